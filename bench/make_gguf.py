@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes a GGUF file in the shape of a known model with seeded noise as weights, matrices in any type gguf-py can make.
+"""Writes a GGUF file in the shape of a known model with seeded noise as weights, matrices in any type.
+Types of K blocks and IQ types have random bits. Those with blocks of 256 need a width and a feed-forward that are multiples.
 
 Speed does not depend on the values, so this is enough for a race; answers mean nothing.
 Needs: pip install gguf numpy
@@ -17,6 +18,18 @@ SHAPES = {
     "tinyllama-1.1b": (22, 2048, 32, 4, 5632, 32000, 2048, 10000.0, False),
     "gpt2-124m": (12, 768, 12, 12, 3072, 50257, 1024, None, True),
 }
+
+
+# Where the types that gguf-py cannot make keep their f16 scales and minima.
+HALVES = {"q2_k": [80, 82], "q3_k": [108], "q4_k": [0, 2], "q5_k": [0, 2], "q6_k": [208], "iq4_nl": [0], "iq4_xs": [0]}
+
+
+def random_blocks(noise, dtype, outputs, inputs):
+    numbers, size = gguf.GGML_QUANT_SIZES[dtype]
+    raw = noise.integers(0, 256, (outputs * inputs // numbers, size), dtype=np.uint8)
+    for place in HALVES[dtype.name.lower()]:
+        raw[:, place : place + 2] = np.full((len(raw), 1), 1e-4, np.float16).view(np.uint8)
+    return raw.reshape(outputs, inputs // numbers * size)
 
 
 def main(shape, kind, path):
@@ -46,8 +59,11 @@ def main(shape, kind, path):
     w.add_eos_token_id(0)
 
     def matrix(name, outputs, inputs):
-        values = noise.standard_normal((outputs, inputs), dtype=np.float32) * 0.02
-        w.add_tensor(name + ".weight", gguf.quants.quantize(values, dtype), raw_dtype=dtype)
+        if kind in HALVES:
+            w.add_tensor(name + ".weight", random_blocks(noise, dtype, outputs, inputs), raw_dtype=dtype)
+        else:
+            values = noise.standard_normal((outputs, inputs), dtype=np.float32) * 0.02
+            w.add_tensor(name + ".weight", gguf.quants.quantize(values, dtype), raw_dtype=dtype)
         if not theta and name.startswith("blk"):
             w.add_tensor(name + ".bias", np.zeros(outputs, np.float32))
 

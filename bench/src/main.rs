@@ -19,6 +19,9 @@ use std::process::ExitCode;
 struct Args {
     /// A GGUF file (of the Llama architecture when a peer runs too), or a model folder.
     model: PathBuf,
+    /// The same model in another file, or in other bits: it runs in the same rounds, and ratios are printed.
+    #[arg(long)]
+    against: Option<PathBuf>,
     /// Compute threads of each engine.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -95,13 +98,15 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
         std::env::set_var("RAYON_NUM_THREADS", args.threads.to_string());
         std::env::set_var("CANDLE_NUM_THREADS", args.threads.to_string());
     }
-    let mut ours = ours::Engine::load(args)?;
+    let mut ours = ours::Engine::load(args, &args.model)?;
+    let mut other = args.against.as_ref().map(|model| ours::Engine::load(args, model)).transpose()?;
     #[cfg(feature = "peer")]
     let mut peer = peer::Engine::load(args)?;
 
     let roof = roof::read_gb_per_second(args.threads);
     println!("read bandwidth, {} threads: {roof:.1} GB/s", args.threads);
     let (mut of_ours, mut of_batch) = (Rounds::default(), Vec::new());
+    let (mut of_other, mut of_other_batch) = (Rounds::default(), Vec::new());
     #[cfg(feature = "peer")]
     let mut of_peer = Rounds::default();
     for round in 0..=args.rounds {
@@ -109,10 +114,15 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
         let peer_measurements = peer.round(args)?;
         let measured = ours.round(args)?;
         let batch = if args.batch > 1 { ours.batch(args)? } else { f64::NAN };
+        let of_other_round = other.as_mut().map(|other| (other.round(args), other.batch(args)));
         // The first warms up.
         if round > 0 {
             of_ours.0.push(measured);
             of_batch.push(batch);
+            if let Some((measured, batch)) = of_other_round {
+                of_other.0.push(measured?);
+                of_other_batch.push(batch?);
+            }
             #[cfg(feature = "peer")]
             of_peer.0.push(peer_measurements);
         }
@@ -130,6 +140,23 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
         println!("ours     decode of {} sequences  tok/s  median {:9.1}", args.batch, of_batch[of_batch.len() / 2]);
     }
     println!("ours     loaded in {:.3} s", ours.load_seconds());
+    if let Some(other) = &other {
+        of_other.print("other");
+        of_other_batch.sort_by(f64::total_cmp);
+        let batches = of_batch[of_batch.len() / 2] / of_other_batch[of_other_batch.len() / 2];
+        let bytes = |engine: &ours::Engine| engine.bytes_per_token() as f64;
+        let speed = |rounds: &Rounds, engine| rounds.median(|r| r.decode) * bytes(engine) / 1e9;
+        println!("ours / other, bytes a token reads: {:.3}", bytes(&ours) / bytes(other));
+        for (what, of) in KINDS {
+            println!("ours / other, {what}: {:.2}", of_ours.median(of) / of_other.median(of));
+        }
+        println!("ours / other, decode of {} sequences: {batches:.2}", args.batch);
+        println!(
+            "ours {:.1} GB/s, other {:.1} GB/s of weights in decode",
+            speed(&of_ours, &ours),
+            speed(&of_other, other)
+        );
+    }
 
     #[cfg(feature = "peer")]
     {

@@ -1,6 +1,7 @@
 //! The built-in engine: the serving executor, without scheduler and server.
 
 use crate::{Args, Round, likeliest, prompt};
+use std::path::Path;
 use std::time::Instant;
 use textnlp_inference::cpu::{Cpu, LoadOptions};
 use textnlp_inference::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
@@ -16,9 +17,9 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 impl Engine {
     /// Loads the model.
-    pub(crate) fn load(args: &Args) -> std::result::Result<Engine, FormatError> {
+    pub(crate) fn load(args: &Args, model: &Path) -> std::result::Result<Engine, FormatError> {
         let started = Instant::now();
-        let checkpoint = Checkpoint::open(&args.model)?;
+        let checkpoint = Checkpoint::open(model)?;
         let context = args.prompt + args.generate + 1;
         let options = LoadOptions {
             quantize: args.quantize,
@@ -29,7 +30,8 @@ impl Engine {
         };
         let (cpu, notes) = Cpu::load(&checkpoint, &options)?;
         notes.iter().for_each(|note| println!("note: {note}"));
-        println!("ours runs on {} threads with {}", cpu.threads(), cpu.isa());
+        let megabytes = cpu.memory().weights as f64 / 1e6;
+        println!("{}: {megabytes:.1} MB of weights, {} threads with {}", model.display(), cpu.threads(), cpu.isa());
         Ok(Engine { cpu, load_seconds: started.elapsed().as_secs_f64() })
     }
 
@@ -45,7 +47,7 @@ impl Engine {
 
     /// One prompt and what is generated after it, greedily.
     pub(crate) fn round(&mut self, args: &Args) -> Result<Round> {
-        let ids = prompt(args.prompt, self.cpu.architecture().vocab);
+        let ids = prompt(args.prompt, self.cpu.shape().vocab);
         let seq = self.open(args)?;
         let started = Instant::now();
         let mut next = self.one(seq, 0, &ids)?;
@@ -61,7 +63,7 @@ impl Engine {
 
     /// Tokens per second of several sequences decoded together, in total.
     pub(crate) fn batch(&mut self, args: &Args) -> Result<f64> {
-        let vocab = self.cpu.architecture().vocab;
+        let vocab = self.cpu.shape().vocab;
         let ids = prompt(args.prompt, vocab);
         let mut seqs = Vec::new();
         for _ in 0..args.batch {

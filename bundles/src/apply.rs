@@ -77,7 +77,7 @@ impl Site {
 
         let incoming = Incoming::open(self, &target, bundle.manifest_digest(), Some(base.content), &contents.files)?;
         let mut work = Assembly::new(self, incoming, &base_name, &base, &manifest, delta);
-        WriteBehind::beside(|behind| work.keep(&contents, &manifest, &made, behind))?;
+        WriteBehind::scope(|behind| work.keep(&contents, &manifest, &made, behind))?;
         let missing: u64 = manifest.files.iter().map(|file| file.size).sum();
         Needs { bytes: missing.saturating_sub(work.resumed), inodes: manifest.files.len() as u64 + 8, kept: 0 }
             .check(self.root())?;
@@ -88,7 +88,7 @@ impl Site {
         let mut damages = Vec::new();
         member_header(feed, layout, member, &manifest.files, &mut damages)?;
         if damages.is_empty() {
-            WriteBehind::beside(|behind| work.assemble(feed, member.data_at, &options.drive, behind))?;
+            WriteBehind::scope(|behind| work.assemble(feed, member.data_at, &options.drive, behind))?;
             padding(feed, member, crate::layout::CHUNKS_NAME, &mut damages)?;
             trailer(feed, layout.total, &mut damages)?;
         }

@@ -45,7 +45,7 @@ pub struct CreatedDelta {
     pub bytes: u64,
     /// Bytes of the included chunks.
     pub carried: u64,
-    /// What it says of itself.
+    /// Its manifest.
     pub manifest: Manifest,
 }
 
@@ -122,7 +122,7 @@ impl DeltaBuilder<'_> {
         let layout = Layout::new(&Outline::of(&manifest), reserve);
         let volumes = Volumes::partial(out, layout.total, None)?;
         let _lock = volumes.lock()?;
-        // What is written is known beforehand, by its digests: they name the work, wherever the bytes come from.
+        // The result is known beforehand by its digests, which identify the work independent of the source of the bytes.
         let work = format!("delta {reserve} {}", Digest::of(&manifest.to_bytes()?));
         let (mut journal, progress) = Journal::open(out, &work, volumes.has_length(layout.total), &|_| true)?;
         volumes.set_length(layout.total)?;
@@ -133,7 +133,7 @@ impl DeltaBuilder<'_> {
             let end = member.data_at + member.size;
             volumes.write_at(&[0; BLOCK as usize][..(member.end() - end) as usize], end)?;
         }
-        // The carried chunks are one file to the journal, and none whose digest is taken.
+        // For the journal the included chunks are one file, without a digest of the whole file.
         let (mut next, mut done) = (progress.files.first().map_or(0, |file| file.chunks.len()), progress.bytes());
         if done > 0 {
             (self.drive.progress)(Event::Resume { bytes: done });
@@ -156,7 +156,7 @@ impl DeltaBuilder<'_> {
             }
             Ok(())
         };
-        WriteBehind::beside(|behind| {
+        WriteBehind::scope(|behind| {
             let write = |sheet: &Sheet| writing.put(sheet, behind);
             flow::run_with_writer(self.drive.threads, Ahead::Little, WholeFileHashing::No, source, write, |batch| {
                 for piece in &batch.pieces {
@@ -183,7 +183,7 @@ impl DeltaBuilder<'_> {
     fn result(&self) -> Result<Outcome> {
         let nothing = Contents::default();
         let base = self.base.unwrap_or(&nothing);
-        // The lists of images follow from the items, here and there.
+        // The lists of images are derived from the items, in both contents.
         let (listed, lists) = (listing::of(base)?, listing::of(self.wanted)?);
         let (before, wanted) = (base.by_key(), self.wanted.by_key());
         let chosen: BTreeSet<ItemKey> = match self.scope {
@@ -196,7 +196,7 @@ impl DeltaBuilder<'_> {
             return Err(Error::Inputs { problems });
         }
         let everything = matches!(self.scope, Scope::Everything);
-        // Paths of the target that come along, and paths of the base that are the chosen items' alone.
+        // Included paths of the target, and paths of the base that only the selected items use.
         let brought: BTreeSet<&str> = match everything {
             true => self.wanted.files.iter().map(|file| file.path.as_str()).collect(),
             false => chosen
@@ -246,7 +246,7 @@ impl DeltaBuilder<'_> {
         Ok(Outcome { after, changed, items, drops, removes })
     }
 
-    /// The delta's own part of the manifest, and where the carried chunks come from.
+    /// The delta's part of the manifest, and the sources of the included chunks.
     fn delta(&self, result: &Outcome) -> (Delta, Vec<IncludedChunk>) {
         let nothing = Contents::default();
         let base = self.base.unwrap_or(&nothing);
@@ -299,7 +299,7 @@ impl DeltaBuilder<'_> {
     }
 }
 
-/// A content after a delta, and those of its files that no bundle brings: they follow from the others.
+/// A content after a delta, and its derived files, which no bundle contains.
 pub(crate) fn merge(
     base: &Contents,
     items: &[Item],

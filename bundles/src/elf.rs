@@ -37,8 +37,8 @@ pub enum NotStatic {
         /// The interpreter or the libraries.
         needs: String,
     },
-    /// It is for a machine that we do not know.
-    #[error("{path} is for a machine that bundles do not know (ELF machine {machine})")]
+    /// It is for an unsupported architecture.
+    #[error("{path} is for an unsupported architecture (ELF machine {machine})")]
     Machine {
         /// The file.
         path: Utf8PathBuf,
@@ -208,7 +208,7 @@ pub(crate) mod tests {
             let error = check(&bytes).unwrap_err();
             assert!(error.contains(why), "{error}");
         }
-        // Every header byte may lie: an answer comes anyway.
+        // Any header byte may be wrong; the check must still return.
         let smallest_program = smallest(62, &[7; 64]);
         for at in 0..120 {
             for lie in [0, 1, 0x7f, 0xff] {

@@ -1,4 +1,4 @@
-//! What goes wrong with bundles: which member or file it was, why, and what a person can do.
+//! Errors of bundles: the member or file, the reason, and a hint.
 
 use std::io;
 
@@ -8,29 +8,29 @@ use textnlp_models::Digest;
 /// Shorthand of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong with a bundle or an installed site.
+/// An error of a bundle or an installed site.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused.
+    /// A call of the operating system failed.
     #[error("{action} {path}")]
     Io {
-        /// What was being done: `read`, `create`.
+        /// The action: `read`, `create`.
         action: &'static str,
-        /// To what.
+        /// The file or folder.
         path: Utf8PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// No bundle at all.
+    /// The file is not a bundle.
     #[error("{path} is not a bundle: {why}")]
     NotABundle {
         /// The file.
         path: Utf8PathBuf,
-        /// What was seen.
+        /// The reason.
         why: String,
     },
-    /// Written by a later program.
+    /// A newer program wrote the bundle.
     #[error("manifest.json has format {found}; this program reads format {known}")]
     NewerFormat {
         /// The bundle's.
@@ -38,13 +38,13 @@ pub enum Error {
         /// Ours.
         known: u32,
     },
-    /// A manifest that breaks its rules; every breach is listed.
+    /// An invalid manifest; every problem is listed.
     #[error("manifest.json: {}", list(problems))]
     Manifest {
         /// One line each.
         problems: Vec<String>,
     },
-    /// Bytes that are not those that the manifest implies, found before anything was written.
+    /// Bytes that differ from the manifest, found before anything was written.
     #[error("{}", list(damages))]
     Damaged {
         /// Where, in the order of the archive.
@@ -74,7 +74,7 @@ pub enum Error {
         /// The file.
         path: Utf8PathBuf,
     },
-    /// Files that are not, byte for byte, what their digests promise; nothing took its name.
+    /// Files that do not match their digests; none got its final name.
     #[error("{} is not what was stored under its digest", paths.join(", "))]
     NotAsPromised {
         /// Paths in the bundle, as far as they were read.
@@ -86,22 +86,22 @@ pub enum Error {
         /// One line each.
         problems: Vec<String>,
     },
-    /// Asked to stop; what was done is kept.
+    /// Stopped on request; completed work is kept.
     #[error("stopped on request while {doing}")]
     Stopped {
         /// `creating FILE`.
         doing: String,
     },
-    /// Not enough room, found before the first byte was written.
+    /// Not enough free space, found before the first byte was written.
     #[error("{path} has {free} {unit} free; {needed} are needed")]
     Room {
         /// The folder.
         path: Utf8PathBuf,
         /// `bytes` or `inodes`.
         unit: &'static str,
-        /// What is wanted.
+        /// The required amount.
         needed: u64,
-        /// What is there.
+        /// The free amount.
         free: u64,
     },
     /// Another process works on the same file or folder.
@@ -110,12 +110,12 @@ pub enum Error {
         /// The lock or the file.
         path: Utf8PathBuf,
     },
-    /// A delta where a whole bundle is wanted, or the other way round.
+    /// A delta instead of a full bundle, or the reverse.
     #[error("this is a {found} bundle; {wanted}")]
     Kind {
         /// `full` or `delta`.
         found: &'static str,
-        /// What was going to be done with it.
+        /// What the command needs.
         wanted: &'static str,
     },
     /// A delta for another state of the site.
@@ -123,10 +123,10 @@ pub enum Error {
     WrongBase {
         /// The installed site.
         root: Utf8PathBuf,
-        /// Every path or item that is not as the delta expects it.
+        /// Every path or item that differs from what the delta expects.
         mismatches: Vec<Mismatch>,
     },
-    /// What was installed is not what the record says.
+    /// An installed file differs from the record.
     #[error("{path} was changed after installation: {why}")]
     Altered {
         /// The file.
@@ -134,15 +134,15 @@ pub enum Error {
         /// What differs.
         why: String,
     },
-    /// After the work, the site's digest is not the promised one.
+    /// The resulting digest of the site differs from the manifest's.
     #[error("the result has digest {found} instead of {expected}")]
     Result {
-        /// The promise.
+        /// The digest in the manifest.
         expected: Digest,
-        /// The result.
+        /// The digest of the result.
         found: Digest,
     },
-    /// The installed site has nothing of that kind.
+    /// The installed site lacks something.
     #[error("{root}: {why}")]
     Site {
         /// The installed site.
@@ -158,13 +158,13 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// The signature block holds something that is no valid signature.
+    /// The signature block has no valid signature.
     #[error("manifest.json.minisig: {why}")]
     Signature {
         /// What is wrong.
         why: String,
     },
-    /// Not signed by a key that counts here.
+    /// Not signed by a trusted key.
     #[error("this bundle has no signature by a trusted key: {why}")]
     NotTrusted {
         /// `it is not signed`, `it is signed with key …, which is not trusted here`.
@@ -175,7 +175,7 @@ pub enum Error {
     /// A site whose pinned keys other users can replace.
     #[error("other users can replace the pinned keys: {0}")]
     Exposed(textnlp_files::Exposed),
-    /// Older than what the site accepted before.
+    /// Older than the newest bundle that the site accepted.
     #[error("{root} has {newest}; this bundle is {offered}, which is older")]
     OlderRelease {
         /// The installed site.
@@ -185,21 +185,21 @@ pub enum Error {
         /// The newest one that was accepted.
         newest: String,
     },
-    /// A file beside its signature is not what was signed.
+    /// A file does not match its signature file.
     #[error("{why}")]
     FileSignature {
         /// What is wrong.
         why: String,
     },
-    /// Needs to go back in the bundle, which a stream cannot.
+    /// The command must seek in the bundle, which a stream does not support.
     #[error("{doing} needs a file; this bundle comes from a stream")]
     Stream {
-        /// What was wanted.
+        /// The action.
         doing: &'static str,
     },
 }
 
-/// Bytes of a bundle that are not the right ones.
+/// Damaged bytes of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Damage {
     /// `manifest.json`, `models/tiny/model.safetensors`, `the end of the archive`.
@@ -225,7 +225,7 @@ impl std::fmt::Display for Damage {
     }
 }
 
-/// Something in an installed site that a delta expects otherwise.
+/// A difference between an installed site and what a delta expects.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Mismatch {
     /// A path, or an item as `model textnlp-tiny`.
@@ -246,7 +246,7 @@ impl std::fmt::Display for Mismatch {
 textnlp_files::io_errors!(Error);
 
 impl Error {
-    /// What a person can do about it.
+    /// How to fix it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Error::NotABundle { .. } => "give the .tar that `bundle create` wrote, or its first volume".into(),

@@ -54,12 +54,12 @@ impl<'a> dyn FileSource + 'a {
 
     /// A file from its start. Size and digest are verified at the end: the last read fails if they differ.
     pub fn reader<'s>(&'s self, path: &'s str, entry: Entry) -> impl Read + 's {
-        Checked { shelf: self, path, entry, at: 0, hasher: Some(sha2::Sha256::default()) }
+        Checked { source: self, path, entry, at: 0, hasher: Some(sha2::Sha256::default()) }
     }
 }
 
 struct Checked<'s, 'a> {
-    shelf: &'s (dyn FileSource + 'a),
+    source: &'s (dyn FileSource + 'a),
     path: &'s str,
     entry: Entry,
     at: u64,
@@ -84,7 +84,7 @@ impl Read for Checked<'_, '_> {
             return Ok(0);
         }
         let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let n = self.shelf.read_at(self.path, self.at, &mut buffer[..most])?;
+        let n = self.source.read_at(self.path, self.at, &mut buffer[..most])?;
         if n == 0 {
             return Err(damaged(format!("ends after {} of {} bytes", self.at, self.entry.size)));
         }

@@ -124,7 +124,7 @@ pub(crate) struct Batch {
     begin: usize,
     used: usize,
     pub(crate) pieces: Vec<Piece>,
-    /// Files that ended in this batch, with the digests of all their bytes; empty where these are not asked for.
+    /// Files that ended in this batch, with their digests; empty if whole files are not hashed.
     pub(crate) ends: Vec<(usize, Digest)>,
     /// The digest of the whole file as far as the last piece, when that piece does not end its file.
     pub(crate) state: Option<Sha256>,
@@ -186,7 +186,7 @@ impl Batch {
         self.pieces.last().map_or(&[], |piece| self.bytes(piece))
     }
 
-    /// Puts what the first piece has before it on its first page in front of it.
+    /// Inserts the bytes that precede the first piece on its page.
     pub(crate) fn before(&mut self, tail: &Tail) {
         if self.pieces.is_empty() {
             let begin = self.begin;
@@ -194,7 +194,7 @@ impl Batch {
         }
     }
 
-    /// What is there to be written.
+    /// The ranges to write.
     fn sheet(&self) -> Sheet {
         let mut stretches: Vec<(usize, Range<usize>)> = Vec::new();
         for piece in &self.pieces {
@@ -207,7 +207,7 @@ impl Batch {
         Sheet { data: self.data.clone(), begin: self.begin, stretches }
     }
 
-    /// The file of the last piece is one whose digest is known.
+    /// The digest of the last piece's file is known.
     pub(crate) fn known(&mut self) {
         self.pieces.iter_mut().rev().take(1).for_each(|piece| piece.known = true);
     }
@@ -216,12 +216,12 @@ impl Batch {
         &self.data[piece.start..piece.start + piece.size]
     }
 
-    /// Takes the digests that are asked for: of the pieces, and, with the state that the batch before left, of the files they are of.
-    /// Both together cost less than one after the other. Those of the files need those of the pieces, now or before.
+    /// Computes the digests of the pieces, and continues those of whole files from the state of the previous batch. Both
+    /// together cost less than one after the other. The digests of files need those of the pieces, computed here or before.
     fn hash(&mut self, with_pieces: bool, mut whole: Option<&mut Sha256>) {
         let Batch { data, pieces, ends, state, .. } = self;
         let mut stretches = whole.as_mut().map_or_else(Vec::new, |whole| stretches(pieces, whole));
-        // They are longer than the pieces, so they come first and the pieces run beside them.
+        // File digests take longer than piece digests, so they start first, and both are computed at the same time.
         let files = stretches.iter_mut().map(|stretch| {
             let hasher = std::mem::take(&mut stretch.hash);
             (DigestOf::File(&mut stretch.hash), hasher, &data[stretch.bytes.clone()])
@@ -248,11 +248,11 @@ impl Batch {
     }
 }
 
-/// The bytes of a batch, for a writer that runs beside the hashing.
+/// The bytes of a batch, for a writer that runs in parallel with the hashing.
 pub(crate) struct Sheet {
     data: Arc<Vec<u8>>,
     begin: usize,
-    /// Of each file the bytes of its pieces, which are neighbours.
+    /// For each file the bytes of its pieces, which are adjacent.
     pub(crate) stretches: Vec<(usize, Range<usize>)>,
 }
 
@@ -265,7 +265,7 @@ impl Sheet {
     }
 }
 
-/// What a file has so far on its last page.
+/// The bytes of a file on its last, incomplete page.
 #[derive(Debug, Default)]
 pub(crate) struct Tail(Vec<u8>);
 
@@ -290,13 +290,13 @@ impl Tail {
     }
 }
 
-/// What a digest is of, and its place.
+/// The input of a digest, and the field for the result.
 enum DigestOf<'a> {
     Piece(&'a mut [u8; 32]),
     File(&'a mut Sha256),
 }
 
-/// Takes the digests of all pieces of some batches, two at a time.
+/// Computes the digests of all pieces of some batches, two at a time.
 fn hash_pieces<'a>(batches: impl Iterator<Item = &'a mut Batch>) {
     let pieces = batches.flat_map(|Batch { data, pieces, .. }| {
         let data: &[u8] = data;
@@ -307,13 +307,14 @@ fn hash_pieces<'a>(batches: impl Iterator<Item = &'a mut Batch>) {
     sha::update(pieces, |place, hash| *place = hash.finish());
 }
 
-/// What of a batch belongs to one file, and that file's hash.
+/// The part of a batch that belongs to one file, and that file's hash.
 struct FileSpan {
     bytes: Range<usize>,
     hash: Sha256,
 }
 
-/// Of all files but those whose digest is known, and those of one piece, whose digest is the piece's. The first goes on with `whole` where its file began earlier.
+/// The parts of all files, except files with a known digest and files of one piece, whose digest is the piece's. The
+/// first part continues with `whole` if its file began in an earlier batch.
 fn stretches(pieces: &[Piece], whole: &mut Sha256) -> Vec<FileSpan> {
     let mut stretches: Vec<FileSpan> = Vec::new();
     for piece in pieces.iter().filter(|piece| !(piece.known || piece.first && piece.last)) {
@@ -336,16 +337,16 @@ fn claim(slot: &Slot) -> Option<Batch> {
     slot.lock().ok()?.take()
 }
 
-/// Whether it is unclaimed, and a file's digest is asked for.
+/// Whether no thread has claimed the batch, and it has a file to hash.
 fn asks(slot: &Slot) -> bool {
     let asked = |batch: &Batch| batch.pieces.iter().any(|piece| !piece.known);
     slot.lock().is_ok_and(|batch| batch.as_ref().is_some_and(asked))
 }
 
-/// Whether, and from where, whole files are hashed beside their chunks.
+/// Whether whole files are hashed in addition to their chunks.
 pub(crate) enum WholeFileHashing {
     No,
-    /// Those with few of the bytes; the digests of the others are known.
+    /// Only files whose digest is not known; they have few of the bytes.
     Few(Box<Sha256>),
     Yes(Box<Sha256>),
 }
@@ -371,8 +372,8 @@ pub(crate) fn run(
     run_with_writer(threads, ahead, whole, source, |_| Ok(()), sink)
 }
 
-/// The same, with `write` beside the hashing: it gets each batch's bytes in order, and `sink` gets the batch after
-/// both.
+/// The same, with `write` in parallel with the hashing. It gets each batch's bytes in order; `sink` gets the batch when
+/// both are done.
 pub(crate) fn run_with_writer(
     threads: usize,
     ahead: Ahead,
@@ -395,13 +396,13 @@ pub(crate) fn run_with_writer(
             sink(&mut batch)?;
         }
     }
-    // A file's digest takes one piece after another, so one thread takes it. The others take those of the pieces; what they have not come
-    // to when it is that thread's turn, it takes beside the file's. Where no file's digest is asked for, it waits.
+    // The digest of a file is sequential, so one thread computes it. The other threads hash pieces. If pieces of a batch are not
+    // hashed yet when that thread gets it, the thread hashes them together with the file; without file digests it waits for them.
     let ordered = !matches!(whole, WholeFileHashing::No);
     let others = if matches!(whole, WholeFileHashing::Yes(_)) { threads - 1 } else { threads };
     let in_flight = ahead.batches();
-    // Reading, hashing pieces, hashing files, writing and the sink: stages that hand one another the buffers. When any ends early its
-    // channels close, and the others end.
+    // Reading, hashing pieces, hashing files, writing and the sink are stages that pass buffers on. If one ends early, its channels
+    // close and the others end.
     let (to_hash, hash_in) = mpsc::sync_channel::<(Slot, SyncSender<Batch>)>(in_flight);
     let (to_order, order_in) = mpsc::sync_channel::<(Slot, Receiver<Batch>)>(in_flight);
     let (to_write, write_in) = mpsc::sync_channel::<Sheet>(in_flight);
@@ -454,8 +455,9 @@ pub(crate) fn run_with_writer(
             let hash_in = &hash_in;
             scope.spawn(move || {
                 loop {
-                    // The lock is held while waiting for the next batch only. Weights fill a batch with one piece, so that only a second
-                    // batch, when it is there already, brings something to hash beside it. Of two in all, another thread takes it.
+                    // The lock is held only while waiting for the next batch. A batch of weights has one piece, so only a second batch,
+                    // if it is already available, gives a second digest to compute at the same time. With two batches in all, another
+                    // thread takes the second one.
                     let mut next = match hash_in.lock() {
                         Ok(queue) => match queue.recv() {
                             Ok(first) => [Some(first), (in_flight > 2).then(|| queue.try_recv().ok()).flatten()],
@@ -519,8 +521,8 @@ impl WriteBehind {
     /// Large enough that a sync costs little, small enough that the last one is short.
     const OFTEN: u64 = 64 << 20;
 
-    /// Runs the work beside a sync thread. A failed sync fails the work: the system reports it only once.
-    pub(crate) fn beside<T>(work: impl FnOnce(&mut WriteBehind) -> Result<T>) -> Result<T> {
+    /// Runs the work together with a sync thread. A failed sync fails the work: the system reports it only once.
+    pub(crate) fn scope<T>(work: impl FnOnce(&mut WriteBehind) -> Result<T>) -> Result<T> {
         std::thread::scope(|scope| {
             let (queue, files) = mpsc::sync_channel::<std::fs::File>(1);
             let syncing = scope.spawn(move || files.into_iter().try_for_each(|file| file.sync_data()));

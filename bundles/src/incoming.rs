@@ -56,7 +56,7 @@ pub(crate) struct Incoming<'a> {
 
 /// Written beside the folder at the start.
 #[derive(Serialize, Deserialize, PartialEq)]
-struct Note {
+struct StartRecord {
     manifest: Digest,
     base: Option<Digest>,
     boot: String,
@@ -68,7 +68,7 @@ pub(crate) struct Older {
     files: HashMap<(Digest, u64), Vec<OldFile>>,
 }
 
-/// Its path, its entry in the record, and its stamp.
+/// The path of a file, its entry in the record, and its stamp.
 type OldFile = (Utf8PathBuf, File, Stamp);
 
 impl Older {
@@ -114,8 +114,8 @@ impl<'a> Incoming<'a> {
     ) -> Result<Incoming<'a>> {
         let folder = site.root().join(format!(".incoming-{name}"));
         let note = site.root().join(format!(".incoming-{name}.json"));
-        let record = Note { manifest, base, boot: boot() };
-        let found = std::fs::read(&note).ok().and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
+        let record = StartRecord { manifest, base, boot: boot() };
+        let found = std::fs::read(&note).ok().and_then(|bytes| serde_json::from_slice::<StartRecord>(&bytes).ok());
         match found {
             Some(found) if found == record => {}
             // After a reboot, unsynced bytes may be missing anywhere in the files.
@@ -214,7 +214,7 @@ impl<'a> Incoming<'a> {
         for (at, _) in path.match_indices('/') {
             let folder = self.folder.join(&path[..at]);
             match std::fs::create_dir(&folder) {
-                // Whatever the umask says.
+                // Independent of the umask.
                 Ok(()) => set_mode(&folder, 0o755)?,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io("create", &folder)(error)),
@@ -293,9 +293,9 @@ fn recheck(folder: &Utf8Path, files: &[File]) -> Result<()> {
             good += u64::from(chunk.size);
         }
         if good < metadata.len() {
-            // It may be a link to an older content's file, which stays as it is.
+            // It may be a link to an older content's file, which must not change.
             let mut kept = OsFile::open(&path).map_err(Error::io("open", &path))?;
-            // Without a sync: what stands here was not synced before either, and is checked again after a restart of the machine.
+            // Not synced: these bytes were not synced before either, and are verified again after a reboot.
             Replace::umask().sole_writer().without_sync().with(&path, |copy| {
                 io::copy(&mut io::Read::take(&mut kept, good), copy).map(drop).map_err(Error::io("copy", &path))
             })?;

@@ -147,7 +147,7 @@ pub(crate) fn round_up(n: u64, unit: u64) -> u64 {
     n.div_ceil(unit) * unit
 }
 
-/// How long the headers are; `render` gives exactly as many bytes.
+/// The length of the headers; `render` returns the same number of bytes.
 fn header_length(path: &str, size: u64, at: u64, aligned: bool) -> u64 {
     BLOCK + pax(path, size, at, aligned).map_or(0, |records| BLOCK + round_up(records.len() as u64, BLOCK))
 }
@@ -186,14 +186,14 @@ fn pax(path: &str, size: u64, at: u64, aligned: bool) -> Option<Vec<u8>> {
         blocks += 1;
     }
     let room = blocks * BLOCK - used;
-    // Less than a block is left over by the records alone; more has to be filled.
+    // The records leave less than a block; the rest is filled.
     if used == 0 || room >= BLOCK {
         records.extend_from_slice(&filling(room as usize));
     }
     Some(records)
 }
 
-/// `LENGTH key=value\n`, where the length counts itself.
+/// `LENGTH key=value\n`, where the length includes itself.
 fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = 1 + key.len() + 1 + value.len() + 1;
     let mut length = rest + 1;
@@ -252,12 +252,12 @@ fn ustar(path: &str, executable: bool, size: u64, epoch: u64, kind: u8) -> [u8; 
     header
 }
 
-/// The sum of a header's bytes, with spaces where the sum itself stands.
+/// The sum of a header's bytes, with spaces in the checksum field.
 pub(crate) fn checksum(header: &[u8; BLOCK as usize]) -> u32 {
     header.iter().enumerate().map(|(n, byte)| if (148..156).contains(&n) { 32 } else { u32::from(*byte) }).sum()
 }
 
-/// The size that a plain header claims; none where the header is none.
+/// The size field of a plain header; `None` if it is not a header.
 pub(crate) fn claimed_size(header: &[u8; BLOCK as usize]) -> Option<u64> {
     let text = std::str::from_utf8(&header[124..135]).ok()?;
     u64::from_str_radix(text, 8).ok()

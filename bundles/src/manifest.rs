@@ -12,7 +12,7 @@ use textnlp_models::Digest;
 
 use crate::trust::KeyChange;
 
-/// The only format there is so far. A reader refuses a higher one by name.
+/// The only format so far. A reader refuses a newer one.
 pub const FORMAT: u32 = 1;
 
 /// The first member of a bundle. Canonical JSON: keys in this order, no spaces, files sorted by path.
@@ -21,21 +21,21 @@ pub const FORMAT: u32 = 1;
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
-    /// Whether the bundle holds all of its content or what changed since another.
+    /// Whether the bundle is full or a delta.
     pub kind: Kind,
-    /// The release's version, as a person names it: `1.0.0`.
+    /// The release's version: `1.0.0`.
     pub version: String,
     /// From `SOURCE_DATE_EPOCH`: seconds since 1970, the time that every member carries.
     pub epoch: u64,
-    /// What the bundle is for, sorted by kind, name and platform.
+    /// The items, sorted by kind, name and platform.
     pub items: Vec<Item>,
     /// Every file of the content in the order of the archive, which is: install.sh, bin, configs, scripts, packages, sbom, images, models; within
     /// them by path. In a delta: the files that are new or changed, as they are afterwards.
     pub files: Vec<File>,
-    /// Keys that a site begins or ceases to trust, if it trusts the key that signed this bundle.
+    /// Keys that a site pins or revokes, if it trusts the key that signed this bundle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys: Option<KeyChange>,
-    /// Of a delta only: what must be there before, and what is taken away.
+    /// Only in a delta: the preconditions, and what is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta: Option<Delta>,
 }
@@ -46,11 +46,11 @@ pub struct Manifest {
 pub enum Kind {
     /// Installs on a bare machine.
     Full,
-    /// Applies onto an installed site that holds what [`Delta::expects`] names.
+    /// Applies to an installed site with the files of [`Delta::expects`].
     Delta,
 }
 
-/// One thing that a person would name: a model, an image, the program, an environment.
+/// A unit of content: a model, an image, the program, an environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Item {
@@ -61,15 +61,15 @@ pub struct Item {
     /// Version, tag or revision, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// The digest that others know it by: of an image its manifest, of a model its files' list, of a program its file.
+    /// The usual digest: that of an image's manifest, of a model's list of files, of a program's file.
     pub digest: Digest,
-    /// `linux/amd64`; none for what runs anywhere.
+    /// `linux/amd64`; none if independent of the platform.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
     /// SPDX expression, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub license: Option<String>,
-    /// Where it came from: `bundled`, `hf:org/name@rev`, `docker.io/library/postgres:15`.
+    /// Its source: `bundled`, `hf:org/name@rev`, `docker.io/library/postgres:15`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// Of an image: the media type of its manifest. With name, version, platform and digest it makes the image's entry
@@ -94,7 +94,7 @@ pub enum ItemKind {
     Environment,
     /// An operating-system or language package under `packages/`.
     Package,
-    /// Software lists under `sbom/`, scripts, and whatever else stands for itself.
+    /// Software lists under `sbom/`, scripts, and other single files.
     Document,
 }
 
@@ -128,7 +128,7 @@ pub struct File {
     pub chunks: Vec<Chunk>,
 }
 
-/// A piece of a file, cut where content says so (or where a tensor begins).
+/// A piece of a file, with content-defined boundaries (or boundaries at tensors).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "(u32, String)", into = "(u32, String)")]
 pub struct Chunk {
@@ -149,10 +149,10 @@ impl Chunk {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Delta {
-    /// The content that it was made from, when it was made from one; a delta without a base carries all chunks of its files.
+    /// The content that it was created from. A delta without a base includes all chunks of its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Digest>,
-    /// The content that it makes of exactly that base.
+    /// The content that results from exactly that base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Digest>,
     /// For each path that the delta replaces, removes or copies chunks from: the file that must be there (none: no such file may be
@@ -164,11 +164,11 @@ pub struct Delta {
     pub removes: Vec<String>,
     /// Items to be taken away. Sorted.
     pub drops: Vec<ItemKey>,
-    /// The chunks that the delta carries, in the order in which they stand in its one data member, `delta/chunks`.
+    /// The chunks of the delta, in the order of its only data member, `delta/chunks`.
     pub carries: Vec<Chunk>,
 }
 
-/// What tells one item from another: its kind, name and platform.
+/// The key of an item: its kind, name and platform.
 pub type ItemKey = (ItemKind, String, Option<String>);
 
 /// An item that a delta replaces or drops, as it must be before.

@@ -53,7 +53,7 @@ impl Bundle {
         self.manifest_digest
     }
 
-    /// Names what a full bundle holds; see [`Contents::digest`].
+    /// The digest of the content; see [`Contents::digest`].
     pub fn content_digest(&self) -> Digest {
         content_digest(&self.manifest.items, &self.manifest.files)
     }
@@ -71,7 +71,7 @@ impl Bundle {
         }
     }
 
-    /// The signature block, as it is.
+    /// The signature block, unparsed.
     pub fn signature(&self) -> &Signature {
         &self.signature
     }
@@ -86,7 +86,7 @@ impl Bundle {
         &self.damages
     }
 
-    /// Where the content of a file of a full bundle stands in the archive.
+    /// The offset in the archive of a file's content, in a full bundle.
     pub fn file_offset(&self, path: &str) -> Option<u64> {
         let (index, _) = self.find(path)?;
         Some(self.member(index)?.data_at)
@@ -122,7 +122,7 @@ impl Bundle {
         Ok(bytes)
     }
 
-    /// A chunk of a full bundle's file, or of a delta's carried ones, at an offset of the archive, verified.
+    /// Reads and verifies a chunk of a file (full bundle) or an included chunk (delta) at an offset of the archive.
     pub(crate) fn chunk_at(
         &self,
         at: u64,
@@ -145,7 +145,7 @@ impl Bundle {
         }
     }
 
-    /// Fails unless signature block and sums are whole.
+    /// Fails if the signature block or the sums are damaged.
     pub(crate) fn sound(&self) -> Result<()> {
         match self.damages.is_empty() {
             true => Ok(()),
@@ -229,7 +229,7 @@ impl Bundle {
     }
 }
 
-/// The first header, unparsed, and the data after it. Only its size is used, within a bound.
+/// The first header, unparsed, and the following data. Only its size is used, within a bound.
 fn first_member(feed: &mut Feed) -> Result<(Vec<u8>, Vec<u8>)> {
     let no_bundle = |path: Utf8PathBuf, why: &str| Error::NotABundle { path, why: why.to_owned() };
     let mut header = [0u8; BLOCK as usize];
@@ -377,7 +377,7 @@ impl Feed {
         }
     }
 
-    /// Fills the buffer from an offset of the archive; of a stream, which goes on to there.
+    /// Fills the buffer from an offset of the archive; a stream skips to it.
     pub(crate) fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<()> {
         match self {
             Feed::Volumes(volumes) => volumes.read_at(buffer, offset),
@@ -408,7 +408,7 @@ impl Feed {
         }
     }
 
-    /// Fills the batch's room for a piece that begins at `inside` of its file and at `offset` of the archive.
+    /// Fills the batch's space for a piece at `inside` of its file and at `offset` of the archive.
     pub(crate) fn read_piece(&mut self, batch: &mut Batch, inside: u64, size: usize, offset: u64) -> Result<()> {
         let (pages, head) = batch.room_on_pages(inside, size);
         match self {
@@ -417,8 +417,8 @@ impl Feed {
         }
     }
 
-    /// How many bytes follow the archive's end. Of a stream at least one is looked for; tools that write whole records add zeros to a
-    /// tar, which is damage here: every byte of a bundle is known.
+    /// The number of bytes after the archive's end; for a stream, at least one is read. Zeros that tools append to a tar are damage
+    /// here, because every byte of a bundle is defined.
     fn more(&mut self, total: u64) -> Result<Option<u64>> {
         match self {
             Feed::Volumes(volumes) => Ok(volumes.length().checked_sub(total).filter(|more| *more > 0)),
@@ -440,7 +440,7 @@ pub struct FileReader<'a> {
     bundle: &'a Bundle,
     file: &'a File,
     data_at: u64,
-    /// A chunk's index and where it begins, from which the next is looked for.
+    /// The index and start of the last chunk, from which the search for the next one starts.
     next: (usize, u64),
     at: u64,
     chunk: Vec<u8>,
@@ -453,7 +453,7 @@ impl FileReader<'_> {
         self.file.size
     }
 
-    /// Brings the chunk that holds the current position.
+    /// Loads the chunk at the current position.
     fn load(&mut self) -> Result<()> {
         if self.at < self.next.1 {
             self.next = (0, 0);

@@ -66,7 +66,7 @@ pub struct Packed {
     pub paths: Vec<Utf8PathBuf>,
     /// The archive's length.
     pub bytes: u64,
-    /// What it says of itself.
+    /// Its manifest.
     pub manifest: Manifest,
     /// See [`Contents::digest`](crate::Contents::digest).
     pub content: Digest,
@@ -129,7 +129,7 @@ fn as_promised(manifest: &Manifest, promised: &BTreeMap<String, Digest>) -> Resu
     if paths.is_empty() { Ok(()) } else { Err(Error::NotAsPromised { paths }) }
 }
 
-/// The manifest as far as it is known before content is read: everything but digests and chunks.
+/// The part of the manifest that is known before content is read: everything except digests and chunks.
 fn skeleton(inputs: &Inputs, known: &[StampedInput<'_>]) -> Result<Manifest> {
     let nothing = Digest::of(b"");
     let file = |known: &StampedInput<'_>| File {
@@ -153,7 +153,7 @@ fn skeleton(inputs: &Inputs, known: &[StampedInput<'_>]) -> Result<Manifest> {
         keys: inputs.keys.clone(),
         delta: None,
     };
-    // With one pretended chunk length per file the rules can be asked before hours of reading.
+    // With one placeholder chunk per file, the rules can be checked before hours of reading.
     let mut pretended = manifest.clone();
     for file in &mut pretended.files {
         let (whole, rest) = (file.size / u64::from(MOST_CHUNK), file.size % u64::from(MOST_CHUNK));
@@ -167,7 +167,7 @@ fn skeleton(inputs: &Inputs, known: &[StampedInput<'_>]) -> Result<Manifest> {
     Ok(manifest)
 }
 
-/// The first member's size: what the manifest can need at most.
+/// The first member's size: the maximum that the manifest can need.
 fn reserve(manifest: &Manifest, known: &[StampedInput<'_>]) -> Result<u64> {
     /// `[4194304,"` 43 characters `"],`
     const CHUNK: u64 = 57;
@@ -217,7 +217,7 @@ fn content(
     };
     let mut done: u64 = known[..next].iter().map(|known| known.size).sum::<u64>() + offset;
     let mut writing = ArchiveWriter { layout, volumes, file: next, offset };
-    WriteBehind::beside(|behind| {
+    WriteBehind::scope(|behind| {
         flow::run_with_writer(
             drive.threads,
             Ahead::Little,
@@ -249,7 +249,7 @@ fn content(
     Ok(())
 }
 
-/// One thread takes the digests of files, unless nearly all are known.
+/// Whole files are hashed by one thread, unless nearly all digests are known.
 fn whole(known: &[StampedInput<'_>], hasher: Sha256) -> WholeFileHashing {
     let bytes = |recorded| {
         known.iter().filter(|known| known.recorded.is_some() == recorded).map(|known| known.size).sum::<u64>()
@@ -258,7 +258,7 @@ fn whole(known: &[StampedInput<'_>], hasher: Sha256) -> WholeFileHashing {
     if bytes(true) > 4 * bytes(false) { WholeFileHashing::Few(hasher) } else { WholeFileHashing::Yes(hasher) }
 }
 
-/// Holds chunks against those that were recorded; at the end of such a file its digest follows.
+/// Compares chunks with the recorded ones. If all of a file are equal, so is its digest.
 fn as_recorded(batch: &mut Batch, known: &[StampedInput<'_>]) -> Result<()> {
     for piece in &batch.pieces {
         let known = &known[piece.file];
@@ -273,7 +273,7 @@ fn as_recorded(batch: &mut Batch, known: &[StampedInput<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// The digest of a file as far as it is written.
+/// The digest of the part of a file that is written.
 fn hash_again(layout: &Layout, volumes: &Volumes, file: usize, length: u64, drive: &Drive<'_>) -> Result<Sha256> {
     let mut sha = Sha256::new();
     let mut buffer = vec![0; MOST_CHUNK as usize];
@@ -287,7 +287,7 @@ fn hash_again(layout: &Layout, volumes: &Volumes, file: usize, length: u64, driv
     Ok(sha)
 }
 
-/// What stands before this byte of a file on its page.
+/// The bytes of a file before this one on its page.
 pub(crate) fn tail(layout: &Layout, volumes: &Volumes, file: usize, offset: u64) -> Result<Tail> {
     let within_page = offset % PAGE as u64;
     let mut bytes = vec![0; within_page as usize];
@@ -297,7 +297,7 @@ pub(crate) fn tail(layout: &Layout, volumes: &Volumes, file: usize, offset: u64)
     Ok(Tail::of(bytes))
 }
 
-/// Puts pieces where they stand in the archive.
+/// Writes pieces to their offsets in the archive.
 pub(crate) struct ArchiveWriter<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) volumes: &'a Volumes,
@@ -316,7 +316,7 @@ impl ArchiveWriter<'_> {
             let within_page = (self.offset % PAGE as u64) as usize;
             let pages = sheet.pages(bytes, within_page);
             let at = data_at + self.offset - within_page as u64;
-            // Weights begin on a page, and what follows them on their last page is written after them. Others have neighbours there.
+            // Weights begin on a page boundary, and the bytes after them on their last page are written later. Other files share pages.
             let end = if data_at.is_multiple_of(PAGE as u64) && at + pages.len() as u64 <= self.layout.total {
                 pages.len()
             } else {
@@ -363,12 +363,12 @@ struct Source<'a> {
     tail: Tail,
     /// Of the next chunk.
     index: usize,
-    open: Option<Open>,
+    open: Option<InputReader>,
     drive: &'a Drive<'a>,
 }
 
-/// The input that is being read: content-defined cuts need a look ahead.
-struct Open {
+/// The current input. Content-defined chunking needs bytes after the chunk.
+struct InputReader {
     file: Option<OsFile>,
     window: Vec<u8>,
     /// Bytes of the window that have been cut off.
@@ -384,7 +384,7 @@ impl Source<'_> {
             if self.open.is_none() {
                 (self.drive.progress)(Event::File { path: &known.input.path });
                 let file = known.open()?;
-                self.open = Some(Open { file, window: Vec::new(), used: 0, read: self.offset });
+                self.open = Some(InputReader { file, window: Vec::new(), used: 0, read: self.offset });
             }
             if self.offset < known.size && !self.piece(batch)? {
                 return Ok(());
@@ -415,7 +415,7 @@ impl Source<'_> {
                 size
             }
             Cuts::Gear => {
-                // What the window holds would be read again as well.
+                // The bytes in the window would be read again too.
                 if !batch.fits(chunk::MAX_CHUNK_BYTES + WINDOW / 2) {
                     return Ok(false);
                 }
@@ -489,7 +489,7 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Reads exactly, or says that the input changed.
+/// Fills the buffer, or fails because the input changed.
 pub(crate) fn read_input(file: &OsFile, path: &Utf8Path, buffer: &mut [u8], offset: u64) -> Result<()> {
     file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => Error::InputChanged { path: path.to_owned() },

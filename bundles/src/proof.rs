@@ -10,7 +10,7 @@ use textnlp_models::sha::Sha256;
 use crate::error::{Error, Result};
 use crate::manifest::File;
 
-/// Files come in their order, each from its beginning to its end.
+/// Files are added in order, each from start to end.
 pub(crate) struct Proof {
     path: Utf8PathBuf,
     /// The next file to verify; those before it are verified.
@@ -23,10 +23,10 @@ pub(crate) struct Proof {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Note {
+struct ProofRecord {
     next: usize,
     offset: u64,
-    /// See [`Sha256`]. Earlier versions kept a state in another form, under another name: that file is hashed from its beginning.
+    /// See [`Sha256`]. Earlier versions stored another format under another name: such a file is hashed again from its start.
     #[serde(default)]
     sha256: String,
 }
@@ -37,8 +37,8 @@ impl Proof {
 
     /// Resumes an earlier run of the same work.
     pub(crate) fn resume(path: Utf8PathBuf) -> Proof {
-        let note = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Note>(&text).ok());
-        let state = |note: Note| {
+        let note = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<ProofRecord>(&text).ok());
+        let state = |note: ProofRecord| {
             let hash: Option<Sha256> = note.sha256.parse().ok().filter(|hash: &Sha256| hash.length() == note.offset);
             hash.map_or((note.next, 0, Sha256::new()), |hash| (note.next, note.offset, hash))
         };
@@ -46,7 +46,7 @@ impl Proof {
         Proof { path, next, offset, hash, since: 0 }
     }
 
-    /// Whether these bytes of a file are still to be added.
+    /// Whether these bytes of a file must still be added.
     pub(crate) fn wants(&self, file: usize, end: u64) -> bool {
         file > self.next || (file == self.next && end > self.offset)
     }
@@ -63,7 +63,7 @@ impl Proof {
         if self.since >= Self::OFTEN { self.write() } else { Ok(()) }
     }
 
-    /// Whether the file is correct, after all of its bytes were added, now or by an earlier run.
+    /// Whether the file is correct, once this or an earlier run has added all of its bytes.
     pub(crate) fn end(&mut self, index: usize, file: &File) -> Result<()> {
         if index < self.next {
             return Ok(());
@@ -78,7 +78,7 @@ impl Proof {
     }
 
     fn write(&mut self) -> Result<()> {
-        let note = Note { next: self.next, offset: self.offset, sha256: self.hash.to_string() };
+        let note = ProofRecord { next: self.next, offset: self.offset, sha256: self.hash.to_string() };
         let text = serde_json::to_vec(&note).map_err(|error| Error::io("write", &self.path)(error.into()))?;
         // After a reboot the work starts from zero: nothing depends on it then.
         Replace::umask().sole_writer().without_sync().write(&self.path, &text)?;

@@ -38,7 +38,7 @@ pub struct Ingredients {
     pub models: Vec<ModelFolder>,
     /// Images, as items whose paths are among `files`.
     pub images: Vec<Item>,
-    /// Packages of operating systems and languages, taken as they are.
+    /// Packages of operating systems and languages, unchanged.
     pub packages: Vec<Utf8PathBuf>,
     /// Further files: the blobs of images, software lists.
     pub files: Vec<Input>,
@@ -53,7 +53,7 @@ pub struct ProgramFile {
     pub platform: String,
     /// Where it is.
     pub path: Utf8PathBuf,
-    /// Of its bytes.
+    /// The digest of its bytes.
     pub digest: Digest,
 }
 
@@ -90,8 +90,7 @@ pub fn model_path(name: &str) -> String {
     format!("{MODELS}/{name}")
 }
 
-/// The list of what an item is made of. No two items that are told apart share one, but the program's, which is the same on every
-/// platform.
+/// The path of an item's software list. Each item has its own, except the programs: theirs is the same on every platform.
 pub fn list_path(kind: ItemKind, name: &str, platform: Option<&str>) -> String {
     if kind == ItemKind::Program {
         return "sbom/program.cdx.json".to_owned();
@@ -176,7 +175,7 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
     Ok(Inputs { version: from.version, epoch: from.epoch, items, files, promised, recorded, keys: from.keys })
 }
 
-/// The files that the model's manifest names, and the manifest itself: the folder on the other side is what it was on this one.
+/// The files that the model's manifest names, and the manifest itself, so that the installed folder equals the source folder.
 fn model_files(model: &ModelFolder) -> Result<(Vec<Input>, Vec<String>)> {
     let folder = model_path(&model.name);
     let mut files: Vec<Input> = model

@@ -27,7 +27,7 @@ const MOST_VERSION: usize = 128;
 const MOST_CONTENT: u64 = 1 << 60;
 
 impl Manifest {
-    /// Reads the first member of a bundle: canonical JSON, then nothing but spaces.
+    /// Reads the first member of a bundle: canonical JSON, followed only by spaces.
     pub fn parse(bytes: &[u8]) -> Result<Manifest> {
         let one = |problem: String| Error::Manifest { problems: vec![problem] };
         if bytes.len() as u64 > MOST_MANIFEST {
@@ -108,7 +108,7 @@ impl Item {
     }
 }
 
-/// Where a path stands in the archive: by its first part, then by its bytes.
+/// The order of paths in the archive: by the first component, then by bytes.
 pub(crate) fn order(path: &str) -> (usize, &str) {
     let top = path.split('/').next().unwrap_or(path);
     (TOPS.iter().position(|known| *known == top).unwrap_or(TOPS.len()), path)
@@ -160,7 +160,7 @@ fn unsafe_name(name: &str) -> Option<&'static str> {
     if name.contains('/') { Some("it has a slash") } else { unsafe_parts(name) }
 }
 
-/// Characters that make a name look like another one.
+/// Characters that can make two names look equal.
 fn invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
@@ -238,7 +238,7 @@ fn files(found: &mut Problems, files: &[File]) {
             found.add(|| format!("`{after}` follows `{before}`, which breaks the order of a bundle"));
         }
     }
-    // A name that is both a file and a folder: sorting by bytes can put others between the two, so all files are kept at hand.
+    // A name that is both a file and a folder: sorting by bytes can put others between the two, so all files are compared.
     let names: BTreeSet<&str> = files.iter().map(|file| file.path.as_str()).collect();
     for file in files {
         let mut end = file.path.len();
@@ -369,7 +369,7 @@ fn delta_rules(found: &mut Problems, manifest: &Manifest, delta: &Delta) {
     }
 }
 
-/// Compares what is written with what is there, without a second copy of either.
+/// Compares written bytes with existing ones, without a second copy of either.
 struct Same<'a> {
     rest: &'a [u8],
 }

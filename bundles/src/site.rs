@@ -218,7 +218,7 @@ impl Site {
 
     /// Takes the lock of the site. Fails at once when another process holds it.
     pub fn lock(&self) -> Result<SiteLock> {
-        // Whatever the umask: others must not be able to replace the pinned keys.
+        // Independent of the umask: others must not be able to replace the pinned keys.
         DirBuilder::new().recursive(true).mode(0o755).create(&self.root).map_err(Error::io("create", &self.root))?;
         let path = self.root.join(".lock");
         let held = Lock::try_exclusive(&path, 0o666)?;

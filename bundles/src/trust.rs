@@ -95,13 +95,13 @@ pub struct PinnedKeys {
     pub trusted: Vec<PublicKey>,
     /// Bundles of these keys are refused, and no bundle introduces them again.
     pub revoked: Vec<PublicKey>,
-    /// The newest accepted release, or the one that an operator went back to.
+    /// The newest accepted release, or the one that an operator downgraded to.
     pub newest: Release,
     /// [`Bundle::manifest_digest`] of the bundle that was accepted last. It may be installed again, whatever it changed.
     accepted: Digest,
 }
 
-/// What an operator typed to override the pinned keys.
+/// Options of the operator that override the pinned keys.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AdmissionOptions {
     /// Forget the pinned keys and the revoked ones.

@@ -126,7 +126,7 @@ impl Site {
         let mut walk = Walk::new(feed, layout, manifest, drive);
         walk.skip = &plan.skip;
         walk.doing = "unpacking";
-        WriteBehind::beside(|behind| {
+        WriteBehind::scope(|behind| {
             flow::run(
                 drive.threads,
                 Ahead::Little,
@@ -202,7 +202,7 @@ fn scan(bundle: &mut Bundle) -> Result<()> {
     if damages.is_empty() { Ok(()) } else { Err(Error::Damaged { damages }) }
 }
 
-/// What is already there.
+/// The existing part of an installation.
 pub(crate) struct Plan {
     /// Chunks of each file that need not be read.
     pub(crate) skip: Vec<usize>,
@@ -247,7 +247,7 @@ fn needs(files: &[File], kept: impl Fn(&File) -> u64) -> Needs {
         needs.inodes += 1;
         folders.extend(file.path.match_indices('/').map(|(at, _)| &file.path[..at]));
     }
-    // The record holds what the manifest holds; folders take a unit each.
+    // The record is as large as the manifest; each folder takes one block.
     needs.inodes += folders.len() as u64 + 8;
     needs.bytes +=
         folders.len() as u64 * UNIT + files.iter().map(|file| 400 + 60 * file.chunks.len() as u64).sum::<u64>();

@@ -48,7 +48,7 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// Whether no damage was found.
+    /// Whether the bundle has no damage.
     pub fn is_whole(&self) -> bool {
         self.damages.is_empty()
     }
@@ -148,10 +148,12 @@ impl Bundle {
             }
         }
         // A file with a damaged chunk in an earlier batch is reported once, by its chunk.
-        let chunky: std::collections::BTreeSet<String> =
+        let with_bad_chunks: std::collections::BTreeSet<String> =
             found.iter().filter(|damage| damage.chunk.is_some()).map(|damage| damage.member.clone()).collect();
         found.retain(|damage| {
-            damage.chunk.is_some() || !damage.what.contains("file's digest") || !chunky.contains(&damage.member)
+            damage.chunk.is_some()
+                || !damage.what.contains("file's digest")
+                || !with_bad_chunks.contains(&damage.member)
         });
         found.sort_by_key(|damage| damage.offset);
         let elapsed = started.elapsed();

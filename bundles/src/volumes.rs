@@ -30,7 +30,7 @@ pub(crate) struct Volumes {
 struct Part {
     path: Utf8PathBuf,
     file: File,
-    /// The same file past the page cache, where its file system takes that.
+    /// The same file opened for direct I/O, if the file system supports it.
     direct: Option<File>,
     length: u64,
 }
@@ -73,10 +73,19 @@ impl Volumes {
     /// Opens or creates the files for `total` bytes, `FILE.partial` or `FILE.001.partial` and so on.
     pub(crate) fn partial(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Result<Volumes> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).mode(0o644);
+        options.read(true).write(true).create(true).mode(0o644).custom_flags(OFlags::NOFOLLOW.bits() as i32);
         let mut part = |path: Utf8PathBuf| -> Result<Part> {
+            // The content of an earlier one is resumed, so it is not another user's; and a link would be written through.
+            let existed = path.symlink_metadata().is_ok();
             let mut part = part(&path, &mut options)?;
-            let direct = OFlags::DIRECT.bits() as i32;
+            let is_own = || part.file.metadata().map(|found| textnlp_files::is_own(&found));
+            if existed && !is_own().map_err(Error::io("check", &path))? {
+                return Err(Error::NotABundle {
+                    path,
+                    why: "it belongs to another user, or others can write to it".into(),
+                });
+            }
+            let direct = (OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32;
             part.direct = OpenOptions::new().write(true).custom_flags(direct).open(&part.path).ok();
             Ok(part)
         };
@@ -189,17 +198,17 @@ impl Volumes {
         self.parts.iter().enumerate().all(|(n, part)| part.length == wanted(n))
     }
 
-    /// Cuts or extends the parts to their final lengths, and takes the room for them: where there is not enough, that shows now.
+    /// Truncates or extends the parts to their final lengths and allocates the space, so that a lack of space is found now.
     pub(crate) fn set_length(&self, total: u64) -> Result<()> {
         let mut rest = total;
         for part in &self.parts {
             let length = rest.min(self.size);
             part.file.set_len(length).map_err(Error::io("resize", &part.path))?;
             match rustix::fs::fallocate(&part.file, FallocateFlags::empty(), 0, length) {
-                // Some file systems take room only as bytes come.
+                // Some file systems allocate space only on write.
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
                 Err(errno) => {
-                    // What it did get is of no use.
+                    // The partial allocation is useless.
                     let _ = part.file.set_len(part.length);
                     return Err(Error::os("reserve space for", &part.path)(errno));
                 }
@@ -238,7 +247,7 @@ impl Volumes {
 }
 
 impl Part {
-    /// Opens it once more for reading past the page cache, unless that holds most of it.
+    /// Opens the file a second time for direct reads, unless the page cache holds most of it.
     fn past_cache(mut self) -> Part {
         if !is_cached(&self.path, self.length) {
             let direct = OFlags::DIRECT.bits() as i32;
@@ -247,7 +256,7 @@ impl Part {
         self
     }
 
-    /// False where it is not possible, or not worth it; the buffer then holds anything in the place of the bytes.
+    /// False if direct reads are not possible or not worth it; the content of the buffer is then undefined.
     fn read_direct(&self, pages: &mut [u8], head: usize, size: usize, at: u64) -> bool {
         let Some(direct) = &self.direct else { return false };
         if !(at - head as u64).is_multiple_of(PAGE as u64) || pages.as_ptr().align_offset(PAGE) != 0 {
@@ -255,7 +264,7 @@ impl Part {
         }
         let before = pages[..head].to_vec();
         let (from, mut filled) = (at - head as u64, 0);
-        // The file may end on the last page. Whatever goes wrong is told by who reads the same bytes again.
+        // The file may end on the last page. Errors are ignored: the caller reads the same bytes again and reports them.
         while filled < head + size && filled.is_multiple_of(PAGE) {
             match direct.read_at(&mut pages[filled..], from + filled as u64) {
                 Ok(0) | Err(_) => break,
@@ -266,14 +275,14 @@ impl Part {
         filled >= head + size
     }
 
-    /// Whole pages in memory that are whole pages of the file go to the disk from where they are; anything else over the page cache.
+    /// Whole pages that are aligned in memory and in the file are written directly to disk; other bytes use the page cache.
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let on_pages = bytes.as_ptr().align_offset(PAGE) == 0 && at.is_multiple_of(PAGE as u64);
         let (pages, rest) = bytes.split_at(if on_pages { bytes.len() / PAGE * PAGE } else { 0 });
         if let Some(direct) = self.direct.as_ref().filter(|_| !pages.is_empty()) {
             match direct.write_all_at(pages, at) {
                 Ok(()) => return self.file.write_all_at(rest, at + pages.len() as u64).map(|()| rest.len()),
-                // What it wants beyond pages no file system says before.
+                // File systems do not announce further alignment requirements.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
                 Err(error) => return Err(error),
             }
@@ -293,11 +302,11 @@ fn existing(path: &Utf8Path, write: bool) -> Result<Part> {
     Ok(if write { part } else { part.past_cache() })
 }
 
-/// Whether the page cache holds most of a file. It is asked at a few places, before anything of the file is read.
+/// Whether the page cache holds most of a file. A few offsets are sampled, before the file is read.
 fn is_cached(path: &Utf8Path, length: u64) -> bool {
     const PLACES: u64 = 16;
     let Ok(probe) = File::open(path) else { return false };
-    // The page that is asked for comes into the cache, and no others behind it.
+    // Only the requested page is loaded into the cache, no pages after it.
     let _ = rustix::fs::fadvise(&probe, 0, None, rustix::fs::Advice::Random);
     let there = |place: &u64| {
         let mut byte = [0];
@@ -317,8 +326,8 @@ fn part(path: &Utf8Path, options: &mut OpenOptions) -> Result<Part> {
     Ok(Part { path: path.to_owned(), length: metadata.len(), direct: None, file })
 }
 
-/// Says that a file is read from its beginning to its end: the system reads further ahead.
+/// Declares sequential reading, so that the system reads further ahead.
 pub(crate) fn in_order(file: &File) {
-    // An advice; where it is not taken nothing else changes.
+    // Only advice: without it, reading still works.
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
 }

@@ -11,7 +11,7 @@ pub(crate) struct Walk<'a> {
     pub(crate) feed: &'a mut Feed,
     pub(crate) layout: &'a Layout,
     pub(crate) manifest: &'a Manifest,
-    /// How many chunks of a file are passed over, by the file's index; empty: none.
+    /// The number of chunks to skip in each file; empty: none.
     pub(crate) skip: &'a [usize],
     pub(crate) drive: &'a Drive<'a>,
     pub(crate) doing: &'static str,
@@ -51,7 +51,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The next pieces; none at the end. Of a delta the one data member counts as file 0.
+    /// The next pieces; none at the end. The data member of a delta counts as file 0.
     pub(crate) fn fill(&mut self, batch: &mut Batch) -> Result<()> {
         self.drive.check(|| format!("{} the bundle", self.doing))?;
         while !self.at.ended {
@@ -108,7 +108,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The chunks that a member holds, and the number under which they go.
+/// The chunks of a member, and their file index.
 pub(crate) fn chunks(manifest: &Manifest, role: Role) -> (usize, &[Chunk]) {
     match role {
         Role::File(n) => (n, &manifest.files[n].chunks),

@@ -139,10 +139,31 @@ pub enum Command {
     Status,
     /// Show a resource's state, dependencies and history
     Explain(Explain),
-    /// Show logs of the running processes
+    /// Show logs of the running processes, and their errors
     Logs(Logs),
+    /// Group the errors of logs, with their likely causes
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy analyze --env staging --since 1h\n  \
+        journalctl --unit textnlp --output cat | textnlp-deploy analyze -\n  \
+        kubectl logs --prefix --timestamps --selector app=textnlp-api | textnlp-deploy analyze -")]
+    Analyze(Analyze),
+    /// Show metrics of the running service over a period
+    #[command(subcommand)]
+    Metrics(crate::operations_args::Metrics),
+    /// Report what the deployment and its tokens cost
+    #[command(subcommand)]
+    Cost(crate::operations_args::Cost),
+    /// Report what the service did in a month
+    #[command(subcommand)]
+    Performance(crate::operations_args::Performance),
+    /// Record cost and speed, and compare later releases with them
+    #[command(subcommand)]
+    Baseline(crate::operations_args::Baseline),
     /// Measure the gate on the running service
-    Gate(Gate),
+    Gate(crate::gate_args::Gate),
+    /// List the phases, and show what each needs, checks and delivers
+    #[command(subcommand)]
+    Phase(crate::gate_args::Phase),
     /// Remove everything that holds no data
     Down(Down),
     /// Show differences between recorded and observed state
@@ -157,17 +178,36 @@ pub enum Command {
     /// Export to Terraform, Kubernetes YAML, Kustomize or Helm
     #[command(subcommand)]
     Export(crate::state_args::Export),
+    /// Vacuum and analyze the database
+    #[command(subcommand)]
+    Db(crate::operations_args::Db),
+    /// Remove old files that nothing needs: programs, models, logs
+    Cleanup(crate::operations_args::Cleanup),
     /// Create a support bundle (secrets redacted)
     SupportBundle(crate::state_args::SupportBundle),
     /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     Key(Key),
+    /// Show and change feature flags of the running service
+    #[command(subcommand)]
+    Feature(Feature),
     /// Rotate signing keys, certificate authorities and database passwords
     #[command(subcommand)]
     Secret(SecretCommand),
     /// Export the audit log: who did what, when and from where
     #[command(subcommand)]
     Audit(Audit),
+    /// Check what the environment depends on: database, stores, registries, DNS, model sources
+    ///
+    /// Each line has its address, whether it answers and how fast, and otherwise the cause and a fix. Changes nothing. Exits
+    /// with status 1 when a dependency failed.
+    Deps,
+    /// Report which controls of GDPR, HIPAA or SOC 2 a running environment meets
+    #[command(subcommand)]
+    Compliance(crate::operations_args::Compliance),
+    /// Report what is known of the security of a running environment
+    #[command(subcommand)]
+    Security(crate::operations_args::Security),
     /// Show, set and compare releases
     #[command(subcommand)]
     Release(Release),
@@ -201,10 +241,12 @@ pub enum Command {
     Chat(Chat),
     /// Show the tokens of a text
     Tokenize(Tokenize),
+    /// Make embeddings of texts
+    Embed(Embed),
     /// Score a text against a reference (BLEU, ROUGE)
     Validate(Validate),
     /// Check whether the running service is healthy
-    Health,
+    Health(crate::operations_args::Health),
     /// Run a load test against the service or an endpoint
     Load(Load),
     #[command(flatten)]
@@ -379,6 +421,9 @@ pub struct Plan {
     /// Plan the removal of data too; type the environment's name
     #[arg(long, value_name = "ENV", requires = "down")]
     pub delete_data: Option<String>,
+    /// Compare with the recorded state only, without reading the sites
+    #[arg(long, conflicts_with_all = ["out", "policy"])]
+    pub no_refresh: bool,
     /// Save the plan for `apply`
     #[arg(long, value_name = "FILE")]
     pub out: Option<Utf8PathBuf>,
@@ -406,6 +451,9 @@ pub struct Apply {
     /// Skip the gate at the end
     #[arg(long)]
     pub no_gate: bool,
+    /// In an emergency, enter a phase without the evidence of the phase before; the journal records the --reason
+    #[arg(long)]
+    pub from_scratch: bool,
 }
 
 /// See [`Command::Up`].
@@ -417,11 +465,14 @@ pub struct Up {
     /// Remove replaced and unwanted resources only after the gate is open
     #[arg(long)]
     pub gated: bool,
+    /// In an emergency, enter a phase without the evidence of the phase before; the journal records the --reason
+    #[arg(long)]
+    pub from_scratch: bool,
     /// Prompt of the first text
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
     #[command(flatten)]
-    pub audit: AuditArgs,
+    pub audit: crate::gate_args::AuditArgs,
 }
 
 /// See [`Command::Explain`].
@@ -434,11 +485,13 @@ pub struct Explain {
 /// See [`Command::Logs`].
 #[derive(Debug, Args)]
 pub struct Logs {
+    #[command(subcommand)]
+    pub command: Option<crate::operations_args::LogsCommand>,
     /// Name of the process [default: all]
     pub name: Option<String>,
-    /// Number of lines of each process
-    #[arg(long, short = 'n', default_value_t = 40)]
-    pub lines: usize,
+    /// Number of lines of each process [default: 40]
+    #[arg(long, short = 'n')]
+    pub lines: Option<usize>,
     /// Follow the logs
     #[arg(long, short = 'f')]
     pub follow: bool,
@@ -447,22 +500,15 @@ pub struct Logs {
     pub level: Option<String>,
 }
 
-/// See [`Command::Gate`].
+/// See [`Command::Analyze`].
 #[derive(Debug, Args)]
-pub struct Gate {
-    /// Measure again, even when valid evidence exists
-    #[arg(long)]
-    pub again: bool,
-    #[command(flatten)]
-    pub audit: AuditArgs,
-}
-
-/// The advisories of a gate.
-#[derive(Debug, Default, Args)]
-pub struct AuditArgs {
-    /// Use these advisories for the gate's check of known vulnerabilities: a folder, or the URL of a git repository [default: the recorded ones]
-    #[arg(long, value_name = "DIR|URL", env = "TEXTNLP_ADVISORIES")]
-    pub advisories: Option<String>,
+pub struct Analyze {
+    /// Files with logs, `-` for standard input [default: the last 4 MiB of each log of the environment on this machine]
+    #[arg(value_name = "FILE")]
+    pub files: Vec<Utf8PathBuf>,
+    /// Lines since this date (UTC), time or duration before now: `1h`, `2026-11-01`
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub since: Option<jiff::Timestamp>,
 }
 
 /// See [`Command::Down`].
@@ -495,7 +541,7 @@ pub enum Key {
         /// Days until the key expires
         #[arg(long, value_name = "DAYS")]
         expires_days: Option<u32>,
-        /// Allow this scope (repeatable) [default: everything]
+        /// Allow this scope (repeatable) [default: everything but `admin`]
         #[arg(long = "scope", value_name = "SCOPE", value_parser = scope_values())]
         scopes: Vec<String>,
     },
@@ -536,9 +582,59 @@ fn public_id(typed: &str) -> Result<String, &'static str> {
     }
 }
 
-/// The scopes that a key can have, `*` for everything.
+/// The scopes that a key can have, `*` for everything but `admin`.
 fn scope_values() -> clap::builder::PossibleValuesParser {
     clap::builder::PossibleValuesParser::new(["*"].iter().chain(textnlp_server::auth::SCOPES).copied())
+}
+
+/// See [`Command::Feature`].
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+        textnlp-deploy feature list --env staging\n  \
+        textnlp-deploy feature set new_model on --model textnlp-large --percent 5 --env staging\n  \
+        textnlp-deploy feature set new_model off --env staging    roll back\n  \
+        textnlp-deploy feature set beta_ui on --tenant acme --tenant globex --env staging\n  \
+        textnlp-deploy feature clear beta_ui --env staging        return to the environment's value")]
+pub enum Feature {
+    /// List feature flags with their values
+    List,
+    /// Turn a feature flag on or off
+    ///
+    /// What is not given stays as it is; a new flag is on for all keys of all tenants. In effect at all replicas within
+    /// 5 seconds, until the environment file has another value for this flag.
+    Set {
+        /// Name of the flag; `new_model` gives the share another model
+        name: String,
+        /// State of the flag
+        #[arg(value_enum)]
+        state: FeatureState,
+        /// Share of API keys that have it
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+        percent: Option<u8>,
+        /// Tenant that has it (repeatable)
+        #[arg(long = "tenant", value_name = "TENANT")]
+        tenants: Vec<String>,
+        /// Give it to all tenants
+        #[arg(long, conflicts_with = "tenants")]
+        all_tenants: bool,
+        /// Model of `new_model`
+        #[arg(long, value_name = "MODEL")]
+        model: Option<String>,
+    },
+    /// Return a feature flag to the environment's value, or remove it
+    Clear {
+        /// Name of the flag
+        name: String,
+    },
+}
+
+/// The state of a feature flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FeatureState {
+    /// On for the keys of its share
+    On,
+    /// Off for all keys
+    Off,
 }
 
 /// See [`Command::Secret`].
@@ -587,17 +683,19 @@ pub enum Audit {
         textnlp-deploy audit export --env pilot --since 2026-11-01\n  \
         textnlp-deploy audit export --env pilot --since 2026-11-01T08:00:00Z")]
     Export {
-        /// Events since this date (UTC) or time; left out, all
+        /// Events since this date (UTC), time or duration before now; left out, all
         #[arg(long, value_name = "TIME", value_parser = since)]
         since: Option<jiff::Timestamp>,
     },
 }
 
-/// A date, from its first second in UTC, or a time.
-fn since(text: &str) -> Result<jiff::Timestamp, String> {
+/// A date, from its first second in UTC, a time, or a duration before now.
+pub fn since(text: &str) -> Result<jiff::Timestamp, String> {
     let of_day = |day: jiff::civil::Date| day.to_zoned(jiff::tz::TimeZone::UTC).map(|at| at.timestamp());
     let parsed = text.parse::<jiff::Timestamp>().or_else(|_| text.parse::<jiff::civil::Date>().and_then(of_day));
-    parsed.map_err(|_| "write a date like 2026-11-01 or a time like 2026-11-01T08:00:00Z".to_owned())
+    let before = || text.parse::<Span>().ok().and_then(|span| jiff::Timestamp::now().checked_sub(span.0).ok());
+    let wrong = || "write a date like 2026-11-01, a time like 2026-11-01T08:00:00Z or a duration like 1h".to_owned();
+    parsed.ok().or_else(before).ok_or_else(wrong)
 }
 
 /// See [`Command::Release`].
@@ -667,11 +765,11 @@ impl std::fmt::Display for Side {
 #[command(
     after_help = "Copies the digests of server, models, templates and schema. The target keeps its configuration.\n\
                         Exits with status 3 and lists every problem unless the gate of the source is open for exactly\n\
-                        the release that runs there.\n\n\
+                        the release that runs there, and with status 4 if a phase would be skipped.\n\n\
                         Example:\n  \
         textnlp-deploy up --env staging                          deploy and measure the gate\n  \
         textnlp-deploy promote --from staging --to pilot\n  \
-        textnlp-deploy up --env pilot --no-gate                  this version does not measure the gate of phase pilot"
+        textnlp-deploy up --env pilot --no-gate                  without the gate, which this version does not measure completely"
 )]
 pub struct Promote {
     /// Source environment
@@ -689,12 +787,17 @@ pub struct Promote {
                         of that release is not available, or its server does not support the database schema.\n\n\
                         Examples:\n  \
         textnlp-deploy rollback --env staging            roll back to the newest other release\n  \
-        textnlp-deploy rollback --env staging --to 3     roll back to release 3 of `release history`"
+        textnlp-deploy rollback --env staging --to 3     roll back to release 3 of `release history`\n  \
+        textnlp-deploy rollback --config --env staging   list the commits of the environment's file\n  \
+        textnlp-deploy rollback --config --env staging --to 1f0c2ab    restore the file of a commit"
 )]
 pub struct Rollback {
-    /// Number from `release history` [default: the newest release other than the lock's]
-    #[arg(long, value_name = "N")]
-    pub to: Option<u64>,
+    /// Number from `release history` [default: the newest release other than the lock's]; with --config a Git commit
+    #[arg(long, value_name = "N|COMMIT")]
+    pub to: Option<String>,
+    /// Restore the environment's file from its Git history instead; without --to list its commits
+    #[arg(long)]
+    pub config: bool,
 }
 
 /// See [`Command::Model`].
@@ -719,7 +822,7 @@ pub enum Model {
     Fit {
         /// Model source or folder
         source: String,
-        /// Weight format: `f32`, `f16` or `q8_0`
+        /// Weight format: `f32`, `f16`, `q8_0` or `q4_0`
         #[arg(long)]
         quantize: Option<WeightFormat>,
         /// Context length in tokens
@@ -745,6 +848,29 @@ fn span(text: &str) -> Result<f64, String> {
     })
 }
 
+/// The server to call, if it is not the environment's.
+#[derive(Debug, Clone, Default, Args)]
+pub struct OtherServer {
+    /// Base URL of another server
+    #[arg(long, value_name = "URL")]
+    pub address: Option<String>,
+    /// API key for that server [default: with --address TEXTNLP_API_KEY, else the environment's first key; `load` creates a
+    /// temporary one]
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// CA certificate of that server
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<Utf8PathBuf>,
+}
+
+impl OtherServer {
+    /// The key of the flags. The variable's key is for a server that the caller names, not for one that a state names.
+    pub fn key(&self) -> Option<String> {
+        let variable = || self.address.as_ref().and_then(|_| std::env::var("TEXTNLP_API_KEY").ok());
+        self.api_key.clone().or_else(variable).filter(|key| !key.is_empty())
+    }
+}
+
 /// Sampling parameters and the server to call.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
@@ -766,15 +892,8 @@ pub struct SamplingArgs {
     /// Stop sequence (repeatable)
     #[arg(long)]
     pub stop: Vec<String>,
-    /// Base URL of another server
-    #[arg(long, value_name = "URL")]
-    pub address: Option<String>,
-    /// API key for that server [default: the environment's first key]
-    #[arg(long, value_name = "KEY", env = "TEXTNLP_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-    /// CA certificate of that server
-    #[arg(long, value_name = "FILE")]
-    pub ca_file: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub server: OtherServer,
 }
 
 /// See [`Command::Generate`].
@@ -809,6 +928,28 @@ pub struct Tokenize {
     pub model: Option<String>,
 }
 
+/// See [`Command::Embed`].
+#[derive(Debug, Args)]
+pub struct Embed {
+    /// Texts; `-` reads one from standard input
+    #[arg(required = true, num_args = 1..=2048)]
+    pub texts: Vec<String>,
+    /// Model to use
+    #[arg(long, short = 'm')]
+    pub model: Option<String>,
+    /// Shorten each vector to this many numbers, if the model allows that
+    #[arg(long, value_name = "COUNT")]
+    pub dimensions: Option<u32>,
+    /// Put the model's prompt of this name before each text
+    #[arg(long, value_name = "NAME")]
+    pub prompt_name: Option<String>,
+    /// Cut longer texts at the model's limit instead of refusing them
+    #[arg(long)]
+    pub truncate: bool,
+    #[command(flatten)]
+    pub server: OtherServer,
+}
+
 /// See [`Command::Validate`].
 #[derive(Debug, Args)]
 pub struct Validate {
@@ -823,15 +964,8 @@ pub struct Validate {
 /// See [`Command::Load`].
 #[derive(Debug, Args)]
 pub struct Load {
-    /// Base URL of another server
-    #[arg(long, value_name = "URL")]
-    pub address: Option<String>,
-    /// API key for that server [default: a temporary key of the environment]
-    #[arg(long, value_name = "KEY", env = "TEXTNLP_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-    /// CA certificate of that server
-    #[arg(long, value_name = "FILE")]
-    pub ca_file: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub server: OtherServer,
     /// Number of concurrent users
     #[arg(long, default_value_t = 100)]
     pub users: u32,

@@ -79,6 +79,9 @@ pub struct Verify {
     pub backup: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub opening: Opening,
+    /// Require the signature of this key, `RW…`; `any` accepts every backup and runs what its database contains [default: the key in the --key file, or of the environment on this machine]
+    #[arg(long, value_name = "KEY", env = "TEXTNLP_BACKUP_SIGNER")]
+    pub signed_by: Option<String>,
     /// Verify keys and database only; load no model
     #[arg(long)]
     pub light: bool,

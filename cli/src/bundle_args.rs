@@ -2,6 +2,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
+use textnlp_service::bundle::advisories::RUSTSEC;
 
 /// See [`crate::args::Command::Bundle`].
 #[derive(Debug, Subcommand)]
@@ -89,9 +90,6 @@ pub struct Create {
     #[arg(long)]
     pub offline: bool,
 }
-
-/// The repository of RustSec's advisories.
-pub const RUSTSEC: &str = "https://github.com/RustSec/advisory-db.git";
 
 /// How old advisories may be.
 #[derive(Debug, Clone, Copy, Args)]

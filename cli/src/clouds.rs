@@ -8,6 +8,8 @@ mod aws;
 mod cluster;
 mod detection;
 mod faults;
+#[cfg(feature = "aws")]
+mod image;
 mod platform;
 #[cfg(feature = "kubernetes")]
 mod queries;
@@ -18,15 +20,13 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use futures::future::BoxFuture;
-use textnlp_files::Exposed;
-use textnlp_keys::{FileSecretStore, KeyKind, Marker, SiteFolder};
+use textnlp_keys::FileSecretStore;
 use textnlp_models::FetchOptions;
-use textnlp_onprem::{LocalOperations, OnPrem, Options, fault};
-use textnlp_orchestrator::dr::control_client::SocketPaths;
-use textnlp_orchestrator::environment::model::{Environment, SiteSettings};
+use textnlp_onprem::{LocalOperations, OnPrem, Options};
+use textnlp_orchestrator::environment::model::Environment;
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::operations::{Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteOutputs};
-use textnlp_provider::{Capabilities, Lineage, Provider, Recorded, SecretStore, Site, SiteName};
+use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
 
 use crate::args;
 use crate::dr_args::TakeBack;
@@ -89,13 +89,13 @@ const KUBERNETES: Row = Row { name: "kubernetes", about: "any conformant cluster
 const AWS: Row = aws::ROW;
 #[cfg(not(feature = "aws"))]
 const AWS: Row =
-    Row { name: "aws", about: "Amazon Web Services: EKS and what it needs", missing: Some(AWS_FEATURE), ..MISSING };
+    Row { name: "aws", about: "Amazon Web Services: EKS or SageMaker", missing: Some(AWS_FEATURE), ..MISSING };
 
 /// A provider that is not part of this build. It supports nothing.
 const MISSING: Row = Row {
     name: "",
     about: "",
-    capabilities: Capabilities { runtimes: &[], supported: &[] },
+    capabilities: Capabilities { runtimes: &[] },
     missing: Some(LATER),
     is_this_machine: false,
     account: |_, site| Box::pin(async { Ok(site.account.clone()) }),
@@ -142,40 +142,12 @@ pub fn catalogue() -> Catalogue {
     }
 }
 
-/// Whether a recorded resource is a local certificate authority.
-pub fn is_authority(recorded: &Recorded) -> bool {
-    KeyKind::of(&recorded.kind) == Some(KeyKind::Authority)
-}
-
 /// The folder for an environment's secrets, within its state folder.
 pub const SECRETS: &str = "secrets";
 
 /// The secret store of an environment.
 pub fn secrets(folder: &Utf8Path) -> Arc<FileSecretStore> {
     Arc::new(FileSecretStore::new(folder.join(SECRETS)))
-}
-
-/// Appends what other users control in the folders of an environment's sites.
-pub fn check_sites(folder: &Utf8Path, found: &mut Vec<Exposed>) -> Result<(), textnlp_files::Error> {
-    let sites = folder.join("sites");
-    let before = found.len();
-    textnlp_files::check_folder(&sites, 0, found)?;
-    if found.len() == before {
-        let entries = sites.read_dir_utf8().into_iter().flatten().flatten();
-        for site in entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_file())) {
-            // The files of a model are checked where it is observed.
-            SiteFolder::at(site.path()).check_owners(1, found)?;
-        }
-    }
-    Ok(())
-}
-
-/// The deployment that the objects on this machine belong to, if it is not the one with this lineage.
-pub fn other_lineage(folder: &Utf8Path, lineage: Lineage) -> Option<Lineage> {
-    let sites = folder.join("sites").read_dir_utf8().into_iter().flatten().flatten();
-    // A marker that cannot be read is reported where it is observed.
-    let markers = sites.flat_map(|site| Marker::all(&SiteFolder::at(site.path())).unwrap_or_default());
-    markers.map(|marker| marker.lineage).find(|other| *other != lineage)
 }
 
 /// Options that both providers on this machine share.
@@ -207,44 +179,6 @@ fn local_provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
         options.model_cache = cache;
     }
     Ok(Arc::new(OnPrem::new(options)))
-}
-
-/// The operations of a site. `server` is set if the site runs on this machine.
-fn operations(
-    folder: &Utf8Path,
-    environment: &Environment,
-    site: &SiteSettings,
-    server: Option<ServerProgram>,
-) -> anyhow::Result<Arc<dyn Operations>> {
-    let secrets = secrets(folder);
-    (row(&site.provider)?.operations)(&Context { folder, secrets, environment, site: &site.name, take: &[], server })
-}
-
-/// The first site with an ability: the named one, else the home site, else in file order.
-pub fn find<T>(
-    folder: &Utf8Path,
-    environment: &Environment,
-    named: Option<&str>,
-    ability: impl Fn(Arc<dyn Operations>) -> Option<T>,
-) -> anyhow::Result<Option<T>> {
-    let named = environment.sites.iter().filter(|site| named == Some(site.name.as_str()));
-    for site in named.chain(environment.primary()).chain(&environment.sites) {
-        if let Some(found) = ability(operations(folder, environment, site, None)?) {
-            return Ok(Some(found));
-        }
-    }
-    Ok(None)
-}
-
-/// The operations of the site with this name, or `None` if the environment has no such site.
-pub fn operations_of(
-    folder: &Utf8Path,
-    environment: &Environment,
-    name: &str,
-    server: Option<ServerProgram>,
-) -> anyhow::Result<Option<Arc<dyn Operations>>> {
-    let site = environment.sites.iter().find(|site| site.name.as_str() == name);
-    site.map(|site| operations(folder, environment, site, server)).transpose()
 }
 
 /// `rollout watch`, which runs in the pod of the rollout's job.
@@ -295,15 +229,11 @@ async fn end_outage(args: &TakeBack) -> anyhow::Result<usize> {
     }
 }
 
-/// How models are fetched: by this process's variables, overridden by the environment.
+/// How models are fetched: by this process's variables, overridden by the environment but for requests with `HF_TOKEN`.
 pub fn fetching(environment: &Environment) -> anyhow::Result<FetchOptions> {
-    let mut options = FetchOptions::from_env();
     let network = &environment.network;
-    options.proxy = crate::network::proxies(&network.proxy);
-    if let Some(file) = &network.private_ca {
-        options.ca_file = Some(absolute(file)?);
-    }
-    Ok(options)
+    let ca_file = network.private_ca.as_deref().map(absolute).transpose()?;
+    Ok(FetchOptions::from_env().by_file(crate::network::proxies(&network.proxy), ca_file))
 }
 
 /// The environment's model folder, if it sets one.
@@ -314,15 +244,6 @@ pub fn model_folder(environment: &Environment) -> anyhow::Result<Option<Utf8Path
 /// Resolves a relative path against the working directory.
 fn absolute(path: &str) -> anyhow::Result<Utf8PathBuf> {
     Ok(Utf8PathBuf::try_from(std::env::current_dir()?)?.join(path))
-}
-
-/// The addresses of an environment's site agents and its witness.
-pub fn places(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<SocketPaths> {
-    let home = environment.primary().map(|site| site.name.to_string()).unwrap_or_default();
-    let sites = environment.sites.iter();
-    let sites = sites.map(|site| (site.name.to_string(), fault::socket(folder, &site.name, "watch"))).collect();
-    let witness = fault::socket(folder, &SiteName::new(fault::WITNESS)?, "witness");
-    Ok(SocketPaths { sites, witness, home })
 }
 
 fn this_machine() -> String {
@@ -356,6 +277,8 @@ mod tests {
         assert_eq!(options.proxy.https.as_deref(), Some("http://proxy:3128"));
         assert_eq!(options.proxy.no_proxy.as_deref(), Some("a.example,b.example"));
         assert_eq!(options.ca_file.as_deref(), Some(Utf8Path::new("/etc/hosts")));
+        let own = FetchOptions::from_env();
+        assert_eq!(options.token_route, Some((own.proxy, own.ca_file)), "HF_TOKEN does not pass what the file names");
         let folder = model_folder(&environment).unwrap().unwrap();
         assert!(folder.is_absolute() && folder.ends_with("models here"), "{folder}");
     }

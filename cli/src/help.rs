@@ -8,12 +8,16 @@ use clap::{Command, CommandFactory};
 use crate::args::Cli;
 
 /// The groups of the command list, in the order of a first reading.
-const GROUPS: [(&str, &[&str]); 8] = [
-    ("Deploy", &["preflight", "plan", "up", "apply", "gate", "down", "status", "logs", "doctor"]),
-    ("Use the service", &["generate", "chat", "tokenize", "validate", "health", "load"]),
+const GROUPS: [(&str, &[&str]); 9] = [
+    ("Deploy", &["preflight", "plan", "up", "apply", "gate", "phase", "down"]),
+    (
+        "Operate",
+        &["status", "metrics", "performance", "cost", "logs", "analyze", "doctor", "deps", "db", "cleanup", "feature"],
+    ),
+    ("Use the service", &["generate", "chat", "embed", "tokenize", "validate", "health", "load"]),
     ("Environments", &["init", "env", "providers", "model", "export"]),
-    ("Access and records", &["key", "secret", "audit", "alert", "support-bundle"]),
-    ("Releases", &["release", "promote", "rollback", "rollout"]),
+    ("Access and records", &["key", "secret", "audit", "security", "compliance", "alert", "support-bundle"]),
+    ("Releases", &["release", "promote", "rollback", "rollout", "baseline"]),
     ("Bundles", &["bundle"]),
     ("Recovery", &["backup", "restore", "dr"]),
     ("State", &["explain", "drift", "state", "hold"]),
@@ -23,7 +27,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
 const OTHERS: (&str, &[&str]) = ("Other", &["serve", "kube-token", "completions", "help"]);
 
 /// Examples of commands that have no other text below their options.
-const EXAMPLES: [(&str, &[&str]); 19] = [
+const EXAMPLES: [(&str, &[&str]); 21] = [
     ("init", &["init", "init my-service"]),
     ("preflight", &["preflight --env staging"]),
     (
@@ -45,11 +49,19 @@ const EXAMPLES: [(&str, &[&str]); 19] = [
     ),
     ("status", &["status --env staging", "status --env staging --output json"]),
     ("explain", &["explain --env staging here/server/replica-0"]),
-    ("logs", &["logs --env staging", "logs --env staging gateway --follow"]),
-    ("gate", &["gate --env staging", "gate --env staging --again"]),
+    ("logs", &["logs --env staging", "logs --env staging gateway --follow", "logs errors --env staging --since 1h"]),
+    (
+        "gate",
+        &[
+            "gate --env staging",
+            "gate --env staging --again",
+            "gate --env pilot --waive availability --until 2026-12-31 --reason INC-7",
+        ],
+    ),
     ("down", &["down --env staging", "down --env staging --delete-data staging"]),
     ("drift", &["drift --env staging"]),
     ("doctor", &["doctor --env staging"]),
+    ("deps", &["deps --env staging", "deps --env pilot -o json"]),
     ("support-bundle", &["support-bundle --env staging"]),
     (
         "restore",
@@ -57,8 +69,9 @@ const EXAMPLES: [(&str, &[&str]); 19] = [
     ),
     ("generate", &["generate --env staging Hello", "generate --env staging Hello --max-tokens 40"]),
     ("chat", &["chat --env staging"]),
+    ("embed", &["embed --env staging Hello", "embed --env staging Hello World --model bge-small"]),
     ("tokenize", &["tokenize --env staging Hello"]),
-    ("health", &["health --env staging"]),
+    ("health", &["health --env staging", "health check --env staging --all"]),
     ("load", &["load --env staging --users 20"]),
     ("completions", &["completions bash"]),
 ];
@@ -123,6 +136,39 @@ mod tests {
             }
             let help = command().try_get_matches_from(["textnlp-deploy", name, "--help"]).unwrap_err().to_string();
             assert!(help.contains(examples[0]), "{help}");
+        }
+    }
+
+    /// The examples below the help of a command and its subcommands, without their explanations.
+    fn examples_of(command: &Command, found: &mut Vec<String>) {
+        let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| line.trim().strip_prefix("textnlp-deploy "));
+        found.extend(lines.filter_map(|line| line.split("  ").next()).map(|example| example.trim().to_owned()));
+        command.get_subcommands().for_each(|sub| examples_of(sub, found));
+    }
+
+    #[test]
+    fn examples_of_the_operating_commands_are_valid() {
+        let (command, mut found) = (command(), Vec::new());
+        for name in [
+            "logs",
+            "metrics",
+            "cost",
+            "performance",
+            "baseline",
+            "health",
+            "security",
+            "compliance",
+            "db",
+            "cleanup",
+            "feature",
+        ] {
+            examples_of(command.find_subcommand(name).unwrap(), &mut found);
+        }
+        assert!(found.len() >= 8, "{found:?}");
+        for example in found {
+            let words = ["textnlp-deploy"].into_iter().chain(example.split(' '));
+            command.clone().try_get_matches_from(words).unwrap_or_else(|error| panic!("{example}: {error}"));
         }
     }
 

@@ -8,13 +8,16 @@ mod alert_args;
 mod args;
 mod backup_args;
 mod bundle_args;
-mod client;
+mod check_view;
 mod clouds;
 mod commands;
 mod deployment;
 mod dr_args;
+mod gate_args;
 mod help;
 mod network;
+mod operations_args;
+mod own_terminal;
 mod plan_view;
 mod progress;
 mod report;
@@ -22,9 +25,9 @@ mod rerun_flags;
 mod service_user;
 mod session;
 mod signals;
-mod state_access;
 mod state_args;
 mod stores;
+mod table_view;
 
 use std::process::ExitCode;
 

@@ -76,6 +76,9 @@ pub fn cost_lines(cost: &Cost) -> String {
         };
         let _ = write!(text, "\n  {:<34} {service}: {what}: {says}", resource.as_str());
     }
+    for (site, micros) in &cost.machines {
+        let _ = write!(text, "\n  {site:<34} Machines: by budget.machines.{site}: {:.2}", amount(*micros));
+    }
     text
 }
 
@@ -120,6 +123,9 @@ pub fn document(plan: &Plan, facts: &Facts, cost: &Cost) -> Value {
                 "id": step.id, "resource": step.resource, "kind": step.kind, "site": step.site, "action": action(step),
                 "after": step.after, "changes": step.changes, "because": step.because,
             });
+            if let Node::Call(Call::Update { recorded, .. } | Call::Delete { recorded, .. }) = &step.node {
+                document["cloud_id"] = json!(recorded.cloud_id);
+            }
             if let Node::Gate(gate) = &step.node {
                 document["gate"] = json!(gate);
             }

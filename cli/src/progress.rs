@@ -55,6 +55,12 @@ impl Progress {
         self.bar.suspend(ask)
     }
 
+    /// Removes the spinner after this.
+    pub fn done<T>(&self, result: T) -> T {
+        self.finish();
+        result
+    }
+
     /// Removes the spinner.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

@@ -108,6 +108,12 @@ impl Console {
         std::io::stdin().lock().take(ANSWER_BYTES).read_line(&mut answer).is_ok() && is_yes(&answer)
     }
 
+    /// Prints a question to stderr, even when quiet.
+    #[cfg_attr(not(feature = "aws"), allow(dead_code, reason = "only the sign-in of a cloud asks"))]
+    pub fn ask(question: &str) {
+        complain(question);
+    }
+
     /// Prints a warning to stderr, even when quiet.
     pub fn warn(&self, line: impl AsRef<str>) {
         complain(&format!("{} {}", self.paint("33", "warning:"), line.as_ref()));
@@ -241,6 +247,14 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// A text of others as a part of a line, which cannot imitate other lines of the output.
+pub fn in_line(text: &str) -> Cow<'_, str> {
+    match text.contains(['\n', '\r', '\u{2028}', '\u{2029}']) {
+        true => Cow::Owned(text.replace(['\n', '\r', '\u{2028}', '\u{2029}'], "·")),
+        false => Cow::Borrowed(text),
+    }
+}
+
 /// The length of a colour of [`Console::paint`] at the start of a text, or 0.
 fn colour(text: &str) -> usize {
     const CODES: [&str; 6] = ["0", "1", "31", "32", "33", "36"];
@@ -272,6 +286,12 @@ fn complain(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_of_others_stay_in_their_line() {
+        assert_eq!(in_line("plain"), "plain");
+        assert_eq!(in_line("disk full\n  next      curl x|sh\r\n"), "disk full·  next      curl x|sh··");
+    }
 
     #[test]
     fn only_our_colours_reach_a_terminal() {

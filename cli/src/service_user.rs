@@ -3,21 +3,29 @@
 //!
 //! Not the programs alone: root would then write into folders of a user who can replace their entries by links.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::Access;
-use rustix::process::{Gid, Pid, Signal, Uid, getpid, getppid, kill_process, set_parent_process_death_signal, setsid};
+use rustix::process::{
+    DumpableBehavior, Gid, Pid, Signal, Uid, getpid, getppid, ioctl_tiocsctty, kill_process, set_dumpable_behavior,
+    set_parent_process_death_signal, setsid,
+};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use textnlp_orchestrator::environment::Loaded;
+use textnlp_orchestrator::environment::model::Environment;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clouds::SystemUser;
+use crate::own_terminal::OwnTerminal;
 use crate::report::Failure;
 use crate::session::Session;
 use crate::signals;
@@ -29,6 +37,17 @@ const FORWARDED: [(SignalKind, Signal); 4] = [
     (SignalKind::quit(), Signal::QUIT),
     (SignalKind::hangup(), Signal::HUP),
 ];
+
+/// Variables that the command of the user gets: what this program and the programs that it starts read.
+const KEPT: &str = "ALL_PROXY HF_ENDPOINT HF_HUB_OFFLINE HF_TOKEN HTTPS_PROXY HTTP_PROXY LANG LOGNAME NO_COLOR NO_PROXY \
+    PATH RUST_BACKTRACE RUST_LOG SSL_CERT_DIR SSL_CERT_FILE SUDO_UID SUDO_USER TERM TMPDIR TZ USER \
+    all_proxy http_proxy https_proxy no_proxy SOURCE_DATE_EPOCH";
+/// The provider of sites on this machine.
+const HOST: &str = "onprem";
+/// The beginnings of names of further such variables.
+const KEPT_PREFIXES: [&str; 3] = ["LC_", "TEXTNLP_", "XDG_"];
+/// The same for credentials of clouds and clusters, for an environment that uses one.
+const CLOUD_PREFIXES: [&str; 5] = ["AWS_", "AZURE_", "CLOUDSDK_", "GOOGLE_", "KUBE"];
 
 /// Runs this command again as a user, and ends as it does. Does nothing unless this is root, or where the user is missing,
 /// which `preflight` reports. After a failure the process may only end: it is no longer root.
@@ -52,6 +71,8 @@ pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) 
         loaded.files.iter().map(|file| session.here.join(file)).filter(|file| file.is_file()).collect();
     let program = Utf8PathBuf::try_from(std::env::current_exe().context("find this program")?)
         .context("the path of this program is not UTF-8")?;
+    let texts = files.iter().filter_map(|file| std::fs::read_to_string(file).ok());
+    let variables = variables(std::env::vars_os(), std::env::args_os(), texts, &loaded.environment);
     become_user(&user).with_context(|| format!("change to the user `{name}`"))?;
 
     let may = |path: &Utf8Path, access: Access| rustix::fs::access(path.as_std_path(), access).is_ok();
@@ -78,13 +99,41 @@ pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) 
 
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
-    command.arg0(arguments.next().unwrap_or_default()).args(arguments).env("HOME", &user.home);
+    command.arg0(arguments.next().unwrap_or_default()).args(arguments);
+    command.env_clear().envs(variables).env("HOME", &user.home);
     if session.global.state_dir.is_none() && session.library.folder().is_none() {
         // It was found with the home directory of root.
         command.env("TEXTNLP_STATE_DIR", root);
     }
     let Err(error) = run_in_own_session(command);
     Err(anyhow::Error::new(error).context(format!("start again as the user `{name}`")).into())
+}
+
+/// The variables of root that the command of the user gets: the user can read them in `/proc`. Beside those that this
+/// program reads, the ones that the command line, the environment or its files name (`secret:env:NAME`, `${NAME}`).
+fn variables(
+    all: impl Iterator<Item = (OsString, OsString)>,
+    arguments: impl Iterator<Item = OsString>,
+    files: impl Iterator<Item = String>,
+    environment: &Environment,
+) -> Vec<(OsString, OsString)> {
+    let all: Vec<(OsString, OsString)> = all.collect();
+    let set = all.iter().filter(|(name, _)| name.to_string_lossy().starts_with("TEXTNLP_SET__"));
+    let texts = set.map(|(_, value)| value.clone()).chain(arguments).map(|text| text.to_string_lossy().into_owned());
+    let mut named = BTreeSet::new();
+    for text in texts.chain(files).chain(serde_json::to_string(environment)) {
+        named.extend(text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').map(str::to_owned));
+    }
+    let is_elsewhere = environment.state.store != "local"
+        || environment.sites.iter().any(|site| site.is_in_cluster() || site.provider != HOST);
+    let begins = |name: &str, prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    let is_kept = |name: &str| {
+        KEPT.split(' ').any(|kept| kept == name)
+            || begins(name, &KEPT_PREFIXES)
+            || is_elsewhere && begins(name, &CLOUD_PREFIXES)
+            || named.contains(name)
+    };
+    all.into_iter().filter(|(name, _)| name.to_str().is_some_and(is_kept)).collect()
 }
 
 /// Runs a command in a session of its own, forwards signals to it, and ends as it does.
@@ -97,9 +146,29 @@ fn run_in_own_session(mut command: Command) -> io::Result<Infallible> {
             received.push((signal(kind)?, forwarded));
         }
     }
-    let mut child = own_session(&mut command).spawn()?;
+    // This process has root's terminal open, and the rights of the user by now.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let streams = [
+        io::stdin().as_fd().try_clone_to_owned()?,
+        io::stdout().as_fd().try_clone_to_owned()?,
+        io::stderr().as_fd().try_clone_to_owned()?,
+    ];
+    let own = OwnTerminal::between(streams)?;
+    let controlling = own.as_ref().map(|own| own.give_to(&mut command)).transpose()?;
+    let mut child = own_session(&mut command, controlling).spawn()?;
+    // The terminal ends with the last process that has it open.
+    drop(command);
     let pid = Pid::from_child(&child);
     let runtime = Handle::current();
+    let copying = own.map(OwnTerminal::copy).transpose()?;
+    if let Some(copying) = &copying {
+        let (resize, mut resized) = (copying.resizer()?, signal(SignalKind::window_change())?);
+        runtime.spawn(async move {
+            while resized.recv().await.is_some() {
+                resize();
+            }
+        });
+    }
     for (mut signal, forwarded) in received {
         runtime.spawn(async move {
             while signal.recv().await.is_some() {
@@ -108,16 +177,20 @@ fn run_in_own_session(mut command: Command) -> io::Result<Infallible> {
         });
     }
     let ended = child.wait()?;
+    drop(copying);
     // As shells report a signal.
     std::process::exit(ended.code().or(ended.signal().map(|signal| 128 + signal)).unwrap_or(1))
 }
 
-/// Starts a command without a controlling terminal, and lets it end with this process. A process of the user could
-/// otherwise put input into the terminal (`TIOCSTI`), which the shell of root executes afterwards.
-fn own_session(command: &mut Command) -> &mut Command {
+/// Starts a command with this controlling terminal or none, and lets it end with this process. A process of the user could
+/// otherwise put input into root's terminal (`TIOCSTI`), which the shell of root executes afterwards.
+fn own_session(command: &mut Command, controlling: Option<OwnedFd>) -> &mut Command {
     let parent = getpid();
     let detach = move || {
         setsid()?;
+        if let Some(terminal) = &controlling {
+            ioctl_tiocsctty(terminal)?;
+        }
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // The parent may have ended before the signal was set up.
         if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(io::ErrorKind::BrokenPipe)) }
@@ -166,11 +239,53 @@ mod tests {
     use super::*;
 
     #[test]
+    fn command_of_another_user_gets_only_the_variables_that_it_needs() {
+        let text = |environment: &str, extra: serde_json::Value| -> Vec<String> {
+            let mut document = serde_json::json!({
+                "environment": "a", "models": [{ "name": "tiny", "source": "bundled:tiny" }],
+                "sites": [{ "name": "here", "provider": "onprem", "region": "local", "runtime": environment }],
+            });
+            document.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            let environment: Environment = serde_json::from_value(document).unwrap();
+            let all = [
+                "PATH",
+                "LC_TIME",
+                "TEXTNLP_SET__database__password",
+                "AWS_SECRET_ACCESS_KEY",
+                "KUBECONFIG",
+                "LD_PRELOAD",
+                "GITHUB_TOKEN",
+                "PASSPHRASE",
+                "DB_PASSWORD",
+                "DB_PASS",
+                "REGION",
+            ];
+            let value = |name: &str| if name.starts_with("TEXTNLP_") { "secret:env:DB_PASSWORD" } else { "x" };
+            let all = all.map(|name| (name.into(), value(name).into())).into_iter();
+            let arguments = ["--passphrase-env", "PASSPHRASE"].map(OsString::from).into_iter();
+            let files = ["tags: { a: \"${REGION:-b}\" }".to_owned()].into_iter();
+            let kept = variables(all, arguments, files, &environment);
+            kept.into_iter().map(|(name, _)| name.into_string().unwrap()).collect()
+        };
+        let here = ["PATH", "LC_TIME", "TEXTNLP_SET__database__password", "PASSPHRASE", "DB_PASSWORD", "REGION"];
+        assert_eq!(text("process", serde_json::json!({})), here);
+        for elsewhere in [
+            text("kubernetes", serde_json::json!({})),
+            text("process", serde_json::json!({ "state": { "store": "s3://bucket/a" } })),
+        ] {
+            assert!(elsewhere.iter().any(|name| name == "AWS_SECRET_ACCESS_KEY"), "{elsewhere:?}");
+            assert!(!elsewhere.iter().any(|name| name == "GITHUB_TOKEN"), "{elsewhere:?}");
+        }
+        let named = text("process", serde_json::json!({ "database": { "url": "secret:env:DB_PASS" } }));
+        assert!(named.iter().any(|name| name == "DB_PASS"), "{named:?}");
+    }
+
+    #[test]
     fn command_of_another_user_has_no_controlling_terminal() {
         // Of `/proc/PID/stat`: the session, and the number of the terminal.
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ $(cut -d' ' -f6,7 /proc/$$/stat)"]);
-        let output = own_session(&mut command).output().unwrap();
+        let output = own_session(&mut command, None).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let fields: Vec<&str> = text.split_whitespace().collect();
         assert!(matches!(fields[..], [pid, session, "0"] if pid == session), "{text}");

@@ -2,18 +2,19 @@
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_models::Source;
-use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Severity};
+use textnlp_orchestrator::environment::{Environment, FlagValue, Library, Loaded, Overrides};
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
-use textnlp_service::Scope;
+use textnlp_service::bundle::advisories::AdvisorySources;
+use textnlp_service::client::Target;
+pub use textnlp_service::environments::{invalid, known_models};
+use textnlp_service::{RunningEnvironment, Scope, access, origin, running};
 
-use crate::args::Global;
-use crate::client::Target;
+use crate::args::{Global, OtherServer};
 use crate::report::{Console, Failure};
 use crate::rerun_flags::{self, RerunFlags};
-use crate::{clouds, network, service_user, state_access};
+use crate::{clouds, network, service_user};
 
 /// The global flags and the locations.
 pub struct Session {
@@ -99,7 +100,7 @@ impl Session {
         print_notes(&loaded, console);
         // As the user that works on it. For root that only asks, the command that it asks for checks it.
         if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
-            state_access::check(&scope.folder)?;
+            access::check(&clouds::Linked, &scope.folder)?;
         }
         // The release lock is beside the environment's file, else in its state folder. The settings that root installed for
         // another user are root's: with a file of their own there, that user could take its name out of them.
@@ -141,7 +142,7 @@ impl Session {
 
     /// Refuses an `environments/` of another user, as git refuses a repository: it may have been put in or above the
     /// working directory for this command to find.
-    fn check_library(&self) -> Result<(), Failure> {
+    pub fn check_library(&self) -> Result<(), Failure> {
         let Some(folder) = self.library.folder().filter(|_| self.global.file.is_none()) else { return Ok(()) };
         let exposed = textnlp_files::check_settings(folder).with_context(|| format!("check {folder}"))?;
         exposed.map_or(Ok(()), |exposed| {
@@ -158,7 +159,9 @@ impl Session {
 
     /// Loads the environment for a removal. Its location must be valid, but its inputs may be missing.
     pub fn load_to_remove(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        self.load_unless(console, |path| path.starts_with("state.") || path.starts_with("sites["))
+        let chosen = self.load_unless(console, |path| path.starts_with("state.") || path.starts_with("sites["))?;
+        origin::check(&chosen.scope)?;
+        Ok(chosen)
     }
 
     fn load_unless(&self, console: Console, matters: impl Fn(&str) -> bool) -> Result<ChosenEnvironment, Failure> {
@@ -183,14 +186,36 @@ impl Session {
 
     /// The model cache that all environments of this state folder share.
     pub fn model_cache(&self) -> Result<Utf8PathBuf, Failure> {
-        let cache = self.state_root()?.join(state_access::MODEL_CACHE);
-        state_access::check_model_cache(&cache)?;
+        let cache = self.state_root()?.join(access::MODEL_CACHE);
+        access::check_model_cache(&cache)?;
         Ok(cache)
+    }
+
+    /// Where advisories are found.
+    pub fn advisories(&self) -> AdvisorySources {
+        AdvisorySources { here: self.here.clone() }
+    }
+
+    /// Loads the environment, which must run and have more than the invocations of an inference endpoint: `what`.
+    pub async fn load_running(
+        &self,
+        what: &str,
+        console: Console,
+    ) -> Result<(ChosenEnvironment, RunningEnvironment), Failure> {
+        let chosen = self.load(console)?;
+        let running = running::running(&chosen.scope).await?;
+        running.has_api(&chosen.scope, what)?;
+        Ok((chosen, running))
+    }
+
+    /// The console without notes.
+    pub fn quiet(&self) -> Console {
+        Console::new(self.global.output, true)
     }
 
     /// The folder with the states of all environments.
     pub fn state_root(&self) -> Result<Utf8PathBuf, Failure> {
-        state_access::resolve(&self.here.join(self.typed_state_root()?))
+        access::resolve(&self.here.join(self.typed_state_root()?))
     }
 
     fn typed_state_root(&self) -> Result<Utf8PathBuf, Failure> {
@@ -206,16 +231,14 @@ impl Session {
             .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
             .map(|folder| folder.join("textnlp"))
             .ok_or_else(|| {
-                Failure::usage(
-                    "no_state_folder",
-                    anyhow::anyhow!("there is no folder for the state: no `environments/` folder, and HOME is not set"),
-                )
-                .hint("choose a folder with --state-dir DIR")
+                let error =
+                    anyhow::anyhow!("there is no folder for the state: no `environments/` folder, and HOME is not set");
+                Failure::usage("no_state_folder", error).hint("choose a folder with --state-dir DIR")
             })
     }
 
     /// The environment of `--env`, else the only one with a state here.
-    fn environment_name(&self) -> Result<String, Failure> {
+    pub fn environment_name(&self) -> Result<String, Failure> {
         if let Some(name) = &self.global.env {
             return Ok(name.clone());
         }
@@ -231,11 +254,11 @@ impl Session {
         found.sort();
         match found.as_slice() {
             [only] => Ok(only.clone()),
-            [] => Err(Failure::usage(
-                "no_environment",
-                anyhow::anyhow!("no environment is given, and none is deployed here"),
-            )
-            .hint("choose one: --env staging; `textnlp-deploy env list` shows them")),
+            [] => {
+                let error = anyhow::anyhow!("no environment is given, and none is deployed here");
+                Err(Failure::usage("no_environment", error)
+                    .hint("choose one: --env staging; `textnlp-deploy env list` shows them"))
+            }
             several => {
                 let error = anyhow::anyhow!("several environments are deployed here: {}", several.join(", "));
                 Err(Failure::usage("which_environment", error).hint(format!("choose one: --env {}", several[0])))
@@ -246,20 +269,19 @@ impl Session {
     /// The scope of the running environment, whose file is only read if it is named.
     pub fn running_scope(&self) -> Result<(Scope, Option<Environment>), Failure> {
         if self.global.file.is_some() {
-            let chosen = self.load(Console::new(self.global.output, true))?;
+            let chosen = self.load(self.quiet())?;
             return Ok((chosen.scope, Some(chosen.loaded.environment)));
         }
         let name = EnvironmentName::new(self.environment_name()?).map_err(|e| Failure::usage("invalid_name", e))?;
         let scope = self.scope(name)?;
-        match state_access::check(&scope.folder) {
+        match access::check(&clouds::Linked, &scope.folder) {
             Ok(()) => Ok((scope, None)),
             // Its file says whether root changes to that user.
             Err(refused) if refused.code == "other_owner" && textnlp_files::caller() == 0 => {
-                let chosen =
-                    self.load(Console::new(self.global.output, true)).map_err(|failure| match failure.code {
-                        "no_such_environment" => refused,
-                        _ => failure,
-                    })?;
+                let chosen = self.load(self.quiet()).map_err(|failure| match failure.code {
+                    "no_such_environment" => refused,
+                    _ => failure,
+                })?;
                 Ok((chosen.scope, Some(chosen.loaded.environment)))
             }
             Err(refused) => Err(refused),
@@ -268,24 +290,24 @@ impl Session {
 
     /// The address and credentials of the running environment.
     pub async fn target(&self) -> Result<Target, Failure> {
-        self.target_or(None, None, None).await
+        self.target_or(&OtherServer::default()).await
     }
 
     /// The address and credentials of a server: the one of the flags, else the running environment's.
-    pub async fn target_or(
-        &self,
-        address: Option<&str>,
-        key: Option<&str>,
-        ca: Option<&Utf8Path>,
-    ) -> Result<Target, Failure> {
-        let key = key.map(|k| Secret::new(k.as_bytes()));
-        if let Some(address) = address {
+    pub async fn target_or(&self, other: &OtherServer) -> Result<Target, Failure> {
+        let ca = other.ca_file.as_deref();
+        let key = other.key().map(|key| Secret::new(key.as_bytes()));
+        if let Some(address) = &other.address {
             let address = address.trim_end_matches('/').to_owned();
             let trust = network::trust(ca, None)?;
-            return Ok(Target { address, key, trust, environment: None, again: self.again() });
+            return Ok(Target { address, key, trust, environment: None, again: self.again(), invocations: None });
         }
-        let (scope, environment) = self.running_scope()?;
-        let mut target = crate::commands::reach::target(&scope, environment.as_ref()).await?;
+        let (scope, mut environment) = self.running_scope()?;
+        // Who signs the requests to an inference endpoint is in the environment's file.
+        if environment.is_none() && running::running(&scope).await?.is_invoked {
+            environment = Some(self.load(self.quiet())?.loaded.environment);
+        }
+        let mut target = Target::of(&scope, environment.as_ref()).await?;
         target.key = key.or(target.key);
         if ca.is_some() {
             target.trust = network::trust(ca, None)?;
@@ -299,54 +321,6 @@ fn print_notes(loaded: &Loaded, console: Console) {
     loaded.report.0.iter().for_each(|problem| console.say(problem.to_string()));
 }
 
-/// Rejects unknown model sources, all of them at once, before anything changes.
-pub fn known_models(loaded: &Loaded, again: &RerunFlags) -> Result<(), Failure> {
-    let wrong: Vec<String> = loaded
-        .environment
-        .models
-        .iter()
-        .enumerate()
-        .filter_map(|(i, m)| {
-            let why = Source::check(m.source()).err()?;
-            let path = format!("models[{i}].source");
-            // Without a source, the name is the source.
-            let facts = [loaded.explain(&path), loaded.explain(&format!("models[{i}].name"))].concat();
-            let origin = facts.first().map(|fact| format!("{}: ", fact.origin)).unwrap_or_default();
-            Some(format!("{origin}error: `{path}`: {why}"))
-        })
-        .collect();
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    let error = anyhow::anyhow!("{}", wrong.join("\n")).context("the environment names models that do not exist");
-    Err(Failure::usage("no_such_model", error).hint(again.bare("model list")))
-}
-
-/// Converts an error of loading an environment.
-pub fn invalid(error: LoadError, again: &RerunFlags) -> Failure {
-    match error {
-        LoadError::NoSuch(no) => {
-            let hint = no.fix();
-            Failure::usage("no_such_environment", no).hint(hint)
-        }
-        LoadError::Invalid(report) => {
-            let problems = serde_json::to_value(&report.0).unwrap_or_default();
-            let count = report.count(Severity::Error) + report.count(Severity::Refusal);
-            Failure::usage(
-                "invalid_environment",
-                anyhow::anyhow!("{report}").context(match count {
-                    1 => "the environment has a mistake".to_owned(),
-                    _ => format!("the environment has {count} mistakes"),
-                }),
-            )
-            .hint(format!("fix it, then check again: {}", again.check("")))
-            .document(serde_json::json!({ "problems": problems }))
-        }
-        other => Failure::usage("unreadable_environment", other)
-            .hint("choose an existing one: textnlp-deploy env list, or --file PATH"),
-    }
-}
-
 /// Appends a text to an error as its innermost cause.
 trait ContextLast {
     fn context_last(self, cause: &str) -> anyhow::Error;
@@ -355,5 +329,48 @@ trait ContextLast {
 impl ContextLast for anyhow::Error {
     fn context_last(self, cause: &str) -> anyhow::Error {
         anyhow::anyhow!("{cause}").context(self.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn folders_on_the_way_to_programs_secrets_and_models_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(folder.path()).unwrap().canonicalize_utf8().unwrap();
+        let state = root.join("development");
+        let site = state.join("sites/here");
+        for folder in ["journal/here", "secrets/here.api-key", "sites/here/bin", "sites/here/log", "sites/here/data"] {
+            std::fs::create_dir_all(state.join(folder)).unwrap();
+        }
+        std::fs::create_dir_all(root.join("model-cache/blobs/ab")).unwrap();
+        std::fs::write(site.join("bin/server"), "").unwrap();
+        let set_mode = |path: &Utf8Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let run_time = [site.join("log"), site.join("data")];
+        run_time.iter().for_each(|folder| set_mode(folder, 0o777));
+        access::check(&clouds::Linked, &state).unwrap();
+        let levels = ["", "journal", "journal/here", "secrets/here.api-key", "sites", "sites/here", "sites/here/bin"];
+        let levels = levels.map(|level| state.join(level)).into_iter();
+        for path in levels.chain([site.join("bin/server"), root.join("model-cache"), root.join("model-cache/blobs/ab")])
+        {
+            set_mode(&path, 0o777);
+            let refused = access::check(&clouds::Linked, &state).unwrap_err();
+            assert_eq!(refused.code, "state_exposed", "{path}");
+            let fix = format!("chmod go-w {}", path.as_str().trim_end_matches('/'));
+            assert!(refused.hint.unwrap().contains(&fix), "{path}");
+            set_mode(&path, 0o755);
+        }
+        access::check(&clouds::Linked, &state).unwrap();
+        std::fs::rename(&site, root.join("away")).unwrap();
+        symlink(root.join("away"), &site).unwrap();
+        assert!(
+            format!("{:#}", access::check(&clouds::Linked, &state).unwrap_err().error).contains("is a symbolic link")
+        );
     }
 }

@@ -1,25 +1,48 @@
 //! Signals: the first one stops new steps and records those in progress. A second one exits immediately. Both are safe.
 
-use std::sync::OnceLock;
+use std::io;
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::report::{Console, Exit};
 
+/// The token of this command, once a part of it wants one.
+static STOP: OnceLock<CancellationToken> = OnceLock::new();
+
+/// SIGINT, SIGTERM and SIGHUP.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        // `nohup` makes a run ignore the end of its terminal, and a handler would undo that.
+        let hangup = (!ignores_hangup()).then(|| signal(SignalKind::hangup())).transpose()?;
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, hangup })
+    }
+
+    async fn next(&mut self) {
+        let Self { interrupt, terminate, hangup } = self;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            Some(_) = async { hangup.as_mut()?.recv().await } => {}
+        }
+    }
+}
+
 /// A token that the first SIGINT, SIGTERM or SIGHUP cancels. All parts of a command share it, so the message is printed once.
 pub fn stop(console: Console) -> CancellationToken {
-    static STOP: OnceLock<CancellationToken> = OnceLock::new();
     STOP.get_or_init(|| listen(console)).clone()
 }
 
 fn listen(console: Console) -> CancellationToken {
     let token = CancellationToken::new();
-    // `nohup` makes a run ignore the end of its terminal, and a handler would undo that.
-    let hangup = (!ignores_hangup()).then(|| signal(SignalKind::hangup())).transpose();
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), hangup)
-    else {
+    let Ok(mut signals) = Signals::new() else {
         console.warn("cannot handle signals: Ctrl-C exits immediately, which is also safe");
         return token;
     };
@@ -27,11 +50,7 @@ fn listen(console: Console) -> CancellationToken {
     // The task lives as long as the runtime, and thus as the command.
     tokio::spawn(async move {
         for first in [true, false] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                Some(_) = async { hangup.as_mut()?.recv().await } => {}
-            }
+            signals.next().await;
             if first {
                 console
                     .warn("stopping: no new step starts, and steps in progress are recorded; press Ctrl-C again to exit immediately");
@@ -43,6 +62,38 @@ fn listen(console: Console) -> CancellationToken {
         }
     });
     token
+}
+
+/// Calls `handle` at each signal from now on, on a thread of its own: the caller may block the runtime. `true` if nothing waits
+/// for [`stop`], so that `handle` has to end the process. Returns when signals no longer end it by themselves.
+pub fn watch(handle: fn(bool)) -> io::Result<()> {
+    static IS_WATCHED: Mutex<bool> = Mutex::new(false);
+    let mut is_watched = IS_WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *is_watched {
+        return Ok(());
+    }
+    let (sender, ready) = mpsc::channel();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let watch = async {
+            let (mut signals, result) = match Signals::new() {
+                Ok(signals) => (Some(signals), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            // The caller waits for it.
+            let _ = sender.send(result);
+            while let Some(signals) = &mut signals {
+                signals.next().await;
+                handle(STOP.get().is_none());
+            }
+        };
+        // Without a runtime, the sender is dropped.
+        if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            runtime.block_on(watch);
+        }
+    })?;
+    ready.recv().map_err(|_| io::Error::other("signals cannot be handled"))??;
+    *is_watched = true;
+    Ok(())
 }
 
 /// Whether SIGHUP was ignored when this process started.

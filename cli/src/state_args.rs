@@ -43,6 +43,8 @@ pub enum State {
     Repair(Repair),
     /// Move the state to another store, or rebind a site
     Move(Move),
+    /// Take over a state that was copied, cloned or unpacked; its author decides what runs
+    Adopt,
     /// Remove resources from the state without destroying them
     Remove {
         /// Resource IDs, as shown by `state list`

@@ -80,14 +80,14 @@ struct Virtual {
     steady: Duration,
     next: u64,
     sleepers: BTreeMap<(Duration, u64), Option<Waker>>,
-    beside: BTreeMap<u64, BoxFuture<'static, ()>>,
+    tasks: BTreeMap<u64, BoxFuture<'static, ()>>,
 }
 
 impl VirtualClock {
     /// A clock whose wall time starts here.
     pub fn at(wall: Timestamp) -> Self {
-        let (sleepers, beside) = (BTreeMap::new(), BTreeMap::new());
-        Self(Arc::new(Mutex::new(Virtual { wall, steady: Duration::ZERO, next: 0, sleepers, beside })))
+        let (sleepers, tasks) = (BTreeMap::new(), BTreeMap::new());
+        Self(Arc::new(Mutex::new(Virtual { wall, steady: Duration::ZERO, next: 0, sleepers, tasks })))
     }
 
     /// Sets the wall clock; the monotonic one is unaffected.
@@ -125,7 +125,7 @@ impl VirtualClock {
                 if let Poll::Ready(output) = future.as_mut().poll(cx) {
                     return Some(output);
                 }
-                self.work_beside(cx);
+                self.poll_tasks(cx);
             }
             if !alive() || !self.to_next_sleeper() {
                 return None;
@@ -134,11 +134,11 @@ impl VirtualClock {
     }
 
     /// The work may read this clock, so it is taken out while it is polled. Work that ended meanwhile is not put back.
-    fn work_beside(&self, cx: &mut Context<'_>) {
-        let keys: Vec<u64> = self.lock().beside.keys().copied().collect();
+    fn poll_tasks(&self, cx: &mut Context<'_>) {
+        let keys: Vec<u64> = self.lock().tasks.keys().copied().collect();
         for key in keys {
             let Some(work) =
-                self.lock().beside.get_mut(&key).map(|work| std::mem::replace(work, Box::pin(std::future::pending())))
+                self.lock().tasks.get_mut(&key).map(|work| std::mem::replace(work, Box::pin(std::future::pending())))
             else {
                 continue;
             };
@@ -146,8 +146,8 @@ impl VirtualClock {
             let over = work.as_mut().poll(cx).is_ready();
             let mut inner = self.lock();
             if over {
-                inner.beside.remove(&key);
-            } else if let Some(slot) = inner.beside.get_mut(&key) {
+                inner.tasks.remove(&key);
+            } else if let Some(slot) = inner.tasks.get_mut(&key) {
                 *slot = work;
             }
         }
@@ -206,13 +206,13 @@ impl Clock for VirtualClock {
             let mut inner = self.lock();
             inner.next += 1;
             let key = inner.next;
-            inner.beside.insert(key, work);
+            inner.tasks.insert(key, work);
             key
         };
         let clock = self.clone();
         BackgroundTask::new(move || {
             // Dropped outside of the lock: dropping the work may call this clock.
-            let ended = clock.lock().beside.remove(&key);
+            let ended = clock.lock().tasks.remove(&key);
             drop(ended);
         })
     }

@@ -18,7 +18,7 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
-    /// Providers are asked for the actual objects.
+    /// Providers are reading the actual objects.
     Looking {
         /// The site.
         site: SiteName,

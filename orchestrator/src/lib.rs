@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod alert;
+pub mod analysis;
 pub mod apply;
 pub mod backup;
 pub mod clock;
@@ -17,6 +18,8 @@ pub mod export;
 pub mod gate;
 pub mod import;
 pub mod load;
+pub mod metrics;
+pub mod monthly;
 pub mod plan;
 pub mod release;
 pub mod report;

@@ -41,7 +41,12 @@ pub async fn request(locked: &mut Locked, targets: &[RotationTarget], rotation: 
         let recorded = Recorded { spec: recorded.spec.with_rotation(rotation), ..recorded };
         let write = |writer: &mut crate::state::JournalWriter<'_>| {
             let recorded = writer.body(&recorded);
-            writer.entry(Entry::Noted { resource: resource.clone(), what: "rotate".to_owned(), recorded });
+            writer.entry(Entry::Noted {
+                resource: resource.clone(),
+                what: "rotate".to_owned(),
+                recorded,
+                created_by: None,
+            });
         };
         locked.commit(site, write).await?;
     }

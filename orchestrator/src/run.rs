@@ -1,7 +1,7 @@
 //! A whole run: lock the state, recover a crashed run, read, plan, ask for approval, apply.
 //!
-//! [`look`] plans without a lock and changes nothing. [`run_phases`] runs all phases. `up` and `down` differ only in
-//! their [`Purpose`].
+//! [`plan_with_refresh`] and [`plan_without_refresh`] plan without a lock and change nothing. [`run_phases`] runs all phases.
+//! `up` and `down` differ only in their [`Purpose`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use jiff::Timestamp;
 use textnlp_provider::{
-    EnvironmentName, Lineage, Object, Observed, OperationId, Ownership, Problem, Problems, Provider, ReadFailure,
-    ResourceId, Scope, SiteName, Wanted, error_chain,
+    EnvironmentName, Health, Lineage, Object, Observed, OperationId, Origin, Ownership, Problem, Problems, Provider,
+    ReadFailure, Recorded, ResourceId, Scope, SiteName, Wanted, error_chain,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ use crate::plan::{
     Audited, Call, ChoiceBasis, Consent, Facts, Node, Plan, PlanRefusal, Purpose, SiteFacts, Violation, approve, audit,
     plan,
 };
-use crate::state::{End, Entry, Hold, Locked, Operator, SiteLocation, State, StateError, Store};
+use crate::state::{End, Entry, Hold, Holder, Locked, Operator, SiteLocation, State, StateError, Store};
 
 /// The inputs of a run.
 pub struct Run<'a> {
@@ -46,6 +46,9 @@ pub struct Run<'a> {
     pub gates: Option<&'a dyn Gates>,
     /// Limits of concurrency.
     pub limits: Limits,
+    /// What the journal records with the approval of an `up`, also of one without changes: why the release may enter
+    /// its phase.
+    pub entry: Option<Entry>,
 }
 
 /// One site of a run.
@@ -174,10 +177,51 @@ impl Run<'_> {
 }
 
 /// Reads the actual state and plans. Takes no lock and changes nothing.
-pub async fn look(road: &Run<'_>, ask: RunOptions) -> Result<(Audited, Facts), RunError> {
-    let state = road.load().await?;
-    let facts = read(road, &state, ask).await?;
+pub async fn plan_with_refresh(run: &Run<'_>, options: RunOptions) -> Result<(Audited, Facts), RunError> {
+    let state = run.load().await?;
+    let facts = read(run, &state, options).await?;
     Ok((checked_plan(&facts)?, facts))
+}
+
+/// Plans from the recorded state alone: no provider is asked, so that the plan misses what others changed. Takes no lock and changes
+/// nothing.
+pub async fn plan_without_refresh(run: &Run<'_>, options: RunOptions) -> Result<(Audited, Facts), RunError> {
+    let state = run.load().await?;
+    lost_sites(run, &state)?;
+    let mut sites = BTreeMap::new();
+    for (name, site) in run.sites {
+        let mut facts = unobserved(&state, name, site).map_err(RunError::State)?;
+        facts.observed = remembered(&facts, state.lineage());
+        sites.insert(name.clone(), facts);
+    }
+    let facts = facts(run, &state, options, sites);
+    Ok((checked_plan(&facts)?, facts))
+}
+
+/// The records as observations. An existing object that is not recorded yet is unknown.
+fn remembered(facts: &SiteFacts, lineage: Lineage) -> Vec<(ResourceId, Observed)> {
+    let object = |recorded: &Recorded| Object {
+        kind: recorded.kind.clone(),
+        cloud_id: recorded.cloud_id.clone(),
+        spec: recorded.spec.clone(),
+        outputs: recorded.outputs.clone(),
+        lineage: Some(lineage),
+        origin: Origin::Untold,
+        created: recorded.created,
+        health: Health::Ready,
+        via: recorded.via.clone(),
+        foreign: Vec::new(),
+    };
+    let recorded = facts.holdings.values().flat_map(|holding| holding.objects());
+    let recorded = recorded.map(|one| (one.id.clone(), Observed::Present(object(one))));
+    let unrecorded = facts.wanted.iter().filter(|one| !facts.holdings.contains_key(&one.id)).map(|one| {
+        let seen = match one.ownership {
+            Ownership::Ours => Observed::Absent,
+            Ownership::External(_) => Observed::Unknown(ReadFailure("it is not recorded, and was not read".to_owned())),
+        };
+        (one.id.clone(), seen)
+    });
+    recorded.chain(unrecorded).collect()
 }
 
 /// Runs all phases. `agree` is called with the plan and its facts and returns whether its changes are approved. It is not called for
@@ -185,19 +229,19 @@ pub async fn look(road: &Run<'_>, ask: RunOptions) -> Result<(Audited, Facts), R
 ///
 /// A second run without changes in between plans nothing. The next run recovers a run that was killed at any point.
 pub async fn run_phases(
-    road: &Run<'_>,
-    ask: RunOptions,
+    run: &Run<'_>,
+    options: RunOptions,
     agree: &mut (dyn FnMut(&Plan, &Facts) -> bool + Send),
     stop: &CancellationToken,
 ) -> Result<RunOutcome, RunError> {
-    run_with_approval(road, ask, Approval::Asked(agree), stop).await
+    run_with_approval(run, options, Approval::Asked(agree), stop).await
 }
 
 /// Runs all phases with a saved plan that was approved before: exactly that plan, or nothing.
-pub async fn run_saved_plan(road: &Run<'_>, saved: &Plan, stop: &CancellationToken) -> Result<RunOutcome, RunError> {
+pub async fn run_saved_plan(run: &Run<'_>, saved: &Plan, stop: &CancellationToken) -> Result<RunOutcome, RunError> {
     let gated = saved.steps.iter().any(|step| matches!(step.node, Node::Gate(_)));
-    let ask = RunOptions { purpose: saved.purpose, delete_data: saved.delete_data, gated };
-    run_with_approval(road, ask, Approval::Saved(saved), stop).await
+    let options = RunOptions { purpose: saved.purpose, delete_data: saved.delete_data, gated };
+    run_with_approval(run, options, Approval::Saved(saved), stop).await
 }
 
 /// How the changes of a plan are approved.
@@ -209,67 +253,79 @@ enum Approval<'a> {
 }
 
 async fn run_with_approval(
-    road: &Run<'_>,
-    ask: RunOptions,
+    run: &Run<'_>,
+    options: RunOptions,
     agreement: Approval<'_>,
     stop: &CancellationToken,
 ) -> Result<RunOutcome, RunError> {
-    let state = road.load().await?;
-    let mut locked = state.lock(&road.operator, &road.places(), road.clock.clone()).await.map_err(RunError::State)?;
+    let state = run.load().await?;
+    let mut is_told = false;
+    let mut wait = |holder: &Holder| {
+        if !std::mem::replace(&mut is_told, true) {
+            let text = format!("waiting for the scheduled backup (process {} since {:.0})", holder.pid, holder.since);
+            tell(run, EventKind::Note { text });
+        }
+        !stop.is_cancelled()
+    };
+    let locked = state.lock_while(&run.operator, &run.places(), run.clock.clone(), &mut wait).await;
+    let mut locked = locked.map_err(RunError::State)?;
     let mended = locked.mended().to_vec();
-    mended.iter().for_each(|text| tell(road, EventKind::Note { text: text.clone() }));
-    let arrived = go(road, ask, agreement, stop, &mut locked).await;
+    mended.iter().for_each(|text| tell(run, EventKind::Note { text: text.clone() }));
+    let result = run_locked(run, options, agreement, stop, &mut locked).await;
     // The watermarks of the journals are saved after a failure too. The caller gets the first error.
     let lineage = locked.lineage();
     let closed = locked.close().await.map_err(RunError::State);
-    let (plan, outcome, recovered) = arrived?;
+    let (plan, outcome, recovered) = result?;
     closed?;
     Ok(RunOutcome { lineage, plan, outcome, recovered, mended })
 }
 
-async fn go(
-    road: &Run<'_>,
-    ask: RunOptions,
+async fn run_locked(
+    run: &Run<'_>,
+    options: RunOptions,
     mut agreement: Approval<'_>,
     stop: &CancellationToken,
     locked: &mut Locked,
 ) -> Result<(Option<Plan>, Outcome, usize), RunError> {
-    let providers = road.providers();
+    let providers = run.providers();
     if let Some(hold) = locked.held().await.map_err(RunError::State)? {
         return Err(RunError::Frozen(Box::new(hold)));
     }
-    lost_sites(road, locked)?;
-    let drive = drive(road, &providers, locked);
+    lost_sites(run, locked)?;
+    let drive = drive(run, &providers, locked);
     let before = recover(drive, stop).await.map_err(RunError::Apply)?;
     let recovered = before.done.len() + before.failed.len();
     if stop.is_cancelled() {
         return Ok((None, before, recovered));
     }
-    let mut facts = read(road, locked, ask).await?;
+    let mut facts = read(run, locked, options).await?;
     if give_up_what_went_with_its_host(locked, &facts).await? {
-        facts = read(road, locked, ask).await?;
+        facts = read(run, locked, options).await?;
     }
     let planned = checked_plan(&facts)?;
     let plan = planned.plan().clone();
     if let Approval::Saved(saved) = agreement {
         is_the_saved_one(saved, &plan, &facts)?;
     }
-    preflight(road, &plan).await?;
+    preflight(run, &plan).await?;
     let agreed = |agreement: &mut Approval<'_>| match agreement {
         Approval::Asked(agree) => agree(&plan, &facts),
         Approval::Saved(_) => true,
     };
     let consent = Consent { changes: plan.has_changes() && plan.refusals.is_empty() && agreed(&mut agreement) };
     let approved = approve(planned, consent).map_err(RunError::Refused)?;
+    let entry = run.entry.as_ref().filter(|_| plan.purpose == Purpose::Up);
     if plan.has_changes() {
-        write_approval(locked, &plan).await?;
+        write_approval(locked, &plan, entry).await?;
+    } else if let Some(entry) = entry {
+        write_entry(run, locked, entry).await?;
     }
-    tell(road, EventKind::Planned { steps: plan.steps.len() });
-    let after = apply(self::drive(road, &providers, locked), &approved, stop).await.map_err(RunError::Apply)?;
+    tell(run, EventKind::Planned { steps: plan.steps.len() });
+    let after = apply(self::drive(run, &providers, locked), &approved, stop).await.map_err(RunError::Apply)?;
     // What recovery could not resolve stays open; the plan reports it as blocked.
     let outcome = after.after(Outcome { failed: Vec::new(), ..before });
     if is_complete(&outcome, &plan) {
-        write_completion(road, locked, plan.purpose).await?;
+        write_completion(run, locked, plan.purpose).await?;
     }
     Ok((Some(plan), outcome, recovered))
 }
@@ -297,13 +353,13 @@ fn is_the_saved_one(saved: &Plan, plan: &Plan, facts: &Facts) -> Result<(), RunE
     })
 }
 
-fn drive<'d>(road: &Run<'d>, providers: &'d BTreeMap<SiteName, Arc<dyn Provider>>, state: &'d mut Locked) -> Drive<'d> {
-    let (clock, events, gates, limits) = (road.clock.clone(), road.events, road.gates, road.limits);
+fn drive<'d>(run: &Run<'d>, providers: &'d BTreeMap<SiteName, Arc<dyn Provider>>, state: &'d mut Locked) -> Drive<'d> {
+    let (clock, events, gates, limits) = (run.clock.clone(), run.events, run.gates, run.limits);
     Drive { providers, state, clock, events, gates, limits }
 }
 
-fn tell(road: &Run<'_>, what: EventKind) {
-    road.events.tell(Event { at: road.clock.now(), what });
+fn tell(run: &Run<'_>, what: EventKind) {
+    run.events.tell(Event { at: run.clock.now(), what });
 }
 
 fn checked_plan(facts: &Facts) -> Result<Audited, RunError> {
@@ -311,9 +367,9 @@ fn checked_plan(facts: &Facts) -> Result<Audited, RunError> {
     audit(plan, facts).map_err(RunError::Unlawful)
 }
 
-fn lost_sites(road: &Run<'_>, state: &State) -> Result<(), RunError> {
+fn lost_sites(run: &Run<'_>, state: &State) -> Result<(), RunError> {
     for (site, place) in state.places() {
-        let known = road.sites.contains_key(site) || road.apart.contains(site);
+        let known = run.sites.contains_key(site) || run.apart.contains(site);
         if !known && !state.is_empty(site) {
             return Err(RunError::LostSite { site: site.clone(), place: Box::new(place.clone()) });
         }
@@ -321,7 +377,7 @@ fn lost_sites(road: &Run<'_>, state: &State) -> Result<(), RunError> {
     Ok(())
 }
 
-async fn preflight(road: &Run<'_>, plan: &Plan) -> Result<(), RunError> {
+async fn preflight(run: &Run<'_>, plan: &Plan) -> Result<(), RunError> {
     let mut by_site: BTreeMap<&SiteName, Vec<Wanted>> = BTreeMap::new();
     for step in &plan.steps {
         let wanted = match &step.node {
@@ -336,7 +392,7 @@ async fn preflight(road: &Run<'_>, plan: &Plan) -> Result<(), RunError> {
     }
     let mut problems = Vec::new();
     for (site, wanted) in by_site {
-        match road.sites[site].provider.preflight(&wanted).await {
+        match run.sites[site].provider.preflight(&wanted).await {
             // Sites on the same machine report the same problems.
             Ok(found) => {
                 for problem in found.into_iter().filter(|problem| !problem.warning) {
@@ -355,22 +411,34 @@ async fn preflight(road: &Run<'_>, plan: &Plan) -> Result<(), RunError> {
     if problems.is_empty() { Ok(()) } else { Err(RunError::Preflight(Problems(problems))) }
 }
 
-async fn write_approval(locked: &mut Locked, plan: &Plan) -> Result<(), RunError> {
+async fn write_approval(locked: &mut Locked, plan: &Plan, entry: Option<&Entry>) -> Result<(), RunError> {
     let sites: BTreeSet<&SiteName> = plan.steps.iter().map(|step| &step.site).collect();
     for site in sites {
         let write = |writer: &mut crate::state::JournalWriter<'_>| {
             let body = writer.body(plan);
             writer.entry(Entry::Approved { purpose: plan.purpose, plan: body, tracked: true });
+            if let Some(entry) = entry {
+                writer.entry(entry.clone());
+            }
         };
         locked.commit(site, write).await.map_err(RunError::State)?;
     }
     Ok(())
 }
 
+/// Records why the release may enter its phase where the plan has no changes to approve.
+async fn write_entry(run: &Run<'_>, locked: &mut Locked, entry: &Entry) -> Result<(), RunError> {
+    let sites: Vec<SiteName> = locked.sites().filter(|site| !run.apart.contains(*site)).cloned().collect();
+    for site in sites {
+        locked.commit(&site, |writer| writer.entry(entry.clone())).await.map_err(RunError::State)?;
+    }
+    Ok(())
+}
+
 /// Also completes an earlier run that was interrupted after its last change.
-async fn write_completion(road: &Run<'_>, locked: &mut Locked, purpose: Purpose) -> Result<(), RunError> {
+async fn write_completion(run: &Run<'_>, locked: &mut Locked, purpose: Purpose) -> Result<(), RunError> {
     let open: Vec<SiteName> = locked.unfinished().map(|(site, _)| site.clone()).collect();
-    for site in open.iter().filter(|site| !road.apart.contains(*site)) {
+    for site in open.iter().filter(|site| !run.apart.contains(*site)) {
         locked.commit(site, |writer| writer.entry(Entry::Completed { purpose })).await.map_err(RunError::State)?;
     }
     Ok(())
@@ -394,7 +462,7 @@ async fn give_up_what_went_with_its_host(locked: &mut Locked, facts: &Facts) -> 
             .map(|(op, _)| *op)
             .collect();
         for op in abandoned {
-            let end = End::Failed { left: None, because: "its host is gone".to_owned() };
+            let end = End::Failed { left: None, because: "its host is gone".to_owned(), refused: false };
             locked.commit(site, |writer| writer.entry(Entry::Ended { op, end })).await.map_err(RunError::State)?;
             any = true;
         }
@@ -403,23 +471,41 @@ async fn give_up_what_went_with_its_host(locked: &mut Locked, facts: &Facts) -> 
 }
 
 /// Asks every provider for the actual objects, all sites in parallel.
-pub async fn read(road: &Run<'_>, state: &State, ask: RunOptions) -> Result<Facts, RunError> {
-    lost_sites(road, state)?;
+pub async fn read(run: &Run<'_>, state: &State, options: RunOptions) -> Result<Facts, RunError> {
+    lost_sites(run, state)?;
     let mut sites = BTreeMap::new();
-    let all = road.sites.iter().map(|(name, site)| read_site(road, state, name, site));
+    let all = run.sites.iter().map(|(name, site)| read_site(run, state, name, site));
     for read in join_all(all).await {
         let (name, facts) = read.map_err(RunError::State)?;
         sites.insert(name, facts);
     }
-    Ok(Facts {
-        environment: road.environment.clone(),
-        purpose: ask.purpose,
+    Ok(facts(run, state, options, sites))
+}
+
+fn facts(run: &Run<'_>, state: &State, options: RunOptions, sites: BTreeMap<SiteName, SiteFacts>) -> Facts {
+    Facts {
+        environment: run.environment.clone(),
+        purpose: options.purpose,
         lineage: state.lineage(),
         is_new: state.is_new(),
-        delete_data: ask.delete_data,
-        gated: ask.gated,
-        now: road.clock.now(),
+        delete_data: options.delete_data,
+        gated: options.gated,
+        now: run.clock.now(),
         sites,
+    }
+}
+
+/// What is wanted and recorded at a site, before anything is observed.
+fn unobserved(state: &State, name: &SiteName, site: &RunSite) -> Result<SiteFacts, StateError> {
+    Ok(SiteFacts {
+        provider: site.provider.clone(),
+        protect_data: site.protect_data,
+        wanted: site.wanted.clone(),
+        holdings: state.holdings(name)?,
+        observed: Vec::new(),
+        open: state.open(name)?,
+        unresolved: state.unresolved(name),
+        took: state.took(name),
     })
 }
 
@@ -427,14 +513,15 @@ pub async fn read(road: &Run<'_>, state: &State, ask: RunOptions) -> Result<Fact
 const MAX_POLLS: u32 = 5;
 
 async fn read_site(
-    road: &Run<'_>,
+    run: &Run<'_>,
     state: &State,
     name: &SiteName,
     site: &RunSite,
 ) -> Result<(SiteName, SiteFacts), StateError> {
-    tell(road, EventKind::Looking { site: name.clone() });
-    let (holdings, open) = (state.holdings(name)?, state.open(name)?);
-    let recorded: Vec<_> = holdings
+    tell(run, EventKind::Looking { site: name.clone() });
+    let mut facts = unobserved(state, name, site)?;
+    let recorded: Vec<_> = facts
+        .holdings
         .values()
         .flat_map(|holding| holding.current.iter().chain(holding.old.iter().map(|old| &old.recorded)).cloned())
         .collect();
@@ -445,21 +532,12 @@ async fn read_site(
     ours.extend(external.iter().filter(|wanted| hosts.contains(&wanted.id)).cloned());
     let scope = Scope {
         lineage: state.lineage(),
-        environment: road.environment,
+        environment: run.environment,
         site: name,
         wanted: &ours,
         recorded: &recorded,
     };
-    let mut facts = SiteFacts {
-        provider: site.provider.clone(),
-        protect_data: site.protect_data,
-        wanted: site.wanted.clone(),
-        holdings,
-        observed: Vec::new(),
-        open,
-        took: state.took(name),
-    };
-    for look in 0..MAX_POLLS {
+    for poll in 0..MAX_POLLS {
         facts.observed = match site.provider.observe(&scope).await {
             Ok(observed) => observed,
             Err(error) => {
@@ -468,8 +546,8 @@ async fn read_site(
                 all.map(|id| (id.clone(), Observed::Unknown(why.clone()))).collect()
             }
         };
-        let Some(time) = settling(&facts, road.clock.now()).filter(|_| look + 1 < MAX_POLLS) else { break };
-        road.clock.sleep(time).await;
+        let Some(time) = settling(&facts, run.clock.now()).filter(|_| poll + 1 < MAX_POLLS) else { break };
+        run.clock.sleep(time).await;
     }
     let externals: BTreeSet<&ResourceId> = external.iter().map(|wanted| &wanted.id).collect();
     facts.observed.retain(|(id, _)| !externals.contains(id));
@@ -504,13 +582,13 @@ fn settling(facts: &SiteFacts, now: Timestamp) -> Option<Duration> {
     if kinds.is_empty() {
         return None;
     }
-    // A replaced object that still exists says nothing about the object in use.
-    let is_old = |id: &ResourceId, object: &Object| {
-        let holding = facts.holdings.get(id);
-        holding.is_some_and(|holding| holding.old.iter().any(|old| old.recorded.cloud_id == object.cloud_id))
+    // Other objects of a resource, replaced or not recorded, say nothing about the object in use.
+    let is_current = |id: &ResourceId, object: &Object| {
+        let current = facts.holdings.get(id).and_then(|holding| holding.current.as_ref());
+        current.is_some_and(|current| current.cloud_id == object.cloud_id)
     };
     let is_shown = |id: &ResourceId, seen: &Observed| match seen {
-        Observed::Present(object) => !is_old(id, object),
+        Observed::Present(object) => is_current(id, object),
         Observed::Unknown(_) => true,
         Observed::Absent => false,
     };

@@ -9,6 +9,7 @@ use textnlp_provider::{
     Recorded, ResourceId, SiteName, Verb, Wanted,
 };
 
+use crate::gate::RecordedExemption;
 use crate::plan::{Call, Facts, Plan, Purpose, SiteFacts};
 use crate::state::{End, Entry, OpenOperation, Record, RecordedObjects, SiteLocation, State, StateError};
 
@@ -396,6 +397,14 @@ fn line(site: &SiteName, record: Record, operations: &mut BTreeMap<OperationId, 
             let digest = evidence.get(..12).unwrap_or(evidence);
             (None, format!("measured the {phase} gate: {gate} (evidence {digest})"))
         }
+        Entry::Exempted { phase, exemption } => {
+            let (at, by, reason) = (record.at, record.by.clone(), None);
+            let recorded = RecordedExemption { at, by, reason, phase: *phase, exemption: exemption.clone() };
+            (None, recorded.text(at))
+        }
+        Entry::Entered { phase, release, basis } => {
+            (None, format!("phase {phase} entered with release {}: {basis}", crate::release::short(release)))
+        }
         Entry::Begun { op, verb, resource, .. } => {
             operations.insert(*op, (*verb, resource.clone()));
             (Some(resource.clone()), format!("operation {op}: {verb} {resource} started"))
@@ -408,7 +417,7 @@ fn line(site: &SiteName, record: Record, operations: &mut BTreeMap<OperationId, 
             let (resource, text) = of(op);
             let end = match end {
                 End::Made { .. } | End::Gone => "done".to_owned(),
-                End::Failed { left, because } => {
+                End::Failed { left, because, .. } => {
                     let left = if left.is_some() { ", with objects left behind" } else { "" };
                     format!("failed{left}: {because}")
                 }

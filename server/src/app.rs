@@ -1,11 +1,12 @@
 //! State shared by all requests.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
 use textnlp_inference::engine::Handle;
-use textnlp_process::Leaving;
+use textnlp_process::{Leaving, LineLimit};
 use textnlp_store::{Action, Actor, AuditEvent, AuditLog, Store, UsageLog};
 use tokio_util::task::TaskTracker;
 
@@ -14,12 +15,14 @@ use crate::auth::jwt::Signer;
 use crate::auth::refusals::Refusals;
 use crate::config::Config;
 use crate::error::ApiError;
-use crate::http::BodyMemory;
+use crate::features::Features;
+use crate::http::SharedMemory;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
 use crate::recent::Recent;
+use crate::schemas::Schemas;
 use crate::workers::Workers;
 
 /// State shared by all requests.
@@ -32,8 +35,11 @@ pub(crate) struct App {
     pub(crate) audit: AuditLog,
     pub(crate) engine: Handle,
     pub(crate) models: Arc<Models>,
+    pub(crate) features: Features,
     pub(crate) readiness: Readiness,
     pub(crate) refusals: Refusals,
+    /// Access lines of refused requests and of those without a key: any client can cause them.
+    pub(crate) refused_lines: LineLimit,
     /// The last read of the public keys that verify tokens of other servers.
     pub(crate) verifiers: Recent<Result<(), ApiError>>,
     /// Whether the database answered.
@@ -46,14 +52,29 @@ pub(crate) struct App {
     pub(crate) tasks: TaskTracker,
     /// Long texts being tokenized or scored.
     pub(crate) texts: Workers,
+    /// The same for models whose tokenizer may take minutes, by model: only requests for that model wait.
+    pub(crate) slow_texts: BTreeMap<String, Workers>,
+    /// Schemas of structured output being compiled.
+    pub(crate) schemas: Schemas,
+    /// Sums of the usage log: they leave the database's connections to others.
+    pub(crate) sums: Workers,
     /// Large bodies being parsed.
     pub(crate) parsers: Workers,
-    pub(crate) bodies: BodyMemory,
+    pub(crate) bodies: SharedMemory,
+    pub(crate) answers: Arc<SharedMemory>,
+    /// Memory of the guides of structured answers.
+    pub(crate) guides: SharedMemory,
     pub(crate) leaving: Arc<Leaving>,
 }
 
-/// Long texts tokenized or scored at once, and large bodies parsed at once.
+/// Access lines of such requests in ten seconds, and those about one client.
+pub(crate) const REFUSED_LINES: (usize, usize) = (1000, 100);
+/// Long texts tokenized or scored at once, schemas compiled at once, and large bodies parsed at once.
 pub(crate) const WORKERS: usize = 2;
+/// Schemas of a tenant compiled at once: one may take a second.
+pub(crate) const SCHEMAS_OF_TENANT: usize = 1;
+/// Sums of the usage log of one tenant at once.
+pub(crate) const SUMS_OF_TENANT: usize = 1;
 
 impl App {
     /// An act of this replica.

@@ -2,28 +2,35 @@
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use serde_json::json;
 use textnlp_gateway as gateway;
+use textnlp_net::retry::{Backoff, RetryPolicy, retry};
 use textnlp_sites::{control, postgres, relay};
 use textnlp_store::{Store, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::audit::audit;
+use crate::admin::database::database;
+use crate::admin::features::features;
 use crate::admin::keys::{KeysError, keys};
 use crate::admin::models::{DeliveryError, deliver};
 use crate::admin::ready;
+use crate::admin::usage::usage;
 use crate::config::{Config, ConfigError, Monitoring};
 use crate::error::chain;
 use crate::log;
+use crate::sagemaker;
 use crate::server::{Server, StartError};
+use crate::{chat, schemas};
 
 /// The server programs.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
     /// Serve the HTTP API
-    Serve(Configuration),
+    Serve(ServerConfiguration),
     /// Terminate TLS and balance requests over servers
     Gateway(Configuration),
     /// Replicate a site's control data with the other sites
@@ -37,6 +44,12 @@ pub enum Command {
     /// Run a one-off command on the data of a server
     #[command(subcommand)]
     Admin(Admin),
+    /// Render the chat template of one model; run by the server
+    #[command(hide = true)]
+    RenderChat,
+    /// Compile the JSON schema on standard input within limits; run by the server
+    #[command(hide = true)]
+    CheckSchema,
 }
 
 /// One-off commands. Most print one JSON object.
@@ -57,6 +70,12 @@ pub enum Admin {
     Keys(JsonCommand),
     /// Print one page of the audit log, {"events", "next"}
     Audit(JsonCommand),
+    /// Run one JSON command about feature flags
+    Features(JsonCommand),
+    /// Vacuum or analyze the database and print {"bytes_before", "bytes_after"}
+    Database(JsonCommand),
+    /// Print the usage of a period, {"total", "days", "groups"}
+    Usage(JsonCommand),
     /// Download and verify a list of models and print {"models"}
     Models(Configuration),
     /// Check whether the server accepts requests; for health checks
@@ -112,6 +131,20 @@ pub struct Configuration {
     file: Utf8PathBuf,
 }
 
+/// The configuration of a server.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ServerConfiguration {
+    /// Configuration file, such as server.yaml; a container of SageMaker has variables instead
+    #[arg(long = "config", value_name = "FILE")]
+    file: Option<Utf8PathBuf>,
+}
+
+impl ServerConfiguration {
+    fn read(&self) -> Result<Config, ConfigError> {
+        self.file.as_ref().map_or_else(sagemaker::config, |file| Config::read(file))
+    }
+}
+
 /// A configuration and a JSON command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct JsonCommand {
@@ -142,6 +175,9 @@ pub enum CommandError {
     /// The log file.
     #[error("open the log {0}")]
     Log(String, #[source] std::io::Error),
+    /// A directory that the server needs.
+    #[error("create the directory {0}")]
+    Directory(Utf8PathBuf, #[source] std::io::Error),
     /// The start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -170,7 +206,7 @@ pub enum CommandError {
     #[error("the server is not ready")]
     NotReady(#[source] std::io::Error),
     /// A segment of PostgreSQL's log, and whether it was restored.
-    #[error("the log of PostgreSQL")]
+    #[error("archive or restore a segment of PostgreSQL's log")]
     Step(#[source] postgres::ArchiveStepError, bool),
     /// The copy of the database.
     #[error("copy the database")]
@@ -179,7 +215,7 @@ pub enum CommandError {
     #[error("the system gives no random numbers: a chroot or jail needs /dev/urandom")]
     Random,
     /// Standard input, output, or signals.
-    #[error("talk to the system")]
+    #[error("call the operating system")]
     System(#[from] std::io::Error),
 }
 
@@ -212,10 +248,10 @@ pub fn run(command: Command) -> ExitCode {
     }
     let workers = match &command {
         // The file is read again inside, where its problems are reported.
-        Command::Serve(of) => Config::read(&of.file).map_or(1, |config| config.api.workers),
+        Command::Serve(of) => of.read().map_or(1, |config| config.api.workers),
         Command::Gateway(_) => std::thread::available_parallelism().map_or(2, usize::from).min(8),
         Command::Agent(_) | Command::Witness(_) | Command::Relay(_) => 2,
-        Command::Postgres(_) | Command::Admin(_) => 1,
+        Command::Postgres(_) | Command::Admin(_) | Command::RenderChat | Command::CheckSchema => 1,
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).thread_name("http").enable_all().build();
@@ -244,7 +280,7 @@ pub fn run(command: Command) -> ExitCode {
 /// Runs until the command is done, or until SIGTERM or SIGINT.
 async fn execute(command: Command) -> Result<(), CommandError> {
     match command {
-        Command::Serve(of) => server(Config::read(&of.file)?).await,
+        Command::Serve(of) => server(of.read()?).await,
         Command::Gateway(of) => {
             log_plainly()?;
             raise_file_limit();
@@ -268,14 +304,22 @@ async fn execute(command: Command) -> Result<(), CommandError> {
             Ok(postgres::run(&of.file).await?)
         }
         Command::Admin(command) => administer(command).await,
+        Command::RenderChat => Ok(chat::serve_renderings()?),
+        Command::CheckSchema => Ok(schemas::serve()?),
     }
 }
+
+/// A migration waits about 20 seconds for a database that does not answer.
+const ELECTION: RetryPolicy =
+    RetryPolicy::new(24, Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(1) });
 
 async fn administer(command: Admin) -> Result<(), CommandError> {
     match command {
         Admin::Migrate { configuration, to } => {
             let config = Config::read(&configuration.file)?;
-            let store = Store::open(&config.database).await?;
+            // The primary of several sites may be elected only now.
+            let open = || Store::open(&config.database);
+            let store = retry(ELECTION, StoreError::passes, open).await?;
             let done = store.migrate(to).await?;
             let made = store.made().await?;
             store.close().await;
@@ -293,6 +337,18 @@ async fn administer(command: Admin) -> Result<(), CommandError> {
         Admin::Audit(of) => {
             let config = Config::read(&of.configuration.file)?;
             answer(audit(&config, &of.text()?).await)
+        }
+        Admin::Features(of) => {
+            let config = Config::read(&of.configuration.file)?;
+            answer(features(&config, &of.text()?).await)
+        }
+        Admin::Database(of) => {
+            let config = Config::read(&of.configuration.file)?;
+            answer(database(&config, &of.text()?).await)
+        }
+        Admin::Usage(of) => {
+            let config = Config::read(&of.configuration.file)?;
+            answer(usage(&config, &of.text()?).await)
         }
         Admin::Models(of) => {
             log_plainly()?;
@@ -345,6 +401,13 @@ async fn server(config: Config) -> Result<(), CommandError> {
     // A log rotated by renaming is not ours to reopen (rotation copies and truncates); the signal must not kill us.
     let _hangup = signal(SignalKind::hangup())?;
     raise_file_limit();
+    if config.is_invoked {
+        tokio::select! {
+            prepared = sagemaker::prepare(&config) => prepared?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+    }
     let server = Server::start(config).await?;
     tokio::select! {
         _ = terminate.recv() => {}

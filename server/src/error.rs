@@ -143,6 +143,7 @@ impl From<Failure> for ApiError {
                 .retry_after(Duration::from_secs(1)),
             Failure::Deadline => Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
                 .hint("request fewer tokens, or stream the answer"),
+            Failure::Guide(error) => crate::endpoints::too_complex(&error),
             other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model_failed", other.to_string())
                 .hint("try again; if it happens again, the model's files may be damaged"),
         }

@@ -21,11 +21,11 @@ const MAX_LEASES: usize = 10_000;
 pub(crate) struct Leases {
     agent: Address,
     /// By what is reserved, without the number of units.
-    held: Mutex<HashMap<Reservation, Arc<Held>>>,
+    held: Mutex<HashMap<Reservation, Arc<KeyLease>>>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct KeyLease {
     lease: Mutex<Lease>,
     /// Locked by the one request that asks for the next lease.
     turn: Arc<tokio::sync::Mutex<()>>,
@@ -33,7 +33,7 @@ struct Held {
     failures: AtomicU64,
 }
 
-impl Held {
+impl KeyLease {
     fn lease(&self) -> MutexGuard<'_, Lease> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -66,7 +66,7 @@ impl Leases {
         Self { agent, held: Mutex::default() }
     }
 
-    fn held(&self, reservation: &Reservation) -> Arc<Held> {
+    fn held(&self, reservation: &Reservation) -> Arc<KeyLease> {
         let name = Reservation { units: 0, ..reservation.clone() };
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if held.len() >= MAX_LEASES && !held.contains_key(&name) {
@@ -117,7 +117,7 @@ impl Leases {
     }
 
     /// Asks for the next lease before this one ends, so that no request waits for it.
-    fn renew_early(&self, held: &Arc<Held>, reservation: &Reservation) {
+    fn renew_early(&self, held: &Arc<KeyLease>, reservation: &Reservation) {
         if !held.lease().is_ending(now_ms()) {
             return;
         }

@@ -3,13 +3,14 @@
 //! `textnlp-sites`. It does not depend on clouds or deployments.
 //!
 //! Read in this order: [`config`] (settings of a replica), [`Server`] (its lifecycle), `endpoints` (the API), `work`
-//! (one generation from request to settlement).
+//! (one generation from request to settlement), `chat` (templates of models, rendered in processes of their own).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod admin;
 mod commands;
 mod legacy;
+mod sagemaker;
 mod server;
 
 pub mod config;
@@ -17,16 +18,21 @@ pub mod config;
 mod app;
 mod endpoints;
 mod error;
+mod executors;
 mod http;
 
 mod allowance;
 pub mod auth;
 mod chat;
+mod embed;
+mod features;
 mod leases;
 mod models;
 mod ready;
 mod recent;
 mod record;
+mod restrict;
+mod schemas;
 mod work;
 mod workers;
 
@@ -40,7 +46,10 @@ pub mod fronted;
 pub mod mirror;
 
 pub use admin::audit::audit;
+pub use admin::features::features;
 pub use admin::keys::{KeysError, keys};
-pub use commands::{Admin, Command, CommandError, Configuration, JsonCommand, disable_core_dumps, run};
+pub use commands::{
+    Admin, Command, CommandError, Configuration, JsonCommand, ServerConfiguration, disable_core_dumps, run,
+};
 pub use legacy::current;
 pub use server::{Server, StartError};

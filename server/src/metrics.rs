@@ -68,6 +68,7 @@ pub struct Metrics {
     registry: Registry,
     tokens: Family<ByModelAndUser, Count>,
     prompt_tokens: Family<ByModelAndUser, Count>,
+    embeddings: Family<ByModelAndUser, Count>,
     inference: Family<ByModel, Histogram, fn() -> Histogram>,
     first_token: Family<ByModel, Histogram, fn() -> Histogram>,
     requests: Family<ByRequest, Count>,
@@ -82,6 +83,9 @@ pub struct Metrics {
     step_ms: Real,
     steps: Count,
     failed_steps: Count,
+    cached_tokens: Count,
+    drafted_tokens: Count,
+    accepted_tokens: Count,
     memory: Family<ByMemory, Level>,
     breaker: Family<ByModel, Level>,
     model_hits: Count,
@@ -110,6 +114,7 @@ impl Metrics {
             registry: Registry::default(),
             tokens: Family::default(),
             prompt_tokens: Family::default(),
+            embeddings: Family::default(),
             inference: Family::new_with_constructor(seconds),
             first_token: Family::new_with_constructor(seconds),
             requests: Family::default(),
@@ -124,6 +129,9 @@ impl Metrics {
             step_ms: Real::default(),
             steps: Count::default(),
             failed_steps: Count::default(),
+            cached_tokens: Count::default(),
+            drafted_tokens: Count::default(),
+            accepted_tokens: Count::default(),
             memory: Family::default(),
             breaker: Family::default(),
             model_hits: Count::default(),
@@ -140,6 +148,7 @@ impl Metrics {
         let mut r = Registry::default();
         r.register("textnlp_tokens_generated", "Tokens generated", metrics.tokens.clone());
         r.register("textnlp_prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
+        r.register("textnlp_embeddings", "Vectors of texts", metrics.embeddings.clone());
         r.register(
             "textnlp_inference_duration_seconds",
             "Time of one generation, from the start of its work",
@@ -178,6 +187,21 @@ impl Metrics {
         r.register("textnlp_last_step_milliseconds", "Time of the engine's last step", metrics.step_ms.clone());
         r.register("textnlp_engine_steps", "Steps of the engine", metrics.steps.clone());
         r.register("textnlp_engine_failed_steps", "Steps of the engine that failed", metrics.failed_steps.clone());
+        r.register(
+            "textnlp_prompt_tokens_cached",
+            "Tokens of prompts that were not computed again",
+            metrics.cached_tokens.clone(),
+        );
+        r.register(
+            "textnlp_tokens_drafted",
+            "Tokens that were guessed and computed ahead",
+            metrics.drafted_tokens.clone(),
+        );
+        r.register(
+            "textnlp_tokens_drafted_accepted",
+            "Tokens that were guessed and right",
+            metrics.accepted_tokens.clone(),
+        );
         r.register("textnlp_model_memory_bytes", "Memory of a loaded model", metrics.memory.clone());
         r.register("textnlp_breaker_open", "1 while a model's circuit breaker refuses calls", metrics.breaker.clone());
         r.register("textnlp_model_cache_hits", "Requests that found their model loaded", metrics.model_hits.clone());
@@ -206,6 +230,12 @@ impl Metrics {
         self.tokens.get_or_create(&labels).inc_by(tokens);
         self.prompt_tokens.get_or_create(&labels).inc_by(prompt_tokens);
         self.inference.get_or_create(&ByModel { model: model.to_owned() }).observe(duration.as_secs_f64());
+    }
+
+    /// Counts vectors that were computed.
+    pub(crate) fn record_embeddings(&self, model: &str, user: &str, count: u64) {
+        let labels = ByModelAndUser { model: model.to_owned(), user: self.bounded(user) };
+        self.embeddings.get_or_create(&labels).inc_by(count);
     }
 
     /// Notes how long a first token took.
@@ -268,6 +298,9 @@ impl Metrics {
         self.step_ms.set(stats.last_step_ms);
         advance(&self.steps, stats.steps);
         advance(&self.failed_steps, stats.failed_steps);
+        advance(&self.cached_tokens, stats.cached_tokens);
+        advance(&self.drafted_tokens, stats.drafted_tokens);
+        advance(&self.accepted_tokens, stats.accepted_tokens);
         advance(&self.usage_lost, usage_lost);
         advance(&self.audit_lost, audit_lost);
         self.memory.clear();

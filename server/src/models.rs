@@ -3,27 +3,33 @@
 //! One load at a time, however many requests wait for it. A circuit breaker pauses a model that fails repeatedly. The
 //! least recently used models make room for others.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod room;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::StatusCode;
-use textnlp_inference::cpu::{Cpu, LoadOptions, Quant};
+use textnlp_inference::cpu::Footprint;
 use textnlp_inference::engine::{Handle, LoadedModel, ModelInfo};
-use textnlp_inference::format::Checkpoint;
+use textnlp_inference::format::is_encoder;
 use textnlp_inference::text::Tokenizer;
 use tokio_util::task::TaskTracker;
 
 use crate::breaker::{Breaker, BreakerOptions, State};
 use crate::chat::ChatTemplate;
-use crate::config::{self, ByteSize, Weights};
+use crate::config::{self, ByteSize};
+use crate::embed::{self, Embedder};
 use crate::error::{ApiError, chain};
+use crate::executors::{Loaded, Opened};
 use crate::metrics::Metrics;
 
 /// A loaded model.
 pub(crate) struct Ready {
     /// Its description from the engine.
     pub info: ModelInfo,
+    /// What makes vectors of texts: of an encoder only, which generates nothing.
+    pub embedder: Option<Embedder>,
     /// Its chat template, if it has one that can be read.
     pub chat: Option<ChatTemplate>,
     /// Why its chat template is unusable, if it has one.
@@ -34,6 +40,8 @@ pub(crate) struct Ready {
     pub parameters: u64,
     /// Bytes of the longest token: a longer text than this times the context cannot fit.
     pub longest_token: usize,
+    /// Bytes that it takes at most, its workspace included.
+    pub held: u64,
     /// How long loading took.
     pub load_ms: u64,
 }
@@ -41,17 +49,39 @@ pub(crate) struct Ready {
 /// The longest text in bytes that is tokenized at once.
 const MAX_WHOLE_TEXT: usize = 320 << 10;
 
+/// The longest texts in bytes of a tokenizer whose time may grow with the square of a part: an expression that reads to the
+/// end at each place takes about 1.3 s for 32 KiB at once, and 4 s for 128 KiB in parts.
+const MAX_SLOW_TEXT: usize = 128 << 10;
+const MAX_SLOW_WHOLE_TEXT: usize = 32 << 10;
+
 impl Ready {
+    /// What it does.
+    pub(crate) fn kind(&self) -> Kind {
+        if self.embedder.is_some() { Kind::Embedding } else { Kind::Generation }
+    }
+
     /// The longest text that is tokenized, in bytes: 16 for each token of the context, at least 64 KiB. Where a text is
     /// not split in parts, tokenizing takes some 200 bytes of memory for each byte.
     pub(crate) fn max_text(&self) -> usize {
+        let tokenizer = &self.info.tokenizer;
         let most = self.info.context.max(4096).saturating_mul(16);
-        if self.info.tokenizer.splits_in_parts() { most } else { most.min(MAX_WHOLE_TEXT) }
+        match (tokenizer.is_fast(), tokenizer.splits_in_parts()) {
+            (true, true) => most,
+            (true, false) => most.min(MAX_WHOLE_TEXT),
+            (false, true) => most.min(MAX_SLOW_TEXT),
+            (false, false) => MAX_SLOW_WHOLE_TEXT,
+        }
     }
 
     /// The most token ids that are decoded.
     pub(crate) fn max_ids(&self) -> usize {
         self.info.context.max(65_536)
+    }
+
+    /// Without its chat template.
+    fn refuse_chats(&mut self, why: String) {
+        self.notes.push(format!("its chat template cannot be read: {why}"));
+        (self.chat, self.chat_problem) = (None, Some(why));
     }
 }
 
@@ -68,13 +98,55 @@ pub(crate) enum ModelState {
     Failed(String),
 }
 
+/// What a model does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It continues texts.
+    Generation,
+    /// It makes vectors of texts.
+    Embedding,
+}
+
+impl Kind {
+    /// Its name in answers.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Generation => "generation",
+            Kind::Embedding => "embedding",
+        }
+    }
+}
+
 struct Entry {
     config: config::Model,
     standing: Mutex<ModelState>,
+    /// The time and length of its `config.json`, and what that said.
+    read_kind: Mutex<Option<(SystemTime, u64, Kind)>>,
     breaker: Mutex<Breaker>,
     /// Locked during a load, so that concurrent requests wait for it.
     loading: Arc<tokio::sync::Mutex<()>>,
     asked: AtomicU64,
+    /// Whether it was loaded once: it fits where others leave it room.
+    was_loaded: AtomicBool,
+}
+
+/// Why a model is not loaded.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    /// It does not fit beside the models that are loaded.
+    #[error("{0}")]
+    NoRoom(String),
+    /// The last answers of unloaded models use the memory.
+    #[error("{0}")]
+    Busy(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<String> for LoadError {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
 }
 
 /// The models of this server.
@@ -84,7 +156,10 @@ pub(crate) struct Models {
     preload: Vec<String>,
     budget: ByteSize,
     threads: usize,
+    /// The most requests that wait for one encoder.
+    queue: usize,
     engine: Handle,
+    renderer: config::Renderer,
     metrics: Arc<Metrics>,
     began: Instant,
     created: u64,
@@ -92,18 +167,22 @@ pub(crate) struct Models {
     tasks: TaskTracker,
     /// One load at a time: two would fight for the same disk and cores, and their memory would add up.
     one_load: Arc<tokio::sync::Semaphore>,
+    unloaded: room::Unloaded,
 }
 
 impl Models {
     /// Starts without any loaded model.
-    pub(crate) fn new(config: &config::Models, engine: Handle, metrics: Arc<Metrics>, tasks: TaskTracker) -> Arc<Self> {
+    pub(crate) fn new(config: &config::Config, engine: Handle, metrics: Arc<Metrics>, tasks: TaskTracker) -> Arc<Self> {
+        let (queue, renderer, config) = (config.api.queue, config.renderer.clone(), &config.models);
         let entries = config.serve.iter().map(|model| {
             Arc::new(Entry {
                 config: model.clone(),
                 standing: Mutex::new(ModelState::Idle),
+                read_kind: Mutex::default(),
                 breaker: Mutex::new(Breaker::new(BreakerOptions::default())),
                 loading: Arc::default(),
                 asked: AtomicU64::new(0),
+                was_loaded: AtomicBool::new(false),
             })
         });
         Arc::new(Self {
@@ -112,12 +191,15 @@ impl Models {
             preload: config.preload.clone(),
             budget: config.max_cache_size,
             threads: config.threads,
+            queue,
             engine,
+            renderer,
             metrics,
             began: Instant::now(),
             created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             tasks,
             one_load: Arc::new(tokio::sync::Semaphore::new(1)),
+            unloaded: room::Unloaded::default(),
         })
     }
 
@@ -141,9 +223,30 @@ impl Models {
         self.entry(name).map(|entry| (entry.config.clone(), entry.standing()))
     }
 
-    /// The models to load before the server is ready, with their states.
-    pub(crate) fn preloads(&self) -> Vec<(String, ModelState)> {
-        self.preload.iter().filter_map(|name| Some((name.clone(), self.entry(name)?.standing()))).collect()
+    /// What a model does; `None` if it is unknown or has no files yet.
+    pub(crate) fn kind(&self, name: &str) -> Option<Kind> {
+        self.entry(name)?.kind()
+    }
+
+    /// The names of the models of a kind.
+    pub(crate) fn of_kind(&self, kind: Kind) -> Vec<&str> {
+        let names = self.entries.iter().filter(|entry| entry.kind() == Some(kind));
+        names.map(|entry| entry.config.name.as_str()).collect()
+    }
+
+    /// The loaded encoders.
+    pub(crate) fn encoders(&self) -> Vec<Arc<Ready>> {
+        let ready = self.entries.iter().filter_map(|entry| match entry.standing() {
+            ModelState::Ready(ready) => Some(ready),
+            _ => None,
+        });
+        ready.filter(|ready| ready.embedder.is_some()).collect()
+    }
+
+    /// The models to load before the server is ready, with their states, and whether each was loaded before.
+    pub(crate) fn preloads(&self) -> Vec<(String, ModelState, bool)> {
+        let entries = self.preload.iter().filter_map(|name| Some((name.clone(), self.entry(name)?)));
+        entries.map(|(name, entry)| (name, entry.standing(), entry.was_loaded.load(Ordering::Relaxed))).collect()
     }
 
     /// Loads the models needed for readiness. Failures are logged and reported by `/ready`.
@@ -174,17 +277,26 @@ impl Models {
         let (models, loading) = (self.clone(), entry.clone());
         let load = self.tasks.spawn(async move {
             let result = models.load(&loading).await;
-            models.outcome(&loading, result.is_ok());
             match &result {
-                Ok(ready) => loading.stand(ModelState::Ready(ready.clone())),
-                Err(why) => loading.stand(ModelState::Failed(why.clone())),
+                Ok(ready) => {
+                    loading.was_loaded.store(true, Ordering::Relaxed);
+                    models.outcome(&loading, true);
+                    loading.stand(ModelState::Ready(ready.clone()));
+                }
+                // Other models have its memory for now, which says nothing about this one.
+                Err(LoadError::Busy(_)) => models.not_now(&loading),
+                Err(LoadError::NoRoom(_)) if loading.was_loaded.load(Ordering::Relaxed) => models.not_now(&loading),
+                Err(error) => {
+                    models.outcome(&loading, false);
+                    loading.stand(ModelState::Failed(error.to_string()));
+                }
             }
             drop(guard);
             result
         });
         match load.await {
             Ok(Ok(ready)) => Ok(ready),
-            Ok(Err(why)) => Err(cannot(name, &why)),
+            Ok(Err(error)) => Err(cannot(name, &error.to_string())),
             Err(_) => {
                 entry.stand(ModelState::Failed("its loading was aborted".into()));
                 Err(cannot(name, "its loading was aborted"))
@@ -209,6 +321,12 @@ impl Models {
         if let Some(entry) = self.entry(name) {
             entry.breaker.lock().unwrap_or_else(PoisonError::into_inner).abandoned();
         }
+    }
+
+    /// A load that says nothing about the model.
+    fn not_now(&self, entry: &Entry) {
+        self.no_outcome(&entry.config.name);
+        entry.stand(ModelState::Idle);
     }
 
     fn permit(&self, entry: &Entry) -> Result<(), ApiError> {
@@ -257,14 +375,26 @@ impl Models {
             .hint(hint)
     }
 
-    async fn load(&self, entry: &Arc<Entry>) -> Result<Arc<Ready>, String> {
+    async fn load(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<Arc<Ready>, LoadError> {
         let _one = self.one_load.acquire().await.map_err(|_| "the server is shutting down".to_owned())?;
         let began = Instant::now();
         let config = entry.config.clone();
-        let opened = blocking(move || open(&config)).await?;
-        self.make_room(entry, opened.needed)?;
-        let (config, engine, threads) = (entry.config.clone(), self.engine.clone(), self.threads);
-        let mut ready = blocking(move || load(&config, opened, &engine, threads)).await?;
+        let (opened, footprint) = blocking(move || {
+            let opened = Opened::new(&config)?;
+            let footprint = opened.footprint(&config)?;
+            Ok((opened, footprint))
+        })
+        .await?;
+        let kv_positions = self.make_room(entry, &footprint).await?;
+        let (models, config) = (self.clone(), entry.config.clone());
+        let mut ready = blocking(move || models.start(&config, opened, &footprint, kv_positions)).await?;
+        let problem = match &ready.chat {
+            Some(template) => template.check().await.err(),
+            None => None,
+        };
+        if let Some(why) = problem {
+            ready.refuse_chats(why);
+        }
         ready.load_ms = began.elapsed().as_millis() as u64;
         for note in &ready.notes {
             tracing::info!(model = %entry.config.name, note, "loading");
@@ -279,53 +409,88 @@ impl Models {
         Ok(Arc::new(ready))
     }
 
-    /// Unloads the least recently used models until the new one fits into the budget.
-    fn make_room(&self, entry: &Arc<Entry>, needed: u64) -> Result<(), String> {
-        if needed > self.budget.0 {
-            return Err(format!(
-                "it needs about {}, but models.max_cache_size is {}; quantize it (q8_0) or raise the limit",
-                ByteSize(needed),
-                self.budget
+    /// Reads a model's weights and serves it.
+    fn start(
+        &self,
+        config: &config::Model,
+        opened: Opened,
+        footprint: &Footprint,
+        kv_positions: usize,
+    ) -> Result<Ready, String> {
+        let mut notes = opened.notes();
+        let (loaded, of_weights) = verified(config, || opened.load(config, self.threads, kv_positions))??;
+        notes.extend(of_weights);
+        let usual = footprint.usual_positions();
+        if kv_positions < usual {
+            notes.push(format!(
+                "memory is short: there are keys and values of {kv_positions} positions instead of {usual}"
             ));
         }
-        loop {
-            let mut loaded: Vec<(&Arc<Entry>, u64)> = Vec::new();
-            for other in self.entries.iter().filter(|other| !Arc::ptr_eq(other, entry)) {
-                if let ModelState::Ready(ready) = other.standing() {
-                    loaded.push((other, ready.info.memory.weights + ready.info.memory.kv));
-                }
+        let (held, parameters) = (footprint.total(kv_positions, self.threads), opened.parameters());
+        let tokenizer = Arc::new(opened.into_tokenizer());
+        let longest_token = longest_token(&tokenizer);
+        let (mut embedder, mut chat) = (None, None);
+        let info = match loaded {
+            Loaded::Encoder(encoder) => {
+                let (info, started) = embed::start(config, *encoder, tokenizer, self.queue)?;
+                embedder = Some(started);
+                info
             }
-            let held: u64 = loaded.iter().map(|(_, bytes)| bytes).sum();
-            if held + needed <= self.budget.0 {
-                return fits_in_memory(needed);
+            Loaded::Decoder(executor) => {
+                chat = self.chat_template(&config.name, &tokenizer);
+                let model = LoadedModel { executor, tokenizer, context: config.context };
+                self.engine.load(&config.name, model).map_err(|failure| failure.to_string())?;
+                self.engine.model(&config.name).ok_or("the engine released it")?
             }
-            // Never empty: without loaded models `held` is 0, and the check above returned.
-            let Some((oldest, _)) = loaded.iter().min_by_key(|(other, _)| other.asked.load(Ordering::Relaxed)) else {
-                return Ok(());
-            };
-            tracing::info!(model = %oldest.config.name, "unloaded to make room");
-            self.engine.unload(&oldest.config.name);
-            oldest.stand(ModelState::Idle);
+        };
+        let mut ready = Ready {
+            info,
+            embedder,
+            chat: None,
+            chat_problem: None,
+            notes,
+            parameters,
+            longest_token,
+            held,
+            load_ms: 0,
+        };
+        match chat.transpose() {
+            Ok(template) => ready.chat = template,
+            Err(why) => ready.refuse_chats(why),
         }
+        Ok(ready)
     }
-}
 
-/// Refuses a load that would exceed the available memory, which would end in an OOM kill.
-fn fits_in_memory(needed: u64) -> Result<(), String> {
-    let memory = textnlp_models::Memory::here();
-    if needed <= memory.available || memory.total == 0 {
-        return Ok(());
+    /// A model's chat template, if it has one, or why it cannot be used.
+    fn chat_template(&self, name: &str, tokenizer: &Tokenizer) -> Option<Result<ChatTemplate, String>> {
+        let source = tokenizer.chat_template()?;
+        let piece = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
+        let (bos, eos) = (piece(tokenizer.bos()), piece(tokenizer.eos()));
+        Some(ChatTemplate::new(name, self.renderer.clone(), source, bos, eos))
     }
-    Err(format!(
-        "it needs about {}, but {} of {} are free ({}); quantize it (q8_0) or serve fewer models",
-        ByteSize(needed),
-        ByteSize(memory.available),
-        ByteSize(memory.total),
-        memory.bound_by
-    ))
 }
 
 impl Entry {
+    /// `None` where neither a loaded model nor files say so. The file that says it is read again once it was exchanged.
+    fn kind(&self) -> Option<Kind> {
+        if let ModelState::Ready(ready) = self.standing() {
+            return Some(ready.kind());
+        }
+        let path = self.config.path.as_std_path();
+        let about = std::fs::metadata(path.join("config.json")).ok();
+        let version = about.and_then(|about| Some((about.modified().ok()?, about.len())));
+        let known = *self.read_kind.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((changed, bytes, kind)) = known
+            && version == Some((changed, bytes))
+        {
+            return Some(kind);
+        }
+        let kind = if is_encoder(path)? { Kind::Embedding } else { Kind::Generation };
+        let read = version.map(|(changed, bytes)| (changed, bytes, kind));
+        *self.read_kind.lock().unwrap_or_else(PoisonError::into_inner) = read;
+        Some(kind)
+    }
+
     fn standing(&self) -> ModelState {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -351,78 +516,19 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("the loader was aborted".to_owned()))
 }
 
-struct Opened {
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    needed: u64,
-}
-
-fn open(config: &config::Model) -> Result<Opened, String> {
-    let checkpoint = Checkpoint::open(config.path.as_std_path()).map_err(|error| chain(&error))?;
-    let tokenizer = match checkpoint.vocabulary().map_err(|error| chain(&error))? {
-        Some(vocabulary) => Tokenizer::from_gguf(&vocabulary),
-        None => Tokenizer::from_directory(config.path.as_std_path()),
-    }
-    .map_err(|error| chain(&error))?;
-    // Bytes of a thousand weights: q8_0 is 32 bytes and a scale per group of 32.
-    let per_thousand = match config.quantize {
-        Some(Weights::F32) => Some(4000),
-        Some(Weights::F16) => Some(2000),
-        Some(Weights::Q8_0) => Some(1125),
-        None => None,
-    };
-    let needed = match per_thousand {
-        Some(bytes) => (u128::from(checkpoint.parameters()) * bytes / 1000).min(u128::from(u64::MAX)) as u64,
-        None => weight_bytes(config.path.as_std_path()),
-    };
-    Ok(Opened { checkpoint, tokenizer, needed })
-}
-
-/// Bytes of the files that hold weights.
-fn weight_bytes(path: &std::path::Path) -> u64 {
-    let Ok(folder) = std::fs::read_dir(path) else { return std::fs::metadata(path).map_or(0, |file| file.len()) };
-    let weights = |path: &std::path::Path| path.extension().is_some_and(|kind| kind == "safetensors" || kind == "gguf");
-    folder
-        .flatten()
-        .filter(|file| weights(&file.path()))
-        .filter_map(|file| file.path().metadata().ok())
-        .map(|file| file.len())
-        .sum()
-}
-
-fn load(config: &config::Model, opened: Opened, engine: &Handle, threads: usize) -> Result<Ready, String> {
-    let Opened { checkpoint, tokenizer, .. } = opened;
-    let quantize = config.quantize.map(|weights| match weights {
-        Weights::F32 => Quant::F32,
-        Weights::F16 => Quant::F16,
-        Weights::Q8_0 => Quant::Q8_0,
-    });
-    let options = LoadOptions { quantize, context: config.context, threads, ..LoadOptions::default() };
-    // Hashing takes about as long as loading and reads the same pages, so both run side by side.
-    let (cpu, verified) = std::thread::scope(|scope| {
+/// Loads a model while its files are verified: hashing takes about as long as loading and reads the same pages.
+fn verified<T: Send>(config: &config::Model, load: impl FnOnce() -> T) -> Result<T, String> {
+    let (loaded, verified) = std::thread::scope(|scope| {
         let verified = scope.spawn(|| textnlp_models::verify_to_load(&config.path));
-        (Cpu::load(&checkpoint, &options), verified.join())
+        (load(), verified.join())
     });
     verified.map_err(|_| "its verification was aborted".to_owned())?.map_err(|error| differs(&error))?;
-    let (cpu, mut notes) = cpu.map_err(|error| chain(&error))?;
-    let (mut chat, mut chat_problem) = (None, None);
-    if let Some(source) = tokenizer.chat_template() {
-        let piece = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
-        match ChatTemplate::new(source, piece(tokenizer.bos()), piece(tokenizer.eos())) {
-            Ok(template) => chat = Some(template),
-            Err(error) => {
-                notes.push(format!("its chat template cannot be read: {error}"));
-                chat_problem = Some(error.to_string());
-            }
-        }
-    }
-    let parameters = checkpoint.parameters();
-    drop(checkpoint);
-    let longest_token = (0..tokenizer.vocab() as u32).map(|id| tokenizer.bytes(id).len()).max().unwrap_or(1).max(1);
-    let model = LoadedModel { executor: Box::new(cpu), tokenizer: Arc::new(tokenizer), context: config.context };
-    engine.load(&config.name, model).map_err(|failure| failure.to_string())?;
-    let info = engine.model(&config.name).ok_or("the engine released it")?;
-    Ok(Ready { info, chat, chat_problem, notes, parameters, longest_token, load_ms: 0 })
+    Ok(loaded)
+}
+
+/// Bytes of the longest token.
+fn longest_token(tokenizer: &Tokenizer) -> usize {
+    (0..tokenizer.vocab() as u32).map(|id| tokenizer.bytes(id).len()).max().unwrap_or(1).max(1)
 }
 
 /// The file comes first: a status shows the beginning of a message.
@@ -432,16 +538,5 @@ fn differs(error: &textnlp_models::Error) -> String {
             format!("`{}` differs from {}: {why}", path.file_name().unwrap_or_default(), textnlp_models::MANIFEST)
         }
         error => chain(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::fits_in_memory;
-
-    #[test]
-    fn model_larger_than_memory_is_not_loaded() {
-        assert_eq!(fits_in_memory(1), Ok(()));
-        assert!(fits_in_memory(u64::MAX).unwrap_err().contains("quantize it"));
     }
 }

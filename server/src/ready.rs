@@ -48,13 +48,15 @@ async fn look(app: &Arc<App>) -> Verdict {
     }
     let preloads = app.models.preloads();
     let total = preloads.len();
-    let loaded = preloads.iter().filter(|(_, state)| matches!(state, ModelState::Ready(_))).count();
-    for (name, state) in &preloads {
+    let loaded = preloads.iter().filter(|(_, state, _)| matches!(state, ModelState::Ready(_))).count();
+    for (name, state, was_loaded) in &preloads {
         match state {
             ModelState::Failed(why) => {
                 load_again(app).await;
                 return Verdict::Failing(format!("model `{name}` cannot be loaded: {why}"));
             }
+            // Unloaded for another model: it is loaded again on demand, and requests for it wait.
+            ModelState::Idle | ModelState::Loading(_) if *was_loaded => {}
             ModelState::Loading(since) => {
                 let seconds = since.elapsed().as_secs_f64();
                 return Verdict::Loading(json!({ "loaded": loaded, "of": total, "model": name, "seconds": seconds }));
@@ -62,7 +64,6 @@ async fn look(app: &Arc<App>) -> Verdict {
             ModelState::Idle if app.began.elapsed() < RECENT => {
                 return Verdict::Loading(json!({ "loaded": loaded, "of": total, "model": name, "seconds": null }));
             }
-            // Evicted for another model: it is loaded again on demand.
             ModelState::Idle | ModelState::Ready(_) => {}
         }
     }
@@ -81,11 +82,11 @@ async fn look(app: &Arc<App>) -> Verdict {
     result.map_or_else(Verdict::Failing, |()| Verdict::Ready)
 }
 
-/// One token of any loaded model.
+/// One token of any loaded model; of an encoder where no other is loaded.
 async fn probe(app: &App) -> Result<(), String> {
     let models = app.engine.models();
     let Some(model) = models.iter().find(|m| m.name == app.models.default_name()).or(models.first()) else {
-        return Ok(());
+        return crate::embed::probe(app, PROBE_FOR).await;
     };
     let (outlet, mut inbox) = mpsc::channel(4);
     let request = Request {
@@ -101,9 +102,11 @@ async fn probe(app: &App) -> Result<(), String> {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
         },
         stop: Vec::new(),
+        guide: None,
         ignore_end: false,
         logprobs: None,
         deadline: Some(Instant::now() + PROBE_FOR),

@@ -27,6 +27,8 @@ pub(crate) struct RecordFields {
     pub(crate) status: Option<u16>,
     pub(crate) error: Option<&'static str>,
     pub(crate) rate: Option<Left>,
+    /// It was within the scopes and the rate of its key: others leave no row in the database.
+    pub(crate) admitted: bool,
     /// The answer's last byte was taken.
     pub(crate) finished: bool,
 }
@@ -106,6 +108,11 @@ pub(crate) fn uses_https(request: &Request) -> bool {
     may_be_forwarded(request) && request.headers().get("x-forwarded-proto").is_some_and(|proto| proto == "https")
 }
 
+/// Whether load balancers and SageMaker ask for it every few seconds.
+pub(crate) fn is_probe(route: &str) -> bool {
+    matches!(route, "/health" | "/ready" | "/ping")
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
         let known = self.known.get_mut().unwrap_or_else(PoisonError::into_inner).clone();
@@ -121,7 +128,11 @@ impl Drop for Record {
             self.app.metrics.error("client_left");
         }
         // Probes run every second: they are logged only on failure, or at the debug level.
-        let probe = matches!(self.route.as_str(), "/health" | "/ready") && status < 400;
+        let probe = is_probe(&self.route) && status < 400;
+        // Requests with a key are bounded by its rate; others would replace the log within seconds.
+        let is_limited = (400..500).contains(&status) || (known.user.is_none() && status < 500);
+        let lines = if is_limited { self.app.refused_lines.next(self.client) } else { Some(0) };
+        let suppressed = lines.filter(|count| *count > 0);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -141,15 +152,16 @@ impl Drop for Record {
                     queued_ms = known.queued_ms,
                     first_token_ms = known.first_token_ms,
                     error = known.error,
+                    suppressed,
                 )
             };
         }
         if probe {
             line!(debug)
-        } else {
+        } else if lines.is_some() {
             line!(info)
         }
-        if let (Some(user), Some(tenant)) = (known.user, known.tenant) {
+        if let (true, Some(user), Some(tenant)) = (known.admitted, known.user, known.tenant) {
             self.app.usage.push(Usage {
                 id: uuid::Uuid::now_v7(),
                 request_id: self.id.clone(),

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::routing::get;
 use textnlp_inference::engine::{Engine, EngineOptions};
-use textnlp_process::{Listener, Serving};
+use textnlp_inference::guide;
+use textnlp_process::{LineLimit, Listener, Serving};
 use textnlp_store::{Action, AuditLog, Store, StoreError, UsageLog, now_ms};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -14,18 +15,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
-use crate::app::{App, WORKERS};
+use crate::app::{App, REFUSED_LINES, SCHEMAS_OF_TENANT, SUMS_OF_TENANT, WORKERS};
 use crate::auth;
 use crate::auth::jwt::{Signer, SignerError};
 use crate::auth::refusals::Refusals;
 use crate::config::{Address, Config, DatabaseAt};
 use crate::endpoints;
+use crate::features::{self, Features};
 use crate::http;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
 use crate::recent::Recent;
+use crate::schemas::Schemas;
 use crate::workers::Workers;
 
 /// Why a server did not start.
@@ -106,9 +109,15 @@ impl Server {
                  that is neither superuser nor BYPASSRLS"
             );
         }
+        let features = Features::new(features::read(&config, &store).await.map_err(database)?);
         let signer = Signer::new(&config.security)?;
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
-        let options = EngineOptions { queue: config.api.queue, ..EngineOptions::default() };
+        let options = EngineOptions {
+            queue: config.api.queue,
+            prefix_cache: config.models.prefix_cache,
+            draft_tokens: config.models.draft_tokens,
+            ..EngineOptions::default()
+        };
         let engine = Engine::start(options).map_err(StartError::Engine)?;
         let (public, address) = open(&config.api.listen).await?;
         let for_metrics = match &config.api.metrics_listen {
@@ -126,7 +135,8 @@ impl Server {
         let (audit, audit_writer) = AuditLog::start(store.clone());
         let worked = Arc::new(Notify::new());
         let app = Arc::new(App {
-            models: Models::new(&config.models, engine.handle(), metrics.clone(), tasks.clone()),
+            models: Models::new(&config, engine.handle(), metrics.clone(), tasks.clone()),
+            features,
             engine: engine.handle(),
             store,
             signer,
@@ -135,6 +145,7 @@ impl Server {
             audit,
             readiness: Readiness::default(),
             refusals: Refusals::default(),
+            refused_lines: LineLimit::new(REFUSED_LINES.0, REFUSED_LINES.1),
             verifiers: Recent::default(),
             database_answers: Recent::default(),
             local_rates: LocalRates::default(),
@@ -146,8 +157,13 @@ impl Server {
             began: Instant::now(),
             tasks,
             texts: Workers::new(WORKERS, &worked),
+            slow_texts: config.models.serve.iter().map(|m| (m.name.clone(), Workers::new(1, &worked))).collect(),
+            schemas: Schemas::new(Workers::new(WORKERS, &worked).with_most_running(SCHEMAS_OF_TENANT)),
+            sums: Workers::new(WORKERS, &worked).with_most_running(SUMS_OF_TENANT),
             parsers: Workers::new(WORKERS, &worked),
-            bodies: http::BodyMemory::new(config.api.max_request_size),
+            bodies: http::SharedMemory::new(config.api.max_request_size, http::SMALL_PART),
+            answers: Arc::new(http::SharedMemory::new(0, http::SMALL_PART)),
+            guides: http::SharedMemory::new(endpoints::MAX_ANSWERS * guide::MAX_MEMORY, guide::MAX_MEMORY),
             leaving: Arc::default(),
             config,
         });
@@ -196,6 +212,8 @@ impl Server {
         });
         let (verifying, stop_verifying) = (app.clone(), stop.clone());
         app.tasks.spawn(async move { auth::keep_verifiers(&verifying, &stop_verifying).await });
+        let (flagged, stop_reading) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move { features::keep(&flagged, &stop_reading).await });
         let stop_releasing = stop.clone();
         app.tasks.spawn(async move {
             loop {
@@ -282,6 +300,7 @@ impl Server {
         })
         .await;
         clean &= emptied.unwrap_or(false);
+        app.models.encoders().iter().filter_map(|ready| ready.embedder.as_ref()).for_each(|one| one.handle.end());
         // Settle generations that were cut off, too.
         clean &= tokio::time::timeout(LAST_WRITES, app.tasks.wait()).await.is_ok();
         let _ = tokio::time::timeout(LAST_WRITES, self.connections.wait()).await;

@@ -14,7 +14,9 @@ use tokio::sync::mpsc;
 use crate::allowance;
 use crate::app::App;
 use crate::auth::Caller;
+use crate::endpoints::AnswerGuide;
 use crate::error::ApiError;
+use crate::http::HeldMemory;
 use crate::models::Ready;
 use crate::record::Record;
 
@@ -37,8 +39,12 @@ pub(crate) struct GenerationParameters {
     pub(crate) max_tokens: Option<usize>,
     pub(crate) sampling: Sampling,
     pub(crate) stop: Vec<String>,
+    /// What the answer must be.
+    pub(crate) guide: Option<AnswerGuide>,
     pub(crate) logprobs: Option<u8>,
     pub(crate) ignore_end: bool,
+    /// A further answer to a prompt: the prompt's tokens count once.
+    pub(crate) again: bool,
 }
 
 /// A running generation. Dropping it cancels the work.
@@ -71,7 +77,7 @@ pub(crate) async fn start(
     let deadline = record.deadline();
     let name = model.info.name.clone();
     record.note(|known| known.model = Some(name.clone()));
-    let prompt = tokens(app, &model, ask.prompt).await?;
+    let prompt = tokens(app, record, &model, ask.prompt).await?;
     let prompt_tokens = prompt.len();
     if prompt_tokens >= model.info.context {
         return Err(Failure::TooLong { prompt: prompt_tokens, context: model.info.context }.into());
@@ -79,6 +85,7 @@ pub(crate) async fn start(
     let room = model.info.context - prompt_tokens;
     let max_tokens = ask.max_tokens.unwrap_or(app.config.api.max_tokens).min(room);
     let seed = ask.sampling.seed;
+    let (guide, guide_memory) = ask.guide.map(|AnswerGuide { guide, memory }| (guide, memory)).unzip();
     let request = Request {
         model: name.clone(),
         tenant: caller.tenant.clone(),
@@ -86,27 +93,34 @@ pub(crate) async fn start(
         max_tokens,
         sampling: ask.sampling,
         stop: ask.stop,
+        guide,
         ignore_end: ask.ignore_end,
         logprobs: ask.logprobs,
         deadline: Some(deadline),
     };
+    let counted = if ask.again { 0 } else { prompt_tokens as u64 };
     let (out, events) = mpsc::channel(EVENTS);
     // A task of its own from here on: a client that leaves now must find its tokens neither set aside for ever nor unpaid.
-    let submitted = app.tasks.spawn(submit(app.clone(), record.clone(), caller.clone(), request, out));
+    let submitting = Submission { request, prompt_tokens: counted, guide_memory, out };
+    let submitted = app.tasks.spawn(submit(app.clone(), record.clone(), caller.clone(), submitting));
     let gone = |_| ApiError::from(Failure::Model("the request was aborted".into()));
     submitted.await.map_err(gone)??;
     Ok(Running { model, events, seed, record: record.clone() })
 }
 
-/// Reserves tokens, submits the request to the engine and spawns the task that drives it.
-async fn submit(
-    app: Arc<App>,
-    record: Arc<Record>,
-    caller: Caller,
+/// What goes to the engine, and where its events go.
+struct Submission {
     request: Request,
+    /// Those that count.
+    prompt_tokens: u64,
+    guide_memory: Option<Arc<HeldMemory>>,
     out: mpsc::Sender<Event>,
-) -> Result<(), ApiError> {
-    let (name, prompt_tokens) = (request.model.clone(), request.prompt.len() as u64);
+}
+
+/// Reserves tokens, submits the request to the engine and spawns the task that drives it.
+async fn submit(app: Arc<App>, record: Arc<Record>, caller: Caller, submission: Submission) -> Result<(), ApiError> {
+    let Submission { request, prompt_tokens, guide_memory, out } = submission;
+    let name = request.model.clone();
     let reservation = allowance::reserve(&app, &caller, prompt_tokens + request.max_tokens as u64).await?;
     let (outlet, inbox) = mpsc::channel(EVENTS);
     let submitted = app.models.may_ask(&name).and_then(|()| {
@@ -133,26 +147,46 @@ async fn submit(
     };
     record.note(|known| known.prompt_tokens += prompt_tokens);
     let tasks = app.tasks.clone();
-    let drive = Drive { app, record, model: name, user: caller.user, prompt_tokens, reservation, ticket };
+    let user = caller.user;
+    let drive = Drive { app, record, model: name, user, prompt_tokens, reservation, ticket, guide_memory };
     tasks.spawn(drive.run(inbox, out));
     Ok(())
 }
 
+/// Starts `count` answers to a prompt. The prompt is tokenized once.
+pub(crate) async fn start_several(
+    app: &Arc<App>,
+    record: &Arc<Record>,
+    caller: &Caller,
+    model: &Arc<Ready>,
+    ask: GenerationParameters,
+    count: usize,
+    of_answer: impl Fn(&Sampling, usize) -> Sampling,
+) -> Result<Vec<Running>, ApiError> {
+    let prompt = tokens(app, record, model, ask.prompt).await?;
+    let mut running = Vec::with_capacity(count);
+    let sampling = ask.sampling.clone();
+    let mut all = Some(GenerationParameters { prompt: Prompt::Tokens(prompt), ..ask });
+    for number in 0..count {
+        // Guides and prompts are large: the last answer takes them.
+        let next = if number + 1 < count { all.clone() } else { all.take() };
+        let Some(next) = next else { break };
+        let parameters = GenerationParameters { sampling: of_answer(&sampling, number), again: number > 0, ..next };
+        // Dropped with an error, those that are running already are cancelled.
+        running.push(start(app, record, caller, model.clone(), parameters).await?);
+    }
+    Ok(running)
+}
+
 /// Turns a prompt into tokens; long texts on a thread of their own, few at a time.
-async fn tokens(app: &App, model: &Arc<Ready>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+async fn tokens(app: &App, record: &Record, model: &Arc<Ready>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+    check_prompt(model, &prompt)?;
     let (text, special) = match prompt {
         Prompt::Tokens(tokens) => return Ok(tokens),
         Prompt::Text(text) => (text, true),
         Prompt::Rendered(text) => (text, false),
     };
-    // Reject texts that obviously exceed the context without tokenizing them. The factor allows for tokenizers that
-    // normalize to a shorter text first.
-    if text.len() / 4 > model.info.context.saturating_mul(model.longest_token) {
-        let prompt = text.len() / model.longest_token;
-        return Err(Failure::TooLong { prompt, context: model.info.context }.into());
-    }
-    check_length(model, "prompt", text.len())?;
-    let mut tokens = encode(app, model, text, special).await?;
+    let mut tokens = encode(app, record, model, text, special).await?;
     if tokens.is_empty() {
         let first = model.info.tokenizer.bos().or_else(|| model.info.tokenizer.eos());
         let missing =
@@ -160,6 +194,18 @@ async fn tokens(app: &App, model: &Arc<Ready>, prompt: Prompt) -> Result<Vec<u32
         tokens.push(first.ok_or_else(missing)?);
     }
     Ok(tokens)
+}
+
+/// Refuses a prompt that is too long, without tokenizing its text.
+pub(crate) fn check_prompt(model: &Ready, prompt: &Prompt) -> Result<(), ApiError> {
+    let (Prompt::Text(text) | Prompt::Rendered(text)) = prompt else { return Ok(()) };
+    // Reject texts that obviously exceed the context without tokenizing them. The factor allows for tokenizers that
+    // normalize to a shorter text first.
+    if text.len() / 4 > model.info.context.saturating_mul(model.longest_token) {
+        let prompt = text.len() / model.longest_token;
+        return Err(Failure::TooLong { prompt, context: model.info.context }.into());
+    }
+    check_length(model, "prompt", text.len())
 }
 
 /// Refuses a text that is too long to be tokenized.
@@ -170,9 +216,10 @@ pub(crate) fn check_length(model: &Ready, param: &str, bytes: usize) -> Result<(
     }
     let message = format!("`{param}` has {bytes} bytes; model `{name}` takes texts of up to {most} bytes");
     Err(ApiError::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).param(param).hint(
-        match model.info.tokenizer.splits_in_parts() {
-            true => "the limit is 16 bytes for each token of the model's context, at least 65536",
-            false => "this model's tokenizer takes a text at once: send less in one request",
+        match (model.info.tokenizer.is_fast(), model.info.tokenizer.splits_in_parts()) {
+            (true, true) => "the limit is 16 bytes for each token of the model's context, at least 65536",
+            (true, false) => "this model's tokenizer takes a text at once: send less in one request",
+            (false, _) => "this model's tokenizer may take long for a text: send less in one request",
         },
     ))
 }
@@ -183,16 +230,35 @@ const SHORT_TEXT_BYTES: usize = 4096;
 /// Processes a text of this length, or as many tokens.
 pub(crate) async fn process<T: Send + 'static>(
     app: &App,
+    record: &Record,
     length: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
-    if length <= SHORT_TEXT_BYTES { Ok(work()) } else { app.texts.run(work).await }
+    if length <= SHORT_TEXT_BYTES { Ok(work()) } else { app.texts.run(record, work).await }
+}
+
+/// Cuts texts of this length into tokens. Where the time that this takes is not known, one thread of the model does it.
+pub(crate) async fn tokenize<T: Send + 'static>(
+    app: &App,
+    record: &Record,
+    model: &Ready,
+    length: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let slow = app.slow_texts.get(&model.info.name).filter(|_| length > 0 && !model.info.tokenizer.is_fast());
+    if let Some(workers) = slow { workers.run(record, work).await } else { process(app, record, length, work).await }
 }
 
 /// Cuts a text into tokens.
-pub(crate) async fn encode(app: &App, model: &Arc<Ready>, text: String, special: bool) -> Result<Vec<u32>, ApiError> {
+pub(crate) async fn encode(
+    app: &App,
+    record: &Record,
+    model: &Arc<Ready>,
+    text: String,
+    special: bool,
+) -> Result<Vec<u32>, ApiError> {
     let tokenizer = model.info.tokenizer.clone();
-    let tokens = process(app, text.len(), move || tokenizer.encode(&text, special)).await?;
+    let tokens = tokenize(app, record, model, text.len(), move || tokenizer.encode(&text, special)).await?;
     tokens.map_err(|error| ApiError::invalid(format!("the text cannot be tokenized: {}", crate::error::chain(&error))))
 }
 
@@ -216,6 +282,8 @@ struct Drive {
     prompt_tokens: u64,
     reservation: Option<Reservation>,
     ticket: Ticket,
+    /// Held until the engine is done with the guide.
+    guide_memory: Option<Arc<HeldMemory>>,
 }
 
 impl Drive {
@@ -246,6 +314,7 @@ impl Drive {
         }
         drop(inbox);
         let used = self.finish(end.as_ref(), seen);
+        drop(self.guide_memory);
         // Settled before the client sees the end, so that its next request finds the remaining budget.
         allowance::settle(&self.app, self.reservation, used).await;
         if let Some(end) = end {

@@ -1,4 +1,5 @@
 """Drives a server with the official OpenAI client: python openai_contract.py BASE_URL (the key is in OPENAI_API_KEY)."""
+import json
 import sys
 
 import openai
@@ -23,7 +24,7 @@ MESSAGES = [{"role": "system", "content": "Be short."}, {"role": "user", "conten
 @check("models are listed and described")
 def _():
     ids = [model.id for model in client.models.list()]
-    assert ids == ["tiny", "plain", "slow"], ids
+    assert ids == ["tiny", "plain", "slow", "encoder", "rigid"], ids
     one = client.models.retrieve("tiny")
     assert one.object == "model" and one.owned_by == "textnlp" and one.created > 0
 
@@ -128,14 +129,66 @@ def _():
             raise AssertionError(f"no {wanted.__name__}")
 
 
+@check("an answer is JSON of the schema that is asked for")
+def _():
+    schema = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"], "additionalProperties": False}
+    answer = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=64, seed=1, logit_bias={id: -100 for id in ("9", "10", "13", "32")},
+        response_format={"type": "json_schema", "json_schema": {"name": "thing", "strict": True, "schema": schema}})
+    assert answer.choices[0].finish_reason == "stop", answer
+    assert json.loads(answer.choices[0].message.content)["kind"] in ("a", "b"), answer
+
+
+TOOLS = [{"type": "function", "function": {"name": "paint", "parameters": {
+    "type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"], "additionalProperties": False}}}]
+
+
+@check("an answer is a call of a tool, whole and streamed")
+def _():
+    common = dict(model="tiny", messages=MESSAGES, max_tokens=100, seed=1, tools=TOOLS, tool_choice="required",
+                  logit_bias={id: -100 for id in ("9", "10", "13", "32")})
+    answer = client.chat.completions.create(**common).choices[0]
+    call = answer.message.tool_calls[0]
+    assert answer.finish_reason == "tool_calls" and call.type == "function" and call.function.name == "paint", answer
+    assert json.loads(call.function.arguments)["kind"] in ("a", "b"), answer
+    arguments = ""
+    for chunk in client.chat.completions.create(**common, stream=True):
+        for delta in chunk.choices[0].delta.tool_calls or []:
+            arguments += delta.function.arguments or ""
+    assert arguments == call.function.arguments, (arguments, call)
+
+
 @check("what is not supported is refused by name")
 def _():
     try:
-        client.chat.completions.create(model="tiny", messages=MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}])
-    except openai.BadRequestError as error:
-        assert error.param == "tools", error.body
+        client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS)
+    except openai.UnprocessableEntityError as error:
+        assert error.param == "tools" and error.code == "tools_not_supported", error.body
     else:
         raise AssertionError("tools were accepted")
+
+
+@check("embeddings are read as floats and as base64, in their order")
+def _():
+    texts = ["The harbour was quiet.", "a", "the river"]
+    # The client asks for base64 unless it is told otherwise.
+    answer = client.embeddings.create(model="encoder", input=texts)
+    floats = client.embeddings.create(model="encoder", input=texts, encoding_format="float")
+    assert [item.index for item in answer.data] == [0, 1, 2] and answer.object == "list"
+    for packed, plain in zip(answer.data, floats.data):
+        assert len(plain.embedding) == 32 and all(abs(a - b) < 1e-6 for a, b in zip(packed.embedding, plain.embedding))
+    alone = client.embeddings.create(model="encoder", input=texts[1], encoding_format="float")
+    assert alone.data[0].embedding == floats.data[1].embedding
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 3
+    short = client.embeddings.create(model="encoder", input="a", dimensions=8, encoding_format="float").data[0].embedding
+    assert len(short) == 8 and abs(sum(x * x for x in short) - 1) < 1e-5
+    for name, ask in [("model", dict(model="tiny")), ("dimensions", dict(model="rigid", dimensions=8)), ("input[1]", dict(model="encoder", input=["a", "a " * 99]))]:
+        try:
+            client.embeddings.create(**{"input": "a", **ask})
+        except openai.BadRequestError as error:
+            assert error.param == name, error.body
+        else:
+            raise AssertionError(f"{ask} was accepted")
 
 
 @check("a stream can be left")

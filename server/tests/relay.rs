@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_sites::relay::{Config, Running, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixStream};
 
 /// Everything is there within this, or the test has failed.
 const SOON: Duration = Duration::from_secs(20);
@@ -261,11 +261,12 @@ async fn five_hundred_concurrent_relay_connections_are_served() {
 #[tokio::test]
 async fn relay_to_an_unreachable_target_closes_the_connection() {
     let folder = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = listener.local_addr().unwrap();
-    drop(listener);
+    // A bound socket that does not listen: no other process can take its port.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let unreachable = held.local_addr().unwrap();
     let text = format!(
-        "border:\n  listen: \"unix:{}\"\n  links: [ {{ name: a, listen: \"127.0.0.1:0\", to: \"{nobody}\" }} ]\n",
+        "border:\n  listen: \"unix:{}\"\n  links: [ {{ name: a, listen: \"127.0.0.1:0\", to: \"{unreachable}\" }} ]\n",
         path(&folder, "border.sock")
     );
     std::fs::write(path(&folder, "border.yaml"), text).unwrap();

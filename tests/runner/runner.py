@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ LOAD_PER_CORE = 1.35
 IDLE_SLOTS = max(2, os.cpu_count() or 2)
 POLL_INTERVAL = 0.1
 PROGRESS_INTERVAL = 60
+LINES_OF_FAILURE = 12
 MAX_RETRIES = 3
 # Status of a command that says: this is not available on this machine.
 UNAVAILABLE = 3
@@ -43,6 +45,7 @@ UNAVAILABLE = 3
 # Why something is left out, by what it needs.
 REASONS = {
     "clouds": "the program is built without clouds: `bash tests/run --features textnlp-deploy/clouds` builds it with them",
+    "candle": "the program is built without candle: `bash tests/run --features textnlp-deploy/candle` builds it with it",
     "control-plane": "there is no Kubernetes control plane (`bash tests/cluster/build` says why)",
 }
 
@@ -171,6 +174,30 @@ def read_tests(output):
     return tests, summary
 
 
+# What a failed test printed, until the next one or the list of names.
+BLOCKS = re.compile(r"^---- (\S+) stdout ----\n(.*?)(?=^---- \S+ stdout ----\n|^failures:\n|\Z)", re.M | re.S)
+
+
+def outputs_of_failures(output):
+    """What each failed test printed, by its name."""
+    return {name: text.strip() for name, text in BLOCKS.findall(output)}
+
+
+def shortened(output, head=15, tail=60):
+    """The output of a failed program without its passed tests, and the first and last lines of what each failed test printed:
+    logs of CI keep only a part of a long output."""
+    outputs = outputs_of_failures(output)
+    if not outputs:
+        return output.rstrip()
+    parts = []
+    for name, text in outputs.items():
+        lines = text.splitlines()
+        if len(lines) > head + tail:
+            lines = [*lines[:head], f"[{len(lines) - head - tail} lines left out]", *lines[-tail:]]
+        parts += [f"---- {name}", *lines, ""]
+    return "\n".join([*parts, *(line for line in output.splitlines() if line.startswith("test result"))])
+
+
 def passed(status, output):
     """Whether a test program passed: its status and its own summary must say so."""
     _, summary = read_tests(output)
@@ -238,6 +265,8 @@ class Runner:
                 self.waiting.remove(job)
                 job.state = LEFT_OUT
                 self.done.append(job)
+                if job.provides:
+                    self.facts[job.provides] = False
 
     def start_possible(self):
         # Longest first, so that no long one is left for the end.
@@ -307,7 +336,7 @@ class Runner:
         self.done.append(job)
         self.say(f"\n== {job.name}: {job.state} after {job.wall:.1f} s ({job.cpu:.1f} s of processor time)")
         if not (job.quiet and job.state == OK):
-            self.say(text.rstrip())
+            self.say(text.rstrip() if job.state == OK or not job.row else shortened(text))
         then = self.on_end.get(job.name)
         if then and job.state == OK:
             then(job)
@@ -318,7 +347,12 @@ class Runner:
             return
         self.said = now
         names = ", ".join(f"{job.name} ({now - job.began:.0f} s)" for job in self.running)
-        self.say(f"-- {now - self.began:.0f} s: {len(self.done)} done, {len(self.waiting)} waiting; running: {names}")
+        self.say(f"-- {now - self.began:.0f} s: {len(self.done)} done, {len(self.waiting)} waiting, {free_space(self.folder)}; running: {names}")
+
+
+def free_space(folder):
+    """Tests on a full disk fail in many ways, and few of them name it."""
+    return f"{shutil.disk_usage(folder).free / 1e9:.0f} GB of disk free"
 
 
 def lower_priority():
@@ -446,12 +480,12 @@ def schedule(runner, options, rows, chosen, skipped):
 
     def start_the_rest(job):
         programs = start_tests(job)
-        built = [row for row in rows if row.package not in tiers.OF_CLOUDS or runner.facts["clouds"]]
+        built = [row for row in rows if row.package not in tiers.left_out(options.features)]
         missing = {(row.package, row.target) for row in built} - programs.keys()
         if missing:
             raise UsageError(f"{PLAN} names test programs that do not exist: {sorted(missing)}")
 
-    runner.facts["clouds"] = tiers.has_clouds(options.features)
+    runner.facts |= tiers.facts(options.features)
     if options.no_cluster:
         runner.facts["control-plane"] = False
     elif any("control-plane" in row.needs for row in chosen):
@@ -474,9 +508,9 @@ def schedule(runner, options, rows, chosen, skipped):
     chain += [(command, ["bash", "-c", command], False) for command in options.also]
     chain += [(f"tier {tier.name}", ["bash", "-c", tier.command], True) for tier in tiers.TIERS.values()
               if tier.command and (options.ci or options.all) and not skipped.skips(tier.name)]
+    # What fails leaves nothing out: the next one of the group tells what else is wrong.
     for name, argv, optional in chain:
-        runner.add(Job(name, argv, idle=True, needs=(last,), provides=name, optional=optional, seconds=500))
-        last = name
+        runner.add(Job(name, argv, idle=True, group="cargo", needs=(last,), optional=optional, seconds=500))
 
 
 def test_job(row, program, options, skipped):
@@ -501,7 +535,7 @@ def conclude(runner, options, skipped, began):
         say(f"{job.name[:60]:60} {job.began - runner.began:7.0f} {job.wall:7.1f} {job.cpu:7.1f}"
             + ("" if job.state == OK else f"  {job.state}"))
     wall, cpu = time.monotonic() - began, sum(job.cpu for job in jobs)
-    say(f"{'all':60} {'':7} {wall:7.1f} {cpu:7.1f}   {cpu / wall:.2f} cores busy")
+    say(f"{'all':60} {'':7} {wall:7.1f} {cpu:7.1f}   {cpu / wall:.2f} cores busy, {free_space(runner.folder)}")
 
     failed = [job for job in jobs if job.state not in (OK, LEFT_OUT)]
     unstable = retry(jobs, say) if failed and options.retry else None
@@ -519,6 +553,9 @@ def conclude(runner, options, skipped, began):
     for job in failed:
         names = sorted(name for name, result in job.tests.items() if result == FAILED)
         say(f"{job.state}: {job.name}" + (f": {', '.join(names)}" if names else ""))
+        printed = outputs_of_failures(job.output.read_text(errors="replace")) if job.row else {}
+        for name, text in printed.items():
+            say("\n".join(f"    {line}" for line in [f"{name}:", *text.splitlines()[-LINES_OF_FAILURE:]]))
     results = [result for job in jobs for result in job.tests.values()]
     counts = {kind: results.count(kind) for kind in ("ok", FAILED, "ignored")}
     if unstable:

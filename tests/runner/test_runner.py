@@ -73,6 +73,17 @@ class Results(RunnerTest):
         self.assertEqual(["a"], runner.explained_failures(101, text))
 
 
+    def test_a_failure_is_printed_with_its_end_and_without_passed_tests(self):
+        many = "\n".join(f"line {n}" for n in range(200))
+        text = f"test b ... ok\ntest a ... FAILED\n\nfailures:\n\n---- a stdout ----\n\n{many}\nthe reason\n\n\nfailures:\n    a\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored;"
+        short = runner.shortened(text)
+        self.assertIn("the reason\n\ntest result: FAILED", short)
+        self.assertIn("line 0\n", short)
+        self.assertNotIn("test b", short)
+        self.assertNotIn("line 100\n", short)
+        self.assertEqual("killed", runner.shortened("killed\n"))
+
+
 class Retries(RunnerTest):
     def test_a_story_that_passes_alone_is_unstable(self):
         script = f'if [ "$1" = --exact ]; then {PASSES}; exit; fi; {fails("a")}'
@@ -152,6 +163,13 @@ class Scheduling(RunnerTest):
         story = self.program_of_tests("story", PASSES, needs=("control-plane",))
         self.run_jobs(missing, broken, story)
         self.assertEqual([LEFT_OUT, FAILED, LEFT_OUT], [missing.state, broken.state, story.state])
+
+    def test_what_needs_something_that_was_left_out_is_left_out_too(self):
+        broken = Job("stories", [self.program("b", "exit 1")], provides="stories")
+        build = Job("all tests", [self.program("a", "exit 0")], provides="all tests", needs=("stories",))
+        tier = Job("tier", [self.program("c", "exit 0")], needs=("all tests",))
+        self.run_jobs(broken, build, tier)
+        self.assertEqual([FAILED, LEFT_OUT, LEFT_OUT], [broken.state, build.state, tier.state])
 
     def test_jobs_that_can_never_start_end_the_run(self):
         self.runner.add(self.program_of_tests("story", PASSES, needs=("nothing provides this",)))

@@ -22,16 +22,24 @@ EVIDENCE = ROOT / "tests/evidence/tiers.json"
 APART = ("textnlp-training", "textnlp-bench")
 # Crates that need the SDKs of clouds: only where the program is built with clouds too.
 OF_CLOUDS = ("textnlp-aws", "textnlp-sim")
+# The same for the executor that needs candle.
+OF_CANDLE = ("textnlp-candle",)
+OF_FEATURES = {"clouds": OF_CLOUDS, "candle": OF_CANDLE}
 
 
-def has_clouds(features):
-    """Whether the program is built with clouds."""
-    return any(name.endswith("/clouds") for name in features.split(","))
+def facts(features):
+    """Which of the program's features that have crates of their own it is built with."""
+    return {feature: any(name.endswith("/" + feature) for name in features.split(",")) for feature in OF_FEATURES}
+
+
+def left_out(features):
+    """The crates of features that the program is built without."""
+    return tuple(name for feature, built in facts(features).items() if not built for name in OF_FEATURES[feature])
 
 
 def selection(features):
     """The crates that are built together."""
-    apart = APART if has_clouds(features) else APART + OF_CLOUDS
+    apart = APART + left_out(features)
     return ("--workspace", *(word for name in apart for word in ("--exclude", name)))
 
 

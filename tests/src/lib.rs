@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bucket;
+pub mod checkov;
 pub mod http;
 pub mod ports;
 pub mod servers;
@@ -139,9 +140,16 @@ impl Sandbox {
 
     /// The id of the only process whose command line contains this word.
     pub fn pid(&self, word: &str) -> Option<u32> {
-        let found: Vec<_> = self.processes().into_iter().filter(|(_, line)| line.contains(word)).collect();
-        assert!(found.len() < 2, "more than one process of {word}: {found:?}");
-        found.first().map(|(pid, _)| *pid)
+        let started = Instant::now();
+        loop {
+            let found: Vec<_> = self.processes().into_iter().filter(|(_, line)| line.contains(word)).collect();
+            if found.len() < 2 {
+                return found.first().map(|(pid, _)| *pid);
+            }
+            // A child has the command line of its parent until its own `exec`.
+            assert!(started.elapsed() < Duration::from_secs(10), "more than one process of {word}: {found:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Kills a process.
@@ -200,17 +208,28 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
     }
 }
 
-/// A pseudorandom number generator with a seed (SplitMix64).
+/// A pseudorandom number generator with a seed (SplitMix64, <https://prng.di.unimi.it/splitmix64.c>).
+#[derive(Debug, Clone)]
 pub struct Dice(pub u64);
 
 impl Dice {
     /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
+        self.number() % bound
+    }
+
+    /// An index of a list of this length; 0 for an empty one.
+    pub fn index(&mut self, length: usize) -> usize {
+        if length == 0 { 0 } else { usize::try_from(self.below(length as u64)).unwrap_or(0) }
+    }
+
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
+        z ^ (z >> 31)
     }
 }
 
@@ -324,7 +343,13 @@ pub fn write_secret(path: &Utf8Path, text: &str) {
 
 /// Today, as advisories are dated.
 pub fn today() -> String {
-    let output = Command::new("date").args(["-u", "+%Y-%m-%d"]).output().expect("ask for the date");
+    in_days(0)
+}
+
+/// The date in a number of days.
+pub fn in_days(days: u32) -> String {
+    let day = format!("+{days} days");
+    let output = Command::new("date").args(["-u", "-d", &day, "+%Y-%m-%d"]).output().expect("ask for the date");
     said(output).expect(0).out.trim().to_owned()
 }
 

@@ -181,6 +181,16 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let proof = run(&sandbox, &[&["backup", "verify", "--light", sealed][..], &with].concat()).expect(0).json();
     assert_eq!(proof["proof"]["level"], "keys", "{proof:#}");
     run(&sandbox, &["backup", "verify", "--light", plain]).expect(0);
+    // The record beside a backup is not signed.
+    let record = format!("{plain}.json");
+    let recorded = std::fs::read_to_string(&record).unwrap();
+    let mut forged: Value = serde_json::from_str(&recorded).unwrap();
+    forged["at"] = "2026-01-01T10:00:00Z".into();
+    std::fs::write(&record, forged.to_string()).unwrap();
+    let said = run(&sandbox, &["backup", "verify", "--light", plain]);
+    assert!(said.exit != 0 && said.out.contains("another backup was put in its place"), "{}", said.out);
+    std::fs::write(&record, recorded).unwrap();
+    run(&sandbox, &["backup", "verify", "--light", plain]).expect(0);
     // Nothing here names the key that has to have signed it.
     let restored = elsewhere(&sandbox, &["restore", plain]).expect(0);
     assert!(restored.err.contains("the origin of") && restored.err.contains("was not verified"), "{}", restored.err);
@@ -235,4 +245,112 @@ fn scheduled_backups_are_verified_and_a_failure_stops_nothing() {
     assert!(status["backup"]["warnings"][0].as_str().unwrap().contains("FAILED"), "{status:#}");
     assert_eq!(status["ready"], true, "the service goes on");
     assert_eq!(answers(&sandbox, &sandbox.first_key("development")), 200);
+}
+
+/// Cuts a journal off after an operation on a resource began.
+fn cut_after_begun(journal: &Utf8Path, resource: &str) {
+    let log = std::fs::read_to_string(journal.join("log")).unwrap();
+    let mut kept = String::new();
+    for line in log.lines() {
+        kept += &format!("{line}\n");
+        let (sum, record) = line.split_once(' ').unwrap();
+        let record: Value = serde_json::from_str(record).unwrap();
+        if record["entry"] == "begun" && record["resource"].as_str().unwrap_or_default().contains(resource) {
+            let head = json!({ "n": record["n"], "sum": sum, "len": kept.len() });
+            std::fs::write(journal.join("log"), &kept).unwrap();
+            std::fs::write(journal.join("head.json"), head.to_string()).unwrap();
+            let _ = std::fs::remove_file(journal.join("snapshot.json"));
+            return;
+        }
+    }
+    panic!("no operation on {resource} began: {log}");
+}
+
+/// What a repository or an archive brings along: a state with programs, records and links of its author.
+#[test]
+fn state_of_another_author_is_refused_until_it_is_adopted() {
+    let sandbox = Sandbox::new("foreign");
+    run(&sandbox, &["up", "--yes", "--no-gate"]).expect(0);
+    let foreign = sandbox.folder().join("elsewhere");
+    std::fs::create_dir(&foreign).unwrap();
+    let copied =
+        std::process::Command::new("cp").args(["-a", sandbox.state("development").as_str(), foreign.as_str()]).status();
+    assert!(copied.unwrap().success());
+    let other = |args: &[&str]| elsewhere(&sandbox, &[args, &ENV].concat());
+    for command in [&["backup", "create"][..], &["down", "--yes"], &["cleanup", "--older-than", "1d"]] {
+        let said = refused(other(command), 4, "copied_state");
+        assert!(said["error"]["hint"].as_str().unwrap().contains("state adopt"), "{said:#}");
+    }
+
+    // A program that its lock names and its folder holds is not even asked what it is.
+    let proof = sandbox.folder().join("it-ran");
+    let text = format!("#!/bin/sh\ntouch {proof}\n");
+    let script = sandbox.folder().join("script");
+    std::fs::write(&script, &text).unwrap();
+    let sum = std::process::Command::new("sha256sum").arg(&script).output().unwrap().stdout;
+    let digest = String::from_utf8(sum[..64].to_vec()).unwrap();
+    let program = foreign.join("development/programs").join(&digest);
+    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+    std::fs::rename(&script, &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let lock = foreign.join("development/development.lock");
+    let locked = std::fs::read_to_string(&lock).unwrap();
+    let named = |line: &str| match line.starts_with("server: ") {
+        true => format!("server: sha256:{digest}\n"),
+        false => format!("{line}\n"),
+    };
+    std::fs::write(&lock, locked.lines().map(named).collect::<String>()).unwrap();
+    refused(other(&["plan"]), 4, "locked_program_missing");
+    other(&["doctor"]);
+    assert!(!proof.exists());
+    std::fs::write(&lock, locked).unwrap();
+
+    // A run finishes what the journal has begun before it plans, so its author would decide what starts.
+    let (journal, whole) = (foreign.join("development/journal/here"), foreign.join("whole"));
+    let copied = std::process::Command::new("cp").args(["-a", journal.as_str(), whole.as_str()]).status();
+    assert!(copied.unwrap().success());
+    cut_after_begun(&journal, "gateway/process");
+    let log = || std::fs::read_to_string(journal.join("log")).unwrap();
+    let cut = log();
+    let asked = refused(other(&["up", "--no-gate"]), 4, "not_approved");
+    assert!(asked["error"]["message"].as_str().unwrap().contains("open operations"), "{asked:#}");
+    assert!(asked["error"]["hint"].as_str().unwrap().contains("state adopt"), "{asked:#}");
+    assert_eq!(log(), cut, "nothing was finished");
+    std::fs::remove_dir_all(&journal).unwrap();
+    std::fs::rename(&whole, &journal).unwrap();
+
+    refused(other(&["state", "adopt"]), 4, "not_approved");
+    assert_eq!(other(&["state", "adopt", "--yes"]).expect(0).json()["adopted"], true);
+    assert_eq!(other(&["state", "adopt"]).expect(0).json()["adopted"], false);
+    assert_eq!(run(&sandbox, &["state", "adopt"]).expect(0).json()["adopted"], false);
+    other(&["backup", "create"]).expect(0);
+    run(&sandbox, &["down", "--yes"]).expect(0);
+}
+
+/// Restoring a database runs what its dump contains, so a backup of another signer is not restored.
+#[test]
+fn backup_of_another_signer_is_not_run_by_its_verification() {
+    let sandbox = Sandbox::new("forged");
+    run(&sandbox, &["up", "--yes", "--no-gate"]).expect(0);
+    let own = run(&sandbox, &["backup", "create"]).expect(0).json();
+    let attacker = Sandbox::new("attacker");
+    run(&attacker, &["up", "--yes", "--no-gate"]).expect(0);
+    let made = run(&attacker, &["backup", "create", "--plain"]).expect(0).json();
+    run(&attacker, &["down", "--yes"]).expect(0);
+    let folder = Utf8PathBuf::from(own["file"].as_str().unwrap()).parent().unwrap().to_owned();
+    let forged = folder.join("backup_20990101.dump");
+    std::fs::copy(made["file"].as_str().unwrap(), &forged).unwrap();
+    // It is the newest.
+    refused(run(&sandbox, &["backup", "verify", "--light"]), 4, "other_signer");
+    refused(
+        run(&sandbox, &["backup", "verify", "--light", "--signed-by", own["signer"].as_str().unwrap()]),
+        4,
+        "other_signer",
+    );
+    for trusted in ["any", made["signer"].as_str().unwrap()] {
+        let said = run(&sandbox, &["backup", "verify", "--light", "--signed-by", trusted]).expect(0);
+        assert_eq!(said.json()["verified"], true);
+    }
+    run(&sandbox, &["backup", "verify", "--light", own["file"].as_str().unwrap()]).expect(0);
+    run(&sandbox, &["down", "--yes"]).expect(0);
 }

@@ -76,6 +76,7 @@ fn down_is_right(sandbox: &Sandbox, story: &str) {
         "lock",
         "development.lock",
         "environment/",
+        ".origin",
         "secrets/.lock",
     ];
     let other: Vec<_> = sandbox.files(&state).into_iter().filter(|f| !known.iter().any(|k| f.starts_with(k))).collect();

@@ -12,8 +12,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-files", &[]),
     ("textnlp-net", &[]),
     ("textnlp-provider", &[]),
-    ("textnlp-models", &[]),
     ("textnlp-inference", &[]),
+    ("textnlp-candle", &["textnlp-inference"]),
+    ("textnlp-models", &["textnlp-inference"]),
     ("textnlp-control", &[]),
     ("textnlp-keys", &["textnlp-provider"]),
     ("textnlp-onprem", &["textnlp-provider", "textnlp-keys", "textnlp-models"]),
@@ -21,7 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-token", &["textnlp-provider"]),
     ("textnlp-aws", &["textnlp-provider", "textnlp-token"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
-    ("textnlp-service", &["textnlp-orchestrator", "textnlp-provider", "textnlp-models"]),
+    ("textnlp-service", &["textnlp-orchestrator", "textnlp-provider", "textnlp-models", "textnlp-bundle"]),
     ("textnlp-bundle", &["textnlp-models"]),
     ("textnlp-training", &["textnlp-inference", "textnlp-models"]),
     ("textnlp-process", &[]),
@@ -36,6 +37,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "textnlp-gateway",
             "textnlp-sites",
             "textnlp-inference",
+            "textnlp-candle",
             "textnlp-models",
             "textnlp-bundle",
         ],
@@ -71,6 +73,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "textnlp-orchestrator",
             "textnlp-provider",
             "textnlp-server",
+            "textnlp-tests",
         ],
     ),
 ];
@@ -86,6 +89,10 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("textnlp-models", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
     (
         "textnlp-inference",
+        &["aws-sdk", "google-cloud", "azure", "kube", "clap", "hyper", "axum", "reqwest", "tokio", "sqlx"],
+    ),
+    (
+        "textnlp-candle",
         &["aws-sdk", "google-cloud", "azure", "kube", "clap", "hyper", "axum", "reqwest", "tokio", "sqlx"],
     ),
     ("textnlp-control", &["tokio", "hyper", "axum", "reqwest", "sqlx", "jiff"]),
@@ -108,12 +115,12 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
         &["aws-sdk", "google-cloud", "azure", "kube", "clap", "axum", "sqlx", "candle", "jsonwebtoken"],
     ),
     ("textnlp-sites", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "candle", "tokenizers"]),
-    ("textnlp-server", &["aws-sdk", "google-cloud", "azure", "kube", "indicatif", "candle", "sqlx"]),
+    ("textnlp-server", &["aws-sdk", "google-cloud", "azure", "kube", "indicatif", "candle-", "sqlx"]),
 ];
 
 /// Every crate may import the network layer, except those that are pure computation.
 const NETWORK: &str = "textnlp-net";
-const WITHOUT_NETWORK: &[&str] = &["textnlp-inference", "textnlp-control"];
+const WITHOUT_NETWORK: &[&str] = &["textnlp-inference", "textnlp-candle", "textnlp-control"];
 
 /// Crates below `providers/` that are parts of providers, not providers: no environment names them.
 const PARTS: &[&str] = &["textnlp-keys", "textnlp-token"];

@@ -72,6 +72,18 @@ fn killed_supervisor_is_reported_and_replaced_without_stopping_programs() {
     let old = sandbox.pid(SUPERVISOR).expect("it runs");
     sandbox.kill(old);
     let status = sandbox.run(&["status", "--env", "development"]).expect(1);
+    let health = sandbox.run(&["health", "check", "--all", "--env", "development", "-o", "json"]).expect(1).json();
+    let rows = health["checks"].as_array().unwrap();
+    let row = |site: Option<&str>, name: &str| {
+        let found = rows.iter().find(|row| row["site"].as_str() == site && row["name"] == name);
+        found.unwrap_or_else(|| panic!("{name}: {health:#}"))["mark"].as_str().unwrap()
+    };
+    assert_eq!(row(Some("here"), "cluster"), "problem");
+    assert_eq!((row(None, "endpoint"), row(None, "database")), ("well", "well"));
+    for name in ["disk", "backup", "gate"] {
+        row(None, name);
+    }
+    assert!(rows.iter().any(|row| row["name"].as_str().unwrap().starts_with("model ")), "{health:#}");
     let line = status.out.lines().find(|l| l.contains("here/cluster ")).expect("the supervisor has a line");
     assert!(line.contains("stopped"), "{line}");
     assert!(status.out.contains("To fix it: textnlp-deploy up --env development"), "{}", status.out);
@@ -81,6 +93,8 @@ fn killed_supervisor_is_reported_and_replaced_without_stopping_programs() {
     assert_ne!(sandbox.pid(SUPERVISOR).expect("a new one"), old);
     assert_eq!([sandbox.pid(SERVER), sandbox.pid(GATEWAY)], children, "nobody was restarted for it");
     sandbox.run(&["status", "--env", "development"]).expect(0);
+    let health = sandbox.run(&["health", "check", "--env", "development"]).expect(0);
+    assert!(health.out.contains("No problems") && !health.out.contains("here/cluster"), "{}", health.out);
     // The new one does its work, on children that it did not start.
     let server = children[0].expect("it ran");
     sandbox.kill(server);

@@ -181,6 +181,15 @@ fn point_in_time_restore_recovers_between_two_keys_on_a_bare_machine() {
     std::fs::write(part, flipped).unwrap();
     let damaged = refused(restore_file(&moment, &with_key), "no_such_moment");
     assert!(damaged.contains(name) && damaged.contains("damaged"), "{damaged}");
+    // A whole one that the environment's key did not sign.
+    std::fs::write(part, &bytes).unwrap();
+    let signature = log.join(format!("{name}.json.minisig"));
+    let signed = std::fs::read(&signature).unwrap();
+    std::fs::copy(log.join(format!("{}.json.minisig", all[all.len() - leading].file_stem().unwrap())), &signature)
+        .unwrap();
+    let forged = refused(restore_file(&moment, &with_key), "no_such_moment");
+    assert!(forged.contains(name) && forged.contains("signature"), "{forged}");
+    std::fs::write(&signature, signed).unwrap();
     let target = sandbox.folder().join("elsewhere");
     assert_eq!(sandbox.files(&target), Vec::<String>::new(), "what was refused left nothing");
     std::fs::write(part, bytes).unwrap();

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use camino::Utf8Path;
 use serde_json::{Value, json};
-use textnlp_tests::{Sandbox, http};
+use textnlp_tests::{Sandbox, eventually, http};
 
 /// Metrics of node agents, kube-state-metrics and Prometheus itself: the monitoring of any cluster has it.
 const OF_CLUSTERS: [&str; 4] = [
@@ -49,6 +49,40 @@ fn every_metric_of_the_rules_and_dashboard_is_scraped() {
         .collect();
     assert!(missing.is_empty(), "{missing:?} of {told:?}");
 
+    let summary = ["metrics", "summary", "--env", "development", "--period", "1s", "-o", "json"];
+    let told = sandbox.run(&summary).expect(0).json();
+    let site = &told["sites"][0];
+    assert_eq!((&site["site"], &site["source"], &site["notes"]), (&json!("here"), &json!("two_scrapes"), &json!([])));
+    assert!(site["summary"]["memory_bytes_max"].as_u64().unwrap() > 1_000_000, "{told}");
+    assert_eq!(site["summary"]["requests"], 0, "nobody asked it meanwhile: {told}");
+    assert!(told["sites"][0]["summary"]["queue_max"].is_u64(), "{told}");
+
+    for task in ["vacuum", "analyze"] {
+        let done = sandbox.run(&["db", task, "--env", "development", "-o", "json"]).expect(0).json();
+        let database = &done["databases"][0];
+        assert_eq!((&database["site"], &database["database"]), (&json!("here"), &json!("sqlite")), "{done}");
+        assert!(database["bytes_after"].as_u64().unwrap() > 0, "{done}");
+    }
+    assert_eq!(sandbox.run(&["generate", "Mira walked", "--env", "development"]).exit, 0);
+
+    let errors = sandbox.run(&["logs", "errors", "--env", "development", "-o", "json"]).expect(0).json();
+    let site = &errors["sites"][0];
+    assert_eq!((&site["site"], &site["complete"]), (&json!("here"), &json!(true)), "{errors}");
+    assert!(site["logs"].as_u64().unwrap() > 0 && site["lines"].as_u64().unwrap() > 0, "{errors}");
+
+    let state = |document: &Value, list: &str, name: &str| {
+        let found = document[list].as_array().unwrap().iter().find(|one| one["name"] == name);
+        found.map_or(Value::Null, |one| one["state"].clone())
+    };
+    let deps = sandbox.run(&["deps", "--env", "development", "-o", "json"]).expect(0).json();
+    for name in ["state store", "database"] {
+        assert_eq!(state(&deps, "dependencies", name), "ok", "{name}: {deps}");
+    }
+    let audit = sandbox.run(&["security", "audit", "--env", "development", "-o", "json"]).expect(0).json();
+    for name in ["state files", "secrets", "open ports", "secret jwt-signing-key", "waivers", "bundle signature"] {
+        assert_eq!(state(&audit, "lines", name), "ok", "{name}: {audit}");
+    }
+
     // Somebody else reads the scrape too.
     let mut child = match Command::new("promtool")
         .args(["check", "metrics"])
@@ -67,6 +101,75 @@ fn every_metric_of_the_rules_and_dashboard_is_scraped() {
     let said = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(!said.contains("error while linting"), "{said}");
+}
+
+#[test]
+fn monthly_reports_are_of_the_records_and_price_only_what_is_known() {
+    let sandbox = Sandbox::new("months");
+    sandbox.up("development");
+    assert_eq!(sandbox.run(&["generate", "Mira walked", "--max-tokens", "20", "--env", "development"]).exit, 0);
+    let report = |words: &[&str], more: &[String]| {
+        let more = more.iter().map(String::as_str);
+        let typed: Vec<&str> =
+            words.iter().copied().chain(["--env", "development", "-o", "json"]).chain(more).collect();
+        sandbox.run(&typed)
+    };
+    // The server writes its records in batches.
+    let month = eventually("a recorded request", || {
+        let month = report(&["performance", "report"], &[]).expect(0).json();
+        (month["total"]["requests"].as_u64()? > 0).then_some(month)
+    });
+    let total = &month["total"];
+    assert_eq!((&total["errors"], &total["availability"]), (&json!(0), &json!(1.0)), "{month}");
+    assert!(total["generated_tokens"].as_u64().unwrap() >= 1 && total["p95_ms"].is_u64(), "{month}");
+    assert_eq!(month["groups"][0]["tenant"], "default", "{month}");
+    let page = std::fs::read_to_string(month["report"].as_str().unwrap()).unwrap();
+    assert!(page.contains("<svg") && !page.contains("<script"), "{page}");
+    let file = sandbox.folder().join("month.pdf");
+    report(&["performance", "report"], &["--pdf".to_owned(), file.to_string()]).expect(0);
+    assert!(std::fs::read(&file).unwrap().starts_with(b"%PDF-"));
+    let early = ["--month", "1999-12"].map(str::to_owned);
+    let none = report(&["performance", "report"], &early).expect(0).json();
+    assert_eq!((&none["total"]["requests"], &none["days"][0]["state"]), (&json!(0), &json!("not_recorded")), "{none}");
+    let late = ["--month", "9998-01"].map(str::to_owned);
+    assert_eq!(report(&["performance", "report"], &late).expect(2).json()["error"]["code"], "future_month");
+
+    let unpriced = report(&["cost", "report"], &[]).expect(0).json();
+    assert_eq!((&unpriced["not_priced"], &unpriced["tokens"]), (&json!(["here"]), &Value::Null), "{unpriced}");
+    assert_eq!(unpriced["cost"]["monthly"], Value::Null, "{unpriced}");
+    // 0.1 kW for 730 hours at 0.2.
+    let machine = ["watts=100", "price_per_kwh=0.2", "purchase_price=0", "depreciation_months=1"];
+    let machine: Vec<String> = machine.iter().map(|value| format!("--set=budget.machines.here.{value}")).collect();
+    let priced = report(&["cost", "report"], &machine).expect(0).json();
+    assert_eq!((&priced["cost"]["monthly"], &priced["not_priced"]), (&json!(14.6), &json!([])), "{priced}");
+    let row = json!({ "service": "Machines", "site": "here", "monthly": 14.6, "known": 14.6 });
+    assert_eq!(priced["breakdown"], json!([row]), "{priced}");
+    assert!(priced["tokens"]["per_1k_tokens"].as_f64().unwrap() >= 0.0, "{priced}");
+    assert_eq!(priced["tokens"]["groups"][0]["tenant"], "default", "{priced}");
+
+    let cost = ["baseline", "record", "--only", "cost"];
+    assert_eq!(report(&cost, &[]).expect(4).json()["error"]["code"], "cost_unknown");
+    let recorded = report(&cost, &machine).expect(0).json();
+    assert_eq!(recorded["baseline"]["cost"]["known"], 14.6, "{recorded}");
+    assert_eq!(report(&cost, &machine).expect(4).json()["error"]["code"], "baseline_exists");
+    let again = report(&["cost", "report"], &machine).expect(0).json();
+    assert_eq!(again["baseline"]["change_percent"], 0.0, "{again}");
+
+    assert_eq!(report(&["baseline", "compare"], &[]).expect(2).json()["error"]["code"], "no_baseline");
+    let speed = ["baseline", "record", "--only", "speed", "--users", "2", "--seconds", "3"];
+    // Settings that are not applied are not what is measured.
+    assert_eq!(report(&speed, &machine).expect(4).json()["error"]["code"], "settings_not_applied");
+    let recorded = report(&speed, &[]).expect(0).json();
+    assert!(recorded["baseline"]["speed"]["tokens_per_second"].as_f64().unwrap() > 0.0, "{recorded}");
+    let compared = report(&["baseline", "compare"], &[]).expect(0).json();
+    assert!(compared["speed_up"]["value"].as_f64().unwrap() > 0.0, "{compared}");
+    assert_eq!(compared["cost_reduction_percent"]["value"], Value::Null, "the machine has no price here: {compared}");
+
+    let file = sandbox.state("development").join("evidence/baseline.json");
+    let altered = std::fs::read_to_string(&file).unwrap().replace("14600000", "99600000");
+    std::fs::write(&file, altered).unwrap();
+    let shown = report(&["baseline", "show"], &[]).expect(4).json();
+    assert_eq!(shown["error"]["code"], "baseline_not_verified", "{shown}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! A plan is saved, read by somebody, and applied exactly as it was or not at all.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::PermissionsExt;
+
 use textnlp_tests::Sandbox;
 
 const DEVELOPMENT: [&str; 2] = ["--env", "development"];
@@ -128,6 +130,16 @@ fn plan_file_of_another_environment_is_refused_before_any_change() {
     check("{}", &[], 4, "`textnlp_plan` is missing");
     check(&good, &["--env", "staging"], 4, "is a plan for `development`");
     check(&good, &["--set", "gates.users=3"], 2, "uses the options of the saved plan");
+    std::fs::write(&file, &good).unwrap();
+    let exposed = || sandbox.run(&["apply", file.as_str()]).expect(4);
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let said = exposed();
+    assert!(said.err.contains("other users can write to") && said.err.contains("cp "), "{}", said.err);
+    if rustix::process::geteuid().is_root() {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        std::os::unix::fs::chown(&file, Some(1), None).unwrap();
+        assert!(exposed().err.contains("belongs to"));
+    }
     let said = sandbox.run(&["apply", "nowhere.plan"]).expect(2);
     assert!(said.err.contains("nowhere.plan"), "{}", said.err);
     let said = plan(&sandbox, &["--delete-data", "development"]).expect(2);
@@ -173,4 +185,46 @@ fn unwanted_replica_is_removed_only_through_the_gate() {
     sandbox.run(&["apply", file.as_str()]).expect(0);
     assert_eq!(replicas(), 1);
     sandbox.run(&["down", "--env", "staging", "--yes", "--delete-data", "staging"]).expect(0);
+}
+
+/// Checks of checkov that exported manifests do not pass, each with the reason.
+const UNCHECKED: &[(&str, &str)] = &[
+    ("CKV_K8S_35", "the job of the first key reads its id and its digest, which are no secrets, as variables"),
+    ("CKV_K8S_40", "backups run as the user of CloudNativePG's image, 26, whom its files belong to"),
+];
+
+#[test]
+fn exported_manifests_pass_checkov() {
+    let sandbox = Sandbox::new("checkov");
+    let image = format!("sites[0].cluster.image=registry.example.com/textnlp:1@sha256:{}", "a".repeat(64));
+    let manifests = sandbox.folder().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let file = manifests.join("all.yaml");
+    let of = ["export", "yaml", "--env", "pilot", "--provider", "kubernetes", "--out", file.as_str()];
+    let sets = ["--set", "traffic.domain=text.example.com", "--set", image.as_str()];
+    sandbox.run(&[&of[..], &sets].concat()).expect(0);
+    let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let failures = textnlp_tests::checkov::failures(tests, manifests.as_std_path());
+    let failed: Vec<&str> = failures.keys().map(String::as_str).collect();
+    assert_eq!(failed, UNCHECKED.iter().map(|(id, _)| *id).collect::<Vec<_>>(), "{failures:#?}");
+}
+
+/// A folder that came with a repository may hold links and a list of what an earlier export wrote.
+#[test]
+fn links_in_the_folder_of_an_export_are_refused() {
+    let sandbox = Sandbox::new("links");
+    let mine = sandbox.folder().join("mine");
+    let out = sandbox.folder().join("out");
+    std::fs::create_dir(&mine).unwrap();
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(mine.join("id_ed25519"), "a key").unwrap();
+    std::os::unix::fs::symlink(&mine, out.join("base")).unwrap();
+    std::fs::write(out.join(".textnlp-export"), "kustomize\nbase/id_ed25519\n").unwrap();
+    let image = format!("sites[0].cluster.image=registry.example.com/textnlp:1@sha256:{}", "a".repeat(64));
+    let of = ["export", "kustomize", "--env", "pilot", "--provider", "kubernetes", "--out", out.as_str()];
+    let sets = ["--set", "traffic.domain=text.example.com", "--set", image.as_str()];
+    let said = sandbox.run(&[&of[..], &sets].concat()).expect(4);
+    assert!(said.err.contains("out/base is a symbolic link"), "{}", said.err);
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 2, "nothing was written");
+    assert_eq!(std::fs::read_to_string(mine.join("id_ed25519")).unwrap(), "a key");
 }

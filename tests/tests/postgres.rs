@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use serde_json::{Value, json};
-use textnlp_tests::{Said, Sandbox, counts, eventually, http};
+use textnlp_tests::{Said, Sandbox, counts, eventually, http, said};
 
 #[path = "../../server/tests/support/postgres.rs"]
 mod postgres;
@@ -147,6 +147,22 @@ fn managed_database_survives_supervisor_loss_and_down_with_its_replica() {
     assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
     sandbox.run(&up).expect(0);
     assert_eq!(generate(&sandbox, &key), 200, "what was stored is there, its key too");
+
+    // The link of a copied state leads to the same database, which is not the copy's.
+    if postgres::user().is_some() {
+        let copy = sandbox.folder().join("copy");
+        std::fs::create_dir(&copy).unwrap();
+        let copied = [sandbox.state("development"), copy.clone()];
+        assert!(std::process::Command::new("cp").arg("-a").args(copied).status().unwrap().success());
+        let other = |args: &[&str]| {
+            let args = [args, &["--env", "development", "--yes"]].concat();
+            said(sandbox.command(&args).env("TEXTNLP_STATE_DIR", &copy).output().unwrap())
+        };
+        other(&["state", "adopt"]).expect(0);
+        let down = other(&["down", "--delete-data", "development"]);
+        assert!(down.exit == 1 && down.err.contains("of which this state is a copy"), "{down:?}");
+        assert!(home.join("data/PG_VERSION").exists());
+    }
 
     sandbox.run(&["down", "--env", "development", "--delete-data", "development", "--yes"]).expect(0);
     assert!(!home.exists(), "{home}");

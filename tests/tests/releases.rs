@@ -154,3 +154,239 @@ fn only_verified_releases_are_promoted() {
     with(&sandbox, &old, &["down", "--yes", "--delete-data", "development"]).expect(0);
     assert!(!left.iter().any(|folder| folder.exists()), "{left:?}");
 }
+
+#[test]
+fn cleanup_removes_what_is_old_and_unneeded_and_nothing_else() {
+    let sandbox = Sandbox::new("cleanup");
+    let (old, new) = (program(), other_program(&sandbox, "newer"));
+    with(&sandbox, &old, &UP).expect(0);
+    with(&sandbox, &new, &["release", "set"]).expect(0);
+    with(&sandbox, &new, &UP).expect(0);
+    let state = sandbox.state("development");
+    let previous = state.join("programs").join(server_of(&releases(&sandbox)[0]).strip_prefix("sha256:").unwrap());
+    assert!(previous.is_file(), "{previous}");
+    let unneeded = [
+        state.join("programs").join("a".repeat(64)),
+        state.join("sites/here/log/server-0.log.2"),
+        sandbox.folder().join("support-development-20260101T000000Z.tar"),
+    ];
+    let needed = [
+        previous,
+        state.join("sites/here/log/server-0.log"),
+        state.join("sites/here/data/textnlp.db"),
+        state.join("journal/here/log"),
+        sandbox.folder().join("support-staging-20260101T000000Z.tar"),
+    ];
+    let age = |file: &Utf8Path| {
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(file).unwrap();
+        opened.set_modified(std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1)).unwrap();
+    };
+    unneeded.iter().chain(&needed).for_each(|file| age(file));
+    let young = state.join("sites/here/log/server-0.log.1");
+    std::fs::write(&young, "just rotated").unwrap();
+
+    let clean = |more: &[&str]| {
+        sandbox.run(&[&["cleanup", "--older-than", "30d", "-o", "json"], &DEVELOPMENT[..], more].concat())
+    };
+    let listed = |document: &Value, member: &str| -> Vec<String> {
+        let items = document[member].as_array().unwrap().iter();
+        let mut paths: Vec<String> =
+            items.map(|item| item["path"].as_str().or(item.as_str()).unwrap().to_owned()).collect();
+        paths.sort();
+        paths
+    };
+    let mut expected: Vec<String> = unneeded.iter().map(ToString::to_string).collect();
+    expected.sort();
+    let shown = clean(&["--dry-run"]).expect(0).json();
+    assert_eq!((listed(&shown, "found"), listed(&shown, "removed")), (expected.clone(), Vec::new()));
+    let refused = clean(&[]).expect(4).json();
+    assert_eq!(
+        (refused["error"]["code"].as_str(), listed(&refused, "found")),
+        (Some("not_approved"), expected.clone())
+    );
+    assert!(unneeded.iter().all(|file| file.is_file()), "nothing is removed without an approval");
+    let done = clean(&["--yes"]).expect(0).json();
+    assert_eq!(listed(&done, "removed"), expected);
+    assert!(unneeded.iter().all(|file| !file.exists()), "{done:#}");
+    assert!(needed.iter().chain([&young]).all(|file| file.is_file()), "{done:#}");
+    assert_eq!(listed(&clean(&["--yes"]).expect(0).json(), "found"), Vec::<String>::new());
+    with(&sandbox, &new, &["status"]).expect(0);
+    with(&sandbox, &new, &["rollback"]).expect(0);
+    sandbox.run(&["cleanup", "--older-than", "1h", "--env", "development"]).expect(2);
+}
+
+#[test]
+fn production_phases_take_promoted_releases_and_no_phase_is_skipped() {
+    let mut sandbox = Sandbox::new("order");
+    // A short gate that any machine opens.
+    sandbox.variables.extend([
+        ("TEXTNLP_SET__gates__users", "3".to_owned()),
+        ("TEXTNLP_SET__gates__hold", "1s".to_owned()),
+        ("TEXTNLP_SET__gates__p95_ms", "60000".to_owned()),
+    ]);
+    let folder = sandbox.folder().join("environments");
+    std::fs::create_dir(&folder).unwrap();
+    let user = if rustix::process::geteuid().is_root() { ", user: root" } else { "" };
+    for (name, phase) in [("first", "pilot"), ("wide", "scale-up")] {
+        let text = format!(
+            "extends: staging\nenvironment: {name}\nphase: {phase}\ndata: disposable\nbackup: {{ enabled: false }}\n\
+             scaling: {{ min: 3 }}\nprerequisites: {{ allow_below_minimum: true{user} }}\n"
+        );
+        std::fs::write(folder.join(format!("{name}.yaml")), text).unwrap();
+    }
+    let up = ["up", "--env", "first", "--yes", "--no-gate"];
+    let document = [&up[..], &["-o", "json"]].concat();
+    let early = sandbox.run(&document).expect(3).json();
+    assert_eq!(early["error"]["code"], "phase_not_entered", "{early:#}");
+    assert!(early["error"].to_string().contains("no release of phase staging was promoted"), "{early:#}");
+    assert!(early["error"]["hint"].as_str().unwrap().contains("up --from-scratch"), "{early:#}");
+    assert!(!sandbox.state("first").join("journal").exists() && !sandbox.site("first").exists());
+    let plan = sandbox.run(&["plan", "--env", "first", "-o", "json"]).expect(0).json();
+    assert!(plan["not_entered"].is_string(), "{plan:#}");
+    // Phases that start after nothing are not in the order: only the gate of the source counts.
+    let free = sandbox.run(&["promote", "--from", "staging", "--to", "air-gapped", "-o", "json"]).expect(3).json();
+    assert_eq!(free["error"]["code"], "gate_not_open", "{free:#}");
+    let skips = sandbox.run(&["promote", "--from", "staging", "--to", "wide", "-o", "json"]).expect(4).json();
+    assert_eq!(skips["error"]["code"], "phase_skipped", "{skips:#}");
+
+    sandbox.run(&["up", "--env", "staging", "--yes"]).expect(0);
+    sandbox.run(&["promote", "--from", "staging", "--to", "first"]).expect(0);
+    sandbox.run(&["down", "--env", "staging", "--yes"]).expect(0);
+    let promotion = sandbox.state("first").join("evidence/promotion.json");
+    let good = std::fs::read_to_string(&promotion).unwrap();
+    std::fs::write(&promotion, good.replace("\"staging\"", "\"pilot\"")).unwrap();
+    let changed = sandbox.run(&document).expect(3).json();
+    assert!(changed["error"].to_string().contains("promotion.json is not verified"), "{changed:#}");
+    std::fs::write(&promotion, &good).unwrap();
+    // Another deployment of that name, whose gate was not measured.
+    let (staging, passed) = (sandbox.state("staging"), sandbox.state("staging.passed"));
+    std::fs::rename(&staging, &passed).unwrap();
+    sandbox.run(&["up", "--env", "staging", "--yes", "--no-gate"]).expect(0);
+    sandbox.run(&["down", "--env", "staging", "--yes"]).expect(0);
+    let replaced = sandbox.run(&document).expect(3).json();
+    assert!(replaced["error"].to_string().contains("of staging, which is deployment"), "{replaced:#}");
+    std::fs::rename(&staging, sandbox.state("staging.other")).unwrap();
+    std::fs::rename(&passed, &staging).unwrap();
+    let entered = sandbox.run(&document).expect(0).json();
+    assert_eq!(entered["from_scratch"], false, "{entered:#}");
+
+    let history = sandbox.run(&["state", "history", "--env", "first"]).expect(0).out;
+    assert!(
+        history.contains("phase pilot entered with release") && history.contains("promoted from staging"),
+        "{history}"
+    );
+    // Another machine with the same journal has neither the history of releases nor the promotion.
+    let releases = sandbox.state("first").join("releases");
+    let elsewhere = sandbox.state("first").join("releases.elsewhere");
+    std::fs::rename(&releases, &elsewhere).unwrap();
+    std::fs::remove_file(&promotion).unwrap();
+    let plan = sandbox.run(&["plan", "--env", "first", "-o", "json"]).expect(0).json();
+    assert!(plan["not_entered"].is_null(), "{plan:#}");
+    std::fs::rename(&elsewhere, &releases).unwrap();
+
+    // What ran in the phase needs no evidence; another release does, or an exemption that is recorded and shown.
+    sandbox.run(&up).expect(0);
+    let other = other_program(&sandbox, "newer");
+    let run = |args: &[&str]| said(sandbox.command(args).env("TEXTNLP_SERVER", &other).output().unwrap());
+    run(&["release", "set", "--env", "first"]).expect(0);
+    std::fs::rename(&releases, &elsewhere).unwrap();
+    assert_eq!(run(&document).expect(3).json()["error"]["code"], "phase_not_entered", "nor on another machine");
+    std::fs::rename(&elsewhere, &releases).unwrap();
+    assert_eq!(run(&document).expect(3).json()["error"]["code"], "phase_not_entered");
+    let unreasoned = run(&[&document[..], &["--from-scratch"]].concat()).expect(2).json();
+    assert_eq!(unreasoned["error"]["code"], "no_reason", "{unreasoned:#}");
+    let emergency = [&document[..], &["--from-scratch", "--reason", "INC-9"]].concat();
+    assert_eq!(run(&emergency).expect(0).json()["from_scratch"], true);
+    assert_eq!(run(&document).expect(0).json()["from_scratch"], false, "it has entered");
+    for shows in [["status", "--env", "first"].as_slice(), &["state", "history", "--env", "first"]] {
+        let shown = run(shows).expect(0).out;
+        assert!(shown.contains("phase pilot entered from scratch") && shown.contains("INC-9"), "{shown}");
+    }
+}
+
+#[test]
+fn configuration_is_rolled_back_to_a_commit_of_its_file() {
+    let sandbox = Sandbox::new("configuration");
+    let folder = sandbox.folder().join("environments");
+    std::fs::create_dir(&folder).unwrap();
+    let file = folder.join("mine.yaml");
+    let of = |queue: u32| {
+        format!("extends: development\nenvironment: mine\nserver:\n  api:\n    queue: {queue}\n    host: 127.0.0.1\n")
+    };
+    let git = |args: &[&str]| {
+        let mut git = std::process::Command::new("git");
+        git.args(["-c", "user.name=Ada", "-c", "user.email=ada@example.com", "-C", folder.as_str()]).args(args);
+        let output = git.output().unwrap();
+        assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let commit = |text: &str, subject: &str| {
+        std::fs::write(&file, text).unwrap();
+        git(&["add", "."]);
+        git(&["commit", "--quiet", "--message", subject]);
+        git(&["rev-parse", "HEAD"])
+    };
+    let config =
+        |more: &[&str]| sandbox.run(&[&["rollback", "--config", "--env", "mine", "-o", "json"], more].concat());
+
+    std::fs::write(&file, of(1)).unwrap();
+    assert_eq!(config(&[]).expect(2).json()["error"]["code"], "no_git_history", "the folder is in no repository");
+    git(&["init", "--quiet"]);
+    let first = commit(&of(1), "the first");
+    let broken = commit("environment: [", "a mistake");
+    let second = commit(&of(2), "another queue");
+    let listed = config(&[]).expect(0).json();
+    let commits: Vec<&str> =
+        listed["commits"].as_array().unwrap().iter().map(|one| one["commit"].as_str().unwrap()).collect();
+    assert_eq!(commits, [second.as_str(), &broken, &first]);
+    assert_eq!(
+        (&listed["commits"][2]["subject"], &listed["commits"][2]["author"]),
+        (&json!("the first"), &json!("Ada"))
+    );
+
+    let done = config(&["--to", &first[..10]]).expect(0).json();
+    assert_eq!((&done["commit"], &done["changed"]), (&json!(first), &json!(true)));
+    assert!(done["next"].as_str().unwrap().starts_with("textnlp-deploy up --env mine"), "{done:#}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), of(1));
+    assert_eq!(config(&["--to", &first]).expect(0).json()["changed"], false);
+    assert_eq!(config(&["--to", "HEAD"]).expect(0).json()["commit"], json!(second), "and forward again");
+
+    // Nothing is lost, and no file is replaced by one that cannot be loaded.
+    std::fs::write(&file, of(3)).unwrap();
+    assert_eq!(config(&["--to", &first]).expect(4).json()["error"]["code"], "not_committed");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), of(3));
+    git(&["checkout", "--quiet", "--", "mine.yaml"]);
+    for (to, code) in [
+        (broken.as_str(), "invalid_environment"),
+        ("0000000", "no_such_commit"),
+        ("HEAD:mine.yaml", "no_such_commit"),
+        ("nothing", "no_such_commit"),
+    ] {
+        assert_eq!(config(&["--to", to]).expect(2).json()["error"]["code"], code, "{to}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), of(2), "{to}");
+    }
+    // The present file need not be valid: that may be why it is rolled back.
+    commit("environment: [", "the same mistake");
+    config(&["--to", &second]).expect(0);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), of(2));
+    let built_in = sandbox.run(&["rollback", "--config", "--env", "staging", "-o", "json"]).expect(2).json();
+    assert_eq!(built_in["error"]["code"], "no_environment_file");
+
+    // The author of a checkout that came as an archive chooses the settings of its repository. A partial clone fetches
+    // the objects that it lacks, by a program that they name.
+    let ran = sandbox.folder().join("ran");
+    let tree = git(&["rev-parse", &format!("{second}^{{tree}}")]);
+    for (key, value) in [
+        ("core.repositoryformatversion", "1"),
+        ("extensions.partialClone", "origin"),
+        ("remote.origin.promisor", "true"),
+        ("remote.origin.url", "ssh://nowhere.invalid/x"),
+        ("core.sshCommand", &format!("sh -c 'touch {ran}; false'")),
+    ] {
+        git(&["config", key, value]);
+    }
+    let object = folder.join(".git/objects").join(&tree[..2]).join(&tree[2..]);
+    std::fs::remove_file(&object).unwrap();
+    assert_ne!(config(&[]).exit, 0, "the object is missing");
+    assert!(!ran.exists());
+}

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use textnlp_tests::{Said, Sandbox, UP_KEYS, advisories, counts, eventually, has, http, program, said, today};
+use textnlp_tests::{Said, Sandbox, UP_KEYS, advisories, counts, eventually, has, http, in_days, program, said, today};
 
 /// A gate that is over in seconds and that any machine opens: what it measures is told elsewhere, here it is travelled.
 const SMALL_GATE: [&str; 6] = ["--set", "gates.users=3", "--set", "gates.hold=1s", "--set", "gates.p95_ms=60000"];
@@ -246,6 +246,31 @@ fn staging_gate_waits_for_current_advisories() {
     let shut = gate(&flawed, "gates.advisories=warn", &[]).expect(3).json();
     assert_eq!(shut["gate"]["state"], "shut", "{shut:#}");
     assert!(shut["error"].to_string().contains("RUSTSEC-2025-9999 tokio"), "{shut:#}");
+
+    // A waiver is named, bounded, has a reason, and is shown from then on.
+    let waive = |check: &str, until: &str, more: &[&str]| {
+        gate(&fresh, "gates.advisories=wait", &[&["--waive", check, "--until", until], more].concat())
+    };
+    let reason = ["--reason", "INC-7"];
+    for (check, until, more, code, says) in [
+        ("health", in_days(1), &reason[..], "unknown_check", "`metrics`"),
+        ("metrics", in_days(1), &reason[..0], "no_reason", "--reason TEXT"),
+        ("metrics", in_days(92), &reason[..], "invalid_date", "90 days later"),
+        ("metrics", "2026-01-01".to_owned(), &reason[..], "invalid_date", "90 days later"),
+    ] {
+        let refused = waive(check, &until, more).expect(2).json();
+        assert_eq!(refused["error"]["code"], code, "{refused:#}");
+        assert!(refused["error"]["hint"].as_str().unwrap().contains(says), "{refused:#}");
+    }
+    let until = in_days(30);
+    let waived = waive("metrics", &until, &reason).expect(0).json();
+    let exemption = &waived["gate"]["exemptions"][0];
+    assert_eq!((&exemption["check"], &exemption["reason"]), (&"metrics".into(), &"INC-7".into()), "{waived:#}");
+    assert_eq!(waived["gate"]["exemptions"].as_array().unwrap().len(), 1, "what was refused is not recorded");
+    let line = format!("check `metrics` of phase staging waived until {until}");
+    let status = sandbox.run(&["status", "--env", "staging"]).expect(0).out;
+    let history = sandbox.run(&["state", "history", "--env", "staging"]).expect(0).out;
+    assert!(status.contains(&line) && status.contains("INC-7") && history.contains(&line), "{status}\n{history}");
 }
 
 #[test]
@@ -284,9 +309,22 @@ fn api_keys_grant_and_deny_access() {
     assert!(sandbox.run(&["key", "list"]).expect(0).out.contains("tokenize,models"));
     sandbox.run(&["key", "create", "odd", "--scope", "everything"]).expect(2);
 
+    let set = sandbox.run(&["feature", "set", "beta", "on", "--percent", "50", "-o", "json"]).expect(0).json();
+    assert_eq!((&set["enabled"], &set["percent"], &set["source"]), (&true.into(), &50.into(), &"operator".into()));
+    let off = sandbox.run(&["feature", "set", "beta", "off", "-o", "json"]).expect(0).json();
+    assert_eq!((&off["enabled"], &off["percent"]), (&false.into(), &50.into()), "a rollback changes nothing else");
+    let listed = sandbox.run(&["feature", "list"]).expect(0).out;
+    assert!(listed.lines().any(|line| line.starts_with("beta") && line.contains("operator")), "{listed}");
+    let nothing = sandbox.run(&["feature", "set", "sso", "on"]).expect(2);
+    assert!(nothing.err.contains("single sign-on"), "a flag that nothing reads is refused: {}", nothing.err);
+    sandbox.run(&["feature", "set", "new_model", "on", "--model", "unknown"]).expect(2);
+    sandbox.run(&["feature", "clear", "beta"]).expect(0);
+    sandbox.run(&["feature", "clear", "beta"]).expect(2);
+
     let audited = sandbox.run(&["audit", "export", "--since", "2020-01-01"]).expect(0).out;
     let events: Vec<serde_json::Value> = audited.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    for (action, object) in [("key.create", id.as_str()), ("key.rotate", &id), ("key.revoke", other_id)] {
+    let keys = [("key.create", id.as_str()), ("key.rotate", &id), ("key.revoke", other_id)];
+    for (action, object) in keys.into_iter().chain([("feature.set", "beta"), ("feature.clear", "beta")]) {
         let found = events.iter().find(|event| event["action"] == action && event["object"] == object);
         let event = found.unwrap_or_else(|| panic!("no {action} of {object}: {audited}"));
         assert_eq!((&event["actor_kind"], &event["outcome"]), (&"operator".into(), &"succeeded".into()));

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 
 use textnlp_tests::Sandbox;
+use textnlp_tests::stand_in::StandIn;
 
 /// Every command that reads, or leaves the service running. `TMP` is replaced by a temporary folder.
 const COMMANDS: &[&str] = &[
@@ -19,11 +20,23 @@ const COMMANDS: &[&str] = &[
     "explain --env staging here/server/api-key",
     "explain --env staging here/server/jwt-key",
     "logs --env staging -n 500",
+    "logs errors --env staging --since 1h",
+    "analyze --env staging",
+    "metrics summary --env staging --period 1s",
+    "cost report --env staging",
+    "performance report --env staging",
+    "baseline record --env staging --users 1 --seconds 1 --replace",
+    "baseline compare --env staging",
+    "baseline show --env staging",
     "gate --env staging",
+    "phase list",
+    "phase show --env staging",
     "health --env staging",
+    "health check --env staging --all",
     "generate --env staging Mira --max-tokens 3",
     "chat --env staging",
     "tokenize --env staging Mira",
+    "embed --env staging Mira",
     "validate --env staging --reference a --candidate a",
     "load --env staging --users 1 --seconds 1",
     "providers",
@@ -46,12 +59,21 @@ const COMMANDS: &[&str] = &[
     "export helm --env pilot --out TMP/helm",
     "key list --env staging",
     "key revoke --env staging nothing-0000",
+    "feature list --env staging",
+    "feature set beta on --env staging --percent 50 --tenant acme",
+    "feature clear beta --env staging",
     "secret rotate jwt --env staging --yes --no-gate",
     "secret rotate ca --env staging --yes --no-gate",
     "secret rotate database --env staging --yes --no-gate",
     "audit export --env staging",
+    "security audit --env staging --full --sarif TMP/audit.sarif",
+    "compliance report --env staging --framework gdpr --out TMP/gdpr.html",
     "alert test --env staging",
     "alert list --env staging",
+    "deps --env staging",
+    "db vacuum --env staging",
+    "db analyze --env staging",
+    "cleanup --env staging --older-than 1d",
     "support-bundle --env staging --out TMP/support.tar",
     "release show --env staging",
     "release set --env staging",
@@ -59,6 +81,7 @@ const COMMANDS: &[&str] = &[
     "release diff --env staging",
     "promote --from development --to staging",
     "rollback --env staging --to 1",
+    "rollback --config --env staging",
     "rollout status --env staging",
     "rollout promote --env staging",
     "rollout abort --env staging",
@@ -98,6 +121,7 @@ const COMMANDS: &[&str] = &[
     "state at --env staging 3",
     "state diff --env staging 1 3",
     "state repair --env staging",
+    "state adopt --env staging",
     "state move --env staging --to TMP/elsewhere",
     "state remove --env staging here/nothing",
     "state import --env staging",
@@ -258,5 +282,22 @@ fn every_command_is_searched_for_secrets_or_exempt() {
             command.strip_prefix(leaf.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
         });
         assert!(is_searched || EXEMPT.contains(&leaf.as_str()), "`{leaf}` is neither searched nor exempt");
+    }
+}
+
+#[test]
+fn a_store_on_this_machine_gets_no_token_of_a_cloud() {
+    for (store, path) in [("az://c/x", "/devstoreaccount1"), ("gs://b/x", "")] {
+        let other = StandIn::of(404, "");
+        let mut sandbox = Sandbox::new("store");
+        sandbox.variables.extend([
+            ("AZURE_STORAGE_ACCOUNT_NAME", "mine".to_owned()),
+            ("AZURE_STORAGE_TOKEN", "hunter2".to_owned()),
+            ("GOOGLE_BEARER_TOKEN", "hunter2".to_owned()),
+        ]);
+        let (store, endpoint) = (format!("state.store={store}"), format!("state.endpoint={}{path}", other.url()));
+        sandbox.run(&["status", "--env", "staging", "--set", &store, "--set", &endpoint]);
+        let requests = other.requests();
+        assert!(!requests.is_empty() && !format!("{requests:?}").contains("hunter2"), "{store}: {requests:?}");
     }
 }

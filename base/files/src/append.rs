@@ -8,7 +8,7 @@ use crate::replace::sync_folder;
 
 /// Adds bytes to the end of a file, durable when this returns. A new file gets these permission bits, less the umask.
 ///
-/// One writer at a time: after a failure the file is cut back to its former length, so that no part of the bytes remains. A symbolic link
+/// One writer at a time: after a failure the file is truncated to its former length, so that no partial bytes remain. A symbolic link
 /// is not followed.
 pub fn append(path: impl AsRef<Path>, bytes: &[u8], mode: u32) -> Result<()> {
     let path = path.as_ref();

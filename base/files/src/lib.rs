@@ -17,7 +17,7 @@ pub use error::{Error, Result};
 pub use filesystem::{Filesystem, filesystem};
 pub use lock::Lock;
 pub use ownership::{
-    Exposed, Exposure, caller, check_files, check_folder, check_parents, check_secret, check_settings, is_own, user,
-    user_name,
+    Exposed, Exposure, caller, check_files, check_folder, check_instructions, check_parents, check_secret,
+    check_settings, is_own, user, user_name,
 };
 pub use replace::{Replace, sync_folder, unique_name};

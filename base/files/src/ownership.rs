@@ -191,13 +191,24 @@ pub fn check_settings(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
     Ok((!is_trusted(owner)).then(|| Exposed { path: path.to_owned(), why: Exposure::Owner(owner) }))
 }
 
+/// Checks a file that decides which programs run, such as a saved plan: as [`check_settings`], and not every user may write to it.
+/// A group may: on many systems each user has one.
+pub fn check_instructions(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
+    let path = path.as_ref();
+    if let Some(exposed) = check_settings(path)? {
+        return Ok(Some(exposed));
+    }
+    let mode = std::fs::metadata(path).map_err(Error::at("check", path))?.mode() & 0o7777;
+    Ok((mode & 0o002 != 0).then(|| Exposed { path: path.to_owned(), why: Exposure::Writable(mode) }))
+}
+
 /// Whether a user decides anyway what this process does. Who called it by `sudo` also chose its arguments.
 fn is_trusted(uid: u32) -> bool {
     let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
     [caller(), 0].contains(&uid) || sudo == Some(uid) || is_outside(uid)
 }
 
-/// Whether a user stands for all those outside of this user namespace, such as the root of the host of a container.
+/// Whether a user id represents all users outside of this user namespace, such as the host's root in a container.
 fn is_outside(uid: u32) -> bool {
     const OVERFLOW: u32 = 65_534;
     // `FIRST OUTSIDE COUNT`, see user_namespaces(7).
@@ -226,7 +237,7 @@ pub fn check_secret(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
     Ok(why.map(|why| Exposed { path: path.to_owned(), why }))
 }
 
-/// Whether a file's content is in the hands of this process's user: it belongs to that user, and others cannot write to it.
+/// Whether only this process's user can change a file: it belongs to that user, and others cannot write to it.
 pub fn is_own(there: &Metadata) -> bool {
     of_others(there).is_none()
 }

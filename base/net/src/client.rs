@@ -4,14 +4,19 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+pub use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder, Response, StatusCode, Url};
+use reqwest::{Client, ClientBuilder, Response, StatusCode};
 
 use crate::error_chain;
 use crate::retry::Transient;
 use crate::trust::TrustRoots;
 
+/// The hosts that no proxy reaches: this machine, addresses of its own link, and the metadata services of AWS (IPv6) and
+/// Google Cloud. Metadata services give the credentials of this machine.
+const NEVER_BY_PROXY: &str =
+    "localhost,127.0.0.0/8,::1,169.254.0.0/16,fe80::/10,fd00:ec2::/32,metadata.google.internal";
 /// What this program calls itself.
 pub const USER_AGENT: &str = concat!("textnlp-deploy/", env!("CARGO_PKG_VERSION"));
 /// A hub or registry needs two hops: to its own host, then to its storage. More than this is a loop.
@@ -73,7 +78,8 @@ impl fmt::Debug for ProxySettings {
 pub struct ClientOptions {
     /// Which authorities it trusts.
     pub trust: TrustRoots,
-    /// Which proxies it uses; the environment's variables are not read.
+    /// Which proxies it uses; the environment's variables are not read. None is used for this machine, link-local addresses
+    /// and metadata services of clouds.
     pub proxy: ProxySettings,
     /// To make a connection, with its handshake.
     pub connect_timeout: Duration,
@@ -173,7 +179,8 @@ impl ClientOptions {
         if let Some(timeout) = self.timeout {
             builder = builder.timeout(timeout);
         }
-        let bypass = self.proxy.no_proxy.as_deref().and_then(reqwest::NoProxy::from_string);
+        let direct = self.proxy.no_proxy.iter().fold(NEVER_BY_PROXY.to_owned(), |all, more| all + "," + more);
+        let bypass = reqwest::NoProxy::from_string(&direct);
         let proxies = [(&self.proxy.https, "HTTPS_PROXY", true), (&self.proxy.http, "HTTP_PROXY", false)];
         for (address, variable, is_tls) in proxies {
             if let Some(address) = address.as_deref() {
@@ -183,6 +190,21 @@ impl ClientOptions {
             }
         }
         Ok(builder)
+    }
+}
+
+/// The clients of a transfer that may cross several hosts.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    /// For requests with a credential: its owner's proxies and authorities.
+    pub authorized: Client,
+    /// For all others.
+    pub others: Client,
+}
+
+impl From<Client> for Routes {
+    fn from(client: Client) -> Self {
+        Self { authorized: client.clone(), others: client }
     }
 }
 
@@ -247,10 +269,10 @@ impl RequestError {
 }
 
 /// Sends a GET and follows redirects. `authorization` is asked for each hop: it returns the credential for that address, if it has
-/// one, so a credential reaches only the addresses that it is meant for. A hop from `https:` to `http:` is refused, and one from `http:` to
+/// one, so a credential reaches only the addresses that it is meant for, and by its own route. A hop from `https:` to `http:` is refused, and one from `http:` to
 /// `http:` is followed only where `allow_http` says so.
 pub async fn follow(
-    client: &Client,
+    routes: &Routes,
     url: &Url,
     headers: &HeaderMap,
     authorization: impl Fn(&Url) -> Option<HeaderValue>,
@@ -259,12 +281,14 @@ pub async fn follow(
     let mut at = url.clone();
     let mut first_headers = None;
     for _ in 0..=MAX_REDIRECTS {
-        let mut request = client.get(at.clone()).headers(headers.clone());
-        if let Some(mut value) = authorization(&at) {
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
-        }
-        let response = request.send().await.map_err(|error| RequestError::of(&at, error))?;
+        let request = match authorization(&at) {
+            Some(mut value) => {
+                value.set_sensitive(true);
+                routes.authorized.get(at.clone()).header(AUTHORIZATION, value)
+            }
+            None => routes.others.get(at.clone()),
+        };
+        let response = request.headers(headers.clone()).send().await.map_err(|error| RequestError::of(&at, error))?;
         let first_headers = first_headers.get_or_insert_with(|| response.headers().clone());
         if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
             return Ok(Followed { first_headers: std::mem::take(first_headers), response, url: at });

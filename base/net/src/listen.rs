@@ -24,7 +24,7 @@ const EXHAUSTED: Backoff = Backoff { first: Duration::from_millis(50), longest: 
 /// Between two log lines about the limit of connections.
 const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A connection, whatever carries it.
+/// A connection over any transport.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 

@@ -47,7 +47,7 @@ fn masked(address: IpAddr, prefix: u8) -> IpAddr {
 /// each may use. Where every subscriber has a /64 only, those beside it share the rest.
 const SUBSCRIBER_NETWORKS: [(u8, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
-/// The network that stands for one client: an IPv4 address, or the smallest network of an IPv6 subscriber.
+/// The network that counts as one client: an IPv4 address, or the smallest network of an IPv6 subscriber.
 pub fn subscriber(address: IpAddr) -> Network {
     network(address.to_canonical(), SUBSCRIBER_NETWORKS[0].0)
 }

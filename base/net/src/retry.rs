@@ -61,7 +61,7 @@ pub struct Transient {
     pub reason: String,
     /// How long the other side asks to wait.
     pub retry_after: Option<Duration>,
-    /// The other side limits how often it is asked.
+    /// The server limits the request rate.
     pub is_throttled: bool,
 }
 
@@ -100,9 +100,9 @@ pub fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
 /// Why no further attempt is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GaveUp {
-    /// The other side limits how often it is asked, or asks to wait too long.
+    /// The server limits the request rate, or requests a longer wait than allowed.
     Throttled {
-        /// What it asked to wait at last.
+        /// The last requested wait.
         retry_after: Option<Duration>,
     },
     /// Every attempt failed.

@@ -5,18 +5,42 @@ use std::io::{self, Read as _};
 use std::sync::{Arc, OnceLock};
 
 use camino::Utf8Path;
-use rustls::pki_types::CertificateDer;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 /// The longest file of authorities that is read; a bundle of every public authority is a few hundred kilobytes.
 const MAX_PEM: u64 = 16 << 20;
 
-/// The authorities that a client trusts. Made once, cheap to clone.
+/// The authorities that a client trusts. Built once; cloning is cheap.
 #[derive(Clone)]
 pub struct TrustRoots {
     store: Arc<RootCertStore>,
+    /// Those for [hosts of public clouds](CLOUDS), if others than these.
+    of_clouds: Option<Arc<RootCertStore>>,
 }
+
+/// Domains of public clouds and hubs, which get tokens of the caller. Their certificates have public authorities: the authority of an
+/// environment file, together with the proxy of that file, would let its author read the tokens.
+const CLOUDS: [&str; 15] = [
+    "amazonaws.com",
+    "amazonaws.com.cn",
+    "amazonaws.eu",
+    "api.aws",
+    "azure.cn",
+    "azure.com",
+    "azure.net",
+    "chinacloudapi.cn",
+    "google.com",
+    "googleapis.com",
+    "huggingface.co",
+    "microsoftonline.com",
+    "microsoftonline.us",
+    "usgovcloudapi.net",
+    "windows.net",
+];
 
 /// A file of authorities that cannot be used.
 #[derive(Debug)]
@@ -32,7 +56,7 @@ pub struct TrustError {
 pub enum TrustProblem {
     /// It cannot be read.
     Read(io::Error),
-    /// It is longer than any such file.
+    /// The file is too large.
     TooLong,
     /// It is not PEM.
     NotPem(String),
@@ -98,20 +122,26 @@ impl TrustRoots {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             Arc::new(roots)
         });
-        Self { store: store.clone() }
+        Self { store: store.clone(), of_clouds: None }
     }
 
-    /// The public authorities, and those in this file if there is one.
+    /// The public authorities, and those in this file if there is one: not for public clouds, unless it is the file of the caller that
+    /// `TEXTNLP_CA_FILE` names.
     pub fn public_and(file: Option<&Utf8Path>) -> Result<Self, TrustError> {
-        match file {
-            Some(file) => Self::public().with_file(file),
-            None => Ok(Self::public()),
-        }
+        let public = Self::public();
+        let Some(file) = file else { return Ok(public) };
+        let own = std::env::var("TEXTNLP_CA_FILE").ok().filter(|own| !own.is_empty());
+        let of_clouds = match own {
+            Some(own) if own == file.as_str() => None,
+            Some(own) => Some(public.clone().with_file(Utf8Path::new(&own))?.store),
+            None => Some(public.store.clone()),
+        };
+        Ok(Self { of_clouds, ..public.with_file(file)? })
     }
 
     /// No authority: for connections that are not TLS.
     pub fn none() -> Self {
-        Self { store: Arc::new(RootCertStore::empty()) }
+        Self { store: Arc::new(RootCertStore::empty()), of_clouds: None }
     }
 
     /// The authorities in this file, and no others.
@@ -150,11 +180,77 @@ impl TrustRoots {
 
     /// A TLS configuration of a client without a certificate of its own.
     pub fn client_config(&self) -> ClientConfig {
-        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .expect("the provider supports the default protocol versions")
-            .with_root_certificates(self.store.clone())
-            .with_no_client_auth()
+            .expect("the provider supports the default protocol versions");
+        let Some(of_clouds) = &self.of_clouds else {
+            return builder.with_root_certificates(self.store.clone()).with_no_client_auth();
+        };
+        let verifier = |roots: &Arc<RootCertStore>| {
+            let builder = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
+            builder.build().expect("both hold the public authorities")
+        };
+        let by_host = ByHost { of_clouds: verifier(of_clouds), others: verifier(&self.store) };
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(by_host)).with_no_client_auth()
+    }
+}
+
+/// Verifies as rustls does, with the authorities for the host.
+#[derive(Debug)]
+struct ByHost {
+    of_clouds: Arc<WebPkiServerVerifier>,
+    others: Arc<WebPkiServerVerifier>,
+}
+
+impl ByHost {
+    fn of(&self, host: &ServerName<'_>) -> &WebPkiServerVerifier {
+        let is_cloud = match host {
+            ServerName::DnsName(name) => {
+                let name = name.as_ref().trim_end_matches('.').to_ascii_lowercase();
+                let is_below = |domain: &&str| {
+                    name.strip_suffix(*domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+                };
+                CLOUDS.iter().any(is_below)
+            }
+            _ => false,
+        };
+        if is_cloud { &self.of_clouds } else { &self.others }
+    }
+}
+
+impl ServerCertVerifier for ByHost {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.of(server_name).verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.others.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.others.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.others.supported_verify_schemes()
     }
 }
 
@@ -205,5 +301,43 @@ mod tests {
         assert_eq!(public.clone().with_pem(pem.as_bytes(), "x").unwrap().store().len(), public.store().len() + 1);
         assert_eq!(TrustRoots::only_pem(pem.as_bytes(), "x").unwrap().store().len(), 1);
         assert_eq!(TrustRoots::none().store().len(), 0);
+    }
+
+    #[test]
+    fn authority_of_an_environment_does_not_vouch_for_public_clouds() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let made = authority.self_signed(&key).unwrap();
+        let issuer = rcgen::Issuer::new(authority, key);
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(folder.path()).unwrap().join("ca.pem");
+        std::fs::write(&file, made.pem()).unwrap();
+        let hosts = [
+            "storage.googleapis.com",
+            "GOOGLEAPIS.com",
+            "sts.eu-west-1.amazonaws.com",
+            "gitlab.example.com",
+            "notgoogleapis.com",
+        ];
+        let params = rcgen::CertificateParams::new(hosts.map(str::to_owned).to_vec()).unwrap();
+        let leaf = params.signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer).unwrap();
+        let verifier = |trust: &TrustRoots| {
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let verifier = |roots: &Arc<RootCertStore>| {
+                WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap()
+            };
+            let of_clouds = verifier(trust.of_clouds.as_ref().unwrap_or(&trust.store));
+            ByHost { of_clouds, others: verifier(&trust.store) }
+        };
+        let accepted = |trust: &TrustRoots| {
+            let verifier = verifier(trust);
+            hosts.map(|host| {
+                let name = ServerName::try_from(host).unwrap();
+                verifier.verify_server_cert(leaf.der(), &[], &name, &[], UnixTime::now()).is_ok()
+            })
+        };
+        assert_eq!(accepted(&TrustRoots::public_and(Some(&file)).unwrap()), [false, false, false, true, true]);
+        assert_eq!(accepted(&TrustRoots::only_file(&file).unwrap()), [true; 5]);
     }
 }

@@ -8,8 +8,8 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, Url};
 use rustls::pki_types::PrivateKeyDer;
 use textnlp_net::client::{
-    BodyError, ClientOptions, MAX_REDIRECTS, ProxySettings, RequestError, build, follow, is_loopback, read_body,
-    same_host, transient,
+    BodyError, ClientOptions, MAX_REDIRECTS, ProxySettings, RequestError, Routes, build, follow, is_loopback,
+    read_body, same_host, transient,
 };
 use textnlp_net::trust::TrustRoots;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -65,7 +65,7 @@ async fn credentials_are_sent_to_their_host_and_not_to_a_redirect_target() {
     let of_hub = hub.clone();
     let authorization = |at: &Url| (at.origin() == of_hub.origin()).then(|| HeaderValue::from_static("Bearer hunter2"));
     let client = client(ClientOptions::default());
-    let followed = follow(&client, &hub, &HeaderMap::new(), authorization, is_loopback).await.unwrap();
+    let followed = follow(&client.into(), &hub, &HeaderMap::new(), authorization, is_loopback).await.unwrap();
     assert_eq!((followed.first_headers["x-size"].to_str().unwrap(), followed.url.path()), ("7", "/blob"));
     assert_eq!(read_body(followed.response, 7).await.unwrap(), b"content");
     let heads = |heard: &Heard| heard.lock().unwrap().clone();
@@ -76,8 +76,27 @@ async fn credentials_are_sent_to_their_host_and_not_to_a_redirect_target() {
 }
 
 #[tokio::test]
+async fn credentials_take_the_route_of_their_owner() {
+    let (of_file, at_file) = server(|_| answer("200 OK", "", "blob")).await;
+    let (of_owner, at_owner) = server(|_| answer("302 Found", "Location: http://storage.invalid/blob\r\n", "")).await;
+    let by = |proxy: &Url| {
+        let proxy = ProxySettings { http: Some(proxy.to_string()), ..ProxySettings::default() };
+        client(ClientOptions { proxy, ..ClientOptions::default() })
+    };
+    let routes = Routes { authorized: by(&of_owner), others: by(&of_file) };
+    let hub: Url = "http://hub.invalid/model".parse().unwrap();
+    let authorization =
+        |at: &Url| (at.host_str() == Some("hub.invalid")).then(|| HeaderValue::from_static("Bearer hunter2"));
+    let followed = follow(&routes, &hub, &HeaderMap::new(), authorization, |_| true).await.unwrap();
+    assert_eq!(read_body(followed.response, 9).await.unwrap(), b"blob");
+    assert!(at_owner.lock().unwrap()[0].contains("authorization: bearer hunter2"));
+    let heads = at_file.lock().unwrap().clone();
+    assert!(heads.len() == 1 && !heads[0].contains("hunter2"), "{heads:?}");
+}
+
+#[tokio::test]
 async fn redirects_without_tls_and_redirect_loops_are_refused() {
-    let client = client(ClientOptions::default());
+    let client = client(ClientOptions::default()).into();
     let refused = async |url: &Url| match follow(&client, url, &HeaderMap::new(), |_| None, is_loopback).await {
         Err(RequestError::Redirect { url, reason }) => format!("{url} {reason}"),
         other => panic!("{other:?}"),
@@ -132,7 +151,7 @@ async fn throttling_is_recognised_with_retry_after() {
     assert_eq!(transient(&client.get(url).send().await.unwrap()), None);
     // Nothing listens there.
     let gone: Url = "http://127.0.0.1:1/?token=hunter2".parse().unwrap();
-    let error = follow(&client, &gone, &HeaderMap::new(), |_| None, |_| true).await;
+    let error = follow(&client.into(), &gone, &HeaderMap::new(), |_| None, |_| true).await;
     let Err(RequestError::Transient(failure)) = error else { panic!() };
     assert!(
         failure.reason.to_lowercase().contains("connection refused") && !failure.reason.contains("hunter2"),
@@ -147,12 +166,16 @@ async fn proxies_are_used_except_for_no_proxy_hosts() {
     let settings = ProxySettings {
         http: Some(proxy.as_str().replace("http://", "http://ada:hunter2@")),
         https: Some(proxy.to_string()),
-        no_proxy: Some("example.com,127.0.0.1".to_owned()),
+        no_proxy: Some("example.com".to_owned()),
     };
     let client = client(ClientOptions { proxy: settings, ..ClientOptions::default() });
     let get = async |url: &str| client.get(url).send().await.unwrap().text().await.unwrap();
     assert_eq!(get("http://service.invalid/x").await, "by the proxy");
     assert_eq!(get(direct.as_str()).await, "directly");
+    // Nothing listens there, and the proxy is not asked either.
+    for local in ["http://localhost:1/", "http://[::1]:1/"] {
+        assert!(client.get(local).send().await.is_err(), "{local}");
+    }
     let head = at_proxy.lock().unwrap()[0].clone();
     assert!(
         head.starts_with("get http://service.invalid/x ") && head.contains("proxy-authorization: basic "),
@@ -183,7 +206,7 @@ async fn private_ca_is_trusted_only_when_configured() {
     });
     let get = async |trust: TrustRoots| {
         let client = client(ClientOptions { trust, ..ClientOptions::default() });
-        follow(&client, &url, &HeaderMap::new(), |_| None, |_| false).await
+        follow(&client.into(), &url, &HeaderMap::new(), |_| None, |_| false).await
     };
     let folder = tempfile::tempdir().unwrap();
     let file = camino::Utf8Path::from_path(folder.path()).unwrap().join("ca.pem");

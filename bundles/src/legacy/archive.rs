@@ -18,7 +18,7 @@ const FILE: Access = Access { mode: 0o644, owner: 0 };
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Loaded<'a> {
+struct ManifestEntry<'a> {
     config: String,
     repo_tags: [&'a str; 1],
     layers: Vec<String>,
@@ -36,8 +36,11 @@ pub(crate) fn docker(
     let mut out = BufWriter::with_capacity(1 << 20, File::create_new(target).map_err(fail)?);
     let layer_name = |layer: &Descriptor| format!("{}.tar", layer.digest.hex());
     let config = format!("{}.json", manifest.config.digest.hex());
-    let list =
-        [Loaded { config: config.clone(), repo_tags: [tag], layers: manifest.layers.iter().map(layer_name).collect() }];
+    let list = [ManifestEntry {
+        config: config.clone(),
+        repo_tags: [tag],
+        layers: manifest.layers.iter().map(layer_name).collect(),
+    }];
     let list = serde_json::to_vec(&list).expect("texts");
 
     let mut written = BTreeSet::new();
@@ -62,7 +65,7 @@ pub(crate) fn docker(
 /// do not compress, and decompression is slower than reading.
 pub(crate) fn folder(root: &Utf8Path, called: &str, epoch: u64, target: &Utf8Path) -> Result<()> {
     let fail = |error| Error::io("write", target)(error);
-    let mut out = Gzip::new(File::create(target).map_err(fail)?, epoch).map_err(fail)?;
+    let mut out = Gzip::new(File::create_new(target).map_err(fail)?, epoch).map_err(fail)?;
     let mut paths = Vec::new();
     list(root, root, &mut paths)?;
     paths.sort();

@@ -6,13 +6,13 @@ use camino::Utf8PathBuf;
 
 use crate::oci;
 
-/// The result of work on the legacy formats.
+/// The result of operations on the legacy formats.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an export or update failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system, or a damaged bundle that is read.
+    /// An error of the file system, or a damaged bundle.
     #[error("{action} {path}")]
     Io {
         /// `read`, `write`.
@@ -39,7 +39,7 @@ pub enum Error {
         /// What.
         what: String,
     },
-    /// A model that is not what the manifest says.
+    /// A model that does not match the manifest.
     #[error("the digest of model {name} does not match the update's manifest: expected {expected}, found {found}")]
     Mismatch {
         /// The model.

@@ -26,9 +26,9 @@ use crate::oci::catalogue::{Catalogue, IndexEntry};
 pub struct Options {
     /// `1.0.0`: part of the archive's name.
     pub version: String,
-    /// Seconds since 1970 that every time shows.
+    /// The timestamp of all files, in seconds since 1970.
     pub epoch: u64,
-    /// Which image of several: an archive for `docker load` holds one.
+    /// The platform to select: an archive for `docker load` has one image.
     pub platform: Platform,
     /// Whether to make the `.tar.gz`, too.
     pub archive: bool,
@@ -176,7 +176,7 @@ impl Writer<'_> {
         Ok(written)
     }
 
-    /// Packages as they are, the program of the platform beside them, and the list that the installer reads.
+    /// Writes the unchanged packages, the program of the platform, and the list for the installer.
     fn packages(&mut self, platform: &Platform) -> Result<()> {
         self.copy("packages/", "packages/")?;
         let programs: Vec<(String, Entry)> = self
@@ -278,13 +278,13 @@ fn create(path: &Utf8Path, executable: bool) -> Result<File> {
     Ok(file)
 }
 
-/// A relative path that stays below where it is put.
+/// A relative path that does not leave its folder.
 pub(crate) fn safe(path: &str) -> bool {
     let part = |part: &str| !part.is_empty() && part != "." && part != ".." && part.len() <= 255;
     path.len() <= 4096 && path.split('/').all(part) && !path.contains('\\') && !path.chars().any(char::is_control)
 }
 
-/// As people and `docker` write it: without the public registry's name.
+/// The name as `docker` shows it: without the public registry.
 fn familiar(image: &IndexEntry) -> String {
     let name = image.name.strip_prefix("docker.io/").unwrap_or(&image.name);
     name.strip_prefix("library/").unwrap_or(name).to_owned()

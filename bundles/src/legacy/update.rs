@@ -47,7 +47,7 @@ pub fn create(folder: &Utf8Path, names: &[String], output: &Utf8Path, version: &
     let wanted: BTreeSet<&String> = names.iter().collect();
     let mut present = Vec::new();
     for name in wanted {
-        if !safe(name) || name.contains('/') || name.starts_with('.') {
+        if !is_folder_name(name) {
             return Err(Error::malformed(format!("the model `{name}`"), "its name is not a valid folder name"));
         }
         if folder.join(name).is_dir() { present.push(name) } else { skipped.push(name.clone()) }
@@ -126,7 +126,10 @@ fn unpack(update: &Utf8Path, staging: &Utf8Path) -> Result<Models> {
     let manifest: Models =
         serde_json::from_slice(&text).map_err(|error| no(format!("its {MANIFEST} cannot be read ({error})")))?;
 
-    // All names and sizes before the first byte is written.
+    // All names and sizes before the first byte is written. A name without files is a path all the same.
+    if let Some(name) = manifest.models.keys().find(|name| !is_folder_name(name)) {
+        return Err(no(format!("its {MANIFEST} has the model `{}`, which is not a valid folder name", shown(name))));
+    }
     let mut entries: BTreeMap<String, (usize, u64)> = BTreeMap::new();
     let mut total = 0u64;
     for index in 0..zip.len() {
@@ -135,16 +138,15 @@ fn unpack(update: &Utf8Path, staging: &Utf8Path) -> Result<Models> {
         if name == MANIFEST {
             continue;
         }
-        let shown: String = name.chars().filter(|c| !c.is_control()).take(200).collect();
         let model = name.split_once('/').map(|(model, _)| model);
-        if !safe(&name) || model.is_none_or(|model| !manifest.models.contains_key(model) || model.starts_with('.')) {
-            return Err(no(format!("`{shown}` belongs to no model of its manifest")));
+        if !safe(&name) || model.is_none_or(|model| !manifest.models.contains_key(model)) {
+            return Err(no(format!("`{}` belongs to no model of its manifest", shown(&name))));
         }
         if entry.is_symlink() || !entry.is_file() || entry.encrypted() {
-            return Err(no(format!("`{shown}` is not a plain file")));
+            return Err(no(format!("`{}` is not a plain file", shown(&name))));
         }
         if entry.compression() != CompressionMethod::Stored {
-            return Err(no(format!("`{shown}` is compressed; updates are stored (`zip -0`)")));
+            return Err(no(format!("`{}` is compressed; updates are stored (`zip -0`)", shown(&name))));
         }
         total = total.saturating_add(entry.size());
         entries.insert(name, (index, entry.size()));
@@ -184,7 +186,7 @@ fn exchange(manifest: &Models, staging: &Utf8Path, folder: &Utf8Path) -> Result<
     for (name, model) in &manifest.models {
         let (new, target) = (staging.join(name), folder.join(name));
         if !new.is_dir() {
-            // A model without files: nothing to bring.
+            // A model without files.
             continue;
         }
         match fs::symlink_metadata(&target) {
@@ -208,11 +210,24 @@ fn exchange(manifest: &Models, staging: &Utf8Path, folder: &Utf8Path) -> Result<
     let known = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Models>(&text).ok());
     let mut merged = manifest.clone();
     for (name, model) in known.map(|known| known.models).unwrap_or_default() {
+        if !is_folder_name(&name) {
+            continue;
+        }
         merged.models.entry(name).or_insert(model);
     }
     // The caller holds the lock of the folder.
     Replace::umask().sole_writer().write(&path, &pretty(&merged))?;
     Ok(applied)
+}
+
+/// Whether a model may have this name: one folder in the models folder, which is none of its own files.
+fn is_folder_name(name: &str) -> bool {
+    safe(name) && !name.contains('/') && !name.starts_with('.') && name != MANIFEST
+}
+
+/// A name from a file, for messages.
+fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 /// Exchanges two folders atomically; where the filesystem does not support it, the old one is missing for a moment.

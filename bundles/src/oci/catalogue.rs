@@ -48,12 +48,12 @@ pub fn path_of(digest: Digest) -> String {
 
 impl Catalogue {
     /// Reads the index and every manifest. A source without images has an empty catalogue.
-    pub fn read(shelf: &dyn FileSource) -> Result<Catalogue> {
+    pub fn read(source: &dyn FileSource) -> Result<Catalogue> {
         let path = format!("{FOLDER}/index.json");
-        if shelf.find(&path).is_none() {
+        if source.find(&path).is_none() {
             return Ok(Catalogue::default());
         }
-        let text = shelf.read(&path, MOST_DOCUMENT).map_err(Error::io("read", &path))?;
+        let text = source.read(&path, MOST_DOCUMENT).map_err(Error::io("read", &path))?;
         let Document::Index(index) = Document::parse(&path, media::INDEX, &text)? else {
             return Err(Error::malformed(path, "it is not an index"));
         };
@@ -61,11 +61,11 @@ impl Catalogue {
         for target in index.manifests {
             let Some(name) = target.annotations.get(REF_NAME).cloned() else { continue };
             let mut platforms = Vec::new();
-            match document(shelf, &target)? {
+            match document(source, &target)? {
                 Document::Manifest(manifest) => platforms.push((target.platform.clone(), target.clone(), manifest)),
                 Document::Index(Index { manifests, .. }) => {
                     for entry in manifests {
-                        if let Document::Manifest(manifest) = document(shelf, &entry)? {
+                        if let Document::Manifest(manifest) = document(source, &entry)? {
                             platforms.push((entry.platform.clone(), entry, manifest));
                         }
                     }
@@ -79,9 +79,9 @@ impl Catalogue {
     }
 }
 
-fn document(shelf: &dyn FileSource, descriptor: &Descriptor) -> Result<Document> {
+fn document(source: &dyn FileSource, descriptor: &Descriptor) -> Result<Document> {
     let path = path_of(descriptor.digest);
-    let text = shelf.read(&path, MOST_DOCUMENT).map_err(Error::io("read", &path))?;
+    let text = source.read(&path, MOST_DOCUMENT).map_err(Error::io("read", &path))?;
     agree(&path, descriptor, (Digest::of(&text), text.len() as u64))?;
     Document::parse(&path, &descriptor.media_type, &text)
 }

@@ -57,7 +57,7 @@ impl Content {
         Content(vec![Part::Bytes(bytes.into())])
     }
 
-    /// One file as it is.
+    /// One file, unchanged.
     pub fn file(path: &Utf8Path, size: u64) -> Content {
         Content(vec![Part::File { path: path.to_owned(), size }])
     }
@@ -75,7 +75,7 @@ impl Content {
         }
     }
 
-    /// All bytes from the beginning. Files are opened when their turn comes.
+    /// Reads all bytes from the start. Each file is opened when the reader reaches it.
     pub fn reader(&self) -> Reader<'_> {
         Reader { parts: self.0.iter(), bytes: &[], file: None }
     }
@@ -137,7 +137,7 @@ impl Blob {
         Ok(Blob { path: blob_path(digest), size, digest, content })
     }
 
-    /// A file of a layout that stands outside of `blobs/`.
+    /// A file of a layout outside of `blobs/`.
     pub(crate) fn named(path: &str, bytes: Vec<u8>) -> Blob {
         let digest = Digest::of(&bytes);
         Blob { path: path.to_owned(), size: bytes.len() as u64, digest, content: Content::bytes(bytes) }
@@ -147,8 +147,8 @@ impl Blob {
         Descriptor { media_type: media_type.to_owned(), digest: self.digest, size: self.size, ..Descriptor::default() }
     }
 
-    /// Puts the blob into a layout folder: a hard link where the content is one file of the same file system, else written.
-    /// A file that has the right size and digest stays.
+    /// Adds the blob to a layout folder: by a hard link if the content is one file of the same file system, else by writing
+    /// it. An existing file with the right size and digest is kept.
     pub fn put(&self, layout: &Utf8Path) -> Result<()> {
         let path = layout.join(&self.path);
         let folder = path.parent().unwrap_or(layout);
@@ -182,7 +182,7 @@ impl Blob {
     }
 }
 
-/// Where a blob stands in a layout.
+/// The path of a blob in a layout.
 pub(crate) fn blob_path(digest: Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }

@@ -1,5 +1,5 @@
-//! The JSON texts of the OCI image specification, and Docker's names for the same. Unknown fields are allowed, as the
-//! specification asks; what we act on is checked.
+//! The JSON documents of the OCI image specification, and Docker's equivalents. Unknown fields are allowed, as the
+//! specification requires; used fields are validated.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,7 +35,7 @@ pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub(crate) const MOST_DOCUMENT: u64 = 4 << 20;
 /// Configurations of images with long histories.
 pub(crate) const MOST_CONFIG: u64 = 8 << 20;
-/// Engines cannot stack more than 127; kept a little wider.
+/// The limit of layers. Engines support at most 127.
 const MOST_LAYERS: usize = 512;
 const MOST_ENTRIES: usize = 4096;
 
@@ -45,17 +45,17 @@ const MOST_ENTRIES: usize = 4096;
 pub struct Descriptor {
     /// What it is.
     pub media_type: String,
-    /// SHA-256 of it; images under other hash functions are refused.
+    /// The SHA-256; images with other hash functions are refused.
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
-    /// In an index: what the image runs on.
+    /// In an index: the platform of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     /// In a layout's index: the image's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "nullable")]
     pub annotations: BTreeMap<String, String>,
-    /// Elsewhere to fetch it from: never followed.
+    /// Other download locations; never used.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "nullable")]
     pub urls: Vec<String>,
 }
@@ -91,12 +91,12 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Linux on this architecture, in Go's words.
+    /// Linux on this architecture, named as in Go.
     pub fn linux(architecture: &str) -> Platform {
         Platform { architecture: architecture.to_owned(), os: "linux".to_owned(), variant: None }
     }
 
-    /// Whether an image for `other` runs here. A variant that one side does not name does not matter, and `arm64` is `arm64/v8`.
+    /// Whether an image for `other` runs here. A variant that one side omits is ignored, and `arm64` is `arm64/v8`.
     pub fn runs(&self, other: &Platform) -> bool {
         let same = |a: &Option<String>, b: &Option<String>| a.is_none() || b.is_none() || a == b;
         self.os == other.os && self.architecture == other.architecture && same(&self.variant, &other.variant)
@@ -170,7 +170,7 @@ pub struct Index {
     pub manifests: Vec<Descriptor>,
 }
 
-/// What of an image's configuration is looked at.
+/// The fields of an image's configuration that are used.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ImageConfig {
     /// `amd64`.
@@ -184,7 +184,7 @@ pub struct ImageConfig {
     pub variant: Option<String>,
 }
 
-/// What a digest in an index may lead to.
+/// The kinds of documents that an index may reference.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "one at a time, and taken apart at once")]
 pub enum Document {
@@ -237,7 +237,7 @@ impl Index {
     pub fn choose(&self, what: &str, wanted: &Platform) -> Result<&Descriptor> {
         let fits = |d: &&Descriptor| d.platform.as_ref().is_some_and(|p| wanted.runs(p));
         let exact = |d: &&Descriptor| d.platform.as_ref() == Some(wanted);
-        // A list of one image often does not say what it runs on; the image itself does, and is asked later.
+        // An index of one image often has no platform; the platform is then read from the image's configuration.
         let single = || match &self.manifests[..] {
             [one] if one.platform.is_none() => Some(one),
             _ => None,
@@ -261,7 +261,7 @@ impl Index {
 }
 
 impl ImageConfig {
-    /// The platform that the configuration of an image names; it must run on the wanted one.
+    /// The platform in the configuration of an image, which must be compatible with the wanted one.
     pub fn platform(what: &str, text: &[u8], wanted: &Platform) -> Result<Platform> {
         let config: ImageConfig = serde_json::from_slice(text)
             .map_err(|error| Error::malformed(what, format!("its configuration cannot be read ({error})")))?;

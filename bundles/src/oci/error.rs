@@ -1,4 +1,4 @@
-//! What can go wrong with images, by what a person can do about it.
+//! Errors of images, grouped by their fix.
 
 use std::io;
 
@@ -22,10 +22,10 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// The program that an image would be made of.
+    /// The program for the image.
     #[error(transparent)]
     Program(#[from] NotStatic),
-    /// A text that says something else than it should.
+    /// A document with invalid content.
     #[error("{what}: {why}")]
     Malformed {
         /// The document, file or reference.
@@ -33,26 +33,26 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// Content that is not what its digest says.
+    /// Content that does not match its digest.
     #[error("{what} does not match its digest: expected {expected}, found {found}")]
     Mismatch {
         /// The blob.
         what: String,
-        /// The digest or size that was promised.
+        /// The expected digest or size.
         expected: String,
         /// What was found.
         found: String,
     },
-    /// Something that is not there.
+    /// A missing object.
     #[error("{what} does not exist: {why}")]
     Missing {
         /// The image, blob or platform.
         what: String,
-        /// Where it was looked for, and what there is instead.
+        /// The location, and what exists there instead.
         why: String,
     },
-    /// Two images that want one name.
-    #[error("two different images are called {name} for {platform}")]
+    /// Two images with one name.
+    #[error("two different images have the name {name} for {platform}")]
     Conflict {
         /// The name.
         name: String,
@@ -85,7 +85,7 @@ pub enum Error {
         /// The last reason.
         why: String,
     },
-    /// The registry limits how often it is asked.
+    /// The registry limits the request rate.
     #[error("{what}: too many requests{}", .seconds.map(|seconds| format!("; the registry asks to wait {seconds} s")).unwrap_or_default())]
     Throttled {
         /// The address without its query.

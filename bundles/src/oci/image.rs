@@ -1,5 +1,5 @@
-//! The server's image, put together from the static program without a container engine. Layers are plain tars, so that what two
-//! versions have in common is found by the chunks of a delta.
+//! Builds the server's image from the static program, without a container engine. Layers are plain tars, so that a delta
+//! finds the chunks that two versions share.
 
 use std::fs;
 
@@ -27,19 +27,19 @@ pub struct Recipe {
     pub name: String,
     /// The release's version, which becomes the tag.
     pub version: String,
-    /// Seconds since 1970 that every time in the image shows.
+    /// The timestamp of all files in the image, in seconds since 1970.
     pub epoch: u64,
     /// The commit that the program was built from, if known.
     pub revision: Option<String>,
-    /// Where the source lives, if it may be named.
+    /// The URL of the source, if it is public.
     pub source: Option<String>,
-    /// Models to put into a layer of their own: a name and a folder each. Usually none: models travel beside images.
+    /// Models to put into a layer of their own: a name and a folder each. Usually none, because models are separate items of a bundle.
     pub models: Vec<(String, Utf8PathBuf)>,
 }
 
 /// A conventional uid of images without root.
 pub const USER: u32 = 65532;
-/// The program's place in the image, and the image's entry point.
+/// The program's path in the image, which is also the entry point.
 pub const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
 const HOME: &str = "/var/lib/textnlp";
 const ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -47,8 +47,8 @@ const ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 const ROOT_FOLDER: Access = Access { mode: 0o755, owner: 0 };
 const ROOT_FILE: Access = Access { mode: 0o644, owner: 0 };
 
-/// Puts the image together. The same recipe gives the same bytes on any day and any machine. Nothing is written: the program and the models
-/// are read once for their digests, and again when the blobs are.
+/// Builds the image. The same recipe gives the same bytes at any time and on any machine. Nothing is written: the program and the
+/// models are read once for their digests, and again when the blobs are read.
 pub fn assemble(recipe: &Recipe) -> Result<Image> {
     let platform = elf::is_static(&recipe.program)?;
     let tag = super::reference::is_tag(&recipe.version) && super::reference::is_repository(&recipe.name);
@@ -127,7 +127,7 @@ pub fn files(version: &str, program: Digest) -> [File; 2] {
     ]
 }
 
-/// What hardly ever changes, so that it is a layer of its own.
+/// The files that rarely change, in a separate layer.
 fn base(epoch: u64) -> Content {
     let mut layer = Layer::new(epoch);
     let own = Access { mode: 0o755, owner: USER };
@@ -207,7 +207,7 @@ fn file_names(folder: &Utf8Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The public certificate authorities as a PEM file, for what in a container looks for one.
+/// The public certificate authorities as a PEM file, for programs in a container that read one.
 fn authorities() -> String {
     let mut text = String::with_capacity(256 << 10);
     for certificate in webpki_root_certs::TLS_SERVER_ROOT_CERTS {

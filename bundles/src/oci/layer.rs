@@ -14,12 +14,12 @@ const MOST_OCTAL: u64 = 0o77_777_777_777;
 /// A layer under construction. Entries keep the order of their addition; folders come before their content.
 pub(crate) struct Layer {
     parts: Vec<Part>,
-    /// Bytes that wait to become a part, so that headers and padding between files are one piece.
+    /// Pending bytes, so that headers and padding between files become one part.
     pending: Vec<u8>,
     epoch: u64,
 }
 
-/// Who owns an entry, and what may be done with it.
+/// Owner and mode of an entry.
 #[derive(Clone, Copy)]
 pub(crate) struct Access {
     pub(crate) mode: u32,
@@ -41,7 +41,7 @@ impl Layer {
         self.pad(bytes.len() as u64);
     }
 
-    /// A file as it is on disk: it stays there and is read when the layer is.
+    /// A file on disk, which is read when the layer is read.
     pub(crate) fn file(&mut self, path: &str, access: Access, source: &Utf8Path) -> Result<()> {
         let found = fs::metadata(source).map_err(Error::io("read", source))?;
         if !found.is_file() {
@@ -112,7 +112,7 @@ fn split(path: &str) -> Option<(&str, &str)> {
         .find(|(prefix, name)| prefix.len() <= 155 && !name.is_empty() && name.len() <= 100)
 }
 
-/// `LENGTH KEY=VALUE\n`, where LENGTH counts itself.
+/// `LENGTH KEY=VALUE\n`, where LENGTH includes itself.
 fn record(key: &str, value: &str) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;

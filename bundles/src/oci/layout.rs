@@ -27,7 +27,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Opens the folder: it must say that it is a layout of version 1, and have an index that can be read.
+    /// Opens the folder, which must be a layout of version 1 with a valid index.
     pub fn open(root: &Utf8Path) -> Result<Layout> {
         let marker = root.join("oci-layout");
         let text = read(&marker, 4096)?;
@@ -39,14 +39,14 @@ impl Layout {
         }
         let path = root.join("index.json");
         let text = read(&path, MOST_DOCUMENT)?;
-        // A layout's index may leave its media type out; it is an index by its place.
+        // The index of a layout may omit its media type.
         match Document::parse(path.as_str(), media::INDEX, &text)? {
             Document::Index(index) => Ok(Layout { root: root.to_owned(), index }),
             Document::Manifest(_) => Err(Error::malformed(path.as_str(), "it is not an index")),
         }
     }
 
-    /// What the layout holds: names as they are annotated, and what they lead to.
+    /// The annotated names of the layout, and their targets.
     pub fn entries(&self) -> impl Iterator<Item = (Option<&str>, &Descriptor)> {
         self.index.manifests.iter().map(|d| (d.annotations.get(REF_NAME).map(String::as_str), d))
     }
@@ -116,7 +116,7 @@ impl Layout {
     fn blob(&self, descriptor: &Descriptor) -> Result<Blob> {
         let path = self.root.join(blob_path(descriptor.digest));
         let file = open(&path)?;
-        // Size first: a file that is too large need not be read to be wrong.
+        // The size is compared first, so that a file that is too large is not read.
         let size = file.metadata().map_err(Error::io("read", &path))?.len();
         if size == descriptor.size {
             agree(path.as_str(), descriptor, Digest::of_reader(file).map_err(Error::io("read", &path))?)?;
@@ -134,7 +134,7 @@ impl Layout {
 }
 
 /// Several images as one layout: the blobs of all, each once, the index that names them, and the marker. Images of one name for
-/// several platforms become one list of that name. Sorted by path; the order in which the images come does not matter.
+/// several platforms become one list of that name. Sorted by path, independent of the order of the images.
 pub fn merge(images: &[Image]) -> Result<Vec<Blob>> {
     let entries = images.iter().map(|image| ImageSummary {
         name: image.name.clone(),
@@ -150,7 +150,7 @@ pub fn merge(images: &[Image]) -> Result<Vec<Blob>> {
     Ok(blobs.into_values().collect())
 }
 
-/// What a list of images needs to know of one.
+/// The properties of an image that an index contains.
 pub(crate) struct ImageSummary {
     pub(crate) name: String,
     pub(crate) platform: Platform,
@@ -174,7 +174,8 @@ pub(crate) fn lists(images: impl IntoIterator<Item = ImageSummary>) -> Result<Ve
     let mut entries = Vec::new();
     for (name, platforms) in by_name {
         let mut manifests: Vec<Descriptor> = platforms.into_values().collect();
-        // Readers of layouts look for OCI's media types alone; a list of one leads them to an image in Docker's, whose digest stays.
+        // Readers of layouts accept only OCI's media types. An image with Docker's types is referenced by an index of one image, so
+        // that its digest does not change.
         let ours = |d: &Descriptor| d.media_type == media::MANIFEST;
         let mut entry = if manifests.len() == 1 && ours(&manifests[0]) {
             manifests.remove(0)

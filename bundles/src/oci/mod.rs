@@ -12,11 +12,13 @@ mod document;
 mod error;
 pub(crate) mod layer;
 mod net;
+mod push;
 mod reference;
 
 pub use content::{Blob, Content, Part, Reader};
 pub use document::{Descriptor, Document, ImageConfig, Index, Manifest, Platform, REF_NAME, media};
 pub use error::{Error, Result};
+pub use push::push;
 pub use reference::Reference;
 
 use textnlp_models::Digest;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use camino::Utf8PathBuf;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use textnlp_models::{Attempts, Event, Limits, Progress, ProxySettings};
 use textnlp_net::client::{BodyError, Followed, RequestError, follow, is_loopback, read_body, transient};
@@ -19,11 +19,11 @@ use super::error::{Error, Result};
 pub struct Options {
     /// Proxies.
     pub proxy: ProxySettings,
-    /// Certificates of a private CA, trusted beside the public ones.
+    /// Certificates of a private CA, trusted in addition to the public ones.
     pub ca_file: Option<Utf8PathBuf>,
     /// The hosts where `http:` is used instead of `https:`.
     pub plain_http: PlainHttp,
-    /// The account, if the registry wants one.
+    /// The account, if the registry requires one.
     pub credentials: Option<Credentials>,
     /// Further hosts that may get the password in exchange for a token.
     pub token_hosts: Vec<String>,
@@ -84,6 +84,8 @@ impl fmt::Debug for Secret {
 
 /// Registries whose token host has another name of the same vendor.
 const HOUSES: [(&str, &str); 2] = [("registry-1.docker.io", "auth.docker.io"), ("registry.gitlab.com", "gitlab.com")];
+/// An error of a registry.
+const MOST_ERROR: usize = 4 << 10;
 /// A token's answer.
 const MOST_TOKEN: usize = 256 << 10;
 
@@ -93,7 +95,7 @@ pub(super) struct RepositoryClient {
     base: Url,
     repository: String,
     options: Options,
-    /// The credentials that the registry asked for; none before the first request.
+    /// The credentials that the registry requires; none before the first request.
     authorization: tokio::sync::Mutex<Option<Secret>>,
 }
 
@@ -104,7 +106,12 @@ pub(super) enum Fault {
     /// A permanent error.
     Fatal(Error),
     /// A refusal by the registry.
-    Refused { status: StatusCode },
+    Refused {
+        /// Its status.
+        status: StatusCode,
+        /// Its own message; empty for reads.
+        says: String,
+    },
 }
 
 impl RepositoryClient {
@@ -152,6 +159,49 @@ impl RepositoryClient {
         Err(refusal(&response))
     }
 
+    /// One attempt at a request that changes something; follows no redirect, and answers one authentication challenge.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        url: &Url,
+        headers: &HeaderMap,
+        body: impl Fn() -> Body + Send,
+        progress: &Progress<'_>,
+    ) -> Result<Response, Fault> {
+        if !self.is_ours(url) {
+            let why = format!("it wants the upload to go to {}", shown(url));
+            let what = format!("{}/{}", self.base.host_str().unwrap_or_default(), self.repository);
+            let hint = "push the image with another program".to_owned();
+            return Err(Fault::Fatal(Error::Denied { what, why, hint }));
+        }
+        let mut response = self.send_once(&method, url, headers, body()).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            let secret = self.answer(challenge(response.headers()), progress).await?;
+            *self.authorization.lock().await = Some(secret);
+            response = self.send_once(&method, url, headers, body()).await?;
+        }
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        match transient(&response) {
+            Some(failure) => Err(Fault::Again(failure)),
+            None => {
+                let status = response.status();
+                let says = read_body(response, MOST_ERROR).await.unwrap_or_default();
+                let says = String::from_utf8_lossy(&says).chars().filter(|c| !c.is_control()).collect();
+                Err(Fault::Refused { status, says })
+            }
+        }
+    }
+
+    async fn send_once(&self, method: &Method, url: &Url, headers: &HeaderMap, body: Body) -> Result<Response, Fault> {
+        let mut request = self.client.request(method.clone(), url.clone()).headers(headers.clone()).body(body);
+        if let Some(secret) = self.authorization.lock().await.as_ref() {
+            request = request.header(AUTHORIZATION, hidden(&secret.0)?);
+        }
+        Ok(request.send().await.map_err(|error| RequestError::of(url, error))?)
+    }
+
     async fn follow(&self, url: &Url, headers: &HeaderMap) -> Result<Followed, Fault> {
         let authorization = match self.authorization.lock().await.as_ref() {
             Some(secret) => Some(hidden(&secret.0)?),
@@ -160,7 +210,7 @@ impl RepositoryClient {
         // Storage hosts get signed URLs; they must not get the registry's credentials.
         let authorization = |at: &Url| authorization.clone().filter(|_| self.is_ours(at));
         let allow_http = |at: &Url| self.options.plain_http.allows(at);
-        Ok(follow(&self.client, url, headers, authorization, allow_http).await?)
+        Ok(follow(&self.client.clone().into(), url, headers, authorization, allow_http).await?)
     }
 
     fn is_ours(&self, at: &Url) -> bool {
@@ -198,7 +248,7 @@ impl RepositoryClient {
             let what = format!("{}/{}", self.base.host_str().unwrap_or_default(), self.repository);
             Fault::Fatal(Error::Denied { what, why, hint: hint.to_owned() })
         };
-        let log_in = "configure an account that may pull from it";
+        let log_in = "configure an account that may use it";
         match challenge {
             Some(Challenge::Basic) => match &self.options.credentials {
                 Some(credentials) => Ok(basic(credentials)),
@@ -293,7 +343,7 @@ fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     bearer.or_else(|| basic().then_some(Challenge::Basic))
 }
 
-/// `a="b",c=d`: commas may stand inside of quotes, as in `scope="repository:x:pull,push"`.
+/// `a="b",c=d`: commas may be inside of quotes, as in `scope="repository:x:pull,push"`.
 fn parameters(text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut rest = text.trim();
@@ -349,7 +399,7 @@ async fn body(response: Response, most: usize, url: &Url) -> Result<Vec<u8>, Fau
 fn refusal(response: &Response) -> Fault {
     match transient(response) {
         Some(failure) => Fault::Again(failure),
-        None => Fault::Refused { status: response.status() },
+        None => Fault::Refused { status: response.status(), says: String::new() },
     }
 }
 

@@ -108,7 +108,7 @@ fn is_host(text: &str) -> bool {
     }
 }
 
-/// The specification's words for a tag.
+/// A tag by the specification.
 pub(crate) fn is_tag(text: &str) -> bool {
     let first = text.bytes().next();
     text.len() <= 128
@@ -116,12 +116,12 @@ pub(crate) fn is_tag(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-/// The specification's words for a repository's name.
+/// A repository name by the specification.
 pub(crate) fn is_repository(text: &str) -> bool {
     let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let part = |part: &str| {
         let bytes = part.as_bytes();
-        // Separators stand between words: one `.`, one or two `_`, any number of `-`.
+        // Separators are between words: one `.`, one or two `_`, any number of `-`.
         bytes.first().is_some_and(|b| word(*b))
             && bytes.last().is_some_and(|b| word(*b))
             && bytes.iter().all(|b| word(*b) || b"._-".contains(b))

@@ -111,7 +111,7 @@ async fn fetch(
                     }
                     let path = download(line, wanted, folder, progress).await?;
                     if wanted.digest == manifest.config.digest {
-                        // Before gigabytes of layers for another machine.
+                        // Checked before gigabytes of layers for another platform are downloaded.
                         let text = fs::read(&path).map_err(Error::io("read", &path))?;
                         ImageConfig::platform(&what, &text, platform)?;
                     }
@@ -160,10 +160,10 @@ fn explain(fault: Fault, what: String) -> Error {
     match fault {
         Fault::Fatal(error) => error,
         Fault::Again(failure) => Error::Network { what, attempts: 1, why: failure.reason },
-        Fault::Refused { status: StatusCode::NOT_FOUND } => {
+        Fault::Refused { status: StatusCode::NOT_FOUND, .. } => {
             Error::Missing { what, why: "the registry has no such repository, tag or digest".to_owned() }
         }
-        Fault::Refused { status } => {
+        Fault::Refused { status, .. } => {
             let hint = "check the name, and whether the account may pull from this repository".to_owned();
             Error::Denied { what, why: format!("the registry answered {status}"), hint }
         }
@@ -224,7 +224,7 @@ async fn download(
     }
 }
 
-/// One request; goes on where the part ends. The digest is that of the whole part.
+/// One request, which resumes at the end of the part. The digest is that of the whole part.
 async fn attempt(
     line: &RepositoryClient,
     wanted: &Descriptor,
@@ -256,11 +256,11 @@ async fn attempt(
         match response.status() {
             StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), offset) => {}
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
-                fs::remove_file(part).or_else(gone).map_err(fatal("remove"))?;
+                fs::remove_file(part).or_else(ignore_missing).map_err(fatal("remove"))?;
                 let why = "it answered with another byte range than requested";
                 return Err(AttemptError::Again(Transient::connection(why)));
             }
-            // The registry knows no ranges: from the beginning.
+            // The registry does not support ranges: restart.
             _ => {
                 offset = 0;
                 hasher = Hashing::new(io::sink());
@@ -280,7 +280,7 @@ async fn attempt(
             offset += chunk.len() as u64;
             if offset > wanted.size {
                 drop(file);
-                fs::remove_file(part).or_else(gone).map_err(fatal("remove"))?;
+                fs::remove_file(part).or_else(ignore_missing).map_err(fatal("remove"))?;
                 let expected = format!("{} bytes", wanted.size);
                 return Err(AttemptError::Error(Error::Mismatch {
                     what: shown(url),
@@ -295,7 +295,7 @@ async fn attempt(
                 progress(Event::File { name: name.clone(), done: offset, total: Some(wanted.size) });
             }
         };
-        // What has arrived is kept whatever ended it: the next attempt goes on from there.
+        // Received bytes are kept after any error: the next attempt resumes there.
         file.flush().await.map_err(fatal("write"))?;
         file.sync_all().await.map_err(fatal("write"))?;
         progress(Event::File { name, done: offset, total: Some(wanted.size) });
@@ -310,7 +310,7 @@ async fn attempt(
     Ok(Digest::from(hasher.finish().1.sha256))
 }
 
-fn gone(error: std::io::Error) -> std::io::Result<()> {
+fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
@@ -323,7 +323,7 @@ fn length(path: &Utf8Path) -> u64 {
     fs::metadata(path).map_or(0, |found| found.len())
 }
 
-/// The digest so far of a blob that was cut.
+/// The digest of an incomplete blob so far.
 async fn resume(path: Utf8PathBuf) -> Result<Hashing<io::Sink>> {
     let job = move || {
         let mut file = File::open(&path).map_err(Error::io("open", &path))?;

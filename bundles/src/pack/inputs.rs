@@ -196,7 +196,7 @@ pub(crate) fn check(inputs: &Inputs) -> Result<Vec<StampedInput<'_>>> {
     if problems.is_empty() { Ok(known) } else { Err(Error::Inputs { problems }) }
 }
 
-/// What was recorded of a file, where that is cut as it is cut now.
+/// The recorded chunks of a file, if they were cut by the current rules.
 fn recorded<'a>(inputs: &'a Inputs, path: &str, cuts: &Cuts) -> Option<(Digest, &'a [Chunk])> {
     let (digest, chunks) = (inputs.promised.get(path)?, inputs.recorded.get(path)?);
     let Cuts::Fixed(sizes) = cuts else { return None };

@@ -39,7 +39,7 @@ pub(crate) struct Done {
 }
 
 #[derive(Serialize, Deserialize, PartialEq)]
-struct First {
+struct JournalHeader {
     work: String,
     boot: String,
 }
@@ -107,7 +107,7 @@ impl Journal {
             .truncate(false)
             .open(&path)
             .map_err(Error::io("open", &path))?;
-        let first = First { work: work.to_owned(), boot: boot() };
+        let first = JournalHeader { work: work.to_owned(), boot: boot() };
         let (progress, valid) = if kept { read(&file, &first, known) } else { (Progress::default(), 0) };
         file.set_len(valid).and_then(|()| file.seek(SeekFrom::End(0))).map_err(Error::io("cut", &path))?;
         let mut journal = Journal { path, file };
@@ -141,7 +141,7 @@ impl Journal {
 }
 
 /// The progress of all whole lines, and their length.
-fn read(file: &File, first: &First, known: &dyn Fn(usize) -> bool) -> (Progress, u64) {
+fn read(file: &File, first: &JournalHeader, known: &dyn Fn(usize) -> bool) -> (Progress, u64) {
     let mut input = BufReader::new(file);
     let mut text = Vec::new();
     let mut valid = 0u64;
@@ -154,7 +154,7 @@ fn read(file: &File, first: &First, known: &dyn Fn(usize) -> bool) -> (Progress,
             _ => break,
         }
         if valid == 0 {
-            if !serde_json::from_slice::<First>(&text).is_ok_and(|found| found == *first) {
+            if !serde_json::from_slice::<JournalHeader>(&text).is_ok_and(|found| found == *first) {
                 break;
             }
         } else {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_files::Replace;
 
 use super::{from_json, to_json};
 use crate::scan::{Error, Report};
@@ -36,19 +37,19 @@ pub fn write_legacy(
         };
         let name = if taken.contains(&name) { free(&taken) } else { name };
         let path = folder.join(&name);
-        std::fs::write(&path, to_json(report))?;
+        Replace::umask().write(&path, &to_json(report))?;
         taken.insert(name);
         written.push(path);
     }
     if let Some(report) = configs {
         let path = folder.join("scan_configs.json");
-        std::fs::write(&path, to_json(report))?;
+        Replace::umask().write(&path, &to_json(report))?;
         written.push(path);
     }
     Ok(written)
 }
 
-/// The scans whose files fit a pattern such as `scans/scan_*.json`; `*` stands in the name of the file, not in folders. Sorted by name.
+/// The scans whose files fit a pattern such as `scans/scan_*.json`; `*` is allowed in the file name, not in folders. Sorted by name.
 pub fn from_pattern(pattern: &str) -> Result<Vec<Report>, Error> {
     let path = Utf8Path::new(pattern);
     let name = path.file_name().unwrap_or_default();

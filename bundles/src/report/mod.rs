@@ -1,6 +1,6 @@
-//! Scans as documents: JSON for machines, one HTML page and one PDF for people, all from the same facts.
+//! Scans, and tables of other reports, as documents: JSON, one HTML page and one PDF, all from the same data.
 //!
-//! The page and the PDF hold everything they need: they open where there is no network.
+//! The page and the PDF are self-contained: they need no network.
 
 mod files;
 mod pdf;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::scan::{Error, FORMAT, Finding, Gate, Report, Severity, gate};
 pub use files::{from_pattern, legacy_name, write_legacy};
-pub use pdf::to_pdf;
+pub use pdf::{PrintedTable, TableDocument, tables_to_pdf, to_pdf};
 
 /// The document of one scan: pretty JSON, keys in a fixed order.
 pub fn to_json(report: &Report) -> Vec<u8> {
@@ -104,7 +104,7 @@ fn databases(report: &Report) -> Vec<String> {
     if report.databases.is_empty() { vec!["none".to_owned()] } else { report.databases.iter().map(line).collect() }
 }
 
-/// Findings that say the same of several places.
+/// Equal findings at several places.
 pub(crate) struct Group<'a> {
     first: &'a Finding,
     places: Vec<&'a str>,
@@ -119,7 +119,7 @@ impl Group<'_> {
     }
 }
 
-/// In the order of the findings; those that differ in nothing but their place are one.
+/// In the order of the findings; findings that differ only in their place are merged.
 pub(crate) fn groups(findings: &[Finding]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for finding in findings {
@@ -136,7 +136,7 @@ pub(crate) fn groups(findings: &[Finding]) -> Vec<Group<'_>> {
                     &finding.installed,
                 )
         };
-        // Sorted by severity, kind and id: what belongs together is not far apart.
+        // Findings are sorted by severity, kind and id, so equal ones are adjacent or close.
         match groups.iter_mut().rev().take(200).find(same) {
             Some(group) => group.places.push(&finding.place),
             None => groups.push(Group { first: finding, places: vec![&finding.place] }),

@@ -1,7 +1,8 @@
-//! The report on paper: A4, the standard fonts, a head and a foot on every page.
+//! The report as PDF: A4, the standard fonts, a header and a footer on every page.
 
 use std::io::Write as _;
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use pdf_writer::types::{ActionType, AnnotationType};
 use pdf_writer::{Content, Date, Filter, Finish as _, Name, Pdf, Rect, Ref, Str, TextStr};
@@ -26,58 +27,117 @@ const BAD: Colour = (0.753, 0.204, 0.204);
 
 /// One document over one or several scans. With `fail_on` it says whether a gate with that limit is open.
 pub fn to_pdf(title: &str, reports: &[Report], fail_on: Option<Severity>) -> Vec<u8> {
-    let mut paper = Paper::new();
-    head(&mut paper, title, reports, fail_on);
+    let mut writer = PageWriter::new();
+    head(&mut writer, title, reports, fail_on);
     for report in reports {
         if reports.len() > 1 {
-            paper.gap(10.0);
-            paper.heading(&report.target, 15.0);
+            writer.gap(10.0);
+            writer.heading(&report.target, 15.0);
         }
-        body(&mut paper, report);
+        body(&mut writer, report);
     }
-    paper.finish(title, reports)
+    let at = reports.iter().map(|r| r.made_at).max().unwrap_or_default();
+    writer.finish(title, &latest(reports), at, "textnlp-deploy, security scan")
 }
 
-fn head(paper: &mut Paper, title: &str, reports: &[Report], fail_on: Option<Severity>) {
-    paper.lines(title, Font::Bold, 21.0, INK, LEFT, RIGHT - LEFT);
-    paper.gap(2.0);
-    paper.lines(&latest(reports), Font::Regular, 10.0, SOFT, LEFT, RIGHT - LEFT);
+/// A document of numbers and tables.
+#[derive(Debug, Clone, Copy)]
+pub struct TableDocument<'a> {
+    /// Its title.
+    pub title: &'a str,
+    /// When it was made.
+    pub at: Timestamp,
+    /// Names with values, at the top.
+    pub values: &'a [(String, String)],
+    /// Its tables.
+    pub tables: &'a [PrintedTable<'a>],
+    /// Remarks, at the end.
+    pub notes: &'a [String],
+    /// The text at the foot of every page.
+    pub foot: &'a str,
+}
+
+/// A table's title, its columns, and rows of the same length.
+pub type PrintedTable<'a> = (&'a str, &'a [String], &'a [Vec<String>]);
+
+/// The document on paper.
+pub fn tables_to_pdf(document: &TableDocument<'_>) -> Vec<u8> {
+    let TableDocument { title, at, values, tables, notes, foot } = *document;
+    let when = at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
+    let mut writer = PageWriter::new();
+    writer.lines(title, Font::Bold, 21.0, INK, LEFT, RIGHT - LEFT);
+    writer.gap(2.0);
+    writer.lines(&when, Font::Regular, 10.0, SOFT, LEFT, RIGHT - LEFT);
+    writer.gap(12.0);
+    let values = values.iter().map(|(name, value)| vec![name.clone(), value.clone()]);
+    writer.table(&["", ""], &[200.0, 295.0], values);
+    for (title, columns, rows) in tables.iter().filter(|(_, _, rows)| !rows.is_empty()) {
+        writer.heading(title, 13.0);
+        let names: Vec<&str> = columns.iter().map(String::as_str).collect();
+        writer.table(&names, &shares(columns, rows), rows.iter().cloned());
+    }
+    if !notes.is_empty() {
+        writer.heading("Notes", 13.0);
+        for note in notes {
+            writer.lines(note, Font::Regular, 9.5, INK, LEFT, RIGHT - LEFT);
+            writer.gap(3.0);
+        }
+    }
+    writer.finish(title, &when, at, foot)
+}
+
+/// The widths of columns, by their longest values.
+fn shares(columns: &[String], rows: &[Vec<String>]) -> Vec<f32> {
+    const LONGEST: usize = 60;
+    let longest = |column: usize| {
+        let values = std::iter::once(columns).chain(rows.iter().map(Vec::as_slice)).filter_map(|row| row.get(column));
+        values.map(|value| value.chars().count().min(LONGEST)).max().unwrap_or_default() + 3
+    };
+    let lengths: Vec<usize> = (0..columns.len()).map(longest).collect();
+    let all: usize = lengths.iter().sum::<usize>().max(1);
+    lengths.iter().map(|length| (RIGHT - LEFT) * *length as f32 / all as f32).collect()
+}
+
+fn head(writer: &mut PageWriter, title: &str, reports: &[Report], fail_on: Option<Severity>) {
+    writer.lines(title, Font::Bold, 21.0, INK, LEFT, RIGHT - LEFT);
+    writer.gap(2.0);
+    writer.lines(&latest(reports), Font::Regular, 10.0, SOFT, LEFT, RIGHT - LEFT);
     if let (Some(state), Some(limit)) = (state(reports, fail_on), fail_on) {
-        paper.gap(8.0);
+        writer.gap(8.0);
         let colour = if state == "open" { GOOD } else { BAD };
         let verdict = match state {
             "open" => format!("Gate: passed. No finding is {limit} or worse, and everything required was scanned."),
             _ => format!("Gate: failed. A finding is {limit} or worse, or something required was not scanned."),
         };
-        paper.lines(&verdict, Font::Bold, 11.0, colour, LEFT, RIGHT - LEFT);
+        writer.lines(&verdict, Font::Bold, 11.0, colour, LEFT, RIGHT - LEFT);
     }
-    paper.gap(12.0);
-    paper.tiles(&tiles(reports));
+    writer.gap(12.0);
+    writer.tiles(&tiles(reports));
 }
 
-fn body(paper: &mut Paper, report: &Report) {
-    paper.gap(8.0);
-    paper.fact("target", &report.target);
+fn body(writer: &mut PageWriter, report: &Report) {
+    writer.gap(8.0);
+    writer.fact("target", &report.target);
     for line in databases(report) {
-        paper.fact("advisories", &line);
+        writer.fact("advisories", &line);
     }
-    paper.heading("Findings", 13.0);
+    writer.heading("Findings", 13.0);
     if report.findings.is_empty() {
-        paper.lines("No findings in what was scanned.", Font::Regular, 10.0, INK, LEFT, RIGHT - LEFT);
+        writer.lines("No findings in what was scanned.", Font::Regular, 10.0, INK, LEFT, RIGHT - LEFT);
     }
     for group in groups(&report.findings) {
-        paper.finding(&group);
+        writer.finding(&group);
     }
     if !report.not_looked_at.is_empty() {
-        paper.heading("Not scanned", 13.0);
+        writer.heading("Not scanned", 13.0);
         let rows = report.not_looked_at.iter().map(|n| {
             let need = if n.required { "required" } else { "" };
             vec![n.what.clone(), n.why.clone(), need.to_owned()]
         });
-        paper.table(&["what", "why", "gate"], &[200.0, 235.0, 60.0], rows);
+        writer.table(&["what", "why", "gate"], &[200.0, 235.0, 60.0], rows);
     }
     if !report.allowed.is_empty() {
-        paper.heading("Allowed", 13.0);
+        writer.heading("Allowed", 13.0);
         let rows = report.allowed.iter().map(|a| {
             vec![
                 format!("{} ({})", a.finding.id, a.finding.severity),
@@ -86,12 +146,12 @@ fn body(paper: &mut Paper, report: &Report) {
                 a.until.to_string(),
             ]
         });
-        paper.table(&["finding", "where", "reason", "until"], &[125.0, 140.0, 165.0, 65.0], rows);
+        writer.table(&["finding", "where", "reason", "until"], &[125.0, 140.0, 165.0, 65.0], rows);
     }
     if !report.listed.is_empty() {
-        paper.heading("Scanned", 13.0);
+        writer.heading("Scanned", 13.0);
         let rows = report.listed.iter().map(|l| vec![l.what.clone(), l.count.to_string(), l.how.clone()]);
-        paper.table(&["what", "count", "how"], &[220.0, 50.0, 225.0], rows);
+        writer.table(&["what", "count", "how"], &[220.0, 50.0, 225.0], rows);
     }
 }
 
@@ -105,17 +165,17 @@ fn colour(severity: Severity) -> Colour {
     }
 }
 
-/// Pages as they fill, from the top down.
-struct Paper {
+/// Fills pages from the top down.
+struct PageWriter {
     pages: Vec<Content>,
     y: f32,
-    /// Links of every page: where, and whither.
+    /// The links of each page: area and target.
     links: Vec<Vec<(Rect, String)>>,
 }
 
-impl Paper {
-    fn new() -> Paper {
-        Paper { pages: vec![Content::new()], y: TOP, links: vec![Vec::new()] }
+impl PageWriter {
+    fn new() -> PageWriter {
+        PageWriter { pages: vec![Content::new()], y: TOP, links: vec![Vec::new()] }
     }
 
     fn page(&mut self) -> &mut Content {
@@ -125,7 +185,7 @@ impl Paper {
         self.pages.last_mut().expect("there is a page: one was just made if not")
     }
 
-    /// Goes to the next page unless there is so much room.
+    /// Continues on the next page unless this much space is left.
     fn room(&mut self, height: f32) {
         if self.y - height < BOTTOM && self.y < TOP {
             self.pages.push(Content::new());
@@ -172,7 +232,7 @@ impl Paper {
 
     fn heading(&mut self, text: &str, size: f32) {
         self.gap(14.0);
-        // A heading stays with what follows.
+        // A heading is on the same page as the following text.
         self.room(size + 70.0);
         self.lines(text, Font::Bold, size, INK, LEFT, RIGHT - LEFT);
         self.gap(4.0);
@@ -273,19 +333,21 @@ impl Paper {
     fn table(&mut self, head: &[&str], widths: &[f32], rows: impl Iterator<Item = Vec<String>>) {
         let size = 9.0;
         let line = size * 1.32;
-        let cells = |paper: &mut Paper, lines: &[Vec<Vec<u8>>], from: usize, until: usize, font: Font, ink: Colour| {
-            let mut x = LEFT;
-            for (cell, wide) in lines.iter().zip(widths) {
-                for (nth, text) in cell.iter().skip(from).take(until - from).enumerate() {
-                    let y = paper.y - (nth + 1) as f32 * line + size * 0.28;
-                    paper.show(text, font, size, ink, x, y);
+        let cells =
+            |writer: &mut PageWriter, lines: &[Vec<Vec<u8>>], from: usize, until: usize, font: Font, ink: Colour| {
+                let mut x = LEFT;
+                for (cell, wide) in lines.iter().zip(widths) {
+                    for (nth, text) in cell.iter().skip(from).take(until - from).enumerate() {
+                        let y = writer.y - (nth + 1) as f32 * line + size * 0.28;
+                        writer.show(text, font, size, ink, x, y);
+                    }
+                    x += wide;
                 }
-                x += wide;
-            }
-            paper.y -= (until - from) as f32 * line;
-        };
+                writer.y -= (until - from) as f32 * line;
+            };
         let broken = |row: &[String], font: Font| -> Vec<Vec<Vec<u8>>> {
-            row.iter().zip(widths).map(|(text, wide)| wrap(text, font, size, wide - 10.0)).collect()
+            let cell = |text: &str, wide: f32| text.lines().flat_map(|line| wrap(line, font, size, wide)).collect();
+            row.iter().zip(widths).map(|(text, wide)| cell(text, wide - 10.0)).collect()
         };
         let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
         self.room(line * 3.0);
@@ -298,7 +360,7 @@ impl Paper {
             let y = self.y - 2.0;
             self.rule(y);
             self.y -= 4.0;
-            // A row that no page can hold goes on on the next.
+            // A row that is longer than a page continues on the next.
             let mut from = 0;
             while from < all {
                 let fit = ((self.y - BOTTOM) / line).floor().max(1.0) as usize;
@@ -313,9 +375,8 @@ impl Paper {
         }
     }
 
-    fn finish(mut self, title: &str, reports: &[Report]) -> Vec<u8> {
+    fn finish(mut self, title: &str, when: &str, at: Timestamp, foot: &str) -> Vec<u8> {
         let count = self.pages.len();
-        let when = latest(reports);
         let mut next = 1;
         let mut id = || {
             next += 1;
@@ -326,7 +387,7 @@ impl Paper {
         pdf.catalog(catalog).pages(tree).lang(TextStr("en"));
         let mut about = pdf.document_info(info);
         about.title(TextStr(title)).producer(TextStr("textnlp-deploy")).creator(TextStr("textnlp-deploy"));
-        about.creation_date(date(reports));
+        about.creation_date(date(at));
         about.finish();
         for (font, name) in [(regular, &b"Helvetica"[..]), (bold, b"Helvetica-Bold")] {
             pdf.type1_font(font).base_font(Name(name)).encoding_predefined(Name(b"WinAnsiEncoding"));
@@ -337,8 +398,8 @@ impl Paper {
         for (nth, (content, links)) in pages.into_iter().zip(links).enumerate() {
             let (page_id, content_id) = (id(), id());
             kids.push(page_id);
-            let mut one = Paper { pages: vec![content], y: TOP, links: Vec::new() };
-            one.frame(title, &when, nth + 1, count);
+            let mut one = PageWriter { pages: vec![content], y: TOP, links: Vec::new() };
+            one.frame((title, when, foot), nth + 1, count);
             let stream = one.pages.pop().expect("the page was just put there").finish();
             let packed = packed(&stream);
             pdf.stream(content_id, &packed).filter(Filter::FlateDecode);
@@ -358,8 +419,8 @@ impl Paper {
         pdf.finish()
     }
 
-    /// Head and foot; the first page has the title already.
-    fn frame(&mut self, title: &str, when: &str, nth: usize, count: usize) {
+    /// Header and footer; the first page has the title already.
+    fn frame(&mut self, (title, when, text): (&str, &str, &str), nth: usize, count: usize) {
         if nth > 1 {
             let short = wrap(title, Font::Regular, 8.5, 380.0).into_iter().next().unwrap_or_default();
             self.show(&short, Font::Regular, 8.5, SOFT, LEFT, 806.0);
@@ -369,7 +430,7 @@ impl Paper {
         }
         let foot = encode(&format!("page {nth} of {count}"));
         self.show(&foot, Font::Regular, 8.5, SOFT, RIGHT - width(&foot, Font::Regular, 8.5), 32.0);
-        self.show(&encode("textnlp-deploy, security scan"), Font::Regular, 8.5, SOFT, LEFT, 32.0);
+        self.show(&encode(text), Font::Regular, 8.5, SOFT, LEFT, 32.0);
     }
 }
 
@@ -378,8 +439,8 @@ fn packed(stream: &[u8]) -> Vec<u8> {
     zlib.write_all(stream).and_then(|()| zlib.finish()).expect("writing to memory does not fail")
 }
 
-fn date(reports: &[Report]) -> Date {
-    let at = reports.iter().map(|r| r.made_at).max().unwrap_or_default().to_zoned(TimeZone::UTC);
+fn date(at: Timestamp) -> Date {
+    let at = at.to_zoned(TimeZone::UTC);
     let part = |n: i8| u8::try_from(n).unwrap_or(0);
     Date::new(u16::try_from(at.year()).unwrap_or(1970))
         .month(part(at.month()))

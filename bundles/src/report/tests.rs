@@ -144,6 +144,35 @@ fn pdf_report_is_valid_and_lists_every_finding() {
 }
 
 #[test]
+fn pdf_of_tables_is_valid_and_has_every_row() {
+    let columns = ["day", "requests"].map(str::to_owned);
+    let rows: Vec<Vec<String>> = (1..=200).map(|day| vec![format!("day-{day}"), "7".repeat(90)]).collect();
+    let document = TableDocument {
+        title: "Performance of staging",
+        at: "2026-11-24T12:00:00Z".parse().unwrap(),
+        values: &[("p95".to_owned(), "40 ms".to_owned())],
+        tables: &[("Days", &columns, &rows), ("Empty", &columns, &[])],
+        notes: &["a remark".to_owned()],
+        foot: "textnlp-deploy, monthly report",
+    };
+    let bytes = tables_to_pdf(&document);
+    assert!(bytes.starts_with(b"%PDF-") && bytes == tables_to_pdf(&document));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.pdf");
+    std::fs::write(&path, &bytes).unwrap();
+    let path = path.to_str().unwrap();
+    if let Some(told) = tool::run("qpdf", "qpdf", &["--check", path], "") {
+        assert!(told.contains("No syntax or stream encoding errors"), "{told}");
+    }
+    if let Some(text) = tool::run("pdftotext", "pdftotext", &["-layout", path, "-"], "") {
+        for wanted in ["day-1 ", "day-200", "40 ms", "a remark", "page 2 of ", "monthly report"] {
+            assert!(text.contains(wanted), "{wanted}: {text}");
+        }
+        assert!(!text.contains("Empty") && !text.contains("security scan"), "{text}");
+    }
+}
+
+#[test]
 fn legacy_report_files_are_merged_into_one_report() {
     let folder = tempfile::tempdir().unwrap();
     let root = Utf8Path::from_path(folder.path()).unwrap();

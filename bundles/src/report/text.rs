@@ -1,4 +1,4 @@
-//! Text for the standard fonts: the characters they have, how wide a text is, and where it is broken.
+//! Text for the standard fonts: their characters, the width of a text, and line breaks.
 
 use super::widths::{BOLD, REGULAR};
 
@@ -9,7 +9,7 @@ pub(super) enum Font {
     Bold,
 }
 
-/// In WinAnsi, as the standard fonts are drawn. What they do not have becomes its nearest text, or `?`.
+/// Encodes text in WinAnsi, the encoding of the standard fonts. Missing characters become similar ones, or `?`.
 pub(super) fn encode(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for c in text.chars() {
@@ -77,7 +77,7 @@ pub(super) fn wrap(text: &str, font: Font, size: f32, most: f32) -> Vec<Vec<u8>>
         while width(word, font, size) > most {
             let fits = (1..word.len()).take_while(|n| width(&word[..*n], font, size) <= most).last().unwrap_or(1);
             let soft = word[..fits].iter().rposition(|b| b"/-_.:,@=".contains(b)).map(|at| at + 1);
-            // A break so early that the line looks empty is none.
+            // A break near the start of a line is not used.
             let at = soft.filter(|at| *at * 3 > fits).unwrap_or(fits);
             lines.push(word[..at].to_vec());
             word = &word[at..];

@@ -1,4 +1,4 @@
-//! How wide each character of the two standard fonts is, in thousandths of the font's size.
+//! The widths of the characters of the two standard fonts, in thousandths of the font size.
 //!
 //! From Adobe's font metrics of Helvetica and Helvetica-Bold, in the order of the WinAnsi encoding from 32 (space) on.
 

@@ -11,7 +11,7 @@ use super::Subject;
 pub struct Sbom(Value);
 
 impl Sbom {
-    /// As it stands in a file.
+    /// As it is written in a file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(&self.0).expect("a document is plain data");
         bytes.push(b'\n');
@@ -134,7 +134,7 @@ pub(super) fn make(subject: &Subject, kind: &str, mut parts: Parts) -> Sbom {
     }))
 }
 
-/// A UUID (version 8) of the content's SHA-256: another list has another number, the same list always the same.
+/// A UUID (version 8) from the content's SHA-256, so that equal documents have equal numbers.
 fn serial(content: &Value) -> String {
     let digest = Sha256::digest(serde_json::to_vec(content).expect("a document is plain data"));
     let mut bytes = [0_u8; 16];

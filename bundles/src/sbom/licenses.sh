@@ -2,7 +2,7 @@
 # Renews licenses.txt and elsewhere.txt from Cargo.lock and cargo's own graph of what is linked.
 #   licenses.txt   name, version and license of every crate that is linked into some program
 #   elsewhere.txt  name and version of every other crate with `never`, and of those that are linked into some programs only, with
-#                  the conditions: `linux/amd64`, `linux/arm64`, `clouds` (a feature)
+#                  the conditions: `linux/amd64`, `linux/arm64`, `clouds` and `candle` (features); `|` is or
 #   bundles/src/sbom/licenses.sh
 set -eu
 cd "$(dirname "$0")"
@@ -10,14 +10,14 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 for platform in amd64:x86_64 arm64:aarch64; do
   target=${platform#*:}-unknown-linux-gnu
-  for features in none clouds; do
+  for features in none clouds candle; do
     flags=
     [ "$features" = none ] || flags="--features $features"
     # shellcheck disable=SC2086
     cargo tree --locked --package textnlp-deploy --edges normal,no-proc-macro --prefix none --format '{p}' --target "$target" $flags \
       --manifest-path ../../../Cargo.toml > "$folder/linux-${platform%:*}.$features"
   done
-  cargo metadata --format-version 1 --locked --features textnlp-deploy/clouds --filter-platform "$target" --manifest-path ../../../Cargo.toml \
+  cargo metadata --format-version 1 --locked --features textnlp-deploy/clouds,textnlp-deploy/candle --filter-platform "$target" --manifest-path ../../../Cargo.toml \
     > "$folder/$target.json"
 done
 python3 - "$folder" ../../../Cargo.lock <<'PY'
@@ -43,8 +43,8 @@ for package in locked:
         licenses.append(" ".join(key) + " " + re.sub(r"\s*/\s*", " OR ", stated.get(key) or ""))
     platforms, features = {p for p, _ in within}, {f for _, f in within}
     conditions = sorted(platforms) if len(platforms) == 1 else []
-    conditions += ["clouds"] if features == {"clouds"} else []
-    holds = lambda p, f: all(c in (p, f) for c in conditions)
+    conditions += ["|".join(sorted(features))] if features and "none" not in features else []
+    holds = lambda p, f: all({p, f} & set(c.split("|")) for c in conditions)
     if not within:
         elsewhere.append(" ".join(key) + " never")
     elif {build for build in graphs if holds(*build)} != within:

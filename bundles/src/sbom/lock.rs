@@ -1,4 +1,4 @@
-//! `Cargo.lock`: the crates of a program, and which needs which.
+//! `Cargo.lock`: the crates of a program and their dependencies.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::scan::Package;
 
-/// Sources that mean the default registry, and nothing else: advisories speak of its crates alone.
+/// The sources of the default registry. Advisories refer only to its crates.
 const DEFAULT_REGISTRY: [&str; 2] =
     ["registry+https://github.com/rust-lang/crates.io-index", "sparse+https://index.crates.io/"];
 
@@ -14,12 +14,12 @@ const DEFAULT_REGISTRY: [&str; 2] =
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lock {
     /// Sorted by name, version and source, as cargo writes them.
-    pub(crate) packages: Vec<Locked>,
+    pub(crate) packages: Vec<LockedCrate>,
 }
 
 /// One crate of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub(crate) struct Locked {
+pub(crate) struct LockedCrate {
     pub(crate) name: String,
     pub(crate) version: String,
     /// None: it is part of the workspace.
@@ -30,7 +30,7 @@ pub(crate) struct Locked {
     pub(crate) dependencies: Vec<String>,
 }
 
-impl Locked {
+impl LockedCrate {
     pub(crate) fn is_from_registry(&self) -> bool {
         self.source.as_deref().is_some_and(|s| DEFAULT_REGISTRY.contains(&s))
     }
@@ -43,7 +43,7 @@ impl Lock {
         struct File {
             version: Option<u32>,
             #[serde(default)]
-            package: Vec<Locked>,
+            package: Vec<LockedCrate>,
         }
         let File { version, mut package } = toml::from_str(text).map_err(|e| e.message().to_owned())?;
         match version {
@@ -55,13 +55,13 @@ impl Lock {
         Ok(Lock { packages: package })
     }
 
-    /// The crates that come from the default registry: those that advisories speak of.
+    /// The crates from the default registry, to which advisories refer.
     pub fn registry_packages(&self) -> Vec<Package> {
         let registry = self.packages.iter().filter(|p| p.is_from_registry());
         registry.map(|p| Package::of_crate(&p.name, &p.version)).collect()
     }
 
-    /// The crate that a line of `dependencies` means.
+    /// The crate to which a line of `dependencies` refers.
     pub(crate) fn meant(&self, line: &str) -> Option<usize> {
         let mut words = line.splitn(3, ' ');
         let (name, version, source) = (words.next()?, words.next(), words.next());
@@ -74,7 +74,7 @@ impl Lock {
         })
     }
 
-    /// The crates that `root` needs, itself included, by place; all of them when there is no such crate of our own.
+    /// The indexes of `root` and of the crates that it needs; all crates if the workspace has no such crate.
     pub(crate) fn reached_from(&self, root: &str) -> Vec<usize> {
         let Some(root) = self.packages.iter().position(|p| p.name == root && p.source.is_none()) else {
             return (0..self.packages.len()).collect();

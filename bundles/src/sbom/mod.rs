@@ -33,7 +33,7 @@ pub struct Subject {
 /// A file with its digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
-    /// `application` or `file`, as CycloneDX has it.
+    /// `application` or `file`, as in CycloneDX.
     pub kind: &'static str,
     /// Its path.
     pub path: String,
@@ -61,7 +61,7 @@ pub struct CrateGraph<'a> {
     pub lock: &'a Lock,
     /// The workspace crate of the program; if it is missing, all crates of the file.
     pub root: &'a str,
-    /// What holds for the program: its platform `linux/amd64`, its feature `clouds`. Of several programs, what holds for any.
+    /// The conditions of the program: its platform `linux/amd64`, its features `clouds`, `candle`. For several programs, the union.
     pub conditions: &'a [&'a str],
 }
 
@@ -76,7 +76,7 @@ impl CrateGraph<'_> {
         self.lock.reached_from(self.root).into_iter().filter(|at| self.is_linked(*at)).collect()
     }
 
-    /// The linked crates that advisories speak of: those of the default registry.
+    /// The linked crates of the default registry, to which advisories refer.
     pub fn packages(&self) -> Vec<Package> {
         let linked = self.linked().into_iter().map(|at| &self.lock.packages[at]);
         linked.filter(|p| p.is_from_registry()).map(|p| Package::of_crate(&p.name, &p.version)).collect()
@@ -84,7 +84,7 @@ impl CrateGraph<'_> {
 }
 
 /// The files of a program, and its crates with their dependencies. `graph` is `None` where the crates of the program are
-/// unknown: the document then lists its `files` alone.
+/// unknown: the document then lists only `files`.
 pub fn program(subject: &Subject, files: &[File], graph: Option<&CrateGraph<'_>>) -> Sbom {
     let mut parts = Parts::default();
     for file in files {
@@ -198,7 +198,7 @@ pub struct Model {
     pub architecture: Option<String>,
 }
 
-/// Models, each with a card of the least that is known.
+/// Models, each with a minimal model card.
 pub fn models(subject: &Subject, models: &[Model]) -> Sbom {
     let mut parts = Parts::default();
     for model in models {
@@ -240,7 +240,7 @@ fn package(purl: &str) -> Option<Package> {
     let name = parts.pop()?;
     let qualifier =
         |key: &str| qualifiers.split('&').find_map(|q| q.strip_prefix(key)?.strip_prefix('=')).map(unescaped);
-    // From another registry or a repository: advisories of the default one say nothing of it.
+    // From another registry or a repository: advisories of the default registry do not cover it.
     if qualifier("repository_url").is_some() || qualifier("vcs_url").is_some() {
         return None;
     }

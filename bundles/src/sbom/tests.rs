@@ -8,7 +8,7 @@ use crate::scan::image::Image as Inside;
 
 const LOCK: &str = include_str!("../../../Cargo.lock");
 /// Of all programs together.
-const CONDITIONS: &[&str] = &["linux/amd64", "linux/arm64", "clouds"];
+const CONDITIONS: &[&str] = &["linux/amd64", "linux/arm64", "clouds", "candle"];
 
 fn graph<'a>(lock: &'a Lock, root: &'a str) -> CrateGraph<'a> {
     CrateGraph { lock, root, conditions: CONDITIONS }
@@ -185,7 +185,12 @@ fn program_sbom_lists_exactly_what_cargo_links() {
     for (platform, target) in
         [("linux/amd64", "x86_64-unknown-linux-gnu"), ("linux/arm64", "aarch64-unknown-linux-gnu")]
     {
-        for (features, conditions) in [(&[][..], &[platform][..]), (&["--features", "clouds"], &[platform, "clouds"])] {
+        for (features, conditions) in [
+            (&[][..], &[platform][..]),
+            (&["--features", "clouds"], &[platform, "clouds"]),
+            (&["--features", "candle"], &[platform, "candle"]),
+            (&["--features", "clouds,candle"], &[platform, "clouds", "candle"]),
+        ] {
             let Some(linked) = linked_by_cargo(target, features) else {
                 eprintln!("\n*** SKIPPED: cargo tree needs the sources of all crates for {target} ***\n");
                 continue;

@@ -46,7 +46,7 @@ impl Allow {
     }
 }
 
-/// `*` stands for any text; the pattern must reach to the end of the path, or to `:` (line or key) behind it.
+/// `*` matches any text; the pattern must match to the end of the path, or to the `:` (line or key) after it.
 fn fits(pattern: &str, place: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| place.strip_prefix(first)) else { return false };

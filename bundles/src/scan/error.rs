@@ -1,11 +1,11 @@
-//! What can go wrong before there is a report. What goes wrong within a scan stands in the report.
+//! Errors that prevent a scan. Problems during a scan are in its report.
 
 use std::io;
 
 use camino::Utf8PathBuf;
 use textnlp_models::Digest;
 
-/// Why a scan could not be begun.
+/// Why a scan could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder could not be read.
@@ -16,10 +16,10 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A folder holds no advisories.
+    /// A folder without advisories.
     #[error("no advisory in {0}")]
     NoAdvisories(Utf8PathBuf),
-    /// A carried database is damaged or of a later version.
+    /// An included database is damaged or of a newer version.
     #[error("advisories in {path}: {why}")]
     Advisories {
         /// The file.
@@ -27,16 +27,16 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// A carried database does not say what its digest says.
+    /// An included database does not match its digest.
     #[error("advisories of {name} in {path} have the digest {found}, not {wanted}")]
     Digest {
         /// The file.
         path: String,
         /// The source within.
         name: String,
-        /// What it says of itself.
+        /// The recorded digest.
         wanted: Digest,
-        /// What it is.
+        /// The digest of its content.
         found: Digest,
     },
     /// A lock file that cannot be read.
@@ -55,7 +55,7 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// A document that is no scan.
+    /// A document that is not a scan.
     #[error("read {path} as a scan: {why}")]
     Report {
         /// Which.

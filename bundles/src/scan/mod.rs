@@ -91,7 +91,7 @@ impl Scan {
         self
     }
 
-    /// A bundle's content, or a folder with the same layout: `bin/`, `configs/`, `images/`, `sbom/`, and whatever else lies there.
+    /// A bundle's content, or a folder with the same layout: `bin/`, `configs/`, `images/`, `sbom/` and other files.
     pub fn of_folder(&self, target: &str, contents: &dyn Contents) -> Result<Report, Error> {
         let database = self.database_or_carried(contents)?;
         let mut run = Run::new(&self.settings, database.as_deref(), target);
@@ -106,14 +106,14 @@ impl Scan {
         Ok(run.finish())
     }
 
-    /// Configurations alone, as (name, text): an environment before anything is made of it.
+    /// Only configurations, as (name, text), such as an environment before it is applied.
     pub fn of_environment(&self, target: &str, texts: &[(String, String)]) -> Report {
         let mut run = Run::new(&self.settings, None, target);
         run.texts(texts);
         run.finish()
     }
 
-    /// The configurations of a folder alone.
+    /// Only the configurations of a folder.
     pub fn of_configs(&self, target: &str, contents: &dyn Contents) -> Report {
         let mut run = Run::new(&self.settings, None, target);
         run.configurations(contents, &contents.entries());

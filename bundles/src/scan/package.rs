@@ -32,7 +32,7 @@ impl Package {
         }
     }
 
-    /// The name and version that advisories speak of.
+    /// The name and version that advisories refer to.
     pub fn matched_by(&self) -> (&str, &str) {
         self.origin.as_ref().map_or((&self.name, &self.version), |(name, version)| (name, version))
     }
@@ -62,7 +62,7 @@ impl Package {
     }
 }
 
-/// Percent-encoding as package URLs want it.
+/// Percent-encoding for package URLs.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -74,7 +74,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// Undoes [`escaped`]; what is not encoded stays.
+/// Reverses [`escaped`]; other text is unchanged.
 pub(crate) fn unescaped(text: &str) -> String {
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);

@@ -1,4 +1,4 @@
-//! One scan under way: what each kind of content adds to the report.
+//! A running scan: what each kind of content adds to the report.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ use crate::sbom::{self, Lock};
 
 /// No list of software is longer.
 const LONGEST_LIST: u64 = 64 << 20;
-/// Findings that say one thing of many files name this many.
+/// The most files that one finding lists.
 const NAMED: usize = 12;
 
 pub(super) struct Run<'a> {
@@ -97,7 +97,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Programs by their lists of software, by lock files that lie beside them, and by the lists inside them.
+    /// Scans programs: by their SBOMs, by lock files in the same folder, and by the lists inside of them.
     pub(super) fn programs(&mut self, contents: &dyn Contents, entries: &[Entry]) {
         let mut known = false;
         for entry in entries {
@@ -113,7 +113,7 @@ impl<'a> Run<'a> {
             };
             match packages {
                 Ok(mut packages) => {
-                    // What is in images is read from the images themselves, once.
+                    // The content of images is read from the images, once.
                     packages.retain(|p| p.ecosystem == CRATES);
                     known |= !packages.is_empty();
                     if !packages.is_empty() {
@@ -132,7 +132,7 @@ impl<'a> Run<'a> {
                 Err(error) => self.report.not_looked_at(&entry.path, error.to_string(), true),
             }
         }
-        // Without any list of what they are made of, programs have not been looked at.
+        // Programs without any list of their crates were not scanned.
         if !known {
             for path in silent {
                 self.report.not_looked_at(path, "there is no list of its crates", true);
@@ -245,7 +245,7 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Everything that is YAML or JSON and no data: `configs/`, and compose files wherever they lie.
+    /// Scans configurations in YAML or JSON: `configs/`, and compose files in any folder.
     pub(super) fn configurations(&mut self, contents: &dyn Contents, entries: &[Entry]) {
         let mut documents = Vec::new();
         for entry in entries {
@@ -264,7 +264,7 @@ impl<'a> Run<'a> {
         self.checks(documents);
     }
 
-    /// Configurations that are no files yet.
+    /// Scans configurations that are not files yet.
     pub(super) fn texts(&mut self, texts: &[(String, String)]) {
         let mut documents = Vec::new();
         for (name, text) in texts {
@@ -272,7 +272,7 @@ impl<'a> Run<'a> {
                 Ok(of_file) => documents.extend(of_file),
                 Err(why) => self.report.not_looked_at(name, why, true),
             }
-            // What is assigned to passwords is looked at in the documents, which know what is a reference.
+            // Values of passwords are checked in the parsed documents, which can distinguish references.
             let reader: &mut dyn Read = &mut text.as_bytes();
             let looked =
                 secrets::scan_file(name, text.len() as u64, ScanDepth::Shapes, reader, &mut self.report.findings);
@@ -289,7 +289,7 @@ impl<'a> Run<'a> {
         self.report.findings.extend(configuration::findings(&documents));
     }
 
-    /// Every text, scanned for secrets; and who may read the keys.
+    /// Scans every text for secrets, and the permissions of keys.
     pub(super) fn files(&mut self, contents: &dyn Contents, entries: &[Entry]) {
         for entry in entries.iter().filter(|e| !e.path.starts_with("images/blobs/") && e.path != CARRIED) {
             let before = self.report.findings.len();
@@ -334,7 +334,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Documents know best what is a reference; vocabularies and lists hold any word there is.
+/// Parsed documents distinguish references; vocabularies and lists contain any word.
 fn care(path: &str) -> ScanDepth {
     let documents = [".yaml", ".yml", ".json"].iter().any(|e| path.ends_with(e));
     let lists =
@@ -342,7 +342,7 @@ fn care(path: &str) -> ScanDepth {
     if documents || lists { ScanDepth::Shapes } else { ScanDepth::All }
 }
 
-/// `Debian:12` as people say it.
+/// `Debian:12` in readable form.
 fn spoken(ecosystem: &str) -> String {
     match ecosystem {
         "Rust crates" => ecosystem.to_owned(),

@@ -1,4 +1,4 @@
-//! Keys and passwords left in files. What is found is said, never shown.
+//! Finds keys and passwords in files. Findings never contain the secret.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -10,11 +10,11 @@ use super::finding::{Finding, Kind, Severity};
 
 /// Texts longer than this are data.
 pub(crate) const MOST_BYTES: u64 = 10 << 20;
-/// A line longer than this is looked at in pieces that overlap by [`OVERLAP`].
+/// A longer line is scanned in pieces that overlap by [`OVERLAP`].
 const LONGEST_LINE: usize = 64 << 10;
-/// Longer than any key that is looked for.
+/// Longer than any supported key.
 const OVERLAP: usize = 4 << 10;
-/// A file with more than this is one finding too many already.
+/// The most findings of one file.
 const MOST_PER_FILE: usize = 50;
 
 /// What one file turned out to be.
@@ -24,16 +24,16 @@ pub(crate) enum FileContent {
     Text,
     /// Not a text: not read further.
     Binary,
-    /// A text that is too long: not read.
+    /// A text that is too long; not scanned.
     TooLong,
 }
 
 /// How closely a file is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ScanDepth {
-    /// Shapes of keys, and everything that is assigned to a `password`.
+    /// Key formats, and all values assigned to a `password`.
     All,
-    /// Shapes of keys only: texts for people, vocabularies, programs of others.
+    /// Only known key formats: for texts, vocabularies and third-party programs.
     Shapes,
 }
 
@@ -42,7 +42,7 @@ struct Shape {
     severity: Severity,
     title: &'static str,
     pattern: &'static str,
-    /// What may be shown of it: the part that all such keys share.
+    /// The prefix that all such keys share, which may be shown.
     shown: &'static str,
 }
 
@@ -155,7 +155,7 @@ static SET: LazyLock<RegexSet> =
     LazyLock::new(|| RegexSet::new(SHAPES.iter().map(|s| s.pattern)).expect("the patterns are constants"));
 static EACH: LazyLock<Vec<Regex>> =
     LazyLock::new(|| SHAPES.iter().map(|s| Regex::new(s.pattern).expect("the pattern is a constant")).collect());
-/// A telling name, `=` or `:`, and a value: quoted (2), or up to the next blank (3).
+/// A name of a secret, `=` or `:`, and a value: quoted (2), or up to the next space (3).
 static ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
         r#"(?i)([A-Za-z0-9_.-]{0,40}(?:password|passwd|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key))["']?\s{0,4}(?::|=)\s{0,4}(?:["']([^"'\s]{8,200})["']|([^\s"',;#]{8,200}))"#,
@@ -163,7 +163,7 @@ static ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
     .expect("the pattern is a constant")
 });
 
-/// Looks through one file. Bounded in memory whatever the file's length.
+/// Scans one file. Memory is bounded for any file length.
 pub(crate) fn scan_file(
     place: &str,
     size: u64,
@@ -203,7 +203,7 @@ pub(crate) fn scan_file(
     Ok(FileContent::Text)
 }
 
-/// Files that are a finding by their name alone.
+/// Files whose name is sufficient for a finding.
 pub(crate) fn by_name(place: &str, path: &str) -> Option<Finding> {
     let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
     let example = ["example", "sample", "template", "dist"].iter().any(|e| name.ends_with(e));
@@ -244,7 +244,7 @@ struct InFile<'a> {
     care: ScanDepth,
     code: bool,
     line: u64,
-    /// A private key's first line was here: what comes next decides.
+    /// The first line of a private key was found; the next lines decide.
     opened: Option<u64>,
     seen: BTreeSet<(&'static str, u64)>,
     findings: &'a mut Vec<Finding>,
@@ -264,13 +264,13 @@ impl InFile<'_> {
                 self.found(shape.id, shape.severity, shape.title, shape.shown, self.line);
             }
         }
-        // A line that holds a known shape has been told of already.
+        // A line with a known key format is already reported.
         if self.care == ScanDepth::All && !self.seen.iter().any(|(_, line)| *line == self.line) {
             self.assignment(line);
         }
     }
 
-    /// The header alone is no key: programs that read keys hold it too. In JSON the whole key is one line.
+    /// The header is not sufficient: programs that read keys contain it too. In JSON the whole key is one line.
     fn key_begins(&mut self, line: &[u8], found: &Captures<'_>) {
         let end = found.get(0).map_or(line.len(), |m| m.end());
         let rest = line[end..].strip_prefix(b"\\r").unwrap_or(&line[end..]);
@@ -286,7 +286,7 @@ impl InFile<'_> {
         let text = line.trim_ascii();
         let head = [&b"Proc-Type:"[..], b"DEK-Info:", b"Version:", b"Comment:"].iter().any(|h| text.starts_with(h));
         if text.is_empty() || head {
-            // Blank lines and headers come before the body; they do not come without end.
+            // A bounded number of blank lines and headers may precede the body.
             self.opened = (self.line - at < 8).then_some(at);
         } else if is_base64(text) {
             self.key(at);
@@ -301,7 +301,7 @@ impl InFile<'_> {
     fn assignment(&mut self, line: &[u8]) {
         let Some(found) = ASSIGNMENT.captures(line) else { return };
         let quoted = found.get(2);
-        // In a program what is not quoted is an expression.
+        // In source code an unquoted value is an expression.
         let Some(value) = quoted.or_else(|| found.get(3).filter(|_| !self.code)) else { return };
         let name = String::from_utf8_lossy(&found[1]).into_owned();
         if looks_secret(value.as_bytes()) {
@@ -338,7 +338,7 @@ fn finding(id: &str, severity: Severity, title: &str, place: String, reason: Str
     }
 }
 
-/// A password in an address may be any word; the shapes of keys are only spoilt by vendors' own examples.
+/// A password in a URL may be any word; for key formats only the vendors' examples are excluded.
 fn is_sample(found: &Captures<'_>) -> bool {
     match found.get(1) {
         Some(password) => is_example(password.as_bytes()),
@@ -351,7 +351,7 @@ fn is_base64(bytes: &[u8]) -> bool {
     body.len() >= 32
 }
 
-/// Values that documents use in place of one.
+/// Placeholders in documentation.
 fn is_example(value: &[u8]) -> bool {
     let text = String::from_utf8_lossy(value).to_ascii_lowercase();
     [
@@ -372,7 +372,8 @@ fn is_example(value: &[u8]) -> bool {
     .any(|w| text.contains(w))
 }
 
-/// Long enough, of more than one kind of characters, and not predictable; and no reference, path, type or call.
+/// Whether a value is long enough, has several kinds of characters and is not predictable, and is no reference, path, type
+/// or call.
 fn looks_secret(value: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(value) else { return false };
     let refers = text.starts_with("secret:")

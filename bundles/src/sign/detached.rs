@@ -1,4 +1,4 @@
-//! A signature beside a file: `FILE.minisig`, which stock minisign checks as well (`minisign -Vm FILE -P KEY`).
+//! Detached signatures: `FILE.minisig`, which minisign verifies too (`minisign -Vm FILE -P KEY`).
 
 use std::io::Cursor;
 
@@ -16,7 +16,7 @@ pub fn signature_of(file: &Utf8Path) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("{file}.minisig"))
 }
 
-/// The text of a signature over these bytes. `what` is part of what is signed: what the file is, and whose.
+/// The text of a signature over these bytes. `what` is signed too: the kind and the owner of the file.
 pub fn sign_bytes(bytes: &[u8], key: &SecretKey, what: &str) -> Result<String> {
     let public = key.public()?;
     // A line break would end the comment.
@@ -26,7 +26,7 @@ pub fn sign_bytes(bytes: &[u8], key: &SecretKey, what: &str) -> Result<String> {
     signed.map(|signature| signature.into_string()).map_err(|error| Error::Signature { why: error.to_string() })
 }
 
-/// Signs any file: writes its signature beside it. Its name is part of what is signed, so that no other file takes its place.
+/// Signs a file and writes the signature file. The name is signed too, so that no other file can replace it.
 pub fn sign_file(file: &Utf8Path, key: &SecretKey) -> Result<PublicKey> {
     let bytes = read_whole(file)?;
     let text = sign_bytes(&bytes, key, &format!("file {}", file.file_name().unwrap_or_default()))?;
@@ -47,15 +47,15 @@ fn read_whole(file: &Utf8Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns what a file was signed as, when its signature is by this key and valid.
+/// Returns the signed description of a file, if its signature is valid and by this key.
 pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
-    let beside = signature_of(file);
-    let text = read_key(&beside)?;
-    let invalid = |why| Error::FileSignature { why: format!("{beside} does not fit {file}: {why}") };
+    let signature = signature_of(file);
+    let text = read_key(&signature)?;
+    let invalid = |why| Error::FileSignature { why: format!("{signature} does not fit {file}: {why}") };
     verify_bytes(&read_whole(file)?, &text, key).map_err(invalid)
 }
 
-/// Returns what these bytes were signed as, when the signature is by this key and valid.
+/// Returns the signed description of these bytes, if the signature is valid and by this key.
 ///
 /// # Errors
 /// Why it is not.

@@ -258,6 +258,17 @@ fn invalid_legacy_update_changes_nothing() {
     assert!(spoil(&format!("{copy}w.writestr('../evil', b'x')")).contains("belongs to no model"));
     assert!(spoil(&format!("{copy}w.writestr('a/../../evil', b'x')")).contains("belongs to no model"));
     assert!(spoil(&format!("{copy}w.writestr('/evil', b'x')")).contains("belongs to no model"));
+    // A model without files has a checksum that every author can compute.
+    for name in ["../evil", "a/../../evil", "a/b", "/evil", "", ".update", "manifest.json"] {
+        let script = format!(
+            "import json,hashlib\n\
+             for n in z.namelist():\n if n!='manifest.json': w.writestr(n, z.read(n))\n\
+             m=json.loads(z.read('manifest.json')); c=m['models']['a']['checksum']\n\
+             m['models']['{name}']=dict(checksum=c[:-64]+hashlib.sha256(b'').hexdigest(), size=0)\n\
+             w.writestr('manifest.json', json.dumps(m))"
+        );
+        assert!(spoil(&script).contains("which is not a valid folder name"), "{name}");
+    }
     assert!(spoil(&format!("{copy}w.writestr('c/x', b'x')")).contains("belongs to no model"));
     assert!(spoil(&format!("{copy}w.writestr('a/more', b'x')")).contains("the digest of model a does not match"));
     assert!(spoil(&format!("{copy}w.writestr('a/big', b'0'*100000, zipfile.ZIP_DEFLATED)")).contains("compressed"));

@@ -1,10 +1,11 @@
 //! Our client and Debian's docker-registry.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use textnlp_bundle::oci::layout::Layout;
 use textnlp_bundle::oci::registry::{Credentials, Options, PlainHttp, Secret, pull, resolve};
-use textnlp_bundle::oci::{Error, Platform, Reference, media};
+use textnlp_bundle::oci::{self, Error, Platform, Reference, media};
 use textnlp_models::{Digest, Event};
 
 use crate::tools::{Dir, Registry, has, skopeo, stand_in, write_images};
@@ -98,6 +99,48 @@ async fn tag_is_pinned_once_and_the_image_is_pulled_by_digest() {
     let small = Options { most_bytes: 1000, ..Options::default() };
     let error = pull(&pinned, &amd64(), &dir.join("small"), &small, &|_| {}).await.unwrap_err();
     assert!(error.to_string().contains("larger than 1000 bytes"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_pushed_once_and_read_back() {
+    if !has("docker-registry") {
+        return;
+    }
+    let (dir, registry) = (Dir::new(), Registry::start(Some(HTPASSWD)));
+    let image = stand_in(dir.path(), "server");
+    let to = |tag: &str| -> Reference { format!("{}/lib/server:{tag}", registry.host).parse().unwrap() };
+    let account = |password: &str| Options {
+        credentials: Some(Credentials { user: "user".to_owned(), password: Secret::new(password) }),
+        ..Options::default()
+    };
+    let sent = Mutex::new(BTreeSet::new());
+    let tell = |event: Event| {
+        if let Event::File { name, done, total } = event
+            && Some(done) == total
+        {
+            sent.lock().unwrap().insert(name);
+        }
+    };
+    let error = oci::push(&image, &to("1"), &account("other"), &tell).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error}");
+    assert!(sent.lock().unwrap().is_empty());
+    oci::push(&image, &to("1"), &account("word"), &tell).await.unwrap();
+    let first = std::mem::take(&mut *sent.lock().unwrap());
+    assert_eq!(first.len(), image.blobs.len() - 1, "all blobs but the manifest: {first:?}");
+    let pinned = to("1").pin(image.manifest.digest);
+    let pulled = pull(&pinned, &amd64(), &dir.join("cache"), &account("word"), &|_| {}).await.unwrap();
+    assert_eq!((pulled.manifest.digest, pulled.size()), (image.manifest.digest, image.size()));
+    // Another tag needs the manifest only, and the same one nothing.
+    oci::push(&image, &to("2"), &account("word"), &tell).await.unwrap();
+    oci::push(&image, &to("1"), &account("word"), &tell).await.unwrap();
+    assert!(sent.lock().unwrap().is_empty());
+    // A file that becomes another one while it is sent is not pushed.
+    let program = dir.join("program-62-120000");
+    let mut bytes = std::fs::read(&program).unwrap();
+    bytes[200] ^= 1;
+    std::fs::write(&program, bytes).unwrap();
+    let other: Reference = format!("{}/lib/other:1", registry.host).parse().unwrap();
+    oci::push(&image, &other, &account("word"), &tell).await.unwrap_err();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,7 +42,7 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     );
     let site = cluster_site(environment, site);
     let (file, context) = kubeconfig(&site.settings)?;
-    let cluster = Kubernetes::new(Access::Kubeconfig { file, context }, secrets.clone()).of_site(site);
+    let cluster = Kubernetes::new(Access::kubeconfig(file, context), secrets.clone()).of_site(site);
     let cluster = cluster.taking(take.iter().cloned().collect());
     Ok(Arc::new(Combined::new(Arc::new(cluster), Arc::new(OnPrem::new(options)), local_part)))
 }
@@ -63,6 +63,7 @@ pub(super) fn cluster_site(environment: &Environment, name: &SiteName) -> Cluste
     }
     ClusterSite {
         namespace: environment.cluster.namespace.clone(),
+        image_from: None,
         settings: ClusterAccess::default(),
         rollout: environment.rollout.strategy,
         certificate: None,
@@ -72,6 +73,7 @@ pub(super) fn cluster_site(environment: &Environment, name: &SiteName) -> Cluste
         pinned: false,
         min_nodes: environment.cluster.min_nodes,
         max_nodes: environment.cluster.max_nodes,
+        balancer: None,
     }
 }
 

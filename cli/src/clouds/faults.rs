@@ -11,8 +11,9 @@ use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
 use textnlp_orchestrator::environment::model::Environment;
 use textnlp_provider::operations::{Outages, SiteAccess};
 use textnlp_provider::{Error, Lineage, SiteName, error_chain};
+use textnlp_service::Platform;
 
-use super::{end_outage, operations_of};
+use super::{Linked, end_outage};
 use crate::dr_args::TakeBack;
 
 /// The faults of an environment's sites.
@@ -36,7 +37,8 @@ pub struct SiteFaults {
 impl SiteFaults {
     /// The outages of a site that runs elsewhere, or `None` if it runs on this machine.
     fn outages(&self, site: &str) -> Result<Option<Arc<dyn Outages>>, String> {
-        let operations = operations_of(&self.folder, &self.environment, site, None).map_err(worded)?;
+        let platform: &dyn Platform = &Linked;
+        let operations = platform.operations_of(&self.folder, &self.environment, site, None).map_err(worded)?;
         Ok(operations.and_then(|site| site.outages()))
     }
 

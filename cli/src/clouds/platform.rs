@@ -4,23 +4,35 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_files::Exposed;
+use textnlp_keys::{KeyKind, Marker, SiteFolder};
+use textnlp_models::FetchOptions;
 use textnlp_net::trust::TrustRoots;
-use textnlp_onprem::ScratchInstance;
+use textnlp_onprem::{ScratchInstance, fault};
 use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::dr::fault::Faults;
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::gate::KeyIssuer;
+use textnlp_orchestrator::environment::model::SiteSettings;
 use textnlp_orchestrator::state::Store;
-use textnlp_provider::operations::{Scaling, ServiceEndpoint, SiteBackups, SiteCopy, SiteOutputs};
-use textnlp_provider::{Lineage, Provider, SecretRef, SecretStore, Site, SiteName};
+use textnlp_provider::operations::{Operations, ServerProgram, ServiceEndpoint, SiteCopy, SiteOutputs};
+use textnlp_provider::{Lineage, Provider, Recorded, SecretRef, SecretStore, Site, SiteName};
+use textnlp_server::auth::key;
 use textnlp_service::Platform;
-use textnlp_service::platform::ScratchPostgres;
-use textnlp_service::running::RunningEnvironment;
+use textnlp_service::platform::{Build, NewKey, ScratchPostgres, Supervisor};
 
 use super::faults;
-use crate::commands::gate::Issuer;
 use crate::report::Failure;
 use crate::{clouds, network, stores};
+
+const BUILD: Build = Build {
+    features: &[("clouds", cfg!(feature = "clouds")), ("candle", cfg!(feature = "candle"))],
+    marker: match (cfg!(feature = "clouds"), cfg!(feature = "candle")) {
+        (true, true) => "textnlp-deploy was built with the features: clouds, candle",
+        (true, false) => "textnlp-deploy was built with the features: clouds",
+        (false, true) => "textnlp-deploy was built with the features: candle",
+        (false, false) => "textnlp-deploy was built with the features: none",
+    },
+};
 
 /// This program with its providers.
 pub struct Linked;
@@ -76,15 +88,16 @@ impl Platform for Linked {
         clouds::PROVIDERS.iter().find_map(|row| (row.endpoint)(outputs))
     }
 
-    fn site_backups(
+    fn operations(
         &self,
         folder: &Utf8Path,
         environment: &Environment,
-    ) -> anyhow::Result<Option<Arc<dyn SiteBackups>>> {
-        match environment.primary().filter(|_| environment.backup.enabled) {
-            Some(home) => Ok(clouds::operations(folder, environment, home, None)?.backups()),
-            None => Ok(None),
-        }
+        site: &SiteSettings,
+        server: Option<ServerProgram>,
+    ) -> anyhow::Result<Arc<dyn Operations>> {
+        let (secrets, name) = (clouds::secrets(folder), &site.name);
+        let context = clouds::Context { folder, secrets, environment, site: name, take: &[], server };
+        (clouds::row(&site.provider)?.operations)(&context)
     }
 
     fn site_copy(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<SiteCopy> {
@@ -100,6 +113,56 @@ impl Platform for Linked {
             Ok(Some(status)) => status.units.iter().filter_map(|unit| unit.pid).chain([status.pid]).collect(),
             Ok(None) | Err(_) => Vec::new(),
         }
+    }
+
+    async fn supervisor(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<Option<Supervisor>> {
+        let Some(found) = clouds::supervise::status(&folder.join("sites").join(site.as_str())).await? else {
+            return Ok(None);
+        };
+        let failing = found.units.iter().filter(|unit| unit.failures > 0);
+        let failing =
+            failing.map(|unit| format!("{} exited {} times since it was last ready", unit.name, unit.failures));
+        let rejected = found.rejected.iter().map(|unit| format!("unit file {}: {}", unit.name, unit.why));
+        let trouble = rejected.chain(failing).collect();
+        Ok(Some(Supervisor { pid: found.pid, version: found.version, trouble }))
+    }
+
+    fn other_lineage(&self, folder: &Utf8Path, lineage: Lineage) -> Option<Lineage> {
+        let sites = folder.join("sites").read_dir_utf8().into_iter().flatten().flatten();
+        // A marker that cannot be read is reported where it is observed.
+        let markers = sites.flat_map(|site| Marker::all(&SiteFolder::at(site.path())).unwrap_or_default());
+        markers.map(|marker| marker.lineage).find(|other| *other != lineage)
+    }
+
+    fn check_sites(&self, folder: &Utf8Path, found: &mut Vec<Exposed>) -> Result<(), textnlp_files::Error> {
+        let sites = folder.join("sites");
+        let before = found.len();
+        textnlp_files::check_folder(&sites, 0, found)?;
+        if found.len() == before {
+            let entries = sites.read_dir_utf8().into_iter().flatten().flatten();
+            for site in entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_file())) {
+                // The files of a model are checked where it is observed.
+                SiteFolder::at(site.path()).check_owners(1, found)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_authority(&self, recorded: &Recorded) -> bool {
+        KeyKind::of(&recorded.kind) == Some(KeyKind::Authority)
+    }
+
+    fn secret_name<'r>(&self, recorded: &'r Recorded) -> Option<&'r str> {
+        let is_secret = KeyKind::of(&recorded.kind) == Some(KeyKind::Secret);
+        is_secret.then(|| recorded.id.as_str().rsplit('/').next()).flatten()
+    }
+
+    fn build(&self) -> &'static Build {
+        &BUILD
+    }
+
+    fn fetching(&self, environment: &Environment) -> anyhow::Result<FetchOptions> {
+        clouds::fetching(environment)
     }
 
     fn archive_socket(&self, postgres: &Utf8Path) -> Utf8PathBuf {
@@ -124,16 +187,17 @@ impl Platform for Linked {
         network::trust(own, environment)
     }
 
-    fn scaling(&self, folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Option<Arc<dyn Scaling>>> {
-        clouds::find(folder, environment, None, |site| site.scaling())
-    }
-
     fn places(&self, folder: &Utf8Path, environment: &Environment) -> anyhow::Result<SocketPaths> {
-        clouds::places(folder, environment)
+        let home = environment.primary().map(|site| site.name.to_string()).unwrap_or_default();
+        let sites = environment.sites.iter();
+        let sites = sites.map(|site| (site.name.to_string(), fault::socket(folder, &site.name, "watch"))).collect();
+        let witness = fault::socket(folder, &SiteName::new(fault::WITNESS)?, "witness");
+        Ok(SocketPaths { sites, witness, home })
     }
 
-    fn key_issuer(&self, running: &RunningEnvironment, environment: &Environment) -> Box<dyn KeyIssuer> {
-        Box::new(Issuer { running: running.clone(), environment: environment.clone() })
+    fn new_key(&self, public_id: Option<&str>) -> Option<NewKey> {
+        let made = public_id.map_or_else(key::NewKey::generate, key::NewKey::with_public_id).ok()?;
+        Some(NewKey { digest: key::digest(&made.text), public_id: made.public_id, text: made.text })
     }
 
     fn faults(

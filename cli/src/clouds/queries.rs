@@ -31,9 +31,14 @@ impl Queries {
         Self { http, token: file("token") }
     }
 
-    /// The token is read for every query, so a renewed one is used at once.
-    fn authorization(&self) -> Result<Option<HeaderValue>, String> {
+    /// The token is read for every query, so a renewed one is used at once. It is for the address beside it only.
+    fn authorization(&self, url: &str) -> Result<Option<HeaderValue>, String> {
         let Some(file) = &self.token else { return Ok(None) };
+        let own = std::fs::read_to_string(file.with_file_name("url"))
+            .map_err(|error| format!("read its address: {error}"))?;
+        if own.trim() != url {
+            return Err(format!("its token is for {}, and the deployment names another address", own.trim()));
+        }
         let token = std::fs::read_to_string(file).map_err(|error| format!("read its token: {error}"))?;
         let mut header = HeaderValue::try_from(format!("Bearer {}", token.trim()))
             .map_err(|_| "its token has characters that are not allowed in an HTTP header".to_owned())?;
@@ -54,7 +59,7 @@ impl QueryApi for Queries {
         let http = self.http.as_ref().map_err(Clone::clone)?;
         let mut request = http.post(format!("{url}/api/v1/query"));
         request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form(query)?);
-        if let Some(authorization) = self.authorization()? {
+        if let Some(authorization) = self.authorization(url)? {
             request = request.header(AUTHORIZATION, authorization);
         }
         let exchange = async {
@@ -124,6 +129,7 @@ mod tests {
         let kept = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(kept.path()).unwrap();
         std::fs::write(folder.join("token"), "first\n").unwrap();
+        std::fs::write(folder.join("url"), &url).unwrap();
         let queries = Queries::new(Some(folder));
         let moved =
             format!("HTTP/1.1 307 Moved\r\nLocation: {url}/away\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
@@ -144,8 +150,13 @@ mod tests {
                 exchange.starts_with("post /prefix/api/v1/query ") && exchange.contains(&format!("bearer {token}\r\n"))
             );
         }
+        let why = queries.ask(&format!("{url}/elsewhere"), "up").await.unwrap_err();
+        assert!(why.contains("its token is for"), "{why}");
         let without_credentials = Queries::new(None);
-        drop(listener);
+        // A bound socket that does not listen: no other process can take its port.
+        let held = tokio::net::TcpSocket::new_v4().unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("http://{}", held.local_addr().unwrap());
         let why = without_credentials.ask(&url, "up").await.unwrap_err();
         assert!(why.to_lowercase().contains("connection refused"), "{why}");
     }

@@ -1,10 +1,8 @@
 //! `adapter`: the metrics adapter for autoscalers, in its own pod.
 
-use serde_json::json;
-
+use super::prelude::*;
 use crate::args::Adapter;
 use crate::clouds;
-use crate::report::{Console, Failure, Success};
 
 /// `adapter …`, until a signal ends it.
 pub async fn adapter(args: &Adapter, console: Console) -> Result<Success, Failure> {

@@ -2,30 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read as _;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use futures::StreamExt;
 use jiff::Timestamp;
-use serde_json::json;
 use textnlp_net::client::ProxySettings;
-use textnlp_orchestrator::alert::{DeliveredAlert, Destination, Sender};
-use textnlp_provider::alert::{Alert, AlertState};
-use textnlp_provider::error_chain;
-use uuid::Uuid;
+use textnlp_orchestrator::alert::{DeliveredAlert, Sender};
+use textnlp_service::alerts::{self, ReceiverDestination};
 
+use super::prelude::*;
 use crate::alert_args::{self, Test};
 use crate::clouds::alert::{AlertOrder, Outbox, Receiver};
 use crate::network;
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
 
 /// Alerts to one receiver in one run. The supervisor runs the command again for the rest. Counted per receiver, so that
 /// one that is down does not delay the others.
 const AT_ONCE: usize = 20;
-
-/// Concurrent receivers.
-const BESIDE: usize = 8;
 
 /// Limit of a file with an address in bytes.
 const ADDRESS_MAX: u64 = 64 << 10;
@@ -39,71 +33,25 @@ pub async fn alert(session: &Session, verb: &alert_args::Alert, console: Console
     }
 }
 
-/// The destination of a receiver, or why it has none.
-type ReceiverDestination = Result<Destination, String>;
-
 /// `alert test`: to the receivers in the current environment file, with the caller's secrets.
 async fn test(session: &Session, args: &Test, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
     let name = &chosen.scope.name;
     let environment = &chosen.loaded.environment;
-    let receivers = &environment.monitoring.receivers;
-    if receivers.is_empty() {
-        let error = anyhow::anyhow!("environment {name} has no alert receivers");
-        return Err(Failure::usage("no_receivers", error)
-            .hint("add `monitoring: { receivers: { oncall: secret:env:ONCALL_URL } }` to the environment file"));
-    }
-    if let Some(unknown) = args.receiver.iter().find(|wanted| !receivers.contains_key(*wanted)) {
-        let known: Vec<&str> = receivers.keys().map(String::as_str).collect();
-        return Err(Failure::usage(
-            "no_such_receiver",
-            anyhow::anyhow!("environment {name} has no receiver `{unknown}`"),
-        )
-        .hint(format!("its receivers: {}", known.join(", "))));
-    }
-    let chosen_ones = receivers.iter().filter(|(name, _)| args.receiver.is_empty() || args.receiver.contains(name));
-    let known: BTreeMap<String, ReceiverDestination> = chosen_ones
-        .map(|(name, address)| {
-            let text = address.read().ok_or_else(|| format!("its address ({address}) is not set"));
-            (name.clone(), text.and_then(|text| Destination::parse(&text).map_err(|why| why.to_string())))
-        })
-        .collect();
+    let known = alerts::receivers(&chosen, &args.receiver)?;
     let sender = Sender::new(network::trust(None, Some(environment))?, network::proxies(&environment.network.proxy))?;
-    let message = Alert {
-        id: format!("test-{}", Uuid::new_v4()),
-        environment: name.to_string(),
-        site: environment.sites.first().map(|site| site.name.to_string()).unwrap_or_default(),
-        at: Timestamp::now(),
-        state: AlertState::Test,
-        name: "test".to_owned(),
-        about: "message".to_owned(),
-        says: "This is a test message: no action is required.".to_owned(),
-    };
-    let tries = futures::stream::iter(known).map(|(receiver, known)| {
-        let (sender, message) = (&sender, &message);
-        async move {
-            let (to, sent) = match known {
-                Ok(destination) => {
-                    let sent = sender.send(&destination, message).await;
-                    (Some(destination.to_string()), sent.map_err(|error| error_chain(&error)))
-                }
-                Err(why) => (None, Err(why)),
-            };
-            (receiver, to, sent)
-        }
-    });
-    let mut tried: Vec<_> = tries.buffer_unordered(BESIDE).collect().await;
-    tried.sort_by(|a, b| a.0.cmp(&b.0));
+    let tried = alerts::deliver(&sender, &alerts::test_message(&chosen), &known).await;
     let mut text = String::new();
     let mut documents = Vec::new();
-    for (receiver, to, sent) in &tried {
-        let to = to.as_deref().unwrap_or("nowhere");
+    for (receiver, sent) in &tried {
+        let to = known.get(receiver).and_then(|known| known.as_ref().ok()).map(ToString::to_string);
+        let shown = to.as_deref().unwrap_or("nowhere");
         let _ = match sent {
-            Ok(DeliveredAlert { refused }) if refused.is_empty() => writeln!(text, "✓ {receiver}: {to}"),
+            Ok(DeliveredAlert { refused }) if refused.is_empty() => writeln!(text, "✓ {receiver}: {shown}"),
             Ok(DeliveredAlert { refused }) => {
-                writeln!(text, "! {receiver}: {to}, but some recipients were refused: {}", refused.join("; "))
+                writeln!(text, "! {receiver}: {shown}, but some recipients were refused: {}", refused.join("; "))
             }
-            Err(why) => writeln!(text, "✗ {receiver}: {to}: {why}"),
+            Err(why) => writeln!(text, "✗ {receiver}: {shown}: {why}"),
         };
         let refused = sent.as_ref().map(|arrived| arrived.refused.as_slice()).unwrap_or_default();
         documents.push(json!({
@@ -111,7 +59,7 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
         }));
     }
     let document = json!({ "environment": name, "receivers": documents });
-    let failed = tried.iter().filter(|(.., sent)| sent.is_err()).count();
+    let failed = tried.values().filter(|sent| sent.is_err()).count();
     if failed == 0 {
         return Ok(Success::new(text.trim_end(), document));
     }
@@ -177,17 +125,7 @@ async fn send(folder: &Utf8Path) -> Result<Success, Failure> {
         open.retain(|(name, _)| !waiting.arrived.contains(*name) && !problems.contains_key(*name));
         open.retain(|(name, _)| tried.get(name).is_none_or(|tried| *tried < AT_ONCE));
         open.iter().for_each(|(name, _)| *tried.entry(*name).or_default() += 1);
-        let tries = futures::stream::iter(open).map(|(name, known)| {
-            let (sender, alert) = (&sender, &waiting.alert);
-            async move {
-                let sent = match known {
-                    Ok(destination) => sender.send(destination, alert).await.map_err(|error| error_chain(&error)),
-                    Err(why) => Err(why.clone()),
-                };
-                (name.clone(), sent)
-            }
-        });
-        for (name, result) in tries.buffer_unordered(BESIDE).collect::<Vec<_>>().await {
+        for (name, result) in alerts::deliver(&sender, &waiting.alert, open).await {
             match result {
                 Ok(DeliveredAlert { refused: not_to }) => {
                     sent += 1;
@@ -217,16 +155,10 @@ async fn send(folder: &Utf8Path) -> Result<Success, Failure> {
 fn address(receiver: &Receiver) -> Result<String, String> {
     match receiver {
         Receiver::Address { address } => Ok(address.clone()),
-        Receiver::File { file: path } => {
-            let read = || {
-                let mut text = String::new();
-                std::io::Read::read_to_string(
-                    &mut std::io::Read::take(std::fs::File::open(path)?, ADDRESS_MAX),
-                    &mut text,
-                )?;
-                Ok::<_, std::io::Error>(text)
-            };
-            read().map_err(|error| format!("read its address in {path}: {error}"))
+        Receiver::File { file } => {
+            let mut text = String::new();
+            let read = File::open(file).and_then(|opened| opened.take(ADDRESS_MAX).read_to_string(&mut text));
+            read.map(|_| text).map_err(|error| format!("read its address in {file}: {error}"))
         }
     }
 }
@@ -241,9 +173,7 @@ fn proxies(order: &AlertOrder) -> anyhow::Result<ProxySettings> {
 }
 
 fn receivers(order: &AlertOrder) -> BTreeMap<String, ReceiverDestination> {
-    let known = |receiver: &Receiver| {
-        address(receiver).and_then(|text| Destination::parse(&text).map_err(|why| why.to_string()))
-    };
+    let known = |receiver: &Receiver| address(receiver).and_then(|text| alerts::destination(&text));
     order.receivers.iter().map(|(name, receiver)| (name.clone(), known(receiver))).collect()
 }
 
@@ -254,6 +184,8 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+
+    use textnlp_provider::alert::{Alert, AlertState};
 
     use super::*;
 
@@ -320,9 +252,18 @@ mod tests {
 
     #[tokio::test]
     async fn alerts_use_the_proxy_of_the_environment() {
-        let (proxy, took) = hook().await;
-        let (dir, outbox) = site(&[("team", "http://127.0.0.1:1/")], &[("HTTP_PROXY", proxy.as_str())], 2);
-        send(Utf8Path::from_path(dir.path()).unwrap()).await.map(drop).unwrap();
-        assert_eq!((took.load(Ordering::SeqCst), outbox.is_empty()), (2, true));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = format!("http://{}/", listener.local_addr().unwrap());
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.is_ok_and(|read| read > 0) {}
+            let _ = stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n").await;
+            String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned()
+        });
+        let (dir, outbox) = site(&[("team", "https://hooks.invalid/")], &[("HTTPS_PROXY", proxy.as_str())], 1);
+        send(Utf8Path::from_path(dir.path()).unwrap()).await.map(drop).unwrap_err();
+        assert_eq!(asked.await.unwrap(), "CONNECT hooks.invalid:443 HTTP/1.1");
+        assert_eq!(outbox.waiting(Timestamp::now()).unwrap().len(), 1);
     }
 }

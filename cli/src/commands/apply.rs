@@ -1,12 +1,12 @@
 //! `apply PLAN`: applies exactly the saved plan that was approved, or nothing.
 
+use anyhow::Context;
 use camino::Utf8Path;
 use textnlp_orchestrator::plan::{MOST_BYTES, Purpose, Saved, SavedPlanError};
 
+use super::prelude::*;
 use super::{down, plan, up};
 use crate::args::{Apply, Up};
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
 
 /// `apply PLAN`.
 pub async fn apply(session: &Session, args: &Apply, console: Console) -> Result<Success, Failure> {
@@ -14,9 +14,12 @@ pub async fn apply(session: &Session, args: &Apply, console: Console) -> Result<
     let session = as_planned(session, &saved, &args.plan)?;
     let planned = &saved.plan;
     console.say(format!("{} was planned by {} at {:.0}", args.plan, saved.by, saved.at));
+    for (flag, value) in &saved.flags {
+        console.say(format!("  with {flag} {value}"));
+    }
     match planned.purpose {
         Purpose::Up => {
-            let up = Up { no_gate: args.no_gate, ..Up::default() };
+            let up = Up { no_gate: args.no_gate, from_scratch: args.from_scratch, ..Up::default() };
             up::run(&session, &up, Some(planned), console).await
         }
         Purpose::Down => {
@@ -31,7 +34,9 @@ fn read(file: &Utf8Path) -> Result<Saved, Failure> {
         Failure::usage("unreadable_plan", anyhow::Error::new(error).context(format!("read plan {file}")))
             .hint("give a file that `textnlp-deploy plan --out FILE` wrote")
     };
-    if std::fs::metadata(file).map_err(unreadable)?.len() > MOST_BYTES {
+    let about = std::fs::metadata(file).map_err(unreadable)?;
+    trusted(file, "plan")?;
+    if about.len() > MOST_BYTES {
         return Err(Failure::usage("unreadable_plan", anyhow::anyhow!("{file} is too large to be a plan")));
     }
     let bytes = std::fs::read(file).map_err(unreadable)?;
@@ -45,6 +50,16 @@ fn read(file: &Utf8Path) -> Result<Saved, Failure> {
         };
         Failure::refused(code, anyhow::Error::new(error).context(format!("read plan {file}"))).hint(hint)
     })
+}
+
+/// Refuses a file that another user controls: a plan decides which programs run, before anything is compared with it.
+fn trusted(file: &Utf8Path, what: &str) -> Result<(), Failure> {
+    let exposed = textnlp_files::check_instructions(file).with_context(|| format!("check {what} {file}"))?;
+    let Some(exposed) = exposed else { return Ok(()) };
+    let error =
+        anyhow::Error::msg(exposed.to_string()).context(format!("{what} {file} is in the hands of another user"));
+    Err(Failure::refused("exposed_plan", error)
+        .hint(format!("review it, make a copy that only you can write to, and use that: cp {file} COPY")))
 }
 
 /// The session of the saved plan: the same environment with the same changed values. Flags that contradict it are an
@@ -70,7 +85,10 @@ fn as_planned(session: &Session, saved: &Saved, file: &Utf8Path) -> Result<Sessi
             "--take-ownership" => global.take_ownership.push(value.clone()),
             "--site" => global.site = Some(value.clone()),
             "--provider" => global.provider = Some(value.clone()),
-            "--server" => global.server = Some(value.into()),
+            "--server" => {
+                trusted(Utf8Path::new(value), "server program")?;
+                global.server = Some(value.into());
+            }
             "--file" if global.file.is_none() && global.env.is_none() => global.file = Some(value.into()),
             _ => {}
         }

@@ -1,13 +1,10 @@
 //! `audit`: the audit log of a running environment. The server program reads it beside the database, one page at a
 //! time.
 
-use serde_json::json;
-use textnlp_service::running;
+use textnlp_service::keys::Admin;
 
-use super::key;
+use super::prelude::*;
 use crate::args::Audit;
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
 
 /// Rows of one page: a cluster returns at most 4 MiB of a job's output.
 const PAGE: u64 = 2000;
@@ -15,19 +12,18 @@ const PAGE: u64 = 2000;
 /// `audit …`.
 pub async fn audit(session: &Session, command: &Audit, console: Console) -> Result<Success, Failure> {
     let Audit::Export { since } = command;
-    let chosen = session.load(Console::new(session.global.output, true))?;
-    let running = running::running(&chosen.scope).await?;
-    let environment = &chosen.loaded.environment;
+    let (chosen, running) = session.load_running("audit log", session.quiet()).await?;
+    let admin = Admin::of(&chosen, &running);
     let (mut count, mut events) = (0u64, Vec::new());
-    for place in key::processes(&running) {
-        let jobs = key::jobs(&running, environment, place).await?;
+    for place in admin.places() {
+        let site = admin.site(place).await?;
         let mut after = 0;
         loop {
             let request = json!({
                 "after": after, "since": since.map_or(0, |since| since.as_millisecond()), "limit": PAGE,
-                "operator": key::operator(),
+                "operator": admin.operator(),
             });
-            let page = key::run(&*jobs, running.lineage, "audit", &request).await?;
+            let page = site.run("audit", &request).await?;
             for event in page["events"].as_array().into_iter().flatten() {
                 let mut event = event.clone();
                 event["site"] = page["site"].clone();

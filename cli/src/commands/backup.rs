@@ -6,29 +6,24 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
-use serde_json::json;
-use textnlp_orchestrator::backup::{
-    BackupDirectory, Decryptor, DumpFolder, EncryptionMode, Key, PublicKey, StoredBackup,
-};
+use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup};
 use textnlp_orchestrator::dr::report::signing_key;
 use textnlp_orchestrator::environment::model::Backup as Settings;
+use textnlp_orchestrator::gate::phases::PhaseDefinition;
+use textnlp_orchestrator::state::SCHEDULE;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
-use textnlp_service::Platform;
 use textnlp_service::backup::create::{Created, Encryption};
 use textnlp_service::backup::{
-    self, RequiredSigner, backup_status, create, failed, key, point_in_time, put_file, restore as restoring,
+    self, backup_status, create, failed, key, point_in_time, put_file, restore as restoring, secret_file, small_file,
 };
 
+use super::prelude::*;
 use crate::args::Up;
 use crate::backup_args::{Archive, Backup, Create, Decrypt, Encrypt, Opening, Passphrase, Restore, Run, Verify};
 use crate::clouds::Linked;
 use crate::deployment::{acting, operator};
-use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success, size};
 use crate::rerun_flags::quoted;
-use crate::session::{ChosenEnvironment, Session};
-use crate::state_access;
 
 /// Runs the subcommand.
 pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Result<Success, Failure> {
@@ -47,38 +42,18 @@ pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Resul
 
 /// The key from the flags. Without any, the key in the state.
 async fn opener(
+    session: &Session,
     opening: &Opening,
     key: Option<&Secret>,
-    session: &Session,
     folder: &Utf8Path,
 ) -> Result<Decryptor, Failure> {
-    if let Some(passphrase) = passphrase(&opening.passphrase, session)? {
-        return Ok(Decryptor::Passphrase(passphrase));
-    }
-    match key {
-        Some(text) => Ok(Decryptor::Keys(Key::parse(text).map_err(failed)?)),
-        None => backup::opener_of_state(&Linked, folder).await,
-    }
+    backup::opener(passphrase(&opening.passphrase, session)?, key, (&Linked, folder)).await
 }
 
 /// The content of the `--key` file, which can be a pipe and is read once.
 fn key_file(opening: &Opening, session: &Session) -> Result<Option<Secret>, Failure> {
     let file = opening.key.as_ref().map(|file| session.here.join(file));
     file.map(|file| secret_file(&file, "the key file")).transpose()
-}
-
-/// Whose signature a restore requires: `--signed-by`, else the one in the key file.
-fn required_signer(args: &Restore, key: Option<&Secret>) -> Result<Option<RequiredSigner>, Failure> {
-    match args.signed_by.as_deref() {
-        Some("any") => Ok(Some(RequiredSigner::Any)),
-        Some(key) => PublicKey::parse(key).map(|key| Some(RequiredSigner::Key(key))).map_err(|error| {
-            Failure::usage("usage", error).hint("give the key that `backup create` printed: --signed-by RW…")
-        }),
-        None => match key {
-            Some(text) => Ok(Key::signer(text).map_err(failed)?.map(RequiredSigner::Key)),
-            None => Ok(None),
-        },
-    }
 }
 
 fn passphrase(from: &Passphrase, session: &Session) -> Result<Option<Secret>, Failure> {
@@ -91,34 +66,6 @@ fn passphrase(from: &Passphrase, session: &Session) -> Result<Option<Secret>, Fa
         _ => Err(Failure::usage("no_passphrase", anyhow::anyhow!("the variable `{name}` is not set"))
             .hint("set it to the passphrase, or give the passphrase in a file: --passphrase-file FILE")),
     }
-}
-
-/// Reads a file with a key or a passphrase, to which only its owner has access.
-fn secret_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
-    // A missing file is an error of reading it.
-    match textnlp_files::check_secret(path).ok().flatten() {
-        None => small_file(path, what),
-        Some(exposed) => {
-            Err(Failure::refused("secret_exposed", anyhow::anyhow!("{exposed}").context(format!("read {what}")))
-                .hint(exposed.fix()))
-        }
-    }
-}
-
-fn small_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
-    use std::io::Read;
-    const MAX: u64 = 64 << 10;
-    let fails = |error: std::io::Error| {
-        Failure::usage("no_such_file", anyhow::Error::new(error).context(format!("read {what} {path}")))
-            .hint("give the path of a readable file")
-    };
-    let file = std::fs::File::open(path).map_err(fails)?;
-    let mut bytes = Vec::new();
-    file.take(MAX + 1).read_to_end(&mut bytes).map_err(fails)?;
-    if bytes.len() as u64 > MAX {
-        return Err(fails(std::io::ErrorKind::FileTooLarge.into()));
-    }
-    Ok(Secret::new(bytes))
 }
 
 /// The environment with its backup directory and settings.
@@ -226,9 +173,7 @@ async fn by_site(
         return Err(Failure::usage("in_cluster", error).hint("omit it; for further keys, set `backup.recipients`"));
     }
     let progress = Progress::new(console);
-    let said = create::by_site(&chosen.scope, backups, &progress).await;
-    progress.finish();
-    let said = said?;
+    let said = progress.done(create::by_site(&chosen.scope, backups, &progress).await)?;
     let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
     let document = json!({ "environment": chosen.scope.name, "says": said, "seconds": seconds });
     let mut text = format!("{said}\nThe dump is on {}.", backups.location());
@@ -242,8 +187,8 @@ async fn by_site(
 /// `backup create`.
 async fn create(session: &Session, args: &Create, console: Console) -> Result<Success, Failure> {
     let began = Instant::now();
-    let chosen = session.load(Console::new(session.global.output, true))?;
-    if let Some(backups) = Linked.site_backups(&chosen.scope.folder, &chosen.loaded.environment)? {
+    let chosen = session.load(session.quiet())?;
+    if let Some(backups) = chosen.scope.platform.site_backups(&chosen.scope.folder, &chosen.loaded.environment)? {
         return by_site(&chosen, &*backups, args, console).await;
     }
     let (chosen, shelf, settings) = its_shelf(session, console)?;
@@ -258,9 +203,8 @@ async fn create(session: &Session, args: &Create, console: Console) -> Result<Su
     let progress = Progress::new(console);
     let (with_models, operator) = (args.with_models, operator(session));
     let request = create::Request { shelf: &shelf, encryption, with_models, operator };
-    let made = create::create(&chosen.scope, request, &progress).await;
-    progress.finish();
-    let Created { dump, notes, seal, signer, same_disk, key_is_only_here } = made?;
+    let Created { dump, notes, seal, signer, same_disk, key_is_only_here } =
+        progress.done(create::create(&chosen.scope, request, &progress).await)?;
     notes.iter().for_each(|note| console.warn(note));
     if same_disk {
         console.say(
@@ -288,7 +232,7 @@ async fn create(session: &Session, args: &Create, console: Console) -> Result<Su
 async fn run(args: &Run) -> Result<Success, Failure> {
     // The service has priority.
     let _ = rustix::process::nice(10);
-    let operator = acting("schedule".to_owned(), Some("backup.every".to_owned()));
+    let operator = acting(&Linked, SCHEDULE.to_owned(), Some("backup.every".to_owned()));
     let done = create::run(&Linked, &args.folder, &args.order, &operator).await?;
     Ok(Success::new(done.says, document(&done.dump)))
 }
@@ -365,12 +309,12 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
         None => backup::newest(&chosen.scope, &shelf)?.file,
     };
     let key = key_file(&args.opening, session)?;
-    let opener = Arc::new(opener(&args.opening, key.as_ref(), session, &chosen.scope.folder).await?);
+    let opener = Arc::new(opener(session, &args.opening, key.as_ref(), &chosen.scope.folder).await?);
+    let signer = backup::required_signer(args.signed_by.as_deref(), key.as_ref())?;
     let progress = Progress::new(console);
     progress.doing("restores it to a temporary folder and queries it");
-    let proven = backup::verify_backup(&Linked, &file, &opener, &chosen.scope.folder, args.light).await;
-    progress.finish();
-    let proof = proven?;
+    let folder = &chosen.scope.folder;
+    let proof = progress.done(backup::verify_backup(&Linked, &file, &opener, folder, args.light, signer).await)?;
     let document = json!({ "file": file, "verified": proof.ok, "proof": proof });
     if !proof.ok {
         let error = anyhow::anyhow!("{}", proof.says).context(format!("{file} cannot be restored"));
@@ -384,7 +328,7 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
 
 /// `backup key show`. The key counts as exported only after it was written.
 async fn show_key(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
-    let chosen = session.load(Console::new(session.global.output, true))?;
+    let chosen = session.load(session.quiet())?;
     if textnlp_service::running::state(&chosen.scope).await?.is_new() {
         return Err(backup::nothing_to_back_up(&chosen.scope));
     }
@@ -440,10 +384,10 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         (None, None) => root.clone(),
     };
     if here != root {
-        state_access::check(&here)?;
+        textnlp_service::access::check(&Linked, &here)?;
     }
     let key = key_file(&args.opening, session)?;
-    let opener = Arc::new(opener(&args.opening, key.as_ref(), session, &here).await?);
+    let opener = Arc::new(opener(session, &args.opening, key.as_ref(), &here).await?);
     let progress = Progress::new(console);
     let (again, model_cache) = (session.again(), session.model_cache()?);
     let request = restoring::Request {
@@ -455,12 +399,11 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         at,
         environment: session.global.env.as_deref(),
         replace: args.replace.as_deref(),
-        signer: required_signer(args, key.as_ref())?,
+        signer: backup::required_signer(args.signed_by.as_deref(), key.as_ref())?,
         operator: operator(session),
     };
-    let restored = restoring::restore(&request, &opener, &progress).await;
-    progress.finish();
-    let restoring::Restored { manifest, state: target, moved, replaced, is_verified } = restored?;
+    let restoring::Restored { manifest, state: target, moved, replaced, is_verified } =
+        progress.done(restoring::restore(&request, &opener, &progress).await)?;
     let name = &manifest.environment;
     if !is_verified {
         let origin = manifest.signer.as_ref().map_or("it is not signed".to_owned(), |signer| {
@@ -485,7 +428,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
             // A managed server loads the dump when it is created. An external one is for its operator to restore.
             lines.push(format!(
                 "  {site}: `up` restores the built-in PostgreSQL from {dump}; to restore into an external one: pg_restore -c --if-exists --no-owner -d URL {dump}",
-                dump = target.join(&database.path)
+                dump = quoted(target.join(&database.path).as_str())
             ));
         }
     }
@@ -522,9 +465,9 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         (global.env, global.file) = (Some(name.to_string()), None);
     }
     let session = Session::new(global)?;
-    // A restore also works in a phase whose gate cannot be measured.
-    let phase = session.load(Console::new(session.global.output, true))?.loaded.environment.phase;
-    let up = Up { no_gate: !phase.has_gate(), ..Up::default() };
+    // A restore also works in a phase whose gate this version does not measure completely.
+    let phase = session.load(session.quiet())?.loaded.environment.phase;
+    let up = Up { no_gate: !PhaseDefinition::of(phase).is_measured(), ..Up::default() };
     let mut done = super::up::up(&session, &up, console).await.map_err(|failure| failure.document(document.clone()))?;
     done.document.insert("restored".to_owned(), document);
     Ok(done)

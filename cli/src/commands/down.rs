@@ -4,19 +4,18 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use serde_json::json;
 use textnlp_orchestrator::plan::{Plan, Purpose};
 use textnlp_orchestrator::release::History;
 use textnlp_orchestrator::run::RunOptions;
-use textnlp_orchestrator::state::{Folder, State};
-use textnlp_provider::EnvironmentName;
-use textnlp_service::Scope;
-use textnlp_service::up::incomplete;
+use textnlp_orchestrator::state::{Folder, State, StateError};
+use textnlp_provider::{Error, Leftovers, Recorded, Sweep, error_chain};
+use textnlp_service::running::lost_state;
+use textnlp_service::up::{delete_data, incomplete};
 
+use super::prelude::*;
 use super::up::{document, go};
 use crate::args::Down;
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
+use crate::deployment::Deployment;
 use crate::{clouds, deployment};
 
 /// `down [--delete-data ENV]`.
@@ -56,6 +55,7 @@ pub async fn run(
     let local = Folder::at(scope.folder.clone());
     local.free_reserve();
     let ask = RunOptions { purpose: Purpose::Down, delete_data, ..RunOptions::UP };
+    let before = recorded(&state).map_err(|error| deployment.failed(error))?;
     let outcome = go(session, &deployment, ask, None, saved, console).await?;
     let mut document = document(&deployment, &outcome);
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
@@ -78,28 +78,78 @@ pub async fn run(
     if plan.is_some_and(|p| !p.retained.is_empty()) {
         let _ = write!(text, "\nTo remove the data too: {} --delete-data {name}", scope.command("down"));
     }
+    let kept = recorded(&deployment.state().await?).map_err(|error| deployment.failed(error))?;
+    let sweep = Sweep { lineage: state.lineage(), before: &before, kept: &kept };
+    match leftovers(&deployment, &sweep).await {
+        Ok(None) => {}
+        Ok(Some(found)) => {
+            text.push_str(&shown(&found));
+            document["leftovers"] = json!(found);
+        }
+        // What was asked for is done; only the proof is missing.
+        Err(error) => {
+            console.warn(format!("whether anything is left could not be searched: {}", error_chain(&error)));
+            document["leftovers"] = json!({ "error": error_chain(&error) });
+        }
+    }
     Ok(Success::new(text, document))
 }
 
-/// The refusal if nothing is recorded and objects of another lineage exist here: they would be left as they are.
-pub fn lost_state(state: &State, scope: &Scope) -> Option<Failure> {
-    let other = (!state.has_records()).then(|| clouds::other_lineage(&scope.folder, state.lineage())).flatten()?;
-    let error = anyhow::anyhow!(
-        "objects of deployment {other} exist in {}, and the state does not record them: it was lost",
-        scope.folder.join("sites")
-    );
-    let import = scope.same(&format!("state import --lineage {other}"));
-    Some(Failure::refused("lost_state", error).hint(format!("record them again: {import}")))
+/// Everything that is recorded, at every site.
+fn recorded(state: &State) -> Result<Vec<Recorded>, StateError> {
+    let mut all = Vec::new();
+    for site in state.sites() {
+        all.extend(
+            state.holdings(site)?.into_values().flat_map(|objects| objects.objects().cloned().collect::<Vec<_>>()),
+        );
+    }
+    Ok(all)
 }
 
-/// Whether the environment's name was typed to confirm the deletion of its data.
-pub fn delete_data(typed: Option<&str>, name: &EnvironmentName) -> Result<bool, Failure> {
-    match typed {
-        None => Ok(false),
-        Some(typed) if typed == name.as_str() => Ok(true),
-        Some(typed) => {
-            let error = anyhow::anyhow!("--delete-data names `{typed}`, the environment is `{name}`");
-            Err(Failure::refused("wrong_name", error).hint(format!("type its name: --delete-data {name}")))
+/// What the providers of all sites find.
+async fn leftovers(deployment: &Deployment, sweep: &Sweep<'_>) -> Result<Option<Leftovers>, Error> {
+    let mut all: Option<Leftovers> = None;
+    for site in deployment.sites.values() {
+        if let Some(found) = site.provider.leftovers(sweep).await? {
+            all.get_or_insert_default().join(found);
         }
+    }
+    Ok(all)
+}
+
+/// One line, and one for each place that was not searched and each object that is left or that ends by itself.
+fn shown(found: &Leftovers) -> String {
+    let places = found.searched.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let mut text = match found.left.len() {
+        0 => format!("\nnothing else of it is left in {places}"),
+        1 => format!("\n1 object of it is left in {places}; it is not removed"),
+        count => format!("\n{count} objects of it are left in {places}; they are not removed"),
+    };
+    for (word, objects) in [("not searched", &found.unsearched), ("left", &found.left), ("expected", &found.expected)] {
+        for one in objects {
+            let _ = write!(text, "\n  {word} {}: {}", one.id, one.what);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_provider::Leftover;
+
+    use super::*;
+
+    #[test]
+    fn leftovers_are_listed_with_their_names() {
+        let object = |id: &str, what: &str| Leftover { id: id.to_owned(), what: what.to_owned() };
+        let mut found = Leftovers { searched: ["aws eu-west-1".to_owned()].into(), ..Leftovers::default() };
+        assert_eq!(shown(&found), "\nnothing else of it is left in aws eu-west-1");
+        found.expected.insert(object("arn:key", "KMS deletes it"));
+        found.unsearched.insert(object("aws us-east-1", "denied"));
+        found.left.insert(object("arn:vpc", "a virtual network"));
+        assert_eq!(
+            shown(&found),
+            "\n1 object of it is left in aws eu-west-1; it is not removed\n  not searched aws us-east-1: denied\n  left arn:vpc: a virtual network\n  expected arn:key: KMS deletes it"
+        );
     }
 }

@@ -4,14 +4,13 @@ use std::fmt::Write as _;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::json;
 use textnlp_orchestrator::environment::{self, BASE, Severity, Source};
 use textnlp_provider::EnvironmentName;
 
+use super::prelude::*;
 use crate::args::{Env, Init};
 use crate::clouds;
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::{Session, invalid, known_models};
+use crate::session::{invalid, known_models};
 
 /// `init [DIR]`.
 pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
@@ -180,7 +179,8 @@ fn migrate(session: &Session, from: &Utf8Path, out: Option<&Utf8Path>, console: 
     }
     let document = json!({ "yaml": migrated.text, "warnings": migrated.warnings, "out": out });
     let Some(out) = out else { return Ok(Success::new(migrated.text, document)) };
-    if out.exists() {
+    // A link to a file that does not exist is a file, too.
+    if out.symlink_metadata().is_ok() {
         let error = anyhow::anyhow!("{out} already exists");
         return Err(Failure::new(Exit::Refused, "exists", error).hint("choose another file, or remove it first"));
     }

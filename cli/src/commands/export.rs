@@ -2,23 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, anyhow};
-use camino::{Utf8Component, Utf8Path};
-use serde_json::json;
+use camino::Utf8Path;
 use textnlp_provider::SiteName;
 use textnlp_provider::operations::{Export as Exported, ExportFormat, NeededSecret};
-use textnlp_service::backup::{key, put_file};
+use textnlp_service::export;
 
+use super::prelude::*;
 use super::state;
-use crate::clouds;
-use crate::deployment;
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
+use crate::deployment::selection;
 use crate::state_args::Export;
-
-/// The list file in an export folder: the tool, then one exported file per line. The next export there deletes the
-/// files that it does not write again.
-const LIST: &str = ".textnlp-export";
 
 /// `export TOOL`.
 pub async fn export(session: &Session, command: &Export, console: Console) -> Result<Success, Failure> {
@@ -32,26 +24,13 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
         Export::Helm(args) => (ExportFormat::Helm, &args.out),
     };
     let folder = session.here.join(folder);
-    let before = earlier(&folder, tool)?;
+    let before = export::earlier(&folder, tool)?;
     let (exported, about) = exported(session, tool, console).await?;
-    let paths: BTreeSet<&str> = exported.files.iter().map(|file| file.path.as_str()).collect();
-    let list = |paths: &BTreeSet<&str>| paths.iter().fold(format!("{tool}\n"), |all, path| all + path + "\n");
-    // Written before the files. The next export thus recognises the files of an interrupted one as its own.
-    let both = paths.iter().copied().chain(before.iter().map(String::as_str)).collect();
-    write(&folder.join(LIST), &list(&both))?;
-    for file in &exported.files {
-        write(&folder.join(&file.path), &file.text)?;
-    }
-    let mut removed: Vec<&str> = Vec::new();
-    for path in before.iter().map(String::as_str).filter(|path| !paths.contains(path)) {
-        match std::fs::remove_file(folder.join(path)) {
-            Ok(()) => removed.push(path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(anyhow!(error).context(format!("remove {}", folder.join(path))).into()),
-        }
-    }
-    write(&folder.join(LIST), &list(&paths))?;
-    let mut text = format!("wrote {} files into {folder}", paths.len());
+    let removed = export::write_folder(&folder, tool, &before, &exported)?;
+    let mut text = format!(
+        "wrote {} files into {folder}",
+        exported.files.iter().map(|file| &file.path).collect::<BTreeSet<_>>().len()
+    );
     if !removed.is_empty() {
         text += &format!("\nremoved outdated files: {}", removed.join(", "));
     }
@@ -78,7 +57,7 @@ fn stream(
         return Ok(Success::new(text.trim_end(), document));
     };
     let path = session.here.join(out);
-    write(&path, &text)?;
+    export::write(&path, &text)?;
     document["file"] = json!(path);
     Ok(Success::new(format!("wrote {path}{secrets}\nits first lines explain how to create them"), document))
 }
@@ -103,66 +82,10 @@ impl ExportScope {
 
 async fn exported(session: &Session, tool: ExportFormat, console: Console) -> Result<(Exported, ExportScope), Failure> {
     let chosen = session.load_to_run(console)?;
-    let mut deployment = deployment::described(session, chosen, console).await?;
-    if key::prepare(&deployment.chosen).await? {
-        deployment = deployment::described(session, deployment.chosen, console).await?;
-    }
-    let environment = &deployment.chosen.loaded.environment;
-    let mut found = Vec::new();
-    for (name, site) in &deployment.sites {
-        let Some(operations) =
-            clouds::operations_of(&deployment.chosen.scope.folder, environment, name.as_str(), None)?
-        else {
-            continue;
-        };
-        let exported = operations.export(&site.wanted, environment.environment.as_str(), tool);
-        let exported = exported.map_err(|e| Failure::usage("not_available", e))?;
-        found.extend(exported.map(|exported| (exported, name)));
-    }
-    match (found.pop(), found.is_empty()) {
-        (Some((exported, site)), true) => {
-            Ok((exported, ExportScope { environment: deployment.chosen.scope.name.to_string(), site: site.clone() }))
-        }
-        _ => {
-            let error = anyhow!("environment {} must have exactly one site in a cluster", deployment.chosen.scope.name);
-            Err(Failure::usage("no_such_site", error)
-                .hint("set `runtime: kubernetes` for a site, or choose one of several with --site"))
-        }
-    }
-}
-
-/// The files of the previous export. Refuses a folder with foreign files.
-fn earlier(folder: &Utf8Path, tool: ExportFormat) -> Result<Vec<String>, Failure> {
-    let refused = |why: String| {
-        Failure::new(Exit::Refused, "folder_in_use", anyhow!(why)).hint("choose another folder for --out")
-    };
-    let entries = match folder.read_dir_utf8() {
-        Ok(entries) => entries.count(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(refused(format!("{folder} cannot be used: {error}"))),
-    };
-    match std::fs::read_to_string(folder.join(LIST)) {
-        Ok(list) => {
-            // The folder may hold your own files for the other tool, such as secrets that only its `.gitignore` keeps
-            // out of a repository.
-            if list.lines().next() != Some(&tool.to_string()) {
-                return Err(refused(format!("{folder} holds an export for another tool, and nothing was changed")));
-            }
-            // A path outside of the folder is not from an export.
-            let below =
-                |path: &&str| Utf8Path::new(path).components().all(|part| matches!(part, Utf8Component::Normal(_)));
-            Ok(list.lines().skip(1).filter(below).map(str::to_owned).collect())
-        }
-        Err(_) if entries == 0 => Ok(Vec::new()),
-        Err(_) => Err(refused(format!("{folder} holds files that no export wrote, and nothing was changed"))),
-    }
-}
-
-fn write(path: &Utf8Path, text: &str) -> Result<(), Failure> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).with_context(|| format!("make {parent}"))?;
-    }
-    Ok(put_file(path, text.as_bytes()).with_context(|| format!("write {path}"))?)
+    let environment = chosen.scope.name.to_string();
+    let (select, progress) = (|chosen| selection(session, chosen), Progress::new(console));
+    let (site, exported) = export::exported(chosen, &select, tool, &progress).await?;
+    Ok((exported, ExportScope { environment, site }))
 }
 
 /// The Secrets that are not included, as text.

@@ -1,41 +1,33 @@
 //! `gate`: measures the running service from outside, and prints the evidence.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
-use serde_json::{Value, json};
 use textnlp_orchestrator::apply::{Answer, Gates};
-use textnlp_orchestrator::clock::{Clock, SystemClock};
-use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::environment::model::Phase;
-use textnlp_orchestrator::gate::{Check, IssuedKey, KeyIssuer, KeyRequest};
-use textnlp_orchestrator::load::Key;
-use textnlp_provider::{Secret, SiteName};
-use textnlp_service::gate::{self, Occasion, StoredEvidence};
+use textnlp_orchestrator::gate::Check;
+use textnlp_provider::SiteName;
+use textnlp_service::audit;
+use textnlp_service::bundle::advisories::RUSTSEC;
+use textnlp_service::gate::{self, Occasion, StoredEvidence, hardened};
 use textnlp_service::running::{self, RunningEnvironment};
-use tokio_util::sync::CancellationToken;
 
-use super::audit::Audit;
-use super::{bundle, key};
-use crate::args::{AuditArgs, Gate};
-use crate::bundle_args::RUSTSEC;
+use super::prelude::*;
 use crate::deployment::{self, Deployment};
-use crate::progress::Progress;
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
+use crate::gate_args::{AuditArgs, Gate};
 use crate::signals;
 
-/// Lifetime in minutes of a temporary key, for the case that the gate is killed.
-const KEY_MINUTES: i64 = 60;
-
-/// `gate [--again]`.
+/// `gate [--again] [--waive CHECK --until DATE]`.
 pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Success, Failure> {
     let chosen = session.load_to_run(console)?;
     let deployment = deployment::recorded(session, chosen).await?;
     let running = running::running(&deployment.chosen.scope).await?;
+    const REASON: &str = "gate: it has no API keys, limits, probes and metrics of its own";
+    running.has_api(&deployment.chosen.scope, REASON)?;
     gate::runs_the_lock(&deployment.chosen).await?;
-    let occasion = if args.again { Occasion::Again } else { Occasion::Unmeasured };
-    let kept = measure(session, &deployment, &running, (occasion, &args.audit), console).await?;
+    if let Some(until) = args.until {
+        gate::waive(&deployment, &args.waive, until).await?;
+    }
+    let kept = measure(session, &deployment, &running, (occasion(args), &args.audit), console).await?;
     let document =
         json!({ "environment": deployment.chosen.scope.name, "gate": document(&kept), "report": kept.report });
     match kept.verdict(&deployment.chosen.scope.command("gate --again")) {
@@ -47,10 +39,15 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
     }
 }
 
+fn occasion(args: &Gate) -> Occasion {
+    // Stored evidence has only the earlier waivers.
+    if args.again || args.until.is_some() { Occasion::Again } else { Occasion::Unmeasured }
+}
+
 /// The `gate` member of JSON documents.
 pub fn document(kept: &StoredEvidence) -> Value {
     let gate = kept.gate();
-    json!({ "state": gate.state(), "checks": kept.checks, "blockers": gate.blockers(), "at": kept.at, "reused": kept.reused })
+    json!({ "state": gate.state(), "checks": kept.checks, "blockers": gate.blockers(), "exemptions": kept.exemptions, "at": kept.at, "reused": kept.reused })
 }
 
 /// The evidence as text.
@@ -62,19 +59,27 @@ pub fn text(kept: &StoredEvidence) -> String {
             kept.at.strftime("%Y-%m-%d %H:%M")
         ));
     }
+    let now = jiff::Timestamp::now();
     for check in &kept.checks {
         let mark = match check {
+            check if check.is_waived(now) => "~",
             Check { ok: false, .. } => "✗",
             Check { warning: true, .. } => "!",
             _ => "✓",
         };
         let note = check.note.as_ref().map_or(String::new(), |n| format!("  {n}"));
         text.push_str(&format!(
-            "\n  {mark} {:<30} {:<24} wanted {}{note}",
+            "\n  {mark} {:<30}  {:<24}  wanted {}{note}",
             check.name,
             check.measured_text(),
             check.demand()
         ));
+        if let Some(until) = check.waived_until {
+            text.push_str(&format!("  waived until {until}"));
+        }
+    }
+    for recorded in &kept.exemptions {
+        text.push_str(&format!("\n  ~ {}", recorded.text(now)));
     }
     text.push_str(&format!("\n  report {}", kept.report));
     text
@@ -88,28 +93,22 @@ pub async fn measure(
     (occasion, args): (Occasion, &AuditArgs),
     console: Console,
 ) -> Result<StoredEvidence, Failure> {
-    let environment = &deployment.chosen.loaded.environment;
     let (progress, stop) = (Progress::new(console), signals::stop(console));
+    let sources = session.advisories();
     let given = match &args.advisories {
-        Some(from) => Some(bundle::advisories::given(session, from, &progress).await?.database),
+        Some(from) => Some(sources.given(from, &progress).await?.database),
         None => None,
     };
     // Other advisories are a reason to measure.
     let occasion = if given.is_some() && occasion == Occasion::Unmeasured { Occasion::Again } else { occasion };
-    let audit = Audit {
-        gates: &environment.gates,
-        now: jiff::Timestamp::now(),
-        given: given.as_ref(),
-        refresh: deployment.chosen.scope.command(&format!("gate --advisories {RUSTSEC}")),
+    let refresh = deployment.chosen.scope.command(&format!("gate --advisories {RUSTSEC}"));
+    let checks = async {
+        let advisories = (&sources, given.as_ref());
+        let mut checks = audit::checks(deployment, &session.library, advisories.0, advisories.1, &refresh).await;
+        checks.extend(hardened::checks(deployment, running, &session.library, advisories, &progress).await);
+        checks
     };
-    let recorded = async {
-        match environment.phase {
-            // The content of an installed site includes the program.
-            Phase::AirGapped => bundle::gate::checks(session, deployment, &audit).await,
-            _ => vec![audit.check(|| Some(bundle::advisories::on_this_machine(session)?.database))],
-        }
-    };
-    gate::measure(deployment, running, occasion, recorded, &progress, &stop).await
+    gate::measure(deployment, running, occasion, checks, &progress, &stop).await
 }
 
 /// The gate within a run, measured while the old release still runs.
@@ -153,39 +152,22 @@ impl Gates for WithinRun<'_> {
     }
 }
 
-/// Creates temporary API keys, with the server program beside the database.
-pub struct Issuer {
-    /// The running environment.
-    pub running: RunningEnvironment,
-    /// The environment that it was provisioned from.
-    pub environment: Environment,
-}
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
 
-#[async_trait]
-impl KeyIssuer for Issuer {
-    async fn create(&self, request: KeyRequest) -> Result<IssuedKey, String> {
-        let until = SystemClock.now() + jiff::SignedDuration::from_mins(KEY_MINUTES);
-        let rate = request.requests_per_hour.map_or("10000000/hour".to_owned(), |n| format!("{n}/hour"));
-        let command =
-            json!({ "do": "create", "name": request.name, "rate_limit": rate, "expires_at": until.as_millisecond() });
-        let made = key::ask(&self.running, &self.environment, &command).await.map_err(|f| format!("{:#}", f.error))?;
-        let text = |field: &str| {
-            made[field].as_str().map(str::to_owned).ok_or_else(|| format!("the server reported no {field}"))
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    #[test]
+    fn new_waiver_and_again_measure_in_any_case() {
+        let occasion = |more: &[&str]| {
+            let cli = Cli::try_parse_from([&["textnlp-deploy", "gate"][..], more].concat()).unwrap();
+            let Command::Gate(args) = cli.command else { panic!("it is another command") };
+            super::occasion(&args)
         };
-        let key =
-            Key { header: self.environment.server.security.api_key_header.clone(), value: Secret::new(text("key")?) };
-        Ok(IssuedKey { public_id: text("public_id")?, key })
+        assert_eq!(occasion(&[]), Occasion::Unmeasured);
+        assert_eq!(occasion(&["--again"]), Occasion::Again);
+        assert_eq!(occasion(&["--waive", "metrics", "--until", "2026-12-31"]), Occasion::Again);
     }
-
-    async fn revoke(&self, public_id: &str) -> Result<(), String> {
-        key::ask(&self.running, &self.environment, &json!({ "do": "revoke", "public_id": public_id }))
-            .await
-            .map(|_| ())
-            .map_err(|f| format!("{:#}", f.error))
-    }
-}
-
-/// A clock and a stop signal for measurements without an environment.
-pub fn clock_and_stop(console: Console) -> (Arc<SystemClock>, CancellationToken) {
-    (Arc::new(SystemClock), signals::stop(console))
 }

@@ -1,12 +1,10 @@
 //! `hold`: blocks changes to an environment.
 
-use serde_json::json;
 use textnlp_orchestrator::state::Hold;
 
+use super::prelude::*;
 use crate::args::Global;
 use crate::deployment;
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
 use crate::state_args;
 
 /// `hold [--reason TEXT] [--release]`.

@@ -1,14 +1,12 @@
-//! `generate`, `chat`, `tokenize`, `validate`, `health`: requests to the running environment.
+//! `generate`, `chat`, `embed`, `tokenize`, `validate`, `health`: requests to the running environment.
 
 use std::io::{BufRead, IsTerminal, Read};
 
 use anyhow::Context;
-use serde_json::{Value, json};
 
-use crate::args::{Chat, Generate, SamplingArgs, Tokenize, Validate};
-use crate::client::{self, Client};
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
+use super::prelude::*;
+use crate::args::{Chat, Embed, Generate, SamplingArgs, Tokenize, Validate};
+use textnlp_service::client::{Client, completed};
 use textnlp_service::running;
 
 /// Limit of standard input in bytes, the same as the server's.
@@ -18,8 +16,12 @@ const MAX_STDIN_BYTES: u64 = 10_000_000;
 pub async fn generate(session: &Session, args: Generate, console: Console) -> Result<Success, Failure> {
     let client = connect(session, &args.sampling).await?;
     let prompt = text_or_stdin(args.prompt)?;
-    let mut body = client::sampling(&args.sampling);
+    let mut body = sampling(&args.sampling);
     body["prompt"] = json!(prompt);
+    if client.is_invoked() {
+        let answer = completed(&client, &body).await?;
+        return Ok(Success::new(answer["text"].as_str().unwrap_or_default().to_owned(), answer));
+    }
     if args.no_stream || !console.is_text() {
         let answer = client.post("/v1/generate", &body).await?;
         let text = answer["text"].as_str().unwrap_or_default().to_owned();
@@ -55,18 +57,47 @@ pub async fn chat(session: &Session, args: Chat, console: Console) -> Result<Suc
             continue;
         }
         messages.push(json!({ "role": "user", "content": line.trim() }));
-        let mut body = client::sampling(&args.sampling);
+        let mut body = sampling(&args.sampling);
         body["messages"] = json!(messages);
-        body["stream"] = json!(true);
-        let answer = stream(&client, "/v1/chat/completions", &body, console, |e| {
-            e["choices"][0]["delta"]["content"].as_str().map(str::to_owned)
-        })
-        .await?;
+        let answer = if client.is_invoked() {
+            let answer = client.post("/v1/chat/completions", &body).await?;
+            let text = answer["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned();
+            console.stream(&text);
+            text
+        } else {
+            body["stream"] = json!(true);
+            stream(&client, "/v1/chat/completions", &body, console, |e| {
+                e["choices"][0]["delta"]["content"].as_str().map(str::to_owned)
+            })
+            .await?
+        };
         console.stream("\n");
         messages.push(json!({ "role": "assistant", "content": answer }));
         turns += 1;
     }
     Ok(Success::new("", json!({ "messages": messages, "turns": turns })))
+}
+
+/// `embed TEXT…`: the vectors, one a line.
+pub async fn embed(session: &Session, args: Embed) -> Result<Success, Failure> {
+    let target = session.target_or(&args.server).await?;
+    let client = Client::new(target)?;
+    let texts: Vec<String> = args.texts.into_iter().map(text_or_stdin).collect::<Result<_, _>>()?;
+    let mut body = json!({ "input": texts, "truncate": args.truncate });
+    let optional = [
+        ("model", args.model.map(Value::from)),
+        ("dimensions", args.dimensions.map(Value::from)),
+        ("prompt_name", args.prompt_name.map(Value::from)),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            body[name] = value;
+        }
+    }
+    let answer = client.post("/v1/embeddings", &body).await?;
+    let vectors = answer["data"].as_array().into_iter().flatten();
+    let lines: Vec<String> = vectors.map(|one| one["embedding"].to_string()).collect();
+    Ok(Success::new(lines.join("\n"), answer))
 }
 
 /// `tokenize TEXT`.
@@ -127,8 +158,13 @@ fn scores(answer: &Value) -> String {
 /// `health`.
 pub async fn health(session: &Session) -> Result<Success, Failure> {
     let client = Client::new(session.target().await?)?;
-    let health = client.get("/health").await?;
-    let ready = client.get("/ready").await?;
+    let (health, ready) = if client.is_invoked() {
+        // An answer is the only thing that it shows.
+        completed(&client, &json!({ "prompt": "a", "max_tokens": 1 })).await?;
+        (json!({ "status": "ok" }), json!({ "status": "ready" }))
+    } else {
+        (client.get("/health").await?, client.get("/ready").await?)
+    };
     let document = json!({ "health": health, "ready": ready });
     // What answers is not what the last `up` or `down` was to leave behind.
     let (scope, _) = session.running_scope()?;
@@ -167,10 +203,25 @@ async fn stream(
 
 /// A client of the environment's service, or of the one that the flags name.
 async fn connect(session: &Session, sampling: &SamplingArgs) -> Result<Client, Failure> {
-    let target = session
-        .target_or(sampling.address.as_deref(), sampling.api_key.as_deref(), sampling.ca_file.as_deref())
-        .await?;
-    Ok(Client::new(target)?)
+    Ok(Client::new(session.target_or(&sampling.server).await?)?)
+}
+
+/// The members of a request that [`SamplingArgs`] sets. The server chooses the others.
+fn sampling(args: &SamplingArgs) -> Value {
+    let mut body = json!({ "max_tokens": args.max_tokens, "temperature": args.temperature });
+    if let Some(model) = &args.model {
+        body["model"] = json!(model);
+    }
+    if let Some(top_p) = args.top_p {
+        body["top_p"] = json!(top_p);
+    }
+    if let Some(seed) = args.seed {
+        body["seed"] = json!(seed);
+    }
+    if !args.stop.is_empty() {
+        body["stop"] = json!(args.stop);
+    }
+    body
 }
 
 fn text_or_stdin(text: String) -> Result<String, Failure> {
@@ -180,10 +231,8 @@ fn text_or_stdin(text: String) -> Result<String, Failure> {
     let mut read = Vec::new();
     std::io::stdin().lock().take(MAX_STDIN_BYTES + 1).read_to_end(&mut read).context("read standard input")?;
     if read.len() as u64 > MAX_STDIN_BYTES {
-        return Err(Failure::usage(
-            "input_too_long",
-            anyhow::anyhow!("standard input is longer than {MAX_STDIN_BYTES} bytes"),
-        ));
+        let error = anyhow::anyhow!("standard input is longer than {MAX_STDIN_BYTES} bytes");
+        return Err(Failure::usage("input_too_long", error));
     }
     String::from_utf8(read)
         .map_err(|e| Failure::usage("input_not_utf8", anyhow::Error::new(e).context("standard input is not UTF-8")))

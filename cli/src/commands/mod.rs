@@ -2,30 +2,43 @@
 
 mod adapter;
 mod alert;
+mod analyze;
 mod apply;
-mod audit;
 mod audit_log;
 pub mod backup;
+mod baseline;
 mod bundle;
+mod cleanup;
+mod compliance;
+mod db;
+mod deps;
 mod doctor;
 mod down;
 mod dr;
 mod env;
 mod export;
+mod feature;
 pub mod gate;
+mod health;
 mod hold;
 mod inference;
 mod key;
 mod kube_token;
 mod load;
+mod log_errors;
 mod logs;
+mod metrics;
 mod model;
+mod monthly;
+mod phase;
 mod plan;
+mod prelude;
 mod providers;
 pub mod reach;
 mod release;
 pub mod rollout;
 mod secret;
+mod security;
 mod state;
 mod status;
 mod supervise;
@@ -36,9 +49,8 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 use anyhow::Context;
 
+use self::prelude::*;
 use crate::args::{Cli, Command};
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
 
 /// Runs the command from the command line.
 pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
@@ -93,15 +105,27 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Drift => status::drift(session, console).await,
         Command::Explain(args) => status::explain(session, &args, console).await,
         Command::Logs(args) => logs::logs(session, &args, console).await,
+        Command::Analyze(args) => analyze::analyze(session, &args).await,
+        Command::Metrics(command) => metrics::metrics(session, &command, console).await,
+        Command::Cost(command) => monthly::cost(session, &command, console).await,
+        Command::Performance(command) => monthly::performance(session, &command, console).await,
+        Command::Baseline(command) => baseline::baseline(session, &command, console).await,
         Command::Gate(args) => gate::gate(session, &args, console).await,
+        Command::Phase(command) => phase::phase(session, &command, console),
         Command::State(command) => state::state(session, &command, console).await,
         Command::Hold(args) => hold::hold(session, &args, console).await,
         Command::Export(command) => export::export(session, &command, console).await,
         Command::Doctor => doctor::doctor(session, console).await,
+        Command::Deps => deps::deps(session, console).await,
+        Command::Db(command) => db::db(session, &command, console).await,
+        Command::Cleanup(args) => cleanup::cleanup(session, &args, console).await,
         Command::SupportBundle(args) => support::support_bundle(session, &args, console).await,
         Command::Key(command) => key::key(session, &command, console).await,
+        Command::Feature(command) => feature::feature(session, &command, console).await,
         Command::Secret(command) => secret::secret(session, &command, console).await,
         Command::Audit(command) => audit_log::audit(session, &command, console).await,
+        Command::Compliance(command) => compliance::compliance(session, &command, console).await,
+        Command::Security(command) => security::security(session, &command, console).await,
         Command::Release(command) => release::release(session, &command, console),
         Command::Promote(args) => release::promote(session, &args, console).await,
         Command::Rollback(args) => release::rollback(session, &args, console).await,
@@ -116,8 +140,9 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Generate(args) => inference::generate(session, args, console).await,
         Command::Chat(args) => inference::chat(session, args, console).await,
         Command::Tokenize(args) => inference::tokenize(session, args).await,
+        Command::Embed(args) => inference::embed(session, args).await,
         Command::Validate(args) => inference::validate(session, args).await,
-        Command::Health => inference::health(session).await,
+        Command::Health(args) => health::health(session, &args, console).await,
         Command::Load(args) => load::load(session, &args, console).await,
         Command::Server(_) | Command::Supervise(_) | Command::Completions(_) | Command::KubeToken(_) => {
             Err(Failure::new(Exit::Failed, "internal", anyhow::anyhow!("this command is run by its own function")))

@@ -2,19 +2,15 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Context;
-use camino::Utf8Path;
-use serde_json::json;
+use textnlp_inference::family::Served;
 use textnlp_models::{
-    Catalogue, DEFAULT_SEQUENCES, Error, Event, FetchOptions, Fit, Memory, Source, Store, Summary, Verdict, Want,
-    WeightFormat, fit, inspect,
+    Catalogue, Error, Event, FetchOptions, Fit, Format, Memory, Source, Store, Summary, Verdict, Want, WeightFormat,
+    fit,
 };
+use textnlp_service::models::{self, failed};
 
+use super::prelude::*;
 use crate::args::Model;
-use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success, size};
-use crate::rerun_flags::quoted;
-use crate::session::Session;
 
 /// `model …`.
 pub async fn model(session: &Session, command: &Model, console: Console) -> Result<Success, Failure> {
@@ -22,8 +18,11 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
         Model::List => list(session),
         Model::Pull { source, offline } => pull(session, source, *offline, console).await,
         Model::Inspect { source } => {
-            let summary = look(session, source).await?;
-            Ok(Success::new(summary_text(source, &summary), json!({ "source": source, "model": summary })))
+            let summary = look(session, source, WeightFormat::AsIs).await?;
+            Ok(Success::new(
+                summary_text(source, &summary),
+                json!({ "source": source, "model": summary, "executors": executors(&summary) }),
+            ))
         }
         Model::Fit { source, quantize, context } => {
             fits(session, source, quantize.unwrap_or(WeightFormat::AsIs), *context).await
@@ -32,10 +31,8 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
 }
 
 fn list(session: &Session) -> Result<Success, Failure> {
-    let cached = match Store::open(session.model_cache()?).and_then(|store| store.list()) {
-        Ok(cached) => cached,
-        Err(error) => return Err(failed(error)),
-    };
+    let store = Store::existing(session.model_cache()?).map_err(failed)?;
+    let cached = store.map_or(Ok(Vec::new()), |store| store.list()).map_err(failed)?;
     let mut text = format!("{:<26} {:>8} {:>8} {:<22} {}\n", "NAME", "WEIGHTS", "CONTEXT", "LICENSE", "PURPOSE");
     for entry in Catalogue::embedded().entries() {
         let weights = format!("{:.0} M", entry.parameters as f64 / 1e6);
@@ -93,37 +90,8 @@ async fn pull(session: &Session, source: &str, offline: bool, console: Console) 
     Ok(Success::new(text, json!({ "model": manifest, "path": model.dir, "from_cache": from_cache })))
 }
 
-/// Inspects a folder. Other sources are looked up in the cache, then among the embedded models, then in the catalogue.
-async fn look(session: &Session, source: &str) -> Result<Summary, Failure> {
-    let folder = session.here.join(source);
-    if folder.is_dir() {
-        return inspect(&folder).map_err(failed_in_folder);
-    }
-    let parsed: Source = source.parse().map_err(|e| failed(Error::Source(e)))?;
-    if let Source::File(path) = &parsed {
-        return inspect(path).map_err(failed_in_folder);
-    }
-    let store = Store::open(session.model_cache()?).map_err(failed)?;
-    if let Some(model) = store.find(&parsed).map_err(failed)? {
-        return inspect(&model.dir).map_err(failed);
-    }
-    if parsed.resolve().map_err(|e| failed(Error::Source(e)))? == Source::Bundled {
-        return carried().await;
-    }
-    if let Some(entry) = Catalogue::embedded().get(source) {
-        return Ok(entry.summary());
-    }
-    Err(Failure::usage("not_in_cache", anyhow::anyhow!("{source} is not in the cache"))
-        .hint(session.again().bare(&format!("model pull {}", quoted(source)))))
-}
-
-/// The embedded model, unpacked into a temporary folder.
-async fn carried() -> Result<Summary, Failure> {
-    let folder = tempfile::tempdir().context("create a folder to unpack the bundled model into")?;
-    let folder = Utf8Path::from_path(folder.path()).context("the temporary folder's path is not UTF-8")?;
-    let store = Store::open(folder).map_err(failed)?;
-    let model = store.fetch(&Source::Bundled, &FetchOptions::from_env(), &|_| ()).await.map_err(failed)?;
-    inspect(&model.dir).map_err(failed)
+async fn look(session: &Session, source: &str, held: WeightFormat) -> Result<Summary, Failure> {
+    models::look(source, held, &session.here, || session.model_cache(), &session.again()).await
 }
 
 async fn fits(
@@ -132,37 +100,71 @@ async fn fits(
     quantize: WeightFormat,
     context: Option<u32>,
 ) -> Result<Success, Failure> {
-    let summary = look(session, source).await?;
-    let want = Want { quantize, context: context.map(u64::from), sequences: DEFAULT_SEQUENCES };
+    let summary = look(session, source, quantize).await?;
+    let want = Want { quantize, context: context.map(u64::from) };
     let memory = Memory::here();
     let found = fit(&summary, &want, &memory);
     let success = Success::new(
-        fit_text(source, &found, &memory),
-        json!({ "source": source, "fit": found, "memory": memory, "sequences": DEFAULT_SEQUENCES }),
+        fit_text(source, &summary, &found, &memory),
+        json!({
+            "source": source,
+            "fit": found,
+            "memory": memory,
+            "sequences": found.sequences,
+            "quantization_error": summary.quantization_error,
+        }),
     );
     Ok(if found.verdict == Verdict::DoesNotFit { success.exit(Exit::Failed) } else { success })
 }
 
-fn fit_text(source: &str, fit: &Fit, memory: &Memory) -> String {
+fn fit_text(source: &str, summary: &Summary, fit: &Fit, memory: &Memory) -> String {
     let verdict = match fit.verdict {
         Verdict::Fits => "fits",
         Verdict::Tight => "fits, tightly",
         Verdict::DoesNotFit => "does not fit",
     };
     let mut text = format!(
-        "{source} {verdict}: needs {}, available {} of {} ({})\n  weights   {}\n  context   {} for {DEFAULT_SEQUENCES} sequences at once\n  program   {}",
+        "{source} {verdict}: needs {}, available {} of {} ({})\n  weights   {}\n  context   {} for {} full sequences at once\n  program   {}",
         size(fit.needed),
         size(fit.there),
         size(memory.total),
         memory.bound_by,
         size(fit.weights),
         size(fit.kv),
+        fit.sequences,
         size(fit.overhead)
     );
+    if let Some(error) = summary.quantization_error {
+        let _ = write!(text, "\n  error     {:.2} % of the weights, by quantization", 100.0 * error);
+    }
     if let Some(hint) = &fit.hint {
         let _ = write!(text, "\n{hint}");
     }
     text
+}
+
+/// The executors that serve a model, the preferred first.
+fn executors(s: &Summary) -> Vec<&'static str> {
+    if s.embeddings {
+        return vec!["own"];
+    }
+    let Some(served) = Served::of(&s.family) else { return Vec::new() };
+    // candle reads safetensors only.
+    let candle = served.candle && s.format == Format::Safetensors;
+    [("own", served.own), ("candle", candle)].into_iter().filter(|(_, serves)| *serves).map(|(name, _)| name).collect()
+}
+
+/// The same for people.
+fn executors_text(s: &Summary) -> &'static str {
+    match executors(s)[..] {
+        [] => "none: models of this family and format are not served",
+        ["candle"] if cfg!(feature = "candle") => "candle",
+        ["candle"] => {
+            "candle, which is not part of this build; build it with `cargo build --release --features candle`"
+        }
+        [_] => "own kernels",
+        _ => "own kernels; candle with `executor: candle`",
+    }
 }
 
 fn summary_text(source: &str, s: &Summary) -> String {
@@ -180,7 +182,12 @@ fn summary_text(source: &str, s: &Summary) -> String {
         s.layers, s.width, s.heads, s.kv_heads, s.head_dim
     );
     let _ = writeln!(text, "  context    {} tokens, {} known", s.context, s.vocab);
-    let _ = writeln!(text, "  chat       {}", if s.chat_template { "has a template" } else { "no template" });
+    if s.embeddings {
+        let _ = writeln!(text, "  makes      embeddings; it generates no text");
+    } else {
+        let _ = writeln!(text, "  executor   {}", executors_text(s));
+        let _ = writeln!(text, "  chat       {}", if s.chat_template { "has a template" } else { "no template" });
+    }
     let _ = writeln!(text, "  license    {}", s.license.as_deref().unwrap_or("not specified"));
     if let Some(digest) = &s.digest {
         let _ = writeln!(text, "  digest     {digest}");
@@ -189,43 +196,4 @@ fn summary_text(source: &str, s: &Summary) -> String {
         let _ = writeln!(text, "  file       {name}  {}", size(*bytes));
     }
     text
-}
-
-/// A model in a user-provided folder must be fixed there.
-fn failed_in_folder(error: Error) -> Failure {
-    let hint = error.hint_for_folder();
-    let mut failure = failed(error);
-    failure.hint = hint;
-    failure
-}
-
-/// Converts an error about models.
-pub fn failed(error: Error) -> Failure {
-    let hint = error.hint();
-    let exit = if matches!(error, Error::Source(_) | Error::NotFound { .. }) { Exit::Usage } else { Exit::Failed };
-    let mut failure = Failure::new(exit, "model", error);
-    failure.hint = hint;
-    failure
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[tokio::test]
-    async fn bundled_model_is_found_under_each_of_its_names() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = folder.path().to_str().unwrap();
-        let cli = crate::args::Cli::try_parse_from(["textnlp-deploy", "model", "list", "--state-dir", state]).unwrap();
-        let session = Session::new(cli.global).unwrap();
-        let tiny = look(&session, "bundled").await.unwrap();
-        assert!(tiny.digest.is_some() && !tiny.files.is_empty() && tiny.parameters > 1_000_000, "{tiny:?}");
-        for name in ["bundled:textnlp-tiny", "textnlp-tiny"] {
-            let found = look(&session, name).await.unwrap();
-            assert_eq!((found.digest, found.parameters), (tiny.digest, tiny.parameters), "{name}");
-        }
-        let wrong = look(&session, "bundled:gpt2").await.unwrap_err();
-        assert!(format!("{:#}", wrong.error).contains("contains only the model `textnlp-tiny`"), "{:#}", wrong.error);
-    }
 }

@@ -5,24 +5,23 @@ use std::fmt::Write as _;
 
 use camino::Utf8Path;
 use jiff::Timestamp;
-use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{
     Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, estimate,
     impact, policies, swept,
 };
-use textnlp_orchestrator::run::{RunOptions, look};
+use textnlp_orchestrator::run::{RunOptions, plan_with_refresh, plan_without_refresh};
 use textnlp_provider::{KindName, Problem};
 use textnlp_service::backup::{key, put_file};
+use textnlp_service::bundle::installed;
+use textnlp_service::gate::order;
+use textnlp_service::up::delete_data;
 use textnlp_service::{Scope, gate};
 
-use super::down::delete_data;
+use super::prelude::*;
 use crate::args::{Global, Plan};
 use crate::deployment::{self, operator, preflight_failure, run_failed};
 use crate::plan_view;
-use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success};
 use crate::rerun_flags::quoted;
-use crate::session::Session;
 
 /// `plan`.
 pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Success, Failure> {
@@ -40,19 +39,30 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         (deployment, Purpose::Up)
     };
     let environment = &deployment.chosen.loaded.environment;
-    let is_measured = environment.phase.has_gate();
+    let unmeasured = gate::unmeasured(environment);
+    let not_entered = if args.down {
+        None
+    } else {
+        order::missing(&deployment, installed::basis(&session.library, &deployment)).await?
+    };
+    let is_measured = unmeasured.is_none();
     if args.gated {
-        gate::is_measured(&deployment.chosen.scope, environment.phase, false, true)?;
+        gate::is_measured(&deployment.chosen.scope, environment, false, true)?;
     }
     let progress = Progress::new(console);
-    let observed = look(&deployment.run(&progress), RunOptions { purpose, delete_data, gated: args.gated }).await;
-    progress.finish();
-    let (audited, facts) = observed.map_err(|e| run_failed(e, purpose, &deployment.chosen.scope))?;
+    let (run, options) = (deployment.run(&progress), RunOptions { purpose, delete_data, gated: args.gated });
+    let (audited, facts) = progress
+        .done(if args.no_refresh {
+            plan_without_refresh(&run, options).await
+        } else {
+            plan_with_refresh(&run, options).await
+        })
+        .map_err(|e| run_failed(e, purpose, &deployment.chosen.scope))?;
     let plan = audited.plan();
     unreadable_models(plan, &facts).await?;
     let reaches = impact(plan, &facts);
     let (estimate, swept) = (estimate(plan, &facts), swept(plan, &facts));
-    let cost = Cost::after(plan, &facts, &environment.budget.currency);
+    let cost = Cost::after(plan, &facts, &environment.budget);
     let found: Vec<Problem> = match purpose {
         Purpose::Up => cost.against(&environment.budget).into_iter().chain(cost.outdated(facts.now)).collect(),
         Purpose::Down => Vec::new(),
@@ -62,6 +72,9 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         return policy(&policies, plan_view::document(plan, &facts, &cost), &deployment.chosen.scope);
     }
     let mut text = plan_view::text(plan);
+    if args.no_refresh {
+        text.push_str("\nThe sites were not read (--no-refresh): changes since the last `up` are not in this plan");
+    }
     let _ = write!(text, "\n{}", plan_view::costs(&cost));
     if args.costs {
         let _ = write!(text, "\n{}", plan_view::cost_lines(&cost));
@@ -69,8 +82,11 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     for problem in &found {
         let _ = write!(text, "\n{}", plan_view::finding(problem));
     }
-    if !is_measured && !args.down {
-        let _ = write!(text, "\nGate: {}; `up` needs --no-gate", gate::unmeasured(environment.phase));
+    if let Some(why) = unmeasured.filter(|_| !args.down) {
+        let _ = write!(text, "\nGate: {why}; `up` needs --no-gate");
+    }
+    if let Some(why) = &not_entered {
+        let _ = write!(text, "\nPhase {}: {why}; `up` needs a promoted release, or --from-scratch", environment.phase);
     }
     if plan.has_changes() {
         text.push_str(&goes_along(&swept));
@@ -102,7 +118,9 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
             all.extend(plan_view::problems(&more));
         }
     }
+    document["refreshed"] = json!(!args.no_refresh);
     document["gate"] = json!({ "phase": environment.phase, "measured": is_measured });
+    document["not_entered"] = json!(not_entered);
     document["file"] = json!(args.out);
     document["state"] = json!(deployment.chosen.scope.folder);
     document["reaches"] = json!(reaches);

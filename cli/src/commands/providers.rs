@@ -1,32 +1,37 @@
 //! `providers` and `preflight`: list the available providers and all preflight problems.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde_json::json;
-use textnlp_provider::Capability;
+use textnlp_provider::{Capability, RuntimeSupport};
 
+use super::prelude::*;
 use crate::clouds;
 use crate::deployment::{self, preflight_failure};
 use crate::plan_view;
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
 
 /// `providers`.
 pub fn providers() -> Success {
     let mut text = format!("{:<12} {:<12} {:<24} ABOUT\n", "NAME", "RUNTIMES", "STATUS");
     let mut rows = Vec::new();
     for row in clouds::PROVIDERS {
-        let runtimes: Vec<&str> = row.capabilities.runtimes.iter().map(|runtime| runtime.as_str()).collect();
+        let runtimes = row.capabilities.names();
         let status = row.missing.map_or("available", |missing| missing.split(':').next().unwrap_or(missing));
         let listed = if runtimes.is_empty() { "-".to_owned() } else { runtimes.join(", ") };
         let _ = writeln!(text, "{:<12} {listed:<12} {status:<24} {}", row.name, row.about);
-        let offers = row.capabilities.supported.iter().map(|capability| match capability {
-            Capability::Optional(setting) => setting.path().to_owned(),
-            choice => format!("{}={choice}", choice.path()),
-        });
+        let offers = |support: &RuntimeSupport| -> Vec<String> {
+            let name = |capability: &Capability| match capability {
+                Capability::Optional(setting) => setting.path().to_owned(),
+                choice => format!("{}={choice}", choice.path()),
+            };
+            support.supported.iter().map(name).collect()
+        };
+        let by_runtime: BTreeMap<&str, Vec<String>> =
+            row.capabilities.runtimes.iter().map(|one| (one.runtime.as_str(), offers(one))).collect();
         rows.push(json!({
             "name": row.name, "about": row.about, "available": row.missing.is_none(), "why_not": row.missing,
-            "runtimes": runtimes, "offers": offers.collect::<Vec<_>>(),
+            "runtimes": runtimes, "offers": row.capabilities.runtimes.first().map(offers).unwrap_or_default(),
+            "offers_by_runtime": by_runtime,
         }));
     }
     let catalogue = clouds::catalogue();

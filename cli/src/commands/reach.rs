@@ -1,34 +1,10 @@
 //! How a client reaches a running environment.
 
-use anyhow::Context;
 use camino::Utf8PathBuf;
 use serde_json::Value;
-use textnlp_orchestrator::environment::Environment;
-use textnlp_provider::SecretStore;
-use textnlp_service::Scope;
-use textnlp_service::running::{self, RunningEnvironment};
+use textnlp_service::running::RunningEnvironment;
 
-use crate::client::Target;
-use crate::report::Failure;
 use crate::rerun_flags::quoted;
-use crate::{clouds, network};
-
-/// The address and credentials of the running service.
-pub async fn target(scope: &Scope, environment: Option<&Environment>) -> Result<Target, Failure> {
-    let running = running::running(scope).await?;
-    let key = match &running.key {
-        Some(secret) => Some(clouds::secrets(&scope.folder).get(secret).await.context("read the first API key")?),
-        None => None,
-    };
-    let trust = network::trust(running.ca_file.as_deref(), environment)?;
-    Ok(Target {
-        address: running.address,
-        key,
-        trust,
-        environment: Some(scope.name.clone()),
-        again: scope.again.clone(),
-    })
-}
 
 /// A `curl` command for a POSIX shell. The key reaches it by a pipe: arguments are visible to all users of the machine.
 pub fn curl(running: &RunningEnvironment, prompt: &str) -> String {
@@ -43,9 +19,9 @@ pub fn curl(running: &RunningEnvironment, prompt: &str) -> String {
     }
     let body = serde_json::json!({ "prompt": prompt, "max_tokens": 60 }).to_string();
     line.push_str(&format!(
-        " -H 'Content-Type: application/json' -d {} {}/v1/generate",
+        " -H 'Content-Type: application/json' -d {} --url {}",
         quoted(&body),
-        running.address
+        quoted(&format!("{}/v1/generate", running.address))
     ));
     line
 }
@@ -65,6 +41,7 @@ mod tests {
         RunningEnvironment {
             address: "https://127.0.0.1:8443".into(),
             metrics_address: None,
+            is_invoked: false,
             ca_file: Some("/a b/ca.pem".into()),
             key_file: Some(key_file.into()),
             key: None,
@@ -81,8 +58,22 @@ mod tests {
         assert_eq!(
             curl(&running("/a b/key"), "It's"),
             "sed 's/^/Authorization: Bearer /' '/a b/key' | curl --cacert '/a b/ca.pem' -H @- \
-             -H 'Content-Type: application/json' -d '{\"prompt\":\"It'\\''s\",\"max_tokens\":60}' https://127.0.0.1:8443/v1/generate"
+             -H 'Content-Type: application/json' -d '{\"prompt\":\"It'\\''s\",\"max_tokens\":60}' --url https://127.0.0.1:8443/v1/generate"
         );
+    }
+
+    #[test]
+    fn printed_curl_command_runs_nothing_of_an_address_that_a_state_brings() {
+        for address in ["https://a/$(touch b)", "-Kb", "https://a' -Kb '"] {
+            let folder = tempfile::tempdir().unwrap();
+            let line = curl(&RunningEnvironment { address: address.into(), key_file: None, ..running("") }, "a");
+            let script = format!("curl() {{ printf '%s\\n' \"$@\" > arguments; }}; {line}");
+            let ran =
+                std::process::Command::new("sh").args(["-c", &script]).current_dir(folder.path()).status().unwrap();
+            assert!(ran.success());
+            let arguments = std::fs::read_to_string(folder.path().join("arguments")).unwrap();
+            assert!(arguments.ends_with(&format!("--url\n{address}/v1/generate\n")), "{arguments}");
+        }
     }
 
     #[test]

@@ -1,13 +1,10 @@
 //! `rollout`: shows the status of a rollout in steps, and sends commands to it.
 
-use serde_json::json;
 use textnlp_provider::operations::{RolloutCommand, RolloutStatus};
-use textnlp_service::running;
 
+use super::prelude::*;
 use crate::args::Rollout;
 use crate::clouds;
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
 
 /// `rollout …`.
 pub async fn rollout(session: &Session, command: &Rollout, console: Console) -> Result<Success, Failure> {
@@ -24,11 +21,10 @@ pub async fn rollout(session: &Session, command: &Rollout, console: Console) -> 
         Rollout::Resume => Some(RolloutCommand::Resume),
         Rollout::Retry => Some(RolloutCommand::Retry),
     };
-    let chosen = session.load(Console::new(session.global.output, true))?;
-    let running = running::running(&chosen.scope).await?;
+    let (chosen, running) = session.load_running("rollouts that take commands", session.quiet()).await?;
     let environment = &chosen.loaded.environment;
     let site = session.global.site.as_deref();
-    let Some(rollouts) = clouds::find(&running.folder, environment, site, |site| site.rollouts())? else {
+    let Some(rollouts) = chosen.scope.platform.find(&running.folder, environment, site, |site| site.rollouts())? else {
         let error =
             anyhow::anyhow!("environment {} replaces its servers one by one, without a rollout", chosen.scope.name);
         return Err(Failure::usage("no_rollout", error));

@@ -1,18 +1,16 @@
 //! `secret`: rotation of the credentials that an environment generates.
 
 use jiff::Timestamp;
-use serde_json::json;
 use textnlp_orchestrator::environment::{DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names};
 use textnlp_orchestrator::rotation::{self, RotationTarget};
 use textnlp_provider::{Recorded, Rotation, SiteName};
+use textnlp_service::keys::Admin;
 use textnlp_service::{gate, running};
 
-use super::{key, up};
+use super::prelude::*;
+use super::up;
 use crate::args::{RotatedSecret, SecretCommand, Up};
-use crate::clouds;
 use crate::deployment::{self, Deployment};
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
 
 /// `secret …`.
 pub async fn secret(session: &Session, command: &SecretCommand, console: Console) -> Result<Success, Failure> {
@@ -21,12 +19,12 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     let signing_key = part(SIGNING_KEY);
     let passwords = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(part);
     // The supervisor of a PostgreSQL sets the passwords of its roles. CloudNativePG has its own way.
-    let chosen = session.load(Console::new(session.global.output, true))?;
+    let chosen = session.load(session.quiet())?;
     let sites = &chosen.loaded.environment.sites;
     let is_in_cluster = |site: &SiteName| sites.iter().any(|known| known.name == *site && known.is_in_cluster());
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
-        RotatedSecret::Ca => clouds::is_authority(recorded),
+        RotatedSecret::Ca => chosen.scope.platform.is_authority(recorded),
         // One that sites share has one version for ever.
         RotatedSecret::Database => {
             passwords.iter().any(|password| is_part(recorded, password))
@@ -87,8 +85,8 @@ pub async fn rotate(
     no_gate: bool,
     console: Console,
 ) -> Result<Success, Failure> {
-    let chosen = session.load(Console::new(session.global.output, true))?;
-    gate::is_measured(&chosen.scope, chosen.loaded.environment.phase, no_gate, false)
+    let chosen = session.load(session.quiet())?;
+    gate::is_measured(&chosen.scope, &chosen.loaded.environment, no_gate, false)
         .map_err(|failure| failure.hint("add --no-gate"))?;
     let (deployment, targets) = request(session, is_wanted, says, rotation, first, console).await?;
     let args = Up { no_gate, ..Up::default() };
@@ -123,8 +121,7 @@ pub async fn request(
     first: impl AsyncFnOnce() -> Result<(), Failure>,
     console: Console,
 ) -> Result<(Deployment, Vec<RotationTarget>), Failure> {
-    let deployment =
-        deployment::recorded(session, session.load_to_run(Console::new(session.global.output, true))?).await?;
+    let deployment = deployment::recorded(session, session.load_to_run(session.quiet())?).await?;
     let scope = &deployment.chosen.scope;
     let failed = |error| deployment.failed(error);
     let mut locked = deployment.locked().await?;
@@ -163,13 +160,8 @@ pub async fn request(
 
 /// Records the rotation in the audit logs. The servers forget the public halves of a leaked signing key.
 async fn record(session: &Session, what: RotatedSecret, immediately: bool) -> Result<(), Failure> {
-    let chosen = session.load(Console::new(session.global.output, true))?;
+    let chosen = session.load(session.quiet())?;
     let running = running::running(&chosen.scope).await?;
-    let name = name_of(what);
-    for place in key::processes(&running) {
-        let jobs = key::jobs(&running, &chosen.loaded.environment, place).await?;
-        let command = json!({ "do": "rotated", "name": name, "immediately": immediately, "operator": key::operator() });
-        key::run(&*jobs, running.lineage, key::COMMAND, &command).await?;
-    }
-    Ok(())
+    let admin = Admin::of(&chosen, &running);
+    admin.rotated(name_of(what), immediately).await
 }

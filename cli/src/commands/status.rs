@@ -2,18 +2,16 @@
 
 use std::fmt::Write as _;
 
-use serde_json::json;
 use textnlp_orchestrator::state::Holder;
 use textnlp_orchestrator::status::{self, Drift, ResourceHealth, Unfinished};
 use textnlp_provider::{ResourceId, SiteName};
 use textnlp_service::Scope;
 use textnlp_service::backup::backup_status;
+use textnlp_service::running::lost_state;
 
-use super::down::lost_state;
+use super::prelude::*;
 use crate::args::Explain;
 use crate::deployment::{self, Deployment};
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
 
 /// `status`: exits with 1 if something that runs is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
@@ -69,6 +67,10 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     text.push_str(&drift_text(&drift.collect::<Vec<_>>()));
     let holder = holder(&deployment, &status.unfinished).await;
     text.push_str(&unfinished_text(&status.unfinished, holder.as_ref(), console));
+    let (exemptions, now) = (state.exemptions(), jiff::Timestamp::now());
+    for recorded in &exemptions {
+        let _ = writeln!(text, "  ~ {}", recorded.text(now));
+    }
     let held = state.held().await.map_err(|e| deployment.failed(e))?;
     if let Some(hold) = &held {
         let _ = writeln!(text, "  frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
@@ -93,6 +95,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     }
     document["backup"] = saved.document;
     document["hold"] = json!(held);
+    document["exemptions"] = json!(exemptions);
     let success = Success::new(text, document);
     Ok(if ready { success } else { success.exit(Exit::Failed) })
 }

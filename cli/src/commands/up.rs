@@ -2,25 +2,24 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
 use textnlp_orchestrator::apply::Gates;
 use textnlp_orchestrator::plan::{Cost, Facts, Node, Plan, Purpose};
 use textnlp_orchestrator::run::{Run, RunOptions, RunOutcome, run_phases, run_saved_plan};
+use textnlp_orchestrator::state::Entry;
 use textnlp_service::backup::{backup_status, key, settings};
-use textnlp_service::gate::Occasion;
+use textnlp_service::bundle::installed;
+use textnlp_service::client::{Client, Target, completed};
+use textnlp_service::gate::{Occasion, order};
 use textnlp_service::running::{self, RunningEnvironment};
 use textnlp_service::up::{incomplete, prepare, record, shut};
-use textnlp_service::{Progress as _, Scope};
+use textnlp_service::{Progress as _, Scope, origin};
 
+use super::prelude::*;
 use super::{gate, reach};
 use crate::args::Up;
-use crate::client::Client;
 use crate::deployment::{self, Deployment, run_failed};
 use crate::plan_view;
-use crate::progress::Progress;
-use crate::report::{Console, Failure, Success};
 use crate::rerun_flags;
-use crate::session::{ChosenEnvironment, Session};
 use crate::signals;
 use crate::stores;
 
@@ -39,15 +38,23 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     let phase = chosen.loaded.environment.phase;
     let mut deployment = deployment::wanted(session, chosen, console).await?;
     let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
+    let bundle = installed::basis(&session.library, &deployment);
+    let entry = order::enter(&deployment, args.from_scratch, bundle).await?;
+    let is_exempted = matches!(entry, Some(Entry::Exempted { .. }));
+    if is_exempted {
+        console.warn(format!("phase {phase} is entered from scratch, which the journal records"));
+    }
     prepare(&deployment, args.no_gate, gated).await?.iter().for_each(|warning| console.warn(warning));
     if key::prepare(&deployment.chosen).await? {
         deployment = deployment::wanted(session, deployment.chosen, console).await?;
     }
+    deployment.entry = entry;
     let options = RunOptions { gated: args.gated, ..RunOptions::UP };
     let gates = gate::WithinRun::new(session, &deployment, &args.audit, console);
     let arrival = go(session, &deployment, options, Some(&gates), saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["phase"] = json!(phase.to_string());
+    document["from_scratch"] = json!(is_exempted);
     if !arrival.outcome.shut.is_empty() {
         if let Some(evidence) = gates.evidence() {
             document["gate"] = gate::document(&evidence);
@@ -111,15 +118,40 @@ pub async fn go(
     let ChosenEnvironment { scope, loaded, .. } = &deployment.chosen;
     let progress = Progress::new(console);
     let yes = session.global.yes;
-    let remember = |purpose: Purpose| {
+    let remember_flags = |purpose: Purpose| {
         if purpose == Purpose::Up
             && let Err(failure) = settings::remember_flags(&scope.folder, session.again(), &session.here)
         {
             progress.warn(&format!("later hints will lack the flags of this run: {:#}", failure.error));
         }
     };
+    // Only an approved plan takes over a state that was copied.
+    let remember = |purpose: Purpose| {
+        remember_flags(purpose);
+        if purpose == Purpose::Up
+            && let Err(failure) = origin::record(&scope.folder)
+        {
+            progress.warn(&format!("later commands will take the state for a copy: {:#}", failure.error));
+        }
+    };
+    // A run finishes open operations before it plans, and the author of the state decided what they do.
+    if !yes {
+        let open = origin::unapproved(deployment).await?;
+        if !open.is_empty() {
+            progress
+                .line(format!("Open operations that were started with this state elsewhere:\n  {}", open.join("\n  ")));
+            if !progress.paused(|| console.confirm("Finish them?")) {
+                let error = anyhow::anyhow!("the open operations of a state from elsewhere were not approved");
+                let hint = format!(
+                    "if you trust its author, take it over with {}, or approve it with --yes",
+                    scope.command("state adopt")
+                );
+                return Err(Failure::refused("not_approved", error).hint(hint));
+            }
+        }
+    }
     let mut agree = |plan: &Plan, facts: &Facts| {
-        let cost = Cost::after(plan, facts, &loaded.environment.budget.currency);
+        let cost = Cost::after(plan, facts, &loaded.environment.budget);
         progress.line(format!("{}\n{}", plan_view::text(plan), plan_view::costs(&cost)));
         let agreed = yes || progress.paused(|| console.confirm("Make these changes?"));
         if agreed {
@@ -142,6 +174,7 @@ pub async fn go(
     let arrival = arrived.map_err(|e| run_failed(e, purpose, scope))?;
     // A plan without changes needs no approval, so it was not printed yet.
     if let Some(plan) = arrival.plan.as_ref().filter(|p| !p.has_changes()) {
+        remember_flags(plan.purpose);
         console.say(plan_view::text(plan));
     }
     Ok(arrival)
@@ -186,14 +219,25 @@ async fn until_ready(client: &Client) -> Result<(), Failure> {
     }
 }
 
-/// Generates a text, and streams it to the terminal.
-async fn first_text(deployment: &Deployment, prompt: &str, console: Console) -> Result<String, Failure> {
+/// Generates a text, and streams it to the terminal; none if the default model makes embeddings.
+async fn first_text(deployment: &Deployment, prompt: &str, console: Console) -> Result<Option<String>, Failure> {
     let environment = &deployment.chosen.loaded.environment;
-    let client = Client::new(reach::target(&deployment.chosen.scope, Some(environment)).await?)?;
+    let client = Client::new(Target::of(&deployment.chosen.scope, Some(environment)).await?)?;
+    let body = json!({ "prompt": prompt, "max_tokens": 120, "temperature": 0.6, "seed": 7 });
+    if client.is_invoked() {
+        let answer = completed(&client, &body).await?;
+        let output = answer["text"].as_str().unwrap_or_default().to_owned();
+        console.stream(&format!("\n{prompt}{output}\n\n"));
+        return Ok(Some(output));
+    }
     until_ready(&client).await?;
+    let models = client.get("/v1/models").await?;
+    let embeds = |model: &serde_json::Value| model["default"] == true && model["kind"] == "embedding";
+    if models["data"].as_array().is_some_and(|models| models.iter().any(embeds)) {
+        return Ok(None);
+    }
     let mut output = String::new();
     console.stream(&format!("\n{prompt}"));
-    let body = json!({ "prompt": prompt, "max_tokens": 120, "temperature": 0.6, "seed": 7 });
     client
         .stream("/v1/stream", &body, |event| {
             if let Some(piece) = event["text"].as_str() {
@@ -203,11 +247,19 @@ async fn first_text(deployment: &Deployment, prompt: &str, console: Console) -> 
         })
         .await?;
     console.stream("\n\n");
-    Ok(output)
+    Ok(Some(output))
 }
 
 fn how_to_reach(scope: &Scope, running: &RunningEnvironment, prompt: &str) -> String {
     let mut text = format!("{} is up at {}\n", scope.name, running.address);
+    if running.is_invoked {
+        let prompt = rerun_flags::quoted(prompt);
+        return text
+            + &format!(
+                "  try    {} {prompt}\n  The cloud keeps it running, and its permissions decide who may invoke it.",
+                scope.command("generate")
+            );
+    }
     if let Some(key) = &running.key_file {
         text.push_str(&format!("  key    {key}\n"));
     }

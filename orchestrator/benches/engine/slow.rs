@@ -9,7 +9,7 @@ use camino::Utf8PathBuf;
 use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan;
-use textnlp_orchestrator::run::{Run, RunSite, look};
+use textnlp_orchestrator::run::{Run, RunSite, plan_with_refresh};
 use textnlp_orchestrator::state::Folder;
 use textnlp_provider::{
     CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
@@ -33,7 +33,7 @@ pub fn refresh(world: &World, path: &Utf8PathBuf, wanted: &[Wanted], rounds: usi
     let environment = environment();
     let road: Run<'_> = world.road(Arc::new(Folder::at(path.clone())), &sites, &environment, &DiscardEvents);
     let began = world.clock.steady();
-    let (planned, facts) = world.clock.run(look(&road, UP)).unwrap().unwrap();
+    let (planned, facts) = world.clock.run(plan_with_refresh(&road, UP)).unwrap().unwrap();
     let took = (world.clock.steady() - began).as_secs_f64();
     assert!(planned.plan().steps.is_empty());
     (took, crate::percentile(rounds, || drop(plan::audit(plan::plan(&facts).unwrap(), &facts).unwrap())))

@@ -1,20 +1,25 @@
 //! The artifacts on this machine that a release is resolved from: the server program, models and files.
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_models::{Catalogue, Event, Store, local_digest};
+use textnlp_models::{Catalogue, Event, Source, Store, local_digest};
 use textnlp_orchestrator::environment::model::{Proxy, UrlSource};
 use textnlp_orchestrator::environment::{Environment, SettingFiles};
-use textnlp_orchestrator::release::{Artifacts, Lock, images, short};
+use textnlp_orchestrator::release::{
+    Artifacts, Lock, image_reference, images, pushes_image, resolved_images, server_image, short,
+};
 use textnlp_provider::component::{ExternalSecret, Program};
+use textnlp_provider::first_line;
 
-use crate::failure::{Failure, size};
-use crate::platform::{ChosenEnvironment, Progress, Scope};
+use crate::{ChosenEnvironment, Failure, Progress, Scope, size};
+
+/// The version of this program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Timeout of a program that prints its version or its help.
+const FIRST_LINE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The artifacts on this machine.
 pub struct LocalArtifacts<'a> {
@@ -47,16 +52,30 @@ impl LocalArtifacts<'_> {
             schema: None,
             given: given(environment),
             files: SettingFiles::read(environment, &working_directory()?),
+            image: self.image(environment)?,
         })
+    }
+
+    /// The image of this program, if a site needs it. Pods run commands that the server alone does not have.
+    fn image(&self, environment: &Environment) -> Result<Option<String>, Failure> {
+        if !environment.sites.iter().any(|site| pushes_image(environment, site)) {
+            return Ok(None);
+        }
+        match server_image(&this_program()?, VERSION) {
+            Ok(image) => Ok(Some(image_reference(&image, VERSION))),
+            Err(error) => {
+                self.progress.warn(&format!("no image can be made of this program: {error}"));
+                Ok(None)
+            }
+        }
     }
 
     /// Whether `up` can deliver a model from this source with this digest: from the cache, from a source that has it,
     /// or by a download that is verified.
     pub fn has_model(&self, source: &str, digest: &str) -> Result<bool, Failure> {
         let cache = self.model_cache()?;
-        let cached =
-            cache.is_dir().then(|| Store::open(&cache).ok()?.open_model(&digest.parse().ok()?).ok()?).flatten();
-        Ok(cached.is_some() || self.model_digest(&cache, source).is_none_or(|found| found == digest))
+        let cached = || Store::existing(&cache).ok()??.model_folder(&digest.parse().ok()?).ok()?;
+        Ok(cached().is_some() || self.model_digest(&cache, source).is_none_or(|found| found == digest))
     }
 
     fn model_cache(&self) -> Result<Utf8PathBuf, Failure> {
@@ -74,17 +93,14 @@ impl LocalArtifacts<'_> {
             Some(entry) => entry.source.clone(),
             None => source.parse().ok()?,
         };
-        let tell = |event| {
+        let report = |event| {
             if let Event::File { name, done, total: Some(total) } = event
                 && total >= LARGE
             {
                 self.progress.doing(&format!("reading {name}: {} of {}", size(done), size(total)));
             }
         };
-        // The cache remembers digests. A read-only command must not create it.
-        let store = cache.is_dir().then(|| Store::open(cache).ok()).flatten();
-        let remembered = store.and_then(|store| store.local_digest(&source, &tell).ok());
-        remembered.or_else(|| local_digest(&source, &tell).ok()).flatten().map(|digest| digest.to_string())
+        digest_here(cache, &source, &report)
     }
 
     /// The server artifact: the given one, else `textnlp-server` beside this program if its version is the same, else
@@ -97,8 +113,7 @@ impl LocalArtifacts<'_> {
             }
             return Ok(path.clone());
         }
-        let this = Utf8PathBuf::try_from(std::env::current_exe().context("find this program")?)
-            .context("find this program")?;
+        let this = this_program()?;
         let beside = this.with_file_name("textnlp-server");
         // In a build folder, that program may be outdated, because cargo builds only what was requested.
         let is_build_folder = this.with_file_name("deps").is_dir();
@@ -106,7 +121,7 @@ impl LocalArtifacts<'_> {
             return Ok(this);
         }
         let wanted = concat!("textnlp-server ", env!("CARGO_PKG_VERSION"));
-        match first_line(&beside, &["--version"]) {
+        match first_line(&beside, &["--version"], FIRST_LINE_TIMEOUT) {
             Some(version) if version == wanted => Ok(beside),
             version => {
                 let version = version.unwrap_or_else(|| "a program of unknown version".to_owned());
@@ -117,6 +132,18 @@ impl LocalArtifacts<'_> {
             }
         }
     }
+}
+
+/// The digest of a model on this machine. The cache has those of fetched models; it is not written to, because plans need the digest, too.
+fn digest_here(cache: &Utf8Path, source: &Source, report: &textnlp_models::Progress<'_>) -> Option<String> {
+    let store = Store::existing(cache).ok().flatten();
+    let recorded = store.and_then(|store| store.local_digest(source, report).ok());
+    recorded.or_else(|| local_digest(source, report).ok()).flatten().map(|digest| digest.to_string())
+}
+
+fn this_program() -> Result<Utf8PathBuf, Failure> {
+    let program = std::env::current_exe().context("find this program")?;
+    Ok(Utf8PathBuf::try_from(program).context("find this program")?)
 }
 
 fn working_directory() -> Result<Utf8PathBuf, Failure> {
@@ -146,7 +173,7 @@ fn given(environment: &Environment) -> BTreeMap<String, String> {
 
 /// Refuses a server program without the commands that its units are started with: one from before `gateway` and `admin`.
 pub(crate) fn knows_commands(program: &Program, scope: &Scope) -> Result<(), Failure> {
-    if first_line(Utf8Path::new(&program.path), &["gateway", "--help"]).is_some() {
+    if first_line(Utf8Path::new(&program.path), &["gateway", "--help"], FIRST_LINE_TIMEOUT).is_some() {
         return Ok(());
     }
     let error = anyhow::anyhow!("{} does not run as `gateway`: it is too old or not a server program", program.path)
@@ -173,8 +200,10 @@ pub(crate) fn tell_pinned(
             ));
         }
     }
-    for (site, said) in images(environment) {
-        if let Some(locked) = lock.image(&site, Some(&said)).filter(|locked| **locked != said) {
+    let sources = images(environment);
+    for (site, said) in resolved_images(environment, here) {
+        let source = sources.get(&site).map(String::as_str);
+        if let Some(locked) = lock.image(&site, source).filter(|locked| **locked != said) {
             progress.line(&format!(
                 "The release lock pins the image {locked} in {site}; the environment names {said}. To use that: {set}"
             ));
@@ -182,58 +211,30 @@ pub(crate) fn tell_pinned(
     }
 }
 
-/// The first line that a program prints, or `None` without a timely answer.
-fn first_line(program: &Utf8Path, arguments: &[&str]) -> Option<String> {
-    const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
-    const LONGEST: u64 = 200;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let began = Instant::now();
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if began.elapsed() < LOCK_TIMEOUT => std::thread::sleep(Duration::from_millis(1)),
-            _ => {
-                // The process has exited or is killed here. Its output does not matter any more.
-                let _ = child.kill();
-                let _ = child.wait();
-                return None;
-            }
-        }
-    };
-    let mut said = String::new();
-    child.stdout.take()?.take(LONGEST).read_to_string(&mut said).ok()?;
-    let line: String = said.lines().next()?.chars().filter(|c| !c.is_control()).collect();
-    (status.success() && !line.is_empty()).then_some(line)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn program_version_query_is_bounded_by_a_timeout() {
-        let folder = tempfile::tempdir().unwrap();
-        let program = Utf8Path::from_path(folder.path()).unwrap().join("program");
-        let said = |script: &str| {
-            // Written under a temporary name, because a file that is open for writing cannot be executed.
-            let beside = program.with_extension("new");
-            std::fs::write(&beside, format!("#!/bin/sh\n{script}\n")).unwrap();
-            std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o755)).unwrap();
-            std::fs::rename(&beside, &program).unwrap();
-            first_line(&program, &["--version"])
-        };
-        assert_eq!(said("echo textnlp-server 9.9.9; echo more").as_deref(), Some("textnlp-server 9.9.9"));
-        assert_eq!(said("echo textnlp-server 9.9.9; exit 1"), None);
-        assert_eq!(said("exit 0"), None);
-        assert_eq!(said("exec sleep 1000"), None);
-        assert_eq!(first_line(Utf8Path::new("/nowhere/program"), &[]), None);
+    fn digests_for_a_plan_are_read_without_writing_to_the_model_cache() {
+        let kept = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(kept.path()).unwrap();
+        std::fs::create_dir(root.join("model")).unwrap();
+        for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+            std::fs::write(root.join("model").join(name), name).unwrap();
+        }
+        let source: Source = format!("file:{}", root.join("model")).parse().unwrap();
+        let expected = local_digest(&source, &|_| ()).unwrap().map(|digest| digest.to_string());
+        assert!(expected.is_some());
+        let store = Store::open(root.join("cache")).unwrap();
+        std::fs::create_dir(root.join("empty")).unwrap();
+        std::fs::create_dir(root.join("home")).unwrap();
+        std::fs::write(root.join("home/notes"), "").unwrap();
+        for cache in [store.path(), &root.join("empty"), &root.join("home"), &root.join("missing")] {
+            assert_eq!(digest_here(cache, &source, &|_| ()), expected, "{cache}");
+        }
+        let names = |folder: &str| root.join(folder).read_dir_utf8().unwrap().count();
+        assert_eq!((names("cache/refs"), names("empty"), names("home")), (0, 0, 1));
+        assert!(!root.join("missing").exists());
     }
 }

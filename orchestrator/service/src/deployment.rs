@@ -13,17 +13,35 @@ use textnlp_orchestrator::event::{DiscardEvents, Events};
 use textnlp_orchestrator::plan::{Facts, Purpose};
 use textnlp_orchestrator::release::{Artifacts, Release, short, with_images};
 use textnlp_orchestrator::run::{self, Run, RunOptions, RunSite};
-use textnlp_orchestrator::state::{Locked, Operator, SiteLocation, State, StateError, Store};
+use textnlp_orchestrator::state::{Entry, Locked, Operator, SiteLocation, State, StateError, Store};
 use textnlp_provider::component::Program;
 use textnlp_provider::{Lineage, Problem, Problems, Site, SiteName};
 use uuid::Uuid;
 
 use crate::artifacts::{LocalArtifacts, knows_commands, tell_pinned};
 use crate::backup::key;
-use crate::failure::{Exit, Failure, preflight_failure, state_failed};
-use crate::platform::{ChosenEnvironment, Progress, Scope};
+use crate::failure::{preflight_failure, state_failed};
 use crate::release::program_of;
 use crate::up::run_failed;
+use crate::{ChosenEnvironment, Exit, Failure, Platform, Progress, Scope};
+
+/// The name of the account that runs this program.
+pub fn operating_account() -> String {
+    let by =
+        ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    by.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+}
+
+/// The account `by` as the operator, in this process.
+pub fn acting(platform: &dyn Platform, by: String, reason: Option<String>) -> Operator {
+    Operator {
+        by,
+        reason,
+        tool: concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION")).to_owned(),
+        host: platform.host_name(),
+        pid: std::process::id(),
+    }
+}
 
 /// A selected environment, and how its runs are made.
 pub struct Selection {
@@ -55,6 +73,8 @@ pub struct Deployment {
     apart: BTreeSet<SiteName>,
     /// The resolved release, or `None` if only the state matters.
     pub release: Option<Release>,
+    /// See [`Run::entry`].
+    pub entry: Option<Entry>,
 }
 
 impl Deployment {
@@ -118,6 +138,7 @@ impl Deployment {
             events,
             gates: None,
             limits: Limits::default(),
+            entry: self.entry.clone(),
         }
     }
 
@@ -178,7 +199,7 @@ impl Selection {
                 return Err(Failure::usage("no_such_site", error).hint(format!("its sites: {}", known.join(", "))));
             }
         }
-        Ok(Deployment { chosen, store, operator, sites, apart, release })
+        Ok(Deployment { chosen, store, operator, sites, apart, release, entry: None })
     }
 
     async fn account(&self, site: &Site, provider: &str) -> Result<String, Failure> {

@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value, json};
 use textnlp_orchestrator::state::StateError;
-use textnlp_provider::{EnvironmentName, Problem};
+use textnlp_provider::{EnvironmentName, Problem, error_chain};
 
-use crate::rerun_flags::RerunFlags;
+use crate::RerunFlags;
 
 /// How a command ended. The value is the process's exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,12 @@ impl Failure {
         self
     }
 
+    /// Sets the hint, if there is one.
+    #[must_use]
+    pub fn hinted(self, hint: Option<String>) -> Self {
+        Self { hint, ..self }
+    }
+
     /// Sets the resource.
     #[must_use]
     pub fn resource(mut self, resource: impl Into<String>) -> Self {
@@ -96,6 +102,14 @@ impl Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::new(Exit::Failed, "failed", error)
+    }
+}
+
+/// An error with its causes and its hint, in one line.
+pub(crate) fn hinted_chain(error: &textnlp_provider::Error) -> String {
+    match &error.hint {
+        Some(hint) => format!("{}; {hint}", error_chain(error)),
+        None => error_chain(error),
     }
 }
 

@@ -6,19 +6,47 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod access;
+pub mod alerts;
 pub mod artifacts;
+pub mod audit;
 pub mod backup;
+pub mod baseline;
+pub mod bundle;
+pub mod checks;
+pub mod cleanup;
+pub mod client;
+pub mod compliance;
+pub mod configuration;
+pub mod dependencies;
 pub mod deployment;
+pub mod doctor;
 pub mod dr;
+pub mod environments;
+pub mod export;
 pub mod failure;
 pub mod gate;
+pub mod health;
+pub mod keys;
+pub mod load;
+pub mod logs;
+pub mod metrics;
+pub mod models;
+pub mod monthly;
+pub mod origin;
 pub mod platform;
 pub mod release;
+pub mod report_files;
 pub mod rerun_flags;
 pub mod running;
+pub mod security;
+mod sockets;
+pub mod support;
 pub mod up;
 pub mod workplace;
 
-pub use failure::{Exit, Failure};
+pub use deployment::Deployment;
+pub use failure::{Exit, Failure, size};
 pub use platform::{ChosenEnvironment, Platform, Progress, Scope};
-pub use rerun_flags::RerunFlags;
+pub use rerun_flags::{RerunFlags, quoted};
+pub use running::RunningEnvironment;

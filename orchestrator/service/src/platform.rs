@@ -6,21 +6,21 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
+use textnlp_files::Exposed;
+use textnlp_models::FetchOptions;
 use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::dr::fault::Faults;
+use textnlp_orchestrator::environment::model::SiteSettings;
 use textnlp_orchestrator::environment::{Environment, Loaded};
-use textnlp_orchestrator::gate::KeyIssuer;
 use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::state::Store;
-use textnlp_provider::operations::{Scaling, ServiceEndpoint, SiteBackups, SiteCopy, SiteOutputs};
-use textnlp_provider::{EnvironmentName, Lineage, Provider, SecretRef, SecretStore, Site, SiteName};
+use textnlp_provider::operations::{Operations, ServerProgram, ServiceEndpoint, SiteBackups, SiteCopy, SiteOutputs};
+use textnlp_provider::{EnvironmentName, Lineage, Provider, Recorded, SecretRef, SecretStore, Site, SiteName};
 
 use crate::backup::settings;
-use crate::failure::Failure;
-use crate::rerun_flags::RerunFlags;
-use crate::running::RunningEnvironment;
+use crate::{Failure, RerunFlags};
 
 /// The environment that a service works on.
 #[derive(Clone)]
@@ -135,12 +135,14 @@ pub trait Platform: Send + Sync {
     /// The client endpoint in a site's outputs, if the site runs.
     fn endpoint(&self, outputs: &SiteOutputs) -> Option<ServiceEndpoint>;
 
-    /// The backups that the home site takes itself. `None` if this program takes them or backups are off.
-    fn site_backups(
+    /// The operations of a site. `server` is set if the site runs on this machine.
+    fn operations(
         &self,
         folder: &Utf8Path,
         environment: &Environment,
-    ) -> anyhow::Result<Option<Arc<dyn SiteBackups>>>;
+        site: &SiteSettings,
+        server: Option<ServerProgram>,
+    ) -> anyhow::Result<Arc<dyn Operations>>;
 
     /// The parts of a site that a backup needs.
     fn site_copy(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<SiteCopy>;
@@ -152,6 +154,27 @@ pub trait Platform: Send + Sync {
     /// The process ids of a site's service that run on this machine.
     async fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32>;
 
+    /// The supervisor of a site on this machine, if it runs.
+    async fn supervisor(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<Option<Supervisor>>;
+
+    /// The deployment that the objects on this machine belong to, if it is not the one with this lineage.
+    fn other_lineage(&self, folder: &Utf8Path, lineage: Lineage) -> Option<Lineage>;
+
+    /// Appends what other users control in the folders of an environment's sites.
+    fn check_sites(&self, folder: &Utf8Path, found: &mut Vec<Exposed>) -> Result<(), textnlp_files::Error>;
+
+    /// Whether a recorded resource is a local certificate authority.
+    fn is_authority(&self, recorded: &Recorded) -> bool;
+
+    /// The name of a generated secret; `None` for another resource.
+    fn secret_name<'r>(&self, recorded: &'r Recorded) -> Option<&'r str>;
+
+    /// How this program was built.
+    fn build(&self) -> &'static Build;
+
+    /// How models are fetched: by this process's variables, overridden by the environment.
+    fn fetching(&self, environment: &Environment) -> anyhow::Result<FetchOptions>;
+
     /// The socket in a PostgreSQL folder over which its log is archived and fetched.
     fn archive_socket(&self, postgres: &Utf8Path) -> Utf8PathBuf;
 
@@ -162,14 +185,11 @@ pub trait Platform: Send + Sync {
     /// The trust roots for a service. `own` is the service's own authority and then the only one.
     fn trust(&self, own: Option<&Utf8Path>, environment: Option<&Environment>) -> anyhow::Result<TrustRoots>;
 
-    /// The autoscaling of the first site that has it, the home site first.
-    fn scaling(&self, folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Option<Arc<dyn Scaling>>>;
-
     /// The addresses of an environment's site agents and its witness.
     fn places(&self, folder: &Utf8Path, environment: &Environment) -> anyhow::Result<SocketPaths>;
 
-    /// Issues API keys of a running environment.
-    fn key_issuer(&self, running: &RunningEnvironment, environment: &Environment) -> Box<dyn KeyIssuer>;
+    /// Makes an API key, for this public id or a new one; `None` if the system has no random numbers.
+    fn new_key(&self, public_id: Option<&str>) -> Option<NewKey>;
 
     /// The faults of a drill in an environment's sites.
     fn faults(&self, folder: &Utf8Path, environment: &Environment, lineage: Lineage)
@@ -193,6 +213,77 @@ pub trait Platform: Send + Sync {
 
     /// What this machine lacks for reading the data files of this PostgreSQL version.
     fn postgres_lacks(&self, version: u32) -> Option<String>;
+}
+
+impl<'p> dyn Platform + 'p {
+    /// The first site with an ability: the named one, else the home site, else in file order.
+    pub fn find<T>(
+        &self,
+        folder: &Utf8Path,
+        environment: &Environment,
+        named: Option<&str>,
+        ability: impl Fn(Arc<dyn Operations>) -> Option<T>,
+    ) -> anyhow::Result<Option<T>> {
+        let named = environment.sites.iter().filter(|site| named == Some(site.name.as_str()));
+        for site in named.chain(environment.primary()).chain(&environment.sites) {
+            if let Some(found) = ability(self.operations(folder, environment, site, None)?) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The operations of the site with this name, or `None` if the environment has no such site.
+    pub fn operations_of(
+        &self,
+        folder: &Utf8Path,
+        environment: &Environment,
+        name: &str,
+        server: Option<ServerProgram>,
+    ) -> anyhow::Result<Option<Arc<dyn Operations>>> {
+        let site = environment.sites.iter().find(|site| site.name.as_str() == name);
+        site.map(|site| self.operations(folder, environment, site, server)).transpose()
+    }
+
+    /// The backups that the home site takes itself. `None` if this program takes them or backups are off.
+    pub fn site_backups(
+        &self,
+        folder: &Utf8Path,
+        environment: &Environment,
+    ) -> anyhow::Result<Option<Arc<dyn SiteBackups>>> {
+        match environment.primary().filter(|_| environment.backup.enabled) {
+            Some(home) => Ok(self.operations(folder, environment, home, None)?.backups()),
+            None => Ok(None),
+        }
+    }
+}
+
+/// The supervisor of a site.
+pub struct Supervisor {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// The programs that it does not keep running, and why.
+    pub trouble: Vec<String>,
+}
+
+/// How this program was built.
+pub struct Build {
+    /// Its cargo features, and whether it was built with them.
+    pub features: &'static [(&'static str, bool)],
+    /// A text in this program, from which another one reads that.
+    pub marker: &'static str,
+}
+
+/// A new API key.
+pub struct NewKey {
+    /// Its public id.
+    pub public_id: String,
+    /// What clients send.
+    pub text: String,
+    /// The digest of that, which the server stores.
+    pub digest: String,
 }
 
 /// A temporary PostgreSQL. Dropping it removes its folder.

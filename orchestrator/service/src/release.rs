@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment;
+use textnlp_orchestrator::gate::phases::PhaseDefinition;
 use textnlp_orchestrator::release::{
     self, Applied, Entry, History, HistoryError, Lock, LockDifference, Recorded, Release, configuration_digest, images,
     runs_on, with_images,
@@ -14,9 +15,8 @@ use textnlp_orchestrator::state::Operator;
 use textnlp_provider::component::Program;
 
 use crate::artifacts::LocalArtifacts;
-use crate::failure::{Exit, Failure};
-use crate::platform::{ChosenEnvironment, Scope};
-use crate::{gate, running};
+use crate::gate::{self, StoredEvidence, order};
+use crate::{ChosenEnvironment, Exit, Failure, Scope, baseline, origin, running};
 
 /// The release history of an environment, with the entries that cannot be read.
 pub fn recorded(scope: &Scope) -> Result<Recorded, Failure> {
@@ -40,17 +40,23 @@ pub struct Promoted {
     pub lock: Lock,
     /// What differs from the previous lock, if there was one.
     pub changed: Option<Vec<LockDifference>>,
+    /// Whether the baseline of `source` was copied to `target`, or why not.
+    pub baseline: Result<bool, String>,
 }
 
-/// Writes the release of `source` to the lock of `target`. Refused with all reasons unless its gate is open. `history`
-/// is that of `source`.
+/// Writes the release of `source` to the lock of `target`, and the evidence that its phase needs. Refused with all reasons
+/// unless the gate of `source` is open, and if a phase would be skipped. `history` is that of `source`.
 pub async fn promote(
     source: &ChosenEnvironment,
     target: &ChosenEnvironment,
     history: &Recorded,
 ) -> Result<Promoted, Failure> {
+    order::follows(source, target)?;
     let proven = source.lock()?;
-    let (mut blockers, mut hint) = unverified(source, history, proven.as_ref()).await?;
+    let (evidence, (mut blockers, mut hint)) = match verified(source, history, proven.as_ref()).await? {
+        Ok(evidence) => (Some(evidence), (Vec::new(), None)),
+        Err(unverified) => (None, unverified),
+    };
     let promoted = match &proven {
         None => None,
         Some(proven) => match release::promote(proven, &target.loaded.environment) {
@@ -64,7 +70,7 @@ pub async fn promote(
             }
         },
     };
-    let Some(lock) = promoted.filter(|_| blockers.is_empty()) else {
+    let Some((lock, evidence)) = promoted.filter(|_| blockers.is_empty()).zip(evidence) else {
         let error = anyhow::anyhow!("{}", blockers.join("\n"))
             .context(format!("the release of {} is not verified for {}", source.scope.name, target.scope.name));
         let document = json!({ "from": source.scope.name, "to": target.scope.name, "blockers": blockers });
@@ -76,61 +82,71 @@ pub async fn promote(
     };
     let before = target.lock()?;
     let changed = before.map(|before| before.differences(&lock));
+    // A promoted lock without its evidence would be refused by `up`.
+    order::keep(source, &evidence, target, &lock)?;
     lock.write(&target.lock_path)?;
-    Ok(Promoted { lock, changed })
+    // The evidence has made the folder.
+    let baseline = match PhaseDefinition::of(target.loaded.environment.phase).after() {
+        Some(_) => baseline::carry(&source.scope.folder, &target.scope.folder),
+        None => Ok(false),
+    };
+    Ok(Promoted { lock, changed, baseline })
 }
 
-/// The server program of a release in the environment where it ran.
+/// The server program of a release in the environment where it ran. None of a copied state: its author chose the digest,
+/// too.
 pub async fn program_of(scope: &Scope, lock: &Lock) -> Result<Option<Program>, Failure> {
+    if !origin::is_of_here(&scope.folder) {
+        return Ok(None);
+    }
     let there = running::program(scope).await?;
     let kept = || History::at(&scope.folder).program(&lock.server);
     Ok(there.filter(|program| program.digest == lock.server).or_else(kept))
 }
 
-/// All reasons against promoting this lock from the environment where it runs, and the command to run next.
-async fn unverified(
+/// All reasons against promoting a lock, and the command to run next.
+type Unverified = (Vec<String>, Option<String>);
+
+/// The evidence that this lock passed the gate of the environment where it runs.
+async fn verified(
     chosen: &ChosenEnvironment,
     history: &Recorded,
     lock: Option<&Lock>,
-) -> Result<(Vec<String>, Option<String>), Failure> {
+) -> Result<Result<StoredEvidence, Unverified>, Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let name = &scope.name;
     let up = Some(scope.same("up"));
     let measure = Some(scope.same("gate --again"));
-    if !environment.phase.has_gate() {
-        let why =
-            format!("{}, and only a release that passed its gate is promoted", gate::unmeasured(environment.phase));
-        return Ok((vec![why], Some("promote from an environment whose gate is measured, such as staging".to_owned())));
+    let no = |why: String, next: Option<String>| Ok(Err((vec![why], next)));
+    if let Some(why) = gate::unmeasured(environment) {
+        let why = format!("{why}, and only a release that passed its gate is promoted");
+        return no(why, Some("promote from an environment whose gate is measured, such as staging".to_owned()));
     }
     let Some(lock) = lock else {
-        return Ok((vec![format!("{name} has no release lock: nothing was deployed there")], up));
+        return no(format!("{name} has no release lock: nothing was deployed there"), up);
     };
     let newest = history.entries.last().map(|entry| &entry.applied);
     let Some(applied) = newest.filter(|applied| applied.lock.runs_the_same(lock)) else {
-        return Ok((
-            vec![format!("the lock of {name} names a release that is not the last one that `up` applied")],
-            up,
-        ));
+        return no(format!("the lock of {name} names a release that is not the last one that `up` applied"), up);
     };
     let kept = match gate::stored(chosen, &running::state(scope).await?) {
         Ok(Some(kept)) => kept,
-        Ok(None) => return Ok((vec![format!("the gate of {name} was not measured")], measure)),
-        Err(why) => return Ok((vec![why], measure)),
+        Ok(None) => return no(format!("the gate of {name} was not measured"), measure),
+        Err(why) => return no(why, measure),
     };
     let at = kept.at.strftime("%Y-%m-%d %H:%M");
     if !kept.is_of(lock, environment) {
         let what = "of another release, configuration or gate than today's";
-        return Ok((vec![format!("the evidence of the gate of {name}, measured {at}, is {what}")], measure));
+        return no(format!("the evidence of the gate of {name}, measured {at}, is {what}"), measure);
     }
     if kept.at < applied.at {
-        return Ok((vec![format!("the gate of {name} was measured {at}, before this release was applied")], measure));
+        return no(format!("the gate of {name} was measured {at}, before this release was applied"), measure);
     }
     if let Some(why) = kept.outdated() {
-        return Ok((vec![format!("the gate of {name} was measured {at}, and {why}")], measure));
+        return no(format!("the gate of {name} was measured {at}, and {why}"), measure);
     }
     let blockers = kept.blockers();
-    let hint = (!blockers.is_empty()).then_some(measure).flatten();
-    Ok((blockers, hint))
+    Ok(if blockers.is_empty() { Ok(kept) } else { Err((blockers, measure)) })
 }
 
 /// A release that is locked again.
@@ -312,6 +328,7 @@ pub async fn keep_applied(
         reason: operator.reason,
         tool: operator.tool,
         schema: running::schema(scope).await?,
+        phase: Some(environment.phase),
         lock: ran,
     };
     History::at(&scope.folder).keep(&applied).map(drop).map_err(unreadable)

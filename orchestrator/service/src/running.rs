@@ -1,6 +1,6 @@
 //! The running environment from its journal: address, key, certificate authority and program.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_orchestrator::dr::control_client;
@@ -12,8 +12,8 @@ use textnlp_provider::operations::{ServerProgram, SiteOutputs};
 use textnlp_provider::{Lineage, Outputs, ResourceId, SecretRef, SiteName};
 use uuid::Uuid;
 
-use crate::failure::{Exit, Failure, state_failed};
-use crate::platform::Scope;
+use crate::failure::state_failed;
+use crate::{Exit, Failure, Scope};
 
 /// The recorded facts about a running environment.
 #[derive(Debug, Clone)]
@@ -32,6 +32,8 @@ pub struct RunningEnvironment {
     pub key_id: Option<String>,
     /// The sites that serve, the home site first.
     pub servers: Vec<ServerProcess>,
+    /// Whether it is an inference endpoint that the cloud runs: only signed invocations reach it.
+    pub is_invoked: bool,
     /// The namespace of the servers, if they run in a cluster.
     pub namespace: Option<String>,
     /// The state folder.
@@ -86,11 +88,8 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
         if let Some(failure) = unfinished(scope, &state).await? {
             return Err(failure);
         }
-        return Err(Failure::usage(
-            "not_up",
-            anyhow::anyhow!("environment {} is not deployed from this folder", scope.name),
-        )
-        .hint(scope.last_up()));
+        let error = anyhow::anyhow!("environment {} is not deployed from this folder", scope.name);
+        return Err(Failure::usage("not_up", error).hint(scope.last_up()));
     };
     let first_key = sites.iter().find_map(|site| site.outputs(&format!("{}/{API_KEY}", names::SECRETS)));
     let secret = first_key.and_then(|outputs| SecretRef::from_value(outputs.get("secret")?));
@@ -103,6 +102,7 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
     servers.sort_by_key(|serving| !serving.is_home);
     Ok(RunningEnvironment {
         address: endpoint.url.clone(),
+        is_invoked: endpoint.is_invoked,
         // The global endpoint's own metrics do not include those of the servers.
         metrics_address: endpoints.iter().find_map(|endpoint| endpoint.metrics.clone()),
         ca_file: endpoint.ca_file.as_deref().map(Utf8PathBuf::from),
@@ -114,6 +114,32 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
         folder: scope.folder.clone(),
         lineage: state.lineage(),
     })
+}
+
+/// The refusal if nothing is recorded and objects of another lineage exist here: they would be left as they are.
+pub fn lost_state(state: &State, scope: &Scope) -> Option<Failure> {
+    let other =
+        (!state.has_records()).then(|| scope.platform.other_lineage(&scope.folder, state.lineage())).flatten()?;
+    let error = anyhow::anyhow!(
+        "objects of deployment {other} exist in {}, and the state does not record them: it was lost",
+        scope.folder.join("sites")
+    );
+    let import = scope.same(&format!("state import --lineage {other}"));
+    Some(Failure::refused("lost_state", error).hint(format!("record them again: {import}")))
+}
+
+/// The deployment, and its serving sites with the addresses of their metrics; `None` where no address of this machine has
+/// them.
+pub async fn metrics_addresses(scope: &Scope) -> Result<(Lineage, BTreeMap<SiteName, Option<String>>), Failure> {
+    let state = state(scope).await?;
+    let mut found = BTreeMap::new();
+    for site in state.sites() {
+        let recorded = Recorded::of(site, state.holdings(site)?);
+        if let Some(endpoint) = scope.platform.endpoint(&recorded.outputs) {
+            found.insert(site.clone(), endpoint.metrics);
+        }
+    }
+    Ok((state.lineage(), found))
 }
 
 /// The recorded facts about one site.
@@ -152,6 +178,15 @@ fn text(outputs: &Outputs, field: &str) -> Option<String> {
 }
 
 impl RunningEnvironment {
+    /// Refuses a command that needs more than the invocations that an inference endpoint answers.
+    pub fn has_api(&self, scope: &Scope, what: &str) -> Result<(), Failure> {
+        if !self.is_invoked {
+            return Ok(());
+        }
+        let error = anyhow::anyhow!("{} is an inference endpoint, which has no {what}", scope.name);
+        Err(Failure::usage("inference_endpoint", error).hint(scope.command("generate \"…\"")))
+    }
+
     /// A site whose server program can run a command: the home site, or, if sites replicate and it is lost, another one
     /// whose site agent responds.
     pub async fn serving(&self) -> Option<&ServerProcess> {

@@ -8,21 +8,19 @@ use textnlp_orchestrator::apply::{ApplyError, Outcome};
 use textnlp_orchestrator::environment::names;
 use textnlp_orchestrator::plan::{Cost, Plan, PlanRefusal, Purpose};
 use textnlp_orchestrator::run::{RunError, RunOutcome};
-use textnlp_provider::Problems;
+use textnlp_provider::{EnvironmentName, Problems};
 
-use crate::deployment::Deployment;
-use crate::failure::{Exit, Failure, preflight_failure, state_failed};
-use crate::platform::{ChosenEnvironment, Scope};
-use crate::{backup, gate, release};
+use crate::failure::{preflight_failure, state_failed};
+use crate::{ChosenEnvironment, Deployment, Exit, Failure, Scope, backup, gate, release};
 
 /// Refuses an `up` whose gate cannot be measured or that costs more than the budget, before anything is created. Keeps
 /// the replaced server program. Returns warnings. `gated`: there is a gate within the run.
 pub async fn prepare(deployment: &Deployment, no_gate: bool, gated: bool) -> Result<Vec<String>, Failure> {
     let Deployment { chosen, sites, release, .. } = deployment;
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
-    gate::is_measured(scope, environment.phase, no_gate, gated)?;
+    gate::is_measured(scope, environment, no_gate, gated)?;
     let budget = &environment.budget;
-    let cost = Cost::wanted(sites.values(), &budget.currency);
+    let cost = Cost::wanted(sites.values(), budget);
     let over = cost.against(budget);
     if let Some(problem) = over.clone().filter(|problem| !problem.warning) {
         return Err(preflight_failure("up", "over_budget", Exit::Refused, &[problem]));
@@ -30,6 +28,18 @@ pub async fn prepare(deployment: &Deployment, no_gate: bool, gated: bool) -> Res
     let warnings = over.into_iter().chain(cost.outdated(Timestamp::now())).map(|problem| problem.to_string());
     let kept = release::keep_replaced(scope, release.as_ref()).await?;
     Ok(warnings.chain(kept).collect())
+}
+
+/// Whether the environment's name was typed to confirm the deletion of its data.
+pub fn delete_data(typed: Option<&str>, name: &EnvironmentName) -> Result<bool, Failure> {
+    match typed {
+        None => Ok(false),
+        Some(typed) if typed == name.as_str() => Ok(true),
+        Some(typed) => {
+            let error = anyhow::anyhow!("--delete-data names `{typed}`, the environment is `{name}`");
+            Err(Failure::refused("wrong_name", error).hint(format!("type its name: --delete-data {name}")))
+        }
+    }
 }
 
 /// Records a completed `up`: what was applied, and the environment for later commands.

@@ -2,7 +2,7 @@
 //! and removed. Most contain secrets.
 
 use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -16,6 +16,15 @@ pub fn make(parent: &Utf8Path, prefix: &str, stays: impl Fn(&Utf8Path) -> bool) 
     let prefix = format!("{prefix}{}-", std::process::id());
     let made = tempfile::Builder::new().prefix(&prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(parent);
     made.with_context(|| format!("create a folder in {parent}"))
+}
+
+/// Creates a private folder for sockets among the temporary files: their paths have a short length limit, and state
+/// folders may have long paths.
+pub fn for_sockets() -> anyhow::Result<tempfile::TempDir> {
+    let parent = Utf8PathBuf::try_from(std::env::temp_dir()).context("the folder of temporary files is not UTF-8")?;
+    let is_ours =
+        |folder: &Utf8Path| folder.symlink_metadata().is_ok_and(|found| found.uid() == textnlp_files::caller());
+    make(&parent, "textnlp-verify-", |folder| !is_ours(folder))
 }
 
 /// The folders in `parent` whose process has exited.
@@ -47,5 +56,11 @@ mod tests {
         assert!(!dead.exists() && [&kept, &other, &ours].iter().all(|folder| folder.exists()));
         assert_eq!(made.path().metadata().unwrap().permissions().mode() & 0o777, 0o700, "whatever the umask is");
         assert!(made.path().is_dir() && !left(parent, ".work-").contains(&ours));
+    }
+
+    #[test]
+    fn folder_for_sockets_is_private() {
+        let made = for_sockets().unwrap();
+        assert_eq!(made.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

@@ -36,7 +36,7 @@ pub enum AlertError {
         because: reqwest::Error,
     },
     /// The webhook rejected the alert.
-    #[error("{to} answers {status}")]
+    #[error("{to} rejected the alert with HTTP status {status}")]
     Refused {
         /// The host.
         to: String,

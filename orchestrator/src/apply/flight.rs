@@ -25,6 +25,8 @@ pub(super) struct Flight {
     failures: u32,
     /// Whether a call without an answer may have taken effect.
     uncertain: bool,
+    /// Whether the provider refused every call so far, so that none changed anything.
+    refused: bool,
     /// The start, by the monotonic clock.
     pub(super) began: Duration,
     /// The last error, or what the operation last waited for.
@@ -52,6 +54,8 @@ pub(super) enum Verdict {
     Failed {
         left: Option<Object>,
         error: Error,
+        /// Whether it certainly changed nothing.
+        refused: bool,
     },
     /// The result is unknown, or the operation exceeded its deadline. The next run recovers it.
     LeaveOpen {
@@ -63,11 +67,19 @@ pub(super) enum Verdict {
 impl Flight {
     pub(super) fn new(intent: Intent, handle: Option<Handle>, began: Duration) -> Self {
         // An operation that is resumed may have been called before.
-        Self { intent: Arc::new(intent), handle, failures: 0, uncertain: false, began, last: String::new() }
+        Self {
+            intent: Arc::new(intent),
+            handle,
+            failures: 0,
+            uncertain: false,
+            refused: true,
+            began,
+            last: String::new(),
+        }
     }
 
     pub(super) fn resumed(mut self) -> Self {
-        self.uncertain = true;
+        (self.uncertain, self.refused) = (true, false);
         self
     }
 
@@ -85,7 +97,7 @@ impl Flight {
         pause: Duration,
         limits: Limits,
     ) -> BoxFuture<'static, CallAnswer> {
-        let (intent, handle) = (self.intent.clone(), self.handle.clone());
+        let (intent, handle, is_repeated) = (self.intent.clone(), self.handle.clone(), self.uncertain);
         Box::pin(async move {
             if !pause.is_zero() {
                 tokio::select! {
@@ -99,9 +111,10 @@ impl Flight {
             {
                 return None;
             }
-            let op = match host {
-                Some(host) => Cow::Owned(Operation { host: Some(Box::new(host)), ..intent.operation.clone() }),
-                None => Cow::Borrowed(&intent.operation),
+            let op = if host.is_some() || is_repeated {
+                Cow::Owned(Operation { host: host.map(Box::new), is_repeated, ..intent.operation.clone() })
+            } else {
+                Cow::Borrowed(&intent.operation)
             };
             let op = op.as_ref();
             let call = async {
@@ -128,9 +141,9 @@ impl Flight {
     pub(super) fn judge(&mut self, answer: Answered<Progress>, late: bool, limits: Limits) -> Verdict {
         match answer {
             Ok(Progress::Done(object)) => Verdict::Done(object),
-            Ok(Progress::Failed { left, error }) => Verdict::Failed { left, error },
+            Ok(Progress::Failed { left, error }) => Verdict::Failed { left, error, refused: false },
             Ok(Progress::Pending { handle, says, again_in }) => {
-                self.failures = 0;
+                (self.failures, self.refused) = (0, false);
                 self.last.clone_from(&says);
                 if late {
                     return Verdict::LeaveOpen { error: None, because: format!("it exceeded its time limit: {says}") };
@@ -146,6 +159,7 @@ impl Flight {
     fn judge_error(&mut self, error: Error, late: bool, limits: Limits) -> Verdict {
         self.failures += 1;
         self.uncertain |= error.kind == ErrorKind::Unavailable;
+        self.refused &= error.refused;
         if error.kind.may_pass() {
             self.last = error.to_string();
             if self.failures < limits.attempts && !late {
@@ -161,7 +175,7 @@ impl Flight {
                 return Verdict::LeaveOpen { error: Some(error), because };
             }
         }
-        Verdict::Failed { left: None, error }
+        Verdict::Failed { left: None, error, refused: self.refused }
     }
 
     /// Exponential backoff, with jitter from the token so that operations that failed together do not retry together.

@@ -32,7 +32,7 @@ pub(super) struct Run<'a> {
     /// The remaining operations of a step after the one in flight.
     rest: BTreeMap<u32, VecDeque<Call>>,
     /// Gates that are being measured.
-    asked: FuturesUnordered<BoxFuture<'a, (u32, Option<Answer>)>>,
+    measurements: FuturesUnordered<BoxFuture<'a, (u32, Option<Answer>)>>,
     known: RunFacts,
 }
 
@@ -114,20 +114,20 @@ impl<'a> Run<'a> {
         let ready = plan.steps.iter().filter(|step| step.after.is_empty());
         let ready = ready.map(|step| (way[step.id as usize], Reverse(step.id))).collect();
         let (skipped, rest, known) = (BTreeSet::new(), BTreeMap::new(), RunFacts::default());
-        Self { air, plan, waits, dependents, way, ready, skipped, rest, asked: FuturesUnordered::new(), known }
+        Self { air, plan, waits, dependents, way, ready, skipped, rest, measurements: FuturesUnordered::new(), known }
     }
 
     pub(super) async fn apply(mut self) -> Result<Outcome, ApplyError> {
         loop {
             self.start()?;
             self.air.go_on().await?;
-            let is_asking = !self.asked.is_empty();
+            let is_asking = !self.measurements.is_empty();
             if !self.air.is_busy() && !is_asking && (self.ready.is_empty() || self.air.stop.is_cancelled()) {
                 break;
             }
             let came = tokio::select! {
                 landed = self.air.land(), if self.air.is_busy() => Wakeup::Landed(landed),
-                Some((id, answer)) = self.asked.next(), if is_asking => Wakeup::Answered(id, answer),
+                Some((id, answer)) = self.measurements.next(), if is_asking => Wakeup::Answered(id, answer),
                 // Steps that ended at once made others ready.
                 else => continue,
             };
@@ -216,7 +216,7 @@ impl<'a> Run<'a> {
         let (clock, within) = (self.air.drive.clock.clone(), self.air.drive.limits.gate);
         let answer = gate::ask(gates, step.site.clone(), clock, within, self.air.stop.clone());
         let id = step.id;
-        self.asked.push(Box::pin(answer.map(move |answer| (id, answer))));
+        self.measurements.push(Box::pin(answer.map(move |answer| (id, answer))));
     }
 
     fn answered(&mut self, id: u32, answer: Option<Answer>) {
@@ -454,12 +454,12 @@ impl<'a> InFlight<'a> {
                     });
                     calls.push((id, flight, after));
                 }
-                Verdict::Failed { left, error } => {
+                Verdict::Failed { left, error, refused } => {
                     let failure = StepFailure::of(&op.resource, &error);
                     let left = left
                         .filter(|_| op.verb == Verb::Create)
                         .map(|left| Box::new(flight.intent.recorded(&left, true)));
-                    here.push(Write::Failed { op: op.id, left, because: failure.line() });
+                    here.push(Write::Failed { op: op.id, left, because: failure.line(), refused });
                     queued_events.push(failed(&failure, op.verb));
                     self.outcome.failed.push(failure);
                     landed.push((id, OperationEnd::Failed));

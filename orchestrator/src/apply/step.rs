@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 use textnlp_provider::{
-    FieldChange, Operation, OperationId, Ownership, Provider, Recorded, ResourceId, SiteName, Spec, Token, Verb, Wanted,
+    DeleteBounds, FieldChange, Operation, OperationId, Ownership, Provider, Recorded, ResourceId, SiteName, Spec,
+    Token, Verb, Wanted,
 };
 
 use super::StepFailure;
@@ -33,6 +34,7 @@ pub(super) enum Write {
         op: OperationId,
         left: Option<Box<Recorded>>,
         because: String,
+        refused: bool,
     },
     Chose {
         resource: ResourceId,
@@ -48,6 +50,7 @@ pub(super) enum Write {
         resource: ResourceId,
         what: &'static str,
         recorded: Box<Recorded>,
+        created_by: Option<Token>,
     },
     Returned {
         resource: ResourceId,
@@ -70,12 +73,12 @@ impl Write {
         let entry = match self {
             Write::Made { op, recorded } => Entry::Ended { op, end: End::Made { recorded: body(&recorded) } },
             Write::Gone { op } => Entry::Ended { op, end: End::Gone },
-            Write::Failed { op, left, because } => {
+            Write::Failed { op, left, because, refused } => {
                 let left = left.map(|left| body(&left));
-                Entry::Ended { op, end: End::Failed { left, because: short(&because) } }
+                Entry::Ended { op, end: End::Failed { left, because: short(&because), refused } }
             }
-            Write::Noted { resource, what, recorded } => {
-                Entry::Noted { resource, what: what.to_owned(), recorded: body(&recorded) }
+            Write::Noted { resource, what, recorded, created_by } => {
+                Entry::Noted { resource, what: what.to_owned(), recorded: body(&recorded), created_by }
             }
             Write::Chose { resource, branch, because } => {
                 Entry::Chose { resource, branch: branch.to_string(), because: short(&because) }
@@ -98,6 +101,7 @@ impl Write {
                     kind,
                     target: intent.target.clone(),
                     intent: writer.body(&*intent),
+                    created_by: intent.created_by.clone(),
                 }
             }
         };
@@ -135,8 +139,10 @@ pub(super) fn begin(step: &Step, provider: &Arc<dyn Provider>, known: &mut RunFa
         Node::Call(call) => beginning.calls.push_back(call.clone()),
         Node::Note(note) => {
             let (write, what) = match note {
-                Note::Adopt { recorded } => (noted(resource, "adopt", recorded, known), "adopt"),
-                Note::Remember { recorded } => (noted(resource, "remember", recorded, known), "remember"),
+                Note::Adopt { recorded, created_by } => {
+                    (noted(resource, "adopt", recorded, created_by.clone(), known), "adopt")
+                }
+                Note::Remember { recorded } => (noted(resource, "remember", recorded, None, known), "remember"),
                 Note::Return { recorded, old } => {
                     known.outputs.insert(resource.clone(), recorded.outputs.clone());
                     let (resource, recorded) = (resource.clone(), recorded.clone());
@@ -154,9 +160,15 @@ pub(super) fn begin(step: &Step, provider: &Arc<dyn Provider>, known: &mut RunFa
     Ok(beginning)
 }
 
-fn noted(resource: &ResourceId, what: &'static str, recorded: &Recorded, known: &mut RunFacts) -> Write {
+fn noted(
+    resource: &ResourceId,
+    what: &'static str,
+    recorded: &Recorded,
+    created_by: Option<Token>,
+    known: &mut RunFacts,
+) -> Write {
     known.outputs.insert(resource.clone(), recorded.outputs.clone());
-    Write::Noted { resource: resource.clone(), what, recorded: Box::new(recorded.clone()) }
+    Write::Noted { resource: resource.clone(), what, recorded: Box::new(recorded.clone()), created_by }
 }
 
 fn choose(
@@ -182,7 +194,8 @@ fn choose(
                 known.outputs.insert(resource.clone(), seen.outputs.clone());
                 let fresh = refreshed(wanted, &spec, seen, recorded.schema, false);
                 if fresh != **recorded {
-                    beginning.writes.push(noted(resource, "remember", &fresh, known));
+                    let created_by = seen.origin.operation().cloned();
+                    beginning.writes.push(noted(resource, "remember", &fresh, created_by, known));
                 }
             }
             (branch, changes.iter().map(|change| change.field.as_str()).collect::<Vec<_>>().join(", "))
@@ -232,6 +245,7 @@ pub(super) fn intent(
 ) -> Result<Intent, StepFailure> {
     let schema = |kind: &str| provider.kinds().iter().find(|known| known.name == kind).map_or(1, |kind| kind.schema);
     let nothing = || Spec::of(&json!({}));
+    let (mut created_by, mut bounds) = (None, DeleteBounds::default());
     let (verb, via, spec, recorded, changes, target, subject) = match call {
         Call::Create { wanted, beside } => {
             let target = if *beside { Target::Beside } else { Target::Current };
@@ -246,9 +260,12 @@ pub(super) fn intent(
                 return Err(StepFailure::plain(&step.resource, message, "plan again and review the new plan"));
             }
             let target = if *stray { Target::Stray } else { Target::Current };
+            created_by = seen.origin.operation().filter(|_| *stray).cloned();
             (Verb::Update, wanted.via.clone(), spec, Some((**recorded).clone()), changes, target, Some(wanted))
         }
-        Call::Delete { recorded, which } => {
+        Call::Delete { recorded, which, created_by: token, sweeps } => {
+            created_by.clone_from(token);
+            bounds = DeleteBounds { is_unrecorded: *which == ObjectRole::Stray, sweeps: sweeps.clone() };
             let target = match which {
                 ObjectRole::Current => Target::Current,
                 ObjectRole::Stray => Target::Stray,
@@ -268,7 +285,7 @@ pub(super) fn intent(
     };
     let operation = Operation {
         id,
-        token: Token::derive(lineage, &step.site, id),
+        token: state.token(&step.site, id),
         verb,
         resource: step.resource.clone(),
         kind: kind.clone(),
@@ -280,7 +297,12 @@ pub(super) fn intent(
         spec,
         recorded,
         changes,
+        bounds,
+        is_repeated: false,
     };
+    if verb == Verb::Create {
+        created_by = Some(operation.token.clone());
+    }
     Ok(Intent {
         operation,
         target,
@@ -288,5 +310,6 @@ pub(super) fn intent(
         ownership: subject.map_or(Ownership::Ours, |wanted| wanted.ownership.clone()),
         protected: subject.is_some_and(|wanted| wanted.protected),
         schema: schema(kind.as_str()),
+        created_by,
     })
 }

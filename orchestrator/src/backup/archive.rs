@@ -117,7 +117,7 @@ fn each_chunk(content: &Content, to: &mut dyn FnMut(&[u8]) -> Result<(), Error>)
 ///
 /// `name` is for messages. Files get mode 0600, folders 0700, and nothing is written outside of `folder`.
 pub fn unpack(name: &Utf8Path, from: &mut dyn Read, folder: &Utf8Path) -> Result<Manifest, Error> {
-    let mut reading = Reading { name, from };
+    let mut reading = ArchiveReader { name, from };
     let manifest = reading.list()?;
     has_room(folder, manifest.bytes())?;
     for (number, member) in manifest.members.iter().enumerate() {
@@ -150,15 +150,15 @@ pub fn unpack(name: &Utf8Path, from: &mut dyn Read, folder: &Utf8Path) -> Result
 
 /// Reads the manifest of a backup and writes nothing. Only [`unpack`] checks that the content is complete.
 pub fn listed(name: &Utf8Path, from: &mut dyn Read) -> Result<Manifest, Error> {
-    Reading { name, from }.list()
+    ArchiveReader { name, from }.list()
 }
 
-struct Reading<'a> {
+struct ArchiveReader<'a> {
     name: &'a Utf8Path,
     from: &'a mut dyn Read,
 }
 
-impl Reading<'_> {
+impl ArchiveReader<'_> {
     fn list(&mut self) -> Result<Manifest, Error> {
         let mut head = [0u8; BLOCK];
         self.fill(&mut head, "its first block")?;

@@ -86,7 +86,7 @@ pub struct StoredBackup {
     pub bytes: u64,
     /// Its metadata; `None` for a file that was copied here by hand.
     pub facts: Option<BackupFacts>,
-    /// The last verification, if it is of exactly this file.
+    /// The last verification, if it verified exactly this file.
     pub proof: Option<VerificationResult>,
 }
 
@@ -282,9 +282,13 @@ fn sibling_file(file: &Utf8Path, ending: &str) -> Utf8PathBuf {
 
 /// `None` for a document that does not exist or cannot be read.
 pub(super) fn document<T: DeserializeOwned>(path: &Utf8Path) -> Option<T> {
+    serde_json::from_slice(&beside(path)?).ok()
+}
+
+/// A small file beside a backup; `None` if it does not exist or cannot be read.
+pub(super) fn beside(path: &Utf8Path) -> Option<Vec<u8>> {
     let found = std::fs::symlink_metadata(path).ok().filter(|found| found.is_file() && found.len() <= BESIDE_MAX)?;
-    let bytes = std::fs::read(path).ok().filter(|bytes| bytes.len() as u64 <= found.len().max(1))?;
-    serde_json::from_slice(&bytes).ok()
+    std::fs::read(path).ok().filter(|bytes| bytes.len() as u64 <= found.len().max(1))
 }
 
 pub(super) fn put_document(path: &Utf8Path, value: &impl Serialize) -> Result<(), Error> {

@@ -17,7 +17,7 @@ const PLAIN: &[u8] = b"PGDMP";
 /// The suffixes of dumps: encrypted ones, and those of earlier versions.
 const SUFFIXES: [&str; 2] = [".dump.age", ".dump"];
 const UNFINISHED: &str = ".new-";
-/// The deadline of a job; an older unfinished file is of one that was killed.
+/// The deadline of a job; an older unfinished file belongs to a job that was killed.
 const LONGEST_RUN: Duration = Duration::from_secs(6 * 3600);
 /// The most dumps of one day.
 const PER_DAY_MAX: u32 = 10_000;

@@ -78,7 +78,7 @@ pub enum Error {
     #[error("{0}")]
     NoPart(String),
     /// Another process creates or prunes backups there.
-    #[error("another backup is being made in {folder}")]
+    #[error("another backup is running in {folder}")]
     Busy {
         /// The backup directory.
         folder: Utf8PathBuf,

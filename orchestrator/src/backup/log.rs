@@ -2,7 +2,8 @@
 //!
 //! It is stored in `log/SYSTEM/` in the backup directory. SYSTEM is PostgreSQL's system identifier. A restored database
 //! gets a new one, so it never writes into the log of its origin. A segment is `NAME.age`, encrypted like backups and
-//! without the zeros at its end. `NAME.json` is its metadata, readable without decryption. Names include the timeline.
+//! without the zeros at its end. `NAME.json` is its metadata, readable without decryption, and `NAME.json.minisig` the
+//! signature of that by the environment's key. Names include the timeline.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,10 +17,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use textnlp_files::sync_folder;
+use textnlp_bundle::{PublicKey, SecretKey, sign_bytes, signature_of, verify_bytes};
+use textnlp_files::{Replace, sync_folder};
 use textnlp_provider::{EnvironmentName, Lineage};
 
-use super::directory::{document, put_document, remove};
+use super::directory::{beside, document, put_document, remove};
 use super::manifest::{Base, shown};
 use super::seal::{Decryptor, EncryptionMode, opened};
 use super::{Error, StoredBackup};
@@ -165,6 +167,18 @@ pub struct Header {
     pub lineage: Lineage,
 }
 
+/// How segments are archived.
+pub struct ArchiveOptions<'a> {
+    /// The owner of the log.
+    pub header: &'a Header,
+    /// How segments are encrypted.
+    pub seal: &'a EncryptionMode,
+    /// Decrypts a segment whose metadata was lost.
+    pub opener: &'a Decryptor,
+    /// The key that signs segments.
+    pub signer: &'a SecretKey,
+}
+
 /// The result of storing a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreOutcome {
@@ -190,13 +204,20 @@ pub struct LogReach {
 pub struct Log {
     folder: Utf8PathBuf,
     system: String,
+    signer: Option<PublicKey>,
 }
 
 impl Log {
     /// The log of a database in this backup directory.
     pub fn of(shelf: &Utf8Path, system: u64) -> Self {
         let system = system.to_string();
-        Self { folder: shelf.join(FOLDER).join(&system), system }
+        Self { folder: shelf.join(FOLDER).join(&system), system, signer: None }
+    }
+
+    /// The same log, of which only segments that this key signed are read.
+    #[must_use]
+    pub fn signed_by(self, signer: PublicKey) -> Self {
+        Self { signer: Some(signer), ..self }
     }
 
     /// Every log in this backup directory.
@@ -235,17 +256,14 @@ impl Log {
 
     /// Stores a segment, durably. A segment with the same content is left unchanged; one with other content is an
     /// error.
-    ///
-    /// `opener` is for a segment whose metadata was lost.
     pub fn put(
         &self,
-        header: &Header,
+        options: &ArchiveOptions<'_>,
         name: &SegmentName,
         content: &[u8],
-        seal: &EncryptionMode,
-        opener: &Decryptor,
         now: Timestamp,
     ) -> Result<StoreOutcome, Error> {
+        let ArchiveOptions { header, seal, opener, signer } = *options;
         if content.len() as u64 > PART_MAX {
             return Err(Error::NoPart(format!(
                 "{name} has {} bytes, which is not the size of an archived segment",
@@ -265,17 +283,17 @@ impl Log {
         if sealed.is_file() {
             let is_same = match document::<SegmentFacts>(&facts) {
                 Some(there) => (there.bytes, &there.sha256) == (known.bytes, &known.sha256),
-                None => {
-                    let same = trimmed(content) == self.open(name, opener)?;
-                    if same {
-                        // Metadata of other content would make this segment damaged, and the other one `Same` the next
-                        // time.
-                        put_document(&facts, &known)?;
-                    }
-                    same
-                }
+                None => trimmed(content) == self.open(name, opener)?,
             };
-            return if is_same { Ok(StoreOutcome::Same) } else { Err(Error::Taken { path: sealed }) };
+            if !is_same {
+                return Err(Error::Taken { path: sealed });
+            }
+            // Metadata that is lost, of an earlier version, or of another process. Never that of other content: it would
+            // make this segment damaged, and the other one `Same` the next time.
+            if self.signed_facts(name, &signer.public().map_err(unsigned)?).is_err() {
+                self.put_facts(name, &known, signer)?;
+            }
+            return Ok(StoreOutcome::Same);
         }
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -289,8 +307,8 @@ impl Log {
                 sync_folder(folder)?;
             }
         }
-        // Before the segment gets its name: one without metadata could not be told from another.
-        put_document(&facts, &known)?;
+        // Before the segment gets its name: without metadata, segments cannot be distinguished.
+        self.put_facts(name, &known, signer)?;
         let new = self.folder.join(format!("{UNFINISHED}{name}"));
         let written = write(&new, trimmed(content), seal)
             .and_then(|()| std::fs::rename(&new, &sealed).map_err(Error::io("name", sealed.as_path())))
@@ -300,6 +318,35 @@ impl Log {
             remove(&new)?;
         }
         written.map(|()| StoreOutcome::New)
+    }
+
+    /// Writes the metadata of a segment, and its signature.
+    fn put_facts(&self, name: &SegmentName, known: &SegmentFacts, signer: &SecretKey) -> Result<(), Error> {
+        let (facts, text) = (self.facts(name), serde_json::to_vec_pretty(known).expect("metadata is plain data"));
+        let signature = sign_bytes(&text, signer, &self.signed_name(name)).map_err(unsigned)?;
+        Replace::private().write(&facts, &text)?;
+        Ok(Replace::private().write(signature_of(&facts), signature.as_bytes())?)
+    }
+
+    /// What a segment is signed as: a signature counts for no other segment, and for no other log.
+    fn signed_name(&self, name: &SegmentName) -> String {
+        format!("textnlp log segment {name} of {}", self.system)
+    }
+
+    /// The metadata of a segment, with a valid signature by this key.
+    fn signed_facts(&self, name: &SegmentName, signer: &PublicKey) -> Result<SegmentFacts, Error> {
+        let facts = self.facts(name);
+        let path = signature_of(&facts);
+        let damaged = |what: String| Error::Damaged { path: path.clone(), what };
+        let signature = beside(&path).and_then(|text| String::from_utf8(text).ok());
+        let signature = signature.ok_or_else(|| damaged("the signature of the segment is missing".to_owned()))?;
+        let text = beside(&facts).unwrap_or_default();
+        match verify_bytes(&text, &signature, signer) {
+            Ok(what) if what == self.signed_name(name) => {}
+            Ok(what) => return Err(damaged(format!("it is the signature of `{}`", shown(&what)))),
+            Err(why) => return Err(damaged(format!("the signature does not match: {why}"))),
+        }
+        serde_json::from_slice(&text).map_err(|error| damaged(format!("what is signed is not metadata: {error}")))
     }
 
     /// Checks that the content matches the segment's name. Returns the last point in time that it vouches for.
@@ -314,7 +361,7 @@ impl Log {
             return Err(no("its header is not that of a WAL segment"));
         }
         if number(24, 8).to_string() != self.system {
-            return Err(no("it is of another database"));
+            return Err(no("it belongs to another database"));
         }
         if number(32, 4) != content.len() as u64 {
             return Err(no("it is not as long as it says"));
@@ -326,13 +373,18 @@ impl Log {
         Ok(last_mark(content))
     }
 
-    /// A segment as it was in PostgreSQL's folder; `None` if it does not exist.
+    /// A segment as it was in PostgreSQL's folder, with its signature verified if this log has a signer; `None` if it
+    /// does not exist.
     pub fn get(&self, name: &SegmentName, opener: &Decryptor) -> Result<Option<Segment>, Error> {
         let sealed = self.sealed(name);
         if !sealed.is_file() {
             return Ok(None);
         }
-        let Some(known) = document::<SegmentFacts>(&self.facts(name)) else {
+        let known = match &self.signer {
+            Some(signer) => Some(self.signed_facts(name, signer)?),
+            None => document::<SegmentFacts>(&self.facts(name)),
+        };
+        let Some(known) = known else {
             return Err(Error::Damaged {
                 path: self.facts(name),
                 what: "its list does not describe the segment".to_owned(),
@@ -393,6 +445,7 @@ impl Log {
         for name in names {
             remove(&self.sealed(name))?;
             remove(&self.facts(name))?;
+            remove(&signature_of(&self.facts(name)))?;
         }
         Ok(sync_folder(&self.folder)?)
     }
@@ -494,6 +547,10 @@ pub fn unneeded(
     Ok(names.iter().filter(is_before).cloned().collect())
 }
 
+fn unsigned(error: textnlp_bundle::Error) -> Error {
+    Error::Key(format!("a log segment cannot be signed: {error}"))
+}
+
 fn names(folder: &Utf8Path) -> Result<Vec<String>, Error> {
     let entries = match folder.read_dir_utf8() {
         Ok(entries) => entries,
@@ -586,13 +643,18 @@ mod tests {
         _dir: tempfile::TempDir,
         log: Log,
         key: Key,
+        signer: SecretKey,
     }
 
     impl Bench {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let log = Log::of(Utf8Path::from_path(dir.path()).unwrap(), 7);
-            Self { _dir: dir, log, key: Key::generate() }
+            let folder = Utf8Path::from_path(dir.path()).unwrap();
+            let log = Log::of(folder, 7);
+            let file = folder.join("signer.key");
+            textnlp_bundle::keygen(&file, &folder.join("signer.pub"), None).unwrap();
+            let signer = SecretKey::read(&file, None).unwrap();
+            Self { _dir: dir, log, key: Key::generate(), signer }
         }
 
         fn opener(&self) -> Decryptor {
@@ -603,7 +665,8 @@ mod tests {
             let lineage = Lineage(Uuid::nil());
             let header = Header { format: 1, environment: EnvironmentName::new("a").unwrap(), lineage };
             let seal = EncryptionMode::Keys(vec![self.key.recipient()]);
-            self.log.put(&header, name, content, &seal, &self.opener(), at("12:00:00"))
+            let options = ArchiveOptions { header: &header, seal: &seal, opener: &self.opener(), signer: &self.signer };
+            self.log.put(&options, name, content, at("12:00:00"))
         }
     }
 
@@ -616,7 +679,49 @@ mod tests {
             last: name(1, last),
             part_bytes: PART as u64,
             from: at(from),
+            log_signed: true,
         }
+    }
+
+    #[test]
+    fn segment_that_the_key_did_not_sign_is_refused() {
+        let (bench, stranger) = (Bench::new(), Bench::new());
+        let stranger = Bench { key: Key::parse(&bench.key.secret()).unwrap().remove(0), ..stranger };
+        let signed = bench.log.clone().signed_by(bench.signer.public().unwrap());
+        let read = |name: &SegmentName| signed.get(name, &bench.opener()).map(|part| part.unwrap().whole());
+        let failed = |name: &SegmentName| read(name).unwrap_err().to_string();
+        let (three, four) = (name(1, 3), name(1, 4));
+        bench.put(&three, &part(7, 3, &["11:00:00"])).unwrap();
+        assert_eq!(read(&three).unwrap(), part(7, 3, &["11:00:00"]));
+        assert!(signed.get(&four, &bench.opener()).unwrap().is_none(), "what is missing is not forged");
+
+        // Who can write to the directory knows the public key, and can encrypt.
+        let copy = |from: &Log, of: &SegmentName, to: &SegmentName, ends: &[&str]| {
+            for end in ends {
+                std::fs::copy(from.folder.join(format!("{of}{end}")), bench.log.folder.join(format!("{to}{end}")))
+                    .unwrap();
+            }
+        };
+        let forged = part(7, 4, &["11:30:00"]);
+        stranger.put(&four, &forged).unwrap();
+        copy(&stranger.log, &four, &four, &[".age", ".json"]);
+        assert!(failed(&four).contains("the signature of the segment is missing"), "{}", failed(&four));
+        copy(&stranger.log, &four, &four, &[".json.minisig"]);
+        assert!(failed(&four).contains("the signature does not match"), "{}", failed(&four));
+        copy(&bench.log, &three, &four, &[".age", ".json", ".json.minisig"]);
+        assert!(failed(&four).contains(&format!("segment {three}")), "{}", failed(&four));
+        let facts = std::fs::read_to_string(bench.log.facts(&three)).unwrap();
+        std::fs::write(bench.log.facts(&three), facts.replace("11:00:00", "11:40:00")).unwrap();
+        assert!(failed(&three).contains("the signature does not match"), "{}", failed(&three));
+
+        // PostgreSQL asks again for one that an earlier version archived without a signature.
+        std::fs::remove_file(signature_of(&bench.log.facts(&three))).unwrap();
+        assert!(bench.log.get(&three, &bench.opener()).is_ok(), "a log without a signer");
+        assert_eq!(bench.put(&three, &part(7, 3, &["11:00:00"])).unwrap(), StoreOutcome::Same);
+        assert_eq!(read(&three).unwrap(), part(7, 3, &["11:00:00"]));
+        assert_eq!(bench.log.known(&three).unwrap().until, Some(at("11:00:00")), "not what another process wrote");
+        bench.log.remove(std::slice::from_ref(&three)).unwrap();
+        assert!(!signature_of(&bench.log.facts(&three)).exists());
     }
 
     #[test]

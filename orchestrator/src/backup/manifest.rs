@@ -84,6 +84,9 @@ pub struct Base {
     pub part_bytes: u64,
     /// The earliest point in time that can be restored.
     pub from: Timestamp,
+    /// Whether the environment's key signs the segments of the log. The logs of earlier versions are not signed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log_signed: bool,
 }
 
 /// A served model.
@@ -110,7 +113,7 @@ pub struct Member {
 }
 
 impl Base {
-    /// Whether the segments are of one log, and the system identifier is a number.
+    /// Whether the segments belong to one log, and the system identifier is a number.
     fn is_sound(&self) -> bool {
         let number = |part: &SegmentName| part.number(self.part_bytes);
         self.system.parse::<u64>().is_ok_and(|system| system.to_string() == self.system)

@@ -19,6 +19,8 @@ pub use archive::{Content, Item, listed, unpack, write};
 pub use directory::{BackupDirectory, BackupFacts, StoredBackup, VerificationResult, removable};
 pub use dumps::{DumpFolder, StoredDump};
 pub use error::Error;
-pub use log::{Header, Log, LogReach, PART_MAX, Segment, SegmentFacts, SegmentName, StoreOutcome, unneeded};
+pub use log::{
+    ArchiveOptions, Header, Log, LogReach, PART_MAX, Segment, SegmentFacts, SegmentName, StoreOutcome, unneeded,
+};
 pub use manifest::{Base, Database, FORMAT, Manifest, Member, Model, is_inside};
 pub use seal::{Decryptor, EncryptionKind, EncryptionMode, Key, Recipient, opened};

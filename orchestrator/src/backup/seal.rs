@@ -16,6 +16,11 @@ const SIGNED_BY: &str = "# signed by: ";
 const SEALED: &[u8] = b"age-encryption.org/v1\n";
 const SEALED_LATER: &[u8] = b"age-encryption.org/";
 const PLAIN: &[u8] = b"backup.json\0";
+/// log₂ of scrypt's cost for a passphrase, as the stock tool chooses it (256 MiB). The library measures the machine instead: what a
+/// fast one wrote, a slow or busy one refused to read.
+const WORK_FACTOR: u8 = 18;
+/// The largest that is read, as by the stock tool (4 GiB).
+const MAX_WORK_FACTOR: u8 = 22;
 
 /// How a backup is encrypted.
 pub enum EncryptionMode {
@@ -143,7 +148,12 @@ impl EncryptionMode {
                 age::Encryptor::with_recipients(recipients.iter().map(|r| &r.0 as &dyn age::Recipient))
                     .map_err(|error| Error::Key(error.to_string()))?
             }
-            Self::Passphrase(passphrase) => age::Encryptor::with_user_passphrase(text_of(passphrase)?),
+            Self::Passphrase(passphrase) => {
+                let mut recipient = age::scrypt::Recipient::new(text_of(passphrase)?);
+                recipient.set_work_factor(WORK_FACTOR);
+                age::Encryptor::with_recipients(std::iter::once(&recipient as &dyn age::Recipient))
+                    .map_err(|error| Error::Key(error.to_string()))?
+            }
         };
         let fails = || Error::io("write", "the copy");
         let mut sealed = encryptor.wrap_output(to).map_err(fails())?;
@@ -187,7 +197,8 @@ pub fn opened<'a>(name: &Utf8Path, from: impl Read + 'a, opener: &Decryptor) -> 
         (Decryptor::Passphrase(_), false) => return Err(why("it is encrypted with a key, not with a passphrase")),
         (Decryptor::Keys(keys), false) => decryptor.decrypt(keys.iter().map(|key| &key.0 as &dyn age::Identity)),
         (Decryptor::Passphrase(passphrase), true) => {
-            let identity = age::scrypt::Identity::new(text_of(passphrase)?);
+            let mut identity = age::scrypt::Identity::new(text_of(passphrase)?);
+            identity.set_max_work_factor(MAX_WORK_FACTOR);
             decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity))
         }
     };
@@ -202,7 +213,8 @@ fn unsealed(name: &Utf8Path, error: age::DecryptError) -> Error {
             Error::Sealed { path, why: "it is encrypted for another key or passphrase".to_owned() }
         }
         Age::ExcessiveWork { .. } => {
-            Error::Sealed { path, why: "its work factor for the passphrase is too high".to_owned() }
+            let why = format!("the work factor of its passphrase is above {MAX_WORK_FACTOR}");
+            Error::Sealed { path, why }
         }
         Age::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             Error::Truncated { path, what: "its encryption header is cut off".to_owned() }

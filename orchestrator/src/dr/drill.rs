@@ -284,16 +284,16 @@ impl RunningDrill<'_> {
                     | LedgerEvent::Write { is: RequestStatus::Failed | RequestStatus::Timeout, .. }
             )
         });
-        let asked = count(|e| matches!(e, LedgerEvent::Request { is: RequestStatus::Ok, .. }));
+        let answered = count(|e| matches!(e, LedgerEvent::Request { is: RequestStatus::Ok, .. }));
         let wrote = count(|e| matches!(e, LedgerEvent::Write { is: RequestStatus::Ok, .. }));
-        if bad > 0 || asked == 0 || wrote == 0 {
+        if bad > 0 || answered == 0 || wrote == 0 {
             let why = events.iter().find_map(|event| match event {
                 LedgerEvent::Request { is: RequestStatus::Failed | RequestStatus::Timeout, why, .. }
                 | LedgerEvent::Write { is: RequestStatus::Failed | RequestStatus::Timeout, why, .. } => why.clone(),
                 _ => None,
             });
             let why = format!(
-                "the service is unhealthy before the fault: {asked} answered, {wrote} writes acknowledged, {bad} failed{}; no fault was injected",
+                "the service is unhealthy before the fault: {answered} answered, {wrote} writes acknowledged, {bad} failed{}; no fault was injected",
                 why.map(|why| format!(" ({why})")).unwrap_or_default()
             );
             return Err(self.broken("baseline", why));
@@ -302,7 +302,7 @@ impl RunningDrill<'_> {
             "baseline",
             from,
             None,
-            format!("{asked} requests answered, {wrote} writes acknowledged, none failed"),
+            format!("{answered} requests answered, {wrote} writes acknowledged, none failed"),
         );
         Ok(())
     }
@@ -480,10 +480,10 @@ impl RunningDrill<'_> {
         let from = self.ledger.now();
         let primary =
             self.stage.control_clients.witness.status().await.map(|witness| witness.primary).unwrap_or_default();
-        let asked = self.stage.control_clients.watch(&primary).filter(|_| primary != self.fault.site);
+        let preferred = self.stage.control_clients.watch(&primary).filter(|_| primary != self.fault.site);
         // If the lost site stays primary, another member is asked.
         let other = self.stage.control_clients.watches.iter().find(|watch| watch.site != self.fault.site);
-        let Some(watch) = asked.or(other) else { return Ok(None) };
+        let Some(watch) = preferred.or(other) else { return Ok(None) };
         let read_at = self.ledger.mark(Mark::Read);
         let events = self.events("reading")?;
         let fault_at = self.mark(Mark::Fault)?.unwrap_or_default();

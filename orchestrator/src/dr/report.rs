@@ -396,8 +396,8 @@ pub fn history(state: &Utf8Path) -> (Vec<Report>, Vec<String>) {
 
 /// Writes a file and its signature, each durably. `what` is part of what is signed.
 pub fn write_signed(path: &Utf8Path, bytes: &[u8], key: &SecretKey, what: &str) -> Result<(), ReportError> {
-    let (beside, signature) = (signature_of(path), sign_bytes(bytes, key, what)?);
-    for (path, bytes) in [(path, bytes), (beside.as_path(), signature.as_bytes())] {
+    let (signature_path, signature) = (signature_of(path), sign_bytes(bytes, key, what)?);
+    for (path, bytes) in [(path, bytes), (signature_path.as_path(), signature.as_bytes())] {
         Replace::umask().write(path, bytes).map_err(|e| io("write", path)(e.source))?;
     }
     Ok(())
@@ -415,10 +415,10 @@ pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
         let _ = std::fs::remove_file(&public);
         // A killed run leaves no half of a key, and of concurrent ones the first key counts.
         let name = unique_name();
-        let [fresh, beside] = ["", ".pub"].map(|end| Utf8PathBuf::from(format!("{secret}.{name}{end}.new")));
-        let made = keygen(&fresh, &beside, None);
+        let [fresh, fresh_public] = ["", ".pub"].map(|end| Utf8PathBuf::from(format!("{secret}.{name}{end}.new")));
+        let made = keygen(&fresh, &fresh_public, None);
         let linked = made.is_ok().then(|| std::fs::hard_link(&fresh, &secret));
-        [&fresh, &beside].into_iter().for_each(|file| drop(std::fs::remove_file(file)));
+        [&fresh, &fresh_public].into_iter().for_each(|file| drop(std::fs::remove_file(file)));
         made?;
         if let Some(Err(error)) = linked
             && error.kind() != std::io::ErrorKind::AlreadyExists

@@ -9,7 +9,7 @@ use textnlp_provider::component::{self as part, Component, ComponentSpec, Progra
 use textnlp_provider::{CloudId, ComponentName, SiteName};
 
 use super::model::*;
-use crate::release::{Release, with_images};
+use crate::release::{Release, pushes_image, with_images};
 
 /// The names of the components. Resource ids contain them, so they must never change.
 pub mod names {
@@ -80,11 +80,19 @@ pub fn places(environment: &Environment) -> Vec<SiteOrWitness> {
 /// The components of every location, in the order of [`places`], with the images of the release. Pure: equal
 /// environments and releases give equal components.
 pub fn components(environment: &Environment, release: &Release) -> Vec<(Site, Vec<Component>)> {
+    let configured = environment;
     let environment = &with_images(environment, &release.lock);
-    let of = |place: SiteOrWitness| {
+    let of = |mut place: SiteOrWitness| {
         let settings = environment.sites.iter().find(|site| site.name == place.site.name);
+        let mut sites = configured.sites.iter();
+        let is_pushed = sites.any(|site| site.name == place.site.name && pushes_image(configured, site));
+        if let Some(cluster) = &mut place.site.cluster {
+            cluster.image_from = is_pushed.then(|| name(names::REGISTRY));
+        }
+        let pushed = settings.filter(|_| is_pushed).and_then(|settings| settings.cluster.image.clone());
         let made = match settings {
-            Some(settings) => of_site(environment, settings, release),
+            Some(settings) if settings.is_endpoint() => of_endpoint(environment, settings, release, pushed),
+            Some(settings) => of_site(environment, settings, release, pushed),
             None => of_witness(environment, &place.site, release),
         };
         (place.site, made)
@@ -125,6 +133,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
     ClusterSite {
         namespace: e.cluster.namespace.clone(),
         settings: site.cluster.clone(),
+        image_from: None,
         rollout: e.rollout.strategy,
         certificate: site.existing.certificate.clone().or_else(|| e.tls.existing.clone()),
         postgres: own.then(|| OwnPostgres {
@@ -138,10 +147,11 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         pinned: e.phase.is_production(),
         min_nodes: e.cluster.min_nodes,
         max_nodes: e.cluster.max_nodes,
+        balancer: None,
     }
 }
 
-fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Component> {
+fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Option<String>) -> Vec<Component> {
     let is_member = e.witness_place().is_some() && site.serves();
     let mut made = Vec::new();
     let mut add = |called: &str, existing: Option<&String>, part: ComponentSpec| {
@@ -157,7 +167,11 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     add(
         names::NETWORK,
         there.network.as_ref().or(e.network.existing.as_ref()),
-        ComponentSpec::Network(part::Network { cidr: e.network.cidr.clone(), policies: e.has_network_policies() }),
+        ComponentSpec::Network(part::Network {
+            cidr: e.network.cidr.clone(),
+            policies: e.has_network_policies(),
+            permission_boundary: e.account.permission_boundary.clone(),
+        }),
     );
     add(
         names::CLUSTER,
@@ -170,6 +184,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
                 networks.iter().filter_map(|text| Some(text.parse::<Network>().ok()?.to_string())).collect()
             }),
             permission_boundary: e.account.permission_boundary.clone(),
+            access: e.cluster.access.clone(),
             ..part::Cluster::of(name(names::NETWORK))
         }),
     );
@@ -191,18 +206,8 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
             ComponentSpec::Certificate(certificate),
         );
     }
-    let models = e.models.iter().map(|model| served(model, release)).collect();
-    add(
-        names::MODELS,
-        there.bucket.as_ref().or(e.storage.existing.as_ref()),
-        ComponentSpec::ModelStore(part::ModelStore {
-            models,
-            max_cache_bytes: e.storage.model_cache.0,
-            // Validation rejected invalid ids.
-            key: there.key.as_ref().or(e.storage.existing_key.as_ref()).and_then(|id| CloudId::new(id.as_str()).ok()),
-            archive_after_days: e.storage.archive_after.map(|after| small(after.as_seconds() / 86_400)),
-        }),
-    );
+    let store = ComponentSpec::ModelStore(model_store(e, site, release));
+    add(names::MODELS, there.bucket.as_ref().or(e.storage.existing.as_ref()), store);
     if site.database().is_some() {
         let existing = there.database.as_ref().or(e.database.existing.as_ref());
         add(names::DATABASE, existing, ComponentSpec::Database(database(e, site, release)));
@@ -218,7 +223,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
         add(
             names::REGISTRY,
             there.registry.as_ref().or(e.registry.existing.as_ref()),
-            ComponentSpec::Registry(part::Registry { url: url.clone() }),
+            ComponentSpec::Registry(part::Registry { url: url.clone(), image: pushed }),
         );
     }
     if is_member {
@@ -241,23 +246,98 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     if e.backup.enabled && site.role == Role::Primary {
         add(names::BACKUP, None, ComponentSpec::Backup(backup(e, release)));
     }
-    if e.monitoring.stack || !e.monitoring.receivers.is_empty() {
+    let is_home = site.role == Role::Primary;
+    let budget = budget(e).filter(|_| is_home);
+    if e.monitoring.stack || !e.monitoring.receivers.is_empty() || budget.is_some() {
         let existing = there.monitoring.as_ref().or(e.monitoring.existing.as_ref());
-        let is_home = site.role == Role::Primary;
+        let monitored = part::Monitored {
+            network: there.network.is_none() && e.network.existing.is_none(),
+            cluster: there.cluster.is_none() && e.cluster.existing.is_none(),
+            gpu: gpu.size != GpuSize::None,
+            database: (site.database().is_some() && there.database.is_none() && e.database.existing.is_none())
+                .then(|| database(e, site, release)),
+        };
+        let monitoring = monitoring(e, e.monitoring.stack, is_home, release);
         add(
             names::MONITORING,
             existing,
-            ComponentSpec::Monitoring(monitoring(e, e.monitoring.stack, is_home, release)),
+            ComponentSpec::Monitoring(part::Monitoring { monitored, budget, ..monitoring }),
         );
     }
     made
+}
+
+/// A site whose servers the cloud runs as an inference endpoint: it has no network, secrets, database or gateway.
+fn of_endpoint(e: &Environment, site: &SiteSettings, release: &Release, pushed: Option<String>) -> Vec<Component> {
+    let store = model_store(e, site, release);
+    let budget = budget(e);
+    let has_receivers = !e.monitoring.receivers.is_empty();
+    let monitoring = monitoring(e, false, true, release);
+    let image = site.cluster.image.clone();
+    let endpoint = part::InferenceEndpoint {
+        replicas: e.scaling.min,
+        autoscaling: autoscaling(e),
+        instance_type: site.instance_type.clone(),
+        image,
+        registry: name(names::REGISTRY),
+        config: server_config(e, site),
+        models: store.models.clone(),
+        max_cache_bytes: store.max_cache_bytes,
+        permission_boundary: e.account.permission_boundary.clone(),
+        limits: monitoring.service,
+        monitoring: has_receivers.then(|| name(names::MONITORING)),
+    };
+    let mut made = Vec::new();
+    let mut add = |called: &str, existing: Option<&String>, part: ComponentSpec| {
+        let existing = existing.and_then(|id| CloudId::new(id.as_str()).ok());
+        made.push(Component { name: name(called), existing, part });
+    };
+    let bucket = site.existing.bucket.as_ref().or(e.storage.existing.as_ref());
+    add(names::MODELS, bucket, ComponentSpec::ModelStore(store));
+    if let Some(url) = &e.registry.url {
+        add(names::REGISTRY, None, ComponentSpec::Registry(part::Registry { url: url.clone(), image: pushed }));
+    }
+    add(names::SERVER, None, ComponentSpec::InferenceEndpoint(endpoint));
+    if has_receivers || budget.is_some() {
+        add(names::MONITORING, None, ComponentSpec::Monitoring(part::Monitoring { budget, ..monitoring }));
+    }
+    made
+}
+
+fn model_store(e: &Environment, site: &SiteSettings, release: &Release) -> part::ModelStore {
+    let key = site.existing.key.as_ref().or(e.storage.existing_key.as_ref());
+    part::ModelStore {
+        models: e.models.iter().map(|model| served(model, release)).collect(),
+        max_cache_bytes: e.storage.model_cache.0,
+        // Validation rejected invalid ids.
+        key: key.and_then(|id| CloudId::new(id.as_str()).ok()),
+        archive_after_days: e.storage.archive_after.map(|after| small(after.as_seconds() / 86_400)),
+        replica: e
+            .storage
+            .replicate_to
+            .clone()
+            .map(|region| part::ModelReplica { region, permission_boundary: e.account.permission_boundary.clone() }),
+    }
+}
+
+/// The autoscaling of the servers, if their count is not fixed.
+fn autoscaling(e: &Environment) -> Option<part::Autoscaling> {
+    e.scaling.max.filter(|max| *max > e.scaling.min).map(|max| part::Autoscaling {
+        max,
+        cpu: e.scaling.cpu,
+        memory: e.scaling.memory,
+        requests_per_second: e.scaling.requests_per_second,
+    })
 }
 
 /// The witness's location: it serves no requests and needs only what every location needs to run programs.
 fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component> {
     let mut made = Vec::new();
     let mut add = |called: &str, part: ComponentSpec| made.push(Component { name: name(called), existing: None, part });
-    add(names::NETWORK, ComponentSpec::Network(part::Network { cidr: None, policies: e.has_network_policies() }));
+    add(
+        names::NETWORK,
+        ComponentSpec::Network(part::Network { policies: e.has_network_policies(), ..part::Network::default() }),
+    );
     add(names::CLUSTER, ComponentSpec::Cluster(part::Cluster::of(name(names::NETWORK))));
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &place.region, &e.server.api.host);
@@ -417,7 +497,13 @@ fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> pa
         home,
         ca_file: e.network.private_ca.clone(),
         proxy: proxies.chain(excluded).collect(),
+        ..part::Monitoring::default()
     }
+}
+
+fn budget(e: &Environment) -> Option<part::Budget> {
+    let (currency, warn_at) = (e.budget.currency.clone(), e.budget.warn_at);
+    e.budget.monthly.map(|monthly| part::Budget { monthly, currency, warn_at })
 }
 
 fn backup(e: &Environment, release: &Release) -> part::Backup {
@@ -535,6 +621,7 @@ fn database(e: &Environment, site: &SiteSettings, release: &Release) -> part::Da
             managed: (e.database_hosting() == Some(Hosting::Managed)).then(|| part::ManagedPostgres {
                 disk_bytes: settings.size.0,
                 backup_seconds: if e.backup.enabled { e.backup.keep.as_seconds() } else { 0 },
+                replica_region: settings.replica_region.clone(),
             }),
         })
     });
@@ -544,12 +631,7 @@ fn database(e: &Environment, site: &SiteSettings, release: &Release) -> part::Da
 fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Workload {
     part::Workload {
         replicas: e.scaling.min,
-        growth: e.scaling.max.filter(|max| *max > e.scaling.min).map(|max| part::Autoscaling {
-            max,
-            cpu: e.scaling.cpu,
-            memory: e.scaling.memory,
-            requests_per_second: e.scaling.requests_per_second,
-        }),
+        autoscaling: autoscaling(e),
         program: release.program.clone(),
         config: server_config(e, site),
         cluster: name(names::CLUSTER),
@@ -638,6 +720,10 @@ fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::En
         connections: connections(&e.server.api),
         domain: e.traffic.domain.clone(),
         waf: e.network.waf,
+        managed_certificate: e.traffic.managed_certificate,
+        base_domain: e.server.api.base_domain.clone(),
+        // Validation rejected invalid ids.
+        zone: site.existing.zone.as_ref().or(e.traffic.existing.as_ref()).and_then(|id| CloudId::new(id.as_str()).ok()),
     }
 }
 
@@ -666,6 +752,13 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             }
             if let Some(context) = model.context {
                 entry["context"] = json!(context);
+            }
+            if let Some(executor) = model.executor {
+                entry["executor"] = json!(executor);
+            }
+            // Older servers reject it, and `rollback` gives them this file.
+            if model.matryoshka {
+                entry["matryoshka"] = json!(true);
             }
             entry
         })
@@ -713,9 +806,24 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             "log_file": monitoring.log_file,
         },
     }});
-    // Older servers reject this setting, and `rollback` gives them this file. It is therefore omitted at its default.
+    // Older servers reject these settings, and `rollback` gives them this file. They are therefore omitted at their
+    // defaults.
+    if !inference.prefix_cache {
+        config["textnlp"]["models"]["prefix_cache"] = json!(false);
+    }
+    if inference.draft_tokens != Inference::default().draft_tokens {
+        config["textnlp"]["models"]["draft_tokens"] = json!(inference.draft_tokens);
+    }
     if *usage != Usage::default() {
         config["textnlp"]["usage"] = json!({ "retention_days": usage.retention_days });
+    }
+    if !e.features.is_empty() {
+        let features = e.features.iter().map(|(name, Feature(feature))| {
+            let mut entry = json!(feature);
+            entry["name"] = json!(name);
+            entry
+        });
+        config["textnlp"]["features"] = features.collect();
     }
     config
 }

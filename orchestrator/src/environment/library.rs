@@ -108,7 +108,7 @@ impl Library {
     }
 
     /// The same, with the folder of a file searched first.
-    pub(crate) fn beside(&self, path: &Utf8Path) -> Self {
+    pub fn beside(&self, path: &Utf8Path) -> Self {
         let parent = path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
         let mut folders = vec![parent.to_owned()];
         folders.extend(self.folders.iter().filter(|f| **f != parent).cloned());

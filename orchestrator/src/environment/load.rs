@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use textnlp_provider::Capability;
 use textnlp_provider::settings::{Hosting, Runtime};
+use textnlp_provider::{Capability, RuntimeSupport};
 
 use super::check::{Reading, Schema, join, type_problem};
 use super::library::{Library, Source, UnknownEnvironment};
@@ -300,13 +300,17 @@ fn apply_overrides(tree: &mut Node, overrides: &Overrides, problems: &mut Vec<Pr
 /// Variables and arguments still take precedence.
 fn adapt(tree: &mut Node, flag: &FlagValue, offer: &Offer, problems: &mut Vec<Problem>) {
     let mut changes: Vec<(String, Value)> = Vec::new();
+    // The sites of an environment share a database.
+    let mut support: Option<&RuntimeSupport> = None;
     let word = |node: Option<&Node>| node.and_then(Node::text).map(str::to_owned);
     for (i, site) in tree.get("sites").map(Node::items).unwrap_or_default().iter().enumerate() {
         let runtime = word(site.get("runtime")).unwrap_or_else(|| Runtime::Process.to_string());
         let runtimes = offer.capabilities.runtimes;
-        if let Some(first) = runtimes.first().filter(|_| !runtimes.iter().any(|one| one.as_str() == runtime)) {
-            changes.push((format!("sites[{i}].runtime"), json!(first.as_str())));
+        let known = runtimes.iter().find(|one| one.runtime.as_str() == runtime);
+        if let (None, Some(first)) = (known, runtimes.first()) {
+            changes.push((format!("sites[{i}].runtime"), json!(first.runtime.as_str())));
         }
+        support = support.or(known).or(runtimes.first());
         let is_local = word(site.get("region")).is_none_or(|region| region == LOCAL);
         if let Some(region) = offer.region.as_ref().filter(|_| is_local) {
             changes.push((format!("sites[{i}].region"), json!(region)));
@@ -315,10 +319,11 @@ fn adapt(tree: &mut Node, flag: &FlagValue, offer: &Offer, problems: &mut Vec<Pr
     let database = tree.get("database");
     let kind = word(database.and_then(|database| database.get("kind")));
     let hosting = word(database.and_then(|database| database.get("hosting")));
-    let databases = offer.capabilities.supported.iter().filter_map(|capability| match capability {
-        Capability::Database(kind, hosting) => Some((*kind, *hosting)),
-        _ => None,
-    });
+    let databases =
+        support.map(|one| one.supported).unwrap_or_default().iter().filter_map(|capability| match capability {
+            Capability::Database(kind, hosting) => Some((*kind, *hosting)),
+            _ => None,
+        });
     let databases: Vec<_> = databases.collect();
     let is_supported = databases.iter().any(|(known, at)| {
         kind.as_deref() == Some(known.as_str()) && (hosting.is_none() || hosting.as_deref() == at.map(Hosting::as_str))
@@ -429,6 +434,15 @@ fn fill_in(
                 }
                 return;
             }
+            if path.starts_with("state.") {
+                let cause = "variables are not filled in here: they would be sent to the store";
+                let fix = format!(
+                    "write the value, or set it for one run: export TEXTNLP_SET__{}=…",
+                    path.replace('.', "__")
+                );
+                problems.push(Problem::error(origin, path, cause, fix));
+                return;
+            }
             match substitute(text, variables) {
                 Ok(filled) if written.is_some() => *value = tree::plain_scalar(&filled),
                 Ok(filled) => *value = Value::String(filled),
@@ -440,6 +454,39 @@ fn fill_in(
             }
         }
     }
+}
+
+/// The last words of names of variables with secrets: `AWS_SECRET_ACCESS_KEY`, `PGPASSWORD`.
+const SECRETS: [&str; 13] = [
+    "APIKEY",
+    "AUTH",
+    "COOKIE",
+    "CREDENTIAL",
+    "CREDENTIALS",
+    "DSN",
+    "KEY",
+    "PASS",
+    "PASSPHRASE",
+    "PASSWORD",
+    "PAT",
+    "SECRET",
+    "TOKEN",
+];
+
+/// Whether a variable is to be kept out of addresses, paths and texts. The file of another author could otherwise send it to a server
+/// that it names, and any file would show it in plans and in the state.
+fn may_be_secret(name: &str, value: &str) -> bool {
+    let is_named = name
+        .to_ascii_uppercase()
+        .split('_')
+        .any(|word| SECRETS.contains(&word) || SECRETS.iter().any(|secret| secret.len() > 4 && word.ends_with(secret)));
+    let has_password = value.split_once("://").is_some_and(|(_, rest)| {
+        rest.split(['/', '?', '#'])
+            .next()
+            .and_then(|host| host.rsplit_once('@'))
+            .is_some_and(|(user, _)| user.contains(':'))
+    });
+    is_named || has_password || value.contains("-----BEGIN ")
 }
 
 fn substitute(text: &str, variables: &BTreeMap<String, String>) -> Result<String, Vec<(String, String)>> {
@@ -465,6 +512,10 @@ fn substitute(text: &str, variables: &BTreeMap<String, String>) -> Result<String
         match (units::is_variable(name), variables.get(name).map(String::as_str).or(otherwise)) {
             (false, _) => missing
                 .push((format!("`{}` is not the name of a variable", units::cut(name)), "write `${NAME}`".to_owned())),
+            (true, Some(value)) if may_be_secret(name, value) => missing.push((
+                format!("the variable `{name}` may be a secret, and this field is not one for secrets"),
+                format!("write `secret:env:{name}` in a field for secrets; if it is none, give it another name"),
+            )),
             (true, Some(value)) => out.push_str(value),
             (true, None) => {
                 missing.push((

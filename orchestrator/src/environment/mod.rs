@@ -31,5 +31,7 @@ pub use library::{BASE, Library, Listed, Source, UnknownEnvironment};
 pub use load::{FlagValue, LoadError, Loaded, Overrides};
 pub use model::{Environment, schema};
 pub use problem::{Origin, Problem, Report, Severity};
-pub use semantics::{Catalogue, Detected, DetectionError, DetectionInputs, Offer, ProviderEvidence};
+pub use semantics::{
+    Catalogue, Detected, DetectionError, DetectionInputs, Offer, ProviderEvidence, check_endpoint, is_region,
+};
 pub use show::{Change, Fact, diff};

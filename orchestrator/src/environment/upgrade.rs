@@ -272,7 +272,7 @@ impl Upgrade<'_> {
             .chain(field.node.items().iter().filter_map(|i| i.text().map(str::to_owned)))
             .partition(|name| is_encoder(name));
         for name in encoders {
-            let cause = format!("`{}` is an encoder, which this version does not support: it is skipped", cut(&name));
+            let cause = format!("`{}` is an encoder, which generates no text: it is skipped", cut(&name));
             self.say(Severity::Note, &at, shown, &cause, "choose a generation model: `textnlp-deploy model list`");
         }
         // Without any, the models of the extended environment apply.

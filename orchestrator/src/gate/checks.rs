@@ -1,15 +1,21 @@
 //! The checks of the external prober.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
-use textnlp_provider::Secret;
+use textnlp_provider::{Secret, exposition};
 use tokio_util::sync::CancellationToken;
 
 use super::Check;
+use super::phases::{CheckDefinition, EMBEDDINGS, GENERATION, PhaseDefinition, RATE, SEED, STOP};
+use crate::environment::Environment;
 use crate::load::{Key, LoadRequest, LoadResponse, RequestFailure, Wire};
+use crate::metrics::KEY_METRICS;
 
 pub(super) struct Prober<'a> {
     pub(super) wire: &'a dyn Wire,
-    pub(super) header: &'a str,
+    pub(super) environment: &'a Environment,
+    pub(super) definition: &'static PhaseDefinition,
     pub(super) stop: &'a CancellationToken,
 }
 
@@ -24,46 +30,48 @@ impl Prober<'_> {
     }
 
     /// A path must answer with a status.
-    pub(super) async fn status(&self, name: &str, path: &str, wanted: u16) -> Check {
-        match self.send(LoadRequest::get(path)).await {
-            Ok(answer) => Check::new(name, answer.status, wanted, "status", answer.status == wanted),
-            Err(failure) => Check::unmeasured(name, wanted, "status", failure),
-        }
+    pub(super) async fn status(&self, check: &CheckDefinition, path: &str) -> Check {
+        self.answered(check, LoadRequest::get(path)).await
     }
 
     /// A generation without a valid key must be rejected with 401.
-    pub(super) async fn refused(&self, name: &str, key: Option<&str>) -> Check {
+    pub(super) async fn refused(&self, check: &CheckDefinition, key: Option<&str>) -> Check {
         let mut request = LoadRequest::post("/v1/generate", json!({"prompt": PROMPT, "max_tokens": 1}));
-        request.key = key.map(|key| Key { header: self.header.to_owned(), value: Secret::new(key) });
-        match self.send(request).await {
-            Ok(answer) => Check::new(name, answer.status, 401, "status", answer.status == 401),
-            Err(failure) => Check::unmeasured(name, 401, "status", failure),
-        }
+        let header = &self.environment.server.security.api_key_header;
+        request.key = key.map(|key| Key { header: header.clone(), value: Secret::new(key) });
+        self.answered(check, request).await
     }
 
-    pub(super) async fn accepted(&self, key: &Key) -> Check {
-        match self.send(LoadRequest::get("/v1/models").with(key)).await {
-            Ok(answer) => Check::new("accepted with a key", answer.status, 200, "status", answer.status == 200),
-            Err(failure) => Check::unmeasured("accepted with a key", 200, "status", failure),
+    pub(super) async fn accepted(&self, check: &CheckDefinition, key: Option<&Key>) -> Check {
+        self.answered(check, LoadRequest { key: key.cloned(), ..LoadRequest::get("/v1/models") }).await
+    }
+
+    /// The answer must have the status that the check requires.
+    async fn answered(&self, check: &CheckDefinition, request: LoadRequest) -> Check {
+        match self.send(request).await {
+            Ok(answer) => {
+                let ok = check.limit(self.environment) == answer.status;
+                check.measured(self.environment, answer.status, ok)
+            }
+            Err(failure) => check.unknown(self.environment, failure),
         }
     }
 
     /// Sends more requests than a small rate limit allows: the first succeed, then 429 follows, also where several sites
     /// answer.
-    pub(super) async fn limited(&self, key: &Key, limit: u64) -> Check {
-        let name = "rate limit limits";
+    pub(super) async fn limited(&self, check: &CheckDefinition, key: &Key) -> Check {
         let mut accepted = 0;
-        for _ in 0..limit * 2 + 2 {
+        for _ in 0..RATE * 2 + 2 {
             match self.send(LoadRequest::get("/v1/models").with(key)).await {
                 Ok(answer) if answer.status == 200 => accepted += 1,
                 Ok(answer) if answer.status == 429 => {
-                    return Check::new(name, accepted, limit, "accepted", accepted == limit);
+                    return check.measured(self.environment, accepted, accepted == RATE);
                 }
-                Ok(answer) => return Check::unmeasured(name, limit, "accepted", format!("status {}", answer.status)),
-                Err(failure) => return Check::unmeasured(name, limit, "accepted", failure),
+                Ok(answer) => return check.unknown(self.environment, format_args!("status {}", answer.status)),
+                Err(failure) => return check.unknown(self.environment, failure),
             }
         }
-        Check::new(name, accepted, limit, "accepted", false).note("nothing was refused")
+        check.measured(self.environment, accepted, false).note("nothing was refused")
     }
 
     async fn text(&self, key: Option<&Key>, more: Value) -> Result<String, String> {
@@ -83,42 +91,97 @@ impl Prober<'_> {
         body["text"].as_str().map(str::to_owned).ok_or_else(|| "the answer has no `text`".to_owned())
     }
 
-    /// A generation must return text.
-    pub(super) async fn one_generation(&self, key: Option<&Key>) -> (Vec<Check>, Option<String>) {
-        match self.text(key, json!({})).await {
-            Ok(text) => (vec![written(&text)], Some(text)),
-            Err(why) => (vec![Check::unmeasured("generation", "a text", "", why)], None),
+    /// A generation must return text; if the phase has these checks, also the same text for the same seed, and less text
+    /// with a stop sequence.
+    pub(super) async fn texts(&self, key: Option<&Key>) -> (Vec<Check>, Option<String>) {
+        let environment = self.environment;
+        let defined = |name: &str| self.definition.check(name);
+        let text = match self.text(key, json!({})).await {
+            Ok(text) => text,
+            Err(why) => {
+                let check = defined(GENERATION).map(|check| check.unknown(environment, why));
+                return (check.into_iter().collect(), None);
+            }
+        };
+        let characters = text.trim().chars().count();
+        let written = defined(GENERATION).map(|check| check.measured(environment, characters, characters >= 1));
+        let mut checks: Vec<Check> = written.into_iter().collect();
+        if characters == 0 {
+            return (checks, Some(text));
         }
+        if let Some(check) = defined(SEED) {
+            checks.push(match self.text(key, json!({})).await {
+                Ok(again) => check.measured(environment, again == text, again == text),
+                Err(why) => check.unknown(environment, why),
+            });
+        }
+        if let Some(check) = defined(STOP) {
+            checks.push(self.stopped(check, key, &text).await);
+        }
+        (checks, Some(text))
     }
 
-    /// A generation must return text, the same text for the same seed, and less text with a stop sequence.
-    pub(super) async fn sense(&self, key: &Key) -> (Vec<Check>, Option<String>) {
-        let (mut checks, sample) = self.one_generation(Some(key)).await;
-        let Some(text) = sample.clone().filter(|text| !text.trim().is_empty()) else { return (checks, sample) };
-        let same = "same seed, same text";
-        checks.push(match self.text(Some(key), json!({})).await {
-            Ok(again) => Check::new(same, again == text, true, "", again == text),
-            Err(why) => Check::unmeasured(same, true, "", why),
-        });
-        let name = "stops where asked";
-        let Some((before, stop)) = stop_in(&text) else {
-            checks.push(Check::unmeasured(name, true, "", "the text is too short for a stop sequence"));
-            return (checks, sample);
+    async fn stopped(&self, check: &CheckDefinition, key: Option<&Key>, text: &str) -> Check {
+        let Some((before, stop)) = stop_in(text) else {
+            return check.unknown(self.environment, "the text is too short for a stop sequence");
         };
-        checks.push(match self.text(Some(key), json!({"stop": [stop]})).await {
+        match self.text(key, json!({"stop": [stop]})).await {
             Ok(stopped) => {
                 let honoured = stopped.trim_end() == before.trim_end();
-                Check::new(name, honoured, true, "", honoured)
+                check.measured(self.environment, honoured, honoured)
             }
-            Err(why) => Check::unmeasured(name, true, "", why),
-        });
-        (checks, sample)
+            Err(why) => check.unknown(self.environment, why),
+        }
     }
 }
 
-fn written(text: &str) -> Check {
-    let characters = text.trim().chars().count();
-    Check::new("generation", characters, "at least 1", "characters", characters >= 1)
+/// A model that makes embeddings.
+#[derive(Debug, Clone)]
+pub(super) struct EncoderModel {
+    pub(super) name: String,
+    /// Requests that name no model get this one.
+    pub(super) is_default: bool,
+}
+
+impl Prober<'_> {
+    /// The models that make embeddings, as the service lists them; none if it does not say.
+    pub(super) async fn encoders(&self, key: Option<&Key>) -> Vec<EncoderModel> {
+        let request = LoadRequest { key: key.cloned(), ..LoadRequest::get("/v1/models") };
+        let Ok(answer) = self.send(request).await else { return Vec::new() };
+        let body = answer.json().unwrap_or_default();
+        let models = body["data"].as_array().into_iter().flatten().filter(|model| model["kind"] == "embedding");
+        models
+            .filter_map(|model| {
+                let name = model["id"].as_str()?.to_owned();
+                Some(EncoderModel { name, is_default: model["default"] == true })
+            })
+            .collect()
+    }
+
+    /// A model must return the same vector for the same text.
+    pub(super) async fn embedding(&self, key: Option<&Key>, model: &str) -> Check {
+        let name = EMBEDDINGS.replace("MODEL", model);
+        let (first, again) = match (self.vector(key, model).await, self.vector(key, model).await) {
+            (Ok(first), Ok(again)) => (first, again),
+            (Err(why), _) | (_, Err(why)) => return Check::unmeasured(&name, "a vector", "", why),
+        };
+        let check = Check::new(&name, first.len(), "at least 1", "numbers", !first.is_empty() && first == again);
+        if first == again { check } else { check.note("the same text had another vector") }
+    }
+
+    async fn vector(&self, key: Option<&Key>, model: &str) -> Result<Vec<f64>, String> {
+        let body = json!({"model": model, "input": PROMPT});
+        let request = LoadRequest { key: key.cloned(), ..LoadRequest::post("/v1/embeddings", body) };
+        let answer = self.send(request).await.map_err(|failure| failure.to_string())?;
+        let body = answer.json().unwrap_or_default();
+        if answer.status != 200 {
+            let why = body["error"]["message"].as_str().unwrap_or_default();
+            return Err(format!("status {} {why}", answer.status).trim_end().to_owned());
+        }
+        let numbers = body["data"][0]["embedding"].as_array().ok_or("the answer has no `embedding`")?;
+        let numbers: Option<Vec<f64>> = numbers.iter().map(Value::as_f64).collect();
+        numbers.ok_or_else(|| "the vector has something else than numbers".to_owned())
+    }
 }
 
 /// A word from the middle of a text, and the text before its first occurrence.
@@ -129,22 +192,25 @@ fn stop_in(text: &str) -> Option<(&str, &str)> {
     Some((&text[..at], word))
 }
 
-/// The name of the metrics check.
-pub(super) const METRICS: &str = "metrics";
-
-/// The metrics that dashboards and alerts need must exist.
-pub(super) async fn metrics(wire: Option<&dyn Wire>) -> Check {
-    const WANTED: &str = "textnlp_tokens_generated_total";
-    let name = METRICS;
-    let Some(wire) = wire else {
-        return Check::unmeasured(name, "exported", "", "the address of the metrics is unknown");
-    };
-    match wire.send(LoadRequest::get("/metrics")).await {
-        Ok(answer) if answer.status == 200 => {
-            let there = String::from_utf8_lossy(&answer.body).contains(WANTED);
-            Check::new(name, if there { "exported" } else { "missing" }, "exported", "", there)
+impl Prober<'_> {
+    /// A scrape must have a sample of each key metric.
+    pub(super) async fn metrics(&self, check: &CheckDefinition, wire: Option<&dyn Wire>) -> Check {
+        let environment = self.environment;
+        let Some(wire) = wire else {
+            return check.unknown(environment, "the address of the metrics is unknown");
+        };
+        match wire.send(LoadRequest::get("/metrics")).await {
+            Ok(answer) if answer.status == 200 => {
+                let text = String::from_utf8_lossy(&answer.body);
+                let found: BTreeSet<&str> = exposition::samples(&text).map(|sample| sample.name).collect();
+                let missing: Vec<&str> = KEY_METRICS.into_iter().filter(|name| !found.contains(name)).collect();
+                match missing.is_empty() {
+                    true => check.measured(environment, "exported", true),
+                    false => check.measured(environment, "missing", false).note(missing.join(", ")),
+                }
+            }
+            Ok(answer) => check.unknown(environment, format_args!("status {}", answer.status)),
+            Err(failure) => check.unknown(environment, failure),
         }
-        Ok(answer) => Check::unmeasured(name, "exported", "", format!("status {}", answer.status)),
-        Err(failure) => Check::unmeasured(name, "exported", "", failure),
     }
 }

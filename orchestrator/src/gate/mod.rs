@@ -1,26 +1,33 @@
 //! Gates: a phase is verified from outside before the next one starts.
 //!
 //! [`evaluate`] tests a running service as a client, with its own temporary keys. The result is open, wait or shut,
-//! with every blocker by name. An unmeasurable requirement shuts the gate. The service is left unchanged: temporary
-//! keys are revoked in every case.
+//! with every blocker by name. An unmeasurable requirement shuts the gate unless an operator waived it for a time. The
+//! service is left unchanged: temporary keys are revoked in every case.
 
 mod checks;
+mod exemption;
 mod keys;
+pub mod phases;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+pub use exemption::{EnteredPhase, EntryBasis, Exemption, MAX_WAIVER_DAYS, RecordedExemption, WaiverError, waiver};
 pub use keys::{IssuedKey, KeyIssuer, KeyRequest};
 
 use crate::clock::Clock;
 use crate::environment::model::{AdvisoryPolicy, Environment, Gates, Phase};
-use crate::load::{self, Load, Measured, Second, Wire};
+use crate::load::{self, Key, Load, Measured, Second, Wire};
 use checks::Prober;
 use keys::TemporaryKeys;
+use phases::{CheckDefinition, CheckSource, METRICS, PhaseDefinition, Probe};
 
 /// The verdict of a gate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,10 +68,10 @@ impl Gate {
         }
     }
 
-    /// Open if every check passed; wait if checks are only pending; else shut.
-    pub fn of(checks: &[Check]) -> Self {
-        let blockers: Vec<String> = checks.iter().filter(|c| !c.ok).map(ToString::to_string).collect();
-        match checks.iter().any(|c| !c.ok && !c.waits) {
+    /// Open if every check passed or is waived now; wait if checks are only pending; else shut.
+    pub fn of(checks: &[Check], now: Timestamp) -> Self {
+        let blockers: Vec<String> = checks.iter().filter(|c| c.blocks(now)).map(ToString::to_string).collect();
+        match checks.iter().any(|c| c.blocks(now) && !c.waits) {
             true => Gate::Shut(blockers),
             false if blockers.is_empty() => Gate::Open,
             false => Gate::Wait(blockers),
@@ -73,7 +80,7 @@ impl Gate {
 }
 
 /// The check of the error rate.
-const SHARE_OF_ERRORS: &str = "share of errors";
+pub(crate) const SHARE_OF_ERRORS: &str = "share of errors";
 
 /// One check of a gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,6 +104,9 @@ pub struct Check {
     /// Whether it is a warning that does not shut the gate.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub warning: bool,
+    /// The last day of its waiver, which counts only while the check could not be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waived_until: Option<Date>,
     /// The reason or a remark.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -107,7 +117,8 @@ impl Check {
     pub fn new(name: &str, measured: impl Into<Value>, limit: impl Into<Value>, unit: &str, ok: bool) -> Self {
         let (measured, limit) = (measured.into(), limit.into());
         let (name, unit) = (name.to_owned(), unit.to_owned());
-        Self { name, measured, limit, at_most: false, unit, ok, waits: false, warning: false, note: None }
+        let (at_most, waits, warning) = (false, false, false);
+        Self { name, measured, limit, at_most, unit, ok, waits, warning, waived_until: None, note: None }
     }
 
     /// A check that could not be measured; it fails.
@@ -168,6 +179,23 @@ impl Check {
 }
 
 impl Check {
+    /// Whether it did not pass because there is no measurement.
+    pub fn is_unknown(&self) -> bool {
+        !self.ok && (self.waits || self.measured.is_null())
+    }
+
+    /// Whether it is unknown, and a waiver counts.
+    pub fn is_waived(&self, now: Timestamp) -> bool {
+        self.is_unknown() && self.waived_until.is_some_and(|until| exemption::is_in_force(until, now))
+    }
+
+    /// Whether it keeps the gate from opening.
+    pub fn blocks(&self, now: Timestamp) -> bool {
+        !self.ok && !self.is_waived(now)
+    }
+}
+
+impl Check {
     /// The unit of a measured value; text has none.
     fn unit_of(&self, measured: &Value) -> String {
         if self.unit.is_empty() || measured.is_string() { String::new() } else { format!(" {}", self.unit) }
@@ -199,8 +227,11 @@ impl fmt::Display for Check {
             Value::Null => write!(f, "could not be measured")?,
             measured => write!(f, "{}, wanted {}", self.shown(measured), self.demand())?,
         }
-        match &self.note {
-            Some(note) => write!(f, " ({note})"),
+        if let Some(note) = &self.note {
+            write!(f, " ({note})")?;
+        }
+        match self.waived_until {
+            Some(until) => write!(f, "; waived until {until}"),
             None => Ok(()),
         }
     }
@@ -215,6 +246,8 @@ pub struct Evidence {
     pub gate: Gate,
     /// Every check, in order.
     pub checks: Vec<Check>,
+    /// Every exemption of the environment, also those that ended.
+    pub exemptions: Vec<RecordedExemption>,
     /// The load test, if it ran.
     pub load: Option<Measured>,
     /// A text that the service generated during the checks.
@@ -222,7 +255,7 @@ pub struct Evidence {
     /// The tested address.
     pub address: String,
     /// When it started.
-    pub at: jiff::Timestamp,
+    pub at: Timestamp,
     /// The duration in seconds.
     pub seconds: f64,
 }
@@ -233,12 +266,15 @@ pub struct GateInputs<'a> {
     pub address: &'a str,
     /// The service as clients reach it.
     pub service: &'a dyn Wire,
-    /// The listener of `/metrics`. Without it and without a recorded check `metrics`, that check cannot be measured.
+    /// The metrics: of the listener of `/metrics`, or of all replicas of a cluster. Without them and without a recorded
+    /// check `metrics`, that check cannot be measured.
     pub metrics: Option<&'a dyn Wire>,
     /// Issues temporary keys.
     pub keys: &'a dyn KeyIssuer,
-    /// Checks of the release that ran elsewhere, such as the dependency audit.
+    /// Checks of the release that ran elsewhere, such as the dependency audit. Those that the phase lacks are left out.
     pub recorded: Vec<Check>,
+    /// Every exemption of the environment.
+    pub exemptions: &'a [RecordedExemption],
     /// The clock.
     pub clock: &'a dyn Clock,
     /// Ends the gate early; it is shut then.
@@ -261,10 +297,11 @@ pub async fn evaluate(
     tell: &mut (dyn FnMut(Progress<'_>) + Send),
 ) -> Evidence {
     let (at, begun) = (outside.clock.now(), outside.clock.steady());
-    let mut found = GateResults { checks: Vec::new(), load: None, sample: None };
-    let mut lent = TemporaryKeys::new(outside.keys);
-    probe(environment, &outside, &mut lent, &mut found, tell).await;
-    if let Err(left) = lent.give_back().await {
+    let waivers = waivers(environment.phase, outside.exemptions, at);
+    let mut found = GateResults { checks: Vec::new(), waivers, load: None, sample: None };
+    let mut temporary_keys = TemporaryKeys::new(outside.keys);
+    probe(environment, &outside, &mut temporary_keys, &mut found, tell).await;
+    if let Err(left) = temporary_keys.give_back().await {
         let check = Check::new("temporary keys revoked", left.len(), 0, "keys left", false).note(left.join("; "));
         found.add(check, tell);
     }
@@ -273,8 +310,9 @@ pub async fn evaluate(
     }
     Evidence {
         phase: environment.phase,
-        gate: Gate::of(&found.checks),
+        gate: Gate::of(&found.checks, at),
         checks: found.checks,
+        exemptions: outside.exemptions.to_vec(),
         load: found.load,
         sample: found.sample,
         address: outside.address.to_owned(),
@@ -283,14 +321,33 @@ pub async fn evaluate(
     }
 }
 
+/// The waived checks of a phase with the last day of each.
+fn waivers(phase: Phase, exemptions: &[RecordedExemption], now: Timestamp) -> BTreeMap<String, Date> {
+    let definition = PhaseDefinition::of(phase);
+    let mut waivers = BTreeMap::new();
+    for recorded in exemptions.iter().filter(|recorded| recorded.phase == phase) {
+        let Exemption::Waiver { check, until } = &recorded.exemption else { continue };
+        let is_waivable = definition.check(check).is_some_and(|check| check.waivable);
+        if is_waivable && exemption::is_in_force(*until, now) {
+            let last = waivers.entry(check.clone()).or_insert(*until);
+            *last = (*last).max(*until);
+        }
+    }
+    waivers
+}
+
 struct GateResults {
     checks: Vec<Check>,
+    waivers: BTreeMap<String, Date>,
     load: Option<Measured>,
     sample: Option<String>,
 }
 
 impl GateResults {
-    fn add(&mut self, check: Check, tell: &mut (dyn FnMut(Progress<'_>) + Send)) -> bool {
+    fn add(&mut self, mut check: Check, tell: &mut (dyn FnMut(Progress<'_>) + Send)) -> bool {
+        if check.is_unknown() {
+            check.waived_until = self.waivers.get(&check.name).copied();
+        }
         tell(Progress::Checked(&check));
         let ok = check.ok;
         self.checks.push(check);
@@ -301,73 +358,148 @@ impl GateResults {
 async fn probe(
     environment: &Environment,
     outside: &GateInputs<'_>,
-    lent: &mut TemporaryKeys<'_>,
+    temporary_keys: &mut TemporaryKeys<'_>,
     found: &mut GateResults,
     tell: &mut (dyn FnMut(Progress<'_>) + Send),
 ) {
-    let security = &environment.server.security;
-    let prober = Prober { wire: outside.service, header: &security.api_key_header, stop: outside.stop };
-    if !environment.phase.has_gate() {
-        let why = format!("the gate of phase {} is not part of this version", environment.phase);
-        found.add(Check::unmeasured("gate of the phase", "measured", "", why), tell);
-        return;
-    }
-    // Without a healthy service, nothing else can be measured.
-    if !found.add(prober.status("health", "/health", 200).await, tell) {
-        return;
-    }
-    if environment.phase == Phase::Development {
-        let key = if security.api_keys_enabled { lent.key("gate", None, found, tell).await } else { None };
-        if security.api_keys_enabled && key.is_none() {
+    let definition = PhaseDefinition::of(environment.phase);
+    let prober = Prober { wire: outside.service, environment, definition, stop: outside.stop };
+    let mut probes = Probes { prober, outside, temporary_keys, found, tell, key: None, lacks_key: false, embeds: None };
+    for check in definition.checks() {
+        let CheckSource::Probe(probe) = check.source else { continue };
+        let is_met = probes.measure(probe, check).await;
+        // Without a healthy service, nothing else can be measured.
+        if probe == Probe::Health && !is_met {
             return;
         }
-        let (checks, sample) = prober.one_generation(key.as_ref()).await;
-        found.sample = sample;
-        for check in checks {
-            found.add(check, tell);
-        }
-        return;
     }
-    found.add(prober.status("readiness", "/ready", 200).await, tell);
-    let verified = outside.service.verified();
-    found.add(Check::new("TLS verified", verified, true, "", verified), tell);
-    found.add(prober.refused("refused without a key", None).await, tell);
-    found.add(prober.refused("refused with an unknown key", Some("tnlp_00000000000000000000000000000000")).await, tell);
-    if let Some(key) = lent.key("gate", None, found, tell).await {
-        found.add(prober.accepted(&key).await, tell);
-        let (checks, sample) = prober.sense(&key).await;
-        found.sample = sample;
-        for check in checks {
-            found.add(check, tell);
-        }
-    }
-    const SMALL: u64 = 3;
-    if let Some(key) = lent.key("gate-limit", Some(SMALL), found, tell).await {
-        found.add(prober.limited(&key, SMALL).await, tell);
-    }
-    // In a cluster, the caller checks the metrics where the autoscaler reads them.
-    if !outside.recorded.iter().any(|check| check.name == checks::METRICS) {
-        found.add(checks::metrics(outside.metrics).await, tell);
-    }
-    for check in &outside.recorded {
+    let Probes { temporary_keys, found, tell, embeds, .. } = probes;
+    for check in outside.recorded.iter().filter(|check| definition.check(&check.name).is_some()) {
         found.add(check.clone(), tell);
     }
-    // From the pilot phase on, a load test would disturb users. After a failed check, its results would mean nothing.
-    let failed = found.checks.iter().any(|check| !check.ok && !check.waits);
-    if environment.phase <= Phase::Staging && !failed && !outside.stop.is_cancelled() {
-        under_load(environment, outside, lent, found, tell).await;
+    for check in definition.checks() {
+        if let Some(check) = unmeasured(check, environment, found) {
+            found.add(check, tell);
+        }
     }
+    let now = outside.clock.now();
+    let failed = found.checks.iter().any(|check| check.blocks(now) && !check.waits);
+    let has_load = definition.checks().any(|check| check.source == CheckSource::Load);
+    // After a failed check, the results of a load test would mean nothing.
+    if has_load && !failed && !outside.stop.is_cancelled() {
+        under_load(environment, outside, embeds == Some(true), temporary_keys, found, tell).await;
+    }
+}
+
+/// A check of the table that the caller should have measured and did not, or that this version does not measure.
+fn unmeasured(check: &CheckDefinition, environment: &Environment, found: &GateResults) -> Option<Check> {
+    let measured = |name: &str| found.checks.iter().find(|check| check.name == name);
+    if measured(check.name).is_some() {
+        return None;
+    }
+    match check.source {
+        CheckSource::Missing(why) => Some(check.unknown(environment, why)),
+        CheckSource::Record => Some(check.waiting(environment, format_args!("measured by {}", check.how))),
+        CheckSource::With(name) if measured(name).is_some_and(|with| !with.measured.is_null()) => {
+            Some(check.unknown(environment, format_args!("`{name}` was measured without it")))
+        }
+        CheckSource::With(_) | CheckSource::Probe(_) | CheckSource::Load => None,
+    }
+}
+
+/// The probes of one gate.
+struct Probes<'a, 'k> {
+    prober: Prober<'a>,
+    outside: &'a GateInputs<'a>,
+    temporary_keys: &'a mut TemporaryKeys<'k>,
+    found: &'a mut GateResults,
+    tell: &'a mut (dyn FnMut(Progress<'_>) + Send),
+    /// The temporary key, once a probe needed one.
+    key: Option<Key>,
+    /// Whether no key could be issued. It is not requested again.
+    lacks_key: bool,
+    /// Whether the default model makes embeddings, once the models were measured.
+    embeds: Option<bool>,
+}
+
+impl Probes<'_, '_> {
+    /// Measures one check of the table with requests. Whether it is met.
+    async fn measure(&mut self, probe: Probe, check: &CheckDefinition) -> bool {
+        const UNKNOWN_KEY: &str = "tnlp_00000000000000000000000000000000";
+        let environment = self.prober.environment;
+        let needs_key = match probe {
+            Probe::ValidKey => true,
+            Probe::Models => environment.server.security.api_keys_enabled,
+            _ => false,
+        };
+        if needs_key && self.key.is_none() && !self.lacks_key {
+            self.key = self.temporary_keys.key("gate", None, &mut *self.found, &mut *self.tell).await;
+            self.lacks_key = self.key.is_none();
+        }
+        let measured = match (probe, self.key.as_ref()) {
+            (Probe::Models | Probe::ValidKey, None) if needs_key => return false,
+            (Probe::Models, key) => {
+                if self.embeds.is_none() {
+                    let embeds = inference(&self.prober, key, &mut *self.found, &mut *self.tell).await;
+                    self.embeds = Some(embeds);
+                }
+                return true;
+            }
+            (Probe::ValidKey, key) => self.prober.accepted(check, key).await,
+            (Probe::Health, _) => self.prober.status(check, "/health").await,
+            (Probe::Readiness, _) => self.prober.status(check, "/ready").await,
+            (Probe::Tls, _) => {
+                let verified = self.outside.service.verified();
+                check.measured(environment, verified, verified)
+            }
+            (Probe::NoKey, _) => self.prober.refused(check, None).await,
+            (Probe::UnknownKey, _) => self.prober.refused(check, Some(UNKNOWN_KEY)).await,
+            (Probe::RateLimit, _) => {
+                let rate = Some(phases::RATE);
+                match self.temporary_keys.key("gate-limit", rate, &mut *self.found, &mut *self.tell).await {
+                    Some(key) => self.prober.limited(check, &key).await,
+                    None => return false,
+                }
+            }
+            // In a cluster, the caller checks the metrics where the autoscaler reads them.
+            (Probe::Metrics, _) if self.outside.recorded.iter().any(|check| check.name == METRICS) => return true,
+            (Probe::Metrics, _) => self.prober.metrics(check, self.outside.metrics).await,
+        };
+        self.found.add(measured, &mut *self.tell)
+    }
+}
+
+/// What models compute: a text of the default model, and a vector of each encoder. True if the default is an encoder,
+/// which generates no text.
+async fn inference(
+    prober: &Prober<'_>,
+    key: Option<&Key>,
+    found: &mut GateResults,
+    tell: &mut (dyn FnMut(Progress<'_>) + Send),
+) -> bool {
+    let encoders = prober.encoders(key).await;
+    let embeds = encoders.iter().any(|model| model.is_default);
+    let (checks, sample) = if embeds { (Vec::new(), None) } else { prober.texts(key).await };
+    found.sample = sample;
+    for check in checks {
+        found.add(check, tell);
+    }
+    for model in encoders {
+        found.add(prober.embedding(key, &model.name).await, tell);
+    }
+    embeds
 }
 
 async fn under_load(
     environment: &Environment,
     outside: &GateInputs<'_>,
-    lent: &mut TemporaryKeys<'_>,
+    embeds: bool,
+    temporary_keys: &mut TemporaryKeys<'_>,
     found: &mut GateResults,
     tell: &mut (dyn FnMut(Progress<'_>) + Send),
 ) {
-    let Some(key) = lent.key("gate-load", None, found, tell).await else { return };
-    let load = Load::of(&environment.gates);
+    let Some(key) = temporary_keys.key("gate-load", None, found, tell).await else { return };
+    let load = Load { embeds, ..Load::of(&environment.gates) };
     let measured = load::run(outside.service, Some(&key), &load, outside.clock, outside.stop, &mut |second| {
         tell(Progress::Load(second))
     })

@@ -71,7 +71,7 @@ pub enum ImportRefusal {
         lineage: Option<Lineage>,
     },
     /// The provider could not be read.
-    #[error("ask for it")]
+    #[error("read the object from its provider")]
     Provider(#[source] Error),
 }
 
@@ -82,18 +82,35 @@ fn whose(lineage: &Option<Lineage>) -> String {
     }
 }
 
-/// Every object of this lineage without a record, in order of sites and ids.
-pub fn propose(facts: &Facts) -> Vec<Proposal> {
-    let mut all = Vec::new();
+/// What the journal notes for an imported object.
+pub(crate) const IMPORT: &str = "import";
+
+/// Every object of this lineage without a record, in order of sites and ids. One that has the labels of a resource with
+/// another object is left: only the operator can tell which of them it is.
+pub fn propose(facts: &Facts) -> Matched {
+    let mut all = Matched::default();
     for (name, site) in &facts.sites {
         for (id, seen) in &site.observed {
             let Observed::Present(object) = seen else { continue };
             if object.lineage != Some(facts.lineage) || held(facts, &object.kind, &object.cloud_id).is_some() {
                 continue;
             }
+            let of_it = |(other, seen): &&(ResourceId, Observed)| other == id && matches!(seen, Observed::Present(_));
+            let is_recorded = site.holdings.get(id).is_some_and(|holding| holding.current.is_some());
+            if is_recorded || site.observed.iter().filter(of_it).count() > 1 {
+                let because = format!("`{}` is one of several objects with the labels of `{id}`", object.cloud_id);
+                let hint = (!is_recorded).then(|| format!("name the right one: `state import {id}=ID`"));
+                all.left.push(SkippedObject { address: object.cloud_id.to_string(), because, hint });
+                continue;
+            }
             let wanted = site.wanted.iter().find(|wanted| wanted.id == *id);
             let recorded = recorded(id, name, site, object, wanted);
-            all.push(Proposal { resource: id.clone(), site: name.clone(), recorded, wanted: wanted.is_some() });
+            all.proposals.push(Proposal {
+                resource: id.clone(),
+                site: name.clone(),
+                recorded,
+                wanted: wanted.is_some(),
+            });
         }
     }
     all
@@ -149,7 +166,12 @@ pub async fn take(locked: &mut Locked, proposals: &[Proposal]) -> Result<(), Sta
     for Proposal { resource, site, recorded, .. } in proposals {
         let write = |writer: &mut crate::state::JournalWriter<'_>| {
             let recorded = writer.body(recorded);
-            writer.entry(Entry::Noted { resource: resource.clone(), what: "import".to_owned(), recorded });
+            writer.entry(Entry::Noted {
+                resource: resource.clone(),
+                what: IMPORT.to_owned(),
+                recorded,
+                created_by: None,
+            });
         };
         locked.commit(site, write).await?;
     }
@@ -181,6 +203,7 @@ fn recorded(id: &ResourceId, name: &SiteName, site: &SiteFacts, object: &Object,
         ownership: Ownership::Ours,
         schema: kind.map_or(1, |kind| kind.schema),
         cloud_id: object.cloud_id.clone(),
+        created: object.created,
         outputs: object.outputs.clone(),
         // Its data is unknown: its removal needs a typed confirmation until an `up` has read it.
         protected: wanted.is_none_or(|wanted| wanted.protected),

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
-use textnlp_provider::{CloudId, Lineage, ResourceId, error_chain};
+use textnlp_provider::{CloudId, Lineage, Observed, ResourceId, Wanted, error_chain};
 
 use super::tfstate::{TerraformObject, TerraformState, TerraformStatus};
 use super::{ImportRefusal, Proposal, named};
-use crate::plan::Facts;
+use crate::plan::{Facts, SiteFacts};
 
 /// The Terraform type that `export terraform` writes.
 const OURS: &str = "terraform_data";
@@ -136,7 +136,8 @@ fn exported(facts: &Facts, object: &TerraformObject) -> Result<Claim, SkipReason
     })
 }
 
-/// Matched by the provider's tables: the only resource of that kind that is wanted and not recorded.
+/// Matched by the provider's tables: the resource that the object's own marks name, else the one with that name in its
+/// spec, else the only one of that kind that is wanted and not recorded.
 fn by_kind(facts: &Facts, object: &TerraformObject) -> Result<Claim, SkipReason> {
     let mut attribute = None;
     let mut free = Vec::new();
@@ -145,7 +146,8 @@ fn by_kind(facts: &Facts, object: &TerraformObject) -> Result<Claim, SkipReason>
             let Some((_, id)) = kind.terraform.iter().find(|(name, _)| *name == object.kind) else { continue };
             attribute = Some(*id);
             let wanted = site.wanted.iter().filter(|wanted| wanted.kind.as_str() == kind.name);
-            free.extend(wanted.filter(|wanted| is_free(site.holdings.get(&wanted.id))).map(|wanted| wanted.id.clone()));
+            let wanted = wanted.filter(|wanted| is_free(site.holdings.get(&wanted.id)));
+            free.extend(wanted.map(|wanted| (site, wanted)));
         }
     }
     let Some(attribute) = attribute else {
@@ -157,8 +159,21 @@ fn by_kind(facts: &Facts, object: &TerraformObject) -> Result<Claim, SkipReason>
     let Some(Ok(cloud_id)) = cloud_id else {
         return Err((format!("its `{attribute}` is not an id"), None));
     };
+    let is_marked = |(site, wanted): &&(&SiteFacts, &Wanted)| {
+        let mut seen = site.observed.iter().filter(|(id, _)| *id == wanted.id);
+        seen.any(|(_, seen)| {
+            matches!(seen, Observed::Present(object) if object.cloud_id == cloud_id && object.kind == wanted.kind)
+        })
+    };
+    let is_named = |(_, wanted): &&(&SiteFacts, &Wanted)| {
+        wanted.spec.get("name").and_then(Value::as_str) == Some(cloud_id.as_str())
+    };
+    if let Some((_, wanted)) = free.iter().find(is_marked).or_else(|| free.iter().find(is_named)) {
+        return Ok(Claim { resource: wanted.id.clone(), cloud_id });
+    }
+    let free: Vec<&ResourceId> = free.iter().map(|(_, wanted)| &wanted.id).collect();
     match free.as_slice() {
-        [resource] => Ok(Claim { resource: resource.clone(), cloud_id }),
+        [resource] => Ok(Claim { resource: (*resource).clone(), cloud_id }),
         [] => Err(("every resource of its kind in the environment is recorded already".to_owned(), None)),
         several => {
             let names: Vec<String> = several.iter().map(|id| format!("`{id}`")).collect();

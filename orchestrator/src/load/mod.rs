@@ -46,6 +46,9 @@ pub struct Load {
     pub validate_share: f64,
     /// The model; by default the server's.
     pub model: Option<String>,
+    /// Requests are for embeddings instead of generated texts.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub embeds: bool,
     /// The timeout of a request.
     pub timeout: Duration,
     /// The same seed gives the same requests and think times.
@@ -65,6 +68,7 @@ impl Load {
             tokens_max: gates.tokens_max,
             validate_share: 0.1,
             model: None,
+            embeds: false,
             timeout: Duration::from_secs(60),
             seed: 1,
         }
@@ -103,9 +107,9 @@ pub async fn run(
     let mut tally = Tally::new(load, ramp);
     let mut flying: FuturesUnordered<BoxFuture<'_, (User, Option<Sample>)>> = FuturesUnordered::new();
     for number in 0..load.users {
-        let arrives = Duration::from_secs_f64(f64::from(number) / f64::from(load.ramp.max(1)));
+        let start_delay = Duration::from_secs_f64(f64::from(number) / f64::from(load.ramp.max(1)));
         let user = User { random: Random::new(load.seed, u64::from(number)) };
-        flying.push(user.turn(wire, key, load, clock, (start, end), Some(arrives)).boxed());
+        flying.push(user.turn(wire, key, load, clock, (start, end), Some(start_delay)).boxed());
     }
     let mut stopped = Box::pin(stop.cancelled());
     loop {
@@ -152,10 +156,10 @@ impl User {
         load: &Load,
         clock: &dyn Clock,
         (start, end): (Duration, Duration),
-        arrives: Option<Duration>,
+        start_delay: Option<Duration>,
     ) -> (Self, Option<Sample>) {
         let now = clock.steady();
-        let wait = arrives.unwrap_or_else(|| self.random.between(load.think_min, load.think_max));
+        let wait = start_delay.unwrap_or_else(|| self.random.between(load.think_min, load.think_max));
         if now + wait >= end {
             return (self, None);
         }
@@ -181,10 +185,14 @@ impl User {
                 // Every response has the requested length: a model that stops early must not look fast.
                 "ignore_end": true,
             });
+            let path = if load.embeds { "/v1/embeddings" } else { "/v1/generate" };
+            if load.embeds {
+                body = json!({"input": opening});
+            }
             if let Some(model) = &load.model {
                 body["model"] = json!(model);
             }
-            ("/v1/generate", body)
+            (path, body)
         } else {
             let other = PROMPTS[self.random.below(PROMPTS.len() as u64) as usize];
             ("/v1/validate", json!({"reference": opening, "candidate": other}))

@@ -128,7 +128,7 @@ pub async fn hold(
             futures::future::Either::Left((None, _)) => break,
             futures::future::Either::Right((futures::future::Either::Left(_), _)) => {
                 second += 1;
-                each_second(&locked(&tally).standing(second));
+                each_second(&locked(&tally).progress(second));
                 tick = clock.sleep(Duration::from_secs(1)).boxed();
             }
             futures::future::Either::Right((futures::future::Either::Right(_), _)) => {
@@ -284,7 +284,7 @@ impl Tally {
         }
     }
 
-    fn standing(&self, second: u32) -> SessionProgress {
+    fn progress(&self, second: u32) -> SessionProgress {
         SessionProgress {
             second,
             open: self.open,

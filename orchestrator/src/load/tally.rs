@@ -30,7 +30,8 @@ impl Sample {
             Ok(answer) => match answer.json() {
                 Some(body) if generates => {
                     let tokens = body["usage"]["completion_tokens"].as_u64().unwrap_or(0);
-                    let nothing = body["text"].as_str().is_none_or(str::is_empty) && tokens == 0;
+                    let vector = body["data"][0]["embedding"].is_array();
+                    let nothing = body["text"].as_str().is_none_or(str::is_empty) && tokens == 0 && !vector;
                     (tokens, nothing.then(|| "empty answer".to_owned()))
                 }
                 Some(_) => (0, None),
@@ -160,8 +161,8 @@ impl Tally {
         let at = (ended.as_secs() as usize).min(MOST_SECONDS);
         while self.seconds.len() <= at {
             let second = self.seconds.len() as u32;
-            let arrived = u64::from(second + 1) * u64::from(self.load.ramp.max(1));
-            let users = arrived.min(u64::from(self.load.users)) as u32;
+            let started = u64::from(second + 1) * u64::from(self.load.ramp.max(1));
+            let users = started.min(u64::from(self.load.users)) as u32;
             self.seconds.push((Second { second, users, ..Second::default() }, Vec::new()));
         }
         let (second, latencies) = &mut self.seconds[at];

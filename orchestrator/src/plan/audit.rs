@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-use textnlp_provider::{DataClass, Observed, Ownership, Recorded, ResourceId, Wanted};
+use textnlp_provider::{DataClass, Foreign, Object, Observed, Origin, Ownership, Recorded, ResourceId, Wanted};
 
 use super::facts::{needs_of, recorded_needs};
 use super::{Call, ChoiceBasis, Facts, Gate, Node, Note, ObjectRole, Plan, Purpose, Step, gated};
@@ -87,10 +87,10 @@ impl<'a> Auditor<'a> {
     fn order(&mut self) {
         for (place, step) in self.plan.steps.iter().enumerate() {
             if step.id as usize != place {
-                self.breach(&step.resource, "a step's number is its place");
+                self.breach(&step.resource, "a step's number must be its position");
             }
             if step.after.iter().any(|before| *before >= step.id) {
-                self.breach(&step.resource, "a step waits only for earlier ones");
+                self.breach(&step.resource, "a step must wait only for earlier steps");
             }
         }
     }
@@ -101,7 +101,7 @@ impl<'a> Auditor<'a> {
         for site in self.facts.sites.values() {
             for (_, seen) in &site.observed {
                 if let Observed::Present(object) = seen
-                    && object.foreign.iter().any(|foreign| !foreign.swept)
+                    && object.foreign.iter().any(Foreign::is_in_the_way)
                 {
                     foreign_objects.insert(&object.cloud_id);
                 }
@@ -118,21 +118,27 @@ impl<'a> Auditor<'a> {
                 .get(&step.resource)
                 .is_some_and(|wanted| matches!(wanted.ownership, Ownership::External(_)));
             if !calls.is_empty() && external {
-                self.breach(&step.resource, "an existing object is never changed");
+                self.breach(&step.resource, "an external object must not be changed");
             }
             if !calls.is_empty() && unseen.contains(&step.resource) && !self.host_is_made(&step.resource) {
-                self.breach(&step.resource, "no call is made for an object that could not be observed");
+                self.breach(&step.resource, "an object that could not be observed must not be changed");
             }
             for call in calls {
+                if !self.is_of_this_journal(step, call) {
+                    self.breach(
+                        &step.resource,
+                        "an object without a record must belong to an operation of the journal",
+                    );
+                }
                 if let Call::Delete { recorded, .. } = call {
                     if matches!(recorded.ownership, Ownership::External(_)) {
-                        self.breach(&step.resource, "an existing object is never removed");
+                        self.breach(&step.resource, "an external object must not be removed");
                     }
                     if foreign_objects.contains(&recorded.cloud_id) {
-                        self.breach(&step.resource, "an object that contains an external object stays");
+                        self.breach(&step.resource, "an object that contains an external object must not be removed");
                     }
                     if self.holds_data(recorded) && !self.plan.delete_data {
-                        self.breach(&step.resource, "an object with data is removed only with consent");
+                        self.breach(&step.resource, "an object with data must be removed only with consent");
                     }
                 }
             }
@@ -141,8 +147,36 @@ impl<'a> Auditor<'a> {
             let resource = self.plan.steps.first().map(|step| step.resource.clone());
             resource
                 .into_iter()
-                .for_each(|resource| self.breach(&resource, "consent comes from the facts, not from the plan"));
+                .for_each(|resource| self.breach(&resource, "consent must come from the facts, not from the plan"));
         }
+    }
+
+    /// Whether a call about an object without a record is about one that an operation of the journal created, as far as
+    /// the provider tells.
+    fn is_of_this_journal(&self, step: &Step, call: &Call) -> bool {
+        let cloud_id = match call {
+            Call::Update { recorded, stray: true, .. } | Call::Delete { recorded, which: ObjectRole::Stray, .. } => {
+                &recorded.cloud_id
+            }
+            _ => return true,
+        };
+        let Some(site) = self.facts.sites.get(&step.site) else { return false };
+        let objects = || {
+            site.observed.iter().filter(|(id, _)| *id == step.resource).filter_map(|(_, seen)| match seen {
+                Observed::Present(object) => Some(object),
+                _ => None,
+            })
+        };
+        let is_created = |object: &Object| match &object.origin {
+            Origin::Untold => true,
+            Origin::Unmarked => false,
+            origin @ Origin::Operation(_) => {
+                let creates = site.unresolved.get(&step.resource);
+                objects().filter(|other| other.origin == *origin).count() == 1
+                    && creates.is_some_and(|all| all.iter().any(|create| create.may_have_made(object)))
+            }
+        };
+        objects().any(|object| object.cloud_id == *cloud_id && is_created(object))
     }
 
     /// If this plan replaces the host, the resources behind it are known to be absent.
@@ -180,7 +214,7 @@ impl<'a> Auditor<'a> {
                 }
             }
         }
-        breaches.iter().for_each(|id| self.breach(id, "a resource changes at most once"));
+        breaches.iter().for_each(|id| self.breach(id, "a resource must change at most once"));
     }
 
     /// A site can be created, changed and recovered while any other is down: its steps wait for no other site. The
@@ -190,13 +224,13 @@ impl<'a> Auditor<'a> {
         for (id, wanted) in &self.wanted {
             for need in needs_of(wanted).filter(|need| need.site() != wanted.site.as_str()) {
                 breaches
-                    .push(((*id).clone(), format!("it does not wait for `{need}`, which may be lost with its site")));
+                    .push(((*id).clone(), format!("it must not depend on `{need}`, which belongs to another site")));
             }
         }
         for step in &self.plan.steps {
             for before in step.after.iter().filter_map(|before| self.plan.steps.get(*before as usize)) {
                 if before.resource.site() != step.resource.site() {
-                    let law = format!("no step waits for `{}`, which may be lost with its site", before.resource);
+                    let law = format!("it must not wait for `{}`, which belongs to another site", before.resource);
                     breaches.push((step.resource.clone(), law));
                 }
             }
@@ -213,16 +247,16 @@ impl<'a> Auditor<'a> {
                 if let Some(before) = self.ready(need)
                     && !self.waits_for(step, before.id)
                 {
-                    breaches.push(((*id).clone(), format!("`{need}` is ready before it is made")));
+                    breaches.push(((*id).clone(), format!("`{need}` must be ready before it is created")));
                 }
                 let away = self.steps.get(need).is_some_and(|steps| steps.iter().any(|step| removes_current(step)));
                 if away && self.ready(need).is_none() {
-                    breaches.push(((*id).clone(), format!("`{need}` is not removed while it is needed")));
+                    breaches.push(((*id).clone(), format!("`{need}` must not be removed while it is needed")));
                 }
                 if self.blocked.contains(need) {
                     breaches.push((
                         (*id).clone(),
-                        format!("nothing is done on the strength of `{need}`, which is blocked"),
+                        format!("it must not change while `{need}`, which it needs, is blocked"),
                     ));
                 }
             }
@@ -250,10 +284,10 @@ impl<'a> Auditor<'a> {
                             && !decides_late(gone)
                             && !self.waits_for(gone, leaves.id) =>
                     {
-                        breaches.push((need.clone(), format!("it goes after `{user}`, which uses it")));
+                        breaches.push((need.clone(), format!("it must be removed after `{user}`, which uses it")));
                     }
                     None if !becomes_other && !self.wanted.contains_key(*user) => {
-                        breaches.push((need.clone(), format!("it stays while `{user}` stays, which uses it")));
+                        breaches.push((need.clone(), format!("it must not be removed while `{user}` uses it")));
                     }
                     _ => {}
                 }
@@ -271,7 +305,7 @@ impl<'a> Auditor<'a> {
         let mut breaches = Vec::new();
         for id in self.wanted.keys() {
             if self.ready(id).is_none() && !unchanged.contains(id) && !reported.contains(id.as_str()) {
-                breaches.push(((*id).clone(), "what is wanted is made, left, or named as blocked"));
+                breaches.push(((*id).clone(), "a wanted resource must be created, kept, or listed as blocked"));
             }
         }
         for (id, holding) in self.holdings.iter().filter(|(id, _)| !self.wanted.contains_key(**id)) {
@@ -280,7 +314,7 @@ impl<'a> Auditor<'a> {
                 .get(*id)
                 .is_some_and(|steps| steps.iter().any(|step| removes_current(step) || forgets(step)));
             if holding.current.is_some() && !leaves && !reported.contains(id.as_str()) {
-                breaches.push(((*id).clone(), "what is not wanted is removed, forgotten, or named as kept"));
+                breaches.push(((*id).clone(), "an unwanted resource must be removed, forgotten, or listed as kept"));
             }
         }
         breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
@@ -296,10 +330,10 @@ impl<'a> Auditor<'a> {
         for step in steps {
             let Node::Gate(Gate { open, shut }) = &step.node else { continue };
             if !shut.is_empty() {
-                breaches.push((step.resource.clone(), "a gate that is shut keeps what is there"));
+                breaches.push((step.resource.clone(), "a closed gate must not change anything"));
             }
             if !is_gated {
-                breaches.push((step.resource.clone(), "a gate is in a plan that was asked for with one"));
+                breaches.push((step.resource.clone(), "a plan that is not gated must have no gate"));
             }
             gates.insert(step.id, (step, step.after.iter().copied().collect(), open.iter().copied().collect()));
         }
@@ -308,15 +342,15 @@ impl<'a> Auditor<'a> {
             let own = |before: &u32| gates.get(before).is_some_and(|(gate, ..)| gate.site == step.site);
             let behind = step.after.iter().any(own);
             if gated::removes(step) && !behind && !early.contains(&step.id) {
-                breaches.push((step.resource.clone(), "it is removed only when the gate is open"));
+                breaches.push((step.resource.clone(), "it must be removed only when the gate is open"));
             }
             for (id, (gate, before, open)) in &gates {
                 let is_own = gate.site == step.site;
                 if is_own && gated::makes(step) && !before.contains(&step.id) && !self.waits_for(gate, step.id) {
-                    breaches.push((step.resource.clone(), "it is made before the gate is asked"));
+                    breaches.push((step.resource.clone(), "it must be created before the gate is measured"));
                 }
                 if step.after.contains(id) != open.contains(&step.id) {
-                    breaches.push((step.resource.clone(), "a gate names exactly what waits for it"));
+                    breaches.push((step.resource.clone(), "a gate must list exactly the steps that wait for it"));
                 }
             }
         }

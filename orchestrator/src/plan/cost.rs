@@ -7,14 +7,18 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
-use textnlp_provider::{Charge, CostLine, KindName, Ownership, Problem, Provider, ResourceId, Spec};
+use textnlp_provider::{Charge, CostLine, KindName, Ownership, Problem, Provider, ResourceId, SiteName, Spec};
 
 use super::{Facts, Plan, Purpose};
 use crate::environment::model::Budget;
 use crate::run::RunSite;
+use crate::state::{RecordedObjects, State, StateError};
 
 /// The age from which a price is reported as outdated.
 const OUTDATED_DAYS: i64 = 180;
+
+/// The service of own machines, beside those on bills.
+const MACHINES: &str = "Machines";
 
 /// The monthly cost after a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub struct Cost {
     pub currency: String,
     /// The sum of the known amounts, in millionths.
     pub known_micros: u64,
+    /// The own machines of sites by [`Budget::machines`], in millionths. The sum includes them.
+    pub machines: BTreeMap<String, u64>,
     /// The resources with an amount that is not known, in order.
     pub unknown: BTreeSet<ResourceId>,
     /// The sum of the known amounts of the objects that are recorded now, in millionths; `None` for [`Cost::wanted`].
@@ -48,14 +54,23 @@ impl ServiceCost {
 }
 
 /// An object with the provider that knows its cost.
-type Priced<'a> = (&'a dyn Provider, &'a KindName, &'a ResourceId, &'a Spec);
+type PricedObject<'a> = (&'a dyn Provider, &'a KindName, &'a ResourceId, &'a Spec);
 
 impl Cost {
-    fn of<'a>(objects: impl IntoIterator<Item = Priced<'a>>, currency: &str) -> Self {
+    fn of<'a>(objects: impl IntoIterator<Item = PricedObject<'a>>, budget: &Budget) -> Self {
         let (mut lines, mut unknown, mut known_micros) = (Vec::new(), BTreeSet::new(), 0_u64);
+        let mut machines = BTreeMap::new();
         for (provider, kind, id, spec) in objects {
+            let priced = budget.machines.get(id.site());
+            if let Some(machine) = priced {
+                machines.insert(id.site().to_owned(), machine.monthly_micros());
+            }
             for line in provider.costs(kind, spec) {
-                let line = in_currency(line, currency);
+                // What uses a machine with a price costs nothing extra.
+                if priced.is_some() && line.charge == Charge::Included {
+                    continue;
+                }
+                let line = in_currency(line, &budget.currency);
                 match monthly_micros(&line) {
                     Some(micros) => known_micros = known_micros.saturating_add(micros),
                     None => {
@@ -66,12 +81,14 @@ impl Cost {
             }
         }
         lines.sort_by(|(one, _), (other, _)| one.cmp(other));
-        Self { lines, currency: currency.to_owned(), known_micros, unknown, recorded_micros: None }
+        known_micros = machines.values().fold(known_micros, |sum, micros| sum.saturating_add(*micros));
+        let currency = budget.currency.clone();
+        Self { lines, currency, known_micros, machines, unknown, recorded_micros: None }
     }
 
     /// The cost after a plan: of everything that is wanted, or of what a removal retains; and of what is recorded now.
-    pub fn after(plan: &Plan, facts: &Facts, currency: &str) -> Self {
-        let (mut objects, mut recorded): (Vec<Priced<'_>>, Vec<Priced<'_>>) = (Vec::new(), Vec::new());
+    pub fn after(plan: &Plan, facts: &Facts, budget: &Budget) -> Self {
+        let (mut objects, mut recorded): (Vec<PricedObject<'_>>, Vec<PricedObject<'_>>) = (Vec::new(), Vec::new());
         for site in facts.sites.values() {
             let provider = site.provider.as_ref();
             if plan.purpose == Purpose::Up {
@@ -87,17 +104,29 @@ impl Cost {
             let ours = held.filter(|one| one.ownership == Ownership::Ours);
             recorded.extend(ours.map(|one| (provider, &one.kind, &one.id, &one.spec)));
         }
-        let recorded_micros = Some(Self::of(recorded, currency).known_micros);
-        Self { recorded_micros, ..Self::of(objects, currency) }
+        let recorded_micros = Some(Self::of(recorded, budget).known_micros);
+        Self { recorded_micros, ..Self::of(objects, budget) }
     }
 
     /// The cost of what is wanted at these sites.
-    pub fn wanted<'a>(sites: impl IntoIterator<Item = &'a RunSite>, currency: &str) -> Self {
+    pub fn wanted<'a>(sites: impl IntoIterator<Item = &'a RunSite>, budget: &Budget) -> Self {
         let ours = |site: &'a RunSite| {
             let wanted = site.wanted.iter().filter(|wanted| wanted.ownership == Ownership::Ours);
             wanted.map(|wanted| (site.provider.as_ref(), &wanted.kind, &wanted.id, &wanted.spec))
         };
-        Self::of(sites.into_iter().flat_map(ours), currency)
+        Self::of(sites.into_iter().flat_map(ours), budget)
+    }
+
+    /// The cost of what the state records at these sites.
+    pub fn recorded(sites: &BTreeMap<SiteName, RunSite>, state: &State, budget: &Budget) -> Result<Self, StateError> {
+        let mut held = Vec::new();
+        for (name, site) in sites {
+            let objects = state.holdings(name)?;
+            let recorded = objects.values().flat_map(RecordedObjects::objects);
+            let ours = recorded.filter(|one| one.ownership == Ownership::Ours).cloned();
+            held.extend(ours.map(|one| (site.provider.clone(), one)));
+        }
+        Ok(Self::of(held.iter().map(|(provider, one)| (&**provider, &one.kind, &one.id, &one.spec)), budget))
     }
 
     /// The sum if every price is known.
@@ -114,15 +143,41 @@ impl Cost {
 
     /// The cost by service. What only uses its host is no service.
     pub fn services(&self) -> BTreeMap<&str, ServiceCost> {
-        let mut services: BTreeMap<&str, ServiceCost> = BTreeMap::new();
-        for (_, line) in self.lines.iter().filter(|(_, line)| line.charge != Charge::Included) {
-            let service = services.entry(&line.service).or_default();
-            match monthly_micros(line) {
-                Some(micros) => service.known_micros = service.known_micros.saturating_add(micros),
-                None => service.is_partial = true,
+        self.by(|_, service| service)
+    }
+
+    /// The cost by a key of site and service. What only uses its host is in none.
+    pub fn by<'c, K: Ord>(&'c self, key: impl Fn(&'c str, &'c str) -> K) -> BTreeMap<K, ServiceCost> {
+        let lines = self.lines.iter().filter(|(_, line)| line.charge != Charge::Included);
+        let lines = lines.map(|(id, line)| (id.site(), line.service.as_str(), monthly_micros(line)));
+        let machines = self.machines.iter().map(|(site, micros)| (site.as_str(), MACHINES, Some(*micros)));
+        let mut sums: BTreeMap<K, ServiceCost> = BTreeMap::new();
+        for (site, service, micros) in lines.chain(machines) {
+            let sum = sums.entry(key(site, service)).or_default();
+            match micros {
+                Some(micros) => sum.known_micros = sum.known_micros.saturating_add(micros),
+                None => sum.is_partial = true,
             }
         }
-        services
+        sums
+    }
+
+    /// The amounts that are not known, each service with the reason, and their count. What uses a machine is not among
+    /// them.
+    pub fn unknown_reasons(&self) -> BTreeMap<String, usize> {
+        let mut reasons = BTreeMap::new();
+        for (_, line) in &self.lines {
+            if let Charge::Unknown(why) = &line.charge {
+                *reasons.entry(format!("{}: {why}", line.service)).or_default() += 1;
+            }
+        }
+        reasons
+    }
+
+    /// The sites with resources that use a machine, or the nodes of a cluster, without a price.
+    pub fn unpriced_hosts(&self) -> BTreeSet<&str> {
+        let included = self.lines.iter().filter(|(_, line)| line.charge == Charge::Included);
+        included.map(|(id, _)| id.site()).collect()
     }
 
     /// A warning if a price was read long ago.
@@ -198,7 +253,7 @@ impl Serialize for Cost {
         let services = self.services().into_iter().map(|(name, cost)| {
             json!({ "service": name, "monthly": (!cost.is_partial).then_some(cost.known()), "known": cost.known() })
         });
-        json!({
+        let mut document = json!({
             "monthly": self.monthly(),
             "known": amount(self.known_micros),
             "change": self.change(),
@@ -207,8 +262,13 @@ impl Serialize for Cost {
             "note": (!self.unknown.is_empty()).then(|| self.in_words("at least", "")),
             "services": services.collect::<Vec<_>>(),
             "lines": self.lines.iter().map(|(id, line)| line_document(id, line)).collect::<Vec<_>>(),
-        })
-        .serialize(serializer)
+        });
+        if !self.machines.is_empty() {
+            let machines =
+                self.machines.iter().map(|(site, micros)| json!({ "site": site, "monthly": amount(*micros) }));
+            document["machines"] = machines.collect();
+        }
+        document.serialize(serializer)
     }
 }
 

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use textnlp_provider::{
-    DataClass, Effect, FieldChange, Identity, Kind, Object, Observed, Outputs, Ownership, Problem, Recorded,
+    DataClass, Effect, FieldChange, Identity, Kind, Object, Observed, Origin, Outputs, Ownership, Problem, Recorded,
     ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
 };
 
@@ -113,6 +113,8 @@ pub(super) struct DecisionBuilder<'w, 'a> {
 pub(super) struct ResourceObservation<'a> {
     pub(super) seen: Option<&'a Object>,
     pub(super) strays: Vec<&'a Object>,
+    /// Objects with the labels of this deployment that no operation of the journal created, as far as it shows.
+    pub(super) unproven: Vec<&'a Object>,
 }
 
 pub(super) fn decide<'a>(world: &World<'a>) -> Decisions<'a> {
@@ -194,7 +196,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
         let token = self.world.kind_of(wanted).is_some_and(|kind| kind.identity == Identity::Token);
         let known = match &decided.what {
             Decision::Same => KnownOutputs::Now(last.map_or_else(Cow::default, Cow::Borrowed)),
-            Decision::Note(Note::Adopt { recorded } | Note::Remember { recorded }) => {
+            Decision::Note(Note::Adopt { recorded, .. } | Note::Remember { recorded }) => {
                 KnownOutputs::Now(Cow::Owned(recorded.outputs.clone()))
             }
             Decision::Return { back, .. } => KnownOutputs::Now(Cow::Owned(back.outputs.clone())),
@@ -229,7 +231,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
             match self.decision(&host.0) {
                 // A missing host has no children; a resource that moves to it is still at its old host.
                 Some(Decision::Create) if current.is_none_or(|current| current.via.as_ref() == Some(host)) => {
-                    return Ok(ResourceObservation { seen: None, strays: Vec::new() });
+                    return Ok(ResourceObservation { seen: None, strays: Vec::new(), unproven: Vec::new() });
                 }
                 Some(Decision::Blocked | Decision::Refused { .. }) => {
                     return Err(format!("its host `{}` is blocked", host.0));
@@ -254,15 +256,62 @@ impl<'a> DecisionBuilder<'_, 'a> {
             holding.iter().flat_map(|holding| &holding.old).map(|old| &old.recorded.cloud_id).collect();
         objects.retain(|object| !old.contains(&object.cloud_id));
         let at = current.and_then(|current| objects.iter().position(|object| object.cloud_id == current.cloud_id));
-        let seen = at.map(|at| objects.remove(at));
+        let is_external = wanted.is_some_and(|wanted| matches!(wanted.ownership, Ownership::External(_)));
+        let found = at.map(|at| objects.remove(at));
+        let is_recorded =
+            |object: &&'a Object| is_external || current.is_none_or(|one| self.is_same(site, one, object));
+        let seen = found.filter(is_recorded);
+        let (mut strays, mut unproven): (Vec<&'a Object>, Vec<&'a Object>) =
+            objects.into_iter().partition(|object| is_external || self.is_proven(place, object));
+        if let Some(object) = found.filter(|_| seen.is_none()) {
+            // Whose object it is, is known: it is another deployment's.
+            let is_foreign = object.lineage.is_some_and(|lineage| lineage != self.world.facts.lineage);
+            if is_foreign { strays.push(object) } else { unproven.push(object) }
+        }
         if let (Some(current), None, Some(holding)) = (current, seen, holding) {
             let settles = self.world.kind(site, &current.kind).map(|kind| kind.settles).unwrap_or_default();
-            // An object that cannot be found right after its creation is not necessarily gone.
-            if objects.is_empty() && within(self.world.facts.now, holding.since, settles) {
+            // An object that cannot be found right after its creation is not necessarily gone, whatever others put beside
+            // it.
+            if strays.is_empty() && within(self.world.facts.now, holding.since, settles) {
                 return Err("it was just created and is not visible yet".to_owned());
             }
         }
-        Ok(ResourceObservation { seen, strays: objects })
+        Ok(ResourceObservation { seen, strays, unproven })
+    }
+
+    /// Whether an object with the id of a recorded one is that one. Others may create an object of the same name once
+    /// it is gone; a provider that marks objects then shows it without our lineage. Marks can be copied.
+    fn is_same(&self, site: &SiteName, recorded: &Recorded, object: &Object) -> bool {
+        // Ids that the provider assigns are not used again.
+        let is_named = || self.world.kind(site, &recorded.kind).is_some_and(|kind| kind.identity != Identity::Token);
+        let is_ours = matches!(recorded.ownership, Ownership::Ours);
+        let lost_labels = object.lineage.is_none() && object.origin != Origin::Untold && is_ours && is_named();
+        !lost_labels && !is_other(recorded, object)
+    }
+
+    /// Whether an object without a record may be of this deployment, by more than its labels, which others may set and
+    /// copy: exactly one object has the token of a create that ended without a recorded one, and is not older. Where a provider does not
+    /// tell the operation, the labels decide. Another deployment's object is judged by those too.
+    fn is_proven(&self, place: ResourceIndex, object: &Object) -> bool {
+        let row = &self.world.rows[place];
+        let created_by = match &object.origin {
+            _ if object.lineage.is_some_and(|lineage| lineage != self.world.facts.lineage) => return true,
+            Origin::Untold => return true,
+            Origin::Unmarked => return object.lineage.is_none(),
+            Origin::Operation(token) => token,
+        };
+        let Some((site, _)) = &row.observed else { return false };
+        let unresolved = self.world.site(site).unresolved.get(self.world.ids[place]);
+        let same = row.present().filter(|other| other.origin.operation() == Some(created_by)).count();
+        same == 1 && unresolved.is_some_and(|all| all.iter().any(|create| create.may_have_made(object)))
+    }
+
+    /// Reports objects that only their labels make ours.
+    pub(super) fn report_unproven(&mut self, place: ResourceIndex, unproven: &[&Object]) {
+        for object in unproven {
+            let (cause, fix) = unproven_problem(self.world.ids[place], object);
+            self.warnings.push(Problem::warning(self.world.ids[place].as_str(), cause, fix));
+        }
     }
 
     fn choose(
@@ -276,9 +325,10 @@ impl<'a> DecisionBuilder<'_, 'a> {
         if let Ownership::External(_) = wanted.ownership {
             return self.external(place, wanted, current, sight, decided);
         }
-        let ResourceObservation { seen, strays } = sight;
-        let mut all = strays.iter().chain(&seen);
-        if let Some(object) = all.find(|object| !self.is_ours(object, wanted)) {
+        let ResourceObservation { seen, strays, unproven } = sight;
+        let theirs = strays.iter().copied().find(|object| !self.is_ours(object, wanted));
+        let lost_labels = |object: &Object| self.lost_labels(object, wanted, current);
+        if let Some(object) = theirs.or(seen.filter(|object| !self.is_ours(object, wanted) && !lost_labels(object))) {
             let cause = match object.lineage {
                 Some(other) => format!("`{}` belongs to deployment {other}", object.cloud_id),
                 None => format!("`{}` already exists and was not created by this deployment", object.cloud_id),
@@ -288,6 +338,14 @@ impl<'a> DecisionBuilder<'_, 'a> {
             decided.what = Decision::Refused { problem };
             return;
         }
+        if let (None, [], [object, others @ ..]) = (seen, strays.as_slice(), unproven.as_slice()) {
+            // A new object could have the same name, or be a second one of those that a lost record was about.
+            let (cause, fix) = unproven_problem(&wanted.id, object);
+            decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) };
+            self.report_unproven(place, others);
+            return;
+        }
+        self.report_unproven(place, &unproven);
         let mut strays = strays.into_iter().map(|object| (self.stray(wanted, object), object)).collect::<Vec<_>>();
         match (current, seen) {
             (Some(recorded), Some(seen)) => {
@@ -306,12 +364,16 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 // An object of this lineage without a record: a run crashed between call and record, or the record was
                 // lost.
                 let (recorded, seen) = strays.remove(0);
+                let id = &seen.cloud_id;
                 decided.because = if gone.is_some() {
-                    "the recorded object is gone, and another object of this deployment exists".to_owned()
+                    format!("the recorded object is gone, and `{id}` of this deployment exists")
                 } else {
-                    "it belongs to this deployment and was not recorded".to_owned()
+                    format!("`{id}` belongs to this deployment and was not recorded")
                 };
                 self.compare(place, wanted, Cow::Owned(recorded), seen, true, decided);
+                if !decided.because.contains(seen.cloud_id.as_str()) {
+                    decided.because = format!("`{id}` was not recorded: {}", decided.because);
+                }
             }
             (Some(_), None) => {
                 decided.because = "it is gone".to_owned();
@@ -328,6 +390,14 @@ impl<'a> DecisionBuilder<'_, 'a> {
     fn is_ours(&self, object: &Object, wanted: &'a Wanted) -> bool {
         let part = self.world.kind_of(wanted).is_some_and(|kind| kind.identity == Identity::Part);
         object.lineage.map_or(part, |lineage| lineage == self.world.facts.lineage)
+    }
+
+    /// Whether a recorded object of this deployment has no lineage any more and is known by an id that the provider assigned, and
+    /// that it does not use again.
+    fn lost_labels(&self, object: &Object, wanted: &'a Wanted, recorded: Option<&Recorded>) -> bool {
+        object.lineage.is_none()
+            && recorded.is_some_and(|recorded| matches!(recorded.ownership, Ownership::Ours))
+            && self.world.kind(&wanted.site, &object.kind).is_some_and(|kind| kind.identity == Identity::Token)
     }
 
     fn stray(&self, wanted: &'a Wanted, object: &Object) -> Recorded {
@@ -386,7 +456,10 @@ impl<'a> DecisionBuilder<'_, 'a> {
             Some(_) => {
                 Decision::Note(Note::Remember { recorded: Box::new(refreshed(wanted, spec, seen, schema, false)) })
             }
-            None => Decision::Note(Note::Adopt { recorded: Box::new(refreshed(wanted, spec, seen, schema, false)) }),
+            None => Decision::Note(Note::Adopt {
+                recorded: Box::new(refreshed(wanted, spec, seen, schema, false)),
+                created_by: seen.origin.operation().cloned(),
+            }),
         }
     }
 
@@ -682,6 +755,7 @@ impl ExpectedRecord<'_> {
             && recorded.ownership == wanted.ownership
             && recorded.schema == *schema
             && recorded.cloud_id == seen.cloud_id
+            && (seen.created.is_none() || recorded.created == seen.created)
             && recorded.protected == wanted.protected
             && !recorded.tainted
             && recorded.spec == **spec
@@ -708,6 +782,7 @@ pub(crate) fn refreshed(wanted: &Wanted, spec: &Spec, seen: &Object, schema: u32
         ownership: wanted.ownership.clone(),
         schema,
         cloud_id: seen.cloud_id.clone(),
+        created: seen.created,
         outputs: seen.outputs.clone(),
         protected: wanted.protected,
         tainted,
@@ -740,6 +815,7 @@ pub(super) fn record_of(
         ownership: Ownership::Ours,
         schema,
         cloud_id: object.cloud_id.clone(),
+        created: object.created,
         outputs: object.outputs.clone(),
         protected: false,
         tainted: false,
@@ -753,7 +829,7 @@ fn guests(world: &World<'_>) -> Vec<Option<String>> {
     for (place, row) in world.rows.iter().enumerate() {
         let names: Vec<String> = row
             .present()
-            .flat_map(|object| object.foreign.iter().filter(|foreign| !foreign.swept))
+            .flat_map(|object| object.foreign.iter().filter(|foreign| foreign.is_in_the_way()))
             .map(|foreign| format!("`{}` ({})", foreign.cloud_id, foreign.what))
             .collect();
         if names.is_empty() {
@@ -780,6 +856,36 @@ fn refuse_loss<'a>(wanted: &Wanted, why: &str) -> Decision<'a> {
     let cause = format!("it holds data and would be replaced: {why}");
     let fix = "revert the change, or accept the loss of the data with `--delete-data ENV`";
     Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) }
+}
+
+/// Whether its creation time tells an object from the recorded one.
+pub(super) fn is_other(recorded: &Recorded, object: &Object) -> bool {
+    recorded.created.zip(object.created).is_some_and(|(recorded, seen)| recorded != seen)
+}
+
+/// Why an object is not ours, and how to proceed.
+pub(super) fn unproven_problem(resource: &ResourceId, object: &Object) -> (String, String) {
+    if object.lineage.is_none() {
+        let cause = format!(
+            "`{}` ({}) has the name of a recorded object and no label `textnlp-lineage`: it may be another one, and it is not used, changed or deleted",
+            object.cloud_id, object.kind
+        );
+        let fix = format!(
+            "restore its labels `textnlp-lineage` and `textnlp-resource` if it is the recorded one; otherwise \
+             `textnlp-deploy state remove {resource}`"
+        );
+        return (cause, fix);
+    }
+    let cause = format!(
+        "`{}` ({}) has the labels of this deployment, but no operation in the state created it: it is not used, changed or deleted",
+        object.cloud_id, object.kind
+    );
+    let fix = format!(
+        "to record it: `textnlp-deploy state import {resource}={}`, after `state remove {resource}` if another is recorded; \
+         otherwise remove its labels or delete it yourself",
+        object.cloud_id
+    );
+    (cause, fix)
 }
 
 /// The strongest effect among changes.
@@ -821,6 +927,8 @@ mod tests {
             spec: wanted.spec.clone(),
             outputs: Outputs::from([("id".to_owned(), json!("b-1"))]),
             lineage: None,
+            origin: textnlp_provider::Origin::Untold,
+            created: None,
             health: Health::Ready,
             via: None,
             foreign: Vec::new(),

@@ -13,7 +13,7 @@ use textnlp_provider::{
 };
 
 use super::Purpose;
-use crate::state::{Durations, OpenOperation, RecordedObjects};
+use crate::state::{Durations, OpenOperation, RecordedObjects, UnresolvedCreate};
 
 /// The input of a plan.
 #[derive(Clone)]
@@ -51,6 +51,8 @@ pub struct SiteFacts {
     pub observed: Vec<(ResourceId, Observed)>,
     /// Operations that are still open.
     pub open: BTreeMap<OperationId, OpenOperation>,
+    /// The tokens of creates that ended without a recorded object.
+    pub unresolved: BTreeMap<ResourceId, Vec<UnresolvedCreate>>,
     /// Past durations of operations: for estimates, never for the plan.
     pub took: Durations,
 }
@@ -71,10 +73,14 @@ impl Facts {
             for (op, open) in &site.open {
                 add(&open.intent.operation.resource, sum("open", op));
             }
+            for (id, creates) in &site.unresolved {
+                add(id, sum("unresolved", creates));
+            }
             for (id, observed) in &site.observed {
                 let seen = match observed {
                     Observed::Present(object) if object.foreign.is_empty() => sum("present", object),
-                    // Objects that controllers create and remove do not affect the plan.
+                    // Objects that controllers create and remove do not make a plan stale: its deletes name those that
+                    // they may remove.
                     Observed::Present(object) => {
                         let stays = object.foreign.iter().filter(|foreign| !foreign.swept).cloned().collect();
                         sum("present", &Object { foreign: stays, ..object.clone() })
@@ -350,8 +356,8 @@ fn every_id(facts: &Facts) -> Vec<&ResourceId> {
 
 /// The dependencies of a wanted resource: explicit, its host, and those of references. May have duplicates.
 pub(super) fn needs_of(wanted: &Wanted) -> impl Iterator<Item = &ResourceId> {
-    let said = wanted.needs.iter().map(|need| &need.on).chain(wanted.via.iter().map(|host| &host.0));
-    said.chain(wanted.spec.outputs_needed().iter().map(|output| &output.resource))
+    let explicit = wanted.needs.iter().map(|need| &need.on).chain(wanted.via.iter().map(|host| &host.0));
+    explicit.chain(wanted.spec.outputs_needed().iter().map(|output| &output.resource))
 }
 
 /// The dependencies of a recorded resource. May have duplicates.

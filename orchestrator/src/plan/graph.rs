@@ -63,10 +63,12 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Resul
     }
     let mut graph = Graph::of(world, &decisions);
     graph.gentle_edges();
+    let outliving = graph.outliving();
     let mut steps = graph.numbered()?;
     let Graph { refusals, retained, blocked, unchanged, summary, .. } = graph;
     let facts = world.facts;
     let mut warnings = decisions.warnings;
+    warnings.extend(outliving);
     if facts.gated && facts.purpose == Purpose::Up {
         steps = gated::behind_gates(steps, &mut warnings);
     }
@@ -114,7 +116,7 @@ impl<'w, 'a> Graph<'w, 'a> {
         graph
     }
 
-    /// The first resource in a cycle that is to be replaced by a new object beside the old one.
+    /// The first resource in a cycle whose replacement creates the new object before it deletes the old one.
     fn impossible_beside(&self) -> Option<ResourceIndex> {
         if !self.drafts.keys().any(|(_, slot)| *slot == Slot::Replaced) {
             return None;
@@ -138,7 +140,7 @@ impl<'w, 'a> Graph<'w, 'a> {
                 self.summary.replace += 1;
                 let note = Note::Return { recorded: back.clone(), old: old.sha256.clone() };
                 self.add(ready, Node::Note(note), decided);
-                self.add((index, Slot::Replaced), Node::Call(delete(instead, ObjectRole::Old)), decided);
+                self.add((index, Slot::Replaced), Node::Call(self.delete(index, instead, ObjectRole::Old)), decided);
                 self.after((index, Slot::Replaced), ready);
             }
             Decision::Create => {
@@ -151,23 +153,23 @@ impl<'w, 'a> Graph<'w, 'a> {
             }
             Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, stray } => {
                 self.summary.replace += 1;
-                self.add((index, Slot::Gone), Node::Call(delete(recorded, current(*stray))), decided);
+                self.add((index, Slot::Gone), Node::Call(self.delete(index, recorded, current(*stray))), decided);
                 self.add(ready, Node::Call(create(decided, false)), decided);
                 self.after(ready, (index, Slot::Gone));
             }
             Decision::Replace { recorded, order: ReplaceOrder::CreateFirst, .. } => {
                 self.summary.replace += 1;
                 self.add(ready, Node::Call(create(decided, true)), decided);
-                self.add((index, Slot::Replaced), Node::Call(delete(recorded, ObjectRole::Old)), decided);
+                self.add((index, Slot::Replaced), Node::Call(self.delete(index, recorded, ObjectRole::Old)), decided);
                 self.after((index, Slot::Replaced), ready);
             }
             Decision::Maybe { .. } => self.maybe(index, decided),
             Decision::Delete { recorded } => {
                 self.summary.delete += 1;
-                self.add((index, Slot::Gone), Node::Call(delete(recorded, ObjectRole::Current)), decided);
+                self.add((index, Slot::Gone), Node::Call(self.delete(index, recorded, ObjectRole::Current)), decided);
             }
             Decision::Forget { .. } => self.add((index, Slot::Gone), Node::Note(Note::Forget), decided),
-            Decision::Retain { recorded } => self.retain(index, recorded, &decided.because, true),
+            Decision::Retain { recorded } => self.retain(index, recorded, &decided.because),
             Decision::Leftovers => self.summary.delete += 1,
             Decision::Blocked => {
                 let resource = self.world.ids[index].clone();
@@ -178,9 +180,9 @@ impl<'w, 'a> Graph<'w, 'a> {
         self.leftovers(index, decided);
     }
 
-    fn retain(&mut self, index: ResourceIndex, recorded: &Recorded, because: &str, replaces: bool) {
+    fn retain(&mut self, index: ResourceIndex, recorded: &Recorded, because: &str) {
         let holds = is_kept(self.world, recorded, &recorded.site);
-        let because = if holds || !replaces { "it holds data".to_owned() } else { because.to_owned() };
+        let because = if holds { "it holds data".to_owned() } else { because.to_owned() };
         let resource = self.world.ids[index].clone();
         self.retained.push(Retained { resource, kind: recorded.kind.clone(), because });
     }
@@ -201,7 +203,12 @@ impl<'w, 'a> Graph<'w, 'a> {
                 continue;
             }
             if is_kept(self.world, recorded, decided.site) {
-                self.retain(index, recorded, "", false);
+                let (resource, kind) = (self.world.ids[index].clone(), recorded.kind.clone());
+                let because = match which {
+                    ObjectRole::Stray => format!("`{}` is not in the state and holds data", recorded.cloud_id),
+                    _ => "it holds data".to_owned(),
+                };
+                self.retained.push(Retained { resource, kind, because });
                 continue;
             }
             if let Some(because) = self.guest(index, recorded) {
@@ -210,10 +217,13 @@ impl<'w, 'a> Graph<'w, 'a> {
                 continue;
             }
             let (slot, because) = match which {
-                ObjectRole::Old => (Slot::Old(number), "it was replaced"),
-                _ => (Slot::Stray(number), "it belongs to this deployment and is not in the state"),
+                ObjectRole::Old => (Slot::Old(number), "it was replaced".to_owned()),
+                _ => {
+                    let id = &recorded.cloud_id;
+                    (Slot::Stray(number), format!("`{id}` belongs to this deployment and is not in the state"))
+                }
             };
-            let (node, changes, because) = (Node::Call(delete(recorded, which)), Vec::new(), because.to_owned());
+            let (node, changes) = (Node::Call(self.delete(index, recorded, which)), Vec::new());
             self.drafts.insert((index, slot), Draft { node, changes, because, after: BTreeSet::new() });
         }
     }
@@ -221,7 +231,7 @@ impl<'w, 'a> Graph<'w, 'a> {
     /// The external contents of a replaced or unrecorded object.
     fn guest(&self, index: ResourceIndex, recorded: &Recorded) -> Option<String> {
         let object = self.world.rows[index].present().find(|object| object.cloud_id == recorded.cloud_id)?;
-        let guest = object.foreign.iter().find(|foreign| !foreign.swept)?;
+        let guest = object.foreign.iter().find(|foreign| foreign.is_in_the_way())?;
         Some(format!("`{}` ({}) is inside it and was not created by this deployment", guest.cloud_id, guest.what))
     }
 
@@ -236,7 +246,7 @@ impl<'w, 'a> Graph<'w, 'a> {
             Branch::Nothing => Vec::new(),
             Branch::Update => vec![update(decided, recorded, seen, *stray)],
             Branch::Replace if *order == ReplaceOrder::CreateFirst => vec![create(decided, true)],
-            Branch::Replace => vec![delete(recorded, current(*stray)), create(decided, false)],
+            Branch::Replace => vec![self.delete(index, recorded, current(*stray)), create(decided, false)],
         };
         let branches = [Branch::Nothing, Branch::Update, Branch::Replace]
             .into_iter()
@@ -250,7 +260,8 @@ impl<'w, 'a> Graph<'w, 'a> {
         let ready = (index, Slot::Ready);
         self.add(ready, Node::OneOf(Choice { decides, alternatives }), decided);
         if *most == Branch::Replace && *order == ReplaceOrder::CreateFirst {
-            let replace = Alternative { branch: Branch::Replace, calls: vec![delete(recorded, ObjectRole::Old)] };
+            let replace =
+                Alternative { branch: Branch::Replace, calls: vec![self.delete(index, recorded, ObjectRole::Old)] };
             let alternatives = [*least, Branch::Update]
                 .into_iter()
                 .filter(|branch| *branch < Branch::Replace)
@@ -263,6 +274,33 @@ impl<'w, 'a> Graph<'w, 'a> {
             self.add((index, Slot::Replaced), node, decided);
             self.after((index, Slot::Replaced), ready);
         }
+    }
+
+    /// A delete, with the objects of controllers inside of the object that it deletes too: no others.
+    fn delete(&self, index: ResourceIndex, recorded: &Recorded, which: ObjectRole) -> Call {
+        let seen = self.world.rows[index].present().find(|object| object.cloud_id == recorded.cloud_id);
+        let created_by = seen.and_then(|seen| seen.origin.operation()).filter(|_| which == ObjectRole::Stray).cloned();
+        let foreign = seen.iter().flat_map(|seen| &seen.foreign).filter(|foreign| foreign.swept);
+        let sweeps = foreign.map(|foreign| foreign.cloud_id.clone()).collect();
+        Call::Delete { recorded: Box::new(recorded.clone()), which, created_by, sweeps }
+    }
+
+    /// Warnings about what outlives the objects that are deleted, with its ids.
+    fn outliving(&self) -> Vec<Problem> {
+        let mut warnings = Vec::new();
+        for ((index, _), draft) in &self.drafts {
+            for call in draft.node.calls() {
+                let Call::Delete { recorded, .. } = call else { continue };
+                let seen = self.world.rows[*index].present().find(|object| object.cloud_id == recorded.cloud_id);
+                for foreign in seen.iter().flat_map(|seen| &seen.foreign).filter(|foreign| foreign.outlives) {
+                    let cause =
+                        format!("the {} `{}`, which its controllers created, is kept", foreign.what, foreign.cloud_id);
+                    let fix = "it costs money until it is deleted: do so once nothing needs it";
+                    warnings.push(Problem::warning(self.world.ids[*index].as_str(), cause, fix));
+                }
+            }
+        }
+        warnings
     }
 
     fn add(&mut self, key: Key, node: Node, decided: &Decided<'a>) {
@@ -356,25 +394,25 @@ impl<'w, 'a> Graph<'w, 'a> {
     }
 
     fn gentle_edges(&mut self) {
-        let mut wishes = self.leftovers_go_last();
-        wishes.extend(self.moves_before_old_goes());
-        wishes.extend(self.lets_go_first());
-        wishes.extend(self.one_by_one());
-        wishes.retain(|(key, before)| self.drafts.contains_key(key) && self.drafts.contains_key(before));
-        wishes.retain(|(key, before)| self.drafts.get(key).is_some_and(|draft| !draft.after.contains(before)));
-        for (key, before) in &wishes {
+        let mut optional = self.leftovers_go_last();
+        optional.extend(self.moves_before_old_goes());
+        optional.extend(self.lets_go_first());
+        optional.extend(self.one_by_one());
+        optional.retain(|(key, before)| self.drafts.contains_key(key) && self.drafts.contains_key(before));
+        optional.retain(|(key, before)| self.drafts.get(key).is_some_and(|draft| !draft.after.contains(before)));
+        for (key, before) in &optional {
             self.after(*key, *before);
         }
-        if wishes.is_empty() || self.stuck().is_empty() {
+        if optional.is_empty() || self.stuck().is_empty() {
             return;
         }
         // Optional edges may conflict: each is added only if it closes no cycle with those before it.
-        for (key, before) in &wishes {
+        for (key, before) in &optional {
             if let Some(draft) = self.drafts.get_mut(key) {
                 draft.after.remove(before);
             }
         }
-        for (key, before) in wishes {
+        for (key, before) in optional {
             if !self.leads_to(before, key) {
                 self.after(key, before);
             }
@@ -390,15 +428,15 @@ impl<'w, 'a> Graph<'w, 'a> {
 
     /// Remaining dependents of a resource switch to the new object before the old one is deleted.
     fn moves_before_old_goes(&self) -> Vec<(Key, Key)> {
-        let mut wishes = Vec::new();
+        let mut optional = Vec::new();
         let stays = |row: &super::facts::Row<'_>| row.wanted.is_some() && row.holding.is_some();
         for (index, row) in self.world.rows.iter().enumerate().filter(|(_, row)| stays(row)) {
             for need in &row.needs {
                 let slots = std::iter::once(Slot::Replaced).chain((0..self.olds(*need)).map(Slot::Old));
-                wishes.extend(slots.map(|slot| ((*need, slot), (index, Slot::Ready))));
+                optional.extend(slots.map(|slot| ((*need, slot), (index, Slot::Ready))));
             }
         }
-        wishes
+        optional
     }
 
     /// Remaining users of a deleted resource stop using it first.
@@ -409,7 +447,7 @@ impl<'w, 'a> Graph<'w, 'a> {
         if !self.decisions.all.iter().any(is_removed) {
             return Vec::new();
         }
-        let mut wishes = Vec::new();
+        let mut optional = Vec::new();
         for (user, row) in self.world.rows.iter().enumerate() {
             let Some(recorded) = row.holding.and_then(|(_, holding)| holding.current.as_ref()) else { continue };
             if self.drafts.contains_key(&(user, Slot::Ready)) {
@@ -418,11 +456,11 @@ impl<'w, 'a> Graph<'w, 'a> {
                     .recorded_needs(recorded)
                     .into_iter()
                     .filter(|need| is_removed(&self.decisions.all[*need]));
-                wishes.extend(gone.map(|need| ((need, Slot::Gone), (user, Slot::Ready))));
+                optional.extend(gone.map(|need| ((need, Slot::Gone), (user, Slot::Ready))));
             }
         }
-        wishes.sort_unstable();
-        wishes
+        optional.sort_unstable();
+        optional
     }
 
     /// Replicas change one at a time.
@@ -574,10 +612,6 @@ fn create(decided: &Decided<'_>, beside: bool) -> Call {
 fn update(decided: &Decided<'_>, recorded: &Recorded, seen: &Object, stray: bool) -> Call {
     let recorded = Box::new(recorded.clone());
     Call::Update { wanted: Box::new(wanted(decided)), recorded, seen: Box::new(seen.clone()), stray }
-}
-
-fn delete(recorded: &Recorded, which: ObjectRole) -> Call {
-    Call::Delete { recorded: Box::new(recorded.clone()), which }
 }
 
 fn current(stray: bool) -> ObjectRole {

@@ -74,11 +74,11 @@ pub fn impact(plan: &Plan, facts: &Facts) -> Vec<Impact> {
 pub struct Deletion {
     /// The resource.
     pub resource: ResourceId,
-    /// The observed objects inside of it; objects created until then are deleted too.
+    /// Those objects. The provider decides whether one that is created after the plan stops the deletion.
     pub foreign: Vec<Foreign>,
 }
 
-/// What is deleted along with the resources that this plan deletes or may replace.
+/// The foreign objects that are deleted with the resources that this plan deletes or may replace.
 pub fn swept(plan: &Plan, facts: &Facts) -> Vec<Deletion> {
     let mut hosts: HashMap<&CloudId, &Vec<Foreign>> = HashMap::new();
     for (_, seen) in facts.sites.values().flat_map(|site| &site.observed) {
@@ -88,16 +88,19 @@ pub fn swept(plan: &Plan, facts: &Facts) -> Vec<Deletion> {
             hosts.insert(&object.cloud_id, &object.foreign);
         }
     }
-    let goes = plan.steps.iter().flat_map(|step| removed(&step.node));
+    let deleted = plan.steps.iter().flat_map(|step| deleted_records(&step.node));
     let with: BTreeMap<_, _> =
-        goes.filter_map(|recorded| Some((&recorded.id, *hosts.get(&recorded.cloud_id)?))).collect();
+        deleted.filter_map(|recorded| Some((&recorded.id, *hosts.get(&recorded.cloud_id)?))).collect();
     with.into_iter()
-        .map(|(resource, foreign)| Deletion { resource: resource.clone(), foreign: foreign.clone() })
+        .map(|(resource, foreign)| {
+            let foreign = foreign.iter().filter(|foreign| foreign.swept).cloned().collect();
+            Deletion { resource: resource.clone(), foreign }
+        })
+        .filter(|deletion: &Deletion| !deletion.foreign.is_empty())
         .collect()
 }
 
-/// The records of the objects that a step deletes.
-fn removed(node: &Node) -> Vec<&Recorded> {
+fn deleted_records(node: &Node) -> Vec<&Recorded> {
     let mut records = Vec::new();
     for call in node.calls() {
         if let Call::Delete { recorded, .. } = call {
@@ -159,7 +162,6 @@ pub fn estimate(plan: &Plan, facts: &Facts) -> Estimate {
     Estimate { seconds: ends.into_iter().max().unwrap_or_default().as_secs_f64(), typical, unknown }
 }
 
-/// The typical duration of a step's kind.
 fn typical_of(facts: &Facts, step: &Step) -> Option<Duration> {
     let kinds = facts.sites.get(&step.site)?.provider.kinds();
     kinds.iter().find(|kind| kind.name == step.kind.as_str())?.typical

@@ -23,8 +23,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{
-    EnvironmentName, FieldChange, KindName, Lineage, Object, Problem, Problems, Recorded, ResourceId, SiteName, Verb,
-    Wanted,
+    CloudId, EnvironmentName, FieldChange, KindName, Lineage, Object, Problem, Problems, Recorded, ResourceId,
+    SiteName, Token, Verb, Wanted,
 };
 
 pub use approve::{Approved, Consent, PlanRefusal, approve};
@@ -181,6 +181,12 @@ pub enum Call {
         recorded: Box<Recorded>,
         /// Which object of the resource.
         which: ObjectRole,
+        /// The token of the create that made it, if it has no record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        created_by: Option<Token>,
+        /// The objects of controllers inside of it that are deleted with it: no others.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        sweeps: Vec<CloudId>,
     },
 }
 
@@ -281,6 +287,9 @@ pub enum Note {
     Adopt {
         /// The new record.
         recorded: Box<Recorded>,
+        /// The token of the create that made it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        created_by: Option<Token>,
     },
     /// The object matches, but its record differs.
     Remember {

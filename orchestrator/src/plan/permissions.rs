@@ -60,13 +60,13 @@ fn requests(plan: &Plan, facts: &Facts) -> BTreeMap<SiteName, PolicyRequest> {
     let blocked: BTreeSet<&ResourceId> = plan.blocked.iter().map(|blocked| &blocked.resource).collect();
     let request = |(name, site): (&SiteName, &SiteFacts)| {
         let wanted = site.wanted.iter().filter(|_| plan.purpose == Purpose::Up).map(|one| match &one.ownership {
-            Ownership::Ours if blocked.contains(&one.id) => of_wanted(one, &[Verb::Create, Verb::Update]),
-            _ => of_wanted(one, &[]),
+            Ownership::Ours if blocked.contains(&one.id) => of_wanted(one, site, &[Verb::Create, Verb::Update]),
+            _ => of_wanted(one, site, &[]),
         });
         let recorded = site.holdings.values().flat_map(|holding| holding.objects()).map(|one| of_recorded(one, &[]));
         let steps = plan.steps.iter().filter(|step| step.site == *name);
         let calls = steps.flat_map(|step| step.node.calls()).map(|call| match call {
-            Call::Create { wanted, .. } | Call::Update { wanted, .. } => of_wanted(wanted, &[call.verb()]),
+            Call::Create { wanted, .. } | Call::Update { wanted, .. } => of_wanted(wanted, site, &[call.verb()]),
             Call::Delete { recorded, .. } => of_recorded(recorded, &[Verb::Delete]),
         });
         let request = PolicyRequest {
@@ -80,12 +80,14 @@ fn requests(plan: &Plan, facts: &Facts) -> BTreeMap<SiteName, PolicyRequest> {
     facts.sites.iter().map(request).collect()
 }
 
-fn of_wanted(wanted: &Wanted, verbs: &[Verb]) -> PolicyResource {
+fn of_wanted(wanted: &Wanted, site: &SiteFacts, verbs: &[Verb]) -> PolicyResource {
     let (id, kind, spec) = (wanted.id.clone(), wanted.kind.clone(), wanted.spec.clone());
-    PolicyResource { id, kind, spec, verbs: verbs.iter().copied().collect() }
+    let current = site.holdings.get(&id).and_then(|holding| holding.current.as_ref());
+    let cloud_id = current.map(|current| current.cloud_id.clone());
+    PolicyResource { id, kind, cloud_id, spec, verbs: verbs.iter().copied().collect() }
 }
 
 fn of_recorded(recorded: &Recorded, verbs: &[Verb]) -> PolicyResource {
     let (id, kind, spec) = (recorded.id.clone(), recorded.kind.clone(), recorded.spec.clone());
-    PolicyResource { id, kind, spec, verbs: verbs.iter().copied().collect() }
+    PolicyResource { id, kind, cloud_id: Some(recorded.cloud_id.clone()), spec, verbs: verbs.iter().copied().collect() }
 }

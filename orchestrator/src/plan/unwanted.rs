@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use textnlp_provider::{Ownership, Recorded, Spec};
+use textnlp_provider::{Ownership, Problem, Recorded, Spec};
 
 use super::Purpose;
-use super::decide::{Decided, Decision, DecisionBuilder, is_kept, record_of};
+use super::decide::{Decided, Decision, DecisionBuilder, is_kept, is_other, record_of, unproven_problem};
 use super::facts::ResourceIndex;
 
 impl<'a> DecisionBuilder<'_, 'a> {
@@ -27,7 +27,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
         self.keep_what_is_needed();
     }
 
-    fn unwanted_one(&self, place: ResourceIndex) -> Option<Decided<'a>> {
+    fn unwanted_one(&mut self, place: ResourceIndex) -> Option<Decided<'a>> {
         let row = &self.world.rows[place];
         let site = row.holding.map(|(site, _)| site).or(row.observed.as_ref().map(|(site, _)| *site))?;
         let current = row.holding.and_then(|(_, holding)| holding.current.as_ref());
@@ -68,6 +68,19 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 return (current.is_some() || !decided.old.is_empty()).then_some(decided);
             }
         };
+        if let (Some(recorded), None) = (current, sight.seen)
+            && let Some(at) = sight.unproven.iter().position(|object| object.cloud_id == recorded.cloud_id)
+            && !is_other(recorded, sight.unproven[at])
+        {
+            // It may be the recorded object without its labels: without the record it would be left behind.
+            let mut others = sight.unproven;
+            let resource = self.world.ids[place];
+            let (cause, fix) = unproven_problem(resource, others.remove(at));
+            decided.what = Decision::Refused { problem: Problem::new(resource.as_str(), cause, fix) };
+            self.report_unproven(place, &others);
+            return Some(decided);
+        }
+        self.report_unproven(place, &sight.unproven);
         for object in sight.strays {
             if object.lineage == Some(self.world.facts.lineage) {
                 let schema = self.world.kind(site, &object.kind).map_or(1, |kind| kind.schema);

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use textnlp_provider::component::Program;
 
 use super::{Lock, digest};
+use crate::environment::model::Phase;
 
 /// The most releases in the history; the oldest are dropped.
 pub const MAX_RELEASES: usize = 100;
@@ -41,6 +42,9 @@ pub struct Applied {
     /// The schema of the database at that time; `None` if it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<u32>,
+    /// The phase of the environment at that time. Earlier versions recorded none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
     /// The lock, with the configuration of that time.
     pub lock: Lock,
 }

@@ -93,6 +93,14 @@ const MOST_BYTES: u64 = 1_000_000;
 
 const HEAD: &str = "# The locked release. Written by `textnlp-deploy release set` and `promote`; read by `up`.\n";
 
+/// What is wrong with a file, without any text of it: a lock comes with a checkout, where it may be a link to a private key.
+fn without_values(error: &serde_yaml::Error) -> String {
+    match error.location() {
+        Some(at) => format!("line {}, column {} is not what `release set` writes", at.line(), at.column()),
+        None => "it is not what `release set` writes".to_owned(),
+    }
+}
+
 impl Lock {
     /// The path of an environment's lock file, beside its file.
     pub fn path(folder: &Utf8Path, environment: &EnvironmentName) -> Utf8PathBuf {
@@ -114,7 +122,7 @@ impl Lock {
         if bytes.len() as u64 > MOST_BYTES {
             return Err(broken(format!("it has more than {MOST_BYTES} bytes")));
         }
-        let mut lock: Lock = serde_yaml::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
+        let mut lock: Lock = serde_yaml::from_slice(&bytes).map_err(|e| broken(without_values(&e)))?;
         // Earlier versions wrote the digest of an empty text if there were no templates.
         lock.templates.take_if(|templates| *templates == super::digest(b""));
         let digests =
@@ -122,7 +130,7 @@ impl Lock {
         for digest in digests {
             let hex = digest.strip_prefix("sha256:").unwrap_or_default();
             if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-                return Err(broken(format!("`{}` is not a digest", digest.chars().take(80).collect::<String>())));
+                return Err(broken("it has a digest that is not `sha256:` with 64 hexadecimal digits".to_owned()));
             }
         }
         Ok(Some(lock))

@@ -5,6 +5,7 @@
 //! environment.
 
 mod history;
+mod image;
 mod lock;
 mod promote;
 
@@ -15,9 +16,11 @@ use sha2::{Digest, Sha256};
 use textnlp_provider::component::Program;
 
 pub use history::{Applied, Entry, History, HistoryError, MAX_RELEASES, PROGRAMS, Recorded, runs_on};
+pub use image::{ImageError, image_reference, server_image};
 pub use lock::{Lock, LockDifference, LockError, short};
-pub use promote::promote;
+pub use promote::{covers, promote};
 
+use crate::environment::model::SiteSettings;
 use crate::environment::{Environment, SettingFiles};
 
 /// The artifacts that are available for a release.
@@ -35,6 +38,8 @@ pub struct Artifacts {
     pub given: BTreeMap<String, String>,
     /// The files that settings name.
     pub files: SettingFiles,
+    /// The image of this program, `TAG@sha256:…`, for sites whose registry `up` pushes it to.
+    pub image: Option<String>,
 }
 
 /// A release: the lock, and the path of its server artifact.
@@ -65,7 +70,7 @@ impl Release {
             server: artifacts.program.digest.clone(),
             models,
             sources: environment.models.iter().map(|m| (m.name.clone(), m.source().to_owned())).collect(),
-            images: images(environment),
+            images: resolved_images(environment, artifacts),
             image_sources: images(environment),
             templates: artifacts.templates.clone(),
             configuration: configuration_digest(environment),
@@ -88,9 +93,9 @@ impl Release {
                 release.lock.models.insert(model.name.clone(), locked.clone());
             }
         }
-        for (site, image) in &mut release.lock.images {
-            if let Some(locked) = lock.image(site, Some(image)) {
-                image.clone_from(locked);
+        for (site, source) in &release.lock.image_sources {
+            if let Some(locked) = lock.image(site, Some(source)) {
+                release.lock.images.insert(site.clone(), locked.clone());
             }
         }
         release.lock.schema = lock.schema.or(release.lock.schema);
@@ -99,16 +104,43 @@ impl Release {
     }
 }
 
-/// The configured image of each site in a cluster.
+/// The configured image of each site that runs one. Without one, the repository of `registry.url`, which `up` pushes the
+/// image of this program to.
 pub fn images(environment: &Environment) -> BTreeMap<String, String> {
-    let clusters = environment.sites.iter().filter(|site| site.is_in_cluster());
-    clusters.filter_map(|site| Some((site.name.to_string(), site.cluster.image.clone()?))).collect()
+    let sites = environment.sites.iter().filter(|site| site.runs_image());
+    let image = |site: &SiteSettings| site.cluster.image.clone().or_else(|| repository(environment));
+    sites.filter_map(|site| Some((site.name.to_string(), image(site)?))).collect()
+}
+
+/// The same with the image of this program.
+pub fn resolved_images(environment: &Environment, artifacts: &Artifacts) -> BTreeMap<String, String> {
+    let mut images = images(environment);
+    images.retain(|name, image| {
+        let is_configured = |site: &SiteSettings| site.name.as_str() == name && site.cluster.image.is_some();
+        if environment.sites.iter().any(is_configured) {
+            return true;
+        }
+        let own = artifacts.image.as_ref().map(|own| format!("{image}:{own}"));
+        own.map(|own| *image = own).is_some()
+    });
+    images
+}
+
+/// The repository of `registry.url`, as references name it.
+fn repository(environment: &Environment) -> Option<String> {
+    let url = environment.registry.url.as_deref()?;
+    Some(url.trim_start_matches("https://").trim_end_matches('/').to_owned())
+}
+
+/// Whether `up` pushes the image of this site.
+pub fn pushes_image(environment: &Environment, site: &SiteSettings) -> bool {
+    site.runs_image() && site.cluster.image.is_none() && environment.registry.url.is_some()
 }
 
 /// The environment with the images of a release.
 pub fn with_images(environment: &Environment, lock: &Lock) -> Environment {
     let mut environment = environment.clone();
-    for site in environment.sites.iter_mut().filter(|site| site.is_in_cluster()) {
+    for site in environment.sites.iter_mut().filter(|site| site.runs_image()) {
         if let Some(image) = lock.images.get(site.name.as_str()) {
             site.cluster.image = Some(image.clone());
         }

@@ -1,6 +1,6 @@
 //! Promotion: the artifacts that were verified in one environment, released in the next one.
 
-use super::{Lock, configuration_digest, images};
+use super::{Lock, LockDifference, configuration_digest, images};
 use crate::environment::Environment;
 
 /// The lock of `target` with the artifacts of `proven` and the target's own configuration. The error names every model
@@ -35,11 +35,11 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
             let from = &proven.environment;
             blockers.push(format!("sites {first} and {other} of {from} do not run the same image"));
         }
-        for (site, said) in &lock.image_sources {
-            match same_bytes(image, said) {
+        for (site, configured) in &lock.image_sources {
+            match same_bytes(image, configured) {
                 Some(image) => drop(lock.images.insert(site.clone(), image)),
                 None => blockers.push(format!(
-                    "site {site} of {} has the image {said}, but {} runs {image}: write that image or its digest",
+                    "site {site} of {} has the image {configured}, but {} runs {image}: write that image or its digest",
                     target.environment, proven.environment
                 )),
             }
@@ -48,14 +48,35 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
     if blockers.is_empty() { Ok(lock) } else { Err(blockers) }
 }
 
+/// Whether a release runs what was recorded: the same server, templates, models and images, for the models and sites of
+/// the environment. The error is the first difference. A release of machines has no images to compare.
+pub fn covers(recorded: &Lock, wanted: &Lock, environment: &Environment) -> Result<(), Box<LockDifference>> {
+    let is_needed = |difference: &LockDifference| match difference.what.split_once('.') {
+        Some(("models", name)) => environment.models.iter().any(|model| model.name == name),
+        Some(("images", name)) => {
+            !recorded.images.is_empty() && environment.sites.iter().any(|site| site.name.as_str() == name)
+        }
+        _ => difference.what == "server" || (difference.what == "templates" && difference.locked.is_some()),
+    };
+    let is_new = |name: &String| !recorded.sources.is_empty() && !recorded.sources.contains_key(name);
+    let added = environment.models.iter().map(|model| &model.name).find(|name| is_new(name)).map(|name| {
+        let here = wanted.models.get(name).cloned();
+        LockDifference { what: format!("models.{name}"), locked: None, here }
+    });
+    match added.or_else(|| recorded.differences(wanted).into_iter().find(is_needed)) {
+        Some(difference) => Err(Box::new(difference)),
+        None => Ok(()),
+    }
+}
+
 /// The image with the digest of `proven` in the repository of `said`: registries may mirror each other.
-fn same_bytes(proven: &str, said: &str) -> Option<String> {
-    if proven == said {
-        return Some(said.to_owned());
+fn same_bytes(proven: &str, configured: &str) -> Option<String> {
+    if proven == configured {
+        return Some(configured.to_owned());
     }
     let digest = proven.split_once('@')?.1;
-    match said.split_once('@') {
-        Some((_, pinned)) => (pinned == digest).then(|| said.to_owned()),
-        None => Some(format!("{said}@{digest}")),
+    match configured.split_once('@') {
+        Some((_, pinned)) => (pinned == digest).then(|| configured.to_owned()),
+        None => Some(format!("{configured}@{digest}")),
     }
 }

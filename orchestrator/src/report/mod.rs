@@ -3,6 +3,8 @@
 //! The page is self-contained: no script, font or image from elsewhere, so it opens without a network.
 
 mod chart;
+pub mod monthly;
+pub mod table;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
@@ -15,7 +17,7 @@ use crate::load::{Limit, Measured, SessionResult};
 use chart::{Chart, Line};
 
 /// The content of a report.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Report {
     /// The title: `Gate of staging`, `Load on https://…`.
     pub title: String,
@@ -120,9 +122,13 @@ fn gate_of(evidence: &Evidence) -> Value {
     let checks: Vec<Value> = evidence
         .checks
         .iter()
-        .map(|c| json!({"name": c.name, "measured": c.percent(&c.measured).unwrap_or_else(|| plain(&c.measured)), "limit": c.demand(), "unit": c.unit, "ok": c.ok, "warning": c.warning, "note": c.note}))
+        .map(|c| json!({"name": c.name, "measured": c.percent(&c.measured).unwrap_or_else(|| plain(&c.measured)), "limit": c.demand(), "unit": c.unit, "ok": c.ok, "warning": c.warning, "waived": c.waived_until, "note": c.note}))
         .collect();
-    json!({"state": evidence.gate.state(), "phase": evidence.phase, "seconds": format!("{:.1}", evidence.seconds), "checks": checks})
+    let exemptions: Vec<String> = evidence.exemptions.iter().map(|recorded| recorded.text(evidence.at)).collect();
+    json!({
+        "state": evidence.gate.state(), "phase": evidence.phase, "seconds": format!("{:.1}", evidence.seconds),
+        "checks": checks, "exemptions": exemptions,
+    })
 }
 
 fn limit_of(limit: &Limit) -> Value {

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{
-    CloudId, Handle, KindName, Lineage, Need, Object, Operation, OperationId, Ownership, Recorded, ResourceId, Verb,
+    CloudId, Handle, KindName, Lineage, Need, Object, Operation, OperationId, Ownership, Recorded, ResourceId,
+    SiteName, Token, Verb,
 };
 
 use super::durations::Durations;
 use super::lineage::SiteLocation;
 use super::record::{BodyRef, End, Entry, FORMAT, Record, Target};
+use crate::gate::{EnteredPhase, RecordedExemption};
+use crate::import::IMPORT;
 use crate::plan::Purpose;
 
 /// Everything that finishing an operation needs, as recorded before its first call.
@@ -28,6 +31,9 @@ pub struct Intent {
     pub protected: bool,
     /// For the record: the version of the kind's spec.
     pub schema: u32,
+    /// The token of the create whose object it is about: its own, or that of an object without a record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<Token>,
 }
 
 impl Intent {
@@ -44,6 +50,7 @@ impl Intent {
             ownership: self.ownership.clone(),
             schema: self.schema,
             cloud_id: object.cloud_id.clone(),
+            created: object.created,
             outputs: object.outputs.clone(),
             protected: self.protected,
             tainted,
@@ -119,7 +126,50 @@ pub(super) struct Fold {
     /// When the last `down` was approved.
     #[serde(default)]
     pub(super) removal: Option<Timestamp>,
+    /// The newest exemptions, oldest first.
+    #[serde(default)]
+    pub(super) exemptions: Vec<RecordedExemption>,
+    /// The newest entries into phases, oldest first.
+    #[serde(default)]
+    pub(super) entered: Vec<EnteredPhase>,
+    /// The site, by which the tokens of earlier versions were derived.
+    #[serde(default)]
+    pub(super) site: Option<SiteName>,
+    /// Creates that ended without a recorded object and may have made one, oldest first.
+    #[serde(default)]
+    pub(super) unresolved: BTreeMap<ResourceId, Vec<UnresolvedCreate>>,
 }
+
+/// A create that ended without a recorded object and may have made one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnresolvedCreate {
+    /// Its token.
+    pub token: Token,
+    /// When it was started, by the operator's clock.
+    #[serde(rename = "begun")]
+    pub started: Timestamp,
+}
+
+impl UnresolvedCreate {
+    /// Whether it may have made an object: one with its token that is not older than itself.
+    pub fn may_have_made(&self, object: &Object) -> bool {
+        object.origin.operation() == Some(&self.token)
+            && object.created.is_none_or(|created| self.started.duration_since(created) <= CLOCK_DIFFERENCE)
+    }
+}
+
+/// The most by which the clocks of an operator and of a provider differ: AWS refuses signatures that are older.
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html>
+const CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_mins(15);
+
+/// The most exemptions that are read without the log.
+const EXEMPTIONS: usize = 256;
+
+/// The most entries into phases that are read without the log.
+const ENTERED: usize = 256;
+
+/// The most unresolved creates of a resource. An object of an older one counts as foreign.
+const UNRESOLVED: usize = 32;
 
 /// A run that was approved and is not completed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +204,8 @@ pub(super) struct OpenRef {
     pub(super) handle: Option<BodyRef>,
     pub(super) says: Option<String>,
     pub(super) begun: Timestamp,
+    #[serde(default)]
+    pub(super) created_by: Option<Token>,
 }
 
 /// Why a record cannot follow the earlier ones.
@@ -174,7 +226,9 @@ impl Fold {
         }
         match &record.entry {
             Entry::Opened { format, .. } if *format > FORMAT => return Err(SequenceError::Future(*format)),
-            Entry::Opened { lineage, place, .. } => self.opened = Some((*lineage, place.clone())),
+            Entry::Opened { lineage, site, place, .. } => {
+                (self.opened, self.site) = (Some((*lineage, place.clone())), Some(site.clone()));
+            }
             _ if self.opened.is_none() => return contradiction("the journal was not opened".to_owned()),
             Entry::Chose { .. } | Entry::Mended { .. } => {}
             Entry::Approved { purpose, plan, tracked } => {
@@ -186,7 +240,17 @@ impl Fold {
             }
             Entry::Completed { .. } => self.run = None,
             Entry::Measured { evidence, .. } => self.evidence = Some(evidence.clone()),
-            Entry::Begun { op, verb, resource, kind, target, intent } => {
+            Entry::Exempted { phase, exemption } => {
+                let (at, by, reason) = (record.at, record.by.clone(), record.reason.clone());
+                let (phase, exemption) = (*phase, exemption.clone());
+                self.exemptions.push(RecordedExemption { at, by, reason, phase, exemption });
+                self.exemptions.drain(..self.exemptions.len().saturating_sub(EXEMPTIONS));
+            }
+            Entry::Entered { phase, release, .. } => {
+                self.entered.push(EnteredPhase { phase: *phase, release: release.clone() });
+                self.entered.drain(..self.entered.len().saturating_sub(ENTERED));
+            }
+            Entry::Begun { op, verb, resource, kind, target, intent, created_by } => {
                 if op.0 <= self.next {
                     return contradiction(format!("operation {op} was started before"));
                 }
@@ -194,7 +258,9 @@ impl Fold {
                 let (verb, resource, target, intent) = (*verb, resource.clone(), target.clone(), intent.clone());
                 let (kind, fence) = (kind.clone(), record.fence);
                 let (handle, says, begun) = (None, None, record.at);
-                self.open.insert(*op, OpenRef { verb, resource, kind, fence, target, intent, handle, says, begun });
+                let created_by = created_by.clone().or_else(|| self.earlier_token(verb, *op));
+                let open = OpenRef { verb, resource, kind, fence, target, intent, handle, says, begun, created_by };
+                self.open.insert(*op, open);
             }
             Entry::Pending { op, handle, says } => {
                 let Some(open) = self.open.get_mut(op) else {
@@ -215,9 +281,14 @@ impl Fold {
                     return contradiction(text);
                 }
             }
-            Entry::Noted { resource, recorded, .. } => {
+            Entry::Noted { resource, what, recorded, created_by } => {
                 let slots = self.slots(resource, record.at);
                 slots.current = Some(recorded.clone());
+                if what == IMPORT {
+                    // The operator has said which object it is.
+                    self.unresolved.remove(resource);
+                }
+                self.resolve(resource, created_by.as_ref());
             }
             Entry::Returned { resource, old, recorded } => {
                 let slots = self.slots(resource, record.at);
@@ -254,6 +325,17 @@ impl Fold {
 
     fn end(&mut self, at: Timestamp, op: OperationId, open: OpenRef, end: &End) -> Result<(), String> {
         let resource = open.resource;
+        match end {
+            End::Failed { left: None, refused: false, .. } if open.verb == Verb::Create => {
+                let all = self.unresolved.entry(resource.clone()).or_default();
+                all.extend(open.created_by.map(|token| UnresolvedCreate { token, started: open.begun }));
+                all.drain(..all.len().saturating_sub(UNRESOLVED));
+            }
+            End::Made { .. } | End::Gone if open.target == Target::Stray => {
+                self.resolve(&resource, open.created_by.as_ref());
+            }
+            _ => {}
+        }
         let slots = self.slots(&resource, at);
         match (end, open.verb, open.target) {
             (End::Made { recorded }, Verb::Create | Verb::Update, Target::Current) => {
@@ -283,6 +365,21 @@ impl Fold {
         }
         self.tidy(&resource);
         Ok(())
+    }
+
+    /// The object of an unresolved create is recorded or gone, so no other object results from that create.
+    fn resolve(&mut self, resource: &ResourceId, created_by: Option<&Token>) {
+        let Some(all) = self.unresolved.get_mut(resource) else { return };
+        all.retain(|one| Some(&one.token) != created_by);
+        if all.is_empty() {
+            self.unresolved.remove(resource);
+        }
+    }
+
+    /// The token of a create that an earlier version recorded without it.
+    fn earlier_token(&self, verb: Verb, op: OperationId) -> Option<Token> {
+        let ((lineage, _), site) = (self.opened.as_ref()?, self.site.as_ref()?);
+        (verb == Verb::Create).then(|| Token::derive(*lineage, site, op))
     }
 
     fn slots(&mut self, resource: &ResourceId, at: Timestamp) -> &mut Slots {

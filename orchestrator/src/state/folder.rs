@@ -8,6 +8,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -29,6 +30,9 @@ const RESERVE: &str = "reserve";
 const RESERVE_BYTES: u64 = 4 << 20;
 /// The free space below which the reserve is not created, and is released for a `down`.
 const RESERVE_NEEDED: u64 = 16 * RESERVE_BYTES;
+
+/// A run writes its name a moment after it took the lock. Until then, the name of the last one is there.
+const HOLDER_DELAY: Duration = Duration::from_millis(100);
 
 /// A state in a folder of this machine.
 ///
@@ -131,7 +135,7 @@ impl Folder {
         let Some(bytes) = self.read(&self.path.join("lease.json"))? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|error| StateError::Unreadable {
             what: self.path.join("lease.json").into_string(),
-            because: error.to_string(),
+            because: super::json_problem(&error),
         })
     }
 
@@ -273,7 +277,13 @@ impl Store for Folder {
     }
 
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError> {
-        let held = self.take_lock()?.ok_or_else(|| self.held())?;
+        let held = match self.take_lock()? {
+            Some(held) => held,
+            None => {
+                std::thread::sleep(HOLDER_DELAY);
+                self.take_lock()?.ok_or_else(|| self.held())?
+            }
+        };
         let fence = self.lease()?.map_or(0, |lease| lease.fence).saturating_add(1);
         self.put_lease(fence, holder)?;
         self.broken.store(false, Ordering::SeqCst);

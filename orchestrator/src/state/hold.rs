@@ -40,7 +40,7 @@ impl State {
 pub(super) fn read(place: &str, bytes: &[u8]) -> Result<Option<Hold>, StateError> {
     let what = || format!("{place}/{HOLD}");
     let file: HoldFile = serde_json::from_slice(bytes)
-        .map_err(|error| StateError::Unreadable { what: what(), because: error.to_string() })?;
+        .map_err(|error| StateError::Unreadable { what: what(), because: super::json_problem(&error) })?;
     if file.format > FORMAT {
         return Err(StateError::Future { what: what(), found: file.format.into(), known: FORMAT });
     }

@@ -23,18 +23,20 @@ mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use textnlp_provider::{CloudId, EnvironmentName, Handle, Lineage, OperationId, Recorded, ResourceId, SiteName};
+use textnlp_provider::{CloudId, EnvironmentName, Handle, Lineage, OperationId, Recorded, ResourceId, SiteName, Token};
 
 use crate::clock::Clock;
+use crate::gate::{EnteredPhase, RecordedExemption};
 
 pub use check::{Finding, Remedy, apply_remedies, check};
 pub use durations::Durations;
 pub use error::{Io, StateError, io_hint};
-pub use fold::{Intent, OpenOperation, RecordedObjects, ReplacedObject, UnfinishedRun};
+pub use fold::{Intent, OpenOperation, RecordedObjects, ReplacedObject, UnfinishedRun, UnresolvedCreate};
 pub use folder::Folder;
 pub use hold::Hold;
 pub use lineage::{LineageFile, SiteLocation};
@@ -48,6 +50,12 @@ pub use transfer::{moved_away, transfer};
 use fold::{Fold, SequenceError};
 pub(crate) use record::cut;
 use snapshot::Snapshot;
+
+/// Scheduled backups as the holder of a lock, in [`Holder::by`].
+pub const SCHEDULE: &str = "schedule";
+/// How long a run waits for a scheduled backup that holds the lock.
+const SCHEDULE_TIMEOUT: Duration = Duration::from_secs(120);
+const SCHEDULE_POLL: Duration = Duration::from_millis(500);
 
 const LINEAGE: &str = "lineage.json";
 
@@ -147,7 +155,7 @@ impl State {
         self.journals.values().any(|journal| journal.head.n > 0)
     }
 
-    /// The same state for the objects of this lineage, if it has no records that could contradict it.
+    /// The state with this lineage, if it has no records of another one.
     #[must_use]
     pub fn with_lineage(self, lineage: Lineage) -> Self {
         if self.has_records() || self.lineage == lineage {
@@ -229,6 +237,18 @@ impl State {
         Ok(all)
     }
 
+    /// The tokens of creates at a site that ended without a recorded object. An object without a record belongs to this
+    /// deployment only if it has one of these tokens.
+    pub fn unresolved(&self, site: &SiteName) -> BTreeMap<ResourceId, Vec<UnresolvedCreate>> {
+        self.journals.get(site).map(|journal| journal.fold.unresolved.clone()).unwrap_or_default()
+    }
+
+    /// The token of the next operation of this number.
+    pub(crate) fn token(&self, site: &SiteName, op: OperationId) -> Token {
+        let last = self.journals.get(site).map_or("", |journal| journal.head.sum.as_str());
+        Token::derive_after(last, self.lineage, site, op)
+    }
+
     /// The past durations of operations at a site.
     pub fn took(&self, site: &SiteName) -> Durations {
         self.journals.get(site).map(|journal| journal.fold.took.clone()).unwrap_or_default()
@@ -244,6 +264,26 @@ impl State {
         let mut all = self.journals.values().map(|journal| journal.fold.evidence.as_deref());
         let first = all.next()??;
         all.all(|evidence| evidence == Some(first)).then_some(first)
+    }
+
+    /// The exemptions, oldest first; the same decision at several sites once.
+    pub fn exemptions(&self) -> Vec<RecordedExemption> {
+        let mut all: Vec<&RecordedExemption> =
+            self.journals.values().flat_map(|journal| &journal.fold.exemptions).collect();
+        all.sort_by_key(|recorded| recorded.at);
+        let mut distinct: Vec<RecordedExemption> = Vec::new();
+        for one in all {
+            let is_same = |known: &RecordedExemption| RecordedExemption { at: one.at, ..known.clone() } == *one;
+            if !distinct.iter().any(is_same) {
+                distinct.push(one.clone());
+            }
+        }
+        distinct
+    }
+
+    /// The releases that entered a phase without an exemption.
+    pub fn entered(&self) -> impl Iterator<Item = &EnteredPhase> {
+        self.journals.values().flat_map(|journal| &journal.fold.entered)
     }
 
     /// When the last `down` was approved.
@@ -273,12 +313,25 @@ impl State {
         parse(site, body, &read_body(self.store.as_ref(), site, body).await?)
     }
 
-    /// Takes the lock, reads again under it, binds the sites and truncates partial records.
+    /// Takes the lock, reads again under it, binds the sites and truncates partial records. Waits up to two minutes for
+    /// a scheduled backup.
     pub async fn lock(
         self,
         operator: &Operator,
         places: &BTreeMap<SiteName, SiteLocation>,
         clock: Arc<dyn Clock>,
+    ) -> Result<Locked, StateError> {
+        self.lock_while(operator, places, clock, &mut |_| true).await
+    }
+
+    /// The same as [`lock`](Self::lock). While a scheduled backup holds the lock, `wait` decides at each poll whether to
+    /// wait longer.
+    pub async fn lock_while(
+        self,
+        operator: &Operator,
+        places: &BTreeMap<SiteName, SiteLocation>,
+        clock: Arc<dyn Clock>,
+        wait: &mut (dyn FnMut(&Holder) -> bool + Send),
     ) -> Result<Locked, StateError> {
         let short = |text: &str| cut(text, 100);
         let holder = Holder {
@@ -288,7 +341,7 @@ impl State {
             since: clock.now(),
             tool: short(&operator.tool),
         };
-        let lock = self.store.lock(&holder).await?;
+        let lock = lock_after_schedule(self.store.as_ref(), &holder, clock.as_ref(), wait).await?;
         let read = Self::load(self.store.clone(), &self.environment, self.lineage).await;
         let state = match read.and_then(|state| state.check_places(places).map(|()| state.with_lineage(self.lineage))) {
             Ok(state) => state,
@@ -307,9 +360,29 @@ impl State {
         };
         let (touched, mended) = (BTreeSet::new(), Vec::new());
         let mut locked = Locked { state, lock, operator, clock, touched, mended, has_new_places: false };
-        locked.mend().await?;
+        locked.truncate_torn().await?;
         locked.bind(places).await?;
         Ok(locked)
+    }
+}
+
+/// Takes the lock. Waits for a scheduled backup, because the operator did not start it and it ends without help.
+async fn lock_after_schedule(
+    store: &dyn Store,
+    holder: &Holder,
+    clock: &dyn Clock,
+    wait: &mut (dyn FnMut(&Holder) -> bool + Send),
+) -> Result<Lock, StateError> {
+    let began = clock.steady();
+    loop {
+        match store.lock(holder).await {
+            Err(StateError::Held { holder: Some(other) })
+                if other.by == SCHEDULE && clock.steady().saturating_sub(began) < SCHEDULE_TIMEOUT && wait(&other) =>
+            {
+                clock.sleep(SCHEDULE_POLL).await;
+            }
+            result => return result,
+        }
     }
 }
 
@@ -369,16 +442,17 @@ impl Locked {
             self.write_lineage().await?;
         }
         let journal = self.state.journals.entry(site.clone()).or_default();
-        let mut pen = JournalWriter { journal, batch: Batch::default(), entries: Vec::new(), fresh: BTreeMap::new() };
-        if pen.journal.fold.opened.is_none() {
+        let mut writer =
+            JournalWriter { journal, batch: Batch::default(), entries: Vec::new(), fresh: BTreeMap::new() };
+        if writer.journal.fold.opened.is_none() {
             let Some(place) = self.state.places.get(site).cloned() else {
                 return Err(StateError::Unbound { site: site.clone() });
             };
             let (format, lineage) = (FORMAT, self.state.lineage);
-            pen.entry(Entry::Opened { format, lineage, site: site.clone(), place });
+            writer.entry(Entry::Opened { format, lineage, site: site.clone(), place });
         }
-        write(&mut pen);
-        let JournalWriter { mut batch, entries, fresh, .. } = pen;
+        write(&mut writer);
+        let JournalWriter { mut batch, entries, fresh, .. } = writer;
         let mut head = journal.head.clone();
         batch.log_at = head.len;
         batch.bodies_at = journal.bodies_len;
@@ -443,7 +517,8 @@ impl Locked {
             // An empty site may be bound to another location; its journal continues.
             if self.state.journals.get(site).is_some_and(|journal| journal.fold.opened.is_some()) {
                 let (format, site, place) = (FORMAT, site.clone(), place.clone());
-                self.commit(&site.clone(), |pen| pen.entry(Entry::Opened { format, lineage, site, place })).await?;
+                self.commit(&site.clone(), |writer| writer.entry(Entry::Opened { format, lineage, site, place }))
+                    .await?;
             }
         }
         Ok(())
@@ -459,7 +534,7 @@ impl Locked {
         Ok(())
     }
 
-    async fn mend(&mut self) -> Result<(), StateError> {
+    async fn truncate_torn(&mut self) -> Result<(), StateError> {
         let torn: Vec<_> = self.state.torn().map(|(site, torn)| (site.clone(), torn.clone())).collect();
         for (site, Torn { at, bytes }) in torn {
             // A complete record without its newline was not acknowledged either, so its call was not made. Both cases
@@ -468,7 +543,7 @@ impl Locked {
             if let Some(journal) = self.state.journals.get_mut(&site) {
                 journal.torn = None;
             }
-            self.commit(&site, |pen| pen.entry(Entry::Mended { offset: at, bytes })).await?;
+            self.commit(&site, |writer| writer.entry(Entry::Mended { offset: at, bytes })).await?;
             self.mended.push(format!("journal of `{site}`: {bytes} bytes of a torn record at byte {at} were cut off"));
         }
         Ok(())
@@ -543,10 +618,19 @@ fn parse<T: DeserializeOwned>(site: &SiteName, body: &BodyRef, bytes: &[u8]) -> 
     })
 }
 
+/// What is wrong with a small file of a state, without any text of it: a state may come with a checkout, where the file may be a
+/// link to a private one.
+pub fn json_problem(error: &serde_json::Error) -> String {
+    match error.line() {
+        0 => "it has other values than this program writes".to_owned(),
+        line => format!("line {line}, column {} is not what this program writes", error.column()),
+    }
+}
+
 fn read_lineage(place: &str, bytes: &[u8]) -> Result<LineageFile, StateError> {
     let unreadable = |error: serde_json::Error| StateError::Unreadable {
         what: format!("{place}/{LINEAGE}"),
-        because: error.to_string(),
+        because: json_problem(&error),
     };
     // A newer version may have changed everything but the format number.
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(unreadable)?;
@@ -598,7 +682,7 @@ async fn read_journal(store: &dyn Store, site: &SiteName) -> Result<Journal, Sta
 fn check_head(store: &dyn Store, site: &SiteName, log: &record::Log, bytes: &[u8]) -> Result<(), StateError> {
     let known: Head = serde_json::from_slice(bytes).map_err(|error| StateError::Unreadable {
         what: format!("{}/{}", store.place(), head_name(site)),
-        because: error.to_string(),
+        because: json_problem(&error),
     })?;
     let damage = |what: String| {
         let damage = Damage { offset: log.head.len, n: log.head.n + 1, what };

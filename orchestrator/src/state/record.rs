@@ -9,10 +9,11 @@ use std::io::BufRead;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use textnlp_provider::{KindName, Lineage, OperationId, ResourceId, SiteName, Verb};
+use textnlp_provider::{KindName, Lineage, OperationId, ResourceId, SiteName, Token, Verb};
 
 use super::lineage::SiteLocation;
 use crate::environment::model::Phase;
+use crate::gate::{EntryBasis, Exemption};
 use crate::plan::Purpose;
 
 /// The version of the journal's format. A journal with a higher version is rejected.
@@ -98,6 +99,23 @@ pub enum Entry {
         /// The SHA-256 of the file.
         evidence: String,
     },
+    /// An operator decided against the table of phases.
+    Exempted {
+        /// The phase of the environment.
+        phase: Phase,
+        /// The decision.
+        #[serde(flatten)]
+        exemption: Exemption,
+    },
+    /// A release entered its phase.
+    Entered {
+        /// The phase of the environment.
+        phase: Phase,
+        /// The digest of what the release runs.
+        release: String,
+        /// Why it may.
+        basis: EntryBasis,
+    },
     /// An operation is about to make its first call.
     Begun {
         /// Its number.
@@ -112,6 +130,10 @@ pub enum Entry {
         target: Target,
         /// The whole operation, with everything that finishing it needs.
         intent: BodyRef,
+        /// The token of the create whose object it is about: its own, or that of an object without a record. Earlier
+        /// versions wrote none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        created_by: Option<Token>,
     },
     /// The progress of a longer operation; the handle is sensitive.
     Pending {
@@ -147,6 +169,9 @@ pub enum Entry {
         what: String,
         /// The new record.
         recorded: BodyRef,
+        /// The token of the create that made the object, if it had no record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        created_by: Option<Token>,
     },
     /// A replaced object that still exists is in use again; the previous one in use becomes a replaced one.
     Returned {
@@ -218,6 +243,10 @@ pub enum End {
         left: Option<BodyRef>,
         /// The reason.
         because: String,
+        /// Whether the provider refused every call of it, so that a create certainly made nothing. Earlier versions wrote
+        /// no such member.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        refused: bool,
     },
 }
 
@@ -504,13 +533,28 @@ mod tests {
         let (op, text) = (OperationId(u64::MAX), cut(&"\"\u{1}".repeat(1000), 400));
         let long = "a".repeat(64);
         let runtime = Runtime::Kubernetes;
-        let place = SiteLocation { provider: long.clone(), account: long.clone(), region: long, runtime };
+        let place = SiteLocation { provider: long.clone(), account: long.clone(), region: long.clone(), runtime };
         let lineage = Lineage(uuid::Uuid::max());
         vec![
             Entry::Opened { format: FORMAT, lineage, site, place },
             Entry::Approved { purpose: Purpose::Down, plan: body(), tracked: true },
             Entry::Completed { purpose: Purpose::Down },
             Entry::Measured { phase: Phase::MultiRegion, gate: "shut".to_owned(), evidence: "ab".repeat(32) },
+            Entry::Exempted {
+                phase: Phase::Pilot,
+                exemption: Exemption::Waiver { check: text.clone(), until: jiff::civil::date(2026, 12, 1) },
+            },
+            Entry::Entered {
+                phase: Phase::Pilot,
+                release: format!("sha256:{long}"),
+                basis: EntryBasis::Promoted { from: label.parse().unwrap(), measured: Timestamp::MAX },
+            },
+            Entry::Entered {
+                phase: Phase::Pilot,
+                release: format!("sha256:{long}"),
+                basis: EntryBasis::Bundle { version: text.clone(), key: long.clone() },
+            },
+            Entry::Entered { phase: Phase::Pilot, release: format!("sha256:{long}"), basis: EntryBasis::Earlier },
             Entry::Begun {
                 op,
                 verb: Verb::Delete,
@@ -518,14 +562,20 @@ mod tests {
                 kind,
                 target: Target::Old("ab".repeat(32)),
                 intent: body(),
+                created_by: Token::parse(&"ab".repeat(16)),
             },
             Entry::Pending { op, handle: body(), says: text.clone() },
             Entry::Ended { op, end: End::Made { recorded: body() } },
             Entry::Ended { op, end: End::Gone },
-            Entry::Ended { op, end: End::Failed { left: Some(body()), because: text.clone() } },
-            Entry::Ended { op, end: End::Failed { left: None, because: text.clone() } },
+            Entry::Ended { op, end: End::Failed { left: Some(body()), because: text.clone(), refused: false } },
+            Entry::Ended { op, end: End::Failed { left: None, because: text.clone(), refused: true } },
             Entry::Chose { resource: resource.clone(), branch: "replace".to_owned(), because: text.clone() },
-            Entry::Noted { resource: resource.clone(), what: "remember".to_owned(), recorded: body() },
+            Entry::Noted {
+                resource: resource.clone(),
+                what: "remember".to_owned(),
+                recorded: body(),
+                created_by: None,
+            },
             Entry::Returned { resource: resource.clone(), old: "ab".repeat(32), recorded: body() },
             Entry::Forgot { resource, because: text },
             Entry::Mended { offset: u64::MAX, bytes: u64::MAX },

@@ -12,7 +12,7 @@ use super::record::{Head, Log, sha256};
 pub(super) const RECORDS_PER_SNAPSHOT: u64 = 512;
 
 /// The version of the format.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 4;
 
 /// A snapshot whose body is not parsed yet.
 pub(super) struct Snapshot<'b> {

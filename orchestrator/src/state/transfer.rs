@@ -134,6 +134,7 @@ pub(super) fn named_by(entry: &Entry) -> impl Iterator<Item = &BodyRef> {
         Entry::Ended { end: End::Failed { left, .. }, .. } => left.as_ref(),
         Entry::Opened { .. } | Entry::Ended { end: End::Gone, .. } => None,
         Entry::Completed { .. } | Entry::Measured { .. } => None,
+        Entry::Exempted { .. } | Entry::Entered { .. } => None,
         Entry::Chose { .. } | Entry::Forgot { .. } | Entry::Mended { .. } => None,
     };
     one.into_iter()

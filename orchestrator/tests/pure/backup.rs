@@ -106,6 +106,19 @@ fn encrypted_backup_leaks_nothing_and_needs_a_matching_key() {
 }
 
 #[test]
+fn the_work_factor_of_a_passphrase_does_not_depend_on_the_machine() {
+    let secret = || Secret::new(*b"correct horse battery");
+    let bytes = copy(&EncryptionMode::Passphrase(secret()));
+    let header = String::from_utf8_lossy(&bytes[..200]).into_owned();
+    let stanza = header.lines().find(|line| line.starts_with("-> scrypt ")).unwrap();
+    assert!(stanza.ends_with(" 18"), "{stanza}");
+    let at = header.find(stanza).unwrap() + stanza.len();
+    let costly = [&bytes[..at - 2], b"23", &bytes[at..]].concat();
+    let error = read(&costly, &Decryptor::Passphrase(secret())).unwrap_err().to_string();
+    assert!(error.contains("work factor of its passphrase is above 22"), "{error}");
+}
+
+#[test]
 fn every_flipped_byte_and_truncation_of_a_backup_is_detected() {
     let key = Key::generate();
     for (seal, opener) in [

@@ -8,11 +8,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use expect_test::{Expect, expect};
+use jiff::civil::date;
 use serde_json::{Value, json};
 use textnlp_orchestrator::clock::{Clock, VirtualClock};
+use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
-use textnlp_orchestrator::gate::{self, Check, Evidence, Gate, GateInputs, IssuedKey, KeyIssuer, KeyRequest, Progress};
+use textnlp_orchestrator::gate::phases::{
+    self, COMPLIANCE, CheckSource, EMBEDDINGS, GROWTH, METRICS, PHASES, SECURITY_AUDIT, SESSIONS, VULNERABILITIES,
+};
+use textnlp_orchestrator::gate::{
+    self, Check, Evidence, Gate, GateInputs, IssuedKey, KeyIssuer, KeyRequest, Progress, RecordedExemption,
+    WaiverError, waiver,
+};
 use textnlp_orchestrator::load::{self, FindLimit, Key, Load, LoadRequest, LoadResponse, RequestFailure, Wire};
+use textnlp_orchestrator::metrics::KEY_METRICS;
 use textnlp_orchestrator::report::Report;
 use textnlp_provider::Secret;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +46,9 @@ enum Fault {
     KeepsKeys,
     GivesNoKeys,
     PlainHttp,
+    /// No fault: its default model is an encoder.
+    Embeds,
+    ForgetsItsVectors,
 }
 
 /// A service in virtual time.
@@ -111,8 +123,14 @@ impl Wire for Service {
         match ask.path.as_str() {
             "/health" => return answer(200, json!({"region": "local"})),
             "/ready" => return answer(if self.has(Fault::Loading) { 503 } else { 200 }, json!({})),
-            "/metrics" if self.has(Fault::NoMetrics) => return answer(200, json!("")),
-            "/metrics" => return answer(200, json!("textnlp_tokens_generated_total 1")),
+            "/metrics" => {
+                let absent = self.has(Fault::NoMetrics).then_some("textnlp_queue_length");
+                let names = KEY_METRICS.into_iter().filter(|name| Some(*name) != absent);
+                // The name of a metric alone is no sample of it.
+                let text: String = names.map(|name| format!("{name}{{replica=\"a\"}} 1\n")).collect();
+                let body = format!("# HELP textnlp_queue_length Requests\n{text}").into_bytes();
+                return Ok(LoadResponse { status: 200, body });
+            }
             _ => {}
         }
         if let Err(status) = self.key_is_good(ask.key.as_ref()) {
@@ -126,6 +144,23 @@ impl Wire for Service {
             let fails = |fault: &Fault| matches!(fault, Fault::FailsOneIn(n) if asked.is_multiple_of(*n));
             if self.faults.iter().any(fails) && body["ignore_end"] == true {
                 return answer(500, json!({}));
+            }
+        }
+        if self.has(Fault::Embeds) {
+            match ask.path.as_str() {
+                "/v1/models" => {
+                    let models = json!([
+                        {"id": "encoder", "kind": "embedding", "default": true},
+                        {"id": "writer", "kind": "generation", "default": false},
+                    ]);
+                    return answer(200, json!({"data": models}));
+                }
+                "/v1/embeddings" => {
+                    let more = if self.has(Fault::ForgetsItsVectors) { f64::from(asked) } else { 0.0 };
+                    return answer(200, json!({"data": [{"embedding": [0.6, -0.8 + more]}]}));
+                }
+                "/v1/generate" => return answer(400, json!({})),
+                _ => {}
             }
         }
         let text = self.text(&body, asked);
@@ -163,6 +198,16 @@ fn environment(name: &str) -> Environment {
 }
 
 fn evidence_with(name: &str, service: &Service, recorded: Vec<Check>, stop: &CancellationToken) -> Evidence {
+    evidence_exempted(name, service, recorded, &[], stop)
+}
+
+fn evidence_exempted(
+    name: &str,
+    service: &Service,
+    recorded: Vec<Check>,
+    exemptions: &[RecordedExemption],
+    stop: &CancellationToken,
+) -> Evidence {
     let environment = environment(name);
     let outside = GateInputs {
         address: "https://localhost:8443",
@@ -170,14 +215,20 @@ fn evidence_with(name: &str, service: &Service, recorded: Vec<Check>, stop: &Can
         metrics: Some(service),
         keys: service,
         recorded,
+        exemptions,
         clock: &service.clock,
         stop,
     };
     service.clock.run(gate::evaluate(&environment, outside, &mut |_| {})).expect("the gate ends")
 }
 
+/// No advisory is about the program.
+fn audit() -> Check {
+    Check::new(VULNERABILITIES, 0, 0, "found", true)
+}
+
 fn evidence(name: &str, service: &Service) -> Evidence {
-    evidence_with(name, service, Vec::new(), &CancellationToken::new())
+    evidence_with(name, service, vec![audit()], &CancellationToken::new())
 }
 
 /// The state of the gate and every check that is not so.
@@ -210,6 +261,7 @@ fn fast_service_passes_the_gate_and_leaves_no_temporary_key() {
         stops where asked = true 
         rate limit limits = 3 accepted
         metrics = "exported" 
+        known vulnerabilities = 0 found
         p95 of the whole answer = 300.0 ms
         share of errors = 0.0 "#]]
     .assert_eq(&names.join("\n"));
@@ -285,9 +337,9 @@ fn each_fault_closes_the_gate_with_its_own_message() {
         NeverStops
           stops where asked: false, wanted true
         NoMetrics
-          metrics: missing, wanted exported
+          metrics: missing, wanted exported (textnlp_queue_length)
         FailsOneIn(20)
-          share of errors: 4.63 %, wanted at most 1 % (79× status 500)
+          share of errors: 4.68 %, wanted at most 1 % (80× status 500)
         KeepsKeys
           temporary keys revoked: 3 keys left, wanted 0 (gate: the database is locked; gate-limit: the database is locked; gate-load: the database is locked)
         GivesNoKeys
@@ -308,27 +360,99 @@ fn error_rate_above_one_percent_closes_the_gate() {
 
 #[test]
 fn recorded_release_checks_are_part_of_the_gate() {
-    let audit = Check::new("vulnerabilities", 2, 0, "found", false);
+    let audit = Check::new(VULNERABILITIES, 2, 0, "found", false);
     let evidence = evidence_with("staging", &Service::new(100, None), vec![audit], &CancellationToken::new());
-    assert_eq!(evidence.gate, Gate::Shut(vec!["vulnerabilities: 2 found, wanted 0".to_owned()]));
+    assert_eq!(evidence.gate, Gate::Shut(vec!["known vulnerabilities: 2 found, wanted 0".to_owned()]));
 }
 
-/// What a cluster's own figures say stands among what was recorded: nobody asks for them once more.
+/// The metrics of a cluster are among the recorded checks: they are not requested once more.
 #[test]
 fn scale_up_gate_runs_no_load_and_waits_for_missing_measurements() {
     let service = Service::new(100, Some(Fault::NoMetrics));
-    let metrics = Check::new("metrics", 3, 3, "read", true);
-    let held = Check::new("open sessions", 10_000, 10_000, "", true);
-    let found = evidence_with("scale-up", &service, vec![metrics.clone(), held], &CancellationToken::new());
-    assert_eq!((found.gate, found.load), (Gate::Open, None));
-    let nobody = Check::waiting("open sessions", 10_000, "", "load --sessions 10000");
-    let found = evidence_with("scale-up", &service, vec![metrics, nobody], &CancellationToken::new());
-    let blocker = "open sessions: not measured yet (load --sessions 10000)";
-    assert_eq!(found.gate, Gate::Wait(vec![blocker.to_owned()]));
+    let metrics = Check::new(METRICS, 3, 3, "read", true);
+    let held = Check::new(SESSIONS, 10_000, 10_000, "", true);
+    let blockers = |recorded: Vec<Check>| {
+        let found = evidence_with("scale-up", &service, recorded, &CancellationToken::new());
+        assert_eq!(found.load, None);
+        found.checks.into_iter().filter(|check| !check.ok).map(|check| (check.name, check.waits)).collect::<Vec<_>>()
+    };
+    let owned = |all: &[(&str, bool)]| all.iter().map(|(name, waits)| ((*name).to_owned(), *waits)).collect::<Vec<_>>();
+    let missing = [(SECURITY_AUDIT, true), (COMPLIANCE, true)];
+    let none = blockers(Vec::new());
+    let records = [(SESSIONS, true), (GROWTH, true), (METRICS, true), (VULNERABILITIES, true)];
+    assert_eq!(none, owned(&[&records[..], &missing].concat()));
+    let some = blockers(vec![metrics, held, audit()]);
+    assert_eq!(some, owned(&[&[("p95 of their answers", false), (GROWTH, true)][..], &missing].concat()));
+}
+
+#[test]
+fn phases_are_in_order_and_their_checks_have_distinct_names() {
+    assert_eq!(PHASES.each_ref().map(|definition| definition.phase), Phase::ALL);
+    let ordered: Vec<_> =
+        PHASES.iter().filter_map(|definition| Some((definition.after()?, definition.phase))).collect();
+    let expected = [
+        (Phase::Staging, Phase::Pilot),
+        (Phase::Pilot, Phase::ScaleUp),
+        (Phase::ScaleUp, Phase::Enterprise),
+        (Phase::Enterprise, Phase::Optimized),
+    ];
+    assert_eq!(ordered, expected);
+    assert!(phases::PhaseDefinition::of(Phase::Optimized).starts_after().contains("the gate of phase enterprise"));
+    for definition in &PHASES {
+        let mut names: Vec<&str> = definition.checks().map(|check| check.name).collect();
+        names.sort_unstable();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all, "{}", definition.phase);
+        for check in definition.checks() {
+            let CheckSource::With(with) = check.source else { continue };
+            assert!(definition.check(with).is_some(), "{}: {with}", check.name);
+        }
+    }
+}
+
+#[test]
+fn gates_measure_the_checks_of_the_table_with_its_limits() {
+    for definition in &PHASES {
+        let (name, environment) = (definition.phase.as_str(), environment(definition.phase.as_str()));
+        let keys = (definition.phase == Phase::Development).then_some(Fault::TakesAnyKey);
+        let found = evidence(name, &Service::new(20, keys)).checks;
+        for check in &found {
+            let row = definition.check(&check.name).unwrap_or_else(|| panic!("{name}: {} is in no row", check.name));
+            assert_eq!(row.limit(&environment), check.limit, "{name}: {}", check.name);
+        }
+        let is_absent =
+            |row: &&phases::CheckDefinition| matches!(row.source, CheckSource::With(_)) || row.name == EMBEDDINGS;
+        for row in definition.checks().filter(|row| !is_absent(row)) {
+            let check = found.iter().find(|check| check.name == row.name);
+            let check = check.unwrap_or_else(|| panic!("{name}: {} was not measured", row.name));
+            assert_eq!(check.measured.is_null(), !check.ok, "{name}: {check}");
+            let why = check.note.clone().unwrap_or_default();
+            assert!(check.ok || !why.is_empty(), "{name}: {check} has no reason");
+        }
+    }
+}
+
+#[test]
+fn guide_lists_every_phase() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/guide/phases.md");
+    let text = std::fs::read_to_string(file).unwrap();
+    let (before, rest) = text.split_once("<!-- phases -->\n").unwrap();
+    let (found, after) = rest.split_once("<!-- end of phases -->").unwrap();
+    let table = phases::markdown(|phase| environment(phase.as_str()));
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        let new = format!("{before}<!-- phases -->\n{table}<!-- end of phases -->{after}");
+        return std::fs::write(file, new).unwrap();
+    }
+    assert!(found == table, "run this test with UPDATE_EXPECT=1 and commit docs/guide/phases.md");
 }
 
 #[test]
 fn development_gate_needs_only_health_and_one_generation() {
+    let names = |evidence: Evidence| evidence.checks.into_iter().map(|check| check.name).collect::<Vec<_>>();
+    // The dependency audit is not among its checks.
+    let found = evidence("development", &Service::new(1, Some(Fault::TakesAnyKey)));
+    assert_eq!(names(found), ["health", "generation"]);
     check("development", &Service::new(60_000, Some(Fault::TakesAnyKey)), expect!["open"]);
     check(
         "development",
@@ -347,14 +471,69 @@ fn development_gate_needs_only_health_and_one_generation() {
 }
 
 #[test]
-fn unsupported_phase_gate_is_closed() {
+fn check_that_is_not_measured_closes_the_gate_with_the_reason() {
     check(
         "pilot",
         &Service::new(1, None),
         expect![[r#"
         shut
-        gate of the phase: could not be measured (the gate of phase pilot is not part of this version)"#]],
+        availability: could not be measured (no record of availability over time is kept)
+        database failover: could not be measured (`dr drill` rehearses failures of sites, not of a database within a cluster)
+        restored backup: not measured yet (measured by the newest backup, restored on this machine beside the service: signature, digests and counts of rows)"#]],
     );
+    let unmeasured = PHASES.iter().filter(|definition| !definition.is_measured()).map(|definition| definition.phase);
+    let expected = [Phase::Pilot, Phase::Enterprise, Phase::Optimized];
+    assert_eq!(unmeasured.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn waiver_counts_up_to_its_day_for_what_cannot_be_measured() {
+    const UNMEASURED: [&str; 3] = ["availability", "database failover", "restored backup"];
+    let now = clock().now();
+    let until = date(2026, 2, 1);
+    let waived = |phase: Phase, check: &str| RecordedExemption {
+        at: now,
+        by: "ada".to_owned(),
+        reason: Some("INC-7".to_owned()),
+        phase,
+        exemption: waiver(Phase::Pilot, check, until, Some("INC-7"), now).unwrap(),
+    };
+    let measured = |exemptions: &[RecordedExemption], fault: Option<Fault>| {
+        let stop = CancellationToken::new();
+        evidence_exempted("pilot", &Service::new(1, fault), vec![audit()], exemptions, &stop)
+    };
+    let all = UNMEASURED.map(|check| waived(Phase::Pilot, check));
+    let open = measured(&all, None);
+    assert_eq!((&open.gate, &open.exemptions[..]), (&Gate::Open, &all[..]));
+    let at = |time: &str| Gate::of(&open.checks, time.parse().unwrap()).blockers().len();
+    assert_eq!((at("2026-02-01T23:59:59Z"), at("2026-02-02T00:00:00Z")), (0, 3));
+    assert!(all[0].text("2026-02-02T00:00:00Z".parse().unwrap()).contains("until 2026-02-01 (ended), by ada"));
+    assert_eq!(measured(&all[1..], None).gate.blockers().len(), 1);
+    let elsewhere = UNMEASURED.map(|check| waived(Phase::ScaleUp, check));
+    assert_eq!(measured(&elsewhere, None).gate.blockers().len(), 3, "a waiver is of its phase");
+    // A failure is not waived.
+    let metrics = [&all[..], &[waived(Phase::Pilot, METRICS)]].concat();
+    let shut = measured(&metrics, Some(Fault::NoMetrics));
+    assert_eq!(shut.gate, Gate::Shut(vec!["metrics: missing, wanted exported (textnlp_queue_length)".to_owned()]));
+}
+
+#[test]
+fn waivers_are_of_known_checks_bounded_and_reasoned() {
+    let now = clock().now();
+    let of = |check: &str, until, reason: Option<&str>| waiver(Phase::Pilot, check, until, reason, now);
+    let reason = Some("INC-7");
+    let names = vec![METRICS, "availability", "database failover", "restored backup"];
+    for unknown in ["health", "known vulnerabilities", "availabilty"] {
+        let error = WaiverError::Unknown { phase: Phase::Pilot, name: unknown.to_owned(), names: names.clone() };
+        assert_eq!(of(unknown, date(2026, 1, 3), reason), Err(error));
+    }
+    assert_eq!(of(METRICS, date(2026, 1, 3), None), Err(WaiverError::NoReason));
+    assert_eq!(of(METRICS, date(2026, 1, 3), Some(" ")), Err(WaiverError::NoReason));
+    assert_eq!(of(METRICS, date(2026, 1, 1), reason), Err(WaiverError::Past { until: date(2026, 1, 1) }));
+    assert_eq!(of(METRICS, date(2026, 4, 3), reason), Err(WaiverError::TooLong { until: date(2026, 4, 3) }));
+    for good in [date(2026, 1, 2), date(2026, 4, 2)] {
+        assert!(of(METRICS, good, reason).is_ok(), "{good}");
+    }
 }
 
 #[test]
@@ -368,6 +547,7 @@ fn cancelled_gate_is_closed_and_leaves_no_key() {
         metrics: Some(&service),
         keys: &service,
         recorded: Vec::new(),
+        exemptions: &[],
         clock: &service.clock,
         stop: &stop,
     };
@@ -382,6 +562,24 @@ fn cancelled_gate_is_closed_and_leaves_no_key() {
     assert_eq!(evidence.gate.state(), "shut");
     assert!(evidence.load.as_ref().unwrap().stopped && evidence.load.unwrap().seconds < 10.0);
     assert!(service.keys.lock().unwrap().is_empty());
+}
+
+#[test]
+fn encoders_are_tested_by_their_vectors_instead_of_texts() {
+    let named = |evidence: &Evidence, name: &str| evidence.checks.iter().find(|check| check.name == name).cloned();
+    // Development has no keys.
+    for (environment, open) in [("development", Some(Fault::TakesAnyKey)), ("staging", None)] {
+        let right = evidence(environment, &Service::new(20, [Fault::Embeds].into_iter().chain(open)));
+        let vector = named(&right, "embedding of encoder").unwrap();
+        assert!(vector.ok && vector.measured == 2, "{environment}: {vector:?}");
+        assert!(named(&right, "generation").is_none() && right.sample.is_none());
+        let faults = [Fault::Embeds, Fault::ForgetsItsVectors].into_iter().chain(open);
+        let wrong = evidence(environment, &Service::new(20, faults));
+        assert!(!named(&wrong, "embedding of encoder").unwrap().ok, "{environment}");
+        assert_eq!(wrong.gate.state(), "shut");
+    }
+    let load = evidence("staging", &Service::new(20, [Fault::Embeds])).load.unwrap();
+    assert!(load.load.embeds && load.generate.count > 0 && load.errors == 0, "{load:?}");
 }
 
 fn small_load(users: u32) -> Load {

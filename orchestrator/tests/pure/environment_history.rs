@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
+use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
 use textnlp_orchestrator::release::{
     Applied, Artifacts, History, Lock, MAX_RELEASES, PROGRAMS, Release, configuration_digest, digest, images, promote,
@@ -37,6 +38,7 @@ fn applied(server: &str, schema: u32) -> Applied {
         reason: Some("because\n\u{1f980}".to_owned()),
         tool: "textnlp-deploy 9".to_owned(),
         schema: Some(schema),
+        phase: Some(Phase::Staging),
         lock: lock(&environment("staging", &[]), server),
     }
 }
@@ -213,6 +215,7 @@ fn locked_image_is_valid_while_the_environment_names_the_same_image() {
         schema: None,
         given: Default::default(),
         files: Default::default(),
+        image: None,
     };
     // As `rollback` leaves it: the image of then, and what is said today.
     let mut locked = Release::resolve(&old, &artifacts).lock;
@@ -229,6 +232,33 @@ fn locked_image_is_valid_while_the_environment_names_the_same_image() {
     let fresh = Release::resolve(&new, &artifacts).lock;
     assert!(!fresh.runs_the_same(&locked));
     assert_eq!(fresh.differences(&locked)[0].to_string(), "images.main: locked r.example/t:2, here r.example/t:1");
+}
+
+#[test]
+fn image_of_this_program_is_locked_in_the_repository_of_the_registry() {
+    let environment = environment("pilot", &["registry.url=https://1.registry.example/textnlp/"]);
+    let artifacts = |image: Option<&str>| Artifacts {
+        program: Program { path: "/p".into(), digest: digest(b"server") },
+        models: Default::default(),
+        templates: None,
+        schema: None,
+        given: Default::default(),
+        files: Default::default(),
+        image: image.map(|tag| format!("{tag}@{}", digest(tag.as_bytes()))),
+    };
+    let image = |tag: &str| Some(format!("1.registry.example/textnlp:{tag}@{}", digest(tag.as_bytes())));
+    let first = Release::resolve(&environment, &artifacts(Some("1.0-a"))).lock;
+    assert_eq!(first.images.get("main").cloned(), image("1.0-a"));
+    assert_eq!(first.image_sources["main"], "1.registry.example/textnlp");
+    // A newer program adds no release by itself, and one without an image goes on with the locked one.
+    for newer in [Some("1.1-b"), None] {
+        let locked = Release::locked(&environment, &first, &artifacts(newer)).unwrap();
+        assert_eq!(with_images(&environment, &locked.lock).sites[0].cluster.image, image("1.0-a"));
+    }
+    assert_eq!(Release::resolve(&environment, &artifacts(None)).lock.images.len(), 0);
+    let own =
+        self::environment("pilot", &["registry.url=1.registry.example/t", "sites[0].cluster.image=r.example/t:1"]);
+    assert_eq!(Release::resolve(&own, &artifacts(Some("1.0-a"))).lock.images["main"], "r.example/t:1");
 }
 
 #[test]

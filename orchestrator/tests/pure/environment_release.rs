@@ -24,6 +24,7 @@ fn artifacts(server: &str) -> Artifacts {
         schema: Some(3),
         given: BTreeMap::new(),
         files: Default::default(),
+        image: None,
     }
 }
 
@@ -77,6 +78,12 @@ fn broken_release_lock_is_an_error_and_not_treated_as_missing() {
     ] {
         std::fs::write(&path, &bad).unwrap();
         assert!(matches!(Lock::read(&path), Err(LockError::Broken { .. })), "{bad}");
+    }
+    // In a checkout it may be a link to any file of its reader.
+    for private in ["-----BEGIN KEY-----\nCANARY\n", "CANARY", "CANARY:x:0:0::\n", "- CANARY\n", "\"CANARY\": {}\n"] {
+        std::fs::write(&path, private).unwrap();
+        let error = Lock::read(&path).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("CANARY"), "{error}");
     }
 }
 

@@ -9,6 +9,7 @@ mod environment_history;
 mod environment_hostile;
 mod environment_release;
 mod environment_wire;
+mod monthly;
 mod program;
 mod recovery;
 #[path = "../../../tests/src/seeds.rs"]

@@ -265,6 +265,7 @@ impl Setting {
 
 /// Everything of ours can be removed, and then nothing is left: no object, no record, nothing that the cloud complains of.
 pub fn leaves_nothing(world: &World) {
+    world.delete_unproven(DOWN_WITH_DATA, &[]);
     let down = world.down(DOWN_WITH_DATA);
     assert!(down.is_complete(), "{:#?}", down.outcome);
     assert!(world.cloud.things().is_empty(), "an orphan: {:#?}", world.cloud.things());

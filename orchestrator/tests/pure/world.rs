@@ -11,7 +11,7 @@ use textnlp_orchestrator::apply::{Answer, Gates, Limits};
 use textnlp_orchestrator::clock::VirtualClock;
 use textnlp_orchestrator::event::{Event, EventKind};
 use textnlp_orchestrator::plan::{Audited, Facts, Node, Plan, Purpose, Step};
-use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, look, run_phases};
+use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, plan_with_refresh, run_phases};
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State, Store};
 use textnlp_orchestrator::status::{Unfinished, unfinished};
 use textnlp_provider::memory::{Fuse, MemoryCloud, StoredObject};
@@ -234,6 +234,7 @@ impl World {
             events,
             gates: Some(&self.gate),
             limits: Limits::default(),
+            entry: None,
         }
     }
 
@@ -242,7 +243,45 @@ impl World {
         let environment = environment();
         let store = self.store(&Fuse::default());
         let road = self.road(store, &sites, &environment, &textnlp_orchestrator::event::DiscardEvents);
-        self.clock.run(look(&road, ask)).unwrap()
+        self.clock.run(plan_with_refresh(&road, ask)).unwrap()
+    }
+
+    /// Runs until nothing stands in the way that an operator can delete as the plan says. What is refused for another
+    /// reason stays refused.
+    pub fn converge(&self, ask: RunOptions, wanted: &[Wanted]) {
+        /// How often an operator may have to delete something by hand.
+        const STEPS_BY_HAND: usize = 5;
+        for _ in 0..=STEPS_BY_HAND {
+            // What was left open is finished, what was left broken is replaced; a maybe that turned into more is planned anew.
+            for _ in 0..3 {
+                match self.go(ask, wanted, &Fuse::default()).expect("the run ends") {
+                    Ok(_) | Err(RunError::Refused(_) | RunError::Preflight(_)) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            if !self.delete_unproven(ask, wanted) {
+                return;
+            }
+        }
+        panic!("something had to be deleted by hand more than {STEPS_BY_HAND} times");
+    }
+
+    /// As an operator does: deletes the objects that a plan names because no operation created them. Says whether there
+    /// were any.
+    pub fn delete_unproven(&self, ask: RunOptions, wanted: &[Wanted]) -> bool {
+        let (audited, _) = self.plan(ask, wanted).unwrap();
+        let problems = audited.plan().warnings.iter().chain(&audited.plan().refusals);
+        let causes: Vec<&str> = problems.map(|problem| problem.cause.as_str()).collect();
+        let is_named = |id: &CloudId| {
+            let start = format!("`{id}` ");
+            causes
+                .iter()
+                .any(|cause| cause.starts_with(&start) && cause.contains("no operation in the state created it"))
+        };
+        let named: Vec<CloudId> =
+            self.ours().into_iter().map(|thing| thing.cloud_id).filter(|id| is_named(id)).collect();
+        named.iter().for_each(|id| self.cloud.remove_foreign(id));
+        !named.is_empty()
     }
 
     pub fn try_up(&self, wanted: &[Wanted]) -> Result<RunOutcome, RunError> {

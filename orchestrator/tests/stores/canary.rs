@@ -9,7 +9,7 @@ use textnlp_orchestrator::backup::Key;
 use textnlp_orchestrator::environment::{self, Catalogue, Library, Overrides, components};
 use textnlp_orchestrator::event::Event;
 use textnlp_orchestrator::release::{Artifacts, Release, digest};
-use textnlp_orchestrator::run::{RunOptions, RunSite, look, run_phases};
+use textnlp_orchestrator::run::{RunOptions, RunSite, plan_with_refresh, run_phases};
 use textnlp_orchestrator::state::{Folder, SiteLocation, State, Store};
 use textnlp_orchestrator::status;
 use textnlp_provider::component::Program;
@@ -171,6 +171,7 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
         templates: Some(digest),
         given: BTreeMap::new(),
         files: Default::default(),
+        image: None,
         schema: Some(3),
     };
     let parts = components(environment, &Release::resolve(environment, &artifacts));
@@ -211,7 +212,7 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
                     sites.values_mut().for_each(|site| site.wanted.clear());
                 }
                 let road = world.road(store.clone(), &sites, &environment.environment, &listener);
-                let (plan, facts) = on(&world.clock, look(&road, ask)).unwrap();
+                let (plan, facts) = on(&world.clock, plan_with_refresh(&road, ask)).unwrap();
                 written.add("a plan", serde_json::to_vec(plan.plan()).unwrap());
                 let state =
                     on(&world.clock, State::load(store.clone(), &environment.environment, Lineage(Uuid::nil())))

@@ -120,12 +120,8 @@ fn run(program: &Program) {
     on(&world.clock, world.clock.sleep(Duration::from_secs(60)));
     setting.calm(&world, theirs);
     let end = setting.end();
-    for _ in 0..3 {
-        match world.try_up(&end) {
-            Ok(_) | Err(RunError::Refused(_) | RunError::Preflight(_)) => {}
-            Err(error) => panic!("{error:?}"),
-        }
-    }
+    // What was listed late was taken for gone, and is of no operation any more.
+    world.converge(UP, &end);
     world.check(&end);
     leaves_nothing(&world);
 }

@@ -186,17 +186,30 @@ fn state_damage_is_detected_and_repaired_where_unambiguous() {
     on(&places.world.clock, apply_remedies(&*places.local(), &environment(), &found, &holder("ada"))).unwrap();
     let state = places.load(places.local()).unwrap();
     assert_eq!(on(&places.world.clock, state.held()).unwrap().unwrap().by, "ada");
-    // The last records are gone: what they told of is found by its lineage, not made a second time.
-    let (found, steps, _, things) = mended(&|path| {
+    // The last records are gone: what they told of is found by its operation, not made a second time.
+    let shorten = |path: &Utf8PathBuf, by: usize| {
         let log = path.join("journal/here/log");
         let text = std::fs::read_to_string(&log).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        std::fs::write(&log, lines[..lines.len() - 3].join("\n") + "\n").unwrap();
-    });
-    assert!(matches!(&found[0].remedy, Some(Remedy::WriteHead { lost: 3, .. })), "{found:?}");
+        std::fs::write(&log, lines[..lines.len() - by].join("\n") + "\n").unwrap();
+    };
+    let (found, steps, _, things) = mended(&|path| shorten(path, 2));
+    assert!(matches!(&found[0].remedy, Some(Remedy::WriteHead { lost: 2, .. })), "{found:?}");
     assert!(found[0].remedy.as_ref().unwrap().gives_up());
     println!("{steps} steps");
     assert_eq!(things, service().len());
+    // Without the start of its operation an object is foreign until it is imported.
+    let (places, found) = damaged(&|path| shorten(path, 3));
+    on(&places.world.clock, apply_remedies(&*places.local(), &environment(), &found, &holder("ada"))).unwrap();
+    let before = places.world.cloud.things();
+    let sites = places.world.site(&service(), &Fuse::default());
+    let environment = environment();
+    let road = places.world.road(places.local(), &sites, &environment, &textnlp_orchestrator::event::DiscardEvents);
+    let looked = on(&places.world.clock, textnlp_orchestrator::run::plan_with_refresh(&road, UP));
+    let (plan, _) = looked.unwrap();
+    let refusals = &plan.plan().refusals;
+    assert!(matches!(&refusals[..], [one] if one.fix.contains("state import here/gateway=")), "{refusals:?}");
+    assert_eq!(places.world.cloud.things(), before);
 
     // What nobody can know is left as it is.
     for (file, at) in [("journal/here/log", 700), ("journal/here/bodies", 700)] {
@@ -213,7 +226,7 @@ fn state_damage_is_detected_and_repaired_where_unambiguous() {
 #[test]
 fn lost_state_is_rebuilt_from_the_providers() {
     use textnlp_orchestrator::import::{named, propose, take};
-    use textnlp_orchestrator::run::{look, read};
+    use textnlp_orchestrator::run::{plan_with_refresh, read};
     let places = Places::new();
     places.up(places.local(), &service());
     let lineage = places.load(places.local()).unwrap().lineage();
@@ -231,15 +244,15 @@ fn lost_state_is_rebuilt_from_the_providers() {
         let facts = read(&road, &state, UP).await.unwrap();
         let refused = named(&facts, &id("here/cache"), &foreign, &[]).await.unwrap_err();
         assert!(refused.to_string().contains("has no lineage label"), "{refused}");
-        let proposals = propose(&facts);
+        let proposals = propose(&facts).proposals;
         assert_eq!(proposals.len(), service().len());
         assert!(proposals.iter().all(|proposal| proposal.wanted));
         let places = sites.iter().map(|(name, site)| (name.clone(), site.place.clone())).collect();
         let mut locked = state.lock(&road.operator, &places, clock).await.unwrap();
         take(&mut locked, &proposals).await.unwrap();
         locked.close().await.unwrap();
-        let (plan, facts) = look(&road, UP).await.unwrap();
-        assert!(propose(&facts).is_empty());
+        let (plan, facts) = plan_with_refresh(&road, UP).await.unwrap();
+        assert!(propose(&facts).proposals.is_empty());
         assert!(!plan.plan().has_changes(), "{:#?}", lines(plan.plan()));
     });
     let mutations = places.world.cloud.mutations();

@@ -1,32 +1,45 @@
 //! The clients of AWS's services, and one way to call them.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aws_config::identity::IdentityCache;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
-use textnlp_provider::{Error, ErrorKind, Result, SecretStore, error_chain};
+use textnlp_provider::{Error, ErrorKind, Result, SecretStore, Spec, error_chain};
+use textnlp_token::partition;
 
+use crate::image::Images;
+use crate::session::{AskCode, AssumedRole, Session};
 use crate::tables::errors;
 
 /// Timeout of one call. The engine allows ten seconds for everything that a verb does.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// The codes of an answer to credentials that have ended.
+const ENDED: &[&str] = &["ExpiredToken", "ExpiredTokenException", "RequestExpired"];
 /// Timeout of a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The field of the specs of objects outside of their site's region.
+pub(crate) const REGION: &str = "region";
+
 /// How an account is signed in to. What is not set is found as AWS's own tools find it: variables, profiles, SSO, web identity,
 /// the metadata service.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Access {
     /// The region of the site.
     pub region: String,
-    /// The role to assume, by its ARN.
-    pub role: Option<String>,
+    /// The role to assume.
+    pub role: Option<AssumedRole>,
+    /// Who is asked for the codes of its MFA device.
+    pub ask_code: Option<AskCode>,
     /// A simulator in place of AWS.
     pub simulator: Option<Simulator>,
 }
@@ -51,10 +64,22 @@ pub struct Identity {
 
 /// The clients of one account and region. They do not retry: each call is journaled, and only the engine repeats it.
 pub(crate) struct Api {
+    config: SdkConfig,
+    /// The clients of other regions, by region.
+    elsewhere: Mutex<BTreeMap<String, Arc<Api>>>,
+    /// Whether this region is not that of the site.
+    pub(crate) is_elsewhere: bool,
     pub(crate) identity: Identity,
+    /// The session of the role, if one is assumed.
+    session: Option<Arc<Session>>,
     pub(crate) region: String,
     /// Where the values of secret references are.
     pub(crate) secrets: Arc<dyn SecretStore>,
+    pub(crate) images: Images,
+    pub(crate) acm: aws_sdk_acm::Client,
+    pub(crate) autoscaling: aws_sdk_applicationautoscaling::Client,
+    pub(crate) budgets: aws_sdk_budgets::Client,
+    pub(crate) cloudwatch: aws_sdk_cloudwatch::Client,
     pub(crate) logs: aws_sdk_cloudwatchlogs::Client,
     pub(crate) ec2: aws_sdk_ec2::Client,
     pub(crate) ecr: aws_sdk_ecr::Client,
@@ -65,16 +90,19 @@ pub(crate) struct Api {
     pub(crate) kms: aws_sdk_kms::Client,
     pub(crate) quotas: aws_sdk_servicequotas::Client,
     pub(crate) rds: aws_sdk_rds::Client,
+    pub(crate) route53: aws_sdk_route53::Client,
     pub(crate) s3: aws_sdk_s3::Client,
+    pub(crate) sagemaker: aws_sdk_sagemaker::Client,
     pub(crate) secretsmanager: aws_sdk_secretsmanager::Client,
+    pub(crate) sns: aws_sdk_sns::Client,
     pub(crate) tagging: aws_sdk_resourcegroupstagging::Client,
 }
 
 impl Api {
     /// Signs in and asks who is signed in.
-    pub(crate) async fn connect(access: &Access, secrets: Arc<dyn SecretStore>) -> Result<Self> {
-        let (config, identity) = Self::signed_in(access).await?;
-        Ok(Self::of(&config, identity, access.region.clone(), secrets))
+    pub(crate) async fn connect(access: &Access, secrets: Arc<dyn SecretStore>, images: Images) -> Result<Self> {
+        let (config, identity, session) = Self::signed_in(access).await?;
+        Ok(Self::of(&config, identity, session, access.region.clone(), secrets, images))
     }
 
     /// Asks who is signed in.
@@ -82,27 +110,47 @@ impl Api {
         Ok(Self::signed_in(access).await?.1)
     }
 
-    async fn signed_in(access: &Access) -> Result<(SdkConfig, Identity)> {
-        let config = configured(access).await?;
-        let sts = aws_sdk_sts::Client::new(&config);
-        let unknown = Identity { account: String::new(), arn: "an unknown identity".to_owned() };
-        let answer = sent("sts", "sign in to", "aws", &unknown, sts.get_caller_identity().send()).await;
-        let answer = answer.map_err(|error| match error.hint {
-            Some(_) => error,
-            None => error.hint("`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        })?;
-        let identity = Identity { account: answer.account.unwrap_or_default(), arn: answer.arn.unwrap_or_default() };
-        Ok((config, identity))
+    /// The credentials of the role that is assumed; `None` without one.
+    pub(crate) async fn assumed(access: &Access) -> Result<Option<SharedCredentialsProvider>> {
+        let (config, session) = configured(access).await?;
+        Ok(config.credentials_provider().filter(|_| session.is_some()))
     }
 
-    fn of(config: &SdkConfig, identity: Identity, region: String, secrets: Arc<dyn SecretStore>) -> Self {
+    /// The configuration with the credentials that sign requests.
+    pub(crate) async fn configuration(access: &Access) -> Result<SdkConfig> {
+        Ok(configured(access).await?.0)
+    }
+
+    async fn signed_in(access: &Access) -> Result<(SdkConfig, Identity, Option<Arc<Session>>)> {
+        let (config, session) = configured(access).await?;
+        let identity = identify(&config).await?;
+        Ok((config, identity, session))
+    }
+
+    fn of(
+        config: &SdkConfig,
+        identity: Identity,
+        session: Option<Arc<Session>>,
+        region: String,
+        secrets: Arc<dyn SecretStore>,
+        images: Images,
+    ) -> Self {
         let mut s3 = aws_sdk_s3::config::Builder::from(config);
         // A bucket is a part of the host's name only where the host is one of AWS.
         s3.set_force_path_style(Some(config.endpoint_url().is_some()));
         Self {
+            config: config.clone(),
+            elsewhere: Mutex::default(),
+            is_elsewhere: false,
             identity,
+            session,
             region,
             secrets,
+            images,
+            acm: aws_sdk_acm::Client::new(config),
+            autoscaling: aws_sdk_applicationautoscaling::Client::new(config),
+            budgets: aws_sdk_budgets::Client::new(config),
+            cloudwatch: aws_sdk_cloudwatch::Client::new(config),
             logs: aws_sdk_cloudwatchlogs::Client::new(config),
             ec2: aws_sdk_ec2::Client::new(config),
             ecr: aws_sdk_ecr::Client::new(config),
@@ -113,10 +161,40 @@ impl Api {
             kms: aws_sdk_kms::Client::new(config),
             quotas: aws_sdk_servicequotas::Client::new(config),
             rds: aws_sdk_rds::Client::new(config),
+            route53: aws_sdk_route53::Client::new(config),
             s3: aws_sdk_s3::Client::from_conf(s3.build()),
+            sagemaker: aws_sdk_sagemaker::Client::new(config),
             secretsmanager: aws_sdk_secretsmanager::Client::new(config),
+            sns: aws_sdk_sns::Client::new(config),
             tagging: aws_sdk_resourcegroupstagging::Client::new(config),
         }
+    }
+
+    /// The clients of a region.
+    pub(crate) fn in_region(self: &Arc<Self>, region: &str) -> Arc<Self> {
+        if region == self.region {
+            return self.clone();
+        }
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = elsewhere.entry(region.to_owned()).or_insert_with(|| {
+            let config = self.config.to_builder().region(Region::new(region.to_owned())).build();
+            let (identity, session) = (self.identity.clone(), self.session.clone());
+            // Repositories are in the region of the site.
+            let (secrets, images) = (self.secrets.clone(), Images::default());
+            let there = Self::of(&config, identity, session, region.to_owned(), secrets, images);
+            Arc::new(Self { is_elsewhere: true, ..there })
+        });
+        there.clone()
+    }
+
+    /// The ARN of an object of this account; the region is empty for services without regions.
+    pub(crate) fn arn(&self, service: &str, region: &str, resource: &str) -> String {
+        format!("arn:{}:{service}:{region}:{}:{resource}", partition(&self.region).name, self.identity.account)
+    }
+
+    /// The clients of the region that an object with this spec is in.
+    pub(crate) fn of_spec(self: &Arc<Self>, spec: &Spec) -> Arc<Self> {
+        region_of(spec).map_or_else(|| self.clone(), |region| self.in_region(region))
     }
 
     /// Waits for the answer to one call of `service`, its signing name. `action` and `subject` are the words of its error: `create`,
@@ -131,7 +209,14 @@ impl Api {
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        sent(service, action, subject, &self.identity, answer).await
+        let mut answer = sent(service, action, subject, &self.identity, answer).await;
+        if let (Err(error), Some(session)) = (&mut answer, &self.session)
+            && error.code.as_deref().is_some_and(|code| ENDED.contains(&code))
+            && session.ended().await
+        {
+            error.kind = ErrorKind::Unavailable;
+        }
+        answer
     }
 
     /// The same, for a read: an object that is not found is `None`.
@@ -152,7 +237,30 @@ impl Api {
     }
 }
 
-async fn sent<T, E>(
+/// The region that a spec states: that of an object outside of its site's region.
+pub(crate) fn region_of(spec: &Spec) -> Option<&str> {
+    spec.get(REGION)?.as_str()
+}
+
+/// Asks who is signed in.
+pub(crate) async fn identify(config: &SdkConfig) -> Result<Identity> {
+    let credentials = match config.credentials_provider() {
+        Some(provider) => provider.provide_credentials().await.ok(),
+        None => None,
+    };
+    let key = credentials.map(|credentials| format!("the access key {}", credentials.access_key_id()));
+    let unknown = Identity { account: String::new(), arn: key.unwrap_or_else(|| "no identity".to_owned()) };
+    let sts = aws_sdk_sts::Client::new(config);
+    let answer = sent("sts", "sign in to", "aws", &unknown, sts.get_caller_identity().send()).await;
+    let answer = answer.map_err(|error| match (&error.hint, &error.kind) {
+        (Some(_), _) => error,
+        (None, ErrorKind::Denied) => error.hint("`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (None, _) => error.hint("check the network, `HTTPS_PROXY`, and `AWS_ENDPOINT_URL` if it is set"),
+    })?;
+    Ok(Identity { account: answer.account.unwrap_or_default(), arn: answer.arn.unwrap_or_default() })
+}
+
+pub(crate) async fn sent<T, E>(
     service: &'static str,
     action: &str,
     subject: impl Into<String>,
@@ -178,6 +286,7 @@ where
     };
     let why = if message.is_empty() { error_chain(&error) } else { message };
     let mut failed = Error::new(kind, action, subject.into());
+    failed.refused = matches!(error, SdkError::ConstructionFailure(_)) || is_refused(&failed.kind, status);
     failed.code = code;
     failed.request_id = request_id;
     let who = &identity.arn;
@@ -187,7 +296,19 @@ where
     Err(failed)
 }
 
-async fn configured(access: &Access) -> Result<SdkConfig> {
+/// Whether an answer says that the call did nothing. A timeout, throttling and a conflict may follow an earlier effect.
+fn is_refused(kind: &ErrorKind, status: Option<u16>) -> bool {
+    use ErrorKind::{Denied, Exists, Invalid, NotFound, Quota};
+    let is_final = matches!(kind, Denied | Exists | Invalid | NotFound | Quota);
+    is_final && status.is_some_and(|status| (400..500).contains(&status) && ![408, 429].contains(&status))
+}
+
+async fn configured(access: &Access) -> Result<(SdkConfig, Option<Arc<Session>>)> {
+    signing(loader(access), access).await
+}
+
+/// What is configured before anything is read or called.
+fn loader(access: &Access) -> ConfigLoader {
     let timeouts = TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .timeout_config(timeouts)
@@ -196,16 +317,184 @@ async fn configured(access: &Access) -> Result<SdkConfig> {
     if let Some(Simulator { url, credentials }) = &access.simulator {
         loader = loader.endpoint_url(url).credentials_provider(credentials.clone());
     }
+    loader
+}
+
+/// With the credentials of the role to assume.
+async fn signing(loader: ConfigLoader, access: &Access) -> Result<(SdkConfig, Option<Arc<Session>>)> {
     let config = loader.load().await;
-    let Some(role) = &access.role else { return Ok(config) };
+    let Some(role) = &access.role else { return Ok((config, None)) };
     if config.credentials_provider().is_none() {
-        return Err(Error::new(ErrorKind::Denied, "assume", role.clone()).because("no credentials were found"));
+        return Err(Error::new(ErrorKind::Denied, "assume", role.arn.clone()).because("no credentials were found"));
     }
-    let assumed = aws_config::sts::AssumeRoleProvider::builder(role)
-        .session_name("textnlp-deploy")
-        .configure(&config)
-        .build()
-        .await;
-    let provider = aws_credential_types::provider::SharedCredentialsProvider::new(assumed);
-    Ok(config.into_builder().credentials_provider(provider).build())
+    let from = access.simulator.as_ref().map(|one| format!("{} {}", one.url, one.credentials.access_key_id()));
+    let session = Session::shared(role, &config, from.unwrap_or_default(), access.ask_code);
+    // Refused here with its hint; a client of a service would only say that it has no credentials.
+    session.credentials().await?;
+    // The session knows when its credentials end.
+    let config = config.into_builder().identity_cache(IdentityCache::no_cache());
+    let config = config.credentials_provider(SharedCredentialsProvider::new(Shared(session.clone()))).build();
+    Ok((config, Some(session)))
+}
+
+/// A session as the SDK takes it.
+#[derive(Debug)]
+struct Shared(Arc<Session>);
+
+impl ProvideCredentials for Shared {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        self.0.provide_credentials()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use aws_smithy_runtime_api::client::http::{
+        HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+    };
+    use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+    use aws_smithy_runtime_api::client::result::ConnectorError;
+    use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+    use textnlp_provider::{Secret, SecretName, SecretRef, SecretVersion};
+
+    use super::*;
+
+    /// Connects nowhere, and remembers where it was asked to connect to, by the service that the request is signed for.
+    #[derive(Debug, Clone, Default)]
+    struct Nowhere(Arc<Mutex<Vec<(String, String)>>>);
+
+    impl HttpConnector for Nowhere {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            let uri = request.uri().to_owned();
+            let scope = request.headers().get("authorization").unwrap_or_default().to_owned();
+            // Credential=KEY/DATE/REGION/SERVICE/aws4_request
+            let service = scope.split('/').nth(3).unwrap_or("unsigned").to_owned();
+            self.0.lock().unwrap().push((service, uri));
+            HttpConnectorFuture::ready(Err(ConnectorError::io("no network here".into())))
+        }
+    }
+
+    impl HttpClient for Nowhere {
+        fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+            SharedHttpConnector::new(self.clone())
+        }
+    }
+
+    struct NoSecrets;
+
+    #[async_trait]
+    impl SecretStore for NoSecrets {
+        async fn put(&self, name: &SecretName, _: &SecretVersion, _: &Secret) -> Result<()> {
+            Err(Error::new(ErrorKind::Denied, "store", name.to_string()))
+        }
+
+        async fn get(&self, secret: &SecretRef) -> Result<Secret> {
+            Err(Error::new(ErrorKind::NotFound, "read", secret.name.to_string()))
+        }
+
+        async fn versions(&self, _: &SecretName) -> Result<Vec<SecretVersion>> {
+            Ok(Vec::new())
+        }
+
+        async fn list(&self, _: &str) -> Result<Vec<SecretName>> {
+            Ok(Vec::new())
+        }
+
+        async fn delete(&self, name: &SecretName) -> Result<()> {
+            Err(Error::new(ErrorKind::Denied, "delete", name.to_string()))
+        }
+    }
+
+    /// Every request of every client goes to the simulator, and no other place is asked for credentials or a region.
+    #[test]
+    fn with_a_simulator_no_address_of_aws_is_contacted() {
+        const URL: &str = "http://127.0.0.1:9";
+        let credentials = aws_credential_types::Credentials::new("AKIASIMULATEDOPERATR", "secret", None, None, "test");
+        let simulator = Some(Simulator { url: URL.to_owned(), credentials });
+        let nowhere = Nowhere::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for role in [None, Some("arn:aws:iam::123456789012:role/deploy".to_owned())] {
+                let role = role.map(|arn| AssumedRole { arn, ..AssumedRole::default() });
+                let simulator = simulator.clone();
+                let access = Access { region: "eu-west-1".to_owned(), role, simulator, ..Access::default() };
+                let signed = signing(loader(&access).http_client(nowhere.clone()), &access).await;
+                // A role is assumed before any client is made.
+                if access.role.is_some() {
+                    signed.unwrap_err();
+                    continue;
+                }
+                let (config, _) = signed.unwrap();
+                let sts = aws_sdk_sts::Client::new(&config);
+                let _ = sts.get_caller_identity().send().await;
+                let identity = Identity { account: "123456789012".to_owned(), arn: String::new() };
+                // A new client has to be added here.
+                let Api {
+                    config: _,
+                    elsewhere: _,
+                    is_elsewhere: _,
+                    identity: _,
+                    session: _,
+                    region: _,
+                    secrets: _,
+                    images: _,
+                    acm,
+                    autoscaling,
+                    budgets,
+                    cloudwatch,
+                    logs,
+                    ec2,
+                    ecr,
+                    eks,
+                    elasticache,
+                    elb,
+                    iam,
+                    kms,
+                    quotas,
+                    rds,
+                    route53,
+                    s3,
+                    sagemaker,
+                    secretsmanager,
+                    sns,
+                    tagging,
+                } = Api::of(&config, identity, None, access.region.clone(), Arc::new(NoSecrets), Images::default());
+                let _ = acm.list_certificates().send().await;
+                let namespace = aws_sdk_applicationautoscaling::types::ServiceNamespace::Sagemaker;
+                let _ = autoscaling.describe_scalable_targets().service_namespace(namespace).send().await;
+                let _ = budgets.describe_budgets().account_id("123456789012").send().await;
+                let _ = cloudwatch.describe_alarms().send().await;
+                let _ = logs.describe_log_groups().send().await;
+                let _ = ec2.describe_vpcs().send().await;
+                let _ = ecr.describe_repositories().send().await;
+                let _ = eks.list_clusters().send().await;
+                let _ = elasticache.describe_replication_groups().send().await;
+                let _ = elb.describe_load_balancers().send().await;
+                let _ = iam.list_roles().send().await;
+                let _ = kms.list_keys().send().await;
+                let _ = quotas.get_service_quota().service_code("ec2").quota_code("L-0263D0A3").send().await;
+                let _ = rds.describe_db_instances().send().await;
+                let _ = route53.list_hosted_zones().send().await;
+                let _ = s3.head_bucket().bucket("models").send().await;
+                let _ = sagemaker.list_models().send().await;
+                let _ = secretsmanager.list_secrets().send().await;
+                let _ = sns.list_topics().send().await;
+                let _ = tagging.get_resources().send().await;
+            }
+        });
+        let asked = nowhere.0.lock().unwrap().clone();
+        let elsewhere: Vec<_> = asked.iter().filter(|(_, uri)| !uri.starts_with(&format!("{URL}/"))).collect();
+        assert!(elsewhere.is_empty(), "{elsewhere:?}");
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        asked.iter().for_each(|(service, _)| *counts.entry(service).or_default() += 1);
+        // That of the identity and that of the role are both STS.
+        assert_eq!((counts.len(), counts.get("sts")), (21, Some(&2)), "{counts:?}");
+    }
 }

@@ -1,58 +1,105 @@
 //! What AWS can do with the settings of an environment.
 
+use std::collections::BTreeMap;
+
 use textnlp_provider::capabilities::Capability::*;
-use textnlp_provider::capabilities::{Capabilities, Setting, Store};
-use textnlp_provider::component::{Cluster, ComponentSpec, Network};
+use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, Store};
+use textnlp_provider::component::{Cluster, ComponentSpec, Monitoring, Network};
 use textnlp_provider::settings::{DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode};
 use textnlp_provider::{Component, Site};
 
+use crate::lower::endpoint;
+
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {
-    runtimes: &[Runtime::Kubernetes],
-    supported: &[
-        Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
-        Database(DatabaseKind::Postgres, Some(Hosting::External)),
-        Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
-        Tls(TlsMode::LocalCa),
-        Tls(TlsMode::Existing),
-        Failover(Failover::Manual),
-        Traffic(TrafficMode::Gateway),
-        Rollout(Strategy::Rolling),
-        Rollout(Strategy::Canary),
-        Rollout(Strategy::BlueGreen),
-        State(Store::Folder),
-        State(Store::S3),
-        Backup(Store::Folder),
-        Optional(Setting::AddressRange),
-        Optional(Setting::ArchiveAfter),
-        Optional(Setting::Autoscaling),
-        Optional(Setting::Backup),
-        Optional(Setting::BackupSize),
-        Gpu(GpuSize::Small),
-        Gpu(GpuSize::Medium),
-        Gpu(GpuSize::Large),
-        Gpu(GpuSize::Xlarge),
-        Optional(Setting::ClusterNetworks),
-        Optional(Setting::ClusterNodes),
-        Optional(Setting::ClusterVersion),
-        Optional(Setting::PermissionBoundary),
-        Optional(Setting::EncryptionKey),
-        Optional(Setting::ExistingRegistry),
-        Optional(Setting::MonitoringStack),
-        Optional(Setting::NetworkPolicies),
-        Optional(Setting::PrivateAuthority),
-        Optional(Setting::Proxy),
-        Optional(Setting::Registry),
-        Optional(Setting::Subnets),
-        Optional(Setting::Tags),
+    runtimes: &[
+        RuntimeSupport { runtime: Runtime::Kubernetes, supported: KUBERNETES },
+        RuntimeSupport { runtime: Runtime::Sagemaker, supported: SAGEMAKER },
     ],
 };
+
+const KUBERNETES: &[Capability] = &[
+    Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
+    Database(DatabaseKind::Postgres, Some(Hosting::External)),
+    Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+    Tls(TlsMode::LocalCa),
+    Tls(TlsMode::Existing),
+    Failover(Failover::Manual),
+    Traffic(TrafficMode::Gateway),
+    Rollout(Strategy::Rolling),
+    Rollout(Strategy::Canary),
+    Rollout(Strategy::BlueGreen),
+    State(Store::Folder),
+    State(Store::S3),
+    Backup(Store::Folder),
+    Optional(Setting::AddressRange),
+    Optional(Setting::AlertReceivers),
+    Optional(Setting::ArchiveAfter),
+    Optional(Setting::Autoscaling),
+    Optional(Setting::Backup),
+    Optional(Setting::BackupSize),
+    Gpu(GpuSize::Small),
+    Gpu(GpuSize::Medium),
+    Gpu(GpuSize::Large),
+    Gpu(GpuSize::Xlarge),
+    Optional(Setting::ClusterAccess),
+    Optional(Setting::ClusterNetworks),
+    Optional(Setting::ClusterNodes),
+    Optional(Setting::ClusterVersion),
+    Optional(Setting::DatabaseReplica),
+    Optional(Setting::PermissionBoundary),
+    Optional(Setting::EncryptionKey),
+    Optional(Setting::ExistingRegistry),
+    Optional(Setting::ExistingRole),
+    Optional(Setting::ExternalId),
+    Optional(Setting::Features),
+    Optional(Setting::MfaDevice),
+    Optional(Setting::ExistingZone),
+    Optional(Setting::ManagedCertificate),
+    Optional(Setting::ModelReplica),
+    Optional(Setting::MonitoringStack),
+    Optional(Setting::NetworkPolicies),
+    Optional(Setting::PrivateAuthority),
+    Optional(Setting::Proxy),
+    Optional(Setting::Registry),
+    Optional(Setting::SessionDuration),
+    Optional(Setting::Subnets),
+    Optional(Setting::Tags),
+];
+
+/// An endpoint keeps nothing: its SQLite file ends with the instance. AWS terminates TLS and authorizes callers, so that
+/// keys, tenants, gateways and failover are not supported, nor is what needs a cluster or a network of its own.
+const SAGEMAKER: &[Capability] = &[
+    Database(DatabaseKind::Sqlite, None),
+    Tls(TlsMode::LocalCa),
+    Tls(TlsMode::Off),
+    Traffic(TrafficMode::Gateway),
+    Rollout(Strategy::Rolling),
+    State(Store::Folder),
+    State(Store::S3),
+    Optional(Setting::AlertReceivers),
+    Optional(Setting::ArchiveAfter),
+    Optional(Setting::Autoscaling),
+    Optional(Setting::EncryptionKey),
+    Optional(Setting::ExistingRole),
+    Optional(Setting::ExternalId),
+    Optional(Setting::MfaDevice),
+    Optional(Setting::ModelReplica),
+    Optional(Setting::PermissionBoundary),
+    Optional(Setting::Registry),
+    Optional(Setting::SessionDuration),
+    Optional(Setting::Tags),
+];
 
 /// The component as the provider of the objects inside of the cluster expands it: without what AWS's own resources answer for. Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let part = match &component.part {
         ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
         ComponentSpec::Cluster(cluster) => ComponentSpec::Cluster(Cluster { gpu: None, ..cluster.clone() }),
+        // AWS's alarms go to the receivers.
+        ComponentSpec::Monitoring(monitoring) => {
+            ComponentSpec::Monitoring(Monitoring { receivers: BTreeMap::new(), ..monitoring.clone() })
+        }
         // A database that AWS runs has backups of its own.
         ComponentSpec::Backup(_) if site.cluster.as_ref().is_some_and(|cluster| cluster.postgres.is_none()) => {
             return None;
@@ -61,5 +108,10 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     };
     let is_inside = matches!(part, ComponentSpec::Certificate(_));
     let existing = component.existing.clone().filter(|_| is_inside);
-    Some((Component { name: component.name.clone(), existing, part }, site.clone()))
+    let mut site = site.clone();
+    let balancer = endpoint::balancer(component, &site);
+    if let Some(cluster) = &mut site.cluster {
+        cluster.balancer = balancer;
+    }
+    Some((Component { name: component.name.clone(), existing, part }, site))
 }

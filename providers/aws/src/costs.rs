@@ -3,7 +3,8 @@
 
 use textnlp_provider::{CostLine, KindName, Spec};
 
-use crate::tables::prices::{by_use, cache, database, machine, priced};
+use crate::api::region_of;
+use crate::tables::prices::{by_use, cache, database, endpoint, machine, priced};
 use crate::tables::{Service, machines};
 
 /// The lines of an object in a region; `None` for a kind whose cost does not depend on its spec.
@@ -43,19 +44,55 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             one(Service::SecretsManager, "secretsmanager/secret", "a secret"),
             by_use(Service::SecretsManager, "secretsmanager/requests", region, "requests for the secret"),
         ],
-        "aws.bucket" => vec![
-            by_use(Service::S3, "s3/STANDARD", region, "stored models"),
-            by_use(Service::S3, "s3/write-requests", region, "requests that write"),
-            by_use(Service::S3, "s3/read-requests", region, "requests that read"),
-        ],
+        "aws.bucket" => {
+            let mut lines = vec![
+                by_use(Service::S3, "s3/STANDARD", region, "stored models"),
+                by_use(Service::S3, "s3/write-requests", region, "requests that write"),
+                by_use(Service::S3, "s3/read-requests", region, "requests that read"),
+            ];
+            if spec.get("replication").is_some_and(|replication| !replication.is_null()) {
+                lines.push(by_use(
+                    Service::S3,
+                    "s3/replication",
+                    region,
+                    "data copied to another region, and its metrics",
+                ));
+            }
+            lines
+        }
         "aws.repository" => vec![by_use(Service::Ecr, "ecr/storage", region, "stored images")],
+        // Each metric of an alarm costs as much as an alarm.
+        "aws.alarm" => {
+            let metrics = spec.get("metrics").and_then(|all| all.as_object()).map_or(1, |all| all.len().max(1));
+            let count = u64::try_from(metrics).unwrap_or(1);
+            vec![priced(Service::CloudWatch, "cloudwatch/alarm", region, format!("an alarm, metrics: {count}"), count)]
+        }
+        "aws.dashboard" => vec![one(Service::CloudWatch, "cloudwatch/dashboard", "a dashboard")],
+        "aws.budget" => vec![one(Service::Budgets, "budgets/budget", "a budget that takes no action")],
+        "aws.topic" => vec![by_use(Service::Sns, "sns/messages", region, "messages to receivers")],
+        "aws.flow-log" => vec![by_use(Service::Logs, "logs/vended", region, "entries of the flow log")],
         "aws.log-group" => vec![by_use(Service::Logs, "logs/ingestion", region, "log entries")],
+        "aws.endpoint" => vec![CostLine::included(Service::SageMaker.title(), "the instances of its configuration")],
+        "aws.endpoint-config" => variants(spec, region),
+        "aws.scaling-target" => {
+            let what = format!(
+                "{} to {} instances of `{}`, and two alarms for each policy",
+                number("min"),
+                number("max"),
+                text("variant")
+            );
+            vec![CostLine::unknown(
+                Service::SageMaker.title(),
+                what,
+                "by the requests; the endpoint configuration has the price of an instance",
+            )]
+        }
         "aws.db-instance" => {
             let (class, multi_az) = (text("class"), flag("multi_az"));
             let (copies, suffix) =
                 if multi_az { ("with a standby in another zone", "/multi-az") } else { ("one server", "") };
             let storage = number("storage_gb");
-            vec![
+            let mut lines = vec![
                 one(Service::Rds, &database(class, multi_az), &format!("{class}, PostgreSQL, {copies}")),
                 priced(
                     Service::Rds,
@@ -65,15 +102,45 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
                     storage,
                 ),
                 by_use(Service::Rds, "rds/backups", region, "backups beyond the size of the database"),
-            ]
+            ];
+            if region_of(spec).is_some() {
+                lines.push(by_use(Service::Rds, "rds/replication", region, "data copied from another region"));
+            }
+            lines
         }
         "aws.cache" => {
             let (class, nodes) = (text("class"), number("replicas").saturating_add(1));
             let what = format!("{nodes} × {class}, {}", text("engine"));
             vec![priced(Service::ElastiCache, &cache(text("engine"), class), region, what, nodes)]
         }
+        "aws.dns-record" if spec.get("alias").is_some_and(|alias| alias.is_object()) => {
+            vec![CostLine::included(Service::Route53.title(), "queries for an alias of a load balancer")]
+        }
+        "aws.dns-record" => vec![by_use(Service::Route53, "route53/queries", region, "DNS queries")],
+        // Each option costs more: HTTPS, and an interval of ten seconds.
+        "aws.health-check" => vec![
+            one(Service::Route53, "route53/health-check", "a health check of an endpoint in AWS"),
+            CostLine::unknown(
+                Service::Route53.title(),
+                "HTTPS and a short interval",
+                "the price of options is not known",
+            ),
+        ],
         _ => return None,
     })
+}
+
+/// The lines of an object in a cluster, for what the cluster's controllers create in AWS for it.
+pub(crate) fn inside(kind: &KindName, spec: &Spec, region: &str) -> Vec<CostLine> {
+    let is_balanced = spec.get("spec").is_some_and(|spec| spec["type"] == "LoadBalancer");
+    if kind.as_str() != "kubernetes.service" || !is_balanced {
+        return Vec::new();
+    }
+    vec![
+        priced(Service::Elb, "elb/network", region, "a Network Load Balancer", 1),
+        CostLine::unknown(Service::Elb.title(), "its capacity units", "by connections and data"),
+        CostLine::unknown(Service::Ec2.title(), "its public IPv4 addresses", "one for each zone"),
+    ]
 }
 
 /// The machines of a node group at their first number, and their disks. The autoscaler changes that number.
@@ -106,6 +173,25 @@ fn nodes(spec: &Spec, region: &str) -> Vec<CostLine> {
     lines
 }
 
+/// The instances of an endpoint at their first number, and their volumes.
+fn variants(spec: &Spec, region: &str) -> Vec<CostLine> {
+    let variants = spec.get("variants").and_then(|variants| variants.as_array()).cloned().unwrap_or_default();
+    let lines = variants.iter().flat_map(|variant| {
+        let text = |field: &str| variant[field].as_str().unwrap_or_default();
+        let (kind, count) = (text("instance_type"), variant["count"].as_u64().unwrap_or_default());
+        let disks = format!("{} GB on each of {count} instances", variant["volume_gb"]);
+        [
+            priced(Service::SageMaker, &endpoint(kind), region, format!("{count} × {kind}, `{}`", text("name")), count),
+            CostLine::unknown(Service::SageMaker.title(), disks, "the price of a volume is not recorded"),
+        ]
+    });
+    let lines: Vec<_> = lines.collect();
+    if lines.is_empty() {
+        return vec![CostLine::unknown(Service::SageMaker.title(), "instances", "the plan names no variant")];
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -131,8 +217,24 @@ mod tests {
         assert_eq!(monthly("aws.eks-node-group", group(&["g4dn.xlarge"], &["SPOT", "ON_DEMAND"])), (0, 1));
         assert_eq!(monthly("aws.eks-node-group", group(&["g4dn.xlarge", "g5.xlarge"], &["ON_DEMAND"])).1, 1);
         assert_eq!(monthly("aws.vpc-endpoint", json!({ "kind": "Gateway" })), (0, 0));
+        let variant = |kind: &str| json!({ "variants": [{ "name": "main", "instance_type": kind, "count": 2, "volume_gb": 30 }] });
+        // 2 × 1.515 USD × 730 h.
+        assert_eq!(monthly("aws.endpoint-config", variant("ml.g5.2xlarge")), (2_211_900_000, 1));
+        assert_eq!(monthly("aws.endpoint-config", variant("ml.c7i.xlarge")), (0, 2));
         let interface = json!({ "kind": "Interface", "service": "s", "subnets": [{ "$output": "a/b#id" }, { "$output": "a/c#id" }] });
         assert_eq!(monthly("aws.vpc-endpoint", interface), (14_600_000, 1));
+        let service = |of: &str| {
+            let spec = Spec::of(&json!({ "spec": { "type": of } }));
+            inside(&"kubernetes.service".parse().unwrap(), &spec, "us-east-1").len()
+        };
+        assert_eq!((service("LoadBalancer"), service("ClusterIP")), (3, 0));
+        assert_eq!(monthly("aws.dns-record", json!({ "alias": { "name": { "$output": "a/b#address" } } })), (0, 1));
+        assert_eq!(monthly("aws.bucket", json!({ "replication": null })), (0, 3));
+        assert_eq!(monthly("aws.bucket", json!({ "replication": { "metrics": true } })), (0, 4));
+        let server = json!({ "class": "db.t4g.medium", "storage_type": "gp3", "storage_gb": 20 });
+        let mut remote = server.clone();
+        remote["region"] = json!("us-east-1");
+        assert_eq!(monthly("aws.db-instance", remote).1, monthly("aws.db-instance", server).1 + 1);
     }
 
     #[test]

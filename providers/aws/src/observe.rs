@@ -1,13 +1,14 @@
 //! Observes a site in bulk: one list for each kind, by the tag of the lineage.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures::StreamExt;
 use textnlp_provider::{
     CloudId, Error, ErrorKind, KindName, Observed, Ownership, ReadFailure, ResourceId, Result, Scope, Spec, error_chain,
 };
 
-use crate::api::Api;
+use crate::api::{Api, region_of};
 use crate::resource::{Filter, ObservedObject, State};
 use crate::table::{self, Row};
 use crate::tags;
@@ -16,19 +17,30 @@ use crate::tags;
 const AT_ONCE: usize = 8;
 
 /// Answers for every wanted and recorded id, and for objects of this deployment and site that neither lists.
-pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-    let filter = Filter::Lineage(scope.lineage);
-    let lists: Vec<_> = table::rows().map(|row| list(api, row, &filter)).collect();
+pub(crate) async fn observe(api: &Arc<Api>, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+    let filter = Filter::of(scope.lineage);
+    // In other regions than that of the site there are only those kinds that a spec names there.
+    let specs = scope.wanted.iter().map(|one| (&one.kind, &one.spec));
+    let specs = specs.chain(scope.recorded.iter().map(|one| (&one.kind, &one.spec)));
+    let elsewhere: BTreeSet<(&str, &str)> =
+        specs.filter_map(|(kind, spec)| Some((region_of(spec)?, kind.as_str()))).collect();
+    let is_there = |region: &str, row: &Row| elsewhere.contains(&(region, row.kind.name));
+    let regions: BTreeSet<&str> = elsewhere.iter().map(|(region, _)| *region).collect();
+    let there = regions.into_iter().filter(|region| *region != api.region).flat_map(|region| {
+        table::rows().filter(move |row| is_there(region, row)).map(move |row| (api.in_region(region), row))
+    });
+    let here = table::rows().map(|row| (api.clone(), row));
+    let lists: Vec<_> = here.chain(there).map(|(api, row)| list(api, row, &filter)).collect();
     let lists: Vec<_> = futures::stream::iter(lists).buffer_unordered(AT_ONCE).collect().await;
 
     let mut answers: BTreeMap<ResourceId, Vec<Observed>> = BTreeMap::new();
-    let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
-    let mut shown: BTreeSet<(&'static str, String)> = BTreeSet::new();
-    for (row, list) in lists {
+    let mut failures: BTreeMap<(String, &'static str), String> = BTreeMap::new();
+    let mut shown: BTreeSet<(String, &'static str, String)> = BTreeSet::new();
+    for (region, row, list) in lists {
         let objects = match list {
             Ok(objects) => objects,
             Err(error) => {
-                failures.insert(row.kind.name, error_chain(&error));
+                failures.insert((region.clone(), row.kind.name), error_chain(&error));
                 continue;
             }
         };
@@ -38,21 +50,21 @@ pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(Resourc
             if tags::lineage(&seen.tags) != Some(scope.lineage) || seen.state == State::Deleting {
                 continue;
             }
-            shown.insert((row.kind.name, seen.id.clone()));
+            shown.insert((region.clone(), row.kind.name, seen.id.clone()));
             answers.entry(id).or_default().extend(present(row, &seen));
         }
     }
 
     // An object that is both recorded and wanted is read once, as the recorded one.
-    let mut asked: BTreeMap<(&ResourceId, Option<String>), Asked<'_>> = BTreeMap::new();
-    for one in Asked::all(scope) {
-        asked.entry((one.id, one.object())).or_insert(one);
+    let mut asked: BTreeMap<(&ResourceId, String, Option<String>), Asked<'_>> = BTreeMap::new();
+    for one in Asked::all(api, scope) {
+        asked.entry((one.id, one.api.region.clone(), one.object())).or_insert(one);
     }
-    let unlisted = |((_, object), one): &((&ResourceId, Option<String>), Asked<'_>)| {
-        object.as_ref().is_none_or(|id| !shown.contains(&(one.row.kind.name, id.clone())))
+    let unlisted = |((_, region, object), one): &((&ResourceId, String, Option<String>), Asked<'_>)| {
+        object.as_ref().is_none_or(|id| !shown.contains(&(region.clone(), one.row.kind.name, id.clone())))
     };
-    let asked_for: BTreeSet<ResourceId> = asked.keys().map(|(id, _)| (*id).clone()).collect();
-    let reads: Vec<_> = asked.into_iter().filter(unlisted).map(|(_, one)| one.observe(api, scope, &failures)).collect();
+    let asked_for: BTreeSet<ResourceId> = asked.keys().map(|(id, ..)| (*id).clone()).collect();
+    let reads: Vec<_> = asked.into_iter().filter(unlisted).map(|(_, one)| one.observe(scope, &failures)).collect();
     let reads: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
     for (id, answer) in reads {
         answers.entry(id).or_default().extend(answer);
@@ -66,13 +78,19 @@ pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(Resourc
     Ok(answers.into_iter().flat_map(|(id, all)| all.into_iter().map(move |one| (id.clone(), one))).collect())
 }
 
-async fn list(api: &Api, row: &'static Row, filter: &Filter) -> (&'static Row, Result<Vec<ObservedObject<Spec>>>) {
-    (row, row.resource.list(api, filter).await)
+async fn list(
+    api: Arc<Api>,
+    row: &'static Row,
+    filter: &Filter,
+) -> (String, &'static Row, Result<Vec<ObservedObject<Spec>>>) {
+    (api.region.clone(), row, row.resource.list(&api, filter).await)
 }
 
 /// An id that an observation was asked for.
 struct Asked<'a> {
     id: &'a ResourceId,
+    /// The clients of its region.
+    api: Arc<Api>,
     row: &'static Row,
     /// Its object, as recorded or as an existing object.
     cloud_id: Option<&'a CloudId>,
@@ -83,11 +101,12 @@ struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     /// Those of this provider's kinds, the recorded ones first.
-    fn all(scope: &Scope<'a>) -> Vec<Self> {
+    fn all(api: &Arc<Api>, scope: &Scope<'a>) -> Vec<Self> {
         let recorded = scope.recorded.iter().filter_map(|recorded| {
             let is_external = matches!(recorded.ownership, Ownership::External(_));
             let row = table::row(&recorded.kind)?;
-            Some(Self { id: &recorded.id, row, cloud_id: Some(&recorded.cloud_id), is_external, spec: None })
+            let api = api.of_spec(&recorded.spec);
+            Some(Self { id: &recorded.id, api, row, cloud_id: Some(&recorded.cloud_id), is_external, spec: None })
         });
         let wanted = scope.wanted.iter().filter_map(|wanted| {
             let external = match &wanted.ownership {
@@ -95,7 +114,8 @@ impl<'a> Asked<'a> {
                 Ownership::Ours => None,
             };
             let (row, spec) = (table::row(&wanted.kind)?, Some(&wanted.spec));
-            Some(Self { id: &wanted.id, row, cloud_id: external, is_external: external.is_some(), spec })
+            let api = api.of_spec(&wanted.spec);
+            Some(Self { id: &wanted.id, api, row, cloud_id: external, is_external: external.is_some(), spec })
         });
         recorded.chain(wanted).collect()
     }
@@ -109,20 +129,23 @@ impl<'a> Asked<'a> {
     /// What the lists did not show. They are eventually consistent, so an id that is known is read before it counts as gone.
     async fn observe(
         self,
-        api: &Api,
         scope: &Scope<'_>,
-        failures: &BTreeMap<&'static str, String>,
+        failures: &BTreeMap<(String, &'static str), String>,
     ) -> (ResourceId, Option<Observed>) {
         let row = self.row;
         let Some(id) = self.object() else {
-            return (self.id.clone(), failures.get(row.kind.name).map(|why| unknown(why.clone())));
+            return (
+                self.id.clone(),
+                failures.get(&(self.api.region.clone(), row.kind.name)).map(|why| unknown(why.clone())),
+            );
         };
-        let answer = match row.resource.read(api, &id).await {
+        let answer = match row.resource.read(&self.api, &id).await {
             Ok(Some(seen)) if !matches!(seen.state, State::Gone | State::Deleting) => {
                 match tags::lineage(&seen.tags) {
                     _ if self.is_external => present(row, &seen),
                     // Also a name that is wanted and not recorded: listed late.
                     Some(whose) if whose == scope.lineage => present(row, &seen),
+                    // The plan tells whether it is the recorded one.
                     None if self.cloud_id.is_some() => present(row, &seen),
                     Some(whose) => Some(unknown(format!("`{id}` belongs to the deployment {whose}"))),
                     None => Some(unknown(format!("`{id}` exists and has no tag `{}`", tags::LINEAGE))),

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use textnlp_provider::{FilledPermission, PolicyDocument, PolicyFormat, PolicyRequest};
+use textnlp_provider::{FilledPermission, PolicyDocument, PolicyFormat, PolicyRequest, PolicyResource};
 
-use crate::table;
+use crate::{names, table};
 
 /// The most characters of a managed policy, without white space
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>).
@@ -15,6 +15,7 @@ const MOST_CHARACTERS: usize = 6_144;
 /// What preflight and the search for forgotten objects read, besides the objects themselves.
 pub(crate) const ALWAYS: &[&str] = &[
     "ec2:DescribeInstanceTypeOfferings",
+    "ec2:DescribeInstances",
     "ec2:DescribeRegions",
     "iam:SimulatePrincipalPolicy",
     "servicequotas:GetServiceQuota",
@@ -65,8 +66,20 @@ pub(crate) fn permissions(request: &PolicyRequest, own: impl Fn(&str) -> Option<
         conditions: BTreeMap::new(),
     };
     let always = ALWAYS.iter().map(any);
+    let is_cluster = |resource: &&PolicyResource| resource.kind.as_str() == "aws.eks-cluster";
+    let cluster =
+        request.resources.iter().find(is_cluster).and_then(|resource| resource.spec.as_value()["name"].as_str());
+    let own = |name: &str| match name {
+        "$cluster" => cluster.map(str::to_owned),
+        "$names" => Some(names::roles(&request.environment, &request.site)),
+        _ => own(name),
+    };
     request.permissions(table::kinds(), own).into_keys().chain(always).collect()
 }
+
+/// How the key of a condition starts that holds for each of several values
+/// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-single-vs-multi-valued-context-keys.html>).
+const ALL: &str = "ForAllValues:";
 
 /// One statement for the actions of a service with the same resource and the same conditions.
 fn statements(needed: &BTreeSet<FilledPermission>) -> Vec<Value> {
@@ -85,15 +98,27 @@ fn statements(needed: &BTreeSet<FilledPermission>) -> Vec<Value> {
             "Sid": format!("{service}{count}"),
             "Effect": "Allow",
             "Action": actions,
-            "Resource": resource,
+            "Resource": listed(resource),
         });
         for (key, value) in conditions {
-            let operator = if value.contains('*') { "StringLike" } else { "StringEquals" };
-            statement["Condition"][operator][key] = json!(value);
+            let operator = match value.as_str() {
+                "true" => "Bool",
+                _ if value.contains('*') => "StringLike",
+                _ => "StringEquals",
+            };
+            match key.strip_prefix(ALL) {
+                Some(key) => statement["Condition"][format!("{ALL}{operator}")][key] = listed(value),
+                None => statement["Condition"][operator][key] = listed(value),
+            }
         }
         statement
     });
     groups.collect()
+}
+
+/// One value, or a list of those that spaces separate: neither ARNs nor the values of conditions have any.
+fn listed(values: &str) -> Value {
+    if values.contains(' ') { values.split_ascii_whitespace().collect() } else { json!(values) }
 }
 
 #[cfg(test)]
@@ -116,6 +141,11 @@ mod tests {
             permission("ec2:DescribeSubnets", "*", &[]),
             permission("ec2:DeleteVpc", "*", &ours),
             permission("s3:CreateBucket", "arn:aws:s3:::models", &[]),
+            permission(
+                "route53:ChangeResourceRecordSets",
+                "zone",
+                &[("ForAllValues:names", "a *.a"), ("types", "A TXT")],
+            ),
         ]);
         let statements = statements(&needed);
         assert_eq!(
@@ -124,6 +154,8 @@ mod tests {
                 json!({ "Sid": "ec21", "Effect": "Allow", "Action": ["ec2:DescribeSubnets", "ec2:DescribeVpcs"], "Resource": "*" }),
                 json!({ "Sid": "ec22", "Effect": "Allow", "Action": ["ec2:DeleteVpc"], "Resource": "*",
                         "Condition": { "StringEquals": { "aws:ResourceTag/textnlp-lineage": "1-2-3" } } }),
+                json!({ "Sid": "route531", "Effect": "Allow", "Action": ["route53:ChangeResourceRecordSets"], "Resource": "zone",
+                        "Condition": { "ForAllValues:StringLike": { "names": ["a", "*.a"] }, "StringEquals": { "types": ["A", "TXT"] } } }),
                 json!({ "Sid": "s31", "Effect": "Allow", "Action": ["s3:CreateBucket"], "Resource": "arn:aws:s3:::models" }),
             ]
         );

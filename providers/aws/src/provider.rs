@@ -1,20 +1,22 @@
 //! [`Aws`]: the implementation of the provider contract.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use textnlp_provider::{
-    CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
-    PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
-    SecretStore, Site, Spec, Wanted,
+    CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Leftovers, Lineage, Object,
+    Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId,
+    Result, Scope, SecretStore, Site, Spec, Sweep, Verb, Wanted,
 };
 use textnlp_token::partition;
 use tokio::sync::OnceCell;
 
-use crate::api::{Access, Api, Identity};
+use crate::api::{Access, Api, Identity, region_of};
+use crate::image::{ImageSource, Images};
 use crate::work::Work;
-use crate::{costs, diff, lower, observe, policy, preflight, table};
+use crate::{costs, diff, lower, observe, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -23,14 +25,17 @@ const POLL: Duration = Duration::from_secs(4);
 pub struct Aws {
     access: Access,
     secrets: Arc<dyn SecretStore>,
+    images: Option<Arc<dyn ImageSource>>,
     poll: Duration,
-    api: OnceCell<Api>,
+    api: OnceCell<Arc<Api>>,
+    /// The deployment that was observed first; a process has one.
+    lineage: OnceLock<Lineage>,
 }
 
 impl Aws {
     /// Creates the provider; nothing is called before the first operation. `secrets` has the values of secret references.
     pub fn new(access: Access, secrets: Arc<dyn SecretStore>) -> Self {
-        Self { access, secrets, poll: POLL, api: OnceCell::new() }
+        Self { access, secrets, images: None, poll: POLL, api: OnceCell::new(), lineage: OnceLock::new() }
     }
 
     /// The same provider with another time between polls.
@@ -39,13 +44,32 @@ impl Aws {
         Self { poll, ..self }
     }
 
+    /// The same provider with the images that it pushes.
+    #[must_use]
+    pub fn pushing(self, images: Arc<dyn ImageSource>) -> Self {
+        Self { images: Some(images), ..self }
+    }
+
     /// Who is signed in.
     pub async fn sign_in(access: &Access) -> Result<Identity> {
         Api::identify(access).await
     }
 
-    async fn api(&self) -> Result<&Api> {
-        self.api.get_or_try_init(|| Api::connect(&self.access, self.secrets.clone())).await
+    /// The credentials of the role that is assumed, which a token for its clusters needs; `None` without one.
+    ///
+    /// # Errors
+    /// The role cannot be assumed.
+    pub async fn assumed(access: &Access) -> Result<Option<SharedCredentialsProvider>> {
+        Api::assumed(access).await
+    }
+
+    async fn api(&self) -> Result<&Arc<Api>> {
+        self.api
+            .get_or_try_init(|| async {
+                let images = Images::of(self.images.clone());
+                Api::connect(&self.access, self.secrets.clone(), images).await.map(Arc::new)
+            })
+            .await
     }
 
     async fn work<'a>(&'a self, op: &'a Operation) -> Result<Work<'a>> {
@@ -53,7 +77,12 @@ impl Aws {
             let error = Error::new(ErrorKind::Invalid, op.verb.to_string(), op.resource.to_string());
             error.because(format!("`{}` is no kind of AWS", op.kind))
         })?;
-        Ok(Work { api: self.api().await?, op, row, poll: self.poll })
+        // An object is where it was created, whatever is wanted now.
+        let spec = match (&op.recorded, op.verb) {
+            (Some(recorded), Verb::Update | Verb::Delete) => &recorded.spec,
+            _ => &op.spec,
+        };
+        Ok(Work { api: self.api().await?.of_spec(spec), op, row, poll: self.poll })
     }
 }
 
@@ -72,10 +101,14 @@ impl Provider for Aws {
     }
 
     fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
-        costs::costs(kind, spec, &self.access.region).unwrap_or_else(|| {
+        costs::costs(kind, spec, region_of(spec).unwrap_or(&self.access.region)).unwrap_or_else(|| {
             let known = self.kinds().iter().find(|known| known.name == kind.as_str());
             known.map(Kind::costs).unwrap_or_default()
         })
+    }
+
+    fn costs_inside(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        costs::inside(kind, spec, &self.access.region)
     }
 
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
@@ -85,10 +118,11 @@ impl Provider for Aws {
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-        preflight::preflight(self.api().await?, wanted).await
+        preflight::preflight(self.api().await?, wanted, self.lineage.get().copied()).await
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        self.lineage.get_or_init(|| scope.lineage);
         observe::observe(self.api().await?, scope).await
     }
 
@@ -102,6 +136,10 @@ impl Provider for Aws {
 
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
         self.work(op).await?.advance(handle).await
+    }
+
+    async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
+        sweep::leftovers(self.api().await?, sweep).await.map(Some)
     }
 }
 
@@ -122,6 +160,7 @@ impl Own {
             "$account" => self.account.clone(),
             "$region" => Some(self.region.clone()),
             "$partition" => Some(partition(&self.region).name.to_owned()),
+            "$dns_suffix" => Some(partition(&self.region).dns_suffix.to_owned()),
             _ => None,
         }
     }

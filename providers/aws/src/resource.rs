@@ -2,21 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use aws_sdk_eks::types::Cluster;
+use aws_sdk_resourcegroupstagging::types::ResourceTagMapping;
+use aws_smithy_types::DateTime;
+use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{
-    CloudId, Error, ErrorKind, Foreign, Health, Kind, Lineage, Object, Operation, Outputs, Result, Spec,
+    CloudId, Error, ErrorKind, Foreign, Health, Kind, Lineage, Object, Operation, Outputs, Result, Spec, Verb,
 };
+use tokio::sync::Mutex;
 
-use crate::api::Api;
+use crate::api::{Api, REGION};
 use crate::tags::{self, Tags};
 
 /// One kind of object.
 ///
-/// Its spec has a member for each attribute, never leaves one out, and has the tags of the operator in `tags`. [`read`](Self::read)
+/// Its spec has a member for each attribute, never leaves one out, and has the tags of the operator in `tags`. The driver adds the
+/// member `region` for an object outside of its site's region. [`read`](Self::read)
 /// fills the same type in from the object, so that equal values mean that nothing is to do. A list is a set: see [`same`].
 #[async_trait]
 pub(crate) trait Resource: Send + Sync + 'static {
@@ -30,6 +37,9 @@ pub(crate) trait Resource: Send + Sync + 'static {
     /// operation before it creates one.
     const HAS_CLIENT_TOKEN: bool = false;
 
+    /// Whether AWS deletes an object that it is creating or changing. Otherwise the delete waits.
+    const DELETES_PENDING: bool = true;
+
     /// Reads one object; `None` when it does not exist.
     async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Self::Spec>>>;
 
@@ -41,12 +51,20 @@ pub(crate) trait Resource: Send + Sync + 'static {
         None
     }
 
-    /// Creates an object and returns its id: one call, with `make.tags` as the object's tags from its first moment.
+    /// Creates an object and returns its id: one mutating call, with `make.tags` as the object's tags from its first moment. An error
+    /// tells whether AWS refused it; after a call that AWS accepted there is none.
     async fn create(api: &Api, make: &Make<'_>, spec: &Self::Spec) -> Result<String>;
 
+    /// The same for an object that AWS finishes in the background: also the id that [`change`](Self::change) reads.
+    async fn begin(api: &Api, make: &Make<'_>, spec: &Self::Spec) -> Result<(String, Option<String>)> {
+        Ok((Self::create(api, make, spec).await?, None))
+    }
+
     /// Brings one field of the object closer to the spec: one mutating call. It is called again, after a read, until the field has
-    /// the wanted value: a list is changed one element at a time.
-    async fn put(api: &Api, seen: &ObservedObject<Self::Spec>, spec: &Self::Spec, field: &str) -> Result<()>;
+    /// the wanted value: a list is changed one element at a time. A kind that changes nothing in place has none.
+    async fn put(_api: &Api, _seen: &ObservedObject<Self::Spec>, _spec: &Self::Spec, _field: &str) -> Result<()> {
+        Ok(())
+    }
 
     /// The same for a change that AWS makes in the background and that can fail: its id, which [`change`](Self::change) reads.
     async fn start(
@@ -76,6 +94,10 @@ pub(crate) trait Resource: Send + Sync + 'static {
     /// Sets and removes tags of the object: one call; removes are asked for once nothing is to be set.
     async fn tag(api: &Api, seen: &ObservedObject<Self::Spec>, set: &Tags, remove: &[String]) -> Result<()>;
 
+    /// Takes from the record what the environment wants of the object's end: the object itself may have been changed by others.
+    /// `None`: the object has no record.
+    fn before_delete(_seen: &mut ObservedObject<Self::Spec>, _recorded: Option<&Self::Spec>) {}
+
     /// Brings the object closer to its end: one mutating call, repeated after a read until the object is gone.
     async fn delete(api: &Api, seen: &ObservedObject<Self::Spec>) -> Result<()>;
 }
@@ -93,17 +115,31 @@ pub(crate) struct Make<'a> {
 /// Which objects [`Resource::list`] returns.
 #[derive(Debug, Clone)]
 pub(crate) enum Filter {
-    /// Those of a deployment.
-    Lineage(Lineage),
+    /// Those of a deployment, in one observation.
+    Lineage(Lineage, Arc<Shared>),
     /// The one that an operation of a deployment created.
     Operation(Lineage, String),
 }
 
+/// What the lists of one observation share, by region: each is asked for once.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// What the tagging API showed.
+    pub(crate) tagged: Mutex<BTreeMap<String, Vec<ResourceTagMapping>>>,
+    /// The clusters of the deployment.
+    pub(crate) clusters: Mutex<BTreeMap<String, Vec<Cluster>>>,
+}
+
 impl Filter {
+    /// The objects of a deployment, for one observation.
+    pub(crate) fn of(lineage: Lineage) -> Self {
+        Self::Lineage(lineage, Arc::default())
+    }
+
     /// The tag that an object must have.
     pub(crate) fn tag(&self) -> (&'static str, String) {
         match self {
-            Self::Lineage(lineage) => (tags::LINEAGE, lineage.to_string()),
+            Self::Lineage(lineage, _) => (tags::LINEAGE, lineage.to_string()),
             Self::Operation(_, token) => (tags::OPERATION, token.clone()),
         }
     }
@@ -128,6 +164,8 @@ pub(crate) struct ObservedObject<S> {
     pub(crate) tags: Tags,
     /// Its state.
     pub(crate) state: State,
+    /// When AWS created it, in whole seconds, where AWS tells.
+    pub(crate) created: Option<Timestamp>,
     /// Objects inside it that no operation created.
     pub(crate) foreign: Vec<Foreign>,
 }
@@ -135,7 +173,8 @@ pub(crate) struct ObservedObject<S> {
 impl<S> ObservedObject<S> {
     /// A ready object without outputs.
     pub(crate) fn new(id: impl Into<String>, spec: S, tags: Tags) -> Self {
-        Self { id: id.into(), spec, outputs: BTreeMap::new(), tags, state: State::Ready, foreign: Vec::new() }
+        let (outputs, state, created, foreign) = (BTreeMap::new(), State::Ready, None, Vec::new());
+        Self { id: id.into(), spec, outputs, tags, state, created, foreign }
     }
 
     /// Adds an output, if the object has it.
@@ -145,6 +184,12 @@ impl<S> ObservedObject<S> {
             self.outputs.insert(name.to_owned(), value.into());
         }
         self
+    }
+
+    /// Sets when AWS created it.
+    #[must_use]
+    pub(crate) fn created(self, at: Option<DateTime>) -> Self {
+        Self { created: at.and_then(|at| Timestamp::from_second(at.secs()).ok()), ..self }
     }
 
     /// Sets the state.
@@ -181,10 +226,11 @@ pub(crate) enum State {
 pub(crate) trait AnyResource: Send + Sync {
     fn in_place(&self) -> &'static [&'static str];
     fn has_client_token(&self) -> bool;
+    fn deletes_pending(&self) -> bool;
     async fn read(&self, api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>>;
     async fn list(&self, api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>>;
     fn id(&self, wanted: &Spec) -> Option<String>;
-    async fn create(&self, api: &Api, op: &Operation, alternative: usize) -> Result<String>;
+    async fn begin(&self, api: &Api, op: &Operation, alternative: usize) -> Result<(String, Option<String>)>;
     async fn start(
         &self,
         api: &Api,
@@ -195,7 +241,7 @@ pub(crate) trait AnyResource: Send + Sync {
     async fn change(&self, api: &Api, id: &str, change: &str) -> Result<State>;
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool;
     fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize>;
-    async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>) -> Result<()>;
+    async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>, op: &Operation) -> Result<()>;
 }
 
 /// The field of every spec that the driver changes.
@@ -220,21 +266,25 @@ impl<R: Resource> AnyResource for Of<R> {
         R::HAS_CLIENT_TOKEN
     }
 
+    fn deletes_pending(&self) -> bool {
+        R::DELETES_PENDING
+    }
+
     async fn read(&self, api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
-        Ok(R::read(api, id).await?.map(untyped))
+        Ok(R::read(api, id).await?.map(|seen| untyped(api, seen)))
     }
 
     async fn list(&self, api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
-        Ok(R::list(api, filter).await?.into_iter().map(untyped).collect())
+        Ok(R::list(api, filter).await?.into_iter().map(|seen| untyped(api, seen)).collect())
     }
 
     fn id(&self, wanted: &Spec) -> Option<String> {
         R::id(&wanted.typed().ok()?)
     }
 
-    async fn create(&self, api: &Api, op: &Operation, alternative: usize) -> Result<String> {
+    async fn begin(&self, api: &Api, op: &Operation, alternative: usize) -> Result<(String, Option<String>)> {
         let make = Make { token: op.token.as_str(), tags: tags::of_new(op, &tags::in_spec(&op.spec)), alternative };
-        R::create(api, &make, &typed(&op.spec, op)?).await
+        R::begin(api, &make, &typed(&op.spec, op)?).await
     }
 
     async fn start(
@@ -264,12 +314,13 @@ impl<R: Resource> AnyResource for Of<R> {
         R::alternative(&wanted.typed().ok()?, &seen.typed().ok()?)
     }
 
-    async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
-        let spec: R::Spec = seen
-            .spec
-            .typed()
-            .map_err(|error| Error::new(ErrorKind::Invalid, "delete", seen.id.clone()).because(error))?;
-        R::delete(api, &with_spec(seen, spec)).await
+    async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>, op: &Operation) -> Result<()> {
+        let mut seen = retyped::<R::Spec>(seen, op)?;
+        if op.verb == Verb::Delete {
+            let recorded = op.recorded.as_ref().filter(|_| !op.bounds.is_unrecorded);
+            R::before_delete(&mut seen, recorded.and_then(|recorded| recorded.spec.typed().ok()).as_ref());
+        }
+        R::delete(api, &seen).await
     }
 }
 
@@ -289,12 +340,16 @@ fn with_spec<S>(seen: &ObservedObject<Spec>, spec: S) -> ObservedObject<S> {
         outputs: seen.outputs.clone(),
         tags: seen.tags.clone(),
         state: seen.state.clone(),
+        created: seen.created,
         foreign: seen.foreign.clone(),
     }
 }
 
-fn untyped<S: Serialize>(seen: ObservedObject<S>) -> ObservedObject<Spec> {
+fn untyped<S: Serialize>(api: &Api, seen: ObservedObject<S>) -> ObservedObject<Spec> {
     let mut value = serde_json::to_value(&seen.spec).unwrap_or_default();
+    if api.is_elsewhere {
+        value[REGION] = serde_json::json!(api.region);
+    }
     value[TAGS] = serde_json::json!(tags::own(&seen.tags));
     let spec = Spec::of(&value);
     ObservedObject {
@@ -303,6 +358,7 @@ fn untyped<S: Serialize>(seen: ObservedObject<S>) -> ObservedObject<Spec> {
         outputs: seen.outputs,
         tags: seen.tags,
         state: seen.state,
+        created: seen.created,
         foreign: seen.foreign,
     }
 }
@@ -322,6 +378,8 @@ impl ObservedObject<Spec> {
             spec: self.spec.clone(),
             outputs: self.outputs.clone(),
             lineage: tags::lineage(&self.tags),
+            origin: tags::origin(&self.tags),
+            created: self.created,
             health,
             via: None,
             foreign: self.foreign.clone(),

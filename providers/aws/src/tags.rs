@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use textnlp_provider::{EnvironmentName, Lineage, Operation, ResourceId, Spec};
+use textnlp_provider::{EnvironmentName, Lineage, Operation, Origin, ResourceId, Spec, Verb};
 
 use crate::resource::TAGS;
 
@@ -19,6 +19,8 @@ pub(crate) const RESOURCE: &str = "textnlp-resource";
 pub(crate) const OPERATION: &str = "textnlp-operation";
 /// The version of the secret that an object has.
 pub(crate) const SECRET: &str = "textnlp-secret";
+/// The hosted zone with the validation records of a certificate, which ACM does not know.
+pub(crate) const ZONE: &str = "textnlp-zone";
 /// Tells in a network which cluster's controllers create objects in it; the cluster's name follows. Kubernetes defines it.
 pub(crate) const CLUSTER: &str = "kubernetes.io/cluster/";
 /// What AWS's console shows.
@@ -34,7 +36,7 @@ pub(crate) fn of_new(op: &Operation, own: &Tags) -> Tags {
 }
 
 /// The tags that an object must keep.
-fn of_object(lineage: Lineage, environment: &EnvironmentName, resource: &ResourceId, own: &Tags) -> Tags {
+pub(crate) fn of_object(lineage: Lineage, environment: &EnvironmentName, resource: &ResourceId, own: &Tags) -> Tags {
     let mut tags = own.clone();
     tags.insert(LINEAGE.to_owned(), lineage.to_string());
     tags.insert(ENVIRONMENT.to_owned(), environment.to_string());
@@ -48,6 +50,11 @@ pub(crate) fn lineage(tags: &Tags) -> Option<Lineage> {
     tags.get(LINEAGE)?.parse().ok()
 }
 
+/// The operation in an object's tags: its create sets it, and nothing sets it later.
+pub(crate) fn origin(tags: &Tags) -> Origin {
+    Origin::of_mark(tags.get(OPERATION).map(String::as_str))
+}
+
 /// The resource id in an object's tags.
 pub(crate) fn resource(tags: &Tags) -> Option<ResourceId> {
     ResourceId::new(tags.get(RESOURCE)?).ok()
@@ -55,7 +62,7 @@ pub(crate) fn resource(tags: &Tags) -> Option<ResourceId> {
 
 /// The tags that a spec states: all but the built-in ones and those of AWS.
 pub(crate) fn own(tags: &Tags) -> Tags {
-    let built_in = [LINEAGE, ENVIRONMENT, RESOURCE, OPERATION, SECRET, NAME];
+    let built_in = [LINEAGE, ENVIRONMENT, RESOURCE, OPERATION, SECRET, ZONE, NAME];
     let is_own = |key: &str| !built_in.contains(&key) && !key.starts_with(RESERVED);
     tags.iter().filter(|(key, _)| is_own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
@@ -64,6 +71,10 @@ pub(crate) fn own(tags: &Tags) -> Tags {
 /// are removed: companies tag what is in their accounts.
 pub(crate) fn change(op: &Operation, seen: &Tags, wanted: &Tags) -> (Tags, Vec<String>) {
     let mut set = of_object(op.lineage, &op.environment, &op.resource, wanted);
+    if op.verb == Verb::Create {
+        // A kind whose create takes no tags.
+        set.insert(OPERATION.to_owned(), op.token.as_str().to_owned());
+    }
     set.retain(|key, value| seen.get(key) != Some(value));
     let recorded = op.recorded.as_ref().map(|recorded| in_spec(&recorded.spec)).unwrap_or_default();
     let gone = recorded.into_keys().filter(|key| !wanted.contains_key(key) && seen.contains_key(key)).collect();

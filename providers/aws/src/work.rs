@@ -1,10 +1,11 @@
 //! One driver for all kinds: reads the object, makes the one call that brings it closer to what is wanted, and returns.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{
-    Error, ErrorKind, Handle, Object, Operation, Ownership, Progress, Recorded, Result, Spec, Verb,
+    Error, ErrorKind, Foreign, Handle, Identity, Object, Operation, Ownership, Progress, Recorded, Result, Spec, Verb,
 };
 
 use crate::api::Api;
@@ -21,6 +22,8 @@ const LOST_POLLS: u32 = 6;
 const DEPENDENCY_POLLS: u32 = 20;
 /// How many times the same change is sent while the object still shows the old value.
 const SAME_CHANGES: u32 = 20;
+/// The member of a spec that keeps AWS from deleting the object.
+const PROTECTION: &str = "deletion_protection";
 /// The longest time between two polls, as a multiple of the shortest.
 const LONGEST: u32 = 8;
 
@@ -45,6 +48,12 @@ struct Stand {
     alternative: Option<usize>,
 }
 
+/// Whether a plan must name an object of controllers before it is deleted. Interfaces and security groups in the network hold
+/// nothing, and they appear while nodes and load balancers are being deleted.
+fn is_named(foreign: &Foreign) -> bool {
+    foreign.swept && foreign.cloud_id.as_str().starts_with("arn:")
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn is_zero(count: &u32) -> bool {
     *count == 0
@@ -52,7 +61,8 @@ fn is_zero(count: &u32) -> bool {
 
 /// One operation on one object.
 pub(crate) struct Work<'a> {
-    pub(crate) api: &'a Api,
+    /// The clients of the object's region.
+    pub(crate) api: Arc<Api>,
     pub(crate) op: &'a Operation,
     pub(crate) row: &'static Row,
     /// The shortest time between two polls.
@@ -90,13 +100,16 @@ impl Work<'_> {
                 Some(made) => self.apply(Stand::of(&made.id), Some(made)).await,
                 None if stand.polls <= LOST_POLLS => self.wait(stand, "it is unknown whether it was created"),
                 None => {
-                    let id = self.row.resource.create(self.api, self.op, 0).await?;
-                    self.pending(Stand::of(&id), "being created", Duration::ZERO)
+                    let (id, update) = self.row.resource.begin(&self.api, self.op, 0).await?;
+                    self.pending(Stand { update, ..Stand::of(&id) }, "being created", Duration::ZERO)
                 }
             };
         }
-        let seen = self.row.resource.read(self.api, &stand.id).await?;
+        let seen = self.row.resource.read(&self.api, &stand.id).await?;
         let seen = seen.filter(|seen| seen.state != State::Gone);
+        if let Some(seen) = &seen {
+            self.must_be_recorded(seen)?;
+        }
         match self.op.verb {
             Verb::Delete => self.delete(stand, seen).await,
             Verb::Create | Verb::Update => self.apply(stand, seen).await,
@@ -104,15 +117,20 @@ impl Work<'_> {
     }
 
     async fn create(&self) -> Result<Progress> {
-        if let Some(made) = self.made().await? {
+        // Nothing is sent before this read.
+        let made = self.made().await.map_err(|error| Error { refused: true, ..error })?;
+        if let Some(made) = made {
             return self.apply(Stand::of(&made.id), Some(made)).await;
+        }
+        if self.op.is_repeated && self.is_found_by_tag() {
+            return self.wait(Stand::of(""), "it is unknown whether it was created");
         }
         self.create_alternative(0).await
     }
 
     async fn create_alternative(&self, alternative: usize) -> Result<Progress> {
-        match self.row.resource.create(self.api, self.op, alternative).await {
-            Ok(id) => self.pending(Stand::of(&id), "being created", Duration::ZERO),
+        match self.row.resource.begin(&self.api, self.op, alternative).await {
+            Ok((id, update)) => self.pending(Stand { update, ..Stand::of(&id) }, "being created", Duration::ZERO),
             // The reply of this call or of one before it was lost, and lists show a new object late.
             Err(error)
                 if self.is_found_by_tag() && matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Exists) =>
@@ -132,17 +150,18 @@ impl Work<'_> {
     async fn made(&self) -> Result<Option<ObservedObject<Spec>>> {
         let resource = self.row.resource;
         if let Some(name) = resource.id(&self.op.spec) {
-            let Some(seen) = resource.read(self.api, &name).await?.filter(|seen| seen.state != State::Gone) else {
+            let Some(seen) = resource.read(&self.api, &name).await?.filter(|seen| seen.state != State::Gone) else {
                 return Ok(None);
             };
             if seen.state == State::Deleting {
                 let error = Error::new(ErrorKind::Conflict, "create", self.op.resource.to_string());
                 return Err(error.because(format!("`{name}` is still being deleted")));
             }
-            let is_ours = tags::lineage(&seen.tags) == Some(self.op.lineage)
-                && tags::resource(&seen.tags).as_ref() == Some(&self.op.resource);
-            if !is_ours {
+            if tags::origin(&seen.tags).operation() != Some(&self.op.token) {
                 let whose = match (tags::lineage(&seen.tags), tags::resource(&seen.tags)) {
+                    (Some(lineage), Some(resource)) if lineage == self.op.lineage && resource == self.op.resource => {
+                        "another operation than this one, by its tag `textnlp-operation`".to_owned()
+                    }
                     (Some(lineage), Some(resource)) => format!("{resource} of the deployment {lineage}"),
                     _ => "no deployment: it has no tag `textnlp-lineage`".to_owned(),
                 };
@@ -157,8 +176,17 @@ impl Work<'_> {
             return Ok(None);
         }
         let filter = Filter::Operation(self.op.lineage, self.op.token.as_str().to_owned());
-        let made = resource.list(self.api, &filter).await?;
-        Ok(made.into_iter().find(|seen| !matches!(seen.state, State::Gone | State::Deleting)))
+        let made = resource.list(&self.api, &filter).await?;
+        let mut made = made.into_iter().filter(|seen| !matches!(seen.state, State::Gone | State::Deleting));
+        match (made.next(), made.next()) {
+            // A lost call may have made one of them, or another identity copied the tag: only its operator can tell.
+            (Some(one), Some(other)) => {
+                let error = Error::new(ErrorKind::Exists, "create", self.op.resource.to_string());
+                let why = format!("`{}` and `{}` both have the tag of this operation", one.id, other.id);
+                Err(error.because(why).hint("delete one of them, or remove its tag `textnlp-operation`"))
+            }
+            (one, _) => Ok(one),
+        }
     }
 
     async fn apply(&self, mut stand: Stand, seen: Option<ObservedObject<Spec>>) -> Result<Progress> {
@@ -206,7 +234,7 @@ impl Work<'_> {
             State::Ready | State::Degraded(_) | State::Gone => {}
         }
         if let Some(update) = stand.update.take() {
-            match self.row.resource.change(self.api, &stand.id, &update).await? {
+            match self.row.resource.change(&self.api, &stand.id, &update).await? {
                 State::Pending(says) => {
                     let says = format!("a change of `{}` is {says}", seen.id);
                     return self.wait(Stand { update: Some(update), ..stand }, &says);
@@ -225,22 +253,16 @@ impl Work<'_> {
         }
         match &seen.state {
             State::Degraded(why) if self.op.verb == Verb::Create => self.wait(stand, why),
-            _ if self.op.verb == Verb::Create && self.is_found_by_tag() => self.only_one(stand, &seen).await,
+            _ if self.op.verb == Verb::Create && self.is_found_by_tag() => self.listed(stand, &seen).await,
             _ => self.done(&seen),
         }
     }
 
-    /// Ends a create once lists show its object and no second one. An earlier call, whose reply was lost, may have created
-    /// another object that the list before this call did not show yet; nothing refers to it.
-    async fn only_one(&self, stand: Stand, seen: &ObservedObject<Spec>) -> Result<Progress> {
+    /// Ends a create once lists show its object. A second one with the same tag stays: an earlier call, whose reply was lost, may
+    /// have created it, or another identity copied the tag. The next plan names it.
+    async fn listed(&self, stand: Stand, seen: &ObservedObject<Spec>) -> Result<Progress> {
         let filter = Filter::Operation(self.op.lineage, self.op.token.as_str().to_owned());
-        let all = self.row.resource.list(self.api, &filter).await?;
-        let is_ours = |one: &&ObservedObject<Spec>| tags::lineage(&one.tags) == Some(self.op.lineage);
-        let is_there = |one: &&ObservedObject<Spec>| !matches!(one.state, State::Gone | State::Deleting);
-        if let Some(second) = all.iter().filter(is_ours).filter(is_there).find(|one| one.id != seen.id) {
-            self.row.resource.delete(self.api, second).await?;
-            return self.pending(stand, &format!("deleting `{}`, which was created twice", second.id), Duration::ZERO);
-        }
+        let all = self.row.resource.list(&self.api, &filter).await?;
         if all.iter().any(|one| one.id == seen.id) || stand.polls > MISSING_POLLS {
             return self.done(seen);
         }
@@ -268,7 +290,7 @@ impl Work<'_> {
             stand.change = change;
             return self.pending(stand, &format!("the change of `{field}` is not shown yet"), self.poll);
         }
-        stand.update = match self.row.resource.start(self.api, seen, self.op, field).await {
+        stand.update = match self.row.resource.start(&self.api, seen, self.op, field).await {
             Ok(update) => update,
             Err(error) if error.kind.may_pass() || error.kind == ErrorKind::NotFound => return Err(error),
             Err(error) => return self.failed(seen, error),
@@ -280,7 +302,7 @@ impl Work<'_> {
 
     /// Removes what AWS had no capacity for, so that the next alternative can be created.
     async fn delete_failed(&self, stand: Stand, seen: &ObservedObject<Spec>, next: usize) -> Result<Progress> {
-        self.row.resource.delete(self.api, seen).await?;
+        self.row.resource.delete(&self.api, seen, self.op).await?;
         let why = if let State::Failed { why, .. } = &seen.state { why.as_str() } else { "no capacity" };
         self.pending(
             Stand { alternative: Some(next), ..stand },
@@ -299,15 +321,20 @@ impl Work<'_> {
 
     async fn delete(&self, mut stand: Stand, seen: Option<ObservedObject<Spec>>) -> Result<Progress> {
         stand.polls += 1;
-        let Some(seen) = seen else { return self.gone() };
+        let Some(mut seen) = seen else { return self.gone() };
         if seen.state == State::Deleting {
             return self.wait(stand, &format!("`{}` is being deleted", seen.id));
         }
-        if tags::lineage(&seen.tags).is_some_and(|lineage| lineage != self.op.lineage) {
-            let error = Error::new(ErrorKind::Denied, "delete", self.op.resource.to_string());
-            return Err(error.because(format!("`{}` belongs to another deployment now", seen.id)));
+        if let (State::Pending(says), false) = (&seen.state, self.row.resource.deletes_pending()) {
+            return self.wait(stand, &format!("`{}` is {says}", seen.id));
         }
-        if let Some(foreign) = seen.foreign.iter().find(|foreign| !foreign.swept) {
+        if self.op.bounds.is_unrecorded && seen.spec.get(PROTECTION).is_some_and(|is_on| *is_on == true) {
+            let error = Error::new(ErrorKind::Denied, "delete", self.op.resource.to_string());
+            let why = format!("`{}` is protected against deletion, and it is not in the state", seen.id);
+            return Err(error.because(why).hint("switch the protection off yourself if the object can go"));
+        }
+        seen.foreign.retain(|foreign| !foreign.outlives);
+        if let Some(foreign) = seen.foreign.iter().find(|foreign| foreign.is_in_the_way()) {
             let error = Error::new(ErrorKind::Conflict, "delete", self.op.resource.to_string());
             let why = format!(
                 "{} `{}` is inside `{}`, and this deployment did not create it",
@@ -315,7 +342,16 @@ impl Work<'_> {
             );
             return Err(error.because(why).hint("remove it, or move it elsewhere; then run the same command again"));
         }
-        match self.row.resource.delete(self.api, &seen).await {
+        let is_unnamed = |foreign: &&Foreign| is_named(foreign) && !self.op.bounds.sweeps.contains(&foreign.cloud_id);
+        if let Some(foreign) = seen.foreign.iter().find(is_unnamed) {
+            let error = Error::new(ErrorKind::Denied, "delete", self.op.resource.to_string());
+            let why = format!(
+                "the {} `{}` was created after the plan, which does not name it",
+                foreign.what, foreign.cloud_id
+            );
+            return Err(error.because(why).hint("run the same command again: the new plan names it"));
+        }
+        match self.row.resource.delete(&self.api, &seen, self.op).await {
             Ok(()) => self.pending(stand, &format!("deleting `{}`", seen.id), Duration::ZERO),
             // Deleted by another process since it was read; the next read decides.
             Err(error) if error.kind == ErrorKind::NotFound => self.wait(stand, "not shown as deleted yet"),
@@ -325,6 +361,25 @@ impl Work<'_> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Refuses to change or delete another object than the recorded one: others may create one of the same name.
+    fn must_be_recorded(&self, seen: &ObservedObject<Spec>) -> Result<()> {
+        let Some(recorded) = &self.op.recorded else { return Ok(()) };
+        let (why, hint) = match tags::lineage(&seen.tags) {
+            _ if self.op.verb == Verb::Create || seen.state == State::Deleting => return Ok(()),
+            Some(lineage) if lineage != self.op.lineage => ("belongs to another deployment now", None),
+            None if self.row.kind.identity != Identity::Token => (
+                "has no tag `textnlp-lineage` any more",
+                Some("restore its tags `textnlp-lineage` and `textnlp-resource` if it is the recorded one".to_owned()),
+            ),
+            _ if recorded.created.zip(seen.created).is_some_and(|(recorded, seen)| recorded != seen) => {
+                ("was created after the recorded one was gone", None)
+            }
+            _ => return Ok(()),
+        };
+        let error = Error::new(ErrorKind::Denied, self.op.verb.to_string(), self.op.resource.to_string());
+        Err(Error { hint, ..error.because(format!("`{}` {why}", seen.id)) })
     }
 
     fn done(&self, seen: &ObservedObject<Spec>) -> Result<Progress> {
@@ -343,6 +398,8 @@ impl Work<'_> {
             spec,
             outputs,
             lineage: Some(self.op.lineage),
+            origin: textnlp_provider::Origin::Untold,
+            created: None,
             health: textnlp_provider::Health::Ready,
             via: None,
             foreign: Vec::new(),

@@ -9,19 +9,38 @@ use crate::settings::{
 /// What a provider supports. The default supports nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Capabilities {
-    /// How programs can run.
-    pub runtimes: &'static [Runtime],
+    /// How programs can run, the usual runtime first.
+    pub runtimes: &'static [RuntimeSupport],
+}
+
+impl Capabilities {
+    /// What the provider supports with a runtime; `None` if programs cannot run so.
+    pub fn of(&self, runtime: Runtime) -> Option<&'static RuntimeSupport> {
+        self.runtimes.iter().find(|one| one.runtime == runtime)
+    }
+
+    /// The names of the runtimes.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.runtimes.iter().map(|one| one.runtime.as_str()).collect()
+    }
+}
+
+/// What a provider supports with one of its runtimes.
+#[derive(Debug, Clone, Copy)]
+pub struct RuntimeSupport {
+    /// How programs run.
+    pub runtime: Runtime,
     /// The supported settings.
     pub supported: &'static [Capability],
 }
 
-impl Capabilities {
-    /// Whether the provider supports it.
+impl RuntimeSupport {
+    /// Whether it is supported.
     pub fn supports(&self, capability: Capability) -> bool {
         self.supported.contains(&capability)
     }
 
-    /// The values that the provider supports for the same setting, in its own order.
+    /// The supported values of the same setting, in the provider's order.
     pub fn alternatives(&self, capability: Capability) -> impl Iterator<Item = &'static Capability> {
         self.supported.iter().filter(move |other| other.path() == capability.path())
     }
@@ -156,14 +175,19 @@ macro_rules! optional_settings {
 optional_settings! {
     PermissionBoundary = "account.permission_boundary",
     ExistingRole = "account.existing_role",
+    ExternalId = "account.external_id",
+    MfaDevice = "account.mfa_serial",
+    SessionDuration = "account.session_duration",
     Backup = "backup.enabled",
     BackupSize = "backup.size",
     PointInTimeRecovery = "backup.point_in_time",
     CacheSize = "cache.max_size",
+    ClusterAccess = "cluster.access",
     ClusterNetworks = "cluster.allow_from",
     ClusterNodes = "cluster.max_nodes",
     UnrestrictedPods = "cluster.restricted",
     ClusterVersion = "cluster.version",
+    DatabaseReplica = "database.replica_region",
     Features = "features",
     AlertLimits = "monitoring.alerts",
     AlertReceivers = "monitoring.receivers",
@@ -186,9 +210,11 @@ optional_settings! {
     ArchiveAfter = "storage.archive_after",
     EncryptionKey = "storage.existing_key",
     ModelFolder = "storage.model_folder",
+    ModelReplica = "storage.replicate_to",
     Tags = "tags",
     ExistingZone = "traffic.existing",
     HealthPath = "traffic.health_path",
+    ManagedCertificate = "traffic.managed_certificate",
     DnsTtl = "traffic.ttl",
 }
 
@@ -198,13 +224,14 @@ mod tests {
 
     #[test]
     fn unlisted_capabilities_are_not_supported() {
-        let nothing = Capabilities::default();
+        assert!(Capabilities::default().of(Runtime::Process).is_none());
+        let nothing = RuntimeSupport { runtime: Runtime::Process, supported: &[] };
         for setting in Setting::ALL {
             assert!(!nothing.supports(Capability::Optional(*setting)), "{}", setting.path());
         }
         assert!(!nothing.supports(Capability::Database(DatabaseKind::Sqlite, None)));
-        let some = Capabilities {
-            runtimes: &[],
+        let some = RuntimeSupport {
+            runtime: Runtime::Kubernetes,
             supported: &[
                 Capability::Database(DatabaseKind::Sqlite, None),
                 Capability::Database(DatabaseKind::Postgres, Some(Hosting::External)),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::name::ComponentName;
 use crate::settings::{Spot, Strategy};
 use crate::units::{Bytes, Cores, Span};
 use crate::words;
@@ -19,6 +20,9 @@ pub struct ClusterSite {
     pub namespace: String,
     /// Its settings, with the image of the release.
     pub settings: ClusterAccess,
+    /// The component that the image of the servers is pushed by; `None` if it is there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_from: Option<ComponentName>,
     /// How a release replaces the previous one.
     pub rollout: Strategy,
     /// The Secret with the TLS certificate and key, if it exists already; otherwise one is created.
@@ -35,6 +39,20 @@ pub struct ClusterSite {
     pub min_nodes: u32,
     /// The maximum number of nodes, if set.
     pub max_nodes: Option<u32>,
+    /// The load balancer that the cluster's cloud creates for the service, where its provider knows the cloud.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balancer: Option<Balancer>,
+}
+
+/// The load balancer of a Service of type `LoadBalancer`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balancer {
+    /// What the cloud's controllers read on the Service.
+    pub annotations: BTreeMap<String, serde_json::Value>,
+    /// Whether it keeps the addresses of clients: nodes then answer only with pods of their own (`externalTrafficPolicy: Local`).
+    pub keeps_addresses: bool,
+    /// Seconds until it stops sending new connections to a node whose last pod is being terminated.
+    pub notices_after_seconds: u32,
 }
 
 /// A PostgreSQL that the cluster runs.
@@ -78,6 +96,9 @@ pub struct ClusterAccess {
     /// Destinations of pods in addition to those that the settings imply; with `network.policies`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<EgressRule>,
+    /// The addresses and networks of the API server, to which pods that use it are limited; if unset, every address; with `network.policies`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub api_server: Vec<String>,
     /// Whether it is an OpenShift cluster, which assigns users to pods; `ingress.kind: route` implies it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub openshift: bool,

@@ -14,7 +14,7 @@ use crate::kind::{Kind, joined};
 use crate::name::{CloudId, KindName, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
 use crate::permission::{PolicyDocument, PolicyRequest};
-use crate::provider::{Problem, Problems, Provider, Scope};
+use crate::provider::{Leftovers, Problem, Problems, Provider, Scope, Sweep};
 use crate::resource::{FieldChange, Object, Observed, Recorded, Wanted};
 use crate::spec::Spec;
 
@@ -107,5 +107,13 @@ impl Provider for Combined {
 
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
         self.of(&op.kind).advance(op, handle).await
+    }
+
+    async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
+        let found = [self.first.leftovers(sweep).await?, self.second.leftovers(sweep).await?];
+        Ok(found.into_iter().flatten().reduce(|mut all, more| {
+            all.join(more);
+            all
+        }))
     }
 }

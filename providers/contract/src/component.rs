@@ -14,7 +14,8 @@ use crate::Secret;
 use crate::cluster::ClusterSite;
 use crate::name::{CloudId, ComponentName, EnvironmentName, SiteName};
 use crate::settings::{
-    CacheKind, DatabaseKind, DnsAlgorithm, GpuSize, Hosting, ModelRole, Quantize, Role, Runtime, Spot, TlsMode,
+    AccessLevel, CacheKind, DatabaseKind, DnsAlgorithm, GpuSize, Hosting, ModelRole, Quantize, Role, Runtime, Spot,
+    TlsMode,
 };
 
 /// One location, as a provider sees it.
@@ -98,16 +99,21 @@ pub enum ComponentSpec {
     GlobalEndpoint(GlobalEndpoint),
     /// Backups on a schedule.
     Backup(Backup),
+    /// The inference server as an endpoint that the cloud runs: it starts the image, and authorizes callers.
+    InferenceEndpoint(InferenceEndpoint),
 }
 
 /// See [`ComponentSpec::Network`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Network {
     /// The address range, if the provider has one.
     pub cidr: Option<String>,
     /// Whether programs may only connect to their dependencies.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub policies: bool,
+    /// The permissions boundary of the role that writes its logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permission_boundary: Option<String>,
 }
 
 /// See [`ComponentSpec::Cluster`].
@@ -115,7 +121,7 @@ pub struct Network {
 pub struct Cluster {
     /// Its network.
     pub network: ComponentName,
-    /// GPU machines, when asked for.
+    /// GPU machines, if configured.
     pub gpu: Option<GpuPool>,
     /// Its version; `None` is the provider's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -126,12 +132,25 @@ pub struct Cluster {
     /// The permissions boundary of its roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permission_boundary: Option<String>,
+    /// The identities of the provider that reach it, besides the one that deploys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub access: Vec<ClusterIdentity>,
+}
+
+/// An identity of the provider that reaches a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterIdentity {
+    /// The identity, as the provider names it.
+    pub identity: String,
+    /// What it may do.
+    pub level: AccessLevel,
 }
 
 impl Cluster {
     /// A cluster in a network, with nothing else set.
     pub fn of(network: ComponentName) -> Self {
-        Self { network, gpu: None, version: None, allow_from: None, permission_boundary: None }
+        Self { network, gpu: None, version: None, allow_from: None, permission_boundary: None, access: Vec::new() }
     }
 }
 
@@ -197,6 +216,19 @@ pub struct ModelStore {
     /// The age in days at which files move to a cheaper storage class; `None` is the provider's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive_after_days: Option<u32>,
+    /// The copies of its files in another region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ModelReplica>,
+}
+
+/// See [`ModelStore::replica`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelReplica {
+    /// The region.
+    pub region: String,
+    /// The permissions boundary of the role that copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permission_boundary: Option<String>,
 }
 
 /// One model to serve.
@@ -272,6 +304,9 @@ pub struct ManagedPostgres {
     pub disk_bytes: u64,
     /// Seconds for which the service keeps its backups; 0 without backups.
     pub backup_seconds: u64,
+    /// Another region with a replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica_region: Option<String>,
 }
 
 /// See [`Postgres::between`].
@@ -348,7 +383,7 @@ pub struct Workload {
     pub replicas: u32,
     /// Autoscaling; `None` keeps the count fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub growth: Option<Autoscaling>,
+    pub autoscaling: Option<Autoscaling>,
     /// The program that runs: the server artifact.
     pub program: Program,
     /// The `server.yaml` tree, complete except for values of the provider: sockets, paths, secret files.
@@ -384,6 +419,37 @@ pub struct Workload {
     /// The SAML settings of an authentication proxy in front of the service, as JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saml: Option<FileText>,
+}
+
+/// See [`ComponentSpec::InferenceEndpoint`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InferenceEndpoint {
+    /// The initial count of instances.
+    pub replicas: u32,
+    /// Autoscaling; `None` keeps the count fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// The type of its instances; `None` is the provider's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<String>,
+    /// The image by its digest; `None` if the environment names no registry.
+    pub image: Option<String>,
+    /// The component that the image is pushed to.
+    pub registry: ComponentName,
+    /// The `server.yaml` tree, complete except for values of the provider: sockets, paths.
+    pub config: Value,
+    /// The models that it serves.
+    pub models: Vec<Model>,
+    /// Size limit of the downloads of an instance, in bytes.
+    pub max_cache_bytes: u64,
+    /// The permissions boundary of its role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permission_boundary: Option<String>,
+    /// The share of errors at which a new release is rolled back and the receivers get an alarm.
+    pub limits: ServiceLimits,
+    /// The component of the alert receivers; `None` without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitoring: Option<ComponentName>,
 }
 
 /// See [`Workload::egress`].
@@ -452,7 +518,7 @@ pub struct Query {
     pub samples: u32,
 }
 
-/// See [`Workload::growth`].
+/// See [`Workload::autoscaling`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Autoscaling {
     /// The maximum count of replicas.
@@ -506,6 +572,15 @@ pub struct Endpoint {
     /// Whether a web application firewall is in front of the service.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waf: bool,
+    /// The existing DNS zone that gets the record of `domain`, by the provider's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<CloudId>,
+    /// Whether the provider of the zone issues a public certificate of `domain`, which clients get from its load balancer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub managed_certificate: bool,
+    /// The domain whose subdomains are tenants; the zone gets a record for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_domain: Option<String>,
 }
 
 /// Bounds of client connections at a gateway.
@@ -563,6 +638,44 @@ pub struct Monitoring {
     /// The proxy variables for receivers: `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub proxy: BTreeMap<String, ReceiverAddress>,
+    /// What of the site the alarms of a cloud are about.
+    #[serde(default, skip_serializing_if = "Monitored::is_empty")]
+    pub monitored: Monitored,
+    /// The cost budget of the environment, at the site that watches over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+}
+
+/// The parts of a site that the environment creates, for alarms about them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Monitored {
+    /// Whether the network is one of them.
+    pub network: bool,
+    /// Whether the cluster is one of them.
+    pub cluster: bool,
+    /// Whether the cluster has machines with GPUs.
+    pub gpu: bool,
+    /// The database, if it is one of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<Database>,
+}
+
+impl Monitored {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A cost budget.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Budget {
+    /// The most that a month may cost, in `currency`.
+    pub monthly: f64,
+    /// The currency: `USD`.
+    pub currency: String,
+    /// The share of `monthly` from which a warning is sent, from 0 to 1.
+    pub warn_at: f64,
 }
 
 /// The address of a receiver or of its proxy.
@@ -617,6 +730,9 @@ impl Default for ServiceLimits {
 pub struct Registry {
     /// Where images are pulled from.
     pub url: String,
+    /// The image of the servers that is pushed to it: `REPOSITORY:TAG@sha256:…`; `None` if you push images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
 }
 
 /// A component of another site or location. No resource here depends on it.

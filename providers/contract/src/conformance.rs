@@ -88,7 +88,13 @@ impl<'a> TestBed<'a> {
 
     /// Removes an object created by [`make`](Self::make).
     pub async fn unmake(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Violation> {
-        self.finish(&self.operation(Verb::Delete, wanted, Some(recorded))).await.map(drop)
+        let mut op = self.operation(Verb::Delete, wanted, Some(recorded));
+        if let Ok(Observed::Present(object)) = self.provider.read(&wanted.kind, &recorded.cloud_id).await {
+            // As a plan names them.
+            let swept = object.foreign.into_iter().filter(|foreign| foreign.swept);
+            op.bounds.sweeps = swept.map(|foreign| foreign.cloud_id).collect();
+        }
+        self.finish(&op).await.map(drop)
     }
 
     /// A create that is repeated with the same token, after a lost answer or by another process, creates one object.
@@ -255,6 +261,8 @@ impl<'a> TestBed<'a> {
             spec: if verb == Verb::Delete { Spec::of(&json!({})) } else { wanted.spec.clone() },
             recorded: recorded.cloned(),
             changes: Vec::new(),
+            bounds: crate::DeleteBounds::default(),
+            is_repeated: false,
         }
     }
 
@@ -414,6 +422,7 @@ fn record(op: &Operation, wanted: &Wanted, object: &Object) -> Recorded {
         outputs: object.outputs.clone(),
         protected: wanted.protected,
         tainted: false,
+        created: object.created,
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Error {
     pub code: Option<String>,
     /// The provider's request id, for its support.
     pub request_id: Option<String>,
+    /// Whether the provider answered that it refuses the call, so that the call certainly changed nothing.
+    pub refused: bool,
     /// The fields that could not be set because another owner manages them.
     pub contested: Vec<ContestedField>,
     /// The fix, with the exact command where there is one.
@@ -78,6 +80,7 @@ impl Error {
             subject: subject.into(),
             code: None,
             request_id: None,
+            refused: false,
             contested: Vec::new(),
             hint: None,
             source: None,

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`provider`] (the trait for resources), [`resource`] (what is wanted, recorded and observed), [`operation`]
 //! (one mutating call with its token), [`component`] (the cloud-neutral parts of a service), [`operations`] (a site that runs),
-//! [`capabilities`] (which settings a provider supports), [`cost`] and [`permission`] (what a plan prints of both), [`cluster`] (the settings of sites in clusters). [`memory`] is a provider that
+//! [`capabilities`] (which settings a provider supports), [`exposition`] (metrics as servers export them), [`cost`] and
+//! [`permission`] (what a plan prints of both), [`cluster`] (the settings of sites in clusters). [`memory`] is a provider that
 //! lives in memory and implements every component; [`conformance`] holds the lists that every provider passes.
 //! This crate knows no cloud, no terminal and no file format but canonical JSON.
 #![forbid(unsafe_code)]
@@ -24,6 +25,7 @@ pub mod combined;
 pub mod connect;
 pub mod cost;
 pub mod error;
+pub mod exposition;
 pub mod kind;
 pub mod minimum;
 pub mod name;
@@ -34,23 +36,23 @@ pub mod spec;
 pub mod through;
 pub mod units;
 
-pub use capabilities::{Capabilities, Capability};
+pub use capabilities::{Capabilities, Capability, RuntimeSupport};
 pub use combined::Combined;
 pub use component::{Component, Site};
-pub use cost::{Charge, CostLine, Price, PriceUnit, Pricing};
+pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing};
 pub use error::{ContestedField, Error, ErrorKind, Result, error_chain};
 pub use kind::{DataClass, Identity, Kind, ReplaceOrder};
 pub use minimum::{Disk, Minimum};
 pub use name::{CloudId, ComponentName, EnvironmentName, InvalidName, KindName, Lineage, ResourceId, SiteName};
-pub use operation::{Handle, Operation, OperationId, Progress, Token, Verb};
+pub use operation::{DeleteBounds, Handle, Operation, OperationId, Progress, Token, Verb};
 pub use permission::{
     Condition, FilledPermission, Permission, PolicyDocument, PolicyFormat, PolicyRequest, PolicyResource,
 };
-pub use program::finished;
-pub use provider::{Problem, Problems, Provider, Scope};
+pub use program::{finished, first_line};
+pub use provider::{Leftover, Leftovers, Problem, Problems, Provider, Scope, Sweep};
 pub use resource::{
-    Effect, FieldChange, Foreign, Health, Need, Object, Observed, Outputs, Ownership, ReadFailure, Recorded, Ref,
-    Wanted,
+    Effect, FieldChange, Foreign, Health, Need, Object, Observed, Origin, Outputs, Ownership, ReadFailure, Recorded,
+    Ref, Wanted,
 };
 pub use secret::{Secret, SecretName, SecretRef, SecretStore, SecretVersion};
 pub use spec::{DRIFT, OutputRef, ROTATION, Rotation, Spec, SpecError};

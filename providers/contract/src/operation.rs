@@ -8,7 +8,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
-use crate::name::{EnvironmentName, KindName, Lineage, ResourceId, SiteName};
+use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::resource::{FieldChange, Object, Recorded, Ref};
 use crate::spec::Spec;
 
@@ -24,15 +24,30 @@ impl fmt::Display for OperationId {
 }
 
 /// Makes a call safe to repeat: the same operation always has the same token.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Token(String);
 
 impl Token {
     /// Derives the token of an operation: 32 hex digits, accepted as a client token by every API we use.
     pub fn derive(lineage: Lineage, site: &SiteName, id: OperationId) -> Self {
-        let digest = Sha256::digest(format!("{lineage}/{site}/{id}").as_bytes());
-        Self(hex::encode(&digest[..16]))
+        Self::of(&format!("{lineage}/{site}/{id}"))
+    }
+
+    /// The same from the last record of the journal too, which only readers of the state know: who may label
+    /// objects cannot guess the token, and a journal that was restored from a backup does not repeat one.
+    pub fn derive_after(record: &str, lineage: Lineage, site: &SiteName, id: OperationId) -> Self {
+        Self::of(&format!("{record}/{lineage}/{site}/{id}"))
+    }
+
+    fn of(text: &str) -> Self {
+        Self(hex::encode(&Sha256::digest(text.as_bytes())[..16]))
+    }
+
+    /// A token as text; `None` if it is none.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_token = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        is_token.then(|| Self(text.to_owned()))
     }
 
     /// The token as text.
@@ -97,6 +112,30 @@ pub struct Operation {
     /// The fields that differ, for an update.
     #[serde(default)]
     pub changes: Vec<FieldChange>,
+    /// For a delete: its bounds.
+    #[serde(default, skip_serializing_if = "DeleteBounds::is_default")]
+    pub bounds: DeleteBounds,
+    /// Whether its first call may have been made before, without an answer: the caller knows, and it is not stored.
+    #[serde(skip)]
+    pub is_repeated: bool,
+}
+
+/// What a delete may remove besides the recorded object.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DeleteBounds {
+    /// The object has no record: a protection against deletion is not taken off, and what keeps a copy of its data is
+    /// done whatever the object says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_unrecorded: bool,
+    /// The objects of controllers inside of it that the plan named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sweeps: Vec<CloudId>,
+}
+
+impl DeleteBounds {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The state of a longer operation, in the provider's format. It is journaled before the next call.

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::name::Lineage;
 use crate::resource::{Outputs, Wanted};
+use crate::secret::Secret;
 
 /// The recorded outputs of one site, by `COMPONENT/PART`.
 pub type SiteOutputs = BTreeMap<String, Outputs>;
@@ -31,6 +32,9 @@ pub struct ServiceEndpoint {
     pub metrics: Option<String>,
     /// Whether it is the endpoint of all sites together.
     pub is_global: bool,
+    /// Whether the cloud runs it and authorizes its callers: requests are invocations that it has signed for, and API
+    /// keys, tenants, probes and metrics do not exist.
+    pub is_invoked: bool,
 }
 
 /// One running site.
@@ -40,8 +44,28 @@ pub trait Operations: Send + Sync {
         None
     }
 
+    /// Signs requests to an endpoint that the cloud runs.
+    fn invocations(self: Arc<Self>) -> Option<Arc<dyn Invocations>> {
+        None
+    }
+
     /// Reads the count of replicas, where it is not fixed.
     fn scaling(self: Arc<Self>) -> Option<Arc<dyn Scaling>> {
+        None
+    }
+
+    /// Reads the metrics of its servers, where no address of this machine has them.
+    fn metrics(self: Arc<Self>) -> Option<Arc<dyn SiteMetrics>> {
+        None
+    }
+
+    /// Reads the logs of its programs, where they are not files of this machine.
+    fn logs(self: Arc<Self>) -> Option<Arc<dyn SiteLogs>> {
+        None
+    }
+
+    /// Reads what an audit needs of its objects, where they are not files and processes of this machine.
+    fn security(self: Arc<Self>) -> Option<Arc<dyn SiteSecurity>> {
         None
     }
 
@@ -91,6 +115,23 @@ pub struct JobOutput {
     pub failure: Option<String>,
 }
 
+/// Signs requests to an endpoint that the cloud runs.
+#[async_trait]
+pub trait Invocations: std::fmt::Debug + Send + Sync {
+    /// A `POST` of this JSON body as the cloud accepts it for some minutes. The answer is that of `/v1/completions`, or of
+    /// `/v1/chat/completions` for a body with `messages`.
+    async fn sign(&self, body: &[u8]) -> Result<SignedRequest>;
+}
+
+/// A request with the headers that authorize it.
+#[derive(Debug)]
+pub struct SignedRequest {
+    /// The URL.
+    pub url: String,
+    /// Headers with their values.
+    pub headers: Vec<(String, Secret)>,
+}
+
 /// Reads the count of replicas.
 #[async_trait]
 pub trait Scaling: Send + Sync {
@@ -118,6 +159,81 @@ pub struct Autoscaler {
     pub configured: usize,
     /// Why it does not scale, as its controller says.
     pub problem: Option<String>,
+}
+
+/// Reads the metrics of a site's servers.
+#[async_trait]
+pub trait SiteMetrics: Send + Sync {
+    /// The metrics of each ready replica now, in a text format of Prometheus, by its name; `None` for a replica that did
+    /// not answer. An error when none answered, or when the access is denied.
+    async fn scrape(&self, lineage: Lineage) -> Result<BTreeMap<String, Option<String>>>;
+
+    /// The PromQL matchers of its series: `namespace="shop"`.
+    fn matchers(&self) -> String;
+
+    /// The answer of the site's Prometheus to an instant query; `None` where there is no Prometheus with such series.
+    async fn query(&self, query: &str) -> Result<Option<Value>>;
+}
+
+/// Reads the logs of a site's programs.
+#[async_trait]
+pub trait SiteLogs: Send + Sync {
+    /// The programs that have a log. The previous run of a program comes before the current one.
+    async fn sources(&self, lineage: Lineage) -> Result<Vec<LogSource>>;
+
+    /// The newest lines of one log since a time, each with its time, as far as the provider's limit allows.
+    async fn read(&self, source: &LogSource, since: Timestamp) -> Result<LogText>;
+}
+
+/// The objects of a site, as far as an audit reads them.
+#[async_trait]
+pub trait SiteSecurity: Send + Sync {
+    /// Reads the objects of an aspect.
+    async fn audit(&self, lineage: Lineage, aspect: SecurityAspect) -> Result<AuditedAspect>;
+}
+
+/// What was read of an aspect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditedAspect {
+    /// What was read: `4 roles`.
+    pub read: String,
+    /// What is less strict than it should be, each with its object.
+    pub findings: Vec<String>,
+}
+
+/// An aspect of security.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecurityAspect {
+    /// Images are named by digest.
+    Images,
+    /// Service accounts have few rights.
+    Roles,
+    /// Containers have no privileges.
+    Pods,
+    /// Services that are open outside of the cluster, beside that of the clients.
+    Ports,
+    /// Dumps are encrypted before they are stored. Only where the site makes backups.
+    Backups,
+}
+
+/// A container with a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSource {
+    /// Its pod.
+    pub pod: String,
+    /// Its name in the pod.
+    pub container: String,
+    /// Whether this is the log of the run before its last restart.
+    pub is_previous: bool,
+}
+
+/// The lines of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogText {
+    /// The lines.
+    pub text: String,
+    /// Whether older lines of the wanted time were left out.
+    pub is_cut: bool,
 }
 
 /// A release that is rolled out to some of the replicas first.

@@ -6,15 +6,16 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::kind::Kind;
-use crate::name::{EnvironmentName, KindName, Lineage, ResourceId, SiteName};
+use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::operation::Verb;
 use crate::spec::Spec;
 
 /// A permission that a caller needs for the objects of a kind: one row.
 ///
 /// In every text, `{field}` stands for a value of the resource's spec, such as `{inputs.listen}`. `{$lineage}`,
-/// `{$environment}` and `{$site}` stand for those of the deployment, and any other `{$name}` for a value that only the
-/// provider knows, such as `{$account}`.
+/// `{$environment}` and `{$site}` stand for those of the deployment, `{$id}` for the recorded object, and any other
+/// `{$name}` for a value that only the provider knows, such as `{$account}`. `{!field}` is empty if the spec has no value
+/// for the field, or an empty list, and has no value otherwise; `{?field}` is the opposite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permission {
     /// In the provider's notation: `ec2:CreateVpc`, or a sentence where the provider has no policies. Without a value
@@ -33,7 +34,8 @@ pub struct Permission {
 pub struct Condition {
     /// The attribute, in the provider's notation: `aws:ResourceTag/textnlp-lineage`.
     pub key: &'static str,
-    /// Its value. An unknown value becomes `*`, which matches every value: the lineage is unknown until the first `up`.
+    /// Its value. An unknown value becomes `*`, which matches every value: the lineage is unknown until the first `up`. The condition is
+    /// left out if a field in it is `null` or an empty list.
     pub value: &'static str,
 }
 
@@ -54,13 +56,25 @@ impl Permission {
     }
 
     /// The row with its placeholders filled; `None` if it is not needed.
-    fn filled(&self, value: impl Fn(&str) -> Option<String>) -> Option<FilledPermission> {
+    fn filled(&self, spec: &Spec, value: impl Fn(&str) -> Option<String>) -> Option<FilledPermission> {
+        let is_unset = |field: &str| match spec.as_value().get(field) {
+            Some(Value::Array(items)) => items.is_empty(),
+            value => value.is_some_and(Value::is_null),
+        };
+        let value = |name: &str| match name.split_at_checked(1) {
+            Some(("!", field)) => is_unset(field).then(String::new),
+            Some(("?", field)) => (!is_unset(field)).then(String::new),
+            _ => value(name),
+        };
         let pattern = |text| filled(text, |name| Some(value(name).unwrap_or_else(|| "*".to_owned())));
         let mut conditions = BTreeMap::new();
         for Condition { key, value } in self.conditions {
-            conditions.insert(pattern(key)?, pattern(value)?);
+            if filled(value, |name| (!is_unset(name)).then(String::new)).is_some() {
+                conditions.insert(pattern(key)?, pattern(value)?);
+            }
         }
-        Some(FilledPermission { action: filled(self.action, &value)?, resource: pattern(self.resource)?, conditions })
+        let resource = pattern(self.resource)?;
+        Some(FilledPermission { action: filled(self.action, value)?, resource, conditions })
     }
 }
 
@@ -84,6 +98,8 @@ pub struct PolicyResource {
     pub id: ResourceId,
     /// Its kind.
     pub kind: KindName,
+    /// The id of its object, once that is recorded.
+    pub cloud_id: Option<CloudId>,
     /// Its wanted spec, or the recorded one of a resource that is deleted. References to outputs may be unknown.
     pub spec: Spec,
     /// The operations on it; none for a resource that is only read.
@@ -118,12 +134,17 @@ impl PolicyRequest {
                 "$lineage" => self.lineage.map(|lineage| lineage.to_string()),
                 "$environment" => Some(self.environment.to_string()),
                 "$site" => Some(self.site.to_string()),
+                "$id" => resource.cloud_id.as_ref().map(ToString::to_string),
+                // An object may be in another region than its site.
+                "$region" => field_of(&resource.spec, "region").or_else(|| own(name)),
                 _ if name.starts_with('$') => own(name),
                 field => field_of(&resource.spec, field),
             };
             let is_needed =
                 |row: &&Permission| row.verbs.is_empty() || row.verbs.iter().any(|verb| resource.verbs.contains(verb));
-            for permission in kind.permissions.iter().filter(is_needed).filter_map(|row| row.filled(value)) {
+            for permission in
+                kind.permissions.iter().filter(is_needed).filter_map(|row| row.filled(&resource.spec, value))
+            {
                 needed.entry(permission).or_default().insert(resource.kind.clone());
             }
         }
@@ -173,11 +194,12 @@ fn filled(text: &str, value: impl Fn(&str) -> Option<String>) -> Option<String> 
     Some(out)
 }
 
-/// A text or a number of a spec by its dotted path.
+/// A text, a number or a list of texts of a spec by its dotted path. Spaces separate the texts of a list.
 fn field_of(spec: &Spec, field: &str) -> Option<String> {
     match field.split('.').try_fold(spec.as_value(), |value, name| value.get(name))? {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
+        Value::Array(items) => Some(items.iter().map(Value::as_str).collect::<Option<Vec<_>>>()?.join(" ")),
         _ => None,
     }
 }

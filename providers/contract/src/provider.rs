@@ -1,5 +1,6 @@
 //! The trait that every provider implements.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use async_trait::async_trait;
@@ -32,6 +33,13 @@ pub trait Provider: Send + Sync {
             Some(known) => known.costs(),
             None => vec![CostLine::unknown(kind.as_str(), kind.as_str(), "its kind is not known to this provider")],
         }
+    }
+
+    /// What this provider's cloud charges for an object of another provider in its cluster, such as the load balancer
+    /// of a Service. Pure. Empty where the other provider knows the cost.
+    fn costs_inside(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        let _ = (kind, spec);
+        Vec::new()
     }
 
     /// The least-privilege policies for a request, in the provider's own format, from the permissions of its kinds.
@@ -78,6 +86,57 @@ pub trait Provider: Send + Sync {
     /// `op.host` is the current record of `op.via`: it may be another object, or have other outputs, than when the
     /// operation started.
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress>;
+
+    /// Searches everything that the provider shows for objects of a deployment, after they were removed. Reads only.
+    /// `None` where nothing can exist that an observation does not show.
+    async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
+        let _ = sweep;
+        Ok(None)
+    }
+}
+
+/// The scope of a search for leftovers.
+#[derive(Debug, Clone, Copy)]
+pub struct Sweep<'a> {
+    /// The deployment.
+    pub lineage: Lineage,
+    /// What was recorded before the removal, at every site.
+    pub before: &'a [Recorded],
+    /// What is recorded since: objects that were kept.
+    pub kept: &'a [Recorded],
+}
+
+/// The result of a search for leftovers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Leftovers {
+    /// What was searched, in the provider's words: `aws eu-central-1`.
+    pub searched: BTreeSet<String>,
+    /// What could not be searched, in the same words, and why.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub unsearched: BTreeSet<Leftover>,
+    /// Objects that should not exist any more.
+    pub left: BTreeSet<Leftover>,
+    /// Objects that end by themselves, or that the removal itself created.
+    pub expected: BTreeSet<Leftover>,
+}
+
+impl Leftovers {
+    /// Both results as one.
+    pub fn join(&mut self, other: Self) {
+        self.searched.extend(other.searched);
+        self.unsearched.extend(other.unsearched);
+        self.left.extend(other.left);
+        self.expected.extend(other.expected);
+    }
+}
+
+/// One object that still exists.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Leftover {
+    /// Its full name at the provider, such as its ARN.
+    pub id: String,
+    /// What it is, or why it still exists.
+    pub what: String,
 }
 
 /// The scope of an observation.

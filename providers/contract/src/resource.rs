@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::name::{CloudId, KindName, Lineage, ResourceId, SiteName};
+use crate::operation::Token;
 use crate::spec::Spec;
 
 /// Values of an object that other resources may read: addresses, paths, fingerprints. Secrets are references.
@@ -90,6 +92,9 @@ pub struct Recorded {
     pub schema: u32,
     /// Its id at the provider.
     pub cloud_id: CloudId,
+    /// When the provider created it, where it tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
     /// Its outputs.
     pub outputs: Outputs,
     /// Deleting or replacing it needs a typed confirmation, even when it is in no file any more.
@@ -126,6 +131,12 @@ pub struct Object {
     pub outputs: Outputs,
     /// Its lineage; `None` for an object without one.
     pub lineage: Option<Lineage>,
+    /// What the provider tells about the operation that created it.
+    #[serde(default, skip_serializing_if = "Origin::is_untold")]
+    pub origin: Origin,
+    /// When the provider created it, where it tells. It never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
     /// Whether it is healthy.
     pub health: Health,
     /// The resource through which it was observed, if any.
@@ -134,6 +145,40 @@ pub struct Object {
     /// Objects inside it that no operation created.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign: Vec<Foreign>,
+}
+
+/// What a provider tells about the operation that created an object.
+///
+/// A lineage is no proof of origin where others may label objects: it is readable on every object of the deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The provider does not mark objects with their operation: the lineage decides.
+    #[default]
+    Untold,
+    /// The provider marks objects with their operation, and this one has no such mark.
+    Unmarked,
+    /// The token of the create that made it, by its mark.
+    Operation(Token),
+}
+
+impl Origin {
+    /// The origin that a mark states: anything but a token is none.
+    pub fn of_mark(mark: Option<&str>) -> Self {
+        mark.and_then(Token::parse).map_or(Self::Unmarked, Self::Operation)
+    }
+
+    /// The token of the operation, if one is stated.
+    pub fn operation(&self) -> Option<&Token> {
+        match self {
+            Self::Operation(token) => Some(token),
+            Self::Untold | Self::Unmarked => None,
+        }
+    }
+
+    fn is_untold(&self) -> bool {
+        *self == Self::Untold
+    }
 }
 
 /// An object inside a managed one that no operation created: a load balancer in a network, a disk of a cluster.
@@ -146,8 +191,19 @@ pub struct Foreign {
     /// Whether it names a cluster of this deployment as its owner, so that the cluster's controllers created it. It is
     /// then deleted with its container; any other object is foreign and stays.
     pub swept: bool,
+    /// Whether it outlives its container: a disk, a load balancer of an older API. It is neither deleted nor in the way,
+    /// only reported.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outlives: bool,
     /// The cluster whose controllers created it, where the provider tells: a running cluster recreates such objects.
     pub maker: Option<CloudId>,
+}
+
+impl Foreign {
+    /// Whether it keeps its container from being deleted.
+    pub fn is_in_the_way(&self) -> bool {
+        !self.swept && !self.outlives
+    }
 }
 
 /// The health of an object.

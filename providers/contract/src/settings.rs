@@ -28,6 +28,18 @@ words! {
         Process = "process",
         /// As pods.
         Kubernetes = "kubernetes",
+        /// As an inference endpoint of Amazon SageMaker.
+        Sagemaker = "sagemaker",
+    }
+}
+
+words! {
+    /// What an identity may do in a cluster.
+    pub enum AccessLevel {
+        /// Everything.
+        Admin = "admin",
+        /// Read everything but secrets.
+        View = "view",
     }
 }
 
@@ -174,6 +186,16 @@ words! {
 }
 
 words! {
+    /// What computes a model.
+    pub enum ModelExecutor {
+        /// The own kernels.
+        Own = "own",
+        /// candle, in programs that are built with it.
+        Candle = "candle",
+    }
+}
+
+words! {
     /// The number format of weights in memory.
     pub enum Quantize {
         /// 32-bit floats.
@@ -182,6 +204,8 @@ words! {
         F16 = "f16",
         /// 8-bit integers in groups of 32.
         Q8 = "q8_0",
+        /// 4-bit integers in groups of 32.
+        Q4 = "q4_0",
     }
 }
 

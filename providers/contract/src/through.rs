@@ -19,7 +19,7 @@ use crate::kind::{Kind, joined};
 use crate::name::{CloudId, ComponentName, KindName, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
 use crate::permission::{PolicyDocument, PolicyRequest};
-use crate::provider::{Problem, Problems, Provider, Scope};
+use crate::provider::{Leftovers, Problem, Problems, Provider, Scope, Sweep};
 use crate::resource::{FieldChange, Object, Observed, Outputs, Ownership, ReadFailure, Recorded, Ref, Wanted};
 use crate::spec::Spec;
 
@@ -197,6 +197,7 @@ impl Through {
 }
 
 /// The observation of a host.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and taken apart at once")]
 enum Found {
     /// It exists; `recorded` are its recorded outputs.
     Here { object: Object, recorded: Option<Outputs> },
@@ -204,7 +205,7 @@ enum Found {
     Nowhere,
 }
 
-/// The object that stands for a host among all that were seen under its id: the recorded one, else the one that the planner would take for
+/// The host's object among all objects that were observed under its id: the recorded one, else the one that the planner would take for
 /// it; never one that was replaced. `records` begin with the one in use.
 fn found(id: &ResourceId, seen: &[(ResourceId, Observed)], records: &[&Recorded]) -> Result<Found, String> {
     let mut objects = Vec::new();
@@ -255,7 +256,10 @@ impl Provider for Through {
         if !self.is_inner(kind) {
             return self.outer.costs(kind, spec);
         }
-        let mut lines = self.inner.costs(kind, spec);
+        let mut lines = self.outer.costs_inside(kind, spec);
+        if lines.is_empty() {
+            lines = self.inner.costs(kind, spec);
+        }
         lines.retain(|line| line.charge != Charge::Included);
         lines
     }
@@ -413,6 +417,11 @@ impl Provider for Through {
         let (host, inner) = self.inner_of(op).await?;
         self.judged(&host, inner.advance(op, handle).await)
     }
+
+    /// What is inside of a host ends with it.
+    async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
+        self.outer.leftovers(sweep).await
+    }
 }
 
 #[cfg(test)]
@@ -433,6 +442,8 @@ mod tests {
             spec: Spec::default(),
             outputs: Outputs::from([("endpoint".to_owned(), json!(cloud_id))]),
             lineage: None,
+            origin: crate::Origin::Untold,
+            created: None,
             health: Health::Ready,
             via: None,
             foreign: Vec::new(),
@@ -454,10 +465,11 @@ mod tests {
             outputs,
             protected: false,
             tainted: false,
+            created: None,
         }
     }
 
-    /// What stands for the host, of the objects that are there, by the records of it: the first is the one in use.
+    /// The host's object among the existing ones, by its records: the first record is the one in use.
     fn check(there: &[&str], records: &[&str], expect: Result<&str, &str>) {
         let mut seen: Vec<_> = there.iter().map(|one| (id(), Observed::Present(object(one)))).collect();
         seen.push((id(), Observed::Absent));

@@ -234,12 +234,22 @@ impl FromStr for SecretSource {
     }
 }
 
+/// Whether a path is a file of the kernel, such as `/proc/self/environ` with all variables of this process.
+pub fn is_of_kernel(path: &str) -> bool {
+    let path = std::path::Path::new(path);
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let is_inside = |folder: &str| path.starts_with(folder) || real.starts_with(folder);
+    ["/proc", "/sys"].into_iter().any(is_inside) || (is_inside("/dev") && !real.starts_with("/dev/shm"))
+}
+
 impl SecretSource {
-    /// Reads the secret; `None` if it does not exist. The caller reads the environment's secret store.
+    /// Reads the secret; `None` if it does not exist or is none: a file of the kernel, or one with control characters. The
+    /// caller reads the environment's secret store.
     pub fn read(&self) -> Option<String> {
         const MOST: u64 = 64 << 10;
         let text = match self {
             Self::Variable(name) => std::env::var(name).ok()?,
+            Self::File(path) if is_of_kernel(path) => return None,
             Self::File(path) => {
                 let mut text = String::new();
                 std::io::Read::take(std::fs::File::open(path).ok()?, MOST).read_to_string(&mut text).ok()?;
@@ -247,7 +257,8 @@ impl SecretSource {
             }
             Self::Store(_) => return None,
         };
-        Some(text).filter(|text| !text.is_empty())
+        let is_text = |c: char| !c.is_control() || "\t\n\r".contains(c);
+        Some(text).filter(|text| !text.is_empty() && text.chars().all(is_text))
     }
 
     fn variable(name: &str) -> Result<Self, ParseError> {
@@ -410,6 +421,34 @@ pub fn is_secret_format(format: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_of_the_kernel_and_binary_files_are_no_secrets() {
+        let dir = std::env::temp_dir().join(format!("textnlp-units-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let link = dir.join("link");
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink("/proc/self/environ", &link).unwrap();
+        let link = link.to_str().unwrap();
+        for path in [
+            "/proc/self/environ",
+            "/proc/self/root/../proc/self/environ",
+            "/dev/stdin",
+            "/sys/kernel/uevent_seqnum",
+            link,
+        ] {
+            assert!(is_of_kernel(path), "{path}");
+            assert_eq!(SecretSource::File(path.to_owned()).read(), None, "{path}");
+        }
+        let file = dir.join("file");
+        for (content, expected) in
+            [(&b"one\n"[..], Some("one")), (b"a=1\0b=2", None), (b"-----\nkey\n-----\n", Some("-----\nkey\n-----"))]
+        {
+            std::fs::write(&file, content).unwrap();
+            assert_eq!(SecretSource::File(file.to_str().unwrap().to_owned()).read().as_deref(), expected);
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn cores_are_parsed_like_kubernetes_quantities() {

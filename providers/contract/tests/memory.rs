@@ -104,7 +104,7 @@ fn every_component_is_expanded_into_resources() {
         preload: true,
     };
     let parts = [
-        ("network", ComponentSpec::Network(Network { cidr: None, policies: false })),
+        ("network", ComponentSpec::Network(Network { cidr: None, policies: false, ..Network::default() })),
         ("cluster", ComponentSpec::Cluster(Cluster::of(name("network")))),
         (
             "secrets",
@@ -122,6 +122,7 @@ fn every_component_is_expanded_into_resources() {
                 max_cache_bytes: 1,
                 key: None,
                 archive_after_days: None,
+                replica: None,
             }),
         ),
         (
@@ -137,7 +138,7 @@ fn every_component_is_expanded_into_resources() {
         (
             "server",
             ComponentSpec::Workload(Workload {
-                growth: None,
+                autoscaling: None,
                 replicas: 2,
                 program: program.clone(),
                 config: json!({}),
@@ -172,11 +173,14 @@ fn every_component_is_expanded_into_resources() {
                 connections: Default::default(),
                 domain: None,
                 waf: false,
+                zone: None,
+                managed_certificate: false,
+                base_domain: None,
             }),
         ),
         ("traffic", ComponentSpec::Traffic(Traffic { weights: BTreeMap::from([(name("here"), 100)]) })),
         ("monitoring", ComponentSpec::Monitoring(Monitoring { stack: true, ..Monitoring::default() })),
-        ("registry", ComponentSpec::Registry(Registry { url: "mem".to_owned() })),
+        ("registry", ComponentSpec::Registry(Registry { url: "mem".to_owned(), image: None })),
         (
             "border",
             ComponentSpec::Relay(Relay {
@@ -500,6 +504,7 @@ fn objects_inside_of_a_priced_host_cost_only_what_is_charged_beside_it() {
     }
     let resource = |kind: &str| PolicyResource {
         id: name("here/a"),
+        cloud_id: None,
         kind: name(kind),
         spec: Spec::default(),
         verbs: [Verb::Create].into(),
@@ -528,15 +533,27 @@ fn policy_has_only_the_needed_permissions_with_filled_placeholders() {
         },
         Permission::change("to listen on {inputs.listen}"),
         Permission::change("to listen on {inputs.metrics_listen}"),
+        Permission::on(&[Verb::Update], "thing:Pass{?inputs}"),
+        Permission::on(&[Verb::Update], "thing:Unpass{!inputs}"),
+        Permission::on(&[Verb::Update], "thing:Copy{?copy}"),
+        Permission {
+            conditions: &[Condition { key: "policy", value: "{policies}" }],
+            ..Permission::on(&[Verb::Update], "thing:Attach{?policies}")
+        },
+        Permission::on(&[Verb::Update], "thing:Join{?groups}"),
     ];
     let kind = Kind { permissions: KINDS, ..MemoryCloud::new().kinds()[0].clone() };
-    let spec = Spec::of(&json!({"name": "a", "inputs": {"listen": "127.0.0.1:1"}, "id": {"$output": "here/b#id"}}));
+    let spec = Spec::of(&json!({
+        "name": "a", "inputs": {"listen": "127.0.0.1:1"}, "id": {"$output": "here/b#id"}, "copy": null,
+        "policies": ["one", "two"], "groups": [],
+    }));
     let request = |verbs: &[Verb], lineage: Option<Lineage>| PolicyRequest {
         lineage,
         environment: name("staging"),
         site: name("here"),
         resources: vec![PolicyResource {
             id: name("here/a"),
+            cloud_id: None,
             kind: name(kind.name),
             spec: spec.clone(),
             verbs: verbs.iter().copied().collect(),
@@ -551,6 +568,16 @@ fn policy_has_only_the_needed_permissions_with_filled_placeholders() {
         assert_eq!(rows, expect, "{verbs:?}");
     };
     check(&[], None, &["thing:Describe on * if {}"]);
+    check(
+        &[Verb::Update],
+        None,
+        &[
+            r#"thing:Attach on * if {"policy": "one two"}"#,
+            "thing:Describe on * if {}",
+            "thing:Pass on * if {}",
+            "to listen on 127.0.0.1:1 on * if {}",
+        ],
+    );
     check(
         &[Verb::Create],
         None,

@@ -144,6 +144,7 @@ mod tests {
             outputs: Outputs::new(),
             protected: false,
             tainted: false,
+            created: None,
         };
         let seen = Object {
             kind: kind.clone(),
@@ -151,6 +152,8 @@ mod tests {
             spec: Spec::of(&seen),
             outputs: Outputs::new(),
             lineage: None,
+            origin: textnlp_provider::Origin::Untold,
+            created: None,
             health: Health::Ready,
             via: None,
             foreign: Vec::new(),

@@ -101,7 +101,8 @@ impl SiteFolder {
         if !self.has_short_sockets() {
             return self.root.join("run");
         }
-        let recorded = self.sockets_record().read_link_utf8().ok();
+        // Not a link to any other folder: `down` removes it.
+        let recorded = self.sockets_record().read_link_utf8().ok().filter(|path| is_short_folder(path));
         let named = short_folder(&self.root, "");
         recorded.into_iter().chain([named]).find(|path| files::is_free_or_own(path)).unwrap_or_else(|| {
             static UNFORESEEN: LazyLock<String> = LazyLock::new(textnlp_files::unique_name);
@@ -165,6 +166,11 @@ fn short_folder(root: &Utf8Path, suffix: &str) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("/tmp/textnlp-{}", &digest[..16]))
 }
 
+fn is_short_folder(path: &Utf8Path) -> bool {
+    let digest = path.as_str().strip_prefix("/tmp/textnlp-");
+    digest.is_some_and(|digest| digest.len() == 16 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +199,14 @@ mod tests {
         files::remove_sockets_folder(&folder).unwrap();
         assert!(!other.exists() && folder.sockets_record().symlink_metadata().is_err());
         assert_eq!(folder.sockets(), named);
+        // A record of another author does not choose what is removed.
+        let precious = dir.path().join("precious");
+        std::fs::create_dir(&precious).unwrap();
+        std::fs::set_permissions(&precious, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink(&precious, folder.sockets_record()).unwrap();
+        assert_eq!(folder.sockets(), named);
+        files::remove_sockets_folder(&folder).unwrap();
+        assert!(precious.is_dir());
     }
 
     #[test]

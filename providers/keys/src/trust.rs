@@ -12,14 +12,14 @@ use textnlp_provider::Secret;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Why something about a certificate could not be done.
+/// An error with a certificate or its key.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// A key is invalid or was not generated.
     #[error("the key cannot be used: {0}")]
     Key(rcgen::Error),
     /// A certificate was not issued.
-    #[error("the certificate cannot be made: {0}")]
+    #[error("the certificate cannot be issued: {0}")]
     Issue(rcgen::Error),
     /// The text is not a certificate.
     #[error("it is not a certificate in PEM form: {0}")]
@@ -80,8 +80,7 @@ pub fn public_pem(key: &Secret) -> Result<String, CertificateError> {
     Ok(key_pair(key)?.public_key_pem())
 }
 
-/// A certificate of an authority for servers of these names, signed by its own key, PEM. Without names, it may certify
-/// any.
+/// A self-signed CA certificate for servers with these names, PEM. Without names, it may certify any name.
 pub fn authority(
     key: &Secret,
     subject: &str,
@@ -97,7 +96,7 @@ pub fn authority(
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     // A client that trusts a stolen authority trusts it for the names of this site only.
-    let permitted_subtrees = permitted(names);
+    let permitted_subtrees = permitted_subtrees_of(names);
     if !permitted_subtrees.is_empty() {
         params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
     }
@@ -116,8 +115,8 @@ pub fn issue(
 ) -> Result<String, CertificateError> {
     // The first certificate is the authority in use; others are those that it replaced.
     let authority = first_certificate(authority_pem.as_bytes())?;
-    let seen = inspect(authority_pem.as_bytes(), None, Some(authority_key))?;
-    if seen.key_matches != Some(true) {
+    let current = inspect(authority_pem.as_bytes(), None, Some(authority_key))?;
+    if current.key_matches != Some(true) {
         return Err(CertificateError::OtherAuthority);
     }
     let issuer =
@@ -131,7 +130,7 @@ pub fn issue(
     let end = days_after(now, days)?;
     // Renewal is planned by the end of the certificate, so it must not end later than its authority. An authority that
     // has ended is reported elsewhere.
-    let end = if seen.not_after > now { end.min(seen.not_after) } else { end };
+    let end = if current.not_after > now { end.min(current.not_after) } else { end };
     valid_until(&mut params, end, now)?;
     Ok(params.signed_by(&key_pair(key)?, &issuer).map_err(CertificateError::Issue)?.pem())
 }
@@ -183,7 +182,7 @@ pub fn sorted_names(names: &[String]) -> Vec<String> {
 }
 
 /// The subtrees of names that a certificate for these names needs.
-fn permitted(names: &[String]) -> Vec<GeneralSubtree> {
+fn permitted_subtrees_of(names: &[String]) -> Vec<GeneralSubtree> {
     let subtree = |name: &String| match name.parse() {
         Ok(std::net::IpAddr::V4(address)) => GeneralSubtree::IpAddress(CidrSubnet::V4(address.octets(), [255; 4])),
         Ok(std::net::IpAddr::V6(address)) => GeneralSubtree::IpAddress(CidrSubnet::V6(address.octets(), [255; 16])),
@@ -256,7 +255,7 @@ fn days_after(now: Timestamp, days: u32) -> Result<Timestamp, CertificateError> 
     now.checked_add(SignedDuration::from_hours(24 * i64::from(days))).map_err(|_| CertificateError::Time)
 }
 
-/// rcgen counts in a date type of its own; whole seconds since 1970 lead there.
+/// Sets the validity in rcgen's own date type, and a serial number.
 fn valid_until(params: &mut CertificateParams, end: Timestamp, now: Timestamp) -> Result<(), CertificateError> {
     let begin = u64::try_from(now.as_second()).map_err(|_| CertificateError::Time)?.saturating_sub(BACKDATE.as_secs());
     let end = u64::try_from(end.as_second()).map_err(|_| CertificateError::Time)?;

@@ -6,8 +6,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use textnlp_provider::{
-    CloudId, DRIFT, Error, ErrorKind, Handle, Health, Object, Observed, Operation, Outputs, Ownership, Progress,
-    ReadFailure, Result, Spec, Verb,
+    CloudId, DRIFT, Error, ErrorKind, Handle, Health, Object, Observed, Operation, Origin, Outputs, Ownership,
+    Progress, ReadFailure, Result, Spec, Verb,
 };
 
 use crate::files;
@@ -86,6 +86,8 @@ impl ObservedObject {
             spec,
             outputs: self.outputs,
             lineage: Some(marker.lineage),
+            origin: Origin::Untold,
+            created: None,
             health,
             via: None,
             foreign: Vec::new(),
@@ -280,6 +282,8 @@ impl<'a, P: FolderProvider> Work<'a, P> {
             spec: recorded.map(|recorded| recorded.spec.clone()).unwrap_or_default(),
             outputs: recorded.map(|recorded| recorded.outputs.clone()).unwrap_or_default(),
             lineage: Some(self.op.lineage),
+            origin: Origin::Untold,
+            created: None,
             health: Health::Degraded("it is gone".to_owned()),
             via: None,
             foreign: Vec::new(),

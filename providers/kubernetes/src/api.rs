@@ -24,6 +24,9 @@ const LATER: Duration = Duration::from_secs(1);
 const MOST_LATER: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes: a page of 500 objects, most of them small.
 const MAX_ANSWER_BYTES: usize = 128 << 20;
+/// What all pages of a list have at most, in bytes, and what a page counts for at least: an answer may always name another page.
+const MAX_LIST_BYTES: usize = 128 << 20;
+const MIN_PAGE_BYTES: usize = 16 << 10;
 const JSON: &str = "application/json";
 /// The number of objects per page of a list.
 const PAGE: u32 = 500;
@@ -84,19 +87,23 @@ impl Api {
         Ok(self.send(call, "GET", path, None).await?.1)
     }
 
+    /// The text at any path, such as an answer of a pod that the API server forwards.
+    pub(crate) async fn text(&self, call: &Call<'_>, path: &str) -> Result<String> {
+        let (_, _, bytes) = self.exchange(call, "GET", path, (WHOLE, JSON), Vec::new()).await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// The last lines of a container's log; `before` reads the log of the previous run.
     pub(crate) async fn log(&self, call: &Call<'_>, container: &str, lines: u32, before: bool) -> Result<String> {
         let path =
             format!("{}/log?container={container}&tailLines={lines}&limitBytes=4096&previous={before}", call.path());
-        let (_, _, bytes) = self.exchange(call, "GET", &path, (WHOLE, JSON), Vec::new()).await?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        self.text(call, &path).await
     }
 
     /// The log of a container, up to `most` bytes.
     pub(crate) async fn whole_log(&self, call: &Call<'_>, container: &str, most: u32) -> Result<String> {
         let path = format!("{}/log?container={container}&limitBytes={most}", call.path());
-        let (_, _, bytes) = self.exchange(call, "GET", &path, (WHOLE, JSON), Vec::new()).await?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        self.text(call, &path).await
     }
 
     /// Lists every object of a kind with these labels, page by page.
@@ -119,7 +126,7 @@ impl Api {
     }
 
     async fn pages(&self, call: &Call<'_>, root: &str, selector: &str, accept: &str) -> Result<Vec<Value>> {
-        let (mut found, mut next, mut put_off) = (Vec::new(), String::new(), 0);
+        let (mut found, mut next, mut put_off, mut size) = (Vec::new(), String::new(), 0, 0);
         loop {
             let selector = encode(selector);
             let path = format!("{root}?limit={PAGE}&labelSelector={selector}&continue={}", encode(&next));
@@ -135,6 +142,11 @@ impl Api {
                 }
                 Err(error) => return Err(error),
             };
+            size += bytes.len().max(MIN_PAGE_BYTES);
+            if size > MAX_LIST_BYTES {
+                let why = format!("the list is longer than {} MiB", MAX_LIST_BYTES >> 20);
+                return Err(call.error(ErrorKind::Unavailable).because(why));
+            }
             let mut page = parsed(call, &bytes)?;
             if let Some(items) = page.get_mut("items").and_then(Value::as_array_mut) {
                 found.append(items);
@@ -307,7 +319,7 @@ fn parsed(call: &Call<'_>, bytes: &[u8]) -> Result<Value> {
 }
 
 /// Percent-encodes a query value.
-fn encode(value: &str) -> String {
+pub(crate) fn encode(value: &str) -> String {
     let mut encoded = String::with_capacity(value.len());
     for byte in value.bytes() {
         match byte {
@@ -316,4 +328,23 @@ fn encode(value: &str) -> String {
         }
     }
     encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_without_an_end_is_an_error() {
+        let service = tower::service_fn(|_: Request<Body>| async {
+            let page = serde_json::json!({ "items": [], "metadata": { "continue": "more" } });
+            let answer = Response::builder().body(page.to_string());
+            answer.map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { error.into() })
+        });
+        let api = Api::new(kube::Client::new(service, "here"), None);
+        let row = crate::table::namespaces();
+        let call = Call { action: "list", verb: "list", row, namespace: None, name: None };
+        let error = api.list(&call, "").await.unwrap_err();
+        assert!(textnlp_provider::error_chain(&error).contains("the list is longer"), "{error:?}");
+    }
 }

@@ -90,7 +90,7 @@ impl CachedToken {
 }
 
 #[derive(Deserialize)]
-struct Printed {
+struct PluginOutput {
     status: Option<Status>,
 }
 
@@ -150,7 +150,7 @@ async fn run(program: &str, exec: &ExecConfig, within: Duration) -> Result<Statu
         let error = refused(program).because(source);
         error.hint("the kubeconfig needs it: install it, or use its full path there")
     })?;
-    let Some((ended, printed, errors)) = ended else {
+    let Some((ended, output, errors)) = ended else {
         let why = format!("it did not end within {within:?} and was stopped");
         return Err(refused(program).because(why).hint("run it manually: it can be waiting for an interactive login"));
     };
@@ -161,8 +161,8 @@ async fn run(program: &str, exec: &ExecConfig, within: Duration) -> Result<Statu
         return Err(refused(program).because(format!("{ended}: {shown}")));
     }
     // The parser's error would quote its input.
-    let printed: Option<Printed> = serde_json::from_slice(&printed).ok();
-    let status = printed.and_then(|printed| printed.status);
+    let output: Option<PluginOutput> = serde_json::from_slice(&output).ok();
+    let status = output.and_then(|output| output.status);
     status.filter(|status| status.token.is_some() || status.client_key_data.is_some()).ok_or_else(|| {
         refused(program).because("it printed no ExecCredential with a token or a certificate in its `status`")
     })

@@ -119,12 +119,12 @@ fn walk(wanted: &Value, here: &Position<'_>, found: &mut Vec<Finding>) {
             }
         }
         Value::Array(items) => match here.listed() {
-            Listed::ByKey => {
+            ListStrategy::ByKey => {
                 for (index, item) in items.iter().enumerate() {
                     walk_item(item, index, here, found);
                 }
             }
-            Listed::AsSet => {
+            ListStrategy::AsSet => {
                 let live = here.live.and_then(Value::as_array);
                 for (index, item) in items.iter().enumerate() {
                     if !live.is_some_and(|live| live.contains(item)) {
@@ -132,7 +132,7 @@ fn walk(wanted: &Value, here: &Position<'_>, found: &mut Vec<Finding>) {
                     }
                 }
             }
-            Listed::AsOne => leaf(wanted, here, found),
+            ListStrategy::AsOne => leaf(wanted, here, found),
         },
         _ => leaf(wanted, here, found),
     }
@@ -224,7 +224,7 @@ fn left_over(
 }
 
 /// The merge strategy of a list, derived from the keys of its owned fields.
-enum Listed {
+enum ListStrategy {
     /// Elements are merged by key, as containers are by name.
     ByKey,
     /// The list is a set: each element is its own key.
@@ -272,12 +272,12 @@ impl<'a> Position<'a> {
         self.owned().next().is_some() && self.owned().all(Map::is_empty)
     }
 
-    fn listed(&self) -> Listed {
+    fn listed(&self) -> ListStrategy {
         let has = |prefix: &str| self.owned().any(|fields| fields.keys().any(|key| key.starts_with(prefix)));
         match (has("k:"), has("v:")) {
-            (true, _) => Listed::ByKey,
-            (_, true) => Listed::AsSet,
-            _ => Listed::AsOne,
+            (true, _) => ListStrategy::ByKey,
+            (_, true) => ListStrategy::AsSet,
+            _ => ListStrategy::AsOne,
         }
     }
 

@@ -101,6 +101,9 @@ pub(crate) fn seen(row: &Row, raw: &Value, manager: &str, ready: Ready) -> Resul
         spec: spec(row, raw, manager),
         outputs: outputs(row, raw),
         lineage: identity::lineage(raw),
+        // The field manager, which names the lineage, marks what was applied; the annotation names the last operation.
+        origin: textnlp_provider::Origin::Untold,
+        created: None,
         health: match ready {
             Ready::Yes => Health::Ready,
             Ready::NotYet(why) | Ready::Never(why) => Health::Degraded(why),

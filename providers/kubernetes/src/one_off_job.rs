@@ -35,7 +35,7 @@ pub struct JobResult {
     /// Whether it succeeded.
     pub succeeded: bool,
     /// Its output (stdout and stderr); empty if the cluster does not return it.
-    pub said: String,
+    pub output: String,
 }
 
 impl Kubernetes {
@@ -216,10 +216,10 @@ async fn wait_for_end(
             }
         };
         // The result counts, also if the log cannot be read.
-        let said = job_log(api, namespace, container, &job).await;
-        return match (said, succeeded) {
-            (Ok(said), _) => Ok(JobResult { succeeded, said }),
-            (Err(_), true) => Ok(JobResult { succeeded, said: String::new() }),
+        let output = job_log(api, namespace, container, &job).await;
+        return match (output, succeeded) {
+            (Ok(output), _) => Ok(JobResult { succeeded, output }),
+            (Err(_), true) => Ok(JobResult { succeeded, output: String::new() }),
             (Err(error), false) => Err(error),
         };
     }
@@ -259,13 +259,13 @@ fn call<'a>(
 impl JobResult {
     /// The last line that is a JSON object: the result, which follows the program's progress messages.
     pub fn answer(&self) -> Option<Value> {
-        let objects = self.said.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line.trim()).ok());
+        let objects = self.output.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line.trim()).ok());
         objects.into_iter().find(Value::is_object)
     }
 
     /// The result as an error, with the end of the output.
     pub fn failure(&self) -> Error {
-        let lines: Vec<&str> = self.said.lines().rev().take(5).collect();
+        let lines: Vec<&str> = self.output.lines().rev().take(5).collect();
         let end: Vec<&str> = lines.into_iter().rev().collect();
         Error::new(ErrorKind::Invalid, "run", "a job in the cluster").because(end.join("\n"))
     }
@@ -316,8 +316,8 @@ mod tests {
 
     #[test]
     fn job_answer_is_found_among_other_output() {
-        let errand = |said: &str| JobResult { succeeded: true, said: said.to_owned() };
-        assert_eq!(errand("began\n{\"keys\":[]}\nwarning: slow\n").answer(), Some(json!({ "keys": [] })));
-        assert_eq!(errand("error: x\n[1]").answer(), None);
+        let result = |output: &str| JobResult { succeeded: true, output: output.to_owned() };
+        assert_eq!(result("began\n{\"keys\":[]}\nwarning: slow\n").answer(), Some(json!({ "keys": [] })));
+        assert_eq!(result("error: x\n[1]").answer(), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Operating a site in a cluster: one-off jobs, replicas, rollouts, backups, outages and exports.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,9 @@ use camino::Utf8PathBuf;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_provider::operations::{
-    Export, ExportFormat, JobOutput, Jobs, Operations, Outages, RolloutCommand, RolloutStatus, Rollouts, Scale,
-    Scaling, ServiceEndpoint, SiteAccess, SiteBackups, SiteOutputs,
+    AuditedAspect, Export, ExportFormat, JobOutput, Jobs, LogSource, LogText, Operations, Outages, RolloutCommand,
+    RolloutStatus, Rollouts, Scale, Scaling, SecurityAspect, ServiceEndpoint, SiteAccess, SiteBackups, SiteLogs,
+    SiteMetrics, SiteOutputs, SiteSecurity,
 };
 use textnlp_provider::{Error, ErrorKind, Lineage, Result, SecretStore, Wanted, error_chain};
 
@@ -48,7 +50,7 @@ impl ClusterOperations {
         namespace: String,
         is_autoscaled: bool,
     ) -> Self {
-        let access = Access::Kubeconfig { file: file.clone(), context: context.clone() };
+        let access = Access::kubeconfig(file.clone(), context.clone());
         let kubeconfig = Some((file, context));
         Self { cluster: Kubernetes::new(access, secrets), kubeconfig, namespace, is_autoscaled }
     }
@@ -75,6 +77,7 @@ pub fn endpoint(outputs: &SiteOutputs) -> Option<ServiceEndpoint> {
         ca_file: text(certificate, "ca_file"),
         metrics: None,
         is_global: false,
+        is_invoked: false,
     })
 }
 
@@ -84,6 +87,18 @@ impl Operations for ClusterOperations {
     }
 
     fn scaling(self: Arc<Self>) -> Option<Arc<dyn Scaling>> {
+        Some(self)
+    }
+
+    fn metrics(self: Arc<Self>) -> Option<Arc<dyn SiteMetrics>> {
+        Some(self)
+    }
+
+    fn logs(self: Arc<Self>) -> Option<Arc<dyn SiteLogs>> {
+        Some(self)
+    }
+
+    fn security(self: Arc<Self>) -> Option<Arc<dyn SiteSecurity>> {
         Some(self)
     }
 
@@ -133,6 +148,40 @@ impl Scaling for ClusterOperations {
 }
 
 #[async_trait]
+impl SiteMetrics for ClusterOperations {
+    async fn scrape(&self, lineage: Lineage) -> Result<BTreeMap<String, Option<String>>> {
+        self.cluster.scrape(self.place(lineage), SERVERS).await
+    }
+
+    fn matchers(&self) -> String {
+        // Names of namespaces have no characters that PromQL escapes.
+        format!("namespace=\"{}\"", self.namespace)
+    }
+
+    async fn query(&self, query: &str) -> Result<Option<Value>> {
+        self.cluster.ask_prometheus(&self.namespace, query).await
+    }
+}
+
+#[async_trait]
+impl SiteLogs for ClusterOperations {
+    async fn sources(&self, lineage: Lineage) -> Result<Vec<LogSource>> {
+        self.cluster.log_sources(self.place(lineage)).await
+    }
+
+    async fn read(&self, source: &LogSource, since: Timestamp) -> Result<LogText> {
+        self.cluster.log_of(&self.namespace, source, since).await
+    }
+}
+
+#[async_trait]
+impl SiteSecurity for ClusterOperations {
+    async fn audit(&self, lineage: Lineage, aspect: SecurityAspect) -> Result<AuditedAspect> {
+        self.cluster.audit(self.place(lineage), SERVERS, aspect).await
+    }
+}
+
+#[async_trait]
 impl Rollouts for ClusterOperations {
     async fn status(&self, lineage: Lineage) -> Result<Option<RolloutStatus>> {
         let found = self.cluster.rollout(self.place(lineage), SERVERS).await?;
@@ -141,7 +190,7 @@ impl Rollouts for ClusterOperations {
 
     async fn command(&self, lineage: Lineage, command: RolloutCommand) -> Result<RolloutStatus> {
         let place = self.place(lineage);
-        let wish = match command {
+        let command = match command {
             RolloutCommand::Retry => {
                 return Ok(self.cluster.retry(place, SERVERS).await?.status(Some(false)));
             }
@@ -150,7 +199,7 @@ impl Rollouts for ClusterOperations {
             RolloutCommand::Pause => OperatorCommand::Pause,
             RolloutCommand::Resume => OperatorCommand::Resume,
         };
-        Ok(self.cluster.wish(place, SERVERS, wish).await?.status(Some(true)))
+        Ok(self.cluster.record_command(place, SERVERS, command).await?.status(Some(true)))
     }
 }
 
@@ -196,7 +245,7 @@ impl SiteBackups for ClusterOperations {
         if !done.succeeded {
             return Err(done.failure());
         }
-        Ok(done.said.lines().last().unwrap_or("the backup is complete; its report is not available").to_owned())
+        Ok(done.output.lines().last().unwrap_or("the backup is complete; its report is not available").to_owned())
     }
 
     async fn last(&self, lineage: Lineage) -> Result<Option<Timestamp>> {

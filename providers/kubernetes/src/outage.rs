@@ -141,7 +141,7 @@ impl Kubernetes {
 }
 
 /// The pods of a deployment of this lineage.
-async fn pods(api: &Api, namespace: &str, lineage: Lineage, deployment: &str) -> Result<Vec<Value>> {
+pub(crate) async fn pods(api: &Api, namespace: &str, lineage: Lineage, deployment: &str) -> Result<Vec<Value>> {
     let row = table::named("kubernetes.deployment");
     let call = Call { action: "read", verb: "get", row, namespace: Some(namespace), name: Some(deployment) };
     let found = read_own(api, &call, lineage).await?;

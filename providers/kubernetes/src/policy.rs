@@ -173,6 +173,7 @@ mod tests {
     fn request(all: &[(&Wanted, &[Verb])]) -> PolicyRequest {
         let resource = |(wanted, verbs): &(&Wanted, &[Verb])| PolicyResource {
             id: wanted.id.clone(),
+            cloud_id: None,
             kind: wanted.kind.clone(),
             spec: wanted.spec.clone(),
             verbs: verbs.iter().copied().collect(),

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper_util::client::proxy::matcher::Matcher;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use serde_json::json;
 use textnlp_net::client::{ProxySettings, is_loopback};
 use textnlp_provider::cluster::ClusterSite;
@@ -37,9 +37,28 @@ pub enum Access {
         file: Option<PathBuf>,
         /// The context.
         context: Option<String>,
+        /// Whether programs that it names for credentials (`exec`) may run.
+        programs: bool,
     },
     /// A service account, with `token` and `ca.crt` in this folder of the pod that runs the program.
     Account(PathBuf),
+}
+
+impl Access {
+    /// Access by a kubeconfig that names no programs, unless it is one of the caller's own: in `KUBECONFIG` or in `~/.kube`. Another
+    /// one was named by an environment file, whose author would choose what runs here.
+    pub fn kubeconfig(file: Option<PathBuf>, context: Option<String>) -> Self {
+        let programs = file.as_deref().is_none_or(is_own);
+        Self::Kubeconfig { file, context, programs }
+    }
+}
+
+fn is_own(file: &Path) -> bool {
+    let listed = std::env::var_os("KUBECONFIG").unwrap_or_default();
+    let folder = std::env::home_dir().map(|home| home.join(".kube"));
+    let Ok(file) = file.canonicalize() else { return false };
+    let is_listed = std::env::split_paths(&listed).any(|own| own.canonicalize().is_ok_and(|own| own == file));
+    is_listed || folder.and_then(|folder| folder.canonicalize().ok()).is_some_and(|folder| file.starts_with(folder))
 }
 
 /// The access mode.
@@ -63,11 +82,11 @@ pub struct Kubernetes {
     secrets: Arc<dyn SecretStore>,
     taking: BTreeSet<String>,
     site: Option<ClusterSite>,
-    connected: Mutex<Option<Connected>>,
+    connected: Mutex<Option<Connection>>,
 }
 
 /// A connection to the API server, and the expiry of its credential if known.
-struct Connected {
+struct Connection {
     api: Api,
     until: Option<SystemTime>,
 }
@@ -140,7 +159,7 @@ impl Kubernetes {
 
     /// The provider for the API server of a client. The client must not retry calls on its own.
     pub fn with_client(client: kube::Client, secrets: Arc<dyn SecretStore>) -> Self {
-        let connected = Connected { api: Api::new(client, None), until: None };
+        let connected = Connection { api: Api::new(client, None), until: None };
         Self { connected: Mutex::new(Some(connected)), ..Self::by(AccessMode::None, secrets) }
     }
 
@@ -162,7 +181,7 @@ impl Kubernetes {
     pub(crate) async fn api(&self) -> Result<Api> {
         let mut connected = self.connected.lock().await;
         let api = match &*connected {
-            Some(Connected { api, until }) if until.is_none_or(|until| SystemTime::now() < until) => api.clone(),
+            Some(Connection { api, until }) if until.is_none_or(|until| SystemTime::now() < until) => api.clone(),
             _ => connected.insert(connect(&self.way).await?).api.clone(),
         };
         drop(connected);
@@ -175,6 +194,9 @@ impl Kubernetes {
 const WAY_IN: &str =
     "`kubectl config view --minify` shows the current settings; set KUBECONFIG, or configure the file and the context";
 
+/// The longest kubeconfig that is read, in bytes.
+const KUBECONFIG_MAX: u64 = 16 << 20;
+
 /// Reads a kubeconfig: this file, else those of `KUBECONFIG`, else `~/.kube/config`.
 fn read_kubeconfig(file: Option<&Path>) -> std::result::Result<Kubeconfig, Box<dyn std::error::Error + Send + Sync>> {
     let files: Vec<PathBuf> = match (file, std::env::var_os("KUBECONFIG").filter(|files| !files.is_empty())) {
@@ -182,11 +204,26 @@ fn read_kubeconfig(file: Option<&Path>) -> std::result::Result<Kubeconfig, Box<d
         (None, Some(files)) => std::env::split_paths(&files).collect(),
         (None, None) => std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect(),
     };
+    if let Some(odd) = files.iter().find(|file| file.metadata().is_ok_and(|found| !is_kubeconfig(&found))) {
+        return Err(format!("{} is no regular file of at most {} MiB", odd.display(), KUBECONFIG_MAX >> 20).into());
+    }
     // kube panics on a UTF-16 file with half a character at its end.
     if let Some(cut) = files.iter().find(|file| is_cut_utf16(file)) {
         return Err(format!("{} is UTF-16 and ends within a character", cut.display()).into());
     }
-    file.map(Kubeconfig::read_from).unwrap_or_else(Kubeconfig::read).map_err(boxed)
+    match file {
+        // An environment file names it: any private file may be meant, and the cause would show its first lines.
+        Some(file) => Kubeconfig::read_from(file).map_err(|error| match error {
+            KubeconfigError::Parse(_) => "it is not a kubeconfig in YAML".into(),
+            other => boxed(other),
+        }),
+        None => Kubeconfig::read().map_err(boxed),
+    }
+}
+
+/// Whether a file can be read whole: a device or a pipe may have no end.
+fn is_kubeconfig(found: &std::fs::Metadata) -> bool {
+    found.is_file() && found.len() <= KUBECONFIG_MAX
 }
 
 fn is_cut_utf16(file: &Path) -> bool {
@@ -197,6 +234,28 @@ fn is_cut_utf16(file: &Path) -> bool {
         Ok::<u64, std::io::Error>(opened.metadata()?.len())
     };
     read(&mut start).is_ok_and(|length| length % 2 == 1) && matches!(start, [0xFF, 0xFE] | [0xFE, 0xFF])
+}
+
+/// Refuses a kubeconfig that takes credentials from elsewhere: from programs, or from files outside of its own folder. The author of an
+/// environment file that names it would run a program here, or get the contents of a file sent to a server.
+fn inline_only(file: &Path, credentials: &AuthInfo) -> Result<()> {
+    let folder = file.canonicalize().ok().and_then(|file| file.parent().map(Path::to_owned));
+    let is_inside = |path: &&String| {
+        let path = Path::new(path).canonicalize();
+        path.is_ok_and(|path| folder.as_ref().is_some_and(|folder| path.starts_with(folder)))
+    };
+    let program = credentials.exec.as_ref().map(|exec| exec.command.clone().unwrap_or_default());
+    let program = program.or_else(|| credentials.auth_provider.as_ref().map(|provider| provider.name.clone()));
+    let files = [&credentials.token_file, &credentials.client_certificate, &credentials.client_key];
+    let outside = files.into_iter().flatten().find(|path| !is_inside(path));
+    let (action, subject) = match (program, outside) {
+        (Some(program), _) => ("run", program),
+        (None, Some(path)) => ("read", path.clone()),
+        (None, None) => return Ok(()),
+    };
+    let why = format!("{} names it for credentials, and is not your own kubeconfig", file.display());
+    let hint = format!("look at the file; to trust it, run `export KUBECONFIG={}`", file.display());
+    Err(Error::new(ErrorKind::Denied, action, subject).because(why).hint(hint))
 }
 
 /// The client configuration of an access mode.
@@ -211,7 +270,7 @@ async fn configured(access: &Access) -> Result<kube::Config> {
             };
             (what, config)
         }
-        Access::Kubeconfig { file, context } => {
+        Access::Kubeconfig { file, context, .. } => {
             let what =
                 file.as_ref().map_or("the kubeconfig".to_owned(), |file| format!("kubeconfig {}", file.display()));
             let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
@@ -243,12 +302,15 @@ fn from_within(folder: &Path) -> std::result::Result<Kubeconfig, String> {
     read.map_err(|error| error.to_string())
 }
 
-async fn connect(way: &AccessMode) -> Result<Connected> {
+async fn connect(way: &AccessMode) -> Result<Connection> {
     match way {
         AccessMode::By(access) => {
             let mut config = configured(access).await?;
+            if let Access::Kubeconfig { file: Some(file), programs: false, .. } = access {
+                inline_only(file, &config.auth_info)?;
+            }
             let until = credential::resolve(&mut config.auth_info, credential::DEADLINE).await?;
-            Ok(Connected { api: Api::new(client(config, WAY_IN)?, None), until })
+            Ok(Connection { api: Api::new(client(config, WAY_IN)?, None), until })
         }
         AccessMode::Through(endpoint) => connect_to(endpoint).await,
         AccessMode::Located(host) => connect_to(&host.locate().await?).await,
@@ -259,10 +321,10 @@ async fn connect(way: &AccessMode) -> Result<Connected> {
     }
 }
 
-async fn connect_to(endpoint: &HostEndpoint) -> Result<Connected> {
+async fn connect_to(endpoint: &HostEndpoint) -> Result<Connection> {
     let config = pointed_at(endpoint).await?;
     let tokens = endpoint.token.clone().map(|source| Arc::new(Tokens::new(&endpoint.url, source)));
-    Ok(Connected { api: Api::new(client(config, WAY_THROUGH)?, tokens), until: None })
+    Ok(Connection { api: Api::new(client(config, WAY_THROUGH)?, tokens), until: None })
 }
 
 const WAY_THROUGH: &str = "check the outputs of the resource that provides the cluster";
@@ -362,6 +424,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn error_of_a_named_file_that_is_no_kubeconfig_has_none_of_its_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("credentials");
+        for text in ["[default]\naws_secret_access_key = CANARY\n", "CANARY", "clusters: CANARY\n", "CANARY: 1\n"] {
+            std::fs::write(&file, text).unwrap();
+            let error = Kubernetes::server(Some(&file), None).unwrap_err();
+            let error = format!("{} {error:?}", textnlp_provider::error_chain(&error));
+            assert!(!error.contains("CANARY") && error.contains("credentials"), "{error}");
+        }
+    }
+
+    #[test]
     fn kubeconfig_in_half_a_character_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config");
@@ -370,6 +444,46 @@ mod tests {
             let error = Kubernetes::server(Some(&file), None).unwrap_err();
             assert!(textnlp_provider::error_chain(&error).contains("ends within a character"), "{error:?}");
         }
+    }
+
+    #[test]
+    fn kubeconfig_without_an_end_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = folder.path().join("config");
+        std::fs::File::create(&long).unwrap().set_len(KUBECONFIG_MAX + 1).unwrap();
+        for file in [Path::new("/dev/zero"), long.as_path()] {
+            let error = Kubernetes::server(Some(file), None).unwrap_err();
+            assert!(textnlp_provider::error_chain(&error).contains("no regular file"), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_of_an_environment_file_runs_no_program() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, trace) = (folder.path().join("config"), folder.path().join("trace"));
+        let config = json!({
+            "clusters": [{ "name": "c", "cluster": { "server": "https://127.0.0.1:1" } }],
+            "users": [{ "name": "u", "user": { "exec": {
+                "apiVersion": "client.authentication.k8s.io/v1", "command": "touch", "args": [trace], "interactiveMode": "Never",
+            } } }],
+            "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
+            "current-context": "x",
+        });
+        std::fs::write(&file, config.to_string()).unwrap();
+        let access = Access::kubeconfig(Some(file.clone()), None);
+        let error = connect(&AccessMode::By(access)).await.map(drop).unwrap_err();
+        assert!(textnlp_provider::error_chain(&error).contains("not your own kubeconfig"), "{error:?}");
+        assert!(!trace.exists());
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        let reading = AuthInfo { token_file: Some(secret.path().display().to_string()), ..AuthInfo::default() };
+        assert!(inline_only(&file, &reading).is_err());
+        let inside = folder.path().join("token");
+        std::fs::write(&inside, "token").unwrap();
+        let reading = AuthInfo { token_file: Some(inside.display().to_string()), ..AuthInfo::default() };
+        inline_only(&file, &reading).unwrap();
+        let trusted = Access::Kubeconfig { file: Some(file), context: None, programs: true };
+        let error = connect(&AccessMode::By(trusted)).await.map(drop).unwrap_err();
+        assert!(trace.exists(), "it runs, and prints no credential: {error:?}");
     }
 
     #[tokio::test]

@@ -144,10 +144,15 @@ pub(crate) async fn classes(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
 
 /// OpenShift is detected by its security context constraints. The default ones allow a pod only a uid of its
 /// namespace's range.
-pub(crate) async fn users(api: &Api, wanted: &[Wanted], told: bool, problems: &mut Vec<Problem>) -> Result<()> {
+pub(crate) async fn users(
+    api: &Api,
+    wanted: &[Wanted],
+    is_configured: bool,
+    problems: &mut Vec<Problem>,
+) -> Result<()> {
     let user = |one: &Wanted| one.spec.as_value().pointer("/spec/template/spec/securityContext/runAsUser").is_some();
     let names_one = wanted.iter().any(user);
-    if !names_one && !told {
+    if !names_one && !is_configured {
         return Ok(());
     }
     let call = Call { action: "ask for users of", verb: "get", row: table::namespaces(), namespace: None, name: None };
@@ -163,7 +168,7 @@ pub(crate) async fn users(api: &Api, wanted: &[Wanted], told: bool, problems: &m
             "it is an OpenShift cluster, which only allows the user range of the namespace, and pods request a fixed user",
             "write `sites[].cluster.openshift: true`",
         ),
-        false if told => {
+        false if is_configured => {
             ("it is not an OpenShift cluster: pods get no user assigned", "remove `sites[].cluster.openshift`")
         }
         _ => return Ok(()),

@@ -228,7 +228,12 @@ pub(crate) static ROWS: [Row; 34] = [
         pricing: Pricing::BySpec,
         deadline: MINUTE.saturating_mul(10),
         ready: ready::service,
-        fixed: &["spec.clusterIP", "spec.clusterIPs"],
+        fixed: &[
+            "spec.clusterIP",
+            "spec.clusterIPs",
+            // Controllers of AWS would leave a load balancer of the other type behind.
+            "metadata.annotations.service.beta.kubernetes.io/aws-load-balancer-type",
+        ],
         ..row!("service", "a stable name and address for pods", "" / "v1", "services", "Service")
     },
     row!(

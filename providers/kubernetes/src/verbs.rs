@@ -497,6 +497,8 @@ fn as_recorded(recorded: &Recorded, op: &Operation) -> Object {
         spec: recorded.spec.clone(),
         outputs: recorded.outputs.clone(),
         lineage: Some(op.lineage),
+        origin: textnlp_provider::Origin::Untold,
+        created: None,
         health: textnlp_provider::Health::Degraded("it is gone".to_owned()),
         via: None,
         foreign: Vec::new(),

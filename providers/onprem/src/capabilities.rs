@@ -1,37 +1,40 @@
 //! Settings of an environment that the process runtime supports.
 
 use textnlp_provider::capabilities::Capability::*;
-use textnlp_provider::capabilities::{Capabilities, Setting, Store};
+use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
 use textnlp_provider::settings::{
     DatabaseCopy, DatabaseKind, Failover, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
 
 /// Anything not listed is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {
-    runtimes: &[Runtime::Process],
-    supported: &[
-        Database(DatabaseKind::Sqlite, None),
-        Database(DatabaseKind::Postgres, Some(Hosting::External)),
-        Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
-        Tls(TlsMode::LocalCa),
-        Tls(TlsMode::Existing),
-        Tls(TlsMode::Off),
-        Failover(Failover::Manual),
-        Failover(Failover::Automatic),
-        Traffic(TrafficMode::Gateway),
-        Rollout(Strategy::Rolling),
-        Replication(DatabaseCopy::Streaming),
-        State(Store::Folder),
-        State(Store::S3),
-        State(Store::Gs),
-        State(Store::Az),
-        Backup(Store::Folder),
-        Optional(Setting::Backup),
-        Optional(Setting::PointInTimeRecovery),
-        Optional(Setting::AlertReceivers),
-        Optional(Setting::PrivateAuthority),
-        Optional(Setting::Proxy),
-        Optional(Setting::ModelFolder),
-        Optional(Setting::Tags),
-    ],
+    runtimes: &[RuntimeSupport {
+        runtime: Runtime::Process,
+        supported: &[
+            Database(DatabaseKind::Sqlite, None),
+            Database(DatabaseKind::Postgres, Some(Hosting::External)),
+            Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+            Tls(TlsMode::LocalCa),
+            Tls(TlsMode::Existing),
+            Tls(TlsMode::Off),
+            Failover(Failover::Manual),
+            Failover(Failover::Automatic),
+            Traffic(TrafficMode::Gateway),
+            Rollout(Strategy::Rolling),
+            Replication(DatabaseCopy::Streaming),
+            State(Store::Folder),
+            State(Store::S3),
+            State(Store::Gs),
+            State(Store::Az),
+            Backup(Store::Folder),
+            Optional(Setting::Backup),
+            Optional(Setting::PointInTimeRecovery),
+            Optional(Setting::AlertReceivers),
+            Optional(Setting::Features),
+            Optional(Setting::PrivateAuthority),
+            Optional(Setting::Proxy),
+            Optional(Setting::ModelFolder),
+            Optional(Setting::Tags),
+        ],
+    }],
 };

@@ -52,19 +52,19 @@ impl Jobs {
     where
         F: Future<Output = Result<Map<String, Value>>> + Send + 'static,
     {
-        let mut job = self.take(&op.token).unwrap_or_else(|| {
+        let mut held = HeldJob { jobs: self, token: &op.token, job: self.take(&op.token) };
+        let job = held.job.get_or_insert_with(|| {
             let saying = JobMessage::default();
             Job { task: tokio::spawn(begin(saying.clone())), saying }
         });
-        match tokio::time::timeout(WAIT, &mut job.task).await {
-            Ok(Ok(ended)) => ended.map(JobStatus::Ended),
-            Ok(Err(error)) => {
+        let Ok(ended) = tokio::time::timeout(WAIT, &mut job.task).await else {
+            return Ok(JobStatus::GoesOn(job.saying.get()));
+        };
+        held.job = None;
+        match ended {
+            Ok(ended) => ended.map(JobStatus::Ended),
+            Err(error) => {
                 Err(Error::new(ErrorKind::Unavailable, "finish work on", op.resource.to_string()).because(error))
-            }
-            Err(_) => {
-                let says = job.saying.get();
-                self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(op.token.clone(), job);
-                Ok(JobStatus::GoesOn(says))
             }
         }
     }
@@ -74,9 +74,58 @@ impl Jobs {
     }
 }
 
+/// A job that a call polls. A call that reaches its deadline is dropped, and the job goes on: a second one of the same operation
+/// would write the same files.
+struct HeldJob<'a> {
+    jobs: &'a Jobs,
+    token: &'a Token,
+    job: Option<Job>,
+}
+
+impl Drop for HeldJob<'_> {
+    fn drop(&mut self) {
+        if let Some(job) = self.job.take() {
+            self.jobs.0.lock().unwrap_or_else(PoisonError::into_inner).insert(self.token.clone(), job);
+        }
+    }
+}
+
 impl Drop for Job {
     /// The provider's jobs end with it.
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn call_that_reaches_its_deadline_leaves_the_job_to_the_next_one() {
+        let operation: Operation = serde_json::from_value(json!({
+            "id": 1, "token": "a", "verb": "create", "resource": "here/server/program", "kind": "onprem.program",
+            "site": "here", "environment": "test", "lineage": uuid::Uuid::nil(), "spec": {},
+        }))
+        .unwrap();
+        let (jobs, starts, end) =
+            (Jobs::default(), Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
+        let look = || {
+            let (starts, end) = (starts.clone(), end.clone());
+            jobs.look(&operation, move |_| async move {
+                starts.fetch_add(1, Ordering::SeqCst);
+                end.notified().await;
+                Ok(Map::new())
+            })
+        };
+        assert!(tokio::time::timeout(Duration::from_millis(1), look()).await.is_err());
+        assert!(matches!(look().await, Ok(JobStatus::GoesOn(_))));
+        end.notify_one();
+        while matches!(look().await, Ok(JobStatus::GoesOn(_))) {}
+        assert_eq!(starts.load(Ordering::SeqCst), 1);
     }
 }

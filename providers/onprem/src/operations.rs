@@ -37,6 +37,7 @@ pub fn endpoint(outputs: &SiteOutputs) -> Option<ServiceEndpoint> {
             ca_file: text(part, "ca_file"),
             metrics: text("gateway/process", "metrics_listen"),
             is_global: part.starts_with("front"),
+            is_invoked: false,
         })
     })
 }

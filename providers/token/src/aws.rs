@@ -48,7 +48,7 @@ pub fn partition(region: &str) -> Partition {
     Partition { name, dns_suffix }
 }
 
-/// Region prefixes, and names and DNS suffixes of their partitions; all other regions are of `aws`:
+/// Region prefixes, and names and DNS suffixes of their partitions; all other regions belong to `aws`:
 /// <https://github.com/boto/botocore/blob/develop/botocore/data/partitions.json>.
 const PARTITIONS: &[(&str, &str, &str)] = &[
     ("cn-", "aws-cn", "amazonaws.com.cn"),
@@ -82,6 +82,44 @@ pub(super) async fn token(options: &AwsSignIn, variables: &Variables) -> Result<
     let secrets = confided(variables);
     let credentials = credentials(options, &config, &secrets.iter().collect::<Vec<_>>()).await?;
     presigned(&credentials, region, &options.cluster, SystemTime::now())
+}
+
+/// The same for the credentials of a session.
+///
+/// # Errors
+/// The credentials have ended or cannot be had.
+pub async fn aws_token(credentials: &SharedCredentialsProvider, cluster: &str, region: &str) -> Result<Token> {
+    checked("--cluster", cluster, &['_', '.', ':', '/'])?;
+    let region = checked("the region", region, &[])?;
+    let credentials = credentials.provide_credentials().await;
+    let credentials = credentials
+        .map_err(|error| Error::new(ErrorKind::Denied, ACTION.0, ACTION.1).because(shown(&error_chain(&error), &[])))?;
+    presigned(&credentials, region, cluster, SystemTime::now())
+}
+
+/// The headers of a `POST` of this JSON body, signed with the credentials for a service of a region.
+///
+/// # Errors
+/// The credentials have ended or cannot be had, or the URL is none.
+pub async fn aws_signed(
+    credentials: &SharedCredentialsProvider,
+    region: &str,
+    service: &str,
+    url: &str,
+    body: &[u8],
+) -> Result<Vec<(String, Secret)>> {
+    let failed = |kind, why: String| Error::new(kind, "sign", url).because(shown(&why, &[]));
+    let found = credentials.provide_credentials().await;
+    let identity = found.map_err(|error| failed(ErrorKind::Denied, error_chain(&error)))?.into();
+    let invalid = |error: &(dyn std::error::Error + 'static)| failed(ErrorKind::Invalid, error_chain(error));
+    let signer = v4::SigningParams::builder().identity(&identity).region(region).name(service).time(SystemTime::now());
+    let signer = signer.settings(SigningSettings::default()).build().map_err(|error| invalid(&error))?.into();
+    const JSON: (&str, &str) = ("content-type", "application/json");
+    let request = SignableRequest::new("POST", url, [JSON].into_iter(), SignableBody::Bytes(body))
+        .map_err(|error| invalid(&error))?;
+    let (signed, _) = sign(request, &signer).map_err(|error| invalid(&error))?.into_parts();
+    let headers = signed.headers().chain([JSON]);
+    Ok(headers.map(|(name, value)| (name.to_owned(), Secret::new(value))).collect())
 }
 
 /// The configuration of AWS's own tools: region, profile, proxies, endpoints.

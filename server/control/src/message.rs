@@ -64,7 +64,7 @@ pub enum Message {
         /// Of the message that it answers.
         stamp: Millis,
     },
-    /// The receiver is of an older epoch.
+    /// The receiver has an older epoch.
     Newer {
         /// The configuration in force.
         configuration: Configuration,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Places above the total for our own proxies and their health checks.
 const RESERVED_PLACES: usize = 64;
-/// Connections that were told to close and are still open.
+/// Connections that must close and are still open.
 const CLOSING_MAX: usize = 1024;
 
 /// The bounds at this moment; a reload changes them.

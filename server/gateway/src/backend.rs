@@ -12,13 +12,14 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Stops;
+use super::ShutdownSignals;
 use super::body::Upload;
 use super::config::{Health, SocketAddress, WantedBackend};
+use super::plain::connect_unix;
 use super::trust::Trust;
 
 /// Maximum idle connections; about a replica's batch size.
@@ -27,8 +28,10 @@ const MOST_IDLE: usize = 64;
 const IDLE_FOR: Duration = Duration::from_secs(15);
 /// Why a request that waited gets no answer.
 const GIVEN_UP: &str = "it no longer answers";
-/// Connect timeout: a local connection succeeds at once or never.
+/// Timeout of connecting, with the handshake. A wait for room in the queue of a Unix socket is not part of it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Poll interval of the backend's state while a request waits for room in the queue of a Unix socket.
+const STATE_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// See the module.
 #[derive(Debug)]
@@ -38,13 +41,15 @@ pub(super) struct Backend {
     pub(super) metrics_address: Option<SocketAddress>,
     pub(super) ready_address: Option<SocketAddress>,
     pub(super) trust: Option<Trust>,
+    /// One request at a time connects to a Unix socket.
+    connecting: Semaphore,
     weight: AtomicU32,
     known: Mutex<HealthResults>,
     idle: Mutex<Vec<Lease>>,
     pub(super) in_flight: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) failures: AtomicU64,
-    /// How often it was given up.
+    /// How often health checks gave it up.
     given_up: watch::Sender<u64>,
     /// Cancelled when a reload has removed it.
     pub(super) retired: CancellationToken,
@@ -98,6 +103,7 @@ impl Backend {
             metrics_address: wanted.metrics_listen.clone(),
             ready_address: wanted.ready_listen.clone(),
             trust: wanted.tls.as_ref().map(Trust::new),
+            connecting: Semaphore::new(1),
             weight: AtomicU32::new(wanted.weight),
             known: Mutex::default(),
             idle: Mutex::default(),
@@ -109,7 +115,7 @@ impl Backend {
         }
     }
 
-    /// Whether the file means this one.
+    /// Whether the configuration has this backend, apart from its weight.
     pub(super) fn is(&self, wanted: &WantedBackend) -> bool {
         let trusts = match (&self.trust, &wanted.tls) {
             (Some(trust), Some(tls)) => trust.is(tls),
@@ -125,7 +131,7 @@ impl Backend {
         self.weight.load(Relaxed)
     }
 
-    /// True if it was another.
+    /// Whether the weight was another before.
     pub(super) fn set_weight(&self, weight: u32) -> bool {
         self.weight.swap(weight, Relaxed) != weight
     }
@@ -161,7 +167,7 @@ impl Backend {
             }
         }
         let (now, why) = (known.state, known.last_error.clone().unwrap_or_default());
-        // A request may have found it unhealthy before; once is enough for those that wait.
+        // Not by a change of the state: a request may have found it unhealthy before. One signal reaches all that wait.
         let given_up = health.gives_up && known.bad_in_a_row == health.unhealthy_after;
         drop(known);
         if given_up {
@@ -177,7 +183,7 @@ impl Backend {
             _ => {}
         }
         if now == State::Unhealthy {
-            // A draining server closes them under our hands otherwise.
+            // The server may close them at any time, also during the next request.
             self.idle().clear();
         }
     }
@@ -238,7 +244,7 @@ impl Backend {
         request: Request<Upload>,
         deadline: Instant,
         fresh: bool,
-        stops: &Stops,
+        stops: &ShutdownSignals,
     ) -> Result<(Response<Incoming>, Lease), Failed> {
         let mut given_up = std::pin::pin!(self.given_up());
         let mut lease = match if fresh { None } else { self.take_idle().await } {
@@ -297,7 +303,7 @@ impl Backend {
 
     async fn take_idle(&self) -> Option<Lease> {
         loop {
-            // The youngest first: the old ones may time out in peace.
+            // The most recently used first, so that those that are not needed reach the idle timeout.
             let mut lease = self.idle().pop()?;
             if lease.idle_since.elapsed() >= IDLE_FOR || lease.sender.is_closed() {
                 continue;
@@ -309,26 +315,50 @@ impl Backend {
         }
     }
 
-    async fn connect(&self, stops: &Stops) -> io::Result<Lease> {
+    async fn connect(&self, stops: &ShutdownSignals) -> io::Result<Lease> {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-        let connecting = async {
-            match &self.address {
-                SocketAddress::Tcp(address) => {
+        // With the handshake: behind a local socket may be a relay whose other end does not answer.
+        match &self.address {
+            SocketAddress::Tcp(address) => {
+                let connecting = async {
                     let stream = TcpStream::connect(address).await?;
                     stream.set_nodelay(true)?;
                     self.secured(stream, stops).await
+                };
+                timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?
+            }
+            SocketAddress::Unix(path) => {
+                let stream = self.connect_unix(path).await?;
+                timeout(CONNECT_TIMEOUT, self.secured(stream, stops)).await.map_err(late)?
+            }
+        }
+    }
+
+    /// Requests take turns, so that none overtakes where the backend's queue is full, and only one tries. The request's
+    /// deadline and the health checks bound the wait.
+    async fn connect_unix(&self, path: &Utf8Path) -> io::Result<UnixStream> {
+        let connecting = async {
+            let _turn = self.connecting.acquire().await.map_err(io::Error::other)?;
+            connect_unix(path).await
+        };
+        let unhealthy = async {
+            loop {
+                tokio::time::sleep(STATE_POLL_INTERVAL).await;
+                if self.state() == State::Unhealthy {
+                    break;
                 }
-                SocketAddress::Unix(path) => self.secured(connect_unix(path).await?, stops).await,
             }
         };
-        // The handshake is within the same timeout: a local socket may lead to an unresponsive target.
-        timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?
+        tokio::select! {
+            connected = connecting => connected,
+            () = unhealthy => Err(io::Error::other("its queue is full, and it is unhealthy")),
+        }
     }
 
     async fn secured(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        stops: &Stops,
+        stops: &ShutdownSignals,
     ) -> io::Result<Lease> {
         match &self.trust {
             Some(trust) => shake(trust.secure(stream).await?, stops).await,
@@ -359,19 +389,10 @@ fn was_not_read(error: &hyper::Error) -> bool {
     false
 }
 
-/// Waits where the backend's queue is full: it is busy, not gone.
-async fn connect_unix(path: &Utf8Path) -> io::Result<UnixStream> {
-    loop {
-        match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            connected => return connected,
-        }
-    }
-}
-
-async fn shake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, stops: &Stops) -> io::Result<Lease> {
+async fn shake(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    stops: &ShutdownSignals,
+) -> io::Result<Lease> {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(256 << 10)
         .handshake::<_, Upload>(TokioIo::new(stream))

@@ -29,10 +29,10 @@ pub(super) struct Certificate {
 }
 
 #[derive(Debug)]
-struct Current(RwLock<Loaded>);
+struct Current(RwLock<LoadedCertificate>);
 
 #[derive(Debug)]
-struct Loaded {
+struct LoadedCertificate {
     files: Tls,
     stamp: Stamp,
     key: Arc<CertifiedKey>,
@@ -120,7 +120,7 @@ fn stamp(files: &Tls) -> std::io::Result<Stamp> {
     Ok([of(&files.certificate_file)?, of(&files.key_file)?])
 }
 
-fn read(files: &Tls) -> Result<Loaded, Error> {
+fn read(files: &Tls) -> Result<LoadedCertificate, Error> {
     let no = |path: &Utf8Path, why: String| Error::Certificate { path: path.to_owned(), why };
     // Taken before reading, so that a concurrent change is noticed by the next poll.
     let stamp = stamp(files).map_err(|error| no(&files.certificate_file, error.to_string()))?;
@@ -142,7 +142,7 @@ fn read(files: &Tls) -> Result<Loaded, Error> {
     let key = PrivateKeyDer::from_pem_file(&files.key_file).map_err(|error| no(&files.key_file, error.to_string()))?;
     let key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
         .map_err(|error| no(&files.key_file, format!("it does not match the certificate ({error})")))?;
-    Ok(Loaded { files: files.clone(), stamp, key: Arc::new(key), shown })
+    Ok(LoadedCertificate { files: files.clone(), stamp, key: Arc::new(key), shown })
 }
 
 impl ResolvesServerCert for Current {

@@ -2,16 +2,17 @@
 //! `templates/fail2ban/textnlp.conf` reads these lines: message and `client` come first.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use textnlp_process::LineLimit;
 
 use super::admission::Refused;
 use super::answer::Refusal;
 use super::metrics::Metrics;
 
-/// Log lines of one kind of event within [`WINDOW`].
-const MOST_LINES: u32 = 100;
-const WINDOW: Duration = Duration::from_secs(10);
+/// Log lines of one kind of event in ten seconds, and those about one client.
+const MOST_LINES: usize = 100;
+const CLIENT_LINES: usize = 20;
 
 /// Why the gateway closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl Closing {
 }
 
 /// The limits of log lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Events {
     refused_connections: LineLimit,
     closed_connections: LineLimit,
@@ -67,6 +68,14 @@ fn shown(client: Option<IpAddr>) -> Option<tracing::field::DisplayValue<IpAddr>>
     client.map(|ip| tracing::field::display(ip.to_canonical()))
 }
 
+impl Default for Events {
+    fn default() -> Self {
+        let [refused_connections, closed_connections, handshakes, refused_requests, failed_requests] =
+            std::array::from_fn(|_| LineLimit::new(MOST_LINES, CLIENT_LINES));
+        Self { refused_connections, closed_connections, handshakes, refused_requests, failed_requests }
+    }
+}
+
 impl Events {
     pub(super) fn connection_refused(&self, metrics: &Metrics, client: Option<IpAddr>, refused: Refused) {
         let reason = match refused {
@@ -74,7 +83,7 @@ impl Events {
             Refused::Full => "full",
         };
         metrics.connection_refused(reason);
-        if let Some(suppressed) = self.refused_connections.next() {
+        if let Some(suppressed) = self.refused_connections.next(client) {
             tracing::warn!(client = shown(client), reason, suppressed, "connection refused");
         }
     }
@@ -86,7 +95,7 @@ impl Events {
         if closing == Closing::Idle {
             return tracing::debug!(client = shown(client), reason, "connection closed");
         }
-        if let Some(suppressed) = self.closed_connections.next() {
+        if let Some(suppressed) = self.closed_connections.next(client) {
             tracing::warn!(client = shown(client), reason, suppressed, "connection closed");
         }
     }
@@ -97,7 +106,7 @@ impl Events {
         if !has_begun {
             return tracing::debug!(client = shown(Some(client)), error, "handshake failed");
         }
-        if let Some(suppressed) = self.handshakes.next() {
+        if let Some(suppressed) = self.handshakes.next(Some(client)) {
             tracing::warn!(client = shown(Some(client)), error, suppressed, "handshake failed");
         }
     }
@@ -105,7 +114,7 @@ impl Events {
     /// A request that is no HTTP.
     pub(super) fn malformed(&self, metrics: &Metrics, client: Option<IpAddr>, error: &str) {
         metrics.request_refused("malformed");
-        if let Some(suppressed) = self.refused_requests.next() {
+        if let Some(suppressed) = self.refused_requests.next(client) {
             tracing::warn!(
                 client = shown(client),
                 status = 400,
@@ -125,55 +134,16 @@ impl Events {
         refusal: Refusal,
         request: RequestLine<'_>,
     ) {
-        let (client, status, reason) = (shown(client), refusal.status().as_u16(), refusal.code());
+        let (from, client) = (client, shown(client));
+        let (status, reason) = (refusal.status().as_u16(), refusal.code());
         let RequestLine { id: request_id, method, path } = request;
         metrics.request_refused(reason);
         if refusal.status().is_client_error() {
-            if let Some(suppressed) = self.refused_requests.next() {
+            if let Some(suppressed) = self.refused_requests.next(from) {
                 tracing::warn!(client, status, reason, request_id, method, path, suppressed, "request refused");
             }
-        } else if let Some(suppressed) = self.failed_requests.next() {
+        } else if let Some(suppressed) = self.failed_requests.next(from) {
             tracing::warn!(client, status, reason, request_id, method, path, suppressed, "request failed");
         }
-    }
-}
-
-#[derive(Debug, Default)]
-struct LineLimit(Mutex<Lines>);
-
-#[derive(Debug, Default)]
-struct Lines {
-    since: Option<Instant>,
-    lines: u32,
-    suppressed: u64,
-}
-
-impl LineLimit {
-    /// Whether a line may be written, and how many were not since the last one.
-    fn next(&self) -> Option<u64> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.since.is_none_or(|since| since.elapsed() >= WINDOW) {
-            (lines.since, lines.lines) = (Some(Instant::now()), 0);
-        }
-        if lines.lines == MOST_LINES {
-            lines.suppressed += 1;
-            return None;
-        }
-        lines.lines += 1;
-        Some(std::mem::take(&mut lines.suppressed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_limited_and_the_next_one_counts_what_was_left_out() {
-        let limit = LineLimit::default();
-        assert!((0..MOST_LINES).all(|_| limit.next() == Some(0)));
-        assert_eq!([limit.next(), limit.next()], [None, None]);
-        limit.0.lock().unwrap().since = None;
-        assert_eq!([limit.next(), limit.next()], [Some(2), Some(0)]);
     }
 }

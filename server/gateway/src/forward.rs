@@ -44,6 +44,8 @@ const HOP_BY_HOP: [&str; 9] = [
 
 /// The longest path in a log line.
 const MOST_PATH: usize = 200;
+/// A method of a client may be any word; those that exist are shorter.
+const MOST_METHOD: usize = 32;
 
 /// The client.
 #[derive(Debug, Clone, Copy)]
@@ -86,12 +88,12 @@ pub(super) async fn handle(
     let started = Instant::now();
     let id = request_id(request.headers());
     let client = client.behind(request.headers(), &gateway.live().config);
-    let method = request.method().clone();
+    let method: String = request.method().as_str().chars().take(MOST_METHOD).collect();
     let path: String = request.uri().path().chars().take(MOST_PATH).collect();
     let mut response = match forward(&gateway, client, &id, started, request, asked).await {
         Ok(response) => response,
         Err(refusal) => {
-            let line = RequestLine { id: id.to_str().unwrap_or_default(), method: method.as_str(), path: &path };
+            let line = RequestLine { id: id.to_str().unwrap_or_default(), method: &method, path: &path };
             gateway.events.request_refused(&gateway.metrics, client.ip, refusal, line);
             refusal.response().map(Download::Own)
         }
@@ -119,11 +121,11 @@ async fn forward(
     let host = requested_host(head.version, &head.uri, &head.headers)?;
     head.headers = forwarded_headers(&head.headers, host, client, id);
     let upload = Arc::new(UploadState::default());
-    let body = take(body, live.config.max_request_bytes, deadline, &upload).await?;
+    let (body, _held) = take(body, live.config.max_request_bytes, deadline, &upload, &gateway.bodies).await?;
     asked.set_waiting(true);
     let head = Head { method: head.method, uri: target, headers: head.headers };
 
-    let mut attempt = Forwarding { gateway, deadline, head, upload, tried: Vec::new(), last: Refusal::NoBackend };
+    let mut attempt = ForwardedRequest { gateway, deadline, head, upload, tried: Vec::new(), last: Refusal::NoBackend };
     let mut body = Some(body);
     while attempt.tried.len() < MOST_TRIES {
         // A reload in between may have brought new ones.
@@ -147,7 +149,7 @@ struct Head {
     headers: HeaderMap,
 }
 
-struct Forwarding<'a> {
+struct ForwardedRequest<'a> {
     gateway: &'a Arc<Gateway>,
     deadline: Instant,
     head: Head,
@@ -163,7 +165,7 @@ enum Attempt {
     Over(Refusal),
 }
 
-impl Forwarding<'_> {
+impl ForwardedRequest<'_> {
     async fn try_one(&mut self, backend: &Arc<Backend>, body: Option<Taken>) -> Attempt {
         let Some(body) = body else { return Attempt::Over(self.last) };
         let whole = match &body {
@@ -254,7 +256,7 @@ impl Forwarding<'_> {
                 return Attempt::Again(Taken::Whole(bytes));
             }
         }
-        if goes(&response) {
+        if is_closing(&response) {
             backend.drains();
         }
         let (mut head, body) = response.into_parts();
@@ -265,7 +267,7 @@ impl Forwarding<'_> {
 }
 
 /// A response that closes its connection although the request was valid.
-fn goes(response: &Response<Incoming>) -> bool {
+fn is_closing(response: &Response<Incoming>) -> bool {
     let status = response.status();
     !status.is_client_error()
         && status != StatusCode::SERVICE_UNAVAILABLE

@@ -135,10 +135,11 @@ struct Gateway {
     metrics: Metrics,
     events: Events,
     admission: Arc<Admission>,
+    bodies: body::TakenInMemory,
     sockets: Sockets,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
-    stops: Stops,
+    stops: ShutdownSignals,
 }
 
 #[derive(Debug)]
@@ -149,7 +150,7 @@ struct Live {
 
 /// Shutdown signals and task trackers.
 #[derive(Debug, Clone)]
-struct Stops {
+struct ShutdownSignals {
     /// No new connections, and no new requests on open ones.
     drain: CancellationToken,
     /// Leave now.
@@ -168,9 +169,9 @@ const LAME_DUCK: Duration = Duration::from_millis(500);
 /// The same when a successor already runs and the shutdown is not urgent.
 const LAME_DUCK_ASIDE: Duration = Duration::from_secs(5);
 
-impl Stops {
-    fn new() -> Stops {
-        Stops {
+impl ShutdownSignals {
+    fn new() -> ShutdownSignals {
+        ShutdownSignals {
             drain: CancellationToken::new(),
             leave: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -270,9 +271,10 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
         metrics: Metrics::new(),
         events: Events::default(),
         admission: Arc::default(),
+        bodies: body::TakenInMemory::default(),
         sockets: Sockets::new(shared, steps_aside),
         reloading: tokio::sync::Mutex::new(()),
-        stops: Stops::new(),
+        stops: ShutdownSignals::new(),
     });
     for backend in gateway.live().backends.all() {
         gateway.watch(backend);

@@ -42,6 +42,10 @@ const MOST_HEAD: usize = 32 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request's own timeout ends it before its connection is closed.
 const OVERDUE_RESERVE: Duration = Duration::from_secs(2);
+/// The most bytes of requests that an HTTP/2 connection sends before they are read: the least that the protocol allows
+/// (<https://www.rfc-editor.org/rfc/rfc9113#section-6.9.2>). All connections of a gateway together stay below its memory in a cluster.
+const UNREAD_BYTES: u32 = 65_535;
+
 /// Streams of one HTTP/2 connection at once.
 const MOST_STREAMS: u32 = 128;
 /// Connections to metrics, administration or health checks at once.
@@ -350,6 +354,9 @@ impl Session {
             .timer(TokioTimer::new())
             .max_concurrent_streams(MOST_STREAMS)
             .max_header_list_size(MOST_HEAD as u32)
+            // What a connection sends before it is read stays in memory.
+            .initial_stream_window_size(UNREAD_BYTES)
+            .initial_connection_window_size(UNREAD_BYTES)
             // Pings detect clients that disappeared.
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20))

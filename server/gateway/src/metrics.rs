@@ -61,9 +61,9 @@ pub(super) struct Metrics {
 }
 
 /// Counts a connection for its lifetime.
-pub(super) struct Open(Gauge);
+pub(super) struct OpenConnection(Gauge);
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -164,9 +164,9 @@ impl Metrics {
         self.certificates_refused.inc();
     }
 
-    pub(super) fn connection(&self) -> Open {
+    pub(super) fn connection(&self) -> OpenConnection {
         self.connections.inc();
-        Open(self.connections.clone())
+        OpenConnection(self.connections.clone())
     }
 
     pub(super) fn connections(&self) -> i64 {

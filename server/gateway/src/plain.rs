@@ -1,8 +1,10 @@
 //! A small request on its own connection: health checks, metrics, and messages of site agents and the witness.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use camino::Utf8Path;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
@@ -13,6 +15,9 @@ use tokio::net::{TcpStream, UnixStream};
 use super::config::SocketAddress;
 use super::trust::Trust;
 
+/// Poll interval of a full queue.
+const QUEUE_POLL_INTERVAL: Duration = Duration::from_millis(2);
+
 /// Status, headers and body, all within `most_time` and `most_bytes`. The error is a sentence.
 pub(super) async fn get(
     address: &SocketAddress,
@@ -22,19 +27,29 @@ pub(super) async fn get(
     most_bytes: usize,
 ) -> Result<(StatusCode, HeaderMap, Bytes), String> {
     let exchange = async {
-        let fail = |error: std::io::Error| format!("connect: {error}");
+        let fail = |error: io::Error| format!("connect: {error}");
         match address {
             SocketAddress::Tcp(address) => {
                 secured(TcpStream::connect(address).await.map_err(fail)?, trust, path, most_bytes).await
             }
             SocketAddress::Unix(socket) => {
-                secured(UnixStream::connect(socket).await.map_err(fail)?, trust, path, most_bytes).await
+                secured(connect_unix(socket).await.map_err(fail)?, trust, path, most_bytes).await
             }
         }
     };
     match tokio::time::timeout(most_time, exchange).await {
         Ok(result) => result,
         Err(_) => Err(format!("no answer to {path} within {} ms", most_time.as_millis())),
+    }
+}
+
+/// Connects to a local socket. Waits where its queue is full: the server is busy, not gone.
+pub(super) async fn connect_unix(path: &Utf8Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(QUEUE_POLL_INTERVAL).await,
+            connected => return connected,
+        }
     }
 }
 

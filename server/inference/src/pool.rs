@@ -80,10 +80,17 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
+    /// The members of a pool of `threads`.
+    pub(crate) fn size(threads: usize) -> usize {
+        match threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            threads => threads.min(256),
+        }
+    }
+
     /// A pool of `threads` members, the caller included; 0 means as many as this process may use.
     pub(crate) fn new(threads: usize) -> Pool {
-        let here = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = if threads == 0 { here } else { threads.min(256) };
+        let threads = Pool::size(threads);
         let shared = Arc::new(Shared {
             word: AtomicU64::new(0),
             done: AtomicUsize::new(0),

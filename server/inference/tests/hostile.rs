@@ -6,8 +6,9 @@ mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::Path;
-use support::golden;
+use support::{golden, header_length};
 use textnlp_inference::cpu::{Cpu, LoadOptions};
 use textnlp_inference::format::{Checkpoint, FormatError};
 use textnlp_inference::text::Tokenizer;
@@ -60,13 +61,6 @@ fn try_file(path: &Path, size: usize) -> Result<(), FormatError> {
         assert!(text.contains(&*path.parent().unwrap().to_string_lossy()), "the error names the file: {text}");
     }
     outcome
-}
-
-/// Where the tensors begin: right behind the table of tensors, whose last entry ends with an offset.
-fn header_length(gguf: &[u8]) -> usize {
-    let last = b"output.weight";
-    let places = gguf.windows(last.len()).enumerate().filter(|(_, w)| w == last);
-    places.map(|(at, _)| at + last.len() + 4 + 8 + 4 + 8).next_back().unwrap()
 }
 
 #[test]
@@ -210,6 +204,11 @@ fn truncated_or_changed_safetensors_never_panic() {
         bytes[..8].copy_from_slice(&lie.to_le_bytes());
         try_folder("llama-tied", "model.safetensors", &bytes).unwrap_err();
     }
+    let values: Vec<String> = (0..1_100_000).map(|number| format!("\"{number}\":\"\"")).collect();
+    let header = format!("{{\"__metadata__\":{{{}}}}}", values.join(","));
+    let many = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let error = try_folder("llama-tied", "model.safetensors", &many).unwrap_err().to_string();
+    assert!(error.contains("more than 1048576 values"), "{error}");
     let mut broken = whole.clone();
     let last = whole.len() - 4;
     broken[last..].copy_from_slice(&f32::NAN.to_le_bytes());
@@ -227,9 +226,26 @@ fn impossible_model_configurations_are_refused_by_name() {
         assert!(error.contains(says), "{key}: {error}");
     };
     use serde_json::json;
-    check("llama", "model_type", json!("mamba"), "`model_type`: `mamba` is not supported; `gpt2` and `llama` are");
+    check("llama", "model_type", json!("mamba"), "`model_type`: `mamba` is not supported; gpt2, llama, mistral,");
     check("llama", "hidden_act", json!("relu"), "`relu` is not supported");
-    check("llama", "rope_scaling", json!({"rope_type": "llama3"}), "rotary embeddings of type `llama3`");
+    check("llama", "rope_scaling", json!({"rope_type": "su-scaled"}), "rotary embeddings of type `su-scaled`");
+    check("llama", "rope_scaling", json!({"rope_type": "llama3", "factor": 8}), "`low_freq_factor`: it is missing");
+    check("llama", "rope_scaling", json!({"type": "linear", "factor": 0.0}), "a base or factor of the rotations is 0");
+    check("llama", "rope_scaling", json!({"type": "linear", "factor": -2}), "a base or factor of the rotations is -2");
+    check("llama", "rope_scaling", json!({"type": "dynamic", "factor": 1e30}), "context is");
+    check("llama", "rope_scaling", json!({"type": "yarn", "factor": "4"}), "`factor`: it is not a number");
+    let factors = json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 2.0]});
+    check("llama", "rope_scaling", factors, "there are 1 rotary factors for 4 frequencies");
+    check("phi3", "rope_parameters", json!({"partial_rotary_factor": 1.5}), "`partial_rotary_factor`: it is 1.5");
+    check("mistral", "sliding_window", json!(0), "a window of attention has no positions");
+    check("qwen3-window", "layer_types", json!(["chunked_attention"]), "`chunked_attention` is not supported");
+    check("gemma2", "attn_logit_softcapping", json!(-1.0), "a factor or cap of attention or logits is -1");
+    check("gemma2", "use_bidirectional_attention", json!(true), "`use_bidirectional_attention`: it is not supported");
+    check("gemma3", "model_type", json!("gemma3"), "`gemma3` is not supported; gpt2");
+    check("llama", "rms_norm_eps", json!(-1e-5), "the epsilon of its norms is -0.00001");
+    check("llama", "rms_norm_eps", json!(1e30), "the epsilon of its norms is");
+    check("qwen2", "model_type", json!("qwen3"), "q_norm.weight`: it is missing");
+    check("llama", "model_type", json!("qwen2"), "q_proj.bias`: it is missing");
     check("llama", "hidden_size", json!(null), "`hidden_size`: it is missing");
     check("llama", "hidden_size", json!(-1), "config.json");
     check("llama", "num_attention_heads", json!(0), "heads is 0");
@@ -262,4 +278,101 @@ fn incomplete_model_directories_report_what_is_missing() {
     std::fs::copy(golden("gpt2-f16.gguf"), folder.path().join("b.gguf")).unwrap();
     says("the folder has 2 `.gguf` files");
     assert!(matches!(Checkpoint::open(&folder.path().join("absent")), Err(FormatError::Read { .. })));
+}
+
+/// A golden model's tensors with others added, removed or replaced, in a folder of its own.
+fn with_tensors(model: &str, change: impl Fn(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>)) -> tempfile::TempDir {
+    let bytes = std::fs::read(golden(model).join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let numbers = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let mut tensors: BTreeMap<_, _> =
+        file.iter().map(|(name, t)| (name.to_owned(), (t.shape().to_vec(), numbers(t.data())))).collect();
+    change(&mut tensors);
+    let data: BTreeMap<&String, Vec<u8>> =
+        tensors.iter().map(|(name, (_, n))| (name, n.iter().flat_map(|v| v.to_le_bytes()).collect())).collect();
+    let views = tensors.iter().map(|(name, (shape, _))| {
+        (
+            name.clone(),
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), &data[name]).unwrap(),
+        )
+    });
+    let (folder, _) = folder_with(model, "model.safetensors", &[]);
+    safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
+    folder
+}
+
+#[test]
+fn incomplete_and_foreign_checkpoints_are_refused_by_name() {
+    let check = |folder: &tempfile::TempDir, says: &str| {
+        let error = Checkpoint::open(folder.path())
+            .and_then(|checkpoint| Cpu::load(&checkpoint, &support::options(None)).map(drop))
+            .map_or_else(|e| e.to_string(), |()| "no error".to_owned());
+        assert!(error.contains(says), "{says}: {error}");
+    };
+    let name = |folder: &BTreeMap<String, (Vec<usize>, Vec<f32>)>, end: &str| {
+        folder.keys().find(|name| name.ends_with(end)).unwrap().clone()
+    };
+    for bias in ["attn.c_attn.bias", "mlp.c_proj.bias"] {
+        let missing = with_tensors("gpt2-odd", |t| drop(t.remove(&name(t, bias))));
+        check(&missing, "bias`: it is missing");
+    }
+    let extra = |tensor: &'static str, length: usize| {
+        with_tensors("llama", move |t| drop(t.insert(tensor.to_owned(), (vec![length], vec![0.5; length]))))
+    };
+    check(&extra("model.layers.0.self_attn.q_norm.weight", 8), "models of the family `llama` have no such tensor");
+    check(
+        &extra("model.layers.2.input_layernorm.weight", 32),
+        "its layer is not in the model: the configuration has 2",
+    );
+    check(&extra("model.layers.0.self_attn.q_proj.bias", 32), "`attention_bias`: it is not true, but the model has");
+    check(&extra("model.layers.1.mlp.down_proj.bias", 32), "`mlp_bias`: it is not true, but the model has");
+    check(&extra("model.layers.0.self_attn.rotary_emb.inv_freq", 4), "no error");
+    let config = |model: &str, key: &str, value: serde_json::Value, says: &str| {
+        let text = std::fs::read(golden(model).join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        config[key] = value;
+        let error = try_folder(model, "config.json", config.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(says), "{key}: {error}");
+    };
+    use serde_json::json;
+    config("llama", "num_hidden_layers", json!(1), "its layer is not in the model: the configuration has 1 layers");
+    config("llama", "quantization_config", json!({ "quant_method": "awq" }), "weights quantized by `awq`");
+    config("llama", "rms_norm_eps", json!(-1e-5), "the epsilon of its norms is -0.00001");
+    config("gpt2", "layer_norm_epsilon", json!(1e30), "the epsilon of its norms is");
+}
+
+#[test]
+fn head_in_the_file_counts_whatever_the_configuration_says() {
+    let tokens: Vec<u32> = (0..20).collect();
+    let tied = support::all_logits(&mut support::load(&golden("llama-tied"), &support::options(None)), &tokens);
+    let table = "model.embed_tokens.weight";
+    let copy = with_tensors("llama-tied", |t| drop(t.insert("lm_head.weight".to_owned(), t[table].clone())));
+    let checkpoint = Checkpoint::open(copy.path()).unwrap();
+    assert!(checkpoint.architecture().tied);
+    assert_eq!(checkpoint.parameters(), Checkpoint::open(&golden("llama-tied")).unwrap().parameters());
+    assert!(support::all_logits(&mut support::load(copy.path(), &support::options(None)), &tokens) == tied);
+    let other = with_tensors("llama-tied", |t| {
+        let (shape, numbers) = t[table].clone();
+        t.insert("lm_head.weight".to_owned(), (shape, numbers.iter().map(|v| 2.0 * v).collect()));
+    });
+    assert!(!Checkpoint::open(other.path()).unwrap().architecture().tied);
+    let doubled = support::all_logits(&mut support::load(other.path(), &support::options(None)), &tokens);
+    for (one, two) in tied.iter().flatten().zip(doubled.iter().flatten()) {
+        assert!((2.0 * one - two).abs() <= 1e-5 * one.abs().max(1.0), "{one} {two}");
+    }
+}
+
+#[test]
+fn gguf_tensors_that_share_bytes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shared.gguf");
+    let mut bytes = std::fs::read(golden("llama-q8_0.gguf")).unwrap();
+    let name = b"blk.1.attn_norm.weight";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    // Behind the name: one dimension, its size and the type.
+    let offset = at + name.len() + 4 + 8 + 4;
+    bytes[offset..offset + 8].copy_from_slice(&0u64.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let error = try_file(&path, bytes.len()).unwrap_err().to_string();
+    assert!(error.contains("its bytes overlap those of `"), "{error}");
 }

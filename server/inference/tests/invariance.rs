@@ -9,8 +9,15 @@ use support::*;
 use textnlp_inference::cpu::{Cpu, LoadOptions, Quant};
 use textnlp_inference::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
 
-fn quants() -> impl Strategy<Value = Quant> {
-    prop_oneof![Just(Quant::F32), Just(Quant::F16), Just(Quant::Q8_0)]
+fn quants() -> impl Strategy<Value = Option<Quant>> {
+    prop::sample::select([None].into_iter().chain(Quant::ALL.map(Some)).collect::<Vec<_>>())
+}
+
+/// Models whose context is long enough, also in blocks of four and five bits.
+fn models() -> impl Strategy<Value = &'static str> {
+    let blocks = ["gpt2-q4_0.gguf", "llama-q5_0.gguf"];
+    let long = |model: &&str| load(&golden(model), &options(None)).shape().context >= 80;
+    prop::sample::select(MODELS.iter().copied().chain(blocks).filter(long).collect::<Vec<_>>())
 }
 
 fn span(seq: SeqId, start: usize, tokens: &[u32]) -> RowSpan<'_> {
@@ -22,10 +29,10 @@ proptest! {
 
     #[test]
     fn results_do_not_depend_on_batching_chunking_or_threads(
-        model in prop_oneof![Just("gpt2"), Just("llama")],
+        model in models(),
         quant in quants(),
         threads in 1usize..5,
-        prompts in prop::collection::vec(prop::collection::vec(0u32..89, 1..80), 1..6),
+        prompts in prop::collection::vec(prop::collection::vec(0u32..61, 1..80), 1..6),
         cuts in prop::collection::vec(1usize..40, 1..12),
     ) {
         let mut alone = load(&golden(model), &LoadOptions { threads: 1, ..options(quant) });
@@ -48,7 +55,7 @@ proptest! {
             }
             let spans: Vec<_> = parts.iter().map(|(i, s, e)| span(seqs[*i], *s, &prompts[*i][*s..*e])).collect();
             cpu.step(&spans).unwrap();
-            let vocab = cpu.architecture().vocab;
+            let vocab = cpu.shape().vocab;
             let mut rows = cpu.logits().chunks(vocab);
             for (i, start, end) in parts {
                 got[i].extend((start..end).map(|_| rows.next().unwrap().to_vec()));
@@ -68,7 +75,7 @@ fn long_steps_are_split_without_changing_results() {
     let seqs: Vec<_> = (0..5).map(|_| cpu.open(tokens.len()).unwrap()).collect();
     let spans: Vec<_> = seqs.iter().map(|seq| span(*seq, 0, &tokens)).collect();
     cpu.step(&spans).unwrap();
-    let vocab = cpu.architecture().vocab;
+    let vocab = cpu.shape().vocab;
     for rows in cpu.logits().chunks(vocab * tokens.len()) {
         assert!(rows.chunks(vocab).zip(&wanted).all(|(a, b)| a == &b[..]));
     }
@@ -93,11 +100,51 @@ fn sequence_can_be_rewound() {
     cpu.step(&[span(seq, 20, &[1, 2, 3])]).unwrap();
     assert!(matches!(cpu.step(&[span(seq, 24, &tokens[24..30])]), Err(StepError::NotThere(s, 24)) if s == seq));
     cpu.step(&[span(seq, 20, &tokens[20..])]).unwrap();
-    let vocab = cpu.architecture().vocab;
+    let vocab = cpu.shape().vocab;
     assert!(cpu.logits().chunks(vocab).zip(&wanted[20..]).all(|(a, b)| a == &b[..]));
     // Two spans of one sequence in a step, one behind the other.
     cpu.step(&[span(seq, 0, &tokens[..33]), span(seq, 33, &tokens[33..])]).unwrap();
     assert!(cpu.logits().chunks(vocab).zip(&wanted).all(|(a, b)| a == &b[..]));
+}
+
+#[test]
+fn sequences_that_share_rows_have_the_same_bits_and_cannot_change_them() {
+    for model in ["llama", "qwen3-window", "gpt2"] {
+        let tokens = expected(model).tokens;
+        let mut cpu = load(&golden(model), &LoadOptions { kv_positions: Some(160), ..options(None) });
+        let (wanted, vocab, memory) = (all_logits(&mut cpu, &tokens), cpu.shape().vocab, cpu.memory().kv);
+        let unit = cpu.share_unit().unwrap();
+        let goes_on = |cpu: &mut Cpu, seq: SeqId| {
+            cpu.step(&[span(seq, unit, &tokens[unit..])]).unwrap();
+            assert!(cpu.logits().chunks(vocab).zip(&wanted[unit..]).all(|(a, b)| a == &b[..]), "{model}");
+        };
+        let first = cpu.open(tokens.len()).unwrap();
+        cpu.step(&[span(first, 0, &tokens[..unit + 2])]).unwrap();
+        // From one that is open, and goes on with other tokens than the fork.
+        let fork = cpu.fork(first, unit, tokens.len()).unwrap();
+        cpu.step(&[span(first, unit + 2, &[1])]).unwrap();
+        goes_on(&mut cpu, fork);
+        for seq in [first, fork] {
+            let rewound = cpu.step(&[span(seq, unit - 1, &[2])]);
+            assert!(matches!(rewound, Err(StepError::NotThere(..))), "{model}: others have these rows");
+        }
+        goes_on(&mut cpu, fork);
+        // From one that is closed but retained.
+        assert_eq!(cpu.retain(first, unit + 2), unit);
+        cpu.close(fork);
+        assert!(cpu.is_retained(first) && cpu.step(&[span(first, unit, &[1])]).is_err());
+        let fork = cpu.fork(first, unit, tokens.len()).unwrap();
+        goes_on(&mut cpu, fork);
+        // What is retained gives way; what an open sequence has of it does not.
+        let rest = cpu.free_positions();
+        let others: Vec<SeqId> = (0..rest / 32).map(|_| cpu.open(32).unwrap()).collect();
+        for &other in &others {
+            cpu.step(&[span(other, 0, &tokens[..32])]).unwrap();
+        }
+        assert_eq!((cpu.open(1), cpu.fork(fork, unit, tokens.len())), (None, None), "{model}");
+        goes_on(&mut cpu, fork);
+        assert_eq!(cpu.memory().kv, memory);
+    }
 }
 
 #[test]

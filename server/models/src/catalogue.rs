@@ -4,7 +4,10 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use crate::inspect::{Format, Summary};
+use textnlp_inference::cpu::Quant;
+use textnlp_inference::family::Architecture;
+
+use crate::inspect::{Footprints, Format, Summary};
 use crate::source::Source;
 
 /// The models that have short names.
@@ -149,7 +152,28 @@ impl Entry {
             digest: None,
             license: Some(self.license.clone()),
             chat_template: false,
+            embeddings: false,
+            quantization_error: None,
+            footprints: self.footprints(),
         }
+    }
+
+    /// What the shape and the number of parameters tell of its memory: which family it is changes little.
+    fn footprints(&self) -> Footprints {
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let shape = Architecture {
+            family: self.family.clone(),
+            layers: size(self.shape.layers),
+            width: size(self.shape.width),
+            heads: size(self.shape.heads),
+            kv_heads: size(self.shape.kv_heads),
+            head_dim: size(self.shape.head_dim),
+            ffn: 4 * size(self.shape.width),
+            vocab: size(self.shape.vocab),
+            context: size(self.context),
+            ..Architecture::plain()
+        };
+        Footprints::estimate(&shape, self.parameters, Quant::F16)
     }
 }
 

@@ -4,14 +4,14 @@
 //! parallel. So the chunks' digests are recorded in the same pass as the file's. Later, equal chunks prove equal bytes,
 //! and the file's digest is known without another sequential pass.
 
-use std::fs::{self, File};
+use std::fs::File;
 
 use camino::Utf8PathBuf;
 
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::sha::{self, Sha256};
-use crate::store::{Store, is_abandoned};
+use crate::store::Store;
 use crate::{local, weights};
 
 /// No chunk is longer: a chunk is held in memory whole.
@@ -159,24 +159,6 @@ impl Store {
         local::remove_file(&self.blob(digest))?;
         local::remove_file(&self.chunk_list(digest))
     }
-
-    /// Removes chunk lists of removed contents.
-    pub(crate) fn drop_lists(&self) -> Result<()> {
-        let Ok(folders) = fs::read_dir(self.folder("chunks")) else { return Ok(()) };
-        for folder in folders.flatten() {
-            let Ok(folder) = Utf8PathBuf::from_path_buf(folder.path()) else { continue };
-            let entries = folder.read_dir_utf8().into_iter().flatten().flatten();
-            for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())) {
-                let (name, path) = (entry.file_name(), entry.path().to_owned());
-                let is_gone = name.parse::<Digest>().is_ok_and(|digest| !self.has_blob(digest));
-                // A temporary file that a killed process left.
-                if is_gone || name.ends_with(".new") && is_abandoned(&path) {
-                    local::remove_file(&path)?;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 fn parse(line: &str) -> Option<Cut> {
@@ -188,6 +170,8 @@ fn parse(line: &str) -> Option<Cut> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use camino::Utf8Path;
 
     use super::*;
@@ -260,7 +244,7 @@ mod tests {
         fs::write(&now, "half").unwrap();
         let file = File::create(&long_ago).unwrap();
         file.set_modified(std::time::SystemTime::now() - 2 * crate::store::ABANDONED).unwrap();
-        store.drop_lists().unwrap();
+        store.drop_orphans().unwrap();
         assert!(!path.exists(), "the content is not there");
         assert!(now.exists() && !long_ago.exists());
     }

@@ -93,11 +93,11 @@ pub(crate) async fn download(
     loop {
         let before = length(&partial.data);
         match attempt(transport, assembly, wanted, &partial, progress).await {
-            Ok(check) => {
+            Ok((check, file)) => {
                 progress(Event::Verifying { name: wanted.name.clone() });
-                match checked(&wanted.name, &partial.data, check).await? {
-                    Ok(found) => {
-                        let entry = assembly.take(&wanted.name, found, &partial.data).await?;
+                match checked(&wanted.name, &partial.data, file, check).await? {
+                    Ok((found, file)) => {
+                        let entry = assembly.take(&wanted.name, found, file, &partial.data).await?;
                         local::remove_file(&partial.state)?;
                         return Ok(Ok(entry));
                     }
@@ -134,14 +134,19 @@ pub(crate) fn remaining(assembly: &Assembly<'_>, wanted: &Wanted) -> u64 {
     wanted.bytes.unwrap_or(0).saturating_sub(length(&Partial::of(assembly, wanted).data))
 }
 
-/// One request; goes on where the partial file ends. On success the partial file is whole.
+/// One request; goes on where the partial file ends. On success the partial file is whole, and returned open: its path may lead elsewhere
+/// by then.
 async fn attempt(
     transport: &Transport,
     assembly: &Assembly<'_>,
     wanted: &Wanted,
     partial: &Partial,
     progress: &Progress<'_>,
-) -> Result<Check, AttemptError> {
+) -> Result<(Check, File), AttemptError> {
+    // Without a digest, what other users may have left there would become the model.
+    if wanted.check == Check::Nothing && assembly.store().is_shared()? {
+        partial.clear()?;
+    }
     let begun = partial.begun(wanted)?;
     let mut offset = length(&partial.data);
     let mut headers = HeaderMap::new();
@@ -180,7 +185,10 @@ async fn attempt(
             }
             total
         }
-        Placed::Whole => return Ok(check),
+        Placed::Whole => {
+            let file = local::open_to_read(&partial.data).map_err(Error::io("open", &partial.data))?;
+            return Ok((check, file));
+        }
         Placed::Elsewhere => {
             partial.clear()?;
             let why = "it answered with another range than was requested";
@@ -193,8 +201,8 @@ async fn attempt(
     assembly.make_room(&wanted.name, total.unwrap_or(0).saturating_sub(offset))?;
     let etag = header(reply.response.headers(), ETAG.as_str()).map(str::to_owned);
     partial.remember(&PartialState { url: shown(&wanted.url), etag, bytes: total })?;
-    receive(transport, assembly, wanted, partial, offset, total, reply.response, progress).await?;
-    Ok(check)
+    let file = receive(transport, assembly, wanted, partial, offset, total, reply.response, progress).await?;
+    Ok((check, file))
 }
 
 enum Placed {
@@ -252,10 +260,9 @@ async fn receive(
     total: Option<u64>,
     mut response: reqwest::Response,
     progress: &Progress<'_>,
-) -> Result<(), AttemptError> {
+) -> Result<File, AttemptError> {
     let fail = |error: std::io::Error| AttemptError::Error(Error::io("write", &partial.data)(error));
-    let mut file = tokio::fs::OpenOptions::new().create(true).append(true).open(&partial.data).await.map_err(fail)?;
-    file.set_len(offset).await.map_err(fail)?;
+    let mut file = tokio::fs::File::from_std(local::open_to_write(&partial.data, offset)?);
     let mut done = offset;
     let mut window = (Instant::now(), done);
     let mut shown_at = done;
@@ -301,7 +308,7 @@ async fn receive(
         Ok(()) if total.is_some_and(|total| done < total) => {
             Err(AttemptError::Again(Transient::connection(format!("it ended after {done} bytes"))))
         }
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(file.into_std().await),
     }
 }
 
@@ -381,18 +388,15 @@ impl Check {
 }
 
 /// Reads the whole file and compares. The inner error says what was found instead.
-async fn checked(name: &str, path: &Utf8Path, check: Check) -> Result<Result<Recorded, String>> {
+async fn checked(name: &str, path: &Utf8Path, file: File, check: Check) -> Result<Result<(Recorded, File), String>> {
     let (name, path) = (name.to_owned(), path.to_owned());
-    tokio::task::spawn_blocking(move || check_file(&name, &path, check)).await.map_err(|error| Error::Unusable {
-        what: "the check".to_owned(),
-        why: error.to_string(),
-        hint: "repeat".to_owned(),
+    tokio::task::spawn_blocking(move || check_file(&name, &path, file, check)).await.map_err(|error| {
+        Error::Unusable { what: "the check".to_owned(), why: error.to_string(), hint: "repeat".to_owned() }
     })?
 }
 
-fn check_file(name: &str, path: &Utf8Path, check: Check) -> Result<Result<Recorded, String>> {
+fn check_file(name: &str, path: &Utf8Path, mut file: File, check: Check) -> Result<Result<(Recorded, File), String>> {
     let fail = |error| Error::io("read", path)(error);
-    let mut file = File::open(path).map_err(fail)?;
     let length = file.seek(std::io::SeekFrom::End(0)).and_then(|n| file.rewind().map(|()| n)).map_err(fail)?;
     let mut sha256 = Recorder::of(name, &file);
     let mut sha1 = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
@@ -413,8 +417,8 @@ fn check_file(name: &str, path: &Utf8Path, check: Check) -> Result<Result<Record
         Check::Sha256(expected) if expected != found.digest => Err(found.digest.to_string()),
         Check::GitBlob(expected) => {
             let sha1 = sha1.finish();
-            if sha1.as_ref() == expected { Ok(found) } else { Err(format!("git blob {}", hex::encode(sha1))) }
+            if sha1.as_ref() == expected { Ok((found, file)) } else { Err(format!("git blob {}", hex::encode(sha1))) }
         }
-        _ => Ok(found),
+        _ => Ok((found, file)),
     })
 }

@@ -4,6 +4,10 @@ use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use textnlp_inference::files::OpenError;
+use textnlp_inference::format::FormatError;
+use textnlp_inference::text::TextError;
+
 use crate::digest::Digest;
 use crate::source::SourceError;
 
@@ -104,6 +108,9 @@ pub enum Error {
         /// Seconds to wait, if it said.
         seconds: Option<u64>,
     },
+    /// The files are no model that this program serves. The text is what the server says.
+    #[error(transparent)]
+    Refused(#[from] OpenError),
     /// The model is there but cannot be used by this program.
     #[error("{what} cannot be used: {why}")]
     Unusable {
@@ -158,6 +165,10 @@ impl Error {
             Error::Corrupt { path, .. } => {
                 Some(format!("replace it with a complete {}", path.file_name().unwrap_or("file")))
             }
+            Error::Refused(OpenError::Format(FormatError::Broken { file, .. })) => {
+                let file = file.file_name().unwrap_or_default().to_string_lossy();
+                Some(format!("replace {file} with a complete one"))
+            }
             _ => self.hint(),
         }
     }
@@ -191,6 +202,19 @@ impl Error {
             ),
             Error::Throttled { .. } => Some("wait and try again; a token in HF_TOKEN raises the hub's limits".to_owned()),
             Error::Busy { .. } => Some("wait for the other process, or stop it".to_owned()),
+            Error::Refused(reason) => Some(match reason {
+                OpenError::Format(FormatError::Read { .. }) | OpenError::Text(TextError::Read { .. }) => {
+                    "check that the file exists and that this user may read it".to_owned()
+                }
+                OpenError::Format(FormatError::NoModel { .. }) => {
+                    "give the folder that `model pull` created, or one in Hugging Face format".to_owned()
+                }
+                OpenError::Text(TextError::Missing { .. }) => {
+                    "put the model's tokenizer.json next to its weights".to_owned()
+                }
+                OpenError::Format(FormatError::Broken { .. }) => "remove the model from the store and pull it again".to_owned(),
+                _ => "use a model of a supported family and format: `textnlp-deploy model list` shows some".to_owned(),
+            }),
             Error::Setting { .. } => None,
             Error::Io { source, path, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => Some(format!("give this user access to {path}")),

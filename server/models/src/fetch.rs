@@ -87,7 +87,17 @@ impl Store {
             return Ok(model);
         }
         if options.offline && resolved.needs_network() {
-            return Err(Error::Offline { what: source.to_string(), store: self.path().to_owned() });
+            let (what, store) = (source.to_string(), self.path().to_owned());
+            return Err(match self.is_shared()? && options.expect.is_none() {
+                false => Error::Offline { what, store },
+                true => Error::Unusable {
+                    what,
+                    why: format!(
+                        "other users can change what {store} records of it, and offline mode allows no download"
+                    ),
+                    hint: "write the model's `digest`, or use a model cache that only you can change".to_owned(),
+                },
+            });
         }
 
         let assembly = self.assembly(options.max_cache_bytes)?;
@@ -117,30 +127,29 @@ impl Store {
 
     /// What the store has of this source, without network and without reading the weights.
     pub fn find(&self, source: &Source) -> Result<Option<Model>> {
+        self.recorded(source)?.map_or(Ok(None), |digest| self.open_model(&digest))
+    }
+
+    /// The digest that the last fetch of this source had, unless the source has changed since. The store need not have the model.
+    /// `None` also in a store that other users can change.
+    pub fn recorded(&self, source: &Source) -> Result<Option<Digest>> {
         let resolved = source.resolve()?;
         let Some(reference) = self.reference(&resolved)? else { return Ok(None) };
-        if reference.fingerprint != fingerprint(&resolved).unwrap_or(None) {
-            return Ok(None);
-        }
-        self.open_model(&reference.digest)
+        let is_current = reference.fingerprint == fingerprint(&resolved).unwrap_or(None);
+        Ok(is_current.then_some(reference.digest))
     }
 
     /// The digest that a fetch of a source on this machine would bring now; `None` for one that others keep. Bytes are read
-    /// only when the files are not those that were read before.
+    /// only when the files are not those that were fetched. Nothing is written.
     pub fn local_digest(&self, source: &Source, progress: &Progress<'_>) -> Result<Option<Digest>> {
         let resolved = source.resolve()?;
         if !matches!(resolved, Source::File(_)) {
             return local_digest(&resolved, progress);
         }
-        let now = fingerprint(&resolved)?;
-        if let Some(known) = self.reference(&resolved)?.filter(|known| known.fingerprint == now) {
-            return Ok(Some(known.digest));
+        match self.recorded(&resolved)? {
+            Some(digest) => Ok(Some(digest)),
+            None => local_digest(&resolved, progress),
         }
-        let digest = local_digest(&resolved, progress)?;
-        if let Some(digest) = digest {
-            self.refer(&resolved, digest, now)?;
-        }
-        Ok(digest)
     }
 
     async fn hit(&self, resolved: &Source, options: &FetchOptions, progress: &Progress<'_>) -> Result<Option<Model>> {
@@ -242,12 +251,17 @@ fn local_files(path: &Utf8Path) -> Result<Vec<(String, camino::Utf8PathBuf)>> {
         // A folder that a store or a bundle made says itself what belongs to the model: it has the same digest everywhere. One that was
         // changed since is looked at like any other.
         if let Ok(Some(manifest)) = crate::manifest::read_manifest(path) {
-            let named = manifest.files.into_iter().map(|file| (file.name.clone(), path.join(file.name)));
-            return Ok(named.collect());
+            let named = manifest.files.into_iter().map(|file| {
+                let found = local::of_model(path, path.join(&file.name))?;
+                Ok((file.name, found))
+            });
+            return named.collect();
         }
-        let names = local::file_names(path)?;
+        let mut names = local::file_names(path)?;
+        names.extend(local::pooling_names(path)?);
         let chosen = choose(&format!("file:{path}"), None, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
-        return Ok(chosen.into_iter().map(|name| (name.to_owned(), path.join(name))).collect());
+        let files = chosen.into_iter().map(|name| (local::stored_name(name), path.join(name)));
+        return files.map(|(name, file)| Ok((name, local::of_model(path, file)?))).collect();
     }
     match path.file_name() {
         Some(name) if name.ends_with(".gguf") && local::safe_name(name) => Ok(vec![(name.to_owned(), path.to_owned())]),

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
+use textnlp_inference::cpu::Quant;
 
 use crate::inspect::Summary;
 
@@ -19,6 +20,9 @@ pub enum WeightFormat {
     /// Groups of 32 weights in 34 bytes.
     #[serde(rename = "q8_0")]
     Q8_0,
+    /// Groups of 32 weights in 18 bytes; the token table and the head as [`WeightFormat::Q8_0`].
+    #[serde(rename = "q4_0")]
+    Q4_0,
     /// As stored, where the engine has that type.
     #[serde(rename = "none")]
     AsIs,
@@ -26,7 +30,7 @@ pub enum WeightFormat {
 
 /// A text that names no way to hold weights.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is none of `f32`, `f16`, `q8_0`, `none`")]
+#[error("`{0}` is none of `f32`, `f16`, `q8_0`, `q4_0`, `none`")]
 pub struct UnknownWeightFormat(String);
 
 /// How the model is going to be used.
@@ -36,8 +40,6 @@ pub struct Want {
     pub quantize: WeightFormat,
     /// Tokens of one sequence; the model's own context if `None`.
     pub context: Option<u64>,
-    /// Sequences at once.
-    pub sequences: u64,
 }
 
 /// The memory of this machine, or of the part of it that we may use.
@@ -58,8 +60,11 @@ pub struct Fit {
     pub needed: u64,
     /// Of it, weights.
     pub weights: u64,
-    /// Of it, keys and values of `sequences` full contexts.
+    /// Of it, keys and values.
     pub kv: u64,
+    /// Sequences of the full context for which there are keys and values. Shorter ones need less.
+    #[serde(skip)]
+    pub sequences: u64,
     /// Of it, the program, its buffers and tables.
     pub overhead: u64,
     /// Bytes available.
@@ -82,11 +87,14 @@ pub enum Verdict {
     DoesNotFit,
 }
 
-/// Sequences that a server runs at once, unless it is configured otherwise.
-pub const DEFAULT_SEQUENCES: u64 = 32;
-
 /// The program without a model, and what does not grow with the model.
 const BASE: u64 = 96 << 20;
+
+/// Threads that are counted: the answer must be the same on every machine, and each adds little.
+const THREADS: usize = 16;
+
+/// Bytes of a tokenizer's tables for each of its tokens.
+const TABLE: u64 = 400;
 
 /// What the model needs when used like this, against what is there.
 pub fn fit(summary: &Summary, want: &Want, there: &Memory) -> Fit {
@@ -98,66 +106,58 @@ pub fn fit(summary: &Summary, want: &Want, there: &Memory) -> Fit {
 }
 
 fn needs(summary: &Summary, want: &Want, there: u64) -> Fit {
-    let held = match want.quantize {
-        WeightFormat::AsIs => native(&summary.dtype),
-        other => other,
+    let footprints = &summary.footprints;
+    let footprint = match want.quantize {
+        WeightFormat::AsIs => &footprints.as_is,
+        WeightFormat::F32 => &footprints.f32,
+        WeightFormat::F16 => &footprints.f16,
+        WeightFormat::Q8_0 => &footprints.q8_0,
+        WeightFormat::Q4_0 => &footprints.q4_0,
     };
-    let weights = match held {
-        WeightFormat::F32 => summary.parameters.saturating_mul(4),
-        WeightFormat::F16 => summary.parameters.saturating_mul(2),
-        WeightFormat::Q8_0 | WeightFormat::AsIs => summary.parameters.div_ceil(32).saturating_mul(34),
-    };
-    let context = want.context.unwrap_or(summary.context).min(summary.context);
-    let per_token =
-        [2, summary.layers, summary.kv_heads, summary.head_dim, if held == WeightFormat::F32 { 4 } else { 2 }];
-    let kv = per_token.into_iter().chain([context, want.sequences]).fold(1u64, u64::saturating_mul);
-    // Rows of logits and activations for each sequence, the tokenizer's tables, and two per cent of slack for packing.
-    let rows = (summary.vocab.saturating_mul(4)).saturating_add(summary.width.saturating_mul(64));
-    let tables = summary.vocab.saturating_mul(400);
-    let overhead =
-        BASE.saturating_add(rows.saturating_mul(want.sequences)).saturating_add(tables).saturating_add(weights / 50);
+    let context = want.context.unwrap_or(summary.context).clamp(1, summary.context.max(1));
+    let footprint = footprint.clone().with_context(usize::try_from(context).ok());
+    let program = BASE.saturating_add(summary.vocab.saturating_mul(TABLE));
+    // The server holds fewer keys and values where memory is short.
+    let within = there.checked_sub(program).and_then(|bytes| footprint.positions_within(bytes, THREADS));
+    let usual = footprint.usual_positions();
+    let positions = within.unwrap_or(usual);
+    let (weights, kv) = (footprint.weights, footprint.kv(positions));
+    let overhead = program.saturating_add(footprint.workspace(THREADS));
     let needed = weights.saturating_add(kv).saturating_add(overhead);
-    let verdict = if needed.saturating_add(needed / 5) <= there {
-        Verdict::Fits
-    } else if needed <= there {
-        Verdict::Tight
-    } else {
-        Verdict::DoesNotFit
+    let verdict = match within {
+        Some(positions) if positions == usual && needed.saturating_add(needed / 5) <= there => Verdict::Fits,
+        Some(_) => Verdict::Tight,
+        None => Verdict::DoesNotFit,
     };
-    Fit { needed, weights, kv, overhead, there, verdict, hint: None }
+    let sequences = (positions as u64 / context).max(1);
+    Fit { needed, weights, kv, sequences, overhead, there, verdict, hint: None }
 }
 
-/// What the engine makes of a stored type: bf16 is held as f16, every other quantization as q8_0.
-fn native(dtype: &str) -> WeightFormat {
-    match dtype {
-        "f32" | "f64" => WeightFormat::F32,
-        "f16" | "bf16" => WeightFormat::F16,
-        _ => WeightFormat::Q8_0,
-    }
-}
-
-/// The smallest change that helps: fewer bytes a weight, then a shorter context.
+/// The smallest change that helps: fewer bytes a weight, then a shorter context. Four bits cost quality: they come last.
 fn remedy(summary: &Summary, want: &Want, there: &Memory, verdict: Verdict) -> Option<String> {
     let better = |want: &Want| {
         let other = needs(summary, want, there.available);
         matches!((other.verdict, verdict), (Verdict::Fits, _) | (Verdict::Tight, Verdict::DoesNotFit))
             .then_some(other.needed)
     };
-    for quantize in [WeightFormat::F16, WeightFormat::Q8_0] {
-        let change = Want { quantize, ..*want };
-        if needs(summary, &change, 0).weights < needs(summary, want, 0).weights
-            && let Some(needed) = better(&change)
-        {
-            return Some(format!("`quantize: {quantize}` needs {}", human(needed)));
+    let context = want.context.unwrap_or(summary.context).min(summary.context);
+    for formats in [&[WeightFormat::F16, WeightFormat::Q8_0][..], &[WeightFormat::Q4_0]] {
+        for &quantize in formats {
+            let change = Want { quantize, ..*want };
+            if needs(summary, &change, 0).weights < needs(summary, want, 0).weights
+                && let Some(needed) = better(&change)
+            {
+                return Some(format!("`quantize: {quantize}` needs {}", human(needed)));
+            }
         }
-    }
-    let mut context = want.context.unwrap_or(summary.context).min(summary.context);
-    while context > 512 {
-        context /= 2;
-        for quantize in [want.quantize, WeightFormat::Q8_0] {
-            let change = Want { quantize, context: Some(context), ..*want };
-            if let Some(needed) = better(&change) {
-                return Some(format!("`quantize: {quantize}` with `context: {context}` needs {}", human(needed)));
+        let mut context = context;
+        while context > 512 {
+            context /= 2;
+            for &quantize in [&want.quantize].into_iter().chain(formats.last()) {
+                let change = Want { quantize, context: Some(context) };
+                if let Some(needed) = better(&change) {
+                    return Some(format!("`quantize: {quantize}` with `context: {context}` needs {}", human(needed)));
+                }
             }
         }
     }
@@ -233,6 +233,19 @@ impl Memory {
     }
 }
 
+impl WeightFormat {
+    /// As the engine names it; `None` is as stored.
+    pub(crate) fn quant(self) -> Option<Quant> {
+        match self {
+            WeightFormat::F32 => Some(Quant::F32),
+            WeightFormat::F16 => Some(Quant::F16),
+            WeightFormat::Q8_0 => Some(Quant::Q8_0),
+            WeightFormat::Q4_0 => Some(Quant::Q4_0),
+            WeightFormat::AsIs => None,
+        }
+    }
+}
+
 impl FromStr for WeightFormat {
     type Err = UnknownWeightFormat;
 
@@ -241,6 +254,7 @@ impl FromStr for WeightFormat {
             "f32" => Ok(WeightFormat::F32),
             "f16" => Ok(WeightFormat::F16),
             "q8_0" => Ok(WeightFormat::Q8_0),
+            "q4_0" => Ok(WeightFormat::Q4_0),
             "none" => Ok(WeightFormat::AsIs),
             other => Err(UnknownWeightFormat(other.chars().take(50).collect())),
         }
@@ -253,6 +267,7 @@ impl fmt::Display for WeightFormat {
             WeightFormat::F32 => "f32",
             WeightFormat::F16 => "f16",
             WeightFormat::Q8_0 => "q8_0",
+            WeightFormat::Q4_0 => "q4_0",
             WeightFormat::AsIs => "none",
         })
     }
@@ -271,7 +286,7 @@ mod tests {
 
     fn check(model: &str, quantize: WeightFormat, available: u64) -> Fit {
         let summary = Catalogue::embedded().get(model).unwrap().summary();
-        fit(&summary, &Want { quantize, context: None, sequences: 1 }, &memory(available))
+        fit(&summary, &Want { quantize, context: None }, &memory(available))
     }
 
     #[test]
@@ -293,14 +308,19 @@ mod tests {
         let found = check("gpt2-xl", WeightFormat::F32, GIB);
         assert!(found.hint.as_deref().is_some_and(|hint| hint.starts_with("use a smaller model")), "{found:?}");
         assert_eq!(check("gpt2", WeightFormat::Q8_0, 2 * GIB).hint, None);
+        let found = check("gpt2-xl", WeightFormat::Q8_0, GIB + GIB / 2);
+        assert!(found.hint.as_deref().is_some_and(|hint| hint.starts_with("`quantize: q4_0`")), "{found:?}");
     }
 
     #[test]
-    fn q8_0_weights_and_f16_cache_have_the_expected_sizes() {
+    fn keys_and_values_of_the_usual_number_of_positions_are_counted() {
         let found = check("gpt2", WeightFormat::Q8_0, GIB);
-        assert_eq!(found.weights, 124_439_808 / 32 * 34);
-        assert_eq!(found.kv, 2 * 12 * 768 * 1024 * 2);
-        assert_eq!(check("gpt2", WeightFormat::F32, GIB).kv, 2 * 12 * 768 * 1024 * 4);
+        assert_eq!(found.weights, 124_439_808 / 32 * 34 * 51 / 50);
+        // 512 MiB of blocks of 32 positions.
+        let block = 2 * 12 * 768 * 32 * 2;
+        assert_eq!(found.kv, (512 << 20) / block * block);
+        assert_eq!(found.sequences, found.kv / block / 32);
+        assert_eq!(check("textnlp-tiny", WeightFormat::F32, GIB).sequences, 32);
     }
 
     #[test]

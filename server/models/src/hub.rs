@@ -6,6 +6,7 @@ use serde::Deserialize;
 use crate::download::{Check, Wanted, download, git_blob, remaining};
 use crate::error::{Error, Result};
 use crate::fetch::{Event, Progress, Pulled};
+use crate::local;
 use crate::select::choose;
 use crate::source::{HubSource, is_commit};
 use crate::store::Assembly;
@@ -75,11 +76,10 @@ pub(crate) async fn pull(
     let mut files = Vec::new();
     for name in choose(&what, hub.file(), &names)? {
         let Some(sibling) = listing.siblings.iter().find(|s| s.rfilename == name) else { continue };
-        let plain = name.rsplit('/').next().unwrap_or(name).to_owned();
         let segments: Vec<&str> = ["resolve", revision].into_iter().chain(name.split('/')).collect();
         let url =
             address(transport.endpoint(), &[], hub.repo(), &segments).ok_or_else(|| unusable_endpoint(transport))?;
-        files.push(Wanted { name: plain, url, bytes: size(sibling), check: check(sibling) });
+        files.push(Wanted { name: local::stored_name(name), url, bytes: size(sibling), check: check(sibling) });
     }
 
     // Refuse before the first byte, not at the last file.

@@ -1,15 +1,18 @@
-//! What a model folder holds, from its configuration and the headers of its weights. No tensor is read.
+//! What a model folder holds, and whether it can be served.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
+use textnlp_inference::cpu::{Footprint, LoadOptions, Quant, check_values};
+use textnlp_inference::family::Architecture;
+use textnlp_inference::files::{ModelFiles, OpenError};
+use textnlp_inference::format::{Dtype, Tensor, is_encoder};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::gguf;
+use crate::fit::WeightFormat;
 use crate::local;
 use crate::manifest::{MANIFEST, read_manifest};
 
@@ -26,13 +29,13 @@ pub enum Format {
 /// What a model is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
-    /// The model family as the files name it: `gpt2`, `llama`, …
+    /// The model family: `gpt2`, `llama`, …
     pub family: String,
     /// How the weights are stored.
     pub format: Format,
     /// Number of parameters.
     pub parameters: u64,
-    /// The type that most weights have: `f32`, `f16`, `bf16`, `q8_0`, …
+    /// The quantization as the file names it (`q4_k_m`), else the type of most weights: `f32`, `f16`, `bf16`, `q8_0`, …
     pub dtype: String,
     /// Bytes of all weights as stored.
     pub weights_bytes: u64,
@@ -60,202 +63,167 @@ pub struct Summary {
     pub license: Option<String>,
     /// Whether the model knows how a conversation is written.
     pub chat_template: bool,
+    /// The model makes embeddings and generates no text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub embeddings: bool,
+    /// The relative error of the weights, by root mean squares, in the format that was asked for; `None` if nothing is
+    /// quantized, or if the weights were not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization_error: Option<f64>,
+    /// The memory that it takes in each format.
+    #[serde(skip)]
+    pub(crate) footprints: Footprints,
 }
 
-/// Sizes of models that exist lie far below these; what lies above is a lie.
-const MAX_SIZE: u64 = 1 << 24;
-/// The format's own bound.
-const MOST_HEADER: u64 = 100 << 20;
+/// The memory of a model by the format in which its weights are held.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Footprints {
+    pub(crate) as_is: Footprint,
+    pub(crate) f32: Footprint,
+    pub(crate) f16: Footprint,
+    pub(crate) q8_0: Footprint,
+    pub(crate) q4_0: Footprint,
+}
 
-/// Reads configuration, headers and tokenizer of the model in this folder or `.gguf` file; refuses what cannot be served.
-pub fn inspect(dir: &Utf8Path) -> Result<Summary> {
-    if dir.is_file() && dir.extension() == Some("gguf") {
-        let mut summary = gguf::summary(dir)?;
-        summary.bytes = fs::metadata(dir).map_err(Error::io("check", dir))?.len();
-        summary.files = vec![(dir.file_name().unwrap_or_default().to_owned(), summary.bytes)];
+impl Footprints {
+    /// By the format in which weights are held; `None` is as they are stored.
+    pub(crate) fn each<E>(
+        footprint: impl Fn(Option<Quant>) -> std::result::Result<Footprint, E>,
+    ) -> std::result::Result<Footprints, E> {
+        Ok(Footprints {
+            as_is: footprint(None)?,
+            f32: footprint(Some(Quant::F32))?,
+            f16: footprint(Some(Quant::F16))?,
+            q8_0: footprint(Some(Quant::Q8_0))?,
+            q4_0: footprint(Some(Quant::Q4_0))?,
+        })
+    }
+
+    /// What sizes and the number of parameters tell.
+    pub(crate) fn estimate(sizes: &Architecture, parameters: u64, stored: Quant) -> Footprints {
+        let held = |format| Footprint::estimate(sizes.clone(), parameters, format);
+        Footprints {
+            as_is: held(stored),
+            f32: held(Quant::F32),
+            f16: held(Quant::F16),
+            q8_0: held(Quant::Q8_0),
+            q4_0: held(Quant::Q4_0),
+        }
+    }
+}
+
+/// What the files of a model say of it.
+pub(crate) struct Contents {
+    pub(crate) format: Format,
+    pub(crate) parameters: u64,
+    pub(crate) dtype: String,
+    pub(crate) weights_bytes: u64,
+    pub(crate) chat_template: bool,
+    pub(crate) embeddings: bool,
+    pub(crate) footprints: Footprints,
+}
+
+impl Summary {
+    /// Of a model at this path. The licence is that of its manifest, if there is one.
+    pub(crate) fn of(path: &Utf8Path, shape: &Architecture, contents: Contents) -> Result<Summary> {
+        let files = files(path)?;
+        let manifest = if path.is_dir() { read_manifest(path)? } else { None };
+        let (digest, license) = manifest.map_or((None, None), |manifest| (Some(manifest.digest), manifest.license));
+        let Contents { format, parameters, dtype, weights_bytes, chat_template, embeddings, footprints } = contents;
+        Ok(Summary {
+            family: shape.family.clone(),
+            format,
+            parameters,
+            dtype,
+            weights_bytes,
+            context: shape.context as u64,
+            layers: shape.layers as u64,
+            width: shape.width as u64,
+            heads: shape.heads as u64,
+            kv_heads: shape.kv_heads as u64,
+            head_dim: shape.head_dim as u64,
+            vocab: shape.vocab as u64,
+            bytes: files.iter().map(|(_, bytes)| bytes).sum(),
+            files,
+            digest,
+            license,
+            chat_template,
+            embeddings,
+            quantization_error: None,
+            footprints,
+        })
+    }
+}
+
+/// Reads configuration, headers, weights and tokenizer of the model in this folder or `.gguf` file, with the code that
+/// serves it: what the server refuses is refused here, in the same words. Weights are read once and not kept.
+///
+/// Of a family that only candle serves, configuration, headers and tokenizer are read, and the memory is estimated:
+/// tensors that are missing or of another shape are refused when the server loads it, values that are not finite when
+/// it computes with them.
+pub fn inspect(path: &Utf8Path) -> Result<Summary> {
+    inspect_as(path, WeightFormat::AsIs)
+}
+
+/// The same for a model whose weights are held in a format: values that are too large for it are refused, and the error of
+/// weights that it quantizes is measured.
+pub fn inspect_as(path: &Utf8Path, held: WeightFormat) -> Result<Summary> {
+    if is_encoder(path.as_std_path()) == Some(true) {
+        return crate::encoder::summary(path, held);
+    }
+    if let Some(summary) = crate::decoder::summary(path)? {
         return Ok(summary);
     }
-    let names = local::file_names(dir)?;
-    let manifest = read_manifest(dir)?;
-    let mut files = Vec::new();
-    for name in names.iter().filter(|name| *name != MANIFEST) {
-        let path = dir.join(name);
-        files.push((name.clone(), fs::metadata(&path).map_err(Error::io("check", &path))?.len()));
-    }
-    let weights: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
-    let ggufs: Vec<&String> = names.iter().filter(|name| name.ends_with(".gguf")).collect();
-    let mut summary = match (weights.as_slice(), ggufs.as_slice()) {
-        ([_, ..], _) if names.iter().any(|name| name == "config.json") => safetensors(dir, &weights)?,
-        ([], [one]) => gguf::summary(&dir.join(one))?,
-        _ => {
-            return Err(Error::Unusable {
-                what: dir.to_string(),
-                why: "it has neither config.json with *.safetensors nor exactly one .gguf file".to_owned(),
-                hint: "give the folder that `model pull` created, or one in Hugging Face format".to_owned(),
-            });
-        }
+    let model = ModelFiles::open(path.as_std_path())?;
+    let summary = summarize(path, &model)?;
+    let quantization_error = check_values(&model.checkpoint, held.quant()).map_err(OpenError::from)?;
+    Ok(Summary { quantization_error, ..summary })
+}
+
+fn summarize(path: &Utf8Path, model: &ModelFiles) -> Result<Summary> {
+    let ModelFiles { checkpoint, tokenizer } = model;
+    let footprints = Footprints::each(|quantize| {
+        let options = LoadOptions { quantize, ..LoadOptions::default() };
+        Footprint::of(checkpoint, &options).map_err(OpenError::from)
+    })?;
+    let contents = Contents {
+        format: if checkpoint.is_gguf() { Format::Gguf } else { Format::Safetensors },
+        parameters: checkpoint.parameters(),
+        dtype: checkpoint.quantization(),
+        weights_bytes: checkpoint.stored_bytes(),
+        chat_template: tokenizer.chat_template().is_some(),
+        embeddings: false,
+        footprints,
     };
-    summary.bytes = files.iter().map(|(_, bytes)| bytes).sum();
-    summary.files = files;
-    if let Some(manifest) = manifest {
-        summary.digest = Some(manifest.digest);
-        summary.license = summary.license.or(manifest.license);
-    }
-    Ok(summary)
+    let summary = Summary::of(path, checkpoint.architecture(), contents)?;
+    let license = checkpoint.metadata("general.license").map(|text| plain(&text)).or(summary.license);
+    Ok(Summary { license, ..summary })
 }
 
-/// `config.json` under the names that families use.
-#[derive(Deserialize)]
-struct Config {
-    #[serde(default)]
-    model_type: String,
-    #[serde(alias = "n_layer")]
-    num_hidden_layers: u64,
-    #[serde(alias = "n_embd")]
-    hidden_size: u64,
-    #[serde(alias = "n_head")]
-    num_attention_heads: u64,
-    #[serde(default)]
-    num_key_value_heads: Option<u64>,
-    #[serde(default)]
-    head_dim: Option<u64>,
-    #[serde(alias = "n_positions")]
-    max_position_embeddings: u64,
-    vocab_size: u64,
-    #[serde(default)]
-    tie_word_embeddings: Option<bool>,
+/// The type of the most numbers, and the bytes of all.
+pub(crate) fn stored<'a>(tensors: impl Iterator<Item = Tensor<'a>>) -> (Option<Dtype>, u64) {
+    let (mut numbers_of, mut bytes) = (BTreeMap::<Dtype, u64>::new(), 0);
+    for tensor in tensors {
+        let numbers = tensor.shape.iter().map(|side| *side as u64).product::<u64>();
+        *numbers_of.entry(tensor.dtype).or_default() += numbers;
+        bytes += tensor.bytes.len() as u64;
+    }
+    (numbers_of.into_iter().max_by_key(|(_, numbers)| *numbers).map(|(dtype, _)| dtype), bytes)
 }
 
-fn safetensors(dir: &Utf8Path, weights: &[&String]) -> Result<Summary> {
-    let path = dir.join("config.json");
-    let text = local::read_bounded(&path, 4 << 20)?.unwrap_or_default();
-    let config: Config = serde_json::from_slice(&text).map_err(|error| Error::corrupt(&path, error.to_string()))?;
-    let head_dim = config.head_dim.or_else(|| config.hidden_size.checked_div(config.num_attention_heads)).unwrap_or(0);
-    let sizes = [
-        ("num_hidden_layers", config.num_hidden_layers),
-        ("hidden_size", config.hidden_size),
-        ("num_attention_heads", config.num_attention_heads),
-        ("head_dim", head_dim),
-        ("max_position_embeddings", config.max_position_embeddings),
-        ("vocab_size", config.vocab_size),
-    ];
-    plausible(&path, &sizes)?;
-
-    let tied = config.tie_word_embeddings.unwrap_or(config.model_type == "gpt2");
-    let mut counted = Counted::default();
-    for name in weights {
-        header(&dir.join(name), tied, &mut counted)?;
+/// The files with their sizes; the manifest is not one of them.
+fn files(path: &Utf8Path) -> Result<Vec<(String, u64)>> {
+    fn size(path: &Utf8Path) -> Result<u64> {
+        Ok(fs::metadata(path).map_err(Error::io("check", path))?.len())
     }
-    crate::tokenizer::check(dir)?;
-    Ok(Summary {
-        family: if config.model_type.is_empty() { "unknown".to_owned() } else { plain(&config.model_type) },
-        format: Format::Safetensors,
-        parameters: counted.parameters,
-        dtype: counted.dtype(),
-        weights_bytes: counted.bytes,
-        context: config.max_position_embeddings,
-        layers: config.num_hidden_layers,
-        width: config.hidden_size,
-        heads: config.num_attention_heads,
-        kv_heads: config.num_key_value_heads.unwrap_or(config.num_attention_heads).min(MAX_SIZE),
-        head_dim,
-        vocab: config.vocab_size,
-        files: Vec::new(),
-        bytes: 0,
-        digest: None,
-        license: None,
-        chat_template: has_chat_template(dir)?,
-    })
-}
-
-/// Refuses sizes that cannot be, so that nothing computed from them overflows.
-pub(crate) fn plausible(path: &Utf8Path, sizes: &[(&str, u64)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size == 0 || *size > MAX_SIZE) {
-        None => Ok(()),
-        Some((name, size)) => Err(Error::corrupt(path, format!("{name} is {size}"))),
+    if !path.is_dir() {
+        return Ok(vec![(path.file_name().unwrap_or_default().to_owned(), size(path)?)]);
     }
+    let names = local::file_names(path)?.into_iter().filter(|name| name != MANIFEST);
+    names.map(|name| Ok((name.clone(), size(&path.join(name))?))).collect()
 }
 
 /// A word from a file, fit to be shown.
-pub(crate) fn plain(text: &str) -> String {
+fn plain(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
-}
-
-/// What the headers add up to.
-#[derive(Default)]
-pub(crate) struct Counted {
-    pub(crate) parameters: u64,
-    pub(crate) bytes: u64,
-    by_type: BTreeMap<String, u64>,
-}
-
-impl Counted {
-    pub(crate) fn add(&mut self, dtype: &str, elements: u64, bytes: u64) {
-        self.parameters = self.parameters.saturating_add(elements);
-        self.bytes = self.bytes.saturating_add(bytes);
-        let sum = self.by_type.entry(dtype.to_owned()).or_default();
-        *sum = sum.saturating_add(bytes);
-    }
-
-    pub(crate) fn dtype(&self) -> String {
-        self.by_type
-            .iter()
-            .max_by_key(|(_, bytes)| **bytes)
-            .map_or_else(|| "unknown".to_owned(), |(name, _)| name.clone())
-    }
-}
-
-#[derive(Deserialize)]
-struct Tensor {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: (u64, u64),
-}
-
-fn header(path: &Utf8Path, tied: bool, counted: &mut Counted) -> Result<()> {
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
-    let length = file.metadata().map_err(Error::io("check", path))?.len();
-    let mut size = [0u8; 8];
-    file.read_exact(&mut size).map_err(|_| Error::corrupt(path, "it is too short for a header"))?;
-    let size = u64::from_le_bytes(size);
-    if size > MOST_HEADER || size > length.saturating_sub(8) {
-        return Err(Error::corrupt(path, format!("its header declares {size} bytes, but the file has {length}")));
-    }
-    let mut text = Vec::new();
-    file.take(size).read_to_end(&mut text).map_err(Error::io("read", path))?;
-    let map: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)
-        .map_err(|error| Error::corrupt(path, format!("its header cannot be read ({error})")))?;
-    for (name, value) in map.into_iter().filter(|(name, _)| name != "__metadata__") {
-        let no = |why: String| Error::corrupt(path, format!("tensor {}: {why}", plain(&name)));
-        let tensor: Tensor = serde_json::from_value(value).map_err(|error| no(error.to_string()))?;
-        let (from, to) = tensor.data_offsets;
-        if from > to || to > length - 8 - size {
-            return Err(no(format!("it declares the bytes {from} to {to} of {}", length - 8 - size)));
-        }
-        let elements = tensor.shape.iter().try_fold(1u64, |product, side| product.checked_mul(*side));
-        let elements = elements.ok_or_else(|| no("its shape is impossible".to_owned()))?;
-        if !is_buffer(&name, &tensor.shape, tied) {
-            counted.add(&plain(&tensor.dtype).to_ascii_lowercase(), elements, to - from);
-        }
-    }
-    Ok(())
-}
-
-/// Things that checkpoints store beside the parameters: causal masks, rotary tables, a second copy of a tied head.
-fn is_buffer(name: &str, shape: &[u64], tied: bool) -> bool {
-    (name.ends_with(".attn.bias") && shape.len() == 4)
-        || name.ends_with(".attn.masked_bias")
-        || name.ends_with(".rotary_emb.inv_freq")
-        || (tied && name == "lm_head.weight")
-}
-
-fn has_chat_template(dir: &Utf8Path) -> Result<bool> {
-    if dir.join("chat_template.jinja").exists() || dir.join("chat_template.json").exists() {
-        return Ok(true);
-    }
-    let path = dir.join("tokenizer_config.json");
-    let Some(text) = local::read_bounded(&path, 64 << 20)? else { return Ok(false) };
-    let config: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|error| Error::corrupt(&path, error.to_string()))?;
-    Ok(config.get("chat_template").is_some_and(|template| !template.is_null()))
 }

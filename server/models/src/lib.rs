@@ -2,7 +2,7 @@
 //!
 //! A [`Source`] names a model (`bundled`, `file:…`, `https://…`, `hf:…` or a name of the [`Catalogue`]); a [`Store`] fetches
 //! it once, checks every byte and keeps it by content; [`inspect`] and [`fit`] say what it is and whether it fits into this
-//! machine without loading a tensor. Loading and running models is left to the inference crate.
+//! machine. Files are read by the inference crate, which also loads and runs models: what it refuses is refused here.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod attempts;
@@ -20,17 +20,17 @@ pub mod sha;
 
 mod bundled;
 mod chunks;
+mod decoder;
 mod digest;
 mod download;
+mod encoder;
 mod error;
-mod gguf;
 mod hub;
 mod local;
 mod manifest;
 mod names;
 mod options;
 mod select;
-mod tokenizer;
 mod transport;
 mod web;
 mod weights;
@@ -42,9 +42,9 @@ pub use chunks::{Cut, MOST_CHUNK, cuts};
 pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, Result};
 pub use fetch::{Event, Progress, local_digest};
-pub use fit::{DEFAULT_SEQUENCES, Fit, Memory, UnknownWeightFormat, Verdict, Want, WeightFormat, fit};
-pub use inspect::{Format, Summary, inspect};
+pub use fit::{Fit, Memory, UnknownWeightFormat, Verdict, Want, WeightFormat, fit};
+pub use inspect::{Format, Summary, inspect, inspect_as};
 pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, digest_of_files, read_manifest, verify, verify_to_load};
 pub use options::{FetchOptions, Limits, ProxySettings, Token};
 pub use source::{HubSource, Source, SourceError, WebSource};
-pub use store::{Model, Removed, Store, Stored};
+pub use store::{AbandonedDownload, Model, Removed, Store, Stored};

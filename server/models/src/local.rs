@@ -1,10 +1,12 @@
 //! Files of the store: safe names, bounded reads, locks that are waited for.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::OFlags;
 use textnlp_files::{Lock, Replace, sync_folder};
 
 use crate::error::{Error, Result};
@@ -37,6 +39,51 @@ pub(crate) fn file_names(dir: &Utf8Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// A file of a model folder, unless it is a link that leads out of it: the author of a model decides where its links lead, and
+/// what they lead to would be served and packed. The folders of a hub's cache have links to files of models in `models--*/blobs`.
+pub(crate) fn of_model(folder: &Utf8Path, file: Utf8PathBuf) -> Result<Utf8PathBuf> {
+    // A missing file is reported where it is opened.
+    let Ok(found) = file.canonicalize_utf8() else { return Ok(file) };
+    let blobs = found.parent().filter(|folder| folder.file_name() == Some("blobs"));
+    let repository = blobs.and_then(Utf8Path::parent).and_then(Utf8Path::file_name);
+    if repository.is_some_and(|name| name.starts_with("models--"))
+        || found.starts_with(folder.canonicalize_utf8().map_err(Error::io("check", folder))?)
+    {
+        return Ok(file);
+    }
+    Err(Error::Unusable {
+        what: format!("the file {file}"),
+        why: "it is a link to a file outside of the model's folder".to_owned(),
+        hint: "replace the link by a copy of the file".to_owned(),
+    })
+}
+
+/// The configuration of a pooling module of sentence-transformers, inside a repository: `1_Pooling/config.json`.
+pub(crate) fn is_pooling(path: &str) -> bool {
+    let folder = path.strip_suffix("/config.json").and_then(|folder| folder.strip_suffix("_Pooling"));
+    folder.is_some_and(|number| (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The name in a model folder of a file of a repository. A model folder has no folders: `1_Pooling/config.json` is
+/// `1_Pooling.config.json`.
+pub(crate) fn stored_name(path: &str) -> String {
+    if is_pooling(path) { path.replace('/', ".") } else { path.rsplit('/').next().unwrap_or(path).to_owned() }
+}
+
+/// The configurations of pooling modules in a folder, as `1_Pooling/config.json`, sorted.
+pub(crate) fn pooling_names(dir: &Utf8Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let Ok(folder) = entry.map_err(Error::io("list", dir))?.file_name().into_string() else { continue };
+        let name = format!("{folder}/config.json");
+        if is_pooling(&name) && fs::metadata(dir.join(&name)).is_ok_and(|found| found.is_file()) {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
 /// Reads a small file; `None` if it is not there. A larger one than `most` is an error: nothing here reads without a bound.
 pub(crate) fn read_bounded(path: &Utf8Path, most: u64) -> Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
@@ -52,6 +99,35 @@ pub(crate) fn read_bounded(path: &Utf8Path, most: u64) -> Result<Option<Vec<u8>>
     Ok(Some(text))
 }
 
+/// Opens a file of the store for reading. A link is not followed, and a pipe is not waited for.
+pub(crate) fn open_to_read(path: &Utf8Path) -> io::Result<File> {
+    open_plain(OpenOptions::new().read(true), path)
+}
+
+/// Opens a file of the store for writing behind its first `kept` bytes, and creates it if it is missing. Other users may be able to change
+/// the folder: a link is not followed, and a file with a second name is refused, because it may be another file of its owner.
+pub(crate) fn open_to_write(path: &Utf8Path, kept: u64) -> Result<File> {
+    let open = || {
+        let mut file = open_plain(OpenOptions::new().read(true).write(true).create(true).truncate(false), path)?;
+        if file.metadata()?.nlink() != 1 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has another name, too"));
+        }
+        file.set_len(kept)?;
+        file.seek(SeekFrom::Start(kept))?;
+        Ok(file)
+    };
+    open().map_err(Error::io("write", path))
+}
+
+fn open_plain(options: &mut OpenOptions, path: &Utf8Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file")),
+    }
+}
+
 /// Replaces a file durably. Other processes may write the same one.
 pub(crate) fn write_durably(path: &Utf8Path, bytes: &[u8]) -> Result<()> {
     Ok(Replace::umask().write(path, bytes)?)
@@ -62,7 +138,18 @@ pub(crate) fn sync_parent(path: &Utf8Path) -> Result<()> {
 }
 
 pub(crate) fn make_dir(dir: &Utf8Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io("make folder", dir))
+    fs::create_dir_all(dir).map_err(Error::io("make folder", dir))?;
+    no_link(dir)
+}
+
+/// Refuses a link where the cache has a folder: what is removed in it would be elsewhere.
+pub(crate) fn no_link(dir: &Utf8Path) -> Result<()> {
+    match fs::symlink_metadata(dir).map_err(Error::io("check", dir))?.is_dir() {
+        true => Ok(()),
+        false => {
+            Err(Error::io("use", dir)(io::Error::new(io::ErrorKind::NotADirectory, "it is not a folder of its own")))
+        }
+    }
 }
 
 /// Removes a file that may already be gone.

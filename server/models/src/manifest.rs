@@ -173,6 +173,8 @@ pub fn verify_to_load(model: &Utf8Path) -> Result<bool> {
         // The names in a folder decide which of them are read.
         let listed = |name: &String| files.iter().any(|file| file.name == *name);
         let unlisted = local::file_names(dir)?.into_iter().find(|name| is_loaded(name) && !listed(name));
+        // A store has no folders in a model.
+        let unlisted = unlisted.or(local::pooling_names(dir)?.into_iter().next());
         if let Some(name) = unlisted {
             return Err(Error::corrupt(&dir.join(name), format!("{MANIFEST} does not list it")));
         }
@@ -201,10 +203,11 @@ pub fn digest_of(dir: &Utf8Path) -> Result<Manifest> {
     let path = dir.join(MANIFEST);
     let known = local::read_bounded(&path, 4 << 20)?.and_then(|text| Manifest::parse(&path, &text).ok());
     let mut files = Vec::new();
-    for name in local::file_names(dir)? {
+    for path in local::file_names(dir)?.into_iter().chain(local::pooling_names(dir)?) {
+        let name = local::stored_name(&path);
         let listed = known.as_ref().is_some_and(|k| k.files.iter().any(|f| f.name == name));
         if name != MANIFEST && (listed || names::belongs(&name)) {
-            let (digest, bytes) = hash_file(&dir.join(&name))?;
+            let (digest, bytes) = hash_file(&dir.join(&path))?;
             files.push(FileEntry { name, digest, bytes });
         }
     }
@@ -287,6 +290,12 @@ mod tests {
         fs::write(model.join("chat_template.jinja"), "x").unwrap();
         let error = verify_to_load(&model).unwrap_err().to_string();
         assert!(error.contains("chat_template.jinja") && error.contains("does not list it"), "{error}");
+        fs::remove_file(model.join("chat_template.jinja")).unwrap();
+        assert!(verify_to_load(&model).unwrap());
+        fs::create_dir(model.join("1_Pooling")).unwrap();
+        fs::write(model.join("1_Pooling/config.json"), "{}").unwrap();
+        let error = verify_to_load(&model).unwrap_err().to_string();
+        assert!(error.contains("1_Pooling/config.json") && error.contains("does not list it"), "{error}");
         fs::write(model.join(MANIFEST), "{}").unwrap();
         assert!(verify_to_load(&model).is_err(), "a damaged manifest is not a missing one");
     }

@@ -10,6 +10,8 @@ pub(crate) fn belongs(name: &str) -> bool {
         "merges.txt",
         "special_tokens_map.json",
         "added_tokens.json",
+        "modules.json",
+        "config_sentence_transformers.json",
         "MODEL_CARD.md",
         "README.md",
         "LICENSE",
@@ -17,6 +19,8 @@ pub(crate) fn belongs(name: &str) -> bool {
     exact.contains(&name)
         || name.ends_with(".safetensors")
         || name.ends_with(".gguf")
+        || name.ends_with("_Pooling.config.json")
+        || (name.starts_with("sentence_") && name.ends_with("_config.json"))
         || (name.starts_with("tokenizer") && name.ends_with(".json"))
         || (name.starts_with("chat_template") && (name.ends_with(".json") || name.ends_with(".jinja")))
 }

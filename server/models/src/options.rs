@@ -33,6 +33,8 @@ pub struct FetchOptions {
     pub proxy: ProxySettings,
     /// Certificates of a private CA, trusted beside the public ones.
     pub ca_file: Option<Utf8PathBuf>,
+    /// The proxies and the private CA for requests with the token, if others than `proxy` and `ca_file`: those of the token's owner.
+    pub token_route: Option<(ProxySettings, Option<Utf8PathBuf>)>,
     /// The digest that the whole model must have (from a lock file).
     pub expect: Option<Digest>,
     /// Bounds of waiting and retrying.
@@ -120,6 +122,7 @@ impl Default for FetchOptions {
             token: None,
             proxy: ProxySettings::default(),
             ca_file: None,
+            token_route: None,
             expect: None,
             limits: Limits::default(),
         }
@@ -144,6 +147,17 @@ impl FetchOptions {
             ca_file: get("TEXTNLP_CA_FILE").map(Utf8PathBuf::from),
             ..FetchOptions::default()
         }
+    }
+}
+
+impl FetchOptions {
+    /// Takes the proxies and the private CA of an environment file. The file may have another author: what they pass on or vouch for
+    /// can be read by them, so requests with the token keep the routes of before.
+    #[must_use]
+    pub fn by_file(self, proxy: ProxySettings, ca_file: Option<Utf8PathBuf>) -> FetchOptions {
+        let before = (self.proxy, self.ca_file);
+        let ca_file = ca_file.or_else(|| before.1.clone());
+        FetchOptions { proxy, ca_file, token_route: Some(self.token_route.unwrap_or(before)), ..self }
     }
 }
 

@@ -26,7 +26,8 @@ pub(crate) fn choose<'a>(what: &str, file: Option<&str>, names: &[&'a str]) -> R
     let top: Vec<&str> = names.iter().copied().filter(|name| local::safe_name(name)).collect();
     let weights = safetensors(&top);
     if !weights.is_empty() && top.contains(&"config.json") {
-        return Ok(weights.into_iter().chain(companions(&top)).collect());
+        let pooling = names.iter().copied().filter(|name| top.contains(&"modules.json") && local::is_pooling(name));
+        return Ok(weights.into_iter().chain(companions(&top)).chain(pooling).collect());
     }
     let ggufs: Vec<&str> =
         names.iter().copied().filter(|name| name.ends_with(".gguf") && local::safe_relative(name)).collect();
@@ -70,10 +71,13 @@ fn companions<'a>(top: &[&'a str]) -> impl Iterator<Item = &'a str> {
     let ready_made = top.contains(&"tokenizer.json");
     top.iter().copied().filter(move |name| match *name {
         "config.json" | "generation_config.json" => true,
+        // How an encoder's rows become one vector.
+        "modules.json" | "config_sentence_transformers.json" => true,
         // What the tokenizer is made from when it is not there ready-made.
         "vocab.json" | "merges.txt" | "special_tokens_map.json" | "added_tokens.json" => !ready_made,
         name => {
             (name.starts_with("tokenizer") && name.ends_with(".json"))
+                || (name.starts_with("sentence_") && name.ends_with("_config.json"))
                 || (name.starts_with("chat_template") && (name.ends_with(".jinja") || name.ends_with(".json")))
         }
     })
@@ -124,6 +128,20 @@ mod tests {
         ];
         let expect = "chat_template.jinja config.json model-1-of-2.safetensors model-2-of-2.safetensors model.safetensors.index.json tokenizer.json";
         check(None, &shards, expect);
+        let encoder = [
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "modules.json",
+            "sentence_bert_config.json",
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "onnx/1_Pooling/config.json",
+            "vocab.txt",
+        ];
+        let expect =
+            "1_Pooling/config.json config.json model.safetensors modules.json sentence_bert_config.json tokenizer.json";
+        check(None, &encoder, expect);
         check(None, &["README.md", "x.gguf"], "x.gguf");
         check(Some("q/x.gguf"), &["q/x.gguf", "q/y.gguf"], "q/x.gguf");
     }

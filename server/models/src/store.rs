@@ -8,22 +8,25 @@
 //! partial/              downloads that are not finished
 //! assembly/             models that are being put together
 //! used/ pins/ locks/    when a model was last asked for, which are protected, who works on what
+//! textnlp-model-cache   marks the folder as a store
 //! ```
 
 mod assembly;
 mod evict;
 mod place;
 
-use std::fs::{self, File};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::fs;
+use std::io::{self, Write};
+use std::time::UNIX_EPOCH;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
+use textnlp_files::{Replace, check_folder, check_parents};
 
 pub(crate) use assembly::Assembly;
 #[cfg(test)]
 pub(crate) use evict::ABANDONED;
-pub(crate) use evict::is_abandoned;
+pub use evict::AbandonedDownload;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -82,20 +85,112 @@ impl Reference {
 }
 
 const FOLDERS: [&str; 9] = ["blobs", "chunks", "models", "refs", "partial", "assembly", "used", "pins", "locks"];
+/// Marks a folder as a store. It is created first, so that another process never finds a store without it.
+const MARKER: &str = "textnlp-model-cache";
+/// Backup programs skip folders with this file; everything in a store can be fetched again.
+const CACHE_TAG: &str = "CACHEDIR.TAG";
+const CACHE_TAG_TEXT: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n";
+/// The folder that is in a new filesystem.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// What a folder is to a store.
+enum Content {
+    /// It is empty or missing.
+    Nothing,
+    /// A store with its marker.
+    Store,
+    /// A store of a version without markers.
+    Unmarked,
+    /// Files of something else.
+    Other,
+}
+
+impl Content {
+    fn of(path: &Utf8Path) -> Result<Content> {
+        if is_marked(path)? {
+            return Ok(Content::Store);
+        }
+        let mut names = match fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::Nothing),
+            names => names.map_err(Error::io("list", path))?,
+        };
+        if names.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOST_AND_FOUND)) {
+            return Ok(Content::Nothing);
+        }
+        // Another process may have begun to create the store.
+        if is_marked(path)? {
+            return Ok(Content::Store);
+        }
+        let is_folder = |name: &&str| path.join(name).symlink_metadata().is_ok_and(|there| there.is_dir());
+        let tag = local::read_bounded(&path.join(CACHE_TAG), CACHE_TAG_TEXT.len() as u64).ok().flatten();
+        match FOLDERS.iter().all(is_folder) && tag.is_some_and(|text| text == CACHE_TAG_TEXT) {
+            true => Ok(Content::Unmarked),
+            false => Ok(Content::Other),
+        }
+    }
+}
+
+fn is_marked(path: &Utf8Path) -> Result<bool> {
+    let marker = path.join(MARKER);
+    match marker.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        there => Ok(there.map_err(Error::io("check", &marker))?.is_file()),
+    }
+}
+
+fn mark(path: &Utf8Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(Error::io("make folder", path))?;
+    let marker = path.join(MARKER);
+    let mut file = local::open_to_write(&marker, 0)?;
+    let written = file.write_all(b"The files in this folder belong to textnlp-deploy, which removes old ones.\n");
+    written.and_then(|()| file.sync_all()).map_err(Error::io("write", &marker))?;
+    local::sync_parent(&marker)
+}
+
+fn not_a_store(path: &Utf8Path) -> Error {
+    Error::Unusable {
+        what: format!("the model cache {path}"),
+        why: format!("the folder has other files and no `{MARKER}`, so it is no model cache"),
+        hint: format!("use a folder that is empty or does not exist, such as {}", path.join("model-cache")),
+    }
+}
 
 impl Store {
-    /// Opens the store in this folder, and makes it if it is not there.
+    /// Opens the store in this folder, and creates it if the folder is empty or missing. A folder with other files is refused: a store
+    /// removes files of its own.
     pub fn open(path: impl AsRef<Utf8Path>) -> Result<Store> {
         let path = path.as_ref();
+        match Content::of(path)? {
+            Content::Store => {}
+            Content::Nothing | Content::Unmarked => mark(path)?,
+            Content::Other => return Err(not_a_store(path)),
+        }
         for folder in FOLDERS {
             local::make_dir(&path.join(folder))?;
         }
-        // Backup programs skip folders with this file; everything here can be had again.
-        let tag = path.join("CACHEDIR.TAG");
+        let tag = path.join(CACHE_TAG);
         if !tag.exists() {
-            local::write_durably(&tag, b"Signature: 8a477f597d28d172789f06886806bc55\n")?;
+            local::write_durably(&tag, CACHE_TAG_TEXT)?;
         }
         Ok(Store { path: path.canonicalize_utf8().map_err(Error::io("resolve", path))? })
+    }
+
+    /// Opens the store in this folder for reading, and creates nothing; `None` if the folder is empty or missing. A folder with other
+    /// files is refused.
+    pub fn existing(path: impl AsRef<Utf8Path>) -> Result<Option<Store>> {
+        let path = path.as_ref();
+        match Content::of(path)? {
+            Content::Store | Content::Unmarked => {}
+            Content::Nothing => return Ok(None),
+            Content::Other => return Err(not_a_store(path)),
+        }
+        if !path.join("models").is_dir() {
+            return Ok(None);
+        }
+        for folder in FOLDERS.map(|name| path.join(name)).iter().filter(|folder| folder.exists()) {
+            local::no_link(folder)?;
+        }
+        Ok(Some(Store { path: path.canonicalize_utf8().map_err(Error::io("resolve", path))? }))
     }
 
     /// Its folder.
@@ -134,8 +229,7 @@ impl Store {
 
     /// Protects a model from eviction.
     pub fn pin(&self, digest: &Digest) -> Result<()> {
-        let path = self.folder("pins").join(digest.hex());
-        File::create(&path).map(drop).map_err(Error::io("write", &path))
+        self.stamp("pins", digest)
     }
 
     /// Lets a model be evicted again.
@@ -147,12 +241,31 @@ impl Store {
     pub fn open_model(&self, digest: &Digest) -> Result<Option<Model>> {
         // The lock comes first: what is read after it stays.
         let Some(held) = local::try_lock(&self.model_lock(digest), true)? else { return Ok(None) };
+        let manifest = self.manifest(digest)?;
+        Ok(manifest.map(|manifest| Model { dir: self.dir(digest), manifest, _held: held }))
+    }
+
+    /// The folder of a model, for commands that only read; `None` if the store does not have it. Nothing keeps the model from being evicted.
+    pub fn model_folder(&self, digest: &Digest) -> Result<Option<Utf8PathBuf>> {
+        Ok(self.manifest(digest)?.map(|_| self.dir(digest)))
+    }
+
+    fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>> {
         let dir = self.dir(digest);
         match read_manifest(&dir)? {
-            Some(manifest) if manifest.digest == *digest => Ok(Some(Model { dir, manifest, _held: held })),
-            Some(manifest) => Err(Error::corrupt(&dir, format!("it holds {}", manifest.digest))),
-            None => Ok(None),
+            Some(manifest) if manifest.digest != *digest => {
+                Err(Error::corrupt(&dir, format!("it holds {}", manifest.digest)))
+            }
+            found => Ok(found),
         }
+    }
+
+    /// Whether other users can change which model a source means. Then only digests that come from elsewhere are used.
+    pub(crate) fn is_shared(&self) -> Result<bool> {
+        let mut exposed = Vec::new();
+        check_folder(&self.path, 0, &mut exposed)?;
+        check_folder(self.folder("refs"), 1, &mut exposed)?;
+        Ok(!exposed.is_empty() || check_parents(&self.path)?.is_some())
     }
 
     pub(crate) fn folder(&self, name: &str) -> Utf8PathBuf {
@@ -163,7 +276,11 @@ impl Store {
         self.blob(&digest).exists()
     }
 
+    /// What is recorded of a source. In a store that other users can change, nothing.
     pub(crate) fn reference(&self, source: &Source) -> Result<Option<Reference>> {
+        if self.is_shared()? {
+            return Ok(None);
+        }
         let path = self.folder("refs").join(format!("{}.json", Reference::key(source)));
         let Some(text) = local::read_bounded(&path, 64 << 10)? else { return Ok(None) };
         // A reference can always be made again, so a broken one counts as none.
@@ -172,23 +289,21 @@ impl Store {
     }
 
     pub(crate) fn remember(&self, source: &Source, model: &Model, fingerprint: Option<String>) -> Result<()> {
-        self.refer(source, model.manifest.digest, fingerprint)?;
-        self.touch(&model.manifest.digest)
-    }
-
-    /// Notes which model a source means; the store need not have it.
-    pub(crate) fn refer(&self, source: &Source, digest: Digest, fingerprint: Option<String>) -> Result<()> {
         let path = self.folder("refs").join(format!("{}.json", Reference::key(source)));
-        let reference = Reference { source: source.to_string(), digest, fingerprint };
+        let reference = Reference { source: source.to_string(), digest: model.manifest.digest, fingerprint };
         let text = serde_json::to_vec_pretty(&reference).expect("texts alone");
-        local::write_durably(&path, &text)
+        local::write_durably(&path, &text)?;
+        self.touch(&model.manifest.digest)
     }
 
     /// Notes that the model was asked for now.
     pub(crate) fn touch(&self, digest: &Digest) -> Result<()> {
-        let path = self.folder("used").join(digest.hex());
-        let touch = || -> std::io::Result<()> { File::create(&path)?.set_modified(SystemTime::now()) };
-        touch().map_err(Error::io("write", &path))
+        self.stamp("used", digest)
+    }
+
+    /// Puts a new empty file in the place of what has this name, which may be a link or belong to another user.
+    fn stamp(&self, folder: &str, digest: &Digest) -> Result<()> {
+        Ok(Replace::umask().without_sync().write(self.folder(folder).join(digest.hex()), b"")?)
     }
 
     fn dir(&self, digest: &Digest) -> Utf8PathBuf {

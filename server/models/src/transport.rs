@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderValue};
-use reqwest::{Client, Response, StatusCode, Url};
-use textnlp_net::client::{BodyError, RequestError, follow, is_loopback, read_body, transient};
+use reqwest::{Response, StatusCode, Url};
+use textnlp_net::client::{BodyError, RequestError, Routes, follow, is_loopback, read_body, transient};
 use textnlp_net::retry::Transient;
 
 pub(crate) use textnlp_net::client::shown;
@@ -16,7 +16,7 @@ use crate::options::{FetchOptions, Limits, Token};
 
 /// Sends requests for one fetch.
 pub(crate) struct Transport {
-    client: Client,
+    routes: Routes,
     endpoint: Url,
     token: Option<Token>,
     pub(crate) limits: Limits,
@@ -51,8 +51,17 @@ impl Transport {
             let why = "it must be `https://…` (`http:` only for this machine); for a private CA set TEXTNLP_CA_FILE";
             return Err(setting(why.to_owned()));
         }
-        let client = options.limits.client(&options.proxy, options.ca_file.as_deref())?.client()?;
-        Ok(Transport { client, endpoint, token: options.token.clone(), limits: options.limits.clone() })
+        let others = options.limits.client(&options.proxy, options.ca_file.as_deref())?.client()?;
+        let authorized = match &options.token_route {
+            Some((proxy, ca_file)) => options.limits.client(proxy, ca_file.as_deref())?.client()?,
+            None => others.clone(),
+        };
+        Ok(Transport {
+            routes: Routes { authorized, others },
+            endpoint,
+            token: options.token.clone(),
+            limits: options.limits.clone(),
+        })
     }
 
     pub(crate) fn endpoint(&self) -> &Url {
@@ -73,7 +82,7 @@ impl Transport {
         // The token belongs to the hub alone. Its storage hosts get signed addresses instead, and a page that redirects elsewhere must
         // not collect it.
         let token = |at: &Url| token.clone().filter(|_| at.origin() == self.endpoint.origin());
-        let followed = follow(&self.client, url, headers, token, is_loopback).await?;
+        let followed = follow(&self.routes, url, headers, token, is_loopback).await?;
         let status = followed.response.status();
         if status.is_success() || matches!(status, StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::NOT_MODIFIED) {
             return Ok(Reply { response: followed.response, first: followed.first_headers });

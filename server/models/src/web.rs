@@ -16,7 +16,12 @@ use crate::transport::{Fault, Transport, shown};
 
 /// Files that a folder must have, and may have. A web server has no list that we could read.
 const MUST: [&str; 2] = ["config.json", "tokenizer.json"];
-const MAY: [&str; 4] = ["tokenizer_config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"];
+const MAY: [&str; 5] =
+    ["modules.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"];
+/// What an encoder of sentence-transformers may have beside its modules.
+const WITH_MODULES: [&str; 3] =
+    ["1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json"];
+/// The most shards of a folder.
 const MOST_SHARDS: usize = 1024;
 
 /// Brings the file or folder into the assembly.
@@ -65,6 +70,11 @@ impl WebFetch<'_> {
         for name in MAY {
             files.extend(self.at(base, name).await?);
         }
+        if files.iter().any(|file| file.name == "modules.json") {
+            for name in WITH_MODULES {
+                files.extend(self.at(base, name).await?);
+            }
+        }
         Ok(files)
     }
 
@@ -94,7 +104,7 @@ impl WebFetch<'_> {
     }
 
     async fn at(&self, base: &Url, name: &str) -> Result<Option<FileEntry>> {
-        self.get(name, join(base, name), Check::Nothing).await
+        self.get(&local::stored_name(name), join(base, name), Check::Nothing).await
     }
 
     /// The file; `None` if the server does not have it.
@@ -120,7 +130,7 @@ fn join(base: &Url, name: &str) -> Url {
     let mut url = base.clone();
     // A base that cannot carry a path was refused when the source was parsed.
     if let Ok(mut path) = url.path_segments_mut() {
-        path.pop_if_empty().push(name);
+        path.pop_if_empty().extend(name.split('/'));
     }
     url
 }

@@ -5,12 +5,14 @@ mod address;
 mod exposition;
 mod guard;
 mod leaving;
+mod line_limit;
 mod listen;
 mod memory;
 
 pub use address::Address;
 pub use exposition::{OPENMETRICS, encoded, negotiated};
 pub use leaving::{Connected, Leaving};
+pub use line_limit::LineLimit;
 pub use listen::{Listener, Peer, Serving};
 pub use memory::release_memory;
 

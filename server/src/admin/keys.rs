@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use textnlp_net::retry::retry;
 use textnlp_sites::control::keys as replicated;
-use textnlp_sites::control::keys::KeyError;
+use textnlp_sites::control::keys::ControlDataError;
 use textnlp_store::{Action, Actor, ApiKey, AuditEvent, KeyPut, Outcome, RETRIES, Store, StoreError, now_ms, verifier};
 
 use crate::auth::{SCOPES, key, tenant};
@@ -27,7 +27,7 @@ pub enum KeysError {
     Store(#[from] StoreError),
     /// The site agent refused or failed.
     #[error(transparent)]
-    Watch(#[from] KeyError),
+    Watch(#[from] ControlDataError),
     /// The system has no random numbers.
     #[error("no key could be generated")]
     Random,
@@ -219,7 +219,7 @@ impl Keys<'_> {
         };
         let there = replicated::key(watch, &key.public_id).await?;
         let Some(act) = textnlp_store::act(there.as_ref(), key) else { return Ok(KeyPut::Unchanged) };
-        self.elsewhere(key.event(self.by, act), replicated::put(watch, key)).await
+        elsewhere(self.store, key.event(self.by, act), replicated::put(watch, key)).await
     }
 
     async fn set_revoked(&self, public_id: &str, revoked: bool) -> Result<bool, KeysError> {
@@ -227,7 +227,8 @@ impl Keys<'_> {
             let there = replicated::key(watch, public_id).await?;
             let Some(there) = there.filter(|key| key.revoked_at.is_some() != revoked) else { return Ok(false) };
             let act = if revoked { Action::KeyRevoke } else { Action::KeyReinstate };
-            return self.elsewhere(there.event(self.by, act), replicated::set_revoked(watch, public_id, revoked)).await;
+            let event = there.event(self.by, act);
+            return elsewhere(self.store, event, replicated::set_revoked(watch, public_id, revoked)).await;
         }
         let set = async || match revoked {
             true => self.store.revoke_key(public_id, Some(self.by)).await,
@@ -235,24 +236,24 @@ impl Keys<'_> {
         };
         Ok(retry(RETRIES, StoreError::may_be_repeated, set).await?)
     }
+}
 
-    /// Records a change to the control data of all sites: once before it, so that none is unrecorded, and once with its
-    /// outcome.
-    async fn elsewhere<T>(
-        &self,
-        event: AuditEvent,
-        act: impl Future<Output = Result<T, KeyError>>,
-    ) -> Result<T, KeysError> {
-        let append = async |events: [AuditEvent; 1]| {
-            retry(RETRIES, StoreError::may_be_repeated, || self.store.append_audit(&events)).await
-        };
-        append([event.clone().outcome(Outcome::Attempted)]).await?;
-        let done = act.await;
-        let outcome = if done.is_ok() { Outcome::Succeeded } else { Outcome::Failed };
-        // The act cannot be undone, and that it was attempted is recorded: its answer is worth more than this row.
-        let _ = append([event.renewed().outcome(outcome)]).await;
-        Ok(done?)
-    }
+/// Records a change to the control data of all sites: once before it, so that none is unrecorded, and once with its
+/// outcome.
+pub(crate) async fn elsewhere<T, E: From<StoreError> + From<ControlDataError>>(
+    store: &Store,
+    event: AuditEvent,
+    act: impl Future<Output = Result<T, ControlDataError>>,
+) -> Result<T, E> {
+    let append = async |events: [AuditEvent; 1]| {
+        retry(RETRIES, StoreError::may_be_repeated, || store.append_audit(&events)).await
+    };
+    append([event.clone().outcome(Outcome::Attempted)]).await?;
+    let done = act.await;
+    let outcome = if done.is_ok() { Outcome::Succeeded } else { Outcome::Failed };
+    // The act cannot be undone, and that it was attempted is recorded: its answer is worth more than this row.
+    let _ = append([event.renewed().outcome(outcome)]).await;
+    Ok(done?)
 }
 
 fn digest(text: &str) -> Result<String, KeysError> {

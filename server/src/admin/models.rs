@@ -27,7 +27,7 @@ struct Delivery {
     /// A read-only directory with provided models, which are symlinked.
     #[serde(default)]
     image: Option<Utf8PathBuf>,
-    models: Vec<Wanted>,
+    models: Vec<ListedModel>,
 }
 
 /// See [`Delivery`].
@@ -51,7 +51,7 @@ impl Delivery {
 /// One model.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+struct ListedModel {
     name: String,
     source: String,
     digest: String,
@@ -71,7 +71,7 @@ pub enum DeliveryError {
     #[error("{0} must have exactly one of `cache`, `shared` and `image`")]
     Way(Utf8PathBuf),
     /// An image without a model of that digest.
-    #[error("model {model} with digest {digest} is not in {image}, where there {there}")]
+    #[error("model {model} with digest {digest} is not in {image}, which contains {found}")]
     Absent {
         /// Its name.
         model: String,
@@ -79,17 +79,17 @@ pub enum DeliveryError {
         digest: String,
         /// The folder.
         image: Utf8PathBuf,
-        /// What is there instead.
-        there: String,
+        /// The models of the image.
+        found: String,
     },
     /// A symlink could not be created.
     #[error("link model {0}")]
     Link(String, #[source] io::Error),
-    /// A digest that is none.
-    #[error("the digest of model {0}")]
+    /// An invalid digest.
+    #[error("parse the digest of model {0}")]
     Digest(String, #[source] InvalidDigest),
-    /// A source that is none.
-    #[error("the source of model {0}")]
+    /// An invalid source.
+    #[error("parse the source of model {0}")]
     Source(String, #[source] SourceError),
     /// The fetch or the verification failed.
     #[error("deliver model {0}")]
@@ -99,8 +99,13 @@ pub enum DeliveryError {
 /// Delivers the models of a list. Models that are in place, byte for byte, are not fetched again.
 pub(crate) async fn deliver(list: &Utf8Path) -> Result<Value, DeliveryError> {
     let text = std::fs::read_to_string(list).map_err(|error| DeliveryError::List(list.to_owned(), error))?;
+    deliver_text(list, &text).await
+}
+
+/// The same with the text of a list; `list` names it in errors.
+pub(crate) async fn deliver_text(list: &Utf8Path, text: &str) -> Result<Value, DeliveryError> {
     let delivery: Delivery =
-        serde_yaml::from_str(&text).map_err(|error| DeliveryError::Invalid(list.to_owned(), error))?;
+        serde_yaml::from_str(text).map_err(|error| DeliveryError::Invalid(list.to_owned(), error))?;
     let way = delivery.way().ok_or_else(|| DeliveryError::Way(list.to_owned()))?;
     let mut delivered = Vec::new();
     for model in &delivery.models {
@@ -125,7 +130,7 @@ pub(crate) async fn deliver(list: &Utf8Path) -> Result<Value, DeliveryError> {
 async fn fetched(
     store: &Utf8Path,
     max_bytes: Option<u64>,
-    model: &Wanted,
+    model: &ListedModel,
     digest: &Digest,
 ) -> Result<Model, DeliveryError> {
     let fails = |error| DeliveryError::Fetch(model.name.clone(), error);
@@ -143,7 +148,7 @@ async fn fetched(
 }
 
 /// Into the pod's own folder.
-async fn place(cache: &Utf8Path, max_bytes: u64, model: &Wanted, digest: &Digest) -> Result<(), DeliveryError> {
+async fn place(cache: &Utf8Path, max_bytes: u64, model: &ListedModel, digest: &Digest) -> Result<(), DeliveryError> {
     let fails = |error| DeliveryError::Fetch(model.name.clone(), error);
     let found = fetched(cache, Some(max_bytes).filter(|bytes| *bytes > 0), model, digest).await?;
     // The existing model is damaged or of another release: without its manifest it is replaced.
@@ -157,7 +162,7 @@ const DEPTH: u32 = 3;
 const FOLDERS: usize = 1000;
 
 /// The folder of an image that has a model, after every byte of it was read.
-fn proven_in(image: &Utf8Path, model: &Wanted, digest: &Digest) -> Result<Utf8PathBuf, DeliveryError> {
+fn proven_in(image: &Utf8Path, model: &ListedModel, digest: &Digest) -> Result<Utf8PathBuf, DeliveryError> {
     let fails = |error| DeliveryError::Fetch(model.name.clone(), error);
     let mut others = Vec::new();
     let mut left = vec![(image.to_owned(), 0)];
@@ -180,15 +185,15 @@ fn proven_in(image: &Utf8Path, model: &Wanted, digest: &Digest) -> Result<Utf8Pa
             Ok(None) | Err(_) => {}
         }
     }
-    let there = match others.is_empty() {
-        true => "is none".to_owned(),
-        false => format!("are {}", others.join(", ")),
+    let found = match others.is_empty() {
+        true => "no model".to_owned(),
+        false => others.join(", "),
     };
-    Err(DeliveryError::Absent { model: model.name.clone(), digest: digest.to_string(), image: image.to_owned(), there })
+    Err(DeliveryError::Absent { model: model.name.clone(), digest: digest.to_string(), image: image.to_owned(), found })
 }
 
 /// Replaces a model's path by a symlink, atomically. The path belongs to this pod alone.
-fn link(model: &Wanted, folder: &Utf8Path) -> Result<(), DeliveryError> {
+fn link(model: &ListedModel, folder: &Utf8Path) -> Result<(), DeliveryError> {
     let make = || -> io::Result<()> {
         let (Some(parent), Some(name)) = (model.path.parent(), model.path.file_name()) else {
             return Err(io::Error::other("its path is not a folder"));
@@ -284,13 +289,13 @@ mod tests {
 
         let other = written(&folder.join("other"), "image", &image, &format!("sha256:{}", "0".repeat(64)));
         let error = deliver(&other).await.unwrap_err();
-        assert!(error.to_string().ends_with(&format!("where there are {digest}")), "{error}");
+        assert!(error.to_string().ends_with(&format!("which contains {digest}")), "{error}");
         damage(&image.join("models/textnlp-tiny"));
         let error = deliver(&list).await.unwrap_err();
         assert!(matches!(error, DeliveryError::Fetch(..)), "{error}");
         std::fs::remove_dir_all(&image).unwrap();
         let error = deliver(&list).await.unwrap_err();
-        assert!(error.to_string().ends_with("where there is none"), "{error}");
+        assert!(error.to_string().ends_with("which contains no model"), "{error}");
     }
 
     #[tokio::test]

@@ -37,12 +37,15 @@ pub struct Caller {
 }
 
 /// The scopes that a key may have, besides `*`.
-pub const SCOPES: &[&str] = &["generate", "models", "tokenize", "validate", "usage"];
+pub const SCOPES: &[&str] = &["generate", "embeddings", "models", "tokenize", "validate", "usage", ADMIN];
+
+/// The scope that changes the service for all tenants. `*` does not include it: clients of every tenant have such keys.
+pub const ADMIN: &str = "admin";
 
 impl Caller {
     /// Fails if the key does not have the scope.
     pub fn allow(&self, scope: &str) -> Result<(), ApiError> {
-        if self.scopes.iter().any(|s| s == "*" || s == scope) {
+        if self.scopes.iter().any(|s| s == scope || (s == "*" && scope != ADMIN)) {
             return Ok(());
         }
         Err(ApiError::new(StatusCode::FORBIDDEN, "insufficient_scope", format!("this key lacks the scope `{scope}`"))
@@ -99,7 +102,7 @@ async fn look_at_verifiers(app: &App) -> Result<(), StoreError> {
     app.store.drop_verifiers(&ended).await
 }
 
-/// Whether an error refuses a credential that was sent: one that is wrong, or of another tenant.
+/// Whether an error rejects a credential that was sent: an invalid one, or one of another tenant.
 fn is_refusal(error: &ApiError) -> bool {
     (error.status == StatusCode::UNAUTHORIZED && error.code != "missing_api_key") || error.code == "tenant_mismatch"
 }
@@ -137,6 +140,10 @@ pub(crate) fn refuse(app: &App, action: Action, error: ApiError, origin: Origin<
 
 /// Identifies the caller.
 pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    // AWS has authorized the caller, whose headers are not passed on.
+    if app.config.is_invoked {
+        return Ok(anonymous(tenant::DEFAULT));
+    }
     let claim = claimed_tenant(app, headers).await?;
     let caller = match credential(app, headers)? {
         Some(Credential::Key(text)) => with_key(app, &text).await.map(|key| caller(app, &key, None))?,

@@ -2,8 +2,10 @@
 
 mod database;
 mod document;
+mod features;
 mod units;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -13,7 +15,7 @@ use document::{Document, Section};
 
 pub use document::Problem;
 pub use textnlp_process::Address;
-pub use textnlp_store::{Database, DatabaseAt, PostgresAt, Rate};
+pub use textnlp_store::{Database, DatabaseAt, FeatureValue, PostgresAt, Rate};
 pub use units::{ByteSize, Span};
 
 /// A checked configuration.
@@ -31,6 +33,8 @@ pub struct Config {
     pub api: Api,
     /// Which models are served.
     pub models: Models,
+    /// Feature flags by name.
+    pub features: BTreeMap<String, FeatureValue>,
     /// Where keys, budgets and usage are stored.
     pub database: Database,
     /// Retention of usage records.
@@ -41,6 +45,27 @@ pub struct Config {
     pub monitoring: Monitoring,
     /// The control socket of the site agent, where control data is replicated between sites.
     pub watch: Option<Address>,
+    /// Whether it is a container of SageMaker: there is `/invocations` instead of the API. No file sets it.
+    pub is_invoked: bool,
+    /// How chat templates are rendered and schemas are checked. No file sets it.
+    pub renderer: Renderer,
+}
+
+/// The processes that render chat templates and check schemas.
+#[derive(Debug, Clone)]
+pub struct Renderer {
+    /// The program with the commands `render-chat` and `check-schema`: by default the running one, also after its file
+    /// was replaced.
+    pub program: Utf8PathBuf,
+    /// How long a rendering or a check may take, with the start of its process.
+    pub timeout: Duration,
+}
+
+impl Default for Renderer {
+    /// Ten seconds: a long conversation takes 20 ms.
+    fn default() -> Self {
+        Self { program: "/proc/self/exe".into(), timeout: Duration::from_secs(10) }
+    }
 }
 
 /// A phase of maturity.
@@ -134,6 +159,10 @@ pub struct Models {
     pub serve: Vec<Model>,
     /// Compute threads; 0 uses all available cores.
     pub threads: usize,
+    /// Whether a request uses keys and values of earlier ones of its tenant that begin with the same tokens.
+    pub prefix_cache: bool,
+    /// The most tokens that are guessed from a text itself and verified in one step; 0 guesses none.
+    pub draft_tokens: usize,
 }
 
 /// One model that can be served.
@@ -147,6 +176,19 @@ pub struct Model {
     pub quantize: Option<Weights>,
     /// A context shorter than the model's own.
     pub context: Option<usize>,
+    /// What computes it; the own kernels where they have its family when absent.
+    pub executor: Option<Executor>,
+    /// An encoder whose vectors may be shortened: it was trained for that (Kusupati et al. 2022).
+    pub matryoshka: bool,
+}
+
+/// What computes a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Executor {
+    /// The own kernels.
+    Own,
+    /// candle.
+    Candle,
 }
 
 /// Format of weights in memory.
@@ -156,6 +198,7 @@ pub enum Weights {
     F32,
     F16,
     Q8_0,
+    Q4_0,
 }
 
 /// Retention of usage records.
@@ -207,6 +250,12 @@ impl Monitoring {
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// No file is given, and no variables are set.
+    #[error("no configuration: write --config FILE; only a container of SageMaker has it in variables")]
+    Missing,
+    /// A container of SageMaker has its configuration and not the list of its models.
+    #[error("{0}_0 is not set: it is the first piece of the list of models")]
+    NoModels(&'static str),
     /// It cannot be read.
     #[error("read configuration {path}")]
     Read {
@@ -243,6 +292,17 @@ impl Config {
         Self::parse(&text).map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
     }
 
+    /// The same for a container of SageMaker: AWS terminates TLS, authorizes callers, and reaches one port only.
+    #[must_use]
+    pub fn invoked(mut self) -> Self {
+        self.is_invoked = true;
+        (self.api.metrics_listen, self.api.health_listen) = (None, None);
+        self.api.cors_origins.clear();
+        self.api.docs = false;
+        self.api.require_https = false;
+        self
+    }
+
     /// Reads a text; the error is everything that is wrong with it.
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
         let document = Document::parse(text)?;
@@ -254,18 +314,22 @@ impl Config {
         root.finish();
         let phase = textnlp.word("phase", PHASES).unwrap_or(Phase::Development);
         let (monitoring, metrics_port) = monitoring(textnlp.section("monitoring"));
+        let models = models(textnlp.section("models"));
         let config = Self {
             environment: textnlp.text("environment").unwrap_or_else(|| "development".into()),
             phase,
             region: textnlp.text("region").unwrap_or_else(|| "local".into()),
             site: textnlp.text("site").unwrap_or_else(|| "here".into()),
             api: api(textnlp.section("api"), metrics_port),
-            models: models(textnlp.section("models")),
+            features: features::features(&textnlp, &models.serve),
+            models,
             database: database::database(textnlp.section("database")),
             usage: usage(textnlp.section("usage")),
             security: security(textnlp.section("security"), phase),
             monitoring,
             watch: watch(textnlp.section("replication")),
+            is_invoked: false,
+            renderer: Renderer::default(),
         };
         if textnlp.has("redis") {
             textnlp.wrong(
@@ -356,8 +420,11 @@ fn models(section: Section<'_>) -> Models {
     for item in section.sections("serve") {
         let name = item.needed_text("name");
         let path = item.needed_text("path").map(Utf8PathBuf::from);
-        let quantize = item.word("quantize", &[("f32", Weights::F32), ("f16", Weights::F16), ("q8_0", Weights::Q8_0)]);
+        let formats = [("f32", Weights::F32), ("f16", Weights::F16), ("q8_0", Weights::Q8_0), ("q4_0", Weights::Q4_0)];
+        let quantize = item.word("quantize", &formats);
         let context = item.integer("context", 2..=1 << 24).map(|context| context as usize);
+        let executor = item.word("executor", &[("own", Executor::Own), ("candle", Executor::Candle)]);
+        let matryoshka = item.flag("matryoshka").unwrap_or(false);
         if let Some(name) = &name {
             let sane = |c: char| c.is_ascii_alphanumeric() || "._:/@-".contains(c);
             if name.is_empty() || name.len() > 128 || !name.chars().all(sane) {
@@ -372,7 +439,7 @@ fn models(section: Section<'_>) -> Models {
         }
         if let (Some(name), Some(path)) = (name, path) {
             let path = cache_dir.as_ref().map_or(path.clone(), |dir| dir.join(&path));
-            serve.push(Model { name, path, quantize, context });
+            serve.push(Model { name, path, quantize, context, executor, matryoshka });
         }
         item.finish();
     }
@@ -406,6 +473,8 @@ fn models(section: Section<'_>) -> Models {
         preload,
         max_cache_size: section.parsed("max_cache_size").unwrap_or(ByteSize(50_000_000_000)),
         threads: section.integer("threads", 0..=1024).unwrap_or(0) as usize,
+        prefix_cache: section.flag("prefix_cache").unwrap_or(true),
+        draft_tokens: section.integer("draft_tokens", 0..=16).unwrap_or(8) as usize,
         cache_dir,
         serve,
     };

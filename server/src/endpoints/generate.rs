@@ -1,17 +1,19 @@
 //! `/v1/generate` and `/v1/stream`: the project's own interface.
 
-use axum::Json;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use serde::Serialize;
 use serde_json::{Value, json};
 use textnlp_inference::engine::{Done, Token};
 
-use super::sampling::{self, chat_logprob};
+use super::completions::Usage;
+use super::sampling::{self, ChatLogprob, ChatLogprobs};
 use super::streaming::{self, Moment};
+use super::structure::{self, Structure};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::ApiError;
-use crate::http::{Call, Fields};
-use crate::models::Ready;
+use crate::http::{AnswerMemory, Call, Fields, HeldMemory};
+use crate::models::{Kind, Ready};
 use crate::work::{self, GenerationParameters, Prompt, Running, finish_reason};
 
 /// Tokens of an answer whose request names no number.
@@ -32,8 +34,10 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
 
 async fn posted(mut call: Call, form: Form) -> Result<Response, ApiError> {
     let caller = call.enter("generate").await?;
-    let wanted = read(&call.fields().await?, &call.app, form)?;
-    answer(call, caller, wanted).await
+    let fields = call.fields().await?;
+    let wanted = read(&fields, &call.app, form)?;
+    let memory = fields.into_memory();
+    answer(call, caller, wanted, memory).await
 }
 
 /// The requested response format.
@@ -49,6 +53,7 @@ pub(super) enum Form {
 pub(super) struct Wanted {
     model: Option<String>,
     parameters: GenerationParameters,
+    structure: Option<Structure>,
     streamed: bool,
 }
 
@@ -69,20 +74,41 @@ pub(super) fn read(fields: &Fields, app: &App, form: Form) -> Result<Wanted, Api
         ),
         sampling: sampling::sampling(fields, TEMPERATURE),
         stop: sampling::stops(fields),
+        guide: None,
         logprobs,
         ignore_end: fields.flag("ignore_end").unwrap_or(false),
+        again: false,
     };
+    let structure = structure::structure(fields);
     sampling::neutral(fields);
+    fields.only("n", &[json!(1)], "POST /v1/completions and /v1/chat/completions give several answers");
     fields.finish()?;
-    Ok(Wanted { model, parameters, streamed })
+    if !streamed {
+        sampling::whole_tokens(app, 1, parameters.max_tokens, logprobs, "logprobs")?;
+    }
+    Ok(Wanted { model, parameters, structure, streamed })
 }
 
-/// Answers a request that was read.
-pub(super) async fn answer(call: Call, caller: Caller, wanted: Wanted) -> Result<Response, ApiError> {
-    let Wanted { model, parameters, streamed } = wanted;
+/// Answers a request that was read, with the memory of its body.
+pub(super) async fn answer(
+    call: Call,
+    caller: Caller,
+    wanted: Wanted,
+    memory: Option<HeldMemory>,
+) -> Result<Response, ApiError> {
+    let Wanted { model, mut parameters, structure, streamed } = wanted;
     let logprobs = parameters.logprobs;
-    let model = call.model(model.as_deref()).await?;
+    let model = call.model_name(&caller, model);
+    let model = call.model_of(Kind::Generation, model.as_deref()).await?;
+    sampling::check_biases(&parameters.sampling, &model)?;
+    work::check_prompt(&model, &parameters.prompt)?;
+    parameters.guide = structure::guide(&call, &model, structure, 1).await?;
+    let tokens = parameters.max_tokens.unwrap_or(MAX_TOKENS).min(model.info.context);
+    let bytes = if streamed { 0 } else { sampling::whole_bytes(tokens, logprobs) };
+    let answer_memory = AnswerMemory::hold(&call.app, &call.record, bytes).await?;
     let mut running = work::start(&call.app, &call.record, &caller, model, parameters).await?;
+    // The prompt is tokens now.
+    drop(memory);
     let head = Head {
         id: format!("gen-{}", call.record.id),
         created: super::now(),
@@ -93,21 +119,39 @@ pub(super) async fn answer(call: Call, caller: Caller, wanted: Wanted) -> Result
         return stream_events(running, head, logprobs.is_some()).await;
     }
     let answer = work::collect(&mut running, logprobs.is_some()).await?;
-    let mut body = json!({
-        "id": head.id,
-        "object": "generation",
-        "created": head.created,
-        "model": head.model,
-        "text": answer.text,
-        "finish_reason": finish_reason(answer.done.finish),
-        "usage": usage(&answer.done),
-        "seed": head.seed,
-        "timing": timing(&answer.done),
-    });
-    if logprobs.is_some() {
-        body["logprobs"] = answer.tokens.iter().map(|token| chat_logprob(&running.model, token)).collect();
-    }
-    Ok(Json(body).into_response())
+    let model = running.model.clone();
+    let length = logprobs.map_or(0, |top| answer.tokens.len() * (usize::from(top) + 1));
+    let write = move || {
+        answer_memory.json(&Generation {
+            id: &head.id,
+            object: "generation",
+            created: head.created,
+            model: &head.model,
+            text: &answer.text,
+            finish_reason: finish_reason(answer.done.finish),
+            usage: usage(&answer.done),
+            seed: head.seed,
+            timing: timing(&answer.done),
+            logprobs: logprobs.map(|_| ChatLogprobs(&model, &answer.tokens)),
+        })
+    };
+    work::process(&call.app, &call.record, length, write).await??.respond().await
+}
+
+/// A whole answer.
+#[derive(Serialize)]
+struct Generation<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    text: &'a str,
+    finish_reason: &'static str,
+    usage: Value,
+    seed: u64,
+    timing: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<ChatLogprobs<'a>>,
 }
 
 struct Head {
@@ -141,19 +185,17 @@ async fn stream_events(running: Running, head: Head, logprobs: bool) -> Result<R
 
 fn piece(model: &Ready, token: &Token, logprobs: bool) -> String {
     if logprobs {
-        let shown = json!({ "text": token.text, "logprobs": chat_logprob(model, token) });
+        let shown = json!({ "text": token.text, "logprobs": ChatLogprob(model, token) });
         return streaming::named("token", &shown);
     }
     if token.text.is_empty() { String::new() } else { streaming::named("token", &json!({ "text": token.text })) }
 }
 
 /// Token usage in OpenAI's format.
-pub(super) fn usage(done: &Done) -> Value {
-    json!({
-        "prompt_tokens": done.prompt_tokens,
-        "completion_tokens": done.generated_tokens,
-        "total_tokens": done.prompt_tokens + done.generated_tokens,
-    })
+fn usage(done: &Done) -> Value {
+    let mut usage = Usage::default();
+    usage.add(true, done);
+    usage.shown()
 }
 
 fn timing(done: &Done) -> Value {

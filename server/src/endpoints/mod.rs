@@ -1,16 +1,23 @@
 //! The endpoints, one family per file.
 
+mod calls;
 mod chat;
 mod completions;
 mod docs;
+mod embeddings;
+mod features;
 mod generate;
+mod invocations;
+mod messages;
 mod models;
 mod probes;
 mod sampling;
 mod streaming;
+mod structure;
 mod tickets;
 mod token;
 mod tokenize;
+mod tools;
 mod usage;
 mod validate;
 
@@ -19,15 +26,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::http::StatusCode;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 
 use crate::app::App;
 use crate::error::ApiError;
 
 pub(crate) use probes::metrics;
+pub(crate) use sampling::MAX_ANSWERS;
+pub(crate) use structure::{AnswerGuide, too_complex};
 
 /// All routes of the public listener.
 pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
+    if app.config.is_invoked {
+        return invocations::routes();
+    }
     let mut routes = Router::new()
         .route("/health", get(probes::health))
         // Is not ready while models are loaded, and when draining.
@@ -41,11 +53,16 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
         .route("/v1/stream/tickets", post(tickets::issue))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/tokenize", post(tokenize::tokenize))
         .route("/v1/validate", post(validate::validate))
-        .route("/v1/usage", get(usage::usage));
+        .route("/v1/usage", get(usage::usage))
+        .route("/v1/features", get(features::own))
+        .route("/admin/features", get(features::list))
+        .route("/admin/features", post(features::set))
+        .route("/admin/features/{name}", delete(features::clear));
     if app.config.api.docs {
         routes = routes
             .route("/openapi.json", get(docs::openapi))

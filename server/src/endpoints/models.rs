@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::config::{Model, Weights};
 use crate::error::ApiError;
 use crate::http::Call;
-use crate::models::ModelState;
+use crate::models::{Kind, ModelState};
 
 /// All models.
 pub(super) async fn list(call: Call) -> Result<Json<Value>, ApiError> {
@@ -34,6 +34,7 @@ fn describe(call: &Call, model: &Model, standing: &ModelState) -> Value {
         "object": "model",
         "created": call.app.models.created(),
         "owned_by": "textnlp",
+        "kind": call.app.models.kind(&model.name).map(Kind::name),
         "default": model.name == call.app.models.default_name(),
         "state": match standing {
             ModelState::Idle => "not loaded",
@@ -45,13 +46,14 @@ fn describe(call: &Call, model: &Model, standing: &ModelState) -> Value {
             Weights::F32 => "f32",
             Weights::F16 => "f16",
             Weights::Q8_0 => "q8_0",
+            Weights::Q4_0 => "q4_0",
         }),
     });
     if let ModelState::Failed(why) = standing {
         shown["reason"] = json!(why);
     }
     if let ModelState::Ready(ready) = standing {
-        let shape = &ready.info.architecture;
+        let shape = &ready.info.shape;
         shown["details"] = json!({
             "family": shape.family,
             "parameters": ready.parameters,
@@ -65,6 +67,9 @@ fn describe(call: &Call, model: &Model, standing: &ModelState) -> Value {
             "load_ms": ready.load_ms,
             "notes": ready.notes,
         });
+        if let Some(embedder) = &ready.embedder {
+            shown["details"]["embeddings"] = embedder.describe();
+        }
     }
     shown
 }

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::app::App;
+use crate::embed;
 use crate::http::Call;
 use crate::ready::{self, Verdict};
 use crate::recent;
@@ -30,7 +31,7 @@ pub(super) async fn health(call: Call) -> Response {
         return liveness(State(app.clone())).await;
     }
     let process = crate::metrics::process();
-    let stats = app.engine.stats();
+    let stats = embed::stats(app);
     Json(json!({
         "status": "ok",
         "environment": config.environment,
@@ -71,7 +72,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// Everything that is measured.
 pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
-    let text = app.metrics.text(&app.engine.stats(), app.usage.lost(), app.audit.lost());
+    let text = app.metrics.text(&embed::stats(&app), app.usage.lost(), app.audit.lost());
     let (kind, text) = textnlp_process::negotiated(&headers, text);
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

@@ -83,12 +83,12 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
     if query.get("ticket").is_none() {
         let caller = call.enter("generate").await?;
         let wanted = generate::read(&query, &call.app, Form::Stream)?;
-        return generate::answer(call, caller, wanted).await;
+        return generate::answer(call, caller, wanted, None).await;
     }
     let redeemed = redeem(&call, query).await;
     let (caller, wanted) =
         redeemed.map_err(|error| auth::refuse(&call.app, Action::Authenticate, error, call.origin()))?;
-    generate::answer(call, caller, wanted).await
+    generate::answer(call, caller, wanted, None).await
 }
 
 /// The caller and the request of a ticket, which is spent.
@@ -118,6 +118,7 @@ async fn redeem(call: &Call, query: Fields) -> Result<(Caller, Wanted), ApiError
     if !spend.await? {
         return Err(refused());
     }
+    call.record.note(|known| known.admitted = true);
     Ok((caller, wanted))
 }
 

@@ -36,6 +36,7 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
     let caller = auth::caller(app, &key, None);
     call.record.caller(&caller);
     allowance::take_request(app, &caller).await.map_err(|(error, _)| error)?;
+    call.record.note(|known| known.admitted = true);
     let most = key.token_limit.unwrap_or(app.config.security.jwt_token_limit);
     if token_limit.is_some_and(|limit| limit > most) {
         return Err(ApiError::invalid(format!("`token_limit` exceeds the limit of this key, which is {most}"))

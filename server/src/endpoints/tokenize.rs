@@ -1,14 +1,19 @@
 //! `/v1/tokenize`: a text as tokens, or tokens as a text.
 
-use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::{Serialize, Serializer};
 use textnlp_inference::text::Tokenizer;
 
 use crate::allowance;
 use crate::error::ApiError;
-use crate::http::Call;
+use crate::http::{AnswerMemory, Call};
 use crate::work;
+
+/// The longest text of tokens in bytes: with its JSON it fits into a key's share of the memory of answers.
+const MAX_TEXT: usize = 4 << 20;
+
+/// The memory of a token with its piece, and as JSON.
+const ID_BYTES: usize = 32;
 
 #[derive(Serialize)]
 struct Tokens<'a> {
@@ -53,7 +58,8 @@ pub(super) async fn tokenize(mut call: Call) -> Result<Response, ApiError> {
         _ => {}
     }
     fields.finish()?;
-    drop(fields);
+    let memory = fields.into_memory();
+    let model = call.model_name(&caller, model);
     let model = call.model(model.as_deref()).await?;
     let (decode, param) = if ids.is_some() { (true, "tokens") } else { (false, param) };
     let ids = match ids {
@@ -73,14 +79,24 @@ pub(super) async fn tokenize(mut call: Call) -> Result<Response, ApiError> {
         None => {
             let text = text.unwrap_or_default();
             work::check_length(&model, param, text.len())?;
-            work::encode(&call.app, &model, text, special).await?
+            work::encode(&call.app, &call.record, &model, text, special).await?
         }
     };
-    allowance::take_tokens(&call.app, &caller, ids.len() as u64, param).await?;
     let length = ids.len();
+    // A decoded text exists three times: as bytes, as a text, and as JSON.
+    let text: usize = if decode { ids.iter().map(|id| model.info.tokenizer.bytes(*id).len()).sum() } else { 0 };
+    if text > MAX_TEXT {
+        let message = format!("`tokens` are {text} bytes of text; {MAX_TEXT} is the limit");
+        return Err(ApiError::invalid(message).param(param).hint("send fewer in one request"));
+    }
+    let answer_memory = AnswerMemory::hold(&call.app, &call.record, length * ID_BYTES + 3 * text).await?;
+    // They are taken for good: what can be refused comes before.
+    allowance::take_tokens(&call.app, &caller, length as u64, param).await?;
+    // The text is tokens now.
+    drop(memory);
     let write = move || {
         let (info, tokenizer) = (&model.info, &*model.info.tokenizer);
-        serde_json::to_vec(&Tokens {
+        answer_memory.json(&Tokens {
             object: "tokens",
             model: &info.name,
             count: ids.len(),
@@ -90,6 +106,5 @@ pub(super) async fn tokenize(mut call: Call) -> Result<Response, ApiError> {
             text: decode.then(|| tokenizer.decode(&ids)),
         })
     };
-    let body = work::process(&call.app, length, write).await?.unwrap_or_default();
-    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
+    work::process(&call.app, &call.record, length, write).await??.respond().await
 }

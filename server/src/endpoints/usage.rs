@@ -1,6 +1,7 @@
 //! `GET /v1/usage`: the usage of the caller's key, by day and model.
 
 use axum::Json;
+use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 use textnlp_store::{DAY_MS, DailyUsage, UsageSum};
 
@@ -41,8 +42,18 @@ pub(super) async fn usage(call: Call) -> Result<Json<Value>, ApiError> {
     }
     query.finish()?;
     let store = call.app.store.clone();
-    let sums = || store.tenant(&caller.tenant).usage_by_day(&caller.user, start * 1000, end * 1000);
-    let (total, days) = by_day(textnlp_store::read(sums).await?);
+    let turn = call.app.sums.turn(&call.record).await?;
+    let (tenant, key) = (caller.tenant.clone(), caller.user.clone());
+    // SQLite goes on after the client has left, so that the turn does too.
+    let sums = call.app.tasks.spawn(async move {
+        let _turn = turn;
+        textnlp_store::read(|| store.tenant(&tenant).usage_by_day(&key, start * 1000, end * 1000)).await
+    });
+    let sums = sums.await.map_err(|error| {
+        tracing::error!(%error, "the usage could not be summed");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "internal server error")
+    })?;
+    let (total, days) = by_day(sums?);
     let mut shown = days.iter().map(|(day, entry)| (*day, entry));
     let data: Vec<Value> = shown.by_ref().take(limit as usize).map(|(_, entry)| entry.clone()).collect();
     let next = shown.next().map(|(day, _)| (day * DAY).max(start));

@@ -1,7 +1,5 @@
 //! Reading a request's body: bounded in size, time, depth, and in the memory of its values.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use textnlp_inference::engine::Failure;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::fields::Fields;
+use super::memory::{HeldMemory, SMALL};
 use super::strict::{self, Refused};
 use crate::app::App;
 use crate::config::ByteSize;
@@ -20,16 +18,8 @@ use crate::error::ApiError;
 use crate::record::Record;
 
 /// The largest bodies of routes that need less than `max_request_size`.
-const LIMITS: &[(&str, usize)] = &[("/auth/token", 4_000), ("/v1/stream/tickets", 128_000), ("/v1/validate", 256_000)];
-
-/// Bodies up to this size are parsed on the current thread: a thread switch takes longer.
-const SMALL: usize = 64 << 10;
-
-/// Bytes of larger bodies held at once, by all requests.
-const MAX_HELD: usize = 64 << 20;
-
-/// How long a large body waits for others to be processed.
-const HELD_TIMEOUT: Duration = Duration::from_secs(10);
+const LIMITS: &[(&str, usize)] =
+    &[("/admin/features", 4_000), ("/auth/token", 4_000), ("/v1/stream/tickets", 128_000), ("/v1/validate", 256_000)];
 
 /// How much of a body that is too large is read and thrown away, so that a client which writes before it reads gets to see the
 /// refusal instead of a broken pipe.
@@ -42,68 +32,6 @@ const DISCARD_FOR: Duration = Duration::from_secs(10);
 pub(crate) fn body_limit(max_request_size: usize, route: &str) -> usize {
     let own = LIMITS.iter().find(|(limited, _)| *limited == route).map(|(_, most)| *most);
     own.unwrap_or(max_request_size).min(max_request_size)
-}
-
-fn kib(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
-}
-
-/// The memory of large bodies: bounded for all requests together, for those of one tenant and for those of one key, so
-/// that each leaves room for the others.
-pub(crate) struct BodyMemory {
-    all: Arc<Semaphore>,
-    tenant_kib: u32,
-    key_kib: u32,
-    /// Those that are in use.
-    shares: Mutex<HashMap<Owner, Arc<Semaphore>>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Owner {
-    Tenant(String),
-    Key(String),
-}
-
-/// The memory of one body.
-pub(crate) struct HeldMemory {
-    _permits: [OwnedSemaphorePermit; 3],
-}
-
-impl BodyMemory {
-    /// For bodies of up to this many bytes: two of the largest fit in, one of each tenant.
-    pub(crate) fn new(max_request_size: usize) -> Self {
-        let all = MAX_HELD.max(max_request_size.saturating_mul(2));
-        let part = |divisor: usize| kib((all / divisor).max(max_request_size));
-        Self {
-            all: Arc::new(Semaphore::new(kib(all) as usize)),
-            tenant_kib: part(2),
-            key_kib: part(4),
-            shares: Mutex::default(),
-        }
-    }
-
-    /// Waits until there is room for a body beside those of other requests.
-    async fn hold(&self, tenant: &str, key: &str, bytes: usize) -> Result<HeldMemory, ApiError> {
-        let key = self.share(Owner::Key(key.to_owned()), self.key_kib);
-        let tenant = self.share(Owner::Tenant(tenant.to_owned()), self.tenant_kib);
-        let size = kib(bytes);
-        // The own shares first: a request that waits for them takes no place of others.
-        let permits = async {
-            let key = key.acquire_many_owned(size).await?;
-            let tenant = tenant.acquire_many_owned(size).await?;
-            Ok::<_, tokio::sync::AcquireError>([key, tenant, self.all.clone().acquire_many_owned(size).await?])
-        };
-        let waited = tokio::time::timeout(HELD_TIMEOUT, permits).await;
-        let permits = waited.map_err(|_| Failure::Busy { retry_after_ms: 1000 })?.map_err(|_| Failure::Draining)?;
-        Ok(HeldMemory { _permits: permits })
-    }
-
-    fn share(&self, owner: Owner, kib: u32) -> Arc<Semaphore> {
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        // Permits and those that wait have a reference, too.
-        shares.retain(|_, share| Arc::strong_count(share) > 1);
-        shares.entry(owner).or_insert_with(|| Arc::new(Semaphore::new(kib as usize))).clone()
-    }
 }
 
 /// Reads a JSON object.
@@ -138,7 +66,7 @@ pub(crate) async fn read_fields(
     let (bytes, held) = read(app, record, headers, body).await?;
     let value = match held {
         None => parse(&bytes)?,
-        Some(_) => app.parsers.run(move || parse(&bytes)).await??,
+        Some(_) => app.parsers.run(record, move || parse(&bytes)).await??,
     };
     Fields::of_body(value, held)
 }
@@ -194,7 +122,8 @@ async fn read(
                 // One of unknown size counts as the largest.
                 let whole = announced.unwrap_or(most).max(size);
                 let (tenant, key) = record.owner();
-                held = Some(app.bodies.hold(&tenant, &key, whole).await?);
+                let memory = app.bodies.hold(&tenant, &key, whole).await;
+                held = Some(memory.map_err(|_| Failure::Busy { retry_after_ms: 1000 })?);
                 bytes.reserve(announced.map_or(0, |announced| announced.saturating_sub(bytes.len())));
             }
             bytes.extend_from_slice(&data);
@@ -268,29 +197,6 @@ fn field_before(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn one_tenant_and_one_key_leave_memory_for_the_bodies_of_others() {
-        use futures::FutureExt as _;
-        let memory = BodyMemory::new(10_000_000);
-        let hold = |tenant: &str, key: &str| memory.hold(tenant, key, 10_000_000).now_or_never().map(Result::unwrap);
-        let first = hold("acme", "1").unwrap();
-        assert!(hold("acme", "1").is_none(), "a key has a quarter");
-        let others = [hold("acme", "2").unwrap(), hold("acme", "3").unwrap()];
-        assert!(hold("acme", "4").is_none(), "a tenant has half");
-        let beside = [hold("other", "5").unwrap(), hold("other", "6").unwrap(), hold("third", "7").unwrap()];
-        assert!(hold("fourth", "8").is_none(), "all of it is in use");
-        drop(first);
-        let _again = hold("acme", "1").unwrap();
-        drop((others, beside));
-        let _last = hold("fourth", "8").unwrap();
-        assert_eq!(memory.shares.lock().unwrap().len(), 4, "unused shares are forgotten");
-        // Two of the largest bodies fit in, whatever their size.
-        let memory = BodyMemory::new(100 << 20);
-        let hold = |tenant: &str, key: &str| memory.hold(tenant, key, 100 << 20).now_or_never().map(Result::unwrap);
-        let _two = (hold("acme", "1").unwrap(), hold("other", "2").unwrap());
-        assert!(hold("third", "3").is_none());
-    }
 
     fn check(text: &str, param: Option<&str>, hint: Option<&str>) {
         let error = broken(text, &serde_json::from_str::<Value>(text).unwrap_err());

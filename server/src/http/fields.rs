@@ -8,7 +8,7 @@ use axum::extract::Query;
 use axum::http::Uri;
 use serde_json::{Map, Value};
 
-use super::body::HeldMemory;
+use super::memory::HeldMemory;
 use crate::config::nearest;
 use crate::error::ApiError;
 
@@ -16,10 +16,13 @@ use crate::error::ApiError;
 pub(crate) struct Fields {
     map: Map<String, Value>,
     known: RefCell<Vec<&'static str>>,
-    wrong: RefCell<Vec<(String, String, Option<String>)>>,
+    wrong: RefCell<Vec<Mistake>>,
     /// The memory of a large body, until its fields are dropped.
-    _held: Option<HeldMemory>,
+    held: Option<HeldMemory>,
 }
+
+/// A field, what is wrong with it, and a hint.
+pub(crate) type Mistake = (String, String, Option<String>);
 
 /// Mistakes named besides the first.
 const MORE_MISTAKES: usize = 8;
@@ -31,7 +34,7 @@ impl Fields {
 
     pub(crate) fn of_body(value: Value, held: Option<HeldMemory>) -> Result<Self, ApiError> {
         match value {
-            Value::Object(map) => Ok(Self { map, known: RefCell::default(), wrong: RefCell::default(), _held: held }),
+            Value::Object(map) => Ok(Self { map, known: RefCell::default(), wrong: RefCell::default(), held }),
             other => Err(ApiError::invalid(format!("the body must be a JSON object, not {}", kind(&other)))),
         }
     }
@@ -60,6 +63,11 @@ impl Fields {
         Self::new(Value::Object(map))
     }
 
+    /// Drops the fields. What was taken of them, such as prompts that wait for their turn, still needs the memory.
+    pub(crate) fn into_memory(self) -> Option<HeldMemory> {
+        self.held
+    }
+
     /// Whether it has none.
     pub(crate) fn is_empty(&self) -> bool {
         self.map.is_empty()
@@ -72,7 +80,11 @@ impl Fields {
 
     /// Notes a mistake.
     pub(crate) fn wrong(&self, name: &str, message: impl Into<String>, hint: Option<&str>) {
-        self.wrong.borrow_mut().push((name.to_owned(), message.into(), hint.map(str::to_owned)));
+        let mut wrong = self.wrong.borrow_mut();
+        // A body may have any number of them, and no more are reported.
+        if wrong.len() <= MORE_MISTAKES {
+            wrong.push((name.to_owned(), message.into(), hint.map(str::to_owned)));
+        }
     }
 
     /// A field's value; `null` counts as absent.
@@ -202,24 +214,28 @@ impl Fields {
             let hint = nearest(&shown, &known).map(|word| format!("did you mean `{word}`?"));
             self.wrong(&shown, "is not a known field", hint.as_deref());
         }
-        let wrong = self.wrong.take();
-        let Some((name, message, hint)) = wrong.first() else { return Ok(()) };
-        let mut error = ApiError::invalid(format!("`{name}` {message}")).param(name.clone());
-        let also: Vec<String> =
-            wrong.iter().skip(1).take(MORE_MISTAKES).map(|(name, message, _)| format!("`{name}` {message}")).collect();
-        let mut hints: Vec<String> = hint.iter().cloned().collect();
-        if !also.is_empty() {
-            hints.push(format!("also: {}", also.join("; ")));
-        }
-        if !hints.is_empty() {
-            error = error.hint(hints.join(" · "));
-        }
-        Err(error)
+        mistakes(&self.wrong.take()).map_or(Ok(()), Err)
     }
 
     fn mistyped(&self, name: &str, wanted: &str, found: &Value) {
         self.wrong(name, format!("must be {wanted}, not {}", kind(found)), None);
     }
+}
+
+/// One error for all mistakes, if there is any.
+pub(crate) fn mistakes(wrong: &[Mistake]) -> Option<ApiError> {
+    let (name, message, hint) = wrong.first()?;
+    let mut error = ApiError::invalid(format!("`{name}` {message}")).param(name.clone());
+    let also: Vec<String> =
+        wrong.iter().skip(1).take(MORE_MISTAKES).map(|(name, message, _)| format!("`{name}` {message}")).collect();
+    let mut hints: Vec<String> = hint.iter().cloned().collect();
+    if !also.is_empty() {
+        hints.push(format!("also: {}", also.join("; ")));
+    }
+    if !hints.is_empty() {
+        error = error.hint(hints.join(" · "));
+    }
+    Some(error)
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -2,6 +2,7 @@
 
 mod body;
 mod fields;
+mod memory;
 mod strict;
 
 use std::panic::AssertUnwindSafe;
@@ -20,8 +21,9 @@ use hyper::body::{Frame, SizeHint};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
-pub(crate) use body::{BodyMemory, body_limit};
-pub(crate) use fields::Fields;
+pub(crate) use body::body_limit;
+pub(crate) use fields::{Fields, mistakes};
+pub(crate) use memory::{AnswerMemory, HeldMemory, SMALL, SMALL_PART, SharedMemory, exhausted, json_response};
 
 use textnlp_store::rate::Left;
 use textnlp_store::{Action, Origin};
@@ -30,7 +32,7 @@ use crate::allowance;
 use crate::app::App;
 use crate::auth::{self, Caller};
 use crate::error::{ApiError, ErrorCode};
-use crate::models::Ready;
+use crate::models::{Kind, Ready};
 use crate::record::{self, Record};
 
 /// The header that carries a request's id.
@@ -105,13 +107,27 @@ impl Call {
             Ok(left) => (left, None),
             Err((error, left)) => (left, Some(error)),
         };
-        self.record.note(|known| known.rate = left);
+        self.record.note(|known| {
+            known.rate = left;
+            known.admitted = refused.is_none();
+        });
         refused.map_or(Ok(caller), Err)
     }
 
     /// The origin of the request, for the audit log.
     pub(crate) fn origin(&self) -> Origin<'_> {
         Origin { source: self.record.client, request_id: &self.record.id }
+    }
+
+    /// The name of the model of a caller's text: the one of the request, else that of the feature flag `new_model`;
+    /// `None` is the default model.
+    pub(crate) fn model_name(&self, caller: &Caller, requested: Option<String>) -> Option<String> {
+        requested.or_else(|| {
+            let flags = self.app.features.current();
+            // While a release replaces another one, a server may not have the model.
+            let served = |name: &&str| self.app.models.find(name).is_some();
+            flags.new_model(caller).filter(served).map(str::to_owned)
+        })
     }
 
     /// The requested or the default model; loading it may take until the request's deadline.
@@ -122,6 +138,32 @@ impl Call {
                 .hint("try again in a moment")
         };
         tokio::time::timeout_at(deadline, self.app.models.get(name)).await.map_err(|_| late())?
+    }
+
+    /// The same, for a request that generates text or one that embeds it; a model of the other kind is refused unloaded.
+    pub(crate) async fn model_of(&self, kind: Kind, name: Option<&str>) -> Result<Arc<Ready>, ApiError> {
+        let models = &self.app.models;
+        let named = name.unwrap_or(models.default_name());
+        if models.kind(named).is_some_and(|of_model| of_model != kind) {
+            return Err(self.unsupported(kind, named));
+        }
+        let ready = self.model(name).await?;
+        // Its files may have been exchanged before they were opened.
+        if ready.kind() == kind { Ok(ready) } else { Err(self.unsupported(kind, named)) }
+    }
+
+    /// The error for a model that cannot do what is requested.
+    pub(crate) fn unsupported(&self, kind: Kind, named: &str) -> ApiError {
+        let (does, other) = match kind {
+            Kind::Generation => ("makes embeddings; it generates no text", "text generation"),
+            Kind::Embedding => ("generates text; it makes no embeddings", "embeddings"),
+        };
+        let hint = match self.app.models.of_kind(kind).as_slice() {
+            [] => format!("this server has no model for {other}"),
+            names => format!("models for {other}: {}", names.join(", ")),
+        };
+        let message = format!("model `{named}` {does}");
+        ApiError::new(StatusCode::BAD_REQUEST, "unsupported_model", message).param("model").hint(hint)
     }
 
     /// Reads the query's fields; they are read as strictly as a body's.
@@ -194,12 +236,13 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let method = match *request.method() {
         Method::GET => "GET",
         Method::POST => "POST",
+        Method::DELETE => "DELETE",
         Method::HEAD => "HEAD",
         Method::OPTIONS => "OPTIONS",
         _ => "OTHER",
     };
     let by_https = record::uses_https(&request);
-    let probe = matches!(route.as_str(), "/health" | "/ready");
+    let probe = record::is_probe(&route);
     let record = Record::begin(app.clone(), id.clone(), method, route, record::client(&request));
     request.extensions_mut().insert(record.clone());
     let mut response = if app.config.api.require_https && !by_https && !probe {
@@ -257,7 +300,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         // The unread body makes the connection unusable.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response.map(|body| Body::new(Recorded { body, record }))
+    response.map(|body| Body::new(RecordedBody { body, record }))
 }
 
 /// Whether a client's id is safe to log.
@@ -266,12 +309,12 @@ fn is_request_id(id: &str) -> bool {
 }
 
 /// A body that holds the request's record until it has been taken.
-struct Recorded {
+struct RecordedBody {
     body: Body,
     record: Arc<Record>,
 }
 
-impl HttpBody for Recorded {
+impl HttpBody for RecordedBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -34,7 +34,7 @@ const FIELD: usize = VALUE;
 pub(crate) fn parse(text: &str) -> Result<Value, Refused> {
     let (twice, left) = (RefCell::new(None), Cell::new(Some(MAX_MEMORY)));
     let mut reader = serde_json::Deserializer::from_str(text);
-    let once = Once { twice: &twice, left: &left };
+    let once = StrictBuilder { twice: &twice, left: &left };
     let read = once.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
     read.map_err(|error| match twice.take() {
         _ if left.get().is_none() => Refused::TooMany,
@@ -45,7 +45,7 @@ pub(crate) fn parse(text: &str) -> Result<Value, Refused> {
 
 /// Builds a value. On a duplicate, the key is stored in the cell and extended to its path on return.
 #[derive(Clone, Copy)]
-struct Once<'a> {
+struct StrictBuilder<'a> {
     twice: &'a RefCell<Option<String>>,
     /// Memory that is left; `None` after it was exceeded.
     left: &'a Cell<Option<usize>>,
@@ -55,7 +55,7 @@ struct Once<'a> {
 const SHOWN: usize = 64;
 const MOST_PATH: usize = 256;
 
-impl Once<'_> {
+impl StrictBuilder<'_> {
     fn take<E: Error>(self, bytes: usize) -> Result<(), E> {
         self.left.set(self.left.get().and_then(|left| left.checked_sub(bytes)));
         self.left.get().map(drop).ok_or_else(|| E::custom("too many values"))
@@ -73,7 +73,7 @@ fn shown(key: &str) -> String {
     key.chars().take(SHOWN).collect()
 }
 
-impl<'de> DeserializeSeed<'de> for Once<'_> {
+impl<'de> DeserializeSeed<'de> for StrictBuilder<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
@@ -81,7 +81,7 @@ impl<'de> DeserializeSeed<'de> for Once<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Once<'_> {
+impl<'de> Visitor<'de> for StrictBuilder<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

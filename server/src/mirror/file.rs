@@ -59,7 +59,7 @@ pub(super) async fn send(call: &Call<'_>, sent: Sent) -> io::Result<Response> {
     if call.head || start == end {
         return Ok(respond(status, headers, Body::empty()));
     }
-    let reading = Reading { shelf: call.desk.shelf.clone(), path: sent.path.into(), at: start, end };
+    let reading = TransferReader { source: call.desk.source.clone(), path: sent.path.into(), at: start, end };
     // The first block is read before the response starts, so that damage there can still be reported as an error.
     let (first, rest) = reading.block().await?;
     let blocks = futures::stream::unfold((Some(first), Some(rest)), async |(ready, reading)| match (ready, reading) {
@@ -74,21 +74,21 @@ pub(super) async fn send(call: &Call<'_>, sent: Sent) -> io::Result<Response> {
 }
 
 /// The rest of a transfer.
-struct Reading {
-    shelf: Arc<dyn FileSource>,
+struct TransferReader {
+    source: Arc<dyn FileSource>,
     path: Arc<str>,
     at: u64,
     end: u64,
 }
 
-impl Reading {
-    async fn block(self) -> io::Result<(Bytes, Reading)> {
+impl TransferReader {
+    async fn block(self) -> io::Result<(Bytes, TransferReader)> {
         let job = move || {
             let size = (self.end - self.at).min(BLOCK);
             let mut block = vec![0; size as usize];
             let mut filled = 0;
             while filled < block.len() {
-                match self.shelf.read_at(&self.path, self.at + filled as u64, &mut block[filled..])? {
+                match self.source.read_at(&self.path, self.at + filled as u64, &mut block[filled..])? {
                     0 => {
                         let why = format!("{} is shorter than it should be", self.path);
                         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
@@ -96,7 +96,7 @@ impl Reading {
                     n => filled += n,
                 }
             }
-            Ok((block.into(), Reading { at: self.at + size, ..self }))
+            Ok((block.into(), TransferReader { at: self.at + size, ..self }))
         };
         let read = tokio::task::spawn_blocking(job).await.map_err(io::Error::other).and_then(|read| read);
         if let Err(error) = &read {

@@ -81,18 +81,18 @@ pub enum MirrorError {
 
 /// The served contents.
 struct Desk {
-    shelf: Arc<dyn FileSource>,
+    source: Arc<dyn FileSource>,
     images: registry::Images,
     models: hub::Models,
 }
 
 impl Mirror {
     /// Reads the lists of images and models, opens the listener, and serves from now on.
-    pub async fn start(shelf: Arc<dyn FileSource>, options: Options) -> Result<Mirror, MirrorError> {
+    pub async fn start(source: Arc<dyn FileSource>, options: Options) -> Result<Mirror, MirrorError> {
         let desk = tokio::task::spawn_blocking(move || {
-            let images = registry::Images::of(&Catalogue::read(&*shelf)?);
-            let models = hub::Models::of(&*shelf);
-            Ok::<_, MirrorError>(Arc::new(Desk { shelf, images, models }))
+            let images = registry::Images::of(&Catalogue::read(&*source)?);
+            let models = hub::Models::of(&*source);
+            Ok::<_, MirrorError>(Arc::new(Desk { source, images, models }))
         })
         .await??;
         let shown = match &options.listen {

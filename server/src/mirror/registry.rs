@@ -135,7 +135,7 @@ async fn blob(call: &Call<'_>, name: &str, reference: &str) -> Response {
 
 async fn file(call: &Call<'_>, digest: Digest, content_type: &'static str, missing: &'static str) -> Response {
     let path = path_of(digest);
-    let Some(entry) = call.desk.shelf.find(&path) else {
+    let Some(entry) = call.desk.source.find(&path) else {
         return refusal(StatusCode::NOT_FOUND, missing, "the bundle has no such content");
     };
     let headers = vec![(HeaderName::from_static("docker-content-digest"), digest.to_string())];

@@ -85,8 +85,8 @@ impl Bench {
             item(ItemKind::Model, "tiny", Some("bundled"), &tiny.each_ref().map(String::as_str)),
             item(ItemKind::Model, "named", Some(&source), &named.each_ref().map(String::as_str)),
         ];
-        let shelf = Arc::new(Folder::open(&root, items).unwrap());
-        let mirror = Mirror::start(shelf, Options::default()).await.unwrap();
+        let source = Arc::new(Folder::open(&root, items).unwrap());
+        let mirror = Mirror::start(source, Options::default()).await.unwrap();
         Bench { dir, mirror, image }
     }
 

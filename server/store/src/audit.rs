@@ -41,6 +41,12 @@ impl Actor {
         Self::Operator(by.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw())))
     }
 
+    /// Its kind and its name: `operator ada@desk`, `key 0123456789abcdef`.
+    pub fn describe(&self) -> String {
+        let (kind, name) = self.parts();
+        format!("{kind} {name}")
+    }
+
     fn parts(&self) -> (&'static str, &str) {
         match self {
             Self::Operator(name) => ("operator", name),
@@ -77,6 +83,8 @@ pub enum Action {
     DatabaseMigrate,
     UsageDelete,
     AuditExport,
+    FeatureSet,
+    FeatureClear,
     ServerStart,
     ServerDrain,
 }
@@ -99,6 +107,8 @@ impl Action {
             Self::DatabaseMigrate => "database.migrate",
             Self::UsageDelete => "usage.delete",
             Self::AuditExport => "audit.export",
+            Self::FeatureSet => "feature.set",
+            Self::FeatureClear => "feature.clear",
             Self::ServerStart => "server.start",
             Self::ServerDrain => "server.drain",
         }
@@ -187,6 +197,13 @@ impl AuditEvent {
     #[must_use]
     pub fn tenant(self, tenant: impl Into<String>) -> Self {
         Self { tenant: Some(tenant.into()), ..self }
+    }
+
+    /// Sets the request that caused it.
+    #[must_use]
+    pub fn origin(self, origin: Origin<'_>) -> Self {
+        let (source, request_id) = (origin.source.map(shown), Some(origin.request_id.to_owned()));
+        Self { source, request_id, ..self }
     }
 
     /// Sets further details.
@@ -320,16 +337,16 @@ fn shown(source: IpAddr) -> String {
 
 /// Aggregates events of requests and writes them asynchronously.
 #[derive(Debug, Clone)]
-pub struct AuditLog(Arc<Shared>);
+pub struct AuditLog(Arc<AuditState>);
 
 #[derive(Debug)]
-struct Shared {
-    waiting: Mutex<Waiting>,
+struct AuditState {
+    waiting: Mutex<PendingEvents>,
     wake: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct PendingEvents {
     groups: HashMap<Group, AuditEvent>,
     /// Keys whose first use this process has recorded; the database has the complete record.
     used: HashSet<String>,
@@ -362,7 +379,7 @@ const MAX_USED: usize = 10_000;
 impl AuditLog {
     /// A log and the task that writes it; the task ends when the log was closed and everything is written.
     pub fn start(store: Store) -> (Self, tokio::task::JoinHandle<()>) {
-        let log = Self(Arc::new(Shared { waiting: Mutex::default(), wake: Notify::new() }));
+        let log = Self(Arc::new(AuditState { waiting: Mutex::default(), wake: Notify::new() }));
         let task = tokio::spawn(write(store, log.clone()));
         (log, task)
     }
@@ -381,9 +398,7 @@ impl AuditLog {
         let event = AuditEvent {
             // One for each key, whichever replica sees it first.
             id: format!("first-use-{key}"),
-            source: origin.source.map(shown),
-            request_id: Some(origin.request_id.to_owned()),
-            ..AuditEvent::new(&actor, Action::KeyFirstUse).object(key).tenant(tenant)
+            ..AuditEvent::new(&actor, Action::KeyFirstUse).object(key).tenant(tenant).origin(origin)
         };
         let source = origin.source.map(subscriber);
         let group = Group { action: event.action, outcome: event.outcome, actor, source, reason: None };
@@ -412,8 +427,7 @@ impl AuditLog {
     }
 
     fn sum(&self, event: AuditEvent, reason: Option<&'static str>, origin: Origin<'_>) {
-        let (source, request_id) = (origin.source.map(subscriber), Some(origin.request_id.to_owned()));
-        let event = AuditEvent { source: origin.source.map(shown), request_id, ..event };
+        let (source, event) = (origin.source.map(subscriber), event.origin(origin));
         let group = Group { action: event.action, outcome: event.outcome, actor: event.actor.clone(), source, reason };
         self.lock().add(group, event);
     }
@@ -429,12 +443,12 @@ impl AuditLog {
         self.lock().lost
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, PendingEvents> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
+impl PendingEvents {
     fn add(&mut self, mut group: Group, mut event: AuditEvent) {
         if self.closed {
             self.lost += 1;
@@ -593,7 +607,7 @@ mod tests {
         assert_eq!(networks, [(Some("2001:db8:0:1::/64".into()), 900), (Some("2001:db8:0:2::".into()), 1)]);
         let rows: Vec<_> = rows.iter().filter(|row| row.action == "sign_in").collect();
         let refused: Vec<_> = rows.iter().filter(|row| row.outcome == "refused").collect();
-        // One more than are told apart: all others together.
+        // One more than the distinct ones: all others together.
         assert!(refused.len() <= MAX_UNPROVEN + 1, "{}", refused.len());
         assert_eq!(refused.iter().map(|row| row.count).sum::<i64>(), 10_000);
         assert!(refused.iter().any(|row| row.source.as_deref() == Some("10.0.0.0")));

@@ -116,13 +116,9 @@ impl fmt::Display for PostgresAt {
         match &self.address {
             PostgresAddress::File(file) => write!(f, "the address in {file}"),
             PostgresAddress::Url(url) => {
-                let host = decoded(url.host_str().unwrap_or("localhost"));
-                write!(
-                    f,
-                    "postgresql://{host}{}{}",
-                    url.port().map_or(String::new(), |port| format!(":{port}")),
-                    url.path()
-                )
+                let port = query(url, &["port"]).or(url.port().map(|port| port.to_string()));
+                let port = port.map_or(String::new(), |port| format!(":{port}"));
+                write!(f, "postgresql://{}{port}{}", host_of(url), url.path())
             }
         }
     }
@@ -136,11 +132,23 @@ impl fmt::Debug for PostgresAt {
 
 /// Whether the URL is a Unix socket or this machine itself.
 fn is_near(url: &Url) -> bool {
-    let host = url.query_pairs().find(|(name, _)| name == "host").map(|(_, value)| value.into_owned());
-    let host = host.unwrap_or_else(|| decoded(url.host_str().unwrap_or("localhost")));
+    let host = host_of(url);
     host.starts_with('/')
         || host == "localhost"
         || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
+/// The server that the driver connects to: [`parse`] refuses URLs that name several.
+fn host_of(url: &Url) -> String {
+    query(url, HOSTS).unwrap_or_else(|| decoded(url.host_str().unwrap_or("localhost")))
+}
+
+/// The parameters that name the server instead of the host of the URL.
+const HOSTS: &[&str] = &["host", "hostaddr"];
+
+/// The first parameter with one of these names.
+fn query(url: &Url, names: &[&str]) -> Option<String> {
+    url.query_pairs().find(|(name, _)| names.contains(&name.as_ref())).map(|(_, value)| value.into_owned())
 }
 
 /// Percent-decodes a part of a URL: `%2F` is a slash.
@@ -170,6 +178,12 @@ fn parse(text: &str) -> Result<Url, String> {
     }
     if url.host_str().is_some_and(|host| host.contains(',')) {
         return Err("names several hosts, which is not supported: name the primary server".to_owned());
+    }
+    let count = |names: &[&str]| url.query_pairs().filter(|(name, _)| names.contains(&name.as_ref())).count();
+    let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+    let is_other = has_host && query(&url, HOSTS).is_some_and(|host| !host.starts_with('/'));
+    if is_other || count(HOSTS) > 1 || count(&["port"]) > 1 {
+        return Err("names several servers: name it once, as the host of the URL".to_owned());
     }
     Ok(url)
 }
@@ -206,6 +220,21 @@ mod tests {
             "postgresql://u@x/x?host=/run/p",
             "postgresql://u@x/x?host=/run/p&sslmode=disable&application_name=textnlp",
         );
+    }
+
+    #[test]
+    fn database_address_names_one_server() {
+        for url in [
+            "postgresql://u@db.company.example/x?host=127.0.0.1&port=6432",
+            "postgresql:///x?host=localhost&host=evil.example",
+            "postgresql:///x?host=localhost&hostaddr=192.0.2.1",
+            "postgresql:///x?host=db&port=1&port=2",
+        ] {
+            assert!(PostgresAt::new(url).unwrap_err().contains("several servers"), "{url}");
+        }
+        let at = PostgresAt::new("postgresql:///x?hostaddr=192.0.2.1&port=6432").unwrap();
+        assert_eq!(at.to_string(), "postgresql://192.0.2.1:6432/x");
+        assert!(at.url().unwrap().query().unwrap().contains("sslmode=verify-full"));
     }
 
     #[test]

@@ -246,7 +246,7 @@ fn private(file: &Utf8Path) {
 }
 
 async fn open_postgres(server: &PostgresAt, database: &Database) -> Result<Store, StoreError> {
-    let options = options(server.url().map_err(StoreError::Address)?.as_str())?;
+    let options = with_own_password(server.url().map_err(StoreError::Address)?)?;
     first(&options, POSTGRES_BEGIN).await.map_err(|error| Dialect::Postgres.sort(error))?;
     Ok(postgres(options, database.pool_size + database.max_overflow))
 }
@@ -254,7 +254,7 @@ async fn open_postgres(server: &PostgresAt, database: &Database) -> Result<Store
 /// A PostgreSQL that may be unavailable yet: queries fail until it is reachable.
 pub(super) fn open_later(server: &PostgresAt, most: u32) -> Result<Store, StoreError> {
     sqlx::any::install_default_drivers();
-    Ok(postgres(options(server.url().map_err(StoreError::Address)?.as_str())?, most))
+    Ok(postgres(with_own_password(server.url().map_err(StoreError::Address)?)?, most))
 }
 
 fn postgres(options: AnyConnectOptions, most: u32) -> Store {
@@ -327,7 +327,31 @@ pub(super) fn is_about_one_session(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|inner| inner.code()).is_some_and(|code| code == "25P03")
 }
 
+/// The options of a server. Without a password in the address, the driver would send that of the caller's `~/.pgpass`.
+fn with_own_password(mut url: Url) -> Result<AnyConnectOptions, StoreError> {
+    if url.password().is_none() && !url.query_pairs().any(|(name, _)| name == "password") {
+        url.query_pairs_mut().append_pair("password", "");
+    }
+    options(url.as_str())
+}
+
 fn options(url: &str) -> Result<AnyConnectOptions, StoreError> {
     // The driver's own message would repeat the address, and with it a password.
     url.parse().map_err(|_| StoreError::Address("the database's address is not a URL".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn password_file_of_the_caller_is_not_used() {
+        let query = |url: &str| {
+            let options = with_own_password(url.parse().unwrap()).unwrap();
+            options.database_url.query().unwrap_or_default().to_owned()
+        };
+        assert_eq!(query("postgresql://u@db/x?sslmode=require"), "sslmode=require&password=");
+        assert_eq!(query("postgresql://u:own@db/x"), "");
+        assert_eq!(query("postgresql://u@db/x?password=own"), "password=own");
+    }
 }

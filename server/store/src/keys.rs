@@ -141,6 +141,11 @@ impl Store {
         .bind(key.expires_at)
         .bind(key.revoked_at);
         self.ask(query.execute(&mut *transaction)).await?;
+        if act == Action::KeyRotate {
+            // They were issued for the old secret.
+            let query = sqlx::query("DELETE FROM stream_tickets WHERE user_id = $1").bind(&key.public_id);
+            self.ask(query.execute(&mut *transaction)).await?;
+        }
         if let Some(by) = by {
             self.record(&mut transaction, &key.event(by, act)).await?;
         }

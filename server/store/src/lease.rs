@@ -107,11 +107,11 @@ pub struct Lease {
     lasts_ms: i64,
     until_ms: i64,
     left: Option<(Left, i64)>,
-    refused: Option<Refused>,
+    refused: Option<RefusedRequest>,
 }
 
 #[derive(Debug)]
-struct Refused {
+struct RefusedRequest {
     units: u64,
     until_ms: i64,
     why: BudgetRefusal,
@@ -212,7 +212,7 @@ impl Lease {
                     }
                     _ => REFUSAL_MS,
                 };
-                self.refused = Some(Refused { units: request.reservation.units, until_ms: now_ms + wait, why });
+                self.refused = Some(RefusedRequest { units: request.reservation.units, until_ms: now_ms + wait, why });
                 Some(Err(why))
             }
         }
@@ -237,15 +237,15 @@ impl Lease {
 
 /// Leases of rates that the primary granted and that did not end.
 #[derive(Debug, Default)]
-pub struct Granted(HashMap<(String, Unit), HashMap<String, Outstanding>>);
+pub struct Granted(HashMap<(String, Unit), HashMap<String, OutstandingGrant>>);
 
 #[derive(Debug)]
-struct Outstanding {
+struct OutstandingGrant {
     units: u64,
     until_ms: i64,
 }
 
-impl Outstanding {
+impl OutstandingGrant {
     fn is_open(&self, now_ms: i64) -> bool {
         is_before(now_ms, self.until_ms, LONGEST_MS + LATE_MS)
     }
@@ -293,7 +293,7 @@ impl Granted {
         holders.remove(&request.holder);
         if let Some(Ok(grant)) = answer.granted {
             let until_ms = now_ms + lasts_ms(&request.reservation) + LATE_MS;
-            holders.insert(request.holder.clone(), Outstanding { units: grant.units, until_ms });
+            holders.insert(request.holder.clone(), OutstandingGrant { units: grant.units, until_ms });
         } else if holders.is_empty() {
             self.0.remove(&name(request));
         }

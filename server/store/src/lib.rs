@@ -1,4 +1,5 @@
-//! State shared by replicas: keys, rate limits, budgets and usage, in a SQLite file or a PostgreSQL database.
+//! State shared by replicas: keys, rate limits, budgets, usage and feature flags, in a SQLite file or a PostgreSQL
+//! database.
 //!
 //! Both use the same statements, by sqlx's `any` driver; [`dialect`] has the differences. SQLite has one writer at a
 //! time, so writes use a separate connection: waiting for it in an async queue is cheaper than in the busy handler. In
@@ -13,11 +14,14 @@ mod check;
 mod config;
 mod copy;
 mod dialect;
+mod features;
 mod keys;
 pub mod lease;
+mod maintenance;
 mod migrate;
 pub mod programs;
 pub mod rate;
+mod report;
 pub mod retention;
 mod roles;
 mod scope;
@@ -41,9 +45,14 @@ pub use budget::{BudgetOwner, BudgetRefusal, Counter, CounterName, Grant, Reserv
 pub use check::{CheckFinding, CheckResult, check_database};
 pub use config::{Database, DatabaseAt, PostgresAt};
 pub use copy::{Copied, check, copy};
+pub use features::{
+    FeatureChange, FeatureValue, MAX_FEATURE_TENANTS, MAX_FEATURES, NEW_MODEL, TooManyFeatures, check_feature_name,
+};
 pub use keys::{ApiKey, KeyPut, act};
+pub use maintenance::{Maintenance, MaintenanceError, MaintenanceResult};
 pub use migrate::{Migrated, newest_schema};
 pub use rate::Rate;
+pub use report::{DaySum, GroupSum, MAX_REPORT_DAYS, RequestSum, UsageReport};
 pub use scope::TenantStore;
 pub use sites::UsageRow;
 pub use tickets::{StreamTicket, Token, TooManyTickets};

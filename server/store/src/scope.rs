@@ -5,8 +5,8 @@
 //! lose the rights of the login role, see [`roles`](super::roles). SQLite has no row-level security. There, and as a
 //! second check in PostgreSQL, [`OF_TENANT`] restricts each statement of a request to its tenant.
 //!
-//! `allowances`, `token_budgets`, `tenants`, `verifiers` and `schema_version` have no rows of tenants and need no
-//! scope.
+//! `allowances`, `token_budgets`, `tenants`, `verifiers`, `feature_flags` and `schema_version` have no rows of tenants
+//! and need no scope.
 
 use std::sync::atomic::Ordering;
 
@@ -34,6 +34,10 @@ pub(super) enum Job {
     Retention,
     /// The audit log also holds events of no tenant, and the operator exports all of it.
     Audit,
+    /// A change of a feature flag records its event, which belongs to no tenant.
+    Features,
+    /// Reports sum up what all tenants used.
+    Report,
 }
 
 /// The condition that holds a statement to the rows of one tenant, which is its first parameter. [`TenantStore::query`] refuses statements

@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(merged.len(), 3);
         assert_eq!(merged.iter().filter(|(_, site)| site == "here").count(), 2);
         assert_eq!(there.usage_after(0, 0, 10).await.unwrap().0.len(), 1, "what came from elsewhere is not shipped on");
-        // A site that lost its disk gets back what it made, and what it was told.
+        // A site that lost its disk gets its own records back, and those that it had received.
         let bare = bench.another();
         let empty = bare.store().await;
         let end = there.usage_end().await.unwrap();

@@ -132,6 +132,7 @@ mod tests {
     on_both!(
         a_ticket_is_good_once_at_any_replica,
         an_expired_ticket_is_good_for_nothing,
+        a_ticket_ends_with_the_secret_of_its_key,
         a_ticket_is_not_spent_counted_or_deleted_by_another_tenant,
         a_key_has_so_many_at_once_and_those_that_expired_do_not_count,
     );
@@ -160,6 +161,22 @@ mod tests {
         assert_eq!(store.ticket("a", 1000).await.unwrap(), None);
         assert!(!store.tenant("acme").spend_ticket("a", 1000).await.unwrap());
         assert!(store.tenant("acme").spend_ticket("a", 999).await.unwrap());
+    }
+
+    async fn a_ticket_ends_with_the_secret_of_its_key(bench: Bench) {
+        let store = bench.store().await;
+        let key = super::super::tests::key("0123456789abcdef");
+        store.put_key(&key, None).await.unwrap();
+        for (name, user) in [("a", key.public_id.as_str()), ("b", "another")] {
+            store.tenant("acme").put_ticket(name, &of(user), 1000, 8, 0).await.unwrap().unwrap();
+        }
+        let renamed = super::super::ApiKey { name: "other".into(), ..key };
+        store.put_key(&renamed, None).await.unwrap();
+        assert!(store.ticket("a", 0).await.unwrap().is_some());
+        let rotated = super::super::ApiKey { sha256: "1".repeat(64), ..renamed };
+        store.put_key(&rotated, None).await.unwrap();
+        assert_eq!(store.ticket("a", 0).await.unwrap(), None);
+        assert!(store.ticket("b", 0).await.unwrap().is_some());
     }
 
     async fn a_ticket_is_not_spent_counted_or_deleted_by_another_tenant(bench: Bench) {

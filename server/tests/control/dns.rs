@@ -1,7 +1,5 @@
 //! The witness moves traffic by DNS: BIND 9 is asked with `dig`.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use super::LONG;
@@ -49,8 +47,7 @@ fn lost_primary_leaves_dns_and_returns() {
     named.again();
     sites.run("primary");
     sites.run("secondary");
-    let home = Duration::from_secs(60);
-    until(home, || sites.witness_status()["primary"] == "primary" && there(&named) == both);
+    until(LONG, || sites.witness_status()["primary"] == "primary" && there(&named) == both);
 
     until(LONG, || {
         let dns = sites.witness_status()["dns"].clone();

@@ -52,6 +52,19 @@ fn acknowledged_write_is_in_every_sites_database() {
         let (_, keys) = sites.keys_role("primary", &json!({ "do": "list" }));
         keys["keys"].as_array().unwrap().iter().any(|key| key["public_id"] == id && !key["revoked_at"].is_null())
     });
+    // The same for feature flags.
+    let wanted = json!({ "do": "set", "feature": "beta", "enabled": true, "percent": 20 });
+    let (code, set) = sites.role("tertiary", "features", &wanted);
+    assert_eq!((code, &set["percent"], &set["source"]), (Some(0), &json!(20), &json!("operator")), "{set}");
+    let flags = |site: &str| sites.role(site, "features", &json!({ "do": "list" })).1["data"].clone();
+    for site in NAMES {
+        until(LONG, || flags(site)[0] == set);
+    }
+    let (_, cleared) = sites.role("secondary", "features", &json!({ "do": "clear", "feature": "beta" }));
+    assert_eq!((&cleared["cleared"], &cleared["flag"]), (&json!(true), &Value::Null), "{cleared}");
+    for site in NAMES {
+        until(LONG, || flags(site) == json!([]));
+    }
     // Every site's signing key is known everywhere.
     until(LONG, || sites.table("tertiary", "verifier/").len() == 3);
     let status = sites.status("primary");

@@ -10,9 +10,10 @@ use camino::Utf8PathBuf;
 use serde_json::{Value, json};
 
 pub(crate) const NAMES: [&str; 3] = ["primary", "secondary", "tertiary"];
-pub(crate) const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_textnlp-server");
 
+#[track_caller]
 pub(crate) fn until(patience: Duration, mut what: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !what() {
@@ -40,7 +41,8 @@ impl Sites {
     pub(crate) fn start_copying() -> Self {
         let copies = "copies: { models: ROOT/SITE/models, configuration: ROOT/SITE/config, models_every_ms: 1000, \
                       configuration_every_ms: 1000, compress: true }";
-        Self::start_configured(&format!("automatic: true, failback: false, {copies}"), "")
+        // Five seconds: a primary that a busy machine keeps silent stays the source of its models.
+        Self::configured(&format!("automatic: true, failback: false, {copies}"), "", 25)
     }
 
     pub(crate) fn root(&self) -> &camino::Utf8Path {
@@ -49,6 +51,10 @@ impl Sites {
 
     /// With settings of each watch and of the witness. `ROOT` and `SITE` stand for what they say.
     pub(crate) fn start_configured(settings: &str, of_witness: &str) -> Self {
+        Self::configured(settings, of_witness, 3)
+    }
+
+    fn configured(settings: &str, of_witness: &str, lost_after: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Utf8PathBuf::try_from(folder.path().to_owned()).unwrap();
         let socket = |site: &str| format!("unix:{root}/{site}.sock");
@@ -63,7 +69,7 @@ impl Sites {
             let peers: BTreeMap<_, _> = NAMES.iter().filter(|n| **n != site).map(|n| (*n, socket(n))).collect();
             let watch = format!(
                 "watch: {{ site: {site}, folder: {data}/control, listen: \"{}\", peers: {}, witness: \"{}\", database: \"sqlite://{data}/t.db\", \
-                 jwt_key_file: {root}/{site}/jwt.pem, every_ms: 200, lost_after: 3, home: primary, max_lag_ms: 5000, {settings} }}",
+                 jwt_key_file: {root}/{site}/jwt.pem, every_ms: 200, lost_after: {lost_after}, home: primary, max_lag_ms: 5000, {settings} }}",
                 socket(site),
                 json!(peers),
                 socket("witness"),
@@ -78,7 +84,7 @@ impl Sites {
         }
         let witness = format!(
             "witness: {{ folder: {root}/witness, listen: \"{}\", sites: [primary, secondary, tertiary], home: primary, every_ms: 200, \
-             lost_after: 3, weights: {{ primary: 100, secondary: 50, tertiary: 0 }}, {of_witness} }}",
+             lost_after: {lost_after}, weights: {{ primary: 100, secondary: 50, tertiary: 0 }}, {of_witness} }}",
             socket("witness")
         );
         std::fs::write(root.join("witness.yaml"), witness).unwrap();
@@ -190,8 +196,13 @@ impl Sites {
     }
 
     pub(crate) fn keys_role(&self, site: &str, command: &Value) -> (Option<i32>, Value) {
+        self.role(site, "keys", command)
+    }
+
+    /// The exit status and the answer of a command of `admin` beside a site's database.
+    pub(crate) fn role(&self, site: &str, name: &str, command: &Value) -> (Option<i32>, Value) {
         let mut child = Command::new(PROGRAM)
-            .args(["admin", "keys", "--config"])
+            .args(["admin", name, "--config"])
             .arg(self.root.join(format!("{site}-server.yaml")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

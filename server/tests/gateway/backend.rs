@@ -51,6 +51,8 @@ pub(crate) struct State {
     pub(crate) go: Notify,
     pub(crate) events: Permits,
     pub(crate) last: Mutex<BTreeMap<String, String>>,
+    /// Held while connections stay in the queue of a Unix socket.
+    pub(crate) accepting: tokio::sync::Mutex<()>,
 }
 
 impl Backend {
@@ -81,12 +83,15 @@ impl Backend {
 
     pub(crate) fn unix(name: &str, path: &camino::Utf8Path) -> Backend {
         let listener = UnixListener::bind(path).unwrap();
+        // A short queue, which a test can fill.
+        rustix::net::listen(&listener, 8).unwrap();
         let state = State::new(name);
         let accepting = tokio::spawn({
             let state = state.clone();
             async move {
                 let mut open = JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
+                    drop(state.accepting.lock().await);
                     open.spawn(serve(stream, state.clone()));
                 }
             }

@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use hyper::Request;
 use rcgen::{CertifiedKey, KeyPair};
 use textnlp_gateway as gateway;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 use crate::backend::Backend;
 use crate::site::{Site, eventually};
@@ -157,6 +157,35 @@ async fn unresponsive_socket_does_not_delay_other_backends() {
         assert_eq!(front.site.get("/x").await.0, 200);
     }
     holding.abort();
+}
+
+/// A flood fills the queue of the only replica: requests wait, and the replica stays in rotation.
+#[tokio::test]
+async fn requests_wait_while_the_queue_of_their_backend_is_full() {
+    let (folder, path) = folder();
+    let socket = path.join("a.sock");
+    let a = Backend::unix("a", &socket);
+    let backend = format!("    - {{ name: a, listen: \"{}\" }}\n", a.listen);
+    // A check takes longer than a connection may take that is in no queue.
+    let health = "interval_ms: 50, timeout_ms: 3000, unhealthy_after: 3";
+    let front = Front::looking(folder, &backend, "", health).await;
+    front.site.until("a", "healthy").await;
+    let paused = a.state.accepting.lock().await;
+    let mut others = Vec::new();
+    while let Ok(stream) = UnixStream::connect(&socket).await {
+        others.push(stream);
+    }
+    let checked = async {
+        eventually(async || {
+            let (_, status) = front.site.admin("GET", "/status", "").await;
+            status["backends"][0]["last_error"].as_str().is_some_and(|why| why.contains("no answer"))
+        })
+        .await;
+        front.site.until("a", "healthy").await;
+        drop((others, paused));
+    };
+    let (answer, ()) = tokio::join!(front.site.get("/x"), checked);
+    assert_eq!(answer.0, 200, "{}", answer.1);
 }
 
 #[tokio::test]

@@ -378,6 +378,11 @@ async fn the_program_logs_who_was_refused_and_why_for_fail2ban() {
     let response = exchange(stream, request.body(Full::new(Bytes::from("more than ten"))).unwrap()).await;
     assert_eq!(response.status(), 413);
     assert!(!response.into_body().collect().await.unwrap().to_bytes().is_empty());
+    // A method may be any word.
+    let mut stream = secure(from([127, 0, 0, 12], to).await, &trusted, b"http/1.1").await.unwrap();
+    let head = format!("{} / HTTP/1.1\r\nHost: a b\r\n\r\n", "M".repeat(5_000));
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let _ = timeout(SOON, stream.read(&mut [0; 100])).await.unwrap();
     // A handshake that is none.
     let mut stream = from([127, 0, 0, 13], to).await;
     stream.write_all(&[22; 100]).await.unwrap();
@@ -398,6 +403,7 @@ async fn the_program_logs_who_was_refused_and_why_for_fail2ban() {
     };
     let expect = [
         json!({ "message": "request refused", "client": "127.0.0.12", "status": 413, "reason": "request_too_large", "request_id": "large-2", "method": "POST", "path": "/x" }),
+        json!({ "message": "request refused", "client": "127.0.0.12", "status": 400, "method": "M".repeat(32) }),
         json!({ "message": "handshake failed", "client": "127.0.0.13" }),
         json!({ "message": "connection refused", "client": "127.0.0.14", "reason": "address_limit" }),
         json!({ "message": "connection closed", "client": "127.0.0.15", "reason": "no_request" }),

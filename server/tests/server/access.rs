@@ -133,8 +133,10 @@ async fn scope_allows_its_routes_and_no_others() {
         ("models", "GET", "/v1/models", Value::Null),
         ("models", "GET", "/v1/models/tiny", Value::Null),
         ("tokenize", "POST", "/v1/tokenize", json!({ "text": "Once" })),
+        ("embeddings", "POST", "/v1/embeddings", json!({ "model": "encoder", "input": "a" })),
         ("validate", "POST", "/v1/validate", json!({ "reference": "a", "candidate": "a" })),
         ("usage", "GET", "/v1/usage", Value::Null),
+        ("admin", "GET", "/admin/features", Value::Null),
     ];
     for scope in textnlp_server::auth::SCOPES {
         let key = make_key(&site.config, json!({ "do": "create", "scopes": [scope] })).await;

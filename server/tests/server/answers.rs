@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::support::{Setup, start};
+use textnlp_inference::cpu::{Footprint, LoadOptions};
+use textnlp_inference::format::Checkpoint;
+
+use super::support::{Setup, Shape, start, until, write_model};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn generate_returns_text_usage_and_timings() {
@@ -16,7 +19,10 @@ async fn generate_returns_text_usage_and_timings() {
     assert_eq!(reply.status, 200, "{}", reply.text());
     let body = reply.json();
     assert_eq!(body["model"], "tiny", "the default model");
-    assert_eq!(body["usage"], json!({ "prompt_tokens": 4, "completion_tokens": 12, "total_tokens": 16 }));
+    assert_eq!(
+        body["usage"],
+        json!({ "prompt_tokens": 4, "completion_tokens": 12, "total_tokens": 16, "prompt_tokens_details": { "cached_tokens": 0 } })
+    );
     assert_eq!(body["finish_reason"], "length");
     assert_eq!(body["seed"], 7);
     assert!(!body["text"].as_str().unwrap().is_empty());
@@ -189,7 +195,9 @@ async fn chat_prompt_is_rendered_by_the_models_template() {
         .await
         .json();
     assert_eq!(choice["message"]["content"], same["choices"][0]["text"]);
-    assert_eq!(body["usage"], same["usage"]);
+    let count =
+        |usage: &Value| ["prompt_tokens", "completion_tokens", "total_tokens"].map(|member| usage[member].clone());
+    assert_eq!(count(&body["usage"]), count(&same["usage"]));
     let mut streamed = ask;
     streamed["stream"] = json!(true);
     streamed["stream_options"] = json!({ "include_usage": true });
@@ -199,7 +207,7 @@ async fn chat_prompt_is_rendered_by_the_models_template() {
     assert_eq!(chunks[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }));
     let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(json!(text), choice["message"]["content"]);
-    assert_eq!(chunks.last().unwrap()["usage"], body["usage"]);
+    assert_eq!(count(&chunks.last().unwrap()["usage"]), count(&body["usage"]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,7 +232,16 @@ async fn models_are_listed_described_and_loaded_on_demand() {
         .iter()
         .map(|m| (m["id"].as_str().unwrap(), m["state"].as_str().unwrap()))
         .collect();
-    assert_eq!(states, [("tiny", "ready"), ("plain", "not loaded"), ("slow", "not loaded")]);
+    assert_eq!(
+        states,
+        [
+            ("tiny", "ready"),
+            ("plain", "not loaded"),
+            ("slow", "not loaded"),
+            ("encoder", "not loaded"),
+            ("rigid", "not loaded"),
+        ]
+    );
     let misses = site.metric("textnlp_model_cache_misses_total").await;
     // Many ask for it at once: it is loaded once, and all are answered.
     let replies = futures::future::join_all(
@@ -252,9 +269,17 @@ async fn models_are_listed_described_and_loaded_on_demand() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn least_recently_used_model_is_evicted() {
-    // One model of 32 dimensions and its cache of keys and values fit, two do not.
-    let models = "max_cache_size: 300kB\n    preload: []\n    default: tiny\n    serve: [ { name: tiny, path: tiny }, { name: plain, path: plain } ]";
-    let site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;
+    // One model with keys and values of one context fits, two do not.
+    let folder = tempfile::tempdir().unwrap();
+    let model = camino::Utf8Path::from_path(folder.path()).unwrap();
+    write_model(model, Shape::default());
+    let checkpoint = Checkpoint::open(model.as_std_path()).unwrap();
+    let one = Footprint::of(&checkpoint, &LoadOptions::default()).unwrap().least(1);
+    let models = format!(
+        "max_cache_size: {}kB\n    preload: []\n    default: tiny\n    serve: [ {{ name: tiny, path: tiny }}, {{ name: plain, path: plain }} ]",
+        one * 3 / 2 / 1000
+    );
+    let site = start(Setup { models: Some(&models), ..Setup::default() }).await.ready().await;
     let ask = |model: &str| json!({ "model": model, "prompt": "x", "max_tokens": 2 });
     for model in ["tiny", "plain", "tiny"] {
         let reply = site.post("/v1/generate", ask(model)).await;
@@ -365,7 +390,10 @@ async fn multiple_prompts_give_independent_choices() {
         assert_eq!(whole["choices"][place], alone, "{prompt:?}");
     }
     assert_eq!(whole["choices"].as_array().unwrap().len(), 3);
-    assert_eq!(whole["usage"], json!({ "prompt_tokens": 3 + 1 + 9, "completion_tokens": 27, "total_tokens": 40 }));
+    assert_eq!(
+        whole["usage"],
+        json!({ "prompt_tokens": 3 + 1 + 9, "completion_tokens": 27, "total_tokens": 40, "prompt_tokens_details": { "cached_tokens": 0 } })
+    );
     let of_ids = site.post("/v1/completions", ask(json!(ids))).await.json();
     assert_eq!(of_ids["choices"][0], whole["choices"][0]);
     assert_eq!(of_ids["choices"][1]["index"], 1);
@@ -392,4 +420,119 @@ async fn multiple_prompts_give_independent_choices() {
     let usages: Vec<&Value> = chunks.iter().filter(|chunk| !chunk["usage"].is_null()).collect();
     assert_eq!(usages.len(), 1);
     assert_eq!((&usages[0]["usage"], &usages[0]["choices"]), (&whole["usage"], &json!([])));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_answers_to_one_prompt_are_choices_and_count_the_prompt_once() {
+    let site = start(Setup::default()).await.ready().await;
+    let texts = |body: &Value| -> Vec<String> {
+        let choices = body["choices"].as_array().unwrap();
+        choices.iter().map(|choice| choice["text"].as_str().unwrap().to_owned()).collect()
+    };
+    let ask = json!({ "prompt": ["abc", "xy"], "max_tokens": 8, "seed": 5, "ignore_eos": true, "n": 3, "best_of": 3, "top_k": -1 });
+    let body = site.post("/v1/completions", ask.clone()).await.json();
+    let several = texts(&body);
+    let index: Vec<u64> =
+        body["choices"].as_array().unwrap().iter().map(|choice| choice["index"].as_u64().unwrap()).collect();
+    assert_eq!(index, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(
+        body["usage"],
+        json!({ "prompt_tokens": 5, "completion_tokens": 48, "total_tokens": 53, "prompt_tokens_details": { "cached_tokens": 0 } })
+    );
+    assert!(several[0] != several[1] && several[1] != several[2], "{several:?}");
+    let mut one = ask.clone();
+    one["n"] = json!(1);
+    one["best_of"] = json!(1);
+    let alone = texts(&site.post("/v1/completions", one).await.json());
+    assert_eq!(alone, [several[0].clone(), several[3].clone()], "the first answers are those of `n: 1`");
+
+    let mut streamed = ask;
+    streamed["stream"] = json!(true);
+    streamed["stream_options"] = json!({ "include_usage": true });
+    let events = site.post("/v1/completions", streamed).await.events();
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+    let mut parts = vec![String::new(); 6];
+    for choice in chunks.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap()) {
+        parts[choice["index"].as_u64().unwrap() as usize] += choice["text"].as_str().unwrap();
+    }
+    assert_eq!(parts, several);
+    assert_eq!(chunks.last().unwrap()["usage"], body["usage"]);
+
+    let chat = json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 6, "seed": 9, "n": 2, "ignore_eos": true });
+    let body = site.post("/v1/chat/completions", chat.clone()).await.json();
+    let content = |choice: usize| body["choices"][choice]["message"]["content"].as_str().unwrap().to_owned();
+    assert!(content(0) != content(1) && body["choices"][1]["index"] == 1, "{body}");
+    assert_eq!(body["usage"]["completion_tokens"], 12);
+    let mut streamed = chat;
+    streamed["stream"] = json!(true);
+    let events = site.post("/v1/chat/completions", streamed).await.events();
+    let mut parts = vec![String::new(); 2];
+    let mut roles = 0;
+    for (_, data) in &events[..events.len() - 1] {
+        let chunk: Value = serde_json::from_str(data).unwrap();
+        let choice = &chunk["choices"][0];
+        roles += usize::from(choice["delta"]["role"] == "assistant");
+        parts[choice["index"].as_u64().unwrap() as usize] += choice["delta"]["content"].as_str().unwrap_or_default();
+    }
+    assert_eq!((parts, roles), (vec![content(0), content(1)], 2));
+
+    until("what was used is written", async || {
+        let total = site.get("/v1/usage").await.json()["total"].clone();
+        (&total["prompt_tokens"], &total["completion_tokens"])
+            == (&json!(5 + 5 + 5 + 2 * body["usage"]["prompt_tokens"].as_u64().unwrap()), &json!(48 + 16 + 48 + 24))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn biases_decide_and_equal_spellings_of_alternatives_are_kept_apart() {
+    let site = start(Setup::default()).await.ready().await;
+    let ask =
+        json!({ "prompt": "abc", "max_tokens": 3, "temperature": 1, "logit_bias": { "104": 100 }, "ignore_eos": true });
+    let body = site.post("/v1/completions", ask).await.json();
+    assert_eq!(body["choices"][0]["text"], "hhh");
+    // Bytes of which a character may begin or go on: as texts they would all be the same.
+    let bias: serde_json::Map<String, Value> = (0x80..0xf5).map(|id: u32| (id.to_string(), json!(100))).collect();
+    let ask =
+        json!({ "prompt": "abc", "max_tokens": 4, "seed": 3, "logprobs": 5, "logit_bias": bias, "ignore_eos": true });
+    let body = site.post("/v1/completions", ask).await.json();
+    let logprobs = &body["choices"][0]["logprobs"];
+    for top in logprobs["top_logprobs"].as_array().unwrap() {
+        assert_eq!(top.as_object().unwrap().len(), 5, "{top}");
+    }
+    for token in logprobs["tokens"].as_array().unwrap() {
+        assert!(token.as_str().unwrap().starts_with("bytes:\\x"), "{token}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_probabilities_of_whole_answers_are_limited_and_those_of_streams_are_not() {
+    let site = start(Setup::default()).await.ready().await;
+    let chat = |more: Value| {
+        let mut body =
+            json!({ "messages": [{ "role": "user", "content": "a" }], "ignore_eos": true, "logprobs": true });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    // 65,536 are allowed: 195 tokens of 16 answers with 20 alternatives.
+    let refused = [
+        ("/v1/chat/completions", chat(json!({ "n": 16, "top_logprobs": 20, "max_tokens": 196 }))),
+        ("/v1/completions", json!({ "prompt": "a", "n": 16, "logprobs": 5, "max_tokens": 683 })),
+        ("/v1/generate", json!({ "prompt": "a", "logprobs": 20, "max_tokens": 3_121 })),
+    ];
+    for (path, body) in refused {
+        let reply = site.post(path, body).await;
+        assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some("max_tokens")), "{path}: {}", reply.text());
+        assert!(reply.text().contains("65536"), "{}", reply.text());
+    }
+    let body = chat(json!({ "n": 16, "top_logprobs": 20, "max_tokens": 196, "stream": true }));
+    assert_eq!(site.post("/v1/chat/completions", body).await.status, 200);
+    // A request that names no number gets as many as the limit allows.
+    let body = site.post("/v1/chat/completions", chat(json!({ "n": 16, "top_logprobs": 20 }))).await.json();
+    for choice in body["choices"].as_array().unwrap() {
+        let tokens = choice["logprobs"]["content"].as_array().unwrap();
+        assert_eq!((tokens.len(), tokens[0]["top_logprobs"].as_array().unwrap().len()), (195, 20));
+        assert_eq!(choice["finish_reason"], "length");
+    }
 }

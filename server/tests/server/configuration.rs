@@ -56,6 +56,7 @@ fn documented_defaults_apply_to_omitted_settings() {
     assert_eq!((config.models.default.as_str(), config.models.preload.len()), ("m", 1));
     assert_eq!((config.database.pool_size, config.database.max_overflow), (20, 40));
     assert_eq!(config.usage.retention_days, 400);
+    assert_eq!((config.models.prefix_cache, config.models.draft_tokens), (true, 8));
     assert_eq!((config.security.jwt_expiry.as_secs(), config.security.api_key_header.as_str()), (3600, "X-API-Key"));
 }
 
@@ -78,7 +79,7 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
     check("phase: staging", "phase: stagging", &["line 3", "did you mean `staging`"]);
     check("preload: [textnlp-tiny]", "preload: [textnlp-tinny]", &["models.preload", "did you mean `textnlp-tiny`"]);
     check("default: textnlp-tiny", "default: gpt2", &["models.default", "`gpt2`"]);
-    check("q8_0", "q9", &["serve[0].quantize", "f32, f16, q8_0"]);
+    check("q8_0", "q9", &["serve[0].quantize", "f32, f16, q8_0, q4_0"]);
     check("unix:/tmp/s.sock", "nowhere", &["api.listen", "unix:/path"]);
     check("docs: true", "docs: yes please", &["api.docs", "`true` or `false`"]);
     check("cors_origins: []", "cors_origins: [\"example.com\"]", &["cors_origins", "https://app.example.com"]);

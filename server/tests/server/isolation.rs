@@ -17,6 +17,8 @@ enum Route {
     SignIn,
     /// It answers a credential: the path with its query, and the body.
     OfTenant(&'static str, Option<Value>),
+    /// It changes the service for all tenants: a key with the scope `*` may not.
+    OfOperator(&'static str, Option<Value>),
 }
 
 /// Every route. One that is missing here fails the test.
@@ -35,6 +37,9 @@ fn asked(method: &str, route: &str) -> Route {
             "/v1/chat/completions",
             Some(json!({ "messages": [{ "role": "user", "content": "a" }], "max_tokens": 2 })),
         ),
+        ("post", "/v1/embeddings") => {
+            Route::OfTenant("/v1/embeddings", Some(json!({ "model": "encoder", "input": "Once" })))
+        }
         ("get", "/v1/models") => Route::OfTenant("/v1/models", None),
         ("get", "/v1/models/{id}") => Route::OfTenant("/v1/models/tiny", None),
         ("post", "/v1/tokenize") => Route::OfTenant("/v1/tokenize", Some(json!({ "text": "Once" }))),
@@ -42,6 +47,12 @@ fn asked(method: &str, route: &str) -> Route {
             Route::OfTenant("/v1/validate", Some(json!({ "reference": "a", "candidate": "a" })))
         }
         ("get", "/v1/usage") => Route::OfTenant("/v1/usage", None),
+        ("get", "/v1/features") => Route::OfTenant("/v1/features", None),
+        ("get", "/admin/features") => Route::OfOperator("/admin/features", None),
+        ("post", "/admin/features") => {
+            Route::OfOperator("/admin/features", Some(json!({ "feature": "beta", "enabled": true })))
+        }
+        ("delete", "/admin/features/{name}") => Route::OfOperator("/admin/features/beta", None),
         other => panic!("{other:?}: a new route says here whether it belongs to a tenant"),
     }
 }
@@ -105,6 +116,12 @@ async fn isolated(database: Option<&str>) {
                 let body = Some(json!({ "api_key": acme.key }));
                 let issued = send(&route, &[("x-tenant-id", "globex")], &body).await.json();
                 assert_eq!((&issued["tenant_id"], &issued["user_id"]), (&json!("acme"), &json!(acme.id)));
+            }
+            Route::OfOperator(path, body) => {
+                for credential in [&key, &token] {
+                    let reply = send(path, &[("authorization", credential.as_str())], &body).await;
+                    assert_eq!((reply.status, reply.error().0.as_str()), (403, "insufficient_scope"), "{upper} {path}");
+                }
             }
             Route::OfTenant(path, body) => {
                 for credential in [&key, &token] {

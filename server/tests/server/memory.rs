@@ -9,11 +9,11 @@ use textnlp_server::config::Address;
 use super::roles::Files;
 use super::support::{Client, Reply, Shape, path, until, write_model};
 
-const MB: u64 = 1_000_000;
+pub(crate) const MB: u64 = 1_000_000;
 
 /// The server program, its client and a key.
-struct Program {
-    child: Child,
+pub(crate) struct Program {
+    pub(crate) child: Child,
     client: Client,
     key: String,
     _files: Files,
@@ -30,6 +30,10 @@ impl Program {
     async fn start() -> Self {
         let files = Files::new();
         write_model(&path(&files.folder, "tiny"), Shape { chat: true, ..Shape::default() });
+        Self::start_with(files).await
+    }
+
+    pub(crate) async fn start_with(files: Files) -> Self {
         let key = files.keys(json!({ "do": "create" })).1["key"].as_str().unwrap().to_owned();
         let child = files.command(&["serve"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let client = Client::new(&Address::Unix(path(&files.folder, "s.sock")));
@@ -41,19 +45,19 @@ impl Program {
     }
 
     /// A value of `/proc/PID/status` in bytes.
-    fn memory(&self, name: &str) -> u64 {
+    pub(crate) fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
     /// From here on `VmHWM` is the peak of what comes.
-    fn reset_peak(&self) -> u64 {
+    pub(crate) fn reset_peak(&self) -> u64 {
         std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").unwrap();
         self.memory("VmRSS")
     }
 
-    async fn post(&self, path: &str, body: &str) -> Reply {
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Reply {
         self.client.send("POST", path, &[("x-api-key", &self.key)], body.as_bytes()).await
     }
 }
@@ -95,6 +99,12 @@ async fn one_request_with_a_key_adds_at_most_64_mb_and_freed_memory_is_returned(
         ("/v1/completions", json!({ "prompt": vec!["ab ".repeat(200_000); 16] }).to_string()),
         ("/v1/chat/completions", json!({ "messages": [{ "role": "user", "content": long }] }).to_string()),
         ("/v1/chat/completions", list("messages", "{\"role\":\"user\",\"content\":\"a\"}")),
+        (
+            "/v1/chat/completions",
+            json!({ "messages": [{ "role": "user", "content": "a" }], "n": 16, "logprobs": true, "top_logprobs": 20,
+                    "ignore_eos": true })
+            .to_string(),
+        ),
         ("/v1/stream/tickets", text("prompt", &noise(60_000))),
         ("/v1/stream/tickets", list("metadata", "[]")),
         (

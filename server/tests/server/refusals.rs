@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use super::support::client::read_reply;
-use super::support::{Client, Setup, start};
+use super::support::{Client, Setup, make_key, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_invalid_field_is_named() {
@@ -13,6 +13,15 @@ async fn every_invalid_field_is_named() {
     let complete = |extra: Value| ("/v1/completions", json!({ "prompt": "a" }), extra);
     let chat =
         |extra: Value| ("/v1/chat/completions", json!({ "messages": [{ "role": "user", "content": "a" }] }), extra);
+    let schema = |schema: Value| json!({ "response_format": { "type": "json_schema", "json_schema": schema } });
+    let called = |function: Value| json!({ "messages": [{ "role": "assistant", "tool_calls": [{ "id": "c", "type": "function", "function": function }] }] });
+    let function = |name: &str, parameters: Value| json!({ "type": "function", "function": { "name": name, "parameters": parameters } });
+    let named = |name: &str| json!({ "type": "function", "function": { "name": name } });
+    let forced = |choice: &str, parameters: Value, extra: Value| {
+        let mut body = json!({ "tools": [function("f", parameters)], "tool_choice": choice });
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        body
+    };
     for ((path, base, extra), field) in [
         (generate(json!({ "prompt": null })), "prompt"),
         (generate(json!({ "prompt": 5 })), "prompt"),
@@ -57,7 +66,14 @@ async fn every_invalid_field_is_named() {
         (complete(json!({ "best_of": 3 })), "best_of"),
         (complete(json!({ "echo": true })), "echo"),
         (complete(json!({ "suffix": "end" })), "suffix"),
-        (complete(json!({ "logit_bias": { "5": 1 } })), "logit_bias"),
+        (complete(json!({ "logit_bias": { "x": 1 } })), "logit_bias"),
+        (complete(json!({ "logit_bias": { "5": 101 } })), "logit_bias"),
+        (complete(json!({ "logit_bias": { "99999": 1 } })), "logit_bias"),
+        (complete(json!({ "logit_bias": [] })), "logit_bias"),
+        (complete(json!({ "n": 0 })), "n"),
+        (complete(json!({ "n": 17 })), "n"),
+        (complete(json!({ "prompt": ["a", "b"], "n": 9 })), "n"),
+        (complete(json!({ "n": 2, "best_of": 3 })), "best_of"),
         (complete(json!({ "logprobs": 6 })), "logprobs"),
         (complete(json!({ "stream_options": { "include_usage": true } })), "stream_options"),
         (complete(json!({ "stream": true, "stream_options": { "what": 1 } })), "stream_options"),
@@ -65,15 +81,76 @@ async fn every_invalid_field_is_named() {
         (chat(json!({ "messages": [] })), "messages"),
         (chat(json!({ "messages": "hi" })), "messages"),
         (chat(json!({ "messages": [5] })), "messages[0]"),
-        (chat(json!({ "messages": [{ "role": "tool", "content": "a" }] })), "messages[0].role"),
+        (chat(json!({ "messages": [{ "role": "judge", "content": "a" }] })), "messages[0].role"),
         (chat(json!({ "messages": [{ "role": "user" }] })), "messages[0].content"),
         (
             chat(json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] })),
             "messages[0].content",
         ),
         (chat(json!({ "messages": [{ "role": "user", "content": "a", "tool_calls": [] }] })), "messages[0].tool_calls"),
-        (chat(json!({ "tools": [{ "type": "function" }] })), "tools"),
-        (chat(json!({ "response_format": { "type": "json_object" } })), "response_format"),
+        (chat(json!({ "messages": [{ "role": "tool", "content": "a" }] })), "messages[0].tool_call_id"),
+        (chat(called(json!({ "name": "f", "arguments": "[]" }))), "messages[0].tool_calls[0].function.arguments"),
+        (
+            chat(called(json!({ "name": "f", "arguments": "{\"a\": }" }))),
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (chat(called(json!({ "name": "a b", "arguments": "" }))), "messages[0].tool_calls[0].function.name"),
+        (chat(json!({ "messages": [{ "role": "assistant", "tool_calls": 5 }] })), "messages[0].tool_calls"),
+        (chat(json!({ "messages": [{ "role": "assistant" }] })), "messages[0].content"),
+        (chat(json!({ "tools": {} })), "tools"),
+        (chat(json!({ "tools": vec![function("f", json!({ "type": "object" })); 129] })), "tools"),
+        (
+            chat(json!({ "tools": [function("f", json!({ "type": "object", "title": "a".repeat(128 << 10) }))] })),
+            "tools",
+        ),
+        (chat(json!({ "tools": [{ "type": "function" }] })), "tools[0].function"),
+        (chat(json!({ "tools": [{ "type": "code", "function": { "name": "f" } }] })), "tools[0].type"),
+        (
+            chat(json!({ "tools": [{ "type": "function", "function": { "name": "f", "returns": {} } }] })),
+            "tools[0].function.returns",
+        ),
+        (chat(json!({ "tools": [function("a b", json!(null))] })), "tools[0].function.name"),
+        (chat(json!({ "tools": [function(&"a".repeat(65), json!(null))] })), "tools[0].function.name"),
+        (chat(json!({ "tools": [function("f", json!({}))] })), "tools[0].function.parameters"),
+        (chat(json!({ "tools": [function("f", json!(null)), function("f", json!(null))] })), "tools[1].function.name"),
+        (chat(json!({ "tool_choice": "required" })), "tool_choice"),
+        (chat(forced("some", json!(null), json!({}))), "tool_choice"),
+        (chat(forced("f", json!(null), json!({ "tool_choice": named("g") }))), "tool_choice.function.name"),
+        (chat(forced("required", json!(null), json!({ "parallel_tool_calls": true }))), "parallel_tool_calls"),
+        (
+            chat(forced("required", json!(null), json!({ "response_format": { "type": "json_object" } }))),
+            "response_format",
+        ),
+        (chat(forced("required", json!(null), json!({ "logprobs": true }))), "logprobs"),
+        (
+            chat(forced("required", json!({ "type": "object", "properties": { "b": { "not": {} } } }), json!({}))),
+            "tools[0].function.parameters/properties/b/not",
+        ),
+        (
+            chat(forced(
+                "required",
+                json!({ "type": "object", "required": ["a"], "additionalProperties": false }),
+                json!({}),
+            )),
+            "tools",
+        ),
+        (chat(json!({ "functions": [{ "name": "f" }] })), "functions"),
+        (chat(json!({ "response_format": "json" })), "response_format"),
+        (chat(json!({ "response_format": { "type": "xml" } })), "response_format.type"),
+        (chat(json!({ "response_format": { "type": "json_object", "schema": {} } })), "response_format.schema"),
+        (complete(json!({ "response_format": { "type": "json_schema" } })), "response_format.json_schema"),
+        (complete(schema(json!({ "name": "a b", "schema": {} }))), "response_format.json_schema.name"),
+        (complete(schema(json!({ "name": "a" }))), "response_format.json_schema.schema"),
+        (complete(schema(json!({ "name": "a", "schema": {}, "strictly": 1 }))), "response_format.json_schema.strictly"),
+        (
+            generate(schema(json!({ "name": "a", "schema": { "properties": { "b": { "not": {} } } } }))),
+            "response_format.json_schema.schema/properties/b/not",
+        ),
+        (
+            chat(schema(json!({ "name": "a", "schema": { "description": "a".repeat(1 << 20) } }))),
+            "response_format.json_schema.schema",
+        ),
+        (chat(schema(json!({ "name": "a", "schema": false }))), "response_format.json_schema.schema"),
         (chat(json!({ "top_logprobs": 3 })), "top_logprobs"),
         (chat(json!({ "logprobs": true, "top_logprobs": 21 })), "top_logprobs"),
         (chat(json!({ "max_tokens": 5, "max_completion_tokens": 6 })), "max_tokens"),
@@ -97,6 +174,22 @@ async fn every_invalid_field_is_named() {
         "{}",
         several.text()
     );
+    let tool =
+        |parameters: Value| json!({ "type": "function", "function": { "name": "a b", "parameters": parameters } });
+    let ask = json!({
+        "messages": [{ "role": "tool", "content": 5 }], "tools": [tool(json!([])), { "type": "x" }], "tool_choice": 5,
+    });
+    let text = site.post("/v1/chat/completions", ask).await.text();
+    for place in [
+        "messages[0].tool_call_id",
+        "messages[0].content",
+        "tools[0].function.name",
+        "tools[0].function.parameters",
+        "tools[1].type",
+        "`tool_choice`",
+    ] {
+        assert!(text.contains(place), "{place}: {text}");
+    }
     let typo = site.post("/v1/generate", json!({ "prompt": "a", "temprature": 1 })).await;
     assert!(typo.error().2.unwrap().contains("did you mean `temperature`?"));
 }
@@ -188,9 +281,11 @@ async fn every_endpoint_bounds_its_body_and_its_json_values() {
     let document = site.client.send("GET", "/openapi.json", &[], b"").await.json();
     let limits = [
         ("/auth/token", 4_000, "4 kB"),
+        ("/admin/features", 4_000, "4 kB"),
         ("/v1/stream/tickets", 128_000, "128 kB"),
         ("/v1/validate", 256_000, "256 kB"),
     ];
+    let admin = make_key(&site.config, json!({ "do": "create", "scopes": ["admin"] })).await;
     for (path, methods) in document["paths"].as_object().unwrap() {
         let described = &methods["post"]["requestBody"]["description"];
         if methods["post"].is_null() {
@@ -200,14 +295,15 @@ async fn every_endpoint_bounds_its_body_and_its_json_values() {
         let (most, named) = own.map_or((10_000_000, "10 MB"), |(_, most, named)| (*most, *named));
         assert_eq!(described, &json!(format!("At most {named}.")), "{path}");
         // Nothing of the body is sent: what is announced is enough.
-        let headers = [("x-api-key", site.key.as_str()), ("expect", "100-continue")];
+        let key = if path.starts_with("/admin/") { &admin } else { &site.key };
+        let headers = [("x-api-key", key.as_str()), ("expect", "100-continue")];
         let mut stream = site.client.connect().await;
         stream.write_all(Client::head("POST", path, &headers, most + 1).as_bytes()).await.unwrap();
         let reply = read_reply(&mut *stream).await;
         assert_eq!((reply.status, reply.error().0.as_str()), (413, "request_too_large"), "{path}");
         assert!(reply.text().contains(named), "{path}: {}", reply.text());
         let values = json!({ "metadata": vec![json!({}); (most / 4).min(300_000)] });
-        let reply = site.post(path, values).await;
+        let reply = site.post_as(key, path, values).await;
         let code = if most > 1_000_000 { (413, "request_too_large") } else { (400, "invalid_request") };
         assert_eq!((reply.status, reply.error().0.as_str()), code, "{path}: {}", reply.text());
     }

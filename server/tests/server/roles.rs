@@ -216,6 +216,10 @@ async fn server_logs_requests_drains_on_sigterm_and_exits_with_zero() {
     assert_eq!((reply.status, reply.events().last().unwrap().0.as_str()), (200, "done"));
     let stranger = [("x-api-key", "wrong"), ("x-request-id", "stranger-1"), ("x-forwarded-for", "203.0.113.5")];
     assert_eq!(client.send("POST", "/v1/generate", &stranger, ask.as_bytes()).await.status, 401);
+    let public = "/.well-known/jwks.json";
+    for _ in 0..300 {
+        assert_eq!(client.send("GET", public, &[], b"").await.status, 200);
+    }
     let process = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::HUP).unwrap();
     assert_eq!(client.send("GET", "/health", &[], b"").await.status, 200, "a hangup does not end it");
@@ -225,6 +229,8 @@ async fn server_logs_requests_drains_on_sigterm_and_exits_with_zero() {
     assert!(!socket.exists());
     let log = std::fs::read_to_string(path(&files.folder, "log/server.log")).unwrap();
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let logged = lines.iter().filter(|line| line["target"] == "access" && line["route"] == public).count();
+    assert!((1..300).contains(&logged), "clients without a key do not fill the log: {logged}");
     let line = lines.iter().find(|line| line["request_id"] == "traced-1").unwrap_or_else(|| panic!("{log}"));
     assert_eq!((&line["target"], &line["status"], &line["model"]), (&json!("access"), &json!(200), &json!("tiny")));
     assert_eq!((&line["generated_tokens"], &line["key"]), (&json!(3), &json!(key.split('_').nth(1).unwrap())));

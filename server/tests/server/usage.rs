@@ -43,6 +43,24 @@ async fn own_usage(database: Option<&str>) {
     assert_eq!(seen["total"]["prompt_tokens"], 12);
     assert_eq!(seen["total"]["total_tokens"], 27);
     assert_eq!(seen["total"]["errors"], 1);
+    // Requests above the rate of their key leave no rows: a client would fill the disk with them.
+    let limited = make_key(&site.config, json!({ "do": "create", "rate_limit": "2/hour" })).await;
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(site.post_as(&limited, "/v1/generate", ask.clone()).await.status);
+    }
+    assert_eq!(statuses, [200, 200, 429, 429]);
+    let store = site.server.as_ref().unwrap().store();
+    let requests_of = async |key: &str| -> i64 {
+        let id = key.split('_').nth(1).unwrap();
+        let days = store.tenant("default").usage_by_day(id, 0, i64::MAX).await.unwrap();
+        days.iter().map(|day| day.sum.requests).sum()
+    };
+    // A later request of another key, so that rows of the refused ones would be there.
+    let earlier = requests_of(&other).await;
+    assert_eq!(site.post_as(&other, "/v1/generate", ask.clone()).await.status, 200);
+    until("the later row is written", async || requests_of(&other).await > earlier).await;
+    assert_eq!(requests_of(&limited).await, 2);
     let before = usage("?start=0&end=1000").await.json();
     assert_eq!((&before["total"]["requests"], &before["data"]), (&json!(0), &json!([])));
     let now = seen["end"].as_u64().unwrap();

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use textnlp_inference::cpu::{Cpu, LoadOptions};
+use textnlp_inference::decoder::Spec;
 use textnlp_inference::format::Checkpoint;
 use textnlp_inference::text::Tokenizer;
 use textnlp_kubernetes::Kubernetes;
@@ -39,6 +40,7 @@ pub struct Target {
 
 /// Every target.
 pub const TARGETS: &[Target] = &[
+    Target { name: "decoder", most_bytes: 4 << 10, runs: 10000, run: decoder, seeds: decoders },
     Target { name: "environment", most_bytes: 16 << 10, runs: 1000, run: environment, seeds: environments },
     Target { name: "gateway-http1", most_bytes: 8 << 10, runs: 600, run: gateway::http1, seeds: gateway::seeds },
     Target { name: "gguf", most_bytes: 64 << 10, runs: 4000, run: gguf, seeds: ggufs },
@@ -155,6 +157,19 @@ fn safetensors(bytes: &[u8]) -> bool {
         std::fs::write(folder.join("config.json"), config).unwrap();
         load(folder)
     })
+}
+
+fn decoders() -> Vec<Vec<u8>> {
+    files([
+        "server/candle/tests/golden/falcon-groups/config.json",
+        "server/candle/tests/golden/gpt_neo/config.json",
+        "server/candle/tests/golden/mixtral/config.json",
+        "server/candle/tests/golden/phi/config.json",
+    ])
+}
+
+fn decoder(bytes: &[u8]) -> bool {
+    with_file("config.json", bytes, |path| Spec::open(path.parent().unwrap()).is_ok())
 }
 
 fn tokenizers() -> Vec<Vec<u8>> {

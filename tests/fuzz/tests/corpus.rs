@@ -10,8 +10,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use textnlp_fuzz::mutation::{Random, mutate};
+use textnlp_fuzz::mutation::mutate;
 use textnlp_fuzz::{TARGETS, corpus, memory_limit};
+use textnlp_tests::Dice;
 
 /// Counts what the process holds and the most it held. Tests of this program therefore run in one.
 struct Counting;
@@ -61,7 +62,7 @@ fn parsers_of_untrusted_input_never_panic_and_hold_bounded_memory() {
     let runs = seeds::number("TEXTNLP_FUZZ_RUNS");
     let only = std::env::var("TEXTNLP_FUZZ_TARGET").ok();
     for target in TARGETS.iter().filter(|target| only.as_ref().is_none_or(|only| only == target.name)) {
-        let mut random = Random::new(seed);
+        let mut random = Dice(seed);
         let inputs = [(target.seeds)(), corpus(target)].concat();
         // Mutations of inputs that are refused at once find nothing. This also builds what lives as long as the process.
         let valid = (target.seeds)().iter().filter(|seed| (target.run)(seed)).count();
@@ -70,7 +71,7 @@ fn parsers_of_untrusted_input_never_panic_and_hold_bounded_memory() {
             try_input(target, input, &format!("kept input {n}"));
         }
         for n in 0..runs.unwrap_or(u64::from(target.runs)) {
-            let mut bytes = inputs[random.below(inputs.len())].clone();
+            let mut bytes = inputs[random.index(inputs.len())].clone();
             mutate(&mut bytes, &inputs, target.most_bytes, &mut random);
             try_input(target, &bytes, &format!("mutation {n} of seed {seed}"));
         }

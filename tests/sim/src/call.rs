@@ -149,6 +149,8 @@ pub struct Call {
     pub now: Timestamp,
     /// The id that the answer carries.
     pub request_id: String,
+    /// The host and port that the request was sent to.
+    pub host: String,
     /// Delays.
     pub timing: Timing,
     /// Numbers and ids that follow from the seed.

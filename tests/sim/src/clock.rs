@@ -87,7 +87,9 @@ pub struct Random {
 }
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The numbers of a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         Self { seed, drawn: Arc::default() }
     }
 

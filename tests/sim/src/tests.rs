@@ -25,6 +25,7 @@ fn call(world: &World, operation: &str, input: Value) -> Call {
         input,
         now: world.now(),
         request_id: String::new(),
+        host: String::new(),
         timing: Timing { page: 3, ..Timing::default() },
         random: world.random.clone(),
         body: Default::default(),

@@ -431,11 +431,26 @@ fn missing_space_inodes_and_permissions_are_found_before_writing() {
     names(&in_file.expect(2).err, &["needs a folder", "one.tar is a file"]);
     let Some(small) = Small::mount(stage.sandbox.folder().join("small"), "size=20m") else { return };
     let root = format!("{}/site", small.place());
-    let flags = [&["--no-up", "--trust", goods.public.as_str(), "--root", root.as_str()], Stage::user()].concat();
+    let ports = [
+        format!("server.api.port={}", stage.sandbox.port),
+        format!("server.monitoring.metrics_port={}", stage.sandbox.metrics_port),
+    ];
+    let given = [
+        "--no-up",
+        "--trust",
+        goods.public.as_str(),
+        "--root",
+        root.as_str(),
+        "--set",
+        ports[0].as_str(),
+        "--set",
+        ports[1].as_str(),
+    ];
+    let flags = [&given[..], Stage::user()].concat();
     let install = || stage.run(&[&["bundle", "install", &goods.first], &flags[..]].concat());
     let full = install().expect(1);
     names(&full.err, &[small.place().as_str(), "bytes free", "are needed", "hint: free some bytes"]);
-    small.remount("size=600m,nr_inodes=8");
+    small.remount("size=900m,nr_inodes=8");
     assert!(!full.err.contains("--state-dir"), "the flag of an install is --root: {}", full.err);
     let inodes = install().expect(1);
     names(&inodes.err, &["inodes free", "hint: free some inodes"]);
@@ -467,6 +482,6 @@ fn missing_space_inodes_and_permissions_are_found_before_writing() {
     let full = said(child.wait_with_output().unwrap()).expect(1);
     names(&full.err, &["No space left", "hint: free some space"]);
     assert!(std::fs::symlink_metadata(format!("{root}/current")).is_err());
-    small.remount("size=600m");
+    small.remount("size=900m");
     install().expect(0);
 }

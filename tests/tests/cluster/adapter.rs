@@ -5,12 +5,12 @@ use std::process::Command;
 use std::time::Instant;
 
 use serde_json::Value;
-use textnlp_tests::{Said, counts, eventually, said};
+use textnlp_tests::{Said, counts, eventually, in_days, said};
 
 use crate::operator::Operator;
 use crate::while_asked;
 
-const GROWS: [&str; 8] = [
+const GROWS: [&str; 9] = [
     "phase=scale-up",
     "gates.sessions=60",
     // What is fast here is another machine's.
@@ -20,6 +20,8 @@ const GROWS: [&str; 8] = [
     "scaling.requests_per_second=1",
     "scaling.adapter=true",
     "server.security.rate_limit=1000000/hour",
+    // The test has neither backups nor alert receivers.
+    "gates.compliance=[]",
 ];
 const API: &str = "v1beta2.custom.metrics.k8s.io";
 const QUESTION: &str = r#"{"prompt":"Once","max_tokens":8}"#;
@@ -137,12 +139,34 @@ fn autoscaler_scales_on_requests_reported_by_our_metrics_adapter() {
     assert!(refused.exit != 0 && refused.out.is_empty(), "{refused:?}");
 
     // Nobody loads what others work with only to open a gate: it waits, and says how to show what it asks for.
-    let gate = |exit: i32| operator.run(&["gate", "-o", "json"], &GROWS).expect(exit).json();
-    let waits = gate(3);
+    let gate =
+        |more: &[&str], exit: i32| operator.run(&[&["gate", "-o", "json"], more].concat(), &GROWS).expect(exit).json();
+    let check = |gate: &Value, name: &str| -> Value {
+        let mut checks = gate["gate"]["checks"].as_array().unwrap().iter();
+        checks.find(|check| check["name"] == name).unwrap().clone()
+    };
+    let waits = gate(&[], 3);
     assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
     let blockers = waits["gate"]["blockers"].to_string();
     assert!(blockers.contains("load --sessions 60") && blockers.contains("load --users 200"), "{blockers}");
     assert_eq!(waits["gate"]["blockers"].as_array().unwrap().len(), 2, "{blockers}");
+    assert_eq!(check(&waits, "security audit")["measured"], 0, "{waits:#}");
+    // What is not measured yet can be waived.
+    let (until, later) = (in_days(30), in_days(60));
+    let both = ["--waive", "open sessions", "--waive", "more pods under load within", "--until", &until];
+    let waived = gate(&[&both[..], &["--reason", "a test"]].concat(), 0);
+    assert_eq!(waived["gate"]["state"], "open", "{waived:#}");
+    let open = gate(&[], 0);
+    assert!(open["gate"]["reused"] == true && open["gate"]["exemptions"].as_array().unwrap().len() == 3, "{open:#}");
+    let longer = gate(&["--waive", "open sessions", "--until", &later, "--reason", "a test"], 0);
+    assert_eq!(check(&longer, "open sessions")["waived_until"].as_str(), Some(later.as_str()), "{longer:#}");
+    // The objects of the cluster are read.
+    let audit = operator.run(&["security", "audit", "--full", "-o", "json"], &GROWS).expect(0).json();
+    for (name, says) in [("roles", "roles"), ("pods", "containers"), ("images", "images"), ("open ports", "services")] {
+        let line = audit["lines"].as_array().unwrap().iter().find(|line| line["name"] == name).unwrap();
+        let is_read = line["state"] == "warning" || line["evidence"].as_str().unwrap().ends_with(says);
+        assert!(is_read && line["site"].is_string(), "{line:#}");
+    }
 
     // Under load there are more, every session is kept meanwhile, and without it there are as many as before.
     let (asked, failed) = while_asked(&operator, &up, QUESTION, || {
@@ -153,9 +177,9 @@ fn autoscaler_scales_on_requests_reported_by_our_metrics_adapter() {
         eprintln!("{} questions of 60 sessions; five pods after {} s", held["requests"], held["scaling"]["seconds"]);
     });
     assert!(failed.is_empty(), "of {asked}: {failed:?}");
-    let open = gate(0);
-    assert_eq!(open["gate"]["state"], "open", "{open:#}");
-    let metrics = open["gate"]["checks"].as_array().unwrap().iter().find(|check| check["name"] == "metrics").unwrap();
+    let loaded = gate(&["--again"], 0);
+    assert_eq!((&loaded["gate"]["state"], &check(&loaded, "open sessions")["measured"]), (&"open".into(), &60.into()));
+    let metrics = check(&loaded, "metrics");
     assert_eq!((&metrics["measured"], &metrics["limit"]), (&1.into(), &1.into()), "{metrics:#}");
     let scaler = operator.get("horizontalpodautoscaler", "textnlp-api-hpa");
     assert_eq!(

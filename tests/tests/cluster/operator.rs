@@ -81,6 +81,12 @@ impl Operator {
     pub(crate) fn command(&self, args: &[&str], more: &[&str]) -> Command {
         let mut all: Vec<&str> = args.to_vec();
         all.extend(["--env", "pilot"]);
+        // No release is promoted here.
+        if args.first() == Some(&"up") {
+            all.push("--from-scratch");
+            let has_reason = args.contains(&"--reason");
+            all.extend((!has_reason).then_some(["--reason", "a test"]).into_iter().flatten());
+        }
         all.extend(self.sets.iter().map(String::as_str).chain(more.iter().copied()).flat_map(|set| ["--set", set]));
         let mut command = self.sandbox.command(&all);
         command.env("KUBECONFIG", self.cluster.admin()).env("DATABASE_URL", &self.url);

@@ -16,7 +16,7 @@ use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan::{Audited, Facts, Plan, Purpose};
-use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, look, run_phases};
+use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, plan_with_refresh, run_phases};
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State};
 use textnlp_provider::connect::{Bearer, CA, Connect, ENDPOINT, HostEndpoint, TokenSource};
 use textnlp_provider::memory::{Fuse, MemoryCloud};
@@ -443,6 +443,7 @@ impl World {
             events: &DiscardEvents,
             gates: None,
             limits: Limits { pause, longest_pause: Duration::from_millis(500), ..Limits::default() },
+            entry: None,
         }
     }
 
@@ -471,7 +472,9 @@ impl World {
 
     async fn plan(&self, wanted: &[Wanted]) -> (Audited, Facts) {
         let (sites, environment) = (self.sites(wanted, self.provider(&Fuse::default())), "staging".parse().unwrap());
-        look(&self.road(&sites, &environment, &Fuse::default()), UP).await.unwrap_or_else(|error| panic!("{error:?}"))
+        plan_with_refresh(&self.road(&sites, &environment, &Fuse::default()), UP)
+            .await
+            .unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     async fn state(&self) -> State {
@@ -707,7 +710,7 @@ fn expired_or_rejected_cluster_token_is_requested_again() {
         let sites = world.sites(&wanted, world.provider(&Fuse::default()));
         let environment = "staging".parse().unwrap();
         let road = world.road(&sites, &environment, &Fuse::default());
-        let whole = async || assert!(look(&road, UP).await.unwrap().0.plan().is_complete());
+        let whole = async || assert!(plan_with_refresh(&road, UP).await.unwrap().0.plan().is_complete());
         whole().await;
         let asked = world.tokens.asked();
         whole().await;

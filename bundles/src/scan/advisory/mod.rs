@@ -134,7 +134,7 @@ struct AdvisoryFile {
 #[derive(Clone, Debug, Default)]
 pub struct Database {
     sources: Vec<Source>,
-    /// By package name: which advisory, and the versions of a crate that have it.
+    /// By package name: the index of the advisory, and the affected versions.
     by_package: BTreeMap<String, Vec<(usize, usize, Vec<Interval>)>>,
     ecosystems: BTreeSet<String>,
     unread: Vec<(String, String)>,

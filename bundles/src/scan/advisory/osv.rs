@@ -88,7 +88,7 @@ struct Specific {
 
 #[derive(Deserialize)]
 struct Affected {
-    package: Option<Named>,
+    package: Option<OsvPackage>,
     #[serde(default)]
     ranges: Vec<Range>,
     #[serde(default)]
@@ -99,7 +99,7 @@ struct Affected {
 }
 
 #[derive(Deserialize)]
-struct Named {
+struct OsvPackage {
     ecosystem: String,
     name: String,
 }

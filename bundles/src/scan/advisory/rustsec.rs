@@ -32,7 +32,7 @@ pub(super) fn read(folder: &Utf8Path) -> Result<Read, Error> {
 }
 
 #[derive(Deserialize)]
-struct Front {
+struct FrontMatter {
     advisory: Head,
     #[serde(default)]
     versions: Versions,
@@ -62,7 +62,7 @@ struct Versions {
 fn one(text: &str) -> Result<Advisory, String> {
     let text = text.strip_prefix("```toml").ok_or("it does not begin with TOML")?;
     let (front, body) = text.split_once("\n```").ok_or("its TOML has no end")?;
-    let Front { advisory, versions } = toml::from_str(front).map_err(|e| e.message().to_owned())?;
+    let FrontMatter { advisory, versions } = toml::from_str(front).map_err(|e| e.message().to_owned())?;
     let title = body.lines().find_map(|line| line.strip_prefix("# ")).ok_or("it has no title")?;
     let mut aliases = advisory.aliases;
     aliases.sort();

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::document::{Container, Document, DocumentKind};
-use super::{Check, Hits};
+use super::{Check, Hits, has};
 use crate::scan::finding::Severity;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -16,12 +16,10 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { a: { image: 'postgres:15' } }",
         fails: "services: { a: { image: 'postgres:latest' } }",
         find: |document, hits| {
-            each_image(document, |path, image| {
+            each_image(document, hits, |image| {
                 let name = image.rsplit('/').next().unwrap_or(image);
                 let tag = name.split_once(':').map(|(_, tag)| tag);
-                if !image.contains('@') && tag.is_none_or(|t| t == "latest") {
-                    hits.at(path);
-                }
+                !image.contains('@') && tag.is_none_or(|t| t == "latest")
             })
         },
     },
@@ -33,13 +31,7 @@ pub(super) const CHECKS: &[Check] = &[
         fix: "add the digest: `name:15.4@sha256:…`",
         passes: "services: { a: { image: 'postgres:15@sha256:0123' } }",
         fails: "services: { a: { image: 'postgres:15' } }",
-        find: |document, hits| {
-            each_image(document, |path, image| {
-                if !image.contains("@sha256:") {
-                    hits.at(path);
-                }
-            })
-        },
+        find: |document, hits| each_image(document, hits, |image| !image.contains("@sha256:")),
     },
     Check {
         id: "container-root",
@@ -50,20 +42,15 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { a: { image: 'b@sha256:0', user: '65532:65532' } }",
         fails: "services: { a: { image: 'b@sha256:0', user: root } }",
         find: |document, hits| {
-            each(document, |c| {
-                let root = match document.of {
-                    // A compose file that says nothing has the image's user, which the image's own scan looks at.
-                    DocumentKind::Compose => c.value.get("user").is_some_and(|u| {
-                        let text = u.as_str().map_or_else(|| u.to_string(), str::to_owned);
-                        matches!(text.split(':').next(), Some("0" | "root"))
-                    }),
-                    _ => {
-                        let user = c.security("runAsUser").and_then(Value::as_u64);
-                        user == Some(0) || (user.is_none() && c.security("runAsNonRoot") != Some(&Value::Bool(true)))
-                    }
-                };
-                if root {
-                    hits.at(&c.path);
+            each(document, hits, |c| match document.of {
+                // A compose file that says nothing has the image's user, which the image's own scan looks at.
+                DocumentKind::Compose => c.value.get("user").is_some_and(|u| {
+                    let text = u.as_str().map_or_else(|| u.to_string(), str::to_owned);
+                    matches!(text.split(':').next(), Some("0" | "root"))
+                }),
+                _ => {
+                    let user = c.security("runAsUser").and_then(Value::as_u64);
+                    user == Some(0) || (user.is_none() && c.security("runAsNonRoot") != Some(&Value::Bool(true)))
                 }
             })
         },
@@ -77,11 +64,9 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { a: { image: 'b@sha256:0', privileged: false } }",
         fails: "services: { a: { image: 'b@sha256:0', privileged: true } }",
         find: |document, hits| {
-            each(document, |c| {
+            each(document, hits, |c| {
                 let yes = Some(&Value::Bool(true));
-                if c.value.get("privileged") == yes || c.security("privileged") == yes {
-                    hits.at(&c.path);
-                }
+                c.value.get("privileged") == yes || c.security("privileged") == yes
             })
         },
     },
@@ -94,18 +79,15 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { a: { image: 'b@sha256:0', cap_drop: [ALL], cap_add: [NET_BIND_SERVICE] } }",
         fails: "services: { a: { image: 'b@sha256:0', cap_add: [SYS_ADMIN] } }",
         find: |document, hits| {
-            each(document, |c| {
+            each(document, hits, |c| {
                 let mut added = c.strings("cap_add");
                 if let Some(Value::Array(list)) = c.security("capabilities").and_then(|v| v.get("add")) {
                     added.extend(list.iter().filter_map(Value::as_str).map(str::to_owned));
                 }
-                let power = |cap: &String| {
+                added.iter().any(|cap| {
                     let name = cap.to_ascii_uppercase();
-                    POWERS.contains(&name.strip_prefix("CAP_").unwrap_or(&name))
-                };
-                if added.iter().any(power) {
-                    hits.at(&c.path);
-                }
+                    has(POWERS, name.strip_prefix("CAP_").unwrap_or(&name))
+                })
             })
         },
     },
@@ -141,14 +123,8 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { a: { image: 'b@sha256:0', volumes: [ 'data:/data' ] } }",
         fails: "services: { a: { image: 'b@sha256:0', volumes: [ '/var/run/docker.sock:/var/run/docker.sock:ro' ] } }",
         find: |document, hits| {
-            each_mount(document, |path, source| {
-                if source.ends_with("docker.sock")
-                    || source.ends_with("containerd.sock")
-                    || source.ends_with("crio.sock")
-                {
-                    hits.at(path);
-                }
-            })
+            let sockets = ["docker.sock", "containerd.sock", "crio.sock"];
+            each_mount(document, hits, |source| sockets.iter().any(|socket| source.ends_with(socket)))
         },
     },
     Check {
@@ -160,11 +136,9 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { a: { image: 'b@sha256:0', volumes: [ '/srv/models:/models:ro' ] } }",
         fails: "services: { a: { image: 'b@sha256:0', volumes: [ '/etc:/host/etc' ] } }",
         find: |document, hits| {
-            each_mount(document, |path, source| {
+            each_mount(document, hits, |source| {
                 let folder = source.trim_end_matches('/');
-                if RULING.contains(&folder) && source.starts_with('/') {
-                    hits.at(path);
-                }
+                RULING.contains(&folder) && source.starts_with('/')
             })
         },
     },
@@ -177,11 +151,9 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { a: { image: 'b@sha256:0', deploy: { resources: { limits: { memory: 2G } } } } }",
         fails: "services: { a: { image: 'b@sha256:0' } }",
         find: |document, hits| {
-            each(document, |c| {
+            each(document, hits, |c| {
                 let limits = ["/mem_limit", "/deploy/resources/limits/memory", "/resources/limits/memory"];
-                if !limits.iter().any(|at| c.value.pointer(at).is_some_and(|v| !v.is_null())) {
-                    hits.at(&c.path);
-                }
+                !limits.iter().any(|at| c.value.pointer(at).is_some_and(|v| !v.is_null()))
             })
         },
     },
@@ -194,17 +166,12 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { a: { image: 'b@sha256:0', security_opt: [ 'no-new-privileges:true' ] } }",
         fails: "services: { a: { image: 'b@sha256:0' } }",
         find: |document, hits| {
-            each(document, |c| {
-                let closed = match document.of {
-                    DocumentKind::Compose => c
-                        .strings("security_opt")
-                        .iter()
-                        .any(|o| o.starts_with("no-new-privileges") && !o.ends_with("false")),
-                    _ => c.security("allowPrivilegeEscalation") == Some(&Value::Bool(false)),
-                };
-                if !closed {
-                    hits.at(&c.path);
-                }
+            each(document, hits, |c| !match document.of {
+                DocumentKind::Compose => c
+                    .strings("security_opt")
+                    .iter()
+                    .any(|o| o.starts_with("no-new-privileges") && !o.ends_with("false")),
+                _ => c.security("allowPrivilegeEscalation") == Some(&Value::Bool(false)),
             })
         },
     },
@@ -217,11 +184,9 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { a: { image: 'b@sha256:0', read_only: true } }",
         fails: "services: { a: { image: 'b@sha256:0' } }",
         find: |document, hits| {
-            each(document, |c| {
+            each(document, hits, |c| {
                 let yes = Some(&Value::Bool(true));
-                if c.value.get("read_only") != yes && c.security("readOnlyRootFilesystem") != yes {
-                    hits.at(&c.path);
-                }
+                c.value.get("read_only") != yes && c.security("readOnlyRootFilesystem") != yes
             })
         },
     },
@@ -234,7 +199,7 @@ pub(super) const CHECKS: &[Check] = &[
         passes: "services: { db: { image: 'b@sha256:0', ports: [ '127.0.0.1:5432:5432' ] } }",
         fails: "services: { db: { image: 'b@sha256:0', ports: [ '5432:5432' ] } }",
         find: |document, hits| {
-            each(document, |c| {
+            document.containers().iter().for_each(|c| {
                 for (at, port) in c.value.get("ports").and_then(Value::as_array).into_iter().flatten().enumerate() {
                     if document.of == DocumentKind::Compose
                         && published(port).is_some_and(|target| STORES.contains(&target))
@@ -264,18 +229,7 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// Capabilities that lead out of a container.
-const POWERS: [&str; 10] = [
-    "ALL",
-    "SYS_ADMIN",
-    "SYS_MODULE",
-    "SYS_PTRACE",
-    "SYS_RAWIO",
-    "NET_ADMIN",
-    "DAC_READ_SEARCH",
-    "BPF",
-    "MKNOD",
-    "SYS_BOOT",
-];
+const POWERS: &str = "ALL SYS_ADMIN SYS_MODULE SYS_PTRACE SYS_RAWIO NET_ADMIN DAC_READ_SEARCH BPF MKNOD SYS_BOOT";
 
 /// Folders that decide what a machine runs. The first is `/` without its slash.
 const RULING: [&str; 12] =
@@ -284,20 +238,22 @@ const RULING: [&str; 12] =
 /// Ports of PostgreSQL, MySQL, Redis, MongoDB, MinIO, etcd.
 const STORES: [u64; 6] = [5432, 3306, 6379, 27017, 9000, 2379];
 
-fn each(document: &Document, mut visit: impl FnMut(&Container<'_>)) {
-    document.containers().iter().for_each(&mut visit);
+/// Finds every container to which this applies.
+fn each(document: &Document, hits: &mut Hits, is_found: impl Fn(&Container<'_>) -> bool) {
+    document.containers().iter().filter(|c| is_found(c)).for_each(|c| hits.at(&c.path));
 }
 
-fn each_image(document: &Document, mut visit: impl FnMut(String, &str)) {
-    each(document, |c| {
+fn each_image(document: &Document, hits: &mut Hits, is_found: impl Fn(&str) -> bool) {
+    for c in document.containers() {
         // A compose file may build what it runs, or take the name from a variable.
         if let Some(image) = c.value.get("image").and_then(Value::as_str)
             && c.value.get("build").is_none()
             && !image.contains("${")
+            && is_found(image)
         {
-            visit(format!("{}.image", c.path), image);
+            hits.at(format!("{}.image", c.path));
         }
-    });
+    }
 }
 
 fn shares(document: &Document, hits: &mut Hits, compose: &str, pod: &str) {
@@ -314,23 +270,24 @@ fn shares(document: &Document, hits: &mut Hits, compose: &str, pod: &str) {
     }
 }
 
-/// Every folder or socket of the machine that a container is given.
-fn each_mount(document: &Document, mut visit: impl FnMut(String, &str)) {
-    each(document, |c| {
-        for (at, volume) in c.value.get("volumes").and_then(Value::as_array).into_iter().flatten().enumerate() {
+/// Finds every folder or socket of the machine that a container is given, if this applies to it.
+fn each_mount(document: &Document, hits: &mut Hits, is_found: impl Fn(&str) -> bool) {
+    let volumes = |of: &Value| of.get("volumes").and_then(Value::as_array).cloned().unwrap_or_default();
+    for c in document.containers().iter().filter(|_| document.of == DocumentKind::Compose) {
+        for (at, volume) in volumes(c.value).iter().enumerate() {
             let source = match volume {
                 Value::String(text) => text.split(':').next(),
                 other => other.get("source").and_then(Value::as_str),
             };
-            if document.of == DocumentKind::Compose {
-                visit(format!("{}.volumes[{at}]", c.path), source.unwrap_or_default());
+            if is_found(source.unwrap_or_default()) {
+                hits.at(format!("{}.volumes[{at}]", c.path));
             }
         }
-    });
+    }
     if let Some((path, pod)) = document.pod() {
-        for (at, volume) in pod.get("volumes").and_then(Value::as_array).into_iter().flatten().enumerate() {
-            if let Some(source) = volume.pointer("/hostPath/path").and_then(Value::as_str) {
-                visit(format!("{path}.volumes[{at}].hostPath"), source);
+        for (at, volume) in volumes(pod).iter().enumerate() {
+            if volume.pointer("/hostPath/path").and_then(Value::as_str).is_some_and(&is_found) {
+                hits.at(format!("{path}.volumes[{at}].hostPath"));
             }
         }
     }

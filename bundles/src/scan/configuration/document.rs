@@ -1,4 +1,4 @@
-//! Configuration files as data: parsed, told apart by what is in them, with a path for every value.
+//! Configuration files as data: parsed, classified by their content, with a path for every value.
 
 use serde::Deserialize as _;
 use serde_json::{Map, Value};

@@ -111,6 +111,11 @@ fn finding(check: &Check, place: String, severity: Severity) -> Finding {
     }
 }
 
+/// Whether a list of words has this one.
+fn has(words: &str, word: &str) -> bool {
+    words.split(' ').any(|one| one == word)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::Check;
 use super::document::{Document, DocumentKind, walk};
+use super::{Check, Hits, has};
 use crate::scan::finding::Severity;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -15,13 +15,7 @@ pub(super) const CHECKS: &[Check] = &[
         fix: "create a random one and reference it: `secret:env:NAME`, `secret:file:PATH` or `secret:store:NAME`",
         passes: "services: { db: { image: p, environment: { POSTGRES_PASSWORD_FILE: /run/secrets/p } } }",
         fails: "services: { db: { image: p, environment: { POSTGRES_PASSWORD: postgres } } }",
-        find: |document, hits| {
-            each_password(document, |path, value| {
-                if known(value) {
-                    hits.at(path);
-                }
-            })
-        },
+        find: |document, hits| each_password(document, hits, known),
     },
     Check {
         id: "password-in-clear",
@@ -31,13 +25,7 @@ pub(super) const CHECKS: &[Check] = &[
         fix: "reference it: `secret:env:NAME`, `secret:file:PATH`, `secret:store:NAME`; in compose files `secrets:`",
         passes: "services: { db: { image: p, environment: [ 'DB_PASSWORD=${DB_PASSWORD}' ] } }",
         fails: "services: { db: { image: p, environment: [ 'DB_PASSWORD=kX8/tq0aZ2' ] } }",
-        find: |document, hits| {
-            each_password(document, |path, value| {
-                if !known(value) {
-                    hits.at(path);
-                }
-            })
-        },
+        find: |document, hits| each_password(document, hits, |value| !known(value)),
     },
     Check {
         id: "database-in-clear",
@@ -59,67 +47,17 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// Words under which a password, a token or a private key stands.
-const NAMES: [&str; 10] = [
-    "password",
-    "passwd",
-    "passphrase",
-    "secret",
-    "token",
-    "api_key",
-    "apikey",
-    "access_key",
-    "private_key",
-    "credential",
-];
+const NAMES: &str = "password passwd passphrase secret token api_key apikey access_key private_key credential";
 
 /// Ends of keys that look like one and are not.
-const NOT: [&str; 14] = [
-    "_file",
-    "_path",
-    "_name",
-    "_ref",
-    "_header",
-    "_enabled",
-    "_expiry",
-    "_limit",
-    "_length",
-    "_algorithm",
-    "_count",
-    "_env",
-    "tokens",
-    "_id",
-];
+const NOT: &str = "_file _path _name _ref _header _enabled _expiry _limit _length _algorithm _count _env tokens _id";
 
 /// Well-known passwords.
-const KNOWN: [&str; 24] = [
-    "postgres",
-    "password",
-    "passw0rd",
-    "password1",
-    "password123",
-    "changeme",
-    "change-me",
-    "change_me",
-    "changeit",
-    "admin",
-    "administrator",
-    "root",
-    "secret",
-    "textnlp",
-    "test",
-    "guest",
-    "default",
-    "123456",
-    "12345678",
-    "minioadmin",
-    "redis",
-    "letmein",
-    "qwerty",
-    "grafana",
-];
+const KNOWN: &str = "postgres password passw0rd password1 password123 changeme change-me change_me changeit admin administrator \
+    root secret textnlp test guest default 123456 12345678 minioadmin redis letmein qwerty grafana";
 
 fn known(value: &str) -> bool {
-    KNOWN.contains(&value.to_ascii_lowercase().as_str())
+    has(KNOWN, &value.to_ascii_lowercase())
 }
 
 fn names_a_password(key: &str) -> bool {
@@ -131,7 +69,7 @@ fn names_a_password(key: &str) -> bool {
         }
         flat.push(if matches!(c, '-' | '.') { '_' } else { c.to_ascii_lowercase() });
     }
-    NAMES.iter().any(|n| flat.contains(n)) && !NOT.iter().any(|n| flat.ends_with(n))
+    NAMES.split(' ').any(|n| flat.contains(n)) && !NOT.split(' ').any(|n| flat.ends_with(n))
 }
 
 /// Whether it only says where the value is: a reference, a variable, a template, a mounted file.
@@ -149,8 +87,14 @@ fn refers(value: &str) -> bool {
         || (value.starts_with('$') && value.len() > 1 && value[1..].bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
 }
 
-/// Every literal password: under a telling key, as `NAME=value` in a list, as an `env` entry, in an address.
-fn each_password(document: &Document, mut look: impl FnMut(&str, &str)) {
+/// Finds every literal password to which this applies: under a telling key, as `NAME=value` in a list, as an `env` entry, in an
+/// address.
+fn each_password(document: &Document, hits: &mut Hits, is_found: impl Fn(&str) -> bool) {
+    let mut look = |path: &str, value: &str| {
+        if is_found(value) {
+            hits.at(path);
+        }
+    };
     let mut both = |path: &str, value: &str| {
         // `${NAME:-fallback}`: the fallback is a literal.
         let fallback = value.strip_prefix("${").and_then(|v| v.strip_suffix('}')).and_then(|v| v.split_once(":-"));

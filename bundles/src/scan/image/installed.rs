@@ -47,7 +47,7 @@ pub(crate) fn dpkg(text: &str, ecosystem: &str) -> Vec<Package> {
         if !installed {
             continue;
         }
-        // `Source: openssl (3.0.11-1)`; the version stands there only where it differs.
+        // `Source: openssl (3.0.11-1)`; the version is present only if it differs.
         let origin = match field(&fields, "Source").map(|s| s.split_once(" (").unwrap_or((s, ""))) {
             Some((source, "")) => (source.to_owned(), version.to_owned()),
             Some((source, other)) => (source.to_owned(), other.trim_end_matches(')').to_owned()),
@@ -119,9 +119,11 @@ mod tests {
     #[test]
     fn dpkg_parser_agrees_with_dpkg_query() {
         let format = "${db:Status-Status} ${Package} ${Version} ${source:Package} ${source:Version}\n";
-        let Some(told) = crate::scan::tool::run("dpkg-query", "dpkg-query", &["-W", "-f", format], "") else { return };
+        let Some(output) = crate::scan::tool::run("dpkg-query", "dpkg-query", &["-W", "-f", format], "") else {
+            return;
+        };
         let mut wanted: Vec<String> =
-            told.lines().filter_map(|l| l.strip_prefix("installed ")).map(str::to_owned).collect();
+            output.lines().filter_map(|l| l.strip_prefix("installed ")).map(str::to_owned).collect();
         let status = std::fs::read_to_string("/var/lib/dpkg/status").unwrap();
         let line = |p: &Package| format!("{} {} {} {}", p.name, p.version, p.matched_by().0, p.matched_by().1);
         let mut found: Vec<String> = dpkg(&status, "Debian:12").iter().map(line).collect();

@@ -60,7 +60,7 @@ impl<'a> Walk<'a> {
         } else {
             Box::new(reader)
         };
-        let mut archive = tar::Archive::new(Bounded { inner: plain, left: most });
+        let mut archive = tar::Archive::new(BoundedReader { inner: plain, left: most });
         let entries = archive.entries().map_err(|e| e.to_string())?;
         for entry in entries {
             self.entries += 1;
@@ -140,11 +140,11 @@ impl<'a> Walk<'a> {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
             match wanted {
-                Wanted::Dpkg => what.push(PathKind::List(bytes)),
-                Wanted::Apk => what.push(PathKind::Apk(bytes)),
-                Wanted::Release => what.push(PathKind::Release(bytes)),
-                Wanted::Rpm => what.push(PathKind::Rpm),
-                Wanted::Python => {
+                PackageSource::Dpkg => what.push(PathKind::List(bytes)),
+                PackageSource::Apk => what.push(PathKind::Apk(bytes)),
+                PackageSource::Release => what.push(PathKind::Release(bytes)),
+                PackageSource::Rpm => what.push(PathKind::Rpm),
+                PackageSource::Python => {
                     what.extend(installed::python(&String::from_utf8_lossy(&bytes)).map(PathKind::Python));
                 }
             }
@@ -185,7 +185,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Says what the file system holds once all layers lie upon one another.
+    /// Computes the file system that results from all layers.
     pub(super) fn finish(self) {
         let Walk { image, found, .. } = self;
         let release = ["etc/os-release", "usr/lib/os-release"].iter().find_map(|path| {
@@ -233,7 +233,7 @@ fn named(list: &mut Vec<String>, path: &str) {
     }
 }
 
-enum Wanted {
+enum PackageSource {
     Dpkg,
     Apk,
     Release,
@@ -241,20 +241,20 @@ enum Wanted {
     Python,
 }
 
-fn wanted(path: &str) -> Option<Wanted> {
+fn wanted(path: &str) -> Option<PackageSource> {
     match path {
-        "var/lib/dpkg/status" => Some(Wanted::Dpkg),
-        "lib/apk/db/installed" | "usr/lib/apk/db/installed" => Some(Wanted::Apk),
-        "etc/os-release" | "usr/lib/os-release" => Some(Wanted::Release),
+        "var/lib/dpkg/status" => Some(PackageSource::Dpkg),
+        "lib/apk/db/installed" | "usr/lib/apk/db/installed" => Some(PackageSource::Apk),
+        "etc/os-release" | "usr/lib/os-release" => Some(PackageSource::Release),
         _ => {
             if path.strip_prefix("var/lib/dpkg/status.d/").is_some_and(|name| !name.ends_with(".md5sums")) {
-                return Some(Wanted::Dpkg);
+                return Some(PackageSource::Dpkg);
             }
             let rpm = path.strip_prefix("var/lib/rpm/").or_else(|| path.strip_prefix("usr/lib/sysimage/rpm/"));
             if rpm.is_some_and(|name| ["Packages", "Packages.db", "rpmdb.sqlite"].contains(&name)) {
-                return Some(Wanted::Rpm);
+                return Some(PackageSource::Rpm);
             }
-            path.ends_with(".dist-info/METADATA").then_some(Wanted::Python)
+            path.ends_with(".dist-info/METADATA").then_some(PackageSource::Python)
         }
     }
 }
@@ -279,13 +279,13 @@ fn normal(path: &str) -> Option<String> {
     (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
 }
 
-/// Ends with an error where a bomb would go on.
-struct Bounded<R> {
+/// Limits decompressed bytes; a decompression bomb ends with an error.
+struct BoundedReader<R> {
     inner: R,
     left: u64,
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R: Read> Read for BoundedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.left = self

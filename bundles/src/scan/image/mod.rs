@@ -162,7 +162,7 @@ impl Layout<'_> {
         serde_json::from_slice(&bytes).map_err(|e| e.to_string())
     }
 
-    /// Indexes may stand in indexes, one per platform; deeper than a few is nonsense.
+    /// The depth limit of nested indexes.
     fn index(
         &self,
         index: Index,

@@ -1,12 +1,11 @@
 //! `bundle export`: writes the content in the layout of other tools.
 
-use serde_json::json;
 use textnlp_bundle::legacy;
 use textnlp_bundle::oci::Platform;
 
 use super::{authentic, open, trusted};
 use crate::bundle_args::{Export, Layout};
-use crate::report::{Console, Exit, Failure, Success};
+use crate::commands::prelude::*;
 
 /// `bundle export --layout legacy`.
 pub fn export(args: &Export, console: Console) -> Result<Success, Failure> {
@@ -14,7 +13,7 @@ pub fn export(args: &Export, console: Console) -> Result<Success, Failure> {
     let bundle = open(&args.bundle)?;
     authentic(&bundle, &trust, console)?;
     let Layout::Legacy = args.layout;
-    let platform = super::site::platform();
+    let platform = textnlp_service::bundle::platform();
     let options = legacy::Options {
         version: bundle.manifest().version.clone(),
         epoch: bundle.manifest().epoch,

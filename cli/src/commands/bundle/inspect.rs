@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde_json::json;
 use textnlp_bundle::manifest::{ItemKind, Kind, Manifest};
 use textnlp_bundle::scan::Database;
-use textnlp_bundle::{AdmissionOptions, Authenticity, Change, Contents, Site, VerifyOptions};
+use textnlp_bundle::{AdmissionOptions, Change, Contents, Site, VerifyOptions};
+use textnlp_service::bundle::{advisories, scan_failed, signed};
 
-use super::{advisories, authentic, drive, failed, open, trusted, warn_if_unverified};
+use super::{authentic, drive, failed, open, trusted, warn_if_unverified};
 use crate::bundle_args::{Diff, Inspect, Verify};
-use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success, size};
+use crate::commands::prelude::*;
 use crate::signals;
 
 /// Limit of damages in the text output. The JSON document has all of them.
@@ -23,9 +22,9 @@ pub fn verify(args: &Verify, console: Console) -> Result<Success, Failure> {
     let mut bundle = open(&args.bundle)?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
-    let found = drive(&progress, &stop, |drive| bundle.verify(&VerifyOptions { whole_files: true, drive }));
-    progress.finish();
-    let found = found.map_err(failed)?;
+    let found = progress
+        .done(drive(&progress, &stop, |drive| bundle.verify(&VerifyOptions { whole_files: true, drive })))
+        .map_err(failed)?;
     if !found.is_whole() {
         let lines: Vec<String> = found.damages.iter().take(SHOWN).map(ToString::to_string).collect();
         let more = (found.damages.len() as u64 + found.more).saturating_sub(lines.len() as u64);
@@ -46,7 +45,7 @@ pub fn verify(args: &Verify, console: Console) -> Result<Success, Failure> {
     };
     // A stream can be read only once, and an update has only changed files.
     let is_readable = bundle.path().is_some() && bundle.manifest().kind == Kind::Full;
-    let known = if is_readable { Database::carried(&bundle).map_err(super::scan::failed)? } else { None };
+    let known = if is_readable { Database::carried(&bundle).map_err(scan_failed)? } else { None };
     let known = known.map_or_else(Vec::new, |database| database.facts(jiff::Timestamp::now()));
     let max = args.age.advisories_max_age;
     for old in known.iter().filter(|database| database.age_days > max) {
@@ -173,14 +172,6 @@ pub fn keys_text(manifest: &Manifest) -> String {
         }
     }
     text
-}
-
-/// A short description of a bundle's signer.
-pub fn signed(authenticity: &Authenticity) -> String {
-    match authenticity {
-        Authenticity::Verified { key } => format!("by key {key}, which is trusted here"),
-        Authenticity::Unverified { why } => format!("unverified: {why}"),
-    }
 }
 
 /// `bundle diff`.

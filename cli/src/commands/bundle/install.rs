@@ -2,16 +2,16 @@
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::{Value, json};
 use textnlp_bundle::manifest::{ItemKind, Kind};
 use textnlp_bundle::{AdmissionOptions, Site, UnpackOptions, Unpacked, recipe};
+use textnlp_service::bundle::user::SharedFiles;
+use textnlp_service::bundle::{signed, site};
 
-use super::user::{ServiceUser, SharedFiles};
-use super::{drive, failed, inspect, open, preflight, site, trusted, warn_if_unverified};
+use super::user::ServiceUser;
+use super::{drive, failed, open, preflight, site as run, trusted, warn_if_unverified};
 use crate::bundle_args::Install;
-use crate::progress::Progress;
-use crate::report::{Console, Failure, Success, size};
-use crate::session::Session;
+use crate::clouds;
+use crate::commands::prelude::*;
 use crate::signals;
 
 /// `bundle install`.
@@ -19,18 +19,20 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     let trust = trusted(&args.trust)?;
     let mut bundle = open(&args.bundle)?;
     if bundle.manifest().kind == Kind::Delta {
-        return Err(Failure::usage(
-            "other_kind",
-            anyhow::anyhow!("{} is an update: it contains only the changes since another bundle", args.bundle),
-        )
-        .hint(format!("textnlp-deploy bundle update apply {}", args.bundle)));
+        let error = anyhow::anyhow!("{} is an update: it contains only the changes since another bundle", args.bundle);
+        return Err(
+            Failure::usage("other_kind", error).hint(format!("textnlp-deploy bundle update apply {}", args.bundle))
+        );
     }
     let root = absolute(session, &args.root.root);
     let installation = Site::new(&root);
     let options = AdmissionOptions::from(args.overrides);
     let authenticity = installation.admit(&bundle, &trust, options).map_err(failed)?.authenticity;
     warn_if_unverified(&authenticity, console);
-    let name = site::environment(session, &site::names(&bundle.manifest().items, ItemKind::Environment))?;
+    let name = site::environment(
+        session.global.env.as_deref(),
+        &site::names(&bundle.manifest().items, ItemKind::Environment),
+    )?;
     let is_stream = bundle.path().is_none();
     let text = (!is_stream).then(|| preflight::environment_text(&bundle, &name)).transpose()?;
     let bundled = text.as_deref().map(|text| (text, bundle.manifest().items.as_slice()));
@@ -54,12 +56,12 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let shared = user.as_ref().filter(|user| !user.is_root()).map(|_| SharedFiles::begin());
-    let unpacked = drive(&progress, &stop, |drive| {
-        installation.unpack(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })
-    });
-    progress.finish();
-    let unpacked = unpacked.map_err(failed)?;
-    let state = site::wanted_state(session, &root)?;
+    let unpacked = progress
+        .done(drive(&progress, &stop, |drive| {
+            installation.unpack(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })
+        }))
+        .map_err(failed)?;
+    let state = site::wanted_state(&root, requested_state(session).as_deref())?;
     if is_stream {
         let file = unpacked.folder.join(recipe::environment_path(&name));
         let text = std::fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
@@ -82,7 +84,9 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     let pinned = activated.map_err(failed)?.pinned;
     console.say(said(&unpacked));
     let user = user.map(|user| user.name);
-    site::lay_out(session, &installation, &unpacked.record, &name, user.as_deref(), console)?;
+    let requested = requested_state(session);
+    let choices = site::Choices { state: requested.as_deref(), sets: &session.global.set, user: user.as_deref() };
+    site::lay_out(&installation, &unpacked.record, &name, choices, (&clouds::catalogue(), &progress))?;
     drop(shared);
 
     let state = site::state_folder(&root);
@@ -95,18 +99,14 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     let up = if args.no_up {
         Value::Null
     } else {
-        let run = site::Run { root: &root, environment: &name, no_gate: args.no_gate };
-        let up = site::up(session, &run, console).await.map_err(|failure| failure.document(document.clone()))?;
+        let options = run::Run { root: &root, environment: &name, no_gate: args.no_gate };
+        let up = run::up(session, &options, console).await.map_err(|failure| failure.document(document.clone()))?;
         installation.gc().map_err(failed)?;
         up
     };
-    merge(&mut document, up);
-    let mut text = format!(
-        "{} is installed in {root}: version {}, {}",
-        name,
-        bundle.manifest().version,
-        inspect::signed(&authenticity)
-    );
+    site::merge(&mut document, up);
+    let mut text =
+        format!("{} is installed in {root}: version {}, {}", name, bundle.manifest().version, signed(&authenticity));
     text.push_str(&format!("\n  state      {state}"));
     if let Some(user) = &user {
         text.push_str(&format!("\n  user       {user}"));
@@ -123,14 +123,9 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     Ok(Success::new(text, document))
 }
 
-/// Adds members of the `up` document to this command's document.
-pub fn merge(document: &mut Value, up: Value) {
-    let (Value::Object(document), Value::Object(up)) = (document, up) else { return };
-    for (key, value) in up {
-        if !["format", "ok", "exit", "error"].contains(&key.as_str()) {
-            document.entry(key).or_insert(value);
-        }
-    }
+/// The state folder of `--state-dir`.
+pub fn requested_state(session: &Session) -> Option<Utf8PathBuf> {
+    session.again().state_dir().map(|requested| absolute(session, Utf8Path::new(requested)))
 }
 
 /// An absolute root, resolved against the session's working directory.

@@ -1,14 +1,12 @@
 //! `bundle keygen`, `bundle sign` and `bundle trust`.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::json;
 use textnlp_bundle::{Password, PublicKey, SecretKey, Site};
 
 use super::failed;
 use super::install::absolute;
 use crate::bundle_args::{Keygen, Root, Sign};
-use crate::report::{Failure, Success};
-use crate::session::Session;
+use crate::commands::prelude::*;
 
 /// `bundle keygen`.
 pub fn keygen(args: &Keygen) -> Result<Success, Failure> {

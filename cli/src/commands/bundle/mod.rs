@@ -1,13 +1,10 @@
 //! `bundle …`: one file that installs a running service without a network.
 
-pub mod advisories;
 mod create;
 mod export;
-pub mod gate;
 mod inspect;
 mod install;
 pub mod keys;
-mod parts;
 mod preflight;
 mod scan;
 mod serve;
@@ -15,17 +12,14 @@ mod site;
 mod update;
 mod user;
 
-pub use site::platform;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use textnlp_bundle::{AdmissionOptions, Authenticity, Bundle, Drive, Error, Event, PublicKey, TrustSet};
+use textnlp_bundle::{AdmissionOptions, Authenticity, Bundle, Drive, Error, Event, TrustSet};
+pub use textnlp_service::bundle::{failed, public_keys};
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle_args::{Bundle as Verb, Overrides, Trust};
-use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success, size};
-use crate::session::Session;
+use crate::commands::prelude::*;
 
 /// Runs the subcommand.
 pub async fn bundle(session: &Session, verb: &Verb, console: Console) -> Result<Success, Failure> {
@@ -45,38 +39,6 @@ pub async fn bundle(session: &Session, verb: &Verb, console: Console) -> Result<
     }
 }
 
-/// Converts an error of the bundle crate.
-pub fn failed(error: Error) -> Failure {
-    let hint = error.hint();
-    let (exit, code) = match &error {
-        Error::Stopped { .. } => (Exit::Stopped, "stopped"),
-        Error::NotABundle { .. } => (Exit::Usage, "no_bundle"),
-        Error::NewerFormat { .. } => (Exit::Usage, "newer_format"),
-        Error::Inputs { .. } => (Exit::Usage, "wrong_inputs"),
-        Error::Kind { .. } => (Exit::Usage, "other_kind"),
-        Error::Key { .. } => (Exit::Usage, "wrong_key"),
-        Error::Manifest { .. } | Error::Damaged { .. } | Error::Truncated { .. } | Error::Signature { .. } => {
-            (Exit::Failed, "damaged")
-        }
-        Error::WrongBase { .. } => (Exit::Refused, "wrong_base"),
-        Error::NotTrusted { .. } => (Exit::Refused, "not_trusted"),
-        Error::Exposed(_) => (Exit::Refused, "root_exposed"),
-        Error::OlderRelease { .. } => (Exit::Refused, "older_release"),
-        Error::Room { .. } => (Exit::Failed, "no_space"),
-        Error::Busy { .. } => (Exit::Refused, "locked"),
-        _ => (Exit::Failed, "bundle"),
-    };
-    let document = match &error {
-        Error::Damaged { damages } => serde_json::json!({ "damages": damages }),
-        Error::WrongBase { mismatches, .. } => serde_json::json!({ "mismatches": mismatches }),
-        Error::Inputs { problems } | Error::Manifest { problems } => serde_json::json!({ "problems": problems }),
-        _ => serde_json::json!({}),
-    };
-    let mut failure = Failure::new(exit, code, error).document(document);
-    failure.hint = hint;
-    failure
-}
-
 /// Opens a bundle from a path or from standard input.
 pub fn open(path: &camino::Utf8Path) -> Result<Bundle, Failure> {
     let opened = if path == "-" { Bundle::from_stream(std::io::stdin()) } else { Bundle::open(path) };
@@ -92,17 +54,6 @@ pub fn open(path: &camino::Utf8Path) -> Result<Bundle, Failure> {
 /// The trusted keys.
 pub fn trusted(trust: &Trust) -> Result<TrustSet, Failure> {
     Ok(TrustSet::new(public_keys("--trust", &trust.trust)?))
-}
-
-/// The public keys of a flag.
-pub fn public_keys(flag: &str, paths: &[camino::Utf8PathBuf]) -> Result<Vec<PublicKey>, Failure> {
-    // A key may also be the text of its second line, which starts with `RW`.
-    if let Some(missing) = paths.iter().find(|path| !path.exists() && !path.as_str().starts_with("RW")) {
-        return Err(Failure::usage("no_such_file", anyhow::anyhow!("the public key {missing} does not exist"))
-            .hint(format!("{flag} takes the NAME.pub that `bundle keygen` wrote where the bundle was created")));
-    }
-    let keys = TrustSet::from_texts(paths.iter().map(|path| path.as_str())).map_err(failed)?;
-    Ok(keys.keys().to_vec())
 }
 
 impl From<Overrides> for AdmissionOptions {
@@ -161,16 +112,4 @@ pub fn drive<T: Send>(
 /// Four threads hash faster than any disk reads.
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).min(4)
-}
-
-/// The timestamp of every member.
-pub fn epoch() -> Result<u64, Failure> {
-    match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) => text.trim().parse().map_err(|_| {
-            Failure::usage("usage", anyhow::anyhow!("SOURCE_DATE_EPOCH is `{text}`, not a number of seconds"))
-                .hint("unset it, or: export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)")
-        }),
-        // 2026-01-01. A fixed default makes builds reproducible.
-        Err(_) => Ok(1_767_225_600),
-    }
 }

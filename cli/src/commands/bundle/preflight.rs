@@ -3,20 +3,18 @@
 use anyhow::Context;
 use camino::Utf8Path;
 use tempfile::TempDir;
-use textnlp_bundle::manifest::{Item, ItemKind};
-use textnlp_bundle::{Bundle, Site, recipe};
-use textnlp_models::Memory;
+use textnlp_bundle::manifest::Item;
+use textnlp_bundle::{Bundle, recipe};
 use textnlp_orchestrator::environment::Library;
 use textnlp_provider::Problem;
+use textnlp_service::bundle::preflight::{self as service, UserKind};
+use textnlp_service::bundle::site;
 
-use super::site;
+use super::install::requested_state;
 use super::user::ServiceUser;
+use crate::commands::prelude::*;
 use crate::deployment::{self, preflight_failure};
-use crate::report::{Console, Exit, Failure, size};
-use crate::session::Session;
 
-/// Disk space in bytes besides the weights: programs, caches and contexts.
-const PROGRAMS: u64 = 512 << 20;
 /// Limit of an environment file in bytes.
 const MOST_ENVIRONMENT: u64 = 4 << 20;
 
@@ -29,74 +27,15 @@ pub async fn preflight(
     user: Option<&ServiceUser>,
     console: Console,
 ) -> Result<(), Failure> {
-    let state = site::wanted_state(session, root)?;
-    let mut problems = user.map(|user| user.problems(root, &state)).transpose()?.unwrap_or_default();
-    let mut wrong = |location: &str, cause: String, fix: String| problems.push(Problem::new(location, cause, fix));
-    let items = &bundle.manifest().items;
-
-    let here = site::platform();
-    let programs: Vec<_> =
-        items.iter().filter(|i| i.kind == ItemKind::Program).filter_map(|i| i.platform.clone()).collect();
-    if !programs.contains(&here) {
-        let cause = format!("this machine is {here}; the bundle has programs for {}", list(&programs));
-        wrong("bundle", cause, format!("create it with a program for this machine: --program {here}=FILE"));
-    }
-    if let Err(cause) = may_write(root) {
-        wrong(
-            "--root",
-            format!("{root} is not writable: {cause}"),
-            "choose another folder with --root, or run as its owner".into(),
-        );
-    }
-    if !state.starts_with(root)
-        && let Err(cause) = may_write(&state)
-    {
-        let fix = "choose another folder with --state-dir, or run as its owner";
-        wrong("--state-dir", format!("{state} is not writable: {cause}"), fix.into());
-    }
-    let weights = weights(bundle);
-    let needs = Site::new(root).needs(bundle).and_then(|mut needs| {
-        if user.is_some_and(|user| !user.is_root()) && state.starts_with(root) {
-            // The kernel refuses the user links to files of root (`fs.protected_hardlinks`): its model cache has copies.
-            needs.bytes += weights;
-        }
-        needs.check(root)
-    });
-    if let Err(error) = needs {
-        let fix = error.hint().unwrap_or_else(|| "choose another folder with --root".to_owned());
-        wrong("--root", error.to_string(), fix);
-    }
-    let now = jiff::Timestamp::now().as_second();
-    if u64::try_from(now).unwrap_or(0) < bundle.manifest().epoch {
-        let cause = format!(
-            "this machine's clock says {}, which is before the bundle was created",
-            jiff::Timestamp::now().strftime("%Y-%m-%d")
-        );
-        wrong("clock", cause, "set the clock: certificates issued now would not be valid".into());
-    }
-    let memory = Memory::here();
-    if weights + PROGRAMS > memory.total {
-        let cause = format!(
-            "the models need {}, this machine has {} of memory ({})",
-            size(weights),
-            size(memory.total),
-            memory.bound_by
-        );
-        wrong(
-            "memory",
-            cause,
-            "remove models from the environment, quantize them, or use a machine with more memory".into(),
-        );
-    }
-    // An environment that runs here already uses its ports and files, and `up` checks its changes. A stream can be read
-    // only once.
-    if !state.join(name).join("lineage.json").exists() && bundle.path().is_some() {
-        let mut found = of_environment(session, bundle, root, name, console).await?;
-        // Those of the user are known already.
-        found.retain(|problem| user.is_none() || problem.place != "prerequisites.user");
-        problems.extend(found);
-    }
-    report(problems, console)
+    let state = site::wanted_state(root, requested_state(session).as_deref())?;
+    let problems = user.map(|user| user.problems(root, &state)).transpose()?.unwrap_or_default();
+    let kind = match user {
+        None => UserKind::None,
+        Some(user) if user.is_root() => UserKind::Root,
+        Some(_) => UserKind::Service,
+    };
+    let of_environment = async || of_environment(session, bundle, root, name, console).await;
+    report(service::preflight(bundle, (root, &state), name, (kind, problems), of_environment).await?, console)
 }
 
 /// Checks the user alone, for an environment that was unknown before.
@@ -124,7 +63,7 @@ async fn of_environment(
     let (_folder, probe_session) = probe(session, root, name, &text, &bundle.manifest().items)?;
     let of_root = probe_session.global.state_dir.as_ref().is_some_and(|state| state.starts_with(root));
     // `up` prints the notes.
-    let chosen = probe_session.load_to_run(Console::new(session.global.output, true))?;
+    let chosen = probe_session.load_to_run(session.quiet())?;
     let deployment = deployment::wanted(&probe_session, chosen, console).await?;
     let mut problems = Vec::new();
     for site_run in deployment.sites.values() {
@@ -173,27 +112,8 @@ pub fn probe(
     std::fs::write(&bundled, placed).with_context(|| format!("write {bundled}"))?;
     let mut global = session.global.clone();
     (global.env, global.file) = (Some(name.to_owned()), None);
-    global.state_dir = Some(site::wanted_state(session, root)?);
+    global.state_dir = Some(site::wanted_state(root, requested_state(session).as_deref())?);
     let library = Library::from_folder(there.to_owned());
     let probe_session = Session { global, here: session.here.clone(), library, is_alone: false, keeps_user: true };
     Ok((folder, probe_session))
-}
-
-fn may_write(root: &Utf8Path) -> Result<(), String> {
-    let there = root.ancestors().find(|path| path.exists()).unwrap_or(Utf8Path::new("/"));
-    if !there.is_dir() {
-        return Err(format!("{there} is not a folder"));
-    }
-    rustix::fs::access(there.as_std_path(), rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
-        .map_err(|e| e.to_string())
-}
-
-fn weights(bundle: &Bundle) -> u64 {
-    let weights =
-        |path: &str| path.starts_with("models/") && (path.ends_with(".safetensors") || path.ends_with(".gguf"));
-    bundle.manifest().files.iter().filter(|f| weights(&f.path)).map(|f| f.size).sum()
-}
-
-fn list(names: &[String]) -> String {
-    if names.is_empty() { "no machine".to_owned() } else { names.join(", ") }
 }

@@ -3,16 +3,16 @@
 use anyhow::Context;
 use camino::Utf8Path;
 use jiff::Timestamp;
-use serde_json::json;
 use textnlp_bundle::report;
 use textnlp_bundle::scan::{self, Contents, Database, Folder, Gate, Report, Settings, Severity};
+use textnlp_service::Platform as _;
+use textnlp_service::audit;
+use textnlp_service::bundle::{advisories, scan_failed as failed};
 
-use super::{advisories, open};
+use super::open;
 use crate::bundle_args::{FailOn, Scan};
-use crate::commands::audit;
-use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
+use crate::clouds::Linked;
+use crate::commands::prelude::*;
 
 /// Limit of findings in the text output. The reports have all of them.
 const SHOWN: usize = 30;
@@ -82,7 +82,7 @@ fn scanner(session: &Session, args: &Scan) -> Result<scan::Scan, Failure> {
         scan = scan.with(Database::from_folder(folder).map_err(failed)?);
     }
     if args.advisories.is_empty() && args.reports.is_none() && !includes_advisories(args.target.as_deref())? {
-        scan = match advisories::on_this_machine(session) {
+        scan = match session.advisories().on_this_machine() {
             Some(found) => scan.with(found.database),
             None => scan,
         };
@@ -102,7 +102,7 @@ fn includes_advisories(target: Option<&Utf8Path>) -> Result<bool, Failure> {
 
 /// Reports on this program's crates and on the environment of `--env`.
 fn own(session: &Session, scan: &scan::Scan, console: Console) -> Result<Vec<Report>, Failure> {
-    let mut reports = vec![scan.of_packages("this program", &audit::linked())];
+    let mut reports = vec![scan.of_packages("this program", &audit::linked(Linked.build().features))];
     if session.global.env.is_some() || session.global.file.is_some() {
         let loaded = session.loaded(console)?;
         let name = loaded.environment.environment.to_string();
@@ -134,7 +134,7 @@ fn write(folder: &Utf8Path, reports: &[Report], fail_on: Severity) -> Result<Vec
     let mut written = Vec::new();
     for (name, bytes) in files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).chain(json) {
         let path = folder.join(name);
-        std::fs::write(&path, bytes).with_context(|| format!("write {path}"))?;
+        textnlp_files::Replace::umask().write(&path, &bytes).with_context(|| format!("write {path}"))?;
         written.push(path.to_string());
     }
     Ok(written)
@@ -192,10 +192,4 @@ fn text_of(found: &Report) -> String {
         text.push_str(&format!("\n  and {} more, in the reports of --out DIR", found.findings.len() - SHOWN));
     }
     text
-}
-
-/// Converts an error of a scan.
-pub fn failed(error: scan::Error) -> Failure {
-    let hint = error.hint();
-    Failure::new(Exit::Failed, "scan", error).hint(hint)
 }

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use serde_json::json;
 use textnlp_bundle::manifest::ItemKind;
 use textnlp_server::config::Address;
 use textnlp_server::mirror::{Mirror, Options};
+use textnlp_service::bundle::site;
 
-use super::{authentic, open, site, trusted};
+use super::{authentic, open, trusted};
 use crate::bundle_args::Serve;
-use crate::report::{Console, Exit, Failure, Success};
+use crate::commands::prelude::*;
 use crate::signals;
 
 /// Serves until a signal arrives.

@@ -1,17 +1,17 @@
 //! `bundle update …`: creates an update from two bundles, applies it, or rolls it back.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::{Value, json};
 use textnlp_bundle::legacy;
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{AdmissionOptions, Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
+use textnlp_service::bundle::site::merge;
+use textnlp_service::bundle::{epoch, signed, site};
 
-use super::install::{absolute, merge};
-use super::{drive, failed, inspect, open, site, trusted, warn_if_unverified};
+use super::install::{absolute, requested_state};
+use super::{drive, failed, inspect, open, site as run, trusted, warn_if_unverified};
 use crate::bundle_args::{Overrides, Root, Trust, Update};
-use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success, size};
-use crate::session::Session;
+use crate::clouds;
+use crate::commands::prelude::*;
 use crate::signals;
 
 /// `bundle update create|apply|rollback`.
@@ -101,7 +101,7 @@ async fn apply(
     let trust = trusted(trust)?;
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
-    site::wanted_state(session, &root)?;
+    site::wanted_state(&root, requested_state(session).as_deref())?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let mut applied = Vec::new();
@@ -124,7 +124,7 @@ async fn apply(
         } else {
             format!("applied, {} new", size(unpacked.written))
         };
-        progress.line(format!("  {path}: {what}; {}", inspect::signed(&authenticity)));
+        progress.line(format!("  {path}: {what}; {}", signed(&authenticity)));
         applied.push(json!({ "file": path, "written_bytes": unpacked.written, "unchanged": unpacked.unchanged, "authenticity": authenticity }));
     }
     progress.finish();
@@ -149,7 +149,7 @@ async fn rollback(
 ) -> Result<Success, Failure> {
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
-    site::wanted_state(session, &root)?;
+    site::wanted_state(&root, requested_state(session).as_deref())?;
     installation.rollback().map_err(failed)?;
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
@@ -176,22 +176,24 @@ async fn roll(
 ) -> Result<Value, Failure> {
     let root = installation.root();
     let names = site::names(&installed.contents.items, ItemKind::Environment);
-    let state = site::wanted_state(session, root)?;
+    let state = site::wanted_state(root, requested_state(session).as_deref())?;
     let running = |name: &&String| state.join(name.as_str()).join("lineage.json").exists();
     let up: Vec<&String> = names.iter().filter(running).collect();
     let mut last = Value::Null;
     let chosen = session.global.env.as_deref().or_else(|| names.first().map(String::as_str)).unwrap_or_default();
-    site::lay_out(session, installation, installed, chosen, None, console)?;
+    let (requested, progress) = (requested_state(session), Progress::new(console));
+    let choices = site::Choices { state: requested.as_deref(), sets: &session.global.set, user: None };
+    site::lay_out(installation, installed, chosen, choices, (&clouds::catalogue(), &progress))?;
+    progress.finish();
     for name in up.iter().filter(|_| !no_up) {
-        last = site::up(session, &site::Run { root, environment: name, no_gate }, console).await?;
+        last = run::up(session, &run::Run { root, environment: name, no_gate }, console).await?;
     }
     Ok(last)
 }
 
 fn zip(names: &[String], models: &Utf8Path, out: &Utf8Path, version: &str) -> Result<Success, Failure> {
-    let made = tokio::task::block_in_place(|| {
-        legacy::update::create(models, names, out, version, super::epoch()?).map_err(older)
-    })?;
+    let made =
+        tokio::task::block_in_place(|| legacy::update::create(models, names, out, version, epoch()?).map_err(older))?;
     let mut text = format!("{out}: {}", made.manifest.models.keys().cloned().collect::<Vec<_>>().join(", "));
     for name in &made.skipped {
         text.push_str(&format!("\n  skipped {name}: it is not in {models}"));

@@ -1,23 +1,29 @@
 //! The user that runs an installed environment. The first installation by root chooses it and records it in the site's
 //! settings, where later commands of root find it.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, fchown};
-use std::process::Command;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
+use std::time::Duration;
 
 use anyhow::Context;
 use camino::Utf8Path;
-use rustix::fs::{Access, Mode};
-use serde_yaml::{Mapping, Value as Yaml};
+use rustix::fs::{Access, OFlags};
 use textnlp_bundle::manifest::Item;
-use textnlp_files::{user, user_name};
-use textnlp_provider::Problem;
+use textnlp_files::user;
+use textnlp_provider::{Problem, finished};
+use tokio::process::Command;
+use tokio::runtime::Handle;
 
-use super::{preflight, site};
+use textnlp_service::bundle::site;
+use textnlp_service::bundle::user::{name_of, not_recordable, owner, with_user};
+
+use super::install::requested_state;
+use super::preflight;
 use crate::clouds::SystemUser;
-use crate::report::{Console, Failure};
+use crate::commands::prelude::*;
 use crate::service_user;
-use crate::session::Session;
 
 /// The user that is created where no other is named.
 const DEFAULT: &str = "textnlp";
@@ -32,6 +38,8 @@ const TOOLS: [(&str, &[&str]); 3] = [
     ("/sbin/useradd", USERADD),
     ("/bin/busybox", &["adduser", "-S", "-D", "-H", "-h", HOME, "-s", "/sbin/nologin"]),
 ];
+/// Timeout of such a program, which may wait for the lock of /etc/passwd or for a directory service.
+const ADD_TIMEOUT: Duration = Duration::from_secs(60);
 /// The uid for access checks while the user does not exist: the kernel's number for users without a number.
 const NOBODY: u32 = 65534;
 const GUIDE: &str = "docs/guide/security.md, \"Choose the user\"";
@@ -68,7 +76,7 @@ impl ServiceUser {
                 _ => Ok(None),
             };
         }
-        let state = site::wanted_state(session, root)?;
+        let state = site::wanted_state(root, requested_state(session).as_deref())?;
         let deployed = state.join(name);
         if deployed.join("lineage.json").exists() {
             let uid = std::fs::metadata(&deployed).with_context(|| format!("read {deployed}"))?.uid();
@@ -86,7 +94,7 @@ impl ServiceUser {
         let environment = match bundled {
             Some((text, items)) => {
                 let (_folder, probe) = preflight::probe(session, root, name, text, items)?;
-                Some(probe.loaded(Console::new(session.global.output, true))?.environment)
+                Some(probe.loaded(session.quiet())?.environment)
             }
             None if kept.is_some() => return Ok(None),
             None => None,
@@ -200,86 +208,21 @@ impl ServiceUser {
         if !state.exists() {
             DirBuilder::new().mode(0o700).create(state).with_context(|| format!("create {state}"))?;
         }
-        // The folder that was looked at is the folder that changes its owner.
-        let folder = File::open(state).with_context(|| format!("open {state}"))?;
-        let found = folder.metadata().with_context(|| format!("read {state}"))?;
-        if found.uid() == 0 && owner(state)?.is_none() {
-            let group = account.groups.first().copied();
-            fchown(&folder, Some(account.uid), group).with_context(|| format!("give {state} to {}", self.name))?;
-        }
-        Ok(())
+        let group = account.groups.first().copied();
+        Ok(give(state, account.uid, group).with_context(|| format!("give {state} to {}", self.name))?)
     }
 }
 
-/// Makes what is written readable for other users, whatever the umask of root, until it is dropped.
-pub struct SharedFiles(Mode);
-
-impl SharedFiles {
-    /// From now on.
-    pub fn begin() -> Self {
-        Self(rustix::process::umask(Mode::WGRP | Mode::WOTH))
+/// Changes the owner of a folder of the caller that is empty.
+fn give(folder: &Utf8Path, user: u32, group: Option<u32>) -> io::Result<()> {
+    // The folder that is looked at is the one that changes its owner: the user may own the folder above, and replace it.
+    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits();
+    let folder = OpenOptions::new().read(true).custom_flags(flags as i32).open(folder)?;
+    let is_empty = std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()))?.next().is_none();
+    match is_empty && folder.metadata()?.uid() == textnlp_files::caller() {
+        true => fchown(&folder, Some(user), group),
+        false => Ok(()),
     }
-}
-
-impl Drop for SharedFiles {
-    fn drop(&mut self) {
-        rustix::process::umask(self.0);
-    }
-}
-
-/// The user of a site that root installed for it: the owner of its state. `None` if that is root, or if the caller is
-/// not root.
-pub fn of_site(session: &Session, root: &Utf8Path) -> Result<Option<String>, Failure> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    let state = site::wanted_state(session, root)?;
-    let uid = owner(&state)?.filter(|uid| *uid != 0);
-    uid.map(|uid| name_of(uid, &state)).transpose()
-}
-
-/// The settings of a site with this user; as they are if they name one. `None` if they have a form that cannot be
-/// extended.
-pub fn with_user(text: &str, user: &str) -> Option<String> {
-    let mut wanted: Yaml = serde_yaml::from_str(text).ok()?;
-    let settings = wanted.as_mapping_mut()?.entry("prerequisites".into()).or_insert_with(|| Mapping::new().into());
-    let settings = settings.as_mapping_mut()?;
-    if settings.contains_key("user") {
-        return Some(text.to_owned());
-    }
-    settings.insert("user".into(), user.into());
-    // The text is extended and not rewritten, because the operator's comments are in it.
-    const KEY: &str = "\nprerequisites:\n";
-    let inserted = text.find(KEY).map(|at| {
-        let (head, rest) = text.split_at(at + KEY.len());
-        let indentation = &rest[..rest.len() - rest.trim_start_matches(' ').len()];
-        format!("{head}{indentation}user: {user}\n{rest}")
-    });
-    let appended = format!("{}{KEY}  user: {user}\n", text.trim_end());
-    let is_wanted = |text: &String| serde_yaml::from_str::<Yaml>(text).is_ok_and(|found| found == wanted);
-    inserted.into_iter().chain([appended]).find(is_wanted)
-}
-
-/// The failure for settings that [`with_user`] cannot extend.
-pub fn not_recordable(file: &Utf8Path, user: &str) -> Failure {
-    let error = anyhow::anyhow!("{file} names no user, and it has a form that the installation does not change");
-    Failure::refused("user_not_recorded", error).hint(format!("add `prerequisites: {{ user: {user} }}` to {file}"))
-}
-
-/// The owner of a state folder with content.
-fn owner(state: &Utf8Path) -> Result<Option<u32>, Failure> {
-    let has_content = state.read_dir_utf8().is_ok_and(|mut entries| entries.next().is_some());
-    if !has_content {
-        return Ok(None);
-    }
-    Ok(Some(std::fs::metadata(state).with_context(|| format!("read {state}"))?.uid()))
-}
-
-fn name_of(uid: u32, state: &Utf8Path) -> Result<String, Failure> {
-    user_name(uid).ok_or_else(|| {
-        Failure::refused("unknown_user", anyhow::anyhow!("{state} belongs to uid {uid}, which has no name here"))
-            .hint("create that user, or choose another folder with --state-dir DIR")
-    })
 }
 
 fn tool() -> Option<(&'static str, &'static [&'static str])> {
@@ -292,15 +235,21 @@ fn create(name: &str) -> Result<SystemUser, Failure> {
             .hint(format!("create it, or choose an existing user: --user NAME; see {GUIDE}"))
     };
     let (program, arguments) = tool().ok_or_else(|| failed("this machine has no useradd".to_owned()))?;
-    let mut command = Command::new(program);
-    command.args(arguments).arg(name).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    let output = tokio::task::block_in_place(|| command.stdin(std::process::Stdio::null()).output());
-    let output = output.with_context(|| format!("start {program}"))?;
-    if !output.status.success() {
-        return Err(failed(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())));
-    }
+    add(program, arguments, name, ADD_TIMEOUT).map_err(failed)?;
     let created = SystemUser::find(name).context("read /etc/passwd")?;
     created.ok_or_else(|| failed(format!("it is not in /etc/passwd after {program}")))
+}
+
+/// Runs the program that creates a user. The error is its output.
+fn add(program: &str, arguments: &[&str], name: &str, within: Duration) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.args(arguments).arg(name).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let ended = tokio::task::block_in_place(|| Handle::current().block_on(finished(command, within)));
+    match ended.map_err(|error| format!("start {program}: {error}"))? {
+        Some((status, ..)) if status.success() => Ok(()),
+        Some((_, _, errors)) => Err(format!("{program}: {}", String::from_utf8_lossy(&errors).trim())),
+        None => Err(format!("{program} did not end within {} s and was stopped", within.as_secs())),
+    }
 }
 
 #[cfg(test)]
@@ -308,21 +257,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn user_is_added_to_settings_and_comments_stay() {
-        let user = |text: &str| with_user(text, "textnlp");
-        let bare = "# mine\nextends: bundle-a\n";
-        assert_eq!(user(bare).unwrap(), format!("{bare}prerequisites:\n  user: textnlp\n"));
-        let nested = "a: 1\nprerequisites:\n    # small\n    allow_below_minimum: true\nb: 2\n";
-        let extended = "a: 1\nprerequisites:\n    user: textnlp\n    # small\n    allow_below_minimum: true\nb: 2\n";
-        assert_eq!(user(nested).unwrap(), extended);
-        for named in ["prerequisites: { user: other }\n", "prerequisites:\n  user: root\n"] {
-            assert_eq!(user(named).unwrap(), named);
-        }
-        for closed in
-            ["a: 1\nprerequisites: { git: {} }\n", "{ a: 1 }\n", "a: 1\n...\n", "- a\n", "", "prerequisites: 1\n"]
-        {
-            assert_eq!(user(closed), None, "{closed}");
-        }
-        assert_eq!(with_user(bare, "null"), None, "it would not be a name");
+    fn link_in_the_place_of_a_state_folder_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap();
+        let (outside, state) = (root.join("outside"), root.join("state"));
+        std::fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, &state).unwrap();
+        let own = std::fs::metadata(root).unwrap();
+        assert!(give(&state, own.uid(), Some(own.gid())).is_err());
+        std::fs::remove_file(&state).unwrap();
+        std::fs::create_dir(&state).unwrap();
+        give(&state, own.uid(), Some(own.gid())).unwrap();
+        // Only root can give it away: a folder with content is left as it is, so this does not fail.
+        std::fs::write(state.join("a"), "").unwrap();
+        give(&state, own.uid() + 1, None).unwrap();
+        assert_eq!(std::fs::metadata(&state).unwrap().uid(), own.uid());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn failing_and_endless_program_that_creates_the_user_is_an_error() {
+        let failed = |script, within| add("/bin/sh", &["-c", script, "sh"], "textnlp", within).unwrap_err();
+        let long = Duration::from_secs(60);
+        assert_eq!(failed("echo $1 is taken >&2; exit 9", long), "/bin/sh: textnlp is taken");
+        let said = failed("exec sleep 1000", Duration::ZERO);
+        assert_eq!(said, "/bin/sh did not end within 0 s and was stopped");
+        assert!(add("/nowhere/useradd", &[], "textnlp", long).unwrap_err().contains("start /nowhere/useradd"));
     }
 }

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::json;
 use textnlp_orchestrator::dr::report::Report;
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_service::dr::drill::{self, Request};
@@ -13,12 +12,10 @@ use textnlp_service::up::incomplete;
 
 use super::sites;
 use crate::args::{Down, Global, Output};
+use crate::commands::prelude::*;
 use crate::commands::{down, up};
 use crate::deployment::{self, operator};
 use crate::dr_args::Drill;
-use crate::progress::Progress;
-use crate::report::{Console, Failure, Success};
-use crate::session::{ChosenEnvironment, Session};
 use crate::signals;
 
 /// `dr drill`.

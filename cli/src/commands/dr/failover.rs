@@ -1,15 +1,12 @@
 //! `dr failover`, `dr failback`: journaled commands to the sites.
 
-use serde_json::json;
 use textnlp_orchestrator::dr::failover::{FailoverKind, FailoverOutcome};
 use textnlp_service::dr::{self, Sites};
 
 use super::sites;
+use crate::commands::prelude::*;
 use crate::deployment::operator;
 use crate::dr_args::{Failback, Failover};
-use crate::progress::Progress;
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
 
 /// `dr failover --to SITE`.
 pub async fn failover(session: &Session, args: &Failover, console: Console) -> Result<Success, Failure> {

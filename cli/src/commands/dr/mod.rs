@@ -5,13 +5,11 @@ mod failover;
 mod reports;
 mod status;
 
-use serde_json::json;
 use textnlp_service::dr::Sites;
 
 use crate::clouds;
+use crate::commands::prelude::*;
 use crate::dr_args::Dr;
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
 
 /// Runs the subcommand.
 pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Success, Failure> {
@@ -34,5 +32,5 @@ pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Succes
 /// The sites of the environment.
 fn sites(session: &Session) -> Result<Sites, Failure> {
     // Notes on the environment would distract during a failover.
-    Sites::of(session.load(Console::new(session.global.output, true))?)
+    Sites::of(session.load(session.quiet())?)
 }

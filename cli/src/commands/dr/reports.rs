@@ -3,14 +3,12 @@
 use std::fmt::Write as _;
 
 use camino::Utf8Path;
-use serde_json::{Value, json};
 use textnlp_bundle::PublicKey;
 use textnlp_orchestrator::dr::report::{self, Report, ReportError};
 
 use super::sites;
+use crate::commands::prelude::*;
 use crate::dr_args::{Report as Wanted, VerifyReport};
-use crate::report::{Exit, Failure, Success};
-use crate::session::Session;
 
 /// `dr history`.
 pub fn history(session: &Session) -> Result<Success, Failure> {
@@ -120,12 +118,9 @@ pub fn verify(session: &Session, args: &VerifyReport) -> Result<Success, Failure
     };
     let file = session.here.join(&args.report);
     let what = report::verify(&file, &key).map_err(|error| {
-        Failure::new(
-            Exit::Failed,
-            "not_as_signed",
-            anyhow::Error::new(error).context(format!("{} does not match its signature", args.report)),
-        )
-        .hint("use the original report: `dr report --open-path` shows its path")
+        let error = anyhow::Error::new(error).context(format!("{} does not match its signature", args.report));
+        Failure::new(Exit::Failed, "not_as_signed", error)
+            .hint("use the original report: `dr report --open-path` shows its path")
     })?;
     let text = format!("{} matches its signature: {what}, by key {}", args.report, key.id());
     Ok(Success::new(text, json!({ "file": file, "signed_as": what, "key": key.to_base64(), "key_id": key.id() })))

@@ -3,14 +3,12 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
-use serde_json::{Value, json};
 use textnlp_orchestrator::dr::control_status::SiteLine;
 use textnlp_service::dr::Sites;
 use textnlp_service::dr::status::{self, SitesStatus};
 
 use super::sites;
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
+use crate::commands::prelude::*;
 use crate::signals;
 
 /// `dr status`: exits with 1 if something is unhealthy.

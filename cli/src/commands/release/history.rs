@@ -2,15 +2,13 @@
 
 use std::fmt::Write as _;
 
-use serde_json::json;
 use textnlp_orchestrator::release::{Applied, Entry, Lock};
 use textnlp_service::release::no_entry;
 
 use super::{here, recorded};
 use crate::args::Side;
+use crate::commands::prelude::*;
 use crate::deployment::short;
-use crate::report::{Console, Failure, Success};
-use crate::session::{ChosenEnvironment, Session};
 
 /// `release history`.
 pub fn history(chosen: &ChosenEnvironment, console: Console) -> Result<Success, Failure> {

@@ -1,12 +1,12 @@
 //! `release`, `promote`, `rollback`: releases by digest, updates of the release lock, and rollbacks.
 
+mod configuration;
 mod history;
 mod promote;
 mod rollback;
 
 use std::fmt::Write as _;
 
-use serde_json::json;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::release::{Lock, Recorded, Release as Resolved};
 use textnlp_service::artifacts::LocalArtifacts;
@@ -16,10 +16,8 @@ pub use promote::promote;
 pub use rollback::rollback;
 
 use crate::args::Release;
+use crate::commands::prelude::*;
 use crate::deployment::short;
-use crate::progress::Progress;
-use crate::report::{Console, Failure, Success};
-use crate::session::{ChosenEnvironment, Session};
 
 /// `release show|set|history|diff`.
 pub fn release(session: &Session, command: &Release, console: Console) -> Result<Success, Failure> {

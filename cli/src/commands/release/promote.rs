@@ -2,17 +2,14 @@
 
 use std::fmt::Write as _;
 
-use serde_json::json;
 use textnlp_service::artifacts::LocalArtifacts;
 use textnlp_service::release;
 
 use super::recorded;
 use crate::args::{Global, Promote};
+use crate::commands::prelude::*;
 use crate::deployment::short;
-use crate::progress::Progress;
-use crate::report::{Console, Failure, Success};
 use crate::rerun_flags::{self, quoted};
-use crate::session::Session;
 
 /// `promote --from ENV --to ENV`.
 pub async fn promote(session: &Session, args: &Promote, console: Console) -> Result<Success, Failure> {
@@ -26,7 +23,7 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     let (from, to) = (named(&args.from)?, named(&args.to)?);
     let (source, target) = (from.load(console)?, to.load(console)?);
     let history = recorded(&source.scope, console)?;
-    let release::Promoted { lock, changed } = release::promote(&source, &target, &history).await?;
+    let release::Promoted { lock, changed, baseline } = release::promote(&source, &target, &history).await?;
     let path = &target.lock_path;
     let (server, progress) = (to.server(), Progress::new(console));
     let here = LocalArtifacts { chosen: &target, server, progress: &progress }.read()?.program;
@@ -49,9 +46,17 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     for (name, digest) in &lock.models {
         let _ = write!(text, "\n  model {name} {}", short(digest));
     }
+    match &baseline {
+        Ok(true) => {
+            let _ = write!(text, "\n  baseline of {}", source.scope.name);
+        }
+        Ok(false) => {}
+        Err(why) => console.warn(format!("the baseline of {} was not copied: {why}", source.scope.name)),
+    }
     let _ = write!(text, "\nTo deploy it: {next}");
     let document = json!({
         "from": source.scope.name, "to": target.scope.name, "lock": path, "release": lock, "changed": changed, "next": next,
+        "baseline_copied": baseline.is_ok_and(|copied| copied),
     });
     Ok(Success::new(text, document))
 }

@@ -2,24 +2,28 @@
 
 use std::fmt::Write as _;
 
-use serde_json::json;
 use textnlp_service::artifacts::LocalArtifacts;
 use textnlp_service::release::{self, RolledBack};
 
-use super::recorded;
+use super::{configuration, recorded};
 use crate::args::Rollback;
+use crate::commands::prelude::*;
 use crate::deployment::short;
-use crate::progress::Progress;
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
 
-/// `rollback [--to N]`.
+/// `rollback [--to N]`, `rollback --config [--to COMMIT]`.
 pub async fn rollback(session: &Session, args: &Rollback, console: Console) -> Result<Success, Failure> {
+    if args.config {
+        return configuration::rollback(session, args.to.as_deref(), console).await;
+    }
+    let number = args.to.as_deref().map(str::parse::<u64>).transpose().map_err(|_| {
+        let error = anyhow::anyhow!("--to is not the number of a release");
+        Failure::usage("usage", error).hint("`release history` lists the numbers; a commit needs --config")
+    })?;
     let chosen = session.load(console)?;
     let (path, progress) = (&chosen.lock_path, Progress::new(console));
     let history = recorded(&chosen.scope, console)?;
     let local = LocalArtifacts { chosen: &chosen, server: session.server(), progress: &progress };
-    let done = release::rollback(&chosen, &history, args.to, &local).await?;
+    let done = release::rollback(&chosen, &history, number, &local).await?;
     let RolledBack { number, at, before, lock, changed, other_configuration } = done;
     let next = chosen.scope.same("up");
     let at = at.strftime("%Y-%m-%d %H:%M");
@@ -30,6 +34,7 @@ pub async fn rollback(session: &Session, args: &Rollback, console: Console) -> R
     }
     if other_configuration {
         text.push_str("\nThe environment file has changed since that release; `up` uses the current file.");
+        let _ = write!(text, " Its commits: {}", chosen.scope.command("rollback --config"));
     }
     let _ = write!(text, "\nTo deploy it: {next}");
     let document = json!({

@@ -4,23 +4,38 @@ use std::fmt::Write as _;
 
 use anyhow::Context;
 use jiff::Timestamp;
-use serde_json::json;
 use textnlp_orchestrator::import::forget;
 use textnlp_orchestrator::state::{Holder, Remedy, State, apply_remedies, check, moved_away, transfer};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::{Lineage, Observed, SiteName};
-use textnlp_service::Scope;
+use textnlp_service::{Scope, origin};
 
 use super::{agreed, no_such, resource_id};
+use crate::commands::prelude::*;
 use crate::deployment::{self, operator, state_failed};
-use crate::report::{Console, Exit, Failure, Success};
-use crate::session::{ChosenEnvironment, Session};
 use crate::state_args::{Move, Repair};
 use crate::stores::{self, LOCAL, StateLocation};
 
 fn holder(session: &Session) -> Holder {
     let who = operator(session);
     Holder { by: who.by, pid: who.pid, host: who.host, since: Timestamp::now(), tool: who.tool }
+}
+
+/// `state adopt`.
+pub async fn adopt(session: &Session, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load(console)?;
+    let Scope { name, folder, .. } = &chosen.scope;
+    let document = |adopted: bool| json!({ "environment": name, "folder": folder, "adopted": adopted });
+    if origin::is_of_here(folder) {
+        return Ok(Success::new(format!("the state of {name} in {folder} is of this machine"), document(false)));
+    }
+    console.say(format!(
+        "The state in {folder} was copied, cloned or unpacked. From then on its records decide which programs run, what `down` \
+         removes, and to which servers passwords go. If another copy is in use, both would change the same databases."
+    ));
+    agreed(session, console, &chosen.scope.command("state adopt"))?;
+    origin::record(folder)?;
+    Ok(Success::new(format!("the state of {name} is of this machine from now on"), document(true)))
 }
 
 /// `state repair`.

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::io::Read as _;
 
 use camino::Utf8Path;
-use serde_json::json;
 use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::import::{
     MAX_FILE_BYTES, Matched, Proposal, SkippedObject, TerraformState, lineage_of, matched, named, propose,
@@ -16,10 +15,9 @@ use textnlp_orchestrator::state::State;
 use textnlp_provider::{CloudId, Lineage, Problems};
 
 use super::{agreed, resource_id};
+use crate::commands::prelude::*;
 use crate::deployment::{self, preflight_failure, run_failed};
-use crate::report::{Console, Exit, Failure, Success};
 use crate::rerun_flags::quoted;
-use crate::session::Session;
 use crate::state_args::Import;
 
 /// `state import [RESOURCE=ID]… [--lineage UUID] [--from-tfstate FILE]`.
@@ -65,7 +63,7 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
         run::read(&road, &state, options).await.map_err(|e| run_failed(e, Purpose::Up, &deployment.chosen.scope))?;
     let Matched { proposals, left } = match &file {
         Some(file) => matched(&facts, file).await,
-        None if args.objects.is_empty() => Matched { proposals: propose(&facts), left: Vec::new() },
+        None if args.objects.is_empty() => propose(&facts),
         None => Matched { proposals: by_name(session, &facts, &args.objects).await?, left: Vec::new() },
     };
     let mut document = json!({ "environment": name, "lineage": facts.lineage, "proposals": proposals, "imported": 0 });
@@ -73,6 +71,8 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
         let objects = file.objects.len();
         document["tfstate"] =
             json!({ "tool": file.tool, "lineage": file.lineage, "serial": file.serial, "objects": objects });
+    }
+    if file.is_some() || !left.is_empty() {
         document["left"] = json!(left);
     }
     let left_text = told_left(&left);
@@ -81,7 +81,8 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
             Some(file) => {
                 format!("{name}: none of the {} objects in the file can be imported{left_text}", file.objects.len())
             }
-            None => format!("{name}: all objects at the providers are already recorded"),
+            None if left.is_empty() => format!("{name}: all objects at the providers are already recorded"),
+            None => format!("{name}: nothing can be imported without being named{left_text}"),
         };
         return Ok(Success::new(text, document));
     }

@@ -6,8 +6,7 @@ mod show;
 
 use textnlp_provider::ResourceId;
 
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
+use crate::commands::prelude::*;
 use crate::state_args::State;
 
 pub use show::terraform;
@@ -23,6 +22,7 @@ pub async fn state(session: &Session, command: &State, console: Console) -> Resu
         State::Export { out } => show::export(session, out.as_deref(), console).await,
         State::Repair(args) => change::repair(session, args, console).await,
         State::Move(args) => change::move_state(session, args, console).await,
+        State::Adopt => change::adopt(session, console).await,
         State::Remove { resources } => change::remove(session, resources, console).await,
         State::Import(args) => import::import(session, args, console).await,
     }

@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use anyhow::Context;
 use camino::Utf8Path;
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
 use textnlp_orchestrator::export;
 use textnlp_orchestrator::state::{Changed, PointInTime, RecordedObjects, State, differences};
 use textnlp_orchestrator::status::{self, Line};
@@ -14,9 +13,8 @@ use textnlp_provider::{ResourceId, SiteName};
 use textnlp_service::backup::put_file;
 
 use super::{no_such, resource_id};
+use crate::commands::prelude::*;
 use crate::deployment::{self, Deployment};
-use crate::report::{Console, Failure, Success};
-use crate::session::Session;
 use crate::state_args::History;
 
 /// The format version of `state export`.

@@ -9,15 +9,17 @@ use anyhow::{Context, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use textnlp_orchestrator::backup::{Decryptor, EncryptionMode, Header, Log, PART_MAX, Segment, SegmentName};
+use textnlp_orchestrator::backup::{
+    ArchiveOptions, Decryptor, EncryptionMode, Header, Log, PART_MAX, Segment, SegmentName,
+};
+use textnlp_orchestrator::dr::report::signing_key;
 use textnlp_provider::component::Backup as Order;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::point_in_time::DecryptedSegments;
 use super::{create, settings, shelf};
-use crate::failure::Failure;
-use crate::platform::Platform;
+use crate::{Failure, Platform};
 
 /// Timeout of one request: a segment of 16 MB is received locally, encrypted and flushed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -61,9 +63,11 @@ pub async fn archive(
         loop {
             let mut stream = served.next().await;
             // Sequential, because PostgreSQL archives one segment at a time.
-            let taken =
-                tokio::time::timeout(REQUEST_TIMEOUT, taken(&mut stream, shelf.folder(), &header, &seal, &opener))
-                    .await;
+            let taken = tokio::time::timeout(
+                REQUEST_TIMEOUT,
+                taken(&mut stream, shelf.folder(), folder, &header, &seal, &opener),
+            )
+            .await;
             let (answer, failed) = match taken.context("it took too long").flatten() {
                 Ok(()) => ("ok\n".to_owned(), None),
                 Err(error) => (no(&error), Some(format!("{error:#}"))),
@@ -103,6 +107,7 @@ fn remember(folder: &Utf8Path, failed: Option<String>) -> anyhow::Result<()> {
 async fn taken(
     stream: &mut UnixStream,
     shelf: &Utf8Path,
+    state: &Utf8Path,
     header: &Header,
     seal: &EncryptionMode,
     opener: &Decryptor,
@@ -117,7 +122,12 @@ async fn taken(
     let mut content = vec![0; bytes];
     from.read_exact(&mut content).await.with_context(|| format!("receive {name}"))?;
     let log = Log::of(shelf, system);
-    let put = tokio::task::block_in_place(|| log.put(header, &name, &content, seal, opener, Timestamp::now()));
+    let put = tokio::task::block_in_place(|| {
+        // Each time, as each backup reads it: base and log must have the signature of one key.
+        let signer = &signing_key(state).context("read the key that signs the log")?;
+        let options = ArchiveOptions { header, seal, opener, signer };
+        log.put(&options, &name, &content, Timestamp::now()).map_err(anyhow::Error::new)
+    });
     put.with_context(|| format!("archive {name}"))?;
     Ok(())
 }

@@ -13,9 +13,7 @@ use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Lineage};
 
 use super::{archive, point_in_time, settings, shelf};
-use crate::failure::Failure;
-use crate::platform::Scope;
-use crate::rerun_flags::RerunFlags;
+use crate::{Failure, RerunFlags, Scope};
 
 /// `STATE/backup.json`. The supervisor reads it for the schedule.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

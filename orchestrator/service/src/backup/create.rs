@@ -20,10 +20,7 @@ use textnlp_provider::{EnvironmentName, Lineage, Secret, SiteName};
 use super::backup_status::{self, LastRun};
 use super::gather::{BackupContent, gather, nothing_to_back_up};
 use super::{failed, key, settings, shelf, verify_backup};
-use crate::failure::{Exit, Failure, size};
-use crate::platform::{Platform, Progress, Scope};
-use crate::rerun_flags::RerunFlags;
-use crate::running;
+use crate::{Exit, Failure, Platform, Progress, RerunFlags, Scope, origin, running, size};
 
 /// Grace period of an interactive command for another run's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -146,6 +143,7 @@ impl BackupRun<'_> {
         operator: &Operator,
         timeout: Duration,
     ) -> Result<(StoredBackup, Vec<String>), Failure> {
+        origin::check(self.scope)?;
         // Before the content is gathered: the key is part of it.
         let key = signing_key(&self.scope.folder).context("sign the backup")?;
         let gathered = gather(self.scope, with_models, operator, timeout).await?;
@@ -230,13 +228,10 @@ async fn scheduled(
     let mut text = format!("{} {}", dump.file, size(dump.bytes));
     if order.verify {
         let opener = Arc::new(super::opener_of_state(platform, folder).await?);
-        let verification = verify_backup::verify_backup(platform, &dump.file, &opener, folder, false).await?;
+        let verification = verify_backup::verify_backup(platform, &dump.file, &opener, folder, false, None).await?;
         if !verification.ok {
-            return Err(Failure::new(
-                Exit::Failed,
-                "not_proven",
-                anyhow::anyhow!("{}: {}", dump.file, verification.says),
-            ));
+            let error = anyhow::anyhow!("{}: {}", dump.file, verification.says);
+            return Err(Failure::new(Exit::Failed, "not_proven", error));
         }
         text.push_str(&format!(", {}", verification.says));
     }

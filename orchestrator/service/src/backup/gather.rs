@@ -16,9 +16,8 @@ use textnlp_provider::operations::SiteCopy;
 use textnlp_provider::{Secret, SiteName};
 
 use super::{settings, verify_backup};
-use crate::failure::{Failure, state_failed};
-use crate::platform::Scope;
-use crate::{running, workplace};
+use crate::failure::state_failed;
+use crate::{Failure, Scope, running, workplace};
 
 /// Files and folders of the state folder that are copied unchanged.
 const AS_IT_IS: [&str; 4] = [settings::FOLDER, "releases", "dr/drills", "dr/drill-report.pub"];
@@ -293,6 +292,7 @@ async fn copied_base(site: &SiteName, data_folder: &Utf8Path, work: &Utf8Path) -
     let said = verify_backup::child(program.as_ref(), &arguments, None, DATABASE_TIMEOUT).await;
     let mut said = said.with_context(|| format!("copy the files of the PostgreSQL of site {site}"))?;
     said["member"] = json!(format!("databases/{site}.base.tar"));
+    said["log_signed"] = json!(true);
     let base = serde_json::from_value(said).with_context(|| format!("read what was copied of site {site}"))?;
     Ok((base, file))
 }

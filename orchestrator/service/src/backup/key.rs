@@ -10,8 +10,7 @@ use textnlp_orchestrator::state::io_hint;
 use textnlp_provider::{Error, ErrorKind, SecretName, SecretRef, SecretVersion};
 
 use super::failed;
-use crate::failure::Failure;
-use crate::platform::{ChosenEnvironment, Platform};
+use crate::{ChosenEnvironment, Failure, Platform};
 
 const NAME: &str = "backup-key";
 const VERSION: &str = "1";

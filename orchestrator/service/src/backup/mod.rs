@@ -15,14 +15,13 @@ mod verify_backup;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
-use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, Error, StoredBackup};
+use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, Error, Key, PublicKey, StoredBackup};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Backup as Settings;
-use textnlp_provider::EnvironmentName;
 use textnlp_provider::component::Backup as Order;
+use textnlp_provider::{EnvironmentName, Secret};
 
-use crate::failure::{Exit, Failure};
-use crate::platform::{Platform, Scope};
+use crate::{Exit, Failure, Platform, Scope};
 
 pub use gather::nothing_to_back_up;
 pub(crate) use gather::{BackupContent, gather};
@@ -51,12 +50,70 @@ pub fn failed(error: Error) -> Failure {
     Failure::new(exit, code, error).hint(hint)
 }
 
+/// What decrypts a backup: the passphrase, the content of a key file, or the key in a state.
+pub async fn opener(
+    passphrase: Option<Secret>,
+    key: Option<&Secret>,
+    (platform, folder): (&dyn Platform, &Utf8Path),
+) -> Result<Decryptor, Failure> {
+    if let Some(passphrase) = passphrase {
+        return Ok(Decryptor::Passphrase(passphrase));
+    }
+    if let Some(text) = key {
+        return Ok(Decryptor::Keys(Key::parse(text).map_err(failed)?));
+    }
+    opener_of_state(platform, folder).await
+}
+
 /// The backup key in a state. `Decryptor::Nothing` without one.
 pub async fn opener_of_state(platform: &dyn Platform, folder: &Utf8Path) -> Result<Decryptor, Failure> {
     Ok(match key::there(platform, folder).await? {
         Some(key) => Decryptor::Keys(vec![key]),
         None => Decryptor::Nothing,
     })
+}
+
+/// Reads a file with a key or a passphrase, to which only its owner has access.
+pub fn secret_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
+    // A missing file is an error of reading it.
+    match textnlp_files::check_secret(path).ok().flatten() {
+        None => small_file(path, what),
+        Some(exposed) => {
+            Err(Failure::refused("secret_exposed", anyhow::anyhow!("{exposed}").context(format!("read {what}")))
+                .hint(exposed.fix()))
+        }
+    }
+}
+
+/// Reads a small file.
+pub fn small_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
+    use std::io::Read;
+    const MAX: u64 = 64 << 10;
+    let fails = |error: std::io::Error| {
+        Failure::usage("no_such_file", anyhow::Error::new(error).context(format!("read {what} {path}")))
+            .hint("give the path of a readable file")
+    };
+    let file = std::fs::File::open(path).map_err(fails)?;
+    let mut bytes = Vec::new();
+    file.take(MAX + 1).read_to_end(&mut bytes).map_err(fails)?;
+    if bytes.len() as u64 > MAX {
+        return Err(fails(std::io::ErrorKind::FileTooLarge.into()));
+    }
+    Ok(Secret::new(bytes))
+}
+
+/// Whose signature is required: `--signed-by`, else the one in the key file.
+pub fn required_signer(signed_by: Option<&str>, key: Option<&Secret>) -> Result<Option<RequiredSigner>, Failure> {
+    match signed_by {
+        Some("any") => Ok(Some(RequiredSigner::Any)),
+        Some(key) => PublicKey::parse(key).map(|key| Some(RequiredSigner::Key(key))).map_err(|error| {
+            Failure::usage("usage", error).hint("give the key that `backup create` printed: --signed-by RW…")
+        }),
+        None => match key {
+            Some(text) => Ok(Key::signer(text).map_err(failed)?.map(RequiredSigner::Key)),
+            None => Ok(None),
+        },
+    }
 }
 
 /// The backup directory of the environment; refused where a site takes its backups itself.
@@ -67,6 +124,11 @@ pub fn directory(scope: &Scope, environment: &Environment) -> Result<(BackupDire
             backups.location()
         );
         return Err(Failure::usage("in_cluster", error).hint(backups.log_command()));
+    }
+    if environment.is_endpoint() {
+        let error = anyhow::anyhow!("an inference endpoint keeps no keys and no usage, so there is nothing to back up");
+        let hint = format!("its state is in {}: copy that folder, or set `state.store` to a bucket", scope.folder);
+        return Err(Failure::usage("inference_endpoint", error).hint(hint));
     }
     let settings = settings::settings(&scope.folder, environment).backup;
     no_object_store(settings.destination.as_deref())?;

@@ -21,8 +21,7 @@ use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 use super::gather::{Counts, STATE, answered};
 use super::scratch_postgres::{DatabaseSource, Postgres};
 use super::{failed, verify_backup};
-use crate::failure::{Exit, Failure};
-use crate::platform::Platform;
+use crate::{Exit, Failure, Platform};
 
 /// Limit of decrypted log files in memory, in bytes: several days of a quiet database.
 const OPENED_MAX: usize = 256 << 20;
@@ -79,6 +78,21 @@ impl Range {
         let log = Log::of(shelf, system);
         let reach = LogReach::of(base, &log, parts.of(&log)?);
         Ok(Self { file: file.to_owned(), site: site.clone(), base: base.clone(), log, reach })
+    }
+
+    /// The same for a backup whose manifest was verified: the log has to be signed by the same key.
+    pub fn in_backup(
+        file: &Utf8Path,
+        site: &SiteName,
+        base: &Base,
+        manifest: &Manifest,
+        parts: &mut SegmentNames,
+    ) -> Result<Self, Failure> {
+        let mut range = Self::of(file, site, base, parts)?;
+        if let Some(signer) = manifest.signer.clone().filter(|_| base.log_signed) {
+            range.log = range.log.signed_by(signer);
+        }
+        Ok(range)
     }
 
     /// The ranges of all backups in a directory, the newest base backup first.
@@ -243,7 +257,7 @@ fn ranges(
             ));
             continue;
         };
-        let range = Range::of(file, site, base, &mut SegmentNames::default())?;
+        let range = Range::in_backup(file, site, base, manifest, &mut SegmentNames::default())?;
         problems.extend(obstacles(platform, &range, at));
         ranges.push(range);
     }
@@ -387,6 +401,7 @@ mod tests {
             last: name(1),
             part_bytes: 16 << 20,
             from: at(from),
+            log_signed: true,
         };
         let facts = BackupFacts {
             format: 1,

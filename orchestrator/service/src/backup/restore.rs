@@ -12,10 +12,8 @@ use textnlp_provider::{Lineage, SiteName};
 
 use super::gather::STATE;
 use super::{RequiredSigner, point_in_time, settings, signer, verify_backup};
-use crate::failure::{Failure, state_failed};
-use crate::platform::{Platform, Progress, Scope};
-use crate::rerun_flags::RerunFlags;
-use crate::{running, workplace};
+use crate::failure::state_failed;
+use crate::{Failure, Platform, Progress, RerunFlags, Scope, origin, running, workplace};
 
 /// What is restored, and where to.
 pub struct Request<'a> {
@@ -83,6 +81,7 @@ pub async fn restore(
     let moved = rebind(&place.join(STATE), &state, machine)?;
     take_models(request.model_cache, &manifest, place).await?;
     let replaced = put_in_place(request, &manifest, &mut staged, &target).await?;
+    origin::record(&target)?;
     let is_verified = matches!(required, Some(RequiredSigner::Key(_)));
     Ok(Restored { manifest, state: target, moved, replaced, is_verified })
 }

@@ -17,7 +17,8 @@ use uuid::Uuid;
 use super::archive::{self, SegmentServer};
 use super::point_in_time::DecryptedSegments;
 use super::verify_backup::ready;
-use crate::platform::{Platform, ScratchPostgres};
+use crate::platform::ScratchPostgres;
+use crate::{Platform, workplace};
 
 /// Timeout of restoring a dump, which may have many gigabytes.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -72,7 +73,7 @@ impl Postgres {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => std::fs::create_dir_all(&work)?,
         }
-        let sockets = tempfile::Builder::new().prefix("textnlp-verify-").tempdir()?;
+        let sockets = workplace::for_sockets()?;
         let socket = Utf8Path::from_path(sockets.path()).context("temporary folders have UTF-8 names")?.join("p");
         let password = work.join("password");
         std::fs::write(&password, Uuid::new_v4().simple().to_string())?;

@@ -10,8 +10,7 @@ use textnlp_orchestrator::environment::model::{Backup, DataProtection};
 use textnlp_orchestrator::environment::{Environment, Loaded};
 use textnlp_orchestrator::release::Lock;
 
-use crate::failure::Failure;
-use crate::rerun_flags::RerunFlags;
+use crate::{Failure, RerunFlags};
 
 /// The folder within the state.
 pub const FOLDER: &str = "environment";

@@ -5,7 +5,7 @@ use textnlp_orchestrator::backup::{Manifest, PublicKey};
 use textnlp_orchestrator::dr::report::own_key;
 
 use super::restore::lineage_in;
-use crate::failure::Failure;
+use crate::Failure;
 
 /// Whose signature a restore requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,21 @@ pub enum RequiredSigner {
 pub(super) fn recorded(state: &Utf8Path, manifest: &Manifest) -> Option<RequiredSigner> {
     let is_same = lineage_in(state) == Some(manifest.lineage);
     own_key(state).ok().filter(|_| is_same).map(RequiredSigner::Key)
+}
+
+/// The signer that a verification requires: the restored database is started, and its author's code runs in it.
+pub(super) fn of_verification(
+    state: &Utf8Path,
+    given: Option<RequiredSigner>,
+    file: &Utf8Path,
+) -> Result<RequiredSigner, Failure> {
+    given.or_else(|| own_key(state).ok().map(RequiredSigner::Key)).ok_or_else(|| {
+        let error = anyhow::anyhow!(
+            "{file} can be by anyone: this machine has no key of the environment that signs its backups"
+        );
+        Failure::refused("unknown_signer", error)
+            .hint("give the key that `backup create` printed: --signed-by RW…; `--signed-by any` trusts the file")
+    })
 }
 
 /// Checks whether a backup has the required signature.

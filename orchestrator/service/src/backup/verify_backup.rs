@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_orchestrator::backup::{
-    BackupDirectory, Decryptor, Manifest, StoredBackup, VerificationResult, listed, opened, unpack,
+    BackupDirectory, Database, Decryptor, Manifest, StoredBackup, VerificationResult, listed, opened, unpack,
 };
 use textnlp_orchestrator::environment::{API_KEY, SIGNING_KEY, names};
 use textnlp_orchestrator::state::{Folder, State};
@@ -21,13 +21,11 @@ use tokio::process::Command;
 use uuid::Uuid;
 
 use super::failed;
-use super::gather::{DATABASE_TIMEOUT, STATE};
+use super::gather::{Counts, DATABASE_TIMEOUT, STATE, answered};
 use super::point_in_time::{self, Range, SegmentNames};
 use super::scratch_postgres::{DatabaseSource, Postgres};
-use super::signer;
-use crate::failure::Failure;
-use crate::platform::{Platform, Scope};
-use crate::workplace;
+use super::signer::{self, RequiredSigner};
+use crate::{Failure, Platform, Scope, workplace};
 
 /// The prompt for the restored server.
 const PROMPT: &str = "Mira walked to the harbour";
@@ -49,21 +47,30 @@ pub fn newest(scope: &Scope, shelf: &BackupDirectory) -> Result<StoredBackup, Fa
 }
 
 /// Verifies a backup and writes the result beside it, also after a failure. Returns an error if the backup cannot be
-/// decrypted or this machine cannot run the verification.
+/// decrypted or this machine cannot run the verification. `signer` is by default the state's own key.
 pub async fn verify_backup(
     platform: &'static dyn Platform,
     file: &Utf8Path,
     opener: &Arc<Decryptor>,
     live: &Utf8Path,
     light: bool,
+    signer: Option<RequiredSigner>,
 ) -> Result<VerificationResult, Failure> {
+    let signer = signer::of_verification(live, signer, file)?;
     let began = Instant::now();
     let (sha256, read) = {
         let work = workplace(live)?;
         let place = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
         let unpacked = tokio::task::block_in_place(|| open(file, opener, place));
         match unpacked {
-            Ok((sha256, manifest)) => (sha256, restored(platform, file, opener, place, &manifest, live, light).await),
+            Ok((sha256, manifest)) => match signer::check(file, &manifest, Some(&signer)) {
+                Ok(()) => match misdated(file, &manifest) {
+                    Some(why) => (sha256, Err(anyhow::Error::msg(why))),
+                    None => (sha256, restored(platform, file, opener, place, &manifest, live, light).await),
+                },
+                // Nothing of it is run, and the copy of another deployment is not marked as damaged.
+                Err(failure) => return Err(failure),
+            },
             // A wrong key says nothing about the backup.
             Err(failure) if !matches!(failure.code, "damaged") => return Err(failure),
             Err(failure) => (digest(file)?, Err(failure.error)),
@@ -85,6 +92,19 @@ pub async fn verify_backup(
     };
     BackupDirectory::prove(file, &proof).map_err(failed)?;
     Ok(proof)
+}
+
+/// Why the unsigned record beside a backup, whose date lists, status and gates use, is not that of its signed manifest.
+fn misdated(file: &Utf8Path, manifest: &Manifest) -> Option<String> {
+    let bytes = std::fs::metadata(file).ok()?.len();
+    let recorded = BackupDirectory::known(file, bytes).facts?;
+    let same = (recorded.at, recorded.lineage) == (manifest.at, manifest.lineage);
+    (!same).then(|| {
+        format!(
+            "the record beside it says {:.0} of deployment {}, its signed manifest {:.0} of {}: another backup was put in its place",
+            recorded.at, recorded.lineage, manifest.at, manifest.lineage
+        )
+    })
 }
 
 fn digest(file: &Utf8Path) -> anyhow::Result<String> {
@@ -158,8 +178,6 @@ async fn restored(
     light: bool,
 ) -> anyhow::Result<(&'static str, String)> {
     let state = state_of(place, manifest).await.context("read the restored state")?;
-    let own = signer::recorded(live, manifest).filter(|_| manifest.signer.is_some());
-    signer::check(copy, manifest, own.as_ref()).map_err(|failure| failure.error)?;
     let folder = place.join(STATE);
     if manifest.databases.is_empty() {
         return Ok(("state", "the state is complete; the backup has no database".to_owned()));
@@ -179,7 +197,11 @@ async fn restored(
         };
         let at = RestoredDatabase { platform, site, folder: &folder, settings, place };
         let keys = at.keys(&state).await.with_context(|| format!("check the keys of site {site}"))?;
-        let counted = format!("keys restored: {}, requests accounted for: {}", database.keys, database.usage);
+        let found = at.counts().await.with_context(|| format!("count the rows of site {site}"))?;
+        if let Some(why) = less(database, &found) {
+            bail!("the restored database of site {site} {why}");
+        }
+        let counted = format!("keys restored: {}, requests accounted for: {}", found.keys, found.usage);
         match at.ask(live, &keys, light).await.with_context(|| format!("query the restored server of site {site}"))? {
             Ok(()) => said.push(format!("{counted}, a restored server accepted a restored key")),
             Err(why) => {
@@ -191,7 +213,8 @@ async fn restored(
             beside.stop().await;
         }
         if let Some(base) = &database.base {
-            let range = Range::of(copy, site, base, &mut SegmentNames::default()).map_err(|failure| failure.error)?;
+            let range = Range::in_backup(copy, site, base, manifest, &mut SegmentNames::default());
+            let range = range.map_err(|failure| failure.error)?;
             let (asked, says) = logged(range, opener, at, live, light, &state).await?;
             level = if asked { level } else { "keys" };
             said.push(says);
@@ -201,6 +224,17 @@ async fn restored(
         said.push("it is not signed: an earlier version made it".to_owned());
     }
     Ok((level, said.join("; ")))
+}
+
+/// What a restored database lacks of what the manifest recorded, if anything.
+fn less(recorded: &Database, found: &Counts) -> Option<String> {
+    let rows = [
+        ("keys", recorded.keys, found.keys),
+        ("accounted requests", recorded.usage, found.usage),
+        ("schema version", recorded.schema, found.schema),
+    ];
+    let (what, expected, found) = rows.into_iter().find(|(_, expected, found)| found < expected)?;
+    Some(format!("has less than the backup recorded: {what} {found}, not {expected}"))
 }
 
 /// Recovers a base backup with its whole log and starts a server on it. Returns whether the server could be queried,
@@ -296,13 +330,20 @@ impl RestoredDatabase<'_> {
         child(std::env::current_exe()?.as_ref(), &arguments, None, DATABASE_TIMEOUT).await
     }
 
+    /// The counts of the restored rows, by the same report as when the backup was taken.
+    async fn counts(&self) -> anyhow::Result<Counts> {
+        let copy = self.place.join(format!("{}-counted", self.site));
+        let said = self.dump(&copy).await?;
+        std::fs::remove_file(&copy).with_context(|| format!("remove {copy}"))?;
+        answered(said)
+    }
+
     /// Starts the restored server and sends a request. The inner `Err` says why the server could not be started.
     async fn ask(&self, live: &Utf8Path, keys: &Keys, light: bool) -> anyhow::Result<Result<(), String>> {
         if light {
             return Ok(Err("--light".to_owned()));
         }
-        // Socket paths have a short length limit, and state folders may have long paths.
-        let sockets = tempfile::Builder::new().prefix("textnlp-verify-").tempdir()?;
+        let sockets = workplace::for_sockets()?;
         let socket = Utf8Path::from_path(sockets.path()).context("temporary folders have UTF-8 names")?.join("s");
         let config = match self.config(&socket, keys)? {
             Ok(config) => config,
@@ -399,12 +440,25 @@ pub(super) async fn ready(socket: &Utf8Path, within: Duration) -> anyhow::Result
     }
 }
 
-/// Waits until the server is ready, then generates a text with the restored key.
+/// Waits until the server is ready, then generates a text with the restored key; a vector if the default model makes those.
 async fn answer(socket: &Utf8Path, key: &Secret) -> anyhow::Result<()> {
     ready(socket, READY_TIMEOUT).await?;
-    let body = json!({ "prompt": PROMPT, "max_tokens": 8, "temperature": 0.0 }).to_string();
+    let text = json!({ "prompt": PROMPT, "max_tokens": 8, "temperature": 0.0 });
+    let (mut status, mut said) = post(socket, key, "/v1/generate", &text).await?;
+    let mut wanted = "text";
+    if status == 400 && said.contains("\"unsupported_model\"") {
+        wanted = "embedding";
+        (status, said) = post(socket, key, "/v1/embeddings", &json!({ "input": PROMPT })).await?;
+    }
+    ensure!(status == 200, "it answered {status}: {}", said.chars().take(300).collect::<String>());
+    ensure!(said.contains(&format!("\"{wanted}\"")), "its answer contains no {wanted}");
+    Ok(())
+}
+
+async fn post(socket: &Utf8Path, key: &Secret, path: &str, body: &Value) -> anyhow::Result<(u16, String)> {
+    let body = body.to_string();
     let mut request = format!(
-        "POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\nAuthorization: Bearer ",
         body.len()
     )
@@ -412,11 +466,7 @@ async fn answer(socket: &Utf8Path, key: &Secret) -> anyhow::Result<()> {
     request.extend_from_slice(key.expose());
     request.extend_from_slice(b"\r\n\r\n");
     request.extend_from_slice(body.as_bytes());
-    let asked = tokio::time::timeout(ANSWER_TIMEOUT, exchange(socket, &request));
-    let (status, said) = asked.await.context("it did not answer in time")??;
-    ensure!(status == 200, "it answered {status}: {}", said.chars().take(300).collect::<String>());
-    ensure!(said.contains("\"text\""), "its answer contains no text");
-    Ok(())
+    tokio::time::timeout(ANSWER_TIMEOUT, exchange(socket, &request)).await.context("it did not answer in time")?
 }
 
 async fn exchange(socket: &Utf8Path, request: &[u8]) -> anyhow::Result<(u16, String)> {
@@ -491,5 +541,26 @@ pub(super) async fn child(
     match answer["error"]["message"].as_str() {
         Some(message) => bail!("{message}"),
         None => bail!("{}", String::from_utf8_lossy(&output.stderr).trim()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restored_database_must_have_what_the_manifest_counted() {
+        let (member, path) = ("databases/here.db".to_owned(), "here.db".to_owned());
+        let recorded = Database { member, path, schema: 7, keys: 2, usage: 90, base: None };
+        let counts = |schema, keys, usage| less(&recorded, &Counts { schema, keys, usage });
+        assert_eq!(counts(7, 2, 90), None);
+        assert_eq!(counts(8, 2, 90), None, "a newer program migrates it");
+        for (found, says) in [
+            (counts(7, 1, 90), "keys 1, not 2"),
+            (counts(7, 2, 0), "accounted requests 0, not 90"),
+            (counts(6, 2, 90), "schema version 6, not 7"),
+        ] {
+            assert!(found.unwrap().ends_with(says), "{says}");
+        }
     }
 }

@@ -19,10 +19,7 @@ use uuid::Uuid;
 
 use super::Sites;
 use crate::backup::{self, BackupContent};
-use crate::failure::Failure;
-use crate::platform::{ChosenEnvironment, Platform, Scope};
-use crate::running::RunningEnvironment;
-use crate::workplace;
+use crate::{ChosenEnvironment, Failure, Platform, RunningEnvironment, Scope, workplace};
 
 /// Prefix of a clone's folder, beside the states of the environments. Environments cannot have such a name.
 const FOLDER: &str = ".drill-clone-";

@@ -16,9 +16,8 @@ use textnlp_orchestrator::state::Operator;
 use tokio_util::sync::CancellationToken;
 
 use super::{CloneRunner, Sites, clone};
-use crate::failure::{Exit, Failure};
-use crate::platform::Progress;
-use crate::running::{self, RunningEnvironment};
+use crate::keys::Admin;
+use crate::{Exit, Failure, Progress, RunningEnvironment, running};
 
 /// Allowed limits of a drill in seconds: enough for a kill, a promotion and the measurement. Anything longer is an
 /// outage.
@@ -86,7 +85,7 @@ async fn measured(
     let (scope, environment) = (sites.scope(), sites.environment());
     let trust = scope.platform.trust(service.ca_file.as_deref(), Some(environment))?;
     let front = Arc::new(HttpWire::new(&service.address, &trust)?);
-    let keys = scope.platform.key_issuer(service, environment);
+    let keys = Admin { platform: scope.platform, running: service, environment };
     let faults = scope.platform.faults(&scope.folder, environment, service.lineage)?;
     let flags = scope.again.flags(&scope.name);
     let (began, progress) = (Instant::now(), request.progress);
@@ -99,7 +98,7 @@ async fn measured(
         flags: &flags,
         control_clients: &sites.control_clients,
         front,
-        keys: &*keys,
+        keys: &keys,
         faults: &*faults,
         stop: request.stop.clone(),
         tell: &tell,

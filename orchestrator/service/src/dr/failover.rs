@@ -5,8 +5,7 @@ use std::time::Duration;
 use textnlp_orchestrator::dr::failover::{self, FailoverOutcome, FailoverRefusal};
 
 use super::Sites;
-use crate::failure::{Exit, Failure};
-use crate::platform::Progress;
+use crate::{Exit, Failure, Progress};
 
 /// Makes the site `to` primary.
 pub async fn failover(sites: &Sites, to: &str, by: &str, progress: &dyn Progress) -> Result<FailoverOutcome, Failure> {

@@ -9,8 +9,7 @@ use textnlp_orchestrator::dr::control_client::ControlClients;
 use textnlp_orchestrator::dr::journal::{Journal, JournalError};
 use textnlp_orchestrator::environment::Environment;
 
-use crate::failure::{Exit, Failure};
-use crate::platform::{ChosenEnvironment, Scope};
+use crate::{ChosenEnvironment, Exit, Failure, Scope};
 
 pub use clone::{CloneRunner, environment_file};
 

@@ -10,7 +10,7 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::{Lineage, error_chain};
 use tokio_util::sync::CancellationToken;
 
-use crate::platform::{Platform, Progress};
+use crate::{Platform, Progress};
 
 /// Poll interval.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ pub async fn watch(
 ) -> Option<ScaleUp> {
     let Own { environment, folder, lineage } = own;
     environment.scaling.max?;
-    let scaling = match platform.scaling(folder, environment) {
+    let scaling = match platform.find(folder, environment, None, |site| site.scaling()) {
         Ok(scaling) => scaling?,
         Err(error) => {
             progress.warn(&format!("the number of pods is unknown: {error:#}"));

@@ -3,8 +3,11 @@
 //! Evidence is a file that the environment's report key signs and whose digest is in the journal. It counts until the
 //! resources may have changed. The verdict is never read from it but follows from its checks.
 
+mod backup;
 pub mod growth;
+pub mod hardened;
 pub mod load;
+pub mod order;
 mod sites;
 
 use std::collections::BTreeMap;
@@ -12,6 +15,8 @@ use std::io::Read as _;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -20,31 +25,34 @@ use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Gates, Phase};
-use textnlp_orchestrator::gate::{self, Check, GateInputs};
+use textnlp_orchestrator::gate::phases::{self, CheckSource, PhaseDefinition, Probe};
+use textnlp_orchestrator::gate::{self, Check, GateInputs, RecordedExemption, WaiverError};
 use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
 use textnlp_orchestrator::release::{History, Lock, digest};
 use textnlp_orchestrator::report::Report;
-use textnlp_orchestrator::state::{Entry, Head, State};
+use textnlp_orchestrator::state::{Entry, Head, JournalWriter, State};
 use textnlp_provider::{Lineage, SiteName, error_chain};
 use tokio_util::sync::CancellationToken;
 
-use crate::deployment::Deployment;
-use crate::failure::{Exit, Failure};
-use crate::platform::{ChosenEnvironment, Progress, Scope};
-use crate::running::{self, RunningEnvironment};
+use crate::keys::Admin;
+use crate::metrics::SiteWire;
+use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvironment, Scope, baseline, running};
 
-/// The error for a phase whose gate cannot be measured.
-pub fn unmeasured(phase: Phase) -> String {
-    format!("this version does not measure the gate of phase {phase}")
+/// The metrics that the gate requests, where no record of an autoscaler has them.
+const METRICS_PROBE: CheckSource = CheckSource::Probe(Probe::Metrics);
+
+/// Why the gate of an environment cannot be measured, if so.
+pub fn unmeasured(environment: &Environment) -> Option<String> {
+    let phase = environment.phase;
+    let has_none = "an inference endpoint has no API keys, limits, probes and metrics of its own";
+    environment.is_endpoint().then(|| format!("the gate of phase {phase} cannot be measured: {has_none}"))
 }
 
 /// Refuses a run that would end at a gate that cannot be measured, before it changes anything. `--no-gate` permits it,
 /// except for a gate within the run, which decides what is deleted.
-pub fn is_measured(scope: &Scope, phase: Phase, no_gate: bool, gated: bool) -> Result<(), Failure> {
-    if phase.has_gate() || (no_gate && !gated) {
-        return Ok(());
-    }
-    let error = anyhow::anyhow!("{}, so the gate cannot open; nothing was changed", unmeasured(phase));
+pub fn is_measured(scope: &Scope, environment: &Environment, no_gate: bool, gated: bool) -> Result<(), Failure> {
+    let Some(why) = unmeasured(environment).filter(|_| !no_gate || gated) else { return Ok(()) };
+    let error = anyhow::anyhow!("{why}, so the gate cannot open; nothing was changed");
     let hint = format!("deploy without the gate: {}", scope.same("up --no-gate"));
     Err(Failure::new(Exit::GateShut, "gate_not_measured", error).hint(hint))
 }
@@ -93,6 +101,9 @@ pub struct StoredEvidence {
     pub phase: Phase,
     /// Every check.
     pub checks: Vec<Check>,
+    /// Every exemption at that time, also those that had ended. Earlier versions had none.
+    #[serde(default)]
+    pub exemptions: Vec<RecordedExemption>,
     /// The path of the HTML report.
     pub report: Utf8PathBuf,
     /// Whether the evidence is from an earlier run.
@@ -109,9 +120,9 @@ impl StoredEvidence {
         self.release == release_digest(Some(lock), environment)
     }
 
-    /// Open, Wait or Shut, with the blockers, as the checks say.
+    /// Open, Wait or Shut, with the blockers, as the checks say. A waiver that ended does not count.
     pub fn gate(&self) -> gate::Gate {
-        gate::Gate::of(&self.checks)
+        gate::Gate::of(&self.checks, Timestamp::now())
     }
 
     /// Whether the gate was open for this release, and the resources are those that were measured.
@@ -146,6 +157,42 @@ impl StoredEvidence {
         Err(Failure::new(Exit::GateShut, "gate_not_open", error)
             .hint(format!("see {}, then measure again: {again}", self.report)))
     }
+}
+
+/// Records in the journal that checks which cannot be measured do not keep the gate shut, up to and including a day.
+/// All are validated before any is recorded.
+pub async fn waive(deployment: &Deployment, checks: &[String], until: Date) -> Result<(), Failure> {
+    let phase = deployment.chosen.loaded.environment.phase;
+    let (reason, now) = (deployment.operator.reason.as_deref(), Timestamp::now());
+    let waivers = checks.iter().map(|check| gate::waiver(phase, check, until, reason, now));
+    let waivers = waivers.collect::<Result<Vec<_>, _>>().map_err(not_waived)?;
+    let mut locked = deployment.locked().await?;
+    let sites: Vec<SiteName> = locked.sites().cloned().collect();
+    for site in sites {
+        let write = |writer: &mut JournalWriter<'_>| {
+            for exemption in &waivers {
+                writer.entry(Entry::Exempted { phase, exemption: exemption.clone() });
+            }
+        };
+        locked.commit(&site, write).await.map_err(|error| deployment.failed(error))?;
+    }
+    locked.close().await.map(drop).map_err(|error| deployment.failed(error))
+}
+
+fn not_waived(error: WaiverError) -> Failure {
+    let (code, hint) = match &error {
+        WaiverError::Unknown { names, .. } if names.is_empty() => {
+            ("unknown_check", "every check of this phase is measured".to_owned())
+        }
+        WaiverError::Unknown { names, .. } => {
+            ("unknown_check", format!("the checks that can be waived: `{}`", names.join("`, `")))
+        }
+        WaiverError::NoReason => ("no_reason", "add --reason TEXT".to_owned()),
+        WaiverError::Past { .. } | WaiverError::TooLong { .. } => {
+            ("invalid_date", format!("--until takes a date from today to {} days later", gate::MAX_WAIVER_DAYS))
+        }
+    };
+    Failure::usage(code, error).hint(hint)
 }
 
 /// When a gate is measured.
@@ -190,8 +237,7 @@ pub async fn measure(
 
     let trust = scope.platform.trust(running.ca_file.as_deref(), Some(environment))?;
     let service = HttpWire::new(&running.address, &trust)?;
-    let metrics = running.metrics_address.as_deref().map(|address| HttpWire::new(address, &trust)).transpose()?;
-    let keys = scope.platform.key_issuer(running, environment);
+    let keys = Admin { platform: scope.platform, running, environment };
     let clock = SystemClock;
     let load = Load::of(&environment.gates);
     let seconds = u64::from(load.users.div_ceil(load.ramp.max(1))).saturating_add(load.hold.as_secs());
@@ -203,20 +249,35 @@ pub async fn measure(
         phase => format!("Measuring the {phase} gate from outside …"),
     });
     let mut recorded = recorded.await;
-    if environment.phase == Phase::MultiRegion {
+    let definition = PhaseDefinition::of(environment.phase);
+    let metrics: Option<Box<dyn Wire>> = match &running.metrics_address {
+        Some(address) => Some(Box::new(HttpWire::new(address, &trust)?)),
+        None if definition.check(phases::METRICS).is_some_and(|check| check.source == METRICS_PROBE) => {
+            SiteWire::of(chosen).await?.map(|wire| Box::new(wire) as Box<dyn Wire>)
+        }
+        None => None,
+    };
+    if definition.check(phases::RTO).is_some() {
         recorded.extend(sites::checks(chosen).await?);
     }
-    if environment.phase == Phase::ScaleUp {
+    if definition.check(phases::SESSIONS).is_some() {
         recorded.extend(load::checks(chosen, running, &state).await?);
+    }
+    if definition.check(phases::SPEED_UP).is_some() {
+        recorded.extend(baseline::checks(deployment, running, &state)?);
+    }
+    if let Some(check) = definition.check(phases::RESTORED) {
+        recorded.push(backup::check(check, chosen, running.lineage, progress, stop).await);
     }
     let evidence = gate::evaluate(
         environment,
         GateInputs {
             address: &running.address,
             service: &service,
-            metrics: metrics.as_ref().map(|m| m as &dyn Wire),
-            keys: &*keys,
+            metrics: metrics.as_deref(),
+            keys: &keys,
             recorded,
+            exemptions: &state.exemptions(),
             clock: &clock,
             stop,
         },
@@ -245,9 +306,8 @@ pub async fn measure(
         address: running.address.clone(),
         facts: facts(chosen, running),
         load: evidence.load.clone(),
-        limit: None,
-        held: None,
         gate: Some(evidence.clone()),
+        ..Report::default()
     };
     let written = report.write(&folder.join("reports"), "gate").context("write the report")?;
     let kept = StoredEvidence {
@@ -258,17 +318,14 @@ pub async fn measure(
         at: evidence.at,
         phase: evidence.phase,
         checks: evidence.checks,
+        exemptions: evidence.exemptions,
         report: written.html,
         reused: false,
         outdated: None,
     };
     if stop.is_cancelled() {
-        return Err(Failure::new(
-            Exit::Stopped,
-            "stopped",
-            anyhow::anyhow!("stopped while the gate was measured; the service stays up"),
-        )
-        .hint(scope.command("gate")));
+        let error = anyhow::anyhow!("stopped while the gate was measured; the service stays up");
+        return Err(Failure::new(Exit::Stopped, "stopped", error).hint(scope.command("gate")));
     }
     if occasion != Occasion::WithinRun {
         keep(deployment, &kept, &state.heads()).await?;
@@ -329,7 +386,7 @@ pub fn stored(chosen: &ChosenEnvironment, state: &State) -> Result<Option<Stored
     Ok(Some(kept))
 }
 
-/// Whether the advisories of evidence are too old now: without a change, it would count for ever.
+/// Whether the advisories of evidence are too old now: without a change, it would count permanently.
 fn has_expired(at: jiff::Timestamp, gates: &Gates, now: jiff::Timestamp) -> bool {
     let most = i64::try_from(gates.advisories_max_age.0.as_secs()).unwrap_or(i64::MAX);
     gates.advisories != AdvisoryPolicy::Warn && now.duration_since(at).as_secs() > most
@@ -379,12 +436,12 @@ pub fn release_digest(lock: Option<&Lock>, environment: &Environment) -> String 
 }
 
 /// See [`release_digest`].
-fn release_of(chosen: &ChosenEnvironment) -> Result<String, Failure> {
+pub(crate) fn release_of(chosen: &ChosenEnvironment) -> Result<String, Failure> {
     Ok(release_digest(chosen.lock()?.as_ref(), &chosen.loaded.environment))
 }
 
 /// The content of a file, if there is one.
-fn read(file: &Utf8Path) -> std::io::Result<Option<Vec<u8>>> {
+pub(crate) fn read(file: &Utf8Path) -> std::io::Result<Option<Vec<u8>>> {
     /// Far above the size of evidence.
     const MAX_BYTES: u64 = 16 << 20;
     let opened = match std::fs::File::open(file) {
@@ -396,12 +453,12 @@ fn read(file: &Utf8Path) -> std::io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
 /// Writes signed evidence durably, because `promote` relies on it even after a crash of the machine.
-fn write_signed(state: &Utf8Path, file: &Utf8Path, bytes: &[u8], what: &str) -> anyhow::Result<()> {
+pub(crate) fn write_signed(state: &Utf8Path, file: &Utf8Path, bytes: &[u8], what: &str) -> anyhow::Result<()> {
     let folder = file.parent().context("evidence is in a folder")?;
     std::fs::create_dir_all(folder).with_context(|| format!("make {folder}"))?;
     let key = signed::signing_key(state).context("sign the evidence")?;

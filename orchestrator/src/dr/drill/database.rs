@@ -22,7 +22,7 @@ impl RunningDrill<'_> {
             let role = primary.as_deref().and_then(|primary| control_status.site(primary)?.database_role());
             let (Some(site), Some(role)) = (primary, role) else { return Ok(()) };
             if role == DatabaseRole::Primary || began.elapsed() > ROLE_REPORT_TIMEOUT || self.is_over() {
-                let says = format!("the database that {site} uses is {}", said(role));
+                let says = format!("the database that {site} uses is {}", describe(role));
                 self.tell("database", &says);
                 self.database = Some(role);
                 self.phase("database", from, None, says);
@@ -33,7 +33,7 @@ impl RunningDrill<'_> {
     }
 }
 
-fn said(role: DatabaseRole) -> String {
+fn describe(role: DatabaseRole) -> String {
     match role {
         DatabaseRole::Primary => "a primary, which accepts writes".to_owned(),
         other => format!("{other}, and accepts no writes"),

@@ -1,9 +1,9 @@
-//! What a person writes, as types.
+//! The environment file as types.
 //!
-//! These types are the one description of an environment file: the JSON Schema is made from them, the strict reader checks
-//! by that schema, and the defaults stand here. `server` holds what only `serve` reads, `parts` the components of a
-//! service, `recovery` what protects it, `phase` what each degree of maturity asks for. The settings of sites in clusters are those of
-//! the contract ([`textnlp_provider::cluster`]), because every provider of clusters reads them.
+//! These types are the only description of an environment file: the JSON Schema is generated from them, the strict reader
+//! validates by that schema, and the defaults are defined here. `server` has the settings of `serve`, `parts` the
+//! components of a service, `recovery` backups and disaster recovery, `phase` the defaults of each phase. Settings of
+//! sites in clusters are in the contract ([`textnlp_provider::cluster`]), because every provider of clusters reads them.
 
 use std::collections::BTreeMap;
 
@@ -19,9 +19,10 @@ pub use textnlp_provider::cluster::{
     Analytics, ClusterAccess, ClusterIngress, ClusterModels, IngressKind, ModelVolume, PodResources, ResourceAmounts,
     TaintEffect, Toleration, TolerationOperator,
 };
+pub use textnlp_provider::component::ClusterIdentity;
 pub use textnlp_provider::settings::{
-    CacheKind, DatabaseCopy, DatabaseKind, DnsAlgorithm, Failover, GpuSize, Hosting, ModelRole, Quantize, Role,
-    Runtime, Spot, Strategy, TlsMode, TrafficMode,
+    CacheKind, DatabaseCopy, DatabaseKind, DnsAlgorithm, Failover, GpuSize, Hosting, ModelExecutor, ModelRole,
+    Quantize, Role, Runtime, Spot, Strategy, TlsMode, TrafficMode,
 };
 pub use textnlp_provider::units::{Bytes, Cores, Rate, SecretSource, Span, UrlSource};
 pub(crate) use textnlp_provider::words;
@@ -144,7 +145,7 @@ pub struct Environment {
     pub prerequisites: Prerequisites,
     /// Feature flags by name.
     #[serde(default)]
-    pub features: BTreeMap<String, bool>,
+    pub features: BTreeMap<String, Feature>,
 }
 
 fn default_phase() -> Phase {
@@ -181,13 +182,18 @@ impl Environment {
         self.sites.iter().filter(|site| site.serves())
     }
 
-    /// Whether anything in it runs as a process of the server program and not as a pod.
+    /// Whether anything in it runs as a process of the server program.
     pub fn runs_here(&self) -> bool {
-        !self.sites.iter().all(SiteSettings::is_in_cluster) || self.witness_place().is_some()
+        self.sites.iter().any(SiteSettings::is_on_machine) || self.witness_place().is_some()
     }
 
-    /// The location outside the sites where the witness and the global endpoint run; `None` with one site, without failover
-    /// and where traffic moves by DNS.
+    /// Whether the service is an inference endpoint that the cloud runs. Such a site is the only one of its environment.
+    pub fn is_endpoint(&self) -> bool {
+        self.sites.iter().any(SiteSettings::is_endpoint)
+    }
+
+    /// The location outside the sites where the witness and the global endpoint run. `None` with one site, without
+    /// failover, or if traffic moves by DNS.
     pub fn witness_place(&self) -> Option<WitnessPlace<'_>> {
         if self.dr.mode == Failover::None || self.traffic.mode != TrafficMode::Gateway || self.sites.len() < 2 {
             return None;
@@ -199,13 +205,13 @@ impl Environment {
             (witness.provider.as_str(), witness.region.as_str())
         });
         let account = home.account.as_deref().filter(|_| is_same_location(provider, region));
-        // Another's place is a machine.
+        // With another provider, the witness runs on a machine.
         let runtime = if provider == home.provider { home.runtime } else { Runtime::Process };
         Some(WitnessPlace { provider, region, runtime, account })
     }
 
-    /// The hosting of the database, if it is a server: as configured, else external if an address is set, else on the platform where
-    /// the service runs.
+    /// The hosting of a database server: as configured, else external if an address is set, else on the platform of the
+    /// service.
     pub fn database_hosting(&self) -> Option<Hosting> {
         let db = &self.database;
         let addressed = db.url.is_some() || db.host.is_some();
@@ -313,6 +319,9 @@ pub struct SiteSettings {
     /// The account, subscription, project or host; if unset, the one that is signed in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
+    /// The type of the instances of an inference endpoint, such as `ml.m5.xlarge`; if unset, the provider's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<String>,
     /// The services of this site; if unset, those that its role needs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<Service>,
@@ -369,6 +378,21 @@ impl SiteSettings {
     /// Whether its programs run as pods.
     pub fn is_in_cluster(&self) -> bool {
         self.runtime == Runtime::Kubernetes
+    }
+
+    /// Whether its programs run as processes of the server program.
+    pub fn is_on_machine(&self) -> bool {
+        self.runtime == Runtime::Process
+    }
+
+    /// Whether the cloud runs its servers as an inference endpoint, and authorizes their callers.
+    pub fn is_endpoint(&self) -> bool {
+        self.runtime == Runtime::Sagemaker
+    }
+
+    /// Whether its servers are started from an image.
+    pub fn runs_image(&self) -> bool {
+        !self.is_on_machine()
     }
 
     /// Whether the API runs here.
@@ -434,9 +458,15 @@ pub struct ModelSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 1_048_576))]
     pub context: Option<u32>,
+    /// What computes it; if unset, the own kernels where they have its family, else candle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor: Option<ModelExecutor>,
     /// Whether it is loaded before the server is ready.
     #[serde(default)]
     pub preload: bool,
+    /// Whether vectors of an encoder may be shortened by `dimensions`: only if it was trained for that (Matryoshka).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub matryoshka: bool,
     /// The expected digest of its files, `sha256:…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,

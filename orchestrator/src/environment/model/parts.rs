@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Bytes, CacheKind, DatabaseKind, GpuSize, Hosting, SecretSource, Span, Spot, TlsMode, UrlSource, section, words,
+    Bytes, CacheKind, ClusterIdentity, DatabaseKind, GpuSize, Hosting, SecretSource, Span, Spot, TlsMode, UrlSource,
+    section, words,
 };
 
 words! {
@@ -25,6 +26,32 @@ words! {
         Wait = "wait",
         /// The gate stays shut.
         Block = "block",
+    }
+}
+
+words! {
+    /// A framework of compliance requirements.
+    pub enum Framework {
+        /// General Data Protection Regulation of the European Union.
+        Gdpr = "gdpr",
+        /// Security Rule of the Health Insurance Portability and Accountability Act of the United States.
+        Hipaa = "hipaa",
+        /// Trust Services Criteria of the AICPA.
+        Soc2 = "soc2",
+    }
+}
+
+impl Framework {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Gdpr, Self::Hipaa, Self::Soc2];
+
+    /// Its name in reports.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Gdpr => "GDPR",
+            Self::Hipaa => "HIPAA",
+            Self::Soc2 => "SOC 2",
+        }
     }
 }
 
@@ -54,6 +81,8 @@ section! {
         /// Replicas of the primary within one site.
         #[schemars(range(max = 15))]
         pub replicas: u32 = 0,
+        /// Another region with a replica of a managed database.
+        pub replica_region: Option<String> = None,
         /// The disk size of a database that `up` creates.
         pub size: Bytes = Bytes(100 << 30),
         /// Connections in the pool.
@@ -157,6 +186,8 @@ section! {
         /// The networks that reach the API server of a cluster that is created, besides the cluster's own: `[203.0.113.0/24]`. If
         /// unset, every network; `[]` is none.
         pub allow_from: Option<Vec<String>> = None,
+        /// Identities of the provider that reach a cluster that is created, besides the one that deploys.
+        pub access: Vec<ClusterIdentity> = Vec::new(),
         /// The namespace of the deployment.
         pub namespace: String = "textnlp".to_owned(),
         /// The minimum number of nodes.
@@ -215,6 +246,8 @@ section! {
         pub existing: Option<String> = None,
         /// The age at which unused files move to a cheaper storage class.
         pub archive_after: Option<Span> = None,
+        /// Another region that new files are copied to.
+        pub replicate_to: Option<String> = None,
         /// Your own encryption key, by its id.
         pub existing_key: Option<String> = None,
     }
@@ -279,6 +312,12 @@ section! {
         pub permission_boundary: Option<String> = None,
         /// An existing role to assume, by its id.
         pub existing_role: Option<String> = None,
+        /// The external id that the trust policy of `existing_role` asks for.
+        pub external_id: Option<String> = None,
+        /// The MFA device whose code `existing_role` asks for, by its ARN or serial number. You are asked for the code.
+        pub mfa_serial: Option<String> = None,
+        /// How long a session of `existing_role` lasts: 15 minutes to 12 hours; if unset, an hour.
+        pub session_duration: Option<Span> = None,
         /// Tags that the account requires; `tags` must have them.
         pub mandatory_tags: Vec<String> = Vec::new(),
     }
@@ -315,5 +354,45 @@ section! {
         /// The share of `monthly` from which a plan warns.
         #[schemars(range(min = 0.0, max = 1.0))]
         pub warn_at: f64 = 0.8,
+        /// What your own machines cost, by site: those that run the site, or the nodes of its cluster. The resources of other sites on
+        /// own machines have no known cost.
+        pub machines: BTreeMap<String, MachineCost> = BTreeMap::new(),
+    }
+}
+
+/// What the own machines of a site cost, in `budget.currency`. All of them have the same values.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MachineCost {
+    /// The number of machines.
+    #[serde(default = "MachineCost::one")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub count: u32,
+    /// The average power of one machine at the socket, in watts.
+    #[schemars(range(min = 0.0, max = 100_000.0))]
+    pub watts: f64,
+    /// The price of a kilowatt-hour.
+    #[schemars(range(min = 0.0, max = 1_000.0))]
+    pub price_per_kwh: f64,
+    /// The purchase price of one machine; 0 once it is paid off.
+    #[schemars(range(min = 0.0, max = 100_000_000.0))]
+    pub purchase_price: f64,
+    /// The months over which the purchase price is spread evenly.
+    #[schemars(range(min = 1, max = 240))]
+    pub depreciation_months: u32,
+}
+
+impl MachineCost {
+    fn one() -> u32 {
+        1
+    }
+
+    /// The amount for a month of all of its machines, in millionths.
+    pub fn monthly_micros(&self) -> u64 {
+        let hours = textnlp_provider::HOURS_PER_MONTH as f64;
+        let power = self.watts / 1000.0 * hours * self.price_per_kwh;
+        let depreciation = self.purchase_price / f64::from(self.depreciation_months.max(1));
+        // The schema bounds every value, far below what the integer holds.
+        ((power + depreciation) * f64::from(self.count) * 1e6).round() as u64
     }
 }

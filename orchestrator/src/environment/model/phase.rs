@@ -46,11 +46,6 @@ impl Phase {
         self >= Phase::Pilot
     }
 
-    /// Whether this version measures the gate of the phase. The others need availability over days, which is not recorded.
-    pub fn has_gate(self) -> bool {
-        !matches!(self, Phase::Pilot | Phase::Enterprise | Phase::Optimized)
-    }
-
     /// The availability target of the phase's gate, if the environment sets none.
     pub(crate) fn availability(self) -> f64 {
         if self == Phase::Optimized { 0.9999 } else { super::Gates::default().availability }

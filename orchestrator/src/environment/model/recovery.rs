@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    AdvisoryPolicy, Bytes, DatabaseCopy, DnsAlgorithm, Failover, SecretSource, Span, Strategy, TrafficMode, section,
-    words,
+    AdvisoryPolicy, Bytes, DatabaseCopy, DnsAlgorithm, Failover, Framework, SecretSource, Span, Strategy, TrafficMode,
+    section, words,
 };
 
 section! {
@@ -46,6 +46,8 @@ section! {
         pub domain: Option<String> = None,
         /// An existing DNS zone, by its id.
         pub existing: Option<String> = None,
+        /// Whether the provider of the DNS zone issues and renews a public certificate of the domain at its load balancer.
+        pub managed_certificate: bool = false,
         /// Traffic weights by site; a standby has 0 until a failover.
         pub weights: BTreeMap<String, u32> = BTreeMap::new(),
         /// The path of external health checks; only `/health` is supported.
@@ -281,5 +283,7 @@ section! {
         pub advisories: AdvisoryPolicy = AdvisoryPolicy::Wait,
         /// The maximum age of advisories.
         pub advisories_max_age: Span = Span::seconds(30 * 86_400),
+        /// The frameworks whose measured controls must be met in scale-up.
+        pub compliance: Vec<Framework> = Framework::ALL.to_vec(),
     }
 }

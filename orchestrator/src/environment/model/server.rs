@@ -1,5 +1,11 @@
 //! What only `serve` reads.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
 use super::{Bytes, Rate, SecretSource, Span, section, words};
 
 section! {
@@ -141,5 +147,66 @@ section! {
         /// Compute threads; 0 uses the limits of the machine.
         #[schemars(range(max = 1024))]
         pub threads: u32 = 0,
+        /// Whether a request uses keys and values of earlier ones of its tenant that begin with the same tokens.
+        pub prefix_cache: bool = true,
+        /// The most tokens that are guessed from a text itself and verified in one step; 0 guesses none.
+        #[schemars(range(max = 16))]
+        pub draft_tokens: u32 = 8,
+    }
+}
+
+section! {
+    /// The value of a feature flag.
+    pub struct FeatureSettings {
+        /// Whether it is on for anyone.
+        pub enabled: bool = true,
+        /// The share of API keys that have it.
+        #[schemars(range(max = 100))]
+        pub percent: u8 = 100,
+        /// The tenants that may have it; all if empty.
+        pub tenants: Vec<String> = Vec::new(),
+        /// The model of the flag `new_model`: requests of its share that name no model get it.
+        pub model: Option<String> = None,
+    }
+}
+
+/// A feature flag: `true`, `false`, or its settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "FeatureForm", into = "FeatureSettings")]
+pub struct Feature(pub FeatureSettings);
+
+/// A feature flag as it is written.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FeatureForm {
+    Switch(bool),
+    Settings(FeatureSettings),
+}
+
+impl From<FeatureForm> for Feature {
+    fn from(form: FeatureForm) -> Self {
+        match form {
+            FeatureForm::Switch(enabled) => Self(FeatureSettings { enabled, ..FeatureSettings::default() }),
+            FeatureForm::Settings(settings) => Self(settings),
+        }
+    }
+}
+
+impl From<Feature> for FeatureSettings {
+    fn from(feature: Feature) -> Self {
+        feature.0
+    }
+}
+
+impl JsonSchema for Feature {
+    fn schema_name() -> Cow<'static, str> {
+        "Feature".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = FeatureSettings::json_schema(generator);
+        schema.insert("type".to_owned(), json!(["boolean", "object"]));
+        schema.insert("description".to_owned(), json!("A feature flag: `true`, `false`, or its settings."));
+        schema
     }
 }

@@ -1,7 +1,7 @@
 //! Checks of a site's cluster: access, ingress, auxiliary pods and scheduling.
 
 use textnlp_net::network::Network;
-use textnlp_provider::cluster::{EgressRule, METADATA_SERVICES};
+use textnlp_provider::cluster::METADATA_SERVICES;
 
 use super::super::model::*;
 use super::super::units::cut;
@@ -85,7 +85,10 @@ impl Checker<'_> {
             self.error(&format!("{at}.health_address"), cause, fix);
         }
         for (i, rule) in access.egress.iter().enumerate() {
-            self.egress(&format!("{at}.egress[{i}]"), rule);
+            self.destination(&format!("{at}.egress[{i}].to"), &rule.to, rule.port == DNS_PORT);
+        }
+        for (i, network) in access.api_server.iter().enumerate() {
+            self.destination(&format!("{at}.api_server[{i}]"), network, false);
         }
         if access.load_balancer && access.address.is_none() {
             let cause = "it has no effect without `address`: the service then has a load balancer";
@@ -93,17 +96,17 @@ impl Checker<'_> {
         }
     }
 
-    fn egress(&mut self, at: &str, rule: &EgressRule) {
-        let Ok(network) = rule.to.parse::<Network>() else {
-            let cause = format!("`{}` is neither an address nor a network", cut(&rule.to));
+    fn destination(&mut self, at: &str, to: &str, is_dns: bool) {
+        let Ok(network) = to.parse::<Network>() else {
+            let cause = format!("`{}` is neither an address nor a network", cut(to));
             let fix = "write an address such as `192.0.2.7`, or a network such as `10.0.0.0/8` without host bits; policies know no names";
-            return self.error(&format!("{at}.to"), cause, fix);
+            return self.error(at, cause, fix);
         };
         let mut metadata = METADATA_SERVICES.iter().filter_map(|text| text.parse::<Network>().ok());
-        if rule.port != DNS_PORT && metadata.any(|metadata| metadata.includes(&network)) {
+        if !is_dns && metadata.any(|metadata| metadata.includes(&network)) {
             let cause =
                 format!("`{network}` has the cloud's metadata service, which gives the credentials of the node");
-            self.error(&format!("{at}.to"), cause, "remove it; only a DNS server (`port: 53`) may be there");
+            self.error(at, cause, "remove it; only a DNS server (`port: 53`) may be there");
         }
     }
 

@@ -59,7 +59,7 @@ impl Catalogue {
         let Some(surroundings) = &self.surroundings else {
             return Err(none("provider detection did not run".to_owned()));
         };
-        let runs = |offer: &Offer, runtime: &str| offer.capabilities.runtimes.iter().any(|one| one.as_str() == runtime);
+        let runs = |offer: &Offer, runtime: &str| offer.capabilities.names().contains(&runtime);
         let fits = |offer: &Offer| offer.missing.is_none() && runtime.is_none_or(|runtime| runs(offer, runtime));
         let mut candidates: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         let mut aside = Vec::new();
@@ -125,7 +125,7 @@ pub(crate) fn detect_providers(tree: &mut Node, catalogue: &Catalogue, problems:
                 let only = catalogue.providers.get(&name).and_then(|offer| offer.capabilities.runtimes.first());
                 *provider = Node::scalar(Value::String(name), origin.clone());
                 if let (None, Some(only)) = (runtime, only) {
-                    let node = Node::scalar(Value::String(only.as_str().to_owned()), origin.clone());
+                    let node = Node::scalar(Value::String(only.runtime.as_str().to_owned()), origin.clone());
                     fields.push(Entry { key: "runtime".to_owned(), at: origin, node });
                 }
             }

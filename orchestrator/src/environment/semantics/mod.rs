@@ -3,6 +3,8 @@
 mod alerts;
 mod cluster;
 mod detect;
+mod endpoint;
+mod features;
 mod names;
 mod providers;
 mod recovery;
@@ -23,6 +25,10 @@ use super::units::cut;
 
 pub(crate) use detect::detect_providers;
 pub use detect::{Detected, DetectionError, DetectionInputs, ProviderEvidence};
+pub use stores::{check_endpoint, is_region};
+
+/// The lengths of a session of a role, in seconds: <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>.
+const SESSION_SECONDS: std::ops::RangeInclusive<u64> = 900..=43_200;
 
 /// The providers of this program and their offers; the caller passes it.
 #[derive(Debug, Clone, Default)]
@@ -59,12 +65,14 @@ pub(crate) fn check(environment: &Environment, tree: &Node, catalogue: &Catalogu
     meaning.ports();
     meaning.models();
     meaning.server();
+    meaning.features();
     meaning.receivers();
     meaning.stores();
     meaning.tls();
     meaning.scaling();
     meaning.traffic();
     meaning.dns();
+    meaning.zone();
     meaning.recovery();
     meaning.rollout();
     meaning.gates();
@@ -121,13 +129,8 @@ impl Checker<'_> {
                 self.host(&format!("sites[{i}].host"), host);
             }
             self.cluster_access(i, site);
-            if site.region.is_empty() || site.region.chars().any(|c| c.is_whitespace() || c.is_control()) {
-                self.error(
-                    &format!("sites[{i}].region"),
-                    "this is not the name of a region",
-                    "write the provider's own name, or `local`",
-                );
-            }
+            self.inference_endpoint(i, site);
+            self.region(&format!("sites[{i}].region"), Some(&site.region));
             if site.role != Role::Primary && site.services.contains(&Service::DatabasePrimary) {
                 let cause = format!("the site is {}, but has the writable database", site.role);
                 self.error(
@@ -163,7 +166,7 @@ impl Checker<'_> {
         for (i, site) in e.sites.iter().enumerate().filter(|(_, s)| s.serves()) {
             let machine = format!("{}/{}/{}", site.provider, site.account.as_deref().unwrap_or_default(), site.region);
             // Only local processes share the machine's ports; elsewhere each site has its own addresses.
-            let machine = if site.region == "local" && !site.is_in_cluster() {
+            let machine = if site.region == "local" && site.is_on_machine() {
                 machine
             } else {
                 format!("{machine}/{}", site.name)
@@ -211,6 +214,13 @@ impl Checker<'_> {
         }
     }
 
+    /// A region is a part of the addresses that the credentials of a cloud are sent to.
+    fn region(&mut self, field: &str, region: Option<&String>) {
+        if region.is_some_and(|region| !is_region(region)) {
+            self.error(field, "this is not the name of a region", "write the provider's own name, or `local`");
+        }
+    }
+
     fn account(&mut self) {
         let e = self.environment;
         for tag in &e.account.mandatory_tags {
@@ -221,6 +231,22 @@ impl Checker<'_> {
                     format!("add `{}: …`", cut(tag)),
                 );
             }
+        }
+        let account = &e.account;
+        if account.existing_role.is_none() && e.sites.iter().all(|site| site.existing.role.is_none()) {
+            let details = [
+                ("external_id", account.external_id.is_some()),
+                ("mfa_serial", account.mfa_serial.is_some()),
+                ("session_duration", account.session_duration.is_some()),
+            ];
+            for (field, _) in details.into_iter().filter(|(_, is_set)| *is_set) {
+                let cause = "it has no effect without a role to assume";
+                self.error(&format!("account.{field}"), cause, "write `account.existing_role: ARN`, or remove it");
+            }
+        }
+        if account.session_duration.is_some_and(|span| !SESSION_SECONDS.contains(&span.as_seconds())) {
+            let fix = "write 15m to 12h, and at most the maximum session duration of the role";
+            self.error("account.session_duration", "no role has a session of this length", fix);
         }
         let of_sites =
             e.sites.iter().enumerate().flat_map(|(i, s)| s.tags.iter().map(move |t| (format!("sites[{i}].tags"), t)));

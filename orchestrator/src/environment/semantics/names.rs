@@ -50,6 +50,37 @@ impl Checker<'_> {
         }
     }
 
+    /// An existing zone at the provider of the site, whose record points at the site.
+    pub(super) fn zone(&mut self) {
+        let e = self.environment;
+        let path = match e.sites.iter().position(|site| site.existing.zone.is_some()) {
+            _ if e.traffic.existing.is_some() => "traffic.existing".to_owned(),
+            Some(i) => format!("sites[{i}].existing.zone"),
+            None => {
+                if e.traffic.managed_certificate {
+                    let fix = "write `traffic: { existing: ID }`, the zone whose records prove that the name is yours";
+                    self.error("traffic.managed_certificate", "no DNS zone is configured", fix);
+                }
+                return;
+            }
+        };
+        if e.traffic.managed_certificate && e.tls.mode == textnlp_provider::settings::TlsMode::Off {
+            let fix = "write `tls: { mode: local-ca }`, for the connection from the load balancer to the servers";
+            self.error("traffic.managed_certificate", "the servers accept no TLS", fix);
+        }
+        if e.traffic.domain.is_none() {
+            let fix = "write `traffic: { domain: textnlp.example.com }`, a name in this zone";
+            self.error(&path, "the name of the record is not set", fix);
+        }
+        if e.dns.is_some() {
+            self.error(&path, "the witness updates the same name with `dns`", "remove one of the two");
+        }
+        if e.sites.iter().filter(|site| site.serves()).count() > 1 {
+            let cause = "several sites serve clients, and no failover or weight changes this record";
+            self.say(Severity::Refusal, &path, cause, "remove it, and use `dns` or one site");
+        }
+    }
+
     fn dns_names(&mut self, dns: &Dns) {
         let e = self.environment;
         let is_name = |name: &str| is_host_name(name) && name.parse::<IpAddr>().is_err() && !name.starts_with("*.");

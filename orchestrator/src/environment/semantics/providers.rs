@@ -43,15 +43,18 @@ impl Checker<'_> {
                 continue;
             }
             let Some(runtime) = runtime else { continue };
-            if !offer.capabilities.runtimes.contains(&runtime) {
-                let runtimes: Vec<&str> = offer.capabilities.runtimes.iter().map(|runtime| runtime.as_str()).collect();
-                let fix = format!("use `{}`", runtimes.join("` or `"));
+            let Some(support) = offer.capabilities.of(runtime) else {
+                let fix = format!("use `{}`", offer.capabilities.names().join("` or `"));
                 let cause = format!("provider `{provider}` does not support the runtime `{runtime}`");
                 self.say(Severity::Refusal, &format!("{path}.runtime"), cause, fix);
                 continue;
-            }
+            };
+            let who = match offer.capabilities.runtimes.len() {
+                1 => format!("provider `{provider}`"),
+                _ => format!("provider `{provider}` with `runtime: {runtime}`"),
+            };
             for (capability, value) in requested(e) {
-                if offer.capabilities.supports(capability) {
+                if support.supports(capability) {
                     continue;
                 }
                 let cause = match capability {
@@ -62,12 +65,11 @@ impl Checker<'_> {
                         )
                     }
                     Capability::Optional(_) => {
-                        format!("provider `{provider}` does not support this setting (`{}`)", cut(&value))
+                        format!("{who} does not support this setting (`{}`)", cut(&value))
                     }
-                    _ => format!("provider `{provider}` does not support `{}`", cut(&value)),
+                    _ => format!("{who} does not support `{}`", cut(&value)),
                 };
-                let instead: Vec<String> =
-                    offer.capabilities.alternatives(capability).map(|other| format!("`{other}`")).collect();
+                let instead: Vec<String> = support.alternatives(capability).map(|other| format!("`{other}`")).collect();
                 let fix = match instead.as_slice() {
                     [] => "remove it".to_owned(),
                     instead => format!("use {}", instead.join(" or ")),
@@ -78,6 +80,7 @@ impl Checker<'_> {
         for (path, (cause, fix)) in unsupported {
             self.say(Severity::Refusal, path, cause, fix);
         }
+        self.features_without_effect();
     }
 }
 
@@ -119,12 +122,16 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
         match setting {
             Setting::PermissionBoundary => e.account.permission_boundary.clone(),
             Setting::ExistingRole => existing(|of| of.role.as_ref(), &e.account.existing_role),
+            Setting::ExternalId => e.account.external_id.clone(),
+            Setting::MfaDevice => e.account.mfa_serial.clone(),
+            Setting::SessionDuration => e.account.session_duration.map(|span| span.to_string()),
             Setting::Backup => is_on(e.backup.enabled),
             Setting::BackupSize => e.backup.size.map(|size| size.to_string()),
             Setting::PointInTimeRecovery => e.backup.point_in_time.map(|span| span.to_string()),
             Setting::CacheSize => {
                 (e.cache.max_size != CacheSettings::default().max_size).then(|| e.cache.max_size.to_string())
             }
+            Setting::ClusterAccess => list(e.cluster.access.iter().map(|one| one.identity.clone()).collect()),
             Setting::ClusterNetworks => {
                 let networks = e.cluster.allow_from.as_ref();
                 networks.map(|all| if all.is_empty() { "[]".to_owned() } else { all.join(", ") })
@@ -135,6 +142,7 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             }
             Setting::UnrestrictedPods => (!e.cluster.restricted).then(|| "false".to_owned()),
             Setting::ClusterVersion => e.cluster.version.clone(),
+            Setting::DatabaseReplica => e.database.replica_region.clone(),
             Setting::Features => list(e.features.keys().cloned().collect()),
             // A limit without a receiver raises no alert.
             Setting::AlertLimits => list(alert_limits(limits)).filter(|_| !notified),
@@ -167,8 +175,10 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::ArchiveAfter => e.storage.archive_after.map(|after| after.to_string()),
             Setting::EncryptionKey => existing(|of| of.key.as_ref(), &e.storage.existing_key),
             Setting::ModelFolder => e.storage.model_folder.clone(),
+            Setting::ModelReplica => e.storage.replicate_to.clone(),
             Setting::Tags => list(e.tags.keys().cloned().collect()),
             Setting::ExistingZone => existing(|of| of.zone.as_ref(), &e.traffic.existing),
+            Setting::ManagedCertificate => e.traffic.managed_certificate.then(|| "true".to_owned()),
             Setting::HealthPath => {
                 (e.traffic.health_path != traffic.health_path).then(|| e.traffic.health_path.clone())
             }

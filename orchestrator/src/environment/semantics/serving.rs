@@ -283,6 +283,19 @@ impl Checker<'_> {
             let cause = "it is a share of the budget, and none is set";
             self.warn("budget.warn_at", cause, "add `monthly: AMOUNT`, or remove it");
         }
+        for (site, machine) in &e.budget.machines {
+            let place = format!("budget.machines.{site}");
+            let witness = e.witness_place().map(|_| WITNESS);
+            let names: Vec<&str> = e.sites.iter().map(|one| one.name.as_str()).chain(witness).collect();
+            if !names.contains(&site.as_str()) {
+                let fix = format!("name a site: `{}`", names.join("`, `"));
+                self.error(&place, format!("there is no site `{}`", cut(site)), fix);
+            }
+            let values = [machine.watts, machine.price_per_kwh, machine.purchase_price];
+            if !values.iter().all(|value| value.is_finite()) {
+                self.error(&place, "a value is not a finite number", "write decimal numbers");
+            }
+        }
         if !e.budget.currency.bytes().all(|b| b.is_ascii_uppercase()) {
             self.error(
                 "budget.currency",

@@ -1,5 +1,6 @@
 //! Checks of database, cache, state and the network that connects them.
 
+use textnlp_net::client::{Url, is_loopback};
 use textnlp_net::network::Network;
 
 use super::super::model::*;
@@ -41,7 +42,9 @@ impl Checker<'_> {
                 if db.replicas > 0 {
                     self.error("database.replicas", "SQLite has no replicas", "remove it, or use `kind: postgres`");
                 }
-                if e.scaling.max.unwrap_or(e.scaling.min) > 1 && e.sites.iter().any(|s| s.region != "local") {
+                // The instances of an inference endpoint share nothing.
+                let are_apart = e.sites.iter().any(|s| s.region != "local" && !s.is_endpoint());
+                if e.scaling.max.unwrap_or(e.scaling.min) > 1 && are_apart {
                     self.error(
                         "database.kind",
                         "replicas on several machines cannot share a file",
@@ -77,6 +80,10 @@ impl Checker<'_> {
                     fix,
                 );
             }
+        }
+        if db.replica_region.is_some() && e.database_hosting() != Some(Hosting::Managed) {
+            let cause = "only a database that a cloud manages has a replica in another region";
+            self.error("database.replica_region", cause, "write `kind: postgres`, `hosting: managed`, or remove it");
         }
         if db.kind == DatabaseKind::Postgres && e.witness_place().is_some() {
             self.between_sites();
@@ -158,15 +165,12 @@ impl Checker<'_> {
             }
         }
         if let Some(endpoint) = &e.state.endpoint {
-            let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
-            if host.is_none_or(|host| host.is_empty() || host.contains(['@', ' '])) {
-                self.error(
-                    "state.endpoint",
-                    format!("`{}` is not the address of a store", cut(endpoint)),
-                    "write one such as `https://minio.example.com:9000`",
-                );
-            }
+            self.state_endpoint(endpoint, store);
         }
+        self.region("state.region", e.state.region.as_ref());
+        self.region("database.replica_region", db.replica_region.as_ref());
+        self.region("storage.replicate_to", e.storage.replicate_to.as_ref());
+        self.region("dr.witness.region", e.dr.witness.as_ref().map(|witness| &witness.region));
         for (i, network) in e.cluster.allow_from.iter().flatten().enumerate() {
             if network.parse::<Network>().is_err() {
                 let fix = "write a network without host bits, such as `203.0.113.0/24`, or an address";
@@ -212,6 +216,59 @@ impl Checker<'_> {
                 "the database servers of several sites cannot share a port, and clients must connect to the primary";
             self.error("database.port", cause, "remove it; docs/guide/postgres.md describes the socket of each site");
         }
+    }
+
+    fn state_endpoint(&mut self, endpoint: &str, store: &str) {
+        if let Err((cause, fix)) = check_endpoint(endpoint, store) {
+            self.error("state.endpoint", cause, fix);
+        }
+    }
+}
+
+/// Checks the address of a state store; else the cause and the fix. The journal decides what is deleted: it is read over
+/// TLS only, and the token for a whole cloud goes to that cloud only.
+pub fn check_endpoint(endpoint: &str, store: &str) -> Result<(), (String, String)> {
+    let url = endpoint.parse::<Url>().ok().filter(|url| {
+        matches!(url.scheme(), "https" | "http") && url.username().is_empty() && url.password().is_none()
+    });
+    let Some((url, host)) = url.as_ref().and_then(|url| Some((url, url.host_str()?))) else {
+        let cause = format!("`{}` is not the address of a store", cut(endpoint));
+        return Err((cause, "write one such as `https://minio.example.com:9000`".to_owned()));
+    };
+    if is_loopback(url) {
+        return Ok(());
+    }
+    if url.scheme() == "http" {
+        let fix = "write an address with `https://`; `http://` is for this machine";
+        return Err(("the state would be sent without encryption".to_owned(), fix.to_owned()));
+    }
+    let is_below =
+        |domain: &&str| host.strip_suffix(*domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    match token_domains(store) {
+        Some(domains) if !domains.iter().any(is_below) => {
+            let cause = format!("`{}` would get your token for the whole cloud", cut(host));
+            let fix =
+                format!("write an address in {}, or use a store with the protocol of S3 (`s3://`)", domains.join(", "));
+            Err((cause, fix))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a text is one label of a host name, as regions of all clouds are.
+pub fn is_region(text: &str) -> bool {
+    const LENGTH_MAX: usize = 63;
+    (1..=LENGTH_MAX).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
+/// Domains of the stores that the tokens of Google Cloud and Azure are for. The receiver of such a token can use it; S3 only
+/// gets signatures.
+fn token_domains(store: &str) -> Option<&'static [&'static str]> {
+    match store.split_once("://")?.0 {
+        "gs" => Some(&["googleapis.com"]),
+        "az" => Some(&["core.windows.net", "core.usgovcloudapi.net", "core.chinacloudapi.cn", "storage.azure.net"]),
+        _ => None,
     }
 }
 

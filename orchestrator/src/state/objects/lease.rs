@@ -41,7 +41,7 @@ pub(super) struct LeaseFile {
 /// A held lease.
 pub(super) struct HeldLease {
     wire: Arc<Wire>,
-    standing: Mutex<LeaseState>,
+    state: Mutex<LeaseState>,
     /// Allows one renewal at a time.
     gate: tokio::sync::Mutex<()>,
 }
@@ -104,8 +104,8 @@ pub(super) async fn take(wire: &Arc<Wire>, holder: &Holder) -> Result<GrantedLoc
         if fence == 1 || ran_out {
             check_conditions(wire).await?;
         }
-        let standing = Mutex::new(LeaseState { file, tag, requested_at, lost: None });
-        let term = HeldLease { wire: wire.clone(), standing, gate: tokio::sync::Mutex::default() };
+        let state = Mutex::new(LeaseState { file, tag, requested_at, lost: None });
+        let term = HeldLease { wire: wire.clone(), state, gate: tokio::sync::Mutex::default() };
         return Ok(GrantedLock { term: Arc::new(term), ran_out });
     }
     Err(wire.unreadable(LEASE, "the store reports a concurrent change for each write, and no other run writes"))
@@ -135,12 +135,12 @@ async fn check_conditions(wire: &Wire) -> Result<(), StateError> {
 
 impl HeldLease {
     pub(super) fn fence(&self) -> u64 {
-        self.standing().file.fence
+        self.state().file.fence
     }
 
     /// How it was lost, if it was.
     pub(super) fn lost(&self) -> Option<String> {
-        self.standing().lost.clone()
+        self.state().lost.clone()
     }
 
     /// Renews it while it lasts.
@@ -156,12 +156,12 @@ impl HeldLease {
     pub(super) async fn release(&self) -> Result<(), StateError> {
         let _one = self.gate.lock().await;
         let (file, tag) = {
-            let standing = self.standing();
-            (LeaseFile { released: true, ..standing.file.clone() }, standing.tag.clone())
+            let state = self.state();
+            (LeaseFile { released: true, ..state.file.clone() }, state.tag.clone())
         };
         self.write(file, tag).await?;
-        let mut standing = self.standing();
-        standing.lost.get_or_insert_with(|| "it was released".to_owned());
+        let mut state = self.state();
+        state.lost.get_or_insert_with(|| "it was released".to_owned());
         Ok(())
     }
 
@@ -172,11 +172,11 @@ impl HeldLease {
         }
         let requested_at = (self.wire.clock.steady(), self.wire.clock.now());
         let (file, tag) = {
-            let standing = self.standing();
-            (LeaseFile { beat: standing.file.beat + 1, ..standing.file.clone() }, standing.tag.clone())
+            let state = self.state();
+            (LeaseFile { beat: state.file.beat + 1, ..state.file.clone() }, state.tag.clone())
         };
         if self.write(file, tag).await? {
-            self.standing().requested_at = requested_at;
+            self.state().requested_at = requested_at;
         }
         Ok(())
     }
@@ -186,8 +186,8 @@ impl HeldLease {
         for _ in 0..COLLISIONS {
             match self.wire.update(LEASE, &json(&file), &tag).await? {
                 Put::Done(tag) => {
-                    let mut standing = self.standing();
-                    (standing.file, standing.tag) = (file, tag);
+                    let mut state = self.state();
+                    (state.file, state.tag) = (file, tag);
                     return Ok(true);
                 }
                 Put::Taken(there) => {
@@ -198,7 +198,7 @@ impl HeldLease {
                             "{} with process {} on {} has taken lock {} since {:.0}",
                             by.by, by.pid, by.host, found.fence, by.since
                         );
-                        self.standing().lost = Some(because);
+                        self.state().lost = Some(because);
                         return Ok(false);
                     }
                     // An own renewal whose answer was lost, or a wrong version from the store: this is the version to
@@ -215,20 +215,20 @@ impl HeldLease {
     /// How much longer it certainly lasts.
     fn left(&self) -> Duration {
         let (steady, wall) = (self.wire.clock.steady(), self.wire.clock.now());
-        let standing = self.standing();
-        if standing.lost.is_some() {
+        let state = self.state();
+        if state.lost.is_some() {
             return Duration::ZERO;
         }
-        let gone = steady.saturating_sub(standing.requested_at.0);
+        let gone = steady.saturating_sub(state.requested_at.0);
         // A suspended virtual machine notices only by the wall clock, if at all. A wall clock that was set forward
         // costs a renewal; one that was set back is ignored.
-        let by_wall = wall.duration_since(standing.requested_at.1);
+        let by_wall = wall.duration_since(state.requested_at.1);
         let gone = gone.max(Duration::try_from(by_wall).unwrap_or_default());
         self.wire.timing.lease.saturating_sub(gone)
     }
 
-    fn standing(&self) -> std::sync::MutexGuard<'_, LeaseState> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> std::sync::MutexGuard<'_, LeaseState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a plan costs by the prices of the cloud in memory, and what a budget says about it.
 
 use serde_json::json;
-use textnlp_orchestrator::environment::model::Budget;
+use textnlp_orchestrator::environment::model::{Budget, MachineCost};
 use textnlp_orchestrator::plan::{Cost, permissions, policies, unknown_reason};
 use textnlp_provider::Wanted;
 
@@ -21,7 +21,7 @@ fn plan_cost_covers_all_resources_after_the_apply() {
     let whole: Vec<Wanted> = service().into_iter().map(keeps).collect();
     let cost = |ask, wanted: &[_]| {
         let (planned, facts) = world.plan(ask, wanted).unwrap();
-        Cost::after(planned.plan(), &facts, "USD")
+        Cost::after(planned.plan(), &facts, &Budget::default())
     };
     assert_eq!(cost(UP, &whole).monthly(), Some(WHOLE));
     world.up(&whole);
@@ -29,7 +29,7 @@ fn plan_cost_covers_all_resources_after_the_apply() {
     assert_eq!(cost(UP, &whole).monthly(), Some(WHOLE));
     let change = |ask, wanted: &[_]| {
         let (planned, facts) = world.plan(ask, wanted).unwrap();
-        Cost::after(planned.plan(), &facts, "USD").to_string()
+        Cost::after(planned.plan(), &facts, &Budget::default()).to_string()
     };
     assert_eq!(change(UP, &whole), "164.00 USD a month");
     assert_eq!(change(UP, &with(whole.clone(), "db", "storage_gb", json!(120))), "176.00 USD a month (+12.00)");
@@ -38,7 +38,7 @@ fn plan_cost_covers_all_resources_after_the_apply() {
     assert_eq!(cost(UP, &fewer).monthly(), Some(WHOLE - 20.5));
     assert_eq!(cost(DOWN, &whole).monthly(), Some(50.0), "the database stays");
     let sites = world.site(&whole, &textnlp_provider::memory::Fuse::default());
-    assert_eq!(Cost::wanted(sites.values(), "USD").monthly(), Some(WHOLE));
+    assert_eq!(Cost::wanted(sites.values(), &Budget::default()).monthly(), Some(WHOLE));
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn unknown_price_makes_the_total_unknown() {
     let mut wanted = service();
     wanted.push(want("images", "registry", json!({})));
     let (planned, facts) = world.plan(UP, &wanted).unwrap();
-    let cost = Cost::after(planned.plan(), &facts, "USD");
+    let cost = Cost::after(planned.plan(), &facts, &Budget::default());
     assert_eq!((cost.monthly(), cost.unknown.clone()), (None, [id("here/images")].into()));
     let mut document = serde_json::to_value(&cost).unwrap();
     let mut member = |name: &str| document.as_object_mut().unwrap().remove(name).unwrap();
@@ -82,7 +82,7 @@ fn unknown_price_makes_the_total_unknown() {
         json!({"monthly": null, "known": WHOLE, "change": WHOLE, "currency": "USD", "unknown": ["here/images"]})
     );
     // Nobody converts currencies here.
-    let euros = Cost::after(planned.plan(), &facts, "EUR");
+    let euros = Cost::after(planned.plan(), &facts, &Budget { currency: "EUR".to_owned(), ..Budget::default() });
     assert_eq!((euros.known_micros, euros.unknown.len()), (0, 5));
     let reasons: Vec<_> = euros.lines.iter().filter_map(|(_, line)| unknown_reason(&line.charge)).collect();
     assert!(reasons.contains(&"its price is in USD, and `budget.currency` is EUR"), "{reasons:?}");
@@ -93,7 +93,7 @@ fn budget_warns_refuses_and_reports_when_it_was_not_checked() {
     let world = World::new();
     let against = |wanted: &[_], budget: &Budget| {
         let (planned, facts) = world.plan(UP, wanted).unwrap();
-        let problem = Cost::after(planned.plan(), &facts, "USD").against(budget);
+        let problem = Cost::after(planned.plan(), &facts, &Budget::default()).against(budget);
         problem.map(|problem| (problem.word(), problem.to_string()))
     };
     let whole = service();
@@ -115,16 +115,47 @@ fn budget_warns_refuses_and_reports_when_it_was_not_checked() {
 }
 
 #[test]
+fn own_machines_are_priced_by_their_power_and_depreciation() {
+    let world = World::new();
+    let wanted = [want("images", "registry", json!({})), want("vault", "vault", json!({}))];
+    let (planned, facts) = world.plan(UP, &wanted).unwrap();
+    let machine = |count| MachineCost {
+        count,
+        watts: 200.0,
+        price_per_kwh: 0.25,
+        purchase_price: 4800.0,
+        depreciation_months: 48,
+    };
+    let budget = |site: &str, count| Budget { machines: [(site.to_owned(), machine(count))].into(), ..budget(300.0) };
+    // 0.2 kW for 730 hours at 0.25, and 4800 over 48 months.
+    let cost = Cost::after(planned.plan(), &facts, &budget("here", 2));
+    assert_eq!((cost.known_micros, &cost.machines), (273_000_000, &[("here".to_owned(), 273_000_000)].into()));
+    assert_eq!(cost.services()["Machines"].known(), 273.0);
+    let document = serde_json::to_value(&cost).unwrap();
+    assert_eq!(document["machines"], json!([{ "site": "here", "monthly": 273.0 }]));
+    let problem = cost.against(&budget("here", 2)).unwrap();
+    assert!(problem.to_string().contains("91 % of the budget"), "{problem}");
+    assert_eq!(
+        Cost::after(planned.plan(), &facts, &budget("elsewhere", 2)).machines,
+        [].into(),
+        "no resource is there"
+    );
+    let by_site = cost.by(|site, service| (site.to_owned(), service.to_owned()));
+    let registries = by_site[&("here".to_owned(), "Registries".to_owned())];
+    assert!(registries.is_partial && !by_site[&("here".to_owned(), "Machines".to_owned())].is_partial);
+}
+
+#[test]
 fn old_price_is_reported_with_its_date() {
     let world = World::new();
     let (planned, facts) = world.plan(UP, &service()).unwrap();
-    let cost = Cost::after(planned.plan(), &facts, "USD");
+    let cost = Cost::after(planned.plan(), &facts, &Budget::default());
     let on = |day: &str| cost.outdated(format!("{day}T12:00:00Z").parse().unwrap());
     assert_eq!(on("2027-04-30"), None, "180 days after 2026-11-01");
     let problem = on("2027-05-01").unwrap();
     assert!(problem.warning && problem.cause.contains("2026-11-01"), "{problem}");
     let (planned, facts) = world.plan(UP, &[want("vault", "vault", json!({}))]).unwrap();
-    let free = Cost::after(planned.plan(), &facts, "USD");
+    let free = Cost::after(planned.plan(), &facts, &Budget::default());
     assert_eq!(free.outdated("2030-01-01T00:00:00Z".parse().unwrap()), None);
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan::Plan;
-use textnlp_orchestrator::run::{Run, RunOutcome, RunSite, look, run_phases};
+use textnlp_orchestrator::run::{Run, RunOutcome, RunSite, plan_with_refresh, run_phases};
 use textnlp_orchestrator::state::SiteLocation;
 use textnlp_provider::memory::{Fault, FaultEffect, MemoryCloud, Stage};
 use textnlp_provider::settings::Runtime;
@@ -61,7 +61,7 @@ impl Sites {
     }
 
     fn plan(&self, size: u64) -> Plan {
-        self.road(size, None, async |road| look(road, UP).await).unwrap().0.plan().clone()
+        self.road(size, None, async |road| plan_with_refresh(road, UP).await).unwrap().0.plan().clone()
     }
 }
 

@@ -28,6 +28,7 @@ fn lowered(name: &str) -> BTreeMap<SiteName, Vec<Wanted>> {
         schema: Some(4),
         given: BTreeMap::new(),
         files: Default::default(),
+        image: None,
     };
     let release = Release::resolve(&environment, &artifacts);
     let cloud = MemoryCloud::new();

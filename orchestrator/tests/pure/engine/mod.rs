@@ -10,6 +10,7 @@ mod folder;
 mod foreign;
 mod gated;
 mod journal;
+mod origin;
 mod plans;
 mod road;
 mod saved;

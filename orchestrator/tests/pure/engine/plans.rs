@@ -159,31 +159,31 @@ fn audit_detects_every_broken_invariant() {
     let has = |breaches: Vec<String>, text: &str| {
         assert!(breaches.iter().any(|breach| breach.contains(text)), "{breaches:#?}")
     };
-    has(edited(Purpose::Up, |plan| plan.steps[4].after.clear()), "`here/net` is ready before it is made");
-    has(edited(Purpose::Up, |plan| plan.steps[3].after.clear()), "it goes after `here/server/replica-0`");
-    has(edited(Purpose::Up, |plan| plan.steps[0].after.push(7)), "waits only for earlier ones");
-    has(edited(Purpose::Up, |plan| plan.steps[2].id = 9), "number is its place");
+    has(edited(Purpose::Up, |plan| plan.steps[4].after.clear()), "`here/net` must be ready before it is created");
+    has(edited(Purpose::Up, |plan| plan.steps[3].after.clear()), "it must be removed after `here/server/replica-0`");
+    has(edited(Purpose::Up, |plan| plan.steps[0].after.push(7)), "wait only for earlier steps");
+    has(edited(Purpose::Up, |plan| plan.steps[2].id = 9), "number must be its position");
     has(
         edited(Purpose::Up, |plan| {
             plan.steps.pop();
         }),
-        "is made, left, or named as blocked",
+        "must be created, kept, or listed as blocked",
     );
     has(
         edited(Purpose::Up, |plan| plan.steps.push(plan::Step { id: 9, ..plan.steps[4].clone() })),
-        "changes at most once",
+        "must change at most once",
     );
     has(
         edited(Purpose::Down, |plan| {
             plan.steps.remove(0);
         }),
-        "removed, forgotten, or named as kept",
+        "removed, forgotten, or listed as kept",
     );
     has(
         edited(Purpose::Up, |plan| plan.steps[4].resource = "there/net".parse().unwrap()),
-        "which may be lost with its site",
+        "which belongs to another site",
     );
-    has(edited(Purpose::Down, |plan| plan.delete_data = true), "consent comes from the facts");
+    has(edited(Purpose::Down, |plan| plan.delete_data = true), "consent must come from the facts");
 }
 
 #[test]

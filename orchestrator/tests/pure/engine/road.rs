@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde_json::json;
+use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::event::EventKind;
+use textnlp_orchestrator::gate::{EnteredPhase, EntryBasis, Exemption, RecordedExemption};
 use textnlp_orchestrator::plan::{Purpose, Summary};
-use textnlp_orchestrator::run::RunError;
-use textnlp_orchestrator::state::{Entry, Holder, Operator, StateError, Store};
+use textnlp_orchestrator::run::{Run, RunError, run_phases};
+use textnlp_orchestrator::state::{Entry, Holder, Operator, SCHEDULE, StateError, Store};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::memory::{Fault, FaultEffect, Fuse, Stage};
 use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Spec, Verb};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::world::*;
@@ -384,6 +387,32 @@ fn concurrent_run_is_refused_naming_the_lock_holder() {
 }
 
 #[test]
+fn run_waits_for_a_scheduled_backup_but_not_for_a_stuck_one() {
+    for (seconds, waits) in [(30, true), (600, false)] {
+        let world = World::new();
+        let holder = Holder {
+            by: SCHEDULE.to_owned(),
+            pid: 4711,
+            host: "here".to_owned(),
+            since: "2026-01-01T00:00:00Z".parse().unwrap(),
+            tool: "textnlp-deploy 0.1.0".to_owned(),
+        };
+        let lock = world.clock.run(world.disk.lock(&holder)).unwrap().unwrap();
+        let clock = world.clock.clone();
+        let _backup = world.clock.spawn(Box::pin(async move {
+            clock.sleep(Duration::from_secs(seconds)).await;
+            drop(lock);
+        }));
+        match world.try_up(&service()) {
+            Ok(_) => assert!(waits, "{seconds} s"),
+            Err(RunError::State(StateError::Held { .. })) => assert!(!waits, "{seconds} s"),
+            Err(error) => panic!("{error:?}"),
+        }
+        assert_eq!(world.cloud.mutations() > 0, waits);
+    }
+}
+
+#[test]
 fn wall_clock_jumps_do_not_affect_a_run() {
     for hours in [-1000, -24, 1000, 24 * 365] {
         let world = World::new();
@@ -458,24 +487,33 @@ fn gate_evidence_ends_with_every_change_of_the_resources() {
     let world = World::new();
     world.up(&service());
     let evidence = || world.state().evidence().map(str::to_owned);
-    let measure = || {
-        let operator = Operator { by: "ada".into(), reason: None, tool: "test".into(), host: "here".into(), pid: 1 };
+    let write = |entry: Entry| {
+        let reason = Some("INC-7".to_owned());
+        let operator = Operator { by: "ada".into(), reason, tool: "test".into(), host: "here".into(), pid: 1 };
         let run = async {
             let state = world.state();
             let places = state.places().clone();
             let mut locked = state.lock(&operator, &places, Arc::new(world.clock.clone())).await.unwrap();
-            let (gate, evidence) = ("open".to_owned(), "ab".repeat(32));
-            let entry = Entry::Measured { phase: Phase::Staging, gate, evidence };
             locked.commit(&here(), |writer| writer.entry(entry)).await.unwrap();
             locked.close().await.unwrap();
         };
         world.clock.run(run).unwrap();
+    };
+    let measure = || {
+        let (gate, evidence_digest) = ("open".to_owned(), "ab".repeat(32));
+        write(Entry::Measured { phase: Phase::Staging, gate, evidence: evidence_digest });
         assert_eq!(evidence(), Some("ab".repeat(32)));
     };
     assert_eq!(evidence(), None);
     measure();
     world.up(&service());
     assert_eq!(evidence(), Some("ab".repeat(32)), "a run without changes keeps it");
+    let waiver = |until| Exemption::Waiver { check: "metrics".to_owned(), until };
+    let decided = [waiver(jiff::civil::date(2026, 2, 1)), waiver(jiff::civil::date(2026, 3, 1))];
+    for exemption in decided.clone() {
+        write(Entry::Exempted { phase: Phase::Staging, exemption });
+    }
+    assert_eq!(evidence(), Some("ab".repeat(32)), "a decision changes no resource");
     let changed = with(service(), "cert", "names", json!(["localhost", "example.org"]));
     world.up(&changed);
     assert_eq!(evidence(), None, "the certificate is another one");
@@ -490,6 +528,33 @@ fn gate_evidence_ends_with_every_change_of_the_resources() {
     assert!(world.state().removal().is_some());
     world.up(&service());
     assert_eq!(evidence(), None);
+    let kept = world.state().exemptions();
+    let of = |kept: &RecordedExemption| (kept.by.clone(), kept.reason.clone(), kept.exemption.clone());
+    let expected = decided.map(|exemption| ("ada".to_owned(), Some("INC-7".to_owned()), exemption));
+    assert_eq!(kept.iter().map(of).collect::<Vec<_>>(), expected, "decisions are permanent");
+}
+
+#[test]
+fn entry_into_a_phase_is_recorded_once_even_without_changes() {
+    let world = World::new();
+    world.up(&service());
+    let exemption = Exemption::FromScratch { release: "sha256:one".to_owned() };
+    let exempted = Entry::Exempted { phase: Phase::Pilot, exemption };
+    let (release, basis) = ("sha256:two".to_owned(), EntryBasis::Bundle { version: "2".into(), key: "ab".into() });
+    let entered = Entry::Entered { phase: Phase::Pilot, release: release.clone(), basis };
+    for entry in [exempted, entered] {
+        let (sites, environment) = (world.site(&service(), &Fuse::default()), environment());
+        let store = Arc::new(world.disk.with_fuse(Fuse::default()));
+        let events = &textnlp_orchestrator::event::DiscardEvents;
+        let run = Run { entry: Some(entry), ..world.road(store, &sites, &environment, events) };
+        let stop = CancellationToken::new();
+        let outcome = world.clock.run(run_phases(&run, UP, &mut |_, _| true, &stop)).unwrap().unwrap();
+        assert!(!outcome.plan.unwrap().has_changes());
+    }
+    let state = world.state();
+    assert_eq!(state.exemptions().len(), 1);
+    assert_eq!(state.entered().cloned().collect::<Vec<_>>(), [EnteredPhase { phase: Phase::Pilot, release }]);
+    assert_eq!(state.unfinished().count(), 0);
 }
 
 #[test]

@@ -75,20 +75,15 @@ fn run(program: &Program) {
     }
     setting.calm(&world, theirs);
     world.gate.shut.lock().unwrap().clear();
-    // What was left open is finished, what was left broken is replaced; a maybe that turned into more is planned anew.
-    for _ in 0..3 {
-        go(&world, ask, &then, &Fuse::default());
-    }
+    // What was listed late was taken for gone, and is of no operation any more.
+    world.converge(ask, &then);
     if is_up {
         world.check(&then);
     }
     if let Some(kill) = program.undo {
         let start = setting.start();
         go(&world, UP, &start, &Fuse::blows_at(kill));
-        // Whatever a way back turns out to take is planned anew once it is known.
-        for _ in 0..3 {
-            go(&world, UP, &start, &Fuse::default());
-        }
+        world.converge(UP, &start);
         world.check(&start);
     }
     leaves_nothing(&world);

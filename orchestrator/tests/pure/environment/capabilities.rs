@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use textnlp_orchestrator::environment::{Catalogue, Offer, Overrides, schema};
-use textnlp_provider::capabilities::{Capabilities, Capability, Setting, Store};
+use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, Store};
 use textnlp_provider::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Runtime, Strategy, TlsMode, TrafficMode,
 };
@@ -70,6 +70,7 @@ const DETAILS: &[&str] = &[
     "cache.max_connections",
     "cache.port",
     "cache.url",
+    "cluster.access[].",
     "cluster.existing",
     "cluster.min_nodes",
     "cluster.namespace",
@@ -112,6 +113,7 @@ const DETAILS: &[&str] = &[
     "sites[].existing.subnets",
     "sites[].existing.zone",
     "sites[].gpu.",
+    "sites[].instance_type",
     "sites[].tags",
     "storage.existing",
     "storage.model_cache",
@@ -148,30 +150,37 @@ fn every_setting_is_checked_against_capabilities_or_exempt() {
     let forgotten: Vec<&String> =
         settings.iter().filter(|path| !is_checked(path) && !of(OWN, path) && !of(DETAILS, path)).collect();
     assert!(forgotten.is_empty(), "neither a capability nor known to need none: {forgotten:#?}");
-    let exists = |path: &str| settings.iter().any(|one| one == path || one.starts_with(&format!("{path}.")));
+    let exists = |path: &str| {
+        settings
+            .iter()
+            .any(|one| one == path || one.starts_with(&format!("{path}.")) || one.starts_with(&format!("{path}[")))
+    };
     let gone: Vec<&&str> = checked.iter().filter(|path| !exists(path)).collect();
     assert!(gone.is_empty(), "no such setting: {gone:?}");
 }
 
 #[test]
 fn provider_without_capabilities_is_refused_every_setting() {
-    let capabilities = Capabilities { runtimes: &[Runtime::Process], supported: &[] };
+    let runtimes = &[RuntimeSupport { runtime: Runtime::Process, supported: &[] }];
+    let capabilities = Capabilities { runtimes };
     let mut catalogue = Catalogue::default();
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
     let asked = "network: { waf: true, policies: true, cidr: 10.0.0.0/16, subnets: [a], open_ports: [9000] }\n\
-                 features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, allow_from: [] }\n\
+                 features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, allow_from: [], access: [{ identity: ann, level: view }] }\n\
                  scaling: { max: 3, cpu: 70 }\nbackup: { enabled: true }\nmonitoring: { stack: true, retention: 30d }\n\
-                 storage: { model_folder: /models }\ngpu: { size: small }\ncache: { kind: redis, hosting: managed }\n";
+                 storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n";
     let said = super::said(super::load(&format!("{}{asked}", super::GOOD), &Overrides::default(), &catalogue));
     for path in [
         "backup.destination",
         "backup.enabled",
         "cache.kind",
+        "cluster.access",
         "cluster.allow_from",
         "cluster.max_nodes",
         "cluster.restricted",
         "cluster.version",
         "database.kind",
+        "database.replica_region",
         "features",
         "gpu.size",
         "monitoring.retention",
@@ -185,6 +194,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
         "scaling.max",
         "state.store",
         "storage.model_folder",
+        "storage.replicate_to",
         "tags",
         "tls.mode",
         "traffic.mode",
@@ -192,6 +202,68 @@ fn provider_without_capabilities_is_refused_every_setting() {
         assert!(said.contains(&format!("not yet: `{path}`")), "{path}:\n{said}");
     }
     assert!(!said.contains("error:"), "every setting is valid: {said}");
+}
+
+#[test]
+fn feature_flags_without_effect_are_refused_with_the_reason() {
+    const FEATURES: RuntimeSupport =
+        RuntimeSupport { runtime: Runtime::Process, supported: &[Capability::Optional(Setting::Features)] };
+    let mut catalogue = Catalogue::default();
+    let capabilities = Capabilities { runtimes: &[FEATURES] };
+    catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
+    let text = format!("{}features: {{ sso: true, custom_models: true, beta: true }}\n", super::GOOD);
+    let said = super::said(super::load(&text, &Overrides::default(), &catalogue));
+    for (name, why) in [("sso", "no single sign-on"), ("custom_models", "clients cannot upload models")] {
+        assert!(said.contains(&format!("not yet: `features.{name}`")) && said.contains(why), "{said}");
+    }
+    assert!(!said.contains("`features.beta`") && !said.contains("`features`:"), "{said}");
+}
+
+/// What one runtime of a provider supports says nothing about another.
+#[test]
+fn capabilities_are_by_provider_and_runtime() {
+    const PODS: RuntimeSupport =
+        RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[Capability::Tls(TlsMode::LocalCa)] };
+    const ENDPOINTS: RuntimeSupport =
+        RuntimeSupport { runtime: Runtime::Sagemaker, supported: &[Capability::Tls(TlsMode::Off)] };
+    let capabilities = Capabilities { runtimes: &[PODS, ENDPOINTS] };
+    let mut catalogue = Catalogue::default();
+    catalogue.providers.insert("cumulus".to_owned(), Offer { capabilities, ..Offer::default() });
+    let of = |runtime: &str| {
+        let site = format!("name: here, provider: cumulus, runtime: {runtime}, region: north-1");
+        let text = super::GOOD.replace("name: here, provider: onprem", &site);
+        super::said(super::load(&text, &Overrides::default(), &catalogue))
+    };
+    let refused = "provider `cumulus` with `runtime: sagemaker` does not support `local-ca`; use `off`";
+    assert!(of("sagemaker").contains(refused), "{}", of("sagemaker"));
+    assert!(!of("kubernetes").contains("`local-ca`"), "{}", of("kubernetes"));
+    let none = "provider `cumulus` does not support the runtime `process`; use `kubernetes` or `sagemaker`";
+    assert!(of("process").contains(none), "{}", of("process"));
+}
+
+#[test]
+fn settings_without_effect_on_an_inference_endpoint_are_errors() {
+    let with = |site: &str, more: &str| {
+        let site = format!("name: here, provider: aws, region: eu-west-1, {site}");
+        let text = super::GOOD.replace("name: here, provider: onprem", &site);
+        super::said(super::load(&format!("{text}{more}"), &Overrides::default(), &Catalogue::default()))
+    };
+    let fits = with("runtime: sagemaker, instance_type: ml.m5.xlarge", "scaling: { max: 4, requests_per_second: 5 }\n");
+    assert!(!fits.contains("error"), "{fits}");
+    let said = with(
+        "runtime: sagemaker, port: 9443, existing: { network: vpc-1 }",
+        "traffic: { domain: a.example.com }\nserver: { security: { rate_limit: 5/hour } }\n",
+    );
+    for path in ["sites[0].port", "sites[0].existing.network", "traffic", "server.security.rate_limit"] {
+        assert!(
+            said.contains(&format!("error: `{path}`: it has no effect with `runtime: sagemaker`")),
+            "{path}: {said}"
+        );
+    }
+    let said = with("runtime: process, instance_type: ml.m5.xlarge", "");
+    assert!(said.contains("`sites[0].instance_type`: with `runtime: process` it has no effect"), "{said}");
+    let said = with("runtime: sagemaker }, { name: two, provider: onprem, role: secondary", "");
+    assert!(said.contains("an inference endpoint is the only site of its environment"), "{said}");
 }
 
 #[test]
@@ -207,6 +279,40 @@ fn networks_that_reach_the_api_server_are_checked() {
         let expected = format!("`cluster.allow_from[{i}]`: `{network}` is neither an address nor a network");
         assert!(said.contains(&expected), "{said}");
     }
+}
+
+#[test]
+fn sessions_need_a_role_and_a_length_that_roles_have() {
+    let said = |account: &str| {
+        let text = format!("{}account: {{ {account} }}\n", super::GOOD);
+        super::said(super::load(&text, &Overrides::default(), &Catalogue::default()))
+    };
+    let role = "existing_role: arn:aws:iam::123456789012:role/deployer";
+    let all = "external_id: a, mfa_serial: b, session_duration: 4h";
+    assert!(!said(&format!("{role}, {all}")).contains("`account."), "{}", said(&format!("{role}, {all}")));
+    let alone = said(all);
+    for field in ["external_id", "mfa_serial", "session_duration"] {
+        assert!(alone.contains(&format!("`account.{field}`: it has no effect without a role")), "{alone}");
+    }
+    for length in ["10m", "13h"] {
+        let said = said(&format!("{role}, session_duration: {length}"));
+        assert!(said.contains("`account.session_duration`: no role has a session of this length"), "{said}");
+    }
+}
+
+#[test]
+fn only_a_managed_database_has_a_replica_in_another_region() {
+    let with = |database: &str| {
+        let text = format!("{}database: {{ {database}, replica_region: eu-west-1 }}\n", super::GOOD);
+        super::said(super::load(&text, &Overrides::default(), &Catalogue::default()))
+    };
+    for database in ["kind: sqlite", "kind: postgres", "kind: postgres, hosting: cluster"] {
+        assert!(
+            with(database).contains("`database.replica_region`: only a database that a cloud manages"),
+            "{database}"
+        );
+    }
+    assert!(!with("kind: postgres, hosting: managed").contains("only a database that a cloud manages"));
 }
 
 /// The paths of everything that can be written, without the keys of maps.

@@ -20,17 +20,26 @@ fn base_domain_tenants_reach_the_server_and_the_certificate() {
 }
 
 #[test]
-fn usage_retention_reaches_the_server_only_when_not_default() {
+fn later_settings_reach_the_server_only_when_not_default() {
     let config = |sets: &[&str]| {
         let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
         let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
         let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
         let server = parts.into_iter().find(|c| c.name.as_str() == "server").unwrap();
-        serde_json::to_value(&server.part).unwrap()["workload"]["config"]["textnlp"]["usage"].clone()
+        serde_json::to_value(&server.part).unwrap()["workload"]["config"]["textnlp"].clone()
     };
-    assert_eq!(config(&["server.usage.retention_days=30"]), json!({ "retention_days": 30 }));
-    assert_eq!(config(&["server.usage.retention_days=0"]), json!({ "retention_days": 0 }));
-    assert_eq!(config(&[]), json!(null), "servers of earlier releases do not know it");
+    assert_eq!(config(&["server.usage.retention_days=30"])["usage"], json!({ "retention_days": 30 }));
+    assert_eq!(config(&["server.usage.retention_days=0"])["usage"], json!({ "retention_days": 0 }));
+    assert_eq!(config(&["server.inference.prefix_cache=false"])["models"]["prefix_cache"], json!(false));
+    assert_eq!(config(&["server.inference.draft_tokens=0"])["models"]["draft_tokens"], json!(0));
+    let beta = json!({ "name": "beta", "enabled": true, "percent": 100, "tenants": [], "model": null });
+    assert_eq!(config(&["features.beta=true"])["features"], json!([beta]));
+    let usual = config(&[]);
+    for later in
+        [&usual["usage"], &usual["features"], &usual["models"]["prefix_cache"], &usual["models"]["draft_tokens"]]
+    {
+        assert_eq!(later, &json!(null), "servers of earlier releases do not know it");
+    }
 }
 
 #[test]
@@ -324,4 +333,30 @@ fn rollout_queries_reach_the_workload_with_the_token_as_a_reference() {
         ] })
     );
     assert_eq!(given, json!({ "prometheus-token": { "source": "secret:env:TOKEN", "version": "5eed12" } }));
+}
+
+#[test]
+fn inference_endpoint_has_its_models_and_image_and_neither_secrets_nor_a_gateway() {
+    let registry = "registry.url=123456789012.dkr.ecr.eu-west-1.amazonaws.com/textnlp";
+    let sets = ["sites[0].runtime=sagemaker", "sites[0].provider=aws", "sites[0].region=eu-west-1", "scaling.max=4"];
+    let sets = sets.into_iter().chain(["scaling.requests_per_second=5", registry]);
+    let overrides = Overrides { sets: sets.map(str::to_owned).collect(), ..Overrides::default() };
+    let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+    let mut artifacts = artifacts();
+    artifacts.image = Some("1.0-a@sha256:1".to_owned());
+    let release = Release::resolve(&environment, &artifacts);
+    let (site, parts) = components(&environment, &release).remove(0);
+    assert!(site.cluster.is_none());
+    let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
+    assert_eq!(names, ["models", "registry", "server"]);
+    let part = |name: &str| json!(parts.iter().find(|part| part.name.as_str() == name).unwrap().part);
+    let image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/textnlp:1.0-a@sha256:1";
+    assert_eq!(part("registry")["registry"]["image"], image, "`up` pushes it");
+    let endpoint = &part("server")["inference_endpoint"];
+    assert_eq!(
+        (&endpoint["image"], &endpoint["replicas"], &endpoint["autoscaling"]["max"]),
+        (&json!(image), &json!(1), &json!(4))
+    );
+    assert_eq!(endpoint["models"], part("models")["model_store"]["models"]);
+    assert!(!environment.runs_here() && environment.is_endpoint());
 }

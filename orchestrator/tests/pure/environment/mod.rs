@@ -13,7 +13,7 @@ use textnlp_orchestrator::environment::{
     ProviderEvidence, Severity, Source, components, diff,
 };
 use textnlp_orchestrator::release::{Artifacts, Release};
-use textnlp_provider::capabilities::{Capabilities, Capability, Store};
+use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Store};
 use textnlp_provider::component::{ComponentSpec, Program};
 use textnlp_provider::settings::{DatabaseKind, Hosting, Role, Runtime, Strategy, TlsMode, TrafficMode};
 
@@ -26,6 +26,7 @@ fn artifacts() -> Artifacts {
         schema: Some(3),
         given: BTreeMap::new(),
         files: Default::default(),
+        image: None,
     }
 }
 
@@ -333,6 +334,122 @@ fn environment_diff_lists_each_changed_value() {
 }
 
 #[test]
+fn credentials_of_clouds_are_no_secrets_of_servers_that_a_file_names() {
+    for (reference, is_refused) in [
+        ("secret:env:AWS_SECRET_ACCESS_KEY", true),
+        ("secret:env:HF_TOKEN", true),
+        ("secret:file:/root/.ssh/id_ed25519", true),
+        ("secret:file:/var/run/secrets/kubernetes.io/serviceaccount/token", true),
+        ("secret:env:DB_PASSWORD", false),
+        ("secret:file:/etc/textnlp/password", false),
+    ] {
+        let database = format!(
+            "database: {{ kind: postgres, hosting: external, host: db, user: u, password: \"{reference}\" }}\n"
+        );
+        let text = said(load(&format!("{GOOD}{database}"), &Overrides::default(), &Catalogue::default()));
+        assert_eq!(
+            text.contains("error: `database.password`") && text.contains("another service"),
+            is_refused,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn references_outside_of_the_callers_list_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (listed, other) = (folder.path().join("listed"), folder.path().join("other"));
+    for place in [&listed, &other] {
+        std::fs::create_dir(place).unwrap();
+        std::fs::write(place.join("password"), "hunter2").unwrap();
+    }
+    std::os::unix::fs::symlink(other.join("password"), listed.join("link")).unwrap();
+    let (listed, other) = (listed.to_str().unwrap(), other.to_str().unwrap());
+    for (reference, is_refused) in [
+        ("secret:env:DB_PASSWORD".to_owned(), false),
+        ("${DB_PASSWORD}".to_owned(), false),
+        ("secret:env:DB_PASSWORD_OF_OTHERS".to_owned(), true),
+        ("secret:env:DB".to_owned(), true),
+        (format!("secret:file:{listed}/password"), false),
+        (format!("secret:file:{listed}/../other/password"), true),
+        (format!("secret:file:{listed}/link"), true),
+        (format!("secret:file:{other}/password"), true),
+    ] {
+        let list = format!("DB_PASSWORD::{listed}");
+        let variables = BTreeMap::from([("TEXTNLP_ALLOW_SECRETS".to_owned(), list)]);
+        let overrides = Overrides { variables, ..Overrides::default() };
+        let database = format!(
+            "database: {{ kind: postgres, hosting: external, host: db, user: u, password: \"{reference}\" }}\n"
+        );
+        let text = said(load(&format!("{GOOD}{database}"), &overrides, &Catalogue::default()));
+        let refusal = "is not in TEXTNLP_ALLOW_SECRETS";
+        assert_eq!(
+            text.contains("error: `database.password`") && text.contains(refusal),
+            is_refused,
+            "{reference}: {text}"
+        );
+    }
+}
+
+#[test]
+fn state_goes_to_no_server_that_a_file_chooses_in_the_clear_or_with_a_token() {
+    let cases = [
+        ("s3://b/p", "http://198.51.100.7", "without encryption"),
+        ("s3://b/p", "https://u:p@minio.example.com", "not the address of a store"),
+        ("gs://b/p", "https://evil.example.com", "your token"),
+        ("gs://b/p", "https://evilgoogleapis.com", "your token"),
+        ("az://b/p", "https://core.windows.net.evil.example.com", "your token"),
+        ("s3://b/p", "https://minio.example.com:9000", ""),
+        ("s3://b/p", "http://127.0.0.1:9000", ""),
+        ("gs://b/p", "https://storage.europe-west3.rep.googleapis.com", ""),
+        ("az://b/p", "https://account.blob.core.windows.net", ""),
+        ("s3://${AWS_PROFILE}/p", "https://minio.example.com", "variables are not filled in here"),
+    ];
+    for (store, endpoint, expected) in cases {
+        let variables = BTreeMap::from([("AWS_PROFILE".to_owned(), "me".to_owned())]);
+        let overrides = Overrides { variables, ..Overrides::default() };
+        let text = format!("{GOOD}state: {{ store: \"{store}\", endpoint: \"{endpoint}\" }}\n");
+        let loaded = load(&text, &overrides, &Catalogue::default());
+        match loaded {
+            Ok(_) => assert!(expected.is_empty(), "{store} {endpoint}"),
+            Err(problems) => {
+                let text = format!("{problems:?}");
+                assert!(!expected.is_empty() && text.contains(expected), "{store} {endpoint}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn variables_that_may_be_secrets_are_kept_out_of_other_fields() {
+    let secret = [
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ("AWS_SESSION_TOKEN", "hunter2"),
+        ("PGPASSWORD", "hunter2"),
+        ("githubtoken", "hunter2"),
+        ("DATABASE_URL", "postgresql://u:hunter2@db/x"),
+        ("CERTIFICATE", "-----BEGIN PRIVATE hunter2"),
+    ];
+    let harmless = [("AWS_REGION", "eu-west-1"), ("MONKEY", "a"), ("HOST", "https://u@db:80/x:y@z")];
+    for (name, value) in secret.into_iter().chain(harmless) {
+        let variables = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        let overrides = Overrides { variables, ..Overrides::default() };
+        let loaded = load(&format!("{GOOD}description: \"${{{name}}}\"\n"), &overrides, &Catalogue::default());
+        match loaded {
+            Ok(loaded) => {
+                assert!(harmless.contains(&(name, value)), "{name}");
+                assert_eq!(loaded.environment.description.as_deref(), Some(value));
+            }
+            Err(problems) => {
+                let text = format!("{problems:?}");
+                assert!(secret.contains(&(name, value)) && text.contains("may be a secret"), "{text}");
+                assert!(!text.contains("hunter2"));
+            }
+        }
+    }
+}
+
+#[test]
 fn plaintext_secrets_are_refused_and_a_missing_variable_is_named() {
     let text = format!(
         "{GOOD}database: {{ kind: postgres, hosting: external, host: \"${{DB_HOST}}\", user: u, password: \"${{DB_PASSWORD}}\" }}\n"
@@ -362,8 +479,8 @@ mine.yaml:5:87: not yet: `database.password`: the variable `DB_PASSWORD` is not 
 #[test]
 fn unsupported_provider_settings_are_refused_by_name() {
     let mut catalogue = Catalogue::default();
-    let capabilities = Capabilities {
-        runtimes: &[Runtime::Process],
+    const PROCESSES: RuntimeSupport = RuntimeSupport {
+        runtime: Runtime::Process,
         supported: &[
             Capability::Database(DatabaseKind::Sqlite, None),
             Capability::Tls(TlsMode::Off),
@@ -373,6 +490,7 @@ fn unsupported_provider_settings_are_refused_by_name() {
             Capability::State(Store::Folder),
         ],
     };
+    let capabilities = Capabilities { runtimes: &[PROCESSES] };
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
     let missing = Some("build with `--features all`".to_owned());
     catalogue.providers.insert("cumulus".to_owned(), Offer { missing, ..Offer::default() });
@@ -413,15 +531,15 @@ fn unsupported_provider_settings_are_refused_by_name() {
         .assert_eq(&with("name: here, provider: onprm"));
     expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: provider `onprem` does not support the runtime `kubernetes`; use `process`"]
         .assert_eq(&with("name: here, provider: onprem, runtime: kubernetes"));
-    expect!["mine.yaml:4:50: error: `sites[0].runtime`: `proces` is not one of `process`, `kubernetes`; did you mean `process`?"]
+    expect!["mine.yaml:4:50: error: `sites[0].runtime`: `proces` is not one of `process`, `kubernetes`, `sagemaker`; did you mean `process`?"]
         .assert_eq(&with("name: here, provider: onprem, runtime: proces"));
     expect!["mine.yaml:4:33: error: `sites[0].provider`: provider detection did not run; write one, such as `provider: onprem`"].assert_eq(&with("name: here, provider: auto"));
 }
 
 #[test]
 fn flag_that_replaces_the_provider_replaces_what_the_new_one_does_not_support() {
-    let capabilities = Capabilities {
-        runtimes: &[Runtime::Kubernetes],
+    const PODS: RuntimeSupport = RuntimeSupport {
+        runtime: Runtime::Kubernetes,
         supported: &[
             Capability::Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
             Capability::Database(DatabaseKind::Postgres, Some(Hosting::External)),
@@ -430,6 +548,7 @@ fn flag_that_replaces_the_provider_replaces_what_the_new_one_does_not_support() 
             Capability::State(Store::Folder),
         ],
     };
+    let capabilities = Capabilities { runtimes: &[PODS] };
     let offer = Offer { capabilities, region: Some("north-1".to_owned()), ..Offer::default() };
     let catalogue = Catalogue { providers: BTreeMap::from([("cumulus".to_owned(), offer)]), ..Catalogue::default() };
     let flag = FlagValue {
@@ -456,17 +575,15 @@ fn flag_that_replaces_the_provider_replaces_what_the_new_one_does_not_support() 
 
 #[test]
 fn provider_detection_needs_evidence_and_never_guesses() {
-    let offer = |linked: bool, runtimes: &'static [Runtime]| Offer {
+    let offer = |linked: bool, runtimes: &'static [RuntimeSupport]| Offer {
         missing: (!linked).then(|| "not part of this version".to_owned()),
-        capabilities: Capabilities { runtimes, ..Capabilities::default() },
+        capabilities: Capabilities { runtimes },
         ..Offer::default()
     };
-    let providers = [
-        ("onprem", true, &[Runtime::Process]),
-        ("pods", true, &[Runtime::Kubernetes]),
-        ("cumulus", true, &[Runtime::Kubernetes]),
-        ("nimbus", false, &[Runtime::Kubernetes]),
-    ];
+    const PROCESSES: &[RuntimeSupport] = &[RuntimeSupport { runtime: Runtime::Process, supported: &[] }];
+    const PODS: &[RuntimeSupport] = &[RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[] }];
+    let providers =
+        [("onprem", true, PROCESSES), ("pods", true, PODS), ("cumulus", true, PODS), ("nimbus", false, PODS)];
     let providers = providers.map(|(name, linked, runtimes)| (name.to_owned(), offer(linked, runtimes)));
     // How it ends for a site with these fields, where this much is seen: each `provider: what`.
     let detected = |site: &str, seen: &[&str]| {
@@ -610,6 +727,10 @@ fn committed_schema_matches_the_types() {
     );
 }
 
+/// The cost of own machines.
+const MACHINE: &str = "budget: { machines: { SITE: { watts: 200, price_per_kwh: 0.3, purchase_price: 900, \
+                       depreciation_months: 36 } } }";
+
 /// A zone for two sites.
 const DNS: &str = "dns: { server: 192.0.2.53, zone: example.com, key: { name: update, secret: \"secret:env:TSIG\" }, \
                    addresses: { here: [192.0.2.1], there: [\"2001:db8::2\"] } }";
@@ -660,6 +781,12 @@ fn each_validation_rule_has_its_own_message() {
         (two("role: standby, port: 9443, metrics_port: 9444", "traffic: { weights: { here: 1, there: 1 } }"), "a standby has no traffic before a failover"),
         (two("role: secondary, services: [models], port: 9443, metrics_port: 9444", "traffic: { weights: { here: 1, there: 1 } }"), "this site does not run the API"),
         (site("region: \"a b\""), "this is not the name of a region"),
+        (site("region: evil.example/#"), "this is not the name of a region"),
+        (format!("{GOOD}state: {{ store: \"s3://b/x\", region: \"evil.example/#\" }}\n"), "state.region`: this is not the name of a region"),
+        (format!("{GOOD}state: {{ store: \"s3://b/x\", region: \"evil.example\" }}\n"), "state.region`: this is not the name of a region"),
+        (format!("{GOOD}storage: {{ replicate_to: \"x@evil.example\" }}\n"), "storage.replicate_to`: this is not the name of a region"),
+        (format!("{GOOD}database: {{ kind: postgres, hosting: managed, replica_region: \"a/b\" }}\n"), "database.replica_region`: this is not the name of a region"),
+        (two("role: standby, port: 9443, metrics_port: 9444", "dr: { witness: { provider: onprem, region: \"a:1\" } }"), "dr.witness.region`: this is not the name of a region"),
         (site("cluster: { ingress: { class: nginx, issuer: x } }"), "the site has `runtime: process` and is not in a cluster"),
         (there("class: nginx, issuer: x"), "the name that clients use is not configured"),
         (there("class: nginx") + DOMAIN, "the certificate for clients has one source"),
@@ -748,6 +875,10 @@ fn each_validation_rule_has_its_own_message() {
         (plus("traffic: { weights: { here: 0 } }"), "no site gets any traffic"),
         (plus("traffic: { weights: { here: 1001 } }"), "1001 is out of range"),
         (plus("traffic: { domain: \"a b\" }"), "is not a DNS name"),
+        (plus("traffic: { existing: Z1 }"), "the name of the record is not set"),
+        (plus("traffic: { managed_certificate: true }"), "no DNS zone is configured"),
+        (two("role: secondary, port: 9443, metrics_port: 9444", "traffic: { domain: x.org, existing: Z1 }"), "not yet: `traffic.existing`: several sites serve clients"),
+        (two(STANDBY, &zone("192.0.2.53", ", existing: Z1")), "the witness updates the same name with `dns`"),
         (plus("traffic: { health_path: health }"), "a path begins with a slash"),
         (plus("dr: { failback: automatic }"), "failback has no effect without failover"),
         (plus("replication: { database: { mode: streaming } }"), "there is no second site to replicate to"),
@@ -781,6 +912,8 @@ fn each_validation_rule_has_its_own_message() {
         (plus("monitoring: { receivers: { a: \"https://hooks.example.com/?t=hunter2\" } }"), "write a reference to a secret"),
         (site("runtime: kubernetes, cluster: { address: \"https://here:0\" }"), "is not the address of a service"),
         (site("runtime: kubernetes, cluster: { health_address: \"http://here\" }"), "is not the address of a service"),
+        (site("runtime: kubernetes, cluster: { api_server: [api.example.com] }"), "`api.example.com` is neither an address nor a network"),
+        (site("runtime: kubernetes, cluster: { api_server: [0.0.0.0/0, 169.254.0.0/16] }"), "has the cloud's metadata service"),
         (site("runtime: kubernetes, cluster: { health_address: \"https://here\" }"), "it has no effect without failover between sites"),
         (two(STANDBY, "dr: { mode: manual, witness: { provider: onprem, region: far } }\nreplication: { database: { mode: streaming } }"), "is a process on that machine, not in `far`"),
         (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntls: { mode: existing, existing: /x.pem }"), "the global endpoint verifies each site"),
@@ -844,6 +977,9 @@ fn each_validation_rule_has_its_own_message() {
         (plus("gates: { tokens_max: 4096 }\nserver: { api: { max_tokens: 100 } }"), "the server refuses more than 100 tokens"),
         (plus("gates: { p95_ms: 2000 }\nserver: { api: { timeout: 1s } }"), "the timeout of the server is shorter"),
         (plus("budget: { currency: usd }"), "`usd` is not a currency"),
+        (plus(&MACHINE.replace("SITE", "elsewhere")), "there is no site `elsewhere`"),
+        (plus(&MACHINE.replace("SITE", "here").replace("200", ".inf")), "budget.machines.here"),
+        (plus(&MACHINE.replace("SITE", "here").replace("watts: 200, ", "")), "watts"),
         (plus("budget: { warn_at: 0.5 }"), "it is a share of the budget, and none is set"),
         (plus("gates: { availability: 0.99 }"), "not yet: `gates.availability`: no gate in this version measures availability"),
         (phase("optimized", "gates: { availability: 0.999 }"), "no gate in this version measures availability"),
@@ -909,5 +1045,46 @@ fn small_machines_warn_up_to_staging_and_block_from_pilot() {
         ("air-gapped", "minimum: block", true),
     ] {
         assert_eq!(blocks(phase, prerequisites), wanted, "{phase}: {prerequisites}");
+    }
+}
+
+#[test]
+fn feature_flags_are_switches_or_have_a_share_and_tenants() {
+    let features = |text: &str| {
+        let loaded = load(&format!("{GOOD}features: {text}\n"), &Overrides::default(), &Catalogue::default()).unwrap();
+        json!(loaded.environment.features)
+    };
+    let value = |enabled: bool, percent: u8, tenants: &[&str]| {
+        let model = serde_json::Value::Null;
+        json!({ "enabled": enabled, "percent": percent, "tenants": tenants, "model": model })
+    };
+    assert_eq!(
+        features("{ a: true, b: false, c: { percent: 10, tenants: [acme] }, new_model: false }"),
+        json!({
+            "a": value(true, 100, &[]), "b": value(false, 100, &[]), "c": value(true, 10, &["acme"]),
+            "new_model": value(false, 100, &[]),
+        })
+    );
+    let of_model = features("{ new_model: { model: textnlp-tiny, percent: 5 } }");
+    assert_eq!(of_model["new_model"]["model"], "textnlp-tiny");
+}
+
+#[test]
+fn wrong_feature_flags_are_all_reported() {
+    let said =
+        |text: &str| said(load(&format!("{GOOD}features: {text}\n"), &Overrides::default(), &Catalogue::default()));
+    let report =
+        said("{ A-b: true, a: { tenants: [A B] }, b: { model: textnlp-tiny }, new_model: { model: textnlp-tini } }");
+    for line in [
+        "`features.A-b`: `A-b` is not the name of a feature flag",
+        "`features.a.tenants[0]`: `A B` is not a tenant",
+        "`features.b.model`: it has no effect with this flag",
+        "`features.new_model.model`: `models` has no `textnlp-tini`; did you mean `textnlp-tiny`?",
+    ] {
+        assert!(report.contains(&format!("error: {line}")), "{line}:\n{report}");
+    }
+    assert!(said("{ new_model: true }").contains("the model of the share is not set"));
+    for mistyped in ["{ a: yes please }", "{ a: { percent: 101 } }", "{ a: { percentage: 5 } }", "{ a: 1 }", "[a]"] {
+        assert!(said(mistyped).contains("error: `features"), "{mistyped}: {}", said(mistyped));
     }
 }

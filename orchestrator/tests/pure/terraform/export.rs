@@ -29,6 +29,7 @@ fn holding(name: &str, needs: &[&str], spec: Value) -> (ResourceId, RecordedObje
         outputs: BTreeMap::from([("address".to_owned(), json!("10.0.0.1"))]),
         protected: name.ends_with("db"),
         tainted: false,
+        created: None,
     };
     (
         id,

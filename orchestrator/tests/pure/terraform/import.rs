@@ -198,6 +198,7 @@ fn mapped_objects_are_imported_and_others_left_with_a_reason() {
             ),
             net("twice", json!({ "id": cloud_id("net") })),
             managed("memory_server", "replica", json!([instance(json!({ "id": cloud_id("server/replica-0") }))])),
+            managed("memory_server", "other", json!([instance(json!({ "id": "not-listed" }))])),
             managed("random_password", "db", json!([instance(json!({ "result": "hunter2" }))])),
         ])),
     );
@@ -206,6 +207,8 @@ fn mapped_objects_are_imported_and_others_left_with_a_reason() {
         told(&matched),
         [
             format!("+ here/net {network}"),
+            // Two resources are of its kind; its own marks say which one it is.
+            format!("+ here/server/replica-0 {}", cloud_id("server/replica-0")),
             "· data.memory_network.looked_up: Terraform only reads it".to_owned(),
             "· memory_network.half: its creation failed before it was complete".to_owned(),
             "· memory_network.sealed: its `id` is marked as sensitive, and is not read".to_owned(),
@@ -215,7 +218,7 @@ fn mapped_objects_are_imported_and_others_left_with_a_reason() {
             "· memory_network.foreign: `somebody-else-s` has no lineage label: it was not created by this program"
                 .to_owned(),
             "· memory_network.twice: `memory_vpc.main` is `here/net` already".to_owned(),
-            "· memory_server.replica: it can be any of `here/server/replica-0`, `here/server/replica-1`".to_owned(),
+            "· memory_server.other: it can be any of `here/server/replica-0`, `here/server/replica-1`".to_owned(),
             "· random_password.db: no provider of this environment creates `random_password`".to_owned(),
         ]
     );

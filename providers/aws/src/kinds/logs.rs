@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use textnlp_provider::{DataClass, Identity, Permission, Result};
 
 use crate::api::Api;
-use crate::kinds::{CREATE, DELETE, PUT};
+use crate::kinds::{CREATE, DELETE, PUT, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -16,21 +16,24 @@ const SERVICE: &str = "logs";
 /// How the names of groups start that this program creates: those of EKS, and others.
 const PREFIXES: [&str; 2] = ["/aws/eks/textnlp-", "/textnlp/"];
 
+/// A group with or without its streams.
+const GROUP: &str = "arn:{$partition}:logs:{$region}:{$account}:log-group:{name}*";
+
 pub(crate) static ROWS: &[Row] = &[Row {
     // Costs for each GB that is written, and for each that is kept.
     kind: textnlp_provider::Kind {
         data: DataClass::Derived,
         permissions: &[
-            Permission::on(PUT, "logs:AssociateKmsKey"),
-            Permission::on(CREATE, "logs:CreateLogGroup"),
-            Permission::on(DELETE, "logs:DeleteLogGroup"),
-            Permission::on(PUT, "logs:DeleteRetentionPolicy"),
+            only(Permission::on(PUT, "logs:AssociateKmsKey"), GROUP),
+            only(Permission::on(CREATE, "logs:CreateLogGroup"), GROUP),
+            only(Permission::on(DELETE, "logs:DeleteLogGroup"), GROUP),
+            only(Permission::on(PUT, "logs:DeleteRetentionPolicy"), GROUP),
             Permission::read("logs:DescribeLogGroups"),
-            Permission::on(PUT, "logs:DisassociateKmsKey"),
+            only(Permission::on(PUT, "logs:DisassociateKmsKey"), GROUP),
             Permission::read("logs:ListTagsForResource"),
-            Permission::on(PUT, "logs:PutRetentionPolicy"),
-            Permission::on(PUT, "logs:TagResource"),
-            Permission::on(PUT, "logs:UntagResource"),
+            only(Permission::on(PUT, "logs:PutRetentionPolicy"), GROUP),
+            only(Permission::on(PUT, "logs:TagResource"), GROUP),
+            only(Permission::on(PUT, "logs:UntagResource"), GROUP),
         ],
         terraform: &[("aws_cloudwatch_log_group", "id")],
         pricing: textnlp_provider::Pricing::BySpec,

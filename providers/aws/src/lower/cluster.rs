@@ -1,8 +1,10 @@
 //! The cluster of a site: its key, roles, control plane, add-ons and machines.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
-use textnlp_provider::component::{Cluster, GpuPool};
-use textnlp_provider::settings::{GpuSize, Spot};
+use textnlp_provider::component::{Cluster, ClusterIdentity, GpuPool};
+use textnlp_provider::settings::{AccessLevel, GpuSize, Spot};
 use textnlp_provider::{Ownership, ResourceId};
 use textnlp_token::partition;
 
@@ -11,6 +13,10 @@ use crate::kinds::iam::PATH;
 use crate::names;
 use crate::tables::machines;
 
+/// The service that takes the role of machines.
+const MACHINES: &str = "ec2.amazonaws.com";
+/// The service that takes the role of pods.
+const PODS: &str = "pods.eks.amazonaws.com";
 /// The taint of machines with a GPU: only pods that ask for one are scheduled there.
 const GPU: &str = "nvidia.com/gpu";
 /// How long the logs of the control plane are kept, in days.
@@ -25,6 +31,10 @@ impl Lowering<'_> {
         let name = names::cluster(self.site);
         if self.component.existing.is_some() {
             // An existing cluster is read, and never changed: its operator has set up its machines and add-ons.
+            if !cluster.access.is_empty() {
+                let cause = "an existing cluster is never changed, and who reaches it is one of its settings";
+                self.problem("access", cause, "remove `cluster.access`; `aws eks create-access-entry` lets others in");
+            }
             self.main("aws.eks-cluster", &json!({ "name": name }));
             return;
         }
@@ -34,11 +44,11 @@ impl Lowering<'_> {
             self.problem("network.subnets", cause, "add the id of a subnet in another zone");
         }
         // A reader of the API server's store still needs it. It ends with the cluster, and other data does not.
-        let key = self.key("cluster", &format!("Secrets of the cluster {name}"), Ownership::Ours);
+        let key = self.key("cluster", &format!("Secrets of the cluster {name}"), Ownership::Ours, &[]);
         let control = self.role("role", "eks.amazonaws.com", &["AmazonEKSClusterPolicy"], cluster);
         let nodes = self.role(
             "node-role",
-            "ec2.amazonaws.com",
+            MACHINES,
             &["AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly"],
             cluster,
         );
@@ -78,6 +88,7 @@ impl Lowering<'_> {
             "aws.oidc-provider",
             &json!({ "url": output(&main, "oidc_issuer"), "audiences": ["sts.amazonaws.com"] }),
         );
+        self.access(&main, &cluster.access);
         // Pods of add-ons start with the roles that are there.
         let network = self.pod_identity("network-identity", &main, "aws-node", &network);
         let disks = self.pod_identity("disk-identity", &main, "ebs-csi-controller-sa", &disks);
@@ -192,6 +203,46 @@ impl Lowering<'_> {
         group
     }
 
+    /// The identities that reach the cluster, besides the one that deploys.
+    fn access(&mut self, cluster: &ResourceId, identities: &[ClusterIdentity]) {
+        let partition = partition(&self.site.region).name;
+        let mut known = BTreeSet::new();
+        for ClusterIdentity { identity, level } in identities {
+            if !is_role_or_user(identity, partition) {
+                let fix = format!("write an ARN such as `arn:{partition}:iam::123456789012:role/operators`");
+                self.problem("access", format!("`{identity}` is neither a role nor a user of IAM"), fix);
+                continue;
+            }
+            let account = identity.split(':').nth(4).unwrap_or_default();
+            if !self.site.account.is_empty() && account != self.site.account {
+                let cause = format!("`{identity}` is of another account than the site ({})", self.site.account);
+                self.problem("access", cause, "name a role of the site's account, which the other account may assume");
+                continue;
+            }
+            if !known.insert(identity) {
+                self.problem("access", format!("`{identity}` is listed twice"), "keep one of the two");
+                continue;
+            }
+            let policy = match level {
+                AccessLevel::Admin => "AmazonEKSClusterAdminPolicy",
+                AccessLevel::View => "AmazonEKSViewPolicy",
+            };
+            self.part(
+                &format!("access-{}{}", shown(identity), names::hash(identity)),
+                "aws.eks-access-entry",
+                &json!({
+                    "cluster": output(cluster, "name"),
+                    "principal": identity,
+                    "groups": [],
+                    "policies": [{
+                        "arn": format!("arn:{partition}:eks::aws:cluster-access-policy/{policy}"),
+                        "namespaces": [],
+                    }],
+                }),
+            );
+        }
+    }
+
     /// A role that a service takes, with policies of AWS.
     fn role(&mut self, part: &str, service: &str, policies: &[&str], cluster: &Cluster) -> Option<ResourceId> {
         let partition = partition(&self.site.region).name;
@@ -199,15 +250,22 @@ impl Lowering<'_> {
             policies.iter().map(|policy| format!("arn:{partition}:iam::aws:policy/{policy}")).collect();
         let actions: &[&str] =
             if service == PODS { &["sts:AssumeRole", "sts:TagSession"] } else { &["sts:AssumeRole"] };
-        let trust = json!({
-            "Version": "2012-10-17",
-            "Statement": [{ "Effect": "Allow", "Principal": { "Service": [service] }, "Action": actions }],
-        });
+        let mut statement = json!({ "Effect": "Allow", "Principal": { "Service": [service] }, "Action": actions });
+        let (account, region) = (&self.site.account, &self.site.region);
+        // Machines name no cluster.
+        if service != MACHINES && !account.is_empty() {
+            // Other clusters get no credentials of this one:
+            // <https://docs.aws.amazon.com/eks/latest/userguide/cross-service-confused-deputy-prevention.html>.
+            let name = names::cluster(self.site);
+            let cluster = format!("arn:{partition}:eks:{region}:{account}:cluster/{name}");
+            statement["Condition"] = json!({ "StringEquals": { "aws:SourceAccount": [account] }, "ArnLike": { "aws:SourceArn": [cluster] } });
+        }
+        let trust = json!({ "Version": "2012-10-17", "Statement": [statement] });
         self.part(
             part,
             "aws.role",
             &json!({
-                "name": names::of(self.site, part, 64),
+                "name": names::of(self.site, part, names::MOST_OF_ROLE),
                 "path": PATH,
                 "trust": trust,
                 "boundary": cluster.permission_boundary,
@@ -263,8 +321,24 @@ impl Lowering<'_> {
     }
 }
 
-/// The service that takes the role of pods.
-const PODS: &str = "pods.eks.amazonaws.com";
+/// Whether a text is the ARN of a role or a user. EKS takes no other identities: those of STS end with their sessions.
+fn is_role_or_user(arn: &str, partition: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@-/".contains(&byte);
+    let rest =
+        arn.strip_prefix("arn:").and_then(|arn| arn.strip_prefix(partition)).and_then(|arn| arn.strip_prefix(":iam::"));
+    let Some((account, path)) = rest.and_then(|rest| rest.split_once(':')) else { return false };
+    let name = path.strip_prefix("role/").or_else(|| path.strip_prefix("user/"));
+    account.len() == 12
+        && account.bytes().all(|byte| byte.is_ascii_digit())
+        && name.is_some_and(|name| !name.is_empty() && !name.ends_with('/') && name.bytes().all(is_plain))
+}
+
+/// The name of a role or user as a part of an id, with a hyphen after it.
+fn shown(arn: &str) -> String {
+    let name = arn.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(24).collect();
+    name.split('-').filter(|word| !word.is_empty()).map(|word| format!("{word}-")).collect()
+}
 
 /// A pool of machines.
 struct Machines<'a> {

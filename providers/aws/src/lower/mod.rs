@@ -2,19 +2,26 @@
 //!
 //! | component | resources |
 //! |---|---|
-//! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of your models |
+//! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of your models; `replica-key`, `replica-bucket`, `replica-role` for copies in another region |
 //! | cluster | `SITE/cluster`: the control plane; `role`, `node-role`, `network-role`, `disk-role`, `key`, `logs`, `oidc`, `network-identity`, `disk-identity`, `addon-vpc-cni` and the like, `system-template`, `system-nodes`; `gpu-template` and `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this account |
-//! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL |
-//! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |
+//! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL; `remote`, `remote-key`, `remote-vpc` and the like: its replica in another region |
+//! | inference endpoint | `SITE/server/endpoint`: the endpoint of SageMaker; `model`, `config`, `role`, `logs`, `alarm-errors`; `scaling` with autoscaling |
+//! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; `certificate`: their public certificate |
+//! | monitoring | `SITE/monitoring/topic` with receivers; `alarm-nat-ports-a` and the like; `overview`, a dashboard, with a stack; `budget` |
+//! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like, `flow-logs`, `flow-log-role` and `flow-log` where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |
 
 mod cluster;
 mod database;
+pub(crate) mod endpoint;
+mod inference;
 mod models;
+mod monitoring;
 mod network;
 mod registry;
 mod zones;
 
+pub(crate) use models::PUBLISHERS;
 use serde::Serialize;
 use serde_json::{Value, json};
 use textnlp_provider::component::ComponentSpec;
@@ -26,6 +33,9 @@ use textnlp_provider::{
 use crate::table;
 use crate::tags::Tags;
 
+/// The kind of records, which have no tags.
+const RECORD: &str = "aws.dns-record";
+
 /// Expands a component into the resources of its site's account and region.
 pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
     let mut lowering = Lowering { component, site, wanted: Vec::new(), problems: Vec::new() };
@@ -35,6 +45,9 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Database(database) => lowering.database(database),
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
+        ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),
+        ComponentSpec::Monitoring(monitoring) => lowering.monitoring(monitoring),
+        ComponentSpec::InferenceEndpoint(endpoint) => lowering.inference(endpoint),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
     }
@@ -75,7 +88,9 @@ impl Lowering<'_> {
     fn push(&mut self, id: ResourceId, kind: &'static str, spec: &impl Serialize, ownership: Ownership) {
         let mut spec = serde_json::to_value(spec).unwrap_or_default();
         let mut tags: Tags = serde_json::from_value(spec["tags"].take()).unwrap_or_default();
-        tags.extend(self.site.tags.clone());
+        if kind != RECORD {
+            tags.extend(self.site.tags.clone());
+        }
         spec["tags"] = json!(tags);
         let spec = Spec::of(&spec);
         let needs = spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())).collect();

@@ -1,12 +1,15 @@
 //! The bucket of your own models, and the key that a site's data is encrypted with.
 
 use serde_json::{Value, json};
-use textnlp_provider::component::ModelStore;
+use textnlp_provider::component::{ModelReplica, ModelStore};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
 use textnlp_token::partition;
 
 use super::{Lowering, output};
+use crate::api::REGION;
+use crate::kinds::iam::PATH;
 use crate::names;
+use crate::tables::regions;
 
 /// The component that the key of a site belongs to.
 const MODELS: &str = "models";
@@ -18,6 +21,9 @@ const MOST_OF_ALIAS: usize = 250;
 const OLD_VERSIONS_DAYS: u32 = 30;
 /// Days until an incomplete upload is removed.
 const UPLOADS_DAYS: u32 = 7;
+/// The services that send messages to the encrypted topic of a site
+/// (<https://docs.aws.amazon.com/sns/latest/dg/sns-key-management.html>).
+pub(crate) const PUBLISHERS: &[&str] = &["cloudwatch.amazonaws.com", "budgets.amazonaws.com"];
 /// Days between two rotations of the key: KMS's own period.
 const ROTATION_DAYS: u32 = 365;
 
@@ -29,24 +35,34 @@ impl Lowering<'_> {
         }
         let description = format!("data of {} at {}", self.site.environment, self.site.name);
         let ownership = store.key.clone().map_or(Ownership::Ours, Ownership::External);
-        self.key("data", &description, ownership);
+        self.key("data", &description, ownership, PUBLISHERS);
         let existing = self.component.existing.clone();
         let name = existing.as_ref().map_or_else(
             || names::global(self.site, MODELS, MOST_OF_BUCKET),
             |bucket| bucket.as_str().trim_start_matches("arn:aws:s3:::").to_owned(),
         );
-        let arn = format!("arn:{}:s3:::{name}", partition(&self.site.region).name);
+        let arn = self.bucket_arn(&name);
         // The files of a model are read when a pod starts, at times that are not known before: S3 chooses the class by use, without a fee for
         // reading. An operator who knows better says so.
         let (days, class) = match store.archive_after_days {
             Some(days) => (days, "GLACIER_IR"),
             None => (0, "INTELLIGENT_TIERING"),
         };
-        let bucket = json!({
+        let replication =
+            store.replica.as_ref().map_or(Value::Null, |replica| self.replica(replica, &arn, (days, class)));
+        let bucket = self.bucket(&name, &self.data_key(), (days, class), &replication);
+        let ownership = existing.map_or(Ownership::Ours, |_| bucket_id(&name));
+        self.owned_part("bucket", "aws.bucket", &bucket, ownership);
+    }
+
+    /// The attributes of a bucket of models, with the storage class that objects move to after some days.
+    fn bucket(&self, name: &str, key: &Value, (days, class): (u32, &str), replication: &Value) -> Value {
+        let arn = self.bucket_arn(name);
+        json!({
             "name": name,
             "owner_enforced": true,
             "public_access_blocked": true,
-            "encryption": { "key": self.data_key(), "bucket_key": true },
+            "encryption": { "key": key, "bucket_key": true },
             "versioned": true,
             "policy": {
                 "Version": "2012-10-17",
@@ -68,34 +84,122 @@ impl Lowering<'_> {
                 "old_versions_expire_days": OLD_VERSIONS_DAYS,
                 "abort_uploads_days": UPLOADS_DAYS,
             }],
-            "replication": null,
-        });
-        let ownership = existing.map_or(Ownership::Ours, |_| bucket_id(&name));
-        self.owned_part("bucket", "aws.bucket", &bucket, ownership);
+            "replication": replication,
+        })
     }
 
-    /// The key of a component: `name` is in its alias.
-    pub(super) fn key(&mut self, name: &str, description: &str, ownership: Ownership) -> Option<ResourceId> {
+    fn bucket_arn(&self, name: &str) -> String {
+        format!("arn:{}:s3:::{name}", partition(&self.site.region).name)
+    }
+
+    /// The bucket in another region, its key, and the role that copies objects of the bucket `source` there.
+    fn replica(&mut self, replica: &ModelReplica, source: &str, class: (u32, &str)) -> Value {
+        let region = replica.region.as_str();
+        let own = partition(&self.site.region);
+        let is_there = regions::region(region).is_some_and(|region| region.partition() == own);
+        if self.component.existing.is_some() {
+            let cause = "an existing bucket is never changed, and its copies are one of its settings";
+            self.problem("replicate_to", cause, "remove it, and set up the copies of that bucket yourself");
+        } else if !is_there || region == self.site.region {
+            let cause = format!("`{region}` is not another region that {} can be copied to", self.site.region);
+            self.problem("replicate_to", cause, "name another region of the same partition, such as eu-west-1");
+        }
+        let name = names::global(self.site, "models-replica", MOST_OF_BUCKET);
+        let arn = self.bucket_arn(&name);
+        let description = format!("copies of the models of {} at {}", self.site.environment, self.site.name);
+        let mut key = self.key_spec("replica", &description, &[]);
+        key[REGION] = json!(region);
+        let Some(key) = self.part("replica-key", "aws.key", &key) else { return Value::Null };
+        let key = output(&key, "arn");
+        let mut bucket = self.bucket(&name, &key, class, &Value::Null);
+        bucket[REGION] = json!(region);
+        let bucket = self.part("replica-bucket", "aws.bucket", &bucket);
+        let through =
+            |region: &str| json!({ "StringEquals": { "kms:ViaService": format!("s3.{region}.{}", own.dns_suffix) } });
+        let may = |sid: &str, actions: &[&str], resource: Value, condition: Value| {
+            let mut statement = json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource });
+            if !condition.is_null() {
+                statement["Condition"] = condition;
+            }
+            statement
+        };
+        // <https://docs.aws.amazon.com/AmazonS3/latest/userguide/replication-config-for-kms-objects.html>
+        let statements = [
+            may("Source", &["s3:GetReplicationConfiguration", "s3:ListBucket"], json!(source), Value::Null),
+            may(
+                "Read",
+                &["s3:GetObjectVersionAcl", "s3:GetObjectVersionForReplication", "s3:GetObjectVersionTagging"],
+                json!(format!("{source}/*")),
+                Value::Null,
+            ),
+            may("Write", &["s3:ReplicateObject", "s3:ReplicateTags"], json!(format!("{arn}/*")), Value::Null),
+            may("Decrypt", &["kms:Decrypt"], self.data_key(), through(&self.site.region)),
+            may("Encrypt", &["kms:Encrypt", "kms:GenerateDataKey"], key.clone(), through(region)),
+        ];
+        let mut trust = json!({ "Effect": "Allow", "Principal": { "Service": ["s3.amazonaws.com"] }, "Action": ["sts:AssumeRole"] });
+        // Buckets of another account do not use the role:
+        // <https://docs.aws.amazon.com/AmazonS3/latest/userguide/setting-repl-config-perm-overview.html>.
+        if !self.site.account.is_empty() {
+            let from = json!({ "aws:SourceAccount": [self.site.account] });
+            trust["Condition"] = json!({ "StringEquals": from, "ArnLike": { "aws:SourceArn": [source] } });
+        }
+        let role = self.part(
+            "replica-role",
+            "aws.role",
+            &json!({
+                "name": names::of(self.site, "models-replica", names::MOST_OF_ROLE),
+                "path": PATH,
+                "trust": { "Version": "2012-10-17", "Statement": [trust] },
+                "boundary": replica.permission_boundary,
+                "managed": [],
+                "inline": { "replica": { "Version": "2012-10-17", "Statement": statements } },
+            }),
+        );
+        let (Some(bucket), Some(role)) = (bucket, role) else { return Value::Null };
+        json!({ "role": output(&role, "arn"), "bucket": output(&bucket, "arn"), "key": key, "metrics": true })
+    }
+
+    /// The key of a component: `name` is in its alias. `services` may encrypt with it what they send for this account.
+    pub(super) fn key(
+        &mut self,
+        name: &str,
+        description: &str,
+        ownership: Ownership,
+        services: &[&str],
+    ) -> Option<ResourceId> {
+        let key = self.key_spec(name, description, services);
+        self.owned_part("key", "aws.key", &key, ownership)
+    }
+
+    /// The attributes of a key.
+    pub(super) fn key_spec(&self, name: &str, description: &str, services: &[&str]) -> Value {
         let alias = format!("alias/{}", names::of(self.site, name, MOST_OF_ALIAS));
         let account = format!("arn:{}:iam::{}:root", partition(&self.site.region).name, self.site.account);
-        let key = json!({
+        // IAM decides who of the account may use it; no other account may.
+        let mut statements = vec![json!({
+            "Sid": "Account",
+            "Effect": "Allow",
+            "Principal": { "AWS": account },
+            "Action": "kms:*",
+            "Resource": "*",
+        })];
+        if !services.is_empty() {
+            statements.push(json!({
+                "Sid": "Messages",
+                "Effect": "Allow",
+                "Principal": { "Service": services },
+                "Action": ["kms:Decrypt", "kms:GenerateDataKey*"],
+                "Resource": "*",
+                "Condition": { "StringEquals": { "aws:SourceAccount": self.site.account } },
+            }));
+        }
+        json!({
             "enabled": true,
             "description": description,
-            // IAM decides who of the account may use it; no other account may.
-            "policy": {
-                "Version": "2012-10-17",
-                "Statement": [{
-                    "Sid": "Account",
-                    "Effect": "Allow",
-                    "Principal": { "AWS": account },
-                    "Action": "kms:*",
-                    "Resource": "*",
-                }],
-            },
+            "policy": { "Version": "2012-10-17", "Statement": statements },
             "rotation_days": ROTATION_DAYS,
             "aliases": [alias],
-        });
-        self.owned_part("key", "aws.key", &key, ownership)
+        })
     }
 
     /// The ARN of the key that data of the site is encrypted with: one key, because each costs the same whatever it encrypts.

@@ -9,8 +9,10 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 use textnlp_provider::component::Network;
 use textnlp_provider::{ComponentName, Ownership, ResourceId};
+use textnlp_token::partition;
 
 use super::{Lowering, output, zones};
+use crate::kinds::iam::PATH;
 use crate::names;
 use crate::tags::{CLUSTER, Tags};
 
@@ -22,6 +24,16 @@ const LETTERS: [&str; 16] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "
 const MIN_ZONES: usize = 2;
 /// Services that nodes call, as the names of endpoints have them.
 const SERVICES: [&str; 6] = ["ec2", "ecr.api", "ecr.dkr", "logs", "secretsmanager", "sts"];
+/// How the names of log groups of this program start.
+const LOGS: &str = "/textnlp/";
+/// The longest name of a group without it.
+const MOST_OF_GROUP: usize = 200;
+/// How long the log of connections is kept, in days.
+const LOG_DAYS: u32 = 90;
+/// The seconds of one entry of it.
+const INTERVAL_SECONDS: u32 = 600;
+/// The service that writes it.
+const WRITER: &str = "vpc-flow-logs.amazonaws.com";
 /// The port of all of these.
 const HTTPS: u16 = 443;
 
@@ -111,8 +123,8 @@ impl Lowering<'_> {
         // The route needs the gateway to be attached, which its id does not tell.
         self.after(gateway.clone());
 
-        let nats = if self.site.protect_data { &letters[..] } else { &letters[..1] };
-        for letter in nats {
+        let nats = self.nat_gateways();
+        for letter in &nats {
             self.part(&format!("address-{letter}"), "aws.elastic-ip", &json!({}));
             let (subnet, address) = (format!("subnet-public-{letter}"), format!("address-{letter}"));
             let spec = json!({ "subnet": self.id_of(&subnet), "address": self.id_of(&address) });
@@ -130,6 +142,54 @@ impl Lowering<'_> {
             tables.push(self.id_of(&part));
         }
         self.endpoints(&vpc, &range, tables);
+        if self.site.protect_data {
+            self.flow_log(&vpc, network);
+        }
+    }
+
+    /// Who connected to what, for an investigation afterwards.
+    fn flow_log(&mut self, vpc: &Value, network: &Network) {
+        let group = format!("{LOGS}{}", names::of(self.site, "network", MOST_OF_GROUP));
+        let spec = json!({ "name": group, "retention_days": LOG_DAYS, "key": null });
+        let logs = self.part("flow-logs", "aws.log-group", &spec);
+        let (partition, account) = (partition(&self.site.region).name, self.site.account.as_str());
+        let mut trust =
+            json!({ "Effect": "Allow", "Principal": { "Service": [WRITER] }, "Action": ["sts:AssumeRole"] });
+        // Flow logs of another account do not use the role.
+        if !account.is_empty() {
+            trust["Condition"] = json!({ "StringEquals": { "aws:SourceAccount": account } });
+        }
+        let of_group = format!("arn:{partition}:logs:{}:{account}:log-group:{group}", self.site.region);
+        let write = json!({
+            "Effect": "Allow",
+            "Action": ["logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
+            "Resource": [of_group, format!("{of_group}:*")],
+        });
+        // It takes no narrower resource.
+        let find = json!({ "Effect": "Allow", "Action": ["logs:DescribeLogGroups"], "Resource": ["*"] });
+        let document = |statements: Value| json!({ "Version": "2012-10-17", "Statement": statements });
+        let spec = json!({
+            "name": names::of(self.site, "flow-log-role", names::MOST_OF_ROLE),
+            "path": PATH,
+            "trust": document(json!([trust])),
+            "boundary": network.permission_boundary,
+            "managed": [],
+            "inline": { "write": document(json!([write, find])) },
+        });
+        let role = self.part("flow-log-role", "aws.role", &spec);
+        let (Some(logs), Some(role)) = (logs, role) else { return };
+        let spec = json!({
+            "vpc": vpc, "log_group": output(&logs, "name"), "role": output(&role, "arn"), "traffic": "ALL",
+            "interval_seconds": INTERVAL_SECONDS,
+        });
+        self.part("flow-log", "aws.flow-log", &spec);
+    }
+
+    /// The letters of the NAT gateways of a new network.
+    pub(super) fn nat_gateways(&self) -> Vec<&'static str> {
+        let zones = zones::zones(&self.site.region).map_or(0, |zones| zones.len());
+        let count = if self.site.protect_data { zones } else { zones.min(1) };
+        LETTERS.into_iter().take(count).collect()
     }
 
     /// Private ways to AWS's services. The one to S3 costs nothing.
@@ -137,7 +197,7 @@ impl Lowering<'_> {
         // Public buckets are read without credentials (packages, images of Kubernetes), so that no identity can be demanded.
         let spec = json!({
             "vpc": vpc, "service": self.service("s3"), "kind": "Gateway", "route_tables": tables, "subnets": [], "groups": [],
-            "private_dns": false, "policy": policy(""),
+            "private_dns": false, "policy": policy("", ""),
         });
         self.part("endpoint-s3", "aws.vpc-endpoint", &spec);
         if !self.site.protect_data {
@@ -153,11 +213,9 @@ impl Lowering<'_> {
         self.part("endpoints", "aws.security-group", &spec);
         let subnets = self.private_subnets(&self.component.name.clone());
         for service in SERVICES {
-            // Tokens of service accounts are exchanged without credentials.
-            let account = if service == "sts" { "" } else { self.site.account.as_str() };
             let spec = json!({
                 "vpc": vpc, "service": self.service(service), "kind": "Interface", "route_tables": [], "subnets": subnets,
-                "groups": [self.id_of("endpoints")], "private_dns": true, "policy": policy(account),
+                "groups": [self.id_of("endpoints")], "private_dns": true, "policy": policy(service, &self.site.account),
             });
             self.part(&format!("endpoint-{}", service.replace('.', "-")), "aws.vpc-endpoint", &spec);
         }
@@ -199,13 +257,26 @@ impl Lowering<'_> {
     }
 }
 
-/// A policy that lets every call through: those of one account, if it is known.
-fn policy(account: &str) -> Value {
+/// The policy of an endpoint: calls of the account's identities, if the account is known. Secrets and logs must be of that account too;
+/// images of machines and of containers also come from AWS's.
+fn policy(service: &str, account: &str) -> Value {
     let mut statement = json!({ "Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*" });
     if !account.is_empty() {
-        statement["Condition"] = json!({ "StringEquals": { "aws:PrincipalAccount": account } });
+        statement["Condition"] = match service {
+            "secretsmanager" | "logs" => {
+                json!({ "StringEquals": { "aws:PrincipalAccount": account, "aws:ResourceAccount": account } })
+            }
+            _ => json!({ "StringEquals": { "aws:PrincipalAccount": account } }),
+        };
     }
-    json!({ "Version": "2012-10-17", "Statement": [statement] })
+    let mut statements = vec![statement];
+    if service == "sts" && !account.is_empty() {
+        // Tokens of service accounts are exchanged without credentials.
+        let exchange =
+            json!({ "Effect": "Allow", "Principal": "*", "Action": "sts:AssumeRoleWithWebIdentity", "Resource": "*" });
+        statements.push(exchange);
+    }
+    json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
 /// An IPv4 range.

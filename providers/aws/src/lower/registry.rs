@@ -3,28 +3,48 @@
 use serde_json::json;
 use textnlp_provider::Ownership;
 use textnlp_provider::component::Registry;
+use textnlp_provider::settings::Runtime;
+use textnlp_token::partition;
 
 use super::Lowering;
 
 /// Days until an image is removed that has no tag any more.
 const UNTAGGED_DAYS: u32 = 14;
 
+/// What to do where `up` pushes no image.
+const PUSH_IT: &str = "push the image that `textnlp-deploy bundle create` packs, and write `sites[].cluster.image: REPOSITORY:TAG@sha256:…`";
+
 impl Lowering<'_> {
     /// Another registry than that of this account and region is the operator's.
     pub(super) fn registry(&mut self, registry: &Registry) {
         let address = registry.url.trim_start_matches("https://").trim_end_matches('/');
         let (host, name) = address.split_once('/').unwrap_or((address, ""));
-        let parts: Vec<&str> = host.split('.').collect();
-        let is_ours = match parts.as_slice() {
-            [account, "dkr", "ecr", region, ..] => *account == self.site.account && *region == self.site.region,
-            _ => false,
-        };
-        if !is_ours {
+        let (account, region) = (&self.site.account, &self.site.region);
+        let own = format!("{account}.dkr.ecr.{region}.{}", partition(region).dns_suffix);
+        if host != own {
+            if registry.image.is_some() {
+                let cause =
+                    format!("`up` pushes images to the registry of the site's own account and region only: {own}");
+                let is_endpoint = self.site.runtime == Runtime::Sagemaker;
+                let fix = if is_endpoint { "write that address and `/textnlp`" } else { PUSH_IT };
+                self.problem("url", cause, fix);
+            }
             return;
         }
         if name.is_empty() {
             let fix = format!("write `registry.url: {host}/textnlp`");
             return self.problem("url", "it names no repository", fix);
+        }
+        let mut images = Vec::new();
+        if let Some(image) = &registry.image {
+            if self.component.existing.is_some() {
+                return self.problem("existing", "`up` does not push to an existing repository", PUSH_IT);
+            }
+            let (tagged, digest) = image.split_once('@').unwrap_or((image, ""));
+            // The tag of an image that another environment released is not known here.
+            let digits: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
+            let tag = tagged.rsplit_once(':').map_or(digits.as_str(), |(_, tag)| tag);
+            images.push(format!("{tag}@{digest}"));
         }
         let repository = json!({
             "name": name,
@@ -44,6 +64,7 @@ impl Lowering<'_> {
                     "action": { "type": "expire" },
                 }],
             },
+            "images": images,
         });
         let existing = self.component.existing.clone();
         let ownership = existing.map_or(Ownership::Ours, Ownership::External);

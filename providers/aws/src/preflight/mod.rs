@@ -1,16 +1,21 @@
 //! What would make a plan fail, found by reads: the region, permissions, names and address ranges. Everything is asked at once.
 
+mod monitoring;
 mod network;
 mod quotas;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures::StreamExt;
 use textnlp_provider::{
-    EnvironmentName, ErrorKind, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb, Wanted, error_chain,
+    EnvironmentName, ErrorKind, Lineage, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb, Wanted,
+    error_chain,
 };
 
-use crate::api::Api;
+use crate::api::{Api, region_of};
+use crate::kinds::eks::cluster::Principal;
 use crate::policy;
 use crate::provider::Own;
 use crate::resource::State;
@@ -22,17 +27,22 @@ const AT_ONCE: usize = 8;
 /// The most actions in one simulation: its answer is one page.
 const ACTIONS_AT_ONCE: usize = 100;
 
-/// Checks the wanted resources of a site.
-pub(crate) async fn preflight(api: &Api, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (region, permissions, names, network, quotas, offerings) = futures::join!(
-        region(api),
+/// Checks the wanted resources of a site. `lineage` is that of their deployment, if it was observed.
+pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted], lineage: Option<Lineage>) -> Result<Vec<Problem>> {
+    let (regions, permissions, names, monitoring, network, quotas, endpoints, offerings, zones) = futures::join!(
+        regions(api, wanted),
         permissions(api, wanted),
         names(api, wanted),
+        monitoring::monitoring(api, wanted),
         network::network(api, wanted),
-        quotas::quotas(api, wanted),
-        quotas::offerings(api, wanted)
+        quotas::quotas(api, wanted, lineage),
+        quotas::endpoints(api, wanted),
+        quotas::offerings(api, wanted),
+        zones::zones(api, wanted)
     );
-    Ok([region, permissions, names, network, quotas, offerings, open(wanted)].into_iter().flatten().collect())
+    let pure = [open(wanted), twice(api, wanted)];
+    let read = [regions, permissions, names, monitoring, network, quotas, endpoints, offerings, zones];
+    Ok(read.into_iter().chain(pure).flatten().collect())
 }
 
 /// API servers that every network reaches.
@@ -48,22 +58,42 @@ fn open(wanted: &[Wanted]) -> Vec<Problem> {
     wanted.iter().filter(is_open).map(warning).collect()
 }
 
+/// The identity that deploys has an entry of its own, and EKS has one for each identity.
+fn twice(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let own = Principal::of(&api.identity.arn);
+    let is_own = |one: &&Wanted| {
+        let principal = one.spec.get("principal").and_then(|principal| principal.as_str());
+        one.kind.as_str() == "aws.eks-access-entry" && principal.is_some_and(|principal| own.is(principal))
+    };
+    let problem = |one: &Wanted| {
+        let cause = format!("{} deploys, and is an administrator of the cluster for that", api.identity.arn);
+        Problem::new(one.id.to_string(), cause, "remove it from `cluster.access`")
+    };
+    wanted.iter().filter(is_own).map(problem).collect()
+}
+
 /// A region that is not enabled refuses every call with an error that does not say so.
-async fn region(api: &Api) -> Vec<Problem> {
-    let call = api.ec2.describe_regions().region_names(&api.region).all_regions(true).send();
+async fn regions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let names: BTreeSet<&str> =
+        wanted.iter().filter_map(|one| region_of(&one.spec)).chain([api.region.as_str()]).collect();
+    futures::future::join_all(names.into_iter().map(|name| region(api, name))).await.into_iter().flatten().collect()
+}
+
+async fn region(api: &Api, name: &str) -> Vec<Problem> {
+    let call = api.ec2.describe_regions().region_names(name).all_regions(true).send();
     let status = match api.call("ec2", "read", "regions", call).await {
         Ok(answer) => answer.regions.unwrap_or_default().into_iter().next().and_then(|region| region.opt_in_status),
         Err(error) if error.kind == ErrorKind::Invalid => None,
         Err(error) => return vec![unknown("the region", &error)],
     };
-    let place = format!("region {}", api.region);
+    let place = format!("region {name}");
     match status.as_deref() {
         Some("opt-in-not-required" | "opted-in") => Vec::new(),
         Some(_) => {
-            let fix = format!("enable it: `aws account enable-region --region-name {}`", api.region);
+            let fix = format!("enable it: `aws account enable-region --region-name {name}`");
             vec![Problem::new(place, format!("it is not enabled in account {}", api.identity.account), fix)]
         }
-        None => vec![Problem::new(place, "AWS has no such region", "correct `sites[].region`, such as eu-central-1")],
+        None => vec![Problem::new(place, "AWS has no such region", "name another one, such as eu-central-1")],
     }
 }
 
@@ -136,6 +166,7 @@ fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
     let site: SiteName = wanted.first()?.site.clone();
     let resource = |wanted: &Wanted| PolicyResource {
         id: wanted.id.clone(),
+        cloud_id: None,
         kind: wanted.kind.clone(),
         spec: wanted.spec.clone(),
         verbs: BTreeSet::from([Verb::Create, Verb::Update, Verb::Delete]),
@@ -149,19 +180,19 @@ fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
 }
 
 /// Names that others have.
-async fn names(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+async fn names(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
     let checks: Vec<_> = wanted.iter().map(|one| name(api, one)).collect();
     let found: Vec<_> = futures::stream::iter(checks).buffered(AT_ONCE).collect().await;
     found.into_iter().flatten().collect()
 }
 
-async fn name(api: &Api, one: &Wanted) -> Option<Problem> {
+async fn name(api: &Arc<Api>, one: &Wanted) -> Option<Problem> {
     let row = table::row(&one.kind)?;
     let name = row.resource.id(&one.spec)?;
-    match row.resource.read(api, &name).await {
+    match row.resource.read(&api.of_spec(&one.spec), &name).await {
         Ok(Some(seen)) if !matches!(seen.state, State::Gone) && tags::lineage(&seen.tags).is_none() => {
             let cause = format!("{} `{name}` exists, and no deployment of this program created it", row.kind.says);
-            let fix = "`textnlp-deploy state import` adopts it; or give the environment or the site another name";
+            let fix = "`textnlp-deploy state import` adopts it; or remove it, or choose another name";
             Some(Problem::new(one.id.to_string(), cause, fix))
         }
         Ok(_) => None,

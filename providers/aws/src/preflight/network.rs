@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use aws_sdk_ec2::types::{Filter, RouteTable, Subnet, Vpc, VpcEndpoint};
 use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted};
 
-use crate::api::Api;
+use crate::api::{Api, region_of};
 
 const EC2: &str = "ec2";
 /// The free addresses that EKS recommends for each of its subnets:
@@ -19,7 +19,9 @@ const NEEDED: [&str; 5] = ["ec2", "ecr.api", "ecr.dkr", "s3", "sts"];
 
 /// Checks the network of a site.
 pub(super) async fn network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
-    let of_kind = |kind: &str| wanted.iter().filter(|one| one.kind.as_str() == kind).collect::<Vec<_>>();
+    let is_here = |one: &&Wanted| region_of(&one.spec).is_none();
+    let of_kind =
+        |kind: &str| wanted.iter().filter(|one| one.kind.as_str() == kind).filter(is_here).collect::<Vec<_>>();
     let (vpcs, subnets) = (of_kind("aws.vpc"), of_kind("aws.subnet"));
     let Some(vpc) = vpcs.first() else { return Vec::new() };
     let checked = match &vpc.ownership {

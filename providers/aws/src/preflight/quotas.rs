@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted};
+use serde_json::Value;
+use textnlp_provider::{ErrorKind, Lineage, Ownership, Problem, Result, Wanted};
 
 use super::unknown;
-use crate::api::Api;
+use crate::api::{Api, region_of};
 use crate::tables::machines::{self, Market};
-use crate::tables::quotas::{CLUSTERS, DATABASES, ELASTIC_IPS, INTERNET_GATEWAYS, Quota, SECURITY_GROUPS, Unit, VPCS};
+use crate::tables::quotas::{
+    CLUSTERS, DATABASES, ELASTIC_IPS, INTERNET_GATEWAYS, Quota, SECURITY_GROUPS, Unit, VPCS, endpoint_name,
+};
 use crate::tags;
 
 /// Kinds whose objects count against a quota of the region.
@@ -30,7 +33,7 @@ struct Need {
 }
 
 /// Compares what is needed and used with the quotas of the account.
-pub(super) async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+pub(super) async fn quotas(api: &Api, wanted: &[Wanted], lineage: Option<Lineage>) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (quota, need) in needs(wanted) {
         let limit = match limit(api, quota).await {
@@ -41,7 +44,7 @@ pub(super) async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
                 continue;
             }
         };
-        let used = match used(api, quota, wanted).await {
+        let used = match used(api, quota, wanted, lineage).await {
             Ok(used) => used,
             Err(error) => {
                 problems.push(unknown(&format!("what is used of the quota {}", quota.name), &error));
@@ -73,7 +76,8 @@ fn needs(wanted: &[Wanted]) -> Vec<(&'static Quota, Need)> {
         need.places.insert(place);
         need.is_the_only_way |= is_the_only_way;
     };
-    for one in wanted.iter().filter(|one| one.ownership == Ownership::Ours) {
+    // Other regions have quotas of their own, of which a plan needs one or two.
+    for one in wanted.iter().filter(|one| one.ownership == Ownership::Ours && region_of(&one.spec).is_none()) {
         if let Some((_, quota)) = COUNTED.iter().find(|(kind, _)| *kind == one.kind.as_str()) {
             add(quota, 1, one.id.to_string(), true);
         }
@@ -126,10 +130,12 @@ async fn limit(api: &Api, quota: &Quota) -> Result<Option<u64>> {
 }
 
 /// How much of a quota is in use by what this plan does not already count: objects that `wanted` made before are needed, not used.
-async fn used(api: &Api, quota: &Quota, wanted: &[Wanted]) -> Result<u64> {
+/// Other environments of the account may have resources of the same ids: the lineage tells them apart.
+async fn used(api: &Api, quota: &Quota, wanted: &[Wanted], lineage: Option<Lineage>) -> Result<u64> {
     let is_ours = |found: Option<Vec<aws_sdk_ec2::types::Tag>>| {
         let tags = crate::kinds::ec2::tags(found);
-        tags::resource(&tags).is_some_and(|id| wanted.iter().any(|one| one.id == id))
+        (lineage.is_none() || tags::lineage(&tags) == lineage)
+            && tags::resource(&tags).is_some_and(|id| wanted.iter().any(|one| one.id == id))
     };
     let count = |all: Vec<Option<Vec<aws_sdk_ec2::types::Tag>>>| {
         u64::try_from(all.into_iter().filter(|tags| !is_ours(tags.clone())).count()).unwrap_or(u64::MAX)
@@ -183,6 +189,82 @@ async fn vcpus(api: &Api, quota: &Quota, wanted: &[Wanted]) -> Result<u64> {
         }
     }
     Ok(sum)
+}
+
+/// The instances of one type that endpoints need.
+struct Instances<'a> {
+    /// At first.
+    initial: u64,
+    /// The most that autoscaling starts.
+    most: u64,
+    config: &'a Wanted,
+}
+
+fn instances(wanted: &[Wanted]) -> BTreeMap<&str, Instances<'_>> {
+    let mut needed: BTreeMap<&str, Instances<'_>> = BTreeMap::new();
+    for config in wanted.iter().filter(|one| one.kind.as_str() == "aws.endpoint-config") {
+        let variants = config.spec.get("variants").and_then(|variants| variants.as_array());
+        for variant in variants.into_iter().flatten() {
+            let instance_type = variant["instance_type"].as_str().unwrap_or_default();
+            let initial = variant["count"].as_u64().unwrap_or_default();
+            let most = scaled_to(wanted, config, &variant["name"]).unwrap_or_default().max(initial);
+            let sum = needed.entry(instance_type).or_insert(Instances { initial: 0, most: 0, config });
+            sum.initial = sum.initial.saturating_add(initial);
+            sum.most = sum.most.saturating_add(most);
+        }
+    }
+    needed
+}
+
+/// The maximum of the autoscaling of a variant.
+fn scaled_to(wanted: &[Wanted], config: &Wanted, variant: &Value) -> Option<u64> {
+    let needs = |one: &Wanted, other: &Wanted| one.needs.iter().any(|need| need.on == other.id);
+    let of_kind = |kind: &'static str| wanted.iter().filter(move |one| one.kind.as_str() == kind);
+    let endpoints = || of_kind("aws.endpoint").filter(|endpoint| needs(endpoint, config));
+    let targets = of_kind("aws.scaling-target").filter(|target| endpoints().any(|endpoint| needs(target, endpoint)));
+    let targets = targets.filter(|target| target.spec.get("variant") == Some(variant));
+    targets.filter_map(|target| target.spec.get("max")?.as_u64()).max()
+}
+
+/// Compares the instances of endpoints with their quotas. What other endpoints use is not read.
+pub(super) async fn endpoints(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let needed = instances(wanted);
+    if needed.is_empty() {
+        return Vec::new();
+    }
+    let pages = api.quotas.list_service_quotas().service_code("sagemaker").into_paginator().page_size(100);
+    let listed = match api.call("servicequotas", "list", "quotas", pages.items().send().try_collect()).await {
+        Ok(listed) => listed,
+        Err(error) => return vec![unknown("the quotas for endpoints", &error)],
+    };
+    let mut problems = Vec::new();
+    for (instance_type, Instances { initial, most, config }) in needed {
+        let (place, name) = (config.id.to_string(), endpoint_name(instance_type));
+        let Some(quota) = listed.iter().find(|quota| quota.quota_name() == Some(name.as_str())) else {
+            let cause =
+                format!("Service Quotas lists no `{name}`, so SageMaker may not have this type in {}", api.region);
+            problems.push(Problem::warning(place, cause, "choose another `sites[].instance_type`, or ignore this"));
+            continue;
+        };
+        let (code, limit) = (quota.quota_code().unwrap_or_default(), quota.value().unwrap_or_default().max(0.0) as u64);
+        // A new release starts as many beside those that run
+        // (<https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-blue-green.html>).
+        let both = most.saturating_mul(2);
+        let fix = format!(
+            "raise it: `aws service-quotas request-service-quota-increase --service-code sagemaker --quota-code {code} \
+             --desired-value {both}`"
+        );
+        if limit < initial {
+            let cause = format!("`{name}` ({code}) allows {limit}, and this plan needs {initial}");
+            problems.push(Problem::new(place, cause, fix));
+        } else if limit < both {
+            let cause = format!(
+                "`{name}` ({code}) allows {limit}: up to {most} instances run, and a new release starts as many beside them"
+            );
+            problems.push(Problem::warning(place, cause, fix));
+        }
+    }
+    problems
 }
 
 /// Whether the region has the machines of node groups.

@@ -261,6 +261,7 @@ const ROLE: &str = "AWS copies a new role within a minute; if this lasts, check 
     --role-name NAME`";
 const KMS: &str = "the policy of the key must allow this identity, and the key must be enabled: `aws kms get-key-policy \
     --key-id ID`, `aws kms describe-key --key-id ID`";
+const RECORD: &str = "another client made the record: delete it, or set another `traffic.domain`";
 const REGION: &str = "an account enables this region once: `aws account enable-region --region-name REGION` (console: \
     Account > AWS Regions), or use another region";
 const SUPPORT: &str = "AWS limits this account: open the AWS Support Center, <https://console.aws.amazon.com/support>";
@@ -446,6 +447,23 @@ rows! {
     SageMaker {
         "CapacityError" => Capacity;
         "InsufficientInstanceCapacity" => Capacity;
+        "" ["did not pass the ping health check"] => Invalid, Hint::Text(
+            "the container does not answer `GET /ping` on port 8080: the log group `/aws/sagemaker/Endpoints/NAME` shows why"
+        );
+        "" ["CannotStartContainerError"] => Invalid, Hint::Text(
+            "the image must run with `serve` as its only argument, and on the instance's processor: the log group \
+             `/aws/sagemaker/Endpoints/NAME` shows what it printed"
+        );
+        "" ["Failed to download model data"] => Invalid, Hint::Text(
+            "the execution role needs `s3:GetObject` and `s3:ListBucket` for the model, and `kms:Decrypt` for its key"
+        );
+        // An update of an endpoint, as its kind reports it.
+        "RolledBack" ["CapacityError"] => Capacity;
+        "RolledBack" ["InsufficientInstanceCapacity"] => Capacity;
+        "RolledBack" => Invalid, Hint::Text(
+            "the alarms of the update and the log group `/aws/sagemaker/Endpoints/NAME` show why: `aws cloudwatch \
+             describe-alarm-history --alarm-name NAME`"
+        );
         "ResourceLimitExceeded" => Limit, Hint::Text(
             "raise the quota that the message names: `aws service-quotas list-service-quotas --service-code sagemaker \
              --query \"Quotas[?ends_with(QuotaName, 'for endpoint usage')]\"` has its code for `aws service-quotas \
@@ -455,6 +473,11 @@ rows! {
         "Validation" ["Could not find"] => NotFound;
         "Validation" ["ould not assume role"] => Conflict, Hint::Text(ROLE);
         "Validation" ["already existing"] => Exists;
+        // The endpoint is being created or changed.
+        "Validation" ["in-progress endpoint"] => Conflict;
+        "Validation" ["must be deregistered as scalable targets"] => Invalid, Hint::Text(
+            "remove the autoscaling of the endpoint, apply, change the instance type, and add the autoscaling again"
+        );
     }
     // The services below: the errors in botocore's models and their documentation, unless a row says more.
     Rds {
@@ -543,6 +566,13 @@ rows! {
         "AuthorizationHeaderMalformed" => Invalid, Hint::Text("the bucket is in another region: `aws s3api get-bucket-location`");
     }
     Route53 {
+        "InvalidChangeBatch" ["it already exists"] => Exists, Hint::Text(RECORD);
+        "InvalidChangeBatch" ["already exists in zone"] => Exists, Hint::Text(RECORD);
+        "InvalidChangeBatch" ["conflicts with other records"] => Exists, Hint::Text(RECORD);
+        // Another client changed or deleted the record.
+        "InvalidChangeBatch" ["do not match the current values"] => Conflict;
+        "InvalidChangeBatch" ["it was not found"] => Conflict;
+        "HealthCheckVersionMismatch" => Conflict;
         "TooManyHostedZones" => Limit, Hint::Raise(&quotas::ZONES);
         "TooManyHealthChecks" => Limit, Hint::Raise(&quotas::HEALTH_CHECKS);
         // Too many zones have this name.
@@ -1058,6 +1088,17 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 Capacity,
                 "",
             ),
+            (
+                "sagemaker",
+                "",
+                "The primary container for production variant main did not pass the ping health check. Please check CloudWatch logs.",
+                Invalid,
+                "/ping",
+            ),
+            ("sagemaker", "", "Failed to download model data for container \"container_1\"", Invalid, "s3:GetObject"),
+            ("sagemaker", "RolledBack", "SageMaker returned to the old instances", Invalid, "describe-alarm-history"),
+            ("sagemaker", "RolledBack", "due to InsufficientInstanceCapacity error", Capacity, ""),
+            ("sagemaker", "ValidationException", "Cannot update in-progress endpoint \"arn\".", Conflict, ""),
             (
                 "sagemaker",
                 "ResourceLimitExceeded",

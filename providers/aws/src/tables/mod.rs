@@ -1,4 +1,4 @@
-//! What the provider knows about AWS without asking it: machines, quotas, prices, errors and regions. Each row or group
+//! What the provider knows about AWS without asking it: machines, quotas, prices, errors, regions and zones. Each row or group
 //! names its source and the date that the source states.
 
 pub mod errors;
@@ -6,6 +6,7 @@ pub mod machines;
 pub mod prices;
 pub mod quotas;
 pub mod regions;
+pub mod zones;
 
 /// A service that the provider calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

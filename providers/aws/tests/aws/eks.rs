@@ -1,24 +1,24 @@
 //! Clusters and what is in them.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use textnlp_aws::Aws;
 use textnlp_provider::cluster::{ClusterAccess, ClusterSite};
-use textnlp_provider::component::{Cluster, Component, ComponentSpec, GpuPool, Network, Site};
+use textnlp_provider::component::{Cluster, ClusterIdentity, Component, ComponentSpec, GpuPool, Network, Site};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
-use textnlp_provider::settings::{GpuSize, Spot, Strategy};
+use textnlp_provider::settings::{AccessLevel, GpuSize, Spot, Strategy};
 use textnlp_provider::{
-    CloudId, ErrorKind, Health, Observed, Outputs, Ownership, Provider, Recorded, ResourceId, Scope, Wanted,
-    error_chain,
+    CloudId, ErrorKind, Health, Observed, Ownership, Provider, Recorded, Scope, Verb, Wanted, error_chain,
 };
 use textnlp_sim::aws::eks::Eks;
 use textnlp_sim::aws::{ec2, elb};
 use textnlp_sim::{Disruption, Market, Options, Rule, Simulator, Timing};
 
+use crate::engine::component;
 use crate::iam::{role, with};
 use crate::network::{finish, operation};
-use crate::{ACCOUNT, Bench, REGION, lineage, output, run, site, wanted};
+use crate::{ACCOUNT, Bench, REGION, lineage, make_all, output, run, site, wanted};
 
 type Outcome<T = ()> = Result<T, Violation>;
 
@@ -339,19 +339,31 @@ fn what_a_cluster_leaves_behind_is_swept_and_its_protection_ends_with_it() {
             elb::leave_behind(&mut world, &scope, NAME, &ground.vpc, &ground.subnets);
             ec2::volumes::leave_behind(&mut world, &scope, "vol-0123", NAME);
             ec2::volumes::leave_behind(&mut world, &scope, "vol-4567", "another");
+            elb::leave_behind(&mut world, &scope, NAME, "vpc-of-others", &[]);
+            let now = world.now();
+            let classic = format!("arn:aws:elasticloadbalancing:{REGION}:{ACCOUNT}:loadbalancer/a0dc6c495c0c9188");
+            world.tags.set(&classic, [(format!("kubernetes.io/cluster/{NAME}"), "owned".to_owned())], now);
         }
         bench.simulator.advance(Duration::from_secs(60));
         let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
             panic!()
         };
-        let found: Vec<(&str, bool)> = object.foreign.iter().map(|one| (one.what.as_str(), one.swept)).collect();
-        assert_eq!(found, [("disk", true), ("load balancer", true), ("target group", true)]);
+        let found: Vec<_> = object.foreign.iter().map(|one| (one.what.as_str(), one.swept, one.outlives)).collect();
+        // Those of another VPC have the tags too.
+        let outliving = [("classic load balancer", false, true), ("disk", false, true)];
+        let swept = [("load balancer", true, false), ("target group", true, false)];
+        assert_eq!(found, [outliving, swept].concat());
+        // What no plan named stays, and stops the deletion.
+        let error = finish(&bench, &operation(Verb::Delete, &wanted, Some(&recorded), 90)).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert!(error_chain(&error).contains("created after the plan"), "{}", error_chain(&error));
+        assert_eq!(bench.calls("DeleteLoadBalancer") + bench.calls("DeleteTargetGroup"), 0);
         bed.unmake(&wanted, &recorded).await?;
         let world = bench.simulator.world();
         let balancers = &world.find::<elb::Elb>(&scope).unwrap().balancers;
         let disks: Vec<&str> = world.find::<ec2::Ec2>(&scope).unwrap().all(&ec2::VOLUME).map(|(id, _)| id).collect();
-        assert!(balancers.is_empty());
-        assert_eq!(disks, ["vol-4567"]);
+        assert_eq!(balancers.len(), 1, "that of another VPC");
+        assert_eq!(disks, ["vol-0123", "vol-4567"]);
         Ok(())
     });
 }
@@ -391,14 +403,11 @@ fn an_existing_cluster_is_read_with_its_endpoint_and_the_access_to_it() {
     });
 }
 
-fn component(name: &str, part: ComponentSpec) -> Component {
-    Component { name: name.parse().unwrap(), existing: None, part }
-}
-
 /// A site with machines.
 fn full_site() -> Site {
     let cluster = ClusterSite {
         namespace: "textnlp".to_owned(),
+        image_from: None,
         settings: ClusterAccess::default(),
         rollout: Strategy::Rolling,
         certificate: None,
@@ -408,6 +417,7 @@ fn full_site() -> Site {
         pinned: false,
         min_nodes: 3,
         max_nodes: Some(10),
+        balancer: None,
     };
     Site { cluster: Some(Box::new(cluster)), ..site() }
 }
@@ -416,7 +426,7 @@ fn lowered(bench: &Bench, site: &Site, spot: Spot) -> Vec<Wanted> {
     let gpu = GpuPool { size: GpuSize::Small, count: 2, spot };
     let cluster = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
     let components = [
-        component("network", ComponentSpec::Network(Network { cidr: None, policies: true })),
+        component("network", ComponentSpec::Network(Network { cidr: None, policies: true, ..Network::default() })),
         component("cluster", ComponentSpec::Cluster(cluster)),
     ];
     components.iter().flat_map(|component| lowers_purely(&bench.provider, component, site).unwrap()).collect()
@@ -429,24 +439,7 @@ fn a_cluster_with_its_network_and_machines_is_created_seen_unchanged_and_removed
     let all = lowered(&bench, &site, Spot::Prefer);
     run(async {
         let bed = bench.bed();
-        let mut made: Vec<(Wanted, Recorded)> = Vec::new();
-        let mut outputs: BTreeMap<ResourceId, Outputs> = BTreeMap::new();
-        let mut left = all;
-        while !left.is_empty() {
-            let is_ready = |one: &Wanted| one.needs.iter().all(|need| outputs.contains_key(&need.on));
-            let at = left.iter().position(is_ready).unwrap_or_else(|| {
-                panic!(
-                    "{:?} need each other, or something that is not there",
-                    left.iter().map(|one| one.id.as_str()).collect::<Vec<_>>()
-                )
-            });
-            let one = left.remove(at);
-            let spec = one.spec.resolve(|id| outputs.get(id)).unwrap();
-            let one = Wanted { spec, ..one };
-            let recorded = bed.make(&one).await?;
-            outputs.insert(one.id.clone(), recorded.outputs.clone());
-            made.push((one, recorded));
-        }
+        let mut made = make_all(&bed, all).await?;
         let groups: Vec<&str> = made
             .iter()
             .filter(|(one, _)| one.kind.as_str() == "aws.eks-node-group")
@@ -526,4 +519,73 @@ fn settings_of_a_cluster_reach_its_resources() {
     };
     let all = lowers_purely(&bench.provider, &existing, &full_site()).unwrap();
     assert_eq!(all.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["here/cluster"]);
+}
+
+fn with_access(identities: &[(&str, AccessLevel)]) -> Component {
+    let identity =
+        |(identity, level): &(&str, AccessLevel)| ClusterIdentity { identity: (*identity).to_owned(), level: *level };
+    let access = identities.iter().map(identity).collect();
+    component("cluster", ComponentSpec::Cluster(Cluster { access, ..Cluster::of("network".parse().unwrap()) }))
+}
+
+#[test]
+fn identities_of_the_environment_reach_the_cluster() {
+    let bench = Bench::new();
+    let (admins, readers) =
+        (format!("arn:aws:iam::{ACCOUNT}:role/ops/admins"), format!("arn:aws:iam::{ACCOUNT}:user/ann"));
+    let component = with_access(&[(&admins, AccessLevel::Admin), (&readers, AccessLevel::View)]);
+    let all = lowers_purely(&bench.provider, &component, &full_site()).unwrap();
+    let entries: Vec<&Wanted> = all.iter().filter(|one| one.kind.as_str() == "aws.eks-access-entry").collect();
+    assert_eq!(entries.len(), 2);
+    for (entry, (identity, policy)) in
+        entries.iter().zip([(&admins, "AmazonEKSClusterAdminPolicy"), (&readers, "AmazonEKSViewPolicy")])
+    {
+        assert_eq!(entry.spec.get("principal"), Some(&json!(identity)));
+        let arn = format!("arn:aws:eks::aws:cluster-access-policy/{policy}");
+        assert_eq!(entry.spec.as_value()["policies"], json!([{ "arn": arn, "namespaces": [] }]));
+        assert!(entry.needs.iter().any(|need| need.on.as_str() == "here/cluster"));
+    }
+    // The order in the file is no difference.
+    let other = with_access(&[(&readers, AccessLevel::View), (&admins, AccessLevel::Admin)]);
+    let other = lowers_purely(&bench.provider, &other, &full_site()).unwrap();
+    assert!(entries.iter().all(|entry| other.contains(entry)));
+}
+
+#[test]
+fn only_roles_and_users_reach_a_cluster() {
+    let bench = Bench::new();
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/admins");
+    for (identities, says) in [
+        (vec!["arn:aws:sts::123456789012:assumed-role/admins/me"], "neither a role nor a user"),
+        (vec!["arn:aws-cn:iam::123456789012:role/admins"], "neither a role nor a user"),
+        (vec!["arn:aws:iam::123456789012:role/"], "neither a role nor a user"),
+        (vec!["arn:aws:iam::1234:user/ann"], "neither a role nor a user"),
+        (vec!["ann"], "neither a role nor a user"),
+        (vec![&role, &role], "twice"),
+    ] {
+        let identities: Vec<_> = identities.into_iter().map(|one| (one, AccessLevel::View)).collect();
+        let problems = bench.provider.lower(&with_access(&identities), &full_site()).unwrap_err();
+        assert!(problems.to_string().contains(says), "{problems}");
+    }
+    let existing =
+        Component { existing: Some(CloudId::new("theirs").unwrap()), ..with_access(&[(&role, AccessLevel::View)]) };
+    let problems = bench.provider.lower(&existing, &full_site()).unwrap_err();
+    assert!(problems.to_string().contains("existing cluster is never changed"), "{problems}");
+}
+
+#[test]
+fn the_deployer_gets_no_second_access_entry() {
+    let bench = Bench::new();
+    run(async {
+        let own = Aws::sign_in(&bench.access()).await.unwrap().arn;
+        let other = format!("arn:aws:iam::{ACCOUNT}:role/admins");
+        for (identity, refused) in [(&own, true), (&other, false)] {
+            let all =
+                lowers_purely(&bench.provider, &with_access(&[(identity, AccessLevel::Admin)]), &full_site()).unwrap();
+            let problems = bench.provider.preflight(&all).await.unwrap();
+            let found = problems.iter().any(|problem| problem.fix.contains("cluster.access") && !problem.warning);
+            assert_eq!(found, refused, "{problems:?}");
+        }
+        Ok(())
+    });
 }

@@ -33,7 +33,7 @@ fn policy(action: &str) -> Value {
     json!({ "Version": "2012-10-17", "Statement": { "Effect": "Allow", "Action": action, "Resource": "*" } })
 }
 
-const BOUNDARY: &str = "arn:aws:iam::123456789012:policy/boundary";
+pub(crate) const BOUNDARY: &str = "arn:aws:iam::123456789012:policy/boundary";
 
 #[test]
 fn a_role_lives() {

@@ -1,15 +1,33 @@
 //! The provider against a simulated AWS: conformance of each kind, and what goes wrong.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
+mod acm;
+mod authorize;
+#[path = "../../../../tests/src/checkov.rs"]
+mod checkov;
 mod ecr;
 mod eks;
 mod elasticache;
+mod engine;
 mod iam;
+mod inference;
 mod kms;
+mod monitoring;
 mod network;
+mod origin;
+mod policy;
+mod random;
 mod rds;
+mod refresh;
+mod route53;
 mod s3;
+mod sagemaker;
 mod secretsmanager;
+#[path = "../../../../tests/src/seeds.rs"]
+mod seeds;
+mod session;
+mod shape;
+mod sweep;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,12 +36,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 use textnlp_aws::{Access, Aws};
-use textnlp_provider::component::Site;
-use textnlp_provider::conformance::TestBed;
-use textnlp_provider::settings::Runtime;
+use textnlp_provider::component::{ConnectionLimits, Database, Endpoint, ManagedPostgres, Postgres, Program, Site};
+use textnlp_provider::conformance::{TestBed, Violation};
+use textnlp_provider::settings::{DatabaseKind, Hosting, Runtime};
 use textnlp_provider::{
-    Error, ErrorKind, KindName, Lineage, Need, Ownership, Recorded, ResourceId, Result, Secret, SecretName, SecretRef,
-    SecretStore, SecretVersion, Spec, Wanted,
+    CloudId, Error, ErrorKind, KindName, Lineage, Need, Outputs, Ownership, Recorded, ResourceId, Result, Secret,
+    SecretName, SecretRef, SecretStore, SecretVersion, Spec, Wanted,
 };
 use textnlp_sim::{Options, Simulator, Timing};
 
@@ -52,16 +70,13 @@ impl Bench {
 
     /// With the values of secrets.
     pub(crate) fn of(simulator: Simulator, secrets: impl IntoIterator<Item = (SecretRef, &'static str)>) -> Self {
-        let credentials =
-            aws_credential_types::Credentials::new(Simulator::ACCESS_KEY, Simulator::SECRET_KEY, None, None, "test");
-        let access = Access {
-            region: REGION.to_owned(),
-            role: None,
-            simulator: Some(textnlp_aws::Simulator { url: simulator.url(), credentials }),
-        };
-        let secrets = secrets.into_iter().collect();
-        let provider = Aws::new(access, Arc::new(Secrets(secrets))).polling_every(Duration::ZERO);
+        let provider = provider_of(&simulator, secrets).polling_every(Duration::ZERO);
         Self { simulator, provider }
+    }
+
+    /// How the provider signs in.
+    pub(crate) fn access(&self) -> Access {
+        access(&self.simulator)
     }
 
     /// The conformance tests; one for each test, because it numbers operations.
@@ -82,6 +97,43 @@ impl Bench {
     }
 }
 
+pub(crate) fn access(simulator: &Simulator) -> Access {
+    let credentials =
+        aws_credential_types::Credentials::new(Simulator::ACCESS_KEY, Simulator::SECRET_KEY, None, None, "test");
+    let simulator = textnlp_aws::Simulator { url: simulator.url(), credentials };
+    Access { region: REGION.to_owned(), simulator: Some(simulator), ..Access::default() }
+}
+
+/// The provider that is signed in to a simulator, with the values of secrets.
+pub(crate) fn provider_of(simulator: &Simulator, secrets: impl IntoIterator<Item = (SecretRef, &'static str)>) -> Aws {
+    Aws::new(access(simulator), Arc::new(Secrets(secrets.into_iter().collect())))
+}
+
+/// Creates resources in the order of their needs, with the outputs that they refer to.
+pub(crate) async fn make_all(
+    bed: &TestBed<'_>,
+    mut left: Vec<Wanted>,
+) -> std::result::Result<Vec<(Wanted, Recorded)>, Violation> {
+    let mut made: Vec<(Wanted, Recorded)> = Vec::new();
+    let mut outputs: BTreeMap<ResourceId, Outputs> = BTreeMap::new();
+    while !left.is_empty() {
+        let is_ready = |one: &Wanted| one.needs.iter().all(|need| outputs.contains_key(&need.on));
+        let at = left.iter().position(is_ready).unwrap_or_else(|| {
+            panic!(
+                "{:?} need each other, or something that is not there",
+                left.iter().map(|one| one.id.as_str()).collect::<Vec<_>>()
+            )
+        });
+        let one = left.remove(at);
+        let spec = one.spec.resolve(|id| outputs.get(id)).unwrap();
+        let one = Wanted { spec, ..one };
+        let recorded = bed.make(&one).await?;
+        outputs.insert(one.id.clone(), recorded.outputs.clone());
+        made.push((one, recorded));
+    }
+    Ok(made)
+}
+
 /// The lineage of all tests.
 pub(crate) fn lineage() -> Lineage {
     "00000000-0000-4000-8000-000000007e57".parse().unwrap()
@@ -100,6 +152,53 @@ pub(crate) fn site() -> Site {
         protect_data: true,
         cluster: None,
         subnets: Vec::new(),
+    }
+}
+
+fn program() -> Program {
+    Program { path: "textnlp-server".to_owned(), digest: "sha256:0".to_owned() }
+}
+
+/// A database that AWS operates.
+pub(crate) fn database(managed: ManagedPostgres, replicas: u32, connections: u32) -> Database {
+    let postgres = Postgres {
+        address: None,
+        ca_file: Some("rds.pem".to_owned()),
+        name: "textnlp".to_owned(),
+        version: 16,
+        port: None,
+        replicas,
+        connections,
+        secrets: "secrets".parse().unwrap(),
+        cluster: "cluster".parse().unwrap(),
+        program: program(),
+        archive_seconds: None,
+        between: None,
+        managed: Some(managed),
+    };
+    let (kind, hosting) = (DatabaseKind::Postgres, Some(Hosting::Managed));
+    Database { kind, hosting, schema: None, postgres: Some(Box::new(postgres)) }
+}
+
+/// The endpoint for clients, with records in a zone.
+pub(crate) fn endpoint(zone: Option<&str>, domain: &str, base_domain: Option<&str>) -> Endpoint {
+    Endpoint {
+        host: "0.0.0.0".to_owned(),
+        port: 8443,
+        metrics_port: 9090,
+        tls: true,
+        certificate: "certificate".parse().unwrap(),
+        workload: "server".parse().unwrap(),
+        watch: None,
+        program: program(),
+        max_request_bytes: 1_000,
+        timeout_seconds: 60,
+        connections: ConnectionLimits::default(),
+        domain: Some(domain.to_owned()),
+        waf: false,
+        zone: zone.map(|id| CloudId::new(id).unwrap()),
+        managed_certificate: false,
+        base_domain: base_domain.map(str::to_owned),
     }
 }
 
@@ -131,7 +230,7 @@ pub(crate) fn run(test: impl Future<Output = Result<(), textnlp_provider::confor
 }
 
 /// Secrets that are there from the start.
-struct Secrets(BTreeMap<SecretRef, &'static str>);
+pub(crate) struct Secrets(pub(crate) BTreeMap<SecretRef, &'static str>);
 
 #[async_trait]
 impl SecretStore for Secrets {

@@ -1,19 +1,19 @@
 //! PostgreSQL servers, their subnets and settings.
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Component, ComponentSpec, Database, ManagedPostgres, Postgres, Program};
+use textnlp_provider::component::{Component, ComponentSpec, ManagedPostgres};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
-use textnlp_provider::settings::{DatabaseKind, Hosting};
 use textnlp_provider::{
-    ErrorKind, Health, Progress, Provider, Recorded, SecretName, SecretRef, SecretVersion, Spec, Verb, Wanted,
-    error_chain,
+    DeleteBounds, ErrorKind, Health, Observed, Operation, Progress, Provider, Recorded, SecretName, SecretRef,
+    SecretVersion, Spec, Verb, Wanted, error_chain,
 };
 use textnlp_sim::aws::rds::Rds;
-use textnlp_sim::{Market, Options, Simulator, Stages, Timing};
+use textnlp_sim::{Market, Options, Scope, Simulator, Stages, Timing};
 
 use crate::kms::key;
 use crate::network::{finish, operation, seen, with};
-use crate::{ACCOUNT, Bench, REGION, output, run, site, wanted};
+use crate::sagemaker::recorded;
+use crate::{ACCOUNT, Bench, REGION, database, lineage, make_all, output, run, site, wanted};
 
 type Outcome<T = ()> = Result<T, Violation>;
 
@@ -156,6 +156,48 @@ fn an_rds_server_lives_and_leaves_one_last_snapshot() {
 }
 
 #[test]
+fn the_last_snapshot_of_an_rds_server_follows_from_the_environment() {
+    let bench = bench();
+    run(async {
+        let bed = bench.bed();
+        let wanted = instance(&place(&bed).await?);
+        let made = bed.make(&wanted).await?;
+        {
+            let mut world = bench.simulator.world();
+            let servers = &mut world.state::<Rds>(&Bench::scope()).instances;
+            servers.get_mut(made.cloud_id.as_str()).unwrap().shown["CopyTagsToSnapshot"] = json!(false);
+        }
+        bed.unmake(&wanted, &made).await
+    });
+    assert_eq!(bench.simulator.world().find::<Rds>(&Bench::scope()).unwrap().snapshots.len(), 1);
+}
+
+#[test]
+fn an_rds_server_without_a_record_keeps_its_protection_and_leaves_a_snapshot() {
+    let bench = bench();
+    run(async {
+        let bed = bench.bed();
+        let wanted = instance(&place(&bed).await?);
+        let wanted = Wanted { spec: changed(&wanted, &[("final_snapshot", json!(false))]), ..wanted };
+        let made = bed.make(&wanted).await?;
+        let bounds = DeleteBounds { is_unrecorded: true, ..DeleteBounds::default() };
+        let delete = Operation { bounds, ..operation(Verb::Delete, &wanted, Some(&made), 90) };
+        let error = finish(&bench, &delete).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert!(error_chain(&error).contains("is protected against deletion"), "{}", error_chain(&error));
+        assert_eq!(bench.calls("ModifyDBInstance") + bench.calls("DeleteDBInstance"), 0);
+        {
+            let mut world = bench.simulator.world();
+            let servers = &mut world.state::<Rds>(&Bench::scope()).instances;
+            servers.get_mut(made.cloud_id.as_str()).unwrap().shown["DeletionProtection"] = json!(false);
+        }
+        finish(&bench, &delete).await.unwrap();
+        Ok(())
+    });
+    assert_eq!(bench.simulator.world().find::<Rds>(&Bench::scope()).unwrap().snapshots.len(), 1);
+}
+
+#[test]
 fn a_disposable_rds_server_leaves_nothing() {
     let bench = bench();
     run(async {
@@ -287,8 +329,7 @@ fn an_rds_server_that_fails_says_why() {
         }
         status("available");
         let object = finish(&bench, &create).await.unwrap();
-        let recorded = bed.make(&wanted).await?;
-        assert_eq!(object.cloud_id, recorded.cloud_id);
+        let recorded = Recorded { cloud_id: object.cloud_id, outputs: object.outputs, ..recorded(&wanted) };
         status("storage-full");
         let object = seen(&bench, &wanted, &recorded).await;
         assert_eq!(object.health, Health::Degraded("its storage is full: raise `database.size`".to_owned()));
@@ -296,36 +337,15 @@ fn an_rds_server_that_fails_says_why() {
     });
 }
 
-fn database(managed: Option<ManagedPostgres>, replicas: u32, connections: u32) -> Component {
-    let postgres = Postgres {
-        address: None,
-        ca_file: Some("rds.pem".to_owned()),
-        name: "textnlp".to_owned(),
-        version: 16,
-        port: None,
-        replicas,
-        connections,
-        secrets: "secrets".parse().unwrap(),
-        cluster: "cluster".parse().unwrap(),
-        program: Program { path: "textnlp-server".to_owned(), digest: "sha256:0".to_owned() },
-        archive_seconds: None,
-        between: None,
-        managed,
-    };
-    let database = Database {
-        kind: DatabaseKind::Postgres,
-        hosting: Some(Hosting::Managed),
-        schema: None,
-        postgres: Some(Box::new(postgres)),
-    };
-    Component { name: "database".parse().unwrap(), existing: None, part: ComponentSpec::Database(database) }
+fn component(managed: ManagedPostgres, replicas: u32, connections: u32) -> Component {
+    crate::engine::component("database", ComponentSpec::Database(database(managed, replicas, connections)))
 }
 
 #[test]
 fn a_managed_database_is_an_rds_server_that_only_the_cluster_reaches() {
     let bench = bench();
-    let managed = ManagedPostgres { disk_bytes: 100 << 30, backup_seconds: 7 * 86_400 };
-    let wanted = lowers_purely(&bench.provider, &database(Some(managed), 2, 700), &site()).unwrap();
+    let managed = ManagedPostgres { disk_bytes: 100 << 30, backup_seconds: 7 * 86_400, replica_region: None };
+    let wanted = lowers_purely(&bench.provider, &component(managed, 2, 700), &site()).unwrap();
     let ids: Vec<&str> = wanted.iter().map(|one| one.id.as_str()).collect();
     let parts =
         ["subnets", "access", "parameters", "instance", "replica-1"].map(|part| format!("here/database/{part}"));
@@ -343,7 +363,97 @@ fn a_managed_database_is_an_rds_server_that_only_the_cluster_reaches() {
         (&json!(false), &json!(true), &json!(true))
     );
     assert!(wanted[3].protected);
-    let problems =
-        bench.provider.lower(&database(Some(ManagedPostgres { disk_bytes: 1, backup_seconds: 0 }), 0, 9_000), &site());
+    let managed = ManagedPostgres { disk_bytes: 1, backup_seconds: 0, replica_region: None };
+    let problems = bench.provider.lower(&component(managed, 0, 9_000), &site());
     assert!(problems.unwrap_err().to_string().contains("9000 connections"));
+}
+
+fn copied_to(region: &str, backup_seconds: u64) -> Component {
+    let managed = ManagedPostgres { disk_bytes: 100 << 30, backup_seconds, replica_region: Some(region.to_owned()) };
+    component(managed, 0, 700)
+}
+
+#[test]
+fn an_rds_server_has_a_replica_in_another_region_that_is_promoted_by_hand() {
+    let bench = bench();
+    let component = copied_to("eu-central-1", 7 * 86_400);
+    let mut remote = lowers_purely(&bench.provider, &component, &site()).unwrap();
+    remote.retain(|one| one.id.as_str().starts_with("here/database/remote"));
+    assert!(remote.iter().all(|one| one.spec.get("region") == Some(&json!("eu-central-1"))));
+    // The password is a secret of the operator's machine.
+    for one in remote.iter_mut().filter(|one| one.spec.get("password").is_some()) {
+        one.spec = with(one, "password", json!(password("1")));
+        one.needs.retain(|need| need.on.as_str() != "here/secrets/database-password");
+    }
+    run(async {
+        let bed = bench.bed();
+        let key = place(&bed).await?;
+        bed.make(&parameter_group(16)).await?;
+        let primary = instance(&key);
+        let group = json!("textnlp-staging-here-postgres16");
+        let spec = changed(&primary, &[("version", json!("16")), ("parameter_group", group)]);
+        remote.push(Wanted { spec, ..primary });
+        let mut made = make_all(&bed, remote).await?;
+        assert_eq!(made.len(), 10);
+        let there = Scope::new(ACCOUNT, "eu-central-1");
+        let name = "textnlp-staging-here-database-remote";
+        {
+            let world = bench.simulator.world();
+            let shown = &world.find::<Rds>(&there).unwrap().instances[name].shown;
+            let source = format!("arn:aws:rds:{REGION}:{ACCOUNT}:db:textnlp-staging-here-database");
+            assert_eq!(shown["ReadReplicaSourceDBInstanceIdentifier"], json!(source));
+            assert!(shown["KmsKeyId"].as_str().unwrap().starts_with("arn:aws:kms:eu-central-1:"), "a key of its own");
+        }
+        let (wanted, recorded) = made.iter().find(|(one, _)| one.id.as_str() == "here/database/remote").unwrap();
+        let (environment, site) = ("staging".parse().unwrap(), site());
+        let scope = textnlp_provider::Scope {
+            lineage: lineage(),
+            environment: &environment,
+            site: &site.name,
+            wanted: std::slice::from_ref(wanted),
+            recorded: std::slice::from_ref(recorded),
+        };
+        let look = async || {
+            let seen = bench.provider.observe(&scope).await.unwrap();
+            match seen.into_iter().find(|(id, _)| *id == wanted.id) {
+                Some((_, Observed::Present(object))) => object,
+                other => panic!("{other:?}"),
+            }
+        };
+        let object = look().await;
+        assert!(bench.provider.diff(wanted, recorded, &object).is_empty());
+        // What the guide says: an operator promotes it, and the next plan says so.
+        let own =
+            Wanted { spec: changed(wanted, &[("source", Value::Null), ("backup_days", json!(7))]), ..wanted.clone() };
+        finish(&bench, &operation(Verb::Update, &own, Some(recorded), 100)).await.unwrap();
+        let object = look().await;
+        let changes = bench.provider.diff(wanted, recorded, &object);
+        let mut fields: Vec<&str> = changes.iter().map(|change| change.field.as_str()).collect();
+        fields.sort_unstable();
+        assert_eq!(fields, ["backup_days", "source"]);
+
+        while let Some((one, recorded)) = made.pop() {
+            bed.unmake(&one, &recorded).await?;
+        }
+        assert!(bench.simulator.world().find::<Rds>(&there).unwrap().instances.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_replica_in_another_region_needs_backups_and_the_same_partition() {
+    let bench = bench();
+    for (region, backup_seconds, says) in [
+        (REGION, 86_400, "not another region"),
+        ("cn-north-1", 86_400, "not another region"),
+        ("eu-west-9", 86_400, "not another region"),
+        ("eu-central-1", 0, "without backups"),
+    ] {
+        let problems = bench.provider.lower(&copied_to(region, backup_seconds), &site()).unwrap_err();
+        assert!(problems.to_string().contains(says), "{problems}");
+    }
+    // The partitions of China and of the government want a signature for the region of the source.
+    let china = textnlp_provider::Site { region: "cn-north-1".to_owned(), ..site() };
+    let problems = bench.provider.lower(&copied_to("cn-northwest-1", 86_400), &china).unwrap_err();
+    assert!(problems.to_string().contains("not another region"), "{problems}");
 }

@@ -1,15 +1,20 @@
 //! Buckets.
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Component, ComponentSpec, ModelStore};
+use textnlp_provider::component::{Component, ComponentSpec, ModelReplica, ModelStore};
 use textnlp_provider::conformance::lowers_purely;
-use textnlp_provider::{CloudId, ErrorKind, Ownership, Provider, Verb, Wanted};
-use textnlp_sim::aws::s3;
+use textnlp_provider::{
+    Charge, CloudId, ErrorKind, Observed, Ownership, PolicyRequest, PolicyResource, Provider, Recorded, Scope, Spec,
+    Sweep, Verb, Wanted, error_chain,
+};
+use textnlp_sim::aws::iam::Iam;
+use textnlp_sim::aws::kms::Kms;
+use textnlp_sim::aws::{ec2, s3};
 use textnlp_sim::{Disruption, Fault, Rule};
 
 use crate::kms::key;
 use crate::network::{finish, operation, seen, with};
-use crate::{Bench, output, run, site, wanted};
+use crate::{Bench, lineage, make_all, output, run, site, wanted};
 
 const NAME: &str = "textnlp-123456789012-staging-here-models";
 
@@ -103,6 +108,51 @@ fn an_s3_name_of_another_account_is_refused() {
 }
 
 #[test]
+fn an_error_of_aws_says_whether_it_refused_the_call() {
+    let denied = || Disruption::Refused(Fault::new("AccessDenied", "Access Denied").status(403));
+    let invalid = || Disruption::Refused(Fault::new("Surprise", "Bad request").status(400));
+    for (disruption, is_refused) in [
+        (denied(), true),
+        (invalid(), true),
+        (Disruption::Throttled, false),
+        (Disruption::Internal, false),
+        (Disruption::LostRequest, false),
+        (Disruption::LostReply, false),
+    ] {
+        let bench = Bench::new();
+        let says = format!("{disruption:?}");
+        bench.simulator.faults().add(Rule::nth("s3", "CreateBucket", 1, disruption));
+        run(async {
+            let error = bench.provider.begin(&operation(Verb::Create, &bucket(None), None, 100)).await.unwrap_err();
+            assert_eq!(error.refused, is_refused, "{says}: {error:?}");
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_bucket_of_a_recorded_name_without_our_tags_is_neither_changed_nor_deleted() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let wanted = bucket(None);
+        let recorded = bed.make(&wanted).await?;
+        let arn = format!("arn:aws:s3:::{NAME}");
+        bench.simulator.world().tags.remove(&arn, ["textnlp-lineage", "textnlp-resource", "textnlp-operation"]);
+        for verb in [Verb::Update, Verb::Delete] {
+            let spec = with(&wanted, "lifecycle", json!([rule(60)]));
+            let op = operation(verb, &Wanted { spec, ..wanted.clone() }, Some(&recorded), 101);
+            let error = finish(&bench, &op).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Denied);
+            assert!(error_chain(&error).contains("has no tag `textnlp-lineage` any more"), "{}", error_chain(&error));
+            assert!(error.hint.unwrap().contains("restore its tags `textnlp-lineage`"));
+        }
+        assert_eq!((bench.calls("PutBucketLifecycleConfiguration"), bench.calls("DeleteBucket")), (1, 0));
+        Ok(())
+    });
+}
+
+#[test]
 fn an_s3_bucket_is_replicated_to_one_with_versions_only() {
     let bench = Bench::new();
     run(async {
@@ -112,7 +162,7 @@ fn an_s3_bucket_is_replicated_to_one_with_versions_only() {
         let unversioned = Wanted { spec: with(&copy, "versioned", json!(false)), ..copy.clone() };
         let made = bed.make(&unversioned).await?;
         let replication = json!({
-            "role": "arn:aws:iam::123456789012:role/textnlp/replication", "bucket": output(&made, "arn"), "key": null,
+            "role": "arn:aws:iam::123456789012:role/textnlp/replication", "bucket": output(&made, "arn"), "key": null, "metrics": true,
         });
         let wanted = Wanted { spec: with(&bucket(None), "replication", replication), ..bucket(None) };
         let error = finish(&bench, &operation(Verb::Create, &wanted, None, 100)).await.unwrap_err();
@@ -141,7 +191,13 @@ fn an_s3_policy_changed_by_hand_is_found() {
 
 fn models(existing: Option<&str>, key: Option<&str>) -> Component {
     let id = |text: &str| CloudId::new(text).unwrap();
-    let store = ModelStore { models: Vec::new(), max_cache_bytes: 1, key: key.map(id), archive_after_days: Some(90) };
+    let store = ModelStore {
+        models: Vec::new(),
+        max_cache_bytes: 1,
+        key: key.map(id),
+        archive_after_days: Some(90),
+        replica: None,
+    };
     Component { name: "models".parse().unwrap(), existing: existing.map(id), part: ComponentSpec::ModelStore(store) }
 }
 
@@ -170,4 +226,137 @@ fn an_existing_s3_bucket_and_an_existing_key_are_never_changed() {
     let external = |id: &str| Ownership::External(CloudId::new(id).unwrap());
     assert_eq!(wanted[0].ownership, external("alias/company"));
     assert_eq!(wanted[1].ownership, external("company-models"));
+}
+
+fn copied_to(region: &str, existing: Option<&str>) -> Component {
+    let mut component = models(existing, None);
+    if let ComponentSpec::ModelStore(store) = &mut component.part {
+        let boundary = Some("arn:aws:iam::123456789012:policy/boundary".to_owned());
+        store.replica = Some(ModelReplica { region: region.to_owned(), permission_boundary: boundary });
+    }
+    component
+}
+
+#[test]
+fn models_are_copied_to_an_s3_bucket_with_a_key_in_another_region() {
+    let bench = Bench::new();
+    let boundary = "arn:aws:iam::123456789012:policy/boundary".to_owned();
+    bench.simulator.world().state::<Iam>(&textnlp_sim::Scope::global(crate::ACCOUNT)).policies.insert(boundary);
+    let copied = format!("{NAME}-replica");
+    let all = lowers_purely(&bench.provider, &copied_to("eu-central-1", None), &site()).unwrap();
+    let role = all.iter().find(|one| one.kind.as_str() == "aws.role").unwrap();
+    let allowed = role.spec.as_value()["inline"]["replica"]["Statement"].to_string();
+    for part in
+        [&format!("arn:aws:s3:::{NAME}/*"), &format!("arn:aws:s3:::{copied}/*"), "s3.eu-central-1.amazonaws.com"]
+    {
+        assert!(allowed.contains(part), "{part}: {allowed}");
+    }
+    assert!(!allowed.contains("\"*\""), "{allowed}");
+    run(async {
+        let bed = bench.bed();
+        let mut made = make_all(&bed, all).await?;
+        assert_eq!(made.len(), 5);
+        bench.simulator.advance(std::time::Duration::from_secs(60));
+        {
+            let world = bench.simulator.world();
+            assert_eq!(s3::bucket(&world, &copied).unwrap().region, "eu-central-1");
+            assert_eq!(s3::bucket(&world, NAME).unwrap().region, "eu-west-1");
+            let there = textnlp_sim::Scope::new(crate::ACCOUNT, "eu-central-1");
+            assert_eq!(world.find::<Kms>(&there).unwrap().keys.len(), 1, "a key of its own");
+        }
+        let wanted: Vec<Wanted> = made.iter().map(|(one, _)| one.clone()).collect();
+        let recorded: Vec<Recorded> = made.iter().map(|(_, recorded)| recorded.clone()).collect();
+        let (environment, site) = ("staging".parse().unwrap(), site());
+        let scope = Scope {
+            lineage: lineage(),
+            environment: &environment,
+            site: &site.name,
+            wanted: &wanted,
+            recorded: &recorded,
+        };
+        let seen = bench.provider.observe(&scope).await.unwrap();
+        assert_eq!(seen.len(), 5, "{seen:?}");
+        for (id, seen) in &seen {
+            let (one, recorded) = made.iter().find(|(one, _)| one.id == *id).unwrap();
+            let Observed::Present(object) = seen else { panic!("{id}: {seen:?}") };
+            let changes = bench.provider.diff(one, recorded, object);
+            assert!(changes.is_empty(), "{id}: {changes:?}");
+        }
+        // Without a record, what is wanted there is still found there.
+        let unrecorded = bench.provider.observe(&Scope { recorded: &[], ..scope }).await.unwrap();
+        assert_eq!(unrecorded.len(), 5, "{unrecorded:?}");
+
+        while let Some((one, recorded)) = made.pop() {
+            bed.unmake(&one, &recorded).await?;
+        }
+        assert!(s3::bucket(&bench.simulator.world(), &copied).is_none());
+        let sweep = Sweep { lineage: lineage(), before: &recorded, kept: &[] };
+        let found = bench.provider.leftovers(&sweep).await.unwrap().unwrap();
+        let searched = ["aws eu-central-1", "aws eu-west-1", "aws us-east-1"].map(str::to_owned);
+        assert_eq!(found.searched, searched.into());
+        assert!(found.left.is_empty(), "{found:?}");
+        let keys: Vec<&str> = found.expected.iter().map(|one| one.id.as_str()).collect();
+        assert_eq!(keys.len(), 2, "{keys:?}");
+        assert!(keys[0].contains(":eu-central-1:") && keys[1].contains(":eu-west-1:"), "{keys:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn copies_of_an_s3_bucket_are_in_another_region_and_of_ours_only() {
+    let bench = Bench::new();
+    for (region, existing, says) in [
+        ("eu-west-1", None, "not another region"),
+        ("cn-north-1", None, "not another region"),
+        ("eu-west-9", None, "not another region"),
+        ("evil.example.com/", None, "not another region"),
+        ("eu-central-1", Some("company-models"), "existing bucket is never changed"),
+    ] {
+        let problems = bench.provider.lower(&copied_to(region, existing), &site()).unwrap_err();
+        assert!(problems.to_string().contains(says), "{problems}");
+    }
+}
+
+#[test]
+fn a_region_of_copies_that_is_not_enabled_is_found_before() {
+    let bench = Bench::new();
+    let global = textnlp_sim::Scope::global(crate::ACCOUNT);
+    bench.simulator.world().state::<ec2::Disabled>(&global).0.insert("me-central-1".to_owned());
+    run(async {
+        let all = lowers_purely(&bench.provider, &copied_to("me-central-1", None), &site()).unwrap();
+        let problems = bench.provider.preflight(&all).await.unwrap();
+        let found = problems.iter().any(|one| one.place == "region me-central-1" && !one.warning);
+        assert!(found, "{problems:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn cost_and_policy_of_an_object_are_those_of_its_region() {
+    let bench = Bench::new();
+    let here = key();
+    let there = with(&here, "region", json!("us-east-1"));
+    let is_priced = |spec| {
+        let lines = bench.provider.costs(&here.kind, spec);
+        lines.iter().any(|line| matches!(line.charge, Charge::Priced { .. }))
+    };
+    // The price of a key is known there only.
+    assert!(is_priced(&there) && !is_priced(&here.spec));
+    let resource = |spec: &Spec| PolicyResource {
+        id: here.id.clone(),
+        cloud_id: None,
+        kind: here.kind.clone(),
+        spec: spec.clone(),
+        verbs: [Verb::Create].into(),
+    };
+    let request = PolicyRequest {
+        lineage: None,
+        environment: "staging".parse().unwrap(),
+        site: here.site.clone(),
+        resources: vec![resource(&here.spec), resource(&there)],
+    };
+    let text: String = bench.provider.policies(&request).into_iter().map(|document| document.text).collect();
+    for region in ["eu-west-1", "us-east-1"] {
+        assert!(text.contains(&format!("arn:aws:kms:{region}:")), "{text}");
+    }
 }

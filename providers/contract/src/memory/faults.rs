@@ -103,9 +103,9 @@ pub enum Drift {
 ///
 /// The run's future never wakes again; its driver notices that and drops it.
 #[derive(Clone)]
-pub struct Fuse(Arc<Burning>);
+pub struct Fuse(Arc<FuseState>);
 
-struct Burning {
+struct FuseState {
     crossed: AtomicU64,
     at: u64,
     blown: AtomicBool,
@@ -122,7 +122,7 @@ impl Fuse {
     /// Blows at the boundary of this number, counted from zero.
     pub fn blows_at(boundary: u64) -> Self {
         let (crossed, blown, names) = (AtomicU64::new(0), AtomicBool::new(false), Mutex::default());
-        Self(Arc::new(Burning { crossed, at: boundary, blown, names }))
+        Self(Arc::new(FuseState { crossed, at: boundary, blown, names }))
     }
 
     /// Crosses a boundary, or never returns.

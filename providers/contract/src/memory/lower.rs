@@ -109,6 +109,9 @@ impl Lowering<'_> {
                 self.main("memory.gateway", spec);
             }
             ComponentSpec::Backup(backup) => self.main("memory.schedule", json!(backup)),
+            ComponentSpec::InferenceEndpoint(endpoint) => {
+                self.main("memory.gateway", json!({"image": endpoint.image, "replicas": endpoint.replicas}));
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::component::{Component, Site};
@@ -22,7 +23,7 @@ use crate::cost::CostLine;
 use crate::error::Result;
 use crate::kind::Kind;
 use crate::name::{CloudId, KindName, Lineage, ResourceId};
-use crate::operation::{Handle, Operation, Progress};
+use crate::operation::{Handle, Operation, Progress, Token};
 use crate::permission::{FilledPermission, PolicyDocument, PolicyFormat, PolicyRequest};
 use crate::provider::{Problem, Problems, Provider, Scope};
 use crate::resource::{Effect, FieldChange, Health, Object, Observed, Recorded, Wanted};
@@ -32,7 +33,7 @@ pub use faults::{Drift, Fault, FaultEffect, Fuse, Stage};
 use world::World;
 pub use world::{Call, StoredObject};
 
-/// The poll interval that callers are told.
+/// The poll interval that the provider returns to callers.
 pub(crate) const AGAIN_IN: Duration = Duration::from_millis(200);
 
 /// A handle to the cloud; clones share one world.
@@ -127,6 +128,21 @@ impl MemoryCloud {
     /// Adds a foreign object with a cloud id.
     pub fn place_foreign(&self, kind: &KindName, cloud_id: &CloudId, lineage: Option<Lineage>, spec: crate::Spec) {
         self.world().place_foreign(kind, cloud_id, lineage, spec);
+    }
+
+    /// Another party gives a foreign object the labels of a resource.
+    pub fn label(&self, cloud_id: &CloudId, resource: &ResourceId, lineage: Lineage, token: Option<&Token>) {
+        if let Some(thing) = self.world().things.get_mut(cloud_id) {
+            (thing.resource, thing.site) = (Some(resource.clone()), resource.site().parse().ok());
+            (thing.lineage, thing.token) = (Some(lineage), token.cloned());
+        }
+    }
+
+    /// Sets when an object was created.
+    pub fn date(&self, cloud_id: &CloudId, created: Timestamp) {
+        if let Some(thing) = self.world().things.get_mut(cloud_id) {
+            thing.created = Some(created);
+        }
     }
 
     /// The controllers of a cluster create an object, in its network or in the cluster itself.

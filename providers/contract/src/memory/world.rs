@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::faults::{Drift, Fault, FaultEffect, Stage};
@@ -11,7 +12,7 @@ use crate::kind::Identity;
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::operation::{Handle, Operation, OperationId, Progress, Token, Verb};
 use crate::provider::Scope;
-use crate::resource::{Foreign, Health, Object, Observed, Outputs, ReadFailure};
+use crate::resource::{Foreign, Health, Object, Observed, Origin, Outputs, ReadFailure};
 use crate::spec::Spec;
 
 /// The health of an object that a long operation has not finished yet.
@@ -32,8 +33,12 @@ pub struct StoredObject {
     pub environment: Option<EnvironmentName>,
     /// The tag `textnlp-lineage`.
     pub lineage: Option<Lineage>,
-    /// The tag `textnlp-operation`: which operation made it.
+    /// Which operation made it.
     pub operation: Option<OperationId>,
+    /// The tag `textnlp-operation`: the token of that operation.
+    pub token: Option<Token>,
+    /// When it was created, if the cloud tells.
+    pub created: Option<Timestamp>,
     /// Its attributes.
     pub spec: Spec,
     /// Its parent, with which it is removed.
@@ -72,6 +77,8 @@ pub struct Call {
     pub resource: ResourceId,
     /// Its operation.
     pub operation: OperationId,
+    /// The token of that operation.
+    pub token: Token,
     /// Whether it changed something.
     pub mutated: bool,
 }
@@ -108,6 +115,8 @@ impl World {
             environment: None,
             lineage,
             operation: None,
+            token: None,
+            created: None,
             spec,
             parent: None,
             looks_left: 0,
@@ -164,12 +173,13 @@ impl World {
             .collect()
     }
 
-    /// An object as it is shown, with the foreign objects inside of it.
+    /// An object as callers observe it, with the foreign objects inside of it.
     fn shown(&self, thing: &StoredObject) -> Object {
         let foreign = self.foreign(&thing.cloud_id).map(|child| Foreign {
             cloud_id: child.cloud_id.clone(),
             what: child.kind.as_str().trim_start_matches("memory.").to_owned(),
             swept: child.owner.as_ref().is_some_and(|(_, lineage)| thing.lineage == Some(*lineage)),
+            outlives: false,
             maker: child.owner.as_ref().map(|(cluster, _)| cluster.clone()),
         });
         Object { foreign: foreign.collect(), ..object(thing) }
@@ -244,7 +254,9 @@ impl World {
         for resource in requested.difference(&shown) {
             let seen = if self.unseen.contains(resource) || self.partial {
                 Observed::Unknown(ReadFailure("the list was cut short".to_owned()))
-            } else if let Some(thing) = self.taken(scope, resource) {
+            } else if let Some(thing) = self.without_labels(scope, resource) {
+                Observed::Present(self.shown(thing))
+            } else if let Some(thing) = self.foreign_object(scope, resource) {
                 Observed::Unknown(ReadFailure(format!("`{}` belongs to another owner", thing.cloud_id)))
             } else {
                 Observed::Absent
@@ -254,8 +266,14 @@ impl World {
         Ok(answer)
     }
 
+    /// An object with the id of the recorded one and no lineage.
+    fn without_labels(&self, scope: &Scope<'_>, resource: &ResourceId) -> Option<&StoredObject> {
+        let recorded = scope.recorded.iter().find(|recorded| recorded.id == *resource)?;
+        self.things.get(&recorded.cloud_id).filter(|thing| thing.lineage.is_none())
+    }
+
     /// A foreign object under the name that a wanted one would have.
-    fn taken(&self, scope: &Scope<'_>, resource: &ResourceId) -> Option<&StoredObject> {
+    fn foreign_object(&self, scope: &Scope<'_>, resource: &ResourceId) -> Option<&StoredObject> {
         let wanted = scope.wanted.iter().find(|wanted| wanted.id == *resource)?;
         let named = kinds::find(wanted.kind.as_str()).is_some_and(|kind| kind.identity == Identity::Named);
         let thing = named.then(|| self.things.get(&named_id(scope.environment, resource)))??;
@@ -305,7 +323,8 @@ impl World {
                 (false, Err(Error::new(sort, op.verb.to_string(), op.resource.as_str()).code("RequestLimitExceeded")))
             }
             Some(FaultEffect::Refuse(sort)) => {
-                (false, Err(Error::new(sort.clone(), op.verb.to_string(), op.resource.as_str()).code("Refused")))
+                let error = Error::new(sort.clone(), op.verb.to_string(), op.resource.as_str()).code("Refused");
+                (false, Err(Error { refused: true, ..error }))
             }
             Some(FaultEffect::Fail(sort)) => {
                 let error = Error::new(sort.clone(), op.verb.to_string(), op.resource.as_str()).code("Failed");
@@ -319,7 +338,7 @@ impl World {
             _ => act(self),
         };
         let (verb, resource, operation) = (op.verb, op.resource.clone(), op.id);
-        self.calls.push(Call { stage: says, verb, resource, operation, mutated });
+        self.calls.push(Call { stage: says, verb, resource, operation, token: op.token.clone(), mutated });
         answer
     }
 
@@ -399,7 +418,7 @@ impl World {
                 return (false, Err(error));
             }
             there.spec = op.spec.clone();
-            there.operation = Some(op.id);
+            (there.operation, there.token) = (Some(op.id), Some(op.token.clone()));
             there.broken = None;
             return (true, Ok(self.progress(&id)));
         }
@@ -416,6 +435,8 @@ impl World {
             environment: Some(op.environment.clone()),
             lineage: Some(op.lineage),
             operation: Some(op.id),
+            token: Some(op.token.clone()),
+            created: None,
             spec: op.spec.clone(),
             parent,
             looks_left: if kinds::is_slow(op.kind.as_str()) { self.slow } else { 0 },
@@ -496,6 +517,8 @@ impl World {
                     spec,
                     outputs,
                     lineage,
+                    origin: Origin::Untold,
+                    created: None,
                     health,
                     via: None,
                     foreign: Vec::new(),
@@ -528,6 +551,9 @@ impl World {
         let mut children = self.foreign(id);
         let (child, owner) = children.next().map(|child| (child.cloud_id.clone(), child.owner.clone()))?;
         let left = children.count();
+        if !op.bounds.sweeps.contains(&child) {
+            return refuse(format!("`{child}` is inside of it and was created after the plan"));
+        }
         if let Some((owner, _)) = owner
             && self.things.get(&owner).is_some_and(|owner| !owner.draining)
         {
@@ -603,5 +629,7 @@ fn object(thing: &StoredObject) -> Object {
         (None, _) => Health::Degraded(BEING_MADE.to_owned()),
     };
     let (kind, cloud_id, spec) = (thing.kind.clone(), thing.cloud_id.clone(), thing.spec.clone());
-    Object { kind, cloud_id, spec, outputs, lineage: thing.lineage, health, via: None, foreign: Vec::new() }
+    let (lineage, origin) = (thing.lineage, Origin::of_mark(thing.token.as_ref().map(Token::as_str)));
+    let (created, via, foreign) = (thing.created, None, Vec::new());
+    Object { kind, cloud_id, spec, outputs, lineage, origin, created, health, via, foreign }
 }

@@ -174,6 +174,8 @@ pub(crate) fn observe_existing(file: &CloudId) -> Observed {
         spec: Spec::of(&json!({ "existing": file.as_str() })),
         outputs: observed.outputs,
         lineage: None,
+        origin: textnlp_provider::Origin::Untold,
+        created: None,
         health: trouble.map_or(Health::Ready, Health::Degraded),
         via: None,
         foreign: Vec::new(),

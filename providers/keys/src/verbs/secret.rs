@@ -27,7 +27,7 @@ pub(crate) async fn put(work: &Work<'_>) -> Result<Progress> {
     let version = match (&spec.recipe, &spec.given) {
         _ if spec.shared => SecretVersion(SHARED.to_owned()),
         (_, Some(given)) => SecretVersion(given.version.clone()),
-        _ => kept_version(work, &spec.name).await?,
+        _ => managed_version(work, &spec.name).await?,
     };
     let cloud_id = work.folder.cloud_id(&format!("secrets/{}", spec.name))?;
     let mut facts = Map::new();
@@ -46,7 +46,7 @@ pub(crate) async fn put(work: &Work<'_>) -> Result<Progress> {
             .and_then(|recorded| recorded.outputs.get("public_id").and_then(Value::as_str).map(str::to_owned));
         let make = move || match (&recipe.recipe, &recipe.given) {
             (Some(recipe), None) => generate(recipe, public_id.as_deref()),
-            (None, Some(given)) => taken(given, &environment),
+            (None, Some(given)) => read_unchanged(given, &environment),
             _ => Err("it has either a `recipe` or is `given`".to_owned()),
         };
         let made = tokio::task::spawn_blocking(make).await.map_err(|error| work.fails(error))?;
@@ -62,11 +62,11 @@ pub(crate) async fn put(work: &Work<'_>) -> Result<Progress> {
 }
 
 /// The version to use: an existing managed one, else one named after this operation.
-async fn kept_version(work: &Work<'_>, name: &SecretName) -> Result<SecretVersion> {
+async fn managed_version(work: &Work<'_>, name: &SecretName) -> Result<SecretVersion> {
     version_for(work, name, "version").await
 }
 
-/// See [`kept_version`]; `fact` is where the marker remembers it.
+/// See [`managed_version`]; `fact` is the marker's field with the version.
 pub(super) async fn version_for(work: &Work<'_>, name: &SecretName, fact: &str) -> Result<SecretVersion> {
     let versions = work.provider.secrets().versions(name).await?;
     if requested_rotation(work)?.is_some() {
@@ -99,8 +99,8 @@ pub(super) fn requested_rotation(work: &Work<'_>) -> Result<Option<Rotation>> {
     requested.map(|value| serde_json::from_value(value).map_err(|error| work.invalid(error))).transpose()
 }
 
-/// A version that the store does not have. After a lost journal, numbers of operations occur again, and an old value
-/// must not come back as the new one.
+/// A version that the store does not have. After a lost journal, operation numbers repeat; a new value must not get the
+/// version of an old one.
 fn unused_version(work: &Work<'_>, versions: &[SecretVersion]) -> SecretVersion {
     let own = work.op.id.to_string();
     let mut names = std::iter::once(own.clone()).chain((2u32..).map(|number| format!("{own}-{number}")));
@@ -172,7 +172,7 @@ fn outputs(recipe: &SecretRecipe, value: &Secret) -> Result<Vec<(String, Value)>
 }
 
 /// A user-provided secret, if it is unchanged since the plan.
-fn taken(given: &ExternalSecret, environment: &str) -> Result<Secret, String> {
+fn read_unchanged(given: &ExternalSecret, environment: &str) -> Result<Secret, String> {
     let value = given.read().ok_or_else(|| format!("`{}` no longer exists", given.source))?;
     if given.mark(environment, value.expose()) != given.version {
         return Err(format!("`{}` changed after the plan was made: plan again", given.source));
@@ -180,7 +180,7 @@ fn taken(given: &ExternalSecret, environment: &str) -> Result<Secret, String> {
     Ok(value)
 }
 
-/// A new value; `public_id`: that of an API key, if it is not a new one.
+/// Generates a value. An API key keeps `public_id`, if there is one.
 fn generate(recipe: &SecretRecipe, public_id: Option<&str>) -> Result<Secret, String> {
     match recipe {
         // The format of the server: a public id of 64 bits, a secret of 256.

@@ -62,106 +62,114 @@ pub(super) enum AnalysisResult {
 #[derive(Debug)]
 pub(super) struct Analysis {
     canary: Canary,
-    looks: VecDeque<CanaryObservation>,
+    observations: VecDeque<CanaryObservation>,
     /// The time since which all new pods are ready.
     well_since: Option<u64>,
 }
 
 impl Analysis {
     pub(super) fn new(canary: Canary) -> Self {
-        Self { canary, looks: VecDeque::new(), well_since: None }
+        Self { canary, observations: VecDeque::new(), well_since: None }
     }
 
     /// Whether clients may be routed to a second set of pods that has none yet.
-    pub(super) fn prepare(&self, look: CanaryObservation, wish: Option<OperatorCommand>) -> AnalysisResult {
-        if wish == Some(OperatorCommand::Abort) {
+    pub(super) fn prepare(&self, observation: CanaryObservation, command: Option<OperatorCommand>) -> AnalysisResult {
+        if command == Some(OperatorCommand::Abort) {
             return AnalysisResult::Revert(ABORTED.to_owned());
         }
-        if look.restarts >= RESTARTS {
-            return AnalysisResult::Revert(format!("a new pod ended {} times", look.restarts));
+        if observation.restarts >= RESTARTS {
+            return AnalysisResult::Revert(format!("a new pod ended {} times", observation.restarts));
         }
-        let ready = format!("{} of {} new pods are ready, and no traffic is routed to them", look.ready, look.pods);
-        if look.at >= self.canary.deadline_seconds {
+        let ready = format!(
+            "{} of {} new pods are ready, and no traffic is routed to them",
+            observation.ready, observation.pods
+        );
+        if observation.at >= self.canary.deadline_seconds {
             return AnalysisResult::Revert(format!(
                 "the deadline of {} s has passed: {ready}",
                 self.canary.deadline_seconds
             ));
         }
-        if look.pods == 0 || look.ready < look.pods {
+        if observation.pods == 0 || observation.ready < observation.pods {
             return AnalysisResult::Wait(ready);
         }
-        if look.measured < look.pods {
-            return AnalysisResult::Wait(format!("{ready}: {} of them report metrics", look.measured));
+        if observation.measured < observation.pods {
+            return AnalysisResult::Wait(format!("{ready}: {} of them report metrics", observation.measured));
         }
-        if wish == Some(OperatorCommand::Pause) {
+        if command == Some(OperatorCommand::Pause) {
             return AnalysisResult::Wait(format!("held by `rollout pause`; {ready}"));
         }
         let led = self.canary.share.map_or("clients are".to_owned(), |share| format!("{share} % of the traffic is"));
-        AnalysisResult::Switch(format!("all {} new pods are ready, and {led} routed to them", look.pods))
+        AnalysisResult::Switch(format!("all {} new pods are ready, and {led} routed to them", observation.pods))
     }
 
     /// The verdict after one more observation and an operator's command.
-    pub(super) fn judge(&mut self, look: CanaryObservation, wish: Option<OperatorCommand>) -> AnalysisResult {
-        let complete = look.pods > 0 && look.ready == look.pods;
-        self.well_since = complete.then(|| self.well_since.unwrap_or(look.at));
+    pub(super) fn evaluate(
+        &mut self,
+        observation: CanaryObservation,
+        command: Option<OperatorCommand>,
+    ) -> AnalysisResult {
+        let complete = observation.pods > 0 && observation.ready == observation.pods;
+        self.well_since = complete.then(|| self.well_since.unwrap_or(observation.at));
         // One observation as old as the window is kept as the baseline.
-        while self.looks.get(1).is_some_and(|next| next.at + WINDOW <= look.at) {
-            self.looks.pop_front();
+        while self.observations.get(1).is_some_and(|next| next.at + WINDOW <= observation.at) {
+            self.observations.pop_front();
         }
-        let before = self.looks.front().map_or((Totals::default(), Totals::default()), |first| (first.new, first.old));
-        self.looks.push_back(look);
-        if wish == Some(OperatorCommand::Abort) {
+        let before =
+            self.observations.front().map_or((Totals::default(), Totals::default()), |first| (first.new, first.old));
+        self.observations.push_back(observation);
+        if command == Some(OperatorCommand::Abort) {
             return AnalysisResult::Revert(ABORTED.to_owned());
         }
         // Old pods without clients show the usual rate, and nothing about the last minute.
-        let old_lately = if self.canary.is_blue_green() { look.old } else { look.old.since(before.1) };
-        let lately = (look.new.since(before.0), old_lately);
-        for (new, old) in [lately, (look.new, look.old)] {
+        let old_lately = if self.canary.is_blue_green() { observation.old } else { observation.old.since(before.1) };
+        let lately = (observation.new.since(before.0), old_lately);
+        for (new, old) in [lately, (observation.new, observation.old)] {
             if let Some(why) = self.is_worse((new, old), CHANCE) {
                 return AnalysisResult::Revert(why);
             }
         }
-        if look.restarts >= RESTARTS {
-            return AnalysisResult::Revert(format!("a new pod ended {} times", look.restarts));
+        if observation.restarts >= RESTARTS {
+            return AnalysisResult::Revert(format!("a new pod ended {} times", observation.restarts));
         }
         // The new pods have all clients, and the old ones could take over.
-        if self.canary.is_blue_green() && look.ready * 2 < look.old_ready {
-            let (ready, pods, old) = (look.ready, look.pods, look.old_ready);
+        if self.canary.is_blue_green() && observation.ready * 2 < observation.old_ready {
+            let (ready, pods, old) = (observation.ready, observation.pods, observation.old_ready);
             return AnalysisResult::Revert(format!(
                 "{ready} of {pods} new pods are ready, and {old} of the old release"
             ));
         }
         // No other pod answers the new pods' share of clients. Before the controller's first report, no pod is known.
-        let is_seen = look.pods > 0 || look.old_ready > 0;
-        if self.canary.weighted && is_seen && look.ready == 0 {
+        let is_seen = observation.pods > 0 || observation.old_ready > 0;
+        if self.canary.weighted && is_seen && observation.ready == 0 {
             return AnalysisResult::Revert(format!(
                 "none of {} new pods is ready, and part of the traffic is routed to them",
-                look.pods
+                observation.pods
             ));
         }
-        let answered = answered(look);
-        if look.at >= self.canary.deadline_seconds {
+        let answered = answered(observation);
+        if observation.at >= self.canary.deadline_seconds {
             let why = format!("the deadline of {} s has passed: {answered}", self.canary.deadline_seconds);
             return AnalysisResult::Revert(why);
         }
         let Some(since) = self.well_since else {
-            return AnalysisResult::Wait(format!("{} of {} new pods are ready", look.ready, look.pods));
+            return AnalysisResult::Wait(format!("{} of {} new pods are ready", observation.ready, observation.pods));
         };
-        if wish == Some(OperatorCommand::Promote) {
+        if command == Some(OperatorCommand::Promote) {
             return AnalysisResult::Promote(format!("requested by `rollout promote`; {answered}"));
         }
-        if wish == Some(OperatorCommand::Pause) {
+        if command == Some(OperatorCommand::Pause) {
             return AnalysisResult::Wait(format!("held by `rollout pause`; {answered}"));
         }
-        let (well, bake) = (look.at.saturating_sub(since), self.canary.bake_seconds);
+        let (well, bake) = (observation.at.saturating_sub(since), self.canary.bake_seconds);
         if well < bake {
             return AnalysisResult::Wait(format!("healthy for {well} of {bake} s: {answered}"));
         }
-        if look.new.answers < ENOUGH {
+        if observation.new.answers < ENOUGH {
             let why = format!("{ENOUGH} answers are needed for the analysis: {answered}");
             return AnalysisResult::Wait(why);
         }
-        if let Some(why) = self.is_worse((look.new, look.old), SUSPICION) {
+        if let Some(why) = self.is_worse((observation.new, observation.old), SUSPICION) {
             return AnalysisResult::Wait(format!("failed analysis: {why}"));
         }
         AnalysisResult::Promote(format!("healthy for {well} s: {answered}"))
@@ -212,17 +220,17 @@ fn chance(bad: u64, all: u64, share: f64) -> f64 {
     sum
 }
 
-fn answered(look: CanaryObservation) -> String {
+fn answered(observation: CanaryObservation) -> String {
     format!(
         "{} of {} new pods ready; {} answers, {} failed, {} slow (old: {}, {}, {})",
-        look.ready,
-        look.pods,
-        look.new.answers,
-        look.new.failures,
-        look.new.slow,
-        look.old.answers,
-        look.old.failures,
-        look.old.slow
+        observation.ready,
+        observation.pods,
+        observation.new.answers,
+        observation.new.failures,
+        observation.new.slow,
+        observation.old.answers,
+        observation.old.failures,
+        observation.old.slow
     )
 }
 
@@ -253,19 +261,19 @@ mod tests {
         CanaryObservation { at, pods: 1, ready: 1, measured: 1, new, old, ..CanaryObservation::default() }
     }
 
-    fn reverts(judgement: &AnalysisResult, with: &str) -> bool {
-        matches!(judgement, AnalysisResult::Revert(why) if why.contains(with))
+    fn reverts(analysis_result: &AnalysisResult, with: &str) -> bool {
+        matches!(analysis_result, AnalysisResult::Revert(why) if why.contains(with))
     }
 
     #[test]
     fn release_is_promoted_only_after_being_healthy_long_enough() {
         let mut judge = judge();
         for second in (0..300).step_by(2) {
-            let look = judge.judge(at(second, totals(second, 0, 0), totals(9 * second, 0, 0)), None);
+            let look = judge.evaluate(at(second, totals(second, 0, 0), totals(9 * second, 0, 0)), None);
             assert!(matches!(look, AnalysisResult::Wait(_)), "{second}: {look:?}");
         }
         assert!(matches!(
-            judge.judge(at(300, totals(300, 0, 0), totals(2700, 0, 0)), None),
+            judge.evaluate(at(300, totals(300, 0, 0), totals(2700, 0, 0)), None),
             AnalysisResult::Promote(_)
         ));
     }
@@ -274,35 +282,35 @@ mod tests {
     fn late_failures_are_detected_in_the_last_minute() {
         let mut judge = judge();
         for second in 0..250 {
-            judge.judge(at(second, totals(100 * second, 0, 0), totals(100 * second, 0, 0)), None);
+            judge.evaluate(at(second, totals(100 * second, 0, 0), totals(100 * second, 0, 0)), None);
         }
         // Half of the answers fail from now on, which is little beside the 25,000 before.
         let bad = |second: u64| at(second, totals(25_000 + 2 * (second - 250), second - 250, 0), totals(25_000, 0, 0));
-        let found = (250..400).find(|second| reverts(&judge.judge(bad(*second), None), "failed"));
+        let found = (250..400).find(|second| reverts(&judge.evaluate(bad(*second), None), "failed"));
         assert!(found.is_some_and(|second| second < 315), "{found:?}");
     }
 
     #[test]
     fn failures_shared_with_the_old_release_do_not_fail_the_new_one() {
         let look = at(60, totals(100, 40, 60), totals(900, 360, 540));
-        assert!(matches!(judge().judge(look, None), AnalysisResult::Wait(_)));
+        assert!(matches!(judge().evaluate(look, None), AnalysisResult::Wait(_)));
         let slow = at(60, totals(100, 0, 30), totals(900, 0, 9));
-        assert!(reverts(&judge().judge(slow, None), "longer than 500 ms"));
+        assert!(reverts(&judge().evaluate(slow, None), "longer than 500 ms"));
         let failed = at(60, totals(100, 12, 0), totals(900, 0, 0));
-        assert!(reverts(&judge().judge(failed, None), "12 of 100 answers of the new release failed, and 0 of 900"));
+        assert!(reverts(&judge().evaluate(failed, None), "12 of 100 answers of the new release failed, and 0 of 900"));
         let by_chance = at(60, totals(100, 4, 12), totals(900, 0, 0));
-        assert!(matches!(judge().judge(by_chance, None), AnalysisResult::Wait(_)), "it may be nothing");
+        assert!(matches!(judge().evaluate(by_chance, None), AnalysisResult::Wait(_)), "it may be nothing");
         let few = at(60, totals(19, 19, 19), totals(900, 0, 0));
-        assert!(matches!(judge().judge(few, None), AnalysisResult::Wait(_)), "too few to say anything");
+        assert!(matches!(judge().evaluate(few, None), AnalysisResult::Wait(_)), "too few to say anything");
     }
 
     #[test]
     fn failed_analysis_waits_for_more_responses() {
         let mut judge = judge();
-        judge.judge(at(0, totals(0, 0, 0), totals(0, 0, 0)), None);
-        let few = judge.judge(at(300, totals(20, 5, 0), totals(60, 0, 0)), None);
+        judge.evaluate(at(0, totals(0, 0, 0), totals(0, 0, 0)), None);
+        let few = judge.evaluate(at(300, totals(20, 5, 0), totals(60, 0, 0)), None);
         assert!(matches!(few, AnalysisResult::Wait(why) if why.starts_with("failed analysis: 5 of 20")));
-        let many = judge.judge(at(500, totals(2000, 5, 0), totals(6000, 0, 0)), None);
+        let many = judge.evaluate(at(500, totals(2000, 5, 0), totals(6000, 0, 0)), None);
         assert!(matches!(many, AnalysisResult::Promote(_)), "{many:?}");
     }
 
@@ -321,40 +329,40 @@ mod tests {
     fn unmeasured_release_is_never_promoted() {
         let mut judge = judge();
         for second in 0..1000 {
-            let look = judge.judge(at(second, totals(19, 0, 0), totals(0, 0, 0)), None);
+            let look = judge.evaluate(at(second, totals(19, 0, 0), totals(0, 0, 0)), None);
             assert!(matches!(look, AnalysisResult::Wait(_)), "{second}: {look:?}");
         }
-        assert!(reverts(&judge.judge(at(1000, totals(19, 0, 0), Totals::default()), None), "deadline of 1000 s"));
+        assert!(reverts(&judge.evaluate(at(1000, totals(19, 0, 0), Totals::default()), None), "deadline of 1000 s"));
     }
 
     #[test]
     fn unready_pod_restarts_the_timer_and_repeated_restarts_revert() {
         let mut judge = judge();
-        judge.judge(at(0, totals(50, 0, 0), Totals::default()), None);
+        judge.evaluate(at(0, totals(50, 0, 0), Totals::default()), None);
         let absent = CanaryObservation { ready: 0, ..at(290, totals(50, 0, 0), Totals::default()) };
-        assert_eq!(judge.judge(absent, None), AnalysisResult::Wait("0 of 1 new pods are ready".to_owned()));
-        let back = judge.judge(at(310, totals(50, 0, 0), Totals::default()), None);
+        assert_eq!(judge.evaluate(absent, None), AnalysisResult::Wait("0 of 1 new pods are ready".to_owned()));
+        let back = judge.evaluate(at(310, totals(50, 0, 0), Totals::default()), None);
         assert!(matches!(back, AnalysisResult::Wait(why) if why.starts_with("healthy for 0 of 300 s")));
         let ends = CanaryObservation { ready: 0, restarts: 3, ..at(320, totals(0, 0, 0), Totals::default()) };
-        assert!(reverts(&judge.judge(ends, None), "ended 3 times"));
+        assert!(reverts(&judge.evaluate(ends, None), "ended 3 times"));
     }
 
     #[test]
     fn operator_command_decides_within_the_deadline() {
         let well = at(10, totals(0, 0, 0), Totals::default());
-        assert!(matches!(judge().judge(well, Some(OperatorCommand::Promote)), AnalysisResult::Promote(_)));
-        assert!(reverts(&judge().judge(well, Some(OperatorCommand::Abort)), "rollout abort"));
+        assert!(matches!(judge().evaluate(well, Some(OperatorCommand::Promote)), AnalysisResult::Promote(_)));
+        assert!(reverts(&judge().evaluate(well, Some(OperatorCommand::Abort)), "rollout abort"));
         let none = CanaryObservation { ready: 0, ..well };
         assert!(
-            matches!(judge().judge(none, Some(OperatorCommand::Promote)), AnalysisResult::Wait(_)),
+            matches!(judge().evaluate(none, Some(OperatorCommand::Promote)), AnalysisResult::Wait(_)),
             "what does not run yet"
         );
         let mut judge = judge();
-        judge.judge(at(0, totals(50, 0, 0), Totals::default()), Some(OperatorCommand::Pause));
-        let held = judge.judge(at(600, totals(50, 0, 0), Totals::default()), Some(OperatorCommand::Pause));
+        judge.evaluate(at(0, totals(50, 0, 0), Totals::default()), Some(OperatorCommand::Pause));
+        let held = judge.evaluate(at(600, totals(50, 0, 0), Totals::default()), Some(OperatorCommand::Pause));
         assert!(matches!(held, AnalysisResult::Wait(why) if why.starts_with("held by")));
         assert!(reverts(
-            &judge.judge(at(1000, totals(50, 0, 0), Totals::default()), Some(OperatorCommand::Pause)),
+            &judge.evaluate(at(1000, totals(50, 0, 0), Totals::default()), Some(OperatorCommand::Pause)),
             "deadline"
         ));
     }
@@ -369,8 +377,8 @@ mod tests {
             measured,
             ..CanaryObservation::default()
         };
-        let waits = |look: CanaryObservation, wish: Option<OperatorCommand>, with: &str| {
-            let result = judge.prepare(look, wish);
+        let waits = |look: CanaryObservation, command: Option<OperatorCommand>, with: &str| {
+            let result = judge.prepare(look, command);
             assert!(matches!(&result, AnalysisResult::Wait(why) if why.contains(with)), "{with}: {result:?}");
         };
         waits(CanaryObservation::default(), None, "0 of 0 new pods are ready, and no traffic is routed to them");
@@ -378,8 +386,8 @@ mod tests {
         waits(look(10, 2, 2), Some(OperatorCommand::Promote), "2 of 3");
         waits(look(10, 3, 2), None, "2 of them report metrics");
         waits(look(10, 3, 3), Some(OperatorCommand::Pause), "held by `rollout pause`");
-        for wish in [None, Some(OperatorCommand::Resume), Some(OperatorCommand::Promote)] {
-            assert!(matches!(judge.prepare(look(10, 3, 3), wish), AnalysisResult::Switch(_)));
+        for command in [None, Some(OperatorCommand::Resume), Some(OperatorCommand::Promote)] {
+            assert!(matches!(judge.prepare(look(10, 3, 3), command), AnalysisResult::Switch(_)));
         }
         assert!(reverts(&judge.prepare(look(10, 3, 3), Some(OperatorCommand::Abort)), "rollout abort"));
         assert!(reverts(&judge.prepare(look(1000, 3, 3), None), "deadline of 1000 s has passed: 3 of 3"));
@@ -392,13 +400,13 @@ mod tests {
         let usual = totals(1000, 20, 0);
         let mut judge = Analysis::new(blue_green());
         for second in 0..300 {
-            let result = judge.judge(at(second, totals(100 * second, 3 * second, 0), usual), None);
+            let result = judge.evaluate(at(second, totals(100 * second, 3 * second, 0), usual), None);
             assert!(matches!(result, AnalysisResult::Wait(_)), "{second}: {result:?}");
         }
         let bad = at(301, totals(30_100, 1100, 0), usual);
-        assert!(reverts(&judge.judge(bad, None), "failed, and 20 of 1000 of the old release"));
+        assert!(reverts(&judge.evaluate(bad, None), "failed, and 20 of 1000 of the old release"));
         let failing = at(2, totals(20, 20, 0), totals(10, 0, 0));
-        assert!(reverts(&Analysis::new(blue_green()).judge(failing, None), "20 of 20 answers"), "at the first look");
+        assert!(reverts(&Analysis::new(blue_green()).evaluate(failing, None), "20 of 20 answers"), "at the first look");
     }
 
     #[test]
@@ -412,17 +420,17 @@ mod tests {
             ..CanaryObservation::default()
         };
         for gone in [look(1, 0, 3), look(0, 0, 3), look(1, 0, 0)] {
-            for wish in [None, Some(OperatorCommand::Promote), Some(OperatorCommand::Pause)] {
-                assert!(reverts(&shares().judge(gone, wish), "none of"), "{gone:?}");
+            for command in [None, Some(OperatorCommand::Promote), Some(OperatorCommand::Pause)] {
+                assert!(reverts(&shares().evaluate(gone, command), "none of"), "{gone:?}");
             }
         }
-        assert!(matches!(shares().judge(look(2, 1, 3), None), AnalysisResult::Wait(_)), "one still answers them");
+        assert!(matches!(shares().evaluate(look(2, 1, 3), None), AnalysisResult::Wait(_)), "one still answers them");
         assert!(
-            matches!(shares().judge(CanaryObservation::default(), None), AnalysisResult::Wait(_)),
+            matches!(shares().evaluate(CanaryObservation::default(), None), AnalysisResult::Wait(_)),
             "nobody has looked yet"
         );
         // The old pods answer in its place where the pods' share is the clients' share.
-        assert!(matches!(judge().judge(look(1, 0, 3), None), AnalysisResult::Wait(_)));
+        assert!(matches!(judge().evaluate(look(1, 0, 3), None), AnalysisResult::Wait(_)));
     }
 
     #[test]
@@ -433,13 +441,13 @@ mod tests {
             old_ready,
             ..at(20, totals(9, 0, 0), totals(90, 0, 0))
         };
-        let result = |ready, old| Analysis::new(blue_green()).judge(look(ready, old), None);
+        let result = |ready, old| Analysis::new(blue_green()).evaluate(look(ready, old), None);
         assert!(reverts(&result(0, 3), "0 of 3 new pods are ready, and 3 of the old release"));
         assert!(reverts(&result(1, 3), "1 of 3"));
         // One pod fails, or a node takes equally many pods of both sets.
         for (ready, old) in [(2, 3), (1, 1), (0, 0)] {
             assert!(matches!(result(ready, old), AnalysisResult::Wait(_)), "{ready} {old}");
         }
-        assert!(matches!(self::judge().judge(look(0, 3), None), AnalysisResult::Wait(_)), "a few have few clients");
+        assert!(matches!(self::judge().evaluate(look(0, 3), None), AnalysisResult::Wait(_)), "a few have few clients");
     }
 }

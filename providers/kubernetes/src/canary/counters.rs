@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use textnlp_provider::exposition;
 
 /// Requests under `/v1`, as pods count them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,22 +73,20 @@ pub(crate) fn port(spec: &Value) -> Option<u16> {
 /// that is not below `slow_ms`.
 pub(crate) fn read(text: &str, slow_ms: u32) -> Totals {
     let (mut totals, mut within, mut all) = (Totals::default(), BTreeMap::<u64, u64>::new(), 0);
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let Some((head, value)) = line.rsplit_once(' ') else { continue };
-        let Some((name, labels)) = head.split_once('{') else { continue };
+    for sample in exposition::samples(text) {
         // The server sets the route label; it is never client input.
-        if !labels.contains("route=\"/v1/") {
+        if !sample.label("route").is_some_and(|route| route.starts_with("/v1/")) {
             continue;
         }
-        let count = value.parse::<f64>().unwrap_or_default() as u64;
-        match name {
+        let count = sample.value as u64;
+        match sample.name {
             "http_requests_total" => {
                 totals.answers = totals.answers.saturating_add(count);
-                if labels.contains("status=\"5") {
+                if sample.label("status").is_some_and(|status| status.starts_with('5')) {
                     totals.failures = totals.failures.saturating_add(count);
                 }
             }
-            "http_request_duration_seconds_bucket" => match label(labels, "le") {
+            "http_request_duration_seconds_bucket" => match sample.label("le") {
                 Some("+Inf") => all = u64::saturating_add(all, count),
                 Some(bound) => {
                     let bound = (bound.parse::<f64>().unwrap_or_default() * 1000.0).round() as u64;
@@ -103,11 +102,6 @@ pub(crate) fn read(text: &str, slow_ms: u32) -> Totals {
         totals.slow = all.saturating_sub(*in_time);
     }
     totals
-}
-
-fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
-    let after = labels.split_once(&format!("{name}=\""))?.1;
-    Some(after.split_once('"')?.0)
 }
 
 #[cfg(test)]

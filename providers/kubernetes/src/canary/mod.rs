@@ -153,7 +153,8 @@ pub enum OperatorCommand {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct CommandAnnotation {
     id: String,
-    wish: OperatorCommand,
+    #[serde(rename = "wish")]
+    command: OperatorCommand,
 }
 
 /// The orders of the job.
@@ -218,8 +219,11 @@ fn is_held(deployment: &Value, id: &str) -> bool {
 }
 
 fn read_command(deployment: &Value, id: &str) -> Option<OperatorCommand> {
-    let wished = deployment["metadata"]["annotations"][COMMAND_ANNOTATION].as_str()?;
-    serde_json::from_str::<CommandAnnotation>(wished).ok().filter(|wished| wished.id == id).map(|wished| wished.wish)
+    let annotation = deployment["metadata"]["annotations"][COMMAND_ANNOTATION].as_str()?;
+    serde_json::from_str::<CommandAnnotation>(annotation)
+        .ok()
+        .filter(|annotation| annotation.id == id)
+        .map(|annotation| annotation.command)
 }
 
 /// Writes one annotation of a deployment and no other field.
@@ -252,47 +256,47 @@ impl Kubernetes {
         name: &str,
     ) -> Result<Option<(RolloutReport, bool)>> {
         let found = self.rolled((namespace, lineage), name).await?;
-        Ok(read_report(&found).map(|told| {
-            let is_active = is_held(&found, &told.id);
-            (told, is_active)
+        Ok(read_report(&found).map(|report| {
+            let is_active = is_held(&found, &report.id);
+            (report, is_active)
         }))
     }
 
     /// Records a command for the rollout in progress; an error if there is none.
-    pub async fn wish(
+    pub async fn record_command(
         &self,
         (namespace, lineage): (&str, Lineage),
         name: &str,
-        wish: OperatorCommand,
+        command: OperatorCommand,
     ) -> Result<RolloutReport> {
         let found = self.rolled((namespace, lineage), name).await?;
         let call = call("decide", "patch", namespace, Some(name));
-        let Some(told) = read_report(&found).filter(|told| is_held(&found, &told.id)) else {
+        let Some(report) = read_report(&found).filter(|report| is_held(&found, &report.id)) else {
             return Err(call
                 .error(ErrorKind::NotFound)
                 .because("no rollout is in progress")
                 .hint("`rollout status` shows the last one"));
         };
-        let wished = CommandAnnotation { id: told.id.clone(), wish };
+        let annotation = CommandAnnotation { id: report.id.clone(), command };
         note(
             &self.api().await?,
             &call,
             OPERATOR_FIELD_MANAGER,
             identity::uid(&found),
-            (COMMAND_ANNOTATION, json!(wished)),
+            (COMMAND_ANNOTATION, json!(annotation)),
         )
         .await?;
-        Ok(told)
+        Ok(report)
     }
 
     /// Allows another attempt with a release that was rolled back.
     pub async fn retry(&self, (namespace, lineage): (&str, Lineage), name: &str) -> Result<RolloutReport> {
         let found = self.rolled((namespace, lineage), name).await?;
         let call = call("decide", "patch", namespace, Some(name));
-        let Some(told) = read_report(&found).filter(|told| told.stage == Stage::Reverted) else {
+        let Some(report) = read_report(&found).filter(|report| report.stage == Stage::Reverted) else {
             return Err(call.error(ErrorKind::NotFound).because("the last release was not rolled back"));
         };
-        let forgotten = RolloutReport { release: String::new(), ..told.clone() };
+        let forgotten = RolloutReport { release: String::new(), ..report.clone() };
         note(
             &self.api().await?,
             &call,
@@ -301,7 +305,7 @@ impl Kubernetes {
             (REPORT_ANNOTATION, json!(forgotten)),
         )
         .await?;
-        Ok(told)
+        Ok(report)
     }
 
     async fn rolled(&self, (namespace, lineage): (&str, Lineage), name: &str) -> Result<Value> {

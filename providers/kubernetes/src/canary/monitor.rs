@@ -37,7 +37,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(180);
 const ANSWERS: Duration = Duration::from_secs(30);
 /// The interval of progress reports without a change of stage.
 const TELL: Duration = Duration::from_secs(5);
-/// Separates what is to be done from why it failed.
+/// Separates the action from the reason for its failure.
 const STUCK: &str = "; it cannot be done yet: ";
 
 /// Reads a pod's metrics.
@@ -79,7 +79,7 @@ impl Kubernetes {
             asking,
             unanswered: None,
             others: None,
-            judge: Analysis::new(orders.canary),
+            analysis: Analysis::new(orders.canary),
             new: Group::default(),
             old: Group::default(),
             hash: None,
@@ -124,7 +124,7 @@ struct RolloutMonitor<'a> {
     unanswered: Option<Instant>,
     /// The label value of the old pods.
     others: Option<String>,
-    judge: Analysis,
+    analysis: Analysis,
     new: Group,
     old: Group,
     /// The label value of the new pods.
@@ -208,26 +208,26 @@ impl RolloutMonitor<'_> {
         let mut sets = known.as_ref().and_then(|status_report| status_report.sets.clone());
         let mut stage = known.map_or(Stage::Waiting, |status_report| status_report.stage);
         let mut trouble = None;
-        let judgement = match self.looked(api, orders, &deployment, figures, (&mut stage, &mut sets), at).await {
-            Ok(look) => {
-                trouble = (look.ready < look.pods).then_some(&deployment);
+        let analysis_result = match self.looked(api, orders, &deployment, figures, (&mut stage, &mut sets), at).await {
+            Ok(observation) => {
+                trouble = (observation.ready < observation.pods).then_some(&deployment);
                 let is_another = self.hash != sets.as_ref().and_then(|sets| sets.new.clone());
                 match stage {
                     _ if self.taken => {
                         let why = "the HTTPRoute was changed in the meantime, or its second service was removed; it is left unchanged";
                         AnalysisResult::Revert(why.to_owned())
                     }
-                    Stage::Preparing => self.judge.prepare(look, command),
+                    Stage::Preparing => self.analysis.prepare(observation, command),
                     // The set that clients are routed to is being replaced.
                     _ if orders.has_two_sets() && self.hash.is_some() && is_another => {
                         AnalysisResult::Revert("its pod template was changed in the meantime".to_owned())
                     }
                     _ => {
-                        if look.pods > 0 && look.ready == look.pods {
+                        if observation.pods > 0 && observation.ready == observation.pods {
                             self.asking.about(self.about(orders), began);
                         }
-                        let judgement = self.judge.judge(look, command);
-                        self.asking.join(judgement, (at, orders.canary.deadline_seconds), command)
+                        let analysis_result = self.analysis.evaluate(observation, command);
+                        self.asking.join(analysis_result, (at, orders.canary.deadline_seconds), command)
                     }
                 }
             }
@@ -237,7 +237,7 @@ impl RolloutMonitor<'_> {
             }
             Err(error) => return Err(error),
         };
-        let (stage, says) = match judgement {
+        let (stage, says) = match analysis_result {
             AnalysisResult::Wait(says) => (stage, says),
             AnalysisResult::Switch(says) => (Stage::Switching, says),
             AnalysisResult::Promote(says) => (Stage::Promoting, says),
@@ -268,7 +268,7 @@ impl RolloutMonitor<'_> {
                     return Ok(Step::Looked(says));
                 }
                 // The old observations say nothing about pods with all clients.
-                self.judge = Analysis::new(orders.canary);
+                self.analysis = Analysis::new(orders.canary);
                 self.say(api, orders, RolloutReport { stage: Stage::Baking, share: orders.share(), ..status_report })
                     .await?;
                 Ok(Step::Looked(says))
@@ -319,10 +319,10 @@ impl RolloutMonitor<'_> {
         (stage, sets): (&mut Stage, &mut Option<PodSets>),
         at: u64,
     ) -> Result<CanaryObservation> {
-        let mut look = self.look(api, orders, deployment, figures, at).await?;
+        let mut observation = self.look(api, orders, deployment, figures, at).await?;
         if !orders.has_two_sets() {
             *stage = Stage::Baking;
-            return Ok(look);
+            return Ok(observation);
         }
         let Some(sets) = sets.as_mut() else {
             let error = call("roll", "patch", &orders.namespace, Some(&orders.name)).error(ErrorKind::Conflict);
@@ -340,9 +340,9 @@ impl RolloutMonitor<'_> {
             *stage = Stage::Baking;
             self.taken = !traffic.show(&sets.old, sets.new.as_deref()).await?;
             if orders.canary.is_blue_green() {
-                look.old = sets.before;
+                observation.old = sets.before;
             }
-            return Ok(look);
+            return Ok(observation);
         }
         *stage = Stage::Preparing;
         self.taken = !traffic.keep(Some(&sets.old)).await?;
@@ -351,7 +351,7 @@ impl RolloutMonitor<'_> {
         // Kubernetes rounds a surge up, too.
         let expected = orders.canary.share.map_or(all, |share| (all * u64::from(share)).div_ceil(100).max(1));
         Ok(match self.hash {
-            Some(_) => CanaryObservation { pods: look.pods.max(expected), ..look },
+            Some(_) => CanaryObservation { pods: observation.pods.max(expected), ..observation },
             None => CanaryObservation { at, pods: expected, ..CanaryObservation::default() },
         })
     }

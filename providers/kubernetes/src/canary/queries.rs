@@ -74,13 +74,15 @@ impl QueryRunner {
     /// See [`Answers::join`].
     pub(super) fn join(
         &self,
-        judgement: AnalysisResult,
+        analysis_result: AnalysisResult,
         times: (u64, u64),
-        wish: Option<OperatorCommand>,
+        command: Option<OperatorCommand>,
     ) -> AnalysisResult {
         match self.outside {
-            None => judgement,
-            Some(_) => self.answers.lock().unwrap_or_else(PoisonError::into_inner).1.join(judgement, times, wish),
+            None => analysis_result,
+            Some(_) => {
+                self.answers.lock().unwrap_or_else(PoisonError::into_inner).1.join(analysis_result, times, command)
+            }
         }
     }
 
@@ -254,18 +256,18 @@ impl Answers {
     /// Combines the verdict of the pods' own metrics with that of the queries.
     fn join(
         &self,
-        judgement: AnalysisResult,
+        analysis_result: AnalysisResult,
         (at, deadline): (u64, u64),
-        wish: Option<OperatorCommand>,
+        command: Option<OperatorCommand>,
     ) -> AnalysisResult {
         let verdict = self.verdict(at);
-        match (judgement, verdict) {
+        match (analysis_result, verdict) {
             (AnalysisResult::Revert(why), verdict) if verdict != Verdict::Well && at >= deadline => {
                 AnalysisResult::Revert(format!("{why}; {}", self.say(at)))
             }
-            (judgement @ (AnalysisResult::Revert(_) | AnalysisResult::Switch(_)), _) => judgement,
+            (analysis_result @ (AnalysisResult::Revert(_) | AnalysisResult::Switch(_)), _) => analysis_result,
             (_, Verdict::Bad(why)) => AnalysisResult::Revert(why),
-            (AnalysisResult::Promote(says), Verdict::Waits) if wish == Some(OperatorCommand::Promote) => {
+            (AnalysisResult::Promote(says), Verdict::Waits) if command == Some(OperatorCommand::Promote) => {
                 AnalysisResult::Promote(format!("{says}; not required: {}", self.say(at)))
             }
             (AnalysisResult::Promote(says), Verdict::Waits) | (AnalysisResult::Wait(says), _) => {
@@ -472,8 +474,8 @@ mod tests {
     #[test]
     fn query_within_its_bound_for_enough_samples_promotes() {
         let bound = value(0.01);
-        let judgement = judged(&[value(0.0), value(0.004), bound.clone()]);
-        let AnalysisResult::Promote(says) = judgement else { panic!("{judgement:?}") };
+        let analysis_result = judged(&[value(0.0), value(0.004), bound.clone()]);
+        let AnalysisResult::Promote(says) = analysis_result else { panic!("{analysis_result:?}") };
         assert_eq!(says, format!("healthy for 300 s; query `{NAME}` is 0.01 (at most 0.01)"));
         let AnalysisResult::Wait(says) = judged(&[value(0.0), bound]) else { panic!("two are not three") };
         assert!(says.ends_with("(at most 0.01, 2 of 3 in a row)"), "{says}");
@@ -491,12 +493,13 @@ mod tests {
         let with_gap = [bad.clone(), no_data(), bad.clone(), down(), bad.clone()];
         assert!(matches!(judged(&with_gap), AnalysisResult::Revert(_)));
         // The message appears also while the rollout waits, and with a promote command.
-        for (judgement, wish) in [
+        for (analysis_result, command) in [
             (AnalysisResult::Wait("healthy for 8 of 300 s".to_owned()), None),
             (promote(), Some(OperatorCommand::Promote)),
         ] {
-            let judgement = answered(&[bad.clone(), bad.clone(), bad.clone()]).join(judgement, (30, 1000), wish);
-            assert!(matches!(judgement, AnalysisResult::Revert(_)), "{judgement:?}");
+            let analysis_result =
+                answered(&[bad.clone(), bad.clone(), bad.clone()]).join(analysis_result, (30, 1000), command);
+            assert!(matches!(analysis_result, AnalysisResult::Revert(_)), "{analysis_result:?}");
         }
     }
 
@@ -512,8 +515,11 @@ mod tests {
             (vec![good(), good(), good(), down(), good()], "1 of 3 in a row"),
             (vec![infinite(), infinite(), infinite()], "is -inf"),
         ] {
-            let judgement = judged(&found);
-            assert!(matches!(&judgement, AnalysisResult::Wait(says) if says.contains(why)), "{found:?}: {judgement:?}");
+            let analysis_result = judged(&found);
+            assert!(
+                matches!(&analysis_result, AnalysisResult::Wait(says) if says.contains(why)),
+                "{found:?}: {analysis_result:?}"
+            );
         }
         // An outdated answer does not count either.
         let before = answered(&[good(), good(), good()]);

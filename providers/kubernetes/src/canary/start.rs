@@ -94,17 +94,18 @@ impl RolloutOrders {
         let name = self.job_name();
         let roll = call("roll", "patch", &self.namespace, Some(&self.name));
         let before = read_report(deployment);
-        let ending = before.as_ref().filter(|told| matches!(told.stage, Stage::Promoting | Stage::Reverting));
-        let other = holder(deployment).or(ending.map(|told| told.id.as_str())).filter(|other| *other != self.id);
+        let ending = before.as_ref().filter(|report| matches!(report.stage, Stage::Promoting | Stage::Reverting));
+        let other = holder(deployment).or(ending.map(|report| report.id.as_str())).filter(|other| *other != self.id);
         if let Some(other) = other
             && is_running(api, &self.namespace, other).await?
         {
             let hint = "wait for its end (`rollout status`), or run `rollout abort`";
             return Err(roll.error(ErrorKind::Conflict).because("another rollout is in progress").hint(hint));
         }
-        if let Some(told) = before.filter(|told| told.stage == Stage::Reverted && told.release == self.release) {
+        if let Some(report) = before.filter(|report| report.stage == Stage::Reverted && report.release == self.release)
+        {
             let hint = "change it, or run `rollback`; `rollout retry` tries the same release again";
-            let why = format!("this release was tried and rolled back: {}", told.says);
+            let why = format!("this release was tried and rolled back: {}", report.says);
             return Err(roll.error(ErrorKind::Conflict).because(why).hint(hint));
         }
         api.apply(&roll, &self.manager, &self.promote, true).await?;
@@ -143,8 +144,8 @@ impl RolloutOrders {
     /// status.
     pub(crate) async fn look(&self, api: &Api, deployment: &Value) -> Result<RolloutState> {
         let held = is_held(deployment, &self.id);
-        let told = read_report(deployment).filter(|told| told.id == self.id);
-        match told.as_ref().map(|told| (told.stage, told.says.clone())) {
+        let report = read_report(deployment).filter(|report| report.id == self.id);
+        match report.as_ref().map(|report| (report.stage, report.says.clone())) {
             Some((Stage::Promoted, _)) => return Ok(RolloutState::Promoted),
             Some((Stage::Reverted, says)) => return Ok(RolloutState::Ended(format!("{says}; {OLD_RUNS}"))),
             _ => {}
@@ -155,13 +156,13 @@ impl RolloutOrders {
         let why = match job.as_ref().map(ready::job) {
             Some(Ready::NotYet(why)) => {
                 let job = job.unwrap_or_default();
-                if told.as_ref().is_some_and(|told| told.stage == Stage::Waiting) && !held {
+                if report.as_ref().is_some_and(|report| report.stage == Stage::Waiting) && !held {
                     self.apply(api, &self.held()).await?;
                     let made = if self.canary.is_blue_green() { "as many" } else { "the first" };
                     return Ok(RolloutState::GoesOn(format!("{made} pods of the new release are created")));
                 }
-                let (within, says) = match &told {
-                    Some(told) => (self.ended_within(), told.says.clone()),
+                let (within, says) = match &report {
+                    Some(report) => (self.ended_within(), report.says.clone()),
                     None => (SILENT, format!("starting its job: {why}")),
                 };
                 // Without a running pod the last report is out of date.
@@ -181,29 +182,29 @@ impl RolloutOrders {
             Some(Ready::Yes) => format!("its job {name} ended without a reason"),
             None => format!("its job {name} was removed"),
         };
-        let stage = told.as_ref().map(|told| told.stage);
+        let stage = report.as_ref().map(|report| report.stage);
         // The job is gone, so the operator ends the rollout.
         if held {
             if self.has_two_sets() {
                 // Recorded for the next poll, which finishes the rollback. The release may be retried, because it did
                 // not fail.
-                let told = told.unwrap_or_else(|| self.report(Stage::Reverting, "", 0));
-                let told =
-                    RolloutReport { stage: Stage::Reverting, says: why, release: String::new(), share: None, ..told };
-                self.say(api, &told).await?;
-                self.put_back(api, &told).await?;
-                return Ok(RolloutState::GoesOn(told.says));
+                let report = report.unwrap_or_else(|| self.report(Stage::Reverting, "", 0));
+                let report =
+                    RolloutReport { stage: Stage::Reverting, says: why, release: String::new(), share: None, ..report };
+                self.say(api, &report).await?;
+                self.put_back(api, &report).await?;
+                return Ok(RolloutState::GoesOn(report.says));
             }
             self.apply(api, &self.revert).await?;
             return Ok(RolloutState::Ended(format!("{why}; {OLD_RUNS}")));
         }
-        match told.filter(|told| matches!(told.stage, Stage::Promoting | Stage::Reverting)) {
+        match report.filter(|report| matches!(report.stage, Stage::Promoting | Stage::Reverting)) {
             _ if !self.has_two_sets() => {}
             None => self.traffic(api).lead_to_all().await?,
             Some(_) if !self.settle(api, deployment).await? => {
                 return Ok(RolloutState::GoesOn(format!("{why}; removing the pods of the other release")));
             }
-            Some(told) => self.say(api, &told.ended()).await?,
+            Some(report) => self.say(api, &report.ended()).await?,
         }
         match stage {
             // The promotion was done, only its report is missing.
@@ -226,9 +227,9 @@ impl RolloutOrders {
     }
 
     /// Restores the old release: first the routing of clients, then the pods.
-    pub(super) async fn put_back(&self, api: &Api, told: &RolloutReport) -> Result<()> {
+    pub(super) async fn put_back(&self, api: &Api, report: &RolloutReport) -> Result<()> {
         if self.has_two_sets() {
-            self.traffic(api).keep(told.sets.as_ref().map(|sets| sets.old.as_str())).await?;
+            self.traffic(api).keep(report.sets.as_ref().map(|sets| sets.old.as_str())).await?;
         }
         self.apply(api, &self.revert).await
     }
@@ -254,9 +255,9 @@ impl RolloutOrders {
         RolloutReport { id, stage, says: says.to_owned(), release, began, share: None, sets: None }
     }
 
-    pub(super) async fn say(&self, api: &Api, told: &RolloutReport) -> Result<()> {
+    pub(super) async fn say(&self, api: &Api, report: &RolloutReport) -> Result<()> {
         let call = call("annotate", "patch", &self.namespace, Some(&self.name));
-        note(api, &call, JOB_FIELD_MANAGER, &self.uid, (REPORT_ANNOTATION, json!(told))).await
+        note(api, &call, JOB_FIELD_MANAGER, &self.uid, (REPORT_ANNOTATION, json!(report))).await
     }
 
     /// The limit for the job from its start to the end of the rollout.
@@ -372,12 +373,12 @@ pub(crate) async fn route_to_all(
     deployment: &Value,
     (manager, own): (&str, Option<&str>),
 ) -> Result<()> {
-    let Some(told) = read_report(deployment).filter(|told| own != Some(told.id.as_str())) else { return Ok(()) };
+    let Some(report) = read_report(deployment).filter(|report| own != Some(report.id.as_str())) else { return Ok(()) };
     let mut traffic = Traffic { api, namespace, name, route: None };
     if traffic.led_to().await?.is_none() {
         return Ok(());
     }
-    if is_running(api, namespace, &told.id).await? {
+    if is_running(api, namespace, &report.id).await? {
         let hint = "wait for its end (`rollout status`), or run `rollout abort`; if that has no effect, run `kubectl delete job`";
         let error = call("change", "patch", namespace, Some(name)).error(ErrorKind::Conflict);
         return Err(error.because("a rollout is in progress, which routes clients to one set of its pods").hint(hint));
@@ -387,7 +388,7 @@ pub(crate) async fn route_to_all(
         api,
         applied,
         manager,
-        id: &told.id,
+        id: &report.id,
         share: shares::weights(found).map_or(0, |[_, new]| new),
     });
     traffic.lead_to_all().await

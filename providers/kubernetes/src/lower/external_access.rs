@@ -17,6 +17,8 @@ impl Lowering<'_> {
         let mut data = json!({});
         if outside.token {
             data["token"] = json!(OutputRef::new(self.id(secrets, TOKEN)?, "secret"));
+            // The job compares it with the annotation, which others may change who cannot read Secrets.
+            data["url"] = json!({ PLAIN: outside.url });
         }
         match &outside.ca {
             None => {}

@@ -68,6 +68,8 @@ const DASHBOARD: &str = include_str!("../../../../templates/kubernetes/dashboard
 const NETWORK: &str = "network";
 const ENDPOINT: &str = "gateway";
 const CERTIFICATE: &str = "certificate";
+/// The part of a registry that images are pushed to. The provider that pushes them calls it so.
+const REPOSITORY: &str = "repository";
 /// The generated secrets that pods read.
 const API_KEY: &str = "api-key";
 const JWT_KEY: &str = "jwt-signing-key";
@@ -132,6 +134,9 @@ impl Lowering<'_> {
                 self.problem("sites", cause, fix);
             }
             ComponentSpec::Backup(backup) => self.backup(backup),
+            ComponentSpec::InferenceEndpoint(_) => {
+                self.problem("runtime", "a cluster runs pods", "write `runtime: kubernetes`");
+            }
         }
     }
 
@@ -393,6 +398,11 @@ impl Lowering<'_> {
         }
         let spec = Spec::of(&spec);
         let mut needs: Vec<ResourceId> = needs;
+        if let (Some(from), Some(image)) = (&self.cluster.image_from, &self.settings().image)
+            && spec.to_string().contains(image)
+        {
+            needs.extend(self.id(from.as_str(), REPOSITORY));
+        }
         needs.extend(spec.outputs_needed().iter().map(|output| output.resource.clone()));
         needs.sort();
         needs.dedup();

@@ -72,7 +72,7 @@ impl Lowering<'_> {
         if !clients.is_empty() {
             let named = json!({ "key": "app.kubernetes.io/name", "operator": "In", "values": clients });
             let servers = json!([{ "podSelector": { "matchLabels": { "app": "textnlp-api" } } }]);
-            let rules = vec![api_server(), rule(servers, &[METRICS_PORT])];
+            let rules = vec![self.api_server(), rule(servers, &[METRICS_PORT])];
             self.allow_out("allow-api-clients", "textnlp-api-clients", json!({ "matchExpressions": [named] }), rules);
         }
         if self.cluster.adapter {
@@ -83,13 +83,26 @@ impl Lowering<'_> {
         }
         if self.cluster.postgres.is_some() {
             // CloudNativePG's jobs, which create instances, have the label of the cluster and none of ours.
-            let mut egress = vec![rule(instances, &[POSTGRES_PORT, INSTANCE_PORT]), api_server(), dns()];
+            let mut egress = vec![rule(instances, &[POSTGRES_PORT, INSTANCE_PORT]), self.api_server(), dns()];
             egress.extend(configured);
             let inputs = json!({
                 "namespace": self.cluster.namespace, "name": POSTGRES, "clients": database_clients(),
                 "port": POSTGRES_PORT, "instance_port": INSTANCE_PORT, "operator": OPERATOR, "egress": egress,
             });
             self.part_of_kind("allow-database", Template::AllowDatabase, &inputs, []);
+        }
+    }
+
+    /// The API server. No policy can select it, and in some networks no address block matches it: without configured
+    /// addresses, by its ports only. Metadata services listen on neither port.
+    fn api_server(&self) -> Value {
+        let networks = self.settings().api_server.iter().filter_map(|text| text.parse::<Addresses>().ok());
+        let to: Vec<Value> = networks.map(|network| block(network, &[])).collect();
+        let rule = rule(json!(to), &API_PORTS);
+        match to.is_empty() {
+            // An empty list of destinations would mean the same to most networks; none is clear to all.
+            true => json!({ "ports": rule["ports"] }),
+            false => rule,
         }
     }
 
@@ -231,13 +244,6 @@ fn dns() -> Value {
     json!({ "to": to, "ports": ports })
 }
 
-/// The API server, by its ports only: no policy can select it, and in some networks no address block matches it.
-/// Metadata services listen on neither port.
-fn api_server() -> Value {
-    let ports: Vec<Value> = API_PORTS.iter().map(|port| json!({ "protocol": "TCP", "port": port })).collect();
-    json!({ "ports": ports })
-}
-
 fn protocol(transport: Transport) -> &'static str {
     match transport {
         Transport::Tcp => "TCP",
@@ -307,7 +313,7 @@ fn hosts(url: &str) -> Vec<(Host, u16)> {
     remote.map(|(host, port)| (resolved(&host), port.unwrap_or(usual))).collect()
 }
 
-/// A value of a query. What is encoded wrongly stays as it is.
+/// A decoded value of a query. Invalid encodings are kept unchanged.
 fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,7 +1,7 @@
 //! What the server in each pod needs by the size of its models.
 
 use serde_json::{Value, json};
-use textnlp_models::{Catalogue, DEFAULT_SEQUENCES, Entry, Memory, Want, WeightFormat, fit};
+use textnlp_models::{Catalogue, Entry, Memory, Want, WeightFormat, fit};
 use textnlp_provider::component::Model;
 use textnlp_provider::{cluster, settings};
 
@@ -109,8 +109,9 @@ fn memory_needed(models: &[Model]) -> Option<u64> {
             Some(settings::Quantize::F32) => WeightFormat::F32,
             Some(settings::Quantize::F16) => WeightFormat::F16,
             Some(settings::Quantize::Q8) => WeightFormat::Q8_0,
+            Some(settings::Quantize::Q4) => WeightFormat::Q4_0,
         };
-        let want = Want { quantize, context: model.context.map(u64::from), sequences: DEFAULT_SEQUENCES };
+        let want = Want { quantize, context: model.context.map(u64::from) };
         Some(fit(&known(&model.source)?.summary(), &want, &nothing).needed)
     });
     needed.sum()

@@ -48,7 +48,7 @@ impl Lowering<'_> {
             let fix = "write `database: { kind: postgres, url: … }` of a database that all sites use, or keep one site";
             self.problem("watch", cause, fix);
         }
-        if workload.growth.is_some() && workload.canary.is_some_and(|canary| canary.share.is_none()) {
+        if workload.autoscaling.is_some() && workload.canary.is_some_and(|canary| canary.share.is_none()) {
             // This holds also for a set without clients: the idle load of two sets would count as load, and both would
             // grow.
             let cause = "an autoscaler counts the pods of both releases together";
@@ -57,7 +57,7 @@ impl Lowering<'_> {
         }
         let Some(image) = self.settings().image.clone() else {
             let cause = "no image is set, and a cluster runs only images";
-            let fix = "`textnlp-deploy bundle create` packs one; push it to a registry that the cluster reaches, and write `sites[].cluster.image: REGISTRY/textnlp:VERSION@sha256:…`";
+            let fix = "`textnlp-deploy bundle create` packs one; push it to a registry that the cluster reaches, and write `sites[].cluster.image: REGISTRY/textnlp:VERSION@sha256:…`; where the cloud's own registry is supported, `registry.url` is enough";
             return self.problem("image", cause, fix);
         };
         self.pinned("image", &image);
@@ -141,8 +141,10 @@ impl Lowering<'_> {
             self.object(first_key, Template::Job, &inputs, [migrate.clone()]);
         }
         let shared_models = self.model_volume();
-        let grown = workload.growth.is_some();
+        let grown = workload.autoscaling.is_some();
         let startup = startup_seconds(model_bytes(&workload.served));
+        let noticed_after = self.cluster.balancer.as_ref().map_or(0, |balancer| balancer.notices_after_seconds);
+        let noticed_after = u64::from(noticed_after);
         // For rollouts, pods carry the configuration itself instead of digests, so an old template restores the
         // complete old release.
         let carried = self.is_carried();
@@ -215,9 +217,9 @@ impl Lowering<'_> {
             "startup_failures": startup.div_ceil(STARTUP_PERIOD),
             // The deployment fails later than its slowest pod.
             "progress_seconds": startup + 300,
-            "gateway_leaves_after": GATEWAY_LEAVES_AFTER,
-            "api_leaves_after": API_LEAVES_AFTER,
-            "grace_seconds": API_LEAVES_AFTER + u64::from(workload.drain_seconds) + LEAVING,
+            "gateway_leaves_after": noticed_after + GATEWAY_LEAVES_AFTER,
+            "api_leaves_after": noticed_after + API_LEAVES_AFTER,
+            "grace_seconds": noticed_after + API_LEAVES_AFTER + u64::from(workload.drain_seconds) + LEAVING,
         });
         self.object(deployment.clone(), Template::Deployment, &inputs, needs);
         if workload.replicas > 1 {
@@ -225,8 +227,8 @@ impl Lowering<'_> {
             let inputs = json!({ "namespace": self.cluster.namespace, "min_available": 2.min(workload.replicas - 1) });
             self.part_of_kind("disruption-budget", Template::DisruptionBudget, &inputs, []);
         }
-        if let Some(growth) = &workload.growth {
-            let mut inputs = json!(growth);
+        if let Some(autoscaling) = &workload.autoscaling {
+            let mut inputs = json!(autoscaling);
             inputs["namespace"] = json!(self.cluster.namespace);
             inputs["min"] = json!(workload.replicas);
             let adapter_objects = self.adapter(&image);
@@ -302,10 +304,13 @@ impl Lowering<'_> {
         let settings = self.settings();
         let is_led_by_others =
             (settings.address.is_some() && !settings.load_balancer) || Ingress::of(settings, endpoint).is_some();
+        let balancer = self.cluster.balancer.as_ref().filter(|_| !is_led_by_others);
         let inputs = json!({
             "namespace": self.cluster.namespace,
             "address": address,
             "type": if is_led_by_others { "ClusterIP" } else { "LoadBalancer" },
+            "annotations": balancer.map(|balancer| balancer.annotations.clone()).unwrap_or_default(),
+            "local": balancer.is_some_and(|balancer| balancer.keeps_addresses),
             "port": endpoint.port,
         });
         self.object(service, Template::Service, &inputs, []);

@@ -54,7 +54,7 @@ async fn until(control: &ControlPlane, namespace: &str, replicas: u64) -> Durati
 
 /// The groups that preflight misses for the autoscaler.
 async fn told_before(control: &ControlPlane) -> Vec<&'static str> {
-    let access = Access::Kubeconfig { file: Some(control.admin().into()), context: None };
+    let access = Access::kubeconfig(Some(control.admin().into()), None);
     let kubernetes = Kubernetes::new(access, std::sync::Arc::new(crate::world::Vault::default()));
     let mut scaler = objects(&fixture());
     scaler.retain(|one| one.kind.as_str() == "kubernetes.horizontal-pod-autoscaler");
@@ -70,7 +70,7 @@ async fn told_before(control: &ControlPlane) -> Vec<&'static str> {
 
 /// What preflight says of an adapter of ours.
 async fn told_of_adapter(control: &ControlPlane) -> Vec<textnlp_provider::Problem> {
-    let access = Access::Kubeconfig { file: Some(control.admin().into()), context: None };
+    let access = Access::kubeconfig(Some(control.admin().into()), None);
     let kubernetes = Kubernetes::new(access, std::sync::Arc::new(crate::world::Vault::default()));
     let made = objects(&Fixture { adapter: true, ..fixture() });
     let asked: Vec<_> = made

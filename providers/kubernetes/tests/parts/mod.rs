@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde_json::json;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::cluster::{
-    Analytics, ClusterAccess, ClusterIngress, ClusterModels, ClusterSite, IngressKind, ModelVolume, OwnPostgres,
-    PodResources, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
+    Analytics, Balancer, ClusterAccess, ClusterIngress, ClusterModels, ClusterSite, IngressKind, ModelVolume,
+    OwnPostgres, PodResources, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{DatabaseKind, Hosting, ModelRole, Quantize, Role, Runtime, Spot, Strategy};
@@ -32,6 +32,7 @@ pub struct Fixture {
     pub saml: Option<FileText>,
     pub prometheus_ca: Option<FileText>,
     pub max_nodes: Option<u32>,
+    pub balancer: Option<Balancer>,
     pub min_nodes: u32,
     pub pinned: bool,
 }
@@ -47,6 +48,7 @@ impl Fixture {
     pub fn cluster(&self) -> ClusterSite {
         ClusterSite {
             namespace: self.namespace.clone(),
+            image_from: None,
             settings: self.settings.clone(),
             rollout: self.rollout,
             certificate: self.certificate.clone(),
@@ -56,6 +58,7 @@ impl Fixture {
             pinned: self.pinned,
             min_nodes: self.min_nodes,
             max_nodes: self.max_nodes,
+            balancer: self.balancer.clone(),
         }
     }
 
@@ -108,6 +111,7 @@ pub fn fixture() -> Fixture {
         saml: None,
         prometheus_ca: None,
         max_nodes: None,
+        balancer: None,
         min_nodes: 1,
         pinned: true,
     }
@@ -248,7 +252,7 @@ pub fn workload() -> Workload {
     } });
     Workload {
         replicas: 3,
-        growth: None,
+        autoscaling: None,
         program: program(),
         config,
         cluster: "cluster".parse().unwrap(),
@@ -390,6 +394,9 @@ pub fn endpoint() -> Endpoint {
         connections: Default::default(),
         domain: None,
         waf: false,
+        zone: None,
+        managed_certificate: false,
+        base_domain: None,
     }
 }
 
@@ -403,25 +410,31 @@ pub fn models() -> ModelStore {
         context: Some(1024),
         preload: true,
     };
-    ModelStore { models: vec![model], max_cache_bytes: 50_000_000_000, key: None, archive_after_days: None }
+    ModelStore {
+        models: vec![model],
+        max_cache_bytes: 50_000_000_000,
+        key: None,
+        archive_after_days: None,
+        replica: None,
+    }
 }
 
 /// The components of a site, with everything on that this version has.
 pub fn whole() -> Vec<Component> {
-    let growth = Autoscaling { max: 20, cpu: Some(70), memory: Some(80), requests_per_second: Some(1000) };
+    let autoscaling = Autoscaling { max: 20, cpu: Some(70), memory: Some(80), requests_per_second: Some(1000) };
     vec![
-        component("network", ComponentSpec::Network(Network { cidr: None, policies: true })),
+        component("network", ComponentSpec::Network(Network { cidr: None, policies: true, ..Network::default() })),
         component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap()))),
         component("models", ComponentSpec::ModelStore(models())),
         component("database", ComponentSpec::Database(database())),
-        component("server", ComponentSpec::Workload(Workload { growth: Some(growth), ..workload() })),
+        component("server", ComponentSpec::Workload(Workload { autoscaling: Some(autoscaling), ..workload() })),
         component("gateway", ComponentSpec::Endpoint(endpoint())),
         component("monitoring", ComponentSpec::Monitoring(Monitoring { stack: true, ..Monitoring::default() })),
     ]
 }
 
 pub fn lowered(component: &Component, fixture: Fixture) -> Result<Vec<Wanted>, Problems> {
-    let access = Access::Kubeconfig { file: None, context: None };
+    let access = Access::kubeconfig(None, None);
     let kubernetes = Kubernetes::new(access, Arc::new(world::Vault::default()));
     kubernetes.lower(&fixture.component(component), &fixture.site())
 }

@@ -6,7 +6,7 @@ use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
-use textnlp_provider::cluster::{Analytics, ClusterAccess, EgressRule, OwnPostgres, Transport};
+use textnlp_provider::cluster::{Analytics, Balancer, ClusterAccess, EgressRule, OwnPostgres, Transport};
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
@@ -23,6 +23,34 @@ fn site_expands_into_the_golden_objects() {
         text += "---\n";
     }
     expect_file!["./golden/site.yaml"].assert_eq(&text);
+}
+
+#[test]
+fn the_load_balancer_of_a_cloud_keeps_the_addresses_of_clients() {
+    let annotations = BTreeMap::from([("cloud.example.com/type".to_owned(), "fast".into())]);
+    let balancer = Balancer { annotations, keeps_addresses: true, notices_after_seconds: 20 };
+    let there = Fixture { balancer: Some(balancer), ..fixture() };
+    let spec = |place: &Fixture, end: &str| {
+        let all = objects(place);
+        all.iter().find(|one| one.id.as_str().ends_with(end)).map(|one| one.spec.as_value().clone()).unwrap()
+    };
+    let service = spec(&there, "gateway/service");
+    assert_eq!(service["metadata"]["annotations"]["cloud.example.com/type"], "fast");
+    assert_eq!(service["spec"]["externalTrafficPolicy"], "Local");
+    let sleeps = |place: &Fixture| -> Vec<u64> {
+        let pod = spec(place, "server/deployment")["spec"]["template"]["spec"].clone();
+        let containers = pod["containers"].as_array().cloned().unwrap_or_default();
+        let sleep = |one: &Value| one["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64();
+        containers.iter().filter_map(sleep).chain(pod["terminationGracePeriodSeconds"].as_u64()).collect()
+    };
+    let later: Vec<u64> = sleeps(&fixture()).into_iter().map(|seconds| seconds + 20).collect();
+    assert_eq!(sleeps(&there), later, "new connections arrive until the load balancer notices");
+    // An address that the cluster does not balance has no load balancer.
+    let address = |access: &mut ClusterAccess| access.address = Some("https://text.example.com".to_owned());
+    let service = spec(&there.set(address), "gateway/service");
+    assert_eq!(service["spec"]["type"], "ClusterIP");
+    assert_eq!(service["spec"].get("externalTrafficPolicy"), None);
+    assert_eq!(service["metadata"]["annotations"].get("cloud.example.com/type"), None);
 }
 
 #[test]
@@ -47,7 +75,10 @@ fn prometheus_settings_are_on_the_deployment_and_the_token_in_a_secret() {
     let token = OutputRef::new("main/secrets/prometheus-token".parse().unwrap(), "secret");
     assert_eq!(
         spec("server/prometheus").map(|secret| (&secret["metadata"]["name"], &secret["data"])),
-        Some((&json!("textnlp-prometheus"), &json!({ "token": token, "ca.crt": { "$plain": "PEM" } })))
+        Some((
+            &json!("textnlp-prometheus"),
+            &json!({ "token": token, "url": { "$plain": "https://prometheus" }, "ca.crt": { "$plain": "PEM" } })
+        ))
     );
     let deployment = made.iter().find(|one| one.id.as_str().ends_with("/deployment")).unwrap();
     let asked = &deployment.spec.as_value()["metadata"]["annotations"]["textnlp-rollout-queries"];
@@ -230,7 +261,8 @@ fn pods_connect_only_to_their_dependencies() {
     // What is configured, and nothing without policies.
     let rule = |to: &str, protocol| EgressRule { to: to.to_owned(), port: 53, protocol };
     let place = fixture().set(|site| site.egress = vec![rule("169.254.169.254", Transport::Udp)]);
-    let network = |policies, place: Fixture| policies_of(&Network { cidr: None, policies }, place);
+    let network =
+        |policies, place: Fixture| policies_of(&Network { cidr: None, policies, ..Network::default() }, place);
     let to = json!([{ "ipBlock": { "cidr": "169.254.169.254/32" } }]);
     let out = network(true, place)["textnlp-out"]["egress"].clone();
     assert_eq!(
@@ -238,6 +270,16 @@ fn pods_connect_only_to_their_dependencies() {
         Some(&json!({ "to": to, "ports": [{ "protocol": "UDP", "port": 53 }] }))
     );
     assert!(network(false, fixture()).is_empty());
+    let named = || vec!["10.96.0.1".to_owned(), "10.0.0.0/28".to_owned(), "100.64.0.0/10".to_owned()];
+    let place = Fixture { adapter: true, ..fixture() }.set(|site| site.api_server = named());
+    let to = json!([
+        { "ipBlock": { "cidr": "10.96.0.1/32" } },
+        { "ipBlock": { "cidr": "10.0.0.0/28" } },
+        { "ipBlock": { "cidr": "100.64.0.0/10", "except": ["100.100.100.200/32"] } },
+    ]);
+    let ports = json!([{ "protocol": "TCP", "port": 443 }, { "protocol": "TCP", "port": 6443 }]);
+    let limited = network(true, place)["textnlp-api-clients"]["egress"][0].clone();
+    assert_eq!(limited, json!({ "to": to, "ports": ports }));
     let open = Fixture { egress: Egress::default(), ..fixture() };
     assert!(server(&model("hf:org/name"), open).is_empty());
 }
@@ -427,13 +469,14 @@ fn replicas_are_ours_without_autoscaler_and_small_sites_have_no_budget() {
 
 #[test]
 fn existing_namespace_is_read_and_must_be_the_configured_one() {
-    let mut network = component("network", ComponentSpec::Network(Network { cidr: None, policies: false }));
+    let mut network =
+        component("network", ComponentSpec::Network(Network { cidr: None, policies: false, ..Network::default() }));
     network.existing = Some("textnlp".parse().unwrap());
     let made = lowered(&network, fixture()).unwrap();
     assert_eq!(made.len(), 1);
     assert_eq!(made[0].ownership, Ownership::External("textnlp".parse().unwrap()));
     // What others run there goes on talking.
-    let policies = Network { cidr: None, policies: true };
+    let policies = Network { cidr: None, policies: true, ..Network::default() };
     let shared = Component { part: ComponentSpec::Network(policies.clone()), ..network.clone() };
     let denied = |component: &Component| {
         let made = lowered(component, fixture()).unwrap();
@@ -606,7 +649,8 @@ fn endpoint_is_an_ingress_or_a_route_and_openshift_chooses_the_user() {
     }
     // The pod that answers an authority's challenge is let through, where one is asked.
     let policies = |place: Fixture| {
-        let network = component("network", ComponentSpec::Network(Network { cidr: None, policies: true }));
+        let network =
+            component("network", ComponentSpec::Network(Network { cidr: None, policies: true, ..Network::default() }));
         let made = lowered(&network, place).unwrap();
         made.iter().any(|one| one.id.as_str().ends_with("/allow-solver"))
     };
@@ -662,7 +706,7 @@ fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
     let generate =
         ["replication-password", "database-password"].map(|name| (name.to_owned(), SecretRecipe::Password(32)));
     let secrets = Secrets { generate: generate.into(), shared: Default::default(), given: BTreeMap::new() };
-    let network = Network { cidr: Some("10.0.0.0/8".to_owned()), policies: true };
+    let network = Network { cidr: Some("10.0.0.0/8".to_owned()), policies: true, ..Network::default() };
     let cluster = Cluster::of("network".parse().unwrap());
     let of = |component: &Component, fixture: &Fixture, replicates: bool| {
         let cluster = Some(Box::new(Fixture { replicates, ..fixture.clone() }.cluster()));
@@ -706,9 +750,9 @@ fn unsupported_cluster_settings_are_refused_by_name() {
     let watched = Workload { watch: Some("watch".parse().unwrap()), stored: own_stored(), ..workload() };
     let mail = ReceiverAddress::Plain("mailto:oncall@example.com".to_owned());
     let told = Monitoring { receivers: BTreeMap::from([("oncall".to_owned(), mail)]), ..Monitoring::default() };
-    let growth = Autoscaling { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
+    let autoscaling = Autoscaling { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
     let both = workload().canary.map(|canary| Canary { share: None, ..canary });
-    let doubled = Workload { growth: Some(growth), canary: both, ..workload() };
+    let doubled = Workload { autoscaling: Some(autoscaling), canary: both, ..workload() };
     let mut logged = workload();
     logged.config["textnlp"]["monitoring"]["log_file"] = json!("/var/log/a");
     for (part, says) in [
@@ -725,7 +769,11 @@ fn unsupported_cluster_settings_are_refused_by_name() {
         (ComponentSpec::Workload(logged), "writes its log to standard output"),
         (ComponentSpec::Monitoring(told), "alert receivers are not supported in a cluster"),
         (
-            ComponentSpec::Network(Network { cidr: Some("10.0.0.0/8".to_owned()), policies: false }),
+            ComponentSpec::Network(Network {
+                cidr: Some("10.0.0.0/8".to_owned()),
+                policies: false,
+                ..Network::default()
+            }),
             "10.0.0.0/8 cannot be created",
         ),
         (ComponentSpec::Workload(Workload { replicas: 0, ..workload() }), "0 replicas"),

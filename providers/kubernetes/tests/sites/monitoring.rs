@@ -29,7 +29,7 @@ fn rules(monitoring: Monitoring) -> Value {
     };
     let component =
         Component { name: "monitoring".parse().unwrap(), existing: None, part: ComponentSpec::Monitoring(monitoring) };
-    let access = Access::Kubeconfig { file: None, context: None };
+    let access = Access::kubeconfig(None, None);
     let made = Kubernetes::new(access, Arc::new(crate::world::Vault::default())).lower(&component, &site).unwrap();
     let rules = made.iter().find(|one| one.kind.as_str() == "kubernetes.prometheus-rule").unwrap();
     rules.spec.as_value()["spec"].clone()

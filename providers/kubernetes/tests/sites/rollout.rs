@@ -392,7 +392,7 @@ async fn route_changed_by_another_manager_is_kept_and_the_old_pods_restored() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let place = (world.namespace.as_str(), world.lineage);
-        world.provider.wish(place, "web", OperatorCommand::Pause).await.unwrap();
+        world.provider.record_command(place, "web", OperatorCommand::Pause).await.unwrap();
         let live = world.cluster.api().get(&path).await.unwrap();
         let id = format!("{}/web/{}", world.namespace, live["metadata"]["uid"].as_str().unwrap());
         let seen = world.provider.read(&wanted.kind, &id.parse().unwrap()).await.unwrap();

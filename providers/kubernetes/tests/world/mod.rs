@@ -105,7 +105,7 @@ fn vault() -> Arc<Vault> {
 /// The provider as another process would have it.
 pub fn provider(cluster: &Cluster) -> Kubernetes {
     let file = Some(cluster.admin().into_std_path_buf());
-    Kubernetes::new(Access::Kubeconfig { file, context: None }, vault())
+    Kubernetes::new(Access::kubeconfig(file, None), vault())
 }
 
 /// One operation as the engine would journal it.
@@ -126,6 +126,8 @@ pub fn operation(world: &World, number: u64, verb: Verb, wanted: &Wanted, record
         spec: if verb == Verb::Delete { Spec::of(&json!({})) } else { wanted.spec.clone() },
         recorded: recorded.cloned(),
         changes: Vec::new(),
+        bounds: Default::default(),
+        is_repeated: false,
     }
 }
 

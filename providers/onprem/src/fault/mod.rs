@@ -446,7 +446,7 @@ fn lose_data(folder: &SiteFolder, id: &str) -> Result<(), Error> {
 
 /// The folder of a database that runs as another user: it is the site's data as well.
 fn elsewhere(data: &Utf8Path) -> Option<Utf8PathBuf> {
-    data.join("postgres").read_link_utf8().ok().filter(|path| path.starts_with(crate::verbs::postgres::ELSEWHERE))
+    crate::verbs::postgres::elsewhere(&data.join("postgres"))
 }
 
 fn aside(elsewhere: &Utf8Path, id: &str) -> Utf8PathBuf {

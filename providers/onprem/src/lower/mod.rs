@@ -106,6 +106,9 @@ impl Lowering<'_> {
             ComponentSpec::Witness(witness) => self.witness(witness),
             ComponentSpec::GlobalEndpoint(front) => self.front(front),
             ComponentSpec::Backup(backup) => self.backup(backup),
+            ComponentSpec::InferenceEndpoint(_) => {
+                self.problem("runtime", "this machine runs processes", "write `runtime: process`");
+            }
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<
     if options.needs_git {
         preflight::git(&std::env::var_os("PATH").unwrap_or_default(), &mut problems);
     }
-    let mut needed = Needed::default();
+    let mut needed = SpaceDemand::default();
     for one in wanted {
         let folder = SiteFolder::of(&options.state_folder, &one.site);
         preflight::object(onprem, one, &mut problems);
@@ -47,9 +47,9 @@ pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<
             Some(ResourceKind::Program) => program(one, &folder, &mut needed, &mut problems).await,
             Some(ResourceKind::Model) => model(one, options, &folder, &mut needed, &mut problems).await,
             Some(ResourceKind::Process) => ports::check(one, &folder, &mut problems),
-            Some(ResourceKind::Postgres) => postgres::check_own(one, &folder, &mut problems),
+            Some(ResourceKind::Postgres) => postgres::check_managed(one, &folder, &mut problems),
             Some(ResourceKind::File) => postgres::check_port(one, &folder, &mut problems),
-            Some(ResourceKind::Schema) => postgres::check_others(one, wanted, &folder, &mut problems).await,
+            Some(ResourceKind::Schema) => postgres::check_external(one, wanted, &folder, &mut problems).await,
             _ => {}
         }
     }
@@ -62,12 +62,12 @@ pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<
 
 /// The bytes to be written, by filesystem.
 #[derive(Debug, Default)]
-struct Needed {
+struct SpaceDemand {
     site_bytes: u64,
     cache_bytes: u64,
 }
 
-async fn program(wanted: &Wanted, folder: &SiteFolder, needed: &mut Needed, problems: &mut Vec<Problem>) {
+async fn program(wanted: &Wanted, folder: &SiteFolder, needed: &mut SpaceDemand, problems: &mut Vec<Problem>) {
     let Ok(spec) = wanted.spec.typed::<ProgramSpec>() else { return };
     let marker = Marker::read(&folder.marker(&wanted.id)).ok().flatten();
     if marker.is_some_and(|marker| marker.complete && marker.fact("sha256") == Some(&spec.sha256)) {
@@ -102,7 +102,7 @@ async fn model(
     wanted: &Wanted,
     options: &Options,
     folder: &SiteFolder,
-    needed: &mut Needed,
+    needed: &mut SpaceDemand,
     problems: &mut Vec<Problem>,
 ) {
     let Ok(spec) = wanted.spec.typed::<ModelSpec>() else { return };
@@ -124,13 +124,21 @@ async fn model(
             return;
         }
     };
-    let store = options.model_cache.exists().then(|| Store::open(&options.model_cache).ok()).flatten();
+    let store = match Store::existing(&options.model_cache) {
+        Ok(store) => store,
+        Err(error) => {
+            let fix = error.hint().unwrap_or_else(|| format!("check the folder {}", options.model_cache));
+            problems.push(Problem::new(wanted.id.as_str(), textnlp_provider::error_chain(&error), fix));
+            return;
+        }
+    };
     // Files in the cache are only linked into the site, whatever their source.
     let cached = store.as_ref().is_some_and(|store| {
-        let found = match spec.digest.as_ref().and_then(|digest| digest.parse().ok()) {
-            Some(digest) => store.open_model(&digest),
-            None => store.find(&source),
+        let digest = match spec.digest.as_ref().and_then(|digest| digest.parse().ok()) {
+            Some(digest) => Ok(Some(digest)),
+            None => store.recorded(&source),
         };
+        let found = digest.and_then(|digest| digest.map_or(Ok(None), |digest| store.model_folder(&digest)));
         found.is_ok_and(|found| found.is_some())
     });
     if cached || verbs::has_copy(folder, &spec) {
@@ -196,7 +204,7 @@ fn folder_bytes(path: &Utf8Path) -> std::io::Result<u64> {
 }
 
 /// Free space and inodes on each filesystem that is written to.
-fn space(options: &Options, needed: &Needed, problems: &mut Vec<Problem>) {
+fn space(options: &Options, needed: &SpaceDemand, problems: &mut Vec<Problem>) {
     let (site, cache) = (&*options.state_folder, &*options.model_cache);
     let device = |path: &Utf8Path| {
         std::fs::metadata(preflight::nearest(path)).map(|found| std::os::unix::fs::MetadataExt::dev(&found)).ok()

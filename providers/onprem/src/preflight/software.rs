@@ -76,8 +76,15 @@ pub(super) fn check(versions: &Versions, minimum: &Minimum, problems: &mut Vec<P
     problems.push(Problem::note("software", cause, "nothing to do: `runtime: process` needs none of them"));
 }
 
+/// A program in the folders of `PATH`, but in none that depends on where the command runs.
+fn installed(name: &str) -> Option<std::path::PathBuf> {
+    let folders = std::env::var_os("PATH")?;
+    let mut absolute = std::env::split_paths(&folders).filter(|folder| folder.is_absolute());
+    absolute.find_map(|folder| Some(folder.join(name)).filter(|path| path.is_file()))
+}
+
 async fn ask(tool: &Tool) -> Option<(u32, u32)> {
-    let child = tokio::process::Command::new(tool.command)
+    let child = tokio::process::Command::new(installed(tool.command)?)
         .args(tool.arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -75,9 +75,9 @@ pub(super) fn become_child(folder: &SiteFolder, name: &str) -> Error {
 }
 
 /// What must stay open until `exec`: the lock, and the program's file.
-type Kept = (std::os::fd::OwnedFd, Option<VerifiedProgram>);
+type OpenFiles = (std::os::fd::OwnedFd, Option<VerifiedProgram>);
 
-fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, Kept), Error> {
+fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, OpenFiles), Error> {
     let unit = Unit::read(folder, name).map_err(|why| Error::Unit { name: name.to_owned(), why })?;
     let fails = |source| Error::Exec { name: name.to_owned(), source };
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));

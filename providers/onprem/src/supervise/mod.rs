@@ -114,7 +114,7 @@ pub enum Error {
     Run(#[source] std::io::Error),
 }
 
-/// Runs the supervisor of a site until it is told to exit. With a child's name, becomes that unit's program.
+/// Runs the supervisor of a site until it gets a request to exit. With a child's name, becomes that unit's program.
 ///
 /// Blocks. It creates its own runtime on its own thread, so any code may call it.
 pub fn run(folder: &Utf8Path, child: Option<&str>) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use textnlp_keys::SiteFolder;
 use textnlp_provider::component::ServiceLimits;
+use textnlp_provider::exposition;
 
 use super::alerts::Fact;
 use super::control::{PhaseName, UnitStatus};
@@ -45,30 +46,20 @@ impl Counts {
     /// Reads an exposition in the format of Prometheus.
     fn read(metrics: &str) -> Self {
         let mut counts = Counts::default();
-        for line in metrics.lines() {
-            let Some((series, value)) = line.rsplit_once("} ") else { continue };
-            let Some((name, labels)) = series.split_once('{') else { continue };
-            let Some(value) = value.split_whitespace().next().and_then(|value| value.parse::<f64>().ok()) else {
-                continue;
-            };
-            let label = |wanted: &str| {
-                labels
-                    .split(',')
-                    .find_map(|pair| pair.trim_start().strip_prefix(wanted)?.strip_prefix("=\"")?.strip_suffix('"'))
-            };
-            match name {
+        for sample in exposition::samples(metrics) {
+            match sample.name {
                 "http_requests_total" => {
-                    counts.requests += value;
-                    if label("status").is_some_and(|status| status.starts_with('5')) {
-                        counts.failed += value;
+                    counts.requests += sample.value;
+                    if sample.label("status").is_some_and(|status| status.starts_with('5')) {
+                        counts.failed += sample.value;
                     }
                 }
-                "textnlp_authentication_failures_total" => counts.refused += value,
+                "textnlp_authentication_failures_total" => counts.refused += sample.value,
                 "http_request_duration_seconds_bucket"
-                    if label("route").is_some_and(|route| route.starts_with("/v1/")) =>
+                    if sample.label("route").is_some_and(|route| route.starts_with("/v1/")) =>
                 {
-                    if let Some(bound) = label("le") {
-                        *counts.buckets.entry(bound.to_owned()).or_default() += value;
+                    if let Some(bound) = sample.label("le") {
+                        *counts.buckets.entry(bound.to_owned()).or_default() += sample.value;
                     }
                 }
                 _ => {}
@@ -106,31 +97,17 @@ impl Counts {
         (self.requests > 0.0).then(|| self.failed / self.requests)
     }
 
-    /// The time that 95 of 100 answers took at most, interpolated as `histogram_quantile` does.
+    /// The time that 95 of 100 answers took at most.
     fn p95_seconds(&self) -> Option<f64> {
-        let mut buckets: Vec<(f64, f64)> =
-            self.buckets.iter().filter_map(|(bound, count)| Some((bound.parse().ok()?, *count))).collect();
-        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let all = buckets.last()?.1;
-        if all <= 0.0 {
-            return None;
-        }
-        let rank = all * 0.95;
-        let at = buckets.iter().position(|(_, count)| *count >= rank)?;
-        let (lower, below) = at.checked_sub(1).map_or((0.0, 0.0), |before| buckets[before]);
-        let (upper, count) = buckets[at];
-        if upper.is_infinite() {
-            return Some(lower);
-        }
-        Some(lower + (upper - lower) * ((rank - below) / (count - below)))
+        exposition::quantile(&self.buckets, 0.95)
     }
 }
 
 /// Something that must last before it is an alert.
 #[derive(Debug, Default)]
-struct Pending(Option<Timestamp>);
+struct PendingAlert(Option<Timestamp>);
 
-impl Pending {
+impl PendingAlert {
     fn lasts(&mut self, is_so: bool, least: SignedDuration, now: Timestamp) -> bool {
         self.0 = is_so.then(|| self.0.unwrap_or(now));
         self.0.is_some_and(|since| now.duration_since(since) >= least)
@@ -144,9 +121,9 @@ pub(super) struct Service {
     replicas: BTreeMap<String, Counts>,
     /// What all replicas answered between a poll and the one before.
     samples: VecDeque<(Timestamp, Counts)>,
-    slow: Pending,
-    failing: Pending,
-    unready: Pending,
+    slow: PendingAlert,
+    failing: PendingAlert,
+    unready: PendingAlert,
 }
 
 impl Service {
@@ -180,7 +157,7 @@ impl Service {
     ) -> Vec<Fact> {
         let mut sample = Counts::default();
         for (name, counts) in found {
-            // What a replica counted before it was first seen is of no known time.
+            // The time of requests that a replica counted before its first observation is unknown.
             if let Some(before) = self.replicas.get(&name) {
                 sample.add(&counts.since(before));
             }
@@ -303,16 +280,12 @@ mod tests {
     }
 
     #[test]
-    fn quantile_is_interpolated_within_its_bucket() {
+    fn counts_are_those_of_the_api() {
         assert_eq!(counts(100, 0, 0).p95_seconds(), Some(0.95));
         let p95 = counts(0, 100, 0).p95_seconds().unwrap();
         assert!((p95 - 2.425).abs() < 1e-9, "{p95}");
         assert_eq!((counts(0, 0, 0).p95_seconds(), counts(0, 0, 0).error_rate()), (None, None));
         assert_eq!(counts(50, 50, 10).error_rate(), Some(0.1));
-        // All that is known of the slowest is that they took longer than the last bound.
-        let open = "http_request_duration_seconds_bucket{le=\"1.0\",route=\"/v1/a\"} 0\n\
-                    http_request_duration_seconds_bucket{le=\"+Inf\",route=\"/v1/a\"} 5\n";
-        assert_eq!(Counts::read(open).p95_seconds(), Some(1.0));
         assert_eq!(Counts::read("nonsense\n} \n{} x\n"), Counts::default());
     }
 

@@ -50,7 +50,7 @@ struct SocketRequest {
     pid: u32,
     since: Instant,
     last: Option<Instant>,
-    asking: Option<JoinHandle<Result<PassedSockets, Refused>>>,
+    asking: Option<JoinHandle<Result<PassedSockets, TransferRefusal>>>,
     answered: bool,
     steps_aside: bool,
     logged: bool,
@@ -65,7 +65,7 @@ struct PassedSockets {
 
 /// Why it sent none.
 #[derive(Debug)]
-enum Refused {
+enum TransferRefusal {
     /// It does not support the request.
     Never(String),
     /// It may succeed later.
@@ -112,16 +112,18 @@ impl Sockets {
                     self.keep_only(&keeps.addresses);
                     notes.say(&format!("{name} shares {} listening sockets, which outlive it", self.kept.len()));
                 }
-                Ok(Err(Refused::Never(why))) => {
+                Ok(Err(TransferRefusal::Never(why))) => {
                     asked.answered = true;
                     self.kept.clear();
                     notes.say(&format!("{name} does not share its listening sockets: {why}"));
                 }
-                Ok(Err(Refused::Now(why))) if !asked.logged && now.duration_since(asked.since) >= AWAITED_FOR => {
+                Ok(Err(TransferRefusal::Now(why)))
+                    if !asked.logged && now.duration_since(asked.since) >= AWAITED_FOR =>
+                {
                     asked.logged = true;
                     notes.say(&format!("{name} does not share its listening sockets yet: {why}"));
                 }
-                Ok(Err(Refused::Now(_))) | Err(_) => {}
+                Ok(Err(TransferRefusal::Now(_))) | Err(_) => {}
             }
             return;
         }
@@ -179,11 +181,11 @@ pub(super) fn numbers(sockets: &[OwnedFd]) -> String {
     sockets.iter().map(|socket| socket.as_raw_fd().to_string()).collect::<Vec<_>>().join(",")
 }
 
-async fn ask(keeps: &KeepsSockets) -> Result<PassedSockets, Refused> {
+async fn ask(keeps: &KeepsSockets) -> Result<PassedSockets, TransferRefusal> {
     match tokio::time::timeout(ANSWER_TIMEOUT, exchange(keeps)).await {
         Ok(Ok(answer)) => answer.given(),
-        Ok(Err(error)) => Err(Refused::Now(error.to_string())),
-        Err(_) => Err(Refused::Now(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
+        Ok(Err(error)) => Err(TransferRefusal::Now(error.to_string())),
+        Err(_) => Err(TransferRefusal::Now(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
     }
 }
 
@@ -244,12 +246,12 @@ fn is_whole(bytes: &[u8]) -> bool {
 }
 
 impl Answer {
-    fn given(self) -> Result<PassedSockets, Refused> {
-        let later = |why: &str| Err(Refused::Now(why.to_owned()));
+    fn given(self) -> Result<PassedSockets, TransferRefusal> {
+        let later = |why: &str| Err(TransferRefusal::Now(why.to_owned()));
         let Some((head, rest)) = self.text.split_once("\r\n\r\n") else { return later("its answer is incomplete") };
         if !head.starts_with("HTTP/1.1 101 ") {
             let status: String = head.chars().take_while(|c| !c.is_control()).take(60).collect();
-            return Err(Refused::Never(format!("it answers `{status}`")));
+            return Err(TransferRefusal::Never(format!("it answers `{status}`")));
         }
         let Ok(line) = serde_json::from_str::<Line>(rest) else { return later("its answer cannot be parsed") };
         if line.sockets.len() != self.sockets.len() {
@@ -301,7 +303,7 @@ mod tests {
 
     const HEAD: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\r\n";
 
-    async fn given(text: String, sockets: Vec<OwnedFd>) -> Result<PassedSockets, Refused> {
+    async fn given(text: String, sockets: Vec<OwnedFd>) -> Result<PassedSockets, TransferRefusal> {
         let dir = tempfile::tempdir().unwrap();
         let from = Utf8PathBuf::from_path_buf(dir.path().join("admin.sock")).unwrap();
         let program = program(&from, vec![(text, sockets)]);
@@ -355,7 +357,7 @@ mod tests {
             (line(&vec![format!("\"{address}\""); 9].join(",")), (0..9).map(|_| copy()).collect()),
         ];
         for (number, (text, fds)) in cases.into_iter().enumerate() {
-            assert!(matches!(given(text, fds).await, Err(Refused::Now(_))), "case {number}");
+            assert!(matches!(given(text, fds).await, Err(TransferRefusal::Now(_))), "case {number}");
         }
         drop((socket, client));
         std::net::TcpStream::connect(address).unwrap_err();
@@ -364,8 +366,8 @@ mod tests {
     #[tokio::test]
     async fn program_without_socket_handover_is_not_asked_again() {
         let old = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
-        assert!(matches!(given(old.to_owned(), vec![]).await, Err(Refused::Never(_))));
-        assert!(matches!(given(String::new(), vec![]).await, Err(Refused::Now(_))), "one that dies is");
+        assert!(matches!(given(old.to_owned(), vec![]).await, Err(TransferRefusal::Never(_))));
+        assert!(matches!(given(String::new(), vec![]).await, Err(TransferRefusal::Now(_))), "one that dies is");
     }
 
     #[tokio::test]

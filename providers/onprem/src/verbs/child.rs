@@ -12,6 +12,7 @@ use textnlp_provider::{Error, ErrorKind, Progress, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
+use super::program::start_written;
 use super::{Observation, ObservedObject, VerifiedProgram, Work};
 use crate::jobs::JobStatus;
 use crate::spec::{ApiKeySpec, SchemaSpec};
@@ -121,7 +122,7 @@ async fn observe_served_schema(folder: &SiteFolder, marker: &Marker, spec: &Sche
         look.trouble = Some("the database cannot be queried at the moment".to_owned());
         return Ok(Observation::There(look));
     }
-    let program = match verified(folder, &spec.program, subject).await {
+    let program = match placed(folder, &spec.program, subject).await {
         Ok(program) => program,
         Err(error) => {
             look.trouble = Some(format!("the database cannot be queried: {}", textnlp_provider::error_chain(&error)));
@@ -248,7 +249,7 @@ pub(super) async fn observe_key(folder: &SiteFolder, marker: &Marker) -> Result<
         look.trouble = Some("the API keys cannot be read at the moment".to_owned());
         return Ok(Observation::There(look));
     };
-    let program = match verified(folder, &spec.program, marker.resource.as_str()).await {
+    let program = match placed(folder, &spec.program, marker.resource.as_str()).await {
         Ok(program) => program,
         Err(error) => {
             look.trouble = Some(format!("the API keys cannot be read: {}", textnlp_provider::error_chain(&error)));
@@ -256,9 +257,9 @@ pub(super) async fn observe_key(folder: &SiteFolder, marker: &Marker) -> Result<
         }
     };
     // The configuration may be missing or changed by hand; the program reads the applied one, and writes nothing.
-    let lent = pass_file(&config)
+    let passed = pass_file(&config)
         .map_err(|error| Error::io("write a temporary configuration for", marker.resource.to_string(), error))?;
-    let answer = match keys(&program, &lent.path, &json!({ "do": "list" }), marker.resource.as_str()).await {
+    let answer = match keys(&program, &passed.path, &json!({ "do": "list" }), marker.resource.as_str()).await {
         // The program refuses the database, for example an older one that was restored. The key is put again after the
         // migration.
         Err(error) if error.kind == ErrorKind::Invalid => {
@@ -336,10 +337,24 @@ pub(crate) enum Input {
     Held(File),
 }
 
-/// The site's program, if it is the recorded one.
+/// The site's program, if it has the recorded digest. For approved operations.
 async fn verified(folder: &SiteFolder, program: &str, subject: &str) -> Result<VerifiedProgram> {
+    opened(VerifiedProgram::of_site, folder, program, subject).await
+}
+
+/// The site's program, if it is the file that `up` put there. For observations.
+async fn placed(folder: &SiteFolder, program: &str, subject: &str) -> Result<VerifiedProgram> {
+    opened(VerifiedProgram::placed, folder, program, subject).await
+}
+
+async fn opened(
+    open: fn(&SiteFolder, &str) -> std::io::Result<VerifiedProgram>,
+    folder: &SiteFolder,
+    program: &str,
+    subject: &str,
+) -> Result<VerifiedProgram> {
     let (folder, relative) = (folder.clone(), program.to_owned());
-    let opened = tokio::task::spawn_blocking(move || VerifiedProgram::of_site(&folder, &relative)).await;
+    let opened = tokio::task::spawn_blocking(move || open(&folder, &relative)).await;
     opened
         .map_err(std::io::Error::other)
         .and_then(|opened| opened)
@@ -385,16 +400,16 @@ pub(crate) async fn run(
         Input::Text(text) => (Some(text), Stdio::piped()),
         Input::Held(lock) => (None, Stdio::from(lock)),
     };
-    let mut child = Command::from(program.command())
+    let mut command = Command::from(program.command());
+    command
         .args(arguments)
         .env_clear()
         .envs(clean_environment())
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(fails)?;
+        .kill_on_drop(true);
+    let mut child = start_written(&mut command).await.map_err(fails)?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let exchange = async {
         let write = async {

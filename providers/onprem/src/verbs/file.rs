@@ -2,11 +2,17 @@
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use textnlp_keys::{Marker, SiteFolder, files};
-use textnlp_provider::{Error, ErrorKind, Progress, Result, Secret};
+use textnlp_keys::files::{self, Stamp};
+use textnlp_keys::{KeyKind, Marker, SiteFolder};
+use textnlp_provider::{Error, ErrorKind, Progress, Result, Secret, SecretRef};
 
 use super::{Observation, ObservedObject, Work};
 use crate::spec::FileSpec;
+
+/// The fact with the file's stamp: whether it still is the file that `up` wrote, and no copy of it.
+pub(crate) const STAMP: &str = "stamp";
+/// The fact with the stamp of the secret's marker, of a file with a secret: that marker names the source of the secret.
+pub(crate) const SECRET_STAMP: &str = "secret_stamp";
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let spec: FileSpec = work.spec()?;
@@ -24,8 +30,23 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let folder = path.parent().unwrap_or(work.folder.root());
     files::make_folder(folder).map_err(work.io(folder))?;
     files::put(&path, content.expose(), 0o600).map_err(work.io(&path))?;
+    facts.insert(STAMP.to_owned(), json!(Stamp::of(&path).map_err(work.io(&path))?));
+    if let Some(secret) = &spec.secret {
+        facts.insert(SECRET_STAMP.to_owned(), json!(stamp_of_marker(work, secret)?));
+    }
     let marker = work.complete(&cloud_id, facts)?;
     work.done(&marker).await
+}
+
+/// The stamp of the marker of a secret.
+fn stamp_of_marker(work: &Work<'_>, secret: &SecretRef) -> Result<Option<Stamp>> {
+    let fails = || work.io(work.folder.join("objects"));
+    let is_it = |marker: &Marker| {
+        KeyKind::of(&marker.kind) == Some(KeyKind::Secret)
+            && marker.spec.get("name").and_then(Value::as_str) == Some(&secret.name.0)
+    };
+    let found = Marker::all(&work.folder).map_err(fails())?.into_iter().find(is_it);
+    found.map_or(Ok(None), |marker| Stamp::of(&work.folder.marker(&marker.resource)).map_err(fails()))
 }
 
 pub(super) fn remove(work: &Work<'_>) -> Result<()> {

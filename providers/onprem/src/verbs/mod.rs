@@ -3,7 +3,7 @@
 mod child;
 mod control;
 mod database;
-mod file;
+pub(crate) mod file;
 mod model;
 pub(crate) mod postgres;
 mod process;

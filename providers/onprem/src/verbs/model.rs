@@ -36,7 +36,7 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
         };
         let placed = match placed {
             // A damaged copy counts as missing.
-            Err(Failed::Models(textnlp_models::Error::Corrupt { .. })) if copied(&spec, &copies).is_some() => {
+            Err(PlacementError::Models(textnlp_models::Error::Corrupt { .. })) if copied(&spec, &copies).is_some() => {
                 fetch_and_place(&spec, fetch, &cache, &path, &saying).await
             }
             placed => placed,
@@ -73,9 +73,9 @@ fn copied(spec: &ModelSpec, copies: &Utf8Path) -> Option<Utf8PathBuf> {
 }
 
 /// Copies a model byte for byte: the source belongs to the site agent, which may remove it.
-async fn place_copy(copy: Utf8PathBuf, path: &Utf8Path) -> Result<Map<String, Value>, Failed> {
+async fn place_copy(copy: Utf8PathBuf, path: &Utf8Path) -> Result<Map<String, Value>, PlacementError> {
     let path = path.to_owned();
-    let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, Failed> {
+    let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, PlacementError> {
         let manifest = textnlp_models::verify(&copy)?;
         let names = manifest.files.iter().map(|file| file.name.as_str()).chain([textnlp_models::MANIFEST]);
         place(&path, &manifest.digest.to_string(), |new| {
@@ -86,31 +86,31 @@ async fn place_copy(copy: Utf8PathBuf, path: &Utf8Path) -> Result<Map<String, Va
             Ok(())
         })?;
         textnlp_models::verify(&path)?;
-        facts(&path).map_err(Failed::Io)
+        facts(&path).map_err(PlacementError::Io)
     });
-    placed.await.map_err(|error| Failed::Io(std::io::Error::other(error)))?
+    placed.await.map_err(|error| PlacementError::Io(std::io::Error::other(error)))?
 }
 
 /// Why a model could not be placed.
-enum Failed {
+enum PlacementError {
     Models(textnlp_models::Error),
     Source(String),
     Io(std::io::Error),
 }
 
-impl From<textnlp_models::Error> for Failed {
+impl From<textnlp_models::Error> for PlacementError {
     fn from(error: textnlp_models::Error) -> Self {
         Self::Models(error)
     }
 }
 
-impl From<std::io::Error> for Failed {
+impl From<std::io::Error> for PlacementError {
     fn from(error: std::io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-impl Failed {
+impl PlacementError {
     fn explained(self, subject: &str, source: &str) -> Error {
         use textnlp_models::Error as M;
         let error = match self {
@@ -148,11 +148,11 @@ async fn fetch_and_place(
     cache: &Utf8Path,
     path: &Utf8Path,
     saying: &JobMessage,
-) -> Result<Map<String, Value>, Failed> {
+) -> Result<Map<String, Value>, PlacementError> {
     let source: Source =
-        spec.source.parse().map_err(|error: textnlp_models::SourceError| Failed::Source(error.to_string()))?;
+        spec.source.parse().map_err(|error: textnlp_models::SourceError| PlacementError::Source(error.to_string()))?;
     if let Some(digest) = &spec.digest {
-        options.expect = Some(digest.parse::<Digest>().map_err(|error| Failed::Source(error.to_string()))?);
+        options.expect = Some(digest.parse::<Digest>().map_err(|error| PlacementError::Source(error.to_string()))?);
     }
     options.max_cache_bytes = Some(spec.max_cache_bytes).filter(|bytes| *bytes > 0);
     let store = Store::open(cache)?;
@@ -160,7 +160,7 @@ async fn fetch_and_place(
     let digest = model.manifest.digest;
     match put_in_place(model, path, saying).await {
         // The site and the cache share the files, so both are damaged. The model is fetched again.
-        Err(Failed::Models(textnlp_models::Error::Corrupt { .. })) => {
+        Err(PlacementError::Models(textnlp_models::Error::Corrupt { .. })) => {
             store.remove(&digest)?;
             let model = store.fetch(&source, &options, &|event| saying.say(progress_text(&event))).await?;
             put_in_place(model, path, saying).await
@@ -169,22 +169,33 @@ async fn fetch_and_place(
     }
 }
 
-async fn put_in_place(model: Model, path: &Utf8Path, saying: &JobMessage) -> Result<Map<String, Value>, Failed> {
+async fn put_in_place(
+    model: Model,
+    path: &Utf8Path,
+    saying: &JobMessage,
+) -> Result<Map<String, Value>, PlacementError> {
     saying.say("installs its files and verifies them".to_owned());
     let path = path.to_owned();
-    let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, Failed> {
+    let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, PlacementError> {
         let digest = model.manifest.digest.to_string();
-        // The bytes can match the source and still be no model: its headers are checked before it is served.
-        textnlp_models::inspect(&model.dir)?;
+        // The bytes can match the source and still be no model. If they do not, the store is damaged.
+        if let Err(refused) = textnlp_models::inspect(&model.dir) {
+            textnlp_models::verify(&model.dir)?;
+            return Err(refused.into());
+        }
         place(&path, &digest, |new| Ok(model.place(new)?))?;
         textnlp_models::verify(&path)?;
-        facts(&path).map_err(Failed::Io)
+        facts(&path).map_err(PlacementError::Io)
     });
-    placed.await.map_err(|error| Failed::Io(std::io::Error::other(error)))?
+    placed.await.map_err(|error| PlacementError::Io(std::io::Error::other(error)))?
 }
 
 /// Replaces a model: prepared next to it, then two renames. Programs that read the old files keep them.
-fn place(path: &Utf8Path, digest: &str, fill: impl FnOnce(&Utf8Path) -> Result<(), Failed>) -> Result<(), Failed> {
+fn place(
+    path: &Utf8Path,
+    digest: &str,
+    fill: impl FnOnce(&Utf8Path) -> Result<(), PlacementError>,
+) -> Result<(), PlacementError> {
     let there = textnlp_models::verify(path).ok();
     if there.is_some_and(|manifest| manifest.digest.to_string() == digest) && exposed(path)?.is_none() {
         return Ok(());

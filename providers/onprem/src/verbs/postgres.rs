@@ -4,15 +4,20 @@
 //! PostgreSQL refuses to run as root. For root its folder is outside of the site's, which no other user may enter, and
 //! a link points to it.
 
+use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::os::unix::process::CommandExt;
-use std::process::Stdio;
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use textnlp_keys::{Marker, SiteFolder, files};
-use textnlp_provider::{Error, ErrorKind, Progress, Result};
+use textnlp_keys::{
+    Marker, SiteFolder,
+    files::{self, Stamp},
+};
+use textnlp_provider::{Error, ErrorKind, Progress, Result, finished, first_line};
+use tokio::process::Command;
+use tokio::runtime::Handle;
 
 use super::{Observation, ObservedObject, Work};
 use crate::jobs::JobStatus;
@@ -25,6 +30,10 @@ pub(crate) const ELSEWHERE: &str = "/var/lib/textnlp-deploy";
 const OLDEST: u32 = 15;
 /// Other programs run as this user too.
 pub(crate) const SHARED_USER: &str = "nobody";
+/// Timeout of `postgres --version`, on a busy machine.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of `initdb`, which writes and flushes 40 MB.
+const INITDB_TIMEOUT: Duration = Duration::from_secs(300);
 /// See `server/sites/src/postgres`.
 const OWNER: &str = "textnlp_owner";
 
@@ -78,9 +87,8 @@ fn version_in(place: &str) -> Option<u32> {
     if !program.is_file() {
         return None;
     }
-    let said = std::process::Command::new(program).arg("--version").env_clear().stdin(Stdio::null()).output().ok()?;
     // `postgres (PostgreSQL) 15.14 (Debian …)`
-    let said = String::from_utf8(said.stdout).ok()?;
+    let said = first_line(&program, &["--version"], VERSION_TIMEOUT)?;
     said.split_whitespace().find_map(|word| word.split('.').next()?.parse().ok())
 }
 
@@ -88,11 +96,11 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let spec: PostgresSpec = work.spec()?;
     let link = work.folder.join(&spec.path);
     work.refuse_strangers(&link)?;
+    refuse_copy(&link).map_err(work.io(&link))?;
     let cloud_id = work.folder.cloud_id(&spec.path)?;
     let mut user = user().map_err(|why| work.invalid(why))?;
     // The files of an existing folder stay with their owner, also when a better user was added since.
-    if let (Some(user), Ok(folder)) = (&mut user, link.read_link_utf8())
-        && folder.starts_with(ELSEWHERE)
+    if let (Some(user), Some(folder)) = (&mut user, elsewhere(&link))
         && let Ok(found) = std::fs::metadata(&folder)
         && found.uid() != 0
     {
@@ -143,6 +151,38 @@ pub(crate) fn missing(version: u32) -> String {
     )
 }
 
+/// The target of a link, if it is a folder directly in [`ELSEWHERE`]: a target with `..` would lead root to any other.
+pub(crate) fn elsewhere(link: &Utf8Path) -> Option<Utf8PathBuf> {
+    let is_inside =
+        |there: &Utf8PathBuf| there.parent() == Some(Utf8Path::new(ELSEWHERE)) && there.file_name().is_some();
+    link.read_link_utf8().ok().filter(is_inside)
+}
+
+/// The file with path and stamp of the link to a folder of [`ELSEWHERE`], beside it, where only root writes. A link that was
+/// put back in its place has the path, one that moved with its state has the stamp.
+fn record_of(folder: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{folder}.link"))
+}
+
+/// Refuses a link that was copied with its state, or that its author made: the database is the one of another link.
+fn refuse_copy(link: &Utf8Path) -> std::io::Result<()> {
+    let Some(folder) = elsewhere(link) else { return Ok(()) };
+    let recorded = match std::fs::read(record_of(&folder)) {
+        Ok(text) => serde_json::from_slice::<Value>(&text).unwrap_or_default(),
+        // A folder of an earlier version.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if recorded["path"] == link.as_str() || recorded["stamp"] == json!(Stamp::of(link)?) {
+        return Ok(());
+    }
+    let record = record_of(&folder);
+    let why = format!(
+        "{folder} is the database of another state folder, of which this state is a copy; if the state was moved, remove {record}"
+    );
+    Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, why))
+}
+
 /// The folder itself, created where it is missing: the target of the link, else a new one of this name.
 fn home(name: &str, link: &Utf8Path, user: Option<&User>) -> std::io::Result<Utf8PathBuf> {
     if let Some(parent) = link.parent() {
@@ -153,8 +193,7 @@ fn home(name: &str, link: &Utf8Path, user: Option<&User>) -> std::io::Result<Utf
         Some(_) => {
             std::fs::create_dir_all(ELSEWHERE)?;
             std::fs::set_permissions(ELSEWHERE, std::fs::Permissions::from_mode(0o711))?;
-            let there = link.read_link_utf8().ok().filter(|there| there.starts_with(ELSEWHERE));
-            there.unwrap_or_else(|| Utf8Path::new(ELSEWHERE).join(name))
+            elsewhere(link).unwrap_or_else(|| Utf8Path::new(ELSEWHERE).join(name))
         }
     };
     match std::fs::create_dir(&folder) {
@@ -167,6 +206,10 @@ fn home(name: &str, link: &Utf8Path, user: Option<&User>) -> std::io::Result<Utf
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && link.read_link_utf8()? == folder => {}
             other => other?,
         }
+        if folder.parent() == Some(Utf8Path::new(ELSEWHERE)) {
+            let record = json!({ "path": link, "stamp": Stamp::of(link)? });
+            files::put(&record_of(&folder), record.to_string().as_bytes(), 0o600)?;
+        }
     }
     Ok(folder)
 }
@@ -174,9 +217,18 @@ fn home(name: &str, link: &Utf8Path, user: Option<&User>) -> std::io::Result<Utf
 fn make(programs: &Utf8Path, folder: &Utf8Path, user: Option<&User>) -> std::io::Result<()> {
     let (data, beside) = (folder.join("data"), folder.join("data.new"));
     files::remove_tree(&beside)?;
-    let mut initdb = std::process::Command::new(programs.join("initdb"));
+    initdb(programs, &beside, user, INITDB_TIMEOUT)?;
+    files::remove_tree(&data)?;
+    std::fs::rename(&beside, &data)?;
+    files::flush_folder(folder)
+}
+
+/// Runs `initdb`. Needs a tokio runtime, on a thread that may block.
+fn initdb(programs: &Utf8Path, data: &Utf8Path, user: Option<&User>, within: Duration) -> std::io::Result<()> {
+    // In a session of its own, without the terminal of root: the server's user could put input into it (`TIOCSTI`).
+    let mut command = Command::new("setsid");
     // The PostgreSQL supervisor writes the access rules (`pg_hba.conf`).
-    initdb.args([
+    command.arg(programs.join("initdb")).args([
         "-U",
         OWNER,
         "-A",
@@ -188,24 +240,20 @@ fn make(programs: &Utf8Path, folder: &Utf8Path, user: Option<&User>) -> std::io:
         "--data-checksums",
         "-D",
     ]);
-    initdb
-        .arg(&beside)
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .env("LC_ALL", "C")
-        .current_dir("/")
-        .stdin(Stdio::null());
+    command.arg(data).env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").current_dir("/");
     if let Some(user) = user {
-        initdb.uid(user.ids.0).gid(user.ids.1);
+        command.uid(user.ids.0).gid(user.ids.1);
     }
-    let said = initdb.output()?;
-    if !said.status.success() {
-        let why = String::from_utf8_lossy(&said.stderr).trim().replace('\n', "; ");
-        return Err(std::io::Error::other(format!("initdb: {why}")));
+    let failed = |why: String| std::io::Error::other(format!("initdb: {why}"));
+    let ended = Handle::current().block_on(finished(command, within));
+    let ended = ended.map_err(|error| failed(format!("start it by `setsid` (util-linux): {error}")))?;
+    let Some((status, _, errors)) = ended else {
+        return Err(failed(format!("it did not end within {} s and was stopped", within.as_secs())));
+    };
+    match status.success() {
+        true => Ok(()),
+        false => Err(failed(String::from_utf8_lossy(&errors).trim().replace('\n', "; "))),
     }
-    files::remove_tree(&data)?;
-    std::fs::rename(&beside, &data)?;
-    files::flush_folder(folder)
 }
 
 /// An empty scratch PostgreSQL for a verification: its folder, its programs and its user. Dropping it removes the
@@ -272,6 +320,7 @@ impl Drop for ScratchInstance {
         // Secrets in a folder that cannot be removed exist elsewhere too.
         let _ = files::remove_tree(&self.folder);
         let _ = files::remove_file(&archive_socket(&self.folder));
+        let _ = files::remove_file(&record_of(&self.folder));
     }
 }
 
@@ -281,7 +330,10 @@ fn is_made(link: &Utf8Path) -> bool {
 
 /// The version that created a folder.
 fn version_of(link: &Utf8Path) -> Option<u32> {
-    std::fs::read_to_string(link.join("data/PG_VERSION")).ok()?.trim().parse().ok()
+    // Its user can put a pipe or a device there.
+    let mut text = String::new();
+    files::open_plain(&link.join("data/PG_VERSION")).ok()?.take(16).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }
 
 pub(super) fn remove(work: &Work<'_>) -> Result<()> {
@@ -292,9 +344,11 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
         let dump = work.folder.join(crate::lower::DUMP);
         files::remove_file(&dump).map_err(work.io(&dump))?;
     }
-    if let Ok(folder) = link.read_link_utf8() {
+    if link.is_symlink() {
         // A link to another folder was put there by another owner.
-        if folder.starts_with(ELSEWHERE) {
+        if let Some(folder) = elsewhere(&link) {
+            refuse_copy(&link).map_err(work.io(&link))?;
+            files::remove_file(&record_of(&folder)).map_err(work.io(&folder))?;
             files::remove_tree(&folder).map_err(work.io(&folder))?;
             files::remove_file(&archive_socket(&folder)).map_err(work.io(&folder))?;
         }
@@ -336,4 +390,62 @@ pub(super) fn observe(site: &SiteFolder, marker: &Marker) -> Result<Observation>
         look.drift("mode", "other users can enter it");
     }
     Ok(Observation::There(look))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_leads_to_a_folder_of_databases_and_nowhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = Utf8PathBuf::try_from(dir.path().join("postgres")).unwrap();
+        for (target, is_followed) in [
+            (format!("{ELSEWHERE}/1234"), true),
+            (format!("{ELSEWHERE}/../../../etc"), false),
+            (format!("{ELSEWHERE}/.."), false),
+            (format!("{ELSEWHERE}/1234/.."), false),
+            (format!("{ELSEWHERE}/1234/data"), false),
+            (ELSEWHERE.to_owned(), false),
+            ("/etc".to_owned(), false),
+        ] {
+            symlink(&target, &link).unwrap();
+            assert_eq!(elsewhere(&link).is_some(), is_followed, "{target}");
+            std::fs::remove_file(&link).unwrap();
+        }
+    }
+
+    /// Runs this script as `initdb`, for a folder that does not exist yet.
+    async fn run_as_initdb(script: &str, within: Duration) -> (tempfile::TempDir, std::io::Result<()>) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Utf8PathBuf::try_from(dir.path().to_owned()).unwrap();
+        // Under a temporary name: a file that is open for writing cannot be executed.
+        let (new, program) = (folder.join("new"), folder.join("initdb"));
+        std::fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(&new, &program).unwrap();
+        let ran = tokio::task::spawn_blocking(move || initdb(&folder, &folder.join("data"), None, within));
+        let ran = ran.await.unwrap();
+        (dir, ran)
+    }
+
+    #[tokio::test]
+    async fn initdb_runs_in_a_session_of_its_own_without_a_terminal() {
+        // Of `/proc/PID/stat`: the session, and the number of the terminal.
+        let script = "for folder; do :; done; echo $$ $(cut -d' ' -f6,7 /proc/$$/stat) >$folder";
+        let (dir, ran) = run_as_initdb(script, INITDB_TIMEOUT).await;
+        ran.unwrap();
+        let text = std::fs::read_to_string(dir.path().join("data")).unwrap();
+        let fields: Vec<&str> = text.split_whitespace().collect();
+        assert!(matches!(fields[..], [pid, session, "0"] if pid == session), "{text}");
+    }
+
+    #[tokio::test]
+    async fn failing_and_endless_initdb_are_errors_with_their_reason() {
+        let failed = async |script, within| run_as_initdb(script, within).await.1.unwrap_err().to_string();
+        let said = failed("echo no room >&2; echo for it >&2; exit 1", INITDB_TIMEOUT).await;
+        assert_eq!(said, "initdb: no room; for it");
+        let said = failed("exec sleep 1000", Duration::ZERO).await;
+        assert!(said.contains("did not end within 0 s"), "{said}");
+    }
 }

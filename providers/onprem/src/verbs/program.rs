@@ -1,11 +1,12 @@
 //! A program by its digest: copied into the site, so that a new build or installation does not affect the running one.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
@@ -21,8 +22,13 @@ use crate::jobs::JobStatus;
 use crate::spec::ProgramSpec;
 use crate::table::ResourceKind;
 
+/// What is wrong with a program whose inode or times are not those of the file that was put there.
+const COPIED: &str = "is not the file that `up` put there: it was copied, or its owner or mode was changed";
 /// The digests that a marker keeps of programs that its unfinished operations replace.
 const PREVIOUS: &str = "previous";
+/// How long a program that was just written may be open for writing in a child that was forked meanwhile.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const BUSY_POLL: Duration = Duration::from_millis(5);
 /// Unfinished operations that leave a digest behind.
 const PREVIOUS_MAX: usize = 4;
 
@@ -35,18 +41,32 @@ pub struct VerifiedProgram {
 }
 
 impl VerifiedProgram {
-    /// A program of a site by its absolute path, `SITE/bin/NAME`, with the digest that the site's objects record.
+    /// A program of a site by its absolute path, `SITE/bin/NAME`, that `up` put there.
     pub fn at(path: &Utf8Path) -> io::Result<Self> {
         let root = path.parent().and_then(Utf8Path::parent);
         let relative = root.and_then(|root| path.strip_prefix(root).ok());
         let (Some(root), Some(relative)) = (root, relative) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a program of a site"));
         };
-        Self::of_site(&SiteFolder::at(root), relative.as_str())
+        Self::placed(&SiteFolder::at(root), relative.as_str())
     }
 
-    /// The same by its path relative to the site's folder.
+    /// The file that `up` put at a path relative to the site's folder, and no copy of it. For commands that need no
+    /// approval: the author of a state folder that was cloned or unpacked also wrote the digest that is recorded in it.
+    pub(crate) fn placed(folder: &SiteFolder, relative: &str) -> io::Result<Self> {
+        let (marker, program) = Self::recorded(folder, relative)?;
+        if marker.facts.get("stamp") != Some(&json!(Stamp::from(&program.file.metadata()?))) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} {COPIED}", program.path)));
+        }
+        Ok(program)
+    }
+
+    /// The program at a path relative to the site's folder, with the digest that the site's objects record.
     pub(crate) fn of_site(folder: &SiteFolder, relative: &str) -> io::Result<Self> {
+        Self::recorded(folder, relative).map(|(_, program)| program)
+    }
+
+    fn recorded(folder: &SiteFolder, relative: &str) -> io::Result<(Marker, Self)> {
         let recorded = Marker::all(folder)?.into_iter().find(|marker| {
             marker.kind == ResourceKind::Program.kind()
                 && marker.spec.get("path").and_then(Value::as_str) == Some(relative)
@@ -60,13 +80,11 @@ impl VerifiedProgram {
         let stamp = marker.facts.get("stamp").filter(|_| marker.complete);
         let program = Self::open(&path, &accepted(&marker), stamp)?;
         let found = program.file.metadata()?;
-        // Its owner could change it between the check and the start.
-        let is_ours = found.uid() == 0 || found.uid() == rustix::process::geteuid().as_raw();
-        if !is_ours || found.mode() & 0o022 != 0 {
-            let why = format!("{path} can be changed by other users; give it to the user of the site with `chown`");
+        if !is_own(&found) {
+            let why = format!("{path} can be changed by other users; run `up`, which replaces it");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
-        Ok(program)
+        Ok((marker, program))
     }
 
     /// A program by its path and its digest.
@@ -103,6 +121,20 @@ impl VerifiedProgram {
     /// The same, with the file that must stay open until it started.
     pub fn into_command(self) -> (Command, File) {
         (self.command(), self.file)
+    }
+}
+
+/// Starts a program that was written a moment ago. Linux runs no file that a process has open for writing (`ETXTBSY` of
+/// execve(2)), and a child that was forked during the write has it open until its own `exec`.
+pub(crate) async fn start_written(command: &mut tokio::process::Command) -> io::Result<tokio::process::Child> {
+    let began = Instant::now();
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && began.elapsed() < BUSY_TIMEOUT => {
+                tokio::time::sleep(BUSY_POLL).await;
+            }
+            started => return started,
+        }
     }
 }
 
@@ -174,8 +206,13 @@ fn copy(source: &camino::Utf8Path, sha256: &str, target: &camino::Utf8Path) -> s
 }
 
 fn is_executable(path: &camino::Utf8Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::symlink_metadata(path).is_ok_and(|found| found.permissions().mode() & 0o100 != 0)
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.mode() & 0o100 != 0 && is_own(&found))
+}
+
+/// Whether no other user can change it between the check and the start.
+fn is_own(found: &Metadata) -> bool {
+    let is_ours = found.uid() == 0 || found.uid() == rustix::process::geteuid().as_raw();
+    is_ours && found.mode() & 0o022 == 0
 }
 
 pub(super) fn remove(work: &Work<'_>) -> Result<()> {
@@ -200,7 +237,7 @@ pub(super) async fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Obse
         let file = path.clone();
         let digest = tokio::task::spawn_blocking(move || files::sha256(&file)).await;
         match digest.map_err(std::io::Error::other).and_then(|digest| digest) {
-            Ok(digest) if Some(digest.as_str()) == marker.fact("sha256") => {}
+            Ok(digest) if Some(digest.as_str()) == marker.fact("sha256") => drop(look.drift("file", COPIED)),
             Ok(digest) => drop(look.drift("content", format!("it was changed: sha256 {}", &digest[..12]))),
             Err(error) => drop(look.drift("content", format!("it cannot be read: {error}"))),
         }
@@ -256,6 +293,39 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "it is\n");
         let refused = VerifiedProgram::of_site(&folder, "bin/server").unwrap_err().to_string();
         assert!(refused.contains("was changed"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn program_that_is_still_open_for_writing_starts_when_it_is_closed() {
+        let (_dir, _folder, program) = site();
+        let writer = std::fs::OpenOptions::new().append(true).open(&program).unwrap();
+        let mut command = tokio::process::Command::new(&program);
+        command.args(["-c", "exit 7"]);
+        let busy = command.spawn().unwrap_err();
+        assert_eq!(busy.kind(), io::ErrorKind::ExecutableFileBusy);
+        let (started, ()) = tokio::join!(start_written(&mut command), async {
+            tokio::task::yield_now().await;
+            drop(writer);
+        });
+        assert_eq!(started.unwrap().wait().await.unwrap().code(), Some(7));
+    }
+
+    #[test]
+    fn program_of_a_copied_state_does_not_run_without_approval() {
+        let (_dir, folder, program) = site();
+        record_program(&folder, "bin/server");
+        VerifiedProgram::at(&program).unwrap();
+        let copy = folder.join("bin/copy");
+        std::fs::copy(&program, &copy).unwrap();
+        std::fs::rename(&copy, &program).unwrap();
+        let refused = VerifiedProgram::at(&program).unwrap_err().to_string();
+        assert!(refused.contains("is not the file that `up` put there"), "{refused}");
+        // The author of a copied state can remove what is recorded about the file.
+        let mut marker = Marker::all(&folder).unwrap().remove(0);
+        marker.facts.remove("stamp");
+        marker.write(&folder).unwrap();
+        VerifiedProgram::at(&program).unwrap_err();
+        VerifiedProgram::of_site(&folder, "bin/server").expect("the supervisor starts it after an approved `up`");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The site's supervisor as an object: started detached, queried over its socket, told to exit.
+//! The site's supervisor as an object: started detached; queried and stopped over its socket.
 
 use rustix::process::{Pid, Signal};
 use serde_json::{Map, Value};
@@ -43,7 +43,7 @@ async fn other_version(work: &Work<'_>) -> Option<String> {
     }
 }
 
-/// Another version was told to exit: the new one starts when the lock is free.
+/// Another version is exiting: the new one starts when the lock is free.
 async fn replacing(work: &Work<'_>, handle: &Handle, waited: Option<u64>) -> Result<Progress> {
     match (holder(work)?, waited) {
         (None, _) | (Some(_), None) => started(work).await,

@@ -44,15 +44,38 @@ fn name(name: &str) -> ComponentName {
     ComponentName::new(name).unwrap()
 }
 
-/// A model with a handful of parameters: enough for a store, too little for an engine.
-pub fn make_model(dir: &Utf8Path, parameters: usize) {
+/// A model of one narrow layer whose numbers are all `number`.
+pub fn make_model(dir: &Utf8Path, number: usize) {
+    const SHAPES: [(&str, &[usize]); 16] = [
+        ("wte.weight", &[2, 2]),
+        ("wpe.weight", &[8, 2]),
+        ("h.0.ln_1.weight", &[2]),
+        ("h.0.ln_1.bias", &[2]),
+        ("h.0.attn.c_attn.weight", &[2, 6]),
+        ("h.0.attn.c_attn.bias", &[6]),
+        ("h.0.attn.c_proj.weight", &[2, 2]),
+        ("h.0.attn.c_proj.bias", &[2]),
+        ("h.0.ln_2.weight", &[2]),
+        ("h.0.ln_2.bias", &[2]),
+        ("h.0.mlp.c_fc.weight", &[2, 8]),
+        ("h.0.mlp.c_fc.bias", &[8]),
+        ("h.0.mlp.c_proj.weight", &[8, 2]),
+        ("h.0.mlp.c_proj.bias", &[2]),
+        ("ln_f.weight", &[2]),
+        ("ln_f.bias", &[2]),
+    ];
     std::fs::create_dir_all(dir).unwrap();
-    let bytes = parameters * 4;
-    let header =
-        json!({ "wte.weight": { "dtype": "F32", "shape": [parameters], "data_offsets": [0, bytes] } }).to_string();
+    let (mut header, mut numbers) = (serde_json::Map::new(), 0);
+    for (name, shape) in SHAPES {
+        let end = numbers + shape.iter().product::<usize>();
+        let offsets = [4 * numbers, 4 * end];
+        header.insert(name.to_owned(), json!({ "dtype": "F32", "shape": shape, "data_offsets": offsets }));
+        numbers = end;
+    }
+    let header = serde_json::Value::Object(header).to_string();
     let mut weights = (header.len() as u64).to_le_bytes().to_vec();
     weights.extend(header.as_bytes());
-    weights.extend(vec![0u8; bytes]);
+    weights.extend((number as f32).to_le_bytes().repeat(numbers));
     std::fs::write(dir.join("model.safetensors"), weights).unwrap();
     std::fs::write(
         dir.join("config.json"),
@@ -61,7 +84,7 @@ pub fn make_model(dir: &Utf8Path, parameters: usize) {
     .unwrap();
     std::fs::write(
         dir.join("tokenizer.json"),
-        r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}}"#,
+        r#"{"version":"1.0","added_tokens":[],"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}}"#,
     )
     .unwrap();
 }
@@ -91,7 +114,7 @@ impl Machine {
         let part = |of: &str, part: ComponentSpec| Component { name: name(of), existing: None, part };
         let generate = [("api-key", SecretRecipe::ApiKey), ("jwt-signing-key", SecretRecipe::RsaSigningKey)];
         let components = vec![
-            part("network", ComponentSpec::Network(Network { cidr: None, policies: false })),
+            part("network", ComponentSpec::Network(Network { cidr: None, policies: false, ..Network::default() })),
             part("cluster", ComponentSpec::Cluster(Cluster::of(name("network")))),
             part(
                 "secrets",
@@ -124,6 +147,7 @@ impl Machine {
                     max_cache_bytes: 1 << 30,
                     key: None,
                     archive_after_days: None,
+                    replica: None,
                 }),
             ),
             part(
@@ -138,7 +162,7 @@ impl Machine {
             part(
                 "server",
                 ComponentSpec::Workload(Workload {
-                    growth: None,
+                    autoscaling: None,
                     replicas,
                     program: program.clone(),
                     config: json!({"textnlp": {"api": {"workers": 1, "stand_in": {}}, "models": {"serve": [{"name": "Tiny.1"}]}}}),
@@ -173,6 +197,9 @@ impl Machine {
                     connections: Default::default(),
                     domain: None,
                     waf: false,
+                    zone: None,
+                    managed_certificate: false,
+                    base_domain: None,
                 }),
             ),
         ];
@@ -313,6 +340,8 @@ impl Machine {
             spec,
             recorded: self.recorded.get(&wanted.id).cloned(),
             changes,
+            bounds: DeleteBounds::default(),
+            is_repeated: false,
         }
     }
 
@@ -362,6 +391,7 @@ impl Machine {
             outputs: object.outputs,
             protected: wanted.protected,
             tainted: false,
+            created: None,
         };
         self.recorded.insert(wanted.id.clone(), recorded);
     }

@@ -21,7 +21,7 @@ fn database(address: Option<DatabaseAddress>, change: impl FnOnce(&mut Postgres)
 fn lower(database: &Database, state: &str) -> Result<Vec<Wanted>, Problems> {
     let (onprem, site) = (onprem(state), site());
     let server = ComponentSpec::Workload(Workload {
-        growth: None,
+        autoscaling: None,
         replicas: 1,
         program: program(),
         config: serde_json::json!({"textnlp": {"database": {"pool_size": 20}}}),
@@ -146,6 +146,8 @@ fn changed_user_secret_updates_in_place_and_an_unknown_one_is_no_change() {
             spec: before.spec.clone(),
             outputs: Outputs::new(),
             lineage: None,
+            origin: textnlp_provider::Origin::Untold,
+            created: None,
             health: Health::Ready,
             via: None,
             foreign: Vec::new(),
@@ -163,6 +165,7 @@ fn changed_user_secret_updates_in_place_and_an_unknown_one_is_no_change() {
             needs: Vec::new(),
             schema: 1,
             tainted: false,
+            created: None,
         };
         onprem.diff(&of(version), &recorded, &seen).into_iter().map(|change| change.effect).collect()
     };
@@ -171,4 +174,30 @@ fn changed_user_secret_updates_in_place_and_an_unknown_one_is_no_change() {
     assert_eq!(effects(""), []);
     assert_ne!(given("").mark("staging", b"one"), given("").mark("staging", b"two"));
     assert_eq!(given("").mark("staging", b"one").len(), 6, "too short to check a guess by");
+}
+
+#[tokio::test]
+async fn password_is_not_sent_to_a_server_that_no_run_approved() {
+    let state = tempfile::tempdir().unwrap();
+    let state = state.path().to_str().unwrap();
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let url = format!("postgresql://u@{address}/x");
+    let wanted = lower(&database(Some(DatabaseAddress::Url(url, Some(given("a1")))), |_| {}), state).unwrap();
+    let problems = onprem(state).preflight(&wanted).await.unwrap();
+    let notes: Vec<&Problem> = problems.iter().filter(|problem| problem.place.ends_with(": database")).collect();
+    let [note] = notes.as_slice() else { panic!("{problems:?}") };
+    assert!(note.note && note.cause.starts_with(&format!("{address} answers;")), "{note:?}");
+    let mut sent = Vec::new();
+    std::io::Read::read_to_end(&mut server.accept().unwrap().0, &mut sent).unwrap();
+    assert!(sent.is_empty(), "{sent:?}");
+    // A bound socket that does not listen: no other process can take its port.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = held.local_addr().unwrap();
+    let url = format!("postgresql://u@{address}/x");
+    let wanted = lower(&database(Some(DatabaseAddress::Url(url, Some(given("a1")))), |_| {}), state).unwrap();
+    let problems = onprem(state).preflight(&wanted).await.unwrap();
+    let refused = |problem: &Problem| !problem.warning && problem.cause.starts_with(&format!("{address}: "));
+    assert!(problems.iter().any(refused), "{problems:?}");
 }

@@ -42,7 +42,7 @@ fn certificate() -> Component {
 
 fn ground() -> Vec<Component> {
     vec![
-        component("network", ComponentSpec::Network(Network { cidr: None, policies: false })),
+        component("network", ComponentSpec::Network(Network { cidr: None, policies: false, ..Network::default() })),
         component("cluster", ComponentSpec::Cluster(Cluster::of(name("network")))),
         certificate(),
     ]
@@ -69,6 +69,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 max_cache_bytes: 1,
                 key: None,
                 archive_after_days: None,
+                replica: None,
             }),
         ),
         component(
@@ -116,7 +117,7 @@ fn of_site(called: &str) -> Vec<Component> {
         component(
             "server",
             ComponentSpec::Workload(Workload {
-                growth: None,
+                autoscaling: None,
                 replicas: 1,
                 program: program(),
                 config: serde_json::json!({"textnlp": {}}),
@@ -151,6 +152,9 @@ fn of_site(called: &str) -> Vec<Component> {
                 connections: Default::default(),
                 domain: None,
                 waf: false,
+                zone: None,
+                managed_certificate: false,
+                base_domain: None,
             }),
         ),
     ]);

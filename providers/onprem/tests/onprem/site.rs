@@ -437,6 +437,34 @@ async fn preflight_reports_all_machine_problems_at_once() {
 }
 
 #[tokio::test]
+async fn preflight_reads_the_model_cache_and_refuses_another_folder() {
+    use textnlp_provider::Provider;
+    let machine = Machine::new(1);
+    let cache = machine.onprem.options().model_cache.clone();
+    let problems = async |machine: &Machine| {
+        let found = machine.onprem.preflight(&machine.wanted()).await.unwrap();
+        found.iter().filter(|problem| !problem.warning).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(problems(&machine).await, [""; 0]);
+    assert!(!cache.exists(), "preflight created the model cache");
+    std::fs::create_dir(&cache).unwrap();
+    assert_eq!(problems(&machine).await, [""; 0]);
+    assert_eq!(cache.read_dir_utf8().unwrap().count(), 0);
+
+    std::fs::write(cache.join("thesis.tex"), "").unwrap();
+    let found = problems(&machine).await;
+    assert!(found.len() == 1 && found[0].contains("it is no model cache"), "{found:#?}");
+    assert_eq!(cache.read_dir_utf8().unwrap().count(), 1);
+    std::fs::remove_file(cache.join("thesis.tex")).unwrap();
+
+    textnlp_models::Store::open(&cache).unwrap();
+    assert_eq!(problems(&machine).await, [""; 0]);
+    for folder in ["refs", "locks", "used"] {
+        assert_eq!(cache.join(folder).read_dir_utf8().unwrap().count(), 0, "{folder}");
+    }
+}
+
+#[tokio::test]
 async fn own_ports_are_no_preflight_problem() {
     use textnlp_provider::Provider;
     let mut machine = Machine::new(1);

@@ -1,4 +1,7 @@
 //! Keys and values: blocks of 32 positions, a table of blocks for each sequence.
+//!
+//! Sequences that begin alike can have their first blocks in common. Such a block is full, and nothing writes to it
+//! while two sequences have it.
 
 use super::memory::{Arena, Piece, Shared};
 use crate::executor::SeqId;
@@ -18,18 +21,41 @@ pub(crate) struct Kv {
     head_dim: usize,
     layer_bytes: usize,
     free: Vec<u32>,
+    /// Which sequences have each block.
+    owners: Vec<Owners>,
+    /// Blocks that only retained sequences have.
+    reclaimable: usize,
     slots: Vec<Slot>,
     unused: Vec<u32>,
+    uses: u64,
 }
 
-/// An open sequence, or room for one.
+/// How many sequences have a block.
+#[derive(Clone, Copy, Default)]
+struct Owners {
+    open: u32,
+    retained: u32,
+}
+
+/// A sequence, or room for one.
 #[derive(Default)]
 struct Slot {
     id: u32,
-    open: bool,
+    state: State,
     table: Vec<u32>,
     limit: usize,
     length: usize,
+    /// When it was used last, in uses of all.
+    used: u64,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Unused,
+    Open,
+    /// It takes no more rows. Its blocks are released when others need them.
+    Retained,
 }
 
 impl Kv {
@@ -52,8 +78,11 @@ impl Kv {
             head_dim: a.head_dim,
             layer_bytes: bytes / a.layers,
             free: (0..blocks as u32).rev().collect(),
+            owners: vec![Owners::default(); blocks],
+            reclaimable: 0,
             slots: Vec::new(),
             unused: Vec::new(),
+            uses: 0,
         })
     }
 
@@ -65,15 +94,70 @@ impl Kv {
         self.data.len() as u64
     }
 
+    /// Positions in all.
+    pub(crate) fn positions(&self) -> usize {
+        self.owners.len() * BLOCK
+    }
+
     /// Positions that could be reserved now.
     pub(crate) fn free_positions(&self) -> usize {
-        self.free.len() * BLOCK
+        (self.free.len() + self.reclaimable) * BLOCK
     }
 
     /// Reserves blocks for a new sequence.
     pub(crate) fn open(&mut self, positions: usize) -> Option<SeqId> {
-        let blocks = positions.div_ceil(BLOCK);
-        if blocks > self.free.len() {
+        self.begin(Vec::new(), positions)
+    }
+
+    /// Opens a sequence that begins with the first `rows` rows of another one; `rows` are whole blocks of it.
+    pub(crate) fn fork(&mut self, from: SeqId, rows: usize, positions: usize) -> Option<SeqId> {
+        let source = self.sequence(from)?;
+        let slot = &mut self.slots[source];
+        if !rows.is_multiple_of(BLOCK) || rows > slot.length || rows > positions {
+            return None;
+        }
+        self.uses += 1;
+        slot.used = self.uses;
+        let shared = slot.table[..rows / BLOCK].to_vec();
+        let seq = self.begin(shared, positions)?;
+        if let Some(slot) = self.slot(seq) {
+            self.slots[slot].length = rows;
+        }
+        Some(seq)
+    }
+
+    /// Closes a sequence. Its first `rows` rows, in whole blocks, stay until another sequence needs their memory. The
+    /// answer is how many rows stay.
+    pub(crate) fn retain(&mut self, seq: SeqId, rows: usize) -> usize {
+        let Some(index) = self.slot(seq) else { return 0 };
+        let blocks = rows.min(self.slots[index].length) / BLOCK;
+        if blocks == 0 {
+            self.close(seq);
+            return 0;
+        }
+        self.uses += 1;
+        let slot = &mut self.slots[index];
+        (slot.state, slot.used, slot.length) = (State::Retained, self.uses, blocks * BLOCK);
+        let mut blocks_held = std::mem::take(&mut slot.table);
+        for &block in &blocks_held[..blocks] {
+            self.owners[block as usize].retained += 1;
+        }
+        self.release(&blocks_held, State::Open);
+        blocks_held.truncate(blocks);
+        self.slots[index].table = blocks_held;
+        blocks * BLOCK
+    }
+
+    /// Whether a retained sequence still has its rows.
+    pub(crate) fn is_retained(&self, seq: SeqId) -> bool {
+        self.sequence(seq).is_some_and(|slot| self.slots[slot].state == State::Retained)
+    }
+
+    /// A new sequence with these blocks before those of its own.
+    fn begin(&mut self, mut table: Vec<u32>, positions: usize) -> Option<SeqId> {
+        let own = positions.div_ceil(BLOCK) - table.len();
+        let idle = table.iter().filter(|&&block| self.owners[block as usize].open == 0).count();
+        if own + idle > self.free.len() + self.reclaimable {
             return None;
         }
         let slot = match self.unused.pop() {
@@ -84,31 +168,76 @@ impl Kv {
             }
             None => return None,
         };
-        let table = self.free.split_off(self.free.len() - blocks);
+        // From here on the shared blocks cannot be reclaimed.
+        self.reclaimable -= idle;
+        table.iter().for_each(|&block| self.owners[block as usize].open += 1);
+        while self.free.len() < own {
+            self.reclaim();
+        }
+        let fresh = self.free.split_off(self.free.len() - own);
+        fresh.iter().for_each(|&block| self.owners[block as usize].open = 1);
+        table.extend(fresh);
         let slot = &mut self.slots[slot as usize];
         // The same slot gets another id each time, so that a stale one is noticed.
         slot.id = slot.id.wrapping_add(1 << SLOT_BITS);
-        slot.open = true;
+        slot.state = State::Open;
         slot.table = table;
         slot.limit = positions;
         slot.length = 0;
         Some(SeqId(slot.id))
     }
 
-    /// Releases the blocks; does nothing for a sequence that is not open.
+    /// Closes the retained sequence that was used longest ago.
+    fn reclaim(&mut self) {
+        let retained = self.slots.iter().filter(|slot| slot.state == State::Retained);
+        let oldest = retained.min_by_key(|slot| slot.used).map(|slot| SeqId(slot.id));
+        self.close(oldest.expect("blocks that can be reclaimed are those of retained sequences"));
+    }
+
+    /// Releases the blocks; does nothing for a sequence that is neither open nor retained.
     pub(crate) fn close(&mut self, seq: SeqId) {
-        if let Some(index) = self.slot(seq) {
+        if let Some(index) = self.sequence(seq) {
             let slot = &mut self.slots[index];
-            slot.open = false;
-            self.free.append(&mut slot.table);
+            let state = std::mem::take(&mut slot.state);
+            let table = std::mem::take(&mut slot.table);
+            self.release(&table, state);
             self.unused.push(index as u32);
         }
     }
 
+    /// Removes a sequence from the owners of its blocks.
+    fn release(&mut self, table: &[u32], state: State) {
+        for &block in table {
+            let owners = &mut self.owners[block as usize];
+            let reclaimable = owners.open == 0;
+            let count = if state == State::Retained { &mut owners.retained } else { &mut owners.open };
+            *count -= 1;
+            let (open, retained) = (owners.open, owners.retained);
+            self.reclaimable -= usize::from(reclaimable);
+            if open == 0 && retained > 0 {
+                self.reclaimable += 1;
+            }
+            if open == 0 && retained == 0 {
+                self.free.push(block);
+            }
+        }
+    }
+
+    /// The slot of a sequence that is open or retained.
+    fn sequence(&self, seq: SeqId) -> Option<usize> {
+        let index = (seq.0 & ((1 << SLOT_BITS) - 1)) as usize;
+        self.slots.get(index).filter(|s| s.state != State::Unused && s.id == seq.0).map(|_| index)
+    }
+
     /// The slot of an open sequence.
     pub(crate) fn slot(&self, seq: SeqId) -> Option<usize> {
-        let index = (seq.0 & ((1 << SLOT_BITS) - 1)) as usize;
-        self.slots.get(index).filter(|s| s.open && s.id == seq.0).map(|_| index)
+        self.sequence(seq).filter(|&index| self.slots[index].state == State::Open)
+    }
+
+    /// Whether another sequence has the block of a position, too.
+    pub(crate) fn is_shared(&self, slot: usize, position: usize) -> bool {
+        let owners = self.slots[slot].table.get(position / BLOCK).map(|&block| self.owners[block as usize]);
+        owners.is_some_and(|owners| owners.open + owners.retained > 1)
     }
 
     pub(crate) fn length(&self, slot: usize) -> usize {
@@ -197,7 +326,7 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::family::{Activation, Norm, Position};
+    use crate::family::{Activation, Attention, Layer, Norm, Position};
 
     fn architecture() -> Architecture {
         Architecture {
@@ -212,10 +341,13 @@ mod tests {
             vocab: 8,
             context: 2 * BLOCK,
             norm: Norm::Rms { eps: 1e-5 },
-            position: Position::Rotary { theta: 10_000.0 },
+            position: Position::Learned,
+            attention: Attention::full(9),
             activation: Activation::SiluGated,
-            parallel: false,
+            layer: Layer::LLAMA,
             tied: true,
+            embedding_scale: 1.0,
+            logit_cap: None,
         }
     }
 
@@ -278,5 +410,54 @@ mod tests {
         assert_eq!(kv.free_positions(), BLOCK);
         let fresh = kv.open(BLOCK).unwrap();
         assert!(kv.slot(stale).is_none() && kv.slot(fresh).is_some());
+    }
+
+    #[test]
+    fn retained_rows_give_way_to_open_sequences_oldest_first() {
+        let mut kv = Kv::new(&architecture(), true, 6 * BLOCK).unwrap();
+        let retained = |kv: &mut Kv, blocks: usize| {
+            let seq = kv.open(2 * BLOCK).unwrap();
+            kv.set_length(kv.slot(seq).unwrap(), 2 * BLOCK);
+            assert_eq!(kv.retain(seq, blocks * BLOCK + 5), blocks * BLOCK);
+            seq
+        };
+        let (first, second, third) = (retained(&mut kv, 1), retained(&mut kv, 2), retained(&mut kv, 2));
+        assert!(kv.slot(first).is_none() && kv.is_retained(first), "it takes no more rows");
+        assert_eq!((kv.free_positions(), kv.free.len()), (6 * BLOCK, 1));
+        // A use makes the first the youngest.
+        let fork = kv.fork(first, BLOCK, 2 * BLOCK).unwrap();
+        assert_eq!((kv.length(kv.slot(fork).unwrap()), kv.free_positions()), (BLOCK, 4 * BLOCK));
+        assert_eq!(kv.open(5 * BLOCK), None, "more than there is");
+        assert!([first, second, third].iter().all(|&seq| kv.is_retained(seq)), "what cannot help is not released");
+        let open = kv.open(BLOCK).unwrap();
+        assert_eq!([first, second, third].map(|seq| kv.is_retained(seq)), [true, false, true]);
+        kv.close(open);
+        let open = kv.open(4 * BLOCK).unwrap();
+        assert_eq!([first, third].map(|seq| kv.is_retained(seq)), [true, false]);
+        assert_eq!(kv.fork(third, BLOCK, BLOCK), None);
+        // The block that an open sequence shares stays when the retained one goes.
+        kv.close(first);
+        assert_eq!((kv.is_retained(first), kv.free_positions()), (false, 0));
+        kv.close(fork);
+        kv.close(open);
+        assert_eq!((kv.free.len(), kv.reclaimable), (6, 0));
+    }
+
+    #[test]
+    fn only_whole_blocks_of_rows_that_are_there_are_shared() {
+        let mut kv = Kv::new(&architecture(), true, 4 * BLOCK).unwrap();
+        let seq = kv.open(2 * BLOCK).unwrap();
+        let slot = kv.slot(seq).unwrap();
+        kv.set_length(slot, BLOCK + 3);
+        for (rows, positions) in [(BLOCK - 1, BLOCK), (2 * BLOCK, 2 * BLOCK), (BLOCK, BLOCK - 1)] {
+            assert_eq!(kv.fork(seq, rows, positions), None, "{rows} rows of {positions}");
+        }
+        assert!(!kv.is_shared(slot, 0));
+        let fork = kv.fork(seq, BLOCK, 3 * BLOCK).unwrap();
+        assert!(kv.is_shared(slot, BLOCK - 1) && kv.is_shared(kv.slot(fork).unwrap(), 0));
+        assert!(!kv.is_shared(slot, BLOCK) && !kv.is_shared(slot, 9 * BLOCK));
+        assert_eq!(kv.table(slot)[0], kv.table(kv.slot(fork).unwrap())[0]);
+        assert_eq!(kv.retain(seq, BLOCK - 1), 0, "less than a block is not retained");
+        assert!(!kv.is_retained(seq) && kv.free_positions() == BLOCK);
     }
 }

@@ -4,28 +4,30 @@
 //! not. Results are the same bits whatever else is in the batch, however a prompt is cut, on any number of threads and
 //! with any instruction set (see [`crate::kernels`]).
 
+mod compute;
+mod encoder;
+mod footprint;
 mod kv;
 mod matrix;
 mod memory;
+mod plan;
 mod step;
 
-use crate::executor::{Executor, Memory, RowSpan, SeqId, StepError};
-use crate::family::{Activation, Architecture, Norm, Position};
-use crate::format::{Checkpoint, Dtype, FormatError, Place, Weight};
-use crate::kernels::linear::Storage;
+use crate::executor::{self, Executor, Memory, Positions, RowSpan, SeqId, Shape, StepError, limit_context};
+use crate::family::Architecture;
+use crate::format::{Checkpoint, Dtype, FormatError};
+use crate::kernels::attention::BLOCK;
 use crate::kernels::{Isa, Kernels};
 use crate::pool::Pool;
+pub use footprint::{Footprint, check_encoder_values, check_values};
 use kv::Kv;
-use matrix::{Matrix, Plan};
-use memory::Arena;
-use std::collections::BTreeMap;
+use matrix::Matrix;
+use matrix::quantize::Loss;
+use plan::ModelPlan;
 use std::str::FromStr;
 use step::Scratch;
 
-/// Default limit for keys and values when the number of positions is not configured, in bytes.
-const USUAL_KV_BYTES: usize = 512 << 20;
-/// Default limit in full contexts.
-const USUAL_CONTEXTS: usize = 64;
+pub use encoder::{EncodeError, Encoder, EncoderOptions, normalize};
 
 /// The number format of weights in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,23 @@ pub enum Quant {
     F16,
     /// Bytes in groups of 32 with a 16-bit scale (8.5 bits a weight); activations are quantized, too.
     Q8_0,
+    /// 4 bits in groups of 32 with a 16-bit scale (4.5 bits a weight); activations are quantized to 8 bits. What the file has
+    /// in at most as many bits stays so. The token table and the head are held in [`Quant::Q8_0`], or in the file's blocks.
+    Q4_0,
+}
+
+impl Quant {
+    /// All formats.
+    pub const ALL: [Quant; 4] = [Quant::F32, Quant::F16, Quant::Q8_0, Quant::Q4_0];
+
+    /// How a token table or a head is held, which the file has in a type. Four bits cost most there.
+    fn of_table(wish: Option<Quant>, stored: Dtype) -> Option<Quant> {
+        match wish {
+            Some(Quant::Q4_0) if stored.block().0 > 1 => None,
+            Some(Quant::Q4_0) => Some(Quant::Q8_0),
+            other => other,
+        }
+    }
 }
 
 impl FromStr for Quant {
@@ -47,6 +66,7 @@ impl FromStr for Quant {
             "f32" => Ok(Quant::F32),
             "f16" => Ok(Quant::F16),
             "q8_0" => Ok(Quant::Q8_0),
+            "q4_0" => Ok(Quant::Q4_0),
             _ => Err(UnknownQuant(text.to_owned())),
         }
     }
@@ -58,13 +78,14 @@ impl std::fmt::Display for Quant {
             Quant::F32 => "f32",
             Quant::F16 => "f16",
             Quant::Q8_0 => "q8_0",
+            Quant::Q4_0 => "q4_0",
         })
     }
 }
 
 /// An unknown storage format for weights.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not supported for weights: use `f32`, `f16` or `q8_0`")]
+#[error("`{0}` is not supported for weights: use `f32`, `f16`, `q8_0` or `q4_0`")]
 pub struct UnknownQuant(String);
 
 /// How a model is loaded.
@@ -74,7 +95,7 @@ pub struct LoadOptions {
     pub quantize: Option<Quant>,
     /// The longest sequence; `None`, and more than the model's own, is the model's own.
     pub context: Option<usize>,
-    /// Positions of all open sequences together. `None` is what fits in 512 MiB, at least one context, at most 64.
+    /// Positions of all open sequences together. `None` is what fits in 512 MiB, at least one context, at most 32.
     pub kv_positions: Option<usize>,
     /// Compute threads; 0 is as many as this process may use.
     pub threads: usize,
@@ -85,6 +106,7 @@ pub struct LoadOptions {
 /// A loaded model.
 pub struct Cpu {
     architecture: Architecture,
+    shape: Shape,
     weights: Weights,
     kv: Kv,
     kernels: Kernels,
@@ -103,14 +125,23 @@ struct Weights {
 }
 
 struct Layer {
-    attention_norm: NormWeights,
+    norms: LayerNorms,
     /// Queries, keys and values, one behind the other.
     qkv: Matrix,
     out: Matrix,
-    ffn_norm: NormWeights,
     /// The feed-forward's first matrix; with a gate, tiles of gate and up alternate.
     up: Matrix,
     down: Matrix,
+}
+
+/// The norms of a layer; those that the family does not have are `None`.
+struct LayerNorms {
+    attention: Option<NormWeights>,
+    after_attention: Option<NormWeights>,
+    ffn: Option<NormWeights>,
+    after_ffn: Option<NormWeights>,
+    /// Weights for runs of queries and of keys: a head's width, or all heads'.
+    query_key: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 struct NormWeights {
@@ -124,32 +155,25 @@ impl Cpu {
         let mut architecture = checkpoint.architecture().clone();
         let mut pool = Pool::new(options.threads);
         let mut notes = Vec::new();
-        if let Some(context) = options.context {
-            if context > architecture.context {
-                notes.push(format!(
-                    "a context of {context} was requested, but the model's is {}, which is used",
-                    architecture.context
-                ));
-            }
-            architecture.context = context.clamp(1, architecture.context);
-        }
-        let mut requantized = BTreeMap::new();
-        let weights = load_weights(checkpoint, options, &mut pool, &mut requantized)?;
-        for (dtype, count) in requantized {
+        architecture.context = limit_context(architecture.context, options.context, &mut notes);
+        let plan = ModelPlan::new(checkpoint, options.quantize)?;
+        for ((dtype, held), count) in plan.conversions(options.quantize) {
             notes.push(match dtype {
-                Dtype::Bf16 => format!("{count} tensors of type bf16 are held as f32, which is exact"),
-                other => format!("{count} tensors of type {other} were requantized to q8_0"),
+                Dtype::Bf16 => format!("{count} tensors of type bf16 are held as {held}, which is exact"),
+                other => format!("{count} tensors of type {other} were requantized to {held}"),
             });
         }
+        let half = plan.half();
+        let weights = plan.pack(&mut pool)?;
+        notes.extend(loss_note(options.quantize, total_loss(weights.matrices())));
         let memory = |source| FormatError::Read { file: "memory for keys and values".into(), source };
-        // Half-precision keys and values make no sense beside f32 weights, and save memory beside others.
-        let half = weights.matrices().any(|m| m.storage != Storage::F32);
         let positions = options.kv_positions.unwrap_or_else(|| usual_positions(&architecture, half));
         let kv = Kv::new(&architecture, half, positions).map_err(memory)?;
         let scratch = Scratch::new(&architecture, pool.threads());
-        let held = weights.bytes();
+        let held = weights.held();
         let kernels = Kernels::of(options.isa.unwrap_or_else(Isa::best));
-        Ok((Cpu { architecture, weights, kv, kernels, pool, scratch, held }, notes))
+        let shape = architecture.shape();
+        Ok((Cpu { architecture, shape, weights, kv, kernels, pool, scratch, held }, notes))
     }
 
     /// Compute threads, the caller included.
@@ -175,8 +199,12 @@ impl Cpu {
 }
 
 impl Executor for Cpu {
-    fn architecture(&self) -> &Architecture {
-        &self.architecture
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn positions(&self) -> Option<Positions> {
+        Some(Positions { total: self.kv.positions(), free: self.free_positions() })
     }
 
     fn open(&mut self, positions: usize) -> Option<SeqId> {
@@ -192,6 +220,27 @@ impl Executor for Cpu {
         self.kv.close(seq);
     }
 
+    fn share_unit(&self) -> Option<usize> {
+        Some(BLOCK)
+    }
+
+    fn fork(&mut self, from: SeqId, rows: usize, positions: usize) -> Option<SeqId> {
+        if positions > self.architecture.context {
+            return None;
+        }
+        let seq = self.kv.fork(from, rows, positions)?;
+        self.scratch.reserve(&self.architecture, positions);
+        Some(seq)
+    }
+
+    fn retain(&mut self, seq: SeqId, rows: usize) -> usize {
+        self.kv.retain(seq, rows)
+    }
+
+    fn is_retained(&self, seq: SeqId) -> bool {
+        self.kv.is_retained(seq)
+    }
+
     fn step(&mut self, rows: &[RowSpan<'_>]) -> Result<(), StepError> {
         self.run(rows)
     }
@@ -201,13 +250,24 @@ impl Executor for Cpu {
     }
 
     fn memory(&self) -> Memory {
-        Memory { weights: self.held, kv: self.kv.held() }
+        Memory { weights: self.held, kv: self.kv.held(), workspace: self.scratch.bytes() }
     }
 }
 
+fn total_loss<'a>(matrices: impl Iterator<Item = &'a Matrix>) -> Loss {
+    let mut all = Loss::default();
+    matrices.for_each(|matrix| all.add(matrix.loss));
+    all
+}
+
+/// What quantization cost, for the operator.
+fn loss_note(quantize: Option<Quant>, loss: Loss) -> Option<String> {
+    let held = quantize.map_or_else(|| "q8_0".to_owned(), |quantize| quantize.to_string());
+    Some(format!("weights were quantized to {held} with a relative error of {:.2} %", 100.0 * loss.relative()?))
+}
+
 fn usual_positions(a: &Architecture, half: bool) -> usize {
-    let each = Kv::bytes(a, half, 32).unwrap_or(usize::MAX).max(1);
-    (USUAL_KV_BYTES / each).saturating_mul(32).clamp(a.context, a.context.saturating_mul(USUAL_CONTEXTS))
+    executor::usual_positions(a.context, BLOCK, Kv::bytes(a, half, BLOCK).unwrap_or(usize::MAX))
 }
 
 impl Weights {
@@ -219,116 +279,24 @@ impl Weights {
     fn bytes(&self) -> u64 {
         self.matrices().map(Matrix::bytes).sum()
     }
+
+    /// With the table of positions and the vectors of norms.
+    fn held(&self) -> u64 {
+        let norms = self.layers.iter().map(|l| l.norms.len()).sum::<usize>() + self.norm.len();
+        self.bytes() + 4 * (norms + self.positions.as_ref().map_or(0, Vec::len)) as u64
+    }
 }
 
-/// The matrices of a layer, before they are packed.
-struct LayerPlan<'a> {
-    attention_norm: NormWeights,
-    qkv: Plan<'a>,
-    out: Plan<'a>,
-    ffn_norm: NormWeights,
-    up: Plan<'a>,
-    down: Plan<'a>,
+impl LayerNorms {
+    fn len(&self) -> usize {
+        let norms = [&self.attention, &self.after_attention, &self.ffn, &self.after_ffn];
+        let of_heads = self.query_key.as_ref().map_or(0, |(query, key)| query.len() + key.len());
+        norms.into_iter().flatten().map(NormWeights::len).sum::<usize>() + of_heads
+    }
 }
 
-fn load_weights(
-    checkpoint: &Checkpoint,
-    options: &LoadOptions,
-    pool: &mut Pool,
-    requantized: &mut BTreeMap<Dtype, usize>,
-) -> Result<Weights, FormatError> {
-    let a = checkpoint.architecture();
-    let (width, inner) = (a.width, a.heads * a.head_dim);
-    let plan = |parts: &[(&str, usize, usize)], paired: bool| -> Result<Plan<'_>, FormatError> {
-        let mut weights = Vec::new();
-        let mut biases = Vec::new();
-        for (name, outputs, inputs) in parts {
-            weights.push(checkpoint.need(&format!("{name}.weight"), &[*outputs, *inputs])?);
-            biases.push(checkpoint.weight(&format!("{name}.bias"), &[*outputs])?);
-        }
-        Ok(Plan::new(weights, biases, paired, options.quantize))
-    };
-    let norm = |name: &str| -> Result<NormWeights, FormatError> {
-        let bias = match a.norm {
-            Norm::Layer { .. } => finite(&checkpoint.need(&format!("{name}.bias"), &[width])?)?,
-            Norm::Rms { .. } => Vec::new(),
-        };
-        Ok(NormWeights { weight: finite(&checkpoint.need(&format!("{name}.weight"), &[width])?)?, bias })
-    };
-
-    let token = plan(&[("token_embd", a.vocab, width)], false)?;
-    let head = if a.tied { None } else { Some(plan(&[("output", a.vocab, width)], false)?) };
-    let positions = match a.position {
-        Position::Learned => Some(finite(&checkpoint.need("position_embd.weight", &[a.context, width])?)?),
-        Position::Rotary { .. } => None,
-    };
-    let mut layers = Vec::new();
-    for i in 0..a.layers {
-        let name = |part: &str| format!("blk.{i}.{part}");
-        let kv = a.kv_heads * a.head_dim;
-        let qkv = if a.family == "gpt2" {
-            plan(&[(&name("attn_qkv"), inner + 2 * kv, width)], false)?
-        } else {
-            let (q, k, v) = (name("attn_q"), name("attn_k"), name("attn_v"));
-            plan(&[(&q, inner, width), (&k, kv, width), (&v, kv, width)], false)?
-        };
-        let up = match a.activation {
-            Activation::GeluTanh => plan(&[(&name("ffn_up"), a.ffn, width)], false)?,
-            Activation::SiluGated => plan(&[(&name("ffn_gate"), a.ffn, width), (&name("ffn_up"), a.ffn, width)], true)?,
-        };
-        layers.push(LayerPlan {
-            attention_norm: norm(&name("attn_norm"))?,
-            qkv,
-            out: plan(&[(&name("attn_output"), width, inner)], false)?,
-            ffn_norm: norm(&name("ffn_norm"))?,
-            up,
-            down: plan(&[(&name("ffn_down"), width, a.ffn)], false)?,
-        });
+impl NormWeights {
+    fn len(&self) -> usize {
+        self.weight.len() + self.bias.len()
     }
-
-    // Everything is there and has its shape: only now memory is taken.
-    let of_layers = layers.iter().flat_map(|l| [&l.qkv, &l.out, &l.up, &l.down]);
-    let plans: Vec<&Plan<'_>> = of_layers.chain([&token]).chain(&head).collect();
-    for part in plans.iter().flat_map(|p| p.parts.iter().map(move |w| (w.dtype, p.storage))) {
-        let blocks = part.0.block().0 > 1 && part.0 != Dtype::Q8_0 && part.1 == Storage::Q8;
-        let wide = part.0 == Dtype::Bf16 && part.1 == Storage::F32 && options.quantize.is_none();
-        if blocks || wide {
-            *requantized.entry(part.0).or_default() += 1;
-        }
-    }
-    let bytes = plans.iter().try_fold(0usize, |sum, plan| sum.checked_add(plan.bytes()?));
-    let mut arena = bytes
-        .ok_or_else(|| std::io::Error::other(matrix::TOO_LARGE))
-        .and_then(Arena::new)
-        .map_err(|source| FormatError::Read { file: "memory for weights".into(), source })?;
-    let mut pack = |plan: &Plan<'_>| plan.pack(&mut arena, pool);
-    let mut packed = Vec::new();
-    // In the order in which a step reads them.
-    for l in layers {
-        packed.push(Layer {
-            qkv: pack(&l.qkv)?,
-            out: pack(&l.out)?,
-            up: pack(&l.up)?,
-            down: pack(&l.down)?,
-            attention_norm: l.attention_norm,
-            ffn_norm: l.ffn_norm,
-        });
-    }
-    Ok(Weights {
-        token: pack(&token)?,
-        head: head.as_ref().map(pack).transpose()?,
-        positions,
-        layers: packed,
-        norm: norm("output_norm")?,
-    })
-}
-
-/// The numbers of a vector or of a table that is not packed.
-fn finite(weight: &Weight<'_>) -> Result<Vec<f32>, FormatError> {
-    let numbers = weight.vector();
-    if numbers.iter().all(|v| v.is_finite()) {
-        return Ok(numbers);
-    }
-    let location = Place::Tensor(weight.name.clone());
-    Err(FormatError::broken(weight.file, location, "it holds numbers that are not finite"))
 }

@@ -1,25 +1,22 @@
 //! One step: rows go through all layers together; only attention looks at sequences.
 
+use super::compute::{Compute, QuantizedRows, Stream};
 use super::kv::{Kv, Writer};
-use super::matrix::Matrix;
 use super::memory::Shared;
-use super::{Cpu, NormWeights};
-use crate::executor::{LogitRows, RowSpan, StepError};
-use crate::family::{Activation, Architecture, Norm, Position};
+use super::{Cpu, Layer};
+use crate::executor::{RowSpan, StepError};
+use crate::family::{Activation, Architecture, Position};
 use crate::kernels::Kernels;
-use crate::kernels::attention::{Attend, BLOCK, Piece, padded, scratch_len};
-use crate::kernels::linear::{Linear, Storage, Then};
+use crate::kernels::attention::{Attend, BLOCK, scratch_len};
+use crate::kernels::linear::Then;
 use crate::kernels::rows::GROUP;
-use crate::pool::{MOST_PIECES, Pool};
-use std::f64;
+use crate::rope::Rotation;
 
 /// Maximum rows that go through the layers together; longer steps are split. Enough to amortise a pass over the
 /// weights, few enough that activations stay in the L2 cache.
-const MOST_ROWS: usize = 256;
+pub(super) const MOST_ROWS: usize = 256;
 /// Queries that a piece of attention works on side by side.
-const QUERIES: usize = 16;
-/// Work (in multiplications, roughly) below which a region is not worth sharing.
-const WORTH_SHARING: usize = 16 << 10;
+pub(super) const QUERIES: usize = 16;
 
 /// Everything a step writes to but keys and values; allocated once.
 pub(crate) struct Scratch {
@@ -32,13 +29,11 @@ pub(crate) struct Scratch {
     qkv: Vec<f32>,
     mixed: Vec<f32>,
     inner: Vec<f32>,
-    /// Quantized inputs of the next matrix.
-    bytes: Vec<i8>,
-    scales: Vec<f32>,
-    starts: Vec<i32>,
-    /// Of each row: cosines, then sines.
+    quantized: QuantizedRows,
+    /// Of each row and rotation: cosines, then sines.
     turns: Vec<f32>,
-    frequencies: Vec<f32>,
+    /// That of all layers, and that of layers with a window if they have their own.
+    rotations: Vec<Rotation>,
     scores: Vec<f32>,
     scores_each: usize,
     /// What `scores` has room for.
@@ -59,21 +54,21 @@ struct Strides {
 
 /// A row of the step.
 #[derive(Clone, Copy)]
-struct Row {
-    slot: usize,
-    position: usize,
-    token: u32,
-    wanted: bool,
+pub(super) struct Row {
+    pub(super) slot: usize,
+    pub(super) position: usize,
+    pub(super) token: u32,
+    pub(super) wanted: bool,
 }
 
 /// A piece of attention: rows of one sequence, heads of one key head.
 #[derive(Clone, Copy)]
-struct AttendPiece {
-    slot: usize,
-    row: usize,
-    rows: usize,
-    position: usize,
-    heads: (usize, usize),
+pub(super) struct AttendPiece {
+    pub(super) slot: usize,
+    pub(super) row: usize,
+    pub(super) rows: usize,
+    pub(super) position: usize,
+    pub(super) heads: (usize, usize),
 }
 
 impl Scratch {
@@ -87,12 +82,11 @@ impl Scratch {
             inner: a.ffn.next_multiple_of(GROUP),
         };
         let widest = strides.x.max(strides.mixed).max(strides.inner);
-        let half_head = a.head_dim.div_ceil(2);
-        let frequencies = match a.position {
+        let rotations: Vec<Rotation> = match &a.position {
             Position::Learned => Vec::new(),
-            Position::Rotary { theta } => (0..half_head)
-                .map(|i| (1.0 / f64::from(theta).powf((2 * i) as f64 / a.head_dim as f64)) as f32)
-                .collect(),
+            Position::Rotary { rope, windowed } => {
+                [rope].into_iter().chain(windowed).map(|rope| rope.rotation(a.context)).collect()
+            }
         };
         Scratch {
             rows: Vec::with_capacity(MOST_ROWS),
@@ -102,11 +96,9 @@ impl Scratch {
             qkv: vec![0.0; MOST_ROWS * strides.qkv],
             mixed: vec![0.0; MOST_ROWS * strides.mixed],
             inner: vec![0.0; MOST_ROWS * strides.inner],
-            bytes: vec![0; MOST_ROWS * widest],
-            scales: vec![0.0; MOST_ROWS * widest / GROUP],
-            starts: vec![0; MOST_ROWS * widest / GROUP],
-            turns: vec![0.0; MOST_ROWS * 2 * half_head],
-            frequencies,
+            quantized: QuantizedRows::new(MOST_ROWS, widest),
+            turns: vec![0.0; MOST_ROWS * turns_of_row(&rotations)],
+            rotations,
             scores: Vec::new(),
             scores_each: 0,
             positions: 0,
@@ -120,16 +112,34 @@ impl Scratch {
     /// Allocates the scores of sequences of `positions` positions. The model's context may be far longer.
     pub(crate) fn reserve(&mut self, a: &Architecture, positions: usize) {
         if positions > self.positions {
-            // In large steps, so that this ends soon.
             self.positions = positions.next_multiple_of(8 * BLOCK);
-            let queries = QUERIES.max(a.heads / a.kv_heads);
-            self.scores_each = scratch_len(queries, self.positions, a.head_dim).next_multiple_of(16);
+            self.scores_each = Self::scores_each(a, positions);
             self.scores = vec![0.0; self.threads * self.scores_each];
         }
     }
 
     pub(crate) fn logits(&self) -> &[f32] {
         &self.logits[..self.logits_used]
+    }
+
+    /// Bytes of all buffers.
+    pub(crate) fn bytes(&self) -> u64 {
+        let numbers = [&self.x, &self.normed, &self.qkv, &self.mixed, &self.inner, &self.turns];
+        let numbers = numbers.into_iter().chain([&self.scores, &self.logits]);
+        let numbers = numbers.map(Vec::capacity).sum::<usize>();
+        let rows = self.rows.capacity() * size_of::<Row>() + self.pieces.capacity() * size_of::<AttendPiece>();
+        (4 * numbers + self.quantized.held() + rows) as u64
+    }
+
+    /// Bytes of the scores of sequences of `positions` positions, which [`Scratch::reserve`] allocates.
+    pub(crate) fn score_bytes(a: &Architecture, threads: usize, positions: usize) -> u64 {
+        (threads * Self::scores_each(a, positions) * 4) as u64
+    }
+
+    fn scores_each(a: &Architecture, positions: usize) -> usize {
+        let queries = QUERIES.max(a.heads / a.kv_heads);
+        // In large steps, so that growing ends soon.
+        scratch_len(queries, positions.next_multiple_of(8 * BLOCK), a.head_dim).next_multiple_of(16)
     }
 }
 
@@ -148,12 +158,8 @@ impl Cpu {
         for span in spans {
             let slot = self.kv.slot(span.seq).ok_or(StepError::NotThere(span.seq, span.start))?;
             for (i, token) in span.tokens.iter().enumerate() {
-                let wanted = match span.logits {
-                    LogitRows::None => false,
-                    LogitRows::Last => i + 1 == span.tokens.len(),
-                    LogitRows::All => true,
-                };
-                self.scratch.rows.push(Row { slot, position: span.start + i, token: *token, wanted });
+                let (position, wanted) = (span.start + i, span.wants(i));
+                self.scratch.rows.push(Row { slot, position, token: *token, wanted });
                 if self.scratch.rows.len() == MOST_ROWS {
                     done += self.pass(done);
                     self.scratch.rows.clear();
@@ -167,7 +173,7 @@ impl Cpu {
 
         let mut at = 0;
         for span in spans {
-            let rows = wanted_rows(span);
+            let rows = span.count_wanted();
             let logits = &self.scratch.logits[at * vocab..(at + rows) * vocab];
             if !all_finite(logits) {
                 return Err(StepError::NotFinite(span.seq));
@@ -194,7 +200,7 @@ impl Cpu {
                 Some(before) => span.start == before.start + before.tokens.len(),
                 None => span.start <= self.kv.length(slot),
             };
-            if !follows || span.tokens.is_empty() {
+            if !follows || span.tokens.is_empty() || self.kv.is_shared(slot, span.start) {
                 return Err(StepError::NotThere(span.seq, span.start));
             }
             if span.start + span.tokens.len() > self.kv.limit(slot) {
@@ -203,7 +209,7 @@ impl Cpu {
             if let Some(token) = span.tokens.iter().find(|t| **t as usize >= self.architecture.vocab) {
                 return Err(StepError::UnknownToken(span.seq, *token));
             }
-            wanted += wanted_rows(span);
+            wanted += span.count_wanted();
         }
         Ok(wanted)
     }
@@ -211,56 +217,64 @@ impl Cpu {
     /// Takes the scratch's rows through the model and writes logits from row `done` on; returns how many.
     fn pass(&mut self, done: usize) -> usize {
         let Cpu { architecture: a, weights, kv, kernels, pool, scratch, .. } = self;
-        let Scratch { rows, pieces, x, normed, qkv, mixed, inner, bytes, scales, starts, .. } = scratch;
+        let Scratch { rows, pieces, x, normed, qkv, mixed, inner, quantized, .. } = scratch;
         let strides = scratch.strides;
-        let mut compute = Compute {
-            kernels: *kernels,
-            pool,
-            bytes: Shared::new(bytes),
-            scales: Shared::new(scales),
-            starts: Shared::new(starts),
-        };
+        let mut compute = Compute::new(*kernels, pool, quantized);
         let (x, normed, mixed) = (Shared::new(x), Shared::new(normed), Shared::new(mixed));
         let (qkv, inner) = (Shared::new(qkv), Shared::new(inner));
-        let turns = Shared::new(&mut scratch.turns);
+        let (turns, rotations) = (Shared::new(&mut scratch.turns), &scratch.rotations[..]);
+        let turns_stride = turns_of_row(rotations);
         let writer = kv.writer();
         let mut count = rows.len();
 
         {
             let rows = &rows[..];
             let (token, positions, width) = (&weights.token, weights.positions.as_deref(), a.width);
-            let frequencies = &scratch.frequencies[..];
+            let scale = a.embedding_scale;
             compute.each_row(count, width, &|r| {
                 // SAFETY: each row is written by one thread and lies within its buffer.
-                let (to, turns) = unsafe {
-                    let turns = turns.at(r * 2 * frequencies.len());
-                    (slice(x.at(r * strides.x), width), slice(turns, 2 * frequencies.len()))
+                let (to, mut turns) = unsafe {
+                    let turns = turns.at(r * turns_stride);
+                    (slice(x.at(r * strides.x), width), slice(turns, turns_stride))
                 };
                 token.row(rows[r].token as usize, to);
+                if scale != 1.0 {
+                    to.iter_mut().for_each(|y| *y *= scale);
+                }
                 if let Some(positions) = positions {
                     for (y, p) in to.iter_mut().zip(&positions[rows[r].position * width..]) {
                         *y += p;
                     }
                 }
-                let (cosines, sines) = turns.split_at_mut(frequencies.len());
-                for (i, frequency) in frequencies.iter().enumerate() {
-                    // As the reference does it: the angle is rounded to single precision.
-                    let angle = f64::from(rows[r].position as f32 * frequency);
-                    (cosines[i], sines[i]) = (angle.cos() as f32, angle.sin() as f32);
+                for rotation in rotations {
+                    let (cosines, rest) = turns.split_at_mut(rotation.pairs());
+                    let (sines, rest) = rest.split_at_mut(rotation.pairs());
+                    rotation.turn(rows[r].position, cosines, sines);
+                    turns = rest;
                 }
             });
         }
 
         let last = weights.layers.len() - 1;
         for (index, layer) in weights.layers.iter().enumerate() {
-            compute.norm(a, &layer.attention_norm, x, normed, strides.x, count, &layer.qkv);
-            compute.linear(&layer.qkv, normed, strides.x, count, qkv, strides.qkv, Then::Store);
+            let window = a.attention.window(index);
+            let stream = Stream { x, normed, stride: strides.x };
+            let input = compute.input(a, layer.norms.attention.as_ref(), stream, count, &layer.qkv);
+            compute.linear(&layer.qkv, input, strides.x, count, qkv, strides.qkv, Then::Store);
             {
                 let rows = &rows[..];
-                let kv = &*kv;
+                let (kv, kernels) = (&*kv, compute.kernels);
+                let which = if window.is_some() { rotations.len().saturating_sub(1) } else { 0 };
+                let (before, pairs) =
+                    (turns_of_row(&rotations[..which]), rotations.get(which).map_or(0, Rotation::pairs));
                 compute.each_row(count, strides.qkv, &|r| {
-                    // SAFETY: each row is written by one thread and lies within its buffer.
-                    unsafe { turn_and_keep(a, &rows[r], kv, writer, index, qkv.at(r * strides.qkv), turns, r) }
+                    // SAFETY: each row is written by one thread and lies within its buffer; its turns were written before.
+                    unsafe {
+                        let turns = slice(turns.at(r * turns_stride + before), 2 * pairs);
+                        let qkv = qkv.at(r * strides.qkv);
+                        normalize_heads(a, layer, kernels, qkv);
+                        turn_and_keep(a, &rows[r], kv, writer, index, qkv, turns);
+                    }
                 });
             }
             if index == last {
@@ -271,6 +285,7 @@ impl Cpu {
             }
             cut(a, rows, pieces, compute.pool.threads());
             let attend = Attend {
+                causal: true,
                 half: kv.half(),
                 kv: kv.layer(index),
                 kv_heads: a.kv_heads,
@@ -285,37 +300,49 @@ impl Cpu {
                 scratch_stride: scratch.scores_each,
                 scratch: scratch.scores.as_mut_ptr(),
                 scores_stride: scratch.positions,
+                window: window.unwrap_or(usize::MAX),
+                cap: a.attention.cap,
             };
             compute.attend(&attend, pieces, kv, rows);
-            compute.quantize(&layer.out, mixed, strides.mixed, count);
-            compute.linear(&layer.out, mixed, strides.mixed, count, x, strides.x, Then::Add);
-            compute.norm(a, &layer.ffn_norm, x, normed, strides.x, count, &layer.up);
-            let then = match a.activation {
-                Activation::GeluTanh => Then::Gelu,
-                Activation::SiluGated => Then::Gated,
-            };
-            compute.linear(&layer.up, normed, strides.x, count, inner, strides.inner, then);
-            compute.quantize(&layer.down, inner, strides.inner, count);
-            compute.linear(&layer.down, inner, strides.inner, count, x, strides.x, Then::Add);
+            let after = layer.norms.after_attention.as_ref();
+            compute.add(a, &layer.out, mixed, strides.mixed, count, after, stream);
+            let input = compute.input(a, layer.norms.ffn.as_ref(), stream, count, &layer.up);
+            compute.linear(&layer.up, input, strides.x, count, inner, strides.inner, then(a.activation));
+            let after = layer.norms.after_ffn.as_ref();
+            compute.add(a, &layer.down, inner, strides.inner, count, after, stream);
         }
 
         let head = weights.head.as_ref().unwrap_or(&weights.token);
         compute.norm(a, &weights.norm, x, normed, strides.x, count, head);
         let logits = Shared::new(&mut scratch.logits[done * a.vocab..]);
         compute.linear(head, normed, strides.x, count, logits, a.vocab, Then::Store);
+        if let Some(cap) = a.logit_cap {
+            let kernels = compute.kernels;
+            // SAFETY: each row is written by one thread and lies within the buffer; the kernels' CPU was checked.
+            compute
+                .each_row(count, 8 * a.vocab, &|r| unsafe { (kernels.soft_cap)(logits.at(r * a.vocab), a.vocab, cap) });
+        }
         count
     }
 }
 
-fn wanted_rows(span: &RowSpan<'_>) -> usize {
-    match span.logits {
-        LogitRows::None => 0,
-        LogitRows::Last => 1,
-        LogitRows::All => span.tokens.len(),
+/// Numbers of a row's cosines and sines.
+fn turns_of_row(rotations: &[Rotation]) -> usize {
+    rotations.iter().map(|rotation| 2 * rotation.pairs()).sum()
+}
+
+/// What becomes of the feed-forward's first products.
+pub(super) fn then(activation: Activation) -> Then {
+    match activation {
+        Activation::GeluTanh => Then::Gelu,
+        Activation::GeluErf => Then::GeluErf,
+        Activation::Relu => Then::Relu,
+        Activation::GeluTanhGated => Then::GeluGated,
+        Activation::SiluGated => Then::Gated,
     }
 }
 
-fn all_finite(numbers: &[f32]) -> bool {
+pub(super) fn all_finite(numbers: &[f32]) -> bool {
     // Without an early way out this is a few instructions for each sixteen numbers.
     numbers
         .chunks(1024)
@@ -324,45 +351,58 @@ fn all_finite(numbers: &[f32]) -> bool {
 
 /// # Safety
 /// The memory is valid, and no other thread uses it.
-unsafe fn slice<'a, T>(from: *mut T, length: usize) -> &'a mut [T] {
+pub(super) unsafe fn slice<'a, T>(from: *mut T, length: usize) -> &'a mut [T] {
     // SAFETY: the caller's promise.
     unsafe { std::slice::from_raw_parts_mut(from, length) }
+}
+
+/// Normalises a row's queries and keys, if the family does.
+///
+/// # Safety
+/// `qkv` points to the row's queries, keys and values, which no other thread uses; the kernels' CPU was checked.
+unsafe fn normalize_heads(a: &Architecture, layer: &Layer, kernels: Kernels, qkv: *mut f32) {
+    let Some((query, key)) = &layer.norms.query_key else { return };
+    let (inner, kv_width, eps) = (a.heads * a.head_dim, a.kv_heads * a.head_dim, a.norm.eps());
+    for (weight, from, to) in [(query, 0, inner), (key, inner, inner + kv_width)] {
+        for at in (from..to).step_by(weight.len()) {
+            // SAFETY: the caller's promise; the weights cover a head or all heads, so runs end where the heads end.
+            unsafe {
+                let run = qkv.add(at);
+                (kernels.rms_norm)(run, weight.as_ptr(), weight.len(), eps, run);
+            }
+        }
+    }
 }
 
 /// Rotates and scales a row's queries, rotates its keys, and keeps keys and values.
 ///
 /// # Safety
-/// `row` points to the row's queries, keys and values; no other thread uses them or the row's position.
-#[allow(clippy::too_many_arguments)]
-unsafe fn turn_and_keep(
+/// `qkv` points to the row's queries, keys and values; no other thread uses them or the row's position.
+pub(super) unsafe fn turn_and_keep(
     a: &Architecture,
     row: &Row,
     kv: &Kv,
     writer: Writer,
     layer: usize,
     qkv: *mut f32,
-    turns: Shared<f32>,
-    r: usize,
+    turns: &[f32],
 ) {
     let (inner, kv_width) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
     // SAFETY: the caller's promise.
     let qkv = unsafe { slice(qkv, inner + 2 * kv_width) };
     let (queries, rest) = qkv.split_at_mut(inner);
     let (keys, values) = rest.split_at_mut(kv_width);
-    if matches!(a.position, Position::Rotary { .. }) {
-        let half = a.head_dim / 2;
-        // SAFETY: the row's own turns, written before.
-        let turns = unsafe { slice(turns.at(r * 2 * half), 2 * half) };
+    if !turns.is_empty() {
+        let half = turns.len() / 2;
         let (cosines, sines) = turns.split_at(half);
         for head in queries.chunks_exact_mut(a.head_dim).chain(keys.chunks_exact_mut(a.head_dim)) {
-            let (low, high) = head.split_at_mut(half);
+            let (low, high) = head[..2 * half].split_at_mut(half);
             for ((l, h), (cos, sin)) in low.iter_mut().zip(high).zip(cosines.iter().zip(sines)) {
                 (*l, *h) = (*l * cos - *h * sin, *h * cos + *l * sin);
             }
         }
     }
-    let scale = 1.0 / (a.head_dim as f32).sqrt();
-    queries.iter_mut().for_each(|q| *q *= scale);
+    queries.iter_mut().for_each(|q| *q *= a.attention.scale);
     // SAFETY: the caller's promise; the table covers the position, which was checked.
     unsafe { writer.write(layer, kv.table(row.slot), row.position, keys, values) }
 }
@@ -388,7 +428,7 @@ fn keep_wanted(rows: &mut Vec<Row>, x: Shared<f32>, qkv: Shared<f32>, strides: S
 }
 
 /// Cuts attention into pieces: runs of rows of one sequence, heads that share keys together.
-fn cut(a: &Architecture, rows: &[Row], pieces: &mut Vec<AttendPiece>, threads: usize) {
+pub(super) fn cut(a: &Architecture, rows: &[Row], pieces: &mut Vec<AttendPiece>, threads: usize) {
     let group = a.heads / a.kv_heads;
     let most = (QUERIES / group).max(1);
     pieces.clear();
@@ -417,145 +457,5 @@ fn cut(a: &Architecture, rows: &[Row], pieces: &mut Vec<AttendPiece>, threads: u
                 pieces.push(AttendPiece { heads: (head, head + 1), ..piece });
             }
         }
-    }
-}
-
-/// The kernels, the pool, and the quantized inputs between them.
-struct Compute<'a> {
-    kernels: Kernels,
-    pool: &'a mut Pool,
-    bytes: Shared<i8>,
-    scales: Shared<f32>,
-    starts: Shared<i32>,
-}
-
-impl Compute<'_> {
-    /// Calls `work` for each row, shared when rows of `width` numbers are worth it.
-    fn each_row(&mut self, rows: usize, width: usize, work: &(dyn Fn(usize) + Sync)) {
-        if rows * width < WORTH_SHARING {
-            return (0..rows).for_each(work);
-        }
-        let each = rows.div_ceil(4 * self.pool.threads());
-        self.pool.run(rows.div_ceil(each), &|_, piece| (piece * each..((piece + 1) * each).min(rows)).for_each(work));
-    }
-
-    /// Normalises rows as inputs of a matrix.
-    #[allow(clippy::too_many_arguments)]
-    fn norm(
-        &mut self,
-        a: &Architecture,
-        by: &NormWeights,
-        from: Shared<f32>,
-        to: Shared<f32>,
-        stride: usize,
-        rows: usize,
-        next: &Matrix,
-    ) {
-        let (kernels, width, norm) = (self.kernels, a.width, a.norm);
-        let quantizer = self.quantizer(next);
-        self.each_row(rows, 4 * width, &|r| {
-            // SAFETY: each row is written by one thread and lies within its buffer; the kernels' CPU was checked.
-            unsafe {
-                let (row, out) = (from.at(r * stride), to.at(r * stride));
-                let weight = by.weight.as_ptr();
-                match norm {
-                    Norm::Layer { eps } => (kernels.layer_norm)(row, weight, by.bias.as_ptr(), width, eps, out),
-                    Norm::Rms { eps } => (kernels.rms_norm)(row, weight, width, eps, out),
-                }
-                quantizer(r, out);
-            }
-        });
-    }
-
-    /// Quantizes rows as inputs of a matrix, if it wants them so.
-    fn quantize(&mut self, next: &Matrix, from: Shared<f32>, stride: usize, rows: usize) {
-        if next.storage == Storage::Q8 {
-            let quantizer = self.quantizer(next);
-            // SAFETY: each row is written by one thread and lies within its buffer.
-            self.each_row(rows, 2 * next.inputs, &|r| unsafe { quantizer(r, from.at(r * stride)) });
-        }
-    }
-
-    /// Quantizes a row as an input of a matrix; nothing for matrices that want numbers.
-    fn quantizer(&self, next: &Matrix) -> impl Fn(usize, *const f32) + Sync + use<> {
-        let (kernels, bytes, scales, starts) = (self.kernels, self.bytes, self.scales, self.starts);
-        let inputs = next.padded_inputs();
-        let groups = if next.storage == Storage::Q8 { inputs / GROUP } else { 0 };
-        move |r, row| {
-            if groups > 0 {
-                // SAFETY: each row is written by one thread and lies within the buffers, which fit the widest input.
-                unsafe {
-                    let (scales, starts) = (scales.at(r * groups), starts.at(r * groups));
-                    (kernels.quantize)(row, groups, bytes.at(r * inputs), scales, starts);
-                }
-            }
-        }
-    }
-
-    /// Rows times a matrix. For quantized matrices the inputs were quantized before.
-    #[allow(clippy::too_many_arguments)]
-    fn linear(
-        &mut self,
-        matrix: &Matrix,
-        from: Shared<f32>,
-        stride: usize,
-        rows: usize,
-        to: Shared<f32>,
-        to_stride: usize,
-        then: Then,
-    ) {
-        let gated = then == Then::Gated;
-        // SAFETY: first elements of buffers.
-        let job = unsafe {
-            Linear {
-                storage: matrix.storage,
-                weights: matrix.weights(),
-                tile_bytes: matrix.tile_bytes,
-                inputs: matrix.padded_inputs(),
-                outputs: if gated { matrix.outputs / 2 } else { matrix.outputs },
-                bias: matrix.bias(),
-                rows,
-                numbers: from.at(0),
-                numbers_stride: stride,
-                bytes: self.bytes.at(0),
-                scales: self.scales.at(0),
-                starts: self.starts.at(0),
-                out: to.at(0),
-                out_stride: to_stride,
-                then,
-            }
-        };
-        let kernels = self.kernels;
-        let tiles = matrix.tiles;
-        if rows * tiles * job.inputs * 16 < 2 * WORTH_SHARING {
-            // SAFETY: the buffers hold the rows; the kernels' CPU was checked.
-            return unsafe { (kernels.linear)(&job, 0..tiles) };
-        }
-        // Few pieces keep claims cheap, many keep the ends even; pairs of tiles stay together.
-        let pieces = self.pool.threads() * if tiles >= 256 { 16 } else { 4 };
-        let each = tiles.div_ceil(pieces).next_multiple_of(2);
-        self.pool.run(tiles.div_ceil(each), &|_, piece| {
-            // SAFETY: as above; tiles are disjoint.
-            unsafe { (kernels.linear)(&job, piece * each..((piece + 1) * each).min(tiles)) }
-        });
-    }
-
-    fn attend(&mut self, job: &Attend, pieces: &[AttendPiece], kv: &Kv, rows: &[Row]) {
-        let kernels = self.kernels;
-        let one = |worker: usize, piece: &AttendPiece| {
-            let AttendPiece { slot, row, rows, position, heads } = *piece;
-            let piece = Piece { table: kv.table(slot), row, rows, position, heads: heads.0..heads.1 };
-            // SAFETY: rows and heads of pieces are disjoint, each thread has its scratch, positions were reserved.
-            unsafe { (kernels.attend)(job, &piece, worker) }
-        };
-        let work: usize =
-            rows.iter().map(|r| 2 * (r.position + 1) * job.kv_heads * job.group * padded(job.head_dim)).sum();
-        if work < 2 * WORTH_SHARING {
-            return pieces.iter().for_each(|piece| one(0, piece));
-        }
-        let each = pieces.len().div_ceil(MOST_PIECES);
-        self.pool.run(pieces.len().div_ceil(each), &|worker, piece| {
-            pieces[piece * each..((piece + 1) * each).min(pieces.len())].iter().for_each(|p| one(worker, p));
-        });
     }
 }

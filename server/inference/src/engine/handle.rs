@@ -13,8 +13,8 @@ use super::request::{Failure, Request, Sink};
 use super::run::{Run, Then};
 use super::scheduler::{Command, LONGEST_SLEEP, Next, Scheduler};
 use super::stats::Stats;
-use crate::executor::{Executor, Memory};
-use crate::family::Architecture;
+use crate::executor::{Executor, Memory, Shape};
+use crate::guide::Guides;
 use crate::text::Tokenizer;
 
 /// The engine's bounds.
@@ -28,6 +28,10 @@ pub struct EngineOptions {
     pub step_target: Duration,
     /// A client that reads nothing for this long is given up.
     pub stall: Duration,
+    /// Whether keys and values of ended requests serve later ones of their tenant that begin with the same tokens.
+    pub prefix_cache: bool,
+    /// The most tokens of a sequence that are guessed from its own text and verified in one step; 0 guesses none.
+    pub draft_tokens: usize,
 }
 
 impl Default for EngineOptions {
@@ -37,6 +41,8 @@ impl Default for EngineOptions {
             max_running: 32,
             step_target: Duration::from_millis(20),
             stall: Duration::from_secs(60),
+            prefix_cache: true,
+            draft_tokens: 8,
         }
     }
 }
@@ -57,9 +63,11 @@ pub struct ModelInfo {
     /// Its name.
     pub name: String,
     /// Its shape.
-    pub architecture: Arc<Architecture>,
+    pub shape: Arc<Shape>,
     /// Its tokens.
     pub tokenizer: Arc<Tokenizer>,
+    /// Compiles schemas for them.
+    pub guides: Arc<Guides>,
     /// The most tokens of prompt and answer together.
     pub context: usize,
     /// Bytes held when it was loaded.
@@ -192,14 +200,15 @@ impl Handle {
     ///
     /// May wait for the current step.
     pub fn load(&self, name: &str, model: LoadedModel) -> Result<(), Failure> {
-        let architecture = Arc::new(model.executor.architecture().clone());
-        let context = model.context.unwrap_or(usize::MAX).min(architecture.context);
-        if context == 0 || architecture.vocab == 0 {
+        let shape = Arc::new(model.executor.shape().clone());
+        let context = model.context.unwrap_or(usize::MAX).min(shape.context);
+        if context == 0 || shape.vocab == 0 {
             return Err(Failure::Model(format!("`{name}` has no context or no vocabulary")));
         }
         let info = ModelInfo {
             name: name.to_owned(),
-            architecture,
+            guides: Guides::new(&model.tokenizer, shape.vocab),
+            shape,
             tokenizer: Arc::clone(&model.tokenizer),
             context,
             memory: model.executor.memory(),
@@ -215,12 +224,13 @@ impl Handle {
         Ok(())
     }
 
-    /// Stops serving a model after its accepted requests. `false` if there is none of that name.
-    pub fn unload(&self, name: &str) -> bool {
-        let Some(slot) = self.door.unlist(name) else { return false };
+    /// Stops serving a model after its accepted requests; its memory is free when [`Handle::stats`] has no model with the
+    /// returned id. `None` if there is no model of that name.
+    pub fn unload(&self, name: &str) -> Option<u64> {
+        let slot = self.door.unlist(name)?;
         // An error means that the engine, and the model with it, is gone.
         let _gone = self.commands.send(Command::Unload(slot));
-        true
+        Some(slot.0)
     }
 
     /// The models that accept requests, by name.
@@ -278,7 +288,7 @@ impl Handle {
         if tokens.len() > info.context {
             return Err(Failure::TooLong { prompt: tokens.len(), context: info.context });
         }
-        match tokens.iter().find(|&&token| token as usize >= info.architecture.vocab) {
+        match tokens.iter().find(|&&token| token as usize >= info.shape.vocab) {
             Some(token) => Err(Failure::BadPrompt(format!("`{model}` has no token {token}"))),
             None => Ok(()),
         }

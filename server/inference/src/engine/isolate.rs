@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
+use crate::executor::{Executor, RowSpan, SeqId, StepError};
 
 /// The results of a step's spans.
 pub(super) trait Outcome {
@@ -29,15 +29,10 @@ pub(super) fn step(executor: &mut dyn Executor, spans: &[RowSpan<'_>], outcome: 
         match attempt(executor, &rows) {
             Ok(()) => {
                 steps.0 += 1;
-                let vocab = executor.architecture().vocab;
+                let vocab = executor.shape().vocab;
                 let mut rest = executor.logits();
                 for &index in &batch {
-                    let wanted = match spans[index].logits {
-                        LogitRows::None => 0,
-                        LogitRows::Last => vocab,
-                        LogitRows::All => vocab * spans[index].tokens.len(),
-                    };
-                    match rest.split_at_checked(wanted) {
+                    match rest.split_at_checked(vocab * spans[index].count_wanted()) {
                         Some((own, others)) => {
                             rest = others;
                             outcome.computed(index, own);
@@ -79,7 +74,7 @@ fn attempt(executor: &mut dyn Executor, rows: &[RowSpan<'_>]) -> Result<(), Fail
         Ok(Err(error)) => {
             let guilty = match error {
                 StepError::NotThere(seq, _) | StepError::NotFinite(seq) | StepError::UnknownToken(seq, _) => Some(seq),
-                StepError::NoRoom => None,
+                StepError::NoRoom | StepError::Device(_) => None,
             };
             Err(Failed { guilty, why: error.to_string() })
         }

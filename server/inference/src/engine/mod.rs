@@ -12,14 +12,18 @@ mod slot;
 
 mod admission;
 mod books;
+mod draft;
+mod embed;
 mod isolate;
 mod outlet;
 mod pace;
 mod plan;
+mod prefix;
 mod run;
 mod shares;
 mod stats;
 
+pub use embed::{EmbedRequest, EmbedTicket, Embedded, EncoderHandle};
 pub use handle::{CancelOnDrop, Engine, EngineOptions, Handle, LoadedModel, ModelInfo, Score, Scored, Ticket};
 pub use request::{Done, Event, Failure, Finish, Push, Request, Sampling, Sink, Token};
 pub use stats::{ModelStats, Stats};

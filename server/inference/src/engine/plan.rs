@@ -2,7 +2,7 @@
 //!
 //! Decoding sequences come first, one row each, because their clients are reading. Then prompts, a chunk at a time, to
 //! the least served tenant and its oldest request, until the predicted time reaches the target. A prompt always gets
-//! one chunk, so it progresses however slow the model is.
+//! one chunk, so it progresses however slow the model is. Answers whose masks take long wait for each other.
 
 use super::pace::{Pace, Size};
 
@@ -28,6 +28,10 @@ pub(super) struct Candidate {
     pub(super) known: usize,
     /// Logits of every row are wanted.
     pub(super) scores: bool,
+    /// Seconds that its guide took for the last mask; 0 without one.
+    pub(super) mask: f64,
+    /// The step of that mask.
+    pub(super) masked: u64,
 }
 
 /// The rows of one candidate in the step.
@@ -43,13 +47,19 @@ pub(super) struct Part {
 pub(super) const PROMPT_WEIGHT: f64 = 1.0;
 pub(super) const DECODE_WEIGHT: f64 = 2.0;
 
+/// The part of the target that masks of guided answers may take in addition to a step.
+const MASK_PART: f64 = 0.5;
+
 /// `served` are the tenants' counters; the parts come in the order of the candidates. `target` is in seconds.
 pub(super) fn plan(candidates: &[Candidate], mut served: Vec<f64>, pace: &Pace, target: f64) -> (Vec<Part>, Size) {
     let mut rows = vec![0usize; candidates.len()];
     let mut size = Size::default();
-    for (taken, candidate) in rows.iter_mut().zip(candidates) {
-        if decodes(candidate) {
+    let deferred = deferred(candidates, target * MASK_PART);
+    let mut masks = 0.0;
+    for (index, (taken, candidate)) in rows.iter_mut().zip(candidates).enumerate() {
+        if decodes(candidate) && !deferred.contains(&index) {
             *taken = 1;
+            masks += candidate.mask;
             size = size + Size::of(candidate.computed, 1);
             served[candidate.tenant] += DECODE_WEIGHT;
         }
@@ -71,7 +81,7 @@ pub(super) fn plan(candidates: &[Candidate], mut served: Vec<f64>, pace: &Pace, 
         let candidate = &candidates[next];
         let chunk = left(next).min(CHUNK);
         let grown = size + Size::of(candidate.computed + rows[next], chunk);
-        if dealt && (grown.rows > most_rows || pace.predict(grown) > target) {
+        if dealt && (grown.rows > most_rows || pace.predict(grown) + masks > target) {
             break;
         }
         rows[next] += chunk;
@@ -85,6 +95,29 @@ pub(super) fn plan(candidates: &[Candidate], mut served: Vec<f64>, pace: &Pace, 
     (parts.collect(), size)
 }
 
+/// The guided answers that are left out of this step: of `seconds` for masks each tenant has the same part, and at least
+/// one mask. The answer whose last mask is the oldest comes first.
+fn deferred(candidates: &[Candidate], seconds: f64) -> Vec<usize> {
+    let is_guided = |candidate: &Candidate| candidate.mask > 0.0 && decodes(candidate);
+    let mut guided: Vec<usize> = (0..candidates.len()).filter(|&index| is_guided(&candidates[index])).collect();
+    guided.sort_by_key(|&index| (candidates[index].tenant, candidates[index].masked, candidates[index].age));
+    let of_tenants = || guided.chunk_by(|&a, &b| candidates[a].tenant == candidates[b].tenant);
+    let part = seconds / of_tenants().count().max(1) as f64;
+    let mut deferred = Vec::new();
+    for own in of_tenants() {
+        let mut used = 0.0;
+        for &index in own {
+            let mask = candidates[index].mask;
+            if used == 0.0 || used + mask <= part {
+                used += mask;
+            } else {
+                deferred.push(index);
+            }
+        }
+    }
+    deferred
+}
+
 /// A running answer has one row left; so has a prompt of one token.
 fn decodes(candidate: &Candidate) -> bool {
     !candidate.scores && candidate.known - candidate.computed == 1
@@ -96,7 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn prompt(tenant: usize, age: u64, computed: usize, known: usize) -> Candidate {
-        Candidate { tenant, age, computed, known, scores: false }
+        Candidate { tenant, age, computed, known, scores: false, mask: 0.0, masked: 0 }
     }
 
     /// A model whose rows take a millisecond each, measured up to many rows.
@@ -138,6 +171,22 @@ mod tests {
     }
 
     #[test]
+    fn costly_masks_take_turns_and_delay_no_other_tenant() {
+        let mut candidates: Vec<_> = (0..4).map(|age| Candidate { mask: 8e-3, ..prompt(0, age, 40, 41) }).collect();
+        candidates.push(Candidate { mask: 3e-5, masked: 7, ..prompt(1, 8, 40, 41) });
+        candidates.push(prompt(2, 9, 40, 41));
+        let rows = |candidates: &[Candidate]| rows_of(candidates, vec![0.0; 3], 0.02);
+        assert_eq!(rows(&candidates), [(0, 1), (4, 1), (5, 1)], "5 ms for each of two tenants");
+        candidates[0].masked = 8;
+        assert_eq!(rows(&candidates), [(1, 1), (4, 1), (5, 1)]);
+        candidates.iter_mut().for_each(|candidate| candidate.mask = candidate.mask.min(1e-3));
+        assert_eq!(rows(&candidates).len(), 6);
+        let waiting = [candidates[0], Candidate { mask: 0.05, ..candidates[1] }, prompt(2, 9, 0, 500)];
+        let prompts = |waiting: &[Candidate]| rows_of(waiting, vec![0.0; 3], 0.05).last().copied();
+        assert!(prompts(&waiting) < prompts(&[candidates[0], candidates[1], waiting[2]]), "masks are part of the time");
+    }
+
+    #[test]
     fn oldest_request_of_a_tenant_goes_first() {
         assert_eq!(rows_of(&[prompt(0, 7, 0, 5000), prompt(0, 3, 0, 5000)], vec![0.0], 0.05), [(1, 48)]);
     }
@@ -157,7 +206,7 @@ mod tests {
             target in 1e-3f64..0.2,
         ) {
             let candidates: Vec<Candidate> = work.iter().enumerate().map(|(age, &(tenant, computed, left, scores))| {
-                Candidate { tenant, age: age as u64, computed, known: computed + left, scores }
+                Candidate { scores, ..prompt(tenant, age as u64, computed, computed + left) }
             }).collect();
             let pace = millisecond_rows();
             let (parts, size) = plan(&candidates, vec![0.0; 3], &pace, target);

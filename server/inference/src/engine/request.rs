@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use crate::guide::{Guide, GuideError};
+
 /// A generation request. The caller has validated everything except what only the model knows.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -17,6 +19,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// What the answer must be. It then ends with [`Finish::Stop`] when it is complete, and only then.
+    pub guide: Option<Guide>,
     /// Continues after the end token: for benchmarks.
     pub ignore_end: bool,
     /// How many log-probabilities of alternatives each token carries; `None` for no log-probabilities at all.
@@ -42,6 +46,8 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted for each time the answer holds the token.
     pub frequency_penalty: f32,
+    /// Added to the logits of tokens, before penalties.
+    pub logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same text, independently of other requests.
     pub seed: u64,
 }
@@ -79,6 +85,8 @@ pub struct Done {
     pub finish: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them whose keys and values were there already.
+    pub cached_tokens: usize,
     /// Tokens generated, the end token included.
     pub generated_tokens: usize,
     /// Milliseconds in the queue.
@@ -92,9 +100,9 @@ pub struct Done {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// The end token or a stop string.
+    /// The end token or a stop string; with a guide, the answer is complete.
     Stop,
-    /// The most tokens, or the end of the context.
+    /// The most tokens, or the end of the context; with a guide, also a stop string.
     Length,
     /// The client went away or cancelled.
     Cancelled,
@@ -129,6 +137,9 @@ pub enum Failure {
     /// The deadline passed.
     #[error("the request exceeded its time limit")]
     Deadline,
+    /// The request's guide cannot go on.
+    #[error("{0}")]
+    Guide(GuideError),
     /// The model's numbers broke.
     #[error("the model failed: {0}")]
     Model(String),

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::draft::{self, Draft};
 use super::handle::{Score, Scored};
 use super::outlet::{Flow, Outlet};
 use super::plan::Candidate;
 use super::request::{Done, Event, Failure, Finish, Request, Sink, Token};
 use crate::executor::{LogitRows, SeqId};
+use crate::guide::{Guide, Progress};
 use crate::sample::{self, NotFinite, SampledToken, Sampler, Scratch};
 use crate::text::{Stream, Tokenizer};
 
@@ -26,7 +28,11 @@ pub(super) struct Run {
     pub(super) computed: usize,
     /// Rows charged to the tenant: rows computed again after a preemption are free.
     pub(super) charged: usize,
+    /// Rows of the prompt that it never had to compute.
+    cached: usize,
     pub(super) seq: Option<SeqId>,
+    /// Has room of those that are reserved for tenants without any.
+    pub(super) uses_reserve: bool,
     /// Still holds a place in the queue.
     pub(super) queued: bool,
     /// Since when it does not fit into memory although nothing else runs.
@@ -35,6 +41,8 @@ pub(super) struct Run {
     cancelled: Arc<AtomicBool>,
     arrived: Instant,
     pub(super) started: Option<Instant>,
+    /// The time that the guide took for the last mask, and the step of it.
+    pub(super) last_mask: (Duration, u64),
     work: Work,
 }
 
@@ -47,11 +55,16 @@ struct Answer {
     outlet: Outlet,
     sampler: Sampler,
     stream: Stream,
+    guide: Option<Guide>,
+    /// The time that the guide took so far.
+    guide_time: Duration,
     max_tokens: usize,
     ignore_end: bool,
     logprobs: Option<u8>,
     generated: usize,
     first_token: Option<Instant>,
+    /// The share of its drafts' guesses that are right; `None` when it makes no more drafts.
+    draft_rate: Option<f64>,
 }
 
 struct Scoring {
@@ -72,7 +85,8 @@ pub(super) enum End {
 pub(super) enum LogitResult {
     /// No logits were wanted.
     Nothing,
-    Choice(SampledToken),
+    /// A token, and those after right guesses.
+    Choices(Vec<SampledToken>),
     Logprobs(Vec<f32>),
 }
 
@@ -88,6 +102,10 @@ impl Run {
             outlet: Outlet::new(sink, now),
             sampler: Sampler::new(request.sampling, &request.prompt),
             stream: Stream::new(&request.stop),
+            // What a guide allows after a guess is not known.
+            draft_rate: request.guide.is_none().then_some(draft::FIRST_RATE),
+            guide: request.guide,
+            guide_time: Duration::ZERO,
             max_tokens: request.max_tokens,
             ignore_end: request.ignore_end,
             logprobs: request.logprobs,
@@ -117,13 +135,16 @@ impl Run {
             tokens,
             computed: 0,
             charged: 0,
+            cached: 0,
             seq: None,
+            uses_reserve: false,
             queued: true,
             homeless_since: None,
             deadline,
             cancelled,
             arrived: now,
             started: None,
+            last_mask: (Duration::ZERO, 0),
             work,
         }
     }
@@ -142,6 +163,24 @@ impl Run {
             Work::Answer(answer) => (self.prompt.saturating_add(answer.max_tokens)).min(context).max(self.prompt),
             Work::Score(_) => self.known(),
         }
+    }
+
+    /// Rows that need not be computed if another run has: all but the last, whose logits are wanted.
+    pub(super) fn shareable(&self) -> usize {
+        match self.work {
+            Work::Answer(_) => self.tokens.len().saturating_sub(1),
+            Work::Score(_) => 0,
+        }
+    }
+
+    /// Notes its sequence, which has the first `rows` rows. The answer is how many rows of the prompt that saves.
+    pub(super) fn opened(&mut self, seq: SeqId, rows: usize) -> usize {
+        let saved = rows.min(self.prompt).saturating_sub(self.charged);
+        self.seq = Some(seq);
+        self.computed = rows;
+        self.charged = self.charged.max(rows);
+        self.cached += saved;
+        saved
     }
 
     /// Rows that can be computed. A score has no use for the last token's.
@@ -165,7 +204,9 @@ impl Run {
 
     pub(super) fn candidate(&self, tenant: usize) -> Candidate {
         let scores = matches!(self.work, Work::Score(_));
-        Candidate { tenant, age: self.id, computed: self.computed, known: self.known(), scores }
+        let (mask, masked) = self.last_mask;
+        let (computed, known, mask) = (self.computed, self.known(), mask.as_secs_f64());
+        Candidate { tenant, age: self.id, computed, known, scores, mask, masked }
     }
 
     /// For which of the next `rows` logits are wanted.
@@ -174,6 +215,21 @@ impl Run {
             Work::Score(_) => LogitRows::All,
             Work::Answer(_) if start + rows == self.known() => LogitRows::Last,
             Work::Answer(_) => LogitRows::None,
+        }
+    }
+
+    /// A draft of at most `most` guesses, of which none is computed yet.
+    pub(super) fn draft(&self, most: usize, context: usize) -> Option<Draft> {
+        let Work::Answer(answer) = &self.work else { return None };
+        // The last token of an answer is never computed.
+        let room = self.positions(context).saturating_sub(self.tokens.len() + 1);
+        Draft::of(&self.tokens, most.min(room), answer.draft_rate?)
+    }
+
+    /// Notes the share of right guesses. `None`: the model failed at a guess, which must not end the answer.
+    pub(super) fn set_draft_rate(&mut self, rate: Option<f64>) {
+        if let Work::Answer(answer) = &mut self.work {
+            answer.draft_rate = rate;
         }
     }
 
@@ -209,10 +265,12 @@ impl Run {
         [again, stalled, self.deadline].into_iter().flatten().min()
     }
 
-    /// Evaluates the logits of rows from `start`. Changes nothing, because the step is not committed.
+    /// Evaluates the logits of rows from `start`, the last of which are `guesses`. Changes nothing, because the step is
+    /// not committed.
     pub(super) fn read(
         &self,
         start: usize,
+        guesses: &[u32],
         logits: &[f32],
         vocab: usize,
         scratch: &mut Scratch,
@@ -222,8 +280,20 @@ impl Run {
         }
         match &self.work {
             Work::Answer(answer) => {
-                let position = self.tokens.len() as u64;
-                answer.sampler.choose(logits, position, answer.logprobs, scratch).map(LogitResult::Choice)
+                let allowed = answer.guide.as_ref().map(Guide::allowed);
+                let mut choices = Vec::with_capacity(1);
+                for (index, row) in logits.chunks_exact(vocab).enumerate() {
+                    let position = (self.tokens.len() + index) as u64;
+                    let ahead = &guesses[..index];
+                    let choice =
+                        answer.sampler.choose_after(ahead, row, position, answer.logprobs, allowed, scratch)?;
+                    let is_right = guesses.get(index) == Some(&choice.token);
+                    choices.push(choice);
+                    if !is_right {
+                        break;
+                    }
+                }
+                Ok(LogitResult::Choices(choices))
             }
             Work::Score(_) => {
                 let next = self.tokens[start + 1..].iter();
@@ -240,6 +310,7 @@ impl Run {
         tokenizer: &Tokenizer,
         context: usize,
         now: Instant,
+        clock: &dyn Fn() -> Instant,
     ) -> Option<End> {
         match (&mut self.work, fruit) {
             (_, LogitResult::Nothing) => None,
@@ -247,28 +318,17 @@ impl Run {
                 scoring.logprobs.extend(logprobs);
                 (scoring.logprobs.len() + 1 >= self.tokens.len()).then_some(End::Finish(Finish::Stop))
             }
-            (Work::Answer(answer), LogitResult::Choice(choice)) => {
-                answer.generated += 1;
-                answer.first_token.get_or_insert(now);
-                let id = choice.token;
-                if !answer.ignore_end && tokenizer.end_tokens().contains(&id) {
-                    return Some(End::Finish(Finish::Stop));
+            (Work::Answer(answer), LogitResult::Choices(choices)) => {
+                for choice in choices {
+                    let end = answer.take(choice, &mut self.tokens, tokenizer, context, now, clock);
+                    // What a paused client has no room for is chosen again, alike.
+                    if end.is_some() || answer.outlet.flow() == Flow::Paused {
+                        return end;
+                    }
                 }
-                answer.sampler.accept(id);
-                self.tokens.push(id);
-                let text = answer.stream.push(tokenizer.bytes(id));
-                let token = Token { id, text, logprob: choice.logprob, top: choice.top };
-                if answer.outlet.push(Event::Token(token), now) == Flow::Gone {
-                    Some(End::Gone)
-                } else if answer.stream.stopped() {
-                    Some(End::Finish(Finish::Stop))
-                } else if answer.generated >= answer.max_tokens || self.tokens.len() >= context {
-                    Some(End::Finish(Finish::Length))
-                } else {
-                    None
-                }
+                None
             }
-            (_, LogitResult::Choice(_) | LogitResult::Logprobs(_)) => {
+            (_, LogitResult::Choices(_) | LogitResult::Logprobs(_)) => {
                 Some(End::Fail(Failure::Model("the step mixed its rows up".to_owned())))
             }
         }
@@ -279,6 +339,14 @@ impl Run {
         match &self.work {
             Work::Answer(answer) => answer.generated,
             Work::Score(_) => 0,
+        }
+    }
+
+    /// The time that its guide took so far.
+    pub(super) fn guide_time(&self) -> Duration {
+        match &self.work {
+            Work::Answer(answer) => answer.guide_time,
+            Work::Score(_) => Duration::ZERO,
         }
     }
 
@@ -295,6 +363,7 @@ impl Run {
                         text: answer.stream.finish(),
                         finish,
                         prompt_tokens: self.prompt,
+                        cached_tokens: self.cached,
                         generated_tokens: answer.generated,
                         queued_ms: millis(self.arrived, started),
                         first_token_ms: answer.first_token.map_or(0.0, |first| millis(started, first)),
@@ -317,6 +386,51 @@ impl Run {
                 let _caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| then(result)));
                 None
             }
+        }
+    }
+}
+
+impl Answer {
+    /// Adds a token to the answer; `Some` when that was the last.
+    fn take(
+        &mut self,
+        choice: SampledToken,
+        tokens: &mut Vec<u32>,
+        tokenizer: &Tokenizer,
+        context: usize,
+        now: Instant,
+        clock: &dyn Fn() -> Instant,
+    ) -> Option<End> {
+        self.generated += 1;
+        self.first_token.get_or_insert(now);
+        let id = choice.token;
+        // A guide allows an end token only where the answer is complete.
+        if (self.guide.is_some() || !self.ignore_end) && tokenizer.end_tokens().contains(&id) {
+            return Some(End::Finish(Finish::Stop));
+        }
+        self.sampler.accept(id);
+        let progress = self.guide.as_mut().map(|guide| {
+            let begin = clock();
+            let progress = guide.accept(id);
+            self.guide_time += clock().saturating_duration_since(begin);
+            progress
+        });
+        tokens.push(id);
+        let text = self.stream.push(tokenizer.bytes(id));
+        let token = Token { id, text, logprob: choice.logprob, top: choice.top };
+        if self.outlet.push(Event::Token(token), now) == Flow::Gone {
+            Some(End::Gone)
+        } else if let Some(Err(error)) = progress {
+            Some(End::Fail(Failure::Guide(error)))
+        } else if self.stream.stopped() {
+            // What is left is a part of a guided answer.
+            Some(End::Finish(if progress.is_some() { Finish::Length } else { Finish::Stop }))
+        } else if let Some(Ok(Progress::Complete)) = progress {
+            Some(End::Finish(Finish::Stop))
+        } else if self.generated >= self.max_tokens || tokens.len() >= context {
+            Some(End::Finish(Finish::Length))
+        } else {
+            None
         }
     }
 }

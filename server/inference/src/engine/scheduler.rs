@@ -91,7 +91,9 @@ impl<C: Fn() -> Instant> Scheduler<C> {
     pub(super) fn command(&mut self, command: Command) -> bool {
         let now = (self.clock)();
         match command {
-            Command::Load { slot, name, context, model } => self.slots.push(Slot::new(slot, name, *model, context)),
+            Command::Load { slot, name, context, model } => {
+                self.slots.push(Slot::new(slot, name, *model, context, &self.options))
+            }
             Command::Unload(id) => {
                 self.slots.iter_mut().filter(|slot| slot.id == id).for_each(|slot| slot.retired = true)
             }
@@ -235,7 +237,10 @@ impl<C: Fn() -> Instant> Scheduler<C> {
             steps: counts.steps,
             failed_steps: counts.failed_steps,
             prompt_tokens: counts.prompt_tokens,
+            cached_tokens: counts.cached_tokens,
             generated_tokens: counts.generated_tokens,
+            drafted_tokens: counts.drafted_tokens,
+            accepted_tokens: counts.accepted_tokens,
             completed: counts.completed,
             cancelled: counts.cancelled,
             failed: counts.failed,

@@ -6,14 +6,16 @@ use std::time::{Duration, Instant};
 
 use super::admission::SlotId;
 use super::books::Books;
+use super::draft::{self, Draft, MOST_LOGITS};
 use super::handle::{EngineOptions, LoadedModel};
 use super::isolate::{self, Outcome};
-use super::pace::Pace;
+use super::pace::{Pace, Size};
 use super::plan::{DECODE_WEIGHT, PROMPT_WEIGHT, Part, plan};
+use super::prefix::Prefixes;
 use super::request::Failure;
 use super::run::{End, LogitResult, Run};
 use super::stats::ModelStats;
-use crate::executor::{Executor, RowSpan};
+use crate::executor::{Executor, LogitRows, RowSpan, reserve};
 use crate::sample::Scratch;
 use crate::text::Tokenizer;
 
@@ -27,6 +29,12 @@ const LEAD: f64 = 1024.0;
 const ROOM_AGAIN: Duration = Duration::from_millis(50);
 const ROOM_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Bounds what a tenant is charged for the time of masks while steps are predicted to take next to none.
+const SHORTEST_STEP: f64 = 1e-5;
+/// Choosing a token takes less with a model of 150,000 tokens. What takes longer, such as sorting most of them, is charged
+/// to the tenant and takes turns, as the masks of guides do.
+const ORDINARY_CHOICE: Duration = Duration::from_millis(1);
+
 pub(super) struct Slot {
     pub(super) id: SlotId,
     name: String,
@@ -37,6 +45,15 @@ pub(super) struct Slot {
     pub(super) waiting: Vec<Run>,
     /// With room.
     pub(super) running: Vec<Run>,
+    prefixes: Prefixes,
+    /// In which unit runs have rows in common, if they can and may.
+    unit: Option<usize>,
+    /// Positions that only tenants without any may take.
+    reserve: usize,
+    /// In which unit the executor takes positions.
+    block: usize,
+    /// The most guesses of a draft.
+    draft_tokens: usize,
     pace: Pace,
     /// Accepts no more requests.
     pub(super) retired: bool,
@@ -48,8 +65,18 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(id: SlotId, name: String, model: LoadedModel, context: usize) -> Slot {
+    pub(super) fn new(id: SlotId, name: String, model: LoadedModel, context: usize, options: &EngineOptions) -> Slot {
+        let unit = model.executor.share_unit();
+        // An executor whose rows depend on what they are computed with would change the text.
+        let draft_tokens = unit.map_or(0, |_| options.draft_tokens);
+        let unit = unit.filter(|_| options.prefix_cache);
+        // Executors take room in whole blocks, and the longest request has to fit beside the reserve.
+        let block = model.executor.share_unit().unwrap_or(1);
+        let total = model.executor.positions().map_or(0, |positions| positions.total);
+        let reserve = reserve(context).min(total.saturating_sub(context.next_multiple_of(block)));
         Slot {
+            reserve,
+            block,
             id,
             name,
             executor: model.executor,
@@ -57,6 +84,9 @@ impl Slot {
             context,
             waiting: Vec::new(),
             running: Vec::new(),
+            prefixes: Prefixes::default(),
+            unit,
+            draft_tokens,
             pace: Pace::default(),
             retired: false,
             active: false,
@@ -71,6 +101,7 @@ impl Slot {
 
     pub(super) fn stats(&self) -> ModelStats {
         ModelStats {
+            id: self.id.0,
             name: self.name.clone(),
             queued: self.waiting.len(),
             running: self.running.len(),
@@ -118,7 +149,8 @@ impl Slot {
     /// Admits waiting requests, the least served tenant first, while there is memory.
     ///
     /// If the next in turn does not fit, no other is admitted: a long request must not starve behind short ones. Only
-    /// if nothing runs at all, so that waiting frees no memory, the others are tried.
+    /// if nothing runs at all, so that waiting frees no memory, the others are tried. Reserved positions are apart: they
+    /// are for tenants of which nothing runs, and the next in turn does not wait for them.
     pub(super) fn admit(&mut self, books: &mut Books, options: &EngineOptions, now: Instant) {
         let was_blocked = std::mem::replace(&mut self.blocked, false);
         if !self.running.is_empty() {
@@ -133,26 +165,9 @@ impl Slot {
             });
             let Some(id) = next.map(|run| run.id) else { return };
             let Some(index) = self.waiting.iter().position(|run| run.id == id) else { return };
-            let positions = self.waiting[index].positions(self.context);
-            if self.running.len() < options.max_running {
-                match catch_unwind(AssertUnwindSafe(|| self.executor.open(positions))) {
-                    Ok(Some(seq)) => {
-                        let mut run = self.waiting.remove(index);
-                        run.seq = Some(seq);
-                        run.homeless_since = None;
-                        run.started.get_or_insert(now);
-                        books.leaves_queue(&mut run, was_blocked, now);
-                        self.running.push(run);
-                        continue;
-                    }
-                    Ok(None) => {}
-                    Err(panic) => {
-                        let why = format!("panic: {}", isolate::message(&*panic));
-                        let run = self.waiting.remove(index);
-                        books.end(run, End::Fail(Failure::Model(why)), now);
-                        continue;
-                    }
-                }
+            let kept = if self.running.is_empty() { 0 } else { self.reserve - self.reserve_used() };
+            if self.running.len() < options.max_running && self.begin(index, kept, false, was_blocked, books, now) {
+                continue;
             }
             if let Some(victim) = self.victim(&self.waiting[index], books, now) {
                 self.preempt(victim, books);
@@ -160,8 +175,15 @@ impl Slot {
             }
             self.blocked = true;
             if !self.running.is_empty() {
-                return;
+                match self
+                    .for_reserve(books, options)
+                    .is_some_and(|index| self.begin(index, 0, true, was_blocked, books, now))
+                {
+                    true => continue,
+                    false => return,
+                }
             }
+            let positions = self.waiting[index].positions(self.context);
             let since = *self.waiting[index].homeless_since.get_or_insert(now);
             if now >= since + ROOM_PATIENCE {
                 let run = self.waiting.remove(index);
@@ -171,6 +193,83 @@ impl Slot {
                 passed_over.push(id);
             }
         }
+    }
+
+    /// Opens a sequence for a waiting request and lets it run, if `kept` positions stay free. `false`: there is no room.
+    fn begin(
+        &mut self,
+        index: usize,
+        kept: usize,
+        uses_reserve: bool,
+        was_blocked: bool,
+        books: &mut Books,
+        now: Instant,
+    ) -> bool {
+        let Slot { executor, prefixes, waiting, running, unit, context, block, .. } = &mut *self;
+        let run = &waiting[index];
+        let positions = run.positions(*context);
+        // Rows in common with others take no room of their own. What does not fit is not opened: that would reclaim rows.
+        let common = unit.filter(|_| kept > 0).and_then(|unit| prefixes.source(unit, run, running));
+        let least = positions.next_multiple_of(*block) - common.map_or(0, |(_, rows)| rows);
+        let leaves = |executor: &dyn Executor, room: usize| {
+            kept == 0 || executor.positions().is_none_or(|positions| positions.free >= room)
+        };
+        if !leaves(&**executor, kept.saturating_add(least)) {
+            return false;
+        }
+        let open = || {
+            let (seq, rows) = prefixes.open(&mut **executor, *unit, run, running, positions)?;
+            if leaves(&**executor, kept) {
+                return Some((seq, rows));
+            }
+            executor.close(seq);
+            None
+        };
+        match catch_unwind(AssertUnwindSafe(open)) {
+            Ok(Some((seq, rows))) => {
+                let mut run = self.waiting.remove(index);
+                books.counts.cached_tokens += run.opened(seq, rows) as u64;
+                run.homeless_since = None;
+                run.uses_reserve = uses_reserve;
+                run.started.get_or_insert(now);
+                books.leaves_queue(&mut run, was_blocked, now);
+                self.running.push(run);
+                true
+            }
+            Ok(None) => false,
+            Err(panic) => {
+                let why = format!("panic: {}", isolate::message(&*panic));
+                let run = self.waiting.remove(index);
+                books.end(run, End::Fail(Failure::Model(why)), now);
+                true
+            }
+        }
+    }
+
+    /// The reserved positions that are taken.
+    fn reserve_used(&self) -> usize {
+        let reserved = self.running.iter().filter(|run| run.uses_reserve);
+        reserved.map(|run| self.taken(run)).sum::<usize>().min(self.reserve)
+    }
+
+    /// The positions that a run takes.
+    fn taken(&self, run: &Run) -> usize {
+        run.positions(self.context).next_multiple_of(self.block)
+    }
+
+    /// The waiting request that may take reserved positions: of the least served tenant that has none at all.
+    fn for_reserve(&self, books: &Books, options: &EngineOptions) -> Option<usize> {
+        let room = self.reserve - self.reserve_used();
+        if room == 0 || self.running.len() >= options.max_running {
+            return None;
+        }
+        let may = |run: &Run| {
+            let holds = self.running.iter().any(|other| other.tenant == run.tenant);
+            !run.is_paused() && !holds && self.taken(run) <= room
+        };
+        let able = self.waiting.iter().enumerate().filter(|(_, run)| may(run));
+        let order = |run: &Run| books.tenants.served(&run.tenant);
+        able.min_by(|(_, a), (_, b)| order(a).total_cmp(&order(b)).then(a.id.cmp(&b.id))).map(|(index, _)| index)
     }
 
     /// The run to preempt for `next`: a client that does not read, else the youngest run of the most served tenant.
@@ -192,11 +291,42 @@ impl Slot {
     /// Preempts a run; its results are recomputed later, bit for bit.
     fn preempt(&mut self, index: usize, books: &mut Books) {
         let mut run = self.running.swap_remove(index);
-        self.close(&mut run);
-        run.computed = 0;
+        self.close(&mut run, true);
         books.counts.preempted += 1;
+        self.wait(run);
+    }
+
+    /// Puts a run without a sequence back among those that wait.
+    fn wait(&mut self, mut run: Run) {
+        run.computed = 0;
         let insert_at = self.waiting.partition_point(|other| other.id < run.id);
         self.waiting.insert(insert_at, run);
+    }
+
+    /// Gives runs the rows that another one of their tenant has computed since they were admitted: several answers to one
+    /// prompt compute it once. There is room, because a run's own sequence is closed first.
+    fn share(&mut self, books: &mut Books) {
+        let Some(unit) = self.unit else { return };
+        for index in (0..self.running.len()).rev() {
+            let Slot { executor, prefixes, running, context, .. } = &mut *self;
+            let run = &running[index];
+            if run.known() - run.computed <= 1 || prefixes.source(unit, run, running).is_none() {
+                continue;
+            }
+            let positions = run.positions(*context);
+            let Some(seq) = running[index].seq.take() else { continue };
+            let open = || {
+                executor.close(seq);
+                prefixes.open(&mut **executor, Some(unit), &running[index], running, positions)
+            };
+            match catch_unwind(AssertUnwindSafe(open)) {
+                Ok(Some((seq, rows))) => books.counts.cached_tokens += running[index].opened(seq, rows) as u64,
+                Ok(None) | Err(_) => {
+                    let run = self.running.remove(index);
+                    self.wait(run);
+                }
+            }
+        }
     }
 
     /// Computes one step and distributes the results.
@@ -208,6 +338,7 @@ impl Slot {
         clock: &dyn Fn() -> Instant,
     ) -> Duration {
         let begin = clock();
+        self.share(books);
         let able: Vec<usize> = (0..self.running.len()).filter(|&index| !self.running[index].is_paused()).collect();
         let mut tenants: Vec<Arc<str>> = Vec::new();
         let candidates: Vec<_> = able
@@ -226,21 +357,25 @@ impl Slot {
         let (parts, size) = plan(&candidates, served, &self.pace, target.as_secs_f64());
         let parts: Vec<Part> = parts.into_iter().map(|part| Part { candidate: able[part.candidate], ..part }).collect();
 
+        let (drafts, size) = self.drafts(&parts, size, target.as_secs_f64());
+
         let runs = &self.running;
-        let spans = parts.iter().filter_map(|part| {
+        let spans = parts.iter().zip(&drafts).filter_map(|(part, draft)| {
             let run = &runs[part.candidate];
-            let tokens = &run.tokens[part.start..part.start + part.rows];
-            Some(RowSpan { seq: run.seq?, start: part.start, tokens, logits: run.logits(part.start, part.rows) })
+            let (tokens, logits) = match draft {
+                Some(draft) if !draft.guesses().is_empty() => (draft.rows(), LogitRows::All),
+                _ => (&run.tokens[part.start..part.start + part.rows], run.logits(part.start, part.rows)),
+            };
+            Some(RowSpan { seq: run.seq?, start: part.start, tokens, logits })
         });
         let spans: Vec<RowSpan<'_>> = spans.collect();
-        let vocab = self.executor.architecture().vocab;
-        let mut gather = Gather { runs, parts: &parts, vocab, scratch, fruits: Vec::new() };
+        let vocab = self.executor.shape().vocab;
+        let mut gather = Gather { runs, parts: &parts, drafts: &drafts, vocab, scratch, clock, fruits: Vec::new() };
         let (ok, failed) = isolate::step(&mut *self.executor, &spans, &mut gather);
         let fruits = gather.fruits;
         let end = clock();
 
         let took = end.saturating_duration_since(begin);
-        self.busy += took;
         books.counts.steps += ok;
         books.counts.failed_steps += failed;
         books.last_step_ms = took.as_secs_f64() * 1e3;
@@ -248,34 +383,74 @@ impl Slot {
             books.last_step = Some(end);
         }
         if failed == 0 {
-            self.pace.learn(size, took.as_secs_f64());
+            let slow: Duration = fruits.iter().map(|fruit| fruit.slow).sum();
+            self.pace.learn(size, took.saturating_sub(slow).as_secs_f64());
         }
-        self.hand_out(&parts, fruits, books, end);
+        let took = took + self.hand_out(&parts, &drafts, fruits, books, end, clock);
+        self.busy += took;
         took
     }
 
+    /// The drafts of a step, one for each part, and its size with them. Prompts and full steps leave no room for drafts.
+    fn drafts(&self, parts: &[Part], size: Size, target: f64) -> (Vec<Option<Draft>>, Size) {
+        if self.draft_tokens == 0 || size.rows > parts.len() || parts.len() >= MOST_LOGITS {
+            return (parts.iter().map(|_| None).collect(), size);
+        }
+        let of_part = |part: &Part| self.running[part.candidate].draft(self.draft_tokens, self.context);
+        let mut drafts: Vec<_> = parts.iter().map(of_part).collect();
+        let size = draft::fill(&mut drafts, size, &self.pace, target);
+        (drafts, size)
+    }
+
+    /// Applies the results of a step. Returns the time that the guides of the answers took.
     fn hand_out(
         &mut self,
         parts: &[Part],
-        fruits: Vec<(usize, Result<LogitResult, String>)>,
+        drafts: &[Option<Draft>],
+        fruits: Vec<Gathered>,
         books: &mut Books,
         now: Instant,
-    ) {
+        clock: &dyn Fn() -> Instant,
+    ) -> Duration {
         let mut ended: Vec<(usize, End)> = Vec::new();
-        for (index, fruit) in fruits {
+        let mut masks = Duration::ZERO;
+        let row_alone = self.pace.predict(Size::of(0, 1)).max(SHORTEST_STEP);
+        for Gathered { index, fruit, slow } in fruits {
             let Part { candidate, start, rows } = parts[index];
             let run = &mut self.running[candidate];
+            let draft = drafts[index].as_ref();
             let end = match fruit {
                 Ok(fruit) => {
+                    let (before, known, guided) = (run.generated(), run.tokens.len(), run.guide_time());
+                    let end = run.take(fruit, &self.tokenizer, self.context, now, clock);
+                    let guide = run.guide_time().saturating_sub(guided);
+                    masks += guide;
+                    let mask = guide + slow;
+                    if !mask.is_zero() {
+                        run.last_mask = (mask, books.counts.steps);
+                        // All others wait for a mask as for a step: it costs as many rows as such steps compute.
+                        books.tenants.charge(&run.tenant, DECODE_WEIGHT * mask.as_secs_f64() / row_alone);
+                    }
+                    if let Some(draft) = draft {
+                        // Guesses behind the last token that a client had room for are verified again.
+                        let (rate, right) = draft.verify(run.tokens[known..].iter().copied());
+                        run.set_draft_rate(Some(rate));
+                        books.counts.drafted_tokens += draft.guesses().len() as u64;
+                        books.counts.accepted_tokens += right as u64;
+                    }
+                    books.counts.generated_tokens += (run.generated() - before) as u64;
+                    // Rows of wrong guesses are computed again.
+                    let rows = rows.max(run.tokens.len() - known);
                     let (prompt, answer) = run.uncharged(start, rows);
                     books.tenants.charge(&run.tenant, PROMPT_WEIGHT * prompt as f64 + DECODE_WEIGHT * answer as f64);
                     books.counts.prompt_tokens += prompt as u64;
                     run.computed = start + rows;
                     run.charged = run.charged.max(run.computed);
-                    let before = run.generated();
-                    let end = run.take(fruit, &self.tokenizer, self.context, now);
-                    books.counts.generated_tokens += (run.generated() - before) as u64;
                     end
+                }
+                Err(_) if draft.is_some_and(|draft| !draft.guesses().is_empty()) => {
+                    run.set_draft_rate(None);
+                    None
                 }
                 Err(why) => Some(End::Fail(Failure::Model(why))),
             };
@@ -286,6 +461,7 @@ impl Slot {
         for (index, end) in ended {
             self.end(index, end, books, now);
         }
+        masks
     }
 
     /// The next time something may be due although no rows are to be computed now.
@@ -297,14 +473,20 @@ impl Slot {
 
     fn end(&mut self, index: usize, end: End, books: &mut Books, now: Instant) {
         let mut run = self.running.remove(index);
-        self.close(&mut run);
+        self.close(&mut run, !matches!(end, End::Fail(_)));
         books.end(run, end, now);
     }
 
-    fn close(&mut self, run: &mut Run) {
+    /// Closes a run's sequence. `retain`: its rows may serve another run.
+    fn close(&mut self, run: &mut Run, retain: bool) {
+        let Slot { executor, prefixes, unit, .. } = self;
         if let Some(seq) = run.seq.take() {
+            let close = || match unit {
+                Some(_) if retain => prefixes.retain(&mut **executor, run, seq),
+                _ => executor.close(seq),
+            };
             // A broken executor is detected at its next step; here the error cannot be reported.
-            let _caught = catch_unwind(AssertUnwindSafe(|| self.executor.close(seq)));
+            let _caught = catch_unwind(AssertUnwindSafe(close));
         }
     }
 }
@@ -313,20 +495,33 @@ impl Slot {
 struct Gather<'a> {
     runs: &'a [Run],
     parts: &'a [Part],
+    drafts: &'a [Option<Draft>],
     vocab: usize,
     scratch: &'a mut Scratch,
-    fruits: Vec<(usize, Result<LogitResult, String>)>,
+    clock: &'a dyn Fn() -> Instant,
+    fruits: Vec<Gathered>,
+}
+
+/// What a run reads from its logits.
+struct Gathered {
+    index: usize,
+    fruit: Result<LogitResult, String>,
+    /// How much longer than [`ORDINARY_CHOICE`] it took.
+    slow: Duration,
 }
 
 impl Outcome for Gather<'_> {
     fn computed(&mut self, index: usize, logits: &[f32]) {
         let part = self.parts[index];
         let run = &self.runs[part.candidate];
-        let fruit = run.read(part.start, logits, self.vocab, self.scratch).map_err(|error| error.to_string());
-        self.fruits.push((index, fruit));
+        let guesses = self.drafts[index].as_ref().map_or(&[][..], Draft::guesses);
+        let begin = (self.clock)();
+        let fruit = run.read(part.start, guesses, logits, self.vocab, self.scratch).map_err(|error| error.to_string());
+        let slow = (self.clock)().saturating_duration_since(begin).saturating_sub(ORDINARY_CHOICE);
+        self.fruits.push(Gathered { index, fruit, slow });
     }
 
     fn failed(&mut self, index: usize, why: String) {
-        self.fruits.push((index, Err(why)));
+        self.fruits.push(Gathered { index, fruit: Err(why), slow: Duration::ZERO });
     }
 }

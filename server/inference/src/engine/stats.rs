@@ -27,8 +27,14 @@ pub struct Stats {
     pub failed_steps: u64,
     /// Rows of prompts that were computed.
     pub prompt_tokens: u64,
+    /// Rows of prompts that were there already: another request of the tenant began with the same tokens.
+    pub cached_tokens: u64,
     /// Tokens that were generated.
     pub generated_tokens: u64,
+    /// Tokens that were guessed and computed ahead.
+    pub drafted_tokens: u64,
+    /// Those of them that were right.
+    pub accepted_tokens: u64,
     /// Completed requests.
     pub completed: u64,
     /// Requests whose client went away or cancelled.
@@ -46,6 +52,8 @@ pub struct Stats {
 /// One loaded model.
 #[derive(Debug, Clone, Default)]
 pub struct ModelStats {
+    /// Which loading it is: a model that is loaded again gets another number.
+    pub id: u64,
     /// Its name.
     pub name: String,
     /// Requests without room yet.

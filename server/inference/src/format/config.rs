@@ -2,196 +2,484 @@
 
 use super::gguf::Keys;
 use super::{FormatError, Place};
-use crate::family::{Activation, Architecture, Norm, Position};
-use serde::Deserialize;
+use crate::family::{Activation, Architecture, Attention, FAMILIES, Family, Norm, Position, Windowed};
+use crate::rope::{Rope, Scaling};
+use serde_json::{Map, Value};
 use std::path::Path;
 
-/// The keys of a Hugging Face `config.json` that decide something here.
-#[derive(Deserialize)]
-struct Config {
-    model_type: Option<String>,
-    vocab_size: Option<usize>,
-    tie_word_embeddings: Option<bool>,
-    // GPT-2's names.
-    n_embd: Option<usize>,
-    n_layer: Option<usize>,
-    n_head: Option<usize>,
-    n_inner: Option<usize>,
-    n_positions: Option<usize>,
-    layer_norm_epsilon: Option<f32>,
-    activation_function: Option<String>,
-    scale_attn_weights: Option<bool>,
-    scale_attn_by_inverse_layer_idx: Option<bool>,
-    // Llama's names.
-    hidden_size: Option<usize>,
-    num_hidden_layers: Option<usize>,
-    num_attention_heads: Option<usize>,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    intermediate_size: Option<usize>,
-    max_position_embeddings: Option<usize>,
-    rms_norm_eps: Option<f32>,
-    hidden_act: Option<String>,
-    rope_theta: Option<f32>,
-    rope_scaling: Option<Rope>,
-    rope_parameters: Option<Rope>,
+/// The factors of rotary frequencies that a GGUF file keeps as tensors.
+pub(crate) struct RopeFactors {
+    /// `rope_freqs.weight`.
+    pub(crate) all: Option<Vec<f32>>,
+    /// `rope_factors_short.weight` and `rope_factors_long.weight`.
+    pub(crate) by_length: Option<(Vec<f32>, Vec<f32>)>,
 }
 
-#[derive(Deserialize)]
-struct Rope {
-    rope_theta: Option<f32>,
-    rope_type: Option<String>,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    partial_rotary_factor: Option<f32>,
+/// A `config.json`, or an object in it. A key that is `null` is absent, except where [`Json::says`] is asked.
+#[derive(Clone, Copy)]
+struct Json<'a> {
+    file: &'a Path,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Json<'a> {
+    fn broken(&self, key: &str, cause: impl Into<String>) -> FormatError {
+        FormatError::broken(self.file, Place::Key(key.to_owned()), cause)
+    }
+
+    fn unsupported(&self, key: &str, cause: impl Into<String>) -> FormatError {
+        FormatError::unsupported(self.file, Place::Key(key.to_owned()), cause)
+    }
+
+    fn get<T>(&self, key: &str, wanted: &str, of: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, FormatError> {
+        match self.map.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => of(value).map(Some).ok_or_else(|| self.broken(key, format!("it is not {wanted}"))),
+        }
+    }
+
+    fn says(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    fn number(&self, key: &str) -> Result<Option<usize>, FormatError> {
+        self.get(key, "a whole number", |v| usize::try_from(v.as_u64()?).ok())
+    }
+
+    fn need(&self, key: &str) -> Result<usize, FormatError> {
+        self.number(key)?.ok_or_else(|| self.broken(key, "it is missing"))
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f32>, FormatError> {
+        self.get(key, "a number", |v| Some(v.as_f64()? as f32))
+    }
+
+    fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, FormatError> {
+        self.get(key, "a list of numbers", |v| v.as_array()?.iter().map(|n| Some(n.as_f64()? as f32)).collect())
+    }
+
+    fn bool(&self, key: &str) -> Result<Option<bool>, FormatError> {
+        self.get(key, "true or false", Value::as_bool)
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, FormatError> {
+        self.get(key, "a text", Value::as_str)
+    }
+
+    fn object(&self, key: &str) -> Result<Option<Json<'a>>, FormatError> {
+        let file = self.file;
+        self.get(key, "an object", |v| Some(Json { file, map: v.as_object()? }))
+    }
+}
+
+/// The families by name, for an error about another.
+fn supported(names: impl Iterator<Item = &'static str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// The architecture of a `config.json`, and whether the file itself says if the head is tied.
 pub(crate) fn from_config(file: &Path, text: &[u8]) -> Result<(Architecture, bool), FormatError> {
-    let broken = |key: &str, cause: &str| FormatError::broken(file, Place::Key(key.to_owned()), cause);
-    let config: Config =
+    let map: Map<String, Value> =
         serde_json::from_slice(text).map_err(|e| FormatError::broken(file, Place::Whole, e.to_string()))?;
-    let need = |value: Option<usize>, key: &str| value.ok_or_else(|| broken(key, "it is missing"));
-    let family = config.model_type.as_deref().unwrap_or_default();
-    let architecture = match family {
-        "gpt2" => {
-            let activation = config.activation_function.as_deref().unwrap_or("gelu_new");
-            if !matches!(activation, "gelu_new" | "gelu_pytorch_tanh") {
-                let cause = format!("`{activation}` is not supported; `gelu_new` is");
-                return Err(FormatError::unsupported(file, Place::Key("activation_function".to_owned()), cause));
-            }
-            if config.scale_attn_weights == Some(false) || config.scale_attn_by_inverse_layer_idx == Some(true) {
-                let location = Place::Key("scale_attn_weights, scale_attn_by_inverse_layer_idx".to_owned());
-                return Err(FormatError::unsupported(file, location, "only the usual scaling is supported"));
-            }
-            let width = need(config.n_embd, "n_embd")?;
-            let heads = need(config.n_head, "n_head")?;
-            Architecture {
-                family: family.to_owned(),
-                layers: need(config.n_layer, "n_layer")?,
-                width,
-                heads,
-                kv_heads: heads,
-                head_dim: width / heads.max(1),
-                ffn: config.n_inner.unwrap_or(width.saturating_mul(4)),
-                vocab: need(config.vocab_size, "vocab_size")?,
-                context: need(config.n_positions, "n_positions")?,
-                norm: Norm::Layer { eps: config.layer_norm_epsilon.unwrap_or(1e-5) },
-                position: Position::Learned,
-                activation: Activation::GeluTanh,
-                parallel: false,
-                tied: config.tie_word_embeddings.unwrap_or(true),
-            }
+    let config = Json { file, map: &map };
+    let model_type = config.text("model_type")?.unwrap_or_default();
+    let Some(family) = Family::of_config(model_type) else {
+        let cause =
+            format!("`{model_type}` is not supported; {} are", supported(FAMILIES.iter().map(|f| f.model_type)));
+        return Err(config.unsupported("model_type", cause));
+    };
+    for key in ["use_bidirectional_attention", "scale_attn_by_inverse_layer_idx"] {
+        if config.bool(key)? == Some(true) {
+            return Err(config.unsupported(key, "it is not supported"));
         }
-        "llama" => {
-            let activation = config.hidden_act.as_deref().unwrap_or("silu");
-            if activation != "silu" {
-                let cause = format!("`{activation}` is not supported; `silu` is");
-                return Err(FormatError::unsupported(file, Place::Key("hidden_act".to_owned()), cause));
-            }
-            for rope in [&config.rope_scaling, &config.rope_parameters].into_iter().flatten() {
-                let kind = rope.rope_type.as_deref().or(rope.kind.as_deref()).unwrap_or("default");
-                if kind != "default" || rope.partial_rotary_factor.is_some_and(|f| f != 1.0) {
-                    let cause = format!("rotary embeddings of type `{kind}` are not supported; `default` is");
-                    return Err(FormatError::unsupported(file, Place::Key("rope_scaling".to_owned()), cause));
-                }
-            }
-            let theta = config.rope_parameters.as_ref().and_then(|r| r.rope_theta).or(config.rope_theta);
-            let width = need(config.hidden_size, "hidden_size")?;
-            let heads = need(config.num_attention_heads, "num_attention_heads")?;
-            Architecture {
-                family: family.to_owned(),
-                layers: need(config.num_hidden_layers, "num_hidden_layers")?,
-                width,
-                heads,
-                kv_heads: config.num_key_value_heads.unwrap_or(heads),
-                head_dim: config.head_dim.unwrap_or(width / heads.max(1)),
-                ffn: need(config.intermediate_size, "intermediate_size")?,
-                vocab: need(config.vocab_size, "vocab_size")?,
-                context: need(config.max_position_embeddings, "max_position_embeddings")?,
-                norm: Norm::Rms { eps: config.rms_norm_eps.unwrap_or(1e-6) },
-                position: Position::Rotary { theta: theta.unwrap_or(10_000.0) },
-                activation: Activation::SiluGated,
-                parallel: false,
-                tied: config.tie_word_embeddings.unwrap_or(false),
-            }
+    }
+    let architecture = if family.is_gpt2() { gpt2(&config, family)? } else { rotary(&config, family)? };
+    Ok((checked(file, architecture)?, config.bool("tie_word_embeddings")?.is_some()))
+}
+
+fn gpt2(config: &Json<'_>, family: &Family) -> Result<Architecture, FormatError> {
+    if config.bool("scale_attn_weights")? == Some(false) {
+        return Err(config.unsupported("scale_attn_weights", "only the usual scaling is supported"));
+    }
+    let width = config.need("n_embd")?;
+    let heads = config.need("n_head")?;
+    let head_dim = width / heads.max(1);
+    Ok(Architecture {
+        family: family.model_type.to_owned(),
+        layers: config.need("n_layer")?,
+        width,
+        heads,
+        kv_heads: heads,
+        head_dim,
+        ffn: config.number("n_inner")?.unwrap_or(width.saturating_mul(4)),
+        vocab: config.need("vocab_size")?,
+        context: config.need("n_positions")?,
+        norm: Norm::Layer { eps: config.float("layer_norm_epsilon")?.unwrap_or(family.norm.eps()) },
+        position: Position::Learned,
+        attention: Attention::full(head_dim),
+        activation: activation(config, family, "activation_function")?,
+        layer: family.layer,
+        tied: config.bool("tie_word_embeddings")?.unwrap_or(family.tied),
+        embedding_scale: 1.0,
+        logit_cap: None,
+    })
+}
+
+fn rotary(config: &Json<'_>, family: &Family) -> Result<Architecture, FormatError> {
+    let width = config.need("hidden_size")?;
+    let heads = config.need("num_attention_heads")?;
+    let head_dim = config.number("head_dim")?.unwrap_or(width / heads.max(1));
+    let layers = config.need("num_hidden_layers")?;
+    let norm = match family.norm {
+        Norm::Layer { eps } => Norm::Layer { eps: config.float("norm_epsilon")?.unwrap_or(eps) },
+        Norm::Rms { eps } => Norm::Rms { eps: config.float("rms_norm_eps")?.unwrap_or(eps) },
+    };
+    let context = config.need("max_position_embeddings")?;
+    let (rope, windowed, context) = rotations(config, family, head_dim, context)?;
+    // Gemma 2's caps are its defaults, which `null` takes away.
+    let cap = |key: &str, usual: f32| -> Result<Option<f32>, FormatError> {
+        let missing = family.model_type == "gemma2" && !config.says(key);
+        Ok(if missing { Some(usual) } else { config.float(key)? })
+    };
+    let capped = family.gemma && family.windowed != Windowed::Never;
+    let (attention_cap, logit_cap) = match capped {
+        true => (cap("attn_logit_softcapping", 50.0)?, cap("final_logit_softcapping", 30.0)?),
+        false => (None, None),
+    };
+    let scale = match capped {
+        true => 1.0 / config.float("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt(),
+        false => Attention::full(head_dim).scale,
+    };
+    let name = if config.says("hidden_activation") { "hidden_activation" } else { "hidden_act" };
+    Ok(Architecture {
+        family: family.model_type.to_owned(),
+        layers,
+        width,
+        heads,
+        kv_heads: config.number("num_key_value_heads")?.unwrap_or(heads),
+        head_dim,
+        ffn: config.need("intermediate_size")?,
+        vocab: config.need("vocab_size")?,
+        context,
+        norm,
+        position: Position::Rotary { rope, windowed },
+        attention: Attention { scale, cap: attention_cap, windows: windows(config, family, layers)? },
+        activation: activation(config, family, name)?,
+        layer: family.layer,
+        tied: config.bool("tie_word_embeddings")?.unwrap_or(family.tied),
+        embedding_scale: if family.gemma { (width as f32).sqrt() } else { 1.0 },
+        logit_cap,
+    })
+}
+
+fn activation(config: &Json<'_>, family: &Family, key: &str) -> Result<Activation, FormatError> {
+    let gated = family.activation != Activation::GeluTanh;
+    match config.text(key)? {
+        None => Ok(family.activation),
+        Some("silu") if gated => Ok(Activation::SiluGated),
+        Some("gelu_new" | "gelu_pytorch_tanh") if gated => Ok(Activation::GeluTanhGated),
+        // The first release of Gemma called it so.
+        Some("gelu") if family.model_type == "gemma" => Ok(Activation::GeluTanhGated),
+        Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+        Some(other) => {
+            let usual = if gated { "`silu` and `gelu_pytorch_tanh` are" } else { "`gelu_new` is" };
+            Err(config.unsupported(key, format!("`{other}` is not supported; {usual}")))
+        }
+    }
+}
+
+/// The windows of all layers.
+fn windows(config: &Json<'_>, family: &Family, layers: usize) -> Result<Vec<Option<usize>>, FormatError> {
+    let used = family.windowed != Windowed::Late || config.bool("use_sliding_window")? == Some(true);
+    let Some(length) = config.number("sliding_window")?.filter(|_| used) else { return Ok(Vec::new()) };
+    let named = match family.windowed {
+        Windowed::Late | Windowed::AllBut(_) => config.get("layer_types", "a list of texts", |v| {
+            v.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>()
+        })?,
+        Windowed::Never | Windowed::Every => None,
+    };
+    if let Some(other) = named.iter().flatten().find(|kind| !matches!(**kind, "sliding_attention" | "full_attention")) {
+        return Err(config.unsupported("layer_types", format!("`{other}` is not supported")));
+    }
+    let late = config.number("max_window_layers")?.unwrap_or(28);
+    let pattern = config.number("sliding_window_pattern")?;
+    let has_window = |layer: usize| match (&named, family.windowed) {
+        (Some(named), _) => named.get(layer) == Some(&"sliding_attention"),
+        (None, windowed) => windowed.covers(layer, late, pattern),
+    };
+    Ok((0..layers.min(MOST_LAYERS)).map(|layer| has_window(layer).then_some(length)).collect())
+}
+
+impl Windowed {
+    fn covers(self, layer: usize, late: usize, pattern: Option<usize>) -> bool {
+        match self {
+            Windowed::Never => false,
+            Windowed::Every => true,
+            Windowed::Late => layer >= late,
+            Windowed::AllBut(usual) => !(layer + 1).is_multiple_of(pattern.unwrap_or(usual).max(1)),
+        }
+    }
+}
+
+/// The rotations of all layers, those of layers with a window where they differ, and the context they reach.
+fn rotations(
+    config: &Json<'_>,
+    family: &Family,
+    head_dim: usize,
+    context: usize,
+) -> Result<(Rope, Option<Rope>, usize), FormatError> {
+    let (old, new) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
+    let theta = config.float("rope_theta")?;
+    if family.model_type != "gemma3_text" {
+        let theta = match (&old, &new) {
+            (_, Some(new)) if new.says("rope_theta") => new.float("rope_theta")?,
+            _ => theta,
+        };
+        let (rope, context) = rotation(config, family, old.or(new), theta.unwrap_or(10_000.0), head_dim, context)?;
+        return Ok((rope, None, context));
+    }
+    // Gemma 3 has one rotation for each kind of layer: since transformers 5 by the kind's name.
+    let of = |kind: &str| new.map_or(Ok(None), |new| new.object(kind));
+    let full = of("full_attention")?.or(old);
+    let windowed = of("sliding_attention")?;
+    let local = config.float("rope_local_base_freq")?.unwrap_or(10_000.0);
+    let (windowed, _) = rotation(config, family, windowed, local, head_dim, context)?;
+    let (rope, context) = rotation(config, family, full, theta.unwrap_or(1_000_000.0), head_dim, context)?;
+    Ok((rope, Some(windowed), context))
+}
+
+/// One rotation as `rope_scaling` or `rope_parameters` describe it, and the context it reaches.
+fn rotation(
+    config: &Json<'_>,
+    family: &Family,
+    keys: Option<Json<'_>>,
+    theta: f32,
+    head_dim: usize,
+    context: usize,
+) -> Result<(Rope, usize), FormatError> {
+    let empty = Map::new();
+    let keys = keys.unwrap_or(Json { file: config.file, map: &empty });
+    let theta = keys.float("rope_theta")?.unwrap_or(theta);
+    let part = keys.float("partial_rotary_factor")?.or(config.float("partial_rotary_factor")?).unwrap_or(1.0);
+    if !(part > 0.0 && part <= 1.0) {
+        return Err(keys.broken("partial_rotary_factor", format!("it is {part}")));
+    }
+    let dims = (head_dim as f32 * part) as usize;
+    let factor = keys.float("factor")?;
+    let need = |key: &str| keys.float(key)?.ok_or_else(|| keys.broken(key, "it is missing"));
+    let stated = match keys.number("original_max_position_embeddings")? {
+        None => config.number("original_max_position_embeddings")?,
+        stated => stated,
+    };
+    let original = stated.unwrap_or(context);
+    let magnitude = keys.float("attention_factor")?;
+    let reach = |factor: f32| ((original as f64 * f64::from(factor)) as usize).max(context);
+    let kind = match keys.text("rope_type")? {
+        None => keys.text("type")?,
+        kind => kind,
+    };
+    let (scaling, magnitude, context) = match kind.unwrap_or("default") {
+        "default" | "none" => (Scaling::None, 1.0, context),
+        "linear" => (Scaling::linear(need("factor")?), 1.0, context),
+        "dynamic" => {
+            let factor = need("factor")?;
+            // The file's context is the length it was trained with, whatever else it says.
+            let reach = ((context as f64 * f64::from(factor)) as usize).max(context);
+            (Scaling::Dynamic { factor, original: context }, 1.0, reach)
+        }
+        "llama3" => {
+            let (low, high) = (need("low_freq_factor")?, need("high_freq_factor")?);
+            (Scaling::Llama3 { factor: need("factor")?, low, high, original }, 1.0, context)
+        }
+        "longrope" | "su" | "yarn" if kind != Some("yarn") || family.model_type == "phi3" => {
+            let need = |key: &str| keys.floats(key)?.ok_or_else(|| keys.broken(key, "it is missing"));
+            let factor = factor.unwrap_or(context as f32 / original.max(1) as f32);
+            let usual = Scaling::long_magnitude(factor, original);
+            let scaling = Scaling::Long { short: need("short_factor")?, long: need("long_factor")?, original };
+            (scaling, magnitude.unwrap_or(usual), context)
+        }
+        "yarn" => {
+            let factor = factor.unwrap_or(context as f32 / original.max(1) as f32);
+            let weights =
+                keys.float("mscale")?.zip(keys.float("mscale_all_dim")?).filter(|(a, b)| *a != 0.0 && *b != 0.0);
+            let usual = match weights {
+                Some((one, all)) => Scaling::yarn_magnitude(factor, one) / Scaling::yarn_magnitude(factor, all),
+                None => Scaling::yarn_magnitude(factor, 1.0),
+            };
+            let (fast, slow) = (keys.float("beta_fast")?.unwrap_or(32.0), keys.float("beta_slow")?.unwrap_or(1.0));
+            let truncate = keys.bool("truncate")?.unwrap_or(true);
+            let context = if stated.is_some() { reach(factor) } else { context };
+            (Scaling::Yarn { factor, original, fast, slow, truncate }, magnitude.unwrap_or(usual), context)
         }
         other => {
-            let cause = format!("`{other}` is not supported; `gpt2` and `llama` are");
-            return Err(FormatError::unsupported(file, Place::Key("model_type".to_owned()), cause));
+            let cause = format!(
+                "rotary embeddings of type `{other}` are not supported; default, linear, dynamic, llama3, yarn and longrope are"
+            );
+            return Err(keys.unsupported("rope_scaling", cause));
         }
     };
-    Ok((checked(file, architecture)?, config.tie_word_embeddings.is_some()))
+    Ok((Rope { theta, dims, scaling, magnitude }, context))
 }
 
 /// The architecture of a GGUF file. `vocab` is the number of rows of its token table, `tied` whether it has no other head.
-pub(crate) fn from_gguf(keys: &Keys<'_>, vocab: usize, tied: bool) -> Result<Architecture, FormatError> {
+pub(crate) fn from_gguf(
+    keys: &Keys<'_>,
+    vocab: usize,
+    tied: bool,
+    factors: RopeFactors,
+) -> Result<Architecture, FormatError> {
     let file = keys.file;
     let missing = |key: &str| FormatError::broken(file, Place::Key(key.to_owned()), "it is missing");
-    let family = keys.text("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
-    if !matches!(family.as_str(), "gpt2" | "llama") {
-        let cause = format!("`{family}` is not supported; `gpt2` and `llama` are");
-        return Err(FormatError::unsupported(file, Place::Key("general.architecture".to_owned()), cause));
-    }
-    let key = |name: &str| format!("{family}.{name}");
-    let number = |name: &str| -> Result<Option<usize>, FormatError> {
-        let found = keys.number(&key(name))?;
+    let unsupported = |key: &str, cause: &str| FormatError::unsupported(file, Place::Key(key.to_owned()), cause);
+    let name = keys.text("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
+    let Some(family) = Family::of_gguf(&name) else {
+        let cause = format!("`{name}` is not supported; {} are", supported(FAMILIES.iter().filter_map(|f| f.gguf)));
+        return Err(unsupported("general.architecture", &cause));
+    };
+    let key = |part: &str| format!("{name}.{part}");
+    let number = |part: &str| -> Result<Option<usize>, FormatError> {
+        let found = keys.number(&key(part))?;
         Ok(found.map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
     };
-    let need = |name: &str| number(name)?.ok_or_else(|| missing(&key(name)));
-    if let Some(kind) = keys.text(&key("rope.scaling.type"))?
-        && kind != "none"
-    {
-        let cause = format!("`{kind}` is not supported");
-        return Err(FormatError::unsupported(file, Place::Key(key("rope.scaling.type")), cause));
+    let need = |part: &str| number(part)?.ok_or_else(|| missing(&key(part)));
+    if number("expert_count")?.is_some_and(|n| n > 0) {
+        return Err(unsupported(&key("expert_count"), "experts are not supported"));
     }
-    if keys.number(&key("expert_count"))?.is_some_and(|n| n > 0) {
-        return Err(FormatError::unsupported(file, Place::Key(key("expert_count")), "experts are not supported"));
+    if keys.bool(&key("attention.causal"))? == Some(false) {
+        return Err(unsupported(&key("attention.causal"), "attention to later positions is not supported"));
     }
     let width = need("embedding_length")?;
     let heads = need("attention.head_count")?;
     let head_dim = number("attention.key_length")?.unwrap_or(width / heads.max(1));
-    if let Some(rotated) = number("rope.dimension_count")?
-        && rotated != head_dim
-    {
-        let cause = format!("{rotated} of {head_dim} dimensions are rotated; only all are supported");
-        return Err(FormatError::unsupported(file, Place::Key(key("rope.dimension_count")), cause));
+    if number("attention.value_length")?.is_some_and(|n| n != head_dim) {
+        return Err(unsupported(&key("attention.value_length"), "only the width of keys is supported"));
     }
-    let llama = family == "llama";
-    let norm = if llama {
-        Norm::Rms { eps: keys.float(&key("attention.layer_norm_rms_epsilon"))?.unwrap_or(1e-5) }
-    } else {
-        Norm::Layer { eps: keys.float(&key("attention.layer_norm_epsilon"))?.unwrap_or(1e-5) }
+    let layers = need("block_count")?;
+    let context = need("context_length")?;
+    let norm = match family.norm {
+        Norm::Layer { eps } => Norm::Layer { eps: keys.float(&key("attention.layer_norm_epsilon"))?.unwrap_or(eps) },
+        Norm::Rms { .. } => Norm::Rms { eps: keys.float(&key("attention.layer_norm_rms_epsilon"))?.unwrap_or(1e-5) },
     };
+    let position = if family.is_gpt2() {
+        Position::Learned
+    } else {
+        let rope = gguf_rotation(keys, &name, head_dim, context, factors)?;
+        if rope.dims != head_dim && family.interleaved {
+            let cause = format!("{} of {head_dim} dimensions are rotated; only all are supported", rope.dims);
+            return Err(unsupported(&key("rope.dimension_count"), &cause));
+        }
+        let local = keys.float(&key("rope.freq_base_swa"))?.unwrap_or(10_000.0);
+        let windowed = (family.model_type == "gemma3_text").then(|| Rope {
+            theta: local,
+            scaling: Scaling::None,
+            magnitude: 1.0,
+            ..rope.clone()
+        });
+        Position::Rotary { rope, windowed }
+    };
+    let capped = family.gemma && family.windowed != Windowed::Never;
+    let cap = |part: &str, usual: f32| -> Result<Option<f32>, FormatError> {
+        let usual = (family.model_type == "gemma2").then_some(usual);
+        Ok(if capped { keys.float(&key(part))?.or(usual) } else { None })
+    };
+    // The 27B models of Gemma are the ones whose queries are scaled by the width, as llama.cpp tells them by their layers.
+    let scaled_by = if matches!((family.model_type, layers), ("gemma2", 46) | ("gemma3_text", 62)) {
+        width / heads.max(1)
+    } else {
+        head_dim
+    };
+    let window = number("attention.sliding_window")?.filter(|n| *n > 0);
+    let pattern = number("attention.sliding_window_pattern")?;
+    let covers = |layer| family.windowed != Windowed::Late && family.windowed.covers(layer, 0, pattern);
+    let windows = (0..layers.min(MOST_LAYERS)).map(|layer| window.filter(|_| covers(layer))).collect();
     let architecture = Architecture {
-        layers: need("block_count")?,
+        family: family.model_type.to_owned(),
+        layers,
         width,
         heads,
         kv_heads: number("attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
         ffn: need("feed_forward_length")?,
         vocab,
-        context: need("context_length")?,
+        context,
         norm,
-        position: match llama {
-            true => Position::Rotary { theta: keys.float(&key("rope.freq_base"))?.unwrap_or(10_000.0) },
-            false => Position::Learned,
+        position,
+        attention: Attention {
+            scale: Attention::full(scaled_by).scale,
+            cap: cap("attn_logit_softcapping", 50.0)?,
+            windows,
         },
-        activation: if llama { Activation::SiluGated } else { Activation::GeluTanh },
-        parallel: false,
+        activation: family.activation,
+        layer: family.layer,
         tied,
-        family,
+        embedding_scale: if family.gemma { (width as f32).sqrt() } else { 1.0 },
+        logit_cap: cap("final_logit_softcapping", 30.0)?,
     };
     checked(file, architecture)
+}
+
+/// The rotation of a GGUF file, as llama.cpp reads its keys: a factor without a type is linear.
+fn gguf_rotation(
+    keys: &Keys<'_>,
+    name: &str,
+    head_dim: usize,
+    context: usize,
+    factors: RopeFactors,
+) -> Result<Rope, FormatError> {
+    let key = |part: &str| format!("{name}.rope.{part}");
+    let unsupported = |part: &str, cause: String| FormatError::unsupported(keys.file, Place::Key(key(part)), cause);
+    let number = |part: &str| -> Result<Option<usize>, FormatError> {
+        Ok(keys.number(&key(part))?.map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
+    };
+    let float = |part: &str| keys.float(&key(part));
+    let dims = number("dimension_count")?.unwrap_or(head_dim);
+    let theta = float("freq_base")?.unwrap_or(10_000.0);
+    let original = number("scaling.original_context_length")?.unwrap_or(context);
+    let kind = keys.text(&key("scaling.type"))?.unwrap_or_else(|| "linear".to_owned());
+    let factor = match float("scaling.factor")? {
+        None => float("scale_linear")?,
+        factor => factor,
+    };
+    // No factor and a factor of 0 are none.
+    let factor = factor.filter(|f| kind != "none" && *f != 0.0).unwrap_or(1.0);
+    let mut magnitude = float("scaling.attn_factor")?.unwrap_or(1.0);
+    let times = |factors: Vec<f32>| factors.into_iter().map(|f| f * factor).collect::<Vec<f32>>();
+    let tensors = factors.all.is_some() || factors.by_length.is_some();
+    let scaling = match kind.as_str() {
+        "yarn" if tensors => {
+            return Err(unsupported("scaling.type", "`yarn` with rotary factors is not supported".into()));
+        }
+        "yarn" => {
+            magnitude *= Scaling::yarn_magnitude(factor, 1.0);
+            let fast = float("scaling.yarn_beta_fast")?.unwrap_or(32.0);
+            let slow = float("scaling.yarn_beta_slow")?.unwrap_or(1.0);
+            Scaling::Yarn { factor, original, fast, slow, truncate: true }
+        }
+        "none" | "linear" | "longrope" => match factors {
+            RopeFactors { all: Some(all), .. } => Scaling::Divided(times(all)),
+            RopeFactors { by_length: Some((short, long)), .. } => {
+                Scaling::Long { short: times(short), long: times(long), original }
+            }
+            _ => Scaling::linear(factor),
+        },
+        other => {
+            let cause = format!("`{other}` is not supported; none, linear, yarn and longrope are");
+            return Err(unsupported("scaling.type", cause));
+        }
+    };
+    Ok(Rope { theta, dims, scaling, magnitude })
 }
 
 // The largest product of the bounds below, the numbers of a token table or of a feed-forward matrix, has 38 bits.
 const _: () = assert!(usize::BITS >= 64, "sizes are products of numbers from files");
 
+/// The most layers of a model.
+const MOST_LAYERS: usize = 1 << 10;
+
 /// Refuses shapes that cannot be: everything behind this line may multiply them without fear.
-fn checked(file: &Path, a: Architecture) -> Result<Architecture, FormatError> {
+pub(super) fn checked(file: &Path, a: Architecture) -> Result<Architecture, FormatError> {
     let bounds = [
-        ("layers", a.layers, 1 << 10),
+        ("layers", a.layers, MOST_LAYERS),
         ("width", a.width, 1 << 16),
         ("heads", a.heads, 1 << 10),
         ("key heads", a.kv_heads, 1 << 10),
@@ -206,17 +494,24 @@ fn checked(file: &Path, a: Architecture) -> Result<Architecture, FormatError> {
             return Err(FormatError::broken(file, Place::Whole, cause));
         }
     }
-    let rotary = matches!(a.position, Position::Rotary { .. });
-    let cause = if !a.heads.is_multiple_of(a.kv_heads) {
+    let eps = a.norm.eps();
+    let factors = [Some(a.attention.scale), a.attention.cap, a.logit_cap];
+    let ropes = match &a.position {
+        Position::Learned => [None, None],
+        Position::Rotary { rope, windowed } => [Some(rope), windowed.as_ref()],
+    };
+    let cause = if !(0.0..=1.0).contains(&eps) {
+        format!("the epsilon of its norms is {eps}; 0 to 1 is allowed")
+    } else if !a.heads.is_multiple_of(a.kv_heads) {
         format!("{} heads cannot share {} key heads", a.heads, a.kv_heads)
-    } else if a.family == "gpt2" && a.heads * a.head_dim != a.width {
+    } else if a.position == Position::Learned && a.heads * a.head_dim != a.width {
         format!("{} heads do not divide a width of {}", a.heads, a.width)
-    } else if rotary && !a.head_dim.is_multiple_of(2) {
-        format!("a head of {} dimensions cannot be rotated", a.head_dim)
-    } else if let Position::Rotary { theta } = a.position
-        && !(theta.is_finite() && theta > 0.0)
-    {
-        format!("the base of the rotations is {theta}")
+    } else if let Some(cause) = ropes.into_iter().flatten().find_map(|rope| rope.problem(a.head_dim)) {
+        cause
+    } else if let Some(wrong) = factors.into_iter().flatten().find(|f| !(f.is_finite() && *f > 0.0)) {
+        format!("a factor or cap of attention or logits is {wrong}")
+    } else if a.attention.windows.contains(&Some(0)) {
+        "a window of attention has no positions".to_owned()
     } else {
         return Ok(a);
     };

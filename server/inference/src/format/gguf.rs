@@ -5,6 +5,7 @@
 
 use super::blocks::Dtype;
 use super::{FormatError, Place};
+use crate::text::with_tools;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -13,6 +14,8 @@ use std::path::Path;
 const MOST_ENTRIES: u64 = 1 << 16;
 /// The longest key or tensor name in bytes.
 const LONGEST_NAME: u64 = 1 << 16;
+/// Tokens or merges; known models have up to 514,000.
+const MAX_TEXTS: usize = 1 << 22;
 /// The most dimensions of a tensor.
 const MOST_DIMENSIONS: u32 = 4;
 
@@ -68,6 +71,8 @@ pub struct Vocabulary {
     pub padding: Option<u32>,
     /// Whether prompts begin with `bos`.
     pub add_bos: Option<bool>,
+    /// Whether SentencePiece puts a space before a text; `None` is yes.
+    pub add_space_prefix: Option<bool>,
     /// Whether prompts end with `eos`.
     pub add_eos: Option<bool>,
     /// The chat template, in Jinja.
@@ -126,7 +131,22 @@ impl Header {
                 }
             }
         }
+        header.refuse_overlaps(file)?;
         Ok(header)
+    }
+
+    /// Tensors that share bytes are damage: llama.cpp refuses them, too.
+    fn refuse_overlaps(&self, file: &Path) -> Result<(), FormatError> {
+        let mut sorted: Vec<&TensorInfo> = self.tensors.iter().collect();
+        sorted.sort_by_key(|tensor| tensor.bytes.start);
+        let overlap = sorted.windows(2).find(|pair| pair[1].bytes.start < pair[0].bytes.end);
+        match overlap {
+            None => Ok(()),
+            Some(pair) => {
+                let cause = format!("its bytes overlap those of `{}`", pair[0].name.escape_debug());
+                Err(FormatError::broken(file, Place::Tensor(pair[1].name.clone()), cause))
+            }
+        }
     }
 
     fn alignment(&self, file: &Path) -> Result<usize, FormatError> {
@@ -204,6 +224,9 @@ impl Keys<'_> {
             None => return Ok(Vec::new()),
             Some(found) => found,
         };
+        if count > MAX_TEXTS {
+            return Err(r.broken(r.at, format!("`{key}` has more than {MAX_TEXTS} entries")));
+        }
         let mut texts = Vec::new();
         for i in 0..count {
             let at = r.at;
@@ -269,7 +292,13 @@ impl Keys<'_> {
             padding: id("padding_token_id")?,
             add_bos: self.bool("tokenizer.ggml.add_bos_token")?,
             add_eos: self.bool("tokenizer.ggml.add_eos_token")?,
-            chat_template: self.text("tokenizer.chat_template")?,
+            add_space_prefix: self.bool("tokenizer.ggml.add_space_prefix")?,
+            chat_template: match self.text("tokenizer.chat_template")? {
+                Some(template) => {
+                    Some(with_tools(&template, self.text("tokenizer.chat_template.tool_use")?.as_deref()))
+                }
+                None => None,
+            },
             tokens,
         }))
     }

@@ -8,18 +8,26 @@ pub mod gguf;
 
 mod blocks;
 mod config;
+mod encoder;
+mod foreign;
+mod tensors;
 mod weight;
 
-pub use blocks::Dtype;
+pub(crate) use blocks::{Block, FORMATS, Format, Scales};
+pub use blocks::{Code, Dtype};
+pub(crate) use encoder::Part;
+pub use encoder::{EncoderCheckpoint, EncoderSettings, Pooling, is_encoder};
+use tensors::Entry;
+pub use tensors::{Tensor, Tensors, config, family};
 pub(crate) use weight::{Layout, Weight};
 
 use crate::family::Architecture;
+use crate::json;
 use memmap2::Mmap;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The largest `config.json` and the largest index of shards that are read.
@@ -91,11 +99,13 @@ impl fmt::Display for Place {
 }
 
 impl FormatError {
-    pub(crate) fn broken(file: &Path, place: Place, cause: impl Into<String>) -> FormatError {
+    /// A damaged file, or one that contradicts itself.
+    pub fn broken(file: &Path, place: Place, cause: impl Into<String>) -> FormatError {
         FormatError::Broken { file: file.to_owned(), place, cause: cause.into() }
     }
 
-    pub(crate) fn unsupported(file: &Path, place: Place, cause: impl Into<String>) -> FormatError {
+    /// A valid file that needs something which is not supported.
+    pub fn unsupported(file: &Path, place: Place, cause: impl Into<String>) -> FormatError {
         FormatError::Unsupported { file: file.to_owned(), place, cause: cause.into() }
     }
 }
@@ -104,9 +114,7 @@ impl FormatError {
 #[derive(Debug)]
 pub struct Checkpoint {
     architecture: Architecture,
-    files: Vec<Mapped>,
-    /// By the name that the file gives them.
-    tensors: HashMap<String, Entry>,
+    tensors: Tensors,
     /// The GGUF header when it is one.
     header: Option<gguf::Header>,
     /// GPT-2's tensors may carry a `transformer.` in front.
@@ -119,34 +127,12 @@ struct Mapped {
     map: Mmap,
 }
 
-#[derive(Debug)]
-struct Entry {
-    file: usize,
-    dtype: Result<Dtype, String>,
-    shape: Vec<usize>,
-    bytes: Range<usize>,
-}
-
 impl Checkpoint {
     /// Opens a folder with `config.json` and `*.safetensors`, a folder with one `*.gguf`, or a GGUF file.
     pub fn open(path: &Path) -> Result<Checkpoint, FormatError> {
-        let about = std::fs::metadata(path).map_err(|source| FormatError::Read { file: path.to_owned(), source })?;
-        if !about.is_dir() {
-            return Self::open_gguf(path);
-        }
-        let config = path.join("config.json");
-        if config.is_file() {
-            return Self::open_safetensors(path, &config);
-        }
-        match &files_ending(path, "gguf")?[..] {
-            [only] => Self::open_gguf(only),
-            found => {
-                let cause = match found.len() {
-                    0 => "the folder has neither `config.json` with `*.safetensors` nor a `*.gguf` file".to_owned(),
-                    n => format!("the folder has {n} `.gguf` files; give the path of one of them"),
-                };
-                Err(FormatError::NoModel { folder: path.to_owned(), cause })
-            }
+        match is_safetensors(path)? {
+            true => Self::open_safetensors(path, &path.join("config.json")),
+            false => Self::open_gguf(&gguf_of(path)?),
         }
     }
 
@@ -157,15 +143,47 @@ impl Checkpoint {
 
     /// How many numbers the model has.
     pub fn parameters(&self) -> u64 {
-        self.tensors.values().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum()
+        self.tensors.parameters(|_| true)
+    }
+
+    /// Bytes of all weights as stored.
+    pub fn stored_bytes(&self) -> u64 {
+        self.tensors.entries.values().map(|entry| entry.bytes.len() as u64).sum()
+    }
+
+    /// Whether the model is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.header.is_some()
+    }
+
+    /// A text of a GGUF file's metadata, such as `general.license`.
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        self.keys()?.text(key).ok().flatten()
+    }
+
+    /// The quantization by its name: what a GGUF file says of itself, else the type of the most numbers.
+    pub fn quantization(&self) -> String {
+        let named = self.keys().and_then(|keys| keys.number("general.file_type").ok().flatten());
+        let named = named.and_then(foreign::file_type).map(str::to_owned);
+        named.or_else(|| Some(self.dtypes().first()?.0.to_string())).unwrap_or_else(|| "unknown".to_owned())
+    }
+
+    fn keys(&self) -> Option<gguf::Keys<'_>> {
+        let (header, file) = (self.header.as_ref()?, self.tensors.files.first()?);
+        Some(gguf::Keys { file: &file.path, bytes: &file.map, header })
+    }
+
+    /// Refuses a model with tensors that its executor did not use.
+    pub(crate) fn refuse_unused(&self) -> Result<(), FormatError> {
+        self.tensors.refuse_unused(&self.architecture.family, self.architecture.layers, |_| true)
     }
 
     /// How many numbers are stored in each type, the most common first.
     pub fn dtypes(&self) -> Vec<(Dtype, u64)> {
         let mut counts: HashMap<Dtype, u64> = HashMap::new();
-        for tensor in self.tensors.values() {
-            if let Ok(dtype) = tensor.dtype {
-                *counts.entry(dtype).or_default() += tensor.shape.iter().map(|d| *d as u64).product::<u64>();
+        for entry in self.tensors.entries.values() {
+            if let Ok(dtype) = entry.dtype {
+                *counts.entry(dtype).or_default() += entry.numbers();
             }
         }
         let mut counts: Vec<_> = counts.into_iter().collect();
@@ -175,133 +193,100 @@ impl Checkpoint {
 
     /// The tokenizer that a GGUF file carries; `None` for safetensors, whose tokenizer is a file of its own.
     pub fn vocabulary(&self) -> Result<Option<gguf::Vocabulary>, FormatError> {
-        let (Some(header), Some(file)) = (&self.header, self.files.first()) else { return Ok(None) };
-        gguf::Keys { file: &file.path, bytes: &file.map, header }.vocabulary()
+        self.keys().map_or(Ok(None), |keys| keys.vocabulary())
+    }
+
+    /// What the files call a tensor; `None` when the family has none of that name.
+    fn stored_name(&self, name: &str) -> Option<String> {
+        if self.is_gguf() {
+            return Some(name.to_owned());
+        }
+        let stored = self.architecture.hugging_face_name(name)?;
+        Some(if stored.starts_with("lm_head") { stored } else { format!("{}{stored}", self.prefix) })
     }
 
     /// A tensor by our name, checked to have `shape` (outputs × inputs); `None` when the model has none of that name.
     pub(crate) fn weight(&self, name: &str, shape: &[usize]) -> Result<Option<Weight<'_>>, FormatError> {
-        let gguf = self.header.is_some();
-        let prefix_of_file = match gguf {
-            true => name.to_owned(),
-            false => match self.architecture.hugging_face_name(name) {
-                Some(prefix_of_file) if prefix_of_file.starts_with("lm_head") => prefix_of_file,
-                Some(prefix_of_file) => format!("{}{prefix_of_file}", self.prefix),
-                None => return Ok(None),
-            },
-        };
-        let Some(entry) = self.tensors.get(&prefix_of_file) else { return Ok(None) };
-        let file = &self.files[entry.file];
-        let place = || Place::Tensor(prefix_of_file.clone());
-        let matrix = shape.len() == 2;
+        let Some(stored_name) = self.stored_name(name) else { return Ok(None) };
+        let (gguf, matrix) = (self.is_gguf(), shape.len() == 2);
+        let mut stored = shape.to_vec();
         let layout = if !gguf && matrix && self.architecture.transposed_in_hugging_face(name) {
+            stored.reverse();
             Layout::Transposed
         } else if gguf && self.architecture.interleaved_in_gguf(name) {
             Layout::Interleaved { head_dim: self.architecture.head_dim }
         } else {
             Layout::Plain
         };
-        let mut wanted = shape.to_vec();
-        if layout == Layout::Transposed {
-            wanted.reverse();
-        }
-        if entry.shape != wanted {
-            let cause = format!("its shape is {:?}, but the configuration requires {wanted:?}", entry.shape);
-            return Err(FormatError::broken(&file.path, place(), cause));
-        }
-        let dtype = match &entry.dtype {
-            Ok(dtype) => *dtype,
-            Err(dtype) => {
-                let cause = format!("its type is {dtype}, which is not supported");
-                return Err(FormatError::unsupported(&file.path, place(), cause));
-            }
-        };
-        let columns = if matrix { shape[1] } else { shape[0] };
-        let rows = if matrix { shape[0] } else { 1 };
-        let bytes = &file.map[entry.bytes.clone()];
-        Ok(Some(Weight { file: &file.path, name: prefix_of_file, dtype, rows, columns, bytes, layout }))
+        let tensor = self.tensors.find(&stored_name, &stored)?;
+        Ok(tensor.map(|tensor| Weight::new(tensor, shape, layout)))
+    }
+
+    /// What is added to the weights of norms.
+    pub(crate) fn norm_offset(&self) -> f32 {
+        let lacking = self.header.is_none() && self.architecture.norms_lack_one_in_hugging_face();
+        if lacking { 1.0 } else { 0.0 }
     }
 
     /// As [`Checkpoint::weight`], for a tensor that must be there.
     pub(crate) fn need(&self, name: &str, shape: &[usize]) -> Result<Weight<'_>, FormatError> {
-        self.weight(name, shape)?.ok_or_else(|| {
-            let file = self.files.first().map_or(Path::new(""), |f| &f.path);
-            let name = match self.header {
-                Some(_) => name.to_owned(),
-                None => self.architecture.hugging_face_name(name).unwrap_or_else(|| name.to_owned()),
-            };
-            FormatError::broken(file, Place::Tensor(name), "it is missing")
-        })
+        let missing = || self.tensors.missing(self.stored_name(name).as_deref().unwrap_or(name));
+        self.weight(name, shape)?.ok_or_else(missing)
     }
 
     fn open_gguf(path: &Path) -> Result<Checkpoint, FormatError> {
         let mapped = map(path)?;
         let mut header = gguf::Header::parse(path, &mapped.map)?;
-        let mut tensors = HashMap::new();
-        for t in std::mem::take(&mut header.tensors) {
-            let entry = Entry { file: 0, dtype: Ok(t.dtype), shape: t.shape, bytes: t.bytes };
-            tensors.insert(t.name, entry);
-        }
-        let keys = gguf::Keys { file: path, bytes: &mapped.map, header: &header };
-        let Some(table) = tensors.get("token_embd.weight") else {
-            return Err(FormatError::broken(path, Place::Tensor("token_embd.weight".to_owned()), "it is missing"));
-        };
-        if tensors.contains_key("rope_freqs.weight") {
-            let place = Place::Tensor("rope_freqs.weight".to_owned());
-            return Err(FormatError::unsupported(path, place, "rotary factors are not supported"));
-        }
+        let listed = std::mem::take(&mut header.tensors).into_iter();
+        let entries = listed.map(|t| (t.name, Entry::new(0, Ok(t.dtype), t.shape, t.bytes))).collect();
+        let tensors = Tensors { files: vec![mapped], entries };
+        let keys = gguf::Keys { file: path, bytes: &tensors.files[0].map, header: &header };
+        let table = tensors.get("token_embd.weight")?.ok_or_else(|| tensors.missing("token_embd.weight"))?;
         if header.has("split.count") && keys.number("split.count")?.is_some_and(|n| n > 1) {
             let place = Place::Key("split.count".to_owned());
             return Err(FormatError::unsupported(path, place, "a model in several GGUF files is not supported"));
         }
-        let architecture = config::from_gguf(&keys, table.shape[0], !tensors.contains_key("output.weight"))?;
-        Ok(Checkpoint { architecture, files: vec![mapped], tensors, header: Some(header), prefix: "" })
+        let vector = |name: &str| {
+            tensors.set_used(name);
+            let tensor = tensors.get(name).ok()??;
+            let count: usize = tensor.shape.iter().product();
+            // One for each pair of a head's dimensions; longer lists are refused without being read.
+            let mut numbers = vec![0.0; count.min(1 << 10)];
+            if numbers.len() == count {
+                tensor.dtype.decode(tensor.bytes, &mut numbers);
+            }
+            Some(numbers)
+        };
+        let by_length = vector("rope_factors_short.weight").zip(vector("rope_factors_long.weight"));
+        let factors = config::RopeFactors { all: vector("rope_freqs.weight"), by_length };
+        let tied = !tensors.has("output.weight");
+        let architecture = config::from_gguf(&keys, table.shape[0], tied, factors)?;
+        Ok(Checkpoint { architecture, tensors, header: Some(header), prefix: "" })
     }
 
     fn open_safetensors(folder: &Path, config: &Path) -> Result<Checkpoint, FormatError> {
-        let (mut architecture, says_tied) = config::from_config(config, &read_small(config)?)?;
-        let mut files = Vec::new();
-        let mut tensors = HashMap::new();
-        for (path, wanted) in shards(folder)? {
-            let mapped = map(&path)?;
-            let broken = |cause: String| FormatError::broken(&path, Place::Whole, cause);
-            let (length, metadata) =
-                safetensors::SafeTensors::read_metadata(&mapped.map).map_err(|e| broken(e.to_string()))?;
-            // The header stands behind its own length.
-            let start = length + 8;
-            let mut found = metadata.tensors();
-            if let Some(wanted) = wanted {
-                if let Some(missing) = wanted.iter().find(|name| !found.contains_key(*name)) {
-                    let cause = "the index names this file, but the tensor is not in it";
-                    return Err(FormatError::broken(&path, Place::Tensor(missing.clone()), cause));
-                }
-                found.retain(|name, _| wanted.contains(name));
+        let text = read_small(config)?;
+        let claims = foreign::Claims::read(config, &text)?;
+        let (mut architecture, says_tied) = config::from_config(config, &text)?;
+        let mut tensors = Tensors::open(folder)?;
+        let prefix = if tensors.has("transformer.wte.weight") { "transformer." } else { "" };
+        claims.check_biases(config, &architecture, tensors.entries.keys())?;
+        if architecture.tied && tensors.has("lm_head.weight") {
+            let table = architecture.hugging_face_name("token_embd.weight").map(|name| format!("{prefix}{name}"));
+            let stored = |name: &str| {
+                let entry = tensors.entries.get(name)?;
+                Some((&entry.dtype, &entry.shape, tensors.bytes(entry)))
+            };
+            // As transformers does it: a head in the file counts, whatever the configuration says. A copy of the token
+            // table is no head of its own.
+            architecture.tied = table.and_then(|name| stored(&name)) == stored("lm_head.weight");
+            if architecture.tied {
+                tensors.entries.remove("lm_head.weight");
             }
-            for (name, info) in found {
-                let (from, to) = info.data_offsets;
-                let bytes = start.checked_add(from).zip(start.checked_add(to));
-                let Some((from, to)) = bytes.filter(|(from, to)| from <= to && *to <= mapped.map.len()) else {
-                    return Err(FormatError::broken(&path, Place::Tensor(name), "it ends beyond the end of the file"));
-                };
-                let dtype = Dtype::from_safetensors(info.dtype).ok_or_else(|| format!("{:?}", info.dtype));
-                let size = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-                if let Ok(dtype) = dtype
-                    && size.and_then(|n| dtype.bytes(n)) != Some(to - from)
-                {
-                    let cause = format!("{:?} of {dtype} does not match its size of {} bytes", info.shape, to - from);
-                    return Err(FormatError::broken(&path, Place::Tensor(name), cause));
-                }
-                let entry = Entry { file: files.len(), dtype, shape: info.shape.clone(), bytes: from..to };
-                if tensors.insert(name.clone(), entry).is_some() {
-                    return Err(FormatError::broken(&path, Place::Tensor(name), "it is in two files"));
-                }
-            }
-            files.push(mapped);
         }
-        let prefix = if tensors.contains_key("transformer.wte.weight") { "transformer." } else { "" };
         // A head that is shared with the token table is usually left out of the file, and some configurations do not say
         // so; a head of its own cannot be guessed.
-        if !architecture.tied && !tensors.contains_key("lm_head.weight") {
+        if !architecture.tied && !tensors.has("lm_head.weight") {
             if says_tied {
                 let place = Place::Tensor("lm_head.weight".to_owned());
                 let cause = "it is missing, and `config.json` says that the head is not tied";
@@ -309,8 +294,34 @@ impl Checkpoint {
             }
             architecture.tied = true;
         }
-        Ok(Checkpoint { architecture, files, tensors, header: None, prefix })
+        Ok(Checkpoint { architecture, tensors, header: None, prefix })
     }
+}
+
+/// Whether a model is a folder with `config.json` and `*.safetensors`. Folders of GGUF files often carry the configuration
+/// of the model that they were made from.
+fn is_safetensors(path: &Path) -> Result<bool, FormatError> {
+    if !path.join("config.json").is_file() {
+        return Ok(false);
+    }
+    Ok(files_ending(path, "gguf")?.is_empty() || !files_ending(path, "safetensors")?.is_empty())
+}
+
+/// The GGUF file at a path: itself, or the only one of a folder.
+fn gguf_of(path: &Path) -> Result<PathBuf, FormatError> {
+    let about = std::fs::metadata(path).map_err(|source| FormatError::Read { file: path.to_owned(), source })?;
+    if !about.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let found = files_ending(path, "gguf")?;
+    if let [only] = &found[..] {
+        return Ok(only.clone());
+    }
+    let cause = match found.len() {
+        0 => "the folder has neither `config.json` with `*.safetensors` nor a `*.gguf` file".to_owned(),
+        n => format!("the folder has {n} `.gguf` files; give the path of one of them"),
+    };
+    Err(FormatError::NoModel { folder: path.to_owned(), cause })
 }
 
 /// A safetensors file, and which of its tensors are wanted when an index says so.
@@ -380,5 +391,7 @@ fn read_small(path: &Path) -> Result<Vec<u8>, FormatError> {
     if bytes.len() as u64 > LARGEST_JSON {
         return Err(FormatError::broken(path, Place::Whole, format!("it is longer than {LARGEST_JSON} bytes")));
     }
+    json::check(&bytes, json::MAX_VALUES)
+        .map_err(|error| FormatError::broken(path, Place::Whole, error.to_string()))?;
     Ok(bytes)
 }

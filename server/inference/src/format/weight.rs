@@ -1,6 +1,6 @@
 //! A tensor in its file, read row by row as outputs × inputs, however the file has it.
 
-use super::Dtype;
+use super::{Dtype, Tensor};
 use std::path::Path;
 
 /// A matrix (or a vector, as one row) in a mapped file.
@@ -29,7 +29,22 @@ pub(crate) enum Layout {
     },
 }
 
-impl Weight<'_> {
+impl<'a> Weight<'a> {
+    /// A tensor that was checked to have `shape` (outputs × inputs, or the length of a vector), as its file arranges it.
+    pub(super) fn new(tensor: Tensor<'a>, shape: &[usize], layout: Layout) -> Weight<'a> {
+        let Tensor { file, name, dtype, bytes, .. } = tensor;
+        let (rows, columns) = if shape.len() == 2 { (shape[0], shape[1]) } else { (1, shape[0]) };
+        Weight { file, name: name.to_owned(), dtype, rows, columns, bytes, layout }
+    }
+
+    /// The first `rows` outputs and the rest, of a matrix that is stored as outputs × inputs.
+    pub(crate) fn split(self, rows: usize) -> Option<(Weight<'a>, Weight<'a>)> {
+        let each = self.dtype.bytes(self.columns).filter(|_| self.layout == Layout::Plain)?;
+        let (first, rest) = self.bytes.split_at_checked(each.checked_mul(rows)?)?;
+        let part = |rows, bytes| Weight { name: self.name.clone(), rows, bytes, ..self };
+        Some((part(rows, first), part(self.rows.checked_sub(rows)?, rest)))
+    }
+
     /// Which row of the file holds an output.
     fn stored_row(&self, row: usize) -> usize {
         match self.layout {

@@ -1,4 +1,4 @@
-//! Causal attention over keys and values in blocks of 32 positions.
+//! Attention over keys and values in blocks of 32 positions: causal, or of every position to all.
 //!
 //! Keys are kept transposed within a block, so that a score is one lane and head dimensions ascend; values are kept by
 //! position, so that an output is one lane and positions ascend. A row's result therefore depends on nothing but its own
@@ -8,7 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::lanes::{LANES, Lanes};
-use super::rows::exp;
+use super::rows::{exp, soft_cap};
 use std::ops::Range;
 
 /// Positions in a block.
@@ -20,6 +20,8 @@ const SIDE: usize = 4;
 /// Attention of one layer, as pointers: threads work on disjoint heads and rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Attend {
+    /// A row sees the positions up to its own, else all of its sequence.
+    pub(crate) causal: bool,
     /// Keys and values are `f16`, else `f32`.
     pub(crate) half: bool,
     /// Where the layer's keys and values begin.
@@ -39,6 +41,10 @@ pub(crate) struct Attend {
     pub(crate) scratch: *mut f32,
     /// Positions rounded up to blocks that a query's scores may need.
     pub(crate) scores_stride: usize,
+    /// The most recent positions that a query sees, its own included.
+    pub(crate) window: usize,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub(crate) cap: Option<f32>,
 }
 
 // SAFETY: the pointers are only followed by the kernels, on disjoint outputs, while the owner waits.
@@ -54,7 +60,7 @@ pub(crate) struct Piece<'a> {
     pub(crate) row: usize,
     /// How many rows.
     pub(crate) rows: usize,
-    /// The position of the first row.
+    /// The position of the first row; the last of the sequence where attention is not causal.
     pub(crate) position: usize,
     /// Query heads, all of one key head.
     pub(crate) heads: Range<usize>,
@@ -96,19 +102,22 @@ pub(crate) unsafe fn attend<L: Lanes, const HALF: bool>(job: &Attend, piece: &Pi
         };
         // Queries in the order of rows: neighbours end at about the same position.
         let row_of = |q: usize| q / piece.heads.len();
-        let end_of = |q: usize| piece.position + row_of(q) + 1;
+        let end_of = |q: usize| piece.position + if job.causal { row_of(q) } else { 0 } + 1;
+        let begin_of = |q: usize| end_of(q).saturating_sub(job.window);
+        // Scores are taken from the beginning of a vector, those before the window without weight.
+        let aligned = |q: usize| begin_of(q) / LANES * LANES;
         let query = |q: usize| {
             let head = piece.heads.start + q % piece.heads.len();
             job.queries.add((piece.row + row_of(q)) * job.queries_stride + head * job.head_dim)
         };
 
-        let blocks = end_of(queries - 1).div_ceil(BLOCK);
-        for b in 0..blocks {
+        let blocks = begin_of(0) / BLOCK..end_of(queries - 1).div_ceil(BLOCK);
+        for b in blocks.clone() {
             let keys = of_block(b);
             let mut q = 0;
             while q < queries {
                 let side = (queries - q).min(SIDE);
-                if end_of(q + side - 1) > b * BLOCK {
+                if end_of(q + side - 1) > b * BLOCK && begin_of(q) < (b + 1) * BLOCK {
                     let to = scores.add(q * job.scores_stride + b * BLOCK);
                     let stride = job.scores_stride;
                     match side {
@@ -133,9 +142,17 @@ pub(crate) unsafe fn attend<L: Lanes, const HALF: bool>(job: &Attend, piece: &Pi
         }
         // The shares of a query stand where its scores were; what they must be divided by comes last.
         for q in 0..queries {
-            softmax::<L>(scores.add(q * job.scores_stride), end_of(q));
+            let (from, begin, end) = (aligned(q), begin_of(q), end_of(q));
+            let of_query = scores.add(q * job.scores_stride);
+            if let Some(cap) = job.cap {
+                soft_cap::<L>(of_query.add(from), end - from, cap);
+            }
+            for before in from..begin {
+                *of_query.add(before) = f32::NEG_INFINITY;
+            }
+            softmax::<L>(of_query.add(from), end - from);
         }
-        for b in 0..blocks {
+        for b in blocks {
             let values = of_block(b).add(BLOCK * job.head_dim * if HALF { 2 } else { 4 });
             let first = b * BLOCK;
             let mut q = 0;
@@ -144,18 +161,25 @@ pub(crate) unsafe fn attend<L: Lanes, const HALF: bool>(job: &Attend, piece: &Pi
                 let shares = scores.add(q * job.scores_stride + first);
                 let to = mixed.add(q * wide);
                 let stride = job.scores_stride;
-                // Positions that all of them see are shared; the last few are each one's own.
-                let common = end_of(q).saturating_sub(first).min(BLOCK);
+                // Positions that all of them see are shared; the first and the last few are each one's own.
+                let within = |position: usize| position.saturating_sub(first).min(BLOCK);
+                let start = within(begin_of(q + side - 1));
+                let common = start..within(end_of(q)).max(start);
+                for one in 0..side - 1 {
+                    let own = within(begin_of(q + one))..start.min(within(end_of(q + one)));
+                    let shares = shares.add(one * stride);
+                    mix::<L, HALF, 1>(shares, stride, values, own, to.add(one * wide), wide);
+                }
                 match side {
-                    1 => mix::<L, HALF, 1>(shares, stride, values, 0..common, to, wide),
-                    2 => mix::<L, HALF, 2>(shares, stride, values, 0..common, to, wide),
-                    3 => mix::<L, HALF, 3>(shares, stride, values, 0..common, to, wide),
-                    _ => mix::<L, HALF, 4>(shares, stride, values, 0..common, to, wide),
+                    1 => mix::<L, HALF, 1>(shares, stride, values, common.clone(), to, wide),
+                    2 => mix::<L, HALF, 2>(shares, stride, values, common.clone(), to, wide),
+                    3 => mix::<L, HALF, 3>(shares, stride, values, common.clone(), to, wide),
+                    _ => mix::<L, HALF, 4>(shares, stride, values, common.clone(), to, wide),
                 }
                 for one in 1..side {
-                    let own = end_of(q + one).saturating_sub(first).min(BLOCK);
+                    let own = common.end..within(end_of(q + one));
                     let shares = shares.add(one * stride);
-                    mix::<L, HALF, 1>(shares, stride, values, common..own, to.add(one * wide), wide);
+                    mix::<L, HALF, 1>(shares, stride, values, own, to.add(one * wide), wide);
                 }
                 q += side;
             }
@@ -163,7 +187,9 @@ pub(crate) unsafe fn attend<L: Lanes, const HALF: bool>(job: &Attend, piece: &Pi
         for q in 0..queries {
             let head = piece.heads.start + q % piece.heads.len();
             let out = job.out.add((piece.row + row_of(q)) * job.out_stride + head * job.head_dim);
-            let share = L::splat(1.0 / total::<L>(scores.add(q * job.scores_stride), end_of(q)));
+            let from = aligned(q);
+            let shares = scores.add(q * job.scores_stride + from);
+            let share = L::splat(1.0 / total::<L>(shares, end_of(q) - from));
             for i in (0..job.head_dim).step_by(LANES) {
                 L::load(mixed.add(q * wide + i)).mul(share).store_part(out.add(i), job.head_dim - i);
             }
@@ -251,6 +277,9 @@ unsafe fn mix<L: Lanes, const HALF: bool, const Q: usize>(
     to: *mut f32,
     wide: usize,
 ) {
+    if positions.is_empty() {
+        return;
+    }
     // SAFETY: the caller's promise.
     unsafe {
         let mut i = 0;

@@ -15,10 +15,16 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Lanes: Copy {
     /// Sixteen integer sums of products, in whatever form the instruction set keeps them.
     type Sums: Copy;
+    /// Sixteen 32-bit words: quads of codes, packed scales, or sums of products.
+    type Words: Copy;
+    /// [`Lanes::add_signed_products`] adds each activation this many times too often.
+    const ADDED: i32;
 
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_half(from: *const u16) -> Self;
+    /// Upper halves of `f32`, which is what bf16 is.
+    unsafe fn load_bf16(from: *const u16) -> Self;
     unsafe fn store(self, to: *mut f32);
     /// `a · b + self` with one rounding.
     unsafe fn fma(self, a: Self, b: Self) -> Self;
@@ -45,6 +51,27 @@ pub(crate) trait Lanes: Copy {
     unsafe fn dot(sums: Self::Sums, weights: *const u8, quad: *const i8) -> Self::Sums;
     /// The sums as numbers (exact below 2²⁴, else rounded to nearest even).
     unsafe fn finish(sums: Self::Sums) -> Self;
+    unsafe fn words(from: *const u8) -> Self::Words;
+    unsafe fn every_word(value: u32) -> Self::Words;
+    /// Sixteen numbers of 16 bits, zeros above.
+    unsafe fn shorts(from: *const u16) -> Self::Words;
+    unsafe fn and(a: Self::Words, b: Self::Words) -> Self::Words;
+    unsafe fn or(a: Self::Words, b: Self::Words) -> Self::Words;
+    /// Shifted by less than 32 bits, zeros come in.
+    unsafe fn left(words: Self::Words, by: u32) -> Self::Words;
+    unsafe fn right(words: Self::Words, by: u32) -> Self::Words;
+    /// The highest bytes of the words as signed numbers.
+    unsafe fn high_bytes(words: Self::Words) -> Self;
+    /// Words as signed numbers, for magnitudes up to 2²⁴.
+    unsafe fn numbers(words: Self::Words) -> Self;
+    /// Adds the products of sixteen quads of codes below 64 and one quad of signed activations.
+    unsafe fn add_products(sums: Self::Words, codes: Self::Words, quad: *const i8) -> Self::Words;
+    /// What a table has for each byte, all below 16, in the form that [`Lanes::add_signed_products`] takes. The table has no
+    /// -128.
+    unsafe fn look_up(table: &'static [i8; 16], codes: Self::Words) -> Self::Words;
+    /// Adds the products of sixteen quads of looked-up numbers and one quad of activations in -127..=127, and
+    /// [`Lanes::ADDED`] times these.
+    unsafe fn add_signed_products(sums: Self::Words, numbers: Self::Words, quad: *const i8) -> Self::Words;
     /// Asks for a cache line that will be read soon.
     unsafe fn soon(_at: *const u8) {}
 
@@ -130,6 +157,8 @@ impl Plain {
 
 impl Lanes for Plain {
     type Sums = [i32; LANES];
+    type Words = [u32; LANES];
+    const ADDED: i32 = 0;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -145,6 +174,12 @@ impl Lanes for Plain {
         // SAFETY: the caller's promise.
         let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
         Plain(bits.map(|b| half::f16::from_bits(b).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        Plain(bits.map(|b| f32::from_bits(u32::from(b) << 16)))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -221,245 +256,74 @@ impl Lanes for Plain {
     unsafe fn finish(sums: Self::Sums) -> Self {
         Plain(sums.map(|s| s as f32))
     }
+    #[inline(always)]
+    unsafe fn words(from: *const u8) -> Self::Words {
+        // SAFETY: the caller's promise: 64 bytes.
+        unsafe { from.cast::<[[u8; 4]; LANES]>().read_unaligned().map(u32::from_le_bytes) }
+    }
+    #[inline(always)]
+    unsafe fn every_word(value: u32) -> Self::Words {
+        [value; LANES]
+    }
+    #[inline(always)]
+    unsafe fn shorts(from: *const u16) -> Self::Words {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[u16; LANES]>().read_unaligned().map(u32::from) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::Words, b: Self::Words) -> Self::Words {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::Words, b: Self::Words) -> Self::Words {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    unsafe fn left(words: Self::Words, by: u32) -> Self::Words {
+        words.map(|w| w << by)
+    }
+    #[inline(always)]
+    unsafe fn right(words: Self::Words, by: u32) -> Self::Words {
+        words.map(|w| w >> by)
+    }
+    #[inline(always)]
+    unsafe fn high_bytes(words: Self::Words) -> Self {
+        Plain(words.map(|w| f32::from((w >> 24) as u8 as i8)))
+    }
+    #[inline(always)]
+    unsafe fn numbers(words: Self::Words) -> Self {
+        Plain(words.map(|w| w as i32 as f32))
+    }
+    #[inline(always)]
+    unsafe fn add_products(mut sums: Self::Words, codes: Self::Words, quad: *const i8) -> Self::Words {
+        // SAFETY: the caller's promise: 4 bytes.
+        let quad = unsafe { quad.cast::<[i8; 4]>().read_unaligned() };
+        for (sum, codes) in sums.iter_mut().zip(codes) {
+            for (code, x) in codes.to_le_bytes().into_iter().zip(quad) {
+                *sum = sum.wrapping_add_signed(i32::from(code) * i32::from(x));
+            }
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: &'static [i8; 16], codes: Self::Words) -> Self::Words {
+        codes.map(|w| u32::from_le_bytes(w.to_le_bytes().map(|code| table[usize::from(code & 15)] as u8)))
+    }
+    #[inline(always)]
+    unsafe fn add_signed_products(mut sums: Self::Words, numbers: Self::Words, quad: *const i8) -> Self::Words {
+        // SAFETY: the caller's promise: 4 bytes.
+        let quad = unsafe { quad.cast::<[i8; 4]>().read_unaligned() };
+        for (sum, numbers) in sums.iter_mut().zip(numbers) {
+            for (number, x) in numbers.to_le_bytes().into_iter().zip(quad) {
+                *sum = sum.wrapping_add_signed(i32::from(number as i8) * i32::from(x));
+            }
+        }
+        sums
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{LANES, Lanes};
-    use core::arch::x86_64::*;
-
-    /// AVX-512 F, BW and VNNI.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(__m512);
-
-    // SAFETY (the whole block): the trait's contract: the CPU has the instruction set, pointers are valid.
-    #[allow(clippy::undocumented_unsafe_blocks)]
-    impl Lanes for Avx512 {
-        type Sums = __m512i;
-
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            unsafe { Self(_mm512_set1_ps(value)) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { Self(_mm512_loadu_ps(from)) }
-        }
-        #[inline(always)]
-        unsafe fn load_half(from: *const u16) -> Self {
-            unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm512_storeu_ps(to, self.0) }
-        }
-        #[inline(always)]
-        unsafe fn fma(self, a: Self, b: Self) -> Self {
-            unsafe { Self(_mm512_fmadd_ps(a.0, b.0, self.0)) }
-        }
-        #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            unsafe { Self(_mm512_add_ps(self.0, other.0)) }
-        }
-        #[inline(always)]
-        unsafe fn sub(self, other: Self) -> Self {
-            unsafe { Self(_mm512_sub_ps(self.0, other.0)) }
-        }
-        #[inline(always)]
-        unsafe fn mul(self, other: Self) -> Self {
-            unsafe { Self(_mm512_mul_ps(self.0, other.0)) }
-        }
-        #[inline(always)]
-        unsafe fn div(self, other: Self) -> Self {
-            unsafe { Self(_mm512_div_ps(self.0, other.0)) }
-        }
-        #[inline(always)]
-        unsafe fn at_least(self, low: Self) -> Self {
-            // The instruction returns its second operand when either is not a number.
-            unsafe { Self(_mm512_max_ps(low.0, self.0)) }
-        }
-        #[inline(always)]
-        unsafe fn at_most(self, high: Self) -> Self {
-            unsafe { Self(_mm512_min_ps(high.0, self.0)) }
-        }
-        #[inline(always)]
-        unsafe fn round(self) -> Self {
-            unsafe { Self(_mm512_roundscale_ps::<0x08>(self.0)) }
-        }
-        #[inline(always)]
-        unsafe fn exp2_whole(self) -> Self {
-            unsafe {
-                let whole = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(whole)))
-            }
-        }
-        #[inline(always)]
-        unsafe fn largest_magnitude(self, so_far: Self) -> Self {
-            unsafe {
-                let bits = _mm512_and_si512(_mm512_castps_si512(self.0), _mm512_set1_epi32(0x7fff_ffff));
-                Self(_mm512_castsi512_ps(_mm512_max_epu32(bits, _mm512_castps_si512(so_far.0))))
-            }
-        }
-        #[inline(always)]
-        unsafe fn store_bytes(self, to: *mut i8) {
-            unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0))) }
-        }
-        #[inline(always)]
-        unsafe fn sums(start: i32) -> Self::Sums {
-            unsafe { _mm512_set1_epi32(start) }
-        }
-        #[inline(always)]
-        unsafe fn dot(sums: Self::Sums, weights: *const u8, quad: *const i8) -> Self::Sums {
-            unsafe {
-                let quad = _mm512_set1_epi32(quad.cast::<i32>().read_unaligned());
-                _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(weights.cast()), quad)
-            }
-        }
-        #[inline(always)]
-        unsafe fn finish(sums: Self::Sums) -> Self {
-            unsafe { Self(_mm512_cvtepi32_ps(sums)) }
-        }
-        #[inline(always)]
-        unsafe fn soon(at: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-        }
-    }
-
-    /// AVX2, FMA and F16C.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx2(__m256, __m256);
-
-    macro_rules! both {
-        ($self:ident, $other:ident, $op:ident) => {
-            unsafe { Self($op($self.0, $other.0), $op($self.1, $other.1)) }
-        };
-    }
-
-    // SAFETY (the whole block): the trait's contract: the CPU has the instruction set, pointers are valid.
-    #[allow(clippy::undocumented_unsafe_blocks)]
-    impl Lanes for Avx2 {
-        /// For each of four groups of four lanes: two partial sums a lane.
-        type Sums = [__m256i; 4];
-
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            unsafe { Self(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
-        }
-        #[inline(always)]
-        unsafe fn load_half(from: *const u16) -> Self {
-            unsafe {
-                Self(
-                    _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-                    _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())),
-                )
-            }
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe {
-                _mm256_storeu_ps(to, self.0);
-                _mm256_storeu_ps(to.add(8), self.1);
-            }
-        }
-        #[inline(always)]
-        unsafe fn fma(self, a: Self, b: Self) -> Self {
-            unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
-        }
-        #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            both!(self, other, _mm256_add_ps)
-        }
-        #[inline(always)]
-        unsafe fn sub(self, other: Self) -> Self {
-            both!(self, other, _mm256_sub_ps)
-        }
-        #[inline(always)]
-        unsafe fn mul(self, other: Self) -> Self {
-            both!(self, other, _mm256_mul_ps)
-        }
-        #[inline(always)]
-        unsafe fn div(self, other: Self) -> Self {
-            both!(self, other, _mm256_div_ps)
-        }
-        #[inline(always)]
-        unsafe fn at_least(self, low: Self) -> Self {
-            // The instruction returns its second operand when either is not a number.
-            both!(low, self, _mm256_max_ps)
-        }
-        #[inline(always)]
-        unsafe fn at_most(self, high: Self) -> Self {
-            both!(high, self, _mm256_min_ps)
-        }
-        #[inline(always)]
-        unsafe fn round(self) -> Self {
-            unsafe { Self(_mm256_round_ps::<0x08>(self.0), _mm256_round_ps::<0x08>(self.1)) }
-        }
-        #[inline(always)]
-        unsafe fn exp2_whole(self) -> Self {
-            unsafe {
-                let power = |v: __m256| {
-                    let whole = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(whole))
-                };
-                Self(power(self.0), power(self.1))
-            }
-        }
-        #[inline(always)]
-        unsafe fn largest_magnitude(self, so_far: Self) -> Self {
-            unsafe {
-                let larger = |a: __m256, b: __m256| {
-                    let bits = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fff_ffff));
-                    _mm256_castsi256_ps(_mm256_max_epu32(bits, _mm256_castps_si256(b)))
-                };
-                Self(larger(self.0, so_far.0), larger(self.1, so_far.1))
-            }
-        }
-        #[inline(always)]
-        unsafe fn store_bytes(self, to: *mut i8) {
-            unsafe {
-                let mut whole = [0i32; LANES];
-                _mm256_storeu_si256(whole.as_mut_ptr().cast(), _mm256_cvtps_epi32(self.0));
-                _mm256_storeu_si256(whole.as_mut_ptr().add(8).cast(), _mm256_cvtps_epi32(self.1));
-                to.cast::<[i8; LANES]>().write_unaligned(whole.map(|v| v as i8));
-            }
-        }
-        #[inline(always)]
-        unsafe fn sums(start: i32) -> Self::Sums {
-            // Each lane's two partial sums are added at the end: begin one of them.
-            unsafe { [_mm256_set1_epi64x(i64::from(start as u32)); 4] }
-        }
-        #[inline(always)]
-        unsafe fn dot(mut sums: Self::Sums, weights: *const u8, quad: *const i8) -> Self::Sums {
-            unsafe {
-                let quad = _mm_set1_epi32(quad.cast::<i32>().read_unaligned());
-                let quad = _mm256_cvtepi8_epi16(quad);
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let four = _mm256_cvtepu8_epi16(_mm_loadu_si128(weights.add(16 * i).cast()));
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(four, quad));
-                }
-                sums
-            }
-        }
-        #[inline(always)]
-        unsafe fn finish(sums: Self::Sums) -> Self {
-            unsafe {
-                let pair = |a: __m256i, b: __m256i| {
-                    let mixed = _mm256_hadd_epi32(a, b);
-                    _mm256_cvtepi32_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(mixed))
-                };
-                Self(pair(sums[0], sums[1]), pair(sums[2], sums[3]))
-            }
-        }
-        #[inline(always)]
-        unsafe fn soon(at: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-        }
-    }
-}
+mod x86;

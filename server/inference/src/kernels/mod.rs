@@ -5,6 +5,7 @@
 //! alone and in any batch, with any split of its prompt, and on any number of threads.
 
 pub(crate) mod attention;
+pub(crate) mod coded;
 pub(crate) mod lanes;
 pub(crate) mod linear;
 pub(crate) mod rows;
@@ -76,6 +77,7 @@ pub(crate) struct Kernels {
     pub(crate) layer_norm: unsafe fn(*const f32, *const f32, *const f32, usize, f32, *mut f32),
     pub(crate) rms_norm: unsafe fn(*const f32, *const f32, usize, f32, *mut f32),
     pub(crate) quantize: Quantize,
+    pub(crate) soft_cap: unsafe fn(*mut f32, usize, f32),
 }
 
 impl Kernels {
@@ -102,7 +104,7 @@ macro_rules! build {
             use super::{Attend, Isa, Kernels, Linear, Piece, Range, attention, lanes, linear as product, rows};
 
             pub(super) const KERNELS: Kernels =
-                Kernels { isa: $isa, linear, attend, layer_norm, rms_norm, quantize };
+                Kernels { isa: $isa, linear, attend, layer_norm, rms_norm, quantize, soft_cap };
 
             $(#[target_feature(enable = $feature)])*
             unsafe fn linear(job: &Linear, tiles: Range<usize>) {
@@ -127,8 +129,12 @@ macro_rules! build {
                 unsafe { rows::rms_norm::<$lanes>(x, w, width, eps, out) }
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn quantize(x: *const f32, groups: usize, bytes: *mut i8, scales: *mut f32, starts: *mut i32) {
-                unsafe { rows::quantize::<$lanes>(x, groups, bytes, scales, starts) }
+            unsafe fn quantize(x: *const f32, groups: usize, bytes: *mut i8, scales: *mut f32, totals: *mut i32) {
+                unsafe { rows::quantize::<$lanes>(x, groups, bytes, scales, totals) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn soft_cap(x: *mut f32, count: usize, cap: f32) {
+                unsafe { rows::soft_cap::<$lanes>(x, count, cap) }
             }
         }
     };

@@ -53,6 +53,48 @@ pub(crate) unsafe fn gelu<L: Lanes>(x: L) -> L {
     }
 }
 
+/// `cap · tanh(x / cap)` of each of `count` numbers, in place. `tanh u` is `1 - 2 / (1 + exp(2u))`.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`; the pointer is valid for `count` elements.
+#[inline(always)]
+pub(crate) unsafe fn soft_cap<L: Lanes>(numbers: *mut f32, count: usize, cap: f32) {
+    // SAFETY: the caller's promise; every access is bounded by `count - i`.
+    unsafe {
+        for i in (0..count).step_by(LANES) {
+            let left = count - i;
+            let twice = L::load_part(numbers.add(i), left).mul(L::splat(2.0 / cap));
+            let share = L::splat(2.0).div(L::splat(1.0).add(exp(twice)));
+            // What is not finite must stay so: the product is 0 or NaN.
+            let capped = L::splat(1.0).sub(share).mul(L::splat(cap)).fma(twice, L::splat(0.0));
+            capped.store_part(numbers.add(i), left);
+        }
+    }
+}
+
+/// GELU by the error function, `x · Φ(x)`, within 2⁻²² of the larger of 1 and `x`: Abramowitz and Stegun 7.1.26.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`.
+#[inline(always)]
+pub(crate) unsafe fn gelu_erf<L: Lanes>(x: L) -> L {
+    const TERMS: [f32; 5] = [1.061_405_4, -1.453_152, 1.421_413_8, -0.284_496_74, 0.254_829_6];
+    // SAFETY: the caller's promise.
+    unsafe {
+        let zero = L::splat(0.0);
+        let size = x.largest_magnitude(zero);
+        let z = size.mul(L::splat(core::f32::consts::FRAC_1_SQRT_2));
+        let t = L::splat(1.0).div(L::splat(1.0).fma(z, L::splat(0.327_591_1)));
+        let mut sum = L::splat(TERMS[0]);
+        for c in &TERMS[1..] {
+            sum = L::splat(*c).fma(sum, t);
+        }
+        // What the error function lacks to one.
+        let rest = sum.mul(t).mul(exp(zero.sub(z.mul(z))));
+        x.at_least(zero).sub(size.mul(rest).mul(L::splat(0.5)))
+    }
+}
+
 /// LayerNorm of one row of `width` numbers.
 ///
 /// # Safety
@@ -103,7 +145,7 @@ unsafe fn away_from<L: Lanes>(row: *const f32, mean: f32, i: usize, width: usize
     }
 }
 
-/// RMSNorm of one row of `width` numbers.
+/// RMSNorm of one row of `width` numbers; `out` may be `row`.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; all pointers are valid for `width` elements.
@@ -129,15 +171,15 @@ pub(crate) unsafe fn rms_norm<L: Lanes>(row: *const f32, weight: *const f32, wid
 /// NaN, so that the break is seen in the logits.
 ///
 /// # Safety
-/// The CPU has the instruction set of `L`; `row` and `bytes` are valid for `groups · 32` elements, `scales` and `starts`
-/// for `groups`.
+/// The CPU has the instruction set of `L`; `row` and `bytes` are valid for `groups · 32` elements, `scales` for `groups`,
+/// `totals`, the sums of halves of groups, for `2 · groups`.
 #[inline(always)]
 pub(crate) unsafe fn quantize<L: Lanes>(
     row: *const f32,
     groups: usize,
     bytes: *mut i8,
     scales: *mut f32,
-    starts: *mut i32,
+    totals: *mut i32,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -159,10 +201,11 @@ pub(crate) unsafe fn quantize<L: Lanes>(
                 low.mul(L::splat(inverse)).store_bytes(to);
                 high.mul(L::splat(inverse)).store_bytes(to.add(LANES));
             }
-            let sum: i32 = to.cast::<[i8; GROUP]>().read_unaligned().iter().map(|b| i32::from(*b)).sum();
             *scales.add(g) = scale;
-            // Weights are kept with 128 added: the products begin with what that adds too much.
-            *starts.add(g) = -128 * sum;
+            for half in 0..2 {
+                let bytes = to.add(half * LANES).cast::<[i8; LANES]>().read_unaligned();
+                *totals.add(2 * g + half) = bytes.iter().map(|b| i32::from(*b)).sum();
+            }
         }
     }
 }

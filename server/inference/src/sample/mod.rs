@@ -1,8 +1,8 @@
 //! How the next token is chosen from a row of logits.
 //!
-//! The order is: repetition, presence and frequency penalties, temperature, top-k, top-p, min-p, one draw. Nothing here has
-//! a state that another request could change, and all arithmetic is our own, so a choice is a function of the logits, the
-//! settings, the tokens so far and the position.
+//! The order is: biases, repetition, presence and frequency penalties, the tokens that a guide allows, temperature, top-k,
+//! top-p, min-p, one draw. Nothing here has a state that another request could change, and all arithmetic is our own, so
+//! a choice is a function of the logits, the settings, the tokens so far and the position.
 
 mod float;
 mod philox;
@@ -16,10 +16,48 @@ use select::Row;
 /// Below this a temperature is as good as greedy; it keeps the scale finite.
 const COLDEST: f32 = 1e-4;
 
-/// The logits hold something that is not a finite number.
+/// The logits hold something that is not a finite number, or none at all is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("logits are not finite")]
 pub struct NotFinite;
+
+/// A set of token ids, as bits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenSet {
+    words: Vec<u32>,
+}
+
+impl TokenSet {
+    /// Takes the bits of `words`, but for the token `without`.
+    pub fn refill(&mut self, words: &[u32], without: u32) {
+        self.words.clear();
+        self.words.extend_from_slice(words);
+        if let Some(word) = self.words.get_mut(without as usize / 32) {
+            *word &= !(1 << (without % 32));
+        }
+    }
+
+    /// Adds a token.
+    pub fn insert(&mut self, id: u32) {
+        let index = id as usize / 32;
+        if index >= self.words.len() {
+            self.words.resize(index + 1, 0);
+        }
+        self.words[index] |= 1 << (id % 32);
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|&word| word == 0)
+    }
+
+    /// The ids, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        (0u32..).zip(&self.words).filter(|(_, word)| **word != 0).flat_map(|(index, &word)| {
+            (0..32u32).filter(move |bit| word & (1 << bit) != 0).map(move |bit| index * 32 + bit)
+        })
+    }
+}
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +84,9 @@ pub struct Sampler {
 pub struct Scratch {
     logits: Vec<f32>,
     weights: Vec<f32>,
+    /// Ids and logits of the tokens that a guide allows.
+    ids: Vec<u32>,
+    kept: Vec<f32>,
 }
 
 impl Sampler {
@@ -59,8 +100,10 @@ impl Sampler {
                 *penalty = 0.0;
             }
         }
+        sampling.logit_bias.retain(|(_, bias)| bias.is_finite());
         let repeats = sampling.repetition_penalty != 1.0;
-        let penalises = repeats || sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+        let biases = !sampling.logit_bias.is_empty();
+        let penalises = biases || repeats || sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
         let seen = if repeats { prompt.iter().map(|&token| (token, 0)).collect() } else { HashMap::new() };
         Sampler { sampling, seen, penalises }
     }
@@ -72,24 +115,48 @@ impl Sampler {
         }
     }
 
-    /// The next token at `position` of the sequence. `alternatives` requests log-probabilities, with that many beside
-    /// the token's own.
+    /// The next token at `position` of the sequence, out of those that are `allowed`. `alternatives` requests
+    /// log-probabilities, with that many beside the token's own.
     pub fn choose(
         &self,
         logits: &[f32],
         position: u64,
         alternatives: Option<u8>,
+        allowed: Option<&TokenSet>,
+        scratch: &mut Scratch,
+    ) -> Result<SampledToken, NotFinite> {
+        self.choose_after(&[], logits, position, alternatives, allowed, scratch)
+    }
+
+    /// [`Sampler::choose`] as if the tokens of `ahead` were in the answer, too.
+    pub fn choose_after(
+        &self,
+        ahead: &[u32],
+        logits: &[f32],
+        position: u64,
+        alternatives: Option<u8>,
+        allowed: Option<&TokenSet>,
         scratch: &mut Scratch,
     ) -> Result<SampledToken, NotFinite> {
         let row = Row::new(logits).ok_or(NotFinite)?;
-        let Scratch { logits: copy, weights } = scratch;
-        let token = if self.penalises {
+        let Scratch { logits: copy, weights, ids, kept } = scratch;
+        if self.penalises {
             copy.clear();
             copy.extend_from_slice(logits);
-            self.penalise(copy);
-            self.draw(&Row::new(copy).ok_or(NotFinite)?, copy, position, weights)
-        } else {
-            self.draw(&row, logits, position, weights)
+            self.penalise(copy, ahead);
+        }
+        let wanted = if self.penalises { copy.as_slice() } else { logits };
+        let token = match allowed {
+            // The others are left out, not made unlikely: no temperature and no top-k can bring them back.
+            Some(allowed) => {
+                ids.clear();
+                ids.extend(allowed.iter().filter(|&id| (id as usize) < wanted.len()));
+                kept.clear();
+                kept.extend(ids.iter().map(|&id| wanted[id as usize]));
+                ids[self.draw(&Row::new(kept).ok_or(NotFinite)?, kept, position, weights) as usize]
+            }
+            None if self.penalises => self.draw(&Row::new(copy).ok_or(NotFinite)?, copy, position, weights),
+            None => self.draw(&row, logits, position, weights),
         };
         let Some(alternatives) = alternatives else {
             return Ok(SampledToken { token, logprob: None, top: Vec::new() });
@@ -99,15 +166,29 @@ impl Sampler {
         Ok(SampledToken { token, logprob: Some(normaliser.logprob(logits[token as usize])), top })
     }
 
-    fn penalise(&self, logits: &mut [f32]) {
-        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
-        for (&token, &count) in &self.seen {
-            let Some(logit) = logits.get_mut(token as usize) else { continue };
+    fn penalise(&self, logits: &mut [f32], ahead: &[u32]) {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, ref logit_bias, .. } = self.sampling;
+        for &(token, bias) in logit_bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = (*logit + bias).clamp(f32::MIN, f32::MAX);
+            }
+        }
+        let mut penalise = |token: u32, count: u32| {
+            let Some(logit) = logits.get_mut(token as usize) else { return };
             let mut value = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
             if count > 0 {
                 value -= presence_penalty + frequency_penalty * count as f32;
             }
             *logit = value.clamp(f32::MIN, f32::MAX);
+        };
+        let times = |token: u32| ahead.iter().filter(|&&other| other == token).count() as u32;
+        for (&token, &count) in &self.seen {
+            penalise(token, count + times(token));
+        }
+        for (index, &token) in ahead.iter().enumerate() {
+            if !self.seen.contains_key(&token) && !ahead[..index].contains(&token) {
+                penalise(token, times(token));
+            }
         }
     }
 

@@ -9,12 +9,13 @@ fn plain(temperature: f32) -> Sampling {
         repetition_penalty: 1.0,
         presence_penalty: 0.0,
         frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
         seed: 42,
     }
 }
 
 fn choose(sampling: Sampling, logits: &[f32], position: u64) -> u32 {
-    Sampler::new(sampling, &[]).choose(logits, position, None, &mut Scratch::default()).unwrap().token
+    Sampler::new(sampling, &[]).choose(logits, position, None, None, &mut Scratch::default()).unwrap().token
 }
 
 fn logits(vocab: usize, spread: f32) -> Vec<f32> {
@@ -54,7 +55,7 @@ fn chi_square(sampling: Sampling, logits: &[f32], draws: u64) {
     let mut scratch = Scratch::default();
     let mut counts = vec![0u64; logits.len()];
     for position in 0..draws {
-        counts[sampler.choose(logits, position, None, &mut scratch).unwrap().token as usize] += 1;
+        counts[sampler.choose(logits, position, None, None, &mut scratch).unwrap().token as usize] += 1;
     }
     let (mut chi, mut cells) = (0.0, 0);
     let (mut rare, mut rare_count) = (0.0, 0.0);
@@ -117,15 +118,15 @@ fn repetition_penalty_applies_to_prompt_and_output() {
     let sampling = Sampling { repetition_penalty: 2.0, ..plain(0.0) };
     let mut sampler = Sampler::new(sampling, &[0]);
     let mut scratch = Scratch::default();
-    assert_eq!(sampler.choose(&row, 0, None, &mut scratch).unwrap().token, 1);
+    assert_eq!(sampler.choose(&row, 0, None, None, &mut scratch).unwrap().token, 1);
     sampler.accept(1);
     // 2.0 / 2 = 1.0 beats 1.9 / 2 = 0.95.
-    assert_eq!(sampler.choose(&row, 1, None, &mut scratch).unwrap().token, 0);
+    assert_eq!(sampler.choose(&row, 1, None, None, &mut scratch).unwrap().token, 0);
     // Negative logits are multiplied, so they sink too.
     let negative = [-1.0, -1.5];
-    assert_eq!(sampler.choose(&negative, 0, None, &mut scratch).unwrap().token, 0);
+    assert_eq!(sampler.choose(&negative, 0, None, None, &mut scratch).unwrap().token, 0);
     let sampler = Sampler::new(Sampling { repetition_penalty: 2.0, ..plain(0.0) }, &[0]);
-    assert_eq!(sampler.choose(&negative, 0, None, &mut scratch).unwrap().token, 1);
+    assert_eq!(sampler.choose(&negative, 0, None, None, &mut scratch).unwrap().token, 1);
 }
 
 #[test]
@@ -135,13 +136,13 @@ fn presence_and_frequency_penalties_apply_to_the_output_only() {
     let mut presence = Sampler::new(Sampling { presence_penalty: 0.5, ..plain(0.0) }, &[0]);
     let mut frequency = Sampler::new(Sampling { frequency_penalty: 0.5, ..plain(0.0) }, &[0]);
     for sampler in [&mut presence, &mut frequency] {
-        assert_eq!(sampler.choose(&row, 0, None, &mut scratch).unwrap().token, 0);
+        assert_eq!(sampler.choose(&row, 0, None, None, &mut scratch).unwrap().token, 0);
         sampler.accept(0);
-        assert_eq!(sampler.choose(&row, 1, None, &mut scratch).unwrap().token, 0);
+        assert_eq!(sampler.choose(&row, 1, None, None, &mut scratch).unwrap().token, 0);
         sampler.accept(0);
     }
-    assert_eq!(presence.choose(&row, 2, None, &mut scratch).unwrap().token, 0);
-    assert_eq!(frequency.choose(&row, 2, None, &mut scratch).unwrap().token, 1);
+    assert_eq!(presence.choose(&row, 2, None, None, &mut scratch).unwrap().token, 0);
+    assert_eq!(frequency.choose(&row, 2, None, None, &mut scratch).unwrap().token, 1);
 }
 
 #[test]
@@ -151,7 +152,7 @@ fn log_probabilities_ignore_penalties_and_temperature() {
     let sum: f64 = row.iter().map(|&l| f64::from(l - max).exp()).sum();
     let exact = |id: u32| f64::from(row[id as usize] - max) - sum.ln();
     let sampling = Sampling { repetition_penalty: 1.3, top_k: 5, ..plain(0.5) };
-    let choice = Sampler::new(sampling, &[1, 2, 3]).choose(&row, 7, Some(20), &mut Scratch::default()).unwrap();
+    let choice = Sampler::new(sampling, &[1, 2, 3]).choose(&row, 7, Some(20), None, &mut Scratch::default()).unwrap();
     assert_eq!(choice.top.len(), 20);
     assert!(choice.top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
     for (id, value) in choice.top.iter().copied().chain([(choice.token, choice.logprob.unwrap())]) {
@@ -165,7 +166,7 @@ fn non_finite_logits_are_an_error_and_extreme_settings_are_harmless() {
     let mut row = logits(100, 4.0);
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         row[31] = bad;
-        let choice = Sampler::new(plain(1.0), &[]).choose(&row, 0, Some(1), &mut Scratch::default());
+        let choice = Sampler::new(plain(1.0), &[]).choose(&row, 0, Some(1), None, &mut Scratch::default());
         assert_eq!(choice, Err(NotFinite));
         assert_eq!(logprob(&row, 0), Err(NotFinite));
     }
@@ -189,7 +190,7 @@ fn non_finite_logits_are_an_error_and_extreme_settings_are_harmless() {
     let harsh = Sampling { repetition_penalty: f32::MAX, presence_penalty: f32::MAX, ..plain(1.0) };
     let mut sampler = Sampler::new(harsh, &[0, 1, 2]);
     sampler.accept(0);
-    assert!(sampler.choose(&[-5.0, 1.0, -7.0], 0, None, &mut Scratch::default()).is_ok());
+    assert!(sampler.choose(&[-5.0, 1.0, -7.0], 0, None, None, &mut Scratch::default()).is_ok());
 }
 
 #[test]
@@ -209,4 +210,20 @@ fn top_k_beyond_the_vocabulary_keeps_all_tokens() {
         assert_eq!(choose(Sampling { top_k: 100, ..plain(1.0) }, &row, position), all);
         assert_eq!(choose(Sampling { top_k: usize::MAX, ..plain(1.0) }, &row, position), all);
     }
+}
+
+#[test]
+fn biases_exclude_tokens_and_choose_among_others() {
+    let row = [3.0, 2.0, 1.0, 0.0];
+    let with = |bias: &[(u32, f32)], temperature| {
+        choose(Sampling { logit_bias: bias.to_vec(), ..plain(temperature) }, &row, 0)
+    };
+    assert_eq!(with(&[(0, -100.0)], 0.0), 1);
+    assert_eq!(with(&[(3, 100.0)], 1.0), 3);
+    assert_eq!(with(&[(0, -100.0), (1, -100.0), (2, f32::NAN), (99, 100.0)], 0.0), 2);
+    // Only two tokens are left, and both are drawn.
+    let drawn: std::collections::BTreeSet<u32> = (0..64)
+        .map(|position| choose(Sampling { logit_bias: vec![(0, -100.0), (1, -100.0)], ..plain(1.0) }, &row, position))
+        .collect();
+    assert_eq!(drawn.into_iter().collect::<Vec<_>>(), [2, 3]);
 }

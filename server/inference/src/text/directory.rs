@@ -1,11 +1,11 @@
 //! What the files beside `tokenizer.json` say: first and last tokens, the chat template.
 
-use std::io;
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Extras, TextError};
+use super::{Extras, TextError, read};
+use crate::json::{MAX_VALUES, check};
 
 /// Files that are absent say nothing; files that cannot be read or are not JSON are errors.
 pub(crate) fn extras(directory: &Path, id_of: &dyn Fn(&str) -> Option<u32>) -> Result<Extras, TextError> {
@@ -29,7 +29,7 @@ pub(crate) fn extras(directory: &Path, id_of: &dyn Fn(&str) -> Option<u32>) -> R
         }
     });
 
-    let chat_template = match read(directory, "chat_template.jinja")? {
+    let chat_template = match read(&directory.join("chat_template.jinja"))? {
         Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
         None => template(&tokenizer["chat_template"]),
     };
@@ -41,18 +41,10 @@ pub(crate) fn extras(directory: &Path, id_of: &dyn Fn(&str) -> Option<u32>) -> R
     })
 }
 
-fn read(directory: &Path, file: &str) -> Result<Option<Vec<u8>>, TextError> {
-    let path = directory.join(file);
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TextError::Read { path, source }),
-    }
-}
-
 fn json(directory: &Path, file: &str) -> Result<Value, TextError> {
-    let Some(bytes) = read(directory, file)? else { return Ok(Value::Null) };
-    serde_json::from_slice(&bytes).map_err(|source| TextError::Json { file: file.to_owned(), source })
+    let Some(bytes) = read(&directory.join(file))? else { return Ok(Value::Null) };
+    let read = check(&bytes, MAX_VALUES).and_then(|()| serde_json::from_slice(&bytes));
+    read.map_err(|source| TextError::Json { file: file.to_owned(), source })
 }
 
 /// One id or a list of them.
@@ -66,8 +58,16 @@ fn piece(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// A template is a text or a list of named ones, of which `default` counts.
+/// A template is a text or a list of named ones, of which `default` counts, and `tool_use` for conversations with tools.
 fn template(value: &Value) -> Option<String> {
-    let named = || value.as_array()?.iter().find(|t| t["name"] == "default")?.get("template")?.as_str();
-    value.as_str().or_else(named).map(str::to_owned)
+    let named = |name: &str| value.as_array()?.iter().find(|t| t["name"] == name)?.get("template")?.as_str();
+    value.as_str().map(str::to_owned).or_else(|| Some(with_tools(named("default")?, named("tool_use"))))
+}
+
+/// One template of that for all conversations and that for those with tools.
+pub(crate) fn with_tools(default: &str, tools: Option<&str>) -> String {
+    match tools {
+        Some(tools) => format!("{{% if tools %}}{tools}{{% else %}}{default}{{% endif %}}"),
+        None => default.to_owned(),
+    }
 }

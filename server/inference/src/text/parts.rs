@@ -12,19 +12,29 @@ use super::{TextError, Tokenizer};
 const PART: usize = 64 << 10;
 /// How far behind the end of a part the words are read: further than the rules look ahead.
 const AHEAD: usize = 4 << 10;
-/// The longest part in bytes, where a word or the space before it is longer than a part.
-const MAX_PART: usize = 256 << 10;
+/// How many times as long as usual a part is at most, where a word or the space before it is longer than a part.
+const MAX_PARTS: usize = 4;
+/// The length of a part where the time may grow with the square of it.
+const SLOW_PART: usize = 8 << 10;
 
 /// Words of several kinds. A tokenizer whose tokens change where the text is cut between them splits no text in parts: it
 /// begins each text with a space, or has no words.
-const PROBE: &str =
+pub(super) const PROBE: &str =
     "One two  three\n\n  4567 (fünf), six's\tseven;\r\n東京 tower — 12.5%\n\n\n    end   of\u{a0}it é\u{301} a1B_c==d";
 
 /// The tokens that the model wants around a text.
 #[derive(Debug, Default)]
 pub(super) struct Around {
-    first: Vec<u32>,
-    last: Vec<u32>,
+    pub(super) first: Vec<u32>,
+    pub(super) last: Vec<u32>,
+}
+
+impl Around {
+    /// From the tokens of a text with and without them; none where the text has no tokens, or others.
+    pub(super) fn new(bare: &[u32], with: &[u32]) -> Option<Around> {
+        let at = with.windows(bare.len().max(1)).position(|ids| ids == bare)?;
+        Some(Around { first: with.get(..at)?.to_vec(), last: with.get(at + bare.len()..)?.to_vec() })
+    }
 }
 
 impl Tokenizer {
@@ -35,16 +45,14 @@ impl Tokenizer {
 
     /// What a split in parts needs to know; none where the parts could have other tokens than the text.
     pub(super) fn probe(&self) -> Option<Around> {
-        let whole = self.whole(PROBE, false).ok()?;
+        let whole = self.whole(PROBE, false).ok().filter(|ids| !ids.is_empty())?;
         let ends = self.word_ends(PROBE).ok()?;
         let cut = |end: &usize| {
             let (left, right) = PROBE.split_at_checked(*end)?;
             Some([self.whole(left, false).ok()?, self.whole(right, false).ok()?].concat())
         };
         let is_exact = ends.len() > 10 && ends.iter().all(|end| cut(end).as_ref() == Some(&whole));
-        let with = self.whole(PROBE, true).ok()?;
-        let at = with.windows(whole.len()).position(|ids| *ids == whole)?;
-        let around = Around { first: with.get(..at)?.to_vec(), last: with.get(at + whole.len()..)?.to_vec() };
+        let around = Around::new(&whole, &self.whole(PROBE, true).ok()?)?;
         is_exact.then_some(around)
     }
 
@@ -52,7 +60,7 @@ impl Tokenizer {
     pub(super) fn in_parts(&self, text: &str, around: Option<&Around>) -> Result<Vec<u32>, TextError> {
         let mut ids = around.map(|around| around.first.clone()).unwrap_or_default();
         let mut rest = text;
-        while rest.len() > PART + AHEAD {
+        while self.is_long(rest) {
             let (part, after) = rest.split_at(self.part_end(rest)?);
             ids.extend(self.whole(part, false)?);
             rest = after;
@@ -63,13 +71,17 @@ impl Tokenizer {
     }
 
     /// Whether a text is split in parts.
-    pub(super) fn is_long(text: &str) -> bool {
-        text.len() > PART + AHEAD
+    pub(super) fn is_long(&self, text: &str) -> bool {
+        text.len() > self.part() + AHEAD
+    }
+
+    fn part(&self) -> usize {
+        if self.is_fast() { PART } else { SLOW_PART }
     }
 
     /// The end of the last word that is over before the end of a part. Further away if there is none.
     fn part_end(&self, text: &str) -> Result<usize, TextError> {
-        let mut size = PART;
+        let (mut size, most) = (self.part(), self.part() * MAX_PARTS);
         loop {
             let window = text.get(..text.floor_char_boundary(size + AHEAD)).unwrap_or(text);
             let ends = self.word_ends(window)?;
@@ -79,8 +91,8 @@ impl Tokenizer {
             if window.len() == text.len() {
                 return Ok(text.len());
             }
-            if size >= MAX_PART {
-                return Err(TextError::Encode(format!("it has {MAX_PART} bytes without the end of a word")));
+            if size >= most {
+                return Err(TextError::Encode(format!("it has {most} bytes without the end of a word")));
             }
             size *= 2;
         }

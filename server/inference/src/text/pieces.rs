@@ -24,6 +24,8 @@ enum Spelling {
     ByteLevel,
     /// `▁` is a space and `<0x0A>` a byte (SentencePiece).
     Pieces { bytes: bool, strips_first_space: bool },
+    /// A piece with this prefix continues a word, any other begins one (WordPiece).
+    Words { prefix: String },
 }
 
 impl Pieces {
@@ -53,7 +55,8 @@ impl Pieces {
             let end = u32::try_from(bytes.len());
             ends.push(end.map_err(|_| TextError::Invalid("the vocabulary's texts exceed 4 GiB".to_owned()))?);
         }
-        let strips_first_space = matches!(spelling, Spelling::Pieces { strips_first_space: true, .. });
+        let strips_first_space =
+            matches!(spelling, Spelling::Pieces { strips_first_space: true, .. } | Spelling::Words { .. });
         Ok(Pieces { bytes, ends, strips_first_space })
     }
 
@@ -78,6 +81,7 @@ impl Spelling {
         match kind(decoder).as_str() {
             "ByteLevel" => Ok(Spelling::ByteLevel),
             "Metaspace" => Ok(Spelling::Pieces { bytes: false, strips_first_space: prepends(decoder) }),
+            "WordPiece" => Ok(Spelling::Words { prefix: decoder["prefix"].as_str().unwrap_or("##").to_owned() }),
             "Sequence" => {
                 let steps = decoder.get("decoders").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
                 let (mut bytes, mut strips_first_space, mut spaces) = (false, false, false);
@@ -116,6 +120,10 @@ impl Spelling {
             Spelling::Pieces { bytes, .. } => match named_byte(piece) {
                 Some(byte) if *bytes => vec![byte],
                 _ => piece.replace('▁', " ").into_bytes(),
+            },
+            Spelling::Words { prefix } => match piece.strip_prefix(prefix.as_str()) {
+                Some(rest) => rest.as_bytes().to_vec(),
+                None => format!(" {piece}").into_bytes(),
             },
         }
     }
@@ -164,7 +172,7 @@ mod tests {
             assert_eq!(Spelling::of(&decoder).unwrap_err().to_string(), expect);
         };
         check(Value::Null, "not supported: decoder `null` in tokenizer.json");
-        check(json!({"type": "WordPiece"}), "not supported: decoder `WordPiece` in tokenizer.json");
+        check(json!({"type": "BPEDecoder"}), "not supported: decoder `BPEDecoder` in tokenizer.json");
         check(
             json!({"type": "Sequence", "decoders": [{"type": "CTC"}]}),
             "not supported: decoder step `CTC` in tokenizer.json",
@@ -182,6 +190,15 @@ mod tests {
         assert_eq!((pieces.bytes(0), pieces.bytes(1), pieces.bytes(2)), (&b""[..], &b" the"[..], &[0xE2][..]));
         assert_eq!((pieces.bytes(3), pieces.bytes(4), pieces.bytes(5)), (&b""[..], &b"<0xZZ>"[..], &b""[..]));
         assert_eq!(pieces.len(), 5);
+    }
+
+    #[test]
+    fn word_pieces_are_joined_to_words() {
+        let tokens = [(0, "[CLS]", true), (1, "token", false), (2, "##izer", false), (3, "s", false)];
+        let decoder = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
+        let pieces = Pieces::new(tokens.map(|(id, p, s)| (id, p.to_owned(), s)), &decoder).unwrap();
+        assert!(pieces.strips_first_space);
+        assert_eq!((0..4).flat_map(|id| pieces.bytes(id)).copied().collect::<Vec<u8>>(), b" tokenizer s");
     }
 
     #[test]

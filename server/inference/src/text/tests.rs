@@ -1,6 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use serde_json::json;
+use tokenizers::PreTokenizer;
 
 /// The character that stands for a byte in byte-level vocabularies.
 fn char_of(byte: u8) -> char {
@@ -34,8 +35,46 @@ fn byte_level_json(merges: &[(&str, &str)]) -> Value {
 
 /// A tokenizer of bytes that ends with token 256, for this crate's tests.
 pub(crate) fn byte_tokenizer() -> Tokenizer {
-    let mut tokenizer = Tokenizer::from_json(byte_level_json(&[]).to_string().as_bytes()).unwrap();
+    byte_tokenizer_with(std::iter::empty())
+}
+
+/// The same with further tokens of letters and digits.
+pub(crate) fn byte_tokenizer_with(tokens: impl Iterator<Item = String>) -> Tokenizer {
+    let mut json = byte_level_json(&[]);
+    let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+    for token in tokens {
+        vocab.insert(token, vocab.len().into());
+    }
+    let mut tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
     tokenizer.extras.end = vec![256];
+    tokenizer
+}
+
+/// A tokenizer of SentencePiece's family that ends with token 2, for this crate's tests: bytes as a last resort, and
+/// pieces that hold several characters of JSON.
+pub(crate) fn pieces_tokenizer() -> Tokenizer {
+    let mut vocab: Vec<Value> = ["<unk>", "<s>", "</s>"].iter().map(|piece| json!([piece, 0.0])).collect();
+    vocab.extend((0..=255).map(|byte| json!([format!("<0x{byte:02X}>"), -20.0])));
+    let pieces =
+        ["▁", "{", "}", "\"", ":", ",", "[", "]", "{\"", "\":", "▁{", "▁\"", "\",", "a", "b", "true", "false", "ü"];
+    vocab.extend(pieces.iter().map(|piece| json!([piece, -2.0])));
+    vocab.extend((0..10).map(|digit| json!([digit.to_string(), -3.0])));
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let json = json!({
+        "version": "1.0",
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": true, "vocab": vocab},
+    });
+    let mut tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+    tokenizer.extras.end = vec![2];
     tokenizer
 }
 
@@ -58,6 +97,7 @@ fn vocabulary(pre: &str, merges: &[(&str, &str)]) -> Vocabulary {
         unknown: None,
         padding: None,
         add_bos: None,
+        add_space_prefix: None,
         add_eos: None,
         chat_template: Some("{{ messages }}".to_owned()),
         tokens,
@@ -108,6 +148,94 @@ fn each_gguf_pre_tokenizer_has_its_own_splitting_rules() {
     check("gpt-2", "x's", &["x", "'s"]);
     check("smollm", "x the", &["x", "Ġthe"]);
     check("llama-bpe", "a\n\nb", &["a", "ĊĊ", "b"]);
+}
+
+/// What other libraries make of texts: `tests/golden/make_text.py`.
+fn golden(file: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn each_pre_tokenizer_of_llama_cpp_splits_as_its_family_does() {
+    let golden = golden("words.json");
+    let text = golden["text"].as_str().unwrap();
+    let mut names = 0;
+    for (name, _) in pre::tests::all() {
+        let tokenizer = Tokenizer::from_gguf(&vocabulary(name, WORDS)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut words = tokenizers::PreTokenizedString::from(text);
+        tokenizer.inner.get_pre_tokenizer().unwrap().pre_tokenize(&mut words).unwrap();
+        let splits = words.get_splits(tokenizers::OffsetReferential::Original, tokenizers::OffsetType::Byte);
+        let ours: Vec<usize> = splits.into_iter().map(|(_, (_, end), _)| end).collect();
+        let theirs: Vec<usize> = serde_json::from_value(golden["ends"][name].clone()).unwrap();
+        let words = |ends: &[usize]| {
+            let starts = [0].into_iter().chain(ends.iter().copied());
+            starts.zip(ends).map(|(start, end)| text[start..*end].to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(words(&ours), words(&theirs), "{name}");
+        names += 1;
+    }
+    assert_eq!(names, golden["ends"].as_object().unwrap().len());
+}
+
+/// A vocabulary of `pieces.json`, as GGUF has it.
+fn sentence_piece(name: &str) -> (Vocabulary, Vec<(String, Vec<u32>)>) {
+    let golden = golden("pieces.json")[name].clone();
+    let of = |key: &str| golden[key].clone();
+    let vocabulary = Vocabulary {
+        model: "llama".to_owned(),
+        pre: Some("default".to_owned()),
+        tokens: serde_json::from_value(of("tokens")).unwrap(),
+        scores: serde_json::from_value(of("scores")).unwrap(),
+        types: serde_json::from_value(of("types")).unwrap(),
+        merges: Vec::new(),
+        bos: Some(1),
+        eos: Some(2),
+        unknown: Some(0),
+        add_space_prefix: golden["prefix"].as_bool(),
+        ..vocabulary("", &[])
+    };
+    (vocabulary, serde_json::from_value(of("encoded")).unwrap())
+}
+
+#[test]
+fn sentencepiece_vocabularies_of_gguf_split_as_sentencepiece_does() {
+    for name in ["llama", "gemma"] {
+        let (vocabulary, texts) = sentence_piece(name);
+        let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
+        assert!(texts.len() > 8);
+        for (text, ids) in texts {
+            assert_eq!(tokenizer.encode(&text, false).unwrap(), ids, "{name} {text:?}");
+            assert_eq!(tokenizer.decode(&ids), text, "{name}");
+            assert_eq!(tokenizer.encode(&text, true).unwrap(), [vec![1], ids].concat(), "{name} {text:?}");
+        }
+        // Control tokens are found in a text, and have none of their own.
+        let ids = tokenizer.encode("<s>a", false).unwrap();
+        assert_eq!((ids[0], tokenizer.decode(&ids)), (1, "a".to_owned()));
+    }
+    let llama = |prefix| Vocabulary { add_space_prefix: prefix, ..sentence_piece("llama").0 };
+    let pieces = |prefix| spellings(&Tokenizer::from_gguf(&llama(prefix)).unwrap(), "in");
+    assert_eq!((pieces(None), pieces(Some(false))), (vec!["▁in".to_owned()], vec!["in".to_owned()]));
+    let without = Vocabulary { add_bos: Some(false), ..llama(None) };
+    assert!(!Tokenizer::from_gguf(&without).unwrap().encode("in", true).unwrap().contains(&1));
+}
+
+#[test]
+fn first_token_is_added_by_the_rule_where_the_file_does_not_say() {
+    let first = |pre: &str, add_bos: Option<bool>| {
+        let vocabulary = Vocabulary { add_bos, ..vocabulary(pre, &[]) };
+        Tokenizer::from_gguf(&vocabulary).unwrap().encode("a", true).unwrap()[0]
+    };
+    for (pre, add_bos, expect) in [
+        ("llama-bpe", None, 256),
+        ("tekken", None, 256),
+        ("llama-bpe", Some(false), 97),
+        ("gpt-2", None, 97),
+        ("qwen2", None, 97),
+        ("qwen2", Some(true), 256),
+    ] {
+        assert_eq!(first(pre, add_bos), expect, "{pre} {add_bos:?}");
+    }
 }
 
 /// Fragments of texts in a random order, at least so many bytes.
@@ -162,14 +290,43 @@ fn tokenizers_that_change_the_beginning_of_a_text_split_none_in_parts() {
 }
 
 #[test]
+fn tokenizers_of_unknown_patterns_or_long_unigram_tokens_are_slow_and_have_short_parts() {
+    let split = |pattern: &str| {
+        let mut json = byte_level_json(WORDS);
+        json["pre_tokenizer"]["use_regex"] = json!(false);
+        let split = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+        json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [split, json["pre_tokenizer"]]});
+        Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
+    };
+    assert!(split(r"\p{N}+").is_fast());
+    let slow = split(r" ?[^ ]+| +");
+    assert!(!slow.is_fast() && slow.splits_in_parts());
+    let text = "one two  three ".repeat(2_000);
+    assert!(slow.is_long(&text) && !split(r"\p{N}+").is_long(&text));
+    assert_eq!(slow.encode(&text, false).unwrap(), slow.whole(&text, false).unwrap());
+    let unigram = |length: usize| {
+        let vocab = json!([["<unk>", 0.0], ["a", -1.0], ["a".repeat(length), -2.0]]);
+        let decoder = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+        let model = json!({"type": "Unigram", "unk_id": 0, "vocab": vocab});
+        let json = json!({"version": "1.0", "added_tokens": [], "decoder": decoder, "model": model});
+        Tokenizer::from_json(json.to_string().as_bytes()).unwrap().is_fast()
+    };
+    assert!(unigram(256) && !unigram(257));
+}
+
+#[test]
 fn unsupported_gguf_tokenizers_are_reported() {
     let check = |vocabulary: Vocabulary, expect: &str| {
         let error = Tokenizer::from_gguf(&vocabulary).unwrap_err().to_string();
         assert!(error.contains(expect), "{error}");
     };
-    check(Vocabulary { model: "llama".to_owned(), ..vocabulary("default", &[]) }, "tokenizer model `llama`");
-    check(vocabulary("qwen2", &[]), "pre-tokenizer `qwen2`");
-    check(Vocabulary { pre: None, ..vocabulary("", &[]) }, "pre-tokenizer `none`");
+    check(Vocabulary { model: "t5".to_owned(), ..vocabulary("default", &[]) }, "tokenizer model `t5`");
+    check(vocabulary("kimi-k2", &[]), "pre-tokenizer `kimi-k2`");
+    let llama = || Vocabulary { model: "llama".to_owned(), ..vocabulary("", &[]) };
+    check(llama(), "not a score for each token");
+    check(Vocabulary { scores: vec![f32::NAN; 300], ..llama() }, "a token's score in GGUF is NaN");
+    let long = Vocabulary { tokens: vec!["a".repeat(40_000)], types: vec![1], scores: vec![0.0], ..llama() };
+    check(long, "too long");
     check(Vocabulary { merges: vec!["no such".to_owned()], ..vocabulary("gpt-2", &[]) }, "invalid tokenizer");
 }
 
@@ -197,12 +354,18 @@ fn model_directory_adds_special_tokens_and_the_chat_template() {
     directory.write(
         "tokenizer_config.json",
         json!({"eos_token": {"content": "<|im_end|>"}, "chat_template":
-        [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]}),
+        [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]}),
     );
     let full = Tokenizer::from_directory(&directory.0).unwrap();
     assert_eq!((full.bos(), full.eos()), (Some(256), Some(257)));
     assert_eq!(full.end_tokens(), [257, 256]);
     assert_eq!(full.chat_template(), Some("yes"));
+    directory.write(
+        "tokenizer_config.json",
+        json!({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "yes"}]}),
+    );
+    let named = Tokenizer::from_directory(&directory.0).unwrap();
+    assert_eq!(named.chat_template(), Some("{% if tools %}t{% else %}yes{% endif %}"));
 }
 
 #[test]
@@ -257,4 +420,64 @@ proptest! {
         text.push_str(&stream.finish());
         prop_assert_eq!(text, tokenizer.decode(&ids));
     }
+}
+
+proptest! {
+    #[test]
+    fn streamed_sentencepiece_tokens_equal_the_decoded_text(ids in prop::collection::vec(0u32..700, 0..60), name in prop_oneof![Just("llama"), Just("gemma")]) {
+        let tokenizer = Tokenizer::from_gguf(&sentence_piece(name).0).unwrap();
+        let mut stream = Stream::new(&[]);
+        let mut text: String = ids.iter().map(|&id| stream.push(tokenizer.bytes(id))).collect();
+        text.push_str(&stream.finish());
+        let whole = tokenizer.decode(&ids);
+        // Only the beginning of a text loses the space that is put before one.
+        prop_assert!(text == whole || (name == "llama" && text == format!(" {whole}")), "{text:?} {whole:?}");
+    }
+}
+
+#[test]
+fn normalizer_that_makes_texts_much_longer_is_refused() {
+    let replace = |pattern: &str, content: &str| serde_json::json!({ "type": "Replace", "pattern": { "String": pattern }, "content": content });
+    let with = |normalizers: Vec<serde_json::Value>| {
+        let mut json = byte_level_json(&[]);
+        json["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": normalizers });
+        Tokenizer::from_json(json.to_string().as_bytes())
+    };
+    let real = with(vec![serde_json::json!({ "type": "Prepend", "prepend": "▁" }), replace(" ", "▁")]);
+    assert!(real.is_ok(), "that of Llama: {:?}", real.err());
+    for bomb in [vec![replace("q", &"q".repeat(40)); 2], vec![replace("a", "aaaa"); 5]] {
+        let error = with(bomb).unwrap_err().to_string();
+        assert!(error.contains("times as long"), "{error}");
+    }
+    let suspicious = with(vec![replace("q", &"q".repeat(40))]).unwrap();
+    assert!(!suspicious.encode(&format!("{} q", "hello ".repeat(2000)), false).unwrap().is_empty());
+    for text in ["q".repeat(200), "hello ".repeat(2000) + &"q".repeat(5000)] {
+        let error = suspicious.encode(&text, false).unwrap_err().to_string();
+        assert!(error.contains("when normalized"), "{error}");
+    }
+}
+
+#[test]
+fn tokenizers_that_fail_are_refused_when_they_are_loaded() {
+    let check = |key: &str, value: Value, says: &str| {
+        let mut json = byte_level_json(&[]);
+        json[key] = value;
+        let error = Tokenizer::from_json(json.to_string().as_bytes()).map(drop).unwrap_err().to_string();
+        assert!(error.contains(says), "{says}: {error}");
+    };
+    // The library reads a normalizer without its type, too.
+    check("normalizer", json!({ "pattern": { "String": "a" }, "content": "a".repeat(99) }), "has no type");
+    // Broken data makes the library panic: here a table whose trie has no units.
+    use base64::Engine as _;
+    let charsmap = base64::engine::general_purpose::STANDARD.encode(b"\0\0\0\0a\0");
+    let table = json!({ "type": "Precompiled", "precompiled_charsmap": charsmap });
+    check("normalizer", table, "the library that reads it fails");
+}
+
+#[test]
+fn tokens_that_share_an_id_are_noted() {
+    assert_eq!(byte_tokenizer().shared_id(), None);
+    let mut json = byte_level_json(&[]);
+    json["model"]["vocab"]["zz"] = json!(7);
+    assert_eq!(Tokenizer::from_json(json.to_string().as_bytes()).unwrap().shared_id(), Some(7));
 }

@@ -8,7 +8,23 @@ use textnlp_inference::executor::{Executor, LogitRows, RowSpan};
 use textnlp_inference::format::Checkpoint;
 
 /// The golden models in safetensors.
-pub const MODELS: [&str; 4] = ["gpt2", "gpt2-odd", "llama", "llama-tied"];
+pub const MODELS: &[&str] = &[
+    "gpt2",
+    "gpt2-odd",
+    "llama",
+    "llama-tied",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3-window",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi3-long",
+    "olmo2",
+    "starcoder2",
+];
 
 pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -19,6 +35,14 @@ pub struct Expected {
     pub tokens: Vec<u32>,
     pub positions: Vec<usize>,
     pub logits: Vec<Vec<f32>>,
+    /// The best token after all, after that one, and so on.
+    pub greedy: Vec<u32>,
+    /// The context that the model is loaded with, if not its own.
+    #[serde(default)]
+    pub context: Option<usize>,
+    /// Another configuration of the model `llama`.
+    #[serde(default)]
+    pub config: serde_json::Value,
 }
 
 pub fn expected(name: &str) -> Expected {
@@ -34,11 +58,33 @@ pub fn load(path: &Path, options: &LoadOptions) -> Cpu {
     Cpu::load(&checkpoint, options).unwrap_or_else(|e| panic!("{e}")).0
 }
 
+/// The most likely tokens after `tokens`, one step each.
+pub fn greedy(cpu: &mut Cpu, tokens: &[u32], count: usize) -> Vec<u32> {
+    let seq = cpu.open(tokens.len() + count).unwrap();
+    let (mut all, mut done) = (tokens.to_vec(), 0);
+    while all.len() < tokens.len() + count {
+        cpu.step(&[RowSpan { seq, start: done, tokens: &all[done..], logits: LogitRows::Last }]).unwrap();
+        done = all.len();
+        let best = cpu.logits().iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+        all.push(best as u32);
+    }
+    cpu.close(seq);
+    all.split_off(tokens.len())
+}
+
+/// Where the tensors of a GGUF file begin, but for padding: right behind the table of tensors.
+pub fn header_length(gguf: &[u8]) -> usize {
+    let last = b"output.weight";
+    let places = gguf.windows(last.len()).enumerate().filter(|(_, w)| w == last);
+    // Two dimensions, a type and an offset follow.
+    places.map(|(at, _)| at + last.len() + 4 + 16 + 4 + 8).next_back().unwrap()
+}
+
 /// Logits of all positions, one row each.
 pub fn all_logits(cpu: &mut Cpu, tokens: &[u32]) -> Vec<Vec<f32>> {
     let seq = cpu.open(tokens.len()).unwrap();
     cpu.step(&[RowSpan { seq, start: 0, tokens, logits: LogitRows::All }]).unwrap();
-    let vocab = cpu.architecture().vocab;
+    let vocab = cpu.shape().vocab;
     let rows = cpu.logits().chunks(vocab).map(<[f32]>::to_vec).collect();
     cpu.close(seq);
     rows

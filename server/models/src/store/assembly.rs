@@ -1,14 +1,13 @@
 //! A model that is being put together, beside the store's models, until one rename makes it one of them.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::OFlags;
 use textnlp_files::{Lock, Replace};
 
 use super::{Model, Store};
@@ -54,8 +53,10 @@ impl Store {
             }
             // The lock is made before the folder and removed after it, so it is the lock that we look for.
             let Some(stem) = name.strip_suffix(".lock") else { continue };
-            let Ok(file) = OpenOptions::new().write(true).open(entry.path()) else { continue };
-            if let Ok(Some(_held)) = Lock::try_file(file, entry.path()) {
+            if !local::safe_name(stem) {
+                continue;
+            }
+            if let Ok(Some(_held)) = local::try_lock(&folder.join(&name), false) {
                 local::remove_dir(&folder.join(stem))?;
                 local::remove_file(&folder.join(&name))?;
             }
@@ -106,11 +107,11 @@ impl Assembly<'_> {
     }
 
     /// Takes a finished and synced file, whose digest was taken just now: it becomes a blob and a file of this model.
-    pub(crate) async fn take(&self, name: &str, found: Recorded, from: &Utf8Path) -> Result<FileEntry> {
+    pub(crate) async fn take(&self, name: &str, found: Recorded, file: File, from: &Utf8Path) -> Result<FileEntry> {
         let entry = FileEntry { name: name.to_owned(), digest: found.digest, bytes: found.bytes };
         let (store, target, from) = (self.store.clone(), self.path(name), from.to_owned());
         let taken = tokio::task::spawn_blocking(move || {
-            take(&store, &target, &entry, &from)?;
+            take(&store, &target, &entry, &file, &from)?;
             if !found.chunks.is_empty() {
                 // They spare a later bundle a pass over the weights; the model is whole without them.
                 if let Err(error) = store.keep_chunks(&entry.digest, &found.chunks) {
@@ -125,13 +126,9 @@ impl Assembly<'_> {
     /// Writes a file of this content.
     pub(crate) fn write(&self, entry: &FileEntry, content: &[u8]) -> Result<()> {
         let part = self.dir.join(format!(".{}.part", entry.name));
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&part)?;
-            file.write_all(content)?;
-            file.sync_all()
-        };
-        write().map_err(Error::io("write", &part))?;
-        take(self.store, &self.path(&entry.name), entry, &part)
+        let mut file = local::open_to_write(&part, 0)?;
+        file.write_all(content).and_then(|()| file.sync_all()).map_err(Error::io("write", &part))?;
+        take(self.store, &self.path(&entry.name), entry, &file, &part)
     }
 
     /// Copies a file of this machine. The digest is that of the copy: the original may change while it is read.
@@ -147,8 +144,8 @@ impl Assembly<'_> {
                 Err(_) => progress(Event::File { name: name.to_owned(), done: done.load(Ordering::Relaxed), total }),
             }
         };
-        let found = copied.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-        self.take(name, found, &part).await
+        let (found, file) = copied.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        self.take(name, found, file, &part).await
     }
 
     /// Makes sure that `more` bytes fit, under the store's bound and on the disk.
@@ -193,8 +190,9 @@ impl Assembly<'_> {
     }
 }
 
-fn take(store: &Store, target: &Utf8Path, entry: &FileEntry, from: &Utf8Path) -> Result<()> {
-    fs::set_permissions(from, Permissions::from_mode(0o444)).map_err(Error::io("make read-only", from))?;
+fn take(store: &Store, target: &Utf8Path, entry: &FileEntry, file: &File, from: &Utf8Path) -> Result<()> {
+    // By its descriptor: other users may have put a link in the place of the path.
+    file.set_permissions(Permissions::from_mode(0o444)).map_err(Error::io("make read-only", from))?;
     let blob = store.blob(&entry.digest);
     local::remove_file(target)?;
     // The same content from elsewhere is shared; one that is no longer what it was is replaced.
@@ -254,22 +252,18 @@ pub(super) fn is_own(path: &Utf8Path) -> Result<bool> {
 }
 
 fn copy_synced(from: &Utf8Path, to: &Utf8Path) -> io::Result<()> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mut source = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(from)?;
+    let mut source = local::open_to_read(from)?;
     let there = source.metadata()?;
-    if !there.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file"));
-    }
     Replace::umask().with(to, |file| {
         file.set_permissions(Permissions::from_mode(there.permissions().mode() & 0o755))?;
         io::copy(&mut source, file).map(drop)
     })
 }
 
-fn copy_and_hash(name: &str, from: &Utf8Path, to: &Utf8Path, done: &AtomicU64) -> Result<Recorded> {
+fn copy_and_hash(name: &str, from: &Utf8Path, to: &Utf8Path, done: &AtomicU64) -> Result<(Recorded, File)> {
     use std::io::Read;
     let mut source = File::open(from).map_err(Error::io("open", from))?;
-    let mut target = File::create(to).map_err(Error::io("write", to))?;
+    let mut target = local::open_to_write(to, 0)?;
     let mut recorder = Recorder::of(name, &source);
     let mut buffer = vec![0u8; 1 << 20];
     loop {
@@ -282,5 +276,5 @@ fn copy_and_hash(name: &str, from: &Utf8Path, to: &Utf8Path, done: &AtomicU64) -
         done.fetch_add(n as u64, Ordering::Relaxed);
     }
     target.sync_all().map_err(Error::io("sync", to))?;
-    Ok(recorder.finish())
+    Ok((recorder.finish(), target))
 }

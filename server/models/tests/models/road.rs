@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::standin::{RepoFile, Standin, noise};
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_models::{Error, FetchOptions, Limits, Model, ProxySettings, Source, Store, verify};
+use textnlp_models::{Error, FetchOptions, Limits, Model, ProxySettings, Source, Store, Token, verify};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -139,16 +139,38 @@ async fn proxy_is_used_with_its_password_except_for_no_proxy_hosts() {
 
     let private = Private::start().await;
     asked.lock().unwrap().clear();
-    let settings = ProxySettings { no_proxy: Some("example.org,localhost".to_owned()), ..settings };
+    // This machine needs no `no_proxy`.
     private.fetch(FetchOptions { proxy: settings, ..private.options("localhost") }).await.unwrap();
     assert!(asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn token_does_not_take_the_route_of_an_environment_file() {
+    let private = Private::start().await;
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let settings = ProxySettings { https: Some(proxy(asked.clone()).await), ..ProxySettings::default() };
+    let by_owner = Arc::new(Mutex::new(Vec::new()));
+    let of_owner = ProxySettings { https: Some(proxy(by_owner.clone()).await), ..ProxySettings::default() };
+    let own = FetchOptions { ca_file: None, proxy: of_owner, ..private.options("hub.example") };
+    let named = own.by_file(settings, Some(private.ca_file.clone()));
+    // Without a token the hub is reached as the file says.
+    verify(&private.fetch(named.clone()).await.unwrap().dir).unwrap();
+    assert!(!asked.lock().unwrap().is_empty() && by_owner.lock().unwrap().is_empty());
+    let private = Private::start().await;
+    asked.lock().unwrap().clear();
+    let token = Some(Token::new("hf_secret"));
+    private
+        .fetch(FetchOptions { endpoint: private.options("hub.example").endpoint, token, ..named })
+        .await
+        .unwrap_err();
+    assert!(asked.lock().unwrap().is_empty() && !by_owner.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
 async fn unreachable_proxy_is_an_error_without_its_password() {
     let private = Private::start().await;
     let settings = ProxySettings { https: Some("http://user:word@127.0.0.1:1".to_owned()), ..ProxySettings::default() };
-    let error = private.fetch(FetchOptions { proxy: settings, ..private.options("localhost") }).await.unwrap_err();
+    let error = private.fetch(FetchOptions { proxy: settings, ..private.options("hub.example") }).await.unwrap_err();
     let text = format!("{error} {error:?} {}", error.hint().unwrap());
     assert!(text.contains("HTTPS_PROXY") && !text.contains("word"), "{text}");
 }

@@ -40,27 +40,32 @@ fn seconds(ms: u64) -> f64 {
 pub(super) fn of_watch(site: &Site, status: &Status) -> String {
     let mut registry = Registry::default();
     let own = BySite { site: site.to_string() };
-    let told = &status.overview;
+    let overview = &status.overview;
     let one = |registry: &mut Registry, name: &str, help: &str, value: f64| {
         let family = Family::<BySite, Real>::default();
         family.get_or_create(&own).set(value);
         registry.register(name, help, family);
     };
-    one(&mut registry, "textnlp_control_epoch", "Epoch of the configuration that this site knows", told.epoch as f64);
-    let is_primary = told.role == MemberRole::Primary;
+    one(
+        &mut registry,
+        "textnlp_control_epoch",
+        "Epoch of the configuration that this site knows",
+        overview.epoch as f64,
+    );
+    let is_primary = overview.role == MemberRole::Primary;
     one(&mut registry, "textnlp_control_primary", "1 where this site is the primary", f64::from(u8::from(is_primary)));
-    let is_member = told.role != MemberRole::Outsider;
+    let is_member = overview.role != MemberRole::Outsider;
     one(&mut registry, "textnlp_control_member", "1 where this site is in sync", f64::from(u8::from(is_member)));
-    let writable = f64::from(u8::from(told.writable));
+    let writable = f64::from(u8::from(overview.writable));
     one(&mut registry, "textnlp_control_writable", "1 where control data can be written at this site", writable);
-    let committed = told.committed as f64;
+    let committed = overview.committed as f64;
     one(
         &mut registry,
         "textnlp_control_committed_index",
         "The last acknowledged entry that this site knows",
         committed,
     );
-    let silence = told.witness_heard_ms.map_or(f64::INFINITY, seconds);
+    let silence = overview.witness_heard_ms.map_or(f64::INFINITY, seconds);
     one(&mut registry, "textnlp_control_witness_silent_seconds", "Since the witness answered", silence);
     let withdrawn = status.withdrawn as f64;
     one(&mut registry, "textnlp_control_withdrawn_entries", "Unacknowledged entries that were withdrawn", withdrawn);

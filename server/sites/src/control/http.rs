@@ -182,7 +182,7 @@ pub(super) fn escaped(text: &str) -> String {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Writing {
+struct WriteRequest {
     writes: Vec<Write>,
     #[serde(default)]
     timeout_ms: Option<u64>,
@@ -194,7 +194,7 @@ struct Writing {
     forwarded: bool,
 }
 
-async fn write(State(watch): Shared, Json(writing): Json<Writing>) -> Response {
+async fn write(State(watch): Shared, Json(writing): Json<WriteRequest>) -> Response {
     let bytes: usize =
         writing.writes.iter().map(|w| w.key.len() + w.value.as_ref().map_or(0, |v| v.to_string().len())).sum();
     let bad_key = |w: &&Write| w.key.is_empty() || w.key.len() > MOST_KEY || w.key.chars().any(char::is_control);

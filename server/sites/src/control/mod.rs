@@ -1,10 +1,10 @@
 //! The site agent and the witness: the processes that run the protocol of `textnlp-control`.
 //!
-//! The *site agent* replicates control data (keys, tenants, the public halves of signing keys) between sites. It writes
-//! what is acknowledged into the site's database, where the replicas read it, ships usage, and copies the primary's
-//! models and configuration. The primary's agent counts rate limits and token budgets where each site has a database.
-//! The agent monitors the primary and takes over when the witness grants it. The *witness* stores who is primary, and
-//! updates the weights of the global endpoint and the addresses in DNS.
+//! The *site agent* replicates control data (keys, tenants, changed feature flags, the public halves of signing keys)
+//! between sites. It writes what is acknowledged into the site's database, where the replicas read it, ships usage, and
+//! copies the primary's models and configuration. The primary's agent counts rate limits and token budgets where each
+//! site has a database. The agent monitors the primary and takes over when the witness grants it. The *witness* stores
+//! who is primary, and updates the weights of the global endpoint and the addresses in DNS.
 
 mod actor;
 pub(crate) mod client;
@@ -16,6 +16,7 @@ mod database;
 mod disk;
 mod dns;
 mod exposition;
+pub mod features;
 mod http;
 pub mod keys;
 mod links;
@@ -69,7 +70,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Signals or threads.
-    #[error("talk to the system")]
+    #[error("call the operating system")]
     System(#[from] std::io::Error),
 }
 

@@ -3,10 +3,12 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use textnlp_store::ApiKey;
+use textnlp_store::{ApiKey, FeatureChange};
 
 /// API keys: `key/PUBLIC_ID`.
 pub(crate) const KEY: &str = "key/";
+/// Changed feature flags: `feature/NAME`.
+pub(crate) const FEATURE: &str = "feature/";
 /// Public halves of signing keys: `verifier/SITE`, and with an end `verifier/SITE/KID`.
 pub(crate) const VERIFIER: &str = "verifier/";
 
@@ -61,8 +63,24 @@ pub(crate) fn to_key(public_id: &str, value: &Value) -> Result<ApiKey, String> {
     })
 }
 
+/// The table key and the value of a changed feature flag.
+pub(crate) fn of_feature(change: &FeatureChange) -> (String, Value) {
+    (format!("{FEATURE}{}", change.name), json!(change))
+}
+
+/// The changed feature flag of an entry. The error is a sentence.
+pub(crate) fn to_feature(name: &str, value: &Value) -> Result<FeatureChange, String> {
+    let change: FeatureChange = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
+    if change.name == name && change.value.percent <= 100 {
+        return Ok(change);
+    }
+    Err("its name or its percentage is wrong".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
+    use textnlp_store::FeatureValue;
+
     use super::*;
 
     #[test]
@@ -83,5 +101,18 @@ mod tests {
         let (name, value) = of_key(&key);
         assert_eq!(to_key(name.strip_prefix(KEY).unwrap(), &value).unwrap(), key);
         assert!(to_key("x", &json!({ "sha256": 3 })).is_err());
+    }
+
+    #[test]
+    fn changed_feature_flag_round_trips() {
+        let off = FeatureValue::off();
+        let value = FeatureValue { percent: 5, model: Some("large".into()), ..off.clone() };
+        let (name, replaces) = ("new_model".to_owned(), Some(off));
+        let change = FeatureChange { name, value, replaces, changed_at: 3, changed_by: "operator ada".into() };
+        let (name, mut value) = of_feature(&change);
+        assert_eq!(to_feature(name.strip_prefix(FEATURE).unwrap(), &value).unwrap(), change);
+        assert!(to_feature("other", &value).is_err());
+        value["value"]["percent"] = json!(101);
+        assert!(to_feature("new_model", &value).is_err());
     }
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::actor::Actor;
 use super::config::AgentConfig;
 use super::database::{DatabaseStatus, ServerRole};
-use super::rows::{self, KEY, VERIFIER};
+use super::rows::{self, FEATURE, KEY, VERIFIER};
 
 /// Interval between two checks whether the shared PostgreSQL is writable here.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -61,7 +61,7 @@ pub(super) async fn lead(
     stop: CancellationToken,
 ) {
     let mut committed = actor.committed();
-    let mut told = PublishedState::default();
+    let mut published = PublishedState::default();
     let (mut look, mut tell) = (tokio::time::interval(POLL_INTERVAL), tokio::time::interval(PUBLISH_INTERVAL));
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -73,7 +73,7 @@ pub(super) async fn lead(
             changed = committed.changed() => if changed.is_err() { return },
             _ = look.tick() => {}
             // A database that is not there yet would be waited for.
-            _ = tell.tick() => told.look(&actor, database_status.is_shown_at_all().then_some(&own), &config).await,
+            _ = tell.tick() => published.look(&actor, database_status.is_shown_at_all().then_some(&own), &config).await,
         }
     }
 }
@@ -110,7 +110,7 @@ async fn show_as_leader(
 /// Writes acknowledged data into the database, and publishes what only this site has, until the site agent stops.
 pub(super) async fn follow(actor: Actor, store: Store, config: AgentConfig, stop: CancellationToken) {
     let mut committed = actor.committed();
-    let mut told = PublishedState::default();
+    let mut published = PublishedState::default();
     let mut tell = tokio::time::interval(PUBLISH_INTERVAL);
     tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -118,7 +118,7 @@ pub(super) async fn follow(actor: Actor, store: Store, config: AgentConfig, stop
         tokio::select! {
             () = stop.cancelled() => return,
             changed = committed.changed() => if changed.is_err() { return },
-            _ = tell.tick() => told.look(&actor, Some(&store), &config).await,
+            _ = tell.tick() => published.look(&actor, Some(&store), &config).await,
         }
     }
 }
@@ -138,8 +138,8 @@ pub(super) async fn publish_state(actor: Actor, store: Store, config: AgentConfi
     // Repeated, because the operator of the database may restore an older state.
     let publisher = async {
         loop {
-            let told = put_verifier(&store, &config).await;
-            tokio::time::sleep(if told { TELL_AGAIN } else { PUBLISH_INTERVAL }).await;
+            let published = put_verifier(&store, &config).await;
+            tokio::time::sleep(if published { TELL_AGAIN } else { PUBLISH_INTERVAL }).await;
         }
     };
     tokio::select! {
@@ -186,16 +186,28 @@ async fn show(actor: &Actor, store: &Store, config: &AgentConfig) -> bool {
 async fn show_one(store: &Store, name: &str, value: Option<&Value>) -> Result<(), StoreError> {
     // API keys are never removed from the table; foreign entries have no row.
     let Some(value) = value else {
-        return match name.strip_prefix(VERIFIER) {
-            Some(verifier) => store.drop_verifiers(&[verifier.to_owned()]).await,
-            None => Ok(()),
-        };
+        if let Some(verifier) = name.strip_prefix(VERIFIER) {
+            return store.drop_verifiers(&[verifier.to_owned()]).await;
+        }
+        if let Some(feature) = name.strip_prefix(FEATURE) {
+            return store.drop_feature(feature, None).await.map(drop);
+        }
+        return Ok(());
     };
     if let Some(public_id) = name.strip_prefix(KEY) {
         match rows::to_key(public_id, value) {
             Ok(key) => return store.mirror_key(&key).await,
             // A newer release may use formats that this one cannot read and ignores.
             Err(why) => tracing::warn!(%name, %why, "a key in the table cannot be read"),
+        }
+    } else if let Some(feature) = name.strip_prefix(FEATURE) {
+        match rows::to_feature(feature, value) {
+            Ok(change) => {
+                if store.put_feature(&change, None).await?.is_err() {
+                    tracing::warn!(%name, "the database has too many feature flags for another one");
+                }
+            }
+            Err(why) => tracing::warn!(%name, %why, "a feature flag in the table cannot be read"),
         }
     } else if let Some(site) = name.strip_prefix(VERIFIER)
         && let Some(kid) = value["kid"].as_str()
@@ -205,7 +217,8 @@ async fn show_one(store: &Store, name: &str, value: Option<&Value>) -> Result<()
     Ok(())
 }
 
-/// What only this site has and must publish: the public half of its signing key, and keys older than the log.
+/// What only this site has and must publish: the public half of its signing key, and keys and changed feature flags
+/// older than the log.
 #[derive(Debug, Default)]
 struct PublishedState {
     verifier: bool,
@@ -225,7 +238,7 @@ impl PublishedState {
         {
             self.leases = Some(tokio::time::Instant::now());
         }
-        // The first primary publishes the keys of its database; later ones have none that the table lacks.
+        // The first primary publishes the keys and flags of its database; later ones have none that the table lacks.
         if let (false, true, Some(store)) = (self.keys, config.site == config.home, store) {
             self.keys = publish_keys(actor, store).await;
         }
@@ -293,11 +306,13 @@ async fn publish_keys(actor: &Actor, store: &Store) -> bool {
     if overview.role != MemberRole::Primary || !overview.writable {
         return false;
     }
-    let (Ok(keys), Ok((_, table))) = (store.keys().await, actor.table(KEY).await) else { return false };
+    let (Ok(keys), Ok(features)) = (store.keys().await, store.feature_changes().await) else { return false };
+    let (Ok((_, table)), Ok((_, flags))) = (actor.table(KEY).await, actor.table(FEATURE).await) else { return false };
     let missing: Vec<Write> = keys
         .iter()
         .map(rows::of_key)
-        .filter(|(name, _)| !table.contains_key(name))
+        .chain(features.iter().map(rows::of_feature))
+        .filter(|(name, _)| !table.contains_key(name) && !flags.contains_key(name))
         .map(|(key, value)| Write { key, value: Some(value) })
         .collect();
     for some in missing.chunks(100) {

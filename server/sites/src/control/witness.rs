@@ -19,11 +19,11 @@ use super::{Error, client, clock, disk, dns};
 struct StoredWitness {
     #[serde(default)]
     memory: Memory,
-    history: Vec<Dated>,
+    history: Vec<ConfigurationRecord>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Dated {
+struct ConfigurationRecord {
     epoch: u64,
     primary: Site,
     members: Vec<Site>,
@@ -99,7 +99,7 @@ impl Running {
             "sites": self.config.sites,
             "weights": holds.map(|c| self.weights(c)).unwrap_or_default(),
             "dns": self.dns.as_ref().map(dns::Records::status),
-            "history": kept.history.iter().map(Dated::shown).collect::<Vec<_>>(),
+            "history": kept.history.iter().map(ConfigurationRecord::shown).collect::<Vec<_>>(),
         })
     }
 
@@ -121,7 +121,7 @@ impl StoredWitness {
     fn add(&mut self, record: Record) {
         let Record { configuration, why } = record;
         tracing::info!(epoch = configuration.epoch, primary = %configuration.primary, %why, "the configuration has changed");
-        self.history.push(Dated {
+        self.history.push(ConfigurationRecord {
             epoch: configuration.epoch,
             primary: configuration.primary.clone(),
             members: configuration.members.keys().cloned().collect(),
@@ -133,7 +133,7 @@ impl StoredWitness {
     }
 }
 
-impl Dated {
+impl ConfigurationRecord {
     fn shown(&self) -> Value {
         let at = jiff::Timestamp::from_millisecond(self.at_ms).map_or_else(|_| String::new(), |at| at.to_string());
         json!({ "epoch": self.epoch, "primary": self.primary, "members": self.members, "at": at, "why": self.why })

@@ -4,7 +4,6 @@
 //! with the time into the WAL and switches to the next segment. So the archive knows how far it reaches, and the
 //! archive of an idle database does not fall behind.
 
-use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -57,7 +56,7 @@ pub(super) fn settings(config: &Config) -> Result<Vec<(&'static str, String)>, E
         return Ok(settings);
     }
     let socket = socket(&config.folder);
-    let step = serde_json::json!({ "archive": { "socket": socket, "system": system(&config.data())?.to_string() } });
+    let step = serde_json::json!({ "archive": { "socket": socket, "system": system(config)?.to_string() } });
     config.put(STEP_FILE, &step.to_string())?;
     let program = program()?;
     // For the shell, and `%` for PostgreSQL.
@@ -88,12 +87,12 @@ pub(super) fn settings(config: &Config) -> Result<Vec<(&'static str, String)>, E
 }
 
 /// The system identifier of a data directory: `pg_control` starts with it.
-pub(super) fn system(data: &Utf8Path) -> Result<u64, Error> {
-    let path = data.join("global/pg_control");
-    let mut bytes = [0u8; 8];
-    let read = std::fs::File::open(&path).and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(|source| Error::Folder { path, source })?;
-    Ok(u64::from_ne_bytes(bytes))
+pub(super) fn system(config: &Config) -> Result<u64, Error> {
+    let read = config.read_data(&["global"], "pg_control", 8).and_then(|bytes| {
+        let bytes = bytes.try_into().map_err(|_| std::io::Error::from(std::io::ErrorKind::UnexpectedEof))?;
+        Ok(u64::from_ne_bytes(bytes))
+    });
+    read.map_err(|source| Error::Folder { path: config.data().join("global/pg_control"), source })
 }
 
 /// This program, as an open file that children inherit: the server's user may run it, and may not enter the folder that it lies in.

@@ -74,7 +74,7 @@ pub async fn base(file: &Utf8Path, to: &Utf8Path) -> Result<Base, Error> {
     server.close().await.map_err(Error::Make)?;
     let last = last_part(to, &first).map_err(fails)?;
     Ok(Base {
-        system: archive::system(&config.data())?.to_string(),
+        system: archive::system(&config)?.to_string(),
         version: version.unsigned_abs(),
         last: last.unwrap_or_else(|| first.clone()),
         first,

@@ -1,7 +1,10 @@
 //! `postgres:`: which folder, which role, and the files that follow from that.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
@@ -12,6 +15,8 @@ use super::{Archive, Error, Recover};
 
 /// A folder, and no link to one.
 const NO_LINK: i32 = (rustix::fs::OFlags::DIRECTORY.bits() | rustix::fs::OFlags::NOFOLLOW.bits()) as i32;
+/// A file, and no link to one. A pipe is not waited for.
+const PLAIN: i32 = (rustix::fs::OFlags::NOFOLLOW.bits() | rustix::fs::OFlags::NONBLOCK.bits()) as i32;
 
 /// The role that owns everything. It connects only by the Unix socket, with peer authentication.
 pub(super) const OWNER: &str = "textnlp_owner";
@@ -190,6 +195,11 @@ impl Config {
         self.folder.join("run")
     }
 
+    /// The name of the database until it is whole.
+    pub(super) fn half_database(&self) -> String {
+        format!("{}_half", self.database)
+    }
+
     /// Writes the client authentication, the replication credentials, and the directory of the socket.
     pub(super) fn write_files(&self) -> Result<(), Error> {
         let run = self.run();
@@ -197,13 +207,13 @@ impl Config {
             let path = path.to_owned();
             move |source| Error::Folder { path, source }
         };
-        let make = || -> std::io::Result<()> {
+        let make = || -> io::Result<()> {
             match std::fs::create_dir(&run) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
             // Not by its path: the owner of the parent directory may have placed a link there, and we may be root.
-            let folder = std::fs::OpenOptions::new().read(true).custom_flags(NO_LINK).open(&run)?;
+            let folder = OpenOptions::new().read(true).custom_flags(NO_LINK).open(&run)?;
             self.give(&folder)?;
             folder.set_permissions(std::fs::Permissions::from_mode(0o700))
         };
@@ -218,10 +228,11 @@ impl Config {
             }
         }
         let access = format!(
-            "local all {OWNER} peer map=owner\nlocal replication {OWNER} peer map=owner\nlocal {database} {SERVICE} scram-sha-256\nlocal replication {REPLICATION} scram-sha-256\n\
+            "local all {OWNER} peer map=owner\nlocal replication {OWNER} peer map=owner\nlocal {database} {SERVICE} scram-sha-256\nlocal {half} {SERVICE} scram-sha-256\nlocal replication {REPLICATION} scram-sha-256\n\
              host {database} {SERVICE} 127.0.0.1/32 scram-sha-256\nhost {database} {SERVICE} ::1/128 scram-sha-256\n\
              {rewinds}",
             database = quoted(&self.database),
+            half = quoted(&self.half_database()),
             // A former primary reads from the current one what has changed since the divergence.
             rewinds = if self.sites.is_some() {
                 format!("local postgres {REPLICATION} scram-sha-256\n")
@@ -253,11 +264,49 @@ impl Config {
             std::io::Write::write_all(file, text.as_bytes())?;
             self.give(file)
         });
-        written.map_err(|source: std::io::Error| Error::Folder { path, source })
+        written.map_err(|source: io::Error| Error::Folder { path, source })
+    }
+
+    /// Creates `standby.signal` in a data directory beside the others: PostgreSQL starts as a standby if it exists.
+    pub(super) fn put_standby_signal(&self, data: &str) -> Result<(), Error> {
+        let put = || {
+            let folder = self.open_own(&self.folder.join(data))?;
+            let file = Replace::private().sole_writer();
+            file.with(in_folder(&folder, "standby.signal"), |file| self.give(file))
+        };
+        put().map_err(|source: io::Error| Error::Folder { path: self.folder.join(data).join("standby.signal"), source })
+    }
+
+    /// Reads the start of a file below a data directory, at most `length` bytes. `folders` lead to it from there.
+    pub(super) fn read_data(&self, folders: &[&str], name: &str, length: u64) -> io::Result<Vec<u8>> {
+        let mut folder = self.open_own(&self.data())?;
+        for inner in folders {
+            folder = self.open_own(&in_folder(&folder, inner))?;
+        }
+        let file = OpenOptions::new().read(true).custom_flags(PLAIN).open(in_folder(&folder, name))?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+        }
+        let mut bytes = Vec::new();
+        file.take(length).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Opens a folder of the server's user. The user may have replaced it by a link or a folder of others, where this
+    /// process would read or write as root.
+    fn open_own(&self, path: &Utf8Path) -> io::Result<File> {
+        let folder = OpenOptions::new().read(true).custom_flags(NO_LINK).open(path)?;
+        let owner = self.user.map_or_else(|| rustix::process::geteuid().as_raw(), |(user, _)| user);
+        match folder.metadata()?.uid() {
+            uid if uid == owner => Ok(folder),
+            uid => {
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("it belongs to uid {uid}, not {owner}")))
+            }
+        }
     }
 
     /// Changes the owner of a file to the server's user.
-    fn give(&self, file: &std::fs::File) -> std::io::Result<()> {
+    fn give(&self, file: &File) -> io::Result<()> {
         self.user.map_or(Ok(()), |(user, group)| fchown(file, Some(user), Some(group)))
     }
 
@@ -274,7 +323,61 @@ impl Config {
     }
 }
 
+/// The path of an entry of an open folder, wherever that is moved meanwhile.
+fn in_folder(folder: &File, name: &str) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
+}
+
 /// A quoted name for pg_hba.conf: quotes remove the special meaning of words like `all`.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_in_the_data_directory_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap();
+        let (folder, outside) = (root.join("postgres"), root.join("outside"));
+        for path in [&folder.join("data/global"), &outside] {
+            std::fs::create_dir_all(path).unwrap();
+        }
+        let own = std::fs::metadata(&folder).unwrap();
+        let text = serde_json::json!({
+            "listen": "unix:/nowhere", "programs": "/nowhere", "folder": folder, "user": [own.uid(), own.gid()],
+            "port": 5432, "database": "textnlp", "password_file": "/nowhere", "max_connections": 5,
+        });
+        let config: Config = serde_json::from_value(text).unwrap();
+        let system = || config.read_data(&["global"], "pg_control", 8);
+        config.put_standby_signal("data").unwrap();
+        assert!(folder.join("data/standby.signal").is_file());
+        std::fs::write(outside.join("pg_control"), "of others").unwrap();
+        std::fs::copy(outside.join("pg_control"), folder.join("data/global/pg_control")).unwrap();
+        assert_eq!(system().unwrap(), b"of other");
+
+        // The server's user replaces the file, the folder of it, and the whole directory.
+        std::fs::remove_file(folder.join("data/global/pg_control")).unwrap();
+        symlink(outside.join("pg_control"), folder.join("data/global/pg_control")).unwrap();
+        assert!(system().is_err());
+        std::fs::remove_dir_all(folder.join("data/global")).unwrap();
+        symlink(&outside, folder.join("data/global")).unwrap();
+        assert!(system().is_err());
+        std::fs::remove_dir_all(folder.join("data")).unwrap();
+        symlink(&outside, folder.join("data")).unwrap();
+        assert!(config.put_standby_signal("data").is_err());
+        assert!(!outside.join("standby.signal").exists());
+
+        // A folder of another user.
+        let other = Config { user: Some((own.uid() + 1, own.gid())), ..config.clone() };
+        std::fs::remove_file(folder.join("data")).unwrap();
+        std::fs::create_dir(folder.join("data")).unwrap();
+        let error = format!("{:?}", other.put_standby_signal("data").unwrap_err());
+        assert!(error.contains("belongs to uid"), "{error}");
+        config.put_standby_signal("data").unwrap();
+    }
 }

@@ -69,7 +69,7 @@ pub enum Error {
     #[error("prepare the database")]
     Make(#[source] sqlx::Error),
     /// Signals, sockets or processes.
-    #[error("talk to the system")]
+    #[error("call the operating system")]
     System(#[from] std::io::Error),
 }
 

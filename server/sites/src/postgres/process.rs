@@ -24,6 +24,10 @@ exit $ended
 
 /// Timeout of a fast shutdown, which flushes to disk. Shorter than the supervisor's own stop timeout.
 const FAST: Duration = Duration::from_secs(45);
+/// Timeout of a copy of the primary: a terabyte by a slow connection between sites.
+const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Timeout of a rewind, which transfers what was changed since the divergence.
+const REWIND_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
 /// A running server, or a tool such as `pg_basebackup` that works on its folder.
 pub(super) struct Process {
@@ -56,6 +60,17 @@ impl Process {
     /// Waits for its end.
     pub(super) async fn ended(&mut self) -> std::io::Result<ExitStatus> {
         self.guard.wait().await
+    }
+
+    /// Waits for the end of a tool, and stops it after a timeout.
+    async fn ended_within(mut self, tool: &str, within: Duration) -> Result<ExitStatus, Error> {
+        match tokio::time::timeout(within, self.ended()).await {
+            Ok(ended) => Ok(ended?),
+            Err(_) => {
+                self.stop().await?;
+                Err(Error::Copy(format!("{tool} did not end within {} s", within.as_secs())))
+            }
+        }
     }
 
     /// Stops it cleanly, so that the next start needs no recovery.
@@ -127,7 +142,7 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
 /// not be touched meanwhile.
 pub(super) fn left(config: &Config) -> Option<u32> {
     let data = config.data();
-    let file = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let file = String::from_utf8(config.read_data(&[], "postmaster.pid", 4 << 10).ok()?).ok()?;
     let pid: u32 = file.lines().next()?.trim().parse().ok()?;
     // The PID may belong to another process by now.
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -155,12 +170,11 @@ pub(super) async fn copy_primary(config: &Config, primary: &Primary) -> Result<(
     command.arg("-D").arg(&beside).arg("-d").arg(config.follows(primary));
     command.args(["-w", "-X", "stream", "-c", "fast", "-S", &primary.name]);
     // Its output goes to our log.
-    let ended = Process::spawn(command)?.ended().await?;
+    let ended = Process::spawn(command)?.ended_within("pg_basebackup", COPY_TIMEOUT).await?;
     if !ended.success() {
         return Err(Error::Copy(format!("pg_basebackup ended with {ended}")));
     }
-    // PostgreSQL starts as a standby if this file exists.
-    config.put("data.new/standby.signal", "")
+    config.put_standby_signal("data.new")
 }
 
 /// Replaces the data directory by the result of [`copy_primary`].
@@ -179,10 +193,22 @@ pub(super) async fn rewind(config: &Config, primary: &Primary) -> Result<bool, E
     command.arg(config.programs.join("pg_rewind"));
     command.arg("-D").arg(config.data());
     command.arg(format!("--source-server={} dbname=postgres connect_timeout=10", config.follows(primary)));
-    let ended = Process::spawn(command)?.ended().await?;
+    let ended = Process::spawn(command)?.ended_within("pg_rewind", REWIND_TIMEOUT).await?;
     if !ended.success() {
         tracing::warn!(%ended, "pg_rewind failed");
         return Ok(false);
     }
-    config.put("data/standby.signal", "").map(|()| true)
+    config.put_standby_signal("data").map(|()| true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn tool_that_does_not_end_is_stopped() {
+        // It ends with its input, as the shell does.
+        let ended = Process::spawn(Command::new("cat")).unwrap().ended_within("pg_basebackup", Duration::ZERO).await;
+        assert_eq!(ended.unwrap_err().to_string(), "copy the primary: pg_basebackup did not end within 0 s");
+    }
 }

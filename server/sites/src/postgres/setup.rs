@@ -90,7 +90,7 @@ pub(super) async fn make(config: &Config) -> Result<(), Error> {
     let replication = config.replication_password_file.as_deref().map(read).transpose()?;
     let (password, replication) = (password.trim(), replication.as_deref().map(str::trim));
     roles(&mut server, password, replication, config.sites.is_some()).await.map_err(Error::Make)?;
-    database(&mut server, config).await?;
+    database(&mut server, config, password).await?;
     limit_settings(config).await.map_err(Error::Make)?;
     server.close().await.map_err(Error::Make)
 }
@@ -209,14 +209,14 @@ async fn roles(
     Ok(())
 }
 
-async fn database(server: &mut PgConnection, config: &Config) -> Result<(), Error> {
+async fn database(server: &mut PgConnection, config: &Config, password: &str) -> Result<(), Error> {
     let is_there = sqlx::query("SELECT 1 FROM pg_database WHERE datname = $1").bind(&config.database);
     if is_there.fetch_optional(&mut *server).await.map_err(Error::Make)?.is_some() {
         return Ok(());
     }
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     // Under another name until it is whole.
-    let half = format!("{}_half", config.database);
+    let half = config.half_database();
     let (name, half_name) = (quoted(&config.database), quoted(&half));
     let mut run =
         async |text: String| sqlx::query(AssertSqlSafe(text)).execute(&mut *server).await.map_err(Error::Make);
@@ -226,10 +226,12 @@ async fn database(server: &mut PgConnection, config: &Config) -> Result<(), Erro
     if let Some(dump) = dump {
         let program = config.programs.join("pg_restore");
         let folder = config.run().as_str().replace('/', "%2F");
-        let address = format!("postgresql://{OWNER}@{folder}:{}/?sslmode=disable", config.port);
-        let address = address.parse().map_err(|_| Error::Restore(format!("{address} is not an address")))?;
-        let (role, into) = (format!("--role={SERVICE}"), format!("--dbname={half}"));
-        let arguments = ["--exit-on-error", "--no-owner", "--no-privileges", &role, &into, dump.as_str()];
+        let password: String = password.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let address = format!("postgresql://{SERVICE}:{password}@{folder}:{}/?sslmode=disable", config.port);
+        let address = address.parse().map_err(|_| Error::Restore(format!("{folder} is not an address")))?;
+        let into = format!("--dbname={half}");
+        // A dump is a program. It runs with the rights that the service has on its database, not as a superuser.
+        let arguments = ["--exit-on-error", "--no-owner", "--no-privileges", &into, dump.as_str()];
         tracing::info!(%dump, "the database is restored from a dump");
         programs::run(&program, &address, &arguments).await.map_err(Error::Restore)?;
     }

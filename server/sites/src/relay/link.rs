@@ -62,16 +62,16 @@ pub(super) async fn accept(shared: Arc<Shared>, at: usize, listener: Listener, t
 }
 
 /// Increments a counter for its lifetime.
-struct Counted<'a>(&'a AtomicU64);
+struct ActiveCount<'a>(&'a AtomicU64);
 
-impl<'a> Counted<'a> {
-    fn begin(count: &'a AtomicU64) -> Counted<'a> {
+impl<'a> ActiveCount<'a> {
+    fn begin(count: &'a AtomicU64) -> ActiveCount<'a> {
         count.fetch_add(1, Relaxed);
-        Counted(count)
+        ActiveCount(count)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for ActiveCount<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -80,7 +80,7 @@ impl Drop for Counted<'_> {
 /// Relays one connection until one of its ends, a fault, or the shutdown ends it.
 async fn one(shared: &Shared, at: usize, here: Stream) {
     let relay = &shared.relays[at];
-    let _open = Counted::begin(&relay.open);
+    let _open = ActiveCount::begin(&relay.open);
     relay.connections.fetch_add(1, Relaxed);
     let mut fault = shared.faults.watch();
     // An established connection stays open while a fault stalls it: both ends must see only silence.
@@ -130,7 +130,7 @@ async fn one(shared: &Shared, at: usize, here: Stream) {
         () = shared.stop.leave.cancelled() => return,
         () = relaying => return,
     }
-    let _stalled = Counted::begin(&relay.stalled);
+    let _stalled = ActiveCount::begin(&relay.stalled);
     tokio::select! {
         _ = fault.wait_for(Option::is_none) => {}
         () = shared.stop.leave.cancelled() => {}

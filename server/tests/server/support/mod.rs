@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use serde_json::{Value, json};
-use textnlp_server::config::{Address, Config};
+use textnlp_server::config::{Address, Config, Renderer};
 use textnlp_server::{Server, keys};
 
 pub(crate) use client::{Client, Reply};
-pub(crate) use model::{Shape, write_model};
+pub(crate) use model::{Shape, write_model, write_script, write_template};
 
 /// A server under test, its folder, and a key that may do everything.
 pub(crate) struct Site {
@@ -43,11 +43,12 @@ pub(crate) fn path(folder: &tempfile::TempDir, name: &str) -> Utf8PathBuf {
     Utf8PathBuf::from_path_buf(folder.path().join(name)).unwrap()
 }
 
-/// The configuration of a test server whose models are in the folder: `tiny` (chats), `plain` (no template), `slow`.
+/// The configuration of a test server whose models are in the folder: `tiny` (chats), `plain` (no template), `slow`, and
+/// the encoders `encoder` (its vectors may be shortened) and `rigid`.
 pub(crate) fn config(folder: &tempfile::TempDir, setup: &Setup<'_>) -> Config {
     let listen = if setup.unix { format!("unix:{}", path(folder, "s.sock")) } else { "127.0.0.1:0".into() };
     let models = setup.models.map_or_else(
-        || "default: tiny\n    preload: [tiny]\n    serve: [ { name: tiny, path: tiny }, { name: plain, path: plain, quantize: q8_0 }, { name: slow, path: slow } ]".to_owned(),
+        || "default: tiny\n    preload: [tiny]\n    serve: [ { name: tiny, path: tiny }, { name: plain, path: plain, quantize: q8_0 }, { name: slow, path: slow }, { name: encoder, path: encoder, matryoshka: true }, { name: rigid, path: rigid } ]".to_owned(),
         str::to_owned,
     );
     let text = format!(
@@ -59,7 +60,10 @@ pub(crate) fn config(folder: &tempfile::TempDir, setup: &Setup<'_>) -> Config {
         setup.database.map_or_else(|| format!("sqlite://{}", path(folder, "textnlp.db")), str::to_owned),
         indent(setup.security),
     );
-    Config::parse(&text).unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"))
+    let config = Config::parse(&text).unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"));
+    // The program that runs is a test.
+    let renderer = Renderer { program: env!("CARGO_BIN_EXE_textnlp-server").into(), ..Renderer::default() };
+    Config { renderer, ..config }
 }
 
 fn indent(lines: &str) -> String {
@@ -70,6 +74,10 @@ pub(crate) async fn start(setup: Setup<'_>) -> Site {
     let folder = tempfile::tempdir().unwrap();
     write_model(&path(&folder, "tiny"), Shape { chat: true, ..Shape::default() });
     write_model(&path(&folder, "plain"), Shape { seed: 2, ..Shape::default() });
+    for (name, golden) in [("encoder", "bert"), ("rigid", "roberta")] {
+        let of_engine = concat!(env!("CARGO_MANIFEST_DIR"), "/inference/tests/golden");
+        std::os::unix::fs::symlink(format!("{of_engine}/{golden}"), path(&folder, name)).unwrap();
+    }
     write_model(&path(&folder, "slow"), Shape { seed: 3, width: 256, layers: 4, context: 8192, ..Shape::default() });
     let config = config(&folder, &setup);
     start_in(folder, config).await
@@ -102,6 +110,12 @@ impl Site {
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
         self.client.send("GET", path, &[("authorization", &format!("Bearer {}", self.key))], b"").await
+    }
+
+    /// Sends JSON with a key; `Null` is no body.
+    pub(crate) async fn send_as(&self, key: &str, method: &str, path: &str, body: &Value) -> Reply {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        self.client.send(method, path, &[("authorization", &format!("Bearer {key}"))], body.as_bytes()).await
     }
 
     /// Waits until the server is ready.

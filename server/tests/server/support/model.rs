@@ -45,6 +45,46 @@ pub(crate) fn write_model(folder: &Utf8Path, shape: Shape) {
     weights(folder, &shape, vocab);
 }
 
+/// Replaces the chat template of a model.
+pub(crate) fn write_template(folder: &Utf8Path, template: &str) {
+    let file = folder.join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    config["chat_template"] = json!(template);
+    std::fs::write(file, config.to_string()).unwrap();
+}
+
+/// A model with a chat template that writes a text after a prompt of this many bytes, whatever the prompt is: layers of
+/// zeros leave the position of a token, which is the direction of the next one.
+pub(crate) fn write_script(folder: &Utf8Path, template: &str, prompt: usize, text: &str) {
+    let shape = Shape { width: 64, layers: 1, chat: true, ..Shape::default() };
+    write_model(folder, Shape { ..shape });
+    write_template(folder, template);
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let (d, vocab) = (shape.width, 256 + SPECIAL.len());
+    let words: Vec<f32> = (0..vocab * d).map(|_| random.next()).collect();
+    let next = |position: usize| {
+        let letter = (position + 1).checked_sub(prompt).and_then(|at| text.as_bytes().get(at).copied());
+        letter.map_or(vocab - 1, usize::from)
+    };
+    let places = (0..shape.context).flat_map(|position| words[next(position) * d..][..d].iter().map(|n| n * 20.0));
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    let mut add =
+        |name: &str, size: &[usize], numbers: Vec<f32>| tensors.insert(name.to_owned(), (size.to_vec(), numbers));
+    add("wpe.weight", &[shape.context, d], places.collect());
+    add("wte.weight", &[vocab, d], words.clone());
+    for (name, inner, outer) in
+        [("attn.c_attn", d, 3 * d), ("attn.c_proj", d, d), ("mlp.c_fc", d, 4 * d), ("mlp.c_proj", 4 * d, d)]
+    {
+        add(&format!("h.0.{name}.weight"), &[inner, outer], vec![0.0; inner * outer]);
+        add(&format!("h.0.{name}.bias"), &[outer], vec![0.0; outer]);
+    }
+    for name in ["h.0.ln_1", "h.0.ln_2", "ln_f"] {
+        add(&format!("{name}.weight"), &[d], vec![1.0; d]);
+        add(&format!("{name}.bias"), &[d], vec![0.0; d]);
+    }
+    write_tensors(folder, &tensors);
+}
+
 /// GPT-2's letters for bytes: printable ones stand for themselves, the rest for letters from 256 on.
 fn letters() -> Vec<char> {
     let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
@@ -122,6 +162,53 @@ fn weights(folder: &Utf8Path, shape: &Shape, vocab: usize) {
     }
     add("ln_f.weight".into(), &[d], 0.1, 1.0);
     add("ln_f.bias".into(), &[d], 0.1, 0.0);
+    write_tensors(folder, &tensors);
+}
+
+/// A Mixtral of random numbers, with the same tokenizer: three experts, of which each token takes two.
+pub(crate) fn write_mixtral(folder: &Utf8Path) {
+    write_model(folder, Shape::default());
+    let config = json!({
+        "model_type": "mixtral", "vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 256, "num_local_experts": 3,
+        "num_experts_per_tok": 2, "tie_word_embeddings": false, "eos_token_id": END, "bos_token_id": END,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    let mut add = |stem: &str, size: &[usize]| {
+        let norm = size.len() == 1;
+        let number = |random: &mut Random| if norm { 1.0 + 0.1 * random.next() } else { 0.6 * random.next() };
+        let numbers = (0..size.iter().product()).map(|_| number(&mut random)).collect();
+        tensors.insert(format!("{stem}.weight"), (size.to_vec(), numbers));
+    };
+    for (stem, size) in [("model.embed_tokens", vec![259, 32]), ("model.norm", vec![32]), ("lm_head", vec![259, 32])] {
+        add(stem, &size);
+    }
+    for layer in 0..2 {
+        let at = format!("model.layers.{layer}");
+        for (stem, size) in [
+            ("input_layernorm", vec![32]),
+            ("post_attention_layernorm", vec![32]),
+            ("self_attn.q_proj", vec![32, 32]),
+            ("self_attn.k_proj", vec![16, 32]),
+            ("self_attn.v_proj", vec![16, 32]),
+            ("self_attn.o_proj", vec![32, 32]),
+            ("block_sparse_moe.gate", vec![3, 32]),
+        ] {
+            add(&format!("{at}.{stem}"), &size);
+        }
+        for expert in 0..3 {
+            let at = format!("{at}.block_sparse_moe.experts.{expert}");
+            add(&format!("{at}.w1"), &[48, 32]);
+            add(&format!("{at}.w2"), &[32, 48]);
+            add(&format!("{at}.w3"), &[48, 32]);
+        }
+    }
+    write_tensors(folder, &tensors);
+}
+
+fn write_tensors(folder: &Utf8Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
     let bytes: BTreeMap<&String, Vec<u8>> = tensors
         .iter()
         .map(|(name, (_, numbers))| (name, numbers.iter().flat_map(|n| n.to_le_bytes()).collect()))

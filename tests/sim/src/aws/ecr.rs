@@ -1,13 +1,18 @@
-//! Elastic Container Registry: its repositories. Layers are not simulated.
+//! Elastic Container Registry: its repositories, and the registry that images are pushed to. Of layers only the sizes are kept.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::kms;
-use crate::{Behaviour, Call, Fault, Quota, Service, Source, World, timestamp};
+use super::protocol::{Reply, Request};
+use crate::{Behaviour, Call, Fault, Quota, Scope, Service, Source, World, timestamp};
 
 /// The service.
 pub const SERVICE: Service = Service {
@@ -18,7 +23,9 @@ pub const SERVICE: Service = Service {
         ("DeleteLifecyclePolicy", delete_lifecycle),
         ("DeleteRepository", delete),
         ("DescribeRepositories", describe),
+        ("GetAuthorizationToken", get_authorization_token),
         ("GetLifecyclePolicy", get_lifecycle),
+        ("ListImages", list_images),
         ("ListTagsForResource", list_tags),
         ("PutImage", put_image),
         ("PutImageScanningConfiguration", put_scanning),
@@ -63,7 +70,24 @@ const LEDGER: &[Behaviour] = &[
             "https://docs.aws.amazon.com/AmazonECR/latest/userguide/lifecycle_policy_parameters.html",
         ),
     },
-    Behaviour { service: "ecr", what: "the layers of an image are not asked for", source: Source::Assumed },
+    Behaviour { service: "ecr", what: "PutImage does not ask for the layers of the image", source: Source::Assumed },
+    Behaviour {
+        service: "ecr",
+        what: "GetAuthorizationToken gives `AWS:` and a password for twelve hours, which the registry takes as Basic authentication",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonECR/latest/APIReference/API_GetAuthorizationToken.html",
+        ),
+    },
+    Behaviour {
+        service: "ecr",
+        what: "the registry takes blobs by POST and PUT, compares their digests, and takes a manifest whose blobs it has",
+        source: Source::Documentation("https://github.com/opencontainers/distribution-spec/blob/main/spec.md"),
+    },
+    Behaviour {
+        service: "ecr",
+        what: "the registry names its errors as the distribution specification does, and a tag of an immutable repository is TAG_INVALID",
+        source: Source::Assumed,
+    },
 ];
 
 /// What ECR holds in a region.
@@ -71,12 +95,17 @@ const LEDGER: &[Behaviour] = &[
 pub struct Ecr {
     /// The repositories by their names.
     pub repositories: BTreeMap<String, Repository>,
+    /// The passwords of the registry, and when they end.
+    passwords: BTreeMap<String, Timestamp>,
 }
 
 /// A repository.
 pub struct Repository {
     /// The digests of images by their tags.
     pub images: BTreeMap<String, String>,
+    /// The blobs that were pushed, by their digests, with their sizes.
+    pub blobs: BTreeMap<String, usize>,
+    manifests: BTreeMap<String, (String, Bytes)>,
     created: Timestamp,
     mutability: String,
     scan_on_push: bool,
@@ -141,6 +170,8 @@ fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
     }
     let repository = Repository {
         images: BTreeMap::new(),
+        blobs: BTreeMap::new(),
+        manifests: BTreeMap::new(),
         created: call.now,
         mutability: call.str("imageTagMutability").unwrap_or("MUTABLE").to_owned(),
         scan_on_push: call.input["imageScanningConfiguration"]["scanOnPush"].as_bool().unwrap_or_default(),
@@ -259,6 +290,114 @@ fn put_image(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let id = json!({ "imageDigest": digest, "imageTag": tag });
     let image = json!({ "registryId": call.account, "repositoryName": name, "imageId": id, "imageManifest": manifest });
     Ok(json!({ "image": image }))
+}
+
+fn get_authorization_token(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let (password, ends) = (call.random.hex(64), call.now + PASSWORD);
+    world.state::<Ecr>(&call.scope()).passwords.insert(password.clone(), ends);
+    let token = STANDARD.encode(format!("AWS:{password}"));
+    let registry = format!("http://{}", call.host);
+    let data = json!({ "authorizationToken": token, "expiresAt": timestamp(ends), "proxyEndpoint": registry });
+    Ok(json!({ "authorizationData": [data] }))
+}
+
+fn list_images(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let images = &find(world, call, call.text("repositoryName"))?.images;
+    let images = images.iter().filter(|_| call.input["filter"]["tagStatus"] != "UNTAGGED");
+    let images = images.map(|(tag, digest)| json!({ "imageTag": tag, "imageDigest": digest })).collect();
+    let mut page = call.page("imageIds", images, Fault::new("InvalidParameterException", "The token is not valid."))?;
+    // The model allows no empty list.
+    if let Some(members) = page.as_object_mut().filter(|members| members["imageIds"] == json!([])) {
+        members.remove("imageIds");
+    }
+    Ok(page)
+}
+
+/// How long a password of the registry is valid.
+const PASSWORD: Duration = Duration::from_secs(12 * 3600);
+
+/// Answers a request of the registry, which is not one of ECR's API: its action of IAM, and the reply. `None` if it is none.
+pub(crate) fn registry(world: &mut World, request: &Request) -> Option<(&'static str, Reply)> {
+    let path = request.path.strip_prefix("/v2/")?;
+    let password = |value: &str| {
+        let pair = STANDARD.decode(value.strip_prefix("Basic ")?).ok()?;
+        String::from_utf8(pair).ok()?.strip_prefix("AWS:").map(str::to_owned)
+    };
+    let header = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
+    let now = world.now();
+    let known = header("authorization").and_then(password).and_then(|password| {
+        let is_valid = |scope: &Scope| {
+            let ends = world.find::<Ecr>(scope).and_then(|ecr| ecr.passwords.get(&password));
+            ends.is_some_and(|ends| *ends > now)
+        };
+        world.scopes::<Ecr>().into_iter().find(is_valid)
+    });
+    let Some(scope) = known else {
+        let challenge = ("www-authenticate".to_owned(), "Basic realm=\"ecr\",service=\"ecr.amazonaws.com\"".to_owned());
+        return Some(("", Reply { headers: vec![challenge], ..refused(401, "UNAUTHORIZED") }));
+    };
+    let (name, kind, which) = ["/blobs/uploads/", "/blobs/", "/manifests/"]
+        .into_iter()
+        .find_map(|kind| path.split_once(kind).map(|(name, which)| (name, kind, which)))?;
+    let Some(repository) = world.state::<Ecr>(&scope).repositories.get_mut(name) else {
+        return Some(("", refused(404, "NAME_UNKNOWN")));
+    };
+    let empty = |status, headers: &[(&str, String)]| {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        Reply { status, headers, body: Bytes::new() }
+    };
+    let is_immutable = repository.mutability == "IMMUTABLE";
+    Some(match (request.method.as_str(), kind) {
+        ("HEAD", "/blobs/") => match repository.blobs.get(which) {
+            Some(size) => ("BatchCheckLayerAvailability", empty(200, &[("content-length", size.to_string())])),
+            None => ("BatchCheckLayerAvailability", refused(404, "BLOB_UNKNOWN")),
+        },
+        ("POST", "/blobs/uploads/") => {
+            ("InitiateLayerUpload", empty(202, &[("location", format!("/v2/{name}/blobs/uploads/one?_state=1"))]))
+        }
+        ("PUT", "/blobs/uploads/") => {
+            let digest = format!("sha256:{}", hex::encode(Sha256::digest(&request.body)));
+            if !request.query.iter().any(|(name, value)| name == "digest" && *value == digest) {
+                return Some(("CompleteLayerUpload", refused(400, "DIGEST_INVALID")));
+            }
+            repository.blobs.insert(digest, request.body.len());
+            ("CompleteLayerUpload", empty(201, &[]))
+        }
+        ("PUT", "/manifests/") => {
+            let digest = format!("sha256:{}", hex::encode(Sha256::digest(&request.body)));
+            let manifest: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+            let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
+            let mut parts = layers.iter().chain([&manifest["config"]]);
+            let is_whole =
+                parts.all(|part| part["digest"].as_str().is_some_and(|part| repository.blobs.contains_key(part)));
+            if !is_whole {
+                return Some(("PutImage", refused(400, "MANIFEST_BLOB_UNKNOWN")));
+            }
+            if repository.images.contains_key(which) && is_immutable {
+                return Some(("PutImage", refused(400, "TAG_INVALID")));
+            }
+            let kind = header("content-type").unwrap_or_default().to_owned();
+            repository.manifests.insert(digest.clone(), (kind, request.body.clone()));
+            repository.images.insert(which.to_owned(), digest);
+            ("PutImage", empty(201, &[]))
+        }
+        ("GET", "/manifests/") => {
+            let digest = repository.images.get(which).map_or(which, String::as_str);
+            match repository.manifests.get(digest) {
+                Some((kind, bytes)) => {
+                    ("BatchGetImage", Reply { body: bytes.clone(), ..empty(200, &[("content-type", kind.clone())]) })
+                }
+                None => ("BatchGetImage", refused(404, "MANIFEST_UNKNOWN")),
+            }
+        }
+        _ => ("", refused(405, "UNSUPPORTED")),
+    })
+}
+
+/// An error of the registry.
+fn refused(status: u16, code: &str) -> Reply {
+    let body = json!({ "errors": [{ "code": code, "message": code }] }).to_string();
+    Reply { status, headers: vec![("content-type".to_owned(), "application/json".to_owned())], body: body.into() }
 }
 
 /// The ARN of the input, if there is such a repository.

@@ -1,22 +1,30 @@
 //! Amazon Web Services.
 
+pub mod acm;
+pub mod autoscaling;
 mod body;
+pub mod budgets;
 pub mod check;
+pub mod cloudwatch;
 pub mod ec2;
 pub mod ecr;
 pub mod eks;
 pub mod elasticache;
 pub mod elb;
 pub mod iam;
+mod key_values;
 pub mod kms;
 pub mod logs;
 pub mod model;
 pub mod protocol;
 pub mod rds;
+pub mod route53;
 pub mod s3;
+pub mod sagemaker;
 pub mod secretsmanager;
 pub mod servicequotas;
 mod signature;
+pub mod sns;
 pub mod sts;
 pub mod tagging;
 mod xml;
@@ -35,6 +43,10 @@ use signature::{Refusal, Signature, refusal_of};
 
 /// The services that are simulated.
 pub const SERVICES: &[&Service] = &[
+    &acm::SERVICE,
+    &autoscaling::SERVICE,
+    &budgets::SERVICE,
+    &cloudwatch::SERVICE,
     &ec2::SERVICE,
     &ecr::SERVICE,
     &eks::SERVICE,
@@ -44,9 +56,13 @@ pub const SERVICES: &[&Service] = &[
     &kms::SERVICE,
     &logs::SERVICE,
     &rds::SERVICE,
+    &route53::SERVICE,
     &s3::SERVICE,
+    &sagemaker::SERVICE,
+    &sagemaker::RUNTIME,
     &secretsmanager::SERVICE,
     &servicequotas::SERVICE,
+    &sns::SERVICE,
     &sts::SERVICE,
     &tagging::SERVICE,
 ];
@@ -124,10 +140,28 @@ pub(crate) fn answer(shared: &Shared, mut request: Request) -> (Option<Reply>, O
             return (Some(plain(&fault, &request_id)), None);
         }
     };
+    if signature.is_none()
+        && let Some((action, reply)) = ecr::registry(&mut shared.world(), &request)
+    {
+        if !action.is_empty() {
+            let outcome = match reply.status {
+                ..400 => Outcome::Succeeded,
+                status => Outcome::Failed(status.to_string()),
+            };
+            shared.record(Exchange {
+                service: ecr::SERVICE.name,
+                operation: action.to_owned(),
+                outcome,
+                ..Exchange::default()
+            });
+        }
+        return (Some(reply), None);
+    }
     request.query.retain(|(name, _)| !name.starts_with("X-Amz-"));
     // Only STS has operations that no key signs.
     let name = signature.as_ref().map_or("sts", |signature| signature.service.as_str());
-    let Some(service) = SERVICES.iter().find(|service| service.name == name) else {
+    let is_one = |service: &&&Service| service.name == name && sagemaker::is_of(service, &request.path);
+    let Some(service) = SERVICES.iter().find(is_one) else {
         shared.violation(format!("{name}: the service is not simulated"));
         return (Some(plain(&Fault::new("NotImplemented", "not simulated").status(501), &request_id)), None);
     };
@@ -240,6 +274,7 @@ impl Answer<'_> {
             input: input.value,
             now: world.now(),
             request_id: self.request_id.to_owned(),
+            host: request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned(),
             timing: self.shared.timing,
             random: world.random.clone(),
             body: input.body,

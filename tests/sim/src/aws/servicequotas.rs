@@ -8,7 +8,7 @@ use crate::{Behaviour, Call, Fault, Quota, Scope, Service, Source, World};
 pub const SERVICE: Service = Service {
     name: "servicequotas",
     model: "service-quotas",
-    operations: &[("GetAWSDefaultServiceQuota", default), ("GetServiceQuota", applied)],
+    operations: &[("GetAWSDefaultServiceQuota", default), ("GetServiceQuota", applied), ("ListServiceQuotas", listed)],
     quotas: VCPUS,
     ledger: LEDGER,
 };
@@ -53,20 +53,36 @@ fn default(_: &mut World, call: &Call) -> Result<Value, Fault> {
     answer(call, |quota| quota.value)
 }
 
+fn all() -> impl Iterator<Item = &'static Quota> {
+    super::SERVICES.iter().flat_map(|one| one.quotas)
+}
+
+fn listed(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let scope = Scope::new(&call.account, &call.region);
+    let of_service = all().filter(|quota| quota.service == call.text("ServiceCode"));
+    let items = of_service.map(|quota| shown(call, quota, world.quotas.of(&scope, quota))).collect();
+    call.page("Quotas", items, Fault::new("InvalidPaginationTokenException", "Invalid NextToken"))
+}
+
 fn answer(call: &Call, value: impl Fn(&Quota) -> f64) -> Result<Value, Fault> {
     let (service, code) = (call.text("ServiceCode"), call.text("QuotaCode"));
-    let mut all = super::SERVICES.iter().flat_map(|one| one.quotas);
+    let mut all = all();
     let Some(quota) = all.find(|quota| quota.service == service && quota.code == code) else {
         return Err(Fault::new("NoSuchResourceException", format!("There is no quota {code} of {service}")));
     };
-    Ok(json!({ "Quota": {
-        "ServiceCode": quota.service,
-        "QuotaCode": quota.code,
+    Ok(json!({ "Quota": shown(call, quota, value(quota)) }))
+}
+
+fn shown(call: &Call, quota: &Quota, value: f64) -> Value {
+    let (service, code) = (quota.service, quota.code);
+    json!({
+        "ServiceCode": service,
+        "QuotaCode": code,
         "QuotaName": quota.name,
         "QuotaArn": format!("arn:aws:servicequotas:{}:{}:{service}/{code}", call.region, call.account),
-        "Value": value(quota),
+        "Value": value,
         "Unit": "None",
         "Adjustable": quota.adjustable,
         "GlobalQuota": false,
-    } }))
+    })
 }

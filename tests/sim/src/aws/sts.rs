@@ -1,5 +1,6 @@
 //! Security Token Service.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base64::Engine;
@@ -34,6 +35,18 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "sts",
+        what: "a session lasts an hour, or DurationSeconds up to the MaxSessionDuration of the role",
+        source: Source::Documentation("https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html"),
+    },
+    Behaviour {
+        service: "sts",
+        what: "a code of an MFA device is accepted once, and a wrong one is AccessDenied",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_mfa_sample-code.html",
+        ),
+    },
+    Behaviour {
+        service: "sts",
         what: "AssumeRoleWithWebIdentity needs a token of a registered provider, with its audience, that has not expired",
         source: Source::Documentation(
             "https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html",
@@ -45,6 +58,13 @@ const LEDGER: &[Behaviour] = &[
         source: Source::Assumed,
     },
 ];
+
+/// What STS holds of an account.
+#[derive(Default)]
+pub struct Sts {
+    /// The codes that each MFA device shows, by its serial number. Each is accepted once.
+    pub devices: BTreeMap<String, BTreeSet<String>>,
+}
 
 fn get_caller_identity(_: &mut World, call: &Call) -> Result<Value, Fault> {
     Ok(json!({ "Account": call.account, "Arn": call.identity, "UserId": call.identity_id }))
@@ -78,9 +98,22 @@ fn assume_role(world: &mut World, call: &Call) -> Result<Value, Fault> {
         return Err(denied());
     }
     let mfa = &condition["Bool"]["aws:MultiFactorAuthPresent"];
-    let has_mfa = call.str("SerialNumber").is_some() && call.str("TokenCode").is_some();
-    if (*mfa == "true" || *mfa == true) && !has_mfa {
+    let code = call.str("SerialNumber").zip(call.str("TokenCode"));
+    if (*mfa == "true" || *mfa == true) && code.is_none() {
         return Err(denied());
+    }
+    let seconds = call.int("DurationSeconds").unwrap_or(3600);
+    if seconds > role.session {
+        let message = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
+        return Err(Fault::new("ValidationError", message).status(400));
+    }
+    if let Some((serial, code)) = code {
+        let devices = &mut world.state::<Sts>(&call.global()).devices;
+        let is_valid = devices.get_mut(serial).is_some_and(|codes| codes.remove(code));
+        if !is_valid {
+            let message = "MultiFactorAuthentication failed with invalid MFA one time pass code. ";
+            return Err(Fault::new("AccessDenied", message).status(403));
+        }
     }
     session(world, call, &account, &role)
 }

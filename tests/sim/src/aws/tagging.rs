@@ -21,11 +21,22 @@ const LEDGER: &[Behaviour] = &[
             "https://docs.aws.amazon.com/resourcegroupstagging/latest/APIReference/API_GetResources.html",
         ),
     },
-    Behaviour { service: "tagging", what: "tags are seen there after some seconds", source: Source::Assumed },
     Behaviour {
         service: "tagging",
-        what: "it shows the region's resources and buckets, and no other global ones",
-        source: Source::Assumed,
+        what: "a page has a hundred resources at most",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/resourcegroupstagging/latest/APIReference/API_GetResources.html",
+        ),
+    },
+    Behaviour { service: "tagging", what: "tags are seen there after some seconds", source: Source::Assumed },
+    Behaviour { service: "tagging", what: "it shows the region's resources and buckets", source: Source::Assumed },
+    Behaviour { service: "tagging", what: "those of IAM are shown in us-east-1", source: Source::Assumed },
+    Behaviour {
+        service: "tagging",
+        what: "it shows neither users nor roles",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/resourcegroupstagging/latest/APIReference/supported-services.html",
+        ),
     },
 ];
 
@@ -42,7 +53,7 @@ fn get_resources(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let place = format!(":{}:{}:", call.region, call.account);
     let mut found = Vec::new();
     for (arn, tags) in world.tags.listed("arn:aws:", call.now) {
-        let is_here = arn.contains(&place) || is_bucket_of(world, call, arn);
+        let is_here = arn.contains(&place) || is_bucket_of(world, call, arn) || is_global(call, arn);
         let is_of_type = types.is_empty() || types.iter().any(|wanted| is_of_type(arn, wanted));
         let matches = filters.iter().all(|(key, values)| {
             tags.get(*key).is_some_and(|value| values.is_empty() || values.contains(&value.as_str()))
@@ -52,12 +63,20 @@ fn get_resources(world: &mut World, call: &Call) -> Result<Value, Fault> {
             found.push(json!({ "ResourceARN": arn, "Tags": tags }));
         }
     }
+    let mut call = call.clone();
+    call.timing.page = call.timing.page.min(100);
     call.page("ResourceTagMappingList", found, Fault::new("PaginationTokenExpiredException", "The token has expired."))
 }
 
 fn is_bucket_of(world: &World, call: &Call, arn: &str) -> bool {
     let bucket = arn.strip_prefix("arn:aws:s3:::").and_then(|name| super::s3::bucket(world, name));
     bucket.is_some_and(|bucket| bucket.account == call.account && bucket.region == call.region)
+}
+
+fn is_global(call: &Call, arn: &str) -> bool {
+    let resource = arn.strip_prefix(&format!("arn:aws:iam::{}:", call.account));
+    call.region == "us-east-1"
+        && resource.is_some_and(|resource| !resource.starts_with("role/") && !resource.starts_with("user/"))
 }
 
 /// Whether an ARN is of a type such as `rds`, `rds:pg` or `ecr:repository`.

@@ -61,7 +61,10 @@ condition = {"StringEquals": {"sts:ExternalId": "secret"}}
 arn = iam.create_role(RoleName="s", AssumeRolePolicyDocument=trust("AWS", "arn:aws:iam::123456789012:root", **condition))["Role"]["Arn"]
 iam.get_waiter("role_exists").wait(RoleName="s")
 refused("AccessDenied", sts.assume_role, RoleArn=arn, RoleSessionName="me")
-made = sts.assume_role(RoleArn=arn, RoleSessionName="me", ExternalId="secret")["Credentials"]
+mine = dict(RoleArn=arn, RoleSessionName="me", ExternalId="secret")
+refused("ValidationError", sts.assume_role, DurationSeconds=7200, **mine)
+refused("AccessDenied", sts.assume_role, SerialNumber="arn:aws:iam::123456789012:mfa/me", TokenCode="000000", **mine)
+made = sts.assume_role(**mine)["Credentials"]
 names = dict(aws_access_key_id=made["AccessKeyId"], aws_secret_access_key=made["SecretAccessKey"], aws_session_token=made["SessionToken"])
 identity = boto3.client("sts", **names).get_caller_identity()
 assert identity["Arn"] == "arn:aws:sts::123456789012:assumed-role/s/me", identity

@@ -1,11 +1,16 @@
 //! The simulated AWS, driven by its own Python client and by requests as no client sends them.
 #![allow(clippy::unwrap_used)]
 
+mod acm;
 mod codecs;
 mod eks;
 mod ledger;
+mod monitoring;
+mod moto;
 mod network;
 mod refusals;
+mod route53;
+mod sagemaker;
 mod storage;
 mod vpc;
 

@@ -107,6 +107,40 @@ while not found:
     pages = tagging.get_paginator("get_resources").paginate(TagFilters=[{"Key": "team", "Values": ["nlp"]}], ResourceTypeFilters=["ecr:repository"])
     found = [r["ResourceARN"] for p in pages for r in p["ResourceTagMappingList"]]
 assert found[0].endswith(":repository/a/b"), found
+import base64, hashlib, json, urllib.error, urllib.request
+data = ecr.get_authorization_token()["authorizationData"][0]
+assert base64.b64decode(data["authorizationToken"]).startswith(b"AWS:") and data["expiresAt"], data
+def registry(method, path, body=None, token=data["authorizationToken"], **headers):
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(data["proxyEndpoint"] + path, body, headers, method=method)
+    if token:
+        request.add_header("Authorization", "Basic " + token)
+    try:
+        answer = urllib.request.urlopen(request)
+        return answer.status, answer.headers.get("location"), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers.get("www-authenticate"), json.loads(error.read() or b"null")
+def digest(body):
+    return "sha256:" + hashlib.sha256(body).hexdigest()
+status, challenge, _ = registry("HEAD", "/v2/a/b/blobs/" + digest(b"x"), token=None)
+assert status == 401 and challenge.startswith("Basic "), (status, challenge)
+assert registry("HEAD", "/v2/a/b/blobs/" + digest(b"x"), token=base64.b64encode(b"AWS:guess").decode())[0] == 401
+assert registry("HEAD", "/v2/a/b/blobs/" + digest(b"x"))[0] == 404
+assert registry("POST", "/v2/a/c/blobs/uploads/")[2]["errors"][0]["code"] == "NAME_UNKNOWN"
+status, at, _ = registry("POST", "/v2/a/b/blobs/uploads/")
+assert status == 202, status
+assert registry("PUT", at + "&digest=" + digest(b"y"), b"x")[2]["errors"][0]["code"] == "DIGEST_INVALID"
+manifest = json.dumps({"config": {"digest": digest(b"x")}, "layers": []}).encode()
+kind = dict(content_type="application/vnd.oci.image.manifest.v1+json")
+assert registry("PUT", "/v2/a/b/manifests/2", manifest, **kind)[2]["errors"][0]["code"] == "MANIFEST_BLOB_UNKNOWN"
+assert registry("PUT", at + "&digest=" + digest(b"x"), b"x")[0] == 201
+assert registry("HEAD", "/v2/a/b/blobs/" + digest(b"x"))[0] == 200
+assert registry("PUT", "/v2/a/b/manifests/2", manifest, **kind)[0] == 201
+assert registry("PUT", "/v2/a/b/manifests/2", manifest + b" ", **kind)[2]["errors"][0]["code"] == "TAG_INVALID"
+assert registry("GET", "/v2/a/b/manifests/2")[2] == manifest
+pages = ecr.get_paginator("list_images").paginate(repositoryName="a/b", filter={"tagStatus": "TAGGED"}, PaginationConfig={"PageSize": 1})
+images = {image["imageTag"]: image["imageDigest"] for page in pages for image in page["imageIds"]}
+assert images["2"] == digest(manifest) and len(images) == 2, images
 ecr.delete_repository(repositoryName="a/b", force=True)
 "#;
     boto3(&simulator, script);

@@ -5,19 +5,24 @@
 #[path = "../../../tests/cluster/operator.rs"]
 #[allow(dead_code)]
 mod operator;
+mod sagemaker;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use serde_json::Value;
+use textnlp_sim::aws::ecr::Ecr;
 use textnlp_sim::aws::eks::Eks;
+use textnlp_sim::aws::rds::Rds;
 use textnlp_sim::{Options, Scope, Simulator};
+use textnlp_tests::ports::Ports;
 use textnlp_tests::{Said, counts, said};
 
-use operator::Operator;
+use operator::{Operator, postgres};
 
 const REGION: &str = "eu-central-1";
 const ACCOUNT: &str = "123456789012";
@@ -112,6 +117,12 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
         plan["cost"]["services"].as_array().unwrap().iter().filter_map(|one| one["service"].as_str()).collect();
     assert!(services.contains(&"EKS") && services.contains(&"EC2"), "{:#}", plan["cost"]);
 
+    // The stack in the cluster and CloudWatch each have a dashboard.
+    let both = account.run(&["plan", "-o", "json"], &["monitoring.stack=true"]).expect(0).json();
+    let planned = both["steps"].as_array().unwrap().iter().filter_map(|step| step["resource"].as_str());
+    let dashboards = planned.filter(|id| ["main/monitoring/dashboard", "main/monitoring/overview"].contains(id));
+    assert_eq!(dashboards.count(), 2, "{both:#}");
+
     let policy = account.run(&["plan", "--policy"], &[]);
     let text = policy.out.clone();
     for action in ["eks:CreateCluster", "ec2:CreateVpc", "iam:CreateRole"] {
@@ -123,7 +134,7 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     eprintln!("up: {:?} in {} s, {:?}", counts(&up), up["seconds"], began.elapsed());
     eprintln!("{:?}", account.requests());
     let again = account.run(&["up", "--yes", "--no-gate", "-o", "json"], &[]).expect(0).json();
-    assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {:#}", again["plan"]);
+    assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
     let status = account.run(&["status", "-o", "json"], &[]).expect(0).json();
     let drift = status["drift"].as_array().map(Vec::len);
     assert_eq!((status["ready"].as_bool(), drift), (Some(true), Some(0)), "{status:#}");
@@ -134,5 +145,101 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
 
     let down: Value = account.run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();
     eprintln!("down: {}", down["plan"]);
+    assert_eq!(account.left(), Vec::<String>::new());
+}
+
+/// The port that the plan gives a database.
+const PORT: u16 = 5432;
+
+/// An address of this machine on which no other test has a server: each reserved port stands for one of 127.0.0.0/8.
+fn address(reserved: &Ports) -> Ipv4Addr {
+    let [high, low] = reserved.numbers()[0].to_be_bytes();
+    let address = Ipv4Addr::new(127, high, low, 1);
+    // A server on all addresses of the machine has it too.
+    TcpListener::bind((address, PORT)).unwrap_or_else(|error| panic!("port {PORT} of {address} is not free: {error}"));
+    address
+}
+
+/// An authority, and the certificate that it gave to a server at the address `$1`.
+const CERTIFICATES: &str = r#"
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=rds -keyout ca.key -out ca.pem
+openssl req -newkey rsa:2048 -nodes -subj /CN=server -keyout server.key -out server.csr
+printf 'subjectAltName=IP:%s\n' "$1" >server.ext
+openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile server.ext -out server.pem
+"#;
+
+const REPOSITORY: &str = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp";
+
+#[test]
+fn pods_of_a_pushed_image_use_a_managed_database_by_tls_and_password() {
+    let Some(mut account) = Account::new("awsdb") else { return };
+    let files = account.operator.cluster.folder().join(format!("{}-rds", account.operator.namespace));
+    std::fs::create_dir(&files).unwrap();
+    let held = Ports::ask(1);
+    let address = address(&held);
+    let mut openssl = Command::new("sh");
+    let made = openssl.current_dir(&files).args(["-euc", CERTIFICATES, "sh", &address.to_string()]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let database = Arc::new(postgres::Cluster::start(&format!("listen_addresses = '{address}'\nport = {PORT}")));
+    let read = |name: &str| std::fs::read_to_string(files.join(name)).unwrap();
+    std::fs::write(
+        database.folder().join("data/pg_hba.conf"),
+        "local all all trust\nhostssl all textnlp 127.0.0.0/8 scram-sha-256\n",
+    )
+    .unwrap();
+    database.begin_tls(&read("server.pem"), &read("server.key"));
+    let server = database.clone();
+    let stand = move |password: &str, name: &str| {
+        server.sql("postgres", &format!("ALTER ROLE textnlp PASSWORD '{password}'"));
+        // Its creation is asked for again when an answer is late.
+        if server.sql("postgres", &format!("SELECT 1 FROM pg_database WHERE datname = '{name}'")).is_empty() {
+            server.sql("postgres", &format!("CREATE DATABASE {name} OWNER textnlp"));
+        }
+        (address.to_string(), PORT)
+    };
+    {
+        let simulator = account.simulator.lock().unwrap();
+        simulator.world().state::<Rds>(&Scope::new(ACCOUNT, REGION)).stand = Some(Box::new(stand));
+    }
+    account.operator.sets.retain(|set| !set.starts_with("database.") && !set.contains("cluster.image"));
+    let sets = [
+        "database.hosting=managed",
+        "database.replicas=1",
+        &format!("network.private_ca={files}/ca.pem"),
+        &format!("registry.url={REPOSITORY}"),
+    ];
+    account.operator.sets.extend(sets.map(str::to_owned));
+
+    let plan = account.run(&["plan", "-o", "json"], &[]).expect(0).json();
+    let steps = plan["steps"].as_array().cloned().unwrap_or_default();
+    let step = |name: &str| steps.iter().find(|step| step["resource"] == name).unwrap_or(&Value::Null);
+    let pushed = &step("main/registry/repository")["id"];
+    for pods in ["main/server/migrate", "main/server/deployment"] {
+        let after = step(pods)["after"].as_array().cloned().unwrap_or_default();
+        assert!(pushed.is_u64() && after.contains(pushed), "{pods} waits for the push: {after:?}");
+    }
+
+    account.run(&["up", "--yes", "--no-gate", "-o", "json"], &[]).expect(0);
+    let deployment = account.operator.get("deployment", "textnlp-api");
+    let image =
+        deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned();
+    let (tagged, digest) = image.split_once('@').unwrap_or_default();
+    let tag = tagged.strip_prefix(&format!("{REPOSITORY}:")).unwrap_or_default();
+    let pushed = |account: &Account| {
+        let simulator = account.simulator.lock().unwrap();
+        let world = simulator.world();
+        let ecr = world.find::<Ecr>(&Scope::new(ACCOUNT, REGION)).unwrap();
+        ecr.repositories["textnlp"].images.get(tag).cloned()
+    };
+    assert_eq!(pushed(&account).as_deref(), Some(digest), "{image}");
+    let encrypted =
+        "SELECT count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'textnlp'";
+    assert_eq!(database.sql("postgres", encrypted), "t");
+    let again = account.run(&["up", "--yes", "--no-gate", "-o", "json"], &[]).expect(0).json();
+    assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
+    let text = account.run(&["generate", "Once upon a time"], &[]);
+    assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
+
+    account.run(&["down", "--yes", "-o", "json"], &[]).expect(0);
     assert_eq!(account.left(), Vec::<String>::new());
 }

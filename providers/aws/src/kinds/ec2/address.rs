@@ -5,7 +5,7 @@ use aws_sdk_ec2::types::{Address as Answer, DomainType, ResourceType};
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{Identity, Permission, Result};
 
-use super::{QUICK, SERVICE, TAGS, UNTAGS, creates, deletes};
+use super::{CREATE_TAGS, QUICK, SERVICE, TAGS, UNTAGS, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
@@ -16,6 +16,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
             creates("ec2:AllocateAddress"),
+            CREATE_TAGS,
             TAGS,
             UNTAGS,
             Permission::read("ec2:DescribeAddresses"),
@@ -62,10 +63,6 @@ impl Resource for Address {
         let tags = super::specification(make, ResourceType::ElasticIp);
         let call = api.ec2.allocate_address().domain(DomainType::Vpc).tag_specifications(tags).send();
         super::id_in(api.call(SERVICE, "allocate", "address", call).await?.allocation_id, "address")
-    }
-
-    async fn put(_api: &Api, _seen: &ObservedObject<Spec>, _spec: &Spec, _field: &str) -> Result<()> {
-        Ok(())
     }
 
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {

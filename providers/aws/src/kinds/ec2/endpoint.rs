@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{Identity, Permission, Result};
 
-use super::{SERVICE, TAGS, UNTAGS, changes, creates, deletes};
+use super::{CREATE_TAGS, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
@@ -17,6 +17,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(20),
         permissions: &[
+            CREATE_TAGS,
             TAGS,
             creates("ec2:CreateVpcEndpoint"),
             UNTAGS,
@@ -169,5 +170,6 @@ fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
         "partial" => State::Degraded(why()),
         _ => State::Pending(word),
     };
-    Some(ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())).state(state))
+    let seen = ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone()));
+    Some(seen.created(one.creation_timestamp).state(state))
 }

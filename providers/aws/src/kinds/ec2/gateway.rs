@@ -5,7 +5,7 @@ use aws_sdk_ec2::types::{InternetGateway as Answer, ResourceType};
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{Identity, Permission, Result};
 
-use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
+use super::{CREATE_TAGS, QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
@@ -16,11 +16,13 @@ pub(crate) static ROWS: &[Row] = &[Row {
         permissions: &[
             changes("ec2:AttachInternetGateway"),
             creates("ec2:CreateInternetGateway"),
+            CREATE_TAGS,
             TAGS,
             deletes("ec2:DeleteInternetGateway"),
             UNTAGS,
             Permission::read("ec2:DescribeInternetGateways"),
             changes("ec2:DetachInternetGateway"),
+            deletes("ec2:DetachInternetGateway"),
         ],
         typical: QUICK,
         terraform: &[("aws_internet_gateway", "id")],

@@ -19,10 +19,9 @@ use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Lineage, Result};
 
 use super::{FILTER_VALUES, SERVICE, named};
 use crate::api::Api;
+use crate::kinds::elb::{self, Balancing};
 use crate::tags::{self, CLUSTER, Tags};
 
-/// The signing name of Elastic Load Balancing.
-const ELB: &str = "elasticloadbalancing";
 /// The most resources of one `DescribeTags` of Elastic Load Balancing.
 const TAGGED: usize = 20;
 /// How many objects in the way an error names.
@@ -51,6 +50,7 @@ impl Place {
             cloud_id: CloudId::new(id?).ok()?,
             what: what.to_owned(),
             swept: maker.is_some(),
+            outlives: false,
             maker: maker.and_then(|maker| CloudId::new(maker).ok()),
         })
     }
@@ -74,7 +74,7 @@ pub(super) async fn of_subnets(api: &Api, subnets: &[Place]) -> Result<BTreeMap<
     for (one, tags) in load_balancers(api, subnets).await? {
         let arn = one.load_balancer_arn.as_deref();
         for place in subnets.iter().filter(|place| is_in(&one, &place.id)) {
-            let foreign = place.foreign(arn, "load balancer", "", &tags);
+            let foreign = place.foreign(arn, Balancing::LoadBalancer.word(), "", &tags);
             found.entry(place.id.clone()).or_default().extend(foreign);
         }
     }
@@ -101,7 +101,7 @@ fn is_in(one: &LoadBalancer, subnet: &str) -> bool {
 /// The load balancers in these subnets with their tags. They are listed for the whole region, because no filter is offered.
 async fn load_balancers(api: &Api, subnets: &[Place]) -> Result<Vec<(LoadBalancer, Tags)>> {
     let pages = api.elb.describe_load_balancers().into_paginator().items().send();
-    let all: Vec<LoadBalancer> = api.call(ELB, "list", "load balancers", pages.try_collect()).await?;
+    let all: Vec<LoadBalancer> = api.call(elb::SERVICE, "list", "load balancers", pages.try_collect()).await?;
     let here = all.into_iter().filter(|one| subnets.iter().any(|place| is_in(one, &place.id))).collect();
     tagged(api, here, |one: &LoadBalancer| one.load_balancer_arn.clone()).await
 }
@@ -109,12 +109,12 @@ async fn load_balancers(api: &Api, subnets: &[Place]) -> Result<Vec<(LoadBalance
 /// Target groups and security groups of a VPC, of which `groups` are all.
 pub(super) async fn of_vpc(api: &Api, place: &Place, groups: Vec<SecurityGroup>) -> Result<Vec<Foreign>> {
     let pages = api.elb.describe_target_groups().into_paginator().items().send();
-    let all: Vec<TargetGroup> = api.call(ELB, "list", "target groups", pages.try_collect()).await?;
+    let all: Vec<TargetGroup> = api.call(elb::SERVICE, "list", "target groups", pages.try_collect()).await?;
     let here = all.into_iter().filter(|one| one.vpc_id.as_deref() == Some(&place.id)).collect();
     let mut found = Vec::new();
     for (one, tags) in tagged(api, here, |one: &TargetGroup| one.target_group_arn.clone()).await? {
         // They do not keep a VPC from being deleted, so that only those of the cluster matter.
-        let foreign = place.foreign(one.target_group_arn.as_deref(), "target group", "", &tags);
+        let foreign = place.foreign(one.target_group_arn.as_deref(), Balancing::TargetGroup.word(), "", &tags);
         found.extend(foreign.filter(|foreign| foreign.swept));
     }
     for group in groups.into_iter().filter(|group| group.group_name.as_deref() != Some("default")) {
@@ -131,7 +131,7 @@ async fn tagged<T>(api: &Api, all: Vec<T>, arn: impl Fn(&T) -> Option<String>) -
     for some in arns.chunks(TAGGED) {
         let call = api.elb.describe_tags().set_resource_arns(Some(some.to_vec())).send();
         // One of them was deleted since it was listed: the next read shows the rest.
-        let Some(answer) = api.find(ELB, "tags of load balancers", call).await? else { continue };
+        let Some(answer) = api.find(elb::SERVICE, "tags of load balancers", call).await? else { continue };
         for one in answer.tag_descriptions.unwrap_or_default() {
             let pairs = one.tags.unwrap_or_default().into_iter();
             let pairs = pairs.filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default())));
@@ -155,12 +155,8 @@ async fn interfaces(api: &Api, filters: Vec<aws_sdk_ec2::types::Filter>) -> Resu
 pub(super) async fn sweep(api: &Api, foreign: &[Foreign]) -> Result<bool> {
     let Some(one) = foreign.iter().find(|foreign| foreign.swept) else { return Ok(false) };
     let id = one.cloud_id.as_str();
-    let swept = if id.contains(":loadbalancer/") {
-        let call = api.elb.delete_load_balancer().load_balancer_arn(id).send();
-        api.call(ELB, "delete load balancer", id, call).await.map(drop)
-    } else if id.contains(":targetgroup/") {
-        let call = api.elb.delete_target_group().target_group_arn(id).send();
-        api.call(ELB, "delete target group", id, call).await.map(drop)
+    let swept = if let Some(balancing) = Balancing::of(id) {
+        balancing.delete(api, id).await
     } else if id.starts_with("eni-") {
         let call = api.ec2.delete_network_interface().network_interface_id(id).send();
         api.call(SERVICE, "delete network interface", id, call).await.map(drop)

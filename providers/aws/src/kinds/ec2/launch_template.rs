@@ -13,7 +13,7 @@ use aws_sdk_ec2::types::{
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
-use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
+use super::{CREATE_TAGS, QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
@@ -24,6 +24,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         permissions: &[
             creates("ec2:CreateLaunchTemplate"),
             changes("ec2:CreateLaunchTemplateVersion"),
+            CREATE_TAGS,
             TAGS,
             deletes("ec2:DeleteLaunchTemplate"),
             UNTAGS,

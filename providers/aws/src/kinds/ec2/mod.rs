@@ -2,6 +2,7 @@
 
 pub(super) mod address;
 pub(super) mod endpoint;
+pub(super) mod flow_log;
 pub(super) mod gateway;
 mod inside;
 pub(super) mod launch_template;
@@ -17,6 +18,7 @@ use aws_sdk_ec2::types::{self, ResourceType, TagSpecification};
 use textnlp_provider::{Condition, Error, ErrorKind, Permission, Result, Verb};
 
 use crate::api::Api;
+use crate::kinds::OURS;
 use crate::resource::{Filter, Make, State};
 use crate::tags::Tags;
 
@@ -25,9 +27,6 @@ pub(super) const SERVICE: &str = "ec2";
 
 /// The most values of one filter: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html>.
 const FILTER_VALUES: usize = 200;
-
-/// On objects of this deployment.
-const OURS: &[Condition] = &[Condition { key: "aws:ResourceTag/textnlp-lineage", value: "{$lineage}" }];
 
 /// A permission to create: a new object has no tags to be told by.
 const fn creates(action: &'static str) -> Permission {
@@ -44,13 +43,18 @@ const fn deletes(action: &'static str) -> Permission {
     Permission { conditions: OURS, ..Permission::on(&[Verb::Delete], action) }
 }
 
-/// A permission to delete what controllers of the cluster created: it has their tags.
-const fn sweeps(action: &'static str) -> Permission {
-    Permission::on(&[Verb::Delete], action)
+/// A permission to delete what controllers of the cluster created.
+const fn sweeps(conditions: &'static [Condition], action: &'static str) -> Permission {
+    Permission { conditions, ..Permission::on(&[Verb::Delete], action) }
 }
 
-/// To set tags: with a create and on its own.
-const TAGS: Permission = Permission::on(&[Verb::Create, Verb::Update], "ec2:CreateTags");
+/// To set tags with a create: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/supported-iam-actions-tagging.html>.
+const CREATE_TAGS: Permission = Permission {
+    conditions: &[Condition { key: "ec2:CreateAction", value: "*" }],
+    ..Permission::on(&[Verb::Create, Verb::Update], "ec2:CreateTags")
+};
+/// To set tags on their own.
+const TAGS: Permission = changes("ec2:CreateTags");
 /// To remove tags.
 const UNTAGS: Permission = Permission { conditions: OURS, ..Permission::on(&[Verb::Update], "ec2:DeleteTags") };
 

@@ -5,7 +5,7 @@ use aws_sdk_ec2::types::{NatGateway as Answer, NatGatewayState, ResourceType};
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
-use super::{SERVICE, TAGS, UNTAGS, creates, deletes};
+use super::{CREATE_TAGS, SERVICE, TAGS, UNTAGS, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
@@ -17,6 +17,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         deadline: MINUTE.saturating_mul(15),
         permissions: &[
             creates("ec2:CreateNatGateway"),
+            CREATE_TAGS,
             TAGS,
             deletes("ec2:DeleteNatGateway"),
             UNTAGS,
@@ -73,10 +74,6 @@ impl Resource for NatGateway {
         super::id_in(answer.nat_gateway.and_then(|one| one.nat_gateway_id), "NAT gateway")
     }
 
-    async fn put(_api: &Api, _seen: &ObservedObject<Spec>, _spec: &Spec, _field: &str) -> Result<()> {
-        Ok(())
-    }
-
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
@@ -108,5 +105,5 @@ fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
         state => State::Pending(state.map_or_else(|| "in no known state".to_owned(), |one| one.as_str().to_owned())),
     };
     let seen = ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())).state(state);
-    Some(seen.output("address", first.and_then(|first| first.public_ip.clone())))
+    Some(seen.created(one.create_time).output("address", first.and_then(|first| first.public_ip.clone())))
 }

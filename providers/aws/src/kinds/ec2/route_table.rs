@@ -7,7 +7,7 @@ use aws_sdk_ec2::types::{
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{Identity, Permission, Result};
 
-use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, named};
+use super::{CREATE_TAGS, QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, named};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
@@ -19,12 +19,14 @@ pub(crate) static ROWS: &[Row] = &[Row {
             changes("ec2:AssociateRouteTable"),
             changes("ec2:CreateRoute"),
             creates("ec2:CreateRouteTable"),
+            CREATE_TAGS,
             TAGS,
             deletes("ec2:DeleteRoute"),
             deletes("ec2:DeleteRouteTable"),
             UNTAGS,
             Permission::read("ec2:DescribeRouteTables"),
             changes("ec2:DisassociateRouteTable"),
+            deletes("ec2:DisassociateRouteTable"),
             changes("ec2:ReplaceRoute"),
             changes("ec2:ReplaceRouteTableAssociation"),
         ],

@@ -7,7 +7,7 @@ use aws_sdk_ec2::types::{
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
-use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, inside};
+use super::{CREATE_TAGS, QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, inside};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{MINUTE, Row, kind};
@@ -21,6 +21,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             changes("ec2:AuthorizeSecurityGroupEgress"),
             changes("ec2:AuthorizeSecurityGroupIngress"),
             creates("ec2:CreateSecurityGroup"),
+            CREATE_TAGS,
             TAGS,
             deletes("ec2:DeleteSecurityGroup"),
             UNTAGS,

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use textnlp_provider::{ErrorKind, Identity, Permission, Result};
 
 use super::inside::{self, Place};
-use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, sweeps};
+use super::{CREATE_TAGS, QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, sweeps};
 use crate::api::Api;
+use crate::kinds::{DELETE, OF_CLUSTER, OF_CONTROLLER, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::{self, Tags};
@@ -18,14 +19,19 @@ pub(crate) static ROWS: &[Row] = &[Row {
         deadline: MINUTE.saturating_mul(20),
         permissions: &[
             creates("ec2:CreateSubnet"),
+            CREATE_TAGS,
             TAGS,
-            sweeps("ec2:DeleteNetworkInterface"),
+            only(
+                Permission::on(DELETE, "ec2:DeleteNetworkInterface"),
+                "arn:{$partition}:ec2:{$region}:{$account}:network-interface/*",
+            ),
             deletes("ec2:DeleteSubnet"),
             UNTAGS,
             Permission::read("ec2:DescribeNetworkInterfaces"),
             Permission::read("ec2:DescribeSubnets"),
             changes("ec2:ModifySubnetAttribute"),
-            sweeps("elasticloadbalancing:DeleteLoadBalancer"),
+            sweeps(OF_CLUSTER, "elasticloadbalancing:DeleteLoadBalancer"),
+            sweeps(OF_CONTROLLER, "elasticloadbalancing:DeleteLoadBalancer"),
             Permission::read("elasticloadbalancing:DescribeLoadBalancers"),
             Permission::read("elasticloadbalancing:DescribeTags"),
         ],

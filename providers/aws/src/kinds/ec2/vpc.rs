@@ -3,21 +3,33 @@
 use async_trait::async_trait;
 use aws_sdk_ec2::types::{AttributeBooleanValue, ResourceType, SecurityGroup, Vpc as Answer, VpcAttributeName};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, Permission, Result};
+use textnlp_provider::{Condition, Identity, Permission, Result};
 
 use super::inside::{self, Place};
-use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, named, sweeps};
+use super::{CREATE_TAGS, QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, named, sweeps};
 use crate::api::Api;
+use crate::kinds::{OF_CLUSTER, OF_CONTROLLER, PUT};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::{self, Tags};
 
+/// A permission on the security groups of the VPC: its default group has no tags
+/// (<https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>).
+const fn in_vpc(permission: Permission) -> Permission {
+    const GROUPS: &str = "arn:{$partition}:ec2:{$region}:{$account}:security-group/*";
+    const VPC: &[Condition] =
+        &[Condition { key: "ec2:Vpc", value: "arn:{$partition}:ec2:{$region}:{$account}:vpc/{$id}" }];
+    Permission { resource: GROUPS, conditions: VPC, ..permission }
+}
+
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
+            CREATE_TAGS,
             TAGS,
             creates("ec2:CreateVpc"),
-            sweeps("ec2:DeleteSecurityGroup"),
+            sweeps(OF_CLUSTER, "ec2:DeleteSecurityGroup"),
+            sweeps(OF_CONTROLLER, "ec2:DeleteSecurityGroup"),
             UNTAGS,
             deletes("ec2:DeleteVpc"),
             Permission::read("ec2:DescribeNetworkInterfaces"),
@@ -25,9 +37,14 @@ pub(crate) static ROWS: &[Row] = &[Row {
             Permission::read("ec2:DescribeVpcAttribute"),
             Permission::read("ec2:DescribeVpcs"),
             changes("ec2:ModifyVpcAttribute"),
-            sweeps("ec2:RevokeSecurityGroupEgress"),
-            sweeps("ec2:RevokeSecurityGroupIngress"),
-            sweeps("elasticloadbalancing:DeleteTargetGroup"),
+            in_vpc(Permission::on(PUT, "ec2:RevokeSecurityGroupEgress")),
+            in_vpc(Permission::on(PUT, "ec2:RevokeSecurityGroupIngress")),
+            sweeps(OF_CLUSTER, "ec2:RevokeSecurityGroupEgress"),
+            sweeps(OF_CONTROLLER, "ec2:RevokeSecurityGroupEgress"),
+            sweeps(OF_CLUSTER, "ec2:RevokeSecurityGroupIngress"),
+            sweeps(OF_CONTROLLER, "ec2:RevokeSecurityGroupIngress"),
+            sweeps(OF_CLUSTER, "elasticloadbalancing:DeleteTargetGroup"),
+            sweeps(OF_CONTROLLER, "elasticloadbalancing:DeleteTargetGroup"),
             Permission::read("elasticloadbalancing:DescribeTags"),
             Permission::read("elasticloadbalancing:DescribeTargetGroups"),
         ],

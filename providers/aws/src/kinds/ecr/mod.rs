@@ -2,16 +2,18 @@
 
 use async_trait::async_trait;
 use aws_sdk_ecr::types::{
-    EncryptionConfiguration, EncryptionType, ImageScanningConfiguration, ImageTagMutability, Repository as Answer, Tag,
+    EncryptionConfiguration, EncryptionType, ImageIdentifier, ImageScanningConfiguration, ImageTagMutability,
+    ListImagesFilter, Repository as Answer, Tag, TagStatus,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{DataClass, Identity, Permission, Pricing, Result};
+use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result, Secret};
 
-use super::{CREATE, DELETE, PUT, list_by_tag, only};
+use super::{CREATE, DELETE, KEYS, PUT, list_by_tag, only};
 use crate::api::Api;
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
-use crate::table::{Row, kind};
+use crate::image::ImageTarget;
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
+use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
 pub(crate) static ROWS: &[Row] = &[Row {
@@ -19,29 +21,45 @@ pub(crate) static ROWS: &[Row] = &[Row {
         data: DataClass::Precious,
         pricing: Pricing::BySpec,
         permissions: &[
+            only(Permission::on(PUT, "ecr:BatchCheckLayerAvailability"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:BatchGetImage"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:CompleteLayerUpload"), REPOSITORY),
             only(Permission::on(CREATE, "ecr:CreateRepository"), REPOSITORY),
             only(Permission::on(PUT, "ecr:DeleteLifecyclePolicy"), REPOSITORY),
             only(Permission::on(DELETE, "ecr:DeleteRepository"), REPOSITORY),
             Permission::read("ecr:DescribeRepositories"),
+            Permission::on(PUT, "ecr:GetAuthorizationToken"),
             only(Permission::read("ecr:GetLifecyclePolicy"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:InitiateLayerUpload"), REPOSITORY),
+            only(Permission::read("ecr:ListImages"), REPOSITORY),
             only(Permission::read("ecr:ListTagsForResource"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:PutImage"), REPOSITORY),
             only(Permission::on(PUT, "ecr:PutImageScanningConfiguration"), REPOSITORY),
             only(Permission::on(PUT, "ecr:PutImageTagMutability"), REPOSITORY),
             only(Permission::on(PUT, "ecr:PutLifecyclePolicy"), REPOSITORY),
             only(Permission::on(PUT, "ecr:TagResource"), REPOSITORY),
             only(Permission::on(PUT, "ecr:UntagResource"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:UploadLayerPart"), REPOSITORY),
             // ECR makes a grant of the key for itself, as the caller.
-            Permission::on(PUT, "kms:CreateGrant"),
-            Permission::read("kms:DescribeKey"),
-            Permission::on(PUT, "kms:RetireGrant"),
+            via_registry(Permission::on(PUT, "kms:CreateGrant")),
+            only(Permission::read("kms:DescribeKey"), KEYS),
+            via_registry(Permission::on(PUT, "kms:RetireGrant")),
         ],
         terraform: &[("aws_ecr_repository", "name")],
+        // The image of a program is pushed over the operator's own network.
+        deadline: MINUTE.saturating_mul(60),
         ..kind("aws.repository", "a repository of container images", Identity::Named)
     },
     service: SERVICE,
     resource: &Of::<Repository>::kind(),
     refused: &[],
 }];
+
+/// On calls that ECR makes: <https://docs.aws.amazon.com/AmazonECR/latest/userguide/encryption-at-rest.html>.
+const fn via_registry(permission: Permission) -> Permission {
+    const VIA: &[Condition] = &[Condition { key: "kms:ViaService", value: "ecr.{$region}.{$dns_suffix}" }];
+    Permission { resource: KEYS, conditions: VIA, ..permission }
+}
 
 const REPOSITORY: &str = "arn:{$partition}:ecr:{$region}:{$account}:repository/{name}";
 /// The signing name.
@@ -62,6 +80,9 @@ struct Spec {
     key: Option<String>,
     /// Which images expire: a document of ECR; null is none.
     lifecycle: Value,
+    /// Images with a tag: `TAG@sha256:…`. There may be more than the wanted ones.
+    #[serde(default)]
+    images: Vec<String>,
     #[serde(default)]
     tags: Tags,
 }
@@ -69,7 +90,7 @@ struct Spec {
 #[async_trait]
 impl Resource for Repository {
     type Spec = Spec;
-    const IN_PLACE: &'static [&'static str] = &["immutable", "scan_on_push", "lifecycle"];
+    const IN_PLACE: &'static [&'static str] = &["immutable", "scan_on_push", "lifecycle", "images"];
 
     async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let call = api.ecr.describe_repositories().repository_names(id).send();
@@ -80,7 +101,7 @@ impl Resource for Repository {
         }
     }
 
-    /// Three calls for each repository of the deployment, and one for each page of them.
+    /// Three calls for each repository of the deployment and one for each thousand images in it, and one for each page of repositories.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         list_by_tag::<Self>(api, filter, "ecr:repository", |arn| arn.split_once(":repository/").map(|(_, name)| name))
             .await
@@ -132,6 +153,29 @@ impl Resource for Repository {
         }
     }
 
+    /// The image is sent in the background: it takes longer than a call may.
+    async fn start(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
+        if field != "images" {
+            return Self::put(api, seen, spec, field).await.map(|()| None);
+        }
+        let missing = spec.images.iter().find(|image| !has(&seen.spec.images, image));
+        match missing.and_then(|image| image.split_once('@')) {
+            Some((tag, digest)) => push(api, &seen.id, tag, digest).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A push of another process is not known here: the next read decides.
+    async fn change(api: &Api, _id: &str, change: &str) -> Result<State> {
+        api.images.state(change)
+    }
+
+    /// Images of earlier releases and those that others pushed stay.
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        let texts = |value: &Value| serde_json::from_value::<Vec<String>>(value.clone()).unwrap_or_default();
+        field == "images" && texts(wanted).iter().all(|image| has(&texts(seen), image))
+    }
+
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let arn = seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default();
         if set.is_empty() {
@@ -149,6 +193,38 @@ impl Resource for Repository {
     }
 }
 
+/// Whether the image is among these, whatever its tag is.
+fn has(images: &[String], image: &str) -> bool {
+    let digest = |image: &str| image.split_once('@').map(|(_, digest)| digest.to_owned());
+    images.iter().any(|one| digest(one) == digest(image))
+}
+
+/// Begins to push an image with the credentials that ECR gives for twelve hours.
+async fn push(api: &Api, repository: &str, tag: &str, digest: &str) -> Result<String> {
+    let call = api.ecr.get_authorization_token().send();
+    let answer = api.call(SERVICE, "push to", format!("repository {repository}"), call).await?;
+    let data = answer.authorization_data.unwrap_or_default().into_iter().next();
+    let found = data.and_then(|data| {
+        // `AWS:PASSWORD`.
+        let pair = aws_smithy_types::base64::decode(data.authorization_token?).ok().map(Secret::new)?;
+        let (user, password) = pair.expose_text()?.split_once(':')?;
+        Some((data.proxy_endpoint?, user.to_owned(), Secret::new(password)))
+    });
+    let (registry, user, password) = found.ok_or_else(|| {
+        Error::new(ErrorKind::Unavailable, "push to", format!("repository {repository}"))
+            .because("ECR answered without a token")
+    })?;
+    let target = ImageTarget {
+        registry,
+        user,
+        password,
+        repository: repository.to_owned(),
+        tag: tag.to_owned(),
+        digest: digest.to_owned(),
+    };
+    api.images.push(target)
+}
+
 async fn seen(api: &Api, repository: Answer) -> Result<Option<ObservedObject<Spec>>> {
     let (Some(name), Some(arn)) = (repository.repository_name, repository.repository_arn) else { return Ok(None) };
     let call = api.ecr.list_tags_for_resource().resource_arn(&arn).send();
@@ -156,6 +232,12 @@ async fn seen(api: &Api, repository: Answer) -> Result<Option<ObservedObject<Spe
     let tags = tags.tags.unwrap_or_default().into_iter().map(|tag| (tag.key, tag.value)).collect();
     let call = api.ecr.get_lifecycle_policy().repository_name(&name).send();
     let lifecycle = api.find(SERVICE, &name, call).await?.and_then(|answer| answer.lifecycle_policy_text);
+    let filter = ListImagesFilter::builder().tag_status(TagStatus::Tagged).build();
+    let pages = api.ecr.list_images().repository_name(&name).filter(filter).into_paginator();
+    let listed = api.find(SERVICE, &name, pages.items().send().try_collect()).await?.unwrap_or_default();
+    let image = |one: ImageIdentifier| Some(format!("{}@{}", one.image_tag?, one.image_digest?));
+    let mut images: Vec<String> = listed.into_iter().filter_map(image).collect();
+    images.sort();
     let encryption = repository.encryption_configuration;
     let spec = Spec {
         name: name.clone(),
@@ -163,10 +245,11 @@ async fn seen(api: &Api, repository: Answer) -> Result<Option<ObservedObject<Spe
         scan_on_push: repository.image_scanning_configuration.is_some_and(|scanning| scanning.scan_on_push),
         key: encryption.filter(|one| one.encryption_type == EncryptionType::Kms).and_then(|one| one.kms_key),
         lifecycle: lifecycle.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
+        images,
         tags: Tags::new(),
     };
     let seen = ObservedObject::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", Some(arn));
-    Ok(Some(seen.output("uri", repository.repository_uri)))
+    Ok(Some(seen.output("uri", repository.repository_uri).created(repository.created_at)))
 }
 
 fn mutability(immutable: bool) -> ImageTagMutability {

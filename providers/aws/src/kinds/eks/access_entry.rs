@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{Identity, Permission, Result};
 
-use super::SERVICE;
+use super::{CLUSTER, CLUSTERS, SERVICE};
 use crate::api::Api;
-use crate::kinds::{CREATE, DELETE, PUT};
+use crate::kinds::{CREATE, DELETE, PUT, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -19,18 +19,18 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            Permission::on(PUT, "eks:AssociateAccessPolicy"),
-            Permission::on(CREATE, "eks:CreateAccessEntry"),
-            Permission::on(DELETE, "eks:DeleteAccessEntry"),
-            Permission::read("eks:DescribeAccessEntry"),
-            Permission::read("eks:DescribeCluster"),
-            Permission::on(PUT, "eks:DisassociateAccessPolicy"),
-            Permission::read("eks:ListAccessEntries"),
-            Permission::read("eks:ListAssociatedAccessPolicies"),
+            only(Permission::on(PUT, "eks:AssociateAccessPolicy"), CLUSTER),
+            only(Permission::on(CREATE, "eks:CreateAccessEntry"), CLUSTER),
+            only(Permission::on(DELETE, "eks:DeleteAccessEntry"), CLUSTER),
+            only(Permission::read("eks:DescribeAccessEntry"), CLUSTERS),
+            only(Permission::read("eks:DescribeCluster"), CLUSTERS),
+            only(Permission::on(PUT, "eks:DisassociateAccessPolicy"), CLUSTER),
+            only(Permission::read("eks:ListAccessEntries"), CLUSTERS),
+            only(Permission::read("eks:ListAssociatedAccessPolicies"), CLUSTERS),
             Permission::read("eks:ListClusters"),
-            Permission::on(PUT, "eks:TagResource"),
-            Permission::on(PUT, "eks:UntagResource"),
-            Permission::on(PUT, "eks:UpdateAccessEntry"),
+            only(Permission::on(PUT, "eks:TagResource"), CLUSTER),
+            only(Permission::on(PUT, "eks:UntagResource"), CLUSTER),
+            only(Permission::on(PUT, "eks:UpdateAccessEntry"), CLUSTER),
         ],
         terraform: &[("aws_eks_access_entry", "id")],
         ..kind("aws.eks-access-entry", "access of an identity to a cluster", Identity::Named)

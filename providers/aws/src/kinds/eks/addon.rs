@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{Error, ErrorKind, Identity, Permission, Result};
 
-use super::{Part, SERVICE};
+use super::{CLUSTER, CLUSTERS, Part, SERVICE};
 use crate::api::Api;
-use crate::kinds::{CREATE, DELETE, PUT};
+use crate::kinds::{CREATE, DELETE, PUT, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -19,17 +19,17 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(30),
         permissions: &[
-            Permission::on(CREATE, "eks:CreateAddon"),
-            Permission::on(DELETE, "eks:DeleteAddon"),
-            Permission::read("eks:DescribeAddon"),
+            only(Permission::on(CREATE, "eks:CreateAddon"), CLUSTER),
+            only(Permission::on(DELETE, "eks:DeleteAddon"), CLUSTER),
+            only(Permission::read("eks:DescribeAddon"), CLUSTERS),
             Permission::read("eks:DescribeAddonVersions"),
-            Permission::read("eks:DescribeCluster"),
-            Permission::read("eks:DescribeUpdate"),
-            Permission::read("eks:ListAddons"),
+            only(Permission::read("eks:DescribeCluster"), CLUSTERS),
+            only(Permission::read("eks:DescribeUpdate"), CLUSTERS),
+            only(Permission::read("eks:ListAddons"), CLUSTERS),
             Permission::read("eks:ListClusters"),
-            Permission::on(PUT, "eks:TagResource"),
-            Permission::on(PUT, "eks:UntagResource"),
-            Permission::on(PUT, "eks:UpdateAddon"),
+            only(Permission::on(PUT, "eks:TagResource"), CLUSTER),
+            only(Permission::on(PUT, "eks:UntagResource"), CLUSTER),
+            only(Permission::on(PUT, "eks:UpdateAddon"), CLUSTER),
         ],
         terraform: &[("aws_eks_addon", "id")],
         ..kind("aws.eks-addon", "a component of a cluster that AWS maintains", Identity::Named)

@@ -8,14 +8,15 @@ use aws_sdk_eks::types::{
     EncryptionConfig, LogSetup, LogType, Logging, Provider, SupportType, UpdateAccessConfigRequest,
     UpgradePolicyRequest, VpcConfigRequest, VpcConfigResponse,
 };
-use aws_sdk_resourcegroupstagging::types::TagFilter;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Permission, Result};
 
-use super::SERVICE;
+use super::{CLUSTER, CLUSTERS, SERVICE};
 use crate::api::Api;
-use crate::kinds::{CREATE, DELETE, PUT};
+use crate::kinds::elb::{self, Balancing};
+use crate::kinds::iam::{ROLES, TO_EKS, passes};
+use crate::kinds::{CREATE, DELETE, KEYS, OF_CLUSTER, OF_CONTROLLER, OURS, PUT, only, tagged, when};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -28,29 +29,35 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(60),
         permissions: &[
-            Permission::on(DELETE, "ec2:DeleteVolume"),
-            Permission::on(PUT, "eks:AssociateAccessPolicy"),
-            Permission::on(PUT, "eks:CreateAccessEntry"),
-            Permission::on(CREATE, "eks:CreateCluster"),
-            Permission::on(DELETE, "eks:DeleteCluster"),
-            Permission::read("eks:DescribeCluster"),
-            Permission::read("eks:DescribeUpdate"),
-            Permission::read("eks:ListAccessEntries"),
-            Permission::read("eks:ListAssociatedAccessPolicies"),
+            only(Permission::on(PUT, "eks:AssociateAccessPolicy"), CLUSTER),
+            only(Permission::on(PUT, "eks:CreateAccessEntry"), CLUSTER),
+            only(Permission::on(CREATE, "eks:CreateCluster"), CLUSTER),
+            only(Permission::on(DELETE, "eks:DeleteCluster"), CLUSTER),
+            only(Permission::read("eks:DescribeCluster"), CLUSTERS),
+            only(Permission::read("eks:DescribeUpdate"), CLUSTERS),
+            only(Permission::read("eks:ListAccessEntries"), CLUSTERS),
+            only(Permission::read("eks:ListAssociatedAccessPolicies"), CLUSTERS),
             Permission::read("eks:ListClusters"),
-            Permission::on(PUT, "eks:TagResource"),
-            Permission::on(PUT, "eks:UntagResource"),
-            Permission::change("eks:UpdateClusterConfig"),
-            Permission::on(PUT, "eks:UpdateClusterVersion"),
-            Permission::on(DELETE, "elasticloadbalancing:DeleteLoadBalancer"),
-            Permission::on(DELETE, "elasticloadbalancing:DeleteTargetGroup"),
-            Permission::on(DELETE, "elasticloadbalancing:DescribeLoadBalancers"),
-            Permission::on(DELETE, "elasticloadbalancing:DescribeTargetGroups"),
-            Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
-            Permission::on(PUT, "iam:GetRole"),
-            Permission::on(PUT, "iam:PassRole"),
-            Permission::on(CREATE, "kms:CreateGrant"),
-            Permission::on(CREATE, "kms:DescribeKey"),
+            only(Permission::on(PUT, "eks:TagResource"), CLUSTER),
+            only(Permission::on(PUT, "eks:UntagResource"), CLUSTER),
+            only(Permission::change("eks:UpdateClusterConfig"), CLUSTER),
+            only(Permission::on(PUT, "eks:UpdateClusterVersion"), CLUSTER),
+            when(OF_CLUSTER, Permission::on(DELETE, "elasticloadbalancing:DeleteLoadBalancer")),
+            when(OF_CONTROLLER, Permission::on(DELETE, "elasticloadbalancing:DeleteLoadBalancer")),
+            when(OF_CLUSTER, Permission::on(DELETE, "elasticloadbalancing:DeleteTargetGroup")),
+            when(OF_CONTROLLER, Permission::on(DELETE, "elasticloadbalancing:DeleteTargetGroup")),
+            Permission::read("elasticloadbalancing:DescribeLoadBalancers"),
+            Permission::read("elasticloadbalancing:DescribeTargetGroups"),
+            only(
+                Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
+                "arn:{$partition}:iam::{$account}:role/aws-service-role/eks.amazonaws.com/*",
+            ),
+            only(Permission::on(PUT, "iam:GetRole"), ROLES),
+            passes(PUT, TO_EKS),
+            // EKS makes a grant of the key for the cluster's secrets, as the caller. It does not support the condition
+            // `kms:GrantIsForAWSResource`: https://docs.aws.amazon.com/eks/latest/userguide/enable-kms.html
+            when(OURS, only(Permission::on(CREATE, "kms:CreateGrant"), KEYS)),
+            only(Permission::on(CREATE, "kms:DescribeKey"), KEYS),
             Permission::read("tag:GetResources"),
         ],
         terraform: &[("aws_eks_cluster", "id")],
@@ -248,11 +255,10 @@ impl Resource for Cluster {
     }
 
     async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
-        // Without nodes nothing makes new ones. The tagging API shows deleted objects for a while.
-        for foreign in &seen.foreign {
-            if sweep(api, foreign.cloud_id.as_str()).await? {
-                return Ok(());
-            }
+        // Without nodes nothing makes new ones.
+        let mut swept = seen.foreign.iter().filter(|foreign| foreign.swept).map(|foreign| foreign.cloud_id.as_str());
+        if let Some((balancing, arn)) = swept.find_map(|arn| Some((Balancing::of(arn)?, arn))) {
+            return balancing.delete(api, arn).await;
         }
         if seen.spec.deletion_protection {
             let call = api.eks.update_cluster_config().name(&seen.id).deletion_protection(false).send();
@@ -288,19 +294,19 @@ fn next_version(seen: &Option<String>, wanted: &Option<String>) -> Result<String
 }
 
 /// The role or user of the identity that is signed in: its ARN, or for a session of a role its name.
-enum Principal<'a> {
+pub(crate) enum Principal<'a> {
     Arn(&'a str),
     Role(&'a str),
 }
 
 impl<'a> Principal<'a> {
-    fn of(identity: &'a str) -> Self {
+    pub(crate) fn of(identity: &'a str) -> Self {
         let session = identity.split_once(":assumed-role/").and_then(|(_, session)| session.split('/').next());
         session.map_or(Self::Arn(identity), Self::Role)
     }
 
     /// Whether it is the one of an access entry. A session does not tell the path of its role, and a role's name is unique.
-    fn is(&self, entry: &str) -> bool {
+    pub(crate) fn is(&self, entry: &str) -> bool {
         match self {
             Self::Arn(arn) => entry == *arn,
             Self::Role(name) => entry.contains(":role/") && entry.rsplit('/').next() == Some(name),
@@ -347,62 +353,39 @@ async fn grant_access(api: &Api, cluster: &str) -> Result<()> {
     api.call(SERVICE, "create an access entry in", cluster, call).await.map(drop)
 }
 
-/// What controllers in the cluster made and left behind: disks and load balancers. Two calls. Their security groups go with the
+/// What controllers in the cluster made and left behind: disks, and load balancers of its VPC. Their security groups go with the
 /// network: a rule of the cluster's own group, which ends with the cluster, refers to them.
-async fn left_behind(api: &Api, name: &str) -> Result<Vec<Foreign>> {
+///
+/// A disk is data, of this deployment or of its operator, whose volume was to be retained: it outlives the cluster. So does a
+/// classic load balancer: it has an API of its own, and of deleted ones only their tags are known.
+async fn left_behind(api: &Api, name: &str, vpc: Option<&str>) -> Result<Vec<Foreign>> {
     const TYPES: [&str; 3] = ["ec2:volume", "elasticloadbalancing:loadbalancer", "elasticloadbalancing:targetgroup"];
     let maker = CloudId::new(name).ok();
     let filters = [(format!("kubernetes.io/cluster/{name}"), "owned"), ("elbv2.k8s.aws/cluster".to_owned(), name)];
     let mut all = Vec::new();
     for (key, value) in filters {
-        let filter = TagFilter::builder().key(key).values(value).build();
-        let call = api.tagging.get_resources().tag_filters(filter);
-        let call = TYPES.iter().fold(call, |call, name| call.resource_type_filters(*name));
-        let found: Vec<_> = api
-            .call("tagging", "list", "objects of the cluster", call.into_paginator().items().send().try_collect())
-            .await?;
+        let found = tagged(api, (key.as_str(), value.to_owned()), &TYPES).await?;
         for arn in found.into_iter().filter_map(|object| object.resource_arn) {
-            let what = match arn.split(':').nth(5).and_then(|resource| resource.split('/').next()) {
-                Some("volume") => "disk",
-                Some("targetgroup") => "target group",
-                _ => "load balancer",
+            let Ok(cloud_id) = CloudId::new(&arn) else { continue };
+            let balancing = Balancing::of(&arn);
+            // The tagging API lists the whole region, and shows deleted objects for a while.
+            if let Some(balancing) = balancing
+                && balancing.vpc(api, &arn).await?.as_deref() != vpc
+            {
+                continue;
+            }
+            let (what, swept) = match balancing {
+                Some(balancing) => (balancing.word(), true),
+                None if elb::is_classic(&arn) => ("classic load balancer", false),
+                None => ("disk", false),
             };
-            let Ok(cloud_id) = CloudId::new(arn) else { continue };
-            all.push(Foreign { cloud_id, what: what.to_owned(), swept: true, maker: maker.clone() });
+            all.push(Foreign { cloud_id, what: what.to_owned(), swept, outlives: !swept, maker: maker.clone() });
         }
     }
     // A target group goes after the load balancer that uses it: in the order of their names.
     all.sort_by(|a, b| a.what.cmp(&b.what).then_with(|| a.cmp(b)));
     all.dedup();
     Ok(all)
-}
-
-/// Deletes one of these; `false` when it is gone already. Load balancing deletes what is not there without an error.
-async fn sweep(api: &Api, arn: &str) -> Result<bool> {
-    let elb = "elasticloadbalancing";
-    let resource = arn.split(':').nth(5).unwrap_or_default();
-    match resource.split_once('/') {
-        Some(("volume", id)) => {
-            match api.call("ec2", "delete", arn, api.ec2.delete_volume().volume_id(id).send()).await {
-                Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
-                done => done.map(|_| true),
-            }
-        }
-        Some(("targetgroup", _)) => {
-            if api.find(elb, arn, api.elb.describe_target_groups().target_group_arns(arn).send()).await?.is_none() {
-                return Ok(false);
-            }
-            let call = api.elb.delete_target_group().target_group_arn(arn).send();
-            api.call(elb, "delete", arn, call).await.map(|_| true)
-        }
-        _ => {
-            if api.find(elb, arn, api.elb.describe_load_balancers().load_balancer_arns(arn).send()).await?.is_none() {
-                return Ok(false);
-            }
-            let call = api.elb.delete_load_balancer().load_balancer_arn(arn).send();
-            api.call(elb, "delete", arn, call).await.map(|_| true)
-        }
-    }
 }
 
 fn state(cluster: &Answer) -> State {
@@ -439,8 +422,8 @@ async fn seen(api: &Api, cluster: Answer) -> Result<ObservedObject<Spec>> {
         state = State::Degraded(format!("no access entry makes `{who}` an administrator of the cluster"));
     }
     let is_ours = is_active && crate::tags::lineage(&tags).is_some();
-    let foreign = if is_ours { left_behind(api, &name).await? } else { Vec::new() };
     let vpc = cluster.resources_vpc_config.unwrap_or_else(|| VpcConfigResponse::builder().build());
+    let foreign = if is_ours { left_behind(api, &name, vpc.vpc_id.as_deref()).await? } else { Vec::new() };
     let is_public = vpc.endpoint_public_access;
     let ca = cluster
         .certificate_authority
@@ -479,6 +462,7 @@ async fn seen(api: &Api, cluster: Answer) -> Result<ObservedObject<Spec>> {
         .output("oidc_issuer", issuer)
         .output("security_group", vpc.cluster_security_group_id)
         .output("vpc", vpc.vpc_id)
+        .created(cluster.created_at)
         .state(state);
     Ok(ObservedObject { foreign, ..seen })
 }

@@ -4,14 +4,14 @@
 
 pub(super) mod access_entry;
 pub(super) mod addon;
-pub(super) mod cluster;
+pub(crate) mod cluster;
 pub(super) mod node_group;
 pub(super) mod pod_identity;
 
 use std::collections::HashMap;
 
 use aws_sdk_eks::types::{Cluster, ErrorDetail, Update, UpdateStatus};
-use textnlp_provider::{Error, ErrorKind, Result};
+use textnlp_provider::{Error, ErrorKind, Lineage, Result};
 
 use crate::api::Api;
 use crate::kinds::iam;
@@ -21,6 +21,11 @@ use crate::tags::{self, Tags};
 
 /// The signing name.
 pub(super) const SERVICE: &str = "eks";
+/// The site's cluster and what is in it, as a policy names them: `nodegroup/CLUSTER/NAME/ID`. A cluster's name is in its spec only.
+const CLUSTER: &str = "arn:{$partition}:eks:{$region}:{$account}:cluster/{$cluster} \
+     arn:{$partition}:eks:{$region}:{$account}:*/{$cluster}/*";
+/// Every cluster of the account, for reads: tags tell which are the deployment's.
+const CLUSTERS: &str = "arn:{$partition}:eks:{$region}:{$account}:*";
 
 fn tags(tags: Option<HashMap<String, String>>) -> Tags {
     tags.unwrap_or_default().into_iter().collect()
@@ -52,15 +57,29 @@ async fn describe(api: &Api, name: &str) -> Result<Option<Cluster>> {
     Ok(answer.and_then(|answer| answer.cluster))
 }
 
-/// The clusters of a deployment: one call for all names of the region, and one for each cluster of this program.
+/// The clusters of a deployment: one call for all names of the region, and one for each cluster of this program. An observation makes
+/// them once.
 async fn clusters(api: &Api, filter: &Filter) -> Result<Vec<Cluster>> {
-    let (Filter::Lineage(lineage) | Filter::Operation(lineage, _)) = filter;
+    let (lineage, shared) = match filter {
+        Filter::Lineage(lineage, shared) => (*lineage, shared),
+        Filter::Operation(lineage, _) => return described(api, *lineage).await,
+    };
+    let mut regions = shared.clusters.lock().await;
+    if let Some(all) = regions.get(&api.region) {
+        return Ok(all.clone());
+    }
+    let all = described(api, lineage).await?;
+    regions.insert(api.region.clone(), all.clone());
+    Ok(all)
+}
+
+async fn described(api: &Api, lineage: Lineage) -> Result<Vec<Cluster>> {
     let pages = api.eks.list_clusters().into_paginator().items().send();
     let found: Vec<String> = api.call(SERVICE, "list", "clusters", pages.try_collect()).await?;
     let mut all = Vec::new();
     for name in found.iter().filter(|name| name.starts_with(names::PREFIX)) {
         let Some(cluster) = describe(api, name).await? else { continue };
-        if tags::lineage(&tags(cluster.tags.clone())) == Some(*lineage) {
+        if tags::lineage(&tags(cluster.tags.clone())) == Some(lineage) {
             all.push(cluster);
         }
     }

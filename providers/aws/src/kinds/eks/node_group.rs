@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{Identity, Permission, Result};
 
-use super::{Part, SERVICE};
+use super::{CLUSTER, CLUSTERS, Part, SERVICE};
 use crate::api::Api;
-use crate::kinds::{CREATE, DELETE, PUT};
+use crate::kinds::iam::{ROLES, TO_EKS, passes};
+use crate::kinds::{CREATE, DELETE, PUT, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -27,20 +28,23 @@ pub(crate) static ROWS: &[Row] = &[Row {
         permissions: &[
             Permission::read("ec2:DescribeLaunchTemplateVersions"),
             Permission::on(PUT, "ec2:RunInstances"),
-            Permission::on(CREATE, "eks:CreateNodegroup"),
-            Permission::on(DELETE, "eks:DeleteNodegroup"),
-            Permission::read("eks:DescribeCluster"),
-            Permission::read("eks:DescribeNodegroup"),
-            Permission::read("eks:DescribeUpdate"),
+            only(Permission::on(CREATE, "eks:CreateNodegroup"), CLUSTER),
+            only(Permission::on(DELETE, "eks:DeleteNodegroup"), CLUSTER),
+            only(Permission::read("eks:DescribeCluster"), CLUSTERS),
+            only(Permission::read("eks:DescribeNodegroup"), CLUSTERS),
+            only(Permission::read("eks:DescribeUpdate"), CLUSTERS),
             Permission::read("eks:ListClusters"),
-            Permission::read("eks:ListNodegroups"),
-            Permission::on(PUT, "eks:TagResource"),
-            Permission::on(PUT, "eks:UntagResource"),
-            Permission::on(PUT, "eks:UpdateNodegroupConfig"),
-            Permission::on(PUT, "eks:UpdateNodegroupVersion"),
-            Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
-            Permission::on(PUT, "iam:GetRole"),
-            Permission::on(PUT, "iam:PassRole"),
+            only(Permission::read("eks:ListNodegroups"), CLUSTERS),
+            only(Permission::on(PUT, "eks:TagResource"), CLUSTER),
+            only(Permission::on(PUT, "eks:UntagResource"), CLUSTER),
+            only(Permission::on(PUT, "eks:UpdateNodegroupConfig"), CLUSTER),
+            only(Permission::on(PUT, "eks:UpdateNodegroupVersion"), CLUSTER),
+            only(
+                Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
+                "arn:{$partition}:iam::{$account}:role/aws-service-role/eks-nodegroup.amazonaws.com/*",
+            ),
+            only(Permission::on(PUT, "iam:GetRole"), ROLES),
+            passes(PUT, TO_EKS),
         ],
         terraform: &[("aws_eks_node_group", "id")],
         pricing: textnlp_provider::Pricing::BySpec,
@@ -327,5 +331,6 @@ fn seen(group: Answer) -> ObservedObject<Spec> {
         .output("name", Some(name))
         .output("arn", group.nodegroup_arn)
         .output("autoscaling_group", groups.into_iter().find_map(|group| group.name))
+        .created(group.created_at)
         .state(state)
 }

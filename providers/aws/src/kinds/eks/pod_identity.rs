@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{Identity, Permission, Result};
 
-use super::SERVICE;
+use super::{CLUSTER, CLUSTERS, SERVICE};
 use crate::api::Api;
-use crate::kinds::{CREATE, DELETE, PUT};
+use crate::kinds::iam::{ROLES, TO_EKS, passes};
+use crate::kinds::{CREATE, DELETE, PUT, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -17,17 +18,17 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            Permission::on(CREATE, "eks:CreatePodIdentityAssociation"),
-            Permission::on(DELETE, "eks:DeletePodIdentityAssociation"),
-            Permission::read("eks:DescribeCluster"),
-            Permission::read("eks:DescribePodIdentityAssociation"),
+            only(Permission::on(CREATE, "eks:CreatePodIdentityAssociation"), CLUSTER),
+            only(Permission::on(DELETE, "eks:DeletePodIdentityAssociation"), CLUSTER),
+            only(Permission::read("eks:DescribeCluster"), CLUSTERS),
+            only(Permission::read("eks:DescribePodIdentityAssociation"), CLUSTERS),
             Permission::read("eks:ListClusters"),
-            Permission::read("eks:ListPodIdentityAssociations"),
-            Permission::on(PUT, "eks:TagResource"),
-            Permission::on(PUT, "eks:UntagResource"),
-            Permission::on(PUT, "eks:UpdatePodIdentityAssociation"),
-            Permission::on(PUT, "iam:GetRole"),
-            Permission::on(PUT, "iam:PassRole"),
+            only(Permission::read("eks:ListPodIdentityAssociations"), CLUSTERS),
+            only(Permission::on(PUT, "eks:TagResource"), CLUSTER),
+            only(Permission::on(PUT, "eks:UntagResource"), CLUSTER),
+            only(Permission::on(PUT, "eks:UpdatePodIdentityAssociation"), CLUSTER),
+            only(Permission::on(PUT, "iam:GetRole"), ROLES),
+            passes(PUT, TO_EKS),
         ],
         ..kind("aws.eks-pod-identity-association", "the role of pods", Identity::Named)
     },

@@ -8,7 +8,7 @@ use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, Result};
 
 use self::group::Group;
 use self::subnet_group::SubnetGroup;
-use super::{CREATE, DELETE, PUT};
+use super::{CREATE, DELETE, FOR_SERVICE, KEYS, PUT, only, when};
 use crate::api::Api;
 use crate::resource::Of;
 use crate::table::{MINUTE, Row, kind};
@@ -18,13 +18,13 @@ pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
             permissions: &[
-                Permission::on(PUT, "elasticache:AddTagsToResource"),
-                Permission::on(CREATE, "elasticache:CreateCacheSubnetGroup"),
-                Permission::on(DELETE, "elasticache:DeleteCacheSubnetGroup"),
+                only(Permission::on(PUT, "elasticache:AddTagsToResource"), NAMED),
+                only(Permission::on(CREATE, "elasticache:CreateCacheSubnetGroup"), HERE),
+                only(Permission::on(DELETE, "elasticache:DeleteCacheSubnetGroup"), NAMED),
                 Permission::read("elasticache:DescribeCacheSubnetGroups"),
-                Permission::read("elasticache:ListTagsForResource"),
-                Permission::on(PUT, "elasticache:ModifyCacheSubnetGroup"),
-                Permission::on(PUT, "elasticache:RemoveTagsFromResource"),
+                only(Permission::read("elasticache:ListTagsForResource"), HERE),
+                only(Permission::on(PUT, "elasticache:ModifyCacheSubnetGroup"), HERE),
+                only(Permission::on(PUT, "elasticache:RemoveTagsFromResource"), NAMED),
             ],
             terraform: &[("aws_elasticache_subnet_group", "name")],
             ..kind("aws.cache-subnet-group", "the subnets of a cache", Identity::Named)
@@ -40,19 +40,19 @@ pub(crate) static ROWS: &[Row] = &[
             deadline: MINUTE.saturating_mul(90),
             typical: Some(MINUTE.saturating_mul(12)),
             permissions: &[
-                Permission::on(PUT, "elasticache:AddTagsToResource"),
-                Permission::on(CREATE, "elasticache:CreateReplicationGroup"),
-                Permission::on(PUT, "elasticache:DecreaseReplicaCount"),
-                Permission::on(DELETE, "elasticache:DeleteReplicationGroup"),
+                only(Permission::on(PUT, "elasticache:AddTagsToResource"), NAMED),
+                only(Permission::on(CREATE, "elasticache:CreateReplicationGroup"), HERE),
+                only(Permission::on(PUT, "elasticache:DecreaseReplicaCount"), HERE),
+                only(Permission::on(DELETE, "elasticache:DeleteReplicationGroup"), NAMED),
                 Permission::read("elasticache:DescribeCacheClusters"),
                 Permission::read("elasticache:DescribeReplicationGroups"),
-                Permission::on(PUT, "elasticache:IncreaseReplicaCount"),
-                Permission::read("elasticache:ListTagsForResource"),
-                Permission::on(PUT, "elasticache:ModifyReplicationGroup"),
-                Permission::on(PUT, "elasticache:RemoveTagsFromResource"),
+                only(Permission::on(PUT, "elasticache:IncreaseReplicaCount"), HERE),
+                only(Permission::read("elasticache:ListTagsForResource"), HERE),
+                only(Permission::on(PUT, "elasticache:ModifyReplicationGroup"), HERE),
+                only(Permission::on(PUT, "elasticache:RemoveTagsFromResource"), NAMED),
                 // ElastiCache makes a grant of the key for itself, as the caller.
-                Permission::on(CREATE, "kms:CreateGrant"),
-                Permission::on(CREATE, "kms:DescribeKey"),
+                when(FOR_SERVICE, only(Permission::on(CREATE, "kms:CreateGrant"), KEYS)),
+                only(Permission::on(CREATE, "kms:DescribeKey"), KEYS),
             ],
             terraform: &[("aws_elasticache_replication_group", "replication_group_id")],
             ..kind("aws.cache", "a cache with its replicas", Identity::Named)
@@ -63,6 +63,10 @@ pub(crate) static ROWS: &[Row] = &[
     },
 ];
 
+/// The object itself: `replicationgroup:NAME`.
+const NAMED: &str = "arn:{$partition}:elasticache:{$region}:{$account}:*:{name}";
+/// An object, and the groups that the call also names.
+const HERE: &str = "arn:{$partition}:elasticache:{$region}:{$account}:*";
 /// The signing name.
 const SERVICE: &str = "elasticache";
 

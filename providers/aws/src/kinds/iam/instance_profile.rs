@@ -5,9 +5,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{Identity, Permission, Result};
 
-use super::{PATH, SERVICE};
+use super::{PATH, SERVICE, TO_MACHINES, passes};
 use crate::api::Api;
-use crate::kinds::{CREATE, DELETE, PUT};
+use crate::kinds::{CREATE, DELETE, PUT, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -15,16 +15,16 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            Permission::on(PUT, "iam:AddRoleToInstanceProfile"),
-            Permission::on(CREATE, "iam:CreateInstanceProfile"),
-            Permission::on(DELETE, "iam:DeleteInstanceProfile"),
-            Permission::read("iam:GetInstanceProfile"),
-            Permission::read("iam:ListInstanceProfileTags"),
+            only(Permission::on(PUT, "iam:AddRoleToInstanceProfile"), PROFILE),
+            only(Permission::on(CREATE, "iam:CreateInstanceProfile"), PROFILE),
+            only(Permission::on(DELETE, "iam:DeleteInstanceProfile"), PROFILE),
+            only(Permission::read("iam:GetInstanceProfile"), PROFILES),
+            only(Permission::read("iam:ListInstanceProfileTags"), PROFILES),
             Permission::read("iam:ListInstanceProfiles"),
-            Permission::on(PUT, "iam:PassRole"),
-            Permission::change("iam:RemoveRoleFromInstanceProfile"),
-            Permission::on(PUT, "iam:TagInstanceProfile"),
-            Permission::on(PUT, "iam:UntagInstanceProfile"),
+            passes(PUT, TO_MACHINES),
+            only(Permission::change("iam:RemoveRoleFromInstanceProfile"), PROFILE),
+            only(Permission::on(PUT, "iam:TagInstanceProfile"), PROFILE),
+            only(Permission::on(PUT, "iam:UntagInstanceProfile"), PROFILE),
         ],
         terraform: &[("aws_iam_instance_profile", "id")],
         ..kind("aws.instance-profile", "the role of a machine", Identity::Named)
@@ -33,6 +33,10 @@ pub(crate) static ROWS: &[Row] = &[Row {
     resource: &Of::<Profile>::kind(),
     refused: &[],
 }];
+
+const PROFILE: &str = "arn:{$partition}:iam::{$account}:instance-profile{path}{name}";
+/// All instance profiles on our path: their tags are read to find those of the deployment.
+const PROFILES: &str = "arn:{$partition}:iam::{$account}:instance-profile/textnlp/*";
 
 /// An instance profile. Outputs: `name`, `arn`.
 struct Profile;

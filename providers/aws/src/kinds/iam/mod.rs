@@ -6,6 +6,7 @@ pub(super) mod role;
 
 use aws_sdk_iam::types;
 use serde_json::{Map, Value};
+use textnlp_provider::{Condition, Permission, Verb};
 
 use crate::tags::Tags;
 
@@ -13,6 +14,27 @@ use crate::tags::Tags;
 pub(super) const SERVICE: &str = "iam";
 /// The path of all roles and instance profiles that this program creates.
 pub(crate) const PATH: &str = "/textnlp/";
+/// All roles that this program creates, for reads. A role that is not there has no path: it is read by its name.
+const READ_ROLES: &str = "arn:{$partition}:iam::{$account}:role/textnlp*";
+/// The roles of the site, as a policy names them.
+pub(crate) const ROLES: &str = "arn:{$partition}:iam::{$account}:role/textnlp/{$names}*";
+
+/// The permission to give a role of the site to a service.
+pub(crate) const fn passes(verbs: &'static [Verb], to: &'static [Condition]) -> Permission {
+    Permission { resource: ROLES, conditions: to, ..Permission::on(verbs, "iam:PassRole") }
+}
+
+/// To EKS: for a cluster, its machines and its pods.
+pub(crate) const TO_EKS: &[Condition] =
+    &[Condition { key: PASSED, value: "ec2.amazonaws.com* eks.amazonaws.com pods.eks.amazonaws.com" }];
+/// To flow logs.
+pub(crate) const TO_FLOW_LOGS: &[Condition] = &[Condition { key: PASSED, value: "vpc-flow-logs.amazonaws.com" }];
+/// To machines.
+const TO_MACHINES: &[Condition] = &[Condition { key: PASSED, value: "ec2.amazonaws.com*" }];
+/// To the copies of a bucket.
+pub(crate) const TO_BUCKETS: &[Condition] = &[Condition { key: PASSED, value: "s3.amazonaws.com" }];
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_iam-condition-keys.html>
+const PASSED: &str = "iam:PassedToService";
 
 fn tags(tags: Option<Vec<types::Tag>>) -> Tags {
     tags.unwrap_or_default().into_iter().map(|tag| (tag.key, tag.value)).collect()

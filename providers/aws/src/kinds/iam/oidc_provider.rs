@@ -9,7 +9,7 @@ use textnlp_provider::{Identity, Permission, Result};
 
 use super::SERVICE;
 use crate::api::Api;
-use crate::kinds::{CREATE, DELETE, PUT};
+use crate::kinds::{CREATE, DELETE, PUT, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -17,15 +17,15 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            Permission::on(PUT, "iam:AddClientIDToOpenIDConnectProvider"),
-            Permission::on(CREATE, "iam:CreateOpenIDConnectProvider"),
-            Permission::on(DELETE, "iam:DeleteOpenIDConnectProvider"),
-            Permission::read("iam:GetOpenIDConnectProvider"),
-            Permission::read("iam:ListOpenIDConnectProviderTags"),
+            only(Permission::on(PUT, "iam:AddClientIDToOpenIDConnectProvider"), PROVIDERS),
+            only(Permission::on(CREATE, "iam:CreateOpenIDConnectProvider"), PROVIDERS),
+            only(Permission::on(DELETE, "iam:DeleteOpenIDConnectProvider"), PROVIDERS),
+            only(Permission::read("iam:GetOpenIDConnectProvider"), PROVIDERS),
+            only(Permission::read("iam:ListOpenIDConnectProviderTags"), PROVIDERS),
             Permission::read("iam:ListOpenIDConnectProviders"),
-            Permission::on(PUT, "iam:RemoveClientIDFromOpenIDConnectProvider"),
-            Permission::on(PUT, "iam:TagOpenIDConnectProvider"),
-            Permission::on(PUT, "iam:UntagOpenIDConnectProvider"),
+            only(Permission::on(PUT, "iam:RemoveClientIDFromOpenIDConnectProvider"), PROVIDERS),
+            only(Permission::on(PUT, "iam:TagOpenIDConnectProvider"), PROVIDERS),
+            only(Permission::on(PUT, "iam:UntagOpenIDConnectProvider"), PROVIDERS),
         ],
         terraform: &[("aws_iam_openid_connect_provider", "arn")],
         ..kind("aws.oidc-provider", "an issuer of tokens that roles trust", Identity::Named)
@@ -34,6 +34,9 @@ pub(crate) static ROWS: &[Row] = &[Row {
     resource: &Of::<Provider>::kind(),
     refused: &[],
 }];
+
+/// Providers have the name of their issuer, which EKS assigns.
+const PROVIDERS: &str = "arn:{$partition}:iam::{$account}:oidc-provider/oidc.eks.{$region}.{$dns_suffix}/id/*";
 
 /// An OIDC provider. Its id is its URL without `https://`, with which its ARN ends. Outputs: `arn`, `issuer`.
 struct Provider;

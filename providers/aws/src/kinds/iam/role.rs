@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Identity, Permission, Result};
+use textnlp_provider::{Condition, Identity, Permission, Result};
 
-use super::{PATH, SERVICE};
+use super::{PATH, READ_ROLES, SERVICE};
 use crate::api::Api;
-use crate::kinds::{CREATE, DELETE, PUT};
+use crate::kinds::{CREATE, DELETE, PUT, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -17,22 +17,22 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            Permission::on(PUT, "iam:AttachRolePolicy"),
-            Permission::on(CREATE, "iam:CreateRole"),
-            Permission::on(DELETE, "iam:DeleteRole"),
-            Permission::on(PUT, "iam:DeleteRolePermissionsBoundary"),
-            Permission::change("iam:DeleteRolePolicy"),
-            Permission::change("iam:DetachRolePolicy"),
-            Permission::read("iam:GetRole"),
-            Permission::read("iam:GetRolePolicy"),
-            Permission::read("iam:ListAttachedRolePolicies"),
-            Permission::read("iam:ListRolePolicies"),
+            Permission { conditions: ATTACHED, ..bounded(Permission::on(PUT, "iam:AttachRolePolicy{?managed}")) },
+            bounded(Permission::on(CREATE, "iam:CreateRole")),
+            only(Permission::on(DELETE, "iam:DeleteRole"), ROLE),
+            only(Permission::on(PUT, "iam:DeleteRolePermissionsBoundary{!boundary}"), ROLE),
+            bounded(Permission::change("iam:DeleteRolePolicy")),
+            bounded(Permission::change("iam:DetachRolePolicy")),
+            only(Permission::read("iam:GetRole"), READ_ROLES),
+            only(Permission::read("iam:GetRolePolicy"), READ_ROLES),
+            only(Permission::read("iam:ListAttachedRolePolicies"), READ_ROLES),
+            only(Permission::read("iam:ListRolePolicies"), READ_ROLES),
             Permission::read("iam:ListRoles"),
-            Permission::on(PUT, "iam:PutRolePermissionsBoundary"),
-            Permission::on(PUT, "iam:PutRolePolicy"),
-            Permission::on(PUT, "iam:TagRole"),
-            Permission::on(PUT, "iam:UntagRole"),
-            Permission::on(PUT, "iam:UpdateAssumeRolePolicy"),
+            bounded(Permission::on(PUT, "iam:PutRolePermissionsBoundary")),
+            bounded(Permission::on(PUT, "iam:PutRolePolicy")),
+            only(Permission::on(PUT, "iam:TagRole"), ROLE),
+            only(Permission::on(PUT, "iam:UntagRole"), ROLE),
+            only(Permission::on(PUT, "iam:UpdateAssumeRolePolicy"), ROLE),
         ],
         terraform: &[("aws_iam_role", "id")],
         ..kind("aws.role", "a role that AWS's services and pods assume", Identity::Named)
@@ -41,6 +41,18 @@ pub(crate) static ROWS: &[Row] = &[Row {
     resource: &Of::<Role>::kind(),
     refused: &[],
 }];
+
+const ROLE: &str = "arn:{$partition}:iam::{$account}:role{path}{name}";
+
+/// A permission on a role with the wanted permissions boundary: without it, an identity with this policy could allow itself more.
+const fn bounded(permission: Permission) -> Permission {
+    Permission { resource: ROLE, conditions: BOUNDED, ..permission }
+}
+
+const BOUNDARY: Condition = Condition { key: "iam:PermissionsBoundary", value: "{boundary}" };
+const BOUNDED: &[Condition] = &[BOUNDARY];
+/// No other policies than those of the role.
+const ATTACHED: &[Condition] = &[BOUNDARY, Condition { key: "iam:PolicyARN", value: "{managed}" }];
 
 /// A role. Outputs: `name`, `arn`.
 struct Role;
@@ -221,6 +233,6 @@ async fn policies(api: &Api, role: aws_sdk_iam::types::Role) -> Result<Option<Ob
         inline,
         tags: Tags::new(),
     };
-    let seen = ObservedObject::new(&name, spec, super::tags(role.tags));
+    let seen = ObservedObject::new(&name, spec, super::tags(role.tags)).created(Some(role.create_date));
     Ok(Some(seen.output("name", Some(name.clone())).output("arn", Some(role.arn))))
 }

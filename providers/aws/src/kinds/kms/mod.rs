@@ -7,9 +7,9 @@ use aws_sdk_kms::types::{AliasListEntry, KeyListEntry, KeyState, Tag};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result};
+use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result, Verb};
 
-use super::{CREATE, DELETE, PUT, only};
+use super::{CREATE, DELETE, KEYS, OURS, PUT, only, when};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{Row, kind};
@@ -22,26 +22,29 @@ pub(crate) static ROWS: &[Row] = &[Row {
         permissions: &[
             only(Permission::on(PUT, "kms:CreateAlias"), ALIAS),
             ours(Permission::on(PUT, "kms:CreateAlias")),
-            Permission::on(CREATE, "kms:CreateKey"),
+            when(NEW, Permission::on(CREATE, "kms:CreateKey")),
             only(Permission::change("kms:DeleteAlias"), ALIAS),
             ours(Permission::change("kms:DeleteAlias")),
             Permission::read("kms:DescribeKey"),
-            ours(Permission::on(PUT, "kms:DisableKey")),
-            ours(Permission::on(PUT, "kms:DisableKeyRotation")),
-            ours(Permission::on(PUT, "kms:EnableKey")),
+            recorded(Permission::on(UPDATE, "kms:DisableKey")),
+            recorded(Permission::on(UPDATE, "kms:DisableKeyRotation")),
+            recorded(Permission::on(UPDATE, "kms:EnableKey")),
             ours(Permission::on(PUT, "kms:EnableKeyRotation")),
             Permission::read("kms:GetKeyPolicy"),
             Permission::read("kms:GetKeyRotationStatus"),
             Permission::read("kms:ListAliases"),
             Permission::read("kms:ListKeys"),
             Permission::read("kms:ListResourceTags"),
-            ours(Permission::on(PUT, "kms:PutKeyPolicy")),
-            ours(Permission::on(DELETE, "kms:ScheduleKeyDeletion")),
-            Permission::on(PUT, "kms:TagResource"),
-            ours(Permission::on(PUT, "kms:UntagResource")),
+            // With a create, and for the recorded key.
+            when(NEW, only(Permission::on(CREATE, "kms:PutKeyPolicy"), KEYS)),
+            recorded(Permission::on(UPDATE, "kms:PutKeyPolicy")),
+            recorded(Permission::on(DELETE, "kms:ScheduleKeyDeletion")),
+            when(NEW, only(Permission::on(CREATE, "kms:TagResource"), KEYS)),
+            recorded(Permission::on(UPDATE, "kms:TagResource")),
+            recorded(Permission::on(UPDATE, "kms:UntagResource")),
             only(Permission::on(PUT, "kms:UpdateAlias"), ALIAS),
-            only(Permission::on(PUT, "kms:UpdateAlias"), KEY),
-            ours(Permission::on(PUT, "kms:UpdateKeyDescription")),
+            ours(Permission::on(PUT, "kms:UpdateAlias")),
+            recorded(Permission::on(UPDATE, "kms:UpdateKeyDescription")),
         ],
         terraform: &[("aws_kms_key", "key_id")],
         ..kind("aws.key", "an encryption key", Identity::Token)
@@ -52,20 +55,28 @@ pub(crate) static ROWS: &[Row] = &[Row {
 }];
 
 const ALIAS: &str = "arn:{$partition}:kms:{$region}:{$account}:alias/textnlp-*";
-const KEY: &str = "arn:{$partition}:kms:{$region}:{$account}:key/*";
+/// On a request that gives a key the tag of the deployment.
+const NEW: &[Condition] = &[Condition { key: "aws:RequestTag/textnlp-lineage", value: "{$lineage}" }];
 
 /// A permission on the deployment's keys only.
 const fn ours(permission: Permission) -> Permission {
-    const LINEAGE: &[Condition] = &[Condition { key: "aws:ResourceTag/textnlp-lineage", value: "{$lineage}" }];
-    Permission { resource: KEY, conditions: LINEAGE, ..permission }
+    Permission { resource: KEYS, conditions: OURS, ..permission }
 }
 
+/// A permission on the key that is recorded. Who can tag keys can give another one the tag of the deployment: KMS does not tell that
+/// from the tags of a new key.
+const fn recorded(permission: Permission) -> Permission {
+    const KEY: &str = "arn:{$partition}:kms:{$region}:{$account}:key/{$id}";
+    Permission { resource: KEY, ..ours(permission) }
+}
+
+const UPDATE: &[Verb] = &[Verb::Update];
 /// The signing name.
 const SERVICE: &str = "kms";
 /// A key has one policy, of this name.
 const POLICY: &str = "default";
 /// The start of the aliases that this provider sets; others are the operator's.
-const OURS: &str = "alias/textnlp-";
+const OWN_ALIASES: &str = "alias/textnlp-";
 /// Until the end of it an operator can undo the deletion: the longest that KMS allows, because data that was encrypted with the key
 /// is lost with it. A key costs nothing meanwhile.
 const WINDOW_DAYS: i32 = 30;
@@ -131,13 +142,12 @@ impl Resource for Key {
             let pages = api.kms.list_aliases().key_id(&id).into_paginator().items().send();
             let aliases: Vec<AliasListEntry> = api.call(SERVICE, "read", &id, pages.try_collect()).await?;
             let names = aliases.into_iter().filter_map(|alias| alias.alias_name);
-            spec.aliases = names.filter(|name| name.starts_with(OURS)).collect();
+            spec.aliases = names.filter(|name| name.starts_with(OWN_ALIASES)).collect();
             spec.aliases.sort();
             tags = tags_of(api, &id).await?.unwrap_or_default();
         }
-        Ok(Some(
-            ObservedObject::new(&id, spec, tags).output("id", Some(id.clone())).output("arn", key.arn).state(state),
-        ))
+        let seen = ObservedObject::new(&id, spec, tags).output("id", Some(id.clone())).output("arn", key.arn);
+        Ok(Some(seen.created(key.creation_date).state(state)))
     }
 
     /// Lists of keys show no tags: one call for each page of keys and of aliases, one for the tags of each key with one of our aliases
@@ -149,7 +159,7 @@ impl Resource for Key {
         let mut aliases: BTreeMap<String, bool> = BTreeMap::new();
         for entry in entries {
             if let (Some(key), Some(name)) = (entry.target_key_id, entry.alias_name) {
-                *aliases.entry(key).or_default() |= name.starts_with(OURS);
+                *aliases.entry(key).or_default() |= name.starts_with(OWN_ALIASES);
             }
         }
         let pages = api.kms.list_keys().into_paginator().items().send();

@@ -232,6 +232,11 @@ impl Resource for Instance {
         super::tag(api, arn(seen), set, remove).await
     }
 
+    /// The record decides, and not the object: another identity may change that.
+    fn before_delete(seen: &mut ObservedObject<Spec>, recorded: Option<&Spec>) {
+        seen.spec.final_snapshot = recorded.is_none_or(|recorded| recorded.final_snapshot);
+    }
+
     /// The protection goes first; the engine has the consent for data.
     async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let id = seen.id.as_str();
@@ -316,7 +321,7 @@ fn seen(server: Answer) -> Option<ObservedObject<Spec>> {
         .output("version", Some(version))
         .output("ca", server.ca_certificate_identifier)
         .output(RESOURCE, server.dbi_resource_id);
-    Some(seen.state(state))
+    Some(seen.state(state).created(server.instance_create_time))
 }
 
 /// The meaning of a status: <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/accessing-monitoring.html>.

@@ -10,7 +10,7 @@ use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, ReplaceOr
 use self::instance::Instance;
 use self::parameter_group::ParameterGroup;
 use self::subnet_group::SubnetGroup;
-use super::{CREATE, DELETE, PUT, only};
+use super::{CREATE, DELETE, FOR_SERVICE, KEYS, PUT, only, when};
 use crate::api::Api;
 use crate::resource::Of;
 use crate::table::{MINUTE, Row, kind};
@@ -21,7 +21,7 @@ pub(crate) static ROWS: &[Row] = &[
         kind: Kind {
             permissions: &[
                 only(Permission::on(PUT, "rds:AddTagsToResource"), SUBNETS),
-                Permission::on(CREATE, "rds:CreateDBSubnetGroup"),
+                only(Permission::on(CREATE, "rds:CreateDBSubnetGroup"), SUBNETS),
                 only(Permission::on(DELETE, "rds:DeleteDBSubnetGroup"), SUBNETS),
                 Permission::read("rds:DescribeDBSubnetGroups"),
                 only(Permission::read("rds:ListTagsForResource"), SUBNETS),
@@ -66,15 +66,24 @@ pub(crate) static ROWS: &[Row] = &[
             deadline: MINUTE.saturating_mul(360),
             permissions: &[
                 // RDS makes a grant of the key for itself, as the caller.
-                Permission::on(PUT, "kms:CreateGrant"),
+                when(FOR_SERVICE, only(Permission::on(PUT, "kms:CreateGrant"), KEYS)),
                 Permission::read("kms:DescribeKey"),
                 only(Permission::on(PUT, "rds:AddTagsToResource"), SERVER),
-                Permission::on(CREATE, "rds:CreateDBInstance"),
-                Permission::on(CREATE, "rds:CreateDBInstanceReadReplica"),
-                Permission::on(DELETE, "rds:CreateDBSnapshot"),
+                only(Permission::on(CREATE, "rds:CreateDBInstance"), SERVER),
+                only(Permission::on(CREATE, "rds:CreateDBInstance"), OWN_SUBNETS),
+                only(Permission::on(CREATE, "rds:CreateDBInstance"), OWN_PARAMETERS),
+                only(Permission::on(CREATE, "rds:CreateDBInstance"), OPTIONS),
+                only(Permission::on(CREATE, "rds:CreateDBInstanceReadReplica"), OWN_SERVERS),
+                only(Permission::on(CREATE, "rds:CreateDBInstanceReadReplica"), OWN_SUBNETS),
+                only(Permission::on(CREATE, "rds:CreateDBInstanceReadReplica"), OWN_PARAMETERS),
+                only(Permission::on(CREATE, "rds:CreateDBInstanceReadReplica"), OPTIONS),
+                only(Permission::on(DELETE, "rds:CreateDBSnapshot"), SERVER),
+                only(Permission::on(DELETE, "rds:CreateDBSnapshot"), OWN_SNAPSHOTS),
                 only(Permission::on(DELETE, "rds:DeleteDBInstance"), SERVER),
                 Permission::read("rds:DescribeDBInstances"),
-                Permission::change("rds:ModifyDBInstance"),
+                only(Permission::change("rds:ModifyDBInstance"), SERVER),
+                only(Permission::change("rds:ModifyDBInstance"), OWN_PARAMETERS),
+                only(Permission::change("rds:ModifyDBInstance"), OPTIONS),
                 only(Permission::on(PUT, "rds:PromoteReadReplica"), SERVER),
                 only(Permission::on(PUT, "rds:RemoveTagsFromResource"), SERVER),
             ],
@@ -91,6 +100,15 @@ pub(crate) static ROWS: &[Row] = &[
     },
 ];
 
+// What calls about a server also name.
+
+/// A replica and its source, which may be in another region: the caller needs the action for both
+/// (<https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_ReadRepl.XRgn.html>).
+const OWN_SERVERS: &str = "arn:{$partition}:rds:*:{$account}:db:textnlp-*";
+const OWN_SNAPSHOTS: &str = "arn:{$partition}:rds:{$region}:{$account}:snapshot:textnlp-*";
+const OWN_SUBNETS: &str = "arn:{$partition}:rds:{$region}:{$account}:subgrp:textnlp-*";
+const OWN_PARAMETERS: &str = "arn:{$partition}:rds:{$region}:{$account}:pg:textnlp-*";
+const OPTIONS: &str = "arn:{$partition}:rds:{$region}:{$account}:og:default*";
 const SUBNETS: &str = "arn:{$partition}:rds:{$region}:{$account}:subgrp:{name}";
 const PARAMETERS: &str = "arn:{$partition}:rds:{$region}:{$account}:pg:{name}";
 const SERVER: &str = "arn:{$partition}:rds:{$region}:{$account}:db:{name}";

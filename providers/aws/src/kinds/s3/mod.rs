@@ -16,6 +16,7 @@ use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricin
 use textnlp_token::partition;
 
 use self::rules::{Encryption, LifecycleRule, Replication};
+use super::iam::{ROLES, TO_BUCKETS};
 use super::{CREATE, DELETE, PUT, list_by_tag, only};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
@@ -29,6 +30,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
         // A call deletes a thousand objects.
         deadline: MINUTE.saturating_mul(120),
         permissions: &[
+            // S3 takes the role that copies objects, which may be there before the bucket is changed.
+            Permission { conditions: TO_BUCKETS, ..only(Permission::on(PUT, "iam:PassRole{?replication}"), ROLES) },
             only(Permission::on(CREATE, "s3:CreateBucket"), BUCKET),
             only(Permission::on(DELETE, "s3:DeleteBucket"), BUCKET),
             only(Permission::on(PUT, "s3:DeleteBucketPolicy"), BUCKET),

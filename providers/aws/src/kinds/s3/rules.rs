@@ -3,10 +3,10 @@
 use aws_sdk_s3::types::{
     AbortIncompleteMultipartUpload, BucketLifecycleConfiguration, DeleteMarkerReplication,
     DeleteMarkerReplicationStatus, Destination, EncryptionConfiguration, ExpirationStatus, LifecycleExpiration,
-    LifecycleRule as Rule, LifecycleRuleFilter, NoncurrentVersionExpiration, ReplicationConfiguration, ReplicationRule,
-    ReplicationRuleFilter, ReplicationRuleStatus, ServerSideEncryption, ServerSideEncryptionByDefault,
-    ServerSideEncryptionConfiguration, ServerSideEncryptionRule, SourceSelectionCriteria, SseKmsEncryptedObjects,
-    SseKmsEncryptedObjectsStatus, Transition, TransitionStorageClass,
+    LifecycleRule as Rule, LifecycleRuleFilter, Metrics, MetricsStatus, NoncurrentVersionExpiration,
+    ReplicationConfiguration, ReplicationRule, ReplicationRuleFilter, ReplicationRuleStatus, ServerSideEncryption,
+    ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration, ServerSideEncryptionRule,
+    SourceSelectionCriteria, SseKmsEncryptedObjects, SseKmsEncryptedObjectsStatus, Transition, TransitionStorageClass,
 };
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +130,8 @@ pub(super) struct Replication {
     bucket: String,
     /// The ARN of the key there; null copies no object that a key of KMS encrypts.
     key: Option<String>,
+    /// Whether CloudWatch shows what waits to be copied, and what failed.
+    metrics: bool,
 }
 
 /// The id of the one rule.
@@ -139,12 +141,18 @@ impl Replication {
     pub(super) fn read(configuration: ReplicationConfiguration) -> Self {
         let rule = configuration.rules.into_iter().find(|rule| rule.status == ReplicationRuleStatus::Enabled);
         let destination = rule.and_then(|rule| rule.destination);
+        let metrics = destination.as_ref().and_then(|to| to.metrics.as_ref());
+        let metrics = metrics.is_some_and(|metrics| metrics.status == MetricsStatus::Enabled);
         let (bucket, encryption) = destination.map(|to| (to.bucket, to.encryption_configuration)).unwrap_or_default();
-        Self { role: configuration.role, bucket, key: encryption.and_then(|one| one.replica_kms_key_id) }
+        Self { role: configuration.role, bucket, key: encryption.and_then(|one| one.replica_kms_key_id), metrics }
     }
 
     pub(super) fn write(&self) -> ReplicationConfiguration {
         let mut destination = Destination::builder().bucket(&self.bucket);
+        if self.metrics {
+            let metrics = Metrics::builder().status(MetricsStatus::Enabled).build().expect("the status is set");
+            destination = destination.metrics(metrics);
+        }
         let mut rule = ReplicationRule::builder()
             .id(RULE)
             .priority(1)

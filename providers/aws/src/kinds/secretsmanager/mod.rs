@@ -9,7 +9,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result, SecretRef};
 
-use super::{AT_ONCE, CREATE, DELETE, PUT, only, secret};
+use super::{AT_ONCE, CREATE, DELETE, KEYS, PUT, only, secret, when};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{Row, kind};
@@ -20,8 +20,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
         data: DataClass::Derived,
         pricing: Pricing::BySpec,
         permissions: &[
-            Permission::on(PUT, "kms:Decrypt"),
-            Permission::on(PUT, "kms:GenerateDataKey"),
+            when(VIA, only(Permission::on(PUT, "kms:Decrypt"), KEYS)),
+            when(VIA, only(Permission::on(PUT, "kms:GenerateDataKey"), KEYS)),
             only(Permission::on(CREATE, "secretsmanager:CreateSecret"), SECRET),
             only(Permission::on(DELETE, "secretsmanager:DeleteSecret"), SECRET),
             only(Permission::read("secretsmanager:DescribeSecret"), SECRET),
@@ -40,6 +40,9 @@ pub(crate) static ROWS: &[Row] = &[Row {
 }];
 
 /// AWS adds a hyphen and six characters to the name.
+/// On calls that Secrets Manager makes.
+const VIA: &[textnlp_provider::Condition] =
+    &[textnlp_provider::Condition { key: "kms:ViaService", value: "secretsmanager.{$region}.{$dns_suffix}" }];
 const SECRET: &str = "arn:{$partition}:secretsmanager:{$region}:{$account}:secret:{name}-*";
 /// The signing name.
 const SERVICE: &str = "secretsmanager";
@@ -176,7 +179,7 @@ fn seen(secret: DescribeSecretOutput) -> Option<ObservedObject<Spec>> {
     };
     let state = if secret.deleted_date.is_some() { State::Gone } else { State::Ready };
     let seen = ObservedObject::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", secret.arn);
-    Some(seen.output(VERSION, current).state(state))
+    Some(seen.output(VERSION, current).created(secret.created_date).state(state))
 }
 
 /// The id of the version with this value: the client token that AWS takes over. It says nothing about the value.

@@ -38,6 +38,7 @@ fn record(wanted: &Wanted, object: &Object) -> Recorded {
         outputs: object.outputs.clone(),
         protected: false,
         tainted: false,
+        created: None,
     }
 }
 
@@ -393,7 +394,7 @@ async fn exec_plugin_supplies_the_credential() {
     for (ends, least) in [("2100-01-01T00:00:00Z", 1), ("2001-01-01T00:00:00Z", 3)] {
         std::fs::write(folder.path().join("ends"), ends).unwrap();
         let _ = std::fs::remove_file(folder.path().join("asked"));
-        let access = Access::Kubeconfig { file: Some(file.clone()), context: None };
+        let access = Access::Kubeconfig { file: Some(file.clone()), context: None, programs: true };
         let printed = Kubernetes::new(access, world.vault());
         let object = follow(&printed, &operation(&world, 1, Verb::Create, &wanted, None), None).await.unwrap().done();
         let recorded = record(&wanted, &object);
@@ -404,7 +405,7 @@ async fn exec_plugin_supplies_the_credential() {
     }
     // It is broken: nothing of what it printed is told.
     std::fs::write(&program, format!("echo {token}; echo sign in first >&2; exit 1")).unwrap();
-    let access = Access::Kubeconfig { file: Some(file), context: None };
+    let access = Access::Kubeconfig { file: Some(file), context: None, programs: true };
     let problems = Kubernetes::new(access, world.vault()).preflight(&[wanted]).await.unwrap();
     let said = format!("{problems:?}");
     assert!(said.contains("sign in first") && !said.contains(token), "{said}");

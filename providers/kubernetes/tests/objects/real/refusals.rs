@@ -48,7 +48,7 @@ async fn unresponsive_api_server_times_out() {
     kubeconfig["clusters"][0]["cluster"]["server"] = json!(format!("https://{}", silent.local_addr().unwrap()));
     let file = world.cluster.folder().join("silent.json").into_std_path_buf();
     std::fs::write(&file, kubeconfig.to_string()).unwrap();
-    let far = Kubernetes::new(Access::Kubeconfig { file: Some(file), context: None }, world.vault());
+    let far = Kubernetes::new(Access::kubeconfig(Some(file), None), world.vault());
     let wanted = world.want("config-map", "settings", json!({ "data": { "a": "1" } }));
     let op = operation(&world, 1, Verb::Create, &wanted, None);
     let (begun, problems) = tokio::time::timeout(Duration::from_secs(120), async {
@@ -83,7 +83,7 @@ async fn missing_rbac_rule_is_printed_and_adding_it_suffices() {
     let Some(world) = World::new("denied") else { return };
     let user = format!("user-of-{}", world.namespace);
     let file = Some(world.cluster.kubeconfig(&user, &[]).into_std_path_buf());
-    let limited = Kubernetes::new(Access::Kubeconfig { file, context: None }, world.vault());
+    let limited = Kubernetes::new(Access::kubeconfig(file, None), world.vault());
     let wanted = world.want("config-map", "settings", json!({ "data": { "a": "1" } }));
     let problems = limited.preflight(std::slice::from_ref(&wanted)).await.unwrap();
     let [problem] = &problems[..] else { panic!("{problems:?}") };
@@ -125,7 +125,7 @@ async fn policy_of_a_plan_suffices_and_allows_nothing_else() {
     let Some(world) = World::new("policy") else { return };
     let user = format!("planner-of-{}", world.namespace);
     let file = Some(world.cluster.kubeconfig(&user, &[]).into_std_path_buf());
-    let limited = Kubernetes::new(Access::Kubeconfig { file, context: None }, world.vault());
+    let limited = Kubernetes::new(Access::kubeconfig(file, None), world.vault());
     let binding = |kind: &str, name: &str| {
         let group = "rbac.authorization.k8s.io";
         json!({
@@ -142,6 +142,7 @@ async fn policy_of_a_plan_suffices_and_allows_nothing_else() {
     ];
     let resource = |one: &Wanted| PolicyResource {
         id: one.id.clone(),
+        cloud_id: None,
         kind: one.kind.clone(),
         spec: one.spec.clone(),
         verbs: [Verb::Create].into(),

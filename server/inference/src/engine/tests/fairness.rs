@@ -164,6 +164,47 @@ fn short_requests_do_not_starve_a_long_one() {
     assert!(second.inbox().finish().is_some() && short.inbox().finish().is_some());
 }
 
+/// One request that takes all but the reserved positions does not keep other tenants waiting, however long it runs.
+#[test]
+fn tenants_without_room_are_served_beside_requests_that_take_all_of_it() {
+    for (unit, capacity) in [(None, 1250), (Some(8), 1256), (Some(8), 2256)] {
+        beside_a_tenant_that_takes_all_room(unit, capacity);
+    }
+}
+
+fn beside_a_tenant_that_takes_all_room(unit: Option<usize>, capacity: usize) {
+    let mut bench = Bench::new(options());
+    let script = Script { context: 1000, capacity, unit, is_limited: true, ..Script::default() };
+    let watch = bench.load("m", script);
+    let of = |tenant: &str, prompt: usize, tokens: usize| Request {
+        tenant: tenant.to_owned(),
+        ignore_end: true,
+        ..request(vec![1; prompt], tokens)
+    };
+    let attacks: Vec<_> =
+        (0..capacity / 1000).map(|_| bench.send(of("attacker", 600, 400), Client::Reads).unwrap()).collect();
+    bench.scheduler.turn();
+    let second = bench.send(of("attacker", 5, 5), Client::Reads).unwrap();
+    let third = bench.send(of("attacker", 600, 400), Client::Reads).unwrap();
+    let long = bench.send(of("long", 900, 100), Client::Reads).unwrap();
+    for round in 0..8u32 {
+        let victim = bench.send(of("victim", 40, 8), Client::Reads).unwrap();
+        let mut turns = 0;
+        while victim.inbox().finish().is_none() {
+            bench.scheduler.turn();
+            turns += 1;
+            assert!(turns < 40, "round {round}");
+        }
+        assert!(attacks.iter().all(|attack| attack.inbox().finish().is_none()), "round {round}: the attack still runs");
+        assert!(second.inbox().finish().is_none(), "the reserve is not for tenants that have room");
+    }
+    assert!(watch.lock().unwrap().reserved <= capacity);
+    bench.run();
+    for sent in attacks.iter().chain([&second, &third, &long]) {
+        assert!(sent.inbox().finish().is_some());
+    }
+}
+
 #[test]
 fn full_queue_refuses_with_an_estimated_retry_time() {
     let mut bench = Bench::new(EngineOptions { queue: 10, max_running: 1, ..options() });

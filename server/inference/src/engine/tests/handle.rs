@@ -188,12 +188,13 @@ fn request_admitted_before_closing_is_answered() {
     let slot = door.next_slot().unwrap();
     let tokenizer = Arc::new(crate::text::tests::byte_tokenizer());
     let model = LoadedModel { executor: Box::new(Script::default()), tokenizer: Arc::clone(&tokenizer), context: None };
-    let architecture = Arc::new(model.executor.architecture().clone());
+    let shape = Arc::new(model.executor.shape().clone());
     let load = Command::Load { slot, name: "m".to_owned(), context: 1024, model: Box::new(model) };
     scheduler.command(load);
     let loaded = std::time::SystemTime::now();
     let (name, memory) = ("m".to_owned(), Memory::default());
-    door.list(slot, ModelInfo { name, architecture, tokenizer, context: 1024, memory, loaded });
+    let guides = crate::guide::Guides::new(&tokenizer, shape.vocab);
+    door.list(slot, ModelInfo { name, shape, tokenizer, guides, context: 1024, memory, loaded });
     // The stop overtakes a request that already has its place in the queue.
     let entry = door.enter("m", "a", Instant::now()).unwrap();
     let (sender, events) = mpsc::channel();
@@ -217,8 +218,8 @@ fn draining_waits_for_running_requests() {
 #[test]
 fn unloading_and_reloading_a_model_is_visible_at_once() {
     let (engine, watch) = engine();
-    assert!(engine.unload("m"));
-    assert!(!engine.unload("m"));
+    assert!(engine.unload("m").is_some());
+    assert!(engine.unload("m").is_none());
     assert!(engine.models().is_empty());
     let start = Instant::now();
     while !is_gone(&watch) {

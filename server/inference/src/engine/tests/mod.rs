@@ -1,8 +1,11 @@
 //! The scheduler driven step by step with a scripted executor and a clock that moves only when told.
 
+mod draft;
 mod fairness;
 mod faults;
+mod guided;
 mod handle;
+mod prefix;
 mod schedule;
 mod script;
 
@@ -17,9 +20,10 @@ use super::request::{Event, Failure, Finish, Push, Request, Sampling, Sink};
 use super::run::Run;
 use super::scheduler::{Command, Next, Scheduler};
 use crate::executor::Memory;
+use crate::guide::Guides;
 use crate::sample::{Sampler, Scratch};
 use crate::text::{Stream, Tokenizer};
-use script::{END, Script, Watch, is_gone, logits_of};
+use script::{END, Script, Watch, is_gone, last, logits_of};
 
 /// A greedy request of tenant `a` for `max_tokens` after `prompt`.
 fn request(prompt: impl Into<Vec<u32>>, max_tokens: usize) -> Request {
@@ -30,6 +34,7 @@ fn request(prompt: impl Into<Vec<u32>>, max_tokens: usize) -> Request {
         max_tokens,
         sampling: sampling(0.0, 0),
         stop: Vec::new(),
+        guide: None,
         ignore_end: false,
         logprobs: None,
         deadline: None,
@@ -50,12 +55,18 @@ fn sampling(temperature: f32, seed: u64) -> Sampling {
         repetition_penalty: 1.0,
         presence_penalty: 0.0,
         frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
         seed,
     }
 }
 
 /// What a request gives when nothing else is there: no scheduler, no batch.
 fn alone(request: &Request, tokenizer: &Tokenizer, context: usize) -> (Vec<u32>, String, Finish) {
+    alone_within(request, tokenizer, context, usize::MAX)
+}
+
+/// The same of a model that knows only the last `window` tokens.
+fn alone_within(request: &Request, tokenizer: &Tokenizer, context: usize, window: usize) -> (Vec<u32>, String, Finish) {
     let mut sampler = Sampler::new(request.sampling.clone(), &request.prompt);
     let mut stream = Stream::new(&request.stop);
     let mut tokens = request.prompt.clone();
@@ -67,7 +78,8 @@ fn alone(request: &Request, tokenizer: &Tokenizer, context: usize) -> (Vec<u32>,
             text.push_str(&stream.finish());
             return (tokens[request.prompt.len()..].to_vec(), text, Finish::Length);
         }
-        let choice = sampler.choose(&logits_of(&tokens), tokens.len() as u64, None, &mut scratch).unwrap();
+        let logits = logits_of(last(&tokens, window));
+        let choice = sampler.choose(&logits, tokens.len() as u64, None, None, &mut scratch).unwrap();
         if choice.token == END && !request.ignore_end {
             text.push_str(&stream.finish());
             return (tokens[request.prompt.len()..].to_vec(), text, Finish::Stop);
@@ -201,14 +213,15 @@ impl Bench {
     fn load(&mut self, name: &str, script: Script) -> Arc<Mutex<Watch>> {
         let watch = Arc::clone(&script.watch);
         watch.lock().unwrap().time = Some(Arc::clone(&self.time));
-        let architecture = Arc::new(crate::executor::Executor::architecture(&script).clone());
-        let context = architecture.context;
+        let shape = Arc::new(crate::executor::Executor::shape(&script).clone());
+        let context = shape.context;
         let slot = self.door.next_slot().unwrap();
         let model = LoadedModel { executor: Box::new(script), tokenizer: Arc::clone(&self.tokenizer), context: None };
         self.scheduler.command(Command::Load { slot, name: name.to_owned(), context, model: Box::new(model) });
         let info = ModelInfo {
             name: name.to_owned(),
-            architecture,
+            guides: Guides::new(&self.tokenizer, shape.vocab),
+            shape,
             tokenizer: Arc::clone(&self.tokenizer),
             context,
             memory: Memory::default(),

@@ -4,6 +4,8 @@ use super::script::{BREAKS_LOGITS, FAILS_NAMELESS, NAMES_ITSELF, PANICS};
 use super::*;
 use proptest::prelude::*;
 
+// A schedule is a short list, and most of it are requests.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
 enum Act {
     Send {
@@ -41,7 +43,8 @@ fn any_request() -> impl Strategy<Value = Request> {
         12 => Just(None),
         1 => prop::sample::select(vec![PANICS, NAMES_ITSELF, BREAKS_LOGITS, FAILS_NAMELESS]).prop_map(Some),
     ];
-    let prompt = (1usize..120, 0u32..250, poison);
+    // Many begin alike.
+    let prompt = (1usize..120, prop_oneof![Just(7u32), 0u32..250], poison);
     let settings = (0usize..3, 0usize..60, prop_oneof![Just(0.0f32), 0.1f32..2.0], 0u64..9, any::<bool>());
     (prompt, settings, prop::collection::vec("[a-e ]{1,2}", 0..2)).prop_map(
         |((length, first, poison), settings, stop)| {
@@ -98,7 +101,7 @@ fn check_between(bench: &Bench, watches: &[Arc<Mutex<Watch>>], followed: &[Follo
 }
 
 /// What must hold at the end.
-fn check_end(one: &Followed, tokenizer: &Tokenizer) {
+fn check_end(one: &Followed, tokenizer: &Tokenizer, window: usize) {
     let inbox = one.sent.inbox();
     if inbox.gone || one.client == Client::Deaf {
         return;
@@ -114,12 +117,15 @@ fn check_end(one: &Followed, tokenizer: &Tokenizer) {
         (Some(Finish::Cancelled), _) => assert!(one.may_be_cancelled),
         (finish, _) => {
             assert!(!poisoned);
-            let (tokens, text, by_itself) = alone(&one.request, tokenizer, 1024);
+            let (tokens, text, by_itself) = alone_within(&one.request, tokenizer, 1024, window);
             assert_eq!((inbox.tokens(), inbox.text(), finish), (tokens, text, Some(by_itself)), "as if alone");
         }
     }
     if !poisoned && inbox.finish().is_none_or(|finish| finish == Finish::Cancelled) {
-        assert!(alone(&one.request, tokenizer, 1024).0.starts_with(&inbox.tokens()), "cut short, but true");
+        assert!(
+            alone_within(&one.request, tokenizer, 1024, window).0.starts_with(&inbox.tokens()),
+            "cut short, but true"
+        );
     }
 }
 
@@ -127,9 +133,9 @@ fn lock(watch: &Mutex<Watch>) -> std::sync::MutexGuard<'_, Watch> {
     watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn play(acts: Vec<Act>, max_running: usize, capacity: usize) {
+fn play(acts: Vec<Act>, max_running: usize, capacity: usize, unit: Option<usize>, window: usize) {
     let mut bench = Bench::new(EngineOptions { queue: 12, max_running, ..EngineOptions::default() });
-    let script = || Script { capacity, ..Script::default() };
+    let script = || Script { capacity, unit, window, ..Script::default() };
     let mut watches = vec![bench.load("m", script())];
     let mut followed: Vec<Followed> = Vec::new();
     let mut scores = Vec::new();
@@ -169,7 +175,7 @@ fn play(acts: Vec<Act>, max_running: usize, capacity: usize) {
     bench.run();
     check_between(&bench, &watches, &followed, max_running);
     for one in &followed {
-        check_end(one, &bench.tokenizer);
+        check_end(one, &bench.tokenizer, window);
         assert_eq!(Arc::strong_count(&one.sent.inbox), 1, "the sink is dropped");
     }
     for (tokens, result) in &scores {
@@ -197,7 +203,9 @@ proptest! {
         acts in prop::collection::vec(act(), 1..60),
         max_running in 1usize..6,
         capacity in prop::sample::select(vec![200usize, 400, 100_000]),
+        unit in prop::sample::select(vec![None, Some(4)]),
+        window in prop::sample::select(vec![1, 2, usize::MAX]),
     ) {
-        play(acts, max_running, capacity);
+        play(acts, max_running, capacity, unit, window);
     }
 }

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::executor::{Executor, LogitRows, Memory, RowSpan, SeqId, StepError};
-use crate::family::{Activation, Architecture, Norm, Position};
+use crate::executor::{Executor, LogitRows, Memory, Positions, RowSpan, SeqId, Shape, StepError};
 
 pub(super) const VOCAB: usize = 304;
 pub(super) const END: u32 = 256;
@@ -23,6 +22,8 @@ pub(super) struct Watch {
     pub(super) time: Option<Arc<Mutex<Instant>>>,
     pub(super) open: usize,
     pub(super) reserved: usize,
+    /// Positions of retained sequences.
+    pub(super) retained: usize,
     pub(super) steps: usize,
     pub(super) rows: usize,
     pub(super) logit_rows: usize,
@@ -30,6 +31,8 @@ pub(super) struct Watch {
     pub(super) last: Vec<(SeqId, usize, usize)>,
     /// So many steps with company fail without naming anybody.
     pub(super) flaky: usize,
+    /// Each step with a draft fails.
+    pub(super) breaks_drafts: bool,
     /// So many times there is no room.
     pub(super) full: usize,
 }
@@ -38,6 +41,12 @@ pub(super) struct Script {
     pub(super) context: usize,
     /// Positions that all open sequences may reserve together.
     pub(super) capacity: usize,
+    /// Whether callers can know that.
+    pub(super) is_limited: bool,
+    /// In which unit sequences can begin with rows of others.
+    pub(super) unit: Option<usize>,
+    /// How many of the last tokens the next one depends on: with few of them texts repeat.
+    pub(super) window: usize,
     pub(super) step_cost: Duration,
     pub(super) row_cost: Duration,
     pub(super) watch: Arc<Mutex<Watch>>,
@@ -46,8 +55,10 @@ pub(super) struct Script {
 
 #[derive(Default)]
 pub(super) struct State {
-    architecture: OnceLock<Architecture>,
+    shape: OnceLock<Shape>,
     sequences: HashMap<SeqId, (usize, Vec<u32>)>,
+    /// Least recently used first.
+    retained: Vec<(SeqId, Vec<u32>)>,
     logits: Vec<f32>,
     next: u32,
 }
@@ -57,12 +68,20 @@ impl Default for Script {
         Script {
             context: 1024,
             capacity: 1 << 20,
+            is_limited: false,
+            unit: None,
+            window: usize::MAX,
             step_cost: Duration::from_millis(1),
             row_cost: Duration::from_micros(250),
             watch: Arc::default(),
             state: State::default(),
         }
     }
+}
+
+/// The last `count` tokens.
+pub(super) fn last(tokens: &[u32], count: usize) -> &[u32] {
+    &tokens[tokens.len().saturating_sub(count)..]
 }
 
 /// Logits after `tokens`: the bytes and the end token are all possible, the rest is not.
@@ -80,48 +99,95 @@ pub(super) fn logits_of(tokens: &[u32]) -> Vec<f32> {
     (0..VOCAB).map(|id| if id <= END as usize { logit(id) } else { -60.0 }).collect()
 }
 
-impl Executor for Script {
-    fn architecture(&self) -> &Architecture {
-        self.state.architecture.get_or_init(|| Architecture {
-            family: "script".to_owned(),
-            layers: 1,
-            width: 1,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 1,
-            ffn: 1,
-            vocab: VOCAB,
-            context: self.context,
-            norm: Norm::Layer { eps: 1e-5 },
-            position: Position::Learned,
-            activation: Activation::GeluTanh,
-            parallel: false,
-            tied: true,
-        })
-    }
-
-    fn open(&mut self, positions: usize) -> Option<SeqId> {
+impl Script {
+    fn begin(&mut self, positions: usize, tokens: Vec<u32>) -> Option<SeqId> {
         let mut watch = self.watch.lock().unwrap();
-        if watch.full > 0 {
-            watch.full -= 1;
-            return None;
-        }
         if positions > self.context || watch.reserved + positions > self.capacity {
             return None;
+        }
+        while watch.reserved + watch.retained + positions > self.capacity {
+            watch.retained -= self.state.retained.remove(0).1.len();
         }
         watch.reserved += positions;
         watch.open += 1;
         self.state.next += 1;
         let seq = SeqId(self.state.next);
-        self.state.sequences.insert(seq, (positions, Vec::new()));
+        self.state.sequences.insert(seq, (positions, tokens));
         Some(seq)
+    }
+}
+
+impl Executor for Script {
+    fn shape(&self) -> &Shape {
+        self.state.shape.get_or_init(|| Shape {
+            family: "script".to_owned(),
+            layers: 1,
+            width: 1,
+            heads: 1,
+            vocab: VOCAB,
+            context: self.context,
+        })
+    }
+
+    fn positions(&self) -> Option<Positions> {
+        let reserved = self.watch.lock().unwrap().reserved;
+        self.is_limited.then_some(Positions { total: self.capacity, free: self.capacity - reserved })
+    }
+
+    fn open(&mut self, positions: usize) -> Option<SeqId> {
+        {
+            let mut watch = self.watch.lock().unwrap();
+            if watch.full > 0 {
+                watch.full -= 1;
+                return None;
+            }
+        }
+        self.begin(positions, Vec::new())
     }
 
     fn close(&mut self, seq: SeqId) {
-        let (positions, _) = self.state.sequences.remove(&seq).expect("closed what was open");
         let mut watch = self.watch.lock().unwrap();
+        if let Some(index) = self.state.retained.iter().position(|(retained, _)| *retained == seq) {
+            watch.retained -= self.state.retained.remove(index).1.len();
+            return;
+        }
+        let (positions, _) = self.state.sequences.remove(&seq).expect("closed what was open");
         watch.open -= 1;
         watch.reserved -= positions;
+    }
+
+    fn share_unit(&self) -> Option<usize> {
+        self.unit
+    }
+
+    fn fork(&mut self, from: SeqId, rows: usize, positions: usize) -> Option<SeqId> {
+        assert!(rows > 0 && rows.is_multiple_of(self.unit.expect("only one that shares is asked")));
+        let tokens = match self.state.retained.iter().position(|(retained, _)| *retained == from) {
+            Some(index) => {
+                self.state.retained[index..].rotate_left(1);
+                self.state.retained.last()?.1[..rows].to_vec()
+            }
+            None => self.state.sequences.get(&from)?.1[..rows].to_vec(),
+        };
+        self.begin(positions, tokens)
+    }
+
+    fn retain(&mut self, seq: SeqId, rows: usize) -> usize {
+        let unit = self.unit.expect("only one that shares is asked");
+        let (_, mut tokens) = self.state.sequences.get(&seq).cloned().expect("retained what was open");
+        assert!(rows <= tokens.len());
+        tokens.truncate(rows / unit * unit);
+        self.close(seq);
+        let rows = tokens.len();
+        if rows > 0 {
+            self.watch.lock().unwrap().retained += rows;
+            self.state.retained.push((seq, tokens));
+        }
+        rows
+    }
+
+    fn is_retained(&self, seq: SeqId) -> bool {
+        self.state.retained.iter().any(|(retained, _)| *retained == seq)
     }
 
     fn step(&mut self, rows: &[RowSpan<'_>]) -> Result<(), StepError> {
@@ -142,7 +208,7 @@ impl Executor for Script {
             if span.start > tokens.len() {
                 return Err(StepError::NotThere(span.seq, span.start));
             }
-            if span.tokens.contains(&NAMES_ITSELF) {
+            if span.tokens.contains(&NAMES_ITSELF) || (watch.breaks_drafts && span.logits == LogitRows::All) {
                 return Err(StepError::NotFinite(span.seq));
             }
             if span.tokens.contains(&FAILS_NAMELESS) {
@@ -162,14 +228,9 @@ impl Executor for Script {
             tokens.truncate(span.start);
             for (index, &token) in span.tokens.iter().enumerate() {
                 tokens.push(token);
-                let wanted = match span.logits {
-                    LogitRows::None => false,
-                    LogitRows::Last => index + 1 == span.tokens.len(),
-                    LogitRows::All => true,
-                };
-                if wanted {
+                if span.wants(index) {
                     watch.logit_rows += 1;
-                    let mut logits = logits_of(tokens);
+                    let mut logits = logits_of(last(tokens, self.window));
                     if tokens.contains(&BREAKS_LOGITS) {
                         logits[3] = f32::NAN;
                     }
@@ -185,7 +246,7 @@ impl Executor for Script {
     }
 
     fn memory(&self) -> Memory {
-        Memory { weights: 1, kv: 1 }
+        Memory { weights: 1, kv: 1, workspace: 1 }
     }
 }
 

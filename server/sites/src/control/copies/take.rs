@@ -148,8 +148,8 @@ impl Follower {
     }
 
     async fn models(&mut self, primary: &Address, offered: &Offer) -> Result<(), String> {
-        let told = |error: io::Error| format!("use the folder of copies: {error}");
-        let here = offer::models(&self.config, &self.copies).map_err(told)?;
+        let failure = |error: io::Error| format!("use the folder of copies: {error}");
+        let here = offer::models(&self.config, &self.copies).map_err(failure)?;
         let missing: Vec<&Manifest> = offered.models.iter().filter(|model| !here.contains_key(&model.digest)).collect();
         let bytes: u64 = missing.iter().map(|model| model.bytes).sum();
         self.copied.update(Data::Models, |mark| {
@@ -163,7 +163,7 @@ impl Follower {
                 mark.missing_bytes = mark.missing_bytes.saturating_sub(model.bytes);
             });
         }
-        self.prune(offered).map_err(told)
+        self.prune(offered).map_err(failure)
     }
 
     /// Copies the files of one model; resumes an earlier attempt.
@@ -171,38 +171,38 @@ impl Follower {
         let folder = models_of(&self.config.folder);
         let hex = model.digest.hex();
         let part = folder.join(format!(".part-{hex}"));
-        let told = |error: io::Error| format!("copy model {}: {error}", model.digest);
-        std::fs::create_dir_all(&part).map_err(told)?;
+        let failure = |error: io::Error| format!("copy model {}: {error}", model.digest);
+        std::fs::create_dir_all(&part).map_err(failure)?;
         let there: u64 = model.files.iter().map(|file| length(&part.join(&file.name))).sum();
-        has_room(&folder, model.bytes.saturating_sub(there)).map_err(told)?;
+        has_room(&folder, model.bytes.saturating_sub(there)).map_err(failure)?;
         for file in &model.files {
             let path = part.join(&file.name);
             let mut at = length(&path);
             if at > file.bytes {
-                std::fs::remove_file(&path).map_err(told)?;
+                std::fs::remove_file(&path).map_err(failure)?;
                 at = 0;
             }
-            let mut to = std::fs::File::options().create(true).append(true).open(&path).map_err(told)?;
+            let mut to = std::fs::File::options().create(true).append(true).open(&path).map_err(failure)?;
             while at < file.bytes {
                 let piece = self.piece(primary, model, &file.name, at).await?;
                 if piece.is_empty() {
                     return Err(format!("the primary's `{}` is shorter than it says", file.name));
                 }
-                tokio::task::block_in_place(|| to.write_all(&piece)).map_err(told)?;
+                tokio::task::block_in_place(|| to.write_all(&piece)).map_err(failure)?;
                 at += piece.len() as u64;
             }
-            tokio::task::block_in_place(|| to.sync_all()).map_err(told)?;
+            tokio::task::block_in_place(|| to.sync_all()).map_err(failure)?;
         }
         let list = serde_json::to_vec_pretty(model).map_err(|error| error.to_string())?;
-        disk::put_bytes(&part.join(MANIFEST), &list).map_err(told)?;
+        disk::put_bytes(&part.join(MANIFEST), &list).map_err(failure)?;
         let verified = tokio::task::block_in_place(|| verify(&part));
         if let Err(error) = verified {
             // Restarted from zero: which bytes are wrong is unknown.
-            std::fs::remove_dir_all(&part).map_err(told)?;
+            std::fs::remove_dir_all(&part).map_err(failure)?;
             return Err(format!("model {} arrived damaged: {error}", model.digest));
         }
-        std::fs::rename(&part, folder.join(&hex)).map_err(told)?;
-        textnlp_files::sync_folder(&folder).map_err(|error| told(error.into()))?;
+        std::fs::rename(&part, folder.join(&hex)).map_err(failure)?;
+        textnlp_files::sync_folder(&folder).map_err(|error| failure(error.into()))?;
         tracing::info!(digest = %model.digest, bytes = model.bytes, source = %model.source, "a model was copied from the primary");
         Ok(())
     }
@@ -220,9 +220,9 @@ impl Follower {
     }
 
     async fn configuration(&self, primary: &Address, offered: &Offer) -> Result<(), String> {
-        let told = |error: io::Error| format!("copy configuration: {error}");
+        let failure = |error: io::Error| format!("copy configuration: {error}");
         let folder = configuration_of(&self.config.folder);
-        std::fs::create_dir_all(&folder).map_err(told)?;
+        std::fs::create_dir_all(&folder).map_err(failure)?;
         let has = |file: &&super::File| {
             std::fs::read(folder.join(&file.name)).is_ok_and(|bytes| sha256(&bytes) == file.sha256)
         };
@@ -238,15 +238,15 @@ impl Follower {
             if sha256(&bytes) != file.sha256 {
                 return Err(format!("`{}` changed while it was copied", file.name));
             }
-            disk::put_bytes(&folder.join(&file.name), &bytes).map_err(told)?;
+            disk::put_bytes(&folder.join(&file.name), &bytes).map_err(failure)?;
             self.copied.update(Data::Configuration, |mark| {
                 mark.held += 1;
                 mark.missing_bytes = mark.missing_bytes.saturating_sub(file.bytes);
             });
         }
-        for name in offer::names(&folder).map_err(told)? {
+        for name in offer::names(&folder).map_err(failure)? {
             if !offered.configuration.iter().any(|file| file.name == name) {
-                std::fs::remove_file(folder.join(name)).map_err(told)?;
+                std::fs::remove_file(folder.join(name)).map_err(failure)?;
             }
         }
         Ok(())

@@ -108,11 +108,14 @@ async fn standing(Shared(state): Shared<Arc<State>>) -> Response {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct To {
+struct ReleaseRequest {
     to: String,
 }
 
-async fn release_leadership(Shared(state): Shared<Arc<State>>, Json(To { to }): Json<To>) -> Response {
+async fn release_leadership(
+    Shared(state): Shared<Arc<State>>,
+    Json(ReleaseRequest { to }): Json<ReleaseRequest>,
+) -> Response {
     let (answer, answered) = oneshot::channel();
     let refused = |status: StatusCode, why: &str, hint: &str| {
         let body = json!({ "error": { "code": "refused", "message": why, "hint": hint } });

@@ -156,7 +156,8 @@ impl Listeners {
         if !may() || server.write_all(&startup.bytes).await.is_err() {
             return;
         }
-        let follows = (startup.who == ClientKind::Copy && way != Route::Here).then(|| Following::begin(&self.gate));
+        let follows =
+            (startup.who == ClientKind::Copy && way != Route::Here).then(|| ConnectedReplica::begin(&self.gate));
         let (client_reads, client_writes) = tokio::io::split(client);
         let (server_reads, server_writes) = tokio::io::split(server);
         tokio::select! {
@@ -170,9 +171,9 @@ impl Listeners {
 }
 
 /// Counts a connected replica for its lifetime.
-struct Following(Arc<std::sync::atomic::AtomicUsize>);
+struct ConnectedReplica(Arc<std::sync::atomic::AtomicUsize>);
 
-impl Following {
+impl ConnectedReplica {
     fn begin(gate: &Gate) -> Self {
         let count = gate.following();
         count.fetch_add(1, Ordering::SeqCst);
@@ -180,7 +181,7 @@ impl Following {
     }
 }
 
-impl Drop for Following {
+impl Drop for ConnectedReplica {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }

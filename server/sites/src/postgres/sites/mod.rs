@@ -58,7 +58,7 @@ pub(super) struct Refused {
 }
 
 /// Keeps the server in its role until shutdown or failure. The server is stopped when this returns.
-pub(super) async fn run(config: Arc<Config>, sites: Sites, told: impl Future<Output = ()>) -> Result<(), Error> {
+pub(super) async fn run(config: Arc<Config>, sites: Sites, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     make_folder(&config, &sites)?;
     config.write_files()?;
     let (gate, known) = (Gate::new(&sites.site), Arc::new(ServerFacts::new(&sites)));
@@ -67,25 +67,25 @@ pub(super) async fn run(config: Arc<Config>, sites: Sites, told: impl Future<Out
     // When this ends, all tasks end.
     let _stop = stop.clone().drop_guard();
     api::serve(&config, &sites, &gate, &known, release, stop.clone()).await?;
-    let doors = Arc::new(Listeners { config: config.clone(), gate: gate.clone(), stop: stop.clone() });
+    let listeners = Arc::new(Listeners { config: config.clone(), gate: gate.clone(), stop: stop.clone() });
     let out = config.run().join(format!(".s.PGSQL.{}", config.door_number()));
-    tokio::spawn(listeners::serve(doors.clone(), Direction::Out, listeners::bind(&out, config.user)?));
-    tokio::spawn(listeners::serve(doors, Direction::In, listeners::bind(&sites.door, None)?));
+    tokio::spawn(listeners::serve(listeners.clone(), Direction::Out, listeners::bind(&out, config.user)?));
+    tokio::spawn(listeners::serve(listeners, Direction::In, listeners::bind(&sites.door, None)?));
     tokio::spawn(ask(sites.clone(), gate.clone(), stop.clone()));
     tokio::spawn(look(config.clone(), gate.clone(), known.clone(), stop));
     let standing = DataDirectoryState::read(&config)?;
     let state = State::Nothing;
-    let mut keeper =
+    let mut supervisor =
         SitesSupervisor { config, sites, gate, known, state, standing, releases, torn_since: None, rewound: false };
     let ended = tokio::select! {
-        ended = keeper.keep() => ended,
-        () = told => Ok(()),
+        ended = supervisor.keep() => ended,
+        () = shutdown => Ok(()),
     };
     if ended.is_ok() {
         // The sockets stay open until the server has stopped: its replicas receive the rest, and a successor finds no
         // process using the directory.
-        keeper.gate.set_primary(false);
-        keeper.stop().await?;
+        supervisor.gate.set_primary(false);
+        supervisor.stop().await?;
     }
     ended
 }
@@ -179,7 +179,7 @@ impl SitesSupervisor {
                 return Err(Error::Ended(ended));
             }
             if let Ok(Release { to, answer }) = self.releases.try_recv()
-                // A requester that timed out was told that nothing changed.
+                // The answer of a request that timed out was that nothing changed.
                 && !answer.is_closed()
             {
                 let released = self.release(&to).await;

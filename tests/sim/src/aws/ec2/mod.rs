@@ -1,6 +1,7 @@
 //! Elastic Compute Cloud.
 
 mod endpoints;
+mod flow_logs;
 mod groups;
 pub mod interfaces;
 mod items;
@@ -13,6 +14,7 @@ pub mod volumes;
 mod zones;
 
 pub use endpoints::ENDPOINT;
+pub use flow_logs::FLOW_LOG;
 pub use groups::GROUP;
 pub use interfaces::INTERFACE;
 pub(crate) use items::place;
@@ -22,7 +24,7 @@ pub use network::{GATEWAY as INTERNET_GATEWAY, SUBNET, VPC};
 pub use routes::TABLE;
 pub use templates::TEMPLATE;
 pub use volumes::VOLUME;
-pub use zones::{Missing, Zone, zones};
+pub use zones::{Disabled, Missing, Zone, zones};
 
 use items::describe;
 
@@ -32,6 +34,7 @@ use crate::{Behaviour, Service, Source};
 const COLLECTIONS: &[&Collection] = &[
     &ADDRESS,
     &ENDPOINT,
+    &FLOW_LOG,
     &GROUP,
     &INTERFACE,
     &INTERNET_GATEWAY,
@@ -53,6 +56,7 @@ pub const SERVICE: Service = Service {
         ("AttachInternetGateway", network::attach_gateway),
         ("AuthorizeSecurityGroupEgress", groups::authorize),
         ("AuthorizeSecurityGroupIngress", groups::authorize),
+        ("CreateFlowLogs", flow_logs::create),
         ("CreateInternetGateway", network::create_gateway),
         ("CreateLaunchTemplate", templates::create),
         ("CreateLaunchTemplateVersion", templates::create_version),
@@ -64,6 +68,7 @@ pub const SERVICE: Service = Service {
         ("CreateTags", tags::create),
         ("CreateVpc", network::create_vpc),
         ("CreateVpcEndpoint", endpoints::create),
+        ("DeleteFlowLogs", flow_logs::delete),
         ("DeleteInternetGateway", network::delete_gateway),
         ("DeleteLaunchTemplate", templates::delete),
         ("DeleteNatGateway", nat::delete),
@@ -78,6 +83,7 @@ pub const SERVICE: Service = Service {
         ("DeleteVpcEndpoints", endpoints::delete),
         ("DescribeAddresses", |world, call| describe(world, call, &ADDRESS)),
         ("DescribeAvailabilityZones", zones::describe),
+        ("DescribeFlowLogs", |world, call| describe(world, call, &FLOW_LOG)),
         ("DescribeInstanceTypeOfferings", zones::offerings),
         ("DescribeInstances", |_, _| Ok(serde_json::json!({ "Reservations": [] }))),
         ("DescribeInternetGateways", |world, call| describe(world, call, &INTERNET_GATEWAY)),
@@ -194,6 +200,12 @@ const LEDGER: &[Behaviour] = &[
         "a deletion of endpoints that fails says so in its answer",
         Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DeleteVpcEndpoints.html"),
     ),
+    row(
+        "a flow log that exists is FlowLogAlreadyExists in the answer to its creation, and an unknown one is named in the answer \
+         to its removal",
+        Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateFlowLogs.html"),
+    ),
+    row("whether the role and the log group of a flow log exist is not looked at", Source::Assumed),
     row("an interface endpoint takes 60 s to become available and 60 s to be deleted", Source::Assumed),
     row(
         "states of endpoints are capitalised as in the model, while the service answers in lower case",

@@ -110,8 +110,12 @@ pub(super) fn describe(_world: &mut World, call: &Call) -> Result<Value, Fault> 
     Ok(json!({ "AvailabilityZones": found }))
 }
 
+/// Regions that an account did not enable.
+#[derive(Debug, Default)]
+pub struct Disabled(pub std::collections::BTreeSet<String>);
+
 /// Regions that exist here: the one that is asked, and those that it names.
-pub(super) fn regions(_world: &mut World, call: &Call) -> Result<Value, Fault> {
+pub(super) fn regions(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let names =
         if call.list("RegionNames").is_empty() { vec![call.region.as_str()] } else { call.texts("RegionNames") };
     // All regions have three parts at least, the last one a number.
@@ -119,7 +123,11 @@ pub(super) fn regions(_world: &mut World, call: &Call) -> Result<Value, Fault> {
     if let Some(unknown) = names.iter().find(|name| !is_region(name)) {
         return Err(Fault::new("InvalidParameterValue", format!("Invalid region: [{unknown}]")));
     }
-    let region = |name: &str| json!({ "Endpoint": format!("ec2.{name}.amazonaws.com"), "OptInStatus": "opt-in-not-required", "RegionName": name });
+    let disabled = &world.state::<Disabled>(&call.global()).0;
+    let region = |name: &str| {
+        let status = if disabled.contains(name) { "not-opted-in" } else { "opt-in-not-required" };
+        json!({ "Endpoint": format!("ec2.{name}.amazonaws.com"), "OptInStatus": status, "RegionName": name })
+    };
     Ok(json!({ "Regions": names.into_iter().map(region).collect::<Vec<_>>() }))
 }
 

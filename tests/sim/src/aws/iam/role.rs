@@ -28,7 +28,8 @@ pub struct Role {
     path: String,
     trust_text: String,
     description: Option<String>,
-    session: i64,
+    /// The most seconds of a session.
+    pub session: i64,
     created: Timestamp,
 }
 

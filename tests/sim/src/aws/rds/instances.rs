@@ -204,8 +204,15 @@ fn one(world: &World, call: &Call, name: &str) -> Value {
         shown["DBSubnetGroup"] = group;
     }
     if instance.ready <= call.now {
-        let host = format!("{name}.c{}.{}.rds.amazonaws.com", &call.account[..8], call.region);
-        shown["Endpoint"] = json!({ "Address": host, "Port": instance.shown["Port"].as_i64().unwrap_or(5432) });
+        let known = world.find::<Rds>(&call.scope()).and_then(|state| state.addresses.get(name).cloned());
+        let (host, port) = known.map_or_else(
+            || {
+                let host = format!("{name}.c{}.{}.rds.amazonaws.com", &call.account[..8], call.region);
+                (host, instance.shown["Port"].as_i64().unwrap_or(5432))
+            },
+            |(host, port)| (host, port.into()),
+        );
+        shown["Endpoint"] = json!({ "Address": host, "Port": port });
     }
     if let Some(members) = shown.as_object_mut() {
         members.shift_remove("Port");
@@ -257,6 +264,11 @@ pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let mut stages = vec![(6 * MINUTE, "available")];
     if has_backups {
         stages = vec![(6 * MINUTE, "backing-up"), (8 * MINUTE, "available")];
+    }
+    let state = world.state::<Rds>(&call.scope());
+    if let Some(server) = &state.stand {
+        let address = server(password, call.str("DBName").unwrap_or("postgres"));
+        state.addresses.insert(name.clone(), address);
     }
     world.tags.set(&arn(call, &name), tags, call.visible());
     Ok(json!({ "DBInstance": insert(world, call, at_first, password.to_owned(), &stages) }))

@@ -122,6 +122,9 @@ const LEDGER: &[Behaviour] = &[
     Behaviour { service: "rds", what: "which parameters exist: those that tests set", source: Source::Assumed },
 ];
 
+/// A server of a test: it is given the password of the master user and the name of the database, and gives its host and port.
+pub type Server = Box<dyn Fn(&str, &str) -> (String, u16) + Send>;
+
 /// What RDS holds in a region.
 #[derive(Default)]
 pub struct Rds {
@@ -129,6 +132,10 @@ pub struct Rds {
     pub instances: BTreeMap<String, Instance>,
     /// The names of snapshots, each with the server that it is of.
     pub snapshots: BTreeMap<String, String>,
+    /// What stands for new servers, if anything does.
+    pub stand: Option<Server>,
+    /// Their hosts and ports, by their names.
+    addresses: BTreeMap<String, (String, u16)>,
     subnet_groups: BTreeMap<String, SubnetGroup>,
     parameter_groups: BTreeMap<String, ParameterGroup>,
 }

@@ -1,0 +1,84 @@
+//! `cost report` and `performance report`: a month of a running environment.
+
+use jiff::Timestamp;
+use textnlp_orchestrator::monthly::Month;
+use textnlp_orchestrator::report::table::TableReport;
+use textnlp_service::report_files::{self, ReportFormat};
+use textnlp_service::{Scope, monthly as service, running};
+
+use super::prelude::*;
+use crate::deployment;
+use crate::operations_args::{Cost, MonthlyArgs, Performance};
+use crate::table_view;
+
+/// `performance report`.
+pub async fn performance(session: &Session, command: &Performance, console: Console) -> Result<Success, Failure> {
+    let Performance::Report(args) = command;
+    let now = Timestamp::now();
+    let month = month(args, now)?;
+    let chosen = session.load(console)?;
+    let running = running::running(&chosen.scope).await?;
+    let progress = Progress::new(console);
+    let report = progress.done(service::performance(&chosen, &running, (month, now), &progress).await)?;
+    finish(&chosen.scope, args, &report, &format!("performance-{month}"))
+}
+
+/// `cost report`.
+pub async fn cost(session: &Session, command: &Cost, console: Console) -> Result<Success, Failure> {
+    let Cost::Report(args) = command;
+    let now = Timestamp::now();
+    let month = month(&args.monthly, now)?;
+    let chosen = session.load(console)?;
+    let running = running::running(&chosen.scope).await?;
+    let deployment = deployment::recorded(session, chosen).await?;
+    let mut dimensions = args.breakdown.clone();
+    dimensions.dedup();
+    let progress = Progress::new(console);
+    let report = service::cost(&deployment, &running, &dimensions, (month, now), &progress).await;
+    progress.finish();
+    finish(&deployment.chosen.scope, &args.monthly, &report?, &format!("cost-{month}"))
+}
+
+fn month(args: &MonthlyArgs, now: Timestamp) -> Result<Month, Failure> {
+    let month = args.month.unwrap_or(Month::of(now));
+    if month.start() > now {
+        let error = anyhow::anyhow!("{month} has not begun");
+        return Err(Failure::usage("future_month", error).hint(format!("--month {}", Month::of(now))));
+    }
+    Ok(month)
+}
+
+/// Writes the page, and returns the text and the document.
+fn finish(scope: &Scope, args: &MonthlyArgs, report: &TableReport, name: &str) -> Result<Success, Failure> {
+    let file = report_files::write(scope, report, (name, ReportFormat::Html), args.html.as_deref())?;
+    if let Some(pdf) = &args.pdf {
+        report_files::write(scope, report, (name, ReportFormat::Pdf), Some(pdf))?;
+    }
+    let mut document = report.document.clone();
+    document["pdf"] = json!(args.pdf);
+    document["report"] = json!(file);
+    Ok(Success::new(format!("{}\n  report {file}", table_view::text(report)), document))
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_orchestrator::monthly::MonthlyUsage;
+    use textnlp_orchestrator::report::monthly;
+
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_days_without_records_are_named() {
+        let now = "2026-11-02T12:00:00Z".parse().unwrap();
+        let report = monthly::performance("staging", Month::of(now), &MonthlyUsage::default(), now);
+        let shown = table_view::text(&report);
+        for line in [
+            "Performance of staging in 2026-11\n  requests",
+            "\n  day         requests      errors  availability",
+            "\n  2026-11-01  not recorded\n  2026-11-02  not recorded\n",
+            "\n  note: 2026-11 is not recorded",
+        ] {
+            assert!(shown.contains(line), "{line}: {shown}");
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Arguments of the commands for operating a running environment: `logs`, `metrics`, `health`, `security`,
+//! `compliance`, `cost`, `performance`, `baseline`, `cleanup`, `db`.
+
+use camino::Utf8PathBuf;
+use clap::{Args, Subcommand, ValueEnum};
+use textnlp_orchestrator::environment::model::{Framework, Span};
+use textnlp_orchestrator::monthly::{Dimension, Month};
+
+/// A subcommand of `logs`.
+#[derive(Debug, Subcommand)]
+pub enum LogsCommand {
+    /// Show the errors in the logs of all sites, equal ones together
+    ///
+    /// With count, first and last time, site and processes. Rotated logs on this machine are read, and the pods of
+    /// sites in a cluster. Exits with status 1 when a log cannot be read.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy logs errors --env staging                 errors of the last hour\n  \
+        textnlp-deploy logs errors --env pilot --since 1d        errors of the last day\n  \
+        textnlp-deploy logs errors --env pilot --site here -o json")]
+    Errors(LogErrors),
+}
+
+/// `logs errors`.
+#[derive(Debug, Args)]
+pub struct LogErrors {
+    /// Errors since this date (UTC), time or duration before now: `1h`, `2026-11-01`
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::args::since)]
+    pub since: jiff::Timestamp,
+}
+
+/// See [`crate::args::Command::Metrics`].
+#[derive(Debug, Subcommand)]
+pub enum Metrics {
+    /// Show requests, errors, latency, tokens, queue and memory over a period
+    ///
+    /// From the Prometheus of the cluster, else from two scrapes of the servers. Exits with status 1 when a site's
+    /// metrics cannot be read.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy metrics summary --env pilot --period 24h     of the last day, where a Prometheus runs\n  \
+        textnlp-deploy metrics summary --env staging --period 10s   of the next ten seconds, by two scrapes")]
+    Summary(MetricsSummary),
+}
+
+/// `metrics summary`.
+#[derive(Debug, Args)]
+pub struct MetricsSummary {
+    /// Length of the period: `24h` [default: 1h by Prometheus, 30s between two scrapes]
+    #[arg(long, value_name = "DURATION", value_parser = period)]
+    pub period: Option<Span>,
+}
+
+/// A length of time of at least a second.
+fn period(text: &str) -> Result<Span, String> {
+    match crate::dr_args::span(text)? {
+        span if span.0.as_secs() == 0 => Err("it must be at least 1s".to_owned()),
+        span => Ok(span),
+    }
+}
+
+/// See [`crate::args::Command::Cost`].
+#[derive(Debug, Subcommand)]
+pub enum Cost {
+    /// Show the monthly cost of what is deployed, and the cost of 1,000 tokens
+    ///
+    /// By the recorded list prices. What has no price is unknown, never zero. The cost of tokens is by the service's own
+    /// usage records.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy cost report --env staging\n  \
+        textnlp-deploy cost report --env pilot --breakdown service,region\n  \
+        textnlp-deploy cost report --env pilot --month 2026-11 --html cost.html")]
+    Report(CostReport),
+}
+
+/// `cost report`.
+#[derive(Debug, Args)]
+pub struct CostReport {
+    #[command(flatten)]
+    pub monthly: MonthlyArgs,
+    /// Sum by these, in this order: `service`, `region`, `site`
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "service,site")]
+    pub breakdown: Vec<Dimension>,
+}
+
+/// See [`crate::args::Command::Performance`].
+#[derive(Debug, Subcommand)]
+pub enum Performance {
+    /// Show requests, errors, latency, tokens and availability of a month, by day
+    ///
+    /// By the service's own usage records. Days without records are shown as not recorded.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy performance report --env staging\n  \
+        textnlp-deploy performance report --env pilot --month 2026-11 -o json\n  \
+        textnlp-deploy performance report --env pilot --month 2026-11 --html november.html --pdf november.pdf")]
+    Report(MonthlyArgs),
+}
+
+/// The month and the page of a report.
+#[derive(Debug, Args)]
+pub struct MonthlyArgs {
+    /// Month of the usage (UTC) [default: the current one]
+    #[arg(long, value_name = "YYYY-MM")]
+    pub month: Option<Month>,
+    /// Write the page to this file [default: in the folder `reports` of the state]
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<Utf8PathBuf>,
+    /// Write a PDF, without plots, to this file
+    #[arg(long, value_name = "FILE")]
+    pub pdf: Option<Utf8PathBuf>,
+}
+
+/// See [`crate::args::Command::Baseline`].
+#[derive(Debug, Subcommand)]
+pub enum Baseline {
+    /// Record the cost and the speed of what runs now
+    ///
+    /// The speed is measured with a constant number of requests without pauses, which uses all of the service. `promote`
+    /// copies the baseline to an environment that has none.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy baseline record --env enterprise\n  \
+        textnlp-deploy baseline record --env enterprise --users 16 --seconds 60\n  \
+        textnlp-deploy baseline record --env enterprise --only cost --replace")]
+    Record(BaselineRecord),
+    /// Measure the speed again in the same way, and compare it and the cost
+    ///
+    /// The gate of phase optimized reads the result.
+    #[command(after_help = "Examples:\n  textnlp-deploy baseline compare --env optimized")]
+    Compare,
+    /// Show the recorded baseline
+    #[command(after_help = "Examples:\n  textnlp-deploy baseline show --env optimized")]
+    Show,
+}
+
+/// `baseline record`.
+#[derive(Debug, Args)]
+pub struct BaselineRecord {
+    /// Requests at the same time
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub users: u32,
+    /// Duration of the measurement in seconds
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+    /// Record only one of them
+    #[arg(long, value_enum, value_name = "PART")]
+    pub only: Option<BaselinePart>,
+    /// Replace a recorded baseline
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// A part of a baseline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BaselinePart {
+    /// The monthly cost
+    Cost,
+    /// The speed under load
+    Speed,
+}
+
+/// See [`crate::args::Command::Health`].
+#[derive(Debug, Args)]
+pub struct Health {
+    #[command(subcommand)]
+    pub command: Option<HealthCommand>,
+}
+
+/// A subcommand of `health`.
+#[derive(Debug, Subcommand)]
+pub enum HealthCommand {
+    /// Check each component of each site
+    ///
+    /// Resources, certificates, the endpoint, the database, models, disk, backups and the last gate. Measures nothing and
+    /// changes nothing. Exits with status 1 when a check fails.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy health check --env staging          show what is not healthy\n  \
+        textnlp-deploy health check --env staging --all    show a line for every component")]
+    Check(HealthCheck),
+}
+
+/// `health check`.
+#[derive(Debug, Args)]
+pub struct HealthCheck {
+    /// Show healthy components too; JSON documents always have them
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// See [`crate::args::Command::Security`].
+#[derive(Debug, Subcommand)]
+pub enum Security {
+    /// Report access, certificates, keys, waivers, advisories, images, roles, open ports, backups and records
+    ///
+    /// Each line has its state (ok, warning, failed or unknown), the evidence and the command that fixes it. What cannot be
+    /// measured is unknown, with the reason. Exits with status 1 when a line failed.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy security audit --env staging\n  \
+        textnlp-deploy security audit --env staging --full --sarif audit.sarif\n  \
+        textnlp-deploy security audit --env pilot -o json\n  \
+        textnlp-deploy security audit --env pilot --advisories /srv/advisory-db")]
+    Audit(SecurityAudit),
+}
+
+/// `security audit`.
+#[derive(Debug, Args)]
+pub struct SecurityAudit {
+    /// Also send requests to the service: TLS versions, headers, requests without a valid key
+    #[arg(long)]
+    pub full: bool,
+    /// Write the lines as SARIF 2.1.0 to this file, for code-scanning services
+    #[arg(long, value_name = "FILE")]
+    pub sarif: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub audit: crate::gate_args::AuditArgs,
+}
+
+/// See [`crate::args::Command::Compliance`].
+#[derive(Debug, Subcommand)]
+pub enum Compliance {
+    /// Map the controls of a framework to evidence of the running environment
+    ///
+    /// Runs `security audit --full`. A control is met if every line of its evidence is ok. What cannot be measured is
+    /// unknown, and the controls of your organization are listed as yours. Exits with status 1 unless every measured control
+    /// is met. The report is no certificate.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy compliance report --env pilot --framework gdpr\n  \
+        textnlp-deploy compliance report --env pilot --framework soc2 --format pdf --out soc2.pdf\n  \
+        textnlp-deploy compliance report --env pilot --framework hipaa -o json")]
+    Report(ComplianceReport),
+}
+
+/// `compliance report`.
+#[derive(Debug, Args)]
+pub struct ComplianceReport {
+    /// The framework: `gdpr`, `hipaa` or `soc2`
+    #[arg(long, value_parser = framework)]
+    pub framework: Framework,
+    /// The format of the file
+    #[arg(long, value_enum, default_value_t = FileFormat::Html)]
+    pub format: FileFormat,
+    /// Write to this file [default: in the folder `reports` of the state]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub audit: crate::gate_args::AuditArgs,
+}
+
+fn framework(word: &str) -> Result<Framework, String> {
+    let found = Framework::ALL.into_iter().find(|framework| framework.as_str() == word);
+    found.ok_or_else(|| format!("the frameworks are {}", Framework::ALL.map(Framework::as_str).join(", ")))
+}
+
+/// See [`textnlp_service::report_files::ReportFormat`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FileFormat {
+    /// A page
+    Html,
+    /// A PDF
+    Pdf,
+}
+
+/// See [`crate::args::Command::Cleanup`].
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Removes retained server programs that no rollback to the previous release needs, cached models that no release\n\
+    needs, unfinished downloads, rotated logs, and support bundles in the working directory. Journals, evidence,\n\
+    reports, secrets, data and backups stay; `backup prune` removes backups.\n\n\
+    Examples:\n  \
+    textnlp-deploy cleanup --env staging --older-than 30d --dry-run    show the files\n  \
+    textnlp-deploy cleanup --env staging --older-than 30d --yes        remove them"
+)]
+pub struct Cleanup {
+    /// Keep what was used within this time; at least 1d
+    #[arg(long, value_name = "DURATION", value_parser = old)]
+    pub older_than: Span,
+    /// Show the files only
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn old(text: &str) -> Result<Span, String> {
+    match crate::dr_args::span(text)? {
+        span if span.0 < textnlp_service::cleanup::MIN_AGE => Err("it must be at least 1d".to_owned()),
+        span => Ok(span),
+    }
+}
+
+/// See [`crate::args::Command::Db`].
+#[derive(Debug, Subcommand)]
+#[command(
+    after_help = "Each takes at most 150 seconds. They are refused while an `up`, a migration or a backup works on the database.\n\n\
+    Examples:\n  \
+    textnlp-deploy db vacuum --env staging     reclaim the space of deleted rows\n  \
+    textnlp-deploy db analyze --env staging    renew the statistics of the query planner"
+)]
+pub enum Db {
+    /// Reclaim the space of deleted rows
+    ///
+    /// PostgreSQL goes on meanwhile. Changes in SQLite wait until the end, and a file above 512 MiB is refused.
+    Vacuum,
+    /// Renew the statistics of the query planner
+    Analyze,
+}

@@ -1,0 +1,291 @@
+//! HTTPS client of a running service: API key and JSON, as for any other client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::StreamExt;
+use serde_json::Value;
+use textnlp_net::client::{ClientOptions, build, same_host};
+use textnlp_net::trust::TrustRoots;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_provider::operations::Invocations;
+use textnlp_provider::{EnvironmentName, Secret};
+
+use crate::{Exit, Failure, RerunFlags, Scope, running};
+
+/// Timeout of connecting.
+const CONNECT: Duration = Duration::from_secs(5);
+/// The requests that an inference endpoint answers.
+const INVOCABLE: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
+/// Timeout of a whole response: slightly above the server's own.
+const ANSWER: Duration = Duration::from_secs(310);
+
+/// The address and credentials of a service.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The address without a trailing slash: `https://localhost:8443`.
+    pub address: String,
+    /// The API key, when there is one.
+    pub key: Option<Secret>,
+    /// The certificate authorities to trust.
+    pub trust: TrustRoots,
+    /// The environment, if the service belongs to one.
+    pub environment: Option<EnvironmentName>,
+    /// Builds the commands that hints suggest.
+    pub again: RerunFlags,
+    /// Signs its requests, if it is an inference endpoint that the cloud runs.
+    pub invocations: Option<Arc<dyn Invocations>>,
+}
+
+impl Target {
+    /// Those of the running service.
+    pub async fn of(scope: &Scope, environment: Option<&Environment>) -> Result<Self, Failure> {
+        let running = running::running(scope).await?;
+        let key = match &running.key {
+            Some(secret) => {
+                Some(scope.platform.secrets(&scope.folder).get(secret).await.context("read the first API key")?)
+            }
+            None => None,
+        };
+        let trust = scope.platform.trust(running.ca_file.as_deref(), environment)?;
+        let invocations = match environment.filter(|_| running.is_invoked) {
+            Some(environment) => scope.platform.find(&scope.folder, environment, None, |site| site.invocations())?,
+            None => None,
+        };
+        Ok(Self {
+            address: running.address,
+            key,
+            trust,
+            environment: Some(scope.name.clone()),
+            again: scope.again.clone(),
+            invocations,
+        })
+    }
+
+    fn next(&self, verb: &str) -> String {
+        match &self.environment {
+            Some(name) => self.again.command(verb, name),
+            None => self.again.bare(verb),
+        }
+    }
+}
+
+/// An HTTP client for one service.
+#[derive(Debug, Clone)]
+pub struct Client {
+    target: Target,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// Creates a client. Sends nothing yet.
+    pub fn new(target: Target) -> anyhow::Result<Self> {
+        let trust = target.trust.clone();
+        let options =
+            ClientOptions { trust, connect_timeout: CONNECT, timeout: Some(ANSWER), ..ClientOptions::default() };
+        let http = build(options.builder()?.redirect(same_host()))?;
+        Ok(Self { target, http })
+    }
+
+    /// Whether the service is an inference endpoint, which only completes texts and chats, each answer as a whole.
+    pub fn is_invoked(&self) -> bool {
+        self.target.invocations.is_some()
+    }
+
+    /// Sends a GET and reads the JSON response.
+    pub async fn get(&self, path: &str) -> Result<Value, Failure> {
+        if self.is_invoked() {
+            return Err(self.not_invocable(path));
+        }
+        self.answer(self.http.get(self.url(path))).await
+    }
+
+    /// Sends a POST with a JSON body and reads the JSON response.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        if let Some(invocations) = &self.target.invocations {
+            return self.invoke(&**invocations, path, body).await;
+        }
+        self.answer(self.http.post(self.url(path)).json(body)).await
+    }
+
+    /// Sends a POST and reads the response as server-sent events. `each` gets the JSON of every event until `[DONE]`
+    /// (OpenAI's API) or the event `done` (the native API).
+    pub async fn stream(&self, path: &str, body: &Value, mut each: impl FnMut(Value)) -> Result<(), Failure> {
+        if self.is_invoked() {
+            return Err(self.not_invocable(path));
+        }
+        let response = self.send(self.http.post(self.url(path)).json(body)).await?;
+        let mut events = Events::default();
+        let mut bytes = response.bytes_stream();
+        while let Some(piece) = bytes.next().await {
+            let piece = piece.map_err(|e| self.unreachable(e))?;
+            for (name, data) in events.feed(&piece)? {
+                if data == "[DONE]" || name == "done" {
+                    return Ok(());
+                }
+                let event: Value = serde_json::from_str(&data).context("read an event of the stream")?;
+                if event.get("error").is_some() {
+                    return Err(refusal(200, &event));
+                }
+                each(event);
+            }
+        }
+        Err(Failure::from(anyhow::anyhow!("the stream ended before the text was complete"))
+            .hint(self.target.next("logs")))
+    }
+
+    async fn invoke(&self, invocations: &dyn Invocations, path: &str, body: &Value) -> Result<Value, Failure> {
+        if !INVOCABLE.contains(&path) {
+            return Err(self.not_invocable(path));
+        }
+        let body = serde_json::to_vec(body).context("write the request")?;
+        let signed = invocations.sign(&body).await?;
+        let mut request = self.http.post(&signed.url).body(body);
+        for (name, value) in &signed.headers {
+            request = request.header(name, value.expose());
+        }
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response.json().await.context("read the answer")?);
+        }
+        let body = response.json().await.unwrap_or(Value::Null);
+        Err(not_invoked(status.as_u16(), &body))
+    }
+
+    fn not_invocable(&self, path: &str) -> Failure {
+        let error =
+            anyhow::anyhow!("the service is an inference endpoint: it completes texts and chats, and has no `{path}`");
+        Failure::usage("inference_endpoint", error).hint(self.target.next("generate \"…\""))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.target.address)
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Value, Failure> {
+        let response = self.send(request).await?;
+        Ok(response.json().await.context("read the answer")?)
+    }
+
+    async fn send(&self, mut request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
+        if let Some(key) = self.target.key.as_ref().and_then(Secret::expose_text) {
+            request = request.bearer_auth(key);
+        }
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.json().await.unwrap_or(Value::Null);
+        Err(refusal(status.as_u16(), &body))
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> Failure {
+        let hint = if error.is_connect() {
+            format!("check that the service runs: {}", self.target.next("status"))
+        } else {
+            self.target.next("logs")
+        };
+        let error = anyhow::Error::new(error).context(format!("send the request to {}", self.target.address));
+        Failure::new(Exit::Failed, "unreachable", error).hint(hint)
+    }
+}
+
+/// The server's own error message.
+fn refusal(status: u16, body: &Value) -> Failure {
+    let error = &body["error"];
+    let message = error["message"].as_str().unwrap_or("the server gave no reason");
+    let error_of_server = anyhow::anyhow!("{message} (status {status})");
+    Failure::new(Exit::Failed, "refused_by_server", error_of_server).hinted(error["hint"].as_str().map(str::to_owned))
+}
+
+/// The error of a cloud that did not pass a request on, or that of the server behind it
+/// (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html>).
+fn not_invoked(status: u16, body: &Value) -> Failure {
+    let own = body["OriginalMessage"].as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    if let Some(own) = own {
+        let original = body["OriginalStatusCode"].as_u64().and_then(|status| u16::try_from(status).ok());
+        return refusal(original.unwrap_or(status), &own);
+    }
+    let message = ["message", "Message"].into_iter().find_map(|name| body[name].as_str());
+    let message = message.unwrap_or("the cloud gave no reason");
+    Failure::new(Exit::Failed, "refused_by_server", anyhow::anyhow!("{message} (status {status})"))
+}
+
+/// Splits a byte stream into server-sent events.
+#[derive(Default)]
+struct Events {
+    buffer: Vec<u8>,
+}
+
+impl Events {
+    /// Limit of one event in bytes, far above any event that the server sends.
+    const LONGEST: usize = 1 << 20;
+
+    /// The name and the data of each complete event.
+    fn feed(&mut self, piece: &[u8]) -> Result<Vec<(String, String)>, Failure> {
+        self.buffer.extend_from_slice(piece);
+        let mut found = Vec::new();
+        while let Some(end) = self.buffer.windows(2).position(|w| w == b"\n\n") {
+            let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
+            let text = String::from_utf8_lossy(&event);
+            let name =
+                text.lines().find_map(|l| l.strip_prefix("event:")).map_or(String::new(), |n| n.trim().to_owned());
+            let data: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("data:")).map(str::trim_start).collect();
+            if !data.is_empty() {
+                found.push((name, data.join("\n")));
+            }
+        }
+        if self.buffer.len() > Self::LONGEST {
+            return Err(Failure::from(anyhow::anyhow!("the server sent an event without an end marker")));
+        }
+        Ok(found)
+    }
+}
+
+/// The answer of an inference endpoint to the body of a completion, with its text as the member `text`.
+pub async fn completed(client: &Client, body: &Value) -> Result<Value, Failure> {
+    let mut answer = client.post("/v1/completions", body).await?;
+    let text = answer["choices"][0]["text"].clone();
+    if let Value::Object(members) = &mut answer {
+        members.insert("text".to_owned(), text);
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn event_stream_parser_handles_any_split() {
+        let stream = b"data: {\"a\":1}\n\n: comment\n\nevent: done\ndata: {}\n\n";
+        for split in 0..stream.len() {
+            let mut events = Events::default();
+            let mut found = events.feed(&stream[..split]).unwrap();
+            found.extend(events.feed(&stream[split..]).unwrap());
+            let expected = [("", "{\"a\":1}"), ("done", "{}")].map(|(name, data)| (name.to_owned(), data.to_owned()));
+            assert_eq!(found, expected, "split at {split}");
+        }
+    }
+
+    #[test]
+    fn errors_of_a_server_behind_an_inference_endpoint_are_its_own() {
+        let own = json!({ "error": { "message": "`prompt` is missing", "hint": "add it" } }).to_string();
+        let failure = not_invoked(424, &json!({ "OriginalStatusCode": 400, "OriginalMessage": own }));
+        assert_eq!(failure.error.to_string(), "`prompt` is missing (status 400)");
+        assert_eq!(failure.hint.as_deref(), Some("add it"));
+        for body in [json!({ "message": "denied" }), json!({ "Message": "denied", "OriginalMessage": "no JSON" })] {
+            assert_eq!(not_invoked(403, &body).error.to_string(), "denied (status 403)");
+        }
+    }
+
+    #[test]
+    fn oversized_event_is_refused() {
+        assert!(Events::default().feed(&vec![b'x'; Events::LONGEST + 1]).is_err());
+    }
+}

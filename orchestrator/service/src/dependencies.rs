@@ -1,0 +1,431 @@
+//! What an environment depends on outside of its own programs, and whether it answers.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use camino::Utf8Path;
+use reqwest::{Client, Url};
+use serde::Serialize;
+use textnlp_bundle::oci::Reference;
+use textnlp_models::Source;
+use textnlp_net::client::{ClientOptions, is_loopback, shown};
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::environment::model::Runtime;
+use textnlp_orchestrator::plan::SiteFacts;
+use textnlp_orchestrator::release::Lock;
+use textnlp_provider::{Observed, ReadFailure, SiteName, error_chain};
+
+use crate::checks::CheckResult;
+use crate::client::{self as service, Target};
+use crate::doctor::Select;
+use crate::{ChosenEnvironment, Deployment, Failure, Progress, Scope, quoted, running};
+
+/// Timeout of one request or query.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Addresses of one sort that are asked.
+const ADDRESSES_MAX: usize = 20;
+/// Bytes of a file with SAML settings.
+const SETTINGS_MAX: u64 = 1 << 20;
+/// The port of PostgreSQL, if none is set.
+const POSTGRES_PORT: u16 = 5432;
+
+/// Something that the environment depends on.
+#[derive(Debug, Serialize)]
+pub struct Dependency {
+    /// What it is.
+    pub name: &'static str,
+    /// The site that depends on it, if it is not the whole environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site: Option<SiteName>,
+    /// Where it is.
+    pub address: String,
+    state: &'static str,
+    /// Whether it answers.
+    #[serde(skip)]
+    pub result: CheckResult,
+    /// How long the answer took; `None` where nothing was asked.
+    pub milliseconds: Option<u64>,
+    /// Why it is unhealthy, or unknown.
+    pub cause: Option<String>,
+    /// What to do.
+    pub fix: Option<String>,
+}
+
+/// Why a dependency is unhealthy, or unknown.
+#[derive(Debug)]
+struct Fault(CheckResult, String);
+
+impl Fault {
+    fn failed(cause: impl Into<String>) -> Self {
+        Self(CheckResult::Problem, cause.into())
+    }
+
+    fn unknown(cause: impl Into<String>) -> Self {
+        Self(CheckResult::Unknown, cause.into())
+    }
+}
+
+#[derive(Default)]
+struct Dependencies {
+    /// The site of the next ones.
+    site: Option<SiteName>,
+    found: Vec<Dependency>,
+}
+
+impl Dependencies {
+    fn add(
+        &mut self,
+        (name, address): (&'static str, impl Into<String>),
+        took: Option<Duration>,
+        answer: Result<(), Fault>,
+        fix: impl Into<String>,
+    ) {
+        let (result, cause) = match answer {
+            Ok(()) => (CheckResult::Well, None),
+            Err(Fault(result, cause)) => (result, Some(cause)),
+        };
+        let fix = cause.is_some().then(|| fix.into()).filter(|fix| !fix.is_empty());
+        let milliseconds = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        let (site, state, address) = (self.site.clone(), result.state(), address.into());
+        self.found.push(Dependency { name, site, address, state, result, milliseconds, cause, fix });
+    }
+}
+
+/// Asks the dependencies of an environment. `target`: how a client reaches its service.
+pub async fn dependencies(
+    chosen: ChosenEnvironment,
+    select: Select<'_>,
+    target: impl AsyncFnOnce() -> Result<Target, Failure>,
+    progress: &dyn Progress,
+) -> Result<Vec<Dependency>, Failure> {
+    let (scope, environment, lock) = (chosen.scope.clone(), chosen.loaded.environment.clone(), chosen.lock()?);
+    let mut found = Dependencies::default();
+    progress.doing("asking the state store");
+    let began = Instant::now();
+    let recorded = async { Deployment::recorded(select(chosen)?).await };
+    match recorded.await {
+        Ok(deployment) => sites(&mut found, &deployment, progress).await,
+        Err(failure) => {
+            let (address, cause) = (scope.folder.to_string(), reason(&failure));
+            let fix = failure.hint.unwrap_or_default();
+            found.add(("state store", address), Some(began.elapsed()), Err(Fault::failed(cause)), fix);
+        }
+    }
+    progress.doing("asking the service");
+    database(&mut found, &scope, &environment, target).await;
+    progress.doing("resolving names");
+    names(&mut found, &scope, &environment).await;
+    progress.doing("asking registries and model sources");
+    over_http(&mut found, &scope, &environment, lock.as_ref()).await?;
+    not_contacted(&mut found, &scope, &environment);
+    Ok(found.found)
+}
+
+fn reason(failure: &Failure) -> String {
+    format!("{:#}", failure.error)
+}
+
+/// The store of the state, and the APIs of clusters and clouds.
+async fn sites(found: &mut Dependencies, deployment: &Deployment, progress: &dyn Progress) {
+    let scope = &deployment.chosen.scope;
+    let began = Instant::now();
+    let state = deployment.state().await;
+    let answer = state.as_ref().map(|_| ()).map_err(|failure| Fault::failed(reason(failure)));
+    found.add(("state store", deployment.store.place()), Some(began.elapsed()), answer, scope.command("doctor"));
+    let Ok(state) = state else { return };
+    let elsewhere: Vec<_> =
+        deployment.sites.iter().filter(|(_, site)| site.place.runtime != Runtime::Process).collect();
+    if elsewhere.is_empty() {
+        return;
+    }
+    progress.doing("reading the sites");
+    let began = Instant::now();
+    let facts = match state.is_new() {
+        true => None,
+        false => Some(deployment.facts(&state).await),
+    };
+    let took = facts.as_ref().map(|_| began.elapsed());
+    for (name, site) in elsewhere {
+        found.site = Some(name.clone());
+        let api = if site.place.runtime == Runtime::Kubernetes { "cluster API" } else { "cloud API" };
+        let (answer, fix) = match &facts {
+            None => (Err(Fault::unknown("nothing is deployed there yet")), "preflight"),
+            Some(Err(failure)) => (Err(Fault::failed(reason(failure))), "preflight"),
+            Some(Ok(facts)) => (facts.sites.get(name).map_or(Ok(()), read), "status"),
+        };
+        found.add((api, site.place.to_string()), took, answer, scope.command(fix));
+    }
+    found.site = None;
+}
+
+/// Whether the resources of a site could be read.
+fn read(site: &SiteFacts) -> Result<(), Fault> {
+    let unread: Vec<&str> = site
+        .observed
+        .iter()
+        .filter_map(|(_, seen)| match seen {
+            Observed::Unknown(ReadFailure(why)) => Some(why.as_str()),
+            Observed::Present(_) | Observed::Absent => None,
+        })
+        .collect();
+    match unread.first() {
+        None => Ok(()),
+        Some(why) if unread.len() == site.observed.len() => Err(Fault::failed(*why)),
+        Some(why) => Err(Fault(CheckResult::Warning, format!("{} resources could not be read: {why}", unread.len()))),
+    }
+}
+
+/// The database as the servers reach it.
+async fn database(
+    found: &mut Dependencies,
+    scope: &Scope,
+    environment: &Environment,
+    target: impl AsyncFnOnce() -> Result<Target, Failure>,
+) {
+    let settings = &environment.database;
+    let address = match &settings.host {
+        Some(host) => format!("{host}:{}", settings.port.unwrap_or(POSTGRES_PORT)),
+        None => format!("{} of the service", settings.kind),
+    };
+    let running = match running::running(scope).await {
+        Ok(running) => running,
+        Err(failure) => {
+            let fix = failure.hint.clone().unwrap_or_default();
+            return found.add(("database", address), None, Err(Fault::unknown(reason(&failure))), fix);
+        }
+    };
+    if running.is_invoked {
+        return;
+    }
+    let began = Instant::now();
+    let answer = match target().await.and_then(|target| service::Client::new(target).map_err(Failure::from)) {
+        Ok(client) => tokio::time::timeout(TIMEOUT, client.get("/ready")).await,
+        Err(failure) => Ok(Err(failure)),
+    };
+    let answer = match answer {
+        Err(_) => Err(Fault::unknown(format!("the service did not answer within {} s", TIMEOUT.as_secs()))),
+        Ok(Err(failure)) => Err(Fault::unknown(format!("the service does not say: {}", reason(&failure)))),
+        Ok(Ok(ready)) => match ready["database"].as_str() {
+            Some("ok") => Ok(()),
+            Some(other) => Err(Fault::failed(format!("the service reports: {other}"))),
+            None => Err(Fault::unknown("the service does not report its database")),
+        },
+    };
+    found.add(("database", address), Some(began.elapsed()), answer, scope.command("logs errors"));
+}
+
+/// The names of the service and of its certificate.
+async fn names(found: &mut Dependencies, scope: &Scope, environment: &Environment) {
+    let address = running::running(scope).await.ok().and_then(|running| running.address.parse::<Url>().ok());
+    let of_address = address.as_ref().and_then(Url::host_str).map(str::to_owned);
+    for name in hosts(environment, of_address) {
+        let began = Instant::now();
+        let answer = match tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((name.as_str(), 443))).await {
+            Err(_) => Err(Fault::failed(format!("no answer within {} s", TIMEOUT.as_secs()))),
+            Ok(Err(error)) => Err(Fault::failed(error.to_string())),
+            Ok(Ok(mut addresses)) => addresses.next().map(|_| ()).ok_or_else(|| Fault::failed("it has no address")),
+        };
+        let fix = format!("create its DNS record, then: getent ahosts {}", quoted(&name));
+        found.add(("DNS", name), Some(began.elapsed()), answer, fix);
+    }
+}
+
+/// The names that clients resolve. Addresses, wildcards and this machine's own name need no DNS.
+fn hosts(environment: &Environment, of_address: Option<String>) -> Vec<String> {
+    let names = environment.tls.names.iter().chain(&environment.traffic.domain).cloned().chain(of_address);
+    let is_name = |name: &String| {
+        let plain = name.trim_start_matches('[').trim_end_matches(']');
+        plain.parse::<IpAddr>().is_err() && !name.starts_with('*') && name != "localhost"
+    };
+    let names: BTreeSet<String> = names.filter(is_name).collect();
+    names.into_iter().take(ADDRESSES_MAX).collect()
+}
+
+/// Registries and model sources: any answer below 500 shows that they can be reached.
+async fn over_http(
+    found: &mut Dependencies,
+    scope: &Scope,
+    environment: &Environment,
+    lock: Option<&Lock>,
+) -> Result<(), Failure> {
+    let options = scope.platform.fetching(environment)?;
+    let trust = scope.platform.trust(None, Some(environment))?;
+    let proxy = options.proxy.clone();
+    let http = ClientOptions { trust, proxy, timeout: Some(TIMEOUT), ..ClientOptions::default() }.client()?;
+    let images: Vec<&str> = lock.into_iter().flat_map(|lock| lock.images.values()).map(String::as_str).collect();
+    for url in registries(environment.registry.url.as_deref(), &images) {
+        let began = Instant::now();
+        let answer = ask(&http, &url).await;
+        found.add(("registry", shown(&url)), Some(began.elapsed()), answer, scope.command("preflight"));
+    }
+    for url in model_sources(environment, &options.endpoint) {
+        let began = Instant::now();
+        // Models that a site has are not downloaded again.
+        let answer = ask(&http, &url).await.map_err(|Fault(_, cause)| Fault(CheckResult::Warning, cause));
+        let fix = format!("curl --head {} # with the proxy of `network.proxy`", quoted(&shown(&url)));
+        found.add(("model source", shown(&url)), Some(began.elapsed()), answer, fix);
+    }
+    for site in &environment.sites {
+        let Some(file) = &site.cluster.saml else { continue };
+        found.site = Some(site.name.clone());
+        let fix = format!("check `idp.singleSignOnService.url` in {file}");
+        match sign_on(Utf8Path::new(file)) {
+            Err(why) => found.add(("identity provider", file), None, Err(Fault::unknown(why)), fix),
+            Ok(url) => {
+                let began = Instant::now();
+                // Browsers open it, and this machine may not be allowed to.
+                let answer = ask(&http, &url).await.map_err(|Fault(_, cause)| Fault(CheckResult::Warning, cause));
+                found.add(("identity provider", shown(&url)), Some(began.elapsed()), answer, fix);
+            }
+        }
+    }
+    found.site = None;
+    Ok(())
+}
+
+/// The sign-on address in a file with SAML settings (<https://github.com/SAML-Toolkits/python3-saml#settings>).
+fn sign_on(file: &Utf8Path) -> Result<Url, String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(file).and_then(|file| file.take(SETTINGS_MAX).read_to_string(&mut text));
+    read.map_err(|error| format!("read {file}: {error}"))?;
+    let settings: serde_json::Value = serde_json::from_str(&text).map_err(|error| format!("{file}: {error}"))?;
+    let url = settings["idp"]["singleSignOnService"]["url"].as_str().and_then(|url| url.parse().ok());
+    url.ok_or_else(|| format!("{file} has no `idp.singleSignOnService.url`"))
+}
+
+async fn ask(http: &Client, url: &Url) -> Result<(), Fault> {
+    let answered = http.get(url.clone()).send().await;
+    let answer = answered.map_err(|error| Fault::failed(error_chain(&error.without_url())))?;
+    match answer.status().as_u16() {
+        status @ 500.. => Err(Fault::failed(format!("it answers with status {status}"))),
+        _ => Ok(()),
+    }
+}
+
+/// The base of each registry's API (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#endpoints>).
+fn registries(set: Option<&str>, images: &[&str]) -> Vec<Url> {
+    let of_setting = set.map(|set| set.split_once("://").map_or(set, |(_, rest)| rest));
+    let of_setting = of_setting.and_then(|rest| rest.split('/').next()).map(str::to_owned);
+    let of_images = images.iter().filter_map(|image| image.parse::<Reference>().ok()).map(|image| image.host);
+    let hosts: BTreeSet<String> = of_setting.into_iter().chain(of_images).collect();
+    let base = |host: String| {
+        // The name of Docker Hub in images is not the host of its API.
+        let host = if host == "docker.io" { "registry-1.docker.io".to_owned() } else { host };
+        let secure: Url = format!("https://{host}/v2/").parse().ok()?;
+        if is_loopback(&secure) { format!("http://{host}/v2/").parse().ok() } else { Some(secure) }
+    };
+    hosts.into_iter().filter_map(base).take(ADDRESSES_MAX).collect()
+}
+
+/// The hosts from which models of the environment are downloaded.
+fn model_sources(environment: &Environment, hub: &str) -> Vec<Url> {
+    let sources = environment.models.iter().filter_map(|model| model.source().parse::<Source>().ok()?.resolve().ok());
+    let root = |source: Source| match source {
+        Source::Hub(_) => hub.parse::<Url>().ok(),
+        Source::Web(web) => web.url().join("/").ok(),
+        Source::Bundled | Source::File(_) | Source::Catalogue(_) => None,
+    };
+    let roots: BTreeSet<Url> = sources.filter_map(root).collect();
+    roots.into_iter().take(ADDRESSES_MAX).collect()
+}
+
+/// Dependencies that are not asked, because a request has an effect or its address is not known here.
+fn not_contacted(found: &mut Dependencies, scope: &Scope, environment: &Environment) {
+    for name in environment.monitoring.receivers.keys() {
+        let why = "a request would be a message";
+        found.add(("alert receiver", name), None, Err(Fault::unknown(why)), scope.command("alert test"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_orchestrator::environment::model::ModelSettings;
+    use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn environment() -> Environment {
+        Library::built_in().load("staging", &Overrides::default(), &Catalogue::default()).unwrap().environment
+    }
+
+    fn texts(urls: Vec<Url>) -> Vec<String> {
+        urls.into_iter().map(String::from).collect()
+    }
+
+    #[test]
+    fn registries_of_the_setting_and_of_images_are_asked_once() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let (api, hub) = (format!("r.example/api@{digest}"), format!("postgres@{digest}"));
+        let local = format!("127.0.0.1:5000/api@{digest}");
+        let found = texts(registries(Some("https://r.example/team"), &[&api, &hub, &local, "-not an image"]));
+        let expected = ["http://127.0.0.1:5000/v2/", "https://registry-1.docker.io/v2/", "https://r.example/v2/"];
+        assert_eq!(found, expected);
+        assert!(registries(None, &[]).is_empty());
+    }
+
+    #[test]
+    fn names_are_those_that_need_dns() {
+        let mut environment = environment();
+        environment.traffic.domain = None;
+        environment.tls.names =
+            ["texts.example", "10.0.0.1", "*.texts.example", "::1", "localhost"].map(str::to_owned).into();
+        let found = hosts(&environment, Some("api.example".to_owned()));
+        assert_eq!(found, ["api.example", "texts.example"]);
+        assert_eq!(hosts(&environment, Some("[::1]".to_owned())), ["texts.example"]);
+    }
+
+    #[test]
+    fn only_models_that_are_downloaded_have_a_source() {
+        let hub = "https://hub.example";
+        let mut environment = environment();
+        let model = environment.models.first().unwrap().clone();
+        let mut of = |sources: &[&str]| {
+            let with = |source: &&str| ModelSettings { source: Some((*source).to_owned()), ..model.clone() };
+            environment.models = sources.iter().map(with).collect();
+            texts(model_sources(&environment, hub))
+        };
+        assert!(of(&["bundled", "file:/models/a"]).is_empty());
+        let found = of(&["hf:org/a", "hf:org/b", "https://models.example/c/model.gguf"]);
+        assert_eq!(found, ["https://hub.example/", "https://models.example/"]);
+    }
+
+    #[test]
+    fn address_of_the_identity_provider_is_in_the_saml_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(folder.path()).unwrap().join("saml.json");
+        assert!(sign_on(&file).unwrap_err().starts_with("read "));
+        std::fs::write(&file, r#"{"idp":{"singleSignOnService":{"url":"https://idp.example/sso"}}}"#).unwrap();
+        assert_eq!(sign_on(&file).unwrap().as_str(), "https://idp.example/sso");
+        std::fs::write(&file, "{}").unwrap();
+        assert!(sign_on(&file).unwrap_err().contains("singleSignOnService"));
+    }
+
+    #[tokio::test]
+    async fn refusal_by_status_is_an_answer_and_an_error_of_the_server_is_none() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("http://{}/v2/", listener.local_addr().unwrap()).parse().unwrap();
+        let http = ClientOptions::default().client().unwrap();
+        for (status, is_well) in [("401 Unauthorized", true), ("503 Service Unavailable", false)] {
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    assert!(stream.read_buf(&mut request).await.unwrap() > 0);
+                }
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            };
+            let (answer, ()) = tokio::join!(ask(&http, &url), serve);
+            assert_eq!(answer.is_ok(), is_well, "{answer:?}");
+        }
+        // A bound socket that does not listen: no other process can take its port.
+        let held = tokio::net::TcpSocket::new_v4().unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("http://{}", held.local_addr().unwrap()).parse().unwrap();
+        let Fault(result, cause) = ask(&http, &url).await.unwrap_err();
+        assert!(result == CheckResult::Problem && cause.to_lowercase().contains("refused"), "{cause}");
+    }
+}

@@ -1,0 +1,108 @@
+//! The gate check of backups: the newest one is restored beside the service and compared with what it recorded.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use textnlp_orchestrator::backup::VerificationResult;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::gate::Check;
+use textnlp_orchestrator::gate::phases::CheckDefinition;
+use textnlp_provider::Lineage;
+use tokio_util::sync::CancellationToken;
+
+use crate::backup::{self, failed, opener_of_state, verify_backup};
+use crate::{ChosenEnvironment, Failure, Progress};
+
+/// Measures the check. What prevents the restore is a reason why it is unknown.
+pub(super) async fn check(
+    check: &CheckDefinition,
+    chosen: &ChosenEnvironment,
+    lineage: Lineage,
+    progress: &dyn Progress,
+    stop: &CancellationToken,
+) -> Check {
+    let environment = &chosen.loaded.environment;
+    let measured = tokio::select! {
+        measured = restored(check, chosen, lineage, progress) => measured,
+        () = stop.cancelled() => return check.unknown(environment, "it was stopped"),
+    };
+    measured.unwrap_or_else(|failure| check.unknown(environment, format_args!("{:#}", failure.error)))
+}
+
+async fn restored(
+    check: &CheckDefinition,
+    chosen: &ChosenEnvironment,
+    lineage: Lineage,
+    progress: &dyn Progress,
+) -> Result<Check, Failure> {
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    let (directory, settings) = backup::directory(scope, environment)?;
+    let create = scope.command("backup create");
+    let stored = directory.list().map_err(failed)?;
+    let newest = stored.iter().filter_map(|backup| Some((backup, backup.facts.as_ref()?)));
+    // The record of a backup is not signed before it is verified below.
+    let now = Timestamp::now();
+    let newest =
+        newest.filter(|(_, facts)| facts.lineage == lineage && facts.at <= now).max_by_key(|(_, facts)| facts.at);
+    let Some((newest, facts)) = newest else {
+        let why = format!("this deployment has no backup in {}: {create}", directory.folder());
+        return Ok(check.waiting(environment, why));
+    };
+    let most = settings.every.0.saturating_mul(2);
+    if now.duration_since(facts.at).unsigned_abs() > most {
+        let why = format!("the newest backup is of {:.0}, longer ago than twice `backup.every`: {create}", facts.at);
+        return Ok(check.waiting(environment, why));
+    }
+    progress.doing("restores the newest backup beside the service");
+    let opener = Arc::new(opener_of_state(scope.platform, &scope.folder).await?);
+    let result = verify_backup(scope.platform, &newest.file, &opener, &scope.folder, false, None).await?;
+    Ok(of_result(check, environment, &result, facts.at))
+}
+
+/// The check of a backup that was restored.
+fn of_result(
+    check: &CheckDefinition,
+    environment: &Environment,
+    result: &VerificationResult,
+    taken: Timestamp,
+) -> Check {
+    let note = format!("backup of {taken:.0}: {}", result.says);
+    if result.ok && result.level == "state" {
+        return check.unknown(environment, format_args!("{note}, so there is nothing to compare"));
+    }
+    check.measured(environment, result.ok, result.ok).note(note)
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
+    use textnlp_orchestrator::gate::phases::{PhaseDefinition, RESTORED};
+
+    use super::*;
+
+    #[test]
+    fn restored_backup_counts_only_with_a_database() {
+        let loaded = Library::built_in().load("pilot", &Overrides::default(), &Catalogue::default()).unwrap();
+        let environment = loaded.environment;
+        let definition = PhaseDefinition::of(environment.phase).check(RESTORED).unwrap();
+        let of = |ok: bool, level: &str| {
+            let result = VerificationResult {
+                format: 1,
+                at: Timestamp::UNIX_EPOCH,
+                sha256: "x".to_owned(),
+                ok,
+                level: level.to_owned(),
+                says: "keys 1, not 2".to_owned(),
+                tool: "t".to_owned(),
+                milliseconds: 1,
+            };
+            of_result(definition, &environment, &result, Timestamp::UNIX_EPOCH)
+        };
+        assert!(of(true, "answered").ok && of(true, "keys").ok);
+        let empty = of(true, "state");
+        assert!(empty.is_unknown() && !empty.ok, "{empty}");
+        let failed = of(false, "none");
+        assert!(!failed.ok && !failed.is_unknown(), "a failure is not waived: {failed}");
+        assert!(failed.note.unwrap().contains("keys 1, not 2"));
+    }
+}

@@ -1,0 +1,305 @@
+//! Logs of an environment: those of processes on this machine, and for errors those of containers.
+
+mod errors;
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{Mode, OFlags};
+use serde_json::Value;
+
+use crate::{ChosenEnvironment, Failure, running};
+
+pub use errors::{ErrorRow, SiteRead, errors};
+
+/// Limit of the bytes read from the end of a file.
+const TAIL: u64 = 4 << 20;
+/// Bytes of a line that are read into memory. The rest is skipped.
+const LINE_MAX: u64 = 1 << 20;
+
+/// The logs of the processes on this machine, from a level on, and how far each was read.
+pub struct ProcessLogs {
+    files: BTreeMap<String, (Utf8PathBuf, u64)>,
+    level: Option<usize>,
+}
+
+/// A process, and a line of its log.
+pub type LogLine = (String, String);
+
+impl ProcessLogs {
+    /// Those of all processes or of the named ones: `server-0` of every site, `primary/server-0` of one.
+    pub async fn find(chosen: &ChosenEnvironment, name: Option<&str>, level: Option<&str>) -> Result<Self, Failure> {
+        let all = files(&chosen.scope.folder)?;
+        let names = all.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let meant = all.into_iter().filter(|(process, _)| name.is_none_or(|name| is_meant(process, name)));
+        let files: BTreeMap<_, _> = meant.map(|(process, path)| (process, (path, 0))).collect();
+        if files.is_empty() {
+            let what = name.map_or("no log".to_owned(), |name| format!("no log `{name}`"));
+            return Err(no_logs(chosen, &what, &names).await?);
+        }
+        Ok(Self { files, level: level.map(rank).transpose()? })
+    }
+
+    /// Whether there are several.
+    pub fn are_several(&self) -> bool {
+        self.files.len() > 1
+    }
+
+    /// The last lines of each.
+    pub fn last(&mut self, count: usize) -> anyhow::Result<Vec<LogLine>> {
+        let mut found = Vec::new();
+        for (name, (path, end)) in &mut self.files {
+            let (text, length) = tail(path)?;
+            *end = length;
+            let lines: Vec<&str> = text.lines().filter(|line| is_shown(self.level, line)).collect();
+            let lines = &lines[lines.len().saturating_sub(count)..];
+            found.extend(lines.iter().map(|line| (name.clone(), (*line).to_owned())));
+        }
+        Ok(found)
+    }
+
+    /// The lines that were appended since.
+    pub fn appended(&mut self) -> anyhow::Result<Vec<LogLine>> {
+        let mut found = Vec::new();
+        for (name, (path, end)) in &mut self.files {
+            let text = since(path, end)?;
+            let lines = text.lines().filter(|line| is_shown(self.level, line));
+            found.extend(lines.map(|line| (name.clone(), line.to_owned())));
+        }
+        Ok(found)
+    }
+}
+
+fn is_shown(level: Option<usize>, line: &str) -> bool {
+    level.is_none_or(|least| level_of(line) >= least)
+}
+
+/// Why there is no log on this machine, with the command that shows those that are elsewhere.
+pub async fn no_logs(chosen: &ChosenEnvironment, what: &str, names: &str) -> Result<Failure, Failure> {
+    let is_up = running::running(&chosen.scope).await.is_ok();
+    let environment = &chosen.loaded.environment;
+    let external_command =
+        chosen.scope.platform.find(&chosen.scope.folder, environment, None, |site| site.log_command())?;
+    if let Some(command) = external_command.filter(|_| is_up) {
+        let place = if environment.is_endpoint() { "are run by the cloud" } else { "run in a cluster" };
+        let error = anyhow::anyhow!("{}: its servers {place}, which keeps their logs", chosen.scope.name);
+        return Ok(Failure::usage("no_logs", error).hint(command));
+    }
+    let hint = if names.is_empty() { chosen.scope.command("status") } else { format!("the logs are: {names}") };
+    Ok(Failure::usage("no_logs", anyhow::anyhow!("{}: there is {what}", chosen.scope.name)).hint(hint))
+}
+
+/// `server-0` selects that process of every site, `primary/server-0` that of one site.
+fn is_meant(name: &str, requested: &str) -> bool {
+    name == requested || name.split_once('/').is_some_and(|(_, process)| process == requested)
+}
+
+/// The last lines of every process's log, by process name.
+pub fn newest(folder: &Utf8Path, lines: usize) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
+    for (name, path) in files(folder)? {
+        let (text, _) = tail(&path)?;
+        let whole: Vec<&str> = text.lines().collect();
+        all.insert(name, whole[whole.len().saturating_sub(lines)..].join("\n"));
+    }
+    Ok(all)
+}
+
+/// The newest log file of each process, by process name. With several sites the name is prefixed with the site's.
+fn files(folder: &Utf8Path) -> anyhow::Result<BTreeMap<String, Utf8PathBuf>> {
+    let several = folder.join("sites").read_dir_utf8().is_ok_and(|sites| sites.count() > 1);
+    let name = |file: &LogFile| if several { format!("{}/{}", file.site, file.unit) } else { file.unit.clone() };
+    Ok(all(folder)?.into_iter().map(|file| (name(&file), file.path)).collect())
+}
+
+/// The log of one process on this machine.
+#[derive(Debug)]
+struct LogFile {
+    site: String,
+    unit: String,
+    /// The newest file.
+    path: Utf8PathBuf,
+    /// `NAME.log.NUMBER`, the oldest first.
+    rotated: Vec<Utf8PathBuf>,
+}
+
+/// The logs of all processes on this machine, by site and process.
+fn all(folder: &Utf8Path) -> anyhow::Result<Vec<LogFile>> {
+    let mut found = Vec::new();
+    let Ok(sites) = folder.join("sites").read_dir_utf8() else { return Ok(found) };
+    for site in sites {
+        let site = site.context("list sites")?;
+        let log = site.path().join("log");
+        if !is_folder(site.path()) || !is_folder(&log) {
+            continue;
+        }
+        let Ok(entries) = log.read_dir_utf8() else { continue };
+        let (mut newest, mut rotated) = (Vec::new(), BTreeMap::<String, BTreeMap<Reverse<u32>, Utf8PathBuf>>::new());
+        for entry in entries {
+            let entry = entry.context("list logs")?;
+            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
+            let path = entry.into_path();
+            match (path.file_stem(), path.extension()) {
+                (Some(unit), Some("log")) => newest.push((unit.to_owned(), path)),
+                (Some(name), Some(number)) => {
+                    if let (Some(unit), Ok(number)) = (name.strip_suffix(".log"), number.parse()) {
+                        rotated.entry(unit.to_owned()).or_default().insert(Reverse(number), path);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (unit, path) in newest {
+            let rotated = rotated.remove(&unit).unwrap_or_default().into_values().collect();
+            found.push(LogFile { site: site.file_name().to_owned(), unit, path, rotated });
+        }
+    }
+    found.sort_by(|a, b| (&a.site, &a.unit).cmp(&(&b.site, &b.unit)));
+    Ok(found)
+}
+
+fn is_folder(path: &Utf8Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Opens a log. What is no regular file may be a link to a secret of the reader, or a pipe without an end.
+fn open(path: &Utf8Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path.as_std_path(), flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
+}
+
+/// Reads lines of any length; each is cut at [`LINE_MAX`].
+pub fn lines(mut from: impl BufRead, mut each: impl FnMut(&str)) -> io::Result<()> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if from.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        if line.last() != Some(&b'\n') && line.len() as u64 == LINE_MAX {
+            from.skip_until(b'\n')?;
+        }
+        each(&String::from_utf8_lossy(&line));
+    }
+}
+
+/// The end of a file, starting at a whole line, and the file's length.
+fn tail(path: &Utf8Path) -> anyhow::Result<(String, u64)> {
+    let mut file = open(path).with_context(|| format!("read {path}"))?;
+    let length = file.metadata().with_context(|| format!("read {path}"))?.len();
+    let from = length.saturating_sub(TAIL);
+    file.seek(SeekFrom::Start(from)).with_context(|| format!("read {path}"))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).with_context(|| format!("read {path}"))?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let text = if from > 0 { text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned()) } else { text };
+    Ok((text, length))
+}
+
+/// Whole lines appended after `end`. A file that became shorter was rotated and is read from its start.
+fn since(path: &Utf8Path, end: &mut u64) -> anyhow::Result<String> {
+    let Ok(mut file) = open(path) else { return Ok(String::new()) };
+    let length = file.metadata().with_context(|| format!("read {path}"))?.len();
+    if length < *end {
+        *end = 0;
+    }
+    file.seek(SeekFrom::Start(*end)).with_context(|| format!("read {path}"))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).with_context(|| format!("read {path}"))?;
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    *end += whole as u64;
+    Ok(String::from_utf8_lossy(&bytes[..whole]).into_owned())
+}
+
+const LEVELS: [&str; 5] = ["trace", "debug", "info", "warn", "error"];
+
+fn rank(level: &str) -> Result<usize, Failure> {
+    let wanted = level.to_ascii_lowercase();
+    let wanted = if wanted == "warning" { "warn" } else { wanted.as_str() };
+    LEVELS.iter().position(|l| *l == wanted).ok_or_else(|| {
+        Failure::usage("no_such_level", anyhow::anyhow!("`{level}` is not a level"))
+            .hint(format!("one of {}", LEVELS.join(", ")))
+    })
+}
+
+/// The level of a line: its JSON `level` field, else the first word that is a level, else info.
+fn level_of(line: &str) -> usize {
+    const INFO: usize = 2;
+    if let Ok(Value::Object(fields)) = serde_json::from_str(line) {
+        return fields.get("level").and_then(Value::as_str).and_then(|l| rank(l).ok()).unwrap_or(INFO);
+    }
+    line.split_whitespace()
+        .take(6)
+        .find_map(|w| rank(w.trim_matches(|c: char| !c.is_ascii_alphabetic())).ok())
+        .unwrap_or(INFO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_levels_are_parsed_from_json_and_text() {
+        assert!(level_of(r#"{"level":"ERROR","message":"x"}"#) > level_of(r#"{"level":"INFO"}"#));
+        assert_eq!(level_of("2026-01-01 WARN disk"), 3);
+        assert_eq!(level_of("plain words"), 2);
+        assert!(rank("loud").is_err());
+    }
+
+    #[test]
+    fn links_and_pipes_are_no_logs() {
+        let kept = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(kept.path()).unwrap();
+        let (log, secret) = (folder.join("sites/here/log"), folder.join("id_ed25519"));
+        std::fs::create_dir_all(&log).unwrap();
+        std::fs::write(&secret, "secret\n").unwrap();
+        std::fs::write(log.join("server-0.log"), "one\n").unwrap();
+        std::os::unix::fs::symlink(&secret, log.join("evil.log")).unwrap();
+        let pipe = log.join("pipe.log");
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, pipe.as_std_path(), kind, mode, 0).unwrap();
+        let away = folder.join("away");
+        std::fs::create_dir(&away).unwrap();
+        std::fs::write(away.join("x.log"), "secret\n").unwrap();
+        std::fs::create_dir(folder.join("sites/there")).unwrap();
+        std::os::unix::fs::symlink(&away, folder.join("sites/there/log")).unwrap();
+        let found = newest(folder, 9).unwrap();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [("here/server-0".to_owned(), "one".to_owned())]);
+        // Put there after the list was made.
+        assert!(tail(&log.join("evil.log")).is_err() && tail(&pipe).is_err());
+    }
+
+    #[test]
+    fn log_follow_returns_each_whole_line_once_and_detects_rotation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(folder.path().join("a.log")).unwrap();
+        std::fs::write(&path, "one\ntw").unwrap();
+        let mut end = 0;
+        assert_eq!(since(&path, &mut end).unwrap(), "one\n");
+        std::fs::write(&path, "one\ntwo\n").unwrap();
+        assert_eq!(since(&path, &mut end).unwrap(), "two\n");
+        std::fs::write(&path, "new\n").unwrap();
+        assert_eq!(since(&path, &mut end).unwrap(), "new\n");
+    }
+
+    #[test]
+    fn long_lines_are_cut_and_broken_text_is_read() {
+        let mut input = vec![b'x'; usize::try_from(LINE_MAX).unwrap() + 7];
+        input.extend_from_slice(b"\nnext \xff\nlast");
+        let mut all = Vec::new();
+        lines(io::Cursor::new(input), |line| all.push(line.trim_end().to_owned())).unwrap();
+        assert_eq!(all.len(), 3);
+        assert_eq!(all[0].len() as u64, LINE_MAX);
+        assert_eq!(&all[1..], ["next \u{fffd}", "last"]);
+    }
+}

@@ -1,0 +1,437 @@
+//! Metrics of the sites of a running environment over a period.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::Serialize;
+use textnlp_orchestrator::clock::Clock;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::load::{HttpWire, LoadRequest, LoadResponse, RequestFailure, Wire};
+use textnlp_orchestrator::metrics::{self, Scrape, Summary};
+use textnlp_provider::operations::SiteMetrics;
+use textnlp_provider::{Lineage, SiteName};
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::hinted_chain;
+use crate::{ChosenEnvironment, Exit, Failure, Progress, Scope, running};
+
+/// The period of a Prometheus, unless another is chosen.
+const PERIOD: Duration = Duration::from_secs(3600);
+/// The time between two scrapes, unless another is chosen, and its maximum.
+const BETWEEN: Duration = Duration::from_secs(30);
+const BETWEEN_MAX: Duration = Duration::from_secs(15 * 60);
+/// The interval of progress.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Where the metrics of a site came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The cluster's Prometheus.
+    Prometheus,
+    /// Two scrapes of the servers.
+    TwoScrapes,
+}
+
+/// The summary of one site.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SiteSummary {
+    /// The site.
+    pub site: SiteName,
+    /// Where the metrics came from.
+    pub source: Source,
+    /// The first time that they cover: later than wanted where a Prometheus has no older samples.
+    pub from: Timestamp,
+    /// The last time.
+    pub until: Timestamp,
+    /// The metrics; `None` where they could not be read.
+    pub summary: Option<Summary>,
+    /// What limits them, and why they could not be read.
+    pub notes: Vec<String>,
+}
+
+/// How the metrics of a site are scraped.
+enum Scraper {
+    Address(HttpWire),
+    Site(Arc<dyn SiteMetrics>, Lineage),
+}
+
+impl Scraper {
+    async fn scrape(&self) -> Result<Scrape, String> {
+        let mut scrape = Scrape::default();
+        match self {
+            Scraper::Address(wire) => {
+                let answer = wire.send(LoadRequest::get("/metrics")).await.map_err(|failure| failure.to_string())?;
+                if answer.status != 200 {
+                    return Err(format!("the metrics endpoint answered with status {}", answer.status));
+                }
+                scrape.add(&String::from_utf8_lossy(&answer.body), None);
+            }
+            Scraper::Site(site, lineage) => {
+                let replicas = site.scrape(*lineage).await.map_err(|error| hinted_chain(&error))?;
+                if replicas.is_empty() {
+                    return Err("no replica is ready".to_owned());
+                }
+                for (name, text) in &replicas {
+                    match text {
+                        Some(text) => scrape.add(text, Some(name)),
+                        None => scrape.add_unread(name),
+                    }
+                }
+            }
+        }
+        Ok(scrape)
+    }
+}
+
+/// Reads the metrics of a site whose servers have no address on this machine; `None` if it has none.
+fn reader(scope: &Scope, environment: &Environment, site: &SiteName) -> Result<Option<Arc<dyn SiteMetrics>>, Failure> {
+    let site = scope.platform.operations_of(&scope.folder, environment, site.as_str(), None)?;
+    Ok(site.and_then(|site| site.metrics()))
+}
+
+/// The metrics of all serving sites, where no address of this machine has them: those of each ready replica.
+pub struct SiteWire {
+    sites: Vec<(SiteName, Arc<dyn SiteMetrics>)>,
+    lineage: Lineage,
+}
+
+impl SiteWire {
+    /// The sites of a running environment whose metrics their provider reads; `None` if there is none.
+    pub async fn of(chosen: &ChosenEnvironment) -> Result<Option<Self>, Failure> {
+        let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+        let (lineage, addresses) = running::metrics_addresses(scope).await?;
+        let mut sites = Vec::new();
+        for site in addresses.into_keys() {
+            if let Some(reader) = reader(scope, environment, &site)? {
+                sites.push((site, reader));
+            }
+        }
+        Ok((!sites.is_empty()).then_some(Self { sites, lineage }))
+    }
+}
+
+#[async_trait]
+impl Wire for SiteWire {
+    /// Answers every request with the metrics. Fails if a site or one of its replicas does not answer.
+    async fn send(&self, _: LoadRequest) -> Result<LoadResponse, RequestFailure> {
+        let mut body = Vec::new();
+        for (site, reader) in &self.sites {
+            let failed = |why: String| RequestFailure::Connect(format!("{site}: {why}"));
+            let replicas = reader.scrape(self.lineage).await.map_err(|error| failed(hinted_chain(&error)))?;
+            if replicas.is_empty() {
+                return Err(failed("no replica is ready".to_owned()));
+            }
+            for (name, text) in replicas {
+                let text = text.ok_or_else(|| failed(format!("{name} could not be read")))?;
+                body.extend_from_slice(text.as_bytes());
+            }
+        }
+        Ok(LoadResponse { status: 200, body })
+    }
+
+    /// The provider verifies the connection; no client of the service uses this path.
+    fn verified(&self) -> bool {
+        false
+    }
+}
+
+/// A site whose metrics are not in a Prometheus, and why.
+type Unrecorded = (SiteName, Scraper, Vec<String>);
+
+/// A site whose metrics are scraped twice.
+struct Pending {
+    site: SiteName,
+    scraper: Scraper,
+    notes: Vec<String>,
+    first: Result<Scrape, String>,
+    at: Timestamp,
+}
+
+impl Pending {
+    async fn finish(self, clock: &dyn Clock) -> SiteSummary {
+        let Pending { site, scraper, mut notes, first, at } = self;
+        let second = match first.is_ok() {
+            true => scraper.scrape().await,
+            false => Ok(Scrape::default()),
+        };
+        let summary = match (first, second) {
+            (Ok(first), Ok(second)) => {
+                let (gone, new) = first.replaced(&second);
+                let unread: Vec<&str> = first.unread(&second).into_iter().collect();
+                if !unread.is_empty() {
+                    notes.push(format!("{} could not be read: their requests are not counted", unread.join(", ")));
+                }
+                if !gone.is_empty() {
+                    notes.push(format!("{} stopped: its last requests are not counted", gone.join(", ")));
+                }
+                if !new.is_empty() {
+                    notes.push(format!("{} started: all of its requests are counted", new.join(", ")));
+                }
+                Some(metrics::between(&first, &second))
+            }
+            (Err(why), _) | (_, Err(why)) => {
+                notes.push(why);
+                None
+            }
+        };
+        SiteSummary { site, source: Source::TwoScrapes, from: at, until: clock.now(), summary, notes }
+    }
+}
+
+/// Summarizes the metrics of each serving site, or of the named one: over a period until now from the cluster's
+/// Prometheus where there is one, else over the same time from now on, by two scrapes.
+pub async fn summarize(
+    chosen: &ChosenEnvironment,
+    (named, period): (Option<&str>, Option<Duration>),
+    clock: &dyn Clock,
+    progress: &dyn Progress,
+    stop: &CancellationToken,
+) -> Result<Vec<SiteSummary>, Failure> {
+    let scope = &chosen.scope;
+    let environment = &chosen.loaded.environment;
+    let (lineage, addresses) = running::metrics_addresses(scope).await?;
+    let trust = scope.platform.trust(None, Some(environment))?;
+    let (mut summaries, mut pending) = (Vec::new(), Vec::new());
+    for (site, address) in addresses.into_iter().filter(|(site, _)| named.is_none_or(|named| named == site.as_str())) {
+        progress.doing(&format!("reading the metrics of {site}"));
+        let mut notes = Vec::new();
+        let scraper = match address {
+            Some(address) => Scraper::Address(HttpWire::new(&address, &trust)?),
+            None => {
+                let Some(reader) = reader(scope, environment, &site)? else { continue };
+                match from_prometheus(&*reader, &site, period.unwrap_or(PERIOD), clock).await {
+                    Ok(summary) => {
+                        summaries.push(summary);
+                        continue;
+                    }
+                    Err(why) => notes.push(why),
+                }
+                Scraper::Site(reader, lineage)
+            }
+        };
+        pending.push((site, scraper, notes));
+    }
+    let between = period.unwrap_or(BETWEEN);
+    if between > BETWEEN_MAX && !pending.is_empty() {
+        summaries.extend(without_history(pending, summaries.is_empty(), clock.now())?);
+    } else if !pending.is_empty() {
+        summaries.extend(from_scrapes(pending, between, clock, progress, stop).await?);
+    }
+    if summaries.is_empty() {
+        let what = named.map_or("no serving site".to_owned(), |named| format!("no serving site `{named}`"));
+        let error = anyhow::anyhow!("environment {} has {what} with metrics", scope.name);
+        return Err(Failure::usage("no_metrics", error).hint(scope.command("status")));
+    }
+    summaries.sort_by(|a, b| a.site.cmp(&b.site));
+    Ok(summaries)
+}
+
+/// The summary by the cluster's Prometheus, else why there is none.
+async fn from_prometheus(
+    reader: &dyn SiteMetrics,
+    site: &SiteName,
+    period: Duration,
+    clock: &dyn Clock,
+) -> Result<SiteSummary, String> {
+    let until = clock.now();
+    let answer = reader.query(&metrics::query(&reader.matchers(), period)).await;
+    let answer = answer.map_err(|error| format!("Prometheus was not read: {}", hinted_chain(&error)))?;
+    let (summary, from) = answer.as_ref().and_then(metrics::of_prometheus).ok_or(
+        "no Prometheus of the operator in the site's namespace or in `monitoring` has the metrics of this site: set \
+             `monitoring.stack: true`",
+    )?;
+    let source = Source::Prometheus;
+    Ok(SiteSummary { site: site.clone(), source, from, until, summary: Some(summary), notes: Vec::new() })
+}
+
+/// Sites without a history, for a period that is too long for two scrapes. An error if there are no others.
+fn without_history(sites: Vec<Unrecorded>, is_all: bool, now: Timestamp) -> Result<Vec<SiteSummary>, Failure> {
+    let most = format!("a period of two scrapes is at most {} minutes", BETWEEN_MAX.as_secs() / 60);
+    if !is_all {
+        let unread = |(site, _, mut notes): Unrecorded| {
+            notes.push(format!("no history, and {most}"));
+            SiteSummary { site, source: Source::TwoScrapes, from: now, until: now, summary: None, notes }
+        };
+        return Ok(sites.into_iter().map(unread).collect());
+    }
+    let names: Vec<&str> = sites.iter().map(|(site, ..)| site.as_str()).collect();
+    let mut why = format!("the metrics of {} have no history, and {most}", names.join(", "));
+    for (site, _, notes) in &sites {
+        for note in notes {
+            let _ = write!(why, "\n{site}: {note}");
+        }
+    }
+    Err(Failure::usage("period_too_long", anyhow::anyhow!(why))
+        .hint("choose a shorter one: `--period 1m`; in a cluster, a Prometheus keeps a history: docs/guide/metrics.md"))
+}
+
+async fn from_scrapes(
+    sites: Vec<Unrecorded>,
+    between: Duration,
+    clock: &dyn Clock,
+    progress: &dyn Progress,
+    stop: &CancellationToken,
+) -> Result<Vec<SiteSummary>, Failure> {
+    let mut pending = Vec::new();
+    for (site, scraper, notes) in sites {
+        let at = clock.now();
+        let first = scraper.scrape().await;
+        pending.push(Pending { site, scraper, notes, first, at });
+    }
+    // Waiting for a site that could not be read would change nothing.
+    if pending.iter().any(|one| one.first.is_ok()) {
+        wait(between, clock, progress, stop).await?;
+    }
+    let mut summaries = Vec::new();
+    for one in pending {
+        summaries.push(one.finish(clock).await);
+    }
+    Ok(summaries)
+}
+
+async fn wait(
+    time: Duration,
+    clock: &dyn Clock,
+    progress: &dyn Progress,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let began = clock.steady();
+    progress.log(&format!("Scraping the metrics twice, {} s apart …", time.as_secs()));
+    loop {
+        let passed = clock.steady().saturating_sub(began);
+        let left = time.saturating_sub(passed);
+        if left.is_zero() {
+            return Ok(());
+        }
+        progress.doing(&format!("scraping the metrics twice: second {} of {}", passed.as_secs(), time.as_secs()));
+        tokio::select! {
+            () = clock.sleep(left.min(TICK)) => {}
+            () = stop.cancelled() => {
+                return Err(Failure::new(Exit::Stopped, "stopped", anyhow::anyhow!("stopped between two scrapes")));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use serde_json::{Value, json};
+    use textnlp_orchestrator::clock::VirtualClock;
+    use textnlp_provider::{Error, ErrorKind};
+    use uuid::Uuid;
+
+    use super::*;
+
+    struct Silent;
+
+    impl Progress for Silent {
+        fn doing(&self, _: &str) {}
+        fn line(&self, _: &str) {}
+        fn log(&self, _: &str) {}
+        fn warn(&self, _: &str) {}
+        fn event(&self, _: &Value) {}
+    }
+
+    /// A site whose replica counts ten requests more in each scrape.
+    struct Fake {
+        scraped: Mutex<u32>,
+        prometheus: Option<Value>,
+    }
+
+    #[async_trait]
+    impl SiteMetrics for Fake {
+        async fn scrape(&self, _: Lineage) -> textnlp_provider::Result<BTreeMap<String, Option<String>>> {
+            let mut scraped = self.scraped.lock().unwrap();
+            *scraped += 1;
+            let text = format!("http_requests_total{{route=\"/v1/generate\",status=\"200\"}} {}\n", *scraped * 10);
+            // The second pod ends meanwhile.
+            let ending = (*scraped == 1).then(|| text.clone());
+            Ok(BTreeMap::from([("pod-a".to_owned(), Some(text)), ("pod-b".to_owned(), ending)]))
+        }
+
+        fn matchers(&self) -> String {
+            "namespace=\"a\"".to_owned()
+        }
+
+        async fn query(&self, _: &str) -> textnlp_provider::Result<Option<Value>> {
+            match &self.prometheus {
+                Some(answer) => Ok(Some(answer.clone())),
+                None => Err(Error::new(ErrorKind::Denied, "list", "services")),
+            }
+        }
+    }
+
+    fn site() -> SiteName {
+        SiteName::new("here").unwrap()
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        clock().run(future).unwrap()
+    }
+
+    fn clock() -> VirtualClock {
+        VirtualClock::at(Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn two_scrapes_are_a_period_apart() {
+        let clock = clock();
+        let fake = Arc::new(Fake { scraped: Mutex::new(0), prometheus: None });
+        let sites = vec![(site(), Scraper::Site(fake, Lineage(Uuid::nil())), vec!["why".to_owned()])];
+        let (time, stop) = (Duration::from_secs(45), CancellationToken::new());
+        let found = clock.run(from_scrapes(sites, time, &clock, &Silent, &stop)).unwrap().unwrap();
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((one.source, one.summary.as_ref().map(|summary| summary.requests)), (Source::TwoScrapes, Some(10)));
+        assert_eq!(one.until.duration_since(one.from).as_secs(), 45);
+        assert_eq!(one.notes, ["why", "pod-b could not be read: their requests are not counted"]);
+    }
+
+    #[test]
+    fn sites_without_an_address_are_scraped_for_the_gate() {
+        let fake: Arc<dyn SiteMetrics> = Arc::new(Fake { scraped: Mutex::new(0), prometheus: None });
+        let wire = SiteWire { sites: vec![(site(), fake)], lineage: Lineage(Uuid::nil()) };
+        let answer = run(wire.send(LoadRequest::get("/metrics"))).unwrap();
+        assert_eq!(answer.status, 200);
+        assert_eq!(String::from_utf8_lossy(&answer.body).matches("http_requests_total").count(), 2, "of both pods");
+        // A replica that cannot be read leaves the check unmeasured.
+        let failed = run(wire.send(LoadRequest::get("/metrics"))).unwrap_err();
+        assert_eq!(failed, RequestFailure::Connect("here: pod-b could not be read".to_owned()));
+    }
+
+    #[test]
+    fn sites_without_a_history_do_not_hide_the_others() {
+        let fake = Arc::new(Fake { scraped: Mutex::new(0), prometheus: None });
+        let sites =
+            || vec![(site(), Scraper::Site(fake.clone(), Lineage(Uuid::nil())), vec!["Prometheus: denied".to_owned()])];
+        let failed = without_history(sites(), true, Timestamp::UNIX_EPOCH).unwrap_err();
+        assert_eq!((failed.code, *fake.scraped.lock().unwrap()), ("period_too_long", 0));
+        assert!(failed.error.to_string().ends_with("\nhere: Prometheus: denied"), "{:#}", failed.error);
+        let beside = without_history(sites(), false, Timestamp::UNIX_EPOCH).unwrap();
+        let [one] = beside.as_slice() else { panic!("{beside:?}") };
+        assert!(one.summary.is_none() && one.notes[0] == "Prometheus: denied", "{one:?}");
+        assert!(one.notes[1].contains("at most 15 minutes"), "{one:?}");
+    }
+
+    #[test]
+    fn prometheus_answers_for_the_past_or_says_why_not() {
+        let clock = clock();
+        let ask = |prometheus: Option<Value>| {
+            let fake = Fake { scraped: Mutex::new(0), prometheus };
+            run(async { from_prometheus(&fake, &site(), PERIOD, &clock).await })
+        };
+        let since = json!({ "metric": { "textnlp_value": "since" }, "value": [0, "-600"] });
+        let answer = ask(Some(json!({ "data": { "result": [since] } }))).unwrap();
+        assert_eq!((answer.source, answer.from.as_second()), (Source::Prometheus, -600));
+        assert!(ask(None).unwrap_err().starts_with("Prometheus was not read: "));
+        let empty = ask(Some(json!({ "data": { "result": [] } }))).unwrap_err();
+        assert!(empty.contains("monitoring.stack"), "{empty}");
+    }
+}

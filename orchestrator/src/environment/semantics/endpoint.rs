@@ -1,0 +1,59 @@
+//! Checks of a site whose servers a cloud runs as an inference endpoint. What has no effect there is refused: an operator
+//! would rely on it.
+
+use super::super::model::*;
+use super::Checker;
+
+/// Settings of what such a site does not have: API keys and tenants, a listener, a cluster, a network.
+const WITHOUT_EFFECT: &[&str] = &[
+    "cluster",
+    "network",
+    "prerequisites.git",
+    "scaling.cpu",
+    "scaling.memory",
+    "server.api.base_domain",
+    "server.api.cors_origins",
+    "server.api.trusted_proxies",
+    "server.monitoring.log_file",
+    "server.security.rate_limit",
+    "server.security.token_rate_limit",
+    "traffic",
+];
+
+impl Checker<'_> {
+    /// The instance type belongs to an endpoint; such a site is alone, and has no settings without effect.
+    pub(super) fn inference_endpoint(&mut self, i: usize, site: &SiteSettings) {
+        let at = format!("sites[{i}]");
+        if !site.is_endpoint() {
+            if site.instance_type.is_some() {
+                let cause = format!("with `runtime: {}` it has no effect", site.runtime);
+                self.error(&format!("{at}.instance_type"), cause, "remove it, or write `runtime: sagemaker`");
+            }
+            return;
+        }
+        let runtime = format!("it has no effect with `runtime: {}`", site.runtime);
+        if self.environment.sites.len() > 1 {
+            let cause = "an inference endpoint is the only site of its environment";
+            self.error(&format!("{at}.runtime"), cause, "write an environment of its own for it");
+        }
+        let existing = &site.existing;
+        let own = [
+            ("services", !site.services.is_empty()),
+            ("host", site.host.is_some()),
+            ("port", site.port.is_some()),
+            ("metrics_port", site.metrics_port.is_some()),
+            ("existing.network", existing.network.is_some()),
+            ("existing.subnets", !existing.subnets.is_empty()),
+            ("existing.cluster", existing.cluster.is_some()),
+            ("existing.database", existing.database.is_some()),
+            ("existing.cache", existing.cache.is_some()),
+            ("existing.certificate", existing.certificate.is_some()),
+        ];
+        for (field, _) in own.into_iter().filter(|(_, is_set)| *is_set) {
+            self.error(&format!("{at}.{field}"), runtime.clone(), "remove it");
+        }
+        for path in WITHOUT_EFFECT.iter().filter(|path| !self.is_shipped(path)).collect::<Vec<_>>() {
+            self.error(path, runtime.clone(), "remove it");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The phases as one table: what each needs, what its gate checks and how, what it delivers, and how it is rolled back.
+//!
+//! [`evaluate`](super::evaluate) takes the checks of a gate from this table. `phase show` and the guide print it.
+
+mod table;
+
+use std::fmt;
+
+use serde_json::{Value, json};
+use textnlp_provider::Minimum;
+
+use super::Check;
+use crate::environment::Environment;
+use crate::environment::model::Phase;
+
+pub use table::PHASES;
+
+/// One phase.
+#[derive(Debug, Clone, Copy)]
+pub struct PhaseDefinition {
+    /// The phase.
+    pub phase: Phase,
+    /// Its purpose.
+    pub objective: &'static str,
+    /// The planned length: the shortest and the longest count of weeks.
+    pub weeks: (u8, u8),
+    /// What its `up` needs before a release enters it.
+    pub entry: PhaseEntry,
+    /// What is needed beside the [minimum machine](Self::hardware).
+    pub prerequisites: &'static [&'static str],
+    /// The checks of its gate, in groups that several phases share.
+    groups: &'static [&'static [CheckDefinition]],
+    /// What it delivers.
+    pub deliverables: &'static [&'static str],
+    /// The commands that roll it back. `ENV` is the environment.
+    pub rollback: &'static [&'static str],
+}
+
+impl PhaseDefinition {
+    /// The definition of a phase.
+    pub fn of(phase: Phase) -> &'static Self {
+        let [first, ..] = &PHASES;
+        PHASES.iter().find(|definition| definition.phase == phase).unwrap_or(first)
+    }
+
+    /// The checks of its gate, in the order of the report.
+    pub fn checks(&self) -> impl Iterator<Item = &'static CheckDefinition> {
+        self.groups.iter().copied().flatten()
+    }
+
+    /// The check with this name.
+    pub fn check(&self, name: &str) -> Option<&'static CheckDefinition> {
+        self.checks().find(|check| check.name == name)
+    }
+
+    /// The minimum machine: `16 cores, 32 GB of memory, 500 GB of disk`.
+    pub fn hardware(&self) -> String {
+        const GB: u64 = 1_000_000_000;
+        let Minimum { cores, memory_bytes, disk_bytes, .. } = self.phase.minimum();
+        format!("{cores} cores, {} GB of memory, {} GB of disk", memory_bytes / GB, disk_bytes / GB)
+    }
+
+    /// The planned length: `1 week`, `1 to 2 weeks`.
+    pub fn length(&self) -> String {
+        match self.weeks {
+            (1, 1) => "1 week".to_owned(),
+            (least, most) => format!("{least} to {most} weeks"),
+        }
+    }
+
+    /// What it starts after, as text.
+    pub fn starts_after(&self) -> String {
+        match self.entry {
+            PhaseEntry::Promotion { after } => format!(
+                "`promote` of a release that passed the gate of phase {after}, measured at most {MAX_EVIDENCE_DAYS} days before"
+            ),
+            PhaseEntry::Free(why) => why.to_owned(),
+        }
+    }
+
+    /// The phase whose gate a release passed before it enters this one. `None` if entry is free.
+    pub fn after(&self) -> Option<Phase> {
+        match self.entry {
+            PhaseEntry::Promotion { after } => Some(after),
+            PhaseEntry::Free(_) => None,
+        }
+    }
+
+    /// Whether this version measures every check.
+    pub fn is_measured(&self) -> bool {
+        !self.checks().any(|check| matches!(check.source, CheckSource::Missing(_)))
+    }
+}
+
+/// The longest time in days between the measurement of a gate and the entry into the next phase.
+pub const MAX_EVIDENCE_DAYS: i64 = 90;
+
+/// What the `up` of a phase needs before a release enters it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PhaseEntry {
+    /// Nothing, with the reason.
+    Free(&'static str),
+    /// The promotion of a release whose gate was open.
+    Promotion {
+        /// In this phase or a later one.
+        after: Phase,
+    },
+}
+
+/// One check of a gate.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckDefinition {
+    /// Its name.
+    pub name: &'static str,
+    /// The required value or the limit.
+    limit: Limit,
+    /// The unit.
+    unit: &'static str,
+    /// Whether the limit is an upper bound.
+    at_most: bool,
+    /// What measures it.
+    pub source: CheckSource,
+    /// How it is measured.
+    pub how: &'static str,
+    /// Whether it can be waived while it cannot be measured. The others need nothing but the running service, or protect it.
+    pub waivable: bool,
+}
+
+/// What measures a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckSource {
+    /// Requests of the gate to the running service.
+    Probe(Probe),
+    /// The load test of the gate.
+    Load,
+    /// The status of the deployment, or evidence that another command stored.
+    Record,
+    /// The same measurement as the check with this name, without which it is absent.
+    With(&'static str),
+    /// Nothing in this version: the reason.
+    Missing(&'static str),
+}
+
+/// Requests of the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// `/health`.
+    Health,
+    /// `/ready`.
+    Readiness,
+    /// The certificate.
+    Tls,
+    /// A generation without a key.
+    NoKey,
+    /// A generation with an unknown key.
+    UnknownKey,
+    /// A request with a valid key.
+    ValidKey,
+    /// What the models compute. All checks with this probe are measured together.
+    Models,
+    /// Requests above a rate limit.
+    RateLimit,
+    /// `/metrics`.
+    Metrics,
+}
+
+/// A required value.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    Number(u64),
+    Yes,
+    Text(&'static str),
+    /// A setting of the environment.
+    Setting(&'static str, fn(&Environment) -> Value),
+}
+
+impl CheckDefinition {
+    /// The required value in an environment.
+    pub fn limit(&self, environment: &Environment) -> Value {
+        match self.limit {
+            Limit::Number(number) => json!(number),
+            Limit::Yes => json!(true),
+            Limit::Text(text) => json!(text),
+            Limit::Setting(_, of) => of(environment),
+        }
+    }
+
+    /// The setting that holds the limit, if there is one: `gates.p95_ms`.
+    pub fn setting(&self) -> Option<&'static str> {
+        match self.limit {
+            Limit::Setting(path, _) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The requirement as text: `at most 500 ms`.
+    pub fn demand(&self, environment: &Environment) -> String {
+        let demand = self.unknown(environment, "").demand();
+        if self.at_most || self.unit.is_empty() { demand } else { format!("{demand} {}", self.unit) }
+    }
+
+    /// The check with its measured value.
+    pub fn measured(&self, environment: &Environment, measured: impl Into<Value>, ok: bool) -> Check {
+        let at_most = self.at_most;
+        Check { at_most, ..Check::new(self.name, measured, self.limit(environment), self.unit, ok) }
+    }
+
+    /// The check, which could not be measured, with the reason.
+    pub fn unknown(&self, environment: &Environment, why: impl fmt::Display) -> Check {
+        Check { note: Some(why.to_string()), ..self.measured(environment, Value::Null, false) }
+    }
+
+    /// The check, which was not measured yet, with the reason.
+    pub fn waiting(&self, environment: &Environment, why: impl fmt::Display) -> Check {
+        Check { waits: true, ..self.unknown(environment, why) }
+    }
+
+    const fn of(name: &'static str, limit: Limit, unit: &'static str, source: CheckSource, how: &'static str) -> Self {
+        Self { name, limit, unit, at_most: false, source, how, waivable: matches!(source, CheckSource::Missing(_)) }
+    }
+
+    const fn at_most(self) -> Self {
+        Self { at_most: true, ..self }
+    }
+
+    const fn waivable(self) -> Self {
+        Self { waivable: true, ..self }
+    }
+}
+
+/// A text of the default model.
+pub(super) const GENERATION: &str = "generation";
+/// The check of models that make embeddings, one for each model.
+pub const EMBEDDINGS: &str = "embedding of MODEL";
+/// The same request has the same text twice.
+pub(super) const SEED: &str = "same seed, same text";
+/// A text ends before its stop sequence.
+pub(super) const STOP: &str = "stops where asked";
+/// The metrics that dashboards and alerts need, or in a cluster those of the autoscaler.
+pub const METRICS: &str = "metrics";
+/// Advisories against the program and, for an installed site, its content.
+pub const VULNERABILITIES: &str = "known vulnerabilities";
+/// The lines of a full security audit.
+pub const SECURITY_AUDIT: &str = "security audit";
+/// The measured controls of all compliance reports.
+pub const COMPLIANCE: &str = "compliance report";
+/// The newest backup, restored and compared.
+pub const RESTORED: &str = "restored backup";
+/// Concurrent sessions of a load test.
+pub const SESSIONS: &str = "open sessions";
+/// The latency in these sessions.
+pub const ANSWERS: &str = "p95 of their answers";
+/// The reaction time of the autoscaler, in seconds.
+pub const GROWTH: &str = "more pods under load within";
+/// Sites whose database follows the primary.
+pub const IN_SYNC: &str = "sites in sync";
+/// The highest replication lag, in milliseconds.
+pub const LAG: &str = "lag of the slowest site";
+/// The witness of failovers.
+pub const WITNESS: &str = "witness";
+/// The recovery time of the last drill, in seconds.
+pub const RTO: &str = "rehearsed: back after";
+/// The data loss of the last drill, in seconds.
+pub const RPO: &str = "rehearsed: missing from";
+/// Acknowledged writes that the last drill lost.
+pub const LOST: &str = "rehearsed: lost";
+/// The failback of the last drill.
+pub const HOME: &str = "rehearsed: went back home";
+/// The speed, compared with the recorded baseline.
+pub const SPEED_UP: &str = "inference speed-up";
+/// How many times as fast as the baseline it must be.
+pub const MIN_SPEED_UP: f64 = 2.0;
+/// The cost, compared with the recorded baseline.
+pub const REDUCTION: &str = "cost reduction";
+/// By how many percent it must be below the baseline.
+pub const MIN_REDUCTION: f64 = 30.0;
+/// The bytes of an installed site.
+pub const CONTENT: &str = "content as sealed";
+/// Outgoing connections of an isolated site.
+pub const ELSEWHERE: &str = "connections to elsewhere";
+
+/// Requests per hour of the key that tests the rate limit.
+pub(super) const RATE: u64 = 3;
+
+/// The table of the guide: every phase with every check.
+pub fn markdown(environment: impl Fn(Phase) -> Environment) -> String {
+    let mut text = String::new();
+    for definition in &PHASES {
+        let PhaseDefinition { phase, objective, prerequisites, deliverables, rollback, .. } = definition;
+        let of = environment(*phase);
+        text += &format!("### {phase}\n\n{}.\n\n| | |\n|---|---|\n", sentence(objective));
+        text += &format!("| planned length | {} |\n", definition.length());
+        text += &format!("| starts after | {} |\n", definition.starts_after());
+        text += &format!("| needs | {}; {} |\n", definition.hardware(), prerequisites.join("; "));
+        text += &format!("| delivers | {} |\n| rollback | {} |\n", deliverables.join("; "), rollback.join("; "));
+        text += "\n| check | required | measured by |\n|---|---|---|\n";
+        for check in definition.checks() {
+            let setting = check.setting().map_or_else(String::new, |path| format!(" (`{path}`)"));
+            let how = match check.source {
+                CheckSource::Missing(why) => format!("not measured: {why}"),
+                _ => check.how.to_owned(),
+            };
+            let how = if check.waivable { how + "; can be waived" } else { how };
+            text += &format!("| {} | {}{setting} | {how} |\n", check.name, check.demand(&of));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn sentence(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
+}

@@ -1,0 +1,401 @@
+//! The rows of the table.
+
+use serde_json::json;
+
+use super::super::{P95, SHARE_OF_ERRORS};
+use super::{
+    ANSWERS, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS, GENERATION, GROWTH, HOME,
+    IN_SYNC, LAG, LOST, Limit, METRICS, PhaseDefinition, PhaseEntry, Probe, RATE, REDUCTION, RESTORED, RPO, RTO,
+    SECURITY_AUDIT, SEED, SESSIONS, SPEED_UP, STOP, VULNERABILITIES, WITNESS,
+};
+use crate::environment::model::Phase;
+
+const fn probe(
+    name: &'static str,
+    limit: Limit,
+    unit: &'static str,
+    probe: Probe,
+    how: &'static str,
+) -> CheckDefinition {
+    CheckDefinition::of(name, limit, unit, CheckSource::Probe(probe), how)
+}
+
+const fn record(name: &'static str, limit: Limit, unit: &'static str, how: &'static str) -> CheckDefinition {
+    CheckDefinition::of(name, limit, unit, CheckSource::Record, how)
+}
+
+const fn missing(
+    name: &'static str,
+    limit: Limit,
+    unit: &'static str,
+    how: &'static str,
+    why: &'static str,
+) -> CheckDefinition {
+    CheckDefinition::of(name, limit, unit, CheckSource::Missing(why), how)
+}
+
+const HEALTH: CheckDefinition = probe("health", Limit::Number(200), "status", Probe::Health, "`GET /health`");
+const TEXT: CheckDefinition = probe(
+    GENERATION,
+    Limit::Text("at least 1"),
+    "characters",
+    Probe::Models,
+    "one `POST /v1/generate`, unless the default model makes embeddings",
+);
+const VECTORS: CheckDefinition = probe(
+    EMBEDDINGS,
+    Limit::Text("at least 1"),
+    "numbers",
+    Probe::Models,
+    "the same `POST /v1/embeddings` twice, for each model that makes embeddings",
+);
+
+const DEVELOPMENT: &[CheckDefinition] = &[HEALTH, TEXT, VECTORS];
+
+const SERVICE: &[CheckDefinition] = &[
+    HEALTH,
+    probe("readiness", Limit::Number(200), "status", Probe::Readiness, "`GET /ready`"),
+    probe("TLS verified", Limit::Yes, "", Probe::Tls, "the chain and the name of the certificate"),
+    probe("refused without a key", Limit::Number(401), "status", Probe::NoKey, "a generation without a key"),
+    probe(
+        "refused with an unknown key",
+        Limit::Number(401),
+        "status",
+        Probe::UnknownKey,
+        "a generation with another key",
+    ),
+    probe(
+        "accepted with a key",
+        Limit::Number(200),
+        "status",
+        Probe::ValidKey,
+        "`GET /v1/models` with a temporary key",
+    ),
+    TEXT,
+    probe(SEED, Limit::Yes, "", Probe::Models, "the same generation again"),
+    probe(STOP, Limit::Yes, "", Probe::Models, "the same generation with a word of its text as stop sequence"),
+    VECTORS,
+    probe(
+        "rate limit limits",
+        Limit::Number(RATE),
+        "accepted",
+        Probe::RateLimit,
+        "a temporary key for 3 requests an hour is refused with 429 after them",
+    ),
+];
+
+const AUDITED: CheckDefinition = record(
+    VULNERABILITIES,
+    Limit::Number(0),
+    "found",
+    "advisories against the dependencies, not older than `gates.advisories_max_age`",
+);
+
+const OBSERVED: &[CheckDefinition] = &[
+    probe(
+        METRICS,
+        Limit::Text("exported"),
+        "",
+        Probe::Metrics,
+        "each key metric in `GET /metrics`, in a cluster of all replicas",
+    )
+    .waivable(),
+    AUDITED,
+];
+
+const LOADED: &[CheckDefinition] = &[
+    CheckDefinition::of(
+        P95,
+        Limit::Setting("gates.p95_ms", |e| json!(e.gates.p95_ms)),
+        "ms",
+        CheckSource::Load,
+        "a load test of `gates.users` clients for `gates.hold`",
+    )
+    .at_most(),
+    CheckDefinition::of(
+        SHARE_OF_ERRORS,
+        Limit::Setting("gates.error_rate", |e| json!(e.gates.error_rate)),
+        "",
+        CheckSource::Load,
+        "the same load test",
+    )
+    .at_most(),
+];
+
+const AVAILABILITY: CheckDefinition = missing(
+    "availability",
+    Limit::Setting("gates.availability", |e| json!(e.gates.availability)),
+    "share of requests",
+    "successful requests of an outside prober and of the service's own record over the phase",
+    "no record of availability over time is kept",
+);
+
+const PILOT: &[CheckDefinition] = &[
+    AVAILABILITY,
+    missing(
+        "database failover",
+        Limit::Number(0),
+        "acknowledged writes lost",
+        "the primary of the database is stopped while a client writes",
+        "`dr drill` rehearses failures of sites, not of a database within a cluster",
+    ),
+    record(
+        RESTORED,
+        Limit::Yes,
+        "",
+        "the newest backup, restored on this machine beside the service: signature, digests and counts of rows",
+    )
+    .waivable(),
+];
+
+const GROWN: &[CheckDefinition] = &[
+    record(
+        SESSIONS,
+        Limit::Setting("gates.sessions", |e| json!(e.gates.sessions)),
+        "",
+        "`load --sessions` of this release, all open for `gates.hold`",
+    )
+    .waivable(),
+    CheckDefinition::of(
+        ANSWERS,
+        Limit::Setting("gates.p95_ms", |e| json!(e.gates.p95_ms)),
+        "ms",
+        CheckSource::With(SESSIONS),
+        "the same load test",
+    )
+    .at_most(),
+    record(
+        GROWTH,
+        Limit::Setting("gates.scaling", |e| json!(e.gates.scaling.0.as_secs_f64())),
+        "s",
+        "the time until all pods that the autoscaler added under `load` were ready",
+    )
+    .at_most()
+    .waivable(),
+    record(METRICS, Limit::Text("read"), "", "the autoscaler reads every configured metric").waivable(),
+    AUDITED,
+];
+
+const HARDENED: &[CheckDefinition] = &[
+    record(SECURITY_AUDIT, Limit::Number(0), "failed lines", "`security audit --full`").waivable(),
+    record(
+        COMPLIANCE,
+        Limit::Text("complete"),
+        "",
+        "the measured controls of `compliance report`, for each framework of `gates.compliance`",
+    )
+    .waivable(),
+];
+
+const TENANTS: &[CheckDefinition] = &[
+    missing(
+        "tenant isolation",
+        Limit::Number(0),
+        "answers with data of another tenant",
+        "requests of two tenants for each other's data",
+        "the gate has no requests of several tenants",
+    ),
+    missing(
+        "analytics",
+        Limit::Text("at least 1"),
+        "result in the last hour",
+        "the results of the analytics job",
+        "the analytics job is your own image, and its results are not read",
+    ),
+    missing(
+        "custom model",
+        Limit::Text("a text"),
+        "",
+        "a model is uploaded, generates a text and is removed",
+        "the server of this version has no upload of models",
+    ),
+    missing(
+        "single sign-on",
+        Limit::Text("accepted"),
+        "",
+        "a sign-in at the identity provider, and a request with its token",
+        "the server of this version has no single sign-on",
+    ),
+];
+
+const DRILLED: &[CheckDefinition] = &[
+    record(IN_SYNC, Limit::Text("all"), "sites", "the status of each site agent"),
+    record(
+        LAG,
+        Limit::Setting("replication.database.max_lag", |e| {
+            json!(u64::try_from(e.replication.database.max_lag.0.as_millis()).unwrap_or(u64::MAX))
+        }),
+        "ms",
+        "the status of each site agent",
+    )
+    .at_most(),
+    record(WITNESS, Limit::Text("answers"), "", "the status of the witness"),
+    record(
+        RTO,
+        Limit::Setting("dr.rto", |e| json!(e.dr.rto.0.as_secs_f64())),
+        "s",
+        "the last `dr drill` of the home site, not older than 90 days",
+    )
+    .at_most()
+    .waivable(),
+    CheckDefinition::of(
+        RPO,
+        Limit::Setting("dr.rpo", |e| json!(e.dr.rpo.0.as_secs_f64())),
+        "s",
+        CheckSource::With(RTO),
+        "the same drill",
+    )
+    .at_most(),
+    CheckDefinition::of(LOST, Limit::Number(0), "acknowledged writes", CheckSource::With(RTO), "the same drill"),
+    CheckDefinition::of(HOME, Limit::Text("yes"), "", CheckSource::With(RTO), "the same drill"),
+];
+
+const SEALED: &[CheckDefinition] = &[
+    record(CONTENT, Limit::Number(0), "altered files", "the digest of every installed file"),
+    record(ELSEWHERE, Limit::Number(0), "connections", "the sockets of every process of the service"),
+];
+
+const IMPROVED: &[CheckDefinition] = &[
+    record(
+        SPEED_UP,
+        Limit::Text("at least 2"),
+        "times the baseline",
+        "tokens per second of `baseline compare`, against those of `baseline record`",
+    )
+    .waivable(),
+    record(
+        REDUCTION,
+        Limit::Text("at least 30"),
+        "% of the baseline",
+        "the monthly cost of what is deployed, against that of `baseline record`",
+    )
+    .waivable(),
+    AVAILABILITY,
+];
+
+/// The way back of every release and of its data.
+const RELEASE: &str = "`rollback --env ENV`, then `up --env ENV`";
+const DATA: &str = "`restore BACKUP --env ENV --up`";
+const REMOVE: &str = "`down --env ENV`; data stays until `--delete-data ENV`";
+
+/// The phases, in order.
+pub static PHASES: [PhaseDefinition; 8] = [
+    PhaseDefinition {
+        phase: Phase::Development,
+        objective: "the service runs on one machine, for development",
+        weeks: (1, 2),
+        entry: PhaseEntry::Free("nothing: it is the first phase"),
+        prerequisites: &["Linux"],
+        groups: &[DEVELOPMENT],
+        deliverables: &[
+            "a running service",
+            "a text by HTTP and by `generate`",
+            "`NAME.lock` with the digests of the release",
+        ],
+        rollback: &[REMOVE],
+    },
+    PhaseDefinition {
+        phase: Phase::Staging,
+        objective: "the release is reachable over HTTPS, needs keys and sustains a load test",
+        weeks: (1, 1),
+        entry: PhaseEntry::Free(
+            "nothing: a new machine can start here, and `promote` brings the release of phase development",
+        ),
+        prerequisites: &["the ports of the service", "names for the certificate (`tls.names`)"],
+        groups: &[SERVICE, OBSERVED, LOADED],
+        deliverables: &[
+            "TLS, API keys and rate limits",
+            "a load test as an HTML report",
+            "signed evidence for `promote`",
+        ],
+        rollback: &[RELEASE, REMOVE],
+    },
+    PhaseDefinition {
+        phase: Phase::Pilot,
+        objective: "the first users work with three replicas and a database that survives a failure",
+        weeks: (1, 1),
+        entry: PhaseEntry::Promotion { after: Phase::Staging },
+        prerequisites: &[
+            "a Kubernetes cluster with three nodes",
+            "CloudNativePG and the Prometheus operator",
+            "the server's image with its digest",
+            "on-call contacts (`prerequisites.people`)",
+        ],
+        groups: &[SERVICE, OBSERVED, PILOT],
+        deliverables: &[
+            "three replicas",
+            "a replicated database",
+            "dashboards and alerts",
+            "verified backups",
+            "a runbook for disasters",
+        ],
+        rollback: &[RELEASE, DATA, REMOVE],
+    },
+    PhaseDefinition {
+        phase: Phase::ScaleUp,
+        objective: "the service grows with its load and is hardened",
+        weeks: (1, 1),
+        entry: PhaseEntry::Promotion { after: Phase::Pilot },
+        prerequisites: &[
+            "metrics-server, and request metrics for the autoscaler",
+            "ingress-nginx with ModSecurity",
+            "a machine for load tests with 10,000 connections",
+        ],
+        groups: &[SERVICE, GROWN, HARDENED],
+        deliverables: &[
+            "an autoscaler with measured reaction time",
+            "a web application firewall",
+            "network policies and restricted pods",
+        ],
+        rollback: &[RELEASE, "fixed replicas: remove `scaling.max`, then `up --env ENV`", DATA],
+    },
+    PhaseDefinition {
+        phase: Phase::Enterprise,
+        objective: "many tenants share the service",
+        weeks: (1, 1),
+        entry: PhaseEntry::Promotion { after: Phase::ScaleUp },
+        prerequisites: &["an identity provider", "an image that evaluates usage data"],
+        groups: &[SERVICE, OBSERVED, TENANTS],
+        deliverables: &[
+            "keys and records by tenant, separated by row-level security",
+            "a scheduled job for your analytics image",
+        ],
+        rollback: &[RELEASE, DATA],
+    },
+    PhaseDefinition {
+        phase: Phase::MultiRegion,
+        objective: "the service survives a site failure",
+        weeks: (1, 1),
+        entry: PhaseEntry::Free(
+            "nothing: drills on one machine need no earlier phase; `promote` brings a release of phase enterprise",
+        ),
+        prerequisites: &["two sites and a witness", "a DNS zone, or a machine for the global endpoint"],
+        groups: &[SERVICE, OBSERVED, DRILLED],
+        deliverables: &[
+            "replicated data and models",
+            "traffic that follows healthy sites",
+            "the signed report of a drill",
+        ],
+        rollback: &["`dr failback --env ENV`", RELEASE, DATA],
+    },
+    PhaseDefinition {
+        phase: Phase::AirGapped,
+        objective: "the service runs without a network to the outside",
+        weeks: (1, 1),
+        entry: PhaseEntry::Free("the signature of its bundle: an isolated machine has no earlier environment"),
+        prerequisites: &["a bundle and its public key", "a way to bring files to the machine"],
+        groups: &[SERVICE, OBSERVED, SEALED],
+        deliverables: &["a signed bundle", "an installed site", "updates from files", "a scan of the content"],
+        rollback: &["`bundle update rollback`", DATA],
+    },
+    PhaseDefinition {
+        phase: Phase::Optimized,
+        objective: "the service is twice as fast and costs a third less",
+        weeks: (1, 1),
+        entry: PhaseEntry::Promotion { after: Phase::Enterprise },
+        prerequisites: &["baselines of speed and cost"],
+        groups: &[SERVICE, GROWN, IMPROVED],
+        deliverables: &["quantized models", "spot capacity where it is available", "a gate with p95 of at most 200 ms"],
+        rollback: &[RELEASE, DATA],
+    },
+];

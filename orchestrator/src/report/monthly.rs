@@ -1,0 +1,290 @@
+//! The reports of a month: what the service did, and what it costs.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::chart::{Chart, Line};
+use super::percent;
+use super::table::{Table, TableReport, names};
+use crate::monthly::{
+    DayRecord, Dimension, Month, MonthlyUsage, RequestSum, TokenCost, breakdown, breakdown_document, hours, sum_text,
+    time_text,
+};
+use crate::plan::{Cost, amount};
+
+fn ms(value: Option<u64>) -> String {
+    value.map_or("none".to_owned(), |ms| format!("{ms} ms"))
+}
+
+/// Three decimals, as targets have them.
+fn share(value: Option<f64>) -> String {
+    value.map_or("none".to_owned(), |share| format!("{:.3} %", share * 100.0))
+}
+
+/// What a service did in a month, by its own records.
+pub fn performance(environment: &str, month: Month, usage: &MonthlyUsage, now: Timestamp) -> TableReport {
+    let days = usage.by_day(month, now);
+    let total = &usage.total;
+    let error_rate = if total.requests == 0 { 0.0 } else { total.errors as f64 / total.requests as f64 };
+    let tiles = [
+        ("requests", total.requests.to_string()),
+        ("errors", format!("{} ({})", total.errors, percent(error_rate))),
+        ("refused", total.refused.to_string()),
+        ("availability", share(total.availability())),
+        ("p50", ms(total.p50_ms)),
+        ("p95", ms(total.p95_ms)),
+        ("p99", ms(total.p99_ms)),
+        ("tokens generated", total.generated_tokens.to_string()),
+        ("tokens of prompts", total.prompt_tokens.to_string()),
+    ];
+    let rows = days.iter().map(|(day, record)| {
+        let mut row = vec![format!("{month}-{day:02}")];
+        row.extend(match record {
+            DayRecord::Measured(sum) => day_row(sum),
+            DayRecord::Idle => gap("no requests"),
+            DayRecord::NotRecorded => gap("not recorded"),
+        });
+        row
+    });
+    let mut notes = vec![
+        "requests of /v1/ with a valid key, by the service's own records; latency is that of successful requests, to \
+         the last byte"
+            .to_owned(),
+        "availability is the share of these requests without a status of 500 and above; requests that reached no \
+         server are not recorded"
+            .to_owned(),
+    ];
+    match usage.covered(month, now) {
+        None => notes.push(format!("{month} is not recorded: there are no records of it, or they are deleted")),
+        Some((from, _)) if from > month.start() => notes.push(format!("records begin at {}", time_text(from))),
+        Some(_) => {}
+    }
+    let groups = usage.groups.iter().map(|group| {
+        vec![group.tenant.clone(), model(group.model.as_deref()), group.requests.to_string(), group.tokens.to_string()]
+    });
+    if usage.has_more_groups {
+        notes.push(format!("the {} pairs of tenant and model with the most tokens are listed", usage.groups.len()));
+    }
+    let named = |(day, record): &(i8, DayRecord)| {
+        let mut document = json!(record);
+        document["date"] = json!(format!("{month}-{day:02}"));
+        if let Some(sum) = record.sum() {
+            document["availability"] = json!(sum.availability());
+        }
+        document
+    };
+    let mut totals = json!(total);
+    totals["availability"] = json!(total.availability());
+    TableReport {
+        title: format!("Performance of {environment} in {month}"),
+        at: now,
+        facts: vec![("environment".into(), environment.to_owned()), ("month".into(), format!("{month}, UTC"))],
+        tiles: tiles.map(|(name, value)| (name.to_owned(), value)).into(),
+        document: json!({
+            "environment": environment, "month": month.to_string(), "total": totals,
+            "days": days.iter().map(named).collect::<Vec<_>>(), "groups": usage.groups,
+            "has_more_groups": usage.has_more_groups, "notes": notes,
+        }),
+        tables: vec![
+            Table {
+                title: "Days",
+                columns: names(&["day", "requests", "errors", "availability", "p50", "p95", "p99", "tokens"]),
+                rows: rows.collect(),
+            },
+            Table {
+                title: "Tenants and models",
+                columns: names(&["tenant", "model", "requests", "tokens"]),
+                rows: groups.collect(),
+            },
+        ],
+        charts: charts(&days),
+        notes,
+    }
+}
+
+fn day_row(sum: &RequestSum) -> Vec<String> {
+    vec![
+        sum.requests.to_string(),
+        sum.errors.to_string(),
+        share(sum.availability()),
+        ms(sum.p50_ms),
+        ms(sum.p95_ms),
+        ms(sum.p99_ms),
+        sum.tokens().to_string(),
+    ]
+}
+
+/// The columns of a day without numbers.
+fn gap(why: &str) -> Vec<String> {
+    let mut row = vec![String::new(); 7];
+    row[0] = why.to_owned();
+    row
+}
+
+fn model(name: Option<&str>) -> String {
+    name.unwrap_or("none").to_owned()
+}
+
+fn charts(days: &[(i8, DayRecord)]) -> Vec<Value> {
+    let over = |value: &dyn Fn(&RequestSum) -> Option<f64>| -> Vec<(f64, f64)> {
+        let known = days.iter().filter_map(|(day, record)| Some((f64::from(*day), value(record.sum()?)?)));
+        known.collect()
+    };
+    if days.iter().all(|(_, record)| record.sum().is_none()) {
+        return Vec::new();
+    }
+    let line = |name, class, points| Line { name, class, points };
+    let latency = |of: fn(&RequestSum) -> Option<u64>| over(&move |sum| of(sum).map(|ms| ms as f64));
+    let plots = [
+        (
+            "Latency, ms",
+            vec![
+                line("p95", "a", latency(|sum| sum.p95_ms)),
+                line("p50", "b", latency(|sum| sum.p50_ms)),
+                line("p99", "c", latency(|sum| sum.p99_ms)),
+            ],
+        ),
+        (
+            "Requests",
+            vec![
+                line("requests", "a", over(&|sum| Some(sum.requests as f64))),
+                line("errors", "c", over(&|sum| Some(sum.errors as f64))),
+            ],
+        ),
+        ("Tokens", vec![line("tokens", "a", over(&|sum| Some(sum.tokens() as f64)))]),
+        ("Availability, %", vec![line("availability", "a", over(&|sum| Some(sum.availability()? * 100.0)))]),
+    ];
+    let plot = |(title, lines)| {
+        let chart = Chart { x_unit: "", lines, limit: None };
+        json!({ "title": title, "svg": chart.to_svg(), "legend": chart.legend() })
+    };
+    plots.into_iter().map(plot).collect()
+}
+
+/// The inputs of a cost report.
+pub struct CostInputs<'a> {
+    /// The name of the environment.
+    pub environment: &'a str,
+    /// The month of the usage.
+    pub month: Month,
+    /// The monthly cost of what is deployed.
+    pub cost: &'a Cost,
+    /// The dimensions of the breakdown.
+    pub dimensions: &'a [Dimension],
+    /// The region of each site.
+    pub regions: &'a BTreeMap<String, String>,
+    /// The recorded baseline: when, its sum in millionths, and its currency.
+    pub baseline: Option<(Timestamp, u64, &'a str)>,
+    /// The usage, or why it is not known.
+    pub usage: Result<&'a MonthlyUsage, String>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What a service costs, and its tokens.
+pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
+    let CostInputs { environment, month, cost, dimensions, regions, baseline, usage, now } = inputs;
+    let (month, currency) = (*month, &cost.currency);
+    let rows = breakdown(cost, dimensions, regions);
+    let is_partial = !cost.unknown.is_empty();
+    let monthly = sum_text(cost.known_micros, is_partial);
+    let mut tiles = vec![(format!("{currency} a month"), monthly)];
+    let mut notes = vec![
+        "the cost of what is deployed now, by list prices, without taxes and discounts; a month has 730 hours"
+            .to_owned(),
+    ];
+    notes.extend(cost.unpriced_hosts().into_iter().map(|site| {
+        format!("site {site}: its machines, or the nodes of its cluster, are not priced: set `budget.machines.{site}`")
+    }));
+    let change = baseline.filter(|(_, _, of)| of == currency).map(|(_, before, _)| change(cost.known_micros, before));
+    if let Some((at, before, of)) = baseline {
+        let shown = change.flatten().map_or("not comparable".to_owned(), |percent| format!("{percent:+.1} %"));
+        tiles.push(("known amounts since the baseline".to_owned(), shown));
+        notes.push(format!("baseline of {}: {:.2} {of} a month", time_text(*at), amount(*before)));
+    } else {
+        notes.push("no baseline is recorded: `baseline record`".to_owned());
+    }
+    let mut tokens = None;
+    match usage {
+        Err(why) => notes.push(format!("the cost of tokens is unknown: {why}")),
+        Ok(usage) => {
+            tokens = TokenCost::of(cost, usage, month, *now);
+            if usage.covered(month, *now).is_none() {
+                notes.push(format!("the cost of tokens is unknown: the service has no records of {month}"));
+            } else if tokens.is_none() {
+                notes.push("the cost of tokens is unknown: nothing has a price".to_owned());
+            }
+            if usage.has_more_groups {
+                let count = usage.groups.len();
+                notes.push(format!("the {count} pairs of tenant and model with the most tokens are listed"));
+            }
+        }
+    }
+    if let Some(tokens) = &tokens {
+        let sign = if tokens.is_partial { "≥ " } else { "" };
+        let per_1k = tokens.per_1k_tokens.map_or("no tokens".to_owned(), |cost| format!("{sign}{cost:.6}"));
+        tiles.push((format!("{currency} for 1,000 tokens"), per_1k));
+        tiles.push(("tokens".to_owned(), tokens.tokens.to_string()));
+        notes.push(format!(
+            "1,000 tokens: {sign}{:.2} {currency} for {:.1} hours from {} to {}, divided by the tokens of that time",
+            tokens.cost,
+            hours(tokens.from, tokens.until),
+            time_text(tokens.from),
+            time_text(tokens.until)
+        ));
+    }
+    let mut columns: Vec<String> = dimensions.iter().map(ToString::to_string).collect();
+    columns.push(format!("{currency} a month"));
+    let sums = rows.iter().map(|(values, sum)| {
+        let mut row = values.clone();
+        row.push(sum_text(sum.known_micros, sum.is_partial));
+        row
+    });
+    let groups = tokens.iter().flat_map(|tokens| &tokens.groups).map(|of| {
+        let sign = if is_partial { "≥ " } else { "" };
+        vec![
+            of.group.tenant.clone(),
+            model(of.group.model.as_deref()),
+            of.group.tokens.to_string(),
+            format!("{sign}{:.4}", of.cost),
+        ]
+    });
+    let (sums, groups) = (sums.collect(), groups.collect());
+    let document = json!({
+        "environment": environment, "month": month.to_string(), "cost": cost,
+        "breakdown": breakdown_document(&rows, dimensions),
+        "baseline": baseline.map(|(at, before, of)| json!({ "at": at, "known": amount(before), "currency": of,
+            "change_percent": change.flatten() })),
+        "tokens": tokens, "not_priced": cost.unpriced_hosts(), "notes": notes,
+    });
+    TableReport {
+        title: format!("Cost of {environment} in {month}"),
+        at: *now,
+        facts: vec![("environment".into(), (*environment).to_owned()), ("month".into(), format!("{month}, UTC"))],
+        tiles,
+        tables: vec![
+            Table { title: "Cost", columns, rows: sums },
+            Table {
+                title: "Tenants and models",
+                columns: names(&["tenant", "model", "tokens", currency]),
+                rows: groups,
+            },
+            Table {
+                title: "Unknown amounts",
+                columns: names(&["service and reason", "resources"]),
+                rows: cost.unknown_reasons().into_iter().map(|(why, count)| vec![why, count.to_string()]).collect(),
+            },
+        ],
+        charts: Vec::new(),
+        document,
+        notes,
+    }
+}
+
+/// The change in percent to a baseline; `None` if that is zero.
+fn change(now: u64, before: u64) -> Option<f64> {
+    let percent = (now as f64 - before as f64) / before as f64 * 100.0;
+    (before > 0).then(|| (percent * 10.0).round() / 10.0)
+}

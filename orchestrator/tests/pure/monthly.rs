@@ -1,0 +1,130 @@
+//! Months, what the records of the service cover, and what its tokens cost.
+
+use jiff::Timestamp;
+use serde_json::json;
+use textnlp_orchestrator::environment::model::{Budget, MachineCost};
+use textnlp_orchestrator::monthly::{DayRecord, Dimension, Month, MonthlyUsage, TokenCost, breakdown, sum_text};
+use textnlp_orchestrator::plan::Cost;
+use textnlp_orchestrator::report::monthly::performance;
+
+use crate::world::*;
+
+fn time(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn november() -> Month {
+    "2026-11".parse().unwrap()
+}
+
+/// Requests on the 10th and the 12th of November, with records since the 9th.
+fn usage() -> MonthlyUsage {
+    let day = |day: &str| time(&format!("2026-11-{day}T00:00:00Z")).as_second() / 86_400;
+    let sum = |requests: u64, errors: u64| {
+        json!({ "requests": requests, "refused": 1, "errors": errors, "prompt_tokens": 600 * requests,
+            "generated_tokens": 400 * requests, "p50_ms": 40, "p95_ms": 90, "p99_ms": 120 })
+    };
+    let of_day = |text: &str, requests, errors| {
+        let mut document = sum(requests, errors);
+        document["day"] = json!(day(text));
+        document
+    };
+    serde_json::from_value(json!({
+        "since_ms": time("2026-11-09T12:00:00Z").as_millisecond(),
+        "total": sum(400, 2), "days": [of_day("10", 300, 2), of_day("12", 100, 0)],
+        "groups": [
+            { "tenant": "acme", "model": "m", "requests": 300, "tokens": 300_000 },
+            { "tenant": "<b>globex</b>", "model": null, "requests": 100, "tokens": 100_000 },
+        ],
+        "has_more_groups": false, "site": "here",
+    }))
+    .unwrap()
+}
+
+#[test]
+fn months_are_exact_and_nonsense_is_refused() {
+    let month = november();
+    assert_eq!((month.start(), month.end()), (time("2026-11-01T00:00:00Z"), time("2026-12-01T00:00:00Z")));
+    assert_eq!("2026-12".parse::<Month>().unwrap().end(), time("2027-01-01T00:00:00Z"));
+    assert_eq!(Month::of(time("2028-02-29T23:59:59Z")).to_string(), "2028-02");
+    for text in ["", "2026", "2026-13", "2026-1", "2026-11-24", "1969-12", "-001-01", "٢٠٢٦-١١", "2026-11\n"] {
+        assert!(text.parse::<Month>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn days_without_records_are_not_taken_for_days_without_requests() {
+    let days = usage().by_day(november(), time("2026-11-13T08:00:00Z"));
+    assert_eq!(days.len(), 13, "the rest of the month has not begun");
+    assert_eq!(days[0], (1, DayRecord::NotRecorded));
+    assert_eq!(days[8], (9, DayRecord::NotRecorded), "records begin within it");
+    assert_eq!((days[10], days[12]), ((11, DayRecord::Idle), (13, DayRecord::Idle)));
+    let tenth = days[9].1.sum().unwrap();
+    assert_eq!((tenth.requests, tenth.availability()), (300, Some(1.0 - 2.0 / 300.0)));
+    let none = MonthlyUsage::default().by_day(november(), time("2027-01-01T00:00:00Z"));
+    assert!(none.len() == 30 && none.iter().all(|(_, day)| *day == DayRecord::NotRecorded));
+}
+
+#[test]
+fn tokens_cost_what_the_recorded_hours_cost() {
+    let world = World::new();
+    let machine =
+        |price| MachineCost { count: 1, watts: 0.0, price_per_kwh: 0.0, purchase_price: price, depreciation_months: 1 };
+    let cost = |wanted: &[_], price: f64| {
+        let (planned, facts) = world.plan(UP, wanted).unwrap();
+        let budget = Budget { machines: [("here".to_owned(), machine(price))].into(), ..Budget::default() };
+        Cost::after(planned.plan(), &facts, &budget)
+    };
+    let free = [want("vault", "vault", json!({}))];
+    // One unit an hour.
+    let hourly = cost(&free, 730.0);
+    let now = time("2026-11-13T12:00:00Z");
+    let tokens = TokenCost::of(&hourly, &usage(), november(), now).unwrap();
+    assert_eq!((tokens.from, tokens.until), (time("2026-11-09T12:00:00Z"), now), "four days are recorded");
+    assert_eq!((tokens.cost, tokens.tokens, tokens.per_1k_tokens), (96.0, 400_000, Some(0.24)));
+    assert_eq!(tokens.groups.iter().map(|group| group.cost).collect::<Vec<_>>(), [72.0, 24.0]);
+    assert!(!tokens.is_partial);
+    let partial = cost(&[want("images", "registry", json!({}))], 730.0);
+    assert!(TokenCost::of(&partial, &usage(), november(), now).unwrap().is_partial);
+    // Nothing is made up: without a price, without records, and in a month before them.
+    assert_eq!(TokenCost::of(&cost(&free, 0.0), &usage(), november(), now), None);
+    assert_eq!(TokenCost::of(&hourly, &MonthlyUsage::default(), november(), now), None);
+    assert_eq!(TokenCost::of(&hourly, &usage(), "2026-10".parse().unwrap(), now), None);
+    let idle = MonthlyUsage { since_ms: usage().since_ms, ..MonthlyUsage::default() };
+    let idle = TokenCost::of(&hourly, &idle, november(), now).unwrap();
+    assert_eq!((idle.cost, idle.per_1k_tokens, idle.groups.len()), (96.0, None, 0));
+}
+
+#[test]
+fn breakdown_sums_by_the_chosen_dimensions() {
+    let world = World::new();
+    let mut wanted = service();
+    wanted.push(want("images", "registry", json!({})));
+    let (planned, facts) = world.plan(UP, &wanted).unwrap();
+    let cost = Cost::after(planned.plan(), &facts, &Budget::default());
+    let regions = [("here".to_owned(), "local".to_owned())].into();
+    let rows = |dimensions: &[Dimension]| {
+        let rows = breakdown(&cost, dimensions, &regions).into_iter();
+        rows.map(|(values, sum)| format!("{} {}", values.join("/"), sum_text(sum.known_micros, sum.is_partial)))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        rows(&[Dimension::Service, Dimension::Region]),
+        ["Clusters/local 73.00", "Databases/local 50.00", "Registries/local unknown", "Servers/local 41.00"]
+    );
+    assert_eq!(rows(&[Dimension::Site]), ["here ≥ 164.00"]);
+}
+
+#[test]
+fn performance_page_has_every_day_and_escapes_names() {
+    let report = performance("staging", november(), &usage(), time("2026-11-13T08:00:00Z"));
+    let page = report.to_html();
+    for text in ["not recorded", "no requests", "99.333 %", "<svg", "&lt;b&gt;globex&lt;"] {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+    for foreign in ["<script", "http://", "https://", "<b>globex"] {
+        assert!(!page.contains(foreign), "{foreign}: {page}");
+    }
+    let empty = performance("staging", november(), &MonthlyUsage::default(), time("2026-11-13T08:00:00Z"));
+    assert!(empty.to_html().contains("not recorded"));
+}

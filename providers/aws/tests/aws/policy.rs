@@ -1,0 +1,274 @@
+//! The policies that a plan prints, held against the requests that its run makes: they suffice, and nothing in them is unused.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use textnlp_orchestrator::plan::policies;
+use textnlp_orchestrator::run::RunOptions;
+use textnlp_provider::component::{Autoscaling, InferenceEndpoint};
+use textnlp_provider::{Kind, Wanted};
+use textnlp_sim::Options;
+use textnlp_sim::aws::sns;
+
+use crate::authorize::{Allowed, authorize, place};
+use crate::engine::{Account, DOWN, Stack, UP};
+use crate::shape::Shape;
+use crate::{Bench, inference};
+
+/// Checks of checkov that the policies do not pass, each with the reason.
+const UNCHECKED: &[(&str, &str)] =
+    &[("CKV_AWS_111", "objects of EC2 are created without a condition: a new one has neither tags nor a known id")];
+
+/// The checks of checkov that policies do not pass. It reads them in a template of CloudFormation.
+fn failed_checks(statements: &[Value]) -> BTreeSet<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let document = json!({ "Version": "2012-10-17", "Statement": statements });
+    let policy = json!({ "Type": "AWS::IAM::ManagedPolicy", "Properties": { "PolicyDocument": document } });
+    let template = json!({ "AWSTemplateFormatVersion": "2010-09-09", "Resources": { "Policy": policy } });
+    std::fs::write(folder.path().join("policy.json"), template.to_string()).unwrap();
+    let tests = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests"));
+    crate::checkov::failures(tests, folder.path()).into_keys().collect()
+}
+
+/// The statements of the policies of a plan.
+fn statements(stack: &Stack<'_>, ask: RunOptions, wanted: &[Wanted]) -> Vec<Value> {
+    let (plan, facts) = stack.look(ask, wanted);
+    let texts = policies(&plan, &facts).into_iter().map(|one| one.document.text);
+    let documents = texts.map(|text| serde_json::from_str::<Value>(&text).unwrap());
+    documents.flat_map(|document| document["Statement"].as_array().unwrap().clone()).collect()
+}
+
+/// The actions of kinds that neither a plan nor the records have, as far as no other kind needs them. An observation lists every
+/// kind, and these lists may be denied.
+fn elsewhere(account: &Account, stack: &Stack<'_>, wanted: &[Wanted]) -> BTreeSet<&'static str> {
+    let recorded = stack.recorded();
+    let present: BTreeSet<&str> =
+        wanted.iter().map(|one| one.kind.as_str()).chain(recorded.iter().map(|one| one.kind.as_str())).collect();
+    let (here, there): (Vec<&'static Kind>, Vec<&'static Kind>) =
+        account.kinds().iter().partition(|kind| present.contains(kind.name));
+    let actions = |kinds: Vec<&'static Kind>| -> BTreeSet<&'static str> {
+        let actions = kinds.into_iter().flat_map(|kind| kind.permissions.iter().map(|permission| permission.action));
+        actions.filter_map(|action| action.split('{').next()).collect()
+    };
+    &actions(there) - &actions(here)
+}
+
+/// A run under the policies of its plan; returns their actions.
+fn under_policy(account: &Account, stack: &Stack<'_>, ask: RunOptions, wanted: &[Wanted]) -> BTreeSet<String> {
+    let (statements, elsewhere) = (statements(stack, ask, wanted), elsewhere(account, stack, wanted));
+    let actions = statements.iter().flat_map(|one| one["Action"].as_array().unwrap().iter());
+    let actions = actions.map(|action| action.as_str().unwrap().to_owned()).collect();
+    {
+        let mut world = account.simulator.world();
+        world.state::<Allowed>(&place()).statements = statements;
+        world.authorizer = Some(authorize);
+    }
+    let outcome = stack.go(ask, wanted, &Default::default());
+    let mut world = account.simulator.world();
+    world.authorizer = None;
+    let denied = std::mem::take(&mut *world.state::<Allowed>(&place()).denied.lock().unwrap());
+    drop(world);
+    let is_needed = |need: &&String| !elsewhere.iter().any(|action| need.starts_with(&format!("{action} ")));
+    let denied: Vec<&String> = denied.iter().filter(is_needed).collect();
+    assert!(denied.is_empty(), "the policies of the plan do not suffice: {denied:#?}");
+    assert!(outcome.unwrap().unwrap().is_complete());
+    actions
+}
+
+/// Actions that no run of the test needs, each with what needs it.
+const UNUSED: &[(&str, &str)] = &[
+    ("ec2:AuthorizeSecurityGroupEgress", DRIFT),
+    ("ec2:DeleteNetworkInterface", SWEEP),
+    ("ec2:DeleteRoute", DRIFT),
+    ("ec2:DeleteTags", DRIFT),
+    ("ec2:ModifySubnetAttribute", DRIFT),
+    ("ec2:ModifyVpcEndpoint", DRIFT),
+    ("ec2:ReplaceRouteTableAssociation", DRIFT),
+    ("ec2:RunInstances", SERVICE),
+    ("ec2:UpdateSecurityGroupRuleDescriptionsEgress", DRIFT),
+    ("ec2:UpdateSecurityGroupRuleDescriptionsIngress", DRIFT),
+    ("ecr:BatchCheckLayerAvailability", REGISTRY),
+    ("ecr:BatchGetImage", REGISTRY),
+    ("ecr:CompleteLayerUpload", REGISTRY),
+    ("ecr:DeleteLifecyclePolicy", DRIFT),
+    ("ecr:GetAuthorizationToken", REGISTRY),
+    ("ecr:InitiateLayerUpload", REGISTRY),
+    ("ecr:PutImage", REGISTRY),
+    ("ecr:PutImageScanningConfiguration", DRIFT),
+    ("ecr:PutImageTagMutability", DRIFT),
+    ("ecr:UntagResource", DRIFT),
+    ("ecr:UploadLayerPart", REGISTRY),
+    ("eks:UntagResource", DRIFT),
+    ("eks:UpdateAddon", DRIFT),
+    ("eks:UpdateClusterVersion", DRIFT),
+    ("eks:UpdatePodIdentityAssociation", DRIFT),
+    ("elasticloadbalancing:DeleteLoadBalancer", SWEEP),
+    ("elasticloadbalancing:DeleteTargetGroup", SWEEP),
+    ("elasticloadbalancing:DescribeTags", SWEEP),
+    ("iam:AddClientIDToOpenIDConnectProvider", DRIFT),
+    ("iam:DeleteRolePermissionsBoundary", DRIFT),
+    ("iam:PutRolePermissionsBoundary", DRIFT),
+    ("iam:RemoveClientIDFromOpenIDConnectProvider", DRIFT),
+    ("iam:UntagOpenIDConnectProvider", DRIFT),
+    ("iam:UntagRole", DRIFT),
+    ("iam:UpdateAssumeRolePolicy", DRIFT),
+    ("kms:DisableKey", DRIFT),
+    ("kms:DisableKeyRotation", DRIFT),
+    ("kms:EnableKey", DRIFT),
+    ("kms:RetireGrant", SERVICE),
+    ("kms:UntagResource", DRIFT),
+    ("kms:UpdateAlias", DRIFT),
+    ("kms:UpdateKeyDescription", DRIFT),
+    ("logs:AssociateKmsKey", DRIFT),
+    ("logs:DeleteRetentionPolicy", DRIFT),
+    ("logs:DisassociateKmsKey", DRIFT),
+    ("logs:UntagResource", DRIFT),
+    ("rds:CreateDBSnapshot", DATA),
+    ("rds:ModifyDBSubnetGroup", DRIFT),
+    ("rds:PromoteReadReplica", DRIFT),
+    ("rds:RemoveTagsFromResource", DRIFT),
+    ("rds:ResetDBParameterGroup", DRIFT),
+    ("s3:DeleteBucketPolicy", DRIFT),
+    ("s3:DeleteObject", DATA),
+    ("s3:DeleteObjectVersion", DATA),
+    ("s3:PutBucketOwnershipControls", DRIFT),
+    ("s3:PutBucketPublicAccessBlock", DRIFT),
+    ("servicequotas:GetAWSDefaultServiceQuota", SERVICE),
+];
+/// The actions of the registry, which has a protocol of its own: `tests/sim/tests/road` pushes an image.
+const REGISTRY: &str = "the push of an image";
+const SWEEP: &str = "what controllers of a cluster left behind";
+const DATA: &str = "the deletion of data";
+const SERVICE: &str = "what a service of AWS checks as the caller, and quotas without a value of the account";
+const DRIFT: &str = "attributes that others changed, and changes of settings that the test does not make";
+
+#[test]
+fn policies_of_a_plan_pass_checkov() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0003);
+    let wanted = Shape::full().wanted(&account, "staging");
+    let mut failed = failed_checks(&statements(&stack, UP, &wanted));
+    stack.reach(UP, &wanted);
+    failed.extend(failed_checks(&statements(&stack, DOWN, &[])));
+    let known: BTreeSet<String> = UNCHECKED.iter().map(|(id, _)| (*id).to_owned()).collect();
+    assert_eq!(failed, known, "checks that fail, and those of the table");
+}
+
+#[test]
+fn policies_change_no_other_key_than_the_recorded_one() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0004);
+    // The actions that take a key, each with its resource and whether it is for a new key only.
+    let of_keys = |ask, wanted: &[Wanted]| -> BTreeSet<(String, String, bool)> {
+        const TAKES: [&str; 4] = ["kms:DisableKey", "kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:TagResource"];
+        let mut found = BTreeSet::new();
+        for statement in statements(&stack, ask, wanted) {
+            let is_of_new = statement["Condition"].to_string().contains("aws:RequestTag/textnlp-lineage");
+            let actions = statement["Action"].as_array().unwrap().iter().filter_map(Value::as_str);
+            for action in actions.filter(|action| TAKES.contains(action)) {
+                found.insert((action.to_owned(), statement["Resource"].as_str().unwrap().to_owned(), is_of_new));
+            }
+        }
+        found
+    };
+    let first = Shape::full().core().wanted(&account, "staging");
+    let new = of_keys(UP, &first);
+    assert!(!new.is_empty() && new.iter().all(|(_, _, is_of_new)| *is_of_new), "{new:?}");
+    stack.reach(UP, &first);
+    let changed = Shape::full().otherwise().core().wanted(&account, "staging");
+    let to_change = of_keys(UP, &changed);
+    // Data that is protected stays.
+    stack.reach(UP, &changed);
+    for known in [to_change, of_keys(DOWN, &[])] {
+        let is_open = |(_, key, is_of_new): &(String, String, bool)| *is_of_new || key.ends_with("key/*");
+        assert!(!known.is_empty() && !known.iter().any(is_open), "{known:?}");
+    }
+}
+
+#[test]
+fn policies_of_a_plan_suffice_and_hold_nothing_unused() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0001);
+    // Monitoring, records and endpoints have tests of their own; access and images are left to the tests of their kinds.
+    let with_copies = |shape: Shape| Shape { copies: (true, true), ..shape.core() };
+    let versions = [Shape::full(), Shape::full().otherwise()];
+    let versions = versions.map(|shape| with_copies(shape).wanted(&account, "staging"));
+    let known: BTreeSet<String> = UNUSED.iter().map(|(action, _)| (*action).to_owned()).collect();
+    assert_eq!(unused(&account, &stack, &versions, || ()), known, "actions that nothing used, and those of the table");
+}
+
+/// The actions of the policies of `up`, of another `up` with changes, and of `down`, that none of these runs needs.
+fn unused(
+    account: &Account,
+    stack: &Stack<'_>,
+    versions: &[Vec<Wanted>; 2],
+    between: impl FnOnce(),
+) -> BTreeSet<String> {
+    let [first, changed] = versions;
+    let mut printed = under_policy(account, stack, UP, first);
+    between();
+    printed.extend(under_policy(account, stack, UP, changed));
+    printed.extend(under_policy(account, stack, DOWN, &[]));
+    let world = account.simulator.world();
+    let used = world.find::<Allowed>(&place()).unwrap().used.lock().unwrap().clone();
+    assert!(used.is_subset(&printed), "{:?}", used.difference(&printed).collect::<Vec<_>>());
+    printed.difference(&used).cloned().collect()
+}
+
+/// Those of services that the core does not use.
+fn of_services(unused: &BTreeSet<String>, services: &[&str]) -> Vec<String> {
+    let is_of = |action: &&String| services.iter().any(|service| action.starts_with(&format!("{service}:")));
+    unused.iter().filter(is_of).cloned().collect()
+}
+
+#[test]
+fn policies_of_monitoring_suffice_and_hold_nothing_unused() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0005);
+    let part = |shape: Shape| {
+        let rest = shape.core();
+        Shape { cluster: false, database: false, registry: false, gpu: None, monitoring: true, ..rest }
+    };
+    let versions = [Shape::full(), Shape::full().otherwise()].map(|shape| part(shape).wanted(&account, "staging"));
+    // Only a confirmed subscription can be removed.
+    let confirmed = || sns::confirm(&mut account.simulator.world(), &Bench::scope(), "oncall@example.com");
+    let unused = of_services(&unused(&account, &stack, &versions, confirmed), &["budgets", "cloudwatch", "sns"]);
+    // What others changed: see `DRIFT`.
+    let drift = ["budgets:UntagResource", "cloudwatch:UntagResource", "sns:SetTopicAttributes", "sns:UntagResource"];
+    assert_eq!(unused, drift);
+}
+
+#[test]
+fn policies_of_records_and_health_checks_suffice_and_hold_nothing_unused() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0006);
+    let versions = [3, 5].map(|failures| Shape { failover: Some(failures), ..Shape::BARE });
+    let versions = versions.map(|shape| shape.wanted(&account, "staging"));
+    let unused = of_services(&unused(&account, &stack, &versions, || ()), &["route53"]);
+    assert!(unused.is_empty(), "{unused:?}");
+}
+
+#[test]
+fn policies_of_an_endpoint_suffice_and_hold_nothing_unused() {
+    let (account, registry) = inference::account();
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0008);
+    // The image is there before the endpoint is.
+    stack.reach(UP, &registry);
+    inference::push(&account);
+    let autoscaling = Some(Autoscaling { max: 6, cpu: None, memory: None, requests_per_second: Some(7) });
+    let changed = InferenceEndpoint { autoscaling, ..inference::with_model(2) };
+    let versions = [inference::with_model(1), changed];
+    let versions = versions.map(|one| account.lower(&inference::components(one), &inference::place()));
+    let unused = of_services(&unused(&account, &stack, &versions, || ()), &["application-autoscaling", "sagemaker"]);
+    let known = [
+        // What others changed.
+        "application-autoscaling:DeleteScalingPolicy",
+        "application-autoscaling:UntagResource",
+        "sagemaker:DeleteTags",
+        // The first text, which is asked for after a run.
+        "sagemaker:InvokeEndpoint",
+        // What Application Auto Scaling checks as the caller.
+        "sagemaker:UpdateEndpointWeightsAndCapacities",
+    ];
+    assert_eq!(unused, known);
+}

@@ -1,0 +1,336 @@
+//! One decoder layer for all families: what differs is read from [`Spec`].
+
+use crate::weights::{Expert, FeedWeights, Layer, NormWeights};
+use candle_core::{D, DType, Device, Result, Tensor};
+use half::bf16;
+use std::collections::{HashMap, HashSet};
+use textnlp_inference::decoder::{Activation, Feed, Norm, Position, Residual, Spec};
+
+/// Numbers of scores that are held at once: 64 MiB in f32.
+const MOST_SCORES: usize = 16 << 20;
+
+/// The keys and values of a sequence in one layer: key heads × positions × head width each.
+pub(crate) struct Cache {
+    pub(crate) keys: Tensor,
+    pub(crate) values: Tensor,
+}
+
+/// Consecutive rows of one sequence within a pass.
+pub(crate) struct Piece {
+    /// The first row of the pass.
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+    /// The position of its first row.
+    pub(crate) start: usize,
+}
+
+/// What all layers of a pass share.
+pub(crate) struct Pass<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) device: &'a Device,
+    pub(crate) pieces: &'a [Piece],
+    /// Cosines and sines, rows × half of the rotated dimensions each.
+    rotations: Option<(Tensor, Tensor)>,
+    /// Linear biases, heads × 1 × positions.
+    alibi: Option<Tensor>,
+    /// By window; empty where no piece has a second row.
+    masks: HashMap<Option<usize>, Mask>,
+    /// The most rows of a piece whose scores are held at once.
+    most_rows: usize,
+}
+
+/// Which positions rows see. Only the distance to the first row counts, so this is the same for all pieces.
+struct Mask {
+    /// 0 where a row sees a position, else minus infinity: rows × (`before` + rows).
+    values: Tensor,
+    /// Positions before the first row.
+    before: usize,
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) fn new(spec: &'a Spec, device: &'a Device, pieces: &'a [Piece]) -> Result<Pass<'a>> {
+        let rotations = match spec.position {
+            Position::Rotary { theta, dims, .. } => {
+                // In f32 as transformers does, so that long sequences agree.
+                let turns: Vec<f32> = (0..dims / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dims as f32)).collect();
+                let positions = pieces.iter().flat_map(|piece| piece.start..piece.start + piece.rows);
+                let angles: Vec<f32> =
+                    positions.flat_map(|at| turns.iter().map(move |turn| at as f32 * turn)).collect();
+                let rows = angles.len() / turns.len().max(1);
+                let angles = Tensor::from_vec(angles, (rows, dims / 2), device)?;
+                Some((angles.cos()?, angles.sin()?))
+            }
+            Position::Learned { .. } | Position::Alibi => None,
+        };
+        let end = |piece: &Piece| piece.start + piece.rows;
+        let alibi = match (spec.position, pieces.iter().map(end).max()) {
+            (Position::Alibi, Some(positions)) => Some(alibi(spec, positions, device)?),
+            _ => None,
+        };
+        // Fewer rows at a time where a long sequence would make many scores.
+        let longest = pieces.iter().filter(|piece| piece.rows > 1).map(end).max().unwrap_or(1);
+        let most_rows = (MOST_SCORES / (spec.shape.heads * longest)).max(1);
+        let masks = Mask::by_window(spec, device, pieces, most_rows)?;
+        Ok(Pass { spec, device, pieces, rotations, alibi, masks, most_rows })
+    }
+
+    /// Rows of the residual stream through one layer. `caches` are those of the pieces' sequences.
+    pub(crate) fn layer(&self, number: usize, layer: &Layer, caches: &[&Cache], x: &Tensor) -> Result<Tensor> {
+        let [first, rest @ ..] = &layer.norms[..] else { candle_core::bail!("a layer without norms") };
+        let second = rest.first().unwrap_or(first);
+        let attention = |x: &Tensor| self.attention(number, layer, caches, x);
+        match self.spec.residual {
+            Residual::Pre => {
+                let x = (x + attention(&first.forward(x)?)?)?;
+                &x + self.feed(&layer.feed, &second.forward(&x)?)?
+            }
+            Residual::Post => {
+                let x = (x + first.forward(&attention(x)?)?)?;
+                &x + second.forward(&self.feed(&layer.feed, &x)?)?
+            }
+            Residual::Parallel => {
+                let normed = first.forward(x)?;
+                x + (attention(&normed)? + self.feed(&layer.feed, &normed)?)?
+            }
+            Residual::ParallelTwo => {
+                x + (attention(&first.forward(x)?)? + self.feed(&layer.feed, &second.forward(x)?)?)?
+            }
+        }
+    }
+
+    fn attention(&self, number: usize, layer: &Layer, caches: &[&Cache], x: &Tensor) -> Result<Tensor> {
+        let spec = self.spec;
+        let (inner, kv) = (spec.shape.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let mut qkv = layer.qkv.forward(x)?;
+        if let Some(clip) = spec.clip {
+            qkv = qkv.clamp(-clip, clip)?;
+        }
+        let [q_norm, k_norm] = match &layer.qk_norms {
+            Some([q, k]) => [Some(q), Some(k)],
+            None => [None, None],
+        };
+        let q = self.heads(&qkv.narrow(1, 0, inner)?, spec.shape.heads, q_norm)?;
+        let k = self.heads(&qkv.narrow(1, inner, kv)?, spec.kv_heads, k_norm)?;
+        let v = split(&qkv.narrow(1, inner + kv, kv)?, spec.kv_heads)?;
+        let (q, k) = (self.rotated(q)?, self.rotated(k)?);
+        for (piece, cache) in self.pieces.iter().zip(caches) {
+            let rows = |x: &Tensor| x.narrow(1, piece.row, piece.rows)?.to_dtype(cache.keys.dtype())?.contiguous();
+            cache.keys.slice_set(&rows(&k)?, 1, piece.start)?;
+            cache.values.slice_set(&rows(&v)?, 1, piece.start)?;
+        }
+        let mut mixed = Vec::new();
+        for (piece, cache) in self.pieces.iter().zip(caches) {
+            for from in (0..piece.rows).step_by(self.most_rows) {
+                let rows = (piece.rows - from).min(self.most_rows);
+                let q = q.narrow(1, piece.row + from, rows)?;
+                mixed.push(self.attend(&q, cache, piece.start + from, spec.window(number))?);
+            }
+        }
+        layer.out.forward(&Tensor::cat(&mixed, 0)?)
+    }
+
+    /// Rows × (heads · width) as heads × rows × width, normalised.
+    fn heads(&self, x: &Tensor, heads: usize, norm: Option<&NormWeights>) -> Result<Tensor> {
+        match (norm, self.spec.qk_norm.is_some_and(|norm| norm.per_head)) {
+            (None, _) => split(x, heads),
+            (Some(norm), false) => split(&norm.forward(&x.contiguous()?)?, heads),
+            (Some(norm), true) => norm.forward(&split(x, heads)?),
+        }
+    }
+
+    /// Heads × rows × width with the first dimensions rotated by the rows' positions.
+    fn rotated(&self, x: Tensor) -> Result<Tensor> {
+        let (Some((cos, sin)), Position::Rotary { dims, interleaved, .. }) = (&self.rotations, self.spec.position)
+        else {
+            return Ok(x);
+        };
+        let width = x.dim(2)?;
+        let part = x.narrow(2, 0, dims)?.contiguous()?.unsqueeze(0)?;
+        let turned = match interleaved {
+            true => candle_nn::rotary_emb::rope_i(&part, cos, sin)?,
+            false => candle_nn::rotary_emb::rope(&part, cos, sin)?,
+        };
+        let turned = turned.squeeze(0)?;
+        if dims == width { Ok(turned) } else { Tensor::cat(&[turned, x.narrow(2, dims, width - dims)?], 2) }
+    }
+
+    /// Queries of consecutive rows from position `start` on, over the sequence's keys and values: rows × (heads · width).
+    fn attend(&self, q: &Tensor, cache: &Cache, start: usize, window: Option<usize>) -> Result<Tensor> {
+        let (spec, heads) = (self.spec, self.spec.shape.heads);
+        let (rows, width, group) = (q.dim(1)?, spec.head_dim, heads / spec.kv_heads);
+        let before = seen_before(start, window);
+        let (from, count) = (start - before, before + rows);
+        let (keys, values) = (cache.keys.narrow(1, from, count)?, cache.values.narrow(1, from, count)?);
+        let q = q.contiguous()?.to_dtype(keys.dtype())?.reshape((spec.kv_heads, group * rows, width))?;
+        let scores = (q.matmul(&keys.t()?)?.to_dtype(DType::F32)? * f64::from(spec.scale))?;
+        let mut scores = scores.reshape((heads, rows, count))?;
+        if let Some(alibi) = &self.alibi {
+            scores = scores.broadcast_add(&alibi.narrow(2, from, count)?.contiguous()?)?;
+        }
+        if rows > 1 {
+            let Some(mask) = self.masks.get(&window) else { candle_core::bail!("a window without a mask") };
+            scores = scores.broadcast_add(&mask.narrow(rows, before)?)?;
+        }
+        let shares = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?;
+        let mixed = shares.reshape((spec.kv_heads, group * rows, count))?.matmul(&values)?.to_dtype(DType::F32)?;
+        mixed.reshape((heads, rows, width))?.transpose(0, 1)?.reshape((rows, heads * width))
+    }
+
+    fn feed(&self, feed: &FeedWeights, x: &Tensor) -> Result<Tensor> {
+        let (router, experts) = match feed {
+            FeedWeights::Dense(only) => return self.expert(only, x),
+            FeedWeights::Experts { router, experts } => (router, experts),
+        };
+        let Feed::Experts { top, .. } = self.spec.feed else { candle_core::bail!("experts without a router") };
+        let shares = candle_nn::ops::softmax_last_dim(&router.forward(x)?)?.to_vec2::<f32>()?;
+        // Rows and their weights, by expert.
+        let mut work: Vec<(Vec<u32>, Vec<f32>)> = vec![Default::default(); experts.len()];
+        for (row, shares) in shares.iter().enumerate() {
+            let mut best: Vec<usize> = (0..shares.len()).collect();
+            best.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
+            best.truncate(top);
+            let sum: f32 = best.iter().map(|expert| shares[*expert]).sum();
+            for expert in best {
+                work[expert].0.push(row as u32);
+                work[expert].1.push(shares[expert] / sum);
+            }
+        }
+        let mut sum = x.zeros_like()?;
+        for (expert, (rows, weights)) in experts.iter().zip(work) {
+            if rows.is_empty() {
+                continue;
+            }
+            let count = rows.len();
+            let rows = Tensor::from_vec(rows, count, self.device)?;
+            let weights = Tensor::from_vec(weights, (count, 1), self.device)?;
+            let y = self.expert(expert, &x.index_select(&rows, 0)?)?.broadcast_mul(&weights)?;
+            sum = sum.index_add(&rows, &y, 0)?;
+        }
+        Ok(sum)
+    }
+
+    fn expert(&self, expert: &Expert, x: &Tensor) -> Result<Tensor> {
+        let up = expert.up.forward(x)?;
+        let inner = if expert.gated {
+            let ffn = self.spec.ffn;
+            (self.activated(&up.narrow(1, 0, ffn)?)? * up.narrow(1, ffn, ffn)?)?
+        } else {
+            self.activated(&up)?
+        };
+        expert.down.forward(&inner)
+    }
+
+    fn activated(&self, x: &Tensor) -> Result<Tensor> {
+        match self.spec.activation {
+            Activation::Gelu => x.gelu_erf(),
+            Activation::GeluTanh => x.gelu(),
+            Activation::Relu => x.relu(),
+            Activation::Silu => x.silu(),
+        }
+    }
+}
+
+/// Rows × (heads · width) as heads × rows × width.
+fn split(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    x.reshape((rows, heads, width / heads.max(1)))?.transpose(0, 1)?.contiguous()
+}
+
+/// How many positions before its own a row sees.
+fn seen_before(position: usize, window: Option<usize>) -> usize {
+    window.map_or(position, |window| position.min(window.saturating_sub(1)))
+}
+
+impl Mask {
+    /// Those of all layers, for pieces that are taken in parts of at most `most_rows` rows.
+    fn by_window(
+        spec: &Spec,
+        device: &Device,
+        pieces: &[Piece],
+        most_rows: usize,
+    ) -> Result<HashMap<Option<usize>, Mask>> {
+        let rows = pieces.iter().map(|piece| piece.rows.min(most_rows)).max().unwrap_or(0);
+        if rows < 2 {
+            return Ok(HashMap::new());
+        }
+        let last_part = |piece: &Piece| piece.start + (piece.rows - 1) / most_rows * most_rows;
+        let last = pieces.iter().filter(|piece| piece.rows > 1).map(last_part).max().unwrap_or(0);
+        let windows: HashSet<Option<usize>> = (0..spec.shape.layers).map(|layer| spec.window(layer)).collect();
+        let mask = |window| -> Result<_> { Ok((window, Mask::new(rows, seen_before(last, window), window, device)?)) };
+        windows.into_iter().map(mask).collect()
+    }
+
+    fn new(rows: usize, before: usize, window: Option<usize>, device: &Device) -> Result<Mask> {
+        let sees = |own: usize, at: usize| at <= own && window.is_none_or(|window| own - at < window);
+        let values: Vec<f32> = (before..before + rows)
+            .flat_map(|own| (0..before + rows).map(move |at| if sees(own, at) { 0.0 } else { f32::NEG_INFINITY }))
+            .collect();
+        Ok(Mask { values: Tensor::from_vec(values, (rows, before + rows), device)?, before })
+    }
+
+    /// That of fewer rows, with fewer positions before the first. Copied, since broadcasts of parts are slow.
+    fn narrow(&self, rows: usize, before: usize) -> Result<Tensor> {
+        self.values.narrow(0, 0, rows)?.narrow(1, self.before - before, before + rows)?.contiguous()
+    }
+}
+
+/// Linear biases of each head, rounded as the checkpoints were trained.
+fn alibi(spec: &Spec, positions: usize, device: &Device) -> Result<Tensor> {
+    let biases: Vec<f32> = slopes(spec.shape.heads)
+        .into_iter()
+        .flat_map(|slope| {
+            (0..positions).map(move |at| {
+                let at = bf16::from_f32(at as f32).to_f32();
+                bf16::from_f32(bf16::from_f32(slope).to_f32() * at).to_f32() * spec.scale
+            })
+        })
+        .collect();
+    Tensor::from_vec(biases, (spec.shape.heads, 1, positions), device)
+}
+
+/// The slopes of linear biases: a geometric series, and every other one of the next when heads are no power of two.
+fn slopes(heads: usize) -> Vec<f32> {
+    let series = |count: usize| 2f32.powf(-(2f32.powf(3.0 - (count as f32).log2())));
+    let power = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
+    let first = (1..=power).map(|i| series(power).powi(i as i32));
+    let more = (0..heads - power).map(|i| series(2 * power).powi(2 * i as i32 + 1));
+    first.chain(more).collect()
+}
+
+impl NormWeights {
+    /// Normalises the last dimension.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self.norm {
+            Norm::Layer { eps } | Norm::Bare { eps } => {
+                // candle's takes the variance as a difference of squares, which loses rows whose mean is large.
+                let centered = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+                candle_nn::ops::layer_norm(&centered, &self.weight, &self.bias, eps)
+            }
+            Norm::Rms { eps } => candle_nn::ops::rms_norm(&x.contiguous()?, &self.weight, eps),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_mask_show_what_rows_at_any_position_see() {
+        for window in [None, Some(1), Some(3), Some(9)] {
+            let (most_rows, last) = (4, 6);
+            let mask = Mask::new(most_rows, seen_before(last, window), window, &Device::Cpu).unwrap();
+            for (start, rows) in [(0, 2), (0, 4), (2, 4), (5, 3), (6, 2), (6, 4)] {
+                let from = start - seen_before(start, window);
+                let expected: Vec<Vec<f32>> = (start..start + rows)
+                    .map(|row| {
+                        let hidden = |at: usize| at > row || window.is_some_and(|window| at + window <= row);
+                        (from..start + rows).map(|at| if hidden(at) { f32::NEG_INFINITY } else { 0.0 }).collect()
+                    })
+                    .collect();
+                let part = mask.narrow(rows, seen_before(start, window)).unwrap();
+                assert_eq!(part.to_vec2::<f32>().unwrap(), expected, "{window:?} {start} {rows}");
+            }
+        }
+    }
+}

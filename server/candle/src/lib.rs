@@ -1,0 +1,220 @@
+//! The second executor: families that the own kernels do not have, on candle, on any device that candle has.
+//!
+//! It computes what the table in [`textnlp_inference::decoder`] says a family's layers are. Rows of all sequences of a step go through the
+//! matrices together; each sequence attends over keys and values of its own, so that batches may be ragged. Answers of one
+//! request may differ in the last bits with the rows beside it, which the own kernels exclude: candle takes another path
+//! for one row than for many.
+//!
+//! Read in this order: [`Checkpoint`], [`Candle`], `layer.rs`, `weights.rs`.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+// Only for its feature: see Cargo.toml.
+use gemm as _;
+
+mod layer;
+mod step;
+mod weights;
+
+use candle_core::{DType, Device};
+use std::path::Path;
+use std::sync::Arc;
+use step::Sequences;
+use textnlp_inference::cpu::Quant;
+use textnlp_inference::decoder::Spec;
+use textnlp_inference::executor::{
+    Executor, Memory, Positions, RowSpan, SeqId, Shape, StepError, limit_context, usual_positions,
+};
+use textnlp_inference::format::{Dtype, FormatError, Place, Tensors};
+use weights::{Loader, Weights, block_type, held_as};
+
+/// A folder with `config.json` and `*.safetensors`, opened and checked. Weights are mapped, not read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    spec: Spec,
+    tensors: Tensors,
+}
+
+impl Checkpoint {
+    /// Opens a folder. GGUF files are refused by name.
+    pub fn open(folder: &Path) -> Result<Checkpoint, FormatError> {
+        if !folder.join("config.json").is_file() {
+            let cause = "this executor reads safetensors beside a `config.json`, not GGUF";
+            return Err(FormatError::unsupported(folder, Place::Whole, cause));
+        }
+        Ok(Checkpoint { spec: Spec::open(folder)?, tensors: Tensors::open(folder)? })
+    }
+
+    /// What its layers are.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// How many numbers the model has.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.parameters(|_| true)
+    }
+
+    /// About how many bytes its weights take in memory, when matrices are held as `quantize` says.
+    pub fn weight_bytes(&self, quantize: Option<Quant>) -> u64 {
+        let bytes = |name: &str| {
+            let tensor = self.tensors.get(name).ok()??;
+            let numbers = tensor.shape.iter().map(|side| *side as u64).product::<u64>();
+            let stored = match tensor.dtype {
+                Dtype::F16 => DType::F16,
+                Dtype::Bf16 => DType::BF16,
+                _ => DType::F32,
+            };
+            let matrix = tensor.shape.len() == 2 && !name.contains(self.spec.token);
+            Some(match block_type(quantize).filter(|_| matrix) {
+                Some(kind) => numbers / kind.block_size() as u64 * kind.type_size() as u64,
+                None => numbers * held_as(stored, quantize, &Device::Cpu).size_in_bytes() as u64,
+            })
+        };
+        self.tensors.names().filter_map(bytes).sum()
+    }
+}
+
+/// Where a model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// This machine's processor.
+    Cpu,
+    /// NVIDIA's device of this number; needs the feature `cuda`.
+    Cuda(usize),
+}
+
+impl Default for DeviceKind {
+    /// The first device of NVIDIA where this was built for one, else the processor.
+    fn default() -> Self {
+        if cfg!(feature = "cuda") { DeviceKind::Cuda(0) } else { DeviceKind::Cpu }
+    }
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// How matrices are held; `None` is as the file has them, where the device can multiply with it.
+    pub quantize: Option<Quant>,
+    /// The longest sequence; `None`, and more than the model's own, is the model's own.
+    pub context: Option<usize>,
+    /// Positions of all open sequences together. `None` is what fits in 512 MiB, at least one context, at most 32.
+    pub kv_positions: Option<usize>,
+    /// Compute threads of the processor; 0 is as many as there are. Products with blocks use candle's own pool.
+    pub threads: usize,
+    /// Where it computes.
+    pub device: DeviceKind,
+}
+
+/// A loaded model.
+pub struct Candle {
+    spec: Spec,
+    weights: Weights,
+    device: Device,
+    /// The type of keys and values.
+    kv_type: DType,
+    sequences: Sequences,
+    pool: Option<Arc<rayon::ThreadPool>>,
+    logits: Vec<f32>,
+    held: u64,
+}
+
+impl Candle {
+    /// Loads a model. The notes say what an operator should know about how it is held.
+    pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<(Candle, Vec<String>), FormatError> {
+        let mut spec = checkpoint.spec.clone();
+        let failed =
+            |what: &str, cause: String| FormatError::Read { file: what.into(), source: std::io::Error::other(cause) };
+        let device = match options.device {
+            DeviceKind::Cpu => Device::Cpu,
+            DeviceKind::Cuda(number) => {
+                Device::new_cuda(number).map_err(|error| failed("the device of NVIDIA", error.to_string()))?
+            }
+        };
+        let mut loader = Loader::new(&checkpoint.spec, &checkpoint.tensors, &device, options.quantize)?;
+        let weights = loader.weights()?;
+        let mut notes = vec![format!("served by the candle executor on {}", device_name(options.device))];
+        if loader.left > 0 {
+            notes.push(format!("{} matrices have rows that are no multiple of 32 and are not quantized", loader.left));
+        }
+        if device.is_cpu() && checkpoint.stores_bf16() && !matches!(options.quantize, Some(Quant::F16)) {
+            notes.push("tensors of type bf16 are held as f32, which is exact".to_owned());
+        }
+        let held = loader.held;
+        spec.shape.context = limit_context(spec.shape.context, options.context, &mut notes);
+        let kv_type = match (weights.token.dtype(), options.quantize) {
+            (DType::F32, Some(Quant::Q8_0 | Quant::Q4_0)) => DType::F16,
+            (held, _) => held,
+        };
+        let each = spec.kv_numbers() * kv_type.size_in_bytes();
+        let positions = options.kv_positions.unwrap_or_else(|| usual_positions(spec.shape.context, 1, each));
+        let pool = match (options.threads, options.device) {
+            (0, _) | (_, DeviceKind::Cuda(_)) => None,
+            (threads, DeviceKind::Cpu) => {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                Some(Arc::new(pool.map_err(|error| failed("compute threads", error.to_string()))?))
+            }
+        };
+        let sequences = Sequences::new(positions);
+        Ok((Candle { spec, weights, device, kv_type, sequences, pool, logits: Vec::new(), held }, notes))
+    }
+
+    /// Positions that could be reserved now.
+    pub fn free_positions(&self) -> usize {
+        self.sequences.free
+    }
+}
+
+impl Checkpoint {
+    fn stores_bf16(&self) -> bool {
+        let dtype = |name| Some(self.tensors.get(name).ok()??.dtype);
+        self.tensors.names().any(|name| dtype(name) == Some(Dtype::Bf16))
+    }
+}
+
+fn device_name(device: DeviceKind) -> String {
+    match device {
+        DeviceKind::Cpu => "the processor".to_owned(),
+        DeviceKind::Cuda(number) => format!("NVIDIA's device {number}"),
+    }
+}
+
+impl Executor for Candle {
+    fn shape(&self) -> &Shape {
+        &self.spec.shape
+    }
+
+    fn positions(&self) -> Option<Positions> {
+        Some(Positions { total: self.sequences.limit, free: self.free_positions() })
+    }
+
+    fn open(&mut self, positions: usize) -> Option<SeqId> {
+        if positions > self.spec.shape.context {
+            return None;
+        }
+        self.sequences.open(&self.spec, self.kv_type, &self.device, positions)
+    }
+
+    fn close(&mut self, seq: SeqId) {
+        self.sequences.close(seq);
+    }
+
+    fn step(&mut self, rows: &[RowSpan<'_>]) -> Result<(), StepError> {
+        match self.pool.clone() {
+            Some(pool) => pool.install(|| self.run(rows)),
+            None => self.run(rows),
+        }
+    }
+
+    fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Keys and values are taken when sequences are opened; their limit is reported, since it may be reached.
+    fn memory(&self) -> Memory {
+        let each = (self.spec.kv_numbers() * self.kv_type.size_in_bytes()) as u64;
+        let workspace = (self.logits.capacity() * size_of::<f32>()) as u64;
+        Memory { weights: self.held, kv: each.saturating_mul(self.sequences.limit as u64), workspace }
+    }
+}

@@ -1,0 +1,338 @@
+//! Loads the weights of a model: finds and checks tensors, joins projections, and converts them to the device's type.
+
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{DType, Device, Module, Result as Computed, Tensor};
+use textnlp_inference::cpu::Quant;
+use textnlp_inference::decoder::{Feed, Linear as Named, Norm, Position, Qkv, Residual, Spec, Tied};
+use textnlp_inference::format::{Dtype, FormatError, Place, Tensor as Stored, Tensors};
+
+/// All weights of a model.
+pub(crate) struct Weights {
+    /// Vocabulary × width.
+    pub(crate) token: Tensor,
+    /// Learned positions × width, in f32.
+    pub(crate) positions: Option<Tensor>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: NormWeights,
+    pub(crate) head: Linear,
+}
+
+pub(crate) struct Layer {
+    /// As many as the family's residual has, in its order.
+    pub(crate) norms: Vec<NormWeights>,
+    /// Queries, keys and values, one behind the other.
+    pub(crate) qkv: Linear,
+    /// RMSNorm of queries and of keys.
+    pub(crate) qk_norms: Option<[NormWeights; 2]>,
+    pub(crate) out: Linear,
+    pub(crate) feed: FeedWeights,
+}
+
+pub(crate) enum FeedWeights {
+    Dense(Expert),
+    Experts { router: Linear, experts: Vec<Expert> },
+}
+
+/// A feed-forward. With a gate, `up` has the gate's outputs first.
+pub(crate) struct Expert {
+    pub(crate) gated: bool,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+pub(crate) struct NormWeights {
+    pub(crate) norm: Norm,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+}
+
+/// A matrix of outputs × inputs, and its bias in f32.
+pub(crate) struct Linear {
+    weight: Matrix,
+    bias: Option<Tensor>,
+}
+
+enum Matrix {
+    Dense(Tensor),
+    Blocks(QMatMul),
+}
+
+impl Linear {
+    /// Rows of f32 to rows of f32. The product is taken in the type of the weights; blocks multiply with f32.
+    pub(crate) fn forward(&self, x: &Tensor) -> Computed<Tensor> {
+        let y = match &self.weight {
+            Matrix::Dense(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?,
+            Matrix::Blocks(weight) => weight.forward(&x.contiguous()?)?,
+        };
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+/// Reads the weights of one model.
+pub(crate) struct Loader<'a> {
+    spec: &'a Spec,
+    tensors: &'a Tensors,
+    base: String,
+    device: &'a Device,
+    quantize: Option<Quant>,
+    /// Bytes held.
+    pub(crate) held: u64,
+    /// Matrices that could not be quantized.
+    pub(crate) left: usize,
+}
+
+impl<'a> Loader<'a> {
+    pub(crate) fn new(
+        spec: &'a Spec,
+        tensors: &'a Tensors,
+        device: &'a Device,
+        quantize: Option<Quant>,
+    ) -> Result<Loader<'a>, FormatError> {
+        let mut loader = Loader { spec, tensors, base: spec.base.to_owned(), device, quantize, held: 0, left: 0 };
+        let token = format!("{}.weight", spec.token);
+        // Checkpoints of a base model alone leave out its prefix, or a part of it.
+        while !loader.base.is_empty() && loader.tensors.get(&format!("{}{token}", loader.base))?.is_none() {
+            let rest = loader.base.split_once('.').map_or("", |(_, rest)| rest);
+            loader.base = rest.to_owned();
+        }
+        Ok(loader)
+    }
+
+    /// Reads everything, and refuses a file with tensors that would be left out.
+    pub(crate) fn weights(&mut self) -> Result<Weights, FormatError> {
+        let spec = self.spec;
+        let shape = &spec.shape;
+        let token_name = format!("{}{}.weight", self.base, spec.token);
+        let token = self.read(&token_name, &[shape.vocab, shape.width])?;
+        self.count(&token);
+        let positions = match spec.position {
+            Position::Learned { stem, offset } => {
+                let name = format!("{}{stem}.weight", self.base);
+                Some(self.vector(&name, &[shape.context + offset, shape.width])?)
+            }
+            Position::Rotary { .. } | Position::Alibi => None,
+        };
+        let mut layers = Vec::new();
+        for number in 0..shape.layers {
+            layers.push(self.layer(&format!("{}{}{number}.", self.base, spec.layer))?);
+        }
+        let norm = self.norm(&format!("{}{}", self.base, spec.last_norm), spec.norm, shape.width)?;
+        let head_name = format!("{}.weight", spec.head.stem);
+        let tied = match spec.tied {
+            Tied::Yes => true,
+            Tied::No => false,
+            Tied::Unsaid => self.tensors.get(&head_name)?.is_none(),
+        };
+        let head = if tied {
+            // A second copy of the table, if there is one.
+            self.tensors.set_used(&head_name);
+            let bias = format!("{}.bias", spec.head.stem);
+            let bias = if spec.head.bias { Some(self.vector(&bias, &[shape.vocab])?) } else { None };
+            Linear { weight: Matrix::Dense(token.clone()), bias }
+        } else {
+            self.linear("", spec.head, &[shape.vocab, shape.width])?
+        };
+        self.tensors.refuse_unused(&shape.family, shape.layers, |_| true)?;
+        Ok(Weights { token, positions, layers, norm, head })
+    }
+
+    fn layer(&mut self, at: &str) -> Result<Layer, FormatError> {
+        let spec = self.spec;
+        let width = spec.shape.width;
+        let (inner, kv) = (spec.shape.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let mut norms = Vec::new();
+        for stem in spec.norms.iter().take(if spec.residual == Residual::Parallel { 1 } else { 2 }) {
+            norms.push(self.norm(&format!("{at}{stem}"), spec.norm, width)?);
+        }
+        let outputs = inner + 2 * kv;
+        let qkv = match spec.qkv {
+            Qkv::Separate([q, k, v]) => self.stacked(at, &[(q, inner), (k, kv), (v, kv)], width)?,
+            Qkv::Blocks(all) => self.linear(at, all, &[outputs, width])?,
+            Qkv::Groups(all) => {
+                let weight = self.matrix(at, all, &[outputs, width])?;
+                let weight = self.computed(self.ungroup(&weight))?;
+                let bias = match self.bias(at, all, outputs)? {
+                    Some(bias) => Some(self.computed(self.ungroup(&bias))?),
+                    None => None,
+                };
+                self.hold(weight, bias)?
+            }
+        };
+        let qk_norms = match spec.qk_norm {
+            None => None,
+            Some(found) => {
+                let [q, k] = if found.per_head { [spec.head_dim; 2] } else { [inner, kv] };
+                let [q_stem, k_stem] = found.stems;
+                Some([
+                    self.norm(&format!("{at}{q_stem}"), spec.norm, q)?,
+                    self.norm(&format!("{at}{k_stem}"), spec.norm, k)?,
+                ])
+            }
+        };
+        let out = self.linear(at, spec.attention_out, &[width, inner])?;
+        Ok(Layer { norms, qkv, qk_norms, out, feed: self.feed(at)? })
+    }
+
+    fn feed(&mut self, at: &str) -> Result<FeedWeights, FormatError> {
+        let (width, ffn) = (self.spec.shape.width, self.spec.ffn);
+        let expert = match self.spec.feed {
+            Feed::Plain([up, down]) => {
+                let up = self.linear(at, up, &[ffn, width])?;
+                Expert { gated: false, up, down: self.linear(at, down, &[width, ffn])? }
+            }
+            Feed::Gated([gate, up, down]) => self.expert(at, [gate, up, down])?,
+            Feed::Fused([up, down]) => {
+                let up = self.linear(at, up, &[2 * ffn, width])?;
+                Expert { gated: true, up, down: self.linear(at, down, &[width, ffn])? }
+            }
+            Feed::Experts { router, count, .. } => {
+                let parts = ["w1", "w3", "w2"].map(|stem| Named { stem, bias: false });
+                let router = self.linear(at, router, &[count, width])?;
+                let mut experts = Vec::new();
+                for number in 0..count {
+                    experts.push(self.expert(&format!("{at}block_sparse_moe.experts.{number}."), parts)?);
+                }
+                return Ok(FeedWeights::Experts { router, experts });
+            }
+        };
+        Ok(FeedWeights::Dense(expert))
+    }
+
+    fn expert(&mut self, at: &str, [gate, up, down]: [Named; 3]) -> Result<Expert, FormatError> {
+        let (width, ffn) = (self.spec.shape.width, self.spec.ffn);
+        let up = self.stacked(at, &[(gate, ffn), (up, ffn)], width)?;
+        Ok(Expert { gated: true, up, down: self.linear(at, down, &[width, ffn])? })
+    }
+
+    /// Matrices of the same inputs as one.
+    fn stacked(&mut self, at: &str, parts: &[(Named, usize)], inputs: usize) -> Result<Linear, FormatError> {
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        for (part, outputs) in parts {
+            weights.push(self.matrix(at, *part, &[*outputs, inputs])?);
+            biases.extend(self.bias(at, *part, *outputs)?);
+        }
+        let bias = if biases.is_empty() { None } else { Some(self.computed(Tensor::cat(&biases, 0))?) };
+        let weight = self.computed(Tensor::cat(&weights, 0))?;
+        self.hold(weight, bias)
+    }
+
+    fn linear(&mut self, at: &str, named: Named, shape: &[usize; 2]) -> Result<Linear, FormatError> {
+        let weight = self.matrix(at, named, shape)?;
+        let bias = self.bias(at, named, shape[0])?;
+        self.hold(weight, bias)
+    }
+
+    /// Rows of queries, keys and values of each group, as all queries, all keys, all values.
+    fn ungroup(&self, rows: &Tensor) -> Computed<Tensor> {
+        let spec = self.spec;
+        let group = spec.shape.heads / spec.kv_heads;
+        let inputs = rows.elem_count() / rows.dim(0)?;
+        let grouped = rows.reshape((spec.kv_heads, group + 2, spec.head_dim * inputs))?;
+        let part =
+            |from, count| grouped.narrow(1, from, count)?.reshape((spec.kv_heads * count * spec.head_dim, inputs));
+        let all = Tensor::cat(&[part(0, group)?, part(group, 1)?, part(group + 1, 1)?], 0)?;
+        if rows.rank() == 1 { all.flatten_all() } else { Ok(all) }
+    }
+
+    fn matrix(&mut self, at: &str, named: Named, shape: &[usize; 2]) -> Result<Tensor, FormatError> {
+        let name = format!("{at}{}.weight", named.stem);
+        if self.spec.transposed && !at.is_empty() {
+            let stored = self.read(&name, &[shape[1], shape[0]])?;
+            return self.computed(stored.t().and_then(|t| t.contiguous()));
+        }
+        self.read(&name, shape)
+    }
+
+    fn bias(&mut self, at: &str, named: Named, outputs: usize) -> Result<Option<Tensor>, FormatError> {
+        match named.bias {
+            true => Ok(Some(self.vector(&format!("{at}{}.bias", named.stem), &[outputs])?)),
+            false => Ok(None),
+        }
+    }
+
+    fn norm(&mut self, stem: &str, norm: Norm, width: usize) -> Result<NormWeights, FormatError> {
+        let constant = |value: f32| Tensor::full(value, width, self.device);
+        let weight = match norm {
+            Norm::Bare { .. } => self.computed(constant(1.0))?,
+            Norm::Layer { .. } | Norm::Rms { .. } => self.vector(&format!("{stem}.weight"), &[width])?,
+        };
+        let bias = match norm {
+            Norm::Layer { .. } => self.vector(&format!("{stem}.bias"), &[width])?,
+            Norm::Bare { .. } | Norm::Rms { .. } => self.computed(Tensor::full(0.0f32, width, self.device))?,
+        };
+        Ok(NormWeights { norm, weight, bias })
+    }
+
+    /// A tensor that stays in f32.
+    fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, FormatError> {
+        let tensor = self.read(name, shape)?;
+        let tensor = self.computed(tensor.to_dtype(DType::F32))?;
+        self.count(&tensor);
+        Ok(tensor)
+    }
+
+    /// A matrix as it is held.
+    fn hold(&mut self, weight: Tensor, bias: Option<Tensor>) -> Result<Linear, FormatError> {
+        if let Some(kind) = block_type(self.quantize) {
+            let columns = weight.dims().last().copied().unwrap_or_default();
+            if columns.is_multiple_of(kind.block_size()) {
+                let blocks = self.computed(QTensor::quantize(&weight, kind))?;
+                self.held += blocks.storage_size_in_bytes() as u64;
+                let weight = Matrix::Blocks(self.computed(QMatMul::from_qtensor(blocks))?);
+                return Ok(Linear { weight, bias });
+            }
+            self.left += 1;
+        }
+        self.count(&weight);
+        Ok(Linear { weight: Matrix::Dense(weight), bias })
+    }
+
+    fn count(&mut self, tensor: &Tensor) {
+        self.held += (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+    }
+
+    /// A tensor of the file in the type that the device computes in.
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor, FormatError> {
+        let Stored { file, dtype, bytes, .. } = self.tensors.need(name, shape)?;
+        let stored = match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::Bf16 => DType::BF16,
+            other => {
+                let cause = format!("its type is {other}; f32, f16 and bf16 are supported here");
+                return Err(FormatError::unsupported(file, Place::Tensor(name.to_owned()), cause));
+            }
+        };
+        let held = held_as(stored, self.quantize, self.device);
+        let tensor = Tensor::from_raw_buffer(bytes, stored, shape, self.device);
+        self.computed(tensor.and_then(|tensor| tensor.to_dtype(held)))
+    }
+
+    fn computed<T>(&self, result: Computed<T>) -> Result<T, FormatError> {
+        let memory = |error: candle_core::Error| std::io::Error::other(error.to_string());
+        result.map_err(|error| FormatError::Read { file: "memory for weights".into(), source: memory(error) })
+    }
+}
+
+/// The blocks in which matrices are held, if they are.
+pub(crate) fn block_type(quantize: Option<Quant>) -> Option<GgmlDType> {
+    match quantize? {
+        Quant::F32 | Quant::F16 => None,
+        Quant::Q8_0 => Some(GgmlDType::Q8_0),
+        Quant::Q4_0 => Some(GgmlDType::Q4_0),
+    }
+}
+
+/// The type in which a matrix that is not in blocks is held.
+pub(crate) fn held_as(stored: DType, quantize: Option<Quant>, device: &Device) -> DType {
+    match (quantize, stored) {
+        (Some(Quant::F32), _) => DType::F32,
+        (Some(Quant::F16), _) => DType::F16,
+        // Processors have no product in bf16 here; f32 holds it exactly.
+        (_, DType::BF16) if device.is_cpu() => DType::F32,
+        (_, stored) => stored,
+    }
+}

@@ -1,0 +1,359 @@
+//! Every family says what `transformers` says (`golden/make.py` made the files), alone, in ragged batches and after
+//! rewinding; what cannot be served is refused by name.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use textnlp_candle::{Candle, Checkpoint, LoadOptions};
+use textnlp_inference::cpu::Quant;
+use textnlp_inference::decoder::families;
+use textnlp_inference::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
+
+#[derive(serde::Deserialize)]
+struct Expected {
+    tokens: Vec<u32>,
+    positions: Vec<usize>,
+    logits: Vec<Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn names() -> Vec<String> {
+    let folders = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap());
+    let mut names: Vec<String> =
+        folders.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert!(names.len() > 20);
+    names
+}
+
+fn expected(name: &str) -> Expected {
+    serde_json::from_slice(&std::fs::read(golden(name).join("expected.json")).unwrap()).unwrap()
+}
+
+fn load_from(folder: &Path, quantize: Option<Quant>) -> Candle {
+    let options = LoadOptions { quantize, kv_positions: Some(1024), threads: 2, ..LoadOptions::default() };
+    let checkpoint = Checkpoint::open(folder).unwrap_or_else(|e| panic!("{e}"));
+    Candle::load(&checkpoint, &options).unwrap_or_else(|e| panic!("{e}")).0
+}
+
+fn load(name: &str) -> Candle {
+    load_from(&golden(name), None)
+}
+
+fn argmax(row: &[f32]) -> u32 {
+    (0..).zip(row).max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0
+}
+
+fn all_logits(candle: &mut Candle, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let seq = candle.open(tokens.len()).unwrap();
+    candle.step(&[RowSpan { seq, start: 0, tokens, logits: LogitRows::All }]).unwrap();
+    let vocab = candle.shape().vocab;
+    let rows = candle.logits().chunks(vocab).map(<[f32]>::to_vec).collect();
+    candle.close(seq);
+    rows
+}
+
+fn difference(rows: &[Vec<f32>], expected: &Expected) -> f32 {
+    let found = expected.positions.iter().map(|at| &rows[*at]);
+    let pairs = found.flatten().zip(expected.logits.iter().flatten());
+    pairs.fold(0.0, |most, (a, b)| most.max((a - b).abs()))
+}
+
+fn largest(expected: &Expected) -> f32 {
+    expected.logits.iter().flatten().fold(0.0, |most, v| most.max(v.abs()))
+}
+
+fn last(seq: SeqId, start: usize, tokens: &[u32]) -> RowSpan<'_> {
+    RowSpan { seq, start, tokens, logits: LogitRows::Last }
+}
+
+/// Feeds `tokens` from `start` on and answers the greedy next token.
+fn next(candle: &mut Candle, seq: SeqId, start: usize, tokens: &[u32]) -> u32 {
+    candle.step(&[last(seq, start, tokens)]).unwrap();
+    argmax(candle.logits())
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    for name in names() {
+        let expected = expected(&name);
+        let rows = all_logits(&mut load(&name), &expected.tokens);
+        // Products in f16 keep 11 bits.
+        let bound = if name.ends_with("f16") && !name.ends_with("bf16") { 5e-3 * largest(&expected) } else { 1e-4 };
+        let found = difference(&rows, &expected);
+        assert!(found <= bound, "{name}: differs by {found}, allowed is {bound}");
+    }
+}
+
+#[test]
+fn greedy_text_is_that_of_transformers_however_the_prompt_is_cut() {
+    for name in names().iter().filter(|name| !name.ends_with("-f16")) {
+        let (mut candle, expected) = (load(name), expected(name));
+        for cut in [1, 5, expected.tokens.len()] {
+            let mut text = expected.tokens.clone();
+            let seq = candle.open(text.len() + expected.greedy.len()).unwrap();
+            let (mut at, mut token) = (0, 0);
+            for part in expected.tokens.chunks(cut) {
+                token = next(&mut candle, seq, at, part);
+                at += part.len();
+            }
+            for _ in 1..expected.greedy.len() {
+                text.push(token);
+                token = next(&mut candle, seq, text.len() - 1, &[token]);
+            }
+            text.push(token);
+            candle.close(seq);
+            assert_eq!(text[expected.tokens.len()..], expected.greedy, "{name} in parts of {cut}");
+        }
+    }
+}
+
+/// Three sequences of other lengths, the golden one in their middle: its prompt beside their decoding, then all decode.
+#[test]
+fn greedy_text_is_the_same_in_a_ragged_batch() {
+    for name in names().iter().filter(|name| !name.ends_with("-f16")) {
+        let (mut candle, expected) = (load(name), expected(name));
+        let vocab = candle.shape().vocab;
+        let (prompt, steps) = (&expected.tokens, expected.greedy.len());
+        let seqs: Vec<SeqId> = (0..3).map(|_| candle.open(prompt.len() + steps + 7).unwrap()).collect();
+        let before = [&prompt[..5], &prompt[3..20]];
+        candle.step(&[last(seqs[0], 0, before[0]), last(seqs[2], 0, before[1])]).unwrap();
+        let mut tokens: Vec<u32> = candle.logits().chunks(vocab).map(argmax).collect();
+        candle
+            .step(&[
+                last(seqs[0], 5, &tokens[..1]),
+                RowSpan { logits: LogitRows::None, ..last(seqs[1], 0, &prompt[..9]) },
+                last(seqs[1], 9, &prompt[9..]),
+                last(seqs[2], 17, &tokens[1..]),
+            ])
+            .unwrap();
+        let mut said = Vec::new();
+        for step in 0..steps {
+            tokens = candle.logits().chunks(vocab).map(argmax).collect();
+            assert_eq!(tokens.len(), 3);
+            said.push(tokens[1]);
+            let spans = [
+                last(seqs[0], 6 + step, &tokens[..1]),
+                last(seqs[1], prompt.len() + step, &tokens[1..2]),
+                last(seqs[2], 18 + step, &tokens[2..]),
+            ];
+            candle.step(&spans).unwrap();
+        }
+        assert_eq!(said, expected.greedy, "{name}");
+    }
+}
+
+#[test]
+fn rewound_sequence_says_what_it_said_before() {
+    for name in names().iter().filter(|name| !name.ends_with("-f16")) {
+        let (mut candle, expected) = (load(name), expected(name));
+        let prompt = &expected.tokens;
+        let seq = candle.open(prompt.len() + 8).unwrap();
+        assert_eq!(next(&mut candle, seq, 0, prompt), expected.greedy[0], "{name}");
+        // Something else from the middle on, then the prompt again from there.
+        let other: Vec<u32> = prompt[4..].iter().rev().copied().collect();
+        next(&mut candle, seq, 11, &other);
+        assert_eq!(next(&mut candle, seq, 11, &prompt[11..]), expected.greedy[0], "{name}");
+        assert_eq!(next(&mut candle, seq, prompt.len(), &expected.greedy[..1]), expected.greedy[1], "{name}");
+    }
+}
+
+#[test]
+fn fewer_bits_are_close_and_smaller() {
+    let folder = tempfile::tempdir().unwrap();
+    widened(&golden("llama"), folder.path());
+    let tokens = expected("llama").tokens;
+    let mut whole = load_from(folder.path(), None);
+    let (exact, mut last) = (all_logits(&mut whole, &tokens), whole.memory().weights / 2);
+    for (quantize, bound) in [(Quant::Q8_0, 0.05), (Quant::Q4_0, 0.6)] {
+        let mut small = load_from(folder.path(), Some(quantize));
+        assert!(small.memory().weights < last, "{quantize}: {:?} {:?}", small.memory(), whole.memory());
+        last = small.memory().weights;
+        let estimate = Checkpoint::open(folder.path()).unwrap().weight_bytes(Some(quantize));
+        assert!(50 * estimate.abs_diff(last) <= last, "{quantize}: {estimate} for {last}");
+        let small = all_logits(&mut small, &tokens);
+        let squares = |f: &dyn Fn(f32, f32) -> f32| -> f32 {
+            exact.iter().flatten().zip(small.iter().flatten()).map(|(a, b)| f(*a, *b).powi(2)).sum()
+        };
+        let error = (squares(&|a, b| a - b) / squares(&|a, _| a)).sqrt();
+        assert!(error > 0.0 && error < bound, "{quantize}: {error}");
+    }
+}
+
+/// A Llama whose rows are multiples of 32, with numbers that repeat.
+fn widened(from: &Path, to: &Path) {
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    for (key, value) in [("hidden_size", 64), ("intermediate_size", 96), ("head_dim", 16), ("vocab_size", 61)] {
+        config[key] = value.into();
+    }
+    config["attention_bias"] = false.into();
+    config["mlp_bias"] = false.into();
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+    let mut shapes = vec![("model.embed_tokens".to_owned(), vec![61, 64]), ("model.norm".to_owned(), vec![64])];
+    shapes.push(("lm_head".to_owned(), vec![61, 64]));
+    for layer in 0..2 {
+        for (stem, shape) in [
+            ("input_layernorm", vec![64]),
+            ("post_attention_layernorm", vec![64]),
+            ("self_attn.q_proj", vec![64, 64]),
+            ("self_attn.k_proj", vec![32, 64]),
+            ("self_attn.v_proj", vec![32, 64]),
+            ("self_attn.o_proj", vec![64, 64]),
+            ("mlp.gate_proj", vec![96, 64]),
+            ("mlp.up_proj", vec![96, 64]),
+            ("mlp.down_proj", vec![64, 96]),
+        ] {
+            shapes.push((format!("model.layers.{layer}.{stem}"), shape));
+        }
+    }
+    let mut state = 1u64;
+    let mut random = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    let tensors = shapes.into_iter().map(|(stem, shape)| {
+        let vector = shape.len() == 1;
+        let count = shape.iter().product::<usize>();
+        let numbers: Vec<f32> =
+            (0..count).map(|_| if vector { 1.0 + 0.2 * random() } else { 0.5 * random() }).collect();
+        (format!("{stem}.weight"), shape, numbers)
+    });
+    write_safetensors(&to.join("model.safetensors"), tensors.collect());
+}
+
+fn write_safetensors(path: &Path, tensors: Vec<(String, Vec<usize>, Vec<f32>)>) {
+    let (mut header, mut bytes) = (serde_json::Map::new(), Vec::new());
+    for (name, shape, numbers) in tensors {
+        let from = bytes.len();
+        bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        let entry = serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [from, bytes.len()] });
+        header.insert(name, entry);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(bytes);
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn positions_of_all_sequences_are_bounded_and_counted() {
+    let mut candle = load("gptj");
+    let before = candle.free_positions();
+    assert_eq!(candle.open(65), None, "longer than the model's context");
+    let mut open = Vec::new();
+    while let Some(seq) = candle.open(64) {
+        open.push(seq);
+    }
+    assert_eq!(open.len(), before / 64);
+    // 2 layers, keys and values of 4 heads of 6, in f32.
+    assert_eq!(candle.memory().kv, 1024 * 2 * 2 * 24 * 4);
+    let stale = open[0];
+    for seq in open {
+        candle.close(seq);
+    }
+    assert_eq!(candle.free_positions(), before);
+    candle.close(stale);
+    assert_eq!(candle.free_positions(), before, "closed twice");
+}
+
+#[test]
+fn wrong_rows_are_refused_and_nothing_is_committed() {
+    let (mut candle, expected) = (load("falcon-groups"), expected("falcon-groups"));
+    let prompt = &expected.tokens;
+    let seq = candle.open(prompt.len() + 1).unwrap();
+    let span = |seq, start, tokens| [RowSpan { seq, start, tokens, logits: LogitRows::Last }];
+    assert!(matches!(candle.step(&span(seq, 1, &[3])), Err(StepError::NotThere(s, 1)) if s == seq));
+    assert!(matches!(candle.step(&span(SeqId(77), 0, &[3])), Err(StepError::NotThere(..))));
+    assert!(matches!(candle.step(&span(seq, 0, &[])), Err(StepError::NotThere(..))));
+    assert!(matches!(candle.step(&span(seq, 0, &[3, 61])), Err(StepError::UnknownToken(_, 61))));
+    assert!(matches!(candle.step(&span(seq, 0, &[3; 40])), Err(StepError::NoRoom)));
+    assert_eq!(next(&mut candle, seq, 0, prompt), expected.greedy[0]);
+}
+
+/// The table of families and the files here say the same.
+#[test]
+fn every_family_of_the_table_has_golden_files() {
+    let family = |name: &str| textnlp_inference::format::family(&golden(name)).unwrap();
+    let found: BTreeSet<String> = names().iter().map(|name| family(name)).collect();
+    assert_eq!(found, families().map(str::to_owned).collect());
+}
+
+/// Copies a golden model, changes its configuration and answers why it cannot be loaded.
+fn refusal(name: &str, change: impl Fn(&mut serde_json::Map<String, serde_json::Value>)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(golden(name)).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(&path, serde_json::Value::Object(config).to_string()).unwrap();
+    let loaded = Checkpoint::open(folder.path()).and_then(|found| Candle::load(&found, &LoadOptions::default()));
+    loaded.err().unwrap_or_else(|| panic!("{name} is loaded")).to_string()
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_by_name() {
+    let set = |key: &'static str, value: serde_json::Value| {
+        move |config: &mut serde_json::Map<String, serde_json::Value>| {
+            drop(config.insert(key.to_owned(), value.clone()))
+        }
+    };
+    let scaled = serde_json::json!({ "rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0 });
+    for (name, key, value, said) in [
+        ("llama", "model_type", "bloom".into(), "`bloom` has no row"),
+        ("llama", "rope_parameters", scaled, "type `yarn` are not supported"),
+        ("llama", "rope_scaling", serde_json::json!({ "type": "linear", "factor": 2.0 }), "type `linear`"),
+        ("llama", "hidden_act", "mish".into(), "`mish` is not supported"),
+        ("llama", "num_attention_heads", 0.into(), "heads is 0"),
+        ("llama", "num_attention_heads", 3.into(), "3 heads cannot share 2 key heads"),
+        ("llama", "hidden_size", "wide".into(), "not a whole number"),
+        ("llama", "hidden_size", 26.into(), "the configuration requires"),
+        ("llama", "vocab_size", (1u64 << 40).into(), "vocabulary is"),
+        // Tensors that would be left out change what a model says.
+        ("llama", "mlp_bias", false.into(), "models of the family `llama` have no such tensor"),
+        ("llama", "num_hidden_layers", 1.into(), "its layer is not in the model: the configuration has 1 layers"),
+        ("llama", "num_hidden_layers", 3.into(), "it is missing"),
+        ("falcon-alibi", "bias", false.into(), "models of the family `falcon` have no such tensor"),
+        ("mixtral", "num_experts_per_tok", 6.into(), "experts of a token is 6"),
+        ("mixtral", "num_local_experts", 4.into(), "the configuration requires"),
+        ("gptj", "rotary_dim", 5.into(), "5 of 6 dimensions"),
+        ("gpt_neo", "attention_types", serde_json::json!([[["global"], 9]]), "not a list of kinds"),
+        ("gpt_neo", "attention_types", serde_json::json!([[["some"], 2]]), "not a list of kinds"),
+        ("opt", "do_layer_norm_before", false.into(), "only `true` is supported"),
+        ("opt", "word_embed_proj_dim", 12.into(), "another width"),
+        ("phi", "qk_layernorm", true.into(), "only `false` is supported"),
+        ("mistral", "sliding_window", 0.into(), "sees nothing"),
+        ("olmo", "clip_qkv", (-0.5).into(), "must be positive"),
+        ("olmo2", "rms_norm_eps", (-1e-5).into(), "the epsilon of its norms"),
+    ] {
+        let why = refusal(name, set(key, value));
+        assert!(why.contains(said), "{name} with another {key}: {why}");
+    }
+    let gguf = Checkpoint::open(Path::new("model.gguf")).unwrap_err().to_string();
+    assert!(gguf.contains("not GGUF"), "{gguf}");
+}
+
+#[test]
+fn broken_numbers_fail_the_sequence_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    widened(&golden("llama"), folder.path());
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The last numbers of the file belong to the last layer.
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let mut candle = load_from(folder.path(), None);
+    let seq = candle.open(4).unwrap();
+    let step = candle.step(&[RowSpan { seq, start: 0, tokens: &[1, 2], logits: LogitRows::Last }]);
+    assert!(matches!(step, Err(StepError::NotFinite(s)) if s == seq));
+}

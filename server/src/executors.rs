@@ -1,0 +1,222 @@
+//! Which executor serves a model: the own kernels where they have its family, else candle, if it is part of this build.
+
+use std::path::Path;
+
+use textnlp_inference::cpu::{Cpu, Encoder, EncoderOptions, Footprint, LoadOptions, Quant};
+use textnlp_inference::executor::Executor;
+use textnlp_inference::family::Served;
+use textnlp_inference::files::{self, ModelFiles};
+use textnlp_inference::format::{EncoderCheckpoint, family, is_encoder};
+use textnlp_inference::text::Tokenizer;
+
+use crate::config::{self, Weights};
+use crate::error::chain;
+
+/// A model's files, opened by the executor that will serve them.
+pub(crate) enum Opened {
+    Own(Box<ModelFiles>),
+    /// Of an encoder, which only the own kernels serve.
+    Encoder(Box<(EncoderCheckpoint, Tokenizer)>),
+    #[cfg(feature = "candle")]
+    Candle(Box<(textnlp_candle::Checkpoint, Tokenizer)>),
+}
+
+/// A model in memory.
+pub(crate) enum Loaded {
+    Decoder(Box<dyn Executor>),
+    Encoder(Box<Encoder>),
+}
+
+/// The number format of weights in memory.
+fn quant(weights: Weights) -> Quant {
+    match weights {
+        Weights::F32 => Quant::F32,
+        Weights::F16 => Quant::F16,
+        Weights::Q8_0 => Quant::Q8_0,
+        Weights::Q4_0 => Quant::Q4_0,
+    }
+}
+
+/// The executor of a family, or why there is none.
+fn executor(family: &str, wanted: Option<config::Executor>) -> Result<config::Executor, String> {
+    let row = Served::of(family);
+    let family = family.escape_debug();
+    match (wanted, row) {
+        (Some(config::Executor::Own), Some(Served { own: false, .. })) => {
+            Err(format!("the own kernels do not serve `{family}` models; leave out `executor`, or set it to `candle`"))
+        }
+        (Some(config::Executor::Candle), Some(Served { candle: false, .. }) | None) => {
+            Err(format!("the candle executor does not serve `{family}` models; leave out `executor`"))
+        }
+        (Some(wanted), _) => Ok(wanted),
+        (None, Some(Served { own: false, .. })) => Ok(config::Executor::Candle),
+        // Of a family that nothing serves, the own reader says so.
+        (None, _) => Ok(config::Executor::Own),
+    }
+}
+
+impl Opened {
+    /// Opens a model's files; no weight is read.
+    pub(crate) fn new(model: &config::Model) -> Result<Opened, String> {
+        let path = model.path.as_std_path();
+        let family = family(path).map_err(|error| chain(&error))?;
+        match executor(&family, model.executor)? {
+            config::Executor::Own if is_encoder(path) == Some(true) => {
+                let checkpoint = EncoderCheckpoint::open(path).map_err(|error| chain(&error))?;
+                let tokenizer = Tokenizer::from_directory(path).map_err(|error| chain(&error))?;
+                Ok(Opened::Encoder(Box::new((checkpoint, tokenizer))))
+            }
+            config::Executor::Own => {
+                ModelFiles::open(path).map(Box::new).map(Opened::Own).map_err(|error| chain(&error))
+            }
+            config::Executor::Candle => open_candle(path, &family),
+        }
+    }
+
+    /// How many numbers the model has.
+    pub(crate) fn parameters(&self) -> u64 {
+        match self {
+            Opened::Own(files) => files.checkpoint.parameters(),
+            Opened::Encoder(files) => files.0.parameters(),
+            #[cfg(feature = "candle")]
+            Opened::Candle(files) => files.0.parameters(),
+        }
+    }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Opened::Own(files) => &files.tokenizer,
+            Opened::Encoder(files) => &files.1,
+            #[cfg(feature = "candle")]
+            Opened::Candle(files) => &files.1,
+        }
+    }
+
+    /// The tokenizer of the files.
+    pub(crate) fn into_tokenizer(self) -> Tokenizer {
+        match self {
+            Opened::Own(files) => files.tokenizer,
+            Opened::Encoder(files) => files.1,
+            #[cfg(feature = "candle")]
+            Opened::Candle(files) => files.1,
+        }
+    }
+
+    /// The memory that it will take.
+    pub(crate) fn footprint(&self, model: &config::Model) -> Result<Footprint, String> {
+        let quantize = model.quantize.map(quant);
+        match self {
+            Opened::Own(files) => {
+                let options = LoadOptions { quantize, context: model.context, ..LoadOptions::default() };
+                Footprint::of(&files.checkpoint, &options).map_err(|error| chain(&error))
+            }
+            Opened::Encoder(files) => {
+                let options = EncoderOptions { quantize, max_tokens: model.context, ..EncoderOptions::default() };
+                Footprint::of_encoder(&files.0, &options).map_err(|error| chain(&error))
+            }
+            #[cfg(feature = "candle")]
+            Opened::Candle(files) => {
+                let checkpoint = &files.0;
+                let held = quantize.unwrap_or(Quant::F32);
+                let mut found = Footprint::estimate(checkpoint.spec().sizes(), checkpoint.parameters(), held);
+                found.weights = checkpoint.weight_bytes(quantize);
+                Ok(found.with_context(model.context))
+            }
+        }
+    }
+
+    /// What an operator should know about files that can be served.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let rows = match self {
+            Opened::Own(files) => files.checkpoint.architecture().vocab,
+            Opened::Encoder(files) => files.0.architecture().vocab,
+            #[cfg(feature = "candle")]
+            Opened::Candle(files) => files.0.spec().shape.vocab,
+        };
+        files::notes(self.tokenizer(), rows)
+    }
+
+    /// Reads the weights, and makes room for keys and values of that count of positions, which an encoder does not keep.
+    /// The notes say what an operator should know about how they are held.
+    pub(crate) fn load(
+        &self,
+        model: &config::Model,
+        threads: usize,
+        kv_positions: usize,
+    ) -> Result<(Loaded, Vec<String>), String> {
+        let (quantize, context, kv_positions) = (model.quantize.map(quant), model.context, Some(kv_positions));
+        match self {
+            Opened::Own(files) => {
+                let options = LoadOptions { quantize, context, kv_positions, threads, ..LoadOptions::default() };
+                let (cpu, notes) = Cpu::load(&files.checkpoint, &options).map_err(|error| chain(&error))?;
+                Ok((Loaded::Decoder(Box::new(cpu)), notes))
+            }
+            Opened::Encoder(files) => {
+                let options = EncoderOptions { quantize, max_tokens: context, threads, isa: None };
+                let (encoder, notes) = Encoder::load(&files.0, &options).map_err(|error| chain(&error))?;
+                Ok((Loaded::Encoder(Box::new(encoder)), notes))
+            }
+            #[cfg(feature = "candle")]
+            Opened::Candle(files) => {
+                let options =
+                    textnlp_candle::LoadOptions { quantize, context, kv_positions, threads, ..Default::default() };
+                let loaded = textnlp_candle::Candle::load(&files.0, &options);
+                let (candle, notes) = loaded.map_err(|error| chain(&error))?;
+                Ok((Loaded::Decoder(Box::new(candle)), notes))
+            }
+        }
+    }
+}
+
+#[cfg(feature = "candle")]
+fn open_candle(path: &Path, _family: &str) -> Result<Opened, String> {
+    let checkpoint = textnlp_candle::Checkpoint::open(path).map_err(|error| chain(&error))?;
+    let tokenizer = Tokenizer::from_directory(path).map_err(|error| chain(&error))?;
+    Ok(Opened::Candle(Box::new((checkpoint, tokenizer))))
+}
+
+#[cfg(not(feature = "candle"))]
+fn open_candle(_path: &Path, family: &str) -> Result<Opened, String> {
+    Err(format!(
+        "`{}` models need the candle executor, which is not part of this build; build it with `cargo build --release --features candle`",
+        family.escape_debug()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::executor;
+    use crate::config::Executor;
+
+    #[test]
+    fn own_kernels_are_preferred_and_a_wish_that_cannot_be_granted_is_refused() {
+        let chosen = |family, wanted| executor(family, wanted);
+        assert_eq!(chosen("llama", None), Ok(Executor::Own));
+        assert_eq!(chosen("llama", Some(Executor::Candle)), Ok(Executor::Candle));
+        assert_eq!(chosen("gptj", None), Ok(Executor::Candle));
+        assert_eq!(chosen("gptj", Some(Executor::Candle)), Ok(Executor::Candle));
+        assert!(chosen("gptj", Some(Executor::Own)).unwrap_err().contains("do not serve `gptj`"));
+        assert!(chosen("bloom", Some(Executor::Candle)).unwrap_err().contains("does not serve `bloom`"));
+        assert_eq!(chosen("bloom", None), Ok(Executor::Own), "whose reader refuses it by name");
+        assert_eq!((chosen("bert", None), chosen("bert", Some(Executor::Own))), (Ok(Executor::Own), Ok(Executor::Own)));
+        assert!(chosen("bert", Some(Executor::Candle)).unwrap_err().contains("does not serve `bert`"));
+    }
+
+    #[cfg(not(feature = "candle"))]
+    #[test]
+    fn build_without_candle_names_the_command_that_adds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"model_type": "gptj"}"#).unwrap();
+        let path = camino::Utf8PathBuf::from_path_buf(folder.path().to_owned()).unwrap();
+        let model = crate::config::Model {
+            name: "j".into(),
+            path,
+            quantize: None,
+            context: None,
+            executor: None,
+            matryoshka: false,
+        };
+        let why = super::Opened::new(&model).err().unwrap();
+        assert!(why.contains("`gptj` models need") && why.contains("cargo build --release --features candle"), "{why}");
+    }
+}

@@ -1,0 +1,79 @@
+//! A container of SageMaker: <https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html>.
+//!
+//! It is started as `serve`, without a file: its configuration and the list of its models are in variables, in numbered
+//! pieces, because a variable has at most 1,024 bytes. It fetches and verifies the models as pods do, and then answers
+//! `/ping` and `/invocations`. Who may invoke it has been decided by IAM.
+
+use camino::Utf8Path;
+use textnlp_store::DatabaseAt;
+
+use crate::admin::models::deliver_text;
+use crate::commands::CommandError;
+use crate::config::{Config, ConfigError};
+
+const SERVER: &str = "TEXTNLP_SAGEMAKER_SERVER";
+const MODELS: &str = "TEXTNLP_SAGEMAKER_MODELS";
+/// The most variables that SageMaker passes to a container.
+const MOST_PIECES: usize = 100;
+
+/// The configuration in the variables.
+pub(crate) fn config() -> Result<Config, ConfigError> {
+    let text = variable(SERVER).ok_or(ConfigError::Missing)?;
+    let config = Config::parse(&text).map_err(|problems| ConfigError::Invalid { path: SERVER.into(), problems })?;
+    Ok(config.invoked())
+}
+
+/// Makes what a server finds elsewhere: the folder of its database, which ends with the container, and its verified models.
+pub(crate) async fn prepare(config: &Config) -> Result<(), CommandError> {
+    deliver(config, variable(MODELS)).await
+}
+
+async fn deliver(config: &Config, list: Option<String>) -> Result<(), CommandError> {
+    let list = list.ok_or(ConfigError::NoModels(MODELS))?;
+    if let DatabaseAt::File(file) = &config.database.at
+        && let Some(folder) = file.parent()
+    {
+        std::fs::create_dir_all(folder).map_err(|error| CommandError::Directory(folder.to_owned(), error))?;
+    }
+    deliver_text(Utf8Path::new(MODELS), &list).await?;
+    Ok(())
+}
+
+/// The text in the pieces of a variable; `None` without the first one.
+fn variable(name: &str) -> Option<String> {
+    joined(|piece| std::env::var(format!("{name}_{piece}")).ok())
+}
+
+fn joined(piece: impl Fn(usize) -> Option<String>) -> Option<String> {
+    let pieces: Vec<String> = (0..MOST_PIECES).map_while(piece).collect();
+    (!pieces.is_empty()).then(|| pieces.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_joined_up_to_the_first_that_is_missing() {
+        let of = |pieces: &[(usize, &str)]| {
+            joined(|number| pieces.iter().find(|(known, _)| *known == number).map(|(_, text)| (*text).to_owned()))
+        };
+        assert_eq!(of(&[(0, "a"), (1, "b"), (3, "d")]).as_deref(), Some("ab"));
+        assert_eq!(of(&[(1, "b")]), None);
+    }
+
+    #[tokio::test]
+    async fn errors_name_what_is_missing_and_the_directory_that_cannot_be_created() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(folder.path()).unwrap().join("file");
+        std::fs::write(&file, "").unwrap();
+        let text = format!(
+            "textnlp: {{ models: {{ serve: [ {{ name: m, path: /m }} ] }}, database: {{ url: \"sqlite://{file}/below/t.db\" }} }}"
+        );
+        let config = Config::parse(&text).unwrap();
+        let error = deliver(&config, None).await.unwrap_err();
+        assert!(error.to_string().starts_with("TEXTNLP_SAGEMAKER_MODELS_0 is not set"), "{error}");
+        let error = deliver(&config, Some("{}".to_owned())).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("create the directory {file}/below"));
+    }
+}

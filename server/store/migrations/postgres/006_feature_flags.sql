@@ -1,0 +1,12 @@
+-- Feature flags that operators changed. A change is in effect while the environment has the value that it replaced: `replaces`, as JSON;
+-- without one, while the environment does not have the flag.
+CREATE TABLE feature_flags (
+    name        TEXT    NOT NULL PRIMARY KEY,
+    enabled     BIGINT  NOT NULL,
+    percent     BIGINT  NOT NULL CHECK (percent BETWEEN 0 AND 100),
+    tenants     TEXT    NOT NULL,
+    model       TEXT,
+    replaces    TEXT,
+    changed_at  BIGINT  NOT NULL,
+    changed_by  TEXT    NOT NULL
+);

@@ -1,0 +1,161 @@
+//! A site that is an endpoint of SageMaker, as an operator meets it: the real program, and a real server of it in each container.
+
+use std::collections::BTreeMap;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+
+use camino::Utf8PathBuf;
+use textnlp_sim::aws::sagemaker::{Container, SageMaker};
+use textnlp_sim::{Options, Scope, Simulator};
+use textnlp_tests::ports::Ports;
+use textnlp_tests::{Said, Sandbox, counts, eventually, http, program, said};
+
+use super::{ACCOUNT, REGION};
+
+const FILE: &str = "endpoint.yaml";
+const ENVIRONMENT: &str = r#"
+extends: staging
+environment: endpoint
+sites: [{ name: main, provider: aws, runtime: sagemaker, region: eu-central-1, account: "123456789012" }]
+registry: { url: 123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp }
+"#;
+
+/// The variables, the ports and the process of a server.
+type Server = (BTreeMap<String, String>, Ports, Child);
+
+/// Servers that run with the variables of containers; they end with the test.
+struct Containers {
+    folder: Utf8PathBuf,
+    running: Mutex<Vec<Server>>,
+}
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        for (_, _, server) in self.running.get_mut().unwrap() {
+            server.kill().unwrap();
+            server.wait().unwrap();
+        }
+    }
+}
+
+impl Containers {
+    /// The answer of the container's server, which is started by its first request.
+    fn answer(&self, container: &Container, body: &[u8]) -> (u16, Vec<u8>) {
+        let mut running = self.running.lock().unwrap();
+        let known = running.iter().find(|(variables, ..)| *variables == container.environment);
+        let port = match known {
+            Some((_, ports, _)) => ports.numbers()[0],
+            None => {
+                let ports = Ports::ask(1);
+                let port = ports.numbers()[0];
+                let server = self.start(container, port, running.len());
+                running.push((container.environment.clone(), ports, server));
+                eventually("the container answers", || http::get(port, "/ping").ok().filter(|ping| ping.status == 200));
+                port
+            }
+        };
+        let answer = http::post(port, "/invocations", &serde_json::from_slice(body).unwrap()).unwrap();
+        (answer.status, answer.body)
+    }
+
+    /// What SageMaker does with the image, with a folder and a port of this machine in place of its own.
+    fn start(&self, container: &Container, port: u16, number: usize) -> Child {
+        let folder = self.folder.join(format!("container-{number}"));
+        let joined = |name: &str| {
+            let pieces = (0..).map_while(|number| container.environment.get(&format!("{name}_{number}")));
+            let text: String = pieces.map(String::as_str).collect();
+            text.replace("0.0.0.0:8080", &format!("127.0.0.1:{port}")).replace("/tmp/textnlp", folder.as_str())
+        };
+        let variables = ["TEXTNLP_SAGEMAKER_SERVER", "TEXTNLP_SAGEMAKER_MODELS"];
+        std::process::Command::new(program())
+            .arg("serve")
+            .env_clear()
+            .envs(variables.map(|name| (format!("{name}_0"), joined(name))))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+}
+
+#[test]
+fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everything() {
+    let sandbox = Sandbox::new("sagemaker");
+    std::fs::write(sandbox.folder().join(FILE), ENVIRONMENT).unwrap();
+    let simulator = Simulator::start(Options::zero_latency());
+    let containers = Arc::new(Containers { folder: sandbox.folder().to_owned(), running: Mutex::default() });
+    let known = Arc::downgrade(&containers);
+    let change = |change: &dyn Fn(&mut SageMaker)| {
+        change(simulator.world().state::<SageMaker>(&Scope::new(ACCOUNT, REGION)));
+    };
+    let answers: textnlp_sim::aws::sagemaker::Containers =
+        Box::new(move |container: &Container, body: &[u8]| known.upgrade().unwrap().answer(container, body));
+    simulator.world().state::<SageMaker>(&Scope::new(ACCOUNT, REGION)).containers = Some(answers);
+    let run = |args: &[&str]| -> Said {
+        let mut command = sandbox.command(&[args, &["--file", FILE]].concat());
+        command
+            .env("AWS_ENDPOINT_URL", simulator.url())
+            .env("AWS_REGION", REGION)
+            .env("AWS_ACCESS_KEY_ID", Simulator::ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", Simulator::SECRET_KEY)
+            .env("AWS_EC2_METADATA_DISABLED", "true");
+        said(command.output().unwrap())
+    };
+    let up = ["up", "--yes", "--no-gate", "-o", "json"];
+
+    let plan = run(&["plan", "-o", "json"]).expect(0).json();
+    assert!(plan["cost"].to_string().contains("SageMaker"), "{:#}", plan["cost"]);
+    let policy = run(&["plan", "--policy"]).expect(0).out;
+    for action in ["sagemaker:CreateEndpoint", "sagemaker:InvokeEndpoint", "iam:PassRole"] {
+        assert!(policy.contains(action), "{action}: {policy}");
+    }
+    // The gate cannot be measured, which is said before anything changes.
+    let gated = run(&["up", "--yes"]);
+    assert!(gated.exit != 0 && gated.err.contains("has no API keys, limits, probes and metrics"), "{gated:?}");
+    let is_change = |operation: &str| operation.starts_with("Create") || operation.starts_with("Put");
+    assert!(!simulator.requests().iter().any(|one| is_change(&one.operation)), "nothing was changed");
+
+    let made = run(&up).expect(0).json();
+    assert!(!made["text"].as_str().unwrap().trim().is_empty(), "{made:#}");
+    let address = made["address"].as_str().unwrap();
+    assert!(address.ends_with("/endpoints/textnlp-endpoint-main/invocations"), "{address}");
+    let again = run(&up).expect(0).json();
+    assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
+    let status = run(&["status", "-o", "json"]).expect(0).json();
+    assert_eq!(
+        (status["ready"].as_bool(), status["drift"].as_array().map(Vec::len)),
+        (Some(true), Some(0)),
+        "{status:#}"
+    );
+    let text = run(&["generate", "Once upon a time"]).expect(0);
+    assert!(!text.out.trim().is_empty(), "{text:?}");
+    assert_eq!(run(&["health", "-o", "json"]).expect(0).json()["health"]["status"], "ok");
+    for (words, reason) in [
+        ("key list", "which has no API keys and tenants"),
+        ("load", "which has no address for load tests"),
+        ("tokenize a", "it completes texts and chats, and has no `/v1/tokenize`"),
+        ("gate", "has no API keys, limits, probes and metrics"),
+        ("backup create", "there is nothing to back up"),
+        ("logs", "/aws/sagemaker/Endpoints/textnlp-endpoint-main"),
+    ] {
+        let refused = run(&words.split(' ').collect::<Vec<_>>());
+        assert!(refused.exit != 0 && refused.err.contains(reason), "{words}: {refused:?}");
+    }
+
+    // A release that raises an alarm is rolled back, and one that does not replaces the old one.
+    let context = |tokens: &str| run(&[&up[..], &["--set", tokens]].concat());
+    change(&|known| known.alarmed = true);
+    let failed = context("models.0.context=256");
+    assert!(failed.exit != 0 && format!("{failed:?}").contains("returned to the old instances"), "{failed:?}");
+    assert!(!run(&["generate", "Once"]).expect(0).out.trim().is_empty(), "the old release answers");
+    change(&|known| known.alarmed = false);
+    context("models.0.context=256").expect(0);
+    assert_eq!(containers.running.lock().unwrap().len(), 2, "one server for each release that was invoked");
+
+    run(&["down", "--yes"]).expect(0);
+    let world = simulator.world();
+    let all = world.tags.listed("arn:", world.now());
+    // KMS keeps a deleted key for thirty days.
+    let ours = all.filter(|(arn, tags)| tags.contains_key("textnlp-lineage") && !arn.contains(":key/"));
+    assert_eq!(ours.map(|(arn, _)| arn.to_owned()).collect::<Vec<_>>(), Vec::<String>::new());
+}
