@@ -21,6 +21,11 @@ pub(super) struct Leading {
 }
 
 impl Leading {
+    /// What is known of this incarnation of a site's disk.
+    fn peer(&self, site: &Site, life: Incarnation) -> Option<&Progress> {
+        self.peers.get(site).filter(|peer| peer.incarnation == Some(life))
+    }
+
     /// Whether this primary itself requested a configuration from the witness.
     pub(super) fn asked_for(&self, configuration: &Configuration) -> bool {
         self.change.as_ref().is_some_and(|(wanted, _)| wanted == configuration)
@@ -127,6 +132,17 @@ impl Member {
         Ok(())
     }
 
+    /// The other sites that may take over: the members, and those of a requested change. The witness may have granted
+    /// it, and its answer may be lost.
+    fn counted<'a>(
+        &'a self,
+        leading: &'a Leading,
+        configuration: &'a Configuration,
+    ) -> impl Iterator<Item = (&'a Site, &'a Incarnation)> {
+        let wanted = leading.change.iter().flat_map(|(wanted, _)| &wanted.members);
+        configuration.members.iter().chain(wanted).filter(|(site, _)| **site != self.settings.site)
+    }
+
     /// Whether a write can be acknowledged now.
     pub fn writable(&self, now: Millis) -> Result<(), Refused> {
         let not = || Refused::NotPrimary { primary: self.configuration.as_ref().map(|c| c.primary.clone()) };
@@ -140,9 +156,8 @@ impl Member {
         if let Some(in_ms) = self.granted_until.checked_sub(now).filter(|left| *left > 0) {
             return Err(Refused::OldLease { in_ms });
         }
-        for (site, life) in configuration.members.iter().filter(|(site, _)| **site != self.settings.site) {
-            let peer = leading.peers.get(site).filter(|peer| peer.incarnation == Some(*life));
-            let stamp = peer.and_then(|peer| peer.stamp);
+        for (site, life) in self.counted(leading, configuration) {
+            let stamp = leading.peer(site, *life).and_then(|peer| peer.stamp);
             if stamp.is_none_or(|stamp| now.saturating_sub(stamp) >= self.lease()) {
                 let silent_ms = stamp.map_or(now.saturating_sub(self.heard), |stamp| now.saturating_sub(stamp));
                 return Err(Refused::NoLease { site: site.clone(), silent_ms });
@@ -165,12 +180,8 @@ impl Member {
         if gives_away || leading.handing.is_some() || self.granted_until.max(self.followed_until) > now {
             return None;
         }
-        let wanted = leading.change.iter().flat_map(|(wanted, _)| &wanted.members);
-        let others = configuration.members.iter().chain(wanted).filter(|(site, _)| **site != self.settings.site);
-        let answered = |(site, life): (&Site, &Incarnation)| {
-            leading.peers.get(site).filter(|peer| peer.incarnation == Some(*life)).and_then(|peer| peer.stamp)
-        };
-        let by_members = others.map(answered).reduce(|one, other| Some(one?.min(other?))).flatten();
+        let answered = |(site, life): (&Site, &Incarnation)| leading.peer(site, *life).and_then(|peer| peer.stamp);
+        let by_members = self.counted(leading, configuration).map(answered).reduce(|one, other| Some(one?.min(other?))).flatten();
         let until = by_members.max(self.witness_heard)? + self.lease();
         (until > now).then_some(until)
     }
@@ -306,13 +317,9 @@ impl Member {
         if configuration.members.len() < self.settings.fewest() || self.granted_until > now {
             return;
         }
-        let wanted = leading.change.iter().flat_map(|(wanted, _)| &wanted.members);
-        let others = configuration.members.iter().chain(wanted).filter(|(site, _)| **site != self.settings.site);
-        let has = |(site, life): (&Site, &Incarnation)| {
-            leading.peers.get(site).filter(|peer| peer.incarnation == Some(*life)).map_or(0, |peer| peer.stored)
-        };
+        let has = |(site, life): (&Site, &Incarnation)| leading.peer(site, *life).map_or(0, |peer| peer.stored);
         let last = self.log.last().index;
-        let upto = others.map(has).min().unwrap_or(last).min(last);
+        let upto = self.counted(leading, configuration).map(has).min().unwrap_or(last).min(last);
         if upto > self.committed {
             self.commit(upto, effects);
             // The others apply it at once, not only with the next heartbeat.
