@@ -5,9 +5,10 @@
 idle. This runner starts test programs side by side as the table `plan` allows, while what only needs a processor (the rest of the
 build, lint, pure tests) takes what they leave, at idle priority.
 
-A test program fails when it ends with another status than 0, or prints no summary, or one with a failed test. A failed test fails
-the run. With `--retry`, at most three failed tests of programs marked `retry` are run again, alone; those that
-pass are listed as UNSTABLE. No other failure is ever excused (`test_runner.py` proves it).
+A test program fails when it ends with another status than 0, or prints no summary, or one with a failed test. With `--retry`, each
+failed test, and each program that died or timed out, runs again three times, alone. What fails each time is a defect, and red.
+Else it is UNSTABLE: it is printed with its first output, its load and its cause, and the run passes with at most five of them that
+have at most two causes. Nothing else is ever excused (`test_runner.py` proves it).
 """
 
 import argparse
@@ -20,13 +21,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import tiers
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = Path(__file__).with_name("plan")
+# Tests that are known to be unstable: a reader of the list sees what is to be repaired, and until when.
+KNOWN = ROOT / "tests/unstable.toml"
 # The package whose tests start the real program.
 STORIES = "textnlp-tests"
 # The group of programs that need nothing but a processor: they run at idle priority.
@@ -38,7 +43,12 @@ IDLE_SLOTS = max(2, os.cpu_count() or 2)
 POLL_INTERVAL = 0.1
 PROGRESS_INTERVAL = 60
 LINES_OF_FAILURE = 12
-MAX_RETRIES = 3
+# How often what failed runs again, alone.
+TRIES = 3
+MAX_UNSTABLE = 5
+MAX_CAUSES = 2
+# For how long a test may be known as unstable.
+MAX_DAYS = 14
 # Status of a command that says: this is not available on this machine.
 UNAVAILABLE = 3
 
@@ -66,7 +76,6 @@ class Row:
     weight: float
     threads: int
     seconds: float
-    retry: bool = False
     tier: str = ""
     every: str = ""
     needs: tuple = ()
@@ -109,6 +118,8 @@ class Job:
     wall: float = 0.0
     cpu: float = 0.0
     status: int = 0
+    # Load average when it ended.
+    load: float = 0.0
     output: Path | None = None
     tests: dict = field(default_factory=dict)
 
@@ -128,9 +139,7 @@ def read_plan(text):
             row = Row(package, target, "" if group == "-" else group, float(weight), int(threads), float(seconds))
             for option in words[6:]:
                 key, _, value = option.partition("=")
-                if key == "retry" and not value:
-                    row.retry = True
-                elif key in ("only", "skip", "needs") and value:
+                if key in ("only", "skip", "needs") and value:
                     setattr(row, key, tuple(value.split(",")))
                 elif key in ("tier", "every") and value in tiers.TIERS:
                     setattr(row, key, value)
@@ -320,6 +329,7 @@ class Runner:
             self.running.remove(job)
             job.status = os.waitstatus_to_exitcode(status)
             job.cpu = usage.ru_utime + usage.ru_stime
+            job.load = os.getloadavg()[0]
             self.finish(job)
 
     def finish(self, job):
@@ -371,44 +381,113 @@ def end_group(pid):
         pass
 
 
-# Retrying --------------------------------------------------------------------------------------------------------------------------
+# Running again ---------------------------------------------------------------------------------------------------------------------
+
+PLACE = re.compile(r"panicked at (\S+?:\d+):\d+")
 
 
-def retry(jobs, say, run=subprocess.run):
-    """Runs the failed tests again, alone, if they are at most three, all of programs marked `retry`, and explain the failures
-    completely. Returns the names of those that passed then, or None when a failure is not excused."""
-    failed = [job for job in jobs if job.state not in (OK, LEFT_OUT)]
-    wanted = []
-    for job in failed:
-        names = None
-        if job.row and job.row.retry and job.state == FAILED:
-            names = explained_failures(job.status, job.output.read_text(errors="replace"))
-        if names is None:
-            return None
-        wanted += [(job, name) for name in names]
-    if not wanted or len(wanted) > MAX_RETRIES:
-        return None
-    for job, name in wanted:
-        say(f"\n== running {name} of {job.row.name} again, alone")
+@dataclass
+class Suspect:
+    """What failed beside the others: a test, or (`test` is empty) a program that died or timed out."""
+
+    job: Job
+    test: str
+    text: str
+    passes: int = 0
+
+    @property
+    def name(self):
+        return f"{self.job.row.package}::{self.job.row.target} {self.test}".rstrip()
+
+    def cause(self, known):
+        """Tests that fail at one place have one cause, unless the list of known ones tells it."""
+        place = PLACE.search(self.text)
+        entry = known.get(self.name)
+        return entry["cause"] if entry else place[1] if place else self.job.row.name
+
+
+def suspects(job):
+    """What of a failed job may run again: a build or a check may not, it does not depend on what runs beside it."""
+    if not job.row:
+        return []
+    text = job.output.read_text(errors="replace")
+    names = explained_failures(job.status, text) if job.state == FAILED else None
+    if names is None:
+        return [Suspect(job, "", text)]
+    outputs = outputs_of_failures(text)
+    return [Suspect(job, name, outputs.get(name, "")) for name in names]
+
+
+def run_alone(job, argv, limit):
+    """Status and output of a command that ran in the place of a job; the status is None if it did not end in time."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(argv, cwd=job.cwd, env={**os.environ, **job.env}, stdin=subprocess.DEVNULL, stdout=log,
+                                   stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            again = run(
-                [job.argv[0], "--exact", name],
-                cwd=job.cwd,
-                env={**os.environ, **job.env},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=job.limit,
-            )
+            status = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            say(f"it did not end within {job.limit:.0f} s")
+            end_group(process.pid)
+            process.wait()
+            status = None
+        log.seek(0)
+        return status, log.read().decode(errors="replace")
+
+
+def passes_alone(suspect, say, limit):
+    """Whether a suspect passes when nothing else runs."""
+    argv = [suspect.job.argv[0], "--exact", suspect.test] if suspect.test else suspect.job.argv
+    status, text = run_alone(suspect.job, argv, limit)
+    tests, summary = read_tests(text)
+    good = passed(status, text) and (not suspect.test or (tests.get(suspect.test) == OK and summary[:2] == (1, 0)))
+    if not good:
+        say(f"it did not end within {limit:.0f} s" if status is None else shortened(text))
+    return good
+
+
+def look_again(jobs, say, known, remaining=lambda: float("inf")):
+    """Runs what failed again, alone. Returns what is unstable, or None when a failure is not excused."""
+    failed = [job for job in jobs if job.state not in (OK, LEFT_OUT)]
+    found = [(job, suspects(job)) for job in failed]
+    if any(not several for _, several in found):
+        return None
+    unstable = [suspect for _, several in found for suspect in several]
+    if len(unstable) > MAX_UNSTABLE:
+        say(f"\n{len(unstable)} failures are too many to be by chance: nothing runs again")
+        return None
+    for suspect in unstable:
+        for number in range(1, TRIES + 1):
+            limit = min(suspect.job.limit, remaining())
+            if limit <= 0:
+                say(f"\n== {suspect.name} cannot run again: no time is left")
+                return None
+            say(f"\n== {suspect.name} again, alone, {number} of {TRIES}")
+            good = passes_alone(suspect, say, limit)
+            say("it passed" if good else "it failed")
+            suspect.passes += good
+        if not suspect.passes:
             return None
-        text = again.stdout.decode(errors="replace")
-        say(text.rstrip())
-        tests, summary = read_tests(text)
-        if again.returncode != 0 or tests.get(name) != OK or summary is None or summary[:2] != (1, 0):
-            return None
-    return [f"{name} of {job.row.name}" for job, name in wanted]
+    causes = sorted({suspect.cause(known) for suspect in unstable})
+    if len(causes) > MAX_CAUSES:
+        say(f"\n{len(causes)} causes are too many to be by chance: {', '.join(causes)}")
+        return None
+    return unstable
+
+
+def read_known(text, today):
+    """The list of tests that are known to be unstable, by name. A mistake in it, or a test that stands there for too long, is an
+    error: the list is for what is being repaired."""
+    known, mistakes = {}, []
+    for entry in tomllib.loads(text).get("test", []):
+        name = entry.get("name", "a test without a name")
+        missing = [key for key in ("name", "first", "count", "cause", "repair") if key not in entry]
+        if missing:
+            mistakes.append(f"{KNOWN.name}: {name} lacks {', '.join(missing)}")
+        elif not isinstance(entry["first"], date) or (today - entry["first"]).days >= MAX_DAYS:
+            mistakes.append(f"{KNOWN.name}: {name} is unstable since {entry['first']}, for {MAX_DAYS} days or more: {entry['repair']}")
+        known[name] = entry
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return known
 
 
 # Building --------------------------------------------------------------------------------------------------------------------------
@@ -439,6 +518,11 @@ def package_name(package_id):
 def main():
     options = arguments()
     began = time.monotonic()
+    known = read_known(KNOWN.read_text(), date.today())
+    if options.seed:
+        os.environ["TEXTNLP_TESTS_SEED"] = str(time.time_ns() % 2**32) if options.seed == "new" else options.seed
+    # What proptest draws follows the same number.
+    os.environ.setdefault("PROPTEST_RNG_SEED", os.environ.get("TEXTNLP_TESTS_SEED", "1"))
     rows = read_plan(PLAN.read_text())
     chosen = [row for row in rows if not options.programs or row.target in options.programs]
     unknown = set(options.programs) - {row.target for row in rows}
@@ -450,7 +534,7 @@ def main():
         runner = Runner(folder)
         schedule(runner, options, rows, chosen, skipped)
         runner.run()
-        return conclude(runner, options, skipped, began)
+        return conclude(runner, options, skipped, began, known)
 
 
 def schedule(runner, options, rows, chosen, skipped):
@@ -526,7 +610,7 @@ def test_job(row, program, options, skipped):
                group="" if pure else row.group, idle=pure, seconds=row.seconds, limit=row.limit, needs=row.needs)
 
 
-def conclude(runner, options, skipped, began):
+def conclude(runner, options, skipped, began, known):
     say = runner.say
     jobs = runner.done
     say("\n== where the time went\n")
@@ -538,7 +622,8 @@ def conclude(runner, options, skipped, began):
     say(f"{'all':60} {'':7} {wall:7.1f} {cpu:7.1f}   {cpu / wall:.2f} cores busy, {free_space(runner.folder)}")
 
     failed = [job for job in jobs if job.state not in (OK, LEFT_OUT)]
-    unstable = retry(jobs, say) if failed and options.retry else None
+    end = began + options.deadline if options.deadline else float("inf")
+    unstable = look_again(jobs, say, known, lambda: end - time.monotonic()) if failed and options.retry else None
     say()
     for job in jobs:
         if job.state == LEFT_OUT:
@@ -548,9 +633,11 @@ def conclude(runner, options, skipped, began):
     if not (options.ci or options.all or options.programs):
         names = ", ".join(tier.name for tier in tiers.TIERS.values() if tier.command)
         say(f"LEFT OUT: the checks of tiers {names}: `bash tests/run --ci` runs them")
-    for name in unstable or []:
-        say(f"UNSTABLE: {name} failed beside the others and passed alone; its first output is above")
-    for job in failed:
+    for suspect in unstable or []:
+        say(f"UNSTABLE: {suspect.name} failed beside the others at a load of {suspect.job.load:.1f} and passed {suspect.passes} of {TRIES} "
+            f"times alone; cause: {suspect.cause(known)}" + ("" if suspect.name in known else f"; not in {KNOWN.name}: find out why"))
+        say("\n".join(f"    {line}" for line in shortened(suspect.text).splitlines()[-LINES_OF_FAILURE:]))
+    for job in failed if unstable is None else []:
         names = sorted(name for name, result in job.tests.items() if result == FAILED)
         say(f"{job.state}: {job.name}" + (f": {', '.join(names)}" if names else ""))
         printed = outputs_of_failures(job.output.read_text(errors="replace")) if job.row else {}
@@ -559,7 +646,7 @@ def conclude(runner, options, skipped, began):
     results = [result for job in jobs for result in job.tests.values()]
     counts = {kind: results.count(kind) for kind in ("ok", FAILED, "ignored")}
     if unstable:
-        counts = {**counts, "ok": counts["ok"] + len(unstable), FAILED: 0}
+        counts = {**counts, "ok": counts["ok"] + counts[FAILED], FAILED: 0}
     good = not failed or bool(unstable)
     # A part of the programs or of their tests says nothing about a whole tier.
     if good and not options.programs and not options.arguments:
@@ -571,7 +658,9 @@ def conclude(runner, options, skipped, began):
 def arguments():
     parser = argparse.ArgumentParser(prog="tests/run", description="Builds and runs the tests of the workspace.")
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="run only these test programs, by the name of their file or folder")
-    parser.add_argument("--retry", action="store_true", help="run up to three failed stories again, alone, and list those that pass as UNSTABLE")
+    parser.add_argument("--retry", action="store_true", help="run what failed again, alone, and list what passes then as UNSTABLE")
+    parser.add_argument("--deadline", type=float, default=0, metavar="SECONDS", help="run nothing again after this time")
+    parser.add_argument("--seed", default="", metavar="N|new", help="the first seed of random tests; `new` draws one and prints it")
     parser.add_argument("--ci", action="store_true", help="run the checks of tiers as well, such as licenses of dependencies")
     parser.add_argument("--all", action="store_true", help="skip no tier, even if nothing that it covers has changed")
     parser.add_argument("--features", default="", help="cargo features of the program, such as textnlp-deploy/clouds")

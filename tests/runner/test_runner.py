@@ -1,9 +1,11 @@
 """The runner cannot excuse a failure, lose a test or wait for ever: tried with small programs in the place of test programs."""
 
 import io
+import itertools
 import stat
 import tempfile
 import unittest
+from datetime import date
 from pathlib import Path
 from unittest import mock
 
@@ -24,6 +26,8 @@ def fails(*names, status=101):
 
 
 class RunnerTest(unittest.TestCase):
+    numbers = itertools.count()
+
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -37,8 +41,8 @@ class RunnerTest(unittest.TestCase):
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
         return str(path)
 
-    def program_of_tests(self, name, script, retry=True, **more):
-        row = Row("package", name, "", 1.0, 1, 1.0, retry=retry)
+    def program_of_tests(self, name, script, **more):
+        row = Row("package", name, "", 1.0, 1, 1.0)
         return Job(row.name, [self.program(name, script)], cwd=self.folder, row=row, weight=1.0, **more)
 
     def run_jobs(self, *jobs):
@@ -47,8 +51,18 @@ class RunnerTest(unittest.TestCase):
         self.runner.run()
         return jobs
 
-    def retried(self, *jobs):
-        return runner.retry(self.run_jobs(*jobs), self.runner.say)
+    def looked_at(self, *jobs, known=None, **more):
+        """What is unstable of these jobs, by name, or None when a failure is not excused."""
+        unstable = runner.look_again(self.run_jobs(*jobs), self.runner.say, known or {}, **more)
+        return unstable and [suspect.name for suspect in unstable]
+
+    def only_alone(self, first, again=PASSES, tries=""):
+        """A program that does `first` beside the others and `again` alone; `tries` limits `again` to some of the three tries."""
+        count = self.folder / f"count-{next(self.numbers)}"
+        return f"""
+            n=$(cat {count} 2>/dev/null || echo 0); echo $((n + 1)) >{count}
+            case $n in {f"[{tries}]" if tries else "[1-9]*"}) {again}; exit;; esac
+            {first}"""
 
 
 class Results(RunnerTest):
@@ -84,61 +98,101 @@ class Results(RunnerTest):
         self.assertEqual("killed", runner.shortened("killed\n"))
 
 
-class Retries(RunnerTest):
-    def test_a_story_that_passes_alone_is_unstable(self):
-        script = f'if [ "$1" = --exact ]; then {PASSES}; exit; fi; {fails("a")}'
-        self.assertEqual(["a of package::story"], self.retried(self.program_of_tests("story", script)))
+def at(place, *names):
+    """Failed tests that print the place of their panic."""
+    blocks = "".join(f"---- {name} stdout ----\nthread '{name}' panicked at {place}:9:5:\nwhy\n\n" for name in names)
+    return fails(*names).replace("\nfailures:\n", f"\nfailures:\n\n{blocks}\nfailures:\n", 1)
 
-    def test_a_story_that_fails_again_has_failed(self):
-        self.assertIsNone(self.retried(self.program_of_tests("story", fails("a"))))
 
-    def test_a_unit_test_is_never_run_again(self):
-        script = f'if [ "$1" = --exact ]; then {PASSES}; exit; fi; {fails("a")}'
-        self.assertIsNone(self.retried(self.program_of_tests("unit", script, retry=False)))
-
-    def test_a_failed_unit_test_is_not_excused_by_a_story_that_passes_alone(self):
-        script = f'if [ "$1" = --exact ]; then {PASSES}; exit; fi; {fails("a")}'
-        self.assertIsNone(self.retried(self.program_of_tests("story", script), self.program_of_tests("unit", script, retry=False)))
-
-    def test_four_failures_are_too_many(self):
-        script = f'if [ "$1" = --exact ]; then {PASSES.replace("test a", "test $2")}; exit; fi; '
-        self.assertIsNotNone(self.retried(self.program_of_tests("three", script + fails("a", "b", "c"))))
-        self.setUp()
-        self.assertIsNone(self.retried(self.program_of_tests("four", script + fails("a", "b", "c", "d"))))
-
-    def test_what_names_no_test_or_too_few_is_not_excused(self):
-        alone = f'if [ "$1" = --exact ]; then {PASSES}; exit; fi; '
-        for script in (
-            "kill -9 $$",
-            "exit 101",
-            fails("a", status=1),
-            fails("a").replace("1 failed", "2 failed"),
-            'echo "test a ... FAILED"; exit 101',
-        ):
-            with self.subTest(script=script):
+class Again(RunnerTest):
+    def test_what_passes_alone_once_in_three_is_unstable(self):
+        for tries in ("", "1", "2", "3"):
+            with self.subTest(tries=tries):
                 self.setUp()
-                self.assertIsNone(self.retried(self.program_of_tests("story", alone + script)))
+                self.assertEqual(["package::story a"], self.looked_at(self.program_of_tests("story", self.only_alone(fails("a"), tries=tries))))
 
-    def test_a_retry_that_runs_no_test_or_another_one_excuses_nothing(self):
+    def test_what_fails_three_times_alone_has_failed(self):
+        self.assertIsNone(self.looked_at(self.program_of_tests("story", fails("a"))))
+        self.assertEqual(3, self.out.getvalue().count("it failed"))
+
+    def test_a_program_that_died_or_hung_runs_again_as_a_whole(self):
+        for first in ("kill -9 $$", "exit 101", "sleep 600", fails("a", status=1), fails("a").replace("1 failed", "2 failed"),
+                      'echo "test a ... FAILED"; exit 101'):
+            with self.subTest(first=first):
+                self.setUp()
+                job = self.program_of_tests("story", self.only_alone(first), limit=1)
+                self.assertEqual(["package::story"], self.looked_at(job))
+                self.setUp()
+                self.assertIsNone(self.looked_at(self.program_of_tests("story", first, limit=0.3)))
+
+    def test_a_failure_is_not_excused_by_another_one_that_passes_alone(self):
+        story = self.program_of_tests("story", self.only_alone(fails("a")))
+        self.assertIsNone(self.looked_at(story, self.program_of_tests("unit", fails("a"))))
+
+    def test_six_failures_are_too_many(self):
+        again = PASSES.replace("test a", "test $2")
+        self.assertEqual(5, len(self.looked_at(self.program_of_tests("five", self.only_alone(at("x.rs:1", *"abcde"), again)))))
+        self.setUp()
+        self.assertIsNone(self.looked_at(self.program_of_tests("six", self.only_alone(at("x.rs:1", *"abcdef"), again))))
+
+    def test_three_causes_are_too_many(self):
+        def stories(places):
+            self.setUp()
+            return [self.program_of_tests(f"s{n}", self.only_alone(at(place, "a"))) for n, place in enumerate(places)]
+
+        self.assertEqual(3, len(self.looked_at(*stories(["x.rs:1", "x.rs:1", "y.rs:2"]))))
+        self.assertIsNone(self.looked_at(*stories(["x.rs:1", "y.rs:2", "z.rs:3"])))
+        known = {f"package::s{n} a": {"cause": "one"} for n in (0, 1)}
+        self.assertEqual(3, len(self.looked_at(*stories(["x.rs:1", "y.rs:2", "z.rs:3"]), known=known)))
+
+    def test_what_runs_no_test_or_another_one_or_too_long_excuses_nothing(self):
         for again in (
             "exit 0",
             'echo "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out"',
             PASSES.replace("test a", "test b"),
             PASSES + "; exit 1",
+            "sleep 600",
         ):
             with self.subTest(again=again):
                 self.setUp()
-                script = f'if [ "$1" = --exact ]; then {again}; exit; fi; {fails("a")}'
-                self.assertIsNone(self.retried(self.program_of_tests("story", script)))
+                self.assertIsNone(self.looked_at(self.program_of_tests("story", self.only_alone(fails("a"), again), limit=0.5)))
 
-    def test_a_retry_that_hangs_excuses_nothing(self):
-        script = f'if [ "$1" = --exact ]; then sleep 600; fi; {fails("a")}'
-        self.assertIsNone(self.retried(self.program_of_tests("story", script, limit=1)))
+    def test_nothing_runs_again_after_the_deadline(self):
+        story = self.program_of_tests("story", self.only_alone(fails("a")))
+        self.assertIsNone(self.looked_at(story, remaining=lambda: 0.0))
+        self.assertNotIn("it passed", self.out.getvalue())
 
     def test_a_failed_build_or_lint_is_not_excused(self):
-        script = f'if [ "$1" = --exact ]; then {PASSES}; exit; fi; {fails("a")}'
         lint = Job("lint", [self.program("lint", "exit 101")], idle=True)
-        self.assertIsNone(self.retried(self.program_of_tests("story", script), lint))
+        self.assertIsNone(self.looked_at(self.program_of_tests("story", self.only_alone(fails("a"))), lint))
+
+    def test_a_run_passes_with_what_is_unstable_and_says_so(self):
+        self.run_jobs(self.program_of_tests("story", self.only_alone(at("x.rs:1", "a"))))
+        options = mock.Mock(programs=[], arguments=[], retry=True, deadline=0)
+        self.assertEqual(0, runner.conclude(self.runner, options, tiers.Skipped(run_all=True), 0.0, {}))
+        for words in ("UNSTABLE: package::story a", "cause: x.rs:1", "    why", "1 passed, 0 failed"):
+            self.assertIn(words, self.out.getvalue())
+        options.retry = False
+        self.assertEqual(1, runner.conclude(self.runner, options, tiers.Skipped(run_all=True), 0.0, {}))
+
+
+class Known(unittest.TestCase):
+    def entry(self, **more):
+        entry = {"name": '"p::t a"', "first": "2026-11-01", "count": "1", "cause": '"c"', "repair": '"r"', **more}
+        return "[[test]]\n" + "".join(f"{key} = {value}\n" for key, value in entry.items() if value)
+
+    def test_a_test_is_known_for_two_weeks_and_then_an_error(self):
+        self.assertEqual(["p::t a"], list(runner.read_known(self.entry(), date(2026, 11, 14))))
+        with self.assertRaises(UsageError):
+            runner.read_known(self.entry(), date(2026, 11, 15))
+
+    def test_an_entry_has_to_be_complete(self):
+        for key in ("name", "first", "count", "cause", "repair"):
+            with self.subTest(key=key), self.assertRaises(UsageError):
+                runner.read_known(self.entry(**{key: ""}), date(2026, 11, 2))
+
+    def test_the_list_that_is_there_can_be_read(self):
+        runner.read_known(runner.KNOWN.read_text(), date(2000, 1, 1))
 
 
 class Scheduling(RunnerTest):
@@ -181,8 +235,6 @@ class Plan(unittest.TestCase):
     def test_the_plan_that_is_there_can_be_read(self):
         rows = runner.read_plan(runner.PLAN.read_text())
         self.assertGreater(len(rows), 20)
-        for row in rows:
-            self.assertFalse(row.retry and row.target in ("lib", "bin"), f"{row.name}: unit tests are not run again")
 
     def test_parts_of_a_program_have_to_add_up(self):
         for text in (
@@ -236,10 +288,10 @@ class Tiers(unittest.TestCase):
     def test_a_run_of_some_programs_or_tests_records_no_tier(self):
         name = next(iter(tiers.TIERS))
         for more in ({"programs": ["story"]}, {"arguments": ["name"]}):
-            options = mock.Mock(**{"programs": [], "arguments": [], "retry": False, **more})
+            options = mock.Mock(**{"programs": [], "arguments": [], "retry": False, "deadline": 0, **more})
             run = Runner(tiers.CACHE, out=io.StringIO())
             run.done.append(Job(f"tier {name}", [], state=OK))
-            self.assertEqual(0, runner.conclude(run, options, tiers.Skipped(), 0.0))
+            self.assertEqual(0, runner.conclude(run, options, tiers.Skipped(), 0.0, {}))
             self.assertEqual([], list(tiers.CACHE.iterdir()))
 
     def test_changes_that_are_not_committed_skip_nothing(self):

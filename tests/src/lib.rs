@@ -7,6 +7,7 @@ pub mod bucket;
 pub mod checkov;
 pub mod http;
 pub mod ports;
+pub mod seeds;
 pub mod servers;
 pub mod small;
 pub mod stand_in;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use textnlp_tests::bucket::Bucket;
-use textnlp_tests::{Dice, Said, Sandbox, eventually, http, promptly, said, signal};
+use textnlp_tests::{Dice, Said, Sandbox, eventually, http, promptly, said, seeds, signal};
 
 const UP: [&str; 5] = ["up", "--env", "development", "--yes", "--no-gate"];
 const DOWN: [&str; 4] = ["down", "--env", "development", "--yes"];
@@ -117,13 +117,6 @@ fn up_and_down_killed_at_every_journal_write_still_complete() {
     down_is_right(&sandbox, "after the last kill of down");
 }
 
-fn seed() -> u64 {
-    let seed = std::env::var("TEXTNLP_TEST_SEED").ok().and_then(|s| s.parse().ok());
-    seed.unwrap_or_else(|| {
-        u64::from(std::process::id()) ^ u64::from(std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.subsec_nanos()))
-    })
-}
-
 /// A random record, or a random moment within so many milliseconds.
 fn moment(sandbox: &Sandbox, dice: &mut Dice, most: u64) -> impl FnMut() -> bool {
     let record = usize::try_from(dice.below(40)).expect("a small number") + records(sandbox);
@@ -149,12 +142,11 @@ fn a_life_with_kills(sandbox: &Sandbox, dice: &mut Dice, story: &str) {
 
 #[test]
 fn run_killed_at_a_random_time_is_recovered_by_the_next() {
-    let seed = seed();
-    println!("TEXTNLP_TEST_SEED={seed}");
+    let seed = seeds::first_seed();
     let mut dice = Dice(seed);
     let sandbox = Sandbox::new("random");
     for life in 0..8 {
-        a_life_with_kills(&sandbox, &mut dice, &format!("TEXTNLP_TEST_SEED={seed}, life {life}"));
+        a_life_with_kills(&sandbox, &mut dice, &format!("TEXTNLP_TESTS_SEED={seed}, life {life}"));
     }
 }
 
@@ -192,7 +184,7 @@ fn killed_in_bucket(
 /// One life in a bucket: `up` and `down` killed twice each, and each of them once more until it ends. How often it was killed at work.
 fn a_life_in_a_bucket(seed: u64, life: u64) -> usize {
     let Some(bucket) = Bucket::start() else { return 4 };
-    let story = format!("TEXTNLP_TEST_SEED={seed}, life {life} in a bucket");
+    let story = format!("TEXTNLP_TESTS_SEED={seed}, life {life} in a bucket");
     let mut dice = Dice(seed ^ life.wrapping_mul(0x9e37_79b9));
     let mut sandbox = Sandbox::new("bucket");
     sandbox.variables.extend(bucket.variables());
@@ -219,8 +211,7 @@ fn a_life_in_a_bucket(seed: u64, life: u64) -> usize {
 /// go on beside each other.
 #[test]
 fn run_killed_with_state_in_a_bucket_is_recovered_after_the_lease() {
-    let seed = seed();
-    println!("TEXTNLP_TEST_SEED={seed}");
+    let seed = seeds::first_seed();
     let lives: Vec<_> = (0..3).map(|life| std::thread::spawn(move || a_life_in_a_bucket(seed, life))).collect();
     let kills: usize = lives.into_iter().map(|life| life.join().expect("a life ends well")).sum();
     assert!(kills >= 6, "{kills} kills are too few for a story");
@@ -228,12 +219,11 @@ fn run_killed_with_state_in_a_bucket_is_recovered_after_the_lease() {
 
 #[test]
 fn up_killed_with_all_its_processes_is_recovered() {
-    let seed = seed();
-    println!("TEXTNLP_TEST_SEED={seed}");
+    let seed = seeds::first_seed();
     let mut dice = Dice(seed);
     let sandbox = Sandbox::new("power");
     for life in 0..2 {
-        let story = format!("TEXTNLP_TEST_SEED={seed}, life {life}");
+        let story = format!("TEXTNLP_TESTS_SEED={seed}, life {life}");
         let growth = journal(&sandbox) + 500 + dice.below(7_000);
         killed(&sandbox, &UP, || journal(&sandbox) > growth);
         // As if the power had failed: the supervisor and its children are gone too.

@@ -4,18 +4,9 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use textnlp_tests::{Dice, Sandbox, eventually, promptly, said, signal};
+use textnlp_tests::{Dice, Sandbox, eventually, promptly, said, seeds, signal};
 
 use crate::stage::{Goods, NAME, Stage};
-
-fn seed() -> u64 {
-    let seed = std::env::var("TEXTNLP_TEST_SEED").ok().and_then(|s| s.parse().ok());
-    let seed = seed.unwrap_or_else(|| {
-        u64::from(std::process::id()) ^ u64::from(std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.subsec_nanos()))
-    });
-    eprintln!("TEXTNLP_TEST_SEED={seed}");
-    seed
-}
 
 /// How many kills a story has: a dozen, or as many as are asked for.
 fn kills(usual: u64) -> u64 {
@@ -75,7 +66,7 @@ fn killed_create_ends_with_the_same_bytes() {
     let volumes = ["--volume-size", "20MB"];
     let mut longest = undisturbed(create("whole.tar", &[]));
     undisturbed(create("whole-parts.tar", &volumes));
-    let (mut dice, mut alive) = (Dice(seed()), 0);
+    let (mut dice, mut alive) = (Dice(seeds::first_seed()), 0);
     for n in 0..kills(8) {
         let (out, more) = if n % 2 == 0 { ("again.tar", &[][..]) } else { ("again-parts.tar", &volumes[..]) };
         alive += u64::from(killed(create(out, more), &mut dice, &mut longest));
@@ -149,7 +140,7 @@ fn killed_install_ends_with_the_same_site() {
     stage.is_well();
     stage.down();
 
-    let (mut dice, mut alive) = (Dice(seed()), 0);
+    let (mut dice, mut alive) = (Dice(seeds::first_seed()), 0);
     for life in 0..3 {
         let mut longest = longest;
         stage.at_root(&format!("root-{life}"));
@@ -191,7 +182,7 @@ fn killed_update_ends_with_the_same_site_while_serving() {
     let second = stage.digest();
     arrives(&stage, &args(&back));
     let first = stage.digest();
-    let (mut dice, mut alive) = (Dice(seed()), 0);
+    let (mut dice, mut alive) = (Dice(seeds::first_seed()), 0);
     for _ in 0..kills(12).div_ceil(4) {
         for (step, digest) in [(&there, &second), (&back, &first)] {
             let mut longest = longest;
