@@ -1,7 +1,7 @@
 //! Random worlds for the programs of `simulate` and of the two operators in `tests/stores/operators.rs`: a start, another wish, and what
 //! clouds and other people do meanwhile; and how programs are run by their seeds.
 //!
-//! `TEXTNLP_PROGRAMS=1000000 TEXTNLP_TESTS_SEED=5000000` sets how many programs run and the first seed, which else comes from the commit. A
+//! `TEXTNLP_PROGRAMS=1000000 TEXTNLP_TESTS_SEED=5000000` sets how many programs run and the first seed. A
 //! program that fails is made smaller and printed with the command that repeats it; the others go on.
 
 use std::cell::{Cell, RefCell};

@@ -25,6 +25,8 @@ const FRONT_MS: u64 = 120;
 struct Site {
     gone: Option<FaultKind>,
     changed: Option<Instant>,
+    /// Whether the front found it gone: it looks away after a time, and after one lost request at the earliest.
+    missed: bool,
     table: BTreeMap<String, Value>,
     usage: BTreeSet<String>,
 }
@@ -107,10 +109,14 @@ impl World {
         change(&mut self.inner.lock().unwrap())
     }
 
-    pub fn lose(&self, site: &str, kind: Option<FaultKind>) {
+    pub fn lose(&self, name: &str, kind: Option<FaultKind>) {
         self.set(|inner| {
-            let site = inner.sites.get_mut(site).unwrap();
-            (site.gone, site.changed) = (kind, Some(Instant::now()));
+            let site = inner.sites.get_mut(name).unwrap();
+            (site.gone, site.changed, site.missed) = (kind, Some(Instant::now()), false);
+            // The last heartbeat, however late its turn comes on a busy machine: nobody takes over before a grace from now.
+            if kind.is_some() && inner.primary == name {
+                inner.renewed = Instant::now();
+            }
         });
     }
 
@@ -324,12 +330,18 @@ impl Wire for World {
                 .filter(|name| {
                     let site = &inner.sites[*name];
                     let seen = site.changed.is_none_or(|at| at.elapsed() > Duration::from_millis(FRONT_MS));
-                    if seen { site.gone.is_none() } else { site.gone.is_some() }
+                    match site.gone {
+                        None => seen,
+                        Some(_) => !(seen && site.missed),
+                    }
                 })
                 .collect();
             let to = known[inner.turn % known.len()];
             match inner.sites[to].gone {
-                Some(kind) => Err(kind),
+                Some(kind) => {
+                    inner.sites.get_mut(to).unwrap().missed = true;
+                    Err(kind)
+                }
                 None => {
                     for site in inner.sites.values_mut().filter(|site| site.gone.is_none()) {
                         site.usage.insert(id.clone());

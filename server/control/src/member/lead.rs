@@ -181,7 +181,8 @@ impl Member {
             return None;
         }
         let answered = |(site, life): (&Site, &Incarnation)| leading.peer(site, *life).and_then(|peer| peer.stamp);
-        let by_members = self.counted(leading, configuration).map(answered).reduce(|one, other| Some(one?.min(other?))).flatten();
+        let by_members =
+            self.counted(leading, configuration).map(answered).reduce(|one, other| Some(one?.min(other?))).flatten();
         let until = by_members.max(self.witness_heard)? + self.lease();
         (until > now).then_some(until)
     }

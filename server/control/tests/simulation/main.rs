@@ -1,7 +1,7 @@
 //! Many sites, faults of every kind, virtual time: no split brain, nothing acknowledged is lost, no flapping.
 //!
 //! `TEXTNLP_SCHEDULES=1000000 cargo test --release -p textnlp-control --test simulation` runs more schedules than the usual 5,000;
-//! `TEXTNLP_TESTS_SEED=500000` sets the first seed, which else comes from the commit. With `TEXTNLP_SCHEDULES=1` each event is printed.
+//! `TEXTNLP_TESTS_SEED=500000` sets the first seed. With `TEXTNLP_SCHEDULES=1` each event is printed.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
