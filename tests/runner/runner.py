@@ -3,7 +3,8 @@
 
 `cargo test` runs one test program after the other. Many of ours wait for leases, drills and time-outs, so one of two cores stays
 idle. This runner starts test programs side by side as the table `plan` allows, while what only needs a processor (the rest of the
-build, lint, pure tests) takes what they leave, at idle priority.
+build, pure tests) takes what they leave, at low priority. What passed with the same inputs on this machine is not run again
+(`results.py`). The first defect ends the run, unless it is told to go on.
 
 A test program fails when it ends with another status than 0, or prints no summary, or one with a failed test. With `--retry`, each
 failed test, and each program that died or timed out, runs again three times, alone. What fails each time is a defect, and red.
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+import results
 import tiers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,12 +36,12 @@ PLAN = Path(__file__).with_name("plan")
 KNOWN = ROOT / "tests/unstable.toml"
 # The package whose tests start the real program.
 STORIES = "textnlp-tests"
-# The group of programs that need nothing but a processor: they run at idle priority.
+# The group of programs that need nothing but a processor: they run at low priority.
 PURE = "pure"
 # Sum of the weights of what runs at normal priority, per core.
 LOAD_PER_CORE = 1.35
-# Programs at idle priority that run side by side.
-IDLE_SLOTS = max(2, os.cpu_count() or 2)
+# Programs at low priority that run side by side.
+IDLE_SLOTS = max(3, os.cpu_count() or 2)
 POLL_INTERVAL = 0.1
 PROGRESS_INTERVAL = 60
 LINES_OF_FAILURE = 12
@@ -59,7 +61,7 @@ REASONS = {
     "control-plane": "there is no Kubernetes control plane (`bash tests/cluster/build` says why)",
 }
 
-OK, FAILED, TIMED_OUT, LEFT_OUT = "ok", "FAILED", "TIMED OUT", "left out"
+OK, FAILED, TIMED_OUT, LEFT_OUT, ENDED = "ok", "FAILED", "TIMED OUT", "left out", "ended"
 
 
 class UsageError(Exception):
@@ -83,6 +85,7 @@ class Row:
     limit: float = 1500
     only: tuple = ()
     skip: tuple = ()
+    reads: tuple = ()
 
     @property
     def name(self):
@@ -106,6 +109,8 @@ class Job:
     seconds: float = 0.0
     limit: float = 3600
     needs: tuple = ()
+    # Jobs that have to be over, however they ended.
+    after: tuple = ()
     provides: str = ""
     optional: bool = False
     quiet: bool = False
@@ -122,6 +127,7 @@ class Job:
     load: float = 0.0
     output: Path | None = None
     tests: dict = field(default_factory=dict)
+    trace: Path | None = None
 
 
 # The plan --------------------------------------------------------------------------------------------------------------------------
@@ -139,8 +145,10 @@ def read_plan(text):
             row = Row(package, target, "" if group == "-" else group, float(weight), int(threads), float(seconds))
             for option in words[6:]:
                 key, _, value = option.partition("=")
-                if key in ("only", "skip", "needs") and value:
+                if key in ("only", "skip", "needs", "reads") and value:
                     setattr(row, key, tuple(value.split(",")))
+                    if key == "reads" and not set(row.reads) <= results.KINDS.keys():
+                        raise ValueError(f"`reads` may have {', '.join(results.KINDS)}")
                 elif key in ("tier", "every") and value in tiers.TIERS:
                     setattr(row, key, value)
                 elif key in ("beside", "limit") and value:
@@ -238,6 +246,10 @@ class Runner:
         self.began = time.monotonic()
         self.on_end = {}
         self.said = self.began
+        # Called as `look(failed jobs)` when nothing else runs; says whether the run may go on.
+        self.look = None
+        self.to_look_at = []
+        self.ended_early = False
 
     def say(self, text=""):
         print(text, file=self.out, flush=True)
@@ -251,7 +263,7 @@ class Runner:
     def run(self):
         """Runs everything to its end."""
         try:
-            while self.waiting or self.running:
+            while (self.waiting or self.running) and not self.ended_early:
                 self.drop_impossible()
                 self.start_possible()
                 if not self.running:
@@ -261,10 +273,36 @@ class Runner:
                     break
                 time.sleep(POLL_INTERVAL)
                 self.collect()
+                # A build or a check does not depend on what runs beside it.
+                if self.to_look_at and (any(not job.row for job in self.to_look_at) or all(job.idle for job in self.running)):
+                    self.look_at_failures()
                 self.report_progress()
+            if self.to_look_at:
+                self.look_at_failures()
         finally:
             for job in self.running:
-                end_group(job.pid)
+                signal_group(job.pid, signal.SIGKILL)
+
+    def look_at_failures(self):
+        """Looks at what failed since the last time, while what runs at low priority stands still."""
+        for job in self.running:
+            signal_group(job.pid, signal.SIGSTOP)
+        jobs, self.to_look_at = self.to_look_at, []
+        if not self.look(jobs):
+            self.end_early()
+        for job in self.running:
+            signal_group(job.pid, signal.SIGCONT)
+
+    def end_early(self):
+        """Ends the run: what waits and what runs is not needed any more."""
+        self.ended_early = True
+        for job in self.running:
+            signal_group(job.pid, signal.SIGKILL)
+            os.wait4(job.pid, 0)
+        for job in self.running + self.waiting:
+            job.state = ENDED
+        self.done += self.running + self.waiting
+        self.running, self.waiting = [], []
 
     def drop_impossible(self):
         """Leaves out what needs something that is not available, and says so."""
@@ -280,11 +318,15 @@ class Runner:
     def start_possible(self):
         # Longest first, so that no long one is left for the end.
         for job in sorted(self.waiting, key=lambda job: (job.idle, -job.seconds)):
-            if all(self.facts.get(need) for need in job.needs) and self.has_room(job):
+            over = all(any(other.name == name for other in self.done) for name in job.after)
+            if over and all(self.facts.get(need) for need in job.needs) and self.has_room(job):
                 self.waiting.remove(job)
                 self.start(job)
 
     def has_room(self, job):
+        # What failed is looked at when nothing else runs.
+        if self.to_look_at and not job.idle:
+            return False
         if job.group and any(other.group == job.group for other in self.running):
             return False
         if job.idle:
@@ -324,7 +366,7 @@ class Runner:
             if not pid:
                 if job.wall > job.limit and job.state == "running":
                     job.state = TIMED_OUT
-                    end_group(job.pid)
+                    signal_group(job.pid, signal.SIGKILL)
                 continue
             self.running.remove(job)
             job.status = os.waitstatus_to_exitcode(status)
@@ -350,6 +392,8 @@ class Runner:
         then = self.on_end.get(job.name)
         if then and job.state == OK:
             then(job)
+        if self.look and job.state in (FAILED, TIMED_OUT):
+            self.to_look_at.append(job)
 
     def report_progress(self):
         now = time.monotonic()
@@ -366,17 +410,13 @@ def free_space(folder):
 
 
 def lower_priority():
-    """Runs in the child: it only gets the processor time that nothing else wants."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except (OSError, AttributeError):
-        pass
-    os.nice(19)
+    """Runs in the child: it gets a tenth of what others get, and never nothing, so that its own time-outs hold."""
+    os.nice(10)
 
 
-def end_group(pid):
+def signal_group(pid, number):
     try:
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, number)
     except ProcessLookupError:
         pass
 
@@ -384,6 +424,8 @@ def end_group(pid):
 # Running again ---------------------------------------------------------------------------------------------------------------------
 
 PLACE = re.compile(r"panicked at (\S+?:\d+):\d+")
+# How the program under test names a cause: a line of its own, which differs between tests in names and numbers only.
+SAID = re.compile(r"^ *cause: (?:\S+ )?(.*)$", re.M)
 
 
 @dataclass
@@ -400,10 +442,13 @@ class Suspect:
         return f"{self.job.row.package}::{self.job.row.target} {self.test}".rstrip()
 
     def cause(self, known):
-        """Tests that fail at one place have one cause, unless the list of known ones tells it."""
-        place = PLACE.search(self.text)
-        entry = known.get(self.name)
-        return entry["cause"] if entry else place[1] if place else self.job.row.name
+        """What the list of known ones tells; else what the program under test said, apart from names and numbers; else the place."""
+        if self.name in known:
+            return known[self.name]["cause"]
+        said, place = SAID.search(self.text), PLACE.search(self.text)
+        if said:
+            return " ".join(re.sub(r"\S*[/\d]\S*", "…", said[1]).split())
+        return place[1] if place else self.job.row.name
 
 
 def suspects(job):
@@ -426,7 +471,7 @@ def run_alone(job, argv, limit):
         try:
             status = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            end_group(process.pid)
+            signal_group(process.pid, signal.SIGKILL)
             process.wait()
             status = None
         log.seek(0)
@@ -444,33 +489,44 @@ def passes_alone(suspect, say, limit):
     return good
 
 
-def look_again(jobs, say, known, remaining=lambda: float("inf")):
-    """Runs what failed again, alone. Returns what is unstable, or None when a failure is not excused."""
-    failed = [job for job in jobs if job.state not in (OK, LEFT_OUT)]
-    found = [(job, suspects(job)) for job in failed]
-    if any(not several for _, several in found):
-        return None
-    unstable = [suspect for _, several in found for suspect in several]
-    if len(unstable) > MAX_UNSTABLE:
-        say(f"\n{len(unstable)} failures are too many to be by chance: nothing runs again")
-        return None
-    for suspect in unstable:
+class Looker:
+    """Looks at failures: what is a defect, and what is unstable."""
+
+    def __init__(self, say, again=True, keep_going=False, known=None, remaining=lambda: float("inf")):
+        self.say, self.again, self.keep_going, self.known, self.remaining = say, again, keep_going, known or {}, remaining
+        self.unstable, self.defects = [], []
+
+    def look(self, jobs):
+        """Takes failed jobs when nothing else runs; whether the run goes on."""
+        for job in jobs:
+            several = suspects(job) if self.again else []
+            if len(self.unstable) + len(several) > MAX_UNSTABLE:
+                self.say(f"\n{len(self.unstable) + len(several)} failures are too many to be by chance: nothing runs again")
+                several = []
+            if several and all(self.passes(suspect) for suspect in several):
+                self.unstable += several
+            else:
+                self.defects.append(job)
+            causes = {suspect.cause(self.known) for suspect in self.unstable}
+            if len(causes) > MAX_CAUSES and job not in self.defects:
+                self.say(f"\n{len(causes)} causes are too many to be by chance: {', '.join(sorted(causes))}")
+                self.defects.append(job)
+            if self.defects and not self.keep_going:
+                return False
+        return True
+
+    def passes(self, suspect):
+        """Whether a suspect passes at least once when it runs again, alone."""
         for number in range(1, TRIES + 1):
-            limit = min(suspect.job.limit, remaining())
+            limit = min(suspect.job.limit, self.remaining())
             if limit <= 0:
-                say(f"\n== {suspect.name} cannot run again: no time is left")
-                return None
-            say(f"\n== {suspect.name} again, alone, {number} of {TRIES}")
-            good = passes_alone(suspect, say, limit)
-            say("it passed" if good else "it failed")
+                self.say(f"\n== {suspect.name} cannot run again: no time is left")
+                return False
+            self.say(f"\n== {suspect.name} again, alone, {number} of {TRIES}")
+            good = passes_alone(suspect, self.say, limit)
+            self.say("it passed" if good else "it failed")
             suspect.passes += good
-        if not suspect.passes:
-            return None
-    causes = sorted({suspect.cause(known) for suspect in unstable})
-    if len(causes) > MAX_CAUSES:
-        say(f"\n{len(causes)} causes are too many to be by chance: {', '.join(causes)}")
-        return None
-    return unstable
+        return suspect.passes > 0
 
 
 def read_known(text, today):
@@ -509,6 +565,13 @@ def test_programs(output):
     return found
 
 
+def binaries(output):
+    """The executables of the workspace in cargo's JSON messages that are no test programs."""
+    messages = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return sorted({message["executable"] for message in messages
+                   if message.get("reason") == "compiler-artifact" and message.get("executable") and not message["profile"]["test"]})
+
+
 def package_name(package_id):
     """`path+file:///a/b#name@0.1.0`, or `path+file:///a/name#0.1.0` where folder and package have one name."""
     place, _, fragment = package_id.partition("#")
@@ -529,15 +592,29 @@ def main():
     if unknown:
         raise UsageError(f"no test program is called {', '.join(sorted(unknown))}; the plan has: "
                          + ", ".join(sorted({row.target for row in rows if row.target not in ('lib', 'bin')})))
-    skipped = tiers.Skipped(run_all=options.all or bool(options.programs))
+    everything = not options.programs and not options.arguments
+    skipped = tiers.Skipped(run_all=options.all or not everything)
+    known_results = results.Results(run_all=options.all or not everything)
+    end = began + options.deadline if options.deadline else float("inf")
     with tempfile.TemporaryDirectory(prefix="textnlp-tests-") as folder:
         runner = Runner(folder)
-        schedule(runner, options, rows, chosen, skipped)
+        looker = Looker(runner.say, options.retry, options.keep_going, known, lambda: end - time.monotonic())
+        runner.look = looker.look
+        schedule(runner, options, rows, chosen, skipped, known_results)
+        if options.trace:
+            runner.look = None
         runner.run()
-        return conclude(runner, options, skipped, began, known)
+        if options.trace:
+            found = {job.name: results.undeclared(job.trace.read_text(errors="replace"), ROOT, job.row.reads)
+                     for job in runner.done if job.trace and job.trace.exists()}
+            for name, files in sorted(found.items()):
+                runner.say(f"{name} reads without `reads=`: {', '.join(files[:20])}" if files else f"{name} reads what it says")
+            return 1 if any(found.values()) else 0
+        good = conclude(runner, looker, options, rows, skipped, known_results, began)
+    return 0 if good else 1
 
 
-def schedule(runner, options, rows, chosen, skipped):
+def schedule(runner, options, rows, chosen, skipped, known_results):
     """Adds what this run consists of. Features do not depend on the part of the selection that is built, so the stories and what
     they start can be built first without building anything twice (`selection.py` checks it)."""
     features = ["--features", options.features] if options.features else []
@@ -555,11 +632,14 @@ def schedule(runner, options, rows, chosen, skipped):
         unplanned = programs.keys() - {(row.package, row.target) for row in rows}
         if unplanned:
             raise UsageError(f"these test programs have no line in {PLAN}: {sorted(unplanned)}")
-        for row in chosen:
-            program = programs.get((row.package, row.target))
-            if program and row.name not in started and not skipped.skips(row.tier):
-                started.add(row.name)
-                runner.add(test_job(row, program, options, skipped))
+        due = [(row, programs[row.package, row.target]) for row in chosen
+               if (row.package, row.target) in programs and row.name not in started and not skipped.skips(row.tier)]
+        started.update(row.name for row, _ in due)
+        if options.trace:
+            traced(runner, [test_job(row, program, options, skipped) for row, program in due])
+            return programs
+        for test in known_results.split([test_job(row, program, options, skipped) for row, program in due], binaries(job.messages.read_text())):
+            runner.add(test, on_end=known_results.record)
         return programs
 
     def start_the_rest(job):
@@ -577,11 +657,15 @@ def schedule(runner, options, rows, chosen, skipped):
                        seconds=900))
     if everything:
         runner.add(Job("environments of tests", ["bash", "tests/environments"], idle=True, quiet=True, seconds=800))
+    # A warning shows after minutes: nothing else is built before.
+    lints = options.lint if everything else []
+    for command in lints:
+        runner.add(Job(command, ["bash", "-c", command], weight=runner.capacity, group="cargo", seconds=3000))
     # One cargo at a time: each waits for the lock of the target folder anyway.
     last = None
     if any(row.package == STORIES for row in chosen):
         build("stories", ["--release", "--locked", *features, "-p", "textnlp-deploy", "-p", STORIES, "--bins", "--test", "*"],
-              start_tests, weight=runner.capacity, seconds=2000)
+              start_tests, weight=runner.capacity, seconds=2000, after=tuple(lints))
         last = "stories"
     if any(row.package != STORIES for row in chosen):
         build("all tests", [*selection, "--bins", "--tests"], start_the_rest, idle=bool(last), seconds=1500, needs=(last,) if last else ())
@@ -597,6 +681,14 @@ def schedule(runner, options, rows, chosen, skipped):
         runner.add(Job(name, argv, idle=True, group="cargo", needs=(last,), optional=optional, seconds=500))
 
 
+def traced(runner, jobs):
+    """Adds test programs under strace. What they read without saying so is reported; their results are not: a debugger disturbs."""
+    for job in jobs:
+        job.trace = runner.folder / f"trace-{re.sub('[^A-Za-z0-9_-]+', '_', job.name)}"
+        job.argv = [*results.STRACE, str(job.trace), *job.argv]
+        runner.add(job)
+
+
 def test_job(row, program, options, skipped):
     executable, folder = program
     argv = [executable, f"--test-threads={row.threads}", *row.only]
@@ -610,61 +702,110 @@ def test_job(row, program, options, skipped):
                group="" if pure else row.group, idle=pure, seconds=row.seconds, limit=row.limit, needs=row.needs)
 
 
-def conclude(runner, options, skipped, began, known):
+def fates(runner, rows, chosen, skipped, known_results, features):
+    """What became of each line of the plan. A line without a fate is a mistake of the runner."""
+    jobs = {job.name: job for job in runner.done if job.row}
+    found = {}
+    for row in rows:
+        job = jobs.get(row.name)
+        if row not in chosen:
+            found[row.name] = "LEFT OUT: not asked for"
+        elif row.package in tiers.left_out(features):
+            found[row.name] = "LEFT OUT: " + next(REASONS[name] for name, crates in tiers.OF_FEATURES.items() if row.package in crates)
+        elif skipped.skips(row.tier):
+            found[row.name] = f"SKIPPED: tier {row.tier}"
+        elif row.name in known_results.cached:
+            found[row.name] = "CACHED"
+        elif job and job.state == LEFT_OUT:
+            lost = [need for need in row.needs if not runner.facts.get(need)]
+            found[row.name] = "LEFT OUT: " + REASONS.get(lost[0] if lost else "", "what it needs failed")
+        elif job and job.state != ENDED:
+            found[row.name] = "RAN"
+        elif runner.ended_early:
+            found[row.name] = "LEFT OUT: the run ended before"
+    return found
+
+
+def conclude(runner, looker, options, rows, skipped, known_results, began):
+    """Prints the results; whether the run is green."""
     say = runner.say
     jobs = runner.done
     say("\n== where the time went\n")
     say(f"{'':60} {'from':>7} {'wall':>7} {'cpu':>7}")
-    for job in sorted((job for job in jobs if job.state != LEFT_OUT), key=lambda job: job.began):
+    for job in sorted((job for job in jobs if job.state not in (LEFT_OUT, ENDED)), key=lambda job: job.began):
         say(f"{job.name[:60]:60} {job.began - runner.began:7.0f} {job.wall:7.1f} {job.cpu:7.1f}"
             + ("" if job.state == OK else f"  {job.state}"))
     wall, cpu = time.monotonic() - began, sum(job.cpu for job in jobs)
     say(f"{'all':60} {'':7} {wall:7.1f} {cpu:7.1f}   {cpu / wall:.2f} cores busy, {free_space(runner.folder)}")
 
-    failed = [job for job in jobs if job.state not in (OK, LEFT_OUT)]
-    end = began + options.deadline if options.deadline else float("inf")
-    unstable = look_again(jobs, say, known, lambda: end - time.monotonic()) if failed and options.retry else None
     say()
+    known_results.report(say)
+    chosen = [row for row in rows if not options.programs or row.target in options.programs]
+    became = fates(runner, rows, chosen, skipped, known_results, options.features)
+    for name, fate in became.items():
+        if fate.startswith("LEFT OUT") and fate != "LEFT OUT: not asked for":
+            say(f"{fate.replace('LEFT OUT', f'LEFT OUT: {name}', 1)}")
     for job in jobs:
-        if job.state == LEFT_OUT:
+        if job.state == LEFT_OUT and not job.row:
             lost = [need for need in job.needs if not runner.facts.get(need)]
-            say(f"LEFT OUT: {job.name}: {REASONS.get(lost[0], f'`{lost[0]}` failed') if lost else 'it is not available on this machine'}")
+            say(f"LEFT OUT: {job.name}: " + (f"`{lost[0]}` failed" if lost else "it is not available on this machine"))
     skipped.report(say)
     if not (options.ci or options.all or options.programs):
         names = ", ".join(tier.name for tier in tiers.TIERS.values() if tier.command)
         say(f"LEFT OUT: the checks of tiers {names}: `bash tests/run --ci` runs them")
-    for suspect in unstable or []:
+
+    good = not looker.defects
+    lost = sorted(row.name for row in rows if row.name not in became)
+    if lost:
+        say(f"FAILED: the runner lost {', '.join(lost)}")
+        good = False
+    # Where everything can be had, nothing may be left out.
+    without = sorted(name for name, fate in became.items() if fate.startswith("LEFT OUT"))
+    if options.ci and good and without:
+        say(f"FAILED: {len(without)} lines of the plan were left out, and this run has to have them all")
+        good = False
+    for suspect in looker.unstable:
         say(f"UNSTABLE: {suspect.name} failed beside the others at a load of {suspect.job.load:.1f} and passed {suspect.passes} of {TRIES} "
-            f"times alone; cause: {suspect.cause(known)}" + ("" if suspect.name in known else f"; not in {KNOWN.name}: find out why"))
+            f"times alone; cause: {suspect.cause(looker.known)}"
+            + ("" if suspect.name in looker.known else f"; not in {KNOWN.name}: find out why"))
         say("\n".join(f"    {line}" for line in shortened(suspect.text).splitlines()[-LINES_OF_FAILURE:]))
-    for job in failed if unstable is None else []:
+    for job in looker.defects:
         names = sorted(name for name, result in job.tests.items() if result == FAILED)
         say(f"{job.state}: {job.name}" + (f": {', '.join(names)}" if names else ""))
         printed = outputs_of_failures(job.output.read_text(errors="replace")) if job.row else {}
         for name, text in printed.items():
             say("\n".join(f"    {line}" for line in [f"{name}:", *text.splitlines()[-LINES_OF_FAILURE:]]))
-    results = [result for job in jobs for result in job.tests.values()]
-    counts = {kind: results.count(kind) for kind in ("ok", FAILED, "ignored")}
-    if unstable:
-        counts = {**counts, "ok": counts["ok"] + counts[FAILED], FAILED: 0}
-    good = not failed or bool(unstable)
     # A part of the programs or of their tests says nothing about a whole tier.
     if good and not options.programs and not options.arguments:
         skipped.record(jobs, OK)
-    say(f"\n{counts['ok']} passed, {counts[FAILED]} failed, {counts['ignored']} skipped")
-    return 0 if good else 1
+        known_results.tidy()
+    counted = [fate.partition(":")[0] for fate in became.values()]
+    say(f"\n{len(rows)} lines of the plan: "
+        + ", ".join(f"{counted.count(fate)} {fate}" for fate in ("RAN", "CACHED", "SKIPPED", "LEFT OUT") if fate in counted)
+        + (f", {len(looker.unstable)} UNSTABLE" if looker.unstable else ""))
+    outcomes = [result for job in jobs for result in job.tests.values()]
+    excused = sum(1 for suspect in looker.unstable if suspect.test)
+    failed = outcomes.count(FAILED) - excused
+    if not good:
+        failed = max(failed, 1)
+    say(f"\n{outcomes.count('ok') + excused} passed, {failed} failed, {outcomes.count('ignored')} skipped")
+    return good
 
 
 def arguments():
     parser = argparse.ArgumentParser(prog="tests/run", description="Builds and runs the tests of the workspace.")
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="run only these test programs, by the name of their file or folder")
     parser.add_argument("--retry", action="store_true", help="run what failed again, alone, and list what passes then as UNSTABLE")
+    parser.add_argument("--keep-going", action="store_true", help="go on after the first defect")
+    parser.add_argument("--trace", action="store_true", help="run the programs under strace, and list the files that they read without `reads=` in the plan")
     parser.add_argument("--deadline", type=float, default=0, metavar="SECONDS", help="run nothing again after this time")
     parser.add_argument("--seed", default="", metavar="N|new", help="the first seed of random tests; `new` draws one and prints it")
     parser.add_argument("--ci", action="store_true", help="run the checks of tiers as well, such as licenses of dependencies")
-    parser.add_argument("--all", action="store_true", help="skip no tier, even if nothing that it covers has changed")
+    parser.add_argument("--all", action="store_true", help="skip no tier and use no cached result, even if nothing has changed")
     parser.add_argument("--features", default="", help="cargo features of the program, such as textnlp-deploy/clouds")
     parser.add_argument("--no-cluster", action="store_true", help="leave out the tests that need a Kubernetes control plane")
+    parser.add_argument("--lint", action="append", default=[], metavar="COMMAND",
+                        help="run this command before the builds; its failure ends the run")
     parser.add_argument("--also", action="append", default=[], metavar="COMMAND", help="run this command beside the tests; its failure fails the run")
     given = sys.argv[1:]
     rest = given[given.index("--") + 1:] if "--" in given else []

@@ -9,9 +9,10 @@ from datetime import date
 from pathlib import Path
 from unittest import mock
 
+import results
 import runner
 import tiers
-from runner import FAILED, LEFT_OUT, OK, TIMED_OUT, Job, Row, Runner, UsageError
+from runner import ENDED, FAILED, LEFT_OUT, OK, TIMED_OUT, Job, Row, Runner, UsageError
 
 PASSES = 'echo "test a ... ok"; echo "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out"'
 
@@ -53,8 +54,10 @@ class RunnerTest(unittest.TestCase):
 
     def looked_at(self, *jobs, known=None, **more):
         """What is unstable of these jobs, by name, or None when a failure is not excused."""
-        unstable = runner.look_again(self.run_jobs(*jobs), self.runner.say, known or {}, **more)
-        return unstable and [suspect.name for suspect in unstable]
+        self.looker = runner.Looker(self.runner.say, known=known, **more)
+        self.runner.look = self.looker.look
+        self.run_jobs(*jobs)
+        return None if self.looker.defects else [suspect.name for suspect in self.looker.unstable]
 
     def only_alone(self, first, again=PASSES, tries=""):
         """A program that does `first` beside the others and `again` alone; `tries` limits `again` to some of the three tries."""
@@ -145,6 +148,17 @@ class Again(RunnerTest):
         known = {f"package::s{n} a": {"cause": "one"} for n in (0, 1)}
         self.assertEqual(3, len(self.looked_at(*stories(["x.rs:1", "y.rs:2", "z.rs:3"]), known=known)))
 
+    def test_what_the_program_says_is_the_cause_apart_from_names_and_numbers(self):
+        job = self.program_of_tests("story", PASSES)
+        one = "panicked at x.rs:1:2:\nerror: up regions: 2 steps failed\n  cause: create primary/secrets/key: no answer within 10 s\n"
+        two = "panicked at x.rs:8:2:\nerror: up regions: 3 steps failed\n  cause: create tertiary/secrets/key: no answer within 12 s\n"
+        other = one.replace("no answer within 10 s", "permission denied")
+        causes = [runner.Suspect(job, "a", text).cause({}) for text in (one, two, other)]
+        self.assertEqual(causes[0], causes[1])
+        self.assertNotEqual(causes[0], causes[2])
+        self.assertIn("no answer within", causes[0])
+        self.assertEqual("x.rs:1", runner.Suspect(job, "a", "panicked at x.rs:1:2:\nleft: 1").cause({}))
+
     def test_what_runs_no_test_or_another_one_or_too_long_excuses_nothing(self):
         for again in (
             "exit 0",
@@ -166,14 +180,167 @@ class Again(RunnerTest):
         lint = Job("lint", [self.program("lint", "exit 101")], idle=True)
         self.assertIsNone(self.looked_at(self.program_of_tests("story", self.only_alone(fails("a"))), lint))
 
+    def test_a_defect_ends_the_run_unless_it_goes_on(self):
+        slow = self.program_of_tests("slow", f"sleep 600; {PASSES}", limit=700)
+        slow.idle = True
+        later = self.program_of_tests("later", PASSES, needs=("never",))
+        self.assertIsNone(self.looked_at(slow, self.program_of_tests("story", fails("a")), later))
+        self.assertEqual([ENDED, ENDED], [slow.state, later.state])
+        self.setUp()
+        after = self.program_of_tests("after", PASSES)
+        after.seconds = 0.1
+        self.assertIsNone(self.looked_at(self.program_of_tests("story", fails("a")), after, keep_going=True))
+        self.assertEqual(OK, after.state)
+
+    def test_a_failed_lint_ends_the_run_at_once_and_a_failed_test_when_nothing_else_runs(self):
+        slow = self.program_of_tests("slow", f"sleep 1; {PASSES}")
+        slow.weight = 0.1
+        story = self.program_of_tests("story", self.only_alone(fails("a")))
+        story.weight = 0.1
+        self.assertEqual(["package::story a"], self.looked_at(slow, story))
+        self.assertEqual(OK, slow.state)
+        self.assertLess(self.out.getvalue().index("== package::slow: ok"), self.out.getvalue().index("again, alone"))
+        self.setUp()
+        slow = self.program_of_tests("slow", f"sleep 600; {PASSES}", limit=700)
+        slow.weight = 0.1
+        self.assertIsNone(self.looked_at(slow, Job("lint", [self.program("lint", "exit 1")], idle=True)))
+        self.assertEqual(ENDED, slow.state)
+
+    def test_without_retry_a_failed_test_is_a_defect(self):
+        self.assertIsNone(self.looked_at(self.program_of_tests("story", self.only_alone(fails("a"))), again=False))
+
+
+class Verdict(RunnerTest):
+    def conclude(self, *jobs, rows=None, ci=True, cached=(), features="x/clouds,x/candle"):
+        self.looked_at(*jobs)
+        options = mock.Mock(programs=[], arguments=[], ci=ci, all=False, features=features)
+        known = results.Results(folder=self.folder / "results")
+        known.cached = {name: {"tests": 1, "commit": "c", "when": 0, "seconds": 1} for name in cached}
+        rows = rows if rows is not None else [job.row for job in jobs if job.row]
+        with mock.patch.object(tiers, "is_clean", lambda: False):
+            return runner.conclude(self.runner, self.looker, options, rows, tiers.Skipped(run_all=True), known, 0.0)
+
     def test_a_run_passes_with_what_is_unstable_and_says_so(self):
-        self.run_jobs(self.program_of_tests("story", self.only_alone(at("x.rs:1", "a"))))
-        options = mock.Mock(programs=[], arguments=[], retry=True, deadline=0)
-        self.assertEqual(0, runner.conclude(self.runner, options, tiers.Skipped(run_all=True), 0.0, {}))
-        for words in ("UNSTABLE: package::story a", "cause: x.rs:1", "    why", "1 passed, 0 failed"):
+        self.assertTrue(self.conclude(self.program_of_tests("story", self.only_alone(at("x.rs:1", "a")))))
+        for words in ("UNSTABLE: package::story a", "cause: x.rs:1", "    why", "1 passed, 0 failed", "1 RAN, 1 UNSTABLE"):
             self.assertIn(words, self.out.getvalue())
-        options.retry = False
-        self.assertEqual(1, runner.conclude(self.runner, options, tiers.Skipped(run_all=True), 0.0, {}))
+
+    def test_a_defect_is_red(self):
+        self.assertFalse(self.conclude(self.program_of_tests("story", fails("a"))))
+        self.assertIn("FAILED: package::story: a", self.out.getvalue())
+        self.assertIn("0 passed, 1 failed", self.out.getvalue())
+
+    def test_each_line_of_the_plan_has_a_fate_or_the_run_is_red(self):
+        rows = [Row("package", name, "", 1.0, 1, 1.0) for name in ("here", "cached", "lost")]
+        self.assertTrue(self.conclude(self.program_of_tests("here", PASSES), rows=rows[:2], cached=["package::cached"]))
+        self.assertIn("CACHED: package::cached", self.out.getvalue())
+        self.setUp()
+        self.assertFalse(self.conclude(self.program_of_tests("here", PASSES), rows=rows))
+        self.assertIn("the runner lost package::cached, package::lost", self.out.getvalue())
+
+    def test_what_cannot_be_had_is_red_where_everything_can_be_had(self):
+        def jobs():
+            self.setUp()
+            plane = Job("control plane", [self.program("a", "exit 3")], provides="control-plane", optional=True)
+            story = self.program_of_tests("story", PASSES, needs=("control-plane",))
+            story.row.needs = ("control-plane",)
+            return plane, story
+
+        self.assertFalse(self.conclude(*jobs()))
+        self.assertIn("LEFT OUT: package::story: there is no Kubernetes control plane", self.out.getvalue())
+        self.assertTrue(self.conclude(*jobs(), ci=False))
+
+    def test_crates_of_features_that_are_not_built_are_left_out_aloud(self):
+        rows = [Row("textnlp-aws", "lib", "", 1.0, 1, 1.0)]
+        self.assertTrue(self.conclude(rows=rows, ci=False, features=""))
+        self.assertIn("LEFT OUT: textnlp-aws::lib: the program is built without clouds", self.out.getvalue())
+
+
+class Cached(RunnerTest):
+    def setUp(self):
+        super().setUp()
+        for name, value in {"is_clean": lambda: True, "commit": lambda: 1, "git": lambda *_: "1 blob a\tx.rs\n1 blob b\tREADME.md\n1 blob c\tdata"}.items():
+            patch = mock.patch.object(tiers, name, value)
+            patch.start()
+            self.addCleanup(patch.stop)
+        results.files.cache_clear()
+        self.addCleanup(results.files.cache_clear)
+
+    def split(self, jobs, programs=(), **more):
+        known = results.Results(folder=self.folder / "results", **more)
+        return known, [job.name for job in known.split(list(jobs), list(programs))]
+
+    def recorded(self, *names, script=PASSES):
+        jobs = [self.program_of_tests(name, script) for name in names]
+        for number, job in enumerate(jobs):
+            known, _ = self.split(jobs)
+            job.wall = 1.0
+            with mock.patch.object(results.time, "time", lambda number=number: 1000.0 + number):
+                known.record(job)
+        return jobs
+
+    def test_what_passed_is_not_run_again_but_the_oldest_is(self):
+        jobs = self.recorded(*"abc")
+        known, due = self.split(jobs)
+        self.assertEqual(["package::a"], due)
+        self.assertEqual((["package::a"], {"package::b", "package::c"}), (known.repeated, set(known.cached)))
+        self.assertEqual(3, len(self.split(jobs, run_all=True)[1]))
+
+    def test_any_other_input_runs_it_again(self):
+        tool = self.program("tool", "exit 0")
+
+        def due(change=lambda job: None, programs=(tool,)):
+            job = self.program_of_tests("b", PASSES + "\n# starts tool")
+            change(job)
+            # Another one is the oldest.
+            return "package::b" in self.split([other, job], programs)[1]
+
+        other = self.recorded("a")[0]
+        job = self.program_of_tests("b", PASSES + "\n# starts tool")
+        job.wall = 1.0
+        known, _ = self.split([other, job], [tool])
+        known.record(job)
+        self.assertFalse(due())
+        self.assertTrue(due(lambda job: job.argv.append("--skip")))
+        self.assertTrue(due(lambda job: job.env.update(A="1")))
+        self.assertTrue(due(lambda job: setattr(job.row, "reads", ("docs",))))
+        with mock.patch.dict(results.os.environ, {"TEXTNLP_TESTS_SEED": "7"}):
+            self.assertTrue(due())
+        with mock.patch.object(results, "machine", lambda: "another kernel"):
+            self.assertTrue(due())
+        for path, changed in (("x.rs", False), ("README.md", False), ("data", True)):
+            results.files.cache_clear()
+            with mock.patch.object(tiers, "git", lambda *_, path=path: "".join(
+                    f"1 blob {'changed' if name == path else blob}\t{name}\n" for name, blob in (("x.rs", "a"), ("README.md", "b"), ("data", "c")))):
+                self.assertEqual(changed, due(), path)
+        results.files.cache_clear()
+        self.program("tool", "exit 1")
+        self.assertTrue(due())
+
+    def test_changes_that_are_not_committed_use_and_record_nothing(self):
+        jobs = self.recorded("a", "b")
+        with mock.patch.object(tiers, "is_clean", lambda: False):
+            self.assertEqual(2, len(self.split(jobs)[1]))
+            known, _ = self.split([self.program_of_tests("c", PASSES)])
+            known.record(self.program_of_tests("c", PASSES))
+        self.assertEqual(2, len(list((self.folder / "results").iterdir())))
+
+    def test_only_what_passed_is_recorded(self):
+        good, bad = self.program_of_tests("good", PASSES), self.program_of_tests("bad", fails("a"))
+        known, _ = self.split([good, bad])
+        for job in (good, bad):
+            self.runner.add(job, on_end=known.record)
+        self.runner.run()
+        self.assertEqual(["package::good"], [runner.json.loads(path.read_text())["name"] for path in (self.folder / "results").iterdir()])
+
+    def test_a_read_that_is_not_declared_is_found(self):
+        root = self.folder
+        for name in ("a.rs", "b.md", "c.json"):
+            (root / name).write_text("")
+        trace = "".join(f'7 openat(AT_FDCWD</x>, "{name}", O_RDONLY|O_CLOEXEC) = 3<{root}/{name}>\n' for name in ("a.rs", "b.md", "c.json"))
+        trace += '7 openat(AT_FDCWD</x>, "d.rs", O_RDONLY) = -1 ENOENT (No such file or directory)\n'
+        self.assertEqual(["a.rs", "b.md"], results.undeclared(trace, root, ()))
+        self.assertEqual(["a.rs"], results.undeclared(trace, root, ("docs",)))
 
 
 class Known(unittest.TestCase):
@@ -224,6 +391,13 @@ class Scheduling(RunnerTest):
         tier = Job("tier", [self.program("c", "exit 0")], needs=("all tests",))
         self.run_jobs(broken, build, tier)
         self.assertEqual([FAILED, LEFT_OUT, LEFT_OUT], [broken.state, build.state, tier.state])
+
+    def test_what_comes_after_another_one_waits_for_its_end_however_it_ends(self):
+        log = self.folder / "log"
+        lint = Job("lint", [self.program("lint", f"sleep 0.3; echo lint >>{log}; exit 1")], weight=0.1)
+        build = Job("build", [self.program("build", f"echo build >>{log}")], weight=0.1, after=("lint",), seconds=9)
+        self.run_jobs(lint, build)
+        self.assertEqual("lint\nbuild\n", log.read_text())
 
     def test_jobs_that_can_never_start_end_the_run(self):
         self.runner.add(self.program_of_tests("story", PASSES, needs=("nothing provides this",)))
@@ -288,10 +462,11 @@ class Tiers(unittest.TestCase):
     def test_a_run_of_some_programs_or_tests_records_no_tier(self):
         name = next(iter(tiers.TIERS))
         for more in ({"programs": ["story"]}, {"arguments": ["name"]}):
-            options = mock.Mock(**{"programs": [], "arguments": [], "retry": False, "deadline": 0, **more})
+            options = mock.Mock(**{"programs": [], "arguments": [], "ci": False, "features": "", **more})
             run = Runner(tiers.CACHE, out=io.StringIO())
             run.done.append(Job(f"tier {name}", [], state=OK))
-            self.assertEqual(0, runner.conclude(run, options, tiers.Skipped(), 0.0, {}))
+            known = results.Results(folder=tiers.CACHE / "results")
+            self.assertTrue(runner.conclude(run, runner.Looker(run.say), options, [], tiers.Skipped(), known, 0.0))
             self.assertEqual([], list(tiers.CACHE.iterdir()))
 
     def test_changes_that_are_not_committed_skip_nothing(self):
