@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs this bundle on a machine without a network. It needs a POSIX shell, the bundle, and nothing else:
 #
-#     tar -xf BUNDLE manifest.json manifest.json.minisig SHA256SUMS install.sh bin &&
+#     tar --no-same-owner --no-same-permissions -xf BUNDLE manifest.json manifest.json.minisig SHA256SUMS install.sh bin &&
 #       minisign -QVm manifest.json -p KEY.pub | sed 's/.*, //' | sha256sum -c &&
 #       grep -E '  (install.sh|bin/.*)$' SHA256SUMS | sha256sum -c &&
 #       sh install.sh BUNDLE --trust KEY.pub [flags of `textnlp-deploy bundle install`]
@@ -55,7 +55,7 @@ esac
 here=$(cd "$(dirname "$0")" && pwd)
 program=$here/bin/$platform/textnlp-deploy
 if [ ! -f "$program" ]; then
-    fail "the program is missing next to this script: bin/$platform/textnlp-deploy" "extract it from the bundle first: tar -xf $bundle install.sh bin"
+    fail "the program is missing next to this script: bin/$platform/textnlp-deploy" "extract it from the bundle first: tar --no-same-owner --no-same-permissions -xf $bundle install.sh bin"
 fi
 # A file that was added to `bin` is not in the sums.
 if [ -f "$here/SHA256SUMS" ] && ! (cd "$here" && grep -F "  bin/$platform/textnlp-deploy" SHA256SUMS | sha256sum -c) >/dev/null 2>&1; then

@@ -3,7 +3,7 @@
 pub use textnlp_orchestrator::release::short;
 use textnlp_orchestrator::state::Operator;
 pub use textnlp_service::deployment::{Deployment, acting};
-use textnlp_service::deployment::{Selection, operating_account};
+use textnlp_service::deployment::Selection;
 pub use textnlp_service::failure::{preflight_failure, state_failed};
 pub use textnlp_service::up::run_failed;
 
@@ -37,5 +37,5 @@ pub fn selection(session: &Session, chosen: ChosenEnvironment) -> Result<Selecti
 
 /// The operator, for the journal.
 pub fn operator(session: &Session) -> Operator {
-    acting(&clouds::Linked, operating_account(), session.global.reason.clone())
+    acting(&clouds::Linked, textnlp_files::operator(), session.global.reason.clone())
 }

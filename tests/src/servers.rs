@@ -60,7 +60,7 @@ pub fn moto(tests: &str) -> Option<Server> {
 
 /// An Azure Blob server (Azurite), with its data in this folder.
 pub fn azurite(tests: &str, folder: &std::path::Path) -> Option<Server> {
-    let modules = installed(tests, "node.sh", "azurite@3.37.0")?;
+    let modules = installed(tests, "node.sh", "azurite")?;
     let mut command = Command::new(format!("{modules}/.bin/node"));
     command.arg(format!("{modules}/azurite/dist/src/blob/main.js"));
     command.args([

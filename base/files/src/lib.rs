@@ -18,6 +18,6 @@ pub use filesystem::{Filesystem, filesystem};
 pub use lock::Lock;
 pub use ownership::{
     Exposed, Exposure, caller, check_files, check_folder, check_instructions, check_parents, check_secret,
-    check_settings, is_own, user, user_name,
+    check_settings, is_own, operator, user, user_name,
 };
 pub use replace::{Replace, sync_folder, unique_name};

@@ -91,6 +91,19 @@ pub fn user_name(uid: u32) -> Option<String> {
     found.map(|account| account.name)
 }
 
+/// The account behind this process: the login from which it was started where the kernel records it, which `sudo` and a change of user
+/// keep, else the real user. Its number stands for an account without a name. No variable has a say in it.
+pub fn operator() -> String {
+    let login = std::fs::read_to_string("/proc/self/loginuid").ok();
+    let uid = recorded_login(login.as_deref()).unwrap_or_else(|| rustix::process::getuid().as_raw());
+    user_name(uid).unwrap_or_else(|| format!("uid {uid}"))
+}
+
+/// The kernel writes the largest number for "nobody logged in" (audit_set_loginuid).
+fn recorded_login(file: Option<&str>) -> Option<u32> {
+    file?.trim().parse().ok().filter(|uid| *uid != u32::MAX)
+}
+
 /// Appends what other users control at a path of this process's user: the path itself, which has to be a folder, and what is in it, down
 /// to `depth` levels. Nothing that does not exist is reported. Links are not followed; below the folder itself only their owner counts.
 pub fn check_folder(path: impl AsRef<Path>, depth: usize, found: &mut Vec<Exposed>) -> Result<()> {
@@ -381,5 +394,14 @@ mod tests {
     fn users_have_names() {
         assert_eq!(user(0), "root (uid 0)");
         assert_eq!(user(3_999_999_999), "uid 3999999999");
+    }
+
+    #[test]
+    fn operator_is_the_login_that_the_kernel_recorded_or_the_real_user() {
+        assert_eq!(recorded_login(Some("1001\n")), Some(1001));
+        assert_eq!(recorded_login(Some("4294967295")), None, "nobody logged in");
+        assert_eq!(recorded_login(Some("alice")), None);
+        assert_eq!(recorded_login(None), None, "this kernel records none");
+        assert!(!operator().is_empty());
     }
 }

@@ -25,13 +25,6 @@ use crate::release::program_of;
 use crate::up::run_failed;
 use crate::{ChosenEnvironment, Exit, Failure, Platform, Progress, Scope};
 
-/// The name of the account that runs this program.
-pub fn operating_account() -> String {
-    let by =
-        ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
-    by.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
-}
-
 /// The account `by` as the operator, in this process.
 pub fn acting(platform: &dyn Platform, by: String, reason: Option<String>) -> Operator {
     Operator {

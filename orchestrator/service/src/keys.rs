@@ -13,7 +13,6 @@ use textnlp_orchestrator::load::Key;
 use textnlp_provider::Secret;
 use textnlp_provider::operations::Jobs;
 
-use crate::deployment::operating_account;
 use crate::running::ServerProcess;
 use crate::{ChosenEnvironment, Exit, Failure, Platform, RunningEnvironment};
 
@@ -104,7 +103,7 @@ impl<'a> Admin<'a> {
 
     /// The operator's name in the audit log.
     pub fn operator(&self) -> String {
-        let name = format!("{}@{}", operating_account(), self.platform.host_name());
+        let name = format!("{}@{}", textnlp_files::operator(), self.platform.host_name());
         name.chars().filter(|c| !c.is_control()).take(100).collect()
     }
 

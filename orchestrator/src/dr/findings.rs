@@ -32,6 +32,9 @@ pub struct Outage {
     pub to_ms: Option<f64>,
     /// The count of failed requests.
     pub failed: u64,
+    /// Those of them that timed out: nobody refused them.
+    #[serde(default)]
+    pub timed_out: u64,
 }
 
 /// A failure reason.
@@ -63,8 +66,11 @@ pub struct Failed {
     pub before_fault: u64,
     /// In flight at the fault, or sent between the fault and the traffic shift.
     pub during: u64,
-    /// Sent after the traffic shift and before the fault was reverted.
+    /// Sent after the traffic shift and before the fault was reverted, and refused or broken off.
     pub after_shift: u64,
+    /// Sent then, but timed out: a slow service looks the same as a lost one, so they are counted apart.
+    #[serde(default)]
+    pub slow_after_shift: u64,
     /// Sent after the fault was reverted: recovery and failback.
     pub on_return: u64,
 }
@@ -117,6 +123,61 @@ impl Findings {
     }
 }
 
+/// What clients saw before the fault.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Baseline {
+    /// Answered requests.
+    pub answered: u64,
+    /// Acknowledged writes.
+    pub acknowledged: u64,
+    /// Requests and writes that failed or timed out.
+    pub failed: u64,
+    /// The first error.
+    pub why: Option<String>,
+}
+
+impl Baseline {
+    /// The results of what was sent at `from` or later, in ms since the ledger began.
+    pub fn of(events: &[LedgerEvent], from: f64) -> Self {
+        let (mut found, mut sent) = (Self::default(), BTreeSet::new());
+        for event in events {
+            let (is_write, t, n, is, why) = match event {
+                LedgerEvent::Request { t, n, is, why } => (false, *t, *n, *is, why),
+                LedgerEvent::Write { t, n, is, why, .. } => (true, *t, *n, *is, why),
+                LedgerEvent::Mark { .. } => continue,
+            };
+            match is {
+                RequestStatus::Sent if t >= from => _ = sent.insert((is_write, n)),
+                _ if !sent.contains(&(is_write, n)) => {}
+                RequestStatus::Ok if is_write => found.acknowledged += 1,
+                RequestStatus::Ok => found.answered += 1,
+                RequestStatus::Failed | RequestStatus::Timeout => {
+                    found.failed += 1;
+                    let timed_out = || (is == RequestStatus::Timeout).then(|| "timeout".to_owned());
+                    found.why = found.why.take().or_else(|| why.clone()).or_else(timed_out);
+                }
+                RequestStatus::Sent => {}
+            }
+        }
+        found
+    }
+
+    /// Whether it shows a service without failures.
+    pub fn is_good(&self) -> bool {
+        self.failed == 0 && self.answered > 0 && self.acknowledged > 0
+    }
+
+    /// The results as text.
+    pub fn describe(&self) -> String {
+        let failed = match (self.failed, &self.why) {
+            (0, _) => "none failed".to_owned(),
+            (failed, None) => format!("{failed} failed"),
+            (failed, Some(why)) => format!("{failed} failed ({why})"),
+        };
+        format!("{} requests answered, {} writes acknowledged, {failed}", self.answered, self.acknowledged)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Span {
     n: u64,
@@ -132,6 +193,10 @@ impl Span {
 
     fn failed(&self) -> Option<f64> {
         self.end.and_then(|(t, is)| (is != RequestStatus::Ok).then_some(t))
+    }
+
+    fn timed_out(&self) -> bool {
+        self.end.is_some_and(|(_, is)| is == RequestStatus::Timeout)
     }
 }
 
@@ -162,6 +227,7 @@ pub fn findings(drill: &str, events: &[LedgerEvent], epoch_before: u64, truth: &
             (None, _) => &mut failed.before_fault,
             (Some(fault), _) if end < fault => &mut failed.before_fault,
             _ if request.sent >= revert => &mut failed.on_return,
+            (_, Some(shifted)) if request.sent >= shifted && request.timed_out() => &mut failed.slow_after_shift,
             (_, Some(shifted)) if request.sent >= shifted => &mut failed.after_shift,
             _ => &mut failed.during,
         } += 1;
@@ -225,10 +291,11 @@ fn outages(requests: &[Span]) -> Vec<Outage> {
             {
                 outage.failed += 1;
             }
-            _ => found.push(Outage { from_ms: request.sent, to_ms: None, failed: 1 }),
+            _ => found.push(Outage { from_ms: request.sent, to_ms: None, failed: 1, timed_out: 0 }),
         }
         last_failed = request.sent;
         if let Some(outage) = found.last_mut() {
+            outage.timed_out += u64::from(request.timed_out());
             outage.to_ms = earliest(requests.iter().filter(|r| r.sent > last_failed && r.ok().is_some()));
         }
     }
@@ -368,10 +435,10 @@ mod tests {
         assert_eq!(found.service_rto_ms, Some(2200.0), "the answered one at 1200 was followed by failures");
         assert_eq!(found.control_rto_ms, Some(2350.0));
         assert_eq!(found.shifted_ms, Some(3200.0));
-        assert_eq!(found.failed, Failed { before_fault: 0, during: 4, after_shift: 0, on_return: 1 });
+        assert_eq!(found.failed, Failed { during: 4, on_return: 1, ..Failed::default() });
         assert_eq!((found.lost, found.unaccounted, found.rpo_ms), (0, 0, 0.0));
-        let outages: Vec<_> = found.outages.iter().map(|o| (o.from_ms, o.to_ms, o.failed)).collect();
-        assert_eq!(outages, [(950.0, Some(3200.0), 4), (5200.0, Some(5300.0), 1)]);
+        let outages: Vec<_> = found.outages.iter().map(|o| (o.from_ms, o.to_ms, o.failed, o.timed_out)).collect();
+        assert_eq!(outages, [(950.0, Some(3200.0), 4, 1), (5200.0, Some(5300.0), 1, 0)]);
         assert_eq!(found.seconds[1], Second { ok: 1, failed: 2, written: 0, unwritten: 1 });
     }
 
@@ -453,6 +520,25 @@ mod tests {
             1,
             &all(5, 0),
         );
-        assert_eq!(found.failed, Failed { before_fault: 1, during: 0, after_shift: 1, on_return: 0 });
+        assert_eq!(found.failed, Failed { before_fault: 1, after_shift: 1, ..Failed::default() });
+    }
+
+    #[test]
+    fn slow_requests_after_the_shift_are_counted_apart_from_refused_ones() {
+        let text = "mark 10 fault\nmark 20 granted\nr 21 22 ok\nr 23 3023 timeout\nr 25 26 failed\nr 27 28 ok\nmark 4000 revert";
+        let found = findings("d", &ledger(text), 1, &all(4, 0));
+        assert_eq!(found.failed, Failed { after_shift: 1, slow_after_shift: 1, ..Failed::default() });
+    }
+
+    #[test]
+    fn baseline_counts_only_what_was_sent_in_its_own_time() {
+        let events = ledger("r 1 3001 timeout\nw 2 3 failed\nr 100 3100 ok\nw 101 102 ok 1\nr 103");
+        let first = Baseline::of(&events, 0.0);
+        assert_eq!((first.answered, first.acknowledged, first.failed, first.is_good()), (1, 1, 2, false));
+        assert_eq!(first.describe(), "1 requests answered, 1 writes acknowledged, 2 failed (timeout)");
+        let second = Baseline::of(&events, 50.0);
+        assert!(second.is_good(), "{second:?}");
+        assert_eq!(second.describe(), "1 requests answered, 1 writes acknowledged, none failed");
+        assert!(!Baseline::of(&events, 102.5).is_good(), "nothing was answered");
     }
 }

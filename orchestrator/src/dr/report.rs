@@ -201,7 +201,7 @@ impl Report {
     /// The count of failed requests.
     pub fn requests_failed(&self) -> u64 {
         let failed = self.figures.findings.failed;
-        failed.before_fault + failed.during + failed.after_shift + failed.on_return
+        failed.before_fault + failed.during + failed.after_shift + failed.slow_after_shift + failed.on_return
     }
 
     /// The JSON document.
@@ -269,14 +269,15 @@ impl Report {
             ["writes taken after", self.control_rto()],
             ["acknowledged writes lost", found.lost.to_string()],
             ["answers without usage", found.unaccounted.to_string()],
-            ["requests failed after the shift", failed.after_shift.to_string()],
+            ["requests refused after the shift", failed.after_shift.to_string()],
             ["left over", self.leftovers.len().to_string()],
         ]);
         let figures = json!([
             ["requests sent", found.requests.to_string()],
             ["failed before the fault", failed.before_fault.to_string()],
             ["failed between fault and shift", failed.during.to_string()],
-            ["failed after the shift", failed.after_shift.to_string()],
+            ["refused after the shift", failed.after_shift.to_string()],
+            ["timed out after the shift", failed.slow_after_shift.to_string()],
             ["failed during recovery and failback", failed.on_return.to_string()],
             ["why they failed", found.why()],
             [

@@ -34,11 +34,9 @@ pub enum Actor {
 }
 
 impl Actor {
-    /// The account that runs this process.
+    /// The account that runs this process, by its number: the name in a variable is whatever its caller wrote there.
     pub fn of_process() -> Self {
-        let named = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-        let by = named.filter(|name| is_plain(name));
-        Self::Operator(by.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw())))
+        Self::Operator(format!("uid {}", rustix::process::getuid().as_raw()))
     }
 
     /// Its kind and its name: `operator ada@desk`, `key 0123456789abcdef`.

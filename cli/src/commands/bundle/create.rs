@@ -99,18 +99,21 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     ))
 }
 
-/// How to install a bundle that `KEY.pub` verifies, and the digests of the files that run before a program verifies the rest.
+/// How to install a bundle that `KEY.pub` verifies, without the owners and modes of a file that is not verified yet, and the digests of the files that run before a program verifies the rest.
 fn installer(packed: &Packed, key: Option<&str>) -> String {
     let bundle = packed.paths[0].file_name().unwrap_or("BUNDLE");
     let Some(key) = key else {
-        return format!("\nOn the target machine: tar -xf {bundle} install.sh bin && sh install.sh {bundle}");
+        // A line to install it would run a script and a program that nobody verified.
+        return "\nNot signed: the target machine cannot verify the installer before it runs. Create the bundle with \
+                --sign-key KEY.key; `textnlp-deploy bundle keygen --out KEY` makes a key."
+            .to_owned();
     };
     let mut text = String::new();
     for file in packed.manifest.files.iter().filter(|file| file.path == "install.sh" || file.path.starts_with("bin/")) {
         text.push_str(&format!("\n  sha256     {}  {}", file.digest.hex(), file.path));
     }
     text.push_str(&format!(
-        "\nOn the target machine:\n  tar -xf {bundle} {} install.sh bin &&\n",
+        "\nOn the target machine:\n  tar --no-same-owner --no-same-permissions -xf {bundle} {} install.sh bin &&\n",
         STOCK_VERIFICATION_FILES.join(" ")
     ));
     for check in STOCK_VERIFICATION {

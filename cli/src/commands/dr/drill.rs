@@ -109,9 +109,10 @@ fn text(report: &Report, page: &str) -> String {
     let failed = found.failed;
     let _ = writeln!(
         text,
-        "  requests failed             {} until the failover, {} after it, {} during failback",
+        "  requests failed             {} until the failover, {} refused and {} timed out after it, {} during failback",
         failed.before_fault + failed.during,
         failed.after_shift,
+        failed.slow_after_shift,
         failed.on_return
     );
     if !found.reasons.is_empty() {

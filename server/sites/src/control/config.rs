@@ -165,6 +165,7 @@ impl AgentConfig {
                 .then(|| format!("`home` is {}, which is not a site of this environment", self.home)),
             pace(self.every_ms, self.lost_after),
             (!self.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
+            unauthenticated(&self.listen),
             self.outside.as_ref().and_then(OutsideConfig::problem),
             match &self.postgres {
                 _ if self.outside.is_some() => (self.postgres.is_some() || !self.database.is_empty())
@@ -219,6 +220,7 @@ impl WitnessConfig {
             unknown_site.map(|site| format!("`weights` names {site}, which is not a site of this environment")),
             pace(self.every_ms, self.lost_after),
             (!self.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
+            unauthenticated(&self.listen),
         ];
         let dns = self.dns.as_ref().map(|dns| dns.problems(&self.sites, &self.home, &self.weights));
         problems.into_iter().flatten().chain(dns.into_iter().flatten()).collect()
@@ -236,6 +238,12 @@ fn pace(every_ms: u64, lost_after: u32) -> Option<String> {
         return Some(format!("`every_ms` is {every_ms}, not from 50 to 600000"));
     }
     (!(2..=100).contains(&lost_after)).then(|| format!("`lost_after` is {lost_after}, not from 2 to 100"))
+}
+
+/// Who reaches the API may write control data, such as API keys. Access to a socket in a private folder is its authentication.
+fn unauthenticated(listen: &Address) -> Option<String> {
+    matches!(listen, Address::Tcp(_))
+        .then(|| format!("`listen` is {listen}: this API has no authentication, so it must be `unix:…`"))
 }
 
 /// Maximum size of a configuration file, in bytes.
@@ -275,5 +283,23 @@ mod tests {
         assert!(slash.contains("`service.path` is `ready`, but a path must begin with a slash"), "{slash}");
         let inside = read(&format!("database: \"sqlite:///d\", {}", service("/ready"))).unwrap_err();
         assert!(inside.contains("`service` is only for sites that share a database `outside`"), "{inside}");
+    }
+
+    #[test]
+    fn agent_and_witness_listen_only_on_sockets() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8PathBuf::try_from(folder.path().join("control.yaml")).unwrap();
+        let why = "this API has no authentication, so it must be `unix:…`";
+        for (listen, refused) in [("0.0.0.0:7391", true), ("127.0.0.1:0", true), ("unix:/run/a", false)] {
+            let pace = "every_ms: 1000, lost_after: 3, home: a";
+            let agent = "site: a, peers: { b: \"unix:/b\" }, witness: \"unix:/w\", automatic: true, failback: true, \
+                         max_lag_ms: 1000, database: \"sqlite:///d\"";
+            std::fs::write(&file, format!("watch: {{ folder: /f, listen: \"{listen}\", {pace}, {agent} }}")).unwrap();
+            let read = AgentConfig::read(&file).map_err(|error| error.to_string());
+            assert_eq!(read.is_err_and(|text| text.contains(why)), refused, "agent, {listen}");
+            std::fs::write(&file, format!("witness: {{ folder: /f, listen: \"{listen}\", {pace}, sites: [a, b] }}")).unwrap();
+            let read = WitnessConfig::read(&file).map_err(|error| error.to_string());
+            assert_eq!(read.is_err_and(|text| text.contains(why)), refused, "witness, {listen}");
+        }
     }
 }
