@@ -643,12 +643,15 @@ pub enum SecretCommand {
     /// Replace a generated credential and run `up`
     ///
     /// The old one stays accepted: the signing key until the last token that it signed has ended, the authority for 30
-    /// days beside the new one in the CA file. A database password has no such time.
+    /// days beside the new one in the CA file. A database password has no such time. The keys of backups and reports are replaced
+    /// without an `up`, except for backups that a cluster makes.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy secret rotate jwt --env staging                 replace the key that signs tokens\n  \
         textnlp-deploy secret rotate jwt --env staging --immediately   the same after a leak\n  \
         textnlp-deploy secret rotate ca --env pilot --no-gate          replace the certificate authority\n  \
-        textnlp-deploy secret rotate database --env staging            replace the passwords of a supervised PostgreSQL\n\n\
+        textnlp-deploy secret rotate database --env staging            replace the passwords of a supervised PostgreSQL\n  \
+        textnlp-deploy secret rotate backup --env staging              encrypt backups with a new key from now on\n  \
+        textnlp-deploy secret rotate report --env staging              sign reports and evidence with a new key\n\n\
         The first API key: `textnlp-deploy key rotate`. Steps after a leak: docs/runbooks/leaked-credentials.md")]
     Rotate {
         /// Credential to replace
@@ -672,6 +675,10 @@ pub enum RotatedSecret {
     Ca,
     /// The passwords of a supervised PostgreSQL of one site
     Database,
+    /// The key that encrypts backups; the old one is kept for older backups
+    Backup,
+    /// The key that signs reports, evidence of gates and backups
+    Report,
 }
 
 /// See [`Command::Audit`].

@@ -2,8 +2,8 @@
 
 pub use textnlp_orchestrator::release::short;
 use textnlp_orchestrator::state::Operator;
-pub use textnlp_service::deployment::{Deployment, acting};
 use textnlp_service::deployment::Selection;
+pub use textnlp_service::deployment::{Deployment, acting};
 pub use textnlp_service::failure::{preflight_failure, state_failed};
 pub use textnlp_service::up::run_failed;
 

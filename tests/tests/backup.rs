@@ -100,6 +100,22 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     std::fs::write(&wrong, "files of another kind").unwrap();
     refused(elsewhere(&sandbox, &["restore", wrong.as_str()]), 2, "no_backup");
 
+    // A new key is for new backups; older ones are read with the one before.
+    let rotated = run(&sandbox, &["secret", "rotate", "backup", "--yes"]).expect(0).json();
+    let recipient = rotated["recipient"].as_str().unwrap();
+    assert!(!made["recipients"].to_string().contains(recipient), "{rotated:#}");
+    assert!(sandbox.run(&["status", "--env", "development"]).out.contains("only on this machine"));
+    run(&sandbox, &["backup", "verify", file.as_str()]).expect(0);
+    let next = run(&sandbox, &["backup", "create"]).expect(0).json();
+    assert!(next["recipients"].to_string().contains(recipient), "{next:#}");
+    refused(run(&sandbox, &["secret", "rotate", "backup", "--immediately", "--yes"]), 2, "no_such_option");
+    // Whoever had the key that signs could have made what was signed with it.
+    let rotated = run(&sandbox, &["secret", "rotate", "report", "--yes"]).expect(0).json();
+    refused(run(&sandbox, &["backup", "verify", file.as_str()]), 4, "other_signer");
+    let old = ["--signed-by", rotated["old"].as_str().unwrap()];
+    run(&sandbox, &[&["backup", "verify", file.as_str()][..], &old].concat()).expect(0);
+    std::fs::remove_file(next["file"].as_str().unwrap()).unwrap();
+
     // The machine burns. What is left: the file and the key.
     run(&sandbox, &["down", "--yes", "--delete-data", "development"]).expect(0);
     let kept = sandbox.folder().join(name);

@@ -65,6 +65,8 @@ const COMMANDS: &[&str] = &[
     "secret rotate jwt --env staging --yes --no-gate",
     "secret rotate ca --env staging --yes --no-gate",
     "secret rotate database --env staging --yes --no-gate",
+    "secret rotate backup --env staging --yes",
+    "secret rotate report --env staging --yes",
     "audit export --env staging",
     "security audit --env staging --full --sarif TMP/audit.sarif",
     "compliance report --env staging --framework gdpr --out TMP/gdpr.html",

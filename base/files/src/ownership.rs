@@ -99,7 +99,7 @@ pub fn operator() -> String {
     user_name(uid).unwrap_or_else(|| format!("uid {uid}"))
 }
 
-/// The kernel writes the largest number for "nobody logged in" (audit_set_loginuid).
+/// The kernel writes the largest number for a process without a login (audit_set_loginuid).
 fn recorded_login(file: Option<&str>) -> Option<u32> {
     file?.trim().parse().ok().filter(|uid| *uid != u32::MAX)
 }

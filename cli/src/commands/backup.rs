@@ -340,7 +340,8 @@ async fn show_key(session: &Session, out: Option<&Utf8Path>, console: Console) -
     ));
     let signer = signing_key(&chosen.scope.folder).context("read the key that signs backups")?;
     let signer = signer.public().context("read the key that signs backups")?;
-    let (secret, content) = (key.secret(), key.file(&chosen.scope.name, &signer));
+    let keys = key::all(&Linked, &chosen.scope.folder).await?;
+    let (secret, content) = (key.secret(), Key::file(&keys, &chosen.scope.name, &signer));
     let public = key.recipient().to_string();
     let shown = match out {
         None => Success::new(

@@ -1,20 +1,27 @@
 //! `secret`: rotation of the credentials that an environment generates.
 
+use anyhow::Context;
 use jiff::Timestamp;
+use textnlp_orchestrator::dr::report;
 use textnlp_orchestrator::environment::{DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names};
 use textnlp_orchestrator::rotation::{self, RotationTarget};
 use textnlp_provider::{Recorded, Rotation, SiteName};
+use textnlp_service::backup::{backup_status, key};
 use textnlp_service::keys::Admin;
 use textnlp_service::{gate, running};
 
 use super::prelude::*;
 use super::up;
 use crate::args::{RotatedSecret, SecretCommand, Up};
+use crate::clouds::Linked;
 use crate::deployment::{self, Deployment};
 
 /// `secret …`.
 pub async fn secret(session: &Session, command: &SecretCommand, console: Console) -> Result<Success, Failure> {
     let SecretCommand::Rotate { what, immediately, no_gate } = *command;
+    if matches!(what, RotatedSecret::Backup | RotatedSecret::Report) {
+        return own_key(session, what, immediately, no_gate, console).await;
+    }
     let part = |name: &str| format!("{}/{name}", names::SECRETS);
     let signing_key = part(SIGNING_KEY);
     let passwords = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(part);
@@ -25,6 +32,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
         RotatedSecret::Ca => chosen.scope.platform.is_authority(recorded),
+        RotatedSecret::Backup | RotatedSecret::Report => false,
         // One that sites share has one version for ever.
         RotatedSecret::Database => {
             passwords.iter().any(|password| is_part(recorded, password))
@@ -32,11 +40,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
                 && !is_in_cluster(&recorded.site)
         }
     };
-    let says = match what {
-        RotatedSecret::Jwt => "the key that signs tokens",
-        RotatedSecret::Ca => "the certificate authority",
-        RotatedSecret::Database => "the database passwords of one supervised PostgreSQL",
-    };
+    let says = description_of(what);
     let rotation = Rotation { at: Timestamp::now(), immediately, new_id: false };
     let first = async || Ok::<(), Failure>(());
     let last = async || {
@@ -66,7 +70,78 @@ fn name_of(what: RotatedSecret) -> &'static str {
         RotatedSecret::Jwt => "jwt",
         RotatedSecret::Ca => "ca",
         RotatedSecret::Database => "database",
+        RotatedSecret::Backup => "backup",
+        RotatedSecret::Report => "report",
     }
+}
+
+fn description_of(what: RotatedSecret) -> &'static str {
+    match what {
+        RotatedSecret::Jwt => "the key that signs tokens",
+        RotatedSecret::Ca => "the certificate authority",
+        RotatedSecret::Database => "the database passwords of one supervised PostgreSQL",
+        RotatedSecret::Backup => "the key that encrypts backups",
+        RotatedSecret::Report => "the key that signs reports, evidence of gates and backups",
+    }
+}
+
+/// The keys that no resource has: `secret rotate backup` and `secret rotate report`.
+async fn own_key(
+    session: &Session,
+    what: RotatedSecret,
+    immediately: bool,
+    no_gate: bool,
+    console: Console,
+) -> Result<Success, Failure> {
+    let says = description_of(what);
+    if immediately {
+        let error = anyhow::anyhow!("{says} is replaced at once in any case");
+        return Err(Failure::usage("no_such_option", error).hint("omit --immediately"));
+    }
+    let deployment = deployment::recorded(session, session.load_to_run(session.quiet())?).await?;
+    let (scope, environment) = (&deployment.chosen.scope, &deployment.chosen.loaded.environment);
+    let mut locked = deployment.locked().await?;
+    let replaced = async {
+        console.say(match what {
+            RotatedSecret::Backup => format!("Replaces {says}. Older backups stay readable with the old one, which is kept."),
+            _ => format!(
+                "Replaces {says}. What the old one signed is not accepted any more: measured gates and baselines count as \
+                 not measured, and older backups and reports need its public half."
+            ),
+        });
+        if !session.global.yes && !console.confirm("Make this change?") {
+            let error = anyhow::anyhow!("not approved, so nothing was done");
+            return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
+        }
+        if let RotatedSecret::Backup = what {
+            let recipient = key::rotate(&Linked, &scope.folder).await?.recipient().to_string();
+            backup_status::key_was_replaced(&scope.folder)?;
+            let show = scope.command("backup key show --out FILE");
+            let text = format!("Replaced {says}: {recipient}\nStore the new key off this machine: {show}");
+            return Ok(Success::new(text, json!({ "rotated": [name_of(what)], "recipient": recipient })));
+        }
+        let (old, new) = report::rotate_signing_key(&scope.folder).context("replace the key")?;
+        let (old, new) = (old.to_base64(), new.to_base64());
+        let text = format!(
+            "Replaced {says}: {new}\nOlder backups: `backup restore FILE --signed-by {old}`, if you know that the file is yours\n\
+             Measure the gate again: {}",
+            scope.command("gate")
+        );
+        Ok(Success::new(text, json!({ "rotated": [name_of(what)], "old": old, "new": new })))
+    };
+    let replaced = replaced.await;
+    locked.close().await.map_err(|error| deployment.failed(error))?;
+    let mut done = replaced?;
+    // Whether or not the service runs, the key is replaced; the log of a stopped one cannot be written.
+    if let Err(failure) = record(session, what, false).await {
+        console.warn(format!("the audit log has no record of it: {:#}", failure.error));
+    }
+    // Backups in a cluster are encrypted by a job that has the public half.
+    if matches!(what, RotatedSecret::Backup) && environment.dumps_in_cluster() {
+        let went_up = up::up(session, &Up { no_gate, ..Up::default() }, console).await?;
+        done.text = format!("{}\n{}", done.text, went_up.text);
+    }
+    Ok(done)
 }
 
 /// Whether a resource is this part of its site, `COMPONENT/PART`.

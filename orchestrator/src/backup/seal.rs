@@ -89,12 +89,18 @@ impl Key {
         PublicKey::parse(line).map(Some).map_err(|error| Error::Key(format!("`{}`: {error}", SIGNED_BY.trim())))
     }
 
-    /// The content of a key file: this key, its public half and the key that signs the backups.
-    pub fn file(&self, environment: &EnvironmentName, signer: &PublicKey) -> Secret {
-        let secret = self.secret();
-        let text = secret.expose_text().unwrap_or_default();
-        let head = format!("# backups of {environment}\n# public key: {}\n", self.recipient());
-        Secret::new(format!("{head}{SIGNED_BY}{}\n{text}\n", signer.to_base64()).into_bytes())
+    /// The content of a key file: the key that signs the backups, and keys with their public halves. The first one encrypts new
+    /// backups, the others decrypt older ones.
+    pub fn file(keys: &[Self], environment: &EnvironmentName, signer: &PublicKey) -> Secret {
+        let mut text = format!("# backups of {environment}\n{SIGNED_BY}{}\n", signer.to_base64());
+        for (at, key) in keys.iter().enumerate() {
+            let note = if at == 0 { "" } else { ", replaced: for older backups" };
+            let secret = key.secret();
+            text.push_str(&format!("# public key: {}{note}\n", key.recipient()));
+            text.push_str(secret.expose_text().unwrap_or_default());
+            text.push('\n');
+        }
+        Secret::new(text.into_bytes())
     }
 
     /// The public half.

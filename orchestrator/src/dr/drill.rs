@@ -293,7 +293,9 @@ impl RunningDrill<'_> {
             }
             last = measured.describe();
         }
-        let why = format!("the service is unhealthy before the fault, measured {BASELINES} times: {last}; no fault was injected");
+        let why = format!(
+            "the service is unhealthy before the fault, measured {BASELINES} times: {last}; no fault was injected"
+        );
         Err(self.broken("baseline", why))
     }
 

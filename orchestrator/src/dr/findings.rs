@@ -32,7 +32,7 @@ pub struct Outage {
     pub to_ms: Option<f64>,
     /// The count of failed requests.
     pub failed: u64,
-    /// Those of them that timed out: nobody refused them.
+    /// Those of them that timed out; the others were refused or broken off.
     #[serde(default)]
     pub timed_out: u64,
 }

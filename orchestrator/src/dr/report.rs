@@ -435,6 +435,19 @@ pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
     Ok(key)
 }
 
+/// Replaces the signing key, which is created if there was none. Reports, evidence and backups before it are no longer those of this
+/// environment: an attacker with the old key could have made them. The caller holds the lock of the state.
+///
+/// Returns the public halves of the old one and of the new one.
+pub fn rotate_signing_key(state: &Utf8Path) -> Result<(PublicKey, PublicKey), ReportError> {
+    let old = signing_key(state)?.public()?;
+    let (secret, public) = key_files(state);
+    // A process that stops here leaves the old key, or none, and then the next signature creates one.
+    std::fs::remove_file(&secret).map_err(io("remove", &secret))?;
+    std::fs::remove_file(&public).map_err(io("remove", &public))?;
+    Ok((old, signing_key(state)?.public()?))
+}
+
 /// The public key that verifies reports of this environment.
 pub fn public_key(state: &Utf8Path) -> Result<PublicKey, ReportError> {
     Ok(PublicKey::read(&key_files(state).1)?)

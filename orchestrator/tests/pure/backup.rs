@@ -272,15 +272,33 @@ fn concurrent_runs_sign_with_one_key() {
 }
 
 #[test]
+fn replaced_signing_key_verifies_nothing_any_more() {
+    let (_dir, state) = folder();
+    let old = signing_key(&state).unwrap();
+    let file = state.join("report.json");
+    textnlp_orchestrator::dr::report::write_signed(&file, b"{}", &old, "test").unwrap();
+    let (before, after) = textnlp_orchestrator::dr::report::rotate_signing_key(&state).unwrap();
+    assert_eq!((&before, &after), (&old.public().unwrap(), &own_key(&state).unwrap()));
+    assert_ne!(before, after);
+    assert!(textnlp_orchestrator::dr::report::verify_own(&state, &file).is_err());
+    textnlp_orchestrator::dr::report::verify(&file, &before).unwrap();
+    assert_eq!(textnlp_orchestrator::dr::report::public_key(&state).unwrap(), after);
+}
+
+#[test]
 fn key_file_names_the_signer() {
     let (_dir, state) = folder();
     signing_key(&state).unwrap();
     let (key, signer) = (Key::generate(), own_key(&state).unwrap());
-    let file = key.file(&EnvironmentName::new("staging").unwrap(), &signer);
+    let file = Key::file(std::slice::from_ref(&key), &EnvironmentName::new("staging").unwrap(), &signer);
     assert_eq!(Key::signer(&file).unwrap(), Some(signer));
     let keys = Key::parse(&file).unwrap();
     assert_eq!(keys[0].recipient().to_string(), key.recipient().to_string());
     assert_eq!(Key::signer(&key.secret()).unwrap(), None);
+    // The newest first, then those for older backups.
+    let both = Key::file(&[Key::generate(), key], &EnvironmentName::new("staging").unwrap(), &own_key(&state).unwrap());
+    let parsed: Vec<String> = Key::parse(&both).unwrap().iter().map(|key| key.recipient().to_string()).collect();
+    assert_eq!((parsed.len(), &parsed[1]), (2, &keys[0].recipient().to_string()));
     assert!(Key::signer(&Secret::new(*b"# signed by: nobody\n")).is_err());
 }
 

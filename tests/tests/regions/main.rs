@@ -41,7 +41,12 @@ pub(crate) fn nothing_was_lost(report: &Value) {
         let back = back.map_or(f64::INFINITY, |seconds| seconds * 1000.0);
         // A request that is only slow tells nothing about where it was sent.
         let refused = |outage: &&serde_json::Value| outage["failed"].as_u64() > outage["timed_out"].as_u64();
-        let begun = figures["outages"].as_array().unwrap().iter().filter(refused).filter_map(|outage| outage["from_ms"].as_f64());
+        let begun = figures["outages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(refused)
+            .filter_map(|outage| outage["from_ms"].as_f64());
         assert_eq!(begun.filter(|from| (shifted..back).contains(from)).count(), 0, "{report:#}");
     } else {
         assert_eq!(figures["failed"]["after_shift"], 0, "{report:#}");

@@ -61,6 +61,11 @@ pub fn key_was_shown(folder: &Utf8Path) -> Result<(), Failure> {
     write(folder, &BackupStatus { key_shown: Some(Timestamp::now()), ..read(folder) })
 }
 
+/// Records that the key was replaced: the operator has not displayed the new one yet.
+pub fn key_was_replaced(folder: &Utf8Path) -> Result<(), Failure> {
+    write(folder, &BackupStatus { key_shown: None, ..read(folder) })
+}
+
 /// The backup warnings of `up` and `status`.
 pub struct Warning {
     /// Lines of text, empty without warnings.

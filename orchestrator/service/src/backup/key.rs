@@ -13,10 +13,22 @@ use super::failed;
 use crate::{ChosenEnvironment, Failure, Platform};
 
 const NAME: &str = "backup-key";
-const VERSION: &str = "1";
 
-fn reference() -> SecretRef {
-    SecretRef { name: SecretName(NAME.to_owned()), version: SecretVersion(VERSION.to_owned()) }
+fn reference(version: u64) -> SecretRef {
+    SecretRef { name: SecretName(NAME.to_owned()), version: SecretVersion(version.to_string()) }
+}
+
+/// The versions in the store, oldest first.
+async fn versions(platform: &dyn Platform, folder: &Utf8Path) -> Result<Vec<u64>, Failure> {
+    let versions = platform.secrets(folder).versions(&SecretName(NAME.to_owned())).await?;
+    let mut numbers: Vec<u64> = versions.iter().filter_map(|version| version.0.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+async fn read(platform: &dyn Platform, folder: &Utf8Path, version: u64) -> Result<Option<Key>, Failure> {
+    let secret = platform.secrets(folder).get(&reference(version)).await.context("read the backup key")?;
+    Ok(Key::parse(&secret).map_err(failed)?.into_iter().next())
 }
 
 /// Creates the key of an environment whose backups are encrypted in a cluster, which gets only the public half. Returns
@@ -30,15 +42,34 @@ pub async fn prepare(chosen: &ChosenEnvironment) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// The key, if there is one.
+/// The key that encrypts backups, if there is one.
 pub async fn there(platform: &dyn Platform, folder: &Utf8Path) -> Result<Option<Key>, Failure> {
-    let store = platform.secrets(folder);
-    let reference = reference();
-    if !store.versions(&reference.name).await?.contains(&reference.version) {
-        return Ok(None);
+    match versions(platform, folder).await?.last() {
+        Some(newest) => read(platform, folder, *newest).await,
+        None => Ok(None),
     }
-    let secret = store.get(&reference).await.context("read the backup key")?;
-    Ok(Key::parse(&secret).map_err(failed)?.into_iter().next())
+}
+
+/// All keys, newest first: older backups are encrypted with the ones that were replaced.
+pub async fn all(platform: &dyn Platform, folder: &Utf8Path) -> Result<Vec<Key>, Failure> {
+    let mut keys = Vec::new();
+    for version in versions(platform, folder).await?.into_iter().rev() {
+        keys.extend(read(platform, folder, version).await?);
+    }
+    Ok(keys)
+}
+
+/// Replaces the key. The old ones stay in the store, because nothing else decrypts the backups that were made with them. The caller
+/// holds the lock of the state.
+pub async fn rotate(platform: &dyn Platform, folder: &Utf8Path) -> Result<Key, Failure> {
+    let fresh = Key::generate();
+    let next = versions(platform, folder).await?.last().map_or(1, |newest| newest.saturating_add(1));
+    let reference = reference(next);
+    let stored = platform.secrets(folder).put(&reference.name, &reference.version, &fresh.secret()).await;
+    match stored {
+        Ok(()) => Ok(fresh),
+        Err(error) => Err(not_stored(Some(error), &folder.join(platform.secrets_folder()))),
+    }
 }
 
 /// The key. Creates it if there is none.
@@ -50,7 +81,7 @@ pub async fn ensure(platform: &dyn Platform, folder: &Utf8Path) -> Result<Key, F
         if let Some(key) = there(platform, folder).await? {
             return Ok(key);
         }
-        let reference = reference();
+        let reference = reference(1);
         let fresh = Key::generate().secret();
         if let Err(error) = platform.secrets(folder).put(&reference.name, &reference.version, &fresh).await {
             failed = Some(error);

@@ -65,12 +65,10 @@ pub async fn opener(
     opener_of_state(platform, folder).await
 }
 
-/// The backup key in a state. `Decryptor::Nothing` without one.
+/// The backup keys in a state. `Decryptor::Nothing` without one.
 pub async fn opener_of_state(platform: &dyn Platform, folder: &Utf8Path) -> Result<Decryptor, Failure> {
-    Ok(match key::there(platform, folder).await? {
-        Some(key) => Decryptor::Keys(vec![key]),
-        None => Decryptor::Nothing,
-    })
+    let keys = key::all(platform, folder).await?;
+    Ok(if keys.is_empty() { Decryptor::Nothing } else { Decryptor::Keys(keys) })
 }
 
 /// Reads a file with a key or a passphrase, to which only its owner has access.

@@ -297,7 +297,8 @@ mod tests {
             std::fs::write(&file, format!("watch: {{ folder: /f, listen: \"{listen}\", {pace}, {agent} }}")).unwrap();
             let read = AgentConfig::read(&file).map_err(|error| error.to_string());
             assert_eq!(read.is_err_and(|text| text.contains(why)), refused, "agent, {listen}");
-            std::fs::write(&file, format!("witness: {{ folder: /f, listen: \"{listen}\", {pace}, sites: [a, b] }}")).unwrap();
+            std::fs::write(&file, format!("witness: {{ folder: /f, listen: \"{listen}\", {pace}, sites: [a, b] }}"))
+                .unwrap();
             let read = WitnessConfig::read(&file).map_err(|error| error.to_string());
             assert_eq!(read.is_err_and(|text| text.contains(why)), refused, "witness, {listen}");
         }
