@@ -1,6 +1,6 @@
 //! Admission of client connections: a share per address, and a total. For one connection more than the total, the one
 //! that has been idle longest is closed, as nginx does, so that silent connections do not keep clients out. A connection
-//! is idle unless one of its requests waits for a backend. The requests of an address have the same bound as its connections: one
+//! is idle unless one of its requests waits for a backend, which none does before its body has ended. The requests of an address have the same bound as its connections: one
 //! HTTP/2 connection may have many, each with a connection to a backend. The networks that an IPv6 client may have are
 //! bounded too, because it can use all of their addresses.
 

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{BODY_PAUSE, Refusal};
 use super::backend::{Backend, Lease};
@@ -55,6 +56,8 @@ pub(super) enum Upload {
 pub(super) struct Limited {
     inner: Incoming,
     left: u64,
+    /// What is still to come, if the client has announced it.
+    announced: Option<u64>,
     pause: Option<Pin<Box<Sleep>>>,
     upload: Arc<UploadState>,
 }
@@ -65,6 +68,8 @@ pub(super) struct UploadState {
     fault: OnceLock<Refusal>,
     /// Whether the backend waits for the client's next bytes.
     is_waiting: AtomicBool,
+    /// Cancelled when the client has sent the whole body.
+    pub(super) end: CancellationToken,
 }
 
 impl UploadState {
@@ -100,12 +105,13 @@ pub(super) async fn take(
 ) -> Result<(Taken, Option<OwnedSemaphorePermit>), Refusal> {
     let known = body.size_hint().exact();
     if body.is_end_stream() {
+        upload.end.cancel();
         return Ok((Taken::Whole(Bytes::new()), None));
     }
     if known.is_some_and(|length| length > most) {
         return Err(Refusal::TooLarge);
     }
-    let limited = Limited { inner: body, left: most, pause: None, upload: upload.clone() };
+    let limited = Limited { inner: body, left: most, announced: known, pause: None, upload: upload.clone() };
     match memory.hold(known) {
         Some((length, held)) => {
             let mut limited = limited;
@@ -149,13 +155,24 @@ impl Body for Limited {
                 }
                 Ok(data) => {
                     self.left -= data.len() as u64;
+                    self.announced = self.announced.map(|rest| rest.saturating_sub(data.len() as u64));
+                    // The end of an announced body may not be polled for.
+                    if self.announced == Some(0) || self.inner.is_end_stream() {
+                        self.upload.end.cancel();
+                    }
                     Some(Ok(Frame::data(data)))
                 }
                 // Trailers belong to one hop.
-                Err(_) => None,
+                Err(_) => {
+                    self.upload.end.cancel();
+                    None
+                }
             },
             Some(Err(error)) => Some(Err(self.upload.fail(BROKEN, error))),
-            None => None,
+            None => {
+                self.upload.end.cancel();
+                None
+            }
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -121,26 +122,20 @@ async fn forward(
     let host = requested_host(head.version, &head.uri, &head.headers)?;
     head.headers = forwarded_headers(&head.headers, host, client, id);
     let upload = Arc::new(UploadState::default());
+    let end = upload.end.clone();
+    asked.set_body_end(end.clone());
     let (body, _held) = take(body, live.config.max_request_bytes, deadline, &upload, &gateway.bodies).await?;
-    asked.set_waiting(true);
     let head = Head { method: head.method, uri: target, headers: head.headers };
 
     let mut attempt = ForwardedRequest { gateway, deadline, head, upload, tried: Vec::new(), last: Refusal::NoBackend };
-    let mut body = Some(body);
-    while attempt.tried.len() < MOST_TRIES {
-        // A reload in between may have brought new ones.
-        let Some(backend) = gateway.live().backends.pick(&attempt.tried) else { break };
-        if !attempt.tried.is_empty() {
-            gateway.metrics.retried();
-        }
-        attempt.tried.push(backend.clone());
-        match attempt.try_one(&backend, body.take()).await {
-            Attempt::Answer(response) => return Ok(response),
-            Attempt::Again(kept) => body = Some(kept),
-            Attempt::Over(refusal) => return Err(refusal),
-        }
+    let mut answer = pin!(attempt.run(body));
+    tokio::select! {
+        biased;
+        answer = &mut answer => return answer,
+        // Until then the client is awaited, not the backend.
+        () = end.cancelled() => asked.set_waiting(true),
     }
-    Err(attempt.last)
+    answer.await
 }
 
 struct Head {
@@ -166,6 +161,24 @@ enum Attempt {
 }
 
 impl ForwardedRequest<'_> {
+    async fn run(&mut self, body: Taken) -> Result<Response<Download>, Refusal> {
+        let mut body = Some(body);
+        while self.tried.len() < MOST_TRIES {
+            // A reload in between may have brought new ones.
+            let Some(backend) = self.gateway.live().backends.pick(&self.tried) else { break };
+            if !self.tried.is_empty() {
+                self.gateway.metrics.retried();
+            }
+            self.tried.push(backend.clone());
+            match self.try_one(&backend, body.take()).await {
+                Attempt::Answer(response) => return Ok(response),
+                Attempt::Again(kept) => body = Some(kept),
+                Attempt::Over(refusal) => return Err(refusal),
+            }
+        }
+        Err(self.last)
+    }
+
     async fn try_one(&mut self, backend: &Arc<Backend>, body: Option<Taken>) -> Attempt {
         let Some(body) = body else { return Attempt::Over(self.last) };
         let whole = match &body {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::admission::Place;
 
@@ -40,6 +41,8 @@ pub(super) struct ActiveRequest {
     number: u64,
     of_address: usize,
     is_waiting: bool,
+    /// Cancelled at the end of the request's body; `None` before the request is read.
+    body_end: Option<CancellationToken>,
 }
 
 impl Activity {
@@ -61,7 +64,7 @@ impl Activity {
         requests.open.insert(number, Instant::now());
         drop(requests);
         let of_address = self.place.begin_request();
-        ActiveRequest { activity: self.clone(), number, of_address, is_waiting: false }
+        ActiveRequest { activity: self.clone(), number, of_address, is_waiting: false, body_end: None }
     }
 
     /// Whether there was any request.
@@ -114,9 +117,16 @@ impl Activity {
 }
 
 impl ActiveRequest {
+    /// The token that is cancelled at the end of the request's body.
+    pub(super) fn set_body_end(&mut self, body_end: CancellationToken) {
+        self.body_end = Some(body_end);
+    }
+
     /// Whether the request waits for a backend, and not for its client to send or to take something. Meanwhile no other
-    /// connection takes the place.
+    /// connection takes the place. Before the end of the body it never does: the backend waits for the client, who could
+    /// hold the place for as long as it likes.
     pub(super) fn set_waiting(&mut self, is_waiting: bool) {
+        let is_waiting = is_waiting && self.body_end.as_ref().is_none_or(CancellationToken::is_cancelled);
         if std::mem::replace(&mut self.is_waiting, is_waiting) == is_waiting {
             return;
         }
@@ -215,6 +225,19 @@ mod tests {
         assert!(!activity.is_waiting());
         let soon = tokio::time::timeout(Duration::from_millis(100), activity.is_overdue(Duration::from_millis(20)));
         assert!(soon.await.is_err(), "nothing is open");
+    }
+
+    #[tokio::test]
+    async fn request_does_not_wait_for_a_backend_before_the_end_of_its_body() {
+        let activity = activity();
+        let mut asked = activity.asked();
+        let end = CancellationToken::new();
+        asked.set_body_end(end.clone());
+        asked.set_waiting(true);
+        assert!(!activity.is_waiting());
+        end.cancel();
+        asked.set_waiting(true);
+        assert!(activity.is_waiting());
     }
 
     #[tokio::test]

@@ -306,6 +306,56 @@ async fn unfinished_request_makes_room_for_another_connection() {
     assert_eq!(a.requests(), 1);
 }
 
+/// Sends the beginning of an upload and waits until the gateway forwards it.
+async fn upload(site: &Site, stream: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) {
+    stream.write_all(bytes).await.unwrap();
+    stream.flush().await.unwrap();
+    eventually(async || site.admin("GET", "/status", "").await.1["backends"][0]["in_flight"] == 1).await;
+}
+
+#[tokio::test]
+async fn upload_of_unknown_length_makes_room_for_another_connection() {
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], "  max_connections: 1\n").await;
+    let head = "POST /x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nbody\r\n";
+    let mut slow = from([127, 0, 0, 5], site.address()).await;
+    upload(&site, &mut slow, head.as_bytes()).await;
+    assert!(is_served(from([127, 0, 0, 6], site.address()).await, "/x").await);
+    assert!(timeout(SOON, slow.read_to_end(&mut Vec::new())).await.is_ok(), "the connection is still open");
+    counts(&site, "connections_closed_total{reason=\"evicted\"} 1").await;
+    eventually(async || site.admin("GET", "/status", "").await.1["backends"][0]["in_flight"] == 0).await;
+
+    // A body that has ended: now the backend is awaited.
+    let mut whole = from([127, 0, 0, 5], site.address()).await;
+    let text = format!("{}0\r\n\r\n", head.replace("/x", "/hold"));
+    upload(&site, &mut whole, text.as_bytes()).await;
+    eventually(async || a.state.waiting.load(SeqCst) == 1).await;
+    assert!(is_closed(&mut from([127, 0, 0, 6], site.address()).await).await);
+    counts(&site, "connections_refused_total{reason=\"full\"} 1").await;
+    a.state.go.notify_one();
+    let mut answer = [0; b"HTTP/1.1 200".len()];
+    timeout(SOON, whole.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn upload_of_unknown_length_over_http2_makes_room_for_another_connection() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &format!("{}  max_connections: 1\n", tls(&path))).await;
+    let mut slow = http2(&site, &trusted).await;
+    // POST /x of site.example without a length, and DATA that does not end the stream.
+    let head = [&[0x83, 0x87, 0x04, 2][..], b"/x", &[0x41, 12], b"site.example"].concat();
+    upload(&site, &mut slow, &[frame(HEADERS, 4, 1, &head), frame(0, 0, 1, b"body")].concat()).await;
+    let other = secure(from([127, 0, 0, 2], site.address()).await, &trusted, b"http/1.1").await.unwrap();
+    let request = Request::get("/x").header("host", "x").body(Full::new(Bytes::new())).unwrap();
+    assert_eq!(exchange(other, request).await.status(), 200);
+    let kinds = until_closed(slow, Duration::from_millis(100), &frame(6, 0, 0, &[1; 8])).await;
+    assert!(kinds.contains(&GOAWAY), "{kinds:?}");
+    counts(&site, "connections_closed_total{reason=\"evicted\"} 1").await;
+}
+
 #[tokio::test]
 async fn flooded_site_stays_healthy_for_the_global_endpoint() {
     let (held, path) = folder();

@@ -43,7 +43,7 @@ section! {
         #[schemars(range(min = 1, max = 1_000_000))]
         pub max_connections: u32 = 12_000,
         /// Connections of one client address at once, or of one /64 of IPv6; more are refused. If unset, 1000 on a host
-        /// and no limit in a cluster, whose nodes and proxies hide the addresses of clients.
+        /// and an eighth of `max_connections` in a cluster.
         #[schemars(range(min = 1, max = 1_000_000))]
         pub max_connections_per_address: Option<u32> = None,
         /// Addresses and networks (`10.0.0.0/8`) of HTTP proxies and load balancers in front of the gateway. They are

@@ -21,6 +21,9 @@ const CONFIG_FILE: &str = "server.yaml";
 const GATEWAY_FILE: &str = "gateway.yaml";
 /// A larger number is considered a typing error.
 const REPLICAS_MAX: u32 = 1000;
+/// The part of a gateway's connections that one client address may have by default. Nodes and ingress controllers may
+/// hide the addresses of many clients behind one, so it is larger than on a host; but no address may have all of them.
+const ADDRESS_PART: u32 = 8;
 /// The gateway's `preStop` sleep in seconds, until load balancers have removed the terminating pod.
 const GATEWAY_LEAVES_AFTER: u64 = 5;
 /// The server's `preStop` sleep in seconds. The gateway first announces the shutdown to its connections.
@@ -282,8 +285,7 @@ impl Lowering<'_> {
             "timeout_seconds": endpoint.timeout_seconds,
             "max_request_bytes": endpoint.max_request_bytes,
             "max_connections": limits.total,
-            // Nodes and ingress controllers hide the addresses of clients.
-            "max_connections_per_address": limits.per_address.unwrap_or(limits.total),
+            "max_connections_per_address": limits.per_address.unwrap_or_else(|| default_per_address(limits.total)),
         } });
         if !limits.trusted_proxies.is_empty() {
             gateway["gateway"]["trusted_proxies"] = json!(limits.trusted_proxies);
@@ -354,6 +356,10 @@ impl Lowering<'_> {
 }
 
 /// The startup timeout of a pod, in seconds.
+fn default_per_address(total: u32) -> u32 {
+    (total / ADDRESS_PART).max(1)
+}
+
 fn startup_seconds(model_bytes: Option<u64>) -> u64 {
     model_bytes.map_or(STARTUP_UNKNOWN, |bytes| STARTUP_SECONDS + bytes.div_ceil(MODEL_BYTES_PER_SECOND))
 }
@@ -400,6 +406,11 @@ fn space(tree: &Map<String, Value>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_address_never_has_every_connection_by_default() {
+        assert_eq!([12_000, 8, 1].map(default_per_address), [1500, 1, 1]);
+    }
 
     #[test]
     fn startup_timeout_depends_on_the_model_size() {
