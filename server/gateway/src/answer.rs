@@ -6,6 +6,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
+use super::memory::Exceeded;
+
 /// Why the gateway responds itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -15,18 +17,29 @@ pub(super) enum Refusal {
     TooLarge,
     SlowBody,
     AddressLimit,
+    MemoryShare,
+    Memory,
     BadRequest(&'static str),
+}
+
+impl From<Exceeded> for Refusal {
+    fn from(exceeded: Exceeded) -> Self {
+        match exceeded {
+            Exceeded::Share => Refusal::MemoryShare,
+            Exceeded::Total => Refusal::Memory,
+        }
+    }
 }
 
 impl Refusal {
     pub(super) fn status(self) -> StatusCode {
         match self {
-            Refusal::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::NoBackend | Refusal::Memory => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::BackendFailed => StatusCode::BAD_GATEWAY,
             Refusal::TooLong => StatusCode::GATEWAY_TIMEOUT,
             Refusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::SlowBody => StatusCode::REQUEST_TIMEOUT,
-            Refusal::AddressLimit => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::AddressLimit | Refusal::MemoryShare => StatusCode::TOO_MANY_REQUESTS,
             Refusal::BadRequest(_) => StatusCode::BAD_REQUEST,
         }
     }
@@ -60,6 +73,14 @@ impl Refusal {
                 "this address has too many requests at once",
                 "wait for answers; operators: `server.api.max_connections_per_address` is the limit",
             ),
+            Refusal::MemoryShare => (
+                "memory_limit",
+                "this address has too many unfinished requests at once",
+                "wait for answers, or send smaller requests",
+            ),
+            Refusal::Memory => {
+                ("memory_limit", "the gateway has no memory for this request at the moment", "try again in a moment")
+            }
             Refusal::BadRequest(what) => ("bad_request", what, "see GET /openapi.json"),
         }
     }
@@ -69,7 +90,7 @@ impl Refusal {
         let kind = if self.status().is_client_error() { "invalid_request_error" } else { "server_error" };
         let mut response = error(self.status(), kind, code, message, hint);
         let headers = response.headers_mut();
-        if matches!(self, Refusal::NoBackend | Refusal::AddressLimit) {
+        if matches!(self, Refusal::NoBackend | Refusal::AddressLimit | Refusal::MemoryShare | Refusal::Memory) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
         }
         if matches!(self, Refusal::TooLarge | Refusal::SlowBody) {

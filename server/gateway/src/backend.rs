@@ -26,6 +26,8 @@ use super::trust::Trust;
 const MOST_IDLE: usize = 64;
 /// Idle timeout, shorter than the server's, so that the gateway closes first.
 const IDLE_FOR: Duration = Duration::from_secs(15);
+/// The longest head of an answer, and the most bytes of a request that a backend has not read.
+pub(super) const BACKEND_BUFFER: usize = 64 << 10;
 /// Why a request that waited gets no answer.
 const GIVEN_UP: &str = "it no longer answers";
 /// Timeout of connecting, with the handshake. A wait for room in the queue of a Unix socket is not part of it.
@@ -394,7 +396,7 @@ async fn shake(
     stops: &ShutdownSignals,
 ) -> io::Result<Lease> {
     let (sender, connection) = http1::Builder::new()
-        .max_buf_size(256 << 10)
+        .max_buf_size(BACKEND_BUFFER)
         .handshake::<_, Upload>(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;

@@ -1,6 +1,7 @@
 //! Bodies in transit: requests with a size limit, responses with their connection.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -9,38 +10,21 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{BODY_PAUSE, Refusal};
-use super::backend::{Backend, Lease};
+use super::backend::{BACKEND_BUFFER, Backend, Lease};
+use super::listen::{MOST_HEAD, UNREAD_BYTES};
+use super::memory::{Memory, Reservation};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body up to this size is taken in first, so that the request can be repeated elsewhere. Prompts are smaller.
 const TAKE_IN: u64 = 256 << 10;
 
-/// Bytes of bodies that are taken in at once, by all requests. Those of further requests are streamed: they are not repeated.
-const MOST_TAKEN_IN: usize = 64 << 20;
-
-/// The memory of bodies that are taken in.
-#[derive(Debug, Clone)]
-pub(super) struct TakenInMemory(Arc<Semaphore>);
-
-impl Default for TakenInMemory {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MOST_TAKEN_IN)))
-    }
-}
-
-impl TakenInMemory {
-    /// The right to take in a body of this length, if it is short and there is room.
-    fn hold(&self, length: Option<u64>) -> Option<(usize, OwnedSemaphorePermit)> {
-        let length = u32::try_from(length.filter(|length| *length <= TAKE_IN)?).ok()?;
-        Some((length as usize, self.0.clone().try_acquire_many_owned(length).ok()?))
-    }
-}
+/// What a body takes that is not taken in: the unread bytes of its connection, and what the backend has not read.
+const STREAM_BYTES: usize = MOST_HEAD + UNREAD_BYTES as usize + BACKEND_BUFFER;
 
 /// A request body for a backend.
 #[derive(Debug)]
@@ -60,6 +44,7 @@ pub(super) struct Limited {
     announced: Option<u64>,
     pause: Option<Pin<Box<Sleep>>>,
     upload: Arc<UploadState>,
+    _held: Option<Reservation>,
 }
 
 /// The client's part in a request that fails while its body is forwarded.
@@ -95,14 +80,16 @@ pub(super) enum Taken {
 /// What the client sent is not a whole body.
 const BROKEN: Refusal = Refusal::BadRequest("the body was interrupted or is malformed");
 
-/// Buffers a small body, as long as the second value is kept; another one stays a stream, whose end `upload` reports.
+/// Buffers a small body, whose memory is held with the second value; another one stays a stream. `upload` reports the
+/// end. `client`: whose memory it is.
 pub(super) async fn take(
     body: Incoming,
     most: u64,
     deadline: Instant,
     upload: &Arc<UploadState>,
-    memory: &TakenInMemory,
-) -> Result<(Taken, Option<OwnedSemaphorePermit>), Refusal> {
+    memory: &Arc<Memory>,
+    client: Option<IpAddr>,
+) -> Result<(Taken, Option<Reservation>), Refusal> {
     let known = body.size_hint().exact();
     if body.is_end_stream() {
         upload.end.cancel();
@@ -111,26 +98,25 @@ pub(super) async fn take(
     if known.is_some_and(|length| length > most) {
         return Err(Refusal::TooLarge);
     }
-    let limited = Limited { inner: body, left: most, announced: known, pause: None, upload: upload.clone() };
-    match memory.hold(known) {
-        Some((length, held)) => {
-            let mut limited = limited;
-            let all = async {
-                let mut all = BytesMut::with_capacity(length);
-                while let Some(frame) = limited.frame().await {
-                    let frame = frame.map_err(|_| BROKEN)?;
-                    if let Ok(data) = frame.into_data() {
-                        all.extend_from_slice(&data);
-                    }
-                }
-                Ok((Taken::Whole(all.freeze()), Some(held)))
-            };
-            match tokio::time::timeout_at(deadline.min(Instant::now() + BODY_PAUSE), all).await {
-                Ok(taken) => taken,
-                Err(_) => Err(Refusal::SlowBody),
+    let length = known.filter(|length| *length <= TAKE_IN).and_then(|length| usize::try_from(length).ok());
+    let held = memory.hold(client, length.unwrap_or(STREAM_BYTES))?;
+    let upload = upload.clone();
+    let limited = |held| Limited { inner: body, left: most, announced: known, pause: None, upload, _held: held };
+    let Some(length) = length else { return Ok((Taken::Stream(limited(Some(held))), None)) };
+    let mut limited = limited(None);
+    let all = async {
+        let mut all = BytesMut::with_capacity(length);
+        while let Some(frame) = limited.frame().await {
+            let frame = frame.map_err(|_| BROKEN)?;
+            if let Ok(data) = frame.into_data() {
+                all.extend_from_slice(&data);
             }
         }
-        None => Ok((Taken::Stream(limited), None)),
+        Ok((Taken::Whole(all.freeze()), Some(held)))
+    };
+    match tokio::time::timeout_at(deadline.min(Instant::now() + BODY_PAUSE), all).await {
+        Ok(taken) => taken,
+        Err(_) => Err(Refusal::SlowBody),
     }
 }
 
@@ -316,21 +302,5 @@ impl Body for Download {
             Download::Own(body) => body.size_hint(),
             Download::Backend { inner, .. } => inner.size_hint(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bodies_that_are_taken_in_share_a_bounded_memory() {
-        let memory = TakenInMemory::default();
-        let held: Vec<_> = std::iter::from_fn(|| memory.hold(Some(TAKE_IN))).take(10_000).collect();
-        assert_eq!(held.len(), MOST_TAKEN_IN / TAKE_IN as usize);
-        assert!(memory.hold(Some(1)).is_none(), "it is streamed");
-        drop(held);
-        assert!(memory.hold(Some(TAKE_IN)).is_some());
-        assert!(memory.hold(Some(TAKE_IN + 1)).is_none() && memory.hold(None).is_none());
     }
 }

@@ -21,6 +21,7 @@ use super::body::{Download, InFlight, Taken, Upload, UploadState, take};
 use super::config::Config;
 use super::events::RequestLine;
 use super::idle::ActiveRequest;
+use super::memory::bytes_of;
 
 /// Backends that one request may try. More would turn one sick request into an outage of all.
 pub(super) const MOST_TRIES: usize = 3;
@@ -118,13 +119,16 @@ async fn forward(
     }
     let deadline = started + Duration::from_secs(live.config.timeout_seconds);
     let (mut head, body) = request.into_parts();
+    let address = client.ip.filter(|ip| !live.config.trusts(*ip));
+    // As they came, and as they are sent.
+    let _fields = gateway.memory.hold(address, 2 * bytes_of(&head.headers))?;
     let target = origin_form(&head.method, &head.uri)?;
     let host = requested_host(head.version, &head.uri, &head.headers)?;
     head.headers = forwarded_headers(&head.headers, host, client, id);
     let upload = Arc::new(UploadState::default());
     let end = upload.end.clone();
     asked.set_body_end(end.clone());
-    let (body, _held) = take(body, live.config.max_request_bytes, deadline, &upload, &gateway.bodies).await?;
+    let (body, _held) = take(body, live.config.max_request_bytes, deadline, &upload, &gateway.memory, address).await?;
     let head = Head { method: head.method, uri: target, headers: head.headers };
 
     let mut attempt = ForwardedRequest { gateway, deadline, head, upload, tried: Vec::new(), last: Refusal::NoBackend };

@@ -30,6 +30,7 @@ mod frames;
 mod idle;
 mod inspect;
 mod lines;
+mod memory;
 mod metrics;
 mod plain;
 mod stall;
@@ -135,7 +136,7 @@ struct Gateway {
     metrics: Metrics,
     events: Events,
     admission: Arc<Admission>,
-    bodies: body::TakenInMemory,
+    memory: Arc<memory::Memory>,
     sockets: Sockets,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
@@ -271,7 +272,7 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
         metrics: Metrics::new(),
         events: Events::default(),
         admission: Arc::default(),
-        bodies: body::TakenInMemory::default(),
+        memory: Arc::default(),
         sockets: Sockets::new(shared, steps_aside),
         reloading: tokio::sync::Mutex::new(()),
         stops: ShutdownSignals::new(),

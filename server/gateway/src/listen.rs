@@ -37,14 +37,17 @@ use super::stall::Guarded;
 use super::{Error, Gateway, answer};
 
 /// The longest request head: as many of them as there may be connections have to fit into a gateway's memory.
-const MOST_HEAD: usize = 32 << 10;
+pub(super) const MOST_HEAD: usize = 32 << 10;
 /// From the first byte to the end of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request's own timeout ends it before its connection is closed.
 const OVERDUE_RESERVE: Duration = Duration::from_secs(2);
 /// The most bytes of requests that an HTTP/2 connection sends before they are read: the least that the protocol allows
 /// (<https://www.rfc-editor.org/rfc/rfc9113#section-6.9.2>). All connections of a gateway together stay below its memory in a cluster.
-const UNREAD_BYTES: u32 = 65_535;
+pub(super) const UNREAD_BYTES: u32 = 65_535;
+
+/// The most bytes of an answer that an HTTP/2 stream keeps for its client.
+const UNSENT_BYTES: usize = 64 << 10;
 
 /// Streams of one HTTP/2 connection at once.
 const MOST_STREAMS: u32 = 128;
@@ -357,6 +360,7 @@ impl Session {
             // What a connection sends before it is read stays in memory.
             .initial_stream_window_size(UNREAD_BYTES)
             .initial_connection_window_size(UNREAD_BYTES)
+            .max_send_buf_size(UNSENT_BYTES)
             // Pings detect clients that disappeared.
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20))

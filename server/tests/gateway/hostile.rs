@@ -396,6 +396,65 @@ impl Drop for Program {
     }
 }
 
+/// Memory of the program.
+fn resident(program: &Program) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.0.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn unfinished_bodies_have_a_bounded_memory_of_which_every_address_has_a_share() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // For the connections of the program, too, which inherits it.
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
+    let (_folder, path) = folder();
+    let a = Backend::tcp("a").await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let file = path.join("gateway.yaml");
+    let text = format!(
+        "gateway:\n  listen: \"127.0.0.1:{port}\"\n  max_connections_per_address: 12000\n  \
+         backends: [ {{ name: a, listen: \"{}\" }} ]\n",
+        a.listen
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_textnlp-server"));
+    program.args(["gateway", "--config", file.as_str()]).stdout(Stdio::null());
+    let program = Program(program.stdin(Stdio::null()).spawn().unwrap());
+    let to = SocketAddr::from(([127, 0, 0, 1], port));
+    eventually(async || TcpStream::connect(to).await.is_ok()).await;
+
+    let before = resident(&program);
+    // 600 MiB of bodies without their last byte, from eight addresses.
+    let head = "POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 262144\r\n\r\n";
+    let bytes = [head.as_bytes(), &[b'x'; (256 << 10) - 1]].concat();
+    let mut held = Vec::new();
+    for number in 0..2400_u32 {
+        let mut stream = from([127, 0, 1, (number / 300) as u8], to).await;
+        // What is refused may be closed before it is sent.
+        let _ = timeout(SOON, stream.write_all(&bytes)).await.expect("nothing reads it");
+        held.push(stream);
+    }
+    let mut text = [0; 400];
+    let length = timeout(SOON, held.last_mut().unwrap().read(&mut text)).await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&text[..length]).into_owned();
+    assert!(text.starts_with("HTTP/1.1 429") && text.contains("retry-after: "), "{text}");
+    // The bodies have 256 MiB, and connections take some memory of their own.
+    let grown = resident(&program) - before;
+    assert!(grown < 420 << 20, "{} MiB", grown >> 20);
+
+    let request = Request::post("/x").header("host", "x").body(Full::new(Bytes::from(vec![b'x'; 100_000]))).unwrap();
+    assert_eq!(exchange(from([127, 0, 0, 2], to).await, request).await.status(), 200, "another address");
+    // What ended is free.
+    drop(held);
+    eventually(async || {
+        let request = Request::post("/x").header("host", "x").body(Full::new(Bytes::from(vec![b'x'; 200_000])));
+        exchange(from([127, 0, 1, 7], to).await, request.unwrap()).await.status() == 200
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_program_logs_who_was_refused_and_why_for_fail2ban() {
     let (_folder, path) = folder();
