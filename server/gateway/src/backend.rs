@@ -1,7 +1,7 @@
 //! One backend: its health and its connections.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::ShutdownSignals;
 use super::body::Upload;
 use super::config::{Health, SocketAddress, WantedBackend};
+use super::early::EarlyAnswer;
 use super::plain::connect_unix;
 use super::trust::Trust;
 
@@ -86,6 +87,8 @@ pub(super) struct Lease {
     /// When the request on it must be over; `None` between requests.
     deadline: watch::Sender<Option<Instant>>,
     idle_since: Instant,
+    /// Whether the backend accepts no more on it.
+    is_broken: Arc<AtomicBool>,
     pub(super) reused: bool,
 }
 
@@ -287,6 +290,9 @@ impl Backend {
 
     /// Returns a connection after its response ended.
     pub(super) fn give_back(&self, mut lease: Lease) {
+        if lease.is_broken.load(Relaxed) {
+            return;
+        }
         lease.deadline.send_replace(None);
         lease.idle_since = Instant::now();
         lease.reused = true;
@@ -395,6 +401,8 @@ async fn shake(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     stops: &ShutdownSignals,
 ) -> io::Result<Lease> {
+    let stream = EarlyAnswer::new(stream);
+    let is_broken = stream.is_broken();
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(BACKEND_BUFFER)
         .handshake::<_, Upload>(TokioIo::new(stream))
@@ -422,5 +430,5 @@ async fn shake(
             }
         }
     });
-    Ok(Lease { sender, deadline, idle_since: Instant::now(), reused: false })
+    Ok(Lease { sender, deadline, idle_since: Instant::now(), is_broken, reused: false })
 }

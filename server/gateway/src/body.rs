@@ -6,8 +6,10 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
@@ -35,16 +37,81 @@ pub(super) enum Upload {
     Stream(Limited),
 }
 
+/// The most bytes of a body that are discarded: more than a server accepts.
+const MOST_DISCARDED: usize = 32 << 20;
+/// The longest time for that, and the longest pause in it.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
+const DISCARD_PAUSE: Duration = Duration::from_secs(2);
+
+/// A body as a client sends it. Dropped before its end, as when a request is refused, it is read on and discarded
+/// within bounds. Otherwise many clients would not see the refusal: they send all before they read, and fail when the
+/// connection is reset or the stream has no window.
+#[derive(Debug)]
+pub(super) struct Received {
+    inner: Option<Incoming>,
+    /// The client sends nothing before it is asked to, which reading it does.
+    awaits_continue: bool,
+    reservation: Option<Reservation>,
+}
+
+impl Received {
+    pub(super) fn new(body: Incoming, headers: &HeaderMap) -> Received {
+        let awaits_continue = headers.get(header::EXPECT).is_some();
+        Received { inner: Some(body), awaits_continue, reservation: None }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.awaits_continue = false;
+        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(inner).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) {
+            self.inner = None;
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let Some(body) = self.inner.take() else { return };
+        if self.awaits_continue || body.is_end_stream() {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(discard(body, self.reservation.take()));
+        }
+    }
+}
+
+async fn discard(mut body: Incoming, _reservation: Option<Reservation>) {
+    let all = async {
+        let mut left = MOST_DISCARDED;
+        // A pause, an error or the end is the end.
+        while let Ok(Some(Ok(frame))) = tokio::time::timeout(DISCARD_PAUSE, body.frame()).await {
+            let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { break };
+            left = rest;
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, all).await;
+}
+
 /// A stream that may not be longer than it may be, nor pause for too long.
 #[derive(Debug)]
 pub(super) struct Limited {
-    inner: Incoming,
+    inner: Received,
     left: u64,
     /// What is still to come, if the client has announced it.
     announced: Option<u64>,
     pause: Option<Pin<Box<Sleep>>>,
     upload: Arc<UploadState>,
-    _held: Option<Reservation>,
 }
 
 /// The client's part in a request that fails while its body is forwarded.
@@ -83,7 +150,7 @@ const BROKEN: Refusal = Refusal::BadRequest("the body was interrupted or is malf
 /// Buffers a small body, whose memory is held with the second value; another one stays a stream. `upload` reports the
 /// end. `client`: whose memory it is.
 pub(super) async fn take(
-    body: Incoming,
+    mut body: Received,
     most: u64,
     deadline: Instant,
     upload: &Arc<UploadState>,
@@ -101,9 +168,12 @@ pub(super) async fn take(
     let length = known.filter(|length| *length <= TAKE_IN).and_then(|length| usize::try_from(length).ok());
     let held = memory.hold(client, length.unwrap_or(STREAM_BYTES))?;
     let upload = upload.clone();
-    let limited = |held| Limited { inner: body, left: most, announced: known, pause: None, upload, _held: held };
-    let Some(length) = length else { return Ok((Taken::Stream(limited(Some(held))), None)) };
-    let mut limited = limited(None);
+    let limited = |inner| Limited { inner, left: most, announced: known, pause: None, upload };
+    let Some(length) = length else {
+        body.reservation = Some(held);
+        return Ok((Taken::Stream(limited(body)), None));
+    };
+    let mut limited = limited(body);
     let all = async {
         let mut all = BytesMut::with_capacity(length);
         while let Some(frame) = limited.frame().await {
@@ -125,7 +195,7 @@ impl Body for Limited {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else {
+        let Poll::Ready(frame) = self.inner.poll_frame(context) else {
             self.upload.is_waiting.store(true, Relaxed);
             let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_PAUSE)));
             ready!(pause.as_mut().poll(context));
@@ -247,7 +317,10 @@ impl Download {
 }
 
 fn finish(connection: &mut Option<Connection>) {
-    if let Some(Connection { backend, lease, .. }) = connection.take() {
+    if let Some(Connection { backend, lease, upload, .. }) = connection.take()
+        // The backend has answered an unfinished request, whose rest must not reach it on this connection.
+        && upload.end.is_cancelled()
+    {
         backend.give_back(lease);
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::Gateway;
 use super::answer::Refusal;
 use super::backend::{Backend, Failed, Lease};
-use super::body::{Download, InFlight, Taken, Upload, UploadState, take};
+use super::body::{Download, InFlight, Received, Taken, Upload, UploadState, take};
 use super::config::Config;
 use super::events::RequestLine;
 use super::idle::ActiveRequest;
@@ -114,11 +114,12 @@ async fn forward(
     asked: &mut ActiveRequest,
 ) -> Result<Response<Download>, Refusal> {
     let live = gateway.live();
+    let (mut head, body) = request.into_parts();
+    let body = Received::new(body, &head.headers);
     if asked.of_address() > live.config.max_connections_per_address {
         return Err(Refusal::AddressLimit);
     }
     let deadline = started + Duration::from_secs(live.config.timeout_seconds);
-    let (mut head, body) = request.into_parts();
     let address = client.ip.filter(|ip| !live.config.trusts(*ip));
     // As they came, and as they are sent.
     let _fields = gateway.memory.hold(address, 2 * bytes_of(&head.headers))?;

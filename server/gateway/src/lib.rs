@@ -24,6 +24,7 @@ mod admission;
 mod answer;
 mod body;
 mod certificate;
+mod early;
 mod events;
 mod exposition;
 mod frames;

@@ -205,7 +205,7 @@ async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Asked> {
         headers.insert(name.to_ascii_lowercase(), value.to_owned());
     }
     let mut body = 0;
-    if path == "/reset" {
+    if path == "/reset" || path == "/refuse" {
         return Some(Asked { method, path, headers, body });
     }
     if let Some(length) = headers.get("content-length") {
@@ -289,6 +289,11 @@ async fn behave(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), state: &Stat
         "/die" => None,
         // Closes the connection over a body that it has not read.
         "/reset" => None,
+        // Answers without reading the body, and closes the connection over it.
+        "/refuse" => {
+            answer(stream, "401 Unauthorized", "connection: close\r\n", "refused").await;
+            None
+        }
         "/draining" => {
             answer(stream, "503 Draining", "connection: close\r\n", "draining").await;
             None

@@ -3,13 +3,17 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
 use hyper::Request;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::backend::Backend;
 use crate::site::{SOON, Site, eventually};
+use crate::tls::{certify, folder, secure, tls};
 
 #[tokio::test]
 async fn requests_are_balanced_across_tcp_and_unix_backends() {
@@ -273,6 +277,70 @@ async fn oversized_bodies_are_refused_with_and_without_content_length() {
     let mut text = vec![0; 12];
     client.read_exact(&mut text).await.unwrap();
     assert_eq!(text, b"HTTP/1.1 413");
+}
+
+/// Whether each backend is healthy, has no failure and answers.
+async fn serves(site: &Site) {
+    let (_, status) = site.admin("GET", "/status", "").await;
+    assert_eq!((&status["backends"][0]["failures"], &status["backends"][0]["state"]), (&json!(0), &json!("healthy")));
+    assert_eq!(site.post("/x", "hello").await.0, 200);
+}
+
+#[tokio::test]
+async fn refusal_reaches_a_client_that_sends_everything_before_it_reads() {
+    let a = Backend::tcp("a").await;
+    let site = Site::new(&[&a]).await;
+    let mut refused = 0;
+    for (path, size, expect) in [
+        ("/refuse", 200_000, "HTTP/1.1 401"),
+        ("/refuse", 300_000, "HTTP/1.1 401"),
+        ("/refuse", 9_000_000, "HTTP/1.1 401"),
+        // The gateway's own.
+        ("/x", 18_000_000, "HTTP/1.1 413"),
+    ] {
+        for _ in 0..5 {
+            let mut client = TcpStream::connect(site.address()).await.unwrap();
+            let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            for _ in 0..size / 100_000 {
+                client.write_all(&[b'y'; 100_000]).await.unwrap();
+            }
+            let mut text = [0; b"HTTP/1.1 401".len()];
+            tokio::time::timeout(SOON, client.read_exact(&mut text)).await.unwrap().unwrap();
+            assert_eq!(String::from_utf8_lossy(&text), expect, "{path} {size}");
+            refused += u64::from(path == "/refuse");
+        }
+    }
+    serves(&site).await;
+    let metrics = site.metrics().await;
+    assert!(metrics.contains(&format!("textnlp_gateway_requests_total{{status=\"401\"}} {refused}\n")), "{metrics}");
+    assert!(!metrics.contains("no_backend"), "{metrics}");
+}
+
+#[tokio::test]
+async fn refusal_over_http2_leaves_the_connection_intact() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &tls(&path)).await;
+    let stream = secure(TcpStream::connect(site.address()).await.unwrap(), &trusted, b"h2").await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for (path, size, expect) in [("/refuse", 300_000, 401), ("/refuse", 9_000_000, 401), ("/x", 18_000_000, 413)] {
+        for _ in 0..5 {
+            let request = Request::post(format!("https://site.example{path}"));
+            let request = request.body(Full::new(Bytes::from(vec![b'y'; size]))).unwrap();
+            let response = tokio::time::timeout(SOON, sender.send_request(request)).await.unwrap().unwrap();
+            assert_eq!(response.status(), expect, "{path} {size}");
+            let body = tokio::time::timeout(SOON, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+            assert!(!body.is_empty());
+        }
+    }
+    let (_, status) = site.admin("GET", "/status", "").await;
+    assert_eq!((&status["backends"][0]["failures"], &status["backends"][0]["state"]), (&json!(0), &json!("healthy")));
+    let request = Request::post("https://site.example/x").body(Full::new(Bytes::from("hello"))).unwrap();
+    assert_eq!(sender.send_request(request).await.unwrap().status(), 200);
 }
 
 #[tokio::test]
