@@ -732,6 +732,7 @@ fn connections(api: &Api) -> part::ConnectionLimits {
         total: api.max_connections,
         per_address: api.max_connections_per_address,
         trusted_proxies: api.trusted_proxies.clone(),
+        cors_origins: api.cors_origins.clone(),
     }
 }
 

@@ -583,7 +583,7 @@ pub struct Endpoint {
     pub base_domain: Option<String>,
 }
 
-/// Bounds of client connections at a gateway.
+/// What a gateway allows its clients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ConnectionLimits {
@@ -594,6 +594,9 @@ pub struct ConnectionLimits {
     pub per_address: Option<u32>,
     /// Addresses and networks of proxies in front, which name the client.
     pub trusted_proxies: Vec<String>,
+    /// Origins whose pages may read the gateway's own answers (CORS).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cors_origins: Vec<String>,
 }
 
 impl ConnectionLimits {
@@ -604,7 +607,7 @@ impl ConnectionLimits {
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { total: 12_000, per_address: None, trusted_proxies: Vec::new() }
+        Self { total: 12_000, per_address: None, trusted_proxies: Vec::new(), cors_origins: Vec::new() }
     }
 }
 

@@ -60,6 +60,9 @@ pub struct Config {
     /// client.
     #[serde(default, deserialize_with = "networks")]
     pub trusted_proxies: Vec<Network>,
+    /// Origins whose pages may read the gateway's own answers (CORS), as the backends allow them; `*` is every origin.
+    #[serde(default)]
+    pub cors_origins: Vec<String>,
     /// Timeout for the first request of a connection.
     #[serde(default = "ten")]
     pub first_request_timeout_seconds: u64,
@@ -196,6 +199,7 @@ struct Document {
 const MOST_SOCKET_PATH: usize = 107;
 const MOST_BACKENDS: usize = 256;
 const MOST_PROXIES: usize = 64;
+const MOST_ORIGINS: usize = 256;
 /// The highest `max_connections`.
 pub(super) const MOST_CONNECTIONS: usize = 1_000_000;
 const MOST_FILE: u64 = 4 << 20;
@@ -246,6 +250,9 @@ impl Config {
             problems
                 .push(format!("{} trusted_proxies exceed the maximum of {MOST_PROXIES}", self.trusted_proxies.len()));
         }
+        if self.cors_origins.len() > MOST_ORIGINS {
+            problems.push(format!("{} cors_origins exceed the maximum of {MOST_ORIGINS}", self.cors_origins.len()));
+        }
         if self.metrics_from.len() > MOST_OTHERS {
             problems
                 .push(format!("metrics_from: {} sources exceed the maximum of {MOST_OTHERS}", self.metrics_from.len()));
@@ -266,7 +273,7 @@ impl Config {
             problems.push(format!("health.path `{}` is not a path", self.health.path));
         }
         let within = [
-            ("timeout_seconds", self.timeout_seconds, 1, 86_400),
+            ("timeout_seconds", self.timeout_seconds, 1, 90_000),
             ("max_request_bytes", self.max_request_bytes, 1, 1 << 40),
             ("max_connections", self.max_connections as u64, 1, MOST_CONNECTIONS as u64),
             ("max_connections_per_address", self.max_connections_per_address as u64, 1, MOST_CONNECTIONS as u64),

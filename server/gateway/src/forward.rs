@@ -92,12 +92,17 @@ pub(super) async fn handle(
     let client = client.behind(request.headers(), &gateway.live().config);
     let method: String = request.method().as_str().chars().take(MOST_METHOD).collect();
     let path: String = request.uri().path().chars().take(MOST_PATH).collect();
+    let origin = request.headers().get(header::ORIGIN).cloned();
     let mut response = match forward(&gateway, client, &id, started, request, asked).await {
         Ok(response) => response,
         Err(refusal) => {
             let line = RequestLine { id: id.to_str().unwrap_or_default(), method: &method, path: &path };
             gateway.events.request_refused(&gateway.metrics, client.ip, refusal, line);
-            refusal.response().map(Download::Own)
+            let mut response = refusal.response().map(Download::Own);
+            if let Some(cors) = &gateway.live().cors {
+                cors.mark(origin.as_ref(), response.headers_mut());
+            }
+            response
         }
     };
     response.headers_mut().entry(REQUEST_ID).or_insert(id);

@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
-use textnlp_process::InvalidConfig;
+use textnlp_process::{Cors, InvalidConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -147,7 +147,15 @@ struct Gateway {
 #[derive(Debug)]
 struct Live {
     config: Config,
+    cors: Option<Cors>,
     backends: Backends,
+}
+
+impl Live {
+    fn new(config: Config, backends: Vec<Arc<Backend>>) -> Arc<Live> {
+        let cors = Cors::new(&config.cors_origins);
+        Arc::new(Live { config, cors, backends: Backends::new(backends) })
+    }
 }
 
 /// Shutdown signals and task trackers.
@@ -263,12 +271,12 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
             Err(error) => tracing::warn!(address = %listener.address(), %error, "this socket cannot be handed over"),
         }
     }
-    let backends = Backends::new(config.backends.iter().map(|wanted| Arc::new(Backend::new(wanted))).collect());
+    let backends = config.backends.iter().map(|wanted| Arc::new(Backend::new(wanted))).collect();
     let (listen, metrics_address) = (front.address(), metrics.as_ref().map(Listener::address));
     let health_address = checks.as_ref().map(Listener::address);
     let gateway = Arc::new(Gateway {
         file: file.to_owned(),
-        live: RwLock::new(Arc::new(Live { config, backends })),
+        live: RwLock::new(Live::new(config, backends)),
         certificate,
         metrics: Metrics::new(),
         events: Events::default(),
@@ -403,7 +411,7 @@ impl Gateway {
 
         let gone: Vec<_> =
             old.backends.all().iter().filter(|b| !backends.iter().any(|kept| Arc::ptr_eq(b, kept))).cloned().collect();
-        let live = Arc::new(Live { config, backends: Backends::new(backends) });
+        let live = Live::new(config, backends);
         *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = live;
         for backend in gone {
             // Requests in flight finish; no new ones start.

@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod address;
+mod cors;
 mod exposition;
 mod guard;
 mod leaving;
@@ -10,6 +11,7 @@ mod listen;
 mod memory;
 
 pub use address::Address;
+pub use cors::Cors;
 pub use exposition::{OPENMETRICS, encoded, negotiated};
 pub use leaving::{Connected, Leaving};
 pub use line_limit::LineLimit;

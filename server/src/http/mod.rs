@@ -18,7 +18,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
 use hyper::body::{Frame, SizeHint};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use textnlp_process::Cors;
 use tracing::Instrument as _;
 
 pub(crate) use body::body_limit;
@@ -199,29 +199,20 @@ pub(crate) fn surround(routes: Router<Arc<App>>, app: &Arc<App>) -> Router {
             )
         })
         .layer(axum::middleware::from_fn_with_state(app.clone(), around));
-    if !app.config.api.cors_origins.is_empty() {
-        router = router.layer(cors(&app.config.api.cors_origins));
+    if let Some(cors) = Cors::new(&app.config.api.cors_origins) {
+        router = router.layer(axum::middleware::from_fn_with_state(Arc::new(cors), allow_origins));
     }
     router.with_state(app.clone())
 }
 
-fn cors(origins: &[String]) -> CorsLayer {
-    let origin = if origins.iter().any(|origin| origin == "*") {
-        AllowOrigin::any()
-    } else {
-        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
-    };
-    CorsLayer::new()
-        .allow_origin(origin)
-        .allow_methods([Method::GET, Method::POST])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            REQUEST_ID,
-            HeaderName::from_static("x-api-key"),
-            HeaderName::from_static(auth::tenant::HEADER),
-        ])
-        .expose_headers([REQUEST_ID, header::RETRY_AFTER])
+async fn allow_origins(State(cors): State<Arc<Cors>>, request: Request, next: Next) -> Response {
+    if let Some((status, headers)) = cors.preflight(request.method(), request.headers()) {
+        return (status, headers).into_response();
+    }
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let mut response = next.run(request).await;
+    cors.mark(origin.as_ref(), response.headers_mut());
+    response
 }
 
 async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {

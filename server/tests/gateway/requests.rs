@@ -279,6 +279,20 @@ async fn oversized_bodies_are_refused_with_and_without_content_length() {
     assert_eq!(text, b"HTTP/1.1 413");
 }
 
+#[tokio::test]
+async fn pages_of_allowed_origins_can_read_errors_of_the_gateway() {
+    let site = Site::with(&[], "  cors_origins: [\"https://app.example.com\"]\n").await;
+    for (origin, expect) in [("https://app.example.com", true), ("https://evil.example.com", false)] {
+        let response = site.open(Request::post("/v1/generate").header("origin", origin), "{}").await;
+        assert_eq!(response.status(), 503);
+        let allowed = response.headers().get("access-control-allow-origin").is_some_and(|allowed| allowed == origin);
+        assert_eq!(allowed, expect, "{origin}");
+    }
+    let site = Site::new(&[]).await;
+    let response = site.open(Request::post("/x").header("origin", "https://app.example.com"), "{}").await;
+    assert!(!response.headers().contains_key("access-control-allow-origin"));
+}
+
 /// Whether each backend is healthy, has no failure and answers.
 async fn serves(site: &Site) {
     let (_, status) = site.admin("GET", "/status", "").await;

@@ -471,6 +471,13 @@ async fn cors_is_denied_to_unlisted_origins() {
         start(Setup { api: "cors_origins: [\"https://app.example.com\"]", ..Setup::default() }).await.ready().await;
     let reply = site.client.send("OPTIONS", "/v1/generate", &ask, b"").await;
     assert_eq!((reply.status, reply.header("access-control-allow-origin")), (200, Some("https://app.example.com")));
+    // As the official JavaScript SDK asks.
+    let names = "authorization,content-type,openai-organization,openai-project,x-stainless-lang,x-stainless-retry-count";
+    let ask = [ask[0], ask[1], ("access-control-request-headers", names)];
+    let reply = site.client.send("OPTIONS", "/v1/chat/completions", &ask, b"").await;
+    assert_eq!(reply.header("access-control-allow-headers"), Some(names));
+    let refused = site.client.send("POST", "/v1/chat/completions", &ask[..1], b"").await;
+    assert_eq!((refused.status, refused.header("access-control-allow-origin")), (401, Some("https://app.example.com")));
     let other = site.client.send("GET", "/health", &[("origin", "https://evil.example.com")], b"").await;
     assert_ne!(other.header("access-control-allow-origin"), Some("https://evil.example.com"));
 }

@@ -290,6 +290,9 @@ impl Lowering<'_> {
         if !limits.trusted_proxies.is_empty() {
             gateway["gateway"]["trusted_proxies"] = json!(limits.trusted_proxies);
         }
+        if !limits.cors_origins.is_empty() {
+            gateway["gateway"]["cors_origins"] = json!(limits.cors_origins);
+        }
         if let Some(port) = self.ready_port() {
             gateway["gateway"]["ready_listen"] = json!(format!("0.0.0.0:{port}"));
             let inputs = json!({ "namespace": self.cluster.namespace, "port": port });
@@ -355,11 +358,11 @@ impl Lowering<'_> {
     }
 }
 
-/// The startup timeout of a pod, in seconds.
 fn default_per_address(total: u32) -> u32 {
     (total / ADDRESS_PART).max(1)
 }
 
+/// The startup timeout of a pod, in seconds.
 fn startup_seconds(model_bytes: Option<u64>) -> u64 {
     model_bytes.map_or(STARTUP_UNKNOWN, |bytes| STARTUP_SECONDS + bytes.div_ceil(MODEL_BYTES_PER_SECOND))
 }

@@ -247,6 +247,9 @@ impl Lowering<'_> {
         if !gateway.connections.trusted_proxies.is_empty() {
             tree["trusted_proxies"] = json!(gateway.connections.trusted_proxies);
         }
+        if !gateway.connections.cors_origins.is_empty() {
+            tree["cors_origins"] = json!(gateway.connections.cors_origins);
+        }
         if !gateway.metrics_from.is_empty() {
             tree["metrics_from"] = json!(gateway.metrics_from);
         }
