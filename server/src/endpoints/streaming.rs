@@ -134,13 +134,46 @@ impl<S: FnMut(usize, Moment<'_>) -> String> Stream<S> {
 
 /// One event.
 pub(super) fn data(value: &Value) -> String {
-    format!("data: {value}\n\n")
+    format!("data: {}\n\n", one_line(value))
 }
 
 /// One event with a name.
 pub(super) fn named(name: &str, value: &Value) -> String {
-    format!("event: {name}\ndata: {value}\n\n")
+    format!("event: {name}\ndata: {}\n\n", one_line(value))
 }
+
+/// JSON without the characters at which some clients end a line of an event, though only CR and LF do
+/// (<https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>).
+fn one_line(value: &Value) -> String {
+    let text = value.to_string();
+    if !text.contains(LINE_SEPARATORS) {
+        return text;
+    }
+    // JSON has them in strings only.
+    let escaped = |character: char| match LINE_SEPARATORS.contains(&character) {
+        true => format!("\\u{:04x}", u32::from(character)),
+        false => character.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
+/// NEXT LINE, LINE SEPARATOR and PARAGRAPH SEPARATOR.
+const LINE_SEPARATORS: [char; 3] = ['\u{85}', '\u{2028}', '\u{2029}'];
 
 /// The end marker of OpenAI's streams.
 pub(super) const END: &str = "data: [DONE]\n\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_separators_are_escaped() {
+        let value = serde_json::json!({ "text": "a\u{85}b\u{2028}c\u{2029}d\ne\u{e9}" });
+        for event in [data(&value), named("token", &value)] {
+            let (_, json) = event.split_once("data: ").unwrap();
+            assert_eq!(json, "{\"text\":\"a\\u0085b\\u2028c\\u2029d\\ne\u{e9}\"}\n\n");
+            assert_eq!(serde_json::from_str::<Value>(json).unwrap(), value);
+        }
+    }
+}
