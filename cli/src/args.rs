@@ -524,10 +524,11 @@ pub struct Down {
 pub enum Key {
     /// Create a key and print it once
     Create {
-        /// Description of the key
+        /// Description of the key, at most 200 bytes
+        #[arg(value_parser = key_name)]
         name: String,
         /// Tenant that owns the key
-        #[arg(long, default_value = "default")]
+        #[arg(long, default_value = "default", value_parser = tenant_id)]
         tenant: String,
         /// Request limit: `1000/hour`, `20/minute`
         #[arg(long, value_name = "RATE")]
@@ -538,8 +539,8 @@ pub enum Key {
         /// Tokens that the key may ever use, with all its bearer tokens [default: unlimited]
         #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 50))]
         token_limit: Option<u64>,
-        /// Days until the key expires
-        #[arg(long, value_name = "DAYS")]
+        /// Days until the key expires, 1 to 36500 [default: never]
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=textnlp_server::auth::key::MAX_EXPIRY_DAYS))]
         expires_days: Option<u32>,
         /// Allow this scope (repeatable) [default: everything but `admin`]
         #[arg(long = "scope", value_name = "SCOPE", value_parser = scope_values())]
@@ -569,6 +570,21 @@ pub enum Key {
         #[arg(value_parser = public_id)]
         id: String,
     },
+}
+
+/// A description of a key, as the database and the audit log accept it.
+fn key_name(typed: &str) -> Result<String, &'static str> {
+    match textnlp_server::auth::key::is_name(typed) {
+        true => Ok(typed.to_owned()),
+        false => Err("expected 1 to 200 bytes without control characters"),
+    }
+}
+
+fn tenant_id(typed: &str) -> Result<String, &'static str> {
+    match textnlp_server::auth::tenant::is_tenant_id(typed) {
+        true => Ok(typed.to_owned()),
+        false => Err("expected 1 to 40 of a-z, 0-9, - and _, beginning with a letter or a digit"),
+    }
 }
 
 /// The public ID in what was typed. A whole key is never repeated in an error.

@@ -125,6 +125,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn limits_of_a_new_key_are_checked_before_it_is_created() {
+        let create = |more: &[&str]| {
+            Cli::try_parse_from(["textnlp-deploy", "key", "create"].iter().chain(more))
+                .map(drop)
+                .map_err(|error| error.exit_code())
+        };
+        let long = "x".repeat(201);
+        for wrong in [
+            &["k", "--expires-days", "0"][..],
+            &["k", "--expires-days", "36501"],
+            &["k", "--expires-days", "3000000"],
+            &[""],
+            &[" "],
+            &["a\nb"],
+            &[long.as_str()],
+            &["k", "--tenant", ""],
+            &["k", "--tenant", "-a"],
+            &["k", "--tenant", "A"],
+        ] {
+            assert_eq!(create(wrong), Err(2), "{wrong:?}");
+        }
+        for right in [&["k", "--expires-days", "1"][..], &["k", "--expires-days", "36500"], &[&long.as_str()[1..]]] {
+            assert_eq!(create(right), Ok(()), "{right:?}");
+        }
+    }
+
+    #[test]
     fn missing_env_flag_is_suggested() {
         let hint = |typed: &[&str]| {
             let error = Cli::try_parse_from(["textnlp-deploy"].iter().chain(typed)).unwrap_err();

@@ -280,8 +280,8 @@ fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str
         return wrong(format!("`{tenant}` is not a valid tenant id"), "1 to 40 of a-z, 0-9, - and _");
     }
     let name = text("name")?.unwrap_or_else(|| "unnamed".to_owned());
-    if !name.is_empty() && !textnlp_store::is_plain(&name) {
-        return wrong("`name` is too long or has control characters", "at most 200 bytes");
+    if !key::is_name(&name) {
+        return wrong("`name` is empty, too long or has control characters", "1 to 200 bytes");
     }
     let scopes: Vec<String> = match fields.get("scopes") {
         None | Some(Value::Null) => vec!["*".into()],
@@ -323,12 +323,19 @@ fn number(fields: &serde_json::Map<String, Value>, name: &str) -> Result<Option<
 
 /// When a key is to end, in milliseconds since 1970.
 fn expires_at(fields: &serde_json::Map<String, Value>) -> Result<Option<i64>, KeysError> {
-    match (number(fields, "expires_at")?, number(fields, "expires_in")?) {
-        (Some(_), Some(_)) => wrong("`expires_at` cannot be combined with `expires_in`", "use one of them"),
-        (Some(at), None) => Ok(Some(at as i64)),
-        (None, Some(seconds)) => Ok(Some(now_ms().saturating_add((seconds as i64).saturating_mul(1000)))),
-        (None, None) => Ok(None),
+    // One day more: the clock of the caller, which checked the limit, may be ahead.
+    let latest = now_ms().saturating_add((key::MAX_EXPIRY_DAYS + 1) * 24 * 60 * 60 * 1000);
+    let end = match (number(fields, "expires_at")?, number(fields, "expires_in")?) {
+        (Some(_), Some(_)) => return wrong("`expires_at` cannot be combined with `expires_in`", "use one of them"),
+        (Some(at), None) => at as i64,
+        (None, Some(seconds)) => now_ms().saturating_add((seconds as i64).saturating_mul(1000)),
+        (None, None) => return Ok(None),
+    };
+    if end > latest {
+        let hint = "omit `expires_at` and `expires_in` for a key that does not expire";
+        return wrong(format!("a key expires within {} days", key::MAX_EXPIRY_DAYS), hint);
     }
+    Ok(Some(end))
 }
 
 fn shown(key: &ApiKey, text: Option<&str>) -> Value {

@@ -6,6 +6,14 @@ use sha2::{Digest, Sha256};
 /// The prefix of every key.
 pub const PREFIX: &str = "tnlp_";
 
+/// The latest expiry of a key, in days from now: a hundred years. Times far beyond it fit into no calendar.
+pub const MAX_EXPIRY_DAYS: i64 = 36_500;
+
+/// Whether a text can be the name of a key: 1 to 200 bytes that a list and the audit log can show.
+pub fn is_name(text: &str) -> bool {
+    textnlp_store::is_plain(text) && !text.trim().is_empty()
+}
+
 /// A newly created key. Its text is available only here.
 pub struct NewKey {
     /// The public id.

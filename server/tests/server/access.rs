@@ -115,6 +115,12 @@ async fn key_that_is_to_expire_ends_then_and_never_later() {
     assert_eq!(expire(json!({ "expires_in": 7200 })).await.unwrap()["expires_at"], end);
     assert_eq!(site.post("/v1/generate", short()).await.status, 200);
     assert!(expire(json!({})).await.is_err());
+    for (field, value) in [("expires_in", 1_u64 << 50), ("expires_in", 0), ("expires_at", 1 << 50)] {
+        assert!(expire(json!({ field: value })).await.is_err(), "{field} {value}");
+    }
+    for name in ["", " ", "a\nb", "x".repeat(201).as_str()] {
+        assert!(keys(&site.config, &json!({ "do": "create", "name": name }).to_string()).await.is_err(), "{name:?}");
+    }
     assert_eq!(expire(json!({ "expires_at": 1000 })).await.unwrap()["expires_at"], 1000);
     assert_eq!(site.post("/v1/generate", short()).await.status, 401);
 }
