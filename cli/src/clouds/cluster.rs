@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_kubernetes::{
-    Access, CAPABILITIES, ClusterOperations, Kubernetes, ORDERS, QueryApi, Scrape, endpoint, local_part,
+    Access, CAPABILITIES, ClusterOperations, Kubernetes, ORDERS, QueryApi, Scrape, endpoint, kubeconfig_files,
+    local_part,
 };
 use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
@@ -77,23 +78,31 @@ pub(super) fn cluster_site(environment: &Environment, name: &SiteName) -> Cluste
     }
 }
 
-/// The kubeconfig, resolved against the working directory, and the context in it.
+/// The kubeconfig, resolved against the working directory or, after `~`, the home directory, and the context in it.
 fn kubeconfig(settings: &ClusterAccess) -> anyhow::Result<(Option<PathBuf>, Option<String>)> {
     let here = Utf8PathBuf::try_from(std::env::current_dir()?)?;
-    let file = settings.kubeconfig.as_ref().map(|file| here.join(file).into_std_path_buf());
+    let file = settings
+        .kubeconfig
+        .as_ref()
+        .map(|file| expand_home(file, std::env::home_dir()).unwrap_or_else(|| here.join(file).into_std_path_buf()));
     refuse_exposed(file.as_deref())?;
     Ok((file, settings.context.clone()))
 }
 
+/// A path below `~`, as a shell expands it; `None` for others.
+fn expand_home(path: &str, home: Option<PathBuf>) -> Option<PathBuf> {
+    let below = path.strip_prefix('~')?;
+    match below.strip_prefix('/') {
+        Some(below) => Some(home?.join(below.trim_start_matches('/'))),
+        // `~ada` is another user's, or the name of a file.
+        None => home.filter(|_| below.is_empty()),
+    }
+}
+
 /// Refuses a kubeconfig that other users have access to. It holds credentials, and may name programs that run.
 fn refuse_exposed(file: Option<&Path>) -> Result<(), Error> {
-    let files: Vec<PathBuf> = match (file, std::env::var_os("KUBECONFIG").filter(|files| !files.is_empty())) {
-        (Some(file), _) => vec![file.to_owned()],
-        (None, Some(files)) => std::env::split_paths(&files).collect(),
-        (None, None) => std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect(),
-    };
     // A missing file is reported where it is read.
-    match files.iter().find_map(|file| textnlp_files::check_secret(file).ok().flatten()) {
+    match kubeconfig_files(file).iter().find_map(|file| textnlp_files::check_secret(file).ok().flatten()) {
         Some(exposed) => {
             let error = Error::new(ErrorKind::Denied, "read", format!("kubeconfig {}", exposed.path.display()));
             Err(error.because(exposed.to_string()).hint(exposed.fix()))
@@ -157,6 +166,17 @@ mod tests {
             let hint = read.err().and_then(|error| error.downcast_ref::<Error>().and_then(|error| error.hint.clone()));
             assert!(!is_refused || hint.is_some_and(|hint| hint.starts_with("chmod 600 ")));
         }
+    }
+
+    #[test]
+    fn home_directory_of_a_kubeconfig_is_expanded() {
+        let expand = |path: &str| expand_home(path, Some(PathBuf::from("/home/ada")));
+        assert_eq!(expand("~/.kube/lab"), Some(PathBuf::from("/home/ada/.kube/lab")));
+        assert_eq!(expand("~"), Some(PathBuf::from("/home/ada")));
+        for other in ["/a", "a/~", "~bob/config", ""] {
+            assert_eq!(expand(other), None, "{other}");
+        }
+        assert_eq!(expand_home("~/a", None), None);
     }
 
     #[test]

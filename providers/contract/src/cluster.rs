@@ -72,7 +72,7 @@ pub struct OwnPostgres {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterAccess {
-    /// The kubeconfig file; if unset, `KUBECONFIG`, else `~/.kube/config`.
+    /// The kubeconfig file, `~` is your home directory; if unset, `KUBECONFIG`, else `~/.kube/config`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<String>,
     /// The kubeconfig context; if unset, the current one.

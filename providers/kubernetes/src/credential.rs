@@ -3,6 +3,7 @@
 //!
 //! Shapes: client authentication, <https://kubernetes.io/docs/reference/config-api/client-authentication.v1/>.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +27,9 @@ const AHEAD: Duration = Duration::from_secs(60);
 
 /// The timeout for a token: the call that waits for it has 10 s in total.
 const TOKEN_DEADLINE: Duration = Duration::from_secs(4);
+
+/// A trimmed token file is read again after this time, as `kubectl` does.
+const TOKEN_FILE_FOR: Duration = Duration::from_secs(60);
 
 /// A failed source is not called again within this time; concurrent callers get the same error.
 const FAILED_FOR: Duration = Duration::from_secs(1);
@@ -127,6 +131,46 @@ pub(crate) async fn resolve(auth: &mut AuthInfo, within: Duration) -> Result<Opt
     Ok(status.expiration_timestamp.map(|ends| SystemTime::from(ends).checked_sub(AHEAD).unwrap_or(SystemTime::now())))
 }
 
+/// Trims the token of a kubeconfig, as its editors and `kubectl` do. `kube` panics on one that cannot be a header. Returns when
+/// the file of a trimmed token must be read again.
+pub(crate) fn trim_token(auth: &mut AuthInfo) -> Result<Option<SystemTime>> {
+    // `kube` prefers a password, and a token to a file.
+    if auth.username.is_some() && auth.password.is_some() {
+        return Ok(None);
+    }
+    let written = json!(&*auth);
+    let inline = written["token"].as_str().map(str::trim).filter(|token| !token.is_empty());
+    let (token, read, what) = match (inline, &auth.token_file) {
+        (Some(token), _) => (token.to_owned(), None, "the token of the kubeconfig".to_owned()),
+        (None, Some(file)) => {
+            let what = format!("token file {file}");
+            let read =
+                read_token(file).map_err(|why| Error::new(ErrorKind::Denied, "read", what.clone()).because(why))?;
+            (read.trim().to_owned(), Some(read), what)
+        }
+        (None, None) => {
+            auth.token = None;
+            return Ok(None);
+        }
+    };
+    if token.is_empty() || HeaderValue::try_from(format!("Bearer {token}")).is_err() {
+        let why = "it is empty, or has characters that no token has, such as a line break";
+        let hint = "write the token on one line, without quotes or comments";
+        return Err(Error::new(ErrorKind::Denied, "use", what).because(why).hint(hint));
+    }
+    // `kube` reads a file again by itself, but does not trim.
+    let is_read_by_kube = read.as_ref().is_some_and(|read| *read == token);
+    auth.token = (!is_read_by_kube).then(|| token.into());
+    Ok((read.is_some() && !is_read_by_kube).then(|| SystemTime::now() + TOKEN_FILE_FOR))
+}
+
+fn read_token(file: &str) -> std::io::Result<String> {
+    let mut text = String::new();
+    // More than the longest header that an API server accepts.
+    std::fs::File::open(file)?.take(1 << 20).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn refused(program: &str) -> Error {
     Error::new(ErrorKind::Denied, "get a credential from", program.to_owned())
 }
@@ -176,6 +220,38 @@ mod tests {
         let exec = json!({ "exec": { "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", script],
             "env": [{ "name": "PLANTED", "value": "hunter2" }], "installHint": "install it from there" } });
         serde_json::from_value(exec).expect("an auth info")
+    }
+
+    #[test]
+    fn token_is_trimmed_and_one_that_cannot_be_a_header_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let read = |user: serde_json::Value| {
+            let mut auth: AuthInfo = serde_json::from_value(user).expect("an auth info");
+            let until = trim_token(&mut auth).map_err(|error| error_chain(&error))?;
+            let token = json!(auth)["token"].as_str().map(str::to_owned);
+            Ok::<_, String>((token, until.is_some()))
+        };
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            json!({ "tokenFile": path })
+        };
+        let token = |text: &str| Some(text.to_owned());
+        assert_eq!(read(json!({ "token": "hunter2\n" })), Ok((token("hunter2"), false)));
+        assert_eq!(read(json!({ "token": " hunter2" })), Ok((token("hunter2"), false)));
+        assert_eq!(read(json!({ "token": "" })), Ok((None, false)));
+        assert_eq!(read(json!({})), Ok((None, false)));
+        assert_eq!(read(file("break", "hunter2\n")), Ok((token("hunter2"), true)));
+        assert_eq!(read(file("plain", "hunter2")), Ok((None, false)), "kube reads and renews it");
+        for wrong in [
+            json!({ "token": "hun\nter2" }),
+            file("two", "hun\nter2"),
+            file("empty", "\n"),
+            json!({ "tokenFile": "/none" }),
+        ] {
+            let why = read(wrong).expect_err("it is refused");
+            assert!(!why.contains("hun"), "{why}");
+        }
     }
 
     #[tokio::test]

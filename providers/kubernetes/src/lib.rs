@@ -49,4 +49,4 @@ pub use export::export;
 pub use lower::{BACKUP, RESTORE, local_part};
 pub use one_off_job::JobResult;
 pub use operations::{ClusterOperations, endpoint};
-pub use provider::{Access, Kubernetes};
+pub use provider::{Access, Kubernetes, kubeconfig_files};

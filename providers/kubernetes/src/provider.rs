@@ -1,6 +1,7 @@
 //! [`Kubernetes`]: the implementation of the provider contract.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -197,13 +198,32 @@ const WAY_IN: &str =
 /// The longest kubeconfig that is read, in bytes.
 const KUBECONFIG_MAX: u64 = 16 << 20;
 
+/// The files of a kubeconfig: this one, else those of `KUBECONFIG` that exist, else `~/.kube/config`. Like `kubectl`, a list skips
+/// empty entries and missing files.
+pub fn kubeconfig_files(file: Option<&Path>) -> Vec<PathBuf> {
+    files_of(file, std::env::var_os("KUBECONFIG").unwrap_or_default(), std::env::home_dir())
+}
+
+fn files_of(file: Option<&Path>, list: OsString, home: Option<PathBuf>) -> Vec<PathBuf> {
+    if let Some(file) = file {
+        return vec![file.to_owned()];
+    }
+    let listed: Vec<PathBuf> = std::env::split_paths(&list).filter(|path| !path.as_os_str().is_empty()).collect();
+    if listed.is_empty() {
+        return home.map(|home| home.join(".kube/config")).into_iter().collect();
+    }
+    let there: Vec<PathBuf> = listed.iter().filter(|path| !is_missing(path)).cloned().collect();
+    // With none of them, the error names the first.
+    if there.is_empty() { listed.into_iter().take(1).collect() } else { there }
+}
+
+fn is_missing(path: &Path) -> bool {
+    path.metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
 /// Reads a kubeconfig: this file, else those of `KUBECONFIG`, else `~/.kube/config`.
 fn read_kubeconfig(file: Option<&Path>) -> std::result::Result<Kubeconfig, Box<dyn std::error::Error + Send + Sync>> {
-    let files: Vec<PathBuf> = match (file, std::env::var_os("KUBECONFIG").filter(|files| !files.is_empty())) {
-        (Some(file), _) => vec![file.to_owned()],
-        (None, Some(files)) => std::env::split_paths(&files).collect(),
-        (None, None) => std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect(),
-    };
+    let files = kubeconfig_files(file);
     if let Some(odd) = files.iter().find(|file| file.metadata().is_ok_and(|found| !is_kubeconfig(&found))) {
         return Err(format!("{} is no regular file of at most {} MiB", odd.display(), KUBECONFIG_MAX >> 20).into());
     }
@@ -217,7 +237,12 @@ fn read_kubeconfig(file: Option<&Path>) -> std::result::Result<Kubeconfig, Box<d
             KubeconfigError::Parse(_) => "it is not a kubeconfig in YAML".into(),
             other => boxed(other),
         }),
-        None => Kubeconfig::read().map_err(boxed),
+        None if files.is_empty() => Err(boxed(KubeconfigError::FindPath)),
+        None => {
+            let merge =
+                |merged: Kubeconfig, file: &PathBuf| Kubeconfig::read_from(file).and_then(|next| merged.merge(next));
+            files.iter().try_fold(Kubeconfig::default(), merge).map_err(boxed)
+        }
     }
 }
 
@@ -310,6 +335,7 @@ async fn connect(way: &AccessMode) -> Result<Connection> {
                 inline_only(file, &config.auth_info)?;
             }
             let until = credential::resolve(&mut config.auth_info, credential::DEADLINE).await?;
+            let until = credential::trim_token(&mut config.auth_info)?.or(until);
             Ok(Connection { api: Api::new(client(config, WAY_IN)?, None), until })
         }
         AccessMode::Through(endpoint) => connect_to(endpoint).await,
@@ -433,6 +459,21 @@ mod tests {
             let error = format!("{} {error:?}", textnlp_provider::error_chain(&error));
             assert!(!error.contains("CANARY") && error.contains("credentials"), "{error}");
         }
+    }
+
+    #[test]
+    fn missing_files_of_a_list_are_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        let (there, missing) = (folder.path().join("there"), folder.path().join("missing"));
+        std::fs::write(&there, "{}").unwrap();
+        let list = |paths: &[&Path]| std::env::join_paths(paths).unwrap();
+        let home = || Some(PathBuf::from("/home/ada"));
+        let empty = Path::new("");
+        assert_eq!(files_of(None, list(&[&missing, empty, &there]), home()), [there.clone()]);
+        assert_eq!(files_of(None, list(&[&missing]), home()), [missing.clone()]);
+        assert_eq!(files_of(None, list(&[empty]), home()), [Path::new("/home/ada/.kube/config")]);
+        assert_eq!(files_of(Some(&missing), list(&[&there]), home()), [missing]);
+        assert!(files_of(None, OsString::new(), None).is_empty());
     }
 
     #[test]
