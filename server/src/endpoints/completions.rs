@@ -11,7 +11,7 @@ use textnlp_inference::engine::{Done, Token};
 use super::chat::FINGERPRINT;
 use super::sampling::{self, finite, spelled};
 use super::streaming::{self, Moment};
-use super::structure;
+use super::structure::{self, other};
 use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::http::{AnswerMemory, Call, Fields};
@@ -268,14 +268,10 @@ pub(super) fn include_usage(fields: &Fields, streamed: bool) -> bool {
     if !streamed {
         fields.wrong("stream_options", "requires `stream: true`", None);
     }
-    if let Some(other) = options.keys().find(|key| !matches!(key.as_str(), "include_usage" | "include_obfuscation")) {
-        fields.wrong(
-            "stream_options",
-            format!("has the unknown key `{}`", other.chars().take(64).collect::<String>()),
-            None,
-        );
+    if let Some(other) = other(options, &["include_usage", "include_obfuscation"]) {
+        fields.wrong("stream_options", format!("has the unknown key `{other}`"), None);
     }
-    if options.get("include_obfuscation").is_some_and(|value| value != &json!(false)) {
+    if options.get("include_obfuscation").is_some_and(|value| !value.is_null() && value != &json!(false)) {
         fields.wrong("stream_options", "requests obfuscation, which is not supported", None);
     }
     options.get("include_usage").and_then(Value::as_bool).unwrap_or(false)

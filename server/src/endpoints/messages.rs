@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::structure::{WRONG_NAME, name, other};
 use crate::chat::{CalledFunction, Message, ToolCall};
-use crate::http::Fields;
+use crate::http::{Fields, is_absent};
 
 /// The maximum number of messages of one conversation, and of calls of one message.
 const MAX_MESSAGES: usize = 2048;
@@ -56,7 +56,7 @@ fn message(fields: &Fields, at: &str, item: &Value, calls: &mut Calls) -> Option
     };
     let known = ["role", "content", "name", "refusal", own];
     if let Some(key) =
-        item.iter().find_map(|(key, value)| (!value.is_null() && !known.contains(&key.as_str())).then_some(key))
+        item.iter().find_map(|(key, value)| (!known.contains(&key.as_str()) && !is_absent(value)).then_some(key))
     {
         let shown: String = key.chars().take(64).collect();
         let hint =
@@ -146,6 +146,7 @@ fn tool_call(item: &Value) -> Result<ToolCall, (String, &'static str)> {
     // Some clients send nothing for no arguments.
     let text = match function.get("arguments").and_then(Value::as_str).map(str::trim) {
         Some("") => Some("{}"),
+        None if function.get("arguments").is_some_and(Value::is_null) => Some("{}"),
         text => text.filter(|text| text.starts_with('{')),
     };
     let arguments = text.and_then(|text| serde_json::from_str::<Box<RawValue>>(text).ok());

@@ -122,7 +122,7 @@ pub(super) fn structure(fields: &Fields) -> Option<Structure> {
             if !inner.get("strict").is_none_or(|strict| strict.is_boolean() || strict.is_null()) {
                 return wrong("response_format.json_schema.strict", "must be true or false");
             }
-            match inner.get("schema") {
+            match inner.get("schema").filter(|schema| !schema.is_null()) {
                 None => wrong(SCHEMA, "is missing"),
                 // The memory of the body is counted until its fields are dropped, that of the copy is not.
                 Some(schema) if is_too_large(schema) => wrong(SCHEMA, "has more than 128 KiB"),
@@ -139,9 +139,10 @@ pub(super) fn name(map: &Map<String, Value>) -> Option<&str> {
     (!name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(plain)).then_some(name)
 }
 
-/// The first key besides those that are known.
+/// The first key besides those that are known. One that is null counts as absent.
 pub(super) fn other(map: &Map<String, Value>, known: &[&str]) -> Option<String> {
-    map.keys().find(|key| !known.contains(&key.as_str())).map(|key| key.chars().take(64).collect())
+    let unknown = |(key, value): &(&String, &Value)| !value.is_null() && !known.contains(&key.as_str());
+    map.iter().find(unknown).map(|(key, _)| key.chars().take(64).collect())
 }
 
 /// What an answer must be, with the memory of the guides of all answers of a request.

@@ -207,9 +207,9 @@ impl Fields {
     /// Rejects the request if anything was wrong, including unknown names.
     pub(crate) fn finish(&self) -> Result<(), ApiError> {
         let known = self.known.borrow();
-        // A body may have any number of them.
-        let unknown = self.map.keys().filter(|name| !known.contains(&name.as_str()));
-        for name in unknown.take(MORE_MISTAKES + 1) {
+        // A body may have any number of them. Clients send fields that they do not use as null.
+        let unknown = self.map.iter().filter(|(name, value)| !value.is_null() && !known.contains(&name.as_str()));
+        for (name, _) in unknown.take(MORE_MISTAKES + 1) {
             let shown: String = name.chars().take(64).collect();
             let hint = nearest(&shown, &known).map(|word| format!("did you mean `{word}`?"));
             self.wrong(&shown, "is not a known field", hint.as_deref());
@@ -219,6 +219,17 @@ impl Fields {
 
     fn mistyped(&self, name: &str, wanted: &str, found: &Value) {
         self.wrong(name, format!("must be {wanted}, not {}", kind(found)), None);
+    }
+}
+
+/// Whether a field of an object counts as absent: it is null or empty, as clients send back what an answer had not.
+pub(crate) fn is_absent(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

@@ -22,7 +22,7 @@ use textnlp_process::Cors;
 use tracing::Instrument as _;
 
 pub(crate) use body::body_limit;
-pub(crate) use fields::{Fields, mistakes};
+pub(crate) use fields::{Fields, is_absent, mistakes};
 pub(crate) use memory::{AnswerMemory, HeldMemory, SMALL, SMALL_PART, SharedMemory, exhausted, json_response};
 
 use textnlp_store::rate::Left;

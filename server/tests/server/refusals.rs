@@ -87,7 +87,10 @@ async fn every_invalid_field_is_named() {
             chat(json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] })),
             "messages[0].content",
         ),
-        (chat(json!({ "messages": [{ "role": "user", "content": "a", "tool_calls": [] }] })), "messages[0].tool_calls"),
+        (
+            chat(json!({ "messages": [{ "role": "user", "content": "a", "tool_calls": [{}] }] })),
+            "messages[0].tool_calls",
+        ),
         (chat(json!({ "messages": [{ "role": "tool", "content": "a" }] })), "messages[0].tool_call_id"),
         (chat(called(json!({ "name": "f", "arguments": "[]" }))), "messages[0].tool_calls[0].function.arguments"),
         (

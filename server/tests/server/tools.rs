@@ -206,9 +206,14 @@ async fn template_shows_tools_calls_and_results() {
         json!({
             "messages": [
                 { "role": "user", "content": "hi", "tool_calls": null },
-                { "role": "assistant", "content": null, "refusal": null, "tool_calls": calls },
-                { "role": "tool", "tool_call_id": "call_1", "content": [{ "type": "text", "text": "9" }] },
+                // What SDKs of OpenAI send back of an answer.
+                {
+                    "role": "assistant", "content": null, "refusal": null, "tool_calls": calls,
+                    "annotations": [], "audio": null, "function_call": null,
+                },
+                { "role": "tool", "tool_call_id": "call_1", "content": [{ "type": "text", "text": "9" }], "tool_calls": [] },
             ],
+            "functions": null, "prediction": null, "a_field_of_tomorrow": null,
             "max_tokens": 7, "temperature": 0, "ignore_eos": true, "tools": [clock()],
         })
     };
@@ -220,6 +225,24 @@ async fn template_shows_tools_calls_and_results() {
     let body = reply.json();
     assert_eq!(body["usage"]["prompt_tokens"], same["usage"]["prompt_tokens"]);
     assert_eq!(body["choices"][0]["message"]["content"], same["choices"][0]["text"]);
+    let history = json!({
+        "messages": [
+            { "role": "user", "content": "hi" },
+            {
+                "role": "assistant", "content": "9", "refusal": "", "tool_calls": [], "annotations": null, "audio": {},
+                "function_call": {},
+            },
+            { "role": "user", "content": "hi" },
+        ],
+        "max_tokens": 1,
+        "stream": true,
+        "stream_options": { "include_usage": null, "include_obfuscation": null, "other": null },
+    });
+    let reply = site.post("/v1/chat/completions", history).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let used = json!({ "messages": [{ "role": "assistant", "content": "9", "audio": { "id": "a" } }] });
+    let reply = site.post("/v1/chat/completions", used).await;
+    assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some("messages[0].audio")), "{}", reply.text());
     // Deeper than the parser of the renderer goes: it refuses them and goes on.
     let deep = ["{\"a\":", &"[".repeat(300), &"]".repeat(300), "}"].concat();
     let reply = site.post("/v1/chat/completions", ask(called(&deep))).await;
