@@ -174,7 +174,7 @@ impl DeltaBuilder<'_> {
         volumes.write_at(&[0; 2 * BLOCK as usize], layout.total - 2 * BLOCK)?;
         head(&manifest, &layout, &volumes, reserve)?;
         volumes.sync()?;
-        volumes.publish()?;
+        volumes.publish(&[])?;
         journal.remove()?;
         Ok(CreatedDelta { path: out.to_owned(), bytes: layout.total, carried: total, manifest })
     }

@@ -30,6 +30,12 @@ pub enum Error {
         /// The reason.
         why: String,
     },
+    /// A file of the new bundle's name is no file that an earlier run of this user can have written.
+    #[error("{path} is in the way: it is not a file, belongs to another user, or others can write to it")]
+    NotReplaceable {
+        /// The file.
+        path: Utf8PathBuf,
+    },
     /// A newer program wrote the bundle.
     #[error("manifest.json has format {found}; this program reads format {known}")]
     NewerFormat {
@@ -250,6 +256,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Error::NotABundle { .. } => "give the .tar that `bundle create` wrote, or its first volume".into(),
+            Error::NotReplaceable { path } => format!("remove or rename {path}, or choose another name for the bundle"),
             Error::NewerFormat { .. } => "install it with the program inside the bundle: `tar xOf FILE bin/…`".into(),
             Error::Manifest { .. } | Error::Damaged { .. } | Error::Signature { .. } => {
                 "the bundle was altered or damaged: copy it again from the machine that created it, and run `bundle verify` there".into()

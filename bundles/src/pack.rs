@@ -21,7 +21,7 @@ use crate::layout::{self, BLOCK, Layout, Outline, Role, SIGNATURE, round_up};
 use crate::manifest::{Chunk, FORMAT, File, Item, Kind, Manifest};
 use crate::rules::{MOST_CHUNK, MOST_MANIFEST};
 use crate::trust::KeyChange;
-use crate::volumes::Volumes;
+use crate::volumes::{self, Volumes};
 use inputs::{StampedInput, check};
 use journal::Progress;
 
@@ -76,7 +76,7 @@ pub struct Packed {
     pub elapsed: Duration,
 }
 
-/// Writes a full bundle to `out`, which appears when it is complete. Until then there are `out.partial` and
+/// Writes a full bundle to `out`, which appears when it is complete, and replaces an earlier one of that name. Until then there are `out.partial` and
 /// `out.partial.journal`; a second run with the same inputs resumes from them.
 pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Result<Packed> {
     let started = Instant::now();
@@ -85,6 +85,9 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
     let reserve = reserve(&manifest, &known)?;
     let layout = Layout::new(&Outline::of(&manifest), reserve);
 
+    let stale = || volumes::stale(out, layout.total, options.volume_size);
+    // Other files are not removed, which is said before hours of work.
+    stale()?;
     let volumes = Volumes::partial(out, layout.total, options.volume_size)?;
     let _lock = volumes.lock()?;
     let fingerprint = inputs::fingerprint(&manifest, &known, reserve, options.volume_size);
@@ -117,7 +120,7 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
     }
     head(&manifest, &layout, &volumes, reserve)?;
     volumes.sync()?;
-    let paths = volumes.publish()?;
+    let paths = volumes.publish(&stale()?)?;
     journal.remove()?;
     let content = content_digest(&manifest.items, &manifest.files);
     Ok(Packed { paths, bytes: layout.total, manifest, content, resumed, elapsed: started.elapsed() })

@@ -40,6 +40,23 @@ fn numbered(path: &Utf8Path, n: u64) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("{path}.{:03}", n + 1))
 }
 
+/// The files of an earlier bundle of this name that a new one of `total` bytes does not replace: later volumes, all volumes under
+/// one file, or one file beside volumes. They would be read with the new ones or instead of them.
+pub(crate) fn stale(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Result<Vec<Utf8PathBuf>> {
+    let first = volume_size.map_or(0, |size| total.div_ceil(size.max(1)));
+    let is_there = |path: &Utf8PathBuf| path.symlink_metadata().is_ok();
+    let volumes = (first..MOST_VOLUMES).map(|n| numbered(path, n)).take_while(is_there);
+    let whole = volume_size.map(|_| path.to_owned()).filter(is_there);
+    let stale: Vec<Utf8PathBuf> = volumes.chain(whole).collect();
+    for path in &stale {
+        let found = path.symlink_metadata().map_err(Error::io("check", path))?;
+        if !found.is_file() || !textnlp_files::is_own(&found) {
+            return Err(Error::NotReplaceable { path: path.clone() });
+        }
+    }
+    Ok(stale)
+}
+
 impl Volumes {
     /// Opens a file, or volumes by the first one's name or by the name without number.
     pub(crate) fn open(path: &Utf8Path, write: bool) -> Result<Volumes> {
@@ -102,10 +119,21 @@ impl Volumes {
         Ok(Volumes { parts: parts.collect::<Result<_>>()?, size })
     }
 
-    /// Renames the finished volumes, the first one last: if it exists, all exist.
-    pub(crate) fn publish(&self) -> Result<Vec<Utf8PathBuf>> {
+    /// Renames the finished volumes, the first one last, after the stale files are removed: if it exists, all exist and no others.
+    pub(crate) fn publish(&self, stale: &[Utf8PathBuf]) -> Result<Vec<Utf8PathBuf>> {
         let mut names = Vec::new();
-        for part in self.parts.iter().rev() {
+        for (number, part) in self.parts.iter().enumerate().rev() {
+            if number == 0 {
+                // The last one first: after a crash, what is left has no gap and is found again.
+                for path in stale.iter().rev() {
+                    match std::fs::remove_file(path) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                            return Err(Error::io("remove", path)(error));
+                        }
+                        _ => {}
+                    }
+                }
+            }
             let name = part.path.as_str().strip_suffix(PARTIAL).unwrap_or(part.path.as_str());
             std::fs::rename(&part.path, name).map_err(Error::io("rename", &part.path))?;
             names.push(Utf8PathBuf::from(name));

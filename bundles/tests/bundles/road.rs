@@ -69,6 +69,34 @@ fn stream_and_volumes_install_the_same_site() {
 }
 
 #[test]
+fn new_bundle_replaces_all_files_of_an_earlier_one_of_its_name() {
+    let shop = Workshop::new();
+    let inputs = shop.inputs();
+    let named =
+        |packed: &Packed| packed.paths.iter().map(|path| path.file_name().unwrap().to_owned()).collect::<Vec<_>>();
+    let there = || {
+        let found = std::fs::read_dir(shop.path("v.tar").parent().unwrap()).unwrap();
+        let found = found.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut found: Vec<_> = found.filter(|name| name.starts_with("v.tar")).collect();
+        found.sort();
+        found
+    };
+    for volume_size in [Some(1 << 20), Some(2 << 20), None, Some(1 << 20), Some(1 << 30), None] {
+        let options = PackOptions { volume_size, ..PackOptions::default() };
+        let packed = pack(&inputs, &shop.path("v.tar"), &options).unwrap();
+        assert_eq!(there(), named(&packed), "{volume_size:?}");
+        assert_eq!(Bundle::open(&shop.path("v.tar")).unwrap().content_digest(), packed.content);
+    }
+
+    let other = shop.path("v.tar.001");
+    std::fs::create_dir(&other).unwrap();
+    let before = std::fs::read(shop.path("v.tar")).unwrap();
+    let error = pack(&inputs, &shop.path("v.tar"), &PackOptions::default()).unwrap_err();
+    assert!(matches!(&error, Error::NotReplaceable { path } if *path == other), "{error}");
+    assert!(other.is_dir() && std::fs::read(shop.path("v.tar")).unwrap() == before);
+}
+
+#[test]
 fn stock_tar_and_sha256sum_read_a_bundle() {
     let shop = Workshop::new();
     shop.pack("a.tar", &shop.inputs());

@@ -167,12 +167,8 @@ fn programs(request: &Request<'_>) -> Result<Vec<ProgramFile>, Failure> {
     Ok(programs)
 }
 
-/// The models of all environments and of `--model`, from the cache or their sources. The last value prevents their
-/// deletion from the cache.
-async fn models(
-    request: &Request<'_>,
-    progress: &dyn Progress,
-) -> Result<(Store, Vec<ModelFolder>, Vec<Model>), Failure> {
+/// The sources of all models by their names, with the digests that environments demand. A name has one source.
+fn named_models(request: &Request<'_>) -> Result<BTreeMap<String, (String, Option<String>)>, Failure> {
     let mut wanted: BTreeMap<String, (String, Option<String>)> = BTreeMap::new();
     for loaded in request.environments {
         for model in &loaded.environment.models {
@@ -180,10 +176,8 @@ async fn models(
             if let Some(other) = wanted.insert(model.name.clone(), entry.clone())
                 && other != entry
             {
-                let error = anyhow::anyhow!("model {} has two sources: {} and {}", model.name, other.0, entry.0);
-                return Err(
-                    Failure::usage("model_twice", error).hint("give the two environments' models different names")
-                );
+                let hint = "give the two environments' models different names";
+                return Err(model_twice(&model.name, &other.0, &entry.0, hint));
             }
         }
     }
@@ -195,8 +189,28 @@ async fn models(
                 text.clone(),
             ),
         };
-        wanted.entry(name).or_insert((source, None));
+        // A second source would be dropped.
+        match wanted.get(&name) {
+            None => drop(wanted.insert(name, (source, None))),
+            Some((other, _)) if *other == source => {}
+            Some((other, _)) => return Err(model_twice(&name, other, &source, "write `--model OTHER_NAME=SOURCE`")),
+        }
     }
+    Ok(wanted)
+}
+
+fn model_twice(name: &str, first: &str, second: &str, hint: &str) -> Failure {
+    let error = anyhow::anyhow!("model {name} has two sources: {first} and {second}");
+    Failure::usage("model_twice", error).hint(hint)
+}
+
+/// The models of all environments and of `--model`, from the cache or their sources. The last value prevents their
+/// deletion from the cache.
+async fn models(
+    request: &Request<'_>,
+    progress: &dyn Progress,
+) -> Result<(Store, Vec<ModelFolder>, Vec<Model>), Failure> {
+    let wanted = named_models(request)?;
     let store = Store::open(request.model_cache).map_err(model_failed)?;
     let (mut folders, mut held) = (Vec::new(), Vec::new());
     for (name, (source, digest)) in wanted {
@@ -228,6 +242,35 @@ async fn models(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn models_of_one_name_and_two_sources_are_refused() {
+        static BUILD: Build = Build { features: &[], marker: "" };
+        let named = |models: &[&str]| {
+            let models: Vec<String> = models.iter().map(ToString::to_string).collect();
+            let request = Request {
+                version: String::new(),
+                out: Utf8Path::new("out.tar"),
+                environments: &[],
+                programs: &[],
+                models: &models,
+                images: &[],
+                has_server_image: false,
+                packages: Vec::new(),
+                keys: None,
+                offline: true,
+                model_cache: Utf8Path::new("cache"),
+                build: &BUILD,
+            };
+            named_models(&request).map(|found| found.into_keys().collect::<Vec<_>>())
+        };
+        for twice in [&["a=file:x", "a=file:y"][..], &["file:x/a", "a=file:y"], &["file:x/a", "file:y/a"]] {
+            let failure = named(twice).unwrap_err();
+            assert_eq!((failure.exit, failure.code), (crate::Exit::Usage, "model_twice"), "{twice:?}");
+            assert!(failure.hint.is_some());
+        }
+        assert_eq!(named(&["a=file:x", "b=file:x", "a=file:x"]).unwrap(), ["a", "b"]);
+    }
 
     #[test]
     fn only_values_that_were_written_stay_in_a_bundled_environment() {

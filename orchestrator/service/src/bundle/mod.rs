@@ -31,6 +31,7 @@ pub fn failed(error: Error) -> Failure {
         Error::Exposed(_) => (Exit::Refused, "root_exposed"),
         Error::OlderRelease { .. } => (Exit::Refused, "older_release"),
         Error::Room { .. } => (Exit::Failed, "no_space"),
+        Error::NotReplaceable { .. } => (Exit::Refused, "not_replaceable"),
         Error::Busy { .. } => (Exit::Refused, "locked"),
         _ => (Exit::Failed, "bundle"),
     };
