@@ -3,12 +3,16 @@
 
 use std::borrow::Cow;
 use std::io::{BufRead, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde_json::{Map, Value, json};
 pub use textnlp_service::failure::{Exit, Failure, size};
 
 use crate::args::Output;
+use crate::signals;
 
 /// The version of the JSON documents. Members are only added within a version.
 pub const FORMAT: u32 = 1;
@@ -55,6 +59,19 @@ fn is_yes(answer: &str) -> bool {
     ["y", "yes"].iter().any(|yes| answer.trim().eq_ignore_ascii_case(yes))
 }
 
+/// Waits until there is a line or an end of the input; false once `is_stopped`. Reading itself would not end with a signal.
+fn wait_for_input(input: impl AsFd, is_stopped: impl Fn() -> bool) -> bool {
+    const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    while !is_stopped() {
+        match poll(&mut [PollFd::new(&input, PollFlags::IN)], Some(&POLL_INTERVAL)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            // What cannot be polled is read, which reports why.
+            Ok(_) | Err(_) => return true,
+        }
+    }
+    false
+}
+
 /// The output format and verbosity of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Console {
@@ -98,12 +115,16 @@ impl Console {
         std::io::stdin().is_terminal() && self.is_text()
     }
 
-    /// Asks the operator for a confirmation. Without a terminal, or with JSON output, the answer is no.
+    /// Asks the operator for a confirmation. Without a terminal, with JSON output, or once a signal has asked the command to
+    /// [stop](crate::signals::is_stopped), the answer is no.
     pub fn confirm(&self, question: &str) -> bool {
-        if !self.can_ask() {
+        if !self.can_ask() || signals::is_stopped() {
             return false;
         }
         complain(&format!("{question} [y/N]"));
+        if !wait_for_input(std::io::stdin(), signals::is_stopped) {
+            return false;
+        }
         let mut answer = String::new();
         std::io::stdin().lock().take(ANSWER_BYTES).read_line(&mut answer).is_ok() && is_yes(&answer)
     }
@@ -286,6 +307,20 @@ fn complain(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn question_ends_with_an_answer_an_end_or_a_signal() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        // The signal comes while it waits.
+        let signal = || asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 2;
+        assert!(!wait_for_input(&reader, signal));
+        (&writer).write_all(b"y\n").unwrap();
+        assert!(wait_for_input(&reader, || false));
+        assert!(!wait_for_input(&reader, || true), "an answer after a signal does not count");
+        drop(writer);
+        assert!(wait_for_input(&reader, || false));
+    }
 
     #[test]
     fn texts_of_others_stay_in_their_line() {

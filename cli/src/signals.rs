@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::report::{Console, Exit};
+use crate::report::{Console, Exit, Failure};
 
 /// The token of this command, once a part of it wants one.
 static STOP: OnceLock<CancellationToken> = OnceLock::new();
@@ -38,6 +38,17 @@ impl Signals {
 /// A token that the first SIGINT, SIGTERM or SIGHUP cancels. All parts of a command share it, so the message is printed once.
 pub fn stop(console: Console) -> CancellationToken {
     STOP.get_or_init(|| listen(console)).clone()
+}
+
+/// Whether a signal has asked this command to stop.
+pub fn is_stopped() -> bool {
+    STOP.get().is_some_and(CancellationToken::is_cancelled)
+}
+
+/// The failure of a command that a signal ended while it asked for approval.
+pub fn stopped_at_question(again: String) -> Failure {
+    Failure::new(Exit::Stopped, "stopped", anyhow::anyhow!("stopped before the approval, so nothing was changed"))
+        .hint(again)
 }
 
 fn listen(console: Console) -> CancellationToken {

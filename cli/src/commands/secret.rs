@@ -15,6 +15,7 @@ use super::up;
 use crate::args::{RotatedSecret, SecretCommand, Up};
 use crate::clouds::Linked;
 use crate::deployment::{self, Deployment};
+use crate::signals;
 
 /// `secret …`.
 pub async fn secret(session: &Session, command: &SecretCommand, console: Console) -> Result<Success, Failure> {
@@ -220,7 +221,12 @@ pub async fn request(
         }
         let names: Vec<_> = targets.iter().map(|target| target.resource.to_string()).collect();
         console.say(format!("Replaces {says}: {}", names.join(", ")));
+        // The lock is released in any case.
+        signals::stop(console);
         if !session.global.yes && !console.confirm("Make this change?") {
+            if signals::is_stopped() {
+                return Err(signals::stopped_at_question(scope.command("status")));
+            }
             let error = anyhow::anyhow!("not approved, so nothing was done");
             return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
         }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use textnlp_orchestrator::apply::Gates;
-use textnlp_orchestrator::plan::{Cost, Facts, Node, Plan, Purpose};
-use textnlp_orchestrator::run::{Run, RunOptions, RunOutcome, run_phases, run_saved_plan};
+use textnlp_orchestrator::plan::{Cost, Facts, Node, Plan, PlanRefusal, Purpose};
+use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, run_phases, run_saved_plan};
 use textnlp_orchestrator::state::Entry;
 use textnlp_service::backup::{backup_status, key, settings};
 use textnlp_service::bundle::installed;
@@ -134,6 +134,9 @@ pub async fn go(
             progress.warn(&format!("later commands will take the state for a copy: {:#}", failure.error));
         }
     };
+    let stop = signals::stop(console);
+    let purpose = saved.map_or(options.purpose, |plan| plan.purpose);
+    let stopped = || signals::stopped_at_question(scope.same(if purpose == Purpose::Down { "down" } else { "up" }));
     // A run finishes open operations before it plans, and the author of the state decided what they do.
     if !yes {
         let open = origin::unapproved(deployment).await?;
@@ -141,6 +144,9 @@ pub async fn go(
             progress
                 .line(format!("Open operations that were started with this state elsewhere:\n  {}", open.join("\n  ")));
             if !progress.paused(|| console.confirm("Finish them?")) {
+                if stop.is_cancelled() {
+                    return Err(stopped());
+                }
                 let error = anyhow::anyhow!("the open operations of a state from elsewhere were not approved");
                 let hint = format!(
                     "if you trust its author, take it over with {}, or approve it with --yes",
@@ -159,8 +165,6 @@ pub async fn go(
         }
         agreed
     };
-    let stop = signals::stop(console);
-    let purpose = saved.map_or(options.purpose, |plan| plan.purpose);
     stores::remember(&stores::StateLocation::of(&loaded.environment)?, &scope.folder)?;
     let road = Run { gates, ..deployment.run(&progress) };
     let arrived = match saved {
@@ -171,7 +175,10 @@ pub async fn go(
         None => run_phases(&road, options, &mut agree, &stop).await,
     };
     progress.finish();
-    let arrival = arrived.map_err(|e| run_failed(e, purpose, scope))?;
+    let arrival = arrived.map_err(|error| match error {
+        RunError::Refused(PlanRefusal::NoConsent) if stop.is_cancelled() => stopped(),
+        error => run_failed(error, purpose, scope),
+    })?;
     // A plan without changes needs no approval, so it was not printed yet.
     if let Some(plan) = arrival.plan.as_ref().filter(|p| !p.has_changes()) {
         remember_flags(plan.purpose);

@@ -7,6 +7,7 @@ mod show;
 use textnlp_provider::ResourceId;
 
 use crate::commands::prelude::*;
+use crate::signals;
 use crate::state_args::State;
 
 pub use show::terraform;
@@ -47,8 +48,13 @@ fn no_such(session: &Session, environment: &textnlp_provider::EnvironmentName, r
 
 /// Requires approval for the change that was just described: `--yes`, or a confirmation on the terminal.
 fn agreed(session: &Session, console: Console, verb: &str) -> Result<(), Failure> {
+    // The lock of the state is released in any case.
+    signals::stop(console);
     if session.global.yes || console.confirm("Make this change?") {
         return Ok(());
+    }
+    if signals::is_stopped() {
+        return Err(signals::stopped_at_question(verb.to_owned()));
     }
     Err(Failure::refused("not_approved", anyhow::anyhow!("not approved, so nothing was done"))
         .hint(format!("review the changes, then approve them with --yes: {verb} --yes")))
