@@ -165,7 +165,7 @@ pub(crate) fn flow(value: &Value) -> String {
                 && !text.ends_with(':')
                 && matches!(super::tree::plain_scalar(text), Value::String(_));
             // JSON strings are valid YAML.
-            if plain && !matches!(text.as_str(), "on" | "off" | "yes" | "no" | "y" | "n") {
+            if plain && !matches!(text.to_ascii_lowercase().as_str(), "on" | "off" | "yes" | "no" | "y" | "n") {
                 text.clone()
             } else {
                 value.to_string()

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::lower::PROGRAM;
 
-use super::{ExportFile, Item, NeededSecret, SiteObjects, notes, short_digest, yaml};
+use super::{ExportFile, Item, NeededSecret, SiteObjects, notes, short_digest, yaml, yaml_text};
 
 /// Delimits the index of a template action while the object is a tree; no generated text contains it.
 const OPEN: char = '⟦';
@@ -54,16 +54,37 @@ pub(super) fn value_name(key: &str) -> String {
     })
 }
 
-/// A changed secret rolls the pods. For external Secrets, the value `revision` does.
-const HELPERS: &str =
-    "{{- define \"textnlp.secrets-digest\" -}}\n{{ toJson .Values.secrets | sha256sum }}\n{{- end }}\n";
+/// A changed secret rolls the pods. For external Secrets, the value `revision` does. Helm removes a value that is null, also one that
+/// holds others: then the default of the chart applies.
+const HELPERS: &str = "\
+{{- define \"textnlp.secrets-digest\" -}}
+{{ toJson .Values.secrets | sha256sum }}
+{{- end }}
+{{- define \"textnlp.value\" -}}
+{{- $value := (index . 0).Values -}}
+{{- range splitList \".\" (index . 1) -}}
+{{- if not (kindIs \"invalid\" $value) -}}{{- $value = index $value . -}}{{- end -}}
+{{- end -}}
+{{- if kindIs \"invalid\" $value -}}{{ index . 2 }}{{- else -}}{{ toJson $value }}{{- end -}}
+{{- end }}
+";
+
+/// The action that gives a value as JSON, by its path.
+fn lookup(path: &str, default: &Value) -> String {
+    // Go reads the escapes of JSON.
+    format!("include \"textnlp.value\" (list $ \"{path}\" {})", json!(default.to_string()))
+}
+
+fn is_set(path: &str, default: bool) -> String {
+    format!("eq ({}) \"true\"", lookup(path, &json!(default)))
+}
 
 const NOTES: &str = "\
 textnlp is in namespace {{ .Release.Namespace }}. It is ready when the pods have loaded their models:
 
   kubectl -n {{ .Release.Namespace }} rollout status deployment/textnlp-api
   kubectl -n {{ .Release.Namespace }} get service textnlp-api
-{{- if not .Values.secrets.existing }}
+{{- if not (.Values.secrets).existing }}
 
 The first API key is in the file `api-key`, from which first-key-sha256 was made.
 {{- end }}
@@ -85,11 +106,11 @@ impl Chart<'_> {
             ("Namespace", _) => {
                 manifest["metadata"]["name"] = self.action(format!("{NAMESPACE} | quote"));
                 self.set("namespace.create", json!(false));
-                Some(".Values.namespace.create")
+                Some(is_set("namespace.create", false))
             }
             ("ServiceMonitor" | "PrometheusRule", _) | ("ConfigMap", "textnlp-dashboard") => {
                 self.set("monitoring.enabled", json!(true));
-                Some(".Values.monitoring.enabled")
+                Some(is_set("monitoring.enabled", true))
             }
             ("HorizontalPodAutoscaler", _) => {
                 self.value(&mut manifest["spec"]["minReplicas"], "autoscaling.min");
@@ -196,7 +217,11 @@ impl Chart<'_> {
             };
             self.value(&mut chosen, field);
             if !kept.is_empty() {
-                chosen = self.action(format!("concat (fromJsonArray `{}`) .Values.{field} | toJson", json!(kept)));
+                let configured = lookup(field, &self.values[field]);
+                chosen = self.action(format!(
+                    "concat (fromJsonArray `{}`) ({configured} | fromJsonArray) | toJson",
+                    json!(kept)
+                ));
             }
             template["spec"][field] = chosen;
         }
@@ -211,7 +236,7 @@ impl Chart<'_> {
     /// Makes a field a value of the chart, with its current content as the default. JSON is valid YAML on one line.
     fn value(&mut self, field: &mut Value, path: &str) {
         self.set(path, field.clone());
-        *field = self.action(format!(".Values.{path} | toJson"));
+        *field = self.action(lookup(path, field));
     }
 
     fn set(&mut self, path: &str, value: Value) {
@@ -260,7 +285,7 @@ impl Chart<'_> {
 }
 
 fn template_of(secret: &NeededSecret) -> String {
-    let mut text = String::from("{{- if not .Values.secrets.existing }}\napiVersion: v1\nkind: Secret\nmetadata:\n");
+    let mut text = String::from("{{- if not (.Values.secrets).existing }}\napiVersion: v1\nkind: Secret\nmetadata:\n");
     let _ = writeln!(
         text,
         "  name: {}\n  namespace: {{{{ {NAMESPACE} | quote }}}}\ntype: {}\ndata:",
@@ -269,7 +294,8 @@ fn template_of(secret: &NeededSecret) -> String {
     for key in &secret.keys {
         let name = value_name(key);
         let lacks = format!("set secrets.{name}, see README.md");
-        let _ = writeln!(text, "  {key}: {{{{ required \"{lacks}\" .Values.secrets.{name} | b64enc | quote }}}}");
+        let key = yaml_text(key);
+        let _ = writeln!(text, "  {key}: {{{{ required \"{lacks}\" (.Values.secrets).{name} | b64enc | quote }}}}");
     }
     text + "{{- end }}\n"
 }

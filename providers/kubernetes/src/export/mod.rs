@@ -181,20 +181,37 @@ fn yaml(manifest: &Value) -> Result<String, String> {
 }
 
 fn set_apart(value: &mut Value, texts: &mut Vec<String>) {
-    const WORDS: [&str; 10] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~"];
-    match value {
-        Value::Object(fields) => fields.values_mut().for_each(|value| set_apart(value, texts)),
-        Value::Array(items) => items.iter_mut().for_each(|value| set_apart(value, texts)),
-        Value::String(text) => {
-            let begins_as_a_number = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
-            let is_short = !text.contains('\n');
-            if is_short && (begins_as_a_number || WORDS.contains(&text.to_lowercase().as_str())) {
-                let apart = placeholder(texts.len());
-                texts.push(std::mem::replace(text, apart));
-            }
+    let mut apart = |text: &mut String| {
+        if is_ambiguous(text) {
+            let apart = placeholder(texts.len());
+            texts.push(std::mem::replace(text, apart));
         }
+    };
+    match value {
+        Value::Object(fields) => {
+            let entries = std::mem::take(fields).into_iter().map(|(mut name, value)| {
+                apart(&mut name);
+                (name, value)
+            });
+            *fields = entries.collect();
+            fields.values_mut().for_each(|value| set_apart(value, texts));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| set_apart(value, texts)),
+        Value::String(text) => apart(text),
         _ => {}
     }
+}
+
+/// Whether a reader of YAML 1.1 takes a plain text for a boolean, a number, null or a merge key.
+fn is_ambiguous(text: &str) -> bool {
+    const WORDS: [&str; 12] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~", "<<", "="];
+    let begins_as_a_number = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
+    !text.contains('\n') && (begins_as_a_number || WORDS.contains(&text.to_lowercase().as_str()))
+}
+
+/// A short text, such as a key, quoted if it is ambiguous.
+fn yaml_text(text: &str) -> String {
+    if is_ambiguous(text) { json!(text).to_string() } else { text.to_owned() }
 }
 
 /// A word that needs no quotes and occurs nowhere else.
@@ -256,4 +273,23 @@ fn first_output(value: &Value) -> Option<OutputRef> {
         Value::Array(items) => items.iter().find_map(first_output),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_values_that_yaml_1_1_reads_otherwise_are_quoted() {
+        let words = ["n", "on", "Yes", "NULL", "~", "1_000", "1:30", "0x1f", ".inf", "-", "<<", "=", "true", "12e3"];
+        let ambiguous: Map<String, Value> = words.iter().map(|word| ((*word).to_owned(), json!(word))).collect();
+        let plain = json!({ "name": "a", "off-peak": "nothing", "": "", "é": "x: y # z" });
+        let value = json!({ "selector": ambiguous, "list": [ambiguous], "plain": plain });
+        let text = yaml(&value).unwrap();
+        for word in words {
+            assert!(text.contains(&format!("\"{word}\": \"{word}\"")), "{word}: {text}");
+        }
+        assert!(text.contains("off-peak: nothing"), "{text}");
+        assert_eq!(serde_yaml::from_str::<Value>(&text).unwrap(), value);
+    }
 }

@@ -134,7 +134,7 @@ fn gateway_route_is_in_every_export_and_the_ca_is_a_value() {
     let shared = Fixture { rollout: Strategy::Canary, ..by_gateway(fixture()) };
     let chart = export(&objects(&shared), "pilot", Form::Helm).unwrap();
     let route = text_of(&chart, "templates/httproute-textnlp-api.yaml");
-    assert_eq!(route.matches("port: {{ .Values.service.port | toJson }}").count(), 2, "{route}");
+    assert_eq!(route.matches("port: {{ include \"textnlp.value\" (list $ \"service.port\" ").count(), 2, "{route}");
 }
 
 #[test]
@@ -441,6 +441,23 @@ async fn helm_chart_lints_and_renders_the_applied_objects() {
         assert_eq!(all.get(name), Some(object), "{name}");
     }
     assert_eq!(all.keys().collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>());
+
+    // Null is the default, also of what holds values.
+    let nulls = "autoscaling=null,service.port=null,monitoring=null,resources=null,nodeSelector=null,tolerations=null,\
+                 imagePullSecrets=null,namespace.create=true,replicas=null,disruptionBudget=null,image=null";
+    let (ok, defaults, err) = template(&["--set", "namespace.create=true"]);
+    assert!(ok, "{err}");
+    let (ok, out, err) = template(&["--set", nulls]);
+    assert!(!ok && err.contains("image"), "{out}{err}");
+    let (ok, out, err) = template(&["--set", &nulls.replace(",image=null", "")]);
+    assert!(ok, "{err}");
+    let same = |text: &str| {
+        let all = documents(text).into_iter().filter(|one| one["kind"] != "Job");
+        by_name(all)
+    };
+    assert_eq!(same(&out), same(&defaults));
+    let (ok, _, err) = template(&["--set", "namespace=null,secrets=null"]);
+    assert!(!ok && err.contains("set secrets."), "{err}");
 
     // What is set arrives; what is mistyped or lacking is told.
     let (_, out, _) =
