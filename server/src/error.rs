@@ -142,7 +142,7 @@ impl From<Failure> for ApiError {
                 .hint("try again: another replica answers")
                 .retry_after(Duration::from_secs(1)),
             Failure::Deadline => Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
-                .hint("request fewer tokens, or stream the answer"),
+                .hint("request fewer tokens; operators: `server.api.timeout` is the limit, also of a stream"),
             Failure::Guide(error) => crate::endpoints::too_complex(&error),
             other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model_failed", other.to_string())
                 .hint("try again; if it happens again, the model's files may be damaged"),

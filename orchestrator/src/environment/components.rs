@@ -45,6 +45,9 @@ pub const REPLICATION_PASSWORD: &str = "replication-password";
 
 /// The token for an external Prometheus.
 const PROMETHEUS_TOKEN: &str = "prometheus-token";
+/// The time that a gateway adds to the limit of what is behind it: the server ends a stream with an error event and the
+/// end mark, and a gateway with the same limit would cut it off before.
+const GATEWAY_GRACE_SECONDS: u64 = 5;
 
 /// A site of an environment, or the location of its witness, with its provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -377,7 +380,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
             witness: name(names::WITNESS),
             program: release.program.clone(),
             max_request_bytes: e.server.api.max_request_size.0,
-            timeout_seconds: small(e.server.api.timeout.as_seconds()),
+            timeout_seconds: small(e.server.api.timeout.as_seconds().saturating_add(2 * GATEWAY_GRACE_SECONDS)),
             connections: connections(&e.server.api),
         }),
     );
@@ -716,7 +719,7 @@ fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::En
         watch: e.witness_place().map(|_| name(names::WATCH)),
         program: program.clone(),
         max_request_bytes: e.server.api.max_request_size.0,
-        timeout_seconds: small(e.server.api.timeout.as_seconds()),
+        timeout_seconds: small(e.server.api.timeout.as_seconds().saturating_add(GATEWAY_GRACE_SECONDS)),
         connections: connections(&e.server.api),
         domain: e.traffic.domain.clone(),
         waf: e.network.waf,

@@ -559,9 +559,9 @@ pub struct Endpoint {
     pub watch: Option<ComponentName>,
     /// The program that runs: the server artifact in the role of the gateway.
     pub program: Program,
-    /// Request bounds that the gateway enforces too: largest body in bytes, longest answer in seconds.
+    /// The largest body in bytes.
     pub max_request_bytes: u64,
-    /// See `max_request_bytes`.
+    /// The longest time of a request at the gateway, longer than at the server.
     pub timeout_seconds: u32,
     /// Bounds of client connections.
     #[serde(default, skip_serializing_if = "ConnectionLimits::is_default")]
@@ -894,9 +894,9 @@ pub struct GlobalEndpoint {
     pub witness: ComponentName,
     /// The program that runs: the server artifact in the role of the gateway.
     pub program: Program,
-    /// Request bounds, as in [`Endpoint`].
+    /// The largest body, as in [`Endpoint`].
     pub max_request_bytes: u64,
-    /// See `max_request_bytes`.
+    /// The longest time of a request, longer than at the sites' gateways.
     pub timeout_seconds: u32,
     /// Bounds of client connections.
     #[serde(default, skip_serializing_if = "ConnectionLimits::is_default")]

@@ -61,7 +61,11 @@ impl Refusal {
                 "the server closed the connection before it answered",
                 "the request may have been started; retry it if that is safe",
             ),
-            Refusal::TooLong => ("timeout", "the answer exceeded its time limit", "request fewer tokens, or stream"),
+            Refusal::TooLong => (
+                "timeout",
+                "the answer exceeded its time limit",
+                "request fewer tokens; operators: `server.api.timeout` is the limit",
+            ),
             Refusal::TooLarge => (
                 "request_too_large",
                 "the body is larger than the gateway accepts",

@@ -135,7 +135,15 @@ async fn request_past_its_timeout_is_ended() {
     // Together they take several seconds on a fast machine too.
     let whole = futures::future::join_all((0..8).map(|_| site.post("/v1/generate", long())));
     let streams = futures::future::join_all((0..8).map(|_| site.post("/v1/stream", long())));
-    let (whole, streams) = tokio::join!(whole, streams);
+    let mut ask = long();
+    ask["stream"] = json!(true);
+    let marked = futures::future::join_all((0..4).map(|_| site.post("/v1/completions", ask.clone())));
+    let (whole, streams, marked) = tokio::join!(whole, streams, marked);
+    for stream in marked.iter().filter(|stream| stream.status == 200) {
+        let events = stream.events();
+        let [.., (_, error), (_, end)] = events.as_slice() else { panic!("{}", stream.text()) };
+        assert!(error.contains("\"timeout\"") && end == "[DONE]", "{error} {end}");
+    }
     for reply in whole {
         assert_eq!((reply.status, reply.error().0.as_str()), (504, "timeout"));
     }

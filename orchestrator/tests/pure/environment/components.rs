@@ -210,6 +210,8 @@ fn multi_region_sites_have_relays_agents_and_a_separate_witness() {
                 )),
                 ComponentSpec::Workload(w) => seen.push(format!("{} first key {}", site.name, w.first_key)),
                 ComponentSpec::Endpoint(e) => {
+                    // The server, whose limit is 300 s, reports it before a gateway ends the request.
+                    assert_eq!(e.timeout_seconds, 305);
                     seen.push(format!("{} listens on {} and {}", site.name, e.port, e.metrics_port))
                 }
                 ComponentSpec::Relay(b) => {
@@ -225,6 +227,7 @@ fn multi_region_sites_have_relays_agents_and_a_separate_witness() {
                     seen.push(format!("{} weighs {:?}", site.name, w.weights.values().collect::<Vec<_>>()))
                 }
                 ComponentSpec::GlobalEndpoint(f) => {
+                    assert_eq!(f.timeout_seconds, 310);
                     seen.push(format!("{} listens on {} and {}", site.name, f.port, f.metrics_port))
                 }
                 ComponentSpec::Traffic(_) => panic!("the front has the weights"),
