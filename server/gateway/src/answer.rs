@@ -83,7 +83,7 @@ impl Refusal {
                 "wait for answers, or send smaller requests",
             ),
             Refusal::Memory => {
-                ("memory_limit", "the gateway has no memory for this request at the moment", "try again in a moment")
+                ("memory_limit", "the gateway has no room for this request at the moment", "try again in a moment")
             }
             Refusal::BadRequest(what) => ("bad_request", what, "see GET /openapi.json"),
         }

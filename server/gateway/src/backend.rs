@@ -96,6 +96,8 @@ pub(super) struct Lease {
 pub(super) enum Failed {
     /// No byte of the request was sent; it is returned.
     NotSent { request: Box<Request<Upload>>, why: String, connect: bool },
+    /// This process can open no more files, which says nothing of the backend.
+    NoFiles,
     /// Some of it has left. `unread`: the backend closed the connection without having read all of it.
     Sent { why: String, unread: bool },
 }
@@ -260,6 +262,7 @@ impl Backend {
                 () = &mut given_up => Err(io::Error::other(GIVEN_UP)),
             } {
                 Ok(lease) => lease,
+                Err(error) if is_out_of_files(&error) => return Err(Failed::NoFiles),
                 Err(error) => {
                     return Err(Failed::NotSent {
                         request: Box::new(request),
@@ -383,6 +386,11 @@ impl Backend {
     }
 }
 
+fn is_out_of_files(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    error.raw_os_error().is_some_and(|code| [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error).contains(&code))
+}
+
 /// Closing a socket with unread bytes resets the connection, and writing to a closed one fails with a broken pipe. If
 /// all bytes were read, the connection ends cleanly. So these two errors mean that the backend never read the whole
 /// request.
@@ -431,4 +439,17 @@ async fn shake(
         }
     });
     Ok(Lease { sender, deadline, idle_since: Instant::now(), is_broken, reused: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backend_is_not_to_blame_for_the_limit_of_open_files() {
+        for (code, expect) in [(rustix::io::Errno::MFILE, true), (rustix::io::Errno::CONNREFUSED, false)] {
+            assert_eq!(is_out_of_files(&io::Error::from_raw_os_error(code.raw_os_error())), expect, "{code}");
+        }
+        assert!(!is_out_of_files(&io::Error::other("none of the system")));
+    }
 }

@@ -233,10 +233,11 @@ impl Listener {
     }
 }
 
-/// Connections that leave enough of the files that this process may open for its connections to backends.
+/// Connections that leave as many of the files that this process may open for the connections to backends: each may have
+/// a request.
 fn affordable_connections() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    files.map_or(usize::MAX, |files| usize::try_from(files / 4 * 3).unwrap_or(usize::MAX))
+    files.map_or(usize::MAX, |files| usize::try_from(files / 2).unwrap_or(usize::MAX))
 }
 
 fn hint(address: &SocketAddress, error: &io::Error) -> String {
