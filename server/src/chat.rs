@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use serde::Serialize;
+use serde_json::Value;
+use textnlp_inference::text::{MARKS, Tokenizer};
 use textnlp_process::LineLimit;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -62,6 +64,15 @@ impl Message {
     }
 }
 
+/// A prompt that a template made.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Rendered {
+    /// Its text.
+    pub text: String,
+    /// What is within special tokens that clients wrote: it is no part of the text.
+    pub mark: Option<char>,
+}
+
 /// The longest prompt that a rendering may make.
 const MAX_PROMPT: usize = 16 << 20;
 /// The longest template.
@@ -87,6 +98,8 @@ pub(crate) struct ChatTemplate {
     model: String,
     /// What it does with tools.
     pub(crate) tools: ToolSupport,
+    /// Knows the special tokens that are text in messages; none if clients may write them.
+    tokenizer: Option<Arc<Tokenizer>>,
     process: config::Renderer,
     /// What a process gets first.
     definition: Vec<u8>,
@@ -140,6 +153,7 @@ impl ChatTemplate {
         Ok(Self {
             model: model.to_owned(),
             tools: ToolSupport::of(source),
+            tokenizer: None,
             process,
             definition: serde_json::to_vec(&definition).map_err(|error| error.to_string())?,
             _end_of_idle: end_unused(&idle),
@@ -148,6 +162,12 @@ impl ChatTemplate {
             failures: Mutex::default(),
             lines: LineLimit::new(MAX_LINES, MAX_LINES),
         })
+    }
+
+    /// The same template, with special tokens of this tokenizer as text in messages.
+    #[must_use]
+    pub(crate) fn with_plain_messages(self, tokenizer: Arc<Tokenizer>) -> Self {
+        Self { tokenizer: Some(tokenizer), ..self }
     }
 
     /// Compiles the template. The error is why that fails; each rendering tries again what was not the template's fault.
@@ -163,16 +183,16 @@ impl ChatTemplate {
 
     /// The prompt of a conversation, up to the assistant's turn. Requests of a tenant and of a key take turns. When this
     /// future is dropped, the process that renders is killed.
-    pub(crate) async fn render(&self, record: &Record, conversation: &Conversation<'_>) -> Result<String, ApiError> {
+    pub(crate) async fn render(&self, record: &Record, conversation: &Conversation<'_>) -> Result<Rendered, ApiError> {
         let _turn = self.turns.turn(record).await?;
         let owner = record.owner();
         self.check_pause(&owner)?;
-        let conversation = serde_json::to_vec(conversation).map_err(|error| ApiError::invalid(error.to_string()))?;
-        let rendered = self.rendered(&conversation).await;
+        let (conversation, mark) = self.marked(conversation)?;
+        let rendered = self.rendered(conversation.as_bytes()).await;
         match rendered {
-            Ok(prompt) => {
+            Ok(text) => {
                 lock(&self.failures).remove(&owner);
-                Ok(prompt)
+                Ok(Rendered { text, mark })
             }
             Err(Problem::Refusal(reason)) => {
                 lock(&self.failures).remove(&owner);
@@ -191,6 +211,24 @@ impl ChatTemplate {
                     .retry_after(Duration::from_secs(2)))
             }
         }
+    }
+
+    /// A conversation as JSON, with a mark within each special token that its texts spell.
+    fn marked(&self, conversation: &Conversation<'_>) -> Result<(String, Option<char>), ApiError> {
+        let invalid = |error: serde_json::Error| ApiError::invalid(error.to_string()).param("messages");
+        let document = serde_json::to_string(conversation).map_err(invalid)?;
+        let spells = |tokenizer: &&Arc<Tokenizer>| tokenizer.may_spell_special(&document);
+        let Some(tokenizer) = self.tokenizer.as_ref().filter(spells) else { return Ok((document, None)) };
+        let mut value: Value = serde_json::from_str(&document).map_err(invalid)?;
+        // Without escapes.
+        let document = value.to_string();
+        let mut marks = MARKS;
+        let Some(mark) = marks.find(|mark| !document.contains(*mark)) else {
+            let message = "the messages have all noncharacters from U+FDD0 to U+FDEF";
+            return Err(ApiError::invalid(message).param("messages"));
+        };
+        let is_marked = mark_texts(&mut value, &|text| tokenizer.mark_special(text, mark));
+        Ok(if is_marked { (value.to_string(), Some(mark)) } else { (document, None) })
     }
 
     /// A prompt from an idle process, or from a new one.
@@ -276,6 +314,33 @@ impl ChatTemplate {
         if let Some(suppressed) = self.lines.next(None) {
             tracing::warn!(model = %self.model, reason, suppressed, "chat template stopped");
         }
+    }
+}
+
+/// Marks all texts and keys of a value; whether any was. Its depth is limited where it was parsed.
+fn mark_texts(value: &mut Value, mark: &impl Fn(&str) -> Option<String>) -> bool {
+    match value {
+        Value::String(text) => match mark(text) {
+            Some(marked) => {
+                *text = marked;
+                true
+            }
+            None => false,
+        },
+        Value::Array(list) => list.iter_mut().fold(false, |any, value| mark_texts(value, mark) | any),
+        Value::Object(map) => {
+            let mut any = false;
+            *map = std::mem::take(map)
+                .into_iter()
+                .map(|(key, mut value)| {
+                    let marked = mark(&key);
+                    any |= mark_texts(&mut value, mark) | marked.is_some();
+                    (marked.unwrap_or(key), value)
+                })
+                .collect();
+            any
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

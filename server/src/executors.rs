@@ -215,6 +215,7 @@ mod tests {
             context: None,
             executor: None,
             matryoshka: false,
+            parse_special_tokens: false,
         };
         let why = super::Opened::new(&model).err().unwrap();
         assert!(why.contains("`gptj` models need") && why.contains("cargo build --release --features candle"), "{why}");

@@ -361,6 +361,7 @@ mod tests {
             context: None,
             executor: None,
             matryoshka: false,
+            parse_special_tokens: false,
         }];
         let with = |name: &str, enabled: bool, model: Option<&str>| {
             let value = FeatureValue { model: model.map(str::to_owned), ..value(enabled, 100) };

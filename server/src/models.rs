@@ -437,7 +437,7 @@ impl Models {
                 info
             }
             Loaded::Decoder(executor) => {
-                chat = self.chat_template(&config.name, &tokenizer);
+                chat = self.chat_template(config, &tokenizer);
                 let model = LoadedModel { executor, tokenizer, context: config.context };
                 self.engine.load(&config.name, model).map_err(|failure| failure.to_string())?;
                 self.engine.model(&config.name).ok_or("the engine released it")?
@@ -462,11 +462,19 @@ impl Models {
     }
 
     /// A model's chat template, if it has one, or why it cannot be used.
-    fn chat_template(&self, name: &str, tokenizer: &Tokenizer) -> Option<Result<ChatTemplate, String>> {
+    fn chat_template(
+        &self,
+        config: &config::Model,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Option<Result<ChatTemplate, String>> {
         let source = tokenizer.chat_template()?;
         let piece = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
         let (bos, eos) = (piece(tokenizer.bos()), piece(tokenizer.eos()));
-        Some(ChatTemplate::new(name, self.renderer.clone(), source, bos, eos))
+        let template = ChatTemplate::new(&config.name, self.renderer.clone(), source, bos, eos);
+        Some(match config.parse_special_tokens {
+            true => template,
+            false => template.map(|template| template.with_plain_messages(tokenizer.clone())),
+        })
     }
 }
 

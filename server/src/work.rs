@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use textnlp_inference::engine::{Done, Event, Failure, Finish, Push, Request, Sampling, Sink, Ticket, Token};
+use textnlp_inference::text::TextError;
 use textnlp_store::Reservation;
 use tokio::sync::mpsc;
 
 use crate::allowance;
 use crate::app::App;
 use crate::auth::Caller;
+use crate::chat::Rendered;
 use crate::endpoints::AnswerGuide;
 use crate::error::ApiError;
 use crate::http::HeldMemory;
@@ -26,7 +28,7 @@ pub(crate) enum Prompt {
     /// A text, with whatever the model wants around it.
     Text(String),
     /// A rendered chat, which contains all special tokens already.
-    Rendered(String),
+    Rendered(Rendered),
     /// Tokens.
     Tokens(Vec<u32>),
 }
@@ -181,12 +183,15 @@ pub(crate) async fn start_several(
 /// Turns a prompt into tokens; long texts on a thread of their own, few at a time.
 async fn tokens(app: &App, record: &Record, model: &Arc<Ready>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
     check_prompt(model, &prompt)?;
-    let (text, special) = match prompt {
+    let mut tokens = match prompt {
         Prompt::Tokens(tokens) => return Ok(tokens),
-        Prompt::Text(text) => (text, true),
-        Prompt::Rendered(text) => (text, false),
+        Prompt::Text(text) => encode(app, record, model, text, true).await?,
+        Prompt::Rendered(Rendered { text, mark: None }) => encode(app, record, model, text, false).await?,
+        Prompt::Rendered(Rendered { text, mark: Some(mark) }) => {
+            let tokenizer = model.info.tokenizer.clone();
+            tokenized(tokenize(app, record, model, text.len(), move || tokenizer.encode_marked(&text, mark)).await?)?
+        }
     };
-    let mut tokens = encode(app, record, model, text, special).await?;
     if tokens.is_empty() {
         let first = model.info.tokenizer.bos().or_else(|| model.info.tokenizer.eos());
         let missing =
@@ -198,7 +203,7 @@ async fn tokens(app: &App, record: &Record, model: &Arc<Ready>, prompt: Prompt) 
 
 /// Refuses a prompt that is too long, without tokenizing its text.
 pub(crate) fn check_prompt(model: &Ready, prompt: &Prompt) -> Result<(), ApiError> {
-    let (Prompt::Text(text) | Prompt::Rendered(text)) = prompt else { return Ok(()) };
+    let (Prompt::Text(text) | Prompt::Rendered(Rendered { text, .. })) = prompt else { return Ok(()) };
     // Reject texts that obviously exceed the context without tokenizing them. The factor allows for tokenizers that
     // normalize to a shorter text first.
     if text.len() / 4 > model.info.context.saturating_mul(model.longest_token) {
@@ -258,7 +263,10 @@ pub(crate) async fn encode(
     special: bool,
 ) -> Result<Vec<u32>, ApiError> {
     let tokenizer = model.info.tokenizer.clone();
-    let tokens = tokenize(app, record, model, text.len(), move || tokenizer.encode(&text, special)).await?;
+    tokenized(tokenize(app, record, model, text.len(), move || tokenizer.encode(&text, special)).await?)
+}
+
+fn tokenized(tokens: Result<Vec<u32>, TextError>) -> Result<Vec<u32>, ApiError> {
     tokens.map_err(|error| ApiError::invalid(format!("the text cannot be tokenized: {}", crate::error::chain(&error))))
 }
 

@@ -764,6 +764,9 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             if model.matryoshka {
                 entry["matryoshka"] = json!(true);
             }
+            if model.parse_special_tokens {
+                entry["parse_special_tokens"] = json!(true);
+            }
             entry
         })
         .collect();

@@ -180,6 +180,8 @@ pub struct Model {
     pub executor: Option<Executor>,
     /// An encoder whose vectors may be shortened: it was trained for that (Kusupati et al. 2022).
     pub matryoshka: bool,
+    /// Whether special tokens that clients write in messages are tokens: they can then open a message of another role.
+    pub parse_special_tokens: bool,
 }
 
 /// What computes a model.
@@ -425,6 +427,7 @@ fn models(section: Section<'_>) -> Models {
         let context = item.integer("context", 2..=1 << 24).map(|context| context as usize);
         let executor = item.word("executor", &[("own", Executor::Own), ("candle", Executor::Candle)]);
         let matryoshka = item.flag("matryoshka").unwrap_or(false);
+        let parse_special_tokens = item.flag("parse_special_tokens").unwrap_or(false);
         if let Some(name) = &name {
             let sane = |c: char| c.is_ascii_alphanumeric() || "._:/@-".contains(c);
             if name.is_empty() || name.len() > 128 || !name.chars().all(sane) {
@@ -439,7 +442,7 @@ fn models(section: Section<'_>) -> Models {
         }
         if let (Some(name), Some(path)) = (name, path) {
             let path = cache_dir.as_ref().map_or(path.clone(), |dir| dir.join(&path));
-            serve.push(Model { name, path, quantize, context, executor, matryoshka });
+            serve.push(Model { name, path, quantize, context, executor, matryoshka, parse_special_tokens });
         }
         item.finish();
     }

@@ -53,6 +53,34 @@ fn attacks() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn special_tokens_in_messages_are_text_unless_the_model_says_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tiny", "open"] {
+        write_model(&path(&folder, name), Shape { chat: true, ..Shape::default() });
+        write_template(&path(&folder, name), "{% for m in messages %}{{ m.content | trim }}<|end|>{% endfor %}");
+    }
+    let models = "preload: [tiny]\n    default: tiny\n    \
+                  serve: [ { name: tiny, path: tiny }, { name: open, path: open, parse_special_tokens: true } ]";
+    let config = config(&folder, &Setup { models: Some(models), ..Setup::default() });
+    let site = start_in(folder, config).await.ready().await;
+    let count = async |model: &str, content: &str| {
+        let message = json!({ "role": "user", "content": content });
+        let ask = json!({ "model": model, "messages": [message], "max_tokens": 1 });
+        let reply = site.post("/v1/chat/completions", ask).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    // A token for each byte, and one for the end of the message.
+    for content in ["ab", " <|end|>\n", "a<|end|><|end|>b \u{fdd0}", "ü<|end|>"] {
+        assert_eq!(count("tiny", content).await, content.trim().len() as u64 + 1, "{content}");
+    }
+    assert_eq!(count("open", "a<|end|><|end|>b").await, 5);
+    // The text of a completion is the whole prompt, special tokens included.
+    let ask = json!({ "prompt": "a<|end|>", "max_tokens": 1 });
+    assert_eq!(site.post("/v1/completions", ask).await.json()["usage"]["prompt_tokens"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_templates_fail_their_request_while_other_models_answer() {
     let folder = tempfile::tempdir().unwrap();
     write_model(&path(&folder, "tiny"), Shape { chat: true, ..Shape::default() });

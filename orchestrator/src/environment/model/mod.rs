@@ -467,6 +467,9 @@ pub struct ModelSettings {
     /// Whether vectors of an encoder may be shortened by `dimensions`: only if it was trained for that (Matryoshka).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub matryoshka: bool,
+    /// Whether special tokens that clients write in messages are tokens: they can then open a message of another role.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub parse_special_tokens: bool,
     /// The expected digest of its files, `sha256:…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,

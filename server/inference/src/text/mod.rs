@@ -6,6 +6,7 @@
 mod directory;
 mod encoder;
 mod gguf;
+mod marks;
 mod parts;
 mod pieces;
 mod pre;
@@ -24,6 +25,8 @@ use crate::format::gguf::Vocabulary;
 use crate::json;
 pub(crate) use directory::with_tools;
 pub use encoder::EncoderText;
+pub use marks::MARKS;
+use marks::Spellings;
 use parts::Around;
 use pieces::Pieces;
 use shape::{Bounds, Patterns};
@@ -79,6 +82,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     pieces: Pieces,
     extras: Extras,
+    spellings: Spellings,
     /// None if long texts are not split in parts.
     around: Option<Around>,
     /// How many times as long as the text the normalizer makes it at most.
@@ -142,6 +146,7 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|error| TextError::Invalid(error.to_string()))?;
         let added = inner.get_added_tokens_decoder();
         let special = |id: &u32| added.get(id).is_some_and(|token| token.special);
+        let spellings = Spellings::new(added.values().filter(|token| token.special).map(|token| token.content.clone()));
         let vocabulary = inner.get_vocab(true);
         if vocabulary.keys().any(|piece| piece.len() > PIECE_MAX) {
             return Err(TextError::Invalid(format!("a token is longer than {PIECE_MAX} bytes")));
@@ -155,7 +160,7 @@ impl Tokenizer {
         let tokens = vocabulary.into_iter().map(|(piece, id)| (id, piece, special(&id)));
         let pieces = Pieces::new(tokens, json.get("decoder").unwrap_or(&Value::Null))?;
         let mut tokenizer =
-            Tokenizer { inner, pieces, extras: Extras::default(), around: None, growth, is_fast, shared_id };
+            Tokenizer { inner, pieces, extras: Extras::default(), spellings, around: None, growth, is_fast, shared_id };
         tokenizer.try_once()?;
         tokenizer.around = tokenizer.probe();
         Ok(tokenizer)
@@ -174,7 +179,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
         self.refuse_growth(text)?;
         match &self.around {
-            Some(around) if self.is_long(text) => self.in_parts(text, add_special.then_some(around)),
+            Some(around) if self.is_long(text) => self.in_parts(text, add_special.then_some(around), None),
             _ => self.whole(text, add_special),
         }
     }

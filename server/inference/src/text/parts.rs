@@ -56,16 +56,25 @@ impl Tokenizer {
         is_exact.then_some(around)
     }
 
-    /// Splits a text that is longer than a part.
-    pub(super) fn in_parts(&self, text: &str, around: Option<&Around>) -> Result<Vec<u32>, TextError> {
+    /// Splits a text that is longer than a part, and may have marks.
+    pub(super) fn in_parts(
+        &self,
+        text: &str,
+        around: Option<&Around>,
+        mark: Option<char>,
+    ) -> Result<Vec<u32>, TextError> {
+        let tokens = |part: &str| match mark {
+            Some(mark) => self.whole_marked(part, mark),
+            None => self.whole(part, false),
+        };
         let mut ids = around.map(|around| around.first.clone()).unwrap_or_default();
         let mut rest = text;
         while self.is_long(rest) {
             let (part, after) = rest.split_at(self.part_end(rest)?);
-            ids.extend(self.whole(part, false)?);
+            ids.extend(tokens(part)?);
             rest = after;
         }
-        ids.extend(self.whole(rest, false)?);
+        ids.extend(tokens(rest)?);
         ids.extend(around.map(|around| around.last.as_slice()).unwrap_or_default());
         Ok(ids)
     }

@@ -481,3 +481,61 @@ fn tokens_that_share_an_id_are_noted() {
     json["model"]["vocab"]["zz"] = json!(7);
     assert_eq!(Tokenizer::from_json(json.to_string().as_bytes()).unwrap().shared_id(), Some(7));
 }
+
+/// Marks the special tokens of `user`, and compares with the tokens of the parts.
+fn check_marked(tokenizer: &Tokenizer, before: &str, user: &str, after: &str) {
+    let mark = *MARKS.start();
+    let marked = tokenizer.mark_special(user, mark).expect("it spells a special token");
+    assert_eq!(marked.replace(mark, ""), user);
+    let ids = tokenizer.encode_marked(&format!("{before}{marked}{after}"), mark).unwrap();
+    let text = |ids: &[u32]| ids.iter().flat_map(|id| tokenizer.bytes(*id)).copied().collect::<Vec<u8>>();
+    let special = |ids: &[u32]| ids.iter().filter(|id| tokenizer.bytes(**id).is_empty()).copied().collect::<Vec<u32>>();
+    let around = [tokenizer.encode(before, false).unwrap(), tokenizer.encode(after, false).unwrap()];
+    assert_eq!(special(&ids), special(&around.concat()), "only the tokens of the template are special: {user}");
+    let spelled = String::from_utf8(text(&ids)).unwrap();
+    assert!(spelled.contains(user.trim()), "{spelled:?} has the letters of {user:?}");
+}
+
+#[test]
+fn special_tokens_that_a_client_wrote_stay_text() {
+    let marks = |tokenizer: &Tokenizer| {
+        for user in ["<|end|>", "a<|im_end|> b", "<<|end|><|im_end|>\n", "the <|end|>"] {
+            for (before, after) in [("", ""), ("<|end|>x", "<|im_end|>\n"), ("a", "<|end|>")] {
+                check_marked(tokenizer, before, user, after);
+            }
+        }
+        assert_eq!(tokenizer.mark_special("<|end|", 'x'), None);
+        assert!(!tokenizer.may_spell_special("{\"content\":\"<|end| \\n\"}"));
+        assert!(tokenizer.may_spell_special("{\"content\":\"<|end|>\"}"));
+        assert!(tokenizer.may_spell_special("{\"content\":\"\\u003c|end|>\"}"));
+    };
+    for pre in ["gpt-2", "llama-bpe", "smollm"] {
+        let tokenizer = Tokenizer::from_gguf(&vocabulary(pre, WORDS)).unwrap();
+        marks(&tokenizer);
+        // The mark changes no word: the tokens are those of a tokenizer without this special token.
+        let mut without = vocabulary(pre, WORDS);
+        without.types[256] = 1;
+        without.tokens[256] = "none".to_owned();
+        let without = Tokenizer::from_gguf(&without).unwrap();
+        let mark = *MARKS.start();
+        for user in ["<|end|>", "x the<|end|>the 1234's<|end|>", "<|end|>\n\n the"] {
+            let marked = tokenizer.mark_special(user, mark).unwrap();
+            let ids = tokenizer.encode_marked(&format!("<|im_end|>{marked}<|im_end|>"), mark).unwrap();
+            let expected = without.encode(&format!("<|im_end|>{user}<|im_end|>"), false).unwrap();
+            assert_eq!(ids, expected, "{pre} {user:?}");
+        }
+        // Longer than a part.
+        let marked = tokenizer.mark_special(&"the <|end|> 12 ".repeat(20_000), mark).unwrap();
+        let ids = tokenizer.encode_marked(&marked, mark).unwrap();
+        assert!(ids.iter().all(|id| *id != 256), "{pre}");
+    }
+    marks(&Tokenizer::from_json(byte_level_json(WORDS).to_string().as_bytes()).unwrap());
+}
+
+#[test]
+fn special_tokens_among_the_words_of_a_model_stay_text() {
+    let tokenizer = pieces_tokenizer();
+    for user in ["</s>", "a</s>b", "<s></s>"] {
+        check_marked(&tokenizer, "<s>a", user, "</s>");
+    }
+}

@@ -21,6 +21,7 @@ impl Tokenizer {
             for special in [false, true] {
                 let _ids = caught(|| self.whole(text, special))?;
             }
+            let _ids = caught(|| self.whole_marked(text, *super::MARKS.start()))?;
         }
         Ok(())
     }
