@@ -142,9 +142,14 @@ impl Check {
     pub fn demand(&self) -> String {
         match &self.limit {
             limit if self.at_most => format!("at most {}", self.shown(limit)),
-            Value::String(limit) => limit.clone(),
-            limit => limit.to_string(),
+            limit => plain(limit),
         }
+    }
+
+    /// The requirement with the unit, for a table without the measured value beside it: `at most 500 ms`, `200 status`.
+    pub fn demand_with_unit(&self) -> String {
+        let demand = self.demand();
+        if self.at_most || self.unit.is_empty() { demand } else { format!("{demand} {}", self.unit) }
     }
 
     /// A check that was not made: as the policy says.
@@ -198,24 +203,35 @@ impl Check {
 impl Check {
     /// The unit of a measured value; text has none.
     fn unit_of(&self, measured: &Value) -> String {
-        if self.unit.is_empty() || measured.is_string() { String::new() } else { format!(" {}", self.unit) }
+        let has_unit = measured.is_number() && !self.unit.is_empty();
+        if !has_unit { String::new() } else { format!(" {}", self.unit) }
     }
 
     /// A value in percent, if the check is about a share.
-    pub fn percent(&self, value: &Value) -> Option<String> {
+    fn percent(&self, value: &Value) -> Option<String> {
         let share = value.as_f64().filter(|_| self.name == SHARE_OF_ERRORS)?;
         Some(format!("{} %", (share * 10_000.0).round() / 100.0))
     }
 
     /// A value with its unit.
     fn shown(&self, value: &Value) -> String {
-        let plain = || value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        self.percent(value).unwrap_or_else(|| plain() + &self.unit_of(value))
+        self.percent(value).unwrap_or_else(|| plain(value) + &self.unit_of(value))
     }
 
     /// The measured value with its unit.
     pub fn measured_text(&self) -> String {
-        if self.measured.is_null() { "not measured".to_owned() } else { self.shown(&self.measured) }
+        self.shown(&self.measured)
+    }
+}
+
+/// A value without its unit, as all reports of gates write it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "not measured".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        other => other.to_string(),
     }
 }
 

@@ -108,21 +108,11 @@ pub(crate) fn page(template: &str, context: Value) -> String {
     page.expect("the built-in template parses and renders any report")
 }
 
-fn plain(value: &Value) -> String {
-    match value {
-        Value::Null => "not measured".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Bool(true) => "yes".to_owned(),
-        Value::Bool(false) => "no".to_owned(),
-        other => other.to_string(),
-    }
-}
-
 fn gate_of(evidence: &Evidence) -> Value {
     let checks: Vec<Value> = evidence
         .checks
         .iter()
-        .map(|c| json!({"name": c.name, "measured": c.percent(&c.measured).unwrap_or_else(|| plain(&c.measured)), "limit": c.demand(), "unit": c.unit, "ok": c.ok, "warning": c.warning, "waived": c.waived_until, "note": c.note}))
+        .map(|c| json!({"name": c.name, "measured": c.measured_text(), "limit": c.demand_with_unit(), "ok": c.ok, "warning": c.warning, "waived": c.waived_until, "note": c.note}))
         .collect();
     let exemptions: Vec<String> = evidence.exemptions.iter().map(|recorded| recorded.text(evidence.at)).collect();
     json!({

@@ -332,10 +332,10 @@ fn each_fault_closes_the_gate_with_its_own_message() {
         Mute
           generation: 0 characters, wanted at least 1
         ForgetsItsSeed
-          same seed, same text: false, wanted true
-          stops where asked: false, wanted true
+          same seed, same text: no, wanted yes
+          stops where asked: no, wanted yes
         NeverStops
-          stops where asked: false, wanted true
+          stops where asked: no, wanted yes
         NoMetrics
           metrics: missing, wanted exported (textnlp_queue_length)
         FailsOneIn(20)
@@ -346,7 +346,7 @@ fn each_fault_closes_the_gate_with_its_own_message() {
           temporary key: could not be measured (the database is locked)
           temporary key: could not be measured (the database is locked)
         PlainHttp
-          TLS verified: false, wanted true"#]].assert_eq(&said.join("\n"));
+          TLS verified: no, wanted yes"#]].assert_eq(&said.join("\n"));
 }
 
 #[test]
@@ -654,6 +654,10 @@ fn html_report_is_self_contained_and_escapes_its_content() {
         "nothing is loaded from elsewhere"
     );
     assert!(page.contains("p95 of the whole answer") && page.contains("status 500"));
+    for value in [">at most 500 ms<", ">420.0 ms<", ">200 status<", ">yes<"] {
+        assert!(page.contains(value), "{value}");
+    }
+    assert!(!page.contains("ms ms") && !page.contains(">true<"));
     let json = report.to_json();
     assert_eq!(
         (json["gate"]["gate"]["state"].as_str(), json["format"].as_str()),

@@ -57,7 +57,7 @@ async fn special_tokens_in_messages_are_text_unless_the_model_says_otherwise() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["tiny", "open"] {
         write_model(&path(&folder, name), Shape { chat: true, ..Shape::default() });
-        write_template(&path(&folder, name), "{% for m in messages %}{{ m.content | trim }}<|end|>{% endfor %}");
+        write_template(&path(&folder, name), "{% for m in messages %}{{ m.content | trim }}<|im_end|>{% endfor %}");
     }
     let models = "preload: [tiny]\n    default: tiny\n    \
                   serve: [ { name: tiny, path: tiny }, { name: open, path: open, parse_special_tokens: true } ]";
@@ -71,12 +71,12 @@ async fn special_tokens_in_messages_are_text_unless_the_model_says_otherwise() {
         reply.json()["usage"]["prompt_tokens"].as_u64().unwrap()
     };
     // A token for each byte, and one for the end of the message.
-    for content in ["ab", " <|end|>\n", "a<|end|><|end|>b \u{fdd0}", "ü<|end|>"] {
+    for content in ["ab", " <|im_end|>\n", "a<|im_end|><|im_end|>b \u{fdd0}", "ü<|im_end|>"] {
         assert_eq!(count("tiny", content).await, content.trim().len() as u64 + 1, "{content}");
     }
-    assert_eq!(count("open", "a<|end|><|end|>b").await, 5);
+    assert_eq!(count("open", "a<|im_end|><|im_end|>b").await, 5);
     // The text of a completion is the whole prompt, special tokens included.
-    let ask = json!({ "prompt": "a<|end|>", "max_tokens": 1 });
+    let ask = json!({ "prompt": "a<|im_end|>", "max_tokens": 1 });
     assert_eq!(site.post("/v1/completions", ask).await.json()["usage"]["prompt_tokens"], 2);
 }
 

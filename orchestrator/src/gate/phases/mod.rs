@@ -195,8 +195,7 @@ impl CheckDefinition {
 
     /// The requirement as text: `at most 500 ms`.
     pub fn demand(&self, environment: &Environment) -> String {
-        let demand = self.unknown(environment, "").demand();
-        if self.at_most || self.unit.is_empty() { demand } else { format!("{demand} {}", self.unit) }
+        self.unknown(environment, "").demand_with_unit()
     }
 
     /// The check with its measured value.
