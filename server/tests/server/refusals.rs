@@ -475,7 +475,8 @@ async fn cors_is_denied_to_unlisted_origins() {
     let reply = site.client.send("OPTIONS", "/v1/generate", &ask, b"").await;
     assert_eq!((reply.status, reply.header("access-control-allow-origin")), (200, Some("https://app.example.com")));
     // As the official JavaScript SDK asks.
-    let names = "authorization,content-type,openai-organization,openai-project,x-stainless-lang,x-stainless-retry-count";
+    let names =
+        "authorization,content-type,openai-organization,openai-project,x-stainless-lang,x-stainless-retry-count";
     let ask = [ask[0], ask[1], ("access-control-request-headers", names)];
     let reply = site.client.send("OPTIONS", "/v1/chat/completions", &ask, b"").await;
     assert_eq!(reply.header("access-control-allow-headers"), Some(names));
