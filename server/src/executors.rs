@@ -172,6 +172,7 @@ impl Opened {
 fn open_candle(path: &Path, _family: &str) -> Result<Opened, String> {
     let checkpoint = textnlp_candle::Checkpoint::open(path).map_err(|error| chain(&error))?;
     let tokenizer = Tokenizer::from_directory(path).map_err(|error| chain(&error))?;
+    textnlp_inference::files::check_ends(&tokenizer, checkpoint.spec().sizes().vocab).map_err(|error| chain(&error))?;
     Ok(Opened::Candle(Box::new((checkpoint, tokenizer))))
 }
 

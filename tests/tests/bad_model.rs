@@ -19,7 +19,7 @@ fn broken_model_is_refused_by_name_and_an_intact_one_served() {
     let sandbox = Sandbox::new("model");
     let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
     type Spoil = (&'static str, fn(&Utf8Path), &'static str);
-    let spoils: [Spoil; 6] = [
+    let spoils: [Spoil; 7] = [
         (
             "truncated",
             |m| {
@@ -49,6 +49,16 @@ fn broken_model_is_refused_by_name_and_an_intact_one_served() {
             "a.gguf",
         ),
         ("nothing at all", |m| std::fs::remove_dir_all(m).unwrap(), "model-5"),
+        (
+            "an end token beyond the vocabulary",
+            |m| {
+                let config = std::fs::read(m.join("config.json")).unwrap();
+                let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+                config["eos_token_id"] = serde_json::json!(999_999);
+                std::fs::write(m.join("config.json"), config.to_string()).unwrap();
+            },
+            "its end token is 999999",
+        ),
     ];
     for (n, (name, spoil, says)) in spoils.into_iter().enumerate() {
         let folder = sandbox.folder().join(format!("model-{n}"));

@@ -33,7 +33,19 @@ impl ModelFiles {
             Some(vocabulary) => Tokenizer::from_gguf(&vocabulary)?,
             None => Tokenizer::from_directory(path)?,
         };
+        check_ends(&tokenizer, checkpoint.architecture().vocab)?;
         Ok(ModelFiles { checkpoint, tokenizer })
+    }
+}
+
+/// Refuses a tokenizer that begins or ends texts with a token that the model, with this many rows in its token table, does not
+/// have: it could not compute a first text, or would never end one.
+pub fn check_ends(tokenizer: &Tokenizer, rows: usize) -> Result<(), TextError> {
+    let ends = tokenizer.end_tokens().iter().map(|id| ("end token", *id));
+    let first = tokenizer.bos().map(|id| ("first token", id));
+    match ends.chain(first).find(|(_, id)| *id as usize >= rows) {
+        None => Ok(()),
+        Some((what, id)) => Err(TextError::Invalid(format!("its {what} is {id}, but the model has {rows} tokens"))),
     }
 }
 

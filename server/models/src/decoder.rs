@@ -4,7 +4,7 @@ use camino::Utf8Path;
 use textnlp_inference::cpu::Quant;
 use textnlp_inference::decoder::Spec;
 use textnlp_inference::family::Served;
-use textnlp_inference::files::OpenError;
+use textnlp_inference::files::{OpenError, check_ends};
 use textnlp_inference::format::{Dtype, Tensors, family};
 use textnlp_inference::text::Tokenizer;
 
@@ -21,6 +21,7 @@ pub(crate) fn summary(dir: &Utf8Path) -> Result<Option<Summary>> {
     let spec = Spec::open(path).map_err(OpenError::from)?;
     let tensors = Tensors::open(path).map_err(OpenError::from)?;
     let tokenizer = Tokenizer::from_directory(path).map_err(OpenError::from)?;
+    check_ends(&tokenizer, spec.sizes().vocab).map_err(OpenError::from)?;
     let named = tensors.names().filter_map(|name| tensors.get(name).transpose());
     let found = named.collect::<std::result::Result<Vec<_>, _>>().map_err(OpenError::from)?;
     let (stored, weights_bytes) = stored(found.into_iter());

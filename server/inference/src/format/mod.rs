@@ -336,6 +336,10 @@ fn shards(folder: &Path) -> Result<Vec<Shard>, FormatError> {
             let cause = "there is no `*.safetensors` next to `config.json`".to_owned();
             return Err(FormatError::NoModel { folder: folder.to_owned(), cause });
         }
+        if let Some(missing) = found.iter().find_map(|path| missing_shard(folder, path)) {
+            let cause = format!("the file `{missing}` is missing, and other files say that the weights are in it, too");
+            return Err(FormatError::NoModel { folder: folder.to_owned(), cause });
+        }
         return Ok(found.into_iter().map(|path| (path, None)).collect());
     }
     #[derive(serde::Deserialize)]
@@ -357,6 +361,18 @@ fn shards(folder: &Path) -> Result<Vec<Shard>, FormatError> {
         return Err(FormatError::broken(&index, Place::Key("weight_map".to_owned()), "it is empty"));
     }
     Ok(shards.into_iter().map(|(file, tensors)| (folder.join(file), Some(tensors))).collect())
+}
+
+/// The first file that is not there beside `…-00001-of-00003.safetensors`, whose name counts the files.
+fn missing_shard(folder: &Path, path: &Path) -> Option<String> {
+    let (numbered, count) = path.file_stem()?.to_str()?.rsplit_once("-of-")?;
+    let (base, number) = numbered.rsplit_once('-')?;
+    let digits = |text: &str| (text.len() == 5).then(|| text.parse::<u32>().ok())?;
+    let (count, _) = digits(count).zip(digits(number))?;
+    // It ends with the first missing one, so the name costs nothing.
+    (1..=count)
+        .map(|number| format!("{base}-{number:05}-of-{count:05}.safetensors"))
+        .find(|name| !folder.join(name).is_file())
 }
 
 fn files_ending(folder: &Path, ending: &str) -> Result<Vec<PathBuf>, FormatError> {

@@ -36,6 +36,8 @@ impl Folder {
             folder.write(name, fs::read(golden(model).join(name)).unwrap());
         }
         folder.write("tokenizer.json", tokenizer().to_string());
+        // GPT-2's own, which its library writes for any vocabulary, are beyond that of these models.
+        folder.config("bos_token_id", json!(1)).config("eos_token_id", json!(2));
         folder
     }
 
@@ -177,6 +179,18 @@ fn what_the_server_does_not_serve_is_refused_by_inspect_in_the_same_words() {
         "weights quantized by `gptq` are not supported",
     );
     config("gpt2-odd", "n_head", json!(0), "heads is 0");
+    config("gpt2-odd", "eos_token_id", json!(50256), "its end token is 50256, but the model has 101 tokens");
+    config("llama-tied", "bos_token_id", json!(61), "its first token is 61, but the model has 61 tokens");
+
+    // A shard that is missing, with and without an index, and an index that names no file.
+    let folder = Folder::safetensors("llama-tied");
+    let shard = |number: u32| format!("model-{number:05}-of-00002.safetensors");
+    fs::rename(folder.path().join("model.safetensors"), folder.path().join(shard(1))).unwrap();
+    folder.refuses("`model-00002-of-00002.safetensors` is missing");
+    let index = json!({ "weight_map": { "model.norm.weight": shard(1), "model.embed_tokens.weight": shard(2) } });
+    folder.write("model.safetensors.index.json", index.to_string()).refuses("model-00002-of-00002.safetensors");
+    folder.write("model.safetensors.index.json", r#"{"weight_map": {}}"#).refuses("`weight_map`: it is empty");
+    folder.write("model.safetensors.index.json", "{}").refuses("weight_map");
     config("gpt2-odd", "n_positions", json!(4_000_000), "the configuration requires [4000000, 36]");
     config("gpt2-odd", "activation_function", json!("relu"), "`relu` is not supported");
 
