@@ -351,7 +351,6 @@ fn schema(values: &Value, secrets: &[NeededSecret]) -> String {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "type": "object",
         "additionalProperties": false,
-        "required": ["image"],
         "properties": properties,
     });
     format!("{schema:#}\n")
