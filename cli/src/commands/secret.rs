@@ -101,7 +101,7 @@ async fn own_key(
     }
     let deployment = deployment::recorded(session, session.load_to_run(session.quiet())?).await?;
     let (scope, environment) = (&deployment.chosen.scope, &deployment.chosen.loaded.environment);
-    let mut locked = deployment.locked().await?;
+    let locked = deployment.locked().await?;
     let replaced = async {
         console.say(match what {
             RotatedSecret::Backup => format!("Replaces {says}. Older backups stay readable with the old one, which is kept."),

@@ -127,18 +127,18 @@ impl Findings {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Baseline {
     /// Answered requests.
-    pub answered: u64,
+    pub(super) answered: u64,
     /// Acknowledged writes.
-    pub acknowledged: u64,
+    pub(super) acknowledged: u64,
     /// Requests and writes that failed or timed out.
-    pub failed: u64,
+    pub(super) failed: u64,
     /// The first error.
-    pub why: Option<String>,
+    pub(super) why: Option<String>,
 }
 
 impl Baseline {
     /// The results of what was sent at `from` or later, in ms since the ledger began.
-    pub fn of(events: &[LedgerEvent], from: f64) -> Self {
+    pub(super) fn of(events: &[LedgerEvent], from: f64) -> Self {
         let (mut found, mut sent) = (Self::default(), BTreeSet::new());
         for event in events {
             let (is_write, t, n, is, why) = match event {
@@ -163,12 +163,12 @@ impl Baseline {
     }
 
     /// Whether it shows a service without failures.
-    pub fn is_good(&self) -> bool {
+    pub(super) fn is_good(&self) -> bool {
         self.failed == 0 && self.answered > 0 && self.acknowledged > 0
     }
 
     /// The results as text.
-    pub fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let failed = match (self.failed, &self.why) {
             (0, _) => "none failed".to_owned(),
             (failed, None) => format!("{failed} failed"),

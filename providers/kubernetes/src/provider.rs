@@ -469,8 +469,8 @@ mod tests {
         let list = |paths: &[&Path]| std::env::join_paths(paths).unwrap();
         let home = || Some(PathBuf::from("/home/ada"));
         let empty = Path::new("");
-        assert_eq!(files_of(None, list(&[&missing, empty, &there]), home()), [there.clone()]);
-        assert_eq!(files_of(None, list(&[&missing]), home()), [missing.clone()]);
+        assert_eq!(files_of(None, list(&[&missing, empty, &there]), home()), std::slice::from_ref(&there));
+        assert_eq!(files_of(None, list(&[&missing]), home()), std::slice::from_ref(&missing));
         assert_eq!(files_of(None, list(&[empty]), home()), [Path::new("/home/ada/.kube/config")]);
         assert_eq!(files_of(Some(&missing), list(&[&there]), home()), [missing]);
         assert!(files_of(None, OsString::new(), None).is_empty());

@@ -2,6 +2,7 @@
 //! more memory than the machine has.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -16,15 +17,25 @@ pub(crate) const MAX_VALUES_OF_HEADER: usize = 1 << 20;
 
 /// Refuses a text with more values. Takes no memory.
 pub(crate) fn check(text: &[u8], most: usize) -> Result<(), serde_json::Error> {
+    count(text, most, false)
+}
+
+/// Refuses a text with more values, or an object with two values of one key. Takes the memory of the keys.
+pub(crate) fn check_keys(text: &[u8], most: usize) -> Result<(), serde_json::Error> {
+    count(text, most, true)
+}
+
+fn count(text: &[u8], most: usize, has_unique_keys: bool) -> Result<(), serde_json::Error> {
     let left = Cell::new(most);
     let mut reader = serde_json::Deserializer::from_slice(text);
-    Count { left: &left, most }.deserialize(&mut reader)
+    Count { left: &left, most, has_unique_keys }.deserialize(&mut reader)
 }
 
 #[derive(Clone, Copy)]
 struct Count<'a> {
     left: &'a Cell<usize>,
     most: usize,
+    has_unique_keys: bool,
 }
 
 impl Count<'_> {
@@ -82,7 +93,17 @@ impl<'de> Visitor<'de> for Count<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         self.one()?;
-        while map.next_key::<IgnoredAny>()?.is_some() {
+        let mut keys = HashSet::new();
+        while self.has_unique_keys
+            && let Some(key) = map.next_key::<String>()?
+        {
+            if keys.contains(&key) {
+                return Err(A::Error::custom(format!("the key `{}` is duplicated", key.escape_debug())));
+            }
+            keys.insert(key);
+            map.next_value_seed(self)?;
+        }
+        while !self.has_unique_keys && map.next_key::<IgnoredAny>()?.is_some() {
             map.next_value_seed(self)?;
         }
         Ok(())
@@ -98,6 +119,9 @@ mod tests {
         let text = br#"{"a": [1, -2, 0.5, "x", true, null, []], "b": {"c": {}}}"#;
         assert!(check(text, 11).is_ok());
         assert!(check(text, 10).unwrap_err().to_string().starts_with("it has more than 10 values"));
+        let twice = br#"{"a": {"b": 1, "b": 2}}"#;
+        assert!(check(twice, 10).is_ok() && check_keys(text, 11).is_ok() && check_keys(text, 10).is_err());
+        assert!(check_keys(twice, 10).unwrap_err().to_string().starts_with("the key `b` is duplicated"));
         assert!(check(b"[1,", 10).is_err() && check(&b"[".repeat(100_000), 1 << 20).is_err());
     }
 }

@@ -39,11 +39,11 @@ impl Entry {
 /// The most tensors of all files: mixtures of hundreds of experts have 100,000.
 const MAX_TENSORS: usize = 1 << 17;
 
-/// Refuses a header with more values than any model needs. What is no header at all, its reader refuses.
+/// Refuses a header with more values than any model needs, or with two tensors of one name. What is no header at all, its reader refuses.
 fn check_header(file: &[u8]) -> Result<(), serde_json::Error> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else { return Ok(()) };
     let header = usize::try_from(u64::from_le_bytes(*length)).ok().and_then(|length| rest.get(..length));
-    header.map_or(Ok(()), |header| json::check(header, MAX_VALUES_OF_HEADER))
+    header.map_or(Ok(()), |header| json::check_keys(header, MAX_VALUES_OF_HEADER))
 }
 
 impl Tensors {
