@@ -440,9 +440,10 @@ async fn unfinished_bodies_have_a_bounded_memory_of_which_every_address_has_a_sh
     let length = timeout(SOON, held.last_mut().unwrap().read(&mut text)).await.unwrap().unwrap();
     let text = String::from_utf8_lossy(&text[..length]).into_owned();
     assert!(text.starts_with("HTTP/1.1 429") && text.contains("retry-after: "), "{text}");
-    // The bodies have 256 MiB, and connections take some memory of their own.
+    // The bodies have 256 MiB, and 2,400 connections take about 80 KiB each, most of it for what they have not read: less
+    // than half of the container's memory. Without a bound it would be 780 MiB.
     let grown = resident(&program) - before;
-    assert!(grown < 420 << 20, "{} MiB", grown >> 20);
+    assert!(grown < 512 << 20, "{} MiB", grown >> 20);
 
     let request = Request::post("/x").header("host", "x").body(Full::new(Bytes::from(vec![b'x'; 100_000]))).unwrap();
     assert_eq!(exchange(from([127, 0, 0, 2], to).await, request).await.status(), 200, "another address");
