@@ -20,7 +20,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-onprem", &["textnlp-provider", "textnlp-keys", "textnlp-models"]),
     ("textnlp-kubernetes", &["textnlp-provider", "textnlp-models"]),
     ("textnlp-token", &["textnlp-provider"]),
-    ("textnlp-aws", &["textnlp-provider", "textnlp-token"]),
+    ("textnlp-cloud", &["textnlp-provider"]),
+    ("textnlp-aws", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
     ("textnlp-service", &["textnlp-orchestrator", "textnlp-provider", "textnlp-models", "textnlp-bundle"]),
     ("textnlp-bundle", &["textnlp-models"]),
@@ -98,6 +99,8 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("textnlp-control", &["tokio", "hyper", "axum", "reqwest", "sqlx", "jiff"]),
     ("textnlp-keys", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     ("textnlp-onprem", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
+    // What all clouds have in common.
+    ("textnlp-cloud", &["aws-", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     // Who one is for each cloud, and nothing that is done there.
     ("textnlp-aws", &["google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     ("textnlp-token", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
@@ -123,7 +126,7 @@ const NETWORK: &str = "textnlp-net";
 const WITHOUT_NETWORK: &[&str] = &["textnlp-inference", "textnlp-candle", "textnlp-control"];
 
 /// Crates below `providers/` that are parts of providers, not providers: no environment names them.
-const PARTS: &[&str] = &["textnlp-keys", "textnlp-token"];
+const PARTS: &[&str] = &["textnlp-cloud", "textnlp-keys", "textnlp-token"];
 
 #[test]
 fn crates_import_only_allowed_crates() {

@@ -13,12 +13,17 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
-use textnlp_provider::{Error, ErrorKind, Result, SecretStore, Spec, error_chain};
+use textnlp_cloud::Cloud;
+use textnlp_provider::{Error, ErrorKind, Foreign, Result, SecretStore, error_chain};
 use textnlp_token::partition;
 
 use crate::image::Images;
+use crate::kinds;
+use crate::resource::Shared;
 use crate::session::{AskCode, AssumedRole, Session};
+use crate::table::Row;
 use crate::tables::errors;
+use crate::tags;
 
 /// Timeout of one call. The engine allows ten seconds for everything that a verb does.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
@@ -26,9 +31,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 const ENDED: &[&str] = &["ExpiredToken", "ExpiredTokenException", "RequestExpired"];
 /// Timeout of a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// The field of the specs of objects outside of their site's region.
-pub(crate) const REGION: &str = "region";
 
 /// How an account is signed in to. What is not set is found as AWS's own tools find it: variables, profiles, SSO, web identity,
 /// the metadata service.
@@ -68,7 +70,7 @@ pub(crate) struct Api {
     /// The clients of other regions, by region.
     elsewhere: Mutex<BTreeMap<String, Arc<Api>>>,
     /// Whether this region is not that of the site.
-    pub(crate) is_elsewhere: bool,
+    is_elsewhere: bool,
     pub(crate) identity: Identity,
     /// The session of the role, if one is assumed.
     session: Option<Arc<Session>>,
@@ -170,31 +172,9 @@ impl Api {
         }
     }
 
-    /// The clients of a region.
-    pub(crate) fn in_region(self: &Arc<Self>, region: &str) -> Arc<Self> {
-        if region == self.region {
-            return self.clone();
-        }
-        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = elsewhere.entry(region.to_owned()).or_insert_with(|| {
-            let config = self.config.to_builder().region(Region::new(region.to_owned())).build();
-            let (identity, session) = (self.identity.clone(), self.session.clone());
-            // Repositories are in the region of the site.
-            let (secrets, images) = (self.secrets.clone(), Images::default());
-            let there = Self::of(&config, identity, session, region.to_owned(), secrets, images);
-            Arc::new(Self { is_elsewhere: true, ..there })
-        });
-        there.clone()
-    }
-
     /// The ARN of an object of this account; the region is empty for services without regions.
     pub(crate) fn arn(&self, service: &str, region: &str, resource: &str) -> String {
         format!("arn:{}:{service}:{region}:{}:{resource}", partition(&self.region).name, self.identity.account)
-    }
-
-    /// The clients of the region that an object with this spec is in.
-    pub(crate) fn of_spec(self: &Arc<Self>, spec: &Spec) -> Arc<Self> {
-        region_of(spec).map_or_else(|| self.clone(), |region| self.in_region(region))
     }
 
     /// Waits for the answer to one call of `service`, its signing name. `action` and `subject` are the words of its error: `create`,
@@ -237,9 +217,52 @@ impl Api {
     }
 }
 
-/// The region that a spec states: that of an object outside of its site's region.
-pub(crate) fn region_of(spec: &Spec) -> Option<&str> {
-    spec.get(REGION)?.as_str()
+impl Cloud for Api {
+    type Shared = Shared;
+
+    const NAME: &'static str = "AWS";
+    const NAME_TAG: Option<&'static str> = Some(tags::NAME);
+
+    fn rows() -> &'static [&'static [Row]] {
+        kinds::ALL
+    }
+
+    fn classify(service: &str, code: &str, message: &str) -> (ErrorKind, Option<String>) {
+        errors::classify(service, code, None, message)
+    }
+
+    fn is_reserved(key: &str) -> bool {
+        [tags::SECRET, tags::ZONE].contains(&key) || key.starts_with(tags::RESERVED)
+    }
+
+    /// Interfaces and security groups in the network hold nothing, and they appear while nodes and load balancers are being deleted.
+    fn is_named(foreign: &Foreign) -> bool {
+        foreign.swept && foreign.cloud_id.as_str().starts_with("arn:")
+    }
+
+    fn region(&self) -> &str {
+        &self.region
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere
+    }
+
+    fn in_region(self: &Arc<Self>, region: &str) -> Arc<Self> {
+        if region == self.region {
+            return self.clone();
+        }
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = elsewhere.entry(region.to_owned()).or_insert_with(|| {
+            let config = self.config.to_builder().region(Region::new(region.to_owned())).build();
+            let (identity, session) = (self.identity.clone(), self.session.clone());
+            // Repositories are in the region of the site.
+            let (secrets, images) = (self.secrets.clone(), Images::default());
+            let there = Self::of(&config, identity, session, region.to_owned(), secrets, images);
+            Arc::new(Self { is_elsewhere: true, ..there })
+        });
+        there.clone()
+    }
 }
 
 /// Asks who is signed in.

@@ -1,9 +1,9 @@
 //! What objects cost for a month, by their specs. Pure. A spec may still hold references to outputs, so that fields are read one by
 //! one.
 
+use textnlp_cloud::region_of;
 use textnlp_provider::{CostLine, KindName, Spec};
 
-use crate::api::region_of;
 use crate::tables::prices::{by_use, cache, database, endpoint, machine, priced};
 use crate::tables::{Service, machines};
 

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_credential_types::provider::SharedCredentialsProvider;
+use textnlp_cloud::{Work, region_of};
 use textnlp_provider::{
-    CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Leftovers, Lineage, Object,
-    Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId,
-    Result, Scope, SecretStore, Site, Spec, Sweep, Verb, Wanted,
+    CloudId, Component, CostLine, FieldChange, Handle, Kind, KindName, Leftovers, Lineage, Object, Observed, Operation,
+    PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
+    SecretStore, Site, Spec, Sweep, Wanted,
 };
 use textnlp_token::partition;
 use tokio::sync::OnceCell;
 
-use crate::api::{Access, Api, Identity, region_of};
+use crate::api::{Access, Api, Identity};
 use crate::image::{ImageSource, Images};
-use crate::work::Work;
-use crate::{costs, diff, lower, observe, policy, preflight, sweep, table};
+use crate::{costs, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -72,17 +72,8 @@ impl Aws {
             .await
     }
 
-    async fn work<'a>(&'a self, op: &'a Operation) -> Result<Work<'a>> {
-        let row = table::row(&op.kind).ok_or_else(|| {
-            let error = Error::new(ErrorKind::Invalid, op.verb.to_string(), op.resource.to_string());
-            error.because(format!("`{}` is no kind of AWS", op.kind))
-        })?;
-        // An object is where it was created, whatever is wanted now.
-        let spec = match (&op.recorded, op.verb) {
-            (Some(recorded), Verb::Update | Verb::Delete) => &recorded.spec,
-            _ => &op.spec,
-        };
-        Ok(Work { api: self.api().await?.of_spec(spec), op, row, poll: self.poll })
+    async fn work<'a>(&self, op: &'a Operation) -> Result<Work<'a, Api>> {
+        Work::of(self.api().await?, op, self.poll)
     }
 }
 
@@ -97,7 +88,7 @@ impl Provider for Aws {
     }
 
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
-        table::row(&wanted.kind).map(|row| diff::diff(row, wanted, recorded, seen)).unwrap_or_default()
+        table::row(&wanted.kind).map(|row| textnlp_cloud::diff(row, wanted, recorded, seen)).unwrap_or_default()
     }
 
     fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
@@ -123,11 +114,11 @@ impl Provider for Aws {
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
         self.lineage.get_or_init(|| scope.lineage);
-        observe::observe(self.api().await?, scope).await
+        textnlp_cloud::observe(self.api().await?, scope).await
     }
 
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
-        observe::read(self.api().await?, kind, id).await
+        textnlp_cloud::read::<Api>(self.api().await?, kind, id).await
     }
 
     async fn begin(&self, op: &Operation) -> Result<Progress> {

@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use textnlp_cloud::{Cloud, region_of};
 use textnlp_provider::{Leftover, Leftovers, Result, Sweep, error_chain};
 use textnlp_token::partition;
 
-use crate::api::{Api, region_of};
+use crate::api::Api;
 use crate::kinds::tagged;
 use crate::resource::{Filter, State};
 use crate::table::{self, Row};

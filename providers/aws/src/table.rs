@@ -1,81 +1,33 @@
 //! The table of kinds.
 
 use std::sync::LazyLock;
-use std::time::Duration;
 
-use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, Pricing, ReplaceOrder};
+pub(crate) use textnlp_cloud::{MINUTE, kind};
+use textnlp_provider::{Kind, KindName};
 
-use crate::kinds;
-use crate::resource::{AnyResource, TAGS};
+use crate::api::Api;
 
 /// The kind of clusters; resources inside of them are reached through these.
 pub const CLUSTER: &str = "aws.eks-cluster";
 /// The output of a cluster with its name. Its endpoint and its authority are the outputs that every host has.
 pub const CLUSTER_NAME: &str = "name";
 
-/// One kind.
-pub(crate) struct Row {
-    /// Its declaration.
-    pub(crate) kind: Kind,
-    /// The signing name of its service, by which error codes are looked up.
-    pub(crate) service: &'static str,
-    /// How its objects are read and changed.
-    pub(crate) resource: &'static dyn AnyResource,
-    /// Fields that can neither change nor be recreated, each with what to do instead.
-    pub(crate) refused: &'static [(&'static str, &'static str)],
-}
-
-impl Row {
-    /// What a change of the field takes.
-    pub(crate) fn effect(&self, field: &str) -> Effect {
-        if let Some((_, why)) = self.refused.iter().find(|(refused, _)| *refused == field) {
-            return Effect::Refuse((*why).to_owned());
-        }
-        if field == TAGS || self.resource.in_place().contains(&field) { Effect::InPlace } else { Effect::Replace }
-    }
-}
-
-/// A declaration with the usual values: no data, created before the old one is deleted, ten minutes.
-pub(crate) const fn kind(name: &'static str, says: &'static str, identity: Identity) -> Kind {
-    Kind {
-        name,
-        says,
-        identity,
-        data: DataClass::None,
-        replace: match identity {
-            Identity::Token => ReplaceOrder::CreateFirst,
-            Identity::Named | Identity::Part => ReplaceOrder::DeleteFirst,
-        },
-        one_by_one: false,
-        settles: SETTLES,
-        deadline: MINUTE.saturating_mul(10),
-        typical: None,
-        schema: 1,
-        pricing: Pricing::Free,
-        permissions: &[],
-        terraform: &[],
-    }
-}
-
-/// A minute.
-pub(crate) const MINUTE: Duration = Duration::from_secs(60);
-/// How long a new object may be missing from lists: AWS states no bound, and its own tools retry for about this long
-/// (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>).
-const SETTLES: Duration = Duration::from_secs(60);
+/// One kind. Its service is the signing name.
+pub(crate) type Row = textnlp_cloud::Row<Api>;
 
 /// All rows.
 pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
-    kinds::ALL.iter().copied().flatten()
+    textnlp_cloud::rows::<Api>()
 }
 
 /// The row of a kind.
 pub(crate) fn row(kind: &KindName) -> Option<&'static Row> {
-    rows().find(|row| row.kind.name == kind.as_str())
+    textnlp_cloud::row(kind)
 }
 
 /// The declarations of all kinds.
 pub(crate) fn kinds() -> &'static [Kind] {
-    static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| rows().map(|row| row.kind.clone()).collect());
+    static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(textnlp_cloud::kinds::<Api>);
     &KINDS
 }
 
@@ -83,6 +35,7 @@ pub(crate) fn kinds() -> &'static [Kind] {
 mod tests {
     use std::collections::BTreeSet;
 
+    use textnlp_cloud::TAGS;
     use textnlp_provider::Pricing;
 
     use super::*;

@@ -18,7 +18,7 @@ use textnlp_provider::{Condition, Error, ErrorKind, Identity, Permission, Result
 use super::route53::record::{self, Id, Pair, plain, unbuilt};
 use super::{CREATE, DELETE, OURS, PUT, arns_by_tag, only, when};
 use crate::api::Api;
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::{self, Tags};
 
@@ -87,7 +87,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Certificate {
+impl Resource<Api> for Certificate {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["zone", "records"];
 
@@ -112,7 +112,7 @@ impl Resource for Certificate {
         let names = found.domain_name.iter().chain(found.subject_alternative_names.iter().flatten());
         let names: BTreeSet<String> = names.map(|name| plain(name)).collect();
         let spec = Spec { names: names.into_iter().collect(), zone, records: is_complete, tags: Tags::new() };
-        let seen = ObservedObject::new(id, spec, tags).state(state).created(found.created_at);
+        let seen = ObservedObject::new(id, spec, tags).state(state).created(timestamp(found.created_at));
         Ok(Some(seen.output("arn", Some(arn))))
     }
 

@@ -89,7 +89,7 @@ struct Policy {
 }
 
 #[async_trait]
-impl Resource for Target {
+impl Resource<Api> for Target {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["min", "max", "policies"];
 

@@ -81,7 +81,7 @@ struct Notification {
 }
 
 #[async_trait]
-impl Resource for Budget {
+impl Resource<Api> for Budget {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["limit", "unit", "filter", "notifications"];
 

@@ -61,7 +61,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for LogGroup {
+impl Resource<Api> for LogGroup {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["key", "retention_days"];
 

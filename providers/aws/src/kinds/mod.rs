@@ -102,7 +102,7 @@ const AT_ONCE: usize = 8;
 /// [`Resource::read`] for each object. `kind` is a resource type of that API, such as `ecr:repository`; `id` is the id in an ARN.
 ///
 /// It is for named kinds: the tags show late, and a repeated create finds its object by the name.
-async fn list_by_tag<R: Resource>(
+async fn list_by_tag<R: Resource<Api>>(
     api: &Api,
     filter: &Filter,
     kind: &str,

@@ -77,7 +77,7 @@ struct Subscription {
 }
 
 #[async_trait]
-impl Resource for Topic {
+impl Resource<Api> for Topic {
     type Spec = Spec;
     // The messages are encrypted before the first one is sent.
     const IN_PLACE: &'static [&'static str] = &["key", "policy", "subscriptions"];

@@ -1,13 +1,13 @@
 //! The managed PostgreSQL: subnets, access, settings, the server and its replicas.
 
 use serde_json::{Value, json};
+use textnlp_cloud::REGION;
 use textnlp_provider::component::{Database, Postgres};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, Ownership, ResourceId};
 use textnlp_token::partition;
 
 use super::{Lowering, output, zones};
-use crate::api::REGION;
 use crate::names;
 use crate::tables::regions;
 

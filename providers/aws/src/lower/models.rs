@@ -1,12 +1,12 @@
 //! The bucket of your own models, and the key that a site's data is encrypted with.
 
 use serde_json::{Value, json};
+use textnlp_cloud::REGION;
 use textnlp_provider::component::{ModelReplica, ModelStore};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
 use textnlp_token::partition;
 
 use super::{Lowering, output};
-use crate::api::REGION;
 use crate::kinds::iam::PATH;
 use crate::names;
 use crate::tables::regions;

@@ -3,10 +3,8 @@
 //! A protected site has a NAT gateway in each zone, so that a zone that fails takes no other one along, and private endpoints of the
 //! services that its nodes call. A disposable one has a single NAT gateway, and reaches these services through it.
 
-use std::fmt;
-use std::net::Ipv4Addr;
-
 use serde_json::{Value, json};
+use textnlp_cloud::Range;
 use textnlp_provider::component::Network;
 use textnlp_provider::{ComponentName, Ownership, ResourceId};
 use textnlp_token::partition;
@@ -80,7 +78,7 @@ impl Lowering<'_> {
             self.problem("subnets", "existing subnets need their existing network", fix);
         }
         let cidr = network.cidr.as_deref().unwrap_or(CIDR);
-        let (range, zones) = match (Range::private(cidr), zones::zones(&self.site.region)) {
+        let (range, zones) = match (Range::private(cidr, "a VPC with six subnets"), zones::zones(&self.site.region)) {
             (Ok(range), Some(zones)) => (range, zones),
             (range, zones) => {
                 if let Err((cause, fix)) = range {
@@ -112,8 +110,12 @@ impl Lowering<'_> {
         let gateway = self.resource("internet-gateway");
         for (n, (letter, zone)) in LETTERS.iter().zip(&zones).enumerate() {
             let subnet = |cidr: Range, tags: &Value| json!({ "vpc": vpc, "cidr": cidr.to_string(), "zone": zone, "public_addresses": false, "tags": tags });
-            self.part(&format!("subnet-public-{letter}"), "aws.subnet", &subnet(range.public(n), &elb));
-            self.part(&format!("subnet-private-{letter}"), "aws.subnet", &subnet(range.private_part(n), &internal_elb));
+            self.part(&format!("subnet-public-{letter}"), "aws.subnet", &subnet(public_part(range, n), &elb));
+            self.part(
+                &format!("subnet-private-{letter}"),
+                "aws.subnet",
+                &subnet(private_part(range, n), &internal_elb),
+            );
         }
         let letters: Vec<&str> = LETTERS.iter().take(zones.len()).copied().collect();
         let public: Vec<Value> = letters.iter().map(|letter| self.id_of(&format!("subnet-public-{letter}"))).collect();
@@ -279,95 +281,12 @@ fn policy(service: &str, account: &str) -> Value {
     json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
-/// An IPv4 range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Range {
-    first: u32,
-    bits: u32,
+/// The private subnet of a zone: an eighth of the range, in its first half, which holds four. Pods have addresses of their own.
+fn private_part(range: Range, zone: usize) -> Range {
+    range.part(3, zone)
 }
 
-impl Range {
-    /// Reads the range of a VPC; an error is its cause and fix.
-    fn private(text: &str) -> Result<Self, (String, &'static str)> {
-        let fix = "write one such as `10.42.0.0/16`, from /16 to /24";
-        let range = || {
-            let (address, bits) = text.split_once('/')?;
-            Some(Self { first: u32::from(address.parse::<Ipv4Addr>().ok()?), bits: bits.parse().ok()? })
-        };
-        let shown: String = text.chars().take(40).collect();
-        let Some(range) = range().filter(|range| range.bits <= 32) else {
-            return Err((format!("`{shown}` is not an address range"), fix));
-        };
-        if !(16..=24).contains(&range.bits) {
-            return Err((format!("`{shown}` has the wrong size for a VPC with six subnets"), fix));
-        }
-        if range.first.trailing_zeros() < 32 - range.bits {
-            return Err((format!("`{shown}` has bits behind its prefix"), "write the first address of the range"));
-        }
-        // RFC 1918.
-        let private =
-            [(Ipv4Addr::new(10, 0, 0, 0), 8), (Ipv4Addr::new(172, 16, 0, 0), 12), (Ipv4Addr::new(192, 168, 0, 0), 16)];
-        let is_in = |(outer, bits): (Ipv4Addr, u32)| range.first >> (32 - bits) == u32::from(outer) >> (32 - bits);
-        if !private.into_iter().any(is_in) {
-            let fix = "use a range in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16 (RFC 1918)";
-            return Err((format!("`{shown}` has public addresses"), fix));
-        }
-        Ok(range)
-    }
-
-    /// The private subnet of a zone: an eighth of the range, in its first half, which holds four. Pods have addresses of their own.
-    fn private_part(self, zone: usize) -> Self {
-        self.part(self.bits + 3, zone)
-    }
-
-    /// The public subnet of a zone: a sixteenth, in the third quarter. The last quarter stays free.
-    fn public(self, zone: usize) -> Self {
-        self.part(self.bits + 4, 8 + zone)
-    }
-
-    fn part(self, bits: u32, place: usize) -> Self {
-        let place = u32::try_from(place).unwrap_or_default();
-        Self { first: self.first + (place << (32 - bits)), bits }
-    }
-}
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.first), self.bits)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Range;
-
-    #[test]
-    fn a_range_is_divided_without_overlaps() {
-        for (text, private, public) in [
-            ("10.42.0.0/16", ["10.42.0.0/19", "10.42.64.0/19"], ["10.42.128.0/20", "10.42.160.0/20"]),
-            ("192.168.7.0/24", ["192.168.7.0/27", "192.168.7.64/27"], ["192.168.7.128/28", "192.168.7.160/28"]),
-        ] {
-            let range = Range::private(text).unwrap();
-            assert_eq!([0, 2].map(|zone| range.private_part(zone).to_string()), private);
-            assert_eq!([0, 2].map(|zone| range.public(zone).to_string()), public);
-            let mut parts: Vec<Range> =
-                (0..4).flat_map(|zone| [range.private_part(zone), range.public(zone)]).collect();
-            parts.sort_by_key(|part| part.first);
-            let ends = |part: &Range| u64::from(part.first) + (1 << (32 - part.bits));
-            assert!(parts.windows(2).all(|pair| ends(&pair[0]) <= u64::from(pair[1].first)), "{parts:?}");
-            assert!(parts.last().is_some_and(|last| ends(last) <= ends(&range)));
-        }
-    }
-
-    #[test]
-    fn a_range_is_private_and_large_enough() {
-        for bad in
-            ["", "10.0.0.0", "10.0.0.0/8", "10.0.0.0/25", "10.0.1.0/16", "8.8.0.0/16", "172.32.0.0/16", "10.0.0.0/99"]
-        {
-            assert!(Range::private(bad).is_err(), "{bad}");
-        }
-        for good in ["10.0.0.0/16", "172.31.0.0/20", "192.168.255.0/24"] {
-            assert!(Range::private(good).is_ok(), "{good}");
-        }
-    }
+/// The public subnet of a zone: a sixteenth, in the third quarter. The last quarter stays free.
+fn public_part(range: Range, zone: usize) -> Range {
+    range.part(4, 8 + zone)
 }

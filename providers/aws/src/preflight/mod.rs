@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
+use textnlp_cloud::{Cloud, region_of};
 use textnlp_provider::{
     EnvironmentName, ErrorKind, Lineage, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb, Wanted,
     error_chain,
 };
 
-use crate::api::{Api, region_of};
+use crate::api::Api;
 use crate::kinds::eks::cluster::Principal;
 use crate::policy;
 use crate::provider::Own;

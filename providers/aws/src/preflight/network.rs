@@ -1,12 +1,12 @@
 //! Existing networks are fit for a cluster, and new ones do not overlap with what the account has.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 use aws_sdk_ec2::types::{Filter, RouteTable, Subnet, Vpc, VpcEndpoint};
+use textnlp_cloud::{Range, region_of};
 use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted};
 
-use crate::api::{Api, region_of};
+use crate::api::Api;
 
 const EC2: &str = "ec2";
 /// The free addresses that EKS recommends for each of its subnets:
@@ -33,12 +33,7 @@ pub(super) async fn network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 
 /// Networks that overlap can never be connected.
 async fn overlaps(api: &Api, wanted: &Wanted) -> Result<Vec<Problem>> {
-    let range = |text: &str| -> Option<(u64, u64)> {
-        let (address, bits) = text.split_once('/')?;
-        let first = u64::from(u32::from(address.parse::<Ipv4Addr>().ok()?));
-        Some((first, first + (1 << 32_u32.checked_sub(bits.parse().ok()?)?)))
-    };
-    let Some(own) = wanted.spec.get("cidr").and_then(|cidr| range(cidr.as_str()?)) else { return Ok(Vec::new()) };
+    let Some(own) = wanted.spec.get("cidr").and_then(|cidr| Range::read(cidr.as_str()?)) else { return Ok(Vec::new()) };
     let pages = api.ec2.describe_vpcs().into_paginator().items().send();
     let all: Vec<Vpc> = api.call(EC2, "list", "VPCs", pages.try_collect()).await?;
     let mut problems = Vec::new();
@@ -46,7 +41,7 @@ async fn overlaps(api: &Api, wanted: &Wanted) -> Result<Vec<Problem>> {
         let tag = vpc.tags().iter().find(|tag| tag.key() == Some(crate::tags::RESOURCE)).and_then(|tag| tag.value());
         let (id, cidr) = (vpc.vpc_id().unwrap_or_default(), vpc.cidr_block().unwrap_or_default());
         // An own network is no other one.
-        if tag != Some(wanted.id.as_str()) && range(cidr).is_some_and(|other| own.0 < other.1 && other.0 < own.1) {
+        if tag != Some(wanted.id.as_str()) && Range::read(cidr).is_some_and(|other| own.overlaps(other)) {
             let cause = format!("its range overlaps with that of {id}, {cidr}: they can never be connected");
             let fix = "set another `network.cidr` if they ever should be";
             problems.push(Problem::note(wanted.id.as_str(), cause, fix));

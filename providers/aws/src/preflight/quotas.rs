@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
+use textnlp_cloud::region_of;
 use textnlp_provider::{ErrorKind, Lineage, Ownership, Problem, Result, Wanted};
 
 use super::unknown;
-use crate::api::{Api, region_of};
+use crate::api::Api;
 use crate::tables::machines::{self, Market};
 use crate::tables::quotas::{
     CLUSTERS, DATABASES, ELASTIC_IPS, INTERNET_GATEWAYS, Quota, SECURITY_GROUPS, Unit, VPCS, endpoint_name,

@@ -94,7 +94,7 @@ struct Metric {
 }
 
 #[async_trait]
-impl Resource for Alarm {
+impl Resource<Api> for Alarm {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &[
         "metrics",

@@ -53,7 +53,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Dashboard {
+impl Resource<Api> for Dashboard {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["body"];
 

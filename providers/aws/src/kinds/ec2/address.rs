@@ -43,7 +43,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Address {
+impl Resource<Api> for Address {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &[];
 

@@ -8,7 +8,7 @@ use textnlp_provider::{Identity, Permission, Result};
 
 use super::{CREATE_TAGS, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -63,7 +63,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for VpcEndpoint {
+impl Resource<Api> for VpcEndpoint {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["route_tables", "subnets", "groups", "private_dns", "policy"];
     const HAS_CLIENT_TOKEN: bool = true;
@@ -171,5 +171,5 @@ fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
         _ => State::Pending(word),
     };
     let seen = ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone()));
-    Some(seen.created(one.creation_timestamp).state(state))
+    Some(seen.created(timestamp(one.creation_timestamp)).state(state))
 }

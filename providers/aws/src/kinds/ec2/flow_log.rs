@@ -58,7 +58,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for FlowLog {
+impl Resource<Api> for FlowLog {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &[];
     const HAS_CLIENT_TOKEN: bool = true;

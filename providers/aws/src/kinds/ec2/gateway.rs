@@ -46,7 +46,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for InternetGateway {
+impl Resource<Api> for InternetGateway {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["vpc"];
 

@@ -80,7 +80,7 @@ struct Spec {
 const TAGGED: [ResourceType; 3] = [ResourceType::Instance, ResourceType::NetworkInterface, ResourceType::Volume];
 
 #[async_trait]
-impl Resource for LaunchTemplate {
+impl Resource<Api> for LaunchTemplate {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &[
         "groups",

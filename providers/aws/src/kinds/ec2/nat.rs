@@ -7,7 +7,7 @@ use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
 use super::{CREATE_TAGS, SERVICE, TAGS, UNTAGS, creates, deletes};
 use crate::api::Api;
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -50,7 +50,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for NatGateway {
+impl Resource<Api> for NatGateway {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &[];
     const HAS_CLIENT_TOKEN: bool = true;
@@ -105,5 +105,5 @@ fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
         state => State::Pending(state.map_or_else(|| "in no known state".to_owned(), |one| one.as_str().to_owned())),
     };
     let seen = ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())).state(state);
-    Some(seen.created(one.create_time).output("address", first.and_then(|first| first.public_ip.clone())))
+    Some(seen.created(timestamp(one.create_time)).output("address", first.and_then(|first| first.public_ip.clone())))
 }

@@ -64,7 +64,7 @@ struct Route {
 }
 
 #[async_trait]
-impl Resource for RouteTable {
+impl Resource<Api> for RouteTable {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["routes", "subnets"];
     const HAS_CLIENT_TOKEN: bool = true;

@@ -82,7 +82,7 @@ const CONTROLLERS: [&str; 2] = ["elbv2.k8s.aws/", "kubernetes.io/rule/"];
 const SELF: &str = "self";
 
 #[async_trait]
-impl Resource for SecurityGroup {
+impl Resource<Api> for SecurityGroup {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["ingress", "egress"];
 

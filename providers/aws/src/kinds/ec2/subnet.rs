@@ -62,7 +62,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Subnet {
+impl Resource<Api> for Subnet {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["public_addresses"];
 

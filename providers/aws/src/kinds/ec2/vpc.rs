@@ -77,7 +77,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Vpc {
+impl Resource<Api> for Vpc {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["dns_hostnames", "default_rules"];
 

@@ -12,7 +12,7 @@ use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permiss
 use super::{CREATE, DELETE, KEYS, PUT, list_by_tag, only};
 use crate::api::Api;
 use crate::image::ImageTarget;
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -88,7 +88,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Repository {
+impl Resource<Api> for Repository {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["immutable", "scan_on_push", "lifecycle", "images"];
 
@@ -249,7 +249,7 @@ async fn seen(api: &Api, repository: Answer) -> Result<Option<ObservedObject<Spe
         tags: Tags::new(),
     };
     let seen = ObservedObject::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", Some(arn));
-    Ok(Some(seen.output("uri", repository.repository_uri).created(repository.created_at)))
+    Ok(Some(seen.output("uri", repository.repository_uri).created(timestamp(repository.created_at))))
 }
 
 fn mutability(immutable: bool) -> ImageTagMutability {

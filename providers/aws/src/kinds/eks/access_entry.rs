@@ -78,7 +78,7 @@ impl Policy {
 }
 
 #[async_trait]
-impl Resource for Entry {
+impl Resource<Api> for Entry {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["groups", "policies"];
 

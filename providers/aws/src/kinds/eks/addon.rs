@@ -63,7 +63,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Addon {
+impl Resource<Api> for Addon {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["kubernetes", "version", "configuration"];
 

@@ -17,7 +17,7 @@ use crate::api::Api;
 use crate::kinds::elb::{self, Balancing};
 use crate::kinds::iam::{ROLES, TO_EKS, passes};
 use crate::kinds::{CREATE, DELETE, KEYS, OF_CLUSTER, OF_CONTROLLER, OURS, PUT, only, tagged, when};
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -133,7 +133,7 @@ impl Spec {
 }
 
 #[async_trait]
-impl Resource for Cluster {
+impl Resource<Api> for Cluster {
     type Spec = Spec;
     // The deploying identity needs access to everything after it.
     const IN_PLACE: &'static [&'static str] = &[
@@ -462,7 +462,7 @@ async fn seen(api: &Api, cluster: Answer) -> Result<ObservedObject<Spec>> {
         .output("oidc_issuer", issuer)
         .output("security_group", vpc.cluster_security_group_id)
         .output("vpc", vpc.vpc_id)
-        .created(cluster.created_at)
+        .created(timestamp(cluster.created_at))
         .state(state);
     Ok(ObservedObject { foreign, ..seen })
 }

@@ -16,7 +16,7 @@ use super::{CLUSTER, CLUSTERS, Part, SERVICE};
 use crate::api::Api;
 use crate::kinds::iam::{ROLES, TO_EKS, passes};
 use crate::kinds::{CREATE, DELETE, PUT, only};
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -132,7 +132,7 @@ impl LaunchTemplate {
 }
 
 #[async_trait]
-impl Resource for NodeGroup {
+impl Resource<Api> for NodeGroup {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] =
         &["scaling", "labels", "taints", "repair", "max_unavailable", "launch_template", "version"];
@@ -331,6 +331,6 @@ fn seen(group: Answer) -> ObservedObject<Spec> {
         .output("name", Some(name))
         .output("arn", group.nodegroup_arn)
         .output("autoscaling_group", groups.into_iter().find_map(|group| group.name))
-        .created(group.created_at)
+        .created(timestamp(group.created_at))
         .state(state)
 }

@@ -58,7 +58,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Association {
+impl Resource<Api> for Association {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["role"];
 

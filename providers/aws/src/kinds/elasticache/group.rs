@@ -50,7 +50,7 @@ pub(super) struct Spec {
 }
 
 #[async_trait]
-impl Resource for Group {
+impl Resource<Api> for Group {
     type Spec = Spec;
     // Automatic failover needs a replica, and is switched off before the last one goes.
     const IN_PLACE: &'static [&'static str] = &[

@@ -26,7 +26,7 @@ pub(super) struct Spec {
 }
 
 #[async_trait]
-impl Resource for SubnetGroup {
+impl Resource<Api> for SubnetGroup {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["description", "subnets"];
 

@@ -55,7 +55,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Profile {
+impl Resource<Api> for Profile {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["role"];
 

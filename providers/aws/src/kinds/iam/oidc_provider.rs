@@ -56,7 +56,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Provider {
+impl Resource<Api> for Provider {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["audiences"];
 

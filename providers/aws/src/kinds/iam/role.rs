@@ -10,7 +10,7 @@ use textnlp_provider::{Condition, Identity, Permission, Result};
 use super::{PATH, READ_ROLES, SERVICE};
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT, only};
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, timestamp};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -77,7 +77,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Role {
+impl Resource<Api> for Role {
     type Spec = Spec;
     // What a role can do at most is set before what it can do.
     const IN_PLACE: &'static [&'static str] = &["boundary", "trust", "managed", "inline"];
@@ -233,6 +233,6 @@ async fn policies(api: &Api, role: aws_sdk_iam::types::Role) -> Result<Option<Ob
         inline,
         tags: Tags::new(),
     };
-    let seen = ObservedObject::new(&name, spec, super::tags(role.tags)).created(Some(role.create_date));
+    let seen = ObservedObject::new(&name, spec, super::tags(role.tags)).created(timestamp(Some(role.create_date)));
     Ok(Some(seen.output("name", Some(name.clone())).output("arn", Some(role.arn))))
 }

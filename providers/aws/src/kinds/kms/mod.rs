@@ -11,7 +11,7 @@ use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permiss
 
 use super::{CREATE, DELETE, KEYS, OURS, PUT, only, when};
 use crate::api::Api;
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -104,7 +104,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Key {
+impl Resource<Api> for Key {
     type Spec = Spec;
     // A disabled key accepts no rotation.
     const IN_PLACE: &'static [&'static str] = &["enabled", "description", "policy", "aliases", "rotation_days"];
@@ -147,7 +147,7 @@ impl Resource for Key {
             tags = tags_of(api, &id).await?.unwrap_or_default();
         }
         let seen = ObservedObject::new(&id, spec, tags).output("id", Some(id.clone())).output("arn", key.arn);
-        Ok(Some(seen.created(key.creation_date).state(state)))
+        Ok(Some(seen.created(timestamp(key.creation_date)).state(state)))
     }
 
     /// Lists of keys show no tags: one call for each page of keys and of aliases, one for the tags of each key with one of our aliases

@@ -12,7 +12,7 @@ use textnlp_provider::{Error, ErrorKind, Result, SecretRef};
 use super::SERVICE;
 use crate::api::Api;
 use crate::kinds::secret;
-use crate::resource::{Filter, Make, ObservedObject, Resource, State};
+use crate::resource::{Filter, Make, ObservedObject, Resource, State, timestamp};
 use crate::tags::{self, Tags};
 
 /// A PostgreSQL server, or a read replica of one. Outputs: `name`, `arn`, `host`, `port`, `database`, `user`, `url`,
@@ -60,7 +60,7 @@ pub(super) struct Spec {
 }
 
 #[async_trait]
-impl Resource for Instance {
+impl Resource<Api> for Instance {
     type Spec = Spec;
     // A replica is promoted first: most of the others cannot change before.
     const IN_PLACE: &'static [&'static str] = &[
@@ -321,7 +321,7 @@ fn seen(server: Answer) -> Option<ObservedObject<Spec>> {
         .output("version", Some(version))
         .output("ca", server.ca_certificate_identifier)
         .output(RESOURCE, server.dbi_resource_id);
-    Some(seen.state(state).created(server.instance_create_time))
+    Some(seen.state(state).created(timestamp(server.instance_create_time)))
 }
 
 /// The meaning of a status: <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/accessing-monitoring.html>.

@@ -42,7 +42,7 @@ pub(super) struct Parameter {
 const AT_ONCE: usize = 20;
 
 #[async_trait]
-impl Resource for ParameterGroup {
+impl Resource<Api> for ParameterGroup {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["parameters"];
 

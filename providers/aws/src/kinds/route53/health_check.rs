@@ -61,7 +61,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for HealthCheck {
+impl Resource<Api> for HealthCheck {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["host", "port", "path", "failures"];
     const HAS_CLIENT_TOKEN: bool = true;

@@ -170,7 +170,7 @@ impl Pair {
 }
 
 #[async_trait]
-impl Resource for DnsRecord {
+impl Resource<Api> for DnsRecord {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["weight", "failover", "ttl", "values", "alias", "health_check"];
 
@@ -346,7 +346,7 @@ fn owner_tags(value: &str) -> Option<Tags> {
     let lineage: Lineage = field("lineage")?.parse().ok()?;
     let environment = EnvironmentName::new(field("environment")?).ok()?;
     let resource = ResourceId::new(field("resource")?).ok()?;
-    let mut tags = tags::of_object(lineage, &environment, &resource, &Tags::new());
+    let mut tags = tags::of_object::<Api>(lineage, &environment, &resource, &Tags::new());
     tags.extend(field("operation").map(|token| (tags::OPERATION.to_owned(), token.to_owned())));
     Some(tags)
 }
@@ -410,7 +410,7 @@ mod tests {
         let resource = format!("here/gateway/{}", "record-".repeat(4).trim_end_matches('-'));
         let lineage: Lineage = "00000000-0000-4000-8000-000000007e57".parse().unwrap();
         let (environment, resource) = ("staging".parse().unwrap(), ResourceId::new(resource).unwrap());
-        let mut tags = tags::of_object(lineage, &environment, &resource, &Tags::new());
+        let mut tags = tags::of_object::<Api>(lineage, &environment, &resource, &Tags::new());
         tags.insert(tags::OPERATION.to_owned(), "ab".repeat(16));
         let id = Id::parse("Z1/text.example.com/A").unwrap();
         let made = owner(&id, &tags).unwrap();

@@ -96,7 +96,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for Bucket {
+impl Resource<Api> for Bucket {
     type Spec = Spec;
     // Public access is blocked before there is a policy, and objects have versions before they are replicated.
     const IN_PLACE: &'static [&'static str] =

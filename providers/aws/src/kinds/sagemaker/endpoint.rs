@@ -76,7 +76,7 @@ struct Change {
 }
 
 #[async_trait]
-impl Resource for Endpoint {
+impl Resource<Api> for Endpoint {
     type Spec = Spec;
     // `deployment` is never sent alone: see `fits`.
     const IN_PLACE: &'static [&'static str] = &["config", "deployment", "variants"];

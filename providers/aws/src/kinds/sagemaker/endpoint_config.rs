@@ -48,7 +48,7 @@ struct Variant {
 }
 
 #[async_trait]
-impl Resource for EndpointConfig {
+impl Resource<Api> for EndpointConfig {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &[];
     const HAS_CLIENT_TOKEN: bool = true;

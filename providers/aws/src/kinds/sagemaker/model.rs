@@ -53,7 +53,7 @@ struct Data {
 }
 
 #[async_trait]
-impl Resource for Model {
+impl Resource<Api> for Model {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &[];
     const HAS_CLIENT_TOKEN: bool = true;

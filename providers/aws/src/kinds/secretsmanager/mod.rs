@@ -11,7 +11,7 @@ use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricin
 
 use super::{AT_ONCE, CREATE, DELETE, KEYS, PUT, only, secret, when};
 use crate::api::Api;
-use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{Row, kind};
 use crate::tags::{self, Tags};
 
@@ -68,7 +68,7 @@ struct Spec {
 }
 
 #[async_trait]
-impl Resource for StoredSecret {
+impl Resource<Api> for StoredSecret {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["description", "key", "value"];
     const HAS_CLIENT_TOKEN: bool = true;
@@ -179,7 +179,7 @@ fn seen(secret: DescribeSecretOutput) -> Option<ObservedObject<Spec>> {
     };
     let state = if secret.deleted_date.is_some() { State::Gone } else { State::Ready };
     let seen = ObservedObject::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", secret.arn);
-    Some(seen.output(VERSION, current).created(secret.created_date).state(state))
+    Some(seen.output(VERSION, current).created(timestamp(secret.created_date)).state(state))
 }
 
 /// The id of the version with this value: the client token that AWS takes over. It says nothing about the value.

@@ -8,7 +8,7 @@ use textnlp_provider::{
     CloudId, Error, ErrorKind, KindName, Observed, Ownership, ReadFailure, ResourceId, Result, Scope, Spec, error_chain,
 };
 
-use crate::api::{Api, region_of};
+use crate::cloud::{Cloud, region_of};
 use crate::resource::{Filter, ObservedObject, State};
 use crate::table::{self, Row};
 use crate::tags;
@@ -17,19 +17,19 @@ use crate::tags;
 const AT_ONCE: usize = 8;
 
 /// Answers for every wanted and recorded id, and for objects of this deployment and site that neither lists.
-pub(crate) async fn observe(api: &Arc<Api>, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-    let filter = Filter::of(scope.lineage);
+pub async fn observe<C: Cloud>(api: &Arc<C>, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+    let filter = Filter::<C>::of(scope.lineage);
     // In other regions than that of the site there are only those kinds that a spec names there.
     let specs = scope.wanted.iter().map(|one| (&one.kind, &one.spec));
     let specs = specs.chain(scope.recorded.iter().map(|one| (&one.kind, &one.spec)));
     let elsewhere: BTreeSet<(&str, &str)> =
         specs.filter_map(|(kind, spec)| Some((region_of(spec)?, kind.as_str()))).collect();
-    let is_there = |region: &str, row: &Row| elsewhere.contains(&(region, row.kind.name));
+    let is_there = |region: &str, row: &Row<C>| elsewhere.contains(&(region, row.kind.name));
     let regions: BTreeSet<&str> = elsewhere.iter().map(|(region, _)| *region).collect();
-    let there = regions.into_iter().filter(|region| *region != api.region).flat_map(|region| {
-        table::rows().filter(move |row| is_there(region, row)).map(move |row| (api.in_region(region), row))
+    let there = regions.into_iter().filter(|region| *region != api.region()).flat_map(|region| {
+        table::rows::<C>().filter(move |row| is_there(region, row)).map(move |row| (api.in_region(region), row))
     });
-    let here = table::rows().map(|row| (api.clone(), row));
+    let here = table::rows::<C>().map(|row| (api.clone(), row));
     let lists: Vec<_> = here.chain(there).map(|(api, row)| list(api, row, &filter)).collect();
     let lists: Vec<_> = futures::stream::iter(lists).buffer_unordered(AT_ONCE).collect().await;
 
@@ -56,11 +56,11 @@ pub(crate) async fn observe(api: &Arc<Api>, scope: &Scope<'_>) -> Result<Vec<(Re
     }
 
     // An object that is both recorded and wanted is read once, as the recorded one.
-    let mut asked: BTreeMap<(&ResourceId, String, Option<String>), Asked<'_>> = BTreeMap::new();
+    let mut asked: BTreeMap<(&ResourceId, String, Option<String>), Asked<'_, C>> = BTreeMap::new();
     for one in Asked::all(api, scope) {
-        asked.entry((one.id, one.api.region.clone(), one.object())).or_insert(one);
+        asked.entry((one.id, one.api.region().to_owned(), one.object())).or_insert(one);
     }
-    let unlisted = |((_, region, object), one): &((&ResourceId, String, Option<String>), Asked<'_>)| {
+    let unlisted = |((_, region, object), one): &((&ResourceId, String, Option<String>), Asked<'_, C>)| {
         object.as_ref().is_none_or(|id| !shown.contains(&(region.clone(), one.row.kind.name, id.clone())))
     };
     let asked_for: BTreeSet<ResourceId> = asked.keys().map(|(id, ..)| (*id).clone()).collect();
@@ -78,20 +78,20 @@ pub(crate) async fn observe(api: &Arc<Api>, scope: &Scope<'_>) -> Result<Vec<(Re
     Ok(answers.into_iter().flat_map(|(id, all)| all.into_iter().map(move |one| (id.clone(), one))).collect())
 }
 
-async fn list(
-    api: Arc<Api>,
-    row: &'static Row,
-    filter: &Filter,
-) -> (String, &'static Row, Result<Vec<ObservedObject<Spec>>>) {
-    (api.region.clone(), row, row.resource.list(&api, filter).await)
+async fn list<C: Cloud>(
+    api: Arc<C>,
+    row: &'static Row<C>,
+    filter: &Filter<C>,
+) -> (String, &'static Row<C>, Result<Vec<ObservedObject<Spec>>>) {
+    (api.region().to_owned(), row, row.resource.list(&api, filter).await)
 }
 
 /// An id that an observation was asked for.
-struct Asked<'a> {
+struct Asked<'a, C: Cloud> {
     id: &'a ResourceId,
     /// The clients of its region.
-    api: Arc<Api>,
-    row: &'static Row,
+    api: Arc<C>,
+    row: &'static Row<C>,
     /// Its object, as recorded or as an existing object.
     cloud_id: Option<&'a CloudId>,
     is_external: bool,
@@ -99,9 +99,9 @@ struct Asked<'a> {
     spec: Option<&'a Spec>,
 }
 
-impl<'a> Asked<'a> {
+impl<'a, C: Cloud> Asked<'a, C> {
     /// Those of this provider's kinds, the recorded ones first.
-    fn all(api: &Arc<Api>, scope: &Scope<'a>) -> Vec<Self> {
+    fn all(api: &Arc<C>, scope: &Scope<'a>) -> Vec<Self> {
         let recorded = scope.recorded.iter().filter_map(|recorded| {
             let is_external = matches!(recorded.ownership, Ownership::External(_));
             let row = table::row(&recorded.kind)?;
@@ -136,7 +136,7 @@ impl<'a> Asked<'a> {
         let Some(id) = self.object() else {
             return (
                 self.id.clone(),
-                failures.get(&(self.api.region.clone(), row.kind.name)).map(|why| unknown(why.clone())),
+                failures.get(&(self.api.region().to_owned(), row.kind.name)).map(|why| unknown(why.clone())),
             );
         };
         let answer = match row.resource.read(&self.api, &id).await {
@@ -158,7 +158,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn present(row: &Row, seen: &ObservedObject<Spec>) -> Option<Observed> {
+fn present<C: Cloud>(row: &Row<C>, seen: &ObservedObject<Spec>) -> Option<Observed> {
     seen.object(&row.kind).map(Observed::Present)
 }
 
@@ -167,10 +167,10 @@ fn unknown(why: String) -> Observed {
 }
 
 /// Reads one object by its id.
-pub(crate) async fn read(api: &Api, kind: &KindName, id: &CloudId) -> Result<Observed> {
-    let Some(row) = table::row(kind) else {
+pub async fn read<C: Cloud>(api: &C, kind: &KindName, id: &CloudId) -> Result<Observed> {
+    let Some(row) = table::row::<C>(kind) else {
         let error = Error::new(ErrorKind::Invalid, "read", id.to_string());
-        return Err(error.because(format!("`{kind}` is no kind of AWS")));
+        return Err(error.because(format!("`{kind}` is no kind of {}", C::NAME)));
     };
     let seen = row.resource.read(api, id.as_str()).await?.filter(|seen| seen.state != State::Gone);
     Ok(seen.and_then(|seen| present(row, &seen)).unwrap_or(Observed::Absent))

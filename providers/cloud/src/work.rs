@@ -8,12 +8,12 @@ use textnlp_provider::{
     Error, ErrorKind, Foreign, Handle, Identity, Object, Operation, Ownership, Progress, Recorded, Result, Spec, Verb,
 };
 
-use crate::api::Api;
-use crate::resource::{Filter, ObservedObject, State};
-use crate::table::Row;
+use crate::cloud::Cloud;
+use crate::resource::{Filter, ObservedObject, State, TAGS};
+use crate::table::{self, Row};
 use crate::tags;
 
-/// How many polls a new object may be missing from reads: AWS's reads are eventually consistent.
+/// How many polls a new object may be missing from reads: those of clouds are eventually consistent.
 const MISSING_POLLS: u32 = 12;
 /// How many polls look for an object after a call whose outcome is unknown, before the call is repeated.
 const LOST_POLLS: u32 = 6;
@@ -22,7 +22,7 @@ const LOST_POLLS: u32 = 6;
 const DEPENDENCY_POLLS: u32 = 20;
 /// How many times the same change is sent while the object still shows the old value.
 const SAME_CHANGES: u32 = 20;
-/// The member of a spec that keeps AWS from deleting the object.
+/// The member of a spec that keeps the cloud from deleting the object.
 const PROTECTION: &str = "deletion_protection";
 /// The longest time between two polls, as a multiple of the shortest.
 const LONGEST: u32 = 8;
@@ -40,18 +40,12 @@ struct Stand {
     /// How many times that change was sent, or that delete refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     sent: u32,
-    /// The id of the change that AWS makes in the background.
+    /// The id of the change that the cloud makes in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     update: Option<String>,
-    /// The alternative that is created once the object that AWS had no capacity for is deleted.
+    /// The alternative that is created once the object that the cloud had no capacity for is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     alternative: Option<usize>,
-}
-
-/// Whether a plan must name an object of controllers before it is deleted. Interfaces and security groups in the network hold
-/// nothing, and they appear while nodes and load balancers are being deleted.
-fn is_named(foreign: &Foreign) -> bool {
-    foreign.swept && foreign.cloud_id.as_str().starts_with("arn:")
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
@@ -60,17 +54,32 @@ fn is_zero(count: &u32) -> bool {
 }
 
 /// One operation on one object.
-pub(crate) struct Work<'a> {
+pub struct Work<'a, C: Cloud> {
     /// The clients of the object's region.
-    pub(crate) api: Arc<Api>,
-    pub(crate) op: &'a Operation,
-    pub(crate) row: &'static Row,
+    api: Arc<C>,
+    op: &'a Operation,
+    row: &'static Row<C>,
     /// The shortest time between two polls.
-    pub(crate) poll: Duration,
+    poll: Duration,
 }
 
-impl Work<'_> {
-    pub(crate) async fn begin(&self) -> Result<Progress> {
+impl<'a, C: Cloud> Work<'a, C> {
+    /// `api` has the clients of the site's region, and `poll` is the shortest time between two polls.
+    pub fn of(api: &Arc<C>, op: &'a Operation, poll: Duration) -> Result<Self> {
+        let row = table::row::<C>(&op.kind).ok_or_else(|| {
+            let error = Error::new(ErrorKind::Invalid, op.verb.to_string(), op.resource.to_string());
+            error.because(format!("`{}` is no kind of {}", op.kind, C::NAME))
+        })?;
+        // An object is where it was created, whatever is wanted now.
+        let spec = match (&op.recorded, op.verb) {
+            (Some(recorded), Verb::Update | Verb::Delete) => &recorded.spec,
+            _ => &op.spec,
+        };
+        Ok(Self { api: api.of_spec(spec), op, row, poll })
+    }
+
+    /// Begins the operation.
+    pub async fn begin(&self) -> Result<Progress> {
         if self.op.resource.site() != self.op.site.as_str() {
             return Err(self.invalid("it belongs to another site"));
         }
@@ -87,7 +96,8 @@ impl Work<'_> {
         }
     }
 
-    pub(crate) async fn advance(&self, handle: &Handle) -> Result<Progress> {
+    /// Continues it, in this process or in another one.
+    pub async fn advance(&self, handle: &Handle) -> Result<Progress> {
         let stand = serde_json::from_value(handle.0.clone())
             .map_err(|source| Error::new(ErrorKind::Invalid, "resume", self.op.resource.to_string()).because(source))?;
         self.step(stand).await
@@ -215,7 +225,7 @@ impl Work<'_> {
         };
         match &seen.state {
             State::Failed { code, why } => {
-                let (kind, hint) = crate::tables::errors::classify(self.row.service, code, None, why);
+                let (kind, hint) = C::classify(self.row.service, code, why);
                 let lacks = matches!(kind, ErrorKind::Capacity | ErrorKind::Quota) && self.op.verb == Verb::Create;
                 let next = self.row.resource.alternative(&self.op.spec, &seen.spec).filter(|_| lacks);
                 if let Some(next) = next {
@@ -240,7 +250,7 @@ impl Work<'_> {
                     return self.wait(Stand { update: Some(update), ..stand }, &says);
                 }
                 State::Failed { code, why } => {
-                    let (kind, hint) = crate::tables::errors::classify(self.row.service, &code, None, &why);
+                    let (kind, hint) = C::classify(self.row.service, &code, &why);
                     let mut error = Error::new(kind, "change", self.op.resource.to_string());
                     (error.code, error.hint) = (Some(code), hint);
                     return self.failed(&seen, error.because(why));
@@ -269,9 +279,9 @@ impl Work<'_> {
         self.wait(stand, &format!("`{}` is not listed yet", seen.id))
     }
 
-    /// Sends one change. One that AWS accepted and does not show yet is sent again after a while.
+    /// Sends one change. One that the cloud accepted and does not show yet is sent again after a while.
     async fn put(&self, mut stand: Stand, seen: &ObservedObject<Spec>, field: &str) -> Result<Progress> {
-        let shown = if field == crate::resource::TAGS {
+        let shown = if field == TAGS {
             format!("{:?}", seen.tags)
         } else {
             seen.spec.get(field).map(ToString::to_string).unwrap_or_default()
@@ -281,8 +291,11 @@ impl Work<'_> {
         stand.sent = if stand.change == change { stand.sent + 1 } else { 0 };
         if stand.sent > SAME_CHANGES {
             let error = Error::new(ErrorKind::Invalid, "change", format!("{} {field}", self.op.resource));
-            let error =
-                error.because(format!("AWS accepts the change of `{field}`, and `{}` keeps its old value", seen.id));
+            let error = error.because(format!(
+                "{} accepts the change of `{field}`, and `{}` keeps its old value",
+                C::NAME,
+                seen.id
+            ));
             return self.failed(seen, error);
         }
         // The read that showed the old value may have been stale: every other time the next read decides.
@@ -300,7 +313,7 @@ impl Work<'_> {
         self.pending(stand, &format!("changing `{field}`"), Duration::ZERO)
     }
 
-    /// Removes what AWS had no capacity for, so that the next alternative can be created.
+    /// Removes what the cloud had no capacity for, so that the next alternative can be created.
     async fn delete_failed(&self, stand: Stand, seen: &ObservedObject<Spec>, next: usize) -> Result<Progress> {
         self.row.resource.delete(&self.api, seen, self.op).await?;
         let why = if let State::Failed { why, .. } = &seen.state { why.as_str() } else { "no capacity" };
@@ -342,7 +355,8 @@ impl Work<'_> {
             );
             return Err(error.because(why).hint("remove it, or move it elsewhere; then run the same command again"));
         }
-        let is_unnamed = |foreign: &&Foreign| is_named(foreign) && !self.op.bounds.sweeps.contains(&foreign.cloud_id);
+        let is_unnamed =
+            |foreign: &&Foreign| C::is_named(foreign) && !self.op.bounds.sweeps.contains(&foreign.cloud_id);
         if let Some(foreign) = seen.foreign.iter().find(is_unnamed) {
             let error = Error::new(ErrorKind::Denied, "delete", self.op.resource.to_string());
             let why = format!(
@@ -383,7 +397,9 @@ impl Work<'_> {
     }
 
     fn done(&self, seen: &ObservedObject<Spec>) -> Result<Progress> {
-        let object = seen.object(&self.row.kind).ok_or_else(|| self.invalid("AWS shows an id that is none"))?;
+        let object = seen
+            .object(&self.row.kind)
+            .ok_or_else(|| self.invalid(&format!("{} shows an id that is none", C::NAME)))?;
         Ok(Progress::Done(object))
     }
 

@@ -3,12 +3,13 @@
 use serde_json::{Value, json};
 use textnlp_provider::{Effect, FieldChange, Object, Recorded, Wanted};
 
+use crate::cloud::Cloud;
 use crate::resource::TAGS;
 use crate::table::Row;
 use crate::tags;
 
-/// Compares what the spec states; AWS's defaults for what it leaves open are no differences, because a spec leaves nothing out.
-pub(crate) fn diff(row: &Row, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+/// Compares what the spec states; the cloud's defaults for what it leaves open are no differences, because a spec leaves nothing out.
+pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
     let mut changes: Vec<FieldChange> = wanted
         .spec
         .fields()

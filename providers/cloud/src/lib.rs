@@ -1,0 +1,29 @@
+//! One driver for the kinds of every cloud. It knows no cloud: a provider gives it the clients ([`Cloud`]) and a table of kinds
+//! ([`Row`]), each a [`Resource`].
+//!
+//! A kind states how its object is read, listed, created, changed one field at a time, and deleted: one call each. The driver
+//! ([`Work`]) is level-triggered: it reads the object, makes the one call that brings it closer to the spec, and returns. It can
+//! therefore be continued by another process after a crash at any call.
+//!
+//! Objects carry the lineage, the environment, the resource id and the token of the operation that created them as [`tags`].
+//!
+//! Read in this order: `cloud`, `resource`, `work`, `observe`, `table`.
+#![forbid(unsafe_code)]
+
+mod cloud;
+mod diff;
+pub mod names;
+mod observe;
+mod range;
+mod resource;
+mod table;
+pub mod tags;
+mod work;
+
+pub use cloud::{Cloud, REGION, region_of};
+pub use diff::diff;
+pub use observe::{observe, read};
+pub use range::Range;
+pub use resource::{AnyResource, Filter, Make, ObservedObject, Of, Resource, State, TAGS, same};
+pub use table::{MINUTE, Row, kind, kinds, row, rows};
+pub use work::Work;

@@ -1,0 +1,73 @@
+//! The table of kinds.
+
+use std::time::Duration;
+
+use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, Pricing, ReplaceOrder};
+
+use crate::cloud::Cloud;
+use crate::resource::{AnyResource, TAGS};
+
+/// One kind.
+pub struct Row<C: Cloud> {
+    /// Its declaration.
+    pub kind: Kind,
+    /// The name of its service, by which error codes are looked up.
+    pub service: &'static str,
+    /// How its objects are read and changed.
+    pub resource: &'static dyn AnyResource<C>,
+    /// Fields that can neither change nor be recreated, each with what to do instead.
+    pub refused: &'static [(&'static str, &'static str)],
+}
+
+impl<C: Cloud> Row<C> {
+    /// What a change of the field takes.
+    pub fn effect(&self, field: &str) -> Effect {
+        if let Some((_, why)) = self.refused.iter().find(|(refused, _)| *refused == field) {
+            return Effect::Refuse((*why).to_owned());
+        }
+        if field == TAGS || self.resource.in_place().contains(&field) { Effect::InPlace } else { Effect::Replace }
+    }
+}
+
+/// A declaration with the usual values: no data, created before the old one is deleted, ten minutes.
+pub const fn kind(name: &'static str, says: &'static str, identity: Identity) -> Kind {
+    Kind {
+        name,
+        says,
+        identity,
+        data: DataClass::None,
+        replace: match identity {
+            Identity::Token => ReplaceOrder::CreateFirst,
+            Identity::Named | Identity::Part => ReplaceOrder::DeleteFirst,
+        },
+        one_by_one: false,
+        settles: SETTLES,
+        deadline: MINUTE.saturating_mul(10),
+        typical: None,
+        schema: 1,
+        pricing: Pricing::Free,
+        permissions: &[],
+        terraform: &[],
+    }
+}
+
+/// A minute.
+pub const MINUTE: Duration = Duration::from_secs(60);
+/// How long a new object may be missing from lists. No cloud states a bound; AWS's own tools retry for about this long
+/// (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>).
+const SETTLES: Duration = Duration::from_secs(60);
+
+/// All rows of a cloud.
+pub fn rows<C: Cloud>() -> impl Iterator<Item = &'static Row<C>> {
+    C::rows().iter().copied().flatten()
+}
+
+/// The row of a kind.
+pub fn row<C: Cloud>(kind: &KindName) -> Option<&'static Row<C>> {
+    rows::<C>().find(|row| row.kind.name == kind.as_str())
+}
+
+/// The declarations of all kinds of a cloud.
+pub fn kinds<C: Cloud>() -> Vec<Kind> {
+    rows::<C>().map(|row| row.kind.clone()).collect()
+}
