@@ -4,6 +4,7 @@
 //! Three kinds must never be mixed up: capacity (another zone, size or hour helps), quota (only an operator helps) and
 //! throttling (a pause helps).
 
+use textnlp_cloud::errors::{THROTTLED, Table, by_status};
 use textnlp_provider::ErrorKind;
 
 use super::Service;
@@ -17,7 +18,7 @@ use super::quotas::{self, Quota};
 /// reason of an endpoint, with an empty code.
 pub fn classify(service: &str, code: &str, status: Option<u16>, message: &str) -> (ErrorKind, Option<String>) {
     let (kind, hint) =
-        meaning(Service::signed(service), code, message).unwrap_or_else(|| (by_status(status), Hint::None));
+        ERRORS.meaning(Service::signed(service), code, message).unwrap_or_else(|| (by_status(status), Hint::None));
     let denial = DENIALS.iter().find(|(phrase, _)| kind == ErrorKind::Denied && message.contains(*phrase));
     let hint = match (denial, hint) {
         (Some((_, hint)), _) => Some((*hint).to_owned()),
@@ -29,57 +30,17 @@ pub fn classify(service: &str, code: &str, status: Option<u16>, message: &str) -
 }
 
 /// What an operator does about an error.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 enum Hint {
+    #[default]
     None,
     Text(&'static str),
     Raise(&'static Quota),
 }
 
-/// A code of its own meaning.
-struct Row {
-    /// `None` for all services.
-    service: Option<Service>,
-    /// The code, as [`base`] returns it.
-    code: &'static str,
-    /// A part of the message, where the meaning depends on it; rows with one come first.
-    phrase: &'static str,
-    /// `None` if the message has the code of the cause.
-    kind: Option<ErrorKind>,
-    hint: Hint,
-}
+type Row = textnlp_cloud::errors::Row<Service, Hint>;
 
-/// The meaning of a code by its row or by its words.
-fn meaning(service: Option<Service>, code: &str, message: &str) -> Option<(ErrorKind, Hint)> {
-    let code = base(code);
-    match row(&[service, None], code, message) {
-        Some(Row { kind: Some(kind), hint, .. }) => Some((kind.clone(), *hint)),
-        Some(Row { kind: None, .. }) => inside(service, message).or(Some((ErrorKind::Unavailable, Hint::None))),
-        None => by_words(code).map(|kind| (kind, Hint::None)).or_else(|| inside(service, message)),
-    }
-}
-
-/// The meaning of the first code in a message that has a row, of this service or of EC2, which most services build on:
-/// `Could not launch On-Demand Instances. VcpuLimitExceeded - You have requested more vCPU capacity than …`.
-fn inside(service: Option<Service>, message: &str) -> Option<(ErrorKind, Hint)> {
-    // The end of a sentence is no part of a code; a code has a capital letter after its first one, a word has none.
-    let words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '.')).map(|word| word.trim_matches('.'));
-    let codes = words.filter(|word| word.chars().skip(1).any(|c| c.is_ascii_uppercase())).map(base);
-    codes.take(MAX_CODES).find_map(|code| {
-        let found = row(&[service, Some(Service::Ec2), None], code, message)?;
-        Some((found.kind.clone()?, found.hint))
-    })
-}
-
-/// How many codes of a message are looked up.
-const MAX_CODES: usize = 200;
-
-/// The row of a code, of the first of these services that has one.
-fn row(services: &[Option<Service>], code: &str, message: &str) -> Option<&'static Row> {
-    services.iter().find_map(|service| {
-        ROWS.iter().find(|row| row.service == *service && row.code == code && message.contains(row.phrase))
-    })
-}
+static ERRORS: Table<Service, Hint> = Table { rows: ROWS, rules: RULES, base, common: Some(Service::Ec2) };
 
 /// The code without what differs between protocols and places: a namespace, the side of a state reason, `Exception` and
 /// `Fault`.
@@ -90,35 +51,6 @@ fn base(code: &str) -> &str {
     code.strip_suffix("Fault").unwrap_or(code)
 }
 
-fn by_words(code: &str) -> Option<ErrorKind> {
-    RULES.iter().find(|(pattern, _)| matches(pattern, code)).map(|(_, kind)| kind.clone())
-}
-
-/// Whether a code is as a pattern says, in which `*` stands for any text.
-fn matches(pattern: &str, code: &str) -> bool {
-    let Some((head, tail)) = pattern.split_once('*') else { return pattern == code };
-    let Some(mut rest) = code.strip_prefix(head) else { return false };
-    let (middle, end) = tail.rsplit_once('*').unwrap_or(("", tail));
-    for part in middle.split('*').filter(|part| !part.is_empty()) {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.ends_with(end)
-}
-
-fn by_status(status: Option<u16>) -> ErrorKind {
-    match status {
-        Some(401 | 403) => ErrorKind::Denied,
-        Some(404 | 410) => ErrorKind::NotFound,
-        Some(409 | 412 | 423 | 428) => ErrorKind::Conflict,
-        // 509: <https://github.com/boto/botocore/blob/1.44.5/botocore/data/_retry.json>
-        Some(429 | 509) => THROTTLED,
-        Some(400..=499) => ErrorKind::Invalid,
-        _ => ErrorKind::Unavailable,
-    }
-}
-
-const THROTTLED: ErrorKind = ErrorKind::Throttled { after: None };
 use ErrorKind::{Capacity, Conflict, Denied, Exists, Invalid, NotFound, Quota as Limit, Unavailable};
 
 /// Which policy denied a call, in AWS's words, and who can change it.
@@ -658,9 +590,10 @@ mod tests {
     use super::*;
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::LazyLock;
+    use textnlp_cloud::errors::matches;
 
     fn kind(service: Service, code: &str) -> Option<ErrorKind> {
-        meaning(Some(service), code, "").map(|(kind, _)| kind)
+        ERRORS.meaning(Some(service), code, "").map(|(kind, _)| kind)
     }
 
     type Declared = (Service, String, Option<u16>);
@@ -824,7 +757,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
     fn rows_are_reachable() {
         for (at, row) in ROWS.iter().enumerate() {
             assert_eq!(base(row.code), row.code);
-            let found = super::row(&[row.service], row.code, row.phrase).unwrap();
+            let found = ERRORS.row(&[row.service], row.code, row.phrase).unwrap();
             assert!(std::ptr::eq(found, row), "row {at} {} is hidden by {}", row.code, found.code);
         }
     }
@@ -1166,24 +1099,6 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
             (None, Unavailable),
         ] {
             assert_eq!(classify("ec2", "Surprise", status, "a surprise").0, expected, "{status:?}");
-        }
-    }
-
-    #[test]
-    fn patterns_match_whole_codes() {
-        for (pattern, code, expected) in [
-            ("A", "A", true),
-            ("A", "AB", false),
-            ("A*", "AB", true),
-            ("*B", "AB", true),
-            ("*B*", "ABC", true),
-            ("A*C", "ABC", true),
-            ("A*B*D", "ABCD", true),
-            ("A*B*D", "ABC", false),
-            ("AB*BC", "ABC", false),
-            ("*", "", true),
-        ] {
-            assert_eq!(matches(pattern, code), expected, "{pattern} {code}");
         }
     }
 }
