@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use textnlp_provider::{FilledPermission, PolicyDocument, PolicyFormat, PolicyRequest, PolicyResource};
+use textnlp_cloud::policy::documents;
+use textnlp_provider::{FilledPermission, PolicyDocument, PolicyRequest, PolicyResource};
 
 use crate::{names, table};
 
@@ -26,33 +27,8 @@ pub(crate) const ALWAYS: &[&str] = &[
 /// The policies that allow exactly what a plan needs: several documents where one would be too long.
 pub(crate) fn policies(request: &PolicyRequest, own: impl Fn(&str) -> Option<String>) -> Vec<PolicyDocument> {
     let needed = permissions(request, own);
-    let mut documents: Vec<Vec<Value>> = vec![Vec::new()];
-    let mut length = 0;
-    for statement in statements(&needed) {
-        let more = statement.to_string().len();
-        if length + more > MOST_CHARACTERS - FRAME && length > 0 {
-            documents.push(Vec::new());
-            length = 0;
-        }
-        length += more + 1;
-        if let Some(last) = documents.last_mut() {
-            last.push(statement);
-        }
-    }
-    let count = documents.len();
-    let documents = documents.into_iter().enumerate().map(|(n, statements)| {
-        let text = json!({ "Version": "2012-10-17", "Statement": statements });
-        let title = match count {
-            1 => "AWS IAM policy".to_owned(),
-            _ => format!("AWS IAM policy {} of {count}", n + 1),
-        };
-        PolicyDocument {
-            title,
-            format: PolicyFormat::Json,
-            text: serde_json::to_string_pretty(&text).unwrap_or_default(),
-        }
-    });
-    documents.collect()
+    let framed = |statements: Vec<Value>| json!({ "Version": "2012-10-17", "Statement": statements });
+    documents("AWS IAM policy", statements(&needed), MOST_CHARACTERS - FRAME, framed)
 }
 
 /// The characters of a document around its statements.

@@ -15,6 +15,8 @@ mod diff;
 pub mod errors;
 pub mod names;
 mod observe;
+pub mod policy;
+pub mod preflight;
 mod range;
 mod resource;
 mod table;

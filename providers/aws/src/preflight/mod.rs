@@ -8,23 +8,17 @@ mod zones;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::StreamExt;
-use textnlp_cloud::{Cloud, region_of};
+use textnlp_cloud::preflight::{names, unknown};
+use textnlp_cloud::region_of;
 use textnlp_provider::{
     EnvironmentName, ErrorKind, Lineage, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb, Wanted,
-    error_chain,
 };
 
 use crate::api::Api;
 use crate::kinds::eks::cluster::Principal;
 use crate::policy;
 use crate::provider::Own;
-use crate::resource::State;
-use crate::table;
-use crate::tags;
 
-/// Names that are read at the same time.
-const AT_ONCE: usize = 8;
 /// The most actions in one simulation: its answer is one page.
 const ACTIONS_AT_ONCE: usize = 100;
 
@@ -178,39 +172,6 @@ fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
         site,
         resources: wanted.iter().map(resource).collect(),
     })
-}
-
-/// Names that others have.
-async fn names(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
-    let checks: Vec<_> = wanted.iter().map(|one| name(api, one)).collect();
-    let found: Vec<_> = futures::stream::iter(checks).buffered(AT_ONCE).collect().await;
-    found.into_iter().flatten().collect()
-}
-
-async fn name(api: &Arc<Api>, one: &Wanted) -> Option<Problem> {
-    let row = table::row(&one.kind)?;
-    let name = row.resource.id(&one.spec)?;
-    match row.resource.read(&api.of_spec(&one.spec), &name).await {
-        Ok(Some(seen)) if !matches!(seen.state, State::Gone) && tags::lineage(&seen.tags).is_none() => {
-            let cause = format!("{} `{name}` exists, and no deployment of this program created it", row.kind.says);
-            let fix = "`textnlp-deploy state import` adopts it; or remove it, or choose another name";
-            Some(Problem::new(one.id.to_string(), cause, fix))
-        }
-        Ok(_) => None,
-        Err(error) if error.kind == ErrorKind::Denied => {
-            let cause = format!("the name `{name}` is taken by another account, or it may not be read");
-            Some(Problem::warning(one.id.to_string(), cause, "check it, or give the site another name"))
-        }
-        Err(error) => Some(unknown(one.id.as_str(), &error)),
-    }
-}
-
-fn unknown(what: &str, error: &textnlp_provider::Error) -> Problem {
-    Problem::note(
-        what,
-        format!("it could not be checked: {}", error_chain(error)),
-        "no action is needed if `up` succeeds",
-    )
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
+use textnlp_cloud::preflight::{Need, missing};
 use textnlp_cloud::region_of;
 use textnlp_provider::{ErrorKind, Lineage, Ownership, Problem, Result, Wanted};
 
@@ -24,15 +25,6 @@ const COUNTED: &[(&str, &Quota)] = &[
     ("aws.vpc", &VPCS),
 ];
 
-/// What a plan needs of one quota.
-#[derive(Default)]
-struct Need {
-    amount: u64,
-    places: BTreeSet<String>,
-    /// Whether every machine that a node group could use counts against it.
-    is_the_only_way: bool,
-}
-
 /// Compares what is needed and used with the quotas of the account.
 pub(super) async fn quotas(api: &Api, wanted: &[Wanted], lineage: Option<Lineage>) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -52,19 +44,9 @@ pub(super) async fn quotas(api: &Api, wanted: &[Wanted], lineage: Option<Lineage
                 continue;
             }
         };
-        if used.saturating_add(need.amount) <= limit {
-            continue;
-        }
         let unit = if quota.unit == Unit::Vcpus { " vCPUs" } else { "" };
-        let cause = format!(
-            "`{}` ({}) allows {limit}{unit}; {used} are used, and this plan needs {} more",
-            quota.name, quota.code, need.amount
-        );
-        let place = need.places.into_iter().collect::<Vec<_>>().join(", ");
-        problems.push(match need.is_the_only_way {
-            true => Problem::new(place, cause, quota.hint()),
-            false => Problem::warning(place, format!("{cause}; other machines of the list are tried"), quota.hint()),
-        });
+        let name = format!("`{}` ({})", quota.name, quota.code);
+        problems.extend(need.compared(&name, unit, limit, used, quota.hint()));
     }
     problems
 }
@@ -73,9 +55,7 @@ fn needs(wanted: &[Wanted]) -> Vec<(&'static Quota, Need)> {
     let mut needs: BTreeMap<&'static str, (&'static Quota, Need)> = BTreeMap::new();
     let mut add = |quota: &'static Quota, amount: u64, place: String, is_the_only_way: bool| {
         let (_, need) = needs.entry(quota.code).or_insert_with(|| (quota, Need::default()));
-        need.amount = need.amount.saturating_add(amount);
-        need.places.insert(place);
-        need.is_the_only_way |= is_the_only_way;
+        need.add(amount, place, is_the_only_way);
     };
     // Other regions have quotas of their own, of which a plan needs one or two.
     for one in wanted.iter().filter(|one| one.ownership == Ownership::Ours && region_of(&one.spec).is_none()) {
@@ -292,15 +272,7 @@ pub(super) async fn offerings(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
             let fix = "remove `gpu`, unless other programs in the cluster need it: its machines cost money from the first minute";
             problems.push(Problem::warning(one.id.to_string(), cause, fix));
         }
-        let (has, lacks): (Vec<&str>, Vec<&str>) = group.types.iter().partition(|name| offered.contains(**name));
-        if lacks.is_empty() {
-            continue;
-        }
-        let cause = format!("AWS has no {} in {}", lacks.join(", "), api.region);
-        problems.push(match has.is_empty() {
-            true => Problem::new(one.id.to_string(), cause, "choose another `gpu.size`, or another region"),
-            false => Problem::note(one.id.to_string(), cause, format!("{} is used instead", has.join(", "))),
-        });
+        problems.extend(missing(api, one.id.to_string(), &group.types, &offered));
     }
     problems
 }

@@ -1,0 +1,116 @@
+//! Checks of a plan that are the same for every cloud. They read only.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use textnlp_provider::{Error, ErrorKind, Problem, Wanted, error_chain};
+
+use crate::cloud::Cloud;
+use crate::resource::State;
+use crate::{table, tags};
+
+/// Names that are read at the same time.
+const AT_ONCE: usize = 8;
+
+/// Names that others have.
+pub async fn names<C: Cloud>(api: &Arc<C>, wanted: &[Wanted]) -> Vec<Problem> {
+    let checks: Vec<_> = wanted.iter().map(|one| name(api, one)).collect();
+    let found: Vec<_> = futures::stream::iter(checks).buffered(AT_ONCE).collect().await;
+    found.into_iter().flatten().collect()
+}
+
+async fn name<C: Cloud>(api: &Arc<C>, one: &Wanted) -> Option<Problem> {
+    let row = table::row::<C>(&one.kind)?;
+    let name = row.resource.id(&one.spec)?;
+    match row.resource.read(&api.of_spec(&one.spec), &name).await {
+        Ok(Some(seen)) if !matches!(seen.state, State::Gone) && tags::lineage(&seen.tags).is_none() => {
+            let cause = format!("{} `{name}` exists, and no deployment of this program created it", row.kind.says);
+            let fix = "`textnlp-deploy state import` adopts it; or remove it, or choose another name";
+            Some(Problem::new(one.id.to_string(), cause, fix))
+        }
+        Ok(_) => None,
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let cause = format!("the name `{name}` is taken by another account, or it may not be read");
+            Some(Problem::warning(one.id.to_string(), cause, "check it, or give the site another name"))
+        }
+        Err(error) => Some(unknown(one.id.as_str(), &error)),
+    }
+}
+
+/// What a plan needs of one quota.
+#[derive(Debug, Default)]
+pub struct Need {
+    amount: u64,
+    places: BTreeSet<String>,
+    /// Whether a place has no other machines, which count against another quota.
+    is_the_only_way: bool,
+}
+
+impl Need {
+    /// Adds what one place needs.
+    pub fn add(&mut self, amount: u64, place: String, is_the_only_way: bool) {
+        self.amount = self.amount.saturating_add(amount);
+        self.places.insert(place);
+        self.is_the_only_way |= is_the_only_way;
+    }
+
+    /// Compares it with what the quota allows, and with what is used of it. `unit` follows numbers: ` vCPUs`.
+    pub fn compared(self, quota: &str, unit: &str, limit: u64, used: u64, fix: String) -> Option<Problem> {
+        if used.saturating_add(self.amount) <= limit {
+            return None;
+        }
+        let cause = format!("{quota} allows {limit}{unit}; {used} are used, and this plan needs {} more", self.amount);
+        let place = self.places.into_iter().collect::<Vec<_>>().join(", ");
+        Some(match self.is_the_only_way {
+            true => Problem::new(place, cause, fix),
+            false => Problem::warning(place, format!("{cause}; other machines of the list are tried"), fix),
+        })
+    }
+}
+
+/// The machines of a place that the region does not offer, if there are any.
+pub fn missing<C: Cloud>(api: &C, place: String, machines: &[&str], offered: &BTreeSet<String>) -> Option<Problem> {
+    let (has, lacks): (Vec<&str>, Vec<&str>) = machines.iter().partition(|name| offered.contains(**name));
+    if lacks.is_empty() {
+        return None;
+    }
+    let cause = format!("{} has no {} in {}", C::NAME, lacks.join(", "), api.region());
+    Some(match has.is_empty() {
+        true => Problem::new(place, cause, "choose another `gpu.size`, or another region"),
+        false => Problem::note(place, cause, format!("{} is used instead", has.join(", "))),
+    })
+}
+
+/// A fact that could not be read.
+pub fn unknown(what: &str, error: &Error) -> Problem {
+    Problem::note(
+        what,
+        format!("it could not be checked: {}", error_chain(error)),
+        "no action is needed if `up` succeeds",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Need;
+
+    #[test]
+    fn a_need_is_added_up_and_compared_with_what_is_left() {
+        let need = || {
+            let mut need = Need::default();
+            need.add(2, "here/nodes".to_owned(), false);
+            need.add(1, "here/database".to_owned(), false);
+            need
+        };
+        assert!(need().compared("`machines`", "", 5, 2, String::new()).is_none());
+        let mut only = need();
+        only.add(0, "here/database".to_owned(), true);
+        for (need, blocks) in [(need(), false), (only, true)] {
+            let problem = need.compared("`machines`", " vCPUs", 5, 3, "raise it".to_owned()).unwrap();
+            assert_eq!(problem.place, "here/database, here/nodes");
+            assert!(problem.cause.starts_with("`machines` allows 5 vCPUs; 3 are used, and this plan needs 3 more"));
+            assert_eq!(problem.cause.ends_with("other machines of the list are tried"), !blocks);
+        }
+    }
+}
