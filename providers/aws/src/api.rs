@@ -356,7 +356,8 @@ async fn signing(loader: ConfigLoader, access: &Access) -> Result<(SdkConfig, Op
     session.credentials().await?;
     // The session knows when its credentials end.
     let config = config.into_builder().identity_cache(IdentityCache::no_cache());
-    let config = config.credentials_provider(SharedCredentialsProvider::new(Shared(session.clone()))).build();
+    let config =
+        config.credentials_provider(SharedCredentialsProvider::new(SessionCredentials(session.clone()))).build();
     Ok((config, Some(session)))
 }
 

@@ -55,8 +55,8 @@ impl Need {
         self.is_the_only_way |= is_the_only_way;
     }
 
-    /// Compares it with what the quota allows, and with what is used of it. `unit` follows numbers: ` vCPUs`.
-    pub fn compared(self, quota: &str, unit: &str, limit: u64, used: u64, fix: String) -> Option<Problem> {
+    /// The problem, if the quota does not allow it beside what is used. `unit` follows numbers: ` vCPUs`.
+    pub fn check(self, quota: &str, unit: &str, limit: u64, used: u64, fix: String) -> Option<Problem> {
         if used.saturating_add(self.amount) <= limit {
             return None;
         }
@@ -103,11 +103,11 @@ mod tests {
             need.add(1, "here/database".to_owned(), false);
             need
         };
-        assert!(need().compared("`machines`", "", 5, 2, String::new()).is_none());
+        assert!(need().check("`machines`", "", 5, 2, String::new()).is_none());
         let mut only = need();
         only.add(0, "here/database".to_owned(), true);
         for (need, blocks) in [(need(), false), (only, true)] {
-            let problem = need.compared("`machines`", " vCPUs", 5, 3, "raise it".to_owned()).unwrap();
+            let problem = need.check("`machines`", " vCPUs", 5, 3, "raise it".to_owned()).unwrap();
             assert_eq!(problem.place, "here/database, here/nodes");
             assert!(problem.cause.starts_with("`machines` allows 5 vCPUs; 3 are used, and this plan needs 3 more"));
             assert_eq!(problem.cause.ends_with("other machines of the list are tried"), !blocks);

@@ -445,3 +445,22 @@ impl Stand {
         Self { id: id.to_owned(), polls: 0, change: None, sent: 0, update: None, alternative: None }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::Stand;
+
+    /// Journals of earlier versions have them.
+    #[test]
+    fn handles_keep_their_form() {
+        let change = json!(["tags", "sha256:0"]);
+        let whole =
+            json!({ "id": "vpc-1", "polls": 3, "change": change, "sent": 2, "update": "update-1", "alternative": 1 });
+        for handle in [json!({ "id": "", "polls": 0 }), whole] {
+            let stand: Stand = serde_json::from_value(handle.clone()).unwrap();
+            assert_eq!(serde_json::to_value(&stand).unwrap(), handle);
+        }
+    }
+}

@@ -46,7 +46,7 @@ pub(super) async fn quotas(api: &Api, wanted: &[Wanted], lineage: Option<Lineage
         };
         let unit = if quota.unit == Unit::Vcpus { " vCPUs" } else { "" };
         let name = format!("`{}` ({})", quota.name, quota.code);
-        problems.extend(need.compared(&name, unit, limit, used, quota.hint()));
+        problems.extend(need.check(&name, unit, limit, used, quota.hint()));
     }
     problems
 }
