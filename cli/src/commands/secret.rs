@@ -8,7 +8,7 @@ use textnlp_orchestrator::rotation::{self, RotationTarget};
 use textnlp_provider::{Recorded, Rotation, SiteName};
 use textnlp_service::backup::{backup_status, key};
 use textnlp_service::keys::Admin;
-use textnlp_service::{gate, running};
+use textnlp_service::{Scope, gate, running};
 
 use super::prelude::*;
 use super::up;
@@ -110,10 +110,7 @@ async fn own_key(
                  not measured, and older backups and reports need its public half."
             ),
         });
-        if !session.global.yes && !console.confirm("Make this change?") {
-            let error = anyhow::anyhow!("not approved, so nothing was done");
-            return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
-        }
+        approved(session, scope, console)?;
         if let RotatedSecret::Backup = what {
             let recipient = key::rotate(&Linked, &scope.folder).await?.recipient().to_string();
             backup_status::key_was_replaced(&scope.folder)?;
@@ -124,13 +121,13 @@ async fn own_key(
         let (old, new) = report::rotate_signing_key(&scope.folder).context("replace the key")?;
         let (old, new) = (old.to_base64(), new.to_base64());
         let text = format!(
-            "Replaced {says}: {new}\nOlder backups: `backup restore FILE --signed-by {old}`, if you know that the file is yours\n\
+            "Replaced {says}: {new}\nOlder backups: `restore FILE --signed-by {old}`, if you know that the file is yours\n\
              Measure the gate again: {}",
             scope.command("gate")
         );
         Ok(Success::new(text, json!({ "rotated": [name_of(what)], "old": old, "new": new })))
     };
-    let replaced = replaced.await;
+    let replaced: Result<Success, Failure> = replaced.await;
     locked.close().await.map_err(|error| deployment.failed(error))?;
     let mut done = replaced?;
     // Whether or not the service runs, the key is replaced; the log of a stopped one cannot be written.
@@ -223,13 +220,7 @@ pub async fn request(
         console.say(format!("Replaces {says}: {}", names.join(", ")));
         // The lock is released in any case.
         signals::stop(console);
-        if !session.global.yes && !console.confirm("Make this change?") {
-            if signals::is_stopped() {
-                return Err(signals::stopped_at_question(scope.command("status")));
-            }
-            let error = anyhow::anyhow!("not approved, so nothing was done");
-            return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
-        }
+        approved(session, scope, console)?;
         first().await?;
         rotation::request(&mut locked, &targets, rotation).await.map_err(failed)?;
         Ok(targets)
@@ -237,6 +228,18 @@ pub async fn request(
     let prepared = prepared.await;
     locked.close().await.map_err(failed)?;
     Ok((deployment, prepared?))
+}
+
+/// The operator's approval of what was just said.
+fn approved(session: &Session, scope: &Scope, console: Console) -> Result<(), Failure> {
+    if session.global.yes || console.confirm("Make this change?") {
+        return Ok(());
+    }
+    if signals::is_stopped() {
+        return Err(signals::stopped_at_question(scope.command("status")));
+    }
+    let error = anyhow::anyhow!("not approved, so nothing was done");
+    Err(Failure::refused("not_approved", error).hint("approve it with --yes"))
 }
 
 /// Records the rotation in the audit logs. The servers forget the public halves of a leaked signing key.
