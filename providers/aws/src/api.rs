@@ -363,9 +363,9 @@ async fn signing(loader: ConfigLoader, access: &Access) -> Result<(SdkConfig, Op
 
 /// A session as the SDK takes it.
 #[derive(Debug)]
-struct Shared(Arc<Session>);
+struct SessionCredentials(Arc<Session>);
 
-impl ProvideCredentials for Shared {
+impl ProvideCredentials for SessionCredentials {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,
