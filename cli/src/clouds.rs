@@ -334,4 +334,60 @@ mod tests {
         assert!(refused("storage.model_folder=/models").contains("`storage.model_folder`"));
         assert!(!refused("network.proxy.https=http://proxy:3128").contains("network.proxy"));
     }
+
+    /// The table of the guide: what each provider supports, by runtime. Of a setting with several values, the supported ones.
+    #[cfg(feature = "aws")]
+    fn matrix() -> String {
+        use textnlp_provider::capabilities::{Capability, Setting};
+
+        let supports: Vec<_> = PROVIDERS
+            .iter()
+            .flat_map(|row| row.capabilities.runtimes.iter().map(move |support| (row.name, support)))
+            .collect();
+        let heads = supports.iter().map(|(name, support)| match PROVIDERS.iter().find(|row| row.name == *name) {
+            Some(row) if row.capabilities.runtimes.len() > 1 => format!("{name}, {}", support.runtime),
+            _ => (*name).to_owned(),
+        });
+        let mut paths: Vec<&str> = Vec::new();
+        let values = supports.iter().flat_map(|(_, support)| support.supported.iter());
+        let values = values.filter(|capability| !matches!(capability, Capability::Optional(_)));
+        for path in values.map(|capability| capability.path()).chain(Setting::ALL.iter().map(|setting| setting.path()))
+        {
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+        paths.sort_unstable();
+        let mut text = format!("| setting | {} |\n|---|", heads.collect::<Vec<_>>().join(" | "));
+        text += &"---|".repeat(supports.len());
+        for path in paths {
+            let cell = |support: &textnlp_provider::capabilities::RuntimeSupport| {
+                let found = support.supported.iter().filter(|capability| capability.path() == path);
+                let words: Vec<String> = found
+                    .map(|capability| match capability {
+                        Capability::Optional(_) => "yes".to_owned(),
+                        value => format!("`{value}`"),
+                    })
+                    .collect();
+                if words.is_empty() { "—".to_owned() } else { words.join(", ") }
+            };
+            let cells: Vec<String> = supports.iter().map(|(_, support)| cell(support)).collect();
+            text += &format!("\n| `{path}` | {} |", cells.join(" | "));
+        }
+        text + "\n"
+    }
+
+    #[cfg(feature = "aws")]
+    #[test]
+    fn guide_lists_what_each_provider_supports() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/guide/providers.md");
+        let text = std::fs::read_to_string(file).unwrap();
+        let (before, rest) = text.split_once("<!-- capabilities -->\n").unwrap();
+        let (found, after) = rest.split_once("<!-- end of capabilities -->").unwrap();
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            let new = format!("{before}<!-- capabilities -->\n{}<!-- end of capabilities -->{after}", matrix());
+            return std::fs::write(file, new).unwrap();
+        }
+        assert_eq!(found, matrix(), "UPDATE_EXPECT=1 writes it");
+    }
 }
