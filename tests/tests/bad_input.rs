@@ -116,6 +116,42 @@ fn output_that_cannot_be_written_is_a_failure() {
 }
 
 #[test]
+fn argument_that_is_not_utf8_is_refused_in_a_sentence() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let sandbox = Sandbox::new("bytes");
+    for typed in [&b"--env=\xff"[..], b"\xfe", b"--set=models[0].source=\xc3"] {
+        let mut command = sandbox.command(&["plan"]);
+        let said = textnlp_tests::said(command.arg(std::ffi::OsStr::from_bytes(typed)).output().unwrap()).expect(2);
+        assert!(said.err.contains("error: ") && !said.err.contains("panicked"), "{typed:?}: {}", said.err);
+    }
+    nothing_was_made(&sandbox);
+}
+
+#[test]
+fn files_are_not_writable_by_others_whatever_the_umask_is() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let sandbox = Sandbox::new("umask");
+    let up = sandbox.command(&["up", "--env", "development", "--yes", "--no-gate"]);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "umask 000; exec \"$@\"", "sh"]).arg(up.get_program()).args(up.get_args());
+    shell.env_clear().envs(up.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.current_dir(sandbox.folder()).stdin(std::process::Stdio::null());
+    textnlp_tests::said(shell.output().unwrap()).expect(0);
+    let state = sandbox.state("development");
+    let files = sandbox.files(&state);
+    assert!(files.len() > 10, "{files:?}");
+    for file in files {
+        let path = state.join(&file);
+        // The folders above it too, up to the state.
+        for path in path.ancestors().take_while(|path| *path != sandbox.folder()) {
+            let Ok(found) = path.symlink_metadata() else { continue };
+            let mode = found.permissions().mode();
+            assert!(found.is_symlink() || mode & 0o022 == 0, "{path} has mode {:o}", mode & 0o7777);
+        }
+    }
+}
+
+#[test]
 fn missing_references_are_reported_with_all_other_problems() {
     let sandbox = Sandbox::new("references");
     let open = sandbox.folder().join("open");
