@@ -250,7 +250,7 @@ async fn server_logs_requests_drains_on_sigterm_and_exits_with_zero() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_signal_exits_immediately() {
     let files = Files::new();
-    write_model(&path(&files.folder, "tiny"), Shape { width: 256, layers: 4, context: 8192, ..Shape::default() });
+    write_model(&path(&files.folder, "tiny"), Shape { width: 256, layers: 8, context: 8192, ..Shape::default() });
     let key = files.keys(json!({ "do": "create" })).1["key"].as_str().unwrap().to_owned();
     let mut child = files.command(&["serve"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let client = Client::new(&Address::Unix(path(&files.folder, "s.sock")));
@@ -258,6 +258,7 @@ async fn second_signal_exits_immediately() {
         client.try_connect().await.is_some() && client.send("GET", "/ready", &[], b"").await.status == 200
     })
     .await;
+    // Longer than a busy machine takes to look at it.
     let body = json!({ "prompt": "x", "max_tokens": 4096, "ignore_end": true }).to_string();
     let mut stream = client.connect().await;
     use tokio::io::AsyncWriteExt as _;
