@@ -143,19 +143,25 @@ impl Sandbox {
     pub fn pid(&self, word: &str) -> Option<u32> {
         let started = Instant::now();
         loop {
-            let found: Vec<_> = self.processes().into_iter().filter(|(_, line)| line.contains(word)).collect();
+            let found: Vec<_> = self.processes_now().into_iter().filter(|(_, line)| line.contains(word)).collect();
             if found.len() < 2 {
                 return found.first().map(|(pid, _)| *pid);
             }
             // A child has the command line of its parent until its own `exec`.
-            assert!(started.elapsed() < Duration::from_secs(10), "more than one process of {word}: {found:?}");
+            assert!(started.elapsed() < EXIT_TIMEOUT, "more than one process of {word}: {found:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Kills a process.
+    /// Kills a process and waits until it is gone: until then it holds its locks and ports.
+    #[track_caller]
     pub fn kill(&self, pid: u32) {
         signal(pid, rustix::process::Signal::KILL);
+        let started = Instant::now();
+        while is_alive(pid) {
+            assert!(started.elapsed() < EXIT_TIMEOUT, "process {pid} was killed and is still there");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// All files below a folder of the sandbox: relative paths, sorted.
@@ -174,8 +180,20 @@ impl Sandbox {
         found
     }
 
-    /// All processes whose command line contains the sandbox's path.
+    /// All processes whose command line contains the sandbox's path, and that are the same a moment later: a child has
+    /// the command line of its parent until its own `exec`, and some helpers run only briefly.
     pub fn processes(&self) -> Vec<(u32, String)> {
+        let mut found = self.processes_now();
+        if !found.is_empty() {
+            std::thread::sleep(Duration::from_millis(100));
+            let later = self.processes_now();
+            found.retain(|process| later.contains(process));
+        }
+        found
+    }
+
+    /// All processes whose command line contains the sandbox's path at this moment.
+    pub fn processes_now(&self) -> Vec<(u32, String)> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").expect("list processes").flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
@@ -193,13 +211,25 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         // Supervisors first: they would restart their children.
         for only_supervisors in [true, false] {
-            for (pid, line) in self.processes() {
+            for (pid, line) in self.processes_now() {
                 if !only_supervisors || line.contains("supervise") {
-                    self.kill(pid);
+                    signal(pid, rustix::process::Signal::KILL);
                 }
             }
         }
     }
+}
+
+/// The longest time that a killed process, or one between `fork` and `exec`, takes on a busy machine.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Whether any thread of a process runs. One that its parent has not waited for yet is a zombie and holds nothing; the
+/// first thread may be a zombie before the others have ended.
+fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let is_zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']));
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    !is_zombie || threads > 1
 }
 
 /// Sends a signal to a process; it may have ended already.

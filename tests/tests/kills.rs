@@ -228,7 +228,7 @@ fn up_killed_with_all_its_processes_is_recovered() {
         killed(&sandbox, &UP, || journal(&sandbox) > growth);
         // As if the power had failed: the supervisor and its children are gone too.
         eventually("nothing runs", || {
-            let running = sandbox.processes();
+            let running = sandbox.processes_now();
             running.iter().for_each(|(pid, _)| sandbox.kill(*pid));
             running.is_empty().then_some(())
         });

@@ -212,7 +212,7 @@ fn point_in_time_restore_recovers_between_two_keys_on_a_bare_machine() {
         }
     }
     // Whatever a killed one began sees that it is gone; what still writes while the next one tidies up would be left.
-    eventually("what the killed ones began has ended", || sandbox.processes().is_empty().then_some(()));
+    eventually("what the killed ones began has ended", || sandbox.processes_now().is_empty().then_some(()));
     let restored = restore(&moment, &with_key).expect(0).json();
     let whole = sandbox.files(&target.join("development"));
     assert!(left_whole.iter().all(|there| *there == whole), "{whole:#?} and {left_whole:#?}");

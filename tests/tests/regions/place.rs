@@ -5,10 +5,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use camino::Utf8Path;
+use rustix::process::Signal;
 use serde_json::Value;
 use textnlp_tests::ports::Ports;
 use textnlp_tests::small::Small;
-use textnlp_tests::{Said, Sandbox, eventually, said};
+use textnlp_tests::{Said, Sandbox, eventually, said, signal};
 
 pub(crate) const NAME: &str = "regions";
 
@@ -139,7 +140,7 @@ impl Regions {
     pub(crate) fn kill_site(&self, site: &str) {
         let of_site = format!("sites/{site}");
         for supervisors in [true, false] {
-            for (pid, line) in self.processes() {
+            for (pid, line) in self.processes_now() {
                 if line.contains(&of_site) && line.contains("supervise") == supervisors {
                     self.kill(pid);
                 }
@@ -187,8 +188,8 @@ impl Drop for Regions {
         let sites = sites.read_dir_utf8().into_iter().flatten().flatten();
         let databases: Vec<_> =
             sites.filter_map(|site| site.path().join("data/postgres").read_link_utf8().ok()).collect();
-        for (pid, _) in self.processes() {
-            self.kill(pid);
+        for (pid, _) in self.processes_now() {
+            signal(pid, Signal::KILL);
         }
         self.unmount();
         for folder in databases {

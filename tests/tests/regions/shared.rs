@@ -304,7 +304,7 @@ fn lose_everything(regions: &Regions) {
         regions.kill_site(site);
     }
     eventually("nothing runs any more", || {
-        (regions.processes().is_empty() && of_database(regions).is_empty()).then_some(())
+        (regions.processes_now().is_empty() && of_database(regions).is_empty()).then_some(())
     });
     for folder in folders {
         let _ = std::fs::remove_dir_all(&folder);
@@ -357,7 +357,7 @@ fn of_database(regions: &Regions) -> Vec<String> {
 /// Every process of a site, those of its database too.
 fn of_site(regions: &Regions, site: &str) -> Vec<u32> {
     let of_site = format!("sites/{site}");
-    let ours = regions.processes().into_iter().filter(|(_, line)| line.contains(&of_site)).map(|(pid, _)| pid);
+    let ours = regions.processes_now().into_iter().filter(|(_, line)| line.contains(&of_site)).map(|(pid, _)| pid);
     let mut pids: Vec<u32> = ours.collect();
     // The supervisor first: it would start again what stops.
     pids.sort_by_key(|pid| {
