@@ -17,7 +17,9 @@ const SITES: [&str; 3] = ["primary", "secondary", "tertiary"];
 const PLACES: [&str; 4] = ["primary", "secondary", "tertiary", "witness"];
 const PROGRAM: &str = env!("CARGO_BIN_EXE_textnlp-server");
 const PORT: u16 = 7443;
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
+/// Heartbeats, of 200 ms each: a busy machine can stop a process for longer than a second.
+const LOST_AFTER: u32 = 15;
 
 fn until(what: &str, mut come: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -132,7 +134,7 @@ impl World {
         let document = if place == "witness" {
             json!({ "witness": {
                 "folder": folder.join("data"), "listen": self.socket(place, role), "sites": SITES, "home": "primary",
-                "every_ms": 200, "lost_after": 5, "weights": { "primary": 100, "secondary": 50, "tertiary": 0 },
+                "every_ms": 200, "lost_after": LOST_AFTER, "weights": { "primary": 100, "secondary": 50, "tertiary": 0 },
             }})
         } else {
             let out = |other: &&&str| **other != "witness";
@@ -141,7 +143,7 @@ impl World {
             json!({ "watch": {
                 "site": place, "folder": folder.join("data/control"), "listen": self.socket(place, role), "peers": peers,
                 "witness": self.socket(place, "out-witness"), "database": format!("sqlite://{folder}/data/t.db"),
-                "every_ms": 200, "lost_after": 5, "automatic": true, "failback": true, "home": "primary", "max_lag_ms": 5000,
+                "every_ms": 200, "lost_after": LOST_AFTER, "automatic": true, "failback": true, "home": "primary", "max_lag_ms": 5000,
             }})
         };
         std::fs::write(folder.join(format!("{role}.yaml")), document.to_string()).unwrap();
@@ -196,7 +198,11 @@ impl World {
     }
 
     fn write_key(&self, at: &str, key: &str) -> u16 {
-        let body = json!({ "writes": [{ "key": key, "value": at }], "timeout_ms": 1500 }).to_string();
+        self.write_within(at, key, 8000)
+    }
+
+    fn write_within(&self, at: &str, key: &str, timeout_ms: u64) -> u16 {
+        let body = json!({ "writes": [{ "key": key, "value": at }], "timeout_ms": timeout_ms }).to_string();
         self.ask(at, "watch", "POST", "/v1/write", &body).map_or(0, |(status, _)| status)
     }
 
@@ -254,7 +260,7 @@ fn network_partitions_lose_no_acknowledged_write() {
     };
     let mut world = World::start(cables);
     until("all are members", || world.all_are_members());
-    assert_eq!(world.write_key("primary", "k0"), 200);
+    until("a write is acknowledged", || world.write_key("primary", "k0") == 200);
 
     // Whoever is not of this environment is not let in, although the port is open to him.
     let stranger = json!({ "border": { "listen": world.socket("stranger", "border"), "links": [{
@@ -290,7 +296,7 @@ fn network_partitions_lose_no_acknowledged_write() {
         next.is_some()
     });
     until("it takes writes", || world.write_key(next.unwrap(), "k1") == 200);
-    assert_ne!(world.write_key("primary", "k-lost"), 200, "nobody else has stored it");
+    assert_ne!(world.write_within("primary", "k-lost", 1500), 200, "nobody else has stored it");
     assert_eq!(world.status("primary")["writable"], false);
     world.cables.plug("primary", "up");
     until("it comes home", || world.all_are_members());
@@ -298,7 +304,8 @@ fn network_partitions_lose_no_acknowledged_write() {
 
     // The witness's cable: writes go on, and nobody takes another's place.
     world.cables.plug("witness", "down");
-    assert_eq!(world.write_key("tertiary", "k2"), 200);
+    // A site that is stopped for a moment interrupts them, and without the witness they go on by themselves.
+    until("writes go on", || world.write_key("tertiary", "k2") == 200);
     world.cables.plug("secondary", "down");
     until("the rest goes on or waits", || {
         let status = world.status("primary");

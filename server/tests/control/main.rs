@@ -8,10 +8,10 @@ mod named;
 mod sites;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
-use sites::{LONG, NAMES, Sites, until};
+use sites::{GRACE_MS, LONG, NAMES, Sites, until};
 use textnlp_store::lease::Lease;
 use textnlp_store::{Reservation, Unit, now_ms};
 
@@ -23,7 +23,7 @@ fn key(number: u32) -> Value {
 }
 
 fn put(sites: &Sites, at: &str, number: u32) -> (u16, Value) {
-    sites.write(at, json!([{ "key": format!("key/{number:016}"), "value": key(number) }]), 8000)
+    sites.write(at, json!([{ "key": format!("key/{number:016}"), "value": key(number) }]), 30_000)
 }
 
 #[test]
@@ -157,10 +157,12 @@ fn killed_primary_is_replaced_and_returns_with_an_empty_disk() {
     until(LONG, || known() == json!(["r1", "r2"]));
     assert_eq!(put(&sites, "secondary", 21).0, 200);
     let history = sites.witness_status()["history"].as_array().unwrap().clone();
-    let moves: Vec<&str> = history.iter().map(|h| h["primary"].as_str().unwrap()).collect();
-    let mut primaries = moves.clone();
+    assert!(history.is_sorted_by(|one, other| one["epoch"].as_u64() < other["epoch"].as_u64()), "{history:?}");
+    let mut primaries: Vec<&str> = history.iter().map(|h| h["primary"].as_str().unwrap()).collect();
     primaries.dedup();
-    assert_eq!(primaries, ["primary", next, "primary"], "{history:?}");
+    // A site that is stopped for a grace period loses the role: that may happen between, and never at the ends.
+    let is_home = |site: Option<&&str>| site == Some(&"primary");
+    assert!(is_home(primaries.first()) && is_home(primaries.last()) && primaries.contains(&next), "{history:?}");
 }
 
 #[test]
@@ -185,11 +187,12 @@ fn writes_need_the_witness_or_another_site() {
     let mut sites = Sites::start();
     sites.until_all_are_members();
     sites.kill("witness");
-    std::thread::sleep(Duration::from_millis(1500));
+    // Its last answer has no effect any more.
+    until(LONG, || sites.status("primary")["witness_heard_ms"].as_u64().is_some_and(|ms| ms > GRACE_MS));
     assert_eq!(put(&sites, "primary", 1).0, 200, "{}", sites.status("primary"));
     sites.kill("secondary");
     sites.kill("tertiary");
-    std::thread::sleep(Duration::from_millis(1500));
+    until(LONG, || sites.status("primary")["writable"] == false);
     let (status, answer) = sites.write("primary", json!([{ "key": "k", "value": 1 }]), 500);
     assert!(status == 503 && answer["error"]["code"] == "read_only", "{status} {answer}");
     assert_eq!(sites.status("primary")["writable"], false);
@@ -210,7 +213,12 @@ fn primary_role_is_handed_over_and_claimed_manually() {
     let (status, answer) = sites.post("tertiary", "/v1/claim", "{}");
     assert!(status == 409, "the primary lives: {answer}");
     sites.kill("secondary");
-    std::thread::sleep(Duration::from_secs(2));
+    // Long enough that the witness would have granted the role to a site that asks for it.
+    until(LONG, || {
+        let status = sites.witness_status();
+        status["primary"] != "secondary" || status["renewed_ms"].as_u64().is_some_and(|ms| ms > 2 * GRACE_MS)
+    });
+    assert_eq!(sites.witness_status()["primary"], "secondary", "nobody was told to take over");
     assert_ne!(sites.status("primary")["role"], "primary", "nobody was told to");
     let (status, answer) = sites.post("tertiary", "/v1/claim", "{}");
     assert_eq!((status, &answer["role"]), (200, &json!("primary")), "{answer}");
@@ -235,13 +243,28 @@ fn usage_of_every_site_is_visible_at_every_site() {
 
 /// Takes one unit as a replica of the site does.
 fn take(sites: &Sites, at: &str, lease: &mut Lease, of: &Reservation) -> bool {
+    take_and_tell(sites, at, lease, of).0
+}
+
+/// The same, and whether the site granted it from its own share, because the primary did not answer.
+fn take_and_tell(sites: &Sites, at: &str, lease: &mut Lease, of: &Reservation) -> (bool, bool) {
     if let Some(taken) = lease.take(of.units, now_ms()) {
-        return taken.is_ok();
+        return (taken.is_ok(), false);
     }
     let request = lease.request(of);
     let (status, answer) = sites.post(at, "/v1/counters", &json!(request).to_string());
     assert_eq!(status, 200, "{at}: {answer}");
-    lease.apply(&request, serde_json::from_value(answer).unwrap(), of.units, now_ms()).unwrap().is_ok()
+    let apart = answer["apart"] == true;
+    let taken = lease.apply(&request, serde_json::from_value(answer).unwrap(), of.units, now_ms()).unwrap().is_ok();
+    (taken, taken && apart)
+}
+
+/// Waits until a site's limits are counted by the primary.
+fn until_counted_together(sites: &Sites, at: &str, of: &Reservation) {
+    until(LONG, || {
+        let (status, answer) = sites.post(at, "/v1/counters", &json!(Lease::default().request(of)).to_string());
+        status == 200 && answer["apart"] == false
+    });
 }
 
 #[test]
@@ -259,20 +282,19 @@ fn limits_are_counted_once_over_three_sites_and_by_the_next_primary() {
     // Until the primary may grant leases, each site counts apart.
     let first = Reservation { subject: "1111111111111111".to_owned(), ..of.clone() };
     for at in NAMES {
-        until(LONG, || {
-            let (status, answer) = sites.post(at, "/v1/counters", &json!(Lease::default().request(&first)).to_string());
-            status == 200 && answer["apart"] == false
-        });
+        until_counted_together(&sites, at, &first);
     }
     let mut leases = NAMES.map(|_| Lease::default());
-    let mut given = 0;
+    let (mut given, mut given_apart) = (0, 0);
     for _ in 0..6 {
         for (at, lease) in NAMES.iter().zip(&mut leases) {
-            given += u32::from(take(&sites, at, lease, &of));
+            let (taken, apart) = take_and_tell(&sites, at, lease, &of);
+            given += u32::from(taken);
+            given_apart += u32::from(apart);
         }
     }
     // Where a busy machine makes a site believe that the primary is away, it has its share of one.
-    assert!((5..=7).contains(&given), "{given}");
+    assert!((5..=5 + given_apart).contains(&given) && given_apart <= 6, "{given}, {given_apart} of them apart");
     // A rate and a budget of each key.
     for site in NAMES {
         until(LONG, || sites.counters(site).len() == 4);
@@ -281,6 +303,7 @@ fn limits_are_counted_once_over_three_sites_and_by_the_next_primary() {
     let next = sites.next_primary();
     let other = if next == "secondary" { "tertiary" } else { "secondary" };
     for site in [next, other] {
+        until_counted_together(&sites, site, &first);
         assert!(!take(&sites, site, &mut Lease::default(), &of), "{site} knows what was counted");
     }
     let another = Reservation { subject: "fedcba9876543210".to_owned(), ..of };
