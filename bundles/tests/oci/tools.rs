@@ -1,13 +1,19 @@
 //! Folders, programs and processes that tests are made of.
 
 use std::io::Read as _;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_bundle::oci::image::{Recipe, assemble};
 use textnlp_bundle::oci::{Blob, Image, layout};
+
+use ports::Ports;
+
+#[allow(unreachable_pub)]
+#[path = "../../../tests/src/ports.rs"]
+mod ports;
 
 pub(crate) struct Dir(tempfile::TempDir);
 
@@ -85,11 +91,12 @@ pub(crate) fn skopeo(args: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Debian's registry on loopback. It cannot take a free port by itself, so a port is found and tried until one works.
+/// Debian's registry on loopback. It cannot take a free port by itself.
 pub(crate) struct Registry {
     process: Child,
     pub(crate) host: String,
     _dir: Dir,
+    _ports: Ports,
 }
 
 impl Registry {
@@ -101,8 +108,8 @@ impl Registry {
     pub(crate) fn start_with(auth: Option<&str>, tls: Option<(&Utf8Path, &Utf8Path)>) -> Registry {
         for _ in 0..10 {
             let dir = Dir::new();
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let host = format!("127.0.0.1:{port}");
+            let ports = Ports::ask(1);
+            let host = format!("127.0.0.1:{}", ports.numbers()[0]);
             let auth = auth.map_or(String::new(), |htpasswd| {
                 let path = dir.join("htpasswd");
                 std::fs::write(&path, htpasswd).unwrap();
@@ -123,7 +130,7 @@ impl Registry {
             let deadline = Instant::now() + Duration::from_secs(60);
             while process.try_wait().unwrap().is_none() && Instant::now() < deadline {
                 if TcpStream::connect(&host).is_ok() {
-                    return Registry { process, host, _dir: dir };
+                    return Registry { process, host, _dir: dir, _ports: ports };
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }

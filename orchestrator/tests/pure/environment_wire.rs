@@ -8,7 +8,7 @@ use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::load::{HttpWire, Key, LoadRequest, RequestFailure, SessionOpener, Wire, WireError};
 use textnlp_provider::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -29,6 +29,14 @@ fn authority() -> Authority {
         .with_single_cert(vec![certified.cert.der().clone()], key)
         .unwrap();
     Authority { pem: certified.cert.pem(), server: Arc::new(server) }
+}
+
+/// A port that refuses connections: a bound socket that does not listen, so that no other process can take it.
+fn refusing() -> (TcpSocket, u16) {
+    let held = TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = held.local_addr().unwrap().port();
+    (held, port)
 }
 
 /// Answers every connection once: with the request's own bytes, with something endless, or never.
@@ -115,7 +123,7 @@ async fn every_request_failure_has_its_own_kind() {
     assert_eq!(wire.send(never).await, Err(RequestFailure::Timeout));
     assert!(matches!(wire.send(LoadRequest::get("/cut")).await, Err(RequestFailure::Broken(_))));
     assert_eq!(wire.send(LoadRequest::get("/endless")).await, Err(RequestFailure::TooLarge));
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let (_held, free) = refusing();
     let nobody = HttpWire::new(&format!("http://127.0.0.1:{free}"), &TrustRoots::public()).unwrap();
     assert!(matches!(nobody.send(LoadRequest::get("/")).await, Err(RequestFailure::Connect(_))));
 }
@@ -175,7 +183,7 @@ async fn session_failures_have_the_same_kinds_as_request_failures() {
     assert_eq!(once(LoadRequest::get("/endless")).await, Err(RequestFailure::TooLarge));
     let stranger = HttpWire::new(&format!("https://localhost:{port}"), &only(&self::authority().pem)).unwrap();
     assert!(matches!(stranger.open().await.err(), Some(RequestFailure::Tls(_))));
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let (_held, free) = refusing();
     let nobody = HttpWire::new(&format!("http://127.0.0.1:{free}"), &TrustRoots::public()).unwrap();
     assert!(matches!(nobody.open().await.err(), Some(RequestFailure::Connect(_))));
 }

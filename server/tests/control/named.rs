@@ -3,11 +3,16 @@
 // Tests of the messages and of the processes each use a part of it.
 #![allow(dead_code)]
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
+use ports::Ports;
+
+#[allow(unreachable_pub)]
+#[path = "../../../tests/src/ports.rs"]
+mod ports;
 
 /// `textnlp-key`, as its file has it.
 pub(crate) const SECRET: &str = "dGhpcyBpcyBhIGtleSBmb3IgdGVzdHMgb25seSwgMzIgYg==\n";
@@ -34,20 +39,23 @@ pub(crate) struct Named {
     folder: tempfile::TempDir,
     pub(crate) address: SocketAddr,
     child: Option<Child>,
+    ports: Ports,
 }
 
 impl Named {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("example.com.zone"), ZONE).unwrap();
-        let mut named = Self { folder, address: free(), child: None };
-        // It cannot choose a port by itself: one that was free may be taken until it has it.
+        let ports = Ports::ask(1);
+        let mut named = Self { folder, address: address(&ports), child: None, ports };
+        // A process that reserves no ports may have it for UDP.
         for _ in 0..5 {
             named.configure();
             if named.begin() {
                 return named;
             }
-            named.address = free();
+            named.ports = Ports::ask(1);
+            named.address = address(&named.ports);
         }
         panic!("named does not start: {}", named.log());
     }
@@ -142,12 +150,6 @@ impl Drop for Named {
     }
 }
 
-fn free() -> SocketAddr {
-    loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = tcp.local_addr().unwrap();
-        if UdpSocket::bind(address).is_ok() {
-            return address;
-        }
-    }
+fn address(ports: &Ports) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, ports.numbers()[0]).into()
 }

@@ -19,9 +19,13 @@ use tokio_rustls::client::TlsStream;
 use crate::backend::Backend;
 use crate::site::{SOON, Site, eventually, exchange};
 use crate::tls::{certify, folder, secure, tls};
+use ports::Ports;
 
 #[path = "../support/fail2ban.rs"]
 mod fail2ban;
+#[allow(unreachable_pub)]
+#[path = "../../../tests/src/ports.rs"]
+mod ports;
 
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
@@ -411,7 +415,8 @@ async fn unfinished_bodies_have_a_bounded_memory_of_which_every_address_has_a_sh
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
     let (_folder, path) = folder();
     let a = Backend::tcp("a").await;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let ports = Ports::ask(1);
+    let port = ports.numbers()[0];
     let file = path.join("gateway.yaml");
     let text = format!(
         "gateway:\n  listen: \"127.0.0.1:{port}\"\n  max_connections_per_address: 12000\n  \
@@ -461,11 +466,12 @@ async fn the_program_logs_who_was_refused_and_why_for_fail2ban() {
     let (_folder, path) = folder();
     let trusted = certify(&path);
     let a = Backend::tcp("a").await;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let ports = Ports::ask(1);
+    let port = ports.numbers()[0];
     let (file, log) = (path.join("gateway.yaml"), path.join("gateway.log"));
     let text = format!(
         "gateway:\n  listen: \"127.0.0.1:{port}\"\n{}  max_request_bytes: 10\n  max_connections_per_address: 2\n  \
-         first_request_timeout_seconds: 1\n  backends: [ {{ name: a, listen: \"{}\" }} ]\n",
+         first_request_timeout_seconds: 3\n  backends: [ {{ name: a, listen: \"{}\" }} ]\n",
         tls(&path),
         a.listen
     );
@@ -498,11 +504,11 @@ async fn the_program_logs_who_was_refused_and_why_for_fail2ban() {
     stream.write_all(&[22; 100]).await.unwrap();
     let _ = timeout(SOON, stream.read_to_end(&mut Vec::new())).await.unwrap();
     // Two silent connections, and one too many.
-    let mut held = [from([127, 0, 0, 14], to).await, from([127, 0, 0, 14], to).await];
-    for stream in &mut held {
+    let mut silent = [from([127, 0, 0, 14], to).await, from([127, 0, 0, 14], to).await];
+    for stream in &mut silent {
         stream.write_all(&[22]).await.unwrap();
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(is_closed(&mut from([127, 0, 0, 14], to).await).await);
     let mut stream = secure(from([127, 0, 0, 15], to).await, &trusted, b"h2").await.unwrap();
     let _ = timeout(SOON, stream.read_to_end(&mut Vec::new())).await.expect("the connection is still open");

@@ -1,6 +1,5 @@
 //! Somebody else's webhooks look at what we apply: they refuse it, change it, or do not answer.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -44,8 +43,11 @@ async fn webhook_denial_is_quoted_and_an_unresponsive_webhook_retried() {
     let recorded = world.create(&of("monday")).await;
 
     // Nobody listens there any more: whoever journaled the operation tries again, and nothing has changed.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    world.cluster.register_webhook(&world.namespace, "configmaps", free);
+    // A bound socket that does not listen: no other process can take its port.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let refusing = held.local_addr().unwrap().port();
+    world.cluster.register_webhook(&world.namespace, "configmaps", refusing);
     let tuesday = of("tuesday");
     let update = operation(&world, 7, Verb::Update, &tuesday, Some(&recorded));
     let mut failed = None;
