@@ -248,7 +248,7 @@ async fn witness_reverts_a_fault_whose_drill_died() {
     sites.begin("witness");
     let before = sites.pids("a", 1).await;
     sites.pids("witness", 0).await;
-    let fault = Fault { until: Timestamp::now() + SignedDuration::from_secs(3), ..sites.fault(Kind::Kill, false) };
+    let fault = Fault { until: Timestamp::now() + SignedDuration::from_secs(10), ..sites.fault(Kind::Kill, false) };
     sites.faults.inject(&fault).await.unwrap();
     until("the fault ended", || !sites.file().exists()).await;
     let after = sites.pids("a", 1).await;

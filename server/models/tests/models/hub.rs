@@ -41,7 +41,7 @@ impl Place {
         let mut options = FetchOptions { endpoint: self.standin.hub.clone(), ..FetchOptions::default() };
         options.limits.pause = Duration::from_millis(1);
         options.limits.attempts = 4;
-        options.limits.idle = Duration::from_millis(500);
+        options.limits.idle = Duration::from_secs(2);
         options
     }
 
@@ -171,7 +171,7 @@ async fn slow_download_is_aborted_and_resumed() {
     let place = Place::new().await;
     place.standin.fault("storage/cdn", [Fault::Drips]);
     let mut options = place.options();
-    options.limits.slow_window = Duration::from_millis(200);
+    options.limits.slow_window = Duration::from_secs(1);
     let model = place.store.fetch(&"hf:org/name".parse().unwrap(), &options, &|_| {}).await.unwrap();
     verify(&model.dir).unwrap();
     assert!(place.standin.requests("storage/cdn").len() > 1);
