@@ -169,14 +169,25 @@ fn autoscaler_scales_on_requests_reported_by_our_metrics_adapter() {
     }
 
     // Under load there are more, every session is kept meanwhile, and without it there are as many as before.
-    let (asked, failed) = while_asked(&operator, &up, QUESTION, || {
-        let sessions = ["load", "--sessions", "60", "--every", "2", "--seconds", "60", "-o", "json"];
-        let held = operator.run(&sessions, &GROWS).expect(0).json();
+    let sessions = ["load", "--sessions", "60", "--every", "2", "--seconds", "60", "-o", "json"];
+    // On a busy machine pods may start too late for one load; then all of it is done again.
+    let loaded = (1..=4).find_map(|attempt| {
+        let mut held = Value::Null;
+        let (asked, failed) = while_asked(&operator, &up, QUESTION, || {
+            held = operator.run(&sessions, &GROWS).expect(0).json();
+        });
+        assert!(failed.is_empty(), "of {asked}: {failed:?}");
         assert_eq!((&held["sessions"]["kept_all"], &held["sessions"]["open"]), (&true.into(), &60.into()), "{held:#}");
-        assert_eq!((&held["scaling"]["from"], &held["scaling"]["to"]), (&3.into(), &5.into()), "{held:#}");
-        eprintln!("{} questions of 60 sessions; five pods after {} s", held["requests"], held["scaling"]["seconds"]);
+        assert_eq!(held["scaling"]["from"], 3, "{held:#}");
+        let is_scaled = held["scaling"]["to"] == 5;
+        if !is_scaled {
+            assert!(attempt < 4, "{held:#}");
+            eventually("there are as many as before", || (operator.replicas() == 3).then_some(()));
+        }
+        is_scaled.then_some((asked, held))
     });
-    assert!(failed.is_empty(), "of {asked}: {failed:?}");
+    let (asked, held) = loaded.unwrap();
+    eprintln!("{} questions of 60 sessions; five pods after {} s", held["requests"], held["scaling"]["seconds"]);
     let loaded = gate(&["--again"], 0);
     assert_eq!((&loaded["gate"]["state"], &check(&loaded, "open sessions")["measured"]), (&"open".into(), &60.into()));
     let metrics = check(&loaded, "metrics");

@@ -13,7 +13,7 @@ use crate::{Answer, asked_while};
 const BLUE_GREEN: [&str; 5] = [
     "rollout.strategy=blue-green",
     "rollout.bake=6s",
-    "rollout.deadline=150s",
+    "rollout.deadline=15m",
     "server.security.rate_limit=1000000/hour",
     // What is fast here is another machine's.
     "gates.p95_ms=20000",

@@ -130,8 +130,9 @@ fn external_analysis_reverts_a_bad_release_and_waits_without_data() {
     let with = |more: &[&str]| {
         let always = [
             "rollout.strategy=canary",
-            "rollout.bake=4s",
-            "rollout.deadline=150s",
+            // Long enough to be held in the middle.
+            "rollout.bake=10s",
+            "rollout.deadline=15m",
             "gates.p95_ms=20000",
             "server.security.rate_limit=1000000/hour",
             url.as_str(),
@@ -175,11 +176,17 @@ fn external_analysis_reverts_a_bad_release_and_waits_without_data() {
         let sets: Vec<&str> = good.iter().map(String::as_str).collect();
         let mut up = operator.command(&["up", "--yes", "--no-gate"], &sets).spawn().unwrap();
         eventually("the new pod is measured", || (operator.rollout()["stage"] == "baking").then_some(()));
+        // Held, so that it is not promoted before Prometheus has stopped.
+        operator.run(&["rollout", "pause"], &sets).expect(0);
+        eventually("it is held", || says(&operator.rollout()).contains("held by").then_some(()));
         prometheus.stop();
+        let waits = "query `errors seen by clients` waits: Prometheus does not answer";
+        eventually("it hears nothing of Prometheus", || says(&operator.rollout()).contains(waits).then_some(()));
+        operator.run(&["rollout", "resume"], &sets).expect(0);
         eventually("it waits for Prometheus", || {
             let told = operator.rollout();
             assert_eq!(told["stage"], "baking", "nobody goes on by answers that are not there: {told:#}");
-            says(&told).contains("query `errors seen by clients` waits: Prometheus does not answer").then_some(())
+            (says(&told).contains(waits) && !says(&told).contains("held by")).then_some(())
         });
         let job = ["-n", &operator.namespace, "-l", "app.kubernetes.io/name=textnlp-rollout"];
         let lost = [&["delete", "pod", "--wait=false", "--field-selector=status.phase=Running"][..], &job].concat();

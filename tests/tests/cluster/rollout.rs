@@ -11,7 +11,8 @@ use crate::while_asked;
 const CANARY: [&str; 6] = [
     "rollout.strategy=canary",
     "rollout.bake=8s",
-    "rollout.deadline=100s",
+    // The expiry has its test in `sites/rollout.rs`.
+    "rollout.deadline=15m",
     "rollout.first_share=10",
     "server.security.rate_limit=1000000/hour",
     // What is fast here is another machine's.
@@ -34,9 +35,14 @@ impl Operator {
     }
 
     pub(crate) fn pods_of(&self, image: &str) -> usize {
+        self.list_of(image).len()
+    }
+
+    pub(crate) fn list_of(&self, image: &str) -> Vec<Value> {
         let pods = self.cluster.kubectl(&["get", "pods", "-n", &self.namespace, "-l", "app=textnlp-api", "-o", "json"]);
         let pods: Value = serde_json::from_slice(&pods.stdout).unwrap();
-        pods["items"].as_array().unwrap().iter().filter(|pod| pod["spec"]["containers"][0]["image"] == image).count()
+        let pods = pods["items"].as_array().unwrap().iter();
+        pods.filter(|pod| pod["spec"]["containers"][0]["image"] == image).cloned().collect()
     }
 }
 
