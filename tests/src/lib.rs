@@ -125,6 +125,21 @@ impl Sandbox {
         self.run(&["up", "--env", environment, "--yes", "--no-gate"]).expect(0)
     }
 
+    /// Ends what a drill did to a site before its time: the file of each fault says when that is.
+    pub fn expire_faults(&self, environment: &str) {
+        let folder = self.state(environment).join("sites/witness/faults");
+        let entries = folder.read_dir_utf8().expect("list the faults").flatten();
+        for entry in entries.filter(|entry| entry.file_name().ends_with(".json")) {
+            let text = std::fs::read(entry.path()).expect("read a fault");
+            let mut fault: Value = serde_json::from_slice(&text).expect("a fault is a JSON document");
+            fault["until"] = Value::from("2026-01-01T00:00:00Z");
+            // In one step: the supervisor may read it at any time.
+            let expired = folder.join("expired");
+            write_secret(&expired, &fault.to_string());
+            std::fs::rename(&expired, entry.path()).expect("replace the fault");
+        }
+    }
+
     /// The folder of the only site.
     pub fn site(&self, environment: &str) -> Utf8PathBuf {
         self.state(environment).join("sites/here")

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
@@ -37,10 +38,31 @@ fn replace(sandbox: &Sandbox, name: &str) {
     slow.write_all(http::head("POST", "/v1/generate", &[], body.len()).as_bytes()).unwrap();
     slow.write_all(begin.as_bytes()).unwrap();
     let server = other_program(sandbox, name);
-    run_with(sandbox, &server, &["release", "set"]).expect(0);
-    run_with(sandbox, &server, &["up", "--yes", "--no-gate"]).expect(0);
-    assert_eq!(gateways(sandbox).len(), 2, "the old one finishes what it has, and nobody waits for that");
-    slow.write_all(end.as_bytes()).unwrap();
+    let (over, waits) = std::sync::mpsc::channel::<()>();
+    let rest = std::thread::scope(|scope| {
+        // The gateway ends a request whose body pauses for 30 s, and the commands may take longer.
+        let mut slow = &slow;
+        let slowly = scope.spawn(move || {
+            let mut rest = end.as_bytes();
+            while waits.recv_timeout(Duration::from_secs(5)) == Err(RecvTimeoutError::Timeout) {
+                if let [byte, more @ ..] = rest
+                    && !more.is_empty()
+                {
+                    slow.write_all(&[*byte]).unwrap();
+                    rest = more;
+                }
+            }
+            rest
+        });
+        // Ends the thread also where this one panics.
+        let over = over;
+        run_with(sandbox, &server, &["release", "set"]).expect(0);
+        run_with(sandbox, &server, &["up", "--yes", "--no-gate"]).expect(0);
+        assert_eq!(gateways(sandbox).len(), 2, "the old one finishes what it has, and nobody waits for that");
+        drop(over);
+        slowly.join().unwrap()
+    });
+    slow.write_all(rest).unwrap();
     assert_eq!(http::read(slow).unwrap().status, 200);
     eventually("another gateway alone", || {
         let new = gateways(sandbox);

@@ -101,19 +101,6 @@ impl Sites {
         nodes.map(|node| node["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Ends the time of what a drill did to a site: the file says until when that lasts.
-    fn expire_faults(&self) {
-        let folder = self.sandbox.state(NAME).join("sites/witness/faults");
-        for entry in folder.read_dir_utf8().unwrap().flatten().filter(|entry| entry.file_name().ends_with(".json")) {
-            let mut fault: Value = serde_json::from_slice(&std::fs::read(entry.path()).unwrap()).unwrap();
-            fault["until"] = json!("2026-01-01T00:00:00Z");
-            // The supervisor may read it at any time.
-            let expired = folder.join("expired");
-            textnlp_tests::write_secret(&expired, &fault.to_string());
-            std::fs::rename(&expired, entry.path()).unwrap();
-        }
-    }
-
     fn start(&self, args: &[&str]) -> Child {
         self.command(args).stdout(Stdio::piped()).spawn().unwrap()
     }
@@ -176,7 +163,7 @@ fn lost_cluster_is_failed_over_and_fails_back() {
     assert!(refused.err.contains("it still needs the witness"), "{}", refused.err);
     // Where the service is led now.
     sites.json(&["key", "create", "meanwhile"], 0);
-    sites.expire_faults();
+    sites.sandbox.expire_faults(NAME);
     eventually("the nodes are given back", || sites.cordoned(home).is_empty().then_some(()));
     eventually("it is home again", || (sites.status()["primary"] == "aws-primary").then_some(()));
     sites.until_in_sync();

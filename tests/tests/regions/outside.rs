@@ -51,9 +51,7 @@ fn sites_with_an_external_database_lose_nothing_with_a_site() {
 
     // Keys are made and taken back while a site is gone, by whichever of the others.
     regions.kill_site("primary");
-    eventually("another site takes over", || {
-        (regions.json_any(&["dr", "status"])["primary"] == "secondary").then_some(())
-    });
+    regions.until_taken_over();
     let later = regions.json(&["key", "create", "while it is gone"], 0);
     assert_eq!(regions.answers(later["key"].as_str().unwrap()), 200);
     regions.run(&["up", "--yes", "--no-gate", "--site", "primary"]).expect(0);

@@ -72,6 +72,23 @@ impl Regions {
         });
     }
 
+    /// The site that took the role of the lost home site. The secondary asks earlier, but on a busy machine the tertiary
+    /// may be first.
+    pub(crate) fn until_taken_over(&self) -> &'static str {
+        eventually("another site takes over", || {
+            let status = self.json_any(&["dr", "status"]);
+            ["secondary", "tertiary"].into_iter().find(|site| status["primary"] == *site)
+        })
+    }
+
+    /// How often a site could not reach the primary and counted limits by itself.
+    pub(crate) fn spells_apart(&self) -> usize {
+        let logs = ["primary", "secondary", "tertiary"]
+            .map(|site| self.state(NAME).join("sites").join(site).join("log/watch.log"));
+        let logs = logs.iter().map(|log| std::fs::read_to_string(log).expect("every site has a site agent"));
+        logs.map(|log| log.matches("limits are counted apart").count()).sum()
+    }
+
     pub(crate) fn run(&self, args: &[&str]) -> Said {
         self.sandbox.run(&self.with_env(args))
     }
