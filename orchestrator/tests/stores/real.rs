@@ -23,7 +23,7 @@ use crate::world::here;
 const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests");
 
 fn retries() -> RetryConfig {
-    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: std::time::Duration::from_secs(5) }
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 3, retry_timeout: std::time::Duration::from_secs(30) }
 }
 
 fn s3(server: &Server, bucket: &str) -> Arc<dyn ObjectStore> {

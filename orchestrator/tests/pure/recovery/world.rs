@@ -203,7 +203,10 @@ impl Inner {
             self.renewed = Instant::now();
         }
         let silent = self.renewed.elapsed() >= Duration::from_millis(self.grace_ms);
-        if silent && self.automatic && !self.never_promotes {
+        // Where the client of a busy machine pauses for longer than a grace, its first request to the lost site would fail
+        // after the shift.
+        let is_missed = self.sites[&self.primary].missed;
+        if silent && is_missed && self.automatic && !self.never_promotes {
             let next = self.members.iter().find(|name| self.alive(name)).cloned();
             if let Some(next) = next {
                 self.promote(&next);
