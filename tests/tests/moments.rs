@@ -71,11 +71,18 @@ fn listed(sandbox: &Sandbox) -> Value {
 
 /// Waits for the first copy of the schedule; says from when on its log leads further.
 fn base(sandbox: &Sandbox) -> String {
+    let record = sandbox.state("development").join("backup.json");
+    let mut failures = 0;
     eventually("a base", || {
-        // One that failed is tried again minutes later; why it failed says more than that there is none.
-        let standing = std::fs::read(sandbox.state("development").join("backup.json")).unwrap_or_default();
-        let standing: Value = serde_json::from_slice(&standing).unwrap_or_default();
-        assert_ne!(standing["last"]["ok"], false, "the first copy failed: {standing:#}");
+        let standing: Value = serde_json::from_slice(&std::fs::read(&record).unwrap_or_default()).unwrap_or_default();
+        if standing["last"]["ok"] == false {
+            failures += 1;
+            eprintln!("a copy failed: {standing:#}");
+            // On a busy machine one may, but why it failed says more than that there is no base.
+            assert!(failures < 2, "two copies failed: {standing:#}");
+            // Without a record the next one is due within a minute.
+            std::fs::remove_file(&record).unwrap();
+        }
         Some(listed(sandbox)["moments"][0]["from"].as_str()?.to_owned())
     })
 }
