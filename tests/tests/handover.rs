@@ -54,8 +54,6 @@ fn replace(sandbox: &Sandbox, name: &str) {
             }
             rest
         });
-        // Ends the thread also where this one panics.
-        let over = over;
         run_with(sandbox, &server, &["release", "set"]).expect(0);
         run_with(sandbox, &server, &["up", "--yes", "--no-gate"]).expect(0);
         assert_eq!(gateways(sandbox).len(), 2, "the old one finishes what it has, and nobody waits for that");

@@ -243,11 +243,11 @@ fn usage_of_every_site_is_visible_at_every_site() {
 
 /// Takes one unit as a replica of the site does.
 fn take(sites: &Sites, at: &str, lease: &mut Lease, of: &Reservation) -> bool {
-    take_and_tell(sites, at, lease, of).0
+    take_and_report(sites, at, lease, of).0
 }
 
 /// The same, and whether the site granted it from its own share, because the primary did not answer.
-fn take_and_tell(sites: &Sites, at: &str, lease: &mut Lease, of: &Reservation) -> (bool, bool) {
+fn take_and_report(sites: &Sites, at: &str, lease: &mut Lease, of: &Reservation) -> (bool, bool) {
     if let Some(taken) = lease.take(of.units, now_ms()) {
         return (taken.is_ok(), false);
     }
@@ -288,7 +288,7 @@ fn limits_are_counted_once_over_three_sites_and_by_the_next_primary() {
     let (mut given, mut given_apart) = (0, 0);
     for _ in 0..6 {
         for (at, lease) in NAMES.iter().zip(&mut leases) {
-            let (taken, apart) = take_and_tell(&sites, at, lease, &of);
+            let (taken, apart) = take_and_report(&sites, at, lease, &of);
             given += u32::from(taken);
             given_apart += u32::from(apart);
         }
