@@ -177,13 +177,15 @@ def read_plan(text):
 
 RESULT = re.compile(r"^test (\S+)(?: - [^.]+)? \.\.\. (ok|FAILED|ignored)\b", re.M)
 SUMMARY = re.compile(r"^test result: (ok|FAILED)\. (\d+) passed; (\d+) failed; (\d+) ignored;", re.M)
+# The first random test of a program reports its seed inside the line that names it.
+SEED = re.compile(r"TEXTNLP_TESTS_SEED=\d+\n")
 # A test that prints while it runs can tear the line that names it; the list of failures at the end names each once more.
 FAILURES = re.compile(r"^failures:\n((?:    \S+\n)+)\ntest result", re.M)
 
 
 def read_tests(output):
     """The tests that the output names with their results, and its summary `(passed, failed, ignored)`, or None without one."""
-    tests = {name: result for name, result in RESULT.findall(output)}
+    tests = {name: result for name, result in RESULT.findall(SEED.sub("", output))}
     for block in FAILURES.findall(output):
         tests.update({name: FAILED for name in block.split()})
     found = SUMMARY.findall(output)

@@ -90,6 +90,10 @@ class Results(RunnerTest):
         self.assertEqual(["a"], runner.explained_failures(101, text))
 
 
+    def test_a_seed_that_is_reported_inside_a_line_hides_no_test(self):
+        tests, _ = runner.read_tests("test random::a ... TEXTNLP_TESTS_SEED=3353857402\nok\ntest b ... ok\n")
+        self.assertEqual(tests, {"random::a": OK, "b": OK})
+
     def test_a_failure_is_printed_with_its_end_and_without_passed_tests(self):
         many = "\n".join(f"line {n}" for n in range(200))
         text = f"test b ... ok\ntest a ... FAILED\n\nfailures:\n\n---- a stdout ----\n\n{many}\nthe reason\n\n\nfailures:\n    a\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored;"

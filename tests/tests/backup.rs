@@ -50,7 +50,7 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let second = run(&sandbox, &["key", "create", "a person"]).expect(0).json()["key"].as_str().unwrap().to_owned();
     assert_eq!((answers(&sandbox, &first), answers(&sandbox, &second)), (200, 200));
 
-    // One private file, named by the day, in which nobody finds a key.
+    // One private file, named by the day, without a key in it.
     let made = run(&sandbox, &["backup", "create"]).expect(0).json();
     has(&made, &["file", "bytes", "digest", "lineage", "sealed", "recipients", "seconds"]);
     let file = Utf8PathBuf::from(made["file"].as_str().unwrap());
@@ -109,7 +109,7 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let next = run(&sandbox, &["backup", "create"]).expect(0).json();
     assert!(next["recipients"].to_string().contains(recipient), "{next:#}");
     refused(run(&sandbox, &["secret", "rotate", "backup", "--immediately", "--yes"]), 2, "no_such_option");
-    // Whoever had the key that signs could have made what was signed with it.
+    // The holder of a signing key can have made any report that it signed.
     let rotated = run(&sandbox, &["secret", "rotate", "report", "--yes"]).expect(0).json();
     refused(run(&sandbox, &["backup", "verify", file.as_str()]), 4, "other_signer");
     let old = ["--signed-by", rotated["old"].as_str().unwrap()];

@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn operator_is_the_login_that_the_kernel_recorded_or_the_real_user() {
         assert_eq!(recorded_login(Some("1001\n")), Some(1001));
-        assert_eq!(recorded_login(Some("4294967295")), None, "nobody logged in");
+        assert_eq!(recorded_login(Some("4294967295")), None, "no login");
         assert_eq!(recorded_login(Some("alice")), None);
         assert_eq!(recorded_login(None), None, "this kernel records none");
         assert!(!operator().is_empty());

@@ -158,7 +158,7 @@ pub(crate) fn trim_token(auth: &mut AuthInfo) -> Result<Option<SystemTime>> {
         let hint = "write the token on one line, without quotes or comments";
         return Err(Error::new(ErrorKind::Denied, "use", what).because(why).hint(hint));
     }
-    // `kube` reads a file again by itself, but does not trim.
+    // `kube` reads the file again, but does not trim.
     let is_read_by_kube = read.as_ref().is_some_and(|read| *read == token);
     auth.token = (!is_read_by_kube).then(|| token.into());
     Ok((read.is_some() && !is_read_by_kube).then(|| SystemTime::now() + TOKEN_FILE_FOR))
@@ -262,7 +262,7 @@ mod tests {
         let ends = resolve(&mut auth, DEADLINE).await.expect("a credential").expect("an end");
         assert_eq!(ends, SystemTime::from("2040-01-01T00:00:00Z".parse::<jiff::Timestamp>().expect("a time")));
         assert_eq!(json!(auth)["token"], "hunter2");
-        assert!(auth.exec.is_none(), "the client runs nothing by itself");
+        assert!(auth.exec.is_none(), "the client runs no program");
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ pub(super) enum Refusal {
     AddressLimit,
     MemoryShare,
     Memory,
+    OpenFiles,
     BadRequest(&'static str),
 }
 
@@ -34,7 +35,7 @@ impl From<Exceeded> for Refusal {
 impl Refusal {
     pub(super) fn status(self) -> StatusCode {
         match self {
-            Refusal::NoBackend | Refusal::Memory => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::NoBackend | Refusal::Memory | Refusal::OpenFiles => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::BackendFailed => StatusCode::BAD_GATEWAY,
             Refusal::TooLong => StatusCode::GATEWAY_TIMEOUT,
             Refusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -85,6 +86,11 @@ impl Refusal {
             Refusal::Memory => {
                 ("memory_limit", "the gateway has no room for this request at the moment", "try again in a moment")
             }
+            Refusal::OpenFiles => (
+                "open_files_limit",
+                "the gateway cannot open another connection to a server",
+                "try again in a moment; operators: raise the limit of open files of the gateway",
+            ),
             Refusal::BadRequest(what) => ("bad_request", what, "see GET /openapi.json"),
         }
     }
@@ -94,7 +100,7 @@ impl Refusal {
         let kind = if self.status().is_client_error() { "invalid_request_error" } else { "server_error" };
         let mut response = error(self.status(), kind, code, message, hint);
         let headers = response.headers_mut();
-        if matches!(self, Refusal::NoBackend | Refusal::AddressLimit | Refusal::MemoryShare | Refusal::Memory) {
+        if matches!(self.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
         }
         if matches!(self, Refusal::TooLarge | Refusal::SlowBody) {

@@ -213,7 +213,7 @@ impl ForwardedRequest<'_> {
                     (Upload::Whole(_), whole) => Taken::Whole(whole.unwrap_or_default()),
                 })
             }
-            Ok(Err(Failed::NoFiles)) => Attempt::Over(Refusal::Memory),
+            Ok(Err(Failed::NoFiles)) => Attempt::Over(Refusal::OpenFiles),
             Ok(Err(Failed::Sent { why, unread })) => self.interrupted(backend, why, unread, whole),
         }
     }

@@ -41,13 +41,13 @@ pub(crate) fn nothing_was_lost(report: &Value) {
         let back = back.map_or(f64::INFINITY, |seconds| seconds * 1000.0);
         // A request that is only slow tells nothing about where it was sent.
         let refused = |outage: &&serde_json::Value| outage["failed"].as_u64() > outage["timed_out"].as_u64();
-        let begun = figures["outages"]
+        let starts = figures["outages"]
             .as_array()
             .unwrap()
             .iter()
             .filter(refused)
             .filter_map(|outage| outage["from_ms"].as_f64());
-        assert_eq!(begun.filter(|from| (shifted..back).contains(from)).count(), 0, "{report:#}");
+        assert_eq!(starts.filter(|from| (shifted..back).contains(from)).count(), 0, "{report:#}");
     } else {
         assert_eq!(figures["failed"]["after_shift"], 0, "{report:#}");
     }
@@ -149,12 +149,12 @@ fn operator_moves_the_primary_and_invalid_targets_are_refused() {
     }
     let moved = regions.json(&["dr", "failover", "--to", "secondary"], 0);
     assert_eq!(moved["shifted"]["way"], "handover", "{moved:#}");
-    // The home site would get its place back by itself a moment later; by hand it is quicker, and twice is once.
+    // The home site would be primary again a moment later; by hand it is quicker, and twice is once.
     regions.run(&["dr", "failback"]).expect(0);
     regions.run(&["dr", "failback"]).expect(0);
     assert_eq!(regions.json_any(&["dr", "status"])["primary"], "primary");
 
-    // A dead primary: with its supervisor gone nobody starts it again.
+    // A dead primary: with its supervisor gone no process restarts it.
     regions.kill_site("primary");
     regions.until_taken_over();
     let made = regions.json(&["key", "create", "while it is gone"], 0);

@@ -103,7 +103,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
 fn installer(packed: &Packed, key: Option<&str>) -> String {
     let bundle = packed.paths[0].file_name().unwrap_or("BUNDLE");
     let Some(key) = key else {
-        // A line to install it would run a script and a program that nobody verified.
+        // A line to install it would run a script and a program without a signature to verify.
         return "\nNot signed: the target machine cannot verify the installer before it runs. Create the bundle with \
                 --sign-key KEY.key; `textnlp-deploy bundle keygen --out KEY` makes a key."
             .to_owned();
