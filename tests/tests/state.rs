@@ -164,6 +164,26 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
 }
 
 #[test]
+fn a_state_folder_that_was_moved_while_programs_run_is_refused_with_both_paths() {
+    let sandbox = Sandbox::new("moved");
+    sandbox.up("development");
+    let (old, new) = (sandbox.folder().join("state"), sandbox.folder().join("elsewhere"));
+    std::fs::rename(&old, &new).unwrap();
+    for (args, changes) in [(&["plan"][..], false), (&["up", "--yes", "--no-gate"], true), (&["down", "--yes"], true)] {
+        let mut command = sandbox.command(&[args, &ENV].concat());
+        let refused = said(command.env("TEXTNLP_STATE_DIR", &new).output().unwrap());
+        assert_eq!(refused.exit != 0, changes, "{args:?}: {refused:?}");
+        let text = format!("{}{}", refused.out, refused.err);
+        for folder in [&old, &new] {
+            assert!(text.contains(folder.join("development").as_str()), "{args:?}, {folder}: {refused:?}");
+        }
+    }
+    std::fs::rename(&new, &old).unwrap();
+    run(&sandbox, &["down", "--yes"]).expect(0);
+    assert_eq!(sandbox.processes(), []);
+}
+
+#[test]
 fn damaged_files_beside_the_journals_are_known_and_repaired() {
     let sandbox = Sandbox::new("files");
     sandbox.up("development");

@@ -31,8 +31,8 @@ pub trait FolderProvider: Provider + Sized {
     /// The environment's state folder. Sites are in `sites/` below it.
     fn state_folder(&self) -> &Utf8Path;
 
-    /// Reads the status of a site.
-    async fn status(&self, folder: &SiteFolder) -> Self::Status;
+    /// Reads the status of a site; an error where none of its objects can be observed or changed.
+    async fn status(&self, folder: &SiteFolder) -> Result<Self::Status>;
 
     /// Observes the object of a marker. Reads only.
     async fn look(&self, folder: &SiteFolder, marker: &Marker, status: &Self::Status) -> Result<Observation>;
@@ -67,7 +67,7 @@ pub trait FolderProvider: Provider + Sized {
 pub async fn observe<P: FolderProvider>(provider: &P, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
     let folder = SiteFolder::of(provider.state_folder(), scope.site);
     let markers = Marker::all(&folder).map_err(|error| Error::io("read site", folder.root().as_str(), error))?;
-    let site = Site { provider, status: provider.status(&folder).await, folder };
+    let site = Site { provider, status: provider.status(&folder).await?, folder };
     let mut asked: BTreeMap<&ResourceId, KnownFacts<'_>> = BTreeMap::new();
     for wanted in scope.wanted.iter().filter(|wanted| wanted.site == *scope.site) {
         asked.entry(&wanted.id).or_default().wanted = Some(wanted);
@@ -103,7 +103,7 @@ pub async fn read<P: FolderProvider>(provider: &P, kind: &KindName, id: &CloudId
     let Some(marker) = markers.iter().find(|marker| marker.kind == *kind && marker.cloud_id == *id) else {
         return Ok(Observed::Absent);
     };
-    Ok(observed(provider, &folder, marker, &provider.status(&folder).await).await)
+    Ok(observed(provider, &folder, marker, &provider.status(&folder).await?).await)
 }
 
 /// Observes the object of a marker.

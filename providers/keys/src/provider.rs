@@ -132,7 +132,9 @@ impl FolderProvider for Keys {
         &self.options.state_folder
     }
 
-    async fn status(&self, _folder: &SiteFolder) {}
+    async fn status(&self, _folder: &SiteFolder) -> Result<()> {
+        Ok(())
+    }
 
     async fn look(&self, folder: &SiteFolder, marker: &Marker, _status: &()) -> Result<Observation> {
         let noun = KeyKind::of(&marker.kind).ok_or_else(|| {

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use textnlp_provider::{
     CloudId, DRIFT, Error, ErrorKind, Handle, Health, Object, Observed, Operation, Origin, Outputs, Ownership,
-    Progress, ReadFailure, Result, Spec, Verb,
+    Progress, ReadFailure, Result, Spec, Verb, error_chain,
 };
 
 use crate::files;
@@ -160,7 +160,10 @@ impl<'a, P: FolderProvider> Work<'a, P> {
     }
 
     async fn observed(&self, marker: &Marker) -> Observed {
-        observed(self.provider, &self.folder, marker, &self.provider.status(&self.folder).await).await
+        match self.provider.status(&self.folder).await {
+            Ok(status) => observed(self.provider, &self.folder, marker, &status).await,
+            Err(error) => Observed::Unknown(ReadFailure(error_chain(&error))),
+        }
     }
 
     async fn remove(&self) -> Result<Progress> {

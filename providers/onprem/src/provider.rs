@@ -114,8 +114,10 @@ impl FolderProvider for OnPrem {
         &self.options.state_folder
     }
 
-    async fn status(&self, folder: &SiteFolder) -> Supervisor {
-        Supervisor::of(folder).await
+    async fn status(&self, folder: &SiteFolder) -> Result<Supervisor> {
+        let supervisor = Supervisor::of(folder).await;
+        supervisor.check_folder(folder)?;
+        Ok(supervisor)
     }
 
     async fn look(&self, folder: &SiteFolder, marker: &Marker, supervisor: &Supervisor) -> Result<Observation> {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use textnlp_keys::SiteFolder;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -50,6 +50,9 @@ pub struct Status {
     pub pid: u32,
     /// Its version.
     pub version: String,
+    /// The folder of its site when it started; `None` from supervisors that do not report it.
+    #[serde(default)]
+    pub folder: Option<Utf8PathBuf>,
     /// Its units.
     pub units: Vec<UnitStatus>,
     /// Unit files that were rejected, with the reason.

@@ -392,6 +392,7 @@ impl Supervisor {
         Status {
             pid: std::process::id(),
             version: VERSION.to_owned(),
+            folder: Some(self.folder.root().to_owned()),
             units: self.units.values().map(ManagedUnit::status).collect(),
             rejected: self.rejected(),
             certificates: self.renewal.status(),

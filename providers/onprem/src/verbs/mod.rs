@@ -10,8 +10,11 @@ mod process;
 mod program;
 mod supervisor;
 
+use std::os::unix::fs::MetadataExt;
+
+use camino::Utf8Path;
 use textnlp_keys::{Marker, Observation, ObservedObject, SiteFolder};
-use textnlp_provider::{Handle, Object, Progress, Result, Verb};
+use textnlp_provider::{Error, ErrorKind, Handle, Object, Progress, Result, Verb};
 
 use crate::OnPrem;
 use crate::supervise;
@@ -42,6 +45,23 @@ impl Supervisor {
             Ok(None) => Self::Stopped,
             Err(error) => Self::Silent(error.to_string()),
         }
+    }
+
+    /// Refuses a folder that was moved while its programs ran: they and their supervisor use the paths of the old one.
+    pub(crate) fn check_folder(&self, folder: &SiteFolder) -> Result<()> {
+        let Self::Runs(supervise::Status { folder: Some(started_in), pid, .. }) = self else { return Ok(()) };
+        let identity = |path: &Utf8Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        if started_in == folder.root() || identity(started_in) == identity(folder.root()) {
+            return Ok(());
+        }
+        let why = format!(
+            "it was moved from {started_in} while its programs ran, and they still use that path (supervisor: pid {pid})"
+        );
+        let hint = format!(
+            "move {} back to {started_in}, run `textnlp-deploy down` there, move it again and run `up`",
+            folder.root()
+        );
+        Err(Error::new(ErrorKind::Conflict, "use", folder.root().as_str()).because(why).hint(hint))
     }
 }
 
