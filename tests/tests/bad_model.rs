@@ -68,6 +68,13 @@ fn broken_model_is_refused_by_name_and_an_intact_one_served() {
         assert_eq!(said.exit, 1, "{name}: {}\n{}", said.out, said.err);
         assert!(said.err.contains("error: ") && said.err.contains("hint: "), "{name}: {}", said.err);
         assert!(said.err.contains(says), "{name} does not say `{says}`: {}", said.err);
+        if folder.exists() {
+            let source = format!("models.0.source=file:{folder}");
+            let plan = sandbox.run(&["plan", "--env", "development", "--set", &source]);
+            assert!(plan.exit == 1 && plan.err.contains(says), "{name}: {plan:?}");
+            let pulled = sandbox.run(&["model", "pull", &format!("file:{folder}")]);
+            assert!(pulled.exit == 1 && pulled.err.contains(says), "{name}: {pulled:?}");
+        }
     }
     assert_eq!(up_with_model(&sandbox, &whole).exit, 0, "a whole model is served");
     sandbox.run(&["generate", "Once", "--max-tokens", "2", "--env", "development"]).expect(0);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use textnlp_inference::family::Served;
 use textnlp_models::{
     Catalogue, Error, Event, FetchOptions, Fit, Format, Memory, Source, Store, Summary, Verdict, Want, WeightFormat,
-    fit,
+    fit, inspect,
 };
 use textnlp_service::models::{self, failed};
 
@@ -77,6 +77,10 @@ async fn pull(session: &Session, source: &str, offline: bool, console: Console) 
         .await;
     progress.finish();
     let model = model.map_err(failed)?;
+    if let Err(error) = inspect(&model.dir) {
+        let hint = "it stays in the cache, and no environment can serve it: choose another source";
+        return Err(failed(error).hint(hint));
+    }
     let how = if from_cache { "was in the cache" } else { "fetched and verified" };
     let manifest = &model.manifest;
     let text = format!(
