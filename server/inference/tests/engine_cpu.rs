@@ -198,19 +198,27 @@ fn drafts_change_no_bit_of_an_answer() {
             engine(model, &options(quant), EngineOptions { prefix_cache: false, ..EngineOptions::default() });
         let plain = engine(model, &options(quant), plain());
         let context = plain.model("m").unwrap().context;
-        for request in requests(&plain) {
-            let prompt = [5, 9, 14].repeat(4);
-            let request = Request { max_tokens: context - prompt.len(), prompt, ..request };
-            for penalty in [1.0, 1.1] {
-                let mut request = request.clone();
-                request.sampling.repetition_penalty = penalty;
-                let drafted = tokens_of(&submit(&drafting, request.clone()));
-                assert_eq!(drafted, tokens_of(&submit(&plain, request)), "{model} {quant}");
+        // Whether a guess is worth its row follows from measured times: on a busy machine a few rounds may have none.
+        let mut rounds = 0;
+        loop {
+            for request in requests(&plain) {
+                let prompt = [5, 9, 14].repeat(4);
+                let request = Request { max_tokens: context - prompt.len(), prompt, ..request };
+                for penalty in [1.0, 1.1] {
+                    let mut request = request.clone();
+                    request.sampling.repetition_penalty = penalty;
+                    let drafted = tokens_of(&submit(&drafting, request.clone()));
+                    assert_eq!(drafted, tokens_of(&submit(&plain, request)), "{model} {quant}");
+                }
             }
+            let stats = drafting.stats();
+            assert_eq!(stats.failed_steps, 0, "{stats:?}");
+            if stats.accepted_tokens > 0 && stats.steps < plain.stats().steps {
+                break;
+            }
+            rounds += 1;
+            assert!(rounds < 20, "{model} {quant}: no guess was accepted: {stats:?}");
         }
-        let stats = drafting.stats();
-        assert!(stats.drafted_tokens > 0 && stats.failed_steps == 0, "{stats:?}");
-        assert!(stats.accepted_tokens > 0 && stats.steps < plain.stats().steps, "{model} {quant}: {stats:?}");
     }
 }
 
