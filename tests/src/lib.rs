@@ -5,6 +5,7 @@
 
 pub mod bucket;
 pub mod checkov;
+pub mod guide;
 pub mod http;
 pub mod ports;
 pub mod seeds;
