@@ -20,6 +20,10 @@ pub trait Cloud: Send + Sync + Sized + 'static {
     /// The key of the tag that the cloud's console shows as the name of an object.
     const NAME_TAG: Option<&'static str> = None;
 
+    /// Whether a conflict passes after minutes, such as another operation of the same cluster, or a service that was just enabled. The
+    /// driver then waits for it as for any pending object; otherwise the caller repeats the call for some seconds.
+    const CONFLICTS_LAST: bool = false;
+
     /// The kinds, by service.
     fn rows() -> &'static [&'static [Row<Self>]];
 

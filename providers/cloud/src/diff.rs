@@ -24,7 +24,7 @@ pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: 
             effect: row.effect(field),
         })
         .collect();
-    if seen.lineage.is_none() && !changes.iter().any(|change| change.field == TAGS) {
+    if row.resource.carries_tags() && seen.lineage.is_none() && !changes.iter().any(|change| change.field == TAGS) {
         let (field, after) = (format!("{TAGS}.{}", tags::LINEAGE), Some(json!("this deployment")));
         changes.push(FieldChange { field, before: None, after, effect: Effect::InPlace });
     }

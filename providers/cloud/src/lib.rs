@@ -12,6 +12,7 @@
 
 mod cloud;
 mod diff;
+pub mod document;
 pub mod errors;
 pub mod names;
 mod observe;

@@ -148,6 +148,8 @@ impl<'a, C: Cloud> Asked<'a, C> {
                     // The plan tells whether it is the recorded one.
                     None if self.cloud_id.is_some() => present(row, &seen),
                     Some(whose) => Some(unknown(format!("`{id}` belongs to the deployment {whose}"))),
+                    // A create adopts it.
+                    None if !row.resource.carries_tags() => None,
                     None => Some(unknown(format!("`{id}` exists and has no tag `{}`", tags::LINEAGE))),
                 }
             }

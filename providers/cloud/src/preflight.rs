@@ -21,9 +21,10 @@ pub async fn names<C: Cloud>(api: &Arc<C>, wanted: &[Wanted]) -> Vec<Problem> {
 }
 
 async fn name<C: Cloud>(api: &Arc<C>, one: &Wanted) -> Option<Problem> {
-    let row = table::row::<C>(&one.kind)?;
+    let row = table::row::<C>(&one.kind).filter(|row| row.resource.carries_tags())?;
     let name = row.resource.id(&one.spec)?;
     match row.resource.read(&api.of_spec(&one.spec), &name).await {
+        Ok(Some(seen)) if seen.tags.is_empty() && row.resource.is_made_by_cloud(&seen.id) => None,
         Ok(Some(seen)) if !matches!(seen.state, State::Gone) && tags::lineage(&seen.tags).is_none() => {
             let cause = format!("{} `{name}` exists, and no deployment of this program created it", row.kind.says);
             let fix = "`textnlp-deploy state import` adopts it; or remove it, or choose another name";

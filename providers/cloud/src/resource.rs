@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{
-    CloudId, Error, ErrorKind, Foreign, Health, Kind, Lineage, Object, Operation, Outputs, Result, Spec, Verb,
+    CloudId, Error, ErrorKind, Foreign, Health, Identity, Kind, Lineage, Object, Operation, Origin, Outputs, Result,
+    Spec, Verb,
 };
 
 use crate::cloud::{Cloud, REGION};
@@ -36,6 +37,12 @@ pub trait Resource<C: Cloud>: Send + Sync + 'static {
     /// Whether the cloud deletes an object that it is creating or changing. Otherwise the delete waits.
     const DELETES_PENDING: bool = true;
 
+    /// Whether objects can carry tags. Otherwise whose an object is follows from its parent: a create adopts one that exists.
+    const CARRIES_TAGS: bool = true;
+
+    /// Whether an object stays when its resource is deleted: the cloud cannot delete it, or others may use it.
+    const IS_RETAINED: bool = false;
+
     /// Reads one object; `None` when it does not exist.
     async fn read(api: &C, id: &str) -> Result<Option<ObservedObject<Self::Spec>>>;
 
@@ -45,6 +52,12 @@ pub trait Resource<C: Cloud>: Send + Sync + 'static {
     /// The id that an object with this spec has, where it follows from the name in it.
     fn id(_spec: &Self::Spec) -> Option<String> {
         None
+    }
+
+    /// Whether an object without any tags that has the name of a new one is one that the cloud made for it: the driver takes it over
+    /// as if it had created it.
+    fn is_made_by_cloud(_id: &str) -> bool {
+        false
     }
 
     /// Creates an object and returns its id: one mutating call, with `make.tags` as the object's tags from its first moment. An error
@@ -96,6 +109,12 @@ pub trait Resource<C: Cloud>: Send + Sync + 'static {
 
     /// Brings the object closer to its end: one mutating call, repeated after a read until the object is gone.
     async fn delete(api: &C, seen: &ObservedObject<Self::Spec>) -> Result<()>;
+
+    /// The same for a call that the cloud carries out in the background and that can fail: also the id that
+    /// [`change`](Self::change) reads.
+    async fn end(api: &C, seen: &ObservedObject<Self::Spec>) -> Result<Option<String>> {
+        Self::delete(api, seen).await.map(|()| None)
+    }
 }
 
 /// What [`Resource::create`] gives the new object.
@@ -214,15 +233,24 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     fn in_place(&self) -> &'static [&'static str];
     fn has_client_token(&self) -> bool;
     fn deletes_pending(&self) -> bool;
+    fn carries_tags(&self) -> bool;
+    fn is_retained(&self) -> bool;
     async fn read(&self, api: &C, id: &str) -> Result<Option<ObservedObject<Spec>>>;
     async fn list(&self, api: &C, filter: &Filter<C>) -> Result<Vec<ObservedObject<Spec>>>;
     fn id(&self, wanted: &Spec) -> Option<String>;
+    fn is_made_by_cloud(&self, _id: &str) -> bool {
+        false
+    }
     async fn begin(&self, api: &C, op: &Operation, alternative: usize) -> Result<(String, Option<String>)>;
     async fn start(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation, field: &str) -> Result<Option<String>>;
     async fn change(&self, api: &C, id: &str, change: &str) -> Result<State>;
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool;
     fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize>;
-    async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<()>;
+    /// The alternative after one whose create call is refused.
+    fn next_alternative(&self, _wanted: &Spec, _place: usize) -> Option<usize> {
+        None
+    }
+    async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>>;
 }
 
 /// The field of every spec that the driver changes.
@@ -252,6 +280,14 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
         R::DELETES_PENDING
     }
 
+    fn carries_tags(&self) -> bool {
+        R::CARRIES_TAGS
+    }
+
+    fn is_retained(&self) -> bool {
+        R::IS_RETAINED
+    }
+
     async fn read(&self, api: &C, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         Ok(R::read(api, id).await?.map(|seen| untyped(api, seen)))
     }
@@ -262,6 +298,10 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
 
     fn id(&self, wanted: &Spec) -> Option<String> {
         R::id(&wanted.typed().ok()?)
+    }
+
+    fn is_made_by_cloud(&self, id: &str) -> bool {
+        R::is_made_by_cloud(id)
     }
 
     async fn begin(&self, api: &C, op: &Operation, alternative: usize) -> Result<(String, Option<String>)> {
@@ -291,13 +331,13 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
         R::alternative(&wanted.typed().ok()?, &seen.typed().ok()?)
     }
 
-    async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<()> {
+    async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>> {
         let mut seen = retyped::<R::Spec>(seen, op)?;
         if op.verb == Verb::Delete {
             let recorded = op.recorded.as_ref().filter(|_| !op.bounds.is_unrecorded);
             R::before_delete(&mut seen, recorded.and_then(|recorded| recorded.spec.typed().ok()).as_ref());
         }
-        R::delete(api, &seen).await
+        R::end(api, &seen).await
     }
 }
 
@@ -349,13 +389,15 @@ impl ObservedObject<Spec> {
             State::Degraded(why) | State::Failed { why, .. } => Health::Degraded(why.clone()),
             State::Deleting | State::Gone => Health::Degraded("it is being deleted".to_owned()),
         };
+        // A part that can carry no mark is judged by its parent.
+        let is_unmarked = kind.identity == Identity::Part && !self.tags.contains_key(tags::OPERATION);
         Some(Object {
             kind: kind.name.parse().ok()?,
             cloud_id: CloudId::new(&self.id).ok()?,
             spec: self.spec.clone(),
             outputs: self.outputs.clone(),
             lineage: tags::lineage(&self.tags),
-            origin: tags::origin(&self.tags),
+            origin: if is_unmarked { Origin::Untold } else { tags::origin(&self.tags) },
             created: self.created,
             health,
             via: None,
@@ -368,6 +410,9 @@ impl ObservedObject<Spec> {
         let differs = |field: &&&str| !resource.fits(field, op.spec.get(field), self.spec.get(field));
         let field = resource.in_place().iter().find(differs).copied();
         let is_tagged = || {
+            if !resource.carries_tags() {
+                return true;
+            }
             let (set, gone) = tags::change::<C>(op, &self.tags, &tags::in_spec(&op.spec));
             set.is_empty() && gone.is_empty()
         };

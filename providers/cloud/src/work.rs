@@ -20,6 +20,8 @@ const LOST_POLLS: u32 = 6;
 /// How many polls wait for the objects that keep another one from being deleted: network interfaces end minutes after their
 /// load balancer.
 const DEPENDENCY_POLLS: u32 = 20;
+/// How many polls wait for a conflict of a cloud whose conflicts last: a quarter of an hour.
+const CONFLICT_POLLS: u32 = 60;
 /// How many times the same change is sent while the object still shows the old value.
 const SAME_CHANGES: u32 = 20;
 /// The member of a spec that keeps the cloud from deleting the object.
@@ -40,6 +42,9 @@ struct Stand {
     /// How many times that change was sent, or that delete refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     sent: u32,
+    /// How many polls waited for a conflict since the last call that was accepted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    conflicts: u32,
     /// The id of the change that the cloud makes in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     update: Option<String>,
@@ -106,16 +111,30 @@ impl<'a, C: Cloud> Work<'a, C> {
     async fn step(&self, mut stand: Stand) -> Result<Progress> {
         if stand.id.is_empty() {
             stand.polls += 1;
-            return match self.made().await? {
+            let made = match self.made().await {
+                Ok(made) => made,
+                Err(error) => return self.conflict(stand, error),
+            };
+            return match made {
                 Some(made) => self.apply(Stand::of(&made.id), Some(made)).await,
-                None if stand.polls <= LOST_POLLS => self.wait(stand, "it is unknown whether it was created"),
-                None => {
-                    let (id, update) = self.row.resource.begin(&self.api, self.op, 0).await?;
-                    self.pending(Stand { update, ..Stand::of(&id) }, "being created", Duration::ZERO)
+                None if stand.conflicts == 0 && stand.polls <= LOST_POLLS => {
+                    self.wait(stand, "it is unknown whether it was created")
                 }
+                None => match self.row.resource.begin(&self.api, self.op, stand.alternative.unwrap_or(0)).await {
+                    Ok((id, update)) => {
+                        self.pending(Stand { update, ..Stand::of(&id) }, "being created", Duration::ZERO)
+                    }
+                    Err(error) => match self.next(stand.alternative.unwrap_or(0), &error) {
+                        Some(next) => self.try_next(next, &error),
+                        None => self.conflict(stand, error),
+                    },
+                },
             };
         }
-        let seen = self.row.resource.read(&self.api, &stand.id).await?;
+        let seen = match self.row.resource.read(&self.api, &stand.id).await {
+            Ok(seen) => seen,
+            Err(error) => return self.conflict(stand, error),
+        };
         let seen = seen.filter(|seen| seen.state != State::Gone);
         if let Some(seen) = &seen {
             self.must_be_recorded(seen)?;
@@ -128,7 +147,10 @@ impl<'a, C: Cloud> Work<'a, C> {
 
     async fn create(&self) -> Result<Progress> {
         // Nothing is sent before this read.
-        let made = self.made().await.map_err(|error| Error { refused: true, ..error })?;
+        let made = match self.made().await {
+            Ok(made) => made,
+            Err(error) => return self.conflict(Stand::of(""), Error { refused: true, ..error }),
+        };
         if let Some(made) = made {
             return self.apply(Stand::of(&made.id), Some(made)).await;
         }
@@ -147,8 +169,41 @@ impl<'a, C: Cloud> Work<'a, C> {
             {
                 self.wait(Stand::of(""), &textnlp_provider::error_chain(&error))
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                if let Some(next) = self.next(alternative, &error) {
+                    return self.try_next(next, &error);
+                }
+                let alternative = Some(alternative).filter(|place| *place > 0);
+                self.conflict(Stand { alternative, ..Stand::of("") }, error)
+            }
         }
+    }
+
+    /// The alternative after one whose create call is refused for want of capacity or quota.
+    fn next(&self, place: usize, error: &Error) -> Option<usize> {
+        let lacks = error.refused && matches!(error.kind, ErrorKind::Capacity | ErrorKind::Quota);
+        self.row.resource.next_alternative(&self.op.spec, place).filter(|_| lacks)
+    }
+
+    /// Creates the next alternative at the next poll. The refused call did nothing.
+    fn try_next(&self, next: usize, error: &Error) -> Result<Progress> {
+        let says = format!("trying another alternative: {}", textnlp_provider::error_chain(error));
+        self.pending(Stand { alternative: Some(next), conflicts: 1, ..Stand::of("") }, &says, self.poll)
+    }
+
+    /// Waits for a conflict that lasts; any other error is the caller's.
+    fn conflict(&self, mut stand: Stand, error: Error) -> Result<Progress> {
+        if !C::CONFLICTS_LAST || error.kind != ErrorKind::Conflict || stand.conflicts >= CONFLICT_POLLS {
+            return Err(error);
+        }
+        stand.conflicts += 1;
+        stand.polls += 1;
+        self.wait(stand, &textnlp_provider::error_chain(&error))
+    }
+
+    /// How many polls wait for what keeps an object from being deleted.
+    const fn dependency_polls() -> u32 {
+        if C::CONFLICTS_LAST { CONFLICT_POLLS } else { DEPENDENCY_POLLS }
     }
 
     /// Whether the API neither knows a client token nor a name, so that only tags tell what a call created.
@@ -167,7 +222,11 @@ impl<'a, C: Cloud> Work<'a, C> {
                 let error = Error::new(ErrorKind::Conflict, "create", self.op.resource.to_string());
                 return Err(error.because(format!("`{name}` is still being deleted")));
             }
-            if tags::origin(&seen.tags).operation() != Some(&self.op.token) {
+            // A part of another deployment's parent is another deployment's.
+            let is_adopted =
+                !resource.carries_tags() && tags::lineage(&seen.tags).is_none_or(|one| one == self.op.lineage);
+            let is_made_by_cloud = seen.tags.is_empty() && resource.is_made_by_cloud(&seen.id);
+            if !is_adopted && !is_made_by_cloud && tags::origin(&seen.tags).operation() != Some(&self.op.token) {
                 let whose = match (tags::lineage(&seen.tags), tags::resource(&seen.tags)) {
                     (Some(lineage), Some(resource)) if lineage == self.op.lineage && resource == self.op.resource => {
                         "another operation than this one, by its tag `textnlp-operation`".to_owned()
@@ -215,6 +274,23 @@ impl<'a, C: Cloud> Work<'a, C> {
                 Some(_) => stand.alternative = None,
             }
         }
+        let mut seen = seen;
+        // The create itself, in the background: it can fail before the object shows, and after it shows.
+        if let (Verb::Create, None, Some(begun)) = (self.op.verb, &stand.change, &stand.update) {
+            match self.row.resource.change(&self.api, &stand.id, begun).await? {
+                State::Pending(says) => return self.wait(stand, &format!("its creation is {says}")),
+                State::Failed { code, why } => match &mut seen {
+                    // An earlier step has removed what failed.
+                    Some(seen) if seen.state == State::Deleting => {}
+                    Some(seen) => seen.state = State::Failed { code, why },
+                    None => {
+                        let error = self.classified("create", self.op.resource.to_string(), &code, why);
+                        return Ok(Progress::Failed { left: None, error });
+                    }
+                },
+                _ => stand.update = None,
+            }
+        }
         let Some(seen) = seen else {
             if self.op.verb == Verb::Create && stand.polls <= MISSING_POLLS {
                 return self.wait(stand, "not shown yet");
@@ -250,10 +326,8 @@ impl<'a, C: Cloud> Work<'a, C> {
                     return self.wait(Stand { update: Some(update), ..stand }, &says);
                 }
                 State::Failed { code, why } => {
-                    let (kind, hint) = C::classify(self.row.service, &code, &why);
-                    let mut error = Error::new(kind, "change", self.op.resource.to_string());
-                    (error.code, error.hint) = (Some(code), hint);
-                    return self.failed(&seen, error.because(why));
+                    let error = self.classified("change", self.op.resource.to_string(), &code, why);
+                    return self.failed(&seen, error);
                 }
                 _ => {}
             }
@@ -281,6 +355,7 @@ impl<'a, C: Cloud> Work<'a, C> {
 
     /// Sends one change. One that the cloud accepted and does not show yet is sent again after a while.
     async fn put(&self, mut stand: Stand, seen: &ObservedObject<Spec>, field: &str) -> Result<Progress> {
+        let before = stand.clone();
         let shown = if field == TAGS {
             format!("{:?}", seen.tags)
         } else {
@@ -305,20 +380,23 @@ impl<'a, C: Cloud> Work<'a, C> {
         }
         stand.update = match self.row.resource.start(&self.api, seen, self.op, field).await {
             Ok(update) => update,
+            Err(error) if error.kind == ErrorKind::Conflict => return self.conflict(before, error),
             Err(error) if error.kind.may_pass() || error.kind == ErrorKind::NotFound => return Err(error),
             Err(error) => return self.failed(seen, error),
         };
         stand.change = change;
-        stand.polls = 0;
+        (stand.polls, stand.conflicts) = (0, 0);
         self.pending(stand, &format!("changing `{field}`"), Duration::ZERO)
     }
 
     /// Removes what the cloud had no capacity for, so that the next alternative can be created.
     async fn delete_failed(&self, stand: Stand, seen: &ObservedObject<Spec>, next: usize) -> Result<Progress> {
-        self.row.resource.delete(&self.api, seen, self.op).await?;
+        if let Err(error) = self.row.resource.delete(&self.api, seen, self.op).await {
+            return self.conflict(stand, error);
+        }
         let why = if let State::Failed { why, .. } = &seen.state { why.as_str() } else { "no capacity" };
         self.pending(
-            Stand { alternative: Some(next), ..stand },
+            Stand { alternative: Some(next), update: None, ..stand },
             &format!("trying another alternative: {why}"),
             self.poll,
         )
@@ -334,12 +412,32 @@ impl<'a, C: Cloud> Work<'a, C> {
 
     async fn delete(&self, mut stand: Stand, seen: Option<ObservedObject<Spec>>) -> Result<Progress> {
         stand.polls += 1;
+        if self.row.resource.is_retained() {
+            return self.gone();
+        }
         let Some(mut seen) = seen else { return self.gone() };
         if seen.state == State::Deleting {
             return self.wait(stand, &format!("`{}` is being deleted", seen.id));
         }
         if let (State::Pending(says), false) = (&seen.state, self.row.resource.deletes_pending()) {
             return self.wait(stand, &format!("`{}` is {says}", seen.id));
+        }
+        if let Some(begun) = stand.update.take() {
+            match self.row.resource.change(&self.api, &stand.id, &begun).await? {
+                State::Pending(says) => {
+                    let says = format!("the deletion of `{}` is {says}", seen.id);
+                    return self.wait(Stand { update: Some(begun), ..stand }, &says);
+                }
+                State::Failed { code, why } => {
+                    let error = self.classified("delete", self.op.resource.to_string(), &code, why);
+                    if !error.kind.may_pass() || stand.sent >= Self::dependency_polls() {
+                        return Err(error);
+                    }
+                    stand.sent += 1;
+                    return self.wait(stand, &textnlp_provider::error_chain(&error));
+                }
+                _ => {}
+            }
         }
         if self.op.bounds.is_unrecorded && seen.spec.get(PROTECTION).is_some_and(|is_on| *is_on == true) {
             let error = Error::new(ErrorKind::Denied, "delete", self.op.resource.to_string());
@@ -366,10 +464,10 @@ impl<'a, C: Cloud> Work<'a, C> {
             return Err(error.because(why).hint("run the same command again: the new plan names it"));
         }
         match self.row.resource.delete(&self.api, &seen, self.op).await {
-            Ok(()) => self.pending(stand, &format!("deleting `{}`", seen.id), Duration::ZERO),
+            Ok(update) => self.pending(Stand { update, ..stand }, &format!("deleting `{}`", seen.id), Duration::ZERO),
             // Deleted by another process since it was read; the next read decides.
             Err(error) if error.kind == ErrorKind::NotFound => self.wait(stand, "not shown as deleted yet"),
-            Err(error) if error.kind == ErrorKind::Conflict && stand.sent < DEPENDENCY_POLLS => {
+            Err(error) if error.kind == ErrorKind::Conflict && stand.sent < Self::dependency_polls() => {
                 stand.sent += 1;
                 self.wait(stand, &textnlp_provider::error_chain(&error))
             }
@@ -382,6 +480,7 @@ impl<'a, C: Cloud> Work<'a, C> {
         let Some(recorded) = &self.op.recorded else { return Ok(()) };
         let (why, hint) = match tags::lineage(&seen.tags) {
             _ if self.op.verb == Verb::Create || seen.state == State::Deleting => return Ok(()),
+            None if !self.row.resource.carries_tags() => return Ok(()),
             Some(lineage) if lineage != self.op.lineage => ("belongs to another deployment now", None),
             None if self.row.kind.identity != Identity::Token => (
                 "has no tag `textnlp-lineage` any more",
@@ -435,6 +534,15 @@ impl<'a, C: Cloud> Work<'a, C> {
         Ok(Progress::Pending { handle: Handle(handle), says: says.to_owned(), again_in })
     }
 
+    /// The error of a code that the cloud states for what it did in the background.
+    fn classified(&self, action: &str, subject: String, code: &str, why: String) -> Error {
+        let (kind, hint) = C::classify(self.row.service, code, &why);
+        let mut error = Error::new(kind, action, subject);
+        error.code = (!code.is_empty()).then(|| code.to_owned());
+        error.hint = hint;
+        error.because(why)
+    }
+
     fn invalid(&self, why: &str) -> Error {
         Error::new(ErrorKind::Invalid, self.op.verb.to_string(), self.op.resource.to_string()).because(why.to_owned())
     }
@@ -442,7 +550,7 @@ impl<'a, C: Cloud> Work<'a, C> {
 
 impl Stand {
     fn of(id: &str) -> Self {
-        Self { id: id.to_owned(), polls: 0, change: None, sent: 0, update: None, alternative: None }
+        Self { id: id.to_owned(), polls: 0, change: None, sent: 0, conflicts: 0, update: None, alternative: None }
     }
 }
 
