@@ -55,6 +55,8 @@ pub enum Source {
     Recording(&'static str),
     /// A double that is trusted for it agrees, and a test compares the two.
     Double(&'static str),
+    /// Public reports of users describe it: the repository and the number of one, such as `owner/repository#1`.
+    Report(&'static str),
     /// Nothing says so: what is only assumed is not tested.
     Assumed,
 }
@@ -68,6 +70,7 @@ impl Source {
             Self::Documentation(_) => "documentation",
             Self::Recording(_) => "recording",
             Self::Double(_) => "double",
+            Self::Report(_) => "report",
             Self::Assumed => "assumed",
         }
     }

@@ -10,6 +10,8 @@ mod call;
 mod clock;
 mod fault_plan;
 mod filter;
+pub mod gcp;
+mod server;
 mod simulator;
 #[cfg(test)]
 mod tests;

@@ -2,21 +2,24 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::process::ExitCode;
 
-use textnlp_sim::{Options, Simulator, aws};
+use textnlp_sim::{Behaviour, Options, Simulator, aws, gcp};
 
 fn main() -> ExitCode {
     let options = match std::env::args().nth(1).as_deref() {
         None => Options::default(),
         Some("--zero-latency") => Options::zero_latency(),
         Some("--ledger") => {
-            ledger();
+            ledger(aws::ledger());
+            ledger(gcp::ledger());
             return ExitCode::SUCCESS;
         }
+        Some("--gcp") => return google_cloud(),
         Some(_) => {
-            eprintln!("usage: textnlp-sim [--zero-latency | --ledger]");
+            eprintln!("usage: textnlp-sim [--zero-latency | --gcp | --ledger]");
             return ExitCode::from(2);
         }
     };
@@ -33,8 +36,19 @@ fn main() -> ExitCode {
     if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn ledger() {
-    let (behaviours, counts) = aws::ledger();
+/// Serves Google Cloud with all APIs enabled and no delays; the variables lead clients to it.
+fn google_cloud() -> ExitCode {
+    let cloud = gcp::GoogleCloud::start(gcp::Options::zero_latency().enabled());
+    let variables: serde_json::Map<_, _> =
+        cloud.variables().into_iter().map(|(name, value)| (name, value.into())).collect();
+    println!("{}", serde_json::json!({ "url": cloud.url(), "token": cloud.token(), "variables": variables }));
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let violations = cloud.take_violations();
+    violations.iter().for_each(|violation| eprintln!("{violation}"));
+    if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn ledger((behaviours, counts): (Vec<Behaviour>, HashMap<&'static str, usize>)) {
     for behaviour in behaviours {
         println!("{:<14} {:<24} {}", behaviour.source.kind(), behaviour.service, behaviour.what);
     }

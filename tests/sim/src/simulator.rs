@@ -1,26 +1,16 @@
 //! The HTTP server in front of a simulated cloud.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
 
 use crate::aws::model::lock;
-use crate::aws::protocol::{Reply, Request, http_date};
 use crate::clock::Random;
-use crate::fault_plan::{Disruption, FaultPlan};
+use crate::fault_plan::FaultPlan;
+use crate::server::{Protocols, Server};
 use crate::{Credential, Timing, World, aws};
 
-/// The most bytes of a request.
-const MAX_BODY: usize = 1 << 30;
 /// How many requests and violations are kept.
 const MAX_RECORDS: usize = 100_000;
 
@@ -80,24 +70,15 @@ pub struct Exchange {
     pub is_lost: bool,
 }
 
-pub(crate) struct Shared {
-    world: Mutex<World>,
+/// What happened to a simulated cloud, and the faults that are still to happen.
+#[derive(Default)]
+pub(crate) struct Log {
     pub(crate) faults: Mutex<FaultPlan>,
-    pub(crate) timing: Timing,
     exchanges: Mutex<VecDeque<Exchange>>,
     violations: Mutex<Vec<String>>,
-    ids: Random,
 }
 
-impl Shared {
-    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        lock(&self.world)
-    }
-
-    pub(crate) fn request_id(&self) -> String {
-        self.ids.uuid()
-    }
-
+impl Log {
     pub(crate) fn violation(&self, what: String) {
         let mut violations = lock(&self.violations);
         if violations.len() < MAX_RECORDS {
@@ -112,6 +93,54 @@ impl Shared {
         }
         exchanges.push_back(exchange);
     }
+
+    pub(crate) fn requests(&self) -> Vec<Exchange> {
+        lock(&self.exchanges).iter().cloned().collect()
+    }
+
+    pub(crate) fn violations(&self) -> Vec<String> {
+        lock(&self.violations).clone()
+    }
+
+    pub(crate) fn take_violations(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.violations))
+    }
+
+    /// Fails the test if the contract was broken, unless the test fails already.
+    pub(crate) fn assert_kept(&self) {
+        let violations = self.violations();
+        assert!(
+            std::thread::panicking() || violations.is_empty(),
+            "the contract was broken {} times:\n{}",
+            violations.len(),
+            violations.join("\n")
+        );
+    }
+}
+
+pub(crate) struct Shared {
+    world: Mutex<World>,
+    pub(crate) log: Log,
+    pub(crate) timing: Timing,
+    ids: Random,
+}
+
+impl Shared {
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        lock(&self.world)
+    }
+
+    pub(crate) fn request_id(&self) -> String {
+        self.ids.uuid()
+    }
+
+    pub(crate) fn violation(&self, what: String) {
+        self.log.violation(what);
+    }
+
+    pub(crate) fn record(&self, exchange: Exchange) {
+        self.log.record(exchange);
+    }
 }
 
 /// A simulated cloud that answers on the loopback interface until it is dropped.
@@ -119,10 +148,9 @@ impl Shared {
 /// Dropping it panics if a request or an answer broke the contract and [`Simulator::take_violations`] was not called: a
 /// test that uses it is a test of the contract too.
 pub struct Simulator {
-    address: SocketAddr,
     shared: Arc<Shared>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    server: Option<Server>,
+    url: String,
 }
 
 impl Simulator {
@@ -149,33 +177,19 @@ impl Simulator {
         world.credentials.insert(Self::ACCESS_KEY, operator);
         let shared = Arc::new(Shared {
             world: Mutex::new(world),
-            faults: Mutex::default(),
+            log: Log::default(),
             timing: options.timing,
-            exchanges: Mutex::default(),
-            violations: Mutex::default(),
             ids: Random::new(options.seed ^ 1),
         });
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind a port of the loopback interface");
-        listener.set_nonblocking(true).expect("make the listener non-blocking");
-        let address = listener.local_addr().expect("the listener's address");
-        let (stop, stopped) = oneshot::channel();
-        let of_thread = shared.clone();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-            runtime.expect("start a runtime").block_on(async move {
-                tokio::select! {
-                    () = serve(listener, of_thread) => {}
-                    _ = stopped => {}
-                }
-            });
-        });
-        Self { address, shared, stop: Some(stop), thread: Some(thread) }
+        let of_server = shared.clone();
+        let server = Server::start(Protocols::Http1, Arc::new(move |request| aws::answer(&of_server, request)));
+        Self { shared, url: server.url(), server: Some(server) }
     }
 
     /// The address of every service: the signature of a request names its service and region.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.url.clone()
     }
 
     /// What the cloud holds. Requests wait while it is locked.
@@ -191,115 +205,30 @@ impl Simulator {
     /// All requests so far, at most the last 100,000.
     #[must_use]
     pub fn requests(&self) -> Vec<Exchange> {
-        lock(&self.shared.exchanges).iter().cloned().collect()
+        self.shared.log.requests()
     }
 
     /// The faults to inject.
     pub fn faults(&self) -> MutexGuard<'_, FaultPlan> {
-        lock(&self.shared.faults)
+        lock(&self.shared.log.faults)
     }
 
     /// What broke the contract so far, in either direction.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
-        lock(&self.shared.violations).clone()
+        self.shared.log.violations()
     }
 
     /// The same, for tests that expect them: they no longer fail the test.
     #[must_use]
     pub fn take_violations(&self) -> Vec<String> {
-        std::mem::take(&mut *lock(&self.shared.violations))
+        self.shared.log.take_violations()
     }
 }
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of a handler is a failure of the test.
-            let ended = thread.join();
-            assert!(std::thread::panicking() || ended.is_ok(), "the simulator panicked");
-        }
-        let violations = self.violations();
-        assert!(
-            std::thread::panicking() || violations.is_empty(),
-            "the contract was broken {} times:\n{}",
-            violations.len(),
-            violations.join("\n")
-        );
+        drop(self.server.take());
+        self.shared.log.assert_kept();
     }
-}
-
-async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
-    let listener = TcpListener::from_std(listener).expect("register the listener");
-    loop {
-        // Out of descriptors, or a peer that left already.
-        let Ok((stream, _)) = listener.accept().await else { continue };
-        tokio::spawn(connection(stream, shared.clone()));
-    }
-}
-
-/// Why a connection ends without an answer.
-#[derive(Debug)]
-struct Dropped;
-
-impl std::fmt::Display for Dropped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an injected fault ends the connection")
-    }
-}
-
-impl std::error::Error for Dropped {}
-
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
-    let is_reset = Arc::new(Mutex::new(false));
-    let of_service = is_reset.clone();
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let (shared, is_reset) = (shared.clone(), of_service.clone());
-        Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let body = Limited::new(body, MAX_BODY).collect().await.map_err(|_| Dropped)?.to_bytes();
-            let raw_query = parts.uri.query().unwrap_or_default().to_owned();
-            let request = Request {
-                method: parts.method.to_string(),
-                path: parts.uri.path().to_owned(),
-                query: url::form_urlencoded::parse(raw_query.as_bytes()).into_owned().collect(),
-                raw_query,
-                headers: parts.headers,
-                body,
-            };
-            // Handlers are computation only, but the first use of a model reads and inflates it.
-            let answered = tokio::task::spawn_blocking(move || aws::answer(&shared, request)).await;
-            let (reply, disruption) = answered.map_err(|_| Dropped)?;
-            if let Some(Disruption::Delayed(by)) = disruption {
-                tokio::time::sleep(by).await;
-            }
-            *lock(&is_reset) = disruption == Some(Disruption::Reset);
-            reply.map(response).ok_or(Dropped)
-        })
-    });
-    let mut connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    let _ = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-    let stream = connection.into_parts().io.into_inner();
-    if *lock(&is_reset) {
-        // Closing then sends RST instead of FIN.
-        let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(std::time::Duration::ZERO));
-    }
-}
-
-fn response(reply: Reply) -> http::Response<Full<bytes::Bytes>> {
-    let mut response = http::Response::new(Full::new(reply.body));
-    *response.status_mut() =
-        http::StatusCode::from_u16(reply.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    for (name, value) in reply.headers {
-        let name = http::HeaderName::from_bytes(name.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, http::HeaderValue::from_str(&value)) {
-            response.headers_mut().insert(name, value);
-        }
-    }
-    // The real time: callers correct their clock by it.
-    if let Ok(date) = http::HeaderValue::from_str(&http_date(jiff::Timestamp::now())) {
-        response.headers_mut().insert(http::header::DATE, date);
-    }
-    response
 }

@@ -76,6 +76,14 @@ pub struct LogGroup {
     created: Timestamp,
 }
 
+impl LogGroup {
+    /// One that a service makes for its entries, without tags.
+    #[must_use]
+    pub fn by_service(created: Timestamp) -> Self {
+        Self { retention: None, key: None, created }
+    }
+}
+
 fn arn(call: &Call, name: &str) -> String {
     call.arn(&format!("log-group:{name}"))
 }
@@ -174,7 +182,9 @@ fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
 /// The ARN of an input, if it is one of a log group.
 fn tagged<'a>(world: &World, call: &'a Call) -> Result<&'a str, Fault> {
     let arn = call.text("resourceArn");
-    if world.tags.has(arn) { Ok(arn) } else { Err(no_group()) }
+    let name = arn.split_once(":log-group:").map_or("", |(_, name)| name);
+    let is_there = world.find::<Logs>(&call.scope()).is_some_and(|logs| logs.groups.contains_key(name));
+    if is_there { Ok(arn) } else { Err(no_group()) }
 }
 
 fn list_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {

@@ -252,7 +252,7 @@ impl Answer<'_> {
             };
             return Err(Fault::new(code, problems));
         }
-        *disruption = lock(&self.shared.faults).next(service.name, &operation.name, &exchange.region);
+        *disruption = lock(&self.shared.log.faults).next(service.name, &operation.name, &exchange.region);
         match disruption {
             Some(Disruption::Throttled) => return Err(throttled(model, service.name, protocol)),
             Some(Disruption::Internal) => return Err(internal(model, service.name, protocol, 500)),

@@ -179,7 +179,7 @@ assert code(rds.create_db_instance, **{**server, "DBInstanceIdentifier": "a--b"}
 assert rds.create_db_instance(**server)["DBInstance"]["DBInstanceStatus"] == "creating"
 assert code(rds.modify_db_instance, DBInstanceIdentifier="one", AllocatedStorage=40) == "InvalidDBInstanceState"
 rds.get_waiter("db_instance_available").wait(DBInstanceIdentifier="one", WaiterConfig=wait)
-rds.create_db_instance_read_replica(DBInstanceIdentifier="two", SourceDBInstanceIdentifier="one", DBInstanceClass="db.t4g.medium", DBSubnetGroupName="g")
+rds.create_db_instance_read_replica(DBInstanceIdentifier="two", SourceDBInstanceIdentifier="one", DBInstanceClass="db.t4g.medium")
 rds.get_waiter("db_instance_available").wait(DBInstanceIdentifier="two", WaiterConfig=wait)
 rds.promote_read_replica(DBInstanceIdentifier="two", BackupRetentionPeriod=1)
 one = lambda id: rds.describe_db_instances(DBInstanceIdentifier=id)["DBInstances"][0]

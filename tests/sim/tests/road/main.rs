@@ -1,10 +1,12 @@
-//! A site on a simulated AWS, as an operator meets it: the real program, real servers in the pods of a real control plane that stands in
-//! for EKS, and AWS's own signatures as the tokens of the cluster.
+//! A site on a simulated cloud, as an operator meets it: the real program, and real servers in the pods of a real control plane that
+//! stands in for EKS, with AWS's own signatures as tokens, or for GKE.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "../../../tests/cluster/operator.rs"]
 #[allow(dead_code)]
 mod operator;
+
+mod gcp;
 mod sagemaker;
 
 use std::collections::BTreeMap;
@@ -129,23 +131,33 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
         assert!(text.contains(action), "{action}: {policy:?}");
     }
 
-    let began = std::time::Instant::now();
-    let up = account.run(&["up", "--yes", "--no-gate", "-o", "json"], &[]).expect(0).json();
-    eprintln!("up: {:?} in {} s, {:?}", counts(&up), up["seconds"], began.elapsed());
+    whole_life(|args, more| account.run(args, more), || account.left());
     eprintln!("{:?}", account.requests());
-    let again = account.run(&["up", "--yes", "--no-gate", "-o", "json"], &[]).expect(0).json();
+}
+
+/// The same on every cloud: up, nothing to do, an answer, a change, and nothing left.
+fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<String>) {
+    let up = |more: &[&str]| run(&["up", "--yes", "--no-gate", "-o", "json"], more).expect(0).json();
+    let began = std::time::Instant::now();
+    let first = up(&[]);
+    eprintln!("up: {:?} in {} s, {:?}", counts(&first), first["seconds"], began.elapsed());
+    let again = up(&[]);
     assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
-    let status = account.run(&["status", "-o", "json"], &[]).expect(0).json();
+    let status = run(&["status", "-o", "json"], &[]).expect(0).json();
     let drift = status["drift"].as_array().map(Vec::len);
     assert_eq!((status["ready"].as_bool(), drift), (Some(true), Some(0)), "{status:#}");
-    let text = account.run(&["generate", "Once upon a time"], &[]);
+    let text = run(&["generate", "Once upon a time"], &[]);
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
-    let key = account.run(&["key", "create", "somebody", "-o", "json"], &[]).expect(0).json();
+    let key = run(&["key", "create", "a notebook", "-o", "json"], &[]).expect(0).json();
     assert!(key["public_id"].is_string(), "a job runs in the cluster: {key}");
 
-    let down: Value = account.run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();
+    let changed = up(&["tags.team=texts"]);
+    let [created, updated, replaced, deleted] = counts(&changed)[..4] else { unreachable!() };
+    assert!(updated > 0 && [created, replaced, deleted] == [0, 0, 0], "tags are changed in place: {changed:#}");
+
+    let down: Value = run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();
     eprintln!("down: {}", down["plan"]);
-    assert_eq!(account.left(), Vec::<String>::new());
+    assert_eq!(left(), Vec::<String>::new());
 }
 
 /// The port that the plan gives a database.

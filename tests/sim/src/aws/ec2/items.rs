@@ -49,6 +49,8 @@ pub struct Item {
 #[derive(Debug, Default)]
 pub struct Ec2 {
     items: BTreeMap<String, Item>,
+    /// Addresses whose NAT gateway ended, and until when they are not released.
+    pub(super) held: BTreeMap<String, Timestamp>,
 }
 
 impl Ec2 {

@@ -172,6 +172,10 @@ const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://docs.aws.amazon.com/vpc/latest/userguide/delete-igw.html"),
     ),
     row(
+        "for some seconds after its NAT gateway ended, the release of an address is AuthFailure",
+        Source::Report("hashicorp/terraform-provider-aws#13763"),
+    ),
+    row(
         "a NAT gateway without internet gateway, or with an address in use, becomes failed with its code",
         Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_NatGateway.html"),
     ),

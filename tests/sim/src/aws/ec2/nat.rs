@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::items::{self, Collection, Ec2, answered, below, find, insert, mismatch, new_tags, state};
 use super::{interfaces, network};
-use crate::{Call, Fault, Quota, Stages, World, timestamp};
+use crate::{Call, Fault, Quota, Stages, World, later, timestamp};
 
 /// Elastic IP addresses.
 pub const ADDRESS: Collection = Collection {
@@ -69,6 +69,9 @@ pub(super) fn release(world: &mut World, call: &Call) -> Result<Value, Fault> {
     if address.value["AssociationId"].is_string() {
         let message = format!("Address {} is in use.", address.value["PublicIp"].as_str().unwrap_or_default());
         return Err(Fault::new("InvalidIPAddress.InUse", message));
+    }
+    if state(world, call).held.get(id).is_some_and(|until| *until > call.now) {
+        return Err(Fault::new("AuthFailure", "You do not have permission to access the specified resource."));
     }
     items::remove(world, &call.scope(), id);
     Ok(json!({}))
@@ -184,7 +187,9 @@ pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let stages = call.stages("deleting", &[(Duration::from_secs(60), "deleted")]);
     state(world, call).set_state(&id, stages);
     let (scope, gone) = (call.scope(), id.clone());
+    let held = call.timing.consistency;
     world.defer(call.due(Duration::from_secs(60)), move |world| {
+        let until = later(world.now(), held);
         let one = gateway.value["NatGatewayAddresses"][0].clone();
         let text = |member: &str| one[member].as_str().unwrap_or_default().to_owned();
         items::remove(world, &scope, &text("NetworkInterfaceId"));
@@ -195,6 +200,7 @@ pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
             for member in ["AssociationId", "NetworkInterfaceId", "NetworkInterfaceOwnerId"] {
                 value.as_object_mut().into_iter().for_each(|members| drop(members.remove(member)));
             }
+            world.state::<Ec2>(&scope).held.insert(text("AllocationId"), until);
         }
         world.uses.forget(&id);
     });

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::aws::ec2::interfaces::{New, attach, detach};
 use crate::aws::ec2::{GROUP, place};
+use crate::aws::logs::{LogGroup, Logs};
 use crate::{Call, Fault, Stages, World, timestamp};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -403,6 +404,14 @@ pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
     cluster.state = Stages::settled("DELETING");
     let arn = cluster.arn.clone();
     let scope = call.scope();
+    if !cluster.logs.is_empty() {
+        let (scope, group) = (scope.clone(), format!("/aws/eks/{name}/cluster"));
+        // Its last entries are late.
+        world.defer(call.due(takes + MINUTE), move |world| {
+            let created = world.now();
+            world.state::<Logs>(&scope).groups.entry(group).or_insert_with(|| LogGroup::by_service(created));
+        });
+    }
     world.defer(call.due(takes), move |world| {
         if let Some(gone) = world.state::<Eks>(&scope).clusters.remove(&cluster_name(&arn)) {
             let addons = gone.addons.values().map(|addon| addon.arn.clone());

@@ -80,6 +80,11 @@ const fn assumed(what: &'static str) -> Behaviour {
 }
 
 const LEDGER: &[Behaviour] = &[
+    Behaviour {
+        service: "eks",
+        what: "the log group of a cluster that wrote logs until its end is there again a minute later, without tags",
+        source: Source::Report("terraform-aws-modules/terraform-aws-eks#2763"),
+    },
     documented(
         "a cluster is CREATING for about ten minutes and has no endpoint meanwhile",
         "https://docs.aws.amazon.com/eks/latest/userguide/create-cluster.html",

@@ -157,9 +157,18 @@ pub(super) fn describe_parameter_groups(world: &mut World, call: &Call) -> Resul
 const PARAMETERS: &[(&str, bool)] = &[
     ("log_min_duration_statement", false),
     ("max_connections", true),
-    ("rds.force_ssl", false),
+    (FORCE_SSL, false),
     ("shared_preload_libraries", true),
 ];
+
+const FORCE_SSL: &str = "rds.force_ssl";
+
+/// The default of a parameter in a family. TLS is required from PostgreSQL 15 on:
+/// <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/PostgreSQL.Concepts.General.SSL.html>.
+fn default_of(family: &str, name: &str) -> Option<&'static str> {
+    let version: u32 = family.trim_start_matches("postgres").parse().unwrap_or_default();
+    (name == FORCE_SSL).then_some(if version >= 15 { "1" } else { "0" })
+}
 
 fn is_static(name: &str) -> Result<bool, Fault> {
     let known = PARAMETERS.iter().find(|(known, _)| *known == name).map(|(_, is_static)| *is_static);
@@ -172,14 +181,28 @@ pub(super) fn describe_parameters(world: &mut World, call: &Call) -> Result<Valu
     let of = |name: &str, value: Option<&(String, String)>| {
         let kind = if is_static(name).unwrap_or_default() { "static" } else { "dynamic" };
         let mut one = json!({ "ParameterName": name, "ApplyType": kind, "IsModifiable": true });
+        let default = default_of(&group.family, name);
+        // A value that is the default does not count as set, whoever set it.
+        let value = value.filter(|(value, _)| Some(value.as_str()) != default);
         one["Source"] = if value.is_some() { "user" } else { "engine-default" }.into();
         one["ApplyMethod"] = value.map_or("pending-reboot", |(_, method)| method.as_str()).into();
-        if let Some((value, _)) = value {
-            one["ParameterValue"] = value.as_str().into();
+        if let Some(value) = value.map(|(value, _)| value.as_str()).or(default) {
+            one["ParameterValue"] = value.into();
         }
         one
     };
-    let all = PARAMETERS.iter().map(|(name, _)| of(name, group.changed.get(*name)));
+    let names: Vec<&str> = call
+        .list("Filters")
+        .iter()
+        .filter_map(|one| one["Values"].as_array())
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    if let Some(other) = call.list("Filters").iter().find(|one| one["Name"] != "parameter-name") {
+        return Err(invalid(format!("Unrecognized filter name: {}", other["Name"])));
+    }
+    let all = PARAMETERS.iter().filter(|(name, _)| names.is_empty() || names.contains(name));
+    let all = all.map(|(name, _)| of(name, group.changed.get(*name)));
     let all = all.filter(|one| call.str("Source").is_none_or(|source| one["Source"] == source)).collect();
     call.page("Parameters", all, invalid("Invalid marker"))
 }

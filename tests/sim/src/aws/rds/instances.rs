@@ -118,7 +118,7 @@ fn admit(world: &mut World, call: &Call, name: &str, class: &str) -> Result<(), 
     if call.int("BackupRetentionPeriod").is_some_and(|days| !(0..=35).contains(&days)) {
         return Err(invalid("Invalid backup retention period: it must be between 0 and 35."));
     }
-    let subnet_group = call.str("DBSubnetGroupName").unwrap_or_default().to_lowercase();
+    let subnet_group = subnet_group(world, call);
     if groups::subnets(world, call, &subnet_group).is_none() {
         return Err(groups::no_subnet_group(&subnet_group));
     }
@@ -140,6 +140,16 @@ fn admit(world: &mut World, call: &Call, name: &str, class: &str) -> Result<(), 
 }
 
 /// Adds a server with what the input says, over what `at_first` says.
+/// The subnet group of a new server: a replica in the region of its source has that of the source.
+fn subnet_group(world: &mut World, call: &Call) -> String {
+    if let Some(named) = call.str("DBSubnetGroupName") {
+        return named.to_lowercase();
+    }
+    let source = call.str("SourceDBInstanceIdentifier").unwrap_or_default().to_lowercase();
+    let source = world.state::<Rds>(&call.scope()).instances.get(&source);
+    source.map(|source| source.subnet_group.clone()).unwrap_or_default()
+}
+
 fn insert(
     world: &mut World,
     call: &Call,
@@ -148,7 +158,7 @@ fn insert(
     stages: &[(Duration, &'static str)],
 ) -> Value {
     let name = call.text("DBInstanceIdentifier").to_lowercase();
-    let subnet_group = call.str("DBSubnetGroupName").unwrap_or_default().to_lowercase();
+    let subnet_group = subnet_group(world, call);
     let mut shown = json!({
         "DBInstanceIdentifier": name,
         "DBInstanceArn": arn(call, &name),
@@ -301,6 +311,10 @@ pub(super) fn create_replica(world: &mut World, call: &Call) -> Result<Value, Fa
         ));
     }
     let is_far = scope != call.scope();
+    if !asked.starts_with("arn:") && call.str("DBSubnetGroupName").is_some() {
+        let message = "DBSubnetGroupName should not be specified for read replicas that are created in the same region as the master";
+        return Err(Fault::new("DBSubnetGroupNotAllowedFault", message));
+    }
     let key = call.str("KmsKeyId").map(|id| check_key(world, call, id)).transpose()?;
     if is_far && shown["StorageEncrypted"] == true && key.is_none() {
         return Err(combination("KmsKeyId is required to create an encrypted read replica in another region"));

@@ -120,6 +120,16 @@ const LEDGER: &[Behaviour] = &[
         ),
     },
     Behaviour { service: "rds", what: "which parameters exist: those that tests set", source: Source::Assumed },
+    Behaviour {
+        service: "rds",
+        what: "a parameter that is set to its default keeps the source engine-default and the method pending-reboot",
+        source: Source::Report("hashicorp/terraform-provider-aws#3182"),
+    },
+    Behaviour {
+        service: "rds",
+        what: "a replica in the region of its source, which is given by name, takes no subnet group",
+        source: Source::Report("hashicorp/terraform-provider-aws#40426"),
+    },
 ];
 
 /// A server of a test: it is given the password of the master user and the name of the database, and gives its host and port.

@@ -1,0 +1,385 @@
+//! Google Cloud.
+//!
+//! All services answer on one port; the first part of a path names the service, as clients are told by endpoint
+//! overrides. Cloud Storage answers gRPC on a second port.
+
+pub mod cloud;
+mod compute;
+mod container;
+pub mod document;
+mod errors;
+mod google_cloud;
+mod iam;
+mod kinds;
+mod kms;
+mod networking;
+pub mod problem;
+mod registry;
+mod services;
+mod sql;
+mod storage;
+mod tokens;
+mod wire;
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use crate::{Behaviour, Source};
+pub use cloud::{Cloud, Conduct, Object, Operation, Project};
+use document::Document;
+pub use google_cloud::{GoogleCloud, Options};
+use problem::Problem;
+
+/// A service.
+#[derive(Debug)]
+pub struct Service {
+    /// Its name in paths and in variables of endpoint overrides.
+    pub name: &'static str,
+    /// The API that a project enables for it.
+    pub api: &'static str,
+    /// The title in messages.
+    pub title: &'static str,
+    /// Its discovery documents, and what their paths start with.
+    pub documents: &'static [(&'static str, &'static str)],
+    /// Whether its errors have no status.
+    pub is_older: bool,
+}
+
+/// The services that are simulated.
+pub const SERVICES: &[Service] = &[
+    Service {
+        name: "artifactregistry",
+        api: "artifactregistry.googleapis.com",
+        title: "Artifact Registry API",
+        documents: &[("artifactregistry.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "cloudbilling",
+        api: "cloudbilling.googleapis.com",
+        title: "Cloud Billing API",
+        documents: &[("cloudbilling.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "cloudkms",
+        api: "cloudkms.googleapis.com",
+        title: "Cloud Key Management Service (KMS) API",
+        documents: &[("cloudkms.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "cloudresourcemanager",
+        api: "cloudresourcemanager.googleapis.com",
+        title: "Cloud Resource Manager API",
+        documents: &[("cloudresourcemanager.v1", "v1/"), ("cloudresourcemanager.v3", "v3/")],
+        is_older: false,
+    },
+    Service {
+        name: "compute",
+        api: "compute.googleapis.com",
+        title: "Compute Engine API",
+        documents: &[("compute.v1", "compute/v1/")],
+        is_older: true,
+    },
+    Service {
+        name: "container",
+        api: "container.googleapis.com",
+        title: "Kubernetes Engine API",
+        documents: &[("container.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "iam",
+        api: "iam.googleapis.com",
+        title: "Identity and Access Management (IAM) API",
+        documents: &[("iam.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "iamcredentials",
+        api: "iamcredentials.googleapis.com",
+        title: "IAM Service Account Credentials API",
+        documents: &[("iamcredentials.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "servicenetworking",
+        api: "servicenetworking.googleapis.com",
+        title: "Service Networking API",
+        documents: &[("servicenetworking.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "serviceusage",
+        api: "serviceusage.googleapis.com",
+        title: "Service Usage API",
+        documents: &[("serviceusage.v1", "v1/"), ("serviceusage.v1beta1", "v1beta1/")],
+        is_older: false,
+    },
+    Service {
+        name: "sql",
+        api: "sqladmin.googleapis.com",
+        title: "Cloud SQL Admin API",
+        documents: &[("sqladmin.v1", "v1/"), ("sqladmin.v1beta4", "sql/v1beta4/")],
+        is_older: true,
+    },
+    Service {
+        name: "storage",
+        api: "storage.googleapis.com",
+        title: "Cloud Storage JSON API",
+        documents: &[("storage.v1", "storage/v1/")],
+        is_older: true,
+    },
+];
+
+/// Answers a method: it changes the cloud and gives the answer, or refuses.
+type Handler = fn(&mut Cloud, &Call<'_>) -> Result<Value, Problem>;
+
+/// A request, checked by the document.
+#[derive(Clone)]
+struct Call<'a> {
+    service: &'static Service,
+    /// The id of the method.
+    id: &'a str,
+    /// The path without version and custom verb: the name of the object or collection, with the project's id.
+    name: String,
+    project: String,
+    query: Vec<(String, String)>,
+    body: Value,
+    /// The e-mail address of the caller.
+    user: String,
+    /// Whether it came by version 3 of Resource Manager.
+    is_v3: bool,
+    /// The most items of a page.
+    page: usize,
+}
+
+impl Call<'_> {
+    fn parameter(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(one, _)| one == name).map(|(_, value)| value.as_str())
+    }
+
+    fn key(&self) -> String {
+        format!("{}/{}", self.service.name, self.name)
+    }
+
+    /// The name without its last part.
+    fn parent(&self) -> &str {
+        self.name.rsplit_once('/').map_or("", |(parent, _)| parent)
+    }
+
+    fn parent_key(&self) -> String {
+        format!("{}/{}", self.service.name, self.parent())
+    }
+}
+
+/// What all services share, and where it is known from.
+const SHARED: &[Behaviour] = &[
+    rule(
+        "requests and answers have the parameters, members, types and values of the discovery documents",
+        Source::Model,
+    ),
+    rule(
+        "a member or parameter that the document does not have is 400 INVALID_ARGUMENT",
+        Source::Documentation("https://cloud.google.com/apis/design/errors#handling_errors"),
+    ),
+    rule(
+        "errors have code, message, status and details; Compute Engine, Cloud SQL and Storage have errors with \
+            reasons and no status",
+        Source::Documentation("https://cloud.google.com/storage/docs/json_api/v1/status-codes"),
+    ),
+    rule(
+        "a call without a token, or with one that is unknown or ended, is 401 UNAUTHENTICATED",
+        Source::Documentation("https://cloud.google.com/docs/authentication/troubleshoot-adc"),
+    ),
+    rule(
+        "a refused permission is 403 with ErrorInfo IAM_PERMISSION_DENIED; Compute Engine names the permission only",
+        Source::Documentation("https://cloud.google.com/iam/docs/permission-error-messages"),
+    ),
+    rule(
+        "too many requests are 429 RESOURCE_EXHAUSTED with ErrorInfo RATE_LIMIT_EXCEEDED outside of Compute Engine",
+        Source::Report("hashicorp/terraform-provider-google#3782"),
+    ),
+    rule(
+        "an API that is not enabled is 403 accessNotConfigured with ErrorInfo SERVICE_DISABLED",
+        Source::Report("hashicorp/terraform-provider-google#2129"),
+    ),
+    rule(
+        "a refresh token that is unknown is invalid_grant",
+        Source::Documentation("https://developers.google.com/identity/protocols/oauth2/web-server#offline"),
+    ),
+    rule(
+        "an assertion names an account and ends within an hour",
+        Source::Documentation(
+            "https://developers.google.com/identity/protocols/oauth2/service-account#authorizingrequests",
+        ),
+    ),
+    rule(
+        "tokens end after an hour",
+        Source::Documentation("https://cloud.google.com/docs/authentication/token-types#access-tokens"),
+    ),
+    rule(
+        "a permission's name follows from the method's id: insert is create, patch is update, aggregatedList is list",
+        Source::Assumed,
+    ),
+    rule(
+        "a service account may do everything in a project as soon as any role is granted to it there",
+        Source::Assumed,
+    ),
+];
+
+const fn rule(what: &'static str, source: Source) -> Behaviour {
+    Behaviour { service: "*", what, source }
+}
+
+/// The sources of all behaviours, with how many each has.
+#[must_use]
+pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
+    let tables = [
+        SHARED,
+        compute::LEDGER,
+        container::LEDGER,
+        sql::LEDGER,
+        networking::LEDGER,
+        services::LEDGER,
+        iam::LEDGER,
+        registry::LEDGER,
+        kms::LEDGER,
+        storage::LEDGER,
+    ];
+    let behaviours: Vec<Behaviour> = tables.into_iter().flatten().copied().collect();
+    let mut counts = HashMap::new();
+    for behaviour in &behaviours {
+        *counts.entry(behaviour.source.kind()).or_default() += 1;
+    }
+    (behaviours, counts)
+}
+
+/// The messages of Cloud Storage that are simulated: the numbers of their fields.
+#[must_use]
+pub fn storage_messages() -> Value {
+    storage::messages()
+}
+
+/// The ids of all methods that are simulated, each with its service.
+#[must_use]
+pub fn methods() -> Vec<(&'static str, String)> {
+    let of = |id: &str| id.split('.').next().unwrap_or_default().to_owned();
+    let named = handlers().map(|(id, _)| (*id).to_owned());
+    let usual = kinds::all().flat_map(|kind| kind.verbs.iter().map(|verb| format!("{}.{verb}", kind.methods)));
+    let all = named.chain(usual).filter_map(|id| {
+        let service = SERVICES.iter().find(|service| service.name == of(&id))?;
+        Some((service.name, id))
+    });
+    all.collect()
+}
+
+fn handlers() -> impl Iterator<Item = &'static (&'static str, Handler)> {
+    [
+        compute::HANDLERS,
+        container::HANDLERS,
+        sql::HANDLERS,
+        networking::HANDLERS,
+        services::HANDLERS,
+        iam::HANDLERS,
+        registry::HANDLERS,
+        kms::HANDLERS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// Answers a call of a simulated method.
+fn dispatch(cloud: &mut Cloud, call: &Call<'_>) -> Option<Result<Value, Problem>> {
+    if let Some((_, handler)) = handlers().find(|(id, _)| *id == call.id) {
+        return Some(handler(cloud, call));
+    }
+    let (kind, verb) = kinds::of_method(call.id)?;
+    Some(kinds::answer(cloud, call, kind, verb))
+}
+
+/// The permission that a method needs, if it needs one.
+///
+/// <https://cloud.google.com/iam/docs/permissions-reference>
+fn permission(id: &str) -> Option<String> {
+    let parts: Vec<&str> = id.split('.').collect();
+    let (service, resource, verb) = match parts[..] {
+        [service, .., resource, verb] => (service, resource, verb),
+        _ => return None,
+    };
+    if resource.to_lowercase().ends_with("operations") || ["testIamPermissions", "generateAccessToken"].contains(&verb)
+    {
+        return None;
+    }
+    let verb = match verb {
+        "insert" => "create",
+        "patch" => "update",
+        "aggregatedList" => "list",
+        "batchEnable" => "enable",
+        "batchGet" => "get",
+        "deleteConnection" => "deleteConnection",
+        verb => verb,
+    };
+    Some(match (service, resource) {
+        ("container", "nodePools") => match verb {
+            "get" | "list" => "container.clusters.get".to_owned(),
+            _ => "container.clusters.update".to_owned(),
+        },
+        ("container", "clusters") if !["create", "get", "list", "delete"].contains(&verb) => {
+            "container.clusters.update".to_owned()
+        }
+        ("container", "locations") => "container.clusters.list".to_owned(),
+        ("servicenetworking", _) => match verb {
+            "list" => "servicenetworking.services.get".to_owned(),
+            "deleteConnection" => "servicenetworking.services.deleteConnection".to_owned(),
+            _ => "servicenetworking.services.addPeering".to_owned(),
+        },
+        ("sql", resource) => format!("cloudsql.{resource}.{verb}"),
+        ("cloudresourcemanager", resource) => format!("resourcemanager.{resource}.{verb}"),
+        ("cloudbilling", _) => "resourcemanager.projects.get".to_owned(),
+        (service, resource) => format!("{service}.{resource}.{verb}"),
+    })
+}
+
+/// Whether a caller has a permission in a project.
+fn may(cloud: &Cloud, user: &str, project: &str, permission: &str) -> bool {
+    if user == cloud.operator {
+        // An owner makes no tokens of accounts.
+        return !cloud.denied.contains(permission) && permission != "iam.serviceAccounts.getAccessToken";
+    }
+    let key = format!("cloudresourcemanager/projects/{project}");
+    iam::grants(cloud, &key, "", &member(user)) && !cloud.denied.contains(permission)
+}
+
+/// The member of policies that an e-mail address means.
+fn member(user: &str) -> String {
+    match user.ends_with(".gserviceaccount.com") {
+        true => format!("serviceAccount:{user}"),
+        false => format!("user:{user}"),
+    }
+}
+
+/// The name in an address of Compute Engine.
+fn name_of(link: &Value) -> String {
+    let link = link.as_str().unwrap_or_default();
+    link.find("projects/").map_or("", |start| &link[start..]).to_owned()
+}
+
+/// The document and the method of a path, and what the path starts with.
+fn route<'p>(
+    service: &Service,
+    http: &str,
+    path: &'p str,
+) -> Result<Option<(&'static Document, &'static document::Method, &'p str, &'static str)>, String> {
+    for &(name, prefix) in service.documents {
+        if path.starts_with(prefix) {
+            let document = Document::of(name)?;
+            if let Some((method, plain)) = document.route(http, path) {
+                return Ok(Some((document, method, plain, prefix)));
+            }
+        }
+    }
+    Ok(None)
+}

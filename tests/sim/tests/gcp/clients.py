@@ -1,0 +1,194 @@
+"""Google's Python client against the simulated cloud: each kind is created, read, listed and deleted."""
+
+import os
+
+import googleapiclient.discovery
+import googleapiclient.errors
+import google.oauth2.credentials
+
+PROJECT = os.environ["GOOGLE_CLOUD_PROJECT"]
+REGION = "europe-west4"
+PLACE = f"projects/{PROJECT}/locations/{REGION}"
+NETWORK = f"projects/{PROJECT}/global/networks/n"
+# The library asks Google for tokens of credential files whatever their `token_uri` says.
+CREDENTIALS = google.oauth2.credentials.Credentials(token=os.environ["TOKEN"])
+
+
+def service(name, version, override):
+    # The documents' own paths follow the root of the address.
+    address = os.environ["CLOUDSDK_API_ENDPOINT_OVERRIDES_" + override]
+    options = {"api_endpoint": address}
+    return googleapiclient.discovery.build(
+        name, version, credentials=CREDENTIALS, client_options=options, static_discovery=True, cache_discovery=False)
+
+
+compute = service("compute", "v1", "COMPUTE")
+container = service("container", "v1", "CONTAINER")
+sql = service("sqladmin", "v1", "SQL")
+iam = service("iam", "v1", "IAM")
+manager = service("cloudresourcemanager", "v1", "CLOUDRESOURCEMANAGER")
+usage = service("serviceusage", "v1", "SERVICEUSAGE")
+networking = service("servicenetworking", "v1", "SERVICENETWORKING")
+registry = service("artifactregistry", "v1", "ARTIFACTREGISTRY")
+kms = service("cloudkms", "v1", "CLOUDKMS")
+billing = service("cloudbilling", "v1", "CLOUDBILLING")
+
+
+def retried(request):
+    """Runs a request again while the cloud is not ready for it."""
+    for _ in range(400):
+        try:
+            return request.execute()
+        except googleapiclient.errors.HttpError as error:
+            text = error.content.decode()
+            known = ("resourceNotReady", "operationInProgress", "failedPrecondition", "IAM_PERMISSION_DENIED", "NOT_FOUND",
+                     "peering operation in progress", "does not exist")
+            if not any(one in text for one in known):
+                raise
+    raise AssertionError("never ready")
+
+
+def computed(operation):
+    name, zone, region = operation["name"], operation.get("zone"), operation.get("region")
+    for _ in range(400):
+        if zone:
+            read = compute.zoneOperations().get(project=PROJECT, zone=zone.split("/")[-1], operation=name).execute()
+        elif region:
+            read = compute.regionOperations().get(project=PROJECT, region=region.split("/")[-1], operation=name).execute()
+        else:
+            read = compute.globalOperations().get(project=PROJECT, operation=name).execute()
+        if read["status"] == "DONE":
+            assert "error" not in read, read
+            return
+    raise AssertionError("never done")
+
+
+def contained(operation):
+    name = f"{PLACE}/operations/{operation['name']}"
+    for _ in range(400):
+        read = container.projects().locations().operations().get(name=name).execute()
+        if read["status"] == "DONE":
+            assert "error" not in read, read
+            return
+    raise AssertionError("never done")
+
+
+def stored(operation):
+    for _ in range(400):
+        read = sql.operations().get(project=PROJECT, operation=operation["name"]).execute()
+        if read["status"] == "DONE":
+            assert "error" not in read, read
+            return
+    raise AssertionError("never done")
+
+
+def long(get, operation):
+    for _ in range(400):
+        read = get(name=operation["name"]).execute()
+        if read.get("done"):
+            assert "error" not in read, read
+            return read["response"]
+    raise AssertionError("never done")
+
+
+def missing(request):
+    try:
+        request.execute()
+    except googleapiclient.errors.HttpError as error:
+        assert error.resp.status in (403, 404), error
+        return
+    raise AssertionError("it is still there")
+
+
+# The project, its APIs and its billing account.
+assert manager.projects().get(projectId=PROJECT).execute()["lifecycleState"] == "ACTIVE"
+assert billing.projects().getBillingInfo(name=f"projects/{PROJECT}").execute()["billingEnabled"]
+batch = {"serviceIds": ["secretmanager.googleapis.com"]}
+long(usage.operations().get, usage.services().batchEnable(parent=f"projects/{PROJECT}", body=batch).execute())
+names = [one["config"]["name"] for one in usage.services().list(parent=f"projects/{PROJECT}", filter="state:ENABLED").execute()["services"]]
+assert "secretmanager.googleapis.com" in names, names
+
+# The network.
+computed(compute.networks().insert(project=PROJECT, body={"name": "n", "autoCreateSubnetworks": False}).execute())
+assert [one["name"] for one in compute.networks().list(project=PROJECT).execute()["items"]] == ["n"]
+subnet = {"name": "n", "network": NETWORK, "ipCidrRange": "10.0.0.0/20", "secondaryIpRanges": [
+    {"rangeName": "pods", "ipCidrRange": "10.16.0.0/14"}, {"rangeName": "services", "ipCidrRange": "10.1.0.0/20"}]}
+computed(retried(compute.subnetworks().insert(project=PROJECT, region=REGION, body=subnet)))
+read = compute.subnetworks().get(project=PROJECT, region=REGION, subnetwork="n").execute()
+patch = {"privateIpGoogleAccess": True, "fingerprint": read["fingerprint"]}
+computed(compute.subnetworks().patch(project=PROJECT, region=REGION, subnetwork="n", body=patch).execute())
+nat = {"name": "nat", "natIpAllocateOption": "AUTO_ONLY", "sourceSubnetworkIpRangesToNat": "ALL_SUBNETWORKS_ALL_IP_RANGES"}
+router = {"name": "r", "network": NETWORK, "nats": [nat]}
+computed(retried(compute.routers().insert(project=PROJECT, region=REGION, body=router)))
+assert compute.routers().get(project=PROJECT, region=REGION, router="r").execute()["nats"][0]["udpIdleTimeoutSec"] == 30
+firewall = {"name": "f", "network": NETWORK, "allowed": [{"IPProtocol": "tcp", "ports": ["443"]}], "sourceRanges": ["10.0.0.0/8"]}
+computed(retried(compute.firewalls().insert(project=PROJECT, body=firewall)))
+address = {"name": "a", "purpose": "VPC_PEERING", "addressType": "INTERNAL", "prefixLength": 20, "network": NETWORK}
+computed(retried(compute.globalAddresses().insert(project=PROJECT, body=address)))
+quotas = compute.regions().get(project=PROJECT, region=REGION).execute()["quotas"]
+assert any(one["metric"] == "NVIDIA_T4_GPUS" for one in quotas), quotas
+assert len(compute.zones().list(project=PROJECT).execute()["items"]) > 20
+assert compute.acceleratorTypes().list(project=PROJECT, zone=REGION + "-a").execute()["items"]
+
+# A service account and its grant.
+account = iam.projects().serviceAccounts().create(name=f"projects/{PROJECT}", body={"accountId": "nodes-account"}).execute()
+retried(iam.projects().serviceAccounts().get(name=account["name"]))
+
+
+def grant():
+    policy = manager.projects().getIamPolicy(resource=PROJECT, body={"options": {"requestedPolicyVersion": 3}}).execute()
+    policy["bindings"].append({"role": "roles/container.nodeServiceAccount", "members": ["serviceAccount:" + account["email"]]})
+    return manager.projects().setIamPolicy(resource=PROJECT, body={"policy": policy})
+
+
+retried(grant())
+
+# The registry and the keys.
+repositories = registry.projects().locations().repositories()
+long(registry.projects().locations().operations().get, repositories.create(parent=PLACE, repositoryId="images", body={"format": "DOCKER"}).execute())
+assert repositories.list(parent=PLACE).execute()["repositories"][0]["format"] == "DOCKER"
+rings = kms.projects().locations().keyRings()
+ring = rings.create(parent=PLACE, keyRingId="ring", body={}).execute()
+key = rings.cryptoKeys().create(parent=ring["name"], cryptoKeyId="key", body={"purpose": "ENCRYPT_DECRYPT"}).execute()
+assert rings.cryptoKeys().get(name=key["name"]).execute()["primary"]["state"] == "ENABLED"
+
+# The database.
+parent = "services/servicenetworking.googleapis.com"
+connection = {"network": NETWORK, "reservedPeeringRanges": ["a"]}
+long(networking.operations().get, retried(networking.services().connections().create(parent=parent, body=connection)))
+instance = {"name": "i", "databaseVersion": "POSTGRES_17", "region": REGION, "settings": {
+    "tier": "db-custom-2-7680", "edition": "ENTERPRISE", "ipConfiguration": {"ipv4Enabled": False, "privateNetwork": NETWORK}}}
+stored(sql.instances().insert(project=PROJECT, body=instance).execute())
+stored(retried(sql.databases().insert(project=PROJECT, instance="i", body={"name": "d"})))
+stored(retried(sql.users().insert(project=PROJECT, instance="i", body={"name": "u", "password": "p"})))
+assert len(sql.databases().list(project=PROJECT, instance="i").execute()["items"]) == 2
+assert sql.instances().get(project=PROJECT, instance="i").execute()["ipAddresses"][0]["type"] == "PRIVATE"
+
+# The cluster.
+clusters = container.projects().locations().clusters()
+cluster = {"name": "c", "network": NETWORK, "subnetwork": f"projects/{PROJECT}/regions/{REGION}/subnetworks/n",
+           "ipAllocationPolicy": {"clusterSecondaryRangeName": "pods", "servicesSecondaryRangeName": "services"},
+           "workloadIdentityConfig": {"workloadPool": PROJECT + ".svc.id.goog"}, "nodePools": [
+               {"name": "cpu", "initialNodeCount": 1, "config": {"machineType": "e2-standard-4", "serviceAccount": account["email"]}}]}
+contained(retried(clusters.create(parent=PLACE, body={"cluster": cluster})))
+pool = {"name": "more", "initialNodeCount": 1, "config": {"machineType": "e2-standard-2"}, "locations": [REGION + "-a"]}
+contained(retried(clusters.nodePools().create(parent=f"{PLACE}/clusters/c", body={"nodePool": pool})))
+assert [one["name"] for one in clusters.nodePools().list(parent=f"{PLACE}/clusters/c").execute()["nodePools"]] == ["cpu", "more"]
+assert clusters.list(parent=f"projects/{PROJECT}/locations/-").execute()["clusters"][0]["endpoint"]
+
+# And back to nothing.
+contained(retried(clusters.nodePools().delete(name=f"{PLACE}/clusters/c/nodePools/more")))
+contained(retried(clusters.delete(name=f"{PLACE}/clusters/c")))
+stored(retried(sql.instances().delete(project=PROJECT, instance="i")))
+delete = {"consumerNetwork": NETWORK}
+name = parent + "/connections/servicenetworking-googleapis-com"
+long(networking.operations().get, retried(networking.services().connections().deleteConnection(name=name, body=delete)))
+long(registry.projects().locations().operations().get, repositories.delete(name=f"{PLACE}/repositories/images").execute())
+iam.projects().serviceAccounts().delete(name=account["name"]).execute()
+missing(iam.projects().serviceAccounts().get(name=account["name"]))
+computed(compute.globalAddresses().delete(project=PROJECT, address="a").execute())
+computed(compute.firewalls().delete(project=PROJECT, firewall="f").execute())
+computed(compute.routers().delete(project=PROJECT, region=REGION, router="r").execute())
+computed(compute.subnetworks().delete(project=PROJECT, region=REGION, subnetwork="n").execute())
+computed(compute.networks().delete(project=PROJECT, network="n").execute())
+missing(compute.networks().get(project=PROJECT, network="n"))

@@ -1,0 +1,48 @@
+//! The table of behaviours and their sources.
+
+use std::collections::BTreeSet;
+
+use textnlp_sim::{Source, gcp};
+
+/// How many behaviours may be only assumed.
+const ASSUMED: usize = 4;
+
+#[test]
+fn every_behaviour_has_a_source_that_can_be_read() {
+    let (behaviours, counts) = gcp::ledger();
+    let mut seen = BTreeSet::new();
+    for behaviour in &behaviours {
+        assert!(seen.insert((behaviour.service, behaviour.what)), "{} is there twice", behaviour.what);
+        match behaviour.source {
+            Source::Documentation(address) | Source::Recording(address) => {
+                assert!(address.starts_with("https://"), "{}: {address}", behaviour.what);
+            }
+            Source::Report(report) => {
+                let (repository, number) = report.split_once('#').unwrap();
+                let is_right = repository.matches('/').count() == 1 && number.parse::<u32>().is_ok();
+                assert!(is_right, "{}: {report}", behaviour.what);
+            }
+            Source::Model | Source::Double(_) | Source::Assumed => {}
+        }
+        let is_known = behaviour.service == "*" || gcp::SERVICES.iter().any(|one| one.name == behaviour.service);
+        assert!(is_known, "{} is no service", behaviour.service);
+    }
+    assert!(counts.get("assumed").is_none_or(|count| *count <= ASSUMED), "{counts:?}");
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_unstable();
+    println!("{} behaviours: {counts:?}", behaviours.len());
+}
+
+/// A handler of a method that no document has would never be called.
+#[test]
+fn every_method_is_in_a_document() {
+    let methods = gcp::methods();
+    let mut seen = BTreeSet::new();
+    for (service, id) in &methods {
+        let documents = gcp::SERVICES.iter().find(|one| one.name == *service).unwrap().documents;
+        let mut documents = documents.iter().map(|(name, _)| gcp::document::Document::of(name).unwrap());
+        assert!(documents.any(|document| document.method(id).is_some()), "no document has {id}");
+        assert!(seen.insert(id.clone()), "{id} has two handlers");
+    }
+    println!("{} methods", methods.len());
+}

@@ -1,0 +1,72 @@
+//! A site in a simulated Google Cloud: the real program, real servers in the pods of a real control plane that stands in for GKE, and
+//! access tokens of the simulator as those of the cluster.
+
+use std::sync::Arc;
+
+use textnlp_sim::gcp::{GoogleCloud, Options};
+use textnlp_tests::{Said, counts, said};
+
+use crate::operator::Operator;
+use crate::whole_life;
+
+const REGION: &str = "europe-west4";
+
+/// An operator with a project that has nothing in it.
+struct Project {
+    operator: Operator,
+    cloud: Arc<GoogleCloud>,
+}
+
+impl Project {
+    /// `None` where there is no control plane or no PostgreSQL.
+    fn new(about: &str) -> Option<Self> {
+        let mut operator = Operator::new(about)?;
+        operator.sets.push("data=disposable".to_owned());
+        let cloud = Arc::new(GoogleCloud::start(Options::zero_latency()));
+        cloud.set_cluster_endpoint(operator.cluster.url(), operator.cluster.ca_pem());
+        // The project's owner is an administrator of its clusters.
+        let known = Arc::downgrade(&cloud);
+        operator.cluster.identify(move |token| {
+            let email = known.upgrade()?.email_of(token)?;
+            Some((email, vec!["system:masters".to_owned()]))
+        });
+        Some(Self { operator, cloud })
+    }
+
+    fn run(&self, args: &[&str], more: &[&str]) -> Said {
+        let all = [args, &["--provider", "gcp"]].concat();
+        let mut command = self.operator.command(&all, more);
+        command.env_remove("KUBECONFIG").env("CLOUDSDK_COMPUTE_REGION", REGION).envs(self.cloud.variables());
+        said(command.output().unwrap())
+    }
+
+    /// The names of objects that carry a lineage in labels or in their description, without keys, which Google never deletes.
+    fn left(&self) -> Vec<String> {
+        let world = self.cloud.world();
+        let keys = world.keys().into_iter();
+        let ours = keys.filter(|key| {
+            world.get(key).is_some_and(|body| body.to_string().contains("textnlp-lineage"))
+                && !key.starts_with("cloudkms/")
+        });
+        ours.collect()
+    }
+}
+
+#[test]
+fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
+    let Some(project) = Project::new("gcp") else { return };
+    let plan = project.run(&["plan", "-o", "json"], &[]).expect(0).json();
+    eprintln!("plan: {:?}, {}", counts(&plan), plan["cost"]["note"]);
+    let services = plan["cost"]["services"].as_array().cloned().unwrap_or_default();
+    assert!(
+        services.iter().any(|one| one["service"].as_str().is_some_and(|name| name.contains("Kubernetes"))),
+        "{:#}",
+        plan["cost"]
+    );
+    let policy = project.run(&["plan", "--policy"], &[]).expect(0);
+    for permission in ["container.clusters.create", "compute.networks.create", "iam.serviceAccounts.create"] {
+        assert!(policy.out.contains(permission), "{permission}: {policy:?}");
+    }
+    whole_life(|args, more| project.run(args, more), || project.left());
+    assert_eq!(project.cloud.violations(), Vec::<String>::new());
+}
