@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 use crate::combined::SecondPart;
 use crate::component::{Component, Site};
@@ -25,6 +26,13 @@ use crate::spec::Spec;
 
 /// Timeout of one step of connecting to a host: a whole call of the engine has 10 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long after the creation of a host was asked for its refusals may mean that access has not taken effect yet. A cluster of a cloud
+/// takes some ten minutes, and the access to it another one
+/// (<https://github.com/gravitational/teleport/issues/37958>).
+const NEW_ACCESS: Duration = Duration::from_secs(30 * 60);
+/// Codes of an API server that does not accept an identity, or not for this call.
+const NO_ACCESS: [&str; 4] = ["401", "403", "Unauthorized", "Forbidden"];
 
 /// Creates the inner provider for one endpoint.
 pub type Reach = Box<dyn Fn(HostEndpoint) -> Arc<dyn Provider> + Send + Sync>;
@@ -237,6 +245,16 @@ fn unreachable(host: &ResourceId, error: Error) -> Error {
     Error { hint, ..Error::new(sort, "reach", host.as_str()).because(error) }
 }
 
+/// The error of an operation in a host. A refusal of a new host passes: it is repeated.
+fn not_yet(host: Option<&Recorded>, error: Error, now: Timestamp) -> Error {
+    let created = host.and_then(|host| host.created);
+    let is_new = created.is_some_and(|created| now.duration_since(created).unsigned_abs() < NEW_ACCESS);
+    let is_refusal = error.kind == ErrorKind::Denied
+        && error.contested.is_empty()
+        && error.code.as_deref().is_some_and(|code| NO_ACCESS.contains(&code));
+    if is_new && is_refusal { Error { kind: ErrorKind::Conflict, ..error } } else { error }
+}
+
 /// Applies [`CONNECT_TIMEOUT`] to a future.
 async fn within<T>(action: &str, host: &ResourceId, answer: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(CONNECT_TIMEOUT, answer).await.unwrap_or_else(|_| {
@@ -407,7 +425,7 @@ impl Provider for Through {
             return self.outer.begin(op).await;
         }
         let (host, inner) = self.inner_of(op).await?;
-        self.judged(&host, inner.begin(op).await)
+        self.judged(&host, inner.begin(op).await.map_err(|error| not_yet(op.host.as_deref(), error, Timestamp::now())))
     }
 
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
@@ -415,7 +433,10 @@ impl Provider for Through {
             return self.outer.advance(op, handle).await;
         }
         let (host, inner) = self.inner_of(op).await?;
-        self.judged(&host, inner.advance(op, handle).await)
+        self.judged(
+            &host,
+            inner.advance(op, handle).await.map_err(|error| not_yet(op.host.as_deref(), error, Timestamp::now())),
+        )
     }
 
     /// What is inside of a host ends with it.
@@ -448,6 +469,22 @@ mod tests {
             via: None,
             foreign: Vec::new(),
         }
+    }
+
+    #[test]
+    fn refusals_of_a_new_host_pass_and_those_of_an_old_one_do_not() {
+        let now = Timestamp::from_second(1_800_000_000).expect("a time");
+        let refusal =
+            |code: &str| Error { code: Some(code.to_owned()), ..Error::new(ErrorKind::Denied, "create", "a") };
+        let kind = |minutes: Option<i64>, code: &str| {
+            let created = minutes.map(|minutes| now - jiff::SignedDuration::from_mins(minutes));
+            not_yet(Some(&Recorded { created, ..recorded("one") }), refusal(code), now).kind
+        };
+        assert_eq!(kind(Some(12), "Forbidden"), ErrorKind::Conflict);
+        assert_eq!(kind(Some(12), "Unauthorized"), ErrorKind::Conflict);
+        assert_eq!(kind(Some(12), "Invalid"), ErrorKind::Denied);
+        assert_eq!(kind(Some(90), "Forbidden"), ErrorKind::Denied);
+        assert_eq!(kind(None, "Forbidden"), ErrorKind::Denied);
     }
 
     fn recorded(cloud_id: &str) -> Recorded {
