@@ -21,6 +21,23 @@ pub(crate) fn roles(environment: &EnvironmentName, site: &SiteName) -> String {
     format!("{PREFIX}{environment}-{site}-").chars().take(MOST_OF_ROLE - HASH - 2).collect()
 }
 
+/// The name of a database server. RDS takes no two hyphens in a row:
+/// <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/CHAP_Limits.html#RDS_Limits.Constraints>.
+pub(crate) fn server(site: &Site, part: &str) -> String {
+    single_hyphens(of(site, part, MOST_OF_SERVER))
+}
+
+/// The most bytes of a server's name.
+const MOST_OF_SERVER: usize = 63;
+
+fn single_hyphens(name: String) -> String {
+    if !name.contains("--") {
+        return name;
+    }
+    let words: Vec<&str> = name.split('-').filter(|word| !word.is_empty()).collect();
+    textnlp_cloud::names::bounded(format!("{}-{}", words.join("-"), hash(&name)), MOST_OF_SERVER)
+}
+
 /// The most bytes of a role's name.
 pub(crate) const MOST_OF_ROLE: usize = 64;
 
@@ -29,6 +46,19 @@ mod tests {
     use textnlp_cloud::names::bounded;
 
     use super::*;
+
+    #[test]
+    fn names_of_servers_have_no_two_hyphens_in_a_row() {
+        let bounds: Vec<String> = [("a--b", "here"), ("a-b", "here"), ("a", "b--here")]
+            .map(|(environment, site)| {
+                let words = format!("{PREFIX}{environment}-{site}-database");
+                single_hyphens(words)
+            })
+            .to_vec();
+        assert_eq!(bounds[1], "textnlp-a-b-here-database");
+        assert!(bounds.iter().all(|name| !name.contains("--") && name.len() <= 63), "{bounds:?}");
+        assert!(bounds[0] != bounds[1] && bounds[0] != bounds[2], "{bounds:?}");
+    }
 
     #[test]
     fn roles_of_a_site_start_alike() {

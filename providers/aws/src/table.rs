@@ -71,15 +71,7 @@ mod tests {
 
     #[test]
     fn guide_lists_every_kind() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guide/aws.md");
-        let text = std::fs::read_to_string(file).unwrap();
-        let (before, rest) = text.split_once("<!-- kinds -->\n").unwrap();
-        let (found, after) = rest.split_once("<!-- end of kinds -->").unwrap();
-        if std::env::var_os("UPDATE_EXPECT").is_some() {
-            let new = format!("{before}<!-- kinds -->\n{}<!-- end of kinds -->{after}", table());
-            return std::fs::write(file, new).unwrap();
-        }
-        assert_eq!(found, table(), "UPDATE_EXPECT=1 writes it");
+        textnlp_tests::guide::expect_section("docs/guide/aws.md", "kinds", &table());
     }
 
     #[test]

@@ -91,6 +91,12 @@ impl Resource<Api> for LogGroup {
         Some(spec.name.clone())
     }
 
+    /// EKS makes the log group of a deleted cluster again for entries that are late
+    /// (<https://github.com/terraform-aws-modules/terraform-aws-eks/issues/2763>).
+    fn is_made_by_cloud(id: &str) -> bool {
+        id.starts_with(PREFIXES[0]) && id.ends_with("/cluster")
+    }
+
     async fn create(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<String> {
         let tags = make.tags.clone().into_iter().collect();
         let call = api.logs.create_log_group().log_group_name(&spec.name).set_kms_key_id(spec.key.clone());

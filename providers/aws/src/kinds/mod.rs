@@ -12,7 +12,7 @@ mod elb;
 pub(crate) mod iam;
 mod kms;
 mod logs;
-mod rds;
+pub(crate) mod rds;
 mod route53;
 mod s3;
 mod sagemaker;

@@ -13,8 +13,6 @@ use crate::kinds::iam::PATH;
 use crate::names;
 use crate::tables::machines;
 
-/// The service that takes the role of machines.
-const MACHINES: &str = "ec2.amazonaws.com";
 /// The service that takes the role of pods.
 const PODS: &str = "pods.eks.amazonaws.com";
 /// The taint of machines with a GPU: only pods that ask for one are scheduled there.
@@ -46,9 +44,10 @@ impl Lowering<'_> {
         // A reader of the API server's store still needs it. It ends with the cluster, and other data does not.
         let key = self.key("cluster", &format!("Secrets of the cluster {name}"), Ownership::Ours, &[]);
         let control = self.role("role", "eks.amazonaws.com", &["AmazonEKSClusterPolicy"], cluster);
+        let machines = machines_service(&self.site.region);
         let nodes = self.role(
             "node-role",
-            MACHINES,
+            machines,
             &["AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly"],
             cluster,
         );
@@ -96,7 +95,13 @@ impl Lowering<'_> {
         let agent = self.addon("eks-pod-identity-agent", &main, Value::Null, &[]);
         let proxy = self.addon("kube-proxy", &main, Value::Null, &[]);
         // Network policies are in the hands of this add-on.
-        let cni = self.addon("vpc-cni", &main, json!({ "enableNetworkPolicy": "true" }), &[network]);
+        let mut settings = json!({ "enableNetworkPolicy": "true" });
+        if !self.site.tags.is_empty() {
+            // Network interfaces of pods have the tags that an account requires
+            // (<https://github.com/aws/amazon-vpc-cni-k8s/issues/1276>).
+            settings["env"] = json!({ "ADDITIONAL_ENI_TAGS": json!(self.site.tags).to_string() });
+        }
+        let cni = self.addon("vpc-cni", &main, settings, &[network]);
         let before = [agent, proxy, cni];
         let site = self.site.cluster.as_deref();
         let min = site.map_or(1, |site| site.min_nodes);
@@ -117,7 +122,12 @@ impl Lowering<'_> {
             &before,
         );
         self.addon("coredns", &main, Value::Null, std::slice::from_ref(&system));
-        self.addon("aws-ebs-csi-driver", &main, Value::Null, &[system, disks]);
+        // EKS has no default class of its own since 1.30 (<https://github.com/aws/containers-roadmap/issues/81>).
+        let mut class = json!({ "defaultStorageClass": { "enabled": true } });
+        if !self.site.tags.is_empty() {
+            class["controller"] = json!({ "extraVolumeTags": self.site.tags });
+        }
+        self.addon("aws-ebs-csi-driver", &main, class, &[system, disks]);
         if let Some(pool) = &cluster.gpu {
             self.gpu_machines(pool, &main, &nodes, &subnets, &before);
         }
@@ -140,7 +150,8 @@ impl Lowering<'_> {
             name: "gpu",
             types: machines::candidates(pool.size),
             capacity,
-            scaling: json!({ "min": pool.count, "max": pool.count, "desired": pool.count }),
+            // EKS takes no group without room for a machine.
+            scaling: json!({ "min": pool.count, "max": pool.count.max(1), "desired": pool.count }),
             labels: json!({ "textnlp/pool": "gpu" }),
             taints: json!([{ "key": GPU, "value": "present", "effect": "NO_SCHEDULE" }]),
             disk_gib: GPU_DISK_GIB,
@@ -253,7 +264,7 @@ impl Lowering<'_> {
         let mut statement = json!({ "Effect": "Allow", "Principal": { "Service": [service] }, "Action": actions });
         let (account, region) = (&self.site.account, &self.site.region);
         // Machines name no cluster.
-        if service != MACHINES && !account.is_empty() {
+        if service != machines_service(&self.site.region) && !account.is_empty() {
             // Other clusters get no credentials of this one:
             // <https://docs.aws.amazon.com/eks/latest/userguide/cross-service-confused-deputy-prevention.html>.
             let name = names::cluster(self.site);
@@ -318,6 +329,15 @@ impl Lowering<'_> {
             self.after(one.clone());
         }
         made
+    }
+}
+
+/// The service that takes the role of machines. EKS in China wants that of its own partition
+/// (<https://github.com/aws-quickstart/cdk-eks-blueprints/issues/558>).
+fn machines_service(region: &str) -> &'static str {
+    match partition(region).name {
+        "aws-cn" => "ec2.amazonaws.com.cn",
+        _ => "ec2.amazonaws.com",
     }
 }
 

@@ -8,11 +8,10 @@ use textnlp_provider::{ComponentName, Ownership, ResourceId};
 use textnlp_token::partition;
 
 use super::{Lowering, output, zones};
+use crate::kinds::rds::FORCE_SSL;
 use crate::names;
 use crate::tables::regions;
 
-/// The longest name of a server, of which the name of its last snapshot is a part.
-const MOST_OF_INSTANCE: usize = 63;
 const MOST_OF_GROUP: usize = 255;
 const PORT: u16 = 5432;
 /// The user that owns the database.
@@ -89,7 +88,7 @@ impl Lowering<'_> {
                 "lower `database.pool_size`, `database.max_overflow` or `scaling.max`",
             );
         };
-        let name = names::of(self.site, "database", MOST_OF_INSTANCE);
+        let name = names::server(self.site, "database");
         let version = postgres.version.to_string();
         let days = managed.backup_seconds.div_ceil(86_400).min(MOST_BACKUP_DAYS);
         let Some(place) = self.database_place(postgres) else { return };
@@ -127,7 +126,7 @@ impl Lowering<'_> {
         // The first replica of an environment is the standby; others answer reads.
         for replica in 1..postgres.replicas {
             let mut copy = server.clone();
-            copy["name"] = json!(names::of(self.site, &format!("database-{replica}"), MOST_OF_INSTANCE));
+            copy["name"] = json!(names::server(self.site, &format!("database-{replica}")));
             copy["source"] = output(&instance, "name");
             copy["multi_az"] = json!(false);
             copy["backup_days"] = json!(0);
@@ -160,7 +159,7 @@ impl Lowering<'_> {
             spec[REGION] = json!(region);
             spec
         };
-        let name = names::of(self.site, "database-remote", MOST_OF_INSTANCE);
+        let name = names::server(self.site, "database-remote");
         let description = format!("replica of the database of {} at {}", self.site.environment, self.site.name);
         let key = there(self.key_spec("database-remote", &description, &[]));
         let vpc = there(json!({ "cidr": REMOTE, "dns_hostnames": true, "default_rules": false }));
@@ -209,7 +208,7 @@ impl Lowering<'_> {
             "name": names::of(self.site, &format!("postgres{}", postgres.version), MOST_OF_GROUP),
             "description": description,
             "family": format!("postgres{}", postgres.version),
-            "parameters": { "rds.force_ssl": { "value": "1", "at_restart": false } },
+            "parameters": { FORCE_SSL: { "value": "1", "at_restart": false } },
         })
     }
 
@@ -223,18 +222,22 @@ impl Lowering<'_> {
             "subnets": self.private_subnets(&network),
         });
         let subnets = self.part("subnets", "aws.db-subnet-group", &subnets)?;
-        // Only pods and nodes of the cluster connect; the server opens no connections.
+        // Only what is in the private subnets connects; the server opens no connections. A rule for the group of the cluster would keep
+        // the control plane as long as the database.
+        let ingress: Vec<Value> = self
+            .private_ranges(&network)
+            .into_iter()
+            .map(|range| {
+                json!({
+                    "protocol": "tcp", "from": PORT, "to": PORT, "peer": range, "description": "nodes and pods",
+                })
+            })
+            .collect();
         let access = json!({
             "vpc": self.vpc(&network),
             "name": names::of(self.site, "database", MOST_OF_GROUP),
             "description": description,
-            "ingress": [{
-                "protocol": "tcp",
-                "from": PORT,
-                "to": PORT,
-                "peer": self.output_of(&postgres.cluster, "security_group"),
-                "description": "nodes and pods",
-            }],
+            "ingress": ingress,
             "egress": [],
         });
         let access = self.part("access", "aws.security-group", &access)?;

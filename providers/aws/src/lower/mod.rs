@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::spec::OutputRef;
 use textnlp_provider::{
-    Component, ComponentName, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
+    Component, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
 use crate::table;
@@ -112,11 +112,6 @@ impl Lowering<'_> {
     fn problem(&mut self, field: &str, cause: impl Into<String>, fix: impl Into<String>) {
         let place = format!("{}/{} {field}", self.site.name, self.component.name);
         self.problems.push(Problem::new(place.trim_end(), cause, fix));
-    }
-
-    /// An output of another component's main resource.
-    fn output_of(&self, component: &ComponentName, field: &str) -> Value {
-        output(&ResourceId::of(&self.site.name, component), field)
     }
 }
 

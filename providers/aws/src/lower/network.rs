@@ -239,8 +239,12 @@ impl Lowering<'_> {
     }
 
     fn part_of(&self, component: &ComponentName, part: &str) -> Value {
+        self.output_of_part(component, part, "id")
+    }
+
+    fn output_of_part(&self, component: &ComponentName, part: &str, field: &str) -> Value {
         let resource = ResourceId::part(&self.site.name, component, part);
-        resource.map_or(Value::Null, |resource| output(&resource, "id"))
+        resource.map_or(Value::Null, |resource| output(&resource, field))
     }
 
     /// A reference to the id of a network's VPC.
@@ -250,12 +254,21 @@ impl Lowering<'_> {
 
     /// References to the ids of a network's private subnets, in which nodes, databases and endpoints are.
     pub(super) fn private_subnets(&self, network: &ComponentName) -> Vec<Value> {
+        self.of_private_subnets(network, "id")
+    }
+
+    /// References to the address ranges of these.
+    pub(super) fn private_ranges(&self, network: &ComponentName) -> Vec<Value> {
+        self.of_private_subnets(network, "cidr")
+    }
+
+    fn of_private_subnets(&self, network: &ComponentName, field: &str) -> Vec<Value> {
         let count = match self.site.subnets.len() {
             0 => zones::zones(&self.site.region).map_or(0, |zones| zones.len()),
             count => count,
         };
         let parts = LETTERS.iter().take(count).map(|letter| format!("subnet-private-{letter}"));
-        parts.map(|part| self.part_of(network, &part)).collect()
+        parts.map(|part| self.output_of_part(network, &part, field)).collect()
     }
 }
 

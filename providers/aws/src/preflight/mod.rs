@@ -95,7 +95,11 @@ async fn region(api: &Api, name: &str) -> Vec<Problem> {
 /// Asks IAM what it would decide. A policy that names resources may allow what a simulation without their names denies, so that only an
 /// explicit denial refuses the plan.
 async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
-    let Some(source) = principal(&api.identity.arn) else {
+    let Some(source) = source(api).await else {
+        if api.identity.arn.ends_with(":root") {
+            let cause = "the root user of the account is signed in, and EKS gives it no access to a cluster";
+            return vec![Problem::new("account", cause, "sign in as a role or a user of IAM")];
+        }
         let cause = format!("the permissions of {} cannot be simulated", api.identity.arn);
         return vec![Problem::note("permissions", cause, "`textnlp-deploy plan --policy` prints what they must allow")];
     };
@@ -147,7 +151,21 @@ async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     problems
 }
 
-/// The user or role whose policies are simulated. Of an assumed role only the name is known, not its path.
+/// The user or role whose policies are simulated. Roles of IAM Identity Center have a path, which a session does not tell
+/// (<https://github.com/serverless/serverless/issues/13652>).
+async fn source(api: &Api) -> Option<String> {
+    if let Principal::Role(name) = Principal::of(&api.identity.arn) {
+        let call = api.iam.get_role().role_name(name).send();
+        if let Ok(answer) = api.call("iam", "read", name, call).await
+            && let Some(role) = answer.role
+        {
+            return Some(role.arn);
+        }
+    }
+    principal(&api.identity.arn)
+}
+
+/// The same without a call: of an assumed role as if it had no path.
 fn principal(arn: &str) -> Option<String> {
     let Some((before, session)) = arn.split_once(":assumed-role/") else {
         return (arn.contains(":user/") || arn.contains(":role/")).then(|| arn.to_owned());

@@ -14,8 +14,9 @@ const EC2: &str = "ec2";
 const FREE_ADDRESSES: i32 = 16;
 /// The fewest zones of a cluster.
 const MIN_ZONES: usize = 2;
-/// What nodes without a way to the internet need: the last parts of the names of services with endpoints.
-const NEEDED: [&str; 5] = ["ec2", "ecr.api", "ecr.dkr", "s3", "sts"];
+/// What nodes without a way to the internet need: the last parts of the names of services with endpoints. The network add-on gets its
+/// role from `eks-auth`: <https://docs.aws.amazon.com/eks/latest/userguide/private-clusters.html>.
+const NEEDED: [&str; 6] = ["ec2", "ecr.api", "ecr.dkr", "eks-auth", "s3", "sts"];
 
 /// Checks the network of a site.
 pub(super) async fn network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {

@@ -12,6 +12,7 @@ use textnlp_provider::{
     CloudId, ErrorKind, Health, Observed, Ownership, Provider, Recorded, Scope, Verb, Wanted, error_chain,
 };
 use textnlp_sim::aws::eks::Eks;
+use textnlp_sim::aws::logs::{LogGroup, Logs};
 use textnlp_sim::aws::{ec2, elb};
 use textnlp_sim::{Disruption, Market, Options, Rule, Simulator, Timing};
 
@@ -473,7 +474,45 @@ fn a_cluster_with_its_network_and_machines_is_created_seen_unchanged_and_removed
         let scope = Scope { wanted: &[], recorded: &[], ..scope };
         let rest = bench.provider.observe(&scope).await.unwrap();
         assert!(rest.is_empty(), "{rest:?}");
+        bench.simulator.advance(Duration::from_secs(3600));
+        let world = bench.simulator.world();
+        let groups = world.find::<Logs>(&Bench::scope()).map(|logs| logs.groups.keys().cloned().collect::<Vec<_>>());
+        assert_eq!(groups.unwrap_or_default(), Vec::<String>::new(), "EKS makes none again");
         Ok(())
+    });
+}
+
+#[test]
+fn a_log_group_that_eks_made_again_is_taken_over_and_one_with_tags_is_not() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let group = |number: u32| {
+            let name = format!("/aws/eks/textnlp-staging-here-{number}/cluster");
+            let spec = json!({ "name": name, "retention_days": 90, "key": null, "tags": {} });
+            (name, wanted(&format!("here/cluster/logs-{number}"), "aws.log-group", &spec))
+        };
+        let (names, all): (Vec<_>, Vec<_>) = (1..=2).map(group).unzip();
+        {
+            let mut world = bench.simulator.world();
+            let now = world.now();
+            for name in &names {
+                let groups = &mut world.state::<Logs>(&Bench::scope()).groups;
+                groups.insert(name.clone(), LogGroup::by_service(now));
+            }
+            let arn = format!("arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{}", names[1]);
+            world.tags.set(&arn, [("team".to_owned(), "others".to_owned())], now);
+        }
+        bench.simulator.advance(Duration::from_secs(60));
+        let problems = bench.provider.preflight(&all).await.unwrap();
+        let taken: Vec<&str> =
+            problems.iter().filter(|one| one.cause.contains("exists")).map(|one| one.place.as_str()).collect();
+        assert_eq!(taken, ["here/cluster/logs-2"]);
+        let recorded = bed.make(&all[0]).await?;
+        assert_eq!(recorded.cloud_id.as_str(), names[0]);
+        let error = finish(&bench, &operation(Verb::Create, &all[1], None, 7)).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Exists);
+        bed.unmake(&all[0], &recorded).await
     });
 }
 

@@ -124,9 +124,11 @@ async fn seen(api: &Api, found: Vec<Answer>) -> Result<Vec<ObservedObject<Spec>>
             public_addresses: subnet.map_public_ip_on_launch.unwrap_or_default(),
             tags: Tags::new(),
         };
+        let cidr = spec.cidr.clone();
         let state = super::ready_in("available", subnet.state.as_ref().map(|state| state.as_str()));
         let seen = ObservedObject::new(&id, spec, super::tags(subnet.tags)).output("id", Some(id.clone()));
-        all.push(seen.output("zone", zone).output("zone_id", zone_id).state(state));
+        let seen = seen.output("cidr", Some(cidr)).output("zone", zone).output("zone_id", zone_id);
+        all.push(seen.state(state));
     }
     // An existing subnet is not reported on.
     let ours = all.iter().filter(|seen| tags::lineage(&seen.tags).is_some());

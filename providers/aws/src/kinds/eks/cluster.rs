@@ -255,16 +255,31 @@ impl Resource<Api> for Cluster {
     }
 
     async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
+        Self::end(api, seen).await.map(drop)
+    }
+
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
         // Without nodes nothing makes new ones.
         let mut swept = seen.foreign.iter().filter(|foreign| foreign.swept).map(|foreign| foreign.cloud_id.as_str());
         if let Some((balancing, arn)) = swept.find_map(|arn| Some((Balancing::of(arn)?, arn))) {
-            return balancing.delete(api, arn).await;
+            return balancing.delete(api, arn).await.map(|()| None);
+        }
+        if !seen.spec.logs.is_empty() {
+            // EKS makes the log group of a cluster that writes logs again after both are deleted
+            // (<https://github.com/terraform-aws-modules/terraform-aws-eks/issues/2763>).
+            let types = seen.spec.logs.iter().map(|name| LogType::from(name.as_str())).collect();
+            let off = LogSetup::builder().set_types(Some(types)).enabled(false).build();
+            let call =
+                api.eks.update_cluster_config().name(&seen.id).logging(Logging::builder().cluster_logging(off).build());
+            let answer = api.call(SERVICE, "switch off the logs of", &seen.id, call.send()).await?;
+            return Ok(super::started(answer.update));
         }
         if seen.spec.deletion_protection {
             let call = api.eks.update_cluster_config().name(&seen.id).deletion_protection(false).send();
-            return api.call(SERVICE, "switch off the deletion protection of", &seen.id, call).await.map(drop);
+            let answer = api.call(SERVICE, "switch off the deletion protection of", &seen.id, call).await?;
+            return Ok(super::started(answer.update));
         }
-        api.call(SERVICE, "delete", &seen.id, api.eks.delete_cluster().name(&seen.id).send()).await.map(drop)
+        api.call(SERVICE, "delete", &seen.id, api.eks.delete_cluster().name(&seen.id).send()).await.map(|_| None)
     }
 }
 
@@ -276,6 +291,9 @@ fn invalid(id: &str, why: String) -> Error {
     Error::new(ErrorKind::Invalid, "upgrade", id).because(why)
 }
 
+/// Minor versions by which nodes may be older than the control plane.
+const NODE_SKEW: u32 = 3;
+
 /// The next minor version on the way from one version to another.
 fn next_version(seen: &Option<String>, wanted: &Option<String>) -> Result<String, String> {
     let minor = |version: &Option<String>| -> Option<(u32, u32)> {
@@ -283,6 +301,12 @@ fn next_version(seen: &Option<String>, wanted: &Option<String>) -> Result<String
         Some((major.parse().ok()?, minor.parse().ok()?))
     };
     match (minor(seen), minor(wanted)) {
+        // Nodes follow once the control plane has its version, and may be this much older
+        // (<https://kubernetes.io/releases/version-skew-policy/>).
+        (Some((major, from)), Some((to_major, to))) if major == to_major && to > from + NODE_SKEW => Err(format!(
+            "nodes of {major}.{from} cannot join {major}.{to}: set `cluster.version` to {major}.{} first, and run `up`",
+            from + NODE_SKEW
+        )),
         (Some((from_major, from)), Some((to_major, to))) if from_major == to_major && from < to => {
             Ok(format!("{from_major}.{}", from + 1))
         }

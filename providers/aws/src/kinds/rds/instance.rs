@@ -115,7 +115,9 @@ impl Resource<Api> for Instance {
                 .set_kms_key_id(spec.key.clone())
                 .port(spec.port)
                 .multi_az(spec.multi_az)
-                .db_subnet_group_name(&spec.subnet_group)
+                // In the region of the source, which is given by name, RDS takes its subnet group and no other
+                // (<https://github.com/hashicorp/terraform-provider-aws/issues/40426>).
+                .set_db_subnet_group_name(source.starts_with("arn:").then(|| spec.subnet_group.clone()))
                 .set_vpc_security_group_ids(Some(spec.security_groups.clone()))
                 .db_parameter_group_name(&spec.parameter_group)
                 .deletion_protection(spec.deletion_protection)

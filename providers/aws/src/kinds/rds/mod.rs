@@ -8,6 +8,7 @@ use aws_sdk_rds::types::Tag;
 use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, ReplaceOrder, Result};
 
 use self::instance::Instance;
+pub(crate) use self::parameter_group::FORCE_SSL;
 use self::parameter_group::ParameterGroup;
 use self::subnet_group::SubnetGroup;
 use super::{CREATE, DELETE, FOR_SERVICE, KEYS, PUT, only, when};
