@@ -8,8 +8,12 @@ mod aws;
 mod cluster;
 mod detection;
 mod faults;
+#[cfg(feature = "gcp")]
+mod gcp;
 #[cfg(feature = "aws")]
 mod image;
+#[cfg(any(feature = "aws", feature = "gcp"))]
+mod managed;
 mod platform;
 #[cfg(feature = "kubernetes")]
 mod queries;
@@ -91,6 +95,11 @@ const AWS: Row = aws::ROW;
 const AWS: Row =
     Row { name: "aws", about: "Amazon Web Services: EKS or SageMaker", missing: Some(AWS_FEATURE), ..MISSING };
 
+#[cfg(feature = "gcp")]
+const GCP: Row = gcp::ROW;
+#[cfg(not(feature = "gcp"))]
+const GCP: Row = Row { name: "gcp", about: "Google Cloud: GKE", missing: Some(GCP_FEATURE), ..MISSING };
+
 /// A provider that is not part of this build. It supports nothing.
 const MISSING: Row = Row {
     name: "",
@@ -105,13 +114,8 @@ const MISSING: Row = Row {
 };
 
 /// Every provider that environment files may name.
-pub const PROVIDERS: &[Row] = &[
-    ONPREM,
-    KUBERNETES,
-    AWS,
-    Row { name: "gcp", about: "Google Cloud", ..MISSING },
-    Row { name: "azure", about: "Microsoft Azure", ..MISSING },
-];
+pub const PROVIDERS: &[Row] =
+    &[ONPREM, KUBERNETES, AWS, GCP, Row { name: "azure", about: "Microsoft Azure", ..MISSING }];
 
 /// The message for providers behind a cargo feature.
 #[cfg(not(feature = "kubernetes"))]
@@ -120,6 +124,10 @@ const FEATURE: &str = "not part of this build; build it with `cargo build --rele
 /// The same for AWS.
 #[cfg(not(feature = "aws"))]
 const AWS_FEATURE: &str = "not part of this build; build it with `cargo build --release --features aws`";
+
+/// The same for Google Cloud.
+#[cfg(not(feature = "gcp"))]
+const GCP_FEATURE: &str = "not part of this build; build it with `cargo build --release --features gcp`";
 
 const LATER: &str = "not part of this version";
 
@@ -336,7 +344,7 @@ mod tests {
     }
 
     /// The table of the guide: what each provider supports, by runtime. Of a setting with several values, the supported ones.
-    #[cfg(feature = "aws")]
+    #[cfg(all(feature = "aws", feature = "gcp"))]
     fn matrix() -> String {
         use textnlp_provider::capabilities::{Capability, Setting};
 
@@ -377,17 +385,9 @@ mod tests {
         text + "\n"
     }
 
-    #[cfg(feature = "aws")]
+    #[cfg(all(feature = "aws", feature = "gcp"))]
     #[test]
     fn guide_lists_what_each_provider_supports() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/guide/providers.md");
-        let text = std::fs::read_to_string(file).unwrap();
-        let (before, rest) = text.split_once("<!-- capabilities -->\n").unwrap();
-        let (found, after) = rest.split_once("<!-- end of capabilities -->").unwrap();
-        if std::env::var_os("UPDATE_EXPECT").is_some() {
-            let new = format!("{before}<!-- capabilities -->\n{}<!-- end of capabilities -->{after}", matrix());
-            return std::fs::write(file, new).unwrap();
-        }
-        assert_eq!(found, matrix(), "UPDATE_EXPECT=1 writes it");
+        textnlp_tests::guide::expect_section("docs/guide/providers.md", "capabilities", &matrix());
     }
 }

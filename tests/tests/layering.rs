@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-token", &["textnlp-provider"]),
     ("textnlp-cloud", &["textnlp-provider"]),
     ("textnlp-aws", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
+    ("textnlp-gcp", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
     ("textnlp-service", &["textnlp-orchestrator", "textnlp-provider", "textnlp-models", "textnlp-bundle"]),
     ("textnlp-bundle", &["textnlp-models"]),
@@ -50,6 +51,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "textnlp-models",
             "textnlp-inference",
             "textnlp-aws",
+            "textnlp-gcp",
             "textnlp-kubernetes",
             "textnlp-token",
             "textnlp-keys",
@@ -103,6 +105,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("textnlp-cloud", &["aws-", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     // Who one is for each cloud, and nothing that is done there.
     ("textnlp-aws", &["google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
+    ("textnlp-gcp", &["aws-", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-token", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-kubernetes", &["aws-sdk", "aws-config", "google-cloud", "azure", "clap", "indicatif", "rcgen"]),
     ("textnlp-bundle", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "axum", "candle"]),

@@ -3,27 +3,24 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::Utf8PathBuf;
 use textnlp_aws::{
     Access, AssumedRole, Aws, CAPABILITIES, CLUSTER, CLUSTER_NAME, EndpointOperations, cluster_name, inside,
 };
-use textnlp_kubernetes::{ClusterOperations, Kubernetes, endpoint, local_part};
+use textnlp_kubernetes::endpoint;
 use textnlp_models::FetchOptions;
-use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
-use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, Locate, TokenSource};
+use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
-use textnlp_provider::{
-    CloudId, Combined, Error, ErrorKind, Observed, Outputs, Provider, Result, Secret, SecretStore, Site, SiteName,
-    Through,
-};
+use textnlp_provider::{CloudId, Error, ErrorKind, Outputs, Provider, Result, Secret, Site, SiteName};
 use textnlp_token::{AwsSignIn, SignIn, Variables, aws_token, token};
 
 use super::image::OwnImage;
-use super::{Context, Row, cluster};
+use super::managed::{self, ManagedClusters};
+use super::{Context, Row};
 use crate::own_terminal;
 use crate::report::Console;
 
@@ -39,9 +36,6 @@ pub(super) const ROW: Row = Row {
     operations,
     endpoint: |outputs| textnlp_aws::endpoint(outputs).or_else(|| endpoint(outputs)),
 };
-
-/// The component whose resource is the cluster.
-const HOST: &str = "cluster";
 
 /// How a site's account is signed in to.
 fn access(environment: &Environment, name: &SiteName, region: &str) -> Access {
@@ -93,33 +87,19 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
         anyhow::ensure!(take.is_empty(), "{reason}, and site {site} is an endpoint of SageMaker");
         return Ok(outer);
     }
-    let mut options = super::options(context)?;
-    options.serves_elsewhere = true;
-    let settings = cluster::cluster_site(environment, site);
-    let inner = Kubernetes::of_clusters(secrets.clone()).of_site(settings).taking(take.iter().cloned().collect());
-    let inner = Arc::new(inner);
-    let reach = {
-        let inner = inner.clone();
-        Box::new(move |endpoint| Arc::new(inner.through(endpoint)) as Arc<dyn Provider>)
-    };
-    let through = Through::new(outer, inner, reach, HOST.parse()?)
-        .expanding(inside)
-        .connecting(CLUSTER.parse()?, Arc::new(Eks { access }));
-    Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), local_part)))
+    managed::provider(context, outer, inside, clusters(access)?)
+}
+
+/// The clusters of EKS.
+fn clusters(access: Access) -> anyhow::Result<ManagedClusters> {
+    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect: Arc::new(Eks { access }) })
 }
 
 fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> {
-    let settings = environment.sites.iter().find(|site| site.name == *name);
-    let region = settings.map(|settings| settings.region.clone()).unwrap_or_default();
-    anyhow::ensure!(
-        !region.is_empty() && region != "local",
-        "site {name} has no region of AWS: set `sites[].region`, such as eu-central-1"
-    );
-    Ok(region)
+    managed::region(environment, name, "AWS", "eu-central-1")
 }
 
 /// Access to a cluster of EKS.
-#[derive(Clone)]
 struct Eks {
     access: Access,
 }
@@ -144,8 +124,6 @@ struct EksToken {
 #[async_trait]
 impl TokenSource for EksToken {
     async fn token(&self) -> Result<Bearer> {
-        /// The lifetime of a token whose end is not known.
-        const USUAL: Duration = Duration::from_secs(600);
         let (cluster, region) = (&self.cluster, &self.access.region);
         let token = match Aws::assumed(&self.access).await? {
             Some(credentials) => aws_token(&credentials, cluster, region).await?,
@@ -155,30 +133,7 @@ impl TokenSource for EksToken {
                 token(&SignIn::Aws(sign_in), &Variables::of_this_process()).await?
             }
         };
-        let ends = token.ends().map_or_else(|| SystemTime::now() + USUAL, SystemTime::from);
-        Ok(Bearer { token: token.secret().clone(), ends })
-    }
-}
-
-/// The cluster of a site, for commands that have no outputs at hand.
-struct SiteCluster {
-    eks: Eks,
-    id: CloudId,
-    secrets: Arc<dyn SecretStore>,
-}
-
-#[async_trait]
-impl Locate for SiteCluster {
-    async fn locate(&self) -> Result<HostEndpoint> {
-        let aws = Aws::new(self.eks.access.clone(), self.secrets.clone());
-        let kind = CLUSTER.parse().map_err(|error| Error::new(ErrorKind::Invalid, "find", CLUSTER).because(error))?;
-        match aws.read(&kind, &self.id).await? {
-            Observed::Present(object) => self.eks.connect(&object.outputs).await,
-            Observed::Absent => Err(Error::new(ErrorKind::NotFound, "find cluster", self.id.to_string())),
-            Observed::Unknown(why) => {
-                Err(Error::new(ErrorKind::Unavailable, "find cluster", self.id.to_string()).because(why.0))
-            }
-        }
+        Ok(managed::bearer(&token))
     }
 }
 
@@ -186,19 +141,9 @@ fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
     let Context { environment, site, secrets, .. } = context;
     let location = places(environment).into_iter().find(|location| location.site.name == **site);
     let access = access(environment, site, &region(environment, site)?);
-    if let Some(location) = location.as_ref().filter(|_| environment.is_endpoint()) {
+    if let Some(location) = location.filter(|_| environment.is_endpoint()) {
         return Ok(Arc::new(EndpointOperations::new(access, &location.site)));
     }
-    let existing = environment.sites.iter().find(|one| one.name == **site).and_then(|one| one.existing.cluster.clone());
-    let existing = existing.or_else(|| environment.cluster.existing.clone());
-    let name = match (existing, location) {
-        (Some(name), _) => name,
-        (None, Some(location)) => cluster_name(&location.site),
-        (None, None) => anyhow::bail!("the environment has no site {site}"),
-    };
-    let eks = Eks { access };
-    let host = SiteCluster { eks, id: CloudId::new(name)?, secrets: secrets.clone() };
-    let settings = cluster::cluster_site(environment, site);
-    let kubernetes = Kubernetes::located(Arc::new(host), secrets.clone());
-    Ok(Arc::new(ClusterOperations::of(kubernetes, settings.namespace, environment.scaling.max.is_some())))
+    let aws = Arc::new(Aws::new(access.clone(), secrets.clone()));
+    managed::operations(context, aws, clusters(access)?, cluster_name, |name| Ok(CloudId::new(name)?))
 }

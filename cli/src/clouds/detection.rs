@@ -91,17 +91,32 @@ impl SystemView {
     }
 
     /// The region that a provider's own tools would use, as far as variables and files say: of AWS, its variables and the profile
-    /// (<https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html>).
+    /// (<https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html>); of Google Cloud, those of gcloud
+    /// (<https://cloud.google.com/sdk/docs/configurations>) and Terraform.
     pub fn region(&self, provider: &str) -> Option<String> {
-        if provider != "aws" {
-            return None;
-        }
-        let variable = ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().find_map(|name| self.variable(name));
-        variable.map(str::to_owned).or_else(|| {
-            let file = self.variable("AWS_CONFIG_FILE").map(str::to_owned);
-            let file = file.or_else(|| Some(format!("{}/.aws/config", self.variable("HOME")?)))?;
-            profile_region(&self.read(Utf8Path::new(&file))?, self.variable("AWS_PROFILE").unwrap_or("default"))
-        })
+        let (variables, file, section): (&[&str], _, _) = match provider {
+            "aws" => {
+                let file = self.variable("AWS_CONFIG_FILE").map(str::to_owned);
+                let file = file.or_else(|| Some(format!("{}/.aws/config", self.variable("HOME")?)));
+                (&["AWS_REGION", "AWS_DEFAULT_REGION"], file, self.variable("AWS_PROFILE").unwrap_or("default"))
+            }
+            "gcp" => (&["CLOUDSDK_COMPUTE_REGION", "GOOGLE_REGION"], self.gcloud_configuration(), "compute"),
+            _ => return None,
+        };
+        let variable = variables.iter().find_map(|name| self.variable(name));
+        variable.map(str::to_owned).or_else(|| section_region(&self.read(Utf8Path::new(&file?))?, section))
+    }
+
+    /// The file of gcloud's active configuration.
+    fn gcloud_configuration(&self) -> Option<String> {
+        let folder = match self.variable("CLOUDSDK_CONFIG") {
+            Some(folder) => folder.to_owned(),
+            None => format!("{}/.config/gcloud", self.variable("HOME")?),
+        };
+        let active = self.variable("CLOUDSDK_ACTIVE_CONFIG_NAME").map(str::to_owned);
+        let active = active.or_else(|| self.read(&Utf8Path::new(&folder).join("active_config")));
+        let active = active.as_deref().map(str::trim).filter(|name| !name.is_empty() && !name.contains('/'));
+        Some(format!("{folder}/configurations/config_{}", active.unwrap_or("default")))
     }
 
     fn variable(&self, name: &str) -> Option<&str> {
@@ -175,13 +190,13 @@ struct Named {
     name: String,
 }
 
-/// The region of a profile in a configuration file of AWS.
-fn profile_region(text: &str, profile: &str) -> Option<String> {
+/// The region in a section of a configuration file of AWS or gcloud.
+fn section_region(text: &str, name: &str) -> Option<String> {
     let mut is_in = false;
     for line in text.lines().map(str::trim) {
         if let Some(section) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            let name = section.trim().strip_prefix("profile ").unwrap_or(section).trim();
-            is_in = name == profile;
+            let section = section.trim().strip_prefix("profile ").unwrap_or(section).trim();
+            is_in = section == name;
         } else if let Some((key, value)) = line.split_once('=').filter(|_| is_in)
             && key.trim() == "region"
         {
@@ -274,8 +289,31 @@ mod tests {
     #[test]
     fn region_of_aws_is_that_of_its_own_tools() {
         let text = "[default]\nregion = eu-central-1\n[profile ops]\noutput = json\nregion=us-west-2\n";
-        assert_eq!(profile_region(text, "default").as_deref(), Some("eu-central-1"));
-        assert_eq!(profile_region(text, "ops").as_deref(), Some("us-west-2"));
-        assert_eq!(profile_region(text, "other"), None);
+        assert_eq!(section_region(text, "default").as_deref(), Some("eu-central-1"));
+        assert_eq!(section_region(text, "ops").as_deref(), Some("us-west-2"));
+        assert_eq!(section_region(text, "other"), None);
+    }
+
+    #[test]
+    fn region_of_google_cloud_is_that_of_the_active_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(folder.path()).unwrap().to_owned();
+        let put = |path: &str, text: &str| {
+            let path = root.join("home/ada/.config/gcloud").join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let region = |more: &[(&str, &str)]| {
+            let variables = [&[("HOME", "/home/ada")], more].concat();
+            let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            SystemView { variables, root: root.clone() }.region("gcp")
+        };
+        assert_eq!(region(&[]), None);
+        put("configurations/config_default", "[core]\nproject = p\n[compute]\nregion = europe-west4\n");
+        put("configurations/config_ops", "[compute]\nregion = us-central1\n");
+        assert_eq!(region(&[]).as_deref(), Some("europe-west4"));
+        assert_eq!(region(&[("CLOUDSDK_COMPUTE_REGION", "asia-east1")]).as_deref(), Some("asia-east1"));
+        put("active_config", "ops\n");
+        assert_eq!(region(&[]).as_deref(), Some("us-central1"));
     }
 }

@@ -1,0 +1,90 @@
+//! A site on Google Cloud: its resources there, and its objects in the cluster of GKE that is one of them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use textnlp_gcp::{Access, CAPABILITIES, CLUSTER, Gcp, cluster_id, cluster_name, inside};
+use textnlp_kubernetes::endpoint;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
+use textnlp_provider::operations::Operations;
+use textnlp_provider::{Outputs, Provider, Result, Site, SiteName};
+
+use super::managed::{self, ManagedClusters};
+use super::{Context, Row};
+
+/// The entry of this provider.
+pub(super) const ROW: Row = Row {
+    name: "gcp",
+    about: "Google Cloud: GKE",
+    capabilities: CAPABILITIES,
+    missing: None,
+    is_this_machine: false,
+    account: |environment, site| Box::pin(account(environment, site)),
+    provider,
+    operations,
+    endpoint,
+};
+
+/// How a site's project is signed in to.
+fn access(environment: &Environment, name: &SiteName, region: &str) -> Access {
+    let site = environment.sites.iter().find(|site| site.name == *name);
+    let impersonate =
+        site.and_then(|site| site.existing.role.clone()).or_else(|| environment.account.existing_role.clone());
+    let project = site.and_then(|site| site.account.clone());
+    Access { project: project.unwrap_or_default(), region: region.to_owned(), impersonate, ..Access::default() }
+}
+
+/// The project that is signed in to, which has to be the one that the environment names.
+async fn account(environment: &Environment, site: &Site) -> anyhow::Result<String> {
+    let access = Access { project: site.account.clone(), ..access(environment, &site.name, &site.region) };
+    Ok(Gcp::sign_in(&access).await?.project)
+}
+
+fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> {
+    managed::region(environment, name, "Google Cloud", "europe-west4")
+}
+
+fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
+    let Context { secrets, environment, site, .. } = context;
+    let access = access(environment, site, &region(environment, site)?);
+    let outer = Arc::new(Gcp::new(access.clone(), secrets.clone()));
+    managed::provider(context, outer, inside, clusters(access)?)
+}
+
+fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
+    let Context { secrets, environment, site, .. } = context;
+    let access = access(environment, site, &region(environment, site)?);
+    let cloud = Arc::new(Gcp::new(access.clone(), secrets.clone()));
+    managed::operations(context, cloud, clusters(access.clone())?, cluster_name, |name| {
+        Ok(cluster_id(&access.project()?, &access.region, &name)?)
+    })
+}
+
+/// The clusters of GKE, which take the access token of the project.
+fn clusters(access: Access) -> anyhow::Result<ManagedClusters> {
+    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect: Arc::new(Gke { access }) })
+}
+
+/// Access to a cluster of GKE.
+struct Gke {
+    access: Access,
+}
+
+#[async_trait]
+impl Connect for Gke {
+    async fn connect(&self, host: &Outputs) -> Result<HostEndpoint> {
+        HostEndpoint::of(host, Arc::new(GkeToken { access: self.access.clone() }))
+    }
+}
+
+struct GkeToken {
+    access: Access,
+}
+
+#[async_trait]
+impl TokenSource for GkeToken {
+    async fn token(&self) -> Result<Bearer> {
+        Gcp::cluster_token(&self.access).await
+    }
+}

@@ -1,0 +1,117 @@
+//! A site in a cluster that its cloud creates: resources of the cloud, objects in the cluster, secrets and certificates on the operator's
+//! machine. The same for every cloud.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use textnlp_kubernetes::{ClusterOperations, Kubernetes, local_part};
+use textnlp_onprem::OnPrem;
+use textnlp_orchestrator::environment::{Environment, places};
+use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, Locate};
+use textnlp_provider::operations::Operations;
+use textnlp_provider::{
+    CloudId, Combined, Component, Error, ErrorKind, KindName, Observed, Provider, Result, Site, SiteName, Through,
+};
+use textnlp_token::Token;
+
+use super::{Context, cluster};
+
+/// The component whose resource is the cluster.
+const HOST: &str = "cluster";
+/// The lifetime of a token whose end is not known.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
+
+/// The clusters of a cloud.
+pub(super) struct ManagedClusters {
+    /// Their kind.
+    pub kind: KindName,
+    /// How one is signed in to.
+    pub connect: Arc<dyn Connect>,
+}
+
+/// What the provider of objects in a cluster expands.
+type Inside = fn(&Component, &Site) -> Option<(Component, Site)>;
+
+/// The provider of a site: `outer` has the resources of the cloud.
+pub(super) fn provider(
+    context: &Context<'_>,
+    outer: Arc<dyn Provider>,
+    inside: Inside,
+    clusters: ManagedClusters,
+) -> anyhow::Result<Arc<dyn Provider>> {
+    let Context { secrets, environment, site, take, .. } = context;
+    let mut options = super::options(context)?;
+    options.serves_elsewhere = true;
+    let settings = cluster::cluster_site(environment, site);
+    let inner = Kubernetes::of_clusters(secrets.clone()).of_site(settings).taking(take.iter().cloned().collect());
+    let inner = Arc::new(inner);
+    let reach = {
+        let inner = inner.clone();
+        Box::new(move |endpoint| Arc::new(inner.through(endpoint)) as Arc<dyn Provider>)
+    };
+    let through =
+        Through::new(outer, inner, reach, HOST.parse()?).expanding(inside).connecting(clusters.kind, clusters.connect);
+    Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), local_part)))
+}
+
+/// The operations of a site. `cloud` reads its cluster: the environment's existing one, or the one with the name of the site. `id` is the
+/// id of a cluster's name.
+pub(super) fn operations(
+    context: &Context<'_>,
+    cloud: Arc<dyn Provider>,
+    clusters: ManagedClusters,
+    name: fn(&Site) -> String,
+    id: impl FnOnce(String) -> anyhow::Result<CloudId>,
+) -> anyhow::Result<Arc<dyn Operations>> {
+    let Context { environment, site, secrets, .. } = context;
+    let location = places(environment).into_iter().find(|location| location.site.name == **site);
+    let existing = environment.sites.iter().find(|one| one.name == **site).and_then(|one| one.existing.cluster.clone());
+    let existing = existing.or_else(|| environment.cluster.existing.clone());
+    let name = match (existing, location) {
+        (Some(name), _) => name,
+        (None, Some(location)) => name(&location.site),
+        (None, None) => anyhow::bail!("the environment has no site {site}"),
+    };
+    let host = SiteCluster { cloud, clusters, id: id(name)? };
+    let settings = cluster::cluster_site(environment, site);
+    let kubernetes = Kubernetes::located(Arc::new(host), secrets.clone());
+    Ok(Arc::new(ClusterOperations::of(kubernetes, settings.namespace, environment.scaling.max.is_some())))
+}
+
+/// The cluster of a site, for commands that have no outputs at hand.
+struct SiteCluster {
+    cloud: Arc<dyn Provider>,
+    clusters: ManagedClusters,
+    id: CloudId,
+}
+
+#[async_trait]
+impl Locate for SiteCluster {
+    async fn locate(&self) -> Result<HostEndpoint> {
+        match self.cloud.read(&self.clusters.kind, &self.id).await? {
+            Observed::Present(object) => self.clusters.connect.connect(&object.outputs).await,
+            Observed::Absent => Err(Error::new(ErrorKind::NotFound, "find cluster", self.id.to_string())),
+            Observed::Unknown(why) => {
+                Err(Error::new(ErrorKind::Unavailable, "find cluster", self.id.to_string()).because(why.0))
+            }
+        }
+    }
+}
+
+/// A token and its end.
+pub(super) fn bearer(token: &Token) -> Bearer {
+    let ends = token.ends().map_or_else(|| SystemTime::now() + TOKEN_LIFETIME, SystemTime::from);
+    Bearer { token: token.secret().clone(), ends }
+}
+
+/// The region of a site; `cloud` and `example` are for the message when there is none.
+pub(super) fn region(environment: &Environment, name: &SiteName, cloud: &str, example: &str) -> anyhow::Result<String> {
+    let settings = environment.sites.iter().find(|site| site.name == *name);
+    let region = settings.map(|settings| settings.region.clone()).unwrap_or_default();
+    anyhow::ensure!(
+        !region.is_empty() && region != "local",
+        "site {name} has no region of {cloud}: set `sites[].region`, such as {example}"
+    );
+    Ok(region)
+}

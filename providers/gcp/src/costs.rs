@@ -1,0 +1,133 @@
+//! What objects cost for a month, by their specs. Pure. A spec may still hold references to outputs, so that fields are read one by
+//! one.
+
+use serde_json::Value;
+use textnlp_provider::{CostLine, KindName, Spec};
+
+use crate::kinds::container::SPOT;
+use crate::service::Service;
+use crate::tables::machines;
+use crate::tables::prices::priced;
+
+/// The lines of an object in a region; `None` for a kind whose cost does not depend on its spec.
+pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<CostLine>> {
+    let text = |field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default();
+    let number = |field: &str| spec.get(field).and_then(Value::as_u64).unwrap_or_default();
+    Some(match kind.as_str() {
+        "gcp.gke-cluster" => {
+            vec![priced(Service::Container, "gke/cluster", region, "the control plane of a cluster", 1)]
+        }
+        "gcp.node-pool" => pool(spec, region),
+        "gcp.router" => vec![
+            CostLine::unknown(
+                Service::Compute.title(),
+                "Cloud NAT",
+                "by the number of machines, 0.0014 USD each per hour",
+            ),
+            CostLine::unknown(Service::Compute.title(), "data through Cloud NAT", "by use"),
+        ],
+        "gcp.bucket" => vec![
+            CostLine::unknown(Service::Storage.title(), "stored models", "by use"),
+            CostLine::unknown(Service::Storage.title(), "requests", "by use"),
+        ],
+        "gcp.repository" => vec![CostLine::unknown(Service::ArtifactRegistry.title(), "stored images", "by use")],
+        "gcp.key" => vec![
+            priced(Service::CloudKms, "kms/version", region, "an active version of a key; each rotation adds one", 1),
+            CostLine::unknown(Service::CloudKms.title(), "requests with the key", "by use"),
+        ],
+        "gcp.sql-instance" => {
+            let copies = if text("availability") == "REGIONAL" { 2 } else { 1 };
+            let (vcpus, memory) = tier(text("tier")).unwrap_or_default();
+            let (title, disk) = (Service::Sql, number("disk_gb"));
+            let standby = if copies == 2 { ", with a standby in another zone" } else { "" };
+            vec![
+                priced(title, "sql/vcpu", region, format!("{vcpus} vCPUs{standby}"), vcpus * copies),
+                priced(title, "sql/memory", region, format!("{memory} GiB of memory{standby}"), memory * copies),
+                priced(title, "sql/ssd", region, format!("{disk} GiB of disk{standby}"), disk * copies),
+                CostLine::unknown(title.title(), "backups", "by use"),
+            ]
+        }
+        _ => return None,
+    })
+}
+
+/// The lines of an object in a cluster, for what the cluster's controllers create for it.
+pub(crate) fn inside(kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+    let is_balanced = spec.get("spec").is_some_and(|spec| spec["type"] == "LoadBalancer");
+    if kind.as_str() != "kubernetes.service" || !is_balanced {
+        return Vec::new();
+    }
+    vec![CostLine::unknown(Service::Compute.title(), "a network load balancer", "its price is not recorded")]
+}
+
+/// The vCPUs and the memory, in GiB, of a tier: `db-custom-2-7680`.
+fn tier(name: &str) -> Option<(u64, u64)> {
+    let (vcpus, memory) = name.strip_prefix("db-custom-")?.split_once('-')?;
+    Some((vcpus.parse().ok()?, memory.parse::<u64>().ok()?.div_ceil(1_024)))
+}
+
+/// The machines of a pool at their first number, their GPUs and their disks. The autoscaler changes that number.
+fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
+    let count = |member: &str| spec.get("scaling").and_then(|one| one[member].as_u64()).unwrap_or_default();
+    let (least, most) = (count("min"), count("max"));
+    let name = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
+    let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
+    let Some(machine) = machines::machine(name, accelerator) else {
+        let what = if name.is_empty() { "machines".to_owned() } else { format!("{least} × {name}") };
+        return vec![CostLine::unknown(Service::Compute.title(), what, "no price of this machine is recorded")];
+    };
+    let more = if most > least { format!(", up to {most}") } else { String::new() };
+    let first = spec.get("markets").and_then(|markets| markets[0].as_str());
+    let is_spot = first == Some(SPOT);
+    let market = if is_spot { "spot" } else { "on demand" };
+    let what = format!("{least} × {name}{more}, {market}");
+    let gpus = machine.gpu.map(|(gpu, each)| (gpu, u64::from(each) * least));
+    let mut lines = Vec::new();
+    if is_spot {
+        lines.push(CostLine::unknown(Service::Compute.title(), what, "spot prices change"));
+    } else {
+        lines.push(priced(Service::Compute, &format!("compute/{name}"), region, what, least));
+        if let Some((gpu, count)) = gpus {
+            let key = format!("gpu/{}", gpu.accelerator);
+            lines.push(priced(Service::Compute, &key, region, format!("{count} × {}", gpu.name), count));
+        }
+    }
+    let disk = spec.get("disk_gb").and_then(Value::as_u64).unwrap_or_default() * least;
+    let kind = spec.get("disk_type").and_then(Value::as_str).unwrap_or("pd-balanced");
+    let what = format!("{disk} GiB {kind} on {least} machines");
+    lines.push(priced(Service::Compute, &format!("compute/{kind}"), region, what, disk));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use textnlp_provider::Charge;
+
+    use super::*;
+
+    fn monthly(kind: &str, spec: Value, region: &str) -> (u64, usize) {
+        let lines = costs(&kind.parse().unwrap(), &Spec::of(&spec), region).unwrap();
+        let known = lines.iter().filter_map(|line| match &line.charge {
+            Charge::Priced { quantity, price } => Some(price.monthly_micros(*quantity)),
+            Charge::Included | Charge::Unknown(_) => None,
+        });
+        (known.clone().sum(), lines.len() - known.count())
+    }
+
+    #[test]
+    fn costs_follow_the_spec() {
+        assert_eq!(monthly("gcp.gke-cluster", json!({}), "us-central1"), (73_000_000, 0));
+        let pool = |market: &str| {
+            json!({
+                "machine": "n1-standard-4", "accelerator": { "type": "nvidia-tesla-t4", "count": 1 }, "markets": [market],
+                "scaling": { "min": 2, "max": 2 }, "disk_gb": 100, "disk_type": "pd-balanced",
+            })
+        };
+        // 2 × (0.189999 + 0.35) USD × 730 h, and 200 GiB × 0.10 USD.
+        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "us-central1"), (788_398_540 + 20_000_000, 0));
+        assert_eq!(monthly("gcp.node-pool", pool(SPOT), "us-central1"), (20_000_000, 1));
+        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "asia-east1"), (0, 3));
+        assert_eq!(tier("db-custom-2-7680"), Some((2, 8)));
+    }
+}

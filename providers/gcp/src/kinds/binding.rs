@@ -1,0 +1,459 @@
+//! Service accounts, and bindings of IAM: one member in one role of a policy that others change too
+//! (<https://cloud.google.com/iam/docs/reference/rest/v1/Policy>).
+//!
+//! A policy is read, changed and written with its etag: a write that another one overtook is a conflict, and the engine repeats the
+//! whole step (report G06). It is read and written at version 3, so that conditional bindings of others stay (report G08).
+
+use std::marker::PhantomData;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use textnlp_cloud::document::get;
+use textnlp_cloud::tags::Tags;
+use textnlp_cloud::{ObservedObject, State};
+use textnlp_provider::{Error, ErrorKind, Identity, Kind, Outputs, Result, Spec};
+
+use super::{create, delete, put, read};
+use crate::api::{Api, Call};
+use crate::labels;
+use crate::row::{Create, Field, Marks, New, Rest, RestKind, Table, Update, part_of, send};
+use crate::service::Service;
+use crate::table::{MINUTE, Row, kind};
+
+/// The longest description of a service account.
+const DESCRIPTION: usize = 256;
+/// The version of policies with conditions.
+const VERSION: u64 = 3;
+/// The operation that waits for a new account.
+const SETTLING: &str = "settling";
+/// Good reads in a row after which a new account counts as visible everywhere (report G10).
+const GOOD_READS: usize = 3;
+/// The start of a member that is a service agent of Google, by the name of its domain: its address has the number of the project.
+const AGENT: &str = "agent:";
+
+/// The service agents that use keys: their names, their domains, and the services that create them
+/// (<https://cloud.google.com/iam/docs/service-agents>).
+const AGENTS: &[(&str, &str, Service)] = &[
+    ("agent:artifactregistry", "gcp-sa-artifactregistry", Service::ArtifactRegistry),
+    ("agent:container", "container-engine-robot", Service::Container),
+    ("agent:sql", "gcp-sa-cloud-sql", Service::Sql),
+    ("agent:storage", "gs-project-accounts", Service::Storage),
+];
+
+pub(crate) static ROWS: &[Row] = &[
+    Row {
+        kind: Kind {
+            permissions: &[
+                create("iam.serviceAccounts.create"),
+                delete("iam.serviceAccounts.delete"),
+                read("iam.serviceAccounts.get"),
+                read("iam.serviceAccounts.list"),
+                put("iam.serviceAccounts.update"),
+            ],
+            terraform: &[("google_service_account", "id")],
+            ..kind("gcp.service-account", "a service account", Identity::Named)
+        },
+        service: "iam",
+        resource: &Rest::<ServiceAccount>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            permissions: &[
+                read("resourcemanager.projects.getIamPolicy"),
+                create("resourcemanager.projects.setIamPolicy"),
+                delete("resourcemanager.projects.setIamPolicy"),
+                read("iam.serviceAccounts.get"),
+            ],
+            ..kind("gcp.project-binding", "a role of an account in the project", Identity::Part)
+        },
+        service: "cloudresourcemanager",
+        resource: &Rest::<Binding<OfProject>>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            permissions: &[
+                read("iam.serviceAccounts.getIamPolicy"),
+                create("iam.serviceAccounts.setIamPolicy"),
+                delete("iam.serviceAccounts.setIamPolicy"),
+                read("iam.serviceAccounts.get"),
+            ],
+            ..kind("gcp.account-binding", "a role of an identity on a service account", Identity::Part)
+        },
+        service: "iam",
+        resource: &Rest::<Binding<OfAccount>>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            deadline: MINUTE.saturating_mul(15),
+            permissions: &[
+                read("cloudkms.cryptoKeys.getIamPolicy"),
+                create("cloudkms.cryptoKeys.setIamPolicy"),
+                read("cloudkms.cryptoKeys.get"),
+                create("serviceusage.services.enable"),
+                read("resourcemanager.projects.get"),
+            ],
+            ..kind("gcp.key-binding", "a role of a service agent on a key", Identity::Part)
+        },
+        service: "cloudkms",
+        resource: &Rest::<Binding<OfKey>>::kind(),
+        refused: &[],
+    },
+];
+
+/// A service account. Outputs: `id`, `name`, `email`, `member`.
+struct ServiceAccount;
+
+#[async_trait]
+impl RestKind for ServiceAccount {
+    const TABLE: &'static Table = &Table {
+        service: Service::Iam,
+        path: "projects/{project}/serviceAccounts/{name}@{project}.iam.gserviceaccount.com",
+        collection: "projects/{project}/serviceAccounts",
+        items: "accounts",
+        create: Create::Beside("accountId", "serviceAccount"),
+        fields: &[Field::plain("display_name", "/displayName").patched()],
+        in_place: &["display_name"],
+        update: Update::Beside("serviceAccount"),
+        marks: Marks::Description("/description", DESCRIPTION, true),
+        created: "",
+        ..Table::USUAL
+    };
+
+    /// An account that does not exist is forbidden, not missing, for some reads: the list tells (reports G10, G11).
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        let error = match api.find_enabled(Call::get(Service::Iam, id)).await {
+            Err(error) if error.kind == ErrorKind::Denied => error,
+            found => return found,
+        };
+        let path = api.path(Self::TABLE.collection);
+        match api.list(Service::Iam, &path, "accounts", &[("pageSize", "100".to_owned())]).await {
+            Ok(accounts) if accounts.iter().all(|one| one["name"] != id) => Ok(None),
+            _ => Err(error),
+        }
+    }
+
+    fn state(document: &Value) -> State {
+        match document["disabled"] == true {
+            true => State::Degraded("it is disabled".to_owned()),
+            false => State::Ready,
+        }
+    }
+
+    fn outputs(_id: &str, document: &Value, outputs: &mut Outputs) {
+        if let Some(email) = document["email"].as_str() {
+            outputs.insert("email".to_owned(), json!(email));
+            outputs.insert("member".to_owned(), json!(format!("serviceAccount:{email}")));
+        }
+    }
+
+    async fn send(api: &Api, new: New) -> Result<Option<String>> {
+        send(api, Self::TABLE, new).await?;
+        Ok(Some(SETTLING.to_owned()))
+    }
+
+    /// A new account is visible in some replicas at first: a policy that names it is refused by the others.
+    async fn change(api: &Api, id: &str, _change: &str) -> Result<State> {
+        for _ in 0..GOOD_READS {
+            match api.find(Call::get(Service::Iam, id)).await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(State::Pending("not visible everywhere".to_owned())),
+                Err(error) if error.kind == ErrorKind::Denied => {
+                    return Ok(State::Pending("not visible everywhere".to_owned()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(State::Ready)
+    }
+}
+
+/// What a policy is of.
+#[async_trait]
+trait Target: Send + Sync + 'static {
+    const SERVICE: Service;
+    /// Whether a binding stays when its resource is deleted.
+    const IS_RETAINED: bool = false;
+
+    /// The call that reads a policy at version 3.
+    fn read(target: &str) -> Call;
+
+    /// The tags of the parent: of the target, or of the member where the target is the whole project.
+    async fn tags(api: &Api, target: &str, member: &str) -> Result<Tags>;
+}
+
+struct OfProject;
+struct OfAccount;
+struct OfKey;
+
+/// The tags of a service account of this project.
+async fn tags_of_account(api: &Api, email: &str) -> Result<Tags> {
+    let path = format!("projects/{}/serviceAccounts/{email}", api.project());
+    let found = ServiceAccount::fetch(api, &path).await?.unwrap_or_default();
+    Ok(labels::of_description(get(&found, "/description").and_then(Value::as_str).unwrap_or_default()))
+}
+
+#[async_trait]
+impl Target for OfProject {
+    const SERVICE: Service = Service::ResourceManager;
+
+    fn read(target: &str) -> Call {
+        let body = json!({ "options": { "requestedPolicyVersion": VERSION } });
+        Call::post(Self::SERVICE, format!("{target}:getIamPolicy"), body)
+    }
+
+    async fn tags(api: &Api, _target: &str, member: &str) -> Result<Tags> {
+        match member.strip_prefix("serviceAccount:").filter(|email| crate::token::is_account(email)) {
+            Some(email) => tags_of_account(api, email).await,
+            None => Ok(Tags::new()),
+        }
+    }
+}
+
+#[async_trait]
+impl Target for OfAccount {
+    const SERVICE: Service = Service::Iam;
+
+    fn read(target: &str) -> Call {
+        let call = Call::new(Self::SERVICE, reqwest::Method::POST, format!("{target}:getIamPolicy"));
+        call.query("options.requestedPolicyVersion", VERSION.to_string())
+    }
+
+    async fn tags(api: &Api, target: &str, _member: &str) -> Result<Tags> {
+        tags_of_account(api, textnlp_cloud::document::last(target)).await
+    }
+}
+
+#[async_trait]
+impl Target for OfKey {
+    const SERVICE: Service = Service::CloudKms;
+    /// The service agents are those of the whole project: other environments decrypt with the same role.
+    const IS_RETAINED: bool = true;
+
+    fn read(target: &str) -> Call {
+        let call = Call::get(Self::SERVICE, format!("{target}:getIamPolicy"));
+        call.query("options.requestedPolicyVersion", VERSION.to_string())
+    }
+
+    /// None: the environment of a key is not the one of a binding on it.
+    async fn tags(_api: &Api, _target: &str, _member: &str) -> Result<Tags> {
+        Ok(Tags::new())
+    }
+}
+
+/// One member in one role, without a condition. Outputs: `id`, `name`.
+struct Binding<T>(PhantomData<fn() -> T>);
+
+#[async_trait]
+impl<T: Target> RestKind for Binding<T> {
+    const TABLE: &'static Table = &Table {
+        service: T::SERVICE,
+        path: "{target}#{role}#{member}",
+        collection: "{target}",
+        retained: T::IS_RETAINED,
+        created: "",
+        ..Table::USUAL
+    };
+
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        let (target, role, member) = parts(id)?;
+        let Some(policy) = api.find_enabled(T::read(target).saying("read", format!("the policy of {target}"))).await?
+        else {
+            return Ok(None);
+        };
+        if !has_member(&policy, role, &address(api, member).await?) {
+            return Ok(None);
+        }
+        Ok(Some(part_of(&T::tags(api, target, member).await?, json!({}))))
+    }
+
+    async fn send(api: &Api, new: New) -> Result<Option<String>> {
+        let (target, role, member) = parts(&new.id)?;
+        create_agent(api, member).await?;
+        let member = address(api, member).await?;
+        write::<T>(api, target, |policy| add_member(policy, role, &member)).await
+    }
+
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
+        let (target, role, member) = parts(&seen.id)?;
+        let member = address(api, member).await?;
+        write::<T>(api, target, |policy| remove_member(policy, role, &member)).await
+    }
+}
+
+fn parts(id: &str) -> Result<(&str, &str, &str)> {
+    let mut parts = id.splitn(3, '#');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(target), Some(role), Some(member)) => Ok((target, role, member)),
+        _ => Err(crate::row::invalid("read", id, "it is no id of a binding")),
+    }
+}
+
+/// The member as policies have it.
+async fn address(api: &Api, member: &str) -> Result<String> {
+    if !member.starts_with(AGENT) {
+        return Ok(member.to_owned());
+    }
+    let (_, domain, _) = agent(member)?;
+    let number = api.project_number().await?;
+    Ok(format!("serviceAccount:service-{number}@{domain}.iam.gserviceaccount.com"))
+}
+
+fn agent(member: &str) -> Result<(&'static str, &'static str, Service)> {
+    let found = AGENTS.iter().find(|(name, ..)| *name == member).copied();
+    found.ok_or_else(|| crate::row::invalid("bind", member, "it is no service agent of the table"))
+}
+
+/// A service agent exists only once it was asked for, and a policy that names it before is refused (report G05).
+async fn create_agent(api: &Api, member: &str) -> Result<()> {
+    if !member.starts_with(AGENT) {
+        return Ok(());
+    }
+    let (_, _, service) = agent(member)?;
+    let project = api.project();
+    let call = match service {
+        // It comes with the service itself (<https://cloud.google.com/kubernetes-engine/docs/how-to/service-accounts>).
+        Service::Container => return Ok(()),
+        Service::Storage => Call::get(Service::Storage, format!("projects/{project}/serviceAccount")),
+        _ => {
+            let path = format!("projects/{project}/services/{}:generateServiceIdentity", service.api());
+            Call::new(Service::ServiceUsageBeta, reqwest::Method::POST, path)
+        }
+    };
+    api.send(call.saying("create", format!("the service agent of {}", service.title()))).await.map(drop)
+}
+
+/// Reads a policy and writes it back changed.
+async fn write<T: Target>(api: &Api, target: &str, change: impl FnOnce(&mut Value)) -> Result<Option<String>> {
+    let subject = format!("the policy of {target}");
+    let mut policy = api.send(T::read(target).saying("read", subject.clone())).await?;
+    if get(&policy, "/etag").is_none() {
+        let error = Error::new(ErrorKind::Unavailable, "read", subject);
+        return Err(error.because("it has no etag, and a write without one would overwrite what others change"));
+    }
+    change(&mut policy);
+    policy["version"] = json!(VERSION);
+    let call = Call::post(T::SERVICE, format!("{target}:setIamPolicy"), json!({ "policy": policy }));
+    api.send(call.saying("change", subject)).await.map(|_| None)
+}
+
+/// Whether a binding is the one without a condition of a role.
+fn is_of(binding: &Value, role: &str) -> bool {
+    binding["role"] == role && get(binding, "/condition").is_none()
+}
+
+fn has_member(policy: &Value, role: &str, member: &str) -> bool {
+    let bindings = policy["bindings"].as_array().into_iter().flatten();
+    let mut members =
+        bindings.filter(|one| is_of(one, role)).flat_map(|one| one["members"].as_array().into_iter().flatten());
+    // A deleted account of the same address is another member (report G12).
+    members.any(|one| *one == member)
+}
+
+fn add_member(policy: &mut Value, role: &str, member: &str) {
+    if !policy["bindings"].is_array() {
+        policy["bindings"] = json!([]);
+    }
+    let Some(bindings) = policy["bindings"].as_array_mut() else { return };
+    let stale = stale(member);
+    match bindings.iter_mut().find(|one| is_of(one, role)) {
+        Some(binding) => {
+            if !binding["members"].is_array() {
+                binding["members"] = json!([]);
+            }
+            if let Some(members) = binding["members"].as_array_mut() {
+                members.retain(|one| *one != member && !is_stale(one, &stale));
+                members.push(json!(member));
+            }
+        }
+        None => bindings.push(json!({ "role": role, "members": [member] })),
+    }
+}
+
+fn remove_member(policy: &mut Value, role: &str, member: &str) {
+    let stale = stale(member);
+    let Some(bindings) = policy["bindings"].as_array_mut() else { return };
+    for binding in bindings.iter_mut().filter(|one| is_of(one, role)) {
+        if let Some(members) = binding["members"].as_array_mut() {
+            members.retain(|one| *one != member && !is_stale(one, &stale));
+        }
+    }
+    bindings.retain(|one| !(is_of(one, role) && one["members"].as_array().is_some_and(Vec::is_empty)));
+}
+
+/// How the member starts that was left by a deleted account of the same address.
+fn stale(member: &str) -> String {
+    format!("deleted:{member}?uid=")
+}
+
+fn is_stale(member: &Value, start: &str) -> bool {
+    member.as_str().is_some_and(|text| text.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROLE: &str = "roles/logging.logWriter";
+    const OURS: &str = "serviceAccount:a@p.iam.gserviceaccount.com";
+
+    fn policy() -> Value {
+        json!({
+            "version": 3,
+            "etag": "BwXyz=",
+            "auditConfigs": [{ "service": "allServices" }],
+            "bindings": [
+                { "role": "roles/owner", "members": ["user:ann@example.com"] },
+                { "role": ROLE, "members": ["user:ann@example.com"],
+                  "condition": { "title": "until May", "expression": "request.time < timestamp('2027-05-01T00:00:00Z')" } },
+                { "role": ROLE, "members": ["group:ops@example.com"] },
+            ],
+        })
+    }
+
+    #[test]
+    fn bindings_of_others_stay_byte_for_byte() {
+        let mut changed = policy();
+        add_member(&mut changed, ROLE, OURS);
+        assert!(has_member(&changed, ROLE, OURS));
+        assert_eq!(changed["bindings"][2]["members"], json!(["group:ops@example.com", OURS]));
+        for place in [0, 1] {
+            assert_eq!(changed["bindings"][place].to_string(), policy()["bindings"][place].to_string());
+        }
+        let once = changed.to_string();
+        add_member(&mut changed, ROLE, OURS);
+        assert_eq!(changed.to_string(), once, "a repeated write changes nothing");
+        remove_member(&mut changed, ROLE, OURS);
+        assert_eq!(changed.to_string(), policy().to_string());
+    }
+
+    #[test]
+    fn a_binding_that_only_we_are_in_goes_with_us() {
+        let mut changed = policy();
+        add_member(&mut changed, "roles/x", OURS);
+        remove_member(&mut changed, "roles/x", OURS);
+        assert_eq!(changed.to_string(), policy().to_string());
+        let mut empty = json!({ "etag": "a" });
+        add_member(&mut empty, ROLE, OURS);
+        assert!(has_member(&empty, ROLE, OURS));
+    }
+
+    #[test]
+    fn members_of_deleted_accounts_are_others() {
+        let mut changed = policy();
+        changed["bindings"][2]["members"] = json!([format!("deleted:{OURS}?uid=1"), "group:ops@example.com"]);
+        assert!(!has_member(&changed, ROLE, OURS));
+        add_member(&mut changed, ROLE, OURS);
+        assert_eq!(changed["bindings"][2]["members"], json!(["group:ops@example.com", OURS]));
+    }
+
+    #[test]
+    fn agents_have_rows() {
+        for (name, ..) in AGENTS {
+            assert!(name.starts_with(AGENT) && agent(name).is_ok());
+        }
+        assert!(agent("agent:nothing").is_err());
+    }
+}

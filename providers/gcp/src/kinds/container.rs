@@ -1,0 +1,569 @@
+//! Clusters and node pools of GKE: <https://cloud.google.com/kubernetes-engine/docs/reference/rest/v1/projects.locations.clusters>.
+
+use async_trait::async_trait;
+use reqwest::Method;
+use serde_json::{Value, json};
+use textnlp_cloud::State;
+use textnlp_cloud::document::{get, last, set};
+use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result, Spec};
+
+use super::{create, delete, put, read};
+use crate::answer::Failure;
+use crate::api::{Api, Call};
+use crate::operation::Family;
+use crate::row::{Create, Field, Labelling, Marks, Request, Rest, RestKind, States, Table, Word, relative, state};
+use crate::service::Service;
+use crate::table::{MINUTE, Row, kind};
+use crate::token::pem;
+
+/// The pool that a cluster is created with, because it needs one, and that is removed at once: pools are objects of their own.
+const FIRST_POOL: &str = "textnlp-first";
+/// The machine of that pool.
+const FIRST_MACHINE: &str = "e2-medium";
+/// Its disk in GiB, of the type that takes nothing of the quota of SSDs.
+const FIRST_DISK_GB: u32 = 20;
+/// All APIs; what a node may do is decided by the roles of its account.
+const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+/// The taint of machines with a GPU: only pods that ask for one are scheduled there.
+pub(crate) const GPU_TAINT: &str = "nvidia.com/gpu";
+/// The markets of machines.
+pub(crate) const SPOT: &str = "spot";
+pub(crate) const ON_DEMAND: &str = "on-demand";
+
+const STATES: &[(&str, Word)] = &[
+    ("RUNNING", Word::Ready),
+    ("PROVISIONING", Word::Pending),
+    // GKE starts operations of its own (report G48).
+    ("RECONCILING", Word::Pending),
+    ("STOPPING", Word::Deleting),
+    ("DEGRADED", Word::Degraded),
+    ("RUNNING_WITH_ERROR", Word::Degraded),
+    ("ERROR", Word::Failed),
+];
+
+pub(crate) static ROWS: &[Row] = &[
+    Row {
+        kind: Kind {
+            deadline: MINUTE.saturating_mul(90),
+            typical: Some(MINUTE.saturating_mul(12)),
+            pricing: Pricing::BySpec,
+            permissions: &[
+                create("container.clusters.create"),
+                delete("container.clusters.delete"),
+                read("container.clusters.get"),
+                read("container.clusters.list"),
+                put("container.clusters.update"),
+                read("container.operations.get"),
+                create("iam.serviceAccounts.actAs"),
+                create("compute.networks.get"),
+                create("compute.subnetworks.get"),
+                create("compute.subnetworks.use"),
+                read("compute.disks.list"),
+            ],
+            terraform: &[("google_container_cluster", "id")],
+            ..kind("gcp.gke-cluster", "a Kubernetes cluster", Identity::Named)
+        },
+        service: "container",
+        resource: &Rest::<Cluster>::kind(),
+        refused: &[
+            (
+                "key",
+                "GKE re-encrypts a cluster only by hand: `gcloud container clusters update --database-encryption-key`",
+            ),
+            ("network", "a cluster stays in its network: deploy another environment and move to it"),
+            ("subnetwork", "a cluster stays in its network: deploy another environment and move to it"),
+            ("pods", "a cluster keeps its address ranges: deploy another environment and move to it"),
+            ("services", "a cluster keeps its address ranges: deploy another environment and move to it"),
+            ("private_nodes", "deploy another environment and move to it"),
+        ],
+    },
+    Row {
+        kind: Kind {
+            // A pool that waits for machines recovers after 35 minutes and more (report G24), in each of its alternatives.
+            deadline: MINUTE.saturating_mul(240),
+            typical: Some(MINUTE.saturating_mul(4)),
+            pricing: Pricing::BySpec,
+            permissions: &[
+                put("container.clusters.update"),
+                delete("container.clusters.update"),
+                read("container.clusters.get"),
+                read("container.clusters.list"),
+                read("container.operations.get"),
+                create("iam.serviceAccounts.actAs"),
+                read("compute.acceleratorTypes.get"),
+                read("compute.machineTypes.get"),
+            ],
+            terraform: &[("google_container_node_pool", "id")],
+            ..kind("gcp.node-pool", "a pool of nodes", Identity::Named)
+        },
+        service: "container",
+        resource: &Rest::<NodePool>::kind(),
+        refused: &[],
+    },
+];
+
+/// A cluster. Outputs: `id`, `name`, `endpoint`, `ca_pem`, `version`, `workload_pool`, `location`.
+struct Cluster;
+
+#[async_trait]
+impl RestKind for Cluster {
+    const TABLE: &'static Table = &Table {
+        service: Service::Container,
+        path: "projects/{project}/locations/{location}/clusters/{name}",
+        collection: "projects/{project}/locations/{location}/clusters",
+        items: "clusters",
+        create: Create::Wrapped("cluster"),
+        constants: &[
+            ("/ipAllocationPolicy/useIpAliases", "true"),
+            ("/masterAuth/clientCertificateConfig/issueClientCertificate", "false"),
+            ("/legacyAbac/enabled", "false"),
+            // It enforces network policies.
+            ("/networkConfig/datapathProvider", "\"ADVANCED_DATAPATH\""),
+        ],
+        fields: &[
+            Field::code("version", "/initialClusterVersion", Value::clone, |one| minor(&one["currentMasterVersion"]))
+                .called(Request::Put, "", |version| update("desiredMasterVersion", version.clone())),
+            Field::link("network", "/network").seen_at("/networkConfig/network"),
+            Field::link("subnetwork", "/subnetwork").seen_at("/networkConfig/subnetwork"),
+            Field::plain("pods", "/ipAllocationPolicy/clusterSecondaryRangeName"),
+            Field::plain("services", "/ipAllocationPolicy/servicesSecondaryRangeName"),
+            Field::flag("private_nodes", "/privateClusterConfig/enablePrivateNodes"),
+            Field::code("allow_from", "/masterAuthorizedNetworksConfig", networks, allowed).called(
+                Request::Put,
+                "",
+                |list| update("desiredMasterAuthorizedNetworksConfig", networks(list)),
+            ),
+            Field::plain("channel", "/releaseChannel/channel")
+                .called(Request::Put, "", |channel| update("desiredReleaseChannel", json!({ "channel": channel }))),
+            Field::flag("shielded_nodes", "/shieldedNodes/enabled")
+                .called(Request::Put, "", |on| update("desiredShieldedNodes", json!({ "enabled": on }))),
+            Field::code(
+                "workload_identity",
+                "",
+                |_| Value::Null,
+                |one| json!(get(one, "/workloadIdentityConfig/workloadPool").is_some()),
+            ),
+            Field::code("key", "/databaseEncryption", encryption, encrypted),
+            // Only its first pool has it: see `prepare`.
+            Field { seen: "", ..Field::plain("node_account", "") },
+            Field::code(
+                "first_pool_removed",
+                "",
+                |_| Value::Null,
+                |one| json!(!one["nodePools"].as_array().into_iter().flatten().any(|pool| pool["name"] == FIRST_POOL)),
+            ),
+        ],
+        in_place: &["allow_from", "channel", "shielded_nodes", "first_pool_removed", "version"],
+        marks: Marks::Labels(
+            "/resourceLabels",
+            Labelling::Call(
+                Request::Post,
+                ":setResourceLabels",
+                |labels, one| json!({ "resourceLabels": labels, "labelFingerprint": one["labelFingerprint"] }),
+            ),
+        ),
+        family: Family::Container,
+        states: Some(States { member: "/status", words: STATES, reason: "/statusMessage" }),
+        outputs: &[("location", "/location"), ("workload_pool", "/workloadIdentityConfig/workloadPool")],
+        ..Table::USUAL
+    };
+
+    fn state(document: &Value) -> State {
+        explained(state(Self::TABLE, document), document)
+    }
+
+    fn outputs(_id: &str, document: &Value, outputs: &mut Outputs) {
+        if let Some(host) = document["endpoint"].as_str().filter(|host| !host.is_empty()) {
+            outputs.insert(textnlp_provider::connect::ENDPOINT.to_owned(), json!(format!("https://{host}")));
+        }
+        if let Some(ca) = get(document, "/masterAuth/clusterCaCertificate").and_then(Value::as_str).and_then(pem) {
+            outputs.insert(textnlp_provider::connect::CA.to_owned(), json!(ca));
+        }
+        outputs.insert("version".to_owned(), minor(&document["currentMasterVersion"]));
+    }
+
+    /// Disks of volumes outlive their cluster (report G46).
+    async fn foreign(api: &Api, id: &str, _document: &Value) -> Result<Vec<Foreign>> {
+        let query = [("filter", format!("labels.goog-k8s-cluster-name={}", last(id)))];
+        let disks =
+            api.list(Service::Compute, &api.path("projects/{project}/aggregated/disks"), "items", &query).await?;
+        let disk = |one: &Value| {
+            let name = one["name"].as_str()?;
+            // A node's own disk ends with the node.
+            let is_volume = name.starts_with("pvc-") || name.contains("-pvc-");
+            let cloud_id = CloudId::new(relative(one["selfLink"].as_str()?)).ok().filter(|_| is_volume)?;
+            Some(Foreign { cloud_id, what: "disk".to_owned(), swept: false, outlives: true, maker: None })
+        };
+        Ok(disks.iter().filter_map(disk).collect())
+    }
+
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        match field {
+            "node_account" => true,
+            // The release channel upgrades the cluster: a version is the least one (report G62).
+            "version" => wanted.is_null() || number(seen) >= number(wanted),
+            "workload_identity" | "first_pool_removed" => *wanted == false,
+            _ => false,
+        }
+    }
+
+    /// The first pool has the settings of all others: an organization may refuse a cluster without them (report G18).
+    async fn prepare(api: &Api, spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+        if spec.get("workload_identity").is_some_and(|on| *on == true) {
+            let pool = format!("{}.svc.id.goog", api.project());
+            set(document, "/workloadIdentityConfig/workloadPool", pool.into());
+        }
+        let labels = document["resourceLabels"].clone();
+        document["nodePools"] = json!([{
+            "name": FIRST_POOL,
+            "initialNodeCount": 1,
+            "config": {
+                "machineType": FIRST_MACHINE,
+                "diskSizeGb": FIRST_DISK_GB,
+                "diskType": "pd-standard",
+                "serviceAccount": spec.get("node_account"),
+                "oauthScopes": [SCOPE],
+                "resourceLabels": labels,
+                "shieldedInstanceConfig": { "enableSecureBoot": true, "enableIntegrityMonitoring": true },
+                "workloadMetadataConfig": { "mode": "GKE_METADATA" },
+            },
+            "networkConfig": { "enablePrivateNodes": true },
+        }]);
+        Ok(())
+    }
+
+    async fn put(api: &Api, id: &str, _wanted: &Value, field: &str) -> Result<Option<String>> {
+        if field != "first_pool_removed" {
+            return Err(crate::row::invalid("change", id, &format!("`{field}` does not change in place")));
+        }
+        let path = format!("{id}/nodePools/{FIRST_POOL}");
+        let answer = api.send(Call::new(Service::Container, Method::DELETE, path)).await?;
+        Ok(Family::Container.started(api, id, &answer))
+    }
+}
+
+fn update(member: &str, value: Value) -> Value {
+    json!({ "update": { member: value } })
+}
+
+/// The minor version in a version of GKE: `1.34` of `1.34.1-gke.1153000`.
+fn minor(version: &Value) -> Value {
+    let mut parts = version.as_str().unwrap_or_default().split('.');
+    match (parts.next().filter(|part| !part.is_empty()), parts.next()) {
+        (Some(major), Some(minor)) => format!("{major}.{minor}").into(),
+        _ => Value::Null,
+    }
+}
+
+fn number(version: &Value) -> Option<(u32, u32)> {
+    let (major, minor) = version.as_str()?.split_once('.')?;
+    Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
+}
+
+fn networks(allowed: &Value) -> Value {
+    match allowed.as_array() {
+        None => json!({ "enabled": false }),
+        Some(list) => {
+            let blocks: Vec<Value> = list.iter().map(|cidr| json!({ "cidrBlock": cidr })).collect();
+            // Addresses of Google Cloud reach the API server otherwise, also those of other customers.
+            json!({ "enabled": true, "cidrBlocks": blocks, "gcpPublicCidrsAccessEnabled": false })
+        }
+    }
+}
+
+fn allowed(document: &Value) -> Value {
+    let config = &document["masterAuthorizedNetworksConfig"];
+    if config["enabled"] != true {
+        return Value::Null;
+    }
+    config["cidrBlocks"].as_array().into_iter().flatten().map(|block| block["cidrBlock"].clone()).collect()
+}
+
+fn encryption(key: &Value) -> Value {
+    match key.as_str() {
+        Some(key) => json!({ "state": "ENCRYPTED", "keyName": key }),
+        None => json!({ "state": "DECRYPTED" }),
+    }
+}
+
+fn encrypted(document: &Value) -> Value {
+    let config = &document["databaseEncryption"];
+    if config["state"] == "DECRYPTED" { Value::Null } else { config["keyName"].clone() }
+}
+
+/// A failed state with the code of its cause: in its conditions, or in its message.
+fn explained(state: State, document: &Value) -> State {
+    let State::Failed { why, .. } = state else { return state };
+    let conditions = document["conditions"].as_array().into_iter().flatten();
+    let conditions: Vec<&Value> = conditions.collect();
+    let messages = conditions.iter().filter_map(|one| one["message"].as_str());
+    let why = std::iter::once(why.as_str()).chain(messages).collect::<Vec<_>>().join("; ");
+    let mut failure = Failure::of_status(&json!({ "message": why }));
+    for condition in conditions {
+        for member in ["code", "canonicalCode"] {
+            failure.codes.extend(condition[member].as_str().map(str::to_owned));
+        }
+    }
+    let (_, code, _) = failure.meaning(Service::Container);
+    State::Failed { code, why: failure.message }
+}
+
+/// A pool of nodes. Outputs: `id`, `name`.
+struct NodePool;
+
+#[async_trait]
+impl RestKind for NodePool {
+    const TABLE: &'static Table = &Table {
+        service: Service::Container,
+        path: "{cluster}/nodePools/{name}",
+        collection: "{cluster}/nodePools",
+        items: "nodePools",
+        within: Some(("projects/{project}/locations/{location}/clusters", "clusters")),
+        create: Create::Wrapped("nodePool"),
+        constants: &[
+            ("/config/workloadMetadataConfig/mode", "\"GKE_METADATA\""),
+            ("/config/shieldedInstanceConfig/enableIntegrityMonitoring", "true"),
+            ("/config/oauthScopes", "[\"https://www.googleapis.com/auth/cloud-platform\"]"),
+            ("/management/autoRepair", "true"),
+            ("/management/autoUpgrade", "true"),
+            ("/networkConfig/enablePrivateNodes", "true"),
+        ],
+        fields: &[
+            Field::plain("machine", "/config/machineType"),
+            Field::code("accelerator", "/config/accelerators", accelerators, accelerator),
+            Field::plain("disk_gb", "/config/diskSizeGb"),
+            Field::plain("disk_type", "/config/diskType"),
+            Field::plain("account", "/config/serviceAccount"),
+            Field::flag("secure_boot", "/config/shieldedInstanceConfig/enableSecureBoot"),
+            Field { absent: "{}", ..Field::plain("labels", "/config/labels") }
+                .called(Request::Put, "", |labels| json!({ "labels": { "labels": labels } })),
+            Field::code("scaling", "/autoscaling", autoscaling, scaling)
+                .called(Request::Post, ":setAutoscaling", |scaling| json!({ "autoscaling": autoscaling(scaling) })),
+            // GKE adds the taint itself, and refuses a second one (reports G55, G56).
+            Field::code("gpu_taint", "", |_| Value::Null, tainted).called(Request::Put, "", |_| {
+                json!({ "taints": { "taints": [{ "key": GPU_TAINT, "value": "present", "effect": "NO_SCHEDULE" }] } })
+            }),
+            // One of each is chosen: see `prepare`.
+            Field { absent: "[]", seen: "/locations", ..Field::plain("zones", "") },
+            Field::code("markets", "", |_| Value::Null, |one| {
+                json!([if one["config"]["spot"] == true { SPOT } else { ON_DEMAND }])
+            }),
+        ],
+        in_place: &["gpu_taint", "labels", "scaling"],
+        marks: Marks::Labels(
+            "/config/resourceLabels",
+            Labelling::Call(Request::Put, "", |labels, _| json!({ "resourceLabels": { "labels": labels } })),
+        ),
+        family: Family::Container,
+        states: Some(States { member: "/status", words: STATES, reason: "/statusMessage" }),
+        created: "",
+        ..Table::USUAL
+    };
+
+    fn state(document: &Value) -> State {
+        explained(state(Self::TABLE, document), document)
+    }
+
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        match field {
+            // The places of a pool that is in all zones are the cluster's.
+            "zones" => is_any(wanted) || is_within(seen, wanted),
+            "markets" => is_within(seen, wanted),
+            "gpu_taint" => *wanted == false,
+            "labels" => {
+                wanted.as_object().is_some_and(|all| all.iter().all(|(key, value)| seen.get(key) == Some(value)))
+            }
+            _ => false,
+        }
+    }
+
+    fn alternative(wanted: &Spec, seen: &Spec) -> Option<usize> {
+        let all = alternatives(wanted);
+        let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
+        let (market, zone) = (first("markets")?, first("zones")?);
+        let is_seen = |one: &Alternative<'_>| one.market == market && one.zone.is_none_or(|name| name == zone);
+        let next = all.iter().position(is_seen)? + 1;
+        (next < all.len()).then_some(next)
+    }
+
+    fn next_alternative(wanted: &Spec, place: usize) -> Option<usize> {
+        Some(place + 1).filter(|next| *next < alternatives(wanted).len())
+    }
+
+    async fn prepare(api: &Api, spec: &Spec, document: &mut Value, alternative: usize) -> Result<()> {
+        let machine = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
+        let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
+        let mut chosen = None;
+        for one in alternatives(spec).into_iter().skip(alternative) {
+            if is_offered(api, one.zone, machine, accelerator).await? {
+                chosen = Some(one);
+                break;
+            }
+        }
+        let Some(chosen) = chosen else {
+            let error = Error::new(ErrorKind::Capacity, "create", "a node pool");
+            return Err(error
+                .because(format!("no zone is left that has {machine}"))
+                .hint("choose another `gpu.size` or region"));
+        };
+        let least = spec.get("scaling").and_then(|scaling| scaling["min"].as_u64()).unwrap_or(1);
+        match chosen.zone {
+            Some(zone) => document["locations"] = json!([zone]),
+            None => {
+                // A pool starts with a node in each of its zones: fewer nodes are in as many zones.
+                let zones = zones_of(api, spec).await?;
+                let count = usize::try_from(least).unwrap_or(usize::MAX).max(1);
+                if count < zones.len() {
+                    document["locations"] = zones.into_iter().take(count).collect();
+                }
+            }
+        }
+        if chosen.market == SPOT {
+            set(document, "/config/spot", json!(true));
+        }
+        // The count is that of each zone: a pool in all zones grows from one node in each.
+        document["initialNodeCount"] = json!(if chosen.zone.is_some() { least } else { 1 });
+        Ok(())
+    }
+}
+
+/// Where and how the machines of a pool are bought.
+#[derive(Debug, PartialEq, Eq)]
+struct Alternative<'a> {
+    market: &'a str,
+    /// `None` for all zones of the cluster.
+    zone: Option<&'a str>,
+}
+
+/// The alternatives of a pool, best first: each market in each zone.
+fn alternatives(spec: &Spec) -> Vec<Alternative<'_>> {
+    let list = |field: &str| -> Vec<&str> {
+        spec.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
+    };
+    let (markets, zones) = (list("markets"), list("zones"));
+    let of_market = |market| -> Vec<Alternative<'_>> {
+        match zones.is_empty() {
+            true => vec![Alternative { market, zone: None }],
+            false => zones.iter().map(|zone| Alternative { market, zone: Some(zone) }).collect(),
+        }
+    };
+    markets.into_iter().flat_map(of_market).collect()
+}
+
+/// The zones of the cluster of a pool.
+async fn zones_of(api: &Api, spec: &Spec) -> Result<Vec<Value>> {
+    let Some(cluster) = spec.get("cluster").and_then(Value::as_str) else { return Ok(Vec::new()) };
+    let found = api.find(Call::get(Service::Container, cluster)).await?.unwrap_or_default();
+    Ok(found["locations"].as_array().cloned().unwrap_or_default())
+}
+
+/// Whether a zone has the machine and its accelerator at all.
+async fn is_offered(api: &Api, zone: Option<&str>, machine: &str, accelerator: Option<&str>) -> Result<bool> {
+    let Some(zone) = zone else { return Ok(true) };
+    let path = |kind: &str, name: &str| format!("projects/{}/zones/{zone}/{kind}/{name}", api.project());
+    let mut paths = vec![path("machineTypes", machine)];
+    paths.extend(accelerator.map(|name| path("acceleratorTypes", name)));
+    for path in paths {
+        if api.find(Call::get(Service::Compute, path)).await?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The driver's version is GKE's default for the version of the cluster (report G57).
+fn accelerators(accelerator: &Value) -> Value {
+    let Some(name) = accelerator["type"].as_str() else { return Value::Null };
+    json!([{
+        "acceleratorType": name,
+        "acceleratorCount": accelerator["count"].as_u64().unwrap_or(1).to_string(),
+        "gpuDriverInstallationConfig": { "gpuDriverVersion": "DEFAULT" },
+    }])
+}
+
+fn accelerator(document: &Value) -> Value {
+    let Some(first) = get(document, "/config/accelerators/0") else { return Value::Null };
+    let count = first["acceleratorCount"].as_str().and_then(|count| count.parse::<u64>().ok());
+    json!({ "type": first["acceleratorType"], "count": count })
+}
+
+fn autoscaling(scaling: &Value) -> Value {
+    json!({
+        "enabled": true,
+        "totalMinNodeCount": scaling["min"],
+        "totalMaxNodeCount": scaling["max"],
+        "locationPolicy": "BALANCED",
+    })
+}
+
+fn scaling(document: &Value) -> Value {
+    let found = &document["autoscaling"];
+    let count = |member: &str| found[member].as_u64().unwrap_or_default();
+    json!({ "min": count("totalMinNodeCount"), "max": count("totalMaxNodeCount") })
+}
+
+fn tainted(document: &Value) -> Value {
+    let taints = document["config"]["taints"].as_array().into_iter().flatten();
+    json!(taints.into_iter().any(|taint| taint["key"] == GPU_TAINT))
+}
+
+fn is_any(list: &Value) -> bool {
+    list.as_array().is_some_and(Vec::is_empty)
+}
+
+fn is_within(seen: &Value, wanted: &Value) -> bool {
+    let (Some(seen), Some(wanted)) = (seen.as_array(), wanted.as_array()) else { return false };
+    !seen.is_empty() && seen.iter().all(|one| wanted.contains(one))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_least_ones() {
+        let seen = minor(&json!("1.34.1-gke.1153000"));
+        assert_eq!(seen, json!("1.34"));
+        assert!(Cluster::fits("version", &Value::Null, &seen));
+        assert!(Cluster::fits("version", &json!("1.33"), &seen) && !Cluster::fits("version", &json!("1.35"), &seen));
+    }
+
+    #[test]
+    fn alternatives_are_markets_in_zones() {
+        let wanted = Spec::of(&json!({ "zones": ["r-a", "r-b"], "markets": [SPOT, ON_DEMAND] }));
+        let seen = |market: &str, zone: &str| Spec::of(&json!({ "zones": [zone], "markets": [market] }));
+        let next = |market, zone| NodePool::alternative(&wanted, &seen(market, zone));
+        assert_eq!([next(SPOT, "r-a"), next(SPOT, "r-b"), next(ON_DEMAND, "r-a")], [Some(1), Some(2), Some(3)]);
+        assert_eq!(next(ON_DEMAND, "r-b"), None);
+        assert!(NodePool::fits("zones", &json!(["r-a", "r-b"]), &json!(["r-b"])));
+        assert!(!NodePool::fits("zones", &json!(["r-a"]), &json!(["r-b"])));
+        assert!(NodePool::fits("zones", &json!([]), &json!(["r-b"])));
+    }
+
+    #[test]
+    fn failed_states_name_their_cause() {
+        let pool = json!({ "status": "ERROR", "statusMessage": "Not all instances running in IGM after 35m.",
+            "conditions": [{ "code": "GCE_STOCKOUT", "message": "[ZONE_RESOURCE_POOL_EXHAUSTED]: x" }] });
+        let State::Failed { code, why } = NodePool::state(&pool) else { panic!("it failed") };
+        assert!(["GCE_STOCKOUT", "ZONE_RESOURCE_POOL_EXHAUSTED"].contains(&code.as_str()), "{code}");
+        assert!(why.starts_with("Not all instances"), "{why}");
+        assert_eq!(NodePool::state(&json!({ "status": "RUNNING" })), State::Ready);
+        assert_eq!(Cluster::state(&json!({ "status": "STOPPING" })), State::Deleting);
+    }
+
+    #[test]
+    fn members_are_read_as_they_are_written() {
+        let list = json!(["203.0.113.0/24"]);
+        assert_eq!(allowed(&json!({ "masterAuthorizedNetworksConfig": networks(&list) })), list);
+        assert_eq!(allowed(&json!({ "masterAuthorizedNetworksConfig": networks(&Value::Null) })), Value::Null);
+        let gpu = json!({ "type": "nvidia-tesla-t4", "count": 1 });
+        assert_eq!(accelerator(&json!({ "config": { "accelerators": accelerators(&gpu) } })), gpu);
+        assert_eq!(accelerator(&json!({ "config": {} })), Value::Null);
+        let scale = json!({ "min": 1, "max": 3 });
+        assert_eq!(scaling(&json!({ "autoscaling": autoscaling(&scale) })), scale);
+        let key = json!("projects/p/locations/r/keyRings/k/cryptoKeys/c");
+        assert_eq!(encrypted(&json!({ "databaseEncryption": encryption(&key) })), key);
+        assert_eq!(encrypted(&json!({ "databaseEncryption": encryption(&Value::Null) })), Value::Null);
+        assert_eq!(tainted(&json!({ "config": { "taints": [{ "key": GPU_TAINT }] } })), json!(true));
+    }
+}

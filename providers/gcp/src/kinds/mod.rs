@@ -1,0 +1,50 @@
+//! The kinds, by service.
+
+mod binding;
+mod bucket;
+pub(crate) mod container;
+mod kms;
+mod network;
+mod private;
+mod registry;
+mod services;
+mod sql;
+
+pub(crate) use network::NAT;
+pub(crate) use sql::DATABASE;
+use textnlp_provider::{Permission, Verb};
+
+use crate::table::Row;
+
+/// The rows of every service.
+pub(crate) static ALL: &[&[Row]] = &[
+    services::ROWS,
+    network::ROWS,
+    private::ROWS,
+    binding::ROWS,
+    container::ROWS,
+    bucket::ROWS,
+    registry::ROWS,
+    kms::ROWS,
+    sql::ROWS,
+];
+
+/// A permission to create objects.
+const fn create(action: &'static str) -> Permission {
+    Permission::on(&[Verb::Create], action)
+}
+
+/// A permission to create or change objects.
+const fn put(action: &'static str) -> Permission {
+    Permission::on(&[Verb::Create, Verb::Update], action)
+}
+
+/// A permission to delete objects.
+const fn delete(action: &'static str) -> Permission {
+    Permission::on(&[Verb::Delete], action)
+}
+
+/// A permission to read objects.
+const fn read(action: &'static str) -> Permission {
+    Permission::read(action)
+}

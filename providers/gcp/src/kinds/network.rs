@@ -1,0 +1,339 @@
+//! Networks, subnetworks and routers of Compute Engine: <https://cloud.google.com/compute/docs/reference/rest/v1>.
+//!
+//! They have no labels: their descriptions have the tags.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+use reqwest::Method;
+use serde_json::{Value, json};
+use textnlp_cloud::ObservedObject;
+use textnlp_cloud::document::last;
+use textnlp_provider::{CloudId, Foreign, Identity, Kind, Pricing, Result, Spec};
+
+use super::{create, delete, put, read};
+use crate::api::{Api, Call};
+use crate::operation::Family;
+use crate::row::{Field, Marks, Request, Rest, RestKind, States, Table, Update, Word, relative};
+use crate::service::Service;
+use crate::table::{MINUTE, Row, kind};
+
+/// The name of the NAT in a router.
+pub(crate) const NAT: &str = "nat";
+/// The longest description of an object of Compute Engine.
+pub(super) const DESCRIPTION: usize = 2_048;
+
+pub(crate) static ROWS: &[Row] = &[
+    Row {
+        kind: Kind {
+            deadline: MINUTE.saturating_mul(30),
+            permissions: &[
+                create("compute.networks.create"),
+                delete("compute.networks.delete"),
+                read("compute.networks.get"),
+                read("compute.networks.list"),
+                put("compute.networks.update"),
+                read("compute.globalOperations.get"),
+                read("compute.zoneOperations.get"),
+                read("compute.regionOperations.get"),
+                read("compute.firewalls.list"),
+                delete("compute.firewalls.delete"),
+                read("compute.networkEndpointGroups.list"),
+                delete("compute.networkEndpointGroups.delete"),
+                read("compute.forwardingRules.list"),
+                delete("compute.forwardingRules.delete"),
+                read("compute.targetPools.list"),
+                delete("compute.targetPools.delete"),
+                delete("compute.networks.updatePolicy"),
+            ],
+            terraform: &[("google_compute_network", "id")],
+            ..kind("gcp.network", "a VPC network", Identity::Named)
+        },
+        service: "compute",
+        resource: &Rest::<Network>::kind(),
+        refused: &[(
+            "auto_subnets",
+            "a network with automatic subnetworks is another kind of network: create a new one",
+        )],
+    },
+    Row {
+        kind: Kind {
+            deadline: MINUTE.saturating_mul(20),
+            permissions: &[
+                create("compute.subnetworks.create"),
+                delete("compute.subnetworks.delete"),
+                read("compute.subnetworks.get"),
+                read("compute.subnetworks.list"),
+                put("compute.subnetworks.update"),
+                put("compute.subnetworks.setPrivateIpGoogleAccess"),
+                put("compute.networks.updatePolicy"),
+                read("compute.regionOperations.get"),
+            ],
+            terraform: &[("google_compute_subnetwork", "id")],
+            ..kind("gcp.subnetwork", "a subnetwork", Identity::Named)
+        },
+        service: "compute",
+        resource: &Rest::<Subnetwork>::kind(),
+        refused: &[
+            ("cidr", "a subnetwork keeps its range: deploy another environment and move to it"),
+            ("network", "a subnetwork stays in its network: deploy another environment and move to it"),
+            // Report G33.
+            ("ranges", "the ranges of pods and services do not change while a cluster uses them"),
+        ],
+    },
+    Row {
+        kind: Kind {
+            pricing: Pricing::BySpec,
+            permissions: &[
+                create("compute.routers.create"),
+                delete("compute.routers.delete"),
+                read("compute.routers.get"),
+                read("compute.routers.list"),
+                put("compute.routers.update"),
+                put("compute.networks.updatePolicy"),
+                read("compute.regionOperations.get"),
+            ],
+            terraform: &[("google_compute_router", "id")],
+            ..kind("gcp.router", "a Cloud Router with its NAT", Identity::Named)
+        },
+        service: "compute",
+        resource: &Rest::<Router>::kind(),
+        refused: &[],
+    },
+];
+
+/// A network without automatic subnetworks. Outputs: `id`, `name`.
+struct Network;
+
+#[async_trait]
+impl RestKind for Network {
+    const TABLE: &'static Table = &Table {
+        service: Service::Compute,
+        path: "projects/{project}/global/networks/{name}",
+        collection: "projects/{project}/global/networks",
+        constants: &[("/autoCreateSubnetworks", "false")],
+        fields: &[
+            Field { seen: "/autoCreateSubnetworks", ..Field::flag("auto_subnets", "") },
+            Field::plain("routing", "/routingConfig/routingMode").patched(),
+        ],
+        in_place: &["routing"],
+        update: Update::Merge(&[]),
+        // Only `routingConfig` of a network can be patched.
+        marks: Marks::Description("/description", DESCRIPTION, false),
+        family: Family::Compute,
+        created: "/creationTimestamp",
+        ..Table::USUAL
+    };
+
+    /// What a cluster's controllers made in it and what others did: any of these keeps it from being deleted (reports G44, G45).
+    async fn foreign(api: &Api, id: &str, _document: &Value) -> Result<Vec<Foreign>> {
+        let (mut foreign, mut balancers) = (Vec::new(), BTreeSet::new());
+        for (path, what) in INSIDE {
+            for one in api.list(Service::Compute, &api.path(path), "items", &[]).await? {
+                if one["network"].as_str().map(relative) == Some(id) {
+                    balancers
+                        .extend(one["name"].as_str().and_then(|name| name.strip_prefix(BALANCED)).map(str::to_owned));
+                    foreign.extend(inside(&one, what));
+                }
+            }
+        }
+        // They go before the rule that tells of them.
+        let mut all = of_balancers(api, &balancers).await?;
+        all.append(&mut foreign);
+        Ok(all)
+    }
+
+    /// Deletes the first object of controllers in it, and then the network.
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
+        let swept = seen.foreign.iter().find(|one| one.swept).map(|one| one.cloud_id.as_str());
+        let id = swept.unwrap_or(&seen.id);
+        let answer = api.send(Call::new(Service::Compute, Method::DELETE, id)).await?;
+        Ok(Family::Compute.started(api, id, &answer))
+    }
+}
+
+/// The lists of objects in networks, in the order in which they are swept.
+const INSIDE: [(&str, &str); 2] = [
+    ("projects/{project}/aggregated/networkEndpointGroups", "network endpoint group"),
+    ("projects/{project}/global/firewalls", "firewall rule"),
+];
+
+/// The start of the name of the firewall rule of an external load balancer, before the name of its other parts.
+const BALANCED: &str = "k8s-fw-";
+/// The lists of those parts, which name no network, in the order in which they are swept.
+const OF_BALANCERS: [(&str, &str); 2] = [
+    ("projects/{project}/aggregated/forwardingRules", "forwarding rule"),
+    ("projects/{project}/aggregated/targetPools", "target pool"),
+];
+
+/// The parts of external load balancers with these names.
+async fn of_balancers(api: &Api, names: &BTreeSet<String>) -> Result<Vec<Foreign>> {
+    let mut found = Vec::new();
+    if names.is_empty() {
+        return Ok(found);
+    }
+    for (path, what) in OF_BALANCERS {
+        for one in api.list(Service::Compute, &api.path(path), "items", &[]).await? {
+            if one["name"].as_str().is_some_and(|name| names.contains(name)) {
+                found.extend(inside(&one, what).map(|part| Foreign { swept: true, ..part }));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn inside(one: &Value, what: &str) -> Option<Foreign> {
+    let id = relative(one["selfLink"].as_str()?);
+    Some(Foreign {
+        cloud_id: CloudId::new(id).ok()?,
+        what: what.to_owned(),
+        swept: is_of_gke(last(id)),
+        outlives: false,
+        maker: None,
+    })
+}
+
+/// Whether a name is one that the controllers of GKE give: <https://cloud.google.com/kubernetes-engine/docs/concepts/firewall-rules>,
+/// <https://cloud.google.com/kubernetes-engine/docs/how-to/standalone-neg>.
+fn is_of_gke(name: &str) -> bool {
+    ["gke-", "gkegw1-", "gkemcg1-", "k8s-", "k8s1-", "k8s2-"].iter().any(|start| name.starts_with(start))
+}
+
+/// A subnetwork. Outputs: `id`, `name`.
+struct Subnetwork;
+
+impl RestKind for Subnetwork {
+    const TABLE: &'static Table = &Table {
+        service: Service::Compute,
+        path: "projects/{project}/regions/{location}/subnetworks/{name}",
+        collection: "projects/{project}/regions/{location}/subnetworks",
+        fields: &[
+            Field::link("network", "/network"),
+            Field::plain("cidr", "/ipCidrRange"),
+            Field::code("ranges", "/secondaryIpRanges", secondary, ranges),
+            // A patch does not change it.
+            Field::flag("private_google_access", "/privateIpGoogleAccess").called(
+                Request::Post,
+                "/setPrivateIpGoogleAccess",
+                |on| json!({ "privateIpGoogleAccess": on }),
+            ),
+            Field::code("flow_logs", "/logConfig", log, |one| json!(one["logConfig"]["enable"] == true)).patched(),
+        ],
+        in_place: &["private_google_access", "flow_logs"],
+        update: Update::Merge(&["/fingerprint"]),
+        marks: Marks::Description("/description", DESCRIPTION, false),
+        family: Family::Compute,
+        states: Some(States {
+            member: "/state",
+            words: &[("READY", Word::Ready), ("DRAINING", Word::Pending)],
+            reason: "/state",
+        }),
+        created: "/creationTimestamp",
+        ..Table::USUAL
+    };
+
+    /// Other ranges are their operator's.
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        let has = |(name, cidr): (&String, &Value)| seen.get(name) == Some(cidr);
+        field == "ranges" && wanted.as_object().is_some_and(|all| all.iter().all(has))
+    }
+}
+
+/// The ranges of pods and services by their names, as a list.
+fn secondary(ranges: &Value) -> Value {
+    let range = |(name, cidr): (&String, &Value)| json!({ "rangeName": name, "ipCidrRange": cidr });
+    ranges.as_object().map(|all| all.iter().map(range).collect()).unwrap_or_default()
+}
+
+fn ranges(document: &Value) -> Value {
+    let list = document["secondaryIpRanges"].as_array().into_iter().flatten();
+    let pairs = list.filter_map(|one| Some((one["rangeName"].as_str()?.to_owned(), one["ipCidrRange"].clone())));
+    Value::Object(pairs.collect())
+}
+
+/// Half of the connections, in intervals of ten minutes: what an investigation needs, at a fifth of the default's amount.
+fn log(enabled: &Value) -> Value {
+    match enabled.as_bool() {
+        Some(true) => json!({
+            "enable": true, "aggregationInterval": "INTERVAL_10_MIN", "flowSampling": 0.5, "metadata": "INCLUDE_ALL_METADATA",
+        }),
+        _ => json!({ "enable": false }),
+    }
+}
+
+/// A router with one NAT, for one subnetwork: a NAT for all of them would exclude any other (report G36). Outputs: `id`, `name`.
+struct Router;
+
+#[async_trait]
+impl RestKind for Router {
+    const TABLE: &'static Table = &Table {
+        service: Service::Compute,
+        path: "projects/{project}/regions/{location}/routers/{name}",
+        collection: "projects/{project}/regions/{location}/routers",
+        fields: &[Field::link("network", "/network"), Field::code("nat", "/nats", nats, nat)],
+        in_place: &["nat"],
+        update: Update::Merge(&[]),
+        marks: Marks::Description("/description", DESCRIPTION, true),
+        family: Family::Compute,
+        created: "/creationTimestamp",
+        ..Table::USUAL
+    };
+
+    /// A patch replaces the whole list: other NATs stay in it.
+    async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<String>> {
+        if field != "nat" {
+            return Err(crate::row::invalid("change", id, &format!("`{field}` does not change in place")));
+        }
+        let read = api.send(Call::get(Service::Compute, id)).await?;
+        let mut all = read["nats"].as_array().cloned().unwrap_or_default();
+        all.retain(|one| one["name"] != NAT);
+        all.extend(nats(wanted).as_array().cloned().unwrap_or_default());
+        let call = Call::new(Service::Compute, Method::PATCH, id).body(json!({ "nats": all }));
+        let answer = api.send(call).await?;
+        Ok(Family::Compute.started(api, id, &answer))
+    }
+}
+
+fn nats(nat: &Value) -> Value {
+    json!([{
+        "name": nat["name"],
+        "natIpAllocateOption": "AUTO_ONLY",
+        "sourceSubnetworkIpRangesToNat": "LIST_OF_SUBNETWORKS",
+        "subnetworks": [{ "name": nat["subnetwork"], "sourceIpRangesToNat": ["ALL_IP_RANGES"] }],
+        "logConfig": { "enable": true, "filter": nat["log"] },
+    }])
+}
+
+/// The NAT of that name. Its time-outs are the server's.
+fn nat(document: &Value) -> Value {
+    let mut all = document["nats"].as_array().into_iter().flatten();
+    let Some(nat) = all.find(|one| one["name"] == NAT) else { return Value::Null };
+    let subnetwork = nat["subnetworks"][0]["name"].as_str().map(relative);
+    json!({ "name": nat["name"], "subnetwork": subnetwork, "log": nat["logConfig"]["filter"] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_of_gke_are_known_by_their_names() {
+        for name in ["gke-textnlp-a-main-0a1b2c3d-all", "k8s-fw-a0123", "k8s1-0a1b-ns-svc-80", "gkegw1-0a1b-ns-gw"] {
+            assert!(is_of_gke(name), "{name}");
+        }
+        for name in ["allow-ssh", "a-team-rule", "gkeish"] {
+            assert!(!is_of_gke(name), "{name}");
+        }
+        let rule = json!({ "selfLink": "https://www.googleapis.com/compute/v1/projects/p/global/firewalls/allow-ssh" });
+        let found = inside(&rule, "firewall rule").unwrap();
+        assert_eq!((found.cloud_id.as_str(), found.is_in_the_way()), ("projects/p/global/firewalls/allow-ssh", true));
+    }
+
+    #[test]
+    fn nats_and_ranges_are_read_as_they_are_written() {
+        let wanted = json!({ "name": NAT, "subnetwork": "projects/p/regions/r/subnetworks/s", "log": "ERRORS_ONLY" });
+        assert_eq!(nat(&json!({ "nats": nats(&wanted) })), wanted);
+        let wanted = json!({ "pods": "10.0.128.0/17", "services": "10.0.16.0/20" });
+        assert_eq!(ranges(&json!({ "secondaryIpRanges": secondary(&wanted) })), wanted);
+    }
+}

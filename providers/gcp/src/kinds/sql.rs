@@ -1,0 +1,318 @@
+//! PostgreSQL of Cloud SQL: servers, databases and users (<https://cloud.google.com/sql/docs/postgres/admin-api/rest/v1>).
+//!
+//! A server has a name of its own for each operation, because Google keeps the name of a deleted one for a week (report G66). Databases
+//! and users end with their server: a user that owns objects cannot be deleted, and a database must not go before its protected server
+//! (reports G73, G74).
+
+use async_trait::async_trait;
+use reqwest::Method;
+use serde_json::{Value, json};
+use textnlp_cloud::ObservedObject;
+use textnlp_cloud::document::{get, last};
+use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result, Spec};
+
+use super::{create, delete, put, read};
+use crate::api::{Api, Call};
+use crate::labels;
+use crate::operation::Family;
+use crate::row::{Field, Form, Labelling, Marks, Rest, RestKind, States, Table, Update, Word, part_of};
+use crate::service::Service;
+use crate::table::{MINUTE, Row, kind};
+
+/// The port of PostgreSQL.
+const PORT: u16 = 5432;
+/// Days for which logs of transactions can be kept with the edition ENTERPRISE (report G70).
+const MOST_LOG_DAYS: u64 = 7;
+/// The label of a server with the name of its database.
+pub(crate) const DATABASE: &str = "textnlp-database";
+/// Backups are taken at night in Europe and America, in UTC.
+const BACKUP_TIME: &str = "03:00";
+
+pub(crate) static ROWS: &[Row] = &[
+    Row {
+        kind: Kind {
+            data: DataClass::Precious,
+            deadline: MINUTE.saturating_mul(90),
+            typical: Some(MINUTE.saturating_mul(12)),
+            pricing: Pricing::BySpec,
+            permissions: &[
+                create("cloudsql.instances.create"),
+                delete("cloudsql.instances.delete"),
+                read("cloudsql.instances.get"),
+                read("cloudsql.instances.list"),
+                put("cloudsql.instances.update"),
+                delete("cloudsql.instances.update"),
+                create("compute.networks.get"),
+            ],
+            terraform: &[("google_sql_database_instance", "id")],
+            ..kind("gcp.sql-instance", "a PostgreSQL server", Identity::Token)
+        },
+        service: "sqladmin",
+        resource: &Rest::<Instance>::kind(),
+        refused: &[
+            ("version", "upgrade the server with `gcloud sql instances patch --database-version`"),
+            ("key", "a server keeps its key: let the key rotate instead"),
+            ("network", "a server stays in its network: deploy another environment and restore a backup there"),
+            ("location", "a server stays in its region: deploy another environment and restore a backup there"),
+            ("source", "a replica stays one of its server: deploy another environment and restore a backup there"),
+            ("database", "create another database with SQL"),
+            ("disk_type", "a server keeps its type of disk: deploy another environment and restore a backup there"),
+            ("edition", "change the edition with `gcloud sql instances patch --edition`"),
+        ],
+    },
+    Row {
+        kind: Kind {
+            data: DataClass::Precious,
+            // It waits for the operations of its server.
+            deadline: MINUTE.saturating_mul(60),
+            permissions: &[
+                create("cloudsql.databases.create"),
+                read("cloudsql.databases.get"),
+                read("cloudsql.databases.list"),
+                read("cloudsql.instances.get"),
+            ],
+            ..kind("gcp.sql-database", "a database of a PostgreSQL server", Identity::Part)
+        },
+        service: "sqladmin",
+        resource: &Rest::<Database>::kind(),
+        refused: &[("name", "create another database with SQL")],
+    },
+    Row {
+        kind: Kind {
+            deadline: MINUTE.saturating_mul(60),
+            permissions: &[
+                create("cloudsql.users.create"),
+                read("cloudsql.users.get"),
+                read("cloudsql.users.list"),
+                read("cloudsql.instances.get"),
+            ],
+            ..kind("gcp.sql-user", "a user of a PostgreSQL server", Identity::Part)
+        },
+        service: "sqladmin",
+        resource: &Rest::<User>::kind(),
+        refused: &[("name", "create another user with SQL")],
+    },
+];
+
+/// A server, or a read replica of one. Outputs: `id`, `name`, `host`, `port`, `version`, `ca_pem`.
+struct Instance;
+
+#[async_trait]
+impl RestKind for Instance {
+    const TABLE: &'static Table = &Table {
+        service: Service::Sql,
+        path: "projects/{project}/instances/{name}",
+        collection: "projects/{project}/instances",
+        suffixed: true,
+        constants: &[("/settings/storageAutoResize", "true"), ("/settings/activationPolicy", "\"ALWAYS\"")],
+        fields: &[
+            Field::plain("location", "/region"),
+            Field::plain("version", "/databaseVersion"),
+            Field::code("source", "/masterInstanceName", source, |one| source(&one["masterInstanceName"])),
+            Field::plain("tier", "/settings/tier").patched(),
+            // From PostgreSQL 16 on the default is the more expensive edition, with other tiers (report G69).
+            Field::plain("edition", "/settings/edition"),
+            Field::plain("availability", "/settings/availabilityType").patched(),
+            Field { form: Form::Integer, ..Field::plain("disk_gb", "/settings/dataDiskSizeGb") }.patched(),
+            Field::plain("disk_type", "/settings/dataDiskType"),
+            Field::link("network", "/settings/ipConfiguration/privateNetwork"),
+            Field::plain("range", "/settings/ipConfiguration/allocatedIpRange"),
+            Field::flag("public", "/settings/ipConfiguration/ipv4Enabled").patched(),
+            Field::plain("tls", "/settings/ipConfiguration/sslMode").patched(),
+            Field::code("backup_days", "/settings/backupConfiguration", backups, backup_days).patched(),
+            Field::flag("deletion_protection", "/settings/deletionProtectionEnabled").patched(),
+            Field::plain("key", "/diskEncryptionConfiguration/kmsKeyName"),
+            Field::plain("database", "/settings/userLabels/textnlp-database"),
+        ],
+        in_place: &["tier", "availability", "disk_gb", "public", "tls", "backup_days", "deletion_protection"],
+        update: Update::Merge(&["/settings/settingsVersion"]),
+        marks: Marks::Labels("/settings/userLabels", Labelling::Patch),
+        family: Family::Sql,
+        states: Some(States {
+            member: "/state",
+            words: &[
+                ("RUNNABLE", Word::Ready),
+                ("ONLINE_MAINTENANCE", Word::Ready),
+                ("PENDING_CREATE", Word::Pending),
+                ("MAINTENANCE", Word::Pending),
+                ("REPAIRING", Word::Pending),
+                ("SUSPENDED", Word::Degraded),
+                ("FAILED", Word::Failed),
+                ("PENDING_DELETE", Word::Deleting),
+            ],
+            reason: "/suspensionReason/0",
+        }),
+        outputs: &[("version", "/databaseVersion"), ("ca_pem", "/serverCaCert/cert")],
+        ..Table::USUAL
+    };
+
+    fn outputs(_id: &str, document: &Value, outputs: &mut Outputs) {
+        if let Some(host) = host(document) {
+            outputs.insert("host".to_owned(), json!(host));
+        }
+        outputs.insert("port".to_owned(), json!(PORT));
+    }
+
+    /// A disk grows by itself, and never shrinks (report G71).
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        match field {
+            "disk_gb" => seen.as_u64() >= wanted.as_u64(),
+            // The range is chosen once.
+            "range" => seen.is_null(),
+            _ => false,
+        }
+    }
+
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
+        let id = seen.id.as_str();
+        let call = match seen.spec.get("deletion_protection").is_some_and(|on| *on == true) {
+            true => {
+                let read = api.send(Call::get(Service::Sql, id)).await?;
+                let version = read["settings"]["settingsVersion"].clone();
+                let settings = json!({ "deletionProtectionEnabled": false, "settingsVersion": version });
+                let call = Call::new(Service::Sql, Method::PATCH, id).body(json!({ "settings": settings }));
+                call.saying("switch off the deletion protection of", last(id))
+            }
+            false => Call::new(Service::Sql, Method::DELETE, id),
+        };
+        let answer = api.send(call).await?;
+        Ok(Family::Sql.started(api, id, &answer))
+    }
+}
+
+/// The primary address in the network.
+fn host(document: &Value) -> Option<&str> {
+    let addresses = document["ipAddresses"].as_array()?;
+    addresses.iter().find(|one| one["type"] == "PRIVATE")?["ipAddress"].as_str()
+}
+
+/// The name of a primary server, which answers write with the project before it.
+fn source(name: &Value) -> Value {
+    let name = name.as_str().map(|name| name.rsplit(':').next().unwrap_or(name)).filter(|name| !name.is_empty());
+    name.map_or(Value::Null, Into::into)
+}
+
+fn backups(days: &Value) -> Value {
+    match days.as_u64() {
+        Some(days) if days > 0 => json!({
+            "enabled": true,
+            "startTime": BACKUP_TIME,
+            "pointInTimeRecoveryEnabled": true,
+            "transactionLogRetentionDays": days.min(MOST_LOG_DAYS),
+            "backupRetentionSettings": { "retentionUnit": "COUNT", "retainedBackups": days },
+        }),
+        _ => json!({ "enabled": false, "pointInTimeRecoveryEnabled": false }),
+    }
+}
+
+fn backup_days(document: &Value) -> Value {
+    let Some(config) = get(document, "/settings/backupConfiguration").filter(|config| config["enabled"] == true) else {
+        return json!(0);
+    };
+    let kept = config["backupRetentionSettings"]["retainedBackups"].as_u64();
+    json!(kept.unwrap_or_default())
+}
+
+/// The document of a part with the tags and the address of its server.
+async fn of_instance(api: &Api, id: &str, mut document: Value) -> Result<Option<Value>> {
+    let Some(instance) = api.find_enabled(Call::get(Service::Sql, instance_of(id))).await? else { return Ok(None) };
+    let labels = &instance["settings"]["userLabels"];
+    document["$host"] = json!(host(&instance));
+    document["$database"] = labels[DATABASE].clone();
+    Ok(Some(part_of(&labels::decode(labels), document)))
+}
+
+fn instance_of(id: &str) -> &str {
+    id.rsplitn(3, '/').nth(2).unwrap_or(id)
+}
+
+/// A database. Outputs: `id`, `name`.
+struct Database;
+
+#[async_trait]
+impl RestKind for Database {
+    const TABLE: &'static Table = &Table {
+        service: Service::Sql,
+        path: "{instance}/databases/{name}",
+        collection: "{instance}/databases",
+        fields: &[Field::plain("charset", "/charset")],
+        family: Family::Sql,
+        retained: true,
+        created: "",
+        ..Table::USUAL
+    };
+
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        match api.find_enabled(Call::get(Service::Sql, id)).await? {
+            Some(document) => of_instance(api, id, document).await,
+            None => Ok(None),
+        }
+    }
+}
+
+/// A user. Outputs: `id`, `name`, `url`: the address of the database without the password.
+struct User;
+
+#[async_trait]
+impl RestKind for User {
+    const TABLE: &'static Table = &Table {
+        service: Service::Sql,
+        path: "{instance}/users/{name}",
+        collection: "{instance}/users",
+        fields: &[Field { form: Form::Secret, ..Field::plain("password", "/password") }],
+        family: Family::Sql,
+        retained: true,
+        created: "",
+        ..Table::USUAL
+    };
+
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        let instance = instance_of(id);
+        let users = api.list(Service::Sql, &format!("{instance}/users"), "items", &[]).await;
+        let users = match users {
+            Err(error) if error.kind == textnlp_provider::ErrorKind::NotFound => return Ok(None),
+            users => users?,
+        };
+        match users.into_iter().find(|user| user["name"] == last(id)) {
+            Some(user) => of_instance(api, id, user).await,
+            None => Ok(None),
+        }
+    }
+
+    fn outputs(id: &str, document: &Value, outputs: &mut Outputs) {
+        let (user, host, database) = (last(id), document["$host"].as_str(), document["$database"].as_str());
+        if let (Some(host), Some(database)) = (host, database) {
+            // The server's certificate is of an authority of its own, which is known only once the server exists.
+            let url = format!("postgresql://{user}@{host}:{PORT}/{database}?sslmode=require");
+            outputs.insert("url".to_owned(), json!(url));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_read_as_they_are_written() {
+        for days in [0, 7, 30] {
+            let document = json!({ "settings": { "backupConfiguration": backups(&json!(days)) } });
+            assert_eq!(backup_days(&document), json!(days));
+        }
+        assert_eq!(source(&json!("my-project:server-0a1b2c3d")), json!("server-0a1b2c3d"));
+        assert_eq!(instance_of("projects/p/instances/i/users/u"), "projects/p/instances/i");
+        assert!(
+            Instance::fits("disk_gb", &json!(20), &json!(35)) && !Instance::fits("disk_gb", &json!(40), &json!(35))
+        );
+    }
+
+    #[test]
+    fn user_has_the_address_of_its_database() {
+        let mut outputs = Outputs::new();
+        let document = json!({ "$host": "10.0.0.3", "$database": "textnlp" });
+        User::outputs("projects/p/instances/i/users/textnlp", &document, &mut outputs);
+        assert_eq!(outputs["url"], json!("postgresql://textnlp@10.0.0.3:5432/textnlp?sslmode=require"));
+        let addresses = json!({ "ipAddresses": [{ "type": "OUTGOING", "ipAddress": "1" }, { "type": "PRIVATE", "ipAddress": "2" }] });
+        assert_eq!(host(&addresses), Some("2"));
+    }
+}

@@ -1,0 +1,146 @@
+//! The cluster of a site: a control plane in all zones of the region, the account of its nodes, and its pools.
+
+use serde_json::{Value, json};
+use textnlp_provider::component::{Cluster, GpuPool};
+use textnlp_provider::settings::{GpuSize, Spot};
+use textnlp_provider::{CloudId, Ownership, ResourceId};
+
+use super::network::{PODS, SERVICES};
+use super::{Lowering, NETWORK, output};
+use crate::kinds::container::{ON_DEMAND, SPOT};
+use crate::names;
+use crate::tables::machines::{Machine, of_size};
+use crate::tables::zones;
+
+/// The longest id of a service account.
+const MOST_OF_ACCOUNT: usize = 30;
+/// What nodes do with their account: metrics and logs, and images. The first one is what GKE documents as the least
+/// (<https://cloud.google.com/kubernetes-engine/docs/how-to/hardening-your-cluster#use_least_privilege_sa>).
+const NODE_ROLES: [(&str, &str); 2] =
+    [("nodes-role", "roles/container.defaultNodeServiceAccount"), ("nodes-images", "roles/artifactregistry.reader")];
+/// The disk of a machine in GiB: images and models.
+const DISK_GB: u32 = 100;
+/// The same with a GPU: its images and models are larger.
+const GPU_DISK_GB: u32 = 300;
+/// The release channel with tested versions.
+const CHANNEL: &str = "REGULAR";
+
+impl Lowering<'_> {
+    pub(super) fn cluster(&mut self, cluster: &Cluster) {
+        let name = names::cluster(self.site);
+        if let Some(existing) = &self.component.existing {
+            // An existing cluster is read, and never changed: its operator has set up its pools.
+            let id = crate::table::cluster_id(&self.site.account, &self.site.region, existing.as_str());
+            let ownership = id.ok().or_else(|| CloudId::new(existing.as_str()).ok()).map(Ownership::External);
+            let main = ResourceId::of(&self.site.name, &self.component.name);
+            self.push(
+                main,
+                "gcp.gke-cluster",
+                self.of_region(json!({ "name": existing })),
+                ownership.unwrap_or_default(),
+            );
+            return;
+        }
+        if !cluster.access.is_empty() {
+            let cause = "identities of a cluster are not set up on Google Cloud yet";
+            self.problem(
+                "access",
+                cause,
+                "remove `cluster.access`; grant `roles/container.admin` or `roles/container.viewer`",
+            );
+        }
+        let account = json!({
+            "name": names::of(self.site, "nodes", MOST_OF_ACCOUNT),
+            "display_name": format!("nodes of {} at {}", self.site.environment, self.site.name),
+        });
+        let Some(nodes) = self.part("nodes", "gcp.service-account", self.of_project(account)) else { return };
+        let project = format!("projects/{}", self.site.account);
+        let mut before: Vec<Option<ResourceId>> = Vec::new();
+        for (part, role) in NODE_ROLES {
+            let binding = json!({ "target": project, "role": role, "member": output(&nodes, "member") });
+            before.push(self.part(part, "gcp.project-binding", binding));
+        }
+        let (key, access) = self.data_key("agent:container");
+        let network = cluster.network.as_str();
+        let main = self.main(
+            "gcp.gke-cluster",
+            self.of_region(json!({
+                "name": name,
+                "version": cluster.version,
+                "network": self.output_of(network, "vpc", "id"),
+                "subnetwork": self.output_of(network, "subnet", "id"),
+                "pods": PODS,
+                "services": SERVICES,
+                "private_nodes": true,
+                "allow_from": cluster.allow_from,
+                "channel": CHANNEL,
+                "shielded_nodes": true,
+                "workload_identity": true,
+                "key": key,
+                "node_account": output(&nodes, "email"),
+                "first_pool_removed": true,
+            })),
+        );
+        // Nodes pull images through the NAT.
+        before.extend([access, self.part_of(NETWORK, "router")]);
+        for one in before {
+            self.after(one);
+        }
+        let site = self.site.cluster.as_deref();
+        let min = site.map_or(1, |site| site.min_nodes);
+        let max = site.and_then(|site| site.max_nodes).unwrap_or(min).max(min);
+        let Some(machine) = of_size(GpuSize::None) else { return };
+        let pool = self.pool("system", machine, &main, &nodes, json!({ "min": min, "max": max }), &[], &[ON_DEMAND]);
+        let system = self.part("system-nodes", "gcp.node-pool", pool);
+        if let Some(gpu) = &cluster.gpu {
+            self.gpu_nodes(gpu, &main, &nodes);
+            // GKE taints machines with GPUs only beside other ones (report G55).
+            self.after(system);
+        }
+    }
+
+    fn gpu_nodes(&mut self, pool: &GpuPool, cluster: &ResourceId, nodes: &ResourceId) {
+        let (Some(machine), Some(zones)) = (of_size(pool.size), zones::zones(&self.site.region)) else {
+            let cause = format!("the zones of the region `{}` are unknown", self.site.region);
+            return self.problem("region", cause, "choose another region, such as europe-west4");
+        };
+        let markets: &[&str] = match pool.spot {
+            Spot::Never => &[ON_DEMAND],
+            Spot::Prefer => &[SPOT, ON_DEMAND],
+            Spot::Only => &[SPOT],
+        };
+        let scaling = json!({ "min": pool.count, "max": pool.count });
+        let pool = self.pool("gpu", machine, cluster, nodes, scaling, &zones, markets);
+        self.part("gpu-nodes", "gcp.node-pool", pool);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn pool(
+        &self,
+        name: &str,
+        machine: &Machine,
+        cluster: &ResourceId,
+        nodes: &ResourceId,
+        scaling: Value,
+        zones: &[String],
+        markets: &[&str],
+    ) -> Value {
+        let gpu = machine.gpu.map(|(gpu, count)| json!({ "type": gpu.accelerator, "count": count }));
+        json!({
+            "name": name,
+            "cluster": output(cluster, "id"),
+            "machine": machine.name,
+            "accelerator": gpu,
+            "disk_gb": if gpu.is_some() { GPU_DISK_GB } else { DISK_GB },
+            "disk_type": machine.disk_type,
+            "account": output(nodes, "email"),
+            // GKE's drivers of GPUs are not signed for it in every version.
+            "secure_boot": machine.gpu.is_none(),
+            "labels": { "textnlp/pool": name },
+            "scaling": scaling,
+            "gpu_taint": machine.gpu.is_some(),
+            "zones": zones,
+            "markets": markets,
+        })
+    }
+}

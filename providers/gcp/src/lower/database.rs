@@ -1,0 +1,134 @@
+//! The managed PostgreSQL: its addresses in the network, the server, its database and its user, and replicas.
+
+use serde_json::json;
+use textnlp_provider::ResourceId;
+use textnlp_provider::component::{Database, Postgres};
+use textnlp_provider::settings::Hosting;
+
+use super::{Lowering, NETWORK, output};
+use crate::names;
+
+/// The longest name of a server without the end that makes it unique: with the project it has 98 characters at most.
+const MOST_OF_SERVER: usize = 60;
+/// The longest name of a range.
+const MOST_OF_RANGE: usize = 63;
+/// The range that private services get: each region and service takes a /24 of it (report G75).
+const PREFIX_LENGTH: u32 = 20;
+/// The producer of Google's own services.
+const PRODUCER: &str = "servicenetworking.googleapis.com";
+/// The user that owns the database.
+const USER: &str = "textnlp";
+/// The generated password among the secrets of a site.
+const PASSWORD: &str = "database-password";
+/// Connections besides those of the service: Cloud SQL itself, operators, jobs.
+const SPARE_CONNECTIONS: u32 = 20;
+/// The longest that backups are kept: their count is at most 365.
+const MOST_BACKUP_DAYS: u64 = 365;
+/// The smallest disk.
+const LEAST_GB: u64 = 10;
+
+/// Tiers of the edition ENTERPRISE, with the connections that PostgreSQL accepts there by default
+/// (<https://cloud.google.com/sql/docs/postgres/flags#postgres-m>, as of 2025-06).
+const TIERS: &[(&str, u32)] = &[
+    ("db-custom-1-3840", 100),
+    ("db-custom-2-7680", 400),
+    ("db-custom-4-15360", 500),
+    ("db-custom-8-30720", 600),
+    ("db-custom-16-61440", 800),
+    ("db-custom-32-122880", 1_000),
+];
+
+impl Lowering<'_> {
+    pub(super) fn database(&mut self, database: &Database) {
+        let Some(postgres) = database.postgres.as_ref().filter(|_| database.hosting == Some(Hosting::Managed)) else {
+            return;
+        };
+        let Some(managed) = &postgres.managed else {
+            let cause = "the size of the managed database is not recorded";
+            return self.problem("size", cause, "plan again with this version");
+        };
+        if self.component.existing.is_some() {
+            let cause = "an existing server of Cloud SQL is not set up by `up`";
+            return self.problem("existing", cause, "write `hosting: external` and its address");
+        }
+        if postgres.between.is_some() {
+            let cause = "one managed database for several sites is not supported yet";
+            return self.problem("between", cause, "keep one site in this environment");
+        }
+        if managed.replica_region.is_some() {
+            let cause = "a replica in another region of Google Cloud is not supported yet";
+            return self.problem("replica_region", cause, "remove `database.replica_region`");
+        }
+        let is_label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+        if postgres.name.len() > 63 || !postgres.name.chars().all(is_label) {
+            let cause = format!("`{}` is no name for a database of Cloud SQL", postgres.name);
+            return self.problem("name", cause, "use lower-case letters, digits, `_` and `-`");
+        }
+        let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
+        let Some((tier, _)) = TIERS.iter().find(|(_, most)| *most >= needed) else {
+            let cause = format!("no server accepts {} connections", postgres.connections);
+            let fix = "lower `database.pool_size`, `database.max_overflow` or `scaling.max`";
+            return self.problem("pool_size", cause, fix);
+        };
+        let days = managed.backup_seconds.div_ceil(86_400).min(MOST_BACKUP_DAYS);
+        if postgres.replicas > 1 && days == 0 {
+            let cause = "Cloud SQL copies no server without backups";
+            self.problem("replicas", cause, "set `backup.enabled: true`, or `database.replicas: 1`");
+        }
+        let disk = managed.disk_bytes.div_ceil(1 << 30).max(LEAST_GB);
+        self.server(postgres, tier, disk, days);
+    }
+
+    fn server(&mut self, postgres: &Postgres, tier: &str, disk: u64, days: u64) {
+        let network = self.output_of(NETWORK, "vpc", "id");
+        let range = json!({
+            "name": names::of(self.site, "services", MOST_OF_RANGE),
+            "network": network,
+            "prefix_length": PREFIX_LENGTH,
+        });
+        let Some(range) = self.part("range", "gcp.address-range", self.of_project(range)) else { return };
+        let connection = json!({ "name": PRODUCER, "network": network, "ranges": [output(&range, "name")] });
+        let connection = self.part("connection", "gcp.service-connection", connection);
+        let (key, access) = self.data_key("agent:sql");
+        let mut server = json!({
+            "name": names::of(self.site, "database", MOST_OF_SERVER),
+            "version": format!("POSTGRES_{}", postgres.version),
+            "source": null,
+            "tier": tier,
+            "edition": "ENTERPRISE",
+            "availability": if postgres.replicas > 0 { "REGIONAL" } else { "ZONAL" },
+            "disk_gb": disk,
+            "disk_type": "PD_SSD",
+            "network": network,
+            "range": output(&range, "name"),
+            "public": false,
+            "tls": "ENCRYPTED_ONLY",
+            "backup_days": days,
+            "deletion_protection": self.site.protect_data,
+            "key": key,
+            "database": postgres.name,
+        });
+        let Some(main) = self.part("server", "gcp.sql-instance", self.of_region(server.clone())) else { return };
+        self.after(connection.clone());
+        self.after(access.clone());
+        let database = json!({ "instance": output(&main, "id"), "name": postgres.name, "charset": "UTF8" });
+        let database = self.part("database", "gcp.sql-database", database);
+        let Ok(password) = ResourceId::part(&self.site.name, &postgres.secrets, PASSWORD) else { return };
+        let user = json!({ "instance": output(&main, "id"), "name": USER, "password": output(&password, "secret") });
+        let user = self.part("instance", "gcp.sql-user", user);
+        self.after(database);
+        // A server does one operation at a time: each part waits for the one before it.
+        let mut before = user;
+        // The first replica of an environment is the standby; others answer reads.
+        for replica in 1..postgres.replicas {
+            server["name"] = json!(names::of(self.site, &format!("database-{replica}"), MOST_OF_SERVER));
+            server["source"] = output(&main, "name");
+            server["availability"] = json!("ZONAL");
+            server["backup_days"] = json!(0);
+            let part = self.part(&format!("replica-{replica}"), "gcp.sql-instance", self.of_region(server.clone()));
+            self.after(connection.clone());
+            self.after(before);
+            before = part;
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Expansion of components into resources of Google Cloud. Pure: addresses and ids that only Google knows are references.
+//!
+//! | component | resources |
+//! |---|---|
+//! | network | `SITE/network/services`: the enabled services of the project; `vpc`, `subnet` with the ranges of pods and services, `router` with its NAT |
+//! | model store | `SITE/models/bucket`: the bucket of your models; where data is protected `key-ring`, `key` and `key-access` |
+//! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles; `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
+//! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
+//! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its database, and the user that the service connects as; `replica-N`; `key-access` where data is protected |
+
+mod cluster;
+mod database;
+mod models;
+mod network;
+mod registry;
+
+use serde_json::{Value, json};
+use textnlp_provider::component::ComponentSpec;
+use textnlp_provider::spec::OutputRef;
+use textnlp_provider::{
+    Component, ComponentName, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
+};
+
+use crate::{labels, table};
+
+/// The kinds whose objects have labels, which the tags of the environment become.
+pub(crate) const LABELLED: [&str; 6] =
+    ["gcp.gke-cluster", "gcp.node-pool", "gcp.bucket", "gcp.repository", "gcp.key", "gcp.sql-instance"];
+/// The components that others refer to.
+const NETWORK: &str = "network";
+const MODELS: &str = "models";
+/// The role that encrypts and decrypts with a key.
+const KEY_ROLE: &str = "roles/cloudkms.cryptoKeyEncrypterDecrypter";
+
+/// Expands a component into the resources of its site's project and region.
+pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+    let mut lowering = Lowering { component, site, wanted: Vec::new(), problems: Vec::new() };
+    match &component.part {
+        ComponentSpec::Network(network) => lowering.network(network),
+        ComponentSpec::ModelStore(store) => lowering.models(store),
+        ComponentSpec::Database(database) => lowering.database(database),
+        ComponentSpec::Registry(registry) => lowering.registry(registry),
+        ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
+        // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
+        _ => {}
+    }
+    if !lowering.wanted.is_empty() && !table::is_bound(site) {
+        lowering.problem(
+            "account",
+            "the project is a part of every id, and it is not known",
+            "set `sites[].account` to the project id",
+        );
+    }
+    if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
+}
+
+/// The state of one component's expansion.
+struct Lowering<'a> {
+    component: &'a Component,
+    site: &'a Site,
+    wanted: Vec<Wanted>,
+    problems: Vec<Problem>,
+}
+
+impl Lowering<'_> {
+    /// Adds the resource `SITE/COMPONENT`, which may be an existing object.
+    fn main(&mut self, kind: &'static str, spec: Value) -> ResourceId {
+        let id = ResourceId::of(&self.site.name, &self.component.name);
+        let ownership = self.component.existing.clone().map_or(Ownership::Ours, Ownership::External);
+        self.push(id.clone(), kind, spec, ownership);
+        id
+    }
+
+    /// Adds the resource `SITE/COMPONENT/PART`.
+    fn part(&mut self, part: &str, kind: &'static str, spec: Value) -> Option<ResourceId> {
+        self.owned_part(part, kind, spec, Ownership::Ours)
+    }
+
+    /// The same, which may be an existing object.
+    fn owned_part(&mut self, part: &str, kind: &'static str, spec: Value, ownership: Ownership) -> Option<ResourceId> {
+        match ResourceId::part(&self.site.name, &self.component.name, part) {
+            Ok(id) => {
+                self.push(id.clone(), kind, spec, ownership);
+                Some(id)
+            }
+            Err(error) => {
+                self.problem("", error.to_string(), "give it another name");
+                None
+            }
+        }
+    }
+
+    fn push(&mut self, id: ResourceId, kind: &'static str, mut spec: Value, ownership: Ownership) {
+        let is_labelled = LABELLED.contains(&kind);
+        spec["tags"] = if is_labelled { json!(self.site.tags) } else { json!({}) };
+        let spec = Spec::of(&spec);
+        let needs = spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())).collect();
+        let kind = KindName::new(kind).expect("the names in the table are kind names");
+        let is_precious = table::row(&kind).is_some_and(|row| row.kind.data == DataClass::Precious);
+        let (site, protected) = (self.site.name.clone(), is_precious && self.site.protect_data);
+        self.wanted.push(Wanted { id, kind, site, via: None, spec, needs, ownership, protected });
+        if is_labelled && self.problems.is_empty() {
+            self.problems.extend(labels::problems(&self.site.tags));
+        }
+        // Every service is enabled first.
+        let services = self.part_of(NETWORK, "services");
+        if self.wanted.last().is_some_and(|last| Some(&last.id) != services.as_ref()) {
+            self.after(services);
+        }
+    }
+
+    /// Adds a dependency of the last resource that no reference in its spec states.
+    fn after(&mut self, on: Option<ResourceId>) {
+        if let (Some(last), Some(on)) = (self.wanted.last_mut(), on) {
+            last.needs.push(Need::on(on));
+            last.needs.sort();
+            last.needs.dedup();
+        }
+    }
+
+    fn problem(&mut self, field: &str, cause: impl Into<String>, fix: impl Into<String>) {
+        let place = format!("{}/{} {field}", self.site.name, self.component.name);
+        self.problems.push(Problem::new(place.trim_end(), cause, fix));
+    }
+
+    /// Attributes of an object of the project.
+    fn of_project(&self, mut spec: Value) -> Value {
+        spec["project"] = json!(self.site.account);
+        spec
+    }
+
+    /// Attributes of an object of the region.
+    fn of_region(&self, spec: Value) -> Value {
+        let mut spec = self.of_project(spec);
+        spec["location"] = json!(self.site.region);
+        spec
+    }
+
+    /// A part of another component.
+    fn part_of(&self, component: &str, part: &str) -> Option<ResourceId> {
+        ResourceId::part(&self.site.name, &ComponentName::new(component).ok()?, part).ok()
+    }
+
+    /// A reference to an output of a part of another component.
+    fn output_of(&self, component: &str, part: &str, field: &str) -> Value {
+        self.part_of(component, part).map_or(Value::Null, |id| output(&id, field))
+    }
+
+    /// The key that data of a protected site is encrypted with, for a service agent that gets its role on it; null elsewhere: Google
+    /// encrypts with keys of its own then.
+    fn data_key(&mut self, agent: &str) -> (Value, Option<ResourceId>) {
+        if !self.site.protect_data {
+            return (Value::Null, None);
+        }
+        let key = self.output_of(MODELS, "key", "id");
+        let spec = json!({ "target": key, "role": KEY_ROLE, "member": agent });
+        let access = self.part("key-access", "gcp.key-binding", spec);
+        (key, access)
+    }
+}
+
+/// A reference to an output.
+fn output(resource: &ResourceId, field: &str) -> Value {
+    json!(OutputRef::new(resource.clone(), field))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use textnlp_provider::component::{Cluster, GpuPool, ModelStore, Network, Registry};
+    use textnlp_provider::settings::{GpuSize, Runtime, Spot};
+
+    use super::*;
+
+    pub(crate) fn site(protect_data: bool) -> Site {
+        Site {
+            environment: "staging".parse().unwrap(),
+            name: "main".parse().unwrap(),
+            account: "my-project".to_owned(),
+            region: "europe-west1".to_owned(),
+            runtime: Runtime::Kubernetes,
+            role: None,
+            tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
+            protect_data,
+            cluster: None,
+            subnets: Vec::new(),
+        }
+    }
+
+    pub(crate) fn component(name: &str, part: ComponentSpec) -> Component {
+        Component { name: name.parse().unwrap(), existing: None, part }
+    }
+
+    fn expand(part: ComponentSpec, name: &str, protect_data: bool) -> BTreeMap<String, Wanted> {
+        let wanted = lower(&component(name, part), &site(protect_data)).unwrap();
+        wanted.into_iter().map(|one| (one.id.to_string(), one)).collect()
+    }
+
+    #[test]
+    fn network_has_ranges_and_a_nat() {
+        let all = expand(ComponentSpec::Network(Network::default()), "network", false);
+        let ids: Vec<&str> = all.keys().map(String::as_str).collect();
+        assert_eq!(ids, ["main/network/router", "main/network/services", "main/network/subnet", "main/network/vpc"]);
+        let subnet = all["main/network/subnet"].spec.as_value();
+        assert_eq!(subnet["cidr"], "10.42.0.0/20");
+        assert_eq!(subnet["ranges"], json!({ "pods": "10.42.128.0/17", "services": "10.42.16.0/20" }));
+        assert_eq!(subnet["network"], json!({ "$output": "main/network/vpc#id" }));
+        assert_eq!(all["main/network/vpc"].spec.as_value()["tags"], json!({}), "a network has no labels");
+        assert!(all["main/network/vpc"].needs.iter().any(|need| need.on.as_str() == "main/network/services"));
+    }
+
+    #[test]
+    fn cluster_has_pools_of_its_own() {
+        let pool = GpuPool { size: GpuSize::Small, count: 2, spot: Spot::Prefer };
+        let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
+        let all = expand(ComponentSpec::Cluster(cluster), "cluster", true);
+        let gpu = &all["main/cluster/gpu-nodes"];
+        let spec = gpu.spec.as_value();
+        assert_eq!(spec["machine"], "n1-standard-4");
+        assert_eq!(spec["accelerator"], json!({ "type": "nvidia-tesla-t4", "count": 1 }));
+        assert_eq!(spec["zones"], json!(["europe-west1-b", "europe-west1-c", "europe-west1-d"]));
+        assert_eq!(spec["markets"], json!(["spot", "on-demand"]));
+        assert_eq!(spec["tags"], json!({ "team": "text" }));
+        // Report G55: GKE adds the taint only beside another pool.
+        assert!(gpu.needs.iter().any(|need| need.on.as_str() == "main/cluster/system-nodes"));
+        let main = all["main/cluster"].spec.as_value();
+        assert_eq!(main["key"], json!({ "$output": "main/models/key#id" }));
+        assert_eq!(main["private_nodes"], json!(true));
+        assert!(all.contains_key("main/cluster/key-access"));
+    }
+
+    #[test]
+    fn models_of_a_protected_site_have_a_key() {
+        let store = || {
+            ComponentSpec::ModelStore(ModelStore {
+                models: Vec::new(),
+                max_cache_bytes: 0,
+                key: None,
+                archive_after_days: Some(90),
+                replica: None,
+            })
+        };
+        let open = expand(store(), "models", false);
+        assert_eq!(open.keys().collect::<Vec<_>>(), ["main/models/bucket"]);
+        let protected = expand(store(), "models", true);
+        assert_eq!(protected.len(), 4);
+        let bucket = &protected["main/models/bucket"];
+        assert!(bucket.protected);
+        assert_eq!(bucket.spec.as_value()["name"], "textnlp-my-project-staging-main-models");
+        assert_eq!(bucket.spec.as_value()["lifecycle"][0]["class"], "ARCHIVE");
+        assert!(bucket.needs.iter().any(|need| need.on.as_str() == "main/models/key-access"));
+    }
+
+    #[test]
+    fn registry_of_another_host_is_the_operators() {
+        let registry = |url: &str, image: Option<&str>| {
+            ComponentSpec::Registry(Registry { url: url.to_owned(), image: image.map(str::to_owned) })
+        };
+        let own = "europe-west1-docker.pkg.dev/my-project/textnlp";
+        let all = expand(registry(own, None), "registry", false);
+        assert_eq!(all["main/registry/repository"].spec.as_value()["name"], "textnlp");
+        assert!(expand(registry("ghcr.io/team/textnlp", None), "registry", false).is_empty());
+        let pushed = registry(own, Some("x:1@sha256:0"));
+        assert!(lower(&component("registry", pushed), &site(false)).is_err());
+    }
+
+    #[test]
+    fn tags_that_are_no_labels_are_refused() {
+        let mut site = site(false);
+        site.tags = BTreeMap::from([("Team".to_owned(), "text".to_owned())]);
+        let registry = Registry { url: "europe-west1-docker.pkg.dev/my-project/textnlp".to_owned(), image: None };
+        let problems = lower(&component("registry", ComponentSpec::Registry(registry)), &site).unwrap_err();
+        assert!(problems.to_string().contains("Team"), "{problems}");
+    }
+
+    #[test]
+    fn a_site_without_a_project_is_refused() {
+        let site = Site { account: String::new(), ..site(false) };
+        let problems = lower(&component("network", ComponentSpec::Network(Network::default())), &site).unwrap_err();
+        assert!(problems.to_string().contains("sites[].account"), "{problems}");
+    }
+}

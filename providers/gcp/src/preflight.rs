@@ -1,0 +1,352 @@
+//! What would make a plan fail, found by reads: the project, its billing, permissions, services, quotas, zones, names and address
+//! ranges. Everything is asked at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use textnlp_cloud::Range;
+use textnlp_cloud::document::{get, last};
+use textnlp_cloud::preflight::{Need, names, unknown};
+use textnlp_provider::{
+    EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Result, Verb, Wanted,
+};
+
+use crate::api::{Api, Call, bootstrap_hint, is_disabled};
+use crate::kinds::container::SPOT;
+use crate::labels;
+use crate::policy;
+use crate::row::relative;
+use crate::service::Service;
+use crate::tables::machines::{self, Machine};
+
+/// The most permissions of one test.
+const PERMISSIONS_AT_ONCE: usize = 100;
+/// The quotas of a project that hold for all regions (report G25).
+const ALL_GPUS: &str = "GPUS_ALL_REGIONS";
+const ALL_CPUS: &str = "CPUS_ALL_REGIONS";
+/// The quota of a region for SSDs in GB, and the types of disks that take of it
+/// (<https://cloud.google.com/compute/resource-usage#disk_quota>).
+const ALL_SSDS: &str = "SSD_TOTAL_GB";
+const SSDS: [&str; 2] = ["pd-balanced", "pd-ssd"];
+/// What an operator does about a quota.
+const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a new project has no GPUs until then";
+
+/// Checks the wanted resources of a site.
+pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+    let (project, billing, permissions, services, names, quotas, zones, overlaps) = futures::join!(
+        project(api),
+        billing(api),
+        permissions(api, wanted),
+        services(api),
+        names(api, wanted),
+        quotas(api, wanted),
+        zones(api, wanted),
+        overlaps(api, wanted)
+    );
+    let read = [project, billing, permissions, services, names, quotas, zones, overlaps, open(wanted)];
+    Ok(read.into_iter().flatten().collect())
+}
+
+fn of_kind<'w>(wanted: &'w [Wanted], kind: &'static str) -> impl Iterator<Item = &'w Wanted> {
+    wanted.iter().filter(move |one| one.kind.as_str() == kind && one.ownership == Ownership::Ours)
+}
+
+/// API servers that every network reaches.
+fn open(wanted: &[Wanted]) -> Vec<Problem> {
+    let is_open = |one: &&Wanted| one.spec.get("allow_from").is_none_or(Value::is_null);
+    let warning = |one: &Wanted| {
+        let fix = "set `cluster.allow_from` to the networks that you deploy from";
+        Problem::warning(one.id.to_string(), "every network reaches the API server of the cluster", fix)
+    };
+    of_kind(wanted, crate::table::CLUSTER).filter(is_open).map(warning).collect()
+}
+
+/// A check that a service which is not enabled cannot answer says nothing: `up` enables it.
+fn unanswered(what: &str, error: &Error) -> Vec<Problem> {
+    if is_disabled(error) { Vec::new() } else { vec![unknown(what, error)] }
+}
+
+async fn project(api: &Api) -> Vec<Problem> {
+    let place = format!("project {}", api.project());
+    match api.find(Call::get(Service::ResourceManager, format!("projects/{}", api.project()))).await {
+        Ok(Some(found)) if found["lifecycleState"] == "ACTIVE" || found["lifecycleState"].is_null() => Vec::new(),
+        Ok(Some(_)) => {
+            vec![Problem::new(place, "the project is being deleted", "name another one in `sites[].account`")]
+        }
+        Ok(None) => {
+            vec![Problem::new(place, "there is no such project", "set `sites[].account` to the id of a project")]
+        }
+        Err(error) if is_disabled(&error) => {
+            let cause = "the Resource Manager API is not enabled, and it cannot enable itself";
+            vec![Problem::new(place, cause, bootstrap_hint(api.project()))]
+        }
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let cause = format!("{} cannot read it, or it does not exist", api.session.identity.email);
+            vec![Problem::new(
+                place,
+                cause,
+                "set `sites[].account` to one of your projects, or ask its owner for a role",
+            )]
+        }
+        Err(error) => vec![unknown(&place, &error)],
+    }
+}
+
+async fn billing(api: &Api) -> Vec<Problem> {
+    let call = Call::get(Service::CloudBilling, format!("projects/{}/billingInfo", api.project()));
+    match api.find(call).await {
+        Ok(Some(found)) if found["billingEnabled"] == false => {
+            let project = api.project();
+            let fix = format!("`gcloud billing projects link {project} --billing-account ACCOUNT`");
+            vec![Problem::new(format!("project {project}"), "it has no billing account", fix)]
+        }
+        Ok(_) => Vec::new(),
+        // Reading it needs a role on the billing account.
+        Err(error) if error.kind == ErrorKind::Denied => Vec::new(),
+        Err(error) => unanswered("the billing account", &error),
+    }
+}
+
+/// A bare project cannot even tell which services it has (report G02).
+async fn services(api: &Api) -> Vec<Problem> {
+    let call = Call::get(Service::ServiceUsage, format!("projects/{}/services", api.project()));
+    match api.send(call.query("filter", "state:ENABLED").query("pageSize", "1")).await {
+        Err(error) if is_disabled(&error) => {
+            let cause = "the Service Usage API is not enabled, and it cannot enable itself";
+            vec![Problem::new(format!("project {}", api.project()), cause, bootstrap_hint(api.project()))]
+        }
+        Err(error) => vec![unknown("the enabled services", &error)],
+        Ok(_) => Vec::new(),
+    }
+}
+
+/// Asks for the permissions that the plan needs at the project. A role on a single object may allow what is missing there.
+async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let Some(request) = request(wanted) else { return Vec::new() };
+    let needed: Vec<String> = policy::permissions(&request).into_iter().collect();
+    let mut missing = BTreeSet::new();
+    for chunk in needed.chunks(PERMISSIONS_AT_ONCE) {
+        let path = format!("projects/{}:testIamPermissions", api.project());
+        let call = Call::post(Service::ResourceManager, path, json!({ "permissions": chunk }));
+        let answer = match api.send(call.saying("test", "permissions")).await {
+            Ok(answer) => answer,
+            Err(error) => return unanswered("the permissions", &error),
+        };
+        let granted: BTreeSet<&str> =
+            answer["permissions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        missing.extend(chunk.iter().filter(|one| !granted.contains(one.as_str())).cloned());
+    }
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    let listed: Vec<String> = missing.into_iter().collect();
+    let cause = format!("{} does not have in the project: {}", api.session.identity.email, listed.join(", "));
+    let fix = "`textnlp-deploy plan --policy` prints the role that this plan needs";
+    vec![Problem::warning("permissions", cause, fix)]
+}
+
+/// The request for the permissions to create, change and delete all of these.
+fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
+    let resource = |wanted: &Wanted| PolicyResource {
+        id: wanted.id.clone(),
+        cloud_id: None,
+        kind: wanted.kind.clone(),
+        spec: wanted.spec.clone(),
+        verbs: BTreeSet::from([Verb::Create, Verb::Update, Verb::Delete]),
+    };
+    Some(PolicyRequest {
+        lineage: None,
+        environment: EnvironmentName::new("any").ok()?,
+        site: wanted.first()?.site.clone(),
+        resources: wanted.iter().map(resource).collect(),
+    })
+}
+
+/// The machines that a pool asks for at first.
+struct Pool<'w> {
+    place: String,
+    machine: &'static Machine,
+    count: u64,
+    is_spot: bool,
+    has_one_market: bool,
+    /// What the disk of a machine takes of the quota of SSDs.
+    ssd_gb: u64,
+    zones: Vec<&'w str>,
+}
+
+fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
+    of_kind(wanted, "gcp.node-pool").filter_map(pool).collect()
+}
+
+fn pool(one: &Wanted) -> Option<Pool<'_>> {
+    let accelerator = one.spec.get("accelerator").and_then(|gpu| gpu["type"].as_str());
+    let machine = machines::machine(one.spec.get("machine")?.as_str()?, accelerator)?;
+    let (markets, zones) = (texts(one, "markets"), texts(one, "zones"));
+    let is_ssd = one.spec.get("disk_type").and_then(Value::as_str).is_some_and(|name| SSDS.contains(&name));
+    Some(Pool {
+        place: one.id.to_string(),
+        machine,
+        count: one.spec.get("scaling")?["min"].as_u64()?,
+        is_spot: markets.first() == Some(&SPOT),
+        has_one_market: markets.len() < 2,
+        ssd_gb: if is_ssd { one.spec.get("disk_gb")?.as_u64()? } else { 0 },
+        zones,
+    })
+}
+
+fn texts<'w>(one: &'w Wanted, field: &str) -> Vec<&'w str> {
+    one.spec.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// What the pools need of each quota: those of the region, and those of the whole project.
+fn needs(pools: &[Pool<'_>]) -> (BTreeMap<&'static str, Need>, BTreeMap<&'static str, Need>) {
+    let (mut region, mut project) = (BTreeMap::new(), BTreeMap::new());
+    for pool in pools {
+        let Pool { place, machine, count, is_spot, has_one_market, ssd_gb, .. } = pool;
+        let add = |needs: &mut BTreeMap<&'static str, Need>, quota, amount: u64, is_only: bool| {
+            needs.entry(quota).or_default().add(amount, place.clone(), is_only);
+        };
+        let vcpus = u64::from(machine.vcpus).saturating_mul(*count);
+        if !is_spot {
+            add(&mut region, machine.quota, vcpus, true);
+        }
+        add(&mut project, ALL_CPUS, vcpus, true);
+        if *ssd_gb > 0 {
+            add(&mut region, ALL_SSDS, ssd_gb.saturating_mul(*count), true);
+        }
+        if let Some((gpu, each)) = machine.gpu {
+            let gpus = u64::from(each).saturating_mul(*count);
+            let quota = if *is_spot { gpu.spot_quota } else { gpu.quota };
+            add(&mut region, quota, gpus, *has_one_market);
+            add(&mut project, ALL_GPUS, gpus, true);
+        }
+    }
+    (region, project)
+}
+
+async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let pools = pools(wanted);
+    if pools.is_empty() {
+        return Vec::new();
+    }
+    let (of_region, of_project) = needs(&pools);
+    let paths = [format!("projects/{}/regions/{}", api.project(), api.region), format!("projects/{}", api.project())];
+    let mut problems = Vec::new();
+    for (path, needs) in paths.into_iter().zip([of_region, of_project]) {
+        match api.find(Call::get(Service::Compute, path)).await {
+            Ok(Some(found)) => {
+                problems.extend(needs.into_iter().filter_map(|(name, need)| compare(&found, name, need)))
+            }
+            Ok(None) => {
+                let place = format!("region {}", api.region);
+                problems.push(Problem::new(place, "Google Cloud has no such region", "name one such as europe-west4"));
+            }
+            Err(error) => problems.extend(unanswered("the quotas", &error)),
+        }
+    }
+    problems
+}
+
+/// A quota that is not listed has no limit (report G25).
+fn compare(document: &Value, name: &str, need: Need) -> Option<Problem> {
+    let quotas = document["quotas"].as_array()?;
+    let quota = quotas.iter().find(|one| one["metric"] == name)?;
+    // Amounts are numbers with fractions, and far below what an exact one holds.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let amount = |member: &str| quota[member].as_f64().map(|number| number.max(0.0) as u64);
+    need.check(&format!("the quota `{name}`"), "", amount("limit")?, amount("usage")?, RAISE.to_owned())
+}
+
+/// Whether the zones of each pool have its machine and its GPU at all.
+async fn zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for pool in pools(wanted).into_iter().filter(|pool| !pool.zones.is_empty()) {
+        let mut has = Vec::new();
+        for zone in &pool.zones {
+            let path = |kind: &str, name: &str| format!("projects/{}/zones/{zone}/{kind}/{name}", api.project());
+            let mut paths = vec![path("machineTypes", pool.machine.name)];
+            paths.extend(pool.machine.gpu.map(|(gpu, _)| path("acceleratorTypes", gpu.accelerator)));
+            let asked = paths.len();
+            match api.read_all(Service::Compute, paths).await {
+                Ok(found) if found.len() == asked => has.push(*zone),
+                Ok(_) => {}
+                Err(error) => return unanswered("the machines of zones", &error),
+            }
+        }
+        let name = pool.machine.name;
+        if has.is_empty() && !is_unanswered(api).await {
+            let cause = format!("no zone of {} has {name} with its GPU", api.region);
+            problems.push(Problem::new(pool.place, cause, "choose another `gpu.size`, or another region"));
+        } else if !has.is_empty() && has.len() < pool.zones.len() {
+            problems.push(Problem::note(
+                pool.place,
+                format!("{name} is only in {}", has.join(", ")),
+                "these zones are used",
+            ));
+        }
+    }
+    problems
+}
+
+/// Whether Compute Engine is not enabled yet, so that no zone shows its machines.
+async fn is_unanswered(api: &Api) -> bool {
+    let call = Call::get(Service::Compute, format!("projects/{}/regions/{}", api.project(), api.region));
+    !matches!(api.find_enabled(call).await, Ok(Some(_)))
+}
+
+/// Networks that overlap can never be connected.
+async fn overlaps(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for one in of_kind(wanted, "gcp.subnetwork") {
+        let text = |field: &str| one.spec.get(field).and_then(Value::as_str);
+        let ranges = one.spec.get("ranges").and_then(Value::as_object).into_iter().flatten();
+        let own = ranges.filter_map(|(_, range)| range.as_str()).chain(text("cidr"));
+        let own: Vec<Range> = own.filter_map(Range::read).collect();
+        let path = api.path("projects/{project}/aggregated/subnetworks");
+        let others = match api.list(Service::Compute, &path, "items", &[]).await {
+            Ok(others) => others,
+            Err(error) => return unanswered("the address ranges", &error),
+        };
+        for other in others {
+            let tags = labels::of_description(get(&other, "/description").and_then(Value::as_str).unwrap_or_default());
+            let is_own = tags.get(textnlp_cloud::tags::RESOURCE).map(String::as_str) == Some(one.id.as_str());
+            let cidr = other["ipCidrRange"].as_str().unwrap_or_default();
+            let Some(range) = Range::read(cidr).filter(|_| !is_own) else { continue };
+            if own.iter().any(|own| own.overlaps(range)) {
+                let name = last(relative(other["selfLink"].as_str().unwrap_or_default()));
+                let cause = format!("its range overlaps with that of `{name}`, {cidr}: they can never be connected");
+                let fix = "set another `network.cidr` if they ever should be";
+                problems.push(Problem::note(one.id.as_str(), cause, fix));
+            }
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_provider::component::{Cluster, ComponentSpec, GpuPool};
+    use textnlp_provider::settings::{GpuSize, Spot};
+
+    use super::*;
+    use crate::lower::{lower, tests};
+
+    #[test]
+    fn gpus_count_against_two_quotas() {
+        let pool = GpuPool { size: GpuSize::Small, count: 2, spot: Spot::Never };
+        let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
+        let component = tests::component("cluster", ComponentSpec::Cluster(cluster));
+        let wanted = lower(&component, &tests::site(false)).unwrap();
+        let (mut region, mut project) = needs(&pools(&wanted));
+        let quotas =
+            |metric: &str, limit: f64| json!({ "quotas": [{ "metric": metric, "limit": limit, "usage": 0.0 }] });
+        let found = compare(&quotas("NVIDIA_T4_GPUS", 1.0), "NVIDIA_T4_GPUS", region.remove("NVIDIA_T4_GPUS").unwrap());
+        assert!(found.is_some_and(|problem| !problem.warning && problem.cause.contains("allows 1")));
+        let found = compare(&quotas(ALL_GPUS, 0.0), ALL_GPUS, project.remove(ALL_GPUS).unwrap());
+        assert!(found.is_some_and(|problem| problem.fix.contains("Quotas")));
+        let unlimited = compare(&quotas("CPUS", 0.0), ALL_CPUS, project.remove(ALL_CPUS).unwrap());
+        assert!(unlimited.is_none(), "a quota that is not listed has no limit");
+        assert!(region.contains_key("CPUS") && region.contains_key(ALL_SSDS));
+    }
+}

@@ -1,0 +1,362 @@
+//! The provider against a simulated Google Cloud: a whole site is created, seen as it was made, and removed.
+#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use textnlp_gcp::{Access, Gcp};
+use textnlp_provider::component::{
+    Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, ModelStore, Network, Postgres, Program, Registry,
+};
+use textnlp_provider::conformance::{TestBed, well_formed};
+use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
+use textnlp_provider::{
+    Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership, Progress,
+    Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion, Site,
+    Spec, Sweep, Token, Verb, Wanted, error_chain,
+};
+use textnlp_sim::gcp::{GoogleCloud, Options};
+
+const REGION: &str = "europe-west1";
+const LINEAGE: u128 = 0x0198_c0de_0000_7000_8000_0000_0000_0001;
+/// Far more steps than an operation without delays takes.
+const STEPS: usize = 400;
+
+struct Secrets;
+
+#[async_trait]
+impl SecretStore for Secrets {
+    async fn put(&self, name: &SecretName, _version: &SecretVersion, _value: &Secret) -> Result<()> {
+        Err(Error::new(ErrorKind::Denied, "store", name.to_string()))
+    }
+
+    async fn get(&self, _secret: &SecretRef) -> Result<Secret> {
+        Ok(Secret::new("a password of some length"))
+    }
+
+    async fn versions(&self, _name: &SecretName) -> Result<Vec<SecretVersion>> {
+        Ok(Vec::new())
+    }
+
+    async fn list(&self, _prefix: &str) -> Result<Vec<SecretName>> {
+        Ok(Vec::new())
+    }
+
+    async fn delete(&self, _name: &SecretName) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A provider and the cloud that it calls.
+struct Bench {
+    cloud: GoogleCloud,
+    provider: Gcp,
+    site: Site,
+    gpu: Option<GpuPool>,
+}
+
+impl Bench {
+    fn new(options: Options, protect_data: bool) -> Self {
+        let cloud = GoogleCloud::start(options);
+        let access = Access {
+            project: cloud.project().to_owned(),
+            region: REGION.to_owned(),
+            impersonate: None,
+            variables: Some(cloud.variables().into_iter().collect()),
+        };
+        let provider = Gcp::new(access, Arc::new(Secrets)).polling_every(Duration::from_millis(1));
+        let site = Site {
+            environment: "staging".parse().unwrap(),
+            name: "main".parse().unwrap(),
+            account: cloud.project().to_owned(),
+            region: REGION.to_owned(),
+            runtime: Runtime::Kubernetes,
+            role: None,
+            tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
+            protect_data,
+            cluster: None,
+            subnets: Vec::new(),
+        };
+        cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
+        let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Prefer });
+        Self { cloud, provider, site, gpu }
+    }
+
+    fn lower(&self, name: &str, part: ComponentSpec) -> Vec<Wanted> {
+        let component = Component { name: name.parse().unwrap(), existing: None, part };
+        self.provider.lower(&component, &self.site).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// The resources of a whole site, each after those that it needs.
+    fn all(&self) -> Vec<Wanted> {
+        let store = ModelStore {
+            models: Vec::new(),
+            max_cache_bytes: 0,
+            key: None,
+            archive_after_days: Some(90),
+            replica: None,
+        };
+        let registry =
+            Registry { url: format!("{REGION}-docker.pkg.dev/{}/textnlp", self.cloud.project()), image: None };
+        let mut all = self.lower("network", ComponentSpec::Network(Network::default()));
+        all.extend(self.lower("models", ComponentSpec::ModelStore(store)));
+        let cluster = Cluster {
+            gpu: self.gpu.clone(),
+            allow_from: Some(vec!["203.0.113.0/24".to_owned()]),
+            ..Cluster::of("network".parse().unwrap())
+        };
+        all.extend(self.lower("cluster", ComponentSpec::Cluster(cluster)));
+        all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
+        all.extend(self.lower("database", ComponentSpec::Database(database())));
+        let mut ordered: Vec<Wanted> = Vec::new();
+        while !all.is_empty() {
+            let is_ready = |one: &Wanted| {
+                one.needs.iter().all(|need| {
+                    need.on.component() == "secrets" || ordered.iter().any(|done: &Wanted| done.id == need.on)
+                })
+            };
+            let place = all.iter().position(is_ready).unwrap_or_else(|| panic!("{:?}", all[0].needs));
+            ordered.push(all.remove(place));
+        }
+        ordered
+    }
+
+    fn operation(
+        &self,
+        number: u64,
+        verb: Verb,
+        wanted: &Wanted,
+        spec: &Spec,
+        recorded: Option<&Recorded>,
+    ) -> Operation {
+        let lineage = Lineage(uuid::Uuid::from_u128(LINEAGE));
+        Operation {
+            id: OperationId(number),
+            token: Token::derive(lineage, &self.site.name, OperationId(number)),
+            verb,
+            resource: wanted.id.clone(),
+            kind: wanted.kind.clone(),
+            site: self.site.name.clone(),
+            environment: self.site.environment.clone(),
+            lineage,
+            via: None,
+            host: None,
+            spec: if verb == Verb::Delete { Spec::default() } else { spec.clone() },
+            recorded: recorded.cloned(),
+            changes: Vec::new(),
+            bounds: DeleteBounds::default(),
+            is_repeated: false,
+        }
+    }
+
+    /// Runs an operation to its end, as the engine does, over a journal.
+    async fn finish(&self, op: &Operation) -> textnlp_provider::resource::Object {
+        let mut handle = None;
+        let mut last = String::new();
+        for _ in 0..STEPS {
+            let progress = match &handle {
+                None => self.provider.begin(op).await,
+                Some(handle) => self.provider.advance(op, handle).await,
+            };
+            match progress {
+                Ok(Progress::Done(object)) => return object,
+                Ok(Progress::Pending { handle: next, says, .. }) => {
+                    last = says;
+                    handle = Some(next);
+                }
+                Ok(Progress::Failed { error, .. }) => panic!("{} {}: {}", op.verb, op.resource, error_chain(&error)),
+                Err(error) if error.kind.may_pass() => last = error_chain(&error),
+                Err(error) => panic!("{} {}: {}", op.verb, op.resource, error_chain(&error)),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("{} {} does not end: {last}", op.verb, op.resource);
+    }
+}
+
+fn database() -> Database {
+    let postgres = Postgres {
+        address: None,
+        ca_file: None,
+        name: "textnlp".to_owned(),
+        version: 16,
+        port: None,
+        replicas: 1,
+        connections: 50,
+        secrets: "secrets".parse().unwrap(),
+        cluster: "cluster".parse().unwrap(),
+        program: Program { path: "textnlp-server".to_owned(), digest: "sha256:0".to_owned() },
+        archive_seconds: None,
+        between: None,
+        managed: Some(ManagedPostgres { disk_bytes: 20 << 30, backup_seconds: 7 * 86_400, replica_region: None }),
+    };
+    Database {
+        kind: DatabaseKind::Postgres,
+        hosting: Some(Hosting::Managed),
+        schema: None,
+        postgres: Some(Box::new(postgres)),
+    }
+}
+
+fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Object) -> Recorded {
+    Recorded {
+        id: wanted.id.clone(),
+        kind: wanted.kind.clone(),
+        site: wanted.site.clone(),
+        via: None,
+        spec: spec.clone(),
+        needs: wanted.needs.clone(),
+        ownership: Ownership::Ours,
+        schema: 1,
+        cloud_id: object.cloud_id.clone(),
+        created: object.created,
+        outputs: object.outputs.clone(),
+        protected: false,
+        tainted: false,
+    }
+}
+
+async fn road(bench: Bench) {
+    let secrets = ResourceId::new("main/secrets/database-password").unwrap();
+    let secret = json!({ "$secret": "main/database-password", "version": "1" });
+    let mut outputs: BTreeMap<ResourceId, Outputs> =
+        BTreeMap::from([(secrets, Outputs::from([("secret".to_owned(), secret)]))]);
+    let wanted = bench.all();
+    let problems = bench.provider.preflight(&wanted).await.unwrap();
+    let problems: Vec<String> = problems.iter().filter(|problem| !problem.warning).map(ToString::to_string).collect();
+    assert!(problems.is_empty(), "{problems:#?}");
+    let mut records = Vec::new();
+    let mut number = 0;
+    for one in &wanted {
+        number += 1;
+        let spec = one.spec.resolve(|id| outputs.get(id)).unwrap_or_else(|error| panic!("{}: {error}", one.id));
+        let object = bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await;
+        outputs.insert(one.id.clone(), object.outputs.clone());
+        records.push((Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object)));
+    }
+    let (resolved, recorded): (Vec<Wanted>, Vec<Recorded>) = records.iter().cloned().unzip();
+    let lineage = Lineage(uuid::Uuid::from_u128(LINEAGE));
+    let scope = Scope {
+        lineage,
+        environment: &bench.site.environment,
+        site: &bench.site.name,
+        wanted: &resolved,
+        recorded: &recorded,
+    };
+    let seen = bench.provider.observe(&scope).await.unwrap();
+    for (one, recorded) in &records {
+        let found = seen.iter().find(|(id, _)| *id == one.id).map(|(_, seen)| seen);
+        let Some(Observed::Present(object)) = found else { panic!("{}: {found:?}", one.id) };
+        let changes = bench.provider.diff(one, recorded, object);
+        assert!(changes.is_empty(), "{}: {changes:?}", one.id);
+    }
+    let cluster = &outputs[&ResourceId::new("main/cluster").unwrap()];
+    assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
+    let user = &outputs[&ResourceId::new("main/database/instance").unwrap()];
+    assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+
+    for (one, recorded) in records.iter().rev() {
+        number += 1;
+        // The engine names what the plan sweeps.
+        let mut op = bench.operation(number, Verb::Delete, one, &one.spec, Some(recorded));
+        if let Ok(Observed::Present(object)) = bench.provider.read(&one.kind, &recorded.cloud_id).await {
+            op.bounds.sweeps = object.foreign.iter().map(|foreign| foreign.cloud_id.clone()).collect();
+        }
+        bench.finish(&op).await;
+    }
+    let sweep = Sweep { lineage, before: &recorded, kept: &[] };
+    let left = bench.provider.leftovers(&sweep).await.unwrap().unwrap();
+    assert!(left.left.is_empty() && left.unsearched.is_empty(), "{left:?}");
+    let violations = bench.cloud.take_violations();
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+#[test]
+fn kinds_are_declared_well() {
+    let bench = Bench::new(Options::zero_latency().enabled(), false);
+    well_formed(&bench.provider).unwrap();
+}
+
+#[test]
+fn a_site_is_created_and_removed() {
+    run(road(Bench::new(Options::zero_latency().enabled(), false)));
+}
+
+#[test]
+fn a_protected_site_is_created_and_removed() {
+    // The service agents of the project come with its services.
+    run(road(Bench { gpu: None, ..Bench::new(Options::zero_latency(), true) }));
+}
+
+#[test]
+fn a_site_in_a_bare_project_is_created_and_removed() {
+    // Its catalogue of machines appears with the service.
+    run(road(Bench { gpu: None, ..Bench::new(Options::zero_latency(), false) }));
+}
+
+/// The rules of the contract, for kinds that need no other object.
+#[test]
+fn kinds_keep_the_contract() {
+    run(contract());
+}
+
+async fn contract() {
+    let bench = Bench::new(Options::zero_latency().enabled(), false);
+    let project = bench.cloud.project().to_owned();
+    let wanted = |id: &str, kind: &str, spec: Value| Wanted {
+        id: ResourceId::new(id).unwrap(),
+        kind: kind.parse().unwrap(),
+        site: bench.site.name.clone(),
+        via: None,
+        spec: Spec::of(&spec),
+        needs: Vec::new(),
+        ownership: Ownership::Ours,
+        protected: false,
+    };
+    let network =
+        json!({ "project": project, "name": "textnlp-n", "auto_subnets": false, "routing": "REGIONAL", "tags": {} });
+    let mut global = network.clone();
+    global["routing"] = json!("GLOBAL");
+    let account = json!({ "project": project, "name": "textnlp-account", "display_name": "a", "tags": {} });
+    let mut renamed = account.clone();
+    renamed["display_name"] = json!("b");
+    let bucket = json!({
+        "name": "textnlp-bucket-of-a-test", "location": REGION, "storage_class": "STANDARD", "access": "private",
+        "versioned": true, "soft_delete_days": 7, "lifecycle": [{ "action": "Delete", "noncurrent_days": 30 }], "key": null,
+        "tags": { "team": "text" },
+    });
+    let mut emptier = bucket.clone();
+    emptier["soft_delete_days"] = json!(0);
+    let repository = json!({
+        "project": project, "location": REGION, "name": "textnlp", "immutable": true, "untagged_days": 14, "key": null,
+        "tags": { "team": "text" },
+    });
+    let mut mutable = repository.clone();
+    mutable["immutable"] = json!(false);
+    for (id, kind, spec, changed) in [
+        ("main/network/vpc", "gcp.network", network, global),
+        ("main/cluster/nodes", "gcp.service-account", account, renamed),
+        ("main/models/bucket", "gcp.bucket", bucket, emptier),
+        ("main/registry/repository", "gcp.repository", repository, mutable),
+    ] {
+        let bed = TestBed::new(
+            &bench.provider,
+            bench.site.environment.clone(),
+            bench.site.name.clone(),
+            Lineage(uuid::Uuid::from_u128(LINEAGE)),
+        );
+        let (first, second) = (wanted(id, kind, spec), Spec::of(&changed));
+        if let Err(violation) = bed.whole_life(&first, Some(&second)).await {
+            panic!("{violation}");
+        }
+    }
+    let violations = bench.cloud.take_violations();
+    assert!(violations.is_empty(), "{violations:#?}");
+}
