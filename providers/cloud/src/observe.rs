@@ -150,6 +150,7 @@ impl<'a, C: Cloud> Asked<'a, C> {
                     Some(whose) => Some(unknown(format!("`{id}` belongs to the deployment {whose}"))),
                     // A create adopts it.
                     None if !row.resource.carries_tags() => None,
+                    None if seen.tags.is_empty() && row.resource.is_made_by_cloud(&seen.id) => None,
                     None => Some(unknown(format!("`{id}` exists and has no tag `{}`", tags::LINEAGE))),
                 }
             }
@@ -161,7 +162,7 @@ impl<'a, C: Cloud> Asked<'a, C> {
 }
 
 fn present<C: Cloud>(row: &Row<C>, seen: &ObservedObject<Spec>) -> Option<Observed> {
-    seen.object(&row.kind).map(Observed::Present)
+    seen.object(row).map(Observed::Present)
 }
 
 fn unknown(why: String) -> Observed {

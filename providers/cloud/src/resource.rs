@@ -10,11 +10,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{
-    CloudId, Error, ErrorKind, Foreign, Health, Identity, Kind, Lineage, Object, Operation, Origin, Outputs, Result,
-    Spec, Verb,
+    CloudId, Error, ErrorKind, Foreign, Health, Lineage, Object, Operation, Origin, Outputs, Result, Spec, Verb,
 };
 
 use crate::cloud::{Cloud, REGION};
+use crate::table::Row;
 use crate::tags::{self, Tags};
 
 /// One kind of object.
@@ -382,7 +382,8 @@ fn untyped<C: Cloud, S: Serialize>(api: &C, seen: ObservedObject<S>) -> Observed
 
 impl ObservedObject<Spec> {
     /// The object in the terms of the contract; `None` when its id is not one.
-    pub fn object(&self, kind: &Kind) -> Option<Object> {
+    pub fn object<C: Cloud>(&self, row: &Row<C>) -> Option<Object> {
+        let kind = &row.kind;
         let health = match &self.state {
             State::Ready => Health::Ready,
             State::Pending(says) => Health::Degraded(format!("it is {says}")),
@@ -390,7 +391,7 @@ impl ObservedObject<Spec> {
             State::Deleting | State::Gone => Health::Degraded("it is being deleted".to_owned()),
         };
         // A part that can carry no mark is judged by its parent.
-        let is_unmarked = kind.identity == Identity::Part && !self.tags.contains_key(tags::OPERATION);
+        let is_unmarked = !row.resource.carries_tags() && !self.tags.contains_key(tags::OPERATION);
         Some(Object {
             kind: kind.name.parse().ok()?,
             cloud_id: CloudId::new(&self.id).ok()?,

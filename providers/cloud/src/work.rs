@@ -310,7 +310,7 @@ impl<'a, C: Cloud> Work<'a, C> {
                 let mut error = Error::new(kind, self.op.verb.to_string(), self.op.resource.to_string());
                 error.code = (!code.is_empty()).then(|| code.clone());
                 error.hint = hint;
-                return Ok(Progress::Failed { left: seen.object(&self.row.kind), error: error.because(why.clone()) });
+                return Ok(Progress::Failed { left: seen.object(self.row), error: error.because(why.clone()) });
             }
             State::Deleting => {
                 let error = Error::new(ErrorKind::Conflict, self.op.verb.to_string(), self.op.resource.to_string());
@@ -405,7 +405,7 @@ impl<'a, C: Cloud> Work<'a, C> {
     /// A failed create leaves an object that the next plan replaces; a failed update leaves the object as it was.
     fn failed(&self, seen: &ObservedObject<Spec>, error: Error) -> Result<Progress> {
         match self.op.verb {
-            Verb::Create => Ok(Progress::Failed { left: seen.object(&self.row.kind), error }),
+            Verb::Create => Ok(Progress::Failed { left: seen.object(self.row), error }),
             Verb::Update | Verb::Delete => Err(error),
         }
     }
@@ -496,9 +496,8 @@ impl<'a, C: Cloud> Work<'a, C> {
     }
 
     fn done(&self, seen: &ObservedObject<Spec>) -> Result<Progress> {
-        let object = seen
-            .object(&self.row.kind)
-            .ok_or_else(|| self.invalid(&format!("{} shows an id that is none", C::NAME)))?;
+        let object =
+            seen.object(self.row).ok_or_else(|| self.invalid(&format!("{} shows an id that is none", C::NAME)))?;
         Ok(Progress::Done(object))
     }
 

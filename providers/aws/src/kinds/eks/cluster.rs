@@ -264,7 +264,8 @@ impl Resource<Api> for Cluster {
         if let Some((balancing, arn)) = swept.find_map(|arn| Some((Balancing::of(arn)?, arn))) {
             return balancing.delete(api, arn).await.map(|()| None);
         }
-        if !seen.spec.logs.is_empty() {
+        // A cluster whose creation failed takes no other call.
+        if !seen.spec.logs.is_empty() && matches!(seen.state, State::Ready | State::Degraded(_)) {
             // EKS makes the log group of a cluster that writes logs again after both are deleted
             // (<https://github.com/terraform-aws-modules/terraform-aws-eks/issues/2763>).
             let types = seen.spec.logs.iter().map(|name| LogType::from(name.as_str())).collect();
