@@ -18,6 +18,8 @@ pub(crate) const ALWAYS: &[&str] = &[
     "ec2:DescribeInstanceTypeOfferings",
     "ec2:DescribeInstances",
     "ec2:DescribeRegions",
+    // Of the role that is signed in: a session does not tell its path.
+    "iam:GetRole",
     "iam:SimulatePrincipalPolicy",
     "servicequotas:GetServiceQuota",
     "servicequotas:GetAWSDefaultServiceQuota",

@@ -33,45 +33,12 @@ pub(crate) fn kinds() -> &'static [Kind] {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use textnlp_cloud::TAGS;
-    use textnlp_provider::Pricing;
-
     use super::*;
-
-    /// The table of the guide. Every kind is created, read for drift attribute by attribute, and deleted by the same driver.
-    fn table() -> String {
-        let mut text = String::from(
-            "| kind | what it is | changes in place | from Terraform | cost | actions of IAM |\n|---|---|---|---|---|---|\n",
-        );
-        let listed = |words: Vec<String>| if words.is_empty() { "—".to_owned() } else { words.join(", ") };
-        for row in rows() {
-            let kind = &row.kind;
-            let fields = row.resource.in_place().iter().chain([&TAGS]).map(|field| format!("`{field}`"));
-            let terraform = kind.terraform.iter().map(|(name, _)| format!("`{name}`"));
-            let cost = match kind.pricing {
-                Pricing::Free => "none",
-                Pricing::BySpec => "by its spec",
-                Pricing::Included => "included",
-                Pricing::Unknown(why) => why,
-            };
-            let actions: BTreeSet<&str> = kind.permissions.iter().map(|permission| permission.action).collect();
-            text += &format!(
-                "| `{}` | {} | {} | {} | {cost} | {} |\n",
-                kind.name,
-                kind.says,
-                listed(fields.collect()),
-                listed(terraform.collect()),
-                actions.len()
-            );
-        }
-        text
-    }
 
     #[test]
     fn guide_lists_every_kind() {
-        textnlp_tests::guide::expect_section("docs/guide/aws.md", "kinds", &table());
+        let table = textnlp_cloud::markdown::<Api>("actions of IAM", |_| true);
+        textnlp_tests::guide::expect_section("docs/guide/aws.md", "kinds", &table);
     }
 
     #[test]

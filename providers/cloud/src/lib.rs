@@ -29,5 +29,5 @@ pub use diff::diff;
 pub use observe::{observe, read};
 pub use range::Range;
 pub use resource::{AnyResource, Filter, Make, ObservedObject, Of, Resource, State, TAGS, same};
-pub use table::{MINUTE, Row, kind, kinds, row, rows};
+pub use table::{MINUTE, Row, kind, kinds, markdown, row, rows};
 pub use work::Work;

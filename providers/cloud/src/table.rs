@@ -1,5 +1,6 @@
 //! The table of kinds.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, Pricing, ReplaceOrder};
@@ -70,4 +71,28 @@ pub fn row<C: Cloud>(kind: &KindName) -> Option<&'static Row<C>> {
 /// The declarations of all kinds of a cloud.
 pub fn kinds<C: Cloud>() -> Vec<Kind> {
     rows::<C>().map(|row| row.kind.clone()).collect()
+}
+
+/// The kinds of a cloud as a table of a guide. `permissions` is what the cloud calls a permission, and `is_tagged` tells whether the tags
+/// of a kind change in place.
+pub fn markdown<C: Cloud>(permissions: &str, is_tagged: impl Fn(&Kind) -> bool) -> String {
+    let mut text = format!("| kind | what it is | changes in place | from Terraform | cost | {permissions} |\n");
+    text += "|---|---|---|---|---|---|\n";
+    let listed = |words: Vec<String>| if words.is_empty() { "—".to_owned() } else { words.join(", ") };
+    for row in rows::<C>() {
+        let kind = &row.kind;
+        let tags = is_tagged(kind).then_some(TAGS);
+        let fields = row.resource.in_place().iter().copied().chain(tags).map(|field| format!("`{field}`"));
+        let terraform = kind.terraform.iter().map(|(name, _)| format!("`{name}`"));
+        let cost = match kind.pricing {
+            Pricing::Free => "none",
+            Pricing::BySpec => "by its spec",
+            Pricing::Included => "included",
+            Pricing::Unknown(why) => why,
+        };
+        let actions: BTreeSet<&str> = kind.permissions.iter().map(|permission| permission.action).collect();
+        let (fields, terraform) = (listed(fields.collect()), listed(terraform.collect()));
+        text += &format!("| `{}` | {} | {fields} | {terraform} | {cost} | {} |\n", kind.name, kind.says, actions.len());
+    }
+    text
 }

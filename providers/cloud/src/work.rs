@@ -20,7 +20,7 @@ const LOST_POLLS: u32 = 6;
 /// How many polls wait for the objects that keep another one from being deleted: network interfaces end minutes after their
 /// load balancer.
 const DEPENDENCY_POLLS: u32 = 20;
-/// How many polls wait for a conflict of a cloud whose conflicts last: a quarter of an hour.
+/// How many polls wait for a conflict of a cloud whose conflicts last: 412 times the shortest time between two polls.
 const CONFLICT_POLLS: u32 = 60;
 /// How many times the same change is sent while the object still shows the old value.
 const SAME_CHANGES: u32 = 20;
@@ -120,15 +120,7 @@ impl<'a, C: Cloud> Work<'a, C> {
                 None if stand.conflicts == 0 && stand.polls <= LOST_POLLS => {
                     self.wait(stand, "it is unknown whether it was created")
                 }
-                None => match self.row.resource.begin(&self.api, self.op, stand.alternative.unwrap_or(0)).await {
-                    Ok((id, update)) => {
-                        self.pending(Stand { update, ..Stand::of(&id) }, "being created", Duration::ZERO)
-                    }
-                    Err(error) => match self.next(stand.alternative.unwrap_or(0), &error) {
-                        Some(next) => self.try_next(next, &error),
-                        None => self.conflict(stand, error),
-                    },
-                },
+                None => self.create_new(stand).await,
             };
         }
         let seen = match self.row.resource.read(&self.api, &stand.id).await {
@@ -157,25 +149,25 @@ impl<'a, C: Cloud> Work<'a, C> {
         if self.op.is_repeated && self.is_found_by_tag() {
             return self.wait(Stand::of(""), "it is unknown whether it was created");
         }
-        self.create_alternative(0).await
+        self.create_new(Stand::of("")).await
     }
 
-    async fn create_alternative(&self, alternative: usize) -> Result<Progress> {
-        match self.row.resource.begin(&self.api, self.op, alternative).await {
+    /// Makes the create call for the alternative of a stand without an id.
+    async fn create_new(&self, stand: Stand) -> Result<Progress> {
+        let place = stand.alternative.unwrap_or(0);
+        match self.row.resource.begin(&self.api, self.op, place).await {
             Ok((id, update)) => self.pending(Stand { update, ..Stand::of(&id) }, "being created", Duration::ZERO),
             // The reply of this call or of one before it was lost, and lists show a new object late.
             Err(error)
                 if self.is_found_by_tag() && matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Exists) =>
             {
-                self.wait(Stand::of(""), &textnlp_provider::error_chain(&error))
+                let stand = Stand { alternative: stand.alternative, ..Stand::of("") };
+                self.wait(stand, &textnlp_provider::error_chain(&error))
             }
-            Err(error) => {
-                if let Some(next) = self.next(alternative, &error) {
-                    return self.try_next(next, &error);
-                }
-                let alternative = Some(alternative).filter(|place| *place > 0);
-                self.conflict(Stand { alternative, ..Stand::of("") }, error)
-            }
+            Err(error) => match self.next(place, &error) {
+                Some(next) => self.try_next(next, &error),
+                None => self.conflict(stand, error),
+            },
         }
     }
 
@@ -264,7 +256,9 @@ impl<'a, C: Cloud> Work<'a, C> {
             let is_old =
                 |seen: &ObservedObject<Spec>| self.row.resource.alternative(&self.op.spec, &seen.spec) == Some(next);
             match &seen {
-                None => return self.create_alternative(next).await,
+                None => {
+                    return self.create_new(Stand { alternative: Some(next), ..Stand::of("") }).await;
+                }
                 Some(old) if old.state == State::Deleting => {
                     return self.wait(stand, "the one without capacity is being deleted");
                 }
@@ -276,8 +270,8 @@ impl<'a, C: Cloud> Work<'a, C> {
         }
         let mut seen = seen;
         // The create itself, in the background: it can fail before the object shows, and after it shows.
-        if let (Verb::Create, None, Some(begun)) = (self.op.verb, &stand.change, &stand.update) {
-            match self.row.resource.change(&self.api, &stand.id, begun).await? {
+        if let (Verb::Create, None, Some(update)) = (self.op.verb, &stand.change, &stand.update) {
+            match self.row.resource.change(&self.api, &stand.id, update).await? {
                 State::Pending(says) => return self.wait(stand, &format!("its creation is {says}")),
                 State::Failed { code, why } => match &mut seen {
                     // An earlier step has removed what failed.
@@ -288,7 +282,8 @@ impl<'a, C: Cloud> Work<'a, C> {
                         return Ok(Progress::Failed { left: None, error });
                     }
                 },
-                _ => stand.update = None,
+                // Reads may show the object late from now on only.
+                _ => (stand.update, stand.polls) = (None, 0),
             }
         }
         let Some(seen) = seen else {
@@ -422,11 +417,11 @@ impl<'a, C: Cloud> Work<'a, C> {
         if let (State::Pending(says), false) = (&seen.state, self.row.resource.deletes_pending()) {
             return self.wait(stand, &format!("`{}` is {says}", seen.id));
         }
-        if let Some(begun) = stand.update.take() {
-            match self.row.resource.change(&self.api, &stand.id, &begun).await? {
+        if let Some(update) = stand.update.take() {
+            match self.row.resource.change(&self.api, &stand.id, &update).await? {
                 State::Pending(says) => {
                     let says = format!("the deletion of `{}` is {says}", seen.id);
-                    return self.wait(Stand { update: Some(begun), ..stand }, &says);
+                    return self.wait(Stand { update: Some(update), ..stand }, &says);
                 }
                 State::Failed { code, why } => {
                     let error = self.classified("delete", self.op.resource.to_string(), &code, why);
@@ -565,7 +560,8 @@ mod tests {
         let change = json!(["tags", "sha256:0"]);
         let whole =
             json!({ "id": "vpc-1", "polls": 3, "change": change, "sent": 2, "update": "update-1", "alternative": 1 });
-        for handle in [json!({ "id": "", "polls": 0 }), whole] {
+        let refused = json!({ "id": "", "polls": 1, "conflicts": 1, "alternative": 2 });
+        for handle in [json!({ "id": "", "polls": 0 }), whole, refused] {
             let stand: Stand = serde_json::from_value(handle.clone()).unwrap();
             assert_eq!(serde_json::to_value(&stand).unwrap(), handle);
         }

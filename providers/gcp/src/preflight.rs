@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::{get, last};
-use textnlp_cloud::preflight::{Need, names, unknown};
+use textnlp_cloud::preflight::{Need, names, unknown, unused_gpus};
 use textnlp_provider::{
     EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Result, Verb, Wanted,
 };
@@ -44,8 +44,9 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<P
         zones(api, wanted),
         overlaps(api, wanted)
     );
-    let read = [project, billing, permissions, services, names, quotas, zones, overlaps, open(wanted)];
-    Ok(read.into_iter().flatten().collect())
+    let pure = [open(wanted), unused(wanted)];
+    let read = [project, billing, permissions, services, names, quotas, zones, overlaps];
+    Ok(read.into_iter().chain(pure).flatten().collect())
 }
 
 fn of_kind<'w>(wanted: &'w [Wanted], kind: &'static str) -> impl Iterator<Item = &'w Wanted> {
@@ -60,6 +61,10 @@ fn open(wanted: &[Wanted]) -> Vec<Problem> {
         Problem::warning(one.id.to_string(), "every network reaches the API server of the cluster", fix)
     };
     of_kind(wanted, crate::table::CLUSTER).filter(is_open).map(warning).collect()
+}
+
+fn unused(wanted: &[Wanted]) -> Vec<Problem> {
+    pools(wanted).iter().filter(|pool| pool.machine.gpu.is_some()).map(|pool| unused_gpus(&pool.place)).collect()
 }
 
 /// A check that a service which is not enabled cannot answer says nothing: `up` enables it.

@@ -49,55 +49,13 @@ pub(crate) fn is_bound(site: &Site) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use textnlp_cloud::TAGS;
-    use textnlp_provider::Pricing;
-
     use super::*;
     use crate::service::Service;
 
-    /// The table of the guide.
-    fn table() -> String {
-        let mut text = String::from(
-            "| kind | what it is | changes in place | from Terraform | cost | permissions |\n|---|---|---|---|---|---|\n",
-        );
-        let listed = |words: Vec<String>| if words.is_empty() { "—".to_owned() } else { words.join(", ") };
-        for row in rows() {
-            let kind = &row.kind;
-            let tags = crate::lower::LABELLED.contains(&kind.name).then_some(TAGS);
-            let fields = row.resource.in_place().iter().copied().chain(tags).map(|field| format!("`{field}`"));
-            let terraform = kind.terraform.iter().map(|(name, _)| format!("`{name}`"));
-            let cost = match kind.pricing {
-                Pricing::Free => "none",
-                Pricing::BySpec => "by its spec",
-                Pricing::Included => "included",
-                Pricing::Unknown(why) => why,
-            };
-            let actions: BTreeSet<&str> = kind.permissions.iter().map(|permission| permission.action).collect();
-            text += &format!(
-                "| `{}` | {} | {} | {} | {cost} | {} |\n",
-                kind.name,
-                kind.says,
-                listed(fields.collect()),
-                listed(terraform.collect()),
-                actions.len()
-            );
-        }
-        text
-    }
-
     #[test]
     fn guide_lists_every_kind() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guide/gcp.md");
-        let text = std::fs::read_to_string(file).unwrap();
-        let (before, rest) = text.split_once("<!-- kinds -->\n").unwrap();
-        let (found, after) = rest.split_once("<!-- end of kinds -->").unwrap();
-        if std::env::var_os("UPDATE_EXPECT").is_some() {
-            let new = format!("{before}<!-- kinds -->\n{}<!-- end of kinds -->{after}", table());
-            return std::fs::write(file, new).unwrap();
-        }
-        assert_eq!(found, table(), "UPDATE_EXPECT=1 writes it");
+        let table = textnlp_cloud::markdown::<Api>("permissions", |kind| crate::lower::LABELLED.contains(&kind.name));
+        textnlp_tests::guide::expect_section("docs/guide/gcp.md", "kinds", &table);
     }
 
     #[test]

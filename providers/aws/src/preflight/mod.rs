@@ -11,13 +11,15 @@ use std::sync::Arc;
 use textnlp_cloud::preflight::{names, unknown};
 use textnlp_cloud::region_of;
 use textnlp_provider::{
-    EnvironmentName, ErrorKind, Lineage, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb, Wanted,
+    EnvironmentName, ErrorKind, Lineage, Ownership, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb,
+    Wanted,
 };
 
 use crate::api::Api;
 use crate::kinds::eks::cluster::Principal;
 use crate::policy;
 use crate::provider::Own;
+use crate::table::CLUSTER;
 
 /// The most actions in one simulation: its answer is one page.
 const ACTIONS_AT_ONCE: usize = 100;
@@ -96,7 +98,8 @@ async fn region(api: &Api, name: &str) -> Vec<Problem> {
 /// explicit denial refuses the plan.
 async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let Some(source) = source(api).await else {
-        if api.identity.arn.ends_with(":root") {
+        let is_own_cluster = |one: &Wanted| one.ownership == Ownership::Ours && one.kind.as_str() == CLUSTER;
+        if api.identity.arn.ends_with(":root") && wanted.iter().any(is_own_cluster) {
             let cause = "the root user of the account is signed in, and EKS gives it no access to a cluster";
             return vec![Problem::new("account", cause, "sign in as a role or a user of IAM")];
         }

@@ -268,9 +268,7 @@ pub(super) async fn offerings(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (one, group) in groups {
         if group.types.iter().any(|name| machines::machine(name).is_some_and(|machine| machine.gpus > 0)) {
-            let cause = "the servers of this version run on CPUs, so that no pod of this deployment uses these GPUs";
-            let fix = "remove `gpu`, unless other programs in the cluster need it: its machines cost money from the first minute";
-            problems.push(Problem::warning(one.id.to_string(), cause, fix));
+            problems.push(unused_gpus(one.id.as_str()));
         }
         problems.extend(missing(api, one.id.to_string(), &group.types, &offered));
     }

@@ -287,9 +287,6 @@ rows! {
         "PendingVerification" => Denied, Hint::Text(SUPPORT);
         "CannotDelete" => Denied;
         "DependencyViolation" => Conflict;
-        // An address right after its NAT gateway ended
-        // (<https://github.com/hashicorp/terraform-provider-aws/issues/13763>).
-        "AuthFailure" ["do not have permission to access the specified resource"] => Conflict;
         "VPCIdNotSpecified" => Invalid;
         "InvalidRoute.InvalidState" => Invalid;
         "InvalidAddress.Locked" => Conflict;
@@ -317,8 +314,6 @@ rows! {
     // The errors and the health issues in botocore's model; messages of launches as Auto Scaling writes them; the phrases:
     // <https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/eks/cluster.go>.
     Eks {
-        // A change that is under way, of which the description does not show the result yet.
-        "InvalidParameter" ["No changes needed"] => Conflict;
         "AsgInstanceLaunchFailures" ["Unsupported - "] => Capacity, Hint::Text(ZONE);
         "AsgInstanceLaunchFailures" ["not eligible for Free Tier"] => Invalid, Hint::Text(
             "the free plan of this account has no such machine: upgrade the plan (console: Billing and Cost Management)"

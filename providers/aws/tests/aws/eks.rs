@@ -1,5 +1,6 @@
 //! Clusters and what is in them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -480,6 +481,44 @@ fn a_cluster_with_its_network_and_machines_is_created_seen_unchanged_and_removed
         assert_eq!(groups.unwrap_or_default(), Vec::<String>::new(), "EKS makes none again");
         Ok(())
     });
+}
+
+#[test]
+fn a_cluster_whose_creation_failed_is_deleted_with_its_logs() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let wanted = cluster(&ground(&bed).await?);
+        let issue = ("InsufficientFreeAddresses".to_owned(), "no free address".to_owned());
+        bench.simulator.world().state::<Eks>(&Bench::scope()).failures.insert(("create", NAME.to_owned()), issue);
+        let error = finish(&bench, &operation(Verb::Create, &wanted, None, 90)).await.unwrap_err();
+        assert!(error_chain(&error).contains("no free address"), "{}", error_chain(&error));
+        let recorded = Recorded { cloud_id: CloudId::new(NAME).unwrap(), ..crate::sagemaker::recorded(&wanted) };
+        finish(&bench, &operation(Verb::Delete, &wanted, Some(&recorded), 91)).await.unwrap();
+        assert!(bench.simulator.world().state::<Eks>(&Bench::scope()).clusters.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn settings_of_add_ons_are_those_that_an_account_needs() {
+    let bench = Bench::new();
+    let tags = BTreeMap::from([("team".to_owned(), "text".to_owned())]);
+    for tags in [BTreeMap::new(), tags] {
+        let all = lowered(&bench, &Site { tags: tags.clone(), ..full_site() }, Spot::Never);
+        let settings = |name: &str| {
+            let one = all.iter().find(|one| one.spec.get("name") == Some(&json!(name))).unwrap();
+            one.spec.get("configuration").cloned().unwrap()
+        };
+        let (disks, network) = (settings("aws-ebs-csi-driver"), settings("vpc-cni"));
+        assert_eq!(disks["defaultStorageClass"]["enabled"], true);
+        if tags.is_empty() {
+            assert!(disks.get("controller").is_none() && network.get("env").is_none());
+        } else {
+            assert_eq!(disks["controller"]["extraVolumeTags"], json!(tags));
+            assert_eq!(network["env"]["ADDITIONAL_ENI_TAGS"], json!(tags).to_string());
+        }
+    }
 }
 
 #[test]

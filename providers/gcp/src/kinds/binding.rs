@@ -73,20 +73,6 @@ pub(crate) static ROWS: &[Row] = &[
     },
     Row {
         kind: Kind {
-            permissions: &[
-                read("iam.serviceAccounts.getIamPolicy"),
-                create("iam.serviceAccounts.setIamPolicy"),
-                delete("iam.serviceAccounts.setIamPolicy"),
-                read("iam.serviceAccounts.get"),
-            ],
-            ..kind("gcp.account-binding", "a role of an identity on a service account", Identity::Part)
-        },
-        service: "iam",
-        resource: &Rest::<Binding<OfAccount>>::kind(),
-        refused: &[],
-    },
-    Row {
-        kind: Kind {
             deadline: MINUTE.saturating_mul(15),
             permissions: &[
                 read("cloudkms.cryptoKeys.getIamPolicy"),
@@ -185,7 +171,6 @@ trait Target: Send + Sync + 'static {
 }
 
 struct OfProject;
-struct OfAccount;
 struct OfKey;
 
 /// The tags of a service account of this project.
@@ -209,20 +194,6 @@ impl Target for OfProject {
             Some(email) => tags_of_account(api, email).await,
             None => Ok(Tags::new()),
         }
-    }
-}
-
-#[async_trait]
-impl Target for OfAccount {
-    const SERVICE: Service = Service::Iam;
-
-    fn read(target: &str) -> Call {
-        let call = Call::new(Self::SERVICE, reqwest::Method::POST, format!("{target}:getIamPolicy"));
-        call.query("options.requestedPolicyVersion", VERSION.to_string())
-    }
-
-    async fn tags(api: &Api, target: &str, _member: &str) -> Result<Tags> {
-        tags_of_account(api, textnlp_cloud::document::last(target)).await
     }
 }
 

@@ -11,7 +11,9 @@ use super::{create, delete, put, read};
 use crate::answer::Failure;
 use crate::api::{Api, Call};
 use crate::operation::Family;
-use crate::row::{Create, Field, Labelling, Marks, Request, Rest, RestKind, States, Table, Word, relative, state};
+use crate::row::{
+    Create, Field, Labelling, Marks, Request, Rest, RestKind, States, Table, Word, fetch_all, relative, state,
+};
 use crate::service::Service;
 use crate::table::{MINUTE, Row, kind};
 use crate::token::pem;
@@ -26,6 +28,8 @@ const FIRST_DISK_GB: u32 = 20;
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// The taint of machines with a GPU: only pods that ask for one are scheduled there.
 pub(crate) const GPU_TAINT: &str = "nvidia.com/gpu";
+/// Where the count of a pool's nodes is put in its document, which has none.
+const NODES: &str = "/$nodes";
 /// The markets of machines.
 pub(crate) const SPOT: &str = "spot";
 pub(crate) const ON_DEMAND: &str = "on-demand";
@@ -91,6 +95,7 @@ pub(crate) static ROWS: &[Row] = &[
                 read("container.operations.get"),
                 create("iam.serviceAccounts.actAs"),
                 read("compute.acceleratorTypes.get"),
+                read("compute.instanceGroupManagers.get"),
                 read("compute.machineTypes.get"),
             ],
             terraform: &[("google_container_node_pool", "id")],
@@ -343,13 +348,14 @@ impl RestKind for NodePool {
             Field::code("gpu_taint", "", |_| Value::Null, tainted).called(Request::Put, "", |_| {
                 json!({ "taints": { "taints": [{ "key": GPU_TAINT, "value": "present", "effect": "NO_SCHEDULE" }] } })
             }),
+            Field { seen: NODES, ..Field::plain("nodes", "") },
             // One of each is chosen: see `prepare`.
             Field { absent: "[]", seen: "/locations", ..Field::plain("zones", "") },
             Field::code("markets", "", |_| Value::Null, |one| {
                 json!([if one["config"]["spot"] == true { SPOT } else { ON_DEMAND }])
             }),
         ],
-        in_place: &["gpu_taint", "labels", "scaling"],
+        in_place: &["gpu_taint", "labels", "scaling", "nodes"],
         marks: Marks::Labels(
             "/config/resourceLabels",
             Labelling::Call(Request::Put, "", |labels, _| json!({ "resourceLabels": { "labels": labels } })),
@@ -369,6 +375,8 @@ impl RestKind for NodePool {
             // The places of a pool that is in all zones are the cluster's.
             "zones" => is_any(wanted) || is_within(seen, wanted),
             "markets" => is_within(seen, wanted),
+            // The autoscaler adds nodes; a group that is not shown yet says nothing.
+            "nodes" => seen.is_null() || seen.as_u64() >= wanted.as_u64(),
             "gpu_taint" => *wanted == false,
             "labels" => {
                 wanted.as_object().is_some_and(|all| all.iter().all(|(key, value)| seen.get(key) == Some(value)))
@@ -406,13 +414,16 @@ impl RestKind for NodePool {
                 .because(format!("no zone is left that has {machine}"))
                 .hint("choose another `gpu.size` or region"));
         };
-        let least = spec.get("scaling").and_then(|scaling| scaling["min"].as_u64()).unwrap_or(1);
+        let least = spec.get("nodes").and_then(Value::as_u64).unwrap_or(1);
+        // The count is that of each zone.
+        let mut each = least;
         match chosen.zone {
             Some(zone) => document["locations"] = json!([zone]),
             None => {
                 // A pool starts with a node in each of its zones: fewer nodes are in as many zones.
                 let zones = zones_of(api, spec).await?;
                 let count = usize::try_from(least).unwrap_or(usize::MAX).max(1);
+                each = each.div_ceil(u64::try_from(zones.len()).unwrap_or(1).max(1));
                 if count < zones.len() {
                     document["locations"] = zones.into_iter().take(count).collect();
                 }
@@ -421,10 +432,56 @@ impl RestKind for NodePool {
         if chosen.market == SPOT {
             set(document, "/config/spot", json!(true));
         }
-        // The count is that of each zone: a pool in all zones grows from one node in each.
-        document["initialNodeCount"] = json!(if chosen.zone.is_some() { least } else { 1 });
+        document["initialNodeCount"] = json!(each);
         Ok(())
     }
+
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        match api.find_enabled(Call::get(Service::Container, id)).await? {
+            Some(pool) => Ok(Some(counted(api, pool).await?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn fetch_all(api: &Api) -> Result<Vec<(String, Value)>> {
+        let mut all = fetch_all(api, Self::TABLE).await?;
+        for (_, pool) in &mut all {
+            *pool = counted(api, std::mem::take(pool)).await?;
+        }
+        Ok(all)
+    }
+
+    /// A raised minimum moves no autoscaler: the pool is resized, and no zone loses a node.
+    async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<String>> {
+        if field != "nodes" {
+            return Err(crate::row::invalid("change", id, &format!("`{field}` does not change in place")));
+        }
+        let pool = api.send(Call::get(Service::Container, id)).await?;
+        let sizes = sizes(api, &pool).await?;
+        let zones = u64::try_from(sizes.len()).unwrap_or(1).max(1);
+        let least = wanted.as_u64().unwrap_or(1).div_ceil(zones);
+        let each = sizes.into_iter().max().unwrap_or_default().max(least);
+        let call = Call::post(Service::Container, format!("{id}:setSize"), json!({ "nodeCount": each }));
+        let answer = api.send(call.saying("resize", last(id))).await?;
+        Ok(Family::Container.started(api, id, &answer))
+    }
+}
+
+/// The nodes that the groups of a pool have or will have, one number for each zone.
+async fn sizes(api: &Api, pool: &Value) -> Result<Vec<u64>> {
+    let groups = pool["instanceGroupUrls"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let paths: Vec<String> = groups.map(|group| relative(group).to_owned()).collect();
+    let found = api.read_all(Service::Compute, paths).await?;
+    Ok(found.iter().filter_map(|group| group["targetSize"].as_u64()).collect())
+}
+
+/// A pool with the sum of these.
+async fn counted(api: &Api, mut pool: Value) -> Result<Value> {
+    let sizes = sizes(api, &pool).await?;
+    if !sizes.is_empty() {
+        set(&mut pool, NODES, sizes.iter().sum::<u64>().into());
+    }
+    Ok(pool)
 }
 
 /// Where and how the machines of a pool are bought.

@@ -68,6 +68,11 @@ pub(crate) static ROWS: &[Row] = &[
                 put("compute.subnetworks.setPrivateIpGoogleAccess"),
                 put("compute.networks.updatePolicy"),
                 read("compute.regionOperations.get"),
+                read("compute.zoneOperations.get"),
+                read("compute.networkEndpointGroups.list"),
+                delete("compute.networkEndpointGroups.delete"),
+                read("compute.forwardingRules.list"),
+                delete("compute.forwardingRules.delete"),
             ],
             terraform: &[("google_compute_subnetwork", "id")],
             ..kind("gcp.subnetwork", "a subnetwork", Identity::Named)
@@ -143,13 +148,17 @@ impl RestKind for Network {
         Ok(all)
     }
 
-    /// Deletes the first object of controllers in it, and then the network.
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
-        let swept = seen.foreign.iter().find(|one| one.swept).map(|one| one.cloud_id.as_str());
-        let id = swept.unwrap_or(&seen.id);
-        let answer = api.send(Call::new(Service::Compute, Method::DELETE, id)).await?;
-        Ok(Family::Compute.started(api, id, &answer))
+        end(api, seen).await
     }
+}
+
+/// Deletes the first object of controllers in it, and at last the network or subnetwork.
+async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
+    let swept = seen.foreign.iter().find(|one| one.swept).map(|one| one.cloud_id.as_str());
+    let id = swept.unwrap_or(&seen.id);
+    let answer = api.send(Call::new(Service::Compute, Method::DELETE, id)).await?;
+    Ok(Family::Compute.started(api, id, &answer))
 }
 
 /// The lists of objects in networks, in the order in which they are swept.
@@ -158,6 +167,9 @@ const INSIDE: [(&str, &str); 2] = [
     ("projects/{project}/global/firewalls", "firewall rule"),
 ];
 
+/// What the description of a rule has that a Service of Kubernetes is the reason of
+/// (<https://github.com/kubernetes/cloud-provider-gcp/blob/master/providers/gce/gce_loadbalancer_naming.go>).
+const OF_SERVICE: &str = "kubernetes.io/service-name";
 /// The start of the name of the firewall rule of an external load balancer, before the name of its other parts.
 const BALANCED: &str = "k8s-fw-";
 /// The lists of those parts, which name no network, in the order in which they are swept.
@@ -202,6 +214,7 @@ fn is_of_gke(name: &str) -> bool {
 /// A subnetwork. Outputs: `id`, `name`.
 struct Subnetwork;
 
+#[async_trait]
 impl RestKind for Subnetwork {
     const TABLE: &'static Table = &Table {
         service: Service::Compute,
@@ -231,6 +244,25 @@ impl RestKind for Subnetwork {
         created: "/creationTimestamp",
         ..Table::USUAL
     };
+
+    /// What holds its addresses: endpoint groups, and the rules of internal load balancers, which its clusters' controllers made.
+    async fn foreign(api: &Api, id: &str, _document: &Value) -> Result<Vec<Foreign>> {
+        let mut all = Vec::new();
+        for (path, what) in [OF_BALANCERS[0], INSIDE[0]] {
+            for one in api.list(Service::Compute, &api.path(path), "items", &[]).await? {
+                if one["subnetwork"].as_str().map(relative) != Some(id) {
+                    continue;
+                }
+                let is_of_service = one["description"].as_str().is_some_and(|text| text.contains(OF_SERVICE));
+                all.extend(inside(&one, what).map(|part| Foreign { swept: part.swept || is_of_service, ..part }));
+            }
+        }
+        Ok(all)
+    }
+
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
+        end(api, seen).await
+    }
 
     /// Other ranges are their operator's.
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {

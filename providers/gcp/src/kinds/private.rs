@@ -100,6 +100,8 @@ impl RestKind for Connection {
         fields: &[Field { absent: "[]", ..Field::plain("ranges", "/reservedPeeringRanges") }],
         in_place: &["ranges"],
         family: Family::LongRunning,
+        // A peering whose producer is gone stays inactive.
+        deletes_pending: true,
         ..Table::USUAL
     };
 
@@ -160,7 +162,7 @@ impl RestKind for Connection {
     }
 
     /// The producer may hold the connection for days after its last instance. The peering itself can be removed, as the console
-    /// does; the producer then finds out by itself (report G37).
+    /// does; the producer finds out afterwards (report G37).
     async fn change(api: &Api, id: &str, change: &str) -> Result<State> {
         let state = Family::LongRunning.state(api, Service::ServiceNetworking, change).await?;
         let is_held = matches!(&state, State::Failed { why, .. } if why.contains("still using"));
@@ -172,15 +174,17 @@ impl RestKind for Connection {
         if peering(&found).is_none() {
             return Ok(State::Ready);
         }
+        no_range_of_others(api, network).await?;
         no_server(api, network).await?;
-        let call = Call::post(Service::Compute, format!("{network}/removePeering"), json!({ "name": PEERING }));
-        match api.send(call.saying("remove", "the peering of private services")).await {
-            Err(error) if error.kind != ErrorKind::Conflict => Err(error),
-            _ => Ok(State::Pending("removing the peering".to_owned())),
-        }
+        remove_peering(api, network).await?;
+        Ok(State::Pending("removing the peering".to_owned()))
     }
 
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
+        // The producer of an inactive one has deleted its network, so that it has no connection to delete.
+        if matches!(seen.state, State::Pending(_)) {
+            return remove_peering(api, network_of(&seen.id)).await.map(|()| None);
+        }
         let network = by_number(api, network_of(&seen.id)).await?;
         let path = format!("{PRODUCER}/connections/{PEERING}");
         let call = Call::post(Service::ServiceNetworking, path, json!({ "consumerNetwork": network }));
@@ -192,6 +196,32 @@ impl RestKind for Connection {
 /// The peering that a network shows.
 fn peering(network: &Value) -> Option<&Value> {
     network["peerings"].as_array()?.iter().find(|one| one["name"] == PEERING)
+}
+
+/// Removes a peering from a network. One that is being removed is a conflict, and the next read decides.
+async fn remove_peering(api: &Api, network: &str) -> Result<()> {
+    let call = Call::post(Service::Compute, format!("{network}/removePeering"), json!({ "name": PEERING }));
+    match api.send(call.saying("remove", "the peering of private services")).await {
+        Err(error) if error.kind != ErrorKind::Conflict => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to cut off what has addresses in ranges that others reserved.
+async fn no_range_of_others(api: &Api, network: &str) -> Result<()> {
+    let query = [("network", by_number(api, network).await?)];
+    let shown = api.list(Service::ServiceNetworking, &format!("{PRODUCER}/connections"), "connections", &query).await?;
+    let shown = shown.into_iter().find(|one| one["peering"] == PEERING).unwrap_or_default();
+    for name in names(&shown["reservedPeeringRanges"]) {
+        let path = api.path(&format!("projects/{{project}}/global/addresses/{name}"));
+        let range = api.find(Call::get(Service::Compute, path)).await?.unwrap_or_default();
+        let description = get(&range, "/description").and_then(Value::as_str).unwrap_or_default();
+        if textnlp_cloud::tags::lineage(&labels::of_description(description)).is_none() {
+            let error = Error::new(ErrorKind::Conflict, "remove", "the peering of private services");
+            return Err(error.because(format!("the range `{name}` of others is a part of it")));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses to cut servers off that have addresses in a network.

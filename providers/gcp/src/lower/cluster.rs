@@ -137,6 +137,7 @@ impl Lowering<'_> {
             // GKE's drivers of GPUs are not signed for it in every version.
             "secure_boot": machine.gpu.is_none(),
             "labels": { "textnlp/pool": name },
+            "nodes": scaling["min"],
             "scaling": scaling,
             "gpu_taint": machine.gpu.is_some(),
             "zones": zones,

@@ -71,9 +71,9 @@ impl Lowering<'_> {
             return self.problem("pool_size", cause, fix);
         };
         let days = managed.backup_seconds.div_ceil(86_400).min(MOST_BACKUP_DAYS);
-        if postgres.replicas > 1 && days == 0 {
+        if postgres.replicas > 0 && days == 0 {
             let cause = "Cloud SQL copies no server without backups";
-            self.problem("replicas", cause, "set `backup.enabled: true`, or `database.replicas: 1`");
+            self.problem("replicas", cause, "set `backup.enabled: true`, or `database.replicas: 0`");
         }
         let disk = managed.disk_bytes.div_ceil(1 << 30).max(LEAST_GB);
         self.server(postgres, tier, disk, days);

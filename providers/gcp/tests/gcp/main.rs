@@ -258,6 +258,23 @@ async fn road(bench: Bench) {
     let user = &outputs[&ResourceId::new("main/database/instance").unwrap()];
     assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
 
+    // A raised minimum: the pool has nodes in three zones.
+    let pool = records.iter_mut().find(|(one, _)| one.id.as_str() == "main/cluster/system-nodes").unwrap();
+    let mut larger = pool.1.spec.as_value().clone();
+    (larger["nodes"], larger["scaling"]) = (json!(5), json!({ "min": 5, "max": 6 }));
+    let larger = Spec::of(&larger);
+    number += 1;
+    let object = bench.finish(&bench.operation(number, Verb::Update, &pool.0, &larger, Some(&pool.1))).await;
+    assert_eq!(object.spec.get("nodes"), Some(&json!(6)), "two in each zone");
+    pool.1 = record(&pool.0, &larger, &object);
+
+    let name = |id: &str| {
+        let of = |(one, _): &&(Wanted, Recorded)| one.id.as_str() == id;
+        records.iter().find(of).unwrap().0.spec.get("name").and_then(Value::as_str).unwrap().to_owned()
+    };
+    let (network, subnetwork) = (name("main/network/vpc"), name("main/network/subnet"));
+    let project = bench.cloud.project().to_owned();
+    bench.cloud.world().leave_behind(&project, &network, &subnetwork, &format!("{REGION}-b"));
     for (one, recorded) in records.iter().rev() {
         number += 1;
         // The engine names what the plan sweeps.

@@ -366,15 +366,24 @@ impl Cloud {
     }
 
     /// Leaves behind what workloads of a cluster make and its deletion does not take away: a firewall rule, a network
-    /// endpoint group and a disk (G44, G45, G46). Gives their keys.
-    pub fn leave_behind(&mut self, project: &str, network: &str, zone: &str) -> Vec<String> {
+    /// endpoint group, the rule of an internal load balancer and a disk (G44, G45, G46). Gives their keys.
+    ///
+    /// `zone` is that of the group, and the subnetwork is in its region.
+    pub fn leave_behind(&mut self, project: &str, network: &str, subnetwork: &str, zone: &str) -> Vec<String> {
         let id = self.random.hex(16);
-        let network = format!("https://www.googleapis.com/compute/v1/projects/{project}/global/networks/{network}");
+        let region = zone.rsplit_once('-').map_or(zone, |(region, _)| region);
+        let network = self.link("compute", &format!("projects/{project}/global/networks/{network}"));
+        let subnetwork = self.link("compute", &format!("projects/{project}/regions/{region}/subnetworks/{subnetwork}"));
         let parts = [
             (format!("global/firewalls/k8s-fw-a{id}"), json!({ "network": network, "direction": "INGRESS" })),
             (
                 format!("zones/{zone}/networkEndpointGroups/k8s1-{}-default-web-80-{}", &id[..8], &id[8..]),
-                json!({ "network": network, "networkEndpointType": "GCE_VM_IP_PORT", "size": 0 }),
+                json!({ "network": network, "subnetwork": subnetwork, "networkEndpointType": "GCE_VM_IP_PORT", "size": 0 }),
+            ),
+            (
+                format!("regions/{region}/forwardingRules/a{}", self.random.hex(31)),
+                json!({ "network": network, "subnetwork": subnetwork, "loadBalancingScheme": "INTERNAL",
+                    "description": "{\"kubernetes.io/service-name\":\"default/web\"}" }),
             ),
             (
                 format!("zones/{zone}/disks/pvc-{id}"),

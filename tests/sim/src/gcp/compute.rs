@@ -349,6 +349,14 @@ pub(crate) const KINDS: &[Kind] = &[
         methods: "compute.forwardingRules",
         verbs: &["get", "list", "aggregatedList", "delete"],
         collection: ("compute", "forwardingRules"),
+        references: &["/network", "/subnetwork"],
+        ..ROW
+    },
+    // GKE makes and changes them.
+    Kind {
+        methods: "compute.instanceGroupManagers",
+        verbs: &["get", "list"],
+        collection: ("compute", "instanceGroupManagers"),
         ..ROW
     },
     Kind {

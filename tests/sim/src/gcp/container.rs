@@ -547,6 +547,12 @@ fn provision(cloud: &mut Cloud, cluster: &str, pool: &str) -> Result<(), Value> 
         cloud.link("compute", &format!("projects/{}/zones/{zone}/instanceGroupManagers/{name}", project_of(cluster)))
     });
     let groups: Vec<String> = groups.collect();
+    for group in &groups {
+        let path = group.find("projects/").map_or("", |start| &group[start..]).to_owned();
+        let mut manager = json!({ "targetSize": body["initialNodeCount"], "instanceGroup": group });
+        cloud.describe("compute", &path, &mut manager);
+        cloud.put(&format!("compute/{path}"), manager);
+    }
     body["instanceGroupUrls"] = groups.into();
     let result = match judged {
         Ok(()) => {
@@ -907,6 +913,10 @@ fn delete(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
 /// Removes a pool and gives its machines back.
 fn give_back(cloud: &mut Cloud, pool: &str) {
     let Some(object) = cloud.objects.remove(pool) else { return };
+    let groups = object.body["instanceGroupUrls"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    for path in groups.filter_map(|group| Some(&group[group.find("projects/")?..])) {
+        cloud.objects.remove(&format!("compute/{path}"));
+    }
     if object.body["status"] == "RUNNING" {
         release(cloud, &object.body);
     }

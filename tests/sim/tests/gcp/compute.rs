@@ -130,8 +130,8 @@ fn leftovers_of_clusters_block_the_network_and_can_be_deleted() {
     let client = Client::quick();
     client.network();
     let project = client.cloud.project().to_owned();
-    let keys = client.cloud.world().leave_behind(&project, "n", "europe-west4-a");
-    assert_eq!(keys.len(), 3);
+    let keys = client.cloud.world().leave_behind(&project, "n", "n", "europe-west4-a");
+    assert_eq!(keys.len(), 4);
     let refused = client.call("DELETE", "compute", &format!("{NETWORKS}/n"), Value::Null);
     assert_eq!(refused.reason(), (400, "resourceInUseByAnotherResource"));
     let groups = client.get("compute", "projects/PROJECT/zones/europe-west4-a/networkEndpointGroups").ok();

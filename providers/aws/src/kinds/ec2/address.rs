@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use aws_sdk_ec2::types::{Address as Answer, DomainType, ResourceType};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, Permission, Result};
+use textnlp_provider::{Error, ErrorKind, Identity, Permission, Result};
 
 use super::{CREATE_TAGS, QUICK, SERVICE, TAGS, UNTAGS, creates, deletes};
 use crate::api::Api;
@@ -71,7 +71,12 @@ impl Resource<Api> for Address {
 
     async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.ec2.release_address().allocation_id(&seen.id).send();
-        api.call(SERVICE, "release", &seen.id, call).await.map(drop)
+        // A credential that EC2 refuses would have failed the read before. Right after the end of its NAT gateway an address is
+        // refused so (<https://github.com/hashicorp/terraform-provider-aws/issues/13763>).
+        api.call(SERVICE, "release", &seen.id, call).await.map(drop).map_err(|error| match error.code.as_deref() {
+            Some("AuthFailure") => Error { kind: ErrorKind::Conflict, hint: None, ..error },
+            _ => error,
+        })
     }
 }
 

@@ -119,7 +119,8 @@ impl Resource<Api> for Instance {
                 // (<https://github.com/hashicorp/terraform-provider-aws/issues/40426>).
                 .set_db_subnet_group_name(source.starts_with("arn:").then(|| spec.subnet_group.clone()))
                 .set_vpc_security_group_ids(Some(spec.security_groups.clone()))
-                .db_parameter_group_name(&spec.parameter_group)
+                // A replica of PostgreSQL takes no parameter group at its creation
+                // (<https://github.com/hashicorp/terraform-provider-aws/issues/38056>): it is changed afterwards.
                 .deletion_protection(spec.deletion_protection)
                 .copy_tags_to_snapshot(spec.final_snapshot)
                 .enable_performance_insights(spec.performance_insights)

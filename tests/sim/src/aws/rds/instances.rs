@@ -139,7 +139,6 @@ fn admit(world: &mut World, call: &Call, name: &str, class: &str) -> Result<(), 
     Ok(())
 }
 
-/// Adds a server with what the input says, over what `at_first` says.
 /// The subnet group of a new server: a replica in the region of its source has that of the source.
 fn subnet_group(world: &mut World, call: &Call) -> String {
     if let Some(named) = call.str("DBSubnetGroupName") {
@@ -150,6 +149,7 @@ fn subnet_group(world: &mut World, call: &Call) -> String {
     source.map(|source| source.subnet_group.clone()).unwrap_or_default()
 }
 
+/// Adds a server with what the input says, under what `at_first` says.
 fn insert(
     world: &mut World,
     call: &Call,
@@ -179,10 +179,7 @@ fn insert(
         "BackupRetentionPeriod": call.int("BackupRetentionPeriod").unwrap_or(1),
         "PreferredBackupWindow": call.str("PreferredBackupWindow").unwrap_or("03:00-03:30"),
         "VpcSecurityGroups": groups_shown(&call.texts("VpcSecurityGroupIds")),
-        "DBParameterGroups": [{
-            "DBParameterGroupName": call.str("DBParameterGroupName").unwrap_or("default.postgres"),
-            "ParameterApplyStatus": "in-sync",
-        }],
+        "DBParameterGroups": groups_of(call.str("DBParameterGroupName").unwrap_or("default.postgres")),
     });
     if let (Some(shown), Value::Object(first)) = (shown.as_object_mut(), at_first) {
         shown.extend(first);
@@ -197,6 +194,15 @@ fn insert(
     let instance = Instance { status, shown, password, subnet_group, ready };
     world.state::<Rds>(&call.scope()).instances.insert(name.clone(), instance);
     one(world, call, &name)
+}
+
+/// The parameter group of a server as answers show it.
+fn groups_of(name: &str) -> Value {
+    json!([{ "DBParameterGroupName": name, "ParameterApplyStatus": "in-sync" }])
+}
+
+fn shown_group(shown: &Value) -> String {
+    shown["DBParameterGroups"][0]["DBParameterGroupName"].as_str().unwrap_or_default().to_owned()
 }
 
 fn groups_shown(ids: &[&str]) -> Value {
@@ -320,11 +326,14 @@ pub(super) fn create_replica(world: &mut World, call: &Call) -> Result<Value, Fa
         return Err(combination("KmsKeyId is required to create an encrypted read replica in another region"));
     }
     let version = shown["EngineVersion"].as_str().unwrap_or_default().to_owned();
-    if let Some(group) = call.str("DBParameterGroupName") {
-        check_family(world, call, group, &version)?;
+    if call.str("DBParameterGroupName").is_some() {
+        return Err(combination("A parameter group can't be specified during Read Replica creation for postgres."));
     }
+    // The group of its source, in another region the default one.
+    let group = if is_far { format!("default.postgres{}", major(&version)) } else { shown_group(&shown) };
     admit(world, call, &name, call.str("DBInstanceClass").unwrap_or_default())?;
     let mut at_first = Map::new();
+    at_first.insert("DBParameterGroups".to_owned(), groups_of(&group));
     for member in ["EngineVersion", "AllocatedStorage", "MasterUsername", "StorageEncrypted", "DBName", "KmsKeyId"] {
         if let Some(value) = shown.get(member) {
             at_first.insert(member.to_owned(), value.clone());

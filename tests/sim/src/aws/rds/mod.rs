@@ -130,6 +130,18 @@ const LEDGER: &[Behaviour] = &[
         what: "a replica in the region of its source, which is given by name, takes no subnet group",
         source: Source::Report("hashicorp/terraform-provider-aws#40426"),
     },
+    Behaviour {
+        service: "rds",
+        what: "a replica of PostgreSQL takes no parameter group at its creation",
+        source: Source::Report("hashicorp/terraform-provider-aws#38056"),
+    },
+    Behaviour {
+        service: "rds",
+        what: "a new replica has the parameter group of its source, in another region the default one",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/API_CreateDBInstanceReadReplica.html",
+        ),
+    },
 ];
 
 /// A server of a test: it is given the password of the master user and the name of the database, and gives its host and port.
