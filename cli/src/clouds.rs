@@ -10,7 +10,7 @@ mod detection;
 mod faults;
 #[cfg(feature = "gcp")]
 mod gcp;
-#[cfg(feature = "aws")]
+#[cfg(any(feature = "aws", feature = "gcp"))]
 mod image;
 #[cfg(any(feature = "aws", feature = "gcp"))]
 mod managed;

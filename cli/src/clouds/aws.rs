@@ -6,12 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use camino::Utf8PathBuf;
 use textnlp_aws::{
     Access, AssumedRole, Aws, CAPABILITIES, CLUSTER, CLUSTER_NAME, EndpointOperations, cluster_name, inside,
 };
 use textnlp_kubernetes::endpoint;
-use textnlp_models::FetchOptions;
 use textnlp_orchestrator::environment::{Environment, places};
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
@@ -79,9 +77,7 @@ async fn account(environment: &Environment, site: &Site) -> anyhow::Result<Strin
 fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     let Context { secrets, environment, site, take, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
-    let image =
-        OwnImage { program: Utf8PathBuf::try_from(std::env::current_exe()?)?, network: FetchOptions::from_env() };
-    let outer = Arc::new(Aws::new(access.clone(), secrets.clone()).pushing(Arc::new(image)));
+    let outer = Arc::new(Aws::new(access.clone(), secrets.clone()).pushing(Arc::new(OwnImage::new()?)));
     if environment.is_endpoint() {
         let reason = "--take-ownership applies to Kubernetes objects only";
         anyhow::ensure!(take.is_empty(), "{reason}, and site {site} is an endpoint of SageMaker");

@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 use camino::Utf8PathBuf;
-use textnlp_aws::{ImageSource, ImageTarget};
 use textnlp_bundle::oci::registry::{Credentials, Options, Secret as Password};
 use textnlp_bundle::oci::{self, Reference};
+use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_models::{Event, FetchOptions};
 use textnlp_orchestrator::release::server_image;
 use textnlp_provider::{Error, ErrorKind, Result, error_chain};
@@ -12,9 +12,15 @@ use textnlp_provider::{Error, ErrorKind, Result, error_chain};
 /// The image of this program.
 pub(super) struct OwnImage {
     /// This program.
-    pub(super) program: Utf8PathBuf,
+    program: Utf8PathBuf,
     /// Proxies and certificate authorities of the caller, whose identity the registry's password has.
-    pub(super) network: FetchOptions,
+    network: FetchOptions,
+}
+
+impl OwnImage {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        Ok(Self { program: Utf8PathBuf::try_from(std::env::current_exe()?)?, network: FetchOptions::from_env() })
+    }
 }
 
 #[async_trait]

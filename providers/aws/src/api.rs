@@ -13,11 +13,10 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
-use textnlp_cloud::Cloud;
+use textnlp_cloud::{Cloud, Images};
 use textnlp_provider::{Error, ErrorKind, Foreign, Result, SecretStore, error_chain};
 use textnlp_token::partition;
 
-use crate::image::Images;
 use crate::kinds;
 use crate::resource::Shared;
 use crate::session::{AskCode, AssumedRole, Session};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use textnlp_cloud::{Work, region_of};
+use textnlp_cloud::{ImageSource, Images, Work, region_of};
 use textnlp_provider::{
     CloudId, Component, CostLine, FieldChange, Handle, Kind, KindName, Leftovers, Lineage, Object, Observed, Operation,
     PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
@@ -15,7 +15,6 @@ use textnlp_token::partition;
 use tokio::sync::OnceCell;
 
 use crate::api::{Access, Api, Identity};
-use crate::image::{ImageSource, Images};
 use crate::{costs, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.

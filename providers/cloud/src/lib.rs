@@ -14,6 +14,7 @@ mod cloud;
 mod diff;
 pub mod document;
 pub mod errors;
+mod image;
 pub mod names;
 mod observe;
 pub mod policy;
@@ -26,6 +27,7 @@ mod work;
 
 pub use cloud::{Cloud, REGION, region_of};
 pub use diff::diff;
+pub use image::{ImageSource, ImageTarget, Images, has_image, has_images};
 pub use observe::{observe, read};
 pub use range::Range;
 pub use resource::{AnyResource, Filter, Make, ObservedObject, Of, Resource, State, TAGS, same};

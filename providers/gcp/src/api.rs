@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use reqwest::Method;
 use reqwest::header::{CONTENT_LENGTH, RETRY_AFTER};
 use serde_json::Value;
-use textnlp_cloud::{Cloud, document};
+use textnlp_cloud::{Cloud, Images, document};
 use textnlp_net::client::{BodyError, ClientOptions, ProxySettings, read_body};
 use textnlp_net::retry::parse_retry_after;
 use textnlp_net::trust::TrustRoots;
@@ -63,6 +63,7 @@ pub(crate) struct Session {
     buckets: OnceCell<Buckets>,
     /// Where the values of secret references are.
     pub(crate) secrets: Arc<dyn SecretStore>,
+    pub(crate) images: Images,
     /// Whether a service was disabled, and when that was asked.
     disabled: Mutex<BTreeMap<Service, (Instant, bool)>>,
     /// The clients of other regions, by region.
@@ -119,7 +120,7 @@ impl Call {
 
 impl Api {
     /// Signs in and asks who is signed in.
-    pub(crate) async fn connect(access: &Access, secrets: Arc<dyn SecretStore>) -> Result<Self> {
+    pub(crate) async fn connect(access: &Access, secrets: Arc<dyn SecretStore>, images: Images) -> Result<Self> {
         let project = access.project()?;
         let endpoints = Endpoints::of(|name| access.variable(name))?;
         let http = client(access)?;
@@ -134,6 +135,7 @@ impl Api {
             number: OnceCell::new(),
             buckets: OnceCell::new(),
             secrets,
+            images,
             disabled: Mutex::default(),
             elsewhere: Mutex::default(),
         };

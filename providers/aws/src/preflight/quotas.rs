@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use textnlp_cloud::preflight::{Need, missing};
+use textnlp_cloud::preflight::{Need, missing, unused_gpus};
 use textnlp_cloud::region_of;
 use textnlp_provider::{ErrorKind, Lineage, Ownership, Problem, Result, Wanted};
 

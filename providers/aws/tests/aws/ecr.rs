@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use aws_credential_types::Credentials;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use textnlp_aws::{ImageSource, ImageTarget};
+use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_provider::component::{Component, ComponentSpec, Registry};
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::{CloudId, Error, ErrorKind, Provider, Result, Verb, Wanted};

@@ -3,16 +3,24 @@
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing};
+use textnlp_cloud::document::set;
+use textnlp_cloud::{ImageTarget, State, has_images};
+use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result};
 
 use super::{create, delete, put, read};
+use crate::api::{Api, Call};
 use crate::operation::Family;
-use crate::row::{Create, Field, Labelling, Marks, Rest, RestKind, Table};
+use crate::row::{Create, Field, Labelling, Marks, Rest, RestKind, Table, fetch_all};
 use crate::service::Service;
 use crate::table::{Row, kind};
 
 /// The name of the rule that removes images without a tag.
 const UNTAGGED: &str = "untagged";
+/// Where the images of a repository are put in its document.
+const IMAGES: &str = "/$images";
+/// The user of the registry whose password is an access token
+/// (<https://cloud.google.com/artifact-registry/docs/docker/authentication#token>).
+const USER: &str = "oauth2accesstoken";
 /// The seconds of a day.
 const DAY: u64 = 86_400;
 
@@ -26,6 +34,9 @@ pub(crate) static ROWS: &[Row] = &[Row {
             read("artifactregistry.repositories.get"),
             read("artifactregistry.repositories.list"),
             put("artifactregistry.repositories.update"),
+            read("artifactregistry.dockerimages.list"),
+            put("artifactregistry.repositories.downloadArtifacts"),
+            put("artifactregistry.repositories.uploadArtifacts"),
         ],
         terraform: &[("google_artifact_registry_repository", "id")],
         ..kind("gcp.repository", "a repository of images", Identity::Named)
@@ -51,19 +62,89 @@ impl RestKind for Repository {
             Field::flag("immutable", "/dockerConfig/immutableTags").patched(),
             Field::code("untagged_days", "/cleanupPolicies", policies, untagged).patched(),
             Field::plain("key", "/kmsKeyName"),
+            // Images with a tag: `IMAGE:TAG@sha256:…`. There may be more than the wanted ones.
+            Field { seen: IMAGES, absent: "[]", ..Field::plain("images", "") },
         ],
-        in_place: &["immutable", "untagged_days"],
+        in_place: &["immutable", "untagged_days", "images"],
         marks: Marks::Labels("/labels", Labelling::Patch),
         family: Family::LongRunning,
         ..Table::USUAL
     };
 
-    fn outputs(id: &str, _document: &Value, outputs: &mut Outputs) {
-        let parts: Vec<&str> = id.split('/').collect();
-        if let [_, project, _, location, _, name] = parts.as_slice() {
-            outputs.insert("address".to_owned(), json!(format!("{location}-docker.pkg.dev/{project}/{name}")));
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        match api.find_enabled(Call::get(Service::ArtifactRegistry, id)).await? {
+            Some(repository) => Ok(Some(with_images(api, id, repository).await?)),
+            None => Ok(None),
         }
     }
+
+    async fn fetch_all(api: &Api) -> Result<Vec<(String, Value)>> {
+        let mut all = fetch_all(api, Self::TABLE).await?;
+        for (id, repository) in &mut all {
+            *repository = with_images(api, id, std::mem::take(repository)).await?;
+        }
+        Ok(all)
+    }
+
+    fn outputs(id: &str, _document: &Value, outputs: &mut Outputs) {
+        if let Some((host, path)) = address(id) {
+            outputs.insert("address".to_owned(), json!(format!("{host}/{path}")));
+        }
+    }
+
+    /// Images of earlier releases and those that others pushed stay.
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        field == "images" && has_images(seen, wanted)
+    }
+
+    /// The image is sent in the background: it takes longer than a call may.
+    async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<String>> {
+        let image = wanted[0].as_str().and_then(|image| image.split_once('@'));
+        let named = image.and_then(|(named, digest)| Some((named.rsplit_once(':')?, digest)));
+        let (Some(((name, tag), digest)), Some((host, path)), "images") = (named, address(id), field) else {
+            return Err(crate::row::invalid("change", id, &format!("`{field}` does not change in place")));
+        };
+        let target = ImageTarget {
+            registry: format!("https://{host}"),
+            user: USER.to_owned(),
+            password: api.session.tokens.bearer().await?.token,
+            repository: format!("{path}/{name}"),
+            tag: tag.to_owned(),
+            digest: digest.to_owned(),
+        };
+        api.session.images.push(target).map(Some)
+    }
+
+    async fn change(api: &Api, _id: &str, change: &str) -> Result<State> {
+        match change.contains("@sha256:") {
+            true => api.session.images.state(change),
+            false => Self::TABLE.family.state(api, Self::TABLE.service, change).await,
+        }
+    }
+}
+
+/// The host of a repository and its path there.
+fn address(id: &str) -> Option<(String, String)> {
+    let parts: Vec<&str> = id.split('/').collect();
+    let [_, project, _, location, _, name] = parts.as_slice() else { return None };
+    Some((format!("{location}-docker.pkg.dev"), format!("{project}/{name}")))
+}
+
+/// A repository with the images in it that have tags.
+async fn with_images(api: &Api, id: &str, mut repository: Value) -> Result<Value> {
+    let path = format!("{id}/dockerImages");
+    let found = api.list(Service::ArtifactRegistry, &path, "dockerImages", &[]).await?;
+    let mut images: Vec<String> = found.iter().filter_map(image).collect();
+    images.sort();
+    set(&mut repository, IMAGES, images.into());
+    Ok(repository)
+}
+
+/// `IMAGE:TAG@sha256:…` of an image whose uri is `HOST/PROJECT/REPOSITORY/IMAGE@sha256:…`.
+fn image(document: &Value) -> Option<String> {
+    let (name, digest) = document["uri"].as_str()?.split_once('@')?;
+    let (name, tag) = (name.splitn(4, '/').nth(3)?, document["tags"][0].as_str()?);
+    Some(format!("{name}:{tag}@{digest}"))
 }
 
 fn policies(days: &Value) -> Value {

@@ -261,8 +261,12 @@ pub(crate) mod tests {
         let all = expand(registry(own, None), "registry", false);
         assert_eq!(all["main/registry/repository"].spec.as_value()["name"], "textnlp");
         assert!(expand(registry("ghcr.io/team/textnlp", None), "registry", false).is_empty());
-        let pushed = registry(own, Some("x:1@sha256:0"));
-        assert!(lower(&component("registry", pushed), &site(false)).is_err());
+        let image = Some("x:1@sha256:0");
+        let no_image_name = lower(&component("registry", registry(own, image)), &site(false)).unwrap_err();
+        assert!(no_image_name.to_string().contains("textnlp/server"), "{no_image_name}");
+        assert!(lower(&component("registry", registry("ghcr.io/team/textnlp", image)), &site(false)).is_err());
+        let all = expand(registry(&format!("{own}/server"), image), "registry", false);
+        assert_eq!(all["main/registry/repository"].spec.as_value()["images"], json!(["server:1@sha256:0"]));
     }
 
     #[test]

@@ -8,25 +8,39 @@ use super::Lowering;
 
 /// Days until an image is removed that has no tag any more.
 const UNTAGGED_DAYS: u32 = 14;
+/// What to do where `up` pushes no image.
+const PUSH_IT: &str = "push the image that `textnlp-deploy bundle create` packs, and write `sites[].cluster.image: REPOSITORY:TAG@sha256:…`";
 
 impl Lowering<'_> {
     /// Another registry than that of this project and region is the operator's.
     pub(super) fn registry(&mut self, registry: &Registry) {
         let address = registry.url.trim_start_matches("https://").trim_end_matches('/');
-        if registry.image.is_some() {
-            let cause = "`up` does not push images to a registry of Google Cloud yet";
-            let fix = "push the image that `textnlp-deploy bundle create` packs, and write `sites[].cluster.image: REPOSITORY:TAG@sha256:…`";
-            return self.problem("url", cause, fix);
-        }
         let (host, path) = address.split_once('/').unwrap_or((address, ""));
-        let (project, name) = path.split_once('/').unwrap_or((path, ""));
-        let name = name.split('/').next().unwrap_or_default();
-        if host != format!("{}-docker.pkg.dev", self.site.region) || project != self.site.account {
+        let (project, path) = path.split_once('/').unwrap_or((path, ""));
+        let (name, image) = path.split_once('/').unwrap_or((path, ""));
+        let own = format!("{}-docker.pkg.dev/{}", self.site.region, self.site.account);
+        if format!("{host}/{project}") != own {
+            if registry.image.is_some() {
+                let cause =
+                    format!("`up` pushes images to the registry of the site's own project and region only: {own}");
+                self.problem("url", cause, PUSH_IT);
+            }
             return;
         }
-        if name.is_empty() {
-            let fix = format!("write `registry.url: {host}/{project}/textnlp`");
-            return self.problem("url", "it names no repository", fix);
+        if name.is_empty() || (registry.image.is_some() && image.is_empty()) {
+            let fix = format!("write `registry.url: {own}/textnlp/server`");
+            return self.problem("url", "it names no image in a repository", fix);
+        }
+        let mut images = Vec::new();
+        if let Some(pushed) = &registry.image {
+            if self.component.existing.is_some() {
+                return self.problem("existing", "`up` does not push to an existing repository", PUSH_IT);
+            }
+            let (tagged, digest) = pushed.split_once('@').unwrap_or((pushed, ""));
+            // The tag of an image that another environment released is not known here.
+            let digits: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
+            let tag = tagged.rsplit_once(':').map_or(digits.as_str(), |(_, tag)| tag);
+            images.push(format!("{image}:{tag}@{digest}"));
         }
         let path = format!("projects/{project}/locations/{}/repositories/{name}", self.site.region);
         let existing = self.component.existing.as_ref().and_then(|_| CloudId::new(path).ok());
@@ -34,7 +48,8 @@ impl Lowering<'_> {
             Some(_) => (serde_json::Value::Null, None),
             None => self.data_key("agent:artifactregistry"),
         };
-        let repository = json!({ "name": name, "immutable": true, "untagged_days": UNTAGGED_DAYS, "key": key });
+        let repository =
+            json!({ "name": name, "immutable": true, "untagged_days": UNTAGGED_DAYS, "key": key, "images": images });
         let ownership = existing.map_or(Ownership::Ours, Ownership::External);
         self.owned_part("repository", "gcp.repository", self.of_region(repository), ownership);
         self.after(access);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
+use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_gcp::{Access, Gcp};
 use textnlp_provider::component::{
     Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, ModelStore, Network, Postgres, Program, Registry,
@@ -50,9 +51,26 @@ impl SecretStore for Secrets {
     }
 }
 
+/// Puts the image of a push into the cloud.
+struct Images(Arc<GoogleCloud>);
+
+#[async_trait]
+impl ImageSource for Images {
+    async fn push(&self, target: &ImageTarget, _report: &(dyn Fn(u64, u64) + Send + Sync)) -> Result<()> {
+        assert_eq!(target.user, "oauth2accesstoken");
+        assert!(self.0.email_of(target.password.expose_text().unwrap()).is_some(), "it is an access token");
+        let location = target.registry.strip_prefix("https://").unwrap().strip_suffix("-docker.pkg.dev").unwrap();
+        let parts: Vec<&str> = target.repository.split('/').collect();
+        let [project, repository, image] = parts[..] else { panic!("{target:?}") };
+        let repository = format!("projects/{project}/locations/{location}/repositories/{repository}");
+        self.0.world().put_image(&repository, image, &target.tag, &target.digest);
+        Ok(())
+    }
+}
+
 /// A provider and the cloud that it calls.
 struct Bench {
-    cloud: GoogleCloud,
+    cloud: Arc<GoogleCloud>,
     provider: Gcp,
     site: Site,
     gpu: Option<GpuPool>,
@@ -60,7 +78,7 @@ struct Bench {
 
 impl Bench {
     fn new(options: Options, protect_data: bool) -> Self {
-        let cloud = GoogleCloud::start(options);
+        let cloud = Arc::new(GoogleCloud::start(options));
         let access = Access {
             project: cloud.project().to_owned(),
             region: REGION.to_owned(),
@@ -68,6 +86,7 @@ impl Bench {
             variables: Some(cloud.variables().into_iter().collect()),
         };
         let provider = Gcp::new(access, Arc::new(Secrets)).polling_every(Duration::from_millis(1));
+        let provider = provider.pushing(Arc::new(Images(cloud.clone())));
         let site = Site {
             environment: "staging".parse().unwrap(),
             name: "main".parse().unwrap(),
@@ -99,8 +118,9 @@ impl Bench {
             archive_after_days: Some(90),
             replica: None,
         };
-        let registry =
-            Registry { url: format!("{REGION}-docker.pkg.dev/{}/textnlp", self.cloud.project()), image: None };
+        let url = format!("{REGION}-docker.pkg.dev/{}/textnlp/server", self.cloud.project());
+        let image = format!("{url}:1@sha256:{}", "0".repeat(64));
+        let registry = Registry { url, image: Some(image) };
         let mut all = self.lower("network", ComponentSpec::Network(Network::default()));
         all.extend(self.lower("models", ComponentSpec::ModelStore(store)));
         let cluster = Cluster {

@@ -360,6 +360,11 @@ impl Cloud {
         super::container::provide(self);
     }
 
+    /// Adds an image to a repository: `projects/P/locations/L/repositories/R`.
+    pub fn put_image(&mut self, repository: &str, image: &str, tag: &str, digest: &str) {
+        super::registry::put_image(self, repository, image, tag, digest);
+    }
+
     /// Adds an object to a bucket.
     pub fn put_blob(&mut self, bucket: &str, name: &str, size: u64) {
         self.blobs.insert((bucket.to_owned(), name.to_owned()), size);

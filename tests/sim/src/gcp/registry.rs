@@ -3,12 +3,23 @@
 use serde_json::json;
 
 use super::Handler;
-use super::cloud::Family;
+use super::cloud::{Cloud, Family};
 use super::kinds::{Id, KIND, Kind, Update};
 use super::problem::Problem;
 use crate::{Behaviour, Source};
 
-pub(crate) const KINDS: &[Kind] = &[Kind {
+pub(crate) const KINDS: &[Kind] = &[REPOSITORIES, IMAGES];
+
+/// What was pushed: the registry is not simulated.
+const IMAGES: Kind = Kind {
+    methods: "artifactregistry.projects.locations.repositories.dockerImages",
+    verbs: &["get", "list"],
+    collection: ("artifactregistry", "dockerImages"),
+    items: "dockerImages",
+    ..KIND
+};
+
+const REPOSITORIES: Kind = Kind {
     methods: "artifactregistry.projects.locations.repositories",
     verbs: &["create", "get", "list", "patch", "delete"],
     collection: ("artifactregistry", "repositories"),
@@ -48,7 +59,19 @@ pub(crate) const KINDS: &[Kind] = &[Kind {
         }
     },
     ..KIND
-}];
+};
+
+/// Puts an image into a repository, as a push does.
+pub(crate) fn put_image(cloud: &mut Cloud, repository: &str, image: &str, tag: &str, digest: &str) {
+    let parts: Vec<&str> = repository.split('/').collect();
+    let [_, project, _, location, _, name] = parts[..] else { return };
+    let uri = format!("{location}-docker.pkg.dev/{project}/{name}/{image}@{digest}");
+    let path = format!("{repository}/dockerImages/{image}@{digest}");
+    let now = cloud.now().to_string();
+    let body = json!({ "name": path, "uri": uri, "tags": [tag], "uploadTime": now, "updateTime": now,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json", "imageSizeBytes": "1" });
+    cloud.put(&format!("artifactregistry/{path}"), body);
+}
 
 pub(crate) const HANDLERS: &[(&str, Handler)] =
     &[("artifactregistry.projects.locations.operations.get", super::kinds::operation)];

@@ -7,11 +7,11 @@ use aws_sdk_ecr::types::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use textnlp_cloud::{ImageTarget, has_image, has_images};
 use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result, Secret};
 
 use super::{CREATE, DELETE, KEYS, PUT, list_by_tag, only};
 use crate::api::Api;
-use crate::image::ImageTarget;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -158,7 +158,7 @@ impl Resource<Api> for Repository {
         if field != "images" {
             return Self::put(api, seen, spec, field).await.map(|()| None);
         }
-        let missing = spec.images.iter().find(|image| !has(&seen.spec.images, image));
+        let missing = spec.images.iter().find(|image| !has_image(&seen.spec.images, image));
         match missing.and_then(|image| image.split_once('@')) {
             Some((tag, digest)) => push(api, &seen.id, tag, digest).await.map(Some),
             None => Ok(None),
@@ -172,8 +172,7 @@ impl Resource<Api> for Repository {
 
     /// Images of earlier releases and those that others pushed stay.
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
-        let texts = |value: &Value| serde_json::from_value::<Vec<String>>(value.clone()).unwrap_or_default();
-        field == "images" && texts(wanted).iter().all(|image| has(&texts(seen), image))
+        field == "images" && has_images(seen, wanted)
     }
 
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
@@ -191,12 +190,6 @@ impl Resource<Api> for Repository {
         let call = api.ecr.delete_repository().repository_name(&seen.id).force(true).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }
-}
-
-/// Whether the image is among these, whatever its tag is.
-fn has(images: &[String], image: &str) -> bool {
-    let digest = |image: &str| image.split_once('@').map(|(_, digest)| digest.to_owned());
-    images.iter().any(|one| digest(one) == digest(image))
 }
 
 /// Begins to push an image with the credentials that ECR gives for twelve hours.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use serde_json::Value;
 use textnlp_provider::{Error, ErrorKind, Result, Secret, error_chain};
 use tokio::task::JoinHandle;
 
@@ -39,7 +40,7 @@ pub trait ImageSource: Send + Sync {
 
 /// The images that are being sent by this process.
 #[derive(Default)]
-pub(crate) struct Images {
+pub struct Images {
     source: Option<Arc<dyn ImageSource>>,
     pushes: Mutex<BTreeMap<String, Push>>,
 }
@@ -51,7 +52,8 @@ struct Push {
 }
 
 impl Images {
-    pub(crate) fn of(source: Option<Arc<dyn ImageSource>>) -> Self {
+    /// Without a source nothing can be pushed.
+    pub fn of(source: Option<Arc<dyn ImageSource>>) -> Self {
         Self { source, pushes: Mutex::default() }
     }
 
@@ -60,7 +62,10 @@ impl Images {
     }
 
     /// Begins a push, unless it is going on already: its id.
-    pub(crate) fn push(&self, target: ImageTarget) -> Result<String> {
+    ///
+    /// # Errors
+    /// This program makes no images.
+    pub fn push(&self, target: ImageTarget) -> Result<String> {
         let id = format!("{}@{}", target.repository, target.digest);
         let Some(source) = self.source.clone() else {
             let error = Error::new(ErrorKind::Invalid, "push", id);
@@ -80,8 +85,11 @@ impl Images {
         Ok(id)
     }
 
-    /// The state of a push.
-    pub(crate) fn state(&self, id: &str) -> Result<State> {
+    /// The state of a push. One of another process is not known here and counts as ended: the next read decides.
+    ///
+    /// # Errors
+    /// The push failed.
+    pub fn state(&self, id: &str) -> Result<State> {
         let mut pushes = self.pushes();
         let Some(push) = pushes.get(id) else { return Ok(State::Ready) };
         if !push.task.is_finished() {
@@ -98,4 +106,16 @@ impl Images {
             }
         }
     }
+}
+
+/// Whether an image, `TAG@sha256:…`, is among these, whatever its tag is.
+pub fn has_image(images: &[String], image: &str) -> bool {
+    let digest = |image: &str| image.split_once('@').map(|(_, digest)| digest.to_owned());
+    images.iter().any(|one| digest(one) == digest(image))
+}
+
+/// Whether a repository that has some images has all of the wanted ones: the value of a field with each.
+pub fn has_images(seen: &Value, wanted: &Value) -> bool {
+    let texts = |value: &Value| serde_json::from_value::<Vec<String>>(value.clone()).unwrap_or_default();
+    texts(wanted).iter().all(|image| has_image(&texts(seen), image))
 }
