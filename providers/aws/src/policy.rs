@@ -18,7 +18,7 @@ pub(crate) const ALWAYS: &[&str] = &[
     "ec2:DescribeInstanceTypeOfferings",
     "ec2:DescribeInstances",
     "ec2:DescribeRegions",
-    // Of the role that is signed in: a session does not tell its path.
+    // Of the role that is signed in: the ARN of a session does not contain its path.
     "iam:GetRole",
     "iam:SimulatePrincipalPolicy",
     "servicequotas:GetServiceQuota",

@@ -20,7 +20,7 @@ const LOST_POLLS: u32 = 6;
 /// How many polls wait for the objects that keep another one from being deleted: network interfaces end minutes after their
 /// load balancer.
 const DEPENDENCY_POLLS: u32 = 20;
-/// How many polls wait for a conflict of a cloud whose conflicts last: 412 times the shortest time between two polls.
+/// How many polls wait for a conflict of a cloud whose conflicts last: about half an hour with four seconds between polls.
 const CONFLICT_POLLS: u32 = 60;
 /// How many times the same change is sent while the object still shows the old value.
 const SAME_CHANGES: u32 = 20;
@@ -39,7 +39,7 @@ struct Stand {
     /// The last change, and the value that the object showed before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     change: Option<(String, String)>,
-    /// How many times that change was sent, or that delete refused.
+    /// How many times that change was sent, that delete was refused, or that create found another object.
     #[serde(default, skip_serializing_if = "is_zero")]
     sent: u32,
     /// How many polls waited for a conflict since the last call that was accepted.
@@ -157,11 +157,14 @@ impl<'a, C: Cloud> Work<'a, C> {
         let place = stand.alternative.unwrap_or(0);
         match self.row.resource.begin(&self.api, self.op, place).await {
             Ok((id, update)) => self.pending(Stand { update, ..Stand::of(&id) }, "being created", Duration::ZERO),
-            // The reply of this call or of one before it was lost, and lists show a new object late.
+            // The reply of this call or of one before it was lost, and lists show a new object late. What still is not listed after a
+            // wait is another one.
             Err(error)
-                if self.is_found_by_tag() && matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Exists) =>
+                if self.is_found_by_tag()
+                    && (error.kind == ErrorKind::Unavailable || error.kind == ErrorKind::Exists && stand.sent == 0) =>
             {
-                let stand = Stand { alternative: stand.alternative, ..Stand::of("") };
+                let sent = stand.sent + u32::from(error.kind == ErrorKind::Exists);
+                let stand = Stand { alternative: stand.alternative, sent, ..Stand::of("") };
                 self.wait(stand, &textnlp_provider::error_chain(&error))
             }
             Err(error) => match self.next(place, &error) {

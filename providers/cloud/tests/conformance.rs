@@ -12,9 +12,9 @@ use textnlp_cloud::tags::Tags;
 use textnlp_cloud::{Cloud, Filter, Make, ObservedObject, Of, Resource, Row, State, Work, kind, preflight};
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::{
-    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Identity, Kind, KindName, Object, Observed, Operation,
-    Ownership, Permission, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Site, Spec,
-    Wanted,
+    CloudId, Component, DeleteBounds, Error, ErrorKind, FieldChange, Handle, Identity, Kind, KindName, Object,
+    Observed, Operation, OperationId, Ownership, Permission, Problem, Problems, Progress, Provider, Recorded,
+    ResourceId, Result, Scope, Site, Spec, Token, Verb, Wanted,
 };
 
 /// The client of an account, which has one region.
@@ -24,6 +24,10 @@ struct Memory(Mutex<Account>);
 #[derive(Default)]
 struct Account {
     created: u32,
+    /// Whether each create is refused, because something has the name.
+    is_taken: bool,
+    /// Whether the reply of the next create is lost.
+    loses_reply: bool,
     objects: BTreeMap<String, Stored>,
 }
 
@@ -141,12 +145,15 @@ impl<const IS_NAMED: bool> Resource<Memory> for Stores<IS_NAMED> {
         let mut account = api.account();
         account.created += 1;
         let id = if IS_NAMED { spec.name.clone() } else { format!("disk-{}", account.created) };
-        if account.objects.contains_key(&id) {
+        if account.is_taken || account.objects.contains_key(&id) {
             return Err(Error::new(ErrorKind::Exists, "create", id));
         }
         let (attributes, tags) = (spec.clone(), make.tags.clone());
         let stored = Stored { is_named: IS_NAMED, attributes, tags, late: 2, is_deleting: false };
         account.objects.insert(id.clone(), stored);
+        if std::mem::take(&mut account.loses_reply) {
+            return Err(Error::new(ErrorKind::Unavailable, "create", id));
+        }
         Ok(id)
     }
 
@@ -257,4 +264,53 @@ fn a_name_that_others_have_is_a_problem() {
     let problems = runtime.block_on(provider.preflight(&wanted)).unwrap();
     let places: Vec<&str> = problems.iter().map(|problem| problem.place.as_str()).collect();
     assert_eq!(places, ["here/models/folder"]);
+}
+
+/// Creates a disk, whose objects only their tags tell apart.
+async fn create_disk(provider: &InMemory) -> Result<Progress> {
+    let wanted = wanted("here/models/disk", "memory.disk");
+    let lineage = "00000000-0000-4000-8000-000000007e57".parse().unwrap();
+    let op = Operation {
+        id: OperationId(1),
+        token: Token::derive(lineage, &wanted.site, OperationId(1)),
+        verb: Verb::Create,
+        resource: wanted.id.clone(),
+        kind: wanted.kind.clone(),
+        site: wanted.site.clone(),
+        environment: "staging".parse().unwrap(),
+        lineage,
+        via: None,
+        host: None,
+        spec: wanted.spec.clone(),
+        recorded: None,
+        changes: Vec::new(),
+        bounds: DeleteBounds::default(),
+        is_repeated: false,
+    };
+    let mut answer = provider.begin(&op).await?;
+    for _ in 0..100 {
+        let Progress::Pending { handle, .. } = &answer else { return Ok(answer) };
+        answer = provider.advance(&op, handle).await?;
+    }
+    panic!("it does not end");
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+#[test]
+fn a_name_that_stays_taken_ends_the_create() {
+    let provider = InMemory(Arc::default());
+    provider.0.account().is_taken = true;
+    let error = block_on(create_disk(&provider)).unwrap_err();
+    assert_eq!((error.kind, provider.0.account().created), (ErrorKind::Exists, 2), "asked again once");
+}
+
+#[test]
+fn a_lost_reply_makes_no_second_object() {
+    let provider = InMemory(Arc::default());
+    provider.0.account().loses_reply = true;
+    assert!(matches!(block_on(create_disk(&provider)), Ok(Progress::Done(_))));
+    assert_eq!(provider.0.account().created, 1);
 }

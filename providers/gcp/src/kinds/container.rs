@@ -451,7 +451,7 @@ impl RestKind for NodePool {
         Ok(all)
     }
 
-    /// A raised minimum moves no autoscaler: the pool is resized, and no zone loses a node.
+    /// The autoscaler adds no nodes when its minimum rises: the pool is resized, and no zone loses a node.
     async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<String>> {
         if field != "nodes" {
             return Err(crate::row::invalid("change", id, &format!("`{field}` does not change in place")));

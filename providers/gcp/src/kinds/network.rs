@@ -167,7 +167,7 @@ const INSIDE: [(&str, &str); 2] = [
     ("projects/{project}/global/firewalls", "firewall rule"),
 ];
 
-/// What the description of a rule has that a Service of Kubernetes is the reason of
+/// What the description of a rule contains that was created for a Service of Kubernetes
 /// (<https://github.com/kubernetes/cloud-provider-gcp/blob/master/providers/gce/gce_loadbalancer_naming.go>).
 const OF_SERVICE: &str = "kubernetes.io/service-name";
 /// The start of the name of the firewall rule of an external load balancer, before the name of its other parts.

@@ -164,6 +164,9 @@ impl RestKind for Connection {
     /// The producer may hold the connection for days after its last instance. The peering itself can be removed, as the console
     /// does; the producer finds out afterwards (report G37).
     async fn change(api: &Api, id: &str, change: &str) -> Result<State> {
+        if change.starts_with("projects/") {
+            return Family::Compute.state(api, Service::Compute, change).await;
+        }
         let state = Family::LongRunning.state(api, Service::ServiceNetworking, change).await?;
         let is_held = matches!(&state, State::Failed { why, .. } if why.contains("still using"));
         if !is_held {
@@ -174,7 +177,7 @@ impl RestKind for Connection {
         if peering(&found).is_none() {
             return Ok(State::Ready);
         }
-        no_range_of_others(api, network).await?;
+        no_external_range(api, network, &found).await?;
         no_server(api, network).await?;
         remove_peering(api, network).await?;
         Ok(State::Pending("removing the peering".to_owned()))
@@ -183,7 +186,7 @@ impl RestKind for Connection {
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
         // The producer of an inactive one has deleted its network, so that it has no connection to delete.
         if matches!(seen.state, State::Pending(_)) {
-            return remove_peering(api, network_of(&seen.id)).await.map(|()| None);
+            return remove_peering(api, network_of(&seen.id)).await;
         }
         let network = by_number(api, network_of(&seen.id)).await?;
         let path = format!("{PRODUCER}/connections/{PEERING}");
@@ -198,27 +201,34 @@ fn peering(network: &Value) -> Option<&Value> {
     network["peerings"].as_array()?.iter().find(|one| one["name"] == PEERING)
 }
 
-/// Removes a peering from a network. One that is being removed is a conflict, and the next read decides.
-async fn remove_peering(api: &Api, network: &str) -> Result<()> {
+/// Removes the peering from a network, and returns the operation; `None` if it is gone or is being removed.
+async fn remove_peering(api: &Api, network: &str) -> Result<Option<String>> {
     let call = Call::post(Service::Compute, format!("{network}/removePeering"), json!({ "name": PEERING }));
-    match api.send(call.saying("remove", "the peering of private services")).await {
-        Err(error) if error.kind != ErrorKind::Conflict => Err(error),
-        _ => Ok(()),
-    }
+    let error = match api.send(call.saying("remove", "the peering of private services")).await {
+        Ok(answer) => return Ok(Family::Compute.started(api, network, &answer)),
+        Err(error) if error.kind == ErrorKind::Conflict => return Ok(None),
+        Err(error) => error,
+    };
+    let found = api.find(Call::get(Service::Compute, network)).await?.unwrap_or_default();
+    if peering(&found).is_none() { Ok(None) } else { Err(error) }
 }
 
-/// Refuses to cut off what has addresses in ranges that others reserved.
-async fn no_range_of_others(api: &Api, network: &str) -> Result<()> {
+/// Refuses to cut off what has addresses in ranges that this deployment did not reserve. `found` is the network's document.
+async fn no_external_range(api: &Api, network: &str, found: &Value) -> Result<()> {
+    let lineage = |document: &Value| {
+        let description = get(document, "/description").and_then(Value::as_str).unwrap_or_default();
+        textnlp_cloud::tags::lineage(&labels::of_description(description))
+    };
     let query = [("network", by_number(api, network).await?)];
     let shown = api.list(Service::ServiceNetworking, &format!("{PRODUCER}/connections"), "connections", &query).await?;
     let shown = shown.into_iter().find(|one| one["peering"] == PEERING).unwrap_or_default();
     for name in names(&shown["reservedPeeringRanges"]) {
         let path = api.path(&format!("projects/{{project}}/global/addresses/{name}"));
-        let range = api.find(Call::get(Service::Compute, path)).await?.unwrap_or_default();
-        let description = get(&range, "/description").and_then(Value::as_str).unwrap_or_default();
-        if textnlp_cloud::tags::lineage(&labels::of_description(description)).is_none() {
+        // Nothing can be in a range whose address is deleted.
+        let Some(range) = api.find(Call::get(Service::Compute, path)).await? else { continue };
+        if lineage(&range).is_none() || lineage(&range) != lineage(found) {
             let error = Error::new(ErrorKind::Conflict, "remove", "the peering of private services");
-            return Err(error.because(format!("the range `{name}` of others is a part of it")));
+            return Err(error.because(format!("the external range `{name}` is a part of it")));
         }
     }
     Ok(())

@@ -3,8 +3,9 @@
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_cloud::document::set;
-use textnlp_cloud::{ImageTarget, State, has_images};
+use textnlp_cloud::document::{get, set};
+use textnlp_cloud::tags::LINEAGE;
+use textnlp_cloud::{ImageTarget, State, has_image, has_images};
 use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result};
 
 use super::{create, delete, put, read};
@@ -37,6 +38,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
             read("artifactregistry.dockerimages.list"),
             put("artifactregistry.repositories.downloadArtifacts"),
             put("artifactregistry.repositories.uploadArtifacts"),
+            put("artifactregistry.tags.create"),
+            put("artifactregistry.tags.update"),
         ],
         terraform: &[("google_artifact_registry_repository", "id")],
         ..kind("gcp.repository", "a repository of images", Identity::Named)
@@ -80,7 +83,9 @@ impl RestKind for Repository {
 
     async fn fetch_all(api: &Api) -> Result<Vec<(String, Value)>> {
         let mut all = fetch_all(api, Self::TABLE).await?;
-        for (id, repository) in &mut all {
+        // Repositories of other formats and of other programs are listed too.
+        let is_own = |one: &Value| one["format"] == "DOCKER" && one["labels"].to_string().contains(LINEAGE);
+        for (id, repository) in all.iter_mut().filter(|(_, one)| is_own(one)) {
             *repository = with_images(api, id, std::mem::take(repository)).await?;
         }
         Ok(all)
@@ -99,7 +104,12 @@ impl RestKind for Repository {
 
     /// The image is sent in the background: it takes longer than a call may.
     async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<String>> {
-        let image = wanted[0].as_str().and_then(|image| image.split_once('@'));
+        let seen = Self::fetch(api, id).await?.unwrap_or_default();
+        let seen: Vec<String> =
+            get(&seen, IMAGES).cloned().map(serde_json::from_value).and_then(Result::ok).unwrap_or_default();
+        let mut wanted = wanted.as_array().into_iter().flatten().filter_map(Value::as_str);
+        let Some(image) = wanted.find(|image| !has_image(&seen, image)) else { return Ok(None) };
+        let image = image.split_once('@');
         let named = image.and_then(|(named, digest)| Some((named.rsplit_once(':')?, digest)));
         let (Some(((name, tag), digest)), Some((host, path)), "images") = (named, address(id), field) else {
             return Err(crate::row::invalid("change", id, &format!("`{field}` does not change in place")));
@@ -133,7 +143,7 @@ fn address(id: &str) -> Option<(String, String)> {
 /// A repository with the images in it that have tags.
 async fn with_images(api: &Api, id: &str, mut repository: Value) -> Result<Value> {
     let path = format!("{id}/dockerImages");
-    let found = api.list(Service::ArtifactRegistry, &path, "dockerImages", &[]).await?;
+    let found = api.list(Service::ArtifactRegistry, &path, "dockerImages", &[("pageSize", "1000".to_owned())]).await?;
     let mut images: Vec<String> = found.iter().filter_map(image).collect();
     images.sort();
     set(&mut repository, IMAGES, images.into());

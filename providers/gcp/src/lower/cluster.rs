@@ -88,7 +88,11 @@ impl Lowering<'_> {
         }
         let site = self.site.cluster.as_deref();
         let min = site.map_or(1, |site| site.min_nodes);
-        let max = site.and_then(|site| site.max_nodes).unwrap_or(min).max(min);
+        let max = site.and_then(|site| site.max_nodes).unwrap_or(min);
+        // A pool has as many nodes in each of its zones.
+        let zones = zones::zones(&self.site.region).map_or(1, |zones| u32::try_from(zones.len()).unwrap_or(1).max(1));
+        let min = if min > zones { min.next_multiple_of(zones) } else { min };
+        let max = max.max(min);
         let Some(machine) = of_size(GpuSize::None) else { return };
         let pool = self.pool("system", machine, &main, &nodes, json!({ "min": min, "max": max }), &[], &[ON_DEMAND]);
         let system = self.part("system-nodes", "gcp.node-pool", pool);

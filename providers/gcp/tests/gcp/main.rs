@@ -278,14 +278,14 @@ async fn road(bench: Bench) {
     let user = &outputs[&ResourceId::new("main/database/instance").unwrap()];
     assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
 
-    // A raised minimum: the pool has nodes in three zones.
+    // A raised minimum: the pool has one zone, because it began with one node.
     let pool = records.iter_mut().find(|(one, _)| one.id.as_str() == "main/cluster/system-nodes").unwrap();
     let mut larger = pool.1.spec.as_value().clone();
     (larger["nodes"], larger["scaling"]) = (json!(5), json!({ "min": 5, "max": 6 }));
     let larger = Spec::of(&larger);
     number += 1;
     let object = bench.finish(&bench.operation(number, Verb::Update, &pool.0, &larger, Some(&pool.1))).await;
-    assert_eq!(object.spec.get("nodes"), Some(&json!(6)), "two in each zone");
+    assert_eq!(object.spec.get("nodes"), Some(&json!(5)));
     pool.1 = record(&pool.0, &larger, &object);
 
     let name = |id: &str| {
@@ -338,6 +338,55 @@ fn a_site_in_a_bare_project_is_created_and_removed() {
     run(road(Bench { gpu: None, ..Bench::new(Options::zero_latency(), false) }));
 }
 
+/// A network with its private services access, which is deleted after `change`: the error, if it stays.
+async fn connection(change: impl FnOnce(&Bench, &str)) -> Option<Error> {
+    let bench = Bench::new(Options::zero_latency().enabled(), false);
+    let all = bench.all();
+    let (mut outputs, mut made) = (BTreeMap::new(), None);
+    for (number, id) in (1..).zip(["main/network/vpc", "main/database/range", "main/database/connection"]) {
+        let one = all.iter().find(|one| one.id.as_str() == id).unwrap();
+        let spec = one.spec.resolve(|id| outputs.get(id)).unwrap();
+        let object = bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await;
+        outputs.insert(one.id.clone(), object.outputs.clone());
+        made = Some((one, record(one, &spec, &object)));
+    }
+    let (one, recorded) = made.unwrap();
+    let network = outputs[&ResourceId::new("main/network/vpc").unwrap()]["id"].as_str().unwrap().to_owned();
+    change(&bench, &network);
+    let op = bench.operation(9, Verb::Delete, one, &recorded.spec, Some(&recorded));
+    let mut handle = None;
+    for _ in 0..STEPS {
+        let answer = match &handle {
+            None => bench.provider.begin(&op).await,
+            Some(handle) => bench.provider.advance(&op, handle).await,
+        };
+        bench.cloud.advance(Duration::from_secs(10));
+        match answer {
+            Ok(Progress::Done(_)) => return None,
+            Ok(Progress::Pending { handle: next, .. }) => handle = Some(next),
+            Ok(Progress::Failed { error, .. }) | Err(error) => return Some(error),
+        }
+    }
+    panic!("it does not end");
+}
+
+#[test]
+fn an_inactive_peering_is_removed() {
+    run(async {
+        let left = connection(|bench, network| bench.cloud.world().end_producer(network)).await;
+        assert!(left.is_none(), "{left:?}");
+    });
+}
+
+#[test]
+fn a_peering_with_an_external_range_stays() {
+    run(async {
+        let share = |bench: &Bench, network: &str| bench.cloud.world().share_connection(network, "theirs");
+        let left = connection(share).await.map(|error| error_chain(&error)).unwrap_or_default();
+        assert!(left.contains("the external range `theirs`"), "{left}");
+    });
+}
+
 /// The rules of the contract, for kinds that need no other object.
 #[test]
 fn kinds_keep_the_contract() {
@@ -372,7 +421,7 @@ async fn contract() {
     let mut emptier = bucket.clone();
     emptier["soft_delete_days"] = json!(0);
     let repository = json!({
-        "project": project, "location": REGION, "name": "textnlp", "immutable": true, "untagged_days": 14, "key": null,
+        "project": project, "location": REGION, "name": "textnlp", "immutable": true, "untagged_days": 14, "images": [], "key": null,
         "tags": { "team": "text" },
     });
     let mut mutable = repository.clone();

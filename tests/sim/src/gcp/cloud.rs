@@ -360,6 +360,16 @@ impl Cloud {
         super::container::provide(self);
     }
 
+    /// The producer's side of the peering of a network ends. `network`: `projects/P/global/networks/N`.
+    pub fn end_producer(&mut self, network: &str) {
+        super::networking::end_producer(self, network);
+    }
+
+    /// Another operator reserves a range of this name for the connection of a network, and uses it.
+    pub fn share_connection(&mut self, network: &str, range: &str) {
+        super::networking::share(self, network, range);
+    }
+
     /// Adds an image to a repository: `projects/P/locations/L/repositories/R`.
     pub fn put_image(&mut self, repository: &str, image: &str, tag: &str, digest: &str) {
         super::registry::put_image(self, repository, image, tag, digest);

@@ -179,6 +179,36 @@ pub(crate) fn drop_peering(cloud: &mut Cloud, network: &str, name: &str) {
     }
 }
 
+/// The producer's side of the peering of a network ends: it is inactive from now on.
+pub(crate) fn end_producer(cloud: &mut Cloud, network: &str) {
+    let key = connection_key(cloud, network);
+    cloud.objects.remove(&key);
+    let network = network_key(cloud, network);
+    let peerings = cloud.objects.get_mut(&network).and_then(|one| one.body["peerings"].as_array_mut());
+    for peering in peerings.into_iter().flatten() {
+        peering["state"] = "INACTIVE".into();
+    }
+}
+
+/// Another operator reserves a range for the connection of a network, and has an instance there that no list of this simulator shows.
+pub(crate) fn share(cloud: &mut Cloud, network: &str, range: &str) {
+    let key = connection_key(cloud, network);
+    let network = network_key(cloud, network);
+    let project = network.split('/').nth(2).unwrap_or_default().to_owned();
+    let name = format!("projects/{project}/global/addresses/{range}");
+    let mut body = json!({ "purpose": "VPC_PEERING", "addressType": "INTERNAL", "status": "RESERVED",
+        "prefixLength": 24, "network": cloud.link("compute", network.trim_start_matches("compute/")) });
+    cloud.describe("compute", &name, &mut body);
+    cloud.put(&format!("compute/{name}"), body);
+    let until = later(cloud.now(), Duration::from_secs(4 * 24 * 3_600));
+    if let Some(object) = cloud.objects.get_mut(&key) {
+        object.busy_until = until;
+        if let Some(ranges) = object.body["reservedPeeringRanges"].as_array_mut() {
+            ranges.push(range.into());
+        }
+    }
+}
+
 /// The producer keeps resources for a time after the last instance of a network.
 pub(crate) fn hold(cloud: &mut Cloud, network: &str) {
     let lag = cloud.lag(&cloud.conduct.producer_hold.clone());

@@ -191,8 +191,8 @@ impl Resource<Api> for Cluster {
             .set_encryption_config(encryption)
             .access_config(access)
             .upgrade_policy(UpgradePolicyRequest::builder().support_type(support).build())
-            .deletion_protection(spec.deletion_protection)
-            // The add-ons are objects of their own.
+            // Its protection is enabled once it is active: whether a protected cluster whose creation failed can be deleted is not
+            // documented. The add-ons are objects of their own.
             .bootstrap_self_managed_addons(false)
             .client_request_token(make.token)
             .set_tags(Some(make.tags.clone().into_iter().collect()))
@@ -234,7 +234,8 @@ impl Resource<Api> for Cluster {
             }
             _ => config.resources_vpc_config(spec.vpc().build()),
         };
-        Ok(super::started(api.call(SERVICE, "change", id, config.send()).await?.update))
+        let answer = api.call(SERVICE, "change", id, config.send()).await;
+        Ok(super::started(answer.map_err(not_shown_yet)?.update))
     }
 
     async fn change(api: &Api, id: &str, change: &str) -> Result<State> {
@@ -264,8 +265,8 @@ impl Resource<Api> for Cluster {
         if let Some((balancing, arn)) = swept.find_map(|arn| Some((Balancing::of(arn)?, arn))) {
             return balancing.delete(api, arn).await.map(|()| None);
         }
-        let is_active = matches!(seen.state, State::Ready | State::Degraded(_));
-        if !seen.spec.logs.is_empty() && is_active {
+        // A cluster whose creation failed takes no other call.
+        if !seen.spec.logs.is_empty() && matches!(seen.state, State::Ready | State::Degraded(_)) {
             // EKS makes the log group of a cluster that writes logs again after both are deleted
             // (<https://github.com/terraform-aws-modules/terraform-aws-eks/issues/2763>).
             let types = seen.spec.logs.iter().map(|name| LogType::from(name.as_str())).collect();
@@ -277,18 +278,14 @@ impl Resource<Api> for Cluster {
         }
         if seen.spec.deletion_protection {
             let call = api.eks.update_cluster_config().name(&seen.id).deletion_protection(false).send();
-            match api.call(SERVICE, "disable the deletion protection of", &seen.id, call).await {
-                Ok(answer) => return Ok(super::started(answer.update)),
-                Err(error) if is_active => return Err(not_shown_yet(error)),
-                // A cluster whose creation failed may take no other call than the deletion.
-                Err(_) => {}
-            }
+            let answer = api.call(SERVICE, "disable the deletion protection of", &seen.id, call).await;
+            return Ok(super::started(answer.map_err(not_shown_yet)?.update));
         }
         api.call(SERVICE, "delete", &seen.id, api.eks.delete_cluster().name(&seen.id).send()).await.map(|_| None)
     }
 }
 
-/// A setting that is disabled already, which the description does not show yet: the next read decides.
+/// A setting that has its value already, which the description does not show yet: the next read decides.
 fn not_shown_yet(error: Error) -> Error {
     match error.code.as_deref() {
         Some(code) if code.starts_with("InvalidParameter") && error_chain(&error).contains("No changes needed") => {
