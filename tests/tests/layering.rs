@@ -51,6 +51,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "textnlp-models",
             "textnlp-inference",
             "textnlp-aws",
+            // The image that a cloud pushes to its registry is made by the program.
+            "textnlp-cloud",
             "textnlp-gcp",
             "textnlp-kubernetes",
             "textnlp-token",
