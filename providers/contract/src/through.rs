@@ -31,6 +31,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// takes some ten minutes, and the access to it another one
 /// (<https://github.com/gravitational/teleport/issues/37958>).
 const NEW_ACCESS: Duration = Duration::from_secs(30 * 60);
+/// The time between two attempts of an operation that a new host refuses.
+const AGAIN_IN: Duration = Duration::from_secs(5);
+/// The member of the handle of an operation that a new host refused to begin.
+const AGAIN: &str = "begins_again";
 /// Codes of an API server that does not accept an identity, or not for this call.
 const NO_ACCESS: [&str; 4] = ["401", "403", "Unauthorized", "Forbidden"];
 
@@ -245,14 +249,30 @@ fn unreachable(host: &ResourceId, error: Error) -> Error {
     Error { hint, ..Error::new(sort, "reach", host.as_str()).because(error) }
 }
 
-/// The error of an operation in a host. A refusal of a new host passes: it is repeated.
-fn not_yet(host: Option<&Recorded>, error: Error, now: Timestamp) -> Error {
-    let created = host.and_then(|host| host.created);
-    let is_new = created.is_some_and(|created| now.duration_since(created).unsigned_abs() < NEW_ACCESS);
+/// The answer of an operation in a host. A refusal of a new host passes once the grant is effective everywhere: it is waited for.
+fn awaited(
+    host: Option<&Recorded>,
+    answer: Result<Progress>,
+    handle: Option<&Handle>,
+    now: Timestamp,
+) -> Result<Progress> {
+    match answer {
+        Err(error) if is_not_yet(host, &error, now) => {
+            let handle = handle.cloned().unwrap_or_else(|| Handle(serde_json::json!({ AGAIN: true })));
+            Ok(Progress::Pending { handle, says: error_chain(&error), again_in: AGAIN_IN })
+        }
+        answer => answer,
+    }
+}
+
+/// Whether an error is a refusal of a new host. Of one whose age is unknown, the deadline of the operation bounds the wait.
+fn is_not_yet(host: Option<&Recorded>, error: &Error, now: Timestamp) -> bool {
+    let is_young = |created: Timestamp| now.duration_since(created).unsigned_abs() < NEW_ACCESS;
+    let is_new = host.is_some_and(|host| host.created.is_none_or(is_young));
     let is_refusal = error.kind == ErrorKind::Denied
         && error.contested.is_empty()
         && error.code.as_deref().is_some_and(|code| NO_ACCESS.contains(&code));
-    if is_new && is_refusal { Error { kind: ErrorKind::Conflict, ..error } } else { error }
+    is_new && is_refusal
 }
 
 /// Applies [`CONNECT_TIMEOUT`] to a future.
@@ -425,7 +445,8 @@ impl Provider for Through {
             return self.outer.begin(op).await;
         }
         let (host, inner) = self.inner_of(op).await?;
-        self.judged(&host, inner.begin(op).await.map_err(|error| not_yet(op.host.as_deref(), error, Timestamp::now())))
+        let answer = self.judged(&host, inner.begin(op).await);
+        awaited(op.host.as_deref(), answer, None, Timestamp::now())
     }
 
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
@@ -433,10 +454,9 @@ impl Provider for Through {
             return self.outer.advance(op, handle).await;
         }
         let (host, inner) = self.inner_of(op).await?;
-        self.judged(
-            &host,
-            inner.advance(op, handle).await.map_err(|error| not_yet(op.host.as_deref(), error, Timestamp::now())),
-        )
+        let is_refused = handle.0.get(AGAIN).is_some();
+        let answer = if is_refused { inner.begin(op).await } else { inner.advance(op, handle).await };
+        awaited(op.host.as_deref(), self.judged(&host, answer), Some(handle), Timestamp::now())
     }
 
     /// What is inside of a host ends with it.
@@ -476,15 +496,18 @@ mod tests {
         let now = Timestamp::from_second(1_800_000_000).expect("a time");
         let refusal =
             |code: &str| Error { code: Some(code.to_owned()), ..Error::new(ErrorKind::Denied, "create", "a") };
-        let kind = |minutes: Option<i64>, code: &str| {
+        let waits = |minutes: Option<i64>, code: &str| {
             let created = minutes.map(|minutes| now - jiff::SignedDuration::from_mins(minutes));
-            not_yet(Some(&Recorded { created, ..recorded("one") }), refusal(code), now).kind
+            let host = Recorded { created, ..recorded("one") };
+            match awaited(Some(&host), Err(refusal(code)), None, now) {
+                Ok(Progress::Pending { handle, .. }) => handle.0.get(AGAIN).is_some(),
+                Err(error) => error.kind != ErrorKind::Denied,
+                answer => panic!("{answer:?}"),
+            }
         };
-        assert_eq!(kind(Some(12), "Forbidden"), ErrorKind::Conflict);
-        assert_eq!(kind(Some(12), "Unauthorized"), ErrorKind::Conflict);
-        assert_eq!(kind(Some(12), "Invalid"), ErrorKind::Denied);
-        assert_eq!(kind(Some(90), "Forbidden"), ErrorKind::Denied);
-        assert_eq!(kind(None, "Forbidden"), ErrorKind::Denied);
+        assert!(waits(Some(12), "Forbidden") && waits(Some(12), "Unauthorized") && waits(None, "Forbidden"));
+        assert!(!waits(Some(12), "Invalid") && !waits(Some(90), "Forbidden"));
+        assert!(awaited(None, Err(refusal("Forbidden")), None, now).is_err());
     }
 
     fn recorded(cloud_id: &str) -> Recorded {
