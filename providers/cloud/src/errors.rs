@@ -7,6 +7,8 @@ use textnlp_provider::ErrorKind;
 pub const THROTTLED: ErrorKind = ErrorKind::Throttled { after: None };
 /// How many codes of a message are looked up.
 const MAX_CODES: usize = 200;
+/// The longest message that is shown.
+const SHOWN: usize = 1_000;
 
 /// A code of its own meaning. `S` is a service of the cloud, and `H` what an operator does about an error.
 pub struct Row<S, H> {
@@ -95,6 +97,20 @@ pub fn by_status(status: Option<u16>) -> ErrorKind {
         Some(400..=499) => ErrorKind::Invalid,
         _ => ErrorKind::Unavailable,
     }
+}
+
+/// Whether an answer says that the call did nothing. A timeout, throttling and a conflict may follow an earlier effect.
+pub fn is_refused(kind: &ErrorKind, status: Option<u16>) -> bool {
+    use ErrorKind::{Capacity, Denied, Exists, Invalid, NotFound, Quota};
+    let is_final = matches!(kind, Capacity | Denied | Exists | Invalid | NotFound | Quota);
+    is_final && status.is_some_and(|status| (400..500).contains(&status) && ![408, 429].contains(&status))
+}
+
+/// A message on one line, of bounded length.
+pub fn shown(text: &str) -> String {
+    let words: Vec<&str> =
+        text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|word| !word.is_empty()).collect();
+    words.join(" ").chars().take(SHOWN).collect()
 }
 
 #[cfg(test)]

@@ -39,9 +39,31 @@ pub fn bounded(name: String, most: usize) -> String {
     format!("{}-{hash}", start.trim_end_matches('-'))
 }
 
+/// Digits of the token of an operation that end a name which cannot be used again for a while.
+const SUFFIX: usize = 8;
+
+/// A name that ends with a part of the operation's token, because the name of a deleted object is taken for a while.
+pub fn suffixed(name: &str, token: &str) -> String {
+    format!("{name}-{}", token.chars().take(SUFFIX).collect::<String>())
+}
+
+/// The same without its end.
+pub fn unsuffixed(name: &str) -> &str {
+    match name.rsplit_once('-') {
+        Some((start, end)) if end.len() == SUFFIX && end.bytes().all(|byte| byte.is_ascii_hexdigit()) => start,
+        _ => name,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ends_of_tokens_are_taken_off() {
+        assert_eq!(suffixed("db", "0a1b2c3d4e5f"), "db-0a1b2c3d");
+        assert_eq!((unsuffixed("db-0a1b2c3d"), unsuffixed("db-main")), ("db", "db-main"));
+    }
 
     #[test]
     fn long_names_keep_their_bound_and_stay_distinct() {

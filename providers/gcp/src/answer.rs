@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use textnlp_cloud::errors::{is_refused, shown};
 use textnlp_provider::{Error, ErrorKind};
 
 use crate::service::Service;
 use crate::tables::errors;
 
-/// The longest message that is shown.
-const SHOWN: usize = 1_000;
 /// How many codes of a body are kept.
 const MAX_CODES: usize = 20;
 
@@ -94,13 +93,6 @@ impl Failure {
     }
 }
 
-/// Whether an answer says that the call did nothing. A timeout, throttling and a conflict may follow an earlier effect.
-fn is_refused(kind: &ErrorKind, status: Option<u16>) -> bool {
-    use ErrorKind::{Capacity, Denied, Exists, Invalid, NotFound, Quota};
-    let is_final = matches!(kind, Capacity | Denied | Exists | Invalid | NotFound | Quota);
-    is_final && status.is_some_and(|status| (400..500).contains(&status) && ![408, 429].contains(&status))
-}
-
 /// Codes in brackets or alone in a message, as GKE writes those of Compute Engine: `[GCE_STOCKOUT]`.
 fn markers(message: &str) -> Vec<String> {
     let is_code = |word: &&str| {
@@ -110,13 +102,6 @@ fn markers(message: &str) -> Vec<String> {
     };
     let words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     words.filter(is_code).take(MAX_CODES).map(str::to_owned).collect()
-}
-
-/// A message on one line, of bounded length.
-fn shown(text: &str) -> String {
-    let words: Vec<&str> =
-        text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|word| !word.is_empty()).collect();
-    words.join(" ").chars().take(SHOWN).collect()
 }
 
 /// The names of `google.rpc.Code`, by number:

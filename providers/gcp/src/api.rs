@@ -402,7 +402,8 @@ impl Cloud for Api {
     type Shared = ();
 
     const NAME: &'static str = "Google Cloud";
-    // Operations of a cluster take minutes, and so do grants and services that were just enabled (reports G01, G15, G47).
+    // Operations of a cluster take minutes, and so do grants and services that were just enabled
+    // (hashicorp/terraform-provider-google#8214, googleapis/google-auth-library-python#604, hashicorp/terraform-provider-google#3650).
     const CONFLICTS_LAST: bool = true;
 
     fn rows() -> &'static [&'static [Row]] {

@@ -1,6 +1,7 @@
 //! The tags that say whose an object is, as Google's labels or as a text in a description. Both are injective.
 //!
-//! A label value has at most 63 characters of `[a-z0-9_-]` (report G65). The id of a resource has slashes, and up to 122 characters:
+//! A label value has at most 63 characters of `[a-z0-9_-]` (GoogleCloudPlatform/k8s-config-connector#363). The id of a resource has
+//! slashes, and up to 122 characters:
 //! a slash becomes an underscore, which ids do not have, and a longer value goes on in a label whose key ends with `-2`.
 
 use serde_json::{Map, Value};
@@ -11,7 +12,7 @@ use textnlp_provider::Problem;
 const MOST: usize = 63;
 /// The end of the key of the rest of a long value.
 const MORE: &str = "-2";
-/// How labels start that Google's services set themselves (report G64).
+/// How labels start that Google's services set themselves (GoogleCloudPlatform/magic-modules#11300).
 const OF_GOOGLE: &str = "goog-";
 /// The labels of an object, of which each built-in tag takes one, and the resource id two.
 const MOST_LABELS: usize = 64 - 6;

@@ -54,7 +54,8 @@ impl Family {
     }
 
     /// The state of an operation. One that cannot be read any more says nothing: the object itself shows what became of it. Google
-    /// forgets operations, and a service that was just enabled refuses reads of them (reports G22, G77).
+    /// forgets operations, and a service that was just enabled refuses reads of them (googleapis/nodejs-compute#377,
+    /// terraform-google-modules/terraform-google-memorystore#22).
     pub(crate) async fn state(self, api: &Api, service: Service, operation: &str) -> Result<State> {
         let call = Call::get(service, operation).saying("read", format!("operation {}", document::last(operation)));
         let answer = match api.send(call).await {

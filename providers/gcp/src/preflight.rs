@@ -22,7 +22,7 @@ use crate::tables::machines::{self, Machine};
 
 /// The most permissions of one test.
 const PERMISSIONS_AT_ONCE: usize = 100;
-/// The quotas of a project that hold for all regions (report G25).
+/// The quotas of a project that hold for all regions (gcloudrig/gcloudrig#44).
 const ALL_GPUS: &str = "GPUS_ALL_REGIONS";
 const ALL_CPUS: &str = "CPUS_ALL_REGIONS";
 /// The quota of a region for SSDs in GB, and the types of disks that take of it
@@ -113,7 +113,7 @@ async fn billing(api: &Api) -> Vec<Problem> {
     }
 }
 
-/// A bare project cannot even tell which services it has (report G02).
+/// A bare project cannot even tell which services it has (hashicorp/terraform-provider-google#16883).
 async fn services(api: &Api) -> Vec<Problem> {
     let call = Call::get(Service::ServiceUsage, format!("projects/{}/services", api.project()));
     match api.send(call.query("filter", "state:ENABLED").query("pageSize", "1")).await {
@@ -253,7 +253,7 @@ async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     problems
 }
 
-/// A quota that is not listed has no limit (report G25).
+/// A quota that is not listed has no limit (gcloudrig/gcloudrig#44).
 fn compare(document: &Value, name: &str, need: Need) -> Option<Problem> {
     let quotas = document["quotas"].as_array()?;
     let quota = quotas.iter().find(|one| one["metric"] == name)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use textnlp_cloud::{ImageSource, Images, Work, region_of};
+use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
     CloudId, Component, CostLine, FieldChange, Handle, Kind, KindName, Leftovers, Object, Observed, Operation,
@@ -129,41 +129,6 @@ impl Provider for Gcp {
     async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
         sweep::leftovers(self.api().await?, sweep).await.map(Some)
     }
-}
-
-/// A sign-in uses no secrets of a site.
-struct NoSecrets;
-
-#[async_trait]
-impl SecretStore for NoSecrets {
-    async fn put(
-        &self,
-        name: &textnlp_provider::SecretName,
-        _version: &textnlp_provider::SecretVersion,
-        _value: &textnlp_provider::Secret,
-    ) -> Result<()> {
-        Err(none(name))
-    }
-
-    async fn get(&self, secret: &textnlp_provider::SecretRef) -> Result<textnlp_provider::Secret> {
-        Err(none(&secret.name))
-    }
-
-    async fn versions(&self, _name: &textnlp_provider::SecretName) -> Result<Vec<textnlp_provider::SecretVersion>> {
-        Ok(Vec::new())
-    }
-
-    async fn list(&self, _prefix: &str) -> Result<Vec<textnlp_provider::SecretName>> {
-        Ok(Vec::new())
-    }
-
-    async fn delete(&self, _name: &textnlp_provider::SecretName) -> Result<()> {
-        Ok(())
-    }
-}
-
-fn none(name: &textnlp_provider::SecretName) -> textnlp_provider::Error {
-    textnlp_provider::Error::new(textnlp_provider::ErrorKind::NotFound, "use secret", name.0.clone())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::document::{self, capture, fill, get, last, set};
+use textnlp_cloud::names::{suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, ENVIRONMENT, LINEAGE, Tags};
 use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
 use textnlp_provider::{Error, ErrorKind, Foreign, Operation, Outputs, Result, SecretRef, Spec, Verb};
@@ -16,9 +17,6 @@ use crate::api::{Api, Call};
 use crate::labels;
 use crate::operation::Family;
 use crate::service::Service;
-
-/// Digits of the token of an operation that end a name which cannot be used again for a while.
-const SUFFIX: usize = 8;
 
 /// What the documents of a kind are like.
 pub(crate) struct Table {
@@ -493,10 +491,11 @@ impl<K: RestKind> Rest<K> {
         };
         let Some(found) = found else {
             if K::TABLE.suffixed {
-                // A failed create burns the name for a week (report G66).
+                // A failed create burns the name for a week (hashicorp/terraform-provider-google#6066).
                 return Err(error.hint("run the same command again: the next operation has another name"));
             }
-            // It was just created or deleted, and reads do not show that yet (reports G10, G43, G81).
+            // It was just created or deleted, and reads do not show that yet (hashicorp/terraform-provider-google#15042,
+            // hashicorp/terraform-provider-google#7854, GoogleCloudPlatform/mlops-with-vertex-ai#26).
             return Err(Error { kind: ErrorKind::Conflict, refused: false, ..error });
         };
         let seen = Self::observed(api, id, &found)?;
@@ -661,7 +660,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         let value = |name: &str| op.spec.get(name)?.as_str().map(str::to_owned);
         let mut name = value("name").unwrap_or_default();
         if table.suffixed {
-            name = format!("{name}-{}", op.token.as_str().chars().take(SUFFIX).collect::<String>());
+            name = suffixed(&name, op.token.as_str());
         }
         let collection = fill(table.collection, value);
         let id = fill(table.path, |part| if part == "name" { Some(name.clone()) } else { value(part) });
@@ -739,13 +738,6 @@ pub(crate) fn part_of(parent: &Tags, mut document: Value) -> Value {
     document
 }
 
-fn unsuffixed(name: &str) -> &str {
-    match name.rsplit_once('-') {
-        Some((start, end)) if end.len() == SUFFIX && end.bytes().all(|byte| byte.is_ascii_hexdigit()) => start,
-        _ => name,
-    }
-}
-
 /// The value of a secret, for its final consumer: the request.
 async fn secret(api: &Api, value: &Value) -> Result<Value> {
     let Some(reference) = SecretRef::from_value(value) else { return Ok(value.clone()) };
@@ -787,6 +779,5 @@ mod tests {
         assert_eq!(Field::flag("on", "/on").read(&document), json!(false));
         assert_eq!(snake("/softDeletePolicy"), "soft_delete_policy");
         assert_eq!(request_id("0123456789abcdef0123456789abcdef"), "01234567-89ab-cdef-0123-456789abcdef");
-        assert_eq!((unsuffixed("db-0a1b2c3d"), unsuffixed("db-main")), ("db", "db-main"));
     }
 }

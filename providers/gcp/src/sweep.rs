@@ -1,5 +1,5 @@
 //! The search for what a deployment left behind: everything that carries its lineage in the project and region, and the disks of its
-//! clusters' volumes, which end with no cluster (report G46).
+//! clusters' volumes, which end with no cluster (Smana/cloud-native-ref#1861).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

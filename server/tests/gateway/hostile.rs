@@ -529,6 +529,8 @@ async fn the_program_logs_who_was_refused_and_why_for_fail2ban() {
         eventually(async || lines().iter().any(has)).await;
     }
     if let Some(mut failures) = fail2ban::failures(&log) {
+        // On a slow machine the silent connections time out before they are read: a second line of the same client.
+        failures.sort_unstable();
         failures.dedup();
         let expect = ["127.0.0.11", "127.0.0.12", "127.0.0.13", "127.0.0.14", "127.0.0.15"];
         assert_eq!(failures, expect);

@@ -2,7 +2,8 @@
 //! (<https://cloud.google.com/iam/docs/reference/rest/v1/Policy>).
 //!
 //! A policy is read, changed and written with its etag: a write that another one overtook is a conflict, and the engine repeats the
-//! whole step (report G06). It is read and written at version 3, so that conditional bindings of others stay (report G08).
+//! whole step (hashicorp/terraform-provider-google#12512). It is read and written at version 3, so that conditional bindings of others
+//! stay (hashicorp/terraform-provider-google#5218).
 
 use std::marker::PhantomData;
 
@@ -26,7 +27,7 @@ const DESCRIPTION: usize = 256;
 const VERSION: u64 = 3;
 /// The operation that waits for a new account.
 const SETTLING: &str = "settling";
-/// Good reads in a row after which a new account counts as visible everywhere (report G10).
+/// Good reads in a row after which a new account counts as visible everywhere (hashicorp/terraform-provider-google#15042).
 const GOOD_READS: usize = 3;
 /// The start of a member that is a service agent of Google, by the name of its domain: its address has the number of the project.
 const AGENT: &str = "agent:";
@@ -108,7 +109,8 @@ impl RestKind for ServiceAccount {
         ..Table::USUAL
     };
 
-    /// An account that does not exist is forbidden, not missing, for some reads: the list tells (reports G10, G11).
+    /// An account that does not exist is forbidden, not missing, for some reads: the list tells
+    /// (hashicorp/terraform-provider-google#15042, crossplane-contrib/provider-upjet-gcp#411).
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
         let error = match api.find_enabled(Call::get(Service::Iam, id)).await {
             Err(error) if error.kind == ErrorKind::Denied => error,
@@ -277,7 +279,8 @@ fn agent(member: &str) -> Result<(&'static str, &'static str, Service)> {
     found.ok_or_else(|| crate::row::invalid("bind", member, "it is no service agent of the table"))
 }
 
-/// A service agent exists only once it was asked for, and a policy that names it before is refused (report G05).
+/// A service agent exists only once it was asked for, and a policy that names it before is refused
+/// (hashicorp/terraform-provider-google#15572).
 async fn create_agent(api: &Api, member: &str) -> Result<()> {
     if !member.starts_with(AGENT) {
         return Ok(());
@@ -319,7 +322,7 @@ fn has_member(policy: &Value, role: &str, member: &str) -> bool {
     let bindings = policy["bindings"].as_array().into_iter().flatten();
     let mut members =
         bindings.filter(|one| is_of(one, role)).flat_map(|one| one["members"].as_array().into_iter().flatten());
-    // A deleted account of the same address is another member (report G12).
+    // A deleted account of the same address is another member (hashicorp/terraform-provider-google#10193).
     members.any(|one| *one == member)
 }
 

@@ -59,7 +59,7 @@ impl RestKind for Bucket {
                 |one| json!(one["versioning"]["enabled"] == true),
             )
             .patched(),
-            // A bucket without a policy gets one of seven days (report G82).
+            // A bucket without a policy gets one of seven days (floci-io/floci-gcp#182).
             Field::code("soft_delete_days", "/softDeletePolicy", soft_delete, soft_deleted).patched(),
             Field::code("lifecycle", "/lifecycle", rules, lifecycle).patched(),
             Field::code("key", "/encryption", encryption, |one| encrypted(&one["encryption"])).patched(),

@@ -37,7 +37,7 @@ pub(crate) const ON_DEMAND: &str = "on-demand";
 const STATES: &[(&str, Word)] = &[
     ("RUNNING", Word::Ready),
     ("PROVISIONING", Word::Pending),
-    // GKE starts operations of its own (report G48).
+    // GKE starts operations of its own (hashicorp/terraform-provider-google#1643).
     ("RECONCILING", Word::Pending),
     ("STOPPING", Word::Deleting),
     ("DEGRADED", Word::Degraded),
@@ -83,7 +83,7 @@ pub(crate) static ROWS: &[Row] = &[
     },
     Row {
         kind: Kind {
-            // A pool that waits for machines recovers after 35 minutes and more (report G24), in each of its alternatives.
+            // A pool that waits for machines recovers after 35 minutes and more (NVIDIA/aicr#2065), in each of its alternatives.
             deadline: MINUTE.saturating_mul(240),
             typical: Some(MINUTE.saturating_mul(4)),
             pricing: Pricing::BySpec,
@@ -187,7 +187,7 @@ impl RestKind for Cluster {
         outputs.insert("version".to_owned(), minor(&document["currentMasterVersion"]));
     }
 
-    /// Disks of volumes outlive their cluster (report G46).
+    /// Disks of volumes outlive their cluster (Smana/cloud-native-ref#1861).
     async fn foreign(api: &Api, id: &str, _document: &Value) -> Result<Vec<Foreign>> {
         let query = [("filter", format!("labels.goog-k8s-cluster-name={}", last(id)))];
         let disks =
@@ -205,14 +205,15 @@ impl RestKind for Cluster {
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match field {
             "node_account" => true,
-            // The release channel upgrades the cluster: a version is the least one (report G62).
+            // The release channel upgrades the cluster: a version is the least one
+            // (terraform-google-modules/terraform-google-kubernetes-engine#383).
             "version" => wanted.is_null() || number(seen) >= number(wanted),
             "workload_identity" | "first_pool_removed" => *wanted == false,
             _ => false,
         }
     }
 
-    /// The first pool has the settings of all others: an organization may refuse a cluster without them (report G18).
+    /// The first pool has the settings of all others: an organization may refuse a cluster without them (2i2c-org/infrastructure#489).
     async fn prepare(api: &Api, spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
         if spec.get("workload_identity").is_some_and(|on| *on == true) {
             let pool = format!("{}.svc.id.goog", api.project());
@@ -344,7 +345,8 @@ impl RestKind for NodePool {
                 .called(Request::Put, "", |labels| json!({ "labels": { "labels": labels } })),
             Field::code("scaling", "/autoscaling", autoscaling, scaling)
                 .called(Request::Post, ":setAutoscaling", |scaling| json!({ "autoscaling": autoscaling(scaling) })),
-            // GKE adds the taint itself, and refuses a second one (reports G55, G56).
+            // GKE adds the taint itself, and refuses a second one (terraform-google-modules/terraform-google-kubernetes-engine#703,
+            // hashicorp/terraform-provider-google#7928).
             Field::code("gpu_taint", "", |_| Value::Null, tainted).called(Request::Put, "", |_| {
                 json!({ "taints": { "taints": [{ "key": GPU_TAINT, "value": "present", "effect": "NO_SCHEDULE" }] } })
             }),
@@ -528,7 +530,7 @@ async fn is_offered(api: &Api, zone: Option<&str>, machine: &str, accelerator: O
     Ok(true)
 }
 
-/// The driver's version is GKE's default for the version of the cluster (report G57).
+/// The driver's version is GKE's default for the version of the cluster (GoogleCloudPlatform/magic-modules#11152).
 fn accelerators(accelerator: &Value) -> Value {
     let Some(name) = accelerator["type"].as_str() else { return Value::Null };
     json!([{

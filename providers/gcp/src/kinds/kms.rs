@@ -1,6 +1,7 @@
 //! Key rings and keys of Cloud KMS: <https://cloud.google.com/kms/docs/reference/rest>.
 //!
-//! A ring and the name of a key never end (report G78). A ring that exists is therefore adopted, and a key whose versions were
+//! A ring and the name of a key never end (hashicorp/terraform-provider-google#1214). A ring that exists is therefore adopted, and a key
+//! whose versions were
 //! destroyed counts as gone and gets a new version.
 
 use async_trait::async_trait;
@@ -105,7 +106,7 @@ impl RestKind for Key {
             Some("ENABLED") => State::Ready,
             Some("PENDING_GENERATION") => State::Pending("being generated".to_owned()),
             Some("DISABLED") => State::Degraded("its primary version is disabled".to_owned()),
-            // A version that is scheduled to be destroyed cannot be used (report G79).
+            // A version that is scheduled to be destroyed cannot be used (hashicorp/terraform-provider-google#27365).
             _ => State::Gone,
         }
     }

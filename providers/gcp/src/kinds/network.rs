@@ -82,7 +82,7 @@ pub(crate) static ROWS: &[Row] = &[
         refused: &[
             ("cidr", "a subnetwork keeps its range: deploy another environment and move to it"),
             ("network", "a subnetwork stays in its network: deploy another environment and move to it"),
-            // Report G33.
+            // hashicorp/terraform-provider-google#2570.
             ("ranges", "the ranges of pods and services do not change while a cluster uses them"),
         ],
     },
@@ -130,7 +130,8 @@ impl RestKind for Network {
         ..Table::USUAL
     };
 
-    /// What a cluster's controllers made in it and what others did: any of these keeps it from being deleted (reports G44, G45).
+    /// What a cluster's controllers made in it and what others did: any of these keeps it from being deleted (murphye/cheap-gke-cluster#2,
+    /// hashicorp/terraform-provider-google#5948).
     async fn foreign(api: &Api, id: &str, _document: &Value) -> Result<Vec<Foreign>> {
         let (mut foreign, mut balancers) = (Vec::new(), BTreeSet::new());
         for (path, what) in INSIDE {
@@ -293,7 +294,7 @@ fn log(enabled: &Value) -> Value {
     }
 }
 
-/// A router with one NAT, for one subnetwork: a NAT for all of them would exclude any other (report G36). Outputs: `id`, `name`.
+/// A router with one NAT, for one subnetwork: a NAT for all of them would exclude any other (google/osv.dev#5629). Outputs: `id`, `name`.
 struct Router;
 
 #[async_trait]

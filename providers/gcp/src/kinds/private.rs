@@ -88,7 +88,8 @@ impl RestKind for AddressRange {
     };
 }
 
-/// A peering, as the network shows it: the producer's record of it may differ (reports G37, G38). Outputs: `id`, `name`.
+/// A peering, as the network shows it: the producer's record of it may differ (hashicorp/terraform-provider-google#16275,
+/// hashicorp/terraform-provider-google#3294). Outputs: `id`, `name`.
 struct Connection;
 
 #[async_trait]
@@ -162,7 +163,7 @@ impl RestKind for Connection {
     }
 
     /// The producer may hold the connection for days after its last instance. The peering itself can be removed, as the console
-    /// does; the producer finds out afterwards (report G37).
+    /// does; the producer finds out afterwards (hashicorp/terraform-provider-google#16275).
     async fn change(api: &Api, id: &str, change: &str) -> Result<State> {
         if change.starts_with("projects/") {
             return Family::Compute.state(api, Service::Compute, change).await;

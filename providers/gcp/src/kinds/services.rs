@@ -13,12 +13,12 @@ use crate::row::{Field, Rest, RestKind, Table};
 use crate::service::Service;
 use crate::table::{MINUTE, Row, kind};
 
-/// The most services of one call (report G04).
+/// The most services of one call (hashicorp/terraform-provider-google#14691).
 const AT_ONCE: usize = 20;
 
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: Kind {
-        // A service that was enabled is usable up to ten minutes later (report G01).
+        // A service that was enabled is usable up to ten minutes later (hashicorp/terraform-provider-google#8214).
         deadline: MINUTE.saturating_mul(20),
         permissions: &[
             read("serviceusage.services.get"),
@@ -35,7 +35,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
 }];
 
 /// The services of a project. They stay enabled: others may use them, and a service is not switched off while another needs it
-/// (report G03).
+/// (terraform-google-modules/terraform-google-project-factory#168).
 struct Services;
 
 #[async_trait]

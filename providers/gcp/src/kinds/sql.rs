@@ -1,8 +1,9 @@
 //! PostgreSQL of Cloud SQL: servers, databases and users (<https://cloud.google.com/sql/docs/postgres/admin-api/rest/v1>).
 //!
-//! A server has a name of its own for each operation, because Google keeps the name of a deleted one for a week (report G66). Databases
+//! A server has a name of its own for each operation, because Google keeps the name of a deleted one for a week
+//! (hashicorp/terraform-provider-google#6066). Databases
 //! and users end with their server: a user that owns objects cannot be deleted, and a database must not go before its protected server
-//! (reports G73, G74).
+//! (terraform-google-modules/terraform-google-sql-db#434, terraform-google-modules/terraform-google-sql-db#323).
 
 use async_trait::async_trait;
 use reqwest::Method;
@@ -21,7 +22,7 @@ use crate::table::{MINUTE, Row, kind};
 
 /// The port of PostgreSQL.
 const PORT: u16 = 5432;
-/// Days for which logs of transactions can be kept with the edition ENTERPRISE (report G70).
+/// Days for which logs of transactions can be kept with the edition ENTERPRISE (langfuse/langfuse-terraform-gcp#34).
 const MOST_LOG_DAYS: u64 = 7;
 /// The label of a server with the name of its database.
 pub(crate) const DATABASE: &str = "textnlp-database";
@@ -110,7 +111,7 @@ impl RestKind for Instance {
             Field::plain("version", "/databaseVersion"),
             Field::code("source", "/masterInstanceName", source, |one| source(&one["masterInstanceName"])),
             Field::plain("tier", "/settings/tier").patched(),
-            // From PostgreSQL 16 on the default is the more expensive edition, with other tiers (report G69).
+            // From PostgreSQL 16 on the default is the more expensive edition, with other tiers (GoogleCloudPlatform/magic-modules#18014).
             Field::plain("edition", "/settings/edition"),
             Field::plain("availability", "/settings/availabilityType").patched(),
             Field { form: Form::Integer, ..Field::plain("disk_gb", "/settings/dataDiskSizeGb") }.patched(),
@@ -153,7 +154,7 @@ impl RestKind for Instance {
         outputs.insert("port".to_owned(), json!(PORT));
     }
 
-    /// A disk grows by itself, and never shrinks (report G71).
+    /// A disk grows by itself, and never shrinks (hashicorp/terraform-provider-google#4579).
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match field {
             "disk_gb" => seen.as_u64() >= wanted.as_u64(),

@@ -98,7 +98,7 @@ impl Lowering<'_> {
         let system = self.part("system-nodes", "gcp.node-pool", pool);
         if let Some(gpu) = &cluster.gpu {
             self.gpu_nodes(gpu, &main, &nodes);
-            // GKE taints machines with GPUs only beside other ones (report G55).
+            // GKE taints machines with GPUs only beside other ones (terraform-google-modules/terraform-google-kubernetes-engine#703).
             self.after(system);
         }
     }

@@ -12,7 +12,7 @@ use crate::names;
 const MOST_OF_SERVER: usize = 60;
 /// The longest name of a range.
 const MOST_OF_RANGE: usize = 63;
-/// The range that private services get: each region and service takes a /24 of it (report G75).
+/// The range that private services get: each region and service takes a /24 of it (sassoftware/viya4-iac-gcp#194).
 const PREFIX_LENGTH: u32 = 20;
 /// The producer of Google's own services.
 const PRODUCER: &str = "servicenetworking.googleapis.com";

@@ -2,11 +2,14 @@
 //!
 //! | component | resources |
 //! |---|---|
-//! | network | `SITE/network/services`: the enabled services of the project; `vpc`, `subnet` with the ranges of pods and services, `router` with its NAT |
+//! | network | `SITE/network/services`: the enabled services of the project; `vpc`, `subnet` with the ranges of pods and services,
+//! `router` with its NAT |
 //! | model store | `SITE/models/bucket`: the bucket of your models; where data is protected `key-ring`, `key` and `key-access` |
-//! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles; `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
+//! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles;
+//! `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
-//! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its database, and the user that the service connects as; `replica-N`; `key-access` where data is protected |
+//! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its
+//! database, and the user that the service connects as; `replica-N`; `key-access` where data is protected |
 
 mod cluster;
 mod database;
@@ -222,7 +225,7 @@ pub(crate) mod tests {
         assert_eq!(spec["zones"], json!(["europe-west1-b", "europe-west1-c", "europe-west1-d"]));
         assert_eq!(spec["markets"], json!(["spot", "on-demand"]));
         assert_eq!(spec["tags"], json!({ "team": "text" }));
-        // Report G55: GKE adds the taint only beside another pool.
+        // terraform-google-modules/terraform-google-kubernetes-engine#703: GKE adds the taint only beside another pool.
         assert!(gpu.needs.iter().any(|need| need.on.as_str() == "main/cluster/system-nodes"));
         let main = all["main/cluster"].spec.as_value();
         assert_eq!(main["key"], json!({ "$output": "main/models/key#id" }));

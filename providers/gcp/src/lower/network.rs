@@ -13,7 +13,7 @@ use crate::service::Service;
 
 /// The range of a network where the environment states none.
 const CIDR: &str = "10.42.0.0/16";
-/// The longest prefix: a node has 256 addresses for its pods (report G34).
+/// The longest prefix: a node has 256 addresses for its pods (elastic/cloud-on-k8s#2615).
 const LONGEST_PREFIX: u32 = 18;
 /// The names of the ranges, which a cluster refers to.
 pub(super) const PODS: &str = "pods";

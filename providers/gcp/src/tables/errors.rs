@@ -2,7 +2,7 @@
 //! The first one with a row decides, then the canonical status, then the HTTP status.
 //!
 //! Three kinds must never be mixed up: capacity (another zone, size or hour helps), quota (only an operator helps) and throttling (a
-//! pause helps). The sources of rows are numbers of the collected reports, as in `G20`.
+//! pause helps). The sources of rows are numbers of the collected reports, as in `skypilot-org/skypilot#831`.
 
 use textnlp_cloud::errors::{Row, THROTTLED, Table, by_status};
 use textnlp_provider::ErrorKind::{self, Capacity, Conflict, Denied, Exists, Invalid, NotFound, Quota, Unavailable};
@@ -63,7 +63,7 @@ const BILLING: Hint =
 const ROLE: Hint = Some("`textnlp-deploy plan --policy` prints the role that this plan needs");
 const LARGER: Hint = Some("set a larger `network.cidr` in another environment");
 
-/// Codes without what differs: the detailed variant of a stock-out has another end (G20).
+/// Codes without what differs: the detailed variant of a stock-out has another end (skypilot-org/skypilot#831).
 fn base(code: &str) -> &str {
     code.strip_suffix("_WITH_DETAILS").unwrap_or(code)
 }
@@ -98,7 +98,8 @@ const CANONICAL: &[(&str, ErrorKind)] = &[
 ];
 
 const ROWS: &[Row<Service, Hint>] = &[
-    // G15, G76: a role on a key that was just granted is refused for minutes.
+    // googleapis/google-auth-library-python#604, terraform-google-modules/terraform-google-memorystore#107: a role on a key that was just
+    // granted is refused for minutes.
     row(None, "PERMISSION_DENIED", "useToEncrypt", Conflict, None),
     row(None, "PERMISSION_DENIED", "Permission denied on Cloud KMS key", Conflict, None),
     row(None, "IAM_PERMISSION_DENIED", "useToEncrypt", Conflict, None),
@@ -117,14 +118,15 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::Container), "forbidden", "quota to satisfy", Quota, RAISE),
     row(Some(Service::Container), "PERMISSION_DENIED", "quota to satisfy", Quota, RAISE),
     row(Some(Service::Container), "RESOURCE_EXHAUSTED", "quota to satisfy", Quota, RAISE),
-    // G01, G02.
+    // hashicorp/terraform-provider-google#8214, hashicorp/terraform-provider-google#16883.
     row(None, "accessNotConfigured", "", Conflict, ENABLE),
     row(None, "SERVICE_DISABLED", "", Conflict, ENABLE),
-    // G04.
+    // hashicorp/terraform-provider-google#14691.
     row(Some(Service::ServiceUsage), "failedPrecondition", "in progress", Conflict, None),
     row(Some(Service::ServiceUsage), "FAILED_PRECONDITION", "in progress", Conflict, None),
     row(Some(Service::ServiceUsage), "INTERNAL", "160009", Conflict, None),
-    // G05, G09, G14: an account, an agent or an identity pool that is not visible yet.
+    // hashicorp/terraform-provider-google#15572, GoogleCloudPlatform/magic-modules#4441,
+    // terraform-google-modules/terraform-google-kubernetes-engine#916: an account, an agent or an identity pool that is not visible yet.
     row(Some(Service::Iam), "badRequest", "ervice account", Conflict, None),
     row(Some(Service::Iam), "INVALID_ARGUMENT", "ervice account", Conflict, None),
     row(Some(Service::Iam), "FAILED_PRECONDITION", "ervice account", Conflict, None),
@@ -149,43 +151,45 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::ArtifactRegistry), "badRequest", "dentity Pool does not exist", Conflict, None),
     row(Some(Service::ArtifactRegistry), "INVALID_ARGUMENT", "dentity Pool does not exist", Conflict, None),
     row(Some(Service::ArtifactRegistry), "FAILED_PRECONDITION", "dentity Pool does not exist", Conflict, None),
-    // G06, G07.
+    // hashicorp/terraform-provider-google#12512, hashicorp/terraform-provider-google#10786.
     row(None, "aborted", "", Conflict, None),
-    // G17: the same reason as that of a stale fingerprint (G32).
+    // gardener/gardener-extension-provider-gcp#415: the same reason as that of a stale fingerprint
+    // (hashicorp/terraform-provider-google#1469).
     row(None, "conditionNotMet", "Constraint constraints/", Denied, POLICY),
     row(None, "conditionNotMet", "", Conflict, None),
-    // G18: inside of an operation.
+    // 2i2c-org/infrastructure#489: inside of an operation.
     row(None, "CONDITION_NOT_MET", "", Denied, POLICY),
-    // G19.
+    // GoogleCloudPlatform/genai-for-marketing#153.
     row(None, "FAILED_PRECONDITION", "permitted customer", Denied, POLICY),
     row(None, "INVALID_ARGUMENT", "permitted customer", Denied, POLICY),
-    // G20, G21.
+    // skypilot-org/skypilot#831, cloudpilot-ai/karpenter-provider-gcp#169.
     row(None, "ZONE_RESOURCE_POOL_EXHAUSTED", "", Capacity, OTHER),
     row(None, "resource_availability", "", Capacity, OTHER),
-    // G23.
+    // hashicorp/terraform-provider-google#6287.
     row(None, "GCE_STOCKOUT", "", Capacity, OTHER),
     row(None, "GCE_QUOTA_EXCEEDED", "", Quota, RAISE),
-    // G25, G26.
+    // gcloudrig/gcloudrig#44, skypilot-org/skypilot#2126.
     row(None, "QUOTA_EXCEEDED", "", Quota, RAISE),
     row(None, "quotaExceeded", "", Quota, RAISE),
-    // G29, G30.
+    // hashicorp/terraform-provider-google#8360, hashicorp/terraform-provider-google#3782.
     row(None, "rateLimitExceeded", "", THROTTLED, None),
     row(None, "userRateLimitExceeded", "", THROTTLED, None),
     row(None, "RATE_LIMIT_EXCEEDED", "", THROTTLED, None),
-    // G31.
+    // terraform-google-modules/terraform-google-network#365.
     row(None, "resourceNotReady", "", Conflict, None),
     row(None, "RESOURCE_NOT_READY", "", Conflict, None),
-    // G34.
+    // elastic/cloud-on-k8s#2615.
     row(None, "IP_SPACE_EXHAUSTED", "", Invalid, LARGER),
-    // G35, G41, G44, G83.
+    // hashicorp/terraform-provider-google#9812, DefangLabs/pulumi-defang#476, murphye/cheap-gke-cluster#2,
+    // hashicorp/terraform-provider-google#4543.
     row(None, "resourceInUseByAnotherResource", "", Conflict, None),
     row(None, "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE", "", Conflict, None),
-    // G37, G38.
+    // hashicorp/terraform-provider-google#16275, hashicorp/terraform-provider-google#3294.
     row(Some(Service::ServiceNetworking), "FAILED_PRECONDITION", "still using", Conflict, None),
-    // G40.
+    // kubernetes-sigs/boskos#251.
     row(None, "badRequest", "peering operation in progress", Conflict, None),
     row(None, "invalid", "peering operation in progress", Conflict, None),
-    // G47, G48, G49.
+    // hashicorp/terraform-provider-google#3650, hashicorp/terraform-provider-google#1643, kubeflow/kubeflow#2392.
     row(None, "CLUSTER_ALREADY_HAS_OPERATION", "", Conflict, None),
     row(Some(Service::Container), "failedPrecondition", "peration", Conflict, None),
     row(Some(Service::Container), "FAILED_PRECONDITION", "peration", Conflict, None),
@@ -193,25 +197,25 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::Container), "FAILED_PRECONDITION", "currently", Conflict, None),
     row(Some(Service::Container), "FAILED_PRECONDITION", "being created", Conflict, None),
     row(Some(Service::Container), "failedPrecondition", "being created", Conflict, None),
-    // G51: a 429 that is no rate.
+    // hashicorp/terraform-provider-google#15579: a 429 that is no rate.
     row(None, "CONCURRENT_OPERATIONS_QUOTA_EXCEEDED", "", Conflict, None),
     row(Some(Service::Container), "RESOURCE_EXHAUSTED", "concurrent operations", Conflict, None),
     row(Some(Service::Container), "rateLimitExceeded", "concurrent operations", Conflict, None),
-    // G66, G67, G68.
+    // hashicorp/terraform-provider-google#6066, hashicorp/terraform-provider-google#4370, hashicorp/terraform-provider-google#25246.
     row(Some(Service::Sql), "instanceAlreadyExists", "", Exists, None),
     row(Some(Service::Sql), "invalidState", "", Conflict, None),
     row(Some(Service::Sql), "operationInProgress", "", Conflict, None),
     row(Some(Service::Sql), "staleData", "", Conflict, None),
     row(Some(Service::Sql), "errorReplicationMasterInvalidOperation", "", Conflict, None),
-    // G75: inside of an operation, without a code of its own.
+    // sassoftware/viya4-iac-gcp#194: inside of an operation, without a code of its own.
     row(Some(Service::Sql), "INTERNAL_ERROR", "free blocks", Invalid, LARGER),
     row(Some(Service::Sql), "INTERNAL_ERROR", "", Unavailable, None),
-    // G78, G79.
+    // hashicorp/terraform-provider-google#1214, hashicorp/terraform-provider-google#27365.
     row(None, "alreadyExists", "", Exists, None),
     row(None, "RESOURCE_ALREADY_EXISTS", "", Exists, None),
     row(Some(Service::CloudKms), "FAILED_PRECONDITION", "PENDING_GENERATION", Conflict, None),
     row(Some(Service::CloudKms), "failedPrecondition", "PENDING_GENERATION", Conflict, None),
-    // G81.
+    // GoogleCloudPlatform/mlops-with-vertex-ai#26.
     row(Some(Service::Storage), "conflict", "", Exists, None),
     row(Some(Service::Storage), "FAILED_PRECONDITION", "not empty", Conflict, None),
     // Sign-in and permissions: <https://cloud.google.com/apis/design/errors>.

@@ -18,7 +18,7 @@ pub struct Gpu {
     pub memory_gib: u32,
     /// The quota of a region, on demand, as `regions.get` names it.
     pub quota: &'static str,
-    /// The same for spot machines (report G26).
+    /// The same for spot machines (skypilot-org/skypilot#2126).
     pub spot_quota: &'static str,
 }
 
@@ -75,7 +75,7 @@ const PD: &str = "pd-balanced";
 const HYPERDISK: &str = "hyperdisk-balanced";
 
 /// All machines: those of the size classes first, then current families. A GPU is tied to its family: T4 and V100 are attached to N1
-/// machines, and the others are a part of those (report G59).
+/// machines, and the others are a part of those (skypilot-org/skypilot#212).
 pub static MACHINES: &[Machine] = &[
     Machine {
         name: "e2-standard-4",

@@ -98,31 +98,32 @@ pub(crate) struct Policy {
 /// are nothing.
 #[derive(Clone, Debug)]
 pub struct Conduct {
-    /// How long after its enablement an API still refuses calls (G01).
+    /// How long after its enablement an API still refuses calls (hashicorp/terraform-provider-google#8214).
     pub enablement_lag: Range<u64>,
-    /// How long a new service account is not seen by all replicas (G10).
+    /// How long a new service account is not seen by all replicas (hashicorp/terraform-provider-google#15042).
     pub account_lag: Range<u64>,
-    /// How long a grant has no effect (G15).
+    /// How long a grant has no effect (googleapis/google-auth-library-python#604).
     pub grant_lag: Range<u64>,
-    /// How long a network or subnetwork refuses dependants after a change (G31).
+    /// How long a network or subnetwork refuses dependants after a change (terraform-google-modules/terraform-google-network#365).
     pub network_busy: Range<u64>,
-    /// How long a cluster is not RUNNING after its operation is done (G49).
+    /// How long a cluster is not RUNNING after its operation is done (kubeflow/kubeflow#2392).
     pub running_gap: Range<u64>,
-    /// How long a Cloud SQL instance is busy after its operation is done (G67).
+    /// How long a Cloud SQL instance is busy after its operation is done (hashicorp/terraform-provider-google#4370).
     pub sql_ghost: Range<u64>,
-    /// How long the producer holds a service connection after the last instance (G37).
+    /// How long the producer holds a service connection after the last instance (hashicorp/terraform-provider-google#16275).
     pub producer_hold: Range<u64>,
-    /// How long a bucket's name is refused after its deletion (G81).
+    /// How long a bucket's name is refused after its deletion (GoogleCloudPlatform/mlops-with-vertex-ai#26).
     pub bucket_hold: Range<u64>,
-    /// Above how many nodes of a cluster its control plane is resized (G48); none never.
+    /// Above how many nodes of a cluster its control plane is resized (hashicorp/terraform-provider-google#1643); none never.
     pub resize_above: Option<i64>,
-    /// Whether operations on several node pools of a cluster may run at a time (G51).
+    /// Whether operations on several node pools of a cluster may run at a time (hashicorp/terraform-provider-google#15579).
     pub parallel_node_pools: bool,
-    /// How many writers change a policy between the next reads and writes (G06).
+    /// How many writers change a policy between the next reads and writes (hashicorp/terraform-provider-google#12512).
     pub foreign_writers: u32,
-    /// The most requests of a project and service in a minute (G29, G30).
+    /// The most requests of a project and service in a minute (hashicorp/terraform-provider-google#8360,
+    /// hashicorp/terraform-provider-google#3782).
     pub requests_per_minute: Option<u32>,
-    /// Whether the next enablement of APIs fails with an internal error (G04).
+    /// Whether the next enablement of APIs fails with an internal error (hashicorp/terraform-provider-google#14691).
     pub enablement_fails_once: bool,
 }
 
@@ -316,7 +317,7 @@ impl Cloud {
         self.objects.insert(key.to_owned(), object);
     }
 
-    /// Puts an object that no read shows and that blocks the deletion of what it refers to (G35).
+    /// Puts an object that no read shows and that blocks the deletion of what it refers to (hashicorp/terraform-provider-google#9812).
     pub fn put_hidden(&mut self, key: &str, body: Value) {
         self.put(key, body);
         if let Some(object) = self.objects.get_mut(key) {
@@ -345,14 +346,14 @@ impl Cloud {
         stamp(&mut object.body, &fingerprint);
     }
 
-    /// Empties a zone's stock of a machine or accelerator type, on demand and spot (G20).
+    /// Empties a zone's stock of a machine or accelerator type, on demand and spot (skypilot-org/skypilot#831).
     pub fn stock_out(&mut self, zone: &str, kind: &str) {
         for market in [Market::OnDemand, Market::Spot] {
             self.capacity.set(zone, kind, market, 0);
         }
     }
 
-    /// Fills it again: pools that wait for machines get them (G23).
+    /// Fills it again: pools that wait for machines get them (hashicorp/terraform-provider-google#6287).
     pub fn restock(&mut self, zone: &str, kind: &str, count: u64) {
         for market in [Market::OnDemand, Market::Spot] {
             self.capacity.set(zone, kind, market, count);
@@ -381,7 +382,8 @@ impl Cloud {
     }
 
     /// Leaves behind what workloads of a cluster make and its deletion does not take away: a firewall rule, a network
-    /// endpoint group, the rule of an internal load balancer and a disk (G44, G45, G46). Gives their keys.
+    /// endpoint group, the rule of an internal load balancer and a disk (murphye/cheap-gke-cluster#2,
+    /// hashicorp/terraform-provider-google#5948, Smana/cloud-native-ref#1861). Gives their keys.
     ///
     /// `zone` is that of the group, and the subnetwork is in its region.
     pub fn leave_behind(&mut self, project: &str, network: &str, subnetwork: &str, zone: &str) -> Vec<String> {
