@@ -4,6 +4,8 @@
 mod adapter;
 #[cfg(feature = "aws")]
 mod aws;
+#[cfg(feature = "azure")]
+mod azure;
 #[cfg(feature = "kubernetes")]
 mod cluster;
 mod detection;
@@ -12,7 +14,7 @@ mod faults;
 mod gcp;
 #[cfg(any(feature = "aws", feature = "gcp"))]
 mod image;
-#[cfg(any(feature = "aws", feature = "gcp"))]
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp"))]
 mod managed;
 mod platform;
 #[cfg(feature = "kubernetes")]
@@ -100,12 +102,18 @@ const GCP: Row = gcp::ROW;
 #[cfg(not(feature = "gcp"))]
 const GCP: Row = Row { name: "gcp", about: "Google Cloud: GKE", missing: Some(GCP_FEATURE), ..MISSING };
 
+#[cfg(feature = "azure")]
+const AZURE: Row = azure::ROW;
+#[cfg(not(feature = "azure"))]
+const AZURE: Row = Row { name: "azure", about: "Microsoft Azure: AKS", missing: Some(AZURE_FEATURE), ..MISSING };
+
 /// A provider that is not part of this build. It supports nothing.
+#[cfg(not(all(feature = "kubernetes", feature = "aws", feature = "gcp", feature = "azure")))]
 const MISSING: Row = Row {
     name: "",
     about: "",
     capabilities: Capabilities { runtimes: &[] },
-    missing: Some(LATER),
+    missing: Some("not part of this build"),
     is_this_machine: false,
     account: |_, site| Box::pin(async { Ok(site.account.clone()) }),
     provider: |context| anyhow::bail!("the provider of site {} is not part of this program", context.site),
@@ -114,8 +122,7 @@ const MISSING: Row = Row {
 };
 
 /// Every provider that environment files may name.
-pub const PROVIDERS: &[Row] =
-    &[ONPREM, KUBERNETES, AWS, GCP, Row { name: "azure", about: "Microsoft Azure", ..MISSING }];
+pub const PROVIDERS: &[Row] = &[ONPREM, KUBERNETES, AWS, GCP, AZURE];
 
 /// The message for providers behind a cargo feature.
 #[cfg(not(feature = "kubernetes"))]
@@ -129,7 +136,9 @@ const AWS_FEATURE: &str = "not part of this build; build it with `cargo build --
 #[cfg(not(feature = "gcp"))]
 const GCP_FEATURE: &str = "not part of this build; build it with `cargo build --release --features gcp`";
 
-const LATER: &str = "not part of this version";
+/// The same for Azure.
+#[cfg(not(feature = "azure"))]
+const AZURE_FEATURE: &str = "not part of this build; build it with `cargo build --release --features azure`";
 
 fn row(name: &str) -> anyhow::Result<&'static Row> {
     let found = PROVIDERS.iter().find(|row| row.name == name);
@@ -344,7 +353,7 @@ mod tests {
     }
 
     /// The table of the guide: what each provider supports, by runtime. Of a setting with several values, the supported ones.
-    #[cfg(all(feature = "aws", feature = "gcp"))]
+    #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
     fn matrix() -> String {
         use textnlp_provider::capabilities::{Capability, Setting};
 
@@ -385,7 +394,7 @@ mod tests {
         text + "\n"
     }
 
-    #[cfg(all(feature = "aws", feature = "gcp"))]
+    #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
     #[test]
     fn guide_lists_what_each_provider_supports() {
         textnlp_tests::guide::expect_section("docs/guide/providers.md", "capabilities", &matrix());

@@ -19,8 +19,8 @@ def linked():
 
 
 def read(text):
-    """The lines of crates that touch something, by name and version, and the names of the others."""
-    touching, neither = {}, []
+    """The lines of crates that touch something, by name and version, the names of the others, and accepted advisories."""
+    touching, neither, accepted = {}, [], set()
     for line in text.splitlines():
         words = line.split()
         if not words or line.startswith("#"):
@@ -28,15 +28,19 @@ def read(text):
         if words[0] == "neither":
             neither += words[1:]
             continue
+        if words[0] == "accepted":
+            _, advisory, name, version, _ = line.split(None, 4)
+            accepted.add((advisory, name, version))
+            continue
         name, version, touches, repository, reason = line.split(None, 4)
         if (name, version) in touching:
             raise ValueError(f"{name} {version} has two lines")
         touching[name, version] = (set(touches.split(",")), repository, reason)
-    return touching, neither
+    return touching, neither, accepted
 
 
 def problems(text, crates, lock, audit):
-    touching, neither = read(text)
+    touching, neither, accepted = read(text)
     found = []
     names = {name for name, _ in touching}
     for name, version in sorted(crates):
@@ -61,8 +65,12 @@ def problems(text, crates, lock, audit):
         if not repository.startswith("https://"):
             found.append(f"{name} {version} has no repository")
         for entry in audit["vulnerabilities"] + warned:
-            if re.search(rf"(^| ){re.escape(name)} {re.escape(version)}(:| |$)", entry):
+            is_accepted = any(entry == f"{name} {version} {advisory}" for advisory, *crate in accepted if crate == [name, version])
+            if not is_accepted and re.search(rf"(^| ){re.escape(name)} {re.escape(version)}(:| |$)", entry):
                 found.append(f"{name} {version} has an advisory: {entry}")
+    known = {tuple(entry.split()[:3]) for entry in warned}
+    found += [f"{name} {version} has no advisory {advisory} any more" for advisory, name, version in sorted(accepted)
+              if (name, version, advisory) not in known]
     return found
 
 
@@ -81,7 +89,7 @@ class Dependencies(unittest.TestCase):
         self.assertEqual(self.problems(), [], f"write the lines of {RECORD}, after you have looked")
 
     def test_change_without_a_line_is_found(self):
-        touching, neither = read(self.text)
+        touching, neither, _ = read(self.text)
         (name, version) = next(iter(sorted(touching)))
         other = self.crates - {(name, version)} | {(name, "99.0.0")}
         found = self.problems(crates=other)
@@ -95,11 +103,15 @@ class Dependencies(unittest.TestCase):
         self.assertEqual(self.problems(text=self.text + f"neither {name}\n"), [f"{name} is listed twice"])
 
     def test_claims_are_compared(self):
-        touching, _ = read(self.text)
+        touching, _, _ = read(self.text)
         (name, version) = next(iter(sorted(touching)))
-        warned = self.audit | {"warnings": {"unmaintained": [f"{name} {version} RUSTSEC-2026-0001"]}}
+        entry = f"{name} {version} RUSTSEC-2026-0001"
+        warned = self.audit | {"warnings": self.audit["warnings"] | {"other": [entry]}}
+        self.assertEqual(self.problems(audit=warned), [f"{name} {version} has an advisory: {entry}"])
+        reason = f"accepted RUSTSEC-2026-0001 {name} {version} a reason\n"
+        self.assertEqual(self.problems(audit=warned, text=self.text + reason), [])
         self.assertEqual(
-            self.problems(audit=warned), [f"{name} {version} has an advisory: {name} {version} RUSTSEC-2026-0001"]
+            self.problems(text=self.text + reason), [f"{name} {version} has no advisory RUSTSEC-2026-0001 any more"]
         )
         flawed = self.audit | {"vulnerabilities": [f"RUSTSEC-2026-0002 {name} {version}: a flaw"]}
         self.assertEqual(len(self.problems(audit=flawed)), 1)

@@ -203,7 +203,6 @@ fn invalid_arguments_are_refused_before_any_change() {
         wrong(&["up", "--yes"], 2, "no_environment", &["--env staging"]),
         wrong(&["plan", "--file", "nowhere.yaml"], 2, "unreadable_environment", &["nowhere.yaml"]),
         wrong(&["plan", "--env", "staging", "--site", "there"], 2, "no_such_site", &["`there`", "here"]),
-        wrong(&["plan", "--env", "staging", "--provider", "azure"], 2, "not_available", &["`azure`"]),
         wrong(
             &["plan", "--env", "staging", "--provider", "cloudy"],
             2,

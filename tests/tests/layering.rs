@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-token", &["textnlp-provider"]),
     ("textnlp-cloud", &["textnlp-provider"]),
     ("textnlp-aws", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
+    ("textnlp-azure", &["textnlp-provider", "textnlp-cloud"]),
     ("textnlp-gcp", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
     ("textnlp-service", &["textnlp-orchestrator", "textnlp-provider", "textnlp-models", "textnlp-bundle"]),
@@ -51,6 +52,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "textnlp-models",
             "textnlp-inference",
             "textnlp-aws",
+            "textnlp-azure",
             // The image that a cloud pushes to its registry is made by the program.
             "textnlp-cloud",
             "textnlp-gcp",
@@ -107,6 +109,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("textnlp-cloud", &["aws-", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     // Who one is for each cloud, and nothing that is done there.
     ("textnlp-aws", &["google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
+    ("textnlp-azure", &["aws-", "google-cloud", "kube", "clap", "indicatif"]),
     ("textnlp-gcp", &["aws-", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-token", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-kubernetes", &["aws-sdk", "aws-config", "google-cloud", "azure", "clap", "indicatif", "rcgen"]),

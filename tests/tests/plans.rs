@@ -105,11 +105,16 @@ fn provider_is_detected_and_the_reason_is_shown() {
     let config = "current-context: lab\ncontexts: [{ name: lab, context: { cluster: c, user: u } }]\n\
                   clusters: [{ name: c, cluster: { server: \"https://127.0.0.1:1\" } }]\nusers: [{ name: u, user: {} }]\n";
     std::fs::write(kube.join("config"), config).unwrap();
-    sandbox.variables.push(("AZURE_CLIENT_ID", "hunter2".to_owned()));
     let document = sandbox.run(&["providers", "-o", "json"]).expect(0).json();
     assert_eq!(document["detected"]["provider"], "kubernetes", "{document:#}");
     let shown = sandbox.run(&["env", "show", "mine", "--explain"]).expect(0).out;
-    let reason = "detected (~/.kube/config has the current context `lab`; AZURE_CLIENT_ID is set, but `azure` is not part of this program";
+    assert!(shown.contains("detected (~/.kube/config has the current context `lab`)"), "{shown}");
+
+    // What decides nothing is reported.
+    std::fs::write(folder.join("mine.yaml"), text.replace("auto", "auto, runtime: process")).unwrap();
+    sandbox.variables.push(("AZURE_CLIENT_ID", "hunter2".to_owned()));
+    let shown = sandbox.run(&["env", "show", "mine", "--explain"]).expect(0).out;
+    let reason = "but `kubernetes` does not run this site; AZURE_CLIENT_ID is set, but `azure` ";
     assert!(shown.contains(reason) && !shown.contains("hunter2"), "{shown}");
 }
 

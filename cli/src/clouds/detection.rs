@@ -92,19 +92,27 @@ impl SystemView {
 
     /// The region that a provider's own tools would use, as far as variables and files say: of AWS, its variables and the profile
     /// (<https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html>); of Google Cloud, those of gcloud
-    /// (<https://cloud.google.com/sdk/docs/configurations>) and Terraform.
+    /// (<https://cloud.google.com/sdk/docs/configurations>) and Terraform; of Azure, the defaults of its CLI
+    /// (<https://learn.microsoft.com/cli/azure/azure-cli-configuration>).
     pub fn region(&self, provider: &str) -> Option<String> {
-        let (variables, file, section): (&[&str], _, _) = match provider {
+        let (variables, file, section, key): (&[&str], _, _, _) = match provider {
             "aws" => {
                 let file = self.variable("AWS_CONFIG_FILE").map(str::to_owned);
                 let file = file.or_else(|| Some(format!("{}/.aws/config", self.variable("HOME")?)));
-                (&["AWS_REGION", "AWS_DEFAULT_REGION"], file, self.variable("AWS_PROFILE").unwrap_or("default"))
+                let section = self.variable("AWS_PROFILE").unwrap_or("default");
+                (&["AWS_REGION", "AWS_DEFAULT_REGION"], file, section, "region")
             }
-            "gcp" => (&["CLOUDSDK_COMPUTE_REGION", "GOOGLE_REGION"], self.gcloud_configuration(), "compute"),
+            "gcp" => (&["CLOUDSDK_COMPUTE_REGION", "GOOGLE_REGION"], self.gcloud_configuration(), "compute", "region"),
+            "azure" => {
+                let folder = self.variable("AZURE_CONFIG_DIR").map(str::to_owned);
+                let folder = folder.or_else(|| Some(format!("{}/.azure", self.variable("HOME")?)));
+                let file = folder.map(|folder| format!("{folder}/config"));
+                (&["AZURE_DEFAULTS_LOCATION"], file, "defaults", "location")
+            }
             _ => return None,
         };
         let variable = variables.iter().find_map(|name| self.variable(name));
-        variable.map(str::to_owned).or_else(|| section_region(&self.read(Utf8Path::new(&file?))?, section))
+        variable.map(str::to_owned).or_else(|| in_section(&self.read(Utf8Path::new(&file?))?, section, key))
     }
 
     /// The file of gcloud's active configuration.
@@ -190,17 +198,17 @@ struct Named {
     name: String,
 }
 
-/// The region in a section of a configuration file of AWS or gcloud.
-fn section_region(text: &str, name: &str) -> Option<String> {
+/// The value of a key in a section of a configuration file of AWS, gcloud or the Azure CLI.
+fn in_section(text: &str, name: &str, wanted: &str) -> Option<String> {
     let mut is_in = false;
     for line in text.lines().map(str::trim) {
         if let Some(section) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             let section = section.trim().strip_prefix("profile ").unwrap_or(section).trim();
             is_in = section == name;
         } else if let Some((key, value)) = line.split_once('=').filter(|_| is_in)
-            && key.trim() == "region"
+            && key.trim() == wanted
         {
-            return Some(value.trim().to_owned()).filter(|region| !region.is_empty());
+            return Some(value.trim().to_owned()).filter(|value| !value.is_empty());
         }
     }
     None
@@ -289,9 +297,28 @@ mod tests {
     #[test]
     fn region_of_aws_is_that_of_its_own_tools() {
         let text = "[default]\nregion = eu-central-1\n[profile ops]\noutput = json\nregion=us-west-2\n";
-        assert_eq!(section_region(text, "default").as_deref(), Some("eu-central-1"));
-        assert_eq!(section_region(text, "ops").as_deref(), Some("us-west-2"));
-        assert_eq!(section_region(text, "other"), None);
+        assert_eq!(in_section(text, "default", "region").as_deref(), Some("eu-central-1"));
+        assert_eq!(in_section(text, "ops", "region").as_deref(), Some("us-west-2"));
+        assert_eq!(in_section(text, "other", "region"), None);
+    }
+
+    #[test]
+    fn region_of_azure_is_the_default_location_of_its_cli() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(folder.path()).unwrap().to_owned();
+        std::fs::create_dir_all(root.join("home/ada/.azure")).unwrap();
+        std::fs::write(
+            root.join("home/ada/.azure/config"),
+            "[core]\nlocation = x\n[defaults]\nlocation = northeurope\n",
+        )
+        .unwrap();
+        let region = |more: &[(&str, &str)]| {
+            let variables = [&[("HOME", "/home/ada")], more].concat();
+            let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            SystemView { variables, root: root.clone() }.region("azure")
+        };
+        assert_eq!(region(&[]).as_deref(), Some("northeurope"));
+        assert_eq!(region(&[("AZURE_DEFAULTS_LOCATION", "westeurope")]).as_deref(), Some("westeurope"));
     }
 
     #[test]

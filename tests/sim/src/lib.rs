@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aws;
+pub mod azure;
 mod call;
 mod clock;
 mod fault_plan;

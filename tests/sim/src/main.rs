@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::process::ExitCode;
 
-use textnlp_sim::{Behaviour, Options, Simulator, aws, gcp};
+use textnlp_sim::{Behaviour, Options, Simulator, aws, azure, gcp};
 
 fn main() -> ExitCode {
     let options = match std::env::args().nth(1).as_deref() {
@@ -15,11 +15,13 @@ fn main() -> ExitCode {
         Some("--ledger") => {
             ledger(aws::ledger());
             ledger(gcp::ledger());
+            ledger(azure::ledger());
             return ExitCode::SUCCESS;
         }
         Some("--gcp") => return google_cloud(),
+        Some("--azure") => return azure_cloud(),
         Some(_) => {
-            eprintln!("usage: textnlp-sim [--zero-latency | --gcp | --ledger]");
+            eprintln!("usage: textnlp-sim [--zero-latency | --gcp | --azure | --ledger]");
             return ExitCode::from(2);
         }
     };
@@ -39,6 +41,18 @@ fn main() -> ExitCode {
 /// Serves Google Cloud with all APIs enabled and no delays; the variables lead clients to it.
 fn google_cloud() -> ExitCode {
     let cloud = gcp::GoogleCloud::start(gcp::Options::zero_latency().enabled());
+    let variables: serde_json::Map<_, _> =
+        cloud.variables().into_iter().map(|(name, value)| (name, value.into())).collect();
+    println!("{}", serde_json::json!({ "url": cloud.url(), "token": cloud.token(), "variables": variables }));
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let violations = cloud.take_violations();
+    violations.iter().for_each(|violation| eprintln!("{violation}"));
+    if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Serves Azure with all namespaces registered and no delays; the variables sign clients in.
+fn azure_cloud() -> ExitCode {
+    let cloud = azure::AzureCloud::start(azure::Options::zero_latency().registered());
     let variables: serde_json::Map<_, _> =
         cloud.variables().into_iter().map(|(name, value)| (name, value.into())).collect();
     println!("{}", serde_json::json!({ "url": cloud.url(), "token": cloud.token(), "variables": variables }));

@@ -1,11 +1,12 @@
 //! A site on a simulated cloud, as an operator meets it: the real program, and real servers in the pods of a real control plane that
-//! stands in for EKS, with AWS's own signatures as tokens, or for GKE.
+//! stands in for EKS, with AWS's own signatures as tokens, for GKE or for AKS.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "../../../tests/cluster/operator.rs"]
 #[allow(dead_code)]
 mod operator;
 
+mod azure;
 mod gcp;
 mod sagemaker;
 

@@ -1,0 +1,88 @@
+//! A site on Azure: its resources there, and its objects in the cluster of AKS that is one of them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use textnlp_azure::{Access, Azure, CAPABILITIES, CLUSTER, cluster_id, cluster_name, inside};
+use textnlp_kubernetes::endpoint;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
+use textnlp_provider::operations::Operations;
+use textnlp_provider::{Outputs, Provider, Result, Site, SiteName};
+
+use super::managed::{self, ManagedClusters};
+use super::{Context, Row};
+
+/// The entry of this provider.
+pub(super) const ROW: Row = Row {
+    name: "azure",
+    about: "Microsoft Azure: AKS",
+    capabilities: CAPABILITIES,
+    missing: None,
+    is_this_machine: false,
+    account: |environment, site| Box::pin(account(environment, site)),
+    provider,
+    operations,
+    endpoint,
+};
+
+/// How a site's subscription is signed in to.
+fn access(environment: &Environment, name: &SiteName, region: &str) -> Access {
+    let site = environment.sites.iter().find(|site| site.name == *name);
+    let subscription = site.and_then(|site| site.account.clone()).unwrap_or_default();
+    Access { subscription, region: region.to_owned(), ..Access::default() }
+}
+
+/// The subscription that is signed in to, which has to be the one that the environment names.
+async fn account(environment: &Environment, site: &Site) -> anyhow::Result<String> {
+    let access = Access { subscription: site.account.clone(), ..access(environment, &site.name, &site.region) };
+    Ok(Azure::sign_in(&access).await?.subscription)
+}
+
+fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> {
+    managed::region(environment, name, "Azure", "westeurope")
+}
+
+fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
+    let Context { secrets, environment, site, .. } = context;
+    let access = access(environment, site, &region(environment, site)?);
+    let outer = Arc::new(Azure::new(access.clone(), secrets.clone()));
+    managed::provider(context, outer, inside, clusters(access)?)
+}
+
+fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
+    let Context { secrets, environment, site, .. } = context;
+    let access = access(environment, site, &region(environment, site)?);
+    let cloud = Arc::new(Azure::new(access.clone(), secrets.clone()));
+    managed::operations(context, cloud, clusters(access.clone())?, cluster_name, |name| {
+        Ok(cluster_id(&access.subscription()?, &name)?)
+    })
+}
+
+/// The clusters of AKS, which take tokens of Microsoft Entra.
+fn clusters(access: Access) -> anyhow::Result<ManagedClusters> {
+    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect: Arc::new(Aks { access }) })
+}
+
+/// Access to a cluster of AKS.
+struct Aks {
+    access: Access,
+}
+
+#[async_trait]
+impl Connect for Aks {
+    async fn connect(&self, host: &Outputs) -> Result<HostEndpoint> {
+        HostEndpoint::of(host, Arc::new(AksToken { access: self.access.clone() }))
+    }
+}
+
+struct AksToken {
+    access: Access,
+}
+
+#[async_trait]
+impl TokenSource for AksToken {
+    async fn token(&self) -> Result<Bearer> {
+        Azure::cluster_token(&self.access).await
+    }
+}

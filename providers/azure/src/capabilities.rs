@@ -1,0 +1,64 @@
+//! What Azure can do with the settings of an environment.
+
+use textnlp_provider::capabilities::Capability::*;
+use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
+use textnlp_provider::component::{Cluster, ComponentSpec, Network};
+use textnlp_provider::settings::{DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode};
+use textnlp_provider::{Component, Site};
+
+/// What is not listed here is refused.
+pub const CAPABILITIES: Capabilities = Capabilities {
+    runtimes: &[RuntimeSupport {
+        runtime: Runtime::Kubernetes,
+        supported: &[
+            Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
+            Database(DatabaseKind::Postgres, Some(Hosting::External)),
+            Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+            Tls(TlsMode::LocalCa),
+            Tls(TlsMode::Existing),
+            Failover(Failover::Manual),
+            Traffic(TrafficMode::Gateway),
+            Rollout(Strategy::Rolling),
+            Rollout(Strategy::Canary),
+            Rollout(Strategy::BlueGreen),
+            State(Store::Folder),
+            State(Store::Az),
+            Backup(Store::Folder),
+            Gpu(GpuSize::Small),
+            Gpu(GpuSize::Medium),
+            Gpu(GpuSize::Large),
+            Gpu(GpuSize::Xlarge),
+            Optional(Setting::AddressRange),
+            Optional(Setting::Autoscaling),
+            Optional(Setting::Backup),
+            Optional(Setting::BackupSize),
+            Optional(Setting::ClusterNetworks),
+            Optional(Setting::ClusterNodes),
+            Optional(Setting::ClusterVersion),
+            Optional(Setting::ExistingRegistry),
+            Optional(Setting::Features),
+            Optional(Setting::MonitoringStack),
+            Optional(Setting::NetworkPolicies),
+            Optional(Setting::PrivateAuthority),
+            Optional(Setting::Proxy),
+            Optional(Setting::Registry),
+            Optional(Setting::Tags),
+        ],
+    }],
+};
+
+/// The component as the provider of the objects inside of the cluster expands it: without what Azure's own resources answer for. Pure.
+pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
+    let part = match &component.part {
+        ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
+        ComponentSpec::Cluster(cluster) => ComponentSpec::Cluster(Cluster { gpu: None, ..cluster.clone() }),
+        // A database that Azure runs has backups of its own.
+        ComponentSpec::Backup(_) if site.cluster.as_ref().is_some_and(|cluster| cluster.postgres.is_none()) => {
+            return None;
+        }
+        part => part.clone(),
+    };
+    let is_inside = matches!(part, ComponentSpec::Certificate(_));
+    let existing = component.existing.clone().filter(|_| is_inside);
+    Some((Component { name: component.name.clone(), existing, part }, site.clone()))
+}

@@ -1,0 +1,111 @@
+//! What objects cost for a month, by their specs. Pure. A spec may still hold references to outputs, so that fields are read one by
+//! one.
+
+use serde_json::Value;
+use textnlp_provider::{CostLine, KindName, Spec};
+
+use crate::kinds::cluster::SPOT;
+use crate::tables::machines;
+use crate::tables::prices::priced;
+
+/// The name of machines on bills.
+const MACHINES: &str = "Virtual Machines";
+const UNRECORDED: &str = "its price is not recorded";
+
+/// The lines of an object in a region; `None` for a kind whose cost does not depend on its spec.
+pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<CostLine>> {
+    let text = |field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default();
+    let number = |field: &str| spec.get(field).and_then(Value::as_u64).unwrap_or_default();
+    Some(match kind.as_str() {
+        "azure.cluster" => {
+            let count = number("count");
+            let what = format!("{count} × {}, the cluster's own pods", text("machine"));
+            let mut lines = vec![priced(MACHINES, text("machine"), region, what, count)];
+            if text("tier") == "Standard" {
+                lines.push(CostLine::unknown("Azure Kubernetes Service", "the control plane of a cluster", UNRECORDED));
+            }
+            lines
+        }
+        "azure.pool" => pool(spec, region),
+        "azure.nat" => vec![
+            CostLine::unknown("NAT Gateway", "a gateway", UNRECORDED),
+            CostLine::unknown("NAT Gateway", "data through the gateway", "by use"),
+        ],
+        "azure.address" => vec![CostLine::unknown("Virtual Network", "a public address", UNRECORDED)],
+        "azure.dns-zone" => vec![CostLine::unknown("Azure DNS", "a zone and its queries", UNRECORDED)],
+        "azure.storage" => vec![
+            CostLine::unknown("Storage", "stored models", "by use"),
+            CostLine::unknown("Storage", "requests", "by use"),
+        ],
+        "azure.registry" => vec![CostLine::unknown("Container Registry", "a registry and its images", UNRECORDED)],
+        "azure.key" => vec![CostLine::unknown("Key Vault", "operations with the key", "by use")],
+        "azure.database-server" => {
+            let standby = if text("standby") == "Disabled" { "" } else { ", with a standby" };
+            let (size, disk) = (text("sku"), number("disk_gb"));
+            vec![
+                CostLine::unknown("Azure Database for PostgreSQL", format!("{size}{standby}"), UNRECORDED),
+                CostLine::unknown("Azure Database for PostgreSQL", format!("{disk} GiB of disk{standby}"), UNRECORDED),
+                CostLine::unknown("Azure Database for PostgreSQL", "backups", "by use"),
+            ]
+        }
+        _ => return None,
+    })
+}
+
+/// The lines of an object in a cluster, for what the cluster's controllers create for it.
+pub(crate) fn inside(kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+    let is_balanced = spec.get("spec").is_some_and(|spec| spec["type"] == "LoadBalancer");
+    if kind.as_str() != "kubernetes.service" || !is_balanced {
+        return Vec::new();
+    }
+    vec![CostLine::unknown("Load Balancer", "a rule and an address of the load balancer", UNRECORDED)]
+}
+
+/// The machines of a pool at their first number, and their disks. The autoscaler changes that number.
+fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
+    let count = |member: &str| spec.get("scaling").and_then(|one| one[member].as_u64()).unwrap_or_default();
+    let (least, most) = (count("min"), count("max"));
+    let name = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
+    let Some(machine) = machines::named(name) else {
+        let what = if name.is_empty() { "machines".to_owned() } else { format!("{least} × {name}") };
+        return vec![CostLine::unknown(MACHINES, what, "no price of this machine is recorded")];
+    };
+    let more = if most > least { format!(", up to {most}") } else { String::new() };
+    let is_spot = spec.get("markets").and_then(|markets| markets[0].as_str()) == Some(SPOT);
+    let gpu = machine.gpu.map(|(gpu, _, each)| format!(", {each} × {gpu} each")).unwrap_or_default();
+    let what = format!("{least} × {name}{gpu}{more}, {}", if is_spot { "spot" } else { "on demand" });
+    let disk = spec.get("disk_gb").and_then(Value::as_u64).unwrap_or_default();
+    vec![
+        match is_spot {
+            true => CostLine::unknown(MACHINES, what, "spot prices change"),
+            false => priced(MACHINES, name, region, what, least),
+        },
+        CostLine::unknown("Storage", format!("{least} × {disk} GiB of disk"), UNRECORDED),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use textnlp_provider::Charge;
+
+    use super::*;
+
+    fn monthly(kind: &str, spec: Value, region: &str) -> (u64, usize) {
+        let lines = costs(&kind.parse().unwrap(), &Spec::of(&spec), region).unwrap();
+        let known = lines.iter().filter_map(|line| match &line.charge {
+            Charge::Priced { quantity, price } => Some(price.monthly_micros(*quantity)),
+            Charge::Included | Charge::Unknown(_) => None,
+        });
+        (known.clone().sum(), lines.len() - known.count())
+    }
+
+    #[test]
+    fn costs_follow_the_spec() {
+        let pool = |market: &str| json!({ "machine": "Standard_NC4as_T4_v3", "markets": [market], "scaling": { "min": 2, "max": 2 }, "disk_gb": 256 });
+        // 2 × 0.526 USD × 730 h.
+        assert_eq!(monthly("azure.pool", pool("on-demand"), "eastus"), (767_960_000, 1));
+        assert_eq!(monthly("azure.pool", pool(SPOT), "eastus"), (0, 2));
+        assert_eq!(monthly("azure.pool", pool("on-demand"), "westeurope"), (0, 2));
+    }
+}

@@ -1,0 +1,177 @@
+//! Flexible servers of PostgreSQL and their databases: <https://learn.microsoft.com/rest/api/postgresql/>.
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use textnlp_cloud::State;
+use textnlp_cloud::document::last;
+use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result};
+
+use super::{create, delete, put, read};
+use crate::api::{Api, Call};
+use crate::row::{Field, Form, LOCATION, Marks, Rest, RestKind, Table, Update, state};
+use crate::table::{MINUTE, Row, kind};
+use crate::tables::machines::server_tier;
+
+const VERSION: &str = "2024-08-01";
+/// The port of PostgreSQL.
+const PORT: u16 = 5432;
+
+pub(crate) static ROWS: &[Row] = &[
+    Row {
+        kind: Kind {
+            data: DataClass::Precious,
+            deadline: MINUTE.saturating_mul(60),
+            typical: Some(MINUTE.saturating_mul(8)),
+            pricing: Pricing::BySpec,
+            permissions: &[
+                read("Microsoft.DBforPostgreSQL/flexibleServers/read"),
+                put("Microsoft.DBforPostgreSQL/flexibleServers/write"),
+                delete("Microsoft.DBforPostgreSQL/flexibleServers/delete"),
+                read("Microsoft.DBforPostgreSQL/locations/azureAsyncOperation/read"),
+                read("Microsoft.DBforPostgreSQL/locations/operationResults/read"),
+                create("Microsoft.Network/virtualNetworks/subnets/join/action"),
+                create("Microsoft.Network/privateDnsZones/join/action"),
+            ],
+            terraform: &[("azurerm_postgresql_flexible_server", "id")],
+            ..kind("azure.database-server", "a PostgreSQL server", Identity::Named)
+        },
+        service: "Microsoft.DBforPostgreSQL",
+        resource: &Rest::<Server>::kind(),
+        refused: &[
+            ("version", "upgrade the server with `az postgres flexible-server upgrade`"),
+            ("subnet", "a server stays in its subnet: restore it into another environment"),
+            ("zone", "a server keeps its DNS zone: restore it into another environment"),
+        ],
+    },
+    Row {
+        kind: Kind {
+            data: DataClass::Precious,
+            permissions: &[
+                read("Microsoft.DBforPostgreSQL/flexibleServers/databases/read"),
+                create("Microsoft.DBforPostgreSQL/flexibleServers/databases/write"),
+            ],
+            terraform: &[("azurerm_postgresql_flexible_server_database", "id")],
+            ..kind("azure.database", "a database of a PostgreSQL server", Identity::Part)
+        },
+        service: "Microsoft.DBforPostgreSQL",
+        resource: &Rest::<Database>::kind(),
+        refused: &[],
+    },
+];
+
+/// A server in a subnet of its own. Outputs: `id`, `name`, `host`.
+struct Server;
+
+impl RestKind for Server {
+    const TABLE: &'static Table = &Table {
+        arm: "Microsoft.DBforPostgreSQL/flexibleServers",
+        version: VERSION,
+        path: "{group}/providers/Microsoft.DBforPostgreSQL/flexibleServers/{name}",
+        constants: &[
+            ("/properties/createMode", "\"Create\""),
+            ("/properties/backup/geoRedundantBackup", "\"Disabled\""),
+            ("/properties/authConfig", "{\"passwordAuth\":\"Enabled\",\"activeDirectoryAuth\":\"Disabled\"}"),
+        ],
+        fields: &[
+            LOCATION,
+            Field::plain("version", "/properties/version"),
+            Field::code(
+                "sku",
+                "/sku",
+                |name| json!({ "name": name, "tier": server_tier(name.as_str().unwrap_or_default()) }),
+                |one| one["sku"]["name"].clone(),
+            )
+            .changed(),
+            Field::plain("login", "/properties/administratorLogin"),
+            Field { form: Form::Secret, ..Field::plain("password", "/properties/administratorLoginPassword") },
+            Field::plain("disk_gb", "/properties/storage/storageSizeGB").changed(),
+            Field::plain("backup_days", "/properties/backup/backupRetentionDays").changed(),
+            Field::plain("standby", "/properties/highAvailability/mode").changed(),
+            Field::plain("subnet", "/properties/network/delegatedSubnetResourceId"),
+            Field::plain("zone", "/properties/network/privateDnsZoneArmResourceId"),
+        ],
+        in_place: &["disk_gb", "backup_days", "sku", "standby"],
+        update: Update::Patch,
+        state: "/properties/state",
+        outputs: &[("host", "/properties/fullyQualifiedDomainName")],
+        ..Table::USUAL
+    };
+
+    fn state(document: &Value) -> State {
+        match document["properties"]["state"].as_str() {
+            Some(said @ ("Stopped" | "Stopping" | "Disabled")) => State::Degraded(format!("its state is {said}")),
+            _ => state(Self::TABLE, document),
+        }
+    }
+
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        match field {
+            // A disk only grows.
+            "disk_gb" => seen.as_u64() >= wanted.as_u64(),
+            // An answer may leave the standby out that a server does not have.
+            "standby" => wanted == "Disabled" && seen.is_null(),
+            _ => false,
+        }
+    }
+}
+
+/// A database. It ends with its server. Outputs: `id`, `name`, `url`: its address without the password.
+struct Database;
+
+#[async_trait]
+impl RestKind for Database {
+    const TABLE: &'static Table = &Table {
+        arm: "Microsoft.DBforPostgreSQL/flexibleServers/databases",
+        version: VERSION,
+        path: "{server}/databases/{name}",
+        constants: &[("/properties/collation", "\"en_US.utf8\"")],
+        fields: &[Field::plain("charset", "/properties/charset")],
+        marks: Marks::Part,
+        retained: true,
+        ..Table::USUAL
+    };
+
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        let Some(mut document) = api.find(Call::get(id, VERSION)).await? else { return Ok(None) };
+        let server = id.rsplitn(3, '/').nth(2).unwrap_or(id);
+        let Some(server) = api.find(Call::get(server, VERSION)).await? else { return Ok(None) };
+        document["$host"] = server["properties"]["fullyQualifiedDomainName"].clone();
+        document["$login"] = server["properties"]["administratorLogin"].clone();
+        Ok(Some(document))
+    }
+
+    fn outputs(id: &str, document: &Value, outputs: &mut Outputs) {
+        if let (Some(host), Some(login)) = (document["$host"].as_str(), document["$login"].as_str()) {
+            let url = format!("postgresql://{login}@{host}:{PORT}/{}?sslmode=require", last(id));
+            outputs.insert("url".to_owned(), json!(url));
+        }
+    }
+
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_ascii_lowercase();
+        field == "charset" && text(wanted) == text(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn database_has_its_address() {
+        let mut outputs = Outputs::new();
+        let document = json!({ "$host": "db.private.postgres.database.azure.com", "$login": "textnlp" });
+        Database::outputs("/x/flexibleServers/s/databases/texts", &document, &mut outputs);
+        let url = "postgresql://textnlp@db.private.postgres.database.azure.com:5432/texts?sslmode=require";
+        assert_eq!(outputs["url"], json!(url));
+    }
+
+    #[test]
+    fn states_are_those_of_the_server() {
+        let of = |word: &str| Server::state(&json!({ "properties": { "state": word } }));
+        assert_eq!((of("Ready"), of("Dropping")), (State::Ready, State::Deleting));
+        assert_eq!(of("Restarting"), State::Pending("restarting".to_owned()));
+        assert!(matches!(of("Stopped"), State::Degraded(_)));
+        assert!(Server::fits("disk_gb", &json!(32), &json!(64)) && !Server::fits("disk_gb", &json!(64), &json!(32)));
+    }
+}

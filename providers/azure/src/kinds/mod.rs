@@ -1,0 +1,46 @@
+//! The kinds, by service.
+
+pub(crate) mod cluster;
+mod database;
+mod group;
+pub(crate) mod identity;
+mod network;
+mod registry;
+mod storage;
+mod vault;
+
+use textnlp_provider::{Permission, Verb};
+
+use crate::table::Row;
+
+/// The rows of every service.
+pub(crate) static ALL: &[&[Row]] = &[
+    group::ROWS,
+    network::ROWS,
+    identity::ROWS,
+    cluster::ROWS,
+    storage::ROWS,
+    registry::ROWS,
+    database::ROWS,
+    vault::ROWS,
+];
+
+/// A permission to create objects.
+const fn create(action: &'static str) -> Permission {
+    Permission::on(&[Verb::Create], action)
+}
+
+/// A permission to create or change objects.
+const fn put(action: &'static str) -> Permission {
+    Permission::on(&[Verb::Create, Verb::Update], action)
+}
+
+/// A permission to delete objects.
+const fn delete(action: &'static str) -> Permission {
+    Permission::on(&[Verb::Delete], action)
+}
+
+/// A permission to read objects.
+const fn read(action: &'static str) -> Permission {
+    Permission::read(action)
+}

@@ -1,0 +1,135 @@
+//! The cluster of a site: a control plane with its system pool, the identity that it acts as, who may use it, and its pools.
+
+use serde_json::{Value, json};
+use textnlp_provider::component::{Cluster, GpuPool};
+use textnlp_provider::settings::{GpuSize, Spot};
+use textnlp_provider::{CloudId, Ownership, ResourceId};
+
+use super::{Lowering, MODELS, NETWORK, output};
+use crate::kinds::cluster::{ON_DEMAND, SPOT};
+use crate::kinds::identity::{KEY_USER, NETWORK_CONTRIBUTOR};
+use crate::names;
+use crate::tables::machines::{Machine, SYSTEM, of_size};
+use crate::tables::zones;
+
+/// The most characters of the name of an identity that this program gives.
+const MOST: usize = 63;
+/// The most characters of a DNS prefix: <https://learn.microsoft.com/azure/aks/troubleshoot-aks-cluster-creation-issues>.
+const MOST_OF_PREFIX: usize = 54;
+/// The most characters of the name of the group that AKS creates for its nodes.
+const MOST_OF_NODE_GROUP: usize = 80;
+/// The disk of a node in GiB: images and models.
+const DISK_GB: u32 = 128;
+/// The same with a GPU: its images and models are larger.
+const GPU_DISK_GB: u32 = 256;
+/// The channel with tested versions of the minor version.
+const CHANNEL: &str = "stable";
+
+impl Lowering<'_> {
+    pub(super) fn cluster(&mut self, cluster: &Cluster) {
+        let name = names::cluster(self.site);
+        if let Some(existing) = &self.component.existing {
+            // An existing cluster is read, and never changed: its operator has set up its pools.
+            let id = crate::table::cluster_id(&self.site.account, existing.as_str());
+            let ownership = id.ok().or_else(|| CloudId::new(existing.as_str()).ok()).map(Ownership::External);
+            self.main("azure.cluster", json!({ "name": existing }), ownership.unwrap_or_default());
+            return;
+        }
+        if !cluster.access.is_empty() {
+            let cause = "identities of a cluster are not set up on Azure yet";
+            let fix = "remove `cluster.access`; assign `Azure Kubernetes Service RBAC Cluster Admin` yourself";
+            self.problem("access", cause, fix);
+        }
+        let identity = self.of_group(json!({ "name": names::of(self.site, "cluster", MOST) }));
+        let Some(identity) = self.part("identity", "azure.identity", identity) else { return };
+        let network = cluster.network.as_str();
+        let principal = output(&identity, "principal");
+        let vnet = self.output_of(network, "vnet", "id");
+        // AKS creates load balancers in the network (hashicorp/terraform-provider-azurerm#3912).
+        let mut before = vec![self.role("network-role", &vnet, NETWORK_CONTRIBUTOR, &principal)];
+        let mut key = Value::Null;
+        if self.site.protect_data {
+            let vault = self.output_of(MODELS, "vault", "id");
+            before.push(self.role("key-role", &vault, KEY_USER, &principal));
+            key = self.output_of(MODELS, "key", "uri");
+        }
+        let site = self.site.cluster.as_deref();
+        let min = site.map_or(1, |site| site.min_nodes);
+        let max = site.and_then(|site| site.max_nodes).unwrap_or(min).max(min);
+        // Nodes reach the API server through the gateway (<https://learn.microsoft.com/azure/aks/api-server-authorized-ip-ranges>).
+        let allow_from = cluster.allow_from.as_ref().map(|networks| {
+            let mut all: Vec<Value> = networks.iter().map(|network| json!(network)).collect();
+            all.push(self.output_of(network, "address", "ip"));
+            all
+        });
+        let spec = self.of_group(json!({
+            "name": name,
+            "version": cluster.version,
+            "tier": if self.site.protect_data { "Standard" } else { "Free" },
+            "dns_prefix": names::of_site(self.site, MOST_OF_PREFIX),
+            "node_group": names::of(self.site, "nodes", MOST_OF_NODE_GROUP),
+            "identity": output(&identity, "id"),
+            "subnet": self.output_of(network, "subnet", "id"),
+            "machine": SYSTEM,
+            "count": 1,
+            "pods": self.output_of(network, "vnet", "pods"),
+            "services": self.output_of(network, "vnet", "services"),
+            "dns": self.output_of(network, "vnet", "dns"),
+            "deployer_access": true,
+            "allow_from": allow_from,
+            "channel": CHANNEL,
+            "key": key,
+        }));
+        let main = self.main("azure.cluster", spec, Ownership::Ours);
+        for one in before {
+            self.after(one);
+        }
+        // The network has one writer at a time, and AKS is one of them (Azure/AKS#4522).
+        self.after(self.part_of(NETWORK, "database-subnet"));
+        let Some(machine) = of_size(GpuSize::None) else { return };
+        let pool = self.pool("cpu", machine, &main, network, json!({ "min": min, "max": max }), &[ON_DEMAND]);
+        let nodes = self.part("nodes", "azure.pool", pool);
+        if let Some(gpu) = &cluster.gpu {
+            self.gpu_nodes(gpu, &main, network);
+            // A cluster has one change at a time (Azure/AKS#1913).
+            self.after(nodes);
+        }
+    }
+
+    fn gpu_nodes(&mut self, pool: &GpuPool, cluster: &ResourceId, network: &str) {
+        let Some(machine) = of_size(pool.size) else { return };
+        let markets: &[&str] = match pool.spot {
+            Spot::Never => &[ON_DEMAND],
+            Spot::Prefer => &[SPOT, ON_DEMAND],
+            Spot::Only => &[SPOT],
+        };
+        let scaling = json!({ "min": pool.count, "max": pool.count });
+        let pool = self.pool("gpu", machine, cluster, network, scaling, markets);
+        self.part("gpu-nodes", "azure.pool", pool);
+    }
+
+    fn pool(
+        &self,
+        name: &str,
+        machine: &Machine,
+        cluster: &ResourceId,
+        network: &str,
+        scaling: Value,
+        markets: &[&str],
+    ) -> Value {
+        let has_gpu = machine.gpu.is_some();
+        json!({
+            "name": name,
+            "cluster": output(cluster, "id"),
+            "machine": machine.name,
+            "disk_gb": if has_gpu { GPU_DISK_GB } else { DISK_GB },
+            "subnet": self.output_of(network, "subnet", "id"),
+            "labels": { "textnlp/pool": name },
+            "scaling": scaling,
+            "gpu_taint": has_gpu,
+            // A pool of CPUs is wherever Azure has room; one with GPUs is tried zone by zone (skypilot-org/skypilot#10145).
+            "zones": if has_gpu { zones::zones(&self.site.region) } else { &[] },
+            "markets": markets,
+        })
+    }
+}

@@ -1,0 +1,287 @@
+//! Expansion of components into resources of Azure. Pure: addresses and ids that only Azure knows are references.
+//!
+//! | component | resources |
+//! |---|---|
+//! | network | `SITE/network/group`: the resource group of the site, with everything else in it; `provider-N`: the registered resource
+//! providers; `vnet`, `address`, `nat`, `subnet` of the nodes, `database-subnet` |
+//! | model store | `SITE/models/account`, `container`: the blobs of your models; where data is protected `vault` and `key` |
+//! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
+//! | registry | `SITE/registry/registry` and `pull`, if its address is one of Azure |
+//! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database |
+
+mod cluster;
+mod database;
+mod models;
+mod network;
+mod registry;
+
+use serde_json::{Value, json};
+use textnlp_provider::component::ComponentSpec;
+use textnlp_provider::spec::OutputRef;
+use textnlp_provider::{
+    Component, ComponentName, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
+};
+
+use crate::{names, table};
+
+/// The components that others refer to.
+const NETWORK: &str = "network";
+const MODELS: &str = "models";
+/// The most tags of an object, of which this program needs four: private DNS zones have 15 (Azure/azure-rest-api-specs#13600).
+const MOST_TAGS: usize = 15 - 4;
+/// Characters that no key of a tag has: <https://learn.microsoft.com/azure/azure-resource-manager/management/tag-resources>.
+const NOT_IN_KEYS: &str = "<>%&\\?/ ()";
+
+/// Expands a component into the resources of its site's subscription and region.
+pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+    let mut lowering = Lowering { component, site, wanted: Vec::new(), problems: Vec::new() };
+    match &component.part {
+        ComponentSpec::Network(network) => lowering.network(network),
+        ComponentSpec::ModelStore(store) => lowering.models(store),
+        ComponentSpec::Database(database) => lowering.database(database),
+        ComponentSpec::Registry(registry) => lowering.registry(registry),
+        ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
+        // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
+        _ => {}
+    }
+    if !lowering.wanted.is_empty() {
+        lowering.check_site();
+    }
+    if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
+}
+
+/// The state of one component's expansion.
+struct Lowering<'a> {
+    component: &'a Component,
+    site: &'a Site,
+    wanted: Vec<Wanted>,
+    problems: Vec<Problem>,
+}
+
+impl Lowering<'_> {
+    fn check_site(&mut self) {
+        if !table::is_bound(self.site) {
+            let cause = "the subscription is a part of every id, and it is not known";
+            self.problem("account", cause, "set `sites[].account` to the subscription id");
+        }
+        let tags = &self.site.tags;
+        if tags.len() > MOST_TAGS {
+            let cause = format!("{} tags are set, and an object has room for {MOST_TAGS}", tags.len());
+            self.problem("tags", cause, "remove some of them");
+        }
+        let fits = |key: &str, value: &str| {
+            !key.is_empty()
+                && key.len() <= 128
+                && value.len() <= 256
+                && !key.chars().any(|c| NOT_IN_KEYS.contains(c))
+                && !key.starts_with(|c: char| c.is_ascii_digit())
+        };
+        for (key, value) in tags.iter().filter(|(key, value)| !fits(key, value)) {
+            let shown: String = format!("{key}: {value}").chars().take(80).collect();
+            let fix = "use at most 128 letters, digits, `-`, `_` and `.` in keys, and 256 characters in values";
+            self.problem("tags", format!("`{shown}` is no tag of Azure"), fix);
+        }
+    }
+
+    /// Adds the resource `SITE/COMPONENT`.
+    fn main(&mut self, kind: &'static str, spec: Value, ownership: Ownership) -> ResourceId {
+        let id = ResourceId::of(&self.site.name, &self.component.name);
+        self.push(id.clone(), kind, spec, ownership);
+        id
+    }
+
+    /// Adds the resource `SITE/COMPONENT/PART`.
+    fn part(&mut self, part: &str, kind: &'static str, spec: Value) -> Option<ResourceId> {
+        self.owned_part(part, kind, spec, Ownership::Ours)
+    }
+
+    /// The same, which may be an existing object.
+    fn owned_part(&mut self, part: &str, kind: &'static str, spec: Value, ownership: Ownership) -> Option<ResourceId> {
+        match ResourceId::part(&self.site.name, &self.component.name, part) {
+            Ok(id) => {
+                self.push(id.clone(), kind, spec, ownership);
+                Some(id)
+            }
+            Err(error) => {
+                self.problem("", error.to_string(), "give it another name");
+                None
+            }
+        }
+    }
+
+    fn push(&mut self, id: ResourceId, kind: &'static str, mut spec: Value, ownership: Ownership) {
+        let name = KindName::new(kind).expect("the names in the table are kind names");
+        let row = table::row(&name);
+        let carries_tags = row.is_some_and(|row| row.resource.carries_tags());
+        spec["tags"] = if carries_tags { json!(self.site.tags) } else { json!({}) };
+        let spec = Spec::of(&spec);
+        let needs = spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())).collect();
+        let is_precious = row.is_some_and(|row| row.kind.data == DataClass::Precious);
+        let (site, protected) = (self.site.name.clone(), is_precious && self.site.protect_data);
+        let is_in_group = spec.get("group").is_some() && ownership == Ownership::Ours;
+        self.wanted.push(Wanted { id, kind: name, site, via: None, spec, needs, ownership, protected });
+        if is_in_group {
+            self.after(self.part_of(NETWORK, "group"));
+        }
+    }
+
+    /// Adds a dependency of the last resource that no reference in its spec states.
+    fn after(&mut self, on: Option<ResourceId>) {
+        if let (Some(last), Some(on)) = (self.wanted.last_mut(), on) {
+            last.needs.push(Need::on(on));
+            last.needs.sort();
+            last.needs.dedup();
+        }
+    }
+
+    fn problem(&mut self, field: &str, cause: impl Into<String>, fix: impl Into<String>) {
+        let place = format!("{}/{} {field}", self.site.name, self.component.name);
+        self.problems.push(Problem::new(place.trim_end(), cause, fix));
+    }
+
+    /// Attributes of an object in the group and region of the site.
+    fn of_group(&self, mut spec: Value) -> Value {
+        spec["group"] = json!(names::group(self.site));
+        spec["location"] = json!(self.site.region);
+        spec
+    }
+
+    /// The same for one that is in no region.
+    fn of_world(&self, mut spec: Value) -> Value {
+        spec["group"] = json!(names::group(self.site));
+        spec
+    }
+
+    /// A role of a principal on a scope.
+    fn role(&mut self, part: &str, scope: &Value, role: &str, principal: &Value) -> Option<ResourceId> {
+        let spec =
+            json!({ "scope": scope, "role": role, "principal": principal, "principal_type": "ServicePrincipal" });
+        self.part(part, "azure.assignment", spec)
+    }
+
+    /// A part of another component.
+    fn part_of(&self, component: &str, part: &str) -> Option<ResourceId> {
+        ResourceId::part(&self.site.name, &ComponentName::new(component).ok()?, part).ok()
+    }
+
+    /// A reference to an output of a part of another component.
+    fn output_of(&self, component: &str, part: &str, field: &str) -> Value {
+        self.part_of(component, part).map_or(Value::Null, |id| output(&id, field))
+    }
+}
+
+/// A reference to an output.
+fn output(resource: &ResourceId, field: &str) -> Value {
+    json!(OutputRef::new(resource.clone(), field))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use textnlp_provider::component::{Cluster, GpuPool, ModelStore, Network, Registry};
+    use textnlp_provider::settings::{GpuSize, Runtime, Spot};
+
+    use super::*;
+
+    pub(crate) fn site(protect_data: bool) -> Site {
+        Site {
+            environment: "staging".parse().unwrap(),
+            name: "main".parse().unwrap(),
+            account: "00000000-1111-4222-8333-444444444444".to_owned(),
+            region: "westeurope".to_owned(),
+            runtime: Runtime::Kubernetes,
+            role: None,
+            tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
+            protect_data,
+            cluster: None,
+            subnets: Vec::new(),
+        }
+    }
+
+    pub(crate) fn component(name: &str, part: ComponentSpec) -> Component {
+        Component { name: name.parse().unwrap(), existing: None, part }
+    }
+
+    fn expand(part: ComponentSpec, name: &str, protect_data: bool) -> BTreeMap<String, Wanted> {
+        let wanted = lower(&component(name, part), &site(protect_data)).unwrap_or_else(|problems| panic!("{problems}"));
+        wanted.into_iter().map(|one| (one.id.to_string(), one)).collect()
+    }
+
+    #[test]
+    fn network_has_ranges_and_a_nat() {
+        let all = expand(ComponentSpec::Network(Network::default()), "network", false);
+        let spec = |id: &str| all[id].spec.as_value().clone();
+        assert_eq!(spec("main/network/vnet")["cidr"], "10.42.0.0/17");
+        assert_eq!(spec("main/network/subnet")["cidr"], "10.42.0.0/18");
+        assert_eq!(spec("main/network/subnet")["nat"], json!({ "$output": "main/network/nat#id" }));
+        let database = spec("main/network/database-subnet");
+        assert_eq!(database["cidr"], "10.42.64.0/24");
+        assert_eq!(database["delegation"], "Microsoft.DBforPostgreSQL/flexibleServers");
+        let needs = |id: &str, on: &str| all[id].needs.iter().any(|need| need.on.as_str() == on);
+        assert!(needs("main/network/vnet", "main/network/group"));
+        // One writer of a network tree at a time (hashicorp/terraform-provider-azurerm#3780).
+        assert!(needs("main/network/database-subnet", "main/network/subnet"));
+        assert_eq!(spec("main/network/group")["name"], "textnlp-staging-main");
+    }
+
+    #[test]
+    fn cluster_has_pools_of_its_own() {
+        let pool = GpuPool { size: GpuSize::Small, count: 2, spot: Spot::Prefer };
+        let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
+        let all = expand(ComponentSpec::Cluster(cluster), "cluster", true);
+        let gpu = all["main/cluster/gpu-nodes"].spec.as_value();
+        assert_eq!(gpu["machine"], "Standard_NC4as_T4_v3");
+        assert_eq!(gpu["zones"], json!(["1", "2", "3"]));
+        assert_eq!(gpu["markets"], json!(["spot", "on-demand"]));
+        assert_eq!(gpu["tags"], json!({ "team": "text" }));
+        let main = all["main/cluster"].spec.as_value();
+        assert_eq!(main["key"], json!({ "$output": "main/models/key#uri" }));
+        assert_eq!(main["services"], json!({ "$output": "main/network/vnet#services" }));
+        assert_eq!(main["deployer_access"], json!(true));
+        assert!(all["main/cluster"].needs.iter().any(|need| need.on.as_str() == "main/cluster/network-role"));
+    }
+
+    #[test]
+    fn models_of_a_protected_site_have_a_vault() {
+        let store = || {
+            ComponentSpec::ModelStore(ModelStore {
+                models: Vec::new(),
+                max_cache_bytes: 0,
+                key: None,
+                archive_after_days: None,
+                replica: None,
+            })
+        };
+        let open = expand(store(), "models", false);
+        assert_eq!(open.keys().collect::<Vec<_>>(), ["main/models/account", "main/models/container"]);
+        let protected = expand(store(), "models", true);
+        assert_eq!(protected.len(), 4);
+        assert!(protected["main/models/container"].protected);
+    }
+
+    #[test]
+    fn registry_of_another_host_is_the_operators() {
+        let registry = |url: &str, image: Option<&str>| {
+            ComponentSpec::Registry(Registry { url: url.to_owned(), image: image.map(str::to_owned) })
+        };
+        let all = expand(registry("textnlpstaging.azurecr.io", None), "registry", false);
+        assert_eq!(all["main/registry/registry"].spec.as_value()["name"], "textnlpstaging");
+        assert!(all.contains_key("main/registry/pull"));
+        assert!(expand(registry("ghcr.io/team/textnlp", None), "registry", false).is_empty());
+        let pushed = registry("textnlpstaging.azurecr.io", Some("x:1@sha256:0"));
+        assert!(lower(&component("registry", pushed), &site(false)).is_err());
+    }
+
+    #[test]
+    fn tags_and_subscriptions_are_checked() {
+        let of = |change: fn(&mut Site)| {
+            let mut site = site(false);
+            change(&mut site);
+            lower(&component("network", ComponentSpec::Network(Network::default())), &site).unwrap_err().to_string()
+        };
+        assert!(of(|site| drop(site.tags.insert("a/b".to_owned(), String::new()))).contains("a/b"));
+        assert!(of(|site| site.tags = (0..12).map(|n| (format!("t{n}"), String::new())).collect()).contains("12 tags"));
+        assert!(of(|site| site.account = String::new()).contains("sites[].account"));
+    }
+}

@@ -1,0 +1,56 @@
+//! Names of objects. Pure: the same site always has the same names. All are in lower case.
+
+use textnlp_cloud::names::hash;
+pub(crate) use textnlp_cloud::names::{of, of_site};
+use textnlp_provider::Site;
+
+/// The most characters of a cluster's name
+/// (<https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules>); its group has the same name.
+const MOST_OF_CLUSTER: usize = 63;
+
+/// The name of a site's resource group and of its cluster.
+pub fn cluster(site: &Site) -> String {
+    of_site(site, MOST_OF_CLUSTER)
+}
+
+/// The id of a site's resource group.
+pub(crate) fn group(site: &Site) -> String {
+    format!("/subscriptions/{}/resourceGroups/{}", site.account, cluster(site))
+}
+
+/// The name of a storage account: 3 to 24 letters and digits, unique in all of Azure.
+pub(crate) fn storage(site: &Site) -> String {
+    let letters = site.environment.as_str().chars().filter(char::is_ascii_alphanumeric);
+    let start: String = letters.take(9).collect();
+    format!("textnlp{start}{}", unique(site, "models"))
+}
+
+/// The start of the name of a vault, of at most 24 characters with the end that makes each new vault another one.
+pub(crate) fn vault(site: &Site) -> String {
+    format!("tn-{}", unique(site, "vault"))
+}
+
+/// The name of a database server, unique in all of Azure.
+pub(crate) fn server(site: &Site) -> String {
+    format!("{}-{}", of(site, "database", 50), unique(site, "database"))
+}
+
+fn unique(site: &Site, part: &str) -> String {
+    hash(&format!("{}/{}/{}/{part}", site.account, site.environment, site.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lower::tests::site;
+
+    #[test]
+    fn names_keep_the_rules_of_azure() {
+        let site = site(false);
+        let storage = storage(&site);
+        assert!(storage.len() <= 24 && storage.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()));
+        assert!(vault(&site).len() <= 15);
+        assert!(server(&site).len() <= 63);
+        assert!(group(&site).ends_with("/resourceGroups/textnlp-staging-main"));
+    }
+}

@@ -1,0 +1,425 @@
+//! What would make a plan fail, found by reads: the subscription, permissions, resource providers, quotas, machine sizes, names, locks
+//! and address ranges. Everything is asked at once, and all problems are in one report.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use textnlp_cloud::Range;
+use textnlp_cloud::document::last;
+use textnlp_cloud::preflight::{Need, names, unknown, unused_gpus};
+use textnlp_provider::{EnvironmentName, Ownership, PolicyRequest, PolicyResource, Problem, Result, Verb, Wanted};
+
+use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
+use crate::compute::Offer;
+use crate::kinds::cluster::SPOT;
+use crate::policy;
+use crate::tables::machines::{self, ALL, ALL_SPOT, Machine};
+
+/// The API versions of locks and of permissions.
+const LOCKS: &str = "2020-05-01";
+const PERMISSIONS: &str = "2022-04-01";
+/// What an operator does about a quota.
+const RAISE: &str = "raise it: portal, Subscriptions > Usage + quotas; a new subscription has no GPUs until then";
+/// The checks of names that are unique in all of Azure: the kind, the path, the API version, the type, and the member with its name.
+const GLOBAL: [(&str, &str, &str, &str); 2] = [
+    (
+        "azure.storage",
+        "/providers/Microsoft.Storage/checkNameAvailability",
+        "2024-01-01",
+        "Microsoft.Storage/storageAccounts",
+    ),
+    (
+        "azure.registry",
+        "/providers/Microsoft.ContainerRegistry/checkNameAvailability",
+        "2023-07-01",
+        "Microsoft.ContainerRegistry/registries",
+    ),
+];
+
+/// Checks the wanted resources of a site.
+pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+    let (subscription, permissions, providers, names, taken, machines, locks, overlaps) = futures::join!(
+        subscription(api),
+        permissions(api, wanted),
+        providers(api, wanted),
+        names(api, wanted),
+        taken(api, wanted),
+        machines(api, wanted),
+        locks(api, wanted),
+        overlaps(api, wanted)
+    );
+    let read =
+        [subscription, permissions, providers, names, taken, machines, locks, overlaps, open(wanted), gpus(wanted)];
+    Ok(read.into_iter().flatten().collect())
+}
+
+fn of_kind<'w>(wanted: &'w [Wanted], kind: &'static str) -> impl Iterator<Item = &'w Wanted> {
+    wanted.iter().filter(move |one| one.kind.as_str() == kind && one.ownership == Ownership::Ours)
+}
+
+fn text<'w>(one: &'w Wanted, field: &str) -> &'w str {
+    one.spec.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// API servers that every network reaches.
+fn open(wanted: &[Wanted]) -> Vec<Problem> {
+    let is_open = |one: &&Wanted| one.spec.get("allow_from").is_none_or(Value::is_null);
+    let warning = |one: &Wanted| {
+        let fix = "set `cluster.allow_from` to the networks that you deploy from";
+        Problem::warning(one.id.to_string(), "every network reaches the API server of the cluster", fix)
+    };
+    of_kind(wanted, crate::table::CLUSTER).filter(is_open).map(warning).collect()
+}
+
+/// Machines with GPUs that nothing of this version uses.
+fn gpus(wanted: &[Wanted]) -> Vec<Problem> {
+    let has_gpu = |one: &&Wanted| machines::named(text(one, "machine")).is_some_and(|machine| machine.gpu.is_some());
+    of_kind(wanted, "azure.pool").filter(has_gpu).map(|one| unused_gpus(one.id.as_str())).collect()
+}
+
+async fn subscription(api: &Api) -> Vec<Problem> {
+    let place = format!("subscription {}", api.subscription());
+    let fix = "enable it: portal, Subscriptions; or name another one in `sites[].account`";
+    match api.find(Call::get(api.of_subscription(""), SUBSCRIPTIONS)).await {
+        Ok(Some(found)) => match found["state"].as_str() {
+            Some("Enabled") | None => Vec::new(),
+            // The grace period of a subscription: what exists runs, and new objects are refused later.
+            Some("PastDue") => vec![Problem::warning(place, "its payment is past due", fix)],
+            Some(state) => vec![Problem::new(place, format!("its state is {state}"), fix)],
+        },
+        Ok(None) => vec![Problem::new(
+            place,
+            "there is no such subscription",
+            "set `sites[].account` to a subscription that you can read",
+        )],
+        Err(error) => vec![unknown(&place, &error)],
+    }
+}
+
+/// Asks for the actions that the plan needs at the subscription. A role on a single object may allow what is missing there.
+async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let Some(request) = request(wanted) else { return Vec::new() };
+    let path = api.of_subscription("/providers/Microsoft.Authorization/permissions");
+    let held = match api.list(Call::get(path, PERMISSIONS)).await {
+        Ok(held) => held,
+        Err(error) => return vec![unknown("the permissions", &error)],
+    };
+    let missing: Vec<String> = policy::actions(&request).into_iter().filter(|action| !is_held(&held, action)).collect();
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    let identity = &api.session.identity;
+    let who = if identity.name.is_empty() { "the identity that is signed in" } else { identity.name.as_str() };
+    let cause = format!("{who} does not have in the subscription: {}", missing.join(", "));
+    let fix = "`textnlp-deploy plan --policy` prints the role that this plan needs";
+    vec![Problem::warning("permissions", cause, fix)]
+}
+
+/// Whether one of the roles allows an action: patterns have `*`, and a role takes its own exceptions out.
+fn is_held(held: &[Value], action: &str) -> bool {
+    let action = action.to_ascii_lowercase();
+    let lists = |role: &Value, member: &str| {
+        let patterns = role[member].as_array().into_iter().flatten().filter_map(Value::as_str);
+        patterns.into_iter().any(|pattern| textnlp_cloud::errors::matches(&pattern.to_ascii_lowercase(), &action))
+    };
+    held.iter().any(|role| lists(role, "actions") && !lists(role, "notActions"))
+}
+
+/// The request for the permissions to create, change and delete all of these.
+fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
+    let resource = |wanted: &Wanted| PolicyResource {
+        id: wanted.id.clone(),
+        cloud_id: None,
+        kind: wanted.kind.clone(),
+        spec: wanted.spec.clone(),
+        verbs: BTreeSet::from([Verb::Create, Verb::Update, Verb::Delete]),
+    };
+    Some(PolicyRequest {
+        lineage: None,
+        environment: EnvironmentName::new("any").ok()?,
+        site: wanted.first()?.site.clone(),
+        resources: wanted.iter().map(resource).collect(),
+    })
+}
+
+/// Resource providers that this plan uses and does not register.
+async fn providers(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let registered: BTreeSet<&str> = of_kind(wanted, "azure.provider").map(|one| text(one, "name")).collect();
+    let used = wanted.iter().filter_map(|one| crate::table::row(&one.kind)).map(|row| row.service);
+    let built_in = ["Microsoft.Resources", "Microsoft.Authorization"];
+    let used: BTreeSet<&str> = used.filter(|name| !registered.contains(name) && !built_in.contains(name)).collect();
+    let mut problems = Vec::new();
+    for name in used {
+        match api.find(Call::get(api.of_subscription(&format!("/providers/{name}")), RESOURCES)).await {
+            Ok(Some(found)) if found["registrationState"] != "Registered" => {
+                let fix = format!("`az provider register --namespace {name}`");
+                problems.push(Problem::new(name, "the subscription has not registered this resource provider", fix));
+            }
+            Ok(_) => {}
+            Err(error) => problems.push(unknown(name, &error)),
+        }
+    }
+    problems
+}
+
+/// Names that another customer of Azure has, and names of deleted vaults.
+async fn taken(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (kind, path, version, arm) in GLOBAL {
+        for one in of_kind(wanted, kind) {
+            let name = text(one, "name");
+            let id = format!("{}/providers/{arm}/{name}", text(one, "group"));
+            // An account that exists is judged by its tags.
+            match api.find(Call::get(id, version)).await {
+                Ok(None) => {}
+                Ok(Some(_)) => continue,
+                Err(error) => {
+                    problems.push(unknown(one.id.as_str(), &error));
+                    continue;
+                }
+            }
+            let call = Call::new(Method::POST, api.of_subscription(path), version)
+                .body(json!({ "name": name, "type": arm }))
+                .saying("check", format!("the name {name}"));
+            match api.send(call).await {
+                Ok(reply) if reply.body["nameAvailable"] == false => {
+                    let cause = format!("the name `{name}` is taken in all of Azure");
+                    let fix = "give the environment or the site another name; a name of your own is free some time after its deletion";
+                    problems.push(Problem::new(one.id.to_string(), cause, fix));
+                }
+                Ok(_) => {}
+                Err(error) if crate::api::is_unregistered(&error) => {}
+                Err(error) => problems.push(unknown(one.id.as_str(), &error)),
+            }
+        }
+    }
+    problems.extend(deleted(api, wanted).await);
+    problems
+}
+
+/// Deleted vaults of the site: they cost nothing, and their names are not used again.
+async fn deleted(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for one in of_kind(wanted, "azure.vault") {
+        let path = api.of_subscription("/providers/Microsoft.KeyVault/deletedVaults");
+        match api.list(Call::get(path, "2023-07-01")).await {
+            Ok(all) => {
+                let is_own =
+                    |found: &&Value| found["name"].as_str().is_some_and(|name| name.starts_with(text(one, "name")));
+                problems.extend(all.iter().find(is_own).map(|found| {
+                    let name = found["name"].as_str().unwrap_or_default();
+                    let cause = format!("the deleted vault `{name}` of this site can still be recovered");
+                    Problem::note(one.id.to_string(), cause, "no action is needed: the new vault has another name")
+                }));
+            }
+            Err(error) => problems.push(unknown(one.id.as_str(), &error)),
+        }
+    }
+    problems
+}
+
+/// The machines that a resource asks for at first.
+struct Pool<'w> {
+    place: String,
+    machine: &'static Machine,
+    count: u64,
+    is_spot: bool,
+    has_one_market: bool,
+    zones: Vec<&'w str>,
+}
+
+fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
+    let list =
+        |one: &'_ Wanted, field: &str| one.spec.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+    let system = of_kind(wanted, crate::table::CLUSTER).filter_map(|one| {
+        let count = one.spec.get("count")?.as_u64()?;
+        let machine = machines::named(text(one, "machine"))?;
+        Some(Pool {
+            place: one.id.to_string(),
+            machine,
+            count,
+            is_spot: false,
+            has_one_market: true,
+            zones: Vec::new(),
+        })
+    });
+    let pools = of_kind(wanted, "azure.pool").filter_map(|one| {
+        let markets = list(one, "markets");
+        let zones = one.spec.get("zones").and_then(Value::as_array).into_iter().flatten();
+        Some(Pool {
+            place: one.id.to_string(),
+            machine: machines::named(text(one, "machine"))?,
+            count: one.spec.get("scaling")?["min"].as_u64()?,
+            is_spot: markets.first().is_some_and(|market| market == SPOT),
+            has_one_market: markets.len() < 2,
+            zones: zones.filter_map(Value::as_str).collect(),
+        })
+    });
+    system.chain(pools).collect()
+}
+
+/// Sizes, their zones, and the quotas of their families: two counters of a region, and one for all spot machines
+/// (MicrosoftDocs/azure-docs#62378, kubernetes/autoscaler#2607).
+async fn machines(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let pools = pools(wanted);
+    if pools.is_empty() {
+        return Vec::new();
+    }
+    let sizes: Vec<&str> = pools.iter().map(|pool| pool.machine.name).collect();
+    let compute = &api.session.compute;
+    let (offers, quotas) = futures::join!(compute.offers(&api.region, &sizes), compute.quotas(&api.region));
+    let mut problems = Vec::new();
+    let offers = offers.unwrap_or_else(|error| {
+        problems.push(unknown("the machine sizes", &error));
+        BTreeMap::new()
+    });
+    problems.extend(pools.iter().filter_map(|pool| offered(&api.region, pool, &offers)));
+    match quotas {
+        Ok(quotas) => {
+            for (name, need) in needs(&pools, &offers) {
+                // A quota that is not listed is not known (skypilot-org/skypilot#10119).
+                let Some((limit, used)) = quotas.get(&name) else { continue };
+                problems.extend(need.check(&format!("the quota `{name}`"), " vCPUs", *limit, *used, RAISE.to_owned()));
+            }
+        }
+        Err(error) => problems.push(unknown("the quotas", &error)),
+    }
+    problems
+}
+
+fn offered(region: &str, pool: &Pool<'_>, offers: &BTreeMap<String, Offer>) -> Option<Problem> {
+    let name = pool.machine.name;
+    let fix = "choose another `gpu.size`, or another region";
+    let Some(offer) = offers.get(name) else {
+        let is_listed = !offers.is_empty();
+        let cause = format!("Azure lists no {name} in {region}");
+        return is_listed.then(|| Problem::new(pool.place.clone(), cause, fix));
+    };
+    if let Some(why) = &offer.refused {
+        let cause = format!("{region} does not offer {name} to this subscription: {why}");
+        return Some(Problem::new(
+            pool.place.clone(),
+            cause,
+            "choose another region, or ask Azure's support for the size",
+        ));
+    }
+    let lacks = pool.zones.iter().any(|zone| !offer.zones.is_empty() && !offer.zones.iter().any(|one| one == zone));
+    lacks.then(|| {
+        let cause = format!("{name} is only in the zones {}", offer.zones.join(", "));
+        Problem::note(pool.place.clone(), cause, "these zones are used")
+    })
+}
+
+/// What the pools need of each quota.
+fn needs(pools: &[Pool<'_>], offers: &BTreeMap<String, Offer>) -> BTreeMap<String, Need> {
+    let mut needs: BTreeMap<String, Need> = BTreeMap::new();
+    for pool in pools {
+        let vcpus = u64::from(pool.machine.vcpus).saturating_mul(pool.count);
+        let family = offers.get(pool.machine.name).and_then(|offer| offer.family.clone());
+        let family = family.unwrap_or_else(|| pool.machine.quota.to_owned());
+        let quotas = if pool.is_spot { vec![ALL_SPOT.to_owned()] } else { vec![family, ALL.to_owned()] };
+        for quota in quotas {
+            needs.entry(quota).or_default().add(vcpus, pool.place.clone(), pool.has_one_market);
+        }
+    }
+    needs
+}
+
+/// Locks on the subscription or on the group of the site: they are reported, and never removed (hashicorp/terraform-provider-azurerm#5025).
+async fn locks(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let Some(group) = of_kind(wanted, "azure.group").next() else { return Vec::new() };
+    let path = api.of_subscription("/providers/Microsoft.Authorization/locks");
+    let all = match api.list(Call::get(path, LOCKS)).await {
+        Ok(all) => all,
+        Err(error) => return vec![unknown("the locks", &error)],
+    };
+    let subscription = api.of_subscription("").to_ascii_lowercase();
+    let group = format!("{subscription}/resourcegroups/{}", text(group, "name"));
+    let lock = |one: &Value| {
+        let id = one["id"].as_str()?.to_ascii_lowercase();
+        let scope = id.split("/providers/microsoft.authorization/locks").next()?;
+        if scope != subscription && scope != group && !scope.starts_with(&format!("{group}/")) {
+            return None;
+        }
+        let name = one["name"].as_str().unwrap_or_default();
+        let place = format!("lock {name}");
+        let fix = "remove the lock yourself if it can go";
+        Some(match one["properties"]["level"].as_str() {
+            Some("ReadOnly") => {
+                Problem::new(place, format!("it keeps everything in {} from being changed", last(scope)), fix)
+            }
+            _ => Problem::warning(place, format!("`down` cannot delete what is in {}", last(scope)), fix),
+        })
+    };
+    all.iter().filter_map(lock).collect()
+}
+
+/// Networks that overlap can never be connected.
+async fn overlaps(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for one in of_kind(wanted, "azure.network") {
+        let Some(own) = Range::read(text(one, "cidr")) else { continue };
+        let path = api.of_subscription("/providers/Microsoft.Network/virtualNetworks");
+        let others = match api.list(Call::get(path, "2024-05-01")).await {
+            Ok(others) => others,
+            Err(error) => return vec![unknown("the address ranges", &error)],
+        };
+        for other in others {
+            let tags = tags_at(&other, "/tags");
+            if tags.get(textnlp_cloud::tags::RESOURCE).map(String::as_str) == Some(one.id.as_str()) {
+                continue;
+            }
+            let ranges = other["properties"]["addressSpace"]["addressPrefixes"].as_array().into_iter().flatten();
+            let mut ranges = ranges.filter_map(Value::as_str).filter_map(Range::read);
+            if let Some(range) = ranges.find(|range| own.overlaps(*range)) {
+                let name = other["name"].as_str().unwrap_or_default();
+                let cause = format!("its range overlaps with that of `{name}`, {range}: they can never be connected");
+                let fix = "set another `network.cidr` if they ever should be";
+                problems.push(Problem::note(one.id.to_string(), cause, fix));
+            }
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_hold_what_their_patterns_say() {
+        let held = [
+            json!({ "actions": ["Microsoft.Network/*"], "notActions": ["Microsoft.Network/*/delete"] }),
+            json!({ "actions": ["*/read"], "notActions": [] }),
+        ];
+        for (action, expected) in [
+            ("Microsoft.Network/virtualNetworks/write", true),
+            ("microsoft.network/virtualNetworks/delete", false),
+            ("Microsoft.Storage/storageAccounts/read", true),
+            ("Microsoft.Storage/storageAccounts/write", false),
+        ] {
+            assert_eq!(is_held(&held, action), expected, "{action}");
+        }
+    }
+
+    #[test]
+    fn spot_machines_have_a_quota_of_their_own() {
+        let machine = machines::named("Standard_NC4as_T4_v3").unwrap();
+        let pool = |is_spot| Pool {
+            place: "p".to_owned(),
+            machine,
+            count: 2,
+            is_spot,
+            has_one_market: true,
+            zones: vec!["1"],
+        };
+        let names = |pools: &[Pool<'_>]| needs(pools, &BTreeMap::new()).into_keys().collect::<Vec<_>>();
+        assert_eq!(names(&[pool(true)]), [ALL_SPOT]);
+        assert_eq!(names(&[pool(false)]), ["Standard NCASv3_T4 Family", ALL]);
+        let offers =
+            BTreeMap::from([(machine.name.to_owned(), Offer { zones: vec!["2".to_owned()], ..Offer::default() })]);
+        assert!(offered("westeurope", &pool(false), &offers).unwrap().cause.contains("only in the zones 2"));
+    }
+}

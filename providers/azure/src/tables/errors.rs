@@ -1,0 +1,226 @@
+//! Azure's error codes as [`ErrorKind`]s. A body has several: the innermost one with a row decides, then the outer ones, then the HTTP
+//! status.
+//!
+//! Three kinds must never be mixed up: capacity (another zone, size or hour helps), quota (only an operator helps) and throttling (a
+//! pause helps). `OperationNotAllowed` means any of them, or that something is busy: its message tells. The sources of rows are numbers
+//! of the collected reports, or the documentation of the codes:
+//! <https://learn.microsoft.com/azure/azure-resource-manager/troubleshooting/common-deployment-errors>.
+
+use textnlp_cloud::errors::{Row, THROTTLED, Table, by_status, matches};
+use textnlp_provider::ErrorKind::{self, Capacity, Conflict, Denied, Exists, Invalid, NotFound, Quota, Unavailable};
+
+/// What the codes of a failure mean: the kind, the code that decided, and what an operator does about it.
+pub fn meaning(codes: &[String], status: Option<u16>, message: &str) -> (ErrorKind, String, Option<String>) {
+    for code in codes {
+        if let Some(Row { kind: Some(kind), hint, .. }) = ERRORS.row(&[None], code, message) {
+            return (kind.clone(), code.clone(), hint.map(str::to_owned));
+        }
+        if let Some((_, kind)) = RULES.iter().find(|(pattern, _)| matches(pattern, code)) {
+            return (kind.clone(), code.clone(), None);
+        }
+    }
+    (by_status(status), codes.first().cloned().unwrap_or_default(), None)
+}
+
+type Hint = Option<&'static str>;
+
+const fn row(code: &'static str, phrase: &'static str, kind: ErrorKind, hint: Hint) -> Row<(), Hint> {
+    Row { service: None, code, phrase, kind: Some(kind), hint }
+}
+
+const RAISE: Hint = Some("raise the quota that the message names: portal, Subscriptions > Usage + quotas");
+const OTHER: Hint = Some("choose another `gpu.size` or another region, or try later");
+const POLICY: Hint = Some("a policy of your organization refuses it: ask its administrator for an exemption");
+const ROLE: Hint = Some("`textnlp-deploy plan --policy` prints the role that this plan needs");
+const REGISTER: Hint =
+    Some("`up` registers the resource providers that it needs; that reaches every region after some minutes");
+const LOCK: Hint = Some("a lock protects it: remove the lock yourself if the object can go");
+const REGION: Hint =
+    Some("the subscription cannot create this in the region: choose another one, or ask Azure's support");
+const SIGN_IN: Hint = Some("sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET");
+const NAME: Hint = Some("the name is taken in all of Azure: give the environment or the site another name");
+
+static ERRORS: Table<(), Hint> = Table { rows: ROWS, rules: RULES, base: |code| code, common: None };
+
+/// Words that codes are made of.
+const RULES: &[(&str, ErrorKind)] = &[
+    ("*AllocationFailed*", Capacity),
+    ("*AllocationRequest*", Capacity),
+    ("*QuotaExceeded*", Quota),
+    ("*Quota*", Quota),
+    ("*RequestsThrottled*", THROTTLED),
+    ("*InUse*", Conflict),
+    ("*NotInSucceededState*", Conflict),
+];
+
+const ROWS: &[Row<(), Hint>] = &[
+    // Busy, quota, throttling or deleting: by the text (learntocloud/networking-lab#8, Azure/azure-workload-identity#417, Azure/AKS#2880,
+    // kubernetes/autoscaler#2607, Azure/AKS#1187).
+    row("OperationNotAllowed", "quota", Quota, RAISE),
+    row("OperationNotAllowed", "Quota", Quota, RAISE),
+    row("OperationNotAllowed", "LowPriorityCores", Quota, RAISE),
+    row("OperationNotAllowed", "oo many requests", THROTTLED, None),
+    row("OperationNotAllowed", "rate limit", THROTTLED, None),
+    row("OperationNotAllowed", "in progress", Conflict, None),
+    row("OperationNotAllowed", "in-progress", Conflict, None),
+    row("OperationNotAllowed", "ending", Conflict, None),
+    row("OperationNotAllowed", "pdating", Conflict, None),
+    row("OperationNotAllowed", "pgrading", Conflict, None),
+    row("OperationNotAllowed", "eleting", Conflict, None),
+    row("OperationNotAllowed", "marked for deletion", Conflict, None),
+    row("OperationNotAllowed", "", Invalid, None),
+    // 31, 33, 52, 53, 69, 107, 129, 155.
+    row("AnotherOperationInProgress", "", Conflict, None),
+    row("OperationPreempted", "", Conflict, None),
+    row("SetVNetOwnershipFailed", "", Conflict, None),
+    row("ReferencedResourceNotProvisioned", "", Conflict, None),
+    row("RetryableError", "", Conflict, None),
+    row("ServerBusy", "", Conflict, None),
+    row("ServerIsBusy", "", Conflict, None),
+    row("ServerIsNotReady", "", Conflict, None),
+    row("ConcurrentFederatedIdentityCredentialsWritesForSingleManagedIdentity", "", Conflict, None),
+    row("CannotDeleteResource", "", Conflict, None),
+    row("ScopeLocked", "", Conflict, LOCK),
+    row("ResourceGroupBeingDeleted", "", Conflict, None),
+    row("ResourceGroupDeletionBlocked", "", Conflict, None),
+    row("ResourceGroupDeletionTimeout", "", Conflict, None),
+    row("NicReservedForAnotherVm", "", Conflict, None),
+    row("PublicIPAddressCannotBeDeleted", "", Conflict, None),
+    row("CannotDeleteNatGatewayAssociatedToSubnet", "", Conflict, None),
+    row("InUseSubnetCannotBeUpdated", "", Invalid, None),
+    row("PreconditionFailed", "", Conflict, None),
+    // 11, 12, 27, 28: a principal, an assignment or a credential that is not known everywhere yet.
+    row("PrincipalNotFound", "", Conflict, None),
+    row("LinkedAuthorizationFailed", "", Denied, ROLE),
+    // The role of the cluster on its key is not effective yet.
+    row("AzureKeyVaultKmsValidateIdentityPermissionCustomerError", "", Conflict, None),
+    row("CreateRoleAssignmentError", "", Conflict, ROLE),
+    row("CustomPrivateDNSZoneMissingPermissionError", "", Conflict, ROLE),
+    row("IdentityNotFound", "", Conflict, None),
+    row("FailedIdentityOperation", "", Conflict, None),
+    // 18, 19, 20.
+    row("RoleAssignmentExists", "", Exists, None),
+    row("RoleAssignmentUpdateNotPermitted", "", Invalid, None),
+    row("RoleAssignmentLimitExceeded", "", Quota, None),
+    // 108.
+    row("MissingSubscriptionRegistration", "", Conflict, REGISTER),
+    row("Subscription Not Registered", "", Conflict, REGISTER),
+    row("SubscriptionNotRegistered", "", Conflict, REGISTER),
+    // 95, 96, 98, 144, 145.
+    row("SkuNotAvailable", "", Capacity, OTHER),
+    row("ZonalAllocationFailed", "", Capacity, OTHER),
+    row("AllocationFailed", "", Capacity, OTHER),
+    row("OverconstrainedAllocationRequest", "", Capacity, OTHER),
+    row("OverconstrainedZonalAllocationRequest", "", Capacity, OTHER),
+    row("AvailabilityZoneNotSupported", "", Capacity, OTHER),
+    // 92, 93, 142.
+    row("ErrCode_InsufficientVCPUQuota", "", Quota, RAISE),
+    row("InsufficientVCPUQuota", "", Quota, RAISE),
+    row("QuotaExceeded", "", Quota, RAISE),
+    row("StaticPublicIPCountLimitReached", "", Quota, RAISE),
+    row("PublicIPCountLimitReached", "", Quota, RAISE),
+    row("ResourceCountExceedsLimitDueToTemplate", "", Quota, RAISE),
+    // 100, 101, 103, 104.
+    row("TooManyRequests", "", THROTTLED, None),
+    row("ResourceReadFailed", "", THROTTLED, None),
+    // 55.
+    row("LocationIsOfferRestricted", "", Denied, REGION),
+    row("ParameterOutOfRange", "should be in: []", Denied, REGION),
+    // 58, 59, 64, 66: names that others have, or that live on.
+    row("VaultAlreadyExists", "", Exists, NAME),
+    row("ConflictError", "deleted", Exists, NAME),
+    row("StorageAccountAlreadyTaken", "", Exists, NAME),
+    row("StorageAccountAlreadyExists", "", Exists, NAME),
+    row("AlreadyInUse", "", Exists, NAME),
+    row("ServerNameAlreadyExists", "", Exists, NAME),
+    row("NameAlreadyExists", "", Exists, NAME),
+    // 80, 111, 113, 126.
+    row("PropertyChangeNotAllowed", "", Invalid, None),
+    row(
+        "NoRegisteredProviderFound",
+        "",
+        Invalid,
+        Some("this version of the program is too old for Azure: install a newer one"),
+    ),
+    row("InvalidApiVersionParameter", "", Invalid, None),
+    row("InsufficientSubnetSize", "", Invalid, Some("set a larger `network.cidr` in another environment")),
+    // 89, 90.
+    row("RequestDisallowedByPolicy", "", Denied, POLICY),
+    row("RequestDisallowedByAzure", "", Denied, REGION),
+    // Sign-in, permissions and subscriptions (hashicorp/terraform-provider-azurerm#20867).
+    row("AuthorizationFailed", "", Denied, ROLE),
+    row("AuthenticationFailed", "", Denied, SIGN_IN),
+    row("ExpiredAuthenticationToken", "", Denied, SIGN_IN),
+    row("InvalidAuthenticationToken", "", Denied, SIGN_IN),
+    row("InvalidAuthenticationTokenTenant", "", Denied, SIGN_IN),
+    row("SubscriptionNotFound", "", NotFound, None),
+    row("ReadOnlyDisabledSubscription", "", Denied, Some("enable the subscription: portal, Subscriptions")),
+    // 1: reads of what was just created.
+    row("ResourceGroupNotFound", "", NotFound, None),
+    row("ResourceNotFound", "", NotFound, None),
+    row("ParentResourceNotFound", "", NotFound, None),
+    row("NotFound", "", NotFound, None),
+    row("InvalidResourceReference", "", Conflict, None),
+    row("InternalServerError", "", Unavailable, None),
+    row("InternalOperationError", "", Unavailable, None),
+    row("ServiceUnavailable", "", Unavailable, None),
+    row("GatewayTimeout", "", Unavailable, None),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(codes: &[&str], status: Option<u16>, message: &str) -> ErrorKind {
+        let codes: Vec<String> = codes.iter().map(|code| (*code).to_owned()).collect();
+        meaning(&codes, status, message).0
+    }
+
+    #[test]
+    fn one_code_has_several_meanings() {
+        for (message, expected) in [
+            (
+                "Operation could not be completed as it results in exceeding approved standardDSv5Family Cores quota.",
+                Quota,
+            ),
+            (
+                "The server rejected the request because too many requests have been received for this subscription.",
+                THROTTLED,
+            ),
+            ("Operation is not allowed: Another operation (Updating) is in progress", Conflict),
+            ("There's an in-progress update managed cluster operation", Conflict),
+            ("OS disk cannot be changed", Invalid),
+        ] {
+            assert_eq!(of(&["OperationNotAllowed"], Some(409), message), expected, "{message}");
+        }
+    }
+
+    #[test]
+    fn capacity_quota_and_throttling_are_told_apart() {
+        for (codes, status, expected) in [
+            (&["SkuNotAvailable", "InvalidTemplateDeployment"][..], Some(400), Capacity),
+            (&["OverconstrainedZonalAllocationRequest"], None, Capacity),
+            (&["ErrCode_InsufficientVCPUQuota"], Some(400), Quota),
+            (&["SubscriptionRequestsThrottled"], Some(429), THROTTLED),
+            (&["ReferencedResourceNotProvisioned", "RetryableError"], Some(429), Conflict),
+            (&[], Some(429), THROTTLED),
+        ] {
+            assert_eq!(of(codes, status, ""), expected, "{codes:?}");
+        }
+    }
+
+    #[test]
+    fn what_passes_is_told_from_what_does_not() {
+        for (codes, status, expected) in [
+            (&["InUseSubnetCannotBeDeleted"][..], Some(400), Conflict),
+            (&["PrincipalNotFound"], Some(400), Conflict),
+            (&["RequestDisallowedByPolicy"], Some(403), Denied),
+            (&["StorageAccountAlreadyTaken"], Some(409), Exists),
+            (&["UnheardOf"], Some(400), Invalid),
+            (&["UnheardOf"], None, Unavailable),
+            (&[], Some(409), Conflict),
+        ] {
+            assert_eq!(of(codes, status, ""), expected, "{codes:?}");
+        }
+    }
+}

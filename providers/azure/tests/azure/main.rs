@@ -1,0 +1,472 @@
+//! The provider against a simulated Azure: a whole site is created, seen as it was made, changed, and removed.
+#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use textnlp_azure::{Access, Azure, ENDPOINT};
+use textnlp_provider::component::{
+    Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, ModelStore, Network, Postgres, Program, Registry,
+};
+use textnlp_provider::conformance::{TestBed, well_formed};
+use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
+use textnlp_provider::{
+    Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership, Progress,
+    Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion, Site,
+    Spec, Sweep, Token, Verb, Wanted, error_chain,
+};
+use textnlp_sim::azure::{AzureCloud, Options};
+
+const REGION: &str = "westeurope";
+const LINEAGE: u128 = 0x0198_c0de_0000_7000_8000_0000_0000_0001;
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+/// Far more steps than an operation without delays takes.
+const STEPS: usize = 400;
+
+struct Secrets;
+
+#[async_trait]
+impl SecretStore for Secrets {
+    async fn put(&self, name: &SecretName, _version: &SecretVersion, _value: &Secret) -> Result<()> {
+        Err(Error::new(ErrorKind::Denied, "store", name.to_string()))
+    }
+
+    async fn get(&self, _secret: &SecretRef) -> Result<Secret> {
+        Ok(Secret::new("a password of some length"))
+    }
+
+    async fn versions(&self, _name: &SecretName) -> Result<Vec<SecretVersion>> {
+        Ok(Vec::new())
+    }
+
+    async fn list(&self, _prefix: &str) -> Result<Vec<SecretName>> {
+        Ok(Vec::new())
+    }
+
+    async fn delete(&self, _name: &SecretName) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A provider and the cloud that it calls.
+struct Bench {
+    cloud: AzureCloud,
+    provider: Azure,
+    site: Site,
+    gpu: Option<GpuPool>,
+}
+
+impl Bench {
+    fn new(options: Options, protect_data: bool) -> Self {
+        let cloud = AzureCloud::start(options);
+        cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
+        let mut variables: BTreeMap<String, String> = cloud.variables().into_iter().collect();
+        variables.insert(ENDPOINT.to_owned(), cloud.url());
+        let access = Access {
+            subscription: cloud.subscription().to_owned(),
+            region: REGION.to_owned(),
+            variables: Some(variables),
+        };
+        let provider = Azure::new(access, Arc::new(Secrets)).polling_every(Duration::from_millis(1));
+        let site = Site {
+            environment: "staging".parse().unwrap(),
+            name: "main".parse().unwrap(),
+            account: cloud.subscription().to_owned(),
+            region: REGION.to_owned(),
+            runtime: Runtime::Kubernetes,
+            role: None,
+            tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
+            protect_data,
+            cluster: None,
+            subnets: Vec::new(),
+        };
+        let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Prefer });
+        Self { cloud, provider, site, gpu }
+    }
+
+    fn lower(&self, name: &str, part: ComponentSpec) -> Vec<Wanted> {
+        let component = Component { name: name.parse().unwrap(), existing: None, part };
+        self.provider.lower(&component, &self.site).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// The resources of a whole site, each after those that it needs.
+    fn all(&self) -> Vec<Wanted> {
+        let store =
+            ModelStore { models: Vec::new(), max_cache_bytes: 0, key: None, archive_after_days: None, replica: None };
+        let registry = Registry { url: "textnlpstaging.azurecr.io".to_owned(), image: None };
+        let mut all = self.lower("network", ComponentSpec::Network(Network::default()));
+        all.extend(self.lower("models", ComponentSpec::ModelStore(store)));
+        let cluster = Cluster {
+            gpu: self.gpu.clone(),
+            allow_from: Some(vec!["203.0.113.0/24".to_owned()]),
+            ..Cluster::of("network".parse().unwrap())
+        };
+        all.extend(self.lower("cluster", ComponentSpec::Cluster(cluster)));
+        all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
+        all.extend(self.lower("database", ComponentSpec::Database(database())));
+        let mut ordered: Vec<Wanted> = Vec::new();
+        while !all.is_empty() {
+            let is_ready = |one: &Wanted| {
+                one.needs.iter().all(|need| {
+                    need.on.component() == "secrets" || ordered.iter().any(|done: &Wanted| done.id == need.on)
+                })
+            };
+            let place = all.iter().position(is_ready).unwrap_or_else(|| panic!("{:?}", all[0].needs));
+            ordered.push(all.remove(place));
+        }
+        ordered
+    }
+
+    fn operation(
+        &self,
+        number: u64,
+        verb: Verb,
+        wanted: &Wanted,
+        spec: &Spec,
+        recorded: Option<&Recorded>,
+    ) -> Operation {
+        let lineage = Lineage(uuid::Uuid::from_u128(LINEAGE));
+        Operation {
+            id: OperationId(number),
+            token: Token::derive(lineage, &self.site.name, OperationId(number)),
+            verb,
+            resource: wanted.id.clone(),
+            kind: wanted.kind.clone(),
+            site: self.site.name.clone(),
+            environment: self.site.environment.clone(),
+            lineage,
+            via: None,
+            host: None,
+            spec: if verb == Verb::Delete { Spec::default() } else { spec.clone() },
+            recorded: recorded.cloned(),
+            changes: Vec::new(),
+            bounds: DeleteBounds::default(),
+            is_repeated: false,
+        }
+    }
+
+    /// Runs an operation to its end, as the engine does, over a journal.
+    async fn finish(&self, op: &Operation) -> textnlp_provider::resource::Object {
+        let mut handle = None;
+        let mut last = String::new();
+        for _ in 0..STEPS {
+            let progress = match &handle {
+                None => self.provider.begin(op).await,
+                Some(handle) => self.provider.advance(op, handle).await,
+            };
+            match progress {
+                Ok(Progress::Done(object)) => return object,
+                Ok(Progress::Pending { handle: next, says, .. }) => {
+                    last = says;
+                    handle = Some(next);
+                }
+                Ok(Progress::Failed { error, .. }) => panic!("{} {}: {}", op.verb, op.resource, error_chain(&error)),
+                Err(error) if error.kind.may_pass() => last = error_chain(&error),
+                Err(error) => panic!("{} {}: {}", op.verb, op.resource, error_chain(&error)),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("{} {} does not end: {last}", op.verb, op.resource);
+    }
+}
+
+fn database() -> Database {
+    let postgres = Postgres {
+        address: None,
+        ca_file: None,
+        name: "textnlp".to_owned(),
+        version: 16,
+        port: None,
+        replicas: 1,
+        connections: 50,
+        secrets: "secrets".parse().unwrap(),
+        cluster: "cluster".parse().unwrap(),
+        program: Program { path: "textnlp-server".to_owned(), digest: "sha256:0".to_owned() },
+        archive_seconds: None,
+        between: None,
+        managed: Some(ManagedPostgres { disk_bytes: 20 << 30, backup_seconds: 7 * 86_400, replica_region: None }),
+    };
+    Database {
+        kind: DatabaseKind::Postgres,
+        hosting: Some(Hosting::Managed),
+        schema: None,
+        postgres: Some(Box::new(postgres)),
+    }
+}
+
+fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Object) -> Recorded {
+    Recorded {
+        id: wanted.id.clone(),
+        kind: wanted.kind.clone(),
+        site: wanted.site.clone(),
+        via: None,
+        spec: spec.clone(),
+        needs: wanted.needs.clone(),
+        ownership: Ownership::Ours,
+        schema: 1,
+        cloud_id: object.cloud_id.clone(),
+        created: object.created,
+        outputs: object.outputs.clone(),
+        protected: false,
+        tainted: false,
+    }
+}
+
+/// A whole site from its creation to its removal. `zone` is that of the pool with GPUs, if there is one.
+async fn whole_life(bench: Bench, zone: &str) {
+    let secrets = ResourceId::new("main/secrets/database-password").unwrap();
+    let secret = json!({ "$secret": "main/database-password", "version": "1" });
+    let mut outputs: BTreeMap<ResourceId, Outputs> =
+        BTreeMap::from([(secrets, Outputs::from([("secret".to_owned(), secret)]))]);
+    let wanted = bench.all();
+    let problems = bench.provider.preflight(&wanted).await.unwrap();
+    let problems: Vec<String> = problems.iter().filter(|problem| !problem.warning).map(ToString::to_string).collect();
+    assert!(problems.is_empty(), "{problems:#?}");
+    let mut records = Vec::new();
+    let mut number = 0;
+    for one in &wanted {
+        number += 1;
+        let spec = one.spec.resolve(|id| outputs.get(id)).unwrap_or_else(|error| panic!("{}: {error}", one.id));
+        let object = bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await;
+        outputs.insert(one.id.clone(), object.outputs.clone());
+        records.push((Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object)));
+    }
+    let (resolved, recorded): (Vec<Wanted>, Vec<Recorded>) = records.iter().cloned().unzip();
+    let lineage = Lineage(uuid::Uuid::from_u128(LINEAGE));
+    let scope = Scope {
+        lineage,
+        environment: &bench.site.environment,
+        site: &bench.site.name,
+        wanted: &resolved,
+        recorded: &recorded,
+    };
+    let seen = bench.provider.observe(&scope).await.unwrap();
+    for (one, recorded) in &records {
+        let found = seen.iter().find(|(id, _)| *id == one.id).map(|(_, seen)| seen);
+        let Some(Observed::Present(object)) = found else { panic!("{}: {found:?}", one.id) };
+        let changes = bench.provider.diff(one, recorded, object);
+        assert!(changes.is_empty(), "{}: {changes:?}", one.id);
+    }
+    if let Some((_, pool)) = seen.iter().find(|(id, _)| id.as_str() == "main/cluster/gpu-nodes") {
+        let Observed::Present(pool) = pool else { panic!("{pool:?}") };
+        assert_eq!(pool.spec.get("zones"), Some(&json!([zone])));
+    }
+    let cluster = &outputs[&ResourceId::new("main/cluster").unwrap()];
+    assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
+    let user = &outputs[&ResourceId::new("main/database/instance").unwrap()];
+    assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+
+    for (one, recorded) in &mut records {
+        let changed = changed(one);
+        if changed == one.spec {
+            continue;
+        }
+        number += 1;
+        let object = bench.finish(&bench.operation(number, Verb::Update, one, &changed, Some(recorded))).await;
+        (one.spec, recorded.spec) = (changed.clone(), changed);
+        let changes = bench.provider.diff(one, recorded, &object);
+        assert!(changes.is_empty(), "{}: {changes:?}", one.id);
+    }
+
+    for (one, recorded) in records.iter().rev() {
+        number += 1;
+        // The engine names what the plan sweeps.
+        let mut op = bench.operation(number, Verb::Delete, one, &one.spec, Some(recorded));
+        if let Ok(Observed::Present(object)) = bench.provider.read(&one.kind, &recorded.cloud_id).await {
+            op.bounds.sweeps = object.foreign.iter().map(|foreign| foreign.cloud_id.clone()).collect();
+        }
+        bench.finish(&op).await;
+    }
+    let sweep = Sweep { lineage, before: &recorded, kept: &[] };
+    let left = bench.provider.leftovers(&sweep).await.unwrap().unwrap();
+    assert!(left.left.is_empty() && left.unsearched.is_empty(), "{left:?}");
+    assert_eq!(bench.cloud.world().ids(), Vec::<String>::new());
+    let violations = bench.cloud.take_violations();
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+/// A spec with what a later environment may change in place.
+fn changed(one: &Wanted) -> Spec {
+    let mut spec = one.spec.as_value().clone();
+    if spec["tags"]["team"].is_string() {
+        spec["tags"]["team"] = json!("texts");
+    }
+    match one.kind.as_str() {
+        "azure.cluster" => spec["allow_from"] = json!(["198.51.100.0/24"]),
+        "azure.pool" => spec["scaling"]["max"] = json!(3),
+        "azure.storage" => spec["soft_delete_days"] = json!(30),
+        "azure.database-server" => spec["disk_gb"] = json!(64),
+        _ => {}
+    }
+    Spec::of(&spec)
+}
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+#[test]
+fn kinds_are_declared_well() {
+    let bench = Bench::new(Options::zero_latency(), false);
+    well_formed(&bench.provider).unwrap();
+}
+
+#[test]
+fn a_site_is_created_and_removed() {
+    run(whole_life(Bench::new(Options::zero_latency(), false), "1"));
+}
+
+/// Operations take their time, and what was just written is not seen everywhere.
+#[test]
+fn a_site_is_created_and_removed_with_the_delays_of_azure() {
+    run(whole_life(Bench { gpu: None, ..Bench::new(Options::default(), false) }, "1"));
+}
+
+#[test]
+fn a_protected_site_is_created_and_removed() {
+    run(whole_life(Bench { gpu: None, ..Bench::new(Options::zero_latency().registered(), true) }, "1"));
+}
+
+/// The rules of the contract, for kinds that need no other object than their group.
+#[test]
+fn kinds_keep_the_contract() {
+    run(contract());
+}
+
+async fn contract() {
+    let bench = Bench::new(Options::zero_latency().registered(), false);
+    let subscription = bench.cloud.subscription().to_owned();
+    let wanted = |id: &str, kind: &str, spec: Value| Wanted {
+        id: ResourceId::new(id).unwrap(),
+        kind: kind.parse().unwrap(),
+        site: bench.site.name.clone(),
+        via: None,
+        spec: Spec::of(&spec),
+        needs: Vec::new(),
+        ownership: Ownership::Ours,
+        protected: false,
+    };
+    let tags = json!({ "team": "text" });
+    let group = json!({ "subscription": subscription, "name": "textnlp-g", "location": REGION, "tags": tags });
+    let holder = wanted("main/network/holder", "azure.group", group.clone());
+    bench.finish(&bench.operation(1, Verb::Create, &holder, &holder.spec, None)).await;
+    let group_id = format!("/subscriptions/{subscription}/resourceGroups/textnlp-g");
+    let of_group = |mut spec: Value| {
+        spec["group"] = json!(group_id);
+        spec["location"] = json!(REGION);
+        spec["tags"] = tags.clone();
+        spec
+    };
+    let storage = |days: u64| {
+        of_group(json!({
+            "name": "textnlptestaccount", "sku": "Standard_LRS", "shared_key": false, "versioned": true, "soft_delete_days": days,
+        }))
+    };
+    let vault = of_group(json!({ "name": "tn-test", "soft_delete_days": 7 }));
+    let tagged = |mut spec: Value| {
+        spec["tags"] = json!({ "team": "other" });
+        spec
+    };
+    let other_group = json!({ "subscription": subscription, "name": "textnlp-h", "location": REGION, "tags": tags });
+    let network = of_group(json!({ "name": "textnlp-n", "cidr": "10.42.0.0/17" }));
+    let identity = of_group(json!({ "name": "textnlp-i" }));
+    let registry = |sku: &str| of_group(json!({ "name": "textnlptestregistry", "sku": sku }));
+    for (id, kind, spec, changed) in [
+        ("main/network/group", "azure.group", other_group.clone(), tagged(other_group)),
+        ("main/network/vnet", "azure.network", network.clone(), tagged(network)),
+        ("main/cluster/identity", "azure.identity", identity.clone(), tagged(identity)),
+        ("main/models/account", "azure.storage", storage(7), storage(14)),
+        ("main/registry/registry", "azure.registry", registry("Basic"), registry("Standard")),
+        ("main/models/vault", "azure.vault", vault.clone(), tagged(vault)),
+    ] {
+        let bed = TestBed::new(
+            &bench.provider,
+            bench.site.environment.clone(),
+            bench.site.name.clone(),
+            Lineage(uuid::Uuid::from_u128(LINEAGE)),
+        );
+        let (first, second) = (wanted(id, kind, spec), Spec::of(&changed));
+        if let Err(violation) = bed.whole_life(&first, Some(&second)).await {
+            panic!("{kind}: {violation}");
+        }
+    }
+    let violations = bench.cloud.take_violations();
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+/// A group that holds something of another owner stays.
+#[test]
+fn a_group_with_foreign_objects_is_kept() {
+    run(foreign());
+}
+
+async fn foreign() {
+    let bench = Bench::new(Options::zero_latency().registered(), false);
+    let wanted = bench.lower("network", ComponentSpec::Network(Network::default()));
+    let group = wanted.iter().find(|one| one.id.as_str() == "main/network/group").unwrap();
+    let object = bench.finish(&bench.operation(1, Verb::Create, group, &group.spec, None)).await;
+    let recorded = record(group, &group.spec, &object);
+    // Of another deployment.
+    let mut other = bench.operation(2, Verb::Create, group, &group.spec, None);
+    let identity = json!({ "group": object.cloud_id.as_str(), "name": "another-team", "location": REGION, "tags": {} });
+    (other.kind, other.spec) = ("azure.identity".parse().unwrap(), Spec::of(&identity));
+    (other.resource, other.lineage) =
+        (ResourceId::new("main/other/one").unwrap(), Lineage(uuid::Uuid::from_u128(LINEAGE + 1)));
+    bench.finish(&other).await;
+    let delete = bench.operation(3, Verb::Delete, group, &group.spec, Some(&recorded));
+    let refused = bench.provider.begin(&delete).await;
+    let refused = match refused {
+        Ok(Progress::Pending { handle, .. }) => bench.provider.advance(&delete, &handle).await,
+        refused => refused,
+    };
+    let error = refused.err().unwrap_or_else(|| panic!("it is deleted"));
+    assert!(error_chain(&error).contains("another-team"), "{}", error_chain(&error));
+    assert_eq!(bench.cloud.take_violations(), Vec::<String>::new());
+}
+
+/// Deleting a group would delete what stays: data of the same deployment.
+#[test]
+fn a_group_with_data_that_stays_is_kept() {
+    run(async {
+        let bench = Bench::new(Options::zero_latency().registered(), false);
+        let wanted = bench.lower("network", ComponentSpec::Network(Network::default()));
+        let group = wanted.iter().find(|one| one.id.as_str() == "main/network/group").unwrap();
+        let object = bench.finish(&bench.operation(1, Verb::Create, group, &group.spec, None)).await;
+        let recorded = record(group, &group.spec, &object);
+        let models = bench.all().into_iter().find(|one| one.id.as_str() == "main/models/account").unwrap();
+        bench.finish(&bench.operation(2, Verb::Create, &models, &models.spec, None)).await;
+        let delete = bench.operation(3, Verb::Delete, group, &group.spec, Some(&recorded));
+        let mut progress = bench.provider.begin(&delete).await.unwrap();
+        for _ in 0..5 {
+            let Progress::Pending { handle, says, .. } = progress else { panic!("it does not wait") };
+            assert!(says.contains("is still in it"), "{says}");
+            progress = bench.provider.advance(&delete, &handle).await.unwrap();
+        }
+        let seen = bench.provider.read(&group.kind, &recorded.cloud_id).await.unwrap();
+        assert!(matches!(seen, Observed::Present(_)), "{seen:?}");
+    });
+}
+
+#[test]
+fn a_pool_without_capacity_is_created_in_another_zone() {
+    let bench = Bench::new(Options::zero_latency(), false);
+    bench.cloud.world().stock_out(&format!("{REGION}-1"), "Standard_NC4as_T4_v3");
+    run(whole_life(bench, "2"));
+}
+
+#[test]
+fn problems_are_in_one_report() {
+    let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Never });
+    let bench = Bench { gpu, ..Bench::new(Options::zero_latency(), false) };
+    bench.cloud.world().lock(&format!("/subscriptions/{}", bench.cloud.subscription()), "ReadOnly");
+    run(async {
+        let problems = bench.provider.preflight(&bench.all()).await.unwrap();
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        for part in ["NCASv3_T4", "keeps everything", "run on CPUs"] {
+            assert!(problems.iter().any(|one| one.contains(part)), "{part}: {problems:#?}");
+        }
+    });
+}

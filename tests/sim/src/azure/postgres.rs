@@ -1,0 +1,343 @@
+//! Flexible servers of PostgreSQL and their databases.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::cloud::{Closed, Cloud, put, put_missing, text};
+use super::kinds::{self, Call, KIND, Kind, Special, Style, parent};
+use super::problem::{Problem, bad};
+use super::resources::get;
+use super::storage::{availability, is_taken};
+use crate::clock::later;
+use crate::{Behaviour, Source};
+
+const SERVER: &str = "Microsoft.DBforPostgreSQL/flexibleServers";
+/// What the names of private zones of servers end with.
+const SUFFIX: &str = "postgres.database.azure.com";
+const VERSIONS: &[&str] = &["11", "12", "13", "14", "15", "16", "17"];
+/// GiB of storage: <https://learn.microsoft.com/azure/postgresql/flexible-server/concepts-storage>.
+const STORAGE: &[i64] = &[32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_767];
+const CHECK: &str = "postgresqlflexibleservers.models NameAvailability";
+
+pub(crate) const KINDS: &[Kind] = &[
+    Kind {
+        kind: SERVER,
+        version: "2024-08-01",
+        models: [
+            "postgresqlflexibleservers.models Server",
+            "postgresqlflexibleservers.models ServerForUpdate",
+            "postgresqlflexibleservers.models Server",
+            "postgresqlflexibleservers.models ServerListResult",
+        ],
+        styles: [Style::Both, Style::Both, Style::Both],
+        seconds: [300, 60, 60],
+        begun: 202,
+        has_state: false,
+        // The service takes any name; see `is_name`.
+        is_name: |_| true,
+        references: &[
+            "/properties/network/delegatedSubnetResourceId",
+            "/properties/network/privateDnsZoneArmResourceId",
+        ],
+        kept: &[
+            "/properties/administratorLogin",
+            "/properties/availabilityZone",
+            "/properties/backup",
+            "/properties/fullyQualifiedDomainName",
+            "/properties/highAvailability",
+            "/properties/minorVersion",
+            "/properties/network",
+            "/properties/version",
+        ],
+        defaults: &[
+            ("/properties/authConfig", r#"{"activeDirectoryAuth":"Disabled","passwordAuth":"Enabled"}"#),
+            ("/properties/backup/backupRetentionDays", "7"),
+            ("/properties/backup/geoRedundantBackup", "\"Disabled\""),
+            ("/properties/dataEncryption", r#"{"type":"SystemManaged"}"#),
+            ("/properties/highAvailability/mode", "\"Disabled\""),
+            ("/properties/highAvailability/state", "\"NotEnabled\""),
+            (
+                "/properties/maintenanceWindow",
+                r#"{"customWindow":"Disabled","dayOfWeek":0,"startHour":0,"startMinute":0}"#,
+            ),
+            ("/properties/replicationRole", "\"Primary\""),
+            ("/properties/storage/autoGrow", "\"Disabled\""),
+            ("/properties/storage/storageSizeGB", "32"),
+            ("/properties/network/publicNetworkAccess", "\"Enabled\""),
+        ],
+        fixed: &[
+            "/properties/administratorLogin",
+            "/properties/availabilityZone",
+            "/properties/backup/geoRedundantBackup",
+            "/properties/network/delegatedSubnetResourceId",
+        ],
+        is_rolled_back: true,
+        accept: accept_server,
+        finish: finish_server,
+        end: end_server,
+        ..KIND
+    },
+    Kind {
+        kind: "Microsoft.DBforPostgreSQL/flexibleServers/databases",
+        version: "2024-08-01",
+        models: [
+            "postgresqlflexibleservers.models Database",
+            "",
+            "postgresqlflexibleservers.models Database",
+            "postgresqlflexibleservers.models DatabaseListResult",
+        ],
+        styles: [Style::Both, Style::Both, Style::Both],
+        seconds: [15, 15, 15],
+        begun: 202,
+        has_state: false,
+        tags: 0,
+        is_name: |name| kinds::is_name(name, 1..=63, "-_"),
+        defaults: &[("/properties/charset", "\"UTF8\""), ("/properties/collation", "\"en_US.utf8\"")],
+        fixed: &["/properties/charset", "/properties/collation"],
+        holds: parent,
+        accept: accept_database,
+        finish: |cloud, key, _| {
+            ready(cloud, &parent(key));
+            Ok(())
+        },
+        ..KIND
+    },
+];
+
+pub(crate) const SPECIALS: &[Special] = &[
+    check("Microsoft.DBforPostgreSQL/checkNameAvailability"),
+    check("Microsoft.DBforPostgreSQL/locations/checkNameAvailability"),
+    get(
+        "Microsoft.DBforPostgreSQL/locations/capabilities[]",
+        "2024-08-01",
+        "postgresqlflexibleservers.models CapabilitiesListResult",
+        |cloud, call| {
+            let region = call.name().to_lowercase();
+            let restricted = if cloud.conduct.closed.is_some() { "Enabled" } else { "Disabled" };
+            let versions: Vec<Value> = match cloud.conduct.closed {
+                Some(_) => Vec::new(),
+                None => VERSIONS.iter().map(|version| json!({ "name": version })).collect(),
+            };
+            let row = json!({ "name": "FlexibleServerCapabilities", "restricted": restricted,
+                "supportedServerVersions": versions, "reason": region });
+            Ok(kinds::page(cloud, call, vec![row]))
+        },
+    ),
+];
+
+const fn check(path: &'static str) -> Special {
+    Special {
+        method: "POST",
+        path,
+        version: "2024-08-01",
+        request: "postgresqlflexibleservers.models CheckNameAvailabilityRequest",
+        answer: CHECK,
+        handler: |cloud, call| Ok(availability(cloud, call, SERVER, "AlreadyExists")),
+    }
+}
+
+pub(crate) const LEDGER: &[Behaviour] = &[
+    rule(
+        "a taken name fails the operation, not the call, and takes the server away",
+        Source::Report("crossplane-contrib/provider-azure#300"),
+    ),
+    rule(
+        "the operation of a server with an invalid name never ends",
+        Source::Report("hashicorp/terraform-provider-azurerm#5443"),
+    ),
+    rule(
+        "names have 3 to 63 small letters, digits and inner hyphens",
+        Source::Report("Azure/azure-rest-api-specs#22302"),
+    ),
+    rule(
+        "a zone that is called like the server fails the operation: PrivateDnsZoneNameNotValid",
+        Source::Report("hashicorp/terraform-provider-azurerm#24549"),
+    ),
+    rule("the zone ends with the service's suffix", Source::Report("Azure/azure-rest-api-specs#20866")),
+    rule(
+        "one writer a server and its databases: ServerBusy, or ServerIsNotReady",
+        Source::Report("hashicorp/terraform-provider-azurerm#28298"),
+    ),
+    rule(
+        "a region that is closed to the subscription is refused in one of three ways",
+        Source::Report("hashicorp/terraform-provider-azurerm#21306"),
+    ),
+    rule(
+        "the subnet is busy after the server is gone, longer with high availability",
+        Source::Report("hashicorp/terraform-provider-azurerm#15032"),
+    ),
+    rule(
+        "a private server needs a delegated subnet and a zone",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/postgresql/flexible-server/concepts-networking-private",
+        ),
+    ),
+    rule(
+        "high availability needs a tier that is not Burstable",
+        Source::Documentation("https://learn.microsoft.com/azure/reliability/reliability-postgresql-flexible-server"),
+    ),
+    rule(
+        "storage has steps and does not shrink",
+        Source::Documentation("https://learn.microsoft.com/azure/postgresql/flexible-server/concepts-storage"),
+    ),
+    rule("the password is never answered", Source::Model),
+];
+
+const fn rule(what: &'static str, source: Source) -> Behaviour {
+    Behaviour { service: "Microsoft.DBforPostgreSQL", what, source }
+}
+
+/// Whether a name of a server is right.
+pub(crate) fn is_name(name: &str) -> bool {
+    (3..=63).contains(&name.len())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+fn closed(how: Closed) -> Problem {
+    match how {
+        Closed::OfferRestricted => bad(
+            "LocationIsOfferRestricted",
+            "Subscriptions are restricted from provisioning in this region. Please choose a different region.",
+        ),
+        Closed::OutOfRange => bad(
+            "ParameterOutOfRange",
+            "The value of the parameter 'Version' should be in: []. Verify that the specified parameter value is \
+             correct.",
+        ),
+        Closed::Internal => {
+            Problem::new(500, "InternalServerError", "An unexpected error occured while processing the request.")
+        }
+    }
+}
+
+fn accept_server(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    if let Some(how) = cloud.conduct.closed.filter(|_| before.is_none()) {
+        return Err(closed(how));
+    }
+    let wrong =
+        |name: &str| bad("InvalidParameterValue", format!("Invalid value given for parameter {name}.")).target(name);
+    let password =
+        body["properties"].as_object_mut().and_then(|members| members.shift_remove("administratorLoginPassword"));
+    let by_password = text(body, "/properties/authConfig/passwordAuth") != "Disabled";
+    if before.is_none()
+        && by_password
+        && (password.is_none() || text(body, "/properties/administratorLogin").is_empty())
+    {
+        return Err(wrong("administratorLogin"));
+    }
+    put_missing(body, "/properties/version", "16".into());
+    let version = text(body, "/properties/version").to_owned();
+    if !VERSIONS.contains(&version.as_str()) {
+        return Err(wrong("version"));
+    }
+    put_missing(body, "/properties/minorVersion", "4".into());
+    let sku = text(body, "/sku/name").to_owned();
+    let tier = text(body, "/sku/tier");
+    let is_burstable = sku.starts_with("Standard_B");
+    if !sku.starts_with("Standard_")
+        || !["Burstable", "GeneralPurpose", "MemoryOptimized"].contains(&tier)
+        || is_burstable != (tier == "Burstable")
+    {
+        return Err(wrong("sku"));
+    }
+    let size = |body: &Value| body.pointer("/properties/storage/storageSizeGB").and_then(Value::as_i64).unwrap_or(32);
+    if !STORAGE.contains(&size(body)) || before.is_some_and(|before| size(before) > size(body)) {
+        return Err(wrong("storage.storageSizeGB"));
+    }
+    if is_burstable && text(body, "/properties/highAvailability/mode") != "Disabled" {
+        let message = "High availability is not supported for Burstable SKUs.";
+        return Err(bad("BadRequest", message));
+    }
+    let ha = text(body, "/properties/highAvailability/mode") != "Disabled";
+    put(body, "/properties/highAvailability/state", (if ha { "Healthy" } else { "NotEnabled" }).into());
+    let days = body.pointer("/properties/backup/backupRetentionDays").and_then(Value::as_i64).unwrap_or(7);
+    if !(7..=35).contains(&days) {
+        return Err(wrong("backup.backupRetentionDays"));
+    }
+    let subnet = text(body, "/properties/network/delegatedSubnetResourceId").to_lowercase();
+    let zone = text(body, "/properties/network/privateDnsZoneArmResourceId").to_lowercase();
+    let zone = zone.rsplit('/').next().unwrap_or_default().to_owned();
+    if subnet.is_empty() != zone.is_empty() {
+        return Err(wrong("network.privateDnsZoneArmResourceId"));
+    }
+    if !subnet.is_empty() {
+        put(body, "/properties/network/publicNetworkAccess", "Disabled".into());
+        let delegations = cloud.objects.get(&subnet).and_then(|one| one.body.pointer("/properties/delegations"));
+        let is_ours = |one: &Value| text(one, "/properties/serviceName").eq_ignore_ascii_case(SERVER);
+        if !delegations.and_then(Value::as_array).is_some_and(|all| all.iter().any(is_ours)) {
+            return Err(wrong("network.delegatedSubnetResourceId"));
+        }
+        if !zone.ends_with(SUFFIX) {
+            return Err(wrong("network.privateDnsZoneArmResourceId"));
+        }
+    }
+    let domain = if zone.is_empty() { SUFFIX.to_owned() } else { zone };
+    put(body, "/properties/fullyQualifiedDomainName", format!("{}.{domain}", call.name()).into());
+    put_missing(body, "/properties/availabilityZone", "1".into());
+    put_missing(
+        body,
+        "/properties/backup/earliestRestoreDate",
+        later(cloud.now(), Duration::from_secs(600)).to_string().into(),
+    );
+    if let Some(members) = body["properties"].as_object_mut() {
+        members.shift_remove("createMode");
+    }
+    // One of this name elsewhere is found by the operation.
+    let is_ours = cloud.objects.contains_key(&call.key);
+    if !is_ours && is_taken(cloud, SERVER, call.name()) {
+        cloud.busy.insert(format!("{}/taken", call.key), jiff::Timestamp::MAX);
+    }
+    put(body, "/properties/state", (if before.is_some() { "Ready" } else { "Starting" }).into());
+    Ok(())
+}
+
+fn ready(cloud: &mut Cloud, key: &str) {
+    if let Some(object) = cloud.objects.get_mut(key) {
+        put(&mut object.body, "/properties/state", "Ready".into());
+    }
+}
+
+fn finish_server(cloud: &mut Cloud, key: &str, is_new: bool) -> Result<(), Value> {
+    let error = |code: &str, message: String| Err(json!({ "code": code, "message": message }));
+    let name = key.rsplit('/').next().unwrap_or_default();
+    if cloud.busy.remove(&format!("{key}/taken")).is_some() {
+        return error("ServerNameAlreadyExists", format!("Specified server name '{name}' is already used."));
+    }
+    let domain =
+        cloud.objects.get(key).map(|one| text(&one.body, "/properties/fullyQualifiedDomainName").to_lowercase());
+    let domain = domain.unwrap_or_default();
+    if is_new && domain == format!("{name}.{name}.{SUFFIX}") {
+        let message =
+            format!("The private DNS zone name '{name}.{SUFFIX}' is not valid because it is the server's name.");
+        return error("PrivateDnsZoneNameNotValid", message);
+    }
+    ready(cloud, key);
+    Ok(())
+}
+
+/// The service's link stays on the subnet for a while.
+fn end_server(cloud: &mut Cloud, key: &str) -> Result<(), Value> {
+    let Some(body) = cloud.objects.get(key).map(|one| one.body.clone()) else { return Ok(()) };
+    let subnet = text(&body, "/properties/network/delegatedSubnetResourceId").to_lowercase();
+    if !subnet.is_empty() {
+        let mut until = cloud.lagged(&cloud.conduct.link_lag);
+        if text(&body, "/properties/highAvailability/mode") != "Disabled" {
+            let more = Duration::try_from(until.duration_since(cloud.now())).unwrap_or_default();
+            until = later(until, more);
+        }
+        cloud.links.insert(subnet, until);
+    }
+    Ok(())
+}
+
+fn accept_database(cloud: &mut Cloud, call: &Call, _: Option<&Value>, _: &mut Value) -> Result<(), Problem> {
+    let server = call.parent();
+    let state = cloud.objects.get(&server).map_or("", |one| text(&one.body, "/properties/state"));
+    if state != "Ready" {
+        return Err(super::problem::conflict("ServerIsNotReady", "The server is not ready for this operation."));
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! Storage accounts with their containers, and registries of images.
+
+use serde_json::{Value, json};
+
+use super::cloud::{Cloud, Object, put, put_missing, text};
+use super::kinds::{Answer, Call, KIND, Kind, Special, Style, is_name};
+use super::problem::{Problem, bad, conflict};
+use crate::{Behaviour, Source};
+
+const ACCOUNT: &str = "Microsoft.Storage/storageAccounts";
+const REGISTRY: &str = "Microsoft.ContainerRegistry/registries";
+
+pub(crate) const KINDS: &[Kind] = &[
+    Kind {
+        kind: ACCOUNT,
+        version: "2024-01-01",
+        models: [
+            "storage.v2024_01_01.models StorageAccountCreateParameters",
+            "storage.v2024_01_01.models StorageAccountUpdateParameters",
+            "storage.v2024_01_01.models StorageAccount",
+            "storage.v2024_01_01.models StorageAccountListResult",
+        ],
+        styles: [Style::Location, Style::Sync, Style::Sync],
+        seconds: [25, 0, 0],
+        begun: 202,
+        words: ["Creating", "ResolvingDNS", "Succeeded"],
+        is_name: |_| true,
+        kept: &["/properties/creationTime", "/properties/primaryEndpoints", "/properties/encryption"],
+        defaults: &[
+            ("/properties/supportsHttpsTrafficOnly", "true"),
+            ("/properties/accessTier", "\"Hot\""),
+            ("/properties/statusOfPrimary", "\"available\""),
+            (
+                "/properties/networkAcls",
+                r#"{"bypass":"AzureServices","virtualNetworkRules":[],"ipRules":[],"defaultAction":"Allow"}"#,
+            ),
+            (
+                "/properties/encryption",
+                r#"{"services":{"blob":{"keyType":"Account","enabled":true}},"keySource":"Microsoft.Storage"}"#,
+            ),
+        ],
+        fixed: &["/kind"],
+        accept: accept_account,
+        finish: finish_account,
+        end: end_name,
+        ..KIND
+    },
+    Kind {
+        kind: "Microsoft.Storage/storageAccounts/blobServices",
+        version: "2024-01-01",
+        models: [
+            "storage.v2024_01_01.models BlobServiceProperties",
+            "",
+            "storage.v2024_01_01.models BlobServiceProperties",
+            "storage.v2024_01_01.models BlobServiceItems",
+        ],
+        has_state: false,
+        tags: 0,
+        is_name: |name| name == "default",
+        kept: &["/properties/cors", "/properties/deleteRetentionPolicy"],
+        ..KIND
+    },
+    Kind {
+        kind: "Microsoft.Storage/storageAccounts/blobServices/containers",
+        version: "2024-01-01",
+        models: [
+            "storage.v2024_01_01.models BlobContainer",
+            "storage.v2024_01_01.models BlobContainer",
+            "storage.v2024_01_01.models BlobContainer",
+            "storage.v2024_01_01.models ListContainerItems",
+        ],
+        has_state: false,
+        tags: 0,
+        has_etag: true,
+        is_name: |name| is_name(name, 3..=63, "-") && name.chars().all(|c| !c.is_ascii_uppercase()),
+        defaults: &[
+            ("/properties/publicAccess", "\"None\""),
+            ("/properties/leaseStatus", "\"Unlocked\""),
+            ("/properties/leaseState", "\"Available\""),
+            ("/properties/hasImmutabilityPolicy", "false"),
+            ("/properties/hasLegalHold", "false"),
+            ("/properties/defaultEncryptionScope", "\"$account-encryption-key\""),
+        ],
+        ..KIND
+    },
+    Kind {
+        kind: REGISTRY,
+        version: "2023-07-01",
+        models: [
+            "containerregistry.v2023_07_01.models Registry",
+            "containerregistry.v2023_07_01.models RegistryUpdateParameters",
+            "containerregistry.v2023_07_01.models Registry",
+            "containerregistry.v2023_07_01.models RegistryListResult",
+        ],
+        styles: [Style::Async, Style::Async, Style::Location],
+        seconds: [20, 10, 20],
+        is_name: |name| is_name(name, 5..=50, ""),
+        kept: &["/properties/creationDate"],
+        defaults: &[
+            ("/properties/adminUserEnabled", "false"),
+            ("/properties/publicNetworkAccess", "\"Enabled\""),
+            ("/properties/networkRuleBypassOptions", "\"AzureServices\""),
+            ("/properties/zoneRedundancy", "\"Disabled\""),
+            ("/properties/dataEndpointEnabled", "false"),
+            ("/properties/dataEndpointHostNames", "[]"),
+        ],
+        accept: accept_registry,
+        end: end_name,
+        ..KIND
+    },
+];
+
+pub(crate) const SPECIALS: &[Special] = &[
+    Special {
+        method: "POST",
+        path: "Microsoft.Storage/checkNameAvailability",
+        version: "2024-01-01",
+        request: "storage.v2024_01_01.models StorageAccountCheckNameAvailabilityParameters",
+        answer: "storage.v2024_01_01.models CheckNameAvailabilityResult",
+        handler: |cloud, call| Ok(availability(cloud, call, ACCOUNT, "AlreadyExists")),
+    },
+    Special {
+        method: "POST",
+        path: "Microsoft.ContainerRegistry/checkNameAvailability",
+        version: "2023-07-01",
+        request: "containerregistry.v2023_07_01.models RegistryNameCheckRequest",
+        answer: "containerregistry.v2023_07_01.models RegistryNameStatus",
+        handler: |cloud, call| Ok(availability(cloud, call, REGISTRY, "AlreadyExists")),
+    },
+];
+
+pub(crate) const LEDGER: &[Behaviour] = &[
+    rule(
+        "the name of a deleted account stays taken for a while though a read is 404",
+        Source::Report("hashicorp/terraform#11485"),
+    ),
+    rule("a taken account name is 409 StorageAccountAlreadyTaken", Source::Report("Azure/azure-cli#13406")),
+    rule("a new account has a Location and no body", Source::Model),
+    rule(
+        "names of accounts have 3 to 24 small letters and digits",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/storage/common/storage-account-overview#storage-account-name",
+        ),
+    ),
+    rule(
+        "an account has one blob service, which is called default",
+        Source::Documentation("https://learn.microsoft.com/rest/api/storagerp/blob-services/set-service-properties"),
+    ),
+];
+
+const fn rule(what: &'static str, source: Source) -> Behaviour {
+    Behaviour { service: "Microsoft.Storage", what, source }
+}
+
+/// Registries' own rules.
+pub(crate) const REGISTRIES: &[Behaviour] = &[Behaviour {
+    service: "Microsoft.ContainerRegistry",
+    what: "names of registries are taken in all of Azure: 409 AlreadyInUse",
+    source: Source::Report("hashicorp/terraform-provider-azurerm#2940"),
+}];
+
+/// Whether a name of a type is taken, by a resource or otherwise.
+pub(crate) fn is_taken(cloud: &Cloud, kind: &str, name: &str) -> bool {
+    let end = format!("/{}/{}", kind.to_lowercase(), name.to_lowercase());
+    let held = cloud.taken.get(&(kind.to_owned(), name.to_lowercase()));
+    held.is_some_and(|until| *until > cloud.now()) || cloud.objects.keys().any(|key| key.ends_with(&end))
+}
+
+/// The answer of a check of names.
+pub(crate) fn availability(cloud: &Cloud, call: &Call, kind: &str, reason: &str) -> Answer {
+    let name = text(&call.body, "/name");
+    Answer::ok(match is_taken(cloud, kind, name) {
+        true => {
+            let message = format!("The name '{name}' is already taken.");
+            json!({ "nameAvailable": false, "reason": reason, "message": message })
+        }
+        false => json!({ "nameAvailable": true }),
+    })
+}
+
+/// Keeps the name of what is deleted for a while.
+pub(crate) fn end_name(cloud: &mut Cloud, key: &str) -> Result<(), Value> {
+    let kind = super::kinds::kind_of(key);
+    let until = cloud.lagged(&cloud.conduct.name_hold);
+    let name = key.rsplit('/').next().unwrap_or_default().to_owned();
+    cloud.taken.insert((kind, name), until);
+    Ok(())
+}
+
+fn accept_account(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    let name = call.name();
+    let is_right = (3..=24).contains(&name.len()) && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    if !is_right {
+        let message = format!(
+            "{name} is not a valid storage account name. Storage account name must be between 3 and 24 characters in \
+             length and use numbers and lower-case letters only."
+        );
+        return Err(bad("AccountNameInvalid", message));
+    }
+    if before.is_some() {
+        return Ok(());
+    }
+    if is_taken(cloud, ACCOUNT, name) {
+        return Err(conflict(
+            "StorageAccountAlreadyTaken",
+            format!("The storage account named {name} is already taken."),
+        ));
+    }
+    let at = |service: &str| format!("https://{name}.{service}.core.windows.net/");
+    let endpoints =
+        json!({ "blob": at("blob"), "dfs": at("dfs"), "file": at("file"), "queue": at("queue"), "table": at("table") });
+    put(body, "/properties/primaryEndpoints", endpoints);
+    put(body, "/properties/primaryLocation", text(body, "/location").to_owned().into());
+    put(body, "/properties/creationTime", cloud.now().to_string().into());
+    put_missing(body, "/sku/tier", "Standard".into());
+    Ok(())
+}
+
+/// A new account has its blob service.
+fn finish_account(cloud: &mut Cloud, key: &str, is_new: bool) -> Result<(), Value> {
+    let Some(account) = cloud.objects.get(key).filter(|_| is_new).map(|one| one.id.clone()) else { return Ok(()) };
+    let id = format!("{account}/blobServices/default");
+    let body = json!({ "id": id, "name": "default", "type": "Microsoft.Storage/storageAccounts/blobServices",
+        "properties": { "cors": { "corsRules": [] }, "deleteRetentionPolicy": { "enabled": false } } });
+    let now = cloud.now();
+    let object = Object { id: id.clone(), body, lag: (now, now), ghost_until: None };
+    cloud.objects.insert(id.to_lowercase(), object);
+    Ok(())
+}
+
+fn accept_registry(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    let name = call.name().to_lowercase();
+    if before.is_none() && is_taken(cloud, REGISTRY, &name) {
+        return Err(conflict("AlreadyInUse", format!("The registry DNS name {name}.azurecr.io is already in use.")));
+    }
+    put(body, "/properties/loginServer", format!("{name}.azurecr.io").into());
+    put_missing(body, "/properties/creationDate", cloud.now().to_string().into());
+    let tier = text(body, "/sku/name").to_owned();
+    put(body, "/sku/tier", tier.into());
+    Ok(())
+}

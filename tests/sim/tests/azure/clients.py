@@ -1,0 +1,263 @@
+"""Azure's Python libraries against the simulated cloud: each type is created, read, listed and deleted."""
+
+import os
+import time
+import uuid
+
+from azure.core.credentials import AccessToken
+from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
+from azure.core.pipeline.transport import RequestsTransport
+from azure.mgmt.authorization import AuthorizationManagementClient
+from azure.mgmt.containerregistry import ContainerRegistryManagementClient
+from azure.mgmt.containerservice import ContainerServiceClient
+from azure.mgmt.keyvault import KeyVaultManagementClient
+from azure.mgmt.msi import ManagedServiceIdentityClient
+from azure.mgmt.network import NetworkManagementClient
+from azure.mgmt.postgresqlflexibleservers import PostgreSQLManagementClient
+from azure.mgmt.privatedns import PrivateDnsManagementClient
+from azure.mgmt.resource.locks import ManagementLockClient
+from azure.mgmt.resource.resources import ResourceManagementClient
+from azure.mgmt.resource.subscriptions import SubscriptionClient
+from azure.mgmt.storage import StorageManagementClient
+
+SUBSCRIPTION, TENANT = os.environ["AZURE_SUBSCRIPTION_ID"], os.environ["AZURE_TENANT_ID"]
+ENDPOINT = os.environ["TEXTNLP_AZURE_ENDPOINT"]
+REGION, GROUP = "westeurope", "textnlp"
+
+
+class Credential:
+    def get_token(self, *scopes, **_):
+        return AccessToken(os.environ["TOKEN"], int(time.time()) + 3000)
+
+
+class Elsewhere(RequestsTransport):
+    """Sends what is meant for Azure to the simulated cloud, whose time moves with each request."""
+
+    def send(self, request, **kwargs):
+        meant = request.url
+        request.url = meant.replace("https://management.azure.com", ENDPOINT)
+        try:
+            return super().send(request, **kwargs)
+        finally:
+            # Polls go to the address of the first request.
+            request.url = meant
+
+    def sleep(self, duration):
+        pass
+
+
+def client(kind, *args, **more):
+    return kind(Credential(), *args, transport=Elsewhere(), polling_interval=0, **more)
+
+
+resources = client(ResourceManagementClient, SUBSCRIPTION, api_version="2021-04-01")
+locks = client(ManagementLockClient, SUBSCRIPTION)
+subscriptions = client(SubscriptionClient)
+network = client(NetworkManagementClient, SUBSCRIPTION)
+zones = client(PrivateDnsManagementClient, SUBSCRIPTION)
+identities = client(ManagedServiceIdentityClient, SUBSCRIPTION)
+roles = client(AuthorizationManagementClient, SUBSCRIPTION, api_version="2022-04-01")
+clusters = client(ContainerServiceClient, SUBSCRIPTION)
+storage = client(StorageManagementClient, SUBSCRIPTION)
+registries = client(ContainerRegistryManagementClient, SUBSCRIPTION)
+databases = client(PostgreSQLManagementClient, SUBSCRIPTION)
+vaults = client(KeyVaultManagementClient, SUBSCRIPTION)
+
+NOT_YET = ("PrincipalNotFound", "AnotherOperationInProgress", "OperationNotAllowed", "RetryableError", "ResourceNotFound",
+           "ResourceGroupNotFound", "ParentResourceNotFound", "MissingSubscriptionRegistration", "InUseSubnetCannotBeDeleted",
+           "CreateRoleAssignmentError", "CustomKubeletIdentityMissingPermissionError", "SetVNetOwnershipFailed", "ServerBusy",
+           "ServerIsNotReady", "ConcurrentFederatedIdentityCredentialsWritesForSingleManagedIdentity", "Conflict",
+           "CannotDeleteResource")
+
+
+def retried(call):
+    """Runs a call again while the cloud is not ready for it."""
+    for _ in range(600):
+        try:
+            result = call()
+            return result.result() if hasattr(result, "result") else result
+        except HttpResponseError as error:
+            if getattr(error.error, "code", None) not in NOT_YET:
+                raise
+    raise AssertionError("never ready")
+
+
+def settled(get):
+    """Reads a resource until several reads in a row find it ready."""
+    good, found = 0, None
+    for _ in range(600):
+        try:
+            found = get()
+            state = getattr(found, "provisioning_state", None)
+            good = good + 1 if state in (None, "Succeeded") else 0
+        except ResourceNotFoundError:
+            good = 0
+        if good == 5:
+            return found
+    raise AssertionError("never there")
+
+
+def missing(get):
+    for _ in range(40):
+        try:
+            get()
+        except ResourceNotFoundError:
+            return
+    raise AssertionError("it is still there")
+
+
+def listed(list_all, name):
+    for _ in range(200):
+        if any(one.name == name for one in list_all()):
+            return
+    raise AssertionError(f"{name} is in no list")
+
+
+# The subscription and its namespaces.
+assert subscriptions.subscriptions.get(SUBSCRIPTION).state == "Enabled"
+assert any(one.name == REGION for one in subscriptions.subscriptions.list_locations(SUBSCRIPTION))
+for name in ("ContainerRegistry", "ContainerService", "DBforPostgreSQL", "KeyVault", "ManagedIdentity", "Network", "Storage"):
+    resources.providers.register("Microsoft." + name)
+for name in ("ContainerService", "Network", "Storage"):
+    while resources.providers.get("Microsoft." + name).registration_state != "Registered":
+        pass
+assert list(locks.management_locks.list_at_subscription_level()) == []
+
+# The group.
+tags = {"textnlp-lineage": "l"}
+resources.resource_groups.create_or_update(GROUP, {"location": REGION, "tags": tags})
+settled(lambda: resources.resource_groups.get(GROUP))
+listed(lambda: resources.resource_groups.list(filter="tagName eq 'textnlp-lineage' and tagValue eq 'l'"), GROUP)
+
+# The network.
+address = {"location": REGION, "sku": {"name": "Standard"}, "public_ip_allocation_method": "Static", "zones": ["1", "2", "3"]}
+retried(lambda: network.public_ip_addresses.begin_create_or_update(GROUP, "out", address))
+address = settled(lambda: network.public_ip_addresses.get(GROUP, "out"))
+nat = {"location": REGION, "sku": {"name": "Standard"}, "public_ip_addresses": [{"id": address.id}], "idle_timeout_in_minutes": 10}
+retried(lambda: network.nat_gateways.begin_create_or_update(GROUP, "out", nat))
+nat = settled(lambda: network.nat_gateways.get(GROUP, "out"))
+retried(lambda: network.virtual_networks.begin_create_or_update(
+    GROUP, "n", {"location": REGION, "tags": tags, "address_space": {"address_prefixes": ["10.20.0.0/16"]}}))
+virtual = settled(lambda: network.virtual_networks.get(GROUP, "n"))
+retried(lambda: network.subnets.begin_create_or_update(
+    GROUP, "n", "nodes", {"address_prefix": "10.20.0.0/20", "nat_gateway": {"id": nat.id}}))
+nodes = settled(lambda: network.subnets.get(GROUP, "n", "nodes"))
+delegation = {"name": "d", "service_name": "Microsoft.DBforPostgreSQL/flexibleServers"}
+retried(lambda: network.subnets.begin_create_or_update(
+    GROUP, "n", "database", {"address_prefix": "10.20.16.0/24", "delegations": [delegation]}))
+delegated = settled(lambda: network.subnets.get(GROUP, "n", "database"))
+assert [one.name for one in network.virtual_networks.get(GROUP, "n").subnets] == ["database", "nodes"]
+ZONE = "x.private.postgres.database.azure.com"
+retried(lambda: zones.private_zones.begin_create_or_update(GROUP, ZONE, {"location": "global"}))
+zone = settled(lambda: zones.private_zones.get(GROUP, ZONE))
+retried(lambda: zones.virtual_network_links.begin_create_or_update(
+    GROUP, ZONE, "n", {"location": "global", "virtual_network": {"id": virtual.id}, "registration_enabled": False}))
+settled(lambda: zones.virtual_network_links.get(GROUP, ZONE, "n"))
+
+# Identities and their roles.
+made = {}
+for name in ("cluster", "kubelet", "server"):
+    retried(lambda: identities.user_assigned_identities.create_or_update(GROUP, name, {"location": REGION}))
+    made[name] = settled(lambda: identities.user_assigned_identities.get(GROUP, name))
+listed(lambda: identities.user_assigned_identities.list_by_resource_group(GROUP), "kubelet")
+
+
+def grant(scope, role, principal):
+    definition = next(iter(roles.role_definitions.list("/subscriptions/" + SUBSCRIPTION, filter=f"roleName eq '{role}'")))
+    name = str(uuid.uuid5(uuid.NAMESPACE_URL, scope + role + principal))
+    body = {"role_definition_id": definition.id, "principal_id": principal, "principal_type": "ServicePrincipal"}
+    retried(lambda: roles.role_assignments.create(scope, name, body))
+    return scope, name
+
+
+granted = [
+    grant(virtual.id, "Network Contributor", made["cluster"].principal_id),
+    grant(made["kubelet"].id, "Managed Identity Operator", made["cluster"].principal_id),
+]
+for scope, name in granted:
+    settled(lambda: roles.role_assignments.get(scope, name))
+
+# The vault and its key, the account and its container, the registry.
+retried(lambda: vaults.vaults.begin_create_or_update(GROUP, "textnlp-kv", {"location": REGION, "properties": {
+    "tenant_id": TENANT, "sku": {"family": "A", "name": "standard"}, "enable_rbac_authorization": True,
+    "soft_delete_retention_in_days": 7}}))
+settled(lambda: vaults.vaults.get(GROUP, "textnlp-kv"))
+retried(lambda: vaults.keys.create_if_not_exist(GROUP, "textnlp-kv", "key", {"properties": {"kty": "RSA"}}))
+assert retried(lambda: vaults.keys.get(GROUP, "textnlp-kv", "key")).key_size == 2048
+assert storage.storage_accounts.check_name_availability({"name": "textnlpmodels"}).name_available
+retried(lambda: storage.storage_accounts.begin_create(GROUP, "textnlpmodels", {
+    "location": REGION, "sku": {"name": "Standard_LRS"}, "kind": "StorageV2", "allow_shared_key_access": False,
+    "minimum_tls_version": "TLS1_2", "allow_blob_public_access": False}))
+settled(lambda: storage.storage_accounts.get_properties(GROUP, "textnlpmodels"))
+assert not storage.storage_accounts.check_name_availability({"name": "textnlpmodels"}).name_available
+retried(lambda: storage.blob_services.set_service_properties(GROUP, "textnlpmodels", {"is_versioning_enabled": True}))
+retried(lambda: storage.blob_containers.create(GROUP, "textnlpmodels", "models", {}))
+listed(lambda: storage.blob_containers.list(GROUP, "textnlpmodels"), "models")
+retried(lambda: registries.registries.begin_create(GROUP, "textnlpimages", {"location": REGION, "sku": {"name": "Standard"}}))
+assert settled(lambda: registries.registries.get(GROUP, "textnlpimages")).login_server == "textnlpimages.azurecr.io"
+
+# The database.
+server = {"location": REGION, "sku": {"name": "Standard_D2ds_v5", "tier": "GeneralPurpose"}, "version": "16",
+          "administrator_login": "textnlp", "administrator_login_password": "hunter2", "create_mode": "Create",
+          "storage": {"storage_size_gb": 64}, "network": {
+              "delegated_subnet_resource_id": delegated.id, "private_dns_zone_arm_resource_id": zone.id}}
+retried(lambda: databases.servers.begin_create(GROUP, "textnlp-db", server))
+assert settled(lambda: databases.servers.get(GROUP, "textnlp-db")).state == "Ready"
+retried(lambda: databases.databases.begin_create(GROUP, "textnlp-db", "texts", {}))
+settled(lambda: databases.databases.get(GROUP, "textnlp-db", "texts"))
+
+# The cluster.
+cluster = {
+    "location": REGION, "tags": tags, "dns_prefix": "textnlp",
+    "identity": {"type": "UserAssigned", "user_assigned_identities": {made["cluster"].id: {}}},
+    "identity_profile": {"kubeletidentity": {"resource_id": made["kubelet"].id}},
+    "oidc_issuer_profile": {"enabled": True}, "disable_local_accounts": True,
+    "aad_profile": {"managed": True, "enable_azure_rbac": True},
+    "network_profile": {"network_plugin": "azure", "network_plugin_mode": "overlay", "outbound_type": "userAssignedNATGateway"},
+    "agent_pool_profiles": [{"name": "system", "mode": "System", "count": 1, "vm_size": "Standard_D2s_v5",
+                             "vnet_subnet_id": nodes.id}]}
+retried(lambda: clusters.managed_clusters.begin_create_or_update(GROUP, "c", cluster))
+found = settled(lambda: clusters.managed_clusters.get(GROUP, "c"))
+assert found.oidc_issuer_profile.issuer_url.startswith("https://westeurope.oic."), found
+offered = clusters.managed_clusters.list_kubernetes_versions(REGION).as_dict()["values"]
+assert any(one["version"] == "1.33" for one in offered), offered
+pool = {"mode": "User", "count": 1, "vm_size": "Standard_D4s_v5", "vnet_subnet_id": nodes.id}
+retried(lambda: clusters.agent_pools.begin_create_or_update(GROUP, "c", "cpu", pool))
+pool = settled(lambda: clusters.agent_pools.get(GROUP, "c", "cpu"))
+listed(lambda: clusters.agent_pools.list(GROUP, "c"), "cpu")
+pool.count = 2
+retried(lambda: clusters.agent_pools.begin_create_or_update(GROUP, "c", "cpu", pool))
+assert settled(lambda: clusters.agent_pools.get(GROUP, "c", "cpu")).count == 2
+config = retried(lambda: clusters.managed_clusters.list_cluster_user_credentials(GROUP, "c")).kubeconfigs[0].value
+assert b"kubelogin" in bytes(config), config
+credential = {"issuer": found.oidc_issuer_profile.issuer_url, "subject": "system:serviceaccount:a:b",
+              "audiences": ["api://AzureADTokenExchange"]}
+retried(lambda: identities.federated_identity_credentials.create_or_update(GROUP, "server", "server", credential))
+settled(lambda: identities.federated_identity_credentials.get(GROUP, "server", "server"))
+
+# And back to nothing.
+retried(lambda: clusters.agent_pools.begin_delete(GROUP, "c", "cpu"))
+retried(lambda: clusters.managed_clusters.begin_delete(GROUP, "c"))
+missing(lambda: clusters.managed_clusters.get(GROUP, "c"))
+retried(lambda: databases.servers.begin_delete(GROUP, "textnlp-db"))
+missing(lambda: databases.servers.get(GROUP, "textnlp-db"))
+retried(lambda: registries.registries.begin_delete(GROUP, "textnlpimages"))
+storage.storage_accounts.delete(GROUP, "textnlpmodels")
+vaults.vaults.delete(GROUP, "textnlp-kv")
+assert [one.name for one in vaults.vaults.list_deleted()] == ["textnlp-kv"]
+vaults.vaults.begin_purge_deleted("textnlp-kv", REGION).result()
+assert list(vaults.vaults.list_deleted()) == []
+for scope, name in granted:
+    roles.role_assignments.delete(scope, name)
+retried(lambda: identities.federated_identity_credentials.delete(GROUP, "server", "server"))
+for name in made:
+    identities.user_assigned_identities.delete(GROUP, name)
+retried(lambda: zones.virtual_network_links.begin_delete(GROUP, ZONE, "n"))
+retried(lambda: zones.private_zones.begin_delete(GROUP, ZONE))
+for name in ("database", "nodes"):
+    retried(lambda: network.subnets.begin_delete(GROUP, "n", name))
+retried(lambda: network.virtual_networks.begin_delete(GROUP, "n"))
+retried(lambda: network.nat_gateways.begin_delete(GROUP, "out"))
+retried(lambda: network.public_ip_addresses.begin_delete(GROUP, "out"))
+resources.resource_groups.begin_delete(GROUP).result()
+missing(lambda: resources.resource_groups.get(GROUP))

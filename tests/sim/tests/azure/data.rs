@@ -1,0 +1,195 @@
+//! Storage, registries, databases and vaults.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use textnlp_sim::azure::{Closed, Options};
+
+use crate::Client;
+
+const ACCOUNT: &str = "G/Microsoft.Storage/storageAccounts/textnlpmodels";
+const REGISTRY: &str = "G/Microsoft.ContainerRegistry/registries/textnlpimages";
+const SERVER: &str = "G/Microsoft.DBforPostgreSQL/flexibleServers/textnlp-db";
+const VAULT: &str = "G/Microsoft.KeyVault/vaults/textnlp-kv";
+const ZONE: &str = "G/Microsoft.Network/privateDnsZones/x.private.postgres.database.azure.com";
+
+/// A public server of the smallest size.
+pub(crate) fn server() -> Value {
+    json!({ "location": "westeurope", "sku": { "name": "Standard_D2ds_v5", "tier": "GeneralPurpose" }, "properties": {
+        "administratorLogin": "textnlp", "administratorLoginPassword": "hunter2", "version": "16",
+        "storage": { "storageSizeGB": 64 } } })
+}
+
+/// A server in the subnet `database` of the network: its path.
+pub(crate) fn private_server(client: &Client) -> String {
+    client.make(ZONE, json!({ "location": "global" }));
+    client.cloud.advance(Duration::from_secs(60));
+    let mut body = server();
+    body["properties"]["network"] = json!({
+        "delegatedSubnetResourceId": client.id("Microsoft.Network/virtualNetworks/n/subnets/database"),
+        "privateDnsZoneArmResourceId": client.path(ZONE) });
+    client.make(SERVER, body);
+    SERVER.to_owned()
+}
+
+fn account() -> Value {
+    json!({ "location": "westeurope", "sku": { "name": "Standard_LRS" }, "kind": "StorageV2" })
+}
+
+/// hashicorp/terraform-provider-azurerm#2940, hashicorp/terraform#11485.
+#[test]
+fn names_are_taken_everywhere_and_for_a_while() {
+    let client = Client::with(Options::default().registered());
+    client.cloud.world().conduct.name_hold = 100..101;
+    client.make(ACCOUNT, account());
+    client.cloud.advance(Duration::from_secs(60));
+    client.put(&format!("{ACCOUNT}/blobServices/default/containers/models"), json!({ "properties": {} })).ok();
+    client.delete(ACCOUNT).ok();
+    assert_eq!(client.get(ACCOUNT).status, 404);
+    assert_eq!(client.put(ACCOUNT, account()).code(), (409, "StorageAccountAlreadyTaken"));
+    let check = |name: &str| {
+        client
+            .post(
+                "providers/Microsoft.Storage/checkNameAvailability",
+                json!({ "name": name, "type": "Microsoft.Storage/storageAccounts" }),
+            )
+            .ok()
+    };
+    assert_eq!(check("textnlpmodels")["nameAvailable"], false);
+    client.cloud.advance(Duration::from_secs(120));
+    assert_eq!(check("textnlpmodels")["nameAvailable"], true);
+    assert_eq!(
+        client.put("G/Microsoft.Storage/storageAccounts/Wrong-Name", account()).code(),
+        (400, "AccountNameInvalid")
+    );
+
+    let taken = ("Microsoft.ContainerRegistry/registries".to_owned(), "textnlpimages".to_owned());
+    client.cloud.world().taken.insert(taken, jiff::Timestamp::MAX);
+    let registry = json!({ "location": "westeurope", "sku": { "name": "Standard" } });
+    assert_eq!(client.put(REGISTRY, registry.clone()).code(), (409, "AlreadyInUse"));
+    client.cloud.world().taken.clear();
+    assert_eq!(client.make(REGISTRY, registry)["properties"]["loginServer"], "textnlpimages.azurecr.io");
+}
+
+/// Settings of the blob service and containers.
+#[test]
+fn containers_lie_in_the_blob_service() {
+    let client = Client::quick();
+    client.make(ACCOUNT, account());
+    let service = format!("{ACCOUNT}/blobServices/default");
+    let body = json!({ "properties": { "isVersioningEnabled": true, "deleteRetentionPolicy": { "enabled": true,
+        "days": 7 } } });
+    client.put(&service, body).ok();
+    assert_eq!(client.get(&service).ok()["properties"]["isVersioningEnabled"], true);
+    let container = format!("{service}/containers/models");
+    assert_eq!(client.put(&container, json!({})).status, 201);
+    assert_eq!(client.put(&container, json!({})).status, 200);
+    assert_eq!(client.get(&format!("{service}/containers")).ok()["value"][0]["name"], "models");
+    client.delete(&container).ok();
+    client.delete(ACCOUNT).ok();
+}
+
+/// crossplane-contrib/provider-azure#300, hashicorp/terraform-provider-azurerm#24549, Azure/azure-rest-api-specs#20866,
+/// hashicorp/terraform-provider-azurerm#28298, hashicorp/terraform-provider-azurerm#21306, hashicorp/terraform-provider-azurerm#5443, and
+/// the password.
+#[test]
+fn servers_fail_late_and_are_busy() {
+    let client = Client::with(Options::default().registered());
+    client.network();
+    let made = client.put(SERVER, server());
+    assert_eq!((made.status, &made.body), (202, &json!({})));
+    client.cloud.advance(Duration::from_secs(20));
+    let database = format!("{SERVER}/databases/texts");
+    assert_eq!(client.put(&database, json!({ "properties": {} })).code(), (409, "ServerIsNotReady"));
+    client.wait(made);
+    let read = client.get(SERVER).ok();
+    assert_eq!(read["properties"]["state"], "Ready");
+    assert!(!read.to_string().contains("hunter2"));
+    let sent =
+        client.cloud.requests().into_iter().find(|one| one.operation.ends_with("flexibleServers/write")).unwrap();
+    assert_eq!(sent.input["properties"]["administratorLoginPassword"], "***");
+    let begun = client.put(&database, json!({ "properties": {} }));
+    assert_eq!(
+        client.put(&format!("{SERVER}/databases/more"), json!({ "properties": {} })).code(),
+        (409, "ServerBusy")
+    );
+    client.wait(begun);
+    let mut smaller = server();
+    smaller["properties"]["storage"]["storageSizeGB"] = 32.into();
+    assert_eq!(client.put(SERVER, smaller).code(), (400, "InvalidParameterValue"));
+    let patch = json!({ "properties": { "backup": { "backupRetentionDays": 14 } } });
+    client.wait(client.call("PATCH", SERVER, patch));
+    assert_eq!(client.get(SERVER).ok()["properties"]["backup"]["backupRetentionDays"], 14);
+
+    // The zone is the server's name and the suffix.
+    let zone = "G/Microsoft.Network/privateDnsZones/other.postgres.database.azure.com";
+    client.make(zone, json!({ "location": "global" }));
+    client.cloud.advance(Duration::from_secs(60));
+    let mut body = server();
+    body["properties"]["network"] = json!({
+        "delegatedSubnetResourceId": client.id("Microsoft.Network/virtualNetworks/n/subnets/database"),
+        "privateDnsZoneArmResourceId": client.path(zone) });
+    let other = "G/Microsoft.DBforPostgreSQL/flexibleServers/other";
+    assert_eq!(client.failure(client.put(other, body.clone())), "PrivateDnsZoneNameNotValid");
+    body["properties"]["network"]["delegatedSubnetResourceId"] =
+        client.id("Microsoft.Network/virtualNetworks/n/subnets/nodes").into();
+    assert_eq!(client.put(other, body).code(), (400, "InvalidParameterValue"));
+
+    let endless = client.put("G/Microsoft.DBforPostgreSQL/flexibleServers/Wrong", server());
+    let address = endless.header("azure-asyncoperation").unwrap().replace("https://management.azure.com", "");
+    client.cloud.advance(Duration::from_secs(86_400));
+    assert_eq!(client.send("GET", &address, Value::Null, &[]).body["status"], "InProgress");
+
+    for (how, code) in [
+        (Closed::OfferRestricted, (400, "LocationIsOfferRestricted")),
+        (Closed::OutOfRange, (400, "ParameterOutOfRange")),
+        (Closed::Internal, (500, "InternalServerError")),
+    ] {
+        client.cloud.world().conduct.closed = Some(how);
+        assert_eq!(client.put("G/Microsoft.DBforPostgreSQL/flexibleServers/more", server()).code(), code);
+    }
+    let offered = client.get("providers/Microsoft.DBforPostgreSQL/locations/westeurope/capabilities").ok();
+    assert_eq!(offered["value"][0]["supportedServerVersions"].as_array().unwrap().len(), 0);
+}
+
+fn vault(client: &Client, more: Value) -> Value {
+    let tenant = client.cloud.variables().into_iter().find(|one| one.0 == "AZURE_TENANT_ID").unwrap().1;
+    let mut body = json!({ "location": "westeurope", "properties": { "tenantId": tenant, "softDeleteRetentionInDays": 7,
+        "sku": { "family": "A", "name": "standard" }, "enableRbacAuthorization": true } });
+    for (name, value) in more.as_object().unwrap() {
+        body["properties"][name] = value.clone();
+    }
+    body
+}
+
+/// hashicorp/terraform-provider-azurerm#12972, adamdost-0/linux-update-cds#21, microsoft/aspire#16102.
+#[test]
+fn a_deleted_vault_keeps_its_name() {
+    let client = Client::quick();
+    let plain = vault(&client, json!({}));
+    client.make(VAULT, plain.clone());
+    let key = format!("{VAULT}/keys/key");
+    let made = client.put(&key, json!({ "properties": { "kty": "RSA" } })).ok();
+    let again = client.put(&key, json!({ "properties": { "kty": "RSA", "keySize": 4096 } })).ok();
+    assert_eq!(made["properties"]["keyUriWithVersion"], again["properties"]["keyUriWithVersion"]);
+    assert_eq!(client.delete(&key).status, 405);
+    client.drop_one("GROUP");
+    client.put("GROUP", json!({ "location": "westeurope" })).ok();
+    assert_eq!(client.put(VAULT, plain.clone()).code(), (409, "ConflictError"));
+    let deleted = "providers/Microsoft.KeyVault/locations/westeurope/deletedVaults/textnlp-kv";
+    assert_eq!(client.get(deleted).ok()["properties"]["vaultId"], client.path(VAULT));
+    client.wait(client.post(&format!("{deleted}/purge"), Value::Null));
+    assert_eq!(client.get(deleted).status, 404);
+    assert_eq!(
+        client.put(VAULT, vault(&client, json!({ "createMode": "recover" }))).code(),
+        (404, "SoftDeletedVaultDoesNotExist")
+    );
+    client.make(VAULT, vault(&client, json!({ "enablePurgeProtection": true })));
+    assert_eq!(client.put(VAULT, vault(&client, json!({ "enablePurgeProtection": false }))).status, 400);
+    client.delete(VAULT).ok();
+    assert_eq!(client.post(&format!("{deleted}/purge"), Value::Null).code(), (405, "MethodNotAllowed"));
+    client.make(VAULT, vault(&client, json!({ "createMode": "recover" })));
+    client.delete(VAULT).ok();
+    client.cloud.advance(Duration::from_secs(8 * 86_400));
+    assert_eq!(client.get(deleted).status, 404);
+}

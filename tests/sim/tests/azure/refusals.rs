@@ -1,0 +1,141 @@
+//! What Azure Resource Manager refuses by itself, and the contract.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use textnlp_sim::azure::Options;
+
+use crate::Client;
+
+const NETWORK: &str = "G/Microsoft.Network/virtualNetworks/n";
+
+fn network() -> Value {
+    json!({ "location": "westeurope", "properties": { "addressSpace": { "addressPrefixes": ["10.20.0.0/16"] } } })
+}
+
+/// nforgeio/neonKUBE#1670, hashicorp/terraform-provider-azurerm#29887.
+#[test]
+fn a_namespace_has_to_be_registered() {
+    let client = Client::with(Options::default());
+    assert_eq!(client.put(NETWORK, network()).code(), (409, "MissingSubscriptionRegistration"));
+    assert_eq!(client.get("providers/Microsoft.Network").ok()["registrationState"], "NotRegistered");
+    client.cloud.world().conduct.registration = 60..61;
+    let said = client.post("providers/Microsoft.Network/register", Value::Null).ok();
+    assert_eq!(said["registrationState"], "Registering");
+    assert_eq!(client.put(NETWORK, network()).code(), (409, "MissingSubscriptionRegistration"));
+    client.cloud.advance(Duration::from_secs(60));
+    assert_eq!(client.get("providers/Microsoft.Network").ok()["registrationState"], "Registered");
+    client.put(NETWORK, network()).ok();
+}
+
+/// Azure/azure-cli#28499, hashicorp/terraform#11404.
+#[test]
+fn versions_are_checked() {
+    let client = Client::quick();
+    let path = client.path(NETWORK);
+    let get = |query: &str| client.send("GET", &format!("{path}{query}"), Value::Null, &[]);
+    assert_eq!(get("").code(), (400, "MissingApiVersionParameter"));
+    assert_eq!(get("?api-version=latest").code(), (400, "InvalidApiVersionParameter"));
+    let unknown = get("?api-version=2031-01-01");
+    assert_eq!(unknown.code(), (400, "NoRegisteredProviderFound"));
+    assert!(unknown.body.to_string().contains("2024-05-01"));
+}
+
+/// skypilot-org/skypilot#3712, hashicorp/terraform-provider-azurerm#5025, and locks.
+#[test]
+fn locks_and_deletions_of_groups_refuse_changes() {
+    let client = Client::with(Options::default().registered());
+    client.network();
+    let id = client.path(NETWORK);
+    client.cloud.world().lock(&id, "CanNotDelete");
+    assert_eq!(client.get("providers/Microsoft.Authorization/locks").ok()["value"].as_array().unwrap().len(), 1);
+    assert_eq!(client.delete(NETWORK).code(), (409, "ScopeLocked"));
+    assert_eq!(client.delete("GROUP").code(), (409, "ScopeLocked"));
+    client.cloud.world().conduct.lock_lag = 40..41;
+    client.cloud.world().unlock(&id);
+    assert_eq!(client.delete("GROUP").code(), (409, "ScopeLocked"));
+    client.cloud.advance(Duration::from_secs(60));
+    let begun = client.delete("GROUP");
+    assert_eq!(client.put(NETWORK, network()).code(), (409, "ResourceGroupBeingDeleted"));
+    client.wait(begun);
+    assert_eq!(client.get(NETWORK).code(), (404, "ResourceGroupNotFound"));
+}
+
+/// microsoft/aspire#16102, Azure/AKS#2443: what a group's deletion does and does not take.
+#[test]
+fn a_group_with_what_others_use_stays() {
+    let client = Client::quick();
+    client.put(&client.path("resourceGroups/h"), json!({ "location": "westeurope" })).ok();
+    let address = "G/Microsoft.Network/publicIPAddresses/out";
+    let body = json!({ "location": "westeurope", "sku": { "name": "Standard" },
+        "properties": { "publicIPAllocationMethod": "Static" } });
+    client.make(address, body);
+    let gateway = client.path("resourceGroups/h/providers/Microsoft.Network/natGateways/out");
+    let nat = json!({ "location": "westeurope", "sku": { "name": "Standard" },
+        "properties": { "publicIpAddresses": [{ "id": client.path(address) }] } });
+    client.make(&gateway, nat);
+    assert_eq!(client.failure(client.delete("GROUP")), "ResourceGroupDeletionBlocked");
+    assert_eq!(client.get("GROUP").ok()["properties"]["provisioningState"], "Succeeded");
+    client.drop_one(&gateway);
+    client.drop_one("GROUP");
+}
+
+/// Conditions, locations and parents.
+#[test]
+fn conditions_and_places_are_checked() {
+    let client = Client::quick();
+    client.make(NETWORK, network());
+    let target = format!("{}?api-version=2024-05-01", client.path(NETWORK));
+    let with = |name: &str, value: &str| client.send("PUT", &target, network(), &[(name, value)]);
+    assert_eq!(with("if-none-match", "*").code(), (412, "PreconditionFailed"));
+    assert_eq!(with("if-match", "W/\"x\"").code(), (412, "PreconditionFailed"));
+    let etag = client.get(NETWORK).ok()["etag"].as_str().unwrap().to_owned();
+    client.wait(with("if-match", &etag));
+    let mut elsewhere = network();
+    elsewhere["location"] = "northeurope".into();
+    assert_eq!(client.put(NETWORK, elsewhere).code(), (409, "InvalidResourceLocation"));
+    let subnet = json!({ "properties": { "addressPrefix": "10.20.0.0/24" } });
+    assert_eq!(
+        client.put("G/Microsoft.Network/virtualNetworks/m/subnets/a", subnet).code(),
+        (404, "ParentResourceNotFound")
+    );
+    assert_eq!(client.get("G/Microsoft.Network/virtualNetworks/m").code(), (404, "ResourceNotFound"));
+    client.cloud.world().state = "Disabled".to_owned();
+    assert_eq!(client.put(NETWORK, network()).code(), (409, "ReadOnlyDisabledSubscription"));
+    assert_eq!(client.get("").ok()["state"], "Disabled");
+    assert_eq!(client.get("/subscriptions/00000000-0000-0000-0000-000000000000").code(), (404, "SubscriptionNotFound"));
+}
+
+/// The contract in the direction of requests: each is a violation that fails a test unless it expects it.
+#[test]
+fn requests_beside_the_models_are_refused() {
+    let client = Client::quick();
+    let wrong = [
+        json!({ "location": "westeurope", "propertys": {} }),
+        json!({ "location": "westeurope", "properties": { "addressSpace": { "addressPrefixs": [] } } }),
+        json!({ "location": "westeurope", "properties": { "enableDdosProtection": "no" } }),
+        json!({ "location": "westeurope", "properties": { "subnets": [{ "name": "a",
+            "properties": { "natGateway": "x" } }] } }),
+    ];
+    for body in wrong {
+        assert_eq!(client.put(NETWORK, body.clone()).code(), (400, "InvalidRequestContent"), "{body}");
+        assert_eq!(client.cloud.take_violations().len(), 1, "{body}");
+    }
+    let key = json!({ "tags": {} });
+    assert_eq!(client.put("G/Microsoft.KeyVault/vaults/v-1/keys/k", key).code(), (400, "InvalidRequestContent"));
+    assert_eq!(client.get("G/Microsoft.Nothing/things/a").code(), (404, "InvalidResourceType"));
+    assert_eq!(client.cloud.take_violations().len(), 2);
+    let mut read_only = network();
+    read_only["properties"]["provisioningState"] = "Failed".into();
+    assert_eq!(client.make(NETWORK, read_only)["properties"]["provisioningState"], "Succeeded");
+}
+
+/// Azure/azure-cli#7573.
+#[test]
+fn a_policy_on_tags_refuses_groups() {
+    let client = Client::quick();
+    client.cloud.world().conduct.required_tags = vec!["owner".to_owned()];
+    let path = client.path("resourceGroups/h");
+    assert_eq!(client.put(&path, json!({ "location": "westeurope" })).code(), (403, "RequestDisallowedByPolicy"));
+    client.put(&path, json!({ "location": "westeurope", "tags": { "owner": "a" } })).ok();
+}

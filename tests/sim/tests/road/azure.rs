@@ -1,0 +1,77 @@
+//! A site in a simulated Azure: the real program, real servers in the pods of a real control plane in place of AKS, and access
+//! tokens of the simulator as those of the cluster.
+
+use std::sync::Arc;
+
+use textnlp_sim::azure::{AzureCloud, Options};
+use textnlp_tests::{Said, counts, said};
+
+use crate::operator::Operator;
+use crate::whole_life;
+
+const REGION: &str = "westeurope";
+/// The variable that leads the program to the simulator.
+const ENDPOINT: &str = "TEXTNLP_AZURE_ENDPOINT";
+/// The group of the site and its cluster.
+const CLUSTER: &str = "textnlp-pilot-main";
+
+/// An operator with a subscription that has nothing in it.
+struct Subscription {
+    operator: Operator,
+    cloud: Arc<AzureCloud>,
+}
+
+impl Subscription {
+    /// `None` where there is no control plane or no PostgreSQL.
+    fn new(about: &str) -> Option<Self> {
+        let mut operator = Operator::new(about)?;
+        operator.sets.push("data=disposable".to_owned());
+        let cloud = Arc::new(AzureCloud::start(Options::zero_latency()));
+        cloud.set_cluster_endpoint(operator.cluster.url(), operator.cluster.ca_pem());
+        // Who has the role of an administrator on the cluster.
+        let known = Arc::downgrade(&cloud);
+        let group = format!("/subscriptions/{}/resourceGroups/{CLUSTER}", cloud.subscription());
+        let cluster = format!("{group}/providers/Microsoft.ContainerService/managedClusters/{CLUSTER}");
+        operator.cluster.identify(move |token| {
+            let principal = known.upgrade()?.cluster_user(token, &cluster)?;
+            Some((principal, vec!["system:masters".to_owned()]))
+        });
+        Some(Self { operator, cloud })
+    }
+
+    fn run(&self, args: &[&str], more: &[&str]) -> Said {
+        let all = [args, &["--provider", "azure"]].concat();
+        let mut command = self.operator.command(&all, more);
+        command.env_remove("KUBECONFIG").env("AZURE_DEFAULTS_LOCATION", REGION);
+        command.env(ENDPOINT, self.cloud.url()).envs(self.cloud.variables());
+        said(command.output().unwrap())
+    }
+
+    /// The ids of what is in the subscription, which was empty.
+    fn left(&self) -> Vec<String> {
+        self.cloud.world().ids()
+    }
+}
+
+#[test]
+fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everything() {
+    let Some(subscription) = Subscription::new("azure") else { return };
+    let plan = subscription.run(&["plan", "-o", "json"], &[]).expect(0).json();
+    eprintln!("plan: {:?}, {}", counts(&plan), plan["cost"]["note"]);
+    let services = plan["cost"]["services"].as_array().cloned().unwrap_or_default();
+    assert!(
+        services.iter().any(|one| one["service"].as_str().is_some_and(|name| name.contains("Virtual Machines"))),
+        "{:#}",
+        plan["cost"]
+    );
+    let policy = subscription.run(&["plan", "--policy"], &[]).expect(0);
+    for action in [
+        "Microsoft.ContainerService/managedClusters/write",
+        "Microsoft.Network/virtualNetworks/write",
+        "Microsoft.Authorization/roleAssignments/write",
+    ] {
+        assert!(policy.out.contains(action), "{action}: {policy:?}");
+    }
+    whole_life(|args, more| subscription.run(args, more), || subscription.left());
+    assert_eq!(subscription.cloud.violations(), Vec::<String>::new());
+}
