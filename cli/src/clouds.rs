@@ -16,6 +16,8 @@ mod gcp;
 mod image;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp"))]
 mod managed;
+#[cfg(all(test, feature = "aws", feature = "gcp", feature = "azure"))]
+mod parity;
 mod platform;
 #[cfg(feature = "kubernetes")]
 mod queries;

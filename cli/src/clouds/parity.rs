@@ -1,0 +1,132 @@
+//! The table of the guide: what each part of the same environment becomes on each provider.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use camino::Utf8Path;
+use textnlp_orchestrator::environment::{Environment, Library, Overrides, components};
+use textnlp_orchestrator::release::{Artifacts, Release, digest};
+use textnlp_provider::component::Program;
+use textnlp_provider::settings::Runtime;
+use textnlp_provider::{Component, Wanted};
+
+use super::{Context, PROVIDERS, Row, catalogue, secrets};
+
+/// What all columns have: a production environment with a database, a cache of models, monitoring and backups.
+const ENVIRONMENT: &str = "pilot";
+
+/// The environment on a provider, with the settings that it needs there.
+fn environment(row: &Row, runtime: Runtime) -> Environment {
+    let hosting = match row.name {
+        "onprem" | "kubernetes" => "cluster",
+        _ => "managed",
+    };
+    let (region, account, registry) = match row.name {
+        "aws" => ("eu-central-1", "123456789012", "123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp"),
+        "azure" => ("westeurope", "00000000-0000-0000-0000-000000000001", "example.azurecr.io/textnlp"),
+        "gcp" => ("europe-west4", "my-project", "europe-west4-docker.pkg.dev/my-project/textnlp/server"),
+        _ => ("local", "", "registry.example.com/textnlp"),
+    };
+    let mut sets = vec![
+        format!("sites[0].provider={}", row.name),
+        format!("sites[0].runtime={runtime}"),
+        format!("sites[0].region={region}"),
+        format!("database.hosting={hosting}"),
+        format!("registry.url={registry}"),
+    ];
+    if runtime == Runtime::Kubernetes {
+        sets.push("traffic.domain=textnlp.example.com".to_owned());
+    }
+    if hosting == "managed" && runtime == Runtime::Kubernetes {
+        // Any file: only its path is in resources.
+        sets.push("network.private_ca=/etc/hosts".to_owned());
+    }
+    if row.name == "azure" {
+        sets.push("database.replicas=1".to_owned());
+        sets.push(format!("sites[0].cluster.image=registry.example.com/textnlp@sha256:{}", "0".repeat(64)));
+    }
+    if !account.is_empty() {
+        sets.push(format!("sites[0].account=\"{account}\""));
+    }
+    let overrides = Overrides { sets, ..Overrides::default() };
+    let loaded = Library::built_in().load(ENVIRONMENT, &overrides, &catalogue());
+    loaded.unwrap_or_else(|error| panic!("{}: {error}", row.name)).environment
+}
+
+/// The kinds that a component becomes, or why it is refused.
+fn cell(lowered: Result<Vec<Wanted>, textnlp_provider::Problems>) -> String {
+    let wanted = match lowered {
+        Ok(wanted) => wanted,
+        Err(problems) => {
+            let causes: Vec<&str> = problems.0.iter().map(|problem| problem.cause.as_str()).collect();
+            return format!("refused: {}", causes.join("; "));
+        }
+    };
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    for one in &wanted {
+        let kind = one.kind.as_str();
+        match counts.iter_mut().find(|(name, _)| name == kind) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((kind.to_owned(), 1)),
+        }
+    }
+    let words: Vec<String> = counts
+        .iter()
+        .map(|(kind, count)| if *count > 1 { format!("{count} `{kind}`") } else { format!("`{kind}`") })
+        .collect();
+    if words.is_empty() { "—".to_owned() } else { words.join(", ") }
+}
+
+fn columns() -> Vec<(String, BTreeMap<String, String>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = Utf8Path::from_path(folder.path()).unwrap();
+    let digest = digest(b"server");
+    let artifacts = Artifacts {
+        program: Program { path: "/opt/textnlp-server".to_owned(), digest: digest.clone() },
+        models: BTreeMap::from([("textnlp-tiny".to_owned(), digest.clone())]),
+        templates: None,
+        schema: Some(3),
+        given: BTreeMap::new(),
+        files: Default::default(),
+        image: Some(format!("1@{digest}")),
+    };
+    let mut columns = Vec::new();
+    for row in PROVIDERS.iter().filter(|row| row.missing.is_none()) {
+        for support in row.capabilities.runtimes {
+            let environment = environment(row, support.runtime);
+            let site = &environment.sites[0].name;
+            let secrets: Arc<_> = secrets(folder);
+            let context = Context { folder, secrets, environment: &environment, site, take: &[], server: None };
+            let provider = (row.provider)(&context).unwrap_or_else(|error| panic!("{}: {error:#}", row.name));
+            let (place, parts) = components(&environment, &Release::resolve(&environment, &artifacts)).remove(0);
+            let cells =
+                parts.iter().map(|part: &Component| (part.name.to_string(), cell(provider.lower(part, &place))));
+            let head = if row.capabilities.runtimes.len() > 1 {
+                format!("{}, {}", row.name, support.runtime)
+            } else {
+                row.name.to_owned()
+            };
+            columns.push((head, cells.collect()));
+        }
+    }
+    columns
+}
+
+fn table() -> String {
+    let columns = columns();
+    let mut names: Vec<&String> = columns.iter().flat_map(|(_, cells)| cells.keys()).collect();
+    names.sort();
+    names.dedup();
+    let heads: Vec<&str> = columns.iter().map(|(head, _)| head.as_str()).collect();
+    let mut text = format!("| part | {} |\n|---|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
+    for name in names {
+        let cells: Vec<&str> = columns.iter().map(|(_, cells)| cells.get(name).map_or("", String::as_str)).collect();
+        text += &format!("| `{name}` | {} |\n", cells.join(" | "));
+    }
+    text
+}
+
+#[test]
+fn guide_lists_what_each_part_becomes() {
+    textnlp_tests::guide::expect_section("docs/guide/providers.md", "parts", &table());
+}
