@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use textnlp_gcp::{Access, CAPABILITIES, CLUSTER, Gcp, cluster_id, cluster_name, inside};
+use textnlp_gcp::{Access, CAPABILITIES, CLUSTER, Gcp, cluster_id, cluster_name};
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
@@ -50,7 +50,7 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     let Context { secrets, environment, site, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
     let outer = Arc::new(Gcp::new(access.clone(), secrets.clone()).pushing(Arc::new(OwnImage::new()?)));
-    managed::provider(context, outer, inside, clusters(access)?)
+    managed::provider(context, outer, textnlp_cloud::inside, clusters(access)?)
 }
 
 fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {

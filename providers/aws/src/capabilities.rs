@@ -1,10 +1,8 @@
 //! What AWS can do with the settings of an environment.
 
-use std::collections::BTreeMap;
-
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, Store};
-use textnlp_provider::component::{Cluster, ComponentSpec, Monitoring, Network};
+use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode};
 use textnlp_provider::{Component, Site};
 
@@ -93,25 +91,15 @@ const SAGEMAKER: &[Capability] = &[
 
 /// The component as the provider of the objects inside of the cluster expands it: without what AWS's own resources answer for. Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let part = match &component.part {
-        ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
-        ComponentSpec::Cluster(cluster) => ComponentSpec::Cluster(Cluster { gpu: None, ..cluster.clone() }),
-        // AWS's alarms go to the receivers.
-        ComponentSpec::Monitoring(monitoring) => {
-            ComponentSpec::Monitoring(Monitoring { receivers: BTreeMap::new(), ..monitoring.clone() })
-        }
-        // A database that AWS runs has backups of its own.
-        ComponentSpec::Backup(_) if site.cluster.as_ref().is_some_and(|cluster| cluster.postgres.is_none()) => {
-            return None;
-        }
-        part => part.clone(),
-    };
-    let is_inside = matches!(part, ComponentSpec::Certificate(_));
-    let existing = component.existing.clone().filter(|_| is_inside);
-    let mut site = site.clone();
+    let mut inner = component.clone();
+    // AWS's alarms go to the receivers.
+    if let ComponentSpec::Monitoring(monitoring) = &mut inner.part {
+        monitoring.receivers.clear();
+    }
+    let (inner, mut site) = textnlp_cloud::inside(&inner, site)?;
     let balancer = endpoint::balancer(component, &site);
     if let Some(cluster) = &mut site.cluster {
         cluster.balancer = balancer;
     }
-    Some((Component { name: component.name.clone(), existing, part }, site))
+    Some((inner, site))
 }

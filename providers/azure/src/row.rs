@@ -11,7 +11,7 @@ use textnlp_cloud::document::{capture, fill, get, last, set};
 use textnlp_cloud::names::{suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, Tags};
 use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
-use textnlp_provider::{Error, ErrorKind, Foreign, Operation, Outputs, Result, SecretRef, Spec};
+use textnlp_provider::{Error, ErrorKind, Foreign, Operation, Outputs, Result, Spec};
 
 use crate::api::{Api, Call, Reply, tags_at};
 use crate::operation::Pending;
@@ -330,7 +330,7 @@ impl<K: RestKind> Rest<K> {
         for field in table.fields.iter().filter(|field| !field.member.is_empty()) {
             let Some(value) = op.spec.get(field.name) else { continue };
             let value = match field.form {
-                Form::Secret => secret(api, value).await?,
+                Form::Secret => textnlp_cloud::secret(api.session.secrets.as_ref(), value).await?,
                 _ => field.write(value),
             };
             if !value.is_null() {
@@ -528,16 +528,6 @@ fn canonical(arm: &str, id: &str) -> String {
     };
     let parts = id.split('/').map(|part| known(part).unwrap_or_else(|| part.to_ascii_lowercase()));
     parts.collect::<Vec<_>>().join("/")
-}
-
-/// The value of a secret, for its final consumer: the request.
-async fn secret(api: &Api, value: &Value) -> Result<Value> {
-    let Some(reference) = SecretRef::from_value(value) else { return Ok(value.clone()) };
-    let found = api.session.secrets.get(&reference).await?;
-    match found.expose_text() {
-        Some(text) => Ok(text.into()),
-        None => Err(invalid("use secret", &reference.name.0, "it is not a text")),
-    }
 }
 
 pub(crate) fn invalid(action: &str, subject: &str, why: &str) -> Error {

@@ -1,6 +1,7 @@
-//! The secret store of calls that use no secrets.
+//! Values of secrets for their final consumer, and the store of calls that use none.
 
 use async_trait::async_trait;
+use serde_json::Value;
 use textnlp_provider::{Error, ErrorKind, Result, Secret, SecretName, SecretRef, SecretStore, SecretVersion};
 
 /// A store without secrets: that of a sign-in.
@@ -26,6 +27,18 @@ impl SecretStore for NoSecrets {
 
     async fn delete(&self, _name: &SecretName) -> Result<()> {
         Ok(())
+    }
+}
+
+/// A value as a request has it: that of the secret, if it is a reference to one.
+///
+/// # Errors
+/// The secret is missing, or it is not a text.
+pub async fn secret(store: &dyn SecretStore, value: &Value) -> Result<Value> {
+    let Some(reference) = SecretRef::from_value(value) else { return Ok(value.clone()) };
+    match store.get(&reference).await?.expose_text() {
+        Some(text) => Ok(text.into()),
+        None => Err(Error::new(ErrorKind::Invalid, "use secret", reference.name.0).because("it is not a text")),
     }
 }
 

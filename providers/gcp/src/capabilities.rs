@@ -2,9 +2,7 @@
 
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
-use textnlp_provider::component::{Cluster, ComponentSpec, Network};
 use textnlp_provider::settings::{DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode};
-use textnlp_provider::{Component, Site};
 
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -49,19 +47,3 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         ],
     }],
 };
-
-/// The component as the provider of the objects inside of the cluster expands it: without what Google's own resources answer for. Pure.
-pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let part = match &component.part {
-        ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
-        ComponentSpec::Cluster(cluster) => ComponentSpec::Cluster(Cluster { gpu: None, ..cluster.clone() }),
-        // A database that Google runs has backups of its own.
-        ComponentSpec::Backup(_) if site.cluster.as_ref().is_some_and(|cluster| cluster.postgres.is_none()) => {
-            return None;
-        }
-        part => part.clone(),
-    };
-    let is_inside = matches!(part, ComponentSpec::Certificate(_));
-    let existing = component.existing.clone().filter(|_| is_inside);
-    Some((Component { name: component.name.clone(), existing, part }, site.clone()))
-}

@@ -28,7 +28,7 @@ pub mod tables;
 mod token;
 
 pub use access::{Access, Identity};
-pub use capabilities::{CAPABILITIES, inside};
+pub use capabilities::CAPABILITIES;
 pub use names::cluster as cluster_name;
 pub use provider::Gcp;
 pub use service::Service;

@@ -10,7 +10,7 @@ use textnlp_cloud::document::{self, capture, fill, get, last, set};
 use textnlp_cloud::names::{suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, ENVIRONMENT, LINEAGE, Tags};
 use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
-use textnlp_provider::{Error, ErrorKind, Foreign, Operation, Outputs, Result, SecretRef, Spec, Verb};
+use textnlp_provider::{Error, ErrorKind, Foreign, Operation, Outputs, Result, Spec, Verb};
 use uuid::Uuid;
 
 use crate::api::{Api, Call};
@@ -523,7 +523,7 @@ impl<K: RestKind> Rest<K> {
         for field in table.fields.iter().filter(|field| !field.member.is_empty()) {
             let Some(value) = op.spec.get(field.name) else { continue };
             let value = match field.form {
-                Form::Secret => secret(api, value).await?,
+                Form::Secret => textnlp_cloud::secret(api.session.secrets.as_ref(), value).await?,
                 _ => field.write(value),
             };
             if !value.is_null() {
@@ -736,16 +736,6 @@ pub(crate) fn part_of(parent: &Tags, mut document: Value) -> Value {
     let tags = parent.iter().filter(|(key, _)| is_inherited(key)).map(|(key, value)| (key.clone(), value.clone()));
     document[TAGS_MEMBER] = labels::encode(&tags.collect());
     document
-}
-
-/// The value of a secret, for its final consumer: the request.
-async fn secret(api: &Api, value: &Value) -> Result<Value> {
-    let Some(reference) = SecretRef::from_value(value) else { return Ok(value.clone()) };
-    let found = api.session.secrets.get(&reference).await?;
-    match found.expose_text() {
-        Some(text) => Ok(text.into()),
-        None => Err(invalid("use secret", &reference.name.0, "it is not a text")),
-    }
 }
 
 /// A member in the names of a message: `/softDeletePolicy` is `soft_delete_policy`.

@@ -11,10 +11,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::State;
 use textnlp_cloud::document::{get, set};
-use textnlp_provider::{Error, ErrorKind, Identity, Kind, Outputs, Pricing, Result, Spec};
+use textnlp_provider::{Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::identity::{CLUSTER_ADMIN, grant, is_granted};
-use super::{delete, put, read};
+use super::{delete, external, put, read};
 use crate::api::{Api, Call};
 use crate::operation::Pending;
 use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, invalid, rewrite, state};
@@ -23,6 +23,9 @@ use crate::table::{MINUTE, Row, kind};
 const VERSION: &str = "2025-05-01";
 /// The pool that a cluster is created with, for its own pods: it needs one as long as it exists.
 const SYSTEM: &str = "system";
+/// The pools of the servers.
+pub(crate) const CPU: &str = "cpu";
+pub(crate) const GPU: &str = "gpu";
 /// The taint of the nodes of that pool, and that of nodes with GPUs.
 const SYSTEM_TAINT: &str = "CriticalAddonsOnly=true:NoSchedule";
 const GPU_TAINT: &str = "nvidia.com/gpu=present:NoSchedule";
@@ -192,6 +195,13 @@ impl RestKind for Cluster {
             outputs.insert(textnlp_provider::connect::CA.to_owned(), json!(ca));
         }
         outputs.insert("version".to_owned(), minor(&document["properties"]["currentKubernetesVersion"]));
+    }
+
+    /// Pools that others added: they would end with it.
+    async fn foreign(_api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
+        let pools = document["properties"]["agentPoolProfiles"].as_array().into_iter().flatten();
+        let names = pools.filter_map(|pool| pool["name"].as_str()).filter(|name| ![SYSTEM, CPU, GPU].contains(name));
+        Ok(names.filter_map(|name| external(&format!("{id}/agentPools/{name}"), "node pool")).collect())
     }
 
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {

@@ -6,9 +6,9 @@ use serde_json::Value;
 use textnlp_cloud::State;
 use textnlp_cloud::document::last;
 use textnlp_cloud::tags::LINEAGE;
-use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Kind, Result};
+use textnlp_provider::{Error, ErrorKind, Foreign, Identity, Kind, Result};
 
-use super::{create, delete, put, read};
+use super::{create, delete, external, put, read};
 use crate::api::{Api, Call, RESOURCES, Reply, tags_at};
 use crate::operation::Pending;
 use crate::row::{LOCATION, Marks, Rest, RestKind, Table};
@@ -93,9 +93,7 @@ impl RestKind for Group {
         let all = api.list(Call::get(format!("{id}/resources"), RESOURCES)).await?;
         let foreign = |one: &Value| {
             let is_own = lineage.is_some() && tags_at(one, "/tags").get(LINEAGE) == lineage.as_ref();
-            let cloud_id = CloudId::new(one["id"].as_str()?).ok().filter(|_| !is_own)?;
-            let what = one["type"].as_str().unwrap_or("resource").to_owned();
-            Some(Foreign { cloud_id, what, swept: false, outlives: false, maker: None })
+            external(one["id"].as_str()?, one["type"].as_str().unwrap_or("resource")).filter(|_| !is_own)
         };
         Ok(all.iter().filter_map(foreign).collect())
     }

@@ -4,12 +4,12 @@ pub(crate) mod cluster;
 mod database;
 mod group;
 pub(crate) mod identity;
-mod network;
+pub(crate) mod network;
 mod registry;
 mod storage;
 mod vault;
 
-use textnlp_provider::{Permission, Verb};
+use textnlp_provider::{CloudId, Foreign, Permission, Verb};
 
 use crate::table::Row;
 
@@ -43,4 +43,10 @@ const fn delete(action: &'static str) -> Permission {
 /// A permission to read objects.
 const fn read(action: &'static str) -> Permission {
     Permission::read(action)
+}
+
+/// An object that others created, and that would end with what it is in.
+fn external(id: &str, what: &str) -> Option<Foreign> {
+    let cloud_id = CloudId::new(id).ok()?;
+    Some(Foreign { cloud_id, what: what.to_owned(), swept: false, outlives: false, maker: None })
 }

@@ -4,11 +4,13 @@
 //! A network tree has one writer (hashicorp/terraform-provider-azurerm#3780): the parts of a site wait for each other, and a conflict with
 //! others is waited for.
 
+use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
-use textnlp_provider::{Identity, Kind, Outputs, Pricing};
+use textnlp_provider::{Foreign, Identity, Kind, Outputs, Pricing, Result};
 
-use super::{create, delete, put, read};
+use super::{create, delete, external, put, read};
+use crate::api::Api;
 use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update};
 use crate::table::{MINUTE, Row, kind};
 
@@ -16,6 +18,9 @@ use crate::table::{MINUTE, Row, kind};
 const NETWORK: &str = "2024-05-01";
 /// The API version of private DNS zones.
 const DNS: &str = "2024-06-01";
+/// The subnets of the nodes and of the database server.
+pub(crate) const NODES: &str = "nodes";
+pub(crate) const DATABASE: &str = "database";
 const MOVE: &str = "deploy another environment and move to it";
 
 pub(crate) static ROWS: &[Row] = &[
@@ -121,6 +126,7 @@ pub(crate) static ROWS: &[Row] = &[
 /// A virtual network. Outputs: `id`, `name`, and what a cluster beside it uses: `pods`, `services`, `dns`.
 struct Network;
 
+#[async_trait]
 impl RestKind for Network {
     const TABLE: &'static Table = &Table {
         arm: "Microsoft.Network/virtualNetworks",
@@ -143,6 +149,17 @@ impl RestKind for Network {
         for (name, value) in cidr.and_then(beside).into_iter().flatten() {
             outputs.insert(name.to_owned(), json!(value));
         }
+    }
+
+    /// Subnets of others, and peerings with other networks: they would end with it.
+    async fn foreign(_api: &Api, _id: &str, document: &Value) -> Result<Vec<Foreign>> {
+        let parts = |member: &str| document["properties"][member].as_array().cloned().unwrap_or_default();
+        let others =
+            parts("subnets").into_iter().filter(|one| ![NODES, DATABASE].map(Value::from).contains(&one["name"]));
+        let others = others.map(|one| (one, "subnet"));
+        let peerings = parts("virtualNetworkPeerings").into_iter().map(|one| (one, "peering"));
+        let foreign = |(one, what): (Value, &str)| external(one["id"].as_str()?, what);
+        Ok(others.chain(peerings).filter_map(foreign).collect())
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A deleted vault keeps its name for days (hashicorp/terraform-provider-azurerm#12972, adamdost-0/linux-update-cds#21), so that the name
 //! of each new one ends with a part of the operation's token.
-//! Nothing switches purge protection on: it could never be switched off, and it keeps a vault from being removed.
+//! Purge protection is never enabled: it could not be disabled, and it keeps a vault from being removed.
 
 use async_trait::async_trait;
 use serde_json::Value;

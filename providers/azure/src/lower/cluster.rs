@@ -6,7 +6,7 @@ use textnlp_provider::settings::{GpuSize, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
 
 use super::{Lowering, MODELS, NETWORK, output};
-use crate::kinds::cluster::{ON_DEMAND, SPOT};
+use crate::kinds::cluster::{CPU, GPU, ON_DEMAND, SPOT};
 use crate::kinds::identity::{KEY_USER, NETWORK_CONTRIBUTOR};
 use crate::names;
 use crate::tables::machines::{Machine, SYSTEM, of_size};
@@ -87,7 +87,7 @@ impl Lowering<'_> {
         // The network has one writer at a time, and AKS is one of them (Azure/AKS#4522).
         self.after(self.part_of(NETWORK, "database-subnet"));
         let Some(machine) = of_size(GpuSize::None) else { return };
-        let pool = self.pool("cpu", machine, &main, network, json!({ "min": min, "max": max }), &[ON_DEMAND]);
+        let pool = self.pool(CPU, machine, &main, network, json!({ "min": min, "max": max }), &[ON_DEMAND]);
         let nodes = self.part("nodes", "azure.pool", pool);
         if let Some(gpu) = &cluster.gpu {
             self.gpu_nodes(gpu, &main, network);
@@ -104,7 +104,7 @@ impl Lowering<'_> {
             Spot::Only => &[SPOT],
         };
         let scaling = json!({ "min": pool.count, "max": pool.count });
-        let pool = self.pool("gpu", machine, cluster, network, scaling, markets);
+        let pool = self.pool(GPU, machine, cluster, network, scaling, markets);
         self.part("gpu-nodes", "azure.pool", pool);
     }
 

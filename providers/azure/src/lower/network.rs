@@ -5,6 +5,7 @@ use textnlp_cloud::Range;
 use textnlp_provider::component::Network;
 
 use super::{Lowering, output};
+use crate::kinds::network::{DATABASE, NODES};
 use crate::names;
 
 /// The range of a site where the environment states none.
@@ -70,10 +71,10 @@ impl Lowering<'_> {
             self.of_group(json!({ "name": names::of(self.site, "nat", MOST), "address": output(&address, "id") }));
         let Some(nat) = self.part("nat", "azure.nat", nat) else { return };
         let subnet = |name: &str, cidr: Range| json!({ "name": name, "network": output(&vnet, "id"), "cidr": cidr.to_string(), "nat": null, "delegation": null });
-        let mut nodes = subnet("nodes", range.part(2, 0));
+        let mut nodes = subnet(NODES, range.part(2, 0));
         nodes["nat"] = output(&nat, "id");
         let nodes = self.part("subnet", "azure.subnet", nodes);
-        let mut database = subnet("database", range.part(8, 64));
+        let mut database = subnet(DATABASE, range.part(8, 64));
         database["delegation"] = json!(DATABASES);
         self.part("database-subnet", "azure.subnet", database);
         // A network has one writer at a time (hashicorp/terraform-provider-azurerm#3780).

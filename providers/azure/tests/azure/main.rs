@@ -416,15 +416,58 @@ async fn foreign() {
     (other.resource, other.lineage) =
         (ResourceId::new("main/other/one").unwrap(), Lineage(uuid::Uuid::from_u128(LINEAGE + 1)));
     bench.finish(&other).await;
-    let delete = bench.operation(3, Verb::Delete, group, &group.spec, Some(&recorded));
-    let refused = bench.provider.begin(&delete).await;
-    let refused = match refused {
+    let why = refusal(&bench, 3, group, &recorded).await;
+    assert!(why.contains("another-team"), "{why}");
+    assert_eq!(bench.cloud.take_violations(), Vec::<String>::new());
+}
+
+/// Why an object is not deleted.
+async fn refusal(bench: &Bench, number: u64, one: &Wanted, recorded: &Recorded) -> String {
+    let delete = bench.operation(number, Verb::Delete, one, &one.spec, Some(recorded));
+    let refused = match bench.provider.begin(&delete).await {
         Ok(Progress::Pending { handle, .. }) => bench.provider.advance(&delete, &handle).await,
         refused => refused,
     };
-    let error = refused.err().unwrap_or_else(|| panic!("it is deleted"));
-    assert!(error_chain(&error).contains("another-team"), "{}", error_chain(&error));
-    assert_eq!(bench.cloud.take_violations(), Vec::<String>::new());
+    error_chain(&refused.err().unwrap_or_else(|| panic!("{} is deleted", one.id)))
+}
+
+#[test]
+fn what_others_added_to_a_network_or_a_cluster_keeps_it() {
+    run(async {
+        let bench = Bench { gpu: None, ..Bench::new(Options::zero_latency().registered(), false) };
+        let mut outputs: BTreeMap<ResourceId, Outputs> = BTreeMap::new();
+        let mut made: BTreeMap<String, (Wanted, Recorded)> = BTreeMap::new();
+        let all = bench.all();
+        let needed = all
+            .iter()
+            .filter(|one| ["main/network", "main/cluster"].iter().any(|part| one.id.as_str().starts_with(part)));
+        for (number, one) in (1..).zip(needed) {
+            let spec = one.spec.resolve(|id| outputs.get(id)).unwrap();
+            let object = bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await;
+            outputs.insert(one.id.clone(), object.outputs.clone());
+            made.insert(
+                one.id.to_string(),
+                (Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object)),
+            );
+        }
+        for (number, container, part, cidr) in [
+            (100, "main/network/vnet", "main/network/subnet", Some("10.42.100.0/24")),
+            (101, "main/cluster", "main/cluster/nodes", None),
+        ] {
+            let (part, _) = &made[part];
+            let mut spec = part.spec.as_value().clone();
+            spec["name"] = json!("theirs");
+            if let Some(cidr) = cidr {
+                spec["cidr"] = json!(cidr);
+            }
+            let mut other = bench.operation(number, Verb::Create, part, &Spec::of(&spec), None);
+            other.lineage = Lineage(uuid::Uuid::from_u128(LINEAGE + 1));
+            bench.finish(&other).await;
+            let (one, recorded) = &made[container];
+            let why = refusal(&bench, number + 100, one, recorded).await;
+            assert!(why.contains("theirs` is inside"), "{container}: {why}");
+        }
+    });
 }
 
 /// Deleting a group would delete what stays: data of the same deployment.

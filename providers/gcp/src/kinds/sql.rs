@@ -154,7 +154,7 @@ impl RestKind for Instance {
         outputs.insert("port".to_owned(), json!(PORT));
     }
 
-    /// A disk grows by itself, and never shrinks (hashicorp/terraform-provider-google#4579).
+    /// A disk grows automatically, and never shrinks (hashicorp/terraform-provider-google#4579).
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match field {
             "disk_gb" => seen.as_u64() >= wanted.as_u64(),

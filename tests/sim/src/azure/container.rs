@@ -259,7 +259,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     ),
     rule("a Failed cluster may repair itself", Source::Report("Azure/AKS#2227")),
     rule("evictions lower the count of a spot pool without an error", Source::Report("Azure/AKS#2030")),
-    rule("the driver of GPUs is installed unless switched off", Source::Report("MicrosoftDocs/azure-docs#17730")),
+    rule("the driver of GPUs is installed unless disabled", Source::Report("MicrosoftDocs/azure-docs#17730")),
     rule(
         "a group of nodes that something outside refers to fails the deletion: ResourceGroupDeletionBlocked",
         Source::Report("Azure/AKS#1016"),
@@ -300,18 +300,18 @@ fn pools<'c>(cloud: &'c Cloud, cluster: &str) -> impl Iterator<Item = (&'c Strin
     cloud.objects.iter().filter(move |(key, _)| key.starts_with(&below))
 }
 
-/// The full version of a wish such as `1.33`.
-fn version(wish: &str, plan: &str, code: &str) -> Result<&'static str, Problem> {
-    if wish.is_empty() {
+/// The full version of a wanted one such as `1.33`.
+fn version(wanted: &str, plan: &str, code: &str) -> Result<&'static str, Problem> {
+    if wanted.is_empty() {
         return Ok(DEFAULT);
     }
-    let fits = |row: &&(&str, bool)| row.0 == wish || row.0.starts_with(&format!("{wish}."));
+    let fits = |row: &&(&str, bool)| row.0 == wanted || row.0.starts_with(&format!("{wanted}."));
     match VERSIONS.iter().find(fits) {
         Some((version, is_long)) if !is_long || plan == "AKSLongTermSupport" => Ok(version),
         Some((version, _)) => {
             Err(bad(code, format!("Version {version} is only available for Long-Term Support (LTS).")))
         }
-        None => Err(bad(code, format!("Version {wish} is not supported in this region."))),
+        None => Err(bad(code, format!("Version {wanted} is not supported in this region."))),
     }
 }
 
@@ -341,17 +341,17 @@ fn accept_cluster(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: 
         );
     }
     let plan = text(body, "/properties/supportPlan").to_owned();
-    let wish = version(text(body, "/properties/kubernetesVersion"), &plan, "K8sVersionNotSupported")?;
+    let wanted = version(text(body, "/properties/kubernetesVersion"), &plan, "K8sVersionNotSupported")?;
     if let Some(current) = before.map(|before| text(before, "/properties/currentKubernetesVersion"))
-        && is_older(wish, current)
+        && is_older(wanted, current)
     {
         return Err(bad(
             "OperationNotAllowed",
-            format!("Downgrading version from {current} to {wish} is not supported."),
+            format!("Downgrading version from {current} to {wanted} is not supported."),
         ));
     }
-    put_missing(body, "/properties/kubernetesVersion", wish.into());
-    put(body, "/properties/currentKubernetesVersion", wish.into());
+    put_missing(body, "/properties/kubernetesVersion", wanted.into());
+    put(body, "/properties/currentKubernetesVersion", wanted.into());
     accept_identities(cloud, before, body)?;
     if is_set(body, "/properties/disableLocalAccounts") && !is_set(body, "/properties/aadProfile/managed") {
         return Err(bad(
@@ -622,10 +622,10 @@ fn is_spot(pool: &Value) -> bool {
 /// The nodes that an upgrade adds.
 fn surge(pool: &Value) -> i64 {
     let count = number(pool, "/properties/count");
-    let wish = text(pool, "/properties/upgradeSettings/maxSurge");
-    let added = match wish.strip_suffix('%').map(str::parse::<i64>) {
+    let wanted = text(pool, "/properties/upgradeSettings/maxSurge");
+    let added = match wanted.strip_suffix('%').map(str::parse::<i64>) {
         Some(Ok(percent)) => (count * percent.clamp(0, 100) + 99) / 100,
-        _ => wish.parse().unwrap_or(0),
+        _ => wanted.parse().unwrap_or(0),
     };
     added.clamp(0, MAX_NODES)
 }
@@ -638,16 +638,18 @@ fn fill_pool(
     before: Option<&Value>,
     pool: &mut Value,
 ) -> Result<(), Problem> {
-    let wish = text(pool, "/properties/vmSize").to_owned();
-    let Some(size) = size(&wish) else {
+    let machine = text(pool, "/properties/vmSize").to_owned();
+    let Some(size) = size(&machine) else {
         return Err(
-            bad("VMSizeNotSupported", format!("Virtual Machine size {wish} is not supported.")).target("vmSize")
+            bad("VMSizeNotSupported", format!("Virtual Machine size {machine} is not supported.")).target("vmSize")
         );
     };
     let current = text(cluster, "/properties/currentKubernetesVersion");
     let wanted = match text(pool, "/properties/orchestratorVersion") {
         "" => before.map_or(current, |before| text(before, "/properties/currentOrchestratorVersion")).to_owned(),
-        wish => version(wish, text(cluster, "/properties/supportPlan"), "AgentPoolK8sVersionNotSupported")?.to_owned(),
+        wanted => {
+            version(wanted, text(cluster, "/properties/supportPlan"), "AgentPoolK8sVersionNotSupported")?.to_owned()
+        }
     };
     if is_older(current, &wanted) {
         let message = format!("Node pool version {wanted} and control plane version {current} are incompatible.");
@@ -694,7 +696,7 @@ fn fill_pool(
     let zones = pool.pointer("/properties/availabilityZones").and_then(Value::as_array);
     if zones.is_some_and(|zones| !zones.is_empty()) && !size.5 {
         let message = format!(
-            "The zone(s) for resource 'agentpool' are not supported. The size {wish} has no zones in this region."
+            "The zone(s) for resource 'agentpool' are not supported. The size {machine} has no zones in this region."
         );
         return Err(bad("AvailabilityZoneNotSupported", message));
     }

@@ -223,7 +223,7 @@ pub(crate) struct Kind {
     /// How many seconds they take.
     pub(crate) seconds: [u64; 3],
     /// The status of an answer to a creation that is not done.
-    pub(crate) begun: u16,
+    pub(crate) accepted: u16,
     /// The states of one that is being created, changed and deleted.
     pub(crate) words: [&'static str; 3],
     /// Whether it has a `provisioningState`.
@@ -264,7 +264,7 @@ pub(crate) const KIND: Kind = Kind {
     models: ["", "", "", ""],
     styles: [Style::Sync, Style::Sync, Style::Sync],
     seconds: [10, 10, 10],
-    begun: 201,
+    accepted: 201,
     words: ["Creating", "Updating", "Deleting"],
     has_state: true,
     is_name: |name| is_name(name, 1..=80, "-_."),
@@ -771,7 +771,7 @@ fn store(
     if style == Style::Sync {
         let _ = (kind.finish)(cloud, &call.key, is_new);
         let body = cloud.objects.get(&call.key).map_or(Value::Null, |one| shown(cloud, &call.key, one));
-        return Ok(Answer::with(if is_new { kind.begun } else { 200 }, body));
+        return Ok(Answer::with(if is_new { kind.accepted } else { 200 }, body));
     }
     let key = call.key.clone();
     let effect = move |cloud: &mut Cloud| match (kind.finish)(cloud, &key, is_new) {
@@ -797,11 +797,11 @@ fn store(
         is_new && kind.kind == "Microsoft.DBforPostgreSQL/flexibleServers" && !postgres::is_name(call.name());
     let takes = (!is_endless).then(|| Duration::from_secs(kind.seconds[index]));
     let headers = start(cloud, call, style, &holds, false, takes, Box::new(effect));
-    let status = if is_new || kind.begun == 202 { kind.begun } else { 200 };
+    let status = if is_new || kind.accepted == 202 { kind.accepted } else { 200 };
     Ok(Answer { status, body: if status == 202 { json!({}) } else { answer }, headers })
 }
 
-/// Starts an operation. Gives the headers that tell of it.
+/// Starts an operation. Gives the headers that announce it.
 pub(crate) fn start(
     cloud: &mut Cloud,
     call: &Call,

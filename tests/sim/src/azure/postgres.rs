@@ -32,7 +32,7 @@ pub(crate) const KINDS: &[Kind] = &[
         ],
         styles: [Style::Both, Style::Both, Style::Both],
         seconds: [300, 60, 60],
-        begun: 202,
+        accepted: 202,
         has_state: false,
         // The service takes any name; see `is_name`.
         is_name: |_| true,
@@ -89,7 +89,7 @@ pub(crate) const KINDS: &[Kind] = &[
         ],
         styles: [Style::Both, Style::Both, Style::Both],
         seconds: [15, 15, 15],
-        begun: 202,
+        accepted: 202,
         has_state: false,
         tags: 0,
         is_name: |name| kinds::is_name(name, 1..=63, "-_"),

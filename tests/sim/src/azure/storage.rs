@@ -22,7 +22,7 @@ pub(crate) const KINDS: &[Kind] = &[
         ],
         styles: [Style::Location, Style::Sync, Style::Sync],
         seconds: [25, 0, 0],
-        begun: 202,
+        accepted: 202,
         words: ["Creating", "ResolvingDNS", "Succeeded"],
         is_name: |_| true,
         kept: &["/properties/creationTime", "/properties/primaryEndpoints", "/properties/encryption"],

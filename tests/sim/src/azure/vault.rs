@@ -25,7 +25,7 @@ pub(crate) const KINDS: &[Kind] = &[
         ],
         styles: [Style::State, Style::Sync, Style::Sync],
         seconds: [20, 0, 0],
-        begun: 200,
+        accepted: 200,
         words: ["RegisteringDns", "Succeeded", "Succeeded"],
         is_name: |name| {
             is_name(name, 3..=24, "-") && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !name.ends_with('-')
@@ -51,7 +51,7 @@ pub(crate) const KINDS: &[Kind] = &[
             "keyvault.v2023_07_01.models Key",
             "keyvault.v2023_07_01.models KeyListResult",
         ],
-        begun: 200,
+        accepted: 200,
         has_state: false,
         is_name: |name| is_name(name, 1..=127, "-"),
         accept: accept_key,

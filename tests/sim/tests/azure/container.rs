@@ -81,20 +81,20 @@ fn a_cluster_has_its_group_and_its_access() {
 fn one_operation_at_a_time() {
     let client = Client::with(Options::default().registered());
     client.cloud.world().conduct.reconciliation = 100..101;
-    let begun = client.put(CLUSTER, cluster());
-    assert_eq!(begun.status, 201);
-    assert!(begun.header("azure-asyncoperation").unwrap().len() > 2000, "its address is signed");
+    let answer = client.put(CLUSTER, cluster());
+    assert_eq!(answer.status, 201);
+    assert!(answer.header("azure-asyncoperation").unwrap().len() > 2000, "its address is signed");
     let refused = client.put(&at("cpu"), pool("Standard_D2s_v5", 1, json!({})));
     assert_eq!(refused.code(), (409, "OperationNotAllowed"));
-    client.wait(begun);
+    client.wait(answer);
     client.cloud.advance(Duration::from_secs(50));
     let refused = client.put(&at("cpu"), pool("Standard_D2s_v5", 1, json!({})));
-    assert_eq!(refused.code(), (409, "OperationNotAllowed"), "AKS works on it by itself");
+    assert_eq!(refused.code(), (409, "OperationNotAllowed"), "AKS works on it without a request");
     client.cloud.advance(Duration::from_secs(200));
-    let begun = client.put(&at("cpu"), pool("Standard_D2s_v5", 1, json!({})));
+    let answer = client.put(&at("cpu"), pool("Standard_D2s_v5", 1, json!({})));
     client.cloud.world().conduct.preempts = true;
     let second = client.put(&at("cpu"), pool("Standard_D2s_v5", 2, json!({})));
-    let said = client.wait(begun);
+    let said = client.wait(answer);
     assert_eq!(
         (said["status"].as_str(), said["error"]["code"].as_str()),
         (Some("Canceled"), Some("OperationPreempted"))
@@ -266,8 +266,8 @@ fn clusters_fail_heal_and_stay() {
     client.cloud.world().conduct.self_heals = true;
     client.cloud.world().conduct.late_capacity = true;
     client.cloud.world().stock_out("westeurope", "Standard_D2s_v5");
-    let begun = client.put(CLUSTER, cluster());
-    assert_eq!(client.failure(begun), "SkuNotAvailable");
+    let answer = client.put(CLUSTER, cluster());
+    assert_eq!(client.failure(answer), "SkuNotAvailable");
     client.cloud.world().restock("westeurope", "Standard_D2s_v5", 9);
     client.get(CLUSTER).ok();
     client.cloud.advance(Duration::from_secs(600));

@@ -108,12 +108,12 @@ fn servers_fail_late_and_are_busy() {
     let sent =
         client.cloud.requests().into_iter().find(|one| one.operation.ends_with("flexibleServers/write")).unwrap();
     assert_eq!(sent.input["properties"]["administratorLoginPassword"], "***");
-    let begun = client.put(&database, json!({ "properties": {} }));
+    let answer = client.put(&database, json!({ "properties": {} }));
     assert_eq!(
         client.put(&format!("{SERVER}/databases/more"), json!({ "properties": {} })).code(),
         (409, "ServerBusy")
     );
-    client.wait(begun);
+    client.wait(answer);
     let mut smaller = server();
     smaller["properties"]["storage"]["storageSizeGB"] = 32.into();
     assert_eq!(client.put(SERVER, smaller).code(), (400, "InvalidParameterValue"));

@@ -21,13 +21,13 @@ fn a_network_has_one_writer() {
     let client = Client::with(Options::default().registered());
     client.network();
     client.cloud.advance(Duration::from_secs(120));
-    let begun = client.put(NODES, range("10.20.0.0/20"));
-    let address = begun.header("azure-asyncoperation").unwrap().to_owned();
+    let answer = client.put(NODES, range("10.20.0.0/20"));
+    let address = answer.header("azure-asyncoperation").unwrap().to_owned();
     let refused = client.put(DATABASE, range("10.20.16.0/24"));
     assert_eq!(refused.code(), (409, "AnotherOperationInProgress"));
     let id = address.rsplit('/').next().unwrap().split('?').next().unwrap();
     assert!(refused.body.to_string().contains(id), "{}", refused.body);
-    client.wait(begun);
+    client.wait(answer);
     let zone = "G/Microsoft.Network/privateDnsZones/x.private.postgres.database.azure.com";
     client.make(zone, json!({ "location": "global" }));
     client.cloud.advance(Duration::from_secs(120));
@@ -105,8 +105,8 @@ fn zones_have_links_and_few_tags() {
     client.network();
     let zone = "G/Microsoft.Network/privateDnsZones/a.private.postgres.database.azure.com";
     let tags = |count: usize| -> serde_json::Map<_, _> { (0..count).map(|n| (format!("t{n}"), json!("v"))).collect() };
-    let begun = client.put(zone, json!({ "location": "global", "tags": tags(16) }));
-    assert_eq!(begun.status, 400);
+    let answer = client.put(zone, json!({ "location": "global", "tags": tags(16) }));
+    assert_eq!(answer.status, 400);
     let spaced = client.put(zone, json!({ "location": "global", "tags": { "a b": "v" } }));
     assert_eq!(spaced.status, 400);
     client.make(zone, json!({ "location": "global", "tags": tags(15) }));

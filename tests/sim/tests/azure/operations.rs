@@ -30,18 +30,18 @@ fn vault(client: &Client) -> Value {
 #[test]
 fn each_style_has_its_headers() {
     let client = Client::with(Options::default().registered());
-    let begun = client.put(NETWORK, network());
-    assert_eq!((begun.status, begun.body["properties"]["provisioningState"].as_str()), (201, Some("Updating")));
-    assert!(begun.header("azure-asyncoperation").is_some() && begun.header("location").is_none());
-    assert_eq!(begun.header("retry-after"), Some("10"));
-    client.wait(begun);
-    let begun = client.put(ACCOUNT, account());
-    assert_eq!((begun.status, &begun.body), (202, &json!({})));
-    assert!(begun.header("azure-asyncoperation").is_none() && begun.header("location").is_some());
-    client.wait(begun);
-    let begun = client.put(VAULT, vault(&client));
-    assert_eq!((begun.status, begun.body["properties"]["provisioningState"].as_str()), (200, Some("RegisteringDns")));
-    assert!(begun.header("azure-asyncoperation").is_none() && begun.header("location").is_none());
+    let answer = client.put(NETWORK, network());
+    assert_eq!((answer.status, answer.body["properties"]["provisioningState"].as_str()), (201, Some("Updating")));
+    assert!(answer.header("azure-asyncoperation").is_some() && answer.header("location").is_none());
+    assert_eq!(answer.header("retry-after"), Some("10"));
+    client.wait(answer);
+    let answer = client.put(ACCOUNT, account());
+    assert_eq!((answer.status, &answer.body), (202, &json!({})));
+    assert!(answer.header("azure-asyncoperation").is_none() && answer.header("location").is_some());
+    client.wait(answer);
+    let answer = client.put(VAULT, vault(&client));
+    assert_eq!((answer.status, answer.body["properties"]["provisioningState"].as_str()), (200, Some("RegisteringDns")));
+    assert!(answer.header("azure-asyncoperation").is_none() && answer.header("location").is_none());
     client.cloud.advance(Duration::from_secs(120));
     assert_eq!(client.get(VAULT).ok()["properties"]["provisioningState"], "Succeeded");
     let gone = client.delete(NETWORK);
@@ -65,11 +65,11 @@ fn reads_and_lists_lag_and_done_is_not_done() {
             let mut cloud = client.cloud.world();
             (cloud.conduct.read_lag, cloud.conduct.list_lag, cloud.conduct.state_gap) = (30..31, 60..61, 40..41);
         }
-        let begun = client.put(NETWORK, network());
+        let answer = client.put(NETWORK, network());
         missed[0] += usize::from((0..4).any(|_| client.get(NETWORK).status == 404));
         let list = client.get("G/Microsoft.Network/virtualNetworks").ok();
         missed[1] += usize::from(list["value"].as_array().unwrap().is_empty());
-        client.wait(begun);
+        client.wait(answer);
         let state = |body: &Value| body.pointer("/properties/provisioningState") == Some(&json!("Updating"));
         missed[2] += usize::from(state(&client.get(NETWORK).body));
         client.cloud.advance(Duration::from_secs(120));
@@ -84,13 +84,13 @@ fn reads_and_lists_lag_and_done_is_not_done() {
 fn polls_vary() {
     let client = Client::with(Options::default().registered());
     client.cloud.world().conduct.odd_states = true;
-    let begun = client.put(NETWORK, network());
-    let address = begun.header("azure-asyncoperation").unwrap().replace("https://management.azure.com", "");
+    let answer = client.put(NETWORK, network());
+    let address = answer.header("azure-asyncoperation").unwrap().replace("https://management.azure.com", "");
     assert_eq!(client.send("GET", &address, Value::Null, &[]).body["status"], "Accepted");
     client.cloud.advance(Duration::from_secs(30));
     client.cloud.world().conduct.bare_polls = true;
-    let begun = client.put(NETWORK, network());
-    let address = begun.header("azure-asyncoperation").unwrap().replace("https://management.azure.com", "");
+    let answer = client.put(NETWORK, network());
+    let address = answer.header("azure-asyncoperation").unwrap().replace("https://management.azure.com", "");
     assert_eq!(client.send("GET", &address, Value::Null, &[]).body, json!({}));
     client.cloud.world().denied.insert("operations/read".to_owned());
     assert_eq!(client.send("GET", &address, Value::Null, &[]).code(), (403, "AuthorizationFailed"));
@@ -110,8 +110,8 @@ fn polls_vary() {
         .world()
         .taken
         .insert(("Microsoft.DBforPostgreSQL/flexibleServers".into(), "taken-name".into()), jiff_max());
-    let begun = client.put(server, crate::data::server());
-    let address = begun.header("location").unwrap().replace("https://management.azure.com", "");
+    let answer = client.put(server, crate::data::server());
+    let address = answer.header("location").unwrap().replace("https://management.azure.com", "");
     client.cloud.advance(Duration::from_secs(600));
     let said = client.send("GET", &address, Value::Null, &[]);
     assert_eq!((said.status, said.body["status"].as_str()), (200, Some("Failed")), "{}", said.body);

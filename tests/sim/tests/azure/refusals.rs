@@ -55,9 +55,9 @@ fn locks_and_deletions_of_groups_refuse_changes() {
     client.cloud.world().unlock(&id);
     assert_eq!(client.delete("GROUP").code(), (409, "ScopeLocked"));
     client.cloud.advance(Duration::from_secs(60));
-    let begun = client.delete("GROUP");
+    let answer = client.delete("GROUP");
     assert_eq!(client.put(NETWORK, network()).code(), (409, "ResourceGroupBeingDeleted"));
-    client.wait(begun);
+    client.wait(answer);
     assert_eq!(client.get(NETWORK).code(), (404, "ResourceGroupNotFound"));
 }
 

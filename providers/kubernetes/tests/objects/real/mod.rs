@@ -45,6 +45,7 @@ fn record(wanted: &Wanted, object: &Object) -> Recorded {
 /// Goes on with an operation until it ends or until what it says of itself has this in it.
 async fn follow(provider: &dyn Provider, op: &Operation, until: Option<&str>) -> Result<Followed, Error> {
     let (mut handle, mut last): (Option<Handle>, _) = (None, String::new());
+    let mut conflicts = 0;
     for _ in 0..600 {
         let progress = match &handle {
             None => provider.begin(op).await,
@@ -52,7 +53,11 @@ async fn follow(provider: &dyn Provider, op: &Operation, until: Option<&str>) ->
         };
         let progress = match progress {
             // A machine that is busy makes calls late by itself: whoever journaled the operation asks again.
-            Err(error) if error.kind == ErrorKind::Unavailable => {
+            Err(error)
+                if error.kind == ErrorKind::Unavailable || (error.kind == ErrorKind::Conflict && conflicts < 5) =>
+            {
+                // A controller wrote the object between a read and the write: the engine repeats that too.
+                conflicts += u32::from(error.kind == ErrorKind::Conflict);
                 last = error.to_string();
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
