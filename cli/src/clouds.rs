@@ -35,6 +35,7 @@ use textnlp_orchestrator::environment::model::Environment;
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::operations::{Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteOutputs};
 use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
+use textnlp_service::Platform;
 
 use crate::args;
 use crate::dr_args::TakeBack;
@@ -239,6 +240,14 @@ pub async fn kube_token(args: &args::KubeToken) -> Result<serde_json::Value, Fai
 
 /// Ends a drill's outage.
 async fn end_outage(args: &TakeBack) -> anyhow::Result<usize> {
+    if let (Some(environment), Some(site)) = (&args.environment, &args.of) {
+        let environment: Environment = serde_json::from_str(environment)?;
+        let platform: &dyn Platform = &Linked;
+        let site = platform.operations_of(&args.state, &environment, site, None)?;
+        let outages = site.and_then(|site| site.outages());
+        let outages = outages.ok_or_else(|| anyhow::anyhow!("the environment of the fault has no such site"))?;
+        return Ok(if args.look { outages.nodes().await? } else { outages.end(&args.fault).await? });
+    }
     #[cfg(feature = "kubernetes")]
     return cluster::end_outage(args).await;
     #[cfg(not(feature = "kubernetes"))]

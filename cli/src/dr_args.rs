@@ -43,7 +43,7 @@ pub enum Dr {
 }
 
 /// `dr take-back`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct TakeBack {
     /// State folder of the environment
     #[arg(long, value_name = "FOLDER")]
@@ -58,8 +58,15 @@ pub struct TakeBack {
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
     /// URL of the API server; a server with another URL is not changed
-    #[arg(long, value_name = "URL")]
-    pub api_server: String,
+    #[arg(long, value_name = "URL", required_unless_present = "environment")]
+    pub api_server: Option<String>,
+    /// Environment as JSON, for a cluster that its cloud made
+    #[arg(long, value_name = "JSON", requires = "of", conflicts_with_all = ["kubeconfig", "context", "api_server"])]
+    pub environment: Option<String>,
+    /// Site in that environment
+    // Not `site`: that is every command's.
+    #[arg(long, value_name = "SITE", requires = "environment")]
+    pub of: Option<String>,
     /// Only check whether the fault could be reverted
     #[arg(long)]
     pub look: bool,
@@ -124,7 +131,9 @@ impl TakeBack {
     /// The arguments after the program's name.
     pub fn arguments(&self) -> Vec<String> {
         let mut typed = vec!["dr", "take-back", "--state", self.state.as_str(), "--fault", &self.fault];
-        typed.extend(["--api-server", &self.api_server]);
+        typed.extend(self.api_server.iter().flat_map(|url| ["--api-server", url]));
+        typed.extend(self.environment.iter().flat_map(|json| ["--environment", json]));
+        typed.extend(self.of.iter().flat_map(|site| ["--of", site]));
         typed.extend(self.kubeconfig.iter().flat_map(|file| ["--kubeconfig", file.as_str()]));
         typed.extend(self.context.iter().flat_map(|context| ["--context", context]));
         typed.extend(self.look.then_some("--look"));
@@ -132,7 +141,7 @@ impl TakeBack {
     }
 
     /// Parse the arguments of `arguments()`.
-    pub fn of(typed: &[String]) -> Result<Self, String> {
+    pub fn parse(typed: &[String]) -> Result<Self, String> {
         let program = std::iter::once("textnlp-deploy".to_owned());
         let read = crate::args::Cli::try_parse_from(program.chain(typed.iter().cloned()));
         match read.map_err(|error| error.to_string())?.command {
@@ -171,14 +180,22 @@ mod tests {
             fault: "d-1".to_owned(),
             kubeconfig: Some("/k".into()),
             context: Some("a b".to_owned()),
-            api_server: "https://127.0.0.1:1".to_owned(),
+            api_server: Some("https://127.0.0.1:1".to_owned()),
+            environment: None,
+            of: None,
             look: false,
         };
         let least = TakeBack { kubeconfig: None, context: None, look: true, ..whole.clone() };
-        for command in [whole, least] {
-            let read = TakeBack::of(&command.arguments()).unwrap();
+        let of_cloud = TakeBack {
+            api_server: None,
+            environment: Some("{\"a\": \"--b\"}".to_owned()),
+            of: Some("main".to_owned()),
+            ..least.clone()
+        };
+        for command in [whole, least, of_cloud] {
+            let read = TakeBack::parse(&command.arguments()).unwrap();
             assert_eq!(read.arguments(), command.arguments());
         }
-        assert!(TakeBack::of(&["dr".to_owned(), "status".to_owned()]).is_err());
+        assert!(TakeBack::parse(&["dr".to_owned(), "status".to_owned()]).is_err());
     }
 }

@@ -11,7 +11,7 @@ use textnlp_kubernetes::{
 use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
 use textnlp_provider::cluster::{ClusterAccess, ClusterSite};
-use textnlp_provider::operations::{Operations, Outages, RolloutStatus};
+use textnlp_provider::operations::{Operations, Outages, RolloutStatus, SiteAccess};
 use textnlp_provider::{Combined, Error, ErrorKind, Provider, Site, SiteName};
 
 use super::queries::{Figures, Queries};
@@ -131,18 +131,19 @@ pub(super) async fn control_rollout(
     Ok(Kubernetes::new(access, secrets).run_rollout(&orders, judges, report).await?.status(None))
 }
 
-/// Ends an outage. The kubeconfig may have changed since it began, so the API server identifies the cluster.
+/// Ends an outage in the cluster of a kubeconfig. It may have changed since the outage began, so the API server identifies the cluster.
 pub(super) async fn end_outage(args: &TakeBack) -> anyhow::Result<usize> {
     let file = args.kubeconfig.clone().map(Utf8PathBuf::into_std_path_buf);
     refuse_exposed(file.as_deref())?;
     let secrets = super::secrets(&args.state);
     let cluster = ClusterOperations::new((file, args.context.clone()), secrets, String::new(), false);
-    let server = cluster.access()?.api_server;
-    anyhow::ensure!(
-        server == args.api_server,
-        "the kubeconfig points to {server}, but the fault was injected in {}: restore that context or that kubeconfig",
-        args.api_server
-    );
+    let there = args.api_server.as_deref().unwrap_or_default();
+    if let SiteAccess::Kubeconfig { api_server, .. } = cluster.access()? {
+        anyhow::ensure!(
+            api_server == there,
+            "the kubeconfig points to {api_server}, but the fault was injected in {there}: restore that context or that kubeconfig"
+        );
+    }
     Ok(if args.look { cluster.nodes().await? } else { cluster.end(&args.fault).await? })
 }
 

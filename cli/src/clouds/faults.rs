@@ -57,9 +57,18 @@ impl SiteFaults {
     /// The command that ends an outage.
     fn taken_back_by(&self, fault: &Fault) -> Result<Option<TakeBack>, String> {
         let Some(outages) = self.outage(fault)? else { return Ok(None) };
-        let SiteAccess { kubeconfig, context, api_server } = outages.access().map_err(hinted)?;
-        let (state, fault) = (self.folder.clone(), fault.id.clone());
-        Ok(Some(TakeBack { state, fault, kubeconfig, context, api_server, look: false }))
+        let mut command = TakeBack { state: self.folder.clone(), fault: fault.id.clone(), ..TakeBack::default() };
+        match outages.access().map_err(hinted)? {
+            SiteAccess::Kubeconfig { kubeconfig, context, api_server } => {
+                (command.kubeconfig, command.context, command.api_server) = (kubeconfig, context, Some(api_server));
+            }
+            // The file of the environment may change or be gone by then.
+            SiteAccess::Cloud => {
+                let environment = serde_json::to_string(&self.environment).map_err(|error| error.to_string())?;
+                (command.environment, command.of) = (Some(environment), Some(fault.site.clone()));
+            }
+        }
+        Ok(Some(command))
     }
 
     fn begun(&self) -> MutexGuard<'_, BTreeMap<String, TakeBack>> {
@@ -99,7 +108,7 @@ impl Faults for SiteFaults {
     async fn revert(&self, id: &str) -> Result<(), String> {
         let open = self.local.open().map_err(|e| error_chain(&e))?;
         let written = open.into_iter().find(|fault| fault.id == id).and_then(|fault| fault.elsewhere);
-        let written = written.map(|elsewhere| TakeBack::of(&elsewhere.arguments)).transpose()?;
+        let written = written.map(|elsewhere| TakeBack::parse(&elsewhere.arguments)).transpose()?;
         // Another process may have removed the record meanwhile, and the outage may not have ended completely.
         let Some(command) = written.or_else(|| self.begun().get(id).cloned()) else {
             return self.local.revert(id).await.map_err(|e| error_chain(&e));
@@ -174,19 +183,29 @@ pub fn open_outages(folder: &Utf8Path) -> anyhow::Result<Vec<String>> {
 }
 
 /// Variables that locate credentials without being secret, and whether each one is a path.
-const WAYS: [(&str, bool); 12] = [
+const WAYS: [(&str, bool); 22] = [
     ("KUBECONFIG", true),
     ("AWS_CONFIG_FILE", true),
     ("AWS_SHARED_CREDENTIALS_FILE", true),
     ("AWS_WEB_IDENTITY_TOKEN_FILE", true),
+    ("AWS_CA_BUNDLE", true),
     ("CLOUDSDK_CONFIG", true),
     ("GOOGLE_APPLICATION_CREDENTIALS", true),
     ("AZURE_CONFIG_DIR", true),
+    ("AZURE_FEDERATED_TOKEN_FILE", true),
+    ("TEXTNLP_CA_FILE", true),
     ("AWS_PROFILE", false),
     ("AWS_REGION", false),
     ("AWS_DEFAULT_REGION", false),
     ("AWS_ROLE_ARN", false),
+    ("AWS_EC2_METADATA_DISABLED", false),
     ("CLOUDSDK_ACTIVE_CONFIG_NAME", false),
+    ("CLOUDSDK_CORE_PROJECT", false),
+    ("GOOGLE_CLOUD_PROJECT", false),
+    ("AZURE_AUTHORITY_HOST", false),
+    ("AZURE_CLIENT_ID", false),
+    ("AZURE_SUBSCRIPTION_ID", false),
+    ("AZURE_TENANT_ID", false),
 ];
 
 /// Those variables that are set here, with absolute paths.

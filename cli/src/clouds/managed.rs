@@ -8,10 +8,12 @@ use async_trait::async_trait;
 use textnlp_kubernetes::{ClusterOperations, Kubernetes, local_part};
 use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
+use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, Locate};
 use textnlp_provider::operations::Operations;
 use textnlp_provider::{
-    CloudId, Combined, Component, Error, ErrorKind, KindName, Observed, Provider, Result, Site, SiteName, Through,
+    CloudId, Combined, Component, ComponentName, Error, ErrorKind, KindName, Observed, Provider, Result, Site,
+    SiteName, Through,
 };
 use textnlp_token::Token;
 
@@ -19,6 +21,8 @@ use super::{Context, cluster};
 
 /// The component whose resource is the cluster.
 const HOST: &str = "cluster";
+/// The supervisor on the operator's machine, where sites fail over to each other.
+const SUPERVISOR: &str = "supervisor";
 /// The lifetime of a token whose end is not known.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
 
@@ -52,7 +56,21 @@ pub(super) fn provider(
     };
     let through =
         Through::new(outer, inner, reach, HOST.parse()?).expanding(inside).connecting(clusters.kind, clusters.connect);
-    Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), local_part)))
+    Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), beside)))
+}
+
+/// The part of a component on the operator's machine. The cloud's cluster has the name of its component, so the supervisor of the site agent
+/// has another one.
+fn beside(component: &Component, site: &Site) -> Option<(Component, Site)> {
+    let (mut component, site) = local_part(component, site)?;
+    let supervisor = || ComponentName::new(SUPERVISOR).expect("the constant is a label");
+    match &mut component.part {
+        ComponentSpec::Cluster(_) => component.name = supervisor(),
+        ComponentSpec::Relay(relay) => relay.cluster = supervisor(),
+        ComponentSpec::SiteAgent(agent) => agent.cluster = supervisor(),
+        _ => {}
+    }
+    Some((component, site))
 }
 
 /// The operations of a site. `cloud` reads its cluster: the environment's existing one, or the one with the name of the site. `id` is the

@@ -3,7 +3,9 @@
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, Store};
 use textnlp_provider::component::ComponentSpec;
-use textnlp_provider::settings::{DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode};
+use textnlp_provider::settings::{
+    DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
+};
 use textnlp_provider::{Component, Site};
 
 use crate::lower::endpoint;
@@ -23,6 +25,8 @@ const KUBERNETES: &[Capability] = &[
     Tls(TlsMode::LocalCa),
     Tls(TlsMode::Existing),
     Failover(Failover::Manual),
+    Failover(Failover::Automatic),
+    Replication(DatabaseCopy::Streaming),
     Traffic(TrafficMode::Gateway),
     Rollout(Strategy::Rolling),
     Rollout(Strategy::Canary),

@@ -390,13 +390,18 @@ pub trait Outages: Send + Sync {
 
 /// The access to a site from any folder of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SiteAccess {
-    /// The file with the credentials.
-    pub kubeconfig: Option<Utf8PathBuf>,
-    /// The context in it.
-    pub context: Option<String>,
-    /// The address of its API server.
-    pub api_server: String,
+pub enum SiteAccess {
+    /// By a kubeconfig.
+    Kubeconfig {
+        /// The file with the credentials.
+        kubeconfig: Option<Utf8PathBuf>,
+        /// The context in it.
+        context: Option<String>,
+        /// The address of its API server.
+        api_server: String,
+    },
+    /// By the environment, and the credentials of its cloud.
+    Cloud,
 }
 
 /// A tool that reads resources from files.

@@ -2,7 +2,9 @@
 
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
-use textnlp_provider::settings::{DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode};
+use textnlp_provider::settings::{
+    DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
+};
 
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -15,6 +17,8 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Tls(TlsMode::LocalCa),
             Tls(TlsMode::Existing),
             Failover(Failover::Manual),
+            Failover(Failover::Automatic),
+            Replication(DatabaseCopy::Streaming),
             Traffic(TrafficMode::Gateway),
             Rollout(Strategy::Rolling),
             Rollout(Strategy::Canary),

@@ -110,9 +110,8 @@ impl Operations for ClusterOperations {
         Some(self)
     }
 
-    /// An outage is ended by another process, which reaches the cluster by its kubeconfig.
     fn outages(self: Arc<Self>) -> Option<Arc<dyn Outages>> {
-        self.kubeconfig.is_some().then_some(self as Arc<dyn Outages>)
+        Some(self)
     }
 
     fn log_command(&self) -> Option<String> {
@@ -257,14 +256,14 @@ impl SiteBackups for ClusterOperations {
 #[async_trait]
 impl Outages for ClusterOperations {
     fn access(&self) -> Result<SiteAccess> {
-        let (file, context) = self.kubeconfig.clone().unwrap_or_default();
+        let Some((file, context)) = self.kubeconfig.clone() else { return Ok(SiteAccess::Cloud) };
         let context = context.or_else(|| Kubernetes::current_context(file.as_deref()));
         let api_server = Kubernetes::server(file.as_deref(), context.as_deref())?;
         let not_text = |path: PathBuf| {
             Error::new(ErrorKind::Invalid, "use", path.display().to_string()).because("its path is not valid UTF-8")
         };
         let kubeconfig = file.map(|file| Utf8PathBuf::from_path_buf(file).map_err(not_text)).transpose()?;
-        Ok(SiteAccess { kubeconfig, context, api_server })
+        Ok(SiteAccess::Kubeconfig { kubeconfig, context, api_server })
     }
 
     async fn check(&self, lineage: Lineage) -> Result<()> {

@@ -135,7 +135,10 @@ impl Listener {
             let session = Session { gateway, client, activity: Activity::new(place) };
             match stream {
                 Stream::Tcp(stream, peer) if tls => session.secure(stream, peer.ip()).await,
-                stream => Session { client: Client { tls: false, ..client }, ..session }.http1(Box::new(stream)).await,
+                stream => {
+                    let session = Session { client: Client { tls: false, ..client }, ..session };
+                    Box::pin(session.http1(Box::new(stream))).await;
+                }
             }
         })
         .await;
@@ -297,8 +300,9 @@ impl Session {
             self.gateway.events.handshake_failed(&self.gateway.metrics, ip, started.load(Relaxed), error);
         };
         match shaken {
-            Ok(Ok((Ok(stream), true))) => self.http2(Box::new(stream)).await,
-            Ok(Ok((Ok(stream), false))) => self.http1(Box::new(stream)).await,
+            // Each kind of connection takes its own memory only, and a handshake takes neither's.
+            Ok(Ok((Ok(stream), true))) => Box::pin(self.http2(Box::new(stream))).await,
+            Ok(Ok((Ok(stream), false))) => Box::pin(self.http1(Box::new(stream))).await,
             Ok(Ok((Err(stream), _))) => plain_on_tls(stream).await,
             Ok(Err(error)) => failed(&error.to_string()),
             Err(_) => failed("timeout"),
@@ -310,14 +314,15 @@ impl Session {
             let (gateway, client, activity) = (self.gateway.clone(), self.client, self.activity.clone());
             service_fn(move |request| {
                 let (gateway, mut asked) = (gateway.clone(), activity.asked());
-                async move {
+                // A connection without a request does not have the memory of one.
+                Box::pin(async move {
                     let mut answer = forward::handle(gateway.clone(), client, request, &mut asked).await?;
                     // The client must close: only it knows that no request is in transit.
                     if gateway.stops.drain.is_cancelled() {
                         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                     }
                     Ok::<_, Infallible>(answer.map(|body| Answering::new(body, asked)))
-                }
+                })
             })
         };
         // Also ends an idle connection.

@@ -80,6 +80,12 @@ impl Cluster {
         Self::once(&SECOND)
     }
 
+    /// A third one.
+    pub fn third() -> Option<&'static Cluster> {
+        static THIRD: OnceLock<Option<Cluster>> = OnceLock::new();
+        Self::once(&THIRD)
+    }
+
     #[allow(clippy::print_stderr)]
     fn once(place: &'static OnceLock<Option<Cluster>>) -> Option<&'static Cluster> {
         place

@@ -25,6 +25,9 @@ const LOG_FASTEST: Duration = Duration::from_secs(5);
 /// For more than an hour, daily backups are sufficient.
 const LOG_SLOWEST: Duration = Duration::from_secs(3600);
 
+/// The provider whose clusters are named by kubeconfigs.
+const KUBERNETES: &str = "kubernetes";
+
 impl Checker<'_> {
     pub(super) fn traffic(&mut self) {
         let e = self.environment;
@@ -315,8 +318,7 @@ impl Checker<'_> {
         }
         let mut known: Vec<&SiteSettings> = Vec::new();
         for (i, site) in clusters {
-            let access = |site: &SiteSettings| (site.cluster.kubeconfig.clone(), site.cluster.context.clone());
-            if let Some(other) = known.iter().find(|other| access(other) == access(site)) {
+            if let Some(other) = known.iter().find(|other| is_same_cluster(other, site)) {
                 let cause = format!("`{}` is in the same cluster", other.name);
                 let fix = "write another `context` or `kubeconfig`: a cluster fails as a whole";
                 self.error(&format!("sites[{i}].cluster.context"), cause, fix);
@@ -332,5 +334,19 @@ impl Checker<'_> {
                 self.error(&format!("sites[{i}].cluster.address"), cause, fix);
             }
         }
+    }
+}
+
+/// Whether two sites are in one cluster, as far as the environment says: that of one kubeconfig, or one existing cluster of a cloud. A cloud
+/// creates a cluster for each other site.
+fn is_same_cluster(one: &SiteSettings, other: &SiteSettings) -> bool {
+    let access = |site: &SiteSettings| (site.cluster.kubeconfig.clone(), site.cluster.context.clone());
+    let place = |site: &SiteSettings| {
+        (site.provider.clone(), site.account.clone(), site.region.clone(), site.existing.cluster.clone())
+    };
+    match (one.provider.as_str(), other.provider.as_str()) {
+        (KUBERNETES, KUBERNETES) => access(one) == access(other),
+        (KUBERNETES, _) | (_, KUBERNETES) => false,
+        _ => one.existing.cluster.is_some() && place(one) == place(other),
     }
 }

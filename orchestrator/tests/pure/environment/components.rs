@@ -280,7 +280,10 @@ fn witness_receives_the_dns_zone_but_no_secret() {
 
 #[test]
 fn dns_traffic_has_no_global_endpoint() {
-    let environment = built_in("multi-region-clouds");
+    let sets = ["traffic.mode=dns", "dr.witness=null"].map(str::to_owned).into();
+    let overrides = Overrides { sets, ..Overrides::default() };
+    let loaded = Library::built_in().load("multi-region-clouds", &overrides, &Catalogue::default()).unwrap();
+    let environment = loaded.environment;
     let release = Release::resolve(&environment, &artifacts());
     let places = components(&environment, &release);
     assert_eq!(places.len(), 3);

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use textnlp_cluster::Cluster;
 use textnlp_sim::azure::{AzureCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
@@ -10,8 +11,6 @@ use crate::operator::Operator;
 use crate::whole_life;
 
 const REGION: &str = "westeurope";
-/// The variable that leads the program to the simulator.
-const ENDPOINT: &str = "TEXTNLP_AZURE_ENDPOINT";
 /// The group of the site and its cluster.
 const CLUSTER: &str = "textnlp-pilot-main";
 
@@ -26,24 +25,14 @@ impl Subscription {
     fn new(about: &str) -> Option<Self> {
         let mut operator = Operator::new(about)?;
         operator.sets.push("data=disposable".to_owned());
-        let cloud = Arc::new(AzureCloud::start(Options::zero_latency()));
-        cloud.set_cluster_endpoint(operator.cluster.url(), operator.cluster.ca_pem());
-        // Who has the role of an administrator on the cluster.
-        let known = Arc::downgrade(&cloud);
-        let group = format!("/subscriptions/{}/resourceGroups/{CLUSTER}", cloud.subscription());
-        let cluster = format!("{group}/providers/Microsoft.ContainerService/managedClusters/{CLUSTER}");
-        operator.cluster.identify(move |token| {
-            let principal = known.upgrade()?.cluster_user(token, &cluster)?;
-            Some((principal, vec!["system:masters".to_owned()]))
-        });
+        let cloud = subscription_with(operator.cluster, CLUSTER);
         Some(Self { operator, cloud })
     }
 
     fn run(&self, args: &[&str], more: &[&str]) -> Said {
         let all = [args, &["--provider", "azure"]].concat();
         let mut command = self.operator.command(&all, more);
-        command.env_remove("KUBECONFIG").env("AZURE_DEFAULTS_LOCATION", REGION);
-        command.env(ENDPOINT, self.cloud.url()).envs(self.cloud.variables());
+        command.env_remove("KUBECONFIG").env("AZURE_DEFAULTS_LOCATION", REGION).envs(self.cloud.variables());
         said(command.output().unwrap())
     }
 
@@ -51,6 +40,21 @@ impl Subscription {
     fn left(&self) -> Vec<String> {
         self.cloud.world().ids()
     }
+}
+
+/// A simulated Azure whose cluster of a name, and of a group of that name, is a control plane.
+pub(super) fn subscription_with(cluster: &Cluster, name: &str) -> Arc<AzureCloud> {
+    let cloud = Arc::new(AzureCloud::start(Options::zero_latency()));
+    cloud.set_cluster_endpoint(cluster.url(), cluster.ca_pem());
+    // Who has the role of an administrator on the cluster.
+    let known = Arc::downgrade(&cloud);
+    let group = format!("/subscriptions/{}/resourceGroups/{name}", cloud.subscription());
+    let id = format!("{group}/providers/Microsoft.ContainerService/managedClusters/{name}");
+    cluster.identify(move |token| {
+        let principal = known.upgrade()?.cluster_user(token, &id)?;
+        Some((principal, vec!["system:masters".to_owned()]))
+    });
+    cloud
 }
 
 #[test]

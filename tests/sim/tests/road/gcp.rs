@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use textnlp_cluster::Cluster;
 use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
@@ -22,14 +23,7 @@ impl Project {
     fn new(about: &str) -> Option<Self> {
         let mut operator = Operator::new(about)?;
         operator.sets.push("data=disposable".to_owned());
-        let cloud = Arc::new(GoogleCloud::start(Options::zero_latency()));
-        cloud.set_cluster_endpoint(operator.cluster.url(), operator.cluster.ca_pem());
-        // The project's owner is an administrator of its clusters.
-        let known = Arc::downgrade(&cloud);
-        operator.cluster.identify(move |token| {
-            let email = known.upgrade()?.email_of(token)?;
-            Some((email, vec!["system:masters".to_owned()]))
-        });
+        let cloud = project_with(operator.cluster);
         Some(Self { operator, cloud })
     }
 
@@ -40,16 +34,32 @@ impl Project {
         said(command.output().unwrap())
     }
 
-    /// The names of objects that carry a lineage in labels or in their description, without keys, which Google never deletes.
     fn left(&self) -> Vec<String> {
-        let world = self.cloud.world();
-        let keys = world.keys().into_iter();
-        let ours = keys.filter(|key| {
-            world.get(key).is_some_and(|body| body.to_string().contains("textnlp-lineage"))
-                && !key.starts_with("cloudkms/")
-        });
-        ours.collect()
+        left(&self.cloud)
     }
+}
+
+/// A simulated Google Cloud whose cluster is a control plane.
+pub(super) fn project_with(cluster: &Cluster) -> Arc<GoogleCloud> {
+    let cloud = Arc::new(GoogleCloud::start(Options::zero_latency()));
+    cloud.set_cluster_endpoint(cluster.url(), cluster.ca_pem());
+    // The project's owner is an administrator of its clusters.
+    let known = Arc::downgrade(&cloud);
+    cluster.identify(move |token| {
+        let email = known.upgrade()?.email_of(token)?;
+        Some((email, vec!["system:masters".to_owned()]))
+    });
+    cloud
+}
+
+/// The names of objects that carry a lineage in labels or in their description, without keys, which Google never deletes.
+pub(super) fn left(cloud: &GoogleCloud) -> Vec<String> {
+    let world = cloud.world();
+    let keys = world.keys().into_iter();
+    let ours = keys.filter(|key| {
+        world.get(key).is_some_and(|body| body.to_string().contains("textnlp-lineage")) && !key.starts_with("cloudkms/")
+    });
+    ours.collect()
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! A site on a simulated cloud, as an operator meets it: the real program, and real servers in the pods of a real control plane that
-//! stands in for EKS, with AWS's own signatures as tokens, for GKE or for AKS.
+//! The same environment on every provider, as an operator meets it ([`whole_life`]): the real program, and real servers on this machine
+//! ([`own`]), or in the pods of a real control plane that is a cluster of one's own ([`own`]) or stands in for EKS, with AWS's own signatures
+//! as tokens, for GKE ([`gcp`]) or for AKS ([`azure`]). [`clouds`] has three clouds as one service.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "../../../tests/cluster/operator.rs"]
@@ -7,7 +8,9 @@
 mod operator;
 
 mod azure;
+mod clouds;
 mod gcp;
+mod own;
 mod sagemaker;
 
 use std::collections::BTreeMap;
@@ -18,6 +21,7 @@ use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use serde_json::Value;
+use textnlp_cluster::Cluster;
 use textnlp_sim::aws::ecr::Ecr;
 use textnlp_sim::aws::eks::Eks;
 use textnlp_sim::aws::rds::Rds;
@@ -44,45 +48,19 @@ impl Account {
         let mut operator = Operator::new(about)?;
         operator.sets.push("data=disposable".to_owned());
         // What is in the environment of the region is the account's, and the rest is as `--provider aws` has it.
-        let simulator = Simulator::start(Options::zero_latency());
-        let url = simulator.url();
-        let endpoint = (operator.cluster.url().to_owned(), operator.cluster.ca_pem().to_owned());
-        simulator.world().state::<Eks>(&Scope::new(ACCOUNT, REGION)).endpoint = Some(endpoint);
-        let simulator = Arc::new(Mutex::new(simulator));
-        let (known, sts) = (simulator.clone(), url.clone());
-        operator.cluster.identify(move |token| {
-            let arn = caller(&sts, token)?;
-            let simulator = known.lock().unwrap();
-            let world = simulator.world();
-            let cluster = world.find::<Eks>(&Scope::new(ACCOUNT, REGION))?.clusters.get(CLUSTER)?;
-            let entry = cluster.entries.get(&arn)?;
-            let is_admin = entry.policies.keys().any(|policy| policy.ends_with("/AmazonEKSClusterAdminPolicy"));
-            is_admin.then(|| (arn, vec!["system:masters".to_owned()]))
-        });
+        let (simulator, url) = account_with(operator.cluster, REGION, CLUSTER);
         Some(Self { operator, simulator, url })
     }
 
     fn run(&self, args: &[&str], more: &[&str]) -> Said {
         let all = [args, &["--provider", "aws"]].concat();
         let mut command = self.operator.command(&all, more);
-        command
-            .env_remove("KUBECONFIG")
-            .env("AWS_ENDPOINT_URL", &self.url)
-            .env("AWS_REGION", REGION)
-            .env("AWS_ACCESS_KEY_ID", Simulator::ACCESS_KEY)
-            .env("AWS_SECRET_ACCESS_KEY", Simulator::SECRET_KEY)
-            .env("AWS_EC2_METADATA_DISABLED", "true");
+        command.env_remove("KUBECONFIG").envs(signed_in(&self.url, REGION));
         said(command.output().unwrap())
     }
 
-    /// The ARNs of what carries a lineage, without keys that are about to be deleted.
     fn left(&self) -> Vec<String> {
-        let simulator = self.simulator.lock().unwrap();
-        let world = simulator.world();
-        let now = world.now();
-        let all = world.tags.listed("arn:", now);
-        let ours = all.filter(|(arn, tags)| tags.contains_key("textnlp-lineage") && !arn.contains(":key/"));
-        ours.map(|(arn, _)| arn.to_owned()).collect()
+        left(&self.simulator.lock().unwrap())
     }
 
     /// How many requests each operation got.
@@ -95,15 +73,55 @@ impl Account {
     }
 }
 
+/// A simulated AWS whose cluster of a name is a control plane, and where it is.
+fn account_with(cluster: &Cluster, region: &'static str, name: &'static str) -> (Arc<Mutex<Simulator>>, String) {
+    let simulator = Simulator::start(Options::zero_latency());
+    let url = simulator.url();
+    let endpoint = (cluster.url().to_owned(), cluster.ca_pem().to_owned());
+    simulator.world().state::<Eks>(&Scope::new(ACCOUNT, region)).endpoint = Some(endpoint);
+    let simulator = Arc::new(Mutex::new(simulator));
+    let (known, sts) = (simulator.clone(), url.clone());
+    cluster.identify(move |token| {
+        let arn = caller(&sts, token, name)?;
+        let simulator = known.lock().unwrap();
+        let world = simulator.world();
+        let cluster = world.find::<Eks>(&Scope::new(ACCOUNT, region))?.clusters.get(name)?;
+        let entry = cluster.entries.get(&arn)?;
+        let is_admin = entry.policies.keys().any(|policy| policy.ends_with("/AmazonEKSClusterAdminPolicy"));
+        is_admin.then(|| (arn, vec!["system:masters".to_owned()]))
+    });
+    (simulator, url)
+}
+
+/// The ARNs of what carries a lineage, without keys that are about to be deleted.
+fn left(simulator: &Simulator) -> Vec<String> {
+    let world = simulator.world();
+    let now = world.now();
+    let all = world.tags.listed("arn:", now);
+    let ours = all.filter(|(arn, tags)| tags.contains_key("textnlp-lineage") && !arn.contains(":key/"));
+    ours.map(|(arn, _)| arn.to_owned()).collect()
+}
+
+/// The variables of one who is signed in to it.
+fn signed_in(url: &str, region: &str) -> [(&'static str, String); 5] {
+    [
+        ("AWS_ENDPOINT_URL", url.to_owned()),
+        ("AWS_REGION", region.to_owned()),
+        ("AWS_ACCESS_KEY_ID", Simulator::ACCESS_KEY.to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", Simulator::SECRET_KEY.to_owned()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+    ]
+}
+
 /// Who a token of EKS is of, as its authenticator asks STS: the token is a presigned URL.
-fn caller(sts: &str, token: &str) -> Option<String> {
+fn caller(sts: &str, token: &str, cluster: &str) -> Option<String> {
     let encoded = token.strip_prefix("k8s-aws-v1.")?;
     let signed = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).ok()?;
     let signed = String::from_utf8(signed).ok()?;
     let (host, target) = signed.strip_prefix("https://")?.split_once('/')?;
     let mut stream = TcpStream::connect(sts.strip_prefix("http://")?).ok()?;
     let request =
-        format!("GET /{target} HTTP/1.1\r\nhost: {host}\r\nx-k8s-aws-id: {CLUSTER}\r\nconnection: close\r\n\r\n");
+        format!("GET /{target} HTTP/1.1\r\nhost: {host}\r\nx-k8s-aws-id: {cluster}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
@@ -136,7 +154,7 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     eprintln!("{:?}", account.requests());
 }
 
-/// The same on every cloud: up, nothing to do, an answer, a change, and nothing left.
+/// The same on every provider: up, nothing to do, an answer, a change, and nothing left.
 fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<String>) {
     let up = |more: &[&str]| run(&["up", "--yes", "--no-gate", "-o", "json"], more).expect(0).json();
     let began = std::time::Instant::now();
@@ -152,9 +170,10 @@ fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<Str
     let key = run(&["key", "create", "a notebook", "-o", "json"], &[]).expect(0).json();
     assert!(key["public_id"].is_string(), "a job runs in the cluster: {key}");
 
-    let changed = up(&["tags.team=texts"]);
+    let changed = up(&["tags.team=texts", "server.api.max_tokens=2000"]);
     let [created, updated, replaced, deleted] = counts(&changed)[..4] else { unreachable!() };
-    assert!(updated > 0 && [created, replaced, deleted] == [0, 0, 0], "tags are changed in place: {changed:#}");
+    let is_in_place = updated > 0 && [created, replaced, deleted] == [0, 0, 0];
+    assert!(is_in_place, "tags and settings are changed in place: {changed:#}");
 
     let down: Value = run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();
     eprintln!("down: {}", down["plan"]);

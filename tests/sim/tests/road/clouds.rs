@@ -1,0 +1,187 @@
+//! Three simulated clouds as one service, as an operator meets them: the shipped `multi-region-clouds`, whose clusters are three real control
+//! planes, a drill in which a cloud is cut off, and everything removed.
+
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use textnlp_cluster::Cluster;
+use textnlp_sim::Simulator;
+use textnlp_sim::azure::AzureCloud;
+use textnlp_sim::gcp::GoogleCloud;
+use textnlp_tests::ports::Ports;
+use textnlp_tests::{Said, Sandbox, counts, eventually, said};
+
+use crate::operator::{PROGRAM, pinned, postgres, program_for_pods};
+use crate::{account_with, azure, gcp, left, signed_in};
+
+const NAME: &str = "multi-region-clouds";
+/// The regions of the shipped environment, in the order of its sites.
+const REGIONS: [&str; 3] = ["us-east-1", "us-central1", "eastus"];
+
+/// An operator with three clouds that have nothing in them, and a database that all of them reach.
+struct Clouds {
+    aws: Arc<Mutex<Simulator>>,
+    gcp: Arc<GoogleCloud>,
+    azure: Arc<AzureCloud>,
+    clusters: [&'static Cluster; 3],
+    sandbox: Sandbox,
+    namespace: String,
+    sets: Vec<String>,
+    variables: Vec<(String, String)>,
+    _ports: Ports,
+}
+
+impl Clouds {
+    /// `None` where there are no control planes or no PostgreSQL.
+    fn new() -> Option<Self> {
+        let clusters = [Cluster::shared()?, Cluster::second()?, Cluster::third()?];
+        let database = postgres::shared()?;
+        let (sandbox, ports) = (Sandbox::new("clouds"), Ports::ask(1));
+        let namespace = clusters[0].namespace_name("clouds");
+        let mut sets = vec![
+            format!("cluster.namespace={namespace}"),
+            format!("traffic.port={}", sandbox.port),
+            format!("traffic.metrics_port={}", ports.numbers()[0]),
+            // What runs in the test's clusters: no monitoring of theirs, no metrics of requests.
+            "monitoring.stack=false".to_owned(),
+            "scaling.min=2".to_owned(),
+            "scaling.max=null".to_owned(),
+            "data=disposable".to_owned(),
+            // Seconds in place of the shipped half minute, which nothing here waits for but the test.
+            "dr.watch_every=1s".to_owned(),
+        ];
+        // Root names the user of an environment with production users.
+        sets.extend(rustix::process::geteuid().is_root().then(|| "prerequisites.user=root".to_owned()));
+        for (n, cluster) in clusters.iter().enumerate() {
+            cluster.kubelet().put_program(PROGRAM, program_for_pods());
+            let address = cluster.kubelet().forward(&namespace, "textnlp-api", sandbox.port);
+            sets.push(format!("sites[{n}].cluster.address=https://{address}"));
+            sets.push(format!("sites[{n}].cluster.load_balancer=false"));
+            sets.push(format!("sites[{n}].cluster.image={}", pinned("local/textnlp:1")));
+        }
+        let (aws, url) = account_with(clusters[0], REGIONS[0], "textnlp-multi-region-clouds-primary");
+        let gcp = gcp::project_with(clusters[1]);
+        let azure = azure::subscription_with(clusters[2], "textnlp-multi-region-clouds-tertiary");
+        let of_aws = signed_in(&url, REGIONS[0]).into_iter().map(|(name, value)| (name.to_owned(), value));
+        let mut variables: Vec<_> = of_aws.chain(gcp.variables()).chain(azure.variables()).collect();
+        variables.push(("DATABASE_URL".to_owned(), database.url(&database.database())));
+        Some(Self { aws, gcp, azure, clusters, sandbox, namespace, sets, variables, _ports: ports })
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        let sets = self.sets.iter().flat_map(|set| ["--set", set]);
+        let args: Vec<&str> = args.iter().copied().chain(["--env", NAME]).chain(sets).collect();
+        let mut command = self.sandbox.command(&args);
+        command.env_remove("KUBECONFIG").envs(self.variables.iter().map(|(name, value)| (name, value)));
+        said(command.output().unwrap())
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str], exit: i32) -> Value {
+        self.run(&[args, &["-o", "json"]].concat()).expect(exit).json()
+    }
+
+    fn until_in_sync(&self) {
+        eventually("every site is in sync", || {
+            let status = self.run(&["dr", "status", "-o", "json"]).json();
+            let sites = status["sites"].as_array()?;
+            (sites.len() == 3 && sites.iter().all(|site| site["in_sync"] == true)).then_some(())
+        });
+    }
+
+    /// The region that a client of the global endpoint is answered from.
+    fn region(&self) -> Option<String> {
+        let authority = self.sandbox.state(NAME).join("sites/witness/certs/ca.pem");
+        let url = format!("https://127.0.0.1:{}/health", self.sandbox.port);
+        let mut curl = Command::new("curl");
+        let output = curl.args(["-s", "--max-time", "5", "--cacert", authority.as_str(), &url]).output().unwrap();
+        let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
+        Some(answer["region"].as_str()?.to_owned())
+    }
+
+    /// Credentials of AWS in files of its own tools, in place of variables.
+    fn sign_in_by_files(&mut self) {
+        let folder = self.sandbox.folder().join("aws");
+        std::fs::create_dir(&folder).unwrap();
+        let url = self.aws.lock().unwrap().url();
+        let config = format!("[default]\nregion = {}\nendpoint_url = {url}\n", REGIONS[0]);
+        let (id, key) = (Simulator::ACCESS_KEY, Simulator::SECRET_KEY);
+        let credentials = format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {key}\n");
+        self.variables.retain(|(name, _)| !name.starts_with("AWS_"));
+        let files =
+            [("AWS_CONFIG_FILE", "config", config), ("AWS_SHARED_CREDENTIALS_FILE", "credentials", credentials)];
+        for (variable, name, text) in files {
+            let path = folder.join(name);
+            std::fs::write(&path, text).unwrap();
+            self.variables.push((variable.to_owned(), path.into_string()));
+        }
+    }
+
+    /// What is in the three clouds, which were empty.
+    fn left(&self) -> Vec<String> {
+        let mut all = left(&self.aws.lock().unwrap());
+        all.extend(gcp::left(&self.gcp));
+        all.extend(self.azure.world().ids());
+        all
+    }
+}
+
+#[test]
+fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
+    let Some(mut clouds) = Clouds::new() else { return };
+    let plan = clouds.json(&["plan"], 0);
+    let services = plan["cost"]["services"].as_array().cloned().unwrap_or_default();
+    let services: Vec<&str> = services.iter().filter_map(|one| one["service"].as_str()).collect();
+    eprintln!("plan: {:?}, {services:?}", counts(&plan));
+    for of in ["EKS", "Kubernetes Engine", "Virtual Machines"] {
+        assert!(services.iter().any(|service| service.contains(of)), "{of} in {services:?}");
+    }
+    let policy = clouds.run(&["plan", "--policy"]).expect(0);
+    for action in ["eks:CreateCluster", "container.clusters.create", "Microsoft.ContainerService/managedClusters/write"]
+    {
+        assert!(policy.out.contains(action), "{action}: {policy:?}");
+    }
+
+    let done = clouds.json(&["up", "--yes", "--no-gate"], 0);
+    eprintln!("up: {:?} in {} s", counts(&done), done["seconds"]);
+    assert_eq!(done["text"].as_str().map(str::is_empty), Some(false), "{done:#}");
+    clouds.until_in_sync();
+    let again = clouds.json(&["up", "--yes", "--no-gate"], 0);
+    assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
+    eventually("an active site answers", || {
+        clouds.region().filter(|region| REGIONS[..2].contains(&region.as_str())).map(drop)
+    });
+
+    // Whoever would revert the fault signs in to AWS with what is in files, so the drill is refused without them.
+    let refused = clouds.run(&["dr", "drill", "--fault", "kill"]).expect(4);
+    assert!(refused.err.contains("credentials"), "{}", refused.err);
+    clouds.sign_in_by_files();
+    for fault in ["kill", "blackhole"] {
+        let report = clouds.json(&["dr", "drill", "--fault", fault], 0);
+        let found = &report["figures"];
+        eprintln!(
+            "{fault} of {}: service {} ms, writes {} ms, lost {}, unaccounted {}, failed {}, {} s in all",
+            report["site"],
+            found["service_rto_ms"],
+            found["control_rto_ms"],
+            report["lost"],
+            report["unaccounted"],
+            report["requests_failed"],
+            report["seconds"],
+        );
+        assert_eq!((&report["site"], &report["lost"], &report["missed"]), (&json!("primary"), &json!(0), &json!([])));
+        assert_eq!((&found["database"], &report["leftovers"]), (&json!("primary"), &json!([])), "{report:#}");
+        eventually("AWS leads again", || {
+            (clouds.run(&["dr", "status", "-o", "json"]).json()["primary"] == "primary").then_some(())
+        });
+        clouds.until_in_sync();
+    }
+
+    clouds.json(&["down", "--yes"], 0);
+    assert_eq!(clouds.left(), Vec::<String>::new());
+    for cluster in clouds.clusters {
+        assert!(!cluster.kubectl(&["get", "namespace", &clouds.namespace]).status.success(), "the namespace was ours");
+    }
+    assert_eq!((clouds.gcp.violations(), clouds.azure.violations()), (Vec::<String>::new(), Vec::<String>::new()));
+}

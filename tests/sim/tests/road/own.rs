@@ -1,0 +1,37 @@
+//! The same environment on this machine and in a cluster of one's own, as on the clouds.
+
+use textnlp_tests::said;
+
+use crate::operator::Operator;
+use crate::whole_life;
+
+#[test]
+fn a_site_is_made_in_an_empty_cluster_answers_and_is_removed_with_everything() {
+    let Some(mut operator) = Operator::new("kubernetes") else { return };
+    operator.sets.push("data=disposable".to_owned());
+    let namespace = || {
+        let found = operator.cluster.kubectl(&["get", "namespace", &operator.namespace]).status.success();
+        found.then(|| operator.namespace.clone())
+    };
+    whole_life(
+        |args, more| operator.run(&[args, &["--provider", "kubernetes"]].concat(), more),
+        || namespace().into_iter().collect(),
+    );
+}
+
+#[test]
+fn a_site_is_made_on_this_machine_answers_and_is_removed_with_everything() {
+    let Some(mut operator) = Operator::new("onprem") else { return };
+    operator.sets.retain(|set| !set.contains("cluster."));
+    let sets = ["data=disposable", "cluster.min_nodes=1", "prerequisites.allow_below_minimum=true"];
+    operator.sets.extend(sets.map(str::to_owned));
+    // Root names the user of an environment with production users.
+    operator.sets.extend(rustix::process::geteuid().is_root().then(|| "prerequisites.user=root".to_owned()));
+    whole_life(
+        |args, more| {
+            let mut command = operator.command(&[args, &["--provider", "onprem"]].concat(), more);
+            said(command.env_remove("KUBECONFIG").output().unwrap())
+        },
+        || operator.sandbox.processes().into_iter().map(|(_, command)| command).collect(),
+    );
+}
