@@ -33,7 +33,9 @@ use textnlp_models::FetchOptions;
 use textnlp_onprem::{LocalOperations, OnPrem, Options};
 use textnlp_orchestrator::environment::model::Environment;
 use textnlp_orchestrator::environment::{Catalogue, Offer};
-use textnlp_provider::operations::{Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteOutputs};
+use textnlp_provider::operations::{
+    Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteAccess, SiteOutputs,
+};
 use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
 use textnlp_service::Platform;
 
@@ -246,6 +248,14 @@ async fn end_outage(args: &TakeBack) -> anyhow::Result<usize> {
         let site = platform.operations_of(&args.state, &environment, site, None)?;
         let outages = site.and_then(|site| site.outages());
         let outages = outages.ok_or_else(|| anyhow::anyhow!("the environment of the fault has no such site"))?;
+        // Another account may have a cluster of that name, where there is nothing to end.
+        if let SiteAccess::Cloud { api_server } = outages.access().await? {
+            let there = args.api_server.as_deref().unwrap_or_default();
+            anyhow::ensure!(
+                api_server == there,
+                "the cluster of this site is at {api_server}, but the fault was injected in {there}: sign in to that account"
+            );
+        }
         return Ok(if args.look { outages.nodes().await? } else { outages.end(&args.fault).await? });
     }
     #[cfg(feature = "kubernetes")]

@@ -58,10 +58,10 @@ pub struct TakeBack {
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
     /// URL of the API server; a server with another URL is not changed
-    #[arg(long, value_name = "URL", required_unless_present = "environment")]
+    #[arg(long, value_name = "URL", required = true)]
     pub api_server: Option<String>,
     /// Environment as JSON, for a cluster that its cloud made
-    #[arg(long, value_name = "JSON", requires = "of", conflicts_with_all = ["kubeconfig", "context", "api_server"])]
+    #[arg(long, value_name = "JSON", requires = "of", conflicts_with_all = ["kubeconfig", "context"])]
     pub environment: Option<String>,
     /// Site in that environment
     // Not `site`: that is every command's.
@@ -186,12 +186,8 @@ mod tests {
             look: false,
         };
         let least = TakeBack { kubeconfig: None, context: None, look: true, ..whole.clone() };
-        let of_cloud = TakeBack {
-            api_server: None,
-            environment: Some("{\"a\": \"--b\"}".to_owned()),
-            of: Some("main".to_owned()),
-            ..least.clone()
-        };
+        let of_cloud =
+            TakeBack { environment: Some("{\"a\": \"--b\"}".to_owned()), of: Some("main".to_owned()), ..least.clone() };
         for command in [whole, least, of_cloud] {
             let read = TakeBack::parse(&command.arguments()).unwrap();
             assert_eq!(read.arguments(), command.arguments());

@@ -138,7 +138,7 @@ pub(super) async fn end_outage(args: &TakeBack) -> anyhow::Result<usize> {
     let secrets = super::secrets(&args.state);
     let cluster = ClusterOperations::new((file, args.context.clone()), secrets, String::new(), false);
     let there = args.api_server.as_deref().unwrap_or_default();
-    if let SiteAccess::Kubeconfig { api_server, .. } = cluster.access()? {
+    if let SiteAccess::Kubeconfig { api_server, .. } = cluster.access().await? {
         anyhow::ensure!(
             api_server == there,
             "the kubeconfig points to {api_server}, but the fault was injected in {there}: restore that context or that kubeconfig"

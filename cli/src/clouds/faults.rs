@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
 use textnlp_onprem::fault::{self, RevertCommand};
 use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
 use textnlp_orchestrator::environment::model::Environment;
@@ -47,25 +48,25 @@ impl SiteFaults {
         if fault.kind == FaultKind::Kill { self.outages(&fault.site) } else { Ok(None) }
     }
 
-    fn written(&self, fault: &Fault) -> Result<fault::Fault, String> {
+    async fn written(&self, fault: &Fault) -> Result<fault::Fault, String> {
         let elsewhere = self
-            .taken_back_by(fault)?
+            .taken_back_by(fault)
+            .await?
             .map(|command| RevertCommand { arguments: command.arguments(), variables: variables() });
         Ok(fault::Fault { elsewhere, ..local(fault)? })
     }
 
     /// The command that ends an outage.
-    fn taken_back_by(&self, fault: &Fault) -> Result<Option<TakeBack>, String> {
+    async fn taken_back_by(&self, fault: &Fault) -> Result<Option<TakeBack>, String> {
         let Some(outages) = self.outage(fault)? else { return Ok(None) };
         let mut command = TakeBack { state: self.folder.clone(), fault: fault.id.clone(), ..TakeBack::default() };
-        match outages.access().map_err(hinted)? {
+        match outages.access().await.map_err(hinted)? {
             SiteAccess::Kubeconfig { kubeconfig, context, api_server } => {
                 (command.kubeconfig, command.context, command.api_server) = (kubeconfig, context, Some(api_server));
             }
-            // The file of the environment may change or be gone by then.
-            SiteAccess::Cloud => {
-                let environment = serde_json::to_string(&self.environment).map_err(|error| error.to_string())?;
-                (command.environment, command.of) = (Some(environment), Some(fault.site.clone()));
+            SiteAccess::Cloud { api_server } => {
+                command.environment = Some(cloud_of(&self.environment, &fault.site)?);
+                (command.of, command.api_server) = (Some(fault.site.clone()), Some(api_server));
             }
         }
         Ok(Some(command))
@@ -89,14 +90,14 @@ impl Faults for SiteFaults {
         if let Some(outages) = self.outage(fault)? {
             outages.check(self.lineage).await.map_err(of_site(&fault.site))?;
         }
-        let written = self.written(fault)?;
+        let written = self.written(fault).await?;
         self.local.check(&written).map_err(|e| error_chain(&e))?;
         self.local.rehearse(&written).await.map_err(|e| error_chain(&e))
     }
 
     async fn inject(&self, fault: &Fault) -> Result<(), String> {
-        self.local.inject(&self.written(fault)?).await.map_err(|e| error_chain(&e))?;
-        if let Some(command) = self.taken_back_by(fault)? {
+        self.local.inject(&self.written(fault).await?).await.map_err(|e| error_chain(&e))?;
+        if let Some(command) = self.taken_back_by(fault).await? {
             self.begun().insert(fault.id.clone(), command);
             if let Some(outages) = self.outage(fault)? {
                 outages.begin(self.lineage, &fault.id, fault.until).await.map_err(of_site(&fault.site))?;
@@ -106,7 +107,11 @@ impl Faults for SiteFaults {
     }
 
     async fn revert(&self, id: &str) -> Result<(), String> {
-        let open = self.local.open().map_err(|e| error_chain(&e))?;
+        let open = match self.local.open() {
+            Ok(open) => open,
+            Err(_) if self.begun().contains_key(id) => Vec::new(),
+            Err(error) => return Err(error_chain(&error)),
+        };
         let written = open.into_iter().find(|fault| fault.id == id).and_then(|fault| fault.elsewhere);
         let written = written.map(|elsewhere| TakeBack::parse(&elsewhere.arguments)).transpose()?;
         // Another process may have removed the record meanwhile, and the outage may not have ended completely.
@@ -155,6 +160,30 @@ impl Faults for SiteFaults {
     async fn discard_lost(&self, fault: &Fault) -> Result<(), String> {
         self.local.discard_lost(&site(&fault.site)?, &fault.id).map_err(|e| error_chain(&e))
     }
+}
+
+/// What finds the cluster of a site in its cloud, as JSON: the file of the environment may change or be gone when it is needed. It has no
+/// secrets: it becomes an argument of a process.
+fn cloud_of(environment: &Environment, site: &str) -> Result<String, String> {
+    let whole = serde_json::to_value(environment).map_err(|error| error.to_string())?;
+    let only = |of: &Value, keys: &[&str]| -> Value {
+        let kept = keys.iter().filter_map(|key| Some(((*key).to_owned(), of.get(*key)?.clone())));
+        Value::Object(kept.collect())
+    };
+    let named = whole["sites"].as_array().into_iter().flatten().filter(|one| one["name"] == site);
+    let sites: Vec<Value> = named
+        .map(|one| {
+            let mut kept = only(one, &["name", "role", "provider", "runtime", "region", "account"]);
+            kept["existing"] = only(&one["existing"], &["cluster", "role"]);
+            kept
+        })
+        .collect();
+    let mut kept = only(&whole, &["environment", "phase", "account"]);
+    kept["cluster"] = only(&whole["cluster"], &["namespace", "existing"]);
+    kept["sites"] = Value::Array(sites);
+    kept["models"] = Value::Array(Vec::new());
+    serde_json::from_value::<Environment>(kept.clone()).map_err(|error| error.to_string())?;
+    Ok(kept.to_string())
 }
 
 /// Ends a drill's outage and removes its record. Returns the number of restored nodes.
@@ -251,4 +280,36 @@ fn local(fault: &Fault) -> Result<fault::Fault, String> {
 
 fn site(name: &str) -> Result<SiteName, String> {
     SiteName::new(name).map_err(|e| error_chain(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_orchestrator::environment::{Library, Overrides, places};
+
+    use super::*;
+
+    #[test]
+    fn a_site_of_a_cloud_is_found_again_by_what_its_fault_records() {
+        let sets = [
+            "sites[0].account='111122223333'",
+            "sites[0].existing.role=arn:aws:iam::111122223333:role/deployer",
+            "cluster.namespace=texts",
+            "database.url=postgres://db.example.com/x?application_name=hunter2",
+        ];
+        let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+        let loaded = Library::built_in().load("multi-region-clouds", &overrides, &super::super::catalogue()).unwrap();
+        for site in ["primary", "secondary", "tertiary"] {
+            let record = cloud_of(&loaded.environment, site).unwrap();
+            assert!(record.len() < 1500 && !record.contains("hunter2"), "{record}");
+            let again: Environment = serde_json::from_str(&record).unwrap();
+            let found = |environment: &Environment| {
+                let place = places(environment).into_iter().find(|one| one.site.name.as_str() == site).unwrap();
+                let settings = environment.sites.iter().find(|one| one.name.as_str() == site).unwrap();
+                let name = (place.site.environment, place.site.name, place.site.account, place.site.region);
+                let namespace = place.site.cluster.map(|cluster| cluster.namespace);
+                (place.provider, name, namespace, settings.existing.cluster.clone(), settings.existing.role.clone())
+            };
+            assert_eq!(found(&again), found(&loaded.environment));
+        }
+    }
 }

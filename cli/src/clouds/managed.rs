@@ -56,12 +56,12 @@ pub(super) fn provider(
     };
     let through =
         Through::new(outer, inner, reach, HOST.parse()?).expanding(inside).connecting(clusters.kind, clusters.connect);
-    Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), beside)))
+    Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), on_this_machine)))
 }
 
 /// The part of a component on the operator's machine. The cloud's cluster has the name of its component, so the supervisor of the site agent
 /// has another one.
-fn beside(component: &Component, site: &Site) -> Option<(Component, Site)> {
+fn on_this_machine(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let (mut component, site) = local_part(component, site)?;
     let supervisor = || ComponentName::new(SUPERVISOR).expect("the constant is a label");
     match &mut component.part {

@@ -8,6 +8,7 @@ use aws_config::identity::IdentityCache;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
@@ -264,10 +265,19 @@ impl Cloud for Api {
     }
 }
 
+/// How to sign in.
+const SIGN_IN: &str = "`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+
 /// Asks who is signed in.
 pub(crate) async fn identify(config: &SdkConfig) -> Result<Identity> {
     let credentials = match config.credentials_provider() {
-        Some(provider) => provider.provide_credentials().await.ok(),
+        Some(provider) => match provider.provide_credentials().await {
+            Err(error @ CredentialsError::CredentialsNotLoaded(_)) => {
+                let missing = Error::new(ErrorKind::Denied, "sign in to", "aws").because(error_chain(&error));
+                return Err(missing.hint(SIGN_IN));
+            }
+            answered => answered.ok(),
+        },
         None => None,
     };
     let key = credentials.map(|credentials| format!("the access key {}", credentials.access_key_id()));
@@ -276,7 +286,7 @@ pub(crate) async fn identify(config: &SdkConfig) -> Result<Identity> {
     let answer = sent("sts", "sign in to", "aws", &unknown, sts.get_caller_identity().send()).await;
     let answer = answer.map_err(|error| match (&error.hint, &error.kind) {
         (Some(_), _) => error,
-        (None, ErrorKind::Denied) => error.hint("`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (None, ErrorKind::Denied) => error.hint(SIGN_IN),
         (None, _) => error.hint("check the network, `HTTPS_PROXY`, and `AWS_ENDPOINT_URL` if it is set"),
     })?;
     Ok(Identity { account: answer.account.unwrap_or_default(), arn: answer.arn.unwrap_or_default() })
@@ -519,5 +529,33 @@ mod tests {
         asked.iter().for_each(|(service, _)| *counts.entry(service).or_default() += 1);
         // That of the identity and that of the role are both STS.
         assert_eq!((counts.len(), counts.get("sts")), (21, Some(&2)), "{counts:?}");
+    }
+
+    /// Credentials that are nowhere.
+    #[derive(Debug)]
+    struct NoCredentials;
+
+    impl ProvideCredentials for NoCredentials {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            future::ProvideCredentials::ready(Err(CredentialsError::not_loaded("the chain has none")))
+        }
+    }
+
+    #[test]
+    fn missing_credentials_are_not_taken_for_a_network_that_fails() {
+        let nowhere = Nowhere::default();
+        let config = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("eu-central-1"))
+            .http_client(nowhere.clone())
+            .credentials_provider(SharedCredentialsProvider::new(NoCredentials))
+            .build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let error = runtime.block_on(identify(&config)).unwrap_err();
+        assert_eq!((error.kind, error.hint.as_deref()), (ErrorKind::Denied, Some(SIGN_IN)));
+        assert!(nowhere.0.lock().unwrap().is_empty(), "there is nothing to sign with");
     }
 }

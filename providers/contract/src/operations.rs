@@ -370,7 +370,7 @@ pub struct ServerProgram {
 #[async_trait]
 pub trait Outages: Send + Sync {
     /// How another process reaches the site later, to end the outage.
-    fn access(&self) -> Result<SiteAccess>;
+    async fn access(&self) -> Result<SiteAccess>;
 
     /// Whether an outage could start now; changes nothing. The error is the reason.
     async fn check(&self, lineage: Lineage) -> Result<()>;
@@ -381,7 +381,7 @@ pub trait Outages: Send + Sync {
     /// Ends an outage and returns the count of restored nodes. Repeating it succeeds.
     async fn end(&self, outage: &str) -> Result<usize>;
 
-    /// The count of nodes: whether an outage could be ended from here.
+    /// The count of nodes; an error if an outage could not be ended from here.
     async fn nodes(&self) -> Result<usize>;
 
     /// The count of ready replicas.
@@ -401,7 +401,10 @@ pub enum SiteAccess {
         api_server: String,
     },
     /// By the environment, and the credentials of its cloud.
-    Cloud,
+    Cloud {
+        /// The address of its API server.
+        api_server: String,
+    },
 }
 
 /// A tool that reads resources from files.

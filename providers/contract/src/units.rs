@@ -310,7 +310,9 @@ impl FromStr for UrlSource {
             return misread("this is neither a URL nor a reference to a secret", FIX);
         };
         let authority = rest.split('/').next().unwrap_or_default();
-        if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+        let query = text.split_once('?').map_or("", |(_, query)| query);
+        let names_password = query.split(['&', '#']).any(|pair| pair.to_ascii_lowercase().starts_with("password="));
+        if names_password || authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
             return misread("this URL contains a password in plain text", FIX);
         }
         let plain = |c: char| c.is_ascii_graphic();
@@ -505,5 +507,9 @@ mod tests {
         let error = "postgresql://bob:hunter2@db/x".parse::<UrlSource>().unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
         assert!("postgresql://bob@db:5432/x".parse::<UrlSource>().is_ok());
+        for hidden in ["?password=hunter2", "?sslmode=require&Password=hunter2"] {
+            let error = format!("postgresql://bob@db/x{hidden}").parse::<UrlSource>().unwrap_err().to_string();
+            assert!(error.contains("password in plain text") && !error.contains("hunter2"), "{error}");
+        }
     }
 }

@@ -255,8 +255,10 @@ impl SiteBackups for ClusterOperations {
 
 #[async_trait]
 impl Outages for ClusterOperations {
-    fn access(&self) -> Result<SiteAccess> {
-        let Some((file, context)) = self.kubeconfig.clone() else { return Ok(SiteAccess::Cloud) };
+    async fn access(&self) -> Result<SiteAccess> {
+        let Some((file, context)) = self.kubeconfig.clone() else {
+            return Ok(SiteAccess::Cloud { api_server: self.cluster.located_server().await? });
+        };
         let context = context.or_else(|| Kubernetes::current_context(file.as_deref()));
         let api_server = Kubernetes::server(file.as_deref(), context.as_deref())?;
         let not_text = |path: PathBuf| {

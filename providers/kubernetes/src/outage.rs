@@ -128,9 +128,19 @@ impl Kubernetes {
         Ok(evicted)
     }
 
-    /// The number of nodes; an error if nodes cannot be listed.
+    /// The number of nodes; an error if nodes cannot be listed or uncordoned.
     pub async fn sees_nodes(&self) -> Result<usize> {
-        Ok(self.api().await?.list(&listing(), "").await?.len())
+        let api = self.api().await?;
+        let nodes = api.list(&listing(), "").await?.len();
+        if !may(&api, None, &NODE, "patch").await? {
+            let hint = format!(
+                "ask a cluster administrator to add this:\n{}",
+                missing_rules(None, &[Rule::of(&NODE, vec!["patch"])])
+            );
+            let why = "you are not allowed to change nodes";
+            return Err(Error::new(ErrorKind::Denied, "uncordon", "nodes").because(why).hint(hint));
+        }
+        Ok(nodes)
     }
 
     /// The number of ready pods of a deployment.

@@ -151,6 +151,14 @@ impl Kubernetes {
         found.ok_or_else(|| refused(format!("it has no address of cluster `{cluster}`").into()))
     }
 
+    /// The API server's address of a cluster that is found in its cloud.
+    pub async fn located_server(&self) -> Result<String> {
+        match &self.way {
+            AccessMode::Located(host) => Ok(host.locate().await?.url),
+            _ => Err(Error::new(ErrorKind::Invalid, "find", "the cluster").because("no cloud made it")),
+        }
+    }
+
     /// The same provider with forced ownership of these fields, named as in conflicts: `spec.replicas`. Only fields
     /// that the operator agreed to are forced.
     #[must_use]

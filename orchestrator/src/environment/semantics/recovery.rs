@@ -318,10 +318,15 @@ impl Checker<'_> {
         }
         let mut known: Vec<&SiteSettings> = Vec::new();
         for (i, site) in clusters {
-            if let Some(other) = known.iter().find(|other| is_same_cluster(other, site)) {
+            if let Some(other) = known.iter().find(|other| is_same_cluster(e, other, site)) {
                 let cause = format!("`{}` is in the same cluster", other.name);
-                let fix = "write another `context` or `kubeconfig`: a cluster fails as a whole";
-                self.error(&format!("sites[{i}].cluster.context"), cause, fix);
+                let (at, fix) = match site.provider.as_str() {
+                    KUBERNETES => {
+                        ("cluster.context", "write another `context` or `kubeconfig`: a cluster fails as a whole")
+                    }
+                    _ => ("existing.cluster", "write another cluster, or none: a cluster fails as a whole"),
+                };
+                self.error(&format!("sites[{i}].{at}"), cause, fix);
             }
             known.push(site);
             if site.cluster.ingress.is_some() {
@@ -337,16 +342,20 @@ impl Checker<'_> {
     }
 }
 
-/// Whether two sites are in one cluster, as far as the environment says: that of one kubeconfig, or one existing cluster of a cloud. A cloud
-/// creates a cluster for each other site.
-fn is_same_cluster(one: &SiteSettings, other: &SiteSettings) -> bool {
+/// Whether two sites are in one cluster, as far as the environment says: that of one kubeconfig, or one existing cluster of a cloud, which is
+/// the environment's where a site has none. A cloud creates a cluster for each other site. An account that is not set may be the other's.
+fn is_same_cluster(e: &Environment, one: &SiteSettings, other: &SiteSettings) -> bool {
     let access = |site: &SiteSettings| (site.cluster.kubeconfig.clone(), site.cluster.context.clone());
-    let place = |site: &SiteSettings| {
-        (site.provider.clone(), site.account.clone(), site.region.clone(), site.existing.cluster.clone())
-    };
+    let existing = |site: &SiteSettings| site.existing.cluster.clone().or_else(|| e.cluster.existing.clone());
     match (one.provider.as_str(), other.provider.as_str()) {
         (KUBERNETES, KUBERNETES) => access(one) == access(other),
-        (KUBERNETES, _) | (_, KUBERNETES) => false,
-        _ => one.existing.cluster.is_some() && place(one) == place(other),
+        (of, other_of) => {
+            let accounts = one.account.as_ref().zip(other.account.as_ref());
+            of == other_of
+                && one.region == other.region
+                && accounts.is_none_or(|(one, other)| one == other)
+                && existing(one).is_some()
+                && existing(one) == existing(other)
+        }
     }
 }

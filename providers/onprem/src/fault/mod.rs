@@ -361,6 +361,11 @@ impl Faults {
         if !self.site(&fault.site).join("units").is_dir() {
             return Err(refused(format!("there is no site {} in {}", fault.site, self.state)));
         }
+        // A longer record could not be read to revert it.
+        let bytes = serde_json::to_vec(fault).map_or(u64::MAX, |bytes| bytes.len() as u64);
+        if bytes > FAULT_MAX {
+            return Err(refused(format!("its record would have {bytes} bytes, and at most {FAULT_MAX} are read")));
+        }
         // Overlapping faults could not be reverted separately.
         if let Some(open) = self.open()?.iter().find(|open| open.site == fault.site || open.id == fault.id) {
             let (id, kind, site) = (&open.id, open.kind, &open.site);

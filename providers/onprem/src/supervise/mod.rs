@@ -55,7 +55,7 @@ use turn::Turns;
 /// The version of the supervisor: the release, and the revision of its unit files. The next `up` replaces a supervisor
 /// of another version, while its programs continue. 2: gateways whose sockets are kept. 3: backups on a schedule. 5:
 /// alerts. 6: alerts of latency, errors and readiness. 7: verified programs with few rights.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/7");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/8");
 
 /// Poll interval of the children.
 const TICK: Duration = Duration::from_millis(100);

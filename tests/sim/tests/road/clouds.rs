@@ -1,7 +1,7 @@
 //! Three simulated clouds as one service, as an operator meets them: the shipped `multi-region-clouds`, whose clusters are three real control
 //! planes, a drill in which a cloud is cut off, and everything removed.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -43,10 +43,7 @@ impl Clouds {
             format!("cluster.namespace={namespace}"),
             format!("traffic.port={}", sandbox.port),
             format!("traffic.metrics_port={}", ports.numbers()[0]),
-            // What runs in the test's clusters: no monitoring of theirs, no metrics of requests.
-            "monitoring.stack=false".to_owned(),
             "scaling.min=2".to_owned(),
-            "scaling.max=null".to_owned(),
             "data=disposable".to_owned(),
             // Seconds in place of the shipped half minute, which nothing here waits for but the test.
             "dr.watch_every=1s".to_owned(),
@@ -69,12 +66,32 @@ impl Clouds {
         Some(Self { aws, gcp, azure, clusters, sandbox, namespace, sets, variables, _ports: ports })
     }
 
-    fn run(&self, args: &[&str]) -> Said {
+    fn command(&self, args: &[&str]) -> Command {
         let sets = self.sets.iter().flat_map(|set| ["--set", set]);
         let args: Vec<&str> = args.iter().copied().chain(["--env", NAME]).chain(sets).collect();
         let mut command = self.sandbox.command(&args);
         command.env_remove("KUBECONFIG").envs(self.variables.iter().map(|(name, value)| (name, value)));
-        said(command.output().unwrap())
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        said(self.command(args).output().unwrap())
+    }
+
+    /// Runs the command that a fault records, as if its cluster were another one.
+    #[track_caller]
+    fn end_in_another_account(&self) {
+        let folder = self.sandbox.state(NAME).join("sites/witness/faults");
+        let entries = folder.read_dir_utf8().unwrap().flatten();
+        let file = entries.map(|entry| entry.into_path()).find(|path| path.extension() == Some("json")).unwrap();
+        let fault: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let recorded = fault["elsewhere"]["arguments"].as_array().unwrap().iter().map(|one| one.as_str().unwrap());
+        let mut arguments: Vec<&str> = recorded.collect();
+        let at = arguments.iter().position(|one| *one == "--api-server").unwrap() + 1;
+        arguments[at] = "https://192.0.2.1";
+        let mut command = self.sandbox.command(&arguments);
+        let ended = said(command.envs(self.variables.iter().map(|(name, value)| (name, value))).output().unwrap());
+        assert!(ended.exit != 0 && ended.err.contains("sign in to that account"), "{ended:?}");
     }
 
     #[track_caller]
@@ -153,7 +170,7 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
         clouds.region().filter(|region| REGIONS[..2].contains(&region.as_str())).map(drop)
     });
 
-    // Whoever would revert the fault signs in to AWS with what is in files, so the drill is refused without them.
+    // A fault is reverted with credentials in files only, so the drill is refused without them.
     let refused = clouds.run(&["dr", "drill", "--fault", "kill"]).expect(4);
     assert!(refused.err.contains("credentials"), "{}", refused.err);
     clouds.sign_in_by_files();
@@ -177,6 +194,27 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
         });
         clouds.until_in_sync();
     }
+
+    // A drill that dies leaves nothing: the supervisor of the witness signs in to AWS and gives the nodes back.
+    let home = clouds.clusters[0];
+    let mut dying = clouds.command(&["dr", "drill", "--ttl", "10m"]).stdout(Stdio::null()).spawn().unwrap();
+    eventually("another site leads", || {
+        (clouds.run(&["dr", "status", "-o", "json"]).json()["primary"] == "secondary").then_some(())
+    });
+    dying.kill().unwrap();
+    dying.wait().unwrap();
+    let cordoned = || {
+        let nodes: Value = serde_json::from_slice(&home.kubectl(&["get", "nodes", "-o", "json"]).stdout).unwrap();
+        nodes["items"].as_array().unwrap().iter().any(|node| node["spec"]["unschedulable"] == true)
+    };
+    assert!(cordoned());
+    clouds.end_in_another_account();
+    assert!(cordoned(), "another cluster of that name is not taken for it");
+    clouds.sandbox.expire_faults(NAME);
+    eventually("the nodes are given back", || (!cordoned()).then_some(()));
+    eventually("AWS leads again", || {
+        (clouds.run(&["dr", "status", "-o", "json"]).json()["primary"] == "primary").then_some(())
+    });
 
     clouds.json(&["down", "--yes"], 0);
     assert_eq!(clouds.left(), Vec::<String>::new());
