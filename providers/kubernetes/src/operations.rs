@@ -10,9 +10,9 @@ use camino::Utf8PathBuf;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_provider::operations::{
-    AuditedAspect, Export, ExportFormat, JobOutput, Jobs, LogSource, LogText, Operations, Outages, RolloutCommand,
-    RolloutStatus, Rollouts, Scale, Scaling, SecurityAspect, ServiceEndpoint, SiteAccess, SiteBackups, SiteLogs,
-    SiteMetrics, SiteOutputs, SiteSecurity,
+    AuditedAspect, DatabaseInstances, DatabaseStatus, Export, ExportFormat, JobOutput, Jobs, LogSource, LogText,
+    Operations, Outages, RolloutCommand, RolloutStatus, Rollouts, Scale, Scaling, SecurityAspect, ServiceEndpoint,
+    SiteAccess, SiteBackups, SiteLogs, SiteMetrics, SiteOutputs, SiteSecurity,
 };
 use textnlp_provider::{Error, ErrorKind, Lineage, Result, SecretStore, Wanted, error_chain};
 
@@ -113,6 +113,10 @@ impl Operations for ClusterOperations {
     /// An outage is ended by another process, which reaches the cluster by its kubeconfig.
     fn outages(self: Arc<Self>) -> Option<Arc<dyn Outages>> {
         self.kubeconfig.is_some().then_some(self as Arc<dyn Outages>)
+    }
+
+    fn database(self: Arc<Self>) -> Option<Arc<dyn DatabaseInstances>> {
+        Some(self)
     }
 
     fn log_command(&self) -> Option<String> {
@@ -251,6 +255,17 @@ impl SiteBackups for ClusterOperations {
     async fn last(&self, lineage: Lineage) -> Result<Option<Timestamp>> {
         let last = self.cluster.last_success(self.place(lineage), BACKUP).await?;
         Ok(last.and_then(|last| last.parse().ok()))
+    }
+}
+
+#[async_trait]
+impl DatabaseInstances for ClusterOperations {
+    async fn status(&self, lineage: Lineage) -> Result<DatabaseStatus> {
+        self.cluster.database_status(self.place(lineage)).await
+    }
+
+    async fn kill_primary(&self, lineage: Lineage, primary: &str) -> Result<()> {
+        self.cluster.kill_primary(self.place(lineage), primary).await
     }
 }
 
