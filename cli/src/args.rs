@@ -150,6 +150,11 @@ pub enum Command {
     /// Show metrics of the running service over a period
     #[command(subcommand)]
     Metrics(crate::operations_args::Metrics),
+    /// Probe the running service from outside, and record its availability
+    ///
+    /// Each probe generates one token, as a client does. The gates of pilot and optimized read the record. Exits with status 5
+    /// when it is stopped before the time of --for.
+    Probe(crate::operations_args::Probe),
     /// Report what the deployment and its tokens cost
     #[command(subcommand)]
     Cost(crate::operations_args::Cost),

@@ -87,7 +87,10 @@ const ONPREM: Row = Row {
         Box::pin(async { Ok(if site.account.is_empty() { this_machine() } else { site.account.clone() }) })
     },
     provider: local_provider,
-    operations: |context| Ok(Arc::new(LocalOperations::new(context.server.clone()))),
+    operations: |context| {
+        let folder = context.folder.join("sites").join(context.site.as_str());
+        Ok(Arc::new(LocalOperations::new(context.server.clone()).at(folder)))
+    },
     endpoint: textnlp_onprem::endpoint,
 };
 

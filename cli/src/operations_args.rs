@@ -1,5 +1,5 @@
 //! Arguments of the commands for operating a running environment: `logs`, `metrics`, `health`, `security`,
-//! `compliance`, `cost`, `performance`, `baseline`, `cleanup`, `db`.
+//! `compliance`, `cost`, `performance`, `baseline`, `cleanup`, `db`, `probe`.
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
@@ -53,6 +53,37 @@ pub struct MetricsSummary {
 fn period(text: &str) -> Result<Span, String> {
     match crate::dr_args::span(text)? {
         span if span.0.as_secs() == 0 => Err("it must be at least 1s".to_owned()),
+        span => Ok(span),
+    }
+}
+
+/// See [`crate::args::Command::Probe`].
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Run it on a machine of your clients' network, with the state folder of the environment. Each result is kept for\n\
+    32 days in the folder `availability` of the state. Another prober of the same environment is refused.\n\n\
+    Examples:\n  \
+    textnlp-deploy probe --env pilot                      until it is stopped\n  \
+    textnlp-deploy probe --env pilot --for 24h            as long as the gate of pilot needs\n  \
+    textnlp-deploy probe --env pilot --every 5s --for 1h -o jsonl"
+)]
+pub struct Probe {
+    /// Time between two requests, from 1s to 60s
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = interval)]
+    pub every: Span,
+    /// Time after which it ends [default: when it is stopped]
+    #[arg(long = "for", value_name = "DURATION", value_parser = period)]
+    pub length: Option<Span>,
+    /// API key of the requests [default: the environment's first key]
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+}
+
+fn interval(text: &str) -> Result<Span, String> {
+    match crate::dr_args::span(text)? {
+        span if !textnlp_service::availability::INTERVALS.contains(&span.0) => {
+            Err("it must be from 1s to 60s".to_owned())
+        }
         span => Ok(span),
     }
 }
@@ -286,10 +317,12 @@ fn old(text: &str) -> Result<Span, String> {
 /// See [`crate::args::Command::Db`].
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "Each takes at most 150 seconds. They are refused while an `up`, a migration or a backup works on the database.\n\n\
+    after_help = "`vacuum` and `analyze` take at most 150 seconds each. They are refused while an `up`, a migration or a backup\n\
+    works on the database.\n\n\
     Examples:\n  \
     textnlp-deploy db vacuum --env staging     reclaim the space of deleted rows\n  \
-    textnlp-deploy db analyze --env staging    renew the statistics of the query planner"
+    textnlp-deploy db analyze --env staging    renew the statistics of the query planner\n  \
+    textnlp-deploy db failover --env pilot     kill the primary, and count acknowledged writes that are lost"
 )]
 pub enum Db {
     /// Reclaim the space of deleted rows
@@ -298,4 +331,10 @@ pub enum Db {
     Vacuum,
     /// Renew the statistics of the query planner
     Analyze,
+    /// Rehearse a failover of the database: kill its primary while rows are written
+    ///
+    /// Only for a PostgreSQL with replicas that the site runs itself. The service cannot write until the database recovers.
+    /// Counts acknowledged writes that are missing afterwards, and removes its rows. The gate of pilot reads the signed
+    /// record. Exits with status 3 when a write is lost or the database does not recover.
+    Failover,
 }

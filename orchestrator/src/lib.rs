@@ -9,6 +9,7 @@
 pub mod alert;
 pub mod analysis;
 pub mod apply;
+pub mod availability;
 pub mod backup;
 pub mod clock;
 pub mod dr;

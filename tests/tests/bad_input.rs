@@ -211,10 +211,10 @@ fn invalid_arguments_are_refused_before_any_change() {
         ),
         wrong(&["up", "--env", "pilot", "--yes"], 2, "no_way_in", &["kubeconfig", "set KUBECONFIG"]),
         wrong(
-            &["up", "--env", "enterprise", "--yes"],
+            &["up", "--env", "staging", "--yes", "--set", "features.sso=true"],
             2,
             "not_available",
-            &["`features.sso`", "has no single sign-on", "env check --env enterprise"],
+            &["`features.sso`", "has no single sign-on", "env check --env staging"],
         ),
         wrong(
             &["up", "--env", "staging", "--yes", "--set", "gates.usres=5"],

@@ -167,3 +167,72 @@ fn managed_database_survives_supervisor_loss_and_down_with_its_replica() {
     sandbox.run(&["down", "--env", "development", "--delete-data", "development", "--yes"]).expect(0);
     assert!(!home.exists(), "{home}");
 }
+
+#[test]
+fn pilot_gate_waits_for_its_measurements_and_opens_without_a_waiver() {
+    if !postgres::is_installed() {
+        return;
+    }
+    let sandbox = Sandbox::new("pilot");
+    let folder = sandbox.folder().join("environments");
+    std::fs::create_dir(&folder).unwrap();
+    let user = if rustix::process::geteuid().is_root() { ", user: root" } else { "" };
+    let text = format!(
+        "extends: staging\nenvironment: first\nphase: pilot\ndata: protected\n\
+         backup: {{ enabled: true, every: 24h, keep: 30d }}\ndatabase: {{ kind: postgres, replicas: 1 }}\n\
+         scaling: {{ min: 3 }}\ngates: {{ availability_window: 5s }}\n\
+         prerequisites: {{ allow_below_minimum: true{user} }}\n"
+    );
+    std::fs::write(folder.join("first.yaml"), text).unwrap();
+    let run = |args: &[&str]| sandbox.run(&[args, &["--env", "first", "-o", "json"]].concat());
+    run(&["up", "--yes", "--no-gate", "--from-scratch", "--reason", "a test"]).expect(0);
+
+    // Each check that waits names its command.
+    let waits = run(&["gate"]).expect(3).json();
+    assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
+    let blockers = waits["gate"]["blockers"].to_string();
+    for (check, command) in
+        [("availability", "probe --for 5s --env first"), ("database failover", "db failover --env first")]
+    {
+        assert!(blockers.contains(&format!("{check}: not measured yet")) && blockers.contains(command), "{blockers}");
+    }
+
+    // The primary is killed while rows are written, after an approval.
+    assert_eq!(run(&["db", "failover"]).expect(4).json()["error"]["code"], "not_approved");
+    let keeper = sandbox.pid("config/database-0.yaml").unwrap();
+    let failed_over = run(&["db", "failover", "--yes"]).expect(0).json();
+    assert_ne!(sandbox.pid("config/database-0.yaml"), Some(keeper), "it was not killed");
+    assert_eq!((&failed_over["lost"], &failed_over["instances"]), (&json!(0), &json!(2)), "{failed_over:#}");
+    assert!(failed_over["acknowledged"].as_u64() > Some(10) && failed_over["failed"].as_u64() > Some(0));
+    assert!(failed_over["ready_s"].is_number() && failed_over["without_writes_ms"].as_u64() > Some(100));
+
+    run(&["backup", "create"]).expect(0);
+
+    // One prober at a time; a signal ends one that has no end.
+    let prober = sandbox.start(&["probe", "--env", "first", "--every", "5s"]);
+    let record = sandbox.state("first").join("availability");
+    eventually("the first probe is recorded", || {
+        sandbox.files(&record).iter().any(|file| file.ends_with(".jsonl")).then_some(())
+    });
+    assert_eq!(run(&["probe", "--for", "5s"]).expect(4).json()["error"]["code"], "prober_runs");
+    textnlp_tests::signal(prober.id(), rustix::process::Signal::INT);
+    let stopped = said(prober.wait_with_output().unwrap()).expect(0);
+    assert!(stopped.err.contains("  available") && stopped.out.contains("0 failed"), "{stopped:?}");
+    let probed = run(&["probe", "--every", "5s", "--for", "6s"]).expect(0).json();
+    assert!(probed["summary"]["probes"] == 2 && probed["summary"]["available"] == 1.0, "{probed:#}");
+
+    let open = run(&["gate"]).expect(0).json();
+    assert_eq!(open["gate"]["state"], "open", "{open:#}");
+    assert!(!open["gate"]["checks"].to_string().contains("waived_until"), "{open:#}");
+    let check = |name: &str| {
+        let checks = open["gate"]["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["name"] == name).unwrap().clone()
+    };
+    let available = check("availability");
+    assert_eq!((&available["measured"], &available["limit"]), (&json!(1.0), &json!("at least 0.999")));
+    let note = available["note"].as_str().unwrap();
+    assert!(note.starts_with("over 5s instead of 1d: ") && note.contains("recorded requests, 0 failed"), "{note}");
+    assert_eq!(check("database failover")["measured"], 0);
+
+    run(&["down", "--yes", "--delete-data", "first"]).expect(0);
+}

@@ -1,20 +1,29 @@
-//! `db`: maintenance of the database of a running environment. The server program does it beside the database.
+//! `db`: maintenance of the database of a running environment, and rehearsals of its failover. The server program does
+//! it beside the database.
 
 use std::fmt::Write as _;
 
+use textnlp_orchestrator::clock::SystemClock;
 use textnlp_service::keys::Admin;
+use textnlp_service::origin;
+use textnlp_service::rehearsal::{self, FailoverRecord, Rehearsal};
 use textnlp_service::running::ServerProcess;
 
 use super::prelude::*;
 use crate::deployment::{self, Deployment};
 use crate::operations_args::Db;
+use crate::signals;
 
-/// `db vacuum`, `db analyze`.
+/// `db …`.
 pub async fn db(session: &Session, command: &Db, console: Console) -> Result<Success, Failure> {
-    let task = match command {
-        Db::Vacuum => "vacuum",
-        Db::Analyze => "analyze",
-    };
+    match command {
+        Db::Vacuum => maintenance(session, "vacuum", console).await,
+        Db::Analyze => maintenance(session, "analyze", console).await,
+        Db::Failover => failover(session, console).await,
+    }
+}
+
+async fn maintenance(session: &Session, task: &str, console: Console) -> Result<Success, Failure> {
     let (chosen, running) = session.load_running("database", console).await?;
     let deployment = deployment::recorded(session, chosen).await?;
     // `up` migrates databases, and a backup on this machine copies them: both take this lock.
@@ -92,6 +101,57 @@ fn text(rows: &[Value]) -> String {
         };
     }
     text
+}
+
+/// Kills the primary after an approval.
+async fn failover(session: &Session, console: Console) -> Result<Success, Failure> {
+    let (chosen, running) = session.load_running("database", console).await?;
+    origin::check(&chosen.scope)?;
+    let deployment = deployment::recorded(session, chosen).await?;
+    let chosen = &deployment.chosen;
+    let rehearsal = Rehearsal::prepare(chosen, &running).await?;
+    let name = &chosen.scope.name;
+    console.say(format!(
+        "The primary {} of the database of {name} is killed, one of {} instances. Requests fail until the database recovers.",
+        rehearsal.before.primary, rehearsal.before.wanted
+    ));
+    if !session.global.yes && !console.confirm("Kill it?") {
+        let error = anyhow::anyhow!("not approved, so nothing was changed");
+        return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
+    }
+    // `up` migrates databases, and a backup on this machine copies them: both take this lock.
+    let locked = deployment.locked().await?;
+    let (stop, progress) = (signals::stop(console), Progress::new(console));
+    let measured = rehearsal.run(deployment.operator.clone(), &SystemClock, &progress, &stop).await;
+    progress.finish();
+    locked.close().await.map_err(|error| deployment.failed(error))?;
+    let record = measured?;
+    let file = rehearsal::keep(&chosen.scope.folder, &record)?;
+    let mut document = json!(record);
+    document["environment"] = json!(name);
+    document["record"] = json!(file);
+    let text = format!("{}  record         {file}", failover_text(&record));
+    match rehearsal::verdict(&record) {
+        Ok(()) => Ok(Success::new(text, document)),
+        Err(missed) => {
+            console.stream(&format!("{text}\n"));
+            let error = anyhow::anyhow!(missed).context("the rehearsal missed its target");
+            let hint = chosen.scope.command("status");
+            Err(Failure::new(Exit::GateShut, "target_missed", error).hint(hint).document(document))
+        }
+    }
+}
+
+fn failover_text(record: &FailoverRecord) -> String {
+    let FailoverRecord { killed, primary, writes, ready_s, instances, .. } = record;
+    let lost = writes.lost.map_or("unknown".to_owned(), |lost| lost.to_string());
+    let ready = ready_s.map_or("not ready again".to_owned(), |seconds| format!("ready after {seconds:.1} s"));
+    let seconds = writes.without_writes_ms as f64 / 1000.0;
+    format!(
+        "{killed} was killed; the primary is {primary}\n  writes         {} acknowledged, {} failed, {lost} lost\n  \
+         without writes {seconds:.1} s\n  instances      {instances}, {ready}\n",
+        writes.acknowledged, writes.failed
+    )
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ mod monthly;
 mod phase;
 mod plan;
 mod prelude;
+mod probe;
 mod providers;
 pub mod reach;
 mod release;
@@ -107,6 +108,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Logs(args) => logs::logs(session, &args, console).await,
         Command::Analyze(args) => analyze::analyze(session, &args).await,
         Command::Metrics(command) => metrics::metrics(session, &command, console).await,
+        Command::Probe(args) => probe::probe(session, &args, console).await,
         Command::Cost(command) => monthly::cost(session, &command, console).await,
         Command::Performance(command) => monthly::performance(session, &command, console).await,
         Command::Baseline(command) => baseline::baseline(session, &command, console).await,

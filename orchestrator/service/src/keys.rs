@@ -109,7 +109,8 @@ impl<'a> Admin<'a> {
 
     /// Issues a key for a measurement.
     pub async fn temporary(&self, name: &str) -> Result<IssuedKey, Failure> {
-        let issued = self.create(KeyRequest { name: format!("{name} (temporary)"), requests_per_hour: None }).await;
+        let name = format!("{name} (temporary)");
+        let issued = self.create(KeyRequest { name, requests_per_hour: None, tenant: None }).await;
         issued.map_err(|why| Failure::from(anyhow::anyhow!("{why}").context("make a temporary key")))
     }
 
@@ -177,8 +178,10 @@ impl KeyIssuer for Admin<'_> {
     async fn create(&self, request: KeyRequest) -> Result<IssuedKey, String> {
         let until = SystemClock.now() + SignedDuration::from_mins(KEY_MINUTES);
         let rate = request.requests_per_hour.map_or("10000000/hour".to_owned(), |n| format!("{n}/hour"));
-        let command =
-            json!({ "do": "create", "name": request.name, "rate_limit": rate, "expires_at": until.as_millisecond() });
+        let command = json!({
+            "do": "create", "name": request.name, "rate_limit": rate, "expires_at": until.as_millisecond(),
+            "tenant": request.tenant,
+        });
         let made = self.ask(&command).await.map_err(|failure| format!("{:#}", failure.error))?;
         let text = |field: &str| {
             made[field].as_str().map(str::to_owned).ok_or_else(|| format!("the server reported no {field}"))

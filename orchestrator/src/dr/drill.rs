@@ -233,7 +233,8 @@ impl RunningDrill<'_> {
 
     async fn issue(&self, journal: &mut Journal) -> Result<Key, DrillError> {
         self.tell("preflight", "a temporary API key is created");
-        let request = KeyRequest { name: format!("drill {} (temporary)", self.id), requests_per_hour: None };
+        let name = format!("drill {} (temporary)", self.id);
+        let request = KeyRequest { name, requests_per_hour: None, tenant: None };
         let issued = self.stage.keys.create(request).await.map_err(|why| self.broken("preflight", why))?;
         let undo = Some(journal.command(&format!("key revoke {}", issued.public_id)));
         journal.begin(Action::Drill, &self.id, "key", undo, json!({ "public_id": issued.public_id }))?;

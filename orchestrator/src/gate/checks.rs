@@ -137,25 +137,30 @@ impl Prober<'_> {
 
 /// A model that makes embeddings.
 #[derive(Debug, Clone)]
-pub(super) struct EncoderModel {
-    pub(super) name: String,
+pub(crate) struct EncoderModel {
+    pub(crate) name: String,
     /// Requests that name no model get this one.
-    pub(super) is_default: bool,
+    pub(crate) is_default: bool,
+}
+
+/// The models that make embeddings, as the service lists them; none if it does not say.
+pub(crate) async fn encoders(wire: &dyn Wire, key: Option<&Key>) -> Vec<EncoderModel> {
+    let request = LoadRequest { key: key.cloned(), ..LoadRequest::get("/v1/models") };
+    let Ok(answer) = wire.send(request).await else { return Vec::new() };
+    let body = answer.json().unwrap_or_default();
+    let models = body["data"].as_array().into_iter().flatten().filter(|model| model["kind"] == "embedding");
+    models
+        .filter_map(|model| {
+            let name = model["id"].as_str()?.to_owned();
+            Some(EncoderModel { name, is_default: model["default"] == true })
+        })
+        .collect()
 }
 
 impl Prober<'_> {
-    /// The models that make embeddings, as the service lists them; none if it does not say.
+    /// The encoders of the service; none once the gate was stopped.
     pub(super) async fn encoders(&self, key: Option<&Key>) -> Vec<EncoderModel> {
-        let request = LoadRequest { key: key.cloned(), ..LoadRequest::get("/v1/models") };
-        let Ok(answer) = self.send(request).await else { return Vec::new() };
-        let body = answer.json().unwrap_or_default();
-        let models = body["data"].as_array().into_iter().flatten().filter(|model| model["kind"] == "embedding");
-        models
-            .filter_map(|model| {
-                let name = model["id"].as_str()?.to_owned();
-                Some(EncoderModel { name, is_default: model["default"] == true })
-            })
-            .collect()
+        if self.stop.is_cancelled() { Vec::new() } else { encoders(self.wire, key).await }
     }
 
     /// A model must return the same vector for the same text.
@@ -190,6 +195,38 @@ fn stop_in(text: &str) -> Option<(&str, &str)> {
     let word = *words.get(words.len() / 2).filter(|_| words.len() >= 2)?;
     let at = text.find(word).filter(|at| *at > 0)?;
     Some((&text[..at], word))
+}
+
+/// The tenants of temporary keys.
+pub(super) const TENANTS: [&str; 2] = ["gate-a", "gate-b"];
+/// What a request of one tenant asks for in the name of the other.
+const OF_A_TENANT: [&str; 2] = ["/v1/models", "/v1/usage"];
+
+impl Prober<'_> {
+    /// A key must be accepted for its own tenant, and for no other one.
+    pub(super) async fn isolated(&self, check: &CheckDefinition, keys: &[(&'static str, Key)]) -> Check {
+        let mut answered = Vec::new();
+        for (own, key) in keys {
+            for (named, _) in keys {
+                for path in OF_A_TENANT {
+                    let request = LoadRequest { tenant: Some((*named).to_owned()), ..LoadRequest::get(path).with(key) };
+                    match self.send(request).await {
+                        Ok(answer) if answer.status == 200 && named != own => {
+                            answered.push(format!("{path} of {named} with a key of {own}"));
+                        }
+                        Ok(answer) if answer.status == 200 || (answer.status == 403 && named != own) => {}
+                        Ok(answer) => {
+                            let why = format!("status {} of {path} for tenant {named}", answer.status);
+                            return check.unknown(self.environment, why);
+                        }
+                        Err(failure) => return check.unknown(self.environment, failure),
+                    }
+                }
+            }
+        }
+        let measured = check.measured(self.environment, answered.len(), answered.is_empty());
+        if answered.is_empty() { measured } else { measured.note(answered.join(", ")) }
+    }
 }
 
 impl Prober<'_> {

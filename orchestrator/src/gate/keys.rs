@@ -12,6 +12,8 @@ pub struct KeyRequest {
     pub name: String,
     /// Requests per hour; `None` for a limit that no load test reaches.
     pub requests_per_hour: Option<u64>,
+    /// The tenant that it belongs to; `None` for the default one.
+    pub tenant: Option<&'static str>,
 }
 
 /// A key that was issued.
@@ -51,7 +53,18 @@ impl<'a> TemporaryKeys<'a> {
         found: &mut GateResults,
         report: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Option<Key> {
-        match self.issuer.create(KeyRequest { name: name.to_owned(), requests_per_hour }).await {
+        let request = KeyRequest { name: name.to_owned(), requests_per_hour, tenant: None };
+        self.issue(request, found, report).await
+    }
+
+    /// A key with these properties, or a failed check with the reason.
+    pub(super) async fn issue(
+        &mut self,
+        request: KeyRequest,
+        found: &mut GateResults,
+        report: &mut (dyn FnMut(Progress<'_>) + Send),
+    ) -> Option<Key> {
+        match self.issuer.create(request).await {
             Ok(issued) => {
                 self.key_ids.push(issued.public_id);
                 Some(issued.key)

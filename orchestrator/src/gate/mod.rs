@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 pub use exemption::{EnteredPhase, EntryBasis, Exemption, MAX_WAIVER_DAYS, RecordedExemption, WaiverError, waiver};
 pub use keys::{IssuedKey, KeyIssuer, KeyRequest};
 
+pub(crate) use checks::encoders;
+
 use crate::clock::Clock;
 use crate::environment::model::{AdvisoryPolicy, Environment, Gates, Phase};
 use crate::load::{self, Key, Load, Measured, Second, Wire};
@@ -476,6 +478,17 @@ impl Probes<'_, '_> {
                     Some(key) => self.prober.limited(check, &key).await,
                     None => return false,
                 }
+            }
+            (Probe::Tenants, _) => {
+                let mut keys = Vec::new();
+                for tenant in checks::TENANTS {
+                    let request = KeyRequest { name: tenant.to_owned(), requests_per_hour: None, tenant: Some(tenant) };
+                    match self.temporary_keys.issue(request, &mut *self.found, &mut *self.tell).await {
+                        Some(key) => keys.push((tenant, key)),
+                        None => return false,
+                    }
+                }
+                self.prober.isolated(check, &keys).await
             }
             // In a cluster, the caller checks the metrics where the autoscaler reads them.
             (Probe::Metrics, _) if self.outside.recorded.iter().any(|check| check.name == METRICS) => return true,

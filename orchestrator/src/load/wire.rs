@@ -42,6 +42,8 @@ pub struct LoadRequest {
     pub timeout: Duration,
     /// The id of this request in the service's usage records.
     pub request_id: Option<String>,
+    /// The tenant that it names.
+    pub tenant: Option<String>,
 }
 
 impl LoadRequest {
@@ -54,12 +56,19 @@ impl LoadRequest {
             body: None,
             timeout: Duration::from_secs(30),
             request_id: None,
+            tenant: None,
         }
     }
 
     /// A `POST` request of JSON without a key.
     pub fn post(path: &str, body: Value) -> Self {
         Self { method: "POST", body: Some(body), ..Self::get(path) }
+    }
+
+    /// The headers besides the key.
+    fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let headers = [("x-request-id", &self.request_id), ("x-tenant-id", &self.tenant)];
+        headers.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)))
     }
 
     /// Adds a key.
@@ -198,8 +207,8 @@ impl Wire for HttpWire {
         if let Some(key) = &load_request.key {
             request = request.header(&key.header, key.value.expose());
         }
-        if let Some(id) = &load_request.request_id {
-            request = request.header("x-request-id", id);
+        for (name, value) in load_request.headers() {
+            request = request.header(name, value);
         }
         if let Some(body) = &load_request.body {
             request = request.json(body);
@@ -269,8 +278,8 @@ impl Session for HttpConnection {
         if let Some(key) = &load_request.key {
             request = request.header(&key.header, key.value.expose());
         }
-        if let Some(id) = &load_request.request_id {
-            request = request.header("x-request-id", id);
+        for (name, value) in load_request.headers() {
+            request = request.header(name, value);
         }
         let body = load_request.body.map(|body| body.to_string()).unwrap_or_default();
         if !body.is_empty() {

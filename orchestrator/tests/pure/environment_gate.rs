@@ -45,6 +45,7 @@ enum Fault {
     FailsOneIn(u32),
     KeepsKeys,
     GivesNoKeys,
+    MixesTenants,
     PlainHttp,
     /// No fault: its default model is an encoder.
     Embeds,
@@ -62,6 +63,8 @@ struct Service {
     in_flight: AtomicU32,
     asked: AtomicU32,
     keys: Mutex<HashMap<String, Option<u64>>>,
+    /// The tenant of each key that has one.
+    tenants: Mutex<HashMap<String, &'static str>>,
 }
 
 impl Service {
@@ -74,6 +77,7 @@ impl Service {
             in_flight: AtomicU32::new(0),
             asked: AtomicU32::new(0),
             keys: Mutex::new(HashMap::new()),
+            tenants: Mutex::default(),
         }
     }
 
@@ -136,6 +140,12 @@ impl Wire for Service {
         if let Err(status) = self.key_is_good(ask.key.as_ref()) {
             return answer(status, json!({}));
         }
+        let tenants = self.tenants.lock().unwrap().clone();
+        let own = ask.key.as_ref().and_then(|key| tenants.get(key.value.expose_text()?)).copied();
+        let names_another = ask.tenant.as_deref().is_some_and(|named| Some(named) != own);
+        if names_another && !self.has(Fault::MixesTenants) {
+            return answer(403, json!({}));
+        }
         let body = ask.body.unwrap_or_default();
         if ask.path == "/v1/generate" {
             let others = self.in_flight.fetch_add(1, Ordering::SeqCst);
@@ -180,6 +190,7 @@ impl KeyIssuer for Service {
         }
         let mut keys = self.keys.lock().unwrap();
         keys.insert(request.name.clone(), request.requests_per_hour);
+        self.tenants.lock().unwrap().extend(request.tenant.map(|tenant| (request.name.clone(), tenant)));
         let key = Key { header: "X-API-Key".to_owned(), value: Secret::new(request.name.as_str()) };
         Ok(IssuedKey { public_id: request.name, key })
     }
@@ -463,19 +474,43 @@ fn development_gate_needs_only_health_and_one_generation() {
 }
 
 #[test]
-fn check_that_is_not_measured_closes_the_gate_with_the_reason() {
+fn check_without_a_measurement_keeps_the_gate_from_opening_with_the_reason() {
     check(
         "pilot",
         &Service::new(1, None),
         expect![[r#"
+        wait
+        availability: not measured yet (measured by the record of `probe` over `gates.availability_window`, and the usage records of that time: the lower share counts)
+        database failover: not measured yet (measured by the last `db failover` of this deployment, not older than 90 days)
+        restored backup: not measured yet (measured by the newest backup, restored beside the service, in a cluster by its backup job: counts of rows, and on a machine signature and digests)"#]],
+    );
+    check(
+        "enterprise",
+        &Service::new(1, None),
+        expect![[r#"
         shut
-        availability: could not be measured (no record of availability over time is kept)
-        database failover: could not be measured (`dr drill` rehearses failures of sites, not of a database within a cluster)
-        restored backup: not measured yet (measured by the newest backup, restored on this machine beside the service: signature, digests and counts of rows)"#]],
+        analytics: could not be measured (the analytics job (`sites[].cluster.analytics`) is your own image, and its results are not read)
+        custom model: could not be measured (clients cannot upload models; `models` lists them)
+        single sign-on: could not be measured (the server has no single sign-on; a SAML proxy (`sites[].cluster.saml`) is your own)"#]],
     );
     let unmeasured = PHASES.iter().filter(|definition| !definition.is_measured()).map(|definition| definition.phase);
     let expected = [Phase::Pilot, Phase::Enterprise, Phase::Optimized];
     assert_eq!(unmeasured.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn enterprise_gate_finds_answers_for_another_tenant() {
+    let isolation = |fault: Option<Fault>| {
+        let service = Service::new(1, fault);
+        let found = evidence("enterprise", &service).checks;
+        assert!(service.keys.lock().unwrap().is_empty(), "temporary keys are revoked");
+        found.into_iter().find(|check| check.name == "tenant isolation").unwrap()
+    };
+    let good = isolation(None);
+    assert!(good.ok && good.measured == 0, "{good}");
+    let mixed = isolation(Some(Fault::MixesTenants));
+    assert!(!mixed.ok && !mixed.is_unknown() && mixed.measured == 4, "{mixed}");
+    assert!(mixed.note.unwrap().starts_with("/v1/models of gate-b with a key of gate-a, "));
 }
 
 #[test]

@@ -84,6 +84,11 @@ pub trait Operations: Send + Sync {
         None
     }
 
+    /// Reads the instances of its own PostgreSQL, and stops the primary for a rehearsal.
+    fn database(self: Arc<Self>) -> Option<Arc<dyn DatabaseInstances>> {
+        None
+    }
+
     /// The command that shows the logs of its programs; `None` where they are files of this machine.
     fn log_command(&self) -> Option<String> {
         None
@@ -386,6 +391,27 @@ pub trait Outages: Send + Sync {
 
     /// The count of ready replicas.
     async fn ready(&self, lineage: Lineage) -> Result<usize>;
+}
+
+/// The instances of a PostgreSQL that a site runs itself.
+#[async_trait]
+pub trait DatabaseInstances: Send + Sync {
+    /// The instances now. An error if the site has no PostgreSQL of its own, or the primary may not be killed.
+    async fn status(&self, lineage: Lineage) -> Result<DatabaseStatus>;
+
+    /// Kills the primary, if it is still this one, without a grace period. The site recovers by itself.
+    async fn kill_primary(&self, lineage: Lineage, primary: &str) -> Result<()>;
+}
+
+/// The instances of a PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseStatus {
+    /// The name of the primary.
+    pub primary: String,
+    /// The wanted count of instances, with the primary.
+    pub wanted: u32,
+    /// How many are ready: they serve, or follow the primary.
+    pub ready: u32,
 }
 
 /// The access to a site from any folder of this machine.

@@ -31,6 +31,7 @@ mod one_off_job;
 mod operations;
 mod outage;
 mod policy;
+mod postgres;
 mod preflight;
 mod provider;
 mod ready;

@@ -10,9 +10,9 @@ use camino::Utf8PathBuf;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_provider::operations::{
-    AuditedAspect, Export, ExportFormat, JobOutput, Jobs, LogSource, LogText, Operations, Outages, RolloutCommand,
-    RolloutStatus, Rollouts, Scale, Scaling, SecurityAspect, ServiceEndpoint, SiteAccess, SiteBackups, SiteLogs,
-    SiteMetrics, SiteOutputs, SiteSecurity,
+    AuditedAspect, DatabaseInstances, DatabaseStatus, Export, ExportFormat, JobOutput, Jobs, LogSource, LogText,
+    Operations, Outages, RolloutCommand, RolloutStatus, Rollouts, Scale, Scaling, SecurityAspect, ServiceEndpoint,
+    SiteAccess, SiteBackups, SiteLogs, SiteMetrics, SiteOutputs, SiteSecurity,
 };
 use textnlp_provider::{Error, ErrorKind, Lineage, Result, SecretStore, Wanted, error_chain};
 
@@ -111,6 +111,10 @@ impl Operations for ClusterOperations {
     }
 
     fn outages(self: Arc<Self>) -> Option<Arc<dyn Outages>> {
+        Some(self)
+    }
+
+    fn database(self: Arc<Self>) -> Option<Arc<dyn DatabaseInstances>> {
         Some(self)
     }
 
@@ -250,6 +254,17 @@ impl SiteBackups for ClusterOperations {
     async fn last(&self, lineage: Lineage) -> Result<Option<Timestamp>> {
         let last = self.cluster.last_success(self.place(lineage), BACKUP).await?;
         Ok(last.and_then(|last| last.parse().ok()))
+    }
+}
+
+#[async_trait]
+impl DatabaseInstances for ClusterOperations {
+    async fn status(&self, lineage: Lineage) -> Result<DatabaseStatus> {
+        self.cluster.database_status(self.place(lineage)).await
+    }
+
+    async fn kill_primary(&self, lineage: Lineage, primary: &str) -> Result<()> {
+        self.cluster.kill_primary(self.place(lineage), primary).await
     }
 }
 

@@ -1,30 +1,47 @@
 //! Operations of a site of local processes. It has no autoscaling, canary or backup of its own; of the optional
-//! abilities it has one-off jobs alone.
+//! abilities it has one-off jobs, and the instances of its database.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use camino::Utf8PathBuf;
 use serde_json::Value;
-use textnlp_provider::operations::{JobOutput, Jobs, Operations, ServerProgram, ServiceEndpoint, SiteOutputs};
-use textnlp_provider::{Error, Lineage, Result};
+use textnlp_keys::SiteFolder;
+use textnlp_provider::operations::{
+    DatabaseInstances, DatabaseStatus, JobOutput, Jobs, Operations, ServerProgram, ServiceEndpoint, SiteOutputs,
+};
+use textnlp_provider::{Error, ErrorKind, Lineage, Result};
 
+use crate::fault;
+use crate::supervise::{self, PhaseName};
 use crate::verbs::{Input, ProgramOutput, VerifiedProgram, run};
 
 /// Timeout of a one-off job. A key that several sites acknowledge takes up to two minutes.
 const JOB_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// The prefix of the units of the database. The first one is the primary, the others follow it.
+const DATABASE: &str = "database-";
+const PRIMARY: &str = "database-0";
+
 /// A site of local processes.
 #[derive(Debug, Clone)]
 pub struct LocalOperations {
     server: Option<ServerProgram>,
+    folder: Option<Utf8PathBuf>,
     within: Duration,
 }
 
 impl LocalOperations {
     /// The operations with this server program; `None` when none is recorded.
     pub fn new(server: Option<ServerProgram>) -> Self {
-        Self { server, within: JOB_TIMEOUT }
+        Self { server, folder: None, within: JOB_TIMEOUT }
+    }
+
+    /// The same for the site in this folder.
+    #[must_use]
+    pub fn at(self, folder: Utf8PathBuf) -> Self {
+        Self { folder: Some(folder), ..self }
     }
 }
 
@@ -46,6 +63,42 @@ impl Operations for LocalOperations {
     fn jobs(self: Arc<Self>) -> Option<Arc<dyn Jobs>> {
         if self.server.is_some() { Some(self) } else { None }
     }
+
+    fn database(self: Arc<Self>) -> Option<Arc<dyn DatabaseInstances>> {
+        if self.folder.is_some() { Some(self) } else { None }
+    }
+}
+
+#[async_trait]
+impl DatabaseInstances for LocalOperations {
+    async fn status(&self, _: Lineage) -> Result<DatabaseStatus> {
+        let folder = self.folder.clone().unwrap_or_default();
+        let failed = |source| Error::io("read the status of", folder.as_str(), source);
+        let found = supervise::status(&folder).await.map_err(failed)?;
+        let units = found.map(|status| status.units).unwrap_or_default();
+        let instances: Vec<_> = units.iter().filter(|unit| is_instance(&unit.name)).collect();
+        if !instances.iter().any(|unit| unit.name == PRIMARY) {
+            let why = "no PostgreSQL of its own runs there";
+            return Err(Error::new(ErrorKind::NotFound, "find the database of", folder).because(why));
+        }
+        let ready = instances.iter().filter(|unit| unit.phase == PhaseName::Ready).count();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Ok(DatabaseStatus { primary: PRIMARY.to_owned(), wanted: count(instances.len()), ready: count(ready) })
+    }
+
+    async fn kill_primary(&self, _: Lineage, primary: &str) -> Result<()> {
+        let folder = SiteFolder::at(&self.folder.clone().unwrap_or_default());
+        let failed = |why| Error::new(ErrorKind::Conflict, "stop", primary).because(why);
+        if primary != PRIMARY {
+            return Err(failed(format!("the primary is {PRIMARY}")));
+        }
+        fault::kill_unit(&folder, PRIMARY).map_err(failed)
+    }
+}
+
+/// Whether a unit is an instance of the database: `database-1`.
+fn is_instance(unit: &str) -> bool {
+    unit.strip_prefix(DATABASE).is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 #[async_trait]
@@ -56,7 +109,7 @@ impl Jobs for LocalOperations {
 
     async fn run(&self, _: Lineage, command: &str, input: &Value) -> Result<JobOutput> {
         let Some(ServerProgram { program, config }) = &self.server else {
-            return Err(Error::new(textnlp_provider::ErrorKind::NotFound, "start", "the server program"));
+            return Err(Error::new(ErrorKind::NotFound, "start", "the server program"));
         };
         let failed = |action: &'static str| move |error| Error::io(action, program.as_str(), error);
         let path = program.clone();
@@ -77,7 +130,6 @@ impl Jobs for LocalOperations {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use textnlp_keys::SiteFolder;
 
     use super::*;
 
@@ -123,7 +175,7 @@ mod tests {
         crate::verbs::record_program(&SiteFolder::at(folder), "bin/server");
         let server = ServerProgram { program: program.clone(), config: folder.join("server.yaml") };
         let run = |within: Duration| {
-            let jobs = LocalOperations { server: Some(server.clone()), within };
+            let jobs = LocalOperations { server: Some(server.clone()), folder: None, within };
             async move { jobs.run(Lineage(uuid::Uuid::nil()), "keys", &json!({})).await }
         };
         // Without a bound its output would be held in memory.

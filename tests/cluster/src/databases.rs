@@ -1,7 +1,9 @@
 //! A fake CloudNativePG: each `Cluster` object becomes a real PostgreSQL with TLS, a Secret with its certificate
 //! authority, and a service name that pods can use. It also provisions volumes: each claim gets a folder.
 //!
-//! It has no replicas (the status reports as many as wanted), no failover and no pods.
+//! It has no replicas: the status reports as many as wanted, and each has a pod without a process. If the pod of the
+//! primary is deleted, the server is killed and starts again on the same files, as a replica without lag would, under
+//! the name of the next instance.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -32,12 +34,18 @@ printf '%s\n' "unix_socket_directories = '$2'" "listen_addresses = '$3'" "port =
   "ssl_cert_file = '$2/tls.crt'" "ssl_key_file = '$2/tls.key'" "max_connections = 300" >>"$2/data/postgresql.conf"
 exec "$1/postgres" -D "$2/data" >>"$2/log" 2>&1
 "#;
+/// The same on existing files. It is refused while processes of the killed server still end.
+const RUN_AGAIN: &str = r#"
+for _ in $(seq 300); do "$1/postgres" -D "$2/data" >>"$2/log" 2>&1; sleep 0.1; done
+"#;
 
 /// The server of one object.
 struct Running {
     process: u32,
     folder: Utf8PathBuf,
     is_ready: bool,
+    /// The number of the primary, once the instances have pods.
+    primary: Option<u64>,
 }
 
 /// Starts the controller of databases and volumes. `programs` is PostgreSQL's folder; `user` is the uid and gid to run
@@ -116,8 +124,81 @@ impl Databases {
             }
             if let Some(one) = running.get_mut(&uid(object)).filter(|one| !one.is_ready) {
                 one.is_ready = self.finish(object, &one.folder).await;
+            } else if let Some(one) = running.get_mut(&uid(object)) {
+                self.keep_instances(object, one).await;
             }
         }
+    }
+
+    /// Gives each instance its pod, and fails over if that of the primary is gone.
+    async fn keep_instances(&self, object: &Value, one: &mut Running) {
+        let (namespace, name) = crate::kubelet::names(object);
+        let Some(instances) = object["spec"]["instances"].as_u64() else { return };
+        let pods = format!("/api/v1/namespaces/{namespace}/pods");
+        let primary = match one.primary {
+            Some(primary) if self.api.get(&format!("{pods}/{name}-{primary}")).await.is_some() => return,
+            Some(primary) => {
+                self.report(object, primary, instances - 1).await;
+                self.cluster.keeper.end(one.process);
+                one.process = self.spawn(RUN_AGAIN, &one.folder, "");
+                let mut ping = self.psql(&one.folder);
+                ping.args(["-c", "SELECT 1"]);
+                while !ping.output().is_ok_and(|said| said.status.success()) {
+                    tokio::time::sleep(EVERY).await;
+                }
+                primary % instances + 1
+            }
+            None => 1,
+        };
+        one.primary = Some(primary);
+        for number in 1..=instances {
+            let pod = self.pod(object, namespace, &format!("{name}-{number}"));
+            // One that is there already is a conflict.
+            let _ = self.api.call("POST", &pods, Some(&pod)).await;
+        }
+        self.report(object, primary, instances).await;
+    }
+
+    /// The pod of an instance. No scheduler has this name, so nothing runs it.
+    fn pod(&self, object: &Value, namespace: &str, name: &str) -> Value {
+        let cluster = &object["metadata"]["name"];
+        let owner = json!([{
+            "apiVersion": format!("{GROUP}/v1"), "kind": "Cluster", "name": cluster, "uid": object["metadata"]["uid"],
+        }]);
+        let labels = json!({ "cnpg.io/cluster": cluster });
+        let metadata = json!({ "name": name, "namespace": namespace, "labels": labels, "ownerReferences": owner });
+        // As the restricted profile of a namespace requires.
+        let security = json!({
+            "runAsNonRoot": true, "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        });
+        let container = json!({ "name": "postgres", "image": "local/postgres:1", "securityContext": security });
+        let spec = json!({ "schedulerName": "no-scheduler", "containers": [container] });
+        json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })
+    }
+
+    async fn report(&self, object: &Value, primary: u64, ready: u64) {
+        let (namespace, name) = crate::kubelet::names(object);
+        let status = json!({ "status": { "readyInstances": ready, "currentPrimary": format!("{name}-{primary}") } });
+        let path = format!("/apis/{GROUP}/v1/namespaces/{namespace}/clusters/{name}/status");
+        let _ = self.api.call("PATCH", &path, Some(&status)).await;
+    }
+
+    /// Starts a server.
+    fn spawn(&self, script: &str, folder: &Utf8PathBuf, address: &str) -> u32 {
+        let mut run = Command::new("sh");
+        run.args(["-c", script, "sh"]).arg(&self.programs).args([folder.as_str(), address]).current_dir("/");
+        run.stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some((user, group)) = self.user {
+            run.uid(user).gid(group);
+        }
+        self.cluster.keeper.spawn(&mut run)
+    }
+
+    fn psql(&self, folder: &Utf8PathBuf) -> Command {
+        let mut psql = Command::new(self.programs.join("psql"));
+        psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", folder.as_str(), "-d", "postgres"]);
+        psql
     }
 
     /// Starts the server of an object.
@@ -127,22 +208,16 @@ impl Databases {
         std::fs::create_dir_all(&folder).ok()?;
         let address = self.cluster.kubelet().new_address();
         let (certificate, key) = self.cluster.authority.server(&[&address.to_string()]);
-        let mut run = Command::new("sh");
-        run.args(["-c", RUN, "sh"]).arg(&self.programs).args([folder.as_str(), &address.to_string()]).current_dir("/");
-        run.stdout(Stdio::null()).stderr(Stdio::null());
         for (file, text) in [("tls.crt", certificate), ("tls.key", key)] {
             std::fs::write(folder.join(file), text).ok()?;
             std::fs::set_permissions(folder.join(file), std::fs::Permissions::from_mode(0o600)).ok()?;
             self.give(&folder.join(file));
         }
-        if let Some((user, group)) = self.user {
-            self.give(&folder);
-            run.uid(user).gid(group);
-        }
-        let process = self.cluster.keeper.spawn(&mut run);
+        self.give(&folder);
+        let process = self.spawn(RUN, &folder, &address.to_string());
         // The host name that pods use.
         self.cluster.kubelet().put_name(namespace, &format!("{name}-rw"), address);
-        Some(Running { process, folder, is_ready: false })
+        Some(Running { process, folder, is_ready: false, primary: None })
     }
 
     fn give(&self, place: &Utf8PathBuf) {
@@ -166,8 +241,7 @@ impl Databases {
         // CloudNativePG rejects the Secret of another role, too.
         let (Some(user), Some(password)) = (value("username"), value("password")) else { return false };
         assert_eq!(user, owner, "the secret is of another role");
-        let mut psql = Command::new(self.programs.join("psql"));
-        psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", folder.as_str(), "-d", "postgres"]);
+        let mut psql = self.psql(folder);
         psql.args(["-c", &format!("CREATE ROLE \"{owner}\" LOGIN PASSWORD '{}'", password.replace('\'', "''"))]);
         let statements = |field: &str| {
             let listed = first[field].as_array().into_iter().flatten().filter_map(Value::as_str);

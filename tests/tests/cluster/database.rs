@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use serde_json::Value;
 use textnlp_tests::{counts, eventually};
 
 use crate::operator::Operator;
@@ -105,6 +106,22 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     // Its statement runs as the tenants' role, to which the restored tables are granted.
     assert!(answers(newer, "/v1/usage"));
     assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0], "nothing of that is drift");
+
+    // The pod of its primary is deleted while rows are written; another instance serves, and none of them is lost.
+    let primary =
+        || operator.get("clusters.postgresql.cnpg.io", "textnlp-database")["status"]["currentPrimary"].clone();
+    let first = primary();
+    let refused = operator.run(&["db", "failover", "-o", "json"], &[]).expect(4).json();
+    assert_eq!((&refused["error"]["code"], primary()), (&Value::from("not_approved"), first.clone()));
+    let failed_over = operator.run(&["db", "failover", "--yes", "-o", "json"], &[]).expect(0).json();
+    assert_eq!((&failed_over["killed"], &failed_over["lost"]), (&first, &Value::from(0)), "{failed_over:#}");
+    assert!(
+        failed_over["acknowledged"].as_u64() > Some(10) && failed_over["failed"].as_u64() > Some(0),
+        "{failed_over:#}"
+    );
+    assert!(failed_over["primary"] == primary() && failed_over["primary"] != first, "{failed_over:#}");
+    operator.sql("DO $$ BEGIN ASSERT to_regclass('textnlp_failover_rehearsal') IS NULL; END $$");
+    eventually("the service is back", || opens(newer).then_some(()));
 
     // What people rely on stays until it is named.
     let down = operator.run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();

@@ -36,8 +36,12 @@ async fn restored(
     progress: &dyn Progress,
 ) -> Result<Check, Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
-    let (directory, settings) = backup::directory(scope, environment)?;
     let create = scope.command("backup create");
+    if let Some(backups) = scope.platform.site_backups(&scope.folder, environment)? {
+        let last = backups.last(lineage).await?;
+        return Ok(in_cluster(check, environment, last, Timestamp::now(), &create));
+    }
+    let (directory, settings) = backup::directory(scope, environment)?;
     let stored = directory.list().map_err(failed)?;
     let newest = stored.iter().filter_map(|backup| Some((backup, backup.facts.as_ref()?)));
     // The record of a backup is not signed before it is verified below.
@@ -59,6 +63,29 @@ async fn restored(
     Ok(of_result(check, environment, &result, facts.at))
 }
 
+/// The check of a cluster whose backup job restores each dump beside the database and compares the counts of its rows. It
+/// fails if they differ.
+fn in_cluster(
+    check: &CheckDefinition,
+    environment: &Environment,
+    last: Option<Timestamp>,
+    now: Timestamp,
+    create: &str,
+) -> Check {
+    let backup = &environment.backup;
+    if !backup.verify {
+        return check.unknown(environment, "`backup.verify` is false, so the cluster restores no dump");
+    }
+    let Some(last) = last else {
+        return check.waiting(environment, format_args!("no backup job of the cluster succeeded yet: {create}"));
+    };
+    if now.duration_since(last).unsigned_abs() > backup.every.0.saturating_mul(2) {
+        let why = format!("the last backup job succeeded at {last:.0}, longer ago than twice `backup.every`: {create}");
+        return check.waiting(environment, why);
+    }
+    check.measured(environment, true, true).note(format!("restored by the backup job in the cluster at {last:.0}"))
+}
+
 /// The check of a backup that was restored.
 fn of_result(
     check: &CheckDefinition,
@@ -75,10 +102,30 @@ fn of_result(
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
     use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
     use textnlp_orchestrator::gate::phases::{PhaseDefinition, RESTORED};
 
     use super::*;
+
+    #[test]
+    fn verified_backup_job_of_a_cluster_counts_for_twice_its_interval() {
+        let loaded = Library::built_in().load("pilot", &Overrides::default(), &Catalogue::default()).unwrap();
+        let mut environment = loaded.environment;
+        let definition = PhaseDefinition::of(environment.phase).check(RESTORED).unwrap();
+        let of = |environment: &Environment, last: Option<Timestamp>, hours: i64| {
+            let now = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hours);
+            in_cluster(definition, environment, last, now, "textnlp-deploy backup create --env pilot")
+        };
+        let last = Some(Timestamp::UNIX_EPOCH);
+        assert!(of(&environment, last, 48).ok);
+        for waits in [of(&environment, None, 0), of(&environment, last, 49)] {
+            assert!(waits.waits && waits.note.unwrap().ends_with("backup create --env pilot"));
+        }
+        environment.backup.verify = false;
+        let unknown = of(&environment, last, 1);
+        assert!(unknown.is_unknown() && !unknown.waits, "{unknown}");
+    }
 
     #[test]
     fn restored_backup_counts_only_with_a_database() {

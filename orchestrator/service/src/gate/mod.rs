@@ -3,7 +3,9 @@
 //! Evidence is a file that the environment's report key signs and whose digest is in the journal. It counts until the
 //! resources may have changed. The verdict is never read from it but follows from its checks.
 
+mod availability;
 mod backup;
+mod failover;
 pub mod growth;
 pub mod hardened;
 pub mod load;
@@ -265,6 +267,13 @@ pub async fn measure(
     }
     if definition.check(phases::SPEED_UP).is_some() {
         recorded.extend(baseline::checks(deployment, running, &state)?);
+    }
+    if let Some(check) = definition.check(phases::AVAILABILITY) {
+        progress.doing("reads the record of availability");
+        recorded.push(availability::check(check, chosen, running, &state).await);
+    }
+    if let Some(check) = definition.check(phases::FAILOVER) {
+        recorded.push(failover::check(check, chosen, running.lineage, &state));
     }
     if let Some(check) = definition.check(phases::RESTORED) {
         recorded.push(backup::check(check, chosen, running.lineage, progress, stop).await);

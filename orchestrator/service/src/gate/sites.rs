@@ -9,8 +9,8 @@ use textnlp_orchestrator::gate::phases::{HOME, IN_SYNC, LAG, LOST, RPO, RTO, WIT
 
 use crate::{ChosenEnvironment, Failure};
 
-/// Maximum age of a drill, because people, data and programs change.
-const FRESH: SignedDuration = SignedDuration::from_hours(24 * 90);
+/// Maximum age of a drill or rehearsal, because people, data and programs change.
+pub(super) const FRESH: SignedDuration = SignedDuration::from_hours(24 * 90);
 
 /// The checks of an environment of several sites.
 pub(super) async fn checks(chosen: &ChosenEnvironment) -> Result<Vec<Check>, Failure> {

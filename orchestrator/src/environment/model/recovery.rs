@@ -271,9 +271,11 @@ section! {
         /// The highest number of tokens of a request.
         #[schemars(range(min = 1, max = 4096))]
         pub tokens_max: u32 = 100,
-        /// The availability target. No gate measures it yet: a value other than the phase's is refused.
+        /// The availability target of pilot and optimized.
         #[schemars(range(min = 0.0, max = 1.0))]
         pub availability: f64 = 0.999,
+        /// The time over which availability is measured.
+        pub availability_window: Span = Span::seconds(86_400),
         /// Sessions that must be open at once, from scale-up on.
         #[schemars(range(min = 1, max = 1_000_000))]
         pub sessions: u32 = 10_000,

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use textnlp_net::network::Network;
 
 use super::super::model::*;
-use super::super::problem::{Severity, nearest};
+use super::super::problem::nearest;
 use super::super::units::cut;
 use super::Checker;
+use crate::availability::{MAX_WINDOW, MIN_WINDOW};
 
 impl Checker<'_> {
     pub(super) fn models(&mut self) {
@@ -273,11 +274,11 @@ impl Checker<'_> {
                 "make it shorter than `server.api.timeout`",
             );
         }
-        let availability = e.phase.availability();
-        if gates.availability != availability {
-            let cause =
-                format!("no gate in this version measures availability, so {} is not checked", gates.availability);
-            self.say(Severity::Refusal, "gates.availability", cause, "remove it");
+        let window = gates.availability_window.0;
+        if !(MIN_WINDOW..=MAX_WINDOW).contains(&window) {
+            let (least, most) = (Span(MIN_WINDOW), Span(MAX_WINDOW));
+            let cause = format!("{} is not from {least} to {most}", gates.availability_window);
+            self.error("gates.availability_window", cause, "write a time such as `24h`");
         }
         if e.budget.monthly.is_none() && e.budget.warn_at != Budget::default().warn_at {
             let cause = "it is a share of the budget, and none is set";

@@ -4,9 +4,9 @@ use serde_json::json;
 
 use super::super::{P95, SHARE_OF_ERRORS};
 use super::{
-    ANSWERS, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS, GENERATION, GROWTH, HOME,
-    IN_SYNC, LAG, LOST, Limit, METRICS, PhaseDefinition, PhaseEntry, Probe, RATE, REDUCTION, RESTORED, RPO, RTO,
-    SECURITY_AUDIT, SEED, SESSIONS, SPEED_UP, STOP, VULNERABILITIES, WITNESS,
+    ANSWERS, AVAILABILITY, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS, FAILOVER,
+    GENERATION, GROWTH, HOME, IN_SYNC, LAG, LOST, Limit, METRICS, PhaseDefinition, PhaseEntry, Probe, RATE, REDUCTION,
+    RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SESSIONS, SPEED_UP, STOP, VULNERABILITIES, WITNESS,
 };
 use crate::environment::model::Phase;
 
@@ -122,28 +122,28 @@ const LOADED: &[CheckDefinition] = &[
     .at_most(),
 ];
 
-const AVAILABILITY: CheckDefinition = missing(
-    "availability",
-    Limit::Setting("gates.availability", |e| json!(e.gates.availability)),
-    "share of requests",
-    "successful requests of an outside prober and of the service's own record over the phase",
-    "no record of availability over time is kept",
-);
+const AVAILABLE: CheckDefinition = record(
+    AVAILABILITY,
+    Limit::Setting("gates.availability", |e| json!(format!("at least {}", e.gates.availability))),
+    "share",
+    "the record of `probe` over `gates.availability_window`, and the usage records of that time: the lower share counts",
+)
+.waivable();
 
 const PILOT: &[CheckDefinition] = &[
-    AVAILABILITY,
-    missing(
-        "database failover",
+    AVAILABLE,
+    record(
+        FAILOVER,
         Limit::Number(0),
         "acknowledged writes lost",
-        "the primary of the database is stopped while a client writes",
-        "`dr drill` rehearses failures of sites, not of a database within a cluster",
-    ),
+        "the last `db failover` of this deployment, not older than 90 days",
+    )
+    .waivable(),
     record(
         RESTORED,
         Limit::Yes,
         "",
-        "the newest backup, restored on this machine beside the service: signature, digests and counts of rows",
+        "the newest backup, restored beside the service, in a cluster by its backup job: counts of rows, and on a machine signature and digests",
     )
     .waivable(),
 ];
@@ -188,33 +188,33 @@ const HARDENED: &[CheckDefinition] = &[
 ];
 
 const TENANTS: &[CheckDefinition] = &[
-    missing(
+    probe(
         "tenant isolation",
         Limit::Number(0),
-        "answers with data of another tenant",
-        "requests of two tenants for each other's data",
-        "the gate has no requests of several tenants",
+        "requests answered",
+        Probe::Tenants,
+        "temporary keys of two tenants, each with requests that name the other tenant",
     ),
     missing(
         "analytics",
         Limit::Text("at least 1"),
         "result in the last hour",
         "the results of the analytics job",
-        "the analytics job is your own image, and its results are not read",
+        "the analytics job (`sites[].cluster.analytics`) is your own image, and its results are not read",
     ),
     missing(
         "custom model",
         Limit::Text("a text"),
         "",
         "a model is uploaded, generates a text and is removed",
-        "the server of this version has no upload of models",
+        "clients cannot upload models; `models` lists them",
     ),
     missing(
         "single sign-on",
         Limit::Text("accepted"),
         "",
         "a sign-in at the identity provider, and a request with its token",
-        "the server of this version has no single sign-on",
+        "the server has no single sign-on; a SAML proxy (`sites[].cluster.saml`) is your own",
     ),
 ];
 
@@ -270,7 +270,7 @@ const IMPROVED: &[CheckDefinition] = &[
         "the monthly cost of what is deployed, against that of `baseline record`",
     )
     .waivable(),
-    AVAILABILITY,
+    AVAILABLE,
 ];
 
 /// The way back of every release and of its data.

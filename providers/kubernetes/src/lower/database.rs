@@ -14,7 +14,7 @@ use crate::manifest::PLAIN;
 
 /// The name of the PostgreSQL cluster; CloudNativePG derives the names of its services and certificate authority from
 /// it.
-pub(super) const POSTGRES: &str = "textnlp-database";
+pub(crate) const POSTGRES: &str = "textnlp-database";
 /// The CronJob that takes backups.
 pub const BACKUP: &str = "textnlp-backup";
 /// The suspended CronJob for restores: a job created from it restores a backup.

@@ -31,6 +31,7 @@ use textnlp_provider::{
 };
 
 use crate::canary::ACCOUNT;
+pub(crate) use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
 pub(crate) use gateway::AUTHORITY;
 pub(crate) use images::is_pinned;

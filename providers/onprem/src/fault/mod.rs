@@ -36,6 +36,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// Timeout of a request to the relay, which answers from memory.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Kills one program of a site, which its supervisor starts again.
+pub(crate) fn kill_unit(folder: &SiteFolder, name: &str) -> Result<(), String> {
+    Processes::of(folder).kill_unit(name)
+}
+
 /// The kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

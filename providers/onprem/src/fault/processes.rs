@@ -85,6 +85,17 @@ impl<'a> Processes<'a> {
         units
     }
 
+    /// Kills one program with its descendants. The supervisor starts it again.
+    pub(super) fn kill_unit(&self, name: &str) -> Result<(), String> {
+        let running = || self.holder(name).ok().flatten();
+        let Some(pid) = running() else { return Err(format!("{name} does not run")) };
+        let verify = || running() == Some(pid) && Running::of_holder(self.folder, name, pid).is_some();
+        match VerifiedProcess::when(pid, verify) {
+            Some(process) => process.signal(Signal::KILL, true),
+            None => Err(format!("{name} (process {pid}) could not be verified, and was not signalled")),
+        }
+    }
+
     fn supervisor(&self) -> Result<Option<u32>, String> {
         lock::holder(&self.folder.lock("supervisor"))
             .map_err(|e| format!("find the process that holds the supervisor's lock: {e}"))

@@ -1,0 +1,370 @@
+//! Rehearses a failover of the database: its primary is killed while rows are written, and acknowledged rows that are
+//! missing afterwards are counted.
+//!
+//! The server program of the site writes the rows, beside the database. The signed record is in the state folder, where
+//! the gate reads it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use textnlp_orchestrator::clock::Clock;
+use textnlp_orchestrator::dr::report as signed;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::release::digest;
+use textnlp_orchestrator::state::Operator;
+use textnlp_provider::operations::{DatabaseInstances, DatabaseStatus};
+use textnlp_provider::settings::Hosting;
+use textnlp_provider::{Lineage, error_chain};
+use tokio_util::sync::CancellationToken;
+
+use crate::gate::{read, sha256, write_signed};
+use crate::keys::{Admin, SiteJobs};
+use crate::{ChosenEnvironment, Exit, Failure, Progress, RunningEnvironment, Scope};
+
+/// The `admin` command of the server program.
+const DATABASE: &str = "database";
+/// Rows before the primary is killed.
+const ROWS_BEFORE: u64 = 10;
+/// How long the first rows may take: a job in a cluster is scheduled first.
+const ROWS_TIMEOUT: Duration = Duration::from_secs(50);
+/// How long all instances may take to be ready again.
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// The records that are kept.
+const MAX_RECORDS: usize = 50;
+
+/// The record of a rehearsal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FailoverRecord {
+    /// The deployment.
+    pub lineage: Lineage,
+    /// The digest of the release lock.
+    pub release: Option<String>,
+    /// When it began.
+    pub at: Timestamp,
+    /// The operator.
+    pub by: String,
+    /// The reason that the operator gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The program and its version.
+    pub tool: String,
+    /// The machine that it ran on.
+    pub host: String,
+    /// The count of instances.
+    pub instances: u32,
+    /// The primary that was killed.
+    pub killed: String,
+    /// The primary afterwards: the same one, where it was restarted.
+    pub primary: String,
+    /// Seconds until all instances were ready again. `None` if they were not within five minutes.
+    pub ready_s: Option<f64>,
+    /// What the writes met.
+    #[serde(flatten)]
+    pub writes: WriteResult,
+}
+
+/// What the writes met, as the server program reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteResult {
+    /// Writes that the database acknowledged.
+    pub acknowledged: u64,
+    /// Writes that failed.
+    pub failed: u64,
+    /// The longest time between two acknowledged writes, in milliseconds.
+    pub without_writes_ms: u64,
+    /// Acknowledged writes that are missing. `None` if writes did not succeed again.
+    pub lost: Option<u64>,
+}
+
+/// The records of a state folder, oldest first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Records {
+    rehearsals: Vec<FailoverRecord>,
+}
+
+/// Reads the records, if this environment signed them. Else why they are not used.
+pub fn records(folder: &Utf8Path) -> Result<Vec<FailoverRecord>, String> {
+    let file = file(folder);
+    let unverified = |why: String| format!("{file} is not verified: {why}");
+    let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else { return Ok(Vec::new()) };
+    let signed_as = signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
+    if signed_as != what(&bytes) {
+        return Err(unverified("it is signed as another file".to_owned()));
+    }
+    let records: Records = serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))?;
+    Ok(records.rehearsals)
+}
+
+/// Adds a record. A file without a valid signature is replaced.
+pub fn keep(folder: &Utf8Path, record: &FailoverRecord) -> anyhow::Result<Utf8PathBuf> {
+    let mut rehearsals = records(folder).unwrap_or_default();
+    rehearsals.push(record.clone());
+    let old = rehearsals.len().saturating_sub(MAX_RECORDS);
+    let bytes = serde_json::to_vec_pretty(&Records { rehearsals: rehearsals.split_off(old) })?;
+    write_signed(folder, &file(folder), &bytes, &what(&bytes))?;
+    Ok(file(folder))
+}
+
+fn file(folder: &Utf8Path) -> Utf8PathBuf {
+    folder.join("evidence").join("failovers.json")
+}
+
+fn what(bytes: &[u8]) -> String {
+    format!("textnlp database failovers, sha256 {}", sha256(bytes))
+}
+
+/// Why no failover of the environment's database can be rehearsed, if so.
+pub fn unsupported(environment: &Environment) -> Option<String> {
+    let replicas = environment.database.replicas;
+    match environment.database_hosting() {
+        None => Some("SQLite has one instance, which does not fail over".to_owned()),
+        Some(Hosting::Cluster) if environment.shares_database() => {
+            Some("the database moves between sites, which `dr drill` rehearses".to_owned())
+        }
+        Some(Hosting::Cluster) if replicas == 0 => {
+            Some("the database has one instance: `database.replicas` is 0".to_owned())
+        }
+        Some(Hosting::Cluster) => None,
+        Some(hosting) => Some(format!("the failover of a database with `hosting: {hosting}` is not rehearsed")),
+    }
+}
+
+/// A database that is ready for a rehearsal.
+pub struct Rehearsal<'a> {
+    scope: &'a Scope,
+    jobs: SiteJobs<'a>,
+    instances: Arc<dyn DatabaseInstances>,
+    lineage: Lineage,
+    release: Option<String>,
+    /// The instances before it.
+    pub before: DatabaseStatus,
+}
+
+impl<'a> Rehearsal<'a> {
+    /// Checks that the database can be rehearsed now. Changes nothing.
+    pub async fn prepare(chosen: &'a ChosenEnvironment, running: &'a RunningEnvironment) -> Result<Self, Failure> {
+        let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+        let refused = |why: String| {
+            let error = anyhow::anyhow!(why).context("no failover can be rehearsed; nothing was changed");
+            Failure::refused("not_rehearsed", error)
+        };
+        if let Some(why) = unsupported(environment) {
+            return Err(refused(why).hint("a PostgreSQL with `database: { hosting: cluster, replicas: 2 }` can be"));
+        }
+        let instances = scope.platform.find(&scope.folder, environment, None, |site| site.database())?;
+        let Some(instances) = instances else { return Err(refused("its site has no database of its own".to_owned())) };
+        let before = instances.status(running.lineage).await?;
+        let DatabaseStatus { wanted, ready, .. } = before;
+        if wanted < 2 || ready < wanted {
+            let why = format!("{ready} of {wanted} instances of the database are ready, and at least 2 are needed");
+            return Err(refused(why).hint(scope.command("status")));
+        }
+        let admin = Admin::of(chosen, running);
+        let jobs = admin.site(running.serving().await).await?;
+        let release = chosen.lock()?.map(|lock| digest(&lock.to_bytes()));
+        Ok(Self { scope, jobs, instances, lineage: running.lineage, release, before })
+    }
+
+    /// Kills the primary while rows are written, and waits until all instances are ready again. The caller holds the lock
+    /// of the state. Before the kill, `stop` ends it.
+    pub async fn run(
+        &self,
+        operator: Operator,
+        clock: &dyn Clock,
+        progress: &dyn Progress,
+        stop: &CancellationToken,
+    ) -> Result<FailoverRecord, Failure> {
+        let at = clock.now();
+        let result = self.measured(at, operator, clock, progress, stop).await;
+        // A writer that was abandoned ends by itself.
+        if let Err(failure) = self.task("end_rehearsal").await {
+            progress.warn(&format!(
+                "the table textnlp_failover_rehearsal was not removed, which the next rehearsal does: {:#}",
+                failure.error
+            ));
+        }
+        result
+    }
+
+    async fn measured(
+        &self,
+        at: Timestamp,
+        operator: Operator,
+        clock: &dyn Clock,
+        progress: &dyn Progress,
+        stop: &CancellationToken,
+    ) -> Result<FailoverRecord, Failure> {
+        progress.doing("writing rows");
+        // Rows of a killed rehearsal would be taken for new ones.
+        self.task("end_rehearsal").await?;
+        let mut writer = std::pin::pin!(self.task("rehearse"));
+        tokio::select! {
+            ended = &mut writer => {
+                let why = ended.map_or_else(|failure| failure.error, |_| anyhow::anyhow!("it ended"));
+                return Err(self.failed(why.context("write rows; the primary was not killed")));
+            }
+            begun = self.rows(clock) => begun?,
+            () = stop.cancelled() => {
+                let error = anyhow::anyhow!("stopped before the primary was killed");
+                return Err(Failure::new(Exit::Stopped, "stopped", error).hint(self.again()));
+            }
+        }
+        let killed = &self.before.primary;
+        progress.line(&format!("Killing the primary {killed} …"));
+        let killed_at = clock.steady();
+        self.instances.kill_primary(self.lineage, killed).await?;
+        progress.doing("waiting until writes succeed again");
+        let answer = writer.await?;
+        let writes: WriteResult = serde_json::from_value(answer).context("read the result of the writes")?;
+        if writes.failed == 0 {
+            return Err(self.failed(anyhow::anyhow!("no write failed, so the failure of {killed} was not noticed")));
+        }
+        progress.doing("waiting until all instances are ready");
+        let after = self.ready_again(clock, killed_at + READY_TIMEOUT).await;
+        let passed = clock.steady().saturating_sub(killed_at);
+        let Operator { by, reason, tool, host, .. } = operator;
+        Ok(FailoverRecord {
+            lineage: self.lineage,
+            release: self.release.clone(),
+            at,
+            by,
+            reason,
+            tool,
+            host,
+            instances: self.before.wanted,
+            killed: killed.clone(),
+            primary: after.as_ref().map_or_else(|| "unknown".to_owned(), |after| after.primary.clone()),
+            ready_s: after.map(|_| (passed.as_secs_f64() * 10.0).round() / 10.0),
+            writes,
+        })
+    }
+
+    /// Waits until rows are written.
+    async fn rows(&self, clock: &dyn Clock) -> Result<(), Failure> {
+        let until = clock.steady() + ROWS_TIMEOUT;
+        loop {
+            let answer = self.task("rehearsal_rows").await?;
+            if answer["rows"].as_u64().is_some_and(|rows| rows >= ROWS_BEFORE) {
+                return Ok(());
+            }
+            if clock.steady() >= until {
+                let seconds = ROWS_TIMEOUT.as_secs();
+                let why = anyhow::anyhow!("no rows were written within {seconds} s; the primary was not killed");
+                return Err(self.failed(why));
+            }
+            clock.sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Waits until all instances are ready. `None` if they are not in time.
+    async fn ready_again(&self, clock: &dyn Clock, until: Duration) -> Option<DatabaseStatus> {
+        loop {
+            match self.instances.status(self.lineage).await {
+                Ok(status) if status.ready >= self.before.wanted => return Some(status),
+                // A reading may fail while the database moves.
+                _ if clock.steady() >= until => return None,
+                _ => clock.sleep(POLL_INTERVAL).await,
+            }
+        }
+    }
+
+    async fn task(&self, task: &str) -> Result<Value, Failure> {
+        let done = self.jobs.run(DATABASE, &json!({ "do": task })).await;
+        done.map_err(|failure| {
+            // The command line is right; the running server refuses it, or is of a release without this command.
+            let exit = if failure.exit == Exit::Usage { Exit::Refused } else { failure.exit };
+            let is_older = failure.error.to_string().contains("unknown variant");
+            let hint = is_older.then(|| format!("deploy a release with this command first: {}", self.scope.same("up")));
+            Failure { exit, code: "rehearsal", hint: hint.or(failure.hint), ..failure }
+        })
+    }
+
+    fn failed(&self, error: anyhow::Error) -> Failure {
+        Failure::new(Exit::Failed, "rehearsal", error).hint(self.scope.command("status"))
+    }
+
+    fn again(&self) -> String {
+        self.scope.command("db failover")
+    }
+}
+
+/// Ok if no acknowledged write is lost and the database is whole again.
+pub fn verdict(record: &FailoverRecord) -> Result<(), String> {
+    match (record.writes.lost, record.ready_s) {
+        (None, _) => Err("writes did not succeed again within a minute".to_owned()),
+        (Some(0), None) => Err("not all instances were ready again within five minutes".to_owned()),
+        (Some(0), Some(_)) => Ok(()),
+        (Some(lost), _) => Err(format!("{lost} acknowledged writes are lost")),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
+    use uuid::Uuid;
+
+    use super::*;
+
+    pub(crate) fn record(second: i64, lost: Option<u64>) -> FailoverRecord {
+        FailoverRecord {
+            lineage: Lineage(Uuid::nil()),
+            release: None,
+            at: Timestamp::from_second(second).unwrap(),
+            by: "ada".to_owned(),
+            reason: None,
+            tool: "textnlp-deploy".to_owned(),
+            host: "here".to_owned(),
+            instances: 3,
+            killed: "database-1".to_owned(),
+            primary: "database-2".to_owned(),
+            ready_s: Some(40.0),
+            writes: WriteResult { acknowledged: 100, failed: 5, without_writes_ms: 2100, lost },
+        }
+    }
+
+    #[test]
+    fn records_count_only_as_signed_and_are_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        assert_eq!(records(folder), Ok(Vec::new()));
+        for second in 0..=MAX_RECORDS {
+            keep(folder, &record(i64::try_from(second).unwrap(), Some(0))).unwrap();
+        }
+        let kept = records(folder).unwrap();
+        assert_eq!((kept.len(), kept[0].at.as_second()), (MAX_RECORDS, 1));
+        let written = std::fs::read_to_string(file(folder)).unwrap();
+        std::fs::write(file(folder), written.replace("\"lost\": 0", "\"lost\": 1")).unwrap();
+        assert!(records(folder).unwrap_err().contains("failovers.json is not verified"));
+    }
+
+    #[test]
+    fn only_a_replicated_database_of_one_site_is_rehearsed() {
+        let why = |name: &str, sets: &[&str]| {
+            let sets = sets.iter().map(|set| (*set).to_owned()).collect();
+            let loaded =
+                Library::built_in().load(name, &Overrides { sets, ..Overrides::default() }, &Catalogue::default());
+            unsupported(&loaded.unwrap().environment).unwrap_or_default()
+        };
+        assert_eq!(why("pilot", &[]), "");
+        assert!(why("staging", &[]).contains("SQLite"));
+        assert!(why("staging", &["database.kind=postgres"]).contains("`database.replicas` is 0"));
+        assert_eq!(why("staging", &["database.kind=postgres", "database.replicas=1"]), "");
+        assert!(why("multi-region", &["database.kind=postgres"]).contains("`dr drill`"));
+        assert!(why("pilot", &["database.hosting=managed"]).contains("`hosting: managed`"));
+    }
+
+    #[test]
+    fn verdict_names_what_was_missed() {
+        assert_eq!(verdict(&record(0, Some(0))), Ok(()));
+        assert!(verdict(&record(0, Some(2))).unwrap_err().contains("2 acknowledged writes"));
+        assert!(verdict(&record(0, None)).unwrap_err().contains("did not succeed again"));
+        let incomplete = FailoverRecord { ready_s: None, ..record(0, Some(0)) };
+        assert!(verdict(&incomplete).unwrap_err().contains("five minutes"));
+    }
+}
