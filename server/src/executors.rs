@@ -1,4 +1,5 @@
-//! Which executor serves a model: the own kernels where they have its family, else candle, if it is part of this build.
+//! Which executor serves a model: the own kernels where they have its family, else candle, if it is part of this build. On a GPU it is
+//! candle for all families.
 
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use textnlp_inference::family::Served;
 use textnlp_inference::files::{self, ModelFiles};
 use textnlp_inference::format::{EncoderCheckpoint, family, is_encoder};
 use textnlp_inference::text::Tokenizer;
+use textnlp_models::Memory;
 
 use crate::config::{self, Weights};
 use crate::error::chain;
@@ -18,7 +20,53 @@ pub(crate) enum Opened {
     /// Of an encoder, which only the own kernels serve.
     Encoder(Box<(EncoderCheckpoint, Tokenizer)>),
     #[cfg(feature = "candle")]
-    Candle(Box<(textnlp_candle::Checkpoint, Tokenizer)>),
+    Candle(Box<(textnlp_candle::Checkpoint, Tokenizer, Option<usize>)>),
+}
+
+/// Where this server's models compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Cpu,
+    /// The GPU of this number: every model where it is required, else those that candle can compute.
+    Gpu {
+        number: usize,
+        is_required: bool,
+    },
+}
+
+/// A GPU with its memory; at first with a check that models can compute on it.
+#[cfg(feature = "candle")]
+fn gpu(number: usize, is_first: bool) -> Result<Memory, String> {
+    let found = if is_first { textnlp_candle::Gpu::find(number) } else { textnlp_candle::Gpu::read(number) }?;
+    let bound_by = format!("GPU {number}, {}", found.name);
+    Ok(Memory { total: found.total, available: found.available, bound_by })
+}
+
+#[cfg(not(feature = "candle"))]
+fn gpu(_number: usize, _is_first: bool) -> Result<Memory, String> {
+    Err("this program was built without CUDA: use one that `server/cuda/build` made".to_owned())
+}
+
+/// Where models compute by the setting `models.device`, or why they cannot.
+pub(crate) fn place(device: config::Device) -> Result<Place, String> {
+    let (number, is_required) = match device {
+        config::Device::Cpu => return Ok(Place::Cpu),
+        config::Device::Auto => (0, false),
+        config::Device::Cuda(number) => (number, true),
+    };
+    match gpu(number, true) {
+        Ok(memory) => {
+            tracing::info!(gpu = memory.bound_by, available = memory.available, "models compute on the GPU");
+            Ok(Place::Gpu { number, is_required })
+        }
+        Err(reason) if is_required => Err(format!("models.device is `cuda:{number}`, but {reason}")),
+        Err(reason) => {
+            if cfg!(feature = "cuda") {
+                tracing::info!(reason, "models compute on the CPU");
+            }
+            Ok(Place::Cpu)
+        }
+    }
 }
 
 /// A model in memory.
@@ -55,12 +103,35 @@ fn executor(family: &str, wanted: Option<config::Executor>) -> Result<config::Ex
     }
 }
 
+/// The executor of a family at a place, and its GPU. `is_readable` is whether candle can read the files.
+fn executor_at(
+    place: Place,
+    family: &str,
+    wanted: Option<config::Executor>,
+    is_readable: bool,
+) -> Result<(config::Executor, Option<usize>), String> {
+    let Place::Gpu { number, is_required } = place else { return Ok((executor(family, wanted)?, None)) };
+    let reason = match (wanted, Served::of(family)) {
+        (Some(config::Executor::Own), _) => "the own kernels compute on the CPU only: leave out `executor`".to_owned(),
+        (_, Some(Served { candle: true, .. })) if is_readable => return Ok((config::Executor::Candle, Some(number))),
+        (_, Some(Served { candle: true, .. })) => {
+            "a GPU computes models from safetensors beside a `config.json`, not from GGUF".to_owned()
+        }
+        _ => format!("`{}` models compute on the CPU only", family.escape_debug()),
+    };
+    match is_required {
+        true => Err(format!("models.device is `cuda:{number}`, but {reason}")),
+        false => Ok((executor(family, wanted)?, None)),
+    }
+}
+
 impl Opened {
     /// Opens a model's files; no weight is read.
-    pub(crate) fn new(model: &config::Model) -> Result<Opened, String> {
+    pub(crate) fn new(model: &config::Model, place: Place) -> Result<Opened, String> {
         let path = model.path.as_std_path();
         let family = family(path).map_err(|error| chain(&error))?;
-        match executor(&family, model.executor)? {
+        let (executor, gpu) = executor_at(place, &family, model.executor, path.join("config.json").is_file())?;
+        match executor {
             config::Executor::Own if is_encoder(path) == Some(true) => {
                 let checkpoint = EncoderCheckpoint::open(path).map_err(|error| chain(&error))?;
                 let tokenizer = Tokenizer::from_directory(path).map_err(|error| chain(&error))?;
@@ -69,7 +140,7 @@ impl Opened {
             config::Executor::Own => {
                 ModelFiles::open(path).map(Box::new).map(Opened::Own).map_err(|error| chain(&error))
             }
-            config::Executor::Candle => open_candle(path, &family),
+            config::Executor::Candle => open_candle(path, &family, gpu),
         }
     }
 
@@ -102,6 +173,15 @@ impl Opened {
         }
     }
 
+    /// The number of the GPU that it will compute on; `None` is the CPU.
+    pub(crate) fn gpu(&self) -> Option<usize> {
+        match self {
+            Opened::Own(_) | Opened::Encoder(_) => None,
+            #[cfg(feature = "candle")]
+            Opened::Candle(files) => files.2,
+        }
+    }
+
     /// The memory that it will take.
     pub(crate) fn footprint(&self, model: &config::Model) -> Result<Footprint, String> {
         let quantize = model.quantize.map(quant);
@@ -119,7 +199,7 @@ impl Opened {
                 let checkpoint = &files.0;
                 let held = quantize.unwrap_or(Quant::F32);
                 let mut found = Footprint::estimate(checkpoint.spec().sizes(), checkpoint.parameters(), held);
-                found.weights = checkpoint.weight_bytes(quantize);
+                found.weights = checkpoint.weight_bytes(quantize, device(files.2));
                 Ok(found.with_context(model.context))
             }
         }
@@ -158,8 +238,8 @@ impl Opened {
             }
             #[cfg(feature = "candle")]
             Opened::Candle(files) => {
-                let options =
-                    textnlp_candle::LoadOptions { quantize, context, kv_positions, threads, ..Default::default() };
+                let device = device(files.2);
+                let options = textnlp_candle::LoadOptions { quantize, context, kv_positions, threads, device };
                 let loaded = textnlp_candle::Candle::load(&files.0, &options);
                 let (candle, notes) = loaded.map_err(|error| chain(&error))?;
                 Ok((Loaded::Decoder(Box::new(candle)), notes))
@@ -168,16 +248,27 @@ impl Opened {
     }
 }
 
+/// The memory where a model computes. Of a GPU that does not answer it is unknown, and loading says why.
+pub(crate) fn memory(number: Option<usize>) -> Memory {
+    let Some(number) = number else { return Memory::here() };
+    gpu(number, false).unwrap_or_else(|reason| Memory { total: 0, available: 0, bound_by: reason })
+}
+
 #[cfg(feature = "candle")]
-fn open_candle(path: &Path, _family: &str) -> Result<Opened, String> {
+fn device(gpu: Option<usize>) -> textnlp_candle::DeviceKind {
+    gpu.map_or(textnlp_candle::DeviceKind::Cpu, textnlp_candle::DeviceKind::Cuda)
+}
+
+#[cfg(feature = "candle")]
+fn open_candle(path: &Path, _family: &str, gpu: Option<usize>) -> Result<Opened, String> {
     let checkpoint = textnlp_candle::Checkpoint::open(path).map_err(|error| chain(&error))?;
     let tokenizer = Tokenizer::from_directory(path).map_err(|error| chain(&error))?;
     textnlp_inference::files::check_ends(&tokenizer, checkpoint.spec().sizes().vocab).map_err(|error| chain(&error))?;
-    Ok(Opened::Candle(Box::new((checkpoint, tokenizer))))
+    Ok(Opened::Candle(Box::new((checkpoint, tokenizer, gpu))))
 }
 
 #[cfg(not(feature = "candle"))]
-fn open_candle(_path: &Path, family: &str) -> Result<Opened, String> {
+fn open_candle(_path: &Path, family: &str, _gpu: Option<usize>) -> Result<Opened, String> {
     Err(format!(
         "`{}` models need the candle executor, which is not part of this build; build it with `cargo build --release --features candle`",
         family.escape_debug()
@@ -186,8 +277,41 @@ fn open_candle(_path: &Path, family: &str) -> Result<Opened, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::executor;
-    use crate::config::Executor;
+    use super::{Place, executor, executor_at, place};
+    use crate::config::{Device, Executor};
+
+    #[test]
+    fn a_required_gpu_is_never_replaced_by_the_cpu() {
+        let at = |is_required, family, wanted, is_readable| {
+            executor_at(Place::Gpu { number: 1, is_required }, family, wanted, is_readable)
+        };
+        for (family, wanted, is_readable, reason) in [
+            ("bert", None, true, "`bert` models compute on the CPU only"),
+            ("llama", Some(Executor::Own), true, "leave out `executor`"),
+            ("llama", None, false, "not from GGUF"),
+            ("bloom", None, true, "`bloom` models compute on the CPU only"),
+        ] {
+            let refused = at(true, family, wanted, is_readable).unwrap_err();
+            assert!(refused.starts_with("models.device is `cuda:1`, but ") && refused.contains(reason), "{refused}");
+            let (executor, gpu) = at(false, family, wanted, is_readable).unwrap();
+            assert_eq!((executor, gpu), (Executor::Own, None), "{family}");
+        }
+        for is_required in [true, false] {
+            assert_eq!(at(is_required, "llama", None, true), Ok((Executor::Candle, Some(1))), "{is_required}");
+        }
+        assert_eq!(executor_at(Place::Cpu, "llama", None, true), Ok((Executor::Own, None)));
+    }
+
+    /// Machines that build this have no GPU; where one is, the first assertion is the other way round.
+    #[test]
+    fn a_gpu_that_is_not_here_is_refused_by_a_sentence_and_not_missed_by_auto() {
+        assert_eq!(place(Device::Cpu), Ok(Place::Cpu));
+        let refused = place(Device::Cuda(999)).unwrap_err();
+        assert!(refused.starts_with("models.device is `cuda:999`, but ") && !refused.contains('\n'), "{refused}");
+        if place(Device::Cuda(0)).is_err() {
+            assert_eq!(place(Device::Auto), Ok(Place::Cpu));
+        }
+    }
 
     #[test]
     fn own_kernels_are_preferred_and_a_wish_that_cannot_be_granted_is_refused() {
@@ -218,7 +342,7 @@ mod tests {
             matryoshka: false,
             parse_special_tokens: false,
         };
-        let why = super::Opened::new(&model).err().unwrap();
+        let why = super::Opened::new(&model, super::Place::Cpu).err().unwrap();
         assert!(why.contains("`gptj` models need") && why.contains("cargo build --release --features candle"), "{why}");
     }
 }

@@ -21,7 +21,7 @@ use crate::chat::ChatTemplate;
 use crate::config::{self, ByteSize};
 use crate::embed::{self, Embedder};
 use crate::error::{ApiError, chain};
-use crate::executors::{Loaded, Opened};
+use crate::executors::{Loaded, Opened, Place};
 use crate::metrics::Metrics;
 
 /// A loaded model.
@@ -42,6 +42,8 @@ pub(crate) struct Ready {
     pub longest_token: usize,
     /// Bytes that it takes at most, its workspace included.
     pub held: u64,
+    /// The number of the GPU that computes it; `None` is the CPU.
+    pub gpu: Option<usize>,
     /// How long loading took.
     pub load_ms: u64,
 }
@@ -156,6 +158,7 @@ pub(crate) struct Models {
     preload: Vec<String>,
     budget: ByteSize,
     threads: usize,
+    place: Place,
     /// The most requests that wait for one encoder.
     queue: usize,
     engine: Handle,
@@ -172,7 +175,13 @@ pub(crate) struct Models {
 
 impl Models {
     /// Starts without any loaded model.
-    pub(crate) fn new(config: &config::Config, engine: Handle, metrics: Arc<Metrics>, tasks: TaskTracker) -> Arc<Self> {
+    pub(crate) fn new(
+        config: &config::Config,
+        place: Place,
+        engine: Handle,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+    ) -> Arc<Self> {
         let (queue, renderer, config) = (config.api.queue, config.renderer.clone(), &config.models);
         let entries = config.serve.iter().map(|model| {
             Arc::new(Entry {
@@ -191,6 +200,7 @@ impl Models {
             preload: config.preload.clone(),
             budget: config.max_cache_size,
             threads: config.threads,
+            place,
             queue,
             engine,
             renderer,
@@ -378,14 +388,14 @@ impl Models {
     async fn load(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<Arc<Ready>, LoadError> {
         let _one = self.one_load.acquire().await.map_err(|_| "the server is shutting down".to_owned())?;
         let began = Instant::now();
-        let config = entry.config.clone();
+        let (config, place) = (entry.config.clone(), self.place);
         let (opened, footprint) = blocking(move || {
-            let opened = Opened::new(&config)?;
+            let opened = Opened::new(&config, place)?;
             let footprint = opened.footprint(&config)?;
             Ok((opened, footprint))
         })
         .await?;
-        let kv_positions = self.make_room(entry, &footprint).await?;
+        let kv_positions = self.make_room(entry, &footprint, opened.gpu()).await?;
         let (models, config) = (self.clone(), entry.config.clone());
         let mut ready = blocking(move || models.start(&config, opened, &footprint, kv_positions)).await?;
         let problem = match &ready.chat {
@@ -426,7 +436,7 @@ impl Models {
                 "memory is short: there are keys and values of {kv_positions} positions instead of {usual}"
             ));
         }
-        let (held, parameters) = (footprint.total(kv_positions, self.threads), opened.parameters());
+        let (held, parameters, gpu) = (footprint.total(kv_positions, self.threads), opened.parameters(), opened.gpu());
         let tokenizer = Arc::new(opened.into_tokenizer());
         let longest_token = longest_token(&tokenizer);
         let (mut embedder, mut chat) = (None, None);
@@ -452,6 +462,7 @@ impl Models {
             parameters,
             longest_token,
             held,
+            gpu,
             load_ms: 0,
         };
         match chat.transpose() {

@@ -21,6 +21,7 @@ use crate::auth::jwt::{Signer, SignerError};
 use crate::auth::refusals::Refusals;
 use crate::config::{Address, Config, DatabaseAt};
 use crate::endpoints;
+use crate::executors;
 use crate::features::{self, Features};
 use crate::http;
 use crate::leases::Leases;
@@ -53,6 +54,9 @@ pub enum StartError {
     /// The key that signs tokens cannot be used.
     #[error(transparent)]
     Signer(#[from] SignerError),
+    /// The device that the configuration names cannot be used.
+    #[error("{0}; `models.device: cpu` computes on the CPU")]
+    Device(String),
     /// The engine's thread did not start.
     #[error("start the engine")]
     Engine(#[source] std::io::Error),
@@ -99,6 +103,7 @@ async fn open(address: &Address) -> Result<(Listener, Address), StartError> {
 impl Server {
     /// Creates everything and listens; `/health` already answers while models are loaded.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let place = executors::place(config.models.device).map_err(StartError::Device)?;
         let database = |source| StartError::Database { at: config.database.at.to_string(), source };
         let store = Store::open(&config.database).await.map_err(database)?;
         store.prepare().await.map_err(database)?;
@@ -135,7 +140,7 @@ impl Server {
         let (audit, audit_writer) = AuditLog::start(store.clone());
         let worked = Arc::new(Notify::new());
         let app = Arc::new(App {
-            models: Models::new(&config, engine.handle(), metrics.clone(), tasks.clone()),
+            models: Models::new(&config, place, engine.handle(), metrics.clone(), tasks.clone()),
             features,
             engine: engine.handle(),
             store,

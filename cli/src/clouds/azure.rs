@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use textnlp_azure::{Access, Azure, CAPABILITIES, CLUSTER, cluster_id, cluster_name};
+use textnlp_azure::{Access, Azure, CAPABILITIES, CLUSTER, cluster_id, cluster_name, inside};
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
@@ -47,7 +47,7 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     let Context { secrets, environment, site, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
     let outer = Arc::new(Azure::new(access.clone(), secrets.clone()));
-    managed::provider(context, outer, textnlp_cloud::inside, clusters(access)?)
+    managed::provider(context, outer, inside, clusters(access)?)
 }
 
 fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {

@@ -75,6 +75,7 @@ pub(super) fn cluster_site(environment: &Environment, name: &SiteName) -> Cluste
         min_nodes: environment.cluster.min_nodes,
         max_nodes: environment.cluster.max_nodes,
         balancer: None,
+        gpu: None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use textnlp_net::network::Network;
-use textnlp_provider::cluster::{ClusterSite, OwnPostgres};
+use textnlp_provider::cluster::{ClusterGpus, ClusterSite, OwnPostgres};
 use textnlp_provider::component::{self as part, Component, ComponentSpec, Program, SecretRecipe, Site};
 use textnlp_provider::{CloudId, ComponentName, SiteName};
 
@@ -151,7 +151,20 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         min_nodes: e.cluster.min_nodes,
         max_nodes: e.cluster.max_nodes,
         balancer: None,
+        gpu: gpus(e, site),
     }
+}
+
+/// The GPUs of a site's servers.
+pub(super) fn gpus(e: &Environment, site: &SiteSettings) -> Option<ClusterGpus> {
+    let gpu = site.gpu.as_ref().unwrap_or(&e.gpu);
+    (gpu.size != GpuSize::None).then(|| ClusterGpus {
+        count: gpu.count.saturating_mul(gpu.size.gpus()),
+        existing: site.existing.cluster.is_some() || e.cluster.existing.is_some(),
+        node_selector: BTreeMap::new(),
+        tolerations: Vec::new(),
+        device_plugin: false,
+    })
 }
 
 fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Option<String>) -> Vec<Component> {
@@ -820,6 +833,10 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
     }
     if inference.draft_tokens != Inference::default().draft_tokens {
         config["textnlp"]["models"]["draft_tokens"] = json!(inference.draft_tokens);
+    }
+    if gpus(e, site).is_some() {
+        // Never the CPU instead: a server that finds no GPU does not start.
+        config["textnlp"]["models"]["device"] = json!("cuda");
     }
     if *usage != Usage::default() {
         config["textnlp"]["usage"] = json!({ "retention_days": usage.retention_days });

@@ -101,6 +101,10 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
         monitoring.receivers.clear();
     }
     let (inner, mut site) = textnlp_cloud::inside(&inner, site)?;
+    if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
+        // AWS's images of nodes have the driver, and no plugin: <https://docs.aws.amazon.com/eks/latest/userguide/ml-eks-optimized-ami.html>.
+        gpu.device_plugin = true;
+    }
     let balancer = endpoint::balancer(component, &site);
     if let Some(cluster) = &mut site.cluster {
         cluster.balancer = balancer;

@@ -2,9 +2,28 @@
 
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
+use textnlp_provider::cluster::{TaintEffect, Toleration, TolerationOperator};
 use textnlp_provider::settings::{
     DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
+use textnlp_provider::{Component, Site};
+
+/// The component as the provider of the objects inside of the cluster expands it: without what Azure's own resources answer for. Pure.
+pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
+    let (inner, mut site) = textnlp_cloud::inside(component, site)?;
+    if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
+        // AKS installs the driver, and no plugin: <https://learn.microsoft.com/azure/aks/use-nvidia-gpu>.
+        gpu.device_plugin = true;
+        // The taint of spot nodes: <https://learn.microsoft.com/azure/aks/spot-node-pool>.
+        gpu.tolerations.push(Toleration {
+            key: Some("kubernetes.azure.com/scalesetpriority".to_owned()),
+            operator: TolerationOperator::Equal,
+            value: Some("spot".to_owned()),
+            effect: Some(TaintEffect::NoSchedule),
+        });
+    }
+    Some((inner, site))
+}
 
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {

@@ -27,7 +27,7 @@ mod token;
 mod transport;
 
 pub use access::{Access, Identity};
-pub use capabilities::CAPABILITIES;
+pub use capabilities::{CAPABILITIES, inside};
 pub use names::cluster as cluster_name;
 pub use provider::Azure;
 pub use table::{CLUSTER, cluster_id};

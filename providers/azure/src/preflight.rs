@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::last;
-use textnlp_cloud::preflight::{Need, names, unknown, unused_gpus};
+use textnlp_cloud::preflight::{Need, names, unknown};
 use textnlp_provider::{EnvironmentName, Ownership, PolicyRequest, PolicyResource, Problem, Result, Verb, Wanted};
 
 use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
@@ -50,8 +50,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<P
         locks(api, wanted),
         overlaps(api, wanted)
     );
-    let read =
-        [subscription, permissions, providers, names, taken, machines, locks, overlaps, open(wanted), gpus(wanted)];
+    let read = [subscription, permissions, providers, names, taken, machines, locks, overlaps, open(wanted)];
     Ok(read.into_iter().flatten().collect())
 }
 
@@ -71,12 +70,6 @@ fn open(wanted: &[Wanted]) -> Vec<Problem> {
         Problem::warning(one.id.to_string(), "every network reaches the API server of the cluster", fix)
     };
     of_kind(wanted, crate::table::CLUSTER).filter(is_open).map(warning).collect()
-}
-
-/// Machines with GPUs that nothing of this version uses.
-fn gpus(wanted: &[Wanted]) -> Vec<Problem> {
-    let has_gpu = |one: &&Wanted| machines::named(text(one, "machine")).is_some_and(|machine| machine.gpu.is_some());
-    of_kind(wanted, "azure.pool").filter(has_gpu).map(|one| unused_gpus(one.id.as_str())).collect()
 }
 
 async fn subscription(api: &Api) -> Vec<Problem> {

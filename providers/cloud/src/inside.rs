@@ -1,6 +1,7 @@
 //! What of a component is inside of a cluster that the cloud creates.
 
-use textnlp_provider::component::{Cluster, ComponentSpec, Network};
+use textnlp_provider::cluster::ClusterGpus;
+use textnlp_provider::component::{ComponentSpec, Network};
 use textnlp_provider::{Component, Site};
 
 /// The component as the provider of the objects inside of the cluster expands it: without what the cloud's own resources answer for.
@@ -8,7 +9,6 @@ use textnlp_provider::{Component, Site};
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let part = match &component.part {
         ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
-        ComponentSpec::Cluster(cluster) => ComponentSpec::Cluster(Cluster { gpu: None, ..cluster.clone() }),
         // A database that the cloud runs has backups of its own.
         ComponentSpec::Backup(_) if site.cluster.as_ref().is_some_and(|cluster| cluster.postgres.is_none()) => {
             return None;
@@ -17,5 +17,19 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     };
     let is_inside = matches!(part, ComponentSpec::Certificate(_));
     let existing = component.existing.clone().filter(|_| is_inside);
-    Some((Component { name: component.name.clone(), existing, part }, site.clone()))
+    let mut site = site.clone();
+    if let Some(gpu) = created_gpus(&mut site) {
+        gpu.node_selector.insert(POOL.to_owned(), GPU_POOL.to_owned());
+    }
+    Some((Component { name: component.name.clone(), existing, part }, site))
+}
+
+/// The label of the nodes of a pool, and its value where they have GPUs.
+pub const POOL: &str = "textnlp/pool";
+/// See [`POOL`].
+pub const GPU_POOL: &str = "gpu";
+
+/// The GPUs of a site, where its provider creates their nodes.
+pub fn created_gpus(site: &mut Site) -> Option<&mut ClusterGpus> {
+    site.cluster.as_mut()?.gpu.as_mut().filter(|gpu| !gpu.existing)
 }

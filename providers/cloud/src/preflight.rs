@@ -39,14 +39,6 @@ async fn name<C: Cloud>(api: &Arc<C>, one: &Wanted) -> Option<Problem> {
     }
 }
 
-/// Machines with GPUs of which no pod of this program makes use.
-pub fn unused_gpus(place: &str) -> Problem {
-    let cause = "the servers of this version run on CPUs, so that no pod of this deployment uses these GPUs";
-    let fix =
-        "remove `gpu`, unless other programs in the cluster need it: its machines cost money from the first minute";
-    Problem::warning(place, cause, fix)
-}
-
 /// What a plan needs of one quota.
 #[derive(Debug, Default)]
 pub struct Need {

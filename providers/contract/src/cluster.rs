@@ -42,6 +42,47 @@ pub struct ClusterSite {
     /// The load balancer that the cluster's cloud creates for the service, where its provider knows the cloud.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balancer: Option<Balancer>,
+    /// The GPUs of the servers; `None` computes on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<ClusterGpus>,
+}
+
+/// The GPUs of a cluster, of which each pod of the servers has one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterGpus {
+    /// How many there are.
+    pub count: u32,
+    /// Whether they are machines of an existing cluster, whose operator has set them up.
+    pub existing: bool,
+    /// The labels of their nodes, where the cloud's provider creates them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// The taints of their nodes besides [`GPU`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// Whether NVIDIA's device plugin is one of the site's objects; otherwise the cluster has it.
+    pub device_plugin: bool,
+}
+
+/// The resource that NVIDIA's device plugin offers, and the taint of nodes with GPUs: only pods that ask for one run there.
+pub const GPU: &str = "nvidia.com/gpu";
+
+impl ClusterGpus {
+    /// The replicas for which there are GPUs beside the new pods of a rollout, which has pods of `share` percent besides the replicas.
+    pub fn replicas(&self, rollout: Strategy, share: u32) -> u32 {
+        match rollout {
+            // Pods are replaced one by one, each after its GPU is free.
+            Strategy::Rolling => self.count,
+            Strategy::Canary => {
+                let fits = |replicas: &u32| {
+                    let new = (u64::from(*replicas) * u64::from(share)).div_ceil(100).max(1);
+                    u64::from(*replicas) + new <= u64::from(self.count)
+                };
+                (0..=self.count).rev().find(fits).unwrap_or(0)
+            }
+            Strategy::BlueGreen => self.count / 2,
+        }
+    }
 }
 
 /// The load balancer of a Service of type `LoadBalancer`.

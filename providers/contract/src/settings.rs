@@ -119,6 +119,17 @@ words! {
     }
 }
 
+impl GpuSize {
+    /// The GPUs of a machine.
+    pub fn gpus(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Small | Self::Medium | Self::Large => 1,
+            Self::Xlarge => 8,
+        }
+    }
+}
+
 words! {
     /// Whether cheaper spot capacity is used, which the provider can reclaim.
     pub enum Spot {

@@ -3,7 +3,7 @@
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
 use textnlp_provider::settings::{
-    DatabaseCopy, DatabaseKind, Failover, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
+    DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
 
 /// What is not listed here is refused.
@@ -13,6 +13,10 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         supported: &[
             Database(DatabaseKind::Postgres, Some(Hosting::External)),
             Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+            Gpu(GpuSize::Small),
+            Gpu(GpuSize::Medium),
+            Gpu(GpuSize::Large),
+            Gpu(GpuSize::Xlarge),
             Tls(TlsMode::LocalCa),
             Tls(TlsMode::Existing),
             Failover(Failover::Manual),

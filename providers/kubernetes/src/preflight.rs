@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
+use textnlp_provider::cluster::{ClusterGpus, GPU};
 use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted, error_chain};
 
 use crate::api::Api;
@@ -19,6 +20,10 @@ use crate::table::{self, ROWS, Row, VERBS};
 
 /// The oldest minor version that serves every kind of the table in the version used.
 const OLDEST_MINOR: u64 = 30;
+const ADD_GPUS: &str = "add nodes with GPUs, or change `gpu.count`";
+/// What installs NVIDIA's device plugin.
+const DEVICE_PLUGIN: &str =
+    "https://raw.githubusercontent.com/NVIDIA/k8s-device-plugin/v0.20.0/deployments/static/nvidia-device-plugin.yml";
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Result<Vec<Problem>> {
@@ -38,6 +43,9 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     let site = kubernetes.site();
     served::users(&api, wanted, site.is_some_and(|site| site.settings.openshift), &mut problems).await?;
     problems.extend(nodes(&api, site.map_or(0, |site| site.min_nodes)).await?);
+    if let Some(gpu) = site.and_then(|site| site.gpu.as_ref()).filter(|gpu| gpu.node_selector.is_empty()) {
+        problems.extend(gpus(&api, gpu).await?);
+    }
     problems.extend(site.and_then(|site| site.max_nodes.filter(|most| *most > site.min_nodes)).map(|most| {
         let cause =
             format!("`cluster.max_nodes` is {most}, but this program does not create nodes in an existing cluster");
@@ -99,6 +107,35 @@ async fn nodes(api: &Api, least: u32) -> Result<Option<Problem>> {
     };
     let fix = "add nodes, or change `cluster.min_nodes`; this program does not create nodes in an existing cluster";
     Ok(Some(Problem::warning("cluster", cause, fix)))
+}
+
+/// GPUs are there where NVIDIA's device plugin offers them.
+async fn gpus(api: &Api, gpu: &ClusterGpus) -> Result<Option<Problem>> {
+    static NODES: Row = table::nodes();
+    let call = Call { action: "count the GPUs of", verb: "list", row: &NODES, namespace: None, name: None };
+    match api.list(&call, "").await {
+        Ok(nodes) => Ok(missing_gpus(&nodes, gpu.count)),
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let cause = format!("its {} GPUs could not be checked: you are not allowed to list nodes", gpu.count);
+            Ok(Some(Problem::warning("cluster", cause, ADD_GPUS)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether these nodes offer too few GPUs. Pure.
+fn missing_gpus(nodes: &[Value], wanted: u32) -> Option<Problem> {
+    let of_node = |node: &Value| node["status"]["allocatable"][GPU].as_str()?.parse().ok();
+    let offered = nodes.iter().filter_map(of_node).fold(0u32, u32::saturating_add);
+    if offered == 0 {
+        let cause = format!("no node offers `{GPU}`, so that no pod with a GPU can be scheduled");
+        let fix = format!(
+            "install NVIDIA's driver on nodes with GPUs, and its device plugin: `kubectl apply -f {DEVICE_PLUGIN}`"
+        );
+        return Some(Problem::new("cluster", cause, fix));
+    }
+    let cause = format!("its nodes offer {offered} of `{GPU}`, and the environment has {wanted} GPUs");
+    (offered < wanted).then(|| Problem::warning("cluster", cause, ADD_GPUS))
 }
 
 /// The kinds whose definitions are part of the wanted objects, by the names of definitions:
@@ -243,4 +280,20 @@ async fn taken_name(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Opt
         let cause = format!("{} exists, and another client created it", call.subject());
         Problem::new(wanted.id.to_string(), cause, "choose another name, or remove it if it is not needed")
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_are_counted_by_what_nodes_offer() {
+        let node = |gpus: &str| json!({ "status": { "allocatable": { "cpu": "4", "nvidia.com/gpu": gpus } } });
+        let plain = json!({ "status": { "allocatable": { "cpu": "4" } } });
+        let missing = missing_gpus(&[plain.clone(), node("0")], 1).unwrap();
+        assert!(!missing.warning && missing.fix.contains("kubectl apply -f https://"), "{missing:?}");
+        let few = missing_gpus(&[plain.clone(), node("1"), node("1")], 3).unwrap();
+        assert!(few.warning && few.cause.contains("offer 2 of"), "{few:?}");
+        assert!(missing_gpus(&[plain, node("2"), node("1")], 3).is_none());
+    }
 }

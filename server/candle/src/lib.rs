@@ -13,11 +13,13 @@
 // Only for its feature: see Cargo.toml.
 use gemm as _;
 
+mod gpu;
 mod layer;
 mod step;
 mod weights;
 
 use candle_core::{DType, Device};
+pub use gpu::Gpu;
 use std::path::Path;
 use std::sync::Arc;
 use step::Sequences;
@@ -56,8 +58,8 @@ impl Checkpoint {
         self.tensors.parameters(|_| true)
     }
 
-    /// About how many bytes its weights take in memory, when matrices are held as `quantize` says.
-    pub fn weight_bytes(&self, quantize: Option<Quant>) -> u64 {
+    /// About how many bytes its weights take in a device's memory, when matrices are held as `quantize` says.
+    pub fn weight_bytes(&self, quantize: Option<Quant>, device: DeviceKind) -> u64 {
         let bytes = |name: &str| {
             let tensor = self.tensors.get(name).ok()??;
             let numbers = tensor.shape.iter().map(|side| *side as u64).product::<u64>();
@@ -69,7 +71,7 @@ impl Checkpoint {
             let matrix = tensor.shape.len() == 2 && !name.contains(self.spec.token);
             Some(match block_type(quantize).filter(|_| matrix) {
                 Some(kind) => numbers / kind.block_size() as u64 * kind.type_size() as u64,
-                None => numbers * held_as(stored, quantize, &Device::Cpu).size_in_bytes() as u64,
+                None => numbers * held_as(stored, quantize, device.has_bf16()).size_in_bytes() as u64,
             })
         };
         self.tensors.names().filter_map(bytes).sum()
@@ -77,18 +79,19 @@ impl Checkpoint {
 }
 
 /// Where a model computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceKind {
     /// This machine's processor.
+    #[default]
     Cpu,
-    /// NVIDIA's device of this number; needs the feature `cuda`.
+    /// NVIDIA's GPU of this number; needs the feature `cuda`.
     Cuda(usize),
 }
 
-impl Default for DeviceKind {
-    /// The first device of NVIDIA where this was built for one, else the processor.
-    fn default() -> Self {
-        if cfg!(feature = "cuda") { DeviceKind::Cuda(0) } else { DeviceKind::Cpu }
+impl DeviceKind {
+    /// Whether it has products in bf16; elsewhere f32 holds such tensors exactly.
+    fn has_bf16(self) -> bool {
+        self != DeviceKind::Cpu && gpu::has_bf16()
     }
 }
 
@@ -129,16 +132,18 @@ impl Candle {
         let device = match options.device {
             DeviceKind::Cpu => Device::Cpu,
             DeviceKind::Cuda(number) => {
-                Device::new_cuda(number).map_err(|error| failed("the device of NVIDIA", error.to_string()))?
+                Device::new_cuda(number).map_err(|error| failed("the GPU", error.to_string()))?
             }
         };
-        let mut loader = Loader::new(&checkpoint.spec, &checkpoint.tensors, &device, options.quantize)?;
+        let mut loader = Loader::new(checkpoint, &device, options)?;
         let weights = loader.weights()?;
+        // Work of this thread is in a stream of its own, and steps run on another one.
+        device.synchronize().map_err(|error| failed("the GPU", error.to_string()))?;
         let mut notes = vec![format!("served by the candle executor on {}", device_name(options.device))];
         if loader.left > 0 {
             notes.push(format!("{} matrices have rows that are no multiple of 32 and are not quantized", loader.left));
         }
-        if device.is_cpu() && checkpoint.stores_bf16() && !matches!(options.quantize, Some(Quant::F16)) {
+        if !options.device.has_bf16() && checkpoint.stores_bf16() && !matches!(options.quantize, Some(Quant::F16)) {
             notes.push("tensors of type bf16 are held as f32, which is exact".to_owned());
         }
         let held = loader.held;
@@ -176,7 +181,7 @@ impl Checkpoint {
 fn device_name(device: DeviceKind) -> String {
     match device {
         DeviceKind::Cpu => "the processor".to_owned(),
-        DeviceKind::Cuda(number) => format!("NVIDIA's device {number}"),
+        DeviceKind::Cuda(number) => format!("GPU {number}"),
     }
 }
 

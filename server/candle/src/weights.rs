@@ -1,5 +1,6 @@
 //! Loads the weights of a model: finds and checks tensors, joins projections, and converts them to the device's type.
 
+use crate::{Checkpoint, LoadOptions};
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Result as Computed, Tensor};
 use textnlp_inference::cpu::Quant;
@@ -77,6 +78,7 @@ pub(crate) struct Loader<'a> {
     tensors: &'a Tensors,
     base: String,
     device: &'a Device,
+    has_bf16: bool,
     quantize: Option<Quant>,
     /// Bytes held.
     pub(crate) held: u64,
@@ -86,12 +88,13 @@ pub(crate) struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     pub(crate) fn new(
-        spec: &'a Spec,
-        tensors: &'a Tensors,
+        checkpoint: &'a Checkpoint,
         device: &'a Device,
-        quantize: Option<Quant>,
+        options: &LoadOptions,
     ) -> Result<Loader<'a>, FormatError> {
-        let mut loader = Loader { spec, tensors, base: spec.base.to_owned(), device, quantize, held: 0, left: 0 };
+        let (spec, tensors, quantize) = (&checkpoint.spec, &checkpoint.tensors, options.quantize);
+        let (base, has_bf16) = (spec.base.to_owned(), options.device.has_bf16());
+        let mut loader = Loader { spec, tensors, base, device, has_bf16, quantize, held: 0, left: 0 };
         let token = format!("{}.weight", spec.token);
         // Checkpoints of a base model alone leave out its prefix, or a part of it.
         while !loader.base.is_empty() && loader.tensors.get(&format!("{}{token}", loader.base))?.is_none() {
@@ -306,7 +309,7 @@ impl<'a> Loader<'a> {
                 return Err(FormatError::unsupported(file, Place::Tensor(name.to_owned()), cause));
             }
         };
-        let held = held_as(stored, self.quantize, self.device);
+        let held = held_as(stored, self.quantize, self.has_bf16);
         let tensor = Tensor::from_raw_buffer(bytes, stored, shape, self.device);
         self.computed(tensor.and_then(|tensor| tensor.to_dtype(held)))
     }
@@ -327,12 +330,12 @@ pub(crate) fn block_type(quantize: Option<Quant>) -> Option<GgmlDType> {
 }
 
 /// The type in which a matrix that is not in blocks is held.
-pub(crate) fn held_as(stored: DType, quantize: Option<Quant>, device: &Device) -> DType {
+pub(crate) fn held_as(stored: DType, quantize: Option<Quant>, has_bf16: bool) -> DType {
     match (quantize, stored) {
         (Some(Quant::F32), _) => DType::F32,
         (Some(Quant::F16), _) => DType::F16,
-        // Processors have no product in bf16 here; f32 holds it exactly.
-        (_, DType::BF16) if device.is_cpu() => DType::F32,
+        // Processors have no product in bf16 here, nor have older GPUs; f32 holds it exactly.
+        (_, DType::BF16) if !has_bf16 => DType::F32,
         (_, stored) => stored,
     }
 }

@@ -159,6 +159,8 @@ pub struct Models {
     pub serve: Vec<Model>,
     /// Compute threads; 0 uses all available cores.
     pub threads: usize,
+    /// Where models compute.
+    pub device: Device,
     /// Whether a request uses keys and values of earlier ones of its tenant that begin with the same tokens.
     pub prefix_cache: bool,
     /// The most tokens that are guessed from a text itself and verified in one step; 0 guesses none.
@@ -182,6 +184,35 @@ pub struct Model {
     pub matryoshka: bool,
     /// Whether special tokens that clients write in messages are tokens: they can then open a message of another role.
     pub parse_special_tokens: bool,
+}
+
+/// Where models compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// On the first GPU, if this program was built for GPUs and one is here, those models that it can compute; else on the CPU.
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On NVIDIA's GPU of this number, or not at all.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .filter(|number| number.len() <= 3 && number.bytes().all(|b| b.is_ascii_digit()))
+                .and_then(|number| number.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("`{}` is not one of auto, cpu, cuda, cuda:N", text.escape_debug())),
+        }
+    }
 }
 
 /// What computes a model.
@@ -476,6 +507,7 @@ fn models(section: Section<'_>) -> Models {
         preload,
         max_cache_size: section.parsed("max_cache_size").unwrap_or(ByteSize(50_000_000_000)),
         threads: section.integer("threads", 0..=1024).unwrap_or(0) as usize,
+        device: section.parsed("device").unwrap_or(Device::Auto),
         prefix_cache: section.flag("prefix_cache").unwrap_or(true),
         draft_tokens: section.integer("draft_tokens", 0..=16).unwrap_or(8) as usize,
         cache_dir,

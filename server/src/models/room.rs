@@ -1,4 +1,4 @@
-//! Room for a model: within the budget of all models, and in memory.
+//! Room for a model: within the budget of all models, and in the memory of the machine or of the GPU that computes it.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +9,7 @@ use textnlp_models::Memory;
 
 use super::{Entry, LoadError, ModelState, Models, Ready};
 use crate::config::ByteSize;
+use crate::executors::memory;
 
 /// How long a load waits for the memory of unloaded models. Their last requests may take longer.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,7 +25,7 @@ type IsReleased = Box<dyn Fn() -> bool + Send + Sync>;
 struct Held {
     bytes: u64,
     is_idle: bool,
-    /// The default model, or one that was loaded before the server was ready.
+    /// The default model, one that was loaded before the server was ready, or one whose memory is that of another device.
     is_kept: bool,
 }
 
@@ -33,7 +34,12 @@ impl Models {
     /// idle ones until one context of it fits into memory, but no default or preloaded one: requests for another could
     /// take it away from all. The answer is for how many positions there are keys and values: as many as usual, fewer
     /// where there is less room, at least one context.
-    pub(super) async fn make_room(&self, entry: &Arc<Entry>, new: &Footprint) -> Result<usize, LoadError> {
+    pub(super) async fn make_room(
+        &self,
+        entry: &Arc<Entry>,
+        new: &Footprint,
+        gpu: Option<usize>,
+    ) -> Result<usize, LoadError> {
         let positions = new.positions_within(self.budget.0, self.threads).ok_or_else(|| {
             LoadError::NoRoom(format!(
                 "it needs about {}, but models.max_cache_size is {}; quantize it (q8_0 or q4_0), shorten its context or raise the limit",
@@ -43,9 +49,9 @@ impl Models {
         })?;
         let needed = new.total(positions, self.threads);
         released(&self.unloaded, || false, Instant::now() + IDLE_RELEASE_TIMEOUT).await;
-        self.evict(entry, needed, new, &Memory::here())?;
-        released(&self.unloaded, || Memory::here().available >= needed, Instant::now() + RELEASE_TIMEOUT).await;
-        fitting(new, positions, self.threads, &Memory::here()).map_err(LoadError::NoRoom)
+        self.evict(entry, needed, new, gpu)?;
+        released(&self.unloaded, || memory(gpu).available >= needed, Instant::now() + RELEASE_TIMEOUT).await;
+        fitting(new, positions, self.threads, &memory(gpu)).map_err(LoadError::NoRoom)
     }
 
     /// The default model, or one that is loaded before the server is ready.
@@ -55,7 +61,8 @@ impl Models {
     }
 
     /// Unloads what [`to_unload`] names. Nothing is unloaded for a load that is refused.
-    fn evict(&self, entry: &Arc<Entry>, needed: u64, new: &Footprint, memory: &Memory) -> Result<(), LoadError> {
+    fn evict(&self, entry: &Arc<Entry>, needed: u64, new: &Footprint, gpu: Option<usize>) -> Result<(), LoadError> {
+        let memory = memory(gpu);
         let mut loaded: Vec<(&Arc<Entry>, Arc<Ready>)> = Vec::new();
         for other in self.entries.iter().filter(|other| !Arc::ptr_eq(other, entry)) {
             if let ModelState::Ready(ready) = other.standing() {
@@ -67,7 +74,7 @@ impl Models {
         let held = |(other, ready): &(&Arc<Entry>, Arc<Ready>)| Held {
             bytes: ready.held,
             is_idle: Arc::strong_count(ready) <= 2,
-            is_kept: self.is_kept(other),
+            is_kept: self.is_kept(other) || ready.gpu != gpu,
         };
         let held: Vec<Held> = loaded.iter().map(held).collect();
         let total = held.iter().fold(needed, |sum, model| sum.saturating_add(model.bytes));

@@ -66,3 +66,16 @@ async fn candle_says_what_the_own_kernels_say() {
     assert_eq!(refused.status, 503);
     assert!(refused.text().contains("the own kernels do not serve `mixtral` models"), "{}", refused.text());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_without_its_gpu_does_not_start_and_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(&path(&folder, "tiny"), Shape::default());
+    // No machine has so many.
+    let models = "device: \"cuda:999\"\n    serve: [ { name: tiny, path: tiny } ]";
+    let refused =
+        textnlp_server::Server::start(config(&folder, &Setup { models: Some(models), ..Setup::default() })).await;
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.starts_with("models.device is `cuda:999`, but "), "{refused}");
+    assert!(refused.ends_with("; `models.device: cpu` computes on the CPU"), "{refused}");
+}

@@ -1,6 +1,6 @@
 //! server.yaml: what is wrong with it is said all at once, with place and nearest right word.
 
-use textnlp_server::config::{Address, Config, Phase};
+use textnlp_server::config::{Address, Config, Device, Phase};
 
 const GOOD: &str = "textnlp:
   environment: staging
@@ -57,6 +57,11 @@ fn documented_defaults_apply_to_omitted_settings() {
     assert_eq!((config.database.pool_size, config.database.max_overflow), (20, 40));
     assert_eq!(config.usage.retention_days, 400);
     assert_eq!((config.models.prefix_cache, config.models.draft_tokens), (true, 8));
+    assert_eq!(config.models.device, Device::Auto);
+    for (written, device) in [("cpu", Device::Cpu), ("cuda", Device::Cuda(0)), ("\"cuda:3\"", Device::Cuda(3))] {
+        let text = text.replace("serve:", &format!("device: {written}, serve:"));
+        assert_eq!(Config::parse(&text).unwrap().models.device, device);
+    }
     assert_eq!((config.security.jwt_expiry.as_secs(), config.security.api_key_header.as_str()), (3600, "X-API-Key"));
 }
 
@@ -77,6 +82,8 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
     check("RS256", "HS256", &["jwt_algorithm", "RS256"]);
     check("log_level: INFO", "log_level: INFOO", &["log_level", "did you mean `INFO`"]);
     check("phase: staging", "phase: stagging", &["line 3", "did you mean `staging`"]);
+    check("threads: 0", "device: gpu", &["textnlp.models.device", "not one of auto, cpu, cuda, cuda:N"]);
+    check("threads: 0", "device: \"cuda:x\"", &["textnlp.models.device", "not one of auto, cpu, cuda, cuda:N"]);
     check("preload: [textnlp-tiny]", "preload: [textnlp-tinny]", &["models.preload", "did you mean `textnlp-tiny`"]);
     check("default: textnlp-tiny", "default: gpt2", &["models.default", "`gpt2`"]);
     check("q8_0", "q9", &["serve[0].quantize", "f32, f16, q8_0, q4_0"]);

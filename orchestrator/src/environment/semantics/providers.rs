@@ -58,12 +58,7 @@ impl Checker<'_> {
                     continue;
                 }
                 let cause = match capability {
-                    Capability::Gpu(_) => {
-                        format!(
-                            "the inference server runs on CPUs only: no GPU of size `{}` would be used",
-                            cut(&value)
-                        )
-                    }
+                    Capability::Gpu(_) => format!("{who} does not support GPUs of size `{}`", cut(&value)),
                     Capability::Optional(_) => {
                         format!("{who} does not support this setting (`{}`)", cut(&value))
                     }

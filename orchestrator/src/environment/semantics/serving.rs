@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use textnlp_net::network::Network;
 
+use super::super::components::gpus;
 use super::super::model::*;
 use super::super::problem::nearest;
 use super::super::units::cut;
@@ -249,6 +250,44 @@ impl Checker<'_> {
         }
         if e.gpu.size == GpuSize::None && (self.written("gpu.count") || self.written("gpu.spot")) {
             self.warn("gpu", "no GPU machines are configured, so their number has no effect", "add `size: small`");
+        }
+        for (number, site) in e.sites.iter().enumerate().filter(|(_, site)| site.serves() && site.is_in_cluster()) {
+            self.gpus(number, site);
+        }
+    }
+
+    /// Each pod of the servers has a GPU of its own, so that more of them than GPUs are never scheduled.
+    fn gpus(&mut self, number: usize, site: &SiteSettings) {
+        let e = self.environment;
+        let Some(gpus) = gpus(e, site) else { return };
+        let path = if site.gpu.is_some() { format!("sites[{number}].gpu.count") } else { "gpu.count".to_owned() };
+        let most = gpus.replicas(e.rollout.strategy, e.rollout.first_share);
+        let beside = match e.rollout.strategy {
+            Strategy::Rolling => String::new(),
+            strategy => format!(" beside the new pods of a rollout (`{strategy}`)"),
+        };
+        let cause = |replicas: u32| {
+            format!(
+                "site `{}` has {} GPUs, one for each pod: not enough for {replicas} replicas{beside}",
+                site.name, gpus.count
+            )
+        };
+        let max = e.scaling.max.unwrap_or(e.scaling.min);
+        if e.scaling.min > most {
+            self.error(&path, cause(e.scaling.min), "raise it, or lower `scaling.min`");
+        } else if max > most {
+            let cause = format!("{}, so the autoscaler stops at {most}", cause(max));
+            self.warn(&path, &cause, "raise it, or lower `scaling.max`");
+        }
+        for (number, model) in e.models.iter().enumerate() {
+            if model.executor == Some(ModelExecutor::Own) {
+                let path = format!("models[{number}].executor");
+                self.error(
+                    &path,
+                    "the own kernels compute on the CPU, and the servers have GPUs",
+                    "remove it, or `gpu`",
+                );
+            }
         }
     }
 

@@ -520,7 +520,7 @@ fn unsupported_provider_settings_are_refused_by_name() {
             mine.yaml:6:33: not yet: `traffic.health_path`: provider `onprem` does not support this setting (`/ready`); remove it
             mine.yaml:7:26: not yet: `monitoring.retention`: provider `onprem` does not support this setting (`30d`); remove it
             mine.yaml:7:39: not yet: `monitoring.alerts`: provider `onprem` does not support this setting (`memory, disk`); remove it
-            mine.yaml:8:14: not yet: `gpu.size`: the inference server runs on CPUs only: no GPU of size `small` would be used; remove it
+            mine.yaml:8:14: not yet: `gpu.size`: provider `onprem` does not support GPUs of size `small`; remove it
             mine.yaml:9:17: not yet: `network.waf`: provider `onprem` does not support this setting (`true`); remove it
             mine.yaml:9:29: not yet: `network.cidr`: provider `onprem` does not support this setting (`10.0.0.0/16`); remove it"#]],
     );
@@ -1047,6 +1047,51 @@ fn small_machines_warn_up_to_staging_and_block_from_pilot() {
     ] {
         assert_eq!(blocks(phase, prerequisites), wanted, "{phase}: {prerequisites}");
     }
+}
+
+#[test]
+fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
+    let clustered = GOOD.replace("name: here, provider: onprem", "name: here, provider: onprem, runtime: kubernetes");
+    let report = |more: &str| said(load(&format!("{clustered}{more}"), &Overrides::default(), &Catalogue::default()));
+    for (more, says) in [
+        (
+            "gpu: { size: small, count: 2 }\nscaling: { min: 3 }\n",
+            "error: `gpu.count`: site `here` has 2 GPUs, one for each pod: not enough for 3 replicas; raise it",
+        ),
+        (
+            "gpu: { size: small, count: 3 }\nscaling: { min: 3, max: 20, cpu: 70 }\n",
+            "warning: `gpu.count`: site `here` has 3 GPUs, one for each pod: not enough for 20 replicas, so the autoscaler stops at 3",
+        ),
+        (
+            "gpu: { size: small, count: 3 }\nscaling: { min: 3 }\nrollout: { strategy: canary }\n",
+            "not enough for 3 replicas beside the new pods of a rollout (`canary`)",
+        ),
+        (
+            "gpu: { size: small, count: 5 }\nscaling: { min: 3 }\nrollout: { strategy: blue-green }\n",
+            "not enough for 3 replicas beside the new pods of a rollout (`blue-green`)",
+        ),
+        (
+            "gpu: { size: small }\nmodels: [{ name: textnlp-tiny, source: bundled, role: default, executor: own }]\n",
+            "error: `models[0].executor`: the own kernels compute on the CPU",
+        ),
+    ] {
+        assert!(report(more).contains(says), "{more}: {}", report(more));
+    }
+    for enough in [
+        "gpu: { size: small, count: 3 }\nscaling: { min: 3 }\n",
+        "gpu: { size: xlarge }\nscaling: { min: 8 }\n",
+        "gpu: { size: small, count: 4 }\nscaling: { min: 3 }\nrollout: { strategy: canary }\n",
+        "gpu: { size: small, count: 6 }\nscaling: { min: 3 }\nrollout: { strategy: blue-green }\n",
+    ] {
+        assert!(!report(enough).contains("gpu"), "{enough}: {}", report(enough));
+    }
+    // The shipped environment with GPUs has enough of them.
+    let overrides = Overrides { sets: vec!["sites[0].runtime=kubernetes".to_owned()], ..Overrides::default() };
+    let loaded = Library::built_in().load("optimized", &overrides, &Catalogue::default()).unwrap();
+    let (site, parts) = components(&loaded.environment, &Release::resolve(&loaded.environment, &artifacts())).remove(0);
+    assert_eq!(site.cluster.and_then(|cluster| cluster.gpu).map(|gpu| gpu.count), Some(3));
+    let server = parts.iter().find(|part| part.name.as_str() == "server").map(|part| json!(part.part)).unwrap();
+    assert_eq!(server["workload"]["config"]["textnlp"]["models"]["device"], "cuda");
 }
 
 #[test]

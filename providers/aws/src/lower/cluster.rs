@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use textnlp_cloud::{GPU_POOL, POOL};
+use textnlp_provider::cluster::GPU;
 use textnlp_provider::component::{Cluster, ClusterIdentity, GpuPool};
 use textnlp_provider::settings::{AccessLevel, GpuSize, Spot};
 use textnlp_provider::{Ownership, ResourceId};
@@ -15,8 +17,6 @@ use crate::tables::machines;
 
 /// The service that takes the role of pods.
 const PODS: &str = "pods.eks.amazonaws.com";
-/// The taint of machines with a GPU: only pods that ask for one are scheduled there.
-const GPU: &str = "nvidia.com/gpu";
 /// How long the logs of the control plane are kept, in days.
 const LOG_DAYS: u32 = 90;
 /// The disk of a machine in GiB: images and models.
@@ -112,7 +112,7 @@ impl Lowering<'_> {
                 types: machines::candidates(GpuSize::None),
                 capacity: &["ON_DEMAND"],
                 scaling: json!({ "min": min, "max": max, "desired": min }),
-                labels: json!({ "textnlp/pool": "system" }),
+                labels: json!({ POOL: "system" }),
                 taints: json!([]),
                 disk_gib: DISK_GIB,
                 subnets: &subnets,
@@ -152,7 +152,7 @@ impl Lowering<'_> {
             capacity,
             // EKS takes no group without room for a machine.
             scaling: json!({ "min": pool.count, "max": pool.count.max(1), "desired": pool.count }),
-            labels: json!({ "textnlp/pool": "gpu" }),
+            labels: json!({ POOL: GPU_POOL }),
             taints: json!([{ "key": GPU, "value": "present", "effect": "NO_SCHEDULE" }]),
             disk_gib: GPU_DISK_GIB,
             subnets,

@@ -148,8 +148,7 @@ impl Lowering<'_> {
         if family.is_some_and(|family| FAMILIES.contains(&family)) {
             return;
         }
-        let cause =
-            format!("the servers of this version do not run on `{instance_type}`: they use CPUs of x86-64 only");
+        let cause = format!("endpoints do not run on `{instance_type}`: they use CPUs of x86-64 only");
         let families: Vec<String> = FAMILIES.iter().map(|family| format!("ml.{family}")).collect();
         self.problem("instance_type", cause, format!("choose one of {}, such as {INSTANCE_TYPE}", families.join(", ")));
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use textnlp_cloud::preflight::{Need, missing, unused_gpus};
+use textnlp_cloud::preflight::{Need, missing};
 use textnlp_cloud::region_of;
 use textnlp_provider::{ErrorKind, Lineage, Ownership, Problem, Result, Wanted};
 
@@ -267,9 +267,6 @@ pub(super) async fn offerings(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         offered.into_iter().filter_map(|offering| Some(offering.instance_type?.as_str().to_owned())).collect();
     let mut problems = Vec::new();
     for (one, group) in groups {
-        if group.types.iter().any(|name| machines::machine(name).is_some_and(|machine| machine.gpus > 0)) {
-            problems.push(unused_gpus(one.id.as_str()));
-        }
         problems.extend(missing(api, one.id.to_string(), &group.types, &offered));
     }
     problems

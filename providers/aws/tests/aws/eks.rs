@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_aws::Aws;
-use textnlp_provider::cluster::{ClusterAccess, ClusterSite};
+use textnlp_provider::cluster::{ClusterAccess, ClusterGpus, ClusterSite};
 use textnlp_provider::component::{Cluster, ClusterIdentity, Component, ComponentSpec, GpuPool, Network, Site};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
 use textnlp_provider::settings::{AccessLevel, GpuSize, Spot, Strategy};
@@ -420,6 +420,7 @@ fn full_site() -> Site {
         min_nodes: 3,
         max_nodes: Some(10),
         balancer: None,
+        gpu: None,
     };
     Site { cluster: Some(Box::new(cluster)), ..site() }
 }
@@ -589,6 +590,19 @@ fn settings_of_a_cluster_reach_its_resources() {
         assert_eq!(gpu.spec.get("capacity"), Some(&capacity));
         assert_eq!(gpu.spec.get("instance_types").and_then(|types| types.get(0)), Some(&json!("g4dn.xlarge")));
         assert_eq!(gpu.spec.get("ami_type"), Some(&json!("AL2023_x86_64_NVIDIA")));
+        // Pods select the nodes by the label that the group gives them.
+        let mut site = full_site();
+        let of_site = ClusterGpus {
+            count: 2,
+            existing: false,
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            device_plugin: false,
+        };
+        site.cluster.as_mut().unwrap().gpu = Some(of_site);
+        let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+        let found = textnlp_aws::inside(&cluster, &site).unwrap().1.cluster.unwrap().gpu.unwrap();
+        assert_eq!((gpu.spec.get("labels"), found.device_plugin), (Some(&json!(found.node_selector)), true));
     }
 
     let existing = Component {

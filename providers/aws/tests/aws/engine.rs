@@ -313,6 +313,7 @@ pub(crate) fn site_of(environment: &str, protect_data: bool, max_nodes: u32) -> 
         min_nodes: 2,
         max_nodes: Some(max_nodes),
         balancer: None,
+        gpu: None,
     };
     Site { environment: environment.parse().unwrap(), protect_data, cluster: Some(Box::new(cluster)), ..site() }
 }

@@ -352,6 +352,7 @@ fn place_of(settings: ClusterAccess, region: &str, replicates: bool) -> Site {
         min_nodes: 1,
         max_nodes: None,
         balancer: None,
+        gpu: None,
     };
     Site { cluster: Some(Box::new(cluster)), region: region.to_owned(), ..site() }
 }

@@ -1,6 +1,7 @@
 //! The cluster of a site: a control plane with its system pool, the identity that it acts as, who may use it, and its pools.
 
 use serde_json::{Value, json};
+use textnlp_cloud::POOL;
 use textnlp_provider::component::{Cluster, GpuPool};
 use textnlp_provider::settings::{GpuSize, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
@@ -124,7 +125,7 @@ impl Lowering<'_> {
             "machine": machine.name,
             "disk_gb": if has_gpu { GPU_DISK_GB } else { DISK_GB },
             "subnet": self.output_of(network, "subnet", "id"),
-            "labels": { "textnlp/pool": name },
+            "labels": { POOL: name },
             "scaling": scaling,
             "gpu_taint": has_gpu,
             // A pool of CPUs is wherever Azure has room; one with GPUs is tried zone by zone (skypilot-org/skypilot#10145).

@@ -179,8 +179,9 @@ fn output(resource: &ResourceId, field: &str) -> Value {
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
+    use textnlp_provider::cluster::{ClusterAccess, ClusterGpus, ClusterSite};
     use textnlp_provider::component::{Cluster, GpuPool, ModelStore, Network, Registry};
-    use textnlp_provider::settings::{GpuSize, Runtime, Spot};
+    use textnlp_provider::settings::{GpuSize, Runtime, Spot, Strategy};
 
     use super::*;
 
@@ -223,6 +224,47 @@ pub(crate) mod tests {
         // One writer of a network tree at a time (hashicorp/terraform-provider-azurerm#3780).
         assert!(needs("main/network/database-subnet", "main/network/subnet"));
         assert_eq!(spec("main/network/group")["name"], "textnlp-staging-main");
+    }
+
+    #[test]
+    fn pods_reach_the_nodes_with_gpus_that_the_site_creates() {
+        let gpu = |existing| ClusterGpus {
+            count: 2,
+            existing,
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            device_plugin: false,
+        };
+        let inside = |existing| {
+            let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+            let cluster_site = ClusterSite {
+                namespace: "textnlp".to_owned(),
+                settings: ClusterAccess::default(),
+                image_from: None,
+                rollout: Strategy::Rolling,
+                certificate: None,
+                postgres: None,
+                adapter: false,
+                replicates: false,
+                pinned: false,
+                min_nodes: 1,
+                max_nodes: None,
+                balancer: None,
+                gpu: Some(gpu(existing)),
+            };
+            let site = Site { cluster: Some(Box::new(cluster_site)), ..site(false) };
+            crate::inside(&cluster, &site).unwrap().1.cluster.unwrap().gpu.unwrap()
+        };
+        let found = inside(false);
+        assert!(found.device_plugin, "AKS has none");
+        let pool = ComponentSpec::Cluster(Cluster {
+            gpu: Some(GpuPool { size: GpuSize::Small, count: 2, spot: Spot::Only }),
+            ..Cluster::of("network".parse().unwrap())
+        });
+        let pool = expand(pool, "cluster", false)["main/cluster/gpu-nodes"].spec.as_value()["labels"].clone();
+        assert_eq!(pool, json!(found.node_selector), "the label that its nodes have");
+        assert_eq!(found.tolerations[0].key.as_deref(), Some("kubernetes.azure.com/scalesetpriority"));
+        assert_eq!(inside(true), gpu(true), "nodes of an existing cluster are its operator's");
     }
 
     #[test]

@@ -27,7 +27,7 @@ const FIRST_DISK_GB: u32 = 20;
 /// All APIs; what a node may do is decided by the roles of its account.
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// The taint of machines with a GPU: only pods that ask for one are scheduled there.
-pub(crate) const GPU_TAINT: &str = "nvidia.com/gpu";
+pub(crate) const GPU_TAINT: &str = textnlp_provider::cluster::GPU;
 /// Where the count of a pool's nodes is put in its document, which has none.
 const NODES: &str = "/$nodes";
 /// The markets of machines.

@@ -1,6 +1,7 @@
 //! The cluster of a site: a control plane in all zones of the region, the account of its nodes, and its pools.
 
 use serde_json::{Value, json};
+use textnlp_cloud::{GPU_POOL, POOL};
 use textnlp_provider::component::{Cluster, GpuPool};
 use textnlp_provider::settings::{GpuSize, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
@@ -114,7 +115,7 @@ impl Lowering<'_> {
             Spot::Only => &[SPOT],
         };
         let scaling = json!({ "min": pool.count, "max": pool.count });
-        let pool = self.pool("gpu", machine, cluster, nodes, scaling, &zones, markets);
+        let pool = self.pool(GPU_POOL, machine, cluster, nodes, scaling, &zones, markets);
         self.part("gpu-nodes", "gcp.node-pool", pool);
     }
 
@@ -140,7 +141,7 @@ impl Lowering<'_> {
             "account": output(nodes, "email"),
             // GKE's drivers of GPUs are not signed for it in every version.
             "secure_boot": machine.gpu.is_none(),
-            "labels": { "textnlp/pool": name },
+            "labels": { POOL: name },
             "nodes": scaling["min"],
             "scaling": scaling,
             "gpu_taint": machine.gpu.is_some(),

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
+use textnlp_provider::cluster::GPU;
 
 use crate::lower::PROGRAM;
 
@@ -174,7 +175,7 @@ impl Chart<'_> {
                 let of = format!("print \"{digest}\" (toJson ({taken}))");
                 manifest["metadata"]["name"] =
                     self.action(format!("printf \"{name}-%s\" ({of} | sha256sum | trunc 8)"));
-                self.pods(&mut manifest["spec"]["template"]);
+                self.pods(&mut manifest["spec"]["template"], "");
                 None
             }
             _ => None,
@@ -193,15 +194,20 @@ impl Chart<'_> {
         manifest["spec"]["template"]["metadata"]["annotations"]["textnlp-secrets-digest"] =
             self.action(SECRETS_DIGEST.to_owned());
         let containers = manifest["spec"]["template"]["spec"]["containers"].as_array_mut();
+        // Pods with GPUs have nodes of their own.
+        let mut group = "";
         for container in containers.into_iter().flatten() {
+            if container["resources"]["limits"].get(GPU).is_some() {
+                group = "gpu.";
+            }
             let name = container["name"].as_str().unwrap_or_default().to_owned();
             self.value(&mut container["resources"], &format!("resources.{name}"));
         }
-        self.pods(&mut manifest["spec"]["template"]);
+        self.pods(&mut manifest["spec"]["template"], group);
     }
 
-    /// Makes the common settings of all pods values: image, node selector and tolerations.
-    fn pods(&mut self, template: &mut Value) {
+    /// Makes the common settings of all pods values: image, and those of a group: node selector and tolerations.
+    fn pods(&mut self, template: &mut Value, group: &str) {
         for containers in ["initContainers", "containers"] {
             for container in template["spec"].get_mut(containers).and_then(Value::as_array_mut).into_iter().flatten() {
                 self.value(&mut container["image"], "image");
@@ -215,9 +221,10 @@ impl Chart<'_> {
                 Some(all) => all.extract_if(.., |one| one.get("tolerationSeconds").is_some()).collect(),
                 None => Vec::new(),
             };
-            self.value(&mut chosen, field);
+            let (path, written) = (format!("{group}{field}"), chosen.clone());
+            self.value(&mut chosen, &path);
             if !kept.is_empty() {
-                let configured = lookup(field, &self.values[field]);
+                let configured = lookup(&path, &written);
                 chosen = self.action(format!(
                     "concat (fromJsonArray `{}`) ({configured} | fromJsonArray) | toJson",
                     json!(kept)
@@ -311,6 +318,7 @@ const ABOUT: &[(&str, &str)] = &[
     ("analytics", "Your analytics job: its image, its schedule (cron, UTC) and its resources."),
     ("nodeSelector", "The node selector of pods."),
     ("tolerations", "The tolerations of pods."),
+    ("gpu", "The node selector and the tolerations of pods with a GPU."),
     ("service", "The type of the service: LoadBalancer, or ClusterIP behind your own ingress."),
     ("monitoring", "Objects of the Prometheus operator and Grafana's dashboard."),
     (

@@ -36,6 +36,12 @@ const POSTGRES_IMAGES: [PostgresImage; 4] = [
     },
 ];
 
+/// NVIDIA's device plugin, which offers GPUs to pods:
+/// <https://github.com/NVIDIA/k8s-device-plugin/blob/v0.20.0/deployments/static/nvidia-device-plugin.yml>. The digest is that of the tag's
+/// index at nvcr.io of 2026-09-11.
+pub(super) const DEVICE_PLUGIN: &str =
+    "nvcr.io/nvidia/k8s-device-plugin:v0.20.0@sha256:a61ba9fd8efb82f3a79f877f7580e02c1e8e7593f62473644bc9c79e315c3312";
+
 /// The image of a major version of PostgreSQL; `None` for one that CloudNativePG's catalog does not have.
 pub(super) fn postgres_image(version: u32) -> Option<String> {
     let known = POSTGRES_IMAGES.iter().find(|image| image.major == version)?;

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 use textnlp_provider::cluster::{ClusterAccess, ClusterSite, IngressKind};
-use textnlp_provider::component::{Cache, Certificate, Cluster, ComponentSpec, ModelStore, Monitoring, Network};
+use textnlp_provider::component::{Cache, Certificate, ComponentSpec, ModelStore, Monitoring, Network};
 use textnlp_provider::settings::{Strategy, TlsMode};
 use textnlp_provider::{
     CloudId, Component, ComponentName, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
@@ -34,6 +34,7 @@ use crate::canary::ACCOUNT;
 pub(crate) use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
 pub(crate) use gateway::AUTHORITY;
+use images::DEVICE_PLUGIN;
 pub(crate) use images::is_pinned;
 pub(crate) use ingress::{FILLED_BY_CERT_MANAGER, gateway_port};
 pub use local::local_part;
@@ -113,7 +114,7 @@ impl Lowering<'_> {
         }
         match &self.component.part {
             ComponentSpec::Network(network) => self.network(network),
-            ComponentSpec::Cluster(cluster) => self.cluster(cluster),
+            ComponentSpec::Cluster(_) => self.cluster(),
             // Created outside of the cluster; their values reach pods as Secrets of the workload and the endpoint.
             ComponentSpec::Secrets(_) | ComponentSpec::Registry(_) => {}
             ComponentSpec::Certificate(certificate) => self.certificate(certificate),
@@ -214,11 +215,10 @@ impl Lowering<'_> {
         }
     }
 
-    fn cluster(&mut self, cluster: &Cluster) {
-        if cluster.gpu.is_some() {
-            let cause = "servers run on the CPU in this version, so a pod with `nvidia.com/gpu` would not use its GPU";
-            let fix = "remove `gpu` for this site; to choose the nodes, use `sites[].cluster.node_selector`, `tolerations` and `runtime_class`";
-            self.problem("gpu", cause, fix);
+    fn cluster(&mut self) {
+        if let Some(gpu) = self.cluster.gpu.as_ref().filter(|gpu| gpu.device_plugin) {
+            let inputs = json!({ "image": DEVICE_PLUGIN, "nodes": self.gpu_nodes(gpu) });
+            self.part_of_kind("device-plugin", Template::DevicePlugin, &inputs, []);
         }
         let inputs = json!({ "namespace": self.cluster.namespace, "name": "textnlp-api" });
         self.part_of_kind("service-account", Template::ServiceAccount, &inputs, []);

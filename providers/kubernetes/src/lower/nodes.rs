@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use textnlp_provider::ResourceId;
-use textnlp_provider::cluster::ModelVolume;
+use textnlp_provider::cluster::{ClusterGpus, GPU, ModelVolume, TaintEffect, Toleration, TolerationOperator};
 use textnlp_provider::component::ModelStore;
 
 use super::database::disk;
@@ -38,6 +38,34 @@ impl Lowering<'_> {
             "runtime_class": settings.runtime_class,
             "priority_class": settings.priority_class,
         })
+    }
+
+    /// Where the servers' pods may run: the same, and on nodes with GPUs where they have them.
+    pub(super) fn server_nodes(&self) -> Value {
+        match &self.cluster.gpu {
+            Some(gpu) => self.gpu_nodes(gpu),
+            None => self.nodes(),
+        }
+    }
+
+    /// Nodes with GPUs, whose taint keeps other pods away.
+    pub(super) fn gpu_nodes(&self, gpu: &ClusterGpus) -> Value {
+        let settings = self.settings();
+        let mut selector = settings.node_selector.clone();
+        selector.extend(gpu.node_selector.clone());
+        let taint = Toleration {
+            key: Some(GPU.to_owned()),
+            operator: TolerationOperator::Exists,
+            value: None,
+            effect: Some(TaintEffect::NoSchedule),
+        };
+        let mut tolerations = settings.tolerations.clone();
+        tolerations.extend(
+            [taint].into_iter().chain(gpu.tolerations.clone()).filter(|one| !settings.tolerations.contains(one)),
+        );
+        let mut nodes = self.nodes();
+        (nodes["selector"], nodes["tolerations"]) = (json!(selector), json!(tolerations));
+        nodes
     }
 
     /// The source of models. Validation rejected a node folder and an image without a name.

@@ -15,6 +15,8 @@ pub(super) struct PodResources {
 }
 
 impl PodResources {
+    /// What the driver and the libraries of CUDA take of the machine's memory, in bytes; it was not measured.
+    const CUDA: u64 = 1 << 30;
     /// The unit to which memory is rounded, in bytes.
     const STEP: u64 = 256 << 20;
     /// Enough for GPT-2 (requirement K07); used if the size of the models is unknown.
@@ -39,8 +41,10 @@ impl PodResources {
     }
 
     /// The settings of a site over values computed from its models.
-    pub(super) fn of(settings: &cluster::PodResources, models: &[Model]) -> Self {
-        let computed = memory_needed(models).map_or(Self::UNKNOWN, Self::for_memory);
+    pub(super) fn of(settings: &cluster::PodResources, models: &[Model], has_gpu: bool) -> Self {
+        let beside = if has_gpu { Self::CUDA } else { 0 };
+        let computed =
+            memory_needed(models).map_or(Self::UNKNOWN, |needed| Self::for_memory(needed.saturating_add(beside)));
         /// A request above the computed limit raises the limit, and a limit below the computed request lowers the
         /// request.
         fn pair<T: Ord + Copy>(request: Option<T>, limit: Option<T>, computed: (T, T)) -> (T, T) {
@@ -126,7 +130,7 @@ mod tests {
         let model = json!({ "name": "a", "source": source, "quantize": quantize, "preload": false });
         let models = [serde_json::from_value(model).expect("a model")];
         let settings = serde_json::from_value(resources.clone()).expect("settings");
-        let found = PodResources::of(&settings, &models);
+        let found = PodResources::of(&settings, &models, false);
         [
             u64::from(found.cpu_request_milli) / 1000,
             u64::from(found.cpu_limit_milli) / 1000,

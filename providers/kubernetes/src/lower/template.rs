@@ -53,6 +53,7 @@ templates! {
     Analytics = "analytics.yaml";
     Job = "job.yaml";
     Deployment = "deployment.yaml";
+    DevicePlugin = "device-plugin.yaml";
     Service = "service.yaml";
     Metrics = "metrics.yaml";
     Ingress = "ingress.yaml";

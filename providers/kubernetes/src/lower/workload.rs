@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use textnlp_provider::component::{Endpoint, Workload};
+use textnlp_provider::settings::Strategy;
 use textnlp_provider::{OutputRef, ResourceId};
 
 use super::company::{download_env, private_authority};
@@ -143,6 +144,21 @@ impl Lowering<'_> {
         if let Some(inputs) = key_inputs {
             self.object(first_key, Template::Job, &inputs, [migrate.clone()]);
         }
+        // With GPUs, no more pods than those that can be scheduled.
+        let share = workload.canary.and_then(|canary| canary.share).unwrap_or(100);
+        let most = self.cluster.gpu.as_ref().map(|gpu| (gpu.replicas(self.cluster.rollout, share), gpu.count));
+        if let Some((most, gpus)) = most.filter(|(most, _)| workload.replicas > *most) {
+            let cause = format!("{gpus} GPUs are enough for {most} replicas, and not for {}", workload.replicas);
+            self.problem("gpu.count", cause, "raise it, or lower `scaling.min`");
+        }
+        if self.cluster.gpu.is_some() && self.cluster.image_from.is_some() {
+            let cause = "the pods have GPUs, and the image that `up` pushes computes on the CPU";
+            let fix = "build one by `server/cuda/Dockerfile`, push it, and write `sites[].cluster.image: REGISTRY/textnlp-cuda@sha256:…`";
+            self.problem("image", cause, fix);
+        }
+        let autoscaled_to = workload.autoscaling.as_ref().map(|autoscaling| {
+            most.map_or(autoscaling.max, |(most, _)| autoscaling.max.min(most)).max(workload.replicas)
+        });
         let shared_models = self.model_volume();
         let grown = workload.autoscaling.is_some();
         let startup = startup_seconds(model_bytes(&workload.served));
@@ -208,7 +224,11 @@ impl Lowering<'_> {
             "ready_port": self.ready_port(),
             "probe_port": PROBE_PORT,
             "metrics_port": METRICS_PORT,
-            "resources": PodResources::of(&self.settings().resources, &workload.served).to_json(),
+            "resources": PodResources::of(&self.settings().resources, &workload.served, most.is_some()).to_json(),
+            "gpu": most.is_some(),
+            // Where no GPU is left for a new pod, it takes that of an old one.
+            "gives_way": self.cluster.rollout == Strategy::Rolling
+                && most.is_some_and(|(most, _)| autoscaled_to.unwrap_or(workload.replicas) >= most),
             "model_folder": MODELS,
             "model_space": match &shared_models {
                 // The cache contains only links.
@@ -216,7 +236,7 @@ impl Lowering<'_> {
                 _ => space,
             },
             "shared_models": shared_models,
-            "nodes": self.nodes(),
+            "nodes": self.server_nodes(),
             "startup_failures": startup.div_ceil(STARTUP_PERIOD),
             // The deployment fails later than its slowest pod.
             "progress_seconds": startup + 300,
@@ -233,7 +253,7 @@ impl Lowering<'_> {
         if let Some(autoscaling) = &workload.autoscaling {
             let mut inputs = json!(autoscaling);
             inputs["namespace"] = json!(self.cluster.namespace);
-            inputs["min"] = json!(workload.replicas);
+            (inputs["min"], inputs["max"]) = (json!(workload.replicas), json!(autoscaled_to));
             let adapter_objects = self.adapter(&image);
             self.part_of_kind(
                 "autoscaler",

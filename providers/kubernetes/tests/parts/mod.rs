@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde_json::json;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::cluster::{
-    Analytics, Balancer, ClusterAccess, ClusterIngress, ClusterModels, ClusterSite, IngressKind, ModelVolume,
-    OwnPostgres, PodResources, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
+    Analytics, Balancer, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterSite, IngressKind,
+    ModelVolume, OwnPostgres, PodResources, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{DatabaseKind, Hosting, ModelRole, Quantize, Role, Runtime, Spot, Strategy};
@@ -33,6 +33,7 @@ pub struct Fixture {
     pub prometheus_ca: Option<FileText>,
     pub max_nodes: Option<u32>,
     pub balancer: Option<Balancer>,
+    pub gpu: Option<ClusterGpus>,
     pub min_nodes: u32,
     pub pinned: bool,
 }
@@ -59,6 +60,7 @@ impl Fixture {
             min_nodes: self.min_nodes,
             max_nodes: self.max_nodes,
             balancer: self.balancer.clone(),
+            gpu: self.gpu.clone(),
         }
     }
 
@@ -112,6 +114,7 @@ pub fn fixture() -> Fixture {
         prometheus_ca: None,
         max_nodes: None,
         balancer: None,
+        gpu: None,
         min_nodes: 1,
         pinned: true,
     }
@@ -318,7 +321,14 @@ pub fn analytics(spot: Spot) -> Analytics {
 /// A site with all that may be beside its servers, and with nodes of their own.
 pub fn with_parts(fixture: Fixture) -> Fixture {
     let saml = Some(Ok(r#"{"sp":{"entityId":"https://a"},"idp":{"entityId":"https://b"}}"#.to_owned()));
-    Fixture { saml, ..fixture }.set(|settings| {
+    let gpu = Some(ClusterGpus {
+        count: 8,
+        existing: false,
+        node_selector: BTreeMap::from([("textnlp/pool".to_owned(), "gpu".to_owned())]),
+        tolerations: Vec::new(),
+        device_plugin: true,
+    });
+    Fixture { saml, gpu, ..fixture }.set(|settings| {
         settings.analytics = Some(analytics(Spot::Prefer));
         settings.models = ClusterModels {
             kind: ModelVolume::Claim,

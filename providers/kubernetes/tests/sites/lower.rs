@@ -6,9 +6,9 @@ use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
-use textnlp_provider::cluster::{Analytics, Balancer, ClusterAccess, EgressRule, OwnPostgres, Transport};
+use textnlp_provider::cluster::{Analytics, Balancer, ClusterAccess, ClusterGpus, EgressRule, OwnPostgres, Transport};
 use textnlp_provider::component::*;
-use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Strategy, TlsMode};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
 
 use crate::parts::*;
@@ -739,10 +739,80 @@ fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
 }
 
 #[test]
+fn pods_have_a_gpu_each_on_nodes_that_other_pods_do_not_use() {
+    let gpus = |count, device_plugin| ClusterGpus {
+        count,
+        existing: false,
+        node_selector: BTreeMap::from([("textnlp/pool".to_owned(), "gpu".to_owned())]),
+        tolerations: Vec::new(),
+        device_plugin,
+    };
+    let autoscaling = Autoscaling { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
+    let server = |gpu: Option<ClusterGpus>, replicas: u32| {
+        let workload = Workload { replicas, autoscaling: Some(autoscaling.clone()), canary: None, ..workload() };
+        lowered(&component("server", ComponentSpec::Workload(workload)), Fixture { gpu, ..fixture() })
+    };
+    let spec = |made: &[Wanted], end: &str| -> Value {
+        let found = made.iter().find(|one| one.id.as_str().ends_with(end));
+        found.unwrap_or_else(|| panic!("{end}")).spec.as_value().clone()
+    };
+    let made = server(Some(gpus(4, true)), 3).unwrap();
+    let pod = &spec(&made, "/deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["nodeSelector"]["textnlp/pool"], "gpu");
+    let tolerations = pod["tolerations"].as_array().unwrap();
+    assert!(tolerations.contains(&json!({ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" })));
+    let [api, gateway] = [0, 1].map(|number| pod["containers"][number]["resources"].clone());
+    for part in ["requests", "limits"] {
+        assert_eq!(api[part]["nvidia.com/gpu"], 1, "{api}");
+        assert!(gateway[part].get("nvidia.com/gpu").is_none(), "{gateway}");
+    }
+    assert!(pod["initContainers"][0]["resources"]["limits"].get("nvidia.com/gpu").is_none());
+    // Jobs compute nothing.
+    let job = &spec(&made, "/migrate")["spec"]["template"]["spec"];
+    assert!(job.get("nodeSelector").is_none() && !job.to_string().contains("nvidia"), "{job}");
+    // A GPU for a new pod is free only where there are more of them than pods, which the autoscaler leaves no room for.
+    let strategy = |made: &[Wanted]| spec(made, "/deployment")["spec"]["strategy"]["rollingUpdate"].clone();
+    assert_eq!(strategy(&made), json!({ "maxUnavailable": 1, "maxSurge": 0 }));
+    assert_eq!(spec(&made, "/autoscaler")["spec"]["maxReplicas"], 4);
+    let made = server(Some(gpus(40, true)), 3).unwrap();
+    assert_eq!(strategy(&made), json!({ "maxUnavailable": 0, "maxSurge": 1 }));
+    assert_eq!(spec(&made, "/autoscaler")["spec"]["maxReplicas"], 20);
+    let problems = server(Some(gpus(2, true)), 3).unwrap_err().to_string();
+    assert!(problems.contains("2 GPUs are enough for 2 replicas, and not for 3"), "{problems}");
+    let plain = server(None, 3).unwrap();
+    assert!(!spec(&plain, "/deployment").to_string().contains("\"nvidia.com/gpu\":"), "no GPU is asked for");
+    assert_eq!(spec(&plain, "/autoscaler")["spec"]["maxReplicas"], 20);
+}
+
+#[test]
+fn device_plugin_is_an_object_of_sites_whose_cloud_has_none() {
+    let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+    let gpus = |device_plugin| ClusterGpus {
+        count: 1,
+        existing: false,
+        node_selector: BTreeMap::from([("textnlp/pool".to_owned(), "gpu".to_owned())]),
+        tolerations: Vec::new(),
+        device_plugin,
+    };
+    let plugin = |device_plugin| {
+        let made = lowered(&cluster, Fixture { gpu: Some(gpus(device_plugin)), ..fixture() }).unwrap();
+        made.into_iter().find(|one| one.id.as_str().ends_with("cluster/device-plugin"))
+    };
+    let made = plugin(true).unwrap();
+    assert_eq!(made.kind.as_str(), "kubernetes.daemon-set");
+    let spec = made.spec.as_value();
+    assert_eq!(spec["metadata"]["namespace"], "kube-system");
+    let pod = &spec["spec"]["template"]["spec"];
+    assert_eq!(pod["nodeSelector"]["textnlp/pool"], "gpu");
+    let image = pod["containers"][0]["image"].as_str().unwrap();
+    assert!(image.starts_with("nvcr.io/nvidia/k8s-device-plugin:v") && image.contains("@sha256:"), "{image}");
+    assert!(plugin(false).is_none());
+}
+
+#[test]
 fn unsupported_cluster_settings_are_refused_by_name() {
     let mut sqlite = database();
     (sqlite.kind, sqlite.hosting, sqlite.postgres) = (DatabaseKind::Sqlite, None, None);
-    let gpu = GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Never };
     let mut far = models();
     far.models[0].digest = None;
     let mut near = models();
@@ -758,10 +828,6 @@ fn unsupported_cluster_settings_are_refused_by_name() {
     for (part, says) in [
         (ComponentSpec::Database(sqlite), "a `sqlite` database is not supported in a cluster"),
         (ComponentSpec::Cache(Cache { kind: CacheKind::Redis }), "`redis` cache"),
-        (
-            ComponentSpec::Cluster(Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) }),
-            "would not use its GPU",
-        ),
         (ComponentSpec::ModelStore(far), "model `textnlp-tiny` has no digest"),
         (ComponentSpec::ModelStore(near), "pods cannot reach it"),
         (ComponentSpec::Workload(watched), "replication of control data between sites in clusters is not supported"),

@@ -122,7 +122,7 @@ impl Lowering<'_> {
 
     fn cluster(&mut self, cluster: &Cluster) {
         if cluster.gpu.is_some() {
-            let cause = "local processes serve on the CPU";
+            let cause = "GPUs are not handed out to local processes, which serve on the CPU";
             self.problem("gpu", cause, "remove `gpu` for this site, or choose a runtime with GPU machines");
         }
         let network = ResourceId::of(&self.site.name, &cluster.network);
