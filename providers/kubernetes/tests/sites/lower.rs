@@ -8,7 +8,7 @@ use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
 use textnlp_provider::cluster::{Analytics, Balancer, ClusterAccess, ClusterGpus, EgressRule, OwnPostgres, Transport};
 use textnlp_provider::component::*;
-use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Strategy, TlsMode};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Spot, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
 
 use crate::parts::*;
@@ -749,7 +749,7 @@ fn pods_have_a_gpu_each_on_nodes_that_other_pods_do_not_use() {
     };
     let autoscaling = Autoscaling { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
     let server = |gpu: Option<ClusterGpus>, replicas: u32| {
-        let workload = Workload { replicas, autoscaling: Some(autoscaling.clone()), canary: None, ..workload() };
+        let workload = Workload { replicas, autoscaling: Some(autoscaling), canary: None, ..workload() };
         lowered(&component("server", ComponentSpec::Workload(workload)), Fixture { gpu, ..fixture() })
     };
     let spec = |made: &[Wanted], end: &str| -> Value {
