@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use textnlp_candle::{Candle, Checkpoint, LoadOptions};
+use textnlp_candle::{Candle, Checkpoint, DeviceKind, LoadOptions};
 use textnlp_inference::cpu::Quant;
 use textnlp_inference::decoder::families;
 use textnlp_inference::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
@@ -174,7 +174,7 @@ fn fewer_bits_are_close_and_smaller() {
         let mut small = load_from(folder.path(), Some(quantize));
         assert!(small.memory().weights < last, "{quantize}: {:?} {:?}", small.memory(), whole.memory());
         last = small.memory().weights;
-        let estimate = Checkpoint::open(folder.path()).unwrap().weight_bytes(Some(quantize));
+        let estimate = Checkpoint::open(folder.path()).unwrap().weight_bytes(Some(quantize), DeviceKind::Cpu);
         assert!(50 * estimate.abs_diff(last) <= last, "{quantize}: {estimate} for {last}");
         let small = all_logits(&mut small, &tokens);
         let squares = |f: &dyn Fn(f32, f32) -> f32| -> f32 {

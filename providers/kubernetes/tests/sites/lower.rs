@@ -8,7 +8,7 @@ use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
 use textnlp_provider::cluster::{Analytics, Balancer, ClusterAccess, ClusterGpus, EgressRule, OwnPostgres, Transport};
 use textnlp_provider::component::*;
-use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Strategy, TlsMode};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Spot, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
 
 use crate::parts::*;
@@ -749,7 +749,7 @@ fn pods_have_a_gpu_each_on_nodes_that_other_pods_do_not_use() {
     };
     let autoscaling = Autoscaling { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
     let server = |gpu: Option<ClusterGpus>, replicas: u32| {
-        let workload = Workload { replicas, autoscaling: Some(autoscaling.clone()), canary: None, ..workload() };
+        let workload = Workload { replicas, autoscaling: Some(autoscaling), canary: None, ..workload() };
         lowered(&component("server", ComponentSpec::Workload(workload)), Fixture { gpu, ..fixture() })
     };
     let spec = |made: &[Wanted], end: &str| -> Value {
@@ -922,7 +922,7 @@ async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 70, "all of them");
+    assert_eq!(tried, 72, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[
@@ -936,6 +936,7 @@ const API: &[(&str, &str, &str)] = &[
     ("secret", "v1", "Secret"),
     ("network-policy", "networking.k8s.io/v1", "NetworkPolicy"),
     ("job", "batch/v1", "Job"),
+    ("daemon-set", "apps/v1", "DaemonSet"),
     ("deployment", "apps/v1", "Deployment"),
     ("service", "v1", "Service"),
     ("ingress", "networking.k8s.io/v1", "Ingress"),
