@@ -51,8 +51,8 @@ impl Lowering<'_> {
     /// Nodes with GPUs, whose taint keeps other pods away.
     pub(super) fn gpu_nodes(&self, gpu: &ClusterGpus) -> Value {
         let settings = self.settings();
-        let mut selector = settings.node_selector.clone();
-        selector.extend(gpu.node_selector.clone());
+        // Nodes of a pool that the site creates have its label, and none of the operator's.
+        let selector = if gpu.node_selector.is_empty() { &settings.node_selector } else { &gpu.node_selector };
         let taint = Toleration {
             key: Some(GPU.to_owned()),
             operator: TolerationOperator::Exists,

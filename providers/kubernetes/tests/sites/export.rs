@@ -312,17 +312,22 @@ async fn auxiliary_objects_are_in_every_export() {
     }
     let claim = &all["PersistentVolumeClaim textnlp-models"];
     assert_eq!(claim["spec"], ours["PersistentVolumeClaim textnlp-models"]["spec"]);
-    // What the environment says of nodes is what a value of the chart stands at.
+    // What the environment says of nodes is what a value of the chart stands at: one for pods with GPUs, one for the others.
     let nodes = |all: &BTreeMap<String, Value>| {
-        all["Deployment textnlp-api"]["spec"]["template"]["spec"]["nodeSelector"].clone()
+        let of = |prefix: &str| {
+            let found = all.iter().find(|(name, _)| name.starts_with(prefix)).unwrap_or_else(|| panic!("{prefix}"));
+            found.1["spec"]["template"]["spec"]["nodeSelector"].clone()
+        };
+        (of("Deployment textnlp-api"), of("Job textnlp-migrate"))
     };
-    assert_eq!(nodes(&all), json!({ "pool": "text" }));
-    let set = "analytics.image=other:2,analytics.schedule=5 * * * *,nodeSelector.zone=a";
+    assert_eq!(nodes(&all), (json!({ "textnlp/pool": "gpu" }), json!({ "pool": "text" })));
+    let set = "analytics.image=other:2,analytics.schedule=5 * * * *,nodeSelector.zone=a,gpu.nodeSelector.zone=b";
     let other = rendered(&["--set", set]);
     let job = &other["CronJob analytics-processor"];
     assert_eq!(job["spec"]["schedule"], "5 * * * *");
     assert_eq!(job.pointer(&format!("{container}/image")), Some(&json!("other:2")));
-    assert_eq!(nodes(&other), json!({ "pool": "text", "zone": "a" }));
+    let chosen = (json!({ "textnlp/pool": "gpu", "zone": "b" }), json!({ "pool": "text", "zone": "a" }));
+    assert_eq!(nodes(&other), chosen);
 }
 
 #[tokio::test(flavor = "multi_thread")]

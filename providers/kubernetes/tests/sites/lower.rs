@@ -922,7 +922,7 @@ async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 70, "all of them");
+    assert_eq!(tried, 72, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[
@@ -936,6 +936,7 @@ const API: &[(&str, &str, &str)] = &[
     ("secret", "v1", "Secret"),
     ("network-policy", "networking.k8s.io/v1", "NetworkPolicy"),
     ("job", "batch/v1", "Job"),
+    ("daemon-set", "apps/v1", "DaemonSet"),
     ("deployment", "apps/v1", "Deployment"),
     ("service", "v1", "Service"),
     ("ingress", "networking.k8s.io/v1", "Ingress"),
