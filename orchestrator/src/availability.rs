@@ -411,7 +411,7 @@ mod tests {
         let (share, note) = own(2000, 3);
         assert_eq!(share, 0.9985);
         assert!(note.contains("2000 recorded requests, 3 failed"), "{note}");
-        let outage = over(&record(0..3600, &[0..100]), HOUR, None).unwrap();
+        let outage = over(&record(0..3600, std::slice::from_ref(&(0..100))), HOUR, None).unwrap();
         assert_eq!(combined(&outage, &Ok(RequestSum { requests: 9, ..RequestSum::default() })).0, 0.972222);
     }
 
