@@ -275,10 +275,10 @@ fn invalid_arguments_are_refused_before_any_change() {
             &["has no file /nowhere/model", "correct the model's `source`"],
         ),
         wrong(
-            &["plan", "--env", "staging", "--set", "gates.availability=0.9"],
+            &["plan", "--env", "staging", "--set", "gates.availability_window=31d"],
             2,
-            "not_available",
-            &["`gates.availability`: no gate in this version measures availability", "remove it"],
+            "invalid_environment",
+            &["`gates.availability_window`: 31d is not from 1s to 30d", "write a time such as `24h`"],
         ),
         wrong(
             &["plan", "--env", "staging", "--set", "traffic.health_path=/ready"],

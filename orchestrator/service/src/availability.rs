@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use camino::Utf8PathBuf;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use textnlp_orchestrator::availability::{
     MAX_WINDOW, Outcome, Probe, ProbeRecord, Recorder, WindowSummary, embeds_by_default, over, probe,
@@ -146,6 +146,8 @@ impl Schedule<'_> {
     ) -> std::io::Result<Probed> {
         let Self { every, length, clock, stop } = *self;
         let begun = clock.steady();
+        // The record may have probes of an earlier prober just before.
+        let since = clock.now().checked_sub(SignedDuration::from_nanos(1)).ok();
         let (mut turn, mut changes, mut counts) = (0_u32, Changes::default(), [0_u64; 3]);
         // The end of the last probe's interval.
         let mut covered = Duration::ZERO;
@@ -180,7 +182,7 @@ impl Schedule<'_> {
             }
         };
         let window = covered.min(MAX_WINDOW);
-        let summary = if window.is_zero() { None } else { over(&recorder.record().read(window)?, window, None) };
+        let summary = if window.is_zero() { None } else { over(&recorder.record().read(window)?, window, since) };
         let longest_outage_s = changes.longest.max(changes.current(clock.now())).as_secs_f64();
         Ok(Probed { summary, longest_outage_s, is_stopped: is_stopped && length.is_some() })
     }
