@@ -339,7 +339,8 @@ pub(crate) mod tests {
         let kept = records(folder).unwrap();
         assert_eq!((kept.len(), kept[0].at.as_second()), (MAX_RECORDS, 1));
         let written = std::fs::read_to_string(file(folder)).unwrap();
-        std::fs::write(file(folder), written.replace("\"lost\": 0", "\"lost\": 1")).unwrap();
+        let changed = written.replace("\"lost\": 0", "\"lost\": 1");
+        crate::backup::put_file(&file(folder), changed.as_bytes()).unwrap();
         assert!(records(folder).unwrap_err().contains("failovers.json is not verified"));
     }
 

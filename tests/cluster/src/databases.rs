@@ -134,6 +134,9 @@ impl Databases {
     async fn keep_instances(&self, object: &Value, one: &mut Running) {
         let (namespace, name) = crate::kubelet::names(object);
         let Some(instances) = object["spec"]["instances"].as_u64() else { return };
+        if object["metadata"]["deletionTimestamp"].is_string() {
+            return;
+        }
         let pods = format!("/api/v1/namespaces/{namespace}/pods");
         let primary = match one.primary {
             Some(primary) if self.api.get(&format!("{pods}/{name}-{primary}")).await.is_some() => return,
@@ -164,6 +167,7 @@ impl Databases {
         let cluster = &object["metadata"]["name"];
         let owner = json!([{
             "apiVersion": format!("{GROUP}/v1"), "kind": "Cluster", "name": cluster, "uid": object["metadata"]["uid"],
+            "controller": true, "blockOwnerDeletion": true,
         }]);
         let labels = json!({ "cnpg.io/cluster": cluster });
         let metadata = json!({ "name": name, "namespace": namespace, "labels": labels, "ownerReferences": owner });

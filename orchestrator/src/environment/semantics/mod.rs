@@ -73,7 +73,7 @@ pub(crate) fn check(environment: &Environment, tree: &Node, catalogue: &Catalogu
     meaning.traffic();
     meaning.dns();
     meaning.zone();
-    meaning.recovery();
+    meaning.recovery(catalogue);
     meaning.rollout();
     meaning.gates();
     meaning.account();

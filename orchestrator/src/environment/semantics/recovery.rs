@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use textnlp_provider::Capability;
+use textnlp_provider::capabilities::Setting;
+
 use super::super::model::*;
 use super::super::problem::{Severity, nearest};
 use super::super::units::cut;
-use super::Checker;
 use super::serving::is_host_name;
+use super::{Catalogue, Checker};
 
 /// The longest deadline of a rollout, in seconds.
 const ROLLOUT_MAX_SECONDS: u64 = 3 * 3600;
@@ -24,9 +27,6 @@ const SLOWEST_LOOK: Duration = Duration::from_secs(600);
 const LOG_FASTEST: Duration = Duration::from_secs(5);
 /// For more than an hour, daily backups are sufficient.
 const LOG_SLOWEST: Duration = Duration::from_secs(3600);
-
-/// The provider whose clusters are named by kubeconfigs.
-const KUBERNETES: &str = "kubernetes";
 
 impl Checker<'_> {
     pub(super) fn traffic(&mut self) {
@@ -79,13 +79,13 @@ impl Checker<'_> {
         }
     }
 
-    pub(super) fn recovery(&mut self) {
+    pub(super) fn recovery(&mut self, catalogue: &Catalogue) {
         let (e, dr) = (self.environment, &self.environment.dr);
         if dr.mode != Failover::None && e.sites.len() < 2 {
             self.error("dr.mode", "there is no second site to fail over to", "add a site, or write `mode: none`");
         }
         if let Some(place) = e.witness_place() {
-            self.witnessed(place);
+            self.witnessed(place, catalogue);
         }
         if dr.mode == Failover::Automatic {
             let locations: BTreeSet<(&str, &str)> =
@@ -243,7 +243,7 @@ impl Checker<'_> {
     }
 
     /// Requirements of sites that fail over through the gateway.
-    fn witnessed(&mut self, place: WitnessPlace<'_>) {
+    fn witnessed(&mut self, place: WitnessPlace<'_>, catalogue: &Catalogue) {
         let e = self.environment;
         let home = e.primary();
         if e.members().count() < 2 {
@@ -300,7 +300,7 @@ impl Checker<'_> {
             let fix = format!("write `witness: {{ provider: {}, region: {} }}`", machine.0, machine.1);
             self.say(Severity::Refusal, "dr.witness", cause, fix);
         }
-        self.witnessed_clusters();
+        self.witnessed_clusters(catalogue);
         if e.tls.mode == TlsMode::Existing {
             let cause = "the global endpoint verifies each site with the site's built-in certificate authority";
             self.say(Severity::Refusal, "tls.mode", cause, "write `tls: { mode: local-ca }`");
@@ -308,7 +308,7 @@ impl Checker<'_> {
     }
 
     /// Requirements of sites in clusters that fail over to each other.
-    fn witnessed_clusters(&mut self) {
+    fn witnessed_clusters(&mut self, catalogue: &Catalogue) {
         let e = self.environment;
         let mut clusters = e.sites.iter().enumerate().filter(|(_, site)| site.is_in_cluster()).peekable();
         if clusters.peek().is_some() && !e.stores_outside() {
@@ -318,13 +318,11 @@ impl Checker<'_> {
         }
         let mut known: Vec<&SiteSettings> = Vec::new();
         for (i, site) in clusters {
-            if let Some(other) = known.iter().find(|other| is_same_cluster(e, other, site)) {
+            if let Some(other) = known.iter().find(|other| is_same_cluster(e, catalogue, other, site)) {
                 let cause = format!("`{}` is in the same cluster", other.name);
-                let (at, fix) = match site.provider.as_str() {
-                    KUBERNETES => {
-                        ("cluster.context", "write another `context` or `kubeconfig`: a cluster fails as a whole")
-                    }
-                    _ => ("existing.cluster", "write another cluster, or none: a cluster fails as a whole"),
+                let (at, fix) = match creates_clusters(catalogue, site) {
+                    false => ("cluster.context", "write another `context` or `kubeconfig`: a cluster fails as a whole"),
+                    true => ("existing.cluster", "write another cluster, or none: a cluster fails as a whole"),
                 };
                 self.error(&format!("sites[{i}].{at}"), cause, fix);
             }
@@ -342,20 +340,24 @@ impl Checker<'_> {
     }
 }
 
+/// Whether the provider of a site creates its cluster, which no kubeconfig names then.
+fn creates_clusters(catalogue: &Catalogue, site: &SiteSettings) -> bool {
+    let support = catalogue.providers.get(&site.provider).and_then(|offer| offer.capabilities.of(site.runtime));
+    support.is_some_and(|support| support.supports(Capability::Optional(Setting::ClusterVersion)))
+}
+
 /// Whether two sites are in one cluster, as far as the environment says: that of one kubeconfig, or one existing cluster of a cloud, which is
 /// the environment's where a site has none. A cloud creates a cluster for each other site. An account that is not set may be the other's.
-fn is_same_cluster(e: &Environment, one: &SiteSettings, other: &SiteSettings) -> bool {
+fn is_same_cluster(e: &Environment, catalogue: &Catalogue, one: &SiteSettings, other: &SiteSettings) -> bool {
     let access = |site: &SiteSettings| (site.cluster.kubeconfig.clone(), site.cluster.context.clone());
     let existing = |site: &SiteSettings| site.existing.cluster.clone().or_else(|| e.cluster.existing.clone());
-    match (one.provider.as_str(), other.provider.as_str()) {
-        (KUBERNETES, KUBERNETES) => access(one) == access(other),
-        (of, other_of) => {
-            let accounts = one.account.as_ref().zip(other.account.as_ref());
-            of == other_of
-                && one.region == other.region
-                && accounts.is_none_or(|(one, other)| one == other)
-                && existing(one).is_some()
-                && existing(one) == existing(other)
-        }
+    if one.provider != other.provider {
+        return false;
     }
+    if existing(one).is_some() || existing(other).is_some() {
+        let accounts = one.account.as_ref().zip(other.account.as_ref());
+        let is_same_place = one.region == other.region && accounts.is_none_or(|(one, other)| one == other);
+        return is_same_place && existing(one) == existing(other);
+    }
+    !creates_clusters(catalogue, one) && access(one) == access(other)
 }
