@@ -19,7 +19,7 @@ use textnlp_provider::Lineage;
 
 use crate::environment::model::Span;
 use crate::gate::encoders;
-use crate::load::{Key, LoadRequest, Wire};
+use crate::load::{Key, LoadRequest, LoadResponse, Wire};
 use crate::monthly::RequestSum;
 
 /// The longest window of a gate.
@@ -34,6 +34,10 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const MIN_COVERED: f64 = 0.99;
 /// The maximum age of the newest probe.
 pub const MAX_AGE: SignedDuration = SignedDuration::from_hours(1);
+/// The longest interval of a prober, in milliseconds.
+const LONGEST_INTERVAL_MS: i64 = 60_000;
+/// How far the clock of a prober may be ahead.
+const SKEW: SignedDuration = SignedDuration::from_mins(5);
 /// A probe stands for the time until the next one, at most for this many intervals.
 const INTERVALS: u32 = 2;
 /// The longest reason that is recorded, in characters.
@@ -67,14 +71,22 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// Its interval and its duration, as a prober can have them: the record is a file that can be changed.
+    fn times(&self) -> (i64, i64) {
+        let longest = i64::try_from(TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+        (i64::from(self.every_ms).min(LONGEST_INTERVAL_MS), i64::from(self.ms).min(longest))
+    }
+
     /// The longest time that it stands for.
     fn lasts(&self) -> SignedDuration {
-        SignedDuration::from_millis(i64::from(self.every_ms) * i64::from(INTERVALS) + i64::from(self.ms))
+        let (every, took) = self.times();
+        SignedDuration::from_millis(every * i64::from(INTERVALS) + took)
     }
 
     /// The end of its interval.
     fn end(&self) -> Timestamp {
-        let interval = SignedDuration::from_millis(i64::from(self.every_ms.max(self.ms)));
+        let (every, took) = self.times();
+        let interval = SignedDuration::from_millis(every.max(took));
         self.at.checked_add(interval).unwrap_or(self.at)
     }
 }
@@ -90,11 +102,18 @@ pub async fn probe(wire: &dyn Wire, key: Option<&Key>, embeds: bool) -> (Outcome
     match wire.send(request).await {
         Ok(answer) => match answer.status {
             200..=299 => (Outcome::Available, None),
-            status @ 400..=499 => (Outcome::Refused, Some(format!("status {status}"))),
+            status @ (401 | 403) => (Outcome::Refused, Some(format!("status {status}"))),
+            429 if is_limit_of_key(&answer) => (Outcome::Refused, Some("status 429, the limit of the key".to_owned())),
+            // Other errors of a client are the service's here: it is overloaded, or what it serves is not there.
             status => (Outcome::Unavailable, Some(format!("status {status}"))),
         },
         Err(failure) => (Outcome::Unavailable, Some(failure.to_string())),
     }
+}
+
+/// Whether an answer is the limit of the key, and not of the service.
+fn is_limit_of_key(answer: &LoadResponse) -> bool {
+    answer.json().is_some_and(|body| body["error"]["code"] == "rate_limit_exceeded")
 }
 
 /// Whether requests that name no model get one that makes embeddings. Without an answer: no.
@@ -128,9 +147,11 @@ impl ProbeRecord {
         Ok(lock.map(|lock| Recorder { record: self.clone(), day: None, _lock: lock }))
     }
 
-    /// The probes that a window before the newest one needs, oldest first. Lines that are not whole are left out.
-    pub fn read(&self, window: Duration) -> io::Result<Vec<Probe>> {
-        let mut days = days(&self.folder())?;
+    /// The probes that a window before the newest one needs, oldest first. Lines that are not whole are left out, and probes after `now`, of
+    /// a clock that was set forward.
+    pub fn read(&self, window: Duration, now: Timestamp) -> io::Result<Vec<Probe>> {
+        let (latest, mut days) = (now.checked_add(SKEW).unwrap_or(now), days(&self.folder())?);
+        days.retain(|(day, _)| *day <= latest.to_zoned(TimeZone::UTC).date());
         days.sort_unstable();
         let Some((newest, _)) = days.last() else { return Ok(Vec::new()) };
         let needed = i32::try_from(window.as_secs() / 86_400).unwrap_or(KEPT_DAYS) + 1;
@@ -144,6 +165,7 @@ impl ProbeRecord {
                 line.clear();
             }
         }
+        probes.retain(|probe| probe.at <= latest);
         // A clock that was set back.
         probes.sort_by_key(|probe| probe.at);
         Ok(probes)
@@ -420,7 +442,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = Utf8Path::from_path(folder.path()).unwrap();
         let record = ProbeRecord::at(state, Lineage(uuid::Uuid::nil()));
-        assert_eq!(record.read(HOUR).unwrap(), Vec::new(), "nothing was probed");
+        assert_eq!(record.read(HOUR, at(50 * 86_400)).unwrap(), Vec::new(), "nothing was probed");
         let mut recorder = record.begin().unwrap().unwrap();
         assert!(record.begin().unwrap().is_none(), "one prober at a time");
         let (first, second) = (probe(0, Outcome::Available), probe(10, Outcome::Unavailable));
@@ -432,15 +454,20 @@ mod tests {
         let mut recorder = record.begin().unwrap().unwrap();
         let third = probe(20, Outcome::Refused);
         recorder.add(&third, Some("status 401")).unwrap();
-        assert_eq!(record.read(HOUR).unwrap(), [first, second, third]);
+        assert_eq!(record.read(HOUR, at(50 * 86_400)).unwrap(), [first, second, third]);
         assert!(fs::metadata(&day).unwrap().len() < 1000);
+        assert_eq!(record.read(HOUR, at(-600)).unwrap(), Vec::new(), "a clock that was set forward proves nothing");
         // Another deployment had the folder before.
         let other = ProbeRecord::at(state, Lineage(uuid::Uuid::max()));
         other.begin().unwrap().unwrap().add(&first, None).unwrap();
-        assert_eq!(record.read(HOUR).unwrap().len(), 3);
+        assert_eq!(record.read(HOUR, at(50 * 86_400)).unwrap().len(), 3);
         let later = Probe { at: at(40 * 86_400), ..first };
         recorder.add(&later, None).unwrap();
-        assert_eq!(record.read(MAX_WINDOW).unwrap(), [later]);
-        assert_eq!(other.read(MAX_WINDOW).unwrap(), Vec::new(), "old files of earlier deployments are removed");
+        assert_eq!(record.read(MAX_WINDOW, at(50 * 86_400)).unwrap(), [later]);
+        assert_eq!(
+            other.read(MAX_WINDOW, at(50 * 86_400)).unwrap(),
+            Vec::new(),
+            "old files of earlier deployments are removed"
+        );
     }
 }

@@ -124,9 +124,11 @@ async fn failover(session: &Session, console: Console) -> Result<Success, Failur
     let (stop, progress) = (signals::stop(console), Progress::new(console));
     let measured = rehearsal.run(deployment.operator.clone(), &SystemClock, &progress, &stop).await;
     progress.finish();
-    locked.close().await.map_err(|error| deployment.failed(error))?;
-    let record = measured?;
-    let file = rehearsal::keep(&chosen.scope.folder, &record)?;
+    // What was measured is kept, also if the lock cannot be given back.
+    let kept = measured.map(|record| rehearsal::keep(&chosen.scope.folder, &record).map(|file| (record, file)));
+    let closed = locked.close().await;
+    let (record, file) = kept??;
+    closed.map_err(|error| deployment.failed(error))?;
     let mut document = json!(record);
     document["environment"] = json!(name);
     document["record"] = json!(file);

@@ -182,7 +182,8 @@ impl Schedule<'_> {
             }
         };
         let window = covered.min(MAX_WINDOW);
-        let summary = if window.is_zero() { None } else { over(&recorder.record().read(window)?, window, since) };
+        let summary =
+            if window.is_zero() { None } else { over(&recorder.record().read(window, clock.now())?, window, since) };
         let longest_outage_s = changes.longest.max(changes.current(clock.now())).as_secs_f64();
         Ok(Probed { summary, longest_outage_s, is_stopped: is_stopped && length.is_some() })
     }
@@ -298,7 +299,7 @@ mod tests {
             "2027-01-02T00:02:30Z  available after 50 s",
         ];
         assert_eq!(*lines.0.lock().unwrap(), expect);
-        assert_eq!(record.read(Duration::from_secs(600)).unwrap().len(), 58);
+        assert_eq!(record.read(Duration::from_secs(600), Timestamp::MAX).unwrap().len(), 58);
     }
 
     #[test]

@@ -64,13 +64,16 @@ pub struct FailoverRecord {
     pub primary: String,
     /// Seconds until all instances were ready again. `None` if they were not within five minutes.
     pub ready_s: Option<f64>,
+    /// Why the writes were not measured, if so: the primary was killed all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmeasured: Option<String>,
     /// What the writes met.
     #[serde(flatten)]
     pub writes: WriteResult,
 }
 
 /// What the writes met, as the server program reports it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteResult {
     /// Writes that the database acknowledged.
     pub acknowledged: u64,
@@ -218,13 +221,16 @@ impl<'a> Rehearsal<'a> {
         let killed = &self.before.primary;
         progress.line(&format!("Killing the primary {killed} …"));
         let killed_at = clock.steady();
-        self.instances.kill_primary(self.lineage, killed).await?;
-        progress.doing("waiting until writes succeed again");
-        let answer = writer.await?;
-        let writes: WriteResult = serde_json::from_value(answer).context("read the result of the writes")?;
-        if writes.failed == 0 {
-            return Err(self.failed(anyhow::anyhow!("no write failed, so the failure of {killed} was not noticed")));
-        }
+        // From here on there is a record: a failure may have come after the kill, and an older record must not stand for it.
+        let measured = async {
+            self.instances.kill_primary(self.lineage, killed).await?;
+            progress.doing("waiting until writes succeed again");
+            let writes = writer.await.map_err(|failure| failure.error)?;
+            let writes: WriteResult = serde_json::from_value(writes).context("read the result of the writes")?;
+            anyhow::ensure!(writes.failed > 0, "no write failed, so the failure of {killed} was not noticed");
+            anyhow::Ok(writes)
+        };
+        let measured = measured.await;
         progress.doing("waiting until all instances are ready");
         let after = self.ready_again(clock, killed_at + READY_TIMEOUT).await;
         let passed = clock.steady().saturating_sub(killed_at);
@@ -241,7 +247,8 @@ impl<'a> Rehearsal<'a> {
             killed: killed.clone(),
             primary: after.as_ref().map_or_else(|| "unknown".to_owned(), |after| after.primary.clone()),
             ready_s: after.map(|_| (passed.as_secs_f64() * 10.0).round() / 10.0),
-            writes,
+            unmeasured: measured.as_ref().err().map(|error| format!("{error:#}")),
+            writes: measured.unwrap_or_default(),
         })
     }
 
@@ -296,6 +303,9 @@ impl<'a> Rehearsal<'a> {
 
 /// Ok if no acknowledged write is lost and the database is whole again.
 pub fn verdict(record: &FailoverRecord) -> Result<(), String> {
+    if let Some(why) = &record.unmeasured {
+        return Err(format!("the writes were not measured: {why}"));
+    }
     match (record.writes.lost, record.ready_s) {
         (None, _) => Err("writes did not succeed again within a minute".to_owned()),
         (Some(0), None) => Err("not all instances were ready again within five minutes".to_owned()),
@@ -324,6 +334,7 @@ pub(crate) mod tests {
             killed: "database-1".to_owned(),
             primary: "database-2".to_owned(),
             ready_s: Some(40.0),
+            unmeasured: None,
             writes: WriteResult { acknowledged: 100, failed: 5, without_writes_ms: 2100, lost },
         }
     }

@@ -242,9 +242,9 @@ impl Api {
         self.removed(call, uid, ("propagationPolicy", "Foreground".into())).await
     }
 
-    /// Deletes a pod without a grace period, if it still has this uid.
-    pub(crate) async fn kill(&self, call: &Call<'_>, uid: &str) -> Result<()> {
-        self.removed(call, uid, ("gracePeriodSeconds", 0.into())).await
+    /// Deletes a pod with this grace period, if it still has this uid. With 0 seconds its object is gone before its programs are.
+    pub(crate) async fn kill(&self, call: &Call<'_>, uid: &str, grace_seconds: u32) -> Result<()> {
+        self.removed(call, uid, ("gracePeriodSeconds", grace_seconds.into())).await
     }
 
     async fn removed(&self, call: &Call<'_>, uid: &str, (option, value): (&str, Value)) -> Result<()> {

@@ -87,7 +87,7 @@ impl Kubernetes {
             let name = name_of(&pod);
             let call =
                 Call { action: "remove", verb: "delete", row: &POD, namespace: Some(namespace), name: Some(name) };
-            match api.kill(&call, identity::uid(&pod)).await {
+            match api.kill(&call, identity::uid(&pod), 0).await {
                 // The node is gone, or was recreated with the same name.
                 Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict) => return Err(error),
                 _ => {}

@@ -17,6 +17,9 @@ use crate::preflight::may;
 use crate::provider::Kubernetes;
 use crate::table;
 
+/// The grace period of the deleted primary. Without one its object could be gone while it still writes to its volume, and CloudNativePG warns
+/// of it in tests of failovers: <https://cloudnative-pg.io/documentation/current/failover/>.
+const GRACE_SECONDS: u32 = 1;
 /// The label of CloudNativePG on the pods of a cluster, with its name.
 const CLUSTER: &str = "cnpg.io/cluster";
 
@@ -39,20 +42,25 @@ impl Kubernetes {
         status(&read(&api, namespace, lineage).await?)
     }
 
-    /// Deletes the pod of the primary without a grace period, if it is still this one.
+    /// Deletes the pod of the primary, if it is still this one and every instance is ready.
     pub(crate) async fn kill_primary(&self, (namespace, lineage): (&str, Lineage), primary: &str) -> Result<()> {
         let api = self.api().await?;
         let cluster = read(&api, namespace, lineage).await?;
         let call = Call { action: "stop", verb: "delete", row: &POD, namespace: Some(namespace), name: Some(primary) };
-        let now = status(&cluster)?.primary;
+        let DatabaseStatus { primary: now, wanted, ready } = status(&cluster)?;
         if now != primary {
             return Err(call.error(ErrorKind::Conflict).because(format!("the primary is {now} now")));
+        }
+        if ready < wanted {
+            return Err(call
+                .error(ErrorKind::Conflict)
+                .because(format!("{ready} of {wanted} instances are ready now")));
         }
         let pod = api.get(&Call { verb: "get", ..call }).await?.ok_or_else(|| call.error(ErrorKind::NotFound))?;
         if !is_instance(&pod, &cluster) {
             return Err(call.error(ErrorKind::Conflict).because("it is no instance of this database"));
         }
-        api.kill(&call, identity::uid(&pod)).await
+        api.kill(&call, identity::uid(&pod), GRACE_SECONDS).await
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) async fn check(
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let window = environment.gates.availability_window;
     let record = ProbeRecord::at(&scope.folder, running.lineage);
-    let probes = match record.read(window.0) {
+    let probes = match record.read(window.0, Timestamp::now()) {
         Ok(probes) => probes,
         Err(error) => {
             let why = format!("the record in {} was not read: {error}", record.folder());

@@ -9,7 +9,7 @@ use textnlp_provider::Lineage;
 
 use super::sites::FRESH;
 use crate::ChosenEnvironment;
-use crate::rehearsal::{FailoverRecord, records, unsupported};
+use crate::rehearsal::{FailoverRecord, records, unsupported, verdict};
 
 /// Measures the check. A database whose failover cannot be rehearsed is unknown.
 pub(super) fn check(check: &CheckDefinition, chosen: &ChosenEnvironment, lineage: Lineage, state: &State) -> Check {
@@ -46,10 +46,12 @@ fn of_newest(
         "rehearsed at {:.0}: {} acknowledged writes, {seconds:.1} s without writes, {} instances",
         record.at, record.writes.acknowledged, record.instances
     );
-    match record.writes.lost {
-        Some(lost) => check.measured(environment, lost, lost == 0).note(note),
-        // A failure, which no waiver covers.
-        None => check.measured(environment, "not recovered", false).note(note),
+    match (verdict(record), record.writes.lost) {
+        (Ok(()), Some(lost)) => check.measured(environment, lost, lost == 0).note(note),
+        // Failures, which no waiver covers.
+        (Err(why), Some(lost)) => check.measured(environment, lost, false).note(format!("{why}; {note}")),
+        (Err(why), None) => check.measured(environment, "not recovered", false).note(format!("{why}; {note}")),
+        (Ok(()), None) => check.measured(environment, "not recovered", false).note(note),
     }
 }
 
@@ -78,6 +80,10 @@ mod tests {
         assert!(of(Some(&good), 89).ok && of(Some(&good), 90).waits);
         let lost = of(Some(&record(0, Some(2))), 1);
         assert!(!lost.ok && !lost.is_unknown() && lost.measured == 2, "a loss is not waived: {lost}");
+        let incomplete = FailoverRecord { ready_s: None, ..record(0, Some(0)) };
+        assert!(!of(Some(&incomplete), 1).ok, "an instance that stays away is a failure");
+        let unmeasured = FailoverRecord { unmeasured: Some("the job ended".to_owned()), ..record(0, Some(0)) };
+        assert!(!of(Some(&unmeasured), 1).ok, "what was not measured does not pass");
         let never = of(Some(&record(0, None)), 1);
         assert!(!never.ok && !never.is_unknown(), "{never}");
     }
