@@ -43,8 +43,13 @@ impl PodResources {
     /// The settings of a site over values computed from its models.
     pub(super) fn of(settings: &cluster::PodResources, models: &[Model], has_gpu: bool) -> Self {
         let beside = if has_gpu { Self::CUDA } else { 0 };
-        let computed =
+        let mut computed =
             memory_needed(models).map_or(Self::UNKNOWN, |needed| Self::for_memory(needed.saturating_add(beside)));
+        if has_gpu {
+            // The GPU computes, and the smallest machines with one have four cores.
+            computed.cpu_request_milli = Self::UNKNOWN.cpu_request_milli;
+            computed.cpu_limit_milli = Self::UNKNOWN.cpu_limit_milli;
+        }
         /// A request above the computed limit raises the limit, and a limit below the computed request lowers the
         /// request.
         fn pair<T: Ord + Copy>(request: Option<T>, limit: Option<T>, computed: (T, T)) -> (T, T) {
