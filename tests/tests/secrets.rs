@@ -75,6 +75,8 @@ const COMMANDS: &[&str] = &[
     "deps --env staging",
     "db vacuum --env staging",
     "db analyze --env staging",
+    "db failover --env staging --yes",
+    "probe --env staging --every 1s --for 2s",
     "cleanup --env staging --older-than 1d",
     "support-bundle --env staging --out TMP/support.tar",
     "release show --env staging",
