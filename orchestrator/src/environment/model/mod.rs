@@ -219,6 +219,11 @@ impl Environment {
         (db.kind == DatabaseKind::Postgres).then(|| db.hosting.unwrap_or(usual))
     }
 
+    /// Whether the servers run in a cluster and use an external database.
+    pub fn has_cluster_with_external_database(&self) -> bool {
+        self.database_hosting() == Some(Hosting::External) && self.primary().is_some_and(SiteSettings::is_in_cluster)
+    }
+
     /// Whether a cluster takes the backups of its database.
     pub fn dumps_in_cluster(&self) -> bool {
         self.backup.enabled

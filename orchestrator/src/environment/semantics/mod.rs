@@ -301,10 +301,7 @@ impl Checker<'_> {
         if e.data == DataProtection::Disposable {
             self.warn("data", format!("in phase {} stored data must be protected", e.phase), "write `data: protected`");
         }
-        // A cluster takes no backups of a database that somebody else runs.
-        let is_elsewhere =
-            e.database_hosting() == Some(Hosting::External) && e.primary().is_some_and(SiteSettings::is_in_cluster);
-        if !e.backup.enabled && !is_elsewhere {
+        if !e.backup.enabled && !e.has_cluster_with_external_database() {
             self.warn("backup.enabled", format!("phase {} needs backups", e.phase), "write `enabled: true`");
         }
         let replicated = [Phase::Pilot, Phase::ScaleUp, Phase::Enterprise];

@@ -182,6 +182,11 @@ impl Checker<'_> {
             );
         }
         let backup = &e.backup;
+        if backup.enabled && e.has_cluster_with_external_database() {
+            let cause = "a cluster takes no backups of a database that runs elsewhere";
+            let fix = "write `enabled: false`, and back it up where it runs";
+            self.say(Severity::Refusal, "backup.enabled", cause, fix);
+        }
         if backup.enabled && backup.keep.0 < backup.every.0 {
             self.error(
                 "backup.keep",

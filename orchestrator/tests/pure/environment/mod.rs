@@ -906,6 +906,7 @@ fn each_validation_rule_has_its_own_message() {
         (two("role: standby, runtime: kubernetes, cluster: { context: a } }, { name: third, provider: kubernetes, role: standby, runtime: kubernetes, cluster: { context: a }", OUTSIDE).replace("there, provider: onprem", "there, provider: kubernetes"), "`there` is in the same cluster"),
         (two("role: standby, runtime: kubernetes, existing: { cluster: c } }, { name: third, provider: aws, role: standby, runtime: kubernetes, existing: { cluster: c }", OUTSIDE).replace("there, provider: onprem", "there, provider: aws"), "`there` is in the same cluster"),
         (two("role: standby, runtime: kubernetes", OUTSIDE).replace("name: here, provider: onprem", "name: here, provider: onprem, runtime: kubernetes"), "are processes on a machine outside every cluster"),
+        (site("runtime: kubernetes") + "database: { kind: postgres, url: \"postgres://db/x\" }\nbackup: { enabled: true }\n", "takes no backups of a database that runs elsewhere"),
         (site("runtime: kubernetes, cluster: { load_balancer: true }"), "it has no effect without `address`"),
         (site("runtime: kubernetes") + "network: { proxy: { https: \"secret:env:PROXY\" } }\n", "a proxy address from a secret is not supported in pods yet"),
         (plus("monitoring: { receivers: { a: \"https://a\" } }\nnetwork: { proxy: { http: \"secret:file:proxy\" } }"), "`network.proxy.http`: the supervisor that sends the messages runs in another folder"),
