@@ -835,11 +835,22 @@ pub enum Model {
     List,
     /// Download a model into the cache
     Pull {
-        /// A catalogue name, `hf:ORG/NAME@REVISION`, `https://…`, `file:…` or `bundled`
+        /// A catalogue name, `hf:ORG/NAME@REVISION`, `https://…`, `s3://…`, `gs://…`, `az://…`, `file:…` or `bundled`
         source: String,
         /// Use only the cache
         #[arg(long)]
         offline: bool,
+    },
+    /// Put a model into buckets, from which servers fetch it
+    Push {
+        /// Model source; downloaded first if it is not in the cache
+        source: String,
+        /// `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `az://CONTAINER/PATH`; if unset, the buckets of the environment's sites. The
+        /// model gets a folder named by its digest there
+        bucket: Option<String>,
+        /// Send all files, also those that are there with the same size
+        #[arg(long)]
+        overwrite: bool,
     },
     /// Show a model's architecture, size and files
     Inspect {

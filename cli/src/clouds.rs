@@ -28,11 +28,12 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use futures::future::BoxFuture;
+use textnlp_buckets::{Scheme, Variables};
 use textnlp_keys::FileSecretStore;
 use textnlp_models::FetchOptions;
 use textnlp_onprem::{LocalOperations, OnPrem, Options};
 use textnlp_orchestrator::environment::model::Environment;
-use textnlp_orchestrator::environment::{Catalogue, Offer};
+use textnlp_orchestrator::environment::{Catalogue, Offer, SiteOrWitness, places};
 use textnlp_provider::operations::{
     Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteAccess, SiteOutputs,
 };
@@ -75,6 +76,16 @@ pub struct Row {
     provider: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Provider>>,
     operations: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Operations>>,
     endpoint: fn(&SiteOutputs) -> Option<ServiceEndpoint>,
+    /// The bucket of a site's models, where the provider creates one; the name of an existing one is given.
+    bucket: fn(&Site, Option<&str>) -> Option<ModelBucket>,
+}
+
+/// The bucket of a site's models.
+pub struct ModelBucket {
+    /// Its address: `s3://NAME/`.
+    pub address: String,
+    /// The variables that it is reached with, besides credentials.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 const ONPREM: Row = Row {
@@ -92,6 +103,7 @@ const ONPREM: Row = Row {
         Ok(Arc::new(LocalOperations::new(context.server.clone()).at(folder)))
     },
     endpoint: textnlp_onprem::endpoint,
+    bucket: |_, _| None,
 };
 
 #[cfg(feature = "kubernetes")]
@@ -127,6 +139,7 @@ const MISSING: Row = Row {
     provider: |context| anyhow::bail!("the provider of site {} is not part of this program", context.site),
     operations: |_| Ok(Arc::new(LocalOperations::new(None))),
     endpoint: |_| None,
+    bucket: |_, _| None,
 };
 
 /// Every provider that environment files may name.
@@ -296,6 +309,62 @@ fn this_machine() -> String {
 /// The host name of this machine.
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The buckets of the models of an environment's sites.
+///
+/// # Errors
+/// The account that a bucket is named by cannot be found.
+pub async fn model_buckets(environment: &Environment) -> anyhow::Result<Vec<(SiteName, ModelBucket)>> {
+    let mut found = Vec::new();
+    for SiteOrWitness { provider, mut site } in places(environment) {
+        let row = row(&provider)?;
+        // The witness has none.
+        let Some(settings) = environment.sites.iter().find(|settings| settings.name == site.name) else { continue };
+        let existing = settings.existing.bucket.as_ref();
+        let existing = existing.or(environment.storage.existing.as_ref()).map(|bucket| {
+            let name = bucket.rsplit([':', '/']).next();
+            name.unwrap_or(bucket)
+        });
+        if (row.bucket)(&site, existing).is_some() && site.account.is_empty() {
+            site.account = (row.account)(environment, &site).await?;
+        }
+        found.extend((row.bucket)(&site, existing).map(|bucket| (site.name.clone(), bucket)));
+    }
+    Ok(found)
+}
+
+/// Variables with which AWS's own crate signs in to a bucket.
+#[cfg(feature = "aws")]
+const SIGNS_IN: [&str; 4] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+];
+
+/// The variables for a bucket. Without credentials in them, those that the cloud's own tools find: of a profile or a sign-in.
+///
+/// # Errors
+/// The profile of AWS_PROFILE gives none.
+#[cfg_attr(
+    not(feature = "aws"),
+    expect(clippy::unused_async, unused_variables, reason = "AWS is not part of this build")
+)]
+pub async fn bucket_variables(scheme: Scheme, variables: Variables) -> Result<Variables, Failure> {
+    #[cfg(feature = "aws")]
+    if scheme == Scheme::S3 && !SIGNS_IN.iter().any(|name| variables.get(name).is_some()) {
+        match textnlp_token::aws_variables().await {
+            Ok(found) => {
+                let text = found.iter().filter_map(|(name, value)| Some((*name, value.expose_text()?)));
+                return Ok(variables.with(text));
+            }
+            // The crate asks the machine's own services.
+            Err(_) if variables.get("AWS_PROFILE").is_none() => {}
+            Err(error) => return Err(Failure::new(crate::report::Exit::Failed, "sign_in", anyhow::Error::new(error))),
+        }
+    }
+    Ok(variables)
 }
 
 #[cfg(test)]

@@ -116,9 +116,9 @@ fn is_limit_of_key(answer: &LoadResponse) -> bool {
     answer.json().is_some_and(|body| body["error"]["code"] == "rate_limit_exceeded")
 }
 
-/// Whether requests that name no model get one that makes embeddings. Without an answer: no.
-pub async fn embeds_by_default(wire: &dyn Wire, key: Option<&Key>) -> bool {
-    encoders(wire, key).await.iter().any(|model| model.is_default)
+/// Whether requests that name no model get one that makes embeddings. `None` if the service lists no models.
+pub async fn embeds_by_default(wire: &dyn Wire, key: Option<&Key>) -> Option<bool> {
+    Some(encoders(wire, key).await?.iter().any(|model| model.is_default))
 }
 
 /// The record of the probes of one deployment.
@@ -278,8 +278,9 @@ pub fn over(probes: &[Probe], window: Duration, since: Option<Timestamp>) -> Opt
     let newest = probes.last().filter(counts)?;
     let until = newest.end();
     let from = until.checked_sub(window).unwrap_or(Timestamp::MIN);
+    let begins = since.map_or(from, |since| from.max(since));
     let mut summary =
-        WindowSummary { from, until, probes: 0, unavailable: 0, refused: 0, covered: 0.0, available: None };
+        WindowSummary { from: begins, until, probes: 0, unavailable: 0, refused: 0, covered: 0.0, available: None };
     let (mut covered, mut available) = (0.0, 0.0);
     for (at, probe) in probes.iter().enumerate() {
         let next = probes.get(at + 1).map_or(until, |next| next.at);
@@ -320,23 +321,16 @@ pub fn enough(summary: Option<WindowSummary>, window: Span, now: Timestamp) -> R
 }
 
 /// The lower share of the two records, and what both say.
-pub fn combined(summary: &WindowSummary, own: &Result<RequestSum, String>) -> (f64, String) {
+pub fn combined(summary: &WindowSummary, own: Option<&RequestSum>) -> (f64, String) {
     let outside = summary.available.unwrap_or_default();
     let WindowSummary { from, until, probes, unavailable, covered, .. } = summary;
     let mut note =
         format!("{probes} probes from {from:.0} to {until:.0}, {unavailable} failed, {} covered", percent(*covered));
-    let inside = match own {
-        Ok(sum) => {
-            note += &format!("; {} recorded requests, {} failed", sum.requests, sum.errors);
-            sum.availability()
-        }
-        Err(why) => {
-            note += &format!("; the service's own record was not read: {why}");
-            None
-        }
-    };
+    if let Some(own) = own {
+        note += &format!("; {} recorded requests, {} failed", own.requests, own.errors);
+    }
     // Rounded down, so that a share below the limit does not look like the limit.
-    let lower = inside.map_or(outside, |inside| inside.min(outside));
+    let lower = own.and_then(RequestSum::availability).map_or(outside, |inside| inside.min(outside));
     ((lower * 1e6 + 1e-6).floor() / 1e6, note)
 }
 
@@ -378,9 +372,9 @@ mod tests {
         assert_eq!((summary.from, summary.until), (at(3600), at(7200)));
         assert_eq!((summary.probes, summary.unavailable), (360, 4), "the first outage is older");
         assert!((summary.covered - 1.0).abs() < 1e-9, "{summary:?}");
-        let (share, note) = combined(&summary, &Err("no job ran".to_owned()));
+        let (share, note) = combined(&summary, None);
         assert_eq!(share, 0.988888);
-        assert!(note.contains("360 probes") && note.contains("4 failed") && note.contains("no job ran"), "{note}");
+        assert!(note.contains("360 probes") && note.contains("4 failed"), "{note}");
     }
 
     #[test]
@@ -404,6 +398,7 @@ mod tests {
         assert!(lacks_at(&probes[..180], 1800).unwrap().starts_with("50 %"));
         let since = over(&probes, HOUR, Some(at(1795))).unwrap();
         assert!((since.covered - 0.5).abs() < 0.01 && since.probes == 180, "{since:?}");
+        assert_eq!(since.from, at(1795), "the service's own record is read from there");
         assert_eq!(over(&probes, HOUR, Some(at(3600))), None);
     }
 
@@ -428,13 +423,14 @@ mod tests {
     #[test]
     fn worse_of_both_records_counts() {
         let summary = over(&record(0..3600, &[]), HOUR, None).unwrap();
-        let own = |requests, errors| combined(&summary, &Ok(RequestSum { requests, errors, ..RequestSum::default() }));
+        let own =
+            |requests, errors| combined(&summary, Some(&RequestSum { requests, errors, ..RequestSum::default() }));
         assert_eq!(own(0, 0).0, 1.0, "no request is no record");
         let (share, note) = own(2000, 3);
         assert_eq!(share, 0.9985);
         assert!(note.contains("2000 recorded requests, 3 failed"), "{note}");
         let outage = over(&record(0..3600, std::slice::from_ref(&(0..100))), HOUR, None).unwrap();
-        assert_eq!(combined(&outage, &Ok(RequestSum { requests: 9, ..RequestSum::default() })).0, 0.972222);
+        assert_eq!(combined(&outage, Some(&RequestSum { requests: 9, ..RequestSum::default() })).0, 0.972222);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::admin::ready;
 use crate::admin::usage::usage;
 use crate::config::{Config, ConfigError, Monitoring};
 use crate::error::chain;
+use crate::executors;
 use crate::log;
 use crate::sagemaker;
 use crate::server::{Server, StartError};
@@ -181,6 +182,9 @@ pub enum CommandError {
     /// The start.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The device of the models, which a restart may bring back.
+    #[error("{0}: this process ends, and the next one starts with the device as new")]
+    Fault(String),
     /// The database.
     #[error("migrate the database")]
     Migrate(#[from] StoreError),
@@ -268,12 +272,17 @@ pub fn run(command: Command) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error);
-            ExitCode::from(match &error {
-                CommandError::Config(_) => 2,
-                CommandError::Step(step, restores) => step.status(*restores),
-                _ => 1,
-            })
+            ExitCode::from(status(&error))
         }
+    }
+}
+
+/// The exit status of a command that failed.
+fn status(error: &CommandError) -> u8 {
+    match error {
+        CommandError::Config(_) => 2,
+        CommandError::Step(step, restores) => step.status(*restores),
+        _ => 1,
     }
 }
 
@@ -317,6 +326,8 @@ async fn administer(command: Admin) -> Result<(), CommandError> {
     match command {
         Admin::Migrate { configuration, to } => {
             let config = Config::read(&configuration.file)?;
+            // Servers change only after this command, and those of this program would not start.
+            executors::supports(config.models.device).map_err(StartError::Device)?;
             // The primary of several sites may be elected only now.
             let open = || Store::open(&config.database);
             let store = retry(ELECTION, StoreError::passes, open).await?;
@@ -409,16 +420,25 @@ async fn server(config: Config) -> Result<(), CommandError> {
         }
     }
     let server = Server::start(config).await?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let fault = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        why = server.fault() => Some(why),
+    };
+    if let Some(why) = &fault {
+        tracing::error!(why, "a model's device failed, so the server stops");
     }
     tokio::select! {
         _ = server.drain() => {}
         _ = terminate.recv() => tracing::warn!("second stop signal: exiting immediately"),
         _ = interrupt.recv() => tracing::warn!("second stop signal: exiting immediately"),
     }
-    Ok(())
+    outcome(fault)
+}
+
+/// The outcome of a server that drained: an error if a device failed, so that its supervisor starts it again.
+fn outcome(fault: Option<String>) -> Result<(), CommandError> {
+    fault.map_or(Ok(()), |why| Err(CommandError::Fault(why)))
 }
 
 /// To standard output, for programs whose configuration has no log settings.
@@ -470,4 +490,16 @@ fn report(error: &CommandError) {
     }
     // Nobody is left to tell when standard error is gone.
     let _ = err.write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{outcome, status};
+
+    #[test]
+    fn server_whose_device_failed_ends_with_status_1() {
+        let error = outcome(Some("GPU 0 fails in each call".to_owned())).unwrap_err();
+        assert_eq!((status(&error), error.to_string().starts_with("GPU 0 fails in each call: ")), (1, true));
+        assert!(outcome(None).is_ok(), "stopped by a signal");
+    }
 }

@@ -2,6 +2,7 @@
 //! candle for all families.
 
 use std::path::Path;
+use std::time::Duration;
 
 use textnlp_inference::cpu::{Cpu, Encoder, EncoderOptions, Footprint, LoadOptions, Quant};
 use textnlp_inference::executor::Executor;
@@ -10,6 +11,7 @@ use textnlp_inference::files::{self, ModelFiles};
 use textnlp_inference::format::{EncoderCheckpoint, family, is_encoder};
 use textnlp_inference::text::Tokenizer;
 use textnlp_models::Memory;
+use tokio::sync::Semaphore;
 
 use crate::config::{self, Weights};
 use crate::error::chain;
@@ -44,7 +46,55 @@ fn gpu(number: usize, is_first: bool) -> Result<Memory, String> {
 
 #[cfg(not(feature = "candle"))]
 fn gpu(_number: usize, _is_first: bool) -> Result<Memory, String> {
-    Err("this program was built without CUDA: use one that `server/cuda/build` made".to_owned())
+    Err(NO_CUDA.to_owned())
+}
+
+/// Why no GPU computes in this program.
+const NO_CUDA: &str = "this program was built without CUDA: use one that `server/cuda/build` made";
+
+/// How long a GPU may compute for other models before it answers a call.
+const GPU_TIMEOUT: Duration = Duration::from_secs(30);
+/// One call at a time: a GPU that hangs blocks one thread, however many calls follow.
+static GPU_CALLS: Semaphore = Semaphore::const_new(1);
+
+/// Calls a GPU on a separate thread, since the call waits for kernels of other models. `None` after the timeout.
+async fn call_gpu<T: Send + 'static>(
+    calls: &'static Semaphore,
+    timeout: Duration,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let answer = async {
+        let permit = calls.acquire().await.ok()?;
+        let work = move || {
+            let _permit = permit;
+            call()
+        };
+        tokio::task::spawn_blocking(work).await.ok()
+    };
+    tokio::time::timeout(timeout, answer).await.ok()?
+}
+
+/// Why the GPU of a model computes nothing more for this process.
+#[cfg(feature = "candle")]
+pub(crate) async fn fault(gpu: Option<usize>) -> Option<String> {
+    let number = gpu?;
+    call_gpu(&GPU_CALLS, GPU_TIMEOUT, move || textnlp_candle::Gpu::fault(number)).await?
+}
+
+#[cfg(not(feature = "candle"))]
+pub(crate) async fn fault(_gpu: Option<usize>) -> Option<String> {
+    None
+}
+
+/// Whether this program can compute where the setting `models.device` says, on a machine that has it; a job checks it before servers
+/// change.
+pub(crate) fn supports(device: config::Device) -> Result<(), String> {
+    match device {
+        config::Device::Cuda(number) if !cfg!(feature = "cuda") => {
+            Err(format!("models.device is `cuda:{number}`, but {NO_CUDA}"))
+        }
+        config::Device::Auto | config::Device::Cpu | config::Device::Cuda(_) => Ok(()),
+    }
 }
 
 /// Where models compute by the setting `models.device`, or why they cannot.
@@ -248,10 +298,15 @@ impl Opened {
     }
 }
 
-/// The memory where a model computes. Of a GPU that does not answer it is unknown, and loading says why.
-pub(crate) fn memory(number: Option<usize>) -> Memory {
-    let Some(number) = number else { return Memory::here() };
-    gpu(number, false).unwrap_or_else(|reason| Memory { total: 0, available: 0, bound_by: reason })
+/// The memory where a model computes. Of a GPU that answers with an error it is unknown, and loading says why. An error if the GPU
+/// does not answer in time.
+pub(crate) async fn memory(number: Option<usize>) -> Result<Memory, String> {
+    let Some(number) = number else { return Ok(Memory::here()) };
+    let answer = call_gpu(&GPU_CALLS, GPU_TIMEOUT, move || gpu(number, false)).await;
+    let answer = answer.ok_or_else(|| {
+        format!("GPU {number} did not answer for {} s: it computes for other models, or hangs", GPU_TIMEOUT.as_secs())
+    })?;
+    Ok(answer.unwrap_or_else(|reason| Memory { total: 0, available: 0, bound_by: reason }))
 }
 
 #[cfg(feature = "candle")]
@@ -277,7 +332,11 @@ fn open_candle(_path: &Path, family: &str, _gpu: Option<usize>) -> Result<Opened
 
 #[cfg(test)]
 mod tests {
-    use super::{Place, executor, executor_at, place};
+    use std::time::Duration;
+
+    use tokio::sync::Semaphore;
+
+    use super::{Place, call_gpu, executor, executor_at, place};
     use crate::config::{Device, Executor};
 
     #[test]
@@ -300,6 +359,25 @@ mod tests {
             assert_eq!(at(is_required, "llama", None, true), Ok((Executor::Candle, Some(1))), "{is_required}");
         }
         assert_eq!(executor_at(Place::Cpu, "llama", None, true), Ok((Executor::Own, None)));
+    }
+
+    #[tokio::test]
+    async fn a_gpu_that_hangs_blocks_one_thread_and_no_caller() {
+        static CALLS: Semaphore = Semaphore::const_new(1);
+        let (answer, hangs) = std::sync::mpsc::channel::<()>();
+        let (soon, late) = (Duration::from_millis(20), Duration::from_secs(60));
+        assert_eq!(call_gpu(&CALLS, soon, move || hangs.recv().is_ok()).await, None);
+        assert_eq!(call_gpu(&CALLS, soon, || true).await, None, "it waits for the first call");
+        answer.send(()).unwrap();
+        assert_eq!(call_gpu(&CALLS, late, || true).await, Some(true));
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_program_without_cuda_does_not_support_a_required_gpu() {
+        let refused = super::supports(Device::Cuda(0)).unwrap_err();
+        assert!(refused.starts_with("models.device is `cuda:0`, but this program was built without CUDA"), "{refused}");
+        assert_eq!((super::supports(Device::Auto), super::supports(Device::Cpu)), (Ok(()), Ok(())));
     }
 
     /// Machines that build this have no GPU; where one is, the first assertion is the other way round.

@@ -6,7 +6,7 @@
 mod room;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::StatusCode;
@@ -21,7 +21,7 @@ use crate::chat::ChatTemplate;
 use crate::config::{self, ByteSize};
 use crate::embed::{self, Embedder};
 use crate::error::{ApiError, chain};
-use crate::executors::{Loaded, Opened, Place};
+use crate::executors::{self, Loaded, Opened, Place};
 use crate::metrics::Metrics;
 
 /// A loaded model.
@@ -138,7 +138,7 @@ enum LoadError {
     /// It does not fit beside the models that are loaded.
     #[error("{0}")]
     NoRoom(String),
-    /// The last answers of unloaded models use the memory.
+    /// The last answers of unloaded models use the memory, or the GPU does not answer.
     #[error("{0}")]
     Busy(String),
     #[error("{0}")]
@@ -170,6 +170,8 @@ pub(crate) struct Models {
     tasks: TaskTracker,
     /// One load at a time: two would fight for the same disk and cores, and their memory would add up.
     one_load: Arc<tokio::sync::Semaphore>,
+    /// Why a GPU computes nothing more, found by a load.
+    fault: OnceLock<String>,
     unloaded: room::Unloaded,
 }
 
@@ -209,8 +211,14 @@ impl Models {
             created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             tasks,
             one_load: Arc::new(tokio::sync::Semaphore::new(1)),
+            fault: OnceLock::new(),
             unloaded: room::Unloaded::default(),
         })
+    }
+
+    /// Why a model's device computes nothing more in this process.
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.fault.get().cloned().or_else(|| self.engine.stats().fault)
     }
 
     /// The name of the default model.
@@ -288,10 +296,9 @@ impl Models {
         let load = self.tasks.spawn(async move {
             let result = models.load(&loading).await;
             match &result {
-                Ok(ready) => {
+                Ok(_) => {
                     loading.was_loaded.store(true, Ordering::Relaxed);
                     models.outcome(&loading, true);
-                    loading.stand(ModelState::Ready(ready.clone()));
                 }
                 // Other models have its memory for now, which says nothing about this one.
                 Err(LoadError::Busy(_)) => models.not_now(&loading),
@@ -395,9 +402,16 @@ impl Models {
             Ok((opened, footprint))
         })
         .await?;
-        let kv_positions = self.make_room(entry, &footprint, opened.gpu()).await?;
+        let gpu = opened.gpu();
+        let kv_positions = self.make_room(entry, &footprint, gpu).await?;
         let (models, config) = (self.clone(), entry.config.clone());
-        let mut ready = blocking(move || models.start(&config, opened, &footprint, kv_positions)).await?;
+        let started = blocking(move || models.start(&config, opened, &footprint, kv_positions)).await;
+        if started.is_err()
+            && let Some(why) = executors::fault(gpu).await
+        {
+            let _is_known = self.fault.set(why);
+        }
+        let mut ready = started?;
         let problem = match &ready.chat {
             Some(template) => template.check().await.err(),
             None => None,
@@ -416,7 +430,10 @@ impl Models {
             kv = ready.info.memory.kv,
             "model loaded"
         );
-        Ok(Arc::new(ready))
+        let ready = Arc::new(ready);
+        // Before the next load, which counts its memory.
+        entry.stand(ModelState::Ready(ready.clone()));
+        Ok(ready)
     }
 
     /// Reads a model's weights and serves it.

@@ -89,6 +89,9 @@ const RELEASE_DELAY: Duration = Duration::from_secs(1);
 /// Interval between two checks for leases that are over.
 const LEASE_POLL: Duration = Duration::from_secs(1);
 
+/// Interval between two checks for a device that failed for good.
+const FAULT_POLL: Duration = Duration::from_secs(1);
+
 /// Part of the drain timeout that is reserved for the database and the usage log.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -277,6 +280,17 @@ impl Server {
     /// The store, for tests and for roles that share it.
     pub fn store(&self) -> &Store {
         &self.app.store
+    }
+
+    /// Waits until a model's device computes nothing more in this process, and returns why. Only another process can use it, which
+    /// the supervisor or the kubelet starts when this one has ended.
+    pub async fn fault(&self) -> String {
+        loop {
+            if let Some(why) = self.app.models.fault() {
+                return why;
+            }
+            tokio::time::sleep(FAULT_POLL).await;
+        }
     }
 
     /// Reports draining and serves until clients have noticed, stops accepting, waits for running requests up to the

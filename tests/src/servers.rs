@@ -76,6 +76,13 @@ pub fn azurite(tests: &str, folder: &std::path::Path) -> Option<Server> {
     Some(Server::start(&mut command, "successfully listens on http://"))
 }
 
+/// Makes a container in [`azurite`].
+pub fn blob_container(tests: &str, server: &Server, name: &str) {
+    let script = format!("{tests}/blob_container.py");
+    let made = Command::new("python3").args([&script, &server.address, name]).output().expect("start Python");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
 /// A fake Google Cloud Storage with both of its protocols: existing emulators ignore preconditions in the protocol of
 /// this project's client. `lax` ignores them too.
 pub fn gcs(tests: &str, lax: bool) -> Option<Server> {

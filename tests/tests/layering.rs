@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// Crate, and which crates of ours it may import.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("textnlp-buckets", &[]),
     ("textnlp-files", &[]),
     ("textnlp-net", &[]),
     ("textnlp-provider", &[]),
     ("textnlp-inference", &[]),
     ("textnlp-candle", &["textnlp-inference"]),
-    ("textnlp-models", &["textnlp-inference"]),
+    ("textnlp-models", &["textnlp-inference", "textnlp-buckets"]),
     ("textnlp-control", &[]),
     ("textnlp-keys", &["textnlp-provider"]),
     ("textnlp-onprem", &["textnlp-provider", "textnlp-keys", "textnlp-models"]),
@@ -49,6 +50,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "textnlp-deploy",
         &[
             "textnlp-provider",
+            "textnlp-buckets",
             "textnlp-models",
             "textnlp-inference",
             "textnlp-aws",
@@ -90,6 +92,7 @@ const LEAVES: &[&str] = &["textnlp-files"];
 
 /// Crate, and what it must not know: a part of a dependency's name.
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
+    ("textnlp-buckets", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "hyper", "axum", "serde"]),
     ("textnlp-files", &["textnlp", "tokio", "serde", "camino", "tracing", "anyhow"]),
     ("textnlp-net", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "hyper", "axum", "serde"]),
     ("textnlp-provider", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),

@@ -204,6 +204,8 @@ fn pilot_gate_waits_for_its_measurements_and_opens_without_a_waiver() {
     assert_ne!(sandbox.pid("config/database-0.yaml"), Some(keeper), "it was not killed");
     assert_eq!((&failed_over["lost"], &failed_over["instances"]), (&json!(0), &json!(2)), "{failed_over:#}");
     assert!(failed_over["acknowledged"].as_u64() > Some(10) && failed_over["failed"].as_u64() > Some(0));
+    let servers = failed_over["servers"].as_array().unwrap();
+    assert!(servers.len() == 2 && servers[0]["system"] == servers[1]["system"], "{failed_over:#}");
     assert!(failed_over["ready_s"].is_number() && failed_over["without_writes_ms"].as_u64() > Some(100));
 
     run(&["backup", "create"]).expect(0);

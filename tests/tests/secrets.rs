@@ -51,6 +51,7 @@ const COMMANDS: &[&str] = &[
     "env schema",
     "model list",
     "model pull bundled",
+    "model push bundled s3://nowhere/",
     "model inspect bundled",
     "model fit bundled",
     "export terraform --env staging",
@@ -160,7 +161,10 @@ fn no_output_report_or_process_contains_a_secret() {
         ("ONCALL", format!("https://127.0.0.1:1/{webhook}")),
         ("TEXTNLP_SET__monitoring__receivers__oncall", "secret:env:ONCALL".to_owned()),
         ("HF_TOKEN", "canary-hub-91ab3377".to_owned()),
+        ("AWS_ACCESS_KEY_ID", "test".to_owned()),
         ("AWS_SECRET_ACCESS_KEY", "canary-cloud-77e0a1c4".to_owned()),
+        ("AWS_REGION", "eu-west-1".to_owned()),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1".to_owned()),
         // A short gate: what it prints and stores matters here.
         ("TEXTNLP_SET__gates__users", "1".to_owned()),
         ("TEXTNLP_SET__gates__hold", "1s".to_owned()),

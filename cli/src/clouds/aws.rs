@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use textnlp_aws::{
     Access, AssumedRole, Aws, CAPABILITIES, CLUSTER, CLUSTER_NAME, EndpointOperations, cluster_name, inside,
+    models_bucket,
 };
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::{Environment, places};
@@ -18,7 +19,7 @@ use textnlp_token::{AwsSignIn, SignIn, Variables, aws_token, token};
 
 use super::image::OwnImage;
 use super::managed::{self, ManagedClusters};
-use super::{Context, Row};
+use super::{Context, ModelBucket, Row};
 use crate::own_terminal;
 use crate::report::Console;
 
@@ -33,6 +34,10 @@ pub(super) const ROW: Row = Row {
     provider,
     operations,
     endpoint: |outputs| textnlp_aws::endpoint(outputs).or_else(|| endpoint(outputs)),
+    bucket: |site, existing| {
+        let name = existing.map_or_else(|| models_bucket(site), str::to_owned);
+        Some(ModelBucket { address: format!("s3://{name}/"), variables: vec![("AWS_REGION", site.region.clone())] })
+    },
 };
 
 /// How a site's account is signed in to.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use textnlp_azure::{Access, Azure, CAPABILITIES, CLUSTER, cluster_id, cluster_name, inside};
+use textnlp_azure::{
+    Access, Azure, CAPABILITIES, CLUSTER, MODELS_CONTAINER, cluster_id, cluster_name, inside, models_account,
+};
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
@@ -11,7 +13,7 @@ use textnlp_provider::operations::Operations;
 use textnlp_provider::{Outputs, Provider, Result, Site, SiteName};
 
 use super::managed::{self, ManagedClusters};
-use super::{Context, Row};
+use super::{Context, ModelBucket, Row};
 
 /// The entry of this provider.
 pub(super) const ROW: Row = Row {
@@ -24,6 +26,13 @@ pub(super) const ROW: Row = Row {
     provider,
     operations,
     endpoint,
+    bucket: |site, existing| {
+        if existing.is_some() {
+            return None;
+        }
+        let address = format!("az://{MODELS_CONTAINER}/");
+        Some(ModelBucket { address, variables: vec![("AZURE_STORAGE_ACCOUNT_NAME", models_account(site))] })
+    },
 };
 
 /// How a site's subscription is signed in to.

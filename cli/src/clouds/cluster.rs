@@ -29,6 +29,7 @@ pub(super) const ROW: Row = Row {
     provider,
     operations,
     endpoint,
+    bucket: |_, _| None,
 };
 
 /// The provider of a site's objects in its cluster and of its secrets and certificates on this machine.
@@ -63,19 +64,10 @@ pub(super) fn cluster_site(environment: &Environment, name: &SiteName) -> Cluste
         return *cluster;
     }
     ClusterSite {
-        namespace: environment.cluster.namespace.clone(),
-        image_from: None,
-        settings: ClusterAccess::default(),
         rollout: environment.rollout.strategy,
-        certificate: None,
-        postgres: None,
-        adapter: false,
-        replicates: false,
-        pinned: false,
         min_nodes: environment.cluster.min_nodes,
         max_nodes: environment.cluster.max_nodes,
-        balancer: None,
-        gpu: None,
+        ..ClusterSite::of(environment.cluster.namespace.clone())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use textnlp_gcp::{Access, CAPABILITIES, CLUSTER, Gcp, cluster_id, cluster_name};
+use textnlp_gcp::{Access, CAPABILITIES, CLUSTER, Gcp, cluster_id, cluster_name, models_bucket};
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
@@ -12,7 +12,7 @@ use textnlp_provider::{Outputs, Provider, Result, Site, SiteName};
 
 use super::image::OwnImage;
 use super::managed::{self, ManagedClusters};
-use super::{Context, Row};
+use super::{Context, ModelBucket, Row};
 
 /// The entry of this provider.
 pub(super) const ROW: Row = Row {
@@ -25,6 +25,11 @@ pub(super) const ROW: Row = Row {
     provider,
     operations,
     endpoint,
+    // Pods have no role on an existing one.
+    bucket: |site, existing| {
+        let own = existing.is_none().then(|| models_bucket(site))?;
+        Some(ModelBucket { address: format!("gs://{own}/"), variables: Vec::new() })
+    },
 };
 
 /// How a site's project is signed in to.
@@ -50,7 +55,7 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     let Context { secrets, environment, site, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
     let outer = Arc::new(Gcp::new(access.clone(), secrets.clone()).pushing(Arc::new(OwnImage::new()?)));
-    managed::provider(context, outer, textnlp_cloud::inside, clusters(access)?)
+    managed::provider(context, outer, textnlp_gcp::inside, clusters(access)?)
 }
 
 fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {

@@ -4,19 +4,23 @@ use std::fmt::Write as _;
 
 use textnlp_inference::family::Served;
 use textnlp_models::{
-    Catalogue, Error, Event, FetchOptions, Fit, Format, Memory, Source, Store, Summary, Verdict, Want, WeightFormat,
-    fit, inspect,
+    BucketSource, Catalogue, Error, Event, FetchOptions, Fit, Format, Memory, Model as Fetched, Source, Store, Summary,
+    Verdict, Want, WeightFormat, fit, inspect,
 };
 use textnlp_service::models::{self, failed};
 
 use super::prelude::*;
 use crate::args::Model;
+use crate::clouds;
 
 /// `model …`.
 pub async fn model(session: &Session, command: &Model, console: Console) -> Result<Success, Failure> {
     match command {
         Model::List => list(session),
         Model::Pull { source, offline } => pull(session, source, *offline, console).await,
+        Model::Push { source, bucket, overwrite } => {
+            push(session, source, bucket.as_deref(), *overwrite, console).await
+        }
         Model::Inspect { source } => {
             let summary = look(session, source, WeightFormat::AsIs).await?;
             Ok(Success::new(
@@ -55,32 +59,137 @@ fn list(session: &Session) -> Result<Success, Failure> {
     Ok(Success::new(text, json!({ "catalogue": catalogue, "cached": cached })))
 }
 
-async fn pull(session: &Session, source: &str, offline: bool, console: Console) -> Result<Success, Failure> {
-    let source: Source = source.parse().map_err(|e| failed(Error::Source(e)))?;
-    let store = Store::open(session.model_cache()?).map_err(failed)?;
-    let from_cache = store.find(&source).map_err(failed)?.is_some();
+fn show(progress: &Progress, event: Event) {
+    match event {
+        Event::File { name, done, total } => {
+            let of = total.map_or(String::new(), |t| format!(" of {}", size(t)));
+            progress.doing(&format!("{name}: {}{of}", size(done)));
+        }
+        Event::Waiting { for_what, seconds } => progress.line(format!("  waiting {seconds} s for {for_what}")),
+        Event::Retrying { attempt, why } => progress.line(format!("  attempt {attempt}: {why}")),
+        Event::Verifying { name } => progress.doing(&format!("verifying {name}")),
+        Event::Resolving { what } => progress.doing(&format!("requesting {what}")),
+        Event::Installed { .. } => {}
+    }
+}
+
+/// The options of a transfer from or to a source.
+async fn options(source: &Source) -> Result<FetchOptions, Failure> {
     let mut options = FetchOptions::from_env();
+    if let Source::Bucket(bucket) = source {
+        options.variables = clouds::bucket_variables(bucket.scheme(), options.variables).await?;
+    }
+    Ok(options)
+}
+
+/// Fetches a model that can be served, and says whether it was in the cache.
+async fn fetched(
+    session: &Session,
+    source: &Source,
+    offline: bool,
+    progress: &Progress,
+) -> Result<(Fetched, bool), Failure> {
+    let store = Store::open(session.model_cache()?).map_err(failed)?;
+    let from_cache = store.find(source).map_err(failed)?.is_some();
+    let mut options = options(source).await?;
     options.offline |= offline;
-    let progress = Progress::new(console);
-    let model = store
-        .fetch(&source, &options, &|event| match event {
-            Event::File { name, done, total } => {
-                let of = total.map_or(String::new(), |t| format!(" of {}", size(t)));
-                progress.doing(&format!("{name}: {}{of}", size(done)));
-            }
-            Event::Waiting { for_what, seconds } => progress.line(format!("  waiting {seconds} s for {for_what}")),
-            Event::Retrying { attempt, why } => progress.line(format!("  attempt {attempt}: {why}")),
-            Event::Verifying { name } => progress.doing(&format!("verifying {name}")),
-            Event::Resolving { what } => progress.doing(&format!("requesting {what}")),
-            Event::Installed { .. } => {}
-        })
-        .await;
-    progress.finish();
+    let model = store.fetch(source, &options, &|event| show(progress, event)).await;
     let model = model.map_err(failed)?;
     if let Err(error) = inspect(&model.dir) {
         let hint = "it stays in the cache, and no environment can serve it: choose another source";
         return Err(failed(error).hint(hint));
     }
+    Ok((model, from_cache))
+}
+
+/// A bucket that a model is put into, and the site that it belongs to.
+struct Target {
+    site: Option<String>,
+    bucket: BucketSource,
+    options: FetchOptions,
+}
+
+/// The bucket that is named, or those of the environment's sites.
+async fn targets(session: &Session, bucket: Option<&str>, console: Console) -> Result<Vec<Target>, Failure> {
+    let parsed = |text: &str| match text.parse().map_err(|e| failed(Error::Source(e)))? {
+        Source::Bucket(to) if to.is_folder() => Ok(to),
+        _ => {
+            let error = anyhow::anyhow!("`{text}` is not a folder of a bucket");
+            let hint = "write `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `az://CONTAINER/PATH`";
+            Err(Failure::usage("no_bucket", error).hint(hint))
+        }
+    };
+    if let Some(text) = bucket {
+        let bucket = parsed(text)?;
+        let options = options(&Source::Bucket(bucket.clone())).await?;
+        return Ok(vec![Target { site: None, bucket, options }]);
+    }
+    let chosen = session.load(console)?;
+    let mut found = Vec::new();
+    for (site, of_site) in clouds::model_buckets(&chosen.loaded.environment).await? {
+        let bucket = parsed(&of_site.address)?;
+        let mut options = options(&Source::Bucket(bucket.clone())).await?;
+        options.variables = options.variables.with(of_site.variables);
+        found.push(Target { site: Some(site.to_string()), bucket, options });
+    }
+    if found.is_empty() {
+        let error = anyhow::anyhow!("no site of {} has a bucket", chosen.scope.name);
+        let hint = "sites of clouds have one; or name a bucket: `textnlp-deploy model push SOURCE s3://BUCKET/PATH`";
+        return Err(Failure::usage("no_bucket", error).hint(hint));
+    }
+    Ok(found)
+}
+
+async fn push(
+    session: &Session,
+    source: &str,
+    bucket: Option<&str>,
+    overwrite: bool,
+    console: Console,
+) -> Result<Success, Failure> {
+    let source: Source = source.parse().map_err(|e| failed(Error::Source(e)))?;
+    // Before a download of many gigabytes.
+    let targets = targets(session, bucket, console).await?;
+    let progress = Progress::new(console);
+    let found = fetched(session, &source, false, &progress).await;
+    if found.is_err() {
+        progress.finish();
+    }
+    let (model, _) = found?;
+    let mut text = format!("{source}: {}", size(model.manifest.bytes));
+    let (mut written, mut document) = (String::new(), Vec::new());
+    for target in &targets {
+        let told = |event| show(&progress, event);
+        let pushed = textnlp_models::push(&model, &target.bucket, overwrite, &target.options, &told).await;
+        progress.finish();
+        let pushed = pushed.map_err(failed)?;
+        let how = match pushed.sent {
+            0 => "was there".to_owned(),
+            sent => format!("{} sent", size(sent)),
+        };
+        let site = target.site.as_ref().map_or(String::new(), |site| format!("{site}: "));
+        let _ = write!(text, "\n  {site}{}  {how}", pushed.source);
+        // Each site knows its own.
+        let own = pushed.source.strip_prefix(&target.bucket.to_string()).map(|folder| format!("bucket:{folder}"));
+        written = own.filter(|_| target.site.is_some()).unwrap_or_else(|| pushed.source.clone());
+        let mut one = json!(pushed);
+        one["site"] = json!(target.site);
+        document.push(one);
+    }
+    let digest = model.manifest.digest;
+    let _ = write!(
+        text,
+        "\nWrite it into an environment:\n  models:\n    - {{ name: NAME, source: \"{written}\", digest: \"{digest}\" }}"
+    );
+    Ok(Success::new(text, json!({ "pushed": document, "source": written, "digest": digest })))
+}
+
+async fn pull(session: &Session, source: &str, offline: bool, console: Console) -> Result<Success, Failure> {
+    let source: Source = source.parse().map_err(|e| failed(Error::Source(e)))?;
+    let progress = Progress::new(console);
+    let found = fetched(session, &source, offline, &progress).await;
+    progress.finish();
+    let (model, from_cache) = found?;
     let how = if from_cache { "was in the cache" } else { "fetched and verified" };
     let manifest = &model.manifest;
     let text = format!(

@@ -20,6 +20,11 @@ use crate::{ChosenEnvironment, Failure, Progress, RunningEnvironment, running};
 /// The intervals of a prober: with longer ones, a day has too few probes for a share of 0.999.
 pub const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
 
+/// How often address, key and default model are read again during an outage: each time delays the next probe.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
+/// How long that may take.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A prober of a running environment.
 pub struct Prober<'a> {
     chosen: &'a ChosenEnvironment,
@@ -27,14 +32,24 @@ pub struct Prober<'a> {
     /// The key that the operator gave, else the environment's first key.
     given: Option<Key>,
     target: ProbeTarget,
+    renewals: Renewals,
+}
+
+/// The service that a schedule probes.
+trait ProbedService {
+    /// Sends a probe.
+    async fn ask(&mut self) -> (Outcome, Option<String>);
+
+    /// Prepares the next probe, once this outcome was recorded.
+    async fn recorded(&mut self, outcome: Outcome, now: Duration, progress: &dyn Progress);
 }
 
 /// How the service is reached.
 struct ProbeTarget {
     wire: HttpWire,
     key: Option<Key>,
-    /// Whether its default model makes embeddings.
-    embeds: bool,
+    /// Whether its default model makes embeddings. `None` if it listed no models yet.
+    embeds: Option<bool>,
 }
 
 impl<'a> Prober<'a> {
@@ -46,7 +61,7 @@ impl<'a> Prober<'a> {
     ) -> Result<Self, Failure> {
         let record = ProbeRecord::at(&chosen.scope.folder, running.lineage);
         let target = ProbeTarget::of(chosen, running, given.as_ref()).await?;
-        Ok(Self { chosen, record, given, target })
+        Ok(Self { chosen, record, given, target, renewals: Renewals::default() })
     }
 
     /// The folder of its record.
@@ -70,28 +85,57 @@ impl<'a> Prober<'a> {
                 .hint("its record counts for the gate; stop it first if you need another interval"));
         };
         let schedule = Schedule { every, length, clock, stop };
-        let result = schedule.run(&mut recorder, progress, async || {
-            let ProbeTarget { wire, key, embeds } = &self.target;
-            let (outcome, why) = probe(wire, key.as_ref(), *embeds).await;
-            if outcome == Outcome::Refused {
-                // The key was rotated, or another release has another default model.
-                self.renew(progress).await;
-            }
-            (outcome, why)
-        });
-        result.await.with_context(|| format!("write the record in {folder}")).map_err(Failure::from)
+        let result = schedule.run(&mut recorder, progress, &mut self).await;
+        result.with_context(|| format!("write the record in {folder}")).map_err(Failure::from)
     }
 
-    /// Reads address, key and default model again. A failure leaves them as they are, until the next refusal.
+    /// Reads address, key and default model again. A failure leaves them as they are.
     async fn renew(&mut self, progress: &dyn Progress) {
         let renewed = async {
             let running = running::running(&self.chosen.scope).await?;
             ProbeTarget::of(self.chosen, &running, self.given.as_ref()).await
         };
-        match renewed.await {
-            Ok(target) => self.target = target,
-            Err(failure) => progress.log(&format!("the key was not read again: {:#}", failure.error)),
+        match tokio::time::timeout(RENEWAL_TIMEOUT, renewed).await {
+            // A service that does not answer lists no models.
+            Ok(Ok(target)) => self.target = ProbeTarget { embeds: target.embeds.or(self.target.embeds), ..target },
+            Ok(Err(failure)) => progress.log(&format!("address and key were not read again: {:#}", failure.error)),
+            Err(_) => progress.log("address and key were not read again within 5 s"),
         }
+    }
+}
+
+impl ProbedService for Prober<'_> {
+    async fn ask(&mut self) -> (Outcome, Option<String>) {
+        let ProbeTarget { wire, key, embeds } = &self.target;
+        probe(wire, key.as_ref(), *embeds == Some(true)).await
+    }
+
+    async fn recorded(&mut self, outcome: Outcome, now: Duration, progress: &dyn Progress) {
+        if self.renewals.is_due(outcome, now) {
+            self.renew(progress).await;
+        }
+    }
+}
+
+/// When address, key and default model are read again.
+#[derive(Default)]
+struct Renewals {
+    last: Option<Duration>,
+}
+
+impl Renewals {
+    fn is_due(&mut self, outcome: Outcome, now: Duration) -> bool {
+        let is_due = match outcome {
+            Outcome::Available => false,
+            // The key was rotated.
+            Outcome::Refused => true,
+            // The service moved, or another release has another certificate or default model.
+            Outcome::Unavailable => self.last.is_none_or(|last| now.saturating_sub(last) >= RENEWAL_INTERVAL),
+        };
+        if is_due {
+            self.last = Some(now);
+        }
+        is_due
     }
 }
 
@@ -142,7 +186,7 @@ impl Schedule<'_> {
         &self,
         recorder: &mut Recorder,
         progress: &dyn Progress,
-        mut ask: impl AsyncFnMut() -> (Outcome, Option<String>),
+        service: &mut impl ProbedService,
     ) -> std::io::Result<Probed> {
         let Self { every, length, clock, stop } = *self;
         let begun = clock.steady();
@@ -154,7 +198,7 @@ impl Schedule<'_> {
         let is_stopped = loop {
             let (at, sent) = (clock.now(), clock.steady());
             let (outcome, why) = tokio::select! {
-                answer = ask() => answer,
+                answer = service.ask() => answer,
                 () = stop.cancelled() => break true,
             };
             let took = clock.steady().saturating_sub(sent);
@@ -168,6 +212,10 @@ impl Schedule<'_> {
             counts[outcome as usize] += 1;
             let [available, unavailable, refused] = counts;
             progress.doing(&format!("{available} probes answered, {unavailable} failed, {refused} refused"));
+            tokio::select! {
+                () = service.recorded(outcome, clock.steady(), progress) => {}
+                () = stop.cancelled() => break true,
+            }
             let passed = clock.steady().saturating_sub(begun);
             // A prober that was suspended leaves out what it missed.
             let missed = passed.as_millis().div_ceil(every.as_millis().max(1));
@@ -254,6 +302,32 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn target_is_read_again_after_each_refusal_and_once_a_minute_in_an_outage() {
+        let mut renewals = Renewals::default();
+        let mut due = |outcome, second| renewals.is_due(outcome, Duration::from_secs(second));
+        assert!(!due(Outcome::Available, 0));
+        assert!(due(Outcome::Unavailable, 10) && !due(Outcome::Unavailable, 69) && due(Outcome::Unavailable, 70));
+        assert!(due(Outcome::Refused, 80) && due(Outcome::Refused, 90));
+    }
+
+    /// A service whose address is read again after each probe.
+    struct Answers<'a, F> {
+        ask: F,
+        clock: &'a VirtualClock,
+        renewal: Duration,
+    }
+
+    impl<F: AsyncFnMut() -> (Outcome, Option<String>)> ProbedService for Answers<'_, F> {
+        async fn ask(&mut self) -> (Outcome, Option<String>) {
+            (self.ask)().await
+        }
+
+        async fn recorded(&mut self, _: Outcome, _: Duration, _: &dyn Progress) {
+            self.clock.sleep(self.renewal).await;
+        }
+    }
+
     #[derive(Default)]
     struct Lines(Mutex<Vec<String>>);
 
@@ -287,7 +361,9 @@ mod tests {
                 _ => (Outcome::Available, None),
             }
         };
-        let probed = clock.run(schedule.run(&mut recorder, &lines, ask)).unwrap().unwrap();
+        // The address is read again for 5 s after each probe, which neither delays the next one nor counts as its time.
+        let mut service = Answers { ask, clock: &clock, renewal: Duration::from_secs(5) };
+        let probed = clock.run(schedule.run(&mut recorder, &lines, &mut service)).unwrap().unwrap();
         let summary = probed.summary.unwrap();
         // At 310 and 320 s the slow probe was not over.
         assert_eq!((summary.probes, summary.unavailable, summary.refused), (58, 5, 0));
@@ -299,7 +375,8 @@ mod tests {
             "2027-01-02T00:02:30Z  available after 50 s",
         ];
         assert_eq!(*lines.0.lock().unwrap(), expect);
-        assert_eq!(record.read(Duration::from_secs(600), Timestamp::MAX).unwrap().len(), 58);
+        let probes = record.read(Duration::from_secs(600), Timestamp::MAX).unwrap();
+        assert_eq!((probes.len(), probes.iter().filter(|probe| probe.ms > 0).count()), (58, 1));
     }
 
     #[test]
@@ -316,7 +393,8 @@ mod tests {
                 stop.cancel();
                 (Outcome::Refused, Some("status 401".to_owned()))
             };
-            clock.run(schedule.run(&mut recorder, &lines, ask)).unwrap().unwrap()
+            let mut service = Answers { ask, clock: &clock, renewal: Duration::ZERO };
+            clock.run(schedule.run(&mut recorder, &lines, &mut service)).unwrap().unwrap()
         };
         let probed = run(Some(Duration::from_secs(60)));
         assert!(probed.is_stopped && probed.summary.unwrap().refused == 1, "{probed:?}");

@@ -325,7 +325,7 @@ fn model_sources(environment: &Environment, hub: &str) -> Vec<Url> {
     let root = |source: Source| match source {
         Source::Hub(_) => hub.parse::<Url>().ok(),
         Source::Web(web) => web.url().join("/").ok(),
-        Source::Bundled | Source::File(_) | Source::Catalogue(_) => None,
+        Source::Bundled | Source::File(_) | Source::Bucket(_) | Source::SiteBucket(_) | Source::Catalogue(_) => None,
     };
     let roots: BTreeSet<Url> = sources.filter_map(root).collect();
     roots.into_iter().take(ADDRESSES_MAX).collect()
@@ -333,6 +333,12 @@ fn model_sources(environment: &Environment, hub: &str) -> Vec<Url> {
 
 /// Dependencies that are not asked, because a request has an effect or its address is not known here.
 fn not_contacted(found: &mut Dependencies, scope: &Scope, environment: &Environment) {
+    for model in &environment.models {
+        let Ok(source @ (Source::Bucket(_) | Source::SiteBucket(_))) = model.source().parse() else { continue };
+        let why = "it answers to the credentials of the pods only";
+        let check = scope.command("preflight");
+        found.add(("model bucket", &source.to_string()), None, Err(Fault::unknown(why)), check);
+    }
     for name in environment.monitoring.receivers.keys() {
         let why = "a request would be a message";
         found.add(("alert receiver", name), None, Err(Fault::unknown(why)), scope.command("alert test"));

@@ -194,6 +194,25 @@ impl KeyIssuer for Admin<'_> {
         let revoked = self.ask(&json!({ "do": "revoke", "public_id": public_id })).await;
         revoked.map(drop).map_err(|failure| format!("{:#}", failure.error))
     }
+
+    async fn remove_tenant(&self, tenant: &str) -> Result<Option<String>, String> {
+        why_it_stays(self.ask(&json!({ "do": "remove_tenant", "tenant": tenant })).await)
+    }
+}
+
+/// Why a tenant was not removed. Sites that replicate control data keep it.
+fn why_it_stays(answer: Result<Value, Failure>) -> Result<Option<String>, String> {
+    match answer {
+        Ok(answer) => {
+            let stays = answer["found"] == true && answer["removed"] == false && answer["replicated"] == false;
+            Ok(stays.then(|| "it has another valid key".to_owned()))
+        }
+        // Before the next `up`, and after a rollback, the program may be of a release without this command.
+        Err(failure) if failure.error.to_string().contains("`do` cannot be `remove_tenant`") => {
+            Ok(Some("the running release cannot remove it: deploy a release with this command: `up`".to_owned()))
+        }
+        Err(failure) => Err(format!("{:#}", failure.error)),
+    }
 }
 
 /// Whether a list of keys has one with all scopes and without an end besides `id`.
@@ -237,6 +256,20 @@ fn without_nulls(value: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tenant_that_stays_unexpectedly_is_reported() {
+        let of = |found: bool, removed: bool, replicated: bool| {
+            why_it_stays(Ok(json!({ "found": found, "removed": removed, "replicated": replicated })))
+        };
+        assert_eq!(of(true, true, false), Ok(None));
+        assert_eq!(of(true, false, true), Ok(None));
+        assert_eq!(of(false, false, false), Ok(None));
+        assert_eq!(of(true, false, false), Ok(Some("it has another valid key".to_owned())));
+        let failed = |message: &'static str| why_it_stays(Err(Failure::usage("key", anyhow::anyhow!(message))));
+        assert!(failed("`do` cannot be `remove_tenant`").unwrap().unwrap().ends_with("`up`"));
+        assert_eq!(failed("query the database"), Err("query the database".to_owned()));
+    }
 
     #[test]
     fn first_key_is_revoked_only_beside_another_valid_key_with_all_scopes() {

@@ -15,14 +15,14 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::release::digest;
 use textnlp_orchestrator::state::Operator;
 use textnlp_provider::operations::{DatabaseInstances, DatabaseStatus};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{Lineage, error_chain};
 use tokio_util::sync::CancellationToken;
 
-use crate::gate::{read, sha256, write_signed};
+use crate::gate::order::digest_of;
+use crate::gate::{applied, read, sha256, write_signed};
 use crate::keys::{Admin, SiteJobs};
 use crate::{ChosenEnvironment, Exit, Failure, Progress, RunningEnvironment, Scope};
 
@@ -43,7 +43,7 @@ const MAX_RECORDS: usize = 50;
 pub struct FailoverRecord {
     /// The deployment.
     pub lineage: Lineage,
-    /// The digest of the release lock.
+    /// The digest of what the applied release runs.
     pub release: Option<String>,
     /// When it began.
     pub at: Timestamp,
@@ -73,7 +73,7 @@ pub struct FailoverRecord {
 }
 
 /// What the writes met, as the server program reports it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteResult {
     /// Writes that the database acknowledged.
     pub acknowledged: u64,
@@ -83,6 +83,52 @@ pub struct WriteResult {
     pub without_writes_ms: u64,
     /// Acknowledged writes that are missing. `None` if writes did not succeed again.
     pub lost: Option<u64>,
+    /// The servers that acknowledged writes, in that order. Earlier releases reported none.
+    #[serde(default)]
+    pub servers: Vec<DatabaseServer>,
+    /// The number of the last write that was tried before another server than the first of them acknowledged one.
+    #[serde(default)]
+    pub by_first: u64,
+}
+
+/// A running PostgreSQL server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseServer {
+    /// The system identifier, which a primary and its replicas share.
+    pub system: String,
+    /// When it started, in milliseconds since 1970: each instance has another time, and a new one after a restart.
+    pub started_ms: i64,
+    /// The major version.
+    pub version: i64,
+}
+
+/// What a rehearsal counts for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningDatabase {
+    /// The digest of what the applied release runs.
+    pub release: Option<String>,
+    /// The count of instances that the environment asks for. The database's own count is not read: that needs the rights
+    /// of a rehearsal.
+    pub instances: u32,
+    /// The server that answers.
+    pub server: DatabaseServer,
+}
+
+impl RunningDatabase {
+    /// Asks the running database.
+    pub async fn of(chosen: &ChosenEnvironment, running: &RunningEnvironment) -> Result<Self, Failure> {
+        let jobs = Admin::of(chosen, running).site(running.serving().await).await?;
+        let answer = jobs.run(DATABASE, &json!({ "do": "server" })).await?;
+        Ok(Self {
+            release: applied_digest(&chosen.scope.folder)?,
+            instances: chosen.loaded.environment.database.replicas + 1,
+            server: serde_json::from_value(answer).context("read the server of the database")?,
+        })
+    }
+}
+
+fn applied_digest(folder: &Utf8Path) -> Result<Option<String>, Failure> {
+    Ok(applied(folder)?.map(|applied| digest_of(&applied.lock)))
 }
 
 /// The records of a state folder, oldest first.
@@ -170,7 +216,7 @@ impl<'a> Rehearsal<'a> {
         }
         let admin = Admin::of(chosen, running);
         let jobs = admin.site(running.serving().await).await?;
-        let release = chosen.lock()?.map(|lock| digest(&lock.to_bytes()));
+        let release = applied_digest(&scope.folder)?;
         Ok(Self { scope, jobs, instances, lineage: running.lineage, release, before })
     }
 
@@ -207,17 +253,17 @@ impl<'a> Rehearsal<'a> {
         // Rows of a killed rehearsal would be taken for new ones.
         self.task("end_rehearsal").await?;
         let mut writer = std::pin::pin!(self.task("rehearse"));
-        tokio::select! {
+        let rows = tokio::select! {
             ended = &mut writer => {
                 let why = ended.map_or_else(|failure| failure.error, |_| anyhow::anyhow!("it ended"));
                 return Err(self.failed(why.context("write rows; the primary was not killed")));
             }
-            begun = self.rows(clock) => begun?,
+            rows = self.rows(clock) => rows?,
             () = stop.cancelled() => {
                 let error = anyhow::anyhow!("stopped before the primary was killed");
                 return Err(Failure::new(Exit::Stopped, "stopped", error).hint(self.again()));
             }
-        }
+        };
         let killed = &self.before.primary;
         progress.line(&format!("Killing the primary {killed} …"));
         let killed_at = clock.steady();
@@ -227,7 +273,7 @@ impl<'a> Rehearsal<'a> {
             progress.doing("waiting until writes succeed again");
             let writes = writer.await.map_err(|failure| failure.error)?;
             let writes: WriteResult = serde_json::from_value(writes).context("read the result of the writes")?;
-            anyhow::ensure!(writes.failed > 0, "no write failed, so the failure of {killed} was not noticed");
+            through_killed(&writes, rows).map_err(|why| anyhow::anyhow!("{why}, so {killed} was not measured"))?;
             anyhow::Ok(writes)
         };
         let measured = measured.await;
@@ -252,13 +298,15 @@ impl<'a> Rehearsal<'a> {
         })
     }
 
-    /// Waits until rows are written.
-    async fn rows(&self, clock: &dyn Clock) -> Result<(), Failure> {
+    /// Waits until rows are written, and returns their count.
+    async fn rows(&self, clock: &dyn Clock) -> Result<u64, Failure> {
         let until = clock.steady() + ROWS_TIMEOUT;
         loop {
             let answer = self.task("rehearsal_rows").await?;
-            if answer["rows"].as_u64().is_some_and(|rows| rows >= ROWS_BEFORE) {
-                return Ok(());
+            let rows = answer["rows"].as_u64().unwrap_or_default();
+            has_no_gap(rows, answer["last"].as_u64()).map_err(|why| self.failed(anyhow::anyhow!(why)))?;
+            if rows >= ROWS_BEFORE {
+                return Ok(rows);
             }
             if clock.steady() >= until {
                 let seconds = ROWS_TIMEOUT.as_secs();
@@ -286,8 +334,8 @@ impl<'a> Rehearsal<'a> {
         done.map_err(|failure| {
             // The command line is right; the running server refuses it, or is of a release without this command.
             let exit = if failure.exit == Exit::Usage { Exit::Refused } else { failure.exit };
-            let is_older = failure.error.to_string().contains("unknown variant");
-            let hint = is_older.then(|| format!("deploy a release with this command first: {}", self.scope.same("up")));
+            let hint = is_unknown_command(&failure)
+                .then(|| format!("deploy a release with this command first: {}", self.scope.same("up")));
             Failure { exit, code: "rehearsal", hint: hint.or(failure.hint), ..failure }
         })
     }
@@ -299,6 +347,49 @@ impl<'a> Rehearsal<'a> {
     fn again(&self) -> String {
         self.scope.command("db failover")
     }
+}
+
+/// Whether the running release has no such command of `admin database`.
+pub fn is_unknown_command(failure: &Failure) -> bool {
+    failure.error.to_string().contains("unknown variant")
+}
+
+/// Ok if no write failed: they are numbered, and `last` is the number of the last row.
+fn has_no_gap(rows: u64, last: Option<u64>) -> Result<(), String> {
+    match last.filter(|last| *last > rows) {
+        Some(last) => Err(format!("{rows} of {last} writes succeeded; the primary was not killed")),
+        None => Ok(()),
+    }
+}
+
+/// Ok if the writes went through the server that was killed. `rows`: those that were there just before the kill.
+fn through_killed(writes: &WriteResult, rows: u64) -> Result<(), String> {
+    let WriteResult { servers, by_first, lost, .. } = writes;
+    match (servers.as_slice(), lost) {
+        ([], _) => Err("the running release does not report the server of the writes: run `up` first".to_owned()),
+        _ if *by_first < rows => Err(format!("the server changed before the kill, after write {by_first} of {rows}")),
+        // Writes never succeeded again.
+        (_, None) => Ok(()),
+        ([first, .., last], _) if first.system != last.system => Err("the writes went to two databases".to_owned()),
+        ([first, .., last], _) if first != last => Ok(()),
+        _ => Err("the same server acknowledged writes before and after the kill".to_owned()),
+    }
+}
+
+/// Why a rehearsal says nothing about what runs now, if so.
+pub fn outdated(record: &FailoverRecord, now: &RunningDatabase) -> Option<String> {
+    let FailoverRecord { release, instances, writes, .. } = record;
+    let Some(server) = writes.servers.last() else { return Some("it did not record the server".to_owned()) };
+    if *release != now.release {
+        return Some("another release ran then".to_owned());
+    }
+    if *instances != now.instances {
+        return Some(format!("the database had {instances} instances then, and has {} now", now.instances));
+    }
+    if server.version != now.server.version {
+        return Some(format!("PostgreSQL {} ran then, and {} runs now", server.version, now.server.version));
+    }
+    (server.system != now.server.system).then(|| "it was of another database".to_owned())
 }
 
 /// Ok if no acknowledged write is lost and the database is whole again.
@@ -335,8 +426,56 @@ pub(crate) mod tests {
             primary: "database-2".to_owned(),
             ready_s: Some(40.0),
             unmeasured: None,
-            writes: WriteResult { acknowledged: 100, failed: 5, without_writes_ms: 2100, lost },
+            writes: WriteResult {
+                acknowledged: 100,
+                failed: 5,
+                without_writes_ms: 2100,
+                lost,
+                servers: vec![server(1), server(2)],
+                by_first: 40,
+            },
         }
+    }
+
+    fn server(started_ms: i64) -> DatabaseServer {
+        DatabaseServer { system: "7".to_owned(), started_ms, version: 16 }
+    }
+
+    /// What [`record`] is of.
+    pub(crate) fn running() -> RunningDatabase {
+        RunningDatabase { release: None, instances: 3, server: server(3) }
+    }
+
+    #[test]
+    fn only_writes_through_the_killed_server_measure_it() {
+        let good = record(0, Some(0)).writes;
+        let refused = |writes: WriteResult| through_killed(&writes, 12).unwrap_err();
+        assert_eq!(through_killed(&good, 12), Ok(()));
+        assert_eq!(through_killed(&WriteResult { lost: None, servers: vec![server(1)], ..good.clone() }, 12), Ok(()));
+        // Writes failed each time, but not because this server was killed.
+        assert!(refused(WriteResult { servers: vec![server(1)], ..good.clone() }).contains("the same server"));
+        let returned = vec![server(1), server(2), server(1)];
+        assert!(refused(WriteResult { servers: returned, ..good.clone() }).contains("the same server"));
+        assert!(refused(WriteResult { by_first: 11, ..good.clone() }).contains("before the kill"));
+        // One of the rows was not acknowledged: it timed out just before the kill, and was committed.
+        assert_eq!(through_killed(&WriteResult { by_first: 12, acknowledged: 11, ..good.clone() }, 12), Ok(()));
+        assert_eq!((has_no_gap(12, Some(12)), has_no_gap(12, None)), (Ok(()), Ok(())));
+        assert!(has_no_gap(12, Some(13)).unwrap_err().contains("12 of 13 writes"));
+        let other = DatabaseServer { system: "8".to_owned(), ..server(2) };
+        assert!(refused(WriteResult { servers: vec![server(1), other], ..good.clone() }).contains("two databases"));
+        assert!(refused(WriteResult { servers: Vec::new(), ..good }).contains("`up`"));
+    }
+
+    #[test]
+    fn rehearsal_counts_for_the_release_instances_and_database_of_its_time() {
+        let (record, now) = (record(0, Some(0)), running());
+        assert_eq!(outdated(&record, &now), None);
+        let why = |now: RunningDatabase| outdated(&record, &now).unwrap_or_default();
+        assert!(why(RunningDatabase { release: Some("sha256:1".to_owned()), ..now.clone() }).contains("release"));
+        assert!(why(RunningDatabase { instances: 2, ..now.clone() }).contains("3 instances then, and has 2 now"));
+        let of = |server| RunningDatabase { server, ..now.clone() };
+        assert!(why(of(DatabaseServer { version: 17, ..server(3) })).contains("PostgreSQL 16 ran then, and 17"));
+        assert!(why(of(DatabaseServer { system: "8".to_owned(), ..server(3) })).contains("another database"));
     }
 
     #[test]

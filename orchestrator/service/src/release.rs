@@ -125,7 +125,10 @@ async fn verified(
     let Some(lock) = lock else {
         return no(format!("{name} has no release lock: nothing was deployed there"), up);
     };
-    let newest = history.entries.last().map(|entry| &entry.applied);
+    let newest = match history.newest() {
+        Ok(newest) => newest.map(|entry| &entry.applied),
+        Err(why) => return no(why, up),
+    };
     let Some(applied) = newest.filter(|applied| applied.lock.runs_the_same(lock)) else {
         return no(format!("the lock of {name} names a release that is not the last one that `up` applied"), up);
     };
@@ -297,20 +300,16 @@ pub async fn keep_replaced(scope: &Scope, wanted: Option<&Release>) -> Result<Op
     Ok(None)
 }
 
-/// Records a release that was applied everywhere, unless the newest entry is the same. `sites` is the count of sites
-/// that it was applied to.
+/// Records a release that was applied to these sites. If they are all sites, it becomes an entry of the history, unless
+/// the newest one is the same.
 pub async fn keep_applied(
     chosen: &ChosenEnvironment,
     release: &Release,
     lock: &Lock,
-    sites: usize,
+    sites: &[&str],
     operator: Operator,
 ) -> Result<(), Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
-    if sites < environment::places(environment).len() {
-        // With `--site`, other sites still run the earlier release.
-        return Ok(());
-    }
     let models = environment.models.iter();
     let of = |name: &String| release.lock.models.get(name).or_else(|| lock.models.get(name)).cloned();
     let ran = Lock {
@@ -331,5 +330,11 @@ pub async fn keep_applied(
         phase: Some(environment.phase),
         lock: ran,
     };
-    History::at(&scope.folder).keep(&applied).map(drop).map_err(unreadable)
+    let history = History::at(&scope.folder);
+    history.keep_sites(sites.iter().copied(), &applied).map_err(unreadable)?;
+    if sites.len() < environment::places(environment).len() {
+        // With `--site`, other sites still run the earlier release.
+        return Ok(());
+    }
+    history.keep(&applied).map(drop).map_err(unreadable)
 }

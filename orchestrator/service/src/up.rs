@@ -8,7 +8,7 @@ use textnlp_orchestrator::apply::{ApplyError, Outcome};
 use textnlp_orchestrator::environment::names;
 use textnlp_orchestrator::plan::{Cost, Plan, PlanRefusal, Purpose};
 use textnlp_orchestrator::run::{RunError, RunOutcome};
-use textnlp_provider::{EnvironmentName, Problems};
+use textnlp_provider::{EnvironmentName, Problems, SiteName};
 
 use crate::failure::{preflight_failure, state_failed};
 use crate::{ChosenEnvironment, Deployment, Exit, Failure, Scope, backup, gate, release};
@@ -81,8 +81,8 @@ async fn keep_release(deployment: &Deployment, ended: &RunOutcome) -> Result<(),
         }
     }
     // Recorded first, so that the history contains every applied lock.
-    let (sites, operator) = (deployment.sites.len(), deployment.operator.clone());
-    release::keep_applied(&deployment.chosen, release, &lock, sites, operator).await?;
+    let sites: Vec<&str> = deployment.sites.keys().map(SiteName::as_str).collect();
+    release::keep_applied(&deployment.chosen, release, &lock, &sites, deployment.operator.clone()).await?;
     if is_new {
         lock.write(&deployment.chosen.lock_path)?;
     }

@@ -152,7 +152,14 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         max_nodes: e.cluster.max_nodes,
         balancer: None,
         gpu: gpus(e, site),
+        existing: is_existing(e, site),
+        bucket_identity: None,
     }
+}
+
+/// Whether a site's cluster exists already.
+fn is_existing(e: &Environment, site: &SiteSettings) -> bool {
+    site.existing.cluster.is_some() || e.cluster.existing.is_some()
 }
 
 /// The GPUs of a site's servers.
@@ -160,7 +167,7 @@ pub(super) fn gpus(e: &Environment, site: &SiteSettings) -> Option<ClusterGpus> 
     let gpu = site.gpu.as_ref().unwrap_or(&e.gpu);
     (gpu.size != GpuSize::None).then(|| ClusterGpus {
         count: gpu.count.saturating_mul(gpu.size.gpus()),
-        existing: site.existing.cluster.is_some() || e.cluster.existing.is_some(),
+        existing: is_existing(e, site),
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
         device_plugin: false,
@@ -333,6 +340,7 @@ fn model_store(e: &Environment, site: &SiteSettings, release: &Release) -> part:
             .replicate_to
             .clone()
             .map(|region| part::ModelReplica { region, permission_boundary: e.account.permission_boundary.clone() }),
+        permission_boundary: e.account.permission_boundary.clone(),
     }
 }
 

@@ -1,13 +1,15 @@
 //! The checks of the external prober.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_provider::{Secret, exposition};
 use tokio_util::sync::CancellationToken;
 
-use super::Check;
 use super::phases::{CheckDefinition, EMBEDDINGS, GENERATION, PhaseDefinition, RATE, SEED, STOP};
+use super::{Check, IssuedKey};
+use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::load::{Key, LoadRequest, LoadResponse, RequestFailure, Wire};
 use crate::metrics::KEY_METRICS;
@@ -143,24 +145,22 @@ pub(crate) struct EncoderModel {
     pub(crate) is_default: bool,
 }
 
-/// The models that make embeddings, as the service lists them; none if it does not say.
-pub(crate) async fn encoders(wire: &dyn Wire, key: Option<&Key>) -> Vec<EncoderModel> {
+/// The models that make embeddings, as the service lists them; `None` if it lists no models.
+pub(crate) async fn encoders(wire: &dyn Wire, key: Option<&Key>) -> Option<Vec<EncoderModel>> {
     let request = LoadRequest { key: key.cloned(), ..LoadRequest::get("/v1/models") };
-    let Ok(answer) = wire.send(request).await else { return Vec::new() };
-    let body = answer.json().unwrap_or_default();
-    let models = body["data"].as_array().into_iter().flatten().filter(|model| model["kind"] == "embedding");
-    models
-        .filter_map(|model| {
-            let name = model["id"].as_str()?.to_owned();
-            Some(EncoderModel { name, is_default: model["default"] == true })
-        })
-        .collect()
+    let body = wire.send(request).await.ok()?.json()?;
+    let models = body["data"].as_array()?.iter().filter(|model| model["kind"] == "embedding");
+    let encoders = models.filter_map(|model| {
+        let name = model["id"].as_str()?.to_owned();
+        Some(EncoderModel { name, is_default: model["default"] == true })
+    });
+    Some(encoders.collect())
 }
 
 impl Prober<'_> {
     /// The encoders of the service; none once the gate was stopped.
     pub(super) async fn encoders(&self, key: Option<&Key>) -> Vec<EncoderModel> {
-        if self.stop.is_cancelled() { Vec::new() } else { encoders(self.wire, key).await }
+        if self.stop.is_cancelled() { Vec::new() } else { encoders(self.wire, key).await.unwrap_or_default() }
     }
 
     /// A model must return the same vector for the same text.
@@ -197,35 +197,94 @@ fn stop_in(text: &str) -> Option<(&str, &str)> {
     Some((&text[..at], word))
 }
 
-/// The tenants of temporary keys.
-pub(super) const TENANTS: [&str; 2] = ["gate-a", "gate-b"];
 /// What a request of one tenant asks for in the name of the other.
-const OF_A_TENANT: [&str; 2] = ["/v1/models", "/v1/usage"];
+const OF_A_TENANT: [&str; 3] = ["/v1/models", "/v1/usage", "/v1/features"];
+const TICKET: &str = "a stream ticket";
+/// The most requests of one tenant before its usage is compared: its ticket, those above, and the stream of the ticket.
+const REQUESTS: u64 = OF_A_TENANT.len() as u64 + 2;
+/// The service records requests after their answers.
+const USAGE_DELAY: Duration = Duration::from_secs(2);
 
 impl Prober<'_> {
-    /// A key must be accepted for its own tenant, and for no other one.
-    pub(super) async fn isolated(&self, check: &CheckDefinition, keys: &[(&'static str, Key)]) -> Check {
-        let mut answered = Vec::new();
-        for (own, key) in keys {
-            for (named, _) in keys {
-                for path in OF_A_TENANT {
-                    let request = LoadRequest { tenant: Some((*named).to_owned()), ..LoadRequest::get(path).with(key) };
-                    match self.send(request).await {
-                        Ok(answer) if answer.status == 200 && named != own => {
-                            answered.push(format!("{path} of {named} with a key of {own}"));
+    /// A key must read the data of its own tenant, and of no other one. `generates`: whether a stream ticket can be used.
+    pub(super) async fn isolated(
+        &self,
+        check: &CheckDefinition,
+        tenants: &[(String, IssuedKey)],
+        generates: bool,
+        clock: &dyn Clock,
+    ) -> Check {
+        match self.shown_to_others(tenants, generates, clock).await {
+            Ok(shown) => {
+                let measured = check.measured(self.environment, shown.len(), shown.is_empty());
+                if shown.is_empty() { measured } else { measured.note(shown.join(", ")) }
+            }
+            Err(why) => check.unknown(self.environment, why),
+        }
+    }
+
+    async fn shown_to_others(
+        &self,
+        tenants: &[(String, IssuedKey)],
+        generates: bool,
+        clock: &dyn Clock,
+    ) -> Result<Vec<String>, String> {
+        let (mut tickets, mut shown) = (Vec::new(), Vec::new());
+        // What each has: a stream ticket, and a request in its usage.
+        for (_, own) in tenants {
+            let request = LoadRequest::post("/v1/stream/tickets", json!({})).with(&own.key);
+            let issued = self.own(TICKET, request).await?.json().unwrap_or_default();
+            let url = issued["url"].as_str().ok_or("the stream ticket has no `url`")?;
+            tickets.push(format!("{url}&prompt=a&max_tokens=1"));
+        }
+        for ((tenant, own), ticket) in tenants.iter().zip(&tickets) {
+            let named =
+                |path: &'static str| (path, LoadRequest { tenant: Some(tenant.clone()), ..LoadRequest::get(path) });
+            let mut is_usable = generates;
+            for (other, theirs) in tenants.iter().filter(|(other, _)| other != tenant) {
+                for (what, request) in OF_A_TENANT.map(named).into_iter().chain([(TICKET, LoadRequest::get(ticket))]) {
+                    match self.send(request.with(&theirs.key)).await.map_err(|failure| failure.to_string())?.status {
+                        403 => {}
+                        200 => {
+                            is_usable &= what != TICKET;
+                            shown.push(format!("{what} of {tenant} with a key of {other}"));
                         }
-                        Ok(answer) if answer.status == 200 || (answer.status == 403 && named != own) => {}
-                        Ok(answer) => {
-                            let why = format!("status {} of {path} for tenant {named}", answer.status);
-                            return check.unknown(self.environment, why);
-                        }
-                        Err(failure) => return check.unknown(self.environment, failure),
+                        status => return Err(format!("status {status} of {what} of {tenant} with a key of {other}")),
                     }
                 }
             }
+            // The owner gets what others do not: a refusal of every request would prove nothing.
+            for (what, request) in OF_A_TENANT.map(named) {
+                self.own(what, request.with(&own.key)).await?;
+            }
+            // This spends the ticket.
+            if is_usable {
+                self.own(TICKET, LoadRequest::get(ticket).with(&own.key)).await?;
+            }
         }
-        let measured = check.measured(self.environment, answered.len(), answered.is_empty());
-        if answered.is_empty() { measured } else { measured.note(answered.join(", ")) }
+        clock.sleep(USAGE_DELAY).await;
+        // Requests that should have been refused are recorded, too.
+        let most = REQUESTS + shown.len() as u64;
+        for (tenant, own) in tenants {
+            let request = LoadRequest { tenant: Some(tenant.clone()), ..LoadRequest::get("/v1/usage") };
+            let usage = self.own("/v1/usage", request.with(&own.key)).await?.json().unwrap_or_default();
+            let requests = usage["total"]["requests"].as_u64().ok_or("the usage has no `total.requests`")?;
+            if usage["tenant"] != **tenant || usage["key"] != *own.public_id || requests > most {
+                shown.push(format!("usage of others with a key of {tenant}"));
+            } else if requests == 0 {
+                return Err(format!("the usage of {tenant} has no request of its key"));
+            }
+        }
+        Ok(shown)
+    }
+
+    /// The answer to a tenant's own request, which must succeed. A path may have a ticket: `what` stands for it.
+    async fn own(&self, what: &str, request: LoadRequest) -> Result<LoadResponse, String> {
+        let answer = self.send(request).await.map_err(|failure| failure.to_string())?;
+        match answer.status {
+            200 => Ok(answer),
+            status => Err(format!("status {status} of {what} with a key of its own tenant")),
+        }
     }
 }
 

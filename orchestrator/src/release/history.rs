@@ -2,8 +2,9 @@
 //!
 //! Entries are files in `releases/` of the state folder: the SHA-256 of the rest, then the entry. A file appears whole
 //! or not at all. One that was damaged later is skipped and reported. `programs/` has the server programs that were
-//! replaced last.
+//! replaced last. `sites.json` has the time when what each site runs was applied to it, also with `--site`.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use textnlp_files::Replace;
 use textnlp_provider::component::Program;
 
 use super::{Lock, digest};
@@ -69,6 +71,14 @@ pub struct Recorded {
     newest: u64,
 }
 
+/// What was last applied to a site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct AppliedSite {
+    at: Timestamp,
+    /// The digest of the lock, with the configuration of that time.
+    lock: String,
+}
+
 /// Why the history could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {path}")]
@@ -124,7 +134,7 @@ impl History {
     pub fn keep(&self, applied: &Applied) -> Result<Option<u64>, HistoryError> {
         let recorded = self.read()?;
         let is_same = |newest: &Entry| newest.applied.lock == applied.lock && newest.applied.schema == applied.schema;
-        if recorded.entries.last().is_some_and(is_same) {
+        if recorded.newest().is_ok_and(|newest| newest.is_some_and(is_same)) {
             return Ok(None);
         }
         make_folder(&self.releases)?;
@@ -149,6 +159,55 @@ impl History {
         written.and(removed).map_err(|e| failed("write", &self.file(number), e))?;
         self.drop_oldest();
         Ok(Some(number))
+    }
+
+    /// Records that a release was applied to these sites, before [`Self::keep`]. A site that had the same release with the
+    /// same settings keeps its time.
+    pub fn keep_sites<'s>(
+        &self,
+        sites: impl IntoIterator<Item = &'s str>,
+        applied: &Applied,
+    ) -> Result<(), HistoryError> {
+        let recorded = self.read()?;
+        let everywhere = recorded.newest().ok().flatten().map(|newest| digest(&newest.applied.lock.to_bytes()));
+        let new = AppliedSite { at: applied.at, lock: digest(&applied.lock.to_bytes()) };
+        // An unreadable file is replaced, and then no earlier time counts.
+        let known = self.sites().ok();
+        let mut kept = known.clone().unwrap_or_default();
+        for site in sites {
+            let before = known.as_ref().and_then(|known| match known.get(site) {
+                Some(there) => Some(&there.lock),
+                None => everywhere.as_ref(),
+            });
+            if before != Some(&new.lock) {
+                kept.insert(site.to_owned(), new.clone());
+            }
+        }
+        if known.as_ref() == Some(&kept) {
+            return Ok(());
+        }
+        make_folder(&self.releases)?;
+        let bytes = serde_json::to_vec_pretty(&kept).expect("times are plain data with text keys");
+        let file = self.sites_file();
+        Replace::private().write(&file, &bytes).map_err(|error| failed("write", &file, error.into()))
+    }
+
+    /// When something else than before was last applied to a site. `None` if that is not recorded.
+    pub fn changed_at(&self) -> Result<Option<Timestamp>, HistoryError> {
+        Ok(self.sites()?.into_values().map(|site| site.at).max())
+    }
+
+    fn sites(&self) -> Result<BTreeMap<String, AppliedSite>, HistoryError> {
+        let file = self.sites_file();
+        let read = match std::fs::read(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            read => read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from)),
+        };
+        read.map_err(|error| failed("read", &file, error))
+    }
+
+    fn sites_file(&self) -> Utf8PathBuf {
+        self.releases.join("sites.json")
     }
 
     /// Retains a copy of a server program that is about to be replaced, if its content still matches its digest.
@@ -235,6 +294,16 @@ impl History {
 }
 
 impl Recorded {
+    /// The newest entry. Why it cannot be read, if so: an older one says nothing about what runs.
+    pub fn newest(&self) -> Result<Option<&Entry>, String> {
+        match (self.entries.last(), self.skipped.last()) {
+            (newest, Some(why)) if newest.is_none_or(|newest| newest.number < self.newest) => {
+                Err(format!("the newest entry of the release history cannot be read: {why}"))
+            }
+            (newest, _) => Ok(newest),
+        }
+    }
+
     /// The entry with this number.
     pub fn get(&self, number: u64) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.number == number)

@@ -23,8 +23,9 @@ use textnlp_orchestrator::gate::{
 use textnlp_orchestrator::load::{self, FindLimit, Key, Load, LoadRequest, LoadResponse, RequestFailure, Wire};
 use textnlp_orchestrator::metrics::KEY_METRICS;
 use textnlp_orchestrator::report::Report;
-use textnlp_provider::Secret;
+use textnlp_provider::{Lineage, Secret};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 fn clock() -> VirtualClock {
     VirtualClock::at("2026-01-02T03:04:05Z".parse().unwrap())
@@ -46,6 +47,13 @@ enum Fault {
     KeepsKeys,
     GivesNoKeys,
     MixesTenants,
+    SharesTickets,
+    RefusesTickets,
+    RefusesFeatures,
+    MixesUsage,
+    RecordsNothing,
+    KeepsTenants,
+    CannotRemoveTenants,
     PlainHttp,
     /// No fault: its default model is an encoder.
     Embeds,
@@ -64,7 +72,9 @@ struct Service {
     asked: AtomicU32,
     keys: Mutex<HashMap<String, Option<u64>>>,
     /// The tenant of each key that has one.
-    tenants: Mutex<HashMap<String, &'static str>>,
+    tenants: Mutex<HashMap<String, String>>,
+    /// The recorded requests of each of these keys.
+    recorded: Mutex<HashMap<String, u64>>,
 }
 
 impl Service {
@@ -78,6 +88,7 @@ impl Service {
             asked: AtomicU32::new(0),
             keys: Mutex::new(HashMap::new()),
             tenants: Mutex::default(),
+            recorded: Mutex::default(),
         }
     }
 
@@ -141,10 +152,29 @@ impl Wire for Service {
             return answer(status, json!({}));
         }
         let tenants = self.tenants.lock().unwrap().clone();
-        let own = ask.key.as_ref().and_then(|key| tenants.get(key.value.expose_text()?)).copied();
-        let names_another = ask.tenant.as_deref().is_some_and(|named| Some(named) != own);
-        if names_another && !self.has(Fault::MixesTenants) {
+        let key = ask.key.as_ref().and_then(|key| key.value.expose_text()).unwrap_or_default();
+        let own = tenants.get(key);
+        let names_another = ask.tenant.as_ref().is_some_and(|named| Some(named) != own);
+        let ticket = own.zip(ask.path.strip_prefix("/v1/stream?ticket="));
+        let is_theirs = ticket.is_some_and(|(own, ticket)| !ticket.starts_with(&format!("{own}&")));
+        let is_refused = (names_another && !self.has(Fault::MixesTenants))
+            || (is_theirs && !self.has(Fault::SharesTickets))
+            || (ticket.is_some() && self.has(Fault::RefusesTickets))
+            || (ask.path == "/v1/features" && self.has(Fault::RefusesFeatures));
+        if is_refused {
             return answer(403, json!({}));
+        }
+        let mut recorded = self.recorded.lock().unwrap().clone();
+        if own.is_some() && !self.has(Fault::RecordsNothing) {
+            *self.recorded.lock().unwrap().entry(key.to_owned()).or_default() += 1;
+        }
+        if let (Some(own), true) = (own, ask.path.starts_with("/v1/stream")) {
+            return answer(200, json!({"url": format!("/v1/stream?ticket={own}")}));
+        }
+        if ask.path == "/v1/usage" {
+            recorded.retain(|of, _| of == key || self.has(Fault::MixesUsage));
+            let requests: u64 = recorded.values().sum();
+            return answer(200, json!({"key": key, "tenant": own, "total": {"requests": requests}}));
         }
         let body = ask.body.unwrap_or_default();
         if ask.path == "/v1/generate" {
@@ -202,6 +232,17 @@ impl KeyIssuer for Service {
         self.keys.lock().unwrap().remove(public_id);
         Ok(())
     }
+
+    async fn remove_tenant(&self, tenant: &str) -> Result<Option<String>, String> {
+        if self.has(Fault::KeepsTenants) {
+            return Err("the database is locked".to_owned());
+        }
+        if self.has(Fault::CannotRemoveTenants) {
+            return Ok(Some("run `up`".to_owned()));
+        }
+        self.tenants.lock().unwrap().retain(|_, name| name != tenant);
+        Ok(None)
+    }
 }
 
 fn environment(name: &str) -> Environment {
@@ -222,6 +263,7 @@ fn evidence_exempted(
     let environment = environment(name);
     let outside = GateInputs {
         address: "https://localhost:8443",
+        lineage: Lineage(Uuid::nil()),
         service,
         metrics: Some(service),
         keys: service,
@@ -352,7 +394,7 @@ fn each_fault_closes_the_gate_with_its_own_message() {
         FailsOneIn(20)
           share of errors: 4.68 %, wanted at most 1 % (80× status 500)
         KeepsKeys
-          temporary keys revoked: 3 keys left, wanted 0 (gate: the database is locked; gate-limit: the database is locked; gate-load: the database is locked)
+          temporary keys revoked: 3 left, wanted 0 (gate: the database is locked; gate-limit: the database is locked; gate-load: the database is locked)
         GivesNoKeys
           temporary key: could not be measured (the database is locked)
           temporary key: could not be measured (the database is locked)
@@ -480,9 +522,9 @@ fn check_without_a_measurement_keeps_the_gate_from_opening_with_the_reason() {
         &Service::new(1, None),
         expect![[r#"
         wait
-        availability: not measured yet (measured by the record of `probe` over `gates.availability_window`, and the usage records of that time: the lower share counts)
-        database failover: not measured yet (measured by the last `db failover` of this deployment, not older than 90 days)
-        restored backup: not measured yet (measured by the newest backup, restored beside the service, in a cluster by its backup job: counts of rows, and on a machine signature and digests)"#]],
+        availability: not measured yet (measured by the record of `probe` over `gates.availability_window`, since the release was applied, and the usage records of that time: the lower share counts)
+        database failover: not measured yet (measured by the last `db failover` of the release, instances and PostgreSQL that run now, not older than 90 days)
+        restored backup: not measured yet (measured by the newest backup, restored beside the service, in a cluster by its backup job since the last `up`: counts of rows, and on a machine signature and digests)"#]],
     );
     check(
         "enterprise",
@@ -499,18 +541,48 @@ fn check_without_a_measurement_keeps_the_gate_from_opening_with_the_reason() {
 }
 
 #[test]
-fn enterprise_gate_finds_answers_for_another_tenant() {
+fn enterprise_gate_finds_what_a_key_reads_of_another_tenant() {
+    let named = |found: &[Check], name: &str| found.iter().find(|check| check.name == name).cloned();
     let isolation = |fault: Option<Fault>| {
         let service = Service::new(1, fault);
         let found = evidence("enterprise", &service).checks;
         assert!(service.keys.lock().unwrap().is_empty(), "temporary keys are revoked");
-        found.into_iter().find(|check| check.name == "tenant isolation").unwrap()
+        assert!(service.tenants.lock().unwrap().is_empty(), "and their tenants removed");
+        named(&found, "tenant isolation").unwrap()
     };
     let good = isolation(None);
     assert!(good.ok && good.measured == 0, "{good}");
-    let mixed = isolation(Some(Fault::MixesTenants));
-    assert!(!mixed.ok && !mixed.is_unknown() && mixed.measured == 4, "{mixed}");
-    assert!(mixed.note.unwrap().starts_with("/v1/models of gate-b with a key of gate-a, "));
+    for (fault, count, what) in [
+        (Fault::MixesTenants, 6, "/v1/models of gate-"),
+        (Fault::SharesTickets, 2, "a stream ticket of gate-"),
+        (Fault::MixesUsage, 2, "usage of others with a key of gate-"),
+    ] {
+        let shown = isolation(Some(fault));
+        assert!(!shown.ok && !shown.is_unknown() && shown.measured == count, "{fault:?}: {shown}");
+        assert!(shown.note.unwrap().starts_with(what), "{fault:?}");
+    }
+    // What its owner does not get says nothing about others.
+    for (fault, why) in [
+        (Fault::RefusesTickets, "status 403 of a stream ticket with a key of its own tenant"),
+        (Fault::RefusesFeatures, "status 403 of /v1/features with a key of its own tenant"),
+        (Fault::RecordsNothing, "has no request of its key"),
+    ] {
+        let unknown = isolation(Some(fault));
+        assert!(unknown.is_unknown() && unknown.note.unwrap().ends_with(why), "{fault:?}");
+    }
+    let left = |fault: Fault| {
+        let service = Service::new(1, Some(fault));
+        let left = named(&evidence("enterprise", &service).checks, "temporary keys revoked").unwrap();
+        let mut tenants: Vec<String> = service.tenants.into_inner().unwrap().into_values().collect();
+        tenants.sort_unstable();
+        (left, tenants)
+    };
+    let (failed, tenants) = left(Fault::KeepsTenants);
+    assert!(!failed.ok && failed.measured == 2 && failed.note.unwrap().starts_with("tenant gate-"));
+    let of = |which: &str| format!("gate-{which}-{}", Uuid::nil().simple());
+    assert_eq!(tenants, [of("a"), of("b")], "each gate of a deployment has the same tenants");
+    let (warning, _) = left(Fault::CannotRemoveTenants);
+    assert!(warning.ok && warning.warning && warning.note.unwrap().ends_with(" stays: run `up`"));
 }
 
 #[test]
@@ -570,6 +642,7 @@ fn cancelled_gate_is_closed_and_leaves_no_key() {
     let environment = environment("staging");
     let outside = GateInputs {
         address: "",
+        lineage: Lineage(Uuid::nil()),
         service: &service,
         metrics: Some(&service),
         keys: &service,

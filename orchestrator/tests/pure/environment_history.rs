@@ -110,9 +110,41 @@ fn damaged_history_entry_does_not_affect_the_others() {
         let recorded = history.read().unwrap();
         assert_eq!(recorded.entries.len(), 2, "{}", String::from_utf8_lossy(&bad));
         assert!(recorded.skipped.len() == 1 && recorded.skipped[0].starts_with(file.as_str()), "{recorded:?}");
+        assert!(recorded.newest().unwrap_err().contains(file.as_str()), "an older entry is not the newest");
     }
-    // Its number is not used again, so nobody takes one release for another.
-    assert_eq!(history.keep(&applied("four", 3)).unwrap(), Some(4));
+    // Its number is not used again, so nobody takes one release for another. The older entry is not the newest one.
+    assert_eq!(history.keep(&applied("two", 3)).unwrap(), Some(4));
+    assert_eq!(history.read().unwrap().newest().unwrap().unwrap().number, 4);
+}
+
+#[test]
+fn change_of_one_site_is_recorded_with_its_time() {
+    let place = Place::new();
+    let history = place.history();
+    let at = |server: &str, second: i64| Applied { at: Timestamp::from_second(second).unwrap(), ..applied(server, 3) };
+    let changed = || history.changed_at().unwrap().map(|at| at.as_second());
+    let both = ["home", "away"];
+    history.keep(&at("one", 1)).unwrap();
+    history.keep_sites(both, &at("one", 2)).unwrap();
+    assert_eq!(changed(), None, "an earlier version recorded this release");
+    let steps = [
+        ("two", &both[..1], 10, 10),
+        ("two", &both[..1], 11, 10),
+        ("two", &both[1..], 20, 20),
+        ("two", &both[..], 30, 20),
+        // Back on one site, which the history of releases does not show.
+        ("three", &both[..1], 40, 40),
+        ("two", &both[..], 50, 50),
+    ];
+    for (server, sites, second, expect) in steps {
+        history.keep_sites(sites.iter().copied(), &at(server, second)).unwrap();
+        assert_eq!(changed(), Some(expect), "{server} at {second}");
+    }
+    assert_eq!(history.read().unwrap().entries.len(), 1);
+    std::fs::write(place.at().join("releases/sites.json"), "{").unwrap();
+    assert!(history.changed_at().is_err());
+    history.keep_sites(both, &at("two", 60)).unwrap();
+    assert_eq!(changed(), Some(60));
 }
 
 #[test]

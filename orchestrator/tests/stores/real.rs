@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
@@ -17,7 +15,7 @@ use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::state::{Objects, StateError};
 
 use crate::conformance::{self, Open, holder, next};
-use crate::servers::{Server, azurite, checked_by_google, gcs, moto};
+use crate::servers::{Server, azurite, blob_container, checked_by_google, gcs, moto};
 use crate::world::here;
 
 const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests");
@@ -131,7 +129,7 @@ fn azure_blob_passes_the_conformance_suite() {
     let folder = tempfile::tempdir().unwrap();
     let Some(server) = azurite(TESTS, folder.path()) else { return };
     run(async {
-        make_container(&server).await;
+        blob_container(TESTS, &server, "states");
         let count = AtomicU32::new(0);
         conformance::all(&|| fresh(blob(&server, "states"), &count)).await;
         one_of_many_wins(fresh(blob(&server, "states"), &count)).await;
@@ -228,21 +226,3 @@ fn gcs_passes_the_conformance_suite() {
 
 /// Published with the emulator: it guards nothing.
 const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
-
-/// A container is made with a signature by hand, as the client makes none.
-async fn make_container(server: &Server) {
-    let now = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-    let text = format!(
-        "PUT\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:{now}\nx-ms-version:2021-08-06\n/devstoreaccount1/devstoreaccount1/states\nrestype:container"
-    );
-    let key = BASE64_STANDARD.decode(KEY).unwrap();
-    let signed = aws_lc_rs::hmac::sign(&aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &key), text.as_bytes());
-    let authorization = format!("SharedKey devstoreaccount1:{}", BASE64_STANDARD.encode(signed.as_ref()));
-    let headers = [
-        ("x-ms-date", now.as_str()),
-        ("x-ms-version", "2021-08-06"),
-        ("authorization", &authorization),
-        ("content-length", "0"),
-    ];
-    request(server, "PUT", "/devstoreaccount1/states?restype=container", &headers).await;
-}

@@ -8,7 +8,7 @@ use textnlp_provider::settings::{
 };
 use textnlp_provider::{Component, Site};
 
-use crate::lower::endpoint;
+use crate::lower::{bucket_identity, endpoint};
 
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -106,8 +106,10 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
         gpu.device_plugin = true;
     }
     let balancer = endpoint::balancer(component, &site);
+    let identity = bucket_identity(component, &site);
     if let Some(cluster) = &mut site.cluster {
         cluster.balancer = balancer;
+        cluster.bucket_identity = (!cluster.existing).then_some(identity);
     }
     Some((inner, site))
 }

@@ -24,6 +24,7 @@ mod tags;
 pub use api::{Access, Identity, Simulator};
 pub use capabilities::{CAPABILITIES, inside};
 pub use endpoint::{EndpointOperations, endpoint};
+pub use lower::models_bucket;
 pub use names::cluster as cluster_name;
 pub use provider::Aws;
 pub use session::{AskCode, AssumedRole};

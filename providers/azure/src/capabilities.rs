@@ -8,6 +8,8 @@ use textnlp_provider::settings::{
 };
 use textnlp_provider::{Component, Site};
 
+use crate::lower::bucket_identity;
+
 /// The component as the provider of the objects inside of the cluster expands it: without what Azure's own resources answer for. Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let (inner, mut site) = textnlp_cloud::inside(component, site)?;
@@ -21,6 +23,10 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
             value: Some("spot".to_owned()),
             effect: Some(TaintEffect::NoSchedule),
         });
+    }
+    let identity = bucket_identity(&site);
+    if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
+        cluster.bucket_identity = identity;
     }
     Some((inner, site))
 }

@@ -1,6 +1,6 @@
 //! What of a component is inside of a cluster that the cloud creates.
 
-use textnlp_provider::cluster::ClusterGpus;
+use textnlp_provider::cluster::{ClusterGpus, GPU_POOL, POOL};
 use textnlp_provider::component::{ComponentSpec, Network};
 use textnlp_provider::{Component, Site};
 
@@ -23,11 +23,6 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     }
     Some((Component { name: component.name.clone(), existing, part }, site))
 }
-
-/// The label of the nodes of a pool, and its value where they have GPUs.
-pub const POOL: &str = "textnlp/pool";
-/// See [`POOL`].
-pub const GPU_POOL: &str = "gpu";
 
 /// The GPUs of a site, where its provider creates their nodes.
 pub fn created_gpus(site: &mut Site) -> Option<&mut ClusterGpus> {

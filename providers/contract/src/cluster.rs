@@ -4,6 +4,7 @@
 //! The settings are those of a runtime: every provider whose programs run as pods reads the same ones.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,73 @@ pub struct ClusterSite {
     /// The GPUs of the servers; `None` computes on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<ClusterGpus>,
+    /// Whether the cluster exists already, so that its provider changes nothing about it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
+    /// How the servers' pods sign in to buckets, where the cluster's provider gives them an identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket_identity: Option<BucketIdentity>,
+}
+
+impl ClusterSite {
+    /// A site in a namespace, with nothing else set: one node at least, and rolling releases.
+    pub fn of(namespace: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            settings: ClusterAccess::default(),
+            image_from: None,
+            rollout: Strategy::Rolling,
+            certificate: None,
+            postgres: None,
+            adapter: false,
+            replicates: false,
+            pinned: false,
+            min_nodes: 1,
+            max_nodes: None,
+            balancer: None,
+            gpu: None,
+            existing: false,
+            bucket_identity: None,
+        }
+    }
+}
+
+/// The service account of the servers' pods where they fetch models of buckets.
+pub const MODELS_ACCOUNT: &str = "textnlp-models";
+
+/// How the container that fetches models signs in to buckets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketIdentity {
+    /// The scheme of the buckets that it opens, such as `s3`.
+    pub scheme: String,
+    /// The address of the site's own bucket, with `/` at its end.
+    pub own: String,
+    /// The variables of the container: texts, or references to outputs.
+    pub variables: BTreeMap<String, serde_json::Value>,
+    /// The token of the pods' service account that it signs in with, where it needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<IdentityToken>,
+    /// The services on each node that give credentials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<SocketAddr>,
+    /// The part of the model store that gives the service account its rights. Pods start after it.
+    pub part: String,
+    /// The annotation of pods that names the containers into which the cloud puts no credentials of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_annotation: Option<String>,
+}
+
+/// A token of a service account, which the kubelet renews.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityToken {
+    /// The audience: the service that accepts it.
+    pub audience: String,
+    /// Its folder in the container.
+    pub folder: String,
+    /// Its file there.
+    pub file: String,
+    /// Its lifetime.
+    pub seconds: u32,
 }
 
 /// The GPUs of a cluster, of which each pod of the servers has one.
@@ -66,6 +134,10 @@ pub struct ClusterGpus {
 
 /// The resource that NVIDIA's device plugin offers, and the taint of nodes with GPUs: only pods that ask for one run there.
 pub const GPU: &str = "nvidia.com/gpu";
+/// The label of the nodes of a pool that a cloud's provider creates.
+pub const POOL: &str = "textnlp/pool";
+/// The value of [`POOL`] where the nodes have GPUs.
+pub const GPU_POOL: &str = "gpu";
 
 impl ClusterGpus {
     /// The replicas for which there are GPUs beside the new pods of a rollout, which has pods of `share` percent besides the replicas.

@@ -219,6 +219,9 @@ pub struct ModelStore {
     /// The copies of its files in another region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<ModelReplica>,
+    /// The permissions boundary of the role that reads models of buckets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permission_boundary: Option<String>,
 }
 
 /// See [`ModelStore::replica`].

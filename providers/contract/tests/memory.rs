@@ -123,6 +123,7 @@ fn every_component_is_expanded_into_resources() {
                 key: None,
                 archive_after_days: None,
                 replica: None,
+                permission_boundary: None,
             }),
         ),
         (

@@ -5,6 +5,20 @@ use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Stor
 use textnlp_provider::settings::{
     DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
+use textnlp_provider::{Component, Site};
+
+use crate::lower::bucket_identity;
+
+/// The component as the provider of the objects inside of the cluster expands it: without what Google Cloud's own resources answer for.
+/// Pure.
+pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
+    let (inner, mut site) = textnlp_cloud::inside(component, site)?;
+    let identity = bucket_identity(&site);
+    if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
+        cluster.bucket_identity = Some(identity);
+    }
+    Some((inner, site))
+}
 
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {

@@ -28,7 +28,8 @@ pub mod tables;
 mod token;
 
 pub use access::{Access, Identity};
-pub use capabilities::CAPABILITIES;
+pub use capabilities::{CAPABILITIES, inside};
+pub use lower::models_bucket;
 pub use names::cluster as cluster_name;
 pub use provider::Gcp;
 pub use service::Service;

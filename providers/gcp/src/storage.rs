@@ -10,10 +10,13 @@ use google_cloud_auth::credentials::{CacheableResource, CredentialsProvider, Ent
 use google_cloud_auth::errors::CredentialsError;
 use google_cloud_gax::error::rpc::StatusDetails;
 use google_cloud_gax::retry_policy::NeverRetry;
+use google_cloud_iam_v1::model::{GetIamPolicyRequest, GetPolicyOptions, Policy, SetIamPolicyRequest};
 use google_cloud_storage::client::StorageControl;
 use google_cloud_storage::model::Bucket;
 use google_cloud_wkt::FieldMask;
 use http::{Extensions, HeaderMap, HeaderValue};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{Error, ErrorKind, Result, error_chain};
 
@@ -84,7 +87,12 @@ impl Buckets {
 
     pub(crate) async fn create(&self, id: &str, mut bucket: Value) -> Result<()> {
         bucket["project"] = format!("projects/{}", self.identity.project).into();
-        let call = self.client.create_bucket().set_parent("projects/_").set_bucket_id(id).set_bucket(message(&bucket)?);
+        let call = self
+            .client
+            .create_bucket()
+            .set_parent("projects/_")
+            .set_bucket_id(id)
+            .set_bucket(message::<Bucket>(&bucket)?);
         call.send().await.map(drop).map_err(|error| self.failed("create", id, &error))
     }
 
@@ -92,7 +100,7 @@ impl Buckets {
     pub(crate) async fn update(&self, name: &str, mut bucket: Value, mask: &str) -> Result<()> {
         bucket["name"] = name.into();
         let mask = FieldMask::default().set_paths([mask]);
-        let call = self.client.update_bucket().set_bucket(message(&bucket)?).set_update_mask(mask);
+        let call = self.client.update_bucket().set_bucket(message::<Bucket>(&bucket)?).set_update_mask(mask);
         call.send().await.map(drop).map_err(|error| self.failed("change", name, &error))
     }
 
@@ -119,6 +127,26 @@ impl Buckets {
         deleted.into_iter().collect()
     }
 
+    /// The policy of a bucket in this version; `None` if there is no such bucket.
+    pub(crate) async fn policy(&self, name: &str, version: i32) -> Result<Option<Value>> {
+        let options = GetPolicyOptions::new().set_requested_policy_version(version);
+        let request = GetIamPolicyRequest::new().set_resource(name).set_options(options);
+        match self.client.get_iam_policy().with_request(request).send().await {
+            Ok(policy) => document(&policy).map(Some),
+            Err(error) => match self.failed("read the policy of", name, &error) {
+                error if error.kind == ErrorKind::NotFound => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Replaces the policy of a bucket, if its etag is the one in `policy`.
+    pub(crate) async fn set_policy(&self, name: &str, policy: &Value) -> Result<()> {
+        let request = SetIamPolicyRequest::new().set_resource(name).set_policy(message::<Policy>(policy)?);
+        let sent = self.client.set_iam_policy().with_request(request).send().await;
+        sent.map(drop).map_err(|error| self.failed("change the policy of", name, &error))
+    }
+
     fn failed(&self, action: &str, subject: &str, error: &google_cloud_storage::Error) -> Error {
         let Some(status) = error.status() else {
             let kind = if error.is_authentication() { ErrorKind::Denied } else { ErrorKind::Unavailable };
@@ -140,12 +168,12 @@ impl Buckets {
     }
 }
 
-fn document(bucket: &Bucket) -> Result<Value> {
-    serde_json::to_value(bucket).map_err(|error| Error::new(ErrorKind::Invalid, "read", "a bucket").because(error))
+fn document(message: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(message).map_err(|error| Error::new(ErrorKind::Invalid, "read", "a bucket").because(error))
 }
 
-fn message(bucket: &Value) -> Result<Bucket> {
-    serde_json::from_value(bucket.clone())
+fn message<T: DeserializeOwned>(document: &Value) -> Result<T> {
+    serde_json::from_value(document.clone())
         .map_err(|error| Error::new(ErrorKind::Invalid, "describe", "a bucket").because(error))
 }
 

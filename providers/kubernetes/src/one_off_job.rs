@@ -10,7 +10,7 @@ use crate::api::Api;
 use crate::diagnosis;
 use crate::error::Call;
 use crate::identity;
-use crate::lower::SHARED_VOLUME;
+use crate::lower::{ACCOUNT_OF_PODS, SHARED_VOLUME, has_gpu, job_nodes};
 use crate::provider::Kubernetes;
 use crate::ready::{self, Ready};
 use crate::table::{self, Row};
@@ -138,12 +138,22 @@ fn job(servers: &Value, container: &str, arguments: &[String]) -> Option<Value> 
         one["volumeMounts"].as_array().into_iter().flatten().map(|mount| mount["name"].clone()).collect();
     let volumes: Vec<Value> = spec["volumes"].as_array().into_iter().flatten().cloned().collect();
     let pod = spec.as_object_mut()?;
-    for of_a_server in ["initContainers", "topologySpreadConstraints", "terminationGracePeriodSeconds"] {
-        pod.shift_remove(of_a_server);
+    let of_a_server =
+        ["initContainers", "topologySpreadConstraints", "terminationGracePeriodSeconds", "nodeSelector", "tolerations"];
+    for field in of_a_server {
+        pod.shift_remove(field);
+    }
+    let server = &servers["spec"]["template"]["spec"];
+    pod.extend(job_nodes(server));
+    if has_gpu(server) {
+        // Nodes without a GPU may not have the runtime of those with one.
+        pod.shift_remove("runtimeClassName");
     }
     spec["volumes"] = volumes.into_iter().filter(|volume| mounted.contains(&volume["name"])).collect();
     spec["containers"] = json!([one]);
     spec["restartPolicy"] = json!("Never");
+    // That of the servers may sign in to buckets.
+    spec["serviceAccountName"] = json!(ACCOUNT_OF_PODS);
     let metadata = &servers["metadata"];
     let owner = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"], "uid": metadata["uid"],
@@ -273,6 +283,8 @@ impl JobResult {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::cluster::GPU;
+
     use super::*;
 
     #[test]
@@ -296,13 +308,33 @@ mod tests {
         let pod = &made["spec"]["template"]["spec"];
         assert_eq!(pod["volumes"], json!([{ "name": "config" }]));
         assert_eq!(made["spec"]["template"]["metadata"]["annotations"], json!({ "textnlp-config": "c" }));
-        assert_eq!((&pod["restartPolicy"], &pod["serviceAccountName"]), (&json!("Never"), &json!("api")));
+        assert_eq!((&pod["restartPolicy"], &pod["serviceAccountName"]), (&json!("Never"), &json!("textnlp-api")));
         assert!(pod.get("initContainers").is_none() && pod["securityContext"]["runAsNonRoot"] == true);
         let [one] = &pod["containers"].as_array().unwrap()[..] else { panic!("{pod:#}") };
         assert_eq!(one["args"], json!(["serve", "a$$(B)$$$$"]), "no variable is put in");
         assert!(one.get("readinessProbe").is_none() && one["env"][0]["value"] == "1");
         assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "1");
         assert_eq!(job(&servers, "other", &[]), None);
+    }
+
+    #[test]
+    fn one_off_job_of_servers_with_gpus_needs_none() {
+        let mut servers = json!({ "metadata": { "name": "api", "namespace": "here", "uid": "1" } });
+        servers["spec"]["template"]["spec"] = json!({
+            "nodeSelector": { "textnlp/pool": "gpu" },
+            "tolerations": [{ "key": GPU, "operator": "Exists", "effect": "NoSchedule" }],
+            "runtimeClassName": "nvidia",
+            "containers": [{ "name": "api", "resources": { "limits": { "cpu": "4", GPU: 1 } } }],
+        });
+        let pod = |servers: &Value| job(servers, "api", &[]).unwrap()["spec"]["template"]["spec"].to_string();
+        assert!(
+            !["nvidia", "textnlp/pool"].iter().any(|of_a_gpu| pod(&servers).contains(of_a_gpu)),
+            "{}",
+            pod(&servers)
+        );
+        servers["spec"]["template"]["spec"]["containers"][0]["resources"] = json!({});
+        servers["spec"]["template"]["spec"]["runtimeClassName"] = json!("gvisor");
+        assert!(pod(&servers).contains("gvisor"), "{}", pod(&servers));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::api::Api;
 use crate::error::{Call, Rule, missing_rules};
 use crate::gateway;
 use crate::identity::{self, ObjectLocation};
-use crate::lower::{gateway_port, is_pinned};
+use crate::lower::{gateway_port, has_gpu, is_pinned};
 use crate::observe::several;
 use crate::provider::Kubernetes;
 use crate::served;
@@ -43,8 +43,11 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     let site = kubernetes.site();
     served::users(&api, wanted, site.is_some_and(|site| site.settings.openshift), &mut problems).await?;
     problems.extend(nodes(&api, site.map_or(0, |site| site.min_nodes)).await?);
-    if let Some(gpu) = site.and_then(|site| site.gpu.as_ref()).filter(|gpu| gpu.node_selector.is_empty()) {
-        problems.extend(gpus(&api, gpu).await?);
+    if let Some((site, gpu)) = site.and_then(|site| Some((site, site.gpu.as_ref()?)))
+        && gpu.node_selector.is_empty()
+    {
+        let grows = site.max_nodes.is_some_and(|most| most > site.min_nodes);
+        problems.extend(gpus(&api, gpu, grows).await?);
     }
     problems.extend(site.and_then(|site| site.max_nodes.filter(|most| *most > site.min_nodes)).map(|most| {
         let cause =
@@ -86,6 +89,9 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     served::image_volumes(minor, wanted, &mut problems);
     let supported: Vec<_> = supported.into_iter().filter(|(row, _)| !missing.contains(row.name)).collect();
     permissions(&api, &supported, &mut problems).await?;
+    for (row, wanted) in supported.iter().filter(|(row, _)| row.name == "kubernetes.deployment") {
+        problems.extend(image_of_cpu(&api, row, wanted).await?);
+    }
     taken_names(&api, &supported, &mut problems).await?;
     Ok(problems)
 }
@@ -109,12 +115,12 @@ async fn nodes(api: &Api, least: u32) -> Result<Option<Problem>> {
     Ok(Some(Problem::warning("cluster", cause, fix)))
 }
 
-/// GPUs are there where NVIDIA's device plugin offers them.
-async fn gpus(api: &Api, gpu: &ClusterGpus) -> Result<Option<Problem>> {
+/// GPUs are there where NVIDIA's device plugin offers them, or where a node autoscaler adds nodes with them.
+async fn gpus(api: &Api, gpu: &ClusterGpus, grows: bool) -> Result<Option<Problem>> {
     static NODES: Row = table::nodes();
     let call = Call { action: "count the GPUs of", verb: "list", row: &NODES, namespace: None, name: None };
     match api.list(&call, "").await {
-        Ok(nodes) => Ok(missing_gpus(&nodes, gpu.count)),
+        Ok(nodes) => Ok(missing_gpus(&nodes, gpu.count, grows)),
         Err(error) if error.kind == ErrorKind::Denied => {
             let cause = format!("its {} GPUs could not be checked: you are not allowed to list nodes", gpu.count);
             Ok(Some(Problem::warning("cluster", cause, ADD_GPUS)))
@@ -123,19 +129,55 @@ async fn gpus(api: &Api, gpu: &ClusterGpus) -> Result<Option<Problem>> {
     }
 }
 
-/// Whether these nodes offer too few GPUs. Pure.
-fn missing_gpus(nodes: &[Value], wanted: u32) -> Option<Problem> {
+/// Whether these nodes offer too few GPUs; `grows` says that the cluster adds nodes for pods that wait. Pure.
+fn missing_gpus(nodes: &[Value], wanted: u32, grows: bool) -> Option<Problem> {
     let of_node = |node: &Value| node["status"]["allocatable"][GPU].as_str()?.parse().ok();
     let offered = nodes.iter().filter_map(of_node).fold(0u32, u32::saturating_add);
+    if offered == 0 && grows {
+        // An autoscaler knows what a node of an empty group will offer
+        // (https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/FAQ.md#how-can-i-scale-a-node-group-to-0).
+        let cause =
+            format!("no node offers `{GPU}` now, so the pods wait until the cluster's node autoscaler adds one");
+        let fix =
+            "check that one of its groups has GPUs and may grow, with NVIDIA's driver and device plugin on its nodes";
+        return Some(Problem::warning("cluster", cause, fix));
+    }
     if offered == 0 {
         let cause = format!("no node offers `{GPU}`, so that no pod with a GPU can be scheduled");
         let fix = format!(
-            "install NVIDIA's driver on nodes with GPUs, and its device plugin: `kubectl apply -f {DEVICE_PLUGIN}`"
+            "install NVIDIA's driver on nodes with GPUs, and its device plugin: `kubectl apply -f {DEVICE_PLUGIN}`; where a node \
+             autoscaler adds them, set `cluster.max_nodes` above `cluster.min_nodes`"
         );
         return Some(Problem::new("cluster", cause, fix));
     }
     let cause = format!("its nodes offer {offered} of `{GPU}`, and the environment has {wanted} GPUs");
     (offered < wanted).then(|| Problem::warning("cluster", cause, ADD_GPUS))
+}
+
+/// Servers that get GPUs with the image that computes on the CPU now. It may be one with CUDA, so this is only a warning; the job that
+/// runs before them knows.
+async fn image_of_cpu(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Option<Problem>> {
+    let Ok(location) = ObjectLocation::of_spec(row, &wanted.spec) else { return Ok(None) };
+    let (namespace, name) = (location.namespace.as_deref(), Some(location.name.as_str()));
+    let call = Call { action: "read", verb: "get", row, namespace, name };
+    let there = match api.get(&call).await {
+        Err(error) if error.kind == ErrorKind::Denied => None,
+        other => other?,
+    };
+    let image = there.as_ref().and_then(|there| kept_image(there, wanted.spec.as_value()));
+    Ok(image.map(|image| {
+        let cause =
+            format!("`{image}` computes without a GPU now, and is refused with one if it was built without CUDA");
+        let fix = "build one by `server/cuda/Dockerfile`, push it, and write its digest, or remove `gpu`";
+        Problem::warning("cluster.image", cause, fix)
+    }))
+}
+
+/// The image of pods that get a GPU, if it stays the same. Pure.
+fn kept_image<'a>(there: &'a Value, wanted: &Value) -> Option<&'a str> {
+    let (before, after) = (&there["spec"]["template"]["spec"], &wanted["spec"]["template"]["spec"]);
+    let image = before["containers"][0]["image"].as_str()?;
+    (has_gpu(after) && !has_gpu(before) && after["containers"][0]["image"] == image).then_some(image)
 }
 
 /// The kinds whose definitions are part of the wanted objects, by the names of definitions:
@@ -287,13 +329,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn servers_that_get_a_gpu_need_an_image_for_it() {
+        let servers = |image: &str, limits: Value| {
+            let container = json!({ "image": image, "resources": { "limits": limits } });
+            json!({ "spec": { "template": { "spec": { "containers": [container] } } } })
+        };
+        let (with, without) = (json!({ "nvidia.com/gpu": 1 }), json!({ "cpu": "4" }));
+        let kept = |before: &Value, after: &Value| kept_image(before, after).map(str::to_owned);
+        let before = servers("a", without.clone());
+        assert_eq!(kept(&before, &servers("a", with.clone())).as_deref(), Some("a"));
+        assert_eq!(kept(&before, &servers("b", with.clone())), None);
+        assert_eq!(kept(&before, &servers("a", without)), None);
+        assert_eq!(kept(&servers("a", with.clone()), &servers("a", with)), None);
+    }
+
+    #[test]
     fn gpus_are_counted_by_what_nodes_offer() {
         let node = |gpus: &str| json!({ "status": { "allocatable": { "cpu": "4", "nvidia.com/gpu": gpus } } });
         let plain = json!({ "status": { "allocatable": { "cpu": "4" } } });
-        let missing = missing_gpus(&[plain.clone(), node("0")], 1).unwrap();
+        let missing = missing_gpus(&[plain.clone(), node("0")], 1, false).unwrap();
         assert!(!missing.warning && missing.fix.contains("kubectl apply -f https://"), "{missing:?}");
-        let few = missing_gpus(&[plain.clone(), node("1"), node("1")], 3).unwrap();
+        // From zero, an autoscaler adds the first one.
+        let from_zero = missing_gpus(std::slice::from_ref(&plain), 1, true).unwrap();
+        assert!(from_zero.warning && from_zero.cause.contains("node autoscaler"), "{from_zero:?}");
+        let few = missing_gpus(&[plain.clone(), node("1"), node("1")], 3, false).unwrap();
         assert!(few.warning && few.cause.contains("offer 2 of"), "{few:?}");
-        assert!(missing_gpus(&[plain, node("2"), node("1")], 3).is_none());
+        assert!(missing_gpus(&[plain, node("2"), node("1")], 3, false).is_none());
     }
 }

@@ -122,6 +122,23 @@ pub async fn aws_signed(
     Ok(headers.map(|(name, value)| (name.to_owned(), Secret::new(value))).collect())
 }
 
+/// The credentials that AWS's own tools find, of a profile or a sign-in, as the variables of a session.
+///
+/// # Errors
+/// There are none, or they have ended.
+pub async fn aws_variables() -> Result<Vec<(&'static str, Secret)>> {
+    let options = AwsSignIn::default();
+    let config = config(&options).await;
+    let found = credentials(&options, &config, &[]).await?;
+    let session = found.session_token().map(|token| ("AWS_SESSION_TOKEN", Secret::new(token)));
+    let region = config.region().map(|region| ("AWS_REGION", Secret::new(region.to_string())));
+    let key = [
+        ("AWS_ACCESS_KEY_ID", Secret::new(found.access_key_id())),
+        ("AWS_SECRET_ACCESS_KEY", Secret::new(found.secret_access_key())),
+    ];
+    Ok(key.into_iter().chain(session).chain(region).collect())
+}
+
 /// The configuration of AWS's own tools: region, profile, proxies, endpoints.
 async fn config(options: &AwsSignIn) -> SdkConfig {
     let timeouts = TimeoutConfig::builder().operation_attempt_timeout(EACH).build();

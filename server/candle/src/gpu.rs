@@ -85,8 +85,34 @@ impl Gpu {
                 built % 10
             ));
         }
+        // Memory that was freed in a stream returns to the GPU only then
+        // (https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__MALLOC__ASYNC.html, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD).
+        context.synchronize().map_err(of_driver)?;
         let (free, total) = context.mem_get_info().map_err(of_driver)?;
         Ok(Gpu { name, total: total as u64, available: (free as u64).saturating_sub(RESERVE) })
+    }
+
+    /// Why the GPU of this number computes nothing more for this process; `None` where it does. After a fault in a kernel, of the
+    /// memory or of the GPU itself, each further call fails until the process is started again
+    /// (<https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html>, such as `CUDA_ERROR_ILLEGAL_ADDRESS`). Other errors
+    /// concern one call, so that the next one tells them apart.
+    #[cfg(feature = "cuda")]
+    pub fn fault(number: usize) -> Option<String> {
+        use candle_core::cuda_backend::cudarc::driver::{CudaContext, sys::CUresult};
+
+        // It is the context of the models, and remembers no error of another handle.
+        match CudaContext::new(number).and_then(|context| context.synchronize()) {
+            Ok(()) => None,
+            // Without a loaded model the context is made anew, in memory that others may have.
+            Err(error) if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => None,
+            Err(error) => Some(format!("GPU {number} fails in each call: {error}")),
+        }
+    }
+
+    /// Why the GPU of this number computes nothing more for this process: this build never uses one.
+    #[cfg(not(feature = "cuda"))]
+    pub fn fault(_number: usize) -> Option<String> {
+        None
     }
 
     /// What there is now of the GPU of this number: this build has no kernels for GPUs.

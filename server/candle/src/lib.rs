@@ -18,7 +18,7 @@ mod layer;
 mod step;
 mod weights;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, DeviceLocation};
 pub use gpu::Gpu;
 use std::path::Path;
 use std::sync::Arc;
@@ -216,10 +216,19 @@ impl Executor for Candle {
         &self.logits
     }
 
+    fn fault(&self) -> Option<String> {
+        match self.device.location() {
+            DeviceLocation::Cuda { gpu_id } => Gpu::fault(gpu_id),
+            DeviceLocation::Cpu | DeviceLocation::Metal { .. } => None,
+        }
+    }
+
     /// Keys and values are taken when sequences are opened; their limit is reported, since it may be reached.
     fn memory(&self) -> Memory {
         let each = (self.spec.kv_numbers() * self.kv_type.size_in_bytes()) as u64;
         let workspace = (self.logits.capacity() * size_of::<f32>()) as u64;
-        Memory { weights: self.held, kv: each.saturating_mul(self.sequences.limit as u64), workspace }
+        let kv = |positions: usize| each.saturating_mul(positions as u64);
+        let Sequences { limit, free, .. } = self.sequences;
+        Memory { weights: self.held, kv: kv(limit), kv_on_demand: kv(limit - free), workspace }
     }
 }

@@ -254,11 +254,12 @@ fn positions_of_all_sequences_are_bounded_and_counted() {
     assert_eq!(open.len(), before / 64);
     // 2 layers, keys and values of 4 heads of 6, in f32.
     assert_eq!(candle.memory().kv, 1024 * 2 * 2 * 24 * 4);
+    assert_eq!(candle.memory().kv_on_demand, candle.memory().kv);
     let stale = open[0];
     for seq in open {
         candle.close(seq);
     }
-    assert_eq!(candle.free_positions(), before);
+    assert_eq!((candle.free_positions(), candle.memory().kv_on_demand), (before, 0));
     candle.close(stale);
     assert_eq!(candle.free_positions(), before, "closed twice");
 }

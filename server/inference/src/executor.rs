@@ -177,6 +177,11 @@ pub trait Executor: Send {
     /// Logits of the last step: one slice of `vocab` values for each row that asked, in the order of the spans.
     fn logits(&self) -> &[f32];
 
+    /// Why its device computes nothing more in this process, so that only a restart helps; `None` after an error of one step.
+    fn fault(&self) -> Option<String> {
+        None
+    }
+
     /// Bytes held.
     fn memory(&self) -> Memory;
 }
@@ -188,6 +193,8 @@ pub struct Memory {
     pub weights: u64,
     /// For keys and values.
     pub kv: u64,
+    /// What of `kv` open sequences have allocated; 0 where all of it is allocated with the model.
+    pub kv_on_demand: u64,
     /// For activations, scores and logits: grows with the longest sequence and the most sequences of a step.
     pub workspace: u64,
 }

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 use camino::{Utf8Path, Utf8PathBuf};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use serde::{Deserialize, Serialize};
@@ -14,14 +16,58 @@ use textnlp_net::retry::Transient;
 use tokio::io::AsyncWriteExt;
 
 use crate::attempts::Attempts;
+use crate::bucket::Bucket;
 use crate::chunks::{Recorded, Recorder};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::{Event, Progress};
 use crate::local;
 use crate::manifest::FileEntry;
+use crate::options::Limits;
 use crate::store::Assembly;
 use crate::transport::{Fault, Reply, Transport, shown};
+
+/// Where files come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    /// Servers of the web.
+    Web(&'a Transport),
+    /// A bucket.
+    Bucket(&'a Bucket),
+}
+
+impl Origin<'_> {
+    fn limits(&self) -> &Limits {
+        match self {
+            Origin::Web(transport) => &transport.limits,
+            Origin::Bucket(bucket) => &bucket.limits,
+        }
+    }
+}
+
+/// The content of a file from its byte `from` on.
+pub(crate) struct Opened {
+    pub(crate) from: u64,
+    /// Bytes of the whole file, if known.
+    pub(crate) total: Option<u64>,
+    pub(crate) etag: Option<String>,
+    pub(crate) body: Body,
+}
+
+/// The bytes that are coming.
+pub(crate) enum Body {
+    Web(reqwest::Response),
+    Bucket(BoxStream<'static, object_store::Result<bytes::Bytes>>),
+}
+
+impl Body {
+    async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, String> {
+        match self {
+            Body::Web(response) => response.chunk().await.map_err(|error| error_chain(&error.without_url())),
+            Body::Bucket(stream) => stream.next().await.transpose().map_err(|error| error_chain(&error)),
+        }
+    }
+}
 
 /// A file to download, with what is known about it beforehand.
 #[derive(Debug, Clone)]
@@ -64,6 +110,16 @@ enum AttemptError {
     Error(Error),
 }
 
+impl From<Fault> for AttemptError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Again(failure) => AttemptError::Again(failure),
+            Fault::Fatal(error) => AttemptError::Error(error),
+            refused @ Fault::Refused { .. } => AttemptError::Refused(refused),
+        }
+    }
+}
+
 impl From<Error> for AttemptError {
     fn from(error: Error) -> Self {
         AttemptError::Error(error)
@@ -72,7 +128,7 @@ impl From<Error> for AttemptError {
 
 /// Downloads the file into the assembly. The outer error is local, the inner one is the server's refusal.
 pub(crate) async fn download(
-    transport: &Transport,
+    origin: Origin<'_>,
     assembly: &Assembly<'_>,
     wanted: &Wanted,
     progress: &Progress<'_>,
@@ -86,13 +142,13 @@ pub(crate) async fn download(
 
     let partial = Partial::of(assembly, wanted);
     let waits = || progress(Event::Waiting { for_what: format!("another download of {}", wanted.name), seconds: 0 });
-    let _held = local::lock(&partial.lock, false, transport.limits.lock_wait, &wanted.name, waits).await?;
+    let _held = local::lock(&partial.lock, false, origin.limits().lock_wait, &wanted.name, waits).await?;
 
-    let mut attempts = Attempts::new(&transport.limits);
+    let mut attempts = Attempts::new(origin.limits());
     let mut fresh_tries = 0;
     loop {
         let before = length(&partial.data);
-        match attempt(transport, assembly, wanted, &partial, progress).await {
+        match attempt(origin, assembly, wanted, &partial, progress).await {
             Ok((check, file)) => {
                 progress(Event::Verifying { name: wanted.name.clone() });
                 match checked(&wanted.name, &partial.data, file, check).await? {
@@ -137,7 +193,7 @@ pub(crate) fn remaining(assembly: &Assembly<'_>, wanted: &Wanted) -> u64 {
 /// One request; goes on where the partial file ends. On success the partial file is whole, and returned open: its path may lead elsewhere
 /// by then.
 async fn attempt(
-    transport: &Transport,
+    origin: Origin<'_>,
     assembly: &Assembly<'_>,
     wanted: &Wanted,
     partial: &Partial,
@@ -149,91 +205,95 @@ async fn attempt(
     }
     let begun = partial.begun(wanted)?;
     let mut offset = length(&partial.data);
-    let mut headers = HeaderMap::new();
-    if offset > 0 {
-        // Weak tags do not promise equal bytes, so they cannot be asked for by If-Range. With a known digest the
-        // end is checked anyway and a range is safe without; otherwise we begin again.
-        let strong =
-            begun.etag.as_ref().filter(|tag| !tag.starts_with("W/")).and_then(|t| HeaderValue::from_str(t).ok());
-        if let Some(tag) = &strong {
-            headers.insert(IF_RANGE, tag.clone());
-        }
-        if strong.is_some() || wanted.check != Check::Nothing {
-            if let Ok(range) = HeaderValue::from_str(&format!("bytes={offset}-")) {
-                headers.insert(RANGE, range);
-            }
-        } else {
-            partial.clear()?;
-            offset = 0;
-        }
+    // Weak tags do not promise equal bytes, so they cannot be asked for by If-Range. With a known digest the
+    // end is checked anyway and a range is safe without; otherwise we begin again.
+    let strong = begun.etag.filter(|tag| offset > 0 && !tag.starts_with("W/"));
+    if offset > 0 && strong.is_none() && wanted.check == Check::Nothing {
+        partial.clear()?;
+        offset = 0;
     }
-
-    let reply = match transport.get(&wanted.url, &headers).await {
-        Ok(reply) => reply,
-        Err(Fault::Again(failure)) => return Err(AttemptError::Again(failure)),
-        Err(Fault::Fatal(error)) => return Err(AttemptError::Error(error)),
-        Err(refused) => return Err(AttemptError::Refused(refused)),
+    let answered = match origin {
+        Origin::Web(transport) => ask(transport, wanted, strong.as_deref(), offset).await?,
+        Origin::Bucket(bucket) => (wanted.check, bucket.ask(wanted, strong.as_deref(), offset).await?),
     };
-    let check = match wanted.check {
-        Check::Nothing => promised_check(&reply.first),
-        known => known,
-    };
-    let total = match placed(&reply, offset) {
-        Placed::Go { from, total } => {
-            if from == 0 {
-                offset = 0;
-            }
-            total
-        }
-        Placed::Whole => {
+    let (check, opened) = match answered {
+        (check, Placed::Go(opened)) => (check, opened),
+        (check, Placed::Whole) => {
             let file = local::open_to_read(&partial.data).map_err(Error::io("open", &partial.data))?;
             return Ok((check, file));
         }
-        Placed::Elsewhere => {
+        (_, Placed::Elsewhere) => {
             partial.clear()?;
             let why = "it answered with another range than was requested";
             return Err(AttemptError::Again(Transient::connection(why)));
         }
     };
-    let linked = header(&reply.first, "x-linked-size").and_then(|text| text.parse().ok());
-    let total = agreed_size(&wanted.name, &[wanted.bytes, linked, total])?;
-
-    assembly.make_room(&wanted.name, total.unwrap_or(0).saturating_sub(offset))?;
-    let etag = header(reply.response.headers(), ETAG.as_str()).map(str::to_owned);
+    let Opened { from, total, etag, body } = opened;
+    let total = agreed_size(&wanted.name, &[wanted.bytes, total])?;
+    assembly.make_room(&wanted.name, total.unwrap_or(0).saturating_sub(from))?;
     partial.remember(&PartialState { url: shown(&wanted.url), etag, bytes: total })?;
-    let file = receive(transport, assembly, wanted, partial, offset, total, reply.response, progress).await?;
+    let file = receive(origin.limits(), assembly, wanted, partial, from, total, body, progress).await?;
     Ok((check, file))
 }
 
-enum Placed {
-    /// The body begins at `from`; the whole file has `total` bytes.
-    Go { from: u64, total: Option<u64> },
+/// Asks a server of the web for the bytes from `offset` on; `tag` is the version that the partial file is of.
+async fn ask(
+    transport: &Transport,
+    wanted: &Wanted,
+    tag: Option<&str>,
+    offset: u64,
+) -> Result<(Check, Placed), AttemptError> {
+    let mut headers = HeaderMap::new();
+    if offset > 0 {
+        if let Some(tag) = tag.and_then(|tag| HeaderValue::from_str(tag).ok()) {
+            headers.insert(IF_RANGE, tag);
+        }
+        if let Ok(range) = HeaderValue::from_str(&format!("bytes={offset}-")) {
+            headers.insert(RANGE, range);
+        }
+    }
+    let reply = transport.get(&wanted.url, &headers).await?;
+    let check = match wanted.check {
+        Check::Nothing => promised_check(&reply.first),
+        known => known,
+    };
+    Ok((check, placed(reply, offset, &wanted.name)?))
+}
+
+/// Where an answer continues the partial file.
+pub(crate) enum Placed {
+    /// The content comes.
+    Go(Opened),
     /// The partial file is complete.
     Whole,
     /// The answer does not continue the partial file.
     Elsewhere,
 }
 
-fn placed(reply: &Reply, offset: u64) -> Placed {
-    let response = &reply.response;
+fn placed(reply: Reply, offset: u64, name: &str) -> Result<Placed> {
+    let Reply { response, first } = reply;
     let range = header(response.headers(), CONTENT_RANGE.as_str()).and_then(|text| text.strip_prefix("bytes "));
-    match response.status() {
+    let (from, total) = match response.status() {
         StatusCode::PARTIAL_CONTENT => {
             let parsed = range.and_then(|text| {
                 let (span, total) = text.split_once('/')?;
                 Some((span.split_once('-')?.0.parse::<u64>().ok()?, total.parse::<u64>().ok()))
             });
             match parsed {
-                Some((from, total)) if from == offset && offset > 0 => Placed::Go { from, total },
-                _ => Placed::Elsewhere,
+                Some((from, total)) if from == offset && offset > 0 => (from, total),
+                _ => return Ok(Placed::Elsewhere),
             }
         }
         StatusCode::RANGE_NOT_SATISFIABLE => {
             let total = range.and_then(|text| text.strip_prefix("*/")).and_then(|text| text.parse::<u64>().ok());
-            if offset > 0 && total == Some(offset) { Placed::Whole } else { Placed::Elsewhere }
+            return Ok(if offset > 0 && total == Some(offset) { Placed::Whole } else { Placed::Elsewhere });
         }
-        _ => Placed::Go { from: 0, total: response.content_length() },
-    }
+        _ => (0, response.content_length()),
+    };
+    let linked = header(&first, "x-linked-size").and_then(|text| text.parse().ok());
+    let total = agreed_size(name, &[linked, total])?;
+    let etag = header(response.headers(), ETAG.as_str()).map(str::to_owned);
+    Ok(Placed::Go(Opened { from, total, etag, body: Body::Web(response) }))
 }
 
 /// Every side that names a size must name the same one.
@@ -252,13 +312,13 @@ fn agreed_size(name: &str, sizes_given: &[Option<u64>]) -> Result<Option<u64>> {
 
 #[expect(clippy::too_many_arguments, reason = "one call, from `attempt`, which is split here to be readable")]
 async fn receive(
-    transport: &Transport,
+    limits: &Limits,
     assembly: &Assembly<'_>,
     wanted: &Wanted,
     partial: &Partial,
     offset: u64,
     total: Option<u64>,
-    mut response: reqwest::Response,
+    mut body: Body,
     progress: &Progress<'_>,
 ) -> Result<File, AttemptError> {
     let fail = |error: std::io::Error| AttemptError::Error(Error::io("write", &partial.data)(error));
@@ -268,10 +328,10 @@ async fn receive(
     let mut shown_at = done;
     progress(Event::File { name: wanted.name.clone(), done, total });
     let end = loop {
-        let chunk = match response.chunk().await {
+        let chunk = match body.chunk().await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break Ok(()),
-            Err(error) => break Err(error_chain(&error.without_url())),
+            Err(why) => break Err(why),
         };
         done += chunk.len() as u64;
         if total.is_some_and(|total| done > total) {
@@ -292,8 +352,8 @@ async fn receive(
                 assembly.make_room(&wanted.name, 64 << 20)?;
             }
         }
-        if window.0.elapsed() >= transport.limits.slow_window {
-            if done - window.1 < transport.limits.slow_bytes {
+        if window.0.elapsed() >= limits.slow_window {
+            if done - window.1 < limits.slow_bytes {
                 break Err("the transfer is too slow".to_owned());
             }
             window = (Instant::now(), done);

@@ -100,6 +100,14 @@ pub enum Error {
         /// The last failure.
         why: String,
     },
+    /// A model did not get into a bucket.
+    #[error("upload {what}: {why}")]
+    Upload {
+        /// The object.
+        what: String,
+        /// The failure.
+        why: String,
+    },
     /// The other side asks us to wait longer than we do.
     #[error("{what}: the server limits requests{}", .seconds.map(|s| format!("; retry after {s} s")).unwrap_or_default())]
     Throttled {
@@ -177,7 +185,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Source(_) => Some(
-                "write `bundled`, `file:PATH`, `https://…`, `hf:org/name[@revision][/file.gguf]` or a name that `textnlp-deploy model list` shows"
+                "write `bundled`, `file:PATH`, `https://…`, `s3://…`, `gs://…`, `az://…`, `hf:org/name[@revision][/file.gguf]` or a name that `textnlp-deploy model list` shows"
                     .to_owned(),
             ),
             Error::NotFound { hint, .. } | Error::Denied { hint, .. } | Error::Unusable { hint, .. } => Some(hint.clone()),
@@ -198,6 +206,10 @@ impl Error {
             ),
             Error::Network { .. } => Some(
                 "check the network; behind a proxy set HTTPS_PROXY (and NO_PROXY), with a private CA TEXTNLP_CA_FILE, with a mirror HF_ENDPOINT; the partial download is kept and the next attempt resumes it"
+                    .to_owned(),
+            ),
+            Error::Upload { .. } => Some(
+                "check the network, and that the credentials may list and write the bucket; what was sent completely is not sent again"
                     .to_owned(),
             ),
             Error::Throttled { .. } => Some("wait and try again; a token in HF_TOKEN raises the hub's limits".to_owned()),

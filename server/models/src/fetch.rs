@@ -4,6 +4,7 @@ use std::fs;
 
 use camino::Utf8Path;
 
+use crate::bucket::Bucket;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{FileEntry, Manifest};
@@ -12,7 +13,7 @@ use crate::select::choose;
 use crate::source::Source;
 use crate::store::{Assembly, Model, Reference, Store};
 use crate::transport::Transport;
-use crate::{bundled, hub, local, web};
+use crate::{bucket, bundled, hub, local, web};
 
 /// Receives the progress of a fetch. Called often and from async code: it must be fast.
 pub type Progress<'a> = dyn Fn(Event) + Send + Sync + 'a;
@@ -107,7 +108,17 @@ impl Store {
             Source::Bundled => bundled::unpack(&assembly)?,
             Source::File(path) => import(&assembly, path, progress).await?,
             Source::Web(web) => web::pull(&Transport::new(options)?, &assembly, web, progress).await?,
+            Source::Bucket(bucket) => {
+                bucket::pull(&Bucket::open(bucket, options)?, &assembly, bucket, progress).await?
+            }
             Source::Hub(hub) => hub::pull(&Transport::new(options)?, &assembly, hub, progress).await?,
+            Source::SiteBucket(_) => {
+                return Err(Error::Unusable {
+                    what: source.to_string(),
+                    why: "this machine has no bucket of a site".to_owned(),
+                    hint: "write the address: `s3://…`, `gs://…` or `az://…`".to_owned(),
+                });
+            }
             Source::Catalogue(_) => unreachable!("resolved above"),
         };
         let manifest = Manifest::new(resolved.to_string(), pulled.revision, pulled.license, pulled.files);

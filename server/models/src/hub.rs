@@ -3,7 +3,7 @@
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 
-use crate::download::{Check, Wanted, download, git_blob, remaining};
+use crate::download::{Check, Origin, Wanted, download, git_blob, remaining};
 use crate::error::{Error, Result};
 use crate::fetch::{Event, Progress, Pulled};
 use crate::local;
@@ -86,7 +86,7 @@ pub(crate) async fn pull(
     assembly.make_room(&what, files.iter().map(|file| remaining(assembly, file)).sum())?;
     let mut entries = Vec::new();
     for file in &files {
-        entries.push(download(transport, assembly, file, progress).await?.map_err(refused)?);
+        entries.push(download(Origin::Web(transport), assembly, file, progress).await?.map_err(refused)?);
     }
     Ok(Pulled { files: entries, revision: commit, license: license(&listing) })
 }

@@ -1,6 +1,6 @@
 //! Model management: sources, storage, and memory requirements.
 //!
-//! A [`Source`] names a model (`bundled`, `file:…`, `https://…`, `hf:…` or a name of the [`Catalogue`]); a [`Store`] fetches
+//! A [`Source`] names a model (`bundled`, `file:…`, `https://…`, `s3://…`, `hf:…` or a name of the [`Catalogue`]); a [`Store`] fetches
 //! it once, checks every byte and keeps it by content; [`inspect`] and [`fit`] say what it is and whether it fits into this
 //! machine. Files are read by the inference crate, which also loads and runs models: what it refuses is refused here.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -18,6 +18,7 @@ mod inspect;
 
 pub mod sha;
 
+mod bucket;
 mod bundled;
 mod chunks;
 mod decoder;
@@ -30,6 +31,7 @@ mod local;
 mod manifest;
 mod names;
 mod options;
+mod push;
 mod select;
 mod transport;
 mod web;
@@ -46,5 +48,6 @@ pub use fit::{Fit, Memory, UnknownWeightFormat, Verdict, Want, WeightFormat, fit
 pub use inspect::{Format, Summary, inspect, inspect_as};
 pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, digest_of_files, read_manifest, verify, verify_to_load};
 pub use options::{FetchOptions, Limits, ProxySettings, Token};
-pub use source::{HubSource, Source, SourceError, WebSource};
+pub use push::{Pushed, push};
+pub use source::{BucketSource, HubSource, Source, SourceError, WebSource};
 pub use store::{AbandonedDownload, Model, Removed, Store, Stored};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_buckets::Variables;
 use textnlp_net::client::ClientOptions;
 use textnlp_net::retry::{Backoff, RetryPolicy};
 use textnlp_net::trust::{TrustError, TrustRoots};
@@ -35,6 +36,8 @@ pub struct FetchOptions {
     pub ca_file: Option<Utf8PathBuf>,
     /// The proxies and the private CA for requests with the token, if others than `proxy` and `ca_file`: those of the token's owner.
     pub token_route: Option<(ProxySettings, Option<Utf8PathBuf>)>,
+    /// The variables with the credentials for buckets.
+    pub variables: Variables,
     /// The digest that the whole model must have (from a lock file).
     pub expect: Option<Digest>,
     /// Bounds of waiting and retrying.
@@ -123,6 +126,7 @@ impl Default for FetchOptions {
             proxy: ProxySettings::default(),
             ca_file: None,
             token_route: None,
+            variables: Variables::default(),
             expect: None,
             limits: Limits::default(),
         }
@@ -131,9 +135,10 @@ impl Default for FetchOptions {
 
 impl FetchOptions {
     /// Reads `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` and
-    /// `TEXTNLP_CA_FILE`. Empty variables count as absent.
+    /// `TEXTNLP_CA_FILE`, and the variables of clouds. Empty variables count as absent.
     pub fn from_env() -> FetchOptions {
-        FetchOptions::from_variables(|name| std::env::var(name).ok())
+        let variables = Variables::of_this_process();
+        FetchOptions { variables, ..FetchOptions::from_variables(|name| std::env::var(name).ok()) }
     }
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> FetchOptions {

@@ -45,7 +45,7 @@ pub(crate) fn choose<'a>(what: &str, file: Option<&str>, names: &[&'a str]) -> R
                 many.len(),
                 many.iter().take(20).copied().collect::<Vec<_>>().join(", ")
             ),
-            format!("choose one: {what}/{}", many[0]),
+            format!("choose one: {}/{}", what.trim_end_matches('/'), many[0]),
         ),
     }
 }

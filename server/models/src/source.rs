@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use camino::Utf8PathBuf;
 use reqwest::Url;
+use textnlp_buckets::Scheme;
 use textnlp_net::client::is_loopback;
 
 use crate::catalogue::Catalogue;
@@ -19,6 +20,10 @@ pub enum Source {
     File(Utf8PathBuf),
     /// A folder or a `.gguf` file on a web server.
     Web(WebSource),
+    /// A folder or a `.gguf` file in a bucket.
+    Bucket(BucketSource),
+    /// A folder or a `.gguf` file in the bucket of the site that serves it, which only the site's provider knows.
+    SiteBucket(String),
     /// A repository of a Hugging Face hub.
     Hub(HubSource),
     /// A name of the catalogue.
@@ -30,6 +35,15 @@ pub enum Source {
 pub struct WebSource {
     url: Url,
     digest: Option<Digest>,
+}
+
+/// An address in a bucket: `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `az://CONTAINER/PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketSource {
+    scheme: Scheme,
+    bucket: String,
+    /// Ends with `/`, unless it names a file. Empty for the whole bucket.
+    path: String,
 }
 
 /// A repository of a hub.
@@ -52,11 +66,13 @@ pub struct SourceError {
     pub expected: &'static str,
 }
 
-const ANY: &str = "`bundled`, `file:PATH`, `https://…`, `hf:org/name[@revision][/file.gguf]` or a name of the catalogue such as `gpt2`";
+const ANY: &str = "`bundled`, `file:PATH`, `https://…`, `s3://…`, `gs://…`, `az://…`, `bucket:path`, `hf:org/name[@revision][/file.gguf]` or a name of the catalogue such as `gpt2`";
 const FILE: &str = "`file:PATH`, the path of a folder or of a .gguf file";
 const WEB: &str = "`https://host/path/model.gguf` or `https://host/path/` (a folder with config.json), with `#sha256=…` if the digest is known; `http:` only for this machine";
+const BUCKET: &str = "`s3://bucket/path`, `gs://bucket/path` or `az://container/path` of a folder or a .gguf file";
+const SITE_BUCKET: &str = "`bucket:path` of a folder or a .gguf file in the bucket of the site";
 const HUB: &str = "`hf:org/name`, `hf:org/name@revision` or `hf:org/name@revision/file.gguf`";
-const NAME: &str = "a name of the catalogue such as `gpt2` or `smollm2-135m-instruct`, or one of `bundled`, `file:PATH`, `https://…`, `hf:org/name`";
+const NAME: &str = "a name of the catalogue such as `gpt2` or `smollm2-135m-instruct`, or one of `bundled`, `file:PATH`, `https://…`, `s3://…`, `hf:org/name`";
 
 impl Source {
     /// Whether this text is a source that can exist: also refuses names that the catalogue does not have.
@@ -82,7 +98,7 @@ impl Source {
     pub fn needs_network(&self) -> bool {
         match self {
             Source::Bundled | Source::File(_) => false,
-            Source::Web(_) | Source::Hub(_) => true,
+            Source::Web(_) | Source::Bucket(_) | Source::SiteBucket(_) | Source::Hub(_) => true,
             Source::Catalogue(_) => self.resolve().is_ok_and(|s| s.needs_network()),
         }
     }
@@ -114,11 +130,25 @@ impl FromStr for Source {
             let path = path.strip_prefix("//").map_or(path, |rest| if rest.starts_with('/') { rest } else { "" });
             return if path.is_empty() { no("it has no path", FILE) } else { Ok(Source::File(path.into())) };
         }
+        if let Some(path) = text.strip_prefix("bucket:") {
+            return match folder(path) {
+                Ok(path) if path.is_empty() => no("it has no path", SITE_BUCKET),
+                Ok(path) => Ok(Source::SiteBucket(path)),
+                Err(why) => no(&why, SITE_BUCKET),
+            };
+        }
         if let Some(rest) = text.strip_prefix("hf:") {
             return hub(rest).map(Source::Hub).map_err(|why| SourceError::new(text, why, HUB));
         }
         if text.starts_with("https:") || text.starts_with("http:") {
             return web(text).map(Source::Web).map_err(|why| SourceError::new(text, why, WEB));
+        }
+        if let Some((scheme, rest)) = text.split_once("://")
+            && let Ok(scheme) = scheme.parse()
+        {
+            return BucketSource::new(scheme, rest)
+                .map(Source::Bucket)
+                .map_err(|why| SourceError::new(text, why, BUCKET));
         }
         if text.starts_with('/') || text.starts_with("./") || text.starts_with("../") || text.starts_with('~') {
             return no("a path needs `file:` before it", FILE);
@@ -227,6 +257,61 @@ impl WebSource {
     }
 }
 
+/// A path in a bucket: empty, of a folder with `/` at its end, or of a file.
+fn folder(path: &str) -> Result<String, String> {
+    let path = path.trim_end_matches('/');
+    let is_step = |part: &str| part.is_empty() || part.bytes().all(|byte| byte == b'.');
+    let plain = |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._=+@".contains(&byte));
+    if let Some(part) = path.split('/').find(|part| !path.is_empty() && (is_step(part) || !plain(part))) {
+        return Err(format!("`{part}` is not a folder: write letters, digits, `-`, `.`, `_`, `=`, `+` and `@`"));
+    }
+    let end = if path.is_empty() || path.ends_with(".gguf") { "" } else { "/" };
+    Ok(format!("{path}{end}"))
+}
+
+impl BucketSource {
+    fn new(scheme: Scheme, rest: &str) -> Result<BucketSource, String> {
+        let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
+        // They become parts of addresses that credentials are sent to.
+        let plain = |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        if bucket.is_empty() || bucket.len() > 222 || !plain(bucket) || bucket.starts_with('.') {
+            return Err("it has no name of a bucket: letters, digits, `-`, `.` and `_`".to_owned());
+        }
+        Ok(BucketSource { scheme, bucket: bucket.to_owned(), path: folder(path)? })
+    }
+
+    /// The protocol.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// The bucket; of Azure the container.
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// The path in it: empty, of a folder with `/` at its end, or of a file.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether it names a folder and not one file.
+    pub fn is_folder(&self) -> bool {
+        !self.path.ends_with(".gguf")
+    }
+
+    /// A folder below this one.
+    pub fn below(&self, name: &str) -> BucketSource {
+        BucketSource { path: format!("{}{name}/", self.path), ..self.clone() }
+    }
+}
+
+impl fmt::Display for BucketSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}/{}", self.scheme, self.bucket, self.path)
+    }
+}
+
 impl HubSource {
     /// `org/name`.
     pub fn repo(&self) -> &str {
@@ -282,6 +367,8 @@ impl fmt::Display for Source {
                 write!(f, "{}", web.url)?;
                 web.digest.map_or(Ok(()), |digest| write!(f, "#sha256={}", digest.hex()))
             }
+            Source::Bucket(bucket) => bucket.fmt(f),
+            Source::SiteBucket(path) => write!(f, "bucket:{path}"),
             Source::Hub(hub) => {
                 write!(f, "hf:{}", hub.repo)?;
                 if let Some(revision) = &hub.revision {
@@ -331,6 +418,12 @@ mod tests {
         check("https://host/dir/", "https://host/dir/");
         check("http://127.0.0.1:8/x.gguf", "http://127.0.0.1:8/x.gguf");
         check("http://[::1]/x.gguf", "http://[::1]/x.gguf");
+        check("bucket:team/mine", "bucket:team/mine/");
+        check("bucket:x.gguf", "bucket:x.gguf");
+        check("s3://models", "s3://models/");
+        check("s3://models/a/b", "s3://models/a/b/");
+        check("gs://models/a/x.gguf", "gs://models/a/x.gguf");
+        check("az://models/mine/", "az://models/mine/");
         let digest = "ab".repeat(32);
         check(&format!("https://h/x.gguf#sha256={digest}"), &format!("https://h/x.gguf#sha256={digest}"));
     }
@@ -353,7 +446,15 @@ mod tests {
         check("https://h/x.tar", "no: it is neither a folder…");
         check("https://h/d/#sha256=00", "no: `00` is not a SHA-256…");
         check("bundled:gpt2", "no: this program contains only the model `textnlp-tiny`");
-        check("s3://bucket/x", "no: models cannot come from `s3:`");
+        check("bucket:", "no: it has no path");
+        check("bucket:/a", "no: `` is not a folder…");
+        check("ftp://host/x", "no: models cannot come from `ftp:`");
+        check("s3://", "no: it has no name of a bucket…");
+        check("s3://key@bucket/x", "no: it has no name of a bucket…");
+        check("gs://bucket/a//b", "no: `` is not a folder…");
+        check("gs://bucket/../b", "no: `..` is not a folder…");
+        check("az://models/a b/", "no: `a b` is not a folder…");
+        check("s3://bucket/x?versionId=1", "no: `x?versionId=1` is not a folder…");
         check("gpt 2", "no: a name has letters…");
         check("a\nb", "no: it is too long or holds control characters");
     }

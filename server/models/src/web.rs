@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 
-use crate::download::{Check, Wanted, download};
+use crate::download::{Check, Origin, Wanted, download};
 use crate::error::{Error, Result};
 use crate::fetch::{Event, Progress, Pulled};
 use crate::local;
@@ -110,7 +110,7 @@ impl WebFetch<'_> {
     /// The file; `None` if the server does not have it.
     async fn get(&self, name: &str, url: Url, check: Check) -> Result<Option<FileEntry>> {
         let wanted = Wanted { name: name.to_owned(), url, bytes: None, check };
-        match download(self.transport, self.assembly, &wanted, self.progress).await? {
+        match download(Origin::Web(self.transport), self.assembly, &wanted, self.progress).await? {
             Ok(entry) => Ok(Some(entry)),
             Err(Fault::Refused { status: StatusCode::NOT_FOUND | StatusCode::GONE, .. }) => Ok(None),
             Err(Fault::Refused { status, .. }) => Err(Error::Denied {

@@ -23,10 +23,12 @@ enum Task {
     Analyze,
     /// Writes rows while the primary fails.
     Rehearse,
-    /// Counts the rows of a rehearsal that runs.
+    /// Counts the rows of a rehearsal that runs, and names the last one.
     RehearsalRows,
     /// Removes them.
     EndRehearsal,
+    /// Reports the server of PostgreSQL that answers.
+    Server,
 }
 
 /// Maintains the database, or rehearses the failure of its primary. Answers with `site`, and with the result or why there
@@ -54,10 +56,14 @@ async fn perform(store: &Store, task: Task) -> Result<Value, MaintenanceError> {
         Task::Vacuum => json!(store.maintain(Maintenance::Vacuum).await?),
         Task::Analyze => json!(store.maintain(Maintenance::Analyze).await?),
         Task::Rehearse => json!(store.rehearse().await?),
-        Task::RehearsalRows => json!({ "rows": store.rehearsal_rows().await?.len() }),
+        Task::RehearsalRows => {
+            let rows = store.rehearsal_rows().await?;
+            json!({ "rows": rows.len(), "last": rows.last() })
+        }
         Task::EndRehearsal => {
             store.end_rehearsal().await?;
             json!({})
         }
+        Task::Server => json!(store.server().await?),
     })
 }

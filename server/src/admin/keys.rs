@@ -37,7 +37,7 @@ fn wrong<T>(message: impl Into<String>, hint: &str) -> Result<T, KeysError> {
     Err(KeysError::Command { message: message.into(), hint: Some(hint.to_owned()) })
 }
 
-const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate", "expire", "take", "rotated"];
+const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate", "expire", "take", "rotated", "remove_tenant"];
 
 const FIELDS: &[&str] = &[
     "do",
@@ -157,6 +157,13 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
             let wanted = ApiKey { expires_at: Some(end), ..old };
             keys.put(&wanted).await?;
             shown(&wanted, None)
+        }
+        // Keys of sites that replicate control data stay in it: a removed tenant would come back with them.
+        Some("remove_tenant") => {
+            let name = text("tenant").unwrap_or_default();
+            let (found, replicated) = (store.has_tenant(name).await?, config.watch.is_some());
+            let removed = !replicated && store.remove_tenant(name, &by).await?;
+            json!({ "tenant": name, "found": found, "removed": removed, "replicated": replicated })
         }
         // The deployment tool has replaced a secret. After a leaked signing key, tokens that it signed are no longer
         // accepted: entries of keys in use come back with the next look of the servers that sign with them.

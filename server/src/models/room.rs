@@ -1,15 +1,17 @@
 //! Room for a model: within the budget of all models, and in the memory of the machine or of the GPU that computes it.
 
+use std::future;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use textnlp_inference::cpu::Footprint;
+use textnlp_inference::engine::ModelStats;
 use textnlp_models::Memory;
 
 use super::{Entry, LoadError, ModelState, Models, Ready};
 use crate::config::ByteSize;
-use crate::executors::memory;
+use crate::executors;
 
 /// How long a load waits for the memory of unloaded models. Their last requests may take longer.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,10 +50,30 @@ impl Models {
             ))
         })?;
         let needed = new.total(positions, self.threads);
-        released(&self.unloaded, || false, Instant::now() + IDLE_RELEASE_TIMEOUT).await;
-        self.evict(entry, needed, new, gpu)?;
-        released(&self.unloaded, || memory(gpu).available >= needed, Instant::now() + RELEASE_TIMEOUT).await;
-        fitting(new, positions, self.threads, &memory(gpu)).map_err(LoadError::NoRoom)
+        released(&self.unloaded, || future::ready(false), Instant::now() + IDLE_RELEASE_TIMEOUT).await;
+        self.evict(entry, needed, new, gpu, &self.memory(gpu).await?)?;
+        let is_enough = || async { self.memory(gpu).await.is_ok_and(|memory| memory.available >= needed) };
+        released(&self.unloaded, is_enough, Instant::now() + RELEASE_TIMEOUT).await;
+        fitting(new, positions, self.threads, &self.memory(gpu).await?).map_err(LoadError::NoRoom)
+    }
+
+    /// The memory for one more model where it computes.
+    async fn memory(&self, gpu: Option<usize>) -> Result<Memory, LoadError> {
+        // Read before the free memory: what a request takes in between is missing twice, not available twice.
+        let stats = self.engine.stats();
+        let memory = executors::memory(gpu).await.map_err(LoadError::Busy)?;
+        if gpu.is_none() {
+            return Ok(memory);
+        }
+        let loaded = self.entries.iter().filter_map(|entry| match entry.standing() {
+            ModelState::Ready(ready) if ready.gpu == gpu => {
+                let is_of = |model: &&ModelStats| !model.retired && model.name == entry.config.name;
+                let taken = stats.models.iter().find(is_of).map_or(0, |model| model.memory.kv_on_demand);
+                Some((ready.held, ready.info.memory.weights, taken))
+            }
+            _ => None,
+        });
+        Ok(beside(memory, loaded))
     }
 
     /// The default model, or one that is loaded before the server is ready.
@@ -61,8 +83,14 @@ impl Models {
     }
 
     /// Unloads what [`to_unload`] names. Nothing is unloaded for a load that is refused.
-    fn evict(&self, entry: &Arc<Entry>, needed: u64, new: &Footprint, gpu: Option<usize>) -> Result<(), LoadError> {
-        let memory = memory(gpu);
+    fn evict(
+        &self,
+        entry: &Arc<Entry>,
+        needed: u64,
+        new: &Footprint,
+        gpu: Option<usize>,
+        memory: &Memory,
+    ) -> Result<(), LoadError> {
         let mut loaded: Vec<(&Arc<Entry>, Arc<Ready>)> = Vec::new();
         for other in self.entries.iter().filter(|other| !Arc::ptr_eq(other, entry)) {
             if let ModelState::Ready(ready) = other.standing() {
@@ -141,6 +169,14 @@ impl std::fmt::Debug for Unloaded {
     }
 }
 
+/// What of a GPU's memory is left beside loaded models, by what each takes at most, its weights, and its keys and values now. Those
+/// are taken when requests start, so a GPU that computes little has memory free that is theirs.
+fn beside(memory: Memory, loaded: impl Iterator<Item = (u64, u64, u64)>) -> Memory {
+    let left = |(held, weights, taken): (u64, u64, u64)| held.saturating_sub(weights).saturating_sub(taken);
+    let not_taken = loaded.map(left).fold(0, u64::saturating_add);
+    Memory { available: memory.available.saturating_sub(not_taken), ..memory }
+}
+
 /// Which models to unload, of these from the least recently used on: any while the budget is exceeded, idle ones while
 /// memory is short. `None` if memory would still be short: then nothing is unloaded in vain.
 fn to_unload(held: &[Held], over_budget: u64, short: u64) -> Option<Vec<usize>> {
@@ -171,8 +207,8 @@ fn may_exceed(is_kept: bool, before: u64, of_model: bool) -> bool {
 }
 
 /// Waits until unloaded models have released their memory, until there is enough without it, or until a deadline.
-async fn released(unloaded: &Unloaded, is_enough: impl Fn() -> bool, deadline: Instant) {
-    while unloaded.bytes() > 0 && !is_enough() && Instant::now() < deadline {
+async fn released<F: Future<Output = bool>>(unloaded: &Unloaded, is_enough: impl Fn() -> F, deadline: Instant) {
+    while unloaded.bytes() > 0 && !is_enough().await && Instant::now() < deadline {
         tokio::time::sleep(RELEASE_POLL_INTERVAL).await;
     }
 }
@@ -226,6 +262,36 @@ mod tests {
         assert!(with(new.least(1) - 1).unwrap_err().contains("quantize it"));
     }
 
+    #[test]
+    fn keys_and_values_of_loaded_models_are_not_given_to_another_one() {
+        let gpu = || Memory { total: 16 << 30, available: 9 << 30, bound_by: "GPU 0".to_owned() };
+        let left = |memory: Memory, loaded: &[(u64, u64, u64)]| beside(memory, loaded.iter().copied());
+        assert_eq!(left(gpu(), &[]).available, 9 << 30);
+        // What running requests took is missing in the free memory, and is not promised again.
+        let busy = Memory { available: 6 << 30, ..gpu() };
+        assert_eq!(left(busy.clone(), &[(7 << 30, 3 << 30, 3 << 30), (7 << 30, 3 << 30, 0)]).available, 1 << 30);
+        assert_eq!(left(busy, &[(7 << 30, 3 << 30, 5 << 30)]).available, 6 << 30);
+        // Two with 3 GiB of weights each: 6 GiB are in use, and 8 GiB are promised.
+        let left = left(gpu(), &[(7 << 30, 3 << 30, 0), (7 << 30, 3 << 30, 0)]);
+        assert_eq!((left.available, left.total), (1 << 30, 16 << 30));
+        let architecture = Architecture {
+            family: "gpt2".to_owned(),
+            layers: 4,
+            width: 64,
+            heads: 4,
+            kv_heads: 4,
+            head_dim: 16,
+            ffn: 256,
+            vocab: 300,
+            context: 128,
+            ..Architecture::plain()
+        };
+        let new = Footprint::estimate(architecture, 1_000_000_000, Quant::F16);
+        assert!(fitting(&new, new.usual_positions(), 1, &gpu()).is_ok());
+        let refused = fitting(&new, new.usual_positions(), 1, &left).unwrap_err();
+        assert!(refused.contains("GPU 0") && refused.contains("serve fewer models"), "{refused}");
+    }
+
     /// Held from the least recently used on, bytes over the budget, bytes short of memory, and what is unloaded.
     type Case<'a> = (&'a [Held], u64, u64, Option<Vec<usize>>);
 
@@ -263,14 +329,14 @@ mod tests {
         let late = Instant::now() + Duration::from_secs(3600);
         let unloaded = Unloaded::default();
         unloaded.push("a", 5, after_three);
-        released(&unloaded, || false, late).await;
+        released(&unloaded, || future::ready(false), late).await;
         assert_eq!(polls.load(Ordering::Relaxed), 4);
         unloaded.push("b", 7, never);
         assert!(unloaded.has("b") && !unloaded.has("a"));
-        released(&unloaded, || true, late).await;
-        released(&unloaded, || false, Instant::now()).await;
+        released(&unloaded, || future::ready(true), late).await;
+        released(&unloaded, || future::ready(false), Instant::now()).await;
         assert_eq!(unloaded.bytes(), 7);
-        released(&Unloaded::default(), || false, late).await;
+        released(&Unloaded::default(), || future::ready(false), late).await;
     }
 
     #[test]

@@ -186,6 +186,31 @@ impl Store {
         Ok(changed.is_some())
     }
 
+    /// Removes a tenant whose keys are all revoked or expired, with these keys and its tickets. Its usage and its audit
+    /// events stay. `false` if there is none, or it has another key.
+    pub async fn remove_tenant(&self, id: &str, by: &Actor) -> Result<bool, StoreError> {
+        let now = now_ms();
+        let mut transaction = self.write_all(&format!("tenant {id}"), Job::Keys).await?;
+        let query = "SELECT count(*) FROM tenants WHERE id = $1 AND id <> 'default' \
+                     AND NOT EXISTS (SELECT 1 FROM api_keys WHERE tenant_id = $1 AND revoked_at IS NULL \
+                     AND (expires_at IS NULL OR expires_at > $2))";
+        let row = self.ask(sqlx::query(query).bind(id).bind(now).fetch_one(&mut *transaction)).await?;
+        if row.try_get::<i64, _>(0)? == 0 {
+            return Ok(false);
+        }
+        let ended = "DELETE FROM api_keys WHERE tenant_id = $1 AND (revoked_at IS NOT NULL OR expires_at <= $2)";
+        for query in [
+            sqlx::query("DELETE FROM stream_tickets WHERE tenant_id = $1").bind(id),
+            sqlx::query(ended).bind(id).bind(now),
+            sqlx::query("DELETE FROM tenants WHERE id = $1").bind(id),
+        ] {
+            self.ask(query.execute(&mut *transaction)).await?;
+        }
+        self.record(&mut transaction, &AuditEvent::new(by, Action::TenantRemove).object(id).tenant(id)).await?;
+        self.commit(transaction).await?;
+        Ok(true)
+    }
+
     /// Whether a tenant exists.
     pub async fn has_tenant(&self, id: &str) -> Result<bool, StoreError> {
         let query = sqlx::query("SELECT 1 FROM tenants WHERE id = $1").bind(id);
@@ -225,7 +250,10 @@ mod tests {
     use super::super::tests::{Bench, key, on_both};
     use super::*;
 
-    on_both!(a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked_until_it_is_reinstated,);
+    on_both!(
+        a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked_until_it_is_reinstated,
+        only_a_tenant_without_a_valid_key_is_removed,
+    );
 
     async fn a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked_until_it_is_reinstated(
         bench: Bench,
@@ -248,5 +276,23 @@ mod tests {
         assert!(store.key(&wanted.public_id).await.unwrap().unwrap().is_valid(now_ms()));
         assert_eq!(store.key("nobody").await.unwrap(), None);
         assert_eq!(store.keys().await.unwrap().len(), 1);
+    }
+
+    async fn only_a_tenant_without_a_valid_key_is_removed(bench: Bench) {
+        let (store, by) = (bench.store().await, Actor::Operator("ada".to_owned()));
+        let end = now_ms() + 600_000;
+        let wanted = ApiKey { tenant: "acme".into(), expires_at: Some(end), ..key("0123456789abcdef") };
+        let expired = ApiKey { public_id: "0000000000000000".into(), expires_at: Some(1), ..wanted.clone() };
+        for key in [&wanted, &expired, &key("fedcba9876543210")] {
+            store.put_key(key, None).await.unwrap();
+        }
+        for kept in ["acme", "default", "nobody"] {
+            assert!(!store.remove_tenant(kept, &by).await.unwrap(), "{kept}");
+        }
+        assert!(store.has_tenant("acme").await.unwrap());
+        store.revoke_key(&wanted.public_id, None).await.unwrap();
+        assert!(store.remove_tenant("acme", &by).await.unwrap());
+        assert!(!store.has_tenant("acme").await.unwrap() && !store.remove_tenant("acme", &by).await.unwrap());
+        assert_eq!(store.keys().await.unwrap().len(), 1, "the keys of others stay");
     }
 }

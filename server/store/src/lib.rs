@@ -53,7 +53,7 @@ pub use keys::{ApiKey, KeyPut, act};
 pub use maintenance::{Maintenance, MaintenanceError, MaintenanceResult};
 pub use migrate::{Migrated, newest_schema};
 pub use rate::Rate;
-pub use rehearsal::RehearsalResult;
+pub use rehearsal::{DatabaseServer, RehearsalResult};
 pub use report::{DaySum, GroupSum, MAX_REPORT_DAYS, RequestSum, UsageReport};
 pub use scope::TenantStore;
 pub use sites::UsageRow;

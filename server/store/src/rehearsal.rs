@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection, Row};
 use tokio::time::MissedTickBehavior;
 
@@ -17,6 +18,9 @@ const REMOVE: &str = "DROP TABLE IF EXISTS textnlp_failover_rehearsal";
 const MAKE: &str = "CREATE TABLE textnlp_failover_rehearsal (n bigint PRIMARY KEY)";
 const WRITE: &str = "INSERT INTO textnlp_failover_rehearsal VALUES ($1)";
 const ROWS: &str = "SELECT n FROM textnlp_failover_rehearsal";
+const SERVER: &str = "SELECT (SELECT system_identifier FROM pg_control_system())::text, \
+    (extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint, \
+    current_setting('server_version_num')::bigint / 10000";
 
 /// The time between two writes.
 const EVERY: Duration = Duration::from_millis(100);
@@ -29,6 +33,23 @@ const BACK: Duration = Duration::from_secs(60);
 /// Writes go on for this long once they succeed again.
 const HOLD: Duration = Duration::from_secs(3);
 
+/// A running PostgreSQL server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DatabaseServer {
+    /// The system identifier, which a primary and its replicas share.
+    pub system: String,
+    /// When it started, in milliseconds since 1970: each instance has another time, and a new one after a restart.
+    pub started_ms: i64,
+    /// The major version.
+    pub version: i64,
+}
+
+impl DatabaseServer {
+    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
+        Ok(Self { system: row.try_get(0)?, started_ms: row.try_get(1)?, version: row.try_get(2)? })
+    }
+}
+
 /// The result of a rehearsal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RehearsalResult {
@@ -40,6 +61,10 @@ pub struct RehearsalResult {
     pub without_writes_ms: u64,
     /// Acknowledged writes that are missing afterwards. `None` if writes did not succeed again.
     pub lost: Option<u64>,
+    /// The servers that acknowledged writes, in that order.
+    pub servers: Vec<DatabaseServer>,
+    /// The number of the last write that was tried before another server than the first of them acknowledged one.
+    pub by_first: u64,
 }
 
 /// The writes of a rehearsal. Times are since its start.
@@ -53,15 +78,25 @@ struct Writes {
     back_at: Option<Duration>,
     last: Duration,
     longest: Duration,
+    servers: Vec<DatabaseServer>,
+    by_first: u64,
 }
 
 impl Writes {
-    fn add(&mut self, n: i64, at: Duration, is_acknowledged: bool) {
-        if !is_acknowledged {
+    /// Adds a write with the server that acknowledged it; `None` if it failed.
+    fn add(&mut self, n: i64, at: Duration, by: Option<&DatabaseServer>) {
+        let first = self.servers.first();
+        if self.servers.len() <= 1 && (first.is_none() || by.is_none() || first == by) {
+            self.by_first = n.unsigned_abs();
+        }
+        let Some(server) = by else {
             self.failed += 1;
             self.failed_at.get_or_insert(at);
             self.back_at = None;
             return;
+        };
+        if self.servers.last() != Some(server) {
+            self.servers.push(server.clone());
         }
         self.acknowledged.insert(n);
         self.longest = self.longest.max(at.saturating_sub(self.last));
@@ -91,6 +126,8 @@ impl Writes {
             failed: self.failed,
             without_writes_ms: u64::try_from(self.longest.max(open).as_millis()).unwrap_or(u64::MAX),
             lost: lost.map(count),
+            servers: self.servers.clone(),
+            by_first: self.by_first,
         }
     }
 }
@@ -111,17 +148,16 @@ impl Store {
             ticks.tick().await;
             n += 1;
             let written = tokio::time::timeout(ANSWER, self.write_row(&mut held, n)).await;
-            let is_acknowledged = matches!(written, Ok(Ok(())));
-            if !is_acknowledged {
+            if !matches!(written, Ok(Ok(()))) {
                 // What an abandoned statement left in it is unknown.
                 held = None;
             }
-            writes.add(n, began.elapsed(), is_acknowledged);
+            writes.add(n, began.elapsed(), held.as_ref().map(|(_, server)| server));
             if let Some(is_back) = writes.ended(began.elapsed()) {
                 break is_back;
             }
         };
-        if let Some(connection) = held {
+        if let Some((connection, _)) = held {
             let _ = self.ask(connection.close()).await;
         }
         // Other connections of the pool may still lead to the old primary.
@@ -132,13 +168,25 @@ impl Store {
         Ok(writes.result(began.elapsed(), present.as_ref()))
     }
 
-    async fn write_row(&self, held: &mut Option<AnyConnection>, n: i64) -> Result<(), sqlx::Error> {
+    async fn write_row(&self, held: &mut Option<(AnyConnection, DatabaseServer)>, n: i64) -> Result<(), sqlx::Error> {
         // Outside the pool: it would hide when the connection was lost.
-        let connection = match held {
-            Some(connection) => connection,
-            None => held.insert(AnyConnection::connect_with(&self.writes.connect_options()).await?),
+        let (connection, _) = match held {
+            Some(held) => held,
+            None => {
+                let mut connection = AnyConnection::connect_with(&self.writes.connect_options()).await?;
+                let server = DatabaseServer::read(&sqlx::query(SERVER).fetch_one(&mut connection).await?)?;
+                held.insert((connection, server))
+            }
         };
         sqlx::query(WRITE).bind(n).execute(connection).await.map(drop)
+    }
+
+    /// The server that answers. Refused for SQLite, which has none.
+    pub async fn server(&self) -> Result<DatabaseServer, MaintenanceError> {
+        if self.dialect == Dialect::Sqlite {
+            return Err(MaintenanceError::Refused("SQLite has no server".to_owned()));
+        }
+        Ok(DatabaseServer::read(&self.one(SERVER).await?).map_err(StoreError::from)?)
     }
 
     /// The rows of a rehearsal; none without one.
@@ -166,31 +214,43 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
+    fn server(started_ms: i64) -> DatabaseServer {
+        DatabaseServer { system: "7".to_owned(), started_ms, version: 16 }
+    }
+
     #[test]
     fn outage_is_the_longest_time_between_acknowledged_writes() {
-        let mut writes = Writes::default();
-        (1..=10).for_each(|n| writes.add(n, at(100 * n as u64), true));
+        let (mut writes, old, new) = (Writes::default(), server(1), server(2));
+        (1..=10).for_each(|n| writes.add(n, at(100 * n as u64), Some(&old)));
         assert_eq!(writes.ended(at(1000)), None);
-        (11..=15).for_each(|n| writes.add(n, at(100 * n as u64), false));
-        writes.add(16, at(4000), true);
+        (11..=15).for_each(|n| writes.add(n, at(100 * n as u64), None));
+        writes.add(16, at(4000), Some(&new));
         // A primary that fails once more is not back.
-        writes.add(17, at(4100), false);
+        writes.add(17, at(4100), None);
         assert_eq!(writes.ended(at(7000)), None);
-        writes.add(18, at(7100), true);
+        writes.add(18, at(7100), Some(&new));
         assert_eq!((writes.ended(at(10_099)), writes.ended(at(10_100))), (None, Some(true)));
         // The unacknowledged write 11 is there, the acknowledged one 10 is not.
         let present: BTreeSet<i64> = (1..=18).filter(|n| *n != 10).collect();
         let result = writes.result(at(10_100), Some(&present));
-        let expect = RehearsalResult { acknowledged: 12, failed: 6, without_writes_ms: 3100, lost: Some(1) };
+        let expect = RehearsalResult {
+            acknowledged: 12,
+            failed: 6,
+            without_writes_ms: 3100,
+            lost: Some(1),
+            servers: vec![old, new],
+            // What was tried may be there without an acknowledgement.
+            by_first: 15,
+        };
         assert_eq!(result, expect);
     }
 
     #[test]
     fn rehearsal_ends_without_a_failure_and_without_a_recovery() {
         let mut writes = Writes::default();
-        writes.add(1, at(100), true);
+        writes.add(1, at(100), Some(&server(1)));
         assert_eq!((writes.ended(at(59_999)), writes.ended(at(60_000))), (None, Some(true)));
-        writes.add(2, at(1000), false);
+        writes.add(2, at(1000), None);
         assert_eq!((writes.ended(at(60_999)), writes.ended(at(61_000))), (None, Some(false)));
         let result = writes.result(at(61_000), None);
         assert_eq!((result.lost, result.without_writes_ms, result.failed), (None, 60_900, 1));
@@ -211,6 +271,9 @@ mod tests {
         assert_eq!(cluster.sql(&name, kill), "1");
         let result = rehearsal.await.unwrap().unwrap();
         assert!(result.failed >= 1 && result.acknowledged >= 3, "{result:?}");
+        // A lost connection is not another server.
+        assert_eq!(result.servers, [store.server().await.unwrap()], "{result:?}");
+        assert_eq!(result.by_first, result.acknowledged + result.failed);
         assert_eq!(result.lost, Some(0));
         assert!(!store.rehearsal_rows().await.unwrap().is_empty(), "they are there until the end");
         store.end_rehearsal().await.unwrap();

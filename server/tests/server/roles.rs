@@ -94,6 +94,19 @@ fn migrate_reports_old_and_new_schema() {
     assert_eq!(files.run(&["serve", "--to", "1"], "").status.code(), Some(2), "--to belongs to migrate");
 }
 
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn migrate_refuses_a_gpu_that_the_program_cannot_use_and_changes_nothing() {
+    let files = Files::new();
+    let file = path(&files.folder, "server.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("models: { serve:", "models: { device: cuda, serve:")).unwrap();
+    let output = files.run(&["admin", "migrate"], "");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("built without CUDA"), "{said}");
+    assert!(!path(&files.folder, "data/t.db").exists());
+}
+
 #[test]
 fn legacy_command_line_still_works() {
     let files = Files::new();

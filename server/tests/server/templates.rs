@@ -221,6 +221,8 @@ async fn renderers_are_limited_replaced_and_end_with_their_model_and_with_the_se
     kill_process(Pid::from_raw(first as i32).unwrap(), Signal::KILL).unwrap();
     until("it has ended", async || !is_running(first)).await;
     ask("a").await;
+    // The server waits for those that ended, at its own time.
+    until("the one that ended is waited for", async || process(first).is_none()).await;
     let [second] = renderers(server)[..] else { panic!("{:?}", renderers(server)) };
     assert_ne!(second, first);
 

@@ -24,7 +24,7 @@ use crate::{Exit, Failure, Platform, Progress, RerunFlags, Scope, origin, runnin
 
 /// Grace period of an interactive command for another run's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout of a dump, the same as that of the cluster's job.
+/// Timeout of a dump: the `activeDeadlineSeconds` of the cluster's job.
 const DUMP_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 /// Poll interval while an `up` runs.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);

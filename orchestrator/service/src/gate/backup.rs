@@ -13,17 +13,18 @@ use tokio_util::sync::CancellationToken;
 use crate::backup::{self, failed, opener_of_state, verify_backup};
 use crate::{ChosenEnvironment, Failure, Progress};
 
-/// Measures the check. What prevents the restore is a reason why it is unknown.
+/// Measures the check. What prevents the restore is a reason why it is unknown. `running`: the deployment, and when its
+/// release was applied.
 pub(super) async fn check(
     check: &CheckDefinition,
     chosen: &ChosenEnvironment,
-    lineage: Lineage,
+    running: (Lineage, Option<Timestamp>),
     progress: &dyn Progress,
     stop: &CancellationToken,
 ) -> Check {
     let environment = &chosen.loaded.environment;
     let measured = tokio::select! {
-        measured = restored(check, chosen, lineage, progress) => measured,
+        measured = restored(check, chosen, running, progress) => measured,
         () = stop.cancelled() => return check.unknown(environment, "it was stopped"),
     };
     measured.unwrap_or_else(|failure| check.unknown(environment, format_args!("{:#}", failure.error)))
@@ -32,14 +33,14 @@ pub(super) async fn check(
 async fn restored(
     check: &CheckDefinition,
     chosen: &ChosenEnvironment,
-    lineage: Lineage,
+    (lineage, applied): (Lineage, Option<Timestamp>),
     progress: &dyn Progress,
 ) -> Result<Check, Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let create = scope.command("backup create");
     if let Some(backups) = scope.platform.site_backups(&scope.folder, environment)? {
-        let last = backups.last(lineage).await?;
-        return Ok(in_cluster(check, environment, last, Timestamp::now(), &create));
+        let job = JobBackup { last: backups.last(lineage).await?, applied, location: backups.location() };
+        return Ok(in_cluster(check, environment, &job, Timestamp::now(), &create));
     }
     let (directory, settings) = backup::directory(scope, environment)?;
     let stored = directory.list().map_err(failed)?;
@@ -60,7 +61,16 @@ async fn restored(
     progress.doing("restores the newest backup beside the service");
     let opener = Arc::new(opener_of_state(scope.platform, &scope.folder).await?);
     let result = verify_backup(scope.platform, &newest.file, &opener, &scope.folder, false, None).await?;
-    Ok(of_result(check, environment, &result, facts.at))
+    Ok(of_result(check, environment, &result, &format!("{} of {:.0}", newest.file, facts.at)))
+}
+
+/// The backups of a cluster.
+struct JobBackup {
+    /// When its job last succeeded.
+    last: Option<Timestamp>,
+    /// When the running release was applied: the job may have been another one before.
+    applied: Option<Timestamp>,
+    location: String,
 }
 
 /// The check of a cluster whose backup job restores each dump beside the database and compares the counts of its rows. It
@@ -68,7 +78,7 @@ async fn restored(
 fn in_cluster(
     check: &CheckDefinition,
     environment: &Environment,
-    last: Option<Timestamp>,
+    JobBackup { last, applied, location }: &JobBackup,
     now: Timestamp,
     create: &str,
 ) -> Check {
@@ -76,24 +86,25 @@ fn in_cluster(
     if !backup.verify {
         return check.unknown(environment, "`backup.verify` is false, so the cluster restores no dump");
     }
-    let Some(last) = last else {
+    let Some(last) = *last else {
         return check.waiting(environment, format_args!("no backup job of the cluster succeeded yet: {create}"));
     };
     if now.duration_since(last).unsigned_abs() > backup.every.0.saturating_mul(2) {
         let why = format!("the last backup job succeeded at {last:.0}, longer ago than twice `backup.every`: {create}");
         return check.waiting(environment, why);
     }
-    check.measured(environment, true, true).note(format!("restored by the backup job in the cluster at {last:.0}"))
+    // A CronJob does not say when the job that succeeded began: one that ran during `up` counts too.
+    if let Some(applied) = applied.filter(|applied| last <= *applied) {
+        let why = format!("the last backup job succeeded at {last:.0}, before the last `up` at {applied:.0}: {create}");
+        return check.waiting(environment, why);
+    }
+    let note = format!("newest dump in the {location}, restored by the backup job that succeeded at {last:.0}");
+    check.measured(environment, true, true).note(note)
 }
 
 /// The check of a backup that was restored.
-fn of_result(
-    check: &CheckDefinition,
-    environment: &Environment,
-    result: &VerificationResult,
-    taken: Timestamp,
-) -> Check {
-    let note = format!("backup of {taken:.0}: {}", result.says);
+fn of_result(check: &CheckDefinition, environment: &Environment, result: &VerificationResult, backup: &str) -> Check {
+    let note = format!("backup {backup}: {}", result.says);
     if result.ok && result.level == "state" {
         return check.unknown(environment, format_args!("{note}, so there is nothing to compare"));
     }
@@ -109,21 +120,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn verified_backup_job_of_a_cluster_counts_for_twice_its_interval() {
+    fn verified_backup_job_of_a_cluster_counts_for_its_release_and_twice_its_interval() {
         let loaded = Library::built_in().load("pilot", &Overrides::default(), &Catalogue::default()).unwrap();
         let mut environment = loaded.environment;
         let definition = PhaseDefinition::of(environment.phase).check(RESTORED).unwrap();
-        let of = |environment: &Environment, last: Option<Timestamp>, hours: i64| {
-            let now = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hours);
-            in_cluster(definition, environment, last, now, "textnlp-deploy backup create --env pilot")
+        let hour = |hours: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hours);
+        let of = |environment: &Environment, last: Option<i64>, hours: i64| {
+            let (last, applied) = (last.map(hour), Some(hour(1)));
+            let job = JobBackup { last, applied, location: "volume dumps".to_owned() };
+            in_cluster(definition, environment, &job, hour(hours), "textnlp-deploy backup create --env pilot")
         };
-        let last = Some(Timestamp::UNIX_EPOCH);
-        assert!(of(&environment, last, 48).ok);
-        for waits in [of(&environment, None, 0), of(&environment, last, 49)] {
+        let good = of(&environment, Some(8), 56);
+        assert!(good.ok && good.note.unwrap().contains("in the volume dumps"));
+        for waits in [of(&environment, None, 2), of(&environment, Some(8), 57), of(&environment, Some(1), 8)] {
             assert!(waits.waits && waits.note.unwrap().ends_with("backup create --env pilot"));
         }
         environment.backup.verify = false;
-        let unknown = of(&environment, last, 1);
+        let unknown = of(&environment, Some(8), 9);
         assert!(unknown.is_unknown() && !unknown.waits, "{unknown}");
     }
 
@@ -143,13 +156,13 @@ mod tests {
                 tool: "t".to_owned(),
                 milliseconds: 1,
             };
-            of_result(definition, &environment, &result, Timestamp::UNIX_EPOCH)
+            of_result(definition, &environment, &result, "one.backup")
         };
         assert!(of(true, "answered").ok && of(true, "keys").ok);
         let empty = of(true, "state");
         assert!(empty.is_unknown() && !empty.ok, "{empty}");
         let failed = of(false, "none");
         assert!(!failed.ok && !failed.is_unknown(), "a failure is not waived: {failed}");
-        assert!(failed.note.unwrap().contains("keys 1, not 2"));
+        assert_eq!(failed.note.unwrap(), "backup one.backup: keys 1, not 2");
     }
 }

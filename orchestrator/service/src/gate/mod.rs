@@ -30,7 +30,7 @@ use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Gates, Phase};
 use textnlp_orchestrator::gate::phases::{self, CheckSource, PhaseDefinition, Probe};
 use textnlp_orchestrator::gate::{self, Check, GateInputs, RecordedExemption, WaiverError};
 use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
-use textnlp_orchestrator::release::{History, Lock, digest};
+use textnlp_orchestrator::release::{Applied, History, Lock, digest};
 use textnlp_orchestrator::report::Report;
 use textnlp_orchestrator::state::{Entry, Head, JournalWriter, State};
 use textnlp_provider::{Lineage, SiteName, error_chain};
@@ -62,13 +62,12 @@ pub fn is_measured(scope: &Scope, environment: &Environment, no_gate: bool, gate
 /// Evidence is stored under the digests of the lock, so the lock must be what runs.
 pub async fn runs_the_lock(chosen: &ChosenEnvironment) -> Result<(), Failure> {
     let ChosenEnvironment { scope, .. } = chosen;
-    let (name, folder) = (&scope.name, &scope.folder);
+    let name = &scope.name;
     let Some(lock) = chosen.lock()? else {
         return Ok(());
     };
-    let recorded = History::at(folder).read().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
-    let runs = match recorded.entries.last() {
-        Some(newest) => newest.applied.lock.runs_the_same(&lock),
+    let runs = match applied(&scope.folder).map_err(|failure| failure.hint(scope.same("up")))? {
+        Some(newest) => newest.lock.runs_the_same(&lock),
         // Provisioned before releases had a history.
         None => running::program(scope).await?.is_none_or(|program| program.digest == lock.server),
     };
@@ -82,6 +81,20 @@ pub async fn runs_the_lock(chosen: &ChosenEnvironment) -> Result<(), Failure> {
         scope.same("up"),
         scope.command("release diff")
     )))
+}
+
+/// The release that `up` applied last. `None` if it was before releases had a history. A failure if that entry cannot be
+/// read, until the next `up`.
+pub(crate) fn applied(folder: &Utf8Path) -> Result<Option<Applied>, Failure> {
+    let recorded = History::at(folder).read().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
+    let newest = recorded.newest().map_err(|why| Failure::new(Exit::Failed, "history", anyhow::anyhow!(why)))?;
+    Ok(newest.map(|newest| newest.applied.clone()))
+}
+
+/// When another release or other settings were last applied, also to some of the sites.
+fn changed_at(folder: &Utf8Path) -> Result<Option<Timestamp>, Failure> {
+    let at_a_site = History::at(folder).changed_at().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
+    Ok(applied(folder)?.map(|applied| applied.at).max(at_a_site))
 }
 
 /// The evidence of a gate, as stored beside the state.
@@ -268,20 +281,29 @@ pub async fn measure(
     if definition.check(phases::SPEED_UP).is_some() {
         recorded.extend(baseline::checks(deployment, running, &state)?);
     }
+    let changed_at = changed_at(folder).map_err(|failure| format!("{:#}: {}", failure.error, scope.same("up")));
     if let Some(check) = definition.check(phases::AVAILABILITY) {
         progress.doing("reads the record of availability");
-        recorded.push(availability::check(check, chosen, running, &state).await);
+        // `down` ends what was measured before it, and so does another release.
+        recorded.push(match &changed_at {
+            Ok(at) => availability::check(check, chosen, running, (*at).max(state.removal())).await,
+            Err(why) => check.unknown(environment, why),
+        });
     }
     if let Some(check) = definition.check(phases::FAILOVER) {
-        recorded.push(failover::check(check, chosen, running.lineage, &state));
+        recorded.push(failover::check(check, chosen, running, &state).await);
     }
     if let Some(check) = definition.check(phases::RESTORED) {
-        recorded.push(backup::check(check, chosen, running.lineage, progress, stop).await);
+        recorded.push(match &changed_at {
+            Ok(at) => backup::check(check, chosen, (running.lineage, *at), progress, stop).await,
+            Err(why) => check.unknown(environment, why),
+        });
     }
     let evidence = gate::evaluate(
         environment,
         GateInputs {
             address: &running.address,
+            lineage: running.lineage,
             service: &service,
             metrics: metrics.as_deref(),
             keys: &keys,

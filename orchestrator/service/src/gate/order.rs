@@ -290,7 +290,7 @@ fn from_scratch(lock: &Lock) -> Exemption {
 }
 
 /// The digest of what a release runs. Sources and the schema are recorded in a lock only later.
-fn digest_of(lock: &Lock) -> String {
+pub(crate) fn digest_of(lock: &Lock) -> String {
     let (sources, image_sources) = Default::default();
     digest(&Lock { configuration: String::new(), schema: None, sources, image_sources, ..lock.clone() }.to_bytes())
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use textnlp_provider::Minimum;
 
-use super::words;
+use super::{Gates, words};
 
 words! {
     /// A phase of maturity.
@@ -54,6 +54,11 @@ impl Phase {
             Phase::AirGapped => Minimum { blocks: false, ..Minimum::PRODUCTION },
             _ => Minimum::PRODUCTION,
         }
+    }
+
+    /// The targets of its gate that an environment does not set.
+    pub fn gates(self) -> Gates {
+        serde_json::from_value(self.defaults()["gates"].clone()).unwrap_or_default()
     }
 
     /// The defaults of this phase, over the general ones.

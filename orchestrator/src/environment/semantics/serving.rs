@@ -254,6 +254,15 @@ impl Checker<'_> {
         for (number, site) in e.sites.iter().enumerate().filter(|(_, site)| site.serves() && site.is_in_cluster()) {
             self.gpus(number, site);
         }
+        let has_gpus = |site: &SiteSettings| site.serves() && site.is_in_cluster() && gpus(e, site).is_some();
+        if grows && e.scaling.cpu.or(e.scaling.memory).is_some() && e.sites.iter().any(has_gpus) {
+            // https://docs.cloud.google.com/kubernetes-engine/docs/best-practices/machine-learning/inference/autoscaling
+            let cause = "`cpu` and `memory` of a pod whose GPU computes do not follow its load";
+            match e.scaling.requests_per_second {
+                None => self.error("scaling", cause, "write `requests_per_second: 5`, with `adapter: true`, instead"),
+                Some(_) => self.warn("scaling", format!("{cause}, and have no effect"), "set both to `null`"),
+            }
+        }
     }
 
     /// Each pod of the servers has a GPU of its own, so that more of them than GPUs are never scheduled.

@@ -126,7 +126,7 @@ const AVAILABLE: CheckDefinition = record(
     AVAILABILITY,
     Limit::Setting("gates.availability", |e| json!(format!("at least {}", e.gates.availability))),
     "share",
-    "the record of `probe` over `gates.availability_window`, and the usage records of that time: the lower share counts",
+    "the record of `probe` over `gates.availability_window`, since the release was applied, and the usage records of that time: the lower share counts",
 )
 .waivable();
 
@@ -136,14 +136,14 @@ const PILOT: &[CheckDefinition] = &[
         FAILOVER,
         Limit::Number(0),
         "acknowledged writes lost",
-        "the last `db failover` of this deployment, not older than 90 days",
+        "the last `db failover` of the release, instances and PostgreSQL that run now, not older than 90 days",
     )
     .waivable(),
     record(
         RESTORED,
         Limit::Yes,
         "",
-        "the newest backup, restored beside the service, in a cluster by its backup job: counts of rows, and on a machine signature and digests",
+        "the newest backup, restored beside the service, in a cluster by its backup job since the last `up`: counts of rows, and on a machine signature and digests",
     )
     .waivable(),
 ];
@@ -193,7 +193,7 @@ const TENANTS: &[CheckDefinition] = &[
         Limit::Number(0),
         "requests answered",
         Probe::Tenants,
-        "temporary keys of two tenants, each with requests that name the other tenant",
+        "temporary keys of two tenants: requests that name the other tenant, its stream ticket, and the usage of each key; those of the owner must succeed",
     ),
     missing(
         "analytics",

@@ -1060,7 +1060,7 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
             "error: `gpu.count`: site `here` has 2 GPUs, one for each pod: not enough for 3 replicas; raise it",
         ),
         (
-            "gpu: { size: small, count: 3 }\nscaling: { min: 3, max: 20, cpu: 70 }\n",
+            "gpu: { size: small, count: 3 }\nscaling: { min: 3, max: 20, requests_per_second: 5 }\n",
             "warning: `gpu.count`: site `here` has 3 GPUs, one for each pod: not enough for 20 replicas, so the autoscaler stops at 3",
         ),
         (
@@ -1070,6 +1070,14 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
         (
             "gpu: { size: small, count: 5 }\nscaling: { min: 3 }\nrollout: { strategy: blue-green }\n",
             "not enough for 3 replicas beside the new pods of a rollout (`blue-green`)",
+        ),
+        (
+            "gpu: { size: small, count: 5 }\nscaling: { min: 3, max: 5, cpu: 70 }\n",
+            "error: `scaling`: `cpu` and `memory` of a pod whose GPU computes do not follow its load; write `requests_per_second",
+        ),
+        (
+            "gpu: { size: small, count: 5 }\nscaling: { min: 3, max: 5, memory: 80, requests_per_second: 5 }\n",
+            "warning: `scaling`: `cpu` and `memory` of a pod whose GPU computes do not follow its load, and have no effect",
         ),
         (
             "gpu: { size: small }\nmodels: [{ name: textnlp-tiny, source: bundled, role: default, executor: own }]\n",

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use textnlp_cloud::{GPU_POOL, POOL};
-use textnlp_provider::cluster::GPU;
+use textnlp_provider::cluster::{GPU, GPU_POOL, POOL};
 use textnlp_provider::component::{Cluster, ClusterIdentity, GpuPool};
 use textnlp_provider::settings::{AccessLevel, GpuSize, Spot};
 use textnlp_provider::{Ownership, ResourceId};
@@ -16,7 +15,7 @@ use crate::names;
 use crate::tables::machines;
 
 /// The service that takes the role of pods.
-const PODS: &str = "pods.eks.amazonaws.com";
+pub(super) const PODS: &str = "pods.eks.amazonaws.com";
 /// How long the logs of the control plane are kept, in days.
 const LOG_DAYS: u32 = 90;
 /// The disk of a machine in GiB: images and models.
@@ -43,16 +42,18 @@ impl Lowering<'_> {
         }
         // A reader of the API server's store still needs it. It ends with the cluster, and other data does not.
         let key = self.key("cluster", &format!("Secrets of the cluster {name}"), Ownership::Ours, &[]);
-        let control = self.role("role", "eks.amazonaws.com", &["AmazonEKSClusterPolicy"], cluster);
+        let boundary = cluster.permission_boundary.as_deref();
+        let control = self.role("role", "eks.amazonaws.com", &["AmazonEKSClusterPolicy"], boundary, json!({}));
         let machines = machines_service(&self.site.region);
         let nodes = self.role(
             "node-role",
             machines,
             &["AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly"],
-            cluster,
+            boundary,
+            json!({}),
         );
-        let network = self.role("network-role", PODS, &["AmazonEKS_CNI_Policy"], cluster);
-        let disks = self.role("disk-role", PODS, &["service-role/AmazonEBSCSIDriverPolicy"], cluster);
+        let network = self.role("network-role", PODS, &["AmazonEKS_CNI_Policy"], boundary, json!({}));
+        let disks = self.role("disk-role", PODS, &["service-role/AmazonEBSCSIDriverPolicy"], boundary, json!({}));
         let logs = self.part(
             "logs",
             "aws.log-group",
@@ -89,8 +90,8 @@ impl Lowering<'_> {
         );
         self.access(&main, &cluster.access);
         // Pods of add-ons start with the roles that are there.
-        let network = self.pod_identity("network-identity", &main, "aws-node", &network);
-        let disks = self.pod_identity("disk-identity", &main, "ebs-csi-controller-sa", &disks);
+        let network = self.pod_identity("network-identity", &main, ("kube-system", "aws-node"), &network);
+        let disks = self.pod_identity("disk-identity", &main, ("kube-system", "ebs-csi-controller-sa"), &disks);
         // What nodes need before they are ready, then what needs nodes.
         let agent = self.addon("eks-pod-identity-agent", &main, Value::Null, &[]);
         let proxy = self.addon("kube-proxy", &main, Value::Null, &[]);
@@ -254,8 +255,15 @@ impl Lowering<'_> {
         }
     }
 
-    /// A role that a service takes, with policies of AWS.
-    fn role(&mut self, part: &str, service: &str, policies: &[&str], cluster: &Cluster) -> Option<ResourceId> {
+    /// A role that a service takes, with policies of AWS and of its own.
+    pub(super) fn role(
+        &mut self,
+        part: &str,
+        service: &str,
+        policies: &[&str],
+        boundary: Option<&str>,
+        inline: Value,
+    ) -> Option<ResourceId> {
         let partition = partition(&self.site.region).name;
         let managed: Vec<String> =
             policies.iter().map(|policy| format!("arn:{partition}:iam::aws:policy/{policy}")).collect();
@@ -279,19 +287,19 @@ impl Lowering<'_> {
                 "name": names::of(self.site, part, names::MOST_OF_ROLE),
                 "path": PATH,
                 "trust": trust,
-                "boundary": cluster.permission_boundary,
+                "boundary": boundary,
                 "managed": managed,
-                "inline": {},
+                "inline": inline,
             }),
         )
     }
 
-    /// The role of a service account of an add-on.
-    fn pod_identity(
+    /// The role of a service account in a namespace.
+    pub(super) fn pod_identity(
         &mut self,
         part: &str,
         cluster: &ResourceId,
-        account: &str,
+        (namespace, account): (&str, &str),
         role: &ResourceId,
     ) -> Option<ResourceId> {
         self.part(
@@ -299,7 +307,7 @@ impl Lowering<'_> {
             "aws.eks-pod-identity-association",
             &json!({
                 "cluster": output(cluster, "name"),
-                "namespace": "kube-system",
+                "namespace": namespace,
                 "service_account": account,
                 "role": output(role, "arn"),
             }),

@@ -7,7 +7,7 @@ use textnlp_provider::component::{InferenceEndpoint, Model};
 use textnlp_provider::{ResourceId, Spec};
 use textnlp_token::partition;
 
-use super::{Lowering, output};
+use super::{Lowering, models_bucket, output};
 use crate::kinds::iam::PATH;
 use crate::names;
 
@@ -161,7 +161,12 @@ impl Lowering<'_> {
         for (place, model) in endpoint.models.iter().enumerate() {
             if model.source.starts_with("file:") {
                 let cause = format!("model `{}` is on this machine, which SageMaker does not reach", model.name);
-                self.problem("models", cause, "use a source that it reaches: `bundled`, `hf:`, `https:`");
+                self.problem("models", cause, "use a source that it reaches: `bundled`, `s3:`, `hf:`, `https:`");
+            }
+            if model.source.starts_with("bucket:") {
+                let cause =
+                    format!("model `{}` is in the bucket of the site, which may be an existing one", model.name);
+                self.problem("models", cause, "write its address: `s3://BUCKET/PATH`");
             }
             let Some(digest) = &model.digest else {
                 let cause = format!("model `{}` has no digest, so it cannot be verified", model.name);
@@ -177,6 +182,9 @@ impl Lowering<'_> {
         });
         let config = configured(endpoint.config.clone(), &paths);
         let mut environment = BTreeMap::new();
+        if endpoint.models.iter().any(|model| model.source.starts_with("s3:")) {
+            environment.insert("AWS_REGION".to_owned(), self.site.region.clone());
+        }
         for (name, document) in [(SERVER, config), (MODELS, delivery)] {
             let text = Spec::of(&document).to_string();
             let pieces = pieces(&text).into_iter().enumerate();
@@ -218,6 +226,7 @@ impl Lowering<'_> {
             let actions = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"];
             statements.push(may("Image", &actions, output(registry, "arn")));
         }
+        statements.extend(self.may_read(&endpoint.models, &models_bucket(self.site)));
         let trust = json!({
             "Effect": "Allow",
             "Principal": { "Service": ["sagemaker.amazonaws.com"] },

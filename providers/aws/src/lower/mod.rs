@@ -2,7 +2,7 @@
 //!
 //! | component | resources |
 //! |---|---|
-//! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of your models; `replica-key`, `replica-bucket`, `replica-role` for copies in another region |
+//! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of your models; `replica-key`, `replica-bucket`, `replica-role` for copies in another region; `reader-role` and `reader` for pods that read models of buckets |
 //! | cluster | `SITE/cluster`: the control plane; `role`, `node-role`, `network-role`, `disk-role`, `key`, `logs`, `oidc`, `network-identity`, `disk-identity`, `addon-vpc-cni` and the like, `system-template`, `system-nodes`; `gpu-template` and `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this account |
 //! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL; `remote`, `remote-key`, `remote-vpc` and the like: its replica in another region |
@@ -21,7 +21,8 @@ mod network;
 mod registry;
 mod zones;
 
-pub(crate) use models::PUBLISHERS;
+pub use models::models_bucket;
+pub(crate) use models::{PUBLISHERS, bucket_identity};
 use serde::Serialize;
 use serde_json::{Value, json};
 use textnlp_provider::component::ComponentSpec;

@@ -1,11 +1,15 @@
-//! The bucket of your own models, and the key that a site's data is encrypted with.
+//! The bucket of your own models, the key that a site's data is encrypted with, and the right of pods to read models.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use textnlp_cloud::REGION;
-use textnlp_provider::component::{ModelReplica, ModelStore};
-use textnlp_provider::{CloudId, Ownership, ResourceId};
+use textnlp_provider::cluster::{BucketIdentity, IdentityToken, MODELS_ACCOUNT};
+use textnlp_provider::component::{Model, ModelReplica, ModelStore};
+use textnlp_provider::{CloudId, Component, ComponentName, Ownership, ResourceId, Site};
 use textnlp_token::partition;
 
+use super::cluster::PODS;
 use super::{Lowering, output};
 use crate::kinds::iam::PATH;
 use crate::names;
@@ -24,6 +28,26 @@ const UPLOADS_DAYS: u32 = 7;
 /// The services that send messages to the encrypted topic of a site
 /// (<https://docs.aws.amazon.com/sns/latest/dg/sns-key-management.html>).
 pub(crate) const PUBLISHERS: &[&str] = &["cloudwatch.amazonaws.com", "budgets.amazonaws.com"];
+/// The part that gives pods the right to read models.
+const READER: &str = "reader";
+/// The scheme of buckets.
+const SCHEME: &str = "s3";
+/// The start of an ARN of a bucket.
+const BUCKET_ARN: &str = "arn:aws:s3:::";
+/// The component of a site's cluster.
+const CLUSTER: &str = "cluster";
+/// The address of the agent of Pod Identity on each node, and what it answers to:
+/// <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>,
+/// <https://docs.aws.amazon.com/eks/latest/userguide/pod-id-how-it-works.html>.
+const AGENT: ([u8; 4], u16) = ([169, 254, 170, 23], 80);
+const AGENT_URL: &str = "http://169.254.170.23/v1/credentials";
+const TOKEN_FOLDER: &str = "/var/run/secrets/textnlp-models";
+const TOKEN_FILE: &str = "eks-pod-identity-token";
+/// EKS's own webhook gives every other container of the pods credentials
+/// (<https://github.com/aws/amazon-eks-pod-identity-webhook#eks-pod-identity>).
+const SKIP: &str = "eks.amazonaws.com/skip-containers";
+/// A day, as EKS's own webhook sets it.
+const TOKEN_SECONDS: u32 = 86_400;
 /// Days between two rotations of the key: KMS's own period.
 const ROTATION_DAYS: u32 = 365;
 
@@ -38,8 +62,8 @@ impl Lowering<'_> {
         self.key("data", &description, ownership, PUBLISHERS);
         let existing = self.component.existing.clone();
         let name = existing.as_ref().map_or_else(
-            || names::global(self.site, MODELS, MOST_OF_BUCKET),
-            |bucket| bucket.as_str().trim_start_matches("arn:aws:s3:::").to_owned(),
+            || models_bucket(self.site),
+            |bucket| bucket.as_str().trim_start_matches(BUCKET_ARN).to_owned(),
         );
         let arn = self.bucket_arn(&name);
         // The files of a model are read when a pod starts, at times that are not known before: S3 chooses the class by use, without a fee for
@@ -53,6 +77,72 @@ impl Lowering<'_> {
         let bucket = self.bucket(&name, &self.data_key(), (days, class), &replication);
         let ownership = existing.map_or(Ownership::Ours, |_| bucket_id(&name));
         self.owned_part("bucket", "aws.bucket", &bucket, ownership);
+        self.reader(store, &name);
+    }
+
+    /// The role that pods fetch models of buckets with; `own` is the bucket of the site.
+    fn reader(&mut self, store: &ModelStore, own: &str) {
+        let Some(site) = self.site.cluster.as_deref() else { return };
+        let statements = self.may_read(&store.models, own);
+        // An existing cluster is never changed; the provider of the objects in it says so for each model.
+        if statements.is_empty() || site.existing {
+            return;
+        }
+        let inline = json!({ "models": { "Version": "2012-10-17", "Statement": statements } });
+        let Some(role) = self.role("reader-role", PODS, &[], store.permission_boundary.as_deref(), inline) else {
+            return;
+        };
+        let cluster = ResourceId::of(&self.site.name, &CLUSTER.parse::<ComponentName>().expect("it is a label"));
+        self.pod_identity(READER, &cluster, (&site.namespace, MODELS_ACCOUNT), &role);
+    }
+
+    /// What reads the models that are in buckets, of which `own` is that of the site.
+    pub(super) fn may_read(&self, models: &[Model], own: &str) -> Vec<Value> {
+        let mut places: Vec<(&str, &str)> = models
+            .iter()
+            .filter_map(|model| match model.source.strip_prefix("bucket:") {
+                Some(path) => Some((own, path)),
+                None => model.source.strip_prefix("s3://").map(|rest| rest.split_once('/').unwrap_or((rest, ""))),
+            })
+            .map(|(bucket, path)| (bucket, path.trim_end_matches('/')))
+            .collect();
+        places.sort_unstable();
+        places.dedup();
+        let mut buckets: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (bucket, path) in places {
+            buckets.entry(bucket).or_default().push(match path {
+                "" => "*".to_owned(),
+                file if file.ends_with(".gguf") => file.to_owned(),
+                folder => format!("{folder}/*"),
+            });
+        }
+        let mut statements = Vec::new();
+        // A role has 10,240 characters of policies (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>).
+        for (number, (bucket, paths)) in buckets.into_iter().enumerate() {
+            let arn = self.bucket_arn(bucket);
+            let objects: Vec<String> = paths.iter().map(|path| format!("{arn}/{path}")).collect();
+            // An existing bucket has another key, which may be one of another account.
+            let key = match bucket == own && self.component.existing.is_none() {
+                true => self.data_key(),
+                false => json!(format!("arn:{}:kms:*:*:key/*", partition(&self.site.region).name)),
+            };
+            // The ARN is that of the bucket where it has a key of its own, else that of the object.
+            let of_bucket = json!({ "StringLike": {
+                "kms:ViaService": format!("s3.*.{}", partition(&self.site.region).dns_suffix),
+                "kms:EncryptionContext:aws:s3:arn": [arn, format!("{arn}/*")],
+            } });
+            let may = |what: &str, action: &str, resource: Value| json!({ "Sid": format!("{what}{number}"), "Effect": "Allow", "Action": [action], "Resource": resource });
+            // Without the right to list, S3 denies what does not exist:
+            // <https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html>. A list of a whole bucket has no prefix.
+            let mut list = may("List", "s3:ListBucket", json!(arn));
+            if !paths.iter().any(|path| path == "*") {
+                list["Condition"] = json!({ "StringLike": { "s3:prefix": paths } });
+            }
+            let mut decrypt = may("Decrypt", "kms:Decrypt", key);
+            decrypt["Condition"] = of_bucket;
+            statements.extend([list, may("Read", "s3:GetObject", json!(objects)), decrypt]);
+        }
+        statements
     }
 
     /// The attributes of a bucket of models, with the storage class that objects move to after some days.
@@ -221,6 +311,37 @@ impl Lowering<'_> {
             wanted.ownership = ownership;
         }
         Some(id)
+    }
+}
+
+/// The name of a site's bucket, unless it has an existing one.
+pub fn models_bucket(site: &Site) -> String {
+    names::global(site, MODELS, MOST_OF_BUCKET)
+}
+
+/// How pods of a cluster that EKS runs sign in to buckets.
+pub(crate) fn bucket_identity(component: &Component, site: &Site) -> BucketIdentity {
+    // Only the model store has the existing bucket, and only its models have sources.
+    let existing = component.existing.as_ref().map(|bucket| bucket.as_str().trim_start_matches(BUCKET_ARN));
+    let own = existing.map_or_else(|| models_bucket(site), str::to_owned);
+    let variables = [
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", AGENT_URL.to_owned()),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", format!("{TOKEN_FOLDER}/{TOKEN_FILE}")),
+        ("AWS_REGION", site.region.clone()),
+    ];
+    BucketIdentity {
+        scheme: SCHEME.to_owned(),
+        own: format!("{SCHEME}://{own}/"),
+        variables: variables.map(|(name, value)| (name.to_owned(), value.into())).into(),
+        token: Some(IdentityToken {
+            audience: PODS.to_owned(),
+            folder: TOKEN_FOLDER.to_owned(),
+            file: TOKEN_FILE.to_owned(),
+            seconds: TOKEN_SECONDS,
+        }),
+        services: vec![AGENT.into()],
+        part: READER.to_owned(),
+        skip_annotation: Some(SKIP.to_owned()),
     }
 }
 

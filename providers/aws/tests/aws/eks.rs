@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_aws::Aws;
-use textnlp_provider::cluster::{ClusterAccess, ClusterGpus, ClusterSite};
+use textnlp_provider::cluster::{ClusterGpus, ClusterSite};
 use textnlp_provider::component::{Cluster, ClusterIdentity, Component, ComponentSpec, GpuPool, Network, Site};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
-use textnlp_provider::settings::{AccessLevel, GpuSize, Spot, Strategy};
+use textnlp_provider::settings::{AccessLevel, GpuSize, Spot};
 use textnlp_provider::{
     CloudId, ErrorKind, Health, Observed, Ownership, Provider, Recorded, Scope, Verb, Wanted, error_chain,
 };
@@ -407,21 +407,7 @@ fn an_existing_cluster_is_read_with_its_endpoint_and_the_access_to_it() {
 
 /// A site with machines.
 fn full_site() -> Site {
-    let cluster = ClusterSite {
-        namespace: "textnlp".to_owned(),
-        image_from: None,
-        settings: ClusterAccess::default(),
-        rollout: Strategy::Rolling,
-        certificate: None,
-        postgres: None,
-        adapter: false,
-        replicates: false,
-        pinned: false,
-        min_nodes: 3,
-        max_nodes: Some(10),
-        balancer: None,
-        gpu: None,
-    };
+    let cluster = ClusterSite { min_nodes: 3, max_nodes: Some(10), ..ClusterSite::of("textnlp") };
     Site { cluster: Some(Box::new(cluster)), ..site() }
 }
 

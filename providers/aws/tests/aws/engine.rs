@@ -15,10 +15,10 @@ use textnlp_orchestrator::run::{
     Run, RunError, RunOptions, RunOutcome, RunSite, plan_with_refresh, plan_without_refresh, run_phases,
 };
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State};
-use textnlp_provider::cluster::{ClusterAccess, ClusterSite};
+use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{Component, ComponentSpec, Site};
 use textnlp_provider::memory::Fuse;
-use textnlp_provider::settings::{Runtime, Strategy};
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{
     CloudId, CostLine, FieldChange, Handle, Kind, KindName, Lineage, Object, Observed, Operation, Outputs,
     PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, SecretRef,
@@ -300,21 +300,7 @@ pub(crate) fn component(name: &str, part: ComponentSpec) -> Component {
 
 /// A site of an environment, with machines.
 pub(crate) fn site_of(environment: &str, protect_data: bool, max_nodes: u32) -> Site {
-    let cluster = ClusterSite {
-        namespace: "textnlp".to_owned(),
-        image_from: None,
-        settings: ClusterAccess::default(),
-        rollout: Strategy::Rolling,
-        certificate: None,
-        postgres: None,
-        adapter: false,
-        replicates: false,
-        pinned: false,
-        min_nodes: 2,
-        max_nodes: Some(max_nodes),
-        balancer: None,
-        gpu: None,
-    };
+    let cluster = ClusterSite { min_nodes: 2, max_nodes: Some(max_nodes), ..ClusterSite::of("textnlp") };
     Site { environment: environment.parse().unwrap(), protect_data, cluster: Some(Box::new(cluster)), ..site() }
 }
 

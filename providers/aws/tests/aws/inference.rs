@@ -79,8 +79,14 @@ pub(crate) fn with_model(last: u8) -> InferenceEndpoint {
 }
 
 pub(crate) fn components(endpoint: InferenceEndpoint) -> Vec<Component> {
-    let store =
-        ModelStore { models: Vec::new(), max_cache_bytes: 1, key: None, archive_after_days: None, replica: None };
+    let store = ModelStore {
+        models: Vec::new(),
+        max_cache_bytes: 1,
+        key: None,
+        archive_after_days: None,
+        replica: None,
+        permission_boundary: None,
+    };
     vec![
         component("models", ComponentSpec::ModelStore(store)),
         component("registry", ComponentSpec::Registry(Registry { url: repository(), image: None })),

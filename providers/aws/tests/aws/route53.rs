@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use textnlp_provider::cluster::{ClusterAccess, ClusterIngress, ClusterSite};
 use textnlp_provider::component::{Component, ComponentSpec, Site};
 use textnlp_provider::conformance::lowers_purely;
-use textnlp_provider::settings::Strategy;
 use textnlp_provider::{
     Effect, ErrorKind, Observed, OutputRef, Ownership, Progress, Provider, Scope, Verb, Wanted, error_chain,
 };
@@ -339,21 +338,7 @@ fn a_health_check_whose_tags_are_refused_is_reported_with_its_id() {
 
 /// The site of tests in a cluster.
 fn place_of(settings: ClusterAccess, region: &str, replicates: bool) -> Site {
-    let cluster = ClusterSite {
-        namespace: "textnlp".to_owned(),
-        settings,
-        image_from: None,
-        rollout: Strategy::Rolling,
-        certificate: None,
-        postgres: None,
-        adapter: false,
-        replicates,
-        pinned: false,
-        min_nodes: 1,
-        max_nodes: None,
-        balancer: None,
-        gpu: None,
-    };
+    let cluster = ClusterSite { settings, replicates, ..ClusterSite::of("textnlp") };
     Site { cluster: Some(Box::new(cluster)), region: region.to_owned(), ..site() }
 }
 

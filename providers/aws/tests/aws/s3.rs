@@ -1,7 +1,7 @@
 //! Buckets.
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Component, ComponentSpec, ModelReplica, ModelStore};
+use textnlp_provider::component::{Component, ComponentSpec, Model, ModelReplica, ModelStore};
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::{
     Charge, CloudId, ErrorKind, Observed, Ownership, PolicyRequest, PolicyResource, Provider, Recorded, Scope, Spec,
@@ -197,6 +197,7 @@ fn models(existing: Option<&str>, key: Option<&str>) -> Component {
         key: key.map(id),
         archive_after_days: Some(90),
         replica: None,
+        permission_boundary: None,
     };
     Component { name: "models".parse().unwrap(), existing: existing.map(id), part: ComponentSpec::ModelStore(store) }
 }
@@ -226,6 +227,56 @@ fn an_existing_s3_bucket_and_an_existing_key_are_never_changed() {
     let external = |id: &str| Ownership::External(CloudId::new(id).unwrap());
     assert_eq!(wanted[0].ownership, external("alias/company"));
     assert_eq!(wanted[1].ownership, external("company-models"));
+}
+
+#[test]
+fn pods_read_models_of_s3_by_a_role_of_their_own() {
+    let bench = Bench::new();
+    let from = |sources: &[&str], existing: bool| {
+        let mut component = models(None, None);
+        if let ComponentSpec::ModelStore(store) = &mut component.part {
+            store.permission_boundary = Some("arn:aws:iam::123456789012:policy/boundary".to_owned());
+            store.models = sources
+                .iter()
+                .map(|source| Model {
+                    name: "mine".to_owned(),
+                    source: (*source).to_owned(),
+                    digest: Some(format!("sha256:{}", "ab".repeat(32))),
+                    role: None,
+                    quantize: None,
+                    context: None,
+                    preload: true,
+                })
+                .collect();
+        }
+        let mut site = crate::engine::site_of("staging", true, 3);
+        site.cluster.as_mut().unwrap().existing = existing;
+        lowers_purely(&bench.provider, &component, &site).unwrap()
+    };
+    let own = format!("s3://{NAME}/team/sha256-ab/");
+    let all = from(&[&own, "s3://others/x.gguf", "hf:org/name", "s3://others/x.gguf"], false);
+    let of = |kind: &str| all.iter().find(|one| one.kind.as_str() == kind).unwrap();
+    let (role, association) = (of("aws.role").spec.as_value(), of("aws.eks-pod-identity-association"));
+    assert_eq!(association.id.as_str(), "here/models/reader");
+    let association = association.spec.as_value();
+    assert_eq!(
+        (&association["namespace"], &association["service_account"]),
+        (&json!("textnlp"), &json!("textnlp-models"))
+    );
+    assert_eq!(role["trust"]["Statement"][0]["Principal"]["Service"], json!(["pods.eks.amazonaws.com"]));
+    assert_eq!(role["boundary"], "arn:aws:iam::123456789012:policy/boundary");
+    let statements = role["inline"]["models"]["Statement"].as_array().unwrap();
+    let read: Vec<&Value> =
+        statements.iter().filter(|one| one["Action"] == json!(["s3:GetObject"])).map(|one| &one["Resource"]).collect();
+    let own_objects = json!([format!("arn:aws:s3:::{NAME}/team/sha256-ab/*")]);
+    assert_eq!(read, [&json!(["arn:aws:s3:::others/x.gguf"]), &own_objects]);
+    let keys: Vec<&Value> =
+        statements.iter().filter(|one| one["Action"] == json!(["kms:Decrypt"])).map(|one| &one["Resource"]).collect();
+    assert_eq!(keys, [&json!("arn:aws:kms:*:*:key/*"), &json!({ "$output": "here/models/key#arn" })]);
+    assert_eq!(statements.len(), 6, "three for each bucket");
+    assert!(statements.iter().all(|one| one["Resource"] != "*" && one["Action"].as_array().unwrap().len() == 1));
+    let is_made = |all: &[Wanted]| all.iter().any(|one| one.id.as_str().contains("reader"));
+    assert!(!is_made(&from(&["hf:org/name"], false)) && !is_made(&from(&[&own], true)));
 }
 
 fn copied_to(region: &str, existing: Option<&str>) -> Component {

@@ -269,6 +269,7 @@ impl Shape {
             key: None,
             archive_after_days: self.archive_after_days,
             replica,
+            permission_boundary: None,
         };
         let url = format!("{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{environment}");
         let image = self.image.map(|n| format!("{url}:1.{n}@{}", digest(MANIFESTS[n])));

@@ -25,7 +25,7 @@ const VERSION: &str = "2025-05-01";
 const SYSTEM: &str = "system";
 /// The pools of the servers.
 pub(crate) const CPU: &str = "cpu";
-pub(crate) const GPU: &str = textnlp_cloud::GPU_POOL;
+pub(crate) const GPU: &str = textnlp_provider::cluster::GPU_POOL;
 /// The taint of the nodes of that pool, and that of nodes with GPUs.
 const SYSTEM_TAINT: &str = "CriticalAddonsOnly=true:NoSchedule";
 const GPU_TAINT: &str = "nvidia.com/gpu=present:NoSchedule";

@@ -1,4 +1,4 @@
-//! Managed identities and role assignments: <https://learn.microsoft.com/rest/api/managedidentity/>,
+//! Managed identities, their federated credentials, and role assignments: <https://learn.microsoft.com/rest/api/managedidentity/>,
 //! <https://learn.microsoft.com/rest/api/authorization/role-assignments>.
 
 use async_trait::async_trait;
@@ -20,6 +20,7 @@ const ASSIGNMENT: &str = "2022-04-01";
 pub(crate) const NETWORK_CONTRIBUTOR: &str = "4d97b98b-1d4f-4787-a291-c67834d212e7";
 pub(crate) const ACR_PULL: &str = "7f951dda-4ed3-4680-a7ca-43fe172d538d";
 pub(crate) const CLUSTER_ADMIN: &str = "b1ff04bb-8a4e-4dc4-8eb5-8693973ce19b";
+pub(crate) const BLOB_READER: &str = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1";
 pub(crate) const KEY_USER: &str = "12338af0-0e69-4776-bea7-57ae8d297424";
 
 pub(crate) static ROWS: &[Row] = &[
@@ -35,6 +36,20 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: "Microsoft.ManagedIdentity",
         resource: &Rest::<Managed>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            permissions: &[
+                read("Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials/read"),
+                put("Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials/write"),
+                delete("Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials/delete"),
+            ],
+            terraform: &[("azurerm_federated_identity_credential", "id")],
+            ..kind("azure.federated-credential", "a service account that is an identity", KindIdentity::Part)
+        },
+        service: "Microsoft.ManagedIdentity",
+        resource: &Rest::<Federated>::kind(),
         refused: &[],
     },
     Row {
@@ -71,6 +86,25 @@ impl RestKind for Managed {
             ("client", "/properties/clientId"),
             ("tenant", "/properties/tenantId"),
         ],
+        ..Table::USUAL
+    };
+}
+
+/// Tokens of an issuer for a subject, with which a service account of a cluster signs in as an identity. Outputs: `id`, `name`.
+struct Federated;
+
+impl RestKind for Federated {
+    const TABLE: &'static Table = &Table {
+        arm: "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials",
+        version: IDENTITY,
+        path: "{identity}/federatedIdentityCredentials/{name}",
+        fields: &[
+            Field::plain("issuer", "/properties/issuer").changed(),
+            Field::plain("subject", "/properties/subject").changed(),
+            Field::plain("audiences", "/properties/audiences").changed(),
+        ],
+        in_place: &["issuer", "subject", "audiences"],
+        marks: Marks::Part,
         ..Table::USUAL
     };
 }

@@ -1,7 +1,7 @@
 //! The cluster of a site: a control plane with its system pool, the identity that it acts as, who may use it, and its pools.
 
 use serde_json::{Value, json};
-use textnlp_cloud::POOL;
+use textnlp_provider::cluster::POOL;
 use textnlp_provider::component::{Cluster, GpuPool};
 use textnlp_provider::settings::{GpuSize, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};

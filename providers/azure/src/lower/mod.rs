@@ -4,7 +4,8 @@
 //! |---|---|
 //! | network | `SITE/network/group`: the resource group of the site, with everything else in it; `provider-N`: the registered resource
 //! providers; `vnet`, `address`, `nat`, `subnet` of the nodes, `database-subnet` |
-//! | model store | `SITE/models/account`, `container`: the blobs of your models; where data is protected `vault` and `key` |
+//! | model store | `SITE/models/account`, `container`: the blobs of your models; `reader-identity`, `reader-role` and `reader` for pods that read
+//! them; where data is protected `vault` and `key` |
 //! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/registry` and `pull`, if its address is one of Azure |
 //! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database |
@@ -15,6 +16,8 @@ mod models;
 mod network;
 mod registry;
 
+pub(crate) use models::bucket_identity;
+pub use models::{CONTAINER as MODELS_CONTAINER, models_account};
 use serde_json::{Value, json};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::spec::OutputRef;
@@ -179,9 +182,9 @@ fn output(resource: &ResourceId, field: &str) -> Value {
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
-    use textnlp_provider::cluster::{ClusterAccess, ClusterGpus, ClusterSite};
-    use textnlp_provider::component::{Cluster, GpuPool, ModelStore, Network, Registry};
-    use textnlp_provider::settings::{GpuSize, Runtime, Spot, Strategy};
+    use textnlp_provider::cluster::{ClusterGpus, ClusterSite};
+    use textnlp_provider::component::{Cluster, GpuPool, Model, ModelStore, Network, Registry};
+    use textnlp_provider::settings::{GpuSize, Runtime, Spot};
 
     use super::*;
 
@@ -237,21 +240,7 @@ pub(crate) mod tests {
         };
         let inside = |existing| {
             let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
-            let cluster_site = ClusterSite {
-                namespace: "textnlp".to_owned(),
-                settings: ClusterAccess::default(),
-                image_from: None,
-                rollout: Strategy::Rolling,
-                certificate: None,
-                postgres: None,
-                adapter: false,
-                replicates: false,
-                pinned: false,
-                min_nodes: 1,
-                max_nodes: None,
-                balancer: None,
-                gpu: Some(gpu(existing)),
-            };
+            let cluster_site = ClusterSite { gpu: Some(gpu(existing)), ..ClusterSite::of("textnlp") };
             let site = Site { cluster: Some(Box::new(cluster_site)), ..site(false) };
             crate::inside(&cluster, &site).unwrap().1.cluster.unwrap().gpu.unwrap()
         };
@@ -293,6 +282,7 @@ pub(crate) mod tests {
                 key: None,
                 archive_after_days: None,
                 replica: None,
+                permission_boundary: None,
             })
         };
         let open = expand(store(), "models", false);
@@ -300,6 +290,51 @@ pub(crate) mod tests {
         let protected = expand(store(), "models", true);
         assert_eq!(protected.len(), 4);
         assert!(protected["main/models/container"].protected);
+    }
+
+    #[test]
+    fn pods_read_models_of_the_container_of_their_site() {
+        let lowered = |source: &str, existing: bool| {
+            let model = Model {
+                name: "mine".to_owned(),
+                source: source.to_owned(),
+                digest: Some(format!("sha256:{}", "ab".repeat(32))),
+                role: None,
+                quantize: None,
+                context: None,
+                preload: true,
+            };
+            let store = ModelStore {
+                models: vec![model],
+                max_cache_bytes: 0,
+                key: None,
+                archive_after_days: None,
+                replica: None,
+                permission_boundary: None,
+            };
+            let cluster = ClusterSite { existing, ..ClusterSite::of("textnlp") };
+            let site = Site { cluster: Some(Box::new(cluster)), ..site(false) };
+            let component = component("models", ComponentSpec::ModelStore(store));
+            let inside = crate::inside(&component, &site).unwrap().1.cluster.unwrap().bucket_identity;
+            (lower(&component, &site), inside)
+        };
+        let (made, inside) = lowered("az://models/team/sha256-ab/", false);
+        let made: BTreeMap<String, Wanted> = made.unwrap().into_iter().map(|one| (one.id.to_string(), one)).collect();
+        let spec = |part: &str| made[&format!("main/models/{part}")].spec.as_value().clone();
+        let credential = spec("reader");
+        assert_eq!(credential["issuer"], json!({ "$output": "main/cluster#issuer" }));
+        assert_eq!(credential["subject"], "system:serviceaccount:textnlp:textnlp-models");
+        assert_eq!(spec("reader-role")["scope"], json!({ "$output": "main/models/container#id" }));
+        let inside = inside.unwrap();
+        assert_eq!(inside.variables["AZURE_STORAGE_ACCOUNT_NAME"], spec("account")["name"]);
+        assert_eq!(inside.variables["AZURE_CLIENT_ID"], json!({ "$output": "main/models/reader-identity#client" }));
+        assert_eq!(json!([inside.token.unwrap().audience]), credential["audiences"]);
+        let has_reader = |all: &[Wanted]| all.iter().any(|one| one.id.as_str().contains("reader"));
+        assert!(!has_reader(&lowered("hf:org/name", false).0.unwrap()));
+        let (made, inside) = lowered("az://models/team/", true);
+        assert!(!has_reader(&made.unwrap()) && inside.is_none(), "an existing cluster is never changed");
+        let other = lowered("az://others/x/", false).0.unwrap_err().to_string();
+        assert!(other.contains("the container others") && other.contains("az://models/"), "{other}");
     }
 
     #[test]

@@ -1,9 +1,13 @@
-//! The container of your own models, and the key that the secrets in the cluster of a protected site are encrypted with.
+//! The container of your own models, the identity of the pods that read them, and the key that the secrets in the cluster of a protected
+//! site are encrypted with.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use textnlp_provider::cluster::{BucketIdentity, IdentityToken, MODELS_ACCOUNT};
 use textnlp_provider::component::ModelStore;
+use textnlp_provider::{ComponentName, OutputRef, ResourceId, Site};
 
-use super::{Lowering, output};
+use super::{Lowering, MODELS, output};
+use crate::kinds::identity::BLOB_READER;
 use crate::names;
 use crate::tables::zones;
 
@@ -13,6 +17,22 @@ const SOFT_DELETE_DAYS: u32 = 14;
 const VAULT_DAYS: u32 = 90;
 /// The size of a key.
 const BITS: u32 = 3_072;
+/// The container of models, and the scheme of containers.
+pub const CONTAINER: &str = "models";
+const SCHEME: &str = "az";
+/// The parts that give pods the right to read it: their identity, and what they sign in with.
+const IDENTITY: &str = "reader-identity";
+const READER: &str = "reader";
+/// The most characters of the name of an identity that this program gives.
+const MOST_OF_IDENTITY: usize = 63;
+/// The component of a site's cluster.
+const CLUSTER: &str = "cluster";
+/// The audience of tokens for Entra ID, the file that has one, and its lifetime, as AKS's own webhook sets them
+/// (<https://azure.github.io/azure-workload-identity/docs/topics/service-account-labels-and-annotations.html>).
+const AUDIENCE: &str = "api://AzureADTokenExchange";
+const TOKEN_FOLDER: &str = "/var/run/secrets/azure/tokens";
+const TOKEN_FILE: &str = "azure-identity-token";
+const TOKEN_SECONDS: u32 = 3_600;
 
 impl Lowering<'_> {
     pub(super) fn models(&mut self, store: &ModelStore) {
@@ -35,11 +55,89 @@ impl Lowering<'_> {
             "soft_delete_days": SOFT_DELETE_DAYS,
         }));
         let Some(account) = self.part("account", "azure.storage", account) else { return };
-        self.part("container", "azure.container", json!({ "name": "models", "account": output(&account, "id") }));
+        let container = json!({ "name": CONTAINER, "account": output(&account, "id") });
+        if let Some(container) = self.part("container", "azure.container", container) {
+            self.reader(store, &container);
+        }
         if self.site.protect_data {
             let spec = self.of_group(json!({ "name": names::vault(self.site), "soft_delete_days": VAULT_DAYS }));
             let Some(vault) = self.part("vault", "azure.vault", spec) else { return };
             self.part("key", "azure.key", json!({ "name": "data", "vault": output(&vault, "id"), "bits": BITS }));
         }
     }
+
+    /// The identity of the servers' pods, which reads the site's container, if models come from there.
+    fn reader(&mut self, store: &ModelStore, container: &ResourceId) {
+        let Some(namespace) = self.site.cluster.as_deref().filter(|site| !site.existing).map(|site| &site.namespace)
+        else {
+            return;
+        };
+        let subject = format!("system:serviceaccount:{namespace}:{MODELS_ACCOUNT}");
+        let mut is_read = false;
+        for model in &store.models {
+            let named = match model.source.strip_prefix("az://") {
+                Some(rest) => rest.split_once('/').map_or(rest, |(container, _)| container),
+                None if model.source.starts_with("bucket:") => CONTAINER,
+                None => continue,
+            };
+            is_read = true;
+            if named != CONTAINER {
+                let cause =
+                    format!("model `{}` is in the container {named}, on which the site gives pods no role", model.name);
+                let fix = format!(
+                    "push it to the container that `up` creates: `AZURE_STORAGE_ACCOUNT_NAME={} textnlp-deploy model push SOURCE az://{CONTAINER}/`",
+                    names::storage(self.site)
+                );
+                self.problem("models", cause, fix);
+            }
+        }
+        if !is_read {
+            return;
+        }
+        let identity = self.of_group(json!({ "name": names::of(self.site, MODELS, MOST_OF_IDENTITY) }));
+        let Some(identity) = self.part(IDENTITY, "azure.identity", identity) else { return };
+        let role = self.role("reader-role", &output(container, "id"), BLOB_READER, &output(&identity, "principal"));
+        let cluster = CLUSTER.parse::<ComponentName>().map(|cluster| ResourceId::of(&self.site.name, &cluster));
+        let issuer = cluster.map_or(Value::Null, |cluster| output(&cluster, "issuer"));
+        let credential = json!({
+            "identity": output(&identity, "id"),
+            "name": READER,
+            "issuer": issuer,
+            "subject": subject,
+            "audiences": [AUDIENCE],
+        });
+        self.part(READER, "azure.federated-credential", credential);
+        self.after(role);
+    }
+}
+
+/// The storage account of a site's models.
+pub fn models_account(site: &Site) -> String {
+    names::storage(site)
+}
+
+/// How pods of a cluster that AKS runs sign in to containers.
+pub(crate) fn bucket_identity(site: &Site) -> Option<BucketIdentity> {
+    let identity = ResourceId::part(&site.name, &ComponentName::new(MODELS).ok()?, IDENTITY).ok()?;
+    let of = |field: &str| json!(OutputRef::new(identity.clone(), field));
+    let variables = [
+        ("AZURE_CLIENT_ID", of("client")),
+        ("AZURE_TENANT_ID", of("tenant")),
+        ("AZURE_FEDERATED_TOKEN_FILE", json!(format!("{TOKEN_FOLDER}/{TOKEN_FILE}"))),
+        ("AZURE_STORAGE_ACCOUNT_NAME", json!(names::storage(site))),
+    ];
+    Some(BucketIdentity {
+        scheme: SCHEME.to_owned(),
+        own: format!("{SCHEME}://{CONTAINER}/"),
+        variables: variables.map(|(name, value)| (name.to_owned(), value)).into(),
+        token: Some(IdentityToken {
+            audience: AUDIENCE.to_owned(),
+            folder: TOKEN_FOLDER.to_owned(),
+            file: TOKEN_FILE.to_owned(),
+            seconds: TOKEN_SECONDS,
+        }),
+        services: Vec::new(),
+        part: READER.to_owned(),
+        skip_annotation: None,
+    })
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_azure::{Access, Azure, ENDPOINT};
+use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, ModelStore, Network, Postgres, Program, Registry,
+    Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, Model, ModelStore, Network, Postgres, Program, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
@@ -80,7 +81,7 @@ impl Bench {
             role: None,
             tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
             protect_data,
-            cluster: None,
+            cluster: Some(Box::new(ClusterSite::of("textnlp"))),
             subnets: Vec::new(),
         };
         let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Prefer });
@@ -94,8 +95,23 @@ impl Bench {
 
     /// The resources of a whole site, each after those that it needs.
     fn all(&self) -> Vec<Wanted> {
-        let store =
-            ModelStore { models: Vec::new(), max_cache_bytes: 0, key: None, archive_after_days: None, replica: None };
+        let model = Model {
+            name: "mine".to_owned(),
+            source: "az://models/mine/".to_owned(),
+            digest: None,
+            role: None,
+            quantize: None,
+            context: None,
+            preload: true,
+        };
+        let store = ModelStore {
+            models: vec![model],
+            max_cache_bytes: 0,
+            key: None,
+            archive_after_days: None,
+            replica: None,
+            permission_boundary: None,
+        };
         let registry = Registry { url: "textnlpstaging.azurecr.io".to_owned(), image: None };
         let mut all = self.lower("network", ComponentSpec::Network(Network::default()));
         all.extend(self.lower("models", ComponentSpec::ModelStore(store)));

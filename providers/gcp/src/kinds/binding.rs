@@ -24,13 +24,17 @@ use crate::table::{MINUTE, Row, kind};
 /// The longest description of a service account.
 const DESCRIPTION: usize = 256;
 /// The version of policies with conditions.
-const VERSION: u64 = 3;
+const VERSION: i32 = 3;
 /// The operation that waits for a new account.
 const SETTLING: &str = "settling";
 /// Good reads in a row after which a new account counts as visible everywhere (hashicorp/terraform-provider-google#15042).
 const GOOD_READS: usize = 3;
 /// The start of a member that is a service agent of Google, by the name of its domain: its address has the number of the project.
 const AGENT: &str = "agent:";
+
+/// The start of a member that is a service account of the project's clusters, `pods:NAMESPACE/ACCOUNT`: its principal has the number of
+/// the project (<https://cloud.google.com/kubernetes-engine/docs/how-to/workload-identity#kubernetes-resources-iam-policies>).
+const PODS: &str = "pods:";
 
 /// The service agents that use keys: their names, their domains, and the services that create them
 /// (<https://cloud.google.com/iam/docs/service-agents>).
@@ -86,6 +90,21 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: "cloudkms",
         resource: &Rest::<Binding<OfKey>>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            permissions: &[
+                read("storage.buckets.get"),
+                read("storage.buckets.getIamPolicy"),
+                create("storage.buckets.setIamPolicy"),
+                delete("storage.buckets.setIamPolicy"),
+                read("resourcemanager.projects.get"),
+            ],
+            ..kind("gcp.bucket-binding", "a role of pods on a bucket", Identity::Part)
+        },
+        service: "storage",
+        resource: &Rest::<Binding<OfBucket>>::kind(),
         refused: &[],
     },
 ];
@@ -165,8 +184,14 @@ trait Target: Send + Sync + 'static {
     /// Whether a binding stays when its resource is deleted.
     const IS_RETAINED: bool = false;
 
-    /// The call that reads a policy at version 3.
-    fn read(target: &str) -> Call;
+    /// The policy at version 3; `None` if its target does not exist.
+    async fn policy(api: &Api, target: &str) -> Result<Option<Value>>;
+
+    /// Replaces the policy, unless another process has changed it since.
+    async fn set_policy(api: &Api, target: &str, policy: Value) -> Result<()> {
+        let call = Call::post(Self::SERVICE, format!("{target}:setIamPolicy"), json!({ "policy": policy }));
+        api.send(call.saying("change", policy_of(target))).await.map(drop)
+    }
 
     /// The tags of the parent: of the target, or of the member where the target is the whole project.
     async fn tags(api: &Api, target: &str, member: &str) -> Result<Tags>;
@@ -174,6 +199,11 @@ trait Target: Send + Sync + 'static {
 
 struct OfProject;
 struct OfKey;
+struct OfBucket;
+
+fn policy_of(target: &str) -> String {
+    format!("the policy of {target}")
+}
 
 /// The tags of a service account of this project.
 async fn tags_of_account(api: &Api, email: &str) -> Result<Tags> {
@@ -186,9 +216,10 @@ async fn tags_of_account(api: &Api, email: &str) -> Result<Tags> {
 impl Target for OfProject {
     const SERVICE: Service = Service::ResourceManager;
 
-    fn read(target: &str) -> Call {
+    async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
         let body = json!({ "options": { "requestedPolicyVersion": VERSION } });
-        Call::post(Self::SERVICE, format!("{target}:getIamPolicy"), body)
+        let call = Call::post(Self::SERVICE, format!("{target}:getIamPolicy"), body);
+        api.find_enabled(call.saying("read", policy_of(target))).await
     }
 
     async fn tags(api: &Api, _target: &str, member: &str) -> Result<Tags> {
@@ -205,14 +236,34 @@ impl Target for OfKey {
     /// The service agents are those of the whole project: other environments decrypt with the same role.
     const IS_RETAINED: bool = true;
 
-    fn read(target: &str) -> Call {
+    async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
         let call = Call::get(Self::SERVICE, format!("{target}:getIamPolicy"));
-        call.query("options.requestedPolicyVersion", VERSION.to_string())
+        let call = call.query("options.requestedPolicyVersion", VERSION.to_string());
+        api.find_enabled(call.saying("read", policy_of(target))).await
     }
 
     /// None: the environment of a key is not the one of a binding on it.
     async fn tags(_api: &Api, _target: &str, _member: &str) -> Result<Tags> {
         Ok(Tags::new())
+    }
+}
+
+#[async_trait]
+impl Target for OfBucket {
+    const SERVICE: Service = Service::Storage;
+
+    async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
+        let found = api.buckets().await?.policy(target, VERSION).await;
+        api.or_nothing(Self::SERVICE, found).await
+    }
+
+    async fn set_policy(api: &Api, target: &str, policy: Value) -> Result<()> {
+        api.buckets().await?.set_policy(target, &policy).await
+    }
+
+    async fn tags(api: &Api, target: &str, _member: &str) -> Result<Tags> {
+        let bucket = api.buckets().await?.get(target).await?.unwrap_or_default();
+        Ok(labels::decode(&bucket["labels"]))
     }
 }
 
@@ -232,10 +283,7 @@ impl<T: Target> RestKind for Binding<T> {
 
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
         let (target, role, member) = parts(id)?;
-        let Some(policy) = api.find_enabled(T::read(target).saying("read", format!("the policy of {target}"))).await?
-        else {
-            return Ok(None);
-        };
+        let Some(policy) = T::policy(api, target).await? else { return Ok(None) };
         if !has_member(&policy, role, &address(api, member).await?) {
             return Ok(None);
         }
@@ -266,6 +314,12 @@ fn parts(id: &str) -> Result<(&str, &str, &str)> {
 
 /// The member as policies have it.
 async fn address(api: &Api, member: &str) -> Result<String> {
+    if let Some((namespace, account)) = member.strip_prefix(PODS).and_then(|rest| rest.split_once('/')) {
+        let (project, number) = (api.project(), api.project_number().await?);
+        return Ok(format!(
+            "principal://iam.googleapis.com/projects/{number}/locations/global/workloadIdentityPools/{project}.svc.id.goog/subject/ns/{namespace}/sa/{account}"
+        ));
+    }
     if !member.starts_with(AGENT) {
         return Ok(member.to_owned());
     }
@@ -301,16 +355,17 @@ async fn create_agent(api: &Api, member: &str) -> Result<()> {
 
 /// Reads a policy and writes it back changed.
 async fn write<T: Target>(api: &Api, target: &str, change: impl FnOnce(&mut Value)) -> Result<Option<String>> {
-    let subject = format!("the policy of {target}");
-    let mut policy = api.send(T::read(target).saying("read", subject.clone())).await?;
+    let subject = policy_of(target);
+    let Some(mut policy) = T::policy(api, target).await? else {
+        return Err(Error::new(ErrorKind::NotFound, "read", subject));
+    };
     if get(&policy, "/etag").is_none() {
         let error = Error::new(ErrorKind::Unavailable, "read", subject);
         return Err(error.because("it has no etag, and a write without one would overwrite what others change"));
     }
     change(&mut policy);
     policy["version"] = json!(VERSION);
-    let call = Call::post(T::SERVICE, format!("{target}:setIamPolicy"), json!({ "policy": policy }));
-    api.send(call.saying("change", subject)).await.map(|_| None)
+    T::set_policy(api, target, policy).await.map(|()| None)
 }
 
 /// Whether a binding is the one without a condition of a role.

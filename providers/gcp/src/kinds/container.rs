@@ -530,13 +530,14 @@ async fn is_offered(api: &Api, zone: Option<&str>, machine: &str, accelerator: O
     Ok(true)
 }
 
-/// The driver's version is GKE's default for the version of the cluster (GoogleCloudPlatform/magic-modules#11152).
+/// GKE's default driver of a version may be older than the 580 of CUDA 13, its latest one is not (rapidsai/deployment#659). Not read
+/// back: a pool keeps the driver that it was created with.
 fn accelerators(accelerator: &Value) -> Value {
     let Some(name) = accelerator["type"].as_str() else { return Value::Null };
     json!([{
         "acceleratorType": name,
         "acceleratorCount": accelerator["count"].as_u64().unwrap_or(1).to_string(),
-        "gpuDriverInstallationConfig": { "gpuDriverVersion": "DEFAULT" },
+        "gpuDriverInstallationConfig": { "gpuDriverVersion": "LATEST" },
     }])
 }
 
@@ -616,7 +617,12 @@ mod tests {
         assert_eq!(allowed(&json!({ "masterAuthorizedNetworksConfig": networks(&list) })), list);
         assert_eq!(allowed(&json!({ "masterAuthorizedNetworksConfig": networks(&Value::Null) })), Value::Null);
         let gpu = json!({ "type": "nvidia-tesla-t4", "count": 1 });
-        assert_eq!(accelerator(&json!({ "config": { "accelerators": accelerators(&gpu) } })), gpu);
+        let mut created = json!({ "config": { "accelerators": accelerators(&gpu) } });
+        assert_eq!(accelerator(&created), gpu);
+        // A pool with GKE's default driver is not another one: it is not replaced.
+        let driver = &mut created["config"]["accelerators"][0]["gpuDriverInstallationConfig"]["gpuDriverVersion"];
+        assert_eq!(std::mem::replace(driver, json!("DEFAULT")), "LATEST");
+        assert_eq!(accelerator(&created), gpu);
         assert_eq!(accelerator(&json!({ "config": {} })), Value::Null);
         let scale = json!({ "min": 1, "max": 3 });
         assert_eq!(scaling(&json!({ "autoscaling": autoscaling(&scale) })), scale);

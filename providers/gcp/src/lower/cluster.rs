@@ -1,7 +1,7 @@
 //! The cluster of a site: a control plane in all zones of the region, the account of its nodes, and its pools.
 
 use serde_json::{Value, json};
-use textnlp_cloud::{GPU_POOL, POOL};
+use textnlp_provider::cluster::{GPU_POOL, POOL};
 use textnlp_provider::component::{Cluster, GpuPool};
 use textnlp_provider::settings::{GpuSize, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};

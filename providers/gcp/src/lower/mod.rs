@@ -4,7 +4,8 @@
 //! |---|---|
 //! | network | `SITE/network/services`: the enabled services of the project; `vpc`, `subnet` with the ranges of pods and services,
 //! `router` with its NAT |
-//! | model store | `SITE/models/bucket`: the bucket of your models; where data is protected `key-ring`, `key` and `key-access` |
+//! | model store | `SITE/models/bucket`: the bucket of your models; where data is protected `key-ring`, `key` and `key-access`;
+//! `reader` for pods that read models of it |
 //! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles;
 //! `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
@@ -17,6 +18,8 @@ mod models;
 mod network;
 mod registry;
 
+pub(crate) use models::bucket_identity;
+pub use models::models_bucket;
 use serde_json::{Value, json};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::spec::OutputRef;
@@ -171,7 +174,8 @@ fn output(resource: &ResourceId, field: &str) -> Value {
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
-    use textnlp_provider::component::{Cluster, GpuPool, ModelStore, Network, Registry};
+    use textnlp_provider::cluster::ClusterSite;
+    use textnlp_provider::component::{Cluster, GpuPool, Model, ModelStore, Network, Registry};
     use textnlp_provider::settings::{GpuSize, Runtime, Spot};
 
     use super::*;
@@ -242,6 +246,7 @@ pub(crate) mod tests {
                 key: None,
                 archive_after_days: Some(90),
                 replica: None,
+                permission_boundary: None,
             })
         };
         let open = expand(store(), "models", false);
@@ -253,6 +258,50 @@ pub(crate) mod tests {
         assert_eq!(bucket.spec.as_value()["name"], "textnlp-my-project-staging-main-models");
         assert_eq!(bucket.spec.as_value()["lifecycle"][0]["class"], "ARCHIVE");
         assert!(bucket.needs.iter().any(|need| need.on.as_str() == "main/models/key-access"));
+    }
+
+    #[test]
+    fn pods_read_models_of_the_bucket_of_their_site() {
+        let lowered = |source: &str, existing: bool| {
+            let model = Model {
+                name: "mine".to_owned(),
+                source: source.to_owned(),
+                digest: Some(format!("sha256:{}", "ab".repeat(32))),
+                role: None,
+                quantize: None,
+                context: None,
+                preload: true,
+            };
+            let store = ModelStore {
+                models: vec![model],
+                max_cache_bytes: 0,
+                key: None,
+                archive_after_days: None,
+                replica: None,
+                permission_boundary: None,
+            };
+            let cluster = ClusterSite { existing, ..ClusterSite::of("textnlp") };
+            let site = Site { cluster: Some(Box::new(cluster)), ..site(false) };
+            lower(&component("models", ComponentSpec::ModelStore(store)), &site)
+        };
+        let own = "gs://textnlp-my-project-staging-main-models/team/sha256-ab/";
+        let reader = |all: Vec<Wanted>| all.into_iter().find(|one| one.id.as_str() == "main/models/reader");
+        let made = reader(lowered(own, false).unwrap()).unwrap();
+        assert_eq!(made.kind.as_str(), "gcp.bucket-binding");
+        let spec = made.spec.as_value();
+        assert_eq!(spec["target"], json!({ "$output": "main/models/bucket#id" }));
+        assert_eq!(
+            (&spec["role"], &spec["member"]),
+            (&json!("roles/storage.objectViewer"), &json!("pods:textnlp/textnlp-models"))
+        );
+        assert!(made.needs.iter().any(|need| need.on.as_str() == "main/cluster"), "{:?}", made.needs);
+        assert!(reader(lowered("hf:org/name", false).unwrap()).is_none());
+        assert!(reader(lowered(own, true).unwrap()).is_none(), "an existing cluster is never changed");
+        let other = lowered("gs://others/x/", false).unwrap_err().to_string();
+        assert!(
+            other.contains("the bucket others") && other.contains("gs://textnlp-my-project-staging-main-models/"),
+            "{other}"
+        );
     }
 
     #[test]

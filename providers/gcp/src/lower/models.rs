@@ -1,8 +1,11 @@
-//! The bucket of your own models, and the key that the data of a protected site is encrypted with.
+//! The bucket of your own models, the role of pods on it, and the key that the data of a protected site is encrypted with.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use textnlp_provider::cluster::{BucketIdentity, MODELS_ACCOUNT};
 use textnlp_provider::component::ModelStore;
-use textnlp_provider::{CloudId, Ownership};
+use textnlp_provider::{CloudId, ComponentName, Ownership, ResourceId, Site};
 
 use super::{Lowering, MODELS, output};
 use crate::names;
@@ -17,6 +20,17 @@ const OLD_VERSIONS_DAYS: u32 = 30;
 const UPLOADS_DAYS: u32 = 7;
 /// Days for which deleted objects can be restored: the default of Cloud Storage, stated because an organization may have another.
 const SOFT_DELETE_DAYS: u32 = 7;
+/// The role that lists and reads objects.
+const READER_ROLE: &str = "roles/storage.objectViewer";
+/// The part that gives pods this role.
+const READER: &str = "reader";
+/// The scheme of buckets.
+const SCHEME: &str = "gs";
+/// The component of a site's cluster.
+const CLUSTER: &str = "cluster";
+/// The metadata server of each node, which gives pods credentials of their service account: its address in clusters, and with
+/// Dataplane V2 (<https://cloud.google.com/kubernetes-engine/docs/how-to/network-policy#network-policy-and-workload-identity>).
+const METADATA: [([u8; 4], u16); 2] = [([169, 254, 169, 252], 988), ([169, 254, 169, 254], 80)];
 /// Days between two rotations of the key.
 const ROTATION_DAYS: u32 = 90;
 
@@ -31,7 +45,7 @@ impl Lowering<'_> {
             let name = bucket.as_str().trim_start_matches("gs://").trim_start_matches("projects/_/buckets/");
             name.to_owned()
         });
-        let name = existing.clone().unwrap_or_else(|| names::global(self.site, MODELS, MOST_OF_BUCKET));
+        let name = existing.clone().unwrap_or_else(|| models_bucket(self.site));
         let mut lifecycle = Vec::new();
         if let Some(days) = store.archive_after_days {
             lifecycle.push(json!({ "action": "SetStorageClass", "class": "ARCHIVE", "age_days": days }));
@@ -50,8 +64,43 @@ impl Lowering<'_> {
         });
         let external = existing.and_then(|name| CloudId::new(format!("projects/_/buckets/{name}")).ok());
         let ownership = external.map_or(Ownership::Ours, Ownership::External);
-        self.owned_part("bucket", "gcp.bucket", bucket, ownership);
+        let is_ours = ownership == Ownership::Ours;
+        let made = self.owned_part("bucket", "gcp.bucket", bucket, ownership);
         self.after(access);
+        if let Some(made) = made {
+            self.reader(store, &made, &name, is_ours);
+        }
+    }
+
+    /// The role of the servers' pods on the site's bucket, if models come from there.
+    fn reader(&mut self, store: &ModelStore, bucket: &ResourceId, own: &str, is_ours: bool) {
+        let Some(site) = self.site.cluster.as_deref().filter(|site| !site.existing) else { return };
+        let mut is_read = false;
+        for model in &store.models {
+            let named = match model.source.strip_prefix("gs://") {
+                Some(rest) => rest.split_once('/').map_or(rest, |(bucket, _)| bucket),
+                None if model.source.starts_with("bucket:") => own,
+                None => continue,
+            };
+            is_read = true;
+            if named != own || !is_ours {
+                let cause =
+                    format!("model `{}` is in the bucket {named}, on which the site gives pods no role", model.name);
+                let fix = match is_ours {
+                    true => format!("push it to the site's own: `textnlp-deploy model push SOURCE gs://{own}/`"),
+                    false => "remove `existing.bucket` and `storage.existing`, so that the site has a bucket of its own, and push the model to it".to_owned(),
+                };
+                self.problem("models", cause, fix);
+            }
+        }
+        if is_read && self.problems.is_empty() {
+            let member = format!("pods:{}/{MODELS_ACCOUNT}", site.namespace);
+            let spec = json!({ "target": output(bucket, "id"), "role": READER_ROLE, "member": member });
+            self.part(READER, "gcp.bucket-binding", spec);
+            // The first cluster creates the pool of identities.
+            let cluster = CLUSTER.parse::<ComponentName>().map(|cluster| ResourceId::of(&self.site.name, &cluster));
+            self.after(cluster.ok());
+        }
     }
 
     /// The key of the site: an existing one, or one of its own where data is protected.
@@ -77,5 +126,23 @@ impl Lowering<'_> {
             }
         }
         self.data_key("agent:storage")
+    }
+}
+
+/// The name of a site's bucket, unless it has an existing one.
+pub fn models_bucket(site: &Site) -> String {
+    names::global(site, MODELS, MOST_OF_BUCKET)
+}
+
+/// How pods of a cluster that GKE runs sign in to buckets: by the metadata server of their node.
+pub(crate) fn bucket_identity(site: &Site) -> BucketIdentity {
+    BucketIdentity {
+        scheme: SCHEME.to_owned(),
+        own: format!("{SCHEME}://{}/", models_bucket(site)),
+        variables: BTreeMap::new(),
+        token: None,
+        services: METADATA.map(Into::into).into(),
+        part: READER.to_owned(),
+        skip_annotation: None,
     }
 }

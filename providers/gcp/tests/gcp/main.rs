@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_gcp::{Access, Gcp};
+use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, ModelStore, Network, Postgres, Program, Registry,
+    Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, Model, ModelStore, Network, Postgres, Program, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
@@ -96,7 +97,7 @@ impl Bench {
             role: None,
             tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
             protect_data,
-            cluster: None,
+            cluster: Some(Box::new(ClusterSite::of("textnlp"))),
             subnets: Vec::new(),
         };
         cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
@@ -111,12 +112,22 @@ impl Bench {
 
     /// The resources of a whole site, each after those that it needs.
     fn all(&self) -> Vec<Wanted> {
+        let model = Model {
+            name: "mine".to_owned(),
+            source: format!("gs://textnlp-{}-staging-main-models/mine/", self.cloud.project()),
+            digest: None,
+            role: None,
+            quantize: None,
+            context: None,
+            preload: true,
+        };
         let store = ModelStore {
-            models: Vec::new(),
+            models: vec![model],
             max_cache_bytes: 0,
             key: None,
             archive_after_days: Some(90),
             replica: None,
+            permission_boundary: None,
         };
         let url = format!("{REGION}-docker.pkg.dev/{}/textnlp/server", self.cloud.project());
         let image = format!("{url}:1@sha256:{}", "0".repeat(64));

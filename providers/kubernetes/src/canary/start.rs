@@ -13,6 +13,7 @@ use super::{
 };
 use crate::api::Api;
 use crate::error::Call;
+use crate::lower::job_nodes;
 use crate::ready::{self, Ready};
 use crate::{diagnosis, identity, table};
 
@@ -334,11 +335,9 @@ impl RolloutOrders {
             }],
             "volumes": [{ "name": "account", "projected": { "sources": account, "defaultMode": 288 } }],
         });
-        // The job may run only on the nodes of the servers.
-        for field in ["nodeSelector", "tolerations"] {
-            if let Some(chosen) = servers.get(field) {
-                pod[field] = chosen.clone();
-            }
+        // The job may run only on the nodes that are chosen for the site, and needs no GPU.
+        for (field, chosen) in job_nodes(servers) {
+            pod[field] = chosen;
         }
         // An older program without traffic weights rejects the argument. Otherwise it would split clients by the number
         // of pods.
@@ -574,7 +573,7 @@ mod tests {
         let mut orders = orders();
         orders.revert["spec"]["template"] = json!({ "spec": {
             "securityContext": { "runAsNonRoot": true },
-            "nodeSelector": { "pool": "text" },
+            "nodeSelector": { "pool": "text", "textnlp/pool": "gpu" },
             "containers": [{ "name": "api", "image": "old", "command": ["p"], "securityContext": { "readOnlyRootFilesystem": true } }],
         } });
         let job = orders.job("rollout", &deployment).unwrap();
@@ -584,7 +583,7 @@ mod tests {
             (&one["image"], &one["command"], &pod["serviceAccountName"]),
             (&json!("old"), &json!(["p"]), &json!(ACCOUNT))
         );
-        assert!(pod["nodeSelector"]["pool"] == "text" && pod.get("tolerations").is_none(), "{pod:#}");
+        assert_eq!((&pod["nodeSelector"], pod.get("tolerations")), (&json!({ "pool": "text" }), None), "{pod:#}");
         let value = one["env"][0]["value"].as_str().unwrap();
         assert!(value.contains("$$(OLD)"));
         let read: RolloutOrders = serde_json::from_str(&value.replace("$$", "$")).unwrap();

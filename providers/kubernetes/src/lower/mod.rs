@@ -38,8 +38,8 @@ use images::DEVICE_PLUGIN;
 pub(crate) use images::is_pinned;
 pub(crate) use ingress::{FILLED_BY_CERT_MANAGER, gateway_port};
 pub use local::local_part;
-pub(crate) use nodes::SHARED_VOLUME;
 use nodes::Volume;
+pub(crate) use nodes::{SHARED_VOLUME, has_gpu, job_nodes};
 use template::{Template, render};
 
 /// The conventional `nonroot` uid of images.
@@ -65,6 +65,9 @@ const METRICS_PORT: u16 = 9090;
 
 /// The Grafana dashboard, for any namespace selected there.
 const DASHBOARD: &str = include_str!("../../../../templates/kubernetes/dashboard.json");
+
+/// The service account of the pods.
+pub(crate) const ACCOUNT_OF_PODS: &str = "textnlp-api";
 
 /// The components that others depend on implicitly.
 const NETWORK: &str = "network";
@@ -220,7 +223,7 @@ impl Lowering<'_> {
             let inputs = json!({ "image": DEVICE_PLUGIN, "nodes": self.gpu_nodes(gpu) });
             self.part_of_kind("device-plugin", Template::DevicePlugin, &inputs, []);
         }
-        let inputs = json!({ "namespace": self.cluster.namespace, "name": "textnlp-api" });
+        let inputs = json!({ "namespace": self.cluster.namespace, "name": ACCOUNT_OF_PODS });
         self.part_of_kind("service-account", Template::ServiceAccount, &inputs, []);
         if self.is_carried() {
             let inputs = json!({
@@ -252,6 +255,21 @@ impl Lowering<'_> {
                 let cause = format!("model `{}` is on this machine, and pods cannot reach it", model.name);
                 self.problem(&label, cause, "use a source that the cluster can reach: `bundled`, `hf:`, `https:`; or put it in an image (`sites[].cluster.models: { kind: image, … }`)");
             }
+            let signs_in = self.cluster.bucket_identity.as_ref().map(|identity| identity.scheme.as_str());
+            if let Some(scheme) = self.scheme(model).filter(|scheme| signs_in != Some(scheme)) {
+                let cause =
+                    format!("model `{}` is in a bucket, and pods get no credentials for `{scheme}:` here", model.name);
+                let fix = match signs_in {
+                    Some(own) => {
+                        format!("push it to a bucket of `{own}:`: `textnlp-deploy model push SOURCE {own}://BUCKET/`")
+                    }
+                    None => {
+                        "put it in an image (`sites[].cluster.models: { kind: image, … }`), or use `hf:` or `https:`"
+                            .to_owned()
+                    }
+                };
+                self.problem(&label, cause, fix);
+            }
             let Some(digest) = &model.digest else {
                 let cause = format!("model `{}` has no digest, so pods cannot verify it", model.name);
                 self.problem(&label, cause, "add `digest: sha256:…`; `textnlp-deploy model pull` prints it");
@@ -259,7 +277,7 @@ impl Lowering<'_> {
             };
             listed.push(json!({
                 "name": model.name,
-                "source": model.source,
+                "source": self.source(model),
                 "digest": digest,
                 "path": format!("{MODELS}/{label}"),
             }));

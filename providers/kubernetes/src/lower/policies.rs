@@ -28,6 +28,8 @@ const API_PORTS: [u16; 2] = [443, 6443];
 const POSTGRES_PORT: u16 = 5432;
 /// The status port of CloudNativePG's instances.
 const INSTANCE_PORT: u16 = 8000;
+/// The policy of model downloads.
+const MODELS_POLICY: &str = "allow-models";
 /// The name of CloudNativePG's operator in the labels of its pods, by its manifests, its chart and OLM.
 const OPERATOR: &str = "cloudnative-pg";
 
@@ -125,7 +127,7 @@ impl Lowering<'_> {
         let mut made = Vec::new();
         for (part, name, pods, to) in [
             ("allow-database", "textnlp-database-out", database_clients(), database),
-            ("allow-models", "textnlp-models", servers, self.downloads(workload)),
+            (MODELS_POLICY, "textnlp-models", servers, self.downloads(workload)),
             ("allow-prometheus", "textnlp-prometheus", controller, outside.map_or(Vec::new(), |one| hosts(&one.url))),
         ] {
             let mut rules: Vec<Value> = Vec::new();
@@ -143,6 +145,15 @@ impl Lowering<'_> {
                 if !rules.contains(&rule) {
                     rules.push(rule);
                 }
+            }
+            if part == MODELS_POLICY
+                && let Some(identity) = self.bucket_identity(&workload.served)
+            {
+                // They are in the networks of metadata services, and give credentials of the pods' account only.
+                rules.extend(identity.services.iter().map(|service| {
+                    let to = Host::Address(service.ip()).to();
+                    rule(to, &[service.port()])
+                }));
             }
             if !rules.is_empty() {
                 self.allow_out(part, name, pods, rules);
@@ -163,7 +174,7 @@ impl Lowering<'_> {
         for source in sources {
             match source {
                 Source::Web(source) => found.extend(hosts(source.url().as_str())),
-                Source::Hub(_) => found.push((Host::Public, 443)),
+                Source::Hub(_) | Source::Bucket(_) | Source::SiteBucket(_) => found.push((Host::Public, 443)),
                 Source::Bundled | Source::File(_) | Source::Catalogue(_) => {}
             }
         }

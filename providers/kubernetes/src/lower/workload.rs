@@ -1,6 +1,7 @@
 //! The servers and their endpoint: jobs, pods, autoscaler and service.
 
 use serde_json::{Map, Value, json};
+use textnlp_provider::cluster::MODELS_ACCOUNT;
 use textnlp_provider::component::{Endpoint, Workload};
 use textnlp_provider::settings::Strategy;
 use textnlp_provider::{OutputRef, ResourceId};
@@ -10,8 +11,8 @@ use super::ingress::{Ingress, address};
 use super::resources::{PodResources, model_bytes};
 use super::template::Template;
 use super::{
-    API_KEY, CERTIFICATE, ENDPOINT, HEALTH_PORT, HTTP_PORT, HTTPS_PORT, JWT_KEY, Lowering, METRICS_PORT, MODELS,
-    MODELS_FILE, PROBE_PORT, PROGRAM, SECRETS, SECRETS_NAME, label_of,
+    ACCOUNT_OF_PODS, API_KEY, CERTIFICATE, ENDPOINT, HEALTH_PORT, HTTP_PORT, HTTPS_PORT, JWT_KEY, Lowering,
+    METRICS_PORT, MODELS, MODELS_FILE, PROBE_PORT, PROGRAM, SECRETS, SECRETS_NAME, label_of,
 };
 use crate::canary::QueryConfig;
 
@@ -20,6 +21,13 @@ const TLS_SECRET: &str = "textnlp-tls";
 /// The file names of the configuration.
 const CONFIG_FILE: &str = "server.yaml";
 const GATEWAY_FILE: &str = "gateway.yaml";
+/// Where the driver keeps the kernels that it compiled: a restarted container does not compile them again.
+const KERNELS: &str = "/var/cache/textnlp-cuda";
+/// The most that they take, in bytes: less than their volume, because a pod that exceeds it is evicted
+/// (<https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html>).
+const MAX_KERNELS: u64 = 512 << 20;
+/// The containers of the pods.
+const CONTAINERS: [&str; 3] = ["models", "api", "gateway"];
 /// A larger number is considered a typing error.
 const REPLICAS_MAX: u32 = 1000;
 /// The part of a gateway's connections that one client address may have by default. Nodes and ingress controllers may
@@ -97,7 +105,18 @@ impl Lowering<'_> {
         self.secret(secrets.clone(), SECRETS_NAME, "Opaque", &data, Vec::new());
 
         let mut env = vec![json!({ "name": "ENVIRONMENT", "value": self.site.environment })];
-        let fetch_env: Vec<Value> = env.iter().cloned().chain(download_env(&workload.egress)).collect();
+        let identity = self.bucket_identity(&workload.served).cloned();
+        let signs_in = identity.iter().flat_map(|identity| &identity.variables);
+        let signs_in = signs_in.map(|(name, value)| json!({ "name": name, "value": value }));
+        let fetch_env: Vec<Value> = env.iter().cloned().chain(download_env(&workload.egress)).chain(signs_in).collect();
+        // Not where the service account does not have its rights yet.
+        let rights = identity.as_ref().and_then(|identity| self.id(workload.models.as_str(), &identity.part));
+        // Jobs have another account: their containers get no credentials.
+        let models_account = identity.as_ref().and_then(|_| {
+            let inputs = json!({ "namespace": self.cluster.namespace, "name": MODELS_ACCOUNT });
+            self.part_of_kind("models-account", Template::ServiceAccount, &inputs, []);
+            self.id(name.as_str(), "models-account")
+        });
         let private_ca = self.private_ca(&workload.egress);
         if secret.get("database-url").is_some() {
             let from = json!({ "secretKeyRef": { "name": SECRETS_NAME, "key": "database-url" } });
@@ -128,7 +147,11 @@ impl Lowering<'_> {
                 "annotations": { "textnlp-secrets-digest": digest(&secrets) },
             })
         };
-        let inputs = job("textnlp-migrate", json!(arguments), &env);
+        let mut inputs = job("textnlp-migrate", json!(arguments), &env);
+        if self.cluster.gpu.is_some() {
+            // It runs again when the servers get GPUs, and refuses an image without CUDA before any pod changes.
+            inputs["annotations"]["textnlp-device"] = json!("cuda");
+        }
         let key_inputs = workload.first_key.then(|| {
             // An existing database may have a record that the key was revoked.
             let put = r#"{"do":"put","public_id":"$(API_KEY_ID)","sha256":"$(API_KEY_SHA256)","name":"first","reinstate":true}"#;
@@ -195,6 +218,12 @@ impl Lowering<'_> {
         needs.extend(reached.clone());
         needs.extend(private_ca);
         needs.extend(self.claim(workload.models.as_str()));
+        needs.extend(rights);
+        let of_pods = if models_account.is_some() { MODELS_ACCOUNT } else { ACCOUNT_OF_PODS };
+        needs.extend(models_account);
+        if let Some(skip) = identity.as_ref().and_then(|identity| identity.skip_annotation.as_deref()) {
+            annotations[skip] = json!(CONTAINERS.join(","));
+        }
         match self.cluster.certificate {
             Some(_) => needs.push(tls),
             None => annotations["textnlp-tls-digest"] = digest(&tls),
@@ -203,9 +232,14 @@ impl Lowering<'_> {
         let mut authorities: Vec<&Value> = [&authority, &fetch_authority].map(|one| &one["volume"]).into();
         authorities.retain(|volume| !volume.is_null());
         authorities.dedup();
+        if most.is_some() {
+            env.push(json!({ "name": "CUDA_CACHE_PATH", "value": KERNELS }));
+            env.push(json!({ "name": "CUDA_CACHE_MAXSIZE", "value": MAX_KERNELS.to_string() }));
+        }
         let inputs = json!({
             "namespace": self.cluster.namespace, "image": image, "program": PROGRAM, "user": self.user(), "env": env,
-            "tls_secret": tls_secret, "fetch_env": fetch_env, "fetch_authority": fetch_authority,
+            "account": of_pods, "tls_secret": tls_secret, "fetch_env": fetch_env, "fetch_authority": fetch_authority,
+            "fetch_token": identity.and_then(|identity| identity.token),
             "database_authority": authority, "authorities": authorities,
             // With an autoscaler, the replica count is not applied.
             "replicas": (!grown).then_some(workload.replicas),
@@ -226,6 +260,7 @@ impl Lowering<'_> {
             "metrics_port": METRICS_PORT,
             "resources": PodResources::of(&self.settings().resources, &workload.served, most.is_some()).to_json(),
             "gpu": most.is_some(),
+            "kernel_folder": KERNELS,
             // Where no GPU is left for a new pod, it takes that of an old one.
             "gives_way": self.cluster.rollout == Strategy::Rolling
                 && most.is_some_and(|(most, _)| autoscaled_to.unwrap_or(workload.replicas) >= most),
@@ -252,6 +287,14 @@ impl Lowering<'_> {
         }
         if let Some(autoscaling) = &workload.autoscaling {
             let mut inputs = json!(autoscaling);
+            if most.is_some() {
+                // Neither follows the load where the GPU computes.
+                (inputs["cpu"], inputs["memory"]) = (Value::Null, Value::Null);
+                if autoscaling.requests_per_second.is_none() {
+                    let cause = "an autoscaler of pods with GPUs needs the request rate";
+                    self.problem("scaling", cause, "write `requests_per_second: 5`, with `adapter: true`");
+                }
+            }
             inputs["namespace"] = json!(self.cluster.namespace);
             (inputs["min"], inputs["max"]) = (json!(workload.replicas), json!(autoscaled_to));
             let adapter_objects = self.adapter(&image);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde_json::json;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::cluster::{
-    Analytics, Balancer, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterSite, IngressKind,
-    ModelVolume, OwnPostgres, PodResources, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
+    Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterSite,
+    IngressKind, ModelVolume, OwnPostgres, PodResources, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{DatabaseKind, Hosting, ModelRole, Quantize, Role, Runtime, Spot, Strategy};
@@ -34,6 +34,7 @@ pub struct Fixture {
     pub max_nodes: Option<u32>,
     pub balancer: Option<Balancer>,
     pub gpu: Option<ClusterGpus>,
+    pub bucket_identity: Option<BucketIdentity>,
     pub min_nodes: u32,
     pub pinned: bool,
 }
@@ -61,6 +62,8 @@ impl Fixture {
             max_nodes: self.max_nodes,
             balancer: self.balancer.clone(),
             gpu: self.gpu.clone(),
+            existing: false,
+            bucket_identity: self.bucket_identity.clone(),
         }
     }
 
@@ -115,6 +118,7 @@ pub fn fixture() -> Fixture {
         max_nodes: None,
         balancer: None,
         gpu: None,
+        bucket_identity: None,
         min_nodes: 1,
         pinned: true,
     }
@@ -426,6 +430,7 @@ pub fn models() -> ModelStore {
         key: None,
         archive_after_days: None,
         replica: None,
+        permission_boundary: None,
     }
 }
 

@@ -6,7 +6,9 @@ use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
-use textnlp_provider::cluster::{Analytics, Balancer, ClusterAccess, ClusterGpus, EgressRule, OwnPostgres, Transport};
+use textnlp_provider::cluster::{
+    Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, EgressRule, IdentityToken, OwnPostgres, Transport,
+};
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Spot, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
@@ -747,11 +749,13 @@ fn pods_have_a_gpu_each_on_nodes_that_other_pods_do_not_use() {
         tolerations: Vec::new(),
         device_plugin,
     };
-    let autoscaling = Autoscaling { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
-    let server = |gpu: Option<ClusterGpus>, replicas: u32| {
+    let by_cpu = Autoscaling { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
+    let scaled = |gpu: Option<ClusterGpus>, replicas: u32, autoscaling: Autoscaling| {
         let workload = Workload { replicas, autoscaling: Some(autoscaling), canary: None, ..workload() };
         lowered(&component("server", ComponentSpec::Workload(workload)), Fixture { gpu, ..fixture() })
     };
+    let by_rate = Autoscaling { requests_per_second: Some(5), ..by_cpu };
+    let server = |gpu: Option<ClusterGpus>, replicas: u32| scaled(gpu, replicas, by_rate);
     let spec = |made: &[Wanted], end: &str| -> Value {
         let found = made.iter().find(|one| one.id.as_str().ends_with(end));
         found.unwrap_or_else(|| panic!("{end}")).spec.as_value().clone()
@@ -767,20 +771,55 @@ fn pods_have_a_gpu_each_on_nodes_that_other_pods_do_not_use() {
         assert!(gateway[part].get("nvidia.com/gpu").is_none(), "{gateway}");
     }
     assert!(pod["initContainers"][0]["resources"]["limits"].get("nvidia.com/gpu").is_none());
+    // The driver keeps compiled kernels, fewer than would have the pod evicted.
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let kernels = mounts.iter().find(|mount| mount["name"] == "kernels").unwrap();
+    assert!(kernels.get("readOnly").is_none(), "{kernels}");
+    let env = pod["containers"][0]["env"].as_array().unwrap();
+    let of = |name: &str| env.iter().find(|one| one["name"] == name).unwrap()["value"].clone();
+    assert_eq!((of("CUDA_CACHE_PATH"), of("CUDA_CACHE_MAXSIZE")), (kernels["mountPath"].clone(), json!("536870912")));
+    let volumes = pod["volumes"].as_array().unwrap();
+    assert!(volumes.contains(&json!({ "name": "kernels", "emptyDir": { "sizeLimit": "1Gi" } })), "{volumes:?}");
+    // A changed device runs the job again, which refuses an image without CUDA.
+    let device = |made: &[Wanted], job: &str| {
+        spec(made, job)["spec"]["template"]["metadata"]["annotations"]["textnlp-device"].clone()
+    };
+    assert_eq!(
+        (device(&made, "/migrate"), device(&server(None, 3).unwrap(), "/migrate")),
+        (json!("cuda"), Value::Null)
+    );
     // Jobs compute nothing.
     let job = &spec(&made, "/migrate")["spec"]["template"]["spec"];
     assert!(job.get("nodeSelector").is_none() && !job.to_string().contains("nvidia"), "{job}");
+    // In a cluster of the operator, the chosen nodes may all have GPUs: jobs tolerate their taint, and take none.
+    let settings =
+        ClusterAccess { node_selector: BTreeMap::from([("team".to_owned(), "text".to_owned())]), ..fixture().settings };
+    let own = ClusterGpus { node_selector: BTreeMap::new(), ..gpus(4, false) };
+    let workload_of_three = component("server", ComponentSpec::Workload(Workload { replicas: 3, ..workload() }));
+    let beside = lowered(&workload_of_three, Fixture { gpu: Some(own), settings, ..fixture() }).unwrap();
+    let job = &spec(&beside, "/migrate")["spec"]["template"]["spec"];
+    assert_eq!(job["nodeSelector"]["team"], "text");
+    assert_eq!(job["tolerations"][0]["key"], "nvidia.com/gpu");
+    assert!(!job["containers"].to_string().contains("nvidia"), "{job}");
     // A GPU for a new pod is free only where there are more of them than pods, which the autoscaler leaves no room for.
     let strategy = |made: &[Wanted]| spec(made, "/deployment")["spec"]["strategy"]["rollingUpdate"].clone();
     assert_eq!(strategy(&made), json!({ "maxUnavailable": 1, "maxSurge": 0 }));
     assert_eq!(spec(&made, "/autoscaler")["spec"]["maxReplicas"], 4);
+    // The CPU is idle while the GPU computes.
+    let metrics = |made: &[Wanted]| spec(made, "/autoscaler")["spec"]["metrics"].clone();
+    let found = metrics(&made);
+    assert!(found.as_array().unwrap().len() == 1 && found[0]["type"] == "Pods", "{found}");
+    let problems = scaled(Some(gpus(4, true)), 3, by_cpu).unwrap_err().to_string();
+    assert!(problems.contains("needs the request rate"), "{problems}");
+    assert_eq!(metrics(&scaled(None, 3, by_cpu).unwrap())[0]["resource"]["name"], "cpu");
     let made = server(Some(gpus(40, true)), 3).unwrap();
     assert_eq!(strategy(&made), json!({ "maxUnavailable": 0, "maxSurge": 1 }));
     assert_eq!(spec(&made, "/autoscaler")["spec"]["maxReplicas"], 20);
     let problems = server(Some(gpus(2, true)), 3).unwrap_err().to_string();
     assert!(problems.contains("2 GPUs are enough for 2 replicas, and not for 3"), "{problems}");
     let plain = server(None, 3).unwrap();
-    assert!(!spec(&plain, "/deployment").to_string().contains("\"nvidia.com/gpu\":"), "no GPU is asked for");
+    let deployment = spec(&plain, "/deployment").to_string();
+    assert!(!deployment.contains("\"nvidia.com/gpu\":") && !deployment.contains("CUDA"), "no GPU is asked for");
     assert_eq!(spec(&plain, "/autoscaler")["spec"]["maxReplicas"], 20);
 }
 
@@ -807,6 +846,93 @@ fn device_plugin_is_an_object_of_sites_whose_cloud_has_none() {
     let image = pod["containers"][0]["image"].as_str().unwrap();
     assert!(image.starts_with("nvcr.io/nvidia/k8s-device-plugin:v") && image.contains("@sha256:"), "{image}");
     assert!(plugin(false).is_none());
+}
+
+/// An identity as a cloud gives it to pods.
+fn bucket_identity() -> BucketIdentity {
+    BucketIdentity {
+        scheme: "s3".to_owned(),
+        own: "s3://own/".to_owned(),
+        variables: BTreeMap::from([("AWS_REGION".to_owned(), json!("eu-west-1"))]),
+        token: Some(IdentityToken {
+            audience: "pods.example".to_owned(),
+            folder: "/var/run/identity".to_owned(),
+            file: "token".to_owned(),
+            seconds: 86_400,
+        }),
+        services: vec!["169.254.170.23:80".parse().unwrap()],
+        part: "reader".to_owned(),
+        skip_annotation: Some("cloud/skip".to_owned()),
+    }
+}
+
+#[test]
+fn only_the_container_that_fetches_models_signs_in_to_buckets() {
+    let from = |source: &str| {
+        let mut workload = workload();
+        workload.served[0].source = source.to_owned();
+        workload.egress.policies = true;
+        workload
+    };
+    let place = |identity: Option<BucketIdentity>| Fixture { bucket_identity: identity, ..fixture() };
+    let made = |source: &str| {
+        let server = component("server", ComponentSpec::Workload(from(source)));
+        lowered(&server, place(Some(bucket_identity()))).unwrap()
+    };
+    let all = made("s3://models/team/sha256-ab/");
+    let deployment = all.iter().find(|one| one.id.as_str().ends_with("/deployment")).unwrap();
+    assert!(deployment.needs.iter().any(|need| need.on.as_str() == "main/models/reader"), "{:?}", deployment.needs);
+    let template = &deployment.spec.as_value()["spec"]["template"];
+    assert_eq!(template["metadata"]["annotations"]["cloud/skip"], "models,api,gateway");
+    let pod = &template["spec"];
+    assert_eq!(pod["serviceAccountName"], "textnlp-models");
+    assert!(all.iter().any(|one| one.id.as_str() == "main/server/models-account"), "the account is an object");
+    let names = ["initContainers", "containers"].into_iter().flat_map(|of| pod[of].as_array().unwrap());
+    let names: Vec<&str> = names.map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["models", "api", "gateway"]);
+    let job = all.iter().find(|one| one.id.as_str().ends_with("/migrate")).unwrap();
+    assert_eq!(job.spec.as_value()["spec"]["template"]["spec"]["serviceAccountName"], "textnlp-api");
+    let token =
+        json!({ "serviceAccountToken": { "audience": "pods.example", "expirationSeconds": 86_400, "path": "token" } });
+    let volumes = pod["volumes"].as_array().unwrap();
+    assert!(volumes.contains(&json!({ "name": "identity", "projected": { "sources": [token] } })), "{volumes:?}");
+    let signs_in = |container: &Value| {
+        let region = json!({ "name": "AWS_REGION", "value": "eu-west-1" });
+        let mounts = container["volumeMounts"].as_array().unwrap().iter().any(|mount| mount["name"] == "identity");
+        (mounts, container["env"].as_array().is_some_and(|env| env.contains(&region)))
+    };
+    assert_eq!(signs_in(&pod["initContainers"][0]), (true, true));
+    for container in pod["containers"].as_array().unwrap() {
+        assert_eq!(signs_in(container), (false, false), "{container}");
+    }
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let to_service = json!([{ "ipBlock": { "cidr": "169.254.170.23/32" } }]);
+    let allowed = policies(&all)["textnlp-models"]["egress"].clone();
+    assert!(allowed.as_array().unwrap().iter().any(|rule| rule["to"] == to_service && rule["ports"][0]["port"] == 80));
+
+    let plain = made("hf:org/name");
+    let text = serde_json::to_string(&plain.iter().map(|one| one.spec.as_value()).collect::<Vec<_>>()).unwrap();
+    assert!(!text.contains("identity") && !text.contains("169.254.170.23"), "{text}");
+
+    let mut store = models();
+    store.models[0].source = "bucket:team/mine".to_owned();
+    let component_of = component("models", ComponentSpec::ModelStore(store));
+    let listed = lowered(&component_of, place(Some(bucket_identity()))).unwrap();
+    let listed = serde_json::to_string(&listed.iter().map(|one| one.spec.as_value()).collect::<Vec<_>>()).unwrap();
+    assert!(listed.contains("s3://own/team/mine/") && !listed.contains("bucket:"), "{listed}");
+    let problem = |source: &str, identity| {
+        let mut store = models();
+        store.models[0].source = source.to_owned();
+        lowered(&component("models", ComponentSpec::ModelStore(store)), place(identity))
+            .err()
+            .map(|why| why.to_string())
+    };
+    assert_eq!(problem("s3://models/a/", Some(bucket_identity())), None);
+    let other = problem("gs://models/a/", Some(bucket_identity())).unwrap();
+    assert!(other.contains("no credentials for `gs:`") && other.contains("s3://BUCKET/"), "{other}");
+    assert!(problem("bucket:a", None).unwrap().contains("no credentials for `bucket:`"));
+    let none = problem("s3://models/a/", None).unwrap();
+    assert!(none.contains("no credentials for `s3:`") && none.contains("kind: image"), "{none}");
 }
 
 #[test]

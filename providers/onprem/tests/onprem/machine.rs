@@ -148,6 +148,7 @@ impl Machine {
                     key: None,
                     archive_after_days: None,
                     replica: None,
+                    permission_boundary: None,
                 }),
             ),
             part(

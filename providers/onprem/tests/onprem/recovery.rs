@@ -70,6 +70,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 key: None,
                 archive_after_days: None,
                 replica: None,
+                permission_boundary: None,
             }),
         ),
         component(

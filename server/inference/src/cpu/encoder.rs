@@ -154,7 +154,7 @@ impl Encoder {
 
     /// Bytes held for weights, and for the rows, keys and values of a step.
     pub fn memory(&self) -> Memory {
-        Memory { weights: self.held, kv: self.kv.held(), workspace: self.buffers.bytes_held() }
+        Memory { weights: self.held, kv: self.kv.held(), kv_on_demand: 0, workspace: self.buffers.bytes_held() }
     }
 
     /// The vectors of texts, each as its tokens with the special ones around them. `None` where numbers of a text broke.

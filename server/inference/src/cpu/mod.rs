@@ -250,7 +250,7 @@ impl Executor for Cpu {
     }
 
     fn memory(&self) -> Memory {
-        Memory { weights: self.held, kv: self.kv.held(), workspace: self.scratch.bytes() }
+        Memory { weights: self.held, kv: self.kv.held(), kv_on_demand: 0, workspace: self.scratch.bytes() }
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) struct Books {
     pub(super) counts: Counts,
     pub(super) last_step: Option<Instant>,
     pub(super) last_step_ms: f64,
+    /// Why a model's device computes nothing more.
+    pub(super) fault: Option<String>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -43,6 +45,7 @@ impl Books {
             counts: Counts::default(),
             last_step: None,
             last_step_ms: 0.0,
+            fault: None,
         }
     }
 

@@ -245,6 +245,7 @@ impl<C: Fn() -> Instant> Scheduler<C> {
             cancelled: counts.cancelled,
             failed: counts.failed,
             preempted: counts.preempted,
+            fault: self.books.fault.clone(),
             models: self.slots.iter().map(Slot::stats).collect(),
             // The door knows the rest.
             ..Stats::default()

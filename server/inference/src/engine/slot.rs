@@ -186,6 +186,8 @@ impl Slot {
             let positions = self.waiting[index].positions(self.context);
             let since = *self.waiting[index].homeless_since.get_or_insert(now);
             if now >= since + ROOM_PATIENCE {
+                // A device that fails has no room either.
+                self.find_fault(books);
                 let run = self.waiting.remove(index);
                 let why = format!("there is no room for {positions} tokens of keys and values");
                 books.end(run, End::Fail(Failure::Model(why)), now);
@@ -243,6 +245,13 @@ impl Slot {
                 books.end(run, End::Fail(Failure::Model(why)), now);
                 true
             }
+        }
+    }
+
+    /// Notes whether the device failed for good.
+    fn find_fault(&self, books: &mut Books) {
+        if books.fault.is_none() {
+            books.fault = self.executor.fault();
         }
     }
 
@@ -381,6 +390,9 @@ impl Slot {
         books.last_step_ms = took.as_secs_f64() * 1e3;
         if ok > 0 {
             books.last_step = Some(end);
+        }
+        if failed > 0 {
+            self.find_fault(books);
         }
         if failed == 0 {
             let slow: Duration = fruits.iter().map(|fruit| fruit.slow).sum();

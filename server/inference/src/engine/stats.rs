@@ -45,6 +45,8 @@ pub struct Stats {
     pub preempted: u64,
     /// The retry delay that a rejected request would get now.
     pub retry_after_ms: u64,
+    /// Why a model's device computes nothing more in this process.
+    pub fault: Option<String>,
     /// Each loaded model, including retired ones that finish their requests.
     pub models: Vec<ModelStats>,
 }

@@ -30,6 +30,7 @@ pub(crate) enum Fault {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
+    method: String,
     pub(crate) path: String,
     pub(crate) headers: BTreeMap<String, String>,
 }
@@ -178,13 +179,21 @@ pub(crate) async fn request(stream: &mut TcpStream, prefix: &str) -> Option<Seen
     }
     let head = String::from_utf8(head).unwrap();
     let mut lines = head.lines();
-    let path = lines.next()?.split(' ').nth(1)?.to_owned();
+    let mut words = lines.next()?.split(' ');
+    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
     let headers = lines.filter_map(|line| line.split_once(": ")).map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned()));
-    Some(Seen { path: format!("{prefix}{path}"), headers: headers.collect() })
+    Some(Seen { method, path: format!("{prefix}{path}"), headers: headers.collect() })
 }
 
 /// False: the connection is over.
 async fn answer(stream: &mut TcpStream, state: &Mutex<State>, seen: Seen) -> bool {
+    if seen.method == "HEAD" {
+        let entry = state.lock().unwrap().files.get(&seen.path).cloned();
+        let Some(Entry { content, status, headers }) = entry else { return false };
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n{headers}\r\n", content.len());
+        return stream.write_all(head.as_bytes()).await.is_ok();
+    }
     let (entry, fault) = {
         let mut state = state.lock().unwrap();
         state.seen.push(seen.clone());

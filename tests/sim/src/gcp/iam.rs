@@ -200,6 +200,14 @@ pub(crate) fn write(cloud: &mut Cloud, key: &str, project: &str, wanted: &Value)
     read(cloud, key, 3)
 }
 
+fn missing_pool(pool: &str) -> Problem {
+    let message = format!(
+        "Identity Pool does not exist ({pool}.svc.id.goog). Please check that you specified a valid resource name as \
+         returned in the `name` attribute in the configuration API."
+    );
+    Problem::new("INVALID_ARGUMENT", message)
+}
+
 fn check_members(cloud: &Cloud, project: &str, policy: &Value) -> Result<(), Problem> {
     let bindings = policy["bindings"].as_array().into_iter().flatten();
     let members = bindings.flat_map(|one| one["members"].as_array().into_iter().flatten());
@@ -228,6 +236,14 @@ fn check_members(cloud: &Cloud, project: &str, policy: &Value) -> Result<(), Pro
                 "projectEditor:",
                 "projectViewer:",
             ];
+            // The pool of a project's clusters is that of its first one with workload identity.
+            let pool = member.strip_prefix("principal://").and_then(|rest| rest.split_once("/workloadIdentityPools/"));
+            let pool = pool.and_then(|(_, rest)| rest.split_once(".svc.id.goog/")).map(|(pool, _)| pool);
+            if let Some(pool) =
+                pool.filter(|pool| !cloud.project(pool).is_some_and(|project| project.has_identity_pool))
+            {
+                return Err(missing_pool(pool));
+            }
             if !public && !kinds.iter().any(|kind| member.starts_with(kind)) {
                 let message = format!("Invalid argument: Invalid member '{member}': it needs a type.");
                 return Err(Problem::new("INVALID_ARGUMENT", message));
@@ -236,11 +252,7 @@ fn check_members(cloud: &Cloud, project: &str, policy: &Value) -> Result<(), Pro
         };
         if let Some((pool, _)) = address.split_once(".svc.id.goog[") {
             if !cloud.project(pool).is_some_and(|project| project.has_identity_pool) {
-                let message = format!(
-                    "Identity Pool does not exist ({pool}.svc.id.goog). Please check that you specified a valid \
-                        resource name as returned in the `name` attribute in the configuration API."
-                );
-                return Err(Problem::new("INVALID_ARGUMENT", message));
+                return Err(missing_pool(pool));
             }
             continue;
         }

@@ -61,6 +61,34 @@ fn failure_that_disappears_in_a_smaller_batch_fails_no_request() {
 }
 
 #[test]
+fn a_device_that_failed_for_good_is_told_from_a_step_that_failed() {
+    let mut bench = Bench::new(options());
+    let watch = bench.load("m", Script::default());
+    let broken = bench.send(request([1, FAILS_NAMELESS], 5), Client::Reads).unwrap();
+    bench.run();
+    assert!(broken.inbox().failure().is_some());
+    assert_eq!(bench.door.stats(bench.now()).fault, None);
+    let why = "CUDA_ERROR_ILLEGAL_ADDRESS";
+    watch.lock().unwrap().fault = Some(why);
+    let sent = bench.send(request(bytes("ab"), 5), Client::Reads).unwrap();
+    bench.run();
+    let failure = sent.inbox().failure();
+    assert!(matches!(&failure, Some(Failure::Model(said)) if said.contains(why)), "{failure:?}");
+    assert_eq!(bench.door.stats(bench.now()).fault.as_deref(), Some(why));
+}
+
+#[test]
+fn a_device_that_failed_for_good_has_no_room() {
+    let mut bench = Bench::new(options());
+    let watch = bench.load("m", Script::default());
+    watch.lock().unwrap().fault = Some("lost");
+    watch.lock().unwrap().full = usize::MAX;
+    bench.send(request(bytes("ab"), 5), Client::Reads).unwrap();
+    bench.run();
+    assert_eq!(bench.door.stats(bench.now()).fault.as_deref(), Some("lost"));
+}
+
+#[test]
 fn disconnected_client_does_not_affect_the_others() {
     let mut bench = Bench::new(options());
     let watch = bench.load("m", Script::default());

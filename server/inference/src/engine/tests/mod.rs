@@ -297,7 +297,11 @@ fn request_generates_the_models_output_and_the_engine_goes_idle() {
     let watch = bench.load("m", Script::default());
     let request = request(bytes("hello"), 20);
     let sent = bench.send(request.clone(), Client::Reads).unwrap();
+    let kv_on_demand = |bench: &Bench| bench.door.stats(bench.now()).models[0].memory.kv_on_demand;
+    bench.scheduler.turn();
+    assert_eq!(kv_on_demand(&bench), 25, "positions of the prompt and the answer");
     bench.run();
+    assert_eq!(kv_on_demand(&bench), 0);
     let (tokens, text, finish) = alone(&request, &bench.tokenizer, 1024);
     let inbox = sent.inbox();
     assert_eq!((inbox.tokens(), inbox.text(), inbox.finish()), (tokens.clone(), text, Some(finish)));

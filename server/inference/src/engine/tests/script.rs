@@ -35,6 +35,8 @@ pub(super) struct Watch {
     pub(super) breaks_drafts: bool,
     /// So many times there is no room.
     pub(super) full: usize,
+    /// Why each further step fails.
+    pub(super) fault: Option<&'static str>,
 }
 
 pub(super) struct Script {
@@ -197,6 +199,9 @@ impl Executor for Script {
         if let Some(time) = &watch.time {
             *time.lock().unwrap() += self.step_cost + self.row_cost * count as u32;
         }
+        if let Some(fault) = watch.fault {
+            return Err(StepError::Device(fault.to_owned()));
+        }
         if rows.len() > 1 && watch.flaky > 0 {
             watch.flaky -= 1;
             return Err(StepError::NoRoom);
@@ -245,8 +250,12 @@ impl Executor for Script {
         &self.state.logits
     }
 
+    fn fault(&self) -> Option<String> {
+        self.watch.lock().unwrap().fault.map(str::to_owned)
+    }
+
     fn memory(&self) -> Memory {
-        Memory { weights: 1, kv: 1, workspace: 1 }
+        Memory { weights: 1, kv: 1, kv_on_demand: self.watch.lock().unwrap().reserved as u64, workspace: 1 }
     }
 }
 
