@@ -59,17 +59,20 @@ impl Models {
 
     /// The memory for one more model where it computes.
     async fn memory(&self, gpu: Option<usize>) -> Result<Memory, LoadError> {
-        // Read before the free memory: what a request takes in between is missing twice, not available twice.
-        let stats = self.engine.stats();
-        let memory = executors::memory(gpu).await.map_err(LoadError::Busy)?;
+        let before = self.engine.stats();
+        // A model that was never loaded is not ready because its GPU did not answer.
+        let memory = executors::memory(gpu).await.map_err(LoadError::Failed)?;
         if gpu.is_none() {
             return Ok(memory);
         }
+        // What a request takes or gives back in between is missing twice, not available twice.
+        let after = self.engine.stats();
         let loaded = self.entries.iter().filter_map(|entry| match entry.standing() {
             ModelState::Ready(ready) if ready.gpu == gpu => {
                 let is_of = |model: &&ModelStats| !model.retired && model.name == entry.config.name;
-                let taken = stats.models.iter().find(is_of).map_or(0, |model| model.memory.kv_on_demand);
-                Some((ready.held, ready.info.memory.weights, taken))
+                let taken = [&before, &after]
+                    .map(|stats| stats.models.iter().find(is_of).map_or(0, |model| model.memory.kv_on_demand));
+                Some((ready.held, ready.info.memory.weights, taken[0].min(taken[1])))
             }
             _ => None,
         });
