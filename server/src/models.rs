@@ -138,7 +138,7 @@ enum LoadError {
     /// It does not fit beside the models that are loaded.
     #[error("{0}")]
     NoRoom(String),
-    /// The last answers of unloaded models use the memory, or the GPU does not answer.
+    /// The last answers of unloaded models use the memory.
     #[error("{0}")]
     Busy(String),
     #[error("{0}")]

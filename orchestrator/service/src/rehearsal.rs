@@ -216,7 +216,7 @@ impl<'a> Rehearsal<'a> {
         }
         let admin = Admin::of(chosen, running);
         let jobs = admin.site(running.serving().await).await?;
-        let release = applied_digest(&scope.folder)?;
+        let release = applied_digest(&scope.folder).map_err(|failure| failure.hint(scope.same("up")))?;
         Ok(Self { scope, jobs, instances, lineage: running.lineage, release, before })
     }
 

@@ -112,7 +112,7 @@ fn damaged_history_entry_does_not_affect_the_others() {
         assert!(recorded.skipped.len() == 1 && recorded.skipped[0].starts_with(file.as_str()), "{recorded:?}");
         assert!(recorded.newest().unwrap_err().contains(file.as_str()), "an older entry is not the newest");
     }
-    // Its number is not used again, so nobody takes one release for another. The older entry is not the newest one.
+    // Its number is not used again, so no release is taken for another one. The older entry is not the newest one.
     assert_eq!(history.keep(&applied("two", 3)).unwrap(), Some(4));
     assert_eq!(history.read().unwrap().newest().unwrap().unwrap().number, 4);
 }

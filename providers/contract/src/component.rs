@@ -224,6 +224,14 @@ pub struct ModelStore {
     pub permission_boundary: Option<String>,
 }
 
+impl ModelStore {
+    /// These models, with nothing else set.
+    pub fn of(models: Vec<Model>) -> Self {
+        let (key, archive_after_days, replica, permission_boundary) = (None, None, None, None);
+        Self { models, max_cache_bytes: 0, key, archive_after_days, replica, permission_boundary }
+    }
+}
+
 /// See [`ModelStore::replica`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelReplica {
@@ -251,6 +259,14 @@ pub struct Model {
     pub context: Option<u32>,
     /// Whether it is loaded before the server is ready.
     pub preload: bool,
+}
+
+impl Model {
+    /// A model that is loaded at once, with nothing else set.
+    pub fn of(name: &str, source: &str) -> Self {
+        let (digest, role, quantize, context) = (None, None, None, None);
+        Self { name: name.to_owned(), source: source.to_owned(), digest, role, quantize, context, preload: true }
+    }
 }
 
 /// See [`ComponentSpec::Database`].

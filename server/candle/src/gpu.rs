@@ -103,7 +103,7 @@ impl Gpu {
         // It is the context of the models, and remembers no error of another handle.
         match CudaContext::new(number).and_then(|context| context.synchronize()) {
             Ok(()) => None,
-            // Without a loaded model the context is made anew, in memory that others may have.
+            // Without a loaded model the context is a new one, in memory that others may have.
             Err(error) if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => None,
             Err(error) => Some(format!("GPU {number} fails in each call: {error}")),
         }

@@ -162,7 +162,7 @@ impl Bucket {
         let shown = shown(&text);
         let hint = match self.scheme {
             Scheme::S3 => {
-                "give credentials that may read it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (`aws configure export-credentials --format env` prints them), and AWS_REGION"
+                "give credentials that may read it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (`aws configure export-credentials --format env` prints them), and AWS_REGION; without the right to list, S3 also denies what does not exist"
             }
             Scheme::Gs => {
                 "give credentials that may read it: GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`"

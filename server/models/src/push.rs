@@ -65,7 +65,7 @@ pub async fn push(
         send(&bucket, &folder, &model.dir.join(&file.name), file, progress).await?;
         sent += file.bytes;
     }
-    // Where it was on this machine is nobody's business.
+    // The source of this machine may be a path that others need not know.
     let manifest =
         Manifest::new(folder.to_string(), of.revision.clone(), of.license.clone(), of.files.clone()).to_bytes();
     if overwrite || sent > 0 || there.get(MANIFEST) != Some(&(manifest.len() as u64)) {

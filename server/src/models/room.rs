@@ -240,9 +240,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn keys_and_values_shrink_to_the_free_memory_and_larger_models_are_not_loaded() {
-        let architecture = Architecture {
+    fn architecture() -> Architecture {
+        Architecture {
             family: "gpt2".to_owned(),
             layers: 4,
             width: 64,
@@ -253,8 +252,12 @@ mod tests {
             vocab: 300,
             context: 128,
             ..Architecture::plain()
-        };
-        let new = Footprint::estimate(architecture, 1_000_000, Quant::F16);
+        }
+    }
+
+    #[test]
+    fn keys_and_values_shrink_to_the_free_memory_and_larger_models_are_not_loaded() {
+        let new = Footprint::estimate(architecture(), 1_000_000, Quant::F16);
         let with = |available: u64| {
             let memory = Memory { total: 1 << 40, available, bound_by: "machine".to_owned() };
             fitting(&new, new.usual_positions(), 1, &memory)
@@ -277,19 +280,7 @@ mod tests {
         // Two with 3 GiB of weights each: 6 GiB are in use, and 8 GiB are promised.
         let left = left(gpu(), &[(7 << 30, 3 << 30, 0), (7 << 30, 3 << 30, 0)]);
         assert_eq!((left.available, left.total), (1 << 30, 16 << 30));
-        let architecture = Architecture {
-            family: "gpt2".to_owned(),
-            layers: 4,
-            width: 64,
-            heads: 4,
-            kv_heads: 4,
-            head_dim: 16,
-            ffn: 256,
-            vocab: 300,
-            context: 128,
-            ..Architecture::plain()
-        };
-        let new = Footprint::estimate(architecture, 1_000_000_000, Quant::F16);
+        let new = Footprint::estimate(architecture(), 1_000_000_000, Quant::F16);
         assert!(fitting(&new, new.usual_positions(), 1, &gpu()).is_ok());
         let refused = fitting(&new, new.usual_positions(), 1, &left).unwrap_err();
         assert!(refused.contains("GPU 0") && refused.contains("serve fewer models"), "{refused}");

@@ -281,7 +281,13 @@ pub async fn measure(
     if definition.check(phases::SPEED_UP).is_some() {
         recorded.extend(baseline::checks(deployment, running, &state)?);
     }
-    let changed_at = changed_at(folder).map_err(|failure| format!("{:#}: {}", failure.error, scope.same("up")));
+    let changed_at = match occasion {
+        // What is recorded was measured of the release before.
+        Occasion::WithinRun if runs_the_lock(chosen).await.is_err() => {
+            Err("this run applies another release, of which nothing is recorded yet".to_owned())
+        }
+        _ => changed_at(folder).map_err(|failure| format!("{:#}: {}", failure.error, scope.same("up"))),
+    };
     if let Some(check) = definition.check(phases::AVAILABILITY) {
         progress.doing("reads the record of availability");
         // `down` ends what was measured before it, and so does another release.
@@ -291,7 +297,10 @@ pub async fn measure(
         });
     }
     if let Some(check) = definition.check(phases::FAILOVER) {
-        recorded.push(failover::check(check, chosen, running, &state).await);
+        recorded.push(match &changed_at {
+            Ok(_) => failover::check(check, chosen, running, &state).await,
+            Err(why) => check.unknown(environment, why),
+        });
     }
     if let Some(check) = definition.check(phases::RESTORED) {
         recorded.push(match &changed_at {

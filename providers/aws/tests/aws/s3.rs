@@ -191,14 +191,7 @@ fn an_s3_policy_changed_by_hand_is_found() {
 
 fn models(existing: Option<&str>, key: Option<&str>) -> Component {
     let id = |text: &str| CloudId::new(text).unwrap();
-    let store = ModelStore {
-        models: Vec::new(),
-        max_cache_bytes: 1,
-        key: key.map(id),
-        archive_after_days: Some(90),
-        replica: None,
-        permission_boundary: None,
-    };
+    let store = ModelStore { key: key.map(id), archive_after_days: Some(90), ..ModelStore::of(Vec::new()) };
     Component { name: "models".parse().unwrap(), existing: existing.map(id), part: ComponentSpec::ModelStore(store) }
 }
 
@@ -236,18 +229,7 @@ fn pods_read_models_of_s3_by_a_role_of_their_own() {
         let mut component = models(None, None);
         if let ComponentSpec::ModelStore(store) = &mut component.part {
             store.permission_boundary = Some("arn:aws:iam::123456789012:policy/boundary".to_owned());
-            store.models = sources
-                .iter()
-                .map(|source| Model {
-                    name: "mine".to_owned(),
-                    source: (*source).to_owned(),
-                    digest: Some(format!("sha256:{}", "ab".repeat(32))),
-                    role: None,
-                    quantize: None,
-                    context: None,
-                    preload: true,
-                })
-                .collect();
+            store.models = sources.iter().map(|source| Model::of("mine", source)).collect();
         }
         let mut site = crate::engine::site_of("staging", true, 3);
         site.cluster.as_mut().unwrap().existing = existing;

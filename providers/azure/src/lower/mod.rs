@@ -275,16 +275,7 @@ pub(crate) mod tests {
 
     #[test]
     fn models_of_a_protected_site_have_a_vault() {
-        let store = || {
-            ComponentSpec::ModelStore(ModelStore {
-                models: Vec::new(),
-                max_cache_bytes: 0,
-                key: None,
-                archive_after_days: None,
-                replica: None,
-                permission_boundary: None,
-            })
-        };
+        let store = || ComponentSpec::ModelStore(ModelStore::of(Vec::new()));
         let open = expand(store(), "models", false);
         assert_eq!(open.keys().collect::<Vec<_>>(), ["main/models/account", "main/models/container"]);
         let protected = expand(store(), "models", true);
@@ -295,23 +286,7 @@ pub(crate) mod tests {
     #[test]
     fn pods_read_models_of_the_container_of_their_site() {
         let lowered = |source: &str, existing: bool| {
-            let model = Model {
-                name: "mine".to_owned(),
-                source: source.to_owned(),
-                digest: Some(format!("sha256:{}", "ab".repeat(32))),
-                role: None,
-                quantize: None,
-                context: None,
-                preload: true,
-            };
-            let store = ModelStore {
-                models: vec![model],
-                max_cache_bytes: 0,
-                key: None,
-                archive_after_days: None,
-                replica: None,
-                permission_boundary: None,
-            };
+            let store = ModelStore::of(vec![Model::of("mine", source)]);
             let cluster = ClusterSite { existing, ..ClusterSite::of("textnlp") };
             let site = Site { cluster: Some(Box::new(cluster)), ..site(false) };
             let component = component("models", ComponentSpec::ModelStore(store));

@@ -95,23 +95,7 @@ impl Bench {
 
     /// The resources of a whole site, each after those that it needs.
     fn all(&self) -> Vec<Wanted> {
-        let model = Model {
-            name: "mine".to_owned(),
-            source: "az://models/mine/".to_owned(),
-            digest: None,
-            role: None,
-            quantize: None,
-            context: None,
-            preload: true,
-        };
-        let store = ModelStore {
-            models: vec![model],
-            max_cache_bytes: 0,
-            key: None,
-            archive_after_days: None,
-            replica: None,
-            permission_boundary: None,
-        };
+        let store = ModelStore::of(vec![Model::of("mine", "az://models/mine/")]);
         let registry = Registry { url: "textnlpstaging.azurecr.io".to_owned(), image: None };
         let mut all = self.lower("network", ComponentSpec::Network(Network::default()));
         all.extend(self.lower("models", ComponentSpec::ModelStore(store)));

@@ -112,23 +112,8 @@ impl Bench {
 
     /// The resources of a whole site, each after those that it needs.
     fn all(&self) -> Vec<Wanted> {
-        let model = Model {
-            name: "mine".to_owned(),
-            source: format!("gs://textnlp-{}-staging-main-models/mine/", self.cloud.project()),
-            digest: None,
-            role: None,
-            quantize: None,
-            context: None,
-            preload: true,
-        };
-        let store = ModelStore {
-            models: vec![model],
-            max_cache_bytes: 0,
-            key: None,
-            archive_after_days: Some(90),
-            replica: None,
-            permission_boundary: None,
-        };
+        let own = format!("gs://textnlp-{}-staging-main-models/mine/", self.cloud.project());
+        let store = ModelStore { archive_after_days: Some(90), ..ModelStore::of(vec![Model::of("mine", &own)]) };
         let url = format!("{REGION}-docker.pkg.dev/{}/textnlp/server", self.cloud.project());
         let image = format!("{url}:1@sha256:{}", "0".repeat(64));
         let registry = Registry { url, image: Some(image) };

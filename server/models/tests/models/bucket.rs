@@ -1,5 +1,5 @@
-//! Models in buckets: S3's protocol by moto, Blob's by Azurite, Google Cloud Storage's by a stand-in; and faults of a download by one of
-//! ours.
+//! Models in buckets: S3's protocol by moto, Blob's by Azurite, Google Cloud Storage's by a fake; and faults of a
+//! download.
 
 use std::time::Duration;
 
@@ -156,7 +156,7 @@ async fn blob_storage_keeps_models() {
 async fn cloud_storage_keeps_models() {
     let Some(server) = gcs(TESTS, false) else { return };
     made(&server, "/models").await;
-    // The stand-in has no uploads in parts.
+    // The fake has no uploads in parts.
     let bench = Bench::new(options([("GOOGLE_BASE_URL", server.address.as_str())]), 200_000).await;
     bench.whole_life("gs://models/a/b/").await;
 }
