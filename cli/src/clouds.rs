@@ -32,12 +32,12 @@ use textnlp_buckets::{Scheme, Variables};
 use textnlp_keys::FileSecretStore;
 use textnlp_models::FetchOptions;
 use textnlp_onprem::{LocalOperations, OnPrem, Options};
-use textnlp_orchestrator::environment::model::Environment;
+use textnlp_orchestrator::environment::model::{Environment, SiteSettings};
 use textnlp_orchestrator::environment::{Catalogue, Offer, SiteOrWitness, places};
 use textnlp_provider::operations::{
     Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteAccess, SiteOutputs,
 };
-use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
+use textnlp_provider::{Capabilities, Combined, Provider, SecondPart, SecretStore, Site, SiteName};
 use textnlp_service::Platform;
 
 use crate::args;
@@ -59,6 +59,9 @@ pub struct Context<'a> {
     server: Option<ServerProgram>,
 }
 
+/// Creates the provider of records for the site of a context, with the access of another site, and what it expands.
+type Records = fn(&Context<'_>, &SiteName) -> anyhow::Result<(Arc<dyn Provider>, SecondPart)>;
+
 /// One provider: its capabilities and how its parts are created.
 pub struct Row {
     /// Its name in environment files.
@@ -74,9 +77,11 @@ pub struct Row {
     /// The account that a site is bound to.
     account: for<'a> fn(&'a Environment, &'a Site) -> BoxFuture<'a, anyhow::Result<String>>,
     provider: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Provider>>,
+    /// The records of sites at other providers, in a zone of the account of this site; `None` where it creates none.
+    records: Option<Records>,
     operations: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Operations>>,
     endpoint: fn(&SiteOutputs) -> Option<ServiceEndpoint>,
-    /// The bucket of a site's models, where the provider creates one; the name of an existing one is given.
+    /// The bucket of a site's models, where the provider has one; the id of an existing one is given.
     bucket: fn(&Site, Option<&str>) -> Option<ModelBucket>,
 }
 
@@ -98,6 +103,7 @@ const ONPREM: Row = Row {
         Box::pin(async { Ok(if site.account.is_empty() { this_machine() } else { site.account.clone() }) })
     },
     provider: local_provider,
+    records: None,
     operations: |context| {
         let folder = context.folder.join("sites").join(context.site.as_str());
         Ok(Arc::new(LocalOperations::new(context.server.clone()).at(folder)))
@@ -137,6 +143,7 @@ const MISSING: Row = Row {
     is_this_machine: false,
     account: |_, site| Box::pin(async { Ok(site.account.clone()) }),
     provider: |context| anyhow::bail!("the provider of site {} is not part of this program", context.site),
+    records: None,
     operations: |_| Ok(Arc::new(LocalOperations::new(None))),
     endpoint: |_| None,
     bucket: |_, _| None,
@@ -199,6 +206,20 @@ fn options(context: &Context<'_>) -> anyhow::Result<Options> {
     let is_known = ["lineage.json", "sites"].iter().any(|entry| context.folder.join(entry).exists());
     options.requires_user = context.environment.phase.is_production() && !is_known;
     Ok(options)
+}
+
+/// The provider of a site, with the records of its names where the zone is at another site's provider. They are there as long as the
+/// environment has such a site, so that records can be removed.
+fn provider(name: &str, context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
+    let own = (row(name)?.provider)(context)?;
+    let sites = &context.environment.sites;
+    let is_in_cluster = sites.iter().any(|site| site.name == *context.site && site.is_in_cluster());
+    let has_zone = |site: &&SiteSettings| row(&site.provider).is_ok_and(|row| row.records.is_some());
+    let home = context.environment.primary().filter(has_zone).or_else(|| sites.iter().find(has_zone));
+    let Some(home) = home.filter(|home| is_in_cluster && home.provider != name) else { return Ok(own) };
+    let Some(records) = row(&home.provider)?.records else { return Ok(own) };
+    let (records, part) = records(context, &home.name)?;
+    Ok(Arc::new(Combined::new(own, records, part)))
 }
 
 fn local_provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
@@ -321,11 +342,7 @@ pub async fn model_buckets(environment: &Environment) -> anyhow::Result<Vec<(Sit
         let row = row(&provider)?;
         // The witness has none.
         let Some(settings) = environment.sites.iter().find(|settings| settings.name == site.name) else { continue };
-        let existing = settings.existing.bucket.as_ref();
-        let existing = existing.or(environment.storage.existing.as_ref()).map(|bucket| {
-            let name = bucket.rsplit([':', '/']).next();
-            name.unwrap_or(bucket)
-        });
+        let existing = settings.existing.bucket.as_deref().or(environment.storage.existing.as_deref());
         if (row.bucket)(&site, existing).is_some() && site.account.is_empty() {
             site.account = (row.account)(environment, &site).await?;
         }

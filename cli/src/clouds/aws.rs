@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use textnlp_aws::{
-    Access, AssumedRole, Aws, CAPABILITIES, CLUSTER, CLUSTER_NAME, EndpointOperations, cluster_name, inside,
+    Access, AssumedRole, Aws, CAPABILITIES, CLUSTER, CLUSTER_NAME, EndpointOperations, Records, cluster_name, inside,
     models_bucket,
 };
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::{Environment, places};
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
-use textnlp_provider::{CloudId, Error, ErrorKind, Outputs, Provider, Result, Secret, Site, SiteName};
+use textnlp_provider::{CloudId, Error, ErrorKind, Outputs, Provider, Result, SecondPart, Secret, Site, SiteName};
 use textnlp_token::{AwsSignIn, SignIn, Variables, aws_token, token};
 
 use super::image::OwnImage;
@@ -32,10 +32,12 @@ pub(super) const ROW: Row = Row {
     is_this_machine: false,
     account: |environment, site| Box::pin(account(environment, site)),
     provider,
+    records: Some(records),
     operations,
     endpoint: |outputs| textnlp_aws::endpoint(outputs).or_else(|| endpoint(outputs)),
     bucket: |site, existing| {
-        let name = existing.map_or_else(|| models_bucket(site), str::to_owned);
+        let own = |bucket: &str| bucket.rsplit([':', '/']).next().unwrap_or(bucket).to_owned();
+        let name = existing.map_or_else(|| models_bucket(site), own);
         Some(ModelBucket { address: format!("s3://{name}/"), variables: vec![("AWS_REGION", site.region.clone())] })
     },
 };
@@ -89,6 +91,13 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
         return Ok(outer);
     }
     managed::provider(context, outer, inside, clusters(access)?)
+}
+
+/// The records of another site's names, in a zone of the account of this site.
+fn records(context: &Context<'_>, home: &SiteName) -> anyhow::Result<(Arc<dyn Provider>, SecondPart)> {
+    let Context { environment, secrets, .. } = context;
+    let access = access(environment, home, &region(environment, home)?);
+    Ok((Arc::new(Records::new(access, secrets.clone())), Records::part))
 }
 
 /// The clusters of EKS.

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use textnlp_azure::{
-    Access, Azure, CAPABILITIES, CLUSTER, MODELS_CONTAINER, cluster_id, cluster_name, inside, models_account,
-};
+use textnlp_azure::{Access, Azure, CAPABILITIES, CLUSTER, cluster_id, cluster_name, inside, models_container};
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
@@ -24,14 +22,13 @@ pub(super) const ROW: Row = Row {
     is_this_machine: false,
     account: |environment, site| Box::pin(account(environment, site)),
     provider,
+    records: None,
     operations,
     endpoint,
     bucket: |site, existing| {
-        if existing.is_some() {
-            return None;
-        }
-        let address = format!("az://{MODELS_CONTAINER}/");
-        Some(ModelBucket { address, variables: vec![("AZURE_STORAGE_ACCOUNT_NAME", models_account(site))] })
+        let (account, container) = models_container(site, existing)?;
+        let address = format!("az://{container}/");
+        Some(ModelBucket { address, variables: vec![("AZURE_STORAGE_ACCOUNT_NAME", account)] })
     },
 };
 

@@ -27,6 +27,7 @@ pub(super) const ROW: Row = Row {
     is_this_machine: false,
     account: |environment, site| Box::pin(async { account(environment, site) }),
     provider,
+    records: None,
     operations,
     endpoint,
     bucket: |_, _| None,

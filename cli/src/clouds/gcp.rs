@@ -23,12 +23,12 @@ pub(super) const ROW: Row = Row {
     is_this_machine: false,
     account: |environment, site| Box::pin(account(environment, site)),
     provider,
+    records: None,
     operations,
     endpoint,
-    // Pods have no role on an existing one.
     bucket: |site, existing| {
-        let own = existing.is_none().then(|| models_bucket(site))?;
-        Some(ModelBucket { address: format!("gs://{own}/"), variables: Vec::new() })
+        let address = format!("gs://{}/", models_bucket(site, existing));
+        Some(ModelBucket { address, variables: Vec::new() })
     },
 };
 

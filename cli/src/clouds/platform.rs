@@ -68,7 +68,7 @@ impl Platform for Linked {
         take: &[String],
     ) -> anyhow::Result<Arc<dyn Provider>> {
         let secrets = clouds::secrets(folder);
-        (clouds::row(name)?.provider)(&clouds::Context { folder, secrets, environment, site, take, server: None })
+        clouds::provider(name, &clouds::Context { folder, secrets, environment, site, take, server: None })
     }
 
     async fn account_of(&self, environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String> {

@@ -153,6 +153,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         balancer: None,
         gpu: gpus(e, site),
         existing: is_existing(e, site),
+        nodes: None,
         bucket_identity: None,
     }
 }
@@ -258,12 +259,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
         add(names::GATEWAY, None, ComponentSpec::Endpoint(endpoint(e, site, &release.program)));
     }
     if e.sites.len() > 1 && site.role == Role::Primary && e.witness_place().is_none() {
-        let weights = weights(e);
-        add(
-            names::TRAFFIC,
-            there.zone.as_ref().or(e.traffic.existing.as_ref()),
-            ComponentSpec::Traffic(part::Traffic { weights }),
-        );
+        add(names::TRAFFIC, None, ComponentSpec::Traffic(part::Traffic { weights: weights(e) }));
     }
     // One backup has the state of all sites, and one site takes it.
     if e.backup.enabled && site.role == Role::Primary {
@@ -730,6 +726,7 @@ fn listening(host: &str) -> String {
 }
 
 fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::Endpoint {
+    let home = e.primary().filter(|_| e.has_site_records());
     part::Endpoint {
         host: listening(host(e, site)),
         port: site.port.unwrap_or(e.server.api.port),
@@ -746,8 +743,13 @@ fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::En
         waf: e.network.waf,
         managed_certificate: e.traffic.managed_certificate,
         base_domain: e.server.api.base_domain.clone(),
-        // Validation rejected invalid ids.
-        zone: site.existing.zone.as_ref().or(e.traffic.existing.as_ref()).and_then(|id| CloudId::new(id.as_str()).ok()),
+        // Validation rejected invalid ids. Several sites have one zone, that of the primary.
+        zone: home.unwrap_or(site).zone(e).and_then(|id| CloudId::new(id.as_str()).ok()),
+        share: home.map(|home| part::TrafficShare {
+            weight: weights(e).get(&site.name).copied().unwrap_or_default(),
+            is_at_other_provider: site.provider != home.provider,
+            host: site.cluster.host().unwrap_or_default(),
+        }),
     }
 }
 

@@ -414,8 +414,9 @@ impl<'a> DecisionBuilder<'_, 'a> {
         sight: ResourceObservation<'a>,
         decided: &mut Decided<'a>,
     ) {
-        let Some(object) = sight.seen.or(sight.strays.into_iter().next()) else {
-            let Ownership::External(id) = &wanted.ownership else { return };
+        let Ownership::External(id) = &wanted.ownership else { return };
+        let ResourceObservation { seen, strays, .. } = sight;
+        let Some(object) = seen.or(strays.first().copied()) else {
             let cause = format!("`existing: {id}`: the object does not exist");
             decided.what = Decision::Refused {
                 problem: Problem::new(
@@ -426,6 +427,17 @@ impl<'a> DecisionBuilder<'_, 'a> {
             };
             return;
         };
+        // Its record would be lost, and nothing would remove it any more.
+        let is_own = |one: &&Recorded| matches!(one.ownership, Ownership::Ours) && one.cloud_id != object.cloud_id;
+        if let Some(own) = current.filter(is_own) {
+            let cause = format!("`{}` was created by this deployment and would be left without a record", own.cloud_id);
+            let fix = format!(
+                "remove `existing`, or remove that object with `down` first; `state remove {}` keeps it without a record",
+                wanted.id
+            );
+            decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) };
+            return;
+        }
         // Resources that are recorded inside the old host would not be found in the new one, and would be recreated
         // without their data.
         if let Some(current) = current.filter(|current| self.hosts[place] && current.cloud_id != object.cloud_id) {

@@ -100,7 +100,7 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     if let ComponentSpec::Monitoring(monitoring) = &mut inner.part {
         monitoring.receivers.clear();
     }
-    let (inner, mut site) = textnlp_cloud::inside(&inner, site)?;
+    let (inner, mut site) = textnlp_cloud::inside(&inner, site, "system-nodes")?;
     if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
         // AWS's images of nodes have the driver, and no plugin: <https://docs.aws.amazon.com/eks/latest/userguide/ml-eks-optimized-ami.html>.
         gpu.device_plugin = true;

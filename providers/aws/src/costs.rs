@@ -119,7 +119,11 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         "aws.dns-record" => vec![by_use(Service::Route53, "route53/queries", region, "DNS queries")],
         // Each option costs more: HTTPS, and an interval of ten seconds.
         "aws.health-check" => vec![
-            one(Service::Route53, "route53/health-check", "a health check of an endpoint in AWS"),
+            // Load balancers of AWS are probed by their own names.
+            match text("name") {
+                "" => one(Service::Route53, "route53/health-check", "a health check of an endpoint in AWS"),
+                _ => one(Service::Route53, "route53/health-check/outside", "a health check of an endpoint elsewhere"),
+            },
             CostLine::unknown(
                 Service::Route53.title(),
                 "HTTPS and a short interval",
@@ -228,6 +232,8 @@ mod tests {
             inside(&"kubernetes.service".parse().unwrap(), &spec, "us-east-1").len()
         };
         assert_eq!((service("LoadBalancer"), service("ClusterIP")), (3, 0));
+        let check = |name: serde_json::Value| monthly("aws.health-check", json!({ "name": name }));
+        assert_eq!((check(json!(null)), check(json!("text.example.com"))), ((500_000, 1), (750_000, 1)));
         assert_eq!(monthly("aws.dns-record", json!({ "alias": { "name": { "$output": "a/b#address" } } })), (0, 1));
         assert_eq!(monthly("aws.bucket", json!({ "replication": null })), (0, 3));
         assert_eq!(monthly("aws.bucket", json!({ "replication": { "metrics": true } })), (0, 4));

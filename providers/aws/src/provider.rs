@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use textnlp_cloud::{ImageSource, Images, Work, region_of};
 use textnlp_provider::{
-    CloudId, Component, CostLine, FieldChange, Handle, Kind, KindName, Leftovers, Lineage, Object, Observed, Operation,
-    PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
-    SecretStore, Site, Spec, Sweep, Wanted,
+    CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Leftovers, Lineage, Object,
+    Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId,
+    Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use textnlp_token::partition;
 use tokio::sync::OnceCell;
@@ -71,6 +71,30 @@ impl Aws {
             .await
     }
 
+    /// Finds a zone of Route 53.
+    ///
+    /// # Errors
+    /// The account does not have it.
+    pub(crate) async fn find_zone(&self, id: &str) -> Result<()> {
+        let api = self.api().await?;
+        let call = api.route53.get_hosted_zone().id(id).send();
+        if api.find("route53", format!("zone {id}"), call).await?.is_some() {
+            return Ok(());
+        }
+        let error = Error::new(ErrorKind::NotFound, "find", format!("zone {id}"));
+        Err(error.because(format!("account {} has no such zone", api.identity.account)))
+    }
+
+    /// Observes some kinds only.
+    pub(crate) async fn observe_kinds(
+        &self,
+        scope: &Scope<'_>,
+        is_observed: impl Fn(&str) -> bool + Send,
+    ) -> Result<Vec<(ResourceId, Observed)>> {
+        self.lineage.get_or_init(|| scope.lineage);
+        Box::pin(textnlp_cloud::observe(self.api().await?, scope, is_observed)).await
+    }
+
     async fn work<'a>(&self, op: &'a Operation) -> Result<Work<'a, Api>> {
         Work::of(self.api().await?, op, self.poll)
     }
@@ -112,8 +136,7 @@ impl Provider for Aws {
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-        self.lineage.get_or_init(|| scope.lineage);
-        textnlp_cloud::observe(self.api().await?, scope).await
+        Box::pin(self.observe_kinds(scope, |_| true)).await
     }
 
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {

@@ -12,7 +12,7 @@ use crate::lower::bucket_identity;
 
 /// The component as the provider of the objects inside of the cluster expands it: without what Azure's own resources answer for. Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let (inner, mut site) = textnlp_cloud::inside(component, site)?;
+    let (inner, mut site) = textnlp_cloud::inside(component, site, "nodes")?;
     if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
         // AKS installs the driver, and no plugin: <https://learn.microsoft.com/azure/aks/use-nvidia-gpu>.
         gpu.device_plugin = true;
@@ -24,7 +24,7 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
             effect: Some(TaintEffect::NoSchedule),
         });
     }
-    let identity = bucket_identity(&site);
+    let identity = bucket_identity(component, &site);
     if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
         cluster.bucket_identity = identity;
     }

@@ -28,7 +28,7 @@ mod transport;
 
 pub use access::{Access, Identity};
 pub use capabilities::{CAPABILITIES, inside};
-pub use lower::{MODELS_CONTAINER, models_account};
+pub use lower::models_container;
 pub use names::cluster as cluster_name;
 pub use provider::Azure;
 pub use table::{CLUSTER, cluster_id};

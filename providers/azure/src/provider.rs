@@ -101,7 +101,7 @@ impl Provider for Azure {
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-        textnlp_cloud::observe(self.api().await?, scope).await
+        textnlp_cloud::observe(self.api().await?, scope, |_| true).await
     }
 
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {

@@ -1,12 +1,15 @@
 //! What of a component is inside of a cluster that the cloud creates.
 
-use textnlp_provider::cluster::{ClusterGpus, GPU_POOL, POOL};
+use textnlp_provider::cluster::{ClusterGpus, ClusterNodes, GPU_POOL, POOL};
 use textnlp_provider::component::{ComponentSpec, Network};
 use textnlp_provider::{Component, Site};
 
+/// The part of a cluster that is its nodes with GPUs.
+pub const GPU_NODES: &str = "gpu-nodes";
+
 /// The component as the provider of the objects inside of the cluster expands it: without what the cloud's own resources answer for.
-/// Pure.
-pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
+/// `nodes` is the part of the cluster that is its nodes. Pure.
+pub fn inside(component: &Component, site: &Site, nodes: &str) -> Option<(Component, Site)> {
     let part = match &component.part {
         ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
         // A database that the cloud runs has backups of its own.
@@ -18,8 +21,12 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let is_inside = matches!(part, ComponentSpec::Certificate(_));
     let existing = component.existing.clone().filter(|_| is_inside);
     let mut site = site.clone();
-    if let Some(gpu) = created_gpus(&mut site) {
+    let gpu = created_gpus(&mut site).map(|gpu| {
         gpu.node_selector.insert(POOL.to_owned(), GPU_POOL.to_owned());
+        GPU_NODES.to_owned()
+    });
+    if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
+        cluster.nodes = Some(ClusterNodes { general: nodes.to_owned(), gpu });
     }
     Some((Component { name: component.name.clone(), existing, part }, site))
 }

@@ -30,7 +30,7 @@ mod work;
 pub use cloud::{Cloud, REGION, region_of};
 pub use diff::diff;
 pub use image::{ImageSource, ImageTarget, Images, has_image, has_images};
-pub use inside::{created_gpus, inside};
+pub use inside::{GPU_NODES, created_gpus, inside};
 pub use observe::{observe, read};
 pub use range::Range;
 pub use resource::{AnyResource, Filter, Make, ObservedObject, Of, Resource, State, TAGS, same};

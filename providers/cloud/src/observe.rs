@@ -16,9 +16,13 @@ use crate::tags;
 /// Kinds that are listed at the same time.
 const AT_ONCE: usize = 8;
 
-/// Answers for every wanted and recorded id, and for objects of this deployment and site that neither lists.
-pub async fn observe<C: Cloud>(api: &Arc<C>, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-    let filter = Filter::<C>::of(scope.lineage);
+/// Answers for every wanted and recorded id, and for objects of this deployment and site that neither lists, of these kinds.
+pub async fn observe<C: Cloud>(
+    api: &Arc<C>,
+    scope: &Scope<'_>,
+    is_observed: impl Fn(&str) -> bool,
+) -> Result<Vec<(ResourceId, Observed)>> {
+    let (filter, is_observed) = (Filter::<C>::of(scope.lineage), &is_observed);
     // In other regions than that of the site there are only those kinds that a spec names there.
     let specs = scope.wanted.iter().map(|one| (&one.kind, &one.spec));
     let specs = specs.chain(scope.recorded.iter().map(|one| (&one.kind, &one.spec)));
@@ -27,9 +31,11 @@ pub async fn observe<C: Cloud>(api: &Arc<C>, scope: &Scope<'_>) -> Result<Vec<(R
     let is_there = |region: &str, row: &Row<C>| elsewhere.contains(&(region, row.kind.name));
     let regions: BTreeSet<&str> = elsewhere.iter().map(|(region, _)| *region).collect();
     let there = regions.into_iter().filter(|region| *region != api.region()).flat_map(|region| {
-        table::rows::<C>().filter(move |row| is_there(region, row)).map(move |row| (api.in_region(region), row))
+        table::rows::<C>()
+            .filter(move |row| is_there(region, row) && is_observed(row.kind.name))
+            .map(move |row| (api.in_region(region), row))
     });
-    let here = table::rows::<C>().map(|row| (api.clone(), row));
+    let here = table::rows::<C>().filter(|row| is_observed(row.kind.name)).map(|row| (api.clone(), row));
     let lists: Vec<_> = here.chain(there).map(|(api, row)| list(api, row, &filter)).collect();
     let lists: Vec<_> = futures::stream::iter(lists).buffer_unordered(AT_ONCE).collect().await;
 

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use textnlp_provider::{Error, ErrorKind, Problem, Wanted, error_chain};
+use textnlp_provider::{CloudId, Error, ErrorKind, Ownership, Problem, Wanted, error_chain};
 
 use crate::cloud::Cloud;
 use crate::resource::State;
-use crate::{table, tags};
+use crate::table::{self, Row};
+use crate::tags;
 
 /// Names that are read at the same time.
 const AT_ONCE: usize = 8;
 
-/// Names that others have.
+/// Names that others have, and existing objects that are missing.
 pub async fn names<C: Cloud>(api: &Arc<C>, wanted: &[Wanted]) -> Vec<Problem> {
     let checks: Vec<_> = wanted.iter().map(|one| name(api, one)).collect();
     let found: Vec<_> = futures::stream::iter(checks).buffered(AT_ONCE).collect().await;
@@ -21,8 +22,11 @@ pub async fn names<C: Cloud>(api: &Arc<C>, wanted: &[Wanted]) -> Vec<Problem> {
 }
 
 async fn name<C: Cloud>(api: &Arc<C>, one: &Wanted) -> Option<Problem> {
-    let row = table::row::<C>(&one.kind).filter(|row| row.resource.carries_tags())?;
-    let name = row.resource.id(&one.spec)?;
+    let row = table::row::<C>(&one.kind)?;
+    if let Ownership::External(id) = &one.ownership {
+        return existing(api, row, one, id).await;
+    }
+    let name = row.resource.id(&one.spec).filter(|_| row.resource.carries_tags())?;
     match row.resource.read(&api.of_spec(&one.spec), &name).await {
         Ok(Some(seen)) if seen.tags.is_empty() && row.resource.is_made_by_cloud(&seen.id) => None,
         Ok(Some(seen)) if !matches!(seen.state, State::Gone) && tags::lineage(&seen.tags).is_none() => {
@@ -36,6 +40,23 @@ async fn name<C: Cloud>(api: &Arc<C>, one: &Wanted) -> Option<Problem> {
             Some(Problem::warning(one.id.to_string(), cause, "check it, or give the site another name"))
         }
         Err(error) => Some(unknown(one.id.as_str(), &error)),
+    }
+}
+
+/// An existing object is read, and nothing else.
+async fn existing<C: Cloud>(api: &Arc<C>, row: &Row<C>, one: &Wanted, id: &CloudId) -> Option<Problem> {
+    let place = one.id.as_str();
+    match row.resource.read(&api.of_spec(&one.spec), id.as_str()).await {
+        Ok(Some(seen)) if !matches!(seen.state, State::Gone) => None,
+        Ok(_) => {
+            let cause = format!("`existing: {id}`: the object does not exist");
+            Some(Problem::new(place, cause, "give the id of an existing object, or remove `existing`"))
+        }
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let cause = format!("`existing: {id}` cannot be read: {}", error_chain(&error));
+            Some(Problem::new(place, cause, "ask its owner for a role that reads it, or remove `existing`"))
+        }
+        Err(error) => Some(unknown(place, &error)),
     }
 }
 

@@ -207,7 +207,7 @@ impl Provider for InMemory {
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-        textnlp_cloud::observe(&self.0, scope).await
+        textnlp_cloud::observe(&self.0, scope, |_| true).await
     }
 
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {

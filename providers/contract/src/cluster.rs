@@ -49,6 +49,9 @@ pub struct ClusterSite {
     /// Whether the cluster exists already, so that its provider changes nothing about it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub existing: bool,
+    /// The nodes, where the cluster's provider creates them. Pods start after them: nodes may take longer than pods may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<ClusterNodes>,
     /// How the servers' pods sign in to buckets, where the cluster's provider gives them an identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket_identity: Option<BucketIdentity>,
@@ -72,9 +75,20 @@ impl ClusterSite {
             balancer: None,
             gpu: None,
             existing: false,
+            nodes: None,
             bucket_identity: None,
         }
     }
+}
+
+/// The parts of a cluster's component that are its nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterNodes {
+    /// Those of all pods.
+    pub general: String,
+    /// Those with GPUs, if there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
 }
 
 /// The service account of the servers' pods where they fetch models of buckets.

@@ -591,15 +591,29 @@ pub struct Endpoint {
     /// Whether a web application firewall is in front of the service.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waf: bool,
-    /// The existing DNS zone that gets the record of `domain`, by the provider's id.
+    /// The existing DNS zone that gets the records of `domain`, by the provider's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<CloudId>,
+    /// How these records share the clients with those of other sites; `None` with one site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<TrafficShare>,
     /// Whether the provider of the zone issues a public certificate of `domain`, which clients get from its load balancer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub managed_certificate: bool,
     /// The domain whose subdomains are tenants; the zone gets a record for all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_domain: Option<String>,
+}
+
+/// One of several sites behind one name, whose records point at the load balancer that the site's cluster creates.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrafficShare {
+    /// Its share of the clients, in proportion to the other sites; with 0 it has none unless all others fail.
+    pub weight: u32,
+    /// Whether the site is not at the provider of the zone. Its load balancer then has an IPv4 address.
+    pub is_at_other_provider: bool,
+    /// The host of the site's own address: a name, which gets a record too, or an IP address.
+    pub host: String,
 }
 
 /// What a gateway allows its clients.

@@ -37,7 +37,7 @@ pub mod through;
 pub mod units;
 
 pub use capabilities::{Capabilities, Capability, RuntimeSupport};
-pub use combined::Combined;
+pub use combined::{Combined, SecondPart};
 pub use component::{Component, Site};
 pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing};
 pub use error::{ContestedField, Error, ErrorKind, Result, error_chain};

@@ -176,6 +176,7 @@ fn every_component_is_expanded_into_resources() {
                 waf: false,
                 zone: None,
                 managed_certificate: false,
+                share: None,
                 base_domain: None,
             }),
         ),

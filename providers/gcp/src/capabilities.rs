@@ -12,8 +12,8 @@ use crate::lower::bucket_identity;
 /// The component as the provider of the objects inside of the cluster expands it: without what Google Cloud's own resources answer for.
 /// Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let (inner, mut site) = textnlp_cloud::inside(component, site)?;
-    let identity = bucket_identity(&site);
+    let (inner, mut site) = textnlp_cloud::inside(component, site, "system-nodes")?;
+    let identity = bucket_identity(component, &site);
     if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
         cluster.bucket_identity = Some(identity);
     }

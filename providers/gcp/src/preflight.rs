@@ -34,18 +34,19 @@ const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a 
 
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (project, billing, permissions, services, names, quotas, zones, overlaps) = futures::join!(
+    let (project, billing, permissions, services, names, buckets, quotas, zones, overlaps) = futures::join!(
         project(api),
         billing(api),
         permissions(api, wanted),
         services(api),
         names(api, wanted),
+        buckets(api, wanted),
         quotas(api, wanted),
         zones(api, wanted),
         overlaps(api, wanted)
     );
     let pure = [open(wanted), too_old(wanted)];
-    let read = [project, billing, permissions, services, names, quotas, zones, overlaps];
+    let read = [project, billing, permissions, services, names, buckets, quotas, zones, overlaps];
     Ok(read.into_iter().chain(pure).flatten().collect())
 }
 
@@ -268,6 +269,31 @@ fn compare(document: &Value, name: &str, need: Need) -> Option<Problem> {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let amount = |member: &str| quota[member].as_f64().map(|number| number.max(0.0) as u64);
     need.check(&format!("the quota `{name}`"), "", amount("limit")?, amount("usage")?, RAISE.to_owned())
+}
+
+/// Existing buckets that pods cannot read by a role: their identity needs uniform access
+/// (<https://cloud.google.com/iam/docs/federated-identity-supported-services>).
+async fn buckets(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for one in of_kind(wanted, "gcp.bucket-binding") {
+        // The id of a bucket that `up` creates is a reference.
+        let Some(bucket) = one.spec.get("target").and_then(Value::as_str) else { continue };
+        let found = match api.buckets().await {
+            Ok(buckets) => buckets.get(bucket).await,
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(Some(found)) if found["iamConfig"]["uniformBucketLevelAccess"]["enabled"] != true => {
+                let name = last(bucket);
+                let cause = format!("the bucket `{name}` has no uniform bucket-level access, which roles of pods need");
+                let fix = format!("`gcloud storage buckets update gs://{name} --uniform-bucket-level-access`");
+                problems.push(Problem::new(one.id.as_str(), cause, fix));
+            }
+            Ok(_) => {}
+            Err(error) => problems.extend(unanswered(bucket, &error)),
+        }
+    }
+    problems
 }
 
 /// Whether the zones of each pool have its machine and its GPU at all.

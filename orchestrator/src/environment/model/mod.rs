@@ -210,6 +210,12 @@ impl Environment {
         Some(WitnessPlace { provider, region, runtime, account })
     }
 
+    /// Whether records of an existing DNS zone send clients to several sites.
+    pub fn has_site_records(&self) -> bool {
+        let has_zone = self.primary().is_some_and(|home| home.zone(self).is_some());
+        has_zone && self.witness_place().is_some() && self.members().count() > 1
+    }
+
     /// The hosting of a database server: as configured, else external if an address is set, else on the platform of the
     /// service.
     pub fn database_hosting(&self) -> Option<Hosting> {
@@ -371,6 +377,11 @@ fn default_region() -> String {
 }
 
 impl SiteSettings {
+    /// The id of the existing DNS zone for its records.
+    pub fn zone<'a>(&'a self, e: &'a Environment) -> Option<&'a String> {
+        self.existing.zone.as_ref().or(e.traffic.existing.as_ref())
+    }
+
     /// Whether the writable database is here, or a replica of it, or none (`None`).
     pub fn database(&self) -> Option<Service> {
         let by_role = if self.role == Role::Primary { Service::DatabasePrimary } else { Service::DatabaseReplica };

@@ -72,7 +72,7 @@ pub(crate) fn check(environment: &Environment, tree: &Node, catalogue: &Catalogu
     meaning.scaling();
     meaning.traffic();
     meaning.dns();
-    meaning.zone();
+    meaning.zone(catalogue);
     meaning.recovery(catalogue);
     meaning.rollout();
     meaning.gates();

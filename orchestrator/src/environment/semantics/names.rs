@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use super::super::model::*;
 use super::super::problem::{Severity, nearest};
 use super::super::units::cut;
-use super::Checker;
+use super::recovery::creates_clusters;
 use super::serving::is_host_name;
+use super::{Catalogue, Checker};
 
 /// With more addresses, an update might exceed one datagram.
 const MOST_ADDRESSES: usize = 16;
@@ -51,7 +52,7 @@ impl Checker<'_> {
     }
 
     /// An existing zone at the provider of the site, whose record points at the site.
-    pub(super) fn zone(&mut self) {
+    pub(super) fn zone(&mut self, catalogue: &Catalogue) {
         let e = self.environment;
         let path = match e.sites.iter().position(|site| site.existing.zone.is_some()) {
             _ if e.traffic.existing.is_some() => "traffic.existing".to_owned(),
@@ -72,12 +73,72 @@ impl Checker<'_> {
             let fix = "write `traffic: { domain: textnlp.example.com }`, a name in this zone";
             self.error(&path, "the name of the record is not set", fix);
         }
+        if e.traffic.domain.as_ref().is_some_and(|domain| domain.starts_with("*.")) {
+            let fix = "write the name of the service, and `server.api.base_domain` for the names of tenants";
+            self.error("traffic.domain", "clients use one name, and this is a wildcard", fix);
+        }
         if e.dns.is_some() {
             self.error(&path, "the witness updates the same name with `dns`", "remove one of the two");
         }
-        if e.sites.iter().filter(|site| site.serves()).count() > 1 {
-            let cause = "several sites serve clients, and no failover or weight changes this record";
-            self.say(Severity::Refusal, &path, cause, "remove it, and use `dns` or one site");
+        if e.members().count() < 2 {
+            return;
+        }
+        if e.has_site_records() {
+            return self.site_records(catalogue, &path);
+        }
+        let is_other = e.witness_place().is_some();
+        let (cause, fix) = match is_other {
+            true => ("the records of several sites are in one zone, that of the primary", "write `traffic.existing`"),
+            false => {
+                ("several sites serve clients, and do not fail over to one another", "set `dr.mode`, or keep one site")
+            }
+        };
+        self.say(Severity::Refusal, &path, cause, fix);
+    }
+
+    /// Sites whose load balancers get weighted records and, where their own addresses are names, a record of each name.
+    fn site_records(&mut self, catalogue: &Catalogue, path: &str) {
+        let e = self.environment;
+        if e.traffic.managed_certificate {
+            let cause = "the global endpoint verifies each site with the site's built-in certificate authority";
+            self.say(Severity::Refusal, "traffic.managed_certificate", cause, "remove it");
+        }
+        let plain = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
+        let mut taken: BTreeMap<String, String> = BTreeMap::new();
+        taken.extend(e.traffic.domain.iter().map(|domain| (plain(domain), "traffic.domain".to_owned())));
+        for (i, site) in e.sites.iter().enumerate().filter(|(_, site)| site.serves()) {
+            if site.existing.zone.is_some() && site.role != Role::Primary {
+                let cause = "the records of several sites are in one zone, that of the primary";
+                self.error(&format!("sites[{i}].existing.zone"), cause, "remove it");
+            }
+            let accounts = e.primary().and_then(|home| Some((home, home.account.as_ref()?, site.account.as_ref()?)));
+            if accounts.is_some_and(|(home, its, own)| home.provider == site.provider && its != own) {
+                let cause = "the zone is in the account of the primary, which this site has no access to";
+                self.say(Severity::Refusal, &format!("sites[{i}].account"), cause, "write the account of the primary");
+            }
+            if !site.is_in_cluster() {
+                let cause = format!("site `{}` is not in a cluster and has no load balancer for a record", site.name);
+                self.say(Severity::Refusal, path, cause, "remove it, and use `dns`");
+                continue;
+            }
+            if !catalogue.providers.is_empty() && !creates_clusters(catalogue, site) {
+                let cause = format!(
+                    "load balancers in clusters of provider `{}` have names or addresses, and a record needs to know which",
+                    cut(&site.provider)
+                );
+                self.say(Severity::Refusal, path, cause, "remove it, and use `dns`");
+            }
+            // Its address is checked with those of the sites that fail over.
+            let Some(host) = site.cluster.host() else { continue };
+            if !site.cluster.load_balancer {
+                let cause = "a record needs the load balancer of the site's cluster";
+                self.error(&format!("sites[{i}].cluster.load_balancer"), cause, "write `load_balancer: true`");
+            }
+            let at = format!("sites[{i}].cluster.address");
+            if let Some(first) = taken.insert(plain(&host), at.clone()).filter(|_| host.parse::<IpAddr>().is_err()) {
+                let cause = format!("`{}` is also the name of `{first}`", cut(&host));
+                self.error(&at, cause, "give each site a name of its own in the zone");
+            }
         }
     }
 

@@ -23,8 +23,9 @@ impl Checker<'_> {
         let names: Vec<&str> = catalogue.providers.keys().map(String::as_str).collect();
         let mut unsupported: BTreeMap<&str, (String, String)> = BTreeMap::new();
         let witness = e.dr.witness.iter().map(|w| ("dr.witness".to_owned(), &w.provider, None));
-        let sites = e.sites.iter().enumerate().map(|(i, s)| (format!("sites[{i}]"), &s.provider, Some(s.runtime)));
-        for (path, provider, runtime) in sites.chain(witness).collect::<Vec<_>>() {
+        let sites = e.sites.iter().enumerate();
+        let sites = sites.map(|(i, site)| (format!("sites[{i}]"), &site.provider, Some((site.runtime, site.role))));
+        for (path, provider, place) in sites.chain(witness).collect::<Vec<_>>() {
             if provider == "auto" {
                 continue; // of a site it was reported where the detection failed
             }
@@ -42,7 +43,7 @@ impl Checker<'_> {
                 self.say(Severity::Refusal, &format!("{path}.provider"), cause, missing);
                 continue;
             }
-            let Some(runtime) = runtime else { continue };
+            let Some((runtime, role)) = place else { continue };
             let Some(support) = offer.capabilities.of(runtime) else {
                 let fix = format!("use `{}`", offer.capabilities.names().join("` or `"));
                 let cause = format!("provider `{provider}` does not support the runtime `{runtime}`");
@@ -54,7 +55,11 @@ impl Checker<'_> {
                 _ => format!("provider `{provider}` with `runtime: {runtime}`"),
             };
             for (capability, value) in requested(e) {
-                if support.supports(capability) {
+                // The records of several sites are in the zone of the primary's provider.
+                let is_elsewhere = capability == Capability::Optional(Setting::ExistingZone)
+                    && e.has_site_records()
+                    && role != Role::Primary;
+                if is_elsewhere || support.supports(capability) {
                     continue;
                 }
                 let cause = match capability {

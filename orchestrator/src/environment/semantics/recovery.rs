@@ -17,6 +17,8 @@ const ROLLOUT_MAX_SECONDS: u64 = 3 * 3600;
 /// The time from the detection of a failure to the takeover: the witness's grant, the new primary's first write and the
 /// new traffic weights. Usually well under a second; this is the guaranteed bound.
 const TAKEOVER: Duration = Duration::from_secs(5);
+/// Records of a zone follow the health checks of its provider, which take half a minute, and resolvers keep an answer for a minute.
+const RECORDS: Duration = Duration::from_secs(30 + 60);
 /// Usage is replicated four times a second; this is the guaranteed bound.
 const SHIPPED: Duration = Duration::from_secs(1);
 /// Shorter poll intervals cost more than they gain.
@@ -138,6 +140,10 @@ impl Checker<'_> {
                 );
                 self.error("traffic.ttl", cause, format!("make it shorter than what `dr.rto` ({}) leaves", dr.rto));
             }
+        }
+        if dr.mode != Failover::None && e.has_site_records() && RECORDS >= dr.rto.0 {
+            let cause = format!("clients that follow the DNS records notice a lost site only after {}", Span(RECORDS));
+            self.error("dr.rto", cause, "allow more time");
         }
         // Creating a managed cluster alone takes about fifteen minutes.
         if dr.mode != Failover::None && !dr.warm && dr.rto.as_seconds() <= 20 * 60 {
@@ -346,7 +352,7 @@ impl Checker<'_> {
 }
 
 /// Whether the provider of a site creates its cluster, which no kubeconfig names then.
-fn creates_clusters(catalogue: &Catalogue, site: &SiteSettings) -> bool {
+pub(super) fn creates_clusters(catalogue: &Catalogue, site: &SiteSettings) -> bool {
     let support = catalogue.providers.get(&site.provider).and_then(|offer| offer.capabilities.of(site.runtime));
     support.is_some_and(|support| support.supports(Capability::Optional(Setting::ClusterVersion)))
 }

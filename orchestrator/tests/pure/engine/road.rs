@@ -325,6 +325,37 @@ fn existing_external_object_is_read_and_never_modified() {
 }
 
 #[test]
+fn own_object_is_never_left_behind_for_an_existing_one() {
+    let world = World::new();
+    world.up(&service());
+    let kind = KindName::new("memory.network").unwrap();
+    let theirs = ["first-network", "second-network"].map(|name| CloudId::new(name).unwrap());
+    for name in &theirs {
+        world.cloud.place_foreign(&kind, name, None, Spec::of(&json!({"cidr": "192.168.0.0/16"})));
+    }
+    let existing = |number: usize| {
+        let mut all = service();
+        all[0] = external(all[0].clone(), theirs[number].as_str());
+        all
+    };
+    let network = || world.ours().into_iter().find(|thing| thing.resource == Some(id("here/net")));
+    let own = network().unwrap();
+    let refused = world.try_up(&existing(0)).unwrap_err();
+    assert!(format!("{refused:?}").contains("would be left without a record"), "{refused:?}");
+    assert_eq!(network().map(|thing| thing.cloud_id), Some(own.cloud_id));
+
+    // From one existing object to another.
+    world.down(DOWN_WITH_DATA);
+    for number in [0, 1] {
+        world.up(&existing(number));
+        let cluster = world.ours().into_iter().find(|thing| thing.resource == Some(id("here/cluster"))).unwrap();
+        assert_eq!(cluster.spec.get("network"), Some(&json!(theirs[number])), "the outputs of this one are used");
+        let again = world.up(&existing(number));
+        assert!(again.plan.unwrap().steps.is_empty());
+    }
+}
+
+#[test]
 fn cancelled_run_starts_nothing_new_and_the_next_run_resumes() {
     let world = World::new();
     world.cloud.slow(1_000_000);

@@ -279,6 +279,54 @@ fn witness_receives_the_dns_zone_but_no_secret() {
 }
 
 #[test]
+fn each_of_three_clouds_has_its_records_in_the_zone_of_the_primary() {
+    let load = |sets: &[&str]| {
+        let sets = ["traffic.existing=Z1", "server.api.base_domain=x.org"].iter().chain(sets);
+        let sets = sets.map(|set| (*set).to_owned()).collect();
+        let overrides = Overrides { sets, ..Overrides::default() };
+        Library::built_in().load("multi-region-clouds", &overrides, &Catalogue::default())
+    };
+    let environment = load(&["sites[2].cluster.address=https://192.0.2.7:8443"]).unwrap().environment;
+    let release = Release::resolve(&environment, &artifacts());
+    let mut zones = Vec::new();
+    for (site, parts) in components(&environment, &release) {
+        for part in parts {
+            match part.part {
+                ComponentSpec::Endpoint(endpoint) => {
+                    let zone = endpoint.zone.unwrap();
+                    zones.push(json!([site.name, zone, endpoint.share]));
+                }
+                ComponentSpec::Traffic(_) => panic!("the endpoints have the weights"),
+                _ => {}
+            }
+        }
+    }
+    let share = |weight: u32, is_at_other_provider: bool, host: &str| json!({ "weight": weight, "is_at_other_provider": is_at_other_provider, "host": host });
+    assert_eq!(
+        json!(zones),
+        json!([
+            ["primary", "Z1", share(100, false, "aws.textnlp.example.com")],
+            ["secondary", "Z1", share(50, true, "gcp.textnlp.example.com")],
+            ["tertiary", "Z1", share(0, true, "192.0.2.7")],
+        ])
+    );
+    for (set, says) in [
+        ("sites[1].cluster.load_balancer=false", "`sites[1].cluster.load_balancer`: a record needs the load balancer"),
+        (
+            "sites[1].cluster.address=https://AWS.textnlp.example.com:8443",
+            "`sites[1].cluster.address`: `AWS.textnlp.example.com` is also the name of `sites[0].cluster.address`",
+        ),
+        ("traffic.managed_certificate=true", "the global endpoint verifies each site"),
+        ("sites[1].existing.zone=Z2", "`sites[1].existing.zone`: the records of several sites are in one zone"),
+        ("dr.rto=90s", "clients that follow the DNS records notice a lost site only after 90s"),
+        ("traffic.domain=\"*.example.com\"", "clients use one name, and this is a wildcard"),
+    ] {
+        let said = said(load(&[set]));
+        assert!(said.contains(says), "{set}: {said}");
+    }
+}
+
+#[test]
 fn dns_traffic_has_no_global_endpoint() {
     let sets = ["traffic.mode=dns", "dr.witness=null"].map(str::to_owned).into();
     let overrides = Overrides { sets, ..Overrides::default() };

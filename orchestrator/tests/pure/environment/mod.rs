@@ -877,7 +877,15 @@ fn each_validation_rule_has_its_own_message() {
         (plus("traffic: { domain: \"a b\" }"), "is not a DNS name"),
         (plus("traffic: { existing: Z1 }"), "the name of the record is not set"),
         (plus("traffic: { managed_certificate: true }"), "no DNS zone is configured"),
-        (two("role: secondary, port: 9443, metrics_port: 9444", "traffic: { domain: x.org, existing: Z1 }"), "not yet: `traffic.existing`: several sites serve clients"),
+        (two("role: secondary, port: 9443, metrics_port: 9444", "traffic: { domain: x.org, existing: Z1 }"), "not yet: `traffic.existing`: several sites serve clients, and do not fail over to one another"),
+        (
+            two(STANDBY, "dr: { mode: automatic, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }\ntraffic: { domain: x.org, existing: Z1 }"),
+            "not yet: `traffic.existing`: site `here` is not in a cluster and has no load balancer for a record",
+        ),
+        (
+            two(&format!("{STANDBY}, existing: {{ zone: Z1 }}"), "dr: { mode: automatic, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }\ntraffic: { domain: x.org }"),
+            "not yet: `sites[1].existing.zone`: the records of several sites are in one zone, that of the primary",
+        ),
         (two(STANDBY, &zone("192.0.2.53", ", existing: Z1")), "the witness updates the same name with `dns`"),
         (plus("traffic: { health_path: health }"), "a path begins with a slash"),
         (plus("dr: { failback: automatic }"), "failback has no effect without failover"),

@@ -1,11 +1,12 @@
 //! Traffic of clients: the load balancer of the service, which the controllers of the cluster create, and its DNS record.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use textnlp_provider::cluster::{Balancer, ClusterAccess};
-use textnlp_provider::component::{ComponentSpec, Endpoint};
-use textnlp_provider::{Component, ResourceId, Site};
+use textnlp_provider::component::{ComponentSpec, Endpoint, TrafficShare};
+use textnlp_provider::{CloudId, Component, ResourceId, Site};
 
 use super::{Lowering, RECORD, output};
 use crate::tables::zones;
@@ -20,8 +21,20 @@ const CHECK_SECONDS: u32 = 10;
 const CHECKS: u32 = 2;
 /// Seconds that a load balancer needs besides.
 const DELAY_SECONDS: u32 = 5;
-/// Seconds that resolvers may keep a CNAME. An alias has the time of its target.
+/// Seconds that resolvers may keep an answer that is no alias. Weighted records of a name have one TTL, and the alias of a load balancer has
+/// this one (<https://docs.aws.amazon.com/Route53/latest/APIReference/API_ResourceRecordSet.html>).
 const TTL: u32 = 60;
+/// The weight of a site that is the only one.
+const SINGLE_WEIGHT: u32 = 100;
+/// The largest weight of a record:
+/// <https://docs.aws.amazon.com/Route53/latest/APIReference/API_ResourceRecordSet.html>.
+const MAX_WEIGHT: u32 = 255;
+/// How Route 53 probes each site from several regions, and how many failures in a row count: half a minute
+/// (<https://docs.aws.amazon.com/Route53/latest/DeveloperGuide/dns-failover-determining-health-of-endpoints.html>). A site without a ready
+/// pod accepts no connection.
+const HEALTH_PATH: &str = "/health";
+const PROBE_SECONDS: u32 = 10;
+const PROBES: u32 = 3;
 /// The output of a Service with the name of its load balancer.
 const ADDRESS: &str = "address";
 
@@ -83,6 +96,16 @@ fn service(site: &Site) -> Option<ResourceId> {
     ResourceId::new(format!("{}/gateway/service", site.name)).ok()
 }
 
+/// A zone's id as specs have it.
+fn bare(zone: &CloudId) -> &str {
+    zone.as_str().trim_start_matches("/hostedzone/")
+}
+
+/// A name as specs have it.
+fn plain(name: &str) -> String {
+    name.trim_end_matches('.').to_ascii_lowercase()
+}
+
 impl Lowering<'_> {
     /// The records of the name that clients use and of those of tenants, in an existing zone.
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {
@@ -91,48 +114,73 @@ impl Lowering<'_> {
             return self.problem("zone", "the name of the record is not set", "write `traffic: { domain: NAME }`");
         };
         let Some(cluster) = self.site.cluster.as_deref() else { return };
-        if cluster.replicates {
-            let cause = "a failover moves clients by the global endpoint, and does not change records of Route 53";
-            return self.problem("zone", cause, "remove `traffic.existing`, and point the name at the global endpoint");
-        }
         if !is_balanced(&cluster.settings) {
             let cause =
                 "the cluster creates no load balancer for the service, so the target of the record is not known";
             let fix = "remove `traffic.existing`, or `sites[].cluster.ingress` and `sites[].cluster.address`";
             return self.problem("zone", cause, fix);
         }
+        if endpoint.managed_certificate {
+            self.certificate(endpoint, zone, domain);
+        }
+        let single = TrafficShare { weight: SINGLE_WEIGHT, is_at_other_provider: false, host: String::new() };
+        let share = endpoint.share.as_ref().unwrap_or(&single);
+        if share.weight > MAX_WEIGHT {
+            let cause = format!("the weight {} is above {MAX_WEIGHT}, the largest of Route 53", share.weight);
+            self.problem("weight", cause, "write smaller `traffic.weights`: only their proportion counts");
+        }
+        let (region, site) = (&self.site.region, &self.site.name);
+        let balancers = zones::of_network_balancers(region).filter(|_| !share.is_at_other_provider);
+        if balancers.is_none() && !share.is_at_other_provider && endpoint.share.is_some() {
+            let cause =
+                format!("no alias is known for load balancers in `{region}`, and records of several sites need one");
+            return self.problem("zone", cause, "remove `traffic.existing`, and use the global endpoint or `dns`");
+        }
         let Some(service) = service(self.site) else { return };
         let address = output(&service, ADDRESS);
-        let alias = zones::of_network_balancers(&self.site.region)
-            .map(|zone| json!({ "name": address, "zone": zone, "health": true }));
-        let (kind, ttl, values): (_, _, Vec<&Value>) = match alias {
-            Some(_) => ("A", None, Vec::new()),
-            None => ("CNAME", Some(TTL), vec![&address]),
+        let alias = balancers.map(|balancers| json!({ "name": address, "zone": balancers, "health": true }));
+        let (ttl, values): (_, Vec<&Value>) = match alias {
+            Some(_) => (None, Vec::new()),
+            None => (Some(TTL), vec![&address]),
         };
-        let tenants = endpoint.base_domain.as_ref().map(|base| ("tenants-record", format!("*.{base}")));
-        if endpoint.managed_certificate {
-            self.certificate(endpoint, zone.as_str(), domain);
-        }
-        for (part, name) in [("record", domain.clone())].into_iter().chain(tenants) {
-            let record = json!({
-                "zone": zone.as_str().trim_start_matches("/hostedzone/"),
-                "name": name.trim_end_matches('.').to_ascii_lowercase(),
-                "type": kind,
-                "set": null,
-                "weight": null,
+        // A single site has a weight too, so that another one can be added: Route 53 accepts no weighted record beside one without.
+        let record = |name: &str, is_shared: bool, check: Option<&ResourceId>| {
+            json!({
+                "zone": bare(zone),
+                "name": plain(name),
+                "type": if alias.is_some() || share.is_at_other_provider { "A" } else { "CNAME" },
+                "set": is_shared.then_some(site),
+                "weight": is_shared.then_some(share.weight),
                 "failover": null,
                 "ttl": ttl,
                 "values": values,
                 "alias": alias,
-                "health_check": null,
-            });
-            self.part(part, RECORD, &record);
+                "health_check": check.map(|check| output(check, "id")),
+            })
+        };
+        let check = endpoint.share.as_ref().map(|_| {
+            json!({
+                "host": address,
+                // A load balancer with a DNS name is probed by that name.
+                "name": share.is_at_other_provider.then(|| plain(domain)),
+                "port": endpoint.port,
+                "path": HEALTH_PATH,
+                "interval": PROBE_SECONDS,
+                "failures": PROBES,
+            })
+        });
+        let check = check.and_then(|check| self.part("health", "aws.health-check", &check));
+        self.part("record", RECORD, &record(domain, true, check.as_ref()));
+        if let Some(base) = &endpoint.base_domain {
+            self.part("tenants-record", RECORD, &record(&format!("*.{base}"), true, check.as_ref()));
+        }
+        if !share.host.is_empty() && share.host.parse::<IpAddr>().is_err() {
+            self.part("name", RECORD, &record(&share.host, false, None));
         }
     }
 
     /// The certificate of the names of the service, which records of the zone validate.
-    fn certificate(&mut self, endpoint: &Endpoint, zone: &str, domain: &str) {
-        let plain = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
+    fn certificate(&mut self, endpoint: &Endpoint, zone: &CloudId, domain: &str) {
         let name = plain(domain);
         if name.len() > LONGEST_NAME {
             let cause = format!("the first name of a certificate has {LONGEST_NAME} characters at most");
@@ -141,7 +189,7 @@ impl Lowering<'_> {
         let tenants = endpoint.base_domain.as_ref().map(|base| format!("*.{}", plain(base)));
         let mut names: Vec<String> = std::iter::once(name).chain(tenants).collect();
         names.dedup();
-        let spec = json!({ "names": names, "zone": zone.trim_start_matches("/hostedzone/"), "records": true });
+        let spec = json!({ "names": names, "zone": bare(zone), "records": true });
         self.part(CERTIFICATE, "aws.certificate", &spec);
     }
 }

@@ -7,7 +7,7 @@
 //! | registry | `SITE/registry/repository`, if its address is that of this account |
 //! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL; `remote`, `remote-key`, `remote-vpc` and the like: its replica in another region |
 //! | inference endpoint | `SITE/server/endpoint`: the endpoint of SageMaker; `model`, `config`, `role`, `logs`, `alarm-errors`; `scaling` with autoscaling |
-//! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; `certificate`: their public certificate |
+//! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; `certificate`: their public certificate; with several sites `health` and `name`, the site's own name |
 //! | monitoring | `SITE/monitoring/topic` with receivers; `alarm-nat-ports-a` and the like; `overview`, a dashboard, with a stack; `budget` |
 //! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like, `flow-logs`, `flow-log-role` and `flow-log` where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |
 

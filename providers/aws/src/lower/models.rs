@@ -65,6 +65,10 @@ impl Lowering<'_> {
             || models_bucket(self.site),
             |bucket| bucket.as_str().trim_start_matches(BUCKET_ARN).to_owned(),
         );
+        if existing.is_some() && store.archive_after_days.is_some() {
+            let cause = "an existing bucket is never changed, and its lifecycle is one of its settings";
+            self.problem("archive_after", cause, "remove it, and add a lifecycle rule to that bucket yourself");
+        }
         let arn = self.bucket_arn(&name);
         // The files of a model are read when a pod starts, at times that are not known before: S3 chooses the class by use, without a fee for
         // reading. An operator who knows better says so.

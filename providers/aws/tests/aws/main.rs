@@ -198,6 +198,7 @@ pub(crate) fn endpoint(zone: Option<&str>, domain: &str, base_domain: Option<&st
         waf: false,
         zone: zone.map(|id| CloudId::new(id).unwrap()),
         managed_certificate: false,
+        share: None,
         base_domain: base_domain.map(str::to_owned),
     }
 }

@@ -1,13 +1,17 @@
 //! DNS records and health checks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
+use textnlp_aws::{Access, Records};
+use textnlp_cloud::NoSecrets;
 use textnlp_provider::cluster::{ClusterAccess, ClusterIngress, ClusterSite};
-use textnlp_provider::component::{Component, ComponentSpec, Site};
-use textnlp_provider::conformance::lowers_purely;
+use textnlp_provider::component::{Component, ComponentSpec, Endpoint, Site, TrafficShare};
+use textnlp_provider::conformance::{TestBed, lowers_purely};
 use textnlp_provider::{
-    Effect, ErrorKind, Observed, OutputRef, Ownership, Progress, Provider, Scope, Verb, Wanted, error_chain,
+    Effect, ErrorKind, Lineage, Observed, OutputRef, Ownership, Progress, Provider, Recorded, Scope, Verb, Wanted,
+    error_chain,
 };
 use textnlp_sim::aws::route53::{self, RecordKey, Route53};
 use textnlp_sim::{Disruption, Fault, Rule};
@@ -77,7 +81,7 @@ fn place(bench: &Bench, name: &str, kind: &str, value: &str) {
 }
 
 fn check(host: &str) -> Wanted {
-    let spec = json!({ "host": host, "port": 8443, "path": "/health", "interval": 30, "failures": 3, "tags": {} });
+    let spec = json!({ "host": host, "name": null, "port": 8443, "path": "/health", "interval": 30, "failures": 3, "tags": {} });
     wanted("here/gateway/health", "aws.health-check", &spec)
 }
 
@@ -374,8 +378,171 @@ fn a_record_without_a_load_balancer_is_refused() {
     let said = |site: &Site| bench.provider.lower(&gateway(Some(ZONE), None), site).unwrap_err().to_string();
     let ingress = ClusterAccess { ingress: Some(ClusterIngress::default()), ..ClusterAccess::default() };
     assert!(said(&place_of(ingress, crate::REGION, false)).contains("creates no load balancer"));
-    let failover = place_of(ClusterAccess::default(), crate::REGION, true);
-    assert!(said(&failover).contains("does not change records of Route 53"));
+}
+
+/// The endpoint of one of several sites.
+fn shared(weight: u32, is_at_other_provider: bool, host: &str) -> Component {
+    let share = TrafficShare { weight, is_at_other_provider, host: host.to_owned() };
+    let endpoint = endpoint(Some("/hostedzone/Z1"), "Text.Example.com.", Some("example.com"));
+    component("gateway", ComponentSpec::Endpoint(Endpoint { share: Some(share), ..endpoint }))
+}
+
+#[test]
+fn each_of_several_sites_has_weighted_records_with_a_health_check() {
+    let bench = Bench::new();
+    let address = json!(OutputRef::new("here/gateway/service".parse().unwrap(), "address"));
+    let place = |region: &str| place_of(ClusterAccess::default(), region, true);
+    let ids = |made: &[Wanted]| -> Vec<String> {
+        made.iter().map(|one| one.id.as_str().strip_prefix("here/gateway/").unwrap().to_owned()).collect()
+    };
+    let made = lowers_purely(&bench.provider, &shared(100, false, "One.example.com"), &place(crate::REGION)).unwrap();
+    assert_eq!(ids(&made), ["health", "record", "tenants-record", "name"]);
+    let first = made[1].spec.as_value();
+    assert_eq!((&first["zone"], &first["name"], &first["set"]), (&json!("Z1"), &json!(NAME), &json!("here")));
+    assert_eq!((&first["weight"], &first["ttl"], &first["values"]), (&json!(100), &Value::Null, &json!([])));
+    assert_eq!(first["alias"], json!({ "name": address, "zone": BALANCERS, "health": true }));
+    let needs: Vec<&str> = made[1].needs.iter().map(|need| need.on.as_str()).collect();
+    assert_eq!(needs, ["here/gateway/health", "here/gateway/service"]);
+    assert_eq!(made[0].spec.get("name"), Some(&Value::Null), "a DNS name is probed by that name");
+    let own = made[3].spec.as_value();
+    let plain = (&json!("one.example.com"), &Value::Null, &Value::Null, &Value::Null);
+    assert_eq!((&own["name"], &own["set"], &own["weight"], &own["health_check"]), plain);
+
+    // Another site is added in place: Route 53 refuses a weighted record beside one without.
+    let alone = lowers_purely(&bench.provider, &gateway(Some("Z1"), None), &place(crate::REGION)).unwrap();
+    let before = alone[0].spec.as_value();
+    let fields = before.as_object().unwrap().keys().map(String::as_str);
+    let changed: Vec<&str> = fields.filter(|field| before[*field] != first[*field]).collect();
+    assert_eq!((alone[0].id.as_str(), changed), ("here/gateway/record", vec!["health_check"]));
+
+    // In another cloud the load balancer has an address, and the site's own address needs no record if it is no name.
+    let made = lowers_purely(&bench.provider, &shared(0, true, "192.0.2.9"), &place("us-central1")).unwrap();
+    assert_eq!(ids(&made), ["health", "record", "tenants-record"]);
+    let other = made[1].spec.as_value();
+    assert_eq!((&other["weight"], &other["ttl"], &other["alias"]), (&json!(0), &json!(60), &Value::Null));
+    assert_eq!((&other["type"], &other["values"]), (&json!("A"), &json!([address])));
+    assert_eq!(made[2].spec.get("name"), Some(&json!("*.example.com")));
+    assert_eq!(made[0].spec.get("name"), Some(&json!(NAME)));
+}
+
+#[test]
+fn records_that_route_53_cannot_have_are_refused_before_anything_is_created() {
+    let bench = Bench::new();
+    let said = |component: &Component, region: &str| {
+        bench.provider.lower(component, &place_of(ClusterAccess::default(), region, true)).unwrap_err().to_string()
+    };
+    let heavy = said(&shared(256, false, "one.example.com"), crate::REGION);
+    assert!(heavy.contains("the weight 256 is above 255"), "{heavy}");
+    let unknown = said(&shared(1, false, "one.example.com"), "us-iso-east-1");
+    assert!(unknown.contains("no alias is known for load balancers in `us-iso-east-1`"), "{unknown}");
+}
+
+#[test]
+fn records_of_others_never_share_the_clients() {
+    let weighted = |set: &str| record(&json!({ "set": set, "weight": 10, "ttl": 60, "values": ["192.0.2.1"] }));
+    // Another client's, which has no owner.
+    let bench = bench();
+    let key = (NAME.rsplit('.').map(str::to_owned).collect(), "A".to_owned(), "theirs".to_owned());
+    let theirs = json!({
+        "Name": format!("{NAME}."), "Type": "A", "TTL": 60, "SetIdentifier": "theirs", "Weight": 1,
+        "ResourceRecords": [{ "Value": "198.51.100.7" }],
+    });
+    bench.simulator.world().state::<Route53>(&global()).zones.get_mut(ZONE).unwrap().records.insert(key, theirs);
+    run(async {
+        let wanted = weighted("ours");
+        let seen = observed(&bench.provider, std::slice::from_ref(&wanted), &[]).await;
+        assert!(matches!(seen.as_slice(), [(_, Observed::Unknown(_))]), "{seen:?}");
+        Ok(())
+    });
+    // Another deployment's.
+    let bench = self::bench();
+    run(async {
+        let other: Lineage = "11111111-0000-4000-8000-000000007e57".parse().unwrap();
+        let bed = TestBed::new(&bench.provider, "other".parse().unwrap(), "here".parse().unwrap(), other);
+        bed.make(&weighted("theirs")).await?;
+        let refused = bench.bed().make(&weighted("ours")).await.unwrap_err().to_string();
+        assert!(refused.contains("environment `other` of another deployment has records of this name"), "{refused}");
+        Ok(())
+    });
+    assert_eq!(records(&bench).len(), 2, "one record and its owner");
+}
+
+#[test]
+fn while_aws_is_lost_only_the_records_of_a_site_elsewhere_are_unknown() {
+    let bench = bench();
+    let records = Records::new(bench.access(), Arc::new(NoSecrets));
+    let kinds: Vec<&str> = records.kinds().iter().map(|kind| kind.name).collect();
+    assert_eq!(kinds, ["aws.health-check", "aws.dns-record"]);
+    let place = place_of(ClusterAccess::default(), "us-central1", true);
+    let (component, there) = Records::part(&shared(50, true, "two.example.com"), &place).unwrap();
+    let ids: Vec<String> =
+        records.lower(&component, &there).unwrap().iter().map(|one| one.id.as_str().to_owned()).collect();
+    assert_eq!(ids.len(), 4, "{ids:?}");
+    assert!(Records::part(&gateway(None, None), &place).is_none());
+    run(async {
+        assert!(observed(&records, &[], &[]).await.is_empty());
+        assert_eq!(bench.simulator.requests().len(), 0, "a site without records calls nothing");
+        let bed = TestBed::new(&records, "staging".parse().unwrap(), "here".parse().unwrap(), lineage());
+        let wanted = addresses(&["192.0.2.1"]);
+        let made = bed.make(&wanted).await?;
+        let (all, known) = (std::slice::from_ref(&wanted), std::slice::from_ref(&made));
+        let seen = observed(&records, all, known).await;
+        assert!(matches!(seen.as_slice(), [(_, Observed::Present(_))]), "{seen:?}");
+        // Another account does not have the zone: the record is not gone.
+        let zone = bench.simulator.world().state::<Route53>(&global()).zones.remove(ZONE);
+        let seen = observed(&records, all, known).await;
+        assert!(
+            matches!(seen.as_slice(), [(_, Observed::Unknown(why))] if why.0.contains("has no such zone")),
+            "{seen:?}"
+        );
+        bench.simulator.world().state::<Route53>(&global()).zones.extend(zone.map(|zone| (ZONE.to_owned(), zone)));
+        // Nothing answers.
+        let nowhere =
+            textnlp_aws::Simulator { url: "http://127.0.0.1:9".to_owned(), ..bench.access().simulator.unwrap() };
+        let lost = Records::new(Access { simulator: Some(nowhere), ..bench.access() }, Arc::new(NoSecrets));
+        let seen = observed(&lost, all, known).await;
+        assert!(matches!(seen.as_slice(), [(_, Observed::Unknown(_))]), "{seen:?}");
+        let problems = lost.preflight(all).await.unwrap();
+        assert!(problems[0].warning && problems[0].cause.contains("cannot be checked"), "{problems:?}");
+        bed.unmake(&wanted, &made).await
+    });
+}
+
+/// What a provider shows of resources.
+async fn observed(
+    provider: &dyn Provider,
+    wanted: &[Wanted],
+    recorded: &[Recorded],
+) -> Vec<(textnlp_provider::ResourceId, Observed)> {
+    let (environment, site) = ("staging".parse().unwrap(), "here".parse().unwrap());
+    let scope = Scope { lineage: lineage(), environment: &environment, site: &site, wanted, recorded };
+    provider.observe(&scope).await.unwrap()
+}
+
+#[test]
+fn a_health_check_of_an_address_lives_and_stays_one() {
+    let bench = Bench::new();
+    let probed = |host: &str, name: Value| {
+        let check = check(host);
+        let spec = with(&check, "name", name);
+        Wanted { spec, ..check }
+    };
+    run(async {
+        let wanted = probed("192.0.2.1", json!(NAME));
+        bench.bed().whole_life(&wanted, Some(&probed("192.0.2.2", json!("other.example.com")).spec)).await?;
+        let refused = bench.bed().make(&probed("10.0.0.1", json!(NAME))).await;
+        assert!(refused.unwrap_err().to_string().contains("not allowed"));
+        Ok(())
+    });
+    let bench = Bench::new();
+    run(async {
+        let (bed, wanted) = (bench.bed(), probed("192.0.2.1", json!(NAME)));
+        let made = bed.make(&wanted).await?;
+        let change = operation(Verb::Update, &check("text.example.com"), Some(&made), 200);
+        let refused = bench.provider.begin(&change).await;
+        assert!(error_chain(&refused.unwrap_err()).contains("into one of a name"));
+        bed.unmake(&wanted, &made).await
+    });
 }
 
 #[test]

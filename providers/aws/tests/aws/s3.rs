@@ -191,7 +191,11 @@ fn an_s3_policy_changed_by_hand_is_found() {
 
 fn models(existing: Option<&str>, key: Option<&str>) -> Component {
     let id = |text: &str| CloudId::new(text).unwrap();
-    let store = ModelStore { key: key.map(id), archive_after_days: Some(90), ..ModelStore::of(Vec::new()) };
+    let store = ModelStore {
+        key: key.map(id),
+        archive_after_days: existing.is_none().then_some(90),
+        ..ModelStore::of(Vec::new())
+    };
     Component { name: "models".parse().unwrap(), existing: existing.map(id), part: ComponentSpec::ModelStore(store) }
 }
 
@@ -215,6 +219,12 @@ fn models_have_an_encrypted_s3_bucket_that_answers_tls_only() {
 #[test]
 fn an_existing_s3_bucket_and_an_existing_key_are_never_changed() {
     let bench = Bench::new();
+    let mut archived = models(Some("company-models"), None);
+    if let ComponentSpec::ModelStore(store) = &mut archived.part {
+        store.archive_after_days = Some(90);
+    }
+    let refused = bench.provider.lower(&archived, &site()).unwrap_err().to_string();
+    assert!(refused.contains("its lifecycle is one of its settings"), "{refused}");
     let component = models(Some("company-models"), Some("alias/company"));
     let wanted = lowers_purely(&bench.provider, &component, &site()).unwrap();
     let external = |id: &str| Ownership::External(CloudId::new(id).unwrap());

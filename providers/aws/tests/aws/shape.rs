@@ -333,8 +333,7 @@ impl Shape {
 /// Two records of a name, of which a health check chooses one. No environment has them yet.
 fn failover(environment: &str, failures: u32) -> Vec<Wanted> {
     let name = format!("dr.{environment}.example.com");
-    let check =
-        json!({ "host": name, "port": 8443, "path": "/health", "interval": 30, "failures": failures, "tags": {} });
+    let check = json!({ "host": name, "name": null, "port": 8443, "path": "/health", "interval": 30, "failures": failures, "tags": {} });
     let check = wanted("here/failover/health", "aws.health-check", &check);
     let record = |set: &str, role: &str, check: &Value| {
         let spec = json!({

@@ -6,7 +6,7 @@ mod group;
 pub(crate) mod identity;
 pub(crate) mod network;
 mod registry;
-mod storage;
+pub(crate) mod storage;
 mod vault;
 
 use textnlp_provider::{CloudId, Foreign, Permission, Verb};

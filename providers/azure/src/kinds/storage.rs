@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
-use textnlp_provider::{DataClass, Identity, Kind, Pricing, Result};
+use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
@@ -12,6 +12,8 @@ use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update, invalid}
 use crate::table::{Row, kind};
 
 const VERSION: &str = "2024-01-01";
+/// The output of a container with the name of its account.
+pub(crate) const ACCOUNT_NAME: &str = "account";
 
 pub(crate) static ROWS: &[Row] = &[
     Row {
@@ -119,7 +121,7 @@ fn blobs(id: &str) -> String {
     format!("{id}/blobServices/default")
 }
 
-/// A container, which only identities with a role read. Outputs: `id`, `name`.
+/// A container, which only identities with a role read. Outputs: `id`, `name`, `account`.
 struct Container;
 
 impl RestKind for Container {
@@ -131,4 +133,11 @@ impl RestKind for Container {
         marks: Marks::Part,
         ..Table::USUAL
     };
+
+    fn outputs(id: &str, _document: &Value, outputs: &mut Outputs) {
+        // ACCOUNT/blobServices/default/containers/NAME
+        if let Some(account) = id.rsplit('/').nth(4) {
+            outputs.insert(ACCOUNT_NAME.to_owned(), json!(account));
+        }
+    }
 }

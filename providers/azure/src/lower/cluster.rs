@@ -1,6 +1,7 @@
 //! The cluster of a site: a control plane with its system pool, the identity that it acts as, who may use it, and its pools.
 
 use serde_json::{Value, json};
+use textnlp_cloud::GPU_NODES;
 use textnlp_provider::cluster::POOL;
 use textnlp_provider::component::{Cluster, GpuPool};
 use textnlp_provider::settings::{GpuSize, Spot};
@@ -106,7 +107,7 @@ impl Lowering<'_> {
         };
         let scaling = json!({ "min": pool.count, "max": pool.count });
         let pool = self.pool(GPU, machine, cluster, network, scaling, markets);
-        self.part("gpu-nodes", "azure.pool", pool);
+        self.part(GPU_NODES, "azure.pool", pool);
     }
 
     fn pool(

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | network | `SITE/network/group`: the resource group of the site, with everything else in it; `provider-N`: the registered resource
 //! providers; `vnet`, `address`, `nat`, `subnet` of the nodes, `database-subnet` |
-//! | model store | `SITE/models/account`, `container`: the blobs of your models; `reader-identity`, `reader-role` and `reader` for pods that read
+//! | model store | `SITE/models/account`, `container`: the blobs of your models, or only `container` where it is an existing one; `reader-identity`, `reader-role` and `reader` for pods that read
 //! them; where data is protected `vault` and `key` |
 //! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/registry` and `pull`, if its address is one of Azure |
@@ -17,7 +17,7 @@ mod network;
 mod registry;
 
 pub(crate) use models::bucket_identity;
-pub use models::{CONTAINER as MODELS_CONTAINER, models_account};
+pub use models::models_container;
 use serde_json::{Value, json};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::spec::OutputRef;
@@ -182,6 +182,7 @@ fn output(resource: &ResourceId, field: &str) -> Value {
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
+    use textnlp_provider::CloudId;
     use textnlp_provider::cluster::{ClusterGpus, ClusterSite};
     use textnlp_provider::component::{Cluster, GpuPool, Model, ModelStore, Network, Registry};
     use textnlp_provider::settings::{GpuSize, Runtime, Spot};
@@ -301,7 +302,10 @@ pub(crate) mod tests {
         assert_eq!(credential["subject"], "system:serviceaccount:textnlp:textnlp-models");
         assert_eq!(spec("reader-role")["scope"], json!({ "$output": "main/models/container#id" }));
         let inside = inside.unwrap();
-        assert_eq!(inside.variables["AZURE_STORAGE_ACCOUNT_NAME"], spec("account")["name"]);
+        assert_eq!(
+            inside.variables["AZURE_STORAGE_ACCOUNT_NAME"],
+            json!({ "$output": "main/models/container#account" })
+        );
         assert_eq!(inside.variables["AZURE_CLIENT_ID"], json!({ "$output": "main/models/reader-identity#client" }));
         assert_eq!(json!([inside.token.unwrap().audience]), credential["audiences"]);
         let has_reader = |all: &[Wanted]| all.iter().any(|one| one.id.as_str().contains("reader"));
@@ -310,6 +314,43 @@ pub(crate) mod tests {
         assert!(!has_reader(&made.unwrap()) && inside.is_none(), "an existing cluster is never changed");
         let other = lowered("az://others/x/", false).0.unwrap_err().to_string();
         assert!(other.contains("the container others") && other.contains("az://models/"), "{other}");
+    }
+
+    #[test]
+    fn pods_read_models_of_an_existing_container() {
+        let account = "/subscriptions/other/resourceGroups/shared/providers/Microsoft.Storage/storageAccounts/company";
+        let id = format!("{account}/blobServices/default/containers/weights");
+        let site = Site { cluster: Some(Box::new(ClusterSite::of("textnlp"))), ..site(false) };
+        let component = |existing: &str, source: &str| {
+            let store = ModelStore::of(vec![Model::of("mine", source)]);
+            let component = component("models", ComponentSpec::ModelStore(store));
+            Component { existing: Some(CloudId::new(existing).unwrap()), ..component }
+        };
+        for source in ["bucket:team/", "az://weights/team/"] {
+            let component = component(&id, source);
+            let all = lower(&component, &site).unwrap_or_else(|problems| panic!("{problems}"));
+            let ids: Vec<&str> = all.iter().map(|one| one.id.as_str()).collect();
+            let parts = ["container", "reader-identity", "reader-role", "reader"];
+            assert_eq!(ids, parts.map(|part| format!("main/models/{part}")));
+            assert_eq!(all[0].ownership, Ownership::External(CloudId::new(&id).unwrap()));
+            assert_eq!(
+                (all[0].spec.get("account"), all[0].spec.get("name")),
+                (Some(&json!(account)), Some(&json!("weights")))
+            );
+            assert_eq!(all[2].spec.get("scope"), Some(&json!({ "$output": "main/models/container#id" })));
+            let inside = crate::inside(&component, &site).unwrap().1.cluster.unwrap().bucket_identity;
+            assert_eq!(inside.unwrap().own, "az://weights/");
+        }
+        for (existing, source, says) in [
+            ("weights", "bucket:team/", "not the id of a container"),
+            ("company/weights", "bucket:team/", "not the id of a container"),
+            (account, "bucket:team/", "not the id of a container"),
+            (&format!("{id}/blobs/x"), "bucket:team/", "not the id of a container"),
+            (&id, "az://others/team/", "AZURE_STORAGE_ACCOUNT_NAME=company textnlp-deploy model push"),
+        ] {
+            let problems = lower(&component(existing, source), &site).unwrap_err().to_string();
+            assert!(problems.contains(says), "{existing}: {problems}");
+        }
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //! site are encrypted with.
 
 use serde_json::{Value, json};
+use textnlp_cloud::document::capture;
 use textnlp_provider::cluster::{BucketIdentity, IdentityToken, MODELS_ACCOUNT};
 use textnlp_provider::component::ModelStore;
-use textnlp_provider::{ComponentName, OutputRef, ResourceId, Site};
+use textnlp_provider::{CloudId, Component, ComponentName, OutputRef, Ownership, ResourceId, Site};
 
 use super::{Lowering, MODELS, output};
 use crate::kinds::identity::BLOB_READER;
+use crate::kinds::storage::ACCOUNT_NAME;
 use crate::names;
 use crate::tables::zones;
 
@@ -18,8 +20,12 @@ const VAULT_DAYS: u32 = 90;
 /// The size of a key.
 const BITS: u32 = 3_072;
 /// The container of models, and the scheme of containers.
-pub const CONTAINER: &str = "models";
+const CONTAINER: &str = "models";
 const SCHEME: &str = "az";
+/// The id of a container in lower case: the case of ids says nothing (Azure/azure-rest-api-specs#24337).
+const CONTAINER_ID: &str = "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}/blobservices/default/containers/{container}";
+/// The part that is the container.
+const PART: &str = "container";
 /// The parts that give pods the right to read it: their identity, and what they sign in with.
 const IDENTITY: &str = "reader-identity";
 const READER: &str = "reader";
@@ -40,24 +46,19 @@ impl Lowering<'_> {
             (store.replica.is_some(), "replicate_to", "storage.replicate_to"),
             (store.key.is_some(), "existing_key", "storage.existing_key"),
             (store.archive_after_days.is_some(), "archive_after", "storage.archive_after"),
-            (self.component.existing.is_some(), "existing", "storage.existing"),
         ] {
             if is_set {
                 self.problem(field, "it is not supported on Azure yet", format!("remove `{setting}`"));
             }
         }
-        let is_zoned = !zones::zones(&self.site.region).is_empty();
-        let account = self.of_group(json!({
-            "name": names::storage(self.site),
-            "sku": if is_zoned { "Standard_ZRS" } else { "Standard_LRS" },
-            "shared_key": false,
-            "versioned": true,
-            "soft_delete_days": SOFT_DELETE_DAYS,
-        }));
-        let Some(account) = self.part("account", "azure.storage", account) else { return };
-        let container = json!({ "name": CONTAINER, "account": output(&account, "id") });
-        if let Some(container) = self.part("container", "azure.container", container) {
-            self.reader(store, &container);
+        let existing = self.component.existing.as_ref();
+        let Some((account, name)) = models_container(self.site, existing.map(CloudId::as_str)) else {
+            let cause = "it is not the id of a container of blobs";
+            let fix = "write the id that `az storage account show --name ACCOUNT --query id --output tsv` prints, and `/blobServices/default/containers/CONTAINER` after it";
+            return self.problem("existing", cause, fix);
+        };
+        if let Some(container) = self.container(&account, &name) {
+            self.reader(store, (&account, &name), &container);
         }
         if self.site.protect_data {
             let spec = self.of_group(json!({ "name": names::vault(self.site), "soft_delete_days": VAULT_DAYS }));
@@ -66,8 +67,28 @@ impl Lowering<'_> {
         }
     }
 
+    /// The container in an account of the site, or an existing one.
+    fn container(&mut self, account: &str, name: &str) -> Option<ResourceId> {
+        if let Some(existing) = &self.component.existing {
+            // The id without `/blobServices/default/containers/NAME`.
+            let account = existing.as_str().rsplitn(5, '/').last();
+            let spec = json!({ "name": name, "account": account });
+            return self.owned_part(PART, "azure.container", spec, Ownership::External(existing.clone()));
+        }
+        let is_zoned = !zones::zones(&self.site.region).is_empty();
+        let account = self.of_group(json!({
+            "name": account,
+            "sku": if is_zoned { "Standard_ZRS" } else { "Standard_LRS" },
+            "shared_key": false,
+            "versioned": true,
+            "soft_delete_days": SOFT_DELETE_DAYS,
+        }));
+        let account = self.part("account", "azure.storage", account)?;
+        self.part(PART, "azure.container", json!({ "name": name, "account": output(&account, "id") }))
+    }
+
     /// The identity of the servers' pods, which reads the site's container, if models come from there.
-    fn reader(&mut self, store: &ModelStore, container: &ResourceId) {
+    fn reader(&mut self, store: &ModelStore, (account, own): (&str, &str), container: &ResourceId) {
         let Some(namespace) = self.site.cluster.as_deref().filter(|site| !site.existing).map(|site| &site.namespace)
         else {
             return;
@@ -77,16 +98,15 @@ impl Lowering<'_> {
         for model in &store.models {
             let named = match model.source.strip_prefix("az://") {
                 Some(rest) => rest.split_once('/').map_or(rest, |(container, _)| container),
-                None if model.source.starts_with("bucket:") => CONTAINER,
+                None if model.source.starts_with("bucket:") => own,
                 None => continue,
             };
             is_read = true;
-            if named != CONTAINER {
+            if named != own {
                 let cause =
                     format!("model `{}` is in the container {named}, on which the site gives pods no role", model.name);
                 let fix = format!(
-                    "push it to the container that `up` creates: `AZURE_STORAGE_ACCOUNT_NAME={} textnlp-deploy model push SOURCE az://{CONTAINER}/`",
-                    names::storage(self.site)
+                    "push it to the container of the site: `AZURE_STORAGE_ACCOUNT_NAME={account} textnlp-deploy model push SOURCE az://{own}/`; or name that container in `storage.existing`"
                 );
                 self.problem("models", cause, fix);
             }
@@ -111,24 +131,32 @@ impl Lowering<'_> {
     }
 }
 
-/// The storage account of a site's models.
-pub fn models_account(site: &Site) -> String {
-    names::storage(site)
+/// The storage account and the container of a site's models; of an existing container by its id, `None` if that is none.
+pub fn models_container(site: &Site, existing: Option<&str>) -> Option<(String, String)> {
+    let Some(id) = existing else { return Some((names::storage(site), CONTAINER.to_owned())) };
+    let mut found = capture(CONTAINER_ID, &id.to_ascii_lowercase())?;
+    found.remove("account").zip(found.remove("container"))
 }
 
 /// How pods of a cluster that AKS runs sign in to containers.
-pub(crate) fn bucket_identity(site: &Site) -> Option<BucketIdentity> {
-    let identity = ResourceId::part(&site.name, &ComponentName::new(MODELS).ok()?, IDENTITY).ok()?;
-    let of = |field: &str| json!(OutputRef::new(identity.clone(), field));
+pub(crate) fn bucket_identity(component: &Component, site: &Site) -> Option<BucketIdentity> {
+    let models = ComponentName::new(MODELS).ok()?;
+    let part = |name: &str| ResourceId::part(&site.name, &models, name).ok();
+    let (identity, container) = (part(IDENTITY)?, part(PART)?);
+    let of = |part: &ResourceId, field: &str| json!(OutputRef::new(part.clone(), field));
     let variables = [
-        ("AZURE_CLIENT_ID", of("client")),
-        ("AZURE_TENANT_ID", of("tenant")),
+        ("AZURE_CLIENT_ID", of(&identity, "client")),
+        ("AZURE_TENANT_ID", of(&identity, "tenant")),
         ("AZURE_FEDERATED_TOKEN_FILE", json!(format!("{TOKEN_FOLDER}/{TOKEN_FILE}"))),
-        ("AZURE_STORAGE_ACCOUNT_NAME", json!(names::storage(site))),
+        // Only the model store has the existing container: the others know its account by this output.
+        ("AZURE_STORAGE_ACCOUNT_NAME", of(&container, ACCOUNT_NAME)),
     ];
+    // Only models of the model store have sources.
+    let own = models_container(site, component.existing.as_ref().map(CloudId::as_str));
+    let own = own.map_or_else(|| CONTAINER.to_owned(), |(_, container)| container);
     Some(BucketIdentity {
         scheme: SCHEME.to_owned(),
-        own: format!("{SCHEME}://{CONTAINER}/"),
+        own: format!("{SCHEME}://{own}/"),
         variables: variables.map(|(name, value)| (name.to_owned(), value)).into(),
         token: Some(IdentityToken {
             audience: AUDIENCE.to_owned(),

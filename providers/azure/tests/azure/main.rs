@@ -15,9 +15,9 @@ use textnlp_provider::component::{
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
 use textnlp_provider::{
-    Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership, Progress,
-    Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion, Site,
-    Spec, Sweep, Token, Verb, Wanted, error_chain,
+    CloudId, Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership,
+    Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion,
+    Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
 use textnlp_sim::azure::{AzureCloud, Options};
 
@@ -58,6 +58,8 @@ struct Bench {
     provider: Azure,
     site: Site,
     gpu: Option<GpuPool>,
+    /// The existing container of its models.
+    existing: Option<CloudId>,
 }
 
 impl Bench {
@@ -85,17 +87,57 @@ impl Bench {
             subnets: Vec::new(),
         };
         let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Prefer });
-        Self { cloud, provider, site, gpu }
+        Self { cloud, provider, site, gpu, existing: None }
+    }
+
+    /// A site whose models are in a container of another deployment.
+    async fn with_existing_container() -> Self {
+        let bench = Self { gpu: None, ..Self::new(Options::zero_latency().registered(), false) };
+        let subscription = bench.cloud.subscription().to_owned();
+        let group = format!("/subscriptions/{subscription}/resourceGroups/shared");
+        let account = format!("{group}/providers/Microsoft.Storage/storageAccounts/companymodels");
+        let id = format!("{account}/blobServices/default/containers/weights");
+        for (number, kind, spec) in [
+            (1_001, "azure.group", json!({ "subscription": subscription, "name": "shared" })),
+            (
+                1_002,
+                "azure.storage",
+                json!({
+                    "group": group, "name": "companymodels", "sku": "Standard_LRS", "shared_key": false, "versioned": false,
+                    "soft_delete_days": 7,
+                }),
+            ),
+            (1_003, "azure.container", json!({ "account": account, "name": "weights" })),
+        ] {
+            let mut spec = spec;
+            (spec["location"], spec["tags"]) = (json!(REGION), json!({}));
+            let wanted = Wanted {
+                id: ResourceId::new("main/other/one").unwrap(),
+                kind: kind.parse().unwrap(),
+                site: bench.site.name.clone(),
+                via: None,
+                spec: Spec::of(&spec),
+                needs: Vec::new(),
+                ownership: Ownership::Ours,
+                protected: false,
+            };
+            let mut op = bench.operation(number, Verb::Create, &wanted, &wanted.spec, None);
+            op.lineage = Lineage(uuid::Uuid::from_u128(LINEAGE + 1));
+            bench.finish(&op).await;
+        }
+        Self { existing: Some(CloudId::new(id).unwrap()), ..bench }
     }
 
     fn lower(&self, name: &str, part: ComponentSpec) -> Vec<Wanted> {
-        let component = Component { name: name.parse().unwrap(), existing: None, part };
+        let existing = self.existing.clone().filter(|_| name == "models");
+        let component = Component { name: name.parse().unwrap(), existing, part };
         self.provider.lower(&component, &self.site).unwrap_or_else(|problems| panic!("{problems}"))
     }
 
     /// The resources of a whole site, each after those that it needs.
     fn all(&self) -> Vec<Wanted> {
-        let store = ModelStore::of(vec![Model::of("mine", "az://models/mine/")]);
+        let container = if self.existing.is_some() { "weights" } else { "models" };
+        let store = ModelStore::of(vec![Model::of("mine", &format!("az://{container}/mine/"))]);
         let registry = Registry { url: "textnlpstaging.azurecr.io".to_owned(), image: None };
         let mut all = self.lower("network", ComponentSpec::Network(Network::default()));
         all.extend(self.lower("models", ComponentSpec::ModelStore(store)));
@@ -205,7 +247,7 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
         via: None,
         spec: spec.clone(),
         needs: wanted.needs.clone(),
-        ownership: Ownership::Ours,
+        ownership: wanted.ownership.clone(),
         schema: 1,
         cloud_id: object.cloud_id.clone(),
         created: object.created,
@@ -221,6 +263,7 @@ async fn whole_life(bench: Bench, zone: &str) {
     let secret = json!({ "$secret": "main/database-password", "version": "1" });
     let mut outputs: BTreeMap<ResourceId, Outputs> =
         BTreeMap::from([(secrets, Outputs::from([("secret".to_owned(), secret)]))]);
+    let before = bench.cloud.world().ids();
     let wanted = bench.all();
     let problems = bench.provider.preflight(&wanted).await.unwrap();
     let problems: Vec<String> = problems.iter().filter(|problem| !problem.warning).map(ToString::to_string).collect();
@@ -230,7 +273,13 @@ async fn whole_life(bench: Bench, zone: &str) {
     for one in &wanted {
         number += 1;
         let spec = one.spec.resolve(|id| outputs.get(id)).unwrap_or_else(|error| panic!("{}: {error}", one.id));
-        let object = bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await;
+        let object = match &one.ownership {
+            Ownership::Ours => bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await,
+            Ownership::External(id) => match bench.provider.read(&one.kind, id).await.unwrap() {
+                Observed::Present(object) => object,
+                missing => panic!("{}: {missing:?}", one.id),
+            },
+        };
         outputs.insert(one.id.clone(), object.outputs.clone());
         records.push((Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object)));
     }
@@ -247,6 +296,10 @@ async fn whole_life(bench: Bench, zone: &str) {
     for (one, recorded) in &records {
         let found = seen.iter().find(|(id, _)| *id == one.id).map(|(_, seen)| seen);
         let Some(Observed::Present(object)) = found else { panic!("{}: {found:?}", one.id) };
+        // The engine compares no existing object.
+        if one.ownership != Ownership::Ours {
+            continue;
+        }
         let changes = bench.provider.diff(one, recorded, object);
         assert!(changes.is_empty(), "{}: {changes:?}", one.id);
     }
@@ -271,6 +324,11 @@ async fn whole_life(bench: Bench, zone: &str) {
         assert!(changes.is_empty(), "{}: {changes:?}", one.id);
     }
 
+    let account = &outputs[&ResourceId::new("main/models/container").unwrap()]["account"];
+    let own = records.iter().find(|(one, _)| one.kind.as_str() == "azure.storage");
+    let own = own.and_then(|(one, _)| one.spec.get("name")).cloned();
+    assert_eq!(*account, own.unwrap_or_else(|| json!("companymodels")));
+
     for (one, recorded) in records.iter().rev() {
         number += 1;
         // The engine names what the plan sweeps.
@@ -278,12 +336,17 @@ async fn whole_life(bench: Bench, zone: &str) {
         if let Ok(Observed::Present(object)) = bench.provider.read(&one.kind, &recorded.cloud_id).await {
             op.bounds.sweeps = object.foreign.iter().map(|foreign| foreign.cloud_id.clone()).collect();
         }
-        bench.finish(&op).await;
+        if one.ownership == Ownership::Ours {
+            bench.finish(&op).await;
+        } else {
+            let error = bench.provider.begin(&op).await.err();
+            assert!(error.is_some_and(|error| error.kind == ErrorKind::Denied), "{} is changed", one.id);
+        }
     }
     let sweep = Sweep { lineage, before: &recorded, kept: &[] };
     let left = bench.provider.leftovers(&sweep).await.unwrap().unwrap();
     assert!(left.left.is_empty() && left.unsearched.is_empty(), "{left:?}");
-    assert_eq!(bench.cloud.world().ids(), Vec::<String>::new());
+    assert_eq!(bench.cloud.world().ids(), before);
     let violations = bench.cloud.take_violations();
     assert!(violations.is_empty(), "{violations:#?}");
 }
@@ -328,6 +391,25 @@ fn a_site_is_created_and_removed_with_the_delays_of_azure() {
 #[test]
 fn a_protected_site_is_created_and_removed() {
     run(whole_life(Bench { gpu: None, ..Bench::new(Options::zero_latency().registered(), true) }, "1"));
+}
+
+#[test]
+fn an_existing_container_is_read_by_pods_and_stays() {
+    run(async { whole_life(Bench::with_existing_container().await, "1").await });
+}
+
+#[test]
+fn an_existing_container_must_be_there() {
+    run(async {
+        let bench = Bench::with_existing_container().await;
+        let id = bench.existing.as_ref().unwrap().as_str().replace("weights", "others");
+        let bench = Bench { existing: Some(CloudId::new(id).unwrap()), ..bench };
+        let store = ComponentSpec::ModelStore(ModelStore::of(vec![Model::of("mine", "bucket:mine/")]));
+        let problems = bench.provider.preflight(&bench.lower("models", store)).await.unwrap();
+        let problems: Vec<String> =
+            problems.iter().filter(|problem| !problem.warning).map(ToString::to_string).collect();
+        assert!(problems.len() == 1 && problems[0].contains("the object does not exist"), "{problems:#?}");
+    });
 }
 
 /// The rules of the contract, for kinds that need no other object than their group.

@@ -193,8 +193,10 @@ trait Target: Send + Sync + 'static {
         api.send(call.saying("change", policy_of(target))).await.map(drop)
     }
 
-    /// The tags of the parent: of the target, or of the member where the target is the whole project.
-    async fn tags(api: &Api, target: &str, member: &str) -> Result<Tags>;
+    /// The tags of the member; none where the target may be an object of another deployment.
+    async fn tags(_api: &Api, _member: &str) -> Result<Tags> {
+        Ok(Tags::new())
+    }
 }
 
 struct OfProject;
@@ -222,7 +224,7 @@ impl Target for OfProject {
         api.find_enabled(call.saying("read", policy_of(target))).await
     }
 
-    async fn tags(api: &Api, _target: &str, member: &str) -> Result<Tags> {
+    async fn tags(api: &Api, member: &str) -> Result<Tags> {
         match member.strip_prefix("serviceAccount:").filter(|email| crate::token::is_account(email)) {
             Some(email) => tags_of_account(api, email).await,
             None => Ok(Tags::new()),
@@ -241,11 +243,6 @@ impl Target for OfKey {
         let call = call.query("options.requestedPolicyVersion", VERSION.to_string());
         api.find_enabled(call.saying("read", policy_of(target))).await
     }
-
-    /// None: the environment of a key is not the one of a binding on it.
-    async fn tags(_api: &Api, _target: &str, _member: &str) -> Result<Tags> {
-        Ok(Tags::new())
-    }
 }
 
 #[async_trait]
@@ -259,11 +256,6 @@ impl Target for OfBucket {
 
     async fn set_policy(api: &Api, target: &str, policy: Value) -> Result<()> {
         api.buckets().await?.set_policy(target, &policy).await
-    }
-
-    async fn tags(api: &Api, target: &str, _member: &str) -> Result<Tags> {
-        let bucket = api.buckets().await?.get(target).await?.unwrap_or_default();
-        Ok(labels::decode(&bucket["labels"]))
     }
 }
 
@@ -287,7 +279,7 @@ impl<T: Target> RestKind for Binding<T> {
         if !has_member(&policy, role, &address(api, member).await?) {
             return Ok(None);
         }
-        Ok(Some(part_of(&T::tags(api, target, member).await?, json!({}))))
+        Ok(Some(part_of(&T::tags(api, member).await?, json!({}))))
     }
 
     async fn send(api: &Api, new: New) -> Result<Option<String>> {

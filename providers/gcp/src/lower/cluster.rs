@@ -1,6 +1,7 @@
 //! The cluster of a site: a control plane in all zones of the region, the account of its nodes, and its pools.
 
 use serde_json::{Value, json};
+use textnlp_cloud::GPU_NODES;
 use textnlp_provider::cluster::{GPU_POOL, POOL};
 use textnlp_provider::component::{Cluster, GpuPool};
 use textnlp_provider::settings::{GpuSize, Spot};
@@ -116,7 +117,7 @@ impl Lowering<'_> {
         };
         let scaling = json!({ "min": pool.count, "max": pool.count });
         let pool = self.pool(GPU_POOL, machine, cluster, nodes, scaling, &zones, markets);
-        self.part("gpu-nodes", "gcp.node-pool", pool);
+        self.part(GPU_NODES, "gcp.node-pool", pool);
     }
 
     #[allow(clippy::too_many_arguments)]

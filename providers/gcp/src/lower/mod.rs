@@ -4,7 +4,7 @@
 //! |---|---|
 //! | network | `SITE/network/services`: the enabled services of the project; `vpc`, `subnet` with the ranges of pods and services,
 //! `router` with its NAT |
-//! | model store | `SITE/models/bucket`: the bucket of your models; where data is protected `key-ring`, `key` and `key-access`;
+//! | model store | `SITE/models/bucket`: the bucket of your models, which may be an existing one; where data is protected `key-ring`, `key` and `key-access`;
 //! `reader` for pods that read models of it |
 //! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles;
 //! `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
@@ -174,6 +174,7 @@ fn output(resource: &ResourceId, field: &str) -> Value {
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
+    use textnlp_provider::CloudId;
     use textnlp_provider::cluster::ClusterSite;
     use textnlp_provider::component::{Cluster, GpuPool, Model, ModelStore, Network, Registry};
     use textnlp_provider::settings::{GpuSize, Runtime, Spot};
@@ -278,6 +279,42 @@ pub(crate) mod tests {
             other.contains("the bucket others") && other.contains("gs://textnlp-my-project-staging-main-models/"),
             "{other}"
         );
+    }
+
+    #[test]
+    fn pods_read_models_of_an_existing_bucket() {
+        let component = |existing: &str, source: &str, archive_after_days: Option<u32>| {
+            let models = vec![Model::of("mine", source)];
+            let store = ModelStore { archive_after_days, ..ModelStore::of(models) };
+            let component = component("models", ComponentSpec::ModelStore(store));
+            Component { existing: Some(CloudId::new(existing).unwrap()), ..component }
+        };
+        let site = Site { cluster: Some(Box::new(ClusterSite::of("textnlp"))), ..site(false) };
+        let id = "projects/_/buckets/company-models";
+        for existing in ["company-models", "gs://company-models", id] {
+            for source in ["bucket:team/", "gs://company-models/team/"] {
+                let component = component(existing, source, None);
+                let all = lower(&component, &site).unwrap();
+                let of = |part: &str| all.iter().find(|one| one.id.as_str() == part).unwrap();
+                assert_eq!(of("main/models/bucket").ownership, Ownership::External(CloudId::new(id).unwrap()));
+                let reader = of("main/models/reader");
+                assert_eq!(reader.spec.get("target"), Some(&json!(id)));
+                for need in ["main/models/bucket", "main/cluster"] {
+                    assert!(reader.needs.iter().any(|one| one.on.as_str() == need), "{:?}", reader.needs);
+                }
+                let inside = crate::inside(&component, &site).unwrap().1.cluster.unwrap().bucket_identity;
+                assert_eq!(inside.unwrap().own, "gs://company-models/");
+            }
+        }
+        for (existing, source, days, says) in [
+            ("gs://company-models/", "bucket:team/", None, "`company-models/` is not the name of a bucket"),
+            ("Company", "bucket:team/", None, "`Company` is not the name of a bucket"),
+            ("company-models", "gs://others/team/", None, "gs://company-models/"),
+            ("company-models", "bucket:team/", Some(90), "an existing bucket is never changed"),
+        ] {
+            let problems = lower(&component(existing, source, days), &site).unwrap_err().to_string();
+            assert!(problems.contains(says), "{problems}");
+        }
     }
 
     #[test]

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use textnlp_provider::cluster::{BucketIdentity, MODELS_ACCOUNT};
 use textnlp_provider::component::ModelStore;
-use textnlp_provider::{CloudId, ComponentName, Ownership, ResourceId, Site};
+use textnlp_provider::{CloudId, Component, ComponentName, Ownership, ResourceId, Site};
 
 use super::{Lowering, MODELS, output};
 use crate::names;
 
 /// The longest name of a bucket.
 const MOST_OF_BUCKET: usize = 63;
+/// The start of the id of a bucket.
+const BUCKETS: &str = "projects/_/buckets/";
 /// The longest name of a ring.
 const MOST_OF_RING: usize = 63;
 /// Days until a replaced version of a model is removed: an operator can undo an upload for so long.
@@ -41,11 +43,16 @@ impl Lowering<'_> {
             return self.problem("replicate_to", cause, "remove `storage.replicate_to`");
         }
         let (key, access) = self.site_key(store);
-        let existing = self.component.existing.as_ref().map(|bucket| {
-            let name = bucket.as_str().trim_start_matches("gs://").trim_start_matches("projects/_/buckets/");
-            name.to_owned()
-        });
-        let name = existing.clone().unwrap_or_else(|| models_bucket(self.site));
+        let existing = self.component.existing.as_ref().map(CloudId::as_str);
+        let name = models_bucket(self.site, existing);
+        if existing.is_some() && !is_bucket(&name) {
+            let cause = format!("`{name}` is not the name of a bucket");
+            return self.problem("existing", cause, "write its name alone, such as `storage.existing: my-models`");
+        }
+        if existing.is_some() && store.archive_after_days.is_some() {
+            let cause = "an existing bucket is never changed, and its lifecycle is one of its settings";
+            self.problem("archive_after", cause, "remove it, and add a lifecycle rule to that bucket yourself");
+        }
         let mut lifecycle = Vec::new();
         if let Some(days) = store.archive_after_days {
             lifecycle.push(json!({ "action": "SetStorageClass", "class": "ARCHIVE", "age_days": days }));
@@ -62,18 +69,17 @@ impl Lowering<'_> {
             "lifecycle": lifecycle,
             "key": key,
         });
-        let external = existing.and_then(|name| CloudId::new(format!("projects/_/buckets/{name}")).ok());
+        let external = existing.and_then(|_| CloudId::new(format!("{BUCKETS}{name}")).ok());
         let ownership = external.map_or(Ownership::Ours, Ownership::External);
-        let is_ours = ownership == Ownership::Ours;
         let made = self.owned_part("bucket", "gcp.bucket", bucket, ownership);
         self.after(access);
         if let Some(made) = made {
-            self.reader(store, &made, &name, is_ours);
+            self.reader(store, &made, &name);
         }
     }
 
     /// The role of the servers' pods on the site's bucket, if models come from there.
-    fn reader(&mut self, store: &ModelStore, bucket: &ResourceId, own: &str, is_ours: bool) {
+    fn reader(&mut self, store: &ModelStore, bucket: &ResourceId, own: &str) {
         let Some(site) = self.site.cluster.as_deref().filter(|site| !site.existing) else { return };
         let mut is_read = false;
         for model in &store.models {
@@ -83,20 +89,25 @@ impl Lowering<'_> {
                 None => continue,
             };
             is_read = true;
-            if named != own || !is_ours {
+            if named != own {
                 let cause =
                     format!("model `{}` is in the bucket {named}, on which the site gives pods no role", model.name);
-                let fix = match is_ours {
-                    true => format!("push it to the site's own: `textnlp-deploy model push SOURCE gs://{own}/`"),
-                    false => "remove `existing.bucket` and `storage.existing`, so that the site has a bucket of its own, and push the model to it".to_owned(),
-                };
+                let fix = format!(
+                    "push it to the bucket of the site: `textnlp-deploy model push SOURCE gs://{own}/`; or name that bucket in `storage.existing`"
+                );
                 self.problem("models", cause, fix);
             }
         }
         if is_read && self.problems.is_empty() {
             let member = format!("pods:{}/{MODELS_ACCOUNT}", site.namespace);
-            let spec = json!({ "target": output(bucket, "id"), "role": READER_ROLE, "member": member });
+            // `preflight` reads an existing bucket before its outputs are known.
+            let target = match &self.component.existing {
+                Some(_) => json!(format!("{BUCKETS}{own}")),
+                None => output(bucket, "id"),
+            };
+            let spec = json!({ "target": target, "role": READER_ROLE, "member": member });
             self.part(READER, "gcp.bucket-binding", spec);
+            self.after(Some(bucket.clone()));
             // The first cluster creates the pool of identities.
             let cluster = CLUSTER.parse::<ComponentName>().map(|cluster| ResourceId::of(&self.site.name, &cluster));
             self.after(cluster.ok());
@@ -129,16 +140,25 @@ impl Lowering<'_> {
     }
 }
 
-/// The name of a site's bucket, unless it has an existing one.
-pub fn models_bucket(site: &Site) -> String {
-    names::global(site, MODELS, MOST_OF_BUCKET)
+/// The name of a site's bucket: that of an existing one, which may be given by its address or its id.
+pub fn models_bucket(site: &Site, existing: Option<&str>) -> String {
+    let name = |bucket: &str| bucket.trim_start_matches("gs://").trim_start_matches(BUCKETS).to_owned();
+    existing.map_or_else(|| names::global(site, MODELS, MOST_OF_BUCKET), name)
+}
+
+/// Whether a bucket can have a name: <https://cloud.google.com/storage/docs/buckets#naming>.
+fn is_bucket(name: &str) -> bool {
+    let is_right = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
+    (3..=222).contains(&name.len()) && name.chars().all(is_right)
 }
 
 /// How pods of a cluster that GKE runs sign in to buckets: by the metadata server of their node.
-pub(crate) fn bucket_identity(site: &Site) -> BucketIdentity {
+pub(crate) fn bucket_identity(component: &Component, site: &Site) -> BucketIdentity {
+    // Only the model store has the existing bucket, and only its models have sources.
+    let own = models_bucket(site, component.existing.as_ref().map(CloudId::as_str));
     BucketIdentity {
         scheme: SCHEME.to_owned(),
-        own: format!("{SCHEME}://{}/", models_bucket(site)),
+        own: format!("{SCHEME}://{own}/"),
         variables: BTreeMap::new(),
         token: None,
         services: METADATA.map(Into::into).into(),

@@ -16,14 +16,16 @@ use textnlp_provider::component::{
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
 use textnlp_provider::{
-    Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership, Progress,
-    Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion, Site,
-    Spec, Sweep, Token, Verb, Wanted, error_chain,
+    CloudId, Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership,
+    Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion,
+    Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
 use textnlp_sim::gcp::{GoogleCloud, Options};
 
 const REGION: &str = "europe-west1";
 const LINEAGE: u128 = 0x0198_c0de_0000_7000_8000_0000_0000_0001;
+/// An existing bucket of models.
+const THEIRS: &str = "company-models";
 /// Far more steps than an operation without delays takes.
 const STEPS: usize = 400;
 
@@ -75,6 +77,8 @@ struct Bench {
     provider: Gcp,
     site: Site,
     gpu: Option<GpuPool>,
+    /// The existing bucket of its models.
+    existing: Option<&'static str>,
 }
 
 impl Bench {
@@ -102,18 +106,38 @@ impl Bench {
         };
         cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
         let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Prefer });
-        Self { cloud, provider, site, gpu }
+        Self { cloud, provider, site, gpu, existing: None }
+    }
+
+    /// A site whose models are in a bucket that was there before.
+    fn with_existing_bucket(is_uniform: bool) -> Self {
+        let bench = Self { gpu: None, existing: Some(THEIRS), ..Self::new(Options::zero_latency().enabled(), false) };
+        let mut world = bench.cloud.world();
+        let number = world.project(bench.cloud.project()).unwrap().number.clone();
+        let bucket = json!({
+            "name": format!("projects/_/buckets/{THEIRS}"), "bucket_id": THEIRS, "project": format!("projects/{number}"),
+            "location": "EU", "storage_class": "NEARLINE", "metageneration": 1,
+            "iam_config": {
+                "uniform_bucket_level_access": { "enabled": is_uniform }, "public_access_prevention": "inherited",
+            },
+        });
+        world.put(&bucket_key(), bucket);
+        drop(world);
+        bench
     }
 
     fn lower(&self, name: &str, part: ComponentSpec) -> Vec<Wanted> {
-        let component = Component { name: name.parse().unwrap(), existing: None, part };
+        let existing = self.existing.filter(|_| name == "models").map(|id| CloudId::new(id).unwrap());
+        let component = Component { name: name.parse().unwrap(), existing, part };
         self.provider.lower(&component, &self.site).unwrap_or_else(|problems| panic!("{problems}"))
     }
 
     /// The resources of a whole site, each after those that it needs.
     fn all(&self) -> Vec<Wanted> {
-        let own = format!("gs://textnlp-{}-staging-main-models/mine/", self.cloud.project());
-        let store = ModelStore { archive_after_days: Some(90), ..ModelStore::of(vec![Model::of("mine", &own)]) };
+        let own = format!("textnlp-{}-staging-main-models", self.cloud.project());
+        let models = vec![Model::of("mine", &format!("gs://{}/mine/", self.existing.unwrap_or(&own)))];
+        let archive_after_days = self.existing.is_none().then_some(90);
+        let store = ModelStore { archive_after_days, ..ModelStore::of(models) };
         let url = format!("{REGION}-docker.pkg.dev/{}/textnlp/server", self.cloud.project());
         let image = format!("{url}:1@sha256:{}", "0".repeat(64));
         let registry = Registry { url, image: Some(image) };
@@ -225,7 +249,7 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
         via: None,
         spec: spec.clone(),
         needs: wanted.needs.clone(),
-        ownership: Ownership::Ours,
+        ownership: wanted.ownership.clone(),
         schema: 1,
         cloud_id: object.cloud_id.clone(),
         created: object.created,
@@ -235,7 +259,7 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
     }
 }
 
-async fn road(bench: Bench) {
+async fn road(bench: &Bench) {
     let secrets = ResourceId::new("main/secrets/database-password").unwrap();
     let secret = json!({ "$secret": "main/database-password", "version": "1" });
     let mut outputs: BTreeMap<ResourceId, Outputs> =
@@ -249,7 +273,13 @@ async fn road(bench: Bench) {
     for one in &wanted {
         number += 1;
         let spec = one.spec.resolve(|id| outputs.get(id)).unwrap_or_else(|error| panic!("{}: {error}", one.id));
-        let object = bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await;
+        let object = match &one.ownership {
+            Ownership::Ours => bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await,
+            Ownership::External(id) => match bench.provider.read(&one.kind, id).await.unwrap() {
+                Observed::Present(object) => object,
+                missing => panic!("{}: {missing:?}", one.id),
+            },
+        };
         outputs.insert(one.id.clone(), object.outputs.clone());
         records.push((Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object)));
     }
@@ -266,6 +296,10 @@ async fn road(bench: Bench) {
     for (one, recorded) in &records {
         let found = seen.iter().find(|(id, _)| *id == one.id).map(|(_, seen)| seen);
         let Some(Observed::Present(object)) = found else { panic!("{}: {found:?}", one.id) };
+        // The engine compares no existing object.
+        if one.ownership != Ownership::Ours {
+            continue;
+        }
         let changes = bench.provider.diff(one, recorded, object);
         assert!(changes.is_empty(), "{}: {changes:?}", one.id);
     }
@@ -298,7 +332,12 @@ async fn road(bench: Bench) {
         if let Ok(Observed::Present(object)) = bench.provider.read(&one.kind, &recorded.cloud_id).await {
             op.bounds.sweeps = object.foreign.iter().map(|foreign| foreign.cloud_id.clone()).collect();
         }
-        bench.finish(&op).await;
+        if one.ownership == Ownership::Ours {
+            bench.finish(&op).await;
+        } else {
+            let error = bench.provider.begin(&op).await.err();
+            assert!(error.is_some_and(|error| error.kind == ErrorKind::Denied), "{} is changed", one.id);
+        }
     }
     let sweep = Sweep { lineage, before: &recorded, kept: &[] };
     let left = bench.provider.leftovers(&sweep).await.unwrap().unwrap();
@@ -319,19 +358,86 @@ fn kinds_are_declared_well() {
 
 #[test]
 fn a_site_is_created_and_removed() {
-    run(road(Bench::new(Options::zero_latency().enabled(), false)));
+    run(road(&Bench::new(Options::zero_latency().enabled(), false)));
 }
 
 #[test]
 fn a_protected_site_is_created_and_removed() {
     // The service agents of the project come with its services.
-    run(road(Bench { gpu: None, ..Bench::new(Options::zero_latency(), true) }));
+    run(road(&Bench { gpu: None, ..Bench::new(Options::zero_latency(), true) }));
 }
 
 #[test]
 fn a_site_in_a_bare_project_is_created_and_removed() {
     // Its catalogue of machines appears with the service.
-    run(road(Bench { gpu: None, ..Bench::new(Options::zero_latency(), false) }));
+    run(road(&Bench { gpu: None, ..Bench::new(Options::zero_latency(), false) }));
+}
+
+/// The key of the existing bucket in the simulated cloud.
+fn bucket_key() -> String {
+    format!("storage/projects/_/buckets/{THEIRS}")
+}
+
+/// The role that members read the existing bucket with.
+fn reader(bench: &Bench, member: &str) -> Wanted {
+    let target = format!("projects/_/buckets/{THEIRS}");
+    let spec = json!({ "target": target, "role": "roles/storage.objectViewer", "member": member, "tags": {} });
+    Wanted {
+        id: ResourceId::new("main/models/other").unwrap(),
+        kind: "gcp.bucket-binding".parse().unwrap(),
+        site: bench.site.name.clone(),
+        via: None,
+        spec: Spec::of(&spec),
+        needs: Vec::new(),
+        ownership: Ownership::Ours,
+        protected: false,
+    }
+}
+
+#[test]
+fn an_existing_bucket_is_read_by_pods_and_stays_as_it_is() {
+    run(async {
+        let bench = Bench::with_existing_bucket(true);
+        let before = bench.cloud.world().get(&bucket_key()).cloned();
+        let theirs = reader(&bench, "user:ann@example.com");
+        // A member that its owner added.
+        bench.finish(&bench.operation(1_000, Verb::Create, &theirs, &theirs.spec, None)).await;
+        road(&bench).await;
+        assert_eq!(bench.cloud.world().get(&bucket_key()).cloned(), before, "the bucket is changed");
+        for (member, stays) in [("user:ann@example.com", true), ("pods:textnlp/textnlp-models", false)] {
+            let id = format!("projects/_/buckets/{THEIRS}#roles/storage.objectViewer#{member}");
+            let seen = bench.provider.read(&theirs.kind, &CloudId::new(id).unwrap()).await.unwrap();
+            assert_eq!(matches!(seen, Observed::Present(_)), stays, "{member}: {seen:?}");
+        }
+    });
+}
+
+/// A bucket that another deployment created has its labels, and the role of these pods on it is still this deployment's.
+#[test]
+fn the_bucket_of_another_deployment_can_be_an_existing_one() {
+    run(async {
+        let bench = Bench::with_existing_bucket(true);
+        let labels = json!({ "textnlp-lineage": uuid::Uuid::from_u128(LINEAGE + 1).to_string() });
+        bench.cloud.world().change(&bucket_key(), "/labels", labels);
+        road(&bench).await;
+        assert!(bench.cloud.world().get(&bucket_key()).is_some());
+    });
+}
+
+#[test]
+fn an_existing_bucket_must_be_there_and_have_uniform_access() {
+    run(async {
+        for (is_there, says) in [(true, "no uniform bucket-level access"), (false, "the object does not exist")] {
+            let bench = Bench::with_existing_bucket(false);
+            if !is_there {
+                bench.cloud.world().objects.remove(&bucket_key());
+            }
+            let problems = bench.provider.preflight(&bench.all()).await.unwrap();
+            let problems: Vec<String> =
+                problems.iter().filter(|problem| !problem.warning).map(ToString::to_string).collect();
+            assert!(problems.len() == 1 && problems[0].contains(says), "{problems:#?}");
+        }
+    });
 }
 
 /// A network with its private services access, which is deleted after `change`: the error, if it stays.

@@ -71,6 +71,8 @@ pub(crate) const ACCOUNT_OF_PODS: &str = "textnlp-api";
 
 /// The components that others depend on implicitly.
 const NETWORK: &str = "network";
+/// The component of a cloud's cluster, which has its nodes.
+const CLUSTER: &str = "cluster";
 const ENDPOINT: &str = "gateway";
 const CERTIFICATE: &str = "certificate";
 /// The part of a registry that images are pushed to. The provider that pushes them calls it so.
@@ -422,12 +424,20 @@ impl Lowering<'_> {
         {
             needs.extend(self.id(from.as_str(), REPOSITORY));
         }
+        let kind = KindName::new(kind).expect("the names in the table are kind names");
+        if let Some(nodes) =
+            self.cluster.nodes.as_ref().filter(|_| crate::table::row(&kind).is_some_and(|row| row.has_pods))
+        {
+            let pod = &spec.as_value()["spec"]["template"]["spec"];
+            let gpu = nodes.gpu.as_ref().filter(|_| has_gpu(pod));
+            needs.extend([Some(&nodes.general), gpu].into_iter().flatten().filter_map(|part| self.id(CLUSTER, part)));
+        }
         needs.extend(spec.outputs_needed().iter().map(|output| output.resource.clone()));
         needs.sort();
         needs.dedup();
         self.wanted.push(Wanted {
             id,
-            kind: KindName::new(kind).expect("the names in the table are kind names"),
+            kind,
             site: self.site.name.clone(),
             via: None,
             spec,

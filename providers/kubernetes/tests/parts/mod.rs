@@ -6,8 +6,9 @@ use std::sync::Arc;
 use serde_json::json;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::cluster::{
-    Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterSite,
-    IngressKind, ModelVolume, OwnPostgres, PodResources, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
+    Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterNodes,
+    ClusterSite, IngressKind, ModelVolume, OwnPostgres, PodResources, ResourceAmounts, TaintEffect, Toleration,
+    TolerationOperator,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{DatabaseKind, Hosting, ModelRole, Quantize, Role, Runtime, Spot, Strategy};
@@ -34,6 +35,7 @@ pub struct Fixture {
     pub max_nodes: Option<u32>,
     pub balancer: Option<Balancer>,
     pub gpu: Option<ClusterGpus>,
+    pub nodes: Option<ClusterNodes>,
     pub bucket_identity: Option<BucketIdentity>,
     pub min_nodes: u32,
     pub pinned: bool,
@@ -63,6 +65,7 @@ impl Fixture {
             balancer: self.balancer.clone(),
             gpu: self.gpu.clone(),
             existing: false,
+            nodes: self.nodes.clone(),
             bucket_identity: self.bucket_identity.clone(),
         }
     }
@@ -118,6 +121,7 @@ pub fn fixture() -> Fixture {
         max_nodes: None,
         balancer: None,
         gpu: None,
+        nodes: None,
         bucket_identity: None,
         min_nodes: 1,
         pinned: true,
@@ -410,6 +414,7 @@ pub fn endpoint() -> Endpoint {
         waf: false,
         zone: None,
         managed_certificate: false,
+        share: None,
         base_domain: None,
     }
 }

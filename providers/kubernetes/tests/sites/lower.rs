@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
 use textnlp_provider::cluster::{
-    Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, EgressRule, IdentityToken, OwnPostgres, Transport,
+    Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule, IdentityToken,
+    OwnPostgres, Transport,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Spot, Strategy, TlsMode};
@@ -738,6 +739,32 @@ fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
     assert_eq!((adapter.name.as_str(), &made.names), ("adapter", &vec!["textnlp-adapter.textnlp.svc".to_owned()]));
     // A site outside of clusters has no such part.
     assert!(local_part(&server, &site()).is_none());
+}
+
+#[test]
+fn pods_start_after_the_nodes_that_a_cloud_creates() {
+    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: Some("gpu-nodes".to_owned()) };
+    let gpu = ClusterGpus {
+        count: 4,
+        existing: false,
+        node_selector: BTreeMap::new(),
+        tolerations: Vec::new(),
+        device_plugin: true,
+    };
+    let server = component("server", ComponentSpec::Workload(Workload { replicas: 3, ..workload() }));
+    let after = |place: Fixture| -> Vec<(String, Vec<String>)> {
+        let of = |one: &Wanted| {
+            let needs = one.needs.iter().map(|need| need.on.to_string()).filter(|id| id.contains("-nodes"));
+            (one.id.to_string(), needs.collect::<Vec<_>>())
+        };
+        lowered(&server, place).unwrap().iter().map(of).filter(|(_, nodes)| !nodes.is_empty()).collect()
+    };
+    assert_eq!(after(fixture()), [], "a cluster that is there has its nodes");
+    let waiting = after(Fixture { nodes: Some(nodes), gpu: Some(gpu), ..fixture() });
+    let of = |end: &str| waiting.iter().find(|(id, _)| id.ends_with(end)).map(|(_, nodes)| nodes.join(" "));
+    assert_eq!(of("/deployment").as_deref(), Some("main/cluster/gpu-nodes main/cluster/system-nodes"));
+    assert_eq!(of("/migrate").as_deref(), Some("main/cluster/system-nodes"), "a job computes nothing");
+    assert_eq!(of("/config"), None, "settings need no node");
 }
 
 #[test]

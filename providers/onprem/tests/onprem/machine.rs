@@ -200,6 +200,7 @@ impl Machine {
                     waf: false,
                     zone: None,
                     managed_certificate: false,
+                    share: None,
                     base_domain: None,
                 }),
             ),

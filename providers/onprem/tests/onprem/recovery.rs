@@ -155,6 +155,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 waf: false,
                 zone: None,
                 managed_certificate: false,
+                share: None,
                 base_domain: None,
             }),
         ),

@@ -41,6 +41,8 @@ pub const NODE: &str = "here";
 const EVERY: Duration = Duration::from_millis(100);
 /// The heartbeat interval; the controllers consider a node lost after 40 s.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often load balancers are given to the services of a namespace.
+const BALANCERS_EVERY: Duration = Duration::from_millis(300);
 
 /// The node; it lives as long as the test program.
 pub struct Kubelet {
@@ -181,6 +183,28 @@ impl Kubelet {
     /// A free address.
     pub(crate) fn new_address(&self) -> Ipv4Addr {
         self.shared.new_address()
+    }
+
+    /// Gives the services of a namespace this address as soon as they ask for a load balancer, as the controller of a cloud does: a host
+    /// name or an IP address.
+    pub fn balance(&self, namespace: &str, address: &str) {
+        let member = if address.parse::<std::net::IpAddr>().is_ok() { "ip" } else { "hostname" };
+        let status = json!({ "status": { "loadBalancer": { "ingress": [{ member: address }] } } });
+        let (shared, path) = (self.shared.clone(), format!("/api/v1/namespaces/{namespace}/services"));
+        self.runtime.spawn(async move {
+            loop {
+                let services = shared.api.get(&path).await.unwrap_or_default();
+                for service in services["items"].as_array().into_iter().flatten() {
+                    let has_address = !service["status"]["loadBalancer"]["ingress"].is_null();
+                    if service["spec"]["type"] == "LoadBalancer" && !has_address {
+                        let name = service["metadata"]["name"].as_str().unwrap_or_default();
+                        // One that was deleted since has none.
+                        let _ = shared.api.call("PATCH", &format!("{path}/{name}/status"), Some(&status)).await;
+                    }
+                }
+                tokio::time::sleep(BALANCERS_EVERY).await;
+            }
+        });
     }
 
     /// A loopback address that balances connections over the ready pods of a service.

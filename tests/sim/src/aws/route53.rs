@@ -1,6 +1,7 @@
 //! Route 53: records of hosted zones, and health checks.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -77,6 +78,14 @@ const LEDGER: &[Behaviour] = &[
     ),
     row("lists show changes at once", Source::Assumed),
     row(
+        "a weight is 0 to 255, weighted records of a name and type have one TTL, and failover records exclude them",
+        Source::Documentation("https://docs.aws.amazon.com/Route53/latest/APIReference/API_ResourceRecordSet.html"),
+    ),
+    row(
+        "the value of an A record is an IPv4 address: ARRDATAIllegalIPv4Address",
+        Source::Recording("https://github.com/gomodules/dns/issues/7"),
+    ),
+    row(
         "records are listed from a name on by reversed labels, with names in lower case that end with a dot, and \\052 for *",
         Source::Documentation(
             "https://docs.aws.amazon.com/Route53/latest/APIReference/API_ListResourceRecordSets.html",
@@ -87,6 +96,12 @@ const LEDGER: &[Behaviour] = &[
         CHECK,
     ),
     row("so it does for one that was deleted", CHECK),
+    row("a health check probes no address that the internet does not reach: InvalidInput", CHECK),
+    row(
+        "an address is neither added to a health check nor removed from it: InvalidInput",
+        Source::Documentation("https://docs.aws.amazon.com/Route53/latest/APIReference/API_UpdateHealthCheck.html"),
+    ),
+    row("the words of both refusals", Source::Assumed),
     row(
         "an outdated HealthCheckVersion is refused: HealthCheckVersionMismatch",
         Source::Documentation("https://docs.aws.amazon.com/Route53/latest/APIReference/API_UpdateHealthCheck.html"),
@@ -256,6 +271,17 @@ fn check(zone: &Zone, records: &BTreeMap<RecordKey, Value>, record: &Value, chec
             "Invalid request: Expected exactly one of [AliasTarget, all of [TTL, and ResourceRecords]] in Change with [Action=CREATE, Name={name}, Type={kind}, SetIdentifier={set}]"
         ));
     }
+    for value in record["ResourceRecords"].as_array().into_iter().flatten().filter(|_| kind == "A") {
+        let value = value["Value"].as_str().unwrap_or_default();
+        if value.parse::<Ipv4Addr>().is_err() {
+            return Err(format!(
+                "Invalid Resource Record: FATAL problem: ARRDATAIllegalIPv4Address (Value is not a valid IPv4 address) encountered with '{value}'"
+            ));
+        }
+    }
+    if record["Weight"].as_i64().is_some_and(|weight| !(0..=255).contains(&weight)) {
+        return Err("Invalid request: Expected a weight from 0 to 255".to_owned());
+    }
     let is_routed = record.get("Weight").is_some() || record.get("Failover").is_some();
     if is_routed == set.is_empty() {
         return Err("Invalid request: Missing field 'SetIdentifier' in Change".to_owned());
@@ -265,7 +291,18 @@ fn check(zone: &Zone, records: &BTreeMap<RecordKey, Value>, record: &Value, chec
     {
         return Err(format!("The specified health check {id} does not exist"));
     }
-    for (_, other_kind, other_set) in records.keys().filter(|other| other.0 == labels) {
+    for ((_, other_kind, other_set), other) in records.iter().filter(|(other, _)| other.0 == labels) {
+        let ttls = record["TTL"].as_i64().zip(other["TTL"].as_i64());
+        let are_weighted = kind == *other_kind && record.get("Weight").is_some() && other.get("Weight").is_some();
+        if are_weighted && set != *other_set && ttls.is_some_and(|(ttl, other)| ttl != other) {
+            return Err(format!("Invalid request: weighted sets of {name}, type {kind} must contain the same TTL"));
+        }
+        let (routed, other_routed) = (record.get("Weight").is_some(), other.get("Weight").is_some());
+        if kind == *other_kind && !set.is_empty() && !other_set.is_empty() && routed != other_routed {
+            return Err(format!(
+                "RRSet with DNS name {name}, type {kind}, SetIdentifier {set} cannot be created as a weighted and a failover RRSet exist with the same name and type"
+            ));
+        }
         if kind != "CNAME" && *other_kind == "CNAME" {
             return Err(format!(
                 "RRSet of type {kind} with DNS name {name} is not permitted because a conflicting RRSet of type  CNAME with the same DNS name already exists in zone {}",
@@ -321,6 +358,7 @@ fn arn(id: &str) -> String {
 
 fn create_check(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let (reference, config) = (call.text("CallerReference").to_owned(), call.input["HealthCheckConfig"].clone());
+    outside(&config)?;
     let limit = world.quotas.of(&call.scope(), &CHECKS);
     let state = world.state::<Route53>(&call.global());
     if let Some((id, first)) = state.references.get(&reference) {
@@ -345,6 +383,15 @@ fn create_check(world: &mut World, call: &Call) -> Result<Value, Fault> {
     Ok(created(&id, &check))
 }
 
+/// Whether the internet reaches the address of a health check, if it has one.
+fn outside(config: &Value) -> Result<(), Fault> {
+    let Some(text) = config["IPAddress"].as_str() else { return Ok(()) };
+    match text.parse::<Ipv4Addr>() {
+        Ok(ip) if !ip.is_private() && !ip.is_loopback() && !ip.is_link_local() && !ip.is_multicast() => Ok(()),
+        _ => Err(Fault::new("InvalidInput", format!("Invalid parameter : The IP address {text} is not allowed."))),
+    }
+}
+
 fn created(id: &str, check: &Value) -> Value {
     json!({ "HealthCheck": check, "Location": format!("https://route53.amazonaws.com/2013-04-01/healthcheck/{id}") })
 }
@@ -359,11 +406,15 @@ fn update_check(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let id = call.text("HealthCheckId");
     let state = world.state::<Route53>(&call.global());
     let check = state.checks.get_mut(id).ok_or_else(|| no_check(id))?;
+    outside(&call.input)?;
+    if call.input.get("IPAddress").is_some() && check["HealthCheckConfig"].get("IPAddress").is_none() {
+        return Err(Fault::new("InvalidInput", "Invalid parameter : An IP address cannot be added to a health check."));
+    }
     let version = check["HealthCheckVersion"].as_i64().unwrap_or_default();
     if call.int("HealthCheckVersion").is_some_and(|known| known != version) {
         return Err(Fault::new("HealthCheckVersionMismatch", "The health check was changed since."));
     }
-    for member in ["FullyQualifiedDomainName", "Port", "ResourcePath", "FailureThreshold"] {
+    for member in ["IPAddress", "FullyQualifiedDomainName", "Port", "ResourcePath", "FailureThreshold"] {
         if let Some(value) = call.input.get(member) {
             check["HealthCheckConfig"][member] = value.clone();
         }

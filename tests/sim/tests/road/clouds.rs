@@ -1,23 +1,29 @@
 //! Three simulated clouds as one service, as an operator meets them: the shipped `multi-region-clouds`, whose clusters are three real control
 //! planes, a drill in which a cloud is cut off, and everything removed.
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster;
-use textnlp_sim::Simulator;
+use textnlp_sim::aws::route53::{self, Route53};
 use textnlp_sim::azure::AzureCloud;
 use textnlp_sim::gcp::GoogleCloud;
+use textnlp_sim::{Scope, Simulator};
 use textnlp_tests::ports::Ports;
 use textnlp_tests::{Said, Sandbox, counts, eventually, said};
 
 use crate::operator::{PROGRAM, pinned, postgres, program_for_pods};
-use crate::{account_with, azure, gcp, left, signed_in};
+use crate::{ACCOUNT, account_with, azure, gcp, left, signed_in};
 
 const NAME: &str = "multi-region-clouds";
 /// The regions of the shipped environment, in the order of its sites.
 const REGIONS: [&str; 3] = ["us-east-1", "us-central1", "eastus"];
+/// What the controllers of the clouds give the services of the sites, in that order.
+const BALANCERS: [&str; 3] = ["k8s-textnlp.elb.us-east-1.amazonaws.com", "203.0.113.20", "203.0.113.30"];
+/// The zone of the name that clients use.
+const ZONE: &str = "Z0123456789EXAMPLE";
 
 /// An operator with three clouds that have nothing in them, and a database that all of them reach.
 struct Clouds {
@@ -54,10 +60,12 @@ impl Clouds {
             cluster.kubelet().put_program(PROGRAM, program_for_pods());
             let address = cluster.kubelet().forward(&namespace, "textnlp-api", sandbox.port);
             sets.push(format!("sites[{n}].cluster.address=https://{address}"));
-            sets.push(format!("sites[{n}].cluster.load_balancer=false"));
+            cluster.kubelet().balance(&namespace, BALANCERS[n]);
             sets.push(format!("sites[{n}].cluster.image={}", pinned("local/textnlp:1")));
         }
         let (aws, url) = account_with(clusters[0], REGIONS[0], "textnlp-multi-region-clouds-primary");
+        route53::zone(&mut aws.lock().unwrap().world(), &Scope::global(ACCOUNT), ZONE, "example.com", false);
+        sets.push(format!("traffic.existing={ZONE}"));
         let gcp = gcp::project_with(clusters[1]);
         let azure = azure::subscription_with(clusters[2], "textnlp-multi-region-clouds-tertiary");
         let of_aws = signed_in(&url, REGIONS[0]).into_iter().map(|(name, value)| (name.to_owned(), value));
@@ -135,6 +143,32 @@ impl Clouds {
         }
     }
 
+    /// What Route 53 has of the name that clients use, by site: the weight, where it points, and what its health check probes.
+    fn records(&self) -> BTreeMap<String, (u64, String, String)> {
+        let simulator = self.aws.lock().unwrap();
+        let world = simulator.world();
+        let state = world.find::<Route53>(&Scope::global(ACCOUNT)).unwrap();
+        let of_name = state.zones[ZONE].records.values().filter(|one| one["Name"] == "textnlp.example.com.");
+        of_name
+            .map(|one| {
+                let alias = one["AliasTarget"]["DNSName"].as_str();
+                let target = alias.or(one["ResourceRecords"][0]["Value"].as_str()).unwrap();
+                let check = &state.checks[one["HealthCheckId"].as_str().unwrap()]["HealthCheckConfig"];
+                let probed = check["IPAddress"].as_str().or(check["FullyQualifiedDomainName"].as_str()).unwrap();
+                let probed = format!("{probed}:{}{}", check["Port"], check["ResourcePath"].as_str().unwrap());
+                let site = one["SetIdentifier"].as_str().unwrap().to_owned();
+                (site, (one["Weight"].as_u64().unwrap(), target.trim_end_matches('.').to_owned(), probed))
+            })
+            .collect()
+    }
+
+    /// How many records the zone has.
+    fn zone_size(&self) -> usize {
+        let simulator = self.aws.lock().unwrap();
+        let world = simulator.world();
+        world.find::<Route53>(&Scope::global(ACCOUNT)).unwrap().zones[ZONE].records.len()
+    }
+
     /// What is in the three clouds, which were empty.
     fn left(&self) -> Vec<String> {
         let mut all = left(&self.aws.lock().unwrap());
@@ -164,6 +198,11 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
     eprintln!("up: {:?} in {} s", counts(&done), done["seconds"]);
     assert_eq!(done["text"].as_str().map(str::is_empty), Some(false), "{done:#}");
     clouds.until_in_sync();
+    let port = clouds.sandbox.port;
+    let record = |weight: u64, balancer: &str| (weight, balancer.to_owned(), format!("{balancer}:{port}/health"));
+    let sites = ["primary", "secondary", "tertiary"].map(str::to_owned).into_iter();
+    let expected = sites.zip([100, 50, 0].iter().zip(BALANCERS).map(|(weight, balancer)| record(*weight, balancer)));
+    assert_eq!(clouds.records(), expected.collect());
     let again = clouds.json(&["up", "--yes", "--no-gate"], 0);
     assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
     eventually("an active site answers", || {
@@ -218,6 +257,7 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
 
     clouds.json(&["down", "--yes"], 0);
     assert_eq!(clouds.left(), Vec::<String>::new());
+    assert_eq!(clouds.zone_size(), 2, "the zone has what each zone has");
     for cluster in clouds.clusters {
         assert!(!cluster.kubectl(&["get", "namespace", &clouds.namespace]).status.success(), "the namespace was ours");
     }

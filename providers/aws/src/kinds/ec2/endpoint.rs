@@ -8,6 +8,7 @@ use textnlp_provider::{Identity, Permission, Result};
 
 use super::{CREATE_TAGS, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
+use crate::kinds::iam;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -115,6 +116,10 @@ impl Resource<Api> for VpcEndpoint {
             _ => call.policy_document(spec.policy.to_string()),
         };
         api.call(SERVICE, "change", &seen.id, call.send()).await.map(drop)
+    }
+
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        field == "policy" && iam::is_same(wanted, seen)
     }
 
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {

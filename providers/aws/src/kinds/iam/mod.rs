@@ -75,6 +75,12 @@ pub(crate) fn normal(document: Value) -> Value {
     Value::Object(document)
 }
 
+/// Whether two policy documents say the same. Services show lists in another order, and one text in place of a list of one
+/// (hashicorp/terraform#2432).
+pub(crate) fn is_same(one: &Value, other: &Value) -> bool {
+    normal(one.clone()) == normal(other.clone())
+}
+
 fn statement(statement: Value) -> Value {
     let Value::Object(members) = statement else { return statement };
     let each = |values: Map<String, Value>, form: fn(Value) -> Value| -> Value {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result, Verb};
 
-use super::{CREATE, DELETE, KEYS, OURS, PUT, only, when};
+use super::{CREATE, DELETE, KEYS, OURS, PUT, iam, only, when};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{Row, kind};
@@ -226,6 +226,10 @@ impl Resource<Api> for Key {
                 }
             },
         }
+    }
+
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        field == "policy" && iam::is_same(wanted, seen)
     }
 
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {

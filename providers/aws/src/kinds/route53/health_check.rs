@@ -1,5 +1,7 @@
 //! Health checks from the internet: <https://docs.aws.amazon.com/Route53/latest/APIReference/API_CreateHealthCheck.html>.
 
+use std::net::Ipv4Addr;
+
 use async_trait::async_trait;
 use aws_sdk_route53::types::{HealthCheck as Answer, HealthCheckConfig, HealthCheckType, Tag, TagResourceType};
 use serde::{Deserialize, Serialize};
@@ -46,8 +48,10 @@ struct HealthCheck;
 /// The attributes of a health check.
 #[derive(Debug, Serialize, Deserialize)]
 struct Spec {
-    /// The name that is asked; a plan has a reference.
+    /// The name or the IPv4 address that is probed; a plan has a reference.
     host: Value,
+    /// The name that is sent to an address; null for a `host` that is a name itself.
+    name: Option<String>,
     /// The port.
     port: i32,
     /// The path: an answer from 200 to 399 is healthy.
@@ -63,7 +67,7 @@ struct Spec {
 #[async_trait]
 impl Resource<Api> for HealthCheck {
     type Spec = Spec;
-    const IN_PLACE: &'static [&'static str] = &["host", "port", "path", "failures"];
+    const IN_PLACE: &'static [&'static str] = &["host", "name", "port", "path", "failures"];
     const HAS_CLIENT_TOKEN: bool = true;
 
     async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
@@ -100,10 +104,11 @@ impl Resource<Api> for HealthCheck {
     /// Route 53 takes no tags with this call: they follow at once. The check is there and billed if they cannot be set, so its id is
     /// returned then too: the driver sets what is missing, and reports its failure with the check.
     async fn create(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<String> {
-        let host = host(spec, "create")?;
+        let (address, name) = target(spec, "create")?;
         let config = HealthCheckConfig::builder()
             .r#type(HealthCheckType::Https)
-            .fully_qualified_domain_name(host)
+            .set_ip_address(address)
+            .set_fully_qualified_domain_name(name)
             .port(spec.port)
             .resource_path(&spec.path)
             .request_interval(spec.interval)
@@ -119,13 +124,21 @@ impl Resource<Api> for HealthCheck {
     }
 
     async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, _field: &str) -> Result<()> {
+        let (address, name) = target(spec, "change")?;
+        // <https://docs.aws.amazon.com/Route53/latest/APIReference/API_UpdateHealthCheck.html>
+        if address.is_some() != target(&seen.spec, "change")?.0.is_some() {
+            let error = Error::new(ErrorKind::Invalid, "change", seen.id.clone());
+            let why = "Route 53 cannot change a health check of an address into one of a name, nor the other way";
+            return Err(error.because(why).hint("delete it: the next `up` creates another"));
+        }
         let version = seen.outputs.get(VERSION).and_then(Value::as_i64);
         let call = api
             .route53
             .update_health_check()
             .health_check_id(&seen.id)
             .set_health_check_version(version)
-            .fully_qualified_domain_name(host(spec, "change")?)
+            .set_ip_address(address)
+            .set_fully_qualified_domain_name(name)
             .port(spec.port)
             .resource_path(&spec.path)
             .failure_threshold(spec.failures);
@@ -154,17 +167,25 @@ async fn tag(api: &Api, id: &str, set: &Tags, remove: &[String]) -> Result<()> {
     api.call(SERVICE, "set tags of", id, call.send()).await.map(drop)
 }
 
-fn host<'a>(spec: &'a Spec, action: &str) -> Result<&'a str> {
-    spec.host
-        .as_str()
-        .ok_or_else(|| Error::new(ErrorKind::Invalid, action, "health check").because("its host is not a name"))
+/// The address that is probed, and the name that is sent to it or, without an address, probed.
+fn target(spec: &Spec, action: &str) -> Result<(Option<String>, Option<String>)> {
+    let host = spec.host.as_str();
+    let host = host.ok_or_else(|| Error::new(ErrorKind::Invalid, action, "health check").because("it has no host"))?;
+    Ok(match host.parse::<Ipv4Addr>() {
+        Ok(_) => (Some(host.to_owned()), spec.name.clone()),
+        Err(_) => (None, Some(host.to_owned())),
+    })
 }
 
 fn seen(check: Answer, tags: Tags) -> ObservedObject<Spec> {
     let config = check.health_check_config;
     let config = config.as_ref();
+    let address = config.and_then(|config| config.ip_address.clone());
+    let name = config.and_then(|config| config.fully_qualified_domain_name.clone());
+    let (host, name) = if address.is_some() { (address, name) } else { (name, None) };
     let spec = Spec {
-        host: config.and_then(|config| config.fully_qualified_domain_name.clone()).map_or(Value::Null, Value::from),
+        host: host.map_or(Value::Null, Value::from),
+        name,
         port: config.and_then(|config| config.port).unwrap_or_default(),
         path: config.and_then(|config| config.resource_path.clone()).unwrap_or_default(),
         interval: config.and_then(|config| config.request_interval).unwrap_or_default(),

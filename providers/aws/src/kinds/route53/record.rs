@@ -148,8 +148,10 @@ impl<'a> Id<'a> {
 pub(in crate::kinds) struct Pair {
     pub(in crate::kinds) record: Option<Answer>,
     pub(in crate::kinds) owner: Option<Answer>,
-    /// A record that another client made and beside which this one cannot be.
+    /// A record that another client made and beside which this one cannot be, or which would share its clients.
     pub(in crate::kinds) taken: Option<Answer>,
+    /// The owners of the other weighted or failover records of the name and type.
+    others: Vec<Tags>,
 }
 
 impl Pair {
@@ -160,13 +162,29 @@ impl Pair {
         let record = there.iter().position(|one| id.is_same(one)).map(|place| there.swap_remove(place));
         let owner = owners.iter().position(|one| one.r#type == RrType::Txt && one.set_identifier.is_none());
         let owner = owner.map(|place| owners.swap_remove(place));
-        Ok(Self { record, owner, taken: there.into_iter().find(|one| id.excludes(one)) })
+        let mut taken = there.iter().find(|one| id.excludes(one)).cloned();
+        let mut others = Vec::new();
+        for other in there.into_iter().filter(|one| id.set.is_some() && one.r#type.as_str() == id.kind) {
+            let owner = Id { set: other.set_identifier.as_deref(), ..*id }.owner();
+            let tags = owned_by(&records(api, id.zone, &owner).await?);
+            if tags.is_empty() {
+                taken.get_or_insert(other);
+            } else {
+                others.push(tags);
+            }
+        }
+        Ok(Self { record, owner, taken, others })
     }
 
     pub(in crate::kinds) fn tags(&self) -> Tags {
-        let mut values = self.owner.iter().flat_map(|one| one.resource_records.iter().flatten());
-        values.find_map(|value| owner_tags(&value.value)).unwrap_or_default()
+        owned_by(self.owner.as_slice())
     }
+}
+
+/// The tags that an owner's record has.
+fn owned_by(records: &[Answer]) -> Tags {
+    let mut values = records.iter().flat_map(|one| one.resource_records.iter().flatten());
+    values.find_map(|value| owner_tags(&value.value)).unwrap_or_default()
 }
 
 #[async_trait]
@@ -208,6 +226,14 @@ impl Resource<Api> for DnsRecord {
         let parts = Id::parse(&id).ok_or_else(|| invalid("create", &subject, "its spec has no name"))?;
         if !spec.tags.is_empty() {
             return Err(invalid("create", &subject, "a record has no tags"));
+        }
+        // Records of another deployment would share the clients.
+        let lineage = make.tags.get(tags::LINEAGE);
+        let pair = Pair::read(api, &parts).await?;
+        if let Some(other) = pair.others.iter().find(|other| other.get(tags::LINEAGE) != lineage) {
+            let name = other.get(tags::ENVIRONMENT).map(String::as_str).unwrap_or_default();
+            let error = Error::new(ErrorKind::Exists, "create", subject);
+            return Err(error.because(format!("environment `{name}` of another deployment has records of this name")));
         }
         let owner = owner(&parts, &make.tags).map_err(|error| unbuilt("create", &subject, error))?;
         let record = record(spec).map_err(|error| unbuilt("create", &subject, error))?;

@@ -17,7 +17,7 @@ use textnlp_token::partition;
 
 use self::rules::{Encryption, LifecycleRule, Replication};
 use super::iam::{ROLES, TO_BUCKETS};
-use super::{CREATE, DELETE, PUT, list_by_tag, only};
+use super::{CREATE, DELETE, PUT, iam, list_by_tag, only};
 use crate::api::Api;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{MINUTE, Row, kind};
@@ -236,6 +236,10 @@ impl Resource<Api> for Bucket {
                 }
             },
         }
+    }
+
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        field == "policy" && iam::is_same(wanted, seen)
     }
 
     /// S3 replaces all tags of a bucket at once, so a change and a removal are one call.

@@ -106,6 +106,11 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "s3",
+        what: "a policy is shown with its lists in another order, and with one text in place of a list of one",
+        source: Source::Report("hashicorp/terraform#2432"),
+    },
+    Behaviour {
+        service: "s3",
         what: "a policy that admits everybody is refused while public access is blocked",
         source: Source::Documentation(
             "https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-control-block-public-access.html",

@@ -106,7 +106,21 @@ pub(super) fn put_versioning(world: &mut World, call: &Call) -> Result<Value, Fa
 
 pub(super) fn get_policy(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let value = shown(world, call, "policy", "NoSuchBucketPolicy", "The bucket policy does not exist")?;
-    Ok(json!({ "Policy": value }))
+    let document: Value = serde_json::from_str(value.as_str().unwrap_or_default()).unwrap_or_default();
+    Ok(json!({ "Policy": rewritten(document).to_string() }))
+}
+
+/// A policy as S3 shows it: lists of texts are in another order, and those of one text are that text.
+fn rewritten(value: Value) -> Value {
+    match value {
+        Value::Array(mut all) if all.iter().all(Value::is_string) => {
+            all.reverse();
+            if all.len() == 1 { all.remove(0) } else { Value::Array(all) }
+        }
+        Value::Array(all) => all.into_iter().map(rewritten).collect(),
+        Value::Object(members) => members.into_iter().map(|(name, member)| (name, rewritten(member))).collect(),
+        other => other,
+    }
 }
 
 pub(super) fn put_policy(world: &mut World, call: &Call) -> Result<Value, Fault> {
