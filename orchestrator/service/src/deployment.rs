@@ -82,10 +82,12 @@ impl Deployment {
         for (SiteOrWitness { provider, .. }, (mut site, components)) in
             environment::places(environment).into_iter().zip(components)
         {
-            if bound {
-                site.account = selection.account(&site, &provider).await?;
-            }
+            let is_bound = !bound || selection.bind(&mut site, &provider).await?;
             let mut here = selection.run_site(&released, &site, provider)?;
+            if !is_bound {
+                sites.insert(site.name.clone(), here);
+                continue;
+            }
             for component in &components {
                 match here.provider.lower(component, &site) {
                     Ok(wanted) => here.wanted.extend(wanted),
@@ -106,7 +108,7 @@ impl Deployment {
         let environment = &selection.chosen.loaded.environment;
         let mut sites = BTreeMap::new();
         for SiteOrWitness { provider, mut site } in environment::places(environment) {
-            site.account = selection.account(&site, &provider).await?;
+            selection.bind(&mut site, &provider).await?;
             sites.insert(site.name.clone(), selection.run_site(environment, &site, provider)?);
         }
         selection.with(sites, None)
@@ -193,6 +195,18 @@ impl Selection {
             }
         }
         Ok(Deployment { chosen, store, operator, sites, apart, release, entry: None })
+    }
+
+    /// Finds the account that a site is bound to. `false`: it cannot be reached, and the selection excludes the site: the others can be changed
+    /// while it is lost.
+    async fn bind(&self, site: &mut Site, provider: &str) -> Result<bool, Failure> {
+        let is_excluded = self.site.as_ref().is_some_and(|only| *only != site.name.as_str());
+        match self.account(site, provider).await {
+            Ok(account) => site.account = account,
+            Err(_) if is_excluded => return Ok(false),
+            Err(failure) => return Err(failure),
+        }
+        Ok(true)
     }
 
     async fn account(&self, site: &Site, provider: &str) -> Result<String, Failure> {

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
+use textnlp_net::retry::{Backoff, RetryPolicy, retry};
 use textnlp_provider::{
     CloudId, Error, ErrorKind, KindName, Observed, Ownership, ReadFailure, ResourceId, Result, Scope, Spec, error_chain,
 };
@@ -13,6 +15,9 @@ use crate::resource::{Filter, ObservedObject, State};
 use crate::table::{self, Row};
 use crate::tags;
 
+/// How throttled reads are repeated: a list has many pages, and one that is refused would lose them all.
+const READS: RetryPolicy =
+    RetryPolicy::new(4, Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(4) });
 /// Kinds that are listed at the same time.
 const AT_ONCE: usize = 8;
 
@@ -89,7 +94,12 @@ async fn list<C: Cloud>(
     row: &'static Row<C>,
     filter: &Filter<C>,
 ) -> (String, &'static Row<C>, Result<Vec<ObservedObject<Spec>>>) {
-    (api.region().to_owned(), row, row.resource.list(&api, filter).await)
+    let found = retry(READS, is_throttled, || row.resource.list(&api, filter)).await;
+    (api.region().to_owned(), row, found)
+}
+
+fn is_throttled(error: &Error) -> bool {
+    matches!(error.kind, ErrorKind::Throttled { .. })
 }
 
 /// An id that an observation was asked for.
@@ -145,7 +155,7 @@ impl<'a, C: Cloud> Asked<'a, C> {
                 failures.get(&(self.api.region().to_owned(), row.kind.name)).map(|why| unknown(why.clone())),
             );
         };
-        let answer = match row.resource.read(&self.api, &id).await {
+        let answer = match retry(READS, is_throttled, || row.resource.read(&self.api, &id)).await {
             Ok(Some(seen)) if !matches!(seen.state, State::Gone | State::Deleting) => {
                 match tags::lineage(&seen.tags) {
                     _ if self.is_external => present(row, &seen),

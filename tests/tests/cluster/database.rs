@@ -9,7 +9,10 @@ use crate::operator::Operator;
 
 #[test]
 fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
-    let Some(operator) = Operator::with_nothing("pilot") else { return };
+    let Some(mut operator) = Operator::with_nothing("pilot") else { return };
+    // Seconds in place of the day of the phase.
+    operator.sets.push("gates.availability_window=10s".to_owned());
+    let operator = operator;
     let namespace = operator.namespace.as_str();
     let done = operator.up(&[]);
     assert_eq!(done["text"].as_str().map(str::is_empty), Some(false), "{done:#}");
@@ -122,6 +125,20 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     assert!(failed_over["primary"] == primary() && failed_over["primary"] != first, "{failed_over:#}");
     operator.sql("DO $$ BEGIN ASSERT to_regclass('textnlp_failover_rehearsal') IS NULL; END $$");
     eventually("the service is back", || opens(newer).then_some(()));
+
+    // The gate of the phase opens.
+    operator.run(&["backup", "create"], &[]).expect(0);
+    operator.run(&["probe", "--every", "1s", "--for", "12s"], &[]).expect(0);
+    // The API server of the tests reaches no pod, which has a loopback address.
+    let until = textnlp_tests::in_days(1);
+    let waiver = ["--waive", "metrics", "--until", &until, "--reason", "a test"];
+    let gate = operator.run(&[&["gate", "-o", "json"], &waiver[..]].concat(), &[]).expect(0).json();
+    assert_eq!(gate["gate"]["state"], "open", "{gate:#}");
+    let checks = gate["gate"]["checks"].as_array().unwrap();
+    for name in ["availability", "database failover", "restored backup", "known vulnerabilities"] {
+        let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {gate:#}"));
+        assert!(check["ok"] == true && check["waived"].is_null(), "{check:#}");
+    }
 
     // What people rely on stays until it is named.
     let down = operator.run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();

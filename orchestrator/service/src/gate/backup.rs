@@ -8,6 +8,7 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::gate::phases::CheckDefinition;
 use textnlp_provider::Lineage;
+use textnlp_provider::settings::Hosting;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::{self, failed, opener_of_state, verify_backup};
@@ -37,6 +38,9 @@ async fn restored(
     progress: &dyn Progress,
 ) -> Result<Check, Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    if let Some(why) = not_ours(environment) {
+        return Ok(check.unknown(environment, why));
+    }
     let create = scope.command("backup create");
     if let Some(backups) = scope.platform.site_backups(&scope.folder, environment)? {
         let job = JobBackup { last: backups.last(lineage).await?, applied, location: backups.location() };
@@ -62,6 +66,12 @@ async fn restored(
     let opener = Arc::new(opener_of_state(scope.platform, &scope.folder).await?);
     let result = verify_backup(scope.platform, &newest.file, &opener, &scope.folder, false, None).await?;
     Ok(of_result(check, environment, &result, &format!("{} of {:.0}", newest.file, facts.at)))
+}
+
+/// Why this program restores no backup of the database, where another one backs it up.
+fn not_ours(environment: &Environment) -> Option<&'static str> {
+    let is_managed = environment.database_hosting() == Some(Hosting::Managed);
+    is_managed.then_some("the cloud backs up its database, and this program restores none of its backups")
 }
 
 /// The backups of a cluster.

@@ -1017,6 +1017,32 @@ fn each_validation_rule_has_its_own_message() {
     assert!(!said(load(&asked(URL, QUERY), &Overrides::default(), &Catalogue::default())).contains("rollout"));
 }
 
+/// Readers copy the environments of the guides.
+#[test]
+fn environments_of_the_guides_load() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide");
+    let mut loaded = 0;
+    for page in std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()) {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for block in text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+            let indent = block.len() - block.trim_start().len();
+            let lines = block.lines().map(|line| line.get(indent..).unwrap_or_default());
+            let block = lines.collect::<Vec<_>>().join("\n") + "\n";
+            if !block.starts_with("extends:") || !block.contains("\nenvironment:") {
+                continue;
+            }
+            // A digest that the reader fills in.
+            let block = block.replace("sha256:…", &format!("sha256:{}", "0".repeat(64)));
+            let variables = [("DATABASE_URL".to_owned(), "postgres://x@db.example.com/x".to_owned())].into();
+            let overrides = Overrides { variables, ..Overrides::default() };
+            let said = said(load(&block, &overrides, &Catalogue::default()));
+            assert!(!said.contains("error:"), "{}:\n{block}\n{said}", page.display());
+            loaded += 1;
+        }
+    }
+    assert!(loaded >= 4, "{loaded}");
+}
+
 #[test]
 fn air_gapped_environment_loads_without_warnings_and_with_backups() {
     let loaded = Library::built_in().load("air-gapped", &Overrides::default(), &Catalogue::default()).unwrap();

@@ -486,6 +486,10 @@ rows! {
         "BucketAlreadyExists" => Exists, Hint::Text(
             "names of buckets are unique among all accounts, and another account has this one: set another name"
         );
+        // Also a create of a bucket that was deleted within the last hour (aws/aws-cli#2593).
+        "OperationAborted" => Conflict, Hint::Text(
+            "S3 may need an hour until the name of a deleted bucket is free: run `up` again then"
+        );
         "TooManyBuckets" => Limit, Hint::Raise(&quotas::BUCKETS);
         "MalformedPolicy" ["nvalid principal"] => Conflict, Hint::Text(ROLE);
         "AllAccessDisabled" => Denied, Hint::Text(SUPPORT);

@@ -508,6 +508,22 @@ fn while_aws_is_lost_only_the_records_of_a_site_elsewhere_are_unknown() {
     });
 }
 
+#[test]
+fn a_throttled_page_does_not_lose_a_list() {
+    let bench = bench();
+    run(async {
+        let wanted = check("first.example.com");
+        let made = bench.bed().make(&wanted).await?;
+        for operation in ["ListHealthChecks", "ListTagsForResources"] {
+            bench.simulator.faults().add(Rule::nth("route53", operation, 1, Disruption::Throttled));
+        }
+        // Known from the list only.
+        let seen = observed(&bench.provider, &[], &[]).await;
+        assert!(matches!(seen.as_slice(), [(id, Observed::Present(_))] if *id == wanted.id), "{seen:?}");
+        bench.bed().unmake(&wanted, &made).await
+    });
+}
+
 /// What a provider shows of resources.
 async fn observed(
     provider: &dyn Provider,

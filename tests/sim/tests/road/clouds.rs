@@ -255,6 +255,14 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
         (clouds.run(&["dr", "status", "-o", "json"]).json()["primary"] == "primary").then_some(())
     });
 
+    // While AWS is lost, another site can be changed; only its records are unknown.
+    let up = ["up", "--site", "secondary", "--yes", "--no-gate", "--set", "server.api.max_tokens=2048", "-o", "json"];
+    let mut alone = clouds.command(&up);
+    let alone = said(alone.env("AWS_ENDPOINT_URL", "http://127.0.0.1:9").output().unwrap());
+    let done = alone.json()["outcome"]["done"].to_string();
+    assert!(done.contains("secondary/server/config") && done.contains("secondary/server/deployment"), "{alone:?}");
+    assert!(alone.out.contains("secondary/gateway/record"), "what is not known is named: {alone:?}");
+
     clouds.json(&["down", "--yes"], 0);
     assert_eq!(clouds.left(), Vec::<String>::new());
     assert_eq!(clouds.zone_size(), 2, "the zone has what each zone has");
