@@ -32,7 +32,7 @@ use textnlp_buckets::{Scheme, Variables};
 use textnlp_keys::FileSecretStore;
 use textnlp_models::FetchOptions;
 use textnlp_onprem::{LocalOperations, OnPrem, Options};
-use textnlp_orchestrator::environment::model::{Environment, SiteSettings};
+use textnlp_orchestrator::environment::model::Environment;
 use textnlp_orchestrator::environment::{Catalogue, Offer, SiteOrWitness, places};
 use textnlp_provider::operations::{
     Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteAccess, SiteOutputs,
@@ -213,13 +213,17 @@ fn options(context: &Context<'_>) -> anyhow::Result<Options> {
 fn provider(name: &str, context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     let own = (row(name)?.provider)(context)?;
     let sites = &context.environment.sites;
-    let is_in_cluster = sites.iter().any(|site| site.name == *context.site && site.is_in_cluster());
-    let has_zone = |site: &&SiteSettings| row(&site.provider).is_ok_and(|row| row.records.is_some());
-    let home = context.environment.primary().filter(has_zone).or_else(|| sites.iter().find(has_zone));
-    let Some(home) = home.filter(|home| is_in_cluster && home.provider != name) else { return Ok(own) };
-    let Some(records) = row(&home.provider)?.records else { return Ok(own) };
-    let (records, part) = records(context, &home.name)?;
-    Ok(Arc::new(Combined::new(own, records, part)))
+    if !sites.iter().any(|site| site.name == *context.site && site.is_in_cluster()) {
+        return Ok(own);
+    }
+    let mut homes = context.environment.primary().into_iter().chain(sites);
+    match homes.find_map(|site| Some((site, row(&site.provider).ok()?.records?))) {
+        Some((home, records)) if home.provider != name => {
+            let (records, part) = records(context, &home.name)?;
+            Ok(Arc::new(Combined::new(own, records, part)))
+        }
+        _ => Ok(own),
+    }
 }
 
 fn local_provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {

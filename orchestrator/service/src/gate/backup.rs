@@ -38,9 +38,6 @@ async fn restored(
     progress: &dyn Progress,
 ) -> Result<Check, Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
-    if let Some(why) = not_ours(environment) {
-        return Ok(check.unknown(environment, why));
-    }
     let create = scope.command("backup create");
     if let Some(backups) = scope.platform.site_backups(&scope.folder, environment)? {
         let job = JobBackup { last: backups.last(lineage).await?, applied, location: backups.location() };
@@ -68,12 +65,6 @@ async fn restored(
     Ok(of_result(check, environment, &result, &format!("{} of {:.0}", newest.file, facts.at)))
 }
 
-/// Why this program restores no backup of the database, where another one backs it up.
-fn not_ours(environment: &Environment) -> Option<&'static str> {
-    let is_managed = environment.database_hosting() == Some(Hosting::Managed);
-    is_managed.then_some("the cloud backs up its database, and this program restores none of its backups")
-}
-
 /// The backups of a cluster.
 struct JobBackup {
     /// When its job last succeeded.
@@ -93,6 +84,10 @@ fn in_cluster(
     create: &str,
 ) -> Check {
     let backup = &environment.backup;
+    if environment.database_hosting() == Some(Hosting::Managed) {
+        return check
+            .unknown(environment, "the cloud backs up its database, and this program restores none of its backups");
+    }
     if !backup.verify {
         return check.unknown(environment, "`backup.verify` is false, so the cluster restores no dump");
     }
@@ -148,6 +143,9 @@ mod tests {
         environment.backup.verify = false;
         let unknown = of(&environment, Some(8), 9);
         assert!(unknown.is_unknown() && !unknown.waits, "{unknown}");
+        (environment.backup.verify, environment.database.hosting) = (true, Some(Hosting::Managed));
+        let unknown = of(&environment, None, 2);
+        assert!(unknown.is_unknown() && !unknown.waits, "nobody waits for a job that is not there: {unknown}");
     }
 
     #[test]

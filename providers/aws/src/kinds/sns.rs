@@ -140,7 +140,7 @@ impl Resource<Api> for Topic {
     /// Documents say the same in several forms. Only SNS removes an unconfirmed subscription, after two days.
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match field {
-            "policy" => iam::normal(wanted.clone()) == *seen,
+            "policy" => iam::is_same(wanted, seen),
             "subscriptions" => {
                 let typed = |value: &Value| serde_json::from_value::<Vec<Subscription>>(value.clone());
                 let (Ok(wanted), Ok(seen)) = (typed(wanted), typed(seen)) else { return false };

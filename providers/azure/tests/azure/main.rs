@@ -63,6 +63,20 @@ struct Bench {
 }
 
 impl Bench {
+    /// A resource of the site that `up` would create.
+    fn wanted(&self, id: &str, kind: &str, spec: &Value) -> Wanted {
+        Wanted {
+            id: ResourceId::new(id).unwrap(),
+            kind: kind.parse().unwrap(),
+            site: self.site.name.clone(),
+            via: None,
+            spec: Spec::of(spec),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            protected: false,
+        }
+    }
+
     fn new(options: Options, protect_data: bool) -> Self {
         let cloud = AzureCloud::start(options);
         cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
@@ -111,16 +125,7 @@ impl Bench {
         ] {
             let mut spec = spec;
             (spec["location"], spec["tags"]) = (json!(REGION), json!({}));
-            let wanted = Wanted {
-                id: ResourceId::new("main/other/one").unwrap(),
-                kind: kind.parse().unwrap(),
-                site: bench.site.name.clone(),
-                via: None,
-                spec: Spec::of(&spec),
-                needs: Vec::new(),
-                ownership: Ownership::Ours,
-                protected: false,
-            };
+            let wanted = bench.wanted("main/other/one", kind, &spec);
             let mut op = bench.operation(number, Verb::Create, &wanted, &wanted.spec, None);
             op.lineage = Lineage(uuid::Uuid::from_u128(LINEAGE + 1));
             bench.finish(&op).await;
@@ -421,16 +426,7 @@ fn kinds_keep_the_contract() {
 async fn contract() {
     let bench = Bench::new(Options::zero_latency().registered(), false);
     let subscription = bench.cloud.subscription().to_owned();
-    let wanted = |id: &str, kind: &str, spec: Value| Wanted {
-        id: ResourceId::new(id).unwrap(),
-        kind: kind.parse().unwrap(),
-        site: bench.site.name.clone(),
-        via: None,
-        spec: Spec::of(&spec),
-        needs: Vec::new(),
-        ownership: Ownership::Ours,
-        protected: false,
-    };
+    let wanted = |id: &str, kind: &str, spec: Value| bench.wanted(id, kind, &spec);
     let tags = json!({ "team": "text" });
     let group = json!({ "subscription": subscription, "name": "textnlp-g", "location": REGION, "tags": tags });
     let holder = wanted("main/network/holder", "azure.group", group.clone());

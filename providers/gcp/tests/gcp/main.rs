@@ -82,6 +82,20 @@ struct Bench {
 }
 
 impl Bench {
+    /// A resource of the site that `up` would create.
+    fn wanted(&self, id: &str, kind: &str, spec: &Value) -> Wanted {
+        Wanted {
+            id: ResourceId::new(id).unwrap(),
+            kind: kind.parse().unwrap(),
+            site: self.site.name.clone(),
+            via: None,
+            spec: Spec::of(spec),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            protected: false,
+        }
+    }
+
     fn new(options: Options, protect_data: bool) -> Self {
         let cloud = Arc::new(GoogleCloud::start(options));
         let access = Access {
@@ -382,16 +396,7 @@ fn bucket_key() -> String {
 fn reader(bench: &Bench, member: &str) -> Wanted {
     let target = format!("projects/_/buckets/{THEIRS}");
     let spec = json!({ "target": target, "role": "roles/storage.objectViewer", "member": member, "tags": {} });
-    Wanted {
-        id: ResourceId::new("main/models/other").unwrap(),
-        kind: "gcp.bucket-binding".parse().unwrap(),
-        site: bench.site.name.clone(),
-        via: None,
-        spec: Spec::of(&spec),
-        needs: Vec::new(),
-        ownership: Ownership::Ours,
-        protected: false,
-    }
+    bench.wanted("main/models/other", "gcp.bucket-binding", &spec)
 }
 
 #[test]
@@ -498,16 +503,7 @@ fn kinds_keep_the_contract() {
 async fn contract() {
     let bench = Bench::new(Options::zero_latency().enabled(), false);
     let project = bench.cloud.project().to_owned();
-    let wanted = |id: &str, kind: &str, spec: Value| Wanted {
-        id: ResourceId::new(id).unwrap(),
-        kind: kind.parse().unwrap(),
-        site: bench.site.name.clone(),
-        via: None,
-        spec: Spec::of(&spec),
-        needs: Vec::new(),
-        ownership: Ownership::Ours,
-        protected: false,
-    };
+    let wanted = |id: &str, kind: &str, spec: Value| bench.wanted(id, kind, &spec);
     let network =
         json!({ "project": project, "name": "textnlp-n", "auto_subnets": false, "routing": "REGIONAL", "tags": {} });
     let mut global = network.clone();

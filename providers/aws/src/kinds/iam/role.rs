@@ -169,7 +169,7 @@ impl Resource<Api> for Role {
     /// Documents say the same in several forms.
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match (field, wanted) {
-            ("trust", _) => super::normal(wanted.clone()) == *seen,
+            ("trust", _) => super::is_same(wanted, seen),
             ("inline", Value::Object(all)) => {
                 let normal: Value =
                     all.iter().map(|(name, document)| (name.clone(), super::normal(document.clone()))).collect();

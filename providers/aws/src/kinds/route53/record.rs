@@ -150,7 +150,7 @@ pub(in crate::kinds) struct Pair {
     pub(in crate::kinds) owner: Option<Answer>,
     /// A record that another client made and beside which this one cannot be, or which would share its clients.
     pub(in crate::kinds) taken: Option<Answer>,
-    /// The owners of the other weighted or failover records of the name and type.
+    /// The owners of the other weighted or failover records of the name and type, if this one is not there.
     others: Vec<Tags>,
 }
 
@@ -164,7 +164,9 @@ impl Pair {
         let owner = owner.map(|place| owners.swap_remove(place));
         let mut taken = there.iter().find(|one| id.excludes(one)).cloned();
         let mut others = Vec::new();
-        for other in there.into_iter().filter(|one| id.set.is_some() && one.r#type.as_str() == id.kind) {
+        // Whom it would share the clients with matters before it is there.
+        let is_new = record.is_none() && id.set.is_some();
+        for other in there.into_iter().filter(|one| is_new && one.r#type.as_str() == id.kind) {
             let owner = Id { set: other.set_identifier.as_deref(), ..*id }.owner();
             let tags = owned_by(&records(api, id.zone, &owner).await?);
             if tags.is_empty() {
