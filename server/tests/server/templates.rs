@@ -177,8 +177,11 @@ fn process(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
+/// Whether any of its threads is left: the first of them may have ended before the others, and until then nobody can wait for the
+/// process.
 fn is_running(pid: u32) -> bool {
-    process(pid).is_some_and(|(state, _)| state != 'Z')
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads > 1 || process(pid).is_some_and(|(state, _)| state != 'Z')
 }
 
 /// The processes that a server renders with, and those that ended without being waited for.
