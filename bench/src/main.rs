@@ -1,7 +1,7 @@
 //! The benchmark: this engine and its peers on the same file, in one run, in alternating rounds.
 //!
 //! `textnlp-bench MODEL.gguf --threads 2`; with `--features peer` stock candle-transformers runs too. `bench/make_gguf.py` creates
-//! a model. Every decode result is printed with the share of the read bandwidth that it reaches, measured in
+//! a model. `--gpu 0` measures a folder from `bench/make_safetensors.py` on a GPU. Every decode result is printed with the share of the read bandwidth that it reaches, measured in
 //! the same minute.
 #![allow(clippy::print_stdout)]
 
@@ -40,6 +40,9 @@ struct Args {
     /// Weights as `f32`, `f16` or `q8_0`; if unset, as in the file. Only for this engine.
     #[arg(long)]
     quantize: Option<textnlp_inference::cpu::Quant>,
+    /// Compute on the GPU of this number; the model is a folder of the Llama architecture in bf16.
+    #[arg(long)]
+    gpu: Option<usize>,
     /// Lowest speed relative to the peer, in decode and in prefill; fail below it.
     #[arg(long)]
     floor: Option<f64>,
@@ -103,8 +106,8 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     #[cfg(feature = "peer")]
     let mut peer = peer::Engine::load(args)?;
 
-    let roof = roof::read_gb_per_second(args.threads);
-    println!("read bandwidth, {} threads: {roof:.1} GB/s", args.threads);
+    let roof = bandwidth(args)?;
+    println!("bandwidth of the memory: {roof:.1} GB/s");
     let (mut of_ours, mut of_batch) = (Rounds::default(), Vec::new());
     let (mut of_other, mut of_other_batch) = (Rounds::default(), Vec::new());
     #[cfg(feature = "peer")]
@@ -129,7 +132,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     }
 
     of_ours.print("ours");
-    let again = roof::read_gb_per_second(args.threads);
+    let again = bandwidth(args)?;
     let used = of_ours.median(|r| r.decode) * ours.bytes_per_token() as f64 / 1e9;
     println!(
         "ours     decode reads {used:.1} GB/s of weights, {:.0} % of the bandwidth ({roof:.1} before, {again:.1} after)",
@@ -167,16 +170,29 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
             println!("ours / candle, {what}: {ratio:.2}");
             enough &= args.floor.is_none_or(|floor| ratio >= floor);
         }
+        if args.batch > 1 {
+            let ratio = of_batch[of_batch.len() / 2] / of_peer.median(|r| r.decode);
+            println!("ours, {} sequences together / candle, one after the other: {ratio:.2}", args.batch);
+        }
         if !enough {
             println!("below the floor of {:.2}", args.floor.unwrap_or_default());
         }
-        return Ok(enough);
+        Ok(enough)
     }
     #[cfg(not(feature = "peer"))]
     match args.floor {
         Some(_) => Err("a floor needs the peer: build with `--features peer`".into()),
         None => Ok(true),
     }
+}
+
+/// Gigabytes per second of the memory that the weights are in.
+fn bandwidth(args: &Args) -> Result<f64, Box<dyn std::error::Error>> {
+    #[cfg(feature = "cuda")]
+    if let Some(number) = args.gpu {
+        return Ok(roof::copy_gb_per_second(number)?);
+    }
+    Ok(roof::read_gb_per_second(args.threads))
 }
 
 /// The prompt that all engines get.

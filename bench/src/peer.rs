@@ -1,8 +1,10 @@
-//! The peer: candle-transformers' `quantized_llama`, unmodified.
+//! The peer: candle-transformers, unmodified: its `quantized_llama` for GGUF files on the CPU, its `llama` for folders on a GPU.
 
 use crate::{Args, Round, likeliest, prompt};
 use candle_core::quantized::gguf_file;
 use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::llama::{Cache, Config, Llama, LlamaConfig};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use std::fs::File;
 use std::time::Instant;
@@ -11,19 +13,42 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Stock candle with its model.
 pub(crate) struct Engine {
-    model: ModelWeights,
+    model: Model,
     vocab: usize,
+    device: Device,
+}
+
+enum Model {
+    Gguf(ModelWeights),
+    Folder { llama: Llama, config: Config, cache: Cache },
 }
 
 impl Engine {
     /// Loads the model.
     pub(crate) fn load(args: &Args) -> Result<Engine> {
+        match args.gpu {
+            Some(number) => Engine::load_folder(args, Device::new_cuda(number)?),
+            None => Engine::load_gguf(args),
+        }
+    }
+
+    fn load_gguf(args: &Args) -> Result<Engine> {
         let mut file = File::open(&args.model)?;
         let content = gguf_file::Content::read(&mut file)?;
         let table = content.tensor_infos.get("token_embd.weight").ok_or("the file has no token table")?;
         let vocab = table.shape.dims()[0];
         let model = ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
-        Ok(Engine { model, vocab })
+        Ok(Engine { model: Model::Gguf(model), vocab, device: Device::Cpu })
+    }
+
+    fn load_folder(args: &Args, device: Device) -> Result<Engine> {
+        let config: LlamaConfig = serde_json::from_slice(&std::fs::read(args.model.join("config.json"))?)?;
+        let config = config.into_config(false);
+        let weights = std::fs::read(args.model.join("model.safetensors"))?;
+        let weights = VarBuilder::from_buffered_safetensors(weights, DType::BF16, &device)?;
+        let llama = Llama::load(weights, &config)?;
+        let (vocab, cache) = (config.vocab_size, Cache::new(true, DType::BF16, &config, &device)?);
+        Ok(Engine { model: Model::Folder { llama, config, cache }, vocab, device })
     }
 
     /// One prompt and what is generated after it, greedily.
@@ -41,8 +66,16 @@ impl Engine {
     }
 
     fn one(&mut self, start: usize, tokens: &[u32]) -> Result<u32> {
-        let input = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
-        let logits = self.model.forward(&input, start)?.to_dtype(DType::F32)?.flatten_all()?;
-        Ok(likeliest(&logits.to_vec1::<f32>()?))
+        let input = Tensor::new(tokens, &self.device)?.unsqueeze(0)?;
+        let logits = match &mut self.model {
+            Model::Gguf(model) => model.forward(&input, start)?,
+            Model::Folder { llama, config, cache } => {
+                if start == 0 {
+                    *cache = Cache::new(true, DType::BF16, config, &self.device)?;
+                }
+                llama.forward(&input, start, cache)?
+            }
+        };
+        Ok(likeliest(&logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?))
     }
 }

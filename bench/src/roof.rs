@@ -33,3 +33,20 @@ fn sum(numbers: &[u64]) -> u64 {
     }
     sums.iter().fold(0, |a, b| a.wrapping_add(*b))
 }
+
+/// Gigabytes per second that a GPU copies, bytes that are read and written counted; the best of several rounds.
+#[cfg(feature = "cuda")]
+pub(crate) fn copy_gb_per_second(number: usize) -> candle_core::Result<f64> {
+    let device = candle_core::Device::new_cuda(number)?;
+    let memory = candle_core::Tensor::zeros(BYTES / size_of::<f32>(), candle_core::DType::F32, &device)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..=ROUNDS {
+        device.synchronize()?;
+        let started = Instant::now();
+        let copy = memory.copy()?;
+        device.synchronize()?;
+        best = best.min(started.elapsed().as_secs_f64());
+        drop(copy);
+    }
+    Ok(2.0 * BYTES as f64 / 1e9 / best)
+}

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use textnlp_inference::cpu::{Cpu, Encoder, EncoderOptions, Footprint, LoadOptions, Quant};
 use textnlp_inference::executor::Executor;
+#[cfg(feature = "candle")]
+use textnlp_inference::executor::USUAL_KV_BYTES;
 use textnlp_inference::family::Served;
 use textnlp_inference::files::{self, ModelFiles};
 use textnlp_inference::format::{EncoderCheckpoint, family, is_encoder};
@@ -22,18 +24,34 @@ pub(crate) enum Opened {
     /// Of an encoder, which only the own kernels serve.
     Encoder(Box<(EncoderCheckpoint, Tokenizer)>),
     #[cfg(feature = "candle")]
-    Candle(Box<(textnlp_candle::Checkpoint, Tokenizer, Option<usize>)>),
+    Candle(Box<(textnlp_candle::Checkpoint, Tokenizer, Option<Gpu>)>),
 }
 
 /// Where this server's models compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Cpu,
-    /// The GPU of this number: every model where it is required, else those that candle can compute.
+    /// A GPU: every model where it is required, else those that candle can compute.
     Gpu {
-        number: usize,
+        gpu: Gpu,
         is_required: bool,
     },
+}
+
+/// A GPU that models compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gpu {
+    number: usize,
+    /// Bytes of its memory.
+    memory: u64,
+}
+
+#[cfg(feature = "candle")]
+impl Gpu {
+    /// The most bytes of keys and values of one model that has more than one context of them: a quarter of the memory.
+    fn usual_kv(self) -> usize {
+        usize::try_from(self.memory / 4).unwrap_or(usize::MAX).max(USUAL_KV_BYTES)
+    }
 }
 
 /// A GPU with its memory; at first with a check that models can compute on it.
@@ -107,7 +125,7 @@ pub(crate) fn place(device: config::Device) -> Result<Place, String> {
     match gpu(number, true) {
         Ok(memory) => {
             tracing::info!(gpu = memory.bound_by, available = memory.available, "models compute on the GPU");
-            Ok(Place::Gpu { number, is_required })
+            Ok(Place::Gpu { gpu: Gpu { number, memory: memory.total }, is_required })
         }
         Err(reason) if is_required => Err(format!("models.device is `cuda:{number}`, but {reason}")),
         Err(reason) => {
@@ -159,18 +177,18 @@ fn executor_at(
     family: &str,
     wanted: Option<config::Executor>,
     is_readable: bool,
-) -> Result<(config::Executor, Option<usize>), String> {
-    let Place::Gpu { number, is_required } = place else { return Ok((executor(family, wanted)?, None)) };
+) -> Result<(config::Executor, Option<Gpu>), String> {
+    let Place::Gpu { gpu, is_required } = place else { return Ok((executor(family, wanted)?, None)) };
     let reason = match (wanted, Served::of(family)) {
         (Some(config::Executor::Own), _) => "the own kernels compute on the CPU only: leave out `executor`".to_owned(),
-        (_, Some(Served { candle: true, .. })) if is_readable => return Ok((config::Executor::Candle, Some(number))),
+        (_, Some(Served { candle: true, .. })) if is_readable => return Ok((config::Executor::Candle, Some(gpu))),
         (_, Some(Served { candle: true, .. })) => {
             "a GPU computes models from safetensors beside a `config.json`, not from GGUF".to_owned()
         }
         _ => format!("`{}` models compute on the CPU only", family.escape_debug()),
     };
     match is_required {
-        true => Err(format!("models.device is `cuda:{number}`, but {reason}")),
+        true => Err(format!("models.device is `cuda:{}`, but {reason}", gpu.number)),
         false => Ok((executor(family, wanted)?, None)),
     }
 }
@@ -228,7 +246,7 @@ impl Opened {
         match self {
             Opened::Own(_) | Opened::Encoder(_) => None,
             #[cfg(feature = "candle")]
-            Opened::Candle(files) => files.2,
+            Opened::Candle(files) => files.2.map(|gpu| gpu.number),
         }
     }
 
@@ -249,8 +267,10 @@ impl Opened {
                 let checkpoint = &files.0;
                 let held = quantize.unwrap_or(Quant::F32);
                 let mut found = Footprint::estimate(checkpoint.spec().sizes(), checkpoint.parameters(), held);
-                found.weights = checkpoint.weight_bytes(quantize, device(files.2));
-                Ok(found.with_context(model.context))
+                let device = device(files.2);
+                found.weights = checkpoint.weight_bytes(quantize, device);
+                let limit = files.2.map_or(USUAL_KV_BYTES, Gpu::usual_kv);
+                Ok(found.with_kv(checkpoint.keeps_half(quantize, device), limit).with_context(model.context))
             }
         }
     }
@@ -310,12 +330,12 @@ pub(crate) async fn memory(number: Option<usize>) -> Result<Memory, String> {
 }
 
 #[cfg(feature = "candle")]
-fn device(gpu: Option<usize>) -> textnlp_candle::DeviceKind {
-    gpu.map_or(textnlp_candle::DeviceKind::Cpu, textnlp_candle::DeviceKind::Cuda)
+fn device(gpu: Option<Gpu>) -> textnlp_candle::DeviceKind {
+    gpu.map_or(textnlp_candle::DeviceKind::Cpu, |gpu| textnlp_candle::DeviceKind::Cuda(gpu.number))
 }
 
 #[cfg(feature = "candle")]
-fn open_candle(path: &Path, _family: &str, gpu: Option<usize>) -> Result<Opened, String> {
+fn open_candle(path: &Path, _family: &str, gpu: Option<Gpu>) -> Result<Opened, String> {
     let checkpoint = textnlp_candle::Checkpoint::open(path).map_err(|error| chain(&error))?;
     let tokenizer = Tokenizer::from_directory(path).map_err(|error| chain(&error))?;
     textnlp_inference::files::check_ends(&tokenizer, checkpoint.spec().sizes().vocab).map_err(|error| chain(&error))?;
@@ -323,7 +343,7 @@ fn open_candle(path: &Path, _family: &str, gpu: Option<usize>) -> Result<Opened,
 }
 
 #[cfg(not(feature = "candle"))]
-fn open_candle(_path: &Path, family: &str, _gpu: Option<usize>) -> Result<Opened, String> {
+fn open_candle(_path: &Path, family: &str, _gpu: Option<Gpu>) -> Result<Opened, String> {
     Err(format!(
         "`{}` models need the candle executor, which is not part of this build; build it with `cargo build --release --features candle`",
         family.escape_debug()
@@ -336,13 +356,14 @@ mod tests {
 
     use tokio::sync::Semaphore;
 
-    use super::{Place, call_gpu, executor, executor_at, place};
+    use super::{Gpu, Place, call_gpu, executor, executor_at, place};
     use crate::config::{Device, Executor};
 
     #[test]
     fn a_required_gpu_is_never_replaced_by_the_cpu() {
         let at = |is_required, family, wanted, is_readable| {
-            executor_at(Place::Gpu { number: 1, is_required }, family, wanted, is_readable)
+            let gpu = Gpu { number: 1, memory: 1 << 34 };
+            executor_at(Place::Gpu { gpu, is_required }, family, wanted, is_readable)
         };
         for (family, wanted, is_readable, reason) in [
             ("bert", None, true, "`bert` models compute on the CPU only"),
@@ -356,7 +377,11 @@ mod tests {
             assert_eq!((executor, gpu), (Executor::Own, None), "{family}");
         }
         for is_required in [true, false] {
-            assert_eq!(at(is_required, "llama", None, true), Ok((Executor::Candle, Some(1))), "{is_required}");
+            assert_eq!(
+                at(is_required, "llama", None, true),
+                Ok((Executor::Candle, Some(Gpu { number: 1, memory: 1 << 34 }))),
+                "{is_required}"
+            );
         }
         assert_eq!(executor_at(Place::Cpu, "llama", None, true), Ok((Executor::Own, None)));
     }

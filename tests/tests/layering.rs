@@ -68,7 +68,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "textnlp-bundle",
         ],
     ),
-    ("textnlp-bench", &["textnlp-inference"]),
+    ("textnlp-bench", &["textnlp-inference", "textnlp-candle"]),
     ("textnlp-tests", &[]),
     ("textnlp-cluster", &[]),
     ("textnlp-sim", &[]),

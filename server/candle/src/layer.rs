@@ -1,5 +1,7 @@
 //! One decoder layer for all families: what differs is read from [`Spec`].
 
+#[cfg(feature = "cuda")]
+use crate::kernels::{self, Kernels, Tables};
 use crate::weights::{Expert, FeedWeights, Layer, NormWeights};
 use candle_core::{D, DType, Device, Result, Tensor};
 use half::bf16;
@@ -13,6 +15,21 @@ const MOST_SCORES: usize = 16 << 20;
 pub(crate) struct Cache {
     pub(crate) keys: Tensor,
     pub(crate) values: Tensor,
+    /// Where they are in the memory of the GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) addresses: [i64; 2],
+}
+
+impl Cache {
+    pub(crate) fn new(shape: (usize, usize, usize), dtype: DType, device: &Device) -> Result<Cache> {
+        let (keys, values) = (Tensor::zeros(shape, dtype, device)?, Tensor::zeros(shape, dtype, device)?);
+        Ok(Cache {
+            #[cfg(feature = "cuda")]
+            addresses: if device.is_cuda() { kernels::addresses(&keys, &values)? } else { [0; 2] },
+            keys,
+            values,
+        })
+    }
 }
 
 /// Consecutive rows of one sequence within a pass.
@@ -29,6 +46,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) device: &'a Device,
     pub(crate) pieces: &'a [Piece],
+    /// Of each piece's sequence, by layer.
+    pub(crate) caches: &'a [&'a [Cache]],
     /// Cosines and sines, rows × half of the rotated dimensions each.
     rotations: Option<(Tensor, Tensor)>,
     /// Linear biases, heads × 1 × positions.
@@ -37,6 +56,9 @@ pub(crate) struct Pass<'a> {
     masks: HashMap<Option<usize>, Mask>,
     /// The most rows of a piece whose scores are held at once.
     most_rows: usize,
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) kernels: Option<Kernels<'a>>,
 }
 
 /// Which positions rows see. Only the distance to the first row counts, so this is the same for all pieces.
@@ -48,15 +70,16 @@ struct Mask {
 }
 
 impl<'a> Pass<'a> {
-    pub(crate) fn new(spec: &'a Spec, device: &'a Device, pieces: &'a [Piece]) -> Result<Pass<'a>> {
+    pub(crate) fn new(
+        spec: &'a Spec,
+        device: &'a Device,
+        pieces: &'a [Piece],
+        caches: &'a [&'a [Cache]],
+    ) -> Result<Pass<'a>> {
         let rotations = match spec.position {
-            Position::Rotary { theta, dims, .. } => {
-                // In f32 as transformers does, so that long sequences agree.
-                let turns: Vec<f32> = (0..dims / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dims as f32)).collect();
-                let positions = pieces.iter().flat_map(|piece| piece.start..piece.start + piece.rows);
-                let angles: Vec<f32> =
-                    positions.flat_map(|at| turns.iter().map(move |turn| at as f32 * turn)).collect();
-                let rows = angles.len() / turns.len().max(1);
+            Position::Rotary { dims, .. } => {
+                let angles = angles(spec, pieces);
+                let rows = angles.len() / (dims / 2).max(1);
                 let angles = Tensor::from_vec(angles, (rows, dims / 2), device)?;
                 Some((angles.cos()?, angles.sin()?))
             }
@@ -71,34 +94,73 @@ impl<'a> Pass<'a> {
         let longest = pieces.iter().filter(|piece| piece.rows > 1).map(end).max().unwrap_or(1);
         let most_rows = (MOST_SCORES / (spec.shape.heads * longest)).max(1);
         let masks = Mask::by_window(spec, device, pieces, most_rows)?;
-        Ok(Pass { spec, device, pieces, rotations, alibi, masks, most_rows })
+        Ok(Pass {
+            spec,
+            device,
+            pieces,
+            caches,
+            rotations,
+            alibi,
+            masks,
+            most_rows,
+            #[cfg(feature = "cuda")]
+            kernels: match device.is_cuda() && kernels::computes(spec) {
+                true => Some(Kernels::new(spec, device, Tables::new(spec, pieces, caches)?)?),
+                false => None,
+            },
+        })
     }
 
-    /// Rows of the residual stream through one layer. `caches` are those of the pieces' sequences.
-    pub(crate) fn layer(&self, number: usize, layer: &Layer, caches: &[&Cache], x: &Tensor) -> Result<Tensor> {
+    /// For single rows that are rotated, about which everything is on the device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_singles(
+        spec: &'a Spec,
+        device: &'a Device,
+        pieces: &'a [Piece],
+        caches: &'a [&'a [Cache]],
+        kernels: Kernels<'a>,
+        rotations: (Tensor, Tensor),
+    ) -> Pass<'a> {
+        let (rotations, kernels) = (Some(rotations), Some(kernels));
+        Pass { spec, device, pieces, caches, rotations, alibi: None, masks: HashMap::new(), most_rows: 1, kernels }
+    }
+
+    /// Rows of the residual stream through one layer.
+    pub(crate) fn layer(&self, number: usize, layer: &Layer, x: &Tensor) -> Result<Tensor> {
         let [first, rest @ ..] = &layer.norms[..] else { candle_core::bail!("a layer without norms") };
         let second = rest.first().unwrap_or(first);
-        let attention = |x: &Tensor| self.attention(number, layer, caches, x);
+        #[cfg(feature = "cuda")]
+        if let (Some(kernels), Residual::Pre) = (&self.kernels, self.spec.residual) {
+            let (_, normed) = kernels.add_norm(x, None, first, layer.qkv.dtype())?;
+            let output = self.attention(number, layer, &normed)?;
+            let (x, normed) = kernels.add_norm(x, Some(&output), second, layer.feed.dtype())?;
+            return kernels.add(&x, &self.feed(&layer.feed, &normed)?);
+        }
+        let attention = |x: &Tensor| self.attention(number, layer, x)?.to_dtype(DType::F32);
+        let feed = |x: &Tensor| self.feed(&layer.feed, x)?.to_dtype(DType::F32);
         match self.spec.residual {
             Residual::Pre => {
                 let x = (x + attention(&first.forward(x)?)?)?;
-                &x + self.feed(&layer.feed, &second.forward(&x)?)?
+                &x + feed(&second.forward(&x)?)?
             }
             Residual::Post => {
                 let x = (x + first.forward(&attention(x)?)?)?;
-                &x + second.forward(&self.feed(&layer.feed, &x)?)?
+                &x + second.forward(&feed(&x)?)?
             }
             Residual::Parallel => {
                 let normed = first.forward(x)?;
-                x + (attention(&normed)? + self.feed(&layer.feed, &normed)?)?
+                x + (attention(&normed)? + feed(&normed)?)?
             }
-            Residual::ParallelTwo => {
-                x + (attention(&first.forward(x)?)? + self.feed(&layer.feed, &second.forward(x)?)?)?
-            }
+            Residual::ParallelTwo => x + (attention(&first.forward(x)?)? + feed(&second.forward(x)?)?)?,
         }
     }
 
-    fn attention(&self, number: usize, layer: &Layer, caches: &[&Cache], x: &Tensor) -> Result<Tensor> {
+    /// Normalised rows to what attention adds to the residual stream, in f32 or in the type of the weights.
+    fn attention(&self, number: usize, layer: &Layer, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(kernels) = &self.kernels {
+            return self.attention_by(kernels, number, layer, x);
+        }
         let spec = self.spec;
         let (inner, kv) = (spec.shape.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let mut qkv = layer.qkv.forward(x)?;
@@ -113,13 +175,13 @@ impl<'a> Pass<'a> {
         let k = self.heads(&qkv.narrow(1, inner, kv)?, spec.kv_heads, k_norm)?;
         let v = split(&qkv.narrow(1, inner + kv, kv)?, spec.kv_heads)?;
         let (q, k) = (self.rotated(q)?, self.rotated(k)?);
-        for (piece, cache) in self.pieces.iter().zip(caches) {
+        for (piece, cache) in self.pieces_of(number) {
             let rows = |x: &Tensor| x.narrow(1, piece.row, piece.rows)?.to_dtype(cache.keys.dtype())?.contiguous();
             cache.keys.slice_set(&rows(&k)?, 1, piece.start)?;
             cache.values.slice_set(&rows(&v)?, 1, piece.start)?;
         }
         let mut mixed = Vec::new();
-        for (piece, cache) in self.pieces.iter().zip(caches) {
+        for (piece, cache) in self.pieces_of(number) {
             for from in (0..piece.rows).step_by(self.most_rows) {
                 let rows = (piece.rows - from).min(self.most_rows);
                 let q = q.narrow(1, piece.row + from, rows)?;
@@ -127,6 +189,50 @@ impl<'a> Pass<'a> {
             }
         }
         layer.out.forward(&Tensor::cat(&mixed, 0)?)
+    }
+
+    /// The same on a GPU, where a launch costs as much as the work of a row: all single rows attend at once.
+    #[cfg(feature = "cuda")]
+    fn attention_by(&self, kernels: &Kernels<'_>, number: usize, layer: &Layer, x: &Tensor) -> Result<Tensor> {
+        let spec = self.spec;
+        let (inner, kv) = (spec.shape.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let Some((_, first)) = self.pieces_of(number).next() else { candle_core::bail!("a pass without rows") };
+        let kv_type = first.keys.dtype();
+        let mut qkv = layer.qkv.product(x)?;
+        if let Some(clip) = spec.clip {
+            qkv = qkv.clamp(-clip, clip)?;
+        }
+        if let Some([q_norm, k_norm]) = &layer.qk_norms {
+            let all = qkv.to_dtype(DType::F32)?;
+            let normed = |from, count, heads: usize, norm: &NormWeights| {
+                let part = all.narrow(1, from, count)?.contiguous()?;
+                match spec.qk_norm.is_some_and(|norm| norm.per_head) {
+                    true => norm.forward(&part.reshape(((), spec.head_dim))?)?.reshape(((), heads * spec.head_dim)),
+                    false => norm.forward(&part),
+                }
+            };
+            let q = normed(0, inner, spec.shape.heads, q_norm)?;
+            let k = normed(inner, kv, spec.kv_heads, k_norm)?;
+            qkv = Tensor::cat(&[q, k, all.narrow(1, inner + kv, kv)?], 1)?.contiguous()?;
+        }
+        let q = kernels.rope_and_store(number, &qkv, kv_type, self.rotations.as_ref())?;
+        let mixed = kernels.mixed(layer.out.dtype(), x.device())?;
+        kernels.attend(number, &q, &mixed, kv_type, self.alibi.as_ref())?;
+        for (piece, cache) in self.pieces_of(number).filter(|(piece, _)| piece.rows > 1) {
+            for from in (0..piece.rows).step_by(self.most_rows) {
+                let rows = (piece.rows - from).min(self.most_rows);
+                let q = q.narrow(0, piece.row + from, rows)?;
+                let q = q.reshape((rows, spec.shape.heads, spec.head_dim))?.transpose(0, 1)?;
+                let part = self.attend(&q, cache, piece.start + from, spec.window(number))?;
+                mixed.slice_set(&part.to_dtype(mixed.dtype())?.contiguous()?, 0, piece.row + from)?;
+            }
+        }
+        layer.out.product(&mixed)
+    }
+
+    /// The pieces, each with what a layer keeps of its sequence.
+    fn pieces_of(&self, layer: usize) -> impl Iterator<Item = (&Piece, &Cache)> {
+        self.pieces.iter().zip(self.caches).map(move |(piece, caches)| (piece, &caches[layer]))
     }
 
     /// Rows × (heads · width) as heads × rows × width, normalised.
@@ -176,6 +282,7 @@ impl<'a> Pass<'a> {
         mixed.reshape((heads, rows, width))?.transpose(0, 1)?.reshape((rows, heads * width))
     }
 
+    /// Normalised rows to what the feed-forward adds to the residual stream, in f32 or in the type of the weights.
     fn feed(&self, feed: &FeedWeights, x: &Tensor) -> Result<Tensor> {
         let (router, experts) = match feed {
             FeedWeights::Dense(only) => return self.expert(only, x),
@@ -203,13 +310,18 @@ impl<'a> Pass<'a> {
             let count = rows.len();
             let rows = Tensor::from_vec(rows, count, self.device)?;
             let weights = Tensor::from_vec(weights, (count, 1), self.device)?;
-            let y = self.expert(expert, &x.index_select(&rows, 0)?)?.broadcast_mul(&weights)?;
+            let y = self.expert(expert, &x.index_select(&rows, 0)?)?.to_dtype(DType::F32)?.broadcast_mul(&weights)?;
             sum = sum.index_add(&rows, &y, 0)?;
         }
         Ok(sum)
     }
 
     fn expert(&self, expert: &Expert, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(kernels) = self.kernels.as_ref().filter(|_| expert.gated) {
+            let up = expert.up.product(x)?;
+            return expert.down.product(&kernels.gate(&up, self.spec.ffn, self.spec.activation)?);
+        }
         let up = expert.up.forward(x)?;
         let inner = if expert.gated {
             let ffn = self.spec.ffn;
@@ -228,6 +340,15 @@ impl<'a> Pass<'a> {
             Activation::Silu => x.silu(),
         }
     }
+}
+
+/// The angles by which rows are rotated, for half of the rotated dimensions each; none in models that rotate nothing.
+pub(crate) fn angles(spec: &Spec, pieces: &[Piece]) -> Vec<f32> {
+    let Position::Rotary { theta, dims, .. } = spec.position else { return Vec::new() };
+    // In f32 as transformers does, so that long sequences agree.
+    let turns: Vec<f32> = (0..dims / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dims as f32)).collect();
+    let positions = pieces.iter().flat_map(|piece| piece.start..piece.start + piece.rows);
+    positions.flat_map(|at| turns.iter().map(move |turn| at as f32 * turn)).collect()
 }
 
 /// Rows × (heads · width) as heads × rows × width.

@@ -7,26 +7,31 @@
 //!
 //! Read in this order: [`Checkpoint`], [`Candle`], `layer.rs`, `weights.rs`.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 // Only for its feature: see Cargo.toml.
 use gemm as _;
 
 mod gpu;
+#[cfg(feature = "cuda")]
+mod graph;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod layer;
 mod step;
 mod weights;
 
 use candle_core::{DType, Device, DeviceLocation};
 pub use gpu::Gpu;
+use gpu::Lease;
 use std::path::Path;
 use std::sync::Arc;
-use step::Sequences;
+use step::{Logits, Sequences};
 use textnlp_inference::cpu::Quant;
 use textnlp_inference::decoder::Spec;
 use textnlp_inference::executor::{
-    Executor, Memory, Positions, RowSpan, SeqId, Shape, StepError, limit_context, usual_positions,
+    Executor, Memory, Positions, RowSpan, SeqId, Shape, StepError, USUAL_KV_BYTES, limit_context, usual_positions,
 };
 use textnlp_inference::format::{Dtype, FormatError, Place, Tensors};
 use weights::{Loader, Weights, block_type, held_as};
@@ -63,11 +68,7 @@ impl Checkpoint {
         let bytes = |name: &str| {
             let tensor = self.tensors.get(name).ok()??;
             let numbers = tensor.shape.iter().map(|side| *side as u64).product::<u64>();
-            let stored = match tensor.dtype {
-                Dtype::F16 => DType::F16,
-                Dtype::Bf16 => DType::BF16,
-                _ => DType::F32,
-            };
+            let stored = stored_as(tensor.dtype);
             let matrix = tensor.shape.len() == 2 && !name.contains(self.spec.token);
             Some(match block_type(quantize).filter(|_| matrix) {
                 Some(kind) => numbers / kind.block_size() as u64 * kind.type_size() as u64,
@@ -75,6 +76,14 @@ impl Checkpoint {
             })
         };
         self.tensors.names().filter_map(bytes).sum()
+    }
+
+    /// Whether keys and values take two bytes a number on a device, when matrices are held as `quantize` says.
+    pub fn keeps_half(&self, quantize: Option<Quant>, device: DeviceKind) -> bool {
+        let table = self.tensors.names().find(|name| name.ends_with(&format!("{}.weight", self.spec.token)));
+        let stored =
+            table.and_then(|name| self.tensors.get(name).ok()?).map_or(DType::F32, |table| stored_as(table.dtype));
+        kv_type(held_as(stored, quantize, device.has_bf16()), quantize) != DType::F32
     }
 }
 
@@ -119,8 +128,14 @@ pub struct Candle {
     kv_type: DType,
     sequences: Sequences,
     pool: Option<Arc<rayon::ThreadPool>>,
-    logits: Vec<f32>,
+    logits: Logits,
+    /// The count of those that the last step computed.
+    logits_count: usize,
     held: u64,
+    #[cfg(feature = "cuda")]
+    graphs: std::cell::RefCell<graph::Graphs>,
+    /// Given back after everything on the device is gone.
+    _lease: Option<Lease>,
 }
 
 impl Candle {
@@ -129,15 +144,16 @@ impl Candle {
         let mut spec = checkpoint.spec.clone();
         let failed =
             |what: &str, cause: String| FormatError::Read { file: what.into(), source: std::io::Error::other(cause) };
-        let device = match options.device {
-            DeviceKind::Cpu => Device::Cpu,
+        let lease = match options.device {
+            DeviceKind::Cpu => None,
             DeviceKind::Cuda(number) => {
-                Device::new_cuda(number).map_err(|error| failed("the GPU", error.to_string()))?
+                Some(Lease::open(number).map_err(|error| failed("the GPU", error.to_string()))?)
             }
         };
+        let device = lease.as_ref().map_or(Device::Cpu, |lease| lease.device().clone());
         let mut loader = Loader::new(checkpoint, &device, options)?;
         let weights = loader.weights()?;
-        // Work of this thread is in a stream of its own, and steps run on another one.
+        // What fails, fails here.
         device.synchronize().map_err(|error| failed("the GPU", error.to_string()))?;
         let mut notes = vec![format!("served by the candle executor on {}", device_name(options.device))];
         if loader.left > 0 {
@@ -148,12 +164,10 @@ impl Candle {
         }
         let held = loader.held;
         spec.shape.context = limit_context(spec.shape.context, options.context, &mut notes);
-        let kv_type = match (weights.token.dtype(), options.quantize) {
-            (DType::F32, Some(Quant::Q8_0 | Quant::Q4_0)) => DType::F16,
-            (held, _) => held,
-        };
+        let kv_type = kv_type(weights.token.dtype(), options.quantize);
         let each = spec.kv_numbers() * kv_type.size_in_bytes();
-        let positions = options.kv_positions.unwrap_or_else(|| usual_positions(spec.shape.context, 1, each));
+        let positions =
+            options.kv_positions.unwrap_or_else(|| usual_positions(spec.shape.context, 1, each, USUAL_KV_BYTES));
         let pool = match (options.threads, options.device) {
             (0, _) | (_, DeviceKind::Cuda(_)) => None,
             (threads, DeviceKind::Cpu) => {
@@ -162,7 +176,21 @@ impl Candle {
             }
         };
         let sequences = Sequences::new(positions);
-        Ok((Candle { spec, weights, device, kv_type, sequences, pool, logits: Vec::new(), held }, notes))
+        let candle = Candle {
+            #[cfg(feature = "cuda")]
+            graphs: std::cell::RefCell::new(graph::Graphs::new(&spec, &device, block_type(options.quantize).is_some())),
+            spec,
+            weights,
+            device,
+            kv_type,
+            sequences,
+            pool,
+            logits: Logits::default(),
+            logits_count: 0,
+            held,
+            _lease: lease,
+        };
+        Ok((candle, notes))
     }
 
     /// Positions that could be reserved now.
@@ -175,6 +203,23 @@ impl Checkpoint {
     fn stores_bf16(&self) -> bool {
         let dtype = |name| Some(self.tensors.get(name).ok()??.dtype);
         self.tensors.names().any(|name| dtype(name) == Some(Dtype::Bf16))
+    }
+}
+
+/// The type of a tensor in a file; candle refuses others than these when it reads them.
+fn stored_as(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+        _ => DType::F32,
+    }
+}
+
+/// The type of keys and values, by that of the table of tokens.
+fn kv_type(held: DType, quantize: Option<Quant>) -> DType {
+    match (held, quantize) {
+        (DType::F32, Some(Quant::Q8_0 | Quant::Q4_0)) => DType::F16,
+        (held, _) => held,
     }
 }
 
@@ -213,7 +258,7 @@ impl Executor for Candle {
     }
 
     fn logits(&self) -> &[f32] {
-        &self.logits
+        self.logits.get(..self.logits_count).unwrap_or_default()
     }
 
     fn fault(&self) -> Option<String> {
@@ -226,7 +271,7 @@ impl Executor for Candle {
     /// Keys and values are taken when sequences are opened; their limit is reported, since it may be reached.
     fn memory(&self) -> Memory {
         let each = (self.spec.kv_numbers() * self.kv_type.size_in_bytes()) as u64;
-        let workspace = (self.logits.capacity() * size_of::<f32>()) as u64;
+        let workspace = size_of_val(&self.logits[..]) as u64;
         let kv = |positions: usize| each.saturating_mul(positions as u64);
         let Sequences { limit, free, .. } = self.sequences;
         Memory { weights: self.held, kv: kv(limit), kv_on_demand: kv(limit - free), workspace }

@@ -1,9 +1,12 @@
 //! Steps: which rows go through the model together, and the sequences that they continue.
 
 use crate::Candle;
+#[cfg(feature = "cuda")]
+use crate::kernels::Pinned;
 use crate::layer::{Cache, Pass, Piece};
 use candle_core::{DType, Device, Result as Computed, Tensor};
 use std::collections::HashMap;
+use std::ops::Deref;
 use textnlp_inference::decoder::{Position, Spec};
 use textnlp_inference::executor::{RowSpan, SeqId, StepError};
 
@@ -35,12 +38,7 @@ impl Sequences {
             return None;
         }
         let shape = (spec.kv_heads, positions.max(1), spec.head_dim);
-        let cache = |_| {
-            Some(Cache {
-                keys: Tensor::zeros(shape, kv_type, device).ok()?,
-                values: Tensor::zeros(shape, kv_type, device).ok()?,
-            })
-        };
+        let cache = |_| Cache::new(shape, kv_type, device).ok();
         // Where the device has no room, nothing is kept.
         let caches = (0..spec.shape.layers).map(cache).collect::<Option<Vec<_>>>()?;
         while self.open.contains_key(&SeqId(self.next)) {
@@ -71,22 +69,22 @@ struct Row {
 impl Candle {
     /// Computes one step; see [`textnlp_inference::executor::Executor::step`].
     pub(crate) fn run(&mut self, spans: &[RowSpan<'_>]) -> Result<(), StepError> {
-        self.logits.clear();
+        self.logits_count = 0;
         self.check(spans)?;
-        let mut logits = Vec::new();
         let mut rows = Vec::new();
         for span in spans {
             for (i, token) in span.tokens.iter().enumerate() {
                 rows.push(Row { seq: span.seq, position: span.start + i, token: *token, wanted: span.wants(i) });
             }
         }
-        for rows in rows.chunks(MOST_ROWS) {
-            self.pass(rows, &mut logits).map_err(|error| StepError::Device(error.to_string()))?;
-        }
-        let mut rest = &logits[..];
+        let mut logits = std::mem::take(&mut self.logits);
+        let passed = rows.chunks(MOST_ROWS).try_fold(0, |count, rows| self.pass(rows, &mut logits, count));
+        self.logits = logits;
+        let count = passed.map_err(|error| StepError::Device(error.to_string()))?;
+        let mut rest = self.logits.get(..count).unwrap_or_default();
         for span in spans {
             let (own, others) = rest.split_at(span.count_wanted() * self.spec.shape.vocab);
-            if !own.iter().all(|logit| logit.is_finite()) {
+            if !are_finite(own) {
                 return Err(StepError::NotFinite(span.seq));
             }
             rest = others;
@@ -96,7 +94,7 @@ impl Candle {
                 sequence.length = span.start + span.tokens.len();
             }
         }
-        self.logits = logits;
+        self.logits_count = count;
         Ok(())
     }
 
@@ -123,8 +121,8 @@ impl Candle {
         Ok(())
     }
 
-    /// Takes rows through the model and adds the logits that are wanted.
-    fn pass(&self, rows: &[Row], logits: &mut Vec<f32>) -> Computed<()> {
+    /// Takes rows through the model and writes the logits that are wanted behind the first `count`; the answer is how many there are then.
+    fn pass(&self, rows: &[Row], logits: &mut Logits, count: usize) -> Computed<usize> {
         let (spec, weights, device) = (&self.spec, &self.weights, &self.device);
         let mut pieces: Vec<Piece> = Vec::new();
         let mut sequences = Vec::new();
@@ -137,6 +135,15 @@ impl Candle {
             sequences.push(sequence);
             row += run.len();
         }
+        let caches: Vec<&[Cache]> = sequences.iter().map(|sequence| &sequence.caches[..]).collect();
+        #[cfg(feature = "cuda")]
+        if pieces.len() == rows.len() && rows.iter().all(|row| row.wanted) {
+            let mut graphs = self.graphs.borrow_mut();
+            if graphs.takes(rows.len()) {
+                let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
+                return logits.take(&graphs.run(self, &pieces, &caches, &tokens)?, count);
+            }
+        }
         let numbers = |values: Vec<u32>| {
             let count = values.len();
             Tensor::from_vec(values, count, device)
@@ -147,17 +154,76 @@ impl Candle {
             let positions = numbers(rows.iter().map(|row| (row.position + offset) as u32).collect())?;
             x = (x + table.index_select(&positions, 0)?)?;
         }
-        let pass = Pass::new(spec, device, &pieces)?;
+        let pass = Pass::new(spec, device, &pieces, &caches)?;
         for (number, layer) in weights.layers.iter().enumerate() {
-            let caches: Vec<&Cache> = sequences.iter().map(|sequence| &sequence.caches[number]).collect();
-            x = pass.layer(number, layer, &caches, &x)?;
+            x = pass.layer(number, layer, &x)?;
         }
         let wanted: Vec<u32> = (0..).zip(rows).filter(|(_, row)| row.wanted).map(|(i, _)| i).collect();
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(count);
         }
         let x = weights.norm.forward(&x.index_select(&numbers(wanted)?, 0)?)?;
-        logits.extend(weights.head.forward(&x)?.flatten_all()?.to_vec1::<f32>()?);
-        Ok(())
+        logits.take(&weights.head.forward(&x)?, count)
     }
+}
+
+/// The logits of a step, in the beginning of a buffer that is not cleared.
+pub(crate) enum Logits {
+    Plain(Vec<f32>),
+    /// Those of a GPU.
+    #[cfg(feature = "cuda")]
+    Pinned(Pinned),
+}
+
+impl Default for Logits {
+    fn default() -> Logits {
+        Logits::Plain(Vec::new())
+    }
+}
+
+impl Deref for Logits {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Logits::Plain(numbers) => numbers,
+            #[cfg(feature = "cuda")]
+            Logits::Pinned(numbers) => numbers,
+        }
+    }
+}
+
+impl Logits {
+    /// Takes the numbers of a tensor behind the first `count`; the answer is how many there are then.
+    fn take(&mut self, from: &Tensor, count: usize) -> Computed<usize> {
+        let end = count + from.elem_count();
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(device) = from.device() {
+            if self.len() < end {
+                let mut more = Pinned::new(device, end.next_power_of_two())?;
+                more[..count].copy_from_slice(&self[..count]);
+                *self = Logits::Pinned(more);
+            }
+            if let Logits::Pinned(numbers) = self {
+                crate::kernels::copy(from, &mut numbers[count..end])?;
+            }
+            return Ok(end);
+        }
+        let numbers = from.flatten_all()?.to_vec1::<f32>()?;
+        *self = match std::mem::take(self) {
+            Logits::Plain(mut all) => {
+                all.truncate(count);
+                all.extend_from_slice(&numbers);
+                Logits::Plain(all)
+            }
+            #[cfg(feature = "cuda")]
+            other => other,
+        };
+        Ok(end)
+    }
+}
+
+/// Whether all numbers are finite. Parts without a way out are checked several numbers at a time.
+fn are_finite(numbers: &[f32]) -> bool {
+    numbers.chunks(4096).all(|part| part.iter().fold(true, |all, number| all & number.is_finite()))
 }

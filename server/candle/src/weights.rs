@@ -1,7 +1,7 @@
 //! Loads the weights of a model: finds and checks tensors, joins projections, and converts them to the device's type.
 
 use crate::{Checkpoint, LoadOptions};
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Result as Computed, Tensor};
 use textnlp_inference::cpu::Quant;
 use textnlp_inference::decoder::{Feed, Linear as Named, Norm, Position, Qkv, Residual, Spec, Tied};
@@ -34,6 +34,18 @@ pub(crate) enum FeedWeights {
     Experts { router: Linear, experts: Vec<Expert> },
 }
 
+#[cfg(feature = "cuda")]
+impl FeedWeights {
+    /// The type of rows that it takes without a conversion.
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            FeedWeights::Dense(expert) => expert.up.dtype(),
+            // Their router's shares are computed in f32.
+            FeedWeights::Experts { .. } => DType::F32,
+        }
+    }
+}
+
 /// A feed-forward. With a gate, `up` has the gate's outputs first.
 pub(crate) struct Expert {
     pub(crate) gated: bool,
@@ -59,14 +71,28 @@ enum Matrix {
 }
 
 impl Linear {
-    /// Rows of f32 to rows of f32. The product is taken in the type of the weights; blocks multiply with f32.
+    /// Rows to rows of f32. The product is taken in the type of the weights; blocks multiply with f32.
     pub(crate) fn forward(&self, x: &Tensor) -> Computed<Tensor> {
+        self.product(x)?.to_dtype(DType::F32)
+    }
+
+    /// The type that the product takes without a conversion.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn dtype(&self) -> DType {
+        match &self.weight {
+            Matrix::Dense(weight) => weight.dtype(),
+            Matrix::Blocks(_) => DType::F32,
+        }
+    }
+
+    /// Rows to rows, without a bias in the type of the weights.
+    pub(crate) fn product(&self, x: &Tensor) -> Computed<Tensor> {
         let y = match &self.weight {
-            Matrix::Dense(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?,
-            Matrix::Blocks(weight) => weight.forward(&x.contiguous()?)?,
+            Matrix::Dense(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?,
+            Matrix::Blocks(weight) => weight.forward(&x.to_dtype(DType::F32)?.contiguous()?)?,
         };
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => y.to_dtype(DType::F32)?.broadcast_add(bias),
             None => Ok(y),
         }
     }
@@ -282,7 +308,7 @@ impl<'a> Loader<'a> {
         if let Some(kind) = block_type(self.quantize) {
             let columns = weight.dims().last().copied().unwrap_or_default();
             if columns.is_multiple_of(kind.block_size()) {
-                let blocks = self.computed(QTensor::quantize(&weight, kind))?;
+                let blocks = self.computed(blocks_of(&weight, kind))?;
                 self.held += blocks.storage_size_in_bytes() as u64;
                 let weight = Matrix::Blocks(self.computed(QMatMul::from_qtensor(blocks))?);
                 return Ok(Linear { weight, bias });
@@ -320,6 +346,16 @@ impl<'a> Loader<'a> {
     }
 }
 
+/// A matrix in blocks on its device. They are made on the CPU: candle's own way for GPUs leaves what follows the last row as it was in
+/// memory, which its kernels read, and multiply what is not a number by zero.
+fn blocks_of(weight: &Tensor, kind: GgmlDType) -> Computed<QTensor> {
+    let blocks = QTensor::quantize(&weight.to_device(&Device::Cpu)?, kind)?;
+    match weight.device() {
+        Device::Cpu => Ok(blocks),
+        device => QTensor::new(QStorage::from_data(blocks.data()?, device, kind)?, weight.shape()),
+    }
+}
+
 /// The blocks in which matrices are held, if they are.
 pub(crate) fn block_type(quantize: Option<Quant>) -> Option<GgmlDType> {
     match quantize? {
@@ -337,5 +373,46 @@ pub(crate) fn held_as(stored: DType, quantize: Option<Quant>, has_bf16: bool) ->
         // Processors have no product in bf16 here, nor have older GPUs; f32 holds it exactly.
         (_, DType::BF16) if !has_bf16 => DType::F32,
         (_, stored) => stored,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu;
+
+    /// Numbers between -0.5 and 0.5 that repeat.
+    fn noise(rows: usize, columns: usize) -> Vec<f32> {
+        let mut state = (rows * columns) as u64;
+        let mut random = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        (0..rows * columns).map(|_| random()).collect()
+    }
+
+    /// Devices multiply blocks with rows in 8 bits, so that products differ by about one percent.
+    #[test]
+    fn products_with_blocks_are_those_of_the_numbers_in_them() {
+        let lease = gpu::Lease::open(0).ok();
+        let devices = [Some(Device::Cpu), lease.as_ref().map(|lease| lease.device().clone())];
+        for (device, kind) in
+            devices.iter().flatten().flat_map(|device| [GgmlDType::Q8_0, GgmlDType::Q4_0].map(|kind| (device, kind)))
+        {
+            for (outputs, inputs) in [(61, 64), (96, 64), (64, 96), (256, 256), (640, 2048), (300, 1536)] {
+                let weight = Tensor::from_vec(noise(outputs, inputs), (outputs, inputs), device).unwrap();
+                let blocks = blocks_of(&weight, kind).unwrap();
+                let exact = blocks.dequantize(&Device::Cpu).unwrap();
+                let blocks = QMatMul::from_qtensor(blocks).unwrap();
+                for rows in [1, 3, 8, 9, 25, 200] {
+                    let x = Tensor::from_vec(noise(rows, inputs), (rows, inputs), &Device::Cpu).unwrap();
+                    let exact = x.matmul(&exact.t().unwrap()).unwrap();
+                    let found = blocks.forward(&x.to_device(device).unwrap()).unwrap().to_device(&Device::Cpu).unwrap();
+                    let size = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+                    let error = size(&(&found - &exact).unwrap()) / size(&exact);
+                    assert!(error < 0.02, "{kind:?}, {outputs} × {inputs}, {rows} rows on {device:?}: {error}");
+                }
+            }
+        }
     }
 }

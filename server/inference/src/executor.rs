@@ -88,8 +88,8 @@ pub struct Shape {
     pub context: usize,
 }
 
-/// Default limit for keys and values when the number of positions is not configured, in bytes.
-const USUAL_KV_BYTES: usize = 512 << 20;
+/// Default limit for keys and values when the number of positions is not configured, in bytes of the machine's memory.
+pub const USUAL_KV_BYTES: usize = 512 << 20;
 /// Default limit in full contexts.
 const USUAL_CONTEXTS: usize = 32;
 
@@ -102,11 +102,11 @@ pub fn reserve(context: usize) -> usize {
     (context / 4).min(RESERVE)
 }
 
-/// Positions of all open sequences together, unless something else is configured: as many blocks as fit in 512 MiB, at
+/// Positions of all open sequences together, unless something else is configured: as many blocks as fit in `limit` bytes, at
 /// least one context and its [`reserve`], at most 32 contexts. A block has `positions` positions, whose keys and values take
 /// `bytes`.
-pub fn usual_positions(context: usize, positions: usize, bytes: usize) -> usize {
-    let fitting = (USUAL_KV_BYTES / bytes.max(1)).saturating_mul(positions);
+pub fn usual_positions(context: usize, positions: usize, bytes: usize, limit: usize) -> usize {
+    let fitting = (limit / bytes.max(1)).saturating_mul(positions);
     fitting.clamp(context.saturating_add(reserve(context)), context.saturating_mul(USUAL_CONTEXTS))
 }
 

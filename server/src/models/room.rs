@@ -49,12 +49,29 @@ impl Models {
                 self.budget
             ))
         })?;
+        let positions = match gpu {
+            Some(_) => positions.min(self.beside_others(entry, new, &self.memory(gpu).await?)),
+            None => positions,
+        };
         let needed = new.total(positions, self.threads);
         released(&self.unloaded, || future::ready(false), Instant::now() + IDLE_RELEASE_TIMEOUT).await;
         self.evict(entry, needed, new, gpu, &self.memory(gpu).await?)?;
         let is_enough = || async { self.memory(gpu).await.is_ok_and(|memory| memory.available >= needed) };
         released(&self.unloaded, is_enough, Instant::now() + RELEASE_TIMEOUT).await;
         fitting(new, positions, self.threads, &self.memory(gpu).await?).map_err(LoadError::NoRoom)
+    }
+
+    /// The most positions of a model on a GPU, whose keys and values may be many: as many as leave room beside the loaded models, so that
+    /// they stay; without a limit where some have to go for it.
+    fn beside_others(&self, entry: &Arc<Entry>, new: &Footprint, memory: &Memory) -> usize {
+        let others = self.entries.iter().filter(|other| !Arc::ptr_eq(other, entry));
+        let held = others.filter_map(|other| match other.standing() {
+            ModelState::Ready(ready) => Some(ready.held),
+            _ => None,
+        });
+        let budget = self.budget.0.saturating_sub(held.fold(0, u64::saturating_add));
+        let left = budget.min(memory.available);
+        if new.least(self.threads) > left { usize::MAX } else { new.positions_beside(left, self.threads) }
     }
 
     /// The memory for one more model where it computes.

@@ -7,6 +7,7 @@ use super::matrix::quantize::Loss;
 use super::plan::ModelPlan;
 use super::step::Scratch;
 use super::{EncoderOptions, LoadOptions, Quant, usual_positions};
+use crate::executor::USUAL_KV_BYTES;
 use crate::family::Architecture;
 use crate::format::{Checkpoint, EncoderCheckpoint, FormatError};
 use crate::pool::Pool;
@@ -26,6 +27,8 @@ enum Kind {
     Decoder {
         /// Keys and values are held in half precision.
         half: bool,
+        /// Bytes of keys and values that are usual.
+        limit: usize,
     },
     /// It keeps nothing of a text: keys and values are those of a step, in one layer at a time.
     Encoder,
@@ -39,7 +42,8 @@ impl Footprint {
     /// refuses what [`super::Cpu::load`] refuses, except values that are not finite: see [`check_values`].
     pub fn of(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Footprint, FormatError> {
         let plan = ModelPlan::new(checkpoint, options.quantize)?;
-        let (architecture, kind) = (checkpoint.architecture().clone(), Kind::Decoder { half: plan.half() });
+        let (architecture, kind) =
+            (checkpoint.architecture().clone(), Kind::Decoder { half: plan.half(), limit: USUAL_KV_BYTES });
         Ok(Footprint { architecture, weights: plan.held(), kind }.with_context(options.context))
     }
 
@@ -67,7 +71,7 @@ impl Footprint {
             Quant::Q8_0 => blocks(parameters, 34),
             Quant::Q4_0 => blocks(parameters, 18).saturating_add(blocks(tables.min(parameters), 34 - 18)),
         };
-        let kind = Kind::Decoder { half: held != Quant::F32 };
+        let kind = Kind::Decoder { half: held != Quant::F32, limit: USUAL_KV_BYTES };
         Footprint { architecture, weights: bytes.saturating_add(bytes / 50), kind }
     }
 
@@ -78,10 +82,16 @@ impl Footprint {
         self
     }
 
+    /// With keys and values in half precision or not, usually of at most `limit` bytes.
+    pub fn with_kv(mut self, half: bool, limit: usize) -> Footprint {
+        self.kind = Kind::Decoder { half, limit };
+        self
+    }
+
     /// For keys and values of a number of positions; for those of a step, of whatever texts, of an encoder.
     pub fn kv(&self, positions: usize) -> u64 {
         let (half, positions) = match self.kind {
-            Kind::Decoder { half } => (half, positions),
+            Kind::Decoder { half, .. } => (half, positions),
             Kind::Encoder => (false, self.step(1).positions()),
         };
         Kv::bytes(&self.architecture, half, positions).map_or(u64::MAX, |bytes| bytes as u64)
@@ -90,7 +100,7 @@ impl Footprint {
     /// Positions of all open sequences together, unless something else is set; of an encoder those of its longest text.
     pub fn usual_positions(&self) -> usize {
         match self.kind {
-            Kind::Decoder { half } => usual_positions(&self.architecture, half),
+            Kind::Decoder { half, limit } => usual_positions(&self.architecture, half, limit),
             Kind::Encoder => self.architecture.context,
         }
     }
@@ -127,6 +137,17 @@ impl Footprint {
         let most = usize::try_from(blocks).unwrap_or(usize::MAX).saturating_mul(BLOCK);
         (self.kv(self.architecture.context) <= left)
             .then(|| most.clamp(self.architecture.context, self.usual_positions()))
+    }
+}
+
+impl Footprint {
+    /// Positions of a model that leaves room for others where `bytes` are free: what fits into a quarter of what its weights and
+    /// workspace leave, or into 512 MiB, at least one context, at most the usual number.
+    pub fn positions_beside(&self, bytes: u64, threads: usize) -> usize {
+        let base = self.weights.saturating_add(self.workspace(threads));
+        let left = bytes.saturating_sub(base);
+        let kv = (left / 4).max(USUAL_KV_BYTES as u64).min(left);
+        self.positions_within(base.saturating_add(kv), threads).unwrap_or(self.architecture.context)
     }
 }
 

@@ -13,7 +13,9 @@ mod memory;
 mod plan;
 mod step;
 
-use crate::executor::{self, Executor, Memory, Positions, RowSpan, SeqId, Shape, StepError, limit_context};
+use crate::executor::{
+    self, Executor, Memory, Positions, RowSpan, SeqId, Shape, StepError, USUAL_KV_BYTES, limit_context,
+};
 use crate::family::Architecture;
 use crate::format::{Checkpoint, Dtype, FormatError};
 use crate::kernels::attention::BLOCK;
@@ -167,7 +169,7 @@ impl Cpu {
         let weights = plan.pack(&mut pool)?;
         notes.extend(loss_note(options.quantize, total_loss(weights.matrices())));
         let memory = |source| FormatError::Read { file: "memory for keys and values".into(), source };
-        let positions = options.kv_positions.unwrap_or_else(|| usual_positions(&architecture, half));
+        let positions = options.kv_positions.unwrap_or_else(|| usual_positions(&architecture, half, USUAL_KV_BYTES));
         let kv = Kv::new(&architecture, half, positions).map_err(memory)?;
         let scratch = Scratch::new(&architecture, pool.threads());
         let held = weights.held();
@@ -266,8 +268,8 @@ fn loss_note(quantize: Option<Quant>, loss: Loss) -> Option<String> {
     Some(format!("weights were quantized to {held} with a relative error of {:.2} %", 100.0 * loss.relative()?))
 }
 
-fn usual_positions(a: &Architecture, half: bool) -> usize {
-    executor::usual_positions(a.context, BLOCK, Kv::bytes(a, half, BLOCK).unwrap_or(usize::MAX))
+fn usual_positions(a: &Architecture, half: bool, limit: usize) -> usize {
+    executor::usual_positions(a.context, BLOCK, Kv::bytes(a, half, BLOCK).unwrap_or(usize::MAX), limit)
 }
 
 impl Weights {

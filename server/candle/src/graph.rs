@@ -1,0 +1,213 @@
+//! Steps of single rows, recorded once for each count of rows and launched as one graph from then on: the GPU computes such a step
+//! faster than the processor launches its kernels.
+//!
+//! Nothing about a step is in its graph but the count of rows: what differs is read from memory that keeps its place.
+
+use crate::Candle;
+use crate::kernels::{self, Kernels, Recorded, Tables};
+use crate::layer::{Cache, Pass, Piece, angles};
+use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+use textnlp_inference::decoder::{Feed, Position, Residual, Spec};
+
+/// The most rows of a recorded step. Larger ones keep the GPU busy by themselves.
+const MOST_ROWS: usize = 64;
+/// The most graphs of a model: all are forgotten when there would be more.
+const MOST_GRAPHS: usize = 64;
+/// The most bytes of logits of a recorded step: they keep their place in the memory of the GPU.
+const MOST_LOGIT_BYTES: usize = 32 << 20;
+
+/// The graphs of a model.
+pub(crate) struct Graphs {
+    /// The most rows that are recorded; 0 for models whose steps cannot be.
+    most: usize,
+    inputs: Option<Inputs>,
+    /// By the count of rows, and of parts into which their positions are split.
+    by_size: HashMap<(usize, usize), Recorded>,
+}
+
+/// What graphs read and write, for the most rows.
+struct Inputs {
+    tokens: Tensor,
+    rows: Tensor,
+    singles: Tensor,
+    caches: Tensor,
+    angles: Tensor,
+    logits: Tensor,
+}
+
+impl Graphs {
+    /// Of a model that computes on a device. Products with quantized matrices use a workspace of candle's, which a larger step replaces:
+    /// a graph would go on using what was freed.
+    pub(crate) fn new(spec: &Spec, device: &Device, is_quantized: bool) -> Graphs {
+        let is_recorded = device.is_cuda()
+            && !is_quantized
+            // candle keeps its bounds for the thread that records, only as long as that thread lives.
+            && spec.clip.is_none()
+            && spec.residual == Residual::Pre
+            && matches!(spec.position, Position::Rotary { .. })
+            && !matches!(spec.feed, Feed::Experts { .. })
+            && kernels::computes(spec);
+        let most = MOST_LOGIT_BYTES / size_of::<f32>() / spec.shape.vocab.max(1);
+        Graphs { most: if is_recorded { most.min(MOST_ROWS) } else { 0 }, inputs: None, by_size: HashMap::new() }
+    }
+
+    /// Whether steps of that many single rows, which all want their logits, are recorded.
+    pub(crate) fn takes(&self, rows: usize) -> bool {
+        rows <= self.most
+    }
+
+    /// Computes a pass of single rows and answers its logits, which stay until the next one.
+    pub(crate) fn run(
+        &mut self,
+        candle: &Candle,
+        pieces: &[Piece],
+        caches: &[&[Cache]],
+        tokens: &[u32],
+    ) -> Result<Tensor> {
+        let (count, vocab) = (tokens.len(), candle.spec.shape.vocab);
+        let device = candle.device.as_cuda_device()?;
+        let inputs = match &mut self.inputs {
+            Some(inputs) => inputs,
+            none => none.insert(Inputs::new(&candle.spec, self.most, &candle.device)?),
+        };
+        let tables = Tables::new(&candle.spec, pieces, caches)?;
+        kernels::upload(&inputs.tokens, tokens)?;
+        kernels::upload(&inputs.rows, &tables.rows)?;
+        kernels::upload(&inputs.singles, &tables.singles)?;
+        kernels::upload(&inputs.caches, &tables.caches)?;
+        kernels::upload(&inputs.angles, &angles(&candle.spec, pieces))?;
+        let compute = || inputs.compute(candle, pieces, caches, tables.splits);
+        let size = (count, tables.splits);
+        match self.by_size.get(&size).map(|Recorded(graph)| graph.launch()) {
+            Some(Ok(())) => {}
+            // Such as for want of memory: this step and later ones are launched kernel by kernel.
+            Some(Err(_)) => {
+                self.by_size.clear();
+                self.most = 0;
+                compute()?;
+            }
+            None => {
+                // While this lives, candle keeps the sizes that it sends to the GPU with its launches, and what else it would send
+                // during the recording is an error.
+                let _kept = device.enable_cuda_graph_htod_cache();
+                // This is the step, and loads what a recording cannot.
+                compute()?;
+                if self.by_size.len() >= MOST_GRAPHS {
+                    self.by_size.clear();
+                }
+                match record(device, compute) {
+                    Ok(graph) => drop(self.by_size.insert(size, Recorded(graph))),
+                    Err(_) => {
+                        self.by_size.clear();
+                        self.most = 0;
+                    }
+                }
+            }
+        }
+        inputs.logits.narrow(0, 0, count * vocab)
+    }
+}
+
+impl Inputs {
+    fn new(spec: &Spec, most: usize, device: &Device) -> Result<Inputs> {
+        let half = match spec.position {
+            Position::Rotary { dims, .. } => dims / 2,
+            Position::Learned { .. } | Position::Alibi => 0,
+        };
+        let zeros = |count: usize, dtype| Tensor::zeros(count, dtype, device);
+        Ok(Inputs {
+            tokens: zeros(most, DType::U32)?,
+            rows: zeros(3 * most, DType::U32)?,
+            singles: zeros(most, DType::U32)?,
+            caches: zeros(2 * most * spec.shape.layers, DType::I64)?,
+            angles: zeros(most * half, DType::F32)?,
+            logits: zeros(most * spec.shape.vocab, DType::F32)?,
+        })
+    }
+
+    /// Launches all kernels of a step.
+    fn compute(&self, candle: &Candle, pieces: &[Piece], caches: &[&[Cache]], splits: usize) -> Result<()> {
+        let (spec, weights) = (&candle.spec, &candle.weights);
+        let count = pieces.len();
+        let half = self.angles.elem_count() / self.tokens.elem_count().max(1);
+        let kernels = Kernels::over(
+            spec,
+            &candle.device,
+            self.rows.narrow(0, 0, 3 * count)?,
+            self.caches.narrow(0, 0, 2 * count * spec.shape.layers)?,
+            Some(self.singles.narrow(0, 0, count)?),
+            splits,
+        )?;
+        let angles = self.angles.narrow(0, 0, count * half)?.reshape((count, half))?;
+        let mut x = kernels.embed(&weights.token, &self.tokens.narrow(0, 0, count)?)?;
+        let rotations = (angles.cos()?, angles.sin()?);
+        let pass = Pass::of_singles(spec, &candle.device, pieces, caches, kernels, rotations);
+        for (number, layer) in weights.layers.iter().enumerate() {
+            x = pass.layer(number, layer, &x)?;
+        }
+        let Some(kernels) = &pass.kernels else { bail!("a pass without kernels") };
+        let (_, normed) = kernels.add_norm(&x, None, &weights.norm, weights.head.dtype())?;
+        kernels.widen(&weights.head.product(&normed)?, &self.logits)
+    }
+}
+
+/// Held during a recording, and around calls that wait for all streams of a GPU: both would fail
+/// (<https://docs.nvidia.com/cuda/cuda-c-programming-guide/#prohibited-and-unhandled-operations>).
+static RECORDING: Mutex<()> = Mutex::new(());
+
+/// A call that no recording may meet.
+pub(crate) fn outside_recordings<T>(call: impl FnOnce() -> T) -> T {
+    let _held = RECORDING.lock().unwrap_or_else(PoisonError::into_inner);
+    call()
+}
+
+/// Records what a function launches on a device. Nothing is computed.
+fn record(device: &CudaDevice, launch: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+    outside_recordings(|| {
+        let stream = device.cuda_stream();
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(Error::wrap)?;
+        // A panic ends the recording, too.
+        let launched = catch_unwind(AssertUnwindSafe(launch));
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        if !matches!((&launched, &graph), (Ok(Ok(())), Ok(Some(_)))) {
+            // What was freed within a failed recording is an error of the next call otherwise.
+            let _ = stream.context().check_err();
+        }
+        launched.unwrap_or_else(|_| Err(Error::Msg("a panic".to_owned())))?;
+        graph.map_err(Error::wrap)?.ok_or_else(|| Error::Msg("nothing was recorded".to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Candle, Checkpoint, DeviceKind, LoadOptions};
+    use textnlp_inference::executor::{Executor, LogitRows, RowSpan};
+
+    /// Launched as a graph, a step says what its first time said, when it was launched kernel by kernel.
+    #[test]
+    fn steps_of_decode_rows_are_recorded_once_for_each_size() {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        let options = LoadOptions { kv_positions: Some(1024), device: DeviceKind::Cuda(0), ..LoadOptions::default() };
+        let checkpoint = Checkpoint::open(golden.as_ref()).unwrap();
+        let Ok((mut candle, _)) = Candle::load(&checkpoint, &options) else { return };
+        let seqs = [candle.open(32).unwrap(), candle.open(20).unwrap()];
+        let mut said = Vec::new();
+        for _ in 0..3 {
+            for count in [1, 2] {
+                for start in 0..8 {
+                    let spans = seqs.map(|seq| RowSpan { seq, start, tokens: &[7, 9][..1], logits: LogitRows::Last });
+                    candle.step(&spans[..count]).unwrap();
+                    said.push(candle.logits().to_vec());
+                }
+            }
+        }
+        let (first, rest) = said.split_at(16);
+        assert!(rest.chunks(16).all(|again| again == first));
+        assert_eq!(candle.graphs.borrow().by_size.len(), 2);
+    }
+}

@@ -1,0 +1,566 @@
+//! Launches of the kernels in `kernels.cu`, for the rows of a pass on a GPU.
+//!
+//! All work of a device is in one stream, in the order in which it is launched here, and memory is freed in that stream, too: what a
+//! kernel reads or writes is there until it has run.
+#![allow(unsafe_code)]
+
+use crate::layer::{Cache, Piece};
+use crate::weights::NormWeights;
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaGraph, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, result,
+};
+use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+use half::{bf16, f16};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use textnlp_inference::decoder::{Activation, Norm, Position, Spec};
+
+/// `server/cuda/build` compiles them.
+const PTX: &str = include_str!(env!("TEXTNLP_KERNELS"));
+/// What they are loaded as.
+const MODULE: &str = "textnlp";
+/// Numbers of a row that a thread has in `attend`.
+const EACH: usize = 8;
+/// Threads of a block in `attend`.
+const THREADS: u32 = 256;
+/// Positions from which on several blocks share a row's attention, and the most of them.
+const SPLIT: usize = 1024;
+const MOST_SPLITS: usize = 32;
+
+/// Where the rows of a pass are, on the device.
+pub(crate) struct Kernels<'a> {
+    spec: &'a Spec,
+    device: &'a CudaDevice,
+    /// Sequence, position and capacity of each row.
+    rows: Tensor,
+    count: usize,
+    /// Addresses of keys and values: layers × sequences × 2.
+    caches: Tensor,
+    sequences: usize,
+    /// Rows that are the only ones of their sequence.
+    singles: Option<Tensor>,
+    /// Into how many parts the positions of a decode row are split.
+    splits: usize,
+}
+
+/// Compiles the kernels for a device, so that no request waits for it and a driver that cannot is found at once.
+pub(crate) fn load(device: &CudaDevice) -> Result<()> {
+    device.get_or_load_custom_func("gate", MODULE, PTX).map(drop)
+}
+
+/// Addresses of keys and of values in the memory of the device.
+pub(crate) fn addresses(keys: &Tensor, values: &Tensor) -> Result<[i64; 2]> {
+    Ok([address(keys)?, address(values)?].map(u64::cast_signed))
+}
+
+/// The address of a contiguous tensor in the memory of its device.
+fn address(tensor: &Tensor) -> Result<u64> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else { bail!("a tensor is not on the GPU") };
+    if !layout.is_contiguous() {
+        bail!("a tensor is not contiguous")
+    }
+    let stream = storage.device().cuda_stream();
+    let base = match tensor.dtype() {
+        DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
+        DType::F16 => storage.as_cuda_slice::<f16>()?.device_ptr(&stream).0,
+        DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(&stream).0,
+        DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(&stream).0,
+        DType::I64 => storage.as_cuda_slice::<i64>()?.device_ptr(&stream).0,
+        other => bail!("no kernel takes numbers of type {other:?}"),
+    };
+    Ok(base + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
+}
+
+/// The number of a type in the kernels, and its part of their names.
+fn dtype_code(dtype: DType) -> Result<(u32, &'static str)> {
+    match dtype {
+        DType::F32 => Ok((0, "f32")),
+        DType::F16 => Ok((1, "f16")),
+        DType::BF16 => Ok((2, "bf16")),
+        other => bail!("no kernel takes numbers of type {other:?}"),
+    }
+}
+
+/// A tensor of a size, with anything in it.
+fn empty(rows: usize, columns: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    // SAFETY: the kernel that it is for writes all of it before anything reads it.
+    unsafe { Tensor::empty((rows, columns), dtype, device) }
+}
+
+/// Where the rows of a pass are: what the kernels read about them.
+pub(crate) struct Tables {
+    /// Sequence, position and capacity of each row.
+    pub(crate) rows: Vec<u32>,
+    /// Rows that are the only ones of their sequence.
+    pub(crate) singles: Vec<u32>,
+    /// Addresses of keys and values: layers × sequences × 2.
+    pub(crate) caches: Vec<i64>,
+    /// Into how many parts the positions of a decode row are split, so that a long one keeps more of the GPU busy.
+    pub(crate) splits: usize,
+}
+
+impl Tables {
+    /// For pieces of sequences whose memory is `caches`, by piece and layer.
+    pub(crate) fn new(spec: &Spec, pieces: &[Piece], caches: &[&[Cache]]) -> Result<Tables> {
+        let (mut rows, mut singles) = (Vec::new(), Vec::new());
+        for (sequence, (piece, caches)) in pieces.iter().zip(caches).enumerate() {
+            let Some(cache) = caches.first() else { bail!("a model without layers") };
+            let capacity = cache.keys.dim(1)?;
+            if piece.rows == 1 {
+                singles.push(piece.row as u32);
+            }
+            rows.extend(
+                (piece.start..piece.start + piece.rows).flat_map(|at| [sequence, at, capacity].map(|n| n as u32)),
+            );
+        }
+        let longest = pieces.iter().filter(|piece| piece.rows == 1).map(|piece| piece.start + 1).max().unwrap_or(1);
+        let splits = longest.div_ceil(SPLIT).next_power_of_two().min(MOST_SPLITS);
+        let of_layer = |layer: usize| caches.iter().flat_map(move |caches| caches[layer].addresses);
+        Ok(Tables { rows, singles, caches: (0..spec.shape.layers).flat_map(of_layer).collect(), splits })
+    }
+}
+
+/// Whether the kernels compute the attention of a model.
+pub(crate) fn computes(spec: &Spec) -> bool {
+    spec.head_dim <= 32 * EACH
+}
+
+impl<'a> Kernels<'a> {
+    /// For a pass whose rows are in these tables.
+    pub(crate) fn new(spec: &'a Spec, device: &'a Device, tables: Tables) -> Result<Kernels<'a>> {
+        let Tables { rows, singles, caches, splits } = tables;
+        let tensor = |numbers: Vec<u32>| Tensor::new(numbers, device);
+        let singles = if singles.is_empty() { None } else { Some(tensor(singles)?) };
+        Kernels::over(spec, device, tensor(rows)?, Tensor::new(caches, device)?, singles, splits)
+    }
+
+    /// The same for tables that are on the device.
+    pub(crate) fn over(
+        spec: &'a Spec,
+        device: &'a Device,
+        rows: Tensor,
+        caches: Tensor,
+        singles: Option<Tensor>,
+        splits: usize,
+    ) -> Result<Kernels<'a>> {
+        let (count, sequences) = (rows.elem_count() / 3, caches.elem_count() / 2 / spec.shape.layers.max(1));
+        Ok(Kernels { spec, device: device.as_cuda_device()?, rows, count, caches, sequences, singles, splits })
+    }
+
+    /// Addresses of a layer's keys and values.
+    fn caches(&self, layer: usize) -> Result<u64> {
+        Ok(address(&self.caches)? + (layer * self.sequences * 2 * size_of::<u64>()) as u64)
+    }
+
+    /// RoPE of queries and keys; keys and values go into the KV caches. `qkv` is rows × (heads + 2 · key heads) · width; the answer is the queries,
+    /// rows × heads · width.
+    pub(crate) fn rope_and_store(
+        &self,
+        layer: usize,
+        qkv: &Tensor,
+        kv_type: DType,
+        rotations: Option<&(Tensor, Tensor)>,
+    ) -> Result<Tensor> {
+        let spec = self.spec;
+        let (heads, kv_heads, width) = (spec.shape.heads, spec.kv_heads, spec.head_dim);
+        if qkv.dims() != [self.count, (heads + 2 * kv_heads) * width] {
+            bail!("queries, keys and values are {:?}", qkv.dims())
+        }
+        let queries = empty(self.count, heads * width, DType::F32, qkv.device())?;
+        let (rotated, interleaved) = match spec.position {
+            Position::Rotary { dims, interleaved, .. } => (dims as u32, u32::from(interleaved)),
+            Position::Learned { .. } | Position::Alibi => (0, 0),
+        };
+        let (cosines, sines) = match rotations {
+            Some((cosines, sines)) => (address(cosines)?, address(sines)?),
+            None => (0, 0),
+        };
+        let ((qkv_type, _), (kept_type, _)) = (dtype_code(qkv.dtype())?, dtype_code(kv_type)?);
+        let (qkv, to, caches, rows) = (address(qkv)?, address(&queries)?, self.caches(layer)?, address(&self.rows)?);
+        let sizes = [heads, kv_heads, width].map(|n| n as u32);
+        let kernel = self.device.get_or_load_custom_func("rope_and_store", MODULE, PTX)?;
+        let mut launch = kernel.builder();
+        launch.arg(&qkv).arg(&qkv_type).arg(&to).arg(&cosines).arg(&sines).arg(&caches).arg(&kept_type).arg(&rows);
+        launch.arg(&sizes[0]).arg(&sizes[1]).arg(&sizes[2]).arg(&rotated).arg(&interleaved);
+        let config = LaunchConfig {
+            grid_dim: (self.count as u32, (heads + 2 * kv_heads) as u32, 1),
+            block_dim: ((width as u32).next_multiple_of(32).min(256), 1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: the arguments are those of `rope_and_store` in kernels.cu. The shape of `qkv` is checked; rotations have a row for each row and
+        // half of the rotated numbers; each position is below the capacity of its sequence, which a step checks before its passes.
+        unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+        Ok(queries)
+    }
+
+    /// Room for what all rows attend to: rows × heads · width.
+    pub(crate) fn mixed(&self, dtype: DType, device: &Device) -> Result<Tensor> {
+        empty(self.count, self.spec.shape.heads * self.spec.head_dim, dtype, device)
+    }
+
+    /// Attention of the rows that are the only ones of their sequence, written to their places in `mixed`. `biases` are heads × 1 ×
+    /// positions.
+    pub(crate) fn attend(
+        &self,
+        layer: usize,
+        queries: &Tensor,
+        mixed: &Tensor,
+        kv_type: DType,
+        biases: Option<&Tensor>,
+    ) -> Result<()> {
+        let (Some(singles), spec) = (&self.singles, self.spec) else { return Ok(()) };
+        let (heads, width) = (spec.shape.heads, spec.head_dim);
+        let lanes = width.div_ceil(EACH).next_power_of_two().max(8);
+        let (mixed_type, _) = dtype_code(mixed.dtype())?;
+        let groups = THREADS as usize / lanes;
+        let (biases, stride) = match biases {
+            Some(biases) => (address(biases)?, biases.dim(2)? as u32),
+            None => (0, 0),
+        };
+        let (from, to, caches, rows) = (address(queries)?, address(mixed)?, self.caches(layer)?, address(&self.rows)?);
+        let (count, splits) = (singles.elem_count(), self.splits);
+        let singles = address(singles)?;
+        let parts = match splits {
+            1 => None,
+            _ => Some(empty(count * heads * splits, width + 2, DType::F32, queries.device())?),
+        };
+        let parts = parts.as_ref().map_or(Ok(0), address)?;
+        let sizes = [heads, spec.kv_heads, width, spec.window(layer).unwrap_or(0)].map(|n| n as u32);
+        let kernel =
+            self.device.get_or_load_custom_func(&format!("attend_{}_{lanes}", dtype_code(kv_type)?.1), MODULE, PTX)?;
+        let mut launch = kernel.builder();
+        launch.arg(&from).arg(&to).arg(&mixed_type).arg(&parts).arg(&caches).arg(&rows).arg(&singles);
+        launch.arg(&biases).arg(&stride);
+        launch.arg(&sizes[0]).arg(&sizes[1]).arg(&sizes[2]).arg(&sizes[3]).arg(&spec.scale);
+        let config = LaunchConfig {
+            grid_dim: (count as u32, heads as u32, splits as u32),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: (groups * (width + 2) * size_of::<f32>()) as u32,
+        };
+        // SAFETY: the arguments are those of `attend` in kernels.cu; queries and `mixed` are rows × heads · width as `rope_and_store` and `mixed`
+        // made them, parts have room for each block, and biases reach to the last position of the pass.
+        unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+        if splits == 1 {
+            return Ok(());
+        }
+        let kernel = self.device.get_or_load_custom_func("join", MODULE, PTX)?;
+        let (splits, [heads, _, width, _]) = (splits as u32, sizes);
+        let mut launch = kernel.builder();
+        launch.arg(&parts).arg(&to).arg(&mixed_type).arg(&singles).arg(&splits).arg(&heads).arg(&width);
+        let config = LaunchConfig { grid_dim: (count as u32, heads, 1), block_dim: (128, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments are those of `join` in kernels.cu; they are what `attend` wrote to.
+        unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+        Ok(())
+    }
+
+    /// The gate's outputs, activated, times those beside them: rows × 2 · `ffn` as rows × `ffn`.
+    pub(crate) fn gate(&self, up: &Tensor, ffn: usize, activation: Activation) -> Result<Tensor> {
+        let (rows, columns) = up.dims2()?;
+        if columns != 2 * ffn {
+            bail!("gate and inner numbers are {columns}")
+        }
+        let inner = empty(rows, ffn, up.dtype(), up.device())?;
+        let activation = match activation {
+            Activation::Gelu => 0u32,
+            Activation::GeluTanh => 1,
+            Activation::Relu => 2,
+            Activation::Silu => 3,
+        };
+        let kernel = self.device.get_or_load_custom_func("gate", MODULE, PTX)?;
+        let ((dtype, _), from, to, ffn) = (dtype_code(up.dtype())?, address(up)?, address(&inner)?, ffn as u32);
+        let mut launch = kernel.builder();
+        launch.arg(&from).arg(&to).arg(&dtype).arg(&ffn).arg(&activation);
+        let config =
+            LaunchConfig { grid_dim: (ffn.div_ceil(256), rows as u32, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments are those of `gate` in kernels.cu, and their shapes are checked.
+        unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+        Ok(inner)
+    }
+
+    /// The residual stream, rows × width in f32, with what a part of a layer said added, if it did; and their norm as `dtype`.
+    pub(crate) fn add_norm(
+        &self,
+        stream: &Tensor,
+        more: Option<&Tensor>,
+        norm: &NormWeights,
+        dtype: DType,
+    ) -> Result<(Tensor, Tensor)> {
+        let (rows, width) = stream.dims2()?;
+        let normed = empty(rows, width, dtype, stream.device())?;
+        let sum = self.launch_add(stream, more, Some((norm, &normed)))?;
+        Ok((sum, normed))
+    }
+
+    /// The residual stream with what a part of a layer said added.
+    pub(crate) fn add(&self, stream: &Tensor, more: &Tensor) -> Result<Tensor> {
+        self.launch_add(stream, Some(more), None)
+    }
+
+    fn launch_add(
+        &self,
+        stream: &Tensor,
+        more: Option<&Tensor>,
+        norm: Option<(&NormWeights, &Tensor)>,
+    ) -> Result<Tensor> {
+        let (rows, width) = stream.dims2()?;
+        if stream.dtype() != DType::F32 || more.is_some_and(|more| more.dims() != stream.dims()) {
+            bail!("the residual stream is {:?}, and {:?} is added", stream.dims(), more.map(Tensor::dims))
+        }
+        let (more_at, (more_type, _)) = match more {
+            Some(more) => (address(more)?, dtype_code(more.dtype())?),
+            None => (0, (0, "")),
+        };
+        let sum = if more.is_some() { empty(rows, width, DType::F32, stream.device())? } else { stream.clone() };
+        let (weight, bias, normed, (normed_type, _), is_rms, epsilon) = match norm {
+            Some((norm, normed)) => {
+                if norm.weight.elem_count() != width {
+                    bail!("a norm of {} numbers for {width}", norm.weight.elem_count())
+                }
+                let (is_rms, epsilon) = match norm.norm {
+                    Norm::Rms { eps } => (1u32, eps),
+                    Norm::Layer { eps } | Norm::Bare { eps } => (0, eps),
+                };
+                let (weight, bias) = (address(&norm.weight)?, address(&norm.bias)?);
+                (weight, bias, address(normed)?, dtype_code(normed.dtype())?, is_rms, epsilon)
+            }
+            None => (0, 0, 0, (0, ""), 0, 0.0),
+        };
+        let kernel = self.device.get_or_load_custom_func("add_norm", MODULE, PTX)?;
+        let (from, to, width) = (address(stream)?, address(&sum)?, width as u32);
+        let mut launch = kernel.builder();
+        launch.arg(&from).arg(&more_at).arg(&more_type).arg(&to).arg(&weight).arg(&bias);
+        launch.arg(&normed).arg(&normed_type).arg(&width).arg(&is_rms).arg(&epsilon);
+        let config = LaunchConfig { grid_dim: (rows as u32, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments are those of `add_norm` in kernels.cu. All tensors of rows have the shape of the stream, which is checked
+        // or as they were made here; weight and bias have its width. Without `more` the kernel does not write the sum.
+        unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+        Ok(sum)
+    }
+
+    /// Rows of the table of tokens, in f32. Tokens are below the length of the table, which a step checks before its passes.
+    pub(crate) fn embed(&self, table: &Tensor, tokens: &Tensor) -> Result<Tensor> {
+        let (count, width) = (tokens.elem_count(), table.dim(1)?);
+        let stream = empty(count, width, DType::F32, table.device())?;
+        let kernel = self.device.get_or_load_custom_func("embed", MODULE, PTX)?;
+        let ((dtype, _), width) = (dtype_code(table.dtype())?, width as u32);
+        let (from, tokens, to) = (address(table)?, address(tokens)?, address(&stream)?);
+        let mut launch = kernel.builder();
+        launch.arg(&from).arg(&dtype).arg(&tokens).arg(&to).arg(&width);
+        let config = LaunchConfig { grid_dim: (count as u32, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments are those of `embed` in kernels.cu.
+        unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+        Ok(stream)
+    }
+
+    /// Copies numbers as f32 to the beginning of another tensor.
+    pub(crate) fn widen(&self, from: &Tensor, to: &Tensor) -> Result<()> {
+        let count = from.elem_count();
+        if to.dtype() != DType::F32 || to.elem_count() < count {
+            bail!("{count} numbers have no room")
+        }
+        let kernel = self.device.get_or_load_custom_func("widen", MODULE, PTX)?;
+        let ((dtype, _), from, to) = (dtype_code(from.dtype())?, address(from)?, address(to)?);
+        let (blocks, count) = (count.div_ceil(256).min(4096) as u32, count as u64);
+        let mut launch = kernel.builder();
+        launch.arg(&from).arg(&dtype).arg(&to).arg(&count);
+        let config = LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments are those of `widen` in kernels.cu, and the room is checked.
+        unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+        Ok(())
+    }
+}
+
+/// Writes numbers to the beginning of a tensor of their size.
+pub(crate) fn upload<T: DeviceRepr>(to: &Tensor, numbers: &[T]) -> Result<()> {
+    if to.dtype().size_in_bytes() != size_of::<T>() || to.elem_count() < numbers.len() {
+        bail!("{} numbers have no room", numbers.len())
+    }
+    let stream = to.device().as_cuda_device()?.cuda_stream();
+    stream.context().bind_to_thread().map_err(candle_core::Error::wrap)?;
+    // SAFETY: the room is checked. From memory that is not pinned, the call returns when the numbers are copied
+    // (https://docs.nvidia.com/cuda/cuda-driver-api/api-sync-behavior.html).
+    unsafe { result::memcpy_htod_async(address(to)?, numbers, stream.cu_stream()) }.map_err(candle_core::Error::wrap)
+}
+
+/// Memory of the processor that a GPU copies to by itself, in a fraction of the time.
+pub(crate) struct Pinned {
+    at: NonNull<f32>,
+    length: usize,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: it is a buffer of numbers with one owner.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// Zeros.
+    pub(crate) fn new(device: &CudaDevice, length: usize) -> Result<Pinned> {
+        let context = device.cuda_stream().context().clone();
+        context.bind_to_thread().map_err(candle_core::Error::wrap)?;
+        // SAFETY: the length is not 0, and all of it is written before it is a slice of numbers.
+        let at = unsafe {
+            let at = result::malloc_host(length.max(1) * size_of::<f32>(), 0).map_err(candle_core::Error::wrap)?;
+            at.cast::<f32>().write_bytes(0, length.max(1));
+            at.cast::<f32>()
+        };
+        let Some(at) = NonNull::new(at) else { bail!("no pinned memory") };
+        Ok(Pinned { at, length, context })
+    }
+}
+
+impl Deref for Pinned {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: that many numbers were written when it was made, and it has one owner.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for Pinned {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.context.bind_to_thread();
+        // SAFETY: it was allocated by `malloc_host`, and copies into it are waited for. An error leaves it to the end of the process.
+        let _ = unsafe { result::free_host(self.at.as_ptr().cast()) };
+    }
+}
+
+/// A recorded step.
+pub(crate) struct Recorded(pub(crate) CudaGraph);
+
+// SAFETY: it is launched and dropped by the one owner of its model, and its stream may be used on any thread.
+unsafe impl Send for Recorded {}
+
+/// Copies the numbers of a tensor to the beginning of `to`.
+pub(crate) fn copy(from: &Tensor, to: &mut [f32]) -> Result<()> {
+    let (storage, layout) = from.storage_and_layout();
+    let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        bail!("a tensor is not on the GPU in one piece")
+    };
+    let Some(to) = to.get_mut(..end - start) else { bail!("{} numbers have no room", end - start) };
+    let device = storage.device();
+    let from = storage.as_cuda_slice::<f32>()?.slice(start..end);
+    device.cuda_stream().memcpy_dtoh(&from, to).map_err(candle_core::Error::wrap)?;
+    device.synchronize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Checkpoint;
+    use crate::gpu::Lease;
+
+    /// Numbers between -1 and 1 that repeat.
+    fn noise(count: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let mut random = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| random()).collect()
+    }
+
+    /// What [`Kernels::attend`] computes for one head, in f64.
+    fn attention(
+        query: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        from: usize,
+        end: usize,
+        scale: f32,
+        slope: f32,
+    ) -> Vec<f64> {
+        let width = query.len();
+        let row =
+            |of: &[f32], at: usize| of[at * width..(at + 1) * width].iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+        let dot = |at: usize| row(keys, at).iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum::<f64>();
+        let scores: Vec<f64> =
+            (from..end).map(|at| dot(at) * f64::from(scale) + f64::from(slope * at as f32)).collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let shares: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
+        let whole: f64 = shares.iter().sum();
+        (0..width)
+            .map(|d| (from..end).zip(&shares).map(|(at, share)| row(values, at)[d] * share).sum::<f64>() / whole)
+            .collect()
+    }
+
+    /// Two sequences of other lengths and capacities, with shared key heads, over all types and the widths of all variants.
+    #[test]
+    fn decode_rows_attend_as_in_f64() {
+        let Ok(lease) = Lease::open(0) else { return };
+        let device = lease.device();
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        let mut spec = Checkpoint::open(golden.as_ref()).unwrap().spec().clone();
+        (spec.shape.layers, spec.shape.heads, spec.kv_heads) = (1, 4, 2);
+        let dtypes = [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 2e-2)];
+        let cases = [
+            (6, 1, 0, false),
+            (8, 33, 7, false),
+            (64, 1000, 0, true),
+            (72, 31, 0, false),
+            (80, 2500, 300, false),
+            (96, 5000, 0, false),
+        ];
+        let more = [(128, 1030, 0, true), (136, 64, 0, false), (256, 3000, 2000, false)];
+        for ((width, length, window, has_biases), (dtype, bound)) in
+            cases.into_iter().chain(more).flat_map(|case| dtypes.map(|dtype| (case, dtype)))
+        {
+            (spec.head_dim, spec.scale, spec.windows) =
+                (width, 1.0 / (width as f32).sqrt(), vec![(window > 0).then_some(window)]);
+            let lengths = [length, length / 2 + 1];
+            let stored: Vec<[Tensor; 2]> = lengths
+                .iter()
+                .map(|length| {
+                    [1, 2].map(|seed| {
+                        let shape = (spec.kv_heads, length + 5, width);
+                        let numbers = noise(shape.0 * shape.1 * shape.2, seed + *length as u64);
+                        Tensor::from_vec(numbers, shape, device).unwrap().to_dtype(dtype).unwrap()
+                    })
+                })
+                .collect();
+            let caches: Vec<[Cache; 1]> = stored
+                .iter()
+                .map(|[keys, values]| {
+                    [Cache { addresses: addresses(keys, values).unwrap(), keys: keys.clone(), values: values.clone() }]
+                })
+                .collect();
+            let caches: Vec<&[Cache]> = caches.iter().map(|caches| &caches[..]).collect();
+            let pieces = [0, 1].map(|row| Piece { row, rows: 1, start: lengths[row] - 1 });
+            let kernels = Kernels::new(&spec, device, Tables::new(&spec, &pieces, &caches).unwrap()).unwrap();
+            let queries = noise(2 * spec.shape.heads * width, 3);
+            let on_device = Tensor::from_vec(queries.clone(), (2, spec.shape.heads * width), device).unwrap();
+            let slopes = [0.0, -0.01, -0.02, -0.03].map(|slope| if has_biases { slope } else { 0.0 });
+            let biases: Vec<f32> =
+                slopes.iter().flat_map(|slope| (0..length).map(move |at| slope * at as f32)).collect();
+            let biases = has_biases.then(|| Tensor::from_vec(biases, (spec.shape.heads, 1, length), device).unwrap());
+            let mixed = kernels.mixed(DType::F32, device).unwrap();
+            kernels.attend(0, &on_device, &mixed, dtype, biases.as_ref()).unwrap();
+            let found = mixed.to_vec2::<f32>().unwrap();
+            for (row, [keys, values]) in stored.iter().enumerate() {
+                let [keys, values] =
+                    [keys, values].map(|of| of.to_dtype(DType::F32).unwrap().to_vec3::<f32>().unwrap());
+                for head in 0..spec.shape.heads {
+                    let query = &queries[(row * spec.shape.heads + head) * width..][..width];
+                    let end = lengths[row];
+                    let from = if window > 0 { end.saturating_sub(window) } else { 0 };
+                    let [keys, values] = [&keys[head / 2], &values[head / 2]].map(|of| of.concat());
+                    let expected = attention(query, &keys, &values, from, end, spec.scale, slopes[head]);
+                    let pairs = expected.iter().zip(&found[row][head * width..]);
+                    let most = pairs.map(|(a, b)| (a - f64::from(*b)).abs()).fold(0.0, f64::max);
+                    assert!(most <= bound, "{dtype:?}, width {width}, {end} positions, head {head}: differs by {most}");
+                }
+            }
+        }
+    }
+}
