@@ -797,7 +797,7 @@ impl std::fmt::Display for Side {
                         Example:\n  \
         textnlp-deploy up --env staging                          deploy and measure the gate\n  \
         textnlp-deploy promote --from staging --to pilot\n  \
-        textnlp-deploy up --env pilot --no-gate                  without the gate, which this version does not measure completely"
+        textnlp-deploy up --env pilot --no-gate                  without the gate, which needs measurements of days"
 )]
 pub struct Promote {
     /// Source environment
@@ -834,6 +834,7 @@ pub enum Model {
     /// List the model catalogue and the cache
     List,
     /// Download a model into the cache
+    #[command(visible_alias = "add")]
     Pull {
         /// A catalogue name, `hf:ORG/NAME@REVISION`, `https://…`, `s3://…`, `gs://…`, `az://…`, `file:…` or `bundled`
         source: String,

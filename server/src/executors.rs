@@ -1,5 +1,5 @@
-//! Which executor serves a model: the own kernels where they have its family, else candle, if it is part of this build. On a GPU it is
-//! candle for all families.
+//! Which executor serves a model: the own kernels where they have its family, else candle, if it is part of this build.
+//! On a GPU it is candle for all families.
 
 use std::path::Path;
 use std::time::Duration;
@@ -104,8 +104,8 @@ pub(crate) async fn fault(_gpu: Option<usize>) -> Option<String> {
     None
 }
 
-/// Whether this program can compute where the setting `models.device` says, on a machine that has it; a job checks it before servers
-/// change.
+/// Whether this program can compute where the setting `models.device` says, on a machine that has it; a job checks it
+/// before servers change.
 pub(crate) fn supports(device: config::Device) -> Result<(), String> {
     match device {
         config::Device::Cuda(number) if !cfg!(feature = "cuda") => {
@@ -286,8 +286,8 @@ impl Opened {
         files::notes(self.tokenizer(), rows)
     }
 
-    /// Reads the weights, and makes room for keys and values of that count of positions, which an encoder does not keep.
-    /// The notes say what an operator should know about how they are held.
+    /// Reads the weights, and makes room for keys and values of that count of positions, which an encoder does not
+    /// keep. The notes say what an operator should know about how they are held.
     pub(crate) fn load(
         &self,
         model: &config::Model,
@@ -318,8 +318,8 @@ impl Opened {
     }
 }
 
-/// The memory where a model computes. Of a GPU that answers with an error it is unknown, and loading says why. An error if the GPU
-/// does not answer in time.
+/// The memory where a model computes. Of a GPU that answers with an error it is unknown, and loading says why. An error
+/// if the GPU does not answer in time.
 pub(crate) async fn memory(number: Option<usize>) -> Result<Memory, String> {
     let Some(number) = number else { return Ok(Memory::here()) };
     let answer = call_gpu(&GPU_CALLS, GPU_TIMEOUT, move || gpu(number, false)).await;

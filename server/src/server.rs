@@ -124,6 +124,7 @@ impl Server {
             queue: config.api.queue,
             prefix_cache: config.models.prefix_cache,
             draft_tokens: config.models.draft_tokens,
+            threads: config.models.threads,
             ..EngineOptions::default()
         };
         let engine = Engine::start(options).map_err(StartError::Engine)?;

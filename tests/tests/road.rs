@@ -460,5 +460,10 @@ fn cli_prints_its_version_and_shell_completions() {
     assert!(help.out.contains("up --env staging"), "{}", help.out);
     sandbox.run(&[]).expect(2);
     let providers = sandbox.run(&["providers"]).expect(0);
-    assert!(providers.out.contains("onprem"), "{}", providers.out);
+    for name in ["onprem", "kubernetes", "aws", "gcp", "azure"] {
+        assert!(providers.out.lines().any(|line| line.starts_with(&format!("{name} "))), "{name}: {}", providers.out);
+    }
+    let choice = |line: &&str| line.contains("database.kind") && line.contains("sqlite, postgres/external");
+    assert!(providers.out.contains("onprem, process\n"), "{}", providers.out);
+    assert_eq!(providers.out.lines().filter(choice).count(), 1, "{}", providers.out);
 }

@@ -10,6 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_net::client::ProxySettings;
 use textnlp_orchestrator::alert::{DeliveredAlert, Sender};
+use textnlp_orchestrator::environment::model::SiteSettings;
 use textnlp_service::alerts::{self, ReceiverDestination};
 
 use super::prelude::*;
@@ -104,7 +105,13 @@ fn list(session: &Session, console: Console) -> Result<Success, Failure> {
         sites.push(json!({ "site": site, "receivers": receivers, "active": active, "waiting": waiting }));
     }
     if sites.is_empty() {
-        text = format!("{name} has no alert receivers: no `monitoring.receivers` were applied");
+        let environment = &chosen.loaded.environment;
+        let in_cluster = environment.sites.iter().any(SiteSettings::is_in_cluster);
+        text = if in_cluster && !environment.monitoring.receivers.is_empty() {
+            format!("{name} has no alerts on this machine: the monitoring of its clusters sends them")
+        } else {
+            format!("{name} has no alert receivers: no `monitoring.receivers` were applied")
+        };
     }
     Ok(Success::new(text.trim_end(), json!({ "environment": name, "sites": sites })))
 }

@@ -466,9 +466,9 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         (global.env, global.file) = (Some(name.to_string()), None);
     }
     let session = Session::new(global)?;
-    // A restore also works in a phase whose gate this version does not measure completely.
+    // A restore also works in a phase whose gate needs more than this run.
     let phase = session.load(session.quiet())?.loaded.environment.phase;
-    let up = Up { no_gate: !PhaseDefinition::of(phase).is_measured(), ..Up::default() };
+    let up = Up { no_gate: !PhaseDefinition::of(phase).is_measured_by_up(), ..Up::default() };
     let mut done = super::up::up(&session, &up, console).await.map_err(|failure| failure.document(document.clone()))?;
     done.document.insert("restored".to_owned(), document);
     Ok(done)

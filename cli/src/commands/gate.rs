@@ -47,7 +47,7 @@ fn occasion(args: &Gate) -> Occasion {
 /// The `gate` member of JSON documents.
 pub fn document(kept: &StoredEvidence) -> Value {
     let gate = kept.gate();
-    json!({ "state": gate.state(), "checks": kept.checks, "blockers": gate.blockers(), "exemptions": kept.exemptions, "at": kept.at, "reused": kept.reused })
+    json!({ "state": gate.state(), "checks": kept.checks, "blockers": gate.blockers(), "exemptions": kept.exemptions, "changed_limits": kept.changed_limits, "at": kept.at, "reused": kept.reused })
 }
 
 /// The evidence as text.
@@ -80,6 +80,9 @@ pub fn text(kept: &StoredEvidence) -> String {
     }
     for recorded in &kept.exemptions {
         text.push_str(&format!("\n  ~ {}", recorded.text(now)));
+    }
+    for limit in &kept.changed_limits {
+        text.push_str(&format!("\n  ~ {limit}, as shipped for phase {}", kept.phase));
     }
     text.push_str(&format!("\n  report {}", kept.report));
     text

@@ -275,8 +275,8 @@ fn executors_text(s: &Summary) -> &'static str {
         ["candle"] => {
             "candle, which is not part of this build; build it with `cargo build --release --features candle`"
         }
-        [_] => "own kernels",
-        _ => "own kernels; candle with `executor: candle`",
+        [_, _] if cfg!(feature = "candle") => "own kernels; candle with `executor: candle`",
+        _ => "own kernels",
     }
 }
 

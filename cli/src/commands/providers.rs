@@ -45,8 +45,29 @@ pub fn providers() -> Success {
         Ok(found) => json!({ "provider": found.provider, "because": found.because, "seen": seen }),
         Err(why) => json!({ "provider": null, "because": why.cause, "seen": seen }),
     };
-    text.push_str("\n\nSupported settings: textnlp-deploy providers --output json");
+    for row in clouds::PROVIDERS.iter().filter(|row| row.missing.is_none()) {
+        for support in row.capabilities.runtimes {
+            let _ = write!(text, "\n\n{}, {}", row.name, support.runtime);
+            for (setting, values) in choices(support) {
+                let _ = write!(text, "\n  {setting:<26} {}", values.join(", "));
+            }
+        }
+    }
+    text.push_str("\n\nSupported optional settings: textnlp-deploy providers --output json");
     Success::new(text, json!({ "providers": rows, "detected": document }))
+}
+
+/// The values of each setting that has a choice, in the order in which the provider lists them.
+fn choices(support: &RuntimeSupport) -> Vec<(&'static str, Vec<String>)> {
+    let mut choices: Vec<(&str, Vec<String>)> = Vec::new();
+    for capability in support.supported.iter().filter(|one| !matches!(one, Capability::Optional(_))) {
+        let (path, value) = (capability.path(), capability.to_string());
+        match choices.iter_mut().find(|(known, _)| *known == path) {
+            Some((_, values)) => values.push(value),
+            None => choices.push((path, vec![value])),
+        }
+    }
+    choices
 }
 
 /// `preflight`: reports all problems at once, and exits with 1 if any must be fixed.

@@ -23,7 +23,7 @@ use crate::backup::key;
 use crate::failure::{preflight_failure, state_failed};
 use crate::release::program_of;
 use crate::up::run_failed;
-use crate::{ChosenEnvironment, Exit, Failure, Platform, Progress, Scope};
+use crate::{ChosenEnvironment, Exit, Failure, Platform, Progress, Scope, alerts};
 
 /// The account `by` as the operator, in this process.
 pub fn acting(platform: &dyn Platform, by: String, reason: Option<String>) -> Operator {
@@ -97,6 +97,7 @@ impl Deployment {
             sites.insert(site.name.clone(), here);
         }
         problems.extend(doubled(environment, &sites));
+        problems.extend(alerts::cluster_problems(environment));
         if !problems.is_empty() {
             return Err(preflight_failure("environment check", "not_available", Exit::Usage, &problems));
         }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment;
+use textnlp_orchestrator::gate::ChangedLimit;
 use textnlp_orchestrator::gate::phases::PhaseDefinition;
 use textnlp_orchestrator::release::{
     self, Applied, Entry, History, HistoryError, Lock, LockDifference, Recorded, Release, configuration_digest, images,
@@ -42,6 +43,8 @@ pub struct Promoted {
     pub changed: Option<Vec<LockDifference>>,
     /// Whether the baseline of `source` was copied to `target`, or why not.
     pub baseline: Result<bool, String>,
+    /// Settings of the gate of `source` that differ from those of the environment that ships for its phase.
+    pub changed_limits: Vec<ChangedLimit>,
 }
 
 /// Writes the release of `source` to the lock of `target`, and the evidence that its phase needs. Refused with all reasons
@@ -57,6 +60,12 @@ pub async fn promote(
         Ok(evidence) => (Some(evidence), (Vec::new(), None)),
         Err(unverified) => (None, unverified),
     };
+    let needs = PhaseDefinition::of(target.loaded.environment.phase).after();
+    let at = evidence.as_ref().map(|evidence| evidence.at);
+    if let Some(why) = needs.and(at).and_then(|at| order::too_old(&source.scope.name, at, Timestamp::now())) {
+        blockers.push(why);
+        hint = Some(source.scope.same("gate --again"));
+    }
     let promoted = match &proven {
         None => None,
         Some(proven) => match release::promote(proven, &target.loaded.environment) {
@@ -86,11 +95,11 @@ pub async fn promote(
     order::keep(source, &evidence, target, &lock)?;
     lock.write(&target.lock_path)?;
     // The evidence has made the folder.
-    let baseline = match PhaseDefinition::of(target.loaded.environment.phase).after() {
+    let baseline = match needs {
         Some(_) => baseline::carry(&source.scope.folder, &target.scope.folder),
         None => Ok(false),
     };
-    Ok(Promoted { lock, changed, baseline })
+    Ok(Promoted { lock, changed, baseline, changed_limits: evidence.changed_limits })
 }
 
 /// The server program of a release in the environment where it ran. None of a copied state: its author chose the digest,

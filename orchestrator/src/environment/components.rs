@@ -507,6 +507,7 @@ fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> pa
     part::Monitoring {
         stack,
         receivers: receivers.iter().map(|(name, to)| (name.clone(), address(to))).collect(),
+        secrets: Some(name(names::SECRETS)),
         limits: part::AlertLimits { memory: alerts.memory, disk: alerts.disk, restarts: alerts.restarts },
         service: part::ServiceLimits {
             latency_seconds: alerts.latency.0.as_secs_f64(),
@@ -715,9 +716,16 @@ fn outside(e: &Environment, release: &Release) -> Option<part::PrometheusQueries
 /// User-provided secrets that belong to no other component.
 fn external_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> BTreeMap<String, part::ExternalSecret> {
     let token = e.rollout.prometheus.as_ref().and_then(|prometheus| prometheus.token.as_ref());
-    // Only servers in a cluster read it.
-    let token = token.filter(|_| site.is_in_cluster());
-    token.map(|token| (PROMETHEUS_TOKEN.to_owned(), external_secret(token, release))).into_iter().collect()
+    // Only what is in a cluster reads them.
+    if !site.is_in_cluster() {
+        return BTreeMap::new();
+    }
+    let receivers = e.monitoring.receivers.iter().filter_map(|(name, address)| match address {
+        UrlSource::Secret(secret) if e.monitoring.stack => Some((part::receiver_secret(name), secret)),
+        UrlSource::Secret(_) | UrlSource::Url(_) => None,
+    });
+    let all = receivers.chain(token.map(|token| (PROMETHEUS_TOKEN.to_owned(), token)));
+    all.map(|(name, secret)| (name, external_secret(secret, release))).collect()
 }
 
 /// A host as a listen address.

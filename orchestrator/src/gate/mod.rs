@@ -7,6 +7,7 @@
 mod checks;
 mod exemption;
 mod keys;
+mod limits;
 pub mod phases;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use exemption::{EnteredPhase, EntryBasis, Exemption, MAX_WAIVER_DAYS, RecordedExemption, WaiverError, waiver};
 pub use keys::{IssuedKey, KeyIssuer, KeyRequest};
+pub use limits::{ChangedLimit, changed_limits};
 
 pub(crate) use checks::encoders;
 
@@ -267,6 +269,8 @@ pub struct Evidence {
     pub checks: Vec<Check>,
     /// Every exemption of the environment, also those that ended.
     pub exemptions: Vec<RecordedExemption>,
+    /// Settings that differ from those of the environment that ships for the phase.
+    pub changed_limits: Vec<ChangedLimit>,
     /// The load test, if it ran.
     pub load: Option<Measured>,
     /// A text that the service generated during the checks.
@@ -333,6 +337,7 @@ pub async fn evaluate(
         gate: Gate::of(&found.checks, at),
         checks: found.checks,
         exemptions: outside.exemptions.to_vec(),
+        changed_limits: changed_limits(environment),
         load: found.load,
         sample: found.sample,
         address: outside.address.to_owned(),
@@ -423,7 +428,8 @@ fn unmeasured(check: &CheckDefinition, environment: &Environment, found: &GateRe
         CheckSource::With(name) if measured(name).is_some_and(|with| !with.measured.is_null()) => {
             Some(check.unknown(environment, format_args!("`{name}` was measured without it")))
         }
-        CheckSource::With(_) | CheckSource::Probe(_) | CheckSource::Load => None,
+        CheckSource::With(name) => Some(check.waiting(environment, format_args!("measured with `{name}`"))),
+        CheckSource::Probe(_) | CheckSource::Load => None,
     }
 }
 

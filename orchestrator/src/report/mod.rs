@@ -114,10 +114,11 @@ fn gate_of(evidence: &Evidence) -> Value {
         .iter()
         .map(|c| json!({"name": c.name, "measured": c.measured_text(), "limit": c.demand_with_unit(), "ok": c.ok, "warning": c.warning, "waived": c.waived_until, "note": c.note}))
         .collect();
+    let changed: Vec<String> = evidence.changed_limits.iter().map(ToString::to_string).collect();
     let exemptions: Vec<String> = evidence.exemptions.iter().map(|recorded| recorded.text(evidence.at)).collect();
     json!({
         "state": evidence.gate.state(), "phase": evidence.phase, "seconds": format!("{:.1}", evidence.seconds),
-        "checks": checks, "exemptions": exemptions,
+        "checks": checks, "exemptions": exemptions, "changed_limits": changed,
     })
 }
 

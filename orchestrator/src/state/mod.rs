@@ -54,7 +54,7 @@ use snapshot::Snapshot;
 /// Scheduled backups as the holder of a lock, in [`Holder::by`].
 pub const SCHEDULE: &str = "schedule";
 /// How long a run waits for a scheduled backup that holds the lock.
-const SCHEDULE_TIMEOUT: Duration = Duration::from_secs(120);
+pub const SCHEDULE_TIMEOUT: Duration = Duration::from_secs(120);
 const SCHEDULE_POLL: Duration = Duration::from_millis(500);
 
 const LINEAGE: &str = "lineage.json";

@@ -432,7 +432,8 @@ fn scale_up_gate_runs_no_load_and_waits_for_missing_measurements() {
     let owned = |all: &[(&str, bool)]| all.iter().map(|(name, waits)| ((*name).to_owned(), *waits)).collect::<Vec<_>>();
     let missing = [(SECURITY_AUDIT, true), (COMPLIANCE, true)];
     let none = blockers(Vec::new());
-    let records = [(SESSIONS, true), (GROWTH, true), (METRICS, true), (VULNERABILITIES, true)];
+    let records =
+        [(SESSIONS, true), ("p95 of their answers", true), (GROWTH, true), (METRICS, true), (VULNERABILITIES, true)];
     assert_eq!(none, owned(&[&records[..], &missing].concat()));
     let some = blockers(vec![metrics, held, audit()]);
     assert_eq!(some, owned(&[&[("p95 of their answers", false), (GROWTH, true)][..], &missing].concat()));
@@ -474,9 +475,7 @@ fn gates_measure_the_checks_of_the_table_with_its_limits() {
             let row = definition.check(&check.name).unwrap_or_else(|| panic!("{name}: {} is in no row", check.name));
             assert_eq!(row.limit(&environment), check.limit, "{name}: {}", check.name);
         }
-        let is_absent =
-            |row: &&phases::CheckDefinition| matches!(row.source, CheckSource::With(_)) || row.name == EMBEDDINGS;
-        for row in definition.checks().filter(|row| !is_absent(row)) {
+        for row in definition.checks().filter(|row| row.name != EMBEDDINGS) {
             let check = found.iter().find(|check| check.name == row.name);
             let check = check.unwrap_or_else(|| panic!("{name}: {} was not measured", row.name));
             assert_eq!(check.measured.is_null(), !check.ok, "{name}: {check}");
@@ -535,8 +534,9 @@ fn check_without_a_measurement_keeps_the_gate_from_opening_with_the_reason() {
         custom model: could not be measured (clients cannot upload models; `models` lists them)
         single sign-on: could not be measured (the server has no single sign-on; a SAML proxy (`sites[].cluster.saml`) is your own)"#]],
     );
-    let unmeasured = PHASES.iter().filter(|definition| !definition.is_measured()).map(|definition| definition.phase);
-    let expected = [Phase::Pilot, Phase::Enterprise, Phase::Optimized];
+    let unmeasured =
+        PHASES.iter().filter(|definition| !definition.is_measured_by_up()).map(|definition| definition.phase);
+    let expected = [Phase::Pilot, Phase::ScaleUp, Phase::Enterprise, Phase::MultiRegion, Phase::Optimized];
     assert_eq!(unmeasured.collect::<Vec<_>>(), expected);
 }
 

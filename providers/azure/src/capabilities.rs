@@ -56,6 +56,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Gpu(GpuSize::Large),
             Gpu(GpuSize::Xlarge),
             Optional(Setting::AddressRange),
+            Optional(Setting::AlertReceivers),
             Optional(Setting::Autoscaling),
             Optional(Setting::Backup),
             Optional(Setting::BackupSize),

@@ -659,6 +659,9 @@ pub struct Monitoring {
     /// The alert receivers by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub receivers: BTreeMap<String, ReceiverAddress>,
+    /// The component with the secret ones, each as [`receiver_secret`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<ComponentName>,
     /// Thresholds of alerts.
     #[serde(default)]
     pub limits: AlertLimits,
@@ -722,6 +725,89 @@ pub enum ReceiverAddress {
     Secret(ExternalSecret),
     /// An address without a secret.
     Plain(String),
+}
+
+/// What to write where the alerts of a cluster cannot be sent to a receiver.
+pub const CLUSTER_RECEIVERS: &str = "write a webhook `https://…`, which may be a secret, or mail without a password: \
+     `smtp://HOST[:PORT]?from=…&to=…` with STARTTLS, or `smtps://HOST?…` on port 465";
+
+/// The name of a receiver's address among the secrets of a site in a cluster.
+pub fn receiver_secret(receiver: &str) -> String {
+    format!("receiver-{receiver}")
+}
+
+/// Whether a webhook can be reached from another machine by HTTPS.
+pub fn is_public_webhook(address: &str) -> bool {
+    let Some(rest) = address.trim().strip_prefix("https://") else { return false };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit());
+    let host = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(host, _)| host);
+    !host.is_empty() && !is_loopback(host) && !address.trim().contains(char::is_whitespace)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// What an address of mail without a password says: `smtps://HOST?from=…&to=…,…` or `smtp://HOST[:587]?…`. TLS begins with
+/// the connection on port 465 only, as Alertmanager has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MailAddresses {
+    /// The mail server.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether the connection begins with TLS; else the server must offer STARTTLS.
+    pub tls: bool,
+    /// The sender.
+    pub from: String,
+    /// The recipients.
+    pub to: Vec<String>,
+}
+
+impl MailAddresses {
+    /// `None` where it is another address, or has a password, a server of this machine, another port of TLS or an encoding
+    /// that mail addresses do not need.
+    pub fn of(address: &str) -> Option<Self> {
+        let (scheme, rest) = address.trim().split_once("://")?;
+        let (tls, usual) = match scheme {
+            "smtps" => (true, 465),
+            "smtp" => (false, 587),
+            _ => return None,
+        };
+        let (server, query) = rest.split_once('?')?;
+        let server = server.trim_end_matches('/');
+        if server.is_empty() || server.contains('@') {
+            return None;
+        }
+        let (host, port) = match server.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+            _ => (server, usual),
+        };
+        if is_loopback(host) || tls != (port == 465) {
+            return None;
+        }
+        let (mut from, mut to) = (None, Vec::new());
+        for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+            let value = value.replace("%40", "@").replace("%2C", ",");
+            let mut each = value.split(',').map(|one| one.trim().to_owned());
+            match name {
+                "from" => from = each.next(),
+                "to" => to.extend(each),
+                _ => return None,
+            }
+        }
+        let is_address = |text: &String| text.contains('@') && !text.contains('%');
+        let from = from.filter(is_address)?;
+        (!to.is_empty() && to.iter().all(is_address)).then(|| Self { host: host.to_owned(), port, tls, from, to })
+    }
+
+    /// `HOST:PORT`.
+    pub fn server(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
 }
 
 /// Thresholds of alerts.
@@ -953,4 +1039,51 @@ pub struct Backup {
     /// The maximum age of the archived WAL of a PostgreSQL, in seconds; `None` archives none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point_in_time_seconds: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mail_without_a_password_is_read_from_its_address() {
+        let mail = MailAddresses::of("smtp://mail.example.com?from=a@b.c&to=d@e.f,g%40h.i&to=j@k.l").unwrap();
+        assert_eq!((mail.server().as_str(), mail.tls, mail.from.as_str()), ("mail.example.com:587", false, "a@b.c"));
+        assert_eq!(mail.to, ["d@e.f", "g@h.i", "j@k.l"]);
+        let mail = MailAddresses::of(" smtps://[2001:db8::1]?from=a@b.c&to=d@e.f\n").unwrap();
+        assert_eq!((mail.server().as_str(), mail.tls), ("[2001:db8::1]:465", true));
+        assert_eq!(MailAddresses::of("smtp://mail.example.com:25/?from=a@b.c&to=d@e.f").unwrap().port, 25);
+        for other in [
+            "https://hooks.example.com/?from=a@b.c&to=d@e.f",
+            "smtps://ada:hunter2@mail.example.com?from=a@b.c&to=d@e.f",
+            "smtps://mail.example.com?to=d@e.f",
+            "smtps://mail.example.com?from=a@b.c",
+            "smtps://mail.example.com?from=a@b.c&to=d@e.f&auth=login",
+            "smtps://mail.example.com?from=a@b.c&to=d%0a@e.f",
+            "smtps://?from=a@b.c&to=d@e.f",
+            "smtps://mail.example.com:587?from=a@b.c&to=d@e.f",
+            "smtp://mail.example.com:465?from=a@b.c&to=d@e.f",
+            "smtp://localhost?from=a@b.c&to=d@e.f",
+            "smtp://127.0.0.1:2525?from=a@b.c&to=d@e.f",
+        ] {
+            assert_eq!(MailAddresses::of(other), None, "{other}");
+        }
+        for hook in
+            ["https://hooks.example.com", "https://a:b@hooks.example.com:8443/x?y#z", "https://[2001:db8::1]/x\n"]
+        {
+            assert!(is_public_webhook(hook), "{hook}");
+        }
+        for other in [
+            "http://hooks.example.com/x",
+            "https://",
+            "https:///x",
+            "https://localhost:8443/x",
+            "https://127.0.0.1/x",
+            "https://[::1]:8443/x",
+            "https://hooks.example.com/a b",
+            "smtps://mail.example.com?from=a@b.c&to=d@e.f",
+        ] {
+            assert!(!is_public_webhook(other), "{other}");
+        }
+    }
 }

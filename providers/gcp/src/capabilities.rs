@@ -45,6 +45,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Gpu(GpuSize::Large),
             Gpu(GpuSize::Xlarge),
             Optional(Setting::AddressRange),
+            Optional(Setting::AlertReceivers),
             Optional(Setting::ArchiveAfter),
             Optional(Setting::Autoscaling),
             Optional(Setting::Backup),

@@ -31,6 +31,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             State(Store::Gs),
             State(Store::Az),
             Backup(Store::Folder),
+            Optional(Setting::AlertReceivers),
             Optional(Setting::Autoscaling),
             Optional(Setting::Backup),
             Optional(Setting::BackupSize),

@@ -144,7 +144,7 @@ macro_rules! row {
 }
 
 /// The table, in dependency order.
-pub(crate) static ROWS: [Row; 34] = [
+pub(crate) static ROWS: [Row; 35] = [
     Row {
         namespaced: false,
         ready: ready::namespace,
@@ -381,6 +381,16 @@ pub(crate) static ROWS: [Row; 34] = [
     Row {
         brought_by: Some("the Prometheus operator"),
         ..row!("prometheus-rule", "alerts", "monitoring.coreos.com" / "v1", "prometheusrules", "PrometheusRule")
+    },
+    Row {
+        brought_by: Some("the Prometheus operator"),
+        ..row!(
+            "alertmanager-config",
+            "receivers of alerts",
+            "monitoring.coreos.com" / "v1alpha1",
+            "alertmanagerconfigs",
+            "AlertmanagerConfig"
+        )
     },
     Row {
         brought_by: Some("CloudNativePG"),

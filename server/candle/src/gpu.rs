@@ -14,8 +14,9 @@ pub struct Gpu {
     pub available: u64,
 }
 
-/// What stays free: modules of kernels, the workspace of cuBLAS, activations, and joined matrices while a model is loaded. On an H100 a
-/// server took 0.75 GB beside weights, keys and values, of which the context of the driver was there before this memory was read.
+/// What stays free: modules of kernels, the workspace of cuBLAS, activations, and joined matrices while a model is
+/// loaded. On an H100 a server took 0.75 GB beside weights, keys and values, of which the context of the driver was
+/// there before this memory was read.
 #[cfg(feature = "cuda")]
 const RESERVE: u64 = 512 << 20;
 
@@ -37,8 +38,8 @@ pub(crate) fn has_bf16() -> bool {
     false
 }
 
-/// A device of candle: a stream of a GPU, in which everything of one model is. candle keeps workspaces for each device for ever, so that
-/// those of models that are gone are used again.
+/// A device of candle: a stream of a GPU, in which everything of one model is. candle keeps workspaces for each device
+/// for ever, so that those of models that are gone are used again.
 pub(crate) struct Lease {
     number: usize,
     device: Device,
@@ -79,7 +80,8 @@ fn new_device(number: usize) -> candle_core::Result<Device> {
     let mut keep = u64::MAX;
     let stream = of_gpu.cuda_stream();
     #[allow(unsafe_code)]
-    // SAFETY: everything of this device is in its one stream, which orders it, and nothing of it is used on another one.
+    // SAFETY: everything of this device is in its one stream, which orders it, and nothing of it is used on another
+    // one.
     unsafe {
         of_gpu.disable_event_tracking();
     }
@@ -89,7 +91,8 @@ fn new_device(number: usize) -> candle_core::Result<Device> {
         // SAFETY: the attribute is a number of 64 bits, which is read in the call
         // (https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__MALLOC__ASYNC.html).
         let kept = unsafe {
-            // Else each step that is waited for returns the memory of its activations to the driver, and the next one asks for it again.
+            // Else each step that is waited for returns the memory of its activations to the driver, and the next one
+            // asks for it again.
             let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             result::device::get_default_mem_pool(stream.context().cu_device())
                 .and_then(|pool| sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut keep).cast()).result())
@@ -127,7 +130,8 @@ fn kept_free(
     Ok(reserved.saturating_sub(read(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?))
 }
 
-/// One product and one sum: the first needs the libraries, and a driver that is too old refuses the kernels of the second.
+/// One product and one sum: the first needs the libraries, and a driver that is too old refuses the kernels of the
+/// second.
 #[cfg(feature = "cuda")]
 fn compute(number: usize) -> candle_core::Result<f32> {
     let lease = Lease::open(number)?;
@@ -185,10 +189,10 @@ impl Gpu {
         Ok(Gpu { name, total: total as u64, available })
     }
 
-    /// Why the GPU of this number computes nothing more for this process; `None` where it does. After a fault in a kernel, of the
-    /// memory or of the GPU itself, each further call fails until the process is started again
-    /// (<https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html>, such as `CUDA_ERROR_ILLEGAL_ADDRESS`). Other errors
-    /// concern one call, so that the next one tells them apart.
+    /// Why the GPU of this number computes nothing more for this process; `None` where it does. After a fault in a
+    /// kernel, of the memory or of the GPU itself, each further call fails until the process is started again
+    /// (<https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html>, such as `CUDA_ERROR_ILLEGAL_ADDRESS`).
+    /// Other errors concern one call, so that the next one tells them apart.
     #[cfg(feature = "cuda")]
     pub fn fault(number: usize) -> Option<String> {
         use candle_core::cuda_backend::cudarc::driver::{CudaContext, sys::CUresult};

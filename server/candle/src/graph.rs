@@ -1,5 +1,5 @@
-//! Steps of single rows, recorded once for each count of rows and launched as one graph from then on: the GPU computes such a step
-//! faster than the processor launches its kernels.
+//! Steps of single rows, recorded once for each count of rows and launched as one graph from then on: the GPU computes
+//! such a step faster than the processor launches its kernels.
 //!
 //! Nothing about a step is in its graph but the count of rows: what differs is read from memory that keeps its place.
 
@@ -41,8 +41,8 @@ struct Inputs {
 }
 
 impl Graphs {
-    /// Of a model that computes on a device. Products with quantized matrices use a workspace of candle's, which a larger step replaces:
-    /// a graph would go on using what was freed.
+    /// Of a model that computes on a device. Products with quantized matrices use a workspace of candle's, which a
+    /// larger step replaces: a graph would go on using what was freed.
     pub(crate) fn new(spec: &Spec, device: &Device, is_quantized: bool) -> Graphs {
         let is_recorded = device.is_cuda()
             && !is_quantized
@@ -92,8 +92,8 @@ impl Graphs {
                 compute()?;
             }
             None => {
-                // While this lives, candle keeps the sizes that it sends to the GPU with its launches, and what else it would send
-                // during the recording is an error.
+                // While this lives, candle keeps the sizes that it sends to the GPU with its launches, and what else it
+                // would send during the recording is an error.
                 let _kept = device.enable_cuda_graph_htod_cache();
                 // This is the step, and loads what a recording cannot.
                 compute()?;

@@ -1,7 +1,7 @@
 //! Launches of the kernels in `kernels.cu`, for the rows of a pass on a GPU.
 //!
-//! All work of a device is in one stream, in the order in which it is launched here, and memory is freed in that stream, too: what a
-//! kernel reads or writes is there until it has run.
+//! All work of a device is in one stream, in the order in which it is launched here, and memory is freed in that
+//! stream, too: what a kernel reads or writes is there until it has run.
 #![allow(unsafe_code)]
 
 use crate::layer::{Cache, Piece};
@@ -156,8 +156,8 @@ impl<'a> Kernels<'a> {
         Ok(address(&self.caches)? + (layer * self.sequences * 2 * size_of::<u64>()) as u64)
     }
 
-    /// RoPE of queries and keys; keys and values go into the KV caches. `qkv` is rows × (heads + 2 · key heads) · width; the answer is the queries,
-    /// rows × heads · width.
+    /// RoPE of queries and keys; keys and values go into the KV caches. `qkv` is rows × (heads + 2 · key heads) ·
+    /// width; the answer is the queries, rows × heads · width.
     pub(crate) fn rope_and_store(
         &self,
         layer: usize,
@@ -191,8 +191,9 @@ impl<'a> Kernels<'a> {
             block_dim: ((width as u32).next_multiple_of(32).min(256), 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the arguments are those of `rope_and_store` in kernels.cu. The shape of `qkv` is checked; rotations have a row for each row and
-        // half of the rotated numbers; each position is below the capacity of its sequence, which a step checks before its passes.
+        // SAFETY: the arguments are those of `rope_and_store` in kernels.cu. The shape of `qkv` is checked; rotations
+        // have a row for each row and half of the rotated numbers; each position is below the capacity of its sequence,
+        // which a step checks before its passes.
         unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
         Ok(queries)
     }
@@ -202,8 +203,8 @@ impl<'a> Kernels<'a> {
         empty(self.count, self.spec.shape.heads * self.spec.head_dim, dtype, device)
     }
 
-    /// Attention of the rows that are the only ones of their sequence, written to their places in `mixed`. `biases` are heads × 1 ×
-    /// positions.
+    /// Attention of the rows that are the only ones of their sequence, written to their places in `mixed`. `biases` are
+    /// heads × 1 × positions.
     pub(crate) fn attend(
         &self,
         layer: usize,
@@ -241,8 +242,9 @@ impl<'a> Kernels<'a> {
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: (groups * (width + 2) * size_of::<f32>()) as u32,
         };
-        // SAFETY: the arguments are those of `attend` in kernels.cu; queries and `mixed` are rows × heads · width as `rope_and_store` and `mixed`
-        // made them, parts have room for each block, and biases reach to the last position of the pass.
+        // SAFETY: the arguments are those of `attend` in kernels.cu; queries and `mixed` are rows × heads · width as
+        // `rope_and_store` and `mixed` made them, parts have room for each block, and biases reach to the last position
+        // of the pass.
         unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
         if splits == 1 {
             return Ok(());
@@ -281,7 +283,8 @@ impl<'a> Kernels<'a> {
         Ok(inner)
     }
 
-    /// The residual stream, rows × width in f32, with what a part of a layer said added, if it did; and their norm as `dtype`.
+    /// The residual stream, rows × width in f32, with what a part of a layer said added, if it did; and their norm as
+    /// `dtype`.
     pub(crate) fn add_norm(
         &self,
         stream: &Tensor,
@@ -335,13 +338,15 @@ impl<'a> Kernels<'a> {
         launch.arg(&from).arg(&more_at).arg(&more_type).arg(&to).arg(&weight).arg(&bias);
         launch.arg(&normed).arg(&normed_type).arg(&width).arg(&is_rms).arg(&epsilon);
         let config = LaunchConfig { grid_dim: (rows as u32, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
-        // SAFETY: the arguments are those of `add_norm` in kernels.cu. All tensors of rows have the shape of the stream, which is checked
-        // or as they were made here; weight and bias have its width. Without `more` the kernel does not write the sum.
+        // SAFETY: the arguments are those of `add_norm` in kernels.cu. All tensors of rows have the shape of the
+        // stream, which is checked or as they were made here; weight and bias have its width. Without `more` the kernel
+        // does not write the sum.
         unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
         Ok(sum)
     }
 
-    /// Rows of the table of tokens, in f32. Tokens are below the length of the table, which a step checks before its passes.
+    /// Rows of the table of tokens, in f32. Tokens are below the length of the table, which a step checks before its
+    /// passes.
     pub(crate) fn embed(&self, table: &Tensor, tokens: &Tensor) -> Result<Tensor> {
         let (count, width) = (tokens.elem_count(), table.dim(1)?);
         let stream = empty(count, width, DType::F32, table.device())?;
@@ -431,7 +436,8 @@ impl DerefMut for Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         let _ = self.context.bind_to_thread();
-        // SAFETY: it was allocated by `malloc_host`, and copies into it are waited for. An error leaves it to the end of the process.
+        // SAFETY: it was allocated by `malloc_host`, and copies into it are waited for. An error leaves it to the end
+        // of the process.
         let _ = unsafe { result::free_host(self.at.as_ptr().cast()) };
     }
 }
@@ -495,7 +501,8 @@ mod tests {
             .collect()
     }
 
-    /// Two sequences of other lengths and capacities, with shared key heads, over all types and the widths of all variants.
+    /// Two sequences of other lengths and capacities, with shared key heads, over all types and the widths of all
+    /// variants.
     #[test]
     fn decode_rows_attend_as_in_f64() {
         let Ok(lease) = Lease::open(0) else { return };

@@ -260,7 +260,8 @@ impl<'a> Pass<'a> {
         if dims == width { Ok(turned) } else { Tensor::cat(&[turned, x.narrow(2, dims, width - dims)?], 2) }
     }
 
-    /// Queries of consecutive rows from position `start` on, over the sequence's keys and values: rows × (heads · width).
+    /// Queries of consecutive rows from position `start` on, over the sequence's keys and values: rows × (heads ·
+    /// width).
     fn attend(&self, q: &Tensor, cache: &Cache, start: usize, window: Option<usize>) -> Result<Tensor> {
         let (spec, heads) = (self.spec, self.spec.shape.heads);
         let (rows, width, group) = (q.dim(1)?, spec.head_dim, heads / spec.kv_heads);

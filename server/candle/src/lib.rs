@@ -1,9 +1,9 @@
 //! The second executor: families that the own kernels do not have, on candle, on any device that candle has.
 //!
-//! It computes what the table in [`textnlp_inference::decoder`] says a family's layers are. Rows of all sequences of a step go through the
-//! matrices together; each sequence attends over keys and values of its own, so that batches may be ragged. Answers of one
-//! request may differ in the last bits with the rows beside it, which the own kernels exclude: candle takes another path
-//! for one row than for many.
+//! It computes what the table in [`textnlp_inference::decoder`] says a family's layers are. Rows of all sequences of a
+//! step go through the matrices together; each sequence attends over keys and values of its own, so that batches may be
+//! ragged. Answers of one request may differ in the last bits with the rows beside it, which the own kernels exclude:
+//! candle takes another path for one row than for many.
 //!
 //! Read in this order: [`Checkpoint`], [`Candle`], `layer.rs`, `weights.rs`.
 

@@ -121,7 +121,8 @@ impl Candle {
         Ok(())
     }
 
-    /// Takes rows through the model and writes the logits that are wanted behind the first `count`; the answer is how many there are then.
+    /// Takes rows through the model and writes the logits that are wanted behind the first `count`; the answer is how
+    /// many there are then.
     fn pass(&self, rows: &[Row], logits: &mut Logits, count: usize) -> Computed<usize> {
         let (spec, weights, device) = (&self.spec, &self.weights, &self.device);
         let mut pieces: Vec<Piece> = Vec::new();

@@ -346,8 +346,8 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// A matrix in blocks on its device. They are made on the CPU: candle's own way for GPUs leaves what follows the last row as it was in
-/// memory, which its kernels read, and multiply what is not a number by zero.
+/// A matrix in blocks on its device. They are made on the CPU: candle's own way for GPUs leaves what follows the last
+/// row as it was in memory, which its kernels read, and multiply what is not a number by zero.
 fn blocks_of(weight: &Tensor, kind: GgmlDType) -> Computed<QTensor> {
     let blocks = QTensor::quantize(&weight.to_device(&Device::Cpu)?, kind)?;
     match weight.device() {

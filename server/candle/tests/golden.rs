@@ -1,5 +1,6 @@
 //! Every family says what `transformers` says (`golden/make.py` made the files), alone, in ragged batches and after
-//! rewinding; what cannot be served is refused by name. With the feature `cuda`, on a machine with a GPU, all of it is computed there.
+//! rewinding; what cannot be served is refused by name. With the feature `cuda`, on a machine with a GPU, all of it is
+//! computed there.
 
 #![allow(clippy::unwrap_used)]
 
@@ -54,7 +55,8 @@ fn load(name: &str) -> Candle {
     load_from(&golden(name), None)
 }
 
-/// What bounds the error of products in the type of a golden model: 11 bits of f16, 8 of bf16 where the device multiplies with it.
+/// What bounds the error of products in the type of a golden model: 11 bits of f16, 8 of bf16 where the device
+/// multiplies with it.
 fn bits_kept(name: &str) -> u32 {
     match name.rsplit_once('-') {
         Some((_, "f16")) => 11,

@@ -110,6 +110,7 @@ pub struct Running {
     listen: SocketAddress,
     metrics: Option<SocketAddress>,
     health: Option<SocketAddress>,
+    admin: Option<SocketAddress>,
 }
 
 /// The changes of a reload.
@@ -274,6 +275,7 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
     let backends = config.backends.iter().map(|wanted| Arc::new(Backend::new(wanted))).collect();
     let (listen, metrics_address) = (front.address(), metrics.as_ref().map(Listener::address));
     let health_address = checks.as_ref().map(Listener::address);
+    let admin_address = admin.as_ref().map(Listener::address);
     let gateway = Arc::new(Gateway {
         file: file.to_owned(),
         live: RwLock::new(Live::new(config, backends)),
@@ -308,7 +310,7 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
         gateway.stops.accepting.spawn(listener.serve_small(gateway.clone(), None, admin::answer));
     }
     tracing::info!(%listen, tls = gateway.certificate.is_some(), "the gateway is listening");
-    Ok(Running { gateway, listen, metrics: metrics_address, health: health_address })
+    Ok(Running { gateway, listen, metrics: metrics_address, health: health_address, admin: admin_address })
 }
 
 impl Running {
@@ -325,6 +327,11 @@ impl Running {
     /// The address for health checks, with the assigned port.
     pub fn health_address(&self) -> Option<&SocketAddress> {
         self.health.as_ref()
+    }
+
+    /// The address for administration, with the assigned port.
+    pub fn admin_address(&self) -> Option<&SocketAddress> {
+        self.admin.as_ref()
     }
 
     /// Reloads the file and the certificate. On any error nothing changes.

@@ -453,6 +453,9 @@ const AFTER_NAMES: Names = &[
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use super::*;
 
     /// The table of the guide, a row for each family.
@@ -478,6 +481,70 @@ mod tests {
         let head = "| `model_type` | GGUF architecture | positions that a layer sees |";
         let table: Vec<&str> = guide.lines().skip_while(|l| *l != head).take_while(|l| l.starts_with('|')).collect();
         assert_eq!(table.get(2..).unwrap_or_default(), rows(), "docs/guide/models.md");
+    }
+
+    /// Families with seeded models whose logits and text are compared with `transformers`, in the golden folder of a crate:
+    /// from safetensors and from GGUF.
+    fn golden(of: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(of).join("tests/golden");
+        let family = |name: &str| -> Option<String> {
+            let config = std::fs::read(folder.join(name).join("config.json")).ok()?;
+            let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+            Some(config["model_type"].as_str().unwrap().to_owned())
+        };
+        let mut found = (BTreeSet::new(), BTreeSet::new());
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            found.0.extend(family(&name));
+            let twin = name.strip_suffix(".gguf").and_then(|stem| stem.rsplit_once('-'));
+            found.1.extend(twin.and_then(|(stem, _)| family(stem)));
+        }
+        found
+    }
+
+    /// The table of the guide: families by executor and format.
+    fn matrix() -> String {
+        let (own, gguf) = golden("inference");
+        let (candle, _) = golden("candle");
+        let cell = |is_served: bool, tested: &BTreeSet<String>, family: &str| match (is_served, tested.contains(family))
+        {
+            (false, _) => "refused",
+            (true, false) => "untested",
+            (true, true) => "tested",
+        };
+        let encoders = crate::format::encoder_families();
+        let decoders = FAMILIES.iter().map(|family| family.model_type).chain(crate::decoder::families());
+        let all: BTreeSet<&str> = decoders.chain(encoders.iter().copied()).collect();
+        let mut text = "| `model_type` | own kernels, safetensors | own kernels, GGUF | candle, safetensors | candle, GGUF | candle on a GPU |\n\
+                        |---|---|---|---|---|---|\n"
+            .to_owned();
+        for family in all {
+            let served = Served::of(family).unwrap_or(Served { own: encoders.contains(&family), candle: false });
+            let named = FAMILIES.iter().find(|row| row.model_type == family);
+            // On an H100, with the same golden models: `bash server/cuda/check`.
+            let gpu = if served.candle { cell(true, &candle, family) } else { "refused" };
+            text += &format!(
+                "| `{family}` | {} | {} | {} | refused | {gpu} |\n",
+                cell(served.own, &own, family),
+                cell(named.is_some(), &gguf, family),
+                cell(served.candle, &candle, family),
+            );
+        }
+        text
+    }
+
+    #[test]
+    fn guide_has_the_matrix_of_families_formats_and_executors() {
+        let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guide/models.md");
+        let text = std::fs::read_to_string(guide).unwrap();
+        let (begin, end) = ("<!-- matrix -->\n", "<!-- end of matrix -->");
+        let (before, rest) = text.split_once(begin).unwrap();
+        let (found, after) = rest.split_once(end).unwrap();
+        let made = matrix();
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            return std::fs::write(guide, format!("{before}{begin}{made}{end}{after}")).unwrap();
+        }
+        assert_eq!(found, made, "run this test with UPDATE_EXPECT=1");
     }
 
     #[test]

@@ -27,15 +27,16 @@ type IsReleased = Box<dyn Fn() -> bool + Send + Sync>;
 struct Held {
     bytes: u64,
     is_idle: bool,
-    /// The default model, one that was loaded before the server was ready, or one whose memory is that of another device.
+    /// The default model, one that was loaded before the server was ready, or one whose memory is that of another
+    /// device.
     is_kept: bool,
 }
 
 impl Models {
-    /// Unloads the least recently used models until the new one fits into the budget, default and preloaded ones last, and
-    /// idle ones until one context of it fits into memory, but no default or preloaded one: requests for another could
-    /// take it away from all. The answer is for how many positions there are keys and values: as many as usual, fewer
-    /// where there is less room, at least one context.
+    /// Unloads the least recently used models until the new one fits into the budget, default and preloaded ones last,
+    /// and idle ones until one context of it fits into memory, but no default or preloaded one: requests for another
+    /// could take it away from all. The answer is for how many positions there are keys and values: as many as usual,
+    /// fewer where there is less room, at least one context.
     pub(super) async fn make_room(
         &self,
         entry: &Arc<Entry>,
@@ -61,8 +62,8 @@ impl Models {
         fitting(new, positions, self.threads, &self.memory(gpu).await?).map_err(LoadError::NoRoom)
     }
 
-    /// The most positions of a model on a GPU, whose keys and values may be many: as many as leave room beside the loaded models, so that
-    /// they stay; without a limit where some have to go for it.
+    /// The most positions of a model on a GPU, whose keys and values may be many: as many as leave room beside the
+    /// loaded models, so that they stay; without a limit where some have to go for it.
     fn beside_others(&self, entry: &Arc<Entry>, new: &Footprint, memory: &Memory) -> usize {
         let others = self.entries.iter().filter(|other| !Arc::ptr_eq(other, entry));
         let held = others.filter_map(|other| match other.standing() {
@@ -189,8 +190,8 @@ impl std::fmt::Debug for Unloaded {
     }
 }
 
-/// What of a GPU's memory is left beside loaded models, by what each takes at most, its weights, and its keys and values now. Those
-/// are taken when requests start, so a GPU that computes little has memory free that is theirs.
+/// What of a GPU's memory is left beside loaded models, by what each takes at most, its weights, and its keys and
+/// values now. Those are taken when requests start, so a GPU that computes little has memory free that is theirs.
 fn beside(memory: Memory, loaded: impl Iterator<Item = (u64, u64, u64)>) -> Memory {
     let left = |(held, weights, taken): (u64, u64, u64)| held.saturating_sub(weights).saturating_sub(taken);
     let not_taken = loaded.map(left).fold(0, u64::saturating_add);
@@ -219,9 +220,9 @@ fn after(held: &[Held], indices: &[usize]) -> (u64, u64) {
     (sum(&|index, _| !indices.contains(&index)), sum(&|index, model| indices.contains(&index) && !model.is_idle))
 }
 
-/// Whether a model may exceed the budget by what the last answers of unloaded models use, of which `before` bytes are unloaded
-/// already: the first such models, so that long answers of one do not keep out another; and a default or preloaded model,
-/// unless an earlier loading of it is among them. Everything else would add copy to copy.
+/// Whether a model may exceed the budget by what the last answers of unloaded models use, of which `before` bytes are
+/// unloaded already: the first such models, so that long answers of one do not keep out another; and a default or
+/// preloaded model, unless an earlier loading of it is among them. Everything else would add copy to copy.
 fn may_exceed(is_kept: bool, before: u64, of_model: bool) -> bool {
     before == 0 || (is_kept && !of_model)
 }
@@ -233,7 +234,8 @@ async fn released<F: Future<Output = bool>>(unloaded: &Unloaded, is_enough: impl
     }
 }
 
-/// The count of these positions that fit into memory. Refuses a load that would exceed it, which would end in an OOM kill.
+/// The count of these positions that fit into memory. Refuses a load that would exceed it, which would end in an OOM
+/// kill.
 fn fitting(new: &Footprint, positions: usize, threads: usize, memory: &Memory) -> Result<usize, String> {
     let known = memory.total > 0;
     let most = if known { new.positions_within(memory.available, threads) } else { Some(positions) };
@@ -283,6 +285,22 @@ mod tests {
         assert_eq!(with(new.total(640, 1)), Ok(640));
         assert_eq!(with(new.least(1)), Ok(128));
         assert!(with(new.least(1) - 1).unwrap_err().contains("quantize it"));
+    }
+
+    #[test]
+    fn model_on_a_gpu_takes_a_quarter_of_what_is_left_for_keys_and_values() {
+        let wide = Architecture { layers: 32, heads: 32, kv_heads: 8, head_dim: 128, context: 8192, ..architecture() };
+        let new = Footprint::estimate(wide, 1_000_000_000, Quant::F16).with_kv(true, 16 << 30);
+        assert_eq!(new.kv(8192), 1 << 30);
+        let base = new.weights + new.workspace(1);
+        let beside = |left: u64| new.positions_beside(base + left, 1);
+        assert_eq!(beside(8 << 30), 2 * 8192);
+        assert_eq!(beside(100 << 30), 16 * 8192, "at most the usual number");
+        assert_eq!(beside(3 << 30), 8192, "at least one context, although a quarter is less");
+        // Below 2 GiB a quarter is less than what models on the CPU may take.
+        let short = new.clone().with_context(Some(256));
+        assert_eq!(short.positions_beside(base + (1 << 30), 1), 512 * 8);
+        assert_eq!(short.positions_beside(base + (256 << 20), 1), 256 * 8, "all that is left");
     }
 
     #[test]

@@ -74,10 +74,10 @@ async fn sockets_are_refused_to_other_clients() {
     // By TCP nobody can be known.
     let folder = tempfile::tempdir().unwrap();
     let file = camino::Utf8Path::from_path(folder.path()).unwrap().join("gateway.yaml");
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    std::fs::write(&file, format!("gateway:\n  listen: \"127.0.0.1:0\"\n  admin_listen: \"{free}\"\n")).unwrap();
-    let _running = textnlp_gateway::start(&file).await.unwrap();
-    let mut stream = TcpStream::connect(free).await.unwrap();
+    std::fs::write(&file, "gateway:\n  listen: \"127.0.0.1:0\"\n  admin_listen: \"127.0.0.1:0\"\n").unwrap();
+    let running = textnlp_gateway::start(&file).await.unwrap();
+    let Some(textnlp_gateway::SocketAddress::Tcp(admin)) = running.admin_address() else { panic!() };
+    let mut stream = TcpStream::connect(admin).await.unwrap();
     let request = "GET /sockets HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: textnlp-sockets\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = [0; 12];

@@ -149,15 +149,17 @@ fn autoscaler_scales_on_requests_reported_by_our_metrics_adapter() {
     assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
     let blockers = waits["gate"]["blockers"].to_string();
     assert!(blockers.contains("load --sessions 60") && blockers.contains("load --users 200"), "{blockers}");
-    assert_eq!(waits["gate"]["blockers"].as_array().unwrap().len(), 2, "{blockers}");
+    assert!(blockers.contains("p95 of their answers: not measured yet (measured with `open sessions`"), "{blockers}");
+    assert_eq!(waits["gate"]["blockers"].as_array().unwrap().len(), 3, "{blockers}");
     assert_eq!(check(&waits, "security audit")["measured"], 0, "{waits:#}");
     // What is not measured yet can be waived.
     let (until, later) = (in_days(30), in_days(60));
-    let both = ["--waive", "open sessions", "--waive", "more pods under load within", "--until", &until];
-    let waived = gate(&[&both[..], &["--reason", "a test"]].concat(), 0);
+    let checks = ["open sessions", "p95 of their answers", "more pods under load within"];
+    let all = checks.iter().flat_map(|check| ["--waive", check]);
+    let waived = gate(&all.chain(["--until", &until, "--reason", "a test"]).collect::<Vec<_>>(), 0);
     assert_eq!(waived["gate"]["state"], "open", "{waived:#}");
     let open = gate(&[], 0);
-    assert!(open["gate"]["reused"] == true && open["gate"]["exemptions"].as_array().unwrap().len() == 3, "{open:#}");
+    assert!(open["gate"]["reused"] == true && open["gate"]["exemptions"].as_array().unwrap().len() == 4, "{open:#}");
     let longer = gate(&["--waive", "open sessions", "--until", &later, "--reason", "a test"], 0);
     assert_eq!(check(&longer, "open sessions")["waived_until"].as_str(), Some(later.as_str()), "{longer:#}");
     // The objects of the cluster are read.

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use base64::Engine;
 use serde_json::Value;
 use textnlp_tests::{counts, eventually};
 
@@ -12,6 +13,12 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     let Some(mut operator) = Operator::with_nothing("pilot") else { return };
     // Seconds in place of the day of the phase.
     operator.sets.push("gates.availability_window=10s".to_owned());
+    let is_watched = !operator.sets.iter().any(|set| set == "monitoring.stack=false");
+    let receivers = [
+        "monitoring.receivers.oncall=secret:env:ONCALL_URL",
+        "monitoring.receivers.team=smtp://mail.example.com?from=a@example.com&to=b@example.com",
+    ];
+    operator.sets.extend(receivers.into_iter().filter(|_| is_watched).map(str::to_owned));
     let operator = operator;
     let namespace = operator.namespace.as_str();
     let done = operator.up(&[]);
@@ -20,6 +27,18 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     assert!(done["backup"]["newest_verified"].is_null() && done["backup"]["enabled"] == true, "{}", done["backup"]);
     assert_eq!(operator.get("clusters.postgresql.cnpg.io", "textnlp-database")["spec"]["instances"], 3);
     assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0], "a second up plans nothing");
+    if is_watched {
+        let config = operator.get("alertmanagerconfig", "textnlp");
+        let hook = &config["spec"]["receivers"][0]["webhookConfigs"][0]["urlSecret"];
+        assert_eq!(
+            (&hook["name"], &hook["key"]),
+            (&"textnlp-receivers".into(), &"receiver-oncall".into()),
+            "{config:#}"
+        );
+        let data = operator.get("secret", "textnlp-receivers")["data"]["receiver-oncall"].clone();
+        let url = base64::engine::general_purpose::STANDARD.decode(data.as_str().unwrap()).unwrap();
+        assert_eq!(url, b"https://hooks.example.com/services/t0ken");
+    }
 
     // Keys are made where the command is typed; what a pod prints of them is no secret.
     let keys = |args: &[&str]| operator.run(&[&["key"], args, &["-o", "json"]].concat(), &[]).expect(0).json();

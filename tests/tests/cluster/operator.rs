@@ -39,6 +39,8 @@ pub(crate) struct Operator {
     pub(crate) namespace: String,
     pub(crate) url: String,
     pub(crate) sets: Vec<String>,
+    /// The shipped environment that its commands are about.
+    pub(crate) environment: &'static str,
 }
 
 impl Operator {
@@ -75,14 +77,19 @@ impl Operator {
             "backup.enabled=false".to_owned(),
         ];
         let url = database.url(&database.database());
-        Some(Self { cluster, sandbox, namespace, url, sets: sets.into() })
+        Some(Self { cluster, sandbox, namespace, url, sets: sets.into(), environment: "pilot" })
     }
 
     pub(crate) fn command(&self, args: &[&str], more: &[&str]) -> Command {
+        self.command_of(self.environment, args, more)
+    }
+
+    /// A command about another shipped environment.
+    pub(crate) fn command_of(&self, environment: &str, args: &[&str], more: &[&str]) -> Command {
         let mut all: Vec<&str> = args.to_vec();
-        all.extend(["--env", "pilot"]);
+        all.extend(["--env", environment]);
         // No release is promoted here.
-        if args.first() == Some(&"up") {
+        if args.first() == Some(&"up") && environment != "staging" {
             all.push("--from-scratch");
             let has_reason = args.contains(&"--reason");
             all.extend((!has_reason).then_some(["--reason", "a test"]).into_iter().flatten());
@@ -90,6 +97,7 @@ impl Operator {
         all.extend(self.sets.iter().map(String::as_str).chain(more.iter().copied()).flat_map(|set| ["--set", set]));
         let mut command = self.sandbox.command(&all);
         command.env("KUBECONFIG", self.cluster.admin()).env("DATABASE_URL", &self.url);
+        command.env("ONCALL_URL", "https://hooks.example.com/services/t0ken");
         command
     }
 
@@ -169,7 +177,8 @@ impl Operator {
     }
 
     pub(crate) fn key(&self) -> String {
-        let folder = self.sandbox.state("pilot").join("secrets/main.api-key");
+        let site = if self.environment == "staging" { "here" } else { "main" };
+        let folder = self.sandbox.state(self.environment).join(format!("secrets/{site}.api-key"));
         let newest = folder.read_dir_utf8().unwrap().flatten().max_by_key(|entry| entry.file_name().to_owned());
         std::fs::read_to_string(newest.unwrap().path()).unwrap().trim().to_owned()
     }

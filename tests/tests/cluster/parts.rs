@@ -83,3 +83,29 @@ fn pods_share_models_and_a_user_job_queries_their_database() {
         (!cluster.kubectl(&["get", "namespace", namespace]).status.success()).then_some(())
     });
 }
+
+#[test]
+fn every_shipped_environment_of_a_cluster_is_planned() {
+    let Some(operator) = Operator::new("plans") else { return };
+    // The application firewall is one of an Ingress.
+    let ingress = [
+        "sites[0].cluster.ingress={ class: nginx, issuer: letsencrypt }",
+        "sites[0].cluster.address=null",
+        "traffic.domain=textnlp.example.com",
+    ];
+    for name in ["pilot", "scale-up", "enterprise", "optimized"] {
+        let file = operator.sandbox.folder().join(format!("{name}.plan"));
+        let mut command = operator.command_of(name, &["plan", "-o", "json", "--out", file.as_str()], &ingress);
+        let plan = textnlp_tests::said(command.output().unwrap()).expect(0).json();
+        let [created, others @ .., unchanged] = counts(&plan);
+        assert!(created > 10 && others == [0; 3] && unchanged == 0, "{name}: {plan:#}");
+        let saved = std::fs::read_to_string(&file).unwrap();
+        for (part, is_there) in [
+            ("main/server/deployment", true),
+            ("main/server/autoscaler", name != "pilot"),
+            ("nvidia.com/gpu", name == "optimized"),
+        ] {
+            assert_eq!(saved.contains(part), is_there, "{name}: {part} {saved}");
+        }
+    }
+}

@@ -23,7 +23,8 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     let (from, to) = (named(&args.from)?, named(&args.to)?);
     let (source, target) = (from.load(console)?, to.load(console)?);
     let history = recorded(&source.scope, console)?;
-    let release::Promoted { lock, changed, baseline } = release::promote(&source, &target, &history).await?;
+    let release::Promoted { lock, changed, baseline, changed_limits } =
+        release::promote(&source, &target, &history).await?;
     let path = &target.lock_path;
     let (server, progress) = (to.server(), Progress::new(console));
     let here = LocalArtifacts { chosen: &target, server, progress: &progress }.read()?.program;
@@ -53,10 +54,13 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
         Ok(false) => {}
         Err(why) => console.warn(format!("the baseline of {} was not copied: {why}", source.scope.name)),
     }
+    for limit in &changed_limits {
+        let _ = write!(text, "\n  ~ its gate was measured with {limit}");
+    }
     let _ = write!(text, "\nTo deploy it: {next}");
     let document = json!({
         "from": source.scope.name, "to": target.scope.name, "lock": path, "release": lock, "changed": changed, "next": next,
-        "baseline_copied": baseline.is_ok_and(|copied| copied),
+        "changed_limits": changed_limits, "baseline_copied": baseline.is_ok_and(|copied| copied),
     });
     Ok(Success::new(text, document))
 }

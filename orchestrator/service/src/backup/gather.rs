@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use textnlp_orchestrator::backup::{Base, Content, Database, FORMAT, Item, Manifest, Model};
 use textnlp_orchestrator::release::Lock;
-use textnlp_orchestrator::state::{Folder, Holder, Operator, StateError, Store, transfer};
+use textnlp_orchestrator::state::{Folder, Holder, Operator, SCHEDULE, SCHEDULE_TIMEOUT, StateError, Store, transfer};
 use textnlp_provider::operations::SiteCopy;
 use textnlp_provider::{Secret, SiteName};
 
@@ -194,6 +194,7 @@ pub(crate) async fn gather(
     Ok(BackupContent { manifest, items, notes, _work: work })
 }
 
+/// Takes the lock. A scheduled backup ends without help, as for the other commands that wait for it.
 async fn held(
     store: &dyn Store,
     operator: &Operator,
@@ -202,7 +203,14 @@ async fn held(
     let began = Instant::now();
     loop {
         match store.lock(&holder(operator)).await {
-            Err(StateError::Held { .. }) if began.elapsed() < patience => tokio::time::sleep(POLL_INTERVAL).await,
+            Err(StateError::Held { holder }) => {
+                let is_scheduled = holder.as_ref().is_some_and(|holder| holder.by == SCHEDULE);
+                let patience = if is_scheduled { patience.max(SCHEDULE_TIMEOUT) } else { patience };
+                if began.elapsed() >= patience {
+                    return Err(StateError::Held { holder });
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
             other => return other,
         }
     }

@@ -23,8 +23,8 @@ use crate::{ChosenEnvironment, Failure, Platform, RunningEnvironment, Scope, wor
 
 /// Prefix of a clone's folder, beside the states of the environments. Environments cannot have such a name.
 const FOLDER: &str = ".drill-clone-";
-/// Timeout for new sites to be in sync.
-const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout for new sites to be in sync: each copies the whole database of its primary.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Grace period for another run that holds the state lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);

@@ -130,33 +130,34 @@ pub(super) async fn checks(
         }
     }
 
+    let autoscaler = match scope.platform.find(folder, environment, None, |site| site.scaling()) {
+        Ok(Some(scaling)) => match scaling.scale(running.lineage).await {
+            Ok(scale) => Ok(scale.autoscaler.ok_or("no autoscaler is configured: set `scaling.max`")),
+            Err(error) => Err(error_chain(&error)),
+        },
+        Ok(None) => Ok(Err("the number of replicas is fixed")),
+        Err(error) => Err(format!("{error:#}")),
+    };
     let limit = gates.scaling.0.as_secs_f64();
     let growth = shown.growth.filter(|kept| kept.is_of(running.lineage, &release) && counts_at(kept.at));
-    checks.push(match growth.map(|kept| kept.what) {
-        Some(growth) => grew(&growth, limit),
-        None => {
+    checks.push(match (growth.map(|kept| kept.what), &autoscaler) {
+        (Some(growth), _) => grew(&growth, limit),
+        // No load test adds pods here.
+        (None, Ok(Err(why))) => Check::unmeasured(GROWTH, limit, "s", format!("{refused}{why}")).at_most(),
+        (None, _) => {
             let why = format!("{refused}no load test of this release triggered a scale-up: {}", load("--users 200"));
-            Check::waiting(GROWTH, limit, "s", why)
+            Check::waiting(GROWTH, limit, "s", why).at_most()
         }
     });
-
-    let scale = match scope.platform.find(folder, environment, None, |site| site.scaling()) {
-        Ok(Some(scaling)) => scaling.scale(running.lineage).await.map_err(anyhow::Error::from),
-        Ok(None) => Err(anyhow::anyhow!("the number of replicas is fixed")),
-        Err(error) => Err(error),
-    };
-    checks.push(match scale {
-        Ok(scale) => match scale.autoscaler {
-            Some(autoscaler) => {
-                let (read, expected) = (autoscaler.metrics.len(), autoscaler.configured);
-                let check =
-                    Check::new(METRICS, read, expected, "read", autoscaler.problem.is_none() && read == expected);
-                let names = autoscaler.metrics.join(", ");
-                check.note(autoscaler.problem.unwrap_or(format!("the autoscaler reads {names}")))
-            }
-            None => Check::unmeasured(METRICS, "read", "", "no autoscaler is configured: set `scaling.max`"),
-        },
-        Err(error) => Check::unmeasured(METRICS, "read", "", format!("{error:#}")),
+    checks.push(match autoscaler {
+        Ok(Ok(autoscaler)) => {
+            let (read, expected) = (autoscaler.metrics.len(), autoscaler.configured);
+            let check = Check::new(METRICS, read, expected, "read", autoscaler.problem.is_none() && read == expected);
+            let names = autoscaler.metrics.join(", ");
+            check.note(autoscaler.problem.unwrap_or(format!("the autoscaler reads {names}")))
+        }
+        Ok(Err(why)) => Check::unmeasured(METRICS, "read", "", why),
+        Err(why) => Check::unmeasured(METRICS, "read", "", why),
     });
     Ok(checks)
 }

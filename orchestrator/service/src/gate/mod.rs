@@ -28,7 +28,7 @@ use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Gates, Phase};
 use textnlp_orchestrator::gate::phases::{self, CheckSource, PhaseDefinition, Probe};
-use textnlp_orchestrator::gate::{self, Check, GateInputs, RecordedExemption, WaiverError};
+use textnlp_orchestrator::gate::{self, ChangedLimit, Check, GateInputs, RecordedExemption, WaiverError};
 use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
 use textnlp_orchestrator::release::{Applied, History, Lock, digest};
 use textnlp_orchestrator::report::Report;
@@ -119,6 +119,9 @@ pub struct StoredEvidence {
     /// Every exemption at that time, also those that had ended. Earlier versions had none.
     #[serde(default)]
     pub exemptions: Vec<RecordedExemption>,
+    /// Settings that differed from those of the environment that ships for the phase. Earlier versions recorded none.
+    #[serde(default)]
+    pub changed_limits: Vec<ChangedLimit>,
     /// The path of the HTML report.
     pub report: Utf8PathBuf,
     /// Whether the evidence is from an earlier run.
@@ -359,6 +362,7 @@ pub async fn measure(
         phase: evidence.phase,
         checks: evidence.checks,
         exemptions: evidence.exemptions,
+        changed_limits: evidence.changed_limits,
         report: written.html,
         reused: false,
         outdated: None,

@@ -12,7 +12,7 @@ use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::phases::{MAX_EVIDENCE_DAYS, PhaseDefinition};
-use textnlp_orchestrator::gate::{EntryBasis, Exemption, RecordedExemption};
+use textnlp_orchestrator::gate::{ChangedLimit, EntryBasis, Exemption, RecordedExemption};
 use textnlp_orchestrator::release::{History, Lock, covers, digest};
 use textnlp_orchestrator::state::{Entry, State};
 use textnlp_provider::{EnvironmentName, Lineage, error_chain};
@@ -36,6 +36,9 @@ struct Promotion {
     at: Timestamp,
     /// The exemptions of that environment at that time.
     exemptions: Vec<RecordedExemption>,
+    /// The settings of its gate that were not those of the shipped environment. Earlier versions recorded none.
+    #[serde(default)]
+    changed_limits: Vec<ChangedLimit>,
     /// The release.
     lock: Lock,
 }
@@ -69,7 +72,7 @@ pub fn follows(source: &ChosenEnvironment, target: &ChosenEnvironment) -> Result
 
 /// The phase that a promotion would skip, if so.
 fn skipped(from: Phase, to: Phase) -> Option<Phase> {
-    PhaseDefinition::of(to).after().filter(|after| from < *after)
+    PhaseDefinition::of(to).after().filter(|after| !PhaseDefinition::of(from).includes(*after))
 }
 
 /// Stores the evidence of a promoted release for the target's `up`, if its phase needs it.
@@ -90,6 +93,7 @@ pub(crate) fn keep(
         phase: evidence.phase,
         at: evidence.at,
         exemptions: evidence.exemptions.clone(),
+        changed_limits: evidence.changed_limits.clone(),
         lock: lock.clone(),
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -219,6 +223,13 @@ fn has_run(applied: &[(Option<Phase>, &Lock)], journal: &JournalFacts, lock: &Lo
     is_older || applied.iter().any(ran)
 }
 
+/// Why the gate of an environment, measured at this time, no longer counts for the next phase, if so.
+pub(crate) fn too_old(from: &EnvironmentName, at: Timestamp, now: Timestamp) -> Option<String> {
+    let is_old = now.duration_since(at) > SignedDuration::from_hours(24 * MAX_EVIDENCE_DAYS);
+    let at = at.strftime("%Y-%m-%d");
+    is_old.then(|| format!("the gate of {from} was measured on {at}, more than {MAX_EVIDENCE_DAYS} days ago"))
+}
+
 /// Why a promotion does not let this release enter, if so. `source`: the deployment that its environment has now, if known.
 fn refusal(
     promotion: &Promotion,
@@ -236,12 +247,11 @@ fn refusal(
             "the release passed its gate in deployment {passed} of {from}, which is deployment {now} now"
         ));
     }
-    if *phase < before {
-        return Some(format!("the promoted release passed phase {phase} in {from}, and not yet phase {before}"));
+    if !PhaseDefinition::of(*phase).includes(before) {
+        return Some(format!("the promoted release passed phase {phase} in {from}, and not phase {before}"));
     }
-    if now.duration_since(*at) > SignedDuration::from_hours(24 * MAX_EVIDENCE_DAYS) {
-        let at = at.strftime("%Y-%m-%d");
-        return Some(format!("the gate of {from} was measured on {at}, more than {MAX_EVIDENCE_DAYS} days ago"));
+    if let Some(why) = too_old(from, *at, now) {
+        return Some(why);
     }
     let differs = covers(&promotion.lock, lock, environment).err()?;
     Some(format!("it is another release than the one that passed phase {phase} in {from}: {differs}"))
@@ -321,7 +331,16 @@ mod tests {
         };
         let from = "staging".parse().unwrap();
         let lineage = Some(Lineage(uuid::Uuid::from_u128(1)));
-        Promotion { format: 1, from, lineage, phase, at: Timestamp::UNIX_EPOCH, exemptions: Vec::new(), lock }
+        Promotion {
+            format: 1,
+            from,
+            lineage,
+            phase,
+            at: Timestamp::UNIX_EPOCH,
+            exemptions: Vec::new(),
+            changed_limits: Vec::new(),
+            lock,
+        }
     }
 
     #[test]
@@ -335,7 +354,11 @@ mod tests {
         assert_eq!(refused(&good, &good.lock, 90), "");
         assert!(refused(&good, &good.lock, 91).contains("more than 90 days ago"));
         let early = promotion(&environment, Phase::Development, "one");
-        assert!(refused(&early, &good.lock, 1).contains("not yet phase staging"));
+        assert!(refused(&early, &good.lock, 1).contains("passed phase development in staging, and not phase staging"));
+        // Whoever may enter without evidence proves nothing about the phases before.
+        let beside = promotion(&environment, Phase::MultiRegion, "one");
+        assert!(refused(&beside, &good.lock, 1).contains("passed phase multi-region"));
+        assert_eq!(refused(&promotion(&environment, Phase::Enterprise, "one"), &good.lock, 1), "");
         let other = promotion(&environment, Phase::Staging, "two");
         assert!(refused(&good, &other.lock, 1).contains("another release"));
         // The image is the target's own where the source ran on machines.
@@ -370,6 +393,14 @@ mod tests {
         assert_eq!(skipped(Phase::Enterprise, Phase::Optimized), None);
         assert_eq!(skipped(Phase::ScaleUp, Phase::Optimized), Some(Phase::Enterprise));
         assert_eq!(skipped(Phase::Staging, Phase::ScaleUp), Some(Phase::Pilot));
+        for later in [Phase::ScaleUp, Phase::Enterprise, Phase::Optimized] {
+            assert_eq!(skipped(later, Phase::Pilot), None, "{later}");
+        }
+        for (target, before) in [(Phase::Pilot, Phase::Staging), (Phase::Optimized, Phase::Enterprise)] {
+            for free in [Phase::MultiRegion, Phase::AirGapped] {
+                assert_eq!(skipped(free, target), Some(before), "{free}: its entry is free");
+            }
+        }
         for free in [Phase::Development, Phase::Staging, Phase::MultiRegion, Phase::AirGapped] {
             assert_eq!(skipped(Phase::Development, free), None, "{free}");
         }

@@ -86,13 +86,23 @@ impl PhaseDefinition {
         }
     }
 
-    /// Whether this version measures every check, without a record of days.
-    pub fn is_measured(&self) -> bool {
+    /// Whether a release that passed the gate of this phase has passed that of `before`: the same phase, or one that this
+    /// one starts after. Phases with free entry prove nothing of those before them.
+    pub fn includes(&self, before: Phase) -> bool {
+        self.phase == before || self.after().is_some_and(|after| Self::of(after).includes(before))
+    }
+
+    /// Whether `up` alone measures every check: this version has all of them, and none needs another command before.
+    pub fn is_measured_by_up(&self) -> bool {
         let is_later =
-            |check: &CheckDefinition| matches!(check.source, CheckSource::Missing(_)) || check.name == AVAILABILITY;
+            |check: &CheckDefinition| matches!(check.source, CheckSource::Missing(_)) || EARLIER.contains(&check.name);
         !self.checks().any(is_later)
     }
 }
+
+/// The checks that read what another command recorded: `probe`, `db failover`, `backup create`, `load`, `dr drill` or
+/// `baseline`.
+const EARLIER: [&str; 8] = [AVAILABILITY, FAILOVER, RESTORED, SESSIONS, GROWTH, RTO, SPEED_UP, REDUCTION];
 
 /// The longest time in days between the measurement of a gate and the entry into the next phase.
 pub const MAX_EVIDENCE_DAYS: i64 = 90;
@@ -104,7 +114,7 @@ pub enum PhaseEntry {
     Free(&'static str),
     /// The promotion of a release whose gate was open.
     Promotion {
-        /// In this phase or a later one.
+        /// In this phase or one that starts after it.
         after: Phase,
     },
 }
@@ -137,7 +147,7 @@ pub enum CheckSource {
     Load,
     /// The status of the deployment, or evidence that another command stored.
     Record,
-    /// The same measurement as the check with this name, without which it is absent.
+    /// The same measurement as the check with this name. Both wait for it, and each needs a waiver of its own.
     With(&'static str),
     /// Nothing in this version: the reason.
     Missing(&'static str),
@@ -219,7 +229,8 @@ impl CheckDefinition {
     }
 
     const fn of(name: &'static str, limit: Limit, unit: &'static str, source: CheckSource, how: &'static str) -> Self {
-        Self { name, limit, unit, at_most: false, source, how, waivable: matches!(source, CheckSource::Missing(_)) }
+        let waivable = matches!(source, CheckSource::Missing(_) | CheckSource::With(_));
+        Self { name, limit, unit, at_most: false, source, how, waivable }
     }
 
     const fn at_most(self) -> Self {

@@ -1132,7 +1132,7 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
     let overrides = Overrides { sets: vec!["sites[0].runtime=kubernetes".to_owned()], ..Overrides::default() };
     let loaded = Library::built_in().load("optimized", &overrides, &Catalogue::default()).unwrap();
     let (site, parts) = components(&loaded.environment, &Release::resolve(&loaded.environment, &artifacts())).remove(0);
-    assert_eq!(site.cluster.and_then(|cluster| cluster.gpu).map(|gpu| gpu.count), Some(3));
+    assert_eq!(site.cluster.and_then(|cluster| cluster.gpu).map(|gpu| gpu.count), Some(6));
     let server = parts.iter().find(|part| part.name.as_str() == "server").map(|part| json!(part.part)).unwrap();
     assert_eq!(server["workload"]["config"]["textnlp"]["models"]["device"], "cuda");
 }

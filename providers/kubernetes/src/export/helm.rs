@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 use textnlp_provider::cluster::GPU;
 
-use crate::lower::PROGRAM;
+use crate::lower::{PROGRAM, RECEIVERS_NAME};
 
 use super::{ExportFile, Item, NeededSecret, SiteObjects, notes, short_digest, yaml, yaml_text};
 
@@ -109,7 +109,7 @@ impl Chart<'_> {
                 self.set("namespace.create", json!(false));
                 Some(is_set("namespace.create", false))
             }
-            ("ServiceMonitor" | "PrometheusRule", _) | ("ConfigMap", "textnlp-dashboard") => {
+            ("ServiceMonitor" | "PrometheusRule" | "AlertmanagerConfig", _) | ("ConfigMap", "textnlp-dashboard") => {
                 self.set("monitoring.enabled", json!(true));
                 Some(is_set("monitoring.enabled", true))
             }
@@ -292,7 +292,15 @@ impl Chart<'_> {
 }
 
 fn template_of(secret: &NeededSecret) -> String {
-    let mut text = String::from("{{- if not (.Values.secrets).existing }}\napiVersion: v1\nkind: Secret\nmetadata:\n");
+    let mut text = String::from("apiVersion: v1\nkind: Secret\nmetadata:\n");
+    if secret.name == RECEIVERS_NAME {
+        text.insert_str(
+            0,
+            &format!("{{{{- if and ({}) (not (.Values.secrets).existing) }}}}\n", is_set("monitoring.enabled", true)),
+        );
+    } else {
+        text.insert_str(0, "{{- if not (.Values.secrets).existing }}\n");
+    }
     let _ = writeln!(
         text,
         "  name: {}\n  namespace: {{{{ {NAMESPACE} | quote }}}}\ntype: {}\ndata:",

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::{ExportFile, SiteObjects, notes, yaml};
+use crate::lower::RECEIVERS_NAME;
 
 pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportFile>, String> {
     let mut files = Vec::new();
@@ -21,8 +22,8 @@ pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportF
             let files: Vec<String> = secret.keys.iter().map(|key| format!("{key}=secrets/{key}")).collect();
             let mut made =
                 json!({ "name": secret.name, "namespace": site.namespace, "type": secret.kind, "files": files });
-            // CloudNativePG refers to it by name in a field that Kustomize does not rewrite.
-            if secret.kind == "kubernetes.io/basic-auth" {
+            // CloudNativePG and the Prometheus operator refer to them by name in fields that Kustomize does not rewrite.
+            if secret.kind == "kubernetes.io/basic-auth" || secret.name == RECEIVERS_NAME {
                 made["options"] = json!({ "disableNameSuffixHash": true });
             }
             made

@@ -24,13 +24,18 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 use textnlp_provider::cluster::{ClusterAccess, ClusterSite, IngressKind};
-use textnlp_provider::component::{Cache, Certificate, ComponentSpec, ModelStore, Monitoring, Network};
+use textnlp_provider::component::{
+    CLUSTER_RECEIVERS, Cache, Certificate, ComponentSpec, MailAddresses, ModelStore, Monitoring, Network,
+    ReceiverAddress, is_public_webhook, receiver_secret,
+};
 use textnlp_provider::settings::{Strategy, TlsMode};
 use textnlp_provider::{
-    CloudId, Component, ComponentName, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
+    CloudId, Component, ComponentName, KindName, Need, OutputRef, Ownership, Problem, Problems, ResourceId, Site, Spec,
+    Wanted,
 };
 
 use crate::canary::ACCOUNT;
+use crate::manifest::PLAIN;
 pub(crate) use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
 pub(crate) use gateway::AUTHORITY;
@@ -53,6 +58,8 @@ const MODELS_FILE: &str = "models.yaml";
 const SECRETS: &str = "/etc/textnlp-secrets";
 /// The Secret mounted there.
 const SECRETS_NAME: &str = "textnlp-secrets";
+/// The Secret with the addresses of webhooks that get alerts.
+pub(crate) const RECEIVERS_NAME: &str = "textnlp-receivers";
 /// The ports in a pod; the environment sets the ports of the service. Requests reach the server over loopback only, from
 /// the gateway.
 const HTTP_PORT: u16 = 8080;
@@ -313,11 +320,57 @@ impl Lowering<'_> {
     fn monitoring(&mut self, monitoring: &Monitoring) {
         if monitoring.stack {
             self.watched(monitoring);
+            self.receivers(monitoring);
+        } else if !monitoring.receivers.is_empty() {
+            let cause = "the alerts of a cluster are those of its Prometheus, and `monitoring.stack` is off";
+            self.problem("receivers", cause, "write `monitoring.stack: true`, or remove `monitoring.receivers`");
         }
-        if !monitoring.receivers.is_empty() {
-            let cause = "alert receivers are not supported in a cluster yet";
-            self.problem("receivers", cause, "remove `monitoring.receivers`");
+    }
+
+    /// The receivers, for the cluster's Alertmanager. The address of a webhook is a Secret, because its path is usually a
+    /// token. One that is secret is a webhook, which is checked where secrets can be read.
+    fn receivers(&mut self, monitoring: &Monitoring) {
+        let (mut hooks, mut mails) = (serde_json::Map::new(), Vec::new());
+        for (name, address) in &monitoring.receivers {
+            match address {
+                ReceiverAddress::Secret(_) => {
+                    let secrets = monitoring.secrets.as_ref().map_or_else(String::new, ToString::to_string);
+                    match self.id(&secrets, &receiver_secret(name)) {
+                        Some(id) => drop(hooks.insert(receiver_secret(name), json!(OutputRef::new(id, "secret")))),
+                        None => self.problem("receivers", format!("the name `{name}` is too long"), "shorten it"),
+                    }
+                }
+                ReceiverAddress::Plain(text) if is_public_webhook(text) => {
+                    hooks.insert(receiver_secret(name), json!({ PLAIN: text }));
+                }
+                ReceiverAddress::Plain(text) => match MailAddresses::of(text) {
+                    Some(mail) => {
+                        let (to, server) = (mail.to.join(","), mail.server());
+                        mails.push(json!({ "to": to, "from": mail.from, "server": server, "starttls": !mail.tls }));
+                    }
+                    None => {
+                        let cause = format!("the Alertmanager of a cluster cannot use the address of `{name}`");
+                        self.problem("receivers", cause, CLUSTER_RECEIVERS);
+                    }
+                },
+            }
         }
+        if hooks.is_empty() && mails.is_empty() {
+            return;
+        }
+        let names: Vec<&String> = hooks.keys().collect();
+        let inputs = json!({
+            "namespace": self.cluster.namespace,
+            "secret": RECEIVERS_NAME,
+            "hooks": names,
+            "mails": mails,
+        });
+        let component = self.component.name.clone();
+        let addresses = self.id(component.as_str(), "receiver-addresses").filter(|_| !hooks.is_empty());
+        if let Some(id) = addresses.clone() {
+            self.secret(id, RECEIVERS_NAME, "Opaque", &Value::Object(hooks), Vec::new());
+        }
+        self.part_of_kind("receivers", Template::AlertmanagerConfig, &inputs, addresses);
     }
 
     /// The monitors, alerts and dashboard for the cluster's Prometheus and Grafana.

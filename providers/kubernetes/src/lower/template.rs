@@ -73,6 +73,7 @@ templates! {
     AllowAdapter = "allow-adapter.yaml";
     ServiceMonitor = "service-monitor.yaml";
     PrometheusRule = "prometheus-rule.yaml";
+    AlertmanagerConfig = "alertmanager-config.yaml";
     Dashboard = "dashboard.yaml";
 }
 

@@ -114,6 +114,9 @@ fn every_kind(world: &World) -> Vec<(Wanted, Option<Spec>)> {
     add(world.want("service-monitor", "web", monitor), Some(("/spec/endpoints/0/interval", json!("15s"))));
     let rule = json!({ "spec": { "groups": [{ "name": "web", "rules": [{ "alert": "Down", "expr": "up == 0" }] }] } });
     add(world.want("prometheus-rule", "web", rule), Some(("/spec/groups/0/rules/0/expr", json!("up < 1"))));
+    let receivers =
+        json!({ "spec": { "route": { "receiver": "all", "repeatInterval": "1d" }, "receivers": [{ "name": "all" }] } });
+    add(world.want("alertmanager-config", "web", receivers), Some(("/spec/route/repeatInterval", json!("2d"))));
     add(
         world.want("postgres-cluster", "db", json!({ "spec": { "instances": 3 } })),
         Some(("/spec/instances", json!(1))),

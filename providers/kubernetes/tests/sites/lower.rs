@@ -986,7 +986,7 @@ fn unsupported_cluster_settings_are_refused_by_name() {
         (ComponentSpec::Workload(watched), "replication of control data between sites in clusters is not supported"),
         (ComponentSpec::Workload(doubled), "an autoscaler counts the pods of both releases"),
         (ComponentSpec::Workload(logged), "writes its log to standard output"),
-        (ComponentSpec::Monitoring(told), "alert receivers are not supported in a cluster"),
+        (ComponentSpec::Monitoring(told), "`monitoring.stack` is off"),
         (
             ComponentSpec::Network(Network {
                 cidr: Some("10.0.0.0/8".to_owned()),
@@ -1086,6 +1086,7 @@ const API: &[(&str, &str, &str)] = &[
     ("config-map", "v1", "ConfigMap"),
     ("service-monitor", "monitoring.coreos.com/v1", "ServiceMonitor"),
     ("prometheus-rule", "monitoring.coreos.com/v1", "PrometheusRule"),
+    ("alertmanager-config", "monitoring.coreos.com/v1alpha1", "AlertmanagerConfig"),
     ("secret", "v1", "Secret"),
     ("network-policy", "networking.k8s.io/v1", "NetworkPolicy"),
     ("job", "batch/v1", "Job"),

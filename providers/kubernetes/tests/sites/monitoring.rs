@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use textnlp_kubernetes::{Access, Kubernetes};
-use textnlp_provider::component::{AlertLimits, ComponentSpec, Monitoring, ServiceLimits};
+use textnlp_provider::component::{
+    AlertLimits, ComponentSpec, ExternalSecret, Monitoring, ReceiverAddress, ServiceLimits,
+};
 use textnlp_provider::settings::{Role, Runtime};
-use textnlp_provider::{Component, Provider, Site};
+use textnlp_provider::{Component, Provider, Site, Wanted};
 
 use crate::parts::{Fixture, fixture};
 
-/// The rules of a site in namespace `shop`.
-fn rules(monitoring: Monitoring) -> Value {
+/// What a site in namespace `shop` gets.
+fn lowered(monitoring: Monitoring) -> Vec<Wanted> {
     let fixture = Fixture { namespace: "shop".to_owned(), ..fixture() };
     let site = Site {
         environment: "pilot".parse().unwrap(),
@@ -30,7 +32,11 @@ fn rules(monitoring: Monitoring) -> Value {
     let component =
         Component { name: "monitoring".parse().unwrap(), existing: None, part: ComponentSpec::Monitoring(monitoring) };
     let access = Access::kubeconfig(None, None);
-    let made = Kubernetes::new(access, Arc::new(crate::world::Vault::default())).lower(&component, &site).unwrap();
+    Kubernetes::new(access, Arc::new(crate::world::Vault::default())).lower(&component, &site).unwrap()
+}
+
+fn rules(monitoring: Monitoring) -> Value {
+    let made = lowered(monitoring);
     let rules = made.iter().find(|one| one.kind.as_str() == "kubernetes.prometheus-rule").unwrap();
     rules.spec.as_value()["spec"].clone()
 }
@@ -227,4 +233,44 @@ fn alert_thresholds_follow_from_the_environment() {
         rules["groups"][0]["rules"].as_array().unwrap()[..2].iter().map(|r| &r["for"]).collect();
     assert_eq!(durations, ["60s", "90s"]);
     assert!(!rules.to_string().contains("\"textnlp\"}"), "each namespace is watched by itself");
+}
+
+#[test]
+fn alerts_reach_every_receiver_by_their_namespace() {
+    let plain = |text: &str| ReceiverAddress::Plain(text.to_owned());
+    let secret = ExternalSecret { source: "secret:env:ONCALL_URL".to_owned(), version: "1".to_owned() };
+    let receivers = BTreeMap::from([
+        ("oncall".to_owned(), ReceiverAddress::Secret(secret)),
+        ("bridge".to_owned(), plain("https://hooks.example.com")),
+        ("team".to_owned(), plain("smtps://mail.example.com?from=a@example.com&to=b@example.com,c@example.com")),
+        ("boss".to_owned(), plain("smtp://mail.example.com:2587?from=a@example.com&to=d@example.com")),
+    ]);
+    let secrets = Some("secrets".parse().unwrap());
+    let made = lowered(Monitoring { stack: true, receivers, secrets, ..Monitoring::default() });
+    let of = |part: &str| made.iter().find(|one| one.id.as_str() == format!("main/monitoring/{part}")).unwrap();
+    let config = of("receivers");
+    assert!(config.needs.iter().any(|need| need.on == of("receiver-addresses").id), "{:?}", config.needs);
+    let spec = &config.spec.as_value()["spec"];
+    let hook = |key: &str| json!({ "urlSecret": { "name": "textnlp-receivers", "key": key }, "sendResolved": true });
+    let mail = |to: &str, server: &str, starttls: bool| json!({ "to": to, "from": "a@example.com", "smarthost": server, "requireTLS": starttls, "sendResolved": true });
+    let all = json!([{
+        "name": "all",
+        "webhookConfigs": [hook("receiver-bridge"), hook("receiver-oncall")],
+        "emailConfigs": [
+            mail("d@example.com", "mail.example.com:2587", true),
+            mail("b@example.com,c@example.com", "mail.example.com:465", false),
+        ],
+    }]);
+    assert_eq!((&spec["receivers"], &spec["route"]["receiver"]), (&all, &json!("all")));
+    let addresses = of("receiver-addresses");
+    let data = addresses.spec.as_value().to_string();
+    assert!(data.contains("main/secrets/receiver-oncall") && !data.contains("ONCALL_URL"), "{data}");
+    assert!(!config.spec.as_value().to_string().contains("hooks.example.com"), "it may hold a token");
+    // The route has the namespace of its object as a condition, which each alert must meet.
+    let rules = rules(Monitoring { stack: true, ..Monitoring::default() });
+    for rule in rules["groups"][0]["rules"].as_array().unwrap() {
+        assert_eq!(rule["labels"]["namespace"], "shop", "{rule}");
+    }
+    let none = lowered(Monitoring { stack: true, ..Monitoring::default() });
+    assert!(none.iter().all(|one| !one.id.as_str().contains("receiver")));
 }

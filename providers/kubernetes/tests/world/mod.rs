@@ -153,20 +153,25 @@ pub fn want(kind: &str, name: &str, namespace: Option<&str>, rest: Value) -> Wan
 
 /// The kinds that others add to clusters, as far as tests need them: anything may stand in their objects. Their controllers are
 /// [`content`].
-pub const ADDED: [(&str, &str, &str); 9] = [
-    ("gateway.networking.k8s.io", "gateways", "Gateway"),
-    ("gateway.networking.k8s.io", "httproutes", "HTTPRoute"),
-    ("gateway.networking.k8s.io", "backendtlspolicies", "BackendTLSPolicy"),
-    ("route.openshift.io", "routes", "Route"),
-    ("cert-manager.io", "issuers", "Issuer"),
-    ("cert-manager.io", "certificates", "Certificate"),
-    ("monitoring.coreos.com", "servicemonitors", "ServiceMonitor"),
-    ("monitoring.coreos.com", "prometheusrules", "PrometheusRule"),
-    ("postgresql.cnpg.io", "clusters", "Cluster"),
+pub const ADDED: [(&str, &str, &str, &str); 10] = [
+    ("gateway.networking.k8s.io", "v1", "gateways", "Gateway"),
+    ("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute"),
+    ("gateway.networking.k8s.io", "v1", "backendtlspolicies", "BackendTLSPolicy"),
+    ("route.openshift.io", "v1", "routes", "Route"),
+    ("cert-manager.io", "v1", "issuers", "Issuer"),
+    ("cert-manager.io", "v1", "certificates", "Certificate"),
+    ("monitoring.coreos.com", "v1", "servicemonitors", "ServiceMonitor"),
+    ("monitoring.coreos.com", "v1", "prometheusrules", "PrometheusRule"),
+    ("monitoring.coreos.com", "v1alpha1", "alertmanagerconfigs", "AlertmanagerConfig"),
+    ("postgresql.cnpg.io", "v1", "clusters", "Cluster"),
 ];
 
 /// What defines a kind whose objects live in namespaces.
 pub fn definition(group: &str, plural: &str, kind: &str) -> Value {
+    definition_of(group, "v1", plural, kind)
+}
+
+fn definition_of(group: &str, version: &str, plural: &str, kind: &str) -> Value {
     json!({
         "metadata": { "annotations": { "api-approved.kubernetes.io": "unapproved, for tests" } },
         "spec": {
@@ -174,7 +179,7 @@ pub fn definition(group: &str, plural: &str, kind: &str) -> Value {
             "scope": "Namespaced",
             "names": { "kind": kind, "listKind": format!("{kind}List"), "plural": plural, "singular": kind.to_lowercase() },
             "versions": [{
-                "name": "v1",
+                "name": version,
                 "served": true,
                 "storage": true,
                 "subresources": { "status": {} },
@@ -195,8 +200,8 @@ pub async fn add_real_kinds(cluster: &Cluster) {
 /// Adds the kinds of others to the cluster, as whoever installs their controllers does.
 pub async fn add_kinds(cluster: &Cluster) {
     let api = cluster.api();
-    for (group, plural, kind) in ADDED {
-        let mut made = definition(group, plural, kind);
+    for (group, version, plural, kind) in ADDED {
+        let mut made = definition_of(group, version, plural, kind);
         made["apiVersion"] = json!("apiextensions.k8s.io/v1");
         made["kind"] = json!("CustomResourceDefinition");
         made["metadata"]["name"] = json!(format!("{plural}.{group}"));
@@ -204,8 +209,8 @@ pub async fn add_kinds(cluster: &Cluster) {
         let answer = api.call("POST", definitions, Some(&made)).await.unwrap();
         assert!(answer.status == 201 || answer.status == 409, "{answer:?}");
     }
-    for (group, plural, _) in ADDED {
-        let path = format!("/apis/{group}/v1/{plural}");
+    for (group, version, plural, _) in ADDED {
+        let path = format!("/apis/{group}/{version}/{plural}");
         // Not there yet, then there and busy with itself.
         while api.call("GET", &path, None).await.unwrap().status != 200 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -218,8 +223,8 @@ pub fn content(cluster: &'static Cluster, namespace: &str) -> tokio::task::JoinH
     let (api, namespace) = (cluster.api(), namespace.to_owned());
     tokio::spawn(async move {
         loop {
-            for (group, plural, _) in ADDED {
-                let all = format!("/apis/{group}/v1/namespaces/{namespace}/{plural}");
+            for (group, version, plural, _) in ADDED {
+                let all = format!("/apis/{group}/{version}/namespaces/{namespace}/{plural}");
                 let Ok(listed) = api.call("GET", &all, None).await else { continue };
                 for object in listed.body["items"].as_array().into_iter().flatten() {
                     let generation = &object["metadata"]["generation"];

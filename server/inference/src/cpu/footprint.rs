@@ -141,8 +141,8 @@ impl Footprint {
 }
 
 impl Footprint {
-    /// Positions of a model that leaves room for others where `bytes` are free: what fits into a quarter of what its weights and
-    /// workspace leave, or into 512 MiB, at least one context, at most the usual number.
+    /// Positions of a model that leaves room for others where `bytes` are free: what fits into a quarter of what its
+    /// weights and workspace leave, or into 512 MiB, at least one context, at most the usual number.
     pub fn positions_beside(&self, bytes: u64, threads: usize) -> usize {
         let base = self.weights.saturating_add(self.workspace(threads));
         let left = bytes.saturating_sub(base);
@@ -155,8 +155,8 @@ impl Footprint {
 const BLOCK: usize = crate::kernels::attention::BLOCK;
 
 /// Reads every weight as loading does and keeps nothing. Refuses values that are not finite, or too large for the
-/// format in which they are held. The result is what quantization costs, if weights are quantized: the relative error, by
-/// root mean squares.
+/// format in which they are held. The result is what quantization costs, if weights are quantized: the relative error,
+/// by root mean squares.
 pub fn check_values(checkpoint: &Checkpoint, quantize: Option<Quant>) -> Result<Option<f64>, FormatError> {
     let plan = ModelPlan::new(checkpoint, quantize)?;
     let mut pool = Pool::new(0);

@@ -32,6 +32,8 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// The most tokens of a sequence that are guessed from its own text and verified in one step; 0 guesses none.
     pub draft_tokens: usize,
+    /// The most threads that read the logits of a step; 0 for all cores. Only steps with many logits use several.
+    pub threads: usize,
 }
 
 impl Default for EngineOptions {
@@ -43,6 +45,7 @@ impl Default for EngineOptions {
             stall: Duration::from_secs(60),
             prefix_cache: true,
             draft_tokens: 8,
+            threads: 0,
         }
     }
 }

@@ -11,8 +11,9 @@ use crate::executor::{Executor, RowSpan, SeqId, StepError};
 
 /// The results of a step's spans.
 pub(super) trait Outcome {
-    /// Span `index` is computed; `logits` are its rows, `vocab` values each, as far as it asked for them.
-    fn computed(&mut self, index: usize, logits: &[f32]);
+    /// Spans are computed: their indices in the order of the plan, and their rows of `vocab` values each, as far as they
+    /// asked for them.
+    fn computed(&mut self, spans: &[(usize, &[f32])]);
     /// Span `index` cannot be computed.
     fn failed(&mut self, index: usize, why: String);
 }
@@ -31,15 +32,17 @@ pub(super) fn step(executor: &mut dyn Executor, spans: &[RowSpan<'_>], outcome: 
                 steps.0 += 1;
                 let vocab = executor.shape().vocab;
                 let mut rest = executor.logits();
+                let mut computed = Vec::with_capacity(batch.len());
                 for &index in &batch {
                     match rest.split_at_checked(vocab * spans[index].count_wanted()) {
                         Some((own, others)) => {
                             rest = others;
-                            outcome.computed(index, own);
+                            computed.push((index, own));
                         }
                         None => outcome.failed(index, "the step returned too few logits".to_owned()),
                     }
                 }
+                outcome.computed(&computed);
             }
             Err(failed) => {
                 steps.1 += 1;

@@ -19,6 +19,7 @@ mod outlet;
 mod pace;
 mod plan;
 mod prefix;
+mod readers;
 mod run;
 mod shares;
 mod stats;

@@ -11,7 +11,7 @@ use super::plan::Candidate;
 use super::request::{Done, Event, Failure, Finish, Request, Sink, Token};
 use crate::executor::{LogitRows, SeqId};
 use crate::guide::{Guide, Progress};
-use crate::sample::{self, NotFinite, SampledToken, Sampler, Scratch};
+use crate::sample::{self, NotFinite, SampledToken, Sampler, Scratch, TokenSet};
 use crate::text::{Stream, Tokenizer};
 
 /// The callback of a score request.
@@ -88,6 +88,22 @@ pub(super) enum LogitResult {
     /// A token, and those after right guesses.
     Choices(Vec<SampledToken>),
     Logprobs(Vec<f32>),
+}
+
+/// What choosing depends on. Unlike a run, which has its client's code, several threads may see it.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a> {
+    tokens: &'a [u32],
+    start: usize,
+    wants: Wants<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Wants<'a> {
+    /// The next token.
+    Token { sampler: &'a Sampler, allowed: Option<&'a TokenSet>, logprobs: Option<u8> },
+    /// How likely the tokens are that are there.
+    Logprobs,
 }
 
 impl Run {
@@ -265,42 +281,17 @@ impl Run {
         [again, stalled, self.deadline].into_iter().flatten().min()
     }
 
-    /// Evaluates the logits of rows from `start`, the last of which are `guesses`. Changes nothing, because the step is
-    /// not committed.
-    pub(super) fn read(
-        &self,
-        start: usize,
-        guesses: &[u32],
-        logits: &[f32],
-        vocab: usize,
-        scratch: &mut Scratch,
-    ) -> Result<LogitResult, NotFinite> {
-        if logits.is_empty() {
-            return Ok(LogitResult::Nothing);
-        }
-        match &self.work {
-            Work::Answer(answer) => {
-                let allowed = answer.guide.as_ref().map(Guide::allowed);
-                let mut choices = Vec::with_capacity(1);
-                for (index, row) in logits.chunks_exact(vocab).enumerate() {
-                    let position = (self.tokens.len() + index) as u64;
-                    let ahead = &guesses[..index];
-                    let choice =
-                        answer.sampler.choose_after(ahead, row, position, answer.logprobs, allowed, scratch)?;
-                    let is_right = guesses.get(index) == Some(&choice.token);
-                    choices.push(choice);
-                    if !is_right {
-                        break;
-                    }
-                }
-                Ok(LogitResult::Choices(choices))
-            }
-            Work::Score(_) => {
-                let next = self.tokens[start + 1..].iter();
-                let logprobs = logits.chunks_exact(vocab).zip(next).map(|(row, &token)| sample::logprob(row, token));
-                logprobs.collect::<Result<Vec<f32>, _>>().map(LogitResult::Logprobs)
-            }
-        }
+    /// What reads the logits of its rows from `start`.
+    pub(super) fn reader(&self, start: usize) -> Reader<'_> {
+        let wants = match &self.work {
+            Work::Answer(answer) => Wants::Token {
+                sampler: &answer.sampler,
+                allowed: answer.guide.as_ref().map(Guide::allowed),
+                logprobs: answer.logprobs,
+            },
+            Work::Score(_) => Wants::Logprobs,
+        };
+        Reader { tokens: &self.tokens, start, wants }
     }
 
     /// Applies the result of a step; `Some` when that was the last.
@@ -385,6 +376,41 @@ impl Run {
                 // The caller's code: its panic must not take the engine down.
                 let _caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| then(result)));
                 None
+            }
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// Evaluates logits, of whose rows the last are `guesses`. Changes nothing, because the step is not committed.
+    pub(super) fn read(
+        &self,
+        guesses: &[u32],
+        logits: &[f32],
+        vocab: usize,
+        scratch: &mut Scratch,
+    ) -> Result<LogitResult, NotFinite> {
+        if logits.is_empty() {
+            return Ok(LogitResult::Nothing);
+        }
+        match self.wants {
+            Wants::Token { sampler, allowed, logprobs } => {
+                let mut choices = Vec::with_capacity(1);
+                for (index, row) in logits.chunks_exact(vocab).enumerate() {
+                    let position = (self.tokens.len() + index) as u64;
+                    let choice = sampler.choose_after(&guesses[..index], row, position, logprobs, allowed, scratch)?;
+                    let is_right = guesses.get(index) == Some(&choice.token);
+                    choices.push(choice);
+                    if !is_right {
+                        break;
+                    }
+                }
+                Ok(LogitResult::Choices(choices))
+            }
+            Wants::Logprobs => {
+                let next = self.tokens[self.start + 1..].iter();
+                let logprobs = logits.chunks_exact(vocab).zip(next).map(|(row, &token)| sample::logprob(row, token));
+                logprobs.collect::<Result<Vec<f32>, _>>().map(LogitResult::Logprobs)
             }
         }
     }

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use super::admission::{AdmissionQueue, SlotId};
 use super::books::Books;
 use super::handle::{EngineOptions, LoadedModel};
+use super::readers::Readers;
 use super::request::{Failure, Finish};
 use super::run::{End, Run};
 use super::shares::Shares;
 use super::slot::Slot;
 use super::stats::Stats;
-use crate::sample::Scratch;
 
 /// Without streaming clients, a step may take this many times the target: longer steps are more efficient.
 const UNWATCHED: u32 = 3;
@@ -62,7 +62,7 @@ pub(super) struct Scheduler<C> {
     pub(super) books: Books,
     /// Whose milliseconds: fairness between models.
     turns: Shares<SlotId>,
-    scratch: Scratch,
+    pub(super) readers: Readers,
     drains: Vec<(Instant, SyncSender<bool>)>,
     /// Drained or stopped: nothing runs any more.
     over: bool,
@@ -73,13 +73,13 @@ pub(super) struct Scheduler<C> {
 impl<C: Fn() -> Instant> Scheduler<C> {
     pub(super) fn new(options: EngineOptions, door: Arc<AdmissionQueue>, clock: C) -> Self {
         Scheduler {
+            readers: Readers::of(options.threads),
             options,
             clock,
             books: Books::new(Arc::clone(&door)),
             door,
             slots: Vec::new(),
             turns: Shares::default(),
-            scratch: Scratch::default(),
             drains: Vec::new(),
             over: false,
             next_run: 0,
@@ -168,7 +168,7 @@ impl<C: Fn() -> Instant> Scheduler<C> {
         let next = self.slots.iter_mut().filter(|slot| slot.active);
         let stepped = match next.min_by(|a, b| turns.served(&a.id).total_cmp(&turns.served(&b.id))) {
             Some(slot) => {
-                let took = slot.step(&mut self.books, &mut self.scratch, target, &self.clock);
+                let took = slot.step(&mut self.books, &mut self.readers, target, &self.clock);
                 let id = slot.id;
                 self.turns.charge(&id, took.as_secs_f64());
                 true

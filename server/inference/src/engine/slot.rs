@@ -12,11 +12,11 @@ use super::isolate::{self, Outcome};
 use super::pace::{Pace, Size};
 use super::plan::{DECODE_WEIGHT, PROMPT_WEIGHT, Part, plan};
 use super::prefix::Prefixes;
+use super::readers::{Gathered, Readers, Unread};
 use super::request::Failure;
-use super::run::{End, LogitResult, Run};
+use super::run::{End, Run};
 use super::stats::ModelStats;
 use crate::executor::{Executor, LogitRows, RowSpan, reserve};
-use crate::sample::Scratch;
 use crate::text::Tokenizer;
 
 /// After this time without reading, a client may lose its memory to a waiting one.
@@ -31,9 +31,6 @@ const ROOM_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bounds what a tenant is charged for the time of masks while steps are predicted to take next to none.
 const SHORTEST_STEP: f64 = 1e-5;
-/// Choosing a token takes less with a model of 150,000 tokens. What takes longer, such as sorting most of them, is charged
-/// to the tenant and takes turns, as the masks of guides do.
-const ORDINARY_CHOICE: Duration = Duration::from_millis(1);
 
 pub(super) struct Slot {
     pub(super) id: SlotId,
@@ -342,7 +339,7 @@ impl Slot {
     pub(super) fn step(
         &mut self,
         books: &mut Books,
-        scratch: &mut Scratch,
+        readers: &mut Readers,
         target: Duration,
         clock: &dyn Fn() -> Instant,
     ) -> Duration {
@@ -379,9 +376,18 @@ impl Slot {
         });
         let spans: Vec<RowSpan<'_>> = spans.collect();
         let vocab = self.executor.shape().vocab;
-        let mut gather = Gather { runs, parts: &parts, drafts: &drafts, vocab, scratch, clock, fruits: Vec::new() };
+        let mut gather = Gather {
+            runs,
+            parts: &parts,
+            drafts: &drafts,
+            vocab,
+            readers,
+            clock,
+            fruits: Vec::new(),
+            slow: Duration::ZERO,
+        };
         let (ok, failed) = isolate::step(&mut *self.executor, &spans, &mut gather);
-        let fruits = gather.fruits;
+        let Gather { fruits, slow, .. } = gather;
         let end = clock();
 
         let took = end.saturating_duration_since(begin);
@@ -395,7 +401,6 @@ impl Slot {
             self.find_fault(books);
         }
         if failed == 0 {
-            let slow: Duration = fruits.iter().map(|fruit| fruit.slow).sum();
             self.pace.learn(size, took.saturating_sub(slow).as_secs_f64());
         }
         let took = took + self.hand_out(&parts, &drafts, fruits, books, end, clock);
@@ -509,28 +514,23 @@ struct Gather<'a> {
     parts: &'a [Part],
     drafts: &'a [Option<Draft>],
     vocab: usize,
-    scratch: &'a mut Scratch,
+    readers: &'a mut Readers,
     clock: &'a dyn Fn() -> Instant,
     fruits: Vec<Gathered>,
-}
-
-/// What a run reads from its logits.
-struct Gathered {
-    index: usize,
-    fruit: Result<LogitResult, String>,
-    /// How much longer than [`ORDINARY_CHOICE`] it took.
+    /// The time of the step that unusually slow choices took.
     slow: Duration,
 }
 
 impl Outcome for Gather<'_> {
-    fn computed(&mut self, index: usize, logits: &[f32]) {
-        let part = self.parts[index];
-        let run = &self.runs[part.candidate];
-        let guesses = self.drafts[index].as_ref().map_or(&[][..], Draft::guesses);
-        let begin = (self.clock)();
-        let fruit = run.read(part.start, guesses, logits, self.vocab, self.scratch).map_err(|error| error.to_string());
-        let slow = (self.clock)().saturating_duration_since(begin).saturating_sub(ORDINARY_CHOICE);
-        self.fruits.push(Gathered { index, fruit, slow });
+    fn computed(&mut self, spans: &[(usize, &[f32])]) {
+        let unread = spans.iter().map(|&(index, logits)| {
+            let part = self.parts[index];
+            let guesses = self.drafts[index].as_ref().map_or(&[][..], Draft::guesses);
+            Unread { index, reader: self.runs[part.candidate].reader(part.start), guesses, logits }
+        });
+        let (fruits, slow) = self.readers.read(&unread.collect::<Vec<_>>(), self.vocab, self.clock);
+        self.fruits.extend(fruits);
+        self.slow += slow;
     }
 
     fn failed(&mut self, index: usize, why: String) {

@@ -139,6 +139,12 @@ const FAMILIES: [Family; 4] = [
     },
 ];
 
+/// The families that have a row here.
+#[cfg(test)]
+pub(crate) fn encoder_families() -> [&'static str; FAMILIES.len()] {
+    FAMILIES.each_ref().map(|family| family.name)
+}
+
 /// The keys of `config.json` that decide something here; DistilBERT has names of its own.
 #[derive(Deserialize)]
 struct Config {

@@ -16,6 +16,8 @@ mod weight;
 pub(crate) use blocks::{Block, FORMATS, Format, Scales};
 pub use blocks::{Code, Dtype};
 pub(crate) use encoder::Part;
+#[cfg(test)]
+pub(crate) use encoder::encoder_families;
 pub use encoder::{EncoderCheckpoint, EncoderSettings, Pooling, is_encoder};
 use tensors::Entry;
 pub use tensors::{Tensor, Tensors, config, family};

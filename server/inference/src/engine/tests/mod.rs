@@ -6,6 +6,7 @@ mod faults;
 mod guided;
 mod handle;
 mod prefix;
+mod readers;
 mod schedule;
 mod script;
 
