@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+import groups
 import results
 import tiers
 
@@ -119,12 +120,15 @@ class Job:
     # Set while it runs and afterwards.
     state: str = ""
     pid: int = 0
+    contained: groups.Group | None = None
     began: float = 0.0
     wall: float = 0.0
     cpu: float = 0.0
     status: int = 0
     # Load average when it ended.
     load: float = 0.0
+    # Processes that were still there, and were killed.
+    survivors: int = 0
     output: Path | None = None
     tests: dict = field(default_factory=dict)
     trace: Path | None = None
@@ -283,7 +287,7 @@ class Runner:
                 self.look_at_failures()
         finally:
             for job in self.running:
-                signal_group(job.pid, signal.SIGKILL)
+                stop(job)
 
     def look_at_failures(self):
         """Looks at what failed since the last time, while what runs at low priority stands still."""
@@ -299,7 +303,7 @@ class Runner:
         """Ends the run: what waits and what runs is not needed any more."""
         self.ended_early = True
         for job in self.running:
-            signal_group(job.pid, signal.SIGKILL)
+            stop(job)
             os.wait4(job.pid, 0)
         for job in self.running + self.waiting:
             job.state = ENDED
@@ -345,6 +349,7 @@ class Runner:
 
     def start(self, job):
         job.output = self.folder / f"{len(self.done) + len(self.running):03}-{re.sub('[^A-Za-z0-9_-]+', '_', job.name)[:80]}"
+        job.contained = groups.Group() if job.row else None
         with open(job.output, "wb") as log, open(job.messages or os.devnull, "wb") as messages:
             process = subprocess.Popen(
                 job.argv,
@@ -354,7 +359,7 @@ class Runner:
                 stdout=messages if job.messages else log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=lower_priority if job.idle else None,
+                preexec_fn=lambda: prepare(job),
             )
         # Collected by wait4, which also tells the processor time.
         process.returncode = 0
@@ -373,6 +378,9 @@ class Runner:
             self.running.remove(job)
             job.status = os.waitstatus_to_exitcode(status)
             job.cpu = usage.ru_utime + usage.ru_stime
+            if job.contained:
+                job.cpu = max(job.cpu, job.contained.cpu())
+                job.survivors = job.contained.end()
             job.load = os.getloadavg()[0]
             self.finish(job)
 
@@ -388,7 +396,8 @@ class Runner:
         if job.provides:
             self.facts[job.provides] = job.state == OK
         self.done.append(job)
-        self.say(f"\n== {job.name}: {job.state} after {job.wall:.1f} s ({job.cpu:.1f} s of processor time)")
+        self.say(f"\n== {job.name}: {job.state} after {job.wall:.1f} s ({job.cpu:.1f} s of processor time)"
+                 + (f"; of its processes {job.survivors} outlived it and were killed" if job.survivors else ""))
         if not (job.quiet and job.state == OK):
             self.say(text.rstrip() if job.state == OK or not job.row else shortened(text))
         then = self.on_end.get(job.name)
@@ -411,9 +420,19 @@ def free_space(folder):
     return f"{shutil.disk_usage(folder).free / 1e9:.0f} GB of disk free"
 
 
-def lower_priority():
-    """Runs in the child: it gets a tenth of what others get, and never nothing, so that its own time-outs hold."""
-    os.nice(10)
+def prepare(job):
+    """Runs in the child. At low priority it gets a tenth of what others get, and never nothing, so that its own time-outs hold."""
+    if job.contained:
+        job.contained.join()
+    if job.idle:
+        os.nice(10)
+
+
+def stop(job):
+    """Ends a job with everything that it started."""
+    signal_group(job.pid, signal.SIGKILL)
+    if job.contained:
+        job.contained.end()
 
 
 def signal_group(pid, number):
@@ -467,15 +486,17 @@ def suspects(job):
 
 def run_alone(job, argv, limit):
     """Status and output of a command that ran in the place of a job; the status is None if it did not end in time."""
+    contained = groups.Group()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(argv, cwd=job.cwd, env={**os.environ, **job.env}, stdin=subprocess.DEVNULL, stdout=log,
-                                   stderr=subprocess.STDOUT, start_new_session=True)
+                                   stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=contained.join)
         try:
             status = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             signal_group(process.pid, signal.SIGKILL)
             process.wait()
             status = None
+        contained.end()
         log.seek(0)
         return status, log.read().decode(errors="replace")
 

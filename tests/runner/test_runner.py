@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from unittest import mock
 
+import groups
 import results
 import runner
 import tiers
@@ -84,6 +85,22 @@ class Results(RunnerTest):
         )
         self.assertEqual([FAILED, TIMED_OUT], [killed.state, hangs.state])
         self.assertEqual(-9, killed.status)
+
+    def test_what_left_the_session_of_a_program_ends_with_it(self):
+        probe = groups.Group()
+        if not probe.folder:
+            self.skipTest("no control group may be made here")
+        pid = self.folder / "pid"
+        probe.end()
+        (job,) = self.run_jobs(self.program_of_tests("left", f"setsid sleep 600 & echo $! >{pid}; {PASSES}"))
+        self.assertEqual((OK, 1), (job.state, job.survivors))
+        self.assertIn("of its processes 1 outlived it", self.out.getvalue())
+        self.assertFalse(Path(f"/proc/{pid.read_text().strip()}/exe").exists())
+
+    def test_without_control_groups_programs_run_as_well(self):
+        none = groups.Group(roots=())
+        none.join()
+        self.assertEqual((0, 0.0, []), (none.end(), none.cpu(), none.members()))
 
     def test_a_failed_test_is_found_in_a_line_that_others_tore(self):
         text = "test a ... noise\nFAILED\n\nfailures:\n    a\n\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured"

@@ -237,14 +237,29 @@ fn up_killed_with_all_its_processes_is_recovered() {
     }
 }
 
-fn started_and_at_work(sandbox: &Sandbox, args: &[&str]) -> Child {
-    let before = journal(sandbox);
-    let mut child = sandbox.start(args);
-    promptly("it is at work", || {
-        assert!(child.try_wait().expect("look").is_none(), "it ended before it could be disturbed");
-        (journal(sandbox) > before + 400).then_some(())
-    });
-    child
+/// A command that stands still in the middle of its work, until it is sent a signal and CONT. On a busy machine it may be over before
+/// anybody looks: then `undo` runs, and it is tried once more.
+fn stopped_at_work(sandbox: &Sandbox, args: &[&str], undo: &dyn Fn()) -> Child {
+    for attempt in 0..5 {
+        if attempt > 0 {
+            undo();
+        }
+        let before = journal(sandbox);
+        let mut child = sandbox.start(args);
+        let stopped = promptly("it is at work", || {
+            let begun = journal(sandbox) > before + 400;
+            if begun {
+                signal(child.id(), Signal::STOP);
+            }
+            let is_over = child.try_wait().expect("look").is_some();
+            (begun || is_over).then_some(begun && !is_over)
+        });
+        if stopped {
+            return child;
+        }
+        said(child.wait_with_output().expect("wait")).expect(0);
+    }
+    panic!("{args:?} was over each time before it could be disturbed");
 }
 
 #[test]
@@ -257,11 +272,13 @@ fn signal_stops_up_and_down_and_rerunning_resumes() {
     let signals = [(Signal::INT, "SIGINT"), (Signal::TERM, "SIGTERM"), (Signal::HUP, "SIGHUP")];
     for (name, word) in signals.into_iter().filter(|(name, _)| hears || *name != Signal::HUP) {
         for (args, story) in [(&UP[..], "up"), (&DOWN[..], "down")] {
+            let undo = || if story == "down" { up_is_right(&sandbox, word) } else { down_is_right(&sandbox, word) };
             if story == "down" {
                 up_is_right(&sandbox, word);
             }
-            let child = started_and_at_work(&sandbox, &[args, &["-o", "json"]].concat());
+            let child = stopped_at_work(&sandbox, &[args, &["-o", "json"]].concat(), &undo);
             signal(child.id(), name);
+            signal(child.id(), Signal::CONT);
             let stopped = said(child.wait_with_output().expect("wait"));
             let document = stopped.expect(5).json();
             assert_eq!(document["error"]["code"], "stopped", "{word} {story}: {document:#}");
@@ -283,8 +300,9 @@ fn signal_stops_up_and_down_and_rerunning_resumes() {
 #[test]
 fn second_signal_stops_immediately_and_safely() {
     let sandbox = Sandbox::new("twice");
-    let child = started_and_at_work(&sandbox, &UP);
+    let child = stopped_at_work(&sandbox, &UP, &|| down_is_right(&sandbox, "twice"));
     signal(child.id(), Signal::INT);
+    signal(child.id(), Signal::CONT);
     signal(child.id(), Signal::TERM);
     said(child.wait_with_output().expect("wait")).expect(5);
     up_is_right(&sandbox, "after two signals");
@@ -310,10 +328,9 @@ fn signal_during_the_gate_is_handled_once() {
 #[test]
 fn concurrent_runs_are_refused() {
     let sandbox = Sandbox::new("both");
-    let first = started_and_at_work(&sandbox, &UP);
+    // It is at work for as long as this takes.
+    let first = stopped_at_work(&sandbox, &UP, &|| down_is_right(&sandbox, "both"));
     let holder = first.id();
-    // Stopped for a moment, so that it is at work for as long as this takes.
-    signal(holder, Signal::STOP);
     let refused: Vec<_> =
         [&UP[..], &DOWN[..]].iter().map(|args| sandbox.run(&[*args, &["-o", "json"]].concat())).collect();
     let text = sandbox.run(&UP);

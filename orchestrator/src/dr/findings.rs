@@ -238,7 +238,7 @@ pub fn findings(drill: &str, events: &[LedgerEvent], epoch_before: u64, truth: &
         .iter()
         .filter(|write| write.epoch.is_some_and(|epoch| epoch > epoch_before))
         .filter_map(Span::ok)
-        .filter(|t| *t >= fault)
+        .filter(|t| (fault..revert).contains(t))
         .min_by(f64::total_cmp)
         .map(|t| t - fault)
         // Without a takeover, control data has recovered when no write fails any more, as for the service.
@@ -265,12 +265,13 @@ pub fn findings(drill: &str, events: &[LedgerEvent], epoch_before: u64, truth: &
 }
 
 /// From the fault to the sending of the first request after which none failed, while the fault lasted. A successful
-/// request after the last failure is required: without traffic there is no evidence of recovery.
+/// request after the last failure is required: without traffic there is no evidence of recovery, nor is there in what the
+/// lost site may have answered itself, after the fault.
 fn service_rto(requests: &[Span], fault: f64, revert: f64) -> Option<f64> {
     let touched = |r: &&Span| r.sent < revert && r.end.is_none_or(|(t, _)| t >= fault);
     let last_failed =
         requests.iter().filter(touched).filter(|r| r.ok().is_none()).map(|r| r.sent).max_by(f64::total_cmp);
-    let after = requests.iter().filter(touched).filter(|r| r.ok().is_some() && r.sent >= fault);
+    let after = requests.iter().filter(|r| r.sent >= fault && r.ok().is_some_and(|t| t < revert));
     match last_failed {
         None => after.map(|_| 0.0).next(),
         Some(last) => earliest(after.filter(|r| r.sent > last)).map(|t| (t - fault).max(0.0)),
@@ -487,6 +488,13 @@ mod tests {
     fn writes_under_the_old_configuration_do_not_end_the_control_rto() {
         let found = findings("d", &ledger("mark 0 fault\nw 10 20 ok 1\nw 30 45 ok 2"), 1, &all(0, 2));
         assert_eq!(found.control_rto_ms, Some(45.0));
+    }
+
+    #[test]
+    fn answers_after_the_fault_are_no_recovery_from_it() {
+        let text = "mark 0 fault\nr 10 20 failed\nr 30 55 ok\nw 10 20 failed\nw 30 55 ok 1\nw 35 56 ok 2\nmark 50 revert\nr 60 70 ok";
+        let found = findings("d", &ledger(text), 1, &all(3, 3));
+        assert_eq!((found.service_rto_ms, found.control_rto_ms), (None, None));
     }
 
     #[test]

@@ -266,7 +266,7 @@ impl Prober<'_> {
         // Requests that should have been refused are recorded, too.
         let most = REQUESTS + shown.len() as u64;
         for (tenant, own) in tenants {
-            let (mut usage, mut requests) = (Value::Null, 0);
+            let (mut usage, mut requests, mut reads) = (Value::Null, 0, 0);
             for _ in 0..USAGE_READS {
                 clock.sleep(USAGE_DELAY).await;
                 let request = LoadRequest { tenant: Some(tenant.clone()), ..LoadRequest::get("/v1/usage") };
@@ -275,8 +275,10 @@ impl Prober<'_> {
                 if requests > 0 {
                     break;
                 }
+                // What is recorded late stands beside this read.
+                reads += 1;
             }
-            if usage["tenant"] != **tenant || usage["key"] != *own.public_id || requests > most {
+            if usage["tenant"] != **tenant || usage["key"] != *own.public_id || requests > most + reads {
                 shown.push(format!("usage of others with a key of {tenant}"));
             } else if requests == 0 {
                 return Err(format!("the usage of {tenant} has no request of its key"));

@@ -5,7 +5,7 @@
 
 use crate::Candle;
 use crate::kernels::{self, Kernels, Recorded, Tables};
-use crate::layer::{Cache, Pass, Piece, angles};
+use crate::layer::{Cache, Pass, Piece, angles, capped, scaled, turns};
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use textnlp_inference::decoder::{Feed, Position, Residual, Spec};
+use textnlp_inference::rope::Rotation;
 
 /// The most rows of a recorded step. Larger ones keep the GPU busy by themselves.
 const MOST_ROWS: usize = 64;
@@ -36,7 +37,8 @@ struct Inputs {
     rows: Tensor,
     singles: Tensor,
     caches: Tensor,
-    angles: Tensor,
+    /// One for each rotation.
+    angles: Vec<Tensor>,
     logits: Tensor,
 }
 
@@ -48,7 +50,7 @@ impl Graphs {
             && !is_quantized
             // candle keeps its bounds for the thread that records, only as long as that thread lives.
             && spec.clip.is_none()
-            && spec.residual == Residual::Pre
+            && matches!(spec.residual, Residual::Pre | Residual::Around)
             && matches!(spec.position, Position::Rotary { .. })
             && !matches!(spec.feed, Feed::Experts { .. })
             && kernels::computes(spec);
@@ -73,14 +75,16 @@ impl Graphs {
         let device = candle.device.as_cuda_device()?;
         let inputs = match &mut self.inputs {
             Some(inputs) => inputs,
-            none => none.insert(Inputs::new(&candle.spec, self.most, &candle.device)?),
+            none => none.insert(Inputs::new(candle, self.most)?),
         };
         let tables = Tables::new(&candle.spec, pieces, caches)?;
         kernels::upload(&inputs.tokens, tokens)?;
         kernels::upload(&inputs.rows, &tables.rows)?;
         kernels::upload(&inputs.singles, &tables.singles)?;
         kernels::upload(&inputs.caches, &tables.caches)?;
-        kernels::upload(&inputs.angles, &angles(&candle.spec, pieces))?;
+        for (to, rotation) in inputs.angles.iter().zip(&candle.rotations) {
+            kernels::upload(to, &angles(rotation, pieces))?;
+        }
         let compute = || inputs.compute(candle, pieces, caches, tables.splits);
         let size = (count, tables.splits);
         match self.by_size.get(&size).map(|Recorded(graph)| graph.launch()) {
@@ -114,18 +118,16 @@ impl Graphs {
 }
 
 impl Inputs {
-    fn new(spec: &Spec, most: usize, device: &Device) -> Result<Inputs> {
-        let half = match spec.position {
-            Position::Rotary { dims, .. } => dims / 2,
-            Position::Learned { .. } | Position::Alibi => 0,
-        };
-        let zeros = |count: usize, dtype| Tensor::zeros(count, dtype, device);
+    fn new(candle: &Candle, most: usize) -> Result<Inputs> {
+        let spec = &candle.spec;
+        let zeros = |count: usize, dtype| Tensor::zeros(count, dtype, &candle.device);
+        let of_rotation = |rotation: &Rotation| zeros(most * rotation.pairs(), DType::F32);
         Ok(Inputs {
             tokens: zeros(most, DType::U32)?,
             rows: zeros(3 * most, DType::U32)?,
             singles: zeros(most, DType::U32)?,
             caches: zeros(2 * most * spec.shape.layers, DType::I64)?,
-            angles: zeros(most * half, DType::F32)?,
+            angles: candle.rotations.iter().map(of_rotation).collect::<Result<_>>()?,
             logits: zeros(most * spec.shape.vocab, DType::F32)?,
         })
     }
@@ -134,7 +136,6 @@ impl Inputs {
     fn compute(&self, candle: &Candle, pieces: &[Piece], caches: &[&[Cache]], splits: usize) -> Result<()> {
         let (spec, weights) = (&candle.spec, &candle.weights);
         let count = pieces.len();
-        let half = self.angles.elem_count() / self.tokens.elem_count().max(1);
         let kernels = Kernels::over(
             spec,
             &candle.device,
@@ -143,16 +144,25 @@ impl Inputs {
             Some(self.singles.narrow(0, 0, count)?),
             splits,
         )?;
-        let angles = self.angles.narrow(0, 0, count * half)?.reshape((count, half))?;
-        let mut x = kernels.embed(&weights.token, &self.tokens.narrow(0, 0, count)?)?;
-        let rotations = (angles.cos()?, angles.sin()?);
+        let turned = |(angles, rotation): (&Tensor, &Rotation)| {
+            let angles = angles.narrow(0, 0, count * rotation.pairs())?.reshape((count, rotation.pairs()))?;
+            turns(&angles, rotation.magnitude())
+        };
+        let rotations = self.angles.iter().zip(&candle.rotations).map(turned).collect::<Result<Vec<_>>>()?;
+        let x = kernels.embed(&weights.token, &self.tokens.narrow(0, 0, count)?)?;
+        let mut x = scaled(x, spec.embedding_scale)?;
         let pass = Pass::of_singles(spec, &candle.device, pieces, caches, kernels, rotations);
         for (number, layer) in weights.layers.iter().enumerate() {
             x = pass.layer(number, layer, &x)?;
         }
         let Some(kernels) = &pass.kernels else { bail!("a pass without kernels") };
         let (_, normed) = kernels.add_norm(&x, None, &weights.norm, weights.head.dtype())?;
-        kernels.widen(&weights.head.product(&normed)?, &self.logits)
+        let logits = weights.head.product(&normed)?;
+        let logits = match spec.logit_cap {
+            None => logits,
+            cap => capped(logits.to_dtype(DType::F32)?, cap)?,
+        };
+        kernels.widen(&logits, &self.logits)
     }
 }
 

@@ -103,7 +103,7 @@ __device__ inline float share_of(float own, float most) { return own == -INFINIT
 template <typename C, int LANES>
 __device__ void attend(const float *queries, void *mixed, unsigned type, float *parts, const Address *caches, const Row *rows,
                        const unsigned *singles, const float *biases, unsigned bias_stride, unsigned heads, unsigned kv_heads,
-                       unsigned width, unsigned window, float scale) {
+                       unsigned width, unsigned window, float scale, float cap) {
   size_t at = singles[blockIdx.x];
   unsigned head = blockIdx.y, splits = gridDim.z;
   Row row = rows[at];
@@ -134,6 +134,8 @@ __device__ void attend(const float *queries, void *mixed, unsigned type, float *
 #pragma unroll
     for (int offset = LANES / 2; offset > 0; offset /= 2)
       score += __shfl_xor_sync(mask, score, offset);
+    if (cap > 0)
+      score = cap * tanhf(score / cap);
     if (biases)
       score += biases[(size_t)head * bias_stride + position];
     float next = fmaxf(most, score), kept = expf(most - next), share = expf(score - next);
@@ -179,8 +181,9 @@ __device__ void attend(const float *queries, void *mixed, unsigned type, float *
   extern "C" __global__ void attend_##c##_##LANES(const float *queries, void *mixed, unsigned type, float *parts,                      \
                                                   const Address *caches, const Row *rows, const unsigned *singles,                     \
                                                   const float *biases, unsigned bias_stride, unsigned heads, unsigned kv_heads,        \
-                                                  unsigned width, unsigned window, float scale) {                                      \
-    attend<C, LANES>(queries, mixed, type, parts, caches, rows, singles, biases, bias_stride, heads, kv_heads, width, window, scale);  \
+                                                  unsigned width, unsigned window, float scale, float cap) {                           \
+    attend<C, LANES>(queries, mixed, type, parts, caches, rows, singles, biases, bias_stride, heads, kv_heads, width, window, scale,    \
+                    cap);                                                                                                              \
   }
 #define ATTEND_OVER(C, c) ATTEND(C, c, 8) ATTEND(C, c, 16) ATTEND(C, c, 32)
 ATTEND_OVER(float, f32)

@@ -171,8 +171,8 @@ impl<'a> Kernels<'a> {
             bail!("queries, keys and values are {:?}", qkv.dims())
         }
         let queries = empty(self.count, heads * width, DType::F32, qkv.device())?;
-        let (rotated, interleaved) = match spec.position {
-            Position::Rotary { dims, interleaved, .. } => (dims as u32, u32::from(interleaved)),
+        let (rotated, interleaved) = match &spec.position {
+            Position::Rotary { rope, interleaved, .. } => (rope.dims as u32, u32::from(*interleaved)),
             Position::Learned { .. } | Position::Alibi => (0, 0),
         };
         let (cosines, sines) = match rotations {
@@ -236,7 +236,8 @@ impl<'a> Kernels<'a> {
         let mut launch = kernel.builder();
         launch.arg(&from).arg(&to).arg(&mixed_type).arg(&parts).arg(&caches).arg(&rows).arg(&singles);
         launch.arg(&biases).arg(&stride);
-        launch.arg(&sizes[0]).arg(&sizes[1]).arg(&sizes[2]).arg(&sizes[3]).arg(&spec.scale);
+        let cap = spec.score_cap.unwrap_or(0.0);
+        launch.arg(&sizes[0]).arg(&sizes[1]).arg(&sizes[2]).arg(&sizes[3]).arg(&spec.scale).arg(&cap);
         let config = LaunchConfig {
             grid_dim: (count as u32, heads as u32, splits as u32),
             block_dim: (THREADS, 1, 1),
@@ -484,15 +485,19 @@ mod tests {
         values: &[f32],
         from: usize,
         end: usize,
-        scale: f32,
+        spec: &Spec,
         slope: f32,
     ) -> Vec<f64> {
         let width = query.len();
         let row =
             |of: &[f32], at: usize| of[at * width..(at + 1) * width].iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
         let dot = |at: usize| row(keys, at).iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum::<f64>();
-        let scores: Vec<f64> =
-            (from..end).map(|at| dot(at) * f64::from(scale) + f64::from(slope * at as f32)).collect();
+        let score = |at: usize| {
+            let score = dot(at) * f64::from(spec.scale);
+            let score = spec.score_cap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh());
+            score + f64::from(slope * at as f32)
+        };
+        let scores: Vec<f64> = (from..end).map(score).collect();
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let shares: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
         let whole: f64 = shares.iter().sum();
@@ -525,6 +530,7 @@ mod tests {
         {
             (spec.head_dim, spec.scale, spec.windows) =
                 (width, 1.0 / (width as f32).sqrt(), vec![(window > 0).then_some(window)]);
+            spec.score_cap = (window > 0).then_some(0.5);
             let lengths = [length, length / 2 + 1];
             let stored: Vec<[Tensor; 2]> = lengths
                 .iter()
@@ -562,7 +568,7 @@ mod tests {
                     let end = lengths[row];
                     let from = if window > 0 { end.saturating_sub(window) } else { 0 };
                     let [keys, values] = [&keys[head / 2], &values[head / 2]].map(|of| of.concat());
-                    let expected = attention(query, &keys, &values, from, end, spec.scale, slopes[head]);
+                    let expected = attention(query, &keys, &values, from, end, &spec, slopes[head]);
                     let pairs = expected.iter().zip(&found[row][head * width..]);
                     let most = pairs.map(|(a, b)| (a - f64::from(*b)).abs()).fold(0.0, f64::max);
                     assert!(most <= bound, "{dtype:?}, width {width}, {end} positions, head {head}: differs by {most}");

@@ -7,6 +7,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use half::bf16;
 use std::collections::{HashMap, HashSet};
 use textnlp_inference::decoder::{Activation, Feed, Norm, Position, Residual, Spec};
+use textnlp_inference::rope::Rotation;
 
 /// Numbers of scores that are held at once: 64 MiB in f32.
 const MOST_SCORES: usize = 16 << 20;
@@ -48,8 +49,9 @@ pub(crate) struct Pass<'a> {
     pub(crate) pieces: &'a [Piece],
     /// Of each piece's sequence, by layer.
     pub(crate) caches: &'a [&'a [Cache]],
-    /// Cosines and sines, rows × half of the rotated dimensions each.
-    rotations: Option<(Tensor, Tensor)>,
+    /// Cosines and sines, rows × half of the rotated dimensions each: those of all layers, or first those of layers that
+    /// see all and then those of layers with a window.
+    rotations: Vec<(Tensor, Tensor)>,
     /// Linear biases, heads × 1 × positions.
     alibi: Option<Tensor>,
     /// By window; empty where no piece has a second row.
@@ -73,20 +75,18 @@ impl<'a> Pass<'a> {
     pub(crate) fn new(
         spec: &'a Spec,
         device: &'a Device,
+        rotations: &[Rotation],
         pieces: &'a [Piece],
         caches: &'a [&'a [Cache]],
     ) -> Result<Pass<'a>> {
-        let rotations = match spec.position {
-            Position::Rotary { dims, .. } => {
-                let angles = angles(spec, pieces);
-                let rows = angles.len() / (dims / 2).max(1);
-                let angles = Tensor::from_vec(angles, (rows, dims / 2), device)?;
-                Some((angles.cos()?, angles.sin()?))
-            }
-            Position::Learned { .. } | Position::Alibi => None,
+        let of_rotation = |rotation: &Rotation| {
+            let angles = angles(rotation, pieces);
+            let rows = angles.len() / rotation.pairs().max(1);
+            turns(&Tensor::from_vec(angles, (rows, rotation.pairs()), device)?, rotation.magnitude())
         };
+        let rotations = rotations.iter().map(of_rotation).collect::<Result<Vec<_>>>()?;
         let end = |piece: &Piece| piece.start + piece.rows;
-        let alibi = match (spec.position, pieces.iter().map(end).max()) {
+        let alibi = match (&spec.position, pieces.iter().map(end).max()) {
             (Position::Alibi, Some(positions)) => Some(alibi(spec, positions, device)?),
             _ => None,
         };
@@ -119,39 +119,53 @@ impl<'a> Pass<'a> {
         pieces: &'a [Piece],
         caches: &'a [&'a [Cache]],
         kernels: Kernels<'a>,
-        rotations: (Tensor, Tensor),
+        rotations: Vec<(Tensor, Tensor)>,
     ) -> Pass<'a> {
-        let (rotations, kernels) = (Some(rotations), Some(kernels));
+        let kernels = Some(kernels);
         Pass { spec, device, pieces, caches, rotations, alibi: None, masks: HashMap::new(), most_rows: 1, kernels }
     }
 
     /// Rows of the residual stream through one layer.
     pub(crate) fn layer(&self, number: usize, layer: &Layer, x: &Tensor) -> Result<Tensor> {
-        let [first, rest @ ..] = &layer.norms[..] else { candle_core::bail!("a layer without norms") };
-        let second = rest.first().unwrap_or(first);
+        let norm = |number: usize| -> Result<&NormWeights> {
+            layer.norms.get(number).ok_or_else(|| candle_core::Error::Msg("a layer lacks a norm".to_owned()))
+        };
+        let first = norm(0)?;
         #[cfg(feature = "cuda")]
-        if let (Some(kernels), Residual::Pre) = (&self.kernels, self.spec.residual) {
+        if let (Some(kernels), Residual::Pre | Residual::Around) = (&self.kernels, self.spec.residual) {
             let (_, normed) = kernels.add_norm(x, None, first, layer.qkv.dtype())?;
             let output = self.attention(number, layer, &normed)?;
-            let (x, normed) = kernels.add_norm(x, Some(&output), second, layer.feed.dtype())?;
-            return kernels.add(&x, &self.feed(&layer.feed, &normed)?);
+            let dtype = layer.feed.dtype();
+            if self.spec.residual == Residual::Pre {
+                let (x, normed) = kernels.add_norm(x, Some(&output), norm(1)?, dtype)?;
+                return kernels.add(&x, &self.feed(&layer.feed, &normed)?);
+            }
+            let after = |rows: Tensor, norm: &NormWeights| -> Result<Tensor> {
+                Ok(kernels.add_norm(&rows.to_dtype(DType::F32)?, None, norm, DType::F32)?.1)
+            };
+            let (x, normed) = kernels.add_norm(x, Some(&after(output, norm(1)?)?), norm(2)?, dtype)?;
+            return kernels.add(&x, &after(self.feed(&layer.feed, &normed)?, norm(3)?)?);
         }
         let attention = |x: &Tensor| self.attention(number, layer, x)?.to_dtype(DType::F32);
         let feed = |x: &Tensor| self.feed(&layer.feed, x)?.to_dtype(DType::F32);
         match self.spec.residual {
             Residual::Pre => {
                 let x = (x + attention(&first.forward(x)?)?)?;
-                &x + feed(&second.forward(&x)?)?
+                &x + feed(&norm(1)?.forward(&x)?)?
             }
             Residual::Post => {
                 let x = (x + first.forward(&attention(x)?)?)?;
-                &x + second.forward(&feed(&x)?)?
+                &x + norm(1)?.forward(&feed(&x)?)?
+            }
+            Residual::Around => {
+                let x = (x + norm(1)?.forward(&attention(&first.forward(x)?)?)?)?;
+                &x + norm(3)?.forward(&feed(&norm(2)?.forward(&x)?)?)?
             }
             Residual::Parallel => {
                 let normed = first.forward(x)?;
                 x + (attention(&normed)? + feed(&normed)?)?
             }
-            Residual::ParallelTwo => x + (attention(&first.forward(x)?)? + feed(&second.forward(x)?)?)?,
+            Residual::ParallelTwo => x + (attention(&first.forward(x)?)? + feed(&norm(1)?.forward(x)?)?)?,
         }
     }
 
@@ -174,7 +188,7 @@ impl<'a> Pass<'a> {
         let q = self.heads(&qkv.narrow(1, 0, inner)?, spec.shape.heads, q_norm)?;
         let k = self.heads(&qkv.narrow(1, inner, kv)?, spec.kv_heads, k_norm)?;
         let v = split(&qkv.narrow(1, inner + kv, kv)?, spec.kv_heads)?;
-        let (q, k) = (self.rotated(q)?, self.rotated(k)?);
+        let (q, k) = (self.rotated(number, q)?, self.rotated(number, k)?);
         for (piece, cache) in self.pieces_of(number) {
             let rows = |x: &Tensor| x.narrow(1, piece.row, piece.rows)?.to_dtype(cache.keys.dtype())?.contiguous();
             cache.keys.slice_set(&rows(&k)?, 1, piece.start)?;
@@ -215,7 +229,7 @@ impl<'a> Pass<'a> {
             let k = normed(inner, kv, spec.kv_heads, k_norm)?;
             qkv = Tensor::cat(&[q, k, all.narrow(1, inner + kv, kv)?], 1)?.contiguous()?;
         }
-        let q = kernels.rope_and_store(number, &qkv, kv_type, self.rotations.as_ref())?;
+        let q = kernels.rope_and_store(number, &qkv, kv_type, self.rotations_of(number))?;
         let mixed = kernels.mixed(layer.out.dtype(), x.device())?;
         kernels.attend(number, &q, &mixed, kv_type, self.alibi.as_ref())?;
         for (piece, cache) in self.pieces_of(number).filter(|(piece, _)| piece.rows > 1) {
@@ -244,12 +258,18 @@ impl<'a> Pass<'a> {
         }
     }
 
+    fn rotations_of(&self, layer: usize) -> Option<&(Tensor, Tensor)> {
+        self.rotations.get(1).filter(|_| self.spec.window(layer).is_some()).or(self.rotations.first())
+    }
+
     /// Heads × rows × width with the first dimensions rotated by the rows' positions.
-    fn rotated(&self, x: Tensor) -> Result<Tensor> {
-        let (Some((cos, sin)), Position::Rotary { dims, interleaved, .. }) = (&self.rotations, self.spec.position)
+    fn rotated(&self, layer: usize, x: Tensor) -> Result<Tensor> {
+        let (Some((cos, sin)), Position::Rotary { rope, interleaved, .. }) =
+            (self.rotations_of(layer), &self.spec.position)
         else {
             return Ok(x);
         };
+        let dims = rope.dims;
         let width = x.dim(2)?;
         let part = x.narrow(2, 0, dims)?.contiguous()?.unsqueeze(0)?;
         let turned = match interleaved {
@@ -270,6 +290,7 @@ impl<'a> Pass<'a> {
         let (keys, values) = (cache.keys.narrow(1, from, count)?, cache.values.narrow(1, from, count)?);
         let q = q.contiguous()?.to_dtype(keys.dtype())?.reshape((spec.kv_heads, group * rows, width))?;
         let scores = (q.matmul(&keys.t()?)?.to_dtype(DType::F32)? * f64::from(spec.scale))?;
+        let scores = capped(scores, spec.score_cap)?;
         let mut scores = scores.reshape((heads, rows, count))?;
         if let Some(alibi) = &self.alibi {
             scores = scores.broadcast_add(&alibi.narrow(2, from, count)?.contiguous()?)?;
@@ -343,13 +364,27 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// The angles by which rows are rotated, for half of the rotated dimensions each; none in models that rotate nothing.
-pub(crate) fn angles(spec: &Spec, pieces: &[Piece]) -> Vec<f32> {
-    let Position::Rotary { theta, dims, .. } = spec.position else { return Vec::new() };
-    // In f32 as transformers does, so that long sequences agree.
-    let turns: Vec<f32> = (0..dims / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / dims as f32)).collect();
-    let positions = pieces.iter().flat_map(|piece| piece.start..piece.start + piece.rows);
-    positions.flat_map(|at| turns.iter().map(move |turn| at as f32 * turn)).collect()
+/// The angles by which rows are rotated, for half of the rotated dimensions each.
+pub(crate) fn angles(rotation: &Rotation, pieces: &[Piece]) -> Vec<f32> {
+    pieces.iter().flat_map(|piece| piece.start..piece.start + piece.rows).flat_map(|at| rotation.angles(at)).collect()
+}
+
+/// Cosines and sines of angles, times the magnitude of what they rotate.
+pub(crate) fn turns(angles: &Tensor, magnitude: f32) -> Result<(Tensor, Tensor)> {
+    Ok((scaled(angles.cos()?, magnitude)?, scaled(angles.sin()?, magnitude)?))
+}
+
+/// A tensor times a factor, which is 1 in most models.
+pub(crate) fn scaled(x: Tensor, factor: f32) -> Result<Tensor> {
+    if factor == 1.0 { Ok(x) } else { x * f64::from(factor) }
+}
+
+/// `cap · tanh(x / cap)`, where there is a cap.
+pub(crate) fn capped(x: Tensor, cap: Option<f32>) -> Result<Tensor> {
+    match cap.map(f64::from) {
+        Some(cap) => (x / cap)?.tanh()? * cap,
+        None => Ok(x),
+    }
 }
 
 /// Rows × (heads · width) as heads × rows × width.

@@ -34,6 +34,7 @@ use textnlp_inference::executor::{
     Executor, Memory, Positions, RowSpan, SeqId, Shape, StepError, USUAL_KV_BYTES, limit_context, usual_positions,
 };
 use textnlp_inference::format::{Dtype, FormatError, Place, Tensors};
+use textnlp_inference::rope::Rotation;
 use weights::{Loader, Weights, block_type, held_as};
 
 /// A folder with `config.json` and `*.safetensors`, opened and checked. Weights are mapped, not read.
@@ -122,6 +123,8 @@ pub struct LoadOptions {
 /// A loaded model.
 pub struct Candle {
     spec: Spec,
+    /// Those of [`Spec::ropes`].
+    rotations: Vec<Rotation>,
     weights: Weights,
     device: Device,
     /// The type of keys and values.
@@ -179,6 +182,7 @@ impl Candle {
         let candle = Candle {
             #[cfg(feature = "cuda")]
             graphs: std::cell::RefCell::new(graph::Graphs::new(&spec, &device, block_type(options.quantize).is_some())),
+            rotations: spec.ropes().into_iter().map(|rope| rope.rotation(spec.shape.context)).collect(),
             spec,
             weights,
             device,

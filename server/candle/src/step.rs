@@ -3,7 +3,7 @@
 use crate::Candle;
 #[cfg(feature = "cuda")]
 use crate::kernels::Pinned;
-use crate::layer::{Cache, Pass, Piece};
+use crate::layer::{Cache, Pass, Piece, capped, scaled};
 use candle_core::{DType, Device, Result as Computed, Tensor};
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -150,12 +150,12 @@ impl Candle {
             Tensor::from_vec(values, count, device)
         };
         let tokens = numbers(rows.iter().map(|row| row.token).collect())?;
-        let mut x = weights.token.index_select(&tokens, 0)?.to_dtype(DType::F32)?;
-        if let (Some(table), Position::Learned { offset, .. }) = (&weights.positions, spec.position) {
+        let mut x = scaled(weights.token.index_select(&tokens, 0)?.to_dtype(DType::F32)?, spec.embedding_scale)?;
+        if let (Some(table), Position::Learned { offset, .. }) = (&weights.positions, &spec.position) {
             let positions = numbers(rows.iter().map(|row| (row.position + offset) as u32).collect())?;
             x = (x + table.index_select(&positions, 0)?)?;
         }
-        let pass = Pass::new(spec, device, &pieces, &caches)?;
+        let pass = Pass::new(spec, device, &self.rotations, &pieces, &caches)?;
         for (number, layer) in weights.layers.iter().enumerate() {
             x = pass.layer(number, layer, &x)?;
         }
@@ -164,7 +164,7 @@ impl Candle {
             return Ok(count);
         }
         let x = weights.norm.forward(&x.index_select(&numbers(wanted)?, 0)?)?;
-        logits.take(&weights.head.forward(&x)?, count)
+        logits.take(&capped(weights.head.forward(&x)?, spec.logit_cap)?, count)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{Checkpoint, LoadOptions};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Result as Computed, Tensor};
 use textnlp_inference::cpu::Quant;
-use textnlp_inference::decoder::{Feed, Linear as Named, Norm, Position, Qkv, Residual, Spec, Tied};
+use textnlp_inference::decoder::{Feed, Linear as Named, Norm, Position, Qkv, Spec, Tied};
 use textnlp_inference::format::{Dtype, FormatError, Place, Tensor as Stored, Tensors};
 
 /// All weights of a model.
@@ -137,7 +137,7 @@ impl<'a> Loader<'a> {
         let token_name = format!("{}{}.weight", self.base, spec.token);
         let token = self.read(&token_name, &[shape.vocab, shape.width])?;
         self.count(&token);
-        let positions = match spec.position {
+        let positions = match &spec.position {
             Position::Learned { stem, offset } => {
                 let name = format!("{}{stem}.weight", self.base);
                 Some(self.vector(&name, &[shape.context + offset, shape.width])?)
@@ -173,7 +173,7 @@ impl<'a> Loader<'a> {
         let width = spec.shape.width;
         let (inner, kv) = (spec.shape.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let mut norms = Vec::new();
-        for stem in spec.norms.iter().take(if spec.residual == Residual::Parallel { 1 } else { 2 }) {
+        for stem in spec.norms.iter().take(spec.residual.norms()) {
             norms.push(self.norm(&format!("{at}{stem}"), spec.norm, width)?);
         }
         let outputs = inner + 2 * kv;
@@ -286,7 +286,10 @@ impl<'a> Loader<'a> {
         let constant = |value: f32| Tensor::full(value, width, self.device);
         let weight = match norm {
             Norm::Bare { .. } => self.computed(constant(1.0))?,
-            Norm::Layer { .. } | Norm::Rms { .. } => self.vector(&format!("{stem}.weight"), &[width])?,
+            Norm::Layer { .. } | Norm::Rms { .. } => {
+                let weight = self.vector(&format!("{stem}.weight"), &[width])?;
+                if self.spec.norms_add_one { self.computed(weight + 1.0)? } else { weight }
+            }
         };
         let bias = match norm {
             Norm::Layer { .. } => self.vector(&format!("{stem}.bias"), &[width])?,

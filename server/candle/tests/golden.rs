@@ -20,16 +20,21 @@ struct Expected {
     greedy: Vec<u32>,
 }
 
+/// Golden models of the own kernels whose families, windows or rotations those here do not have.
+const OF_OWN_KERNELS: [&str; 5] = ["gemma", "gemma2", "gemma3", "phi3-long", "qwen3-window"];
+
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    let folder = if OF_OWN_KERNELS.contains(&name) { "../inference/tests/golden" } else { "tests/golden" };
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(name)
 }
 
 fn names() -> Vec<String> {
     let folders = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap());
     let mut names: Vec<String> =
         folders.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.extend(OF_OWN_KERNELS.map(str::to_owned));
     names.sort();
-    assert!(names.len() > 20);
+    assert!(names.len() > 25);
     names
 }
 
@@ -44,9 +49,15 @@ static DEVICE: LazyLock<DeviceKind> = LazyLock::new(|| match Gpu::find(0) {
     Err(_) => DeviceKind::Cpu,
 });
 
+fn options() -> LoadOptions {
+    LoadOptions { kv_positions: Some(1024), threads: 2, device: *DEVICE, ..LoadOptions::default() }
+}
+
 fn load_from(folder: &Path, quantize: Option<Quant>) -> Candle {
-    let device = *DEVICE;
-    let options = LoadOptions { quantize, kv_positions: Some(1024), threads: 2, device, ..LoadOptions::default() };
+    load_with(folder, LoadOptions { quantize, ..options() })
+}
+
+fn load_with(folder: &Path, options: LoadOptions) -> Candle {
     let checkpoint = Checkpoint::open(folder).unwrap_or_else(|e| panic!("{e}"));
     Candle::load(&checkpoint, &options).unwrap_or_else(|e| panic!("{e}")).0
 }
@@ -138,6 +149,41 @@ fn greedy_text_is_that_of_transformers_however_the_prompt_is_cut() {
             assert_eq!(text[expected.tokens.len()..], expected.greedy, "{name} in parts of {cut}");
         }
     }
+}
+
+/// A file of the own kernels' golden rotations: another configuration of their golden Llama, and what it says then.
+#[derive(serde::Deserialize)]
+struct Rotated {
+    config: serde_json::Value,
+    /// The context that it is loaded with.
+    context: Option<usize>,
+    #[serde(flatten)]
+    expected: Expected,
+}
+
+#[test]
+fn scaled_rotations_are_those_of_transformers() {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../inference/tests/golden");
+    let mut kinds = 0;
+    for file in std::fs::read_dir(own.join("rope")).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let Rotated { config, context, expected } = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(own.join("llama/model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let mut candle = load_with(folder.path(), LoadOptions { context, ..options() });
+        let found = difference(&all_logits(&mut candle, &expected.tokens), &expected);
+        assert!(found <= 1e-4 * largest(&expected), "{name}: differs by {found}");
+        let seq = candle.open(expected.tokens.len() + expected.greedy.len()).unwrap();
+        let mut token = next(&mut candle, seq, 0, &expected.tokens);
+        for (at, wanted) in (expected.tokens.len()..).zip(&expected.greedy) {
+            assert_eq!(token, *wanted, "{name}: token {at}");
+            token = next(&mut candle, seq, at, &[token]);
+        }
+        kinds += 1;
+    }
+    assert_eq!(kinds, 9);
 }
 
 /// Three sequences of other lengths, the golden one in their middle: its prompt beside their decoding, then all decode.
@@ -335,11 +381,14 @@ fn what_cannot_be_served_is_refused_by_name() {
             drop(config.insert(key.to_owned(), value.clone()))
         }
     };
-    let scaled = serde_json::json!({ "rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0 });
+    let unknown = serde_json::json!({ "rope_theta": 1e4, "rope_type": "mrope", "factor": 4.0 });
     for (name, key, value, said) in [
         ("llama", "model_type", "bloom".into(), "`bloom` has no row"),
-        ("llama", "rope_parameters", scaled, "type `yarn` are not supported"),
-        ("llama", "rope_scaling", serde_json::json!({ "type": "linear", "factor": 2.0 }), "type `linear`"),
+        ("llama", "rope_parameters", unknown, "type `mrope` are not supported"),
+        ("llama", "rope_scaling", serde_json::json!({ "type": "linear" }), "`factor`: it is missing"),
+        ("llama", "rope_scaling", serde_json::json!({ "type": "linear", "factor": 0.0 }), "of the rotations is 0"),
+        ("gemma3", "layer_types", serde_json::json!(["chunked_attention"]), "`chunked_attention` is not supported"),
+        ("gemma2", "final_logit_softcapping", (-1.0).into(), "or cap of attention or logits is -1"),
         ("llama", "hidden_act", "mish".into(), "`mish` is not supported"),
         ("llama", "num_attention_heads", 0.into(), "heads is 0"),
         ("llama", "num_attention_heads", 3.into(), "3 heads cannot share 2 key heads"),
@@ -353,7 +402,7 @@ fn what_cannot_be_served_is_refused_by_name() {
         ("falcon-alibi", "bias", false.into(), "models of the family `falcon` have no such tensor"),
         ("mixtral", "num_experts_per_tok", 6.into(), "experts of a token is 6"),
         ("mixtral", "num_local_experts", 4.into(), "the configuration requires"),
-        ("gptj", "rotary_dim", 5.into(), "5 of 6 dimensions"),
+        ("gptj", "rotary_dim", 5.into(), "5 of a head's 6 dimensions"),
         ("gpt_neo", "attention_types", serde_json::json!([[["global"], 9]]), "not a list of kinds"),
         ("gpt_neo", "attention_types", serde_json::json!([[["some"], 2]]), "not a list of kinds"),
         ("opt", "do_layer_norm_before", false.into(), "only `true` is supported"),

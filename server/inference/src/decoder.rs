@@ -3,8 +3,10 @@
 //! This is what the crate `textnlp-candle` computes; it is here so that a model can be checked and described without it. Names are those of the checkpoints on the Hugging Face hub, without the prefix of the base model.
 
 use crate::executor::Shape;
-use crate::family::Architecture;
+use crate::family::{self, Architecture, Family, QueryNorm};
+use crate::format::config::{USUAL_ROTATION, from_map, rotations_of, windows_of};
 use crate::format::{FormatError, Place};
+use crate::rope::{Rope, Scaling};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -33,8 +35,10 @@ pub struct Spec {
     pub tied: Tied,
     /// How rows are normalised.
     pub norm: Norm,
-    /// The norms of a layer, in the order of [`Residual`].
-    pub norms: [&'static str; 2],
+    /// Norms multiply by 1 + weight (Gemma).
+    pub norms_add_one: bool,
+    /// The norms of a layer, in the order of [`Residual`], which may need fewer.
+    pub norms: &'static [&'static str],
     /// What is added to the residual stream.
     pub residual: Residual,
     /// How queries, keys and values are stored.
@@ -45,11 +49,13 @@ pub struct Spec {
     pub clip: Option<f32>,
     /// The factor of the scores.
     pub scale: f32,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub score_cap: Option<f32>,
     /// From all heads back to the residual stream.
     pub attention_out: Linear,
     /// How positions come in.
     pub position: Position,
-    /// How many positions a layer sees, its own included; layers take turns.
+    /// How many positions a layer sees, its own included; layers take turns. Without any, all see all.
     pub windows: Vec<Option<usize>>,
     /// The feed-forward's activation.
     pub activation: Activation,
@@ -57,6 +63,10 @@ pub struct Spec {
     pub feed: Feed,
     /// Matrices of layers are stored as inputs × outputs (GPT-2).
     pub transposed: bool,
+    /// Factor of the token table's rows.
+    pub embedding_scale: f32,
+    /// Logits become `cap · tanh(logit / cap)`.
+    pub logit_cap: Option<f32>,
 }
 
 /// A linear layer's stem, and whether it has a bias.
@@ -106,6 +116,8 @@ pub enum Residual {
     Pre,
     /// `x += norm0(attention(x)); x += norm1(feed(x))` (OLMo 2).
     Post,
+    /// `x += norm1(attention(norm0(x))); x += norm3(feed(norm2(x)))` (Gemma 2 and 3).
+    Around,
     /// `x += attention(norm0(x)) + feed(norm0(x))` (GPT-J, Phi, Falcon 7B).
     Parallel,
     /// `x += attention(norm0(x)) + feed(norm1(x))` (GPT-NeoX, Falcon 40B).
@@ -132,14 +144,20 @@ pub struct QkNorm {
     pub per_head: bool,
 }
 
+impl QkNorm {
+    /// Llama's names, all heads as one row.
+    const WHOLE: QkNorm = QkNorm { stems: ["self_attn.q_norm", "self_attn.k_norm"], per_head: false };
+}
+
 /// How positions come in.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub enum Position {
     /// A learned table below `base`, whose first `offset` rows are unused.
     Learned { stem: &'static str, offset: usize },
-    /// Rotary embeddings (Su et al. 2021) of a head's first `dims` dimensions.
-    Rotary { theta: f32, dims: usize, interleaved: bool },
+    /// Rotary embeddings; `windowed` are those of layers with a window, where they differ. Pairs are neighbours, or else
+    /// halves of what is rotated.
+    Rotary { rope: Rope, windowed: Option<Rope>, interleaved: bool },
     /// Linear biases (Press et al. 2022), rounded to bf16 as Falcon's are.
     Alibi,
 }
@@ -168,6 +186,17 @@ pub enum Feed {
     Experts { router: Linear, count: usize, top: usize },
 }
 
+impl Residual {
+    /// Norms of a layer.
+    pub fn norms(self) -> usize {
+        match self {
+            Residual::Parallel => 1,
+            Residual::Pre | Residual::Post | Residual::ParallelTwo => 2,
+            Residual::Around => 4,
+        }
+    }
+}
+
 impl Spec {
     /// Reads and checks the `config.json` of a folder.
     pub fn open(folder: &Path) -> Result<Spec, FormatError> {
@@ -193,6 +222,14 @@ impl Spec {
             vocab: self.shape.vocab,
             context: self.shape.context,
             ..Architecture::plain()
+        }
+    }
+
+    /// The rotations: none, those of all layers, or those of layers that see all and those of layers with a window.
+    pub fn ropes(&self) -> Vec<&Rope> {
+        match &self.position {
+            Position::Rotary { rope, windowed, .. } => std::iter::once(rope).chain(windowed).collect(),
+            Position::Learned { .. } | Position::Alibi => Vec::new(),
         }
     }
 
@@ -226,22 +263,24 @@ impl Spec {
             }
         }
         let (Norm::Layer { eps } | Norm::Bare { eps } | Norm::Rms { eps }) = self.norm;
-        let cause = match self.position {
-            _ if !(0.0..=1.0).contains(&eps) => format!("the epsilon of its norms is {eps}; 0 to 1 is allowed"),
-            _ if self.clip.is_some_and(|clip| !(clip.is_finite() && clip > 0.0)) => {
-                "a limit of queries, keys and values must be positive".to_owned()
-            }
-            _ if !self.shape.heads.is_multiple_of(self.kv_heads) => {
-                format!("{} heads cannot share {} key heads", self.shape.heads, self.kv_heads)
-            }
-            Position::Rotary { dims, .. } if dims == 0 || dims % 2 == 1 || dims > self.head_dim => {
-                format!("{dims} of {} dimensions of a head cannot be rotated", self.head_dim)
-            }
-            Position::Rotary { theta, .. } if !(theta.is_finite() && theta > 0.0) => {
-                format!("the base of the rotations is {theta}")
-            }
-            _ if self.windows.contains(&Some(0)) => "a window of 0 positions sees nothing".to_owned(),
-            _ => return Ok(self),
+        let ropes = self.ropes();
+        let factors = [Some(self.scale), Some(self.embedding_scale), self.score_cap, self.logit_cap];
+        let cause = if !(0.0..=1.0).contains(&eps) {
+            format!("the epsilon of its norms is {eps}; 0 to 1 is allowed")
+        } else if self.clip.is_some_and(|clip| !(clip.is_finite() && clip > 0.0)) {
+            "a limit of queries, keys and values must be positive".to_owned()
+        } else if !self.shape.heads.is_multiple_of(self.kv_heads) {
+            format!("{} heads cannot share {} key heads", self.shape.heads, self.kv_heads)
+        } else if let Some(cause) = ropes.iter().find_map(|rope| rope.problem(self.head_dim)) {
+            cause
+        } else if ropes.windows(2).any(|two| two[0].dims != two[1].dims) {
+            "layers with a window rotate another part of their heads".to_owned()
+        } else if let Some(wrong) = factors.into_iter().flatten().find(|f| !(f.is_finite() && *f > 0.0)) {
+            format!("a factor or cap of attention or logits is {wrong}")
+        } else if self.windows.contains(&Some(0)) {
+            "a window of 0 positions sees nothing".to_owned()
+        } else {
+            return Ok(self);
         };
         Err(FormatError::broken(file, Place::Whole, cause))
     }
@@ -253,6 +292,9 @@ type Read = fn(&Config) -> Result<Spec, FormatError>;
 /// The families, by `model_type`.
 const ROWS: &[(&str, Read)] = &[
     ("falcon", Config::falcon),
+    ("gemma", Config::gemma),
+    ("gemma2", Config::gemma),
+    ("gemma3_text", Config::gemma),
     ("gpt2", Config::gpt2),
     ("gpt_neo", Config::gpt_neo),
     ("gpt_neox", Config::gpt_neox),
@@ -347,33 +389,16 @@ impl Config {
         }
     }
 
-    /// A value of the rotations, wherever this file's version of transformers keeps it.
-    fn of_rotations(&self, nested: &str, flat: &[&str]) -> Result<Option<f32>, FormatError> {
-        for key in ["rope_parameters", "rope_scaling"] {
-            if let Some(value) = self.map.get(key).and_then(|rope| rope.get(nested)).filter(|value| !value.is_null()) {
-                let wrong =
-                    || FormatError::broken(&self.file, Place::Key(format!("{key}.{nested}")), "it is not a number");
-                return value.as_f64().map(|n| Some(n as f32)).ok_or_else(wrong);
-            }
-        }
-        self.float(flat)
-    }
-
-    /// Rotations of the halves of the first `share` of each head.
-    fn rotary(&self, head_dim: usize, theta: f32, share: f32) -> Result<Position, FormatError> {
-        for key in ["rope_parameters", "rope_scaling"] {
-            let Some(rope) = self.map.get(key) else { continue };
-            let kind = ["rope_type", "type"].iter().find_map(|name| rope.get(name)).and_then(Value::as_str);
-            if let Some(kind) = kind.filter(|kind| *kind != "default") {
-                let cause = format!("rotary embeddings of type `{}` are not supported here", kind.escape_debug());
-                return Err(self.unsupported(key, cause));
-            }
-        }
-        let share =
-            self.of_rotations("partial_rotary_factor", &["partial_rotary_factor", "rotary_pct"])?.unwrap_or(share);
-        let theta = self.of_rotations("rope_theta", &["rope_theta", "rotary_emb_base"])?.unwrap_or(theta);
-        // As transformers does: the product is cut off.
-        Ok(Position::Rotary { theta, dims: (head_dim as f32 * share) as usize, interleaved: false })
+    /// Rotations of the halves of a part of each head, and the context that they reach.
+    fn rotary(&self, head_dim: usize, context: usize) -> Result<(Position, usize), FormatError> {
+        let usual = match self.family() {
+            "gpt_neox" | "stablelm" => (10_000.0, 0.25),
+            "phi" => (10_000.0, 0.5),
+            "mixtral" => (1e6, 1.0),
+            _ => USUAL_ROTATION,
+        };
+        let (rope, windowed, context) = rotations_of(&self.file, &self.map, usual, head_dim, context)?;
+        Ok((Position::Rotary { rope, windowed, interleaved: false }, context))
     }
 
     /// The row of this file's family.
@@ -391,23 +416,60 @@ impl Config {
     }
 
     fn mistral(&self) -> Result<Spec, FormatError> {
-        Ok(Spec { windows: self.sliding()?, ..self.llama_with(false, false, false)? })
+        self.llama_with(false, false, false)
     }
 
     fn qwen2(&self) -> Result<Spec, FormatError> {
-        self.only("use_sliding_window", false)?;
         self.llama_with(true, false, false)
     }
 
     fn qwen3(&self) -> Result<Spec, FormatError> {
-        self.only("use_sliding_window", false)?;
         let bias = self.flag("attention_bias", false)?;
-        let qk_norm = QkNorm { stems: ["self_attn.q_norm", "self_attn.k_norm"], per_head: true };
-        Ok(Spec { qk_norm: Some(qk_norm), ..self.llama_with(bias, bias, false)? })
+        Ok(Spec { qk_norm: Some(QkNorm { per_head: true, ..QkNorm::WHOLE }), ..self.llama_with(bias, bias, false)? })
     }
 
-    fn sliding(&self) -> Result<Vec<Option<usize>>, FormatError> {
-        Ok(vec![self.size(&["sliding_window"])?])
+    /// Gemma 1 to 3. What a shape does not show is read as the own kernels read it.
+    fn gemma(&self) -> Result<Spec, FormatError> {
+        let (own, _) = from_map(&self.file, &self.map)?;
+        let bias = self.flag("attention_bias", false)?;
+        let (residual, norms): (_, &[_]) = match own.layer.after {
+            true => (
+                Residual::Around,
+                &[
+                    "input_layernorm",
+                    "post_attention_layernorm",
+                    "pre_feedforward_layernorm",
+                    "post_feedforward_layernorm",
+                ],
+            ),
+            false => (Residual::Pre, &["input_layernorm", "post_attention_layernorm"]),
+        };
+        let qk_norm = QkNorm { per_head: true, ..QkNorm::WHOLE };
+        let activation = match own.activation {
+            family::Activation::SiluGated => Activation::Silu,
+            _ => Activation::GeluTanh,
+        };
+        Ok(Spec {
+            tied: self.tied(Some(true))?,
+            norms_add_one: true,
+            norms,
+            residual,
+            qk_norm: (own.layer.query_norm == QueryNorm::Head).then_some(qk_norm),
+            scale: own.attention.scale,
+            score_cap: own.attention.cap,
+            activation,
+            embedding_scale: own.embedding_scale,
+            logit_cap: own.logit_cap,
+            ..self.llama_with(bias, bias, false)?
+        })
+    }
+
+    /// The windows of all layers.
+    fn windows(&self, layers: usize) -> Result<Vec<Option<usize>>, FormatError> {
+        match Family::of_config(self.family()) {
+            Some(family) => windows_of(&self.file, &self.map, family, layers),
+            None => Ok(Vec::new()),
+        }
     }
 
     fn tied(&self, default: Option<bool>) -> Result<Tied, FormatError> {
@@ -424,20 +486,23 @@ impl Config {
         let width = self.need(&["hidden_size", "n_embd"])?;
         let heads = self.need(&["num_attention_heads", "n_head", "num_heads"])?;
         let head_dim = self.size(&["head_dim"])?.unwrap_or(width / heads.max(1));
+        let layers = self.need(&["num_hidden_layers", "n_layer", "num_layers"])?;
+        let context = match self.size(&["max_position_embeddings", "n_positions"])? {
+            // Falcon's first checkpoints leave it out.
+            None if self.family() == "falcon" => 2048,
+            None => return Err(self.missing("max_position_embeddings")),
+            Some(context) => context,
+        };
+        let (position, context) = self.rotary(head_dim, context)?;
         let linear = |stem, bias| Linear { stem, bias };
         Ok(Spec {
             shape: Shape {
                 family: self.family().to_owned(),
-                layers: self.need(&["num_hidden_layers", "n_layer", "num_layers"])?,
+                layers,
                 width,
                 heads,
                 vocab: self.need(&["vocab_size"])?,
-                context: match self.size(&["max_position_embeddings", "n_positions"])? {
-                    // Falcon's first checkpoints leave it out.
-                    None if self.family() == "falcon" => 2048,
-                    None => return Err(self.missing("max_position_embeddings")),
-                    Some(context) => context,
-                },
+                context,
             },
             kv_heads: self.size(&["num_key_value_heads"])?.unwrap_or(heads),
             head_dim,
@@ -451,7 +516,8 @@ impl Config {
             head: plain("lm_head"),
             tied: self.tied(None)?,
             norm: Norm::Rms { eps: self.float(&["rms_norm_eps"])?.unwrap_or(1e-6) },
-            norms: ["input_layernorm", "post_attention_layernorm"],
+            norms_add_one: false,
+            norms: &["input_layernorm", "post_attention_layernorm"],
             residual: Residual::Pre,
             qkv: Qkv::Separate([
                 linear("self_attn.q_proj", qkv_bias),
@@ -461,9 +527,10 @@ impl Config {
             qk_norm: None,
             clip: None,
             scale: 1.0 / (head_dim.max(1) as f32).sqrt(),
+            score_cap: None,
             attention_out: linear("self_attn.o_proj", out_bias),
-            position: self.rotary(head_dim, 10_000.0, 1.0)?,
-            windows: vec![None],
+            position,
+            windows: self.windows(layers)?,
             activation: self.activation("silu")?,
             feed: Feed::Gated([
                 linear("mlp.gate_proj", feed_bias),
@@ -471,6 +538,8 @@ impl Config {
                 linear("mlp.down_proj", feed_bias),
             ]),
             transposed: false,
+            embedding_scale: 1.0,
+            logit_cap: None,
         })
     }
 
@@ -482,7 +551,7 @@ impl Config {
             layer: "h.",
             last_norm: "ln_f",
             norm: Norm::Layer { eps: self.float(&["layer_norm_epsilon", "layer_norm_eps"])?.unwrap_or(1e-5) },
-            norms: ["ln_1", "ln_2"],
+            norms: &["ln_1", "ln_2"],
             position: Position::Learned { stem: "wpe", offset: 0 },
             activation: self.activation(default_activation)?,
             feed: Feed::Plain([biased("mlp.c_fc"), biased("mlp.c_proj")]),
@@ -511,7 +580,11 @@ impl Config {
             residual: Residual::Parallel,
             qkv: Qkv::Separate([plain("attn.q_proj"), plain("attn.k_proj"), plain("attn.v_proj")]),
             attention_out: plain("attn.out_proj"),
-            position: Position::Rotary { theta: 10_000.0, dims, interleaved: true },
+            position: Position::Rotary {
+                rope: Rope { theta: 10_000.0, dims, scaling: Scaling::None, magnitude: 1.0 },
+                windowed: None,
+                interleaved: true,
+            },
             feed: Feed::Plain([biased("mlp.fc_in"), biased("mlp.fc_out")]),
             ..spec
         })
@@ -569,7 +642,6 @@ impl Config {
             residual: if self.flag("use_parallel_residual", true)? { Residual::ParallelTwo } else { Residual::Pre },
             qkv: Qkv::Groups(Linear { stem: "attention.query_key_value", bias: attention }),
             attention_out: Linear { stem: "attention.dense", bias: attention },
-            position: self.rotary(spec.head_dim, 10_000.0, 0.25)?,
             activation: self.activation("gelu")?,
             feed: Feed::Plain([biased("mlp.dense_h_to_4h"), biased("mlp.dense_4h_to_h")]),
             ..spec
@@ -588,10 +660,10 @@ impl Config {
         };
         let bias = self.flag("bias", false)?;
         let linear = |stem| Linear { stem, bias };
-        let (residual, names) = match (parallel, new && norms == 2) {
-            (false, _) => (Residual::Pre, ["input_layernorm", "post_attention_layernorm"]),
-            (true, false) => (Residual::Parallel, ["input_layernorm", ""]),
-            (true, true) => (Residual::ParallelTwo, ["ln_attn", "ln_mlp"]),
+        let (residual, names): (_, &[_]) = match (parallel, new && norms == 2) {
+            (false, _) => (Residual::Pre, &["input_layernorm", "post_attention_layernorm"]),
+            (true, false) => (Residual::Parallel, &["input_layernorm"]),
+            (true, true) => (Residual::ParallelTwo, &["ln_attn", "ln_mlp"]),
         };
         Ok(Spec {
             kv_heads,
@@ -627,7 +699,7 @@ impl Config {
             last_norm: "final_layer_norm",
             tied: self.tied(Some(true))?,
             norm: Norm::Layer { eps: 1e-5 },
-            norms: ["self_attn_layer_norm", "final_layer_norm"],
+            norms: &["self_attn_layer_norm", "final_layer_norm"],
             attention_out: linear("self_attn.out_proj"),
             position: Position::Learned { stem: "embed_positions", offset: 2 },
             activation: self.activation("relu")?,
@@ -645,7 +717,6 @@ impl Config {
             norm: Norm::Layer { eps: self.float(&["layer_norm_eps"])?.unwrap_or(1e-5) },
             residual: Residual::Parallel,
             attention_out: biased("self_attn.dense"),
-            position: self.rotary(spec.head_dim, 10_000.0, 0.5)?,
             activation: self.activation("gelu_new")?,
             feed: Feed::Plain([biased("mlp.fc1"), biased("mlp.fc2")]),
             ..spec
@@ -655,7 +726,6 @@ impl Config {
     fn phi3(&self) -> Result<Spec, FormatError> {
         Ok(Spec {
             qkv: Qkv::Blocks(plain("self_attn.qkv_proj")),
-            windows: self.sliding()?,
             feed: Feed::Fused([plain("mlp.gate_up_proj"), plain("mlp.down_proj")]),
             ..self.llama_with(false, false, false)?
         })
@@ -666,7 +736,6 @@ impl Config {
         Ok(Spec {
             tied: self.tied(Some(true))?,
             norm: Norm::Layer { eps: self.float(&["norm_epsilon"])?.unwrap_or(1e-5) },
-            windows: self.sliding()?,
             activation: self.activation("gelu_pytorch_tanh")?,
             feed: Feed::Plain([Linear { stem: "mlp.c_fc", bias }, Linear { stem: "mlp.c_proj", bias }]),
             ..self.llama_with(bias, bias, bias)?
@@ -677,11 +746,7 @@ impl Config {
         self.only("qk_layernorm", false)?;
         self.only("use_parallel_residual", false)?;
         let spec = self.llama_with(self.flag("use_qkv_bias", false)?, false, false)?;
-        Ok(Spec {
-            norm: Norm::Layer { eps: self.float(&["layer_norm_eps"])?.unwrap_or(1e-5) },
-            position: self.rotary(spec.head_dim, 10_000.0, 0.25)?,
-            ..spec
-        })
+        Ok(Spec { norm: Norm::Layer { eps: self.float(&["layer_norm_eps"])?.unwrap_or(1e-5) }, ..spec })
     }
 
     fn olmo(&self) -> Result<Spec, FormatError> {
@@ -697,9 +762,9 @@ impl Config {
         let bias = self.flag("attention_bias", false)?;
         Ok(Spec {
             norm: Norm::Rms { eps: self.float(&["rms_norm_eps"])?.unwrap_or(1e-5) },
-            norms: ["post_attention_layernorm", "post_feedforward_layernorm"],
+            norms: &["post_attention_layernorm", "post_feedforward_layernorm"],
             residual: Residual::Post,
-            qk_norm: Some(QkNorm { stems: ["self_attn.q_norm", "self_attn.k_norm"], per_head: false }),
+            qk_norm: Some(QkNorm::WHOLE),
             ..self.llama_with(bias, bias, false)?
         })
     }
@@ -708,8 +773,7 @@ impl Config {
         let spec = self.llama_with(false, false, false)?;
         Ok(Spec {
             norm: Norm::Rms { eps: self.float(&["rms_norm_eps"])?.unwrap_or(1e-5) },
-            position: self.rotary(spec.head_dim, 1e6, 1.0)?,
-            windows: self.sliding()?,
+            windows: vec![self.size(&["sliding_window"])?],
             feed: Feed::Experts {
                 router: plain("block_sparse_moe.gate"),
                 count: self.size(&["num_local_experts"])?.unwrap_or(8),

@@ -3,6 +3,7 @@
 //! Every rule depends on the position and the loaded context alone, so a token's rotation is the same in every batch and
 //! for every split of its prompt.
 
+use std::borrow::Cow;
 use std::f64::consts::TAU;
 
 /// Rotary embeddings: dimension `i` of a head is rotated against dimension `i + dims / 2` by position · frequency.
@@ -124,8 +125,8 @@ impl Rope {
         Some(format!("a base or factor of the rotations is {wrong}"))
     }
 
-    /// The rotations of a model that is loaded with a context.
-    pub(crate) fn rotation(&self, context: usize) -> Rotation {
+    /// The rotations of a model that is loaded with a context, in positions.
+    pub fn rotation(&self, context: usize) -> Rotation {
         let plain = frequencies(f64::from(self.theta), self.dims);
         let divided = |by: &[f32]| plain.iter().zip(by).map(|(f, by)| f / f64::from(*by)).collect();
         let scaled: Vec<f64> = match &self.scaling {
@@ -178,13 +179,15 @@ fn frequencies(theta: f64, dims: usize) -> Vec<f64> {
 }
 
 /// The rotations of a loaded model.
-pub(crate) struct Rotation {
+#[derive(Debug)]
+pub struct Rotation {
     frequencies: Vec<f32>,
     magnitude: f32,
     dynamic: Option<Growth>,
 }
 
 /// What the base's growth with the position is computed from.
+#[derive(Debug)]
 struct Growth {
     rope: (f32, usize),
     factor: f32,
@@ -193,19 +196,31 @@ struct Growth {
 
 impl Rotation {
     /// Pairs of dimensions that are rotated.
-    pub(crate) fn pairs(&self) -> usize {
+    pub fn pairs(&self) -> usize {
         self.frequencies.len()
+    }
+
+    /// Factor of rotated queries and keys.
+    pub fn magnitude(&self) -> f32 {
+        self.magnitude
+    }
+
+    /// The angles of a position, one for each pair: as the reference does it, they are rounded to single precision.
+    pub fn angles(&self, position: usize) -> Vec<f32> {
+        self.at(position).iter().map(|frequency| position as f32 * frequency).collect()
+    }
+
+    fn at(&self, position: usize) -> Cow<'_, [f32]> {
+        match &self.dynamic {
+            Some(growth) if position >= growth.original => growth.frequencies(position).into(),
+            _ => (&self.frequencies).into(),
+        }
     }
 
     /// Writes the cosines and sines of a position, one of each for each pair.
     pub(crate) fn turn(&self, position: usize, cosines: &mut [f32], sines: &mut [f32]) {
-        let grown = match &self.dynamic {
-            Some(growth) if position >= growth.original => growth.frequencies(position),
-            _ => Vec::new(),
-        };
-        let frequencies = if grown.is_empty() { &self.frequencies } else { &grown };
-        for ((cos, sin), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
-            // As the reference does it: the angle is rounded to single precision.
+        for ((cos, sin), frequency) in cosines.iter_mut().zip(sines).zip(self.at(position).iter()) {
+            // Rounded as in `angles`.
             let angle = f64::from(position as f32 * frequency);
             (*cos, *sin) = (angle.cos() as f32 * self.magnitude, angle.sin() as f32 * self.magnitude);
         }

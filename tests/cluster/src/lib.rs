@@ -260,8 +260,9 @@ impl Cluster {
         let log = std::fs::File::create(self.log(program)).expect("make a log");
         let mut command = Command::new(self.programs.path(program));
         if program == "kube-apiserver" {
-            // Service addresses are reachable only through the proxy; loopback addresses are reached directly.
-            command.env("HTTPS_PROXY", format!("http://127.0.0.1:{}", self.proxy));
+            // Pods and services are reachable only through the proxy; loopback addresses are reached directly.
+            let proxy = format!("http://127.0.0.1:{}", self.proxy);
+            command.env("HTTPS_PROXY", &proxy).env("HTTP_PROXY", proxy);
         }
         command.args(arguments).current_dir(&self.folder).stdout(log.try_clone().expect("share a log")).stderr(log);
         self.keeper.spawn(&mut command)

@@ -164,12 +164,15 @@ fn heard_while(
 #[test]
 fn killed_up_is_completed_by_the_next_and_its_namespace_removed() {
     let Some(operator) = Operator::new("killed") else { return };
-    // Killed when its first object is there, and once more when its pods begin.
-    for what in [["configmap", "textnlp-models"], ["deployment", "textnlp-api"]] {
+    let journal = operator.sandbox.state("pilot").join("journal/main/log");
+    // Killed when its first object is there, and once more when its pods are about to begin: the journal has it first.
+    for (event, what) in [("ended", ""), ("begun", "main/server/deployment")] {
+        let event = format!("\"entry\":\"{event}\"");
         let mut child = operator.command(&["up", "--yes", "--no-gate", "-o", "json"], &[]).spawn().unwrap();
         promptly("it has begun", || {
-            let there = operator.get(what[0], what[1])["metadata"].is_object();
-            (there || child.try_wait().unwrap().is_some()).then_some(())
+            let written = std::fs::read_to_string(&journal).unwrap_or_default();
+            let is_there = written.lines().any(|line| line.contains(&event) && line.contains(what));
+            (is_there || child.try_wait().unwrap().is_some()).then_some(())
         });
         assert!(child.try_wait().unwrap().is_none(), "it was over before it could be killed");
         child.kill().unwrap();

@@ -14,7 +14,7 @@ use textnlp_cloud::document::{get, set};
 use textnlp_provider::{Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::identity::{CLUSTER_ADMIN, grant, is_granted};
-use super::{delete, external, put, read};
+use super::{create, delete, external, put, read};
 use crate::api::{Api, Call};
 use crate::operation::Pending;
 use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, invalid, rewrite, state};
@@ -80,6 +80,8 @@ pub(crate) static ROWS: &[Row] = &[
                 read("Microsoft.ContainerService/managedClusters/agentPools/read"),
                 put("Microsoft.ContainerService/managedClusters/agentPools/write"),
                 delete("Microsoft.ContainerService/managedClusters/agentPools/delete"),
+                // One that Azure has no machines for makes way for the next alternative.
+                create("Microsoft.ContainerService/managedClusters/agentPools/delete"),
                 put("Microsoft.Network/virtualNetworks/subnets/join/action"),
                 read("Microsoft.Compute/skus/read"),
             ],

@@ -34,6 +34,7 @@ pub(crate) static ROWS: &[Row] = &[
                 read("Microsoft.Resources/subscriptions/resourceGroups/read"),
                 read("Microsoft.Resources/subscriptions/resources/read"),
                 read("Microsoft.Resources/subscriptions/resourceGroups/resources/read"),
+                read("Microsoft.Resources/subscriptions/operationresults/read"),
                 put("Microsoft.Resources/subscriptions/resourceGroups/write"),
                 delete("Microsoft.Resources/subscriptions/resourceGroups/delete"),
             ],

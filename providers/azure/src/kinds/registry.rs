@@ -15,6 +15,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             put("Microsoft.ContainerRegistry/registries/write"),
             delete("Microsoft.ContainerRegistry/registries/delete"),
             read("Microsoft.ContainerRegistry/registries/operationStatuses/read"),
+            read("Microsoft.ContainerRegistry/locations/operationResults/read"),
             read("Microsoft.ContainerRegistry/checkNameAvailability/read"),
         ],
         terraform: &[("azurerm_container_registry", "id")],

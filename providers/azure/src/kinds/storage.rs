@@ -27,6 +27,7 @@ pub(crate) static ROWS: &[Row] = &[
                 read("Microsoft.Storage/storageAccounts/blobServices/read"),
                 put("Microsoft.Storage/storageAccounts/blobServices/write"),
                 read("Microsoft.Storage/checkNameAvailability/read"),
+                read("Microsoft.Storage/operations/read"),
             ],
             terraform: &[("azurerm_storage_account", "id")],
             ..kind("azure.storage", "a storage account", Identity::Named)

@@ -1,6 +1,8 @@
 //! The provider against a simulated Azure: a whole site is created, seen as it was made, changed, and removed.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -262,21 +264,20 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
     }
 }
 
-/// A whole site from its creation to its removal. `zone` is that of the pool with GPUs, if there is one.
-async fn whole_life(bench: Bench, zone: &str) {
+/// A resource of a site as it is wanted, and as it is recorded.
+type Made = (Wanted, Recorded);
+
+/// Creates a site, as its first `up` does.
+async fn create(bench: &Bench, wanted: &[Wanted]) -> Vec<Made> {
     let secrets = ResourceId::new("main/secrets/database-password").unwrap();
     let secret = json!({ "$secret": "main/database-password", "version": "1" });
     let mut outputs: BTreeMap<ResourceId, Outputs> =
         BTreeMap::from([(secrets, Outputs::from([("secret".to_owned(), secret)]))]);
-    let before = bench.cloud.world().ids();
-    let wanted = bench.all();
-    let problems = bench.provider.preflight(&wanted).await.unwrap();
+    let problems = bench.provider.preflight(wanted).await.unwrap();
     let problems: Vec<String> = problems.iter().filter(|problem| !problem.warning).map(ToString::to_string).collect();
     assert!(problems.is_empty(), "{problems:#?}");
     let mut records = Vec::new();
-    let mut number = 0;
-    for one in &wanted {
-        number += 1;
+    for (number, one) in (1..).zip(wanted) {
         let spec = one.spec.resolve(|id| outputs.get(id)).unwrap_or_else(|error| panic!("{}: {error}", one.id));
         let object = match &one.ownership {
             Ownership::Ours => bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await,
@@ -288,17 +289,21 @@ async fn whole_life(bench: Bench, zone: &str) {
         outputs.insert(one.id.clone(), object.outputs.clone());
         records.push((Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object)));
     }
+    records
+}
+
+/// Observes a site, which another `up` would not change.
+async fn unchanged(bench: &Bench, records: &[Made]) -> Vec<(ResourceId, Observed)> {
     let (resolved, recorded): (Vec<Wanted>, Vec<Recorded>) = records.iter().cloned().unzip();
-    let lineage = Lineage(uuid::Uuid::from_u128(LINEAGE));
     let scope = Scope {
-        lineage,
+        lineage: Lineage(uuid::Uuid::from_u128(LINEAGE)),
         environment: &bench.site.environment,
         site: &bench.site.name,
         wanted: &resolved,
         recorded: &recorded,
     };
     let seen = bench.provider.observe(&scope).await.unwrap();
-    for (one, recorded) in &records {
+    for (one, recorded) in records {
         let found = seen.iter().find(|(id, _)| *id == one.id).map(|(_, seen)| seen);
         let Some(Observed::Present(object)) = found else { panic!("{}: {found:?}", one.id) };
         // The engine compares no existing object.
@@ -308,34 +313,26 @@ async fn whole_life(bench: Bench, zone: &str) {
         let changes = bench.provider.diff(one, recorded, object);
         assert!(changes.is_empty(), "{}: {changes:?}", one.id);
     }
-    if let Some((_, pool)) = seen.iter().find(|(id, _)| id.as_str() == "main/cluster/gpu-nodes") {
-        let Observed::Present(pool) = pool else { panic!("{pool:?}") };
-        assert_eq!(pool.spec.get("zones"), Some(&json!([zone])));
-    }
-    let cluster = &outputs[&ResourceId::new("main/cluster").unwrap()];
-    assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
-    let user = &outputs[&ResourceId::new("main/database/instance").unwrap()];
-    assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+    seen
+}
 
-    for (one, recorded) in &mut records {
+/// Changes a site in place, as a later `up` does.
+async fn update(bench: &Bench, records: &mut [Made]) {
+    for (number, (one, recorded)) in (500..).zip(records) {
         let changed = changed(one);
         if changed == one.spec {
             continue;
         }
-        number += 1;
         let object = bench.finish(&bench.operation(number, Verb::Update, one, &changed, Some(recorded))).await;
         (one.spec, recorded.spec) = (changed.clone(), changed);
         let changes = bench.provider.diff(one, recorded, &object);
         assert!(changes.is_empty(), "{}: {changes:?}", one.id);
     }
+}
 
-    let account = &outputs[&ResourceId::new("main/models/container").unwrap()]["account"];
-    let own = records.iter().find(|(one, _)| one.kind.as_str() == "azure.storage");
-    let own = own.and_then(|(one, _)| one.spec.get("name")).cloned();
-    assert_eq!(*account, own.unwrap_or_else(|| json!("companymodels")));
-
-    for (one, recorded) in records.iter().rev() {
-        number += 1;
+/// Removes a site, as `down` does.
+async fn remove(bench: &Bench, records: &[Made]) {
+    for (number, (one, recorded)) in (2_000..).zip(records.iter().rev()) {
         // The engine names what the plan sweeps.
         let mut op = bench.operation(number, Verb::Delete, one, &one.spec, Some(recorded));
         if let Ok(Observed::Present(object)) = bench.provider.read(&one.kind, &recorded.cloud_id).await {
@@ -348,12 +345,39 @@ async fn whole_life(bench: Bench, zone: &str) {
             assert!(error.is_some_and(|error| error.kind == ErrorKind::Denied), "{} is changed", one.id);
         }
     }
-    let sweep = Sweep { lineage, before: &recorded, kept: &[] };
+    let recorded: Vec<Recorded> = records.iter().map(|(_, recorded)| recorded.clone()).collect();
+    let sweep = Sweep { lineage: Lineage(uuid::Uuid::from_u128(LINEAGE)), before: &recorded, kept: &[] };
     let left = bench.provider.leftovers(&sweep).await.unwrap().unwrap();
     assert!(left.left.is_empty() && left.unsearched.is_empty(), "{left:?}");
-    assert_eq!(bench.cloud.world().ids(), before);
     let violations = bench.cloud.take_violations();
     assert!(violations.is_empty(), "{violations:#?}");
+}
+
+/// A whole site from its creation to its removal. `zone` is that of the pool with GPUs, if there is one.
+async fn whole_life(bench: Bench, zone: &str) {
+    let before = bench.cloud.world().ids();
+    let mut records = create(&bench, &bench.all()).await;
+    let seen = unchanged(&bench, &records).await;
+    if let Some((_, pool)) = seen.iter().find(|(id, _)| id.as_str() == "main/cluster/gpu-nodes") {
+        let Observed::Present(pool) = pool else { panic!("{pool:?}") };
+        assert_eq!(pool.spec.get("zones"), Some(&json!([zone])));
+    }
+    let outputs = |id: &str| {
+        let of = |(one, _): &&Made| one.id.as_str() == id;
+        records.iter().find(of).unwrap().1.outputs.clone()
+    };
+    let cluster = outputs("main/cluster");
+    assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
+    let user = outputs("main/database/instance");
+    assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+    let account = outputs("main/models/container")["account"].clone();
+    let own = records.iter().find(|(one, _)| one.kind.as_str() == "azure.storage");
+    let own = own.and_then(|(one, _)| one.spec.get("name")).cloned();
+    assert_eq!(account, own.unwrap_or_else(|| json!("companymodels")));
+
+    update(&bench, &mut records).await;
+    remove(&bench, &records).await;
+    assert_eq!(bench.cloud.world().ids(), before);
 }
 
 /// A spec with what a later environment may change in place.

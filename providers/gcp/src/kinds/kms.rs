@@ -28,11 +28,7 @@ const ROTATION: &str = "rotationPeriod,nextRotationTime";
 pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
-            permissions: &[
-                create("cloudkms.keyRings.create"),
-                read("cloudkms.keyRings.get"),
-                read("cloudkms.keyRings.list"),
-            ],
+            permissions: &[create("cloudkms.keyRings.create"), read("cloudkms.keyRings.get")],
             ..kind("gcp.key-ring", "a ring of keys", Identity::Part)
         },
         service: "cloudkms",
@@ -47,6 +43,8 @@ pub(crate) static ROWS: &[Row] = &[
                 create("cloudkms.cryptoKeys.create"),
                 read("cloudkms.cryptoKeys.get"),
                 read("cloudkms.cryptoKeys.list"),
+                // Keys are listed ring by ring.
+                read("cloudkms.keyRings.list"),
                 put("cloudkms.cryptoKeys.update"),
                 delete("cloudkms.cryptoKeys.update"),
                 create("cloudkms.cryptoKeyVersions.create"),

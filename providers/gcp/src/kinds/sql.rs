@@ -69,7 +69,6 @@ pub(crate) static ROWS: &[Row] = &[
             permissions: &[
                 create("cloudsql.databases.create"),
                 read("cloudsql.databases.get"),
-                read("cloudsql.databases.list"),
                 read("cloudsql.instances.get"),
             ],
             ..kind("gcp.sql-database", "a database of a PostgreSQL server", Identity::Part)
@@ -83,7 +82,6 @@ pub(crate) static ROWS: &[Row] = &[
             deadline: MINUTE.saturating_mul(60),
             permissions: &[
                 create("cloudsql.users.create"),
-                read("cloudsql.users.get"),
                 read("cloudsql.users.list"),
                 read("cloudsql.instances.get"),
             ],

@@ -1,6 +1,8 @@
 //! The provider against a simulated Google Cloud: a whole site is created, seen as it was made, and removed.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -273,19 +275,20 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
     }
 }
 
-async fn road(bench: &Bench) {
+/// A resource of a site as it is wanted, and as it is recorded.
+type Made = (Wanted, Recorded);
+
+/// Creates these resources of a site, as its first `up` does.
+async fn create(bench: &Bench, wanted: &[Wanted]) -> Vec<Made> {
     let secrets = ResourceId::new("main/secrets/database-password").unwrap();
     let secret = json!({ "$secret": "main/database-password", "version": "1" });
     let mut outputs: BTreeMap<ResourceId, Outputs> =
         BTreeMap::from([(secrets, Outputs::from([("secret".to_owned(), secret)]))]);
-    let wanted = bench.all();
-    let problems = bench.provider.preflight(&wanted).await.unwrap();
+    let problems = bench.provider.preflight(wanted).await.unwrap();
     let problems: Vec<String> = problems.iter().filter(|problem| !problem.warning).map(ToString::to_string).collect();
     assert!(problems.is_empty(), "{problems:#?}");
     let mut records = Vec::new();
-    let mut number = 0;
-    for one in &wanted {
-        number += 1;
+    for (number, one) in (1..).zip(wanted) {
         let spec = one.spec.resolve(|id| outputs.get(id)).unwrap_or_else(|error| panic!("{}: {error}", one.id));
         let object = match &one.ownership {
             Ownership::Ours => bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await,
@@ -297,17 +300,21 @@ async fn road(bench: &Bench) {
         outputs.insert(one.id.clone(), object.outputs.clone());
         records.push((Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object)));
     }
+    records
+}
+
+/// Observes a site, which another `up` would not change.
+async fn unchanged(bench: &Bench, records: &[Made]) {
     let (resolved, recorded): (Vec<Wanted>, Vec<Recorded>) = records.iter().cloned().unzip();
-    let lineage = Lineage(uuid::Uuid::from_u128(LINEAGE));
     let scope = Scope {
-        lineage,
+        lineage: Lineage(uuid::Uuid::from_u128(LINEAGE)),
         environment: &bench.site.environment,
         site: &bench.site.name,
         wanted: &resolved,
         recorded: &recorded,
     };
     let seen = bench.provider.observe(&scope).await.unwrap();
-    for (one, recorded) in &records {
+    for (one, recorded) in records {
         let found = seen.iter().find(|(id, _)| *id == one.id).map(|(_, seen)| seen);
         let Some(Observed::Present(object)) = found else { panic!("{}: {found:?}", one.id) };
         // The engine compares no existing object.
@@ -317,30 +324,29 @@ async fn road(bench: &Bench) {
         let changes = bench.provider.diff(one, recorded, object);
         assert!(changes.is_empty(), "{}: {changes:?}", one.id);
     }
-    let cluster = &outputs[&ResourceId::new("main/cluster").unwrap()];
-    assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
-    let user = &outputs[&ResourceId::new("main/database/instance").unwrap()];
-    assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+}
 
-    // A raised minimum: the pool has one zone, because it began with one node.
-    let pool = records.iter_mut().find(|(one, _)| one.id.as_str() == "main/cluster/system-nodes").unwrap();
-    let mut larger = pool.1.spec.as_value().clone();
-    (larger["nodes"], larger["scaling"]) = (json!(5), json!({ "min": 5, "max": 6 }));
-    let larger = Spec::of(&larger);
-    number += 1;
-    let object = bench.finish(&bench.operation(number, Verb::Update, &pool.0, &larger, Some(&pool.1))).await;
-    assert_eq!(object.spec.get("nodes"), Some(&json!(5)));
-    pool.1 = record(&pool.0, &larger, &object);
+/// Changes a resource to this spec.
+async fn update(bench: &Bench, number: u64, made: &mut Made, spec: Spec) {
+    let object = bench.finish(&bench.operation(number, Verb::Update, &made.0, &spec, Some(&made.1))).await;
+    made.1 = record(&made.0, &spec, &object);
+    made.0.spec = spec;
+}
 
+/// Leaves behind what workloads of the cluster make: the keys in the simulated cloud.
+fn leave_behind(bench: &Bench, records: &[Made]) -> Vec<String> {
     let name = |id: &str| {
-        let of = |(one, _): &&(Wanted, Recorded)| one.id.as_str() == id;
+        let of = |(one, _): &&Made| one.id.as_str() == id;
         records.iter().find(of).unwrap().0.spec.get("name").and_then(Value::as_str).unwrap().to_owned()
     };
     let (network, subnetwork) = (name("main/network/vpc"), name("main/network/subnet"));
     let project = bench.cloud.project().to_owned();
-    bench.cloud.world().leave_behind(&project, &network, &subnetwork, &format!("{REGION}-b"));
-    for (one, recorded) in records.iter().rev() {
-        number += 1;
+    bench.cloud.world().leave_behind(&project, &network, &subnetwork, &format!("{REGION}-b"))
+}
+
+/// Removes a site, as `down` does.
+async fn remove(bench: &Bench, records: &[Made]) {
+    for (number, (one, recorded)) in (1_000..).zip(records.iter().rev()) {
         // The engine names what the plan sweeps.
         let mut op = bench.operation(number, Verb::Delete, one, &one.spec, Some(recorded));
         if let Ok(Observed::Present(object)) = bench.provider.read(&one.kind, &recorded.cloud_id).await {
@@ -353,11 +359,38 @@ async fn road(bench: &Bench) {
             assert!(error.is_some_and(|error| error.kind == ErrorKind::Denied), "{} is changed", one.id);
         }
     }
-    let sweep = Sweep { lineage, before: &recorded, kept: &[] };
+    let recorded: Vec<Recorded> = records.iter().map(|(_, recorded)| recorded.clone()).collect();
+    let sweep = Sweep { lineage: Lineage(uuid::Uuid::from_u128(LINEAGE)), before: &recorded, kept: &[] };
     let left = bench.provider.leftovers(&sweep).await.unwrap().unwrap();
     assert!(left.left.is_empty() && left.unsearched.is_empty(), "{left:?}");
     let violations = bench.cloud.take_violations();
     assert!(violations.is_empty(), "{violations:#?}");
+}
+
+async fn road(bench: &Bench) {
+    let mut records = create(bench, &bench.all()).await;
+    unchanged(bench, &records).await;
+    let outputs = |id: &str| {
+        let of = |(one, _): &&Made| one.id.as_str() == id;
+        records.iter().find(of).unwrap().1.outputs.clone()
+    };
+    let cluster = outputs("main/cluster");
+    assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
+    let user = outputs("main/database/instance");
+    assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+
+    // A raised minimum: the pool has one zone, because it began with one node.
+    let pool = records.iter_mut().find(|(one, _)| one.id.as_str() == "main/cluster/system-nodes").unwrap();
+    let mut larger = pool.1.spec.as_value().clone();
+    (larger["nodes"], larger["scaling"]) = (json!(5), json!({ "min": 5, "max": 6 }));
+    update(bench, 500, pool, Spec::of(&larger)).await;
+    let Observed::Present(seen) = bench.provider.read(&pool.1.kind, &pool.1.cloud_id).await.unwrap() else {
+        panic!("the pool is gone")
+    };
+    assert_eq!(seen.spec.get("nodes"), Some(&json!(5)));
+
+    leave_behind(bench, &records);
+    remove(bench, &records).await;
 }
 
 fn run(test: impl Future<Output = ()>) {

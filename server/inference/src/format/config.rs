@@ -81,7 +81,12 @@ fn supported(names: impl Iterator<Item = &'static str>) -> String {
 pub(crate) fn from_config(file: &Path, text: &[u8]) -> Result<(Architecture, bool), FormatError> {
     let map: Map<String, Value> =
         serde_json::from_slice(text).map_err(|e| FormatError::broken(file, Place::Whole, e.to_string()))?;
-    let config = Json { file, map: &map };
+    from_map(file, &map)
+}
+
+/// The same of a file that was parsed.
+pub(crate) fn from_map(file: &Path, map: &Map<String, Value>) -> Result<(Architecture, bool), FormatError> {
+    let config = Json { file, map };
     let model_type = config.text("model_type")?.unwrap_or_default();
     let Some(family) = Family::of_config(model_type) else {
         let cause =
@@ -135,7 +140,7 @@ fn rotary(config: &Json<'_>, family: &Family) -> Result<Architecture, FormatErro
         Norm::Rms { eps } => Norm::Rms { eps: config.float("rms_norm_eps")?.unwrap_or(eps) },
     };
     let context = config.need("max_position_embeddings")?;
-    let (rope, windowed, context) = rotations(config, family, head_dim, context)?;
+    let (rope, windowed, context) = rotations(config, family.model_type, USUAL_ROTATION, head_dim, context)?;
     // Gemma 2's caps are its defaults, which `null` takes away.
     let cap = |key: &str, usual: f32| -> Result<Option<f32>, FormatError> {
         let missing = family.model_type == "gemma2" && !config.says(key);
@@ -221,21 +226,51 @@ impl Windowed {
     }
 }
 
-/// The rotations of all layers, those of layers with a window where they differ, and the context they reach.
+/// Base, and rotated part of each head, where a configuration says nothing.
+pub(crate) type UsualRotation = (f32, f32);
+/// Llama's.
+pub(crate) const USUAL_ROTATION: UsualRotation = (10_000.0, 1.0);
+
+/// The rotations that a `config.json` of any family describes: of all layers, of layers with a window where they differ,
+/// and the context they reach.
+pub(crate) fn rotations_of(
+    file: &Path,
+    map: &Map<String, Value>,
+    usual: UsualRotation,
+    head_dim: usize,
+    context: usize,
+) -> Result<(Rope, Option<Rope>, usize), FormatError> {
+    let config = Json { file, map };
+    rotations(&config, config.text("model_type")?.unwrap_or_default(), usual, head_dim, context)
+}
+
+/// For each layer of a `config.json` the positions that it sees; `None` is all, as is the end of the list.
+pub(crate) fn windows_of(
+    file: &Path,
+    map: &Map<String, Value>,
+    family: &Family,
+    layers: usize,
+) -> Result<Vec<Option<usize>>, FormatError> {
+    windows(&Json { file, map }, family, layers)
+}
+
 fn rotations(
     config: &Json<'_>,
-    family: &Family,
+    model_type: &str,
+    usual: UsualRotation,
     head_dim: usize,
     context: usize,
 ) -> Result<(Rope, Option<Rope>, usize), FormatError> {
     let (old, new) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
-    let theta = config.float("rope_theta")?;
-    if family.model_type != "gemma3_text" {
+    // GPT-NeoX's first checkpoints have the second name.
+    let theta = config.float("rope_theta")?.map_or_else(|| config.float("rotary_emb_base"), |theta| Ok(Some(theta)))?;
+    let rotation = |keys, theta| rotation(config, model_type, keys, (theta, usual.1), head_dim, context);
+    if model_type != "gemma3_text" {
         let theta = match (&old, &new) {
             (_, Some(new)) if new.says("rope_theta") => new.float("rope_theta")?,
             _ => theta,
         };
-        let (rope, context) = rotation(config, family, old.or(new), theta.unwrap_or(10_000.0), head_dim, context)?;
+        let (rope, context) = rotation(old.or(new), theta.unwrap_or(usual.0))?;
         return Ok((rope, None, context));
     }
     // Gemma 3 has one rotation for each kind of layer: since transformers 5 by the kind's name.
@@ -243,24 +278,28 @@ fn rotations(
     let full = of("full_attention")?.or(old);
     let windowed = of("sliding_attention")?;
     let local = config.float("rope_local_base_freq")?.unwrap_or(10_000.0);
-    let (windowed, _) = rotation(config, family, windowed, local, head_dim, context)?;
-    let (rope, context) = rotation(config, family, full, theta.unwrap_or(1_000_000.0), head_dim, context)?;
+    let (windowed, _) = rotation(windowed, local)?;
+    let (rope, context) = rotation(full, theta.unwrap_or(1_000_000.0))?;
     Ok((rope, Some(windowed), context))
 }
 
 /// One rotation as `rope_scaling` or `rope_parameters` describe it, and the context it reaches.
 fn rotation(
     config: &Json<'_>,
-    family: &Family,
+    model_type: &str,
     keys: Option<Json<'_>>,
-    theta: f32,
+    (theta, part): UsualRotation,
     head_dim: usize,
     context: usize,
 ) -> Result<(Rope, usize), FormatError> {
     let empty = Map::new();
     let keys = keys.unwrap_or(Json { file: config.file, map: &empty });
     let theta = keys.float("rope_theta")?.unwrap_or(theta);
-    let part = keys.float("partial_rotary_factor")?.or(config.float("partial_rotary_factor")?).unwrap_or(1.0);
+    let mut said = keys.float("partial_rotary_factor")?;
+    for key in ["partial_rotary_factor", "rotary_pct"] {
+        said = said.or(config.float(key)?);
+    }
+    let part = said.unwrap_or(part);
     if !(part > 0.0 && part <= 1.0) {
         return Err(keys.broken("partial_rotary_factor", format!("it is {part}")));
     }
@@ -291,7 +330,7 @@ fn rotation(
             let (low, high) = (need("low_freq_factor")?, need("high_freq_factor")?);
             (Scaling::Llama3 { factor: need("factor")?, low, high, original }, 1.0, context)
         }
-        "longrope" | "su" | "yarn" if kind != Some("yarn") || family.model_type == "phi3" => {
+        "longrope" | "su" | "yarn" if kind != Some("yarn") || model_type == "phi3" => {
             let need = |key: &str| keys.floats(key)?.ok_or_else(|| keys.broken(key, "it is missing"));
             let factor = factor.unwrap_or(context as f32 / original.max(1) as f32);
             let usual = Scaling::long_magnitude(factor, original);

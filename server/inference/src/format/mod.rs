@@ -7,7 +7,7 @@
 pub mod gguf;
 
 mod blocks;
-mod config;
+pub(crate) mod config;
 mod encoder;
 mod foreign;
 mod tensors;

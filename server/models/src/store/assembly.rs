@@ -72,6 +72,8 @@ fn create_locked(path: &Utf8Path) -> Result<Lock> {
         if let Some(held) = local::try_lock(path, false)? {
             return Ok(held);
         }
+        // The other one may have lost its core.
+        std::thread::sleep(Duration::from_millis(2));
     }
     Err(Error::Busy { what: path.to_string() })
 }

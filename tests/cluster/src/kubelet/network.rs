@@ -2,7 +2,7 @@
 //!
 //! Each pod listens on a loopback address, which the API does not accept for pods. The API shows another address
 //! instead, which only the proxy can reach. Programs in pods are configured to use it, and so is the API server for its
-//! calls to services.
+//! calls to services and pods.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -48,8 +48,8 @@ pub(super) async fn surroundings(kubeconfig: &Utf8Path, api: &Api, port: u16) ->
     ]
 }
 
-/// Forwards one request for `http://SHOWN:PORT/…`, or a connection of the API server to a service. An unknown
-/// destination closes the connection.
+/// Forwards one request for `http://SHOWN:PORT/…`, one of the API server for `pods/proxy`, or a connection of the API
+/// server to a service. An unknown destination closes the connection.
 async fn lead(mut client: TcpStream, api: Api) -> Option<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -69,13 +69,35 @@ async fn lead(mut client: TcpStream, api: Api) -> Option<()> {
         return Some(());
     }
     let (authority, path) = target.strip_prefix("http://")?.split_once('/')?;
-    let asked: SocketAddr = authority.parse().ok()?;
-    let mut pod = TcpStream::connect(here(asked.ip(), asked.port())?).await.ok()?;
+    let place = match forwarded(rest) {
+        Some((namespace, name, port)) => {
+            let pod = api.get(&format!("/api/v1/namespaces/{namespace}/pods/{name}")).await?;
+            here(pod["status"]["podIP"].as_str()?.parse().ok()?, port)?
+        }
+        None => {
+            let asked: SocketAddr = authority.parse().ok()?;
+            here(asked.ip(), asked.port())?
+        }
+    };
+    let mut pod = TcpStream::connect(place).await.ok()?;
     // One request per connection, because the next one may be for another pod.
     let request = format!("{method} /{path} HTTP/1.1\r\nconnection: close\r\n{rest}");
     pod.write_all(request.as_bytes()).await.ok()?;
     tokio::io::copy_bidirectional(&mut client, &mut pod).await.ok()?;
     Some(())
+}
+
+/// The namespace, the name and the port of the pod that the API server forwards a request to. The target of such a
+/// request names the host that was asked, which is the API server; this header has the path that was asked for.
+fn forwarded(headers: &str) -> Option<(&str, &str, u16)> {
+    let mut headers = headers.lines().filter_map(|line| line.split_once(':'));
+    let (_, asked) = headers.find(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-uri"))?;
+    let mut parts = asked.trim().strip_prefix("/api/v1/namespaces/")?.split('/');
+    let (namespace, "pods", pod, "proxy") = (parts.next()?, parts.next()?, parts.next()?, parts.next()?) else {
+        return None;
+    };
+    let (name, port) = pod.rsplit_once(':')?;
+    Some((namespace, name, port.parse().ok()?))
 }
 
 /// The real address of a pod with this API address.

@@ -264,7 +264,9 @@ impl Shared {
             if cloud.denied.contains("operations/read") {
                 return Err(denied(&user, "operations/read", path));
             }
-            return answer;
+            let call = Call::parse("GET", path, &[], user.clone());
+            let action = call.map(|call| call.action()).filter(|action| !cloud.authorize(&user, action));
+            return action.map_or(answer, |action| Err(denied(&user, &action, path)));
         }
         let mut call = Call::parse(&request.method, path, &request.query, user).ok_or_else(|| {
             self.log.violation(format!("{} {path}: it is no path of Azure Resource Manager", request.method));
@@ -339,8 +341,11 @@ impl Shared {
         }
         let action = call.action();
         let may = call.user == cloud.operator || cloud.has_role(&call.user, &call.scope(), &[]);
-        if !may || cloud.denied.contains(&action) {
+        if !may || !cloud.authorize(&call.user, &action) {
             return Err(denied(&call.user, &action, &call.path));
+        }
+        if let Some((linked, scope)) = kinds::linked(call).find(|(linked, _)| !cloud.authorize(&call.user, linked)) {
+            return Err(denied_linked(&call.user, &action, &call.path, linked, &scope));
         }
         if !call.is_read() && cloud.state != "Enabled" && !call.subscription.is_empty() {
             let message = format!(
@@ -451,6 +456,16 @@ pub(crate) fn denied(user: &str, action: &str, path: &str) -> Problem {
          scope '{path}' or the scope is invalid. If access was recently granted, please refresh your credentials."
     );
     Problem::new(403, "AuthorizationFailed", message)
+}
+
+/// A write that refers to something without the right to: microsoft/planetary-computer-hub#25.
+fn denied_linked(user: &str, action: &str, path: &str, linked: &str, scope: &str) -> Problem {
+    let message = format!(
+        "The client '{user}' with object id '{user}' has permission to perform action '{action}' on scope '{path}'; \
+         however, it does not have permission to perform action '{linked}' on the linked scope(s) '{scope}' or the \
+         linked scope(s) are invalid."
+    );
+    Problem::new(403, "LinkedAuthorizationFailed", message)
 }
 
 fn percent_decoded(path: &str) -> String {

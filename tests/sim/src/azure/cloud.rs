@@ -187,6 +187,11 @@ pub struct Cloud {
     pub restricted: BTreeSet<(String, String)>,
     /// Operations that the operator lacks, such as `Microsoft.Network/virtualNetworks/write`.
     pub denied: BTreeSet<String>,
+    /// The only operations that the operator has; without this, it has all.
+    pub allowed: Option<BTreeSet<String>>,
+    /// The operations that the operator's requests needed, lower-case, each with whether none of them was refused for
+    /// want of it.
+    pub needed: BTreeMap<String, bool>,
     /// Locks by scope, lower-case: the level, and until when a removed one counts.
     pub locks: BTreeMap<String, (String, Option<Timestamp>)>,
     /// Names that are taken everywhere, by type and name, and until when; `MAX` for those of other customers.
@@ -230,6 +235,8 @@ impl Cloud {
             quotas: BTreeMap::new(),
             restricted: BTreeSet::new(),
             denied: BTreeSet::new(),
+            allowed: None,
+            needed: BTreeMap::new(),
             locks: BTreeMap::new(),
             taken: BTreeMap::new(),
             deleted_vaults: BTreeMap::new(),
@@ -420,6 +427,17 @@ impl Cloud {
                 && object.ghost_until.is_none()
                 && self.grants.get(key).is_none_or(|from| *from <= self.now())
         })
+    }
+
+    /// Whether a caller with a role may do something; what the operator needed is noted.
+    pub(crate) fn authorize(&mut self, user: &str, action: &str) -> bool {
+        let is_operator = user == self.operator;
+        let is_allowed = |all: &BTreeSet<String>| all.iter().any(|one| one.eq_ignore_ascii_case(action));
+        let has = !self.denied.contains(action) && (!is_operator || self.allowed.as_ref().is_none_or(is_allowed));
+        if is_operator {
+            *self.needed.entry(action.to_lowercase()).or_insert(true) &= has;
+        }
+        has
     }
 
     /// The error of a subscription beyond its rate.

@@ -33,6 +33,65 @@ const BUILT_IN: &[&str] = &["microsoft.resources", "microsoft.authorization", "m
 /// Parts of paths that name results of operations rather than their states.
 const RESULTS: &[&str] = &["operationresults", "privatednsoperationresults", "asyncoperations"];
 const STATES: &[&str] = &["operations", "operationstatuses", "azureasyncoperation", "privatednsoperationstatuses"];
+/// Types that actions call otherwise:
+/// <https://learn.microsoft.com/azure/role-based-access-control/resource-provider-operations>.
+const ACTIONS: &[(&str, &str)] = &[
+    (
+        "Microsoft.ContainerRegistry/locations/operationStatuses",
+        "Microsoft.ContainerRegistry/registries/operationStatuses",
+    ),
+    ("Microsoft.Resources/locations", "Microsoft.Resources/subscriptions/locations"),
+    ("Microsoft.Resources/operationresults", "Microsoft.Resources/subscriptions/operationresults"),
+    ("Microsoft.Resources/providers", "Microsoft.Resources/subscriptions/providers"),
+    ("Microsoft.Resources/resourceGroups", "Microsoft.Resources/subscriptions/resourceGroups"),
+    ("Microsoft.Resources/resources", "Microsoft.Resources/subscriptions/resources"),
+    ("Microsoft.Storage/locations/asyncoperations", "Microsoft.Storage/operations"),
+];
+/// Namespaces whose check of a name is a read.
+const READ_CHECKS: &[&str] = &["Microsoft.ContainerRegistry", "Microsoft.KeyVault", "Microsoft.Storage"];
+/// What a write needs where its body names something: the type, the place in the body, and the action on what is named.
+const LINKED: &[(&str, &str, &str)] = &[
+    (
+        "Microsoft.ContainerService/managedClusters",
+        "/identity/userAssignedIdentities",
+        "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action",
+    ),
+    (
+        "Microsoft.ContainerService/managedClusters",
+        "/properties/agentPoolProfiles/0/vnetSubnetID",
+        "Microsoft.Network/virtualNetworks/subnets/join/action",
+    ),
+    (
+        "Microsoft.ContainerService/managedClusters/agentPools",
+        "/properties/vnetSubnetID",
+        "Microsoft.Network/virtualNetworks/subnets/join/action",
+    ),
+    (
+        "Microsoft.DBforPostgreSQL/flexibleServers",
+        "/properties/network/delegatedSubnetResourceId",
+        "Microsoft.Network/virtualNetworks/subnets/join/action",
+    ),
+    (
+        "Microsoft.DBforPostgreSQL/flexibleServers",
+        "/properties/network/privateDnsZoneArmResourceId",
+        "Microsoft.Network/privateDnsZones/join/action",
+    ),
+    (
+        "Microsoft.Network/natGateways",
+        "/properties/publicIpAddresses/0/id",
+        "Microsoft.Network/publicIPAddresses/join/action",
+    ),
+    (
+        "Microsoft.Network/privateDnsZones/virtualNetworkLinks",
+        "/properties/virtualNetwork/id",
+        "Microsoft.Network/virtualNetworks/join/action",
+    ),
+    (
+        "Microsoft.Network/virtualNetworks/subnets",
+        "/properties/natGateway/id",
+        "Microsoft.Network/natGateways/join/action",
+    ),
+];
 
 /// An answer: its headers are added to the usual ones.
 #[derive(Debug)]
@@ -140,15 +199,19 @@ impl Call {
     /// The action that a role has to allow:
     /// <https://learn.microsoft.com/azure/role-based-access-control/role-definitions>.
     pub(crate) fn action(&self) -> String {
-        let kind = match self.kind.split_once('/') {
-            Some(("Microsoft.Resources", kind @ ("resourceGroups" | "resources" | "locations"))) => {
-                format!("Microsoft.Resources/subscriptions/{kind}")
+        let named = ACTIONS.iter().find(|(kind, _)| *kind == self.kind).map(|(_, named)| *named);
+        let kind = match named {
+            Some("Microsoft.Resources/subscriptions/resources") if !self.group.is_empty() => {
+                "Microsoft.Resources/subscriptions/resourceGroups/resources"
             }
-            _ => self.kind.clone(),
+            named => named.unwrap_or(&self.kind),
         };
         match (self.method.as_str(), &self.post) {
             // Registration is an action of the namespace itself.
             (_, Some(post)) if self.kind == "Microsoft.Resources/providers" => format!("{}/{post}/action", self.name()),
+            (_, Some(post)) if post == "checkNameAvailability" && READ_CHECKS.contains(&kind) => {
+                format!("{kind}/{post}/read")
+            }
             (_, Some(post)) => format!("{kind}/{post}/action"),
             ("PUT" | "PATCH", None) => format!("{kind}/write"),
             ("DELETE", None) => format!("{kind}/delete"),
@@ -177,6 +240,16 @@ impl Call {
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(one, _)| one == name).map(|(_, value)| value.as_str())
     }
+}
+
+/// The actions on what the body of a write names, each with the place that names it.
+pub(crate) fn linked(call: &Call) -> impl Iterator<Item = (&'static str, String)> {
+    let is_write = call.post.is_none() && ["PUT", "PATCH"].contains(&call.method.as_str());
+    let rows = LINKED.iter().filter(move |(kind, ..)| is_write && *kind == call.kind);
+    rows.filter_map(move |(_, place, action)| {
+        let named = call.body.pointer(place).filter(|named| !named.is_null())?;
+        Some((*action, named.as_str().map_or_else(|| named.to_string(), str::to_owned)))
+    })
 }
 
 /// The key without its last type and name.

@@ -87,6 +87,16 @@ const SHARED: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/azure/role-based-access-control/troubleshooting"),
     ),
     rule(
+        "an action is the type and what the method does, by its name in the list of actions",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/role-based-access-control/resource-provider-operations",
+        ),
+    ),
+    rule(
+        "a write that refers to something without the right to is 403 LinkedAuthorizationFailed",
+        Source::Report("microsoft/planetary-computer-hub#25"),
+    ),
+    rule(
         "a stale If-Match, and If-None-Match of what is there, are 412",
         Source::Documentation("https://learn.microsoft.com/rest/api/network/virtual-networks/create-or-update"),
     ),

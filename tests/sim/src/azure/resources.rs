@@ -284,8 +284,11 @@ fn locks(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
 }
 
 fn permissions(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
-    let is_owner = call.user == cloud.operator;
-    let actions = if is_owner { json!(["*"]) } else { json!(["*/read"]) };
+    let actions = match (call.user == cloud.operator, &cloud.allowed) {
+        (true, Some(allowed)) => json!(allowed),
+        (true, None) => json!(["*"]),
+        (false, _) => json!(["*/read"]),
+    };
     let denied: Vec<&String> = cloud.denied.iter().collect();
     Ok(Answer::ok(
         json!({ "value": [{ "actions": actions, "notActions": denied, "dataActions": [], "notDataActions": [] }] }),

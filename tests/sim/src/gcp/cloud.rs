@@ -163,6 +163,10 @@ pub struct Cloud {
     pub quotas: BTreeMap<(String, String), f64>,
     /// Permissions that the operator lacks.
     pub denied: BTreeSet<String>,
+    /// The only permissions that the operator has; without this, it has all.
+    pub allowed: Option<BTreeSet<String>>,
+    /// The permissions that the operator's requests needed, each with whether none of them was refused for want of it.
+    pub needed: BTreeMap<String, bool>,
     /// Names of deleted objects and until when they are refused, by key.
     pub burnt: BTreeMap<String, Timestamp>,
     /// Names of buckets that belong to other customers.
@@ -202,6 +206,8 @@ impl Cloud {
             capacity: Capacity::default(),
             quotas: BTreeMap::new(),
             denied: BTreeSet::new(),
+            allowed: None,
+            needed: BTreeMap::new(),
             burnt: BTreeMap::new(),
             foreign_buckets: BTreeSet::new(),
             missing_members: BTreeSet::new(),
@@ -560,6 +566,15 @@ impl Cloud {
             shown["endTime"] = end.to_string().into();
         }
         shown
+    }
+
+    /// Whether a caller has a permission in a project; what the operator needed is noted.
+    pub(crate) fn authorize(&mut self, user: &str, project: &str, permission: &str) -> bool {
+        let has = super::may(self, user, project, permission);
+        if user == self.operator {
+            *self.needed.entry(permission.to_owned()).or_insert(true) &= has;
+        }
+        has
     }
 
     /// Takes a request of a project and service from its rate.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::cloud::Cloud;
 use super::problem::Problem;
 use super::tokens::Tokens;
-use super::{Call, SERVICES, Service, dispatch, errors, may, permission, route, storage, wire};
+use super::{Call, SERVICES, Service, dispatch, errors, permissions, route, storage, wire};
 use crate::Timing;
 use crate::aws::model::lock;
 use crate::aws::protocol::{Reply, Request};
@@ -385,7 +385,8 @@ impl Shared {
         exchange.region = location(&call.name);
         *disruption = lock(&self.log.faults).next(service.name, &method.id, &exchange.region);
         injected(service.name, &call.project, disruption.as_ref())?;
-        self.admit(&mut cloud, &call)?;
+        let has_quota_project = request.header("x-goog-user-project").is_some();
+        self.admit(&mut cloud, &call, has_quota_project)?;
         let Some(answered) = dispatch(&mut cloud, &call) else {
             self.log.violation(format!("{}: not simulated", method.id));
             return Err(Problem::new("UNIMPLEMENTED", "not simulated"));
@@ -401,10 +402,20 @@ impl Shared {
         Ok(answer)
     }
 
-    /// Refuses a call of an API that is off, of a caller without the permission, or beyond the rate.
-    fn admit(&self, cloud: &mut Cloud, call: &Call<'_>) -> Result<(), Problem> {
+    /// Refuses a call of an API that is off, of a caller without the permissions, or beyond the rate.
+    fn admit(&self, cloud: &mut Cloud, call: &Call<'_>, has_quota_project: bool) -> Result<(), Problem> {
+        let is_operator = call.user == cloud.operator;
+        let mut needed = permissions(cloud, call);
+        if has_quota_project && is_operator {
+            needed.push("serviceusage.services.use".to_owned());
+        }
+        let authorize = |cloud: &mut Cloud| {
+            let missing = needed.iter().find(|one| !cloud.authorize(&call.user, &call.project, one));
+            missing.map_or(Ok(()), |one| Err(errors::denied(call.service.name, one, &call.name)))
+        };
+        // Names of some operations have no project, in which others could have roles.
         if call.project.is_empty() {
-            return Ok(());
+            return if is_operator { authorize(cloud) } else { Ok(()) };
         }
         let Some(project) = cloud.project(&call.project) else {
             return Err(match call.service.name {
@@ -417,12 +428,7 @@ impl Shared {
             return Err(errors::api_disabled(call.service, project));
         }
         cloud.admit(&call.project, call.service.name)?;
-        match permission(call.id) {
-            Some(needed) if !may(cloud, &call.user, &call.project, &needed) => {
-                Err(errors::denied(call.service.name, &needed, &call.name))
-            }
-            Some(_) | None => Ok(()),
-        }
+        authorize(cloud)
     }
 
     /// A token of a service account: the handler gave its address and how many seconds it lasts.
@@ -540,7 +546,7 @@ impl Shared {
             if let Some(service) = storage.filter(|_| !is_usable) {
                 return Err(errors::api_disabled(service, of));
             }
-            if !method.permission.is_empty() && !may(&cloud, &user, &project, method.permission) {
+            if !method.permission.is_empty() && !cloud.authorize(&user, &project, method.permission) {
                 return Err(errors::denied("storage", method.permission, &project));
             }
         } else if !project.is_empty() {

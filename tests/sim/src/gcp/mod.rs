@@ -221,8 +221,37 @@ const SHARED: &[Behaviour] = &[
         Source::Documentation("https://cloud.google.com/docs/authentication/token-types#access-tokens"),
     ),
     rule(
-        "a permission's name follows from the method's id: insert is create, patch is update, aggregatedList is list",
+        "a permission's name follows from the method's id: insert is create, patch is update, aggregatedList is list; \
+            an identity of a service is made with enable",
         Source::Assumed,
+    ),
+    rule(
+        "internal addresses, images and versions of keys that become the primary one have permissions of other names",
+        Source::Documentation("https://cloud.google.com/iam/docs/permissions-reference"),
+    ),
+    rule(
+        "an operation of Cloud SQL is read with cloudsql.instances.get",
+        Source::Documentation("https://cloud.google.com/sql/docs/postgres/iam-permissions"),
+    ),
+    rule(
+        "the account of Cloud Storage is read with resourcemanager.projects.get",
+        Source::Documentation("https://cloud.google.com/storage/docs/access-control/iam-json"),
+    ),
+    rule(
+        "the range of private services needs compute.networks.use",
+        Source::Documentation("https://cloud.google.com/vpc/docs/configure-private-services-access"),
+    ),
+    rule(
+        "the deletion of a firewall rule needs compute.networks.updatePolicy",
+        Source::Documentation("https://cloud.google.com/compute/docs/reference/rest/v1/firewalls/delete"),
+    ),
+    rule(
+        "nodes with an account need iam.serviceAccounts.actAs",
+        Source::Documentation("https://cloud.google.com/kubernetes-engine/docs/how-to/iam"),
+    ),
+    rule(
+        "a call with a quota project needs serviceusage.services.use",
+        Source::Documentation("https://cloud.google.com/docs/quotas/set-quota-project"),
     ),
     rule(
         "a service account may do everything in a project as soon as any role is granted to it there",
@@ -300,17 +329,62 @@ fn dispatch(cloud: &mut Cloud, call: &Call<'_>) -> Option<Result<Value, Problem>
     Some(kinds::answer(cloud, call, kind, verb))
 }
 
+/// Permissions whose names do not follow from the ids of their methods: see [`SHARED`].
+const NAMED: &[(&str, &str)] = &[
+    ("artifactregistry.projects.locations.repositories.dockerImages.get", "artifactregistry.dockerimages.get"),
+    ("artifactregistry.projects.locations.repositories.dockerImages.list", "artifactregistry.dockerimages.list"),
+    ("cloudkms.projects.locations.keyRings.cryptoKeys.updatePrimaryVersion", "cloudkms.cryptoKeys.update"),
+    ("serviceusage.services.generateServiceIdentity", "serviceusage.services.enable"),
+    ("sql.operations.get", "cloudsql.instances.get"),
+    ("sql.operations.list", "cloudsql.instances.list"),
+    ("storage.projects.serviceAccount.get", "resourcemanager.projects.get"),
+];
+
+/// What a method needs besides: the method, a member of its body that has to be there (none if empty), the permission.
+const ALSO: &[(&str, &str, &str)] = &[
+    ("compute.firewalls.delete", "", "compute.networks.updatePolicy"),
+    ("compute.globalAddresses.insert", "/network", "compute.networks.use"),
+    (
+        "container.projects.locations.clusters.create",
+        "/cluster/nodePools/0/config/serviceAccount",
+        "iam.serviceAccounts.actAs",
+    ),
+    (
+        "container.projects.locations.clusters.nodePools.create",
+        "/nodePool/config/serviceAccount",
+        "iam.serviceAccounts.actAs",
+    ),
+];
+
+/// The permissions that a call needs.
+fn permissions(cloud: &Cloud, call: &Call<'_>) -> Vec<String> {
+    let is_internal = call.body["addressType"] == "INTERNAL"
+        || cloud.get(&call.key()).is_some_and(|stored| stored["addressType"] == "INTERNAL");
+    let has = |pointer: &str| pointer.is_empty() || call.body.pointer(pointer).is_some_and(|value| !value.is_null());
+    let mut needed: Vec<String> = permission(call.id).into_iter().collect();
+    if is_internal && ["compute.globalAddresses.insert", "compute.globalAddresses.delete"].contains(&call.id) {
+        needed = needed.into_iter().map(|one| format!("{one}Internal")).collect();
+    }
+    let also = ALSO.iter().filter(|(id, pointer, _)| *id == call.id && has(pointer));
+    needed.extend(also.map(|(.., permission)| (*permission).to_owned()));
+    needed
+}
+
 /// The permission that a method needs, if it needs one.
 ///
 /// <https://cloud.google.com/iam/docs/permissions-reference>
 fn permission(id: &str) -> Option<String> {
+    if let Some((_, named)) = NAMED.iter().find(|(method, _)| *method == id) {
+        return Some((*named).to_owned());
+    }
     let parts: Vec<&str> = id.split('.').collect();
     let (service, resource, verb) = match parts[..] {
         [service, .., resource, verb] => (service, resource, verb),
         _ => return None,
     };
-    if resource.to_lowercase().ends_with("operations") || ["testIamPermissions", "generateAccessToken"].contains(&verb)
-    {
+    // No permission is known for its operations.
+    let is_free = (service, resource) == ("artifactregistry", "operations");
+    if is_free || ["testIamPermissions", "generateAccessToken"].contains(&verb) {
         return None;
     }
     let verb = match verb {
@@ -318,8 +392,7 @@ fn permission(id: &str) -> Option<String> {
         "patch" => "update",
         "aggregatedList" => "list",
         "batchEnable" => "enable",
-        "batchGet" => "get",
-        "deleteConnection" => "deleteConnection",
+        "batchGet" | "wait" => "get",
         verb => verb,
     };
     Some(match (service, resource) {
@@ -331,7 +404,7 @@ fn permission(id: &str) -> Option<String> {
             "container.clusters.update".to_owned()
         }
         ("container", "locations") => "container.clusters.list".to_owned(),
-        ("servicenetworking", _) => match verb {
+        ("servicenetworking", "connections") => match verb {
             "list" => "servicenetworking.services.get".to_owned(),
             "deleteConnection" => "servicenetworking.services.deleteConnection".to_owned(),
             _ => "servicenetworking.services.addPeering".to_owned(),
@@ -346,8 +419,10 @@ fn permission(id: &str) -> Option<String> {
 /// Whether a caller has a permission in a project.
 fn may(cloud: &Cloud, user: &str, project: &str, permission: &str) -> bool {
     if user == cloud.operator {
+        let is_allowed = cloud.allowed.as_ref().is_none_or(|all| all.contains(permission));
         // An owner makes no tokens of accounts.
-        return !cloud.denied.contains(permission) && permission != "iam.serviceAccounts.getAccessToken";
+        let is_held = permission != "iam.serviceAccounts.getAccessToken" && !cloud.denied.contains(permission);
+        return is_allowed && is_held;
     }
     let key = format!("cloudresourcemanager/projects/{project}");
     iam::grants(cloud, &key, "", &member(user)) && !cloud.denied.contains(permission)

@@ -661,6 +661,8 @@ fn set_policy(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
 fn test_permissions(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
     policy_key(cloud, request)?;
     let asked = request["permissions"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let held: Vec<&str> = asked.filter(|one| !cloud.denied.contains(*one)).collect();
+    let is_held =
+        |one: &&str| !cloud.denied.contains(*one) && cloud.allowed.as_ref().is_none_or(|all| all.contains(*one));
+    let held: Vec<&str> = asked.filter(is_held).collect();
     Ok(json!({ "permissions": held }))
 }

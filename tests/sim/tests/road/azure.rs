@@ -8,11 +8,11 @@ use textnlp_sim::azure::{AzureCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
 use crate::operator::Operator;
-use crate::whole_life;
+use crate::{of_staging, whole_life};
 
 const REGION: &str = "westeurope";
 /// The group of the site and its cluster.
-const CLUSTER: &str = "textnlp-pilot-main";
+const CLUSTER: &str = "textnlp-staging-here";
 
 /// An operator with a subscription that has nothing in it.
 struct Subscription {
@@ -23,7 +23,7 @@ struct Subscription {
 impl Subscription {
     /// `None` where there is no control plane or no PostgreSQL.
     fn new(about: &str) -> Option<Self> {
-        let mut operator = Operator::new(about)?;
+        let mut operator = of_staging(about)?;
         operator.sets.push("data=disposable".to_owned());
         let cloud = subscription_with(operator.cluster, CLUSTER);
         Some(Self { operator, cloud })

@@ -8,7 +8,7 @@ use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
 use crate::operator::Operator;
-use crate::whole_life;
+use crate::{of_staging, whole_life};
 
 const REGION: &str = "europe-west4";
 
@@ -21,7 +21,7 @@ struct Project {
 impl Project {
     /// `None` where there is no control plane or no PostgreSQL.
     fn new(about: &str) -> Option<Self> {
-        let mut operator = Operator::new(about)?;
+        let mut operator = of_staging(about)?;
         operator.sets.push("data=disposable".to_owned());
         let cloud = project_with(operator.cluster);
         Some(Self { operator, cloud })

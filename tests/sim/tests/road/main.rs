@@ -33,7 +33,22 @@ use operator::{Operator, postgres};
 
 const REGION: &str = "eu-central-1";
 const ACCOUNT: &str = "123456789012";
-const CLUSTER: &str = "textnlp-pilot-main";
+
+/// An operator whose first deployment is `staging`, with a gate that any machine opens.
+fn of_staging(about: &str) -> Option<Operator> {
+    let mut operator = Operator::new(about)?;
+    operator.environment = "staging";
+    let sets = [
+        "database.kind=postgres",
+        "scaling.min=3",
+        "network.policies=true",
+        "gates.users=3",
+        "gates.hold=1s",
+        "gates.p95_ms=60000",
+    ];
+    operator.sets.extend(sets.map(str::to_owned));
+    Some(operator)
+}
 
 /// An operator with an account of AWS that has nothing in it.
 struct Account {
@@ -45,10 +60,14 @@ struct Account {
 impl Account {
     /// `None` where there is no control plane or no PostgreSQL.
     fn new(about: &str) -> Option<Self> {
-        let mut operator = Operator::new(about)?;
+        Self::of(Operator::new(about)?, "textnlp-pilot-main")
+    }
+
+    /// That of an operator whose cluster has this name.
+    fn of(mut operator: Operator, cluster: &'static str) -> Option<Self> {
         operator.sets.push("data=disposable".to_owned());
         // What is in the environment of the region is the account's, and the rest is as `--provider aws` has it.
-        let (simulator, url) = account_with(operator.cluster, REGION, CLUSTER);
+        let (simulator, url) = account_with(operator.cluster, REGION, cluster);
         Some(Self { operator, simulator, url })
     }
 
@@ -131,7 +150,8 @@ fn caller(sts: &str, token: &str, cluster: &str) -> Option<String> {
 
 #[test]
 fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
-    let Some(account) = Account::new("aws") else { return };
+    let Some(operator) = of_staging("aws") else { return };
+    let account = Account::of(operator, "textnlp-staging-here").unwrap();
     let plan = account.run(&["plan", "-o", "json"], &[]).expect(0).json();
     eprintln!("plan: {:?}, {}", counts(&plan), plan["cost"]["note"]);
     let services: Vec<&str> =
@@ -141,7 +161,7 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     // The stack in the cluster and CloudWatch each have a dashboard.
     let both = account.run(&["plan", "-o", "json"], &["monitoring.stack=true"]).expect(0).json();
     let planned = both["steps"].as_array().unwrap().iter().filter_map(|step| step["resource"].as_str());
-    let dashboards = planned.filter(|id| ["main/monitoring/dashboard", "main/monitoring/overview"].contains(id));
+    let dashboards = planned.filter(|id| ["here/monitoring/dashboard", "here/monitoring/overview"].contains(id));
     assert_eq!(dashboards.count(), 2, "{both:#}");
 
     let policy = account.run(&["plan", "--policy"], &[]);
@@ -154,12 +174,16 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     eprintln!("{:?}", account.requests());
 }
 
-/// The same on every provider: up, nothing to do, an answer, a change, and nothing left.
+/// The same on every provider: up with the gate of staging, nothing to do, an answer, a change, and nothing left.
 fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<String>) {
     let up = |more: &[&str]| run(&["up", "--yes", "--no-gate", "-o", "json"], more).expect(0).json();
     let began = std::time::Instant::now();
-    let first = up(&[]);
+    let first = run(&["up", "--yes", "-o", "json"], &[]).expect(0).json();
     eprintln!("up: {:?} in {} s, {:?}", counts(&first), first["seconds"], began.elapsed());
+    let gate = &first["gate"];
+    assert_eq!((&gate["state"], gate["exemptions"].as_array().map(Vec::len)), (&"open".into(), Some(0)), "{gate:#}");
+    let metrics = gate["checks"].as_array().unwrap().iter().find(|check| check["name"] == "metrics").unwrap();
+    assert_eq!(metrics["ok"], true, "{metrics:#}");
     let again = up(&[]);
     assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
     let status = run(&["status", "-o", "json"], &[]).expect(0).json();

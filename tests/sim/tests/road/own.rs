@@ -2,12 +2,11 @@
 
 use textnlp_tests::said;
 
-use crate::operator::Operator;
-use crate::whole_life;
+use crate::{of_staging, whole_life};
 
 #[test]
 fn a_site_is_made_in_an_empty_cluster_answers_and_is_removed_with_everything() {
-    let Some(mut operator) = Operator::new("kubernetes") else { return };
+    let Some(mut operator) = of_staging("kubernetes") else { return };
     operator.sets.push("data=disposable".to_owned());
     let namespace = || {
         let found = operator.cluster.kubectl(&["get", "namespace", &operator.namespace]).status.success();
@@ -21,8 +20,8 @@ fn a_site_is_made_in_an_empty_cluster_answers_and_is_removed_with_everything() {
 
 #[test]
 fn a_site_is_made_on_this_machine_answers_and_is_removed_with_everything() {
-    let Some(mut operator) = Operator::new("onprem") else { return };
-    operator.sets.retain(|set| !set.contains("cluster."));
+    let Some(mut operator) = of_staging("onprem") else { return };
+    operator.sets.retain(|set| !set.contains("cluster.") && !set.starts_with("network."));
     let sets = ["data=disposable", "cluster.min_nodes=1", "prerequisites.allow_below_minimum=true"];
     operator.sets.extend(sets.map(str::to_owned));
     // Root names the user of an environment with production users.

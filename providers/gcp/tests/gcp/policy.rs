@@ -1,0 +1,166 @@
+//! The role that a plan prints, held against the requests that its run makes: it suffices, and nothing in it is unused.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use textnlp_provider::{PolicyRequest, PolicyResource, Provider, Spec, Verb, Wanted, error_chain};
+use textnlp_sim::gcp::Options;
+
+use crate::{Bench, Made, REGION, connection, create, leave_behind, remove, run, unchanged, update};
+
+/// Permissions that no request of the test needs, each with what needs it.
+const UNUSED: &[(&str, &str)] = &[
+    ("artifactregistry.repositories.downloadArtifacts", PUSH),
+    ("artifactregistry.repositories.uploadArtifacts", PUSH),
+    ("artifactregistry.tags.create", PUSH),
+    ("artifactregistry.tags.update", PUSH),
+    ("compute.networks.removePeering", INACTIVE),
+];
+/// The registry has a protocol of its own (<https://cloud.google.com/artifact-registry/docs/access-control>):
+/// `tests/sim/tests/road` pushes an image.
+const PUSH: &str = "the push of an image";
+/// <https://cloud.google.com/vpc/docs/configure-private-services-access#removing-connection>:
+/// `an_inactive_peering_is_removed_with_the_role` below.
+const INACTIVE: &str = "the removal of a peering whose producer is gone";
+
+/// The permissions of the role for a plan that does this to these resources, or only reads them.
+fn printed(bench: &Bench, resources: &[Wanted], verb: Option<Verb>) -> BTreeSet<String> {
+    let resource = |one: &Wanted| PolicyResource {
+        id: one.id.clone(),
+        kind: one.kind.clone(),
+        cloud_id: None,
+        spec: one.spec.clone(),
+        verbs: verb.into_iter().collect(),
+    };
+    let request = PolicyRequest {
+        lineage: None,
+        environment: bench.site.environment.clone(),
+        site: bench.site.name.clone(),
+        resources: resources.iter().map(resource).collect(),
+    };
+    let documents = bench.provider.policies(&request);
+    let roles = documents.iter().map(|one| serde_json::from_str::<Value>(&one.text).unwrap());
+    let permissions = roles.flat_map(|role| role["includedPermissions"].as_array().unwrap().clone());
+    permissions.map(|one| one.as_str().unwrap().to_owned()).collect()
+}
+
+/// From now on the operator has these permissions and no others.
+fn limit(bench: &Bench, permissions: &BTreeSet<String>) {
+    bench.cloud.world().allowed = Some(permissions.clone());
+}
+
+/// Permissions that requests needed and did not have.
+fn refused(bench: &Bench) -> Vec<String> {
+    let world = bench.cloud.world();
+    world.needed.iter().filter(|(_, has)| !**has).map(|(permission, _)| permission.clone()).collect()
+}
+
+/// A spec with what a later environment may change in place.
+fn changed(one: &Wanted) -> Spec {
+    let mut spec = one.spec.as_value().clone();
+    match one.kind.as_str() {
+        "gcp.network" => spec["routing"] = json!("GLOBAL"),
+        "gcp.subnetwork" => (spec["private_google_access"], spec["flow_logs"]) = (json!(false), json!(false)),
+        "gcp.router" => spec["nat"]["log"] = json!("ALL"),
+        "gcp.service-account" => spec["display_name"] = json!("others"),
+        "gcp.gke-cluster" => spec["allow_from"] = json!(["198.51.100.0/24"]),
+        "gcp.bucket" => spec["soft_delete_days"] = json!(0),
+        "gcp.repository" => spec["immutable"] = json!(false),
+        "gcp.key" => spec["rotation_days"] = json!(30),
+        "gcp.sql-instance" => spec["disk_gb"] = json!(40),
+        _ => {}
+    }
+    Spec::of(&spec)
+}
+
+#[test]
+fn the_role_of_a_plan_suffices_and_holds_nothing_unused() {
+    run(async {
+        let mut options = Options::zero_latency().enabled();
+        // `up` enables it, and the service agent of clusters comes with it.
+        options.services.retain(|name| name != "container.googleapis.com");
+        let bench = Bench::new(options, true);
+        let wanted = bench.all();
+        let up = printed(&bench, &wanted, Some(Verb::Create));
+        limit(&bench, &up);
+        let mut records = create(&bench, &wanted).await;
+
+        let to_change: Vec<Wanted> =
+            records.iter().map(|(one, _)| one.clone()).filter(|one| changed(one) != one.spec).collect();
+        let none = printed(&bench, &wanted, None);
+        let change = &none | &printed(&bench, &to_change, Some(Verb::Update));
+        limit(&bench, &change);
+        for (number, made) in (500..).zip(records.iter_mut().filter(|(one, _)| to_change.contains(one))) {
+            let spec = changed(&made.0);
+            update(&bench, number, made, spec).await;
+        }
+
+        limit(&bench, &none);
+        unchanged(&bench, &records).await;
+
+        fill(&bench, &records);
+        let down = printed(&bench, &wanted, Some(Verb::Delete));
+        limit(&bench, &down);
+        remove(&bench, &records).await;
+
+        // The names of a ring and of a key never end: the next `up` finds them.
+        limit(&bench, &up);
+        let keys: Vec<Wanted> =
+            wanted.into_iter().filter(|one| one.id.as_str().starts_with("main/models/key")).collect();
+        create(&bench, &keys).await;
+
+        assert_eq!(refused(&bench), Vec::<String>::new(), "the roles do not suffice");
+        let needed: BTreeSet<String> = bench.cloud.world().needed.keys().cloned().collect();
+        let unused: BTreeSet<String> = (&(&up | &change) | &down).difference(&needed).cloned().collect();
+        let known: BTreeSet<String> = UNUSED.iter().map(|(permission, _)| (*permission).to_owned()).collect();
+        assert_eq!(unused, known, "permissions that nothing used, and those of the table");
+    });
+}
+
+/// Puts in what `down` deletes besides the objects of the plan: a model, and what controllers of a cluster made.
+fn fill(bench: &Bench, records: &[Made]) {
+    let bucket = records.iter().find(|(one, _)| one.kind.as_str() == "gcp.bucket").unwrap();
+    let rules = leave_behind(bench, records);
+    let rule = rules.iter().find_map(|key| key.rsplit_once("/k8s-fw-")).unwrap().1.to_owned();
+    let path = format!("projects/{}/regions/{REGION}/targetPools/{rule}", bench.cloud.project());
+    let mut world = bench.cloud.world();
+    world.put_blob(bucket.0.spec.get("name").and_then(Value::as_str).unwrap(), "mine/model", 1);
+    let link = format!("https://www.googleapis.com/compute/v1/{path}");
+    world.put(&format!("compute/{path}"), json!({ "name": rule, "selfLink": link }));
+}
+
+#[test]
+fn an_inactive_peering_is_removed_with_the_role() {
+    run(async {
+        let left = connection(|bench, network| {
+            bench.cloud.world().end_producer(network);
+            limit(bench, &printed(bench, &bench.all(), Some(Verb::Delete)));
+        });
+        let left = left.await;
+        assert!(left.is_none(), "{left:?}");
+    });
+}
+
+#[test]
+fn up_without_a_permission_names_it_and_who_is_signed_in() {
+    run(async {
+        let bench = Bench::new(Options::zero_latency().enabled(), false);
+        let wanted = bench.all();
+        let up = printed(&bench, &wanted, Some(Verb::Create));
+        for (id, permission) in [
+            ("main/network/vpc", "compute.networks.create"),
+            ("main/cluster/nodes", "iam.serviceAccounts.create"),
+            ("main/models/bucket", "storage.buckets.create"),
+            ("main/registry/repository", "artifactregistry.repositories.create"),
+        ] {
+            limit(&bench, &up.iter().filter(|one| *one != permission).cloned().collect());
+            let is_told = |text: &str| text.contains(permission) && text.contains("operator@example.com");
+            let problems = bench.provider.preflight(&wanted).await.unwrap();
+            assert!(problems.iter().any(|one| is_told(&one.to_string())), "{permission}: {problems:#?}");
+            let one = wanted.iter().find(|one| one.id.as_str() == id).unwrap();
+            let error = bench.provider.begin(&bench.operation(1, Verb::Create, one, &one.spec, None)).await.err();
+            let error = error.map(|error| error_chain(&error)).unwrap_or_default();
+            assert!(is_told(&error), "{permission}: {error}");
+        }
+    });
+}
