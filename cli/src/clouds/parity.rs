@@ -74,8 +74,25 @@ fn cell(lowered: Result<Vec<Wanted>, textnlp_provider::Problems>) -> String {
         .iter()
         .map(|(kind, count)| if *count > 1 { format!("{count} `{kind}`") } else { format!("`{kind}`") })
         .collect();
-    if words.is_empty() { "—".to_owned() } else { words.join(", ") }
+    words.join(", ")
 }
+
+/// Why nothing is created for a part, by the head of the column.
+const NOTHING: &[(&str, &str, &str)] = &[
+    ("aws, kubernetes", "backup", "RDS copies its database itself"),
+    ("gcp", "backup", "Cloud SQL copies its database itself"),
+    ("azure", "backup", "the PostgreSQL server copies its database itself"),
+    ("onprem", "registry", "machines run programs, not images"),
+    ("kubernetes", "registry", "the registry is yours"),
+    ("aws, sagemaker", "backup", "no data outlives a container"),
+    ("aws, sagemaker", "certificate", "clients reach the endpoint by a name of AWS with its certificate"),
+    ("aws, sagemaker", "cluster", "SageMaker runs the containers"),
+    ("aws, sagemaker", "database", "each container has SQLite"),
+    ("aws, sagemaker", "gateway", "SageMaker distributes the requests"),
+    ("aws, sagemaker", "monitoring", "SageMaker sends its metrics to CloudWatch"),
+    ("aws, sagemaker", "network", "containers are in the network of SageMaker"),
+    ("aws, sagemaker", "secrets", "requests are signed with credentials of AWS"),
+];
 
 fn columns() -> Vec<(String, BTreeMap<String, String>)> {
     let folder = tempfile::tempdir().unwrap();
@@ -120,7 +137,15 @@ fn table() -> String {
     let heads: Vec<&str> = columns.iter().map(|(head, _)| head.as_str()).collect();
     let mut text = format!("| part | {} |\n|---|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
     for name in names {
-        let cells: Vec<&str> = columns.iter().map(|(_, cells)| cells.get(name).map_or("", String::as_str)).collect();
+        let cell = |(head, cells): &(String, BTreeMap<String, String>)| {
+            let reason = NOTHING.iter().find(|(column, part, _)| column == head && part == name);
+            match (cells.get(name).filter(|text| !text.is_empty()), reason) {
+                (Some(text), None) => text.clone(),
+                (None, Some((.., reason))) => format!("nothing: {reason}"),
+                (text, reason) => panic!("{name} of {head}: {text:?}, but the reason is {reason:?}"),
+            }
+        };
+        let cells: Vec<String> = columns.iter().map(cell).collect();
         text += &format!("| `{name}` | {} |\n", cells.join(" | "));
     }
     text
