@@ -171,20 +171,16 @@ fn executor(family: &str, wanted: Option<config::Executor>) -> Result<config::Ex
     }
 }
 
-/// The executor of a family at a place, and its GPU. `is_readable` is whether candle can read the files.
+/// The executor of a family at a place, and its GPU.
 fn executor_at(
     place: Place,
     family: &str,
     wanted: Option<config::Executor>,
-    is_readable: bool,
 ) -> Result<(config::Executor, Option<Gpu>), String> {
     let Place::Gpu { gpu, is_required } = place else { return Ok((executor(family, wanted)?, None)) };
     let reason = match (wanted, Served::of(family)) {
         (Some(config::Executor::Own), _) => "the own kernels compute on the CPU only: leave out `executor`".to_owned(),
-        (_, Some(Served { candle: true, .. })) if is_readable => return Ok((config::Executor::Candle, Some(gpu))),
-        (_, Some(Served { candle: true, .. })) => {
-            "a GPU computes models from safetensors beside a `config.json`, not from GGUF".to_owned()
-        }
+        (_, Some(Served { candle: true, .. })) => return Ok((config::Executor::Candle, Some(gpu))),
         _ => format!("`{}` models compute on the CPU only", family.escape_debug()),
     };
     match is_required {
@@ -198,7 +194,7 @@ impl Opened {
     pub(crate) fn new(model: &config::Model, place: Place) -> Result<Opened, String> {
         let path = model.path.as_std_path();
         let family = family(path).map_err(|error| chain(&error))?;
-        let (executor, gpu) = executor_at(place, &family, model.executor, path.join("config.json").is_file())?;
+        let (executor, gpu) = executor_at(place, &family, model.executor)?;
         match executor {
             config::Executor::Own if is_encoder(path) == Some(true) => {
                 let checkpoint = EncoderCheckpoint::open(path).map_err(|error| chain(&error))?;
@@ -337,7 +333,11 @@ fn device(gpu: Option<Gpu>) -> textnlp_candle::DeviceKind {
 #[cfg(feature = "candle")]
 fn open_candle(path: &Path, _family: &str, gpu: Option<Gpu>) -> Result<Opened, String> {
     let checkpoint = textnlp_candle::Checkpoint::open(path).map_err(|error| chain(&error))?;
-    let tokenizer = Tokenizer::from_directory(path).map_err(|error| chain(&error))?;
+    let tokenizer = match checkpoint.vocabulary().map_err(|error| chain(&error))? {
+        Some(vocabulary) => Tokenizer::from_gguf(&vocabulary),
+        None => Tokenizer::from_directory(path),
+    };
+    let tokenizer = tokenizer.map_err(|error| chain(&error))?;
     textnlp_inference::files::check_ends(&tokenizer, checkpoint.spec().sizes().vocab).map_err(|error| chain(&error))?;
     Ok(Opened::Candle(Box::new((checkpoint, tokenizer, gpu))))
 }
@@ -361,29 +361,28 @@ mod tests {
 
     #[test]
     fn a_required_gpu_is_never_replaced_by_the_cpu() {
-        let at = |is_required, family, wanted, is_readable| {
+        let at = |is_required, family, wanted| {
             let gpu = Gpu { number: 1, memory: 1 << 34 };
-            executor_at(Place::Gpu { gpu, is_required }, family, wanted, is_readable)
+            executor_at(Place::Gpu { gpu, is_required }, family, wanted)
         };
-        for (family, wanted, is_readable, reason) in [
-            ("bert", None, true, "`bert` models compute on the CPU only"),
-            ("llama", Some(Executor::Own), true, "leave out `executor`"),
-            ("llama", None, false, "not from GGUF"),
-            ("bloom", None, true, "`bloom` models compute on the CPU only"),
+        for (family, wanted, reason) in [
+            ("bert", None, "`bert` models compute on the CPU only"),
+            ("llama", Some(Executor::Own), "leave out `executor`"),
+            ("bloom", None, "`bloom` models compute on the CPU only"),
         ] {
-            let refused = at(true, family, wanted, is_readable).unwrap_err();
+            let refused = at(true, family, wanted).unwrap_err();
             assert!(refused.starts_with("models.device is `cuda:1`, but ") && refused.contains(reason), "{refused}");
-            let (executor, gpu) = at(false, family, wanted, is_readable).unwrap();
+            let (executor, gpu) = at(false, family, wanted).unwrap();
             assert_eq!((executor, gpu), (Executor::Own, None), "{family}");
         }
         for is_required in [true, false] {
-            assert_eq!(
-                at(is_required, "llama", None, true),
-                Ok((Executor::Candle, Some(Gpu { number: 1, memory: 1 << 34 }))),
-                "{is_required}"
-            );
+            // `gemma3` is the name in GGUF.
+            for family in ["llama", "gemma3"] {
+                let on_gpu = Ok((Executor::Candle, Some(Gpu { number: 1, memory: 1 << 34 })));
+                assert_eq!(at(is_required, family, None), on_gpu, "{family}, {is_required}");
+            }
         }
-        assert_eq!(executor_at(Place::Cpu, "llama", None, true), Ok((Executor::Own, None)));
+        assert_eq!(executor_at(Place::Cpu, "llama", None), Ok((Executor::Own, None)));
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use textnlp_inference::family::Served;
 use textnlp_models::{
-    BucketSource, Catalogue, Error, Event, FetchOptions, Fit, Format, Memory, Model as Fetched, Source, Store, Summary,
+    BucketSource, Catalogue, Error, Event, FetchOptions, Fit, Memory, Model as Fetched, Source, Store, Summary,
     Verdict, Want, WeightFormat, fit, inspect,
 };
 use textnlp_service::models::{self, failed};
@@ -262,9 +262,11 @@ fn executors(s: &Summary) -> Vec<&'static str> {
         return vec!["own"];
     }
     let Some(served) = Served::of(&s.family) else { return Vec::new() };
-    // candle reads safetensors only.
-    let candle = served.candle && s.format == Format::Safetensors;
-    [("own", served.own), ("candle", candle)].into_iter().filter(|(_, serves)| *serves).map(|(name, _)| name).collect()
+    [("own", served.own), ("candle", served.candle)]
+        .into_iter()
+        .filter(|(_, serves)| *serves)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// The same for people.

@@ -29,29 +29,54 @@ use std::path::Path;
 use std::sync::Arc;
 use step::{Logits, Sequences};
 use textnlp_inference::cpu::Quant;
-use textnlp_inference::decoder::Spec;
+use textnlp_inference::decoder::{Spec, Tied};
 use textnlp_inference::executor::{
     Executor, Memory, Positions, RowSpan, SeqId, Shape, StepError, USUAL_KV_BYTES, limit_context, usual_positions,
 };
-use textnlp_inference::format::{Dtype, FormatError, Place, Tensors};
+use textnlp_inference::format::gguf::Vocabulary;
+use textnlp_inference::format::{self, Dtype, FormatError, Tensors};
 use textnlp_inference::rope::Rotation;
-use weights::{Loader, Weights, block_type, held_as};
+use weights::{Loader, Weights, block_type, held_as, kept_type};
 
-/// A folder with `config.json` and `*.safetensors`, opened and checked. Weights are mapped, not read.
+/// A model's files, opened and checked. Weights are mapped, not read.
 #[derive(Debug)]
 pub struct Checkpoint {
     spec: Spec,
-    tensors: Tensors,
+    source: Source,
+}
+
+/// Where weights come from.
+#[derive(Debug)]
+enum Source {
+    /// `*.safetensors` beside a `config.json`.
+    Safetensors(Tensors),
+    Gguf(Box<format::Checkpoint>),
 }
 
 impl Checkpoint {
-    /// Opens a folder. GGUF files are refused by name.
-    pub fn open(folder: &Path) -> Result<Checkpoint, FormatError> {
-        if !folder.join("config.json").is_file() {
-            let cause = "this executor reads safetensors beside a `config.json`, not GGUF";
-            return Err(FormatError::unsupported(folder, Place::Whole, cause));
+    /// Opens a folder with `config.json` and `*.safetensors`, a folder with one `*.gguf`, or a GGUF file.
+    pub fn open(path: &Path) -> Result<Checkpoint, FormatError> {
+        if format::is_safetensors(path)? {
+            return Ok(Checkpoint { spec: Spec::open(path)?, source: Source::Safetensors(Tensors::open(path)?) });
         }
-        Ok(Checkpoint { spec: Spec::open(folder)?, tensors: Tensors::open(folder)? })
+        let gguf = format::Checkpoint::open(path)?;
+        Ok(Checkpoint { spec: Spec::of_gguf(&gguf), source: Source::Gguf(Box::new(gguf)) })
+    }
+
+    /// The tokenizer that a GGUF file carries; `None` for safetensors, whose tokenizer is a file of its own.
+    pub fn vocabulary(&self) -> Result<Option<Vocabulary>, FormatError> {
+        match &self.source {
+            Source::Safetensors(_) => Ok(None),
+            Source::Gguf(gguf) => gguf.vocabulary(),
+        }
+    }
+
+    /// All tensors, in no order.
+    fn stored(&self) -> Vec<format::Tensor<'_>> {
+        match &self.source {
+            Source::Safetensors(tensors) => tensors.names().filter_map(|name| tensors.get(name).ok()?).collect(),
+            Source::Gguf(gguf) => gguf.stored().collect(),
+        }
     }
 
     /// What its layers are.
@@ -61,29 +86,36 @@ impl Checkpoint {
 
     /// How many numbers the model has.
     pub fn parameters(&self) -> u64 {
-        self.tensors.parameters(|_| true)
+        match &self.source {
+            Source::Safetensors(tensors) => tensors.parameters(|_| true),
+            Source::Gguf(gguf) => gguf.parameters(),
+        }
     }
 
     /// About how many bytes its weights take in a device's memory, when matrices are held as `quantize` says.
     pub fn weight_bytes(&self, quantize: Option<Quant>, device: DeviceKind) -> u64 {
-        let bytes = |name: &str| {
-            let tensor = self.tensors.get(name).ok()??;
+        let bytes = |tensor: &format::Tensor<'_>| {
             let numbers = tensor.shape.iter().map(|side| *side as u64).product::<u64>();
-            let stored = stored_as(tensor.dtype);
-            let matrix = tensor.shape.len() == 2 && !name.contains(self.spec.token);
-            Some(match block_type(quantize).filter(|_| matrix) {
-                Some(kind) => numbers / kind.block_size() as u64 * kind.type_size() as u64,
-                None => numbers * held_as(stored, quantize, device.has_bf16()).size_in_bytes() as u64,
-            })
+            let dense = numbers * held_as(stored_as(tensor.dtype), quantize, device.has_bf16()).size_in_bytes() as u64;
+            let kept = kept_type(tensor.dtype).filter(|_| quantize.is_none());
+            let in_blocks =
+                block_type(quantize).or(kept).map(|kind| numbers / kind.block_size() as u64 * kind.type_size() as u64);
+            let is_table = tensor.name.contains(self.spec.token);
+            match in_blocks.filter(|_| tensor.shape.len() == 2) {
+                // Its rows are read one by one. As the head, it is multiplied with.
+                Some(blocks) if is_table && kept.is_some() && self.spec.tied == Tied::Yes => dense + blocks,
+                Some(blocks) if !is_table => blocks,
+                _ => dense,
+            }
         };
-        self.tensors.names().filter_map(bytes).sum()
+        self.stored().iter().map(bytes).sum()
     }
 
     /// Whether keys and values take two bytes a number on a device, when matrices are held as `quantize` says.
     pub fn keeps_half(&self, quantize: Option<Quant>, device: DeviceKind) -> bool {
-        let table = self.tensors.names().find(|name| name.ends_with(&format!("{}.weight", self.spec.token)));
-        let stored =
-            table.and_then(|name| self.tensors.get(name).ok()?).map_or(DType::F32, |table| stored_as(table.dtype));
+        let end = format!("{}.weight", self.spec.token);
+        let table = self.stored().into_iter().find(|tensor| tensor.name.ends_with(&end));
+        let stored = table.map_or(DType::F32, |table| stored_as(table.dtype));
         kv_type(held_as(stored, quantize, device.has_bf16()), quantize) != DType::F32
     }
 }
@@ -165,6 +197,9 @@ impl Candle {
         if !options.device.has_bf16() && checkpoint.stores_bf16() && !matches!(options.quantize, Some(Quant::F16)) {
             notes.push("tensors of type bf16 are held as f32, which is exact".to_owned());
         }
+        if loader.widened > 0 {
+            notes.push(format!("{} matrices are held as f16: no product takes their blocks", loader.widened));
+        }
         let held = loader.held;
         spec.shape.context = limit_context(spec.shape.context, options.context, &mut notes);
         let kv_type = kv_type(weights.token.dtype(), options.quantize);
@@ -181,7 +216,7 @@ impl Candle {
         let sequences = Sequences::new(positions);
         let candle = Candle {
             #[cfg(feature = "cuda")]
-            graphs: std::cell::RefCell::new(graph::Graphs::new(&spec, &device, block_type(options.quantize).is_some())),
+            graphs: std::cell::RefCell::new(graph::Graphs::new(&spec, &device, weights.has_blocks())),
             rotations: spec.ropes().into_iter().map(|rope| rope.rotation(spec.shape.context)).collect(),
             spec,
             weights,
@@ -205,17 +240,16 @@ impl Candle {
 
 impl Checkpoint {
     fn stores_bf16(&self) -> bool {
-        let dtype = |name| Some(self.tensors.get(name).ok()??.dtype);
-        self.tensors.names().any(|name| dtype(name) == Some(Dtype::Bf16))
+        self.stored().iter().any(|tensor| tensor.dtype == Dtype::Bf16)
     }
 }
 
-/// The type of a tensor in a file; candle refuses others than these when it reads them.
+/// The type of a tensor in a file. What is in blocks becomes f16 where it cannot stay as it is.
 fn stored_as(dtype: Dtype) -> DType {
     match dtype {
-        Dtype::F16 => DType::F16,
+        Dtype::F32 => DType::F32,
         Dtype::Bf16 => DType::BF16,
-        _ => DType::F32,
+        Dtype::F16 | Dtype::Q8_0 | Dtype::Coded(_) => DType::F16,
     }
 }
 

@@ -1,11 +1,12 @@
 //! Loads the weights of a model: finds and checks tensors, joins projections, and converts them to the device's type.
 
-use crate::{Checkpoint, LoadOptions};
+use crate::{Checkpoint, LoadOptions, Source, stored_as};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
-use candle_core::{DType, Device, Module, Result as Computed, Tensor};
+use candle_core::{D, DType, Device, Module, Result as Computed, Tensor};
+use half::f16;
 use textnlp_inference::cpu::Quant;
 use textnlp_inference::decoder::{Feed, Linear as Named, Norm, Position, Qkv, Spec, Tied};
-use textnlp_inference::format::{Dtype, FormatError, Place, Tensor as Stored, Tensors};
+use textnlp_inference::format::{Code, Dtype, FormatError, Place, Tensor as Stored, Weight};
 
 /// All weights of a model.
 pub(crate) struct Weights {
@@ -32,6 +33,22 @@ pub(crate) struct Layer {
 pub(crate) enum FeedWeights {
     Dense(Expert),
     Experts { router: Linear, experts: Vec<Expert> },
+}
+
+#[cfg(feature = "cuda")]
+impl Weights {
+    /// Whether any matrix is in blocks.
+    pub(crate) fn has_blocks(&self) -> bool {
+        let is_in_blocks = |linear: &Linear| matches!(linear.weight, Matrix::Blocks(_));
+        let has = |layer: &Layer| {
+            let more = match &layer.feed {
+                FeedWeights::Dense(only) => [Some(&only.up), Some(&only.down)],
+                FeedWeights::Experts { router, .. } => [Some(router), None],
+            };
+            [Some(&layer.qkv), Some(&layer.out)].into_iter().chain(more).flatten().any(is_in_blocks)
+        };
+        is_in_blocks(&self.head) || self.layers.iter().any(has)
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -67,7 +84,8 @@ pub(crate) struct Linear {
 
 enum Matrix {
     Dense(Tensor),
-    Blocks(QMatMul),
+    /// Matrices of the same inputs, whose outputs follow one another: a file may have them in blocks of several types.
+    Blocks(Vec<QMatMul>),
 }
 
 impl Linear {
@@ -89,7 +107,16 @@ impl Linear {
     pub(crate) fn product(&self, x: &Tensor) -> Computed<Tensor> {
         let y = match &self.weight {
             Matrix::Dense(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?,
-            Matrix::Blocks(weight) => weight.forward(&x.to_dtype(DType::F32)?.contiguous()?)?,
+            Matrix::Blocks(weights) => {
+                let x = x.to_dtype(DType::F32)?.contiguous()?;
+                match &weights[..] {
+                    [only] => only.forward(&x)?,
+                    several => {
+                        let parts = several.iter().map(|weight| weight.forward(&x)).collect::<Computed<Vec<_>>>()?;
+                        Tensor::cat(&parts, D::Minus1)?
+                    }
+                }
+            }
         };
         match &self.bias {
             Some(bias) => y.to_dtype(DType::F32)?.broadcast_add(bias),
@@ -101,7 +128,7 @@ impl Linear {
 /// Reads the weights of one model.
 pub(crate) struct Loader<'a> {
     spec: &'a Spec,
-    tensors: &'a Tensors,
+    source: &'a Source,
     base: String,
     device: &'a Device,
     has_bf16: bool,
@@ -110,7 +137,12 @@ pub(crate) struct Loader<'a> {
     pub(crate) held: u64,
     /// Matrices that could not be quantized.
     pub(crate) left: usize,
+    /// Matrices of a file that did not stay in their blocks.
+    pub(crate) widened: usize,
 }
+
+/// Rows of a matrix that are decoded at once.
+const DECODED_ROWS: usize = 256;
 
 impl<'a> Loader<'a> {
     pub(crate) fn new(
@@ -118,12 +150,21 @@ impl<'a> Loader<'a> {
         device: &'a Device,
         options: &LoadOptions,
     ) -> Result<Loader<'a>, FormatError> {
-        let (spec, tensors, quantize) = (&checkpoint.spec, &checkpoint.tensors, options.quantize);
-        let (base, has_bf16) = (spec.base.to_owned(), options.device.has_bf16());
-        let mut loader = Loader { spec, tensors, base, device, has_bf16, quantize, held: 0, left: 0 };
+        let (spec, source, quantize) = (&checkpoint.spec, &checkpoint.source, options.quantize);
+        let mut loader = Loader {
+            spec,
+            source,
+            base: spec.base.to_owned(),
+            device,
+            has_bf16: options.device.has_bf16(),
+            quantize,
+            held: 0,
+            left: 0,
+            widened: 0,
+        };
         let token = format!("{}.weight", spec.token);
         // Checkpoints of a base model alone leave out its prefix, or a part of it.
-        while !loader.base.is_empty() && loader.tensors.get(&format!("{}{token}", loader.base))?.is_none() {
+        while !loader.base.is_empty() && !loader.has(&format!("{}{token}", loader.base))? {
             let rest = loader.base.split_once('.').map_or("", |(_, rest)| rest);
             loader.base = rest.to_owned();
         }
@@ -153,18 +194,28 @@ impl<'a> Loader<'a> {
         let tied = match spec.tied {
             Tied::Yes => true,
             Tied::No => false,
-            Tied::Unsaid => self.tensors.get(&head_name)?.is_none(),
+            Tied::Unsaid => !self.has(&head_name)?,
         };
         let head = if tied {
             // A second copy of the table, if there is one.
-            self.tensors.set_used(&head_name);
+            if let Source::Safetensors(tensors) = self.source {
+                tensors.set_used(&head_name);
+            }
             let bias = format!("{}.bias", spec.head.stem);
             let bias = if spec.head.bias { Some(self.vector(&bias, &[shape.vocab])?) } else { None };
-            Linear { weight: Matrix::Dense(token.clone()), bias }
+            let weight =
+                match self.blocks("", &[(Named { stem: spec.token, bias: false }, shape.vocab)], shape.width)? {
+                    Some(blocks) => blocks,
+                    None => Matrix::Dense(token.clone()),
+                };
+            Linear { weight, bias }
         } else {
             self.linear("", spec.head, &[shape.vocab, shape.width])?
         };
-        self.tensors.refuse_unused(&shape.family, shape.layers, |_| true)?;
+        match self.source {
+            Source::Safetensors(tensors) => tensors.refuse_unused(&shape.family, shape.layers, |_| true)?,
+            Source::Gguf(gguf) => gguf.refuse_unused()?,
+        }
         Ok(Weights { token, positions, layers, norm, head })
     }
 
@@ -238,20 +289,52 @@ impl<'a> Loader<'a> {
 
     /// Matrices of the same inputs as one.
     fn stacked(&mut self, at: &str, parts: &[(Named, usize)], inputs: usize) -> Result<Linear, FormatError> {
-        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        let mut biases = Vec::new();
         for (part, outputs) in parts {
-            weights.push(self.matrix(at, *part, &[*outputs, inputs])?);
             biases.extend(self.bias(at, *part, *outputs)?);
         }
         let bias = if biases.is_empty() { None } else { Some(self.computed(Tensor::cat(&biases, 0))?) };
+        if let Some(weight) = self.blocks(at, parts, inputs)? {
+            return Ok(Linear { weight, bias });
+        }
+        let mut weights = Vec::new();
+        for (part, outputs) in parts {
+            weights.push(self.matrix(at, *part, &[*outputs, inputs])?);
+        }
         let weight = self.computed(Tensor::cat(&weights, 0))?;
         self.hold(weight, bias)
     }
 
     fn linear(&mut self, at: &str, named: Named, shape: &[usize; 2]) -> Result<Linear, FormatError> {
-        let weight = self.matrix(at, named, shape)?;
-        let bias = self.bias(at, named, shape[0])?;
-        self.hold(weight, bias)
+        self.stacked(at, &[(named, shape[0])], shape[1])
+    }
+
+    /// Matrices of the same inputs in the blocks of their file; `None` if they are not in such blocks, or are to be held
+    /// otherwise.
+    fn blocks(&mut self, at: &str, parts: &[(Named, usize)], inputs: usize) -> Result<Option<Matrix>, FormatError> {
+        let (Source::Gguf(gguf), None) = (self.source, self.quantize) else { return Ok(None) };
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        for (part, outputs) in parts {
+            let weight = gguf.need(&format!("{at}{}.weight", part.stem), &[*outputs, inputs])?;
+            let (Some(kind), Some(stored)) = (kept_type(weight.dtype), weight.outputs()) else {
+                // Numbers alone are not widened.
+                self.widened += usize::from(matches!(weight.dtype, Dtype::Q8_0 | Dtype::Coded(_)));
+                return Ok(None);
+            };
+            bytes += stored.len() as u64;
+            let storage = self.computed(QStorage::from_data(stored, self.device, kind))?;
+            let tensor = self.computed(QTensor::new(storage, (*outputs, inputs)))?;
+            found.push(self.computed(QMatMul::from_qtensor(tensor))?);
+        }
+        self.held += bytes;
+        Ok(Some(Matrix::Blocks(found)))
+    }
+
+    fn has(&self, name: &str) -> Result<bool, FormatError> {
+        match self.source {
+            Source::Safetensors(tensors) => Ok(tensors.get(name)?.is_some()),
+            Source::Gguf(gguf) => Ok(gguf.stored().any(|tensor| tensor.name == name)),
+        }
     }
 
     /// Rows of queries, keys and values of each group, as all queries, all keys, all values.
@@ -300,7 +383,13 @@ impl<'a> Loader<'a> {
 
     /// A tensor that stays in f32.
     fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, FormatError> {
-        let tensor = self.read(name, shape)?;
+        let tensor = match self.source {
+            Source::Safetensors(_) => self.read(name, shape)?,
+            Source::Gguf(gguf) => {
+                let numbers = gguf.need(name, shape)?.vector();
+                self.computed(Tensor::from_vec(numbers, shape, self.device))?
+            }
+        };
         let tensor = self.computed(tensor.to_dtype(DType::F32))?;
         self.count(&tensor);
         Ok(tensor)
@@ -313,7 +402,7 @@ impl<'a> Loader<'a> {
             if columns.is_multiple_of(kind.block_size()) {
                 let blocks = self.computed(blocks_of(&weight, kind))?;
                 self.held += blocks.storage_size_in_bytes() as u64;
-                let weight = Matrix::Blocks(self.computed(QMatMul::from_qtensor(blocks))?);
+                let weight = Matrix::Blocks(vec![self.computed(QMatMul::from_qtensor(blocks))?]);
                 return Ok(Linear { weight, bias });
             }
             self.left += 1;
@@ -328,7 +417,11 @@ impl<'a> Loader<'a> {
 
     /// A tensor of the file in the type that the device computes in.
     fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor, FormatError> {
-        let Stored { file, dtype, bytes, .. } = self.tensors.need(name, shape)?;
+        let tensors = match self.source {
+            Source::Safetensors(tensors) => tensors,
+            Source::Gguf(gguf) => return self.decoded(&gguf.need(name, shape)?, shape),
+        };
+        let Stored { file, dtype, bytes, .. } = tensors.need(name, shape)?;
         let stored = match dtype {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
@@ -340,6 +433,31 @@ impl<'a> Loader<'a> {
         };
         let held = held_as(stored, self.quantize, self.has_bf16);
         let tensor = Tensor::from_raw_buffer(bytes, stored, shape, self.device);
+        self.computed(tensor.and_then(|tensor| tensor.to_dtype(held)))
+    }
+
+    /// A tensor of a GGUF file as [`Loader::read`] answers it.
+    fn decoded(&self, weight: &Weight<'_>, shape: &[usize]) -> Result<Tensor, FormatError> {
+        let stored = stored_as(weight.dtype);
+        let held = held_as(stored, self.quantize, self.has_bf16);
+        let is_plain = matches!(weight.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16);
+        let tensor = match weight.outputs().filter(|_| is_plain) {
+            Some(bytes) => Tensor::from_raw_buffer(&bytes, stored, shape, self.device),
+            None if held == DType::F32 => {
+                let mut numbers = vec![0.0; weight.rows * weight.columns];
+                weight.decode_rows(0, weight.rows, &mut numbers, weight.columns);
+                Tensor::from_vec(numbers, shape, self.device)
+            }
+            None => {
+                let (mut all, mut part) = (Vec::new(), vec![0.0; DECODED_ROWS * weight.columns]);
+                for first in (0..weight.rows).step_by(DECODED_ROWS) {
+                    let count = DECODED_ROWS.min(weight.rows - first);
+                    weight.decode_rows(first, count, &mut part, weight.columns);
+                    all.extend(part[..count * weight.columns].iter().map(|number| f16::from_f32(*number)));
+                }
+                Tensor::from_vec(all, shape, self.device)
+            }
+        };
         self.computed(tensor.and_then(|tensor| tensor.to_dtype(held)))
     }
 
@@ -356,6 +474,26 @@ fn blocks_of(weight: &Tensor, kind: GgmlDType) -> Computed<QTensor> {
     match weight.device() {
         Device::Cpu => Ok(blocks),
         device => QTensor::new(QStorage::from_data(blocks.data()?, device, kind)?, weight.shape()),
+    }
+}
+
+/// The blocks of a file that candle multiplies with as they are.
+pub(crate) fn kept_type(dtype: Dtype) -> Option<GgmlDType> {
+    match dtype {
+        Dtype::Q8_0 => Some(GgmlDType::Q8_0),
+        Dtype::Coded(code) => match code {
+            Code::Q4_0 => Some(GgmlDType::Q4_0),
+            Code::Q4_1 => Some(GgmlDType::Q4_1),
+            Code::Q5_0 => Some(GgmlDType::Q5_0),
+            Code::Q5_1 => Some(GgmlDType::Q5_1),
+            Code::Q2K => Some(GgmlDType::Q2K),
+            Code::Q3K => Some(GgmlDType::Q3K),
+            Code::Q4K => Some(GgmlDType::Q4K),
+            Code::Q5K => Some(GgmlDType::Q5K),
+            Code::Q6K => Some(GgmlDType::Q6K),
+            Code::Iq4Nl | Code::Iq4Xs => None,
+        },
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => None,
     }
 }
 
@@ -399,10 +537,10 @@ mod tests {
     fn products_with_blocks_are_those_of_the_numbers_in_them() {
         let lease = gpu::Lease::open(0).ok();
         let devices = [Some(Device::Cpu), lease.as_ref().map(|lease| lease.device().clone())];
-        for (device, kind) in
-            devices.iter().flatten().flat_map(|device| [GgmlDType::Q8_0, GgmlDType::Q4_0].map(|kind| (device, kind)))
-        {
-            for (outputs, inputs) in [(61, 64), (96, 64), (64, 96), (256, 256), (640, 2048), (300, 1536)] {
+        let kinds = Dtype::all().filter_map(kept_type);
+        for (kind, device) in kinds.flat_map(|kind| devices.iter().flatten().map(move |device| (kind, device))) {
+            let sizes = [(61, 64), (96, 64), (64, 96), (256, 256), (640, 2048), (300, 1536)];
+            for (outputs, inputs) in sizes.into_iter().filter(|(_, inputs)| inputs % kind.block_size() == 0) {
                 let weight = Tensor::from_vec(noise(outputs, inputs), (outputs, inputs), device).unwrap();
                 let blocks = blocks_of(&weight, kind).unwrap();
                 let exact = blocks.dequantize(&Device::Cpu).unwrap();

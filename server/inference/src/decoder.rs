@@ -5,9 +5,10 @@
 use crate::executor::Shape;
 use crate::family::{self, Architecture, Family, QueryNorm};
 use crate::format::config::{USUAL_ROTATION, from_map, rotations_of, windows_of};
-use crate::format::{FormatError, Place};
+use crate::format::{Checkpoint, FormatError, Place};
 use crate::rope::{Rope, Scaling};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// A decoder-only transformer.
@@ -21,7 +22,8 @@ pub struct Spec {
     pub head_dim: usize,
     /// Width of the feed-forward's inside.
     pub ffn: usize,
-    /// The prefix of the base model's tensors, such as `model.`; checkpoints of the base model alone leave it out.
+    /// The prefix of the base model's tensors, such as `model.`; checkpoints of the base model alone leave it out. Names
+    /// are those of Hugging Face's checkpoints, or of GGUF.
     pub base: &'static str,
     /// The token table.
     pub token: &'static str,
@@ -202,6 +204,73 @@ impl Spec {
     pub fn open(folder: &Path) -> Result<Spec, FormatError> {
         let config = Config { file: folder.join("config.json"), map: crate::format::config(folder)? };
         config.spec()?.checked(&config.file)
+    }
+
+    /// The layers of a GGUF file, whose tensors have GGUF's names.
+    pub fn of_gguf(checkpoint: &Checkpoint) -> Spec {
+        let a = checkpoint.architecture();
+        let names: HashSet<&str> = checkpoint.stored().map(|tensor| tensor.name).collect();
+        // All layers have the same tensors.
+        let linear = |stem: &'static str| Linear { stem, bias: names.contains(format!("blk.0.{stem}.bias").as_str()) };
+        let (residual, norms): (_, &[_]) = match (a.layer.before, a.layer.after) {
+            (true, true) => (Residual::Around, &["attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"]),
+            (false, _) => (Residual::Post, &["post_attention_norm", "post_ffw_norm"]),
+            (true, false) => (Residual::Pre, &["attn_norm", "ffn_norm"]),
+        };
+        let qk_norm = match a.layer.query_norm {
+            QueryNorm::None => None,
+            kind => Some(QkNorm { stems: ["attn_q_norm", "attn_k_norm"], per_head: kind == QueryNorm::Head }),
+        };
+        Spec {
+            shape: a.shape(),
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
+            ffn: a.ffn,
+            base: "",
+            token: "token_embd",
+            layer: "blk.",
+            last_norm: "output_norm",
+            head: plain("output"),
+            tied: if a.tied { Tied::Yes } else { Tied::No },
+            norm: match a.norm {
+                family::Norm::Layer { eps } => Norm::Layer { eps },
+                family::Norm::Rms { eps } => Norm::Rms { eps },
+            },
+            // The converter adds it.
+            norms_add_one: false,
+            norms,
+            residual,
+            qkv: match a.layer.fused_qkv {
+                true => Qkv::Blocks(linear("attn_qkv")),
+                false => Qkv::Separate([linear("attn_q"), linear("attn_k"), linear("attn_v")]),
+            },
+            qk_norm,
+            clip: None,
+            scale: a.attention.scale,
+            score_cap: a.attention.cap,
+            attention_out: linear("attn_output"),
+            position: match &a.position {
+                family::Position::Learned => Position::Learned { stem: "position_embd", offset: 0 },
+                family::Position::Rotary { rope, windowed } => {
+                    Position::Rotary { rope: rope.clone(), windowed: windowed.clone(), interleaved: false }
+                }
+            },
+            windows: a.attention.windows.clone(),
+            activation: match a.activation {
+                family::Activation::GeluTanh | family::Activation::GeluTanhGated => Activation::GeluTanh,
+                family::Activation::GeluErf => Activation::Gelu,
+                family::Activation::Relu => Activation::Relu,
+                family::Activation::SiluGated => Activation::Silu,
+            },
+            feed: match (a.gated(), a.layer.fused_gate) {
+                (true, false) => Feed::Gated([linear("ffn_gate"), linear("ffn_up"), linear("ffn_down")]),
+                (true, true) => Feed::Fused([linear("ffn_up"), linear("ffn_down")]),
+                (false, _) => Feed::Plain([linear("ffn_up"), linear("ffn_down")]),
+            },
+            transposed: false,
+            embedding_scale: a.embedding_scale,
+            logit_cap: a.logit_cap,
+        }
     }
 
     /// The window of a layer.

@@ -21,7 +21,8 @@ pub(crate) use encoder::encoder_families;
 pub use encoder::{EncoderCheckpoint, EncoderSettings, Pooling, is_encoder};
 use tensors::Entry;
 pub use tensors::{Tensor, Tensors, config, family};
-pub(crate) use weight::{Layout, Weight};
+pub(crate) use weight::Layout;
+pub use weight::Weight;
 
 use crate::family::Architecture;
 use crate::json;
@@ -175,8 +176,13 @@ impl Checkpoint {
         Some(gguf::Keys { file: &file.path, bytes: &file.map, header })
     }
 
+    /// The tensors by the names that the files give them, with the types and sides of those whose types are supported.
+    pub fn stored(&self) -> impl Iterator<Item = Tensor<'_>> {
+        self.tensors.names().filter_map(|name| self.tensors.get(name).ok()?)
+    }
+
     /// Refuses a model with tensors that its executor did not use.
-    pub(crate) fn refuse_unused(&self) -> Result<(), FormatError> {
+    pub fn refuse_unused(&self) -> Result<(), FormatError> {
         self.tensors.refuse_unused(&self.architecture.family, self.architecture.layers, |_| true)
     }
 
@@ -208,7 +214,7 @@ impl Checkpoint {
     }
 
     /// A tensor by our name, checked to have `shape` (outputs × inputs); `None` when the model has none of that name.
-    pub(crate) fn weight(&self, name: &str, shape: &[usize]) -> Result<Option<Weight<'_>>, FormatError> {
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Option<Weight<'_>>, FormatError> {
         let Some(stored_name) = self.stored_name(name) else { return Ok(None) };
         let (gguf, matrix) = (self.is_gguf(), shape.len() == 2);
         let mut stored = shape.to_vec();
@@ -231,7 +237,7 @@ impl Checkpoint {
     }
 
     /// As [`Checkpoint::weight`], for a tensor that must be there.
-    pub(crate) fn need(&self, name: &str, shape: &[usize]) -> Result<Weight<'_>, FormatError> {
+    pub fn need(&self, name: &str, shape: &[usize]) -> Result<Weight<'_>, FormatError> {
         let missing = || self.tensors.missing(self.stored_name(name).as_deref().unwrap_or(name));
         self.weight(name, shape)?.ok_or_else(missing)
     }
@@ -302,7 +308,7 @@ impl Checkpoint {
 
 /// Whether a model is a folder with `config.json` and `*.safetensors`. Folders of GGUF files often carry the configuration
 /// of the model that they were made from.
-fn is_safetensors(path: &Path) -> Result<bool, FormatError> {
+pub fn is_safetensors(path: &Path) -> Result<bool, FormatError> {
     if !path.join("config.json").is_file() {
         return Ok(false);
     }

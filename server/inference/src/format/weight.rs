@@ -1,15 +1,20 @@
 //! A tensor in its file, read row by row as outputs × inputs, however the file has it.
 
 use super::{Dtype, Tensor};
+use std::borrow::Cow;
 use std::path::Path;
 
 /// A matrix (or a vector, as one row) in a mapped file.
-pub(crate) struct Weight<'a> {
+#[derive(Debug)]
+pub struct Weight<'a> {
     pub(crate) file: &'a Path,
     pub(crate) name: String,
-    pub(crate) dtype: Dtype,
-    pub(crate) rows: usize,
-    pub(crate) columns: usize,
+    /// How its numbers are stored.
+    pub dtype: Dtype,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub columns: usize,
     /// Exactly the bytes of `rows · columns` numbers.
     pub(crate) bytes: &'a [u8],
     pub(crate) layout: Layout,
@@ -67,8 +72,20 @@ impl<'a> Weight<'a> {
         self.bytes.get(from..from + length)
     }
 
+    /// The stored bytes of all outputs in their order; `None` when they do not lie together.
+    pub fn outputs(&self) -> Option<Cow<'a, [u8]>> {
+        match self.layout {
+            Layout::Plain => Some(self.bytes.into()),
+            Layout::Interleaved { .. } => {
+                let rows: Option<Vec<&[u8]>> = (0..self.rows).map(|row| self.row_bytes(row)).collect();
+                Some(rows?.concat().into())
+            }
+            Layout::Transposed => None,
+        }
+    }
+
     /// Decodes outputs `first..` into rows of `to`, `columns` numbers each, `stride` apart.
-    pub(crate) fn decode_rows(&self, first: usize, count: usize, to: &mut [f32], stride: usize) {
+    pub fn decode_rows(&self, first: usize, count: usize, to: &mut [f32], stride: usize) {
         if self.layout == Layout::Transposed {
             let (_, width) = self.dtype.block();
             let mut part = [0f32; 64];
@@ -92,7 +109,7 @@ impl<'a> Weight<'a> {
     }
 
     /// All numbers of a vector.
-    pub(crate) fn vector(&self) -> Vec<f32> {
+    pub fn vector(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.columns];
         match self.layout {
             // A bias of queries or keys is arranged as their rows.
