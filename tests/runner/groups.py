@@ -1,4 +1,5 @@
-"""Control groups: nothing that a test program started survives it, also what has left its session, and its processor time is known.
+"""Control groups: nothing that a test program started survives it for long, also what has left its session, and its processor time is
+known.
 
 Root may have them on most machines. Without one, only the process group of a program ends with it.
 """
@@ -9,61 +10,88 @@ import signal
 import time
 from pathlib import Path
 
-# Where a group may be made: the hierarchy of version 1 that also counts processor time, that of version 2, and version 2 beside 1.
-ROOTS = ("/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+MOUNT = Path("/sys/fs/cgroup")
 MEMBERS = "cgroup.procs"
+# For how long helpers of a program that has ended may clean up behind it: those of PostgreSQL and of control planes do.
+GRACE = 10
 # For how long what is killed may take to end.
 END_TIMEOUT = 10
 NUMBERS = itertools.count()
 
 
+def places(own="/proc/self/cgroup", mount=MOUNT):
+    """Folders in which a group may be made, below the runner's own group, so that limits of the whole run still hold: in the hierarchy of
+    version 1 that also counts processor time, then in version 2."""
+    try:
+        lines = Path(own).read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, names, path = line.split(":", 2)
+        path = path.lstrip("/")
+        if ".." in path.split("/"):
+            continue
+        if "cpuacct" in names.split(","):
+            found.insert(0, mount / "cpuacct" / path)
+        elif not names:
+            found += [mount / path, mount / "unified" / path]
+    return [place for place in found if (place / MEMBERS).exists()]
+
+
 class Group:
     """A control group, or nothing where there are none."""
 
-    def __init__(self, roots=ROOTS):
+    def __init__(self, within=None):
         self.folder = None
-        name = f"textnlp-tests-{os.getpid()}-{next(NUMBERS)}"
-        for root in map(Path, roots):
+        name = f"textnlp-tests-{os.getpid()}-{next(NUMBERS)}-{time.time_ns()}"
+        for place in places() if within is None else within:
             try:
-                if (root / MEMBERS).exists():
-                    (root / name).mkdir()
-                    self.folder = root / name
-                    return
+                (place / name).mkdir()
+                self.folder = place / name
+                return
             except OSError:
                 continue
 
     def join(self):
-        """Runs in the child, before its program."""
-        if self.folder:
-            try:
-                (self.folder / MEMBERS).write_text("0")
-            except OSError:
-                pass
+        """Runs in the child, before its program; whether it is in the group."""
+        try:
+            return bool(self.folder and (self.folder / MEMBERS).write_text("0"))
+        except OSError:
+            return False
 
     def members(self):
-        if not self.folder:
+        # One outside of this namespace of processes is 0.
+        try:
+            return [pid for pid in map(int, (self.folder / MEMBERS).read_text().split()) if pid > 0] if self.folder else []
+        except OSError:
             return []
-        return [int(pid) for pid in (self.folder / MEMBERS).read_text().split()]
 
     def cpu(self):
         """Seconds of processor time of all that were members; 0 where nobody counts them."""
-        if self.folder and (self.folder / "cpuacct.usage").exists():
-            return int((self.folder / "cpuacct.usage").read_text()) / 1e9
-        if self.folder and (self.folder / "cpu.stat").exists():
-            stat = dict(line.split() for line in (self.folder / "cpu.stat").read_text().splitlines())
-            return int(stat.get("usage_usec", 0)) / 1e6
+        try:
+            if self.folder and (self.folder / "cpuacct.usage").exists():
+                return int((self.folder / "cpuacct.usage").read_text()) / 1e9
+            if self.folder and (self.folder / "cpu.stat").exists():
+                stat = dict(line.split() for line in (self.folder / "cpu.stat").read_text().splitlines())
+                return int(stat.get("usage_usec", 0)) / 1e6
+        except (OSError, ValueError):
+            pass
         return 0.0
 
-    def end(self):
-        """Kills all members and removes the group; how many there were."""
+    def end(self, grace=0.0):
+        """Waits for helpers that clean up, kills what is left, and removes the group; how many were killed."""
         if not self.folder:
             return 0
+        until = time.monotonic() + grace
+        while self.members() and time.monotonic() < until:
+            time.sleep(0.02)
         killed, until = set(), time.monotonic() + END_TIMEOUT
         while (alive := self.members()) and time.monotonic() < until:
             for pid in alive:
                 try:
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
+                except (ProcessLookupError, PermissionError):
                     pass
             killed.update(alive)
             time.sleep(0.01)

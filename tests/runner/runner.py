@@ -120,7 +120,10 @@ class Job:
     # Set while it runs and afterwards.
     state: str = ""
     pid: int = 0
+    # Everything that it started, where that is known.
     contained: groups.Group | None = None
+    # When its own process ended; helpers of it may clean up for a while longer.
+    exited: float = 0.0
     began: float = 0.0
     wall: float = 0.0
     cpu: float = 0.0
@@ -286,8 +289,18 @@ class Runner:
             if self.to_look_at:
                 self.look_at_failures()
         finally:
-            for job in self.running:
-                stop(job)
+            self.stop_all()
+
+    def stop_all(self):
+        """Ends all jobs with everything that they started, which may clean up first."""
+        for job in self.running:
+            signal_group(job.pid, signal.SIGKILL)
+        until = time.monotonic() + groups.GRACE
+        for job in self.running:
+            if not job.exited:
+                os.wait4(job.pid, 0)
+            if job.contained:
+                job.contained.end(until - time.monotonic())
 
     def look_at_failures(self):
         """Looks at what failed since the last time, while what runs at low priority stands still."""
@@ -302,9 +315,7 @@ class Runner:
     def end_early(self):
         """Ends the run: what waits and what runs is not needed any more."""
         self.ended_early = True
-        for job in self.running:
-            stop(job)
-            os.wait4(job.pid, 0)
+        self.stop_all()
         for job in self.running + self.waiting:
             job.state = ENDED
         self.done += self.running + self.waiting
@@ -368,20 +379,24 @@ class Runner:
 
     def collect(self):
         for job in list(self.running):
-            pid, status, usage = os.wait4(job.pid, os.WNOHANG)
-            job.wall = time.monotonic() - job.began
-            if not pid:
-                if job.wall > job.limit and job.state == "running":
-                    job.state = TIMED_OUT
-                    signal_group(job.pid, signal.SIGKILL)
-                continue
-            self.running.remove(job)
-            job.status = os.waitstatus_to_exitcode(status)
-            job.cpu = usage.ru_utime + usage.ru_stime
+            if not job.exited:
+                pid, status, usage = os.wait4(job.pid, os.WNOHANG)
+                job.wall = time.monotonic() - job.began
+                if not pid:
+                    if job.wall > job.limit and job.state == "running":
+                        job.state = TIMED_OUT
+                        signal_group(job.pid, signal.SIGKILL)
+                    continue
+                job.exited = time.monotonic()
+                job.status = os.waitstatus_to_exitcode(status)
+                job.cpu = usage.ru_utime + usage.ru_stime
+                job.load = os.getloadavg()[0]
             if job.contained:
+                if job.contained.members() and time.monotonic() - job.exited < groups.GRACE:
+                    continue
                 job.cpu = max(job.cpu, job.contained.cpu())
                 job.survivors = job.contained.end()
-            job.load = os.getloadavg()[0]
+            self.running.remove(job)
             self.finish(job)
 
     def finish(self, job):
@@ -426,13 +441,6 @@ def prepare(job):
         job.contained.join()
     if job.idle:
         os.nice(10)
-
-
-def stop(job):
-    """Ends a job with everything that it started."""
-    signal_group(job.pid, signal.SIGKILL)
-    if job.contained:
-        job.contained.end()
 
 
 def signal_group(pid, number):
@@ -493,10 +501,12 @@ def run_alone(job, argv, limit):
         try:
             status = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            signal_group(process.pid, signal.SIGKILL)
-            process.wait()
             status = None
-        contained.end()
+        finally:
+            if process.poll() is None:
+                signal_group(process.pid, signal.SIGKILL)
+                process.wait()
+            contained.end(groups.GRACE)
         log.seek(0)
         return status, log.read().decode(errors="replace")
 

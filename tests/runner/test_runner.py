@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import os
 import stat
+import subprocess
 import tempfile
 import unittest
 from datetime import date
@@ -86,19 +88,33 @@ class Results(RunnerTest):
         self.assertEqual([FAILED, TIMED_OUT], [killed.state, hangs.state])
         self.assertEqual(-9, killed.status)
 
-    def test_what_left_the_session_of_a_program_ends_with_it(self):
+    def test_what_left_the_session_of_a_program_ends_with_it_after_it_could_clean_up(self):
         probe = groups.Group()
-        if not probe.folder:
-            self.skipTest("no control group may be made here")
-        pid = self.folder / "pid"
-        probe.end()
-        (job,) = self.run_jobs(self.program_of_tests("left", f"setsid sleep 600 & echo $! >{pid}; {PASSES}"))
-        self.assertEqual((OK, 1), (job.state, job.survivors))
+        with mock.patch.object(groups, "GRACE", 0.5):
+            joined = subprocess.run(["sh", "-c", "echo in"], stdout=subprocess.PIPE, preexec_fn=lambda: probe.join() or os._exit(1))
+            probe.end()
+            if joined.stdout != b"in\n":
+                self.skipTest("no control group may be made here")
+            pid, cleaned = self.folder / "pid", self.folder / "cleaned"
+            cleans = f"(setsid sh -c 'sleep 0.2; echo >{cleaned}' &)"
+            (job,) = self.run_jobs(self.program_of_tests("left", f"{cleans}; setsid sleep 600 & echo $! >{pid}; {PASSES}"))
+        self.assertEqual((OK, 1, True), (job.state, job.survivors, cleaned.exists()))
         self.assertIn("of its processes 1 outlived it", self.out.getvalue())
         self.assertFalse(Path(f"/proc/{pid.read_text().strip()}/exe").exists())
 
+    def test_a_group_is_made_below_that_of_the_runner(self):
+        own = self.folder / "own"
+        own.write_text("4:cpuacct:/slice/job\n3:cpuset:/\n0::/slice/job\n")
+        for place in ("cpuacct/slice/job", "slice/job", "unified/slice/job"):
+            (self.folder / place).mkdir(parents=True)
+            (self.folder / place / groups.MEMBERS).touch()
+        found = [str(place.relative_to(self.folder)) for place in groups.places(own, self.folder)]
+        self.assertEqual(["cpuacct/slice/job", "slice/job", "unified/slice/job"], found)
+        own.write_text("0::/../../other\n")
+        self.assertEqual([], groups.places(own, self.folder))
+
     def test_without_control_groups_programs_run_as_well(self):
-        none = groups.Group(roots=())
+        none = groups.Group(within=())
         none.join()
         self.assertEqual((0, 0.0, []), (none.end(), none.cpu(), none.members()))
 

@@ -246,17 +246,18 @@ fn stopped_at_work(sandbox: &Sandbox, args: &[&str], undo: &dyn Fn()) -> Child {
         }
         let before = journal(sandbox);
         let mut child = sandbox.start(args);
-        let stopped = promptly("it is at work", || {
-            let begun = journal(sandbox) > before + 400;
-            if begun {
-                signal(child.id(), Signal::STOP);
-            }
+        promptly("it is at work", || {
+            let has_begun = journal(sandbox) > before + 400;
             let is_over = child.try_wait().expect("look").is_some();
-            (begun || is_over).then_some(begun && !is_over)
+            (has_begun || is_over).then_some(())
         });
-        if stopped {
+        signal(child.id(), Signal::STOP);
+        let log = std::fs::read_to_string(sandbox.state("development").join("journal/here/log")).unwrap_or_default();
+        let is_complete = log.lines().last().is_some_and(|line| line.contains("\"entry\":\"completed\""));
+        if !is_complete && child.try_wait().expect("look").is_none() {
             return child;
         }
+        signal(child.id(), Signal::CONT);
         said(child.wait_with_output().expect("wait")).expect(0);
     }
     panic!("{args:?} was over each time before it could be disturbed");

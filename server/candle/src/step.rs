@@ -13,6 +13,9 @@ use textnlp_inference::executor::{RowSpan, SeqId, StepError};
 /// The most rows that go through the model at once: a bound of the memory for activations.
 const MOST_ROWS: usize = 256;
 
+/// The most rows whose logits are capped at once.
+const CAPPED_ROWS: usize = 32;
+
 /// The open sequences, with a limit of positions of all together.
 pub(crate) struct Sequences {
     open: HashMap<SeqId, Sequence>,
@@ -164,7 +167,15 @@ impl Candle {
             return Ok(count);
         }
         let x = weights.norm.forward(&x.index_select(&numbers(wanted)?, 0)?)?;
-        logits.take(&capped(weights.head.forward(&x)?, spec.logit_cap)?, count)
+        // A cap makes three more tensors of them.
+        let rows = x.dim(0)?;
+        let at_once = if spec.logit_cap.is_some() { CAPPED_ROWS } else { rows };
+        let mut count = count;
+        for first in (0..rows).step_by(at_once) {
+            let part = x.narrow(0, first, at_once.min(rows - first))?;
+            count = logits.take(&capped(weights.head.forward(&part)?, spec.logit_cap)?, count)?;
+        }
+        Ok(count)
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{Checkpoint, LoadOptions, Source, stored_as};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Result as Computed, Tensor};
 use half::f16;
+use std::path::Path;
 use textnlp_inference::cpu::Quant;
 use textnlp_inference::decoder::{Feed, Linear as Named, Norm, Position, Qkv, Spec, Tied};
 use textnlp_inference::format::{Code, Dtype, FormatError, Place, Tensor as Stored, Weight};
@@ -406,6 +407,12 @@ impl<'a> Loader<'a> {
                 return Ok(Linear { weight, bias });
             }
             self.left += 1;
+        }
+        // Its rows between matrices are larger than f16 can be: huggingface/transformers#36822.
+        if self.spec.shape.family == "gemma3_text" && weight.dtype() == DType::F16 {
+            let cause = "Gemma 3 does not fit the range of f16: use `quantize: q8_0` or `f32`, or files in bf16";
+            let place = Place::Key("model_type".to_owned());
+            return Err(FormatError::unsupported(Path::new("config.json"), place, cause));
         }
         self.count(&weight);
         Ok(Linear { weight: Matrix::Dense(weight), bias })

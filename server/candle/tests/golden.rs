@@ -279,15 +279,20 @@ fn gguf_models_say_what_the_own_kernels_say() {
         let own = cpu::LoadOptions { quantize: Some(Quant::F32), threads: 1, ..cpu::LoadOptions::default() };
         let (mut own, _) = cpu::Cpu::load(&format::Checkpoint::open(&path).unwrap(), &own).unwrap();
         let exact = all_logits(&mut own, &tokens);
+        // What is to be held otherwise is decoded first.
+        let error = relative_error(&exact, &all_logits(&mut load_from(&path, Some(Quant::F32)), &tokens));
+        assert!(error < 1e-4, "{name} in f32: the error is {error}");
+        if model == "gemma3" {
+            let refused = Candle::load(&Checkpoint::open(&path).unwrap(), &options()).err().unwrap().to_string();
+            assert!(refused.contains("does not fit the range of f16"), "{refused}");
+            continue;
+        }
         let mut candle = load_from(&path, None);
         let error = relative_error(&exact, &all_logits(&mut candle, &tokens));
         let bound = if kind == "f16" { 0.01 } else { 0.08 };
         assert!(error < bound, "{name}: the error is {error}");
         let (held, estimate) = (candle.memory().weights, Checkpoint::open(&path).unwrap().weight_bytes(None, *DEVICE));
         assert!(50 * estimate.abs_diff(held) <= held, "{name}: {estimate} for {held}");
-        // What is to be held otherwise is decoded first.
-        let error = relative_error(&exact, &all_logits(&mut load_from(&path, Some(Quant::F32)), &tokens));
-        assert!(error < 1e-4, "{name} in f32: the error is {error}");
         seen.insert(kind.to_owned());
     }
     assert_eq!(seen, ["f16", "q4_0", "q5_0", "q8_0"].map(str::to_owned).into());

@@ -61,6 +61,7 @@ pub(crate) static ROWS: &[Row] = &[
                 create("iam.serviceAccounts.actAs"),
                 create("compute.networks.get"),
                 create("compute.subnetworks.get"),
+                create("compute.subnetworks.use"),
                 read("compute.disks.list"),
             ],
             terraform: &[("google_container_cluster", "id")],

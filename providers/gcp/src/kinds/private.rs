@@ -51,6 +51,7 @@ pub(crate) static ROWS: &[Row] = &[
                 read("servicenetworking.operations.get"),
                 delete("servicenetworking.services.deleteConnection"),
                 read("compute.networks.get"),
+                create("compute.networks.updatePeering"),
                 delete("compute.networks.removePeering"),
                 delete("cloudsql.instances.list"),
                 read("resourcemanager.projects.get"),

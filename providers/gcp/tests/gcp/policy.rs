@@ -15,6 +15,8 @@ const UNUSED: &[(&str, &str)] = &[
     ("artifactregistry.tags.create", PUSH),
     ("artifactregistry.tags.update", PUSH),
     ("compute.networks.removePeering", INACTIVE),
+    ("compute.networks.updatePeering", DOUBT),
+    ("compute.subnetworks.use", DOUBT),
 ];
 /// The registry has a protocol of its own (<https://cloud.google.com/artifact-registry/docs/access-control>):
 /// `tests/sim/tests/road` pushes an image.
@@ -22,6 +24,9 @@ const PUSH: &str = "the push of an image";
 /// <https://cloud.google.com/vpc/docs/configure-private-services-access#removing-connection>:
 /// `an_inactive_peering_is_removed_with_the_role` below.
 const INACTIVE: &str = "the removal of a peering whose producer is gone";
+/// Neither roles/servicenetworking.networksAdmin nor roles/container.clusterAdmin has them
+/// (<https://cloud.google.com/iam/docs/roles-permissions>), but no document says that they are not asked for.
+const DOUBT: &str = "one that a real project may ask for";
 
 /// The permissions of the role for a plan that does this to these resources, or only reads them.
 fn printed(bench: &Bench, resources: &[Wanted], verb: Option<Verb>) -> BTreeSet<String> {
