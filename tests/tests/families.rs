@@ -163,6 +163,9 @@ fn a_model_of_every_family_is_inspected_deployed_and_asked() {
         let said = inspect(&format!("file:{file}"));
         assert!(said.contains("(Gguf)") && said.contains("own kernels"), "{name}: {said}");
         add(format!("gguf-{}", name.replace('_', "-")), &file, "", Value::Null);
+        if has_candle {
+            add(format!("candle-gguf-{}", name.replace('_', "-")), &file, "candle", Value::Null);
+        }
     }
     for name in ENCODERS {
         let place = folder.join(name);
