@@ -288,8 +288,10 @@ impl<'a> Pass<'a> {
         let before = seen_before(start, window);
         let (from, count) = (start - before, before + rows);
         let (keys, values) = (cache.keys.narrow(1, from, count)?, cache.values.narrow(1, from, count)?);
-        let q = q.contiguous()?.to_dtype(keys.dtype())?.reshape((spec.kv_heads, group * rows, width))?;
-        let scores = (q.matmul(&keys.t()?)?.to_dtype(DType::F32)? * f64::from(spec.scale))?;
+        // Products of whole queries are larger than f16 can be in some families: ggml-org/llama.cpp#7805.
+        let q = (q.contiguous()?.to_dtype(DType::F32)? * f64::from(spec.scale))?;
+        let q = q.to_dtype(keys.dtype())?.reshape((spec.kv_heads, group * rows, width))?;
+        let scores = q.matmul(&keys.t()?)?.to_dtype(DType::F32)?;
         let scores = capped(scores, spec.score_cap)?;
         let mut scores = scores.reshape((heads, rows, count))?;
         if let Some(alibi) = &self.alibi {

@@ -36,7 +36,7 @@ use textnlp_inference::executor::{
 use textnlp_inference::format::gguf::Vocabulary;
 use textnlp_inference::format::{self, Dtype, FormatError, Tensors};
 use textnlp_inference::rope::Rotation;
-use weights::{Loader, Weights, block_type, held_as, kept_type};
+use weights::{Loader, Weights, block_type, held_as, is_beyond_f16, kept_blocks, packed_bytes};
 
 /// A model's files, opened and checked. Weights are mapped, not read.
 #[derive(Debug)]
@@ -96,12 +96,16 @@ impl Checkpoint {
     pub fn weight_bytes(&self, quantize: Option<Quant>, device: DeviceKind) -> u64 {
         let bytes = |tensor: &format::Tensor<'_>| {
             let numbers = tensor.shape.iter().map(|side| *side as u64).product::<u64>();
-            let dense = numbers * held_as(stored_as(tensor.dtype), quantize, device.has_bf16()).size_in_bytes() as u64;
-            let kept = kept_type(tensor.dtype).filter(|_| quantize.is_none());
-            let in_blocks =
-                block_type(quantize).or(kept).map(|kind| numbers / kind.block_size() as u64 * kind.type_size() as u64);
+            let stored = stored_as(&self.spec, tensor.dtype);
+            let dense = numbers * held_as(stored, quantize, device.has_bf16()).size_in_bytes() as u64;
+            let [outputs, inputs] = tensor.shape[..] else { return dense };
+            let kept = kept_blocks(tensor.dtype, quantize);
+            let in_blocks = kept.or(block_type(quantize)).map(|kind| {
+                let blocks = numbers / kind.block_size() as u64 * kind.type_size() as u64;
+                blocks + packed_bytes(kind, outputs, inputs, device)
+            });
             let is_table = tensor.name.contains(self.spec.token);
-            match in_blocks.filter(|_| tensor.shape.len() == 2) {
+            match in_blocks {
                 // Its rows are read one by one. As the head, it is multiplied with.
                 Some(blocks) if is_table && kept.is_some() && self.spec.tied == Tied::Yes => dense + blocks,
                 Some(blocks) if !is_table => blocks,
@@ -115,7 +119,7 @@ impl Checkpoint {
     pub fn keeps_half(&self, quantize: Option<Quant>, device: DeviceKind) -> bool {
         let end = format!("{}.weight", self.spec.token);
         let table = self.stored().into_iter().find(|tensor| tensor.name.ends_with(&end));
-        let stored = table.map_or(DType::F32, |table| stored_as(table.dtype));
+        let stored = table.map_or(DType::F32, |table| stored_as(&self.spec, table.dtype));
         kv_type(held_as(stored, quantize, device.has_bf16()), quantize) != DType::F32
     }
 }
@@ -197,8 +201,8 @@ impl Candle {
         if !options.device.has_bf16() && checkpoint.stores_bf16() && !matches!(options.quantize, Some(Quant::F16)) {
             notes.push("tensors of type bf16 are held as f32, which is exact".to_owned());
         }
-        if loader.widened > 0 {
-            notes.push(format!("{} matrices are held as f16: no product takes their blocks", loader.widened));
+        if loader.recoded > 0 {
+            notes.push(format!("{} matrices are held in q8_0: no product takes their blocks", loader.recoded));
         }
         let held = loader.held;
         spec.shape.context = limit_context(spec.shape.context, options.context, &mut notes);
@@ -244,10 +248,12 @@ impl Checkpoint {
     }
 }
 
-/// The type of a tensor in a file. What is in blocks becomes f16 where it cannot stay as it is.
-fn stored_as(dtype: Dtype) -> DType {
+/// The type of a tensor in a file, as its device would have it. What is in blocks becomes f16 where it cannot stay as it is.
+fn stored_as(spec: &Spec, dtype: Dtype) -> DType {
     match dtype {
         Dtype::F32 => DType::F32,
+        // Its products are too large for f16.
+        Dtype::F16 if is_beyond_f16(spec) => DType::F32,
         Dtype::Bf16 => DType::BF16,
         Dtype::F16 | Dtype::Q8_0 | Dtype::Coded(_) => DType::F16,
     }

@@ -1,9 +1,10 @@
 //! Loads the weights of a model: finds and checks tensors, joins projections, and converts them to the device's type.
 
-use crate::{Checkpoint, LoadOptions, Source, stored_as};
+use crate::{Checkpoint, DeviceKind, LoadOptions, Source, stored_as};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Result as Computed, Tensor};
 use half::f16;
+use std::borrow::Cow;
 use std::path::Path;
 use textnlp_inference::cpu::Quant;
 use textnlp_inference::decoder::{Feed, Linear as Named, Norm, Position, Qkv, Spec, Tied};
@@ -40,7 +41,7 @@ pub(crate) enum FeedWeights {
 impl Weights {
     /// Whether any matrix is in blocks.
     pub(crate) fn has_blocks(&self) -> bool {
-        let is_in_blocks = |linear: &Linear| matches!(linear.weight, Matrix::Blocks(_));
+        let is_in_blocks = |linear: &Linear| linear.parts.iter().any(|part| matches!(part, Part::Blocks(_)));
         let has = |layer: &Layer| {
             let more = match &layer.feed {
                 FeedWeights::Dense(only) => [Some(&only.up), Some(&only.down)],
@@ -79,14 +80,23 @@ pub(crate) struct NormWeights {
 
 /// A matrix of outputs × inputs, and its bias in f32.
 pub(crate) struct Linear {
-    weight: Matrix,
+    /// Matrices of the same inputs, whose outputs follow one another: a file may have them in several types.
+    parts: Vec<Part>,
     bias: Option<Tensor>,
 }
 
-enum Matrix {
+enum Part {
     Dense(Tensor),
-    /// Matrices of the same inputs, whose outputs follow one another: a file may have them in blocks of several types.
-    Blocks(Vec<QMatMul>),
+    Blocks(QMatMul),
+}
+
+impl Part {
+    fn product(&self, x: &Tensor) -> Computed<Tensor> {
+        match self {
+            Part::Dense(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?),
+            Part::Blocks(weight) => weight.forward(&x.to_dtype(DType::F32)?.contiguous()?),
+        }
+    }
 }
 
 impl Linear {
@@ -98,25 +108,19 @@ impl Linear {
     /// The type that the product takes without a conversion.
     #[cfg(feature = "cuda")]
     pub(crate) fn dtype(&self) -> DType {
-        match &self.weight {
-            Matrix::Dense(weight) => weight.dtype(),
-            Matrix::Blocks(_) => DType::F32,
+        match &self.parts[..] {
+            [Part::Dense(weight)] => weight.dtype(),
+            _ => DType::F32,
         }
     }
 
-    /// Rows to rows, without a bias in the type of the weights.
+    /// Rows to rows, without a bias in the type of the weights, of several parts in f32.
     pub(crate) fn product(&self, x: &Tensor) -> Computed<Tensor> {
-        let y = match &self.weight {
-            Matrix::Dense(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?,
-            Matrix::Blocks(weights) => {
-                let x = x.to_dtype(DType::F32)?.contiguous()?;
-                match &weights[..] {
-                    [only] => only.forward(&x)?,
-                    several => {
-                        let parts = several.iter().map(|weight| weight.forward(&x)).collect::<Computed<Vec<_>>>()?;
-                        Tensor::cat(&parts, D::Minus1)?
-                    }
-                }
+        let y = match &self.parts[..] {
+            [only] => only.product(x)?,
+            several => {
+                let parts = several.iter().map(|part| part.product(x)?.to_dtype(DType::F32));
+                Tensor::cat(&parts.collect::<Computed<Vec<_>>>()?, D::Minus1)?
             }
         };
         match &self.bias {
@@ -132,14 +136,14 @@ pub(crate) struct Loader<'a> {
     source: &'a Source,
     base: String,
     device: &'a Device,
-    has_bf16: bool,
+    kind: DeviceKind,
     quantize: Option<Quant>,
     /// Bytes held.
     pub(crate) held: u64,
     /// Matrices that could not be quantized.
     pub(crate) left: usize,
-    /// Matrices of a file that did not stay in their blocks.
-    pub(crate) widened: usize,
+    /// Matrices whose blocks became others.
+    pub(crate) recoded: usize,
 }
 
 /// Rows of a matrix that are decoded at once.
@@ -157,11 +161,11 @@ impl<'a> Loader<'a> {
             source,
             base: spec.base.to_owned(),
             device,
-            has_bf16: options.device.has_bf16(),
+            kind: options.device,
             quantize,
             held: 0,
             left: 0,
-            widened: 0,
+            recoded: 0,
         };
         let token = format!("{}.weight", spec.token);
         // Checkpoints of a base model alone leave out its prefix, or a part of it.
@@ -204,12 +208,9 @@ impl<'a> Loader<'a> {
             }
             let bias = format!("{}.bias", spec.head.stem);
             let bias = if spec.head.bias { Some(self.vector(&bias, &[shape.vocab])?) } else { None };
-            let weight =
-                match self.blocks("", &[(Named { stem: spec.token, bias: false }, shape.vocab)], shape.width)? {
-                    Some(blocks) => blocks,
-                    None => Matrix::Dense(token.clone()),
-                };
-            Linear { weight, bias }
+            let table = Named { stem: spec.token, bias: false };
+            let blocks = self.blocks("", table, shape.vocab, shape.width)?;
+            Linear { parts: vec![blocks.map_or_else(|| Part::Dense(token.clone()), Part::Blocks)], bias }
         } else {
             self.linear("", spec.head, &[shape.vocab, shape.width])?
         };
@@ -239,7 +240,7 @@ impl<'a> Loader<'a> {
                     Some(bias) => Some(self.computed(self.ungroup(&bias))?),
                     None => None,
                 };
-                self.hold(weight, bias)?
+                Linear { parts: vec![self.hold(weight)?], bias }
             }
         };
         let qk_norms = match spec.qk_norm {
@@ -290,45 +291,81 @@ impl<'a> Loader<'a> {
 
     /// Matrices of the same inputs as one.
     fn stacked(&mut self, at: &str, parts: &[(Named, usize)], inputs: usize) -> Result<Linear, FormatError> {
+        let bias = self.biases(at, parts)?;
+        let (mut found, mut dense) = (Vec::new(), Vec::new());
+        for (part, outputs) in parts {
+            match self.blocks(at, *part, *outputs, inputs)? {
+                Some(blocks) => {
+                    found.extend(self.joined(std::mem::take(&mut dense))?);
+                    found.push(Part::Blocks(blocks));
+                }
+                None => dense.push(self.matrix(at, *part, &[*outputs, inputs])?),
+            }
+        }
+        found.extend(self.joined(dense)?);
+        Ok(Linear { parts: found, bias })
+    }
+
+    /// The biases of all parts; one that the file lacks beside others is nothing.
+    fn biases(&mut self, at: &str, parts: &[(Named, usize)]) -> Result<Option<Tensor>, FormatError> {
+        if !parts.iter().any(|(part, _)| part.bias) {
+            return Ok(None);
+        }
         let mut biases = Vec::new();
         for (part, outputs) in parts {
-            biases.extend(self.bias(at, *part, *outputs)?);
+            biases.push(match self.bias(at, *part, *outputs)? {
+                Some(bias) => bias,
+                None => self.computed(Tensor::zeros(*outputs, DType::F32, self.device))?,
+            });
         }
-        let bias = if biases.is_empty() { None } else { Some(self.computed(Tensor::cat(&biases, 0))?) };
-        if let Some(weight) = self.blocks(at, parts, inputs)? {
-            return Ok(Linear { weight, bias });
+        self.computed(Tensor::cat(&biases, 0)).map(Some)
+    }
+
+    /// Matrices of the same inputs as they are held: one where they have one type.
+    fn joined(&mut self, dense: Vec<Tensor>) -> Result<Vec<Part>, FormatError> {
+        let Some(first) = dense.first() else { return Ok(Vec::new()) };
+        if dense.iter().all(|one| one.dtype() == first.dtype()) {
+            let joined = self.computed(Tensor::cat(&dense, 0))?;
+            return Ok(vec![self.hold(joined)?]);
         }
-        let mut weights = Vec::new();
-        for (part, outputs) in parts {
-            weights.push(self.matrix(at, *part, &[*outputs, inputs])?);
-        }
-        let weight = self.computed(Tensor::cat(&weights, 0))?;
-        self.hold(weight, bias)
+        dense.into_iter().map(|one| self.hold(one)).collect()
     }
 
     fn linear(&mut self, at: &str, named: Named, shape: &[usize; 2]) -> Result<Linear, FormatError> {
         self.stacked(at, &[(named, shape[0])], shape[1])
     }
 
-    /// Matrices of the same inputs in the blocks of their file; `None` if they are not in such blocks, or are to be held
-    /// otherwise.
-    fn blocks(&mut self, at: &str, parts: &[(Named, usize)], inputs: usize) -> Result<Option<Matrix>, FormatError> {
-        let (Source::Gguf(gguf), None) = (self.source, self.quantize) else { return Ok(None) };
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        for (part, outputs) in parts {
-            let weight = gguf.need(&format!("{at}{}.weight", part.stem), &[*outputs, inputs])?;
-            let (Some(kind), Some(stored)) = (kept_type(weight.dtype), weight.outputs()) else {
-                // Numbers alone are not widened.
-                self.widened += usize::from(matches!(weight.dtype, Dtype::Q8_0 | Dtype::Coded(_)));
-                return Ok(None);
-            };
-            bytes += stored.len() as u64;
-            let storage = self.computed(QStorage::from_data(stored, self.device, kind))?;
-            let tensor = self.computed(QTensor::new(storage, (*outputs, inputs)))?;
-            found.push(self.computed(QMatMul::from_qtensor(tensor))?);
-        }
-        self.held += bytes;
-        Ok(Some(Matrix::Blocks(found)))
+    /// A matrix in the blocks of its file, or in others where nothing multiplies with these; `None` if it is in none, or is to be
+    /// held otherwise.
+    fn blocks(&mut self, at: &str, part: Named, outputs: usize, inputs: usize) -> Result<Option<QMatMul>, FormatError> {
+        let Source::Gguf(gguf) = self.source else { return Ok(None) };
+        let weight = gguf.need(&format!("{at}{}.weight", part.stem), &[outputs, inputs])?;
+        let Some(kind) = kept_blocks(weight.dtype, self.quantize) else { return Ok(None) };
+        let tensor = match kept_type(weight.dtype).and_then(|_| weight.outputs()) {
+            Some(stored) => {
+                // Those of a file may begin anywhere, and candle takes them in the alignment of its blocks.
+                let stored = match stored.as_ptr().addr().is_multiple_of(8) {
+                    true => stored,
+                    false => Cow::Owned(stored.into_owned()),
+                };
+                let storage = self.computed(QStorage::from_data(stored, self.device, kind))?;
+                self.computed(QTensor::new(storage, (outputs, inputs)))?
+            }
+            None => {
+                let mut numbers = vec![0.0; outputs * inputs];
+                weight.decode_rows(0, outputs, &mut numbers, inputs);
+                let dense = self.computed(Tensor::from_vec(numbers, (outputs, inputs), &Device::Cpu))?;
+                self.recoded += 1;
+                self.computed(blocks_of(&dense, kind, self.device))?
+            }
+        };
+        self.count_blocks(&tensor, kind);
+        self.computed(QMatMul::from_qtensor(tensor)).map(Some)
+    }
+
+    fn count_blocks(&mut self, blocks: &QTensor, kind: GgmlDType) {
+        let (outputs, inputs) = blocks.shape().dims2().unwrap_or_default();
+        self.held += blocks.storage_size_in_bytes() as u64 + packed_bytes(kind, outputs, inputs, self.kind);
     }
 
     fn has(&self, name: &str) -> Result<bool, FormatError> {
@@ -397,25 +434,24 @@ impl<'a> Loader<'a> {
     }
 
     /// A matrix as it is held.
-    fn hold(&mut self, weight: Tensor, bias: Option<Tensor>) -> Result<Linear, FormatError> {
+    fn hold(&mut self, weight: Tensor) -> Result<Part, FormatError> {
         if let Some(kind) = block_type(self.quantize) {
             let columns = weight.dims().last().copied().unwrap_or_default();
             if columns.is_multiple_of(kind.block_size()) {
-                let blocks = self.computed(blocks_of(&weight, kind))?;
-                self.held += blocks.storage_size_in_bytes() as u64;
-                let weight = Matrix::Blocks(vec![self.computed(QMatMul::from_qtensor(blocks))?]);
-                return Ok(Linear { weight, bias });
+                let blocks = self.computed(blocks_of(&weight, kind, self.device))?;
+                self.count_blocks(&blocks, kind);
+                return Ok(Part::Blocks(self.computed(QMatMul::from_qtensor(blocks))?));
             }
             self.left += 1;
         }
         // Its rows between matrices are larger than f16 can be: huggingface/transformers#36822.
-        if self.spec.shape.family == "gemma3_text" && weight.dtype() == DType::F16 {
-            let cause = "Gemma 3 does not fit the range of f16: use `quantize: q8_0` or `f32`, or files in bf16";
-            let place = Place::Key("model_type".to_owned());
-            return Err(FormatError::unsupported(Path::new("config.json"), place, cause));
+        if is_beyond_f16(self.spec) && weight.dtype() == DType::F16 {
+            let cause = "Gemma 3 does not fit the range of f16: use `quantize: q8_0` or `f32`, or none";
+            let place = Place::Key("quantize".to_owned());
+            return Err(FormatError::unsupported(Path::new("server.yaml"), place, cause));
         }
         self.count(&weight);
-        Ok(Linear { weight: Matrix::Dense(weight), bias })
+        Ok(Part::Dense(weight))
     }
 
     fn count(&mut self, tensor: &Tensor) {
@@ -438,25 +474,31 @@ impl<'a> Loader<'a> {
                 return Err(FormatError::unsupported(file, Place::Tensor(name.to_owned()), cause));
             }
         };
-        let held = held_as(stored, self.quantize, self.has_bf16);
+        let held = held_as(stored_as(self.spec, dtype), self.quantize, self.kind.has_bf16());
         let tensor = Tensor::from_raw_buffer(bytes, stored, shape, self.device);
         self.computed(tensor.and_then(|tensor| tensor.to_dtype(held)))
     }
 
     /// A tensor of a GGUF file as [`Loader::read`] answers it.
     fn decoded(&self, weight: &Weight<'_>, shape: &[usize]) -> Result<Tensor, FormatError> {
-        let stored = stored_as(weight.dtype);
-        let held = held_as(stored, self.quantize, self.has_bf16);
-        let is_plain = matches!(weight.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16);
-        let tensor = match weight.outputs().filter(|_| is_plain) {
-            Some(bytes) => Tensor::from_raw_buffer(&bytes, stored, shape, self.device),
+        let stored = stored_as(self.spec, weight.dtype);
+        let held = held_as(stored, self.quantize, self.kind.has_bf16());
+        let plain = match weight.dtype {
+            Dtype::F32 => Some(DType::F32),
+            Dtype::F16 => Some(DType::F16),
+            Dtype::Bf16 => Some(DType::BF16),
+            Dtype::Q8_0 | Dtype::Coded(_) => None,
+        };
+        let tensor = match plain.and_then(|plain| Some((plain, weight.outputs()?))) {
+            Some((plain, bytes)) => Tensor::from_raw_buffer(&bytes, plain, shape, self.device),
             None if held == DType::F32 => {
                 let mut numbers = vec![0.0; weight.rows * weight.columns];
                 weight.decode_rows(0, weight.rows, &mut numbers, weight.columns);
                 Tensor::from_vec(numbers, shape, self.device)
             }
             None => {
-                let (mut all, mut part) = (Vec::new(), vec![0.0; DECODED_ROWS * weight.columns]);
+                let mut all = Vec::with_capacity(weight.rows * weight.columns);
+                let mut part = vec![0.0; DECODED_ROWS * weight.columns];
                 for first in (0..weight.rows).step_by(DECODED_ROWS) {
                     let count = DECODED_ROWS.min(weight.rows - first);
                     weight.decode_rows(first, count, &mut part, weight.columns);
@@ -474,13 +516,60 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// A matrix in blocks on its device. They are made on the CPU: candle's own way for GPUs leaves what follows the last
+/// Whether what a model computes between its matrices is larger than f16 can be.
+pub(crate) fn is_beyond_f16(spec: &Spec) -> bool {
+    spec.shape.family == "gemma3_text"
+}
+
+/// A matrix in blocks on a device. They are made on the CPU: candle's own way for GPUs leaves what follows the last
 /// row as it was in memory, which its kernels read, and multiply what is not a number by zero.
-fn blocks_of(weight: &Tensor, kind: GgmlDType) -> Computed<QTensor> {
+fn blocks_of(weight: &Tensor, kind: GgmlDType, device: &Device) -> Computed<QTensor> {
     let blocks = QTensor::quantize(&weight.to_device(&Device::Cpu)?, kind)?;
-    match weight.device() {
+    match device {
         Device::Cpu => Ok(blocks),
         device => QTensor::new(QStorage::from_data(blocks.data()?, device, kind)?, weight.shape()),
+    }
+}
+
+/// The blocks in which a matrix of a file is held that has it in blocks: those of the file, q8_0 where candle has no product with
+/// them, as the own kernels have it; `None` if they are decoded, since it is to be held otherwise.
+pub(crate) fn kept_blocks(stored: Dtype, quantize: Option<Quant>) -> Option<GgmlDType> {
+    let is_in_blocks = matches!(stored, Dtype::Q8_0 | Dtype::Coded(_));
+    let kind = kept_type(stored).unwrap_or(GgmlDType::Q8_0);
+    // What has no more bits than wanted stays.
+    let has_few = |most: GgmlDType| kind.type_size() * most.block_size() <= most.type_size() * kind.block_size();
+    let stays = match quantize {
+        None => true,
+        Some(Quant::Q8_0 | Quant::Q4_0) => block_type(quantize).is_some_and(has_few),
+        Some(Quant::F32 | Quant::F16) => false,
+    };
+    (is_in_blocks && stays).then_some(kind)
+}
+
+/// The most bytes that candle holds beside the blocks of a matrix from their first product on: on processors it rearranges some for
+/// their instructions, and keeps both (candle-core 0.11, `quantized/repack.rs`, `quantized/repack_x86.rs`).
+pub(crate) fn packed_bytes(kind: GgmlDType, outputs: usize, inputs: usize, device: DeviceKind) -> u64 {
+    let numbers = (outputs * inputs) as u64;
+    match (device, kind) {
+        (DeviceKind::Cuda(_), _) => 0,
+        #[cfg(target_arch = "x86_64")]
+        _ if !outputs.is_multiple_of(16) || !inputs.is_multiple_of(256) => 0,
+        // For 16 rows of 256: sums of 16 × 8 pairs in f32 and a nibble each; with AMX a byte each besides.
+        #[cfg(target_arch = "x86_64")]
+        (_, GgmlDType::Q4K) if is_x86_feature_detected!("avx512vnni") => numbers * 2,
+        #[cfg(target_arch = "x86_64")]
+        (_, GgmlDType::Q4K) => numbers * 3 / 4,
+        // A byte each, and 16 × 16 scales in f32.
+        #[cfg(target_arch = "x86_64")]
+        (_, GgmlDType::Q6K) => numbers * 5 / 4,
+        #[cfg(target_arch = "x86_64")]
+        (_, GgmlDType::Q8_0) if is_x86_feature_detected!("avx512vnni") => numbers * 17 / 16,
+        // The same blocks, interleaved.
+        #[cfg(target_arch = "aarch64")]
+        (_, GgmlDType::Q4_0 | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K | GgmlDType::Q8_0) => {
+            numbers / kind.block_size() as u64 * kind.type_size() as u64
+        }
+        _ => 0,
     }
 }
 
@@ -549,7 +638,7 @@ mod tests {
             let sizes = [(61, 64), (96, 64), (64, 96), (256, 256), (640, 2048), (300, 1536)];
             for (outputs, inputs) in sizes.into_iter().filter(|(_, inputs)| inputs % kind.block_size() == 0) {
                 let weight = Tensor::from_vec(noise(outputs, inputs), (outputs, inputs), device).unwrap();
-                let blocks = blocks_of(&weight, kind).unwrap();
+                let blocks = blocks_of(&weight, kind, device).unwrap();
                 let exact = blocks.dequantize(&Device::Cpu).unwrap();
                 let blocks = QMatMul::from_qtensor(blocks).unwrap();
                 for rows in [1, 3, 8, 9, 25, 200] {

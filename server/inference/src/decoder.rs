@@ -211,7 +211,10 @@ impl Spec {
         let a = checkpoint.architecture();
         let names: HashSet<&str> = checkpoint.stored().map(|tensor| tensor.name).collect();
         // All layers have the same tensors.
-        let linear = |stem: &'static str| Linear { stem, bias: names.contains(format!("blk.0.{stem}.bias").as_str()) };
+        let linear = |stem: &'static str| {
+            let name = format!("blk.0.{stem}");
+            Linear { stem, bias: a.requires_bias(&name) || names.contains(format!("{name}.bias").as_str()) }
+        };
         let (residual, norms): (_, &[_]) = match (a.layer.before, a.layer.after) {
             (true, true) => (Residual::Around, &["attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"]),
             (false, _) => (Residual::Post, &["post_attention_norm", "post_ffw_norm"]),
