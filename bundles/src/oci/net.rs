@@ -146,7 +146,7 @@ impl RepositoryClient {
     pub(super) async fn get(&self, url: &Url, headers: &HeaderMap, progress: &Progress<'_>) -> Result<Response, Fault> {
         let Followed { response, url: at, .. } = self.follow(url, headers).await?;
         let response = if response.status() == StatusCode::UNAUTHORIZED && self.is_ours(&at) {
-            let secret = self.answer(challenge(response.headers()), progress).await?;
+            let secret = self.answer(challenge(response.headers()), "pull", progress).await?;
             *self.authorization.lock().await = Some(secret);
             self.follow(url, headers).await?.response
         } else {
@@ -176,7 +176,7 @@ impl RepositoryClient {
         }
         let mut response = self.send_once(&method, url, headers, body()).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
-            let secret = self.answer(challenge(response.headers()), progress).await?;
+            let secret = self.answer(challenge(response.headers()), "pull,push", progress).await?;
             *self.authorization.lock().await = Some(secret);
             response = self.send_once(&method, url, headers, body()).await?;
         }
@@ -242,8 +242,13 @@ impl RepositoryClient {
         }
     }
 
-    /// The answer to an authentication challenge.
-    async fn answer(&self, challenge: Option<Challenge>, progress: &Progress<'_>) -> Result<Secret, Fault> {
+    /// The answer to an authentication challenge. `actions` are what the token is for where the challenge does not say so.
+    async fn answer(
+        &self,
+        challenge: Option<Challenge>,
+        actions: &str,
+        progress: &Progress<'_>,
+    ) -> Result<Secret, Fault> {
         let denied = |why: String, hint: &str| {
             let what = format!("{}/{}", self.base.host_str().unwrap_or_default(), self.repository);
             Fault::Fatal(Error::Denied { what, why, hint: hint.to_owned() })
@@ -262,7 +267,7 @@ impl RepositoryClient {
                     return Err(denied(format!("its token service {} does not use https", shown(&realm)), "use https"));
                 }
                 let mut url = realm.clone();
-                let default = format!("repository:{}:pull", self.repository);
+                let default = format!("repository:{}:{actions}", self.repository);
                 let service = service.map(|service| ("service", service));
                 let pairs = service.into_iter().chain([("scope", scope.unwrap_or(default))]);
                 url.query_pairs_mut().extend_pairs(pairs);

@@ -10,6 +10,7 @@ use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
 use textnlp_provider::{Outputs, Provider, Result, Site, SiteName};
 
+use super::image::OwnImage;
 use super::managed::{self, ManagedClusters};
 use super::{Context, ModelBucket, Row};
 
@@ -52,7 +53,7 @@ fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> 
 fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     let Context { secrets, environment, site, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
-    let outer = Arc::new(Azure::new(access.clone(), secrets.clone()));
+    let outer = Arc::new(Azure::new(access.clone(), secrets.clone()).pushing(Arc::new(OwnImage::new()?)));
     managed::provider(context, outer, inside, clusters(access)?)
 }
 

@@ -11,7 +11,7 @@ use reqwest::header::{
 };
 use reqwest::{Method, Url};
 use serde_json::Value;
-use textnlp_cloud::{Cloud, Filter, document, tags};
+use textnlp_cloud::{Cloud, Filter, Images, document, tags};
 use textnlp_net::retry::parse_retry_after;
 use textnlp_provider::{Error, ErrorKind, Foreign, Result, SecretStore};
 use tokio::sync::OnceCell;
@@ -46,12 +46,14 @@ pub(crate) struct Api {
 
 /// What is the same in all regions.
 pub(crate) struct Session {
-    transport: Transport,
+    pub(crate) transport: Transport,
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) identity: Identity,
     pub(crate) compute: Compute,
     /// Where the values of secret references are.
     pub(crate) secrets: Arc<dyn SecretStore>,
+    /// The images that are pushed.
+    pub(crate) images: Images,
     /// The clients of other regions, by region.
     elsewhere: Mutex<BTreeMap<String, Arc<Api>>>,
 }
@@ -119,7 +121,7 @@ pub(crate) struct Reply {
 
 impl Api {
     /// Signs in and asks for the tenant of the subscription.
-    pub(crate) async fn connect(access: &Access, secrets: Arc<dyn SecretStore>) -> Result<Self> {
+    pub(crate) async fn connect(access: &Access, secrets: Arc<dyn SecretStore>, images: Images) -> Result<Self> {
         let subscription = access.subscription()?;
         let transport = Transport::of(access)?;
         let tokens = Arc::new(Tokens::new(access, &transport)?);
@@ -137,7 +139,7 @@ impl Api {
             is_application: claims["idtyp"] == "app" || claims["scp"].is_null(),
         };
         let elsewhere = Mutex::default();
-        let mut session = Session { transport, tokens, identity, compute, secrets, elsewhere };
+        let mut session = Session { transport, tokens, identity, compute, secrets, images, elsewhere };
         let path = format!("/subscriptions/{}", session.identity.subscription);
         let call = Call::get(path, SUBSCRIPTIONS).saying("read", "the subscription");
         let found = session.send(call).await.map_err(|error| match error.kind {
@@ -288,7 +290,7 @@ impl Session {
     }
 
     /// A denied call names who made it.
-    fn signed(&self, error: Error) -> Error {
+    pub(crate) fn signed(&self, error: Error) -> Error {
         if error.kind != ErrorKind::Denied || self.identity.name.is_empty() {
             return error;
         }

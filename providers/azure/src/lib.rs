@@ -3,7 +3,7 @@
 //! A row ([`row`](crate)) states the path of a kind, its API version, the members of its documents and what changes them; `row.rs`
 //! reads, creates, changes and deletes by it. Sizes and quotas of machines are read with the crate `azure_mgmt_compute`.
 //!
-//! Read in this order: `access`, `token`, `transport`, `api`, `row`, `kinds`, `lower`.
+//! Read in this order: `access`, `token`, `transport`, `api`, `row`, `images`, `kinds`, `lower`.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -12,6 +12,7 @@ mod api;
 mod capabilities;
 mod compute;
 mod costs;
+mod images;
 mod kinds;
 mod lower;
 mod names;

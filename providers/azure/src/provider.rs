@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use textnlp_cloud::{NoSecrets, Work, region_of};
+use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
     CloudId, Component, CostLine, FieldChange, Handle, Kind, KindName, Leftovers, Object, Observed, Operation,
@@ -24,6 +24,7 @@ const POLL: Duration = Duration::from_secs(4);
 pub struct Azure {
     access: Access,
     secrets: Arc<dyn SecretStore>,
+    images: Option<Arc<dyn ImageSource>>,
     poll: Duration,
     api: OnceCell<Arc<Api>>,
 }
@@ -31,7 +32,7 @@ pub struct Azure {
 impl Azure {
     /// Creates the provider; nothing is called before the first operation. `secrets` has the values of secret references.
     pub fn new(access: Access, secrets: Arc<dyn SecretStore>) -> Self {
-        Self { access, secrets, poll: POLL, api: OnceCell::new() }
+        Self { access, secrets, images: None, poll: POLL, api: OnceCell::new() }
     }
 
     /// The same provider with another time between polls.
@@ -40,12 +41,18 @@ impl Azure {
         Self { poll, ..self }
     }
 
+    /// The same provider with the images that it pushes.
+    #[must_use]
+    pub fn pushing(self, images: Arc<dyn ImageSource>) -> Self {
+        Self { images: Some(images), ..self }
+    }
+
     /// Who is signed in, and to which subscription.
     ///
     /// # Errors
     /// No credentials are found, they are refused, or no subscription is named.
     pub async fn sign_in(access: &Access) -> Result<Identity> {
-        let api = Api::connect(access, Arc::new(NoSecrets)).await?;
+        let api = Api::connect(access, Arc::new(NoSecrets), Images::of(None)).await?;
         Ok(api.session.identity.clone())
     }
 
@@ -58,7 +65,10 @@ impl Azure {
     }
 
     async fn api(&self) -> Result<&Arc<Api>> {
-        let connect = || async { Api::connect(&self.access, self.secrets.clone()).await.map(Arc::new) };
+        let connect = || async {
+            let images = Images::of(self.images.clone());
+            Api::connect(&self.access, self.secrets.clone(), images).await.map(Arc::new)
+        };
         self.api.get_or_try_init(connect).await
     }
 

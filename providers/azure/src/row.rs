@@ -227,6 +227,11 @@ pub(crate) trait RestKind: Send + Sync + 'static {
         Err(invalid("change", id, &format!("`{field}` does not change in place")))
     }
 
+    /// How a change goes on that [`RestKind::put`] or [`RestKind::send`] began.
+    async fn change(api: &Api, change: &str) -> Result<State> {
+        Pending::state(api, change).await
+    }
+
     /// Brings an object closer to its end.
     async fn end(api: &Api, id: &str) -> Result<Option<Pending>> {
         Ok(api.send(Call::new(Method::DELETE, id, Self::TABLE.version)).await?.pending)
@@ -489,7 +494,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
     }
 
     async fn change(&self, api: &Api, _id: &str, change: &str) -> Result<State> {
-        Pending::state(api, change).await
+        K::change(api, change).await
     }
 
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool {

@@ -28,6 +28,8 @@ use crate::transport::Transport;
 pub(crate) const MANAGEMENT: &str = "https://management.azure.com/.default";
 /// The scope of the API servers of AKS: <https://learn.microsoft.com/azure/aks/kubelogin-authentication>.
 pub(crate) const CLUSTERS: &str = "6dae42f8-4368-4678-94ff-3960e28e3630/.default";
+/// The scope of registries of images: <https://learn.microsoft.com/azure/container-registry/container-registry-disable-authentication-as-arm>.
+pub(crate) const REGISTRIES: &str = "https://containerregistry.azure.net/.default";
 /// How long before its end a token is renewed.
 const BEFORE_END: Duration = Duration::from_secs(120);
 /// How old a refused token must be for another one to be worth a call.

@@ -22,8 +22,10 @@ use crate::access::Access;
 pub const ENDPOINT: &str = "TEXTNLP_AZURE_ENDPOINT";
 /// Azure Resource Manager.
 pub(crate) const MANAGEMENT: &str = "https://management.azure.com";
-/// The hosts that [`ENDPOINT`] stands for: Resource Manager, Microsoft Entra and the metadata service of machines.
+/// The hosts that [`ENDPOINT`] stands for: Resource Manager, Microsoft Entra, the metadata service of machines, and all registries.
 const HOSTS: [&str; 3] = ["management.azure.com", "login.microsoftonline.com", "169.254.169.254"];
+/// The end of the address of every registry of images.
+pub(crate) const REGISTRIES: &str = ".azurecr.io";
 /// Timeout of one call. The engine allows ten seconds for everything that a verb does.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 /// Timeout of a connection.
@@ -123,9 +125,17 @@ impl Transport {
         Ok(Answer { status, headers, body: body.to_vec() })
     }
 
+    /// The address of a registry of images.
+    pub(crate) fn registry(&self, host: &str) -> String {
+        match self.elsewhere.as_ref().filter(|_| host.ends_with(REGISTRIES)) {
+            Some(elsewhere) => elsewhere.origin().ascii_serialization(),
+            None => format!("https://{host}"),
+        }
+    }
+
     /// Where a request is sent.
     fn target(&self, url: &Url) -> Url {
-        let is_azure = url.host_str().is_some_and(|host| HOSTS.contains(&host));
+        let is_azure = url.host_str().is_some_and(|host| HOSTS.contains(&host) || host.ends_with(REGISTRIES));
         let Some(elsewhere) = self.elsewhere.as_ref().filter(|_| is_azure) else { return url.clone() };
         let mut target = elsewhere.clone();
         target.set_path(url.path());
@@ -220,6 +230,7 @@ mod tests {
         for (url, target) in [
             ("https://management.azure.com/a/b?api-version=1", "http://127.0.0.1:7/a/b?api-version=1"),
             ("https://login.microsoftonline.com/t/oauth2/v2.0/token", "http://127.0.0.1:7/t/oauth2/v2.0/token"),
+            ("https://mine.azurecr.io/v2/a", "http://127.0.0.1:7/v2/a"),
             ("https://example.com/a", "https://example.com/a"),
         ] {
             assert_eq!(transport.target(&Url::parse(url).unwrap()).as_str(), target);

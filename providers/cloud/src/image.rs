@@ -108,6 +108,12 @@ impl Images {
     }
 }
 
+/// The first of the wanted images that a repository lacks: its tag with what is before it, and its digest.
+pub fn lacking<'w>(seen: &[String], wanted: &'w Value) -> Option<(&'w str, &'w str)> {
+    let mut wanted = wanted.as_array().into_iter().flatten().filter_map(Value::as_str);
+    wanted.find(|image| !has_image(seen, image))?.split_once('@')
+}
+
 /// Whether an image, `TAG@sha256:…`, is among these, whatever its tag is.
 pub fn has_image(images: &[String], image: &str) -> bool {
     let digest = |image: &str| image.split_once('@').map(|(_, digest)| digest.to_owned());

@@ -167,6 +167,11 @@ impl Api {
         document::fill(template, |name| self.placeholder(name)).unwrap_or_else(|| template.to_owned())
     }
 
+    /// The address of a registry of images.
+    pub(crate) fn registry(&self, host: &str) -> String {
+        self.session.endpoints.registry(host)
+    }
+
     pub(crate) async fn send(&self, call: Call) -> Result<Value> {
         self.session.send(call).await
     }

@@ -168,6 +168,12 @@ impl Endpoints {
         })
     }
 
+    /// The address of a registry of images: one on this machine that stands for Artifact Registry stands for its registries too.
+    pub(crate) fn registry(&self, host: &str) -> String {
+        let root = self.0.get(&Service::ArtifactRegistry).map(|(root, _)| root).filter(|root| is_loopback(root));
+        root.map_or_else(|| format!("https://{host}"), |root| root.origin().ascii_serialization())
+    }
+
     /// The address of a service without a version, for gRPC.
     pub(crate) fn root(&self, service: Service) -> String {
         self.0.get(&service).map(|(root, _)| root.as_str().trim_end_matches('/').to_owned()).unwrap_or_default()

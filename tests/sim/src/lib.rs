@@ -12,6 +12,8 @@ mod clock;
 mod fault_plan;
 mod filter;
 pub mod gcp;
+pub mod oci;
+pub mod postgres;
 mod server;
 mod simulator;
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! | model store | `SITE/models/account`, `container`: the blobs of your models, or only `container` where it is an existing one; `reader-identity`, `reader-role` and `reader` for pods that read
 //! them; where data is protected `vault` and `key` |
 //! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
-//! | registry | `SITE/registry/registry` and `pull`, if its address is one of Azure |
+//! | registry | `SITE/registry/registry`, `repository` for an image that is pushed, and `pull`, if its address is one of Azure |
 //! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database |
 
 mod cluster;
@@ -362,8 +362,15 @@ pub(crate) mod tests {
         assert_eq!(all["main/registry/registry"].spec.as_value()["name"], "textnlpstaging");
         assert!(all.contains_key("main/registry/pull"));
         assert!(expand(registry("ghcr.io/team/textnlp", None), "registry", false).is_empty());
-        let pushed = registry("textnlpstaging.azurecr.io", Some("x:1@sha256:0"));
-        assert!(lower(&component("registry", pushed), &site(false)).is_err());
+        let pushed =
+            registry("textnlpstaging.azurecr.io/text/nlp", Some("textnlpstaging.azurecr.io/text/nlp:1@sha256:0"));
+        let all = expand(pushed, "registry", false);
+        let repository = all["main/registry/repository"].spec.as_value();
+        assert_eq!((&repository["name"], &repository["images"]), (&json!("text/nlp"), &json!(["1@sha256:0"])));
+        for (url, says) in [("textnlpstaging.azurecr.io", "names no repository"), ("ghcr.io/team/textnlp", "is none")] {
+            let refused = lower(&component("registry", registry(url, Some("x:1@sha256:0"))), &site(false));
+            assert!(refused.unwrap_err().to_string().contains(says), "{url}");
+        }
     }
 
     #[test]

@@ -5,23 +5,28 @@ use textnlp_provider::component::Registry;
 
 use super::{Lowering, output};
 use crate::kinds::identity::ACR_PULL;
+use crate::transport::REGISTRIES;
 
-/// The end of the address of every registry of Azure.
-const HOST: &str = ".azurecr.io";
+/// What to do where `up` pushes no image.
+const PUSH_IT: &str = "push the image that `textnlp-deploy bundle create` packs, and write `sites[].cluster.image: REPOSITORY:TAG@sha256:…`";
 
 impl Lowering<'_> {
     /// Another registry is the operator's.
     pub(super) fn registry(&mut self, registry: &Registry) {
         let address = registry.url.trim_start_matches("https://").trim_end_matches('/');
-        let host = address.split('/').next().unwrap_or_default();
-        if registry.image.is_some() {
-            let cause = "`up` does not push images to a registry of Azure yet";
-            let fix = "push the image that `textnlp-deploy bundle create` packs, and write `sites[].cluster.image: REPOSITORY:TAG@sha256:…`";
-            return self.problem("url", cause, fix);
-        }
-        let Some(name) = host.strip_suffix(HOST) else { return };
+        let (host, repository) = address.split_once('/').unwrap_or((address, ""));
+        let Some(name) = host.strip_suffix(REGISTRIES) else {
+            if registry.image.is_some() {
+                let cause = format!("`up` pushes images to registries of Azure only, and `{host}` is none");
+                self.problem("url", cause, PUSH_IT);
+            }
+            return;
+        };
         if self.component.existing.is_some() {
             // Its operator has granted `AcrPull` to the nodes.
+            if registry.image.is_some() {
+                self.problem("existing", "`up` does not push to an existing registry", PUSH_IT);
+            }
             return;
         }
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -29,11 +34,25 @@ impl Lowering<'_> {
             let cause = format!("`{host}` is no name for a registry of Azure");
             return self.problem("url", cause, "use 5 to 50 lower-case letters and digits before `.azurecr.io`");
         }
+        if registry.image.is_some() && repository.is_empty() {
+            let fix = format!("write `registry.url: {host}/textnlp`");
+            return self.problem("url", "it names no repository for the image", fix);
+        }
         let spec = self.of_group(json!({ "name": name, "sku": "Standard" }));
-        let Some(registry) = self.part("registry", "azure.registry", spec) else { return };
+        let Some(own) = self.part("registry", "azure.registry", spec) else { return };
+        if let Some(image) = &registry.image {
+            let (tagged, digest) = image.split_once('@').unwrap_or((image, ""));
+            // The tag of an image that another environment released is not known here.
+            let digits: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
+            let tag = tagged.rsplit_once(':').map_or(digits.as_str(), |(_, tag)| tag);
+            let spec = json!({
+                "registry": output(&own, "id"), "name": repository, "images": [format!("{tag}@{digest}")],
+            });
+            self.part("repository", "azure.repository", spec);
+        }
         // The identity of the nodes pulls, not that of the cluster (Azure/AKS#4275).
         let cluster = textnlp_provider::ComponentName::new("cluster");
         let Ok(cluster) = cluster.map(|name| textnlp_provider::ResourceId::of(&self.site.name, &name)) else { return };
-        self.role("pull", &output(&registry, "id"), ACR_PULL, &output(&cluster, "nodes"));
+        self.role("pull", &output(&own, "id"), ACR_PULL, &output(&cluster, "nodes"));
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_azure::{Access, Azure, ENDPOINT};
+use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
     Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, Model, ModelStore, Network, Postgres, Program, Registry,
@@ -54,9 +55,25 @@ impl SecretStore for Secrets {
     }
 }
 
+/// Puts the image of a push into the cloud.
+struct Images(Arc<AzureCloud>);
+
+#[async_trait]
+impl ImageSource for Images {
+    async fn push(&self, target: &ImageTarget, _report: &(dyn Fn(u64, u64) + Send + Sync)) -> Result<()> {
+        assert_eq!((&target.registry, &*target.user), (&self.0.url(), "00000000-0000-0000-0000-000000000000"));
+        assert!(!target.password.expose_text().unwrap().contains('.'), "it is a token of the registry, not of Entra");
+        let repository = format!("textnlpstaging.azurecr.io/{}", target.repository);
+        let mut world = self.0.world();
+        let images = &mut world.registry.repositories.entry(repository).or_default().images;
+        images.insert(target.tag.clone(), target.digest.clone());
+        Ok(())
+    }
+}
+
 /// A provider and the cloud that it calls.
 struct Bench {
-    cloud: AzureCloud,
+    cloud: Arc<AzureCloud>,
     provider: Azure,
     site: Site,
     gpu: Option<GpuPool>,
@@ -80,7 +97,7 @@ impl Bench {
     }
 
     fn new(options: Options, protect_data: bool) -> Self {
-        let cloud = AzureCloud::start(options);
+        let cloud = Arc::new(AzureCloud::start(options));
         cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
         let mut variables: BTreeMap<String, String> = cloud.variables().into_iter().collect();
         variables.insert(ENDPOINT.to_owned(), cloud.url());
@@ -90,6 +107,7 @@ impl Bench {
             variables: Some(variables),
         };
         let provider = Azure::new(access, Arc::new(Secrets)).polling_every(Duration::from_millis(1));
+        let provider = provider.pushing(Arc::new(Images(cloud.clone())));
         let site = Site {
             environment: "staging".parse().unwrap(),
             name: "main".parse().unwrap(),
@@ -145,7 +163,9 @@ impl Bench {
     fn all(&self) -> Vec<Wanted> {
         let container = if self.existing.is_some() { "weights" } else { "models" };
         let store = ModelStore::of(vec![Model::of("mine", &format!("az://{container}/mine/"))]);
-        let registry = Registry { url: "textnlpstaging.azurecr.io".to_owned(), image: None };
+        let url = "textnlpstaging.azurecr.io/text/nlp";
+        let image = format!("{url}:1@sha256:{}", "0".repeat(64));
+        let registry = Registry { url: url.to_owned(), image: Some(image) };
         let mut all = self.lower("network", ComponentSpec::Network(Network::default()));
         all.extend(self.lower("models", ComponentSpec::ModelStore(store)));
         let cluster = Cluster {

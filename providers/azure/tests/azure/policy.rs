@@ -11,6 +11,8 @@ use crate::{Bench, REGION, changed, create, remove, run, unchanged, update};
 /// Actions that no request of the test needs, each with what needs it.
 const UNUSED: &[(&str, &str)] = &[
     ("Microsoft.ContainerRegistry/locations/operationResults/read", FAILED),
+    ("Microsoft.ContainerRegistry/registries/pull/read", PUSH),
+    ("Microsoft.ContainerRegistry/registries/push/write", PUSH),
     ("Microsoft.DBforPostgreSQL/locations/operationResults/read", LOCATION),
     ("Microsoft.Network/privateDnsOperationResults/read", LOCATION),
     ("Microsoft.Resources/subscriptions/operationresults/read", FAILED),
@@ -18,6 +20,8 @@ const UNUSED: &[(&str, &str)] = &[
 /// <https://learn.microsoft.com/azure/role-based-access-control/permissions/containers>,
 /// <https://learn.microsoft.com/azure/role-based-access-control/permissions/management-and-governance>.
 const FAILED: &str = "why Azure could not delete it: while a deletion goes on, the resource itself says so";
+/// The registry has a protocol of its own: `tests/sim/tests/road` pushes an image.
+const PUSH: &str = "the push of an image";
 /// <https://learn.microsoft.com/azure/azure-resource-manager/management/async-operations>.
 const LOCATION: &str = "an answer with `Location` alone: the simulator's have `Azure-AsyncOperation` too";
 

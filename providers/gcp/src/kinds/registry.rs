@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_cloud::document::{get, set};
 use textnlp_cloud::tags::LINEAGE;
-use textnlp_cloud::{ImageTarget, State, has_image, has_images};
+use textnlp_cloud::{ImageTarget, State, has_images, lacking};
 use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result};
 
 use super::{create, delete, put, read};
@@ -107,15 +107,12 @@ impl RestKind for Repository {
         let seen = Self::fetch(api, id).await?.unwrap_or_default();
         let seen: Vec<String> =
             get(&seen, IMAGES).cloned().map(serde_json::from_value).and_then(Result::ok).unwrap_or_default();
-        let mut wanted = wanted.as_array().into_iter().flatten().filter_map(Value::as_str);
-        let Some(image) = wanted.find(|image| !has_image(&seen, image)) else { return Ok(None) };
-        let image = image.split_once('@');
-        let named = image.and_then(|(named, digest)| Some((named.rsplit_once(':')?, digest)));
-        let (Some(((name, tag), digest)), Some((host, path)), "images") = (named, address(id), field) else {
+        let Some((named, digest)) = lacking(&seen, wanted) else { return Ok(None) };
+        let (Some((name, tag)), Some((host, path)), "images") = (named.rsplit_once(':'), address(id), field) else {
             return Err(crate::row::invalid("change", id, &format!("`{field}` does not change in place")));
         };
         let target = ImageTarget {
-            registry: format!("https://{host}"),
+            registry: api.registry(&host),
             user: USER.to_owned(),
             password: api.session.tokens.bearer().await?.token,
             repository: format!("{path}/{name}"),

@@ -64,7 +64,7 @@ impl ImageSource for Images {
     async fn push(&self, target: &ImageTarget, _report: &(dyn Fn(u64, u64) + Send + Sync)) -> Result<()> {
         assert_eq!(target.user, "oauth2accesstoken");
         assert!(self.0.email_of(target.password.expose_text().unwrap()).is_some(), "it is an access token");
-        let location = target.registry.strip_prefix("https://").unwrap().strip_suffix("-docker.pkg.dev").unwrap();
+        let location = REGION;
         let parts: Vec<&str> = target.repository.split('/').collect();
         let [project, repository, image] = parts[..] else { panic!("{target:?}") };
         let repository = format!("projects/{project}/locations/{location}/repositories/{repository}");

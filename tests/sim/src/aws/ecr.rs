@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::kms;
 use super::protocol::{Reply, Request};
+use crate::oci::{self, Does};
 use crate::{Behaviour, Call, Fault, Quota, Scope, Service, Source, World, timestamp};
 
 /// The service.
@@ -101,11 +101,8 @@ pub struct Ecr {
 
 /// A repository.
 pub struct Repository {
-    /// The digests of images by their tags.
-    pub images: BTreeMap<String, String>,
-    /// The blobs that were pushed, by their digests, with their sizes.
-    pub blobs: BTreeMap<String, usize>,
-    manifests: BTreeMap<String, (String, Bytes)>,
+    /// What was pushed.
+    pub pushed: oci::Repository,
     created: Timestamp,
     mutability: String,
     scan_on_push: bool,
@@ -169,9 +166,7 @@ fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         return Err(Fault::new("LimitExceededException", "The number of repositories reached its limit."));
     }
     let repository = Repository {
-        images: BTreeMap::new(),
-        blobs: BTreeMap::new(),
-        manifests: BTreeMap::new(),
+        pushed: oci::Repository::default(),
         created: call.now,
         mutability: call.str("imageTagMutability").unwrap_or("MUTABLE").to_owned(),
         scan_on_push: call.input["imageScanningConfiguration"]["scanOnPush"].as_bool().unwrap_or_default(),
@@ -198,7 +193,7 @@ fn describe(world: &mut World, call: &Call) -> Result<Value, Fault> {
 fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let name = call.text("repositoryName");
     let repository = find(world, call, name)?;
-    if !repository.images.is_empty() && !call.is("force") {
+    if !repository.pushed.images.is_empty() && !call.is("force") {
         let message = format!(
             "The repository with name '{name}' in registry with id '{}' cannot be deleted because it still contains images",
             call.account
@@ -279,14 +274,14 @@ fn put_image(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let digest = format!("sha256:{}", hex::encode(Sha256::digest(manifest.as_bytes())));
     let tag = call.str("imageTag").unwrap_or(&digest).to_owned();
     let repository = find(world, call, name)?;
-    if let Some(known) = repository.images.get(&tag) {
+    if let Some(known) = repository.pushed.images.get(&tag) {
         let code = if *known == digest { "ImageAlreadyExistsException" } else { "ImageTagAlreadyExistsException" };
         if *known == digest || repository.mutability == "IMMUTABLE" {
             let message = format!("The image tag '{tag}' already exists in the '{name}' repository");
             return Err(Fault::new(code, message));
         }
     }
-    repository.images.insert(tag.clone(), digest.clone());
+    repository.pushed.images.insert(tag.clone(), digest.clone());
     let id = json!({ "imageDigest": digest, "imageTag": tag });
     let image = json!({ "registryId": call.account, "repositoryName": name, "imageId": id, "imageManifest": manifest });
     Ok(json!({ "image": image }))
@@ -302,7 +297,7 @@ fn get_authorization_token(world: &mut World, call: &Call) -> Result<Value, Faul
 }
 
 fn list_images(world: &mut World, call: &Call) -> Result<Value, Fault> {
-    let images = &find(world, call, call.text("repositoryName"))?.images;
+    let images = &find(world, call, call.text("repositoryName"))?.pushed.images;
     let images = images.iter().filter(|_| call.input["filter"]["tagStatus"] != "UNTAGGED");
     let images = images.map(|(tag, digest)| json!({ "imageTag": tag, "imageDigest": digest })).collect();
     let mut page = call.page("imageIds", images, Fault::new("InvalidParameterException", "The token is not valid."))?;
@@ -318,14 +313,10 @@ const PASSWORD: Duration = Duration::from_secs(12 * 3600);
 
 /// Answers a request of the registry, which is not one of ECR's API: its action of IAM, and the reply. `None` if it is none.
 pub(crate) fn registry(world: &mut World, request: &Request) -> Option<(&'static str, Reply)> {
-    let path = request.path.strip_prefix("/v2/")?;
-    let password = |value: &str| {
-        let pair = STANDARD.decode(value.strip_prefix("Basic ")?).ok()?;
-        String::from_utf8(pair).ok()?.strip_prefix("AWS:").map(str::to_owned)
-    };
-    let header = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
+    let asked = oci::asked(&request.method, &request.path)?;
     let now = world.now();
-    let known = header("authorization").and_then(password).and_then(|password| {
+    let password = oci::basic(request).filter(|(user, _)| user == "AWS").map(|(_, password)| password);
+    let known = password.and_then(|password| {
         let is_valid = |scope: &Scope| {
             let ends = world.find::<Ecr>(scope).and_then(|ecr| ecr.passwords.get(&password));
             ends.is_some_and(|ends| *ends > now)
@@ -333,71 +324,24 @@ pub(crate) fn registry(world: &mut World, request: &Request) -> Option<(&'static
         world.scopes::<Ecr>().into_iter().find(is_valid)
     });
     let Some(scope) = known else {
-        let challenge = ("www-authenticate".to_owned(), "Basic realm=\"ecr\",service=\"ecr.amazonaws.com\"".to_owned());
-        return Some(("", Reply { headers: vec![challenge], ..refused(401, "UNAUTHORIZED") }));
+        return Some(("", oci::challenged("Basic realm=\"ecr\",service=\"ecr.amazonaws.com\"")));
     };
-    let (name, kind, which) = ["/blobs/uploads/", "/blobs/", "/manifests/"]
-        .into_iter()
-        .find_map(|kind| path.split_once(kind).map(|(name, which)| (name, kind, which)))?;
-    let Some(repository) = world.state::<Ecr>(&scope).repositories.get_mut(name) else {
-        return Some(("", refused(404, "NAME_UNKNOWN")));
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(refused) => return Some(("", refused)),
     };
-    let empty = |status, headers: &[(&str, String)]| {
-        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        Reply { status, headers, body: Bytes::new() }
+    let Some(repository) = world.state::<Ecr>(&scope).repositories.get_mut(asked.repository) else {
+        return Some(("", oci::refused(404, "NAME_UNKNOWN")));
+    };
+    let action = match asked.does {
+        Does::FindBlob => "BatchCheckLayerAvailability",
+        Does::BeginUpload => "InitiateLayerUpload",
+        Does::SendBlob => "CompleteLayerUpload",
+        Does::SendManifest => "PutImage",
+        Does::ReadManifest => "BatchGetImage",
     };
     let is_immutable = repository.mutability == "IMMUTABLE";
-    Some(match (request.method.as_str(), kind) {
-        ("HEAD", "/blobs/") => match repository.blobs.get(which) {
-            Some(size) => ("BatchCheckLayerAvailability", empty(200, &[("content-length", size.to_string())])),
-            None => ("BatchCheckLayerAvailability", refused(404, "BLOB_UNKNOWN")),
-        },
-        ("POST", "/blobs/uploads/") => {
-            ("InitiateLayerUpload", empty(202, &[("location", format!("/v2/{name}/blobs/uploads/one?_state=1"))]))
-        }
-        ("PUT", "/blobs/uploads/") => {
-            let digest = format!("sha256:{}", hex::encode(Sha256::digest(&request.body)));
-            if !request.query.iter().any(|(name, value)| name == "digest" && *value == digest) {
-                return Some(("CompleteLayerUpload", refused(400, "DIGEST_INVALID")));
-            }
-            repository.blobs.insert(digest, request.body.len());
-            ("CompleteLayerUpload", empty(201, &[]))
-        }
-        ("PUT", "/manifests/") => {
-            let digest = format!("sha256:{}", hex::encode(Sha256::digest(&request.body)));
-            let manifest: Value = serde_json::from_slice(&request.body).unwrap_or_default();
-            let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
-            let mut parts = layers.iter().chain([&manifest["config"]]);
-            let is_whole =
-                parts.all(|part| part["digest"].as_str().is_some_and(|part| repository.blobs.contains_key(part)));
-            if !is_whole {
-                return Some(("PutImage", refused(400, "MANIFEST_BLOB_UNKNOWN")));
-            }
-            if repository.images.contains_key(which) && is_immutable {
-                return Some(("PutImage", refused(400, "TAG_INVALID")));
-            }
-            let kind = header("content-type").unwrap_or_default().to_owned();
-            repository.manifests.insert(digest.clone(), (kind, request.body.clone()));
-            repository.images.insert(which.to_owned(), digest);
-            ("PutImage", empty(201, &[]))
-        }
-        ("GET", "/manifests/") => {
-            let digest = repository.images.get(which).map_or(which, String::as_str);
-            match repository.manifests.get(digest) {
-                Some((kind, bytes)) => {
-                    ("BatchGetImage", Reply { body: bytes.clone(), ..empty(200, &[("content-type", kind.clone())]) })
-                }
-                None => ("BatchGetImage", refused(404, "MANIFEST_UNKNOWN")),
-            }
-        }
-        _ => ("", refused(405, "UNSUPPORTED")),
-    })
-}
-
-/// An error of the registry.
-fn refused(status: u16, code: &str) -> Reply {
-    let body = json!({ "errors": [{ "code": code, "message": code }] }).to_string();
-    Reply { status, headers: vec![("content-type".to_owned(), "application/json".to_owned())], body: body.into() }
+    Some((action, repository.pushed.answer(asked, request, is_immutable)))
 }
 
 /// The ARN of the input, if there is such a repository.

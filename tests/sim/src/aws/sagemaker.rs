@@ -385,7 +385,7 @@ fn check_image(world: &World, call: &Call, image: &str) -> Result<(), Fault> {
     let (name, digest) = path.split_once('@').unwrap_or((path, ""));
     let name = name.split(':').next().unwrap_or_default();
     let found = world.find::<Ecr>(&call.scope()).and_then(|ecr| ecr.repositories.get(name));
-    match found.is_some_and(|repository| repository.images.values().any(|one| one == digest)) {
+    match found.is_some_and(|repository| repository.pushed.images.values().any(|one| one == digest)) {
         true => Ok(()),
         false => Err(invalid(format!("Requested image {image} not found."))),
     }

@@ -218,6 +218,9 @@ impl Shared {
 
     fn answer(&self, request: &Request) -> (Option<Reply>, Option<Disruption>) {
         let path = percent_decoded(&request.path);
+        if super::registry::is_its(&path) {
+            return self.answer_registry(request);
+        }
         let is_login = path.contains("/oauth2/") || path.contains("/discovery/") || path.contains("/.well-known/");
         if is_login && !path.starts_with("/subscriptions/") {
             return self.answer_login(request, &path);
@@ -356,6 +359,26 @@ impl Shared {
             return Err(Problem::new(409, "ReadOnlyDisabledSubscription", message));
         }
         kinds::admit(cloud, call)
+    }
+
+    fn answer_registry(&self, request: &Request) -> (Option<Reply>, Option<Disruption>) {
+        let mut cloud = self.tick();
+        let (service, operation) = ("Microsoft.ContainerRegistry", "registry".to_owned());
+        let disruption = lock(&self.log.faults).next(service, &operation, "");
+        let user = |token: &str| {
+            let tokens = lock(&self.tokens);
+            // Those for Resource Manager are taken too, unless a registry is set otherwise.
+            ["containerregistry", "management"].iter().find_map(|audience| tokens.principal(token, audience))
+        };
+        let reply = match injected(disruption.as_ref()) {
+            Err(problem) => crate::oci::refused(problem.status, "UNKNOWN"),
+            Ok(()) => super::registry::answer(&mut cloud, request, user),
+        };
+        let failed = (reply.status >= 400).then(|| Outcome::Failed(reply.status.to_string()));
+        let is_lost = is_lost(disruption.as_ref());
+        let outcome = failed.unwrap_or(Outcome::Succeeded);
+        self.log.record(Exchange { service, operation, outcome, is_lost, ..Exchange::default() });
+        ((!is_lost).then_some(reply), disruption)
     }
 
     fn answer_login(&self, request: &Request, path: &str) -> (Option<Reply>, Option<Disruption>) {

@@ -206,6 +206,10 @@ pub struct Cloud {
     pub blocked: BTreeSet<String>,
     /// Numbers and ids that follow from the seed.
     pub random: Random,
+    /// What was pushed to registries of images, by their hosts and the names of repositories.
+    pub registry: crate::oci::Registry,
+    /// What stands for new servers of PostgreSQL, if anything does.
+    pub stand: Option<crate::postgres::Stand>,
     pub(crate) operator: String,
     pub(crate) endpoint: Option<(String, String)>,
     pub(crate) busy: BTreeMap<String, Timestamp>,
@@ -244,6 +248,8 @@ impl Cloud {
             links: BTreeMap::new(),
             blocked: BTreeSet::new(),
             random: Random::new(seed),
+            registry: crate::oci::Registry::default(),
+            stand: None,
             operator: operator.to_owned(),
             endpoint: None,
             busy: BTreeMap::new(),

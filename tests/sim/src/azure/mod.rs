@@ -13,6 +13,7 @@ mod kinds;
 mod network;
 mod postgres;
 pub mod problem;
+mod registry;
 mod resources;
 mod storage;
 mod tokens;
@@ -146,6 +147,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         identity::LEDGER,
         container::LEDGER,
         storage::LEDGER,
+        registry::LEDGER,
         storage::REGISTRIES,
         postgres::LEDGER,
         vault::LEDGER,

@@ -10,6 +10,7 @@ use super::problem::{Problem, bad};
 use super::resources::get;
 use super::storage::{availability, is_taken};
 use crate::clock::later;
+use crate::postgres::Change;
 use crate::{Behaviour, Source};
 
 const SERVER: &str = "Microsoft.DBforPostgreSQL/flexibleServers";
@@ -99,6 +100,9 @@ pub(crate) const KINDS: &[Kind] = &[
         accept: accept_database,
         finish: |cloud, key, _| {
             ready(cloud, &parent(key));
+            if let Some(stand) = &cloud.stand {
+                (stand.apply)(Change::Database { name: key.rsplit('/').next().unwrap_or_default() });
+            }
             Ok(())
         },
         ..KIND
@@ -275,7 +279,14 @@ fn accept_server(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &
         }
     }
     let domain = if zone.is_empty() { SUFFIX.to_owned() } else { zone };
-    put(body, "/properties/fullyQualifiedDomainName", format!("{}.{domain}", call.name()).into());
+    let mut host = format!("{}.{domain}", call.name());
+    if let Some(stand) = &cloud.stand {
+        host.clone_from(&stand.host);
+        if let Some(password) = password.as_ref().and_then(Value::as_str) {
+            (stand.apply)(Change::Password { user: text(body, "/properties/administratorLogin"), password });
+        }
+    }
+    put(body, "/properties/fullyQualifiedDomainName", host.into());
     put_missing(body, "/properties/availabilityZone", "1".into());
     put_missing(
         body,

@@ -181,6 +181,10 @@ pub struct Cloud {
     pub owners: BTreeSet<String>,
     /// Numbers and ids that follow from the seed.
     pub random: Random,
+    /// What was pushed to registries of images.
+    pub registry: crate::oci::Registry,
+    /// What stands for new servers of Cloud SQL, if anything does.
+    pub stand: Option<crate::postgres::Stand>,
     pub(crate) operator: String,
     pub(crate) policies: BTreeMap<String, Policy>,
     pub(crate) requests: BTreeMap<(String, String), (String, Value, String)>,
@@ -215,6 +219,8 @@ impl Cloud {
             blobs: BTreeMap::new(),
             owners: BTreeSet::new(),
             random: Random::new(seed),
+            registry: crate::oci::Registry::default(),
+            stand: None,
             operator: operator.to_owned(),
             policies: BTreeMap::new(),
             requests: BTreeMap::new(),

@@ -305,6 +305,9 @@ impl Shared {
         if first == "token" || first == "oauth2" {
             return self.answer_oauth(&request, rest);
         }
+        if first == "v2" {
+            return self.answer_registry(&request);
+        }
         let Some(service) = SERVICES.iter().find(|service| service.name == first) else {
             self.log.violation(format!("{path}: no service of this name is simulated"));
             return (Some(reply(404, &json!({ "error": { "code": 404, "message": "Not Found" } }))), None);
@@ -439,6 +442,22 @@ impl Shared {
         let ends = crate::later(jiff::Timestamp::now(), lasts);
         let ends = jiff::Timestamp::from_second(ends.as_second()).unwrap_or(ends);
         json!({ "accessToken": token, "expireTime": ends.to_string() })
+    }
+
+    /// Answers a request of the registry of images, which no document describes.
+    fn answer_registry(&self, request: &Request) -> (Option<Reply>, Option<Disruption>) {
+        let mut cloud = self.tick();
+        let operation = "artifactregistry.docker".to_owned();
+        let disruption = lock(&self.log.faults).next("artifactregistry", &operation, "");
+        let reply = match injected("artifactregistry", "", disruption.as_ref()) {
+            Err(problem) => crate::oci::refused(problem.http, "UNKNOWN"),
+            Ok(()) => super::registry::answer(&mut cloud, request, |token| lock(&self.tokens).email(token)),
+        };
+        let failed = (reply.status >= 400).then(|| Outcome::Failed(reply.status.to_string()));
+        let is_lost = is_lost(disruption.as_ref());
+        let outcome = failed.unwrap_or(Outcome::Succeeded);
+        self.log.record(Exchange { service: "artifactregistry", operation, outcome, is_lost, ..Exchange::default() });
+        ((!is_lost).then_some(reply), disruption)
     }
 
     fn answer_oauth(&self, request: &Request, path: &str) -> (Option<Reply>, Option<Disruption>) {

@@ -9,6 +9,7 @@ use super::kinds::{KIND, Kind, begin, collection, page};
 use super::problem::Problem;
 use super::{Call, Handler, errors};
 use crate::clock::later;
+use crate::postgres::Change;
 use crate::{Behaviour, Source};
 
 /// How long the name of a deleted instance is refused.
@@ -374,6 +375,7 @@ fn ready(cloud: &mut Cloud, key: &str, subnet: Option<u32>) {
     let mut addresses = Vec::new();
     if let Some(subnet) = subnet {
         let address = std::net::Ipv4Addr::from(subnet.saturating_add(host)).to_string();
+        let address = cloud.stand.as_ref().map_or(address, |stand| stand.host.clone());
         addresses.push(json!({ "type": "PRIVATE", "ipAddress": address }));
     }
     if object.body.pointer("/settings/ipConfiguration/ipv4Enabled") == Some(&json!(true)) {
@@ -576,6 +578,9 @@ fn insert_database(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem>
         "CREATE_DATABASE",
         Box::new(move |cloud| {
             cloud.put(&key, body);
+            if let Some(stand) = &cloud.stand {
+                (stand.apply)(Change::Database { name: &name });
+            }
             Ok(Value::Null)
         }),
     )
@@ -604,7 +609,7 @@ fn insert_user(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         return Err(invalid("Invalid request: User name is missing."));
     }
     let key = format!("{}/{name}", call.key());
-    body.as_object_mut().map(|members| members.shift_remove("password"));
+    let password = body.as_object_mut().and_then(|members| members.shift_remove("password"));
     let members = [
         ("kind", json!("sql#user")),
         ("instance", instance["name"].clone()),
@@ -622,9 +627,17 @@ fn insert_user(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         "CREATE_USER",
         Box::new(move |cloud| {
             cloud.put(&key, body);
+            set_password(cloud, &name, password.as_ref());
             Ok(Value::Null)
         }),
     )
+}
+
+/// Sets a password where a real server stands for the simulated ones.
+fn set_password(cloud: &Cloud, user: &str, password: Option<&Value>) {
+    if let (Some(stand), Some(password)) = (&cloud.stand, password.and_then(Value::as_str)) {
+        (stand.apply)(Change::Password { user, password });
+    }
 }
 
 fn user_key(cloud: &Cloud, call: &Call<'_>) -> Result<String, Problem> {
@@ -637,8 +650,13 @@ fn user_key(cloud: &Cloud, call: &Call<'_>) -> Result<String, Problem> {
 
 fn update_user(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     running(cloud, call)?;
-    user_key(cloud, call)?;
-    below(cloud, call, "UPDATE_USER", Box::new(|_| Ok(Value::Null)))
+    let name = user_key(cloud, call)?.rsplit('/').next().unwrap_or_default().to_owned();
+    let password = call.body.get("password").cloned();
+    let effect: Effect = Box::new(move |cloud| {
+        set_password(cloud, &name, password.as_ref());
+        Ok(Value::Null)
+    });
+    below(cloud, call, "UPDATE_USER", effect)
 }
 
 fn delete_user(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {

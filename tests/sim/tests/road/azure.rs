@@ -8,7 +8,7 @@ use textnlp_sim::azure::{AzureCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
 use crate::operator::Operator;
-use crate::{of_staging, whole_life};
+use crate::{Managed, managed_life, of_staging, whole_life};
 
 const REGION: &str = "westeurope";
 /// The group of the site and its cluster.
@@ -30,16 +30,20 @@ impl Subscription {
     }
 
     fn run(&self, args: &[&str], more: &[&str]) -> Said {
-        let all = [args, &["--provider", "azure"]].concat();
-        let mut command = self.operator.command(&all, more);
-        command.env_remove("KUBECONFIG").env("AZURE_DEFAULTS_LOCATION", REGION).envs(self.cloud.variables());
-        said(command.output().unwrap())
+        run(&self.operator, &self.cloud, args, more)
     }
 
     /// The ids of what is in the subscription, which was empty.
     fn left(&self) -> Vec<String> {
         self.cloud.world().ids()
     }
+}
+
+fn run(operator: &Operator, cloud: &AzureCloud, args: &[&str], more: &[&str]) -> Said {
+    let all = [args, &["--provider", "azure"]].concat();
+    let mut command = operator.command(&all, more);
+    command.env_remove("KUBECONFIG").env("AZURE_DEFAULTS_LOCATION", REGION).envs(cloud.variables());
+    said(command.output().unwrap())
 }
 
 /// A simulated Azure whose cluster of a name, and of a group of that name, is a control plane.
@@ -78,4 +82,19 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
     }
     whole_life(|args, more| subscription.run(args, more), || subscription.left());
     assert_eq!(subscription.cloud.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn pods_of_a_pushed_image_use_a_managed_database_by_tls_and_password() {
+    let Some(mut operator) = Operator::new("azuredb") else { return };
+    operator.sets.push("data=disposable".to_owned());
+    let managed = Managed::start(&operator);
+    let cloud = subscription_with(operator.cluster, "textnlp-pilot-main");
+    cloud.world().stand = Some(managed.stand());
+    let repository = "textnlpimages.azurecr.io/team/server";
+    let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
+    let run = |operator: &Operator, args: &[&str], more: &[&str]| run(operator, &cloud, args, more);
+    managed_life(&mut operator, &managed, repository, run, pushed);
+    assert_eq!(cloud.world().ids(), Vec::<String>::new());
+    assert_eq!(cloud.violations(), Vec::<String>::new());
 }

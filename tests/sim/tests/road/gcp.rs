@@ -8,7 +8,7 @@ use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
 use crate::operator::Operator;
-use crate::{of_staging, whole_life};
+use crate::{Managed, managed_life, of_staging, whole_life};
 
 const REGION: &str = "europe-west4";
 
@@ -28,15 +28,19 @@ impl Project {
     }
 
     fn run(&self, args: &[&str], more: &[&str]) -> Said {
-        let all = [args, &["--provider", "gcp"]].concat();
-        let mut command = self.operator.command(&all, more);
-        command.env_remove("KUBECONFIG").env("CLOUDSDK_COMPUTE_REGION", REGION).envs(self.cloud.variables());
-        said(command.output().unwrap())
+        run(&self.operator, &self.cloud, args, more)
     }
 
     fn left(&self) -> Vec<String> {
         left(&self.cloud)
     }
+}
+
+fn run(operator: &Operator, cloud: &GoogleCloud, args: &[&str], more: &[&str]) -> Said {
+    let all = [args, &["--provider", "gcp"]].concat();
+    let mut command = operator.command(&all, more);
+    command.env_remove("KUBECONFIG").env("CLOUDSDK_COMPUTE_REGION", REGION).envs(cloud.variables());
+    said(command.output().unwrap())
 }
 
 /// A simulated Google Cloud whose cluster is a control plane.
@@ -79,4 +83,20 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
     }
     whole_life(|args, more| project.run(args, more), || project.left());
     assert_eq!(project.cloud.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn pods_of_a_pushed_image_use_a_managed_database_by_tls_and_password() {
+    let Some(mut operator) = Operator::new("gcpdb") else { return };
+    operator.sets.push("data=disposable".to_owned());
+    let managed = Managed::start(&operator);
+    let cloud = project_with(operator.cluster);
+    cloud.world().stand = Some(managed.stand());
+    let repository = format!("{}/textnlp/server", cloud.project());
+    let url = format!("{REGION}-docker.pkg.dev/{repository}");
+    let pushed = |tag: &str| cloud.world().registry.repositories.get(&repository)?.images.get(tag).cloned();
+    let run = |operator: &Operator, args: &[&str], more: &[&str]| run(operator, &cloud, args, more);
+    managed_life(&mut operator, &managed, &url, run, pushed);
+    assert_eq!(left(&cloud), Vec::<String>::new());
+    assert_eq!(cloud.violations(), Vec::<String>::new());
 }

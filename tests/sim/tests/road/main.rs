@@ -25,6 +25,7 @@ use textnlp_cluster::Cluster;
 use textnlp_sim::aws::ecr::Ecr;
 use textnlp_sim::aws::eks::Eks;
 use textnlp_sim::aws::rds::Rds;
+use textnlp_sim::postgres::{Change, Stand};
 use textnlp_sim::{Options, Scope, Simulator};
 use textnlp_tests::ports::Ports;
 use textnlp_tests::{Said, counts, said};
@@ -72,10 +73,7 @@ impl Account {
     }
 
     fn run(&self, args: &[&str], more: &[&str]) -> Said {
-        let all = [args, &["--provider", "aws"]].concat();
-        let mut command = self.operator.command(&all, more);
-        command.env_remove("KUBECONFIG").envs(signed_in(&self.url, REGION));
-        said(command.output().unwrap())
+        run_on_aws(&self.operator, &self.url, args, more)
     }
 
     fn left(&self) -> Vec<String> {
@@ -90,6 +88,13 @@ impl Account {
         }
         counts
     }
+}
+
+fn run_on_aws(operator: &Operator, url: &str, args: &[&str], more: &[&str]) -> Said {
+    let all = [args, &["--provider", "aws"]].concat();
+    let mut command = operator.command(&all, more);
+    command.env_remove("KUBECONFIG").envs(signed_in(url, REGION));
+    said(command.output().unwrap())
 }
 
 /// A simulated AWS whose cluster of a name is a control plane, and where it is.
@@ -224,78 +229,119 @@ printf 'subjectAltName=IP:%s\n' "$1" >server.ext
 openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile server.ext -out server.pem
 "#;
 
-const REPOSITORY: &str = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp";
+/// A real PostgreSQL in place of the managed one of a cloud.
+struct Managed {
+    database: Arc<postgres::Cluster>,
+    address: Ipv4Addr,
+    /// The file of the authority of its certificate.
+    authority: String,
+    _held: Ports,
+}
 
-#[test]
-fn pods_of_a_pushed_image_use_a_managed_database_by_tls_and_password() {
-    let Some(mut account) = Account::new("awsdb") else { return };
-    let files = account.operator.cluster.folder().join(format!("{}-rds", account.operator.namespace));
-    std::fs::create_dir(&files).unwrap();
-    let held = Ports::ask(1);
-    let address = address(&held);
-    let mut openssl = Command::new("sh");
-    let made = openssl.current_dir(&files).args(["-euc", CERTIFICATES, "sh", &address.to_string()]).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let database = Arc::new(postgres::Cluster::start(&format!("listen_addresses = '{address}'\nport = {PORT}")));
-    let read = |name: &str| std::fs::read_to_string(files.join(name)).unwrap();
-    std::fs::write(
-        database.folder().join("data/pg_hba.conf"),
-        "local all all trust\nhostssl all textnlp 127.0.0.0/8 scram-sha-256\n",
-    )
-    .unwrap();
-    database.begin_tls(&read("server.pem"), &read("server.key"));
-    let server = database.clone();
-    let stand = move |password: &str, name: &str| {
-        server.sql("postgres", &format!("ALTER ROLE textnlp PASSWORD '{password}'"));
-        // Its creation is asked for again when an answer is late.
-        if server.sql("postgres", &format!("SELECT 1 FROM pg_database WHERE datname = '{name}'")).is_empty() {
-            server.sql("postgres", &format!("CREATE DATABASE {name} OWNER textnlp"));
-        }
-        (address.to_string(), PORT)
-    };
-    {
-        let simulator = account.simulator.lock().unwrap();
-        simulator.world().state::<Rds>(&Scope::new(ACCOUNT, REGION)).stand = Some(Box::new(stand));
+impl Managed {
+    fn start(operator: &Operator) -> Self {
+        let files = operator.cluster.folder().join(format!("{}-database", operator.namespace));
+        std::fs::create_dir(&files).unwrap();
+        let held = Ports::ask(1);
+        let address = address(&held);
+        let mut openssl = Command::new("sh");
+        let made =
+            openssl.current_dir(&files).args(["-euc", CERTIFICATES, "sh", &address.to_string()]).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let database = Arc::new(postgres::Cluster::start(&format!("listen_addresses = '{address}'\nport = {PORT}")));
+        let read = |name: &str| std::fs::read_to_string(files.join(name)).unwrap();
+        std::fs::write(
+            database.folder().join("data/pg_hba.conf"),
+            "local all all trust\nhostssl all textnlp 127.0.0.0/8 scram-sha-256\n",
+        )
+        .unwrap();
+        database.begin_tls(&read("server.pem"), &read("server.key"));
+        Self { database, address, authority: format!("{files}/ca.pem"), _held: held }
     }
-    account.operator.sets.retain(|set| !set.starts_with("database.") && !set.contains("cluster.image"));
-    let sets = [
-        "database.hosting=managed",
-        "database.replicas=1",
-        &format!("network.private_ca={files}/ca.pem"),
-        &format!("registry.url={REPOSITORY}"),
-    ];
-    account.operator.sets.extend(sets.map(str::to_owned));
 
-    let plan = account.run(&["plan", "-o", "json"], &[]).expect(0).json();
+    /// What stands for the servers of a simulated cloud.
+    fn stand(&self) -> Stand {
+        let server = self.database.clone();
+        let apply = move |change: Change<'_>| match change {
+            Change::Password { user: "textnlp", password } => {
+                server.sql("postgres", &format!("ALTER ROLE textnlp PASSWORD '{password}'"));
+            }
+            Change::Password { .. } => {}
+            // Its creation is asked for again when an answer is late.
+            Change::Database { name } => {
+                if server.sql("postgres", &format!("SELECT 1 FROM pg_database WHERE datname = '{name}'")).is_empty() {
+                    server.sql("postgres", &format!("CREATE DATABASE {name} OWNER textnlp"));
+                }
+            }
+        };
+        Stand { host: self.address.to_string(), apply: Box::new(apply) }
+    }
+}
+
+/// A whole life with a database of the cloud, by TLS and a password, and with pods of the image that `up` pushes to a registry of the
+/// cloud. `pushed` gives the digest of a tag there.
+fn managed_life(
+    operator: &mut Operator,
+    managed: &Managed,
+    repository: &str,
+    run: impl Fn(&Operator, &[&str], &[&str]) -> Said,
+    pushed: impl Fn(&str) -> Option<String>,
+) {
+    operator.sets.retain(|set| !set.starts_with("database.") && !set.contains("cluster.image"));
+    let sets = ["database.hosting=managed", "database.replicas=1", &format!("registry.url={repository}")];
+    operator.sets.extend(sets.map(str::to_owned));
+    let run = |args: &[&str]| run(operator, args, &[]);
+    let plan = run(&["plan", "-o", "json"]).expect(0).json();
     let steps = plan["steps"].as_array().cloned().unwrap_or_default();
     let step = |name: &str| steps.iter().find(|step| step["resource"] == name).unwrap_or(&Value::Null);
-    let pushed = &step("main/registry/repository")["id"];
+    let push = &step("main/registry/repository")["id"];
     for pods in ["main/server/migrate", "main/server/deployment"] {
         let after = step(pods)["after"].as_array().cloned().unwrap_or_default();
-        assert!(pushed.is_u64() && after.contains(pushed), "{pods} waits for the push: {after:?}");
+        assert!(push.is_u64() && after.contains(push), "{pods} waits for the push: {after:?}");
     }
 
-    account.run(&["up", "--yes", "--no-gate", "-o", "json"], &[]).expect(0);
-    let deployment = account.operator.get("deployment", "textnlp-api");
+    run(&["up", "--yes", "--no-gate", "-o", "json"]).expect(0);
+    let deployment = operator.get("deployment", "textnlp-api");
     let image =
         deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned();
     let (tagged, digest) = image.split_once('@').unwrap_or_default();
-    let tag = tagged.strip_prefix(&format!("{REPOSITORY}:")).unwrap_or_default();
-    let pushed = |account: &Account| {
-        let simulator = account.simulator.lock().unwrap();
-        let world = simulator.world();
-        let ecr = world.find::<Ecr>(&Scope::new(ACCOUNT, REGION)).unwrap();
-        ecr.repositories["textnlp"].images.get(tag).cloned()
-    };
-    assert_eq!(pushed(&account).as_deref(), Some(digest), "{image}");
+    let tag = tagged.strip_prefix(&format!("{repository}:")).unwrap_or_default();
+    assert_eq!(pushed(tag).as_deref(), Some(digest), "{image}");
     let encrypted =
         "SELECT count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'textnlp'";
-    assert_eq!(database.sql("postgres", encrypted), "t");
-    let again = account.run(&["up", "--yes", "--no-gate", "-o", "json"], &[]).expect(0).json();
+    assert_eq!(managed.database.sql("postgres", encrypted), "t");
+    let again = run(&["up", "--yes", "--no-gate", "-o", "json"]).expect(0).json();
     assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
-    let text = account.run(&["generate", "Once upon a time"], &[]);
+    let text = run(&["generate", "Once upon a time"]);
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
 
-    account.run(&["down", "--yes", "-o", "json"], &[]).expect(0);
+    run(&["down", "--yes", "-o", "json"]).expect(0);
+}
+
+#[test]
+fn pods_of_a_pushed_image_use_a_managed_database_by_tls_and_password() {
+    let Some(mut operator) = Operator::new("awsdb") else { return };
+    let managed = Managed::start(&operator);
+    operator.sets.push(format!("network.private_ca={}", managed.authority));
+    let mut account = Account::of(operator, "textnlp-pilot-main").unwrap();
+    {
+        let simulator = account.simulator.lock().unwrap();
+        simulator.world().state::<Rds>(&Scope::new(ACCOUNT, REGION)).stand = Some(managed.stand());
+    }
+    let (simulator, url) = (account.simulator.clone(), account.url.clone());
+    let pushed = |tag: &str| {
+        let simulator = simulator.lock().unwrap();
+        let world = simulator.world();
+        let ecr = world.find::<Ecr>(&Scope::new(ACCOUNT, REGION)).unwrap();
+        ecr.repositories["textnlp"].pushed.images.get(tag).cloned()
+    };
+    let run = |operator: &Operator, args: &[&str], more: &[&str]| run_on_aws(operator, &url, args, more);
+    managed_life(
+        &mut account.operator,
+        &managed,
+        "123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp",
+        run,
+        pushed,
+    );
     assert_eq!(account.left(), Vec::<String>::new());
 }

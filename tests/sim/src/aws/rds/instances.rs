@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{INSTANCES, Instance, Rds, combination, groups, invalid, pairs, tag_list};
 use crate::aws::kms;
+use crate::postgres::Change;
 use crate::{Call, Fault, Market, Scope, Stages, World, passes, timestamp};
 
 /// Major versions, and the minor version that each stands for.
@@ -221,13 +222,8 @@ fn one(world: &World, call: &Call, name: &str) -> Value {
     }
     if instance.ready <= call.now {
         let known = world.find::<Rds>(&call.scope()).and_then(|state| state.addresses.get(name).cloned());
-        let (host, port) = known.map_or_else(
-            || {
-                let host = format!("{name}.c{}.{}.rds.amazonaws.com", &call.account[..8], call.region);
-                (host, instance.shown["Port"].as_i64().unwrap_or(5432))
-            },
-            |(host, port)| (host, port.into()),
-        );
+        let host = known.unwrap_or_else(|| format!("{name}.c{}.{}.rds.amazonaws.com", &call.account[..8], call.region));
+        let port = instance.shown["Port"].as_i64().unwrap_or(5432);
         shown["Endpoint"] = json!({ "Address": host, "Port": port });
     }
     if let Some(members) = shown.as_object_mut() {
@@ -282,9 +278,10 @@ pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         stages = vec![(6 * MINUTE, "backing-up"), (8 * MINUTE, "available")];
     }
     let state = world.state::<Rds>(&call.scope());
-    if let Some(server) = &state.stand {
-        let address = server(password, call.str("DBName").unwrap_or("postgres"));
-        state.addresses.insert(name.clone(), address);
+    if let Some(stand) = &state.stand {
+        (stand.apply)(Change::Password { user: call.str("MasterUsername").unwrap_or_default(), password });
+        (stand.apply)(Change::Database { name: call.str("DBName").unwrap_or("postgres") });
+        state.addresses.insert(name.clone(), stand.host.clone());
     }
     world.tags.set(&arn(call, &name), tags, call.visible());
     Ok(json!({ "DBInstance": insert(world, call, at_first, password.to_owned(), &stages) }))

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::postgres::Stand;
 use crate::{Behaviour, Call, Fault, Quota, Service, Source, Stages, World};
 
 /// The service.
@@ -144,9 +145,6 @@ const LEDGER: &[Behaviour] = &[
     },
 ];
 
-/// A server of a test: it is given the password of the master user and the name of the database, and gives its host and port.
-pub type Server = Box<dyn Fn(&str, &str) -> (String, u16) + Send>;
-
 /// What RDS holds in a region.
 #[derive(Default)]
 pub struct Rds {
@@ -155,9 +153,9 @@ pub struct Rds {
     /// The names of snapshots, each with the server that it is of.
     pub snapshots: BTreeMap<String, String>,
     /// What stands for new servers, if anything does.
-    pub stand: Option<Server>,
-    /// Their hosts and ports, by their names.
-    addresses: BTreeMap<String, (String, u16)>,
+    pub stand: Option<Stand>,
+    /// Their hosts, by their names.
+    addresses: BTreeMap<String, String>,
     subnet_groups: BTreeMap<String, SubnetGroup>,
     parameter_groups: BTreeMap<String, ParameterGroup>,
 }

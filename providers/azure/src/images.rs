@@ -1,0 +1,125 @@
+//! Images in a registry. It takes tokens of its own, each for one repository, in exchange for one of Microsoft Entra:
+//! <https://azure.github.io/acr/AAD-OAuth.html>.
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, Url};
+use serde_json::Value;
+use textnlp_cloud::ImageTarget;
+use textnlp_provider::{Error, ErrorKind, Result, Secret};
+
+use crate::answer::Failure;
+use crate::api::Session;
+use crate::token;
+use crate::transport::NoAnswer;
+
+/// The user of a registry whose password is a refresh token of it:
+/// <https://learn.microsoft.com/azure/container-registry/container-registry-authentication#az-acr-login-with---expose-token>.
+const USER: &str = "00000000-0000-0000-0000-000000000000";
+/// How many tags of a repository are read, the latest ones. An image with an earlier tag is pushed again, which sends nothing.
+const TAGS: usize = 500;
+
+/// One repository of a registry.
+pub(crate) struct Repository<'a> {
+    session: &'a Session,
+    /// The host of the registry.
+    host: &'a str,
+    name: &'a str,
+}
+
+impl<'a> Repository<'a> {
+    pub(crate) fn new(session: &'a Session, host: &'a str, name: &'a str) -> Self {
+        Self { session, host, name }
+    }
+
+    /// Its images with tags, `TAG@sha256:…`; `None` before the first push.
+    pub(crate) async fn images(&self) -> Result<Option<Vec<String>>> {
+        let refresh = self.refresh_token().await?;
+        let scope = format!("repository:{}:metadata_read", self.name);
+        let form = [
+            ("grant_type", "refresh_token"),
+            ("service", self.host),
+            ("scope", &scope),
+            ("refresh_token", refresh.expose_text().unwrap_or_default()),
+        ];
+        let access = self.token("/oauth2/token", &form, "access_token").await?;
+        // <https://learn.microsoft.com/rest/api/containerregistry/tag/get-list>
+        let path = format!("/acr/v1/{}/_tags?n={TAGS}&orderby=timedesc", self.name);
+        let found = match self.send(Method::GET, &path, Some(&access), None).await {
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
+            found => found?,
+        };
+        let image = |tag: &Value| Some(format!("{}@{}", tag["name"].as_str()?, tag["digest"].as_str()?));
+        let mut images: Vec<String> = found["tags"].as_array().into_iter().flatten().filter_map(image).collect();
+        images.sort();
+        Ok((!images.is_empty()).then_some(images))
+    }
+
+    /// Where an image is pushed to under a tag.
+    pub(crate) async fn target(&self, tag: &str, digest: &str) -> Result<ImageTarget> {
+        Ok(ImageTarget {
+            registry: self.session.transport.registry(self.host),
+            user: USER.to_owned(),
+            password: self.refresh_token().await?,
+            repository: self.name.to_owned(),
+            tag: tag.to_owned(),
+            digest: digest.to_owned(),
+        })
+    }
+
+    /// A token of the registry for the identity that deploys. It lasts for hours.
+    async fn refresh_token(&self) -> Result<Secret> {
+        let bearer = self.session.tokens.bearer(token::REGISTRIES).await?;
+        let form = [
+            ("grant_type", "access_token"),
+            ("service", self.host),
+            ("tenant", &self.session.identity.tenant),
+            ("access_token", bearer.token.expose_text().unwrap_or_default()),
+        ];
+        self.token("/oauth2/exchange", &form, "refresh_token").await
+    }
+
+    async fn token(&self, path: &str, form: &[(&str, &str)], member: &str) -> Result<Secret> {
+        let mut body = Url::parse("form:/").map_err(|error| self.failed(ErrorKind::Invalid).because(error))?;
+        body.query_pairs_mut().extend_pairs(form);
+        let body = body.query().unwrap_or_default().to_owned();
+        let answer = self.send(Method::POST, path, None, Some(body)).await?;
+        match answer[member].as_str().filter(|token| !token.is_empty()) {
+            Some(token) => Ok(Secret::new(token)),
+            None => Err(self.failed(ErrorKind::Unavailable).because(format!("the answer has no {member}"))),
+        }
+    }
+
+    fn failed(&self, kind: ErrorKind) -> Error {
+        Error::new(kind, "read", format!("repository {}/{}", self.host, self.name))
+    }
+
+    async fn send(&self, method: Method, path: &str, access: Option<&Secret>, form: Option<String>) -> Result<Value> {
+        let url = format!("https://{}{path}", self.host);
+        let url = Url::parse(&url).map_err(|_| self.failed(ErrorKind::Invalid).because("it has no such address"))?;
+        let mut headers = HeaderMap::new();
+        if let Some(access) = access {
+            let value = format!("Bearer {}", access.expose_text().unwrap_or_default());
+            let value = HeaderValue::try_from(value);
+            let mut value = value.map_err(|_| self.failed(ErrorKind::Unavailable).because("no token"))?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        if form.is_some() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        }
+        let answer = self.session.transport.send(method, &url, headers, form.map(Bytes::from)).await;
+        let answer = answer.map_err(|error| match error {
+            // The name of a new registry is not known everywhere at once.
+            NoAnswer::Lost(_) => self.failed(ErrorKind::Unavailable).because(error),
+            NoAnswer::Unusable(_) => self.failed(ErrorKind::Invalid).because(error),
+        })?;
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        if answer.status < 300 {
+            return Ok(body);
+        }
+        let failure = Failure::of_registry(answer.status, &body);
+        let subject = format!("repository {}/{}", self.host, self.name);
+        Err(self.session.signed(failure.error("read", &subject)))
+    }
+}
