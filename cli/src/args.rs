@@ -206,7 +206,7 @@ pub enum Command {
     ///
     /// Each line has its address, whether it answers and how fast, and otherwise the cause and a fix. Changes nothing. Exits
     /// with status 1 when a dependency failed.
-    Deps,
+    Deps(crate::operations_args::Deps),
     /// Report which controls of GDPR, HIPAA or SOC 2 a running environment meets
     #[command(subcommand)]
     Compliance(crate::operations_args::Compliance),
@@ -733,6 +733,15 @@ pub enum Release {
     Show,
     /// Write the local release into the lock; the next `up` rolls it out
     Set,
+    /// Check the steps of a release, and what a release needs to be ready
+    ///
+    /// Each step is done, with its evidence, open, with the command that does it, or yours. What you have done is recorded
+    /// for this release, so that a later run continues. Exits with status 3 until everything is done.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy release checklist --env staging --production pilot\n  \
+        textnlp-deploy release checklist --env staging --done tests --reason CI-4711\n  \
+        textnlp-deploy release checklist --env staging --production pilot -o json")]
+    Checklist(Checklist),
     /// List the releases that `up` applied
     #[command(after_help = "Examples:\n  \
         textnlp-deploy release history --env staging\n  \
@@ -751,6 +760,17 @@ pub enum Release {
         #[arg(value_name = "B")]
         right: Option<Side>,
     },
+}
+
+/// `release checklist`.
+#[derive(Debug, Args)]
+pub struct Checklist {
+    /// Production environment of the last two steps, and of readiness
+    #[arg(long, value_name = "ENV")]
+    pub production: Option<String>,
+    /// Record that you have done this step, with --reason (repeatable)
+    #[arg(long, value_name = "STEP")]
+    pub done: Vec<String>,
 }
 
 /// One side of a comparison of releases.

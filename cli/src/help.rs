@@ -74,7 +74,7 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
     ("down", &["down --env staging", "down --env staging --delete-data staging"]),
     ("drift", &["drift --env staging"]),
     ("doctor", &["doctor --env staging"]),
-    ("deps", &["deps --env staging", "deps --env pilot -o json"]),
+    ("deps", &["deps --env staging", "deps --env pilot -o json", "deps check-updates --env staging"]),
     ("support-bundle", &["support-bundle --env staging"]),
     (
         "restore",
@@ -174,8 +174,10 @@ mod tests {
             "security",
             "compliance",
             "db",
+            "deps",
             "cleanup",
             "feature",
+            "release",
         ] {
             examples_of(command.find_subcommand(name).unwrap(), &mut found);
         }

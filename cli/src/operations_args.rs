@@ -1,5 +1,5 @@
 //! Arguments of the commands for operating a running environment: `logs`, `metrics`, `health`, `security`,
-//! `compliance`, `cost`, `performance`, `baseline`, `cleanup`, `db`, `probe`.
+//! `compliance`, `cost`, `performance`, `baseline`, `cleanup`, `db`, `deps`, `probe`.
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
@@ -312,6 +312,56 @@ fn old(text: &str) -> Result<Span, String> {
         span if span.0 < textnlp_service::cleanup::MIN_AGE => Err("it must be at least 1d".to_owned()),
         span => Ok(span),
     }
+}
+
+/// See [`crate::args::Command::Deps`].
+#[derive(Debug, Args)]
+pub struct Deps {
+    #[command(subcommand)]
+    pub command: Option<DepsCommand>,
+}
+
+/// A subcommand of `deps`.
+#[derive(Debug, Subcommand)]
+pub enum DepsCommand {
+    /// Compare the versions that the release uses with newer ones and with advisories
+    ///
+    /// Programs, crates, images and models. Registries and the hub are asked. What cannot be asked is unknown, with the
+    /// reason. Changes nothing.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy deps check-updates --env staging\n  \
+        textnlp-deploy deps check-updates --env pilot --advisories /srv/advisory-db --exit-code\n  \
+        textnlp-deploy deps check-updates --env pilot -o json")]
+    CheckUpdates(CheckUpdates),
+    /// Write newer versions into the environment file and the release lock, after an approval
+    ///
+    /// The next `up` deploys them. Names the command for what it does not change itself. Exits with status 1 while a
+    /// version with a known vulnerability remains.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy deps update --env staging --security-only\n  \
+        textnlp-deploy deps update --env staging --security-only --advisories /srv/advisory-db --yes\n  \
+        textnlp-deploy deps update --env staging")]
+    Update(DepsUpdate),
+}
+
+/// `deps check-updates`.
+#[derive(Debug, Args)]
+pub struct CheckUpdates {
+    /// Exit with status 6 when a newer version is known, or a used one has a known vulnerability
+    #[arg(long)]
+    pub exit_code: bool,
+    #[command(flatten)]
+    pub audit: crate::gate_args::AuditArgs,
+}
+
+/// `deps update`.
+#[derive(Debug, Args)]
+pub struct DepsUpdate {
+    /// Change only versions with a known vulnerability, to the first version without one
+    #[arg(long)]
+    pub security_only: bool,
+    #[command(flatten)]
+    pub audit: crate::gate_args::AuditArgs,
 }
 
 /// See [`crate::args::Command::Db`].

@@ -5,6 +5,7 @@ use std::io::Write;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
+use textnlp_tests::stand_in::{Reply, StandIn};
 use textnlp_tests::{Said, Sandbox, program, said};
 
 const DEVELOPMENT: [&str; 2] = ["--env", "development"];
@@ -389,4 +390,115 @@ fn configuration_is_rolled_back_to_a_commit_of_its_file() {
     std::fs::remove_file(&object).unwrap();
     assert_ne!(config(&[]).exit, 0, "the object is missing");
     assert!(!ran.exists());
+}
+
+/// An advisory of the ecosystem for servers, fixed in 15.20.
+const ADVISORY: &str = r#"{
+    "id": "BIT-postgresql-2026-1", "modified": "2026-08-13T00:00:00Z", "summary": "A flaw that was made up",
+    "affected": [{
+        "package": { "ecosystem": "Bitnami", "name": "postgresql" },
+        "ranges": [{ "type": "SEMVER", "events": [{ "introduced": "15.0.0" }, { "fixed": "15.20.0" }] }]
+    }]
+}"#;
+
+#[test]
+fn newer_images_are_shown_and_written_after_an_approval() {
+    let registry = StandIn::start(|request| match request.line.as_str() {
+        "GET /v2/postgresql/tags/list?n=1000" => {
+            Reply::Answer(200, r#"{"tags":["15.19","15.20","15.21","16.1","latest"]}"#.to_owned())
+        }
+        "GET /v2/textnlp/tags/list?n=1000" => Reply::Answer(200, r#"{"tags":["1.0.0"]}"#.to_owned()),
+        _ => Reply::Answer(404, "{}".to_owned()),
+    });
+    let sandbox = Sandbox::new("updates");
+    let (folder, advisories) = (sandbox.folder().join("environments"), sandbox.folder().join("osv"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir(&advisories).unwrap();
+    std::fs::write(advisories.join("a.json"), ADVISORY).unwrap();
+    let file = folder.join("texts.yaml");
+    let text = |postgres: &str| {
+        format!(
+            "extends: pilot\nenvironment: texts\nsites:\n  - name: main\n    provider: kubernetes\n    \
+             runtime: kubernetes\n    region: local\n    cluster:\n      image: {0}/textnlp:1.0.0\n      \
+             database_image: {0}/postgresql:{postgres} # ours\n",
+            registry.address
+        )
+    };
+    std::fs::write(&file, text("15.19")).unwrap();
+    let run = |typed: &[&str]| {
+        let more = ["--env", "texts", "--advisories", advisories.as_str()];
+        sandbox.run(&[&["deps"][..], typed, &more].concat())
+    };
+    let shown = run(&["check-updates", "-o", "json"]).expect(0).json();
+    let row = |name: &str| {
+        let rows = shown["versions"].as_array().unwrap();
+        rows.iter().find(|row| row["name"].as_str().is_some_and(|found| found.ends_with(name))).unwrap().clone()
+    };
+    let postgres = row("/postgresql");
+    assert!(postgres["newest"] == "15.21" && postgres["is_newer"] == true, "{postgres}");
+    assert_eq!(postgres["security"]["advisories"][0]["id"], "BIT-postgresql-2026-1");
+    assert!(row("/textnlp")["is_newer"] == false && row("/textnlp")["unknown"].is_null(), "{shown}");
+    // What is not asked is not taken for the newest.
+    assert!(row("Kubernetes")["unknown"].is_string() && row("Kubernetes")["newest"].is_null(), "{shown}");
+    run(&["check-updates", "--exit-code"]).expect(6);
+
+    let refused = run(&["update", "--security-only"]).expect(4);
+    assert!(refused.err.contains("15.19") && refused.err.contains("15.20"), "{}", refused.err);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text("15.19"));
+    let fixed = run(&["update", "--security-only", "--yes", "-o", "json"]).expect(0).json();
+    assert!(fixed["planned"].as_array().unwrap().len() == 1 && fixed["remaining"] == 0, "{fixed}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text("15.20"), "the first version with the fix");
+    let nothing = run(&["update", "--security-only", "--yes"]).expect(0);
+    assert!(nothing.out.contains("Nothing was written"), "{}", nothing.out);
+    run(&["update", "--yes"]).expect(0);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text("15.21"));
+
+    std::fs::write(&file, text("15.21").replace(&registry.address, "127.0.0.1:1")).unwrap();
+    let unreachable = run(&["check-updates", "-o", "json"]).expect(0).json();
+    let rows = unreachable["versions"].as_array().unwrap();
+    let images = rows.iter().filter(|row| row["kind"] == "image");
+    assert!(images.clone().count() == 2 && images.clone().all(|row| row["unknown"].is_string()), "{unreachable}");
+}
+
+#[test]
+fn checklist_names_what_is_open_and_keeps_what_a_person_did() {
+    let sandbox = Sandbox::new("checklist");
+    let (old, new) = (program(), other_program(&sandbox, "newer"));
+    let list = |server: &Utf8Path, more: &[&str]| {
+        with(&sandbox, server, &[&["release", "checklist", "-o", "json"][..], more].concat()).expect(3).json()
+    };
+    let state = |document: &Value, name: &str| {
+        let steps = document["steps"].as_array().unwrap();
+        assert_eq!(steps.len(), 11);
+        steps.iter().find(|step| step["name"] == name).unwrap()["state"].as_str().unwrap().to_owned()
+    };
+    let first = list(&old, &[]);
+    assert_eq!((state(&first, "tests"), state(&first, "staging")), ("yours".to_owned(), "open".to_owned()), "{first}");
+    let done = ["release", "checklist", "--done", "tests"];
+    assert!(
+        with(&sandbox, &old, &[&done[..], &["--reason", "CI-7"]].concat()).expect(2).err.contains("no release lock")
+    );
+
+    with(&sandbox, &old, &UP).expect(0);
+    with(&sandbox, &old, &done).expect(2);
+    let by_hand = ["release", "checklist", "--done", "staging", "--reason", "it runs"];
+    assert!(with(&sandbox, &old, &by_hand).expect(2).err.contains("not recorded by hand"));
+    list(&old, &["--done", "tests", "--reason", "CI-7"]);
+    let deployed = list(&old, &[]);
+    for name in ["version", "tests", "image", "push", "lock", "staging"] {
+        assert_eq!(state(&deployed, name), "done", "{name}: {deployed}");
+    }
+    assert_eq!(state(&deployed, "smoke"), "open");
+    let tests = deployed["steps"].as_array().unwrap().iter().find(|step| step["name"] == "tests").unwrap();
+    assert!(tests["evidence"].as_str().unwrap().ends_with(": CI-7"), "{tests}");
+    with(&sandbox, &old, &["gate"]).expect(0);
+    assert_eq!(state(&list(&old, &[]), "smoke"), "done");
+    let early = ["release", "checklist", "--done", "watch", "--reason", "fine"];
+    with(&sandbox, &old, &early).expect(2);
+
+    // Another program is another release: the record is not of it.
+    assert_eq!(state(&list(&new, &[]), "lock"), "open");
+    with(&sandbox, &new, &["release", "set"]).expect(0);
+    let next = list(&new, &[]);
+    assert_eq!((state(&next, "tests"), state(&next, "staging")), ("yours".to_owned(), "open".to_owned()), "{next}");
 }

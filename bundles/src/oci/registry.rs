@@ -6,8 +6,9 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LINK, RANGE};
 use reqwest::{StatusCode, Url};
+use serde::Deserialize;
 use textnlp_files::{Hashing, Lock};
 use textnlp_models::{Attempts, Digest, Event, Progress};
 use textnlp_net::error_chain;
@@ -21,12 +22,26 @@ use super::document::{Descriptor, Document, ImageConfig, MOST_CONFIG, MOST_DOCUM
 use super::error::{Error, Result};
 use super::layout::agree;
 use super::net::{Fault, RepositoryClient, shown};
+use super::reference::is_tag;
 use super::{Image, Reference};
 
 /// Lists of lists: registries have one level.
 const MOST_DEPTH: usize = 2;
 /// Far above the size of a usual layer.
 const MOST_BLOB: u64 = 1 << 40;
+/// Tags that are asked for in one request; registries may answer with fewer.
+const TAGS_OF_PAGE: &str = "1000";
+/// Requests for the tags of one repository.
+const MOST_PAGES: usize = 40;
+
+/// The tags of a repository.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TagList {
+    /// In the registry's order.
+    pub tags: Vec<String>,
+    /// Whether these are all of them.
+    pub is_complete: bool,
+}
 
 /// Resolves a tag now. Returns a reference with a digest, to be shown and stored. A reference with a digest is returned
 /// without a request.
@@ -48,6 +63,55 @@ pub async fn resolve(reference: &Reference, options: &Options, progress: &Progre
     // It must be an image or a list of images before it is pinned.
     Document::parse(&reference.to_string(), &media_type(&headers), &text)?;
     Ok(reference.pin(digest))
+}
+
+/// Lists the tags of a reference's repository
+/// (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#listing-tags>).
+pub async fn tags(reference: &Reference, options: &Options, progress: &Progress<'_>) -> Result<TagList> {
+    #[derive(Deserialize)]
+    struct Page {
+        tags: Option<Vec<String>>,
+    }
+    let what = format!("the tags of {}/{}", reference.host, reference.repository);
+    progress(Event::Resolving { what: what.clone() });
+    let line = RepositoryClient::new(&reference.host, &reference.repository, options)?;
+    let mut url = line.address("tags", "list")?;
+    let origin = url.origin();
+    url.query_pairs_mut().append_pair("n", TAGS_OF_PAGE);
+    let mut found = TagList::default();
+    for _ in 0..MOST_PAGES {
+        let page = line.get_small(&url, &HeaderMap::new(), MOST_DOCUMENT as usize, progress).await;
+        let (headers, text) = page.map_err(|fault| explain(fault, what.clone()))?;
+        let page: Page =
+            serde_json::from_slice(&text).map_err(|error| Error::malformed(what.clone(), error.to_string()))?;
+        found.tags.extend(page.tags.unwrap_or_default().into_iter().filter(|tag| is_tag(tag)));
+        match next_page(&headers, &url) {
+            Some(next) if next.origin() == origin && next != url => url = next,
+            // The rest is at an address that is not the registry's.
+            Some(_) => return Ok(found),
+            None => return Ok(TagList { is_complete: true, ..found }),
+        }
+    }
+    Ok(found)
+}
+
+/// The address in `Link: </v2/x/tags/list?last=b>; rel="next"`.
+fn next_page(headers: &HeaderMap, at: &Url) -> Option<Url> {
+    let (target, rest) = headers.get(LINK)?.to_str().ok()?.trim().strip_prefix('<')?.split_once('>')?;
+    if rest.contains("next") { at.join(target).ok() } else { None }
+}
+
+/// Whether the registry has the manifest of a pinned reference.
+pub async fn has(reference: &Reference, options: &Options, progress: &Progress<'_>) -> Result<bool> {
+    let Some(digest) = reference.digest else {
+        return Err(Error::Unpinned { reference: reference.to_string() });
+    };
+    let line = RepositoryClient::new(&reference.host, &reference.repository, options)?;
+    match ask(&line, reference, &digest.to_string(), progress).await {
+        Ok(_) => Ok(true),
+        Err(Error::Missing { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Downloads the image of a pinned reference into `folder`: its manifest, configuration and layers, each verified by

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use textnlp_bundle::oci::registry::{Credentials, Options, PlainHttp, Secret, pull, resolve};
+use textnlp_bundle::oci::registry::{Credentials, Options, PlainHttp, Secret, TagList, has, pull, resolve, tags};
 use textnlp_bundle::oci::{Blob, Error, Image, Platform, Reference};
 use textnlp_models::Digest;
 
@@ -103,6 +103,35 @@ async fn fetch(stand: &Stand, image: &Image, options: &Options) -> Result<Image,
     let dir = Dir::new();
     let reference: Reference = format!("{}/a/b:1@{}", stand.host, image.manifest.digest).parse().unwrap();
     pull(&reference, &Platform::linux("amd64"), dir.path(), options, &|_| {}).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_of_all_pages_are_listed_and_other_hosts_are_not_asked() {
+    let stand = Stand::new(|seen, _, stream| match seen.path.as_str() {
+        "/v2/a/b/tags/list?n=1000" => {
+            let next = "Link: </v2/a/b/tags/list?last=1.1&n=1000>; rel=\"next\"\r\n";
+            reply(stream, "200 OK", next, br#"{"name":"a/b","tags":["1.0","1.1","-no tag"]}"#);
+        }
+        "/v2/a/b/tags/list?last=1.1&n=1000" => reply(stream, "200 OK", "", br#"{"name":"a/b","tags":["1.2"]}"#),
+        "/v2/a/away/tags/list?n=1000" => {
+            let next = "Link: <https://other.example/v2/a/away/tags/list>; rel=\"next\"\r\n";
+            reply(stream, "200 OK", next, br#"{"tags":["1.0"]}"#);
+        }
+        "/v2/a/none/tags/list?n=1000" => reply(stream, "200 OK", "", br#"{"tags":null}"#),
+        _ => reply(stream, "404 Not Found", "", b""),
+    });
+    let of = async |name: &str| {
+        let reference: Reference = format!("{}/a/{name}:1.0", stand.host).parse().unwrap();
+        tags(&reference, &quick(), &|_| {}).await
+    };
+    let all =
+        |tags: &[&str], is_complete| TagList { tags: tags.iter().map(ToString::to_string).collect(), is_complete };
+    assert_eq!(of("b").await.unwrap(), all(&["1.0", "1.1", "1.2"], true));
+    assert_eq!(of("away").await.unwrap(), all(&["1.0"], false));
+    assert_eq!(of("none").await.unwrap(), all(&[], true));
+    assert!(matches!(of("gone").await.unwrap_err(), Error::Missing { .. }));
+    let pinned: Reference = format!("{}/a/b@{}", stand.host, Digest::of(b"")).parse().unwrap();
+    assert!(!has(&pinned, &quick(), &|_| {}).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,10 +79,7 @@ impl LocalArtifacts<'_> {
     }
 
     fn model_cache(&self) -> Result<Utf8PathBuf, Failure> {
-        Ok(match &self.chosen.loaded.environment.storage.model_folder {
-            Some(folder) => working_directory()?.join(folder),
-            None => self.chosen.scope.states().join("model-cache"),
-        })
+        model_cache(self.chosen)
     }
 
     /// The current digest of an embedded or local model. Others are known only after the download. The preflight
@@ -132,6 +129,14 @@ impl LocalArtifacts<'_> {
             }
         }
     }
+}
+
+/// The cache that models of an environment are fetched into.
+pub(crate) fn model_cache(chosen: &ChosenEnvironment) -> Result<Utf8PathBuf, Failure> {
+    Ok(match &chosen.loaded.environment.storage.model_folder {
+        Some(folder) => working_directory()?.join(folder),
+        None => chosen.scope.states().join("model-cache"),
+    })
 }
 
 /// The digest of a model on this machine. The cache has those of fetched models; it is not written to, because plans need the digest, too.

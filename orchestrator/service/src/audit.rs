@@ -41,12 +41,27 @@ pub async fn checks(
     }
 }
 
+/// The audit of this program's dependencies when it was built.
 #[derive(Deserialize)]
-struct Record {
+pub(crate) struct Record {
     lock_sha256: String,
     advisories: u64,
-    newest_advisory: Date,
-    vulnerabilities: Vec<String>,
+    /// The date of the newest advisory.
+    pub(crate) newest_advisory: Date,
+    /// Each as `ID CRATE VERSION: title`.
+    pub(crate) vulnerabilities: Vec<String>,
+}
+
+impl Record {
+    /// The embedded one; why it is not used, if so.
+    pub(crate) fn of_this_program() -> Result<Self, String> {
+        let record: Self =
+            serde_json::from_str(RECORD).map_err(|error| format!("the record cannot be read: {error}"))?;
+        if record.lock_sha256 != hex::encode(Sha256::digest(LOCK)) {
+            return Err("the record does not match Cargo.lock: run .ci/audit DATABASE --write".to_owned());
+        }
+        Ok(record)
+    }
 }
 
 /// What the dependencies of this program are checked against.
@@ -70,16 +85,10 @@ impl Audit<'_> {
         if let Some(database) = self.given {
             return self.scan(database);
         }
-        let record: Record = match serde_json::from_str(RECORD) {
+        let record = match Record::of_this_program() {
             Ok(record) => record,
-            Err(error) => {
-                return Check::unmeasured(VULNERABILITIES, 0, "found", format!("the record cannot be read: {error}"));
-            }
+            Err(why) => return Check::unmeasured(VULNERABILITIES, 0, "found", why),
         };
-        if record.lock_sha256 != hex::encode(Sha256::digest(LOCK)) {
-            let why = "the record does not match Cargo.lock: run .ci/audit DATABASE --write";
-            return Check::unmeasured(VULNERABILITIES, 0, "found", why);
-        }
         let age = age_days(record.newest_advisory, self.now);
         let is_newer =
             |database: &Database| database.sources().iter().all(|source| source.date > record.newest_advisory);
@@ -147,7 +156,7 @@ pub(crate) fn aged(newest: Date, days: i64) -> String {
 }
 
 /// Days from a date to now.
-fn age_days(date: Date, now: Timestamp) -> i64 {
+pub(crate) fn age_days(date: Date, now: Timestamp) -> i64 {
     let today = now.to_zoned(TimeZone::UTC).date();
     date.until((Unit::Day, today)).map_or(0, |span| i64::from(span.get_days()))
 }

@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_files::Replace;
 use textnlp_orchestrator::environment::{Catalogue, Library, Overrides, Source};
 use textnlp_provider::{EnvironmentName, finished};
@@ -102,16 +102,8 @@ impl EnvironmentFile {
 
     /// The permission bits of the file, if it has other content. Refused if git does not have its present content.
     async fn replaceable(&self, bytes: &[u8]) -> Result<Option<u32>, Failure> {
-        let about = match std::fs::symlink_metadata(&self.path) {
-            Ok(about) => about,
-            // It was deleted since.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Some(0o644)),
-            Err(error) => return Err(Failure::from(anyhow::Error::new(error).context(format!("read {}", self.path)))),
-        };
-        if !about.is_file() || about.uid() != textnlp_files::caller() {
-            let error = anyhow::anyhow!("{} is a link, or belongs to another user", self.path);
-            return Err(Failure::refused("not_your_file", error).hint("run the command as its owner"));
-        }
+        // It was deleted since.
+        let Some(mode) = own_file_mode(&self.path)? else { return Ok(Some(0o644)) };
         if std::fs::read(&self.path).with_context(|| format!("read {}", self.path))? == bytes {
             return Ok(None);
         }
@@ -122,7 +114,7 @@ impl EnvironmentFile {
             let hint = format!("keep them: git add {}; or drop them: git checkout {}", self.path, self.path);
             return Err(Failure::refused("not_committed", error).hint(hint));
         }
-        Ok(Some(about.permissions().mode() & 0o777))
+        Ok(Some(mode))
     }
 
     /// The output of a git command that must succeed.
@@ -137,16 +129,35 @@ impl EnvironmentFile {
     }
 
     async fn git(&self, arguments: &[&str]) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), Failure> {
-        let mut git = Command::new("git");
-        // The settings of a repository name no program that these commands run. Objects that a partial clone lacks
-        // would be fetched by the program of `core.sshCommand`, or another one.
-        git.args(["--no-optional-locks", "--literal-pathspecs", "-c", "core.fsmonitor=false"]);
-        git.args(["-c", "log.showSignature=false", "-C", self.folder.as_str()]).args(arguments);
-        git.env("GIT_TERMINAL_PROMPT", "0").env("LC_ALL", "C");
-        git.env("GIT_ALLOW_PROTOCOL", "none").env("GIT_NO_LAZY_FETCH", "1");
-        let ended = finished(git, GIT_TIMEOUT).await.context("start git, which has to be installed")?;
-        Ok(ended.with_context(|| format!("git took longer than {} s", GIT_TIMEOUT.as_secs()))?)
+        git(&self.folder, arguments).await
     }
+}
+
+/// The permission bits of a file, `None` if it does not exist. A link and a file of another user are refused.
+pub(crate) fn own_file_mode(path: &Utf8Path) -> Result<Option<u32>, Failure> {
+    let about = match std::fs::symlink_metadata(path) {
+        Ok(about) => about,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Failure::from(anyhow::Error::new(error).context(format!("read {path}")))),
+    };
+    if !about.is_file() || about.uid() != textnlp_files::caller() {
+        let error = anyhow::anyhow!("{path} is a link, or belongs to another user");
+        return Err(Failure::refused("not_your_file", error).hint("run the command as its owner"));
+    }
+    Ok(Some(about.permissions().mode() & 0o777))
+}
+
+/// Runs a git command in a folder: its exit status, output and errors.
+pub(crate) async fn git(folder: &Utf8Path, arguments: &[&str]) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), Failure> {
+    let mut git = Command::new("git");
+    // The settings of a repository name no program that these commands run. Objects that a partial clone lacks
+    // would be fetched by the program of `core.sshCommand`, or another one.
+    git.args(["--no-optional-locks", "--literal-pathspecs", "-c", "core.fsmonitor=false"]);
+    git.args(["-c", "log.showSignature=false", "-C", folder.as_str()]).args(arguments);
+    git.env("GIT_TERMINAL_PROMPT", "0").env("LC_ALL", "C");
+    git.env("GIT_ALLOW_PROTOCOL", "none").env("GIT_NO_LAZY_FETCH", "1");
+    let ended = finished(git, GIT_TIMEOUT).await.context("start git, which has to be installed")?;
+    Ok(ended.with_context(|| format!("git took longer than {} s", GIT_TIMEOUT.as_secs()))?)
 }
 
 /// Texts of a repository may have any character.

@@ -14,6 +14,7 @@ pub mod availability;
 pub mod backup;
 pub mod baseline;
 pub mod bundle;
+pub mod checklist;
 pub mod checks;
 pub mod cleanup;
 pub mod client;
@@ -45,6 +46,7 @@ pub mod security;
 mod sockets;
 pub mod support;
 pub mod up;
+pub mod updates;
 pub mod workplace;
 
 pub use deployment::Deployment;

@@ -7,6 +7,7 @@ use crate::download::{Check, Origin, Wanted, download, git_blob, remaining};
 use crate::error::{Error, Result};
 use crate::fetch::{Event, Progress, Pulled};
 use crate::local;
+use crate::options::FetchOptions;
 use crate::select::choose;
 use crate::source::{HubSource, is_commit};
 use crate::store::Assembly;
@@ -44,6 +45,51 @@ struct Lfs {
     sha256: Option<String>,
     #[serde(default)]
     size: Option<u64>,
+}
+
+/// The commit that a revision of a hub's repository has now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubRevision {
+    /// The commit.
+    pub commit: String,
+    /// When the repository last changed, as the hub writes it.
+    pub modified: Option<String>,
+}
+
+/// Asks the hub for the commit of a branch or tag.
+///
+/// # Errors
+/// The options allow no network, the hub is not reached, or it has no such repository or revision.
+pub async fn hub_revision(
+    hub: &HubSource,
+    revision: &str,
+    options: &FetchOptions,
+    progress: &Progress<'_>,
+) -> Result<HubRevision> {
+    #[derive(Deserialize)]
+    struct Answer {
+        sha: String,
+        #[serde(default, rename = "lastModified")]
+        modified: Option<String>,
+    }
+    let what = format!("hf:{}@{revision}", hub.repo());
+    let unusable = |why: String, hint: &str| Error::Unusable { what: what.clone(), why, hint: hint.to_owned() };
+    if options.offline {
+        return Err(unusable("offline mode allows no request".to_owned(), "unset HF_HUB_OFFLINE"));
+    }
+    progress(Event::Resolving { what: what.clone() });
+    let transport = Transport::new(options)?;
+    let url = address(transport.endpoint(), &["api", "models"], hub.repo(), &["revision", revision]);
+    let url = url.ok_or_else(|| unusable_endpoint(&transport))?;
+    let text = transport.get_small(&url, LISTING_MOST, progress).await;
+    let text = text.map_err(|fault| explain(fault, hub, &transport))?;
+    let answer: Answer = serde_json::from_slice(&text)
+        .map_err(|error| unusable(format!("the hub's answer cannot be read ({error})"), "check HF_ENDPOINT"))?;
+    if !is_commit(&answer.sha) {
+        return Err(unusable("the hub names no commit".to_owned(), "check HF_ENDPOINT"));
+    }
+    let plain = |text: String| text.chars().filter(|c| !c.is_control()).take(40).collect::<String>();
+    Ok(HubRevision { commit: answer.sha, modified: answer.modified.map(plain) })
 }
 
 /// Lists the repository and brings what a model needs into the assembly.

@@ -45,6 +45,7 @@ pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, Result};
 pub use fetch::{Event, Progress, local_digest};
 pub use fit::{Fit, Memory, UnknownWeightFormat, Verdict, Want, WeightFormat, fit};
+pub use hub::{HubRevision, hub_revision};
 pub use inspect::{Format, Summary, inspect, inspect_as};
 pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, digest_of_files, read_manifest, verify, verify_to_load};
 pub use options::{FetchOptions, Limits, ProxySettings, Token};

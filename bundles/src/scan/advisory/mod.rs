@@ -310,7 +310,8 @@ impl Advisory {
         }
     }
 
-    fn fixed_in(&self, version: &str) -> Option<String> {
+    /// The versions with the fix for this affected version, as a requirement: `>= 1.2.3`.
+    pub fn fixed_in(&self, version: &str) -> Option<String> {
         if !self.patched.is_empty() {
             return Some(self.patched.join(" or "));
         }

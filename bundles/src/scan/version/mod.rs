@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 /// A family of version numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
-    /// crates.io, npm.
+    /// crates.io, npm, and Bitnami's advisories of servers such as PostgreSQL.
     Semantic,
     /// Debian and Ubuntu.
     Dpkg,
@@ -23,7 +23,7 @@ impl Scheme {
     /// By the ecosystem's name as OSV writes it: `Debian:12`.
     pub(crate) fn of(ecosystem: &str) -> Option<Scheme> {
         match ecosystem.split(':').next().unwrap_or_default() {
-            "crates.io" | "npm" => Some(Scheme::Semantic),
+            "crates.io" | "npm" | "Bitnami" => Some(Scheme::Semantic),
             "Debian" | "Ubuntu" => Some(Scheme::Dpkg),
             "Alpine" | "Wolfi" | "Chainguard" => Some(Scheme::Apk),
             "PyPI" => Some(Scheme::Pep440),

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use textnlp_orchestrator::release::{Applied, Entry, Lock};
 use textnlp_service::release::no_entry;
 
-use super::{here, recorded};
+use super::{local_release, recorded};
 use crate::args::Side;
 use crate::commands::prelude::*;
 use crate::deployment::short;
@@ -86,7 +86,7 @@ pub fn diff(
 
 fn side_of(session: &Session, chosen: &ChosenEnvironment, side: Side, console: Console) -> Result<Lock, Failure> {
     match side {
-        Side::Here => here(session, chosen, chosen.lock()?.as_ref(), console),
+        Side::Here => local_release(session, chosen, chosen.lock()?.as_ref(), console),
         Side::Lock => chosen.lock()?.ok_or_else(|| {
             Failure::usage("no_lock", anyhow::anyhow!("environment {} has no release lock yet", chosen.scope.name))
                 .hint(chosen.scope.command("release set"))

@@ -1,5 +1,6 @@
 //! `release`, `promote`, `rollback`: releases by digest, updates of the release lock, and rollbacks.
 
+mod checklist;
 mod configuration;
 mod history;
 mod promote;
@@ -19,10 +20,11 @@ use crate::args::Release;
 use crate::commands::prelude::*;
 use crate::deployment::short;
 
-/// `release show|set|history|diff`.
-pub fn release(session: &Session, command: &Release, console: Console) -> Result<Success, Failure> {
+/// `release show|set|checklist|history|diff`.
+pub async fn release(session: &Session, command: &Release, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
     match command {
+        Release::Checklist(args) => checklist::checklist(session, &chosen, args, console).await,
         Release::Show => show(session, &chosen, console),
         Release::Set => set(session, &chosen, console),
         Release::History => history::history(&chosen, console),
@@ -32,7 +34,7 @@ pub fn release(session: &Session, command: &Release, console: Console) -> Result
 
 fn show(session: &Session, chosen: &ChosenEnvironment, console: Console) -> Result<Success, Failure> {
     let (path, locked) = (&chosen.lock_path, chosen.lock()?);
-    let here = here(session, chosen, locked.as_ref(), console)?;
+    let here = local_release(session, chosen, locked.as_ref(), console)?;
     let environment = &chosen.loaded.environment;
     let Some(locked) = locked else {
         let text =
@@ -66,7 +68,7 @@ fn listed(environment: &Environment, lock: &Lock) -> String {
 
 fn set(session: &Session, chosen: &ChosenEnvironment, console: Console) -> Result<Success, Failure> {
     let (path, locked) = (&chosen.lock_path, chosen.lock()?);
-    let here = here(session, chosen, locked.as_ref(), console)?;
+    let here = local_release(session, chosen, locked.as_ref(), console)?;
     let differences = locked.map(|l| l.differences(&here)).unwrap_or_default();
     here.write(path)?;
     let mut text = format!("wrote {path}");
@@ -78,7 +80,7 @@ fn set(session: &Session, chosen: &ChosenEnvironment, console: Console) -> Resul
 }
 
 /// The lock that `release set` would write.
-fn here(
+pub fn local_release(
     session: &Session,
     chosen: &ChosenEnvironment,
     locked: Option<&Lock>,

@@ -9,6 +9,7 @@ pub mod site;
 pub mod user;
 
 use camino::Utf8PathBuf;
+pub(crate) use parts::registry_options;
 use textnlp_bundle::{Authenticity, Error, PublicKey, TrustSet, scan};
 
 use crate::{Exit, Failure};

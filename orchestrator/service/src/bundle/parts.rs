@@ -77,14 +77,7 @@ async fn third_party(
         return layout.image(tag, platform, &called).map_err(failed);
     }
     let reference: Reference = text.parse().map_err(failed)?;
-    let fetch = FetchOptions::from_env();
-    let options = registry::Options {
-        proxy: fetch.proxy.clone(),
-        ca_file: fetch.ca_file.clone(),
-        credentials: credentials(&reference.host, |name| std::env::var(name).ok())?,
-        limits: fetch.limits,
-        ..registry::Options::default()
-    };
+    let options = registry_options(&reference.host, FetchOptions::from_env())?;
     let report_progress = |event| {
         if let textnlp_models::Event::File { name, done, .. } = event {
             progress.doing(&format!("{name}: {}", size(done)));
@@ -96,6 +89,17 @@ async fn third_party(
     }
     std::fs::create_dir_all(work).with_context(|| format!("make {work}"))?;
     registry::pull(&pinned, platform, work, &options, &report_progress).await.map_err(failed)
+}
+
+/// How a registry is asked, with the account of the variables.
+pub(crate) fn registry_options(host: &str, fetch: FetchOptions) -> Result<registry::Options, Failure> {
+    Ok(registry::Options {
+        credentials: credentials(host, |name| std::env::var(name).ok())?,
+        proxy: fetch.proxy,
+        ca_file: fetch.ca_file,
+        limits: fetch.limits,
+        ..registry::Options::default()
+    })
 }
 
 /// The account at a registry, from variables: command lines are visible to other users. One registry gets the password.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::standin::{COMMIT, Fault, RepoFile, Standin, noise, sha256};
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_models::{Error, Event, FetchOptions, Model, Source, Store, Token, verify};
+use textnlp_models::{Error, Event, FetchOptions, HubRevision, Model, Source, Store, Token, hub_revision, verify};
 
 const CONFIG: &[u8] = br#"{"model_type":"gpt2","n_layer":1,"n_embd":8,"n_head":2,"n_positions":16,"vocab_size":10}"#;
 
@@ -68,6 +68,29 @@ impl Place {
 
 fn answer(status: u16, headers: &[(&'static str, &str)]) -> Fault {
     Fault::Answer { status, headers: headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect() }
+}
+
+#[tokio::test]
+async fn commit_of_a_branch_is_asked_without_its_files() {
+    let place = Place::new().await;
+    let newest = "8".repeat(40);
+    let answer = serde_json::json!({ "sha": newest, "lastModified": "2026-09-01T10:00:00.000Z" });
+    let at = "hub/api/models/org/name/revision/main";
+    place.standin.put(at, 200, answer.to_string().into_bytes(), &[]);
+    let Source::Hub(hub) = "hf:org/name".parse().unwrap() else { panic!("it is of a hub") };
+    let modified = Some("2026-09-01T10:00:00.000Z".to_owned());
+    let found = hub_revision(&hub, hub.revision(), &place.options(), &|_| {}).await.unwrap();
+    assert_eq!(found, HubRevision { commit: newest, modified });
+    assert!(hub_revision(&hub, "gone", &place.options(), &|_| {}).await.is_err());
+    let asked = place.standin.requests("api/models").len();
+    let offline = FetchOptions { offline: true, ..place.options() };
+    let refused = hub_revision(&hub, "main", &offline, &|_| {}).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("offline") && place.standin.requests("api/models").len() == asked,
+        "{refused}"
+    );
+    place.standin.put(at, 200, br#"{"sha":"main"}"#.to_vec(), &[]);
+    assert!(hub_revision(&hub, "main", &place.options(), &|_| {}).await.is_err());
 }
 
 #[tokio::test]

@@ -1,0 +1,665 @@
+//! The checklist of a release: its steps in order, and what a service needs to be ready for operation.
+//!
+//! What files and records show is done. The rest is open, or a person's. What a person has done is a record of one release,
+//! signed with the environment's report key.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::time::Duration;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use textnlp_orchestrator::dr::report as signed;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::environment::model::SiteSettings;
+use textnlp_orchestrator::gate::Gate;
+use textnlp_orchestrator::gate::phases::{AVAILABILITY, PhaseDefinition};
+use textnlp_orchestrator::release::{Entry, Lock, Recorded, covers, pushes_image, short};
+use textnlp_orchestrator::state::{Operator, State};
+use textnlp_provider::error_chain;
+
+use crate::baseline::Baseline;
+use crate::checks::{CheckLine, Checks};
+use crate::configuration::git;
+use crate::gate::order::digest_of;
+use crate::gate::{self, read, sha256, write_signed};
+use crate::{ChosenEnvironment, Failure, Progress, release, running, updates};
+
+/// The version of this program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// How long the metrics of a new release are watched.
+const WATCH: Duration = Duration::from_secs(86_400);
+/// Records that are kept.
+const MAX_RECORDS: usize = 200;
+
+/// The steps in their order: name and title.
+const STEPS: [(&str, &str); 11] = [
+    ("version", "the version is raised"),
+    ("tests", "all tests pass"),
+    ("changelog", "the changelog has the version"),
+    ("image", "server program or image is built"),
+    ("tag", "the commit has the Git tag of the version"),
+    ("push", "images are in their registries"),
+    ("lock", "the release lock has the release"),
+    ("staging", "the release runs in staging"),
+    ("smoke", "the gate of staging is open for it"),
+    ("production", "the release runs in production"),
+    ("watch", "its metrics were watched for 24 hours"),
+];
+
+/// The steps and the parts of readiness that a person may record as done.
+const MARKABLE: [&str; 9] =
+    ["version", "tests", "changelog", "tag", "watch", "docs", "api-parity", "runbooks", "dashboards"];
+
+/// Whether a step is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StepState {
+    /// The evidence shows it.
+    Done,
+    /// A command does it.
+    Open,
+    /// A person does it.
+    Yours,
+}
+
+/// A step of the checklist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// Its name, for `--done`.
+    pub name: &'static str,
+    /// What it is.
+    pub title: &'static str,
+    /// Whether it is done.
+    pub state: StepState,
+    /// What shows that it is done, or why it is not.
+    pub evidence: String,
+    /// What to do.
+    pub next: Option<String>,
+}
+
+/// What was found of a step.
+#[derive(Debug, Clone, PartialEq)]
+enum Found {
+    Done(String),
+    /// Why it is open, and the command.
+    Open(String, String),
+    /// Why it is not shown, and what a person does.
+    Yours(String, String),
+}
+
+impl Found {
+    fn open(why: impl Into<String>, next: impl Into<String>) -> Self {
+        Found::Open(why.into(), next.into())
+    }
+}
+
+/// A step that a person recorded as done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    step: String,
+    /// The digest of what the release runs.
+    release: String,
+    at: Timestamp,
+    by: String,
+    reason: String,
+    tool: String,
+}
+
+impl Mark {
+    fn text(&self) -> String {
+        let Self { at, by, reason, .. } = self;
+        format!("{by}, {}: {reason}", at.strftime("%Y-%m-%d %H:%M"))
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Marks {
+    marks: Vec<Mark>,
+}
+
+/// What a checklist is about.
+pub struct ReleaseFacts<'a> {
+    /// The environment where the release is tested.
+    pub staging: &'a ChosenEnvironment,
+    /// The environment that it is promoted to.
+    pub production: Option<&'a ChosenEnvironment>,
+    /// The release that `release set` would lock.
+    pub here: &'a Lock,
+    /// The working directory: changelog, runbooks and Git repository are searched here.
+    pub folder: &'a Utf8Path,
+}
+
+impl ReleaseFacts<'_> {
+    /// The environment whose readiness counts.
+    fn operated(&self) -> &ChosenEnvironment {
+        self.production.unwrap_or(self.staging)
+    }
+}
+
+/// A checklist.
+pub struct Checklist {
+    /// The digest of what the release runs, if one is locked.
+    pub release: Option<String>,
+    /// The steps.
+    pub steps: Vec<Step>,
+    /// What the service needs to be ready.
+    pub readiness: Vec<CheckLine>,
+    /// Why records of persons are not used, if so.
+    pub unverified: Option<String>,
+}
+
+/// Makes the checklist of the locked release.
+pub async fn checklist(facts: &ReleaseFacts<'_>, progress: &dyn Progress) -> Result<Checklist, Failure> {
+    let ReleaseFacts { staging, production, here, folder } = facts;
+    let lock = staging.lock()?;
+    let release = lock.as_ref().map(digest_of);
+    let (all, unverified) = match marks(&staging.scope.folder) {
+        Ok(marks) => (marks, None),
+        Err(why) => (Vec::new(), Some(why)),
+    };
+    // The newest record of a step counts.
+    let marked = |step: &str| {
+        all.iter().rev().find(|mark| mark.step == step && Some(&mark.release) == release.as_ref()).map(Mark::text)
+    };
+    let found = found(staging, *production, (lock.as_ref(), *here), folder, progress).await?;
+    let steps = STEPS.into_iter().zip(found).map(|((name, title), found)| step((name, title), found, marked(name)));
+    let steps: Vec<Step> = steps.collect();
+    let readiness = readiness(facts, &marked).await?;
+    Ok(Checklist { release, steps, readiness, unverified })
+}
+
+fn step((name, title): (&'static str, &'static str), found: Found, marked: Option<String>) -> Step {
+    let (state, evidence, next) = match (found, marked) {
+        (Found::Done(evidence), _) | (_, Some(evidence)) => (StepState::Done, evidence, None),
+        (Found::Open(why, next), None) => (StepState::Open, why, Some(next)),
+        (Found::Yours(why, next), None) => (StepState::Yours, why, Some(next)),
+    };
+    Step { name, title, state, evidence, next }
+}
+
+/// What was found of each step, in their order.
+async fn found(
+    staging: &ChosenEnvironment,
+    production: Option<&ChosenEnvironment>,
+    (lock, here): (Option<&Lock>, &Lock),
+    folder: &Utf8Path,
+    progress: &dyn Progress,
+) -> Result<[Found; 11], Failure> {
+    let (scope, environment) = (&staging.scope, &staging.loaded.environment);
+    let done = |step: &str| scope.command(&format!("release checklist --done {step} --reason TEXT"));
+    let history = release::recorded(scope)?;
+    let yours = |why: String, what: &str, step| Found::Yours(why, format!("{what}, then: {}", done(step)));
+    let tests = yours("not recorded".to_owned(), "run all tests of the release", "tests");
+    let version = version(lock.and_then(|lock| history.before(lock)))
+        .map_or_else(|why| yours(why, "raise the version and build the program", "version"), Found::Done);
+    let changelog = changelog(folder).map_or_else(
+        |why| yours(why, &format!("write a section `## [{VERSION}]` into CHANGELOG.md"), "changelog"),
+        Found::Done,
+    );
+    let tag = tag(folder).await.map_or_else(|why| yours(why, &format!("run `git tag v{VERSION}`"), "tag"), Found::Done);
+    let Some(lock) = lock else {
+        let open = || Found::open("no release is locked", scope.command("release set"));
+        let (image, push, locked, runs, smoke) = (open(), open(), open(), open(), open());
+        return Ok([version, tests, changelog, image, tag, push, locked, runs, smoke, open(), open()]);
+    };
+    let state = running::state(scope).await?;
+    let runs = runs(&history, |entry| entry.applied.lock.runs_the_same(lock), scope.same("up"));
+    let (deployed, watch) = match production {
+        None => {
+            let again = "release checklist --production ENV";
+            let open = || Found::open("no production environment is named", scope.command(again));
+            (open(), open())
+        }
+        Some(production) => in_production(staging, production, lock).await?,
+    };
+    Ok([
+        version,
+        tests,
+        changelog,
+        image(lock, environment, &scope.command("release set")),
+        tag,
+        pushed(staging, lock, progress).await,
+        locked(staging, lock, here),
+        runs,
+        smoke(staging, lock, &state),
+        deployed,
+        watch,
+    ])
+}
+
+/// The release before had another version of this program.
+fn version(previous: Option<&Entry>) -> Result<String, String> {
+    let tool = concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION"));
+    match previous {
+        None => Ok(format!("{tool}; no other release was applied before")),
+        Some(Entry { number, applied }) if applied.tool != tool => {
+            Ok(format!("{tool}; release {number} was applied by {}", applied.tool))
+        }
+        Some(Entry { number, .. }) => Err(format!("release {number} was applied by {tool} too")),
+    }
+}
+
+/// A heading of the changelog has the version.
+fn changelog(folder: &Utf8Path) -> Result<String, String> {
+    let file = folder.join("CHANGELOG.md");
+    let text = std::fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?;
+    let is_part = |c: char| c.is_ascii_alphanumeric() || ".-+".contains(c);
+    let has_version =
+        |line: &str| line.split(|c: char| !is_part(c)).any(|word| word.strip_prefix('v').unwrap_or(word) == VERSION);
+    let found = (1..).zip(text.lines()).find(|(_, line)| line.starts_with('#') && has_version(line));
+    match found {
+        Some((number, line)) => Ok(format!("{file}:{number}: {line}")),
+        None => Err(format!("{file} has no heading with {VERSION}")),
+    }
+}
+
+/// The commit of the working directory has the tag of the version.
+async fn tag(folder: &Utf8Path) -> Result<String, String> {
+    let asked = git(folder, &["tag", "--points-at", "HEAD"]).await;
+    let (status, printed, _) = asked.map_err(|failure| format!("{:#}", failure.error))?;
+    if !status.success() {
+        return Err(format!("{folder} is in no Git repository with a commit"));
+    }
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    let found = printed.lines().find(|tag| tag.strip_prefix('v').unwrap_or(tag) == VERSION);
+    found
+        .map(|tag| format!("tag {tag} of the present commit"))
+        .ok_or_else(|| format!("no tag v{VERSION} at the commit"))
+}
+
+/// The lock has what each site runs.
+fn image(lock: &Lock, environment: &Environment, set: &str) -> Found {
+    let mut built = Vec::new();
+    if environment.runs_here() {
+        built.push(format!("server {}", short(&lock.server)));
+    }
+    for site in environment.sites.iter().filter(|site| site.runs_image()) {
+        match lock.images.get(site.name.as_str()) {
+            None => return Found::open(format!("no image of site {} is locked", site.name), set),
+            Some(image) if !image.contains("@sha256:") => {
+                return Found::open(
+                    format!("the image {image} has no digest"),
+                    format!("write its digest, then: {set}"),
+                );
+            }
+            Some(image) => built.push(format!("image {image}")),
+        }
+    }
+    Found::Done(built.join(", "))
+}
+
+/// The registries have the locked images.
+async fn pushed(chosen: &ChosenEnvironment, lock: &Lock, progress: &dyn Progress) -> Found {
+    let environment = &chosen.loaded.environment;
+    let sites: Vec<&SiteSettings> = environment.sites.iter().filter(|site| site.runs_image()).collect();
+    for site in &sites {
+        let Some(image) = lock.images.get(site.name.as_str()) else {
+            return Found::open(
+                format!("no image of site {} is locked", site.name),
+                chosen.scope.command("release set"),
+            );
+        };
+        let next = match pushes_image(environment, site) {
+            true => chosen.scope.same("up"),
+            false => format!("push {image} to its registry"),
+        };
+        match updates::has_image(chosen, image, progress).await {
+            Ok(true) => {}
+            Ok(false) => return Found::open(format!("the registry does not have {image}"), next),
+            Err(why) => return Found::open(format!("whether {image} is there is unknown: {why}"), next),
+        }
+    }
+    Found::Done(match sites.len() {
+        0 => "no site runs an image".to_owned(),
+        count => format!("the registries have the images of {count} sites"),
+    })
+}
+
+/// The lock has the programs, models and images that are here.
+fn locked(chosen: &ChosenEnvironment, lock: &Lock, here: &Lock) -> Found {
+    let is_needed = |what: &str| match what.split_once('.') {
+        Some(("models" | "images", _)) => true,
+        _ => what == "server" && chosen.loaded.environment.runs_here(),
+    };
+    let differences = lock.differences(here).into_iter().filter(|difference| is_needed(&difference.what));
+    let differing: Vec<String> = differences.map(|difference| difference.to_string()).collect();
+    match differing.is_empty() {
+        true => Found::Done(chosen.lock_path.to_string()),
+        false => Found::open(differing.join("; "), chosen.scope.command("release set")),
+    }
+}
+
+/// Whether the newest applied release is this one.
+fn runs(history: &Recorded, is_this: impl Fn(&Entry) -> bool, next: String) -> Found {
+    match history.newest() {
+        Err(why) => Found::Open(why, next),
+        Ok(Some(entry)) if is_this(entry) => Found::Done(applied(entry)),
+        Ok(Some(entry)) => Found::Open(format!("another one runs: {}", applied(entry)), next),
+        Ok(None) => Found::open("no release was applied", next),
+    }
+}
+
+fn applied(Entry { number, applied }: &Entry) -> String {
+    format!("release {number}, {} by {}", applied.at.strftime("%Y-%m-%d %H:%M"), applied.by)
+}
+
+/// The evidence of the gate is of this release, and open.
+fn smoke(chosen: &ChosenEnvironment, lock: &Lock, state: &State) -> Found {
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    let measure = scope.same("gate --again");
+    if let Some(why) = gate::unmeasured(environment) {
+        return Found::Open(why, "test the release in an environment whose gate is measured".to_owned());
+    }
+    let kept = match gate::stored(chosen, state) {
+        Ok(Some(kept)) => kept,
+        Ok(None) => return Found::open("the gate was not measured", measure),
+        Err(why) => return Found::Open(why, measure),
+    };
+    let at = kept.at.strftime("%Y-%m-%d %H:%M");
+    if !kept.is_of(lock, environment) {
+        return Found::Open(format!("the evidence of {at} is of another release or configuration"), measure);
+    }
+    if let Some(why) = kept.outdated() {
+        return Found::Open(format!("the gate was measured {at}, and {why}"), measure);
+    }
+    match kept.gate() {
+        Gate::Open => Found::Done(format!("open, measured {at}: {}", kept.report)),
+        Gate::Wait(blockers) | Gate::Shut(blockers) => Found::Open(blockers.join("; "), measure),
+    }
+}
+
+/// Whether production runs the release, and whether it was watched since.
+async fn in_production(
+    staging: &ChosenEnvironment,
+    production: &ChosenEnvironment,
+    lock: &Lock,
+) -> Result<(Found, Found), Failure> {
+    let (scope, environment) = (&production.scope, &production.loaded.environment);
+    let history = release::recorded(scope)?;
+    let is_this = |ran: &Lock| covers(lock, ran, environment).is_ok();
+    let next = match production.lock()? {
+        Some(promoted) if is_this(&promoted) => scope.same("up"),
+        _ => scope.again.bare(&format!("promote --from {} --to {}", staging.scope.name, scope.name)),
+    };
+    let deployed = runs(&history, |entry| is_this(&entry.applied.lock), next.clone());
+    if !matches!(deployed, Found::Done(_)) {
+        return Ok((deployed, Found::open("the release does not run in production yet", next)));
+    }
+    let since = history.newest().ok().flatten().map(|entry| entry.applied.at).unwrap_or(Timestamp::MAX);
+    Ok((deployed, watched(production, &running::state(scope).await?, since)))
+}
+
+/// The gate of production measured its availability for 24 hours after this time.
+fn watched(production: &ChosenEnvironment, state: &State, since: Timestamp) -> Found {
+    let (scope, environment) = (&production.scope, &production.loaded.environment);
+    if PhaseDefinition::of(environment.phase).check(AVAILABILITY).is_none() {
+        let why = format!("the gate of phase {} does not measure availability", environment.phase);
+        let metrics = scope.command("metrics summary --period 24h");
+        return Found::Yours(
+            why,
+            format!("look at {metrics} 24 hours after {since:.0}, then record `watch` with --done"),
+        );
+    }
+    let kept = gate::stored(production, state).ok().flatten();
+    let kept = kept.filter(|kept| kept.at > since && kept.outdated().is_none());
+    let check = kept.and_then(|kept| kept.checks.into_iter().find(|check| check.name == AVAILABILITY));
+    let window = environment.gates.availability_window;
+    match check {
+        Some(check) if check.ok && window.0 >= WATCH => Found::Done(check.to_string()),
+        Some(check) if check.ok => {
+            Found::open(format!("`gates.availability_window` is {window}: {check}"), "set it to 24h at least")
+        }
+        check => {
+            let why = check.map_or_else(|| format!("not measured since {since:.0}"), |check| check.to_string());
+            Found::Open(why, format!("{}, then: {}", scope.command("probe --for 24h"), scope.command("gate --again")))
+        }
+    }
+}
+
+/// What the service needs to be ready.
+async fn readiness(
+    facts: &ReleaseFacts<'_>,
+    marked: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<CheckLine>, Failure> {
+    let chosen = facts.operated();
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    let done = |step: &str| facts.staging.scope.command(&format!("release checklist --done {step} --reason TEXT"));
+    let mut checks = Checks::default();
+    let state = running::state(scope).await?;
+    let (mut resources, mut has_dashboard) = (0, false);
+    for site in state.sites() {
+        for resource in state.holdings(site)?.into_keys() {
+            resources += 1;
+            has_dashboard |= resource.to_string().ends_with("/dashboard");
+        }
+    }
+    match running::unfinished(scope, &state).await? {
+        Some(failure) => checks.failed("infrastructure", failure),
+        None if resources == 0 => checks.problem("infrastructure", "nothing is deployed", scope.last_up()),
+        None => checks.well("infrastructure", format!("{resources} resources, and the last run is complete")),
+    }
+    for (step, name, why) in [
+        ("docs", "documents", "whether they are complete is not measured"),
+        ("api-parity", "API parity", "the API of the tabular service is not known here"),
+    ] {
+        match marked(step) {
+            Some(mark) => checks.well(name, mark),
+            None => checks.unknown(name, why, done(step)),
+        }
+    }
+    let runbooks = pages(&facts.folder.join("docs/runbooks"));
+    match (runbooks.is_empty(), marked("runbooks")) {
+        (false, _) => checks.well("runbooks", runbooks.join(", ")),
+        (true, Some(mark)) => checks.well("runbooks", mark),
+        (true, None) => {
+            let fix = format!("run it in the folder of the repository; if they are elsewhere: {}", done("runbooks"));
+            checks.problem("runbooks", format!("{} has no folder docs/runbooks with pages", facts.folder), fix);
+        }
+    }
+    match (has_dashboard, marked("dashboards")) {
+        (true, _) => checks.well("dashboards", "the dashboard is a resource of the environment"),
+        (false, Some(mark)) => checks.well("dashboards", mark),
+        (false, None) => {
+            let deploy =
+                if environment.monitoring.stack { "run `up`" } else { "set `monitoring.stack: true` and run `up`" };
+            let fix = format!("{deploy}; if Grafana has them otherwise: {}", done("dashboards"));
+            checks.problem("dashboards", "no dashboard is deployed", fix);
+        }
+    }
+    let receivers: Vec<&str> = environment.monitoring.receivers.keys().map(String::as_str).collect();
+    match receivers.is_empty() {
+        false => checks.well("alert receivers", receivers.join(", ")),
+        true => checks.problem("alert receivers", "none is set", "set `monitoring.receivers`, then run `up`"),
+    }
+    let record = scope.command("baseline record");
+    match Baseline::read(&scope.folder) {
+        Ok(Baseline { cost: Some(cost), speed: Some(speed), .. }) => {
+            let at = |at: Timestamp| at.strftime("%Y-%m-%d").to_string();
+            checks.well("baseline", format!("cost of {}, speed of {}", at(cost.origin.at), at(speed.origin.at)));
+        }
+        Ok(Baseline { cost, speed, .. }) => {
+            let missing: Vec<&str> = [("cost", cost.is_none()), ("speed", speed.is_none())]
+                .into_iter()
+                .filter_map(|(name, is_missing)| is_missing.then_some(name))
+                .collect();
+            checks.problem("baseline", format!("not recorded: {}", missing.join(", ")), record);
+        }
+        Err(why) => checks.problem("baseline", why, format!("{record} --replace")),
+    }
+    Ok(checks.lines)
+}
+
+/// The names of the Markdown files in a folder.
+fn pages(folder: &Utf8Path) -> Vec<String> {
+    let entries = folder.read_dir_utf8().into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_owned()).filter(|name| name.ends_with(".md"));
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+/// Records that a person has done these steps for the locked release.
+pub fn mark(facts: &ReleaseFacts<'_>, steps: &[String], operator: &Operator) -> Result<(), Failure> {
+    let scope = &facts.staging.scope;
+    let Some(reason) = operator.reason.as_deref().filter(|reason| !reason.trim().is_empty()) else {
+        return Err(Failure::usage("no_reason", anyhow::anyhow!("--done needs a reason")).hint("add --reason TEXT"));
+    };
+    if let Some(step) = steps.iter().find(|step| !MARKABLE.contains(&step.as_str())) {
+        let why = match STEPS.iter().any(|(name, _)| name == step) {
+            true => format!("`{step}` is shown by files and records, and not recorded by hand"),
+            false => format!("the checklist has no step `{step}`"),
+        };
+        let hint = format!("these can be recorded: `{}`", MARKABLE.join("`, `"));
+        return Err(Failure::usage("unknown_step", anyhow::anyhow!(why)).hint(hint));
+    }
+    let Some(lock) = facts.staging.lock()? else {
+        let error = anyhow::anyhow!("environment {} has no release lock, so there is no release to check", scope.name);
+        return Err(Failure::usage("no_lock", error).hint(scope.command("release set")));
+    };
+    let now = Timestamp::now();
+    if steps.iter().any(|step| step == "watch") {
+        may_be_watched(facts, &lock, now)?;
+    }
+    let mut kept = marks(&scope.folder).unwrap_or_default();
+    kept.extend(steps.iter().map(|step| Mark {
+        step: step.clone(),
+        release: digest_of(&lock),
+        at: now,
+        by: operator.by.clone(),
+        reason: reason.to_owned(),
+        tool: operator.tool.clone(),
+    }));
+    let old = kept.len().saturating_sub(MAX_RECORDS);
+    let folder = &scope.folder;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.with_context(|| format!("make {folder}"))?;
+    let bytes = serde_json::to_vec_pretty(&Marks { marks: kept.split_off(old) })?;
+    Ok(write_signed(folder, &file(folder), &bytes, &what(&bytes))?)
+}
+
+/// Refuses the record of a watch that is not over.
+fn may_be_watched(facts: &ReleaseFacts<'_>, lock: &Lock, now: Timestamp) -> Result<(), Failure> {
+    let early = |why: String| {
+        Failure::refused("too_early", anyhow::anyhow!(why).context("`watch` was not recorded"))
+            .hint("record it 24 hours after the release was applied in production")
+    };
+    let Some(production) = facts.production else {
+        return Err(Failure::usage("no_production", anyhow::anyhow!("`watch` is of a production environment"))
+            .hint("name it: --production ENV"));
+    };
+    let history = release::recorded(&production.scope)?;
+    let newest = history.newest().map_err(early)?;
+    let is_this = |entry: &&Entry| covers(lock, &entry.applied.lock, &production.loaded.environment).is_ok();
+    let Some(entry) = newest.filter(is_this) else {
+        return Err(early(format!("{} does not run this release", production.scope.name)));
+    };
+    match now.duration_since(entry.applied.at) < SignedDuration::from_hours(24) {
+        true => Err(early(format!("it was applied at {:.0}", entry.applied.at))),
+        false => Ok(()),
+    }
+}
+
+/// The records of a state folder, if this environment signed them. Else why they are not used.
+fn marks(folder: &Utf8Path) -> Result<Vec<Mark>, String> {
+    let file = file(folder);
+    let unverified = |why: String| format!("{file} is not verified: {why}");
+    let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else { return Ok(Vec::new()) };
+    let signed_as = signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
+    if signed_as != what(&bytes) {
+        return Err(unverified("it is signed as another file".to_owned()));
+    }
+    let kept: Marks = serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))?;
+    Ok(kept.marks)
+}
+
+fn file(folder: &Utf8Path) -> Utf8PathBuf {
+    folder.join("evidence").join("checklist.json")
+}
+
+/// What the signature of these bytes says.
+fn what(bytes: &[u8]) -> String {
+    format!("textnlp release checklist, sha256 {}", sha256(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_orchestrator::release::Applied;
+
+    use super::*;
+
+    fn entry(tool: &str) -> Entry {
+        let lock = Lock {
+            environment: textnlp_provider::EnvironmentName::new("staging").unwrap(),
+            server: "sha256:1".to_owned(),
+            models: Default::default(),
+            sources: Default::default(),
+            images: Default::default(),
+            image_sources: Default::default(),
+            templates: None,
+            configuration: String::new(),
+            schema: None,
+        };
+        let (at, by, tool) = (Timestamp::UNIX_EPOCH, "ada".to_owned(), tool.to_owned());
+        Entry { number: 3, applied: Applied { at, by, reason: None, tool, schema: None, phase: None, lock } }
+    }
+
+    #[test]
+    fn version_counts_when_the_release_before_had_another_one() {
+        let tool = concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION"));
+        assert!(version(None).is_ok() && version(Some(&entry("textnlp-deploy 0.0.1"))).is_ok());
+        assert!(version(Some(&entry(tool))).unwrap_err().contains("release 3"));
+    }
+
+    #[test]
+    fn changelog_needs_a_heading_with_the_version() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        assert!(changelog(folder).unwrap_err().contains("CHANGELOG.md"));
+        let write = |text: String| std::fs::write(folder.join("CHANGELOG.md"), text).unwrap();
+        write(format!("# Changelog\n\n## [Unreleased]\n\n{VERSION} is next\n\n## [{VERSION}9]\n"));
+        assert!(changelog(folder).unwrap_err().contains("no heading"));
+        write(format!("# Changelog\n\n## [{VERSION}] - 2026-11-26\n"));
+        assert!(changelog(folder).unwrap().contains("CHANGELOG.md:3"));
+    }
+
+    #[test]
+    fn record_of_a_person_takes_the_place_of_missing_evidence() {
+        let of = |found: Found, mark: Option<&str>| step(("tests", "all tests pass"), found, mark.map(str::to_owned));
+        let yours = || Found::Yours("not recorded".to_owned(), "run them".to_owned());
+        assert_eq!(of(yours(), None).state, StepState::Yours);
+        let marked = of(yours(), Some("ada: CI run 7"));
+        assert_eq!((marked.state, marked.evidence.as_str(), marked.next), (StepState::Done, "ada: CI run 7", None));
+        assert_eq!(of(Found::open("why", "up"), None).next.as_deref(), Some("up"));
+    }
+
+    #[test]
+    fn every_markable_step_is_one_of_the_list_or_of_readiness() {
+        let readiness = ["docs", "api-parity", "runbooks", "dashboards"];
+        for name in MARKABLE {
+            assert!(STEPS.iter().any(|(step, _)| *step == name) || readiness.contains(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn records_count_only_as_signed() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        assert_eq!(marks(folder), Ok(Vec::new()));
+        let mark = Mark {
+            step: "tests".to_owned(),
+            release: "sha256:1".to_owned(),
+            at: Timestamp::UNIX_EPOCH,
+            by: "ada".to_owned(),
+            reason: "CI run 7".to_owned(),
+            tool: "textnlp-deploy".to_owned(),
+        };
+        let bytes = serde_json::to_vec(&Marks { marks: vec![mark.clone()] }).unwrap();
+        write_signed(folder, &file(folder), &bytes, &what(&bytes)).unwrap();
+        assert_eq!(marks(folder), Ok(vec![mark]));
+        let changed = String::from_utf8(bytes).unwrap().replace("CI run 7", "CI run 8");
+        std::fs::write(file(folder), changed).unwrap();
+        assert!(marks(folder).unwrap_err().contains("checklist.json is not verified"));
+    }
+}

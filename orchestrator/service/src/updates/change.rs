@@ -1,0 +1,227 @@
+//! Changes that take other versions: in the environment's file and in its release lock.
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+use textnlp_files::Replace;
+use textnlp_models::{Event, FetchOptions, Source, Store, inspect};
+use textnlp_orchestrator::environment::{Catalogue, Library, Loaded, Overrides, Source as FileSource};
+use textnlp_orchestrator::release::Lock;
+
+use crate::artifacts::model_cache;
+use crate::configuration::own_file_mode;
+use crate::environments::invalid;
+use crate::models::failed;
+use crate::{ChosenEnvironment, Failure, Progress, size};
+
+/// How another version is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "in", rename_all = "snake_case")]
+pub enum Change {
+    /// A value of the environment's file.
+    File {
+        /// The setting: `sites[0].cluster.image`.
+        setting: String,
+        /// The file.
+        file: String,
+        /// The line.
+        line: usize,
+        /// The present value.
+        from: String,
+        /// The new one.
+        to: String,
+    },
+    /// A model of the release lock: the commit of its branch is fetched, and its digest is locked.
+    Model {
+        /// The model.
+        name: String,
+        /// Its source.
+        source: String,
+        /// The commit.
+        commit: String,
+    },
+    /// Parts of the release lock that this program and this machine have.
+    Release {
+        /// The parts: `server`, `models.NAME`, `images.SITE`.
+        what: Vec<String>,
+    },
+    /// Another command or person makes it.
+    Other {
+        /// How.
+        how: String,
+    },
+}
+
+impl Change {
+    /// A change of the environment's own file. Files that it extends have other readers, and built-in ones cannot be written.
+    pub(super) fn of_file(
+        loaded: &Loaded,
+        (setting, from, to): (&str, String, String),
+        (file, line): (&str, usize),
+    ) -> Self {
+        let is_own = loaded.files.first().is_some_and(|own| own == file) && Utf8Path::new(file).is_file();
+        match is_own {
+            true => Change::File { setting: setting.to_owned(), file: file.to_owned(), line, from, to },
+            false => Change::Other { how: format!("`{setting}` is set in {file}: write {to} in your own file") },
+        }
+    }
+
+    /// Whether `apply` makes it.
+    pub fn is_own(&self) -> bool {
+        !matches!(self, Change::Other { .. })
+    }
+}
+
+/// The files that changes were written to.
+#[derive(Debug, Default, Serialize)]
+pub struct Changed {
+    /// The environment's file.
+    pub file: Option<Utf8PathBuf>,
+    /// The release lock.
+    pub lock: Option<Utf8PathBuf>,
+}
+
+/// Makes changes: fetches models, then writes the environment's file and the release lock. `here`: the release that
+/// `release set` would lock.
+pub async fn apply(
+    chosen: &ChosenEnvironment,
+    changes: &[Change],
+    here: &Lock,
+    (library, overrides, catalogue): (&Library, &Overrides, &Catalogue),
+    progress: &dyn Progress,
+) -> Result<Changed, Failure> {
+    let before = chosen.lock()?;
+    let mut lock = before.clone();
+    for change in changes {
+        match (change, &mut lock) {
+            (Change::Model { name, source, commit }, Some(lock)) => {
+                let digest = fetched(chosen, source, commit, progress).await?;
+                lock.models.insert(name.clone(), digest);
+                lock.sources.insert(name.clone(), source.clone());
+            }
+            (Change::Release { what }, Some(lock)) => what.iter().for_each(|part| take(lock, here, part)),
+            _ => {}
+        }
+    }
+    let mut changed = Changed::default();
+    let lines: Vec<_> = changes.iter().filter(|change| matches!(change, Change::File { .. })).collect();
+    if let Some(Change::File { file, .. }) = lines.first() {
+        let file = Utf8PathBuf::from(file);
+        let Some(mode) = own_file_mode(&file)? else {
+            return Err(Failure::usage("no_environment_file", anyhow::anyhow!("{file} does not exist any more")));
+        };
+        let mut text = std::fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+        for change in lines {
+            if let Change::File { setting, line, from, to, .. } = change {
+                text = edited(&text, *line, from, to).map_err(|why| {
+                    let error = anyhow::anyhow!("{file}:{line}: {why}").context("nothing was written");
+                    Failure::refused("not_replaceable", error).hint(format!("write {setting}: {to}"))
+                })?;
+            }
+        }
+        // Before it replaces a file that can be loaded.
+        let source = FileSource { label: file.to_string(), bytes: text.clone().into_bytes() };
+        let loaded = library.beside(&file).load_source(source, overrides, catalogue);
+        loaded.map_err(|error| invalid(error, &chosen.scope.again))?;
+        Replace::mode(mode).write(&file, text.as_bytes()).with_context(|| format!("write {file}"))?;
+        changed.file = Some(file);
+    }
+    if let Some(lock) = lock.filter(|lock| before.as_ref() != Some(lock)) {
+        lock.write(&chosen.lock_path)?;
+        changed.lock = Some(chosen.lock_path.clone());
+    }
+    Ok(changed)
+}
+
+/// The part of a lock that this machine has.
+fn take(lock: &mut Lock, here: &Lock, part: &str) {
+    match part.split_once('.') {
+        Some(("models", name)) => {
+            if let Some(digest) = here.models.get(name) {
+                lock.models.insert(name.to_owned(), digest.clone());
+            }
+        }
+        Some(("images", site)) => {
+            if let Some(image) = here.images.get(site) {
+                lock.images.insert(site.to_owned(), image.clone());
+            }
+            if let Some(source) = here.image_sources.get(site) {
+                lock.image_sources.insert(site.to_owned(), source.clone());
+            }
+        }
+        _ => {
+            // As `release set` does: the schema is that of the server.
+            lock.server.clone_from(&here.server);
+            lock.schema = here.schema;
+            lock.templates.clone_from(&here.templates);
+        }
+    }
+}
+
+/// The digest of a branch's commit, fetched into the cache that `up` uses.
+async fn fetched(
+    chosen: &ChosenEnvironment,
+    source: &str,
+    commit: &str,
+    progress: &dyn Progress,
+) -> Result<String, Failure> {
+    let source: Source = source.parse().map_err(|error| failed(textnlp_models::Error::Source(error)))?;
+    let store = Store::open(model_cache(chosen)?).map_err(failed)?;
+    let fetching = chosen.scope.platform.fetching(&chosen.loaded.environment)?;
+    let options = FetchOptions { refresh: true, ..fetching };
+    let report = |event| {
+        if let Event::File { name, done, .. } = event {
+            progress.doing(&format!("{name}: {}", size(done)));
+        }
+    };
+    let model = store.fetch(&source, &options, &report).await.map_err(failed)?;
+    inspect(&model.dir).map_err(failed)?;
+    if model.manifest.revision.as_deref() != Some(commit) {
+        let error = anyhow::anyhow!("{source} has another commit than {commit} now").context("nothing was written");
+        return Err(Failure::refused("changed_meanwhile", error).hint("run the command again"));
+    }
+    Ok(model.manifest.digest.to_string())
+}
+
+/// The text with a value of one line replaced. Lines count from 1. Why it is not replaced, if so.
+fn edited(text: &str, line: usize, from: &str, to: &str) -> Result<String, String> {
+    let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let at = line.checked_sub(1).ok_or("lines count from 1")?;
+    let found = lines.get_mut(at).ok_or("the file has fewer lines")?;
+    if found.matches(from).count() != 1 {
+        return Err(format!("the line does not have `{from}` exactly once"));
+    }
+    let replaced = found.replacen(from, to, 1);
+    *found = &replaced;
+    Ok(lines.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::lock;
+    use super::*;
+
+    #[test]
+    fn one_line_of_a_file_changes_and_its_comment_stays() {
+        let text = "a: 1\nimage: r/x:1.0 # keep\nb: r/x:1.0\n";
+        assert_eq!(edited(text, 2, "r/x:1.0", "r/x:1.1").unwrap(), "a: 1\nimage: r/x:1.1 # keep\nb: r/x:1.0\n");
+        assert_eq!(edited("image: r/x:1.0", 1, "r/x:1.0", "r/x:1.1").unwrap(), "image: r/x:1.1");
+        for (line, from) in [(0, "r/x:1.0"), (1, "r/x:1.0"), (9, "r/x:1.0"), (2, "e")] {
+            assert!(edited(text, line, from, "y").is_err(), "{line} {from}");
+        }
+    }
+
+    #[test]
+    fn only_the_named_parts_of_a_lock_change() {
+        let environment = Library::built_in().load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
+        let (mut old, mut new) = (lock(&environment.environment, "1"), lock(&environment.environment, "2"));
+        new.models.insert("a".to_owned(), "sha256:a".to_owned());
+        new.images.insert("here".to_owned(), "r/x@sha256:0".to_owned());
+        let server = old.server.clone();
+        take(&mut old, &new, "models.a");
+        assert_eq!((&old.models, &old.server, old.images.len()), (&new.models, &server, 0));
+        take(&mut old, &new, "images.here");
+        take(&mut old, &new, "server");
+        assert_eq!((&old.images, &old.server), (&new.images, &new.server));
+    }
+}
