@@ -183,7 +183,7 @@ pub enum Command {
     /// Export to Terraform, Kubernetes YAML, Kustomize or Helm
     #[command(subcommand)]
     Export(crate::state_args::Export),
-    /// Vacuum and analyze the database
+    /// Maintain and measure the database
     #[command(subcommand)]
     Db(crate::operations_args::Db),
     /// Remove old files that nothing needs: programs, models, logs
@@ -267,6 +267,8 @@ pub enum Command {
     KubeToken(KubeToken),
     /// Print a shell completion script
     Completions(Completions),
+    /// Print the manual page, or write the pages of all commands
+    Man(Man),
 }
 
 /// See [`Command::KubeToken`].
@@ -1098,4 +1100,12 @@ pub struct Supervise {
 pub struct Completions {
     /// Shell to generate the script for
     pub shell: clap_complete::Shell,
+}
+
+/// See [`Command::Man`].
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Write a page for each command into this folder [default: print the page of the program]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<Utf8PathBuf>,
 }

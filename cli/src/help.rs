@@ -37,10 +37,10 @@ const GROUPS: [(&str, &[&str]); 9] = [
 ];
 
 /// The last group: for scripts and other programs.
-const OTHERS: (&str, &[&str]) = ("Other", &["serve", "kube-token", "completions", "help"]);
+const OTHERS: (&str, &[&str]) = ("Other", &["serve", "kube-token", "completions", "man", "help"]);
 
 /// Examples of commands that have no other text below their options.
-const EXAMPLES: [(&str, &[&str]); 21] = [
+const EXAMPLES: [(&str, &[&str]); 22] = [
     ("init", &["init", "init my-service"]),
     ("preflight", &["preflight --env staging"]),
     (
@@ -87,15 +87,22 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
     ("health", &["health --env staging", "health check --env staging --all"]),
     ("load", &["load --env staging --users 20"]),
     ("completions", &["completions bash"]),
+    ("man", &["man", "man --dir ~/.local/share/man/man1"]),
 ];
 
-/// The command line with its help laid out.
-pub fn command() -> Command {
+/// The command line with all its descriptions.
+pub fn described() -> Command {
     let mut command = Cli::command();
     for (name, examples) in EXAMPLES {
         let lines: Vec<String> = examples.iter().map(|example| format!("  textnlp-deploy {example}")).collect();
         command = command.mut_subcommand(name, |sub| sub.after_help(format!("Examples:\n{}", lines.join("\n"))));
     }
+    command
+}
+
+/// The command line with its help laid out.
+pub fn command() -> Command {
+    let mut command = described();
     let list = list(&command);
     let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
     // The groups replace clap's own list.

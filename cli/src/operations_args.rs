@@ -372,6 +372,7 @@ pub struct DepsUpdate {
     Examples:\n  \
     textnlp-deploy db vacuum --env staging     reclaim the space of deleted rows\n  \
     textnlp-deploy db analyze --env staging    renew the statistics of the query planner\n  \
+    textnlp-deploy db bench --env staging      measure transactions per second and their latency\n  \
     textnlp-deploy db failover --env pilot     kill the primary, and count acknowledged writes that are lost"
 )]
 pub enum Db {
@@ -381,10 +382,38 @@ pub enum Db {
     Vacuum,
     /// Renew the statistics of the query planner
     Analyze,
+    /// Measure transactions per second and their latency
+    ///
+    /// A transaction is what the service does for one request: look up a key, reserve tokens, settle them. Usage records are
+    /// stored in batches. It works in tables of its own, which it removes; those of the service are not changed. Requests
+    /// may become slower meanwhile. Ends after 1,000,000 transactions at the latest.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy db bench --env staging\n  \
+        textnlp-deploy db bench --env pilot --clients 16 --duration 1m\n  \
+        textnlp-deploy db bench --env pilot --clients 16 --duration 1m -o json")]
+    Bench(DbBench),
     /// Rehearse a failover of the database: kill its primary while rows are written
     ///
     /// Only for a PostgreSQL with replicas that the site runs itself. The service cannot write until the database recovers.
     /// Counts acknowledged writes that are missing afterwards, and removes its rows. The gate of pilot reads the signed
     /// record. Exits with status 3 when a write is lost or the database does not recover.
     Failover,
+}
+
+/// `db bench`.
+#[derive(Debug, Args)]
+pub struct DbBench {
+    /// Clients at the same time, 1 to 64; of PostgreSQL at most half of the free connections
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub clients: u32,
+    /// Duration of the measurement, from 1s to 10m
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = bench_duration)]
+    pub duration: Span,
+}
+
+fn bench_duration(text: &str) -> Result<Span, String> {
+    match crate::dr_args::span(text)? {
+        span if !(1..=600).contains(&span.as_seconds()) => Err("it must be from 1s to 10m".to_owned()),
+        span => Ok(span),
+    }
 }

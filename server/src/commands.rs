@@ -73,7 +73,7 @@ pub enum Admin {
     Audit(JsonCommand),
     /// Run one JSON command about feature flags
     Features(JsonCommand),
-    /// Vacuum or analyze the database and print {"bytes_before", "bytes_after"}
+    /// Vacuum, analyze or measure the database and print the result
     Database(JsonCommand),
     /// Print the usage of a period, {"total", "days", "groups"}
     Usage(JsonCommand),
@@ -255,6 +255,8 @@ pub fn run(command: Command) -> ExitCode {
         Command::Serve(of) => of.read().map_or(1, |config| config.api.workers),
         Command::Gateway(_) => std::thread::available_parallelism().map_or(2, usize::from).min(8),
         Command::Agent(_) | Command::Witness(_) | Command::Relay(_) => 2,
+        // A benchmark has many clients.
+        Command::Admin(Admin::Database(_)) => std::thread::available_parallelism().map_or(1, usize::from).min(4),
         Command::Postgres(_) | Command::Admin(_) | Command::RenderChat | Command::CheckSchema => 1,
     };
     let runtime =

@@ -63,6 +63,19 @@ fn every_metric_of_the_rules_and_dashboard_is_scraped() {
         assert_eq!((&database["site"], &database["database"]), (&json!("here"), &json!("sqlite")), "{done}");
         assert!(database["bytes_after"].as_u64().unwrap() > 0, "{done}");
     }
+    let bench = ["db", "bench", "--env", "development", "--clients", "2", "--duration", "1s"];
+    let done = sandbox.run(&[&bench[..], &["-o", "json"]].concat()).expect(0).json();
+    let database = &done["databases"][0];
+    assert_eq!((&database["site"], &database["database"]), (&json!("here"), &json!("sqlite")), "{done}");
+    let of_clients = database["per_client"].as_array().unwrap().iter().map(|of_client| of_client.as_u64().unwrap());
+    assert_eq!(Some(of_clients.sum::<u64>()), database["transactions"].as_u64(), "{done}");
+    let shown = sandbox.run(&bench).expect(0).out;
+    assert!(shown.starts_with("here: sqlite, 2 clients") && shown.contains("\n  append_usage "), "{shown}");
+    let left = sandbox.files(&sandbox.site("development").join("data"));
+    assert!(!left.iter().any(|file| file.contains("benchmark")), "{left:?}");
+    for wrong in [["--clients", "65"], ["--duration", "11m"]] {
+        sandbox.run(&[&bench[..4], &wrong].concat()).expect(2);
+    }
     assert_eq!(sandbox.run(&["generate", "Mira walked", "--env", "development"]).exit, 0);
 
     let errors = sandbox.run(&["logs", "errors", "--env", "development", "-o", "json"]).expect(0).json();

@@ -208,6 +208,11 @@ fn pilot_gate_waits_for_its_measurements_and_opens_without_a_waiver() {
     assert!(servers.len() == 2 && servers[0]["system"] == servers[1]["system"], "{failed_over:#}");
     assert!(failed_over["ready_s"].is_number() && failed_over["without_writes_ms"].as_u64() > Some(100));
 
+    let measured = run(&["db", "bench", "--clients", "2", "--duration", "1s"]).expect(0).json();
+    let database = &measured["databases"][0];
+    assert_eq!((&database["database"], &database["clients"]), (&json!("postgresql"), &json!(2)), "{measured:#}");
+    assert!(database["transactions"].as_u64() > Some(0) && database["failed"].is_u64(), "{measured:#}");
+
     run(&["backup", "create"]).expect(0);
 
     // One prober at a time; a signal ends one that has no end.

@@ -451,11 +451,17 @@ fn contains(hay: &[u8], needle: &[u8]) -> bool {
 }
 
 #[test]
-fn cli_prints_its_version_and_shell_completions() {
+fn cli_prints_its_version_shell_completions_and_manual_pages() {
     assert!(program().exists());
     let sandbox = Sandbox::new("words");
     assert!(sandbox.run(&["--version"]).expect(0).out.contains(env!("CARGO_PKG_VERSION")));
     assert!(sandbox.run(&["completions", "bash"]).expect(0).out.contains("textnlp-deploy"));
+    let page = sandbox.run(&["man"]).expect(0).out;
+    assert!(page.starts_with(".TH \"TEXTNLP\\-DEPLOY\" "), "{page}");
+    let written = sandbox.run(&["man", "--dir", "pages", "-o", "json"]).expect(0).json();
+    let files = written["files"].as_array().unwrap();
+    assert_eq!(files[0], "textnlp-deploy.1");
+    assert_eq!(sandbox.files(&sandbox.folder().join("pages")).len(), files.len());
     let help = sandbox.run(&["--help"]).expect(0);
     assert!(help.out.contains("up --env staging"), "{}", help.out);
     sandbox.run(&[]).expect(2);

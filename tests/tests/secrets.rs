@@ -78,6 +78,7 @@ const COMMANDS: &[&str] = &[
     "deps update --env staging --security-only --yes",
     "db vacuum --env staging",
     "db analyze --env staging",
+    "db bench --env staging --clients 2 --duration 1s",
     "db failover --env staging --yes",
     "probe --env staging --every 1s --for 2s",
     "cleanup --env staging --older-than 1d",
@@ -137,6 +138,8 @@ const COMMANDS: &[&str] = &[
     "hold --env staging --reason test",
     "hold --env staging --release",
     "completions bash",
+    "man",
+    "man --dir TMP/man",
 ];
 
 /// Commands that print a secret by design, run until they are stopped, or speak for another program.

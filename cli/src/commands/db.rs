@@ -1,7 +1,8 @@
-//! `db`: maintenance of the database of a running environment, and rehearsals of its failover. The server program does
-//! it beside the database.
+//! `db`: maintenance of the database of a running environment, measurements of it, and rehearsals of its failover. The
+//! server program does it beside the database.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_service::keys::Admin;
@@ -11,19 +12,50 @@ use textnlp_service::running::ServerProcess;
 
 use super::prelude::*;
 use crate::deployment::{self, Deployment};
-use crate::operations_args::Db;
+use crate::operations_args::{Db, DbBench};
 use crate::signals;
+
+/// What the server program does with a database.
+struct Task {
+    name: &'static str,
+    input: Value,
+    /// How long it takes by design.
+    takes: Duration,
+    /// The input that removes what it left, if a signal stops it.
+    cleanup: Option<Value>,
+    /// The text of its results.
+    text: fn(&[Value]) -> String,
+}
+
+impl Task {
+    fn maintenance(name: &'static str) -> Self {
+        Self { name, input: json!({ "do": name }), takes: Duration::ZERO, cleanup: None, text: maintenance_text }
+    }
+
+    fn bench(args: &DbBench) -> Self {
+        let seconds = args.duration.as_seconds();
+        Self {
+            name: "bench",
+            input: json!({ "do": "bench", "clients": args.clients, "seconds": seconds }),
+            takes: Duration::from_secs(seconds),
+            cleanup: Some(json!({ "do": "end_bench" })),
+            text: bench_text,
+        }
+    }
+}
 
 /// `db …`.
 pub async fn db(session: &Session, command: &Db, console: Console) -> Result<Success, Failure> {
     match command {
-        Db::Vacuum => maintenance(session, "vacuum", console).await,
-        Db::Analyze => maintenance(session, "analyze", console).await,
+        Db::Vacuum => perform(session, &Task::maintenance("vacuum"), console).await,
+        Db::Analyze => perform(session, &Task::maintenance("analyze"), console).await,
+        Db::Bench(args) => perform(session, &Task::bench(args), console).await,
         Db::Failover => failover(session, console).await,
     }
 }
 
-async fn maintenance(session: &Session, task: &str, console: Console) -> Result<Success, Failure> {
+/// Performs a task with each database.
+async fn perform(session: &Session, task: &Task, console: Console) -> Result<Success, Failure> {
     let (chosen, running) = session.load_running("database", console).await?;
     let deployment = deployment::recorded(session, chosen).await?;
     // `up` migrates databases, and a backup on this machine copies them: both take this lock.
@@ -32,11 +64,16 @@ async fn maintenance(session: &Session, task: &str, console: Console) -> Result<
     let mut rows = Vec::new();
     let mut first_failure = None;
     let admin = Admin::of(&deployment.chosen, &running);
+    let name = task.name;
     for place in admin.places().into_iter().filter(|place| is_meant(session, *place)) {
         let site = place.map(|process| process.site.as_str());
-        progress.doing(&format!("{task} of the database{}", site.map_or(String::new(), |site| format!(" of {site}"))));
-        match maintain(&deployment, &admin, place, task).await {
+        progress.doing(&format!("{name} of the database{}", site.map_or(String::new(), |site| format!(" of {site}"))));
+        match unless_stopped(&deployment, &admin, place, task, console).await {
             Ok(row) => rows.push(row),
+            Err(failure) if failure.exit == Exit::Stopped => {
+                first_failure = Some(failure);
+                break;
+            }
             Err(failure) => {
                 rows.push(json!({ "site": site, "error": format!("{:#}", failure.error) }));
                 first_failure.get_or_insert(failure);
@@ -45,14 +82,14 @@ async fn maintenance(session: &Session, task: &str, console: Console) -> Result<
     }
     progress.finish();
     locked.close().await.map_err(|error| deployment.failed(error))?;
-    let document = json!({ "environment": deployment.chosen.scope.name, "do": task, "databases": rows });
+    let document = json!({ "environment": deployment.chosen.scope.name, "do": name, "databases": rows });
     match first_failure {
         Some(failure) => Err(failure.document(document)),
         None if rows.is_empty() => {
             let error = anyhow::anyhow!("no database of {} is at that site", deployment.chosen.scope.name);
             Err(Failure::usage("no_such_site", error).hint(deployment.chosen.scope.command("status")))
         }
-        None => Ok(Success::new(text(&rows), document)),
+        None => Ok(Success::new((task.text)(&rows), document)),
     }
 }
 
@@ -64,13 +101,40 @@ fn is_meant(session: &Session, place: Option<&ServerProcess>) -> bool {
     }
 }
 
-async fn maintain(
+/// Performs a task. Where it leaves something, a signal stops it and removes that.
+async fn unless_stopped(
     deployment: &Deployment,
     admin: &Admin<'_>,
     place: Option<&ServerProcess>,
-    task: &str,
+    task: &Task,
+    console: Console,
 ) -> Result<Value, Failure> {
-    let done = admin.site(place).await?.run("database", &json!({ "do": task })).await;
+    let Some(cleanup) = &task.cleanup else { return run(deployment, admin, place, &task.input, task.takes).await };
+    let stop = signals::stop(console);
+    let done = tokio::select! {
+        done = run(deployment, admin, place, &task.input, task.takes) => Some(done),
+        () = stop.cancelled() => None,
+    };
+    // The signals of a terminal reach the server program too, which then fails.
+    if let Some(done) = done.filter(|done| done.is_ok() || !stop.is_cancelled()) {
+        return done;
+    }
+    // A job in a cluster goes on until its tables are gone.
+    if let Err(failure) = run(deployment, admin, place, cleanup, Duration::ZERO).await {
+        console.warn(format!("its tables were not removed, which the next one does: {:#}", failure.error));
+    }
+    let error = anyhow::anyhow!("{} was stopped", task.name);
+    Err(Failure::new(Exit::Stopped, "stopped", error))
+}
+
+async fn run(
+    deployment: &Deployment,
+    admin: &Admin<'_>,
+    place: Option<&ServerProcess>,
+    input: &Value,
+    takes: Duration,
+) -> Result<Value, Failure> {
+    let done = admin.site(place).await?.run_for("database", input, takes).await;
     let mut row = done.map_err(|failure| {
         // The server program refuses it; the command itself is right.
         let exit = if failure.exit == Exit::Usage { Exit::Refused } else { failure.exit };
@@ -83,12 +147,18 @@ async fn maintain(
     Ok(row)
 }
 
-fn text(rows: &[Value]) -> String {
+/// The place of a result, and why there is none if so.
+fn head(row: &Value) -> (&str, Option<&str>) {
+    (row["site"].as_str().unwrap_or("database"), row["skipped"].as_str())
+}
+
+fn maintenance_text(rows: &[Value]) -> String {
     let mut text = String::new();
     for row in rows {
-        let _ = write!(text, "{}: ", row["site"].as_str().unwrap_or("database"));
+        let (place, skipped) = head(row);
+        let _ = write!(text, "{place}: ");
         let bytes = |member: &str| size(row[member].as_u64().unwrap_or_default());
-        let _ = match row["skipped"].as_str() {
+        let _ = match skipped {
             Some(why) => writeln!(text, "skipped: {why}"),
             None => writeln!(
                 text,
@@ -102,6 +172,53 @@ fn text(rows: &[Value]) -> String {
     }
     text
 }
+
+fn bench_text(rows: &[Value]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        let (place, skipped) = head(row);
+        if let Some(why) = skipped {
+            let _ = writeln!(text, "{place}: skipped: {why}");
+            continue;
+        }
+        let number = |member: &str| row[member].as_f64().unwrap_or_default();
+        let count = |member: &str| row[member].as_u64().unwrap_or_default();
+        let _ = write!(
+            text,
+            "{place}: {}, {} clients, {:.1} s\n  transactions    {} succeeded, {} failed, {:.1} per second\n  \
+             connections     {}, open after {:.1} ms\n  usage records   {}\n\n  milliseconds         calls",
+            row["database"].as_str().unwrap_or_default(),
+            count("clients"),
+            number("seconds"),
+            count("transactions"),
+            count("failed"),
+            number("per_second"),
+            count("connections"),
+            number("connection_ms"),
+            count("usage_rows")
+        );
+        for name in LATENCIES {
+            let _ = write!(text, "{name:>10}");
+        }
+        text.push('\n');
+        let whole = json!({ "name": "transaction", "calls": row["transactions"], "latency_ms": row["latency_ms"] });
+        for statement in [&whole].into_iter().chain(row["statements"].as_array().into_iter().flatten()) {
+            let (name, calls) = (statement["name"].as_str().unwrap_or_default(), statement["calls"].as_u64());
+            let _ = write!(text, "  {name:<16}{:>10}", calls.unwrap_or_default());
+            for name in LATENCIES {
+                let _ = write!(text, "{:>10.3}", statement["latency_ms"][name].as_f64().unwrap_or_default());
+            }
+            text.push('\n');
+        }
+        for note in row["notes"].as_array().into_iter().flatten() {
+            let _ = writeln!(text, "  note: {}", note.as_str().unwrap_or_default());
+        }
+    }
+    text
+}
+
+/// The latencies of a benchmark, in the order of the table.
+const LATENCIES: [&str; 5] = ["average", "p50", "p95", "p99", "max"];
 
 /// Kills the primary after an approval.
 async fn failover(session: &Session, console: Console) -> Result<Success, Failure> {
@@ -168,6 +285,33 @@ mod tests {
         ];
         let expect =
             "a: sqlite, 2.0 MB before, 500.0 kB now, 7 ms\nb: skipped: it is a standby, and follows its primary\n";
-        assert_eq!(text(&rows), expect);
+        assert_eq!(maintenance_text(&rows), expect);
+    }
+
+    #[test]
+    fn benchmark_has_a_table_of_latencies() {
+        let latency = json!({ "average": 1.5, "p50": 1.25, "p95": 2.0, "p99": 3.0, "max": 12.0 });
+        let rows = [
+            json!({
+                "site": "a", "database": "sqlite", "clients": 4, "seconds": 10.0, "connections": 5, "connection_ms": 2.0,
+                "transactions": 1000, "failed": 1, "per_second": 100.0, "latency_ms": latency, "usage_rows": 1000,
+                "statements": [{ "name": "reserve", "calls": 1000, "latency_ms": latency }],
+                "notes": ["the service recorded 3 requests meanwhile, which use the same database"],
+            }),
+            json!({ "site": "b", "skipped": "it is a standby, and follows its primary" }),
+        ];
+        let expect = "\
+a: sqlite, 4 clients, 10.0 s
+  transactions    1000 succeeded, 1 failed, 100.0 per second
+  connections     5, open after 2.0 ms
+  usage records   1000
+
+  milliseconds         calls   average       p50       p95       p99       max
+  transaction           1000     1.500     1.250     2.000     3.000    12.000
+  reserve               1000     1.500     1.250     2.000     3.000    12.000
+  note: the service recorded 3 requests meanwhile, which use the same database
+b: skipped: it is a standby, and follows its primary
+";
+        assert_eq!(bench_text(&rows), expect);
     }
 }

@@ -27,6 +27,7 @@ mod kube_token;
 mod load;
 mod log_errors;
 mod logs;
+mod man;
 mod metrics;
 mod model;
 mod monthly;
@@ -59,6 +60,7 @@ pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
         // The supervisor creates its own runtime.
         Command::Supervise(args) => supervise::supervise(&args),
         Command::Completions(args) => Ok(supervise::completions(&args)),
+        Command::Man(args) => man::man(&args),
         // It uses no environment, because kubectl runs it in any folder.
         Command::KubeToken(args) => kube_token::kube_token(&args),
         command => {
@@ -146,7 +148,11 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Validate(args) => inference::validate(session, args).await,
         Command::Health(args) => health::health(session, &args, console).await,
         Command::Load(args) => load::load(session, &args, console).await,
-        Command::Server(_) | Command::Supervise(_) | Command::Completions(_) | Command::KubeToken(_) => {
+        Command::Server(_)
+        | Command::Supervise(_)
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::KubeToken(_) => {
             Err(Failure::new(Exit::Failed, "internal", anyhow::anyhow!("this command is run by its own function")))
         }
     }

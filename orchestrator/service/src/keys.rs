@@ -1,6 +1,7 @@
 //! Commands that the server program of a running environment runs beside its database, and its API keys.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::SignedDuration;
@@ -135,7 +136,12 @@ impl<'a> Admin<'a> {
 impl SiteJobs<'_> {
     /// Runs one `admin` command of the server program with its JSON input.
     pub async fn run(&self, command: &str, input: &Value) -> Result<Value, Failure> {
-        let output = self.jobs.run(self.of.running.lineage, command, input).await?;
+        self.run_for(command, input, Duration::ZERO).await
+    }
+
+    /// The same for a command that takes this time by design.
+    pub async fn run_for(&self, command: &str, input: &Value, takes: Duration) -> Result<Value, Failure> {
+        let output = self.jobs.run_for(self.of.running.lineage, command, input, takes).await?;
         answered(command, output.answer.unwrap_or_default(), output.failure)
     }
 

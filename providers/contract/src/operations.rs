@@ -108,7 +108,12 @@ pub trait Jobs: Send + Sync {
 
     /// Runs `admin COMMAND` of the server program (`keys`, …) with its JSON input, and waits for the end. On an error
     /// the end of the job was not observed; it may have succeeded.
-    async fn run(&self, lineage: Lineage, command: &str, input: &Value) -> Result<JobOutput>;
+    async fn run(&self, lineage: Lineage, command: &str, input: &Value) -> Result<JobOutput> {
+        self.run_for(lineage, command, input, Duration::ZERO).await
+    }
+
+    /// The same for a command that takes this time by design, besides the usual timeout.
+    async fn run_for(&self, lineage: Lineage, command: &str, input: &Value, takes: Duration) -> Result<JobOutput>;
 }
 
 /// The outcome of a one-off job that ended.

@@ -43,23 +43,25 @@ impl Kubernetes {
     /// of the container. Its output is in the cluster's logs: neither output nor arguments may contain secrets.
     ///
     /// An error if the deployment is not of this lineage, if the job could not be created, or if its end was not seen
-    /// within three minutes. In the last case the job may have done its work.
+    /// within three minutes and what it `takes` by design. In the last case the job may have done its work.
     pub async fn run_job(
         &self,
         (namespace, lineage): (&str, Lineage),
         deployment: &str,
         container: &str,
         arguments: &[String],
+        takes: Duration,
     ) -> Result<JobResult> {
         let api = self.api().await?;
         let call = call("read", "get", table::named("kubernetes.deployment"), namespace, Some(deployment));
         let servers = read_own(&api, &call, lineage).await?;
-        let Some(job) = job(&servers, container, arguments) else {
+        let within = JOB_TIMEOUT + takes;
+        let Some(job) = job(&servers, container, arguments, within) else {
             let why = format!("it has no container `{container}`");
             return Err(call.error(ErrorKind::Invalid).because(why));
         };
         let made = make(&api, namespace, &job).await?;
-        let done = wait_for_end(&api, namespace, container, &made, JOB_TIMEOUT, &|_| {}).await;
+        let done = wait_for_end(&api, namespace, container, &made, within, &|_| {}).await;
         // The job has a TTL, so a failed deletion does not matter.
         let name = made["metadata"]["name"].as_str();
         let gone = self::call("remove", "delete", table::named("kubernetes.job"), namespace, name);
@@ -117,8 +119,8 @@ pub(crate) async fn read_own(api: &Api, call: &Call<'_>, lineage: Lineage) -> Re
     Err(call.error(ErrorKind::Conflict).because(why).hint(hint))
 }
 
-/// A job with a deployment's pod, reduced to one container. Its owner is the deployment.
-fn job(servers: &Value, container: &str, arguments: &[String]) -> Option<Value> {
+/// A job with a deployment's pod, reduced to one container, that ends within this time. Its owner is the deployment.
+fn job(servers: &Value, container: &str, arguments: &[String], within: Duration) -> Option<Value> {
     let mut spec = servers["spec"]["template"]["spec"].clone();
     let containers = spec["containers"].as_array()?;
     let mut one = containers.iter().find(|one| one["name"] == container)?.clone();
@@ -175,7 +177,7 @@ fn job(servers: &Value, container: &str, arguments: &[String]) -> Option<Value> 
         },
         "spec": {
             "backoffLimit": 0,
-            "activeDeadlineSeconds": JOB_TIMEOUT.as_secs(),
+            "activeDeadlineSeconds": within.as_secs(),
             "ttlSecondsAfterFinished": LEFT,
             "template": { "metadata": { "labels": labels, "annotations": carried }, "spec": spec },
         },
@@ -304,7 +306,7 @@ mod tests {
                 "volumes": [{ "name": "config" }, { "name": "models" }, { "name": "shared-models" }],
             } } },
         });
-        let made = job(&servers, "api", &["serve".to_owned(), "a$(B)$$".to_owned()]).unwrap();
+        let made = job(&servers, "api", &["serve".to_owned(), "a$(B)$$".to_owned()], JOB_TIMEOUT * 2).unwrap();
         let pod = &made["spec"]["template"]["spec"];
         assert_eq!(pod["volumes"], json!([{ "name": "config" }]));
         assert_eq!(made["spec"]["template"]["metadata"]["annotations"], json!({ "textnlp-config": "c" }));
@@ -314,7 +316,8 @@ mod tests {
         assert_eq!(one["args"], json!(["serve", "a$$(B)$$$$"]), "no variable is put in");
         assert!(one.get("readinessProbe").is_none() && one["env"][0]["value"] == "1");
         assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "1");
-        assert_eq!(job(&servers, "other", &[]), None);
+        assert_eq!(made["spec"]["activeDeadlineSeconds"], 360);
+        assert_eq!(job(&servers, "other", &[], JOB_TIMEOUT), None);
     }
 
     #[test]
@@ -326,7 +329,8 @@ mod tests {
             "runtimeClassName": "nvidia",
             "containers": [{ "name": "api", "resources": { "limits": { "cpu": "4", GPU: 1 } } }],
         });
-        let pod = |servers: &Value| job(servers, "api", &[]).unwrap()["spec"]["template"]["spec"].to_string();
+        let pod =
+            |servers: &Value| job(servers, "api", &[], JOB_TIMEOUT).unwrap()["spec"]["template"]["spec"].to_string();
         assert!(
             !["nvidia", "textnlp/pool"].iter().any(|of_a_gpu| pod(&servers).contains(of_a_gpu)),
             "{}",

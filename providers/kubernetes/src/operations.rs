@@ -136,9 +136,10 @@ impl Jobs for ClusterOperations {
         true
     }
 
-    async fn run(&self, lineage: Lineage, command: &str, input: &Value) -> Result<JobOutput> {
+    async fn run_for(&self, lineage: Lineage, command: &str, input: &Value, takes: Duration) -> Result<JobOutput> {
         let arguments = ["admin", command, "--config", SERVER_CONFIG, "--do", &input.to_string()];
-        let done = self.cluster.run_job(self.place(lineage), SERVERS, SERVER, &arguments.map(str::to_owned)).await?;
+        let arguments = arguments.map(str::to_owned);
+        let done = self.cluster.run_job(self.place(lineage), SERVERS, SERVER, &arguments, takes).await?;
         Ok(JobOutput { answer: done.answer(), failure: (!done.succeeded).then(|| error_chain(&done.failure())) })
     }
 }

@@ -107,7 +107,7 @@ impl Jobs for LocalOperations {
         false
     }
 
-    async fn run(&self, _: Lineage, command: &str, input: &Value) -> Result<JobOutput> {
+    async fn run_for(&self, _: Lineage, command: &str, input: &Value, takes: Duration) -> Result<JobOutput> {
         let Some(ServerProgram { program, config }) = &self.server else {
             return Err(Error::new(ErrorKind::NotFound, "start", "the server program"));
         };
@@ -121,7 +121,7 @@ impl Jobs for LocalOperations {
         let arguments = ["admin", command, "--config", config.as_str()].map(str::to_owned);
         let input = Input::Text(input.to_string());
         let ProgramOutput { status, out, err } =
-            run(&verified, &arguments, input, self.within, program.as_str()).await?;
+            run(&verified, &arguments, input, self.within + takes, program.as_str()).await?;
         let failure = (!status.success()).then(|| String::from_utf8_lossy(&err).into_owned());
         Ok(JobOutput { answer: serde_json::from_slice(&out).ok(), failure })
     }

@@ -1,8 +1,13 @@
 //! `admin database`: maintenance of the database by JSON: a command on standard input, an answer on standard output.
 
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
-use textnlp_store::{Maintenance, MaintenanceError, Store};
+use textnlp_store::{BenchmarkPlan, Database, Maintenance, MaintenanceError, Store};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::keys::KeysError;
 use crate::config::Config;
@@ -13,6 +18,10 @@ use crate::config::Config;
 struct Command {
     #[serde(rename = "do")]
     task: Task,
+    /// The clients of a benchmark.
+    clients: Option<u32>,
+    /// Its duration.
+    seconds: Option<u64>,
 }
 
 /// What to do.
@@ -29,17 +38,21 @@ enum Task {
     EndRehearsal,
     /// Reports the server of PostgreSQL that answers.
     Server,
+    /// Measures the database.
+    Bench,
+    /// Removes what a benchmark left.
+    EndBench,
 }
 
-/// Maintains the database, or rehearses the failure of its primary. Answers with `site`, and with the result or why there
-/// is nothing to do.
+/// Maintains or measures the database, or rehearses the failure of its primary. Answers with `site`, and with the result
+/// or why there is nothing to do.
 pub(crate) async fn database(config: &Config, command: &str) -> Result<Value, KeysError> {
     let command: Command = serde_json::from_str(command).map_err(|error| KeysError::Command {
         message: format!("the command cannot be read: {error}"),
-        hint: Some(r#"{"do": "vacuum"} or {"do": "analyze"}"#.to_owned()),
+        hint: Some(r#"{"do": "vacuum"}, {"do": "analyze"} or {"do": "bench", "clients": 4, "seconds": 10}"#.to_owned()),
     })?;
     let store = Store::open(&config.database).await?;
-    let done = perform(&store, command.task).await;
+    let done = perform(&store, &config.database, &command).await;
     store.close().await;
     let mut answer = match done {
         Ok(done) => done,
@@ -51,8 +64,8 @@ pub(crate) async fn database(config: &Config, command: &str) -> Result<Value, Ke
     Ok(answer)
 }
 
-async fn perform(store: &Store, task: Task) -> Result<Value, MaintenanceError> {
-    Ok(match task {
+async fn perform(store: &Store, database: &Database, command: &Command) -> Result<Value, MaintenanceError> {
+    Ok(match command.task {
         Task::Vacuum => json!(store.maintain(Maintenance::Vacuum).await?),
         Task::Analyze => json!(store.maintain(Maintenance::Analyze).await?),
         Task::Rehearse => json!(store.rehearse().await?),
@@ -65,5 +78,27 @@ async fn perform(store: &Store, task: Task) -> Result<Value, MaintenanceError> {
             json!({})
         }
         Task::Server => json!(store.server().await?),
+        Task::Bench => {
+            let usual = BenchmarkPlan::default();
+            let plan = BenchmarkPlan {
+                clients: command.clients.unwrap_or(usual.clients),
+                duration: command.seconds.map_or(usual.duration, Duration::from_secs),
+            };
+            json!(store.benchmark(database, plan, stopped()).await?)
+        }
+        Task::EndBench => {
+            store.end_benchmark(database).await?;
+            json!({})
+        }
+    })
+}
+
+/// Ends with a signal that asks this process to stop. From this call on, these signals do not end the process.
+fn stopped() -> impl Future<Output = ()> {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let mut signals = kinds.map(|kind| signal(kind).ok());
+    poll_fn(move |context| {
+        let is_stopped = signals.iter_mut().flatten().any(|signal| signal.poll_recv(context).is_ready());
+        if is_stopped { Poll::Ready(()) } else { Poll::Pending }
     })
 }

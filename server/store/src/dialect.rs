@@ -68,6 +68,14 @@ const SETTLES: Duration = Duration::from_secs(6);
 const TURNS: usize = 256;
 
 impl Dialect {
+    /// Its name in results.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgresql",
+        }
+    }
+
     /// The statement that starts a change.
     pub(super) fn begin(self, haste: Haste) -> &'static str {
         match (self, haste) {
@@ -255,6 +263,14 @@ async fn open_postgres(server: &PostgresAt, database: &Database) -> Result<Store
 pub(super) fn open_later(server: &PostgresAt, most: u32) -> Result<Store, StoreError> {
     sqlx::any::install_default_drivers();
     Ok(postgres(with_own_password(server.url().map_err(StoreError::Address)?)?, most))
+}
+
+/// The same with this schema instead of the usual ones. Connects later.
+pub(super) fn open_schema(server: &PostgresAt, schema: &str, most: u32) -> Result<Store, StoreError> {
+    let mut url = server.url().map_err(StoreError::Address)?;
+    // The last setting of a name counts.
+    url.query_pairs_mut().append_pair("options", &format!("-c search_path={schema}"));
+    Ok(postgres(with_own_password(url)?, most))
 }
 
 fn postgres(options: AnyConnectOptions, most: u32) -> Store {

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod audit;
+mod benchmark;
 mod budget;
 mod check;
 mod config;
@@ -42,6 +43,7 @@ use textnlp_net::retry::{Backoff, RetryPolicy, retry};
 use dialect::{Dialect, Haste, Trust, Turns};
 
 pub use audit::{Action, Actor, AuditEvent, AuditLog, AuditPage, AuditRow, Origin, Outcome, is_plain};
+pub use benchmark::{BenchmarkPlan, BenchmarkResult, Latency, StatementResult};
 pub use budget::{BudgetOwner, BudgetRefusal, Counter, CounterName, Grant, Reservation, Unit};
 pub use check::{CheckFinding, CheckResult, check_database};
 pub use config::{Database, DatabaseAt, PostgresAt};

@@ -78,16 +78,17 @@ impl Store {
         };
         let late = |_| MaintenanceError::Refused(format!("it did not end within {} s", LIMIT.as_secs()));
         tokio::time::timeout(LIMIT, work).await.map_err(late)??;
-        let database = match self.dialect {
-            Dialect::Sqlite => "sqlite",
-            Dialect::Postgres => "postgresql",
-        };
         let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Ok(MaintenanceResult { database, bytes_before, bytes_after: self.size().await?, milliseconds })
+        Ok(MaintenanceResult {
+            database: self.dialect.name(),
+            bytes_before,
+            bytes_after: self.size().await?,
+            milliseconds,
+        })
     }
 
     /// Asks outside the pool, which refuses connections to a standby.
-    async fn is_standby(&self) -> Result<bool, StoreError> {
+    pub(super) async fn is_standby(&self) -> Result<bool, StoreError> {
         if self.dialect == Dialect::Sqlite {
             return Ok(false);
         }
@@ -127,7 +128,7 @@ impl Store {
             .await?
             .try_get(0)
             .map_err(StoreError::from)?;
-        let folder = Utf8Path::new(&file).parent().unwrap_or(Utf8Path::new("."));
+        let folder = folder_of(Utf8Path::new(&file));
         let free = free_bytes(folder).map_err(|error| StoreError::Failed(sqlx::Error::Io(error)))?;
         if free < bytes.saturating_mul(FREE_SPACE) {
             let needed = bytes.saturating_mul(FREE_SPACE) >> 20;
@@ -157,18 +158,8 @@ impl Store {
         task: Maintenance,
     ) -> Result<(), MaintenanceError> {
         // Migrations take the same lock.
-        if let Some((_, number)) = self.dialect.lock("schema") {
-            let lock = sqlx::query("SELECT pg_try_advisory_lock($1)").bind(number);
-            let row = self.ask(lock.fetch_one(&mut **connection)).await?;
-            if !row.try_get::<bool, _>(0).map_err(StoreError::from)? {
-                return Err(MaintenanceError::Refused("a migration of its schema runs".to_owned()));
-            }
-        }
-        let row = self.ask(sqlx::query(STATE).fetch_one(&mut **connection)).await?;
-        let number = |column: usize| row.try_get::<i64, _>(column).map_err(StoreError::from);
-        if number(0)? > 0 || number(1)? > 0 {
-            return Err(MaintenanceError::Refused("a backup runs".to_owned()));
-        }
+        self.claim(connection, "schema", "a migration of its schema runs").await?;
+        self.refuse_during_backup(connection).await?;
         self.ask(sqlx::raw_sql(SET_LIMIT).execute(&mut **connection)).await?;
         // Tables that another session has locked are left out.
         let statement = match task {
@@ -176,6 +167,32 @@ impl Store {
             Maintenance::Analyze => "ANALYZE (SKIP_LOCKED)",
         };
         self.patiently(sqlx::raw_sql(statement).execute(&mut **connection)).await?;
+        Ok(())
+    }
+
+    /// Takes a lock that ends with the session. Refused with `why` if another session has it.
+    pub(super) async fn claim(
+        &self,
+        connection: &mut AnyConnection,
+        about: &str,
+        why: &str,
+    ) -> Result<(), MaintenanceError> {
+        let Some((_, number)) = self.dialect.lock(about) else { return Ok(()) };
+        let lock = sqlx::query("SELECT pg_try_advisory_lock($1)").bind(number);
+        let row = self.ask(lock.fetch_one(&mut *connection)).await?;
+        match row.try_get::<bool, _>(0).map_err(StoreError::from)? {
+            true => Ok(()),
+            false => Err(MaintenanceError::Refused(why.to_owned())),
+        }
+    }
+
+    /// Refused while a backup reads the database.
+    pub(super) async fn refuse_during_backup(&self, connection: &mut AnyConnection) -> Result<(), MaintenanceError> {
+        let row = self.ask(sqlx::query(STATE).fetch_one(&mut *connection)).await?;
+        let number = |column: usize| row.try_get::<i64, _>(column).map_err(StoreError::from);
+        if number(0)? > 0 || number(1)? > 0 {
+            return Err(MaintenanceError::Refused("a backup runs".to_owned()));
+        }
         Ok(())
     }
 }
@@ -186,7 +203,12 @@ fn vacuum_within(folder: &Utf8Path) -> String {
     format!("PRAGMA temp_store_directory = '{}'; VACUUM", folder.as_str().replace('\'', "''"))
 }
 
-fn free_bytes(folder: &Utf8Path) -> std::io::Result<u64> {
+/// The folder of a file.
+pub(super) fn folder_of(file: &Utf8Path) -> &Utf8Path {
+    file.parent().filter(|folder| !folder.as_str().is_empty()).unwrap_or(Utf8Path::new("."))
+}
+
+pub(super) fn free_bytes(folder: &Utf8Path) -> std::io::Result<u64> {
     let about = rustix::fs::statvfs(folder.as_std_path())?;
     Ok(about.f_bavail.saturating_mul(about.f_frsize))
 }

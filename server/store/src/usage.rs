@@ -51,13 +51,16 @@ pub struct UsageLog {
 
 /// Rows that wait for the writer, also while the database is away or has no room: they are dropped when no more fit. At a thousand requests
 /// per second this bridges eight seconds.
-const WAITING: usize = 8192;
+pub(super) const WAITING: usize = 8192;
 
 /// The lock for writes: rows get their positions in the order in which they become visible.
 pub(super) const ABOUT: &str = "usage";
 
 /// Rows of one transaction.
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
+
+/// How long rows are collected, so that one commit serves many requests.
+pub(super) const COLLECTS: Duration = Duration::from_millis(50);
 
 impl UsageLog {
     /// A log and the task that writes it; the task ends when the log was closed and everything is written.
@@ -99,8 +102,7 @@ async fn write(store: Store, mut inbox: mpsc::Receiver<Usage>, lost: Arc<AtomicU
         if !inbox.is_empty() {
             continue;
         }
-        // Collects rows, so that one commit serves many requests.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(COLLECTS).await;
     }
 }
 
