@@ -56,7 +56,7 @@ fn an_ecr_repository_with_images_is_deleted_with_them() {
         {
             let mut world = bench.simulator.world();
             let ecr = world.state::<Ecr>(&Bench::scope());
-            let images = &mut ecr.repositories.get_mut("textnlp/server").unwrap().images;
+            let images = &mut ecr.repositories.get_mut("textnlp/server").unwrap().pushed.images;
             images.insert("1.0".to_owned(), "sha256:0".to_owned());
         }
         bed.unmake(&wanted, &made).await?;

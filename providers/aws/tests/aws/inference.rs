@@ -104,7 +104,7 @@ pub(crate) fn account() -> (Account, Vec<Wanted>) {
 pub(crate) fn push(account: &Account) {
     let mut world = account.simulator.world();
     let ecr = world.state::<Ecr>(&Bench::scope());
-    ecr.repositories.get_mut("textnlp").unwrap().images.insert("1.0-a".to_owned(), IMAGE.to_owned());
+    ecr.repositories.get_mut("textnlp").unwrap().pushed.images.insert("1.0-a".to_owned(), IMAGE.to_owned());
 }
 
 fn sagemaker<T>(account: &Account, read: impl FnOnce(&mut SageMaker) -> T) -> T {

@@ -59,11 +59,6 @@ struct Account {
 }
 
 impl Account {
-    /// `None` where there is no control plane or no PostgreSQL.
-    fn new(about: &str) -> Option<Self> {
-        Self::of(Operator::new(about)?, "textnlp-pilot-main")
-    }
-
     /// That of an operator whose cluster has this name.
     fn of(mut operator: Operator, cluster: &'static str) -> Option<Self> {
         operator.sets.push("data=disposable".to_owned());
