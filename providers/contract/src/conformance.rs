@@ -4,7 +4,7 @@
 //! dependencies must exist; the test leaves nothing behind. [`well_formed`] and [`lowers_purely`] check the
 //! declarations. Each function returns the violated rule in a sentence, or nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ use crate::component::{Component, Site};
 use crate::cost::{Charge, CostLine, Pricing};
 use crate::error::{Error, ErrorKind, error_chain as chain};
 use crate::kind::{Identity, NOT_PRICED};
-use crate::name::{EnvironmentName, KindName, Lineage, SiteName};
+use crate::name::{EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::operation::{Handle, Operation, OperationId, Progress, Token, Verb};
 use crate::provider::{Provider, Scope};
-use crate::resource::{Health, Object, Observed, Recorded, Wanted};
+use crate::resource::{Health, Object, Observed, Outputs, Recorded, Wanted};
 use crate::spec::Spec;
 
 /// A rule that a provider violates.
@@ -77,6 +77,41 @@ impl<'a> TestBed<'a> {
             None => recorded,
         };
         self.is_deleted_for_good(wanted, &recorded).await
+    }
+
+    /// Tests one resource of each kind of a site by [`whole_life`](Self::whole_life), beside the resources that it needs, which
+    /// come before it. `outputs` are those of resources of other providers. Objects of the kinds in `kept` stay when they are
+    /// deleted, and are tested until then. `changed` gives what differs in place, if the kind has anything to change.
+    pub async fn site(
+        &self,
+        ordered: &[Wanted],
+        mut outputs: BTreeMap<ResourceId, Outputs>,
+        kept: &[&str],
+        changed: impl Fn(&Wanted) -> Option<Spec>,
+    ) -> Result<(), Violation> {
+        let (mut tested, mut made) = (BTreeSet::new(), Vec::new());
+        for one in ordered {
+            let spec = one.spec.resolve(|id| outputs.get(id)).map_err(|error| breach(one, error.to_string()))?;
+            let resolved = Wanted { spec, ..one.clone() };
+            let recorded = match (tested.insert(one.kind.clone()), kept.contains(&one.kind.as_str())) {
+                (true, true) => {
+                    let recorded = self.is_made_once(&resolved).await?;
+                    self.is_seen_as_made(&resolved, &recorded).await?;
+                    recorded
+                }
+                (true, false) => {
+                    self.whole_life(&resolved, changed(&resolved).as_ref()).await?;
+                    self.make(&resolved).await?
+                }
+                (false, _) => self.make(&resolved).await?,
+            };
+            outputs.insert(one.id.clone(), recorded.outputs.clone());
+            made.push((resolved, recorded));
+        }
+        for (one, recorded) in made.iter().rev() {
+            self.unmake(one, recorded).await?;
+        }
+        Ok(())
     }
 
     /// Creates an object and returns its record, as the engine would: for the dependencies of the tested object.

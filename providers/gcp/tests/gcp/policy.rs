@@ -61,7 +61,7 @@ fn refused(bench: &Bench) -> Vec<String> {
 }
 
 /// A spec with what a later environment may change in place.
-fn changed(one: &Wanted) -> Spec {
+pub(super) fn changed(one: &Wanted) -> Spec {
     let mut spec = one.spec.as_value().clone();
     match one.kind.as_str() {
         "gcp.network" => spec["routing"] = json!("GLOBAL"),
