@@ -12,7 +12,7 @@ mod detection;
 mod faults;
 #[cfg(feature = "gcp")]
 mod gcp;
-#[cfg(any(feature = "aws", feature = "gcp"))]
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp"))]
 mod image;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp"))]
 mod managed;

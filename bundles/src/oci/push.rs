@@ -6,11 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
-use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
-use reqwest::{Body, Method, StatusCode, Url};
+use reqwest::header::{
+    ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION,
+};
+use reqwest::{Body, Method, Response, StatusCode, Url};
 use textnlp_models::{Attempts, Digest, Event, Limits, Progress};
 use textnlp_net::retry::Transient;
+use tokio::sync::mpsc::Receiver;
 
 use super::content::Blob;
 use super::document::MOST_DOCUMENT;
@@ -22,6 +26,8 @@ use super::{Image, Reference};
 const CHUNK: usize = 256 << 10;
 /// The count of chunks in memory.
 const CHUNKS: usize = 4;
+/// A part of a blob, for registries that refuse it whole: Azure's refused 29 MB (goharbor/harbor#23015).
+const PART: usize = 16 << 20;
 /// The client's idle timeout also applies while a body is sent. A blob needs a longer timeout, and aborts if nothing is sent.
 const LONGEST_UPLOAD: Duration = Duration::from_secs(6 * 3600);
 /// The time between two reports of progress.
@@ -90,7 +96,18 @@ async fn upload(line: &RepositoryClient, blob: &Blob, idle: Duration, progress: 
     if retried(line, &url, progress, || Box::pin(is_there(line, &url, idle, progress))).await? {
         return Ok(());
     }
-    retried(line, &uploads, progress, || Box::pin(send(line, &uploads, blob, idle, progress))).await
+    retried(line, &uploads, progress, || {
+        Box::pin(async {
+            match send(line, &uploads, blob, idle, progress).await {
+                // Not at first: Google's registry takes no parts.
+                Err(Fault::Refused { status: StatusCode::PAYLOAD_TOO_LARGE, .. }) => {
+                    send_in_parts(line, &uploads, blob, idle, progress).await
+                }
+                sent => sent,
+            }
+        })
+    })
+    .await
 }
 
 /// One attempt to find a blob.
@@ -105,6 +122,54 @@ async fn is_there(line: &RepositoryClient, url: &Url, idle: Duration, progress: 
     }
 }
 
+/// Begins an upload: its address.
+async fn begin(line: &RepositoryClient, uploads: &Url, idle: Duration, progress: &Progress<'_>) -> Result<Url, Fault> {
+    let empty = HeaderMap::new();
+    let started = within(idle, line.send(Method::POST, uploads, &empty, Body::default, progress)).await?;
+    next(uploads, &started)
+}
+
+/// Where an upload goes on.
+fn next(at: &Url, answer: &Response) -> Result<Url, Fault> {
+    let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let next = location.and_then(|location| at.join(location).ok());
+    next.ok_or_else(|| Fault::Fatal(Error::malformed(shown(at), "it names no address for an upload")))
+}
+
+/// One attempt to send a blob in parts.
+async fn send_in_parts(
+    line: &RepositoryClient,
+    uploads: &Url,
+    blob: &Blob,
+    idle: Duration,
+    progress: &Progress<'_>,
+) -> Result<(), Fault> {
+    let mut at = begin(line, uploads, idle, progress).await?;
+    let name = blob.digest.hex()[..12].to_owned();
+    let mut parts = parts(blob.clone(), PART, 1);
+    let mut done = 0;
+    while let Some(part) = parts.recv().await {
+        let part = part.map_err(|error| Fault::Fatal(Error::io("read", &blob.path)(error)))?;
+        progress(Event::File { name: name.clone(), done, total: Some(blob.size) });
+        let end = done + part.len() as u64;
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(part.len()));
+        if let Ok(range) = HeaderValue::try_from(format!("{done}-{}", end.saturating_sub(1))) {
+            headers.insert(CONTENT_RANGE, range);
+        }
+        let part = Bytes::from(part);
+        let sent = line.send(Method::PATCH, &at, &headers, || Body::from(part.clone()), progress);
+        at = next(&at, &within(CHECK_TIMEOUT, sent).await?)?;
+        done = end;
+    }
+    at.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
+    let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from(0))]);
+    within(CHECK_TIMEOUT, line.send(Method::PUT, &at, &headers, Body::default, progress)).await?;
+    progress(Event::File { name, done, total: Some(blob.size) });
+    Ok(())
+}
+
 /// One attempt to send a blob.
 async fn send(
     line: &RepositoryClient,
@@ -113,12 +178,7 @@ async fn send(
     idle: Duration,
     progress: &Progress<'_>,
 ) -> Result<(), Fault> {
-    let empty = HeaderMap::new();
-    let started = within(idle, line.send(Method::POST, uploads, &empty, Body::default, progress)).await?;
-    let location = started.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-    let at = location.and_then(|location| uploads.join(location).ok());
-    let mut at =
-        at.ok_or_else(|| Fault::Fatal(Error::malformed(shown(uploads), "it names no address for an upload")))?;
+    let mut at = begin(line, uploads, idle, progress).await?;
     at.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
     let name = blob.digest.hex()[..12].to_owned();
     let mut headers = HeaderMap::new();
@@ -146,26 +206,30 @@ async fn send(
 
 /// A blob as the body of a request. A file that cannot be read ends the request.
 fn stream(blob: Blob, sent: Arc<AtomicU64>) -> Body {
-    let (chunks, received) = tokio::sync::mpsc::channel::<std::io::Result<Vec<u8>>>(CHUNKS);
+    let received = parts(blob, CHUNK, CHUNKS);
+    Body::wrap_stream(futures::stream::unfold((received, sent), |(mut received, sent)| async {
+        let chunk = received.recv().await?;
+        sent.fetch_add(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64), Ordering::Relaxed);
+        Some((chunk, (received, sent)))
+    }))
+}
+
+/// The parts of a blob, read in the background, of which some wait in memory.
+fn parts(blob: Blob, size: usize, waiting: usize) -> Receiver<std::io::Result<Vec<u8>>> {
+    let (parts, received) = tokio::sync::mpsc::channel(waiting);
     tokio::task::spawn_blocking(move || {
         let mut reader = blob.content.reader();
         loop {
-            let mut chunk = Vec::with_capacity(CHUNK);
-            let read = reader.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
-            let (is_end, is_error) = (chunk.is_empty(), read.is_err());
-            if is_end && !is_error {
-                return;
-            }
-            sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            let mut part = Vec::with_capacity(size);
+            let read = reader.by_ref().take(size as u64).read_to_end(&mut part);
+            let (is_end, is_error) = (part.is_empty(), read.is_err());
             // The request has ended if nothing receives.
-            if chunks.blocking_send(read.map(|_| chunk)).is_err() || is_error {
+            if (is_end && !is_error) || parts.blocking_send(read.map(|_| part)).is_err() || is_error {
                 return;
             }
         }
     });
-    Body::wrap_stream(futures::stream::unfold(received, |mut received| async {
-        received.recv().await.map(|chunk| (chunk, received))
-    }))
+    received
 }
 
 async fn within<T>(idle: Duration, answer: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {

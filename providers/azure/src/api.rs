@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -13,7 +14,7 @@ use reqwest::{Method, Url};
 use serde_json::Value;
 use textnlp_cloud::{Cloud, Filter, Images, document, tags};
 use textnlp_net::retry::parse_retry_after;
-use textnlp_provider::{Error, ErrorKind, Foreign, Result, SecretStore};
+use textnlp_provider::{Error, ErrorKind, Foreign, Result, Secret, SecretStore};
 use tokio::sync::OnceCell;
 
 use crate::access::{Access, Identity};
@@ -54,6 +55,8 @@ pub(crate) struct Session {
     pub(crate) secrets: Arc<dyn SecretStore>,
     /// The images that are pushed.
     pub(crate) images: Images,
+    /// Refresh tokens of registries, by host, and when each was given.
+    pub(crate) registries: Mutex<BTreeMap<String, (Secret, Instant)>>,
     /// The clients of other regions, by region.
     elsewhere: Mutex<BTreeMap<String, Arc<Api>>>,
 }
@@ -139,7 +142,8 @@ impl Api {
             is_application: claims["idtyp"] == "app" || claims["scp"].is_null(),
         };
         let elsewhere = Mutex::default();
-        let mut session = Session { transport, tokens, identity, compute, secrets, images, elsewhere };
+        let registries = Mutex::default();
+        let mut session = Session { transport, tokens, identity, compute, secrets, images, registries, elsewhere };
         let path = format!("/subscriptions/{}", session.identity.subscription);
         let call = Call::get(path, SUBSCRIPTIONS).saying("read", "the subscription");
         let found = session.send(call).await.map_err(|error| match error.kind {
@@ -261,7 +265,7 @@ impl Session {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
         let answer = self.transport.send(method, &url, headers, body).await.map_err(|error| match error {
-            NoAnswer::Lost(_) => failed(ErrorKind::Unavailable).because(error),
+            NoAnswer::Unreached(_) | NoAnswer::Lost(_) => failed(ErrorKind::Unavailable).because(error),
             NoAnswer::Unusable(_) => failed(ErrorKind::Invalid).because(error),
         })?;
         let text = |name: &HeaderName| answer.headers.get(name).and_then(|value| value.to_str().ok());
@@ -283,7 +287,7 @@ impl Session {
         let after = text(&RETRY_AFTER).and_then(|text| parse_retry_after(text, Timestamp::now()));
         let failure = Failure { after, ..Failure::of_answer(status, &body) };
         let mut error = failure.error(action, &subject);
-        if status == 401 && self.tokens.refused().await {
+        if status == 401 && self.tokens.refused(token::MANAGEMENT).await {
             error.kind = ErrorKind::Unavailable;
         }
         Err(self.signed(error))

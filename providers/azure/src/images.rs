@@ -1,11 +1,17 @@
 //! Images in a registry. It takes tokens of its own, each for one repository, in exchange for one of Microsoft Entra:
 //! <https://azure.github.io/acr/AAD-OAuth.html>.
 
+use std::collections::BTreeMap;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use jiff::Timestamp;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Url};
 use serde_json::Value;
 use textnlp_cloud::ImageTarget;
+use textnlp_net::retry::parse_retry_after;
 use textnlp_provider::{Error, ErrorKind, Result, Secret};
 
 use crate::answer::Failure;
@@ -16,8 +22,12 @@ use crate::transport::NoAnswer;
 /// The user of a registry whose password is a refresh token of it:
 /// <https://learn.microsoft.com/azure/container-registry/container-registry-authentication#az-acr-login-with---expose-token>.
 const USER: &str = "00000000-0000-0000-0000-000000000000";
-/// How many tags of a repository are read, the latest ones. An image with an earlier tag is pushed again, which sends nothing.
-const TAGS: usize = 500;
+/// The tags of a page: the service gives no more (Azure/acr#749).
+const PAGE: usize = 1_000;
+/// The pages that are read, the latest tags first. An image with an earlier tag is pushed again, which sends nothing.
+const MAX_PAGES: usize = 5;
+/// How long a refresh token is used, which lasts for three hours.
+const FRESH: Duration = Duration::from_secs(30 * 60);
 
 /// One repository of a registry.
 pub(crate) struct Repository<'a> {
@@ -32,8 +42,8 @@ impl<'a> Repository<'a> {
         Self { session, host, name }
     }
 
-    /// Its images with tags, `TAG@sha256:…`; `None` before the first push.
-    pub(crate) async fn images(&self) -> Result<Option<Vec<String>>> {
+    /// Its images with tags, `TAG@sha256:…`; none before the first push.
+    pub(crate) async fn images(&self) -> Result<Vec<String>> {
         let refresh = self.refresh_token().await?;
         let scope = format!("repository:{}:metadata_read", self.name);
         let form = [
@@ -43,16 +53,25 @@ impl<'a> Repository<'a> {
             ("refresh_token", refresh.expose_text().unwrap_or_default()),
         ];
         let access = self.token("/oauth2/token", &form, "access_token").await?;
-        // <https://learn.microsoft.com/rest/api/containerregistry/tag/get-list>
-        let path = format!("/acr/v1/{}/_tags?n={TAGS}&orderby=timedesc", self.name);
-        let found = match self.send(Method::GET, &path, Some(&access), None).await {
-            Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
-            found => found?,
-        };
-        let image = |tag: &Value| Some(format!("{}@{}", tag["name"].as_str()?, tag["digest"].as_str()?));
-        let mut images: Vec<String> = found["tags"].as_array().into_iter().flatten().filter_map(image).collect();
+        let (mut images, mut last) = (Vec::new(), String::new());
+        for _ in 0..MAX_PAGES {
+            // <https://learn.microsoft.com/rest/api/containerregistry/tag/get-list>
+            let path = format!("/acr/v1/{}/_tags?n={PAGE}&orderby=timedesc{last}", self.name);
+            let found = match self.send(Method::GET, &path, Some(&access), None).await {
+                Err(error) if error.kind == ErrorKind::NotFound => break,
+                found => found?,
+            };
+            let tags = found["tags"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let image = |tag: &Value| Some(format!("{}@{}", tag["name"].as_str()?, tag["digest"].as_str()?));
+            images.extend(tags.iter().filter_map(image));
+            match tags.last().and_then(|tag| tag["name"].as_str()) {
+                // Tags are words of `[A-Za-z0-9._-]`.
+                Some(name) if tags.len() == PAGE => last = format!("&last={name}"),
+                _ => break,
+            }
+        }
         images.sort();
-        Ok((!images.is_empty()).then_some(images))
+        Ok(images)
     }
 
     /// Where an image is pushed to under a tag.
@@ -67,16 +86,28 @@ impl<'a> Repository<'a> {
         })
     }
 
-    /// A token of the registry for the identity that deploys. It lasts for hours.
+    /// A token of the registry for the identity that deploys.
     async fn refresh_token(&self) -> Result<Secret> {
+        let known = self.known().get(self.host).filter(|(_, given)| given.elapsed() < FRESH).cloned();
+        if let Some((token, _)) = known {
+            return Ok(token);
+        }
         let bearer = self.session.tokens.bearer(token::REGISTRIES).await?;
+        // The identity may be of another tenant than the subscription.
+        let claims = token::claims(&bearer.token);
         let form = [
             ("grant_type", "access_token"),
             ("service", self.host),
-            ("tenant", &self.session.identity.tenant),
+            ("tenant", claims["tid"].as_str().unwrap_or(&self.session.identity.tenant)),
             ("access_token", bearer.token.expose_text().unwrap_or_default()),
         ];
-        self.token("/oauth2/exchange", &form, "refresh_token").await
+        let token = self.token("/oauth2/exchange", &form, "refresh_token").await?;
+        self.known().insert(self.host.to_owned(), (token.clone(), Instant::now()));
+        Ok(token)
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, (Secret, Instant)>> {
+        self.session.registries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn token(&self, path: &str, form: &[(&str, &str)], member: &str) -> Result<Secret> {
@@ -111,6 +142,7 @@ impl<'a> Repository<'a> {
         let answer = self.session.transport.send(method, &url, headers, form.map(Bytes::from)).await;
         let answer = answer.map_err(|error| match error {
             // The name of a new registry is not known everywhere at once.
+            NoAnswer::Unreached(_) => Error { refused: false, ..self.failed(ErrorKind::Conflict).because(error) },
             NoAnswer::Lost(_) => self.failed(ErrorKind::Unavailable).because(error),
             NoAnswer::Unusable(_) => self.failed(ErrorKind::Invalid).because(error),
         })?;
@@ -118,7 +150,13 @@ impl<'a> Repository<'a> {
         if answer.status < 300 {
             return Ok(body);
         }
-        let failure = Failure::of_registry(answer.status, &body);
+        if answer.status == 401 {
+            self.known().remove(self.host);
+            self.session.tokens.refused(token::REGISTRIES).await;
+        }
+        let after = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let after = after.and_then(|text| parse_retry_after(text, Timestamp::now()));
+        let failure = Failure { after, ..Failure::of_registry(answer.status, &body) };
         let subject = format!("repository {}/{}", self.host, self.name);
         Err(self.session.signed(failure.error("read", &subject)))
     }

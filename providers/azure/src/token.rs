@@ -74,8 +74,8 @@ impl Tokens {
 
     /// Takes note that a call was refused as unauthenticated: whether the next call gets another token
     /// (hashicorp/terraform-provider-azurerm#20867).
-    pub(crate) async fn refused(&self) -> bool {
-        let old = self.cached.lock().await.remove(MANAGEMENT);
+    pub(crate) async fn refused(&self, scope: &'static str) -> bool {
+        let old = self.cached.lock().await.remove(scope);
         old.and_then(|one| one.fetched.elapsed().ok()).unwrap_or_default() > FRESH
     }
 }

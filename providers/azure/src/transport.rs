@@ -58,7 +58,9 @@ pub(crate) struct Answer {
 /// Why there is no answer.
 #[derive(Debug)]
 pub(crate) enum NoAnswer {
-    /// The server cannot be reached, or it fails: the outcome is unknown.
+    /// The server cannot be reached.
+    Unreached(String),
+    /// It fails: the outcome is unknown.
     Lost(String),
     /// The answer cannot be used.
     Unusable(String),
@@ -66,7 +68,7 @@ pub(crate) enum NoAnswer {
 
 impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Lost(why) | Self::Unusable(why)) = self;
+        let (Self::Unreached(why) | Self::Lost(why) | Self::Unusable(why)) = self;
         f.write_str(why)
     }
 }
@@ -111,11 +113,10 @@ impl Transport {
             _ if takes_body => request = request.header(CONTENT_LENGTH, "0"),
             _ => {}
         }
-        let response = request.send().await.map_err(|error| {
-            NoAnswer::Lost(match error.is_timeout() && !error.is_connect() {
-                true => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
-                false => error_chain(&error.without_url()),
-            })
+        let response = request.send().await.map_err(|error| match (error.is_connect(), error.is_timeout()) {
+            (true, _) => NoAnswer::Unreached(error_chain(&error.without_url())),
+            (false, true) => NoAnswer::Lost(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+            (false, false) => NoAnswer::Lost(error_chain(&error.without_url())),
         })?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = read_body(response, MAX_ANSWER_BYTES).await.map_err(|error| match error {
@@ -176,7 +177,7 @@ impl HttpClient for Transport {
         let method = reqwest::Method::from_bytes(request.method().as_str().as_bytes())
             .map_err(|error| failed(CoreKind::Other, error.to_string()))?;
         let answer = self.send(method, request.url(), sent, Some(body.clone())).await.map_err(|error| match error {
-            NoAnswer::Lost(why) => failed(CoreKind::Io, why),
+            NoAnswer::Unreached(why) | NoAnswer::Lost(why) => failed(CoreKind::Io, why),
             NoAnswer::Unusable(why) => failed(CoreKind::DataConversion, why),
         })?;
         let mut found = Headers::new();

@@ -109,6 +109,10 @@ impl<'a, C: Cloud> Work<'a, C> {
     }
 
     async fn step(&self, mut stand: Stand) -> Result<Progress> {
+        // It stays, and nothing has to be known of it.
+        if self.op.verb == Verb::Delete && self.row.resource.is_retained() {
+            return self.gone();
+        }
         if stand.id.is_empty() {
             stand.polls += 1;
             let made = match self.made().await {
@@ -410,9 +414,6 @@ impl<'a, C: Cloud> Work<'a, C> {
 
     async fn delete(&self, mut stand: Stand, seen: Option<ObservedObject<Spec>>) -> Result<Progress> {
         stand.polls += 1;
-        if self.row.resource.is_retained() {
-            return self.gone();
-        }
         let Some(mut seen) = seen else { return self.gone() };
         if seen.state == State::Deleting {
             return self.wait(stand, &format!("`{}` is being deleted", seen.id));

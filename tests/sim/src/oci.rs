@@ -17,6 +17,8 @@ pub struct Repository {
     /// The blobs by their digests, with their sizes.
     pub blobs: BTreeMap<String, usize>,
     manifests: BTreeMap<String, (String, Bytes)>,
+    /// What came of an upload in parts.
+    upload: Option<(Sha256, usize)>,
 }
 
 /// The registries of a cloud.
@@ -79,7 +81,9 @@ pub(crate) enum Does {
     FindBlob,
     /// Begins an upload.
     BeginUpload,
-    /// Sends a blob.
+    /// Sends a part of a blob.
+    SendPart,
+    /// Sends a blob, or ends an upload in parts.
     SendBlob,
     /// Sends a manifest.
     SendManifest,
@@ -92,7 +96,7 @@ impl Does {
     pub(crate) fn action(self) -> &'static str {
         match self {
             Self::FindBlob | Self::ReadManifest => "pull",
-            Self::BeginUpload | Self::SendBlob | Self::SendManifest => "push",
+            Self::BeginUpload | Self::SendPart | Self::SendBlob | Self::SendManifest => "push",
         }
     }
 }
@@ -106,6 +110,7 @@ pub(crate) fn asked<'r>(method: &str, path: &'r str) -> Option<Result<Asked<'r>,
     let does = match (method, kind) {
         ("HEAD", "/blobs/") => Does::FindBlob,
         ("POST", "/blobs/uploads/") => Does::BeginUpload,
+        ("PATCH", "/blobs/uploads/") => Does::SendPart,
         ("PUT", "/blobs/uploads/") => Does::SendBlob,
         ("PUT", "/manifests/") => Does::SendManifest,
         ("GET", "/manifests/") => Does::ReadManifest,
@@ -124,13 +129,30 @@ impl Repository {
                 Some(size) => empty(200, &[("content-length", size.to_string())]),
                 None => refused(404, "BLOB_UNKNOWN"),
             },
-            Does::BeginUpload => empty(202, &[("location", format!("/v2/{repository}/blobs/uploads/one?_state=1"))]),
+            Does::BeginUpload => {
+                self.upload = None;
+                empty(202, &[("location", format!("/v2/{repository}/blobs/uploads/one?_state=1"))])
+            }
+            Does::SendPart => {
+                let (hash, length) = self.upload.get_or_insert_with(|| (Sha256::new(), 0));
+                let range = request.header("content-range").and_then(|range| range.split_once('-'));
+                let expected = (length.to_string(), (*length + request.body.len()).saturating_sub(1).to_string());
+                if range != Some((&expected.0, &expected.1)) {
+                    return refused(416, "BLOB_UPLOAD_INVALID");
+                }
+                hash.update(&request.body);
+                *length += request.body.len();
+                empty(202, &[("location", format!("/v2/{repository}/blobs/uploads/one?_state={length}"))])
+            }
             Does::SendBlob => {
-                let digest = digest();
+                let (mut hash, mut length) = self.upload.take().unwrap_or_else(|| (Sha256::new(), 0));
+                hash.update(&request.body);
+                length += request.body.len();
+                let digest = format!("sha256:{}", hex::encode(hash.finalize()));
                 if !request.query.iter().any(|(name, value)| name == "digest" && *value == digest) {
                     return refused(400, "DIGEST_INVALID");
                 }
-                self.blobs.insert(digest, request.body.len());
+                self.blobs.insert(digest, length);
                 empty(201, &[])
             }
             Does::SendManifest => {

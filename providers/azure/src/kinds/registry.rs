@@ -4,14 +4,15 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_cloud::document::get;
 use textnlp_cloud::{State, has_images, lacking};
-use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Kind, Pricing, Result};
+use textnlp_provider::ErrorKind::{Conflict, Denied, NotFound, Unavailable};
+use textnlp_provider::{DataClass, Error, Identity, Kind, Pricing, Result};
 
 use super::{delete, put, read};
 use crate::api::{Api, Call, Reply};
 use crate::images::Repository;
 use crate::operation::Pending;
 use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update, invalid};
-use crate::table::{Row, kind};
+use crate::table::{MINUTE, Row, kind};
 
 const VERSION: &str = "2023-07-01";
 /// Where the images of a repository are in its document.
@@ -39,10 +40,12 @@ pub(crate) static ROWS: &[Row] = &[
     },
     Row {
         kind: Kind {
+            // The upload is over the operator's own network.
+            deadline: MINUTE.saturating_mul(60),
             permissions: &[
                 read("Microsoft.ContainerRegistry/registries/read"),
                 read("Microsoft.ContainerRegistry/registries/metadata/read"),
-                read("Microsoft.ContainerRegistry/registries/pull/read"),
+                put("Microsoft.ContainerRegistry/registries/pull/read"),
                 put("Microsoft.ContainerRegistry/registries/push/write"),
             ],
             ..kind("azure.repository", "the images of the servers in a registry", Identity::Part)
@@ -70,8 +73,8 @@ impl RestKind for Registry {
     };
 }
 
-/// A repository, which begins with the first push to it, and ends with its registry. Its name may have slashes, so that a colon is
-/// before it in its id, which is none of Azure Resource Manager. Outputs: `id`, `name`.
+/// A repository, which is there as long as its registry is; the first push to it makes it. Its name may have slashes, so that a
+/// colon is before it in its id, which is none of Azure Resource Manager. Outputs: `id`, `name`.
 struct Images;
 
 #[async_trait]
@@ -89,9 +92,13 @@ impl RestKind for Images {
     };
 
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
-        let Some((host, name)) = address(api, id).await? else { return Ok(None) };
-        let images = Repository::new(&api.session, &host, name).images().await?;
-        Ok(images.map(|images| json!({ "images": images })))
+        let Some(found) = address(api, id).await? else { return Ok(None) };
+        let images = match Repository::new(&api.session, &found.host, found.name).images().await {
+            // Nothing is known of it from here. A push is refused, and says so.
+            Err(error) if found.is_closed && matches!(error.kind, Denied | Unavailable | Conflict) => Vec::new(),
+            images => images?,
+        };
+        Ok(Some(json!({ "images": images })))
     }
 
     /// Images of earlier releases and those that others pushed stay.
@@ -99,7 +106,7 @@ impl RestKind for Images {
         field == "images" && has_images(seen, wanted)
     }
 
-    /// The first push makes the repository.
+    /// The push that a new repository begins with.
     async fn send(api: &Api, id: &str, document: Value) -> Result<Reply> {
         let wanted = get(&document, IMAGES).cloned().unwrap_or_default();
         let pending = Self::put(api, id, &wanted, "images").await?;
@@ -108,11 +115,11 @@ impl RestKind for Images {
 
     /// The image is sent in the background: it takes longer than a call may.
     async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<Pending>> {
-        let Some((host, name)) = address(api, id).await? else {
-            return Err(Error::new(ErrorKind::NotFound, "push", id).because("the registry does not exist"));
+        let Some(Address { host, name, .. }) = address(api, id).await? else {
+            return Err(Error::new(NotFound, "push", id).because("the registry does not exist"));
         };
         let repository = Repository::new(&api.session, &host, name);
-        let seen = repository.images().await?.unwrap_or_default();
+        let seen = repository.images().await?;
         match (lacking(&seen, wanted), field) {
             (Some((tag, digest)), "images") => {
                 let target = repository.target(tag, digest).await?;
@@ -128,11 +135,24 @@ impl RestKind for Images {
     }
 }
 
-/// The host of the registry of a repository, and the repository's name; `None` where the registry is not there.
-async fn address<'i>(api: &Api, id: &'i str) -> Result<Option<(String, &'i str)>> {
+/// Where a repository is.
+struct Address<'i> {
+    /// The host of its registry.
+    host: String,
+    /// Its name there.
+    name: &'i str,
+    /// Whether the registry answers only some networks.
+    is_closed: bool,
+}
+
+/// Where a repository is; `None` where its registry is not there.
+async fn address<'i>(api: &Api, id: &'i str) -> Result<Option<Address<'i>>> {
     let Some((registry, name)) = id.split_once(':') else { return Err(invalid("read", id, "it names no repository")) };
-    let found = api.find(Call::get(registry, VERSION)).await?;
-    // A registry of an account with labels has another host than its name says.
-    let host = found.as_ref().and_then(|one| one["properties"]["loginServer"].as_str());
-    Ok(host.map(|host| (host.to_owned(), name)))
+    let found = api.find(Call::get(registry, VERSION)).await?.unwrap_or_default();
+    let properties = &found["properties"];
+    let is_closed =
+        properties["publicNetworkAccess"] == "Disabled" || properties["networkRuleSet"]["defaultAction"] == "Deny";
+    // A registry with a label of its domain has another host than its name says.
+    let host = properties["loginServer"].as_str();
+    Ok(host.map(|host| Address { host: host.to_owned(), name, is_closed }))
 }

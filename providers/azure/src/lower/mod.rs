@@ -367,7 +367,11 @@ pub(crate) mod tests {
         let all = expand(pushed, "registry", false);
         let repository = all["main/registry/repository"].spec.as_value();
         assert_eq!((&repository["name"], &repository["images"]), (&json!("text/nlp"), &json!(["1@sha256:0"])));
-        for (url, says) in [("textnlpstaging.azurecr.io", "names no repository"), ("ghcr.io/team/textnlp", "is none")] {
+        for (url, says) in [
+            ("textnlpstaging.azurecr.io", "names no repository"),
+            ("textnlpstaging.azurecr.io/textnlp:1.0", "no name for a repository"),
+            ("ghcr.io/team/textnlp", "is none"),
+        ] {
             let refused = lower(&component("registry", registry(url, Some("x:1@sha256:0"))), &site(false));
             assert!(refused.unwrap_err().to_string().contains(says), "{url}");
         }

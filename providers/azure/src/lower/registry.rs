@@ -38,6 +38,14 @@ impl Lowering<'_> {
             let fix = format!("write `registry.url: {host}/textnlp`");
             return self.problem("url", "it names no repository for the image", fix);
         }
+        if !repository.is_empty() && !is_repository(repository) {
+            let cause = format!("`{repository}` is no name for a repository of images");
+            return self.problem(
+                "url",
+                cause,
+                "use lower-case letters and digits, with `.`, `_`, `-` or `/` between them",
+            );
+        }
         let spec = self.of_group(json!({ "name": name, "sku": "Standard" }));
         let Some(own) = self.part("registry", "azure.registry", spec) else { return };
         if let Some(image) = &registry.image {
@@ -55,4 +63,10 @@ impl Lowering<'_> {
         let Ok(cluster) = cluster.map(|name| textnlp_provider::ResourceId::of(&self.site.name, &name)) else { return };
         self.role("pull", &output(&own, "id"), ACR_PULL, &output(&cluster, "nodes"));
     }
+}
+
+/// Whether a name of a repository is right: <https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests>.
+fn is_repository(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.len() <= 200 && name.split(['.', '_', '-', '/']).all(|part| !part.is_empty() && part.bytes().all(fits))
 }

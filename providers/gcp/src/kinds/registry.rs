@@ -13,7 +13,7 @@ use crate::api::{Api, Call};
 use crate::operation::Family;
 use crate::row::{Create, Field, Labelling, Marks, Rest, RestKind, Table, fetch_all};
 use crate::service::Service;
-use crate::table::{Row, kind};
+use crate::table::{MINUTE, Row, kind};
 
 /// The name of the rule that removes images without a tag.
 const UNTAGGED: &str = "untagged";
@@ -29,6 +29,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: Kind {
         data: DataClass::Precious,
         pricing: Pricing::BySpec,
+        // The upload is over the operator's own network.
+        deadline: MINUTE.saturating_mul(60),
         permissions: &[
             create("artifactregistry.repositories.create"),
             delete("artifactregistry.repositories.delete"),

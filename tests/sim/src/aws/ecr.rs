@@ -336,6 +336,7 @@ pub(crate) fn registry(world: &mut World, request: &Request) -> Option<(&'static
     let action = match asked.does {
         Does::FindBlob => "BatchCheckLayerAvailability",
         Does::BeginUpload => "InitiateLayerUpload",
+        Does::SendPart => "UploadLayerPart",
         Does::SendBlob => "CompleteLayerUpload",
         Does::SendManifest => "PutImage",
         Does::ReadManifest => "BatchGetImage",

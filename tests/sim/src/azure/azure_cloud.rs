@@ -365,11 +365,8 @@ impl Shared {
         let mut cloud = self.tick();
         let (service, operation) = ("Microsoft.ContainerRegistry", "registry".to_owned());
         let disruption = lock(&self.log.faults).next(service, &operation, "");
-        let user = |token: &str| {
-            let tokens = lock(&self.tokens);
-            // Those for Resource Manager are taken too, unless a registry is set otherwise.
-            ["containerregistry", "management"].iter().find_map(|audience| tokens.principal(token, audience))
-        };
+        // Those for Resource Manager are taken only unless a registry is set otherwise.
+        let user = |token: &str| lock(&self.tokens).principal(token, "containerregistry");
         let reply = match injected(disruption.as_ref()) {
             Err(problem) => crate::oci::refused(problem.status, "UNKNOWN"),
             Ok(()) => super::registry::answer(&mut cloud, request, user),

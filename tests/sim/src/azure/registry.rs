@@ -7,6 +7,8 @@ use crate::aws::protocol::{Reply, Request};
 use crate::oci::{self, Grant};
 use crate::{Behaviour, Source};
 
+/// The most bytes of a request.
+const MAX_BODY: usize = 20 << 20;
 /// The user whose password is a refresh token.
 const USER: &str = "00000000-0000-0000-0000-000000000000";
 
@@ -26,6 +28,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Report("Azure/acr#676"),
     ),
     rule("to list tags needs metadata/read, to pull pull/read, to push push/write", Source::Report("Azure/acr#600")),
+    rule("a blob of 29 MB is refused in one request: 413", Source::Report("goharbor/harbor#23015")),
     rule(
         "the tags of a repository that nobody pushed to are 404",
         Source::Documentation("https://learn.microsoft.com/rest/api/containerregistry/tag/get-list"),
@@ -122,6 +125,9 @@ fn image(cloud: &mut Cloud, request: &Request) -> Reply {
         Some(Err(refused)) => return refused,
         None => return oci::refused(404, "NAME_UNKNOWN"),
     };
+    if request.body.len() > MAX_BODY {
+        return oci::refused(413, "SIZE_INVALID");
+    }
     let (name, action) = (asked.repository, asked.does.action());
     let Some(grant) = cloud.registry.granted(request, name, action) else {
         let here = request.header("host").unwrap_or_default();

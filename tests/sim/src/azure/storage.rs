@@ -183,6 +183,9 @@ pub(crate) fn end_name(cloud: &mut Cloud, key: &str) -> Result<(), Value> {
     let kind = super::kinds::kind_of(key);
     let until = cloud.lagged(&cloud.conduct.name_hold);
     let name = key.rsplit('/').next().unwrap_or_default().to_owned();
+    // The images of a registry end with it.
+    let host = format!("{name}.azurecr.io/");
+    cloud.registry.repositories.retain(|one, _| kind != REGISTRY || !one.starts_with(&host));
     cloud.taken.insert((kind, name), until);
     Ok(())
 }

@@ -92,6 +92,9 @@ pub(crate) fn answer(cloud: &mut Cloud, request: &Request, user: impl Fn(&str) -
         None => return unknown(),
     };
     let host = request.header("host").unwrap_or_default();
+    if asked.does == Does::SendPart {
+        return oci::refused(405, "UNSUPPORTED");
+    }
     let grant = cloud.registry.granted(request, asked.repository, asked.does.action());
     let Some(user) = grant.map(|grant| grant.user.clone()) else {
         return oci::challenged(&format!("Bearer realm=\"http://{host}/v2/token\""));
@@ -108,7 +111,7 @@ pub(crate) fn answer(cloud: &mut Cloud, request: &Request, user: impl Fn(&str) -
         cloud.registry.repositories.get(asked.repository).is_some_and(|one| one.images.contains_key(asked.which));
     let needed: &[&str] = match asked.does {
         Does::FindBlob | Does::ReadManifest => &["artifactregistry.repositories.downloadArtifacts"],
-        Does::BeginUpload | Does::SendBlob => &["artifactregistry.repositories.uploadArtifacts"],
+        Does::BeginUpload | Does::SendPart | Does::SendBlob => &["artifactregistry.repositories.uploadArtifacts"],
         Does::SendManifest if is_known => {
             &["artifactregistry.repositories.uploadArtifacts", "artifactregistry.tags.update"]
         }
@@ -144,6 +147,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "the password of oauth2accesstoken is an access token",
         Source::Documentation("https://cloud.google.com/artifact-registry/docs/docker/authentication#token"),
+    ),
+    rule(
+        "a blob is sent whole: there are no uploads in parts",
+        Source::Documentation("https://cloud.google.com/artifact-registry/docs/docker/pushing-and-pulling"),
     ),
     rule(
         "a push needs uploadArtifacts, and tags.create or tags.update; a pull downloadArtifacts",
