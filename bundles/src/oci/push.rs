@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use reqwest::header::{
     ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION,
@@ -158,7 +157,6 @@ async fn send_in_parts(
         if let Ok(range) = HeaderValue::try_from(format!("{done}-{}", end.saturating_sub(1))) {
             headers.insert(CONTENT_RANGE, range);
         }
-        let part = Bytes::from(part);
         let sent = line.send(Method::PATCH, &at, &headers, || Body::from(part.clone()), progress);
         at = next(&at, &within(CHECK_TIMEOUT, sent).await?)?;
         done = end;

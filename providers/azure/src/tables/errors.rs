@@ -149,6 +149,14 @@ const ROWS: &[Row<(), Hint>] = &[
     row("RequestDisallowedByAzure", "", Denied, REGION),
     // Sign-in, permissions and subscriptions (hashicorp/terraform-provider-azurerm#20867).
     row("AuthorizationFailed", "", Denied, ROLE),
+    // Those of registries of images: <https://learn.microsoft.com/azure/container-registry/container-registry-troubleshoot-access>.
+    row("UNAUTHORIZED", "", Denied, ROLE),
+    row(
+        "DENIED",
+        "",
+        Denied,
+        Some("let this machine's address through the firewall of the registry, or push the image yourself"),
+    ),
     row("AuthenticationFailed", "", Denied, SIGN_IN),
     row("ExpiredAuthenticationToken", "", Denied, SIGN_IN),
     row("InvalidAuthenticationToken", "", Denied, SIGN_IN),
