@@ -5,6 +5,7 @@ mod policy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,9 +19,9 @@ use textnlp_provider::component::{
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
 use textnlp_provider::{
-    CloudId, Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership,
-    Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion,
-    Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
+    CloudId, Component, DeleteBounds, Error, ErrorKind, Handle, Lineage, Observed, Operation, OperationId, Outputs,
+    Ownership, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore,
+    SecretVersion, Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
 use textnlp_sim::azure::{AzureCloud, Options};
 
@@ -71,6 +72,28 @@ impl ImageSource for Images {
     }
 }
 
+/// Refuses the first push.
+struct FailsOnce(Images, AtomicBool);
+
+#[async_trait]
+impl ImageSource for FailsOnce {
+    async fn push(&self, target: &ImageTarget, report: &(dyn Fn(u64, u64) + Send + Sync)) -> Result<()> {
+        match self.1.swap(true, Ordering::SeqCst) {
+            true => self.0.push(target, report).await,
+            false => Err(Error::new(ErrorKind::Unavailable, "push", target.repository.clone())),
+        }
+    }
+}
+
+/// A provider of a cloud.
+fn provider(cloud: &AzureCloud, images: impl ImageSource + 'static) -> Azure {
+    let mut variables: BTreeMap<String, String> = cloud.variables().into_iter().collect();
+    variables.insert(ENDPOINT.to_owned(), cloud.url());
+    let access =
+        Access { subscription: cloud.subscription().to_owned(), region: REGION.to_owned(), variables: Some(variables) };
+    Azure::new(access, Arc::new(Secrets)).polling_every(Duration::from_millis(1)).pushing(Arc::new(images))
+}
+
 /// A provider and the cloud that it calls.
 struct Bench {
     cloud: Arc<AzureCloud>,
@@ -99,15 +122,7 @@ impl Bench {
     fn new(options: Options, protect_data: bool) -> Self {
         let cloud = Arc::new(AzureCloud::start(options));
         cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
-        let mut variables: BTreeMap<String, String> = cloud.variables().into_iter().collect();
-        variables.insert(ENDPOINT.to_owned(), cloud.url());
-        let access = Access {
-            subscription: cloud.subscription().to_owned(),
-            region: REGION.to_owned(),
-            variables: Some(variables),
-        };
-        let provider = Azure::new(access, Arc::new(Secrets)).polling_every(Duration::from_millis(1));
-        let provider = provider.pushing(Arc::new(Images(cloud.clone())));
+        let provider = provider(&cloud, Images(cloud.clone()));
         let site = Site {
             environment: "staging".parse().unwrap(),
             name: "main".parse().unwrap(),
@@ -219,7 +234,11 @@ impl Bench {
 
     /// Runs an operation to its end, as the engine does, over a journal.
     async fn finish(&self, op: &Operation) -> textnlp_provider::resource::Object {
-        let mut handle = None;
+        self.go_on(op, None).await
+    }
+
+    /// The same from a handle in the journal.
+    async fn go_on(&self, op: &Operation, mut handle: Option<Handle>) -> textnlp_provider::resource::Object {
         let mut last = String::new();
         for _ in 0..STEPS {
             let progress = match &handle {
@@ -480,6 +499,44 @@ fn every_kind_keeps_the_contract() {
         if let Err(violation) = bed.site(&bench.all(), secrets(), KEPT, in_place).await {
             panic!("{violation}");
         }
+        assert_eq!(bench.cloud.take_violations(), Vec::<String>::new());
+    });
+}
+
+/// A push that fails is repeated, and another process resumes one that was cut off.
+#[test]
+fn a_push_ends_with_the_image_in_the_registry() {
+    run(async {
+        let mut bench = Bench { gpu: None, ..Bench::new(Options::zero_latency().registered(), false) };
+        bench.provider = provider(&bench.cloud, FailsOnce(Images(bench.cloud.clone()), AtomicBool::new(false)));
+        let all = bench.all();
+        let (mut outputs, mut made) = (BTreeMap::new(), Vec::new());
+        for (number, id) in (1..).zip(["main/network/group", "main/registry/registry"]) {
+            let one = all.iter().find(|one| one.id.as_str() == id).unwrap();
+            let spec = one.spec.resolve(|id| outputs.get(id)).unwrap();
+            let object = bench.finish(&bench.operation(number, Verb::Create, one, &spec, None)).await;
+            outputs.insert(one.id.clone(), object.outputs.clone());
+        }
+        let one = all.iter().find(|one| one.id.as_str() == "main/registry/repository").unwrap();
+        let spec = one.spec.resolve(|id| outputs.get(id)).unwrap();
+        let wanted = Wanted { spec: spec.clone(), ..one.clone() };
+        let mut resumed = None;
+        for number in [3, 4] {
+            let op = bench.operation(number, Verb::Create, &wanted, &spec, None);
+            if number == 4 {
+                // The process dies before anything is sent.
+                bench.cloud.world().registry.repositories.clear();
+                let dying = provider(&bench.cloud, FailsOnce(Images(bench.cloud.clone()), AtomicBool::new(false)));
+                let Progress::Pending { handle, .. } = dying.begin(&op).await.unwrap() else { panic!("it is done") };
+                drop(dying);
+                resumed = Some(handle);
+            }
+            let object = bench.go_on(&op, resumed.take()).await;
+            made.push(object.cloud_id.clone());
+            let changes = bench.provider.diff(&wanted, &record(&wanted, &spec, &object), &object);
+            assert!(changes.is_empty(), "{changes:?}");
+        }
+        assert_eq!(made[0], made[1]);
         assert_eq!(bench.cloud.take_violations(), Vec::<String>::new());
     });
 }
