@@ -348,6 +348,8 @@ pub enum DepsCommand {
 #[derive(Debug, Args)]
 pub struct CheckUpdates {
     /// Exit with status 6 when a newer version is known, or a used one has a known vulnerability
+    ///
+    /// Otherwise with status 1 when a registry, the hub or the state did not answer.
     #[arg(long)]
     pub exit_code: bool,
     #[command(flatten)]

@@ -437,6 +437,7 @@ fn newer_images_are_shown_and_written_after_an_approval() {
     let postgres = row("/postgresql");
     assert!(postgres["newest"] == "15.21" && postgres["is_newer"] == true, "{postgres}");
     assert_eq!(postgres["security"]["advisories"][0]["id"], "BIT-postgresql-2026-1");
+    assert_eq!(postgres["setting"], "sites[0].cluster.database_image");
     assert!(row("/textnlp")["is_newer"] == false && row("/textnlp")["unknown"].is_null(), "{shown}");
     // What is not asked is not taken for the newest.
     assert!(row("Kubernetes")["unknown"].is_string() && row("Kubernetes")["newest"].is_null(), "{shown}");
@@ -458,6 +459,7 @@ fn newer_images_are_shown_and_written_after_an_approval() {
     let rows = unreachable["versions"].as_array().unwrap();
     let images = rows.iter().filter(|row| row["kind"] == "image");
     assert!(images.clone().count() == 2 && images.clone().all(|row| row["unknown"].is_string()), "{unreachable}");
+    run(&["check-updates", "--exit-code"]).expect(1);
 }
 
 #[test]
@@ -495,6 +497,26 @@ fn checklist_names_what_is_open_and_keeps_what_a_person_did() {
     assert_eq!(state(&list(&old, &[]), "smoke"), "done");
     let early = ["release", "checklist", "--done", "watch", "--reason", "fine"];
     with(&sandbox, &old, &early).expect(2);
+
+    // What was removed does not run, also where the history has it.
+    with(&sandbox, &old, &["down", "--yes"]).expect(0);
+    let removed = list(&old, &[]);
+    assert_eq!(
+        (state(&removed, "staging"), state(&removed, "smoke")),
+        ("open".to_owned(), "open".to_owned()),
+        "{removed}"
+    );
+    with(&sandbox, &old, &UP).expect(0);
+    assert_eq!(state(&list(&old, &[]), "staging"), "done");
+
+    // A record that is not verified is not replaced.
+    let record = sandbox.state("development").join("evidence/checklist.json");
+    let good = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, good.replace("CI-7", "CI-8")).unwrap();
+    let refused = with(&sandbox, &old, &[&done[..], &["--reason", "CI-9"]].concat()).expect(4);
+    assert!(refused.err.contains("not verified") && refused.err.contains("checklist.json away"), "{}", refused.err);
+    std::fs::write(&record, &good).unwrap();
+    assert_eq!(state(&list(&old, &[]), "tests"), "done");
 
     // Another program is another release: the record is not of it.
     assert_eq!(state(&list(&new, &[]), "lock"), "open");

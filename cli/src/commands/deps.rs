@@ -1,5 +1,7 @@
 //! `deps`: what an environment depends on outside of its own programs, and newer versions of what its release uses.
 
+use std::collections::BTreeSet;
+
 use textnlp_orchestrator::report::table::{Table, TableReport};
 use textnlp_service::checks::CheckLine;
 use textnlp_service::dependencies::{Dependency, dependencies};
@@ -70,8 +72,18 @@ async fn check_updates(session: &Session, args: &CheckUpdates, console: Console)
         ));
     }
     let success = Success::new(text, document(&chosen, &rows));
-    let is_open = rows.iter().any(|row| row.is_newer || row.is_affected());
-    Ok(if args.exit_code && is_open { success.exit(Exit::ChangesPlanned) } else { success })
+    Ok(match exit(&rows).filter(|_| args.exit_code) {
+        Some(exit) => success.exit(exit),
+        None => success,
+    })
+}
+
+/// The exit status of `--exit-code`, if it is not 0.
+fn exit(rows: &[UsedVersion]) -> Option<Exit> {
+    if rows.iter().any(|row| row.is_newer || row.is_affected()) {
+        return Some(Exit::ChangesPlanned);
+    }
+    rows.iter().any(|row| row.is_unanswered).then_some(Exit::Failed)
 }
 
 async fn update(session: &Session, args: &DepsUpdate, console: Console) -> Result<Success, Failure> {
@@ -143,7 +155,8 @@ fn table(rows: &[UsedVersion]) -> String {
             Security::Unknown { .. } => "unknown".to_owned(),
         };
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-        let (kind, name, used) = (row.kind.as_str().to_owned(), row.name.clone(), row.used.clone());
+        let setting = row.setting.as_ref().map_or(String::new(), |setting| format!("\n  {setting}"));
+        let (kind, name, used) = (row.kind.as_str().to_owned(), format!("{}{setting}", row.name), row.used.clone());
         vec![kind, name, used, newest, security, text(&row.source), text(&row.date)]
     });
     let mut notes = Vec::new();
@@ -164,6 +177,9 @@ fn table(rows: &[UsedVersion]) -> String {
             Security::Unaffected { .. } => {}
         }
     }
+    // Several settings may name one image.
+    let mut shown = BTreeSet::new();
+    notes.retain(|note| shown.insert(note.clone()));
     let (newer, affected) = (rows.iter().filter(|row| row.is_newer), rows.iter().filter(|row| row.is_affected()));
     let unknown = rows.iter().filter(|row| is_unknown(row));
     let report = TableReport {
@@ -220,12 +236,14 @@ mod tests {
         UsedVersion {
             kind: DependencyKind::Image,
             name: "r.example/postgres".to_owned(),
+            setting: None,
             used: "15.19".to_owned(),
             newest: Some("15.20".to_owned()),
             is_newer: true,
             source: Some("r.example".to_owned()),
             date: None,
             unknown: None,
+            is_unanswered: false,
             security,
             update: None,
             fix: None,
@@ -246,16 +264,26 @@ mod tests {
             unknown: Some("no answer within 30 s".to_owned()),
             ..row(Security::Unknown { reason: "no advisories".to_owned() })
         };
-        let text = table(&[affected, unknown]);
+        let text = table(&[affected, unknown.clone(), unknown]);
         for part in [
-            "1 newer, 1 with a known vulnerability, 1 unknown, of 2 versions",
+            "1 newer, 1 with a known vulnerability, 2 unknown, of 3 versions",
             "15.19  15.20",
             "BIT-1: A flaw, fixed in >= 15.20.0",
             "the newest version is unknown: no answer within 30 s",
             "vulnerabilities are unknown: no advisories",
         ] {
-            assert!(text.contains(part), "{part}: {text}");
+            assert_eq!(text.matches(part).count(), 1, "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn exit_status_names_what_was_found_before_what_was_not_answered() {
+        let newer = row(Security::Unaffected { by: "OSV".to_owned() });
+        let unanswered = UsedVersion { is_newer: false, is_unanswered: true, ..newer.clone() };
+        let known = UsedVersion { is_newer: false, ..newer.clone() };
+        assert_eq!(exit(&[unanswered.clone(), newer]), Some(Exit::ChangesPlanned));
+        assert_eq!(exit(&[unanswered, known.clone()]), Some(Exit::Failed));
+        assert_eq!(exit(&[known]), None);
     }
 
     #[test]

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::SiteSettings;
-use textnlp_orchestrator::gate::Gate;
 use textnlp_orchestrator::gate::phases::{AVAILABILITY, PhaseDefinition};
+use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::{Entry, Lock, Recorded, covers, pushes_image, short};
-use textnlp_orchestrator::state::{Operator, State};
+use textnlp_orchestrator::state::{Entry as StateEntry, Operator, State};
 use textnlp_provider::error_chain;
 
 use crate::baseline::Baseline;
@@ -160,11 +160,12 @@ pub async fn checklist(facts: &ReleaseFacts<'_>, progress: &dyn Progress) -> Res
         Err(why) => (Vec::new(), Some(why)),
     };
     // The newest record of a step counts.
-    let marked = |step: &str| {
-        all.iter().rev().find(|mark| mark.step == step && Some(&mark.release) == release.as_ref()).map(Mark::text)
-    };
-    let found = found(staging, *production, (lock.as_ref(), *here), folder, progress).await?;
-    let steps = STEPS.into_iter().zip(found).map(|((name, title), found)| step((name, title), found, marked(name)));
+    let mark = |step: &str| all.iter().rev().find(|mark| mark.step == step && Some(&mark.release) == release.as_ref());
+    let marked = |step: &str| mark(step).map(Mark::text);
+    let found = found(staging, *production, (lock.as_ref(), *here), folder, mark("watch"), progress).await?;
+    // `watched` reads its record: it depends on when production got the release.
+    let of = |name: &str| marked(name).filter(|_| name != "watch");
+    let steps = STEPS.into_iter().zip(found).map(|((name, title), found)| step((name, title), found, of(name)));
     let steps: Vec<Step> = steps.collect();
     let readiness = readiness(facts, &marked).await?;
     Ok(Checklist { release, steps, readiness, unverified })
@@ -172,8 +173,9 @@ pub async fn checklist(facts: &ReleaseFacts<'_>, progress: &dyn Progress) -> Res
 
 fn step((name, title): (&'static str, &'static str), found: Found, marked: Option<String>) -> Step {
     let (state, evidence, next) = match (found, marked) {
+        // A record is for what evidence does not show, and not against it.
+        (Found::Open(why, next), _) => (StepState::Open, why, Some(next)),
         (Found::Done(evidence), _) | (_, Some(evidence)) => (StepState::Done, evidence, None),
-        (Found::Open(why, next), None) => (StepState::Open, why, Some(next)),
         (Found::Yours(why, next), None) => (StepState::Yours, why, Some(next)),
     };
     Step { name, title, state, evidence, next }
@@ -185,6 +187,7 @@ async fn found(
     production: Option<&ChosenEnvironment>,
     (lock, here): (Option<&Lock>, &Lock),
     folder: &Utf8Path,
+    watch: Option<&Mark>,
     progress: &dyn Progress,
 ) -> Result<[Found; 11], Failure> {
     let (scope, environment) = (&staging.scope, &staging.loaded.environment);
@@ -192,7 +195,8 @@ async fn found(
     let history = release::recorded(scope)?;
     let yours = |why: String, what: &str, step| Found::Yours(why, format!("{what}, then: {}", done(step)));
     let tests = yours("not recorded".to_owned(), "run all tests of the release", "tests");
-    let version = version(lock.and_then(|lock| history.before(lock)))
+    let previous = lock.map_or_else(|| history.entries.last(), |lock| history.before(lock));
+    let version = version(previous)
         .map_or_else(|why| yours(why, "raise the version and build the program", "version"), Found::Done);
     let changelog = changelog(folder).map_or_else(
         |why| yours(why, &format!("write a section `## [{VERSION}]` into CHANGELOG.md"), "changelog"),
@@ -204,15 +208,15 @@ async fn found(
         let (image, push, locked, runs, smoke) = (open(), open(), open(), open(), open());
         return Ok([version, tests, changelog, image, tag, push, locked, runs, smoke, open(), open()]);
     };
-    let state = running::state(scope).await?;
-    let runs = runs(&history, |entry| entry.applied.lock.runs_the_same(lock), scope.same("up"));
+    let removed = removed_at(environment, &running::state(scope).await?).await?;
+    let runs = runs(&history, |entry| entry.applied.lock.runs_the_same(lock), removed, scope.same("up"));
     let (deployed, watch) = match production {
         None => {
             let again = "release checklist --production ENV";
             let open = || Found::open("no production environment is named", scope.command(again));
             (open(), open())
         }
-        Some(production) => in_production(staging, production, lock).await?,
+        Some(production) => in_production(staging, production, lock, watch).await?,
     };
     Ok([
         version,
@@ -223,7 +227,7 @@ async fn found(
         pushed(staging, lock, progress).await,
         locked(staging, lock, here),
         runs,
-        smoke(staging, lock, &state),
+        smoke(staging, &history, lock).await?,
         deployed,
         watch,
     ])
@@ -331,13 +335,33 @@ fn locked(chosen: &ChosenEnvironment, lock: &Lock, here: &Lock) -> Found {
     }
 }
 
-/// Whether the newest applied release is this one.
-fn runs(history: &Recorded, is_this: impl Fn(&Entry) -> bool, next: String) -> Found {
-    match history.newest() {
-        Err(why) => Found::Open(why, next),
-        Ok(Some(entry)) if is_this(entry) => Found::Done(applied(entry)),
-        Ok(Some(entry)) => Found::Open(format!("another one runs: {}", applied(entry)), next),
-        Ok(None) => Found::open("no release was applied", next),
+/// When `down` was approved for a site of the environment, if no `up` was completed there after it.
+async fn removed_at(environment: &Environment, state: &State) -> Result<Option<Timestamp>, Failure> {
+    let mut removed = None;
+    for site in state.sites().filter(|site| environment.sites.iter().any(|own| own.name == **site)) {
+        let records = state.history(site).await?;
+        let last = records.iter().rev().find_map(|record| match record.entry {
+            StateEntry::Approved { purpose: Purpose::Down, .. } => Some(Some(record.at)),
+            // Earlier versions did not record the end of a run.
+            StateEntry::Completed { purpose: Purpose::Up }
+            | StateEntry::Approved { purpose: Purpose::Up, tracked: false, .. } => Some(None),
+            _ => None,
+        });
+        removed = removed.max(last.flatten());
+    }
+    Ok(removed)
+}
+
+/// Whether the newest applied release is this one, and was not removed.
+fn runs(history: &Recorded, is_this: impl Fn(&Entry) -> bool, removed: Option<Timestamp>, next: String) -> Found {
+    match (history.newest(), removed) {
+        (Err(why), _) => Found::Open(why, next),
+        (Ok(Some(entry)), None) if is_this(entry) => Found::Done(applied(entry)),
+        (Ok(Some(entry)), Some(at)) if is_this(entry) => {
+            Found::Open(format!("{}; removed at {at:.0}", applied(entry)), next)
+        }
+        (Ok(Some(entry)), _) => Found::Open(format!("another one was applied: {}", applied(entry)), next),
+        (Ok(None), _) => Found::open("no release was applied", next),
     }
 }
 
@@ -346,28 +370,13 @@ fn applied(Entry { number, applied }: &Entry) -> String {
 }
 
 /// The evidence of the gate is of this release, and open.
-fn smoke(chosen: &ChosenEnvironment, lock: &Lock, state: &State) -> Found {
-    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
-    let measure = scope.same("gate --again");
-    if let Some(why) = gate::unmeasured(environment) {
-        return Found::Open(why, "test the release in an environment whose gate is measured".to_owned());
-    }
-    let kept = match gate::stored(chosen, state) {
-        Ok(Some(kept)) => kept,
-        Ok(None) => return Found::open("the gate was not measured", measure),
-        Err(why) => return Found::Open(why, measure),
-    };
-    let at = kept.at.strftime("%Y-%m-%d %H:%M");
-    if !kept.is_of(lock, environment) {
-        return Found::Open(format!("the evidence of {at} is of another release or configuration"), measure);
-    }
-    if let Some(why) = kept.outdated() {
-        return Found::Open(format!("the gate was measured {at}, and {why}"), measure);
-    }
-    match kept.gate() {
-        Gate::Open => Found::Done(format!("open, measured {at}: {}", kept.report)),
-        Gate::Wait(blockers) | Gate::Shut(blockers) => Found::Open(blockers.join("; "), measure),
-    }
+async fn smoke(chosen: &ChosenEnvironment, history: &Recorded, lock: &Lock) -> Result<Found, Failure> {
+    Ok(match release::verified(chosen, history, Some(lock)).await? {
+        Ok(kept) => Found::Done(format!("open, measured {}: {}", kept.at.strftime("%Y-%m-%d %H:%M"), kept.report)),
+        Err((blockers, next)) => {
+            Found::Open(blockers.join("; "), next.unwrap_or_else(|| chosen.scope.same("gate --again")))
+        }
+    })
 }
 
 /// Whether production runs the release, and whether it was watched since.
@@ -375,6 +384,7 @@ async fn in_production(
     staging: &ChosenEnvironment,
     production: &ChosenEnvironment,
     lock: &Lock,
+    watch: Option<&Mark>,
 ) -> Result<(Found, Found), Failure> {
     let (scope, environment) = (&production.scope, &production.loaded.environment);
     let history = release::recorded(scope)?;
@@ -383,18 +393,28 @@ async fn in_production(
         Some(promoted) if is_this(&promoted) => scope.same("up"),
         _ => scope.again.bare(&format!("promote --from {} --to {}", staging.scope.name, scope.name)),
     };
-    let deployed = runs(&history, |entry| is_this(&entry.applied.lock), next.clone());
+    let state = running::state(scope).await?;
+    let removed = removed_at(environment, &state).await?;
+    let deployed = runs(&history, |entry| is_this(&entry.applied.lock), removed, next.clone());
     if !matches!(deployed, Found::Done(_)) {
         return Ok((deployed, Found::open("the release does not run in production yet", next)));
     }
     let since = history.newest().ok().flatten().map(|entry| entry.applied.at).unwrap_or(Timestamp::MAX);
-    Ok((deployed, watched(production, &running::state(scope).await?, since)))
+    Ok((deployed, watched(production, &state, since, watch)))
 }
 
-/// The gate of production measured its availability for 24 hours after this time.
-fn watched(production: &ChosenEnvironment, state: &State, since: Timestamp) -> Found {
+/// Whether this is 24 hours after a release was applied.
+fn is_day_after(now: Timestamp, applied: Timestamp) -> bool {
+    now.duration_since(applied) >= SignedDuration::from_hours(24)
+}
+
+/// The gate of production measured its availability for 24 hours after this time. Where it does not, a person did.
+fn watched(production: &ChosenEnvironment, state: &State, since: Timestamp, mark: Option<&Mark>) -> Found {
     let (scope, environment) = (&production.scope, &production.loaded.environment);
     if PhaseDefinition::of(environment.phase).check(AVAILABILITY).is_none() {
+        if let Some(mark) = mark.filter(|mark| is_day_after(mark.at, since)) {
+            return Found::Done(mark.text());
+        }
         let why = format!("the gate of phase {} does not measure availability", environment.phase);
         let metrics = scope.command("metrics summary --period 24h");
         return Found::Yours(
@@ -522,7 +542,16 @@ pub fn mark(facts: &ReleaseFacts<'_>, steps: &[String], operator: &Operator) -> 
     if steps.iter().any(|step| step == "watch") {
         may_be_watched(facts, &lock, now)?;
     }
-    let mut kept = marks(&scope.folder).unwrap_or_default();
+    let folder = &scope.folder;
+    let file = file(folder);
+    let evidence = file.parent().unwrap_or(folder);
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(evidence);
+    made.with_context(|| format!("make {evidence}"))?;
+    let _held = textnlp_files::Lock::exclusive(evidence.join("checklist.lock"), 0o600)?;
+    let mut kept = marks(folder).map_err(|why| {
+        let error = anyhow::anyhow!(why).context("nothing was recorded");
+        Failure::refused("not_verified", error).hint(format!("move {file} away, then record the steps again"))
+    })?;
     kept.extend(steps.iter().map(|step| Mark {
         step: step.clone(),
         release: digest_of(&lock),
@@ -532,11 +561,8 @@ pub fn mark(facts: &ReleaseFacts<'_>, steps: &[String], operator: &Operator) -> 
         tool: operator.tool.clone(),
     }));
     let old = kept.len().saturating_sub(MAX_RECORDS);
-    let folder = &scope.folder;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.with_context(|| format!("make {folder}"))?;
     let bytes = serde_json::to_vec_pretty(&Marks { marks: kept.split_off(old) })?;
-    Ok(write_signed(folder, &file(folder), &bytes, &what(&bytes))?)
+    Ok(write_signed(folder, &file, &bytes, &what(&bytes))?)
 }
 
 /// Refuses the record of a watch that is not over.
@@ -555,9 +581,9 @@ fn may_be_watched(facts: &ReleaseFacts<'_>, lock: &Lock, now: Timestamp) -> Resu
     let Some(entry) = newest.filter(is_this) else {
         return Err(early(format!("{} does not run this release", production.scope.name)));
     };
-    match now.duration_since(entry.applied.at) < SignedDuration::from_hours(24) {
-        true => Err(early(format!("it was applied at {:.0}", entry.applied.at))),
-        false => Ok(()),
+    match is_day_after(now, entry.applied.at) {
+        true => Ok(()),
+        false => Err(early(format!("it was applied at {:.0}", entry.applied.at))),
     }
 }
 
@@ -632,6 +658,24 @@ mod tests {
         let marked = of(yours(), Some("ada: CI run 7"));
         assert_eq!((marked.state, marked.evidence.as_str(), marked.next), (StepState::Done, "ada: CI run 7", None));
         assert_eq!(of(Found::open("why", "up"), None).next.as_deref(), Some("up"));
+        assert_eq!(of(Found::open("why", "up"), Some("ada: fine")).state, StepState::Open, "evidence is against it");
+    }
+
+    #[test]
+    fn removed_release_does_not_run() {
+        let mut history = Recorded::default();
+        history.entries.push(entry("textnlp-deploy 0.0.1"));
+        let of = |removed| runs(&history, |_| true, removed, "up".to_owned());
+        assert!(matches!(of(None), Found::Done(_)));
+        assert!(matches!(of(Some(Timestamp::UNIX_EPOCH)), Found::Open(why, _) if why.contains("removed at")));
+    }
+
+    #[test]
+    fn record_of_a_watch_counts_a_day_after_the_release() {
+        let applied = Timestamp::UNIX_EPOCH;
+        let after = |hours| is_day_after(applied + SignedDuration::from_hours(hours), applied);
+        assert_eq!((after(23), after(24)), (false, true));
+        assert!(!is_day_after(applied, Timestamp::MAX));
     }
 
     #[test]

@@ -114,10 +114,10 @@ pub async fn program_of(scope: &Scope, lock: &Lock) -> Result<Option<Program>, F
 }
 
 /// All reasons against promoting a lock, and the command to run next.
-type Unverified = (Vec<String>, Option<String>);
+pub(crate) type Unverified = (Vec<String>, Option<String>);
 
 /// The evidence that this lock passed the gate of the environment where it runs.
-async fn verified(
+pub(crate) async fn verified(
     chosen: &ChosenEnvironment,
     history: &Recorded,
     lock: Option<&Lock>,

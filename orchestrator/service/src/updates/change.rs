@@ -1,11 +1,13 @@
 //! Changes that take other versions: in the environment's file and in its release lock.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use textnlp_files::Replace;
 use textnlp_models::{Event, FetchOptions, Source, Store, inspect};
-use textnlp_orchestrator::environment::{Catalogue, Library, Loaded, Overrides, Source as FileSource};
+use textnlp_orchestrator::environment::{Catalogue, Library, Loaded, Overrides, Source as FileSource, diff};
 use textnlp_orchestrator::release::Lock;
 
 use crate::artifacts::model_cache;
@@ -54,15 +56,20 @@ pub enum Change {
 
 impl Change {
     /// A change of the environment's own file. Files that it extends have other readers, and built-in ones cannot be written.
+    /// A line that cannot be edited is named.
     pub(super) fn of_file(
         loaded: &Loaded,
         (setting, from, to): (&str, String, String),
         (file, line): (&str, usize),
     ) -> Self {
         let is_own = loaded.files.first().is_some_and(|own| own == file) && Utf8Path::new(file).is_file();
-        match is_own {
-            true => Change::File { setting: setting.to_owned(), file: file.to_owned(), line, from, to },
-            false => Change::Other { how: format!("`{setting}` is set in {file}: write {to} in your own file") },
+        if !is_own {
+            return Change::Other { how: format!("`{setting}` is set in {file}: write {to} in your own file") };
+        }
+        let text = std::fs::read_to_string(file).map_err(|error| error.to_string());
+        match text.and_then(|text| edited(&text, line, &from, &to)) {
+            Ok(_) => Change::File { setting: setting.to_owned(), file: file.to_owned(), line, from, to },
+            Err(why) => Change::Other { how: format!("write `{setting}: {to}` at {file}:{line}: {why}") },
         }
     }
 
@@ -87,10 +94,12 @@ pub async fn apply(
     chosen: &ChosenEnvironment,
     changes: &[Change],
     here: &Lock,
-    (library, overrides, catalogue): (&Library, &Overrides, &Catalogue),
+    loading: (&Library, &Overrides, &Catalogue),
     progress: &dyn Progress,
 ) -> Result<Changed, Failure> {
     let before = chosen.lock()?;
+    // Before models are fetched, which takes long.
+    let edit = Edit::of(chosen, changes, loading)?;
     let mut lock = before.clone();
     for change in changes {
         match (change, &mut lock) {
@@ -103,34 +112,85 @@ pub async fn apply(
             _ => {}
         }
     }
-    let mut changed = Changed::default();
-    let lines: Vec<_> = changes.iter().filter(|change| matches!(change, Change::File { .. })).collect();
-    if let Some(Change::File { file, .. }) = lines.first() {
-        let file = Utf8PathBuf::from(file);
-        let Some(mode) = own_file_mode(&file)? else {
-            return Err(Failure::usage("no_environment_file", anyhow::anyhow!("{file} does not exist any more")));
-        };
-        let mut text = std::fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
-        for change in lines {
-            if let Change::File { setting, line, from, to, .. } = change {
-                text = edited(&text, *line, from, to).map_err(|why| {
-                    let error = anyhow::anyhow!("{file}:{line}: {why}").context("nothing was written");
-                    Failure::refused("not_replaceable", error).hint(format!("write {setting}: {to}"))
-                })?;
-            }
-        }
-        // Before it replaces a file that can be loaded.
-        let source = FileSource { label: file.to_string(), bytes: text.clone().into_bytes() };
-        let loaded = library.beside(&file).load_source(source, overrides, catalogue);
-        loaded.map_err(|error| invalid(error, &chosen.scope.again))?;
-        Replace::mode(mode).write(&file, text.as_bytes()).with_context(|| format!("write {file}"))?;
-        changed.file = Some(file);
-    }
+    let file = edit.map(Edit::write).transpose()?;
+    let mut changed = Changed { file, lock: None };
     if let Some(lock) = lock.filter(|lock| before.as_ref() != Some(lock)) {
         lock.write(&chosen.lock_path)?;
         changed.lock = Some(chosen.lock_path.clone());
     }
     Ok(changed)
+}
+
+fn changed_meanwhile(why: String) -> Failure {
+    let error = anyhow::anyhow!(why).context("nothing was written");
+    Failure::refused("changed_meanwhile", error).hint("run the command again")
+}
+
+fn read(file: &Utf8Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("read {file}"))
+}
+
+/// The new text of the environment's file.
+struct Edit {
+    file: Utf8PathBuf,
+    mode: u32,
+    before: String,
+    after: String,
+}
+
+impl Edit {
+    /// `None` if no change is in the file. Refused unless the new text sets what was approved and nothing else.
+    fn of(
+        chosen: &ChosenEnvironment,
+        changes: &[Change],
+        (library, overrides, catalogue): (&Library, &Overrides, &Catalogue),
+    ) -> Result<Option<Self>, Failure> {
+        let file = changes.iter().find_map(|change| match change {
+            Change::File { file, .. } => Some(Utf8PathBuf::from(file)),
+            _ => None,
+        });
+        let Some(file) = file else { return Ok(None) };
+        let Some(mode) = own_file_mode(&file)? else {
+            return Err(Failure::usage("no_environment_file", anyhow::anyhow!("{file} does not exist any more")));
+        };
+        let before = read(&file)?;
+        let mut after = before.clone();
+        let (mut made, mut wanted) = (BTreeSet::new(), BTreeMap::new());
+        for change in changes {
+            let Change::File { setting, line, from, to, .. } = change else { continue };
+            wanted.insert(setting.as_str(), Some(to.as_str()));
+            // Aliases of a YAML anchor have its line.
+            if made.insert((line, from, to)) {
+                after = edited(&after, *line, from, to)
+                    .map_err(|why| changed_meanwhile(format!("{file}:{line}: {why}")))?;
+            }
+        }
+        // Before it replaces a file that can be loaded.
+        let source = FileSource { label: file.to_string(), bytes: after.clone().into_bytes() };
+        let loaded = library.beside(&file).load_source(source, overrides, catalogue);
+        let loaded = loaded.map_err(|error| invalid(error, &chosen.scope.again))?;
+        let differences = diff(&chosen.loaded, &loaded);
+        let found: BTreeMap<&str, Option<&str>> = differences
+            .iter()
+            .map(|one| (one.path.as_str(), one.right.as_ref().and_then(|value| value.as_str())))
+            .collect();
+        if found != wanted {
+            let settings = found.into_keys().collect::<Vec<_>>().join(", ");
+            return Err(changed_meanwhile(format!(
+                "{file} would change in [{settings}], which is not what was approved"
+            )));
+        }
+        Ok(Some(Self { file, mode, before, after }))
+    }
+
+    fn write(self) -> Result<Utf8PathBuf, Failure> {
+        let Self { file, mode, before, after } = self;
+        if read(&file)? != before {
+            return Err(changed_meanwhile(format!("{file} was edited")));
+        }
+        Replace::mode(mode).write(&file, after.as_bytes()).with_context(|| format!("write {file}"))?;
+        Ok(file)
+    }
 }
 
 /// The part of a lock that this machine has.
@@ -177,8 +237,7 @@ async fn fetched(
     let model = store.fetch(&source, &options, &report).await.map_err(failed)?;
     inspect(&model.dir).map_err(failed)?;
     if model.manifest.revision.as_deref() != Some(commit) {
-        let error = anyhow::anyhow!("{source} has another commit than {commit} now").context("nothing was written");
-        return Err(Failure::refused("changed_meanwhile", error).hint("run the command again"));
+        return Err(changed_meanwhile(format!("{source} has another commit than {commit} now")));
     }
     Ok(model.manifest.digest.to_string())
 }
@@ -208,6 +267,24 @@ mod tests {
         assert_eq!(edited("image: r/x:1.0", 1, "r/x:1.0", "r/x:1.1").unwrap(), "image: r/x:1.1");
         for (line, from) in [(0, "r/x:1.0"), (1, "r/x:1.0"), (9, "r/x:1.0"), (2, "e")] {
             assert!(edited(text, line, from, "y").is_err(), "{line} {from}");
+        }
+    }
+
+    #[test]
+    fn line_that_cannot_be_edited_is_named_and_not_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(folder.path()).unwrap().join("texts.yaml");
+        std::fs::write(&file, "image: r/x:1.0\nother: ${REGISTRY}/x:1.0\nboth: [r/x:1.0, r/x:1.0]\n").unwrap();
+        let mut loaded = Library::built_in().load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
+        let of = |loaded: &Loaded, line: usize| {
+            Change::of_file(loaded, ("image", "r/x:1.0".to_owned(), "r/x:1.1".to_owned()), (file.as_str(), line))
+        };
+        assert!(!of(&loaded, 1).is_own(), "it is not the file of the environment");
+        loaded.files = vec![file.to_string()];
+        assert!(of(&loaded, 1).is_own());
+        for line in [2, 3, 4] {
+            let Change::Other { how } = of(&loaded, line) else { panic!("line {line} is edited") };
+            assert!(how.contains(&format!("texts.yaml:{line}")), "{how}");
         }
     }
 

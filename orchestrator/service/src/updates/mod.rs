@@ -7,6 +7,7 @@ mod change;
 mod images;
 mod models;
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use textnlp_bundle::scan::{Database, Package};
 use textnlp_models::{FetchOptions, Limits};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::SiteSettings;
-use textnlp_orchestrator::release::{Lock, pushes_image, short};
+use textnlp_orchestrator::release::{Applied, Entry, Lock, pushes_image, short};
 use textnlp_provider::settings::Hosting;
 
 pub use change::{Change, Changed, apply};
@@ -24,13 +25,13 @@ pub(crate) use images::has_image;
 
 use crate::audit::{PROGRAM, Record, age_days, aged, linked};
 use crate::bundle::advisories::{AdvisorySources, said};
-use crate::{ChosenEnvironment, Failure, Progress};
+use crate::{ChosenEnvironment, Failure, Progress, release};
 
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Timeout of the questions about one dependency.
+/// Timeout of a question.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Dependencies of one kind that are asked about.
+/// Repositories, and models, that are asked about.
 const MAX_QUERIES: usize = 20;
 
 /// What a dependency is.
@@ -110,6 +111,8 @@ pub struct UsedVersion {
     pub kind: DependencyKind,
     /// Its name.
     pub name: String,
+    /// The setting that names an image: `sites[0].cluster.image`.
+    pub setting: Option<String>,
     /// The version.
     pub used: String,
     /// The newest known version.
@@ -122,6 +125,8 @@ pub struct UsedVersion {
     pub date: Option<String>,
     /// Why the newest version is not known.
     pub unknown: Option<String>,
+    /// Whether that is because a question failed.
+    pub is_unanswered: bool,
     /// What advisories say about the used version.
     pub security: Security,
     /// How the newest version is taken.
@@ -135,12 +140,14 @@ impl UsedVersion {
         Self {
             kind,
             name: name.into(),
+            setting: None,
             used: used.into(),
             newest: None,
             is_newer: false,
             source: None,
             date: None,
             unknown: None,
+            is_unanswered: false,
             security,
             update: None,
             fix: None,
@@ -150,6 +157,11 @@ impl UsedVersion {
     /// Its newest version is not known.
     fn not_known(self, reason: impl Into<String>) -> Self {
         Self { unknown: Some(reason.into()), ..self }
+    }
+
+    /// A question about it failed.
+    fn unanswered(self, reason: impl Into<String>) -> Self {
+        Self { is_unanswered: true, ..self.not_known(reason) }
     }
 
     /// Whether an advisory names it.
@@ -318,17 +330,42 @@ pub async fn used_versions(
 ) -> Result<Vec<UsedVersion>, Failure> {
     let (environment, lock) = (&chosen.loaded.environment, chosen.lock()?);
     let queries = Queries::of(chosen, progress)?;
-    let mut rows: Vec<UsedVersion> = program(environment, lock.as_ref(), here).into_iter().collect();
+    let history = release::recorded(&chosen.scope)?;
+    let applied = history.newest().ok().flatten();
     let set = chosen.scope.command("release set");
+    let mut rows: Vec<UsedVersion> = program(environment, lock.as_ref(), here, applied, &set).into_iter().collect();
     rows.extend(advisories.crates(chosen.scope.platform.build().features, &set));
-    rows.extend(images::rows(chosen, lock.as_ref(), advisories, &queries).await);
-    rows.extend(models::rows(chosen, lock.as_ref(), here, &queries).await?);
-    rows.extend(by_providers(environment));
+    let (images, has_postgres) = images::rows(chosen, lock.as_ref(), advisories, &queries).await;
+    rows.extend(images);
+    rows.extend(models::rows(chosen, lock.as_ref(), here, applied, &queries).await?);
+    rows.extend(by_providers(environment, has_postgres));
     Ok(rows)
 }
 
-/// The server program, or the image that `up` makes of it. `None` if neither is deployed from here.
-fn program(environment: &Environment, lock: Option<&Lock>, here: &Lock) -> Option<UsedVersion> {
+/// How the version of this program compares with that of the program that applied a release.
+fn order(applied: &Applied) -> Option<Ordering> {
+    let numbers =
+        |version: &str| -> Vec<u64> { version.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect() };
+    let other = numbers(applied.tool.rsplit(' ').next().unwrap_or_default());
+    (!other.is_empty()).then(|| numbers(VERSION).cmp(&other))
+}
+
+/// Why what this program has is no newer version, if a newer program applied the newest release.
+fn by_newer(applied: Option<&Entry>) -> Option<String> {
+    let Entry { number, applied } = applied?;
+    let is_newer = order(applied) == Some(Ordering::Less);
+    is_newer.then(|| format!("release {number} was applied by a newer program, {}", applied.tool))
+}
+
+/// The server program, or the image that `up` makes of it. `None` if neither is deployed from here. `set`: the command
+/// that locks this program.
+fn program(
+    environment: &Environment,
+    lock: Option<&Lock>,
+    here: &Lock,
+    applied: Option<&Entry>,
+    set: &str,
+) -> Option<UsedVersion> {
     let pushed: BTreeSet<String> = environment
         .sites
         .iter()
@@ -356,12 +393,23 @@ fn program(environment: &Environment, lock: Option<&Lock>, here: &Lock) -> Optio
         .collect();
     let row = UsedVersion::new(DependencyKind::Program, PROGRAM, version(lock), security);
     let is_newer = !what.is_empty();
-    let update = is_newer.then_some(Change::Release { what });
+    if let Some(why) = by_newer(applied).filter(|_| is_newer) {
+        return Some(row.not_known(why));
+    }
+    let update = match applied.and_then(|entry| order(&entry.applied)) {
+        _ if !is_newer => None,
+        Some(Ordering::Greater) => Some(Change::Release { what }),
+        _ => {
+            let how = format!("this program is not known to be newer than the locked one: to lock it: {set}");
+            Some(Change::Other { how })
+        }
+    };
     Some(UsedVersion { newest: Some(version(here)), is_newer, source, update, ..row })
 }
 
-/// Software whose versions its provider decides, and that no source here lists.
-fn by_providers(environment: &Environment) -> Vec<UsedVersion> {
+/// Software whose versions its provider decides, and that no source here lists. `has_postgres`: an image of PostgreSQL
+/// has a row.
+fn by_providers(environment: &Environment, has_postgres: bool) -> Vec<UsedVersion> {
     let mut rows = Vec::new();
     if environment.sites.iter().any(SiteSettings::is_in_cluster) {
         let used = environment.cluster.version.clone().unwrap_or_else(|| "as the cluster has it".to_owned());
@@ -369,14 +417,18 @@ fn by_providers(environment: &Environment) -> Vec<UsedVersion> {
         let row = UsedVersion::new(DependencyKind::Cluster, "Kubernetes", used, security);
         rows.push(row.not_known("the versions of the provider are not asked: set `cluster.version` to one of them"));
     }
-    // An image of a cluster has a row of its own.
-    let is_no_image = environment.runs_here() || environment.database_hosting() != Some(Hosting::Cluster);
-    if environment.database_hosting().is_some() && is_no_image {
-        let security = Security::unknown("the minor version is that of the provider or of the machine's packages");
-        let used = environment.database.version.to_string();
-        let row = UsedVersion::new(DependencyKind::Database, "PostgreSQL", used, security);
-        rows.push(row.not_known("the versions of the provider or of the machine's packages are not asked"));
-    }
+    let Some(hosting) = environment.database_hosting() else { return rows };
+    let (vulnerable, newest) = match hosting == Hosting::Cluster && !environment.runs_here() {
+        true if has_postgres => return rows,
+        true => ("its image is not recorded yet", "the first `up` records its image"),
+        false => (
+            "the minor version is that of the provider or of the machine's packages",
+            "the versions of the provider or of the machine's packages are not asked",
+        ),
+    };
+    let used = environment.database.version.to_string();
+    let row = UsedVersion::new(DependencyKind::Database, "PostgreSQL", used, Security::unknown(vulnerable));
+    rows.push(row.not_known(newest));
     rows
 }
 
@@ -420,17 +472,32 @@ mod tests {
         Advisories { database: Some(database), described: "RustSec".to_owned() }
     }
 
+    /// A release that a program of this version applied.
+    pub(super) fn entry(lock: &Lock, version: &str) -> Entry {
+        let (at, by, tool) = (Timestamp::UNIX_EPOCH, "ada".to_owned(), format!("{PROGRAM} {version}"));
+        let lock = lock.clone();
+        Entry { number: 3, applied: Applied { at, by, reason: None, tool, schema: None, phase: None, lock } }
+    }
+
     #[test]
-    fn other_program_than_the_locked_one_is_a_newer_version() {
+    fn only_a_newer_program_takes_the_place_of_the_locked_one() {
         let environment = environment(&[]);
         let (old, new) = (lock(&environment, "1"), lock(&environment, "2"));
-        let row = program(&environment, Some(&old), &new).unwrap();
+        let of = |here: &Lock, version: &str| {
+            program(&environment, Some(&old), here, Some(&entry(&old, version)), "set").unwrap()
+        };
+        let row = of(&new, "0.0.1");
         assert!(row.is_newer && row.newest == Some(short(&new.server)), "{row:?}");
         assert_eq!(row.change(false), Some(&Change::Release { what: vec!["server".to_owned()] }));
         assert_eq!(row.change(true), None, "no advisory names it");
-        let same = program(&environment, Some(&old), &old).unwrap();
+        let older = of(&new, "9999.0.0");
+        assert!(!older.is_newer && older.change(false).is_none(), "{older:?}");
+        assert!(older.unknown.is_some_and(|why| why.contains("release 3 was applied by a newer program")));
+        let other = of(&new, VERSION);
+        assert!(other.is_newer && matches!(other.change(false), Some(Change::Other { .. })), "{other:?}");
+        let same = of(&old, "0.0.1");
         assert!(!same.is_newer && same.change(false).is_none(), "{same:?}");
-        let first = program(&environment, None, &new).unwrap();
+        let first = program(&environment, None, &new, None, "set").unwrap();
         assert!(first.used == "not locked" && first.change(false).is_none(), "{first:?}");
     }
 
@@ -453,9 +520,9 @@ mod tests {
 
     #[test]
     fn versions_of_providers_are_unknown_and_not_fine() {
-        let rows = by_providers(&environment(&["database.kind=postgres", "database.version=16"]));
+        let rows = by_providers(&environment(&["database.kind=postgres", "database.version=16"]), false);
         let [row] = rows.as_slice() else { panic!("{rows:?}") };
         assert!(row.used == "16" && row.unknown.is_some() && !row.is_newer, "{row:?}");
-        assert!(by_providers(&environment(&[])).is_empty());
+        assert!(by_providers(&environment(&[]), false).is_empty());
     }
 }

@@ -3,10 +3,10 @@
 use textnlp_models::{HubSource, Source, Store, hub_revision};
 use textnlp_orchestrator::environment::Origin;
 use textnlp_orchestrator::environment::model::ModelSettings;
-use textnlp_orchestrator::release::{Lock, short};
+use textnlp_orchestrator::release::{Entry, Lock, short};
 use textnlp_provider::error_chain;
 
-use super::{Change, DependencyKind, MAX_QUERIES, Queries, Security, UsedVersion, VERSION};
+use super::{Change, DependencyKind, MAX_QUERIES, Queries, Security, UsedVersion, VERSION, by_newer};
 use crate::artifacts::model_cache;
 use crate::{ChosenEnvironment, Failure};
 
@@ -20,6 +20,7 @@ pub(super) async fn rows(
     chosen: &ChosenEnvironment,
     lock: Option<&Lock>,
     here: &Lock,
+    applied: Option<&Entry>,
     queries: &Queries<'_>,
 ) -> Result<Vec<UsedVersion>, Failure> {
     let mut rows = Vec::new();
@@ -33,22 +34,33 @@ pub(super) async fn rows(
         rows.push(match source {
             Some(Source::Hub(hub)) if nth < MAX_QUERIES => {
                 let known = known_commit(chosen, &hub, locked)?;
-                of_hub(row, (model, &hub), known, chosen, queries).await
+                of_hub(row, (nth, model, &hub), known, chosen, queries).await
             }
             Some(Source::Hub(_)) => row.not_known(format!("only {MAX_QUERIES} models are asked for")),
-            Some(Source::Bundled | Source::File(_)) => of_here(row, model, locked, here),
+            Some(Source::Bundled) => of_here(row, model, locked, here, by_newer(applied)),
+            Some(Source::File(_)) => of_here(row, model, locked, here, None),
             _ => row.not_known("its source has no versions: compare its digest with that of its author"),
         });
     }
     Ok(rows)
 }
 
-/// A model that this program or this machine has: `release set` locks its digest.
-fn of_here(row: UsedVersion, model: &ModelSettings, locked: Option<&str>, here: &Lock) -> UsedVersion {
+/// A model that this program or this machine has: `release set` locks its digest. `older`: why another digest is no
+/// newer version, if so.
+fn of_here(
+    row: UsedVersion,
+    model: &ModelSettings,
+    locked: Option<&str>,
+    here: &Lock,
+    older: Option<String>,
+) -> UsedVersion {
     let Some(digest) = here.models.get(&model.name) else {
         return row.not_known("it could not be read on this machine");
     };
     let is_newer = locked.is_some_and(|locked| locked != digest);
+    if let Some(why) = older.filter(|_| is_newer) {
+        return row.not_known(why);
+    }
     UsedVersion {
         newest: Some(short(digest)),
         is_newer,
@@ -72,7 +84,7 @@ fn known_commit(chosen: &ChosenEnvironment, hub: &HubSource, locked: Option<&str
 
 async fn of_hub(
     row: UsedVersion,
-    (model, hub): (&ModelSettings, &HubSource),
+    (nth, model, hub): (usize, &ModelSettings, &HubSource),
     known: Option<String>,
     chosen: &ChosenEnvironment,
     queries: &Queries<'_>,
@@ -82,7 +94,7 @@ async fn of_hub(
         async { hub_revision(hub, branch, &queries.fetching, &|_| {}).await.map_err(|error| error_chain(&error)) };
     let newest = match queries.ask(&model.name, question).await {
         Ok(newest) => newest,
-        Err(why) => return row.not_known(why),
+        Err(why) => return row.unanswered(why),
     };
     let date = newest.modified.as_deref().and_then(|text| text.get(..10)).map(str::to_owned);
     let source = Some(format!("hf:{}@{branch}", hub.repo()));
@@ -92,7 +104,7 @@ async fn of_hub(
             .not_known("the commit of the used model is not known: the model cache of this machine does not have it");
     };
     let is_newer = known != newest.commit;
-    let update = is_newer.then(|| change((model, hub), &newest.commit, chosen));
+    let update = is_newer.then(|| change((nth, model, hub), &newest.commit, chosen));
     UsedVersion { used: digits(&known), is_newer, update, ..row }
 }
 
@@ -101,7 +113,7 @@ fn digits(commit: &str) -> String {
 }
 
 /// How a model's newer commit is taken: in the file where it names a commit, else in the lock.
-fn change((model, hub): (&ModelSettings, &HubSource), commit: &str, chosen: &ChosenEnvironment) -> Change {
+fn change((nth, model, hub): (usize, &ModelSettings, &HubSource), commit: &str, chosen: &ChosenEnvironment) -> Change {
     if model.digest.is_some() {
         let how =
             format!("its `digest` is set: write `source: {}` with the digest of that commit", source_of(hub, commit));
@@ -113,14 +125,13 @@ fn change((model, hub): (&ModelSettings, &HubSource), commit: &str, chosen: &Cho
     }
     let from = model.source().to_owned();
     let to = source_of(hub, commit);
-    let is_source = |path: &str| path.starts_with("models[") && path.ends_with("].source");
-    let facts = chosen.loaded.facts();
-    let fact = facts.iter().find(|fact| is_source(&fact.path) && fact.value.as_str() == Some(from.as_str()));
-    match fact.map(|fact| (&fact.path, &fact.origin)) {
-        Some((path, Origin::File { file, line, .. })) => {
-            Change::of_file(&chosen.loaded, (path.as_str(), from, to), (file.as_ref(), *line))
+    // Models may have the same source.
+    let path = format!("models[{nth}].source");
+    match chosen.loaded.explain(&path).into_iter().next().map(|fact| fact.origin) {
+        Some(Origin::File { file, line, .. }) => {
+            Change::of_file(&chosen.loaded, (path.as_str(), from, to), (file.as_ref(), line))
         }
-        Some((_, origin)) => Change::Other { how: format!("it is set by {origin}: write {to} there") },
+        Some(origin) => Change::Other { how: format!("it is set by {origin}: write {to} there") },
         None => Change::Other { how: format!("write `source: {to}`") },
     }
 }
@@ -135,7 +146,7 @@ fn source_of(hub: &HubSource, commit: &str) -> String {
 mod tests {
     use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
 
-    use super::super::tests::lock;
+    use super::super::tests::{entry, lock};
     use super::*;
 
     #[test]
@@ -145,10 +156,13 @@ mod tests {
         let model = environment.models.first().unwrap();
         let mut here = lock(&environment, "1");
         let row = || UsedVersion::new(DependencyKind::Model, &model.name, "x", Security::unknown("x"));
-        assert!(of_here(row(), model, Some("sha256:1"), &here).unknown.is_some());
+        assert!(of_here(row(), model, Some("sha256:1"), &here, None).unknown.is_some());
         here.models.insert(model.name.clone(), "sha256:2".to_owned());
-        assert!(!of_here(row(), model, Some("sha256:2"), &here).is_newer);
-        let newer = of_here(row(), model, Some("sha256:1"), &here);
+        assert!(!of_here(row(), model, Some("sha256:2"), &here, None).is_newer);
+        let applied = entry(&here, "9999.0.0");
+        let older = of_here(row(), model, Some("sha256:1"), &here, by_newer(Some(&applied)));
+        assert!(!older.is_newer && older.unknown.is_some(), "{older:?}");
+        let newer = of_here(row(), model, Some("sha256:1"), &here, None);
         assert_eq!(newer.change(false), Some(&Change::Release { what: vec![format!("models.{}", model.name)] }));
         assert_eq!(newer.change(true), None);
     }
