@@ -386,9 +386,10 @@ pub enum Db {
     Analyze,
     /// Measure transactions per second and their latency
     ///
-    /// A transaction is what the service does for one request: look up a key, reserve tokens, settle them. Usage records are
-    /// stored in batches. It works in tables of its own, which it removes; those of the service are not changed. Requests
-    /// may become slower meanwhile. Ends after 1,000,000 transactions at the latest.
+    /// A transaction is what the service does for one request: look up a key, take a request of its rate, reserve tokens,
+    /// settle them. The service does the last two only for keys with token limits. Usage records are stored in batches. It
+    /// works in tables of its own, which it removes; those of the service are not changed. Requests may become slower
+    /// meanwhile. Ends after 1,000,000 transactions at the latest.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy db bench --env staging\n  \
         textnlp-deploy db bench --env pilot --clients 16 --duration 1m\n  \
@@ -405,7 +406,7 @@ pub enum Db {
 /// `db bench`.
 #[derive(Debug, Args)]
 pub struct DbBench {
-    /// Clients at the same time, 1 to 64; of PostgreSQL at most half of the free connections
+    /// Clients at the same time, 1 to 64; with PostgreSQL at most half of the free connections, less two
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub clients: u32,
     /// Duration of the measurement, from 1s to 10m

@@ -119,7 +119,7 @@ async fn unless_stopped(
     if let Some(done) = done.filter(|done| done.is_ok() || !stop.is_cancelled()) {
         return done;
     }
-    // A job in a cluster goes on until its tables are gone.
+    // In a cluster, the dropped run deletes its job: the pod gets TERM and removes its tables. This removes what is left.
     if let Err(failure) = run(deployment, admin, place, cleanup, Duration::ZERO).await {
         console.warn(format!("its tables were not removed, which the next one does: {:#}", failure.error));
     }

@@ -242,6 +242,11 @@ impl Api {
         self.removed(call, uid, ("propagationPolicy", "Foreground".into())).await
     }
 
+    /// The same without waiting for dependents, which the cluster deletes afterwards.
+    pub(crate) async fn delete_in_background(&self, call: &Call<'_>, uid: &str) -> Result<()> {
+        self.removed(call, uid, ("propagationPolicy", "Background".into())).await
+    }
+
     /// Deletes a pod with this grace period, if it still has this uid. With 0 seconds its object is gone before its programs are.
     pub(crate) async fn kill(&self, call: &Call<'_>, uid: &str, grace_seconds: u32) -> Result<()> {
         self.removed(call, uid, ("gracePeriodSeconds", grace_seconds.into())).await

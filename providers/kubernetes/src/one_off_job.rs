@@ -38,12 +38,44 @@ pub struct JobResult {
     pub output: String,
 }
 
+/// A job that is deleted if its run is dropped, such as by Ctrl-C: its pod gets TERM.
+struct RunningJob {
+    api: Api,
+    namespace: String,
+    object: Value,
+    has_ended: bool,
+}
+
+impl RunningJob {
+    fn removal<'a>(namespace: &'a str, object: &'a Value) -> (Call<'a>, &'a str) {
+        let name = object["metadata"]["name"].as_str();
+        let call = call("remove", "delete", table::named("kubernetes.job"), namespace, name);
+        (call, object["metadata"]["uid"].as_str().unwrap_or_default())
+    }
+}
+
+impl Drop for RunningJob {
+    fn drop(&mut self) {
+        // Without a runtime, the job ends by its deadline.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.has_ended {
+            return;
+        }
+        let (api, namespace, object) = (self.api.clone(), self.namespace.clone(), self.object.take());
+        runtime.spawn(async move {
+            let (call, uid) = Self::removal(&namespace, &object);
+            let _ = api.delete_in_background(&call, uid).await;
+        });
+    }
+}
+
 impl Kubernetes {
     /// Runs the program of a deployment's container with these arguments, and with the configuration, secrets and user
     /// of the container. Its output is in the cluster's logs: neither output nor arguments may contain secrets.
     ///
     /// An error if the deployment is not of this lineage, if the job could not be created, or if its end was not seen
-    /// within three minutes and what it `takes` by design. In the last case the job may have done its work.
+    /// within three minutes and what it `takes` by design. In the last case the job may have done its work. Dropping the
+    /// run deletes the job.
     pub async fn run_job(
         &self,
         (namespace, lineage): (&str, Lineage),
@@ -60,12 +92,13 @@ impl Kubernetes {
             let why = format!("it has no container `{container}`");
             return Err(call.error(ErrorKind::Invalid).because(why));
         };
-        let made = make(&api, namespace, &job).await?;
-        let done = wait_for_end(&api, namespace, container, &made, within, &|_| {}).await;
+        let object = make(&api, namespace, &job).await?;
+        let mut running = RunningJob { api: api.clone(), namespace: namespace.to_owned(), object, has_ended: false };
+        let done = wait_for_end(&api, namespace, container, &running.object, within, &|_| {}).await;
+        running.has_ended = true;
         // The job has a TTL, so a failed deletion does not matter.
-        let name = made["metadata"]["name"].as_str();
-        let gone = self::call("remove", "delete", table::named("kubernetes.job"), namespace, name);
-        let _ = api.delete(&gone, made["metadata"]["uid"].as_str().unwrap_or_default()).await;
+        let (removal, uid) = RunningJob::removal(namespace, &running.object);
+        let _ = api.delete(&removal, uid).await;
         done
     }
 
@@ -318,6 +351,27 @@ mod tests {
         assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "1");
         assert_eq!(made["spec"]["activeDeadlineSeconds"], 360);
         assert_eq!(job(&servers, "other", &[], JOB_TIMEOUT), None);
+    }
+
+    #[tokio::test]
+    async fn job_of_a_dropped_run_is_deleted() {
+        let (sender, mut requests) = tokio::sync::mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let _ = sender.send(format!("{} {}", request.method(), request.uri().path()));
+            async {
+                let answer = http::Response::builder().body("{}".to_owned());
+                answer.map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { error.into() })
+            }
+        });
+        let api = Api::new(kube::Client::new(service, "here"), None);
+        let run = |name: &str, has_ended| {
+            let object = json!({ "metadata": { "name": name, "uid": "1" } });
+            RunningJob { api: api.clone(), namespace: "here".to_owned(), object, has_ended }
+        };
+        drop(run("ended", true));
+        drop(run("dropped", false));
+        let request = requests.recv().await.unwrap();
+        assert_eq!(request, "DELETE /apis/batch/v1/namespaces/here/jobs/dropped");
     }
 
     #[test]

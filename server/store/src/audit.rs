@@ -254,7 +254,7 @@ impl Store {
         transaction: &mut Transaction<'static, Any>,
         event: &AuditEvent,
     ) -> Result<(), StoreError> {
-        if let Some((lock, number)) = self.dialect.lock("audit log") {
+        if let Some((lock, number)) = self.lock("audit log") {
             self.ask(sqlx::query(lock).bind(number).execute(&mut **transaction)).await?;
         }
         let (kind, actor) = event.actor.parts();

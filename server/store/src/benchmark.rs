@@ -2,8 +2,8 @@
 //! other and without pauses.
 //!
 //! It works in tables of its own, which the migrations make: in a schema of PostgreSQL, and in a file beside that of
-//! SQLite, so that the service does not wait for its writer. They are removed at the end. What a killed run left is
-//! removed by the next one.
+//! SQLite, so that the service does not wait for its writer. Its locks have names of their own. The tables are removed
+//! at the end. What a killed run left is removed by the next one.
 
 use std::borrow::Cow;
 use std::fs::{File, TryLockError};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use serde::Serialize;
 use sqlx::{AnyConnection, Connection, Row};
 use tokio::sync::mpsc;
@@ -50,8 +50,10 @@ const PROMPT_TOKENS: u64 = 40;
 const GENERATED_TOKENS: u64 = 20;
 
 /// The statements of a transaction.
-const STATEMENTS: [&str; 3] = ["key_lookup", "reserve", "settle"];
+const STATEMENTS: [&str; 4] = ["key_lookup", "take_request", "reserve", "settle"];
 
+/// Starts the names of its locks: PostgreSQL has one set of advisory locks for all schemas of a database.
+const LOCKS: &str = "benchmark ";
 const SCHEMA: &str = "textnlp_benchmark";
 const MAKE: &str = "CREATE SCHEMA textnlp_benchmark; \
     COMMENT ON SCHEMA textnlp_benchmark IS 'made by textnlp, removed by its next benchmark'";
@@ -60,20 +62,27 @@ const REMOVE: &str = "DO $$ BEGIN \
     IF EXISTS (SELECT FROM pg_namespace WHERE nspname = 'textnlp_benchmark' \
         AND obj_description(oid, 'pg_namespace') = 'made by textnlp, removed by its next benchmark') \
     THEN DROP SCHEMA textnlp_benchmark CASCADE; END IF; END $$";
-/// The connections that the server still accepts from this role. Sessions of other roles are counted, not shown.
-const FREE: &str = "SELECT current_setting('max_connections')::bigint \
-    - current_setting('superuser_reserved_connections')::bigint \
-    - coalesce(current_setting('reserved_connections', true), '0')::bigint \
-    - (SELECT coalesce(sum(numbackends), 0)::bigint FROM pg_stat_database)";
-/// The files of a SQLite database, by what follows the name of the first.
-const FILES: [&str; 4] = ["", "-wal", "-shm", "-journal"];
+/// The connections that the server, the role and the database still accept. Sessions of other roles are counted, not
+/// shown. And whether a publication would send the tables to subscribers, which do not have them.
+const FREE: &str = "SELECT least( \
+    current_setting('max_connections')::bigint \
+        - current_setting('superuser_reserved_connections')::bigint \
+        - coalesce(current_setting('reserved_connections', true), '0')::bigint \
+        - (SELECT coalesce(sum(numbackends), 0)::bigint FROM pg_stat_database), \
+    (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = session_user) \
+        - (SELECT count(*) FROM pg_stat_activity WHERE usename = session_user), \
+    (SELECT nullif(d.datconnlimit, -1) - s.numbackends FROM pg_database d JOIN pg_stat_database s ON s.datid = d.oid \
+        WHERE d.datname = current_database())), \
+    EXISTS (SELECT FROM pg_publication WHERE puballtables)";
+/// Connections besides those of the clients: one writes usage records, and one is in the pool of the service's tables.
+const OWN_CONNECTIONS: i64 = 2;
 
 const RUNS: &str = "another benchmark of this database runs";
 
 /// The size of a benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BenchmarkPlan {
-    /// Clients at the same time, 1 to 64. In PostgreSQL at most half of the free connections.
+    /// Clients at the same time, 1 to 64. In PostgreSQL at most half of the free connections, less two.
     pub clients: u32,
     /// How long they run, 1 second to 10 minutes.
     pub duration: Duration,
@@ -251,7 +260,7 @@ impl Store {
     /// Removes what a benchmark left. Repeating it succeeds. A benchmark that still runs fails.
     pub async fn end_benchmark(&self, database: &Database) -> Result<(), StoreError> {
         match &database.at {
-            DatabaseAt::File(file) => remove_files(&scratch_file(file)).await,
+            DatabaseAt::File(file) => remove_files(file).await,
             DatabaseAt::Server(_) => change(StoreError::passes, || self.drop_schema()).await,
         }
     }
@@ -264,6 +273,11 @@ impl Store {
         self.claim(session, "benchmark", RUNS).await?;
         self.refuse_during_backup(session).await?;
         let row = self.ask(sqlx::query(FREE).fetch_one(&mut *session)).await?;
+        if row.try_get::<bool, _>(1).map_err(StoreError::from)? {
+            let why =
+                "a publication of the database is FOR ALL TABLES: its subscribers would need those of a benchmark";
+            return Err(MaintenanceError::Refused(why.to_owned()));
+        }
         check_connections(row.try_get(0).map_err(StoreError::from)?, clients)
     }
 
@@ -278,8 +292,21 @@ impl Store {
         let before = self.usage_end().await?;
         let measured = self.run_in_scratch(database, plan, stop).await;
         let after = self.usage_end().await;
-        let removed = self.end_benchmark(database).await;
-        let mut result = measured?;
+        let left = self.end_benchmark(database).await.err().map(|error| {
+            let why = textnlp_net::error_chain(&error);
+            format!("its tables were not removed, which the next benchmark does: {why}")
+        });
+        let mut result = match (measured, &left) {
+            (Ok(result), _) => result,
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(left)) => {
+                let why = format!("{}; {left}", textnlp_net::error_chain(&error));
+                return Err(match error {
+                    MaintenanceError::Store(_) => failed(std::io::Error::other(why)),
+                    MaintenanceError::Refused(_) | MaintenanceError::Standby => MaintenanceError::Refused(why),
+                });
+            }
+        };
         result.service_requests =
             after.ok().map(|after| u64::try_from(after.saturating_sub(before)).unwrap_or_default());
         if let Some(requests) = result.service_requests.filter(|requests| *requests > 0) {
@@ -287,10 +314,7 @@ impl Store {
                 .notes
                 .push(format!("the service recorded {requests} requests meanwhile, which use the same database"));
         }
-        if let Err(error) = removed {
-            let why = textnlp_net::error_chain(&error);
-            result.notes.push(format!("its tables were not removed, which the next benchmark does: {why}"));
-        }
+        result.notes.extend(left);
         Ok(result)
     }
 
@@ -303,12 +327,15 @@ impl Store {
         if let DatabaseAt::Server(_) = &database.at {
             self.ask(sqlx::raw_sql(MAKE).execute(&self.writes)).await.map_err(explained)?;
         }
-        let scratch = open_scratch(database, 1).await?;
+        let at = scratch_of(&database.at);
+        let scratch = open_scratch(&at, 1).await?;
         let filled = fill(&scratch).await;
         scratch.close().await;
         filled?;
         let began = Instant::now();
-        let scratch = open_scratch(database, plan.clients).await?;
+        // In PostgreSQL, the writer of usage records does not wait for a connection of a client. SQLite has one writer.
+        let writers = u32::from(self.dialect == Dialect::Postgres);
+        let scratch = open_scratch(&at, plan.clients + writers).await?;
         let measured = async {
             let connections = scratch.connect_all().await?;
             let connected = began.elapsed();
@@ -361,10 +388,11 @@ fn check_disk(free: u64, duration: Duration) -> Result<(), MaintenanceError> {
 
 fn check_connections(free: i64, clients: u32) -> Result<(), MaintenanceError> {
     let free = free.max(0);
-    let most = free / 2;
+    let most = (free / 2 - OWN_CONNECTIONS).max(0);
     if i64::from(clients) > most {
         let why = format!(
-            "the server has {free} free connections, of which a benchmark uses at most half: {most} clients, not {clients}"
+            "the role of the service has {free} free connections to the database. A benchmark uses at most half of them, \
+             and {OWN_CONNECTIONS} are not for clients: at most {most} clients, not {clients}"
         );
         return Err(MaintenanceError::Refused(why));
     }
@@ -385,16 +413,34 @@ fn explained(error: StoreError) -> MaintenanceError {
     MaintenanceError::Refused(why.to_owned())
 }
 
-fn scratch_file(file: &Utf8Path) -> Utf8PathBuf {
-    format!("{file}-benchmark").into()
+/// What the names of its SQLite files start with.
+fn prefix(file: &str) -> String {
+    format!("{file}-benchmark-")
 }
 
+/// Where the tables of a benchmark are. A SQLite file has a new name each time: a connection of an aborted benchmark may
+/// still remove its log, by name.
+fn scratch_of(at: &DatabaseAt) -> DatabaseAt {
+    match at {
+        DatabaseAt::File(file) => {
+            let name = uuid::Uuid::new_v4().simple();
+            DatabaseAt::File(format!("{}{name}", prefix(file.as_str())).into())
+        }
+        DatabaseAt::Server(server) => DatabaseAt::Server(server.clone()),
+    }
+}
+
+/// Removes the files of all benchmarks of a SQLite database.
 async fn remove_files(file: &Utf8Path) -> Result<(), StoreError> {
-    for more in FILES {
-        match tokio::fs::remove_file(format!("{file}{more}")).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(StoreError::Failed(sqlx::Error::Io(error)));
-            }
+    let io = |error| StoreError::Failed(sqlx::Error::Io(error));
+    let prefix = prefix(file.file_name().unwrap_or_default());
+    let mut entries = tokio::fs::read_dir(folder_of(file)).await.map_err(io)?;
+    while let Some(entry) = entries.next_entry().await.map_err(io)? {
+        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+            continue;
+        }
+        match tokio::fs::remove_file(entry.path()).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
             _ => {}
         }
     }
@@ -402,24 +448,11 @@ async fn remove_files(file: &Utf8Path) -> Result<(), StoreError> {
 }
 
 /// A store in the tables of a benchmark.
-async fn open_scratch(database: &Database, clients: u32) -> Result<Store, MaintenanceError> {
-    let server = match &database.at {
-        DatabaseAt::File(file) => {
-            let at = DatabaseAt::File(scratch_file(file));
-            return Ok(Store::open(&Database { at, pool_size: clients, max_overflow: 0 }).await?);
-        }
-        DatabaseAt::Server(server) => server,
-    };
-    let scratch = dialect::open_schema(server, SCHEMA, clients)?;
-    // A connection pooler may drop the setting, and the tables of the service must not be used.
-    let row = scratch.one("SELECT coalesce(current_schema()::text, '')").await?;
-    let schema: String = row.try_get(0).map_err(StoreError::from)?;
-    if schema != SCHEMA {
-        scratch.close().await;
-        let why = format!("its sessions use the schema `{schema}` and not {SCHEMA}: is there a connection pooler?");
-        return Err(MaintenanceError::Refused(why));
+async fn open_scratch(at: &DatabaseAt, connections: u32) -> Result<Store, StoreError> {
+    match at {
+        DatabaseAt::File(_) => Store::open(&Database { at: at.clone(), pool_size: connections, max_overflow: 0 }).await,
+        DatabaseAt::Server(server) => Ok(Store { locks: LOCKS, ..dialect::open_schema(server, SCHEMA, connections)? }),
     }
-    Ok(scratch)
 }
 
 /// Makes the tables, with API keys.
@@ -432,7 +465,7 @@ async fn fill(scratch: &Store) -> Result<(), StoreError> {
             tenant: "default".to_owned(),
             name: "benchmark".to_owned(),
             scopes: vec!["*".to_owned()],
-            rate_limit: None,
+            rate_limit: Some(RATE),
             token_rate_limit: Some(RATE),
             token_limit: Some(TOKEN_LIMIT),
             created_at: now_ms(),
@@ -503,11 +536,18 @@ async fn client(store: Store, number: u32, load: Arc<Load>, usage: mpsc::Sender<
     Ok(tally)
 }
 
-/// What the store does for one request, and the times of [`STATEMENTS`].
+/// What the store does for one request of a key with all limits, and the times of [`STATEMENTS`].
 async fn transaction(store: &Store, subject: &str) -> Result<[Duration; STATEMENTS.len()], StoreError> {
-    let began = Instant::now();
+    let mut last = Instant::now();
+    let mut lap = || {
+        let now = Instant::now();
+        now.saturating_duration_since(std::mem::replace(&mut last, now))
+    };
     store.key(subject).await?;
-    let found = began.elapsed();
+    let found = lap();
+    // No limit is near.
+    store.take(subject, "requests", RATE, 1).await?;
+    let taken = lap();
     let reservation = Reservation {
         unit: Unit::Tokens,
         subject: subject.to_owned(),
@@ -516,11 +556,10 @@ async fn transaction(store: &Store, subject: &str) -> Result<[Duration; STATEMEN
         rate: Some(RATE),
         units: RESERVED,
     };
-    // No limit is near.
     let _ = store.reserve(&reservation).await?;
-    let reserved = began.elapsed();
+    let reserved = lap();
     store.settle(&reservation, PROMPT_TOKENS + GENERATED_TOKENS).await?;
-    Ok([found, reserved.saturating_sub(found), began.elapsed().saturating_sub(reserved)])
+    Ok([found, taken, reserved, lap()])
 }
 
 fn record(key: u32) -> Usage {
@@ -641,11 +680,12 @@ mod tests {
 
     /// Whether there are tables of a benchmark.
     async fn is_there(bench: &Bench, store: &Store) -> bool {
-        let DatabaseAt::File(file) = &bench.at else {
+        let DatabaseAt::File(_) = &bench.at else {
             let row = store.one("SELECT count(*) FROM pg_namespace WHERE nspname = 'textnlp_benchmark'").await;
             return row.unwrap().try_get::<i64, _>(0).unwrap() > 0;
         };
-        FILES.iter().any(|more| Utf8PathBuf::from(format!("{file}-benchmark{more}")).exists())
+        let mut entries = std::fs::read_dir(bench.folder.path()).unwrap();
+        entries.any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with(&prefix("textnlp.db")))
     }
 
     async fn until_there(bench: &Bench, store: &Store) {
@@ -668,7 +708,8 @@ mod tests {
         assert_eq!(result.database, store.dialect.name());
         assert_eq!((result.clients, result.per_client.len()), (3, 3), "{result:?}");
         assert_eq!(result.per_client.iter().sum::<u64>(), result.transactions, "{result:?}");
-        assert!(result.transactions > 0 && result.per_second > 0.0 && result.connections >= 3, "{result:?}");
+        assert!(result.transactions > 0 && result.per_second > 0.0, "{result:?}");
+        assert_eq!(result.connections, 4, "three clients and a writer: {result:?}");
         assert!(is_ordered(&result.latency_ms), "{result:?}");
         for (statement, name) in result.statements.iter().zip(STATEMENTS) {
             assert_eq!((statement.name, statement.calls), (name, result.transactions), "{result:?}");
@@ -685,7 +726,7 @@ mod tests {
     async fn what_a_killed_benchmark_left_is_removed_by_the_next_one(bench: Bench) {
         let (store, database) = (bench.store().await, database(&bench));
         tokio::select! {
-            ended = store.benchmark(&database, plan(2, 60), pending()) => panic!("{ended:?}"),
+            ended = store.benchmark(&database, plan(2, 10), pending()) => panic!("{ended:?}"),
             () = until_there(&bench, &store) => {}
         }
         assert!(is_there(&bench, &store).await, "an aborted benchmark removes nothing");
@@ -709,7 +750,7 @@ mod tests {
             let refused = store.benchmark(&database, plan(1, 1), pending()).await.unwrap_err();
             assert_eq!(refused.to_string(), RUNS);
         };
-        let stopped = store.benchmark(&database, plan(2, 60), stop).await.unwrap_err();
+        let stopped = store.benchmark(&database, plan(2, 10), stop).await.unwrap_err();
         assert_eq!(stopped.to_string(), "it was stopped");
         assert!(!is_there(&bench, &store).await, "its tables are there");
         store.end_benchmark(&database).await.unwrap();
@@ -731,10 +772,11 @@ mod tests {
         let disk = check_disk(100 << 20, Duration::from_secs(10)).unwrap_err().to_string();
         assert_eq!(disk, "it needs 320 MiB of free disk space, and there are 100 MiB");
         check_disk(2 << 30, Duration::from_secs(600)).unwrap();
-        let connections = check_connections(9, 5).unwrap_err().to_string();
-        let expect = "the server has 9 free connections, of which a benchmark uses at most half: 4 clients, not 5";
+        let connections = check_connections(9, 3).unwrap_err().to_string();
+        let expect = "the role of the service has 9 free connections to the database. A benchmark uses at most half of \
+                      them, and 2 are not for clients: at most 2 clients, not 3";
         assert_eq!(connections, expect);
-        check_connections(9, 4).unwrap();
+        check_connections(9, 2).unwrap();
         check_connections(-1, 1).unwrap_err();
     }
 
@@ -752,6 +794,34 @@ mod tests {
         // More than half of the free connections of this server.
         let refused = store.benchmark(&database, plan(64, 1), pending()).await.unwrap_err();
         assert!(refused.to_string().contains("free connections"), "{refused}");
+        cluster.sql("postgres", &format!("ALTER DATABASE {name} CONNECTION LIMIT 8"));
+        let refused = store.benchmark(&database, plan(2, 1), pending()).await.unwrap_err();
+        assert!(refused.to_string().contains("free connections"), "{refused}");
+        cluster.sql(&name, "CREATE PUBLICATION everything FOR ALL TABLES");
+        let refused = store.benchmark(&database, plan(1, 1), pending()).await.unwrap_err();
+        assert!(refused.to_string().contains("FOR ALL TABLES"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn benchmark_does_not_wait_for_locks_of_the_service() {
+        let Some((cluster, name, store)) = of_postgres().await else { return };
+        let at = DatabaseAt::Server(crate::PostgresAt::new(&cluster.url(&name)).unwrap());
+        let database = Database { at, pool_size: 2, max_overflow: 2 };
+        // Locks of a session: PostgreSQL soon ends an idle transaction.
+        let mut session = store.writes.acquire().await.unwrap();
+        for about in ["usage", "schema", "audit log"] {
+            store.claim(&mut session, about, "it is taken").await.unwrap();
+        }
+        store.ask(sqlx::raw_sql(MAKE).execute(&store.writes)).await.unwrap();
+        let scratch = open_scratch(&database.at, 1).await.unwrap();
+        fill(&scratch).await.unwrap();
+        scratch.append_usage(&[record(0)]).await.unwrap();
+        let waits = store.append_usage(&[record(0)]).await.unwrap_err();
+        assert!(matches!(waits, StoreError::Busy(_)), "{waits:?}");
+        scratch.close().await;
+        session.close().await.unwrap();
+        store.end_benchmark(&database).await.unwrap();
+        assert_eq!(store.usage_end().await.unwrap(), 0);
     }
 
     #[test]

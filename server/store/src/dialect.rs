@@ -241,6 +241,7 @@ async fn open_sqlite(file: &Utf8Path, database: &Database) -> Result<Store, Stor
         writes,
         trust: Default::default(),
         turns: Default::default(),
+        locks: "",
         narrows: Default::default(),
     })
 }
@@ -256,24 +257,21 @@ fn private(file: &Utf8Path) {
 async fn open_postgres(server: &PostgresAt, database: &Database) -> Result<Store, StoreError> {
     let options = with_own_password(server.url().map_err(StoreError::Address)?)?;
     first(&options, POSTGRES_BEGIN).await.map_err(|error| Dialect::Postgres.sort(error))?;
-    Ok(postgres(options, database.pool_size + database.max_overflow))
+    Ok(postgres(options, database.pool_size + database.max_overflow, None))
 }
 
 /// A PostgreSQL that may be unavailable yet: queries fail until it is reachable.
 pub(super) fn open_later(server: &PostgresAt, most: u32) -> Result<Store, StoreError> {
     sqlx::any::install_default_drivers();
-    Ok(postgres(with_own_password(server.url().map_err(StoreError::Address)?)?, most))
+    Ok(postgres(with_own_password(server.url().map_err(StoreError::Address)?)?, most, None))
 }
 
-/// The same with this schema instead of the usual ones. Connects later.
-pub(super) fn open_schema(server: &PostgresAt, schema: &str, most: u32) -> Result<Store, StoreError> {
-    let mut url = server.url().map_err(StoreError::Address)?;
-    // The last setting of a name counts.
-    url.query_pairs_mut().append_pair("options", &format!("-c search_path={schema}"));
-    Ok(postgres(with_own_password(url)?, most))
+/// The same with this schema instead of the usual ones.
+pub(super) fn open_schema(server: &PostgresAt, schema: &'static str, most: u32) -> Result<Store, StoreError> {
+    Ok(postgres(with_own_password(server.url().map_err(StoreError::Address)?)?, most, Some(schema)))
 }
 
-fn postgres(options: AnyConnectOptions, most: u32) -> Store {
+fn postgres(options: AnyConnectOptions, most: u32, schema: Option<&'static str>) -> Store {
     let trust = Arc::new(Trust::default());
     let of_pool = trust.clone();
     let pool = AnyPoolOptions::new()
@@ -294,7 +292,7 @@ fn postgres(options: AnyConnectOptions, most: u32) -> Store {
             })
         })
         .after_release(|connection, _| Box::pin(is_settled(connection)))
-        .after_connect(|connection, _| Box::pin(greet(connection)))
+        .after_connect(move |connection, _| Box::pin(greet(connection, schema)))
         .connect_lazy_with(options);
     Store {
         dialect: Dialect::Postgres,
@@ -302,6 +300,7 @@ fn postgres(options: AnyConnectOptions, most: u32) -> Store {
         writes: pool,
         trust,
         turns: Default::default(),
+        locks: "",
         narrows: Default::default(),
     }
 }
@@ -317,13 +316,23 @@ async fn is_settled(connection: &mut AnyConnection) -> Result<bool, sqlx::Error>
 }
 
 /// Sets up a session. A replica is rejected, because it cannot be written to.
-async fn greet(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
+async fn greet(connection: &mut AnyConnection, schema: Option<&'static str>) -> Result<(), sqlx::Error> {
     let row = connection.fetch_one(POSTGRES_BEGIN).await?;
     if row.try_get::<bool, _>(4)? {
         return Err(sqlx::Error::Io(std::io::Error::new(
             std::io::ErrorKind::ConnectionRefused,
             "it is a read-only replica",
         )));
+    }
+    let Some(schema) = schema else { return Ok(()) };
+    // Not an option of the connection: PgBouncer refuses those.
+    let set = sqlx::query("SELECT set_config('search_path', $1, false)").bind(schema);
+    set.execute(&mut *connection).await?;
+    let current = sqlx::query("SELECT coalesce(current_schema()::text, '')").fetch_one(&mut *connection).await?;
+    let current: String = current.try_get(0)?;
+    if current != schema {
+        let why = format!("the session uses the schema `{current}` and not {schema}");
+        return Err(sqlx::Error::Io(std::io::Error::other(why)));
     }
     Ok(())
 }

@@ -109,6 +109,8 @@ pub struct Store {
     writes: AnyPool,
     trust: Arc<Trust>,
     turns: Arc<Turns>,
+    /// Starts the names of its locks, which belong to the database and not to a schema.
+    locks: &'static str,
     /// Whether statements of tenants have a role of their own: see [`roles`].
     narrows: Arc<AtomicBool>,
 }
@@ -164,12 +166,16 @@ impl Store {
 
     async fn change(&self, about: &str, haste: Haste) -> Result<Transaction<'static, Any>, StoreError> {
         let begin = self.dialect.begin(haste);
-        let Some((lock, number)) = self.dialect.lock(about) else { return self.begin(&self.writes, begin).await };
+        let Some((lock, number)) = self.lock(about) else { return self.begin(&self.writes, begin).await };
         let turn = self.turns.take(number, haste).await?;
         let mut transaction = self.begin(&self.writes, begin).await?;
         self.ask(sqlx::query(lock).bind(number).execute(&mut *transaction)).await?;
         drop(turn);
         Ok(transaction)
+    }
+
+    fn lock(&self, about: &str) -> Option<(&'static str, i64)> {
+        self.dialect.lock(&format!("{}{about}", self.locks))
     }
 
     /// Starts a transaction with a statement that does nothing else. If more failed together with it, the connection
