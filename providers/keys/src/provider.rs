@@ -1,15 +1,17 @@
 //! [`Keys`]: the provider of secrets and certificates on the operator's machine.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_provider::{
     CloudId, Component, Effect, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
-    Problem, Problems, Progress, Provider, ROTATION, Recorded, ResourceId, Result, Scope, SecretStore, Site, Verb,
-    Wanted,
+    Problem, Problems, Progress, Provider, ROTATION, Recorded, ResourceId, Result, Scope, Secret, SecretStore, Site,
+    Verb, Wanted,
 };
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::diff::diff;
 use crate::expansion::Expansion;
@@ -39,12 +41,38 @@ pub struct Options {
 /// secrets and certificates, and no other component.
 pub struct Keys {
     pub(crate) options: Options,
+    /// Values that are being made, by the cloud ids of their secrets.
+    making: Mutex<BTreeMap<String, Making>>,
 }
+
+/// A value that is being made. Why it cannot be made, if so.
+type Making = JoinHandle<std::result::Result<Secret, String>>;
 
 impl Keys {
     /// The provider for one state folder.
     pub fn new(options: Options) -> Self {
-        Self { options }
+        Self { options, making: Mutex::default() }
+    }
+
+    /// The value that `make` makes in the background, or `None` while it does so after a wait: a key takes long on a busy
+    /// machine, and a call that gave up would begin another one beside it.
+    pub(crate) async fn made(
+        &self,
+        id: &str,
+        wait: Duration,
+        make: impl FnOnce() -> std::result::Result<Secret, String> + Send + 'static,
+    ) -> Option<std::result::Result<std::result::Result<Secret, String>, JoinError>> {
+        let begun = self.making().remove(id);
+        let mut making = begun.unwrap_or_else(|| tokio::task::spawn_blocking(make));
+        let made = tokio::time::timeout(wait, &mut making).await.ok();
+        if made.is_none() {
+            self.making().insert(id.to_owned(), making);
+        }
+        made
+    }
+
+    fn making(&self) -> MutexGuard<'_, BTreeMap<String, Making>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn secrets(&self) -> &dyn SecretStore {
@@ -187,5 +215,32 @@ impl FolderProvider for Keys {
     /// Nothing is waited for: the second call may follow at once.
     fn poll_interval(_noun: KeyKind) -> Duration {
         Duration::ZERO
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::FileSecretStore;
+
+    #[test]
+    fn a_value_that_takes_long_is_made_once() {
+        let secrets = Arc::new(FileSecretStore::new("/nowhere"));
+        let options = Options { state_folder: "/nowhere".into(), secrets, hostname: None, needs_git: false };
+        let keys = Keys::new(options);
+        let (go, waits) = mpsc::channel::<()>();
+        let slow = move || waits.recv().map(|()| Secret::new("first")).map_err(|error| error.to_string());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            assert!(keys.made("a", Duration::from_millis(1), slow).await.is_none());
+            let other = keys.made("b", Duration::from_secs(60), || Ok(Secret::new("other"))).await;
+            assert_eq!(other.unwrap().unwrap().unwrap().expose_text(), Some("other"));
+            go.send(()).unwrap();
+            let again = || Err("it is made twice".to_owned());
+            let made = keys.made("a", Duration::from_secs(60), again).await;
+            assert_eq!(made.unwrap().unwrap().unwrap().expose_text(), Some("first"));
+        });
     }
 }

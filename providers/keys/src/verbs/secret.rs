@@ -1,5 +1,7 @@
 //! Generated secrets: durable in the store before any other program gets them.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::component::{ExternalSecret, SecretRecipe};
@@ -19,6 +21,8 @@ use crate::work::{Observation, ObservedObject};
 /// The one version of a secret that all sites share.
 const SHARED: &str = "shared";
 
+/// How long a call waits for a generated value. The engine allows ten seconds for a call.
+const WAIT: Duration = Duration::from_secs(4);
 /// Limits of what an environment may request.
 const RANDOM_MAX: u32 = 4096;
 
@@ -49,8 +53,10 @@ pub(crate) async fn put(work: &Work<'_>) -> Result<Progress> {
             (None, Some(given)) => read_unchanged(given, &environment),
             _ => Err("it has either a `recipe` or is `given`".to_owned()),
         };
-        let made = tokio::task::spawn_blocking(make).await.map_err(|error| work.fails(error))?;
-        let value = made.map_err(|why| work.invalid(why))?;
+        let Some(made) = work.provider.made(cloud_id.as_str(), WAIT, make).await else {
+            return Ok(work.pending(Value::Null, "its value is being generated"));
+        };
+        let value = made.map_err(|error| work.fails(error))?.map_err(|why| work.invalid(why))?;
         match work.provider.secrets().put(&spec.name, &version, &value).await {
             // Another site was first: its version is used by all.
             Err(error) if spec.shared && error.kind == ErrorKind::Conflict => {}
