@@ -220,9 +220,13 @@ fn parts(blob: Blob, size: usize, waiting: usize) -> Receiver<std::io::Result<Ve
         loop {
             let mut part = Vec::with_capacity(size);
             let read = reader.by_ref().take(size as u64).read_to_end(&mut part);
-            let (is_end, is_error) = (part.is_empty(), read.is_err());
+            let is_error = read.is_err();
+            let next = match read {
+                Ok(0) => return,
+                read => read.map(|_| part),
+            };
             // The request has ended if nothing receives.
-            if (is_end && !is_error) || parts.blocking_send(read.map(|_| part)).is_err() || is_error {
+            if parts.blocking_send(next).is_err() || is_error {
                 return;
             }
         }
