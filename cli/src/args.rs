@@ -440,6 +440,9 @@ pub struct Plan {
     /// Print only the least-privilege policy for this plan
     #[arg(long, conflicts_with_all = ["costs", "exit_code", "out"])]
     pub policy: bool,
+    /// Write each document of --policy to a file of its own in this folder
+    #[arg(long, value_name = "FOLDER", requires = "policy")]
+    pub policy_folder: Option<Utf8PathBuf>,
 }
 
 /// See [`Command::Apply`].

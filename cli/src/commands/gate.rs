@@ -8,10 +8,12 @@ use textnlp_orchestrator::gate::Check;
 use textnlp_provider::SiteName;
 use textnlp_service::audit;
 use textnlp_service::bundle::advisories::RUSTSEC;
+use textnlp_service::client::{Client, Target};
 use textnlp_service::gate::{self, Occasion, StoredEvidence, hardened};
 use textnlp_service::running::{self, RunningEnvironment};
 
 use super::prelude::*;
+use super::reach;
 use crate::deployment::{self, Deployment};
 use crate::gate_args::{AuditArgs, Gate};
 use crate::signals;
@@ -136,6 +138,11 @@ impl<'a> WithinRun<'a> {
 
     async fn measure(&self) -> Result<StoredEvidence, Failure> {
         let running = running::running(&self.deployment.chosen.scope).await?;
+        let environment = &self.deployment.chosen.loaded.environment;
+        let client = Client::new(Target::of(&self.deployment.chosen.scope, Some(environment)).await?)?;
+        if !client.is_invoked() {
+            reach::until_ready(environment, &client, true, self.console).await?;
+        }
         // Earlier evidence does not cover the current change.
         measure(self.session, self.deployment, &running, (Occasion::WithinRun, self.args), self.console).await
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_orchestrator::plan::{
     Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, estimate,
@@ -69,7 +69,8 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     };
     let policies = policies(plan, &facts);
     if args.policy {
-        return policy(&policies, plan_view::document(plan, &facts, &cost), &deployment.chosen.scope);
+        let document = plan_view::document(plan, &facts, &cost);
+        return policy(&policies, args.policy_folder.as_deref(), document, &deployment.chosen.scope);
     }
     let mut text = plan_view::text(plan);
     if args.no_refresh {
@@ -130,8 +131,13 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     Ok(if args.exit_code && plan.has_changes() { success.exit(Exit::ChangesPlanned) } else { success })
 }
 
-/// The policies alone: one as it is, several below their titles.
-fn policy(policies: &[Policy], mut document: Value, scope: &Scope) -> Result<Success, Failure> {
+/// The policies alone: one as it is, several below their titles, or each in a file of its own.
+fn policy(
+    policies: &[Policy],
+    folder: Option<&Utf8Path>,
+    mut document: Value,
+    scope: &Scope,
+) -> Result<Success, Failure> {
     document["policies"] = json!(policies);
     let text = match policies {
         [] => {
@@ -139,15 +145,35 @@ fn policy(policies: &[Policy], mut document: Value, scope: &Scope) -> Result<Suc
             let hint = format!("list the permissions it needs: {} -o json", scope.command("plan"));
             return Err(Failure::new(Exit::Usage, "no_policies", error).hint(hint));
         }
-        [one] => one.document.text.trim_end().to_owned(),
-        several => {
-            let titled = several
-                .iter()
-                .map(|one| format!("# site {}: {}\n{}", one.site, one.document.title, one.document.text.trim_end()));
-            titled.collect::<Vec<_>>().join("\n\n")
-        }
+        [one] if folder.is_none() => one.document.text.trim_end().to_owned(),
+        several => match folder {
+            None => {
+                let titled = several.iter().map(|one| {
+                    format!("# site {}: {}\n{}", one.site, one.document.title, one.document.text.trim_end())
+                });
+                titled.collect::<Vec<_>>().join("\n\n")
+            }
+            Some(folder) => {
+                let files = several.iter().map(|one| policy_file(folder, one)).collect::<Result<Vec<_>, _>>()?;
+                document["files"] = json!(files);
+                files.iter().map(|file| file.as_str()).collect::<Vec<_>>().join("\n")
+            }
+        },
     };
     Ok(Success::new(text, document))
+}
+
+/// Writes a policy to a file with the names of its site and of what it is: `here-aws-iam-policy.json`.
+fn policy_file(folder: &Utf8Path, policy: &Policy) -> Result<Utf8PathBuf, Failure> {
+    let title = policy.document.title.to_lowercase().replace(' ', "-");
+    let file = folder.join(format!("{}-{title}.{}", policy.site, policy.document.format));
+    let text = format!("{}\n", policy.document.text.trim_end());
+    let written = std::fs::create_dir_all(folder).and_then(|()| put_file(&file, text.as_bytes()));
+    written.map_err(|error| {
+        let error = anyhow::Error::new(error).context(format!("write policy {file}"));
+        Failure::new(Exit::Failed, "unwritable_policy", error).hint("give a folder in which you may write")
+    })?;
+    Ok(file)
 }
 
 /// Rejects a model file that is missing or invalid, as `up` does.

@@ -1,10 +1,87 @@
 //! How a client reaches a running environment.
 
+use std::time::Duration;
+
 use camino::Utf8PathBuf;
 use serde_json::Value;
+use textnlp_orchestrator::clock::{Clock, SystemClock};
+use textnlp_orchestrator::environment::Environment;
+use textnlp_service::client::Client;
 use textnlp_service::running::RunningEnvironment;
 
+use super::prelude::*;
 use crate::rerun_flags::quoted;
+use crate::signals;
+
+/// Replicas and the gateway of machines become ready independently. The gateway polls its replicas twice a second.
+const READY_ON_MACHINES: Duration = Duration::from_secs(15);
+/// The load balancer that a cloud makes for a cluster has a name minutes before it passes requests on, and resolvers may
+/// keep the answer that there is no such name.
+const READY_IN_CLOUDS: Duration = Duration::from_secs(600);
+/// For how long a wait is not mentioned, and asked about often.
+const BRIEF: Duration = Duration::from_secs(15);
+const OFTEN: Duration = Duration::from_millis(100);
+const SELDOM: Duration = Duration::from_secs(2);
+
+/// Waits until the service answers that it is ready, at the address that its clients use; for long only after a change.
+pub async fn until_ready(
+    environment: &Environment,
+    client: &Client,
+    is_changed: bool,
+    console: Console,
+) -> Result<(), Failure> {
+    let is_in_cloud = environment.sites.iter().any(|site| !site.is_on_machine());
+    let limit = if is_in_cloud && is_changed { READY_IN_CLOUDS } else { READY_ON_MACHINES };
+    let (progress, stop) = (Progress::new(console), signals::stop(console));
+    let ready = ready_within(
+        limit,
+        &SystemClock,
+        || async { client.get("/ready").await.map(drop) },
+        |failure| {
+            let why = failure.error.root_cause();
+            progress.line(format!(
+                "Waiting for the address to answer, up to {} min: {why}. A new load balancer takes minutes.",
+                limit.as_secs() / 60
+            ));
+        },
+    );
+    let ready = tokio::select! {
+        ready = ready => ready,
+        () = stop.cancelled() => {
+            let stopped = anyhow::anyhow!("stopped while the service was not ready yet; it keeps running");
+            Err(Failure::new(Exit::Stopped, "stopped", stopped))
+        }
+    };
+    progress.finish();
+    ready
+}
+
+/// Asks until it is ready, or for as long as the limit; `says` hears once why the wait is long.
+async fn ready_within<F: Future<Output = Result<(), Failure>>>(
+    limit: Duration,
+    clock: &dyn Clock,
+    ask: impl Fn() -> F,
+    says: impl Fn(&Failure),
+) -> Result<(), Failure> {
+    let (began, mut is_said) = (clock.steady(), false);
+    loop {
+        let Err(failure) = ask().await else { return Ok(()) };
+        let waited = clock.steady().saturating_sub(began);
+        if waited > limit || (waited > BRIEF && is_lasting(&failure)) {
+            return Err(failure);
+        }
+        if waited > BRIEF && !is_said {
+            says(&failure);
+            is_said = true;
+        }
+        clock.sleep(if waited > BRIEF { SELDOM } else { OFTEN }).await;
+    }
+}
+
+/// Whether waiting does not help: another server answers at that address, with a certificate of another authority.
+fn is_lasting(failure: &Failure) -> bool {
+    failure.error.chain().any(|cause| cause.to_string().contains("certificate"))
+}
 
 /// A `curl` command for a POSIX shell. The key reaches it by a pipe: arguments are visible to all users of the machine.
 pub fn curl(running: &RunningEnvironment, prompt: &str) -> String {
@@ -33,9 +110,38 @@ pub fn path_or_null(path: Option<&Utf8PathBuf>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+    use jiff::Timestamp;
+    use textnlp_orchestrator::clock::VirtualClock;
     use textnlp_provider::Lineage;
     use uuid::Uuid;
+
+    fn unreachable(why: &'static str) -> Failure {
+        Failure::new(Exit::Failed, "unreachable", anyhow::anyhow!(why).context("send the request"))
+    }
+
+    /// Whether an address that answers after some seconds is waited for, and how often the wait is mentioned.
+    fn waits(seconds: u64, limit: Duration, why: &'static str) -> (bool, u32) {
+        let (clock, said) = (VirtualClock::at(Timestamp::UNIX_EPOCH), Cell::new(0));
+        let ask = || async { if clock.steady().as_secs() < seconds { Err(unreachable(why)) } else { Ok(()) } };
+        let ready = clock.run(ready_within(limit, &clock, ask, |_| said.set(said.get() + 1))).unwrap();
+        (ready.is_ok(), said.get())
+    }
+
+    #[test]
+    fn new_load_balancer_is_waited_for_and_the_wait_is_mentioned_once() {
+        assert_eq!(waits(240, READY_IN_CLOUDS, "connection refused"), (true, 1));
+        assert_eq!(waits(5, READY_IN_CLOUDS, "connection refused"), (true, 0));
+        assert_eq!(waits(700, READY_IN_CLOUDS, "connection refused"), (false, 1));
+        assert_eq!(waits(60, READY_ON_MACHINES, "connection refused"), (false, 0));
+    }
+
+    #[test]
+    fn certificate_of_another_authority_is_reported_soon() {
+        assert_eq!(waits(240, READY_IN_CLOUDS, "invalid peer certificate: UnknownIssuer"), (false, 0));
+    }
 
     fn running(key_file: &str) -> RunningEnvironment {
         RunningEnvironment {

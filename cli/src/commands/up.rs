@@ -1,6 +1,6 @@
 //! `up`: provisions an environment, delivers its models, generates a first text, and verifies its health by the gate.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use textnlp_orchestrator::apply::Gates;
 use textnlp_orchestrator::plan::{Cost, Facts, Node, Plan, PlanRefusal, Purpose};
@@ -73,7 +73,8 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     document["ca_file"] = reach::path_or_null(running.ca_file.as_ref());
     document["key_file"] = reach::path_or_null(running.key_file.as_ref());
     let prompt = args.prompt.as_deref().unwrap_or(PROMPT);
-    let spoken = first_text(&deployment, prompt, console).await?;
+    let is_changed = arrival.recovered > 0 || arrival.plan.as_ref().is_some_and(Plan::has_changes);
+    let spoken = first_text(&deployment, prompt, is_changed, console).await?;
     document["text"] = json!(spoken);
 
     let environment = &deployment.chosen.loaded.environment;
@@ -212,22 +213,13 @@ pub fn document(deployment: &Deployment, arrival: &RunOutcome) -> Value {
     })
 }
 
-/// Replicas and the gateway become ready independently. The gateway polls its replicas twice a second.
-async fn until_ready(client: &Client) -> Result<(), Failure> {
-    const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
-    const POLL_INTERVAL: Duration = Duration::from_millis(100);
-    let began = Instant::now();
-    loop {
-        match client.get("/ready").await {
-            Ok(_) => return Ok(()),
-            Err(failure) if began.elapsed() > LOCK_TIMEOUT => return Err(failure),
-            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
-        }
-    }
-}
-
 /// Generates a text, and streams it to the terminal; none if the default model makes embeddings.
-async fn first_text(deployment: &Deployment, prompt: &str, console: Console) -> Result<Option<String>, Failure> {
+async fn first_text(
+    deployment: &Deployment,
+    prompt: &str,
+    is_changed: bool,
+    console: Console,
+) -> Result<Option<String>, Failure> {
     let environment = &deployment.chosen.loaded.environment;
     let client = Client::new(Target::of(&deployment.chosen.scope, Some(environment)).await?)?;
     let body = json!({ "prompt": prompt, "max_tokens": 120, "temperature": 0.6, "seed": 7 });
@@ -237,7 +229,7 @@ async fn first_text(deployment: &Deployment, prompt: &str, console: Console) -> 
         console.stream(&format!("\n{prompt}{output}\n\n"));
         return Ok(Some(output));
     }
-    until_ready(&client).await?;
+    reach::until_ready(environment, &client, is_changed, console).await?;
     let models = client.get("/v1/models").await?;
     let embeds = |model: &serde_json::Value| model["default"] == true && model["kind"] == "embedding";
     if models["data"].as_array().is_some_and(|models| models.iter().any(embeds)) {

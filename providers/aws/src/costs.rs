@@ -2,7 +2,7 @@
 //! one.
 
 use textnlp_cloud::region_of;
-use textnlp_provider::{CostLine, KindName, Spec};
+use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
 use crate::tables::prices::{by_use, cache, database, endpoint, machine, priced};
 use crate::tables::{Service, machines};
@@ -163,12 +163,9 @@ fn nodes(spec: &Spec, region: &str) -> Vec<CostLine> {
     let gpus = machines::machine(first).map(|machine| machine.gpus).filter(|gpus| *gpus > 0);
     let gpu = gpus.map_or(String::new(), |gpus| format!(", {gpus} GPU each"));
     let is_spot = list("capacity").first() == Some(&"SPOT");
-    let market = if is_spot { "spot" } else { "on demand" };
+    let market = if is_spot { SPOT_AT_MOST } else { "on demand" };
     let what = format!("{desired} × {first}{more}, Linux, {market}{gpu}");
-    let mut lines = match is_spot {
-        true => vec![CostLine::unknown(Service::Ec2.title(), what, "spot prices change by the hour")],
-        false => vec![priced(Service::Ec2, &machine(first), region, what, desired)],
-    };
+    let mut lines = vec![priced(Service::Ec2, &machine(first), region, what, desired)];
     if types.len() > 1 {
         let others = types.iter().skip(1).copied().collect::<Vec<_>>().join(", ");
         let why = format!("the price differs where AWS has no {first}: {others}");
@@ -218,7 +215,7 @@ mod tests {
         let group = |types: &[&str], capacity: &[&str]| json!({ "instance_types": types, "capacity": capacity, "scaling": { "min": 1, "max": 4, "desired": 2 } });
         // 2 × 0.526 USD × 730 h.
         assert_eq!(monthly("aws.eks-node-group", group(&["g4dn.xlarge"], &["ON_DEMAND"])), (767_960_000, 0));
-        assert_eq!(monthly("aws.eks-node-group", group(&["g4dn.xlarge"], &["SPOT", "ON_DEMAND"])), (0, 1));
+        assert_eq!(monthly("aws.eks-node-group", group(&["g4dn.xlarge"], &["SPOT", "ON_DEMAND"])), (767_960_000, 0));
         assert_eq!(monthly("aws.eks-node-group", group(&["g4dn.xlarge", "g5.xlarge"], &["ON_DEMAND"])).1, 1);
         assert_eq!(monthly("aws.vpc-endpoint", json!({ "kind": "Gateway" })), (0, 0));
         let variant = |kind: &str| json!({ "variants": [{ "name": "main", "instance_type": kind, "count": 2, "volume_gb": 30 }] });

@@ -2,7 +2,7 @@
 //! one.
 
 use serde_json::Value;
-use textnlp_provider::{CostLine, KindName, Spec};
+use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
 use crate::kinds::cluster::SPOT;
 use crate::tables::machines;
@@ -73,13 +73,10 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     let more = if most > least { format!(", up to {most}") } else { String::new() };
     let is_spot = spec.get("markets").and_then(|markets| markets[0].as_str()) == Some(SPOT);
     let gpu = machine.gpu.map(|(gpu, _, each)| format!(", {each} × {gpu} each")).unwrap_or_default();
-    let what = format!("{least} × {name}{gpu}{more}, {}", if is_spot { "spot" } else { "on demand" });
+    let what = format!("{least} × {name}{gpu}{more}, {}", if is_spot { SPOT_AT_MOST } else { "on demand" });
     let disk = spec.get("disk_gb").and_then(Value::as_u64).unwrap_or_default();
     vec![
-        match is_spot {
-            true => CostLine::unknown(MACHINES, what, "spot prices change"),
-            false => priced(MACHINES, name, region, what, least),
-        },
+        priced(MACHINES, name, region, what, least),
         CostLine::unknown("Storage", format!("{least} × {disk} GiB of disk"), UNRECORDED),
     ]
 }
@@ -105,7 +102,7 @@ mod tests {
         let pool = |market: &str| json!({ "machine": "Standard_NC4as_T4_v3", "markets": [market], "scaling": { "min": 2, "max": 2 }, "disk_gb": 256 });
         // 2 × 0.526 USD × 730 h.
         assert_eq!(monthly("azure.pool", pool("on-demand"), "eastus"), (767_960_000, 1));
-        assert_eq!(monthly("azure.pool", pool(SPOT), "eastus"), (0, 2));
+        assert_eq!(monthly("azure.pool", pool(SPOT), "eastus"), (767_960_000, 1));
         assert_eq!(monthly("azure.pool", pool("on-demand"), "westeurope"), (0, 2));
     }
 }

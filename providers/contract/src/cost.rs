@@ -86,6 +86,10 @@ pub enum Pricing {
     BySpec,
 }
 
+/// What a line says of machines of the spot market. They are counted with the price of machines on demand: they never cost
+/// more, and where there are none a pool may take machines on demand instead.
+pub const SPOT_AT_MOST: &str = "spot, at most this";
+
 /// One line of an object's cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CostLine {

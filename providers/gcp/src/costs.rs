@@ -2,20 +2,27 @@
 //! one.
 
 use serde_json::Value;
-use textnlp_provider::{CostLine, KindName, Spec};
+use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
 use crate::kinds::container::SPOT;
 use crate::service::Service;
 use crate::tables::machines;
 use crate::tables::prices::priced;
 
+/// The service that keeps logs, as bills call it.
+const LOGGING: &str = "Cloud Logging";
+
 /// The lines of an object in a region; `None` for a kind whose cost does not depend on its spec.
 pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<CostLine>> {
     let text = |field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default();
     let number = |field: &str| spec.get(field).and_then(Value::as_u64).unwrap_or_default();
+    let flag = |field: &str| spec.get(field).and_then(Value::as_bool).unwrap_or_default();
     Some(match kind.as_str() {
         "gcp.gke-cluster" => {
-            vec![priced(Service::Container, "gke/cluster", region, "the control plane of a cluster", 1)]
+            vec![
+                priced(Service::Container, "gke/cluster", region, "the control plane of a cluster", 1),
+                CostLine::unknown(LOGGING, "logs of the cluster and its pods", "by use"),
+            ]
         }
         "gcp.node-pool" => pool(spec, region),
         "gcp.router" => vec![
@@ -26,6 +33,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             ),
             CostLine::unknown(Service::Compute.title(), "data through Cloud NAT", "by use"),
         ],
+        "gcp.subnetwork" if flag("flow_logs") => vec![CostLine::unknown(LOGGING, "logs of network flows", "by use")],
         "gcp.bucket" => vec![
             CostLine::unknown(Service::Storage.title(), "stored models", "by use"),
             CostLine::unknown(Service::Storage.title(), "requests", "by use"),
@@ -78,19 +86,13 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     };
     let more = if most > least { format!(", up to {most}") } else { String::new() };
     let first = spec.get("markets").and_then(|markets| markets[0].as_str());
-    let is_spot = first == Some(SPOT);
-    let market = if is_spot { "spot" } else { "on demand" };
+    let market = if first == Some(SPOT) { SPOT_AT_MOST } else { "on demand" };
     let what = format!("{least} × {name}{more}, {market}");
     let gpus = machine.gpu.map(|(gpu, each)| (gpu, u64::from(each) * least));
-    let mut lines = Vec::new();
-    if is_spot {
-        lines.push(CostLine::unknown(Service::Compute.title(), what, "spot prices change"));
-    } else {
-        lines.push(priced(Service::Compute, &format!("compute/{name}"), region, what, least));
-        if let Some((gpu, count)) = gpus {
-            let key = format!("gpu/{}", gpu.accelerator);
-            lines.push(priced(Service::Compute, &key, region, format!("{count} × {}", gpu.name), count));
-        }
+    let mut lines = vec![priced(Service::Compute, &format!("compute/{name}"), region, what, least)];
+    if let Some((gpu, count)) = gpus {
+        let key = format!("gpu/{}", gpu.accelerator);
+        lines.push(priced(Service::Compute, &key, region, format!("{count} × {}", gpu.name), count));
     }
     let disk = spec.get("disk_gb").and_then(Value::as_u64).unwrap_or_default() * least;
     let kind = spec.get("disk_type").and_then(Value::as_str).unwrap_or("pd-balanced");
@@ -117,7 +119,8 @@ mod tests {
 
     #[test]
     fn costs_follow_the_spec() {
-        assert_eq!(monthly("gcp.gke-cluster", json!({}), "us-central1"), (73_000_000, 0));
+        assert_eq!(monthly("gcp.gke-cluster", json!({}), "us-central1"), (73_000_000, 1));
+        assert_eq!(monthly("gcp.subnetwork", json!({ "flow_logs": true }), "us-central1"), (0, 1));
         let pool = |market: &str| {
             json!({
                 "machine": "n1-standard-4", "accelerator": { "type": "nvidia-tesla-t4", "count": 1 }, "markets": [market],
@@ -126,7 +129,7 @@ mod tests {
         };
         // 2 × (0.189999 + 0.35) USD × 730 h, and 200 GiB × 0.10 USD.
         assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "us-central1"), (788_398_540 + 20_000_000, 0));
-        assert_eq!(monthly("gcp.node-pool", pool(SPOT), "us-central1"), (20_000_000, 1));
+        assert_eq!(monthly("gcp.node-pool", pool(SPOT), "us-central1"), (788_398_540 + 20_000_000, 0));
         assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "asia-east1"), (0, 3));
         assert_eq!(tier("db-custom-2-7680"), Some((2, 8)));
     }

@@ -45,9 +45,8 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<P
         zones(api, wanted),
         overlaps(api, wanted)
     );
-    let pure = [open(wanted), too_old(wanted)];
     let read = [project, billing, permissions, services, names, buckets, quotas, zones, overlaps];
-    Ok(read.into_iter().chain(pure).flatten().collect())
+    Ok(read.into_iter().flatten().chain(open(wanted)).collect())
 }
 
 fn of_kind<'w>(wanted: &'w [Wanted], kind: &'static str) -> impl Iterator<Item = &'w Wanted> {
@@ -62,17 +61,6 @@ fn open(wanted: &[Wanted]) -> Vec<Problem> {
         Problem::warning(one.id.to_string(), "every network reaches the API server of the cluster", fix)
     };
     of_kind(wanted, crate::table::CLUSTER).filter(is_open).map(warning).collect()
-}
-
-/// GPUs that the servers cannot compute on: CUDA 13 has no code for the V100
-/// (<https://docs.nvidia.com/cuda/archive/13.0.0/cuda-toolkit-release-notes/index.html>).
-fn too_old(wanted: &[Wanted]) -> Vec<Problem> {
-    let is_old = |pool: &&Pool<'_>| pool.machine.gpu.is_some_and(|(gpu, _)| *gpu == machines::V100);
-    let problem = |pool: &Pool<'_>| {
-        let cause = "the servers compute on GPUs of compute capability 7.5 and newer, and a V100 has 7.0";
-        Problem::new(pool.place.clone(), cause, "choose another `gpu.size`: `medium` or `xlarge`")
-    };
-    pools(wanted).iter().filter(is_old).map(problem).collect()
 }
 
 /// A check that a service which is not enabled cannot answer says nothing: `up` enables it.

@@ -59,6 +59,7 @@ pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
             deadline: MINUTE.saturating_mul(20),
+            pricing: Pricing::BySpec,
             permissions: &[
                 create("compute.subnetworks.create"),
                 delete("compute.subnetworks.delete"),

@@ -54,8 +54,6 @@ const fn gpu(
 
 /// NVIDIA T4.
 pub static T4: Gpu = gpu("nvidia-tesla-t4", "T4", 16, "NVIDIA_T4_GPUS", "PREEMPTIBLE_NVIDIA_T4_GPUS");
-/// NVIDIA V100.
-pub static V100: Gpu = gpu("nvidia-tesla-v100", "V100", 16, "NVIDIA_V100_GPUS", "PREEMPTIBLE_NVIDIA_V100_GPUS");
 /// NVIDIA A100 with 40 GB.
 pub static A100: Gpu = gpu("nvidia-tesla-a100", "A100 40GB", 40, "NVIDIA_A100_GPUS", "PREEMPTIBLE_NVIDIA_A100_GPUS");
 /// NVIDIA A100 with 80 GB.
@@ -74,7 +72,7 @@ pub static B200: Gpu = gpu("nvidia-b200", "B200", 180, "NVIDIA_B200_GPUS", "PREE
 const PD: &str = "pd-balanced";
 const HYPERDISK: &str = "hyperdisk-balanced";
 
-/// All machines: those of the size classes first, then current families. A GPU is tied to its family: T4 and V100 are attached to N1
+/// All machines: those of the size classes first, then current families. A GPU is tied to its family: T4 are attached to N1
 /// machines, and the others are a part of those (skypilot-org/skypilot#212).
 pub static MACHINES: &[Machine] = &[
     Machine {
@@ -105,10 +103,10 @@ pub static MACHINES: &[Machine] = &[
         source: GPUS,
     },
     Machine {
-        name: "n1-standard-8",
+        name: "g2-standard-8",
         vcpus: 8,
-        memory_gib: 30,
-        gpu: Some((&V100, 1)),
+        memory_gib: 32,
+        gpu: Some((&L4, 1)),
         quota: "CPUS",
         disk_type: PD,
         source: GPUS,
@@ -144,15 +142,6 @@ pub static MACHINES: &[Machine] = &[
         name: "g2-standard-4",
         vcpus: 4,
         memory_gib: 16,
-        gpu: Some((&L4, 1)),
-        quota: "CPUS",
-        disk_type: PD,
-        source: GPUS,
-    },
-    Machine {
-        name: "g2-standard-8",
-        vcpus: 8,
-        memory_gib: 32,
         gpu: Some((&L4, 1)),
         quota: "CPUS",
         disk_type: PD,
@@ -222,7 +211,7 @@ mod tests {
             (GpuSize::None, "e2-standard-4", None),
             (GpuSize::Small, "n1-standard-4", Some(("T4", 1))),
             (GpuSize::Medium, "n1-standard-8", Some(("T4", 1))),
-            (GpuSize::Large, "n1-standard-8", Some(("V100", 1))),
+            (GpuSize::Large, "g2-standard-8", Some(("L4", 1))),
             (GpuSize::Xlarge, "a2-highgpu-8g", Some(("A100 40GB", 8))),
         ] {
             let machine = of_size(size).unwrap();

@@ -52,8 +52,6 @@ pub static PRICES: &[Price] = &[
     hourly("gpu/nvidia-tesla-t4", IOWA, 350_000, GPU_LIST),
     hourly("gpu/nvidia-tesla-t4", CAROLINA, 350_000, GPU_LIST),
     hourly("gpu/nvidia-tesla-t4", OREGON, 350_000, GPU_LIST),
-    hourly("gpu/nvidia-tesla-v100", IOWA, 2_480_000, GPU_LIST),
-    hourly("gpu/nvidia-tesla-v100", OREGON, 2_480_000, GPU_LIST),
     hourly("gpu/nvidia-tesla-a100", IOWA, 2_933_908, GPU_LIST),
     price("compute/pd-balanced", Some(IOWA), 100_000, PriceUnit::MonthOf("GiB"), VMS),
     price("nat/gateway", None, 1_400, PriceUnit::HourOf("VM"), NETWORK),

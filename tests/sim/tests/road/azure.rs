@@ -8,7 +8,7 @@ use textnlp_sim::azure::{AzureCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
 use crate::operator::Operator;
-use crate::{Managed, managed_life, of_staging, whole_life};
+use crate::{Managed, managed_life, of_staging, role_of, whole_life};
 
 const REGION: &str = "westeurope";
 /// The group of the site and its cluster.
@@ -80,6 +80,8 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
     ] {
         assert!(policy.out.contains(action), "{action}: {policy:?}");
     }
+    let role = role_of(&subscription.operator, |args| subscription.run(args, &[]));
+    assert!(role["Actions"].as_array().is_some_and(|all| all.len() > 20), "{role:#}");
     whole_life(|args, more| subscription.run(args, more), || subscription.left());
     assert_eq!(subscription.cloud.violations(), Vec::<String>::new());
 }

@@ -8,7 +8,7 @@ use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
 use crate::operator::Operator;
-use crate::{Managed, managed_life, of_staging, whole_life};
+use crate::{Managed, managed_life, of_staging, role_of, whole_life};
 
 const REGION: &str = "europe-west4";
 
@@ -81,6 +81,8 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
     for permission in ["container.clusters.create", "compute.networks.create", "iam.serviceAccounts.create"] {
         assert!(policy.out.contains(permission), "{permission}: {policy:?}");
     }
+    let role = role_of(&project.operator, |args| project.run(args, &[]));
+    assert!(role["includedPermissions"].as_array().is_some_and(|all| all.len() > 20), "{role:#}");
     whole_life(|args, more| project.run(args, more), || project.left());
     assert_eq!(project.cloud.violations(), Vec::<String>::new());
 }

@@ -51,6 +51,13 @@ fn of_staging(about: &str) -> Option<Operator> {
     Some(operator)
 }
 
+/// The role that a cloud's own tool takes, from the file that `plan` writes of it.
+fn role_of(operator: &Operator, run: impl Fn(&[&str]) -> Said) -> Value {
+    let folder = operator.sandbox.folder().join("policies");
+    let written = run(&["plan", "--policy", "--policy-folder", folder.as_str(), "-o", "json"]).expect(0).json();
+    serde_json::from_slice(&std::fs::read(written["files"][0].as_str().unwrap()).unwrap()).unwrap()
+}
+
 /// An operator with an account of AWS that has nothing in it.
 struct Account {
     operator: Operator,
