@@ -5,9 +5,10 @@ use jiff::Timestamp;
 use textnlp_orchestrator::dr::report;
 use textnlp_orchestrator::environment::{DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names};
 use textnlp_orchestrator::rotation::{self, RotationTarget};
-use textnlp_provider::{Recorded, Rotation, SiteName};
+use textnlp_provider::{Recorded, Rotation};
 use textnlp_service::backup::{backup_status, key};
 use textnlp_service::keys::Admin;
+use textnlp_service::security::replaces_password;
 use textnlp_service::{Scope, gate, running};
 
 use super::prelude::*;
@@ -26,19 +27,14 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     let part = |name: &str| format!("{}/{name}", names::SECRETS);
     let signing_key = part(SIGNING_KEY);
     let passwords = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(part);
-    // The supervisor of a PostgreSQL sets the passwords of its roles. CloudNativePG has its own way.
     let chosen = session.load(session.quiet())?;
-    let sites = &chosen.loaded.environment.sites;
-    let is_in_cluster = |site: &SiteName| sites.iter().any(|known| known.name == *site && known.is_in_cluster());
+    let environment = &chosen.loaded.environment;
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
         RotatedSecret::Ca => chosen.scope.platform.is_authority(recorded),
         RotatedSecret::Backup | RotatedSecret::Report => false,
-        // One that sites share has one version for ever.
         RotatedSecret::Database => {
-            passwords.iter().any(|password| is_part(recorded, password))
-                && recorded.spec.get("shared").is_none()
-                && !is_in_cluster(&recorded.site)
+            passwords.iter().any(|password| is_part(recorded, password)) && replaces_password(environment, recorded)
         }
     };
     let says = description_of(what);

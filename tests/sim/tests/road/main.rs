@@ -314,6 +314,10 @@ fn managed_life(
     assert_eq!(managed.database.sql("postgres", encrypted), "t");
     let again = run(&["up", "--yes", "--no-gate", "-o", "json"]).expect(0).json();
     assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
+    let hash = || managed.database.sql("postgres", "SELECT rolpassword FROM pg_authid WHERE rolname = 'textnlp'");
+    let before = hash();
+    run(&["secret", "rotate", "database", "--yes", "--no-gate", "-o", "json"]).expect(0);
+    assert_ne!(hash(), before, "the server has another password");
     let text = run(&["generate", "Once upon a time"]);
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
 

@@ -506,9 +506,14 @@ pub(super) fn modify(world: &mut World, call: &Call) -> Result<Value, Fault> {
     }
     if let Some(end) = end {
         let (scope, key) = (call.scope(), name.clone());
+        let password = call.str("MasterUserPassword").map(str::to_owned);
         world.defer(call.due(end), move |world| {
-            if let Some(instance) = world.state::<Rds>(&scope).instances.get_mut(&key) {
-                merge(&mut instance.shown, later);
+            let state = world.state::<Rds>(&scope);
+            let Some(instance) = state.instances.get_mut(&key) else { return };
+            merge(&mut instance.shown, later);
+            if let (Some(stand), Some(password)) = (&state.stand, &password) {
+                let user = instance.shown["MasterUsername"].as_str().unwrap_or_default();
+                (stand.apply)(Change::Password { user, password });
             }
         });
     }
