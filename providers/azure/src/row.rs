@@ -260,6 +260,13 @@ impl<K: RestKind> Rest<K> {
         Self(PhantomData)
     }
 
+    /// The ids of the parts of an object, which end with the last word of their type: `agentPools`.
+    async fn within(api: &Api, parent: &str) -> Result<Vec<String>> {
+        let collection = K::TABLE.arm.rsplit('/').next().unwrap_or_default();
+        let all = api.list(Call::get(format!("{parent}/{collection}"), K::TABLE.version)).await?;
+        Ok(all.iter().filter_map(|one| one["id"].as_str().map(str::to_owned)).collect())
+    }
+
     fn observed(api: &Api, id: &str, document: &Value) -> Result<ObservedObject<Spec>> {
         let table = K::TABLE;
         let lower = (table.path.to_ascii_lowercase(), id.to_ascii_lowercase());
@@ -443,17 +450,28 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
     }
 
     async fn list(&self, api: &Api, filter: &Filter<Api>) -> Result<Vec<ObservedObject<Spec>>> {
-        if K::TABLE.marks != Marks::Tags {
-            return Ok(Vec::new());
-        }
+        let (arm, is_within) = match K::TABLE.marks {
+            Marks::Tags => (K::TABLE.arm, false),
+            // The list of all resources has the parents only.
+            Marks::Member(_) => (K::TABLE.arm.rsplit_once('/').map_or(K::TABLE.arm, |(parent, _)| parent), true),
+            Marks::Part => return Ok(Vec::new()),
+        };
         let mut own = Vec::new();
         let mut all = Vec::new();
         for one in api.tagged(filter, &mut own).await? {
-            let is_kind = one["type"].as_str().is_some_and(|kind| kind.eq_ignore_ascii_case(K::TABLE.arm));
+            let is_kind = one["type"].as_str().is_some_and(|kind| kind.eq_ignore_ascii_case(arm));
             let Some(id) = one["id"].as_str().filter(|_| is_kind) else { continue };
-            // The list lags and has no properties: point reads decide (cloudfoundry/bosh-azure-cpi-release#765, Azure/ARO-HCP#2585).
-            let found = self.read(api, &canonical(K::TABLE.arm, id)).await?;
-            all.extend(found.filter(|seen| filter.matches(&seen.tags)));
+            let ids = if is_within { Self::within(api, &canonical(arm, id)).await? } else { vec![id.to_owned()] };
+            for id in ids {
+                // The list lags and has no properties: point reads decide (cloudfoundry/bosh-azure-cpi-release#765, Azure/ARO-HCP#2585).
+                let found = self.read(api, &canonical(K::TABLE.arm, &id)).await?;
+                // A part that its parent was made with has the tags of that: it is no object of its own.
+                let is_own = |seen: &ObservedObject<Spec>| {
+                    !is_within
+                        || seen.tags.get(tags::RESOURCE).map(String::as_str) != one["tags"][tags::RESOURCE].as_str()
+                };
+                all.extend(found.filter(|seen| is_own(seen) && filter.matches(&seen.tags)));
+            }
         }
         Ok(all)
     }

@@ -225,11 +225,14 @@ fn locations(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
     Ok(page(cloud, call, REGIONS.iter().map(one).collect()))
 }
 
-/// Top-level resources of the subscription or a group, as lists of any type have them.
+/// The resources of the subscription or a group, as lists of any type have them: those at the top, and below them those with a location,
+/// which Azure Resource Manager tracks: <https://github.com/Azure/azure-resource-manager-rpc/blob/master/v1.0/resource-api-reference.md>.
 fn resources(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
     let scope = call.key.rsplit_once('/').map_or("", |(scope, _)| scope).to_owned();
-    let is_top = |key: &&String| key.contains("/providers/") && key.split('/').count() == 9;
-    let rows = listed(cloud, &format!("{scope}/")).into_iter().filter(|(key, _)| is_top(key));
+    let is_shown = |key: &str, body: &Value| {
+        key.contains("/providers/") && (key.split('/').count() == 9 || body["location"].is_string())
+    };
+    let rows = listed(cloud, &format!("{scope}/")).into_iter().filter(|(key, object)| is_shown(key, &object.body));
     let one = |body: &Value| {
         let kept = ["id", "name", "type", "location", "tags"].into_iter();
         Value::Object(kept.filter_map(|name| Some((name.to_owned(), body.get(name)?.clone()))).collect())
