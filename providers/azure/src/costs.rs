@@ -4,12 +4,14 @@
 use serde_json::Value;
 use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
-use crate::kinds::cluster::SPOT;
+use crate::kinds::cluster::{SPOT, SYSTEM_DISK_GB};
 use crate::tables::machines;
-use crate::tables::prices::priced;
+use crate::tables::prices::{disk, priced};
 
 /// The name of machines on bills.
 const MACHINES: &str = "Virtual Machines";
+/// The name of disks and files on bills.
+const STORAGE: &str = "Storage";
 const UNRECORDED: &str = "its price is not recorded";
 
 /// The lines of an object in a region; `None` for a kind whose cost does not depend on its spec.
@@ -20,22 +22,27 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         "azure.cluster" => {
             let count = number("count");
             let what = format!("{count} × {}, the cluster's own pods", text("machine"));
-            let mut lines = vec![priced(MACHINES, text("machine"), region, what, count)];
+            let gib = u64::from(SYSTEM_DISK_GB);
+            let mut lines = vec![
+                priced(MACHINES, text("machine"), region, what, count),
+                priced(STORAGE, disk(gib), region, format!("{count} × {gib} GiB of disk"), count),
+            ];
             if text("tier") == "Standard" {
-                lines.push(CostLine::unknown("Azure Kubernetes Service", "the control plane of a cluster", UNRECORDED));
+                let what = "the control plane of a cluster";
+                lines.push(priced("Azure Kubernetes Service", "aks/standard", region, what, 1));
             }
             lines
         }
         "azure.pool" => pool(spec, region),
         "azure.nat" => vec![
-            CostLine::unknown("NAT Gateway", "a gateway", UNRECORDED),
+            priced("NAT Gateway", "nat/gateway", region, "a gateway", 1),
             CostLine::unknown("NAT Gateway", "data through the gateway", "by use"),
         ],
-        "azure.address" => vec![CostLine::unknown("Virtual Network", "a public address", UNRECORDED)],
+        "azure.address" => vec![priced("Virtual Network", "address/static", region, "a public address", 1)],
         "azure.dns-zone" => vec![CostLine::unknown("Azure DNS", "a zone and its queries", UNRECORDED)],
         "azure.storage" => vec![
-            CostLine::unknown("Storage", "stored models", "by use"),
-            CostLine::unknown("Storage", "requests", "by use"),
+            CostLine::unknown(STORAGE, "stored models", "by use"),
+            CostLine::unknown(STORAGE, "requests", "by use"),
         ],
         "azure.registry" => vec![CostLine::unknown("Container Registry", "a registry and its images", UNRECORDED)],
         "azure.key" => vec![CostLine::unknown("Key Vault", "operations with the key", "by use")],
@@ -74,11 +81,12 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     let is_spot = spec.get("markets").and_then(|markets| markets[0].as_str()) == Some(SPOT);
     let gpu = machine.gpu.map(|(gpu, _, each)| format!(", {each} × {gpu} each")).unwrap_or_default();
     let what = format!("{least} × {name}{gpu}{more}, {}", if is_spot { SPOT_AT_MOST } else { "on demand" });
-    let disk = spec.get("disk_gb").and_then(Value::as_u64).unwrap_or_default();
-    vec![
-        priced(MACHINES, name, region, what, least),
-        CostLine::unknown("Storage", format!("{least} × {disk} GiB of disk"), UNRECORDED),
-    ]
+    let gib = spec.get("disk_gb").and_then(Value::as_u64).unwrap_or_default();
+    // AKS uses the local disk of a machine instead where it is large enough:
+    // https://learn.microsoft.com/azure/aks/concepts-storage#ephemeral-os-disk
+    let at_most = if machine.gpu.is_some() { ", at most this" } else { "" };
+    let disks = format!("{least} × {gib} GiB of disk{at_most}");
+    vec![priced(MACHINES, name, region, what, least), priced(STORAGE, disk(gib), region, disks, least)]
 }
 
 #[cfg(test)]
@@ -100,9 +108,17 @@ mod tests {
     #[test]
     fn costs_follow_the_spec() {
         let pool = |market: &str| json!({ "machine": "Standard_NC4as_T4_v3", "markets": [market], "scaling": { "min": 2, "max": 2 }, "disk_gb": 256 });
-        // 2 × 0.526 USD × 730 h.
+        // 2 × 0.526 USD × 730 h; no price of a disk is known there.
         assert_eq!(monthly("azure.pool", pool("on-demand"), "eastus"), (767_960_000, 1));
         assert_eq!(monthly("azure.pool", pool(SPOT), "eastus"), (767_960_000, 1));
-        assert_eq!(monthly("azure.pool", pool("on-demand"), "westeurope"), (0, 2));
+        // 2 × 0.658 USD × 730 h, and 2 × 41.811428 USD.
+        assert_eq!(monthly("azure.pool", pool("on-demand"), "westeurope"), (960_680_000 + 83_622_856, 0));
+        assert_eq!(monthly("azure.pool", pool("on-demand"), "marsnorth"), (0, 2));
+        let cluster = |tier: &str| json!({ "machine": "Standard_D2s_v5", "count": 1, "tier": tier });
+        // 0.115 USD × 730 h, and 11.2272 USD; the tier costs 73 USD.
+        assert_eq!(monthly("azure.cluster", cluster("Free"), "westeurope"), (83_950_000 + 11_227_200, 0));
+        assert_eq!(monthly("azure.cluster", cluster("Standard"), "westeurope"), (168_177_200, 0));
+        assert_eq!(monthly("azure.nat", json!({}), "westeurope"), (32_850_000, 1));
+        assert_eq!(monthly("azure.address", json!({}), "westeurope"), (3_650_000, 0));
     }
 }

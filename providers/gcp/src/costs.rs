@@ -87,11 +87,13 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     let more = if most > least { format!(", up to {most}") } else { String::new() };
     let first = spec.get("markets").and_then(|markets| markets[0].as_str());
     let market = if first == Some(SPOT) { SPOT_AT_MOST } else { "on demand" };
-    let what = format!("{least} × {name}{more}, {market}");
-    let gpus = machine.gpu.map(|(gpu, each)| (gpu, u64::from(each) * least));
+    let attached = machine.attached();
+    let included = machine.gpu.filter(|_| attached.is_none());
+    let gpu = included.map(|(gpu, each)| format!(", {each} × {} each", gpu.name)).unwrap_or_default();
+    let what = format!("{least} × {name}{gpu}{more}, {market}");
     let mut lines = vec![priced(Service::Compute, &format!("compute/{name}"), region, what, least)];
-    if let Some((gpu, count)) = gpus {
-        let key = format!("gpu/{}", gpu.accelerator);
+    if let Some((gpu, each)) = attached {
+        let (key, count) = (format!("gpu/{}", gpu.accelerator), u64::from(each) * least);
         lines.push(priced(Service::Compute, &key, region, format!("{count} × {}", gpu.name), count));
     }
     let disk = spec.get("disk_gb").and_then(Value::as_u64).unwrap_or_default() * least;
@@ -130,7 +132,15 @@ mod tests {
         // 2 × (0.189999 + 0.35) USD × 730 h, and 200 GiB × 0.10 USD.
         assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "us-central1"), (788_398_540 + 20_000_000, 0));
         assert_eq!(monthly("gcp.node-pool", pool(SPOT), "us-central1"), (788_398_540 + 20_000_000, 0));
-        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "asia-east1"), (0, 3));
+        // 2 × (0.209168 + 0.3675) USD × 730 h, and 200 GiB × 0.11 USD.
+        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "europe-west4"), (841_935_280 + 22_000_000, 0));
+        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "mars-north1"), (0, 3));
+        let included = json!({
+            "machine": "g2-standard-8", "accelerator": { "type": "nvidia-l4", "count": 1 }, "markets": ["on-demand"],
+            "scaling": { "min": 1, "max": 1 }, "disk_gb": 300, "disk_type": "pd-balanced",
+        });
+        // 0.897202 USD × 730 h, and 300 GiB × 0.11 USD.
+        assert_eq!(monthly("gcp.node-pool", included, "europe-west4"), (654_957_460 + 33_000_000, 0));
         assert_eq!(tier("db-custom-2-7680"), Some((2, 8)));
     }
 }

@@ -30,7 +30,7 @@ pub(crate) const GPU: &str = textnlp_provider::cluster::GPU_POOL;
 const SYSTEM_TAINT: &str = "CriticalAddonsOnly=true:NoSchedule";
 const GPU_TAINT: &str = "nvidia.com/gpu=present:NoSchedule";
 /// The disk of a node of that pool in GiB.
-const SYSTEM_DISK_GB: u32 = 64;
+pub(crate) const SYSTEM_DISK_GB: u32 = 64;
 /// The markets of machines.
 pub(crate) const SPOT: &str = "spot";
 pub(crate) const ON_DEMAND: &str = "on-demand";

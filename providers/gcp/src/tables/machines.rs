@@ -41,6 +41,13 @@ pub struct Machine {
     pub source: &'static str,
 }
 
+impl Machine {
+    /// Its GPUs where they are attached to it and have a price of their own; those of other machines are a part of them.
+    pub fn attached(&self) -> Option<(&'static Gpu, u32)> {
+        self.gpu.filter(|(gpu, _)| **gpu == T4)
+    }
+}
+
 /// Declares a GPU.
 const fn gpu(
     accelerator: &'static str,
