@@ -4,6 +4,7 @@ use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use textnlp_models::WeightFormat;
 use textnlp_orchestrator::environment::model::Span;
+use textnlp_orchestrator::load::Mix;
 
 /// Deploy your own text-generation service anywhere.
 #[derive(Debug, Parser)]
@@ -905,6 +906,14 @@ fn finite(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Between 0.01 and 100,000 requests per second.
+fn requests_per_second(text: &str) -> Result<f64, String> {
+    finite(text).and_then(|rate| match (0.01..=100_000.0).contains(&rate) {
+        true => Ok(rate),
+        false => Err("it must be from 0.01 to 100000 requests per second".to_owned()),
+    })
+}
+
 /// Between 0.1 and 3600 seconds.
 fn span(text: &str) -> Result<f64, String> {
     finite(text).and_then(|seconds| match (0.1..=3600.0).contains(&seconds) {
@@ -1028,12 +1037,35 @@ pub struct Validate {
 
 /// See [`Command::Load`].
 #[derive(Debug, Args)]
+#[command(
+    after_help = "By default each user waits for an answer before the next request, so a service that stalls gets fewer requests.\n\
+                        With --rate, requests do not wait and latency begins when a request was due. Exits with status 1 when\n\
+                        the rate was not sustained.\n\n\
+                        Examples:\n  \
+        textnlp-deploy load --env staging --users 20\n  \
+        textnlp-deploy load --env staging --mix generate-validate    load test A: generate and validate\n  \
+        textnlp-deploy load --env staging --mix short-long           load test B: gpt2 and gpt2-large, 3:1\n  \
+        textnlp-deploy load --env staging --rate 1000 --seconds 60 --pdf load.pdf\n  \
+        textnlp-deploy load --env staging --rate 20 --mix 3:generate:50,1:generate:500 --p95-ms 2000\n  \
+        textnlp-deploy load --env staging --find-limit"
+)]
 pub struct Load {
     #[command(flatten)]
     pub server: OtherServer,
     /// Number of concurrent users
     #[arg(long, default_value_t = 100)]
     pub users: u32,
+    /// Send this number of requests each second instead, whether or not earlier ones were answered
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["users", "sessions", "find_limit"],
+        value_parser = requests_per_second)]
+    pub rate: Option<f64>,
+    /// Times between the requests of --rate
+    #[arg(long, requires = "rate", value_enum, default_value_t = Arrivals::Poisson)]
+    pub arrivals: Arrivals,
+    /// Most requests of --rate in flight; one that is due then is dropped and counted [default: those of 10 seconds, from 100
+    /// to 10000]
+    #[arg(long, requires = "rate", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub in_flight: Option<u32>,
     /// Hold this number of open sessions instead, each with its own connection
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["users", "find_limit"],
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -1044,7 +1076,11 @@ pub struct Load {
     /// Tokens to generate for each session request
     #[arg(long, requires = "sessions", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub tokens: u32,
-    /// New users or sessions each second [default: 10 users, 200 sessions]
+    /// Requests by weight: `generate-validate`, `short-long`, or a list of `WEIGHT:generate:TOKENS[:MODEL]`,
+    /// `WEIGHT:embed[:MODEL]` and `WEIGHT:validate` [default: 9:generate:50-100,1:validate]
+    #[arg(long, conflicts_with = "sessions")]
+    pub mix: Option<Mix>,
+    /// New users, sessions or requests per second in each second [default: 10 users, 200 sessions, a fifth of --rate]
     #[arg(long, allow_negative_numbers = true, value_parser = finite)]
     pub ramp: Option<f64>,
     /// Duration in seconds after ramp-up
@@ -1053,9 +1089,21 @@ pub struct Load {
     /// Find the maximum sustainable number of users (takes several minutes)
     #[arg(long)]
     pub find_limit: bool,
-    /// Maximum p95 latency in milliseconds
-    #[arg(long, default_value_t = 500.0, allow_negative_numbers = true, value_parser = finite)]
-    pub p95_ms: f64,
+    /// Maximum p95 latency in milliseconds of --find-limit and --rate [default: 500 of --find-limit, none of --rate]
+    #[arg(long, allow_negative_numbers = true, value_parser = finite)]
+    pub p95_ms: Option<f64>,
+    /// Write the report as a PDF, without plots, to this file
+    #[arg(long, value_name = "FILE")]
+    pub pdf: Option<Utf8PathBuf>,
+}
+
+/// The times between requests at a fixed rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Arrivals {
+    /// Random, as of many independent clients
+    Poisson,
+    /// All the same
+    Uniform,
 }
 
 /// The programs of `textnlp-server`. Only `serve` is in the help: the others are started by providers.

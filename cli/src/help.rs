@@ -40,7 +40,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
 const OTHERS: (&str, &[&str]) = ("Other", &["serve", "kube-token", "completions", "man", "help"]);
 
 /// Examples of commands that have no other text below their options.
-const EXAMPLES: [(&str, &[&str]); 22] = [
+const EXAMPLES: [(&str, &[&str]); 21] = [
     ("init", &["init", "init my-service"]),
     ("preflight", &["preflight --env staging"]),
     (
@@ -85,7 +85,6 @@ const EXAMPLES: [(&str, &[&str]); 22] = [
     ("embed", &["embed --env staging Hello", "embed --env staging Hello World --model bge-small"]),
     ("tokenize", &["tokenize --env staging Hello"]),
     ("health", &["health --env staging", "health check --env staging --all"]),
-    ("load", &["load --env staging --users 20"]),
     ("completions", &["completions bash"]),
     ("man", &["man", "man --dir ~/.local/share/man/man1"]),
 ];
@@ -178,6 +177,7 @@ mod tests {
             "performance",
             "baseline",
             "health",
+            "load",
             "security",
             "compliance",
             "db",

@@ -140,6 +140,7 @@ fn staging_runs_from_the_first_plan_to_the_last_down() {
     let load = sandbox.run(&["load", "--users", "2", "--seconds", "1", "--ramp", "100", "-o", "json"]).expect(0).json();
     has(&load, &["requests", "errors", "p50_ms", "p95_ms", "p99_ms", "rps", "tokens_per_second", "report"]);
     assert!(load["requests"].as_u64().unwrap() > 0 && load["errors"] == 0, "{load:#}");
+    load_at_a_fixed_rate(&sandbox);
 
     // Down leaves nothing that it does not name.
     sandbox.run(&["plan", "--down", "--env", "staging"]).expect(0);
@@ -150,6 +151,23 @@ fn staging_runs_from_the_first_plan_to_the_last_down() {
     let second = sandbox.run(&["down", "--env", "staging", "--yes", "-o", "json"]).expect(0).json();
     assert_eq!(counts(&second), [0; 5]);
     sandbox.run(&["status", "--env", "staging"]).expect(0);
+}
+
+fn load_at_a_fixed_rate(sandbox: &Sandbox) {
+    let pdf = sandbox.folder().join("load.pdf");
+    let rate = ["--rate", "20", "--arrivals", "uniform", "--ramp", "1000", "--seconds", "1", "--pdf", pdf.as_str()];
+    let mix = ["--mix", "3:generate:5,1:validate", "-o", "json"];
+    let load = sandbox.run(&[&["load"][..], &rate, &mix].concat()).expect(0).json();
+    has(&load, &["requests", "p50_ms", "p99_9_ms", "max_ms", "rate.send_lag.p99_ms", "rate.in_flight.max", "scaling"]);
+    assert_eq!((load["requests"].as_u64(), load["errors"].as_u64()), (Some(21), Some(0)), "{load:#}");
+    let rate = &load["rate"];
+    assert_eq!((rate["dropped"].as_u64(), rate["sustained"].as_bool()), (Some(0), Some(true)), "{load:#}");
+    assert_eq!(load["kinds"].as_array().unwrap().len(), 2, "{load:#}");
+    assert!(std::fs::read(&pdf).unwrap().starts_with(b"%PDF-"));
+    assert!(std::fs::read_to_string(load["report"].as_str().unwrap()).unwrap().contains("Latency by percentile"));
+    // Every request would be for a model that the service lacks.
+    let refused = sandbox.run(&["load", "--mix", "short-long", "--seconds", "1"]).expect(2);
+    assert!(refused.err.contains("no model `gpt2`") && refused.err.contains("--mix 3:generate:50,1:generate:500"));
 }
 
 #[test]

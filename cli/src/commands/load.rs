@@ -1,25 +1,28 @@
-//! `load`: runs a load test with many users, finds the maximum sustainable number of users, or holds many open
-//! sessions.
+//! `load`: runs a load test with many users or at a fixed rate, finds the maximum sustainable number of users, or holds
+//! many open sessions.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
-use textnlp_orchestrator::load::{Key, Limit, Measured, SessionResult};
+use textnlp_orchestrator::load::{self, Key, KindResult, Limit, Measured, RateResult, SessionResult};
 use textnlp_orchestrator::report::Report;
 use textnlp_provider::Secret;
 use textnlp_service::gate::growth::ScaleUp;
-use textnlp_service::load::{LoadTarget, MOST_USERS, Watch};
+use textnlp_service::load::{LoadTarget, MOST_USERS, RateOptions, Watch};
+use textnlp_service::report_files;
 
 use super::prelude::*;
-use crate::args::Load;
+use crate::args::{Arrivals, Load};
 use crate::network;
 use crate::signals;
 
 /// Default ramp-up in users, and in sessions, per second.
 const RAMP: f64 = 10.0;
 const SESSION_RAMP: f64 = 200.0;
+/// Default limit of the p95 of `--find-limit`.
+const P95_MS: f64 = 500.0;
 
 /// `load`.
 pub async fn load(session: &Session, args: &Load, console: Console) -> Result<Success, Failure> {
@@ -53,7 +56,23 @@ async fn measure(goal: &LoadTarget, args: &Load, console: Console) -> Result<Suc
         let (held, growth) =
             goal.sessions(&wire, (count, args.ramp.unwrap_or(SESSION_RAMP), args.seconds), each, watch).await?;
         progress.finish();
-        return report_sessions(goal, at, &held, growth.as_ref(), console);
+        return report_sessions(goal, args, at, (&held, growth.as_ref()), console);
+    }
+    if let Some(per_second) = args.rate {
+        progress.line("Running the load test at a fixed rate …");
+        let rate = load::Rate::from(RateOptions {
+            per_second,
+            arrivals: match args.arrivals {
+                Arrivals::Poisson => load::Arrivals::Poisson,
+                Arrivals::Uniform => load::Arrivals::Uniform,
+            },
+            ramp: args.ramp,
+            seconds: args.seconds,
+            in_flight: args.in_flight,
+            mix: args.mix.clone().unwrap_or_default(),
+        });
+        let (measured, growth) = progress.done(goal.rate(&wire, &rate, watch).await)?;
+        return report_rate(goal, args, at, (&measured, growth.as_ref()), console);
     }
     progress.line(match args.find_limit {
         true => {
@@ -61,19 +80,28 @@ async fn measure(goal: &LoadTarget, args: &Load, console: Console) -> Result<Suc
         }
         false => "Running the load test …",
     });
-    let p95_ms = args.find_limit.then_some(args.p95_ms);
-    let (measured, limit, growth) =
-        goal.users(&wire, (args.users, args.ramp.unwrap_or(RAMP), args.seconds), p95_ms, watch).await?;
+    let p95_ms = args.find_limit.then_some(args.p95_ms.unwrap_or(P95_MS));
+    let users = (args.users, args.ramp.unwrap_or(RAMP), args.seconds);
+    let (measured, limit, growth) = goal.users(&wire, users, args.mix.clone(), p95_ms, watch).await?;
     progress.finish();
     report_users(goal, args, at, (&measured, limit.as_ref(), growth.as_ref()), console)
+}
+
+/// Writes the report. Returns its page.
+fn write(goal: &LoadTarget, args: &Load, report: &Report, name: &str) -> Result<String, Failure> {
+    let written = report.write(&goal.reports, name).context("write the report")?;
+    if let Some(pdf) = &args.pdf {
+        report_files::write_pdf(&report.to_tables(), pdf)?;
+    }
+    Ok(written.html.into_string())
 }
 
 /// Reports the sessions that were held.
 fn report_sessions(
     goal: &LoadTarget,
+    args: &Load,
     at: Timestamp,
-    held: &SessionResult,
-    growth: Option<&ScaleUp>,
+    (held, growth): (&SessionResult, Option<&ScaleUp>),
     console: Console,
 ) -> Result<Success, Failure> {
     let report = Report {
@@ -84,7 +112,7 @@ fn report_sessions(
         held: Some(held.clone()),
         ..Report::default()
     };
-    let written = report.write(&goal.reports, "sessions").context("write the report")?;
+    let page = write(goal, args, &report, "sessions")?;
     let document = json!({
         "requests": held.requests, "errors": held.errors, "errors_by_kind": held.errors_by_kind,
         "p50_ms": held.answers.p50_ms, "p95_ms": held.answers.p95_ms, "p99_ms": held.answers.p99_ms,
@@ -92,9 +120,10 @@ fn report_sessions(
         "sessions": { "wanted": held.sessions.count, "open": held.open, "dropped": held.dropped, "refused": held.refused,
             "kept_all": held.kept_all(), "opening_p95_ms": held.opening.p95_ms },
         "scaling": growth,
-        "report": written.html,
+        "report": page,
+        "pdf": args.pdf,
     });
-    let text = held_summary(held) + &ending(growth, written.html.as_str());
+    let text = held_summary(held) + &ending(growth, &page);
     let ended = (held.stopped, held.errors == held.requests);
     finish(goal, (text, document), ended, || goal.keep(at, Some(held), growth), console)
 }
@@ -110,28 +139,93 @@ fn report_users(
         title: format!("Load on {}", goal.address),
         at,
         address: goal.address.clone(),
-        facts: vec![
-            ("users".into(), args.users.clamp(1, MOST_USERS).to_string()),
-            ("seconds".into(), args.seconds.to_string()),
-        ],
+        facts: [
+            ("users", Some(args.users.clamp(1, MOST_USERS).to_string())),
+            ("seconds", Some(args.seconds.to_string())),
+            ("requests", args.mix.as_ref().map(ToString::to_string)),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+        .collect(),
         load: Some(measured.clone()),
         limit: limit.cloned(),
         ..Report::default()
     };
-    let written = report.write(&goal.reports, "load").context("write the report")?;
+    let page = write(goal, args, &report, "load")?;
     let document = json!({
         "requests": measured.requests, "errors": measured.errors, "errors_by_kind": measured.errors_by_kind,
         "p50_ms": measured.generate.p50_ms, "p95_ms": measured.generate.p95_ms, "p99_ms": measured.generate.p99_ms,
         "rps": measured.rps, "tokens_per_second": measured.tokens_per_second,
+        "kinds": measured.kinds,
         "limit": limit.map(|l| json!({ "users": l.users, "at_least": l.at_least })),
         "scaling": growth,
-        "report": written.html,
+        "report": page,
+        "pdf": args.pdf,
     });
-    let text = summary(measured, limit, args.p95_ms) + &ending(growth, written.html.as_str());
+    let text = summary(measured, limit, args.p95_ms.unwrap_or(P95_MS)) + &ending(growth, &page);
     let ended = (measured.stopped, measured.errors > 0 && measured.errors == measured.requests);
     // A search runs many loads, so the time until pods were added has no meaning.
     let growth = growth.filter(|_| limit.is_none());
     finish(goal, (text, document), ended, || goal.keep(at, None, growth), console)
+}
+
+/// Reports a load at a fixed rate. It fails if the rate was not sustained.
+fn report_rate(
+    goal: &LoadTarget,
+    args: &Load,
+    at: Timestamp,
+    (measured, growth): (&RateResult, Option<&ScaleUp>),
+    console: Console,
+) -> Result<Success, Failure> {
+    let RateResult { rate, latency, send_lag, .. } = measured;
+    let problems = measured.problems(args.p95_ms);
+    let verdict = match problems.as_slice() {
+        [] => format!("{} requests/s were sustained", rate.per_second),
+        problems => format!("{} requests/s were not sustained: {}", rate.per_second, problems.join("; ")),
+    };
+    let report = Report {
+        title: format!("Load on {}", goal.address),
+        at,
+        address: goal.address.clone(),
+        facts: vec![
+            ("result".into(), verdict.clone()),
+            ("requests".into(), rate.mix.to_string()),
+            ("seconds".into(), args.seconds.to_string()),
+        ],
+        rate: Some(measured.clone()),
+        ..Report::default()
+    };
+    let page = write(goal, args, &report, "rate")?;
+    let document = json!({
+        "requests": measured.requests, "errors": measured.errors, "errors_by_kind": measured.errors_by_kind,
+        "p50_ms": latency.p50_ms, "p90_ms": latency.p90_ms, "p95_ms": latency.p95_ms, "p99_ms": latency.p99_ms,
+        "p99_9_ms": latency.p99_9_ms, "max_ms": latency.max_ms,
+        "rps": measured.answered_per_second, "tokens_per_second": measured.tokens_per_second,
+        "kinds": measured.kinds,
+        "rate": {
+            "wanted": rate.per_second, "sent": measured.sent_per_second, "answered": measured.answered_per_second,
+            "arrivals": rate.arrivals, "mix": rate.mix, "due": measured.due, "sent_requests": measured.sent(),
+            "dropped": measured.dropped, "unfinished": measured.unfinished,
+            "in_flight": { "limit": rate.in_flight, "max": measured.in_flight_max },
+            "send_lag": { "p99_ms": send_lag.p99_ms, "max_ms": send_lag.max_ms },
+            "sustained": problems.is_empty(), "problems": problems,
+        },
+        "scaling": growth,
+        "report": page,
+        "pdf": args.pdf,
+    });
+    let text = rate_summary(measured) + &ending(growth, &page);
+    let nothing_answered = measured.due > 0 && measured.errors == measured.requests;
+    let (stopped, keep) = (measured.stopped, || goal.keep(at, None, growth));
+    let shown = format!("{verdict}\n{text}");
+    let measured = finish(goal, (shown, document.clone()), (stopped, nothing_answered), keep, console)?;
+    match problems.is_empty() {
+        true => Ok(measured),
+        false => {
+            let error = anyhow::anyhow!("{text}").context(verdict);
+            Err(Failure::new(Exit::Failed, "rate_not_sustained", error).document(document))
+        }
+    }
 }
 
 /// The result. A load that stopped early, or that got no answer, is a failure with what was measured.
@@ -191,10 +285,52 @@ fn summary(measured: &Measured, limit: Option<&Limit>, p95_ms: f64) -> String {
         generate.p50_ms, generate.p95_ms, generate.p99_ms
     ));
     text.push_str(&format!("  tokens        {tokens_per_second:.0}/s"));
+    push_kinds(&mut text, &measured.kinds);
     for (kind, count) in &measured.errors_by_kind {
         text.push_str(&format!("\n  failed        {count} × {kind}"));
     }
     text
+}
+
+fn rate_summary(measured: &RateResult) -> String {
+    let RateResult { rate, latency, send_lag, .. } = measured;
+    let mut text = format!(
+        "  wanted        {}/s for {} s, at most {} in flight\n",
+        rate.per_second,
+        rate.hold.as_secs(),
+        rate.in_flight
+    );
+    text.push_str(&format!(
+        "  sent          {:.1}/s, {} requests, {} dropped, at most {} in flight\n",
+        measured.sent_per_second,
+        measured.sent(),
+        measured.dropped,
+        measured.in_flight_max
+    ));
+    text.push_str(&format!(
+        "  answered      {:.1}/s, {} of {} failed\n",
+        measured.answered_per_second, measured.errors, measured.requests
+    ));
+    text.push_str(&format!(
+        "  whole answer  p50 {:.0} ms, p90 {:.0} ms, p95 {:.0} ms, p99 {:.0} ms, p99.9 {:.0} ms, longest {:.0} ms\n",
+        latency.p50_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms, latency.p99_9_ms, latency.max_ms
+    ));
+    text.push_str(&format!("  sent late     p99 {:.0} ms, longest {:.0} ms\n", send_lag.p99_ms, send_lag.max_ms));
+    text.push_str(&format!("  tokens        {:.0}/s", measured.tokens_per_second));
+    push_kinds(&mut text, &measured.kinds);
+    for (kind, count) in &measured.errors_by_kind {
+        text.push_str(&format!("\n  failed        {count} × {kind}"));
+    }
+    text
+}
+
+fn push_kinds(text: &mut String, kinds: &[KindResult]) {
+    for KindResult { kind, requests, errors, latency } in kinds {
+        text.push_str(&format!(
+            "\n  {kind}: {requests} requests, {errors} failed, p50 {:.0} ms, p95 {:.0} ms, p99 {:.0} ms",
+            latency.p50_ms, latency.p95_ms, latency.p99_ms
+        ));
+    }
 }
 
 fn held_summary(held: &SessionResult) -> String {

@@ -136,6 +136,7 @@ impl SpeedTest {
             validate_share: 0.0,
             model: None,
             embeds: false,
+            mix: None,
             timeout: Duration::from_secs(60),
             seed: 1,
         }

@@ -1,4 +1,4 @@
-//! Load tests of an address: with many users, in search of the most users, or with many open sessions.
+//! Load tests of an address: with many users, in search of the most users, at a fixed rate, or with many open sessions.
 
 use std::future::Future;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::load::{
-    self, FindLimit, HttpWire, Key, Limit, Load, Measured, Second, SessionProgress, SessionResult, Sessions,
+    self, Arrivals, FindLimit, HttpWire, Key, Limit, Load, LoadRequest, Measured, Mix, Rate, RateResult, RateSecond,
+    Second, SessionProgress, SessionResult, Sessions, Wire,
 };
 use textnlp_orchestrator::release::{History, configuration_digest};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,11 @@ pub const MOST_USERS: u32 = 10_000;
 const OTHER_FILES: u64 = 64;
 /// Timeout of one request.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests in flight of a load at a fixed rate, if nothing else is set: those of this time in seconds, within these limits.
+const IN_FLIGHT_SECONDS: f64 = 10.0;
+const IN_FLIGHT: (u32, u32) = (100, 10_000);
+/// The longest ramp-up of a load at a fixed rate, in seconds.
+const MOST_RAMP: f64 = 600.0;
 
 /// The target of a load test.
 pub struct LoadTarget {
@@ -53,6 +59,41 @@ pub struct OwnEnvironment {
     release: Option<(u64, String)>,
     /// The public id of a temporary key, which is revoked at the end.
     temporary: Option<String>,
+}
+
+/// The parameters of a load at a fixed rate.
+#[derive(Debug, Clone)]
+pub struct RateOptions {
+    /// Requests per second.
+    pub per_second: f64,
+    /// The times between requests.
+    pub arrivals: Arrivals,
+    /// By how much the rate grows in each second of the ramp-up; a fifth of the rate if it is not set.
+    pub ramp: Option<f64>,
+    /// The duration after the ramp-up in seconds.
+    pub seconds: u32,
+    /// The most requests in flight.
+    pub in_flight: Option<u32>,
+    /// The requests.
+    pub mix: Mix,
+}
+
+impl From<RateOptions> for Rate {
+    fn from(options: RateOptions) -> Self {
+        let RateOptions { per_second, arrivals, ramp, seconds, in_flight, mix } = options;
+        let (least, most) = IN_FLIGHT;
+        let ramp = ramp.unwrap_or(per_second / 5.0).max(per_second / MOST_RAMP);
+        Self {
+            per_second,
+            arrivals,
+            ramp: Duration::from_secs_f64(per_second / ramp),
+            hold: Duration::from_secs(u64::from(seconds)),
+            in_flight: in_flight.unwrap_or(((per_second * IN_FLIGHT_SECONDS).ceil() as u32).clamp(least, most)),
+            mix,
+            timeout: TIMEOUT,
+            seed: 1,
+        }
+    }
 }
 
 /// The clock, the signal to stop, and the sink for progress.
@@ -140,10 +181,14 @@ impl LoadTarget {
         &self,
         wire: &HttpWire,
         (users, ramp, seconds): (u32, f64, u32),
+        mix: Option<Mix>,
         p95_ms: Option<f64>,
         watch: Watch<'_>,
     ) -> Result<(Measured, Option<Limit>, Option<ScaleUp>), Failure> {
         let Watch { clock, stop, progress } = watch;
+        if let Some(mix) = &mix {
+            self.serves(wire, mix).await?;
+        }
         let wanted = Load {
             users: users.clamp(1, MOST_USERS),
             ramp: ramp.max(1.0) as u32,
@@ -155,6 +200,7 @@ impl LoadTarget {
             validate_share: 0.1,
             model: None,
             embeds: false,
+            mix,
             timeout: TIMEOUT,
             seed: 1,
         };
@@ -195,6 +241,49 @@ impl LoadTarget {
         Ok((measured, limit, growth))
     }
 
+    /// Measures at a fixed rate.
+    pub async fn rate(
+        &self,
+        wire: &HttpWire,
+        rate: &Rate,
+        watch: Watch<'_>,
+    ) -> Result<(RateResult, Option<ScaleUp>), Failure> {
+        enough_files(rate.in_flight, "requests in flight")?;
+        self.serves(wire, &rate.mix).await?;
+        let Watch { clock, stop, progress } = watch;
+        let mut say = |second: &RateSecond| {
+            progress.event(&json!({ "event": "load", "rate": rate.per_second, "second": second }));
+            let text = format!(
+                "second {}, {} requests due, {} in flight, {} dropped, {} failed, p95 {:.0} ms",
+                second.second, second.due, second.in_flight, second.dropped, second.errors, second.p95_ms
+            );
+            if second.second > 0 && second.second.is_multiple_of(10) {
+                progress.log(&format!("  {text}"));
+            }
+            progress.doing(&text);
+        };
+        let measured = load::run_rate(wire, self.key.as_ref(), rate, clock, stop, &mut say);
+        Ok(self.watched(watch, measured).await)
+    }
+
+    /// Fails if the service lacks a model of a mix: every request for it would fail.
+    async fn serves(&self, wire: &HttpWire, mix: &Mix) -> Result<(), Failure> {
+        let wanted = mix.models();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let request = LoadRequest { key: self.key.clone(), ..LoadRequest::get("/v1/models") };
+        // A service that does not answer is reported by the load test.
+        let answer =
+            wire.send(request).await.ok().filter(|answer| answer.status == 200).and_then(|answer| answer.json());
+        let Some(listed) = answer.as_ref().and_then(|answer| answer["data"].as_array()) else { return Ok(()) };
+        let served: Vec<&str> = listed.iter().filter_map(|model| model["id"].as_str()).collect();
+        let Some(absent) = wanted.iter().find(|model| !served.contains(*model)) else { return Ok(()) };
+        let error = anyhow::anyhow!("{} has no model `{absent}`; it has {}", self.address, served.join(", "));
+        let hint = format!("for the default model of the service: --mix {}", mix.of_the_default_model());
+        Err(Failure::usage("unknown_model", error).hint(hint))
+    }
+
     /// Holds open sessions: `ramp` more in each second, then all for `seconds`; each with a request of `tokens` in every
     /// interval.
     pub async fn sessions(
@@ -204,7 +293,7 @@ impl LoadTarget {
         (every, tokens): (Duration, u32),
         watch: Watch<'_>,
     ) -> Result<(SessionResult, Option<ScaleUp>), Failure> {
-        enough_files(count)?;
+        enough_files(count, "sessions")?;
         let Watch { clock, stop, progress } = watch;
         let wanted = Sessions {
             count,
@@ -246,15 +335,15 @@ impl LoadTarget {
     }
 }
 
-/// Raises the soft limit of open files: each session needs one, and shells start with a low limit.
-fn enough_files(count: u32) -> Result<(), Failure> {
+/// Raises the soft limit of open files: each connection needs one, and shells start with a low limit.
+fn enough_files(count: u32, what: &str) -> Result<(), Failure> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
     let needed = u64::from(count) + OTHER_FILES;
     match getrlimit(Resource::Nofile).current {
         Some(allowed) if allowed < needed => {
-            let error = anyhow::anyhow!("{count} sessions need {needed} open files, but the limit is {allowed}");
+            let error = anyhow::anyhow!("{count} {what} need {needed} open files, but the limit is {allowed}");
             Err(Failure::usage("too_few_files", error).hint(format!("raise the limit: ulimit -Hn {needed}, as root")))
         }
         _ => Ok(()),

@@ -50,6 +50,12 @@ pub fn write(
     Ok(file)
 }
 
+/// Writes a report as a PDF, without plots.
+pub fn write_pdf(report: &TableReport, file: &Utf8Path) -> Result<(), Failure> {
+    Replace::umask().write(file, &to_pdf(report)).with_context(|| format!("write {file}"))?;
+    Ok(())
+}
+
 fn to_pdf(report: &TableReport) -> Vec<u8> {
     let tables: Vec<_> =
         report.tables.iter().map(|table| (table.title, table.columns.as_slice(), table.rows.as_slice())).collect();

@@ -1,9 +1,13 @@
-//! The load generator: many users who think, send a request, read the whole response and think again.
+//! The load generator: many users who think, send a request, read the whole response and think again; or requests at a
+//! fixed [`Rate`], which do not wait for earlier ones.
 //!
 //! It measures from outside through the [`Wire`] that any client uses, and reads time only from its [`Clock`]. One task
 //! drives all users, so the count of users bounds a run.
 
+mod histogram;
 mod limit;
+mod mix;
+mod rate;
 mod sessions;
 mod tally;
 mod wire;
@@ -13,10 +17,12 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt, select};
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+pub use histogram::Percentiles;
 pub use limit::{FindLimit, Limit, Probe, find_limit};
+pub use mix::{KindResult, Mix};
+pub use rate::{Arrivals, Rate, RateResult, RateSecond, run_rate};
 pub use sessions::{SessionProgress, SessionResult, Sessions, hold};
 pub use tally::{Latencies, Measured, Second};
 pub use wire::{HttpWire, Key, LoadRequest, LoadResponse, RequestFailure, Session, SessionOpener, Wire, WireError};
@@ -49,6 +55,9 @@ pub struct Load {
     /// Requests are for embeddings instead of generated texts.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub embeds: bool,
+    /// The requests, instead of those of `tokens_min`, `tokens_max`, `validate_share`, `model` and `embeds`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     /// The timeout of a request.
     pub timeout: Duration,
     /// The same seed gives the same requests and think times.
@@ -69,6 +78,7 @@ impl Load {
             validate_share: 0.1,
             model: None,
             embeds: false,
+            mix: None,
             timeout: Duration::from_secs(60),
             seed: 1,
         }
@@ -105,11 +115,12 @@ pub async fn run(
     let ramp = load.ramp_time();
     let end = start + ramp + load.hold;
     let mut tally = Tally::new(load, ramp);
+    let mix = load.mix.clone().unwrap_or_else(|| Mix::of(load));
     let mut flying: FuturesUnordered<BoxFuture<'_, (User, Option<Sample>)>> = FuturesUnordered::new();
     for number in 0..load.users {
         let start_delay = Duration::from_secs_f64(f64::from(number) / f64::from(load.ramp.max(1)));
         let user = User { random: Random::new(load.seed, u64::from(number)) };
-        flying.push(user.turn(wire, key, load, clock, (start, end), Some(start_delay)).boxed());
+        flying.push(user.turn(wire, key, (load, &mix), clock, (start, end), Some(start_delay)).boxed());
     }
     let mut stopped = Box::pin(stop.cancelled());
     loop {
@@ -124,7 +135,7 @@ pub async fn run(
         let Some(sample) = sample else { continue };
         tally.add(sample, each_second);
         if tally.requests() < MOST_REQUESTS {
-            flying.push(user.turn(wire, key, load, clock, (start, end), None).boxed());
+            flying.push(user.turn(wire, key, (load, &mix), clock, (start, end), None).boxed());
         }
     }
     tally.finish(clock.steady().saturating_sub(start), each_second)
@@ -153,7 +164,7 @@ impl User {
         mut self,
         wire: &dyn Wire,
         key: Option<&Key>,
-        load: &Load,
+        (load, mix): (&Load, &Mix),
         clock: &dyn Clock,
         (start, end): (Duration, Duration),
         start_delay: Option<Duration>,
@@ -166,38 +177,12 @@ impl User {
         if !wait.is_zero() {
             clock.sleep(wait).await;
         }
-        let (ask, generates) = self.question(load, key);
+        let (ask, kind) = mix.request(&mut self.random, key, load.timeout);
         let started = clock.steady();
         let answer = wire.send(ask).await;
         let latency = clock.steady().saturating_sub(started);
-        let sample = Sample::of(started.saturating_sub(start), latency, generates, &answer);
+        let sample = Sample::of(started.saturating_sub(start), latency, (kind, mix.generates(kind)), &answer);
         (self, Some(sample))
-    }
-
-    fn question(&mut self, load: &Load, key: Option<&Key>) -> (LoadRequest, bool) {
-        let opening = PROMPTS[self.random.below(PROMPTS.len() as u64) as usize];
-        let generates = self.random.share() >= load.validate_share;
-        let (path, body) = if generates {
-            let spread = u64::from(load.tokens_max.saturating_sub(load.tokens_min)) + 1;
-            let tokens = u64::from(load.tokens_min) + self.random.below(spread);
-            let mut body = json!({
-                "prompt": opening, "max_tokens": tokens, "temperature": 0.8, "seed": self.random.next() >> 33,
-                // Every response has the requested length: a model that stops early must not look fast.
-                "ignore_end": true,
-            });
-            let path = if load.embeds { "/v1/embeddings" } else { "/v1/generate" };
-            if load.embeds {
-                body = json!({"input": opening});
-            }
-            if let Some(model) = &load.model {
-                body["model"] = json!(model);
-            }
-            (path, body)
-        } else {
-            let other = PROMPTS[self.random.below(PROMPTS.len() as u64) as usize];
-            ("/v1/validate", json!({"reference": opening, "candidate": other}))
-        };
-        (LoadRequest { key: key.cloned(), timeout: load.timeout, ..LoadRequest::post(path, body) }, generates)
     }
 }
 

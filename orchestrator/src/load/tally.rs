@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Load;
+use super::mix::KindTally;
 use super::wire::{LoadResponse, RequestFailure};
+use super::{KindResult, Load};
 
 /// One finished request.
 pub(super) struct Sample {
     start: Duration,
     latency: Duration,
+    kind: usize,
     generates: bool,
     tokens: u64,
     error: Option<String>,
@@ -21,24 +23,29 @@ impl Sample {
     pub(super) fn of(
         start: Duration,
         latency: Duration,
-        generates: bool,
+        (kind, generates): (usize, bool),
         answer: &Result<LoadResponse, RequestFailure>,
     ) -> Self {
-        let (tokens, error) = match answer {
-            Err(failure) => (0, Some(failure.kind().to_owned())),
-            Ok(answer) if answer.status != 200 => (0, Some(format!("status {}", answer.status))),
-            Ok(answer) => match answer.json() {
-                Some(body) if generates => {
-                    let tokens = body["usage"]["completion_tokens"].as_u64().unwrap_or(0);
-                    let vector = body["data"][0]["embedding"].is_array();
-                    let nothing = body["text"].as_str().is_none_or(str::is_empty) && tokens == 0 && !vector;
-                    (tokens, nothing.then(|| "empty answer".to_owned()))
-                }
-                Some(_) => (0, None),
-                None => (0, Some("not JSON".to_owned())),
-            },
-        };
-        Self { start, latency, generates, tokens, error }
+        let (tokens, error) = outcome(answer, generates);
+        Self { start, latency, kind, generates, tokens, error }
+    }
+}
+
+/// The tokens of a response, and the kind of its error.
+pub(super) fn outcome(answer: &Result<LoadResponse, RequestFailure>, generates: bool) -> (u64, Option<String>) {
+    match answer {
+        Err(failure) => (0, Some(failure.kind().to_owned())),
+        Ok(answer) if answer.status != 200 => (0, Some(format!("status {}", answer.status))),
+        Ok(answer) => match answer.json() {
+            Some(body) if generates => {
+                let tokens = body["usage"]["completion_tokens"].as_u64().unwrap_or(0);
+                let vector = body["data"][0]["embedding"].is_array();
+                let nothing = body["text"].as_str().is_none_or(str::is_empty) && tokens == 0 && !vector;
+                (tokens, nothing.then(|| "empty answer".to_owned()))
+            }
+            Some(_) => (0, None),
+            None => (0, Some("not JSON".to_owned())),
+        },
     }
 }
 
@@ -106,6 +113,9 @@ pub struct Measured {
     /// Generations of the whole run by latency: (upper bound in ms, count). Bounds double from 1 ms; the last bucket
     /// has none.
     pub histogram: Vec<(f64, u64)>,
+    /// The kinds of requests of a mix.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<KindResult>,
 }
 
 impl Measured {
@@ -116,7 +126,7 @@ impl Measured {
 }
 
 /// The most seconds of a series: a day.
-const MOST_SECONDS: usize = 86_400;
+pub(super) const MOST_SECONDS: usize = 86_400;
 
 pub(super) struct Tally {
     load: Load,
@@ -127,6 +137,7 @@ pub(super) struct Tally {
     generate: Vec<f32>,
     generate_in_ramp: Vec<f32>,
     validate: Vec<f32>,
+    kinds: Vec<KindTally>,
     held_requests: u64,
     held_tokens: u64,
     seconds: Vec<(Second, Vec<f32>)>,
@@ -144,6 +155,7 @@ impl Tally {
             generate: Vec::new(),
             generate_in_ramp: Vec::new(),
             validate: Vec::new(),
+            kinds: load.mix.as_ref().map(KindTally::all).unwrap_or_default(),
             held_requests: 0,
             held_tokens: 0,
             seconds: Vec::new(),
@@ -173,6 +185,10 @@ impl Tally {
         if ended >= self.ramp && ended < self.ramp + self.load.hold {
             self.held_requests += 1;
             self.held_tokens += sample.tokens;
+        }
+        if let Some(kind) = self.kinds.get_mut(sample.kind) {
+            let counts = sample.error.is_none() && sample.start >= self.ramp;
+            kind.add(sample.error.is_some(), counts.then_some(sample.latency));
         }
         if let Some(kind) = sample.error {
             second.errors += 1;
@@ -223,6 +239,7 @@ impl Tally {
             tokens_per_second: per_second(self.held_tokens),
             series: self.seconds.into_iter().map(|(second, _)| second).collect(),
             histogram,
+            kinds: self.kinds.into_iter().map(KindTally::finish).collect(),
             load: self.load,
         }
     }

@@ -6,6 +6,8 @@ mod chart;
 pub mod monthly;
 pub mod table;
 
+use std::collections::BTreeMap;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,8 +15,9 @@ use serde_json::{Value, json};
 use textnlp_files::Replace;
 
 use crate::gate::{self, Evidence};
-use crate::load::{Limit, Measured, SessionResult};
+use crate::load::{KindResult, Limit, Measured, RateResult, RateSecond, SessionResult};
 use chart::{Chart, Line};
+use table::{Table, TableReport, names};
 
 /// The content of a report.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -35,6 +38,9 @@ pub struct Report {
     pub limit: Option<Limit>,
     /// The session test, if it ran.
     pub held: Option<SessionResult>,
+    /// The load at a fixed rate, if it ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<RateResult>,
 }
 
 /// The paths of a written report.
@@ -69,6 +75,7 @@ impl Report {
     /// The HTML page.
     pub fn to_html(&self) -> String {
         let measured = self.measured();
+        let (rate, kinds) = (self.rate.as_ref(), kinds_of(self.kinds()));
         let context = json!({
             "title": self.title,
             "at": self.at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
@@ -76,13 +83,69 @@ impl Report {
             "facts": self.facts,
             "gate": self.gate.as_ref().map(gate_of),
             "limit": self.limit.as_ref().map(limit_of),
-            "numbers": measured.map(numbers_of),
+            "numbers": measured.map(numbers_of).or(rate.map(rate_numbers_of)),
             "held": self.held.as_ref().map(held_of),
-            "errors": measured.map(|m| &m.errors_by_kind).or(self.held.as_ref().map(|h| &h.errors_by_kind)).filter(|e| !e.is_empty()),
-            "charts": measured.map(|m| charts_of(m, self.limit_ms())).unwrap_or_default(),
+            "kinds": { "title": kinds.title, "columns": kinds.columns, "rows": kinds.rows },
+            "errors": Some(self.errors()).filter(|errors| !errors.is_empty()),
+            "charts": measured.map(|m| charts_of(m, self.limit_ms())).or(rate.map(rate_charts_of)).unwrap_or_default(),
             "sample": self.gate.as_ref().and_then(|g| g.sample.as_deref()),
+            "notes": self.notes(),
         });
         page(include_str!("report.html"), context)
+    }
+
+    /// Its numbers and tables, without plots.
+    pub fn to_tables(&self) -> TableReport {
+        let tiles = self.measured().map(numbers_of).or(self.rate.as_ref().map(rate_numbers_of));
+        let mut facts = vec![("address".to_owned(), self.address.clone())];
+        facts.extend(self.facts.iter().cloned());
+        let mut tables = vec![kinds_of(self.kinds())];
+        if let Some(limit) = &self.limit {
+            let rows = limit.probes.iter().map(|p| {
+                let Measured { generate, tokens_per_second, .. } = &p.measured;
+                vec![
+                    p.users.to_string(),
+                    if p.ok { "yes" } else { "no" }.to_owned(),
+                    ms(generate.p95_ms),
+                    percent(p.measured.error_rate()),
+                    format!("{tokens_per_second:.0}"),
+                ]
+            });
+            let columns = names(&["users", "sustained", "p95", "errors", "tokens/s"]);
+            tables.push(Table { title: "Search for the limit", columns, rows: rows.collect() });
+        }
+        let errors = self.errors().iter().map(|(kind, count)| vec![kind.clone(), count.to_string()]).collect();
+        tables.push(Table { title: "Errors", columns: names(&["error", "requests"]), rows: errors });
+        TableReport {
+            title: self.title.clone(),
+            at: self.at,
+            facts,
+            tiles: tiles.or(self.held.as_ref().map(held_of)).unwrap_or_default(),
+            tables,
+            notes: self.notes().into_iter().map(str::to_owned).collect(),
+            document: self.to_json(),
+            charts: Vec::new(),
+        }
+    }
+
+    fn kinds(&self) -> &[KindResult] {
+        let of_a_rate = self.rate.as_ref().map(|rate| &rate.kinds);
+        of_a_rate.or(self.measured().map(|measured| &measured.kinds)).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn errors(&self) -> BTreeMap<String, u64> {
+        let errors = self.measured().map(|measured| &measured.errors_by_kind);
+        let errors = errors.or(self.held.as_ref().map(|held| &held.errors_by_kind));
+        errors.or(self.rate.as_ref().map(|rate| &rate.errors_by_kind)).cloned().unwrap_or_default()
+    }
+
+    /// How the numbers were measured.
+    fn notes(&self) -> Vec<&'static str> {
+        let of_a_rate: &[&str] = &[
+            "Requests were sent at a fixed rate, whether or not earlier ones were answered. Latency begins when a request was due, not when it was sent.",
+            "Latencies are those of successful requests and of timeouts. Percentiles are at most 0.4 % above the measured values.",
+        ];
+        self.rate.as_ref().map(|_| of_a_rate.to_vec()).unwrap_or_default()
     }
 
     /// Writes `FOLDER/NAME-TIME.html` and `.json`, each durably.
@@ -140,37 +203,123 @@ fn percent(share: f64) -> String {
     format!("{:.2} %", share * 100.0)
 }
 
+fn ms(ms: f64) -> String {
+    format!("{ms:.0} ms")
+}
+
+fn tiles<const N: usize>(tiles: [(&str, String); N]) -> Vec<(String, String)> {
+    tiles.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
 /// The summary tiles above the charts.
-fn numbers_of(m: &Measured) -> Value {
-    let ms = |ms: f64| format!("{ms:.0} ms");
-    json!([
-        ["p50", ms(m.generate.p50_ms)],
-        ["p95", ms(m.generate.p95_ms)],
-        ["p99", ms(m.generate.p99_ms)],
-        ["longest", ms(m.generate.max_ms)],
-        ["tokens per second", format!("{:.0}", m.tokens_per_second)],
-        ["requests per second", format!("{:.1}", m.rps)],
-        ["requests", m.requests.to_string()],
-        ["errors", percent(m.error_rate())],
-        ["users", m.load.users.to_string()],
-        ["seconds", format!("{:.0}", m.seconds)],
+fn numbers_of(m: &Measured) -> Vec<(String, String)> {
+    tiles([
+        ("p50", ms(m.generate.p50_ms)),
+        ("p95", ms(m.generate.p95_ms)),
+        ("p99", ms(m.generate.p99_ms)),
+        ("longest", ms(m.generate.max_ms)),
+        ("tokens per second", format!("{:.0}", m.tokens_per_second)),
+        ("requests per second", format!("{:.1}", m.rps)),
+        ("requests", m.requests.to_string()),
+        ("errors", percent(m.error_rate())),
+        ("users", m.load.users.to_string()),
+        ("seconds", format!("{:.0}", m.seconds)),
     ])
 }
 
-fn held_of(held: &SessionResult) -> Value {
-    let ms = |ms: f64| format!("{ms:.0} ms");
-    json!([
-        [format!("open at the end, of {}", held.sessions.count), held.open.to_string()],
-        ["dropped", held.dropped.to_string()],
-        ["refused", held.refused.values().sum::<u64>().to_string()],
-        ["opened in, p95", ms(held.opening.p95_ms)],
-        ["answer, p50", ms(held.answers.p50_ms)],
-        ["answer, p95", ms(held.answers.p95_ms)],
-        ["answer, p99", ms(held.answers.p99_ms)],
-        ["questions", held.requests.to_string()],
-        ["errors", percent(held.error_rate())],
-        ["seconds", format!("{:.0}", held.seconds)],
+fn rate_numbers_of(r: &RateResult) -> Vec<(String, String)> {
+    tiles([
+        ("p50", ms(r.latency.p50_ms)),
+        ("p90", ms(r.latency.p90_ms)),
+        ("p95", ms(r.latency.p95_ms)),
+        ("p99", ms(r.latency.p99_ms)),
+        ("p99.9", ms(r.latency.p99_9_ms)),
+        ("longest", ms(r.latency.max_ms)),
+        ("requests per second, wanted", format!("{:.1}", r.rate.per_second)),
+        ("requests per second, sent", format!("{:.1}", r.sent_per_second)),
+        ("requests per second, answered", format!("{:.1}", r.answered_per_second)),
+        ("tokens per second", format!("{:.0}", r.tokens_per_second)),
+        ("requests", r.requests.to_string()),
+        ("errors", percent(r.error_rate())),
+        ("dropped", r.dropped.to_string()),
+        ("in flight, at most", r.in_flight_max.to_string()),
+        ("sent late, p99", ms(r.send_lag.p99_ms)),
+        ("seconds", format!("{:.0}", r.seconds)),
     ])
+}
+
+fn kinds_of(kinds: &[KindResult]) -> Table {
+    let row = |kind: &KindResult| -> Vec<String> {
+        let latency = [kind.latency.p50_ms, kind.latency.p95_ms, kind.latency.p99_ms, kind.latency.max_ms];
+        let counts = [kind.kind.clone(), kind.requests.to_string(), kind.errors.to_string()];
+        counts.into_iter().chain(latency.map(ms)).collect()
+    };
+    let columns = names(&["request", "count", "failed", "p50", "p95", "p99", "longest"]);
+    Table { title: "Kinds of requests", columns, rows: kinds.iter().map(row).collect() }
+}
+
+fn held_of(held: &SessionResult) -> Vec<(String, String)> {
+    let mut numbers = vec![(format!("open at the end, of {}", held.sessions.count), held.open.to_string())];
+    numbers.extend(tiles([
+        ("dropped", held.dropped.to_string()),
+        ("refused", held.refused.values().sum::<u64>().to_string()),
+        ("opened in, p95", ms(held.opening.p95_ms)),
+        ("answer, p50", ms(held.answers.p50_ms)),
+        ("answer, p95", ms(held.answers.p95_ms)),
+        ("answer, p99", ms(held.answers.p99_ms)),
+        ("questions", held.requests.to_string()),
+        ("errors", percent(held.error_rate())),
+        ("seconds", format!("{:.0}", held.seconds)),
+    ]));
+    numbers
+}
+
+fn rate_charts_of(r: &RateResult) -> Vec<Value> {
+    let line = |name, class, value: &dyn Fn(&RateSecond) -> f64| Line {
+        name,
+        class,
+        points: r.series.iter().map(|second| (f64::from(second.second), value(second))).collect(),
+    };
+    // A second without finished requests has no latency, rather than 0.
+    let latency = |name, class, value: &dyn Fn(&RateSecond) -> f64| {
+        let Line { points, .. } = line(name, class, value);
+        Line { name, class, points: points.into_iter().filter(|(_, y)| *y > 0.0).collect() }
+    };
+    let requests = vec![
+        line("due", "b", &|second| f64::from(second.due)),
+        line("answered", "a", &|second| f64::from(second.requests - second.errors)),
+        line("dropped or failed", "c", &|second| f64::from(second.dropped + second.errors)),
+    ];
+    let latencies = vec![
+        latency("p99", "c", &|second| second.p99_ms),
+        latency("p95", "a", &|second| second.p95_ms),
+        latency("p50", "b", &|second| second.p50_ms),
+    ];
+    let flying = vec![line("in flight", "a", &|second| f64::from(second.in_flight))];
+    let percentiles = vec![Line { name: "latency", class: "a", points: by_percentile(&r.histogram) }];
+    let plots = [
+        ("Latency of the requests that ended, ms", "s", latencies),
+        ("Requests per second", "s", requests),
+        ("Requests in flight", "s", flying),
+        ("Latency by percentile, ms: 1 nine is p90, 2 are p99, 3 are p99.9", "nines", percentiles),
+    ];
+    let plot = |(title, x_unit, lines)| {
+        let chart = Chart { x_unit, lines, limit: None };
+        json!({"title": title, "svg": chart.to_svg(), "legend": chart.legend()})
+    };
+    plots.into_iter().map(plot).collect()
+}
+
+/// The nines of the share of requests up to each latency. The last request is shown as if a slower one followed.
+fn by_percentile(histogram: &[(f64, u64)]) -> Vec<(f64, f64)> {
+    let count: u64 = histogram.iter().map(|(_, count)| count).sum();
+    let mut slower = count;
+    let mut points = Vec::new();
+    for (latency, ended) in histogram {
+        slower -= ended;
+        points.push(((count as f64 / slower.max(1) as f64).log10(), *latency));
+    }
+    points
 }
 
 fn charts_of(m: &Measured, limit_ms: Option<f64>) -> Vec<Value> {

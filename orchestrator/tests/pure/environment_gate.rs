@@ -742,9 +742,7 @@ fn html_report_is_self_contained_and_escapes_its_content() {
         address: evidence.address.clone(),
         facts: vec![("environment".to_owned(), "<b>staging</b>".to_owned())],
         gate: Some(evidence),
-        load: None,
-        limit: None,
-        held: None,
+        ..Report::default()
     };
     let page = report.to_html();
     assert!(!page.contains("<script") && !page.contains("<b>staging"), "user text is escaped");
@@ -784,9 +782,7 @@ fn report_without_measurements_is_still_rendered() {
         address: String::new(),
         facts: Vec::new(),
         gate: Some(evidence),
-        load: None,
-        limit: None,
-        held: None,
+        ..Report::default()
     };
     let page = report.to_html();
     assert!(page.contains("not measured") && page.contains("connection refused") && !page.contains("<svg"));

@@ -9,6 +9,7 @@ mod environment_history;
 mod environment_hostile;
 mod environment_release;
 mod environment_wire;
+mod load;
 mod monthly;
 mod program;
 mod recovery;
