@@ -181,6 +181,8 @@ impl Bucket {
             object_store::Error::Generic { .. } if is_of_credentials(&text) => {
                 Fault::Again(Transient::connection(shown))
             }
+            // The crate has no error of its own for a list that is denied.
+            object_store::Error::Generic { .. } if matches!(status(&text), Some("401" | "403")) => denied(shown),
             object_store::Error::Generic { .. } if is_refusal(&text) => {
                 let hint = match self.scheme {
                     Scheme::S3 => "check the name of the bucket, and that AWS_REGION is its region",
@@ -212,9 +214,13 @@ fn shown(text: &str) -> String {
 
 /// Whether a text of the crate is that of an answer that another attempt would get again.
 fn is_refusal(text: &str) -> bool {
-    let status = text.split_once("status code: ").map(|(_, rest)| rest.chars().take(3).collect::<String>());
-    let is_client = |status: String| status.starts_with('4') && status != "408" && status != "429";
-    status.is_some_and(is_client) || text.contains("redirect without LOCATION")
+    let is_client = |status: &str| status.starts_with('4') && status != "408" && status != "429";
+    status(text).is_some_and(is_client) || text.contains("redirect without LOCATION")
+}
+
+/// The status of an answer in a text of the crate.
+fn status(text: &str) -> Option<&str> {
+    text.split_once("status code: ").and_then(|(_, rest)| rest.get(..3))
 }
 
 /// Whether a text of the crate is about a request for credentials, and not for the bucket.
@@ -359,6 +365,8 @@ mod tests {
         ] {
             assert_eq!(is_refusal(text), expected, "{text}");
         }
+        assert_eq!(status("Server returned non-2xx status code: 403 Forbidden: <Error/>"), Some("403"));
+        assert_eq!(status("error sending request"), None);
         let new =
             "POST https://login.microsoftonline.com/t/oauth2/v2.0/token - status code: 400 Bad Request: AADSTS70021";
         assert!(is_of_credentials(new) && !is_of_credentials("GET https://s3.eu-west-1.amazonaws.com/models/x"));

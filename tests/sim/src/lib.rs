@@ -12,6 +12,7 @@ mod clock;
 mod fault_plan;
 mod filter;
 pub mod gcp;
+pub mod objects;
 pub mod oci;
 pub mod postgres;
 mod server;

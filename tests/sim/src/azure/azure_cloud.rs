@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::cloud::Cloud;
 use super::kinds::{self, Answer, Call};
 use super::problem::{Problem, bad};
-use super::tokens::{CLUSTERS, Tokens};
-use super::{NAMESPACES, document};
+use super::tokens::{CLUSTERS, STORAGE, Tokens};
+use super::{NAMESPACES, blobs, document};
 use crate::Timing;
 use crate::aws::model::lock;
 use crate::aws::protocol::{Reply, Request};
@@ -78,8 +78,9 @@ struct Shared {
 
 /// A simulated Azure that answers on the loopback interface until it is dropped.
 ///
-/// One address stands for <https://management.azure.com>, <https://login.microsoftonline.com> and the metadata service
-/// of machines: paths tell them apart. Clients keep the real addresses and send to this one instead.
+/// One address stands for <https://management.azure.com>, <https://login.microsoftonline.com>, the metadata service of
+/// machines and storage accounts: paths tell them apart, and the hosts of accounts. Clients keep the real addresses and
+/// send to this one instead.
 ///
 /// Dropping it panics if a request or an answer broke the contract and [`AzureCloud::take_violations`] was not
 /// called: a test that uses it is a test of the contract too.
@@ -145,6 +146,18 @@ impl AzureCloud {
     #[must_use]
     pub fn token_of(&self, principal: &str) -> String {
         lock(&self.shared.tokens).issue(principal, ARM, &self.options.tenant)
+    }
+
+    /// A new access token of any principal for the data of storage accounts.
+    #[must_use]
+    pub fn storage_token_of(&self, principal: &str) -> String {
+        lock(&self.shared.tokens).issue(principal, STORAGE, &self.options.tenant)
+    }
+
+    /// The object id of the operator.
+    #[must_use]
+    pub fn operator(&self) -> &str {
+        &self.options.operator
     }
 
     /// Who a token for clusters of AKS stands for, if it is valid and a role lets the principal use the cluster.
@@ -218,6 +231,9 @@ impl Shared {
 
     fn answer(&self, request: &Request) -> (Option<Reply>, Option<Disruption>) {
         let path = percent_decoded(&request.path);
+        if let Some(account) = blobs::account(request) {
+            return self.answer_blobs(request, &path, account);
+        }
         if super::registry::is_its(&path) {
             return self.answer_registry(request);
         }
@@ -375,6 +391,29 @@ impl Shared {
         let is_lost = is_lost(disruption.as_ref());
         let outcome = failed.unwrap_or(Outcome::Succeeded);
         self.log.record(Exchange { service, operation, outcome, is_lost, ..Exchange::default() });
+        ((!is_lost).then_some(reply), disruption)
+    }
+
+    /// Answers a request for blobs. An account that does not exist has no address, so that there is no answer.
+    fn answer_blobs(&self, request: &Request, path: &str, account: &str) -> (Option<Reply>, Option<Disruption>) {
+        let mut cloud = self.tick();
+        let (service, operation) = ("Microsoft.Storage", blobs::action(request));
+        let disruption = lock(&self.log.faults).next(service, &operation, "");
+        if !blobs::is_there(&cloud, account) {
+            return (None, disruption);
+        }
+        let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+        let user = token.and_then(|token| lock(&self.tokens).principal(token, STORAGE));
+        let mut reply = match injected(disruption.as_ref()) {
+            Err(problem) => blobs::refused(problem.status, &problem.code, &problem.message),
+            Ok(()) => blobs::answer(&mut cloud, request, path, account, user.as_deref()),
+        };
+        reply.headers.push(("x-ms-request-id".to_owned(), self.id.uuid()));
+        let failed = (reply.status >= 400).then(|| Outcome::Failed(reply.status.to_string()));
+        let is_lost = is_lost(disruption.as_ref());
+        let outcome = failed.unwrap_or(Outcome::Succeeded);
+        let identity = user.unwrap_or_default();
+        self.log.record(Exchange { service, operation, identity, outcome, is_lost, ..Exchange::default() });
         ((!is_lost).then_some(reply), disruption)
     }
 

@@ -206,6 +206,8 @@ pub struct Cloud {
     pub blocked: BTreeSet<String>,
     /// Numbers and ids that follow from the seed.
     pub random: Random,
+    /// The blobs, by `ACCOUNT/CONTAINER`.
+    pub blobs: crate::objects::Store,
     /// What was pushed to registries of images, by their hosts and the names of repositories.
     pub registry: crate::oci::Registry,
     /// What stands for new servers of PostgreSQL, if anything does.
@@ -248,6 +250,7 @@ impl Cloud {
             links: BTreeMap::new(),
             blocked: BTreeSet::new(),
             random: Random::new(seed),
+            blobs: crate::objects::Store::default(),
             registry: crate::oci::Registry::default(),
             stand: None,
             operator: operator.to_owned(),
@@ -350,6 +353,18 @@ impl Cloud {
                 object.body["etag"] = etag.into();
             }
         }
+    }
+
+    /// Assigns a role at a scope at once, as another person would have done before. Gives the id of the assignment.
+    pub fn assign(&mut self, scope: &str, role: &str, principal: &str) -> String {
+        let name = guid(&format!("{scope} {role} {principal}"));
+        let id = format!("{scope}/providers/Microsoft.Authorization/roleAssignments/{name}");
+        let of_subscription = format!("/subscriptions/{}/providers/Microsoft.Authorization", self.subscription);
+        let properties = json!({ "scope": scope, "principalId": principal, "principalType": "ServicePrincipal",
+            "roleDefinitionId": format!("{of_subscription}/roleDefinitions/{role}") });
+        let kind = "Microsoft.Authorization/roleAssignments";
+        self.put(&id, json!({ "id": id, "name": name, "type": kind, "properties": properties }));
+        id
     }
 
     /// Locks a scope, such as `CanNotDelete`.

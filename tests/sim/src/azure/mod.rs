@@ -1,9 +1,10 @@
 //! Azure.
 //!
 //! Azure Resource Manager, Microsoft Entra and the metadata service of machines answer on one port: paths tell them
-//! apart. Addresses in answers are Azure's own.
+//! apart. Addresses in answers are Azure's own. Requests for blobs, as a proxy passes them on, have the hosts of accounts.
 
 mod azure_cloud;
+mod blobs;
 pub mod cloud;
 mod compute;
 mod container;
@@ -147,6 +148,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         identity::LEDGER,
         container::LEDGER,
         storage::LEDGER,
+        blobs::LEDGER,
         registry::LEDGER,
         storage::REGISTRIES,
         postgres::LEDGER,

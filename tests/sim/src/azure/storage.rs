@@ -81,6 +81,7 @@ pub(crate) const KINDS: &[Kind] = &[
             ("/properties/hasLegalHold", "false"),
             ("/properties/defaultEncryptionScope", "\"$account-encryption-key\""),
         ],
+        end: end_container,
         ..KIND
     },
     Kind {
@@ -186,7 +187,20 @@ pub(crate) fn end_name(cloud: &mut Cloud, key: &str) -> Result<(), Value> {
     // The images of a registry end with it.
     let host = format!("{name}.azurecr.io/");
     cloud.registry.repositories.retain(|one, _| kind != REGISTRY || !one.starts_with(&host));
+    if kind == ACCOUNT {
+        cloud.blobs.clear(|bucket| bucket.split('/').next() == Some(name.as_str()));
+    }
     cloud.taken.insert((kind, name), until);
+    Ok(())
+}
+
+/// The blobs of a container end with it.
+fn end_container(cloud: &mut Cloud, key: &str) -> Result<(), Value> {
+    let parts: Vec<&str> = key.split('/').collect();
+    if let [.., account, _, _, _, container] = parts[..] {
+        let bucket = format!("{account}/{container}");
+        cloud.blobs.clear(|one| one == bucket);
+    }
     Ok(())
 }
 

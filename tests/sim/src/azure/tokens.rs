@@ -17,6 +17,9 @@ const EARLY_PENALTY: Duration = Duration::from_secs(60);
 /// The audience of tokens for clusters of AKS with Microsoft Entra integration.
 pub(super) const CLUSTERS: &str = "6dae42f8-4368-4678-94ff-3960e28e3630";
 
+/// The audience of tokens for the data of storage accounts.
+pub(super) const STORAGE: &str = "https://storage.azure.com";
+
 struct Token {
     principal: String,
     audience: String,

@@ -175,8 +175,8 @@ pub struct Cloud {
     pub missing_members: BTreeSet<String>,
     /// Addresses of Google's own service accounts that exist.
     pub service_agents: BTreeSet<String>,
-    /// Objects of buckets: the size by bucket and name.
-    pub blobs: BTreeMap<(String, String), u64>,
+    /// The objects of buckets.
+    pub blobs: crate::objects::Store,
     /// Keys of Cloud SQL's users who own objects of a database.
     pub owners: BTreeSet<String>,
     /// Numbers and ids that follow from the seed.
@@ -216,7 +216,7 @@ impl Cloud {
             foreign_buckets: BTreeSet::new(),
             missing_members: BTreeSet::new(),
             service_agents: BTreeSet::new(),
-            blobs: BTreeMap::new(),
+            blobs: crate::objects::Store::default(),
             owners: BTreeSet::new(),
             random: Random::new(seed),
             registry: crate::oci::Registry::default(),
@@ -390,7 +390,25 @@ impl Cloud {
 
     /// Adds an object to a bucket.
     pub fn put_blob(&mut self, bucket: &str, name: &str, size: u64) {
-        self.blobs.insert((bucket.to_owned(), name.to_owned()), size);
+        let content = vec![0; usize::try_from(size).unwrap_or_default()];
+        let (now, kind) = (self.now(), "application/octet-stream");
+        self.blobs.put((bucket, name), content.into(), kind, now, |number| format!("\"{number}\""));
+    }
+
+    /// Gives a member a role on a bucket at once, as another person would have done before.
+    pub fn grant_on_bucket(&mut self, bucket: &str, role: &str, member: &str) {
+        let now = self.now();
+        let key = format!("storage/projects/_/buckets/{bucket}");
+        let new = || Policy { body: json!({ "version": 1, "bindings": [] }), writes: 0, effective: BTreeMap::new() };
+        let policy = self.policies.entry(key).or_insert_with(new);
+        if !policy.body["bindings"].is_array() {
+            policy.body["bindings"] = json!([]);
+        }
+        if let Some(bindings) = policy.body["bindings"].as_array_mut() {
+            bindings.push(json!({ "role": role, "members": [member] }));
+        }
+        policy.writes += 1;
+        policy.effective.insert((role.to_owned(), member.to_owned()), now);
     }
 
     /// Leaves behind what workloads of a cluster make and its deletion does not take away: a firewall rule, a network

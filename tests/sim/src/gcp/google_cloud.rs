@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::cloud::Cloud;
 use super::problem::Problem;
 use super::tokens::Tokens;
-use super::{Call, SERVICES, Service, dispatch, errors, permissions, route, storage, wire};
+use super::{Call, SERVICES, Service, dispatch, errors, objects, permissions, route, storage, wire};
 use crate::Timing;
 use crate::aws::model::lock;
 use crate::aws::protocol::{Reply, Request};
@@ -301,6 +301,12 @@ impl Shared {
     fn answer(&self, request: Request) -> (Option<Reply>, Option<Disruption>) {
         let path = request.path.trim_start_matches('/').to_owned();
         let path: String = percent_decoded(&path);
+        match request.header("host").and_then(|host| host.split(':').next()) {
+            Some(objects::HOST) => return self.answer_objects(&request, &path),
+            // Some clients refresh the tokens of users there, whatever their file says.
+            Some("accounts.google.com") if path == "o/oauth2/token" => return self.answer_oauth(&request, ""),
+            _ => {}
+        }
         let (first, rest) = path.split_once('/').unwrap_or((&path, ""));
         if first == "token" || first == "oauth2" {
             return self.answer_oauth(&request, rest);
@@ -457,6 +463,30 @@ impl Shared {
         let is_lost = is_lost(disruption.as_ref());
         let outcome = failed.unwrap_or(Outcome::Succeeded);
         self.log.record(Exchange { service: "artifactregistry", operation, outcome, is_lost, ..Exchange::default() });
+        ((!is_lost).then_some(reply), disruption)
+    }
+
+    /// Answers a request of Cloud Storage's XML API, which no document describes.
+    fn answer_objects(&self, request: &Request, path: &str) -> (Option<Reply>, Option<Disruption>) {
+        let mut cloud = self.tick();
+        let operation = objects::operation(request, path);
+        let disruption = lock(&self.log.faults).next("storage", operation, "");
+        let user = lock(&self.tokens).of(request);
+        let reply = match injected("storage", "", disruption.as_ref()) {
+            Err(problem) => objects::refused(problem.http, "InternalError", &problem.message, ""),
+            Ok(()) => objects::answer(&mut cloud, request, path, user.as_deref()),
+        };
+        let failed = (reply.status >= 400).then(|| Outcome::Failed(reply.status.to_string()));
+        let is_lost = is_lost(disruption.as_ref());
+        let exchange = Exchange {
+            service: "storage",
+            operation: operation.to_owned(),
+            identity: user.unwrap_or_default(),
+            outcome: failed.unwrap_or(Outcome::Succeeded),
+            is_lost,
+            ..Exchange::default()
+        };
+        self.log.record(exchange);
         ((!is_lost).then_some(reply), disruption)
     }
 

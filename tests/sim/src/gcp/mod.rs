@@ -1,7 +1,8 @@
 //! Google Cloud.
 //!
 //! All services answer on one port; the first part of a path names the service, as clients are told by endpoint
-//! overrides. Cloud Storage answers gRPC on a second port.
+//! overrides. Cloud Storage answers gRPC on a second port. Requests for the hosts of objects and of tokens of users, as a
+//! proxy passes them on, have the paths of those hosts.
 
 pub mod cloud;
 mod compute;
@@ -13,6 +14,7 @@ mod iam;
 mod kinds;
 mod kms;
 mod networking;
+mod objects;
 pub mod problem;
 mod registry;
 mod services;
@@ -277,6 +279,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         registry::LEDGER,
         kms::LEDGER,
         storage::LEDGER,
+        objects::LEDGER,
     ];
     let behaviours: Vec<Behaviour> = tables.into_iter().flatten().copied().collect();
     let mut counts = HashMap::new();
@@ -432,6 +435,8 @@ fn may(cloud: &Cloud, user: &str, project: &str, permission: &str) -> bool {
 fn member(user: &str) -> String {
     match user.ends_with(".gserviceaccount.com") {
         true => format!("serviceAccount:{user}"),
+        // Pods, by workload identity.
+        false if user.starts_with("principal://") => user.to_owned(),
         false => format!("user:{user}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Cloud Storage's control plane over gRPC: buckets, their objects and their policies.
+//! Cloud Storage over gRPC: buckets, lists of their objects, and their policies. The objects themselves are in `objects`.
 
 use serde_json::{Value, json};
 
@@ -7,6 +7,7 @@ use super::problem::Problem;
 use super::wire::{Field, Type, many, one};
 use super::{errors, iam};
 use crate::clock::later;
+use crate::objects::Object;
 use crate::{Behaviour, Source};
 
 use Type::{Bool, Bytes, Fixed32, Int, Map, Message, Seconds, Text, Time};
@@ -377,7 +378,7 @@ const fn rule(what: &'static str, source: Source) -> Behaviour {
     Behaviour { service: "storage", what, source }
 }
 
-fn text<'v>(body: &'v Value, pointer: &str) -> &'v str {
+pub(super) fn text<'v>(body: &'v Value, pointer: &str) -> &'v str {
     body.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
@@ -400,7 +401,7 @@ pub(super) fn project_of(cloud: &Cloud, request: &Value) -> String {
     String::new()
 }
 
-fn project_id(cloud: &Cloud, name: &str) -> String {
+pub(super) fn project_id(cloud: &Cloud, name: &str) -> String {
     let name = name.trim_start_matches("projects/");
     cloud.project(name).map_or_else(|| name.to_owned(), |project| project.id.clone())
 }
@@ -595,7 +596,7 @@ fn update(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
 fn delete(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
     let (key, bucket) = found(cloud, request, text(request, "/name"))?;
     let id = text(&bucket, "/bucket_id").to_owned();
-    if cloud.blobs.keys().any(|(bucket, _)| *bucket == id) {
+    if cloud.blobs.of(&id).next().is_some() {
         let message = "The bucket you tried to delete is not empty.";
         return Err(Problem::new("FAILED_PRECONDITION", message).reason("conflict"));
     }
@@ -606,19 +607,19 @@ fn delete(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
     Ok(json!({}))
 }
 
-fn object(cloud: &Cloud, bucket: &str, name: &str, size: u64) -> Value {
-    let generation = i64::from_str_radix(&super::cloud::hash(name), 16).unwrap_or(1);
-    json!({ "name": name, "bucket": format!("projects/_/buckets/{bucket}"), "size": size, "generation": generation,
-        "metageneration": 1, "storage_class": "STANDARD", "create_time": cloud.now().to_string(), "etag": "CAE=" })
+fn object(bucket: &str, name: &str, one: &Object) -> Value {
+    json!({ "name": name, "bucket": format!("projects/_/buckets/{bucket}"), "size": one.content.len(),
+        "generation": one.generation, "metageneration": 1, "storage_class": "STANDARD", "content_type": one.kind,
+        "create_time": one.modified.to_string(), "etag": "CAE=" })
 }
 
 fn list_objects(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
     let (_, bucket) = found(cloud, &json!({}), text(request, "/parent"))?;
     let id = text(&bucket, "/bucket_id");
     let prefix = text(request, "/prefix");
-    let wanted = |((bucket, name), _): &(&(String, String), &u64)| bucket == id && name.starts_with(prefix);
-    let objects = cloud.blobs.iter().filter(wanted).filter(|_| request["soft_deleted"] != true);
-    let objects = objects.map(|((bucket, name), size)| object(cloud, bucket, name, *size)).collect();
+    let is_wanted = |name: &str| name.starts_with(prefix) && request["soft_deleted"] != true;
+    let objects = cloud.blobs.of(id).filter(|(name, _)| is_wanted(name));
+    let objects = objects.map(|(name, one)| object(id, name, one)).collect();
     Ok(page(request, "objects", objects))
 }
 
@@ -633,13 +634,13 @@ fn no_object(key: &(String, String)) -> Problem {
 
 fn get_object(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
     let key = blob(request);
-    let size = cloud.blobs.get(&key).copied().ok_or_else(|| no_object(&key))?;
-    Ok(object(cloud, &key.0, &key.1, size))
+    let found = cloud.blobs.get(&key.0, &key.1).ok_or_else(|| no_object(&key))?;
+    Ok(object(&key.0, &key.1, found))
 }
 
 fn delete_object(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
     let key = blob(request);
-    cloud.blobs.remove(&key).map(|_| json!({})).ok_or_else(|| no_object(&key))
+    cloud.blobs.remove(&key.0, &key.1).map(|_| json!({})).ok_or_else(|| no_object(&key))
 }
 
 fn policy_key(cloud: &Cloud, request: &Value) -> Result<String, Problem> {

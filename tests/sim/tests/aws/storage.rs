@@ -69,13 +69,17 @@ assert code(s3.put_object, Bucket="mine", Key="k", Body=b"two", IfNoneMatch="*")
 assert code(s3.put_object, Bucket="mine", Key="k", Body=b"two", IfMatch='"x"') == "PreconditionFailed"
 s3.put_object(Bucket="mine", Key="k", Body=b"two", IfMatch=first["ETag"])
 assert s3.get_object(Bucket="mine", Key="k")["Body"].read() == b"two"
+s3.put_object(Bucket="mine", Key="l", Body=b"")
+pages = s3.get_paginator("list_objects_v2").paginate(Bucket="mine", PaginationConfig={"PageSize": 1})
+assert [(o["Key"], o["Size"]) for p in pages for o in p["Contents"]] == [("k", 3), ("l", 0)]
+assert s3.list_objects_v2(Bucket="mine", Prefix="m")["KeyCount"] == 0
 assert s3.get_object(Bucket="mine", Key="k", VersionId=first["VersionId"])["Body"].read() == b"one"
 s3.delete_object(Bucket="mine", Key="k")
 assert code(s3.get_object, Bucket="mine", Key="k") == "NoSuchKey"
 assert code(s3.delete_bucket, Bucket="mine") == "BucketNotEmpty"
 pages = s3.get_paginator("list_object_versions").paginate(Bucket="mine", PaginationConfig={"PageSize": 1})
 all = [(v["Key"], v["VersionId"]) for p in pages for v in p.get("Versions", []) + p.get("DeleteMarkers", [])]
-assert len(all) == 3, all
+assert len(all) == 4, all
 s3.delete_objects(Bucket="mine", Delete={"Objects": [{"Key": k, "VersionId": v} for k, v in all]})
 s3.delete_bucket(Bucket="mine")
 s3.get_waiter("bucket_not_exists").wait(Bucket="mine")

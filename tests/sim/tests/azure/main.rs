@@ -1,6 +1,7 @@
 //! The simulated Azure, driven by Azure's own Python libraries and by plain requests.
 #![allow(clippy::unwrap_used)]
 
+mod blobs;
 mod clients;
 mod container;
 mod data;

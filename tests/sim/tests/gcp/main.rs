@@ -7,6 +7,7 @@ mod container;
 mod identity;
 mod keys;
 mod ledger;
+mod objects;
 mod refusals;
 mod services;
 mod sql;

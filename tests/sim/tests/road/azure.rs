@@ -1,18 +1,23 @@
 //! A site in a simulated Azure: the real program, real servers in the pods of a real control plane in place of AKS, and access
 //! tokens of the simulator as those of the cluster.
 
+use std::process::Command;
 use std::sync::Arc;
 
 use textnlp_cluster::Cluster;
 use textnlp_sim::azure::{AzureCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
+use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
-use crate::{Managed, managed_life, of_staging, role_of, whole_life};
+use crate::{Bucket, Managed, Variable, managed_life, of_staging, push_and_pull, role_of, whole_life};
 
 const REGION: &str = "westeurope";
 /// The group of the site and its cluster.
 const CLUSTER: &str = "textnlp-staging-here";
+/// The roles Storage Blob Data Contributor and Storage Blob Data Reader.
+pub(super) const CONTRIBUTOR: &str = "ba92f5b4-2d11-453d-a403-e96b0029c9fe";
+const READER: &str = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1";
 
 /// An operator with a subscription that has nothing in it.
 struct Subscription {
@@ -40,10 +45,46 @@ impl Subscription {
 }
 
 fn run(operator: &Operator, cloud: &AzureCloud, args: &[&str], more: &[&str]) -> Said {
+    said(command(operator, cloud, args, more).output().unwrap())
+}
+
+fn command(operator: &Operator, cloud: &AzureCloud, args: &[&str], more: &[&str]) -> Command {
     let all = [args, &["--provider", "azure"]].concat();
     let mut command = operator.command(&all, more);
     command.env_remove("KUBECONFIG").env("AZURE_DEFAULTS_LOCATION", REGION).envs(cloud.variables());
-    said(command.output().unwrap())
+    command
+}
+
+/// The id of the container of models.
+pub(super) fn models_container(cloud: &AzureCloud) -> String {
+    let ids = cloud.world().ids().into_iter();
+    ids.into_iter().find(|id| id.to_lowercase().ends_with("/blobservices/default/containers/models")).unwrap()
+}
+
+/// The owner of a subscription may write no blobs before a role on data says so.
+fn push_as_one_with_a_role(subscription: &Subscription, hosts: &Hosts) {
+    let cloud = &subscription.cloud;
+    let container = models_container(cloud);
+    let account = container.split('/').nth(8).unwrap().to_owned();
+    let of_model = |args: &[&str], variables: &[Variable]| {
+        let mut command = command(&subscription.operator, cloud, args, &[]);
+        command.env("AZURE_STORAGE_ACCOUNT_NAME", &account).envs(hosts.variables());
+        said(command.envs(variables.iter().cloned()).output().unwrap())
+    };
+    let refused = of_model(&["model", "push", "bundled"], &[]);
+    assert!(refused.exit != 0 && refused.err.contains("not authorized to perform this operation"), "{refused:?}");
+    let assign = |role: &str, principal: &str| cloud.world().assign(&container, role, principal);
+    let assigned = [assign(CONTRIBUTOR, cloud.operator()), assign(READER, "a-reader")];
+    let token = |principal: &str| vec![("AZURE_STORAGE_TOKEN", cloud.storage_token_of(principal))];
+    let bucket = Bucket {
+        scheme: "az",
+        folder: subscription.operator.sandbox.folder(),
+        run: &of_model,
+        reader: token("a-reader"),
+        stranger: token("a-stranger"),
+    };
+    push_and_pull(&bucket);
+    cloud.world().objects.retain(|key, _| !assigned.iter().any(|id| id.to_lowercase() == *key));
 }
 
 /// A simulated Azure whose cluster of a name, and of a group of that name, is a control plane.
@@ -82,7 +123,9 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
     }
     let role = role_of(&subscription.operator, |args| subscription.run(args, &[]));
     assert!(role["Actions"].as_array().is_some_and(|all| all.len() > 20), "{role:#}");
-    whole_life(|args, more| subscription.run(args, more), || subscription.left());
+    let hosts = Hosts::start(&[(hosts::AZURE, subscription.cloud.url())]);
+    let models = || push_as_one_with_a_role(&subscription, &hosts);
+    whole_life(|args, more| subscription.run(args, more), || subscription.left(), models);
     assert_eq!(subscription.cloud.violations(), Vec::<String>::new());
 }
 

@@ -14,6 +14,7 @@ use textnlp_sim::{Scope, Simulator};
 use textnlp_tests::ports::Ports;
 use textnlp_tests::{Said, Sandbox, counts, eventually, said};
 
+use crate::hosts::{self, Hosts};
 use crate::operator::{PROGRAM, pinned, postgres, program_for_pods};
 use crate::{ACCOUNT, account_with, azure, gcp, left, signed_in};
 
@@ -30,6 +31,7 @@ struct Clouds {
     aws: Arc<Mutex<Simulator>>,
     gcp: Arc<GoogleCloud>,
     azure: Arc<AzureCloud>,
+    hosts: Hosts,
     clusters: [&'static Cluster; 3],
     sandbox: Sandbox,
     namespace: String,
@@ -71,7 +73,8 @@ impl Clouds {
         let of_aws = signed_in(&url, REGIONS[0]).into_iter().map(|(name, value)| (name.to_owned(), value));
         let mut variables: Vec<_> = of_aws.chain(gcp.variables()).chain(azure.variables()).collect();
         variables.push(("DATABASE_URL".to_owned(), database.url(&database.database())));
-        Some(Self { aws, gcp, azure, clusters, sandbox, namespace, sets, variables, _ports: ports })
+        let hosts = Hosts::start(&[(hosts::GOOGLE, gcp.url()), (hosts::AZURE, azure.url())]);
+        Some(Self { aws, gcp, azure, hosts, clusters, sandbox, namespace, sets, variables, _ports: ports })
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -105,6 +108,17 @@ impl Clouds {
     #[track_caller]
     fn json(&self, args: &[&str], exit: i32) -> Value {
         self.run(&[args, &["-o", "json"]].concat()).expect(exit).json()
+    }
+
+    /// Sends a model to the buckets of all sites: their sources.
+    fn push(&self) -> Vec<String> {
+        let container = azure::models_container(&self.azure);
+        let role = self.azure.world().assign(&container, azure::CONTRIBUTOR, self.azure.operator());
+        let mut command = self.command(&["model", "push", "bundled", "-o", "json"]);
+        let pushed = said(command.envs(self.hosts.variables()).output().unwrap()).expect(0).json();
+        self.azure.world().objects.remove(&role.to_lowercase());
+        let pushed = pushed["pushed"].as_array().unwrap().iter();
+        pushed.map(|one| one["source"].as_str().unwrap().to_owned()).collect()
     }
 
     fn until_in_sync(&self) {
@@ -208,6 +222,10 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
     eventually("an active site answers", || {
         clouds.region().filter(|region| REGIONS[..2].contains(&region.as_str())).map(drop)
     });
+
+    let sources = clouds.push();
+    let schemes: Vec<&str> = sources.iter().filter_map(|source| source.split(':').next()).collect();
+    assert_eq!(schemes, ["s3", "gs", "az"], "{sources:?}");
 
     // A fault is reverted with credentials in files only, so the drill is refused without them.
     let refused = clouds.run(&["dr", "drill", "--fault", "kill"]).expect(4);

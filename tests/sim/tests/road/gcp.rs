@@ -1,14 +1,16 @@
 //! A site in a simulated Google Cloud: the real program, real servers in the pods of a real control plane that stands in for GKE, and
 //! access tokens of the simulator as those of the cluster.
 
+use std::process::Command;
 use std::sync::Arc;
 
 use textnlp_cluster::Cluster;
 use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
+use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
-use crate::{Managed, managed_life, of_staging, role_of, whole_life};
+use crate::{Bucket, Managed, Variable, managed_life, of_staging, push_and_pull, role_of, whole_life};
 
 const REGION: &str = "europe-west4";
 
@@ -37,10 +39,22 @@ impl Project {
 }
 
 fn run(operator: &Operator, cloud: &GoogleCloud, args: &[&str], more: &[&str]) -> Said {
+    said(command(operator, cloud, args, more).output().unwrap())
+}
+
+fn command(operator: &Operator, cloud: &GoogleCloud, args: &[&str], more: &[&str]) -> Command {
     let all = [args, &["--provider", "gcp"]].concat();
     let mut command = operator.command(&all, more);
     command.env_remove("KUBECONFIG").env("CLOUDSDK_COMPUTE_REGION", REGION).envs(cloud.variables());
-    said(command.output().unwrap())
+    command
+}
+
+/// Lets a user read the only bucket.
+fn grant_reading(cloud: &GoogleCloud, user: &str) {
+    let mut world = cloud.world();
+    let key = world.keys().into_iter().find(|key| key.starts_with("storage/")).unwrap();
+    let bucket = key.rsplit('/').next().unwrap();
+    world.grant_on_bucket(bucket, "roles/storage.objectViewer", &format!("user:{user}"));
 }
 
 /// A simulated Google Cloud whose cluster is a control plane.
@@ -83,7 +97,24 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
     }
     let role = role_of(&project.operator, |args| project.run(args, &[]));
     assert!(role["includedPermissions"].as_array().is_some_and(|all| all.len() > 20), "{role:#}");
-    whole_life(|args, more| project.run(args, more), || project.left());
+    let hosts = Hosts::start(&[(hosts::GOOGLE, project.cloud.url())]);
+    let of_model = |args: &[&str], variables: &[Variable]| {
+        let mut command = command(&project.operator, &project.cloud, args, &[]);
+        said(command.envs(hosts.variables()).envs(variables.iter().cloned()).output().unwrap())
+    };
+    let token = |user: &str| vec![("GOOGLE_BEARER_TOKEN", project.cloud.token_of(user))];
+    let models = || {
+        grant_reading(&project.cloud, "reader@example.com");
+        let bucket = Bucket {
+            scheme: "gs",
+            folder: project.operator.sandbox.folder(),
+            run: &of_model,
+            reader: token("reader@example.com"),
+            stranger: token("stranger@example.com"),
+        };
+        push_and_pull(&bucket);
+    };
+    whole_life(|args, more| project.run(args, more), || project.left(), models);
     assert_eq!(project.cloud.violations(), Vec::<String>::new());
 }
 

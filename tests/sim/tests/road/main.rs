@@ -10,6 +10,7 @@ mod operator;
 mod azure;
 mod clouds;
 mod gcp;
+mod hosts;
 mod own;
 mod sagemaker;
 
@@ -20,6 +21,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine;
+use camino::Utf8Path;
 use serde_json::Value;
 use textnlp_cluster::Cluster;
 use textnlp_sim::aws::ecr::Ecr;
@@ -177,12 +179,67 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
         assert!(text.contains(action), "{action}: {policy:?}");
     }
 
-    whole_life(|args, more| account.run(args, more), || account.left());
+    let of_model = |args: &[&str], variables: &[Variable]| {
+        let all = [args, &["--provider", "aws"]].concat();
+        let mut command = account.operator.command(&all, &[]);
+        command.envs(signed_in(&account.url, REGION)).envs(variables.iter().cloned());
+        said(command.output().unwrap())
+    };
+    let models = || {
+        let bucket = Bucket {
+            scheme: "s3",
+            folder: account.operator.sandbox.folder(),
+            run: &of_model,
+            reader: Vec::new(),
+            stranger: vec![("AWS_ACCESS_KEY_ID", "AKIAOFANOTHERPERSON1".to_owned())],
+        };
+        push_and_pull(&bucket);
+    };
+    whole_life(|args, more| account.run(args, more), || account.left(), models);
     eprintln!("{:?}", account.requests());
 }
 
-/// The same on every provider: up with the gate of staging, nothing to do, an answer, a change, and nothing left.
-fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<String>) {
+/// A variable of a program.
+type Variable = (&'static str, String);
+
+/// The bucket that `up` created for models.
+struct Bucket<'a> {
+    /// The scheme of its address.
+    scheme: &'static str,
+    /// Has the caches of those who read from it.
+    folder: &'a Utf8Path,
+    /// Runs a command of the operator with more variables.
+    run: &'a dyn Fn(&[&str], &[Variable]) -> Said,
+    /// The variables of one who may read from it.
+    reader: Vec<Variable>,
+    /// The variables of one who may not.
+    stranger: Vec<Variable>,
+}
+
+/// A model is sent to the bucket once, and fetched from there by its digest.
+fn push_and_pull(bucket: &Bucket<'_>) {
+    let push = || (bucket.run)(&["model", "push", "bundled", "-o", "json"], &[]).expect(0).json();
+    let first = push();
+    let pushed = &first["pushed"][0];
+    let source = pushed["source"].as_str().unwrap();
+    assert!(source.starts_with(&format!("{}://", bucket.scheme)), "{first:#}");
+    assert!(pushed["bytes"].as_u64() > Some(1_000_000) && pushed["sent"] == pushed["bytes"], "{first:#}");
+    let again = push();
+    assert_eq!((&again["pushed"][0]["sent"], &again["source"]), (&Value::from(0), &first["source"]), "{again:#}");
+    let pull = |name: &str, variables: &[Variable]| {
+        let cache = ("TEXTNLP_STATE_DIR", bucket.folder.join(name).into_string());
+        let variables: Vec<Variable> = std::iter::once(cache).chain(variables.iter().cloned()).collect();
+        (bucket.run)(&["model", "pull", source, "-o", "json"], &variables)
+    };
+    let pulled = pull("reader", &bucket.reader).expect(0).json();
+    assert_eq!((&pulled["model"]["digest"], &pulled["from_cache"]), (&first["digest"], &Value::from(false)));
+    let refused = pull("stranger", &bucket.stranger);
+    assert!(refused.exit != 0 && refused.err.contains("credentials that may read it"), "{refused:?}");
+}
+
+/// The same on every provider: up with the gate of staging, nothing to do, an answer, a model in the bucket where there is one, a
+/// change, and nothing left.
+fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<String>, models: impl Fn()) {
     let up = |more: &[&str]| run(&["up", "--yes", "--no-gate", "-o", "json"], more).expect(0).json();
     let began = std::time::Instant::now();
     let first = run(&["up", "--yes", "-o", "json"], &[]).expect(0).json();
@@ -200,6 +257,7 @@ fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<Str
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
     let key = run(&["key", "create", "a notebook", "-o", "json"], &[]).expect(0).json();
     assert!(key["public_id"].is_string(), "a job runs in the cluster: {key}");
+    models();
 
     let changed = up(&["tags.team=texts", "server.api.max_tokens=2000"]);
     let [created, updated, replaced, deleted] = counts(&changed)[..4] else { unreachable!() };

@@ -1,4 +1,4 @@
-//! Simple Storage Service: buckets, their settings, and objects with versions. Ranges, listings by delimiter and uploads in
+//! Simple Storage Service: buckets, their settings, and objects with versions. Ranges, lists by delimiter and uploads in
 //! parts are not simulated.
 
 mod objects;
@@ -37,6 +37,7 @@ pub const SERVICE: Service = Service {
         ("GetPublicAccessBlock", settings::get_public_access),
         ("HeadBucket", head),
         ("ListObjectVersions", objects::list_versions),
+        ("ListObjectsV2", objects::list),
         ("PutBucketEncryption", settings::put_encryption),
         ("PutBucketLifecycleConfiguration", settings::put_lifecycle),
         ("PutBucketOwnershipControls", settings::put_ownership),
@@ -127,6 +128,11 @@ const LEDGER: &[Behaviour] = &[
         service: "s3",
         what: "writes with If-None-Match: * and If-Match are refused with PreconditionFailed where an object differs",
         source: Source::Documentation("https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html"),
+    },
+    Behaviour {
+        service: "s3",
+        what: "lists have at most 1,000 keys in their order, and a token for those that follow",
+        source: Source::Documentation("https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"),
     },
     Behaviour {
         service: "s3",

@@ -214,6 +214,35 @@ pub(super) fn list_versions(world: &mut World, call: &Call) -> Result<Value, Fau
     Ok(answer)
 }
 
+/// Lists the objects that were not deleted. A token is the key after which a page begins.
+pub(super) fn list(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    if call.str("Delimiter").is_some_and(|delimiter| !delimiter.is_empty()) {
+        return Err(Fault::new("NotImplemented", "Delimiters are not simulated.").status(501));
+    }
+    let most = usize::try_from(call.int("MaxKeys").unwrap_or(1000).clamp(1, 1000)).unwrap_or_default();
+    let most = most.min(call.timing.page);
+    let prefix = call.str("Prefix").unwrap_or_default();
+    let after = call.str("ContinuationToken").or(call.str("StartAfter")).unwrap_or_default();
+    let bucket: &Bucket = find(world, call)?;
+    let keys = bucket.objects.keys().filter(|key| key.starts_with(prefix) && key.as_str() > after);
+    let all: Vec<(&String, &Version)> = keys.filter_map(|key| Some((key, current(bucket, key)?))).collect();
+    let one = |(key, version): &(&String, &Version)| {
+        let size = version.content.as_ref().map_or(0, bytes::Bytes::len);
+        json!({ "Key": key, "LastModified": timestamp(version.modified), "ETag": version.etag, "Size": size,
+            "StorageClass": "STANDARD" })
+    };
+    let page = &all[..most.min(all.len())];
+    let contents: Vec<Value> = page.iter().map(one).collect();
+    let mut answer = json!({
+        "Name": call.text("Bucket"), "Prefix": prefix, "MaxKeys": most, "KeyCount": page.len(),
+        "IsTruncated": page.len() < all.len(), "Contents": contents,
+    });
+    if let Some((key, _)) = page.last().filter(|_| page.len() < all.len()) {
+        answer["NextContinuationToken"] = key.as_str().into();
+    }
+    Ok(answer)
+}
+
 /// The content of an object, for tests of what another bucket got.
 #[must_use]
 pub fn content(world: &World, name: &str, key: &str) -> Option<bytes::Bytes> {
