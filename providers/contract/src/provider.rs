@@ -77,7 +77,7 @@ pub trait Provider: Send + Sync {
     ///
     /// Before a host or a network is deleted, its controllers are told to create nothing more. Then the objects that
     /// they created inside of it are removed, one call each: those that name a cluster of this lineage as their owner,
-    /// even a deleted one. Any other object inside makes the delete fail with [`Sort::Conflict`](crate::Sort::Conflict)
+    /// even a deleted one. Any other object inside makes the delete fail with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict)
     /// that names it.
     async fn begin(&self, op: &Operation) -> Result<Progress>;
 

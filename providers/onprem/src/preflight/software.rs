@@ -37,7 +37,7 @@ const TOOLS: [Tool; 3] = [
         command: "kubectl",
         arguments: &["version", "--client"],
         least: |_| (1, 28),
-        used_for: "clusters, which a later release supports",
+        used_for: "the commands that hints print for clusters",
     },
 ];
 
