@@ -1060,21 +1060,21 @@ pub struct Load {
         value_parser = requests_per_second)]
     pub rate: Option<f64>,
     /// Times between the requests of --rate
-    #[arg(long, requires = "rate", value_enum, default_value_t = Arrivals::Poisson)]
+    #[arg(long, requires = "rate", conflicts_with_all = ["users", "sessions", "find_limit"], value_enum, default_value_t = Arrivals::Poisson)]
     pub arrivals: Arrivals,
     /// Most requests of --rate in flight; one that is due then is dropped and counted [default: those of 10 seconds, from 100
     /// to 10000]
-    #[arg(long, requires = "rate", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, requires = "rate", conflicts_with_all = ["users", "sessions", "find_limit"], value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub in_flight: Option<u32>,
     /// Hold this number of open sessions instead, each with its own connection
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["users", "find_limit"],
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub sessions: Option<u32>,
     /// Seconds between two requests of a session
-    #[arg(long, requires = "sessions", default_value_t = 20.0, value_parser = span)]
+    #[arg(long, requires = "sessions", conflicts_with_all = ["users", "rate", "find_limit"], default_value_t = 20.0, value_parser = span)]
     pub every: f64,
     /// Tokens to generate for each session request
-    #[arg(long, requires = "sessions", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, requires = "sessions", conflicts_with_all = ["users", "rate", "find_limit"], default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub tokens: u32,
     /// Requests by weight: `generate-validate`, `short-long`, or a list of `WEIGHT:generate:TOKENS[:MODEL]`,
     /// `WEIGHT:embed[:MODEL]` and `WEIGHT:validate` [default: 9:generate:50-100,1:validate]

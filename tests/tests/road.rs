@@ -155,11 +155,11 @@ fn staging_runs_from_the_first_plan_to_the_last_down() {
 
 fn load_at_a_fixed_rate(sandbox: &Sandbox) {
     let pdf = sandbox.folder().join("load.pdf");
-    let rate = ["--rate", "20", "--arrivals", "uniform", "--ramp", "1000", "--seconds", "1", "--pdf", pdf.as_str()];
+    let rate = ["--rate", "10", "--arrivals", "uniform", "--ramp", "1000", "--seconds", "1", "--pdf", pdf.as_str()];
     let mix = ["--mix", "3:generate:5,1:validate", "-o", "json"];
     let load = sandbox.run(&[&["load"][..], &rate, &mix].concat()).expect(0).json();
     has(&load, &["requests", "p50_ms", "p99_9_ms", "max_ms", "rate.send_lag.p99_ms", "rate.in_flight.max", "scaling"]);
-    assert_eq!((load["requests"].as_u64(), load["errors"].as_u64()), (Some(21), Some(0)), "{load:#}");
+    assert_eq!((load["requests"].as_u64(), load["errors"].as_u64()), (Some(11), Some(0)), "{load:#}");
     let rate = &load["rate"];
     assert_eq!((rate["dropped"].as_u64(), rate["sustained"].as_bool()), (Some(0), Some(true)), "{load:#}");
     assert_eq!(load["kinds"].as_array().unwrap().len(), 2, "{load:#}");

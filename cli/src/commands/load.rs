@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use camino::Utf8Path;
 use jiff::Timestamp;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::load::{self, Key, KindResult, Limit, Measured, RateResult, SessionResult};
@@ -26,6 +27,11 @@ const P95_MS: f64 = 500.0;
 
 /// `load`.
 pub async fn load(session: &Session, args: &Load, console: Console) -> Result<Success, Failure> {
+    // Before anything is measured: the result must not be lost for that.
+    let folder = args.pdf.as_deref().and_then(Utf8Path::parent).filter(|folder| !folder.as_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return Err(Failure::usage("no_such_folder", anyhow::anyhow!("--pdf: there is no folder {folder}")));
+    }
     let goal = goal(session, args).await?;
     let measured = measure(&goal, args, console).await;
     if let Err(why) = goal.close().await {

@@ -248,7 +248,7 @@ impl LoadTarget {
         rate: &Rate,
         watch: Watch<'_>,
     ) -> Result<(RateResult, Option<ScaleUp>), Failure> {
-        enough_files(rate.in_flight, "requests in flight")?;
+        enough_files(rate.in_flight, ("requests in flight", "--in-flight"))?;
         self.serves(wire, &rate.mix).await?;
         let Watch { clock, stop, progress } = watch;
         let mut say = |second: &RateSecond| {
@@ -293,7 +293,7 @@ impl LoadTarget {
         (every, tokens): (Duration, u32),
         watch: Watch<'_>,
     ) -> Result<(SessionResult, Option<ScaleUp>), Failure> {
-        enough_files(count, "sessions")?;
+        enough_files(count, ("sessions", "--sessions"))?;
         let Watch { clock, stop, progress } = watch;
         let wanted = Sessions {
             count,
@@ -336,7 +336,7 @@ impl LoadTarget {
 }
 
 /// Raises the soft limit of open files: each connection needs one, and shells start with a low limit.
-fn enough_files(count: u32, what: &str) -> Result<(), Failure> {
+fn enough_files(count: u32, (what, flag): (&str, &str)) -> Result<(), Failure> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
@@ -344,7 +344,8 @@ fn enough_files(count: u32, what: &str) -> Result<(), Failure> {
     match getrlimit(Resource::Nofile).current {
         Some(allowed) if allowed < needed => {
             let error = anyhow::anyhow!("{count} {what} need {needed} open files, but the limit is {allowed}");
-            Err(Failure::usage("too_few_files", error).hint(format!("raise the limit: ulimit -Hn {needed}, as root")))
+            let hint = format!("raise the limit: ulimit -Hn {needed}, as root; or lower {flag}");
+            Err(Failure::usage("too_few_files", error).hint(hint))
         }
         _ => Ok(()),
     }

@@ -100,6 +100,10 @@ pub struct RateResult {
     pub requests: u64,
     /// Failed requests.
     pub errors: u64,
+    /// Finished requests that were due after the ramp-up.
+    pub held_requests: u64,
+    /// Those of them that failed.
+    pub held_errors: u64,
     /// Failures by kind.
     pub errors_by_kind: BTreeMap<String, u64>,
     /// The latency of requests that were due after the ramp-up, from the time at which they were due.
@@ -140,8 +144,8 @@ impl RateResult {
     /// Why the rate was not sustained; empty if it was. The largest p95 counts if there is one.
     pub fn problems(&self, p95_ms: Option<f64>) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.due == 0 {
-            problems.push("no request was due".to_owned());
+        if self.held_requests == 0 && !self.stopped {
+            problems.push("no request after the ramp-up was measured".to_owned());
         }
         if self.stopped {
             problems.push("the run was stopped before its end".to_owned());
@@ -150,8 +154,11 @@ impl RateResult {
             let most = self.rate.in_flight;
             problems.push(format!("{} of {} requests were dropped at {most} in flight", self.dropped, self.due));
         }
-        if self.requests > 0 && self.error_rate() > MOST_ERRORS {
-            problems.push(format!("{} of {} requests failed", self.errors, self.requests));
+        // A long ramp-up must not hide the failures after it.
+        let counts = [(self.errors, self.requests), (self.held_errors, self.held_requests)];
+        let failed = counts.into_iter().find(|(errors, all)| *errors as f64 > MOST_ERRORS * *all as f64);
+        if let Some((errors, all)) = failed {
+            problems.push(format!("{errors} of {all} requests failed"));
         }
         if let Some(most) = p95_ms.filter(|most| self.latency.p95_ms > *most) {
             problems.push(format!("p95 of {:.0} ms is above {most:.0} ms", self.latency.p95_ms));
@@ -159,7 +166,7 @@ impl RateResult {
         // The count of random arrivals in this time varies by its root: three of them are noise.
         let due = self.rate.per_second * self.rate.hold.as_secs_f64() / 2.0;
         let grown = f64::from(self.in_flight_end) - f64::from(self.in_flight_half);
-        if !self.stopped && grown > 0.05 * due + 3.0 * due.sqrt() {
+        if !self.stopped && due > 0.0 && grown > 0.05 * due + 3.0 * due.sqrt() {
             problems.push(format!(
                 "requests in flight grew from {} to {} in the second half",
                 self.in_flight_half, self.in_flight_end
@@ -248,8 +255,8 @@ pub async fn run_rate(
     let mut timer_until = None;
     let sending = loop {
         let now = clock.steady().saturating_sub(start);
-        tally.roll(now, flying.len(), each_second);
         while let Some(due) = next.filter(|due| *due <= now) {
+            tally.roll(due, flying.len(), each_second);
             next = schedule.next();
             let number = tally.due;
             let full = flying.len() >= rate.in_flight as usize;
@@ -261,6 +268,7 @@ pub async fn run_rate(
                 tally.in_flight_max = tally.in_flight_max.max(count(flying.len()));
             }
         }
+        tally.roll(now, flying.len(), each_second);
         if now >= end {
             break now;
         }
@@ -273,9 +281,12 @@ pub async fn run_rate(
             biased;
             () = stop.cancelled() => {
                 tally.stopped = true;
-                break now;
+                break clock.steady().saturating_sub(start);
             }
-            Some(finished) = flying.next(), if !flying.is_empty() => tally.add(finished),
+            Some(finished) = flying.next(), if !flying.is_empty() => {
+                tally.roll(finished.ended, flying.len() + 1, each_second);
+                tally.add(finished);
+            }
             () = &mut timer => timer_until = None,
         }
     };
@@ -284,7 +295,10 @@ pub async fn run_rate(
         tokio::select! {
             biased;
             () = stop.cancelled() => tally.stopped = true,
-            Some(finished) = flying.next() => tally.add(finished),
+            Some(finished) = flying.next() => {
+                tally.roll(finished.ended, flying.len() + 1, each_second);
+                tally.add(finished);
+            }
             () = clock.sleep(Duration::from_secs(1)) => {}
         }
         tally.roll(clock.steady().saturating_sub(start), flying.len(), each_second);
@@ -336,6 +350,8 @@ struct Tally<'a> {
     due: u64,
     dropped: u64,
     requests: u64,
+    held_requests: u64,
+    held_errors: u64,
     errors: BTreeMap<String, u64>,
     latency: Histogram,
     latency_in_ramp: Histogram,
@@ -360,6 +376,8 @@ impl<'a> Tally<'a> {
             due: 0,
             dropped: 0,
             requests: 0,
+            held_requests: 0,
+            held_errors: 0,
             errors: BTreeMap::new(),
             latency: Histogram::default(),
             latency_in_ramp: Histogram::default(),
@@ -419,6 +437,8 @@ impl<'a> Tally<'a> {
         }
         let latency = (error.is_none() || timed_out).then(|| ended.saturating_sub(due));
         let held = due >= ramp;
+        self.held_requests += u64::from(held);
+        self.held_errors += u64::from(held && error.is_some());
         self.kinds[kind].add(error.is_some(), latency.filter(|_| held));
         if let Some(latency) = latency {
             self.second_latency.add(latency);
@@ -454,6 +474,8 @@ impl<'a> Tally<'a> {
             unfinished: unfinished as u64,
             requests: self.requests,
             errors: self.errors.values().sum(),
+            held_requests: self.held_requests,
+            held_errors: self.held_errors,
             errors_by_kind: self.errors,
             latency: latency.percentiles(),
             send_lag: self.lag.percentiles(),

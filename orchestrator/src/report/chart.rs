@@ -59,8 +59,10 @@ impl Chart {
         }
         for line in &self.lines {
             let every = line.points.len().div_ceil(MOST_POINTS).max(1);
-            let points: Vec<String> =
-                line.points.iter().step_by(every).map(|(x, y)| format!("{:.1},{:.1}", x_of(*x), y_of(*y))).collect();
+            // The last point is always shown: of percentiles, it is the maximum.
+            let last = line.points.last().filter(|_| !(line.points.len() - 1).is_multiple_of(every));
+            let shown = line.points.iter().step_by(every).chain(last);
+            let points: Vec<String> = shown.map(|(x, y)| format!("{:.1},{:.1}", x_of(*x), y_of(*y))).collect();
             match points.as_slice() {
                 [] => {}
                 [one] => {
