@@ -4,10 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder, Response, StatusCode};
+pub use reqwest::{Client, Url};
+use reqwest::{ClientBuilder, Response, StatusCode};
 
 use crate::error_chain;
 use crate::retry::Transient;

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use textnlp_net::client::ClientOptions;
+use textnlp_net::trust::TrustRoots;
 use textnlp_tests::{counts, eventually, promptly};
 
 mod adapter;
@@ -124,26 +126,19 @@ fn heard_while(
     let (address, ca, key) = (up["address"].as_str().unwrap(), up["ca_file"].as_str().unwrap(), operator.key());
     std::thread::scope(|scope| {
         let askers: Vec<_> = (0..2)
-            .map(|_| {
-                scope.spawn(|| {
+            .map(|number| {
+                let (url, key, over, hear) = (format!("{address}/v1/generate"), &key, &over, &hear);
+                scope.spawn(move || {
+                    // A process for each request would take a good part of the cores, so only one of them has some.
+                    let client = (number > 0).then(|| OneByOne::new(ca));
                     let mut answers = Vec::new();
                     while !over.load(Ordering::SeqCst) {
-                        let mut curl = Command::new("curl");
-                        curl.args([
-                            "-sS",
-                            "-m",
-                            "60",
-                            "--cacert",
-                            ca,
-                            "-w",
-                            " %{http_code}",
-                            "-H",
-                            "content-type: application/json",
-                        ]);
-                        curl.args(["-H", &format!("x-api-key: {key}"), "-d", question]);
                         let began = Instant::now();
-                        let said = textnlp_tests::said(curl.arg(format!("{address}/v1/generate")).output().unwrap());
-                        let answer = Answer { began, ended: Instant::now(), said: said.err + &said.out };
+                        let said = match &client {
+                            Some(client) => client.ask(&url, key, question),
+                            None => by_curl(ca, &url, key, question),
+                        };
+                        let answer = Answer { began, ended: Instant::now(), said };
                         hear(&answer);
                         answers.push(answer);
                         std::thread::sleep(REQUEST_INTERVAL.saturating_sub(began.elapsed()));
@@ -159,6 +154,49 @@ fn heard_while(
         }
         askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect()
     })
+}
+
+/// What curl says, which speaks HTTP/2 on a new connection, with the status at its end.
+fn by_curl(ca: &str, url: &str, key: &str, question: &str) -> String {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "-m", "60", "--cacert", ca, "-w", " %{http_code}", "-H", "content-type: application/json"]);
+    let said = curl.args(["-H", &format!("x-api-key: {key}"), "-d", question, url]).output().unwrap();
+    let said = textnlp_tests::said(said);
+    said.err + &said.out
+}
+
+/// A client in this process, which speaks HTTP/1.1 on a new connection for each request.
+struct OneByOne {
+    runtime: tokio::runtime::Runtime,
+    client: textnlp_net::client::Client,
+}
+
+impl OneByOne {
+    fn new(ca: &str) -> Self {
+        let options = ClientOptions {
+            trust: TrustRoots::only_file(ca.into()).unwrap(),
+            timeout: Some(Duration::from_secs(60)),
+            ..ClientOptions::default()
+        };
+        let client = textnlp_net::client::build(options.builder().unwrap().pool_max_idle_per_host(0)).unwrap();
+        Self { runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(), client }
+    }
+
+    /// The answer, or why there is none, with the status at its end.
+    fn ask(&self, url: &str, key: &str, question: &str) -> String {
+        let request = self.client.post(url).header("x-api-key", key).header("content-type", "application/json");
+        self.runtime.block_on(async {
+            let answer = match request.body(question.to_owned()).send().await {
+                Ok(answer) => answer,
+                Err(error) => return format!("{error:?} 000"),
+            };
+            let status = answer.status().as_u16();
+            match answer.text().await {
+                Ok(text) => format!("{text} {status}"),
+                Err(error) => format!("{error:?} 000"),
+            }
+        })
+    }
 }
 
 #[test]
