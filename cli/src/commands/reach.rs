@@ -15,6 +15,8 @@ use crate::signals;
 
 /// Replicas and the gateway of machines become ready independently. The gateway polls its replicas twice a second.
 const READY_ON_MACHINES: Duration = Duration::from_secs(15);
+/// Of one that nothing changed, which may be out of reach.
+const READY_UNCHANGED: Duration = Duration::from_secs(60);
 /// The load balancer that a cloud makes for a cluster has a name minutes before it passes requests on, and resolvers may
 /// keep the answer that there is no such name.
 const READY_IN_CLOUDS: Duration = Duration::from_secs(600);
@@ -31,12 +33,20 @@ pub async fn until_ready(
     console: Console,
 ) -> Result<(), Failure> {
     let is_in_cloud = environment.sites.iter().any(|site| !site.is_on_machine());
-    let limit = if is_in_cloud && is_changed { READY_IN_CLOUDS } else { READY_ON_MACHINES };
+    let limit = match (is_in_cloud, is_changed) {
+        (true, true) => READY_IN_CLOUDS,
+        (true, false) => READY_UNCHANGED,
+        (false, _) => READY_ON_MACHINES,
+    };
+    // An ingress shows a certificate of its own until it has that of the issuer.
+    let has_ingress = environment.sites.iter().any(|site| site.cluster.ingress.is_some());
+    let is_lasting = |failure: &Failure| is_of_certificate(failure) && !has_ingress;
     let (progress, stop) = (Progress::new(console), signals::stop(console));
     let ready = ready_within(
         limit,
         &SystemClock,
         || async { client.get("/ready").await.map(drop) },
+        is_lasting,
         |failure| {
             let why = failure.error.root_cause();
             progress.line(format!(
@@ -49,7 +59,7 @@ pub async fn until_ready(
         ready = ready => ready,
         () = stop.cancelled() => {
             let stopped = anyhow::anyhow!("stopped while the service was not ready yet; it keeps running");
-            Err(Failure::new(Exit::Stopped, "stopped", stopped))
+            Err(Failure::new(Exit::Stopped, "stopped", stopped).hint("run the same command again: it goes on from here"))
         }
     };
     progress.finish();
@@ -61,6 +71,7 @@ async fn ready_within<F: Future<Output = Result<(), Failure>>>(
     limit: Duration,
     clock: &dyn Clock,
     ask: impl Fn() -> F,
+    is_lasting: impl Fn(&Failure) -> bool,
     says: impl Fn(&Failure),
 ) -> Result<(), Failure> {
     let (began, mut is_said) = (clock.steady(), false);
@@ -79,7 +90,7 @@ async fn ready_within<F: Future<Output = Result<(), Failure>>>(
 }
 
 /// Whether waiting does not help: another server answers at that address, with a certificate of another authority.
-fn is_lasting(failure: &Failure) -> bool {
+fn is_of_certificate(failure: &Failure) -> bool {
     failure.error.chain().any(|cause| cause.to_string().contains("certificate"))
 }
 
@@ -126,7 +137,8 @@ mod tests {
     fn waits(seconds: u64, limit: Duration, why: &'static str) -> (bool, u32) {
         let (clock, said) = (VirtualClock::at(Timestamp::UNIX_EPOCH), Cell::new(0));
         let ask = || async { if clock.steady().as_secs() < seconds { Err(unreachable(why)) } else { Ok(()) } };
-        let ready = clock.run(ready_within(limit, &clock, ask, |_| said.set(said.get() + 1))).unwrap();
+        let ready =
+            clock.run(ready_within(limit, &clock, ask, is_of_certificate, |_| said.set(said.get() + 1))).unwrap();
         (ready.is_ok(), said.get())
     }
 

@@ -76,7 +76,7 @@ fn description_of(what: RotatedSecret) -> &'static str {
     match what {
         RotatedSecret::Jwt => "the key that signs tokens",
         RotatedSecret::Ca => "the certificate authority",
-        RotatedSecret::Database => "the database passwords of one supervised PostgreSQL",
+        RotatedSecret::Database => "the database passwords",
         RotatedSecret::Backup => "the key that encrypts backups",
         RotatedSecret::Report => "the key that signs reports, evidence of gates and backups",
     }

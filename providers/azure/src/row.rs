@@ -505,7 +505,13 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         }
         let wanted = op.spec.get(field).cloned().unwrap_or_default();
         let started = match K::TABLE.field(field).filter(|row| row.changes) {
-            Some(row) => Self::replace(api, &seen.id, row.member, row.write(&wanted)).await,
+            Some(row) => {
+                let value = match row.form {
+                    Form::Secret => textnlp_cloud::secret(api.session.secrets.as_ref(), &wanted).await?,
+                    _ => row.write(&wanted),
+                };
+                Self::replace(api, &seen.id, row.member, value).await
+            }
             None => K::put(api, &seen.id, &wanted, field).await,
         };
         started.map_err(not_yet).map(address)
@@ -519,9 +525,12 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         if same(wanted, seen) {
             return true;
         }
-        let is_secret = K::TABLE.field(field).is_some_and(|row| matches!(row.form, Form::Secret));
         let (Some(wanted), Some(seen)) = (wanted, seen) else { return false };
-        (is_secret && seen.is_null()) || is_same_id(wanted, seen) || K::fits(field, wanted, seen)
+        (self.is_hidden(field) && seen.is_null()) || is_same_id(wanted, seen) || K::fits(field, wanted, seen)
+    }
+
+    fn is_hidden(&self, field: &str) -> bool {
+        K::TABLE.field(field).is_some_and(|row| matches!(row.form, Form::Secret))
     }
 
     fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {

@@ -15,6 +15,7 @@ pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: 
         .fields()
         .filter(|(field, after)| match field.as_str() {
             TAGS => !tags::fit(&wanted.spec, &recorded.spec, &seen.spec),
+            field if row.resource.is_hidden(field) => !row.resource.fits(field, Some(after), recorded.spec.get(field)),
             field => !row.resource.fits(field, Some(after), seen.spec.get(field)),
         })
         .map(|(field, after)| FieldChange {

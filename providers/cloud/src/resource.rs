@@ -245,6 +245,10 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     async fn start(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation, field: &str) -> Result<Option<String>>;
     async fn change(&self, api: &C, id: &str, change: &str) -> Result<State>;
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool;
+    /// Whether answers never show the field: the record tells what the object got.
+    fn is_hidden(&self, _field: &str) -> bool {
+        false
+    }
     fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize>;
     /// The alternative after one whose create call is refused.
     fn next_alternative(&self, _wanted: &Spec, _place: usize) -> Option<usize> {

@@ -48,6 +48,9 @@ struct Stand {
     /// The id of the change that the cloud makes in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     update: Option<String>,
+    /// Whether the value that answers never show was sent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_sent: bool,
     /// The alternative that is created once the object that the cloud had no capacity for is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     alternative: Option<usize>,
@@ -334,7 +337,7 @@ impl<'a, C: Cloud> Work<'a, C> {
                 _ => {}
             }
         }
-        if let Some(field) = seen.next(self.row.resource, self.op) {
+        if let Some(field) = self.hidden(&stand).or_else(|| seen.next(self.row.resource, self.op)) {
             return self.put(stand, &seen, field).await;
         }
         match &seen.state {
@@ -353,6 +356,15 @@ impl<'a, C: Cloud> Work<'a, C> {
             return self.done(seen);
         }
         self.wait(stand, &format!("`{}` is not listed yet", seen.id))
+    }
+
+    /// The field of an update that answers never show, until its value was sent.
+    fn hidden(&self, stand: &Stand) -> Option<&'static str> {
+        let (resource, op) = (self.row.resource, self.op);
+        let before = |field: &str| op.recorded.as_ref().and_then(|recorded| recorded.spec.get(field));
+        let is_changed = |field: &str| !resource.fits(field, op.spec.get(field), before(field));
+        let is_wanted = op.verb == Verb::Update && !stand.is_sent;
+        resource.in_place().iter().copied().find(|field| is_wanted && resource.is_hidden(field) && is_changed(field))
     }
 
     /// Sends one change. One that the cloud accepted and does not show yet is sent again after a while.
@@ -387,6 +399,7 @@ impl<'a, C: Cloud> Work<'a, C> {
             Err(error) => return self.failed(seen, error),
         };
         stand.change = change;
+        stand.is_sent |= self.row.resource.is_hidden(field);
         (stand.polls, stand.conflicts) = (0, 0);
         self.pending(stand, &format!("changing `{field}`"), Duration::ZERO)
     }
@@ -548,7 +561,16 @@ impl<'a, C: Cloud> Work<'a, C> {
 
 impl Stand {
     fn of(id: &str) -> Self {
-        Self { id: id.to_owned(), polls: 0, change: None, sent: 0, conflicts: 0, update: None, alternative: None }
+        Self {
+            id: id.to_owned(),
+            polls: 0,
+            change: None,
+            sent: 0,
+            conflicts: 0,
+            update: None,
+            is_sent: false,
+            alternative: None,
+        }
     }
 }
 

@@ -16,7 +16,6 @@ const LOGGING: &str = "Cloud Logging";
 pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<CostLine>> {
     let text = |field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default();
     let number = |field: &str| spec.get(field).and_then(Value::as_u64).unwrap_or_default();
-    let flag = |field: &str| spec.get(field).and_then(Value::as_bool).unwrap_or_default();
     Some(match kind.as_str() {
         "gcp.gke-cluster" => {
             vec![
@@ -33,7 +32,6 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             ),
             CostLine::unknown(Service::Compute.title(), "data through Cloud NAT", "by use"),
         ],
-        "gcp.subnetwork" if flag("flow_logs") => vec![CostLine::unknown(LOGGING, "logs of network flows", "by use")],
         "gcp.bucket" => vec![
             CostLine::unknown(Service::Storage.title(), "stored models", "by use"),
             CostLine::unknown(Service::Storage.title(), "requests", "by use"),
@@ -122,7 +120,6 @@ mod tests {
     #[test]
     fn costs_follow_the_spec() {
         assert_eq!(monthly("gcp.gke-cluster", json!({}), "us-central1"), (73_000_000, 1));
-        assert_eq!(monthly("gcp.subnetwork", json!({ "flow_logs": true }), "us-central1"), (0, 1));
         let pool = |market: &str| {
             json!({
                 "machine": "n1-standard-4", "accelerator": { "type": "nvidia-tesla-t4", "count": 1 }, "markets": [market],

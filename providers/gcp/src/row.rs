@@ -709,9 +709,12 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         if same(wanted, seen) {
             return true;
         }
-        let is_secret = K::TABLE.field(field).is_some_and(|row| matches!(row.form, Form::Secret));
         let (Some(wanted), Some(seen)) = (wanted, seen) else { return false };
-        (is_secret && seen.is_null()) || K::fits(field, wanted, seen)
+        (self.is_hidden(field) && seen.is_null()) || K::fits(field, wanted, seen)
+    }
+
+    fn is_hidden(&self, field: &str) -> bool {
+        K::TABLE.field(field).is_some_and(|row| matches!(row.form, Form::Secret))
     }
 
     fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {

@@ -83,14 +83,15 @@ impl RestKind for Server {
             )
             .changed(),
             Field::plain("login", "/properties/administratorLogin"),
-            Field { form: Form::Secret, ..Field::plain("password", "/properties/administratorLoginPassword") },
+            Field { form: Form::Secret, ..Field::plain("password", "/properties/administratorLoginPassword") }
+                .changed(),
             Field::plain("disk_gb", "/properties/storage/storageSizeGB").changed(),
             Field::plain("backup_days", "/properties/backup/backupRetentionDays").changed(),
             Field::plain("standby", "/properties/highAvailability/mode").changed(),
             Field::plain("subnet", "/properties/network/delegatedSubnetResourceId"),
             Field::plain("zone", "/properties/network/privateDnsZoneArmResourceId"),
         ],
-        in_place: &["disk_gb", "backup_days", "sku", "standby"],
+        in_place: &["disk_gb", "backup_days", "sku", "standby", "password"],
         update: Update::Patch,
         state: "/properties/state",
         outputs: &[("host", "/properties/fullyQualifiedDomainName")],

@@ -434,7 +434,10 @@ fn changed(one: &Wanted) -> Spec {
         "azure.pool" => spec["scaling"]["max"] = json!(3),
         "azure.storage" => spec["soft_delete_days"] = json!(30),
         "azure.registry" => spec["sku"] = json!("Premium"),
-        "azure.database-server" => spec["disk_gb"] = json!(64),
+        "azure.database-server" => {
+            spec["disk_gb"] = json!(64);
+            spec["password"] = json!({ "$secret": "main/database-password", "version": "2" });
+        }
         _ => {}
     }
     Spec::of(&spec)

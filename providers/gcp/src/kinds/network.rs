@@ -59,7 +59,6 @@ pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
             deadline: MINUTE.saturating_mul(20),
-            pricing: Pricing::BySpec,
             permissions: &[
                 create("compute.subnetworks.create"),
                 delete("compute.subnetworks.delete"),

@@ -82,6 +82,7 @@ pub(crate) static ROWS: &[Row] = &[
             deadline: MINUTE.saturating_mul(60),
             permissions: &[
                 create("cloudsql.users.create"),
+                put("cloudsql.users.update"),
                 read("cloudsql.users.list"),
                 read("cloudsql.instances.get"),
             ],
@@ -259,6 +260,7 @@ impl RestKind for User {
         path: "{instance}/users/{name}",
         collection: "{instance}/users",
         fields: &[Field { form: Form::Secret, ..Field::plain("password", "/password") }],
+        in_place: &["password"],
         family: Family::Sql,
         retained: true,
         created: "",
@@ -276,6 +278,14 @@ impl RestKind for User {
             Some(user) => of_instance(api, id, user).await,
             None => Ok(None),
         }
+    }
+
+    async fn put(api: &Api, id: &str, wanted: &Value, _field: &str) -> Result<Option<String>> {
+        let password = textnlp_cloud::secret(api.session.secrets.as_ref(), wanted).await?;
+        let (users, name) = (format!("{}/users", instance_of(id)), last(id));
+        let call = Call::new(Service::Sql, Method::PUT, users).query("name", name).saying("change", name);
+        let answer = api.send(call.body(json!({ "name": name, "password": password }))).await?;
+        Ok(Family::Sql.started(api, id, &answer))
     }
 
     fn outputs(id: &str, document: &Value, outputs: &mut Outputs) {

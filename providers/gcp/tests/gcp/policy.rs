@@ -73,6 +73,7 @@ pub(super) fn changed(one: &Wanted) -> Spec {
         "gcp.repository" => spec["immutable"] = json!(false),
         "gcp.key" => spec["rotation_days"] = json!(30),
         "gcp.sql-instance" => spec["disk_gb"] = json!(40),
+        "gcp.sql-user" => spec["password"] = json!({ "$secret": "main/database-password", "version": "2" }),
         _ => {}
     }
     Spec::of(&spec)

@@ -390,7 +390,7 @@ impl Cloud {
 
     /// Adds an object to a bucket.
     pub fn put_blob(&mut self, bucket: &str, name: &str, size: u64) {
-        let content = vec![0; usize::try_from(size).unwrap_or_default()];
+        let content = vec![0_u8; usize::try_from(size).unwrap_or_default()];
         let (now, kind) = (self.now(), "application/octet-stream");
         self.blobs.put((bucket, name), content.into(), kind, now, |number| format!("\"{number}\""));
     }

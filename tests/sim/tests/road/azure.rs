@@ -57,8 +57,8 @@ fn command(operator: &Operator, cloud: &AzureCloud, args: &[&str], more: &[&str]
 
 /// The id of the container of models.
 pub(super) fn models_container(cloud: &AzureCloud) -> String {
-    let ids = cloud.world().ids().into_iter();
-    ids.into_iter().find(|id| id.to_lowercase().ends_with("/blobservices/default/containers/models")).unwrap()
+    let mut ids = cloud.world().ids().into_iter();
+    ids.find(|id| id.to_lowercase().ends_with("/blobservices/default/containers/models")).unwrap()
 }
 
 /// The owner of a subscription may write no blobs before a role on data says so.

@@ -13,8 +13,8 @@ pub(crate) struct Plain {
 
 impl Plain {
     pub(crate) fn header(&self, name: &str) -> &str {
-        let lines = self.headers.lines().filter_map(|line| line.split_once(": "));
-        lines.into_iter().find(|(one, _)| one.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
+        let mut lines = self.headers.lines().filter_map(|line| line.split_once(": "));
+        lines.find(|(one, _)| one.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
     }
 
     /// The status and the code of an error.

@@ -231,6 +231,20 @@ impl Resource<Api> for Instance {
         api.call(SERVICE, "change", id, change.send()).await.map(drop)
     }
 
+    async fn start(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
+        // The tag is set then, and new connections are refused until the server has the password.
+        let is_sent = field == "password" && is_changing_password(api, &seen.id).await?;
+        Self::put(api, seen, spec, field).await?;
+        Ok(is_sent.then(|| field.to_owned()))
+    }
+
+    async fn change(api: &Api, id: &str, _change: &str) -> Result<State> {
+        Ok(match is_changing_password(api, id).await? {
+            true => State::Pending("changing its password".to_owned()),
+            false => State::Ready,
+        })
+    }
+
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, arn(seen), set, remove).await
     }

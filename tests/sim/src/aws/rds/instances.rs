@@ -507,7 +507,9 @@ pub(super) fn modify(world: &mut World, call: &Call) -> Result<Value, Fault> {
     if let Some(end) = end {
         let (scope, key) = (call.scope(), name.clone());
         let password = call.str("MasterUserPassword").map(str::to_owned);
-        world.defer(call.due(end), move |world| {
+        // A new password takes its time in any case: clients wait until they see that it is being changed.
+        let due = if password.is_some() { crate::later(call.now, end) } else { call.due(end) };
+        world.defer(due, move |world| {
             let state = world.state::<Rds>(&scope);
             let Some(instance) = state.instances.get_mut(&key) else { return };
             merge(&mut instance.shown, later);
