@@ -123,8 +123,6 @@ class Job:
     pid: int = 0
     # Everything that it started, where that is known.
     contained: groups.Group | None = None
-    # Where its temporary files are, if not in the default place.
-    scratch: Path | None = None
     # When its own process ended; helpers of it may clean up for a while longer.
     exited: float = 0.0
     began: float = 0.0
@@ -255,7 +253,7 @@ class Runner:
         self.out = out
         self.waiting, self.running, self.done = [], [], []
         self.facts = {}
-        self.scratch = scratch.Scratch()
+        self.scratch = scratch.default()
         self.began = time.monotonic()
         self.on_end = {}
         self.said = self.began
@@ -305,7 +303,6 @@ class Runner:
                 os.wait4(job.pid, 0)
             if job.contained:
                 job.contained.end(until - time.monotonic())
-            scratch.Scratch.remove(job.scratch)
 
     def look_at_failures(self):
         """Looks at what failed since the last time, while what runs at low priority stands still."""
@@ -366,12 +363,11 @@ class Runner:
     def start(self, job):
         job.output = self.folder / f"{len(self.done) + len(self.running):03}-{re.sub('[^A-Za-z0-9_-]+', '_', job.name)[:80]}"
         job.contained = groups.Group() if job.row else None
-        job.scratch = self.scratch.folder() if job.row else None
         with open(job.output, "wb") as log, open(job.messages or os.devnull, "wb") as messages:
             process = subprocess.Popen(
-                job.argv,
+                self.scratch.command(job.argv) if job.row and not job.trace else job.argv,
                 cwd=job.cwd,
-                env=environment(job),
+                env={**os.environ, **job.env},
                 stdin=subprocess.DEVNULL,
                 stdout=messages if job.messages else log,
                 stderr=log,
@@ -402,7 +398,6 @@ class Runner:
                     continue
                 job.cpu = max(job.cpu, job.contained.cpu())
                 job.survivors = job.contained.end()
-            scratch.Scratch.remove(job.scratch)
             self.running.remove(job)
             self.finish(job)
 
@@ -440,11 +435,6 @@ class Runner:
 def free_space(folder):
     """Tests on a full disk fail in many ways, and few of them name it."""
     return f"{shutil.disk_usage(folder).free / 1e9:.0f} GB of disk free"
-
-
-def environment(job):
-    """Its environment, with its own folder of temporary files."""
-    return {**os.environ, **job.env, **({"TMPDIR": str(job.scratch)} if job.scratch else {})}
 
 
 def prepare(job):
@@ -507,9 +497,8 @@ def suspects(job):
 def run_alone(job, argv, limit):
     """Status and output of a command that ran in the place of a job; the status is None if it did not end in time."""
     contained = groups.Group()
-    job.scratch = scratch.Scratch().folder()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(argv, cwd=job.cwd, env=environment(job), stdin=subprocess.DEVNULL, stdout=log,
+        process = subprocess.Popen(scratch.default().command(argv), cwd=job.cwd, env={**os.environ, **job.env}, stdin=subprocess.DEVNULL, stdout=log,
                                    stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=contained.join)
         try:
             status = process.wait(timeout=limit)
@@ -520,7 +509,6 @@ def run_alone(job, argv, limit):
                 signal_group(process.pid, signal.SIGKILL)
                 process.wait()
             contained.end(groups.GRACE)
-            scratch.Scratch.remove(job.scratch)
         log.seek(0)
         return status, log.read().decode(errors="replace")
 

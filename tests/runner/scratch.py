@@ -1,27 +1,22 @@
-"""Folders for temporary files, one for each test program that runs, removed when it has ended.
+"""Temporary files of test programs in memory, where there is enough: a story copies a program of 150 MB for each process that it
+starts, and flushes it to the disk.
 
-In memory where there is enough: a story copies a program of 150 MB for each process that it starts, and flushes it to the disk.
+Each program gets a `/tmp` of its own, in a mount namespace of its own: it has the same short name as on a disk, because the paths of
+sockets have 108 bytes, and it ends with the last process of the program.
 """
 
-import itertools
 import os
 import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 
-MEMORY = Path("/dev/shm")
-# More than all programs that run side by side have at once (measured: 6 GB), with what they and a build need beside it.
+PLACE = Path("/tmp")
+# More than all programs that run side by side have at once (measured: 6 GB for the largest), with what they and a build need beside it.
 ENOUGH = 12 << 30
-# Paths of sockets begin with this, and have 108 bytes at most.
-PREFIX = "tn"
-
-
-def runs_programs(place, mounts="/proc/mounts"):
-    """Whether a file system in memory is mounted there from which programs may be started."""
-    for line in Path(mounts).read_text().splitlines():
-        _, where, kind, options, *_ = line.split()
-        if where == str(place) and kind == "tmpfs":
-            return not {"noexec", "ro"} & set(options.split(","))
-    return False
+# The program follows.
+WITHIN = ["unshare", "--mount", "--propagation", "private", "sh", "-c",
+          f'mount -t tmpfs -o mode=1777,size={ENOUGH} tmpfs {PLACE} && exec "$@"', "sh"]
 
 
 def available_memory(meminfo="/proc/meminfo", limits="/sys/fs/cgroup"):
@@ -37,35 +32,28 @@ def available_memory(meminfo="/proc/meminfo", limits="/sys/fs/cgroup"):
 
 
 class Scratch:
-    """Makes folders in memory, or none, where the default has to serve."""
+    """Knows how a program starts with temporary files in memory."""
 
-    def __init__(self, place=MEMORY, available=available_memory):
-        self.available = available
-        self.numbers = itertools.count()
-        self.place = place if runs_programs(place) and os.access(place, os.W_OK) else None
-        if self.place:
-            self.remove_forgotten()
+    def __init__(self, within=WITHIN, available=available_memory, place=PLACE):
+        self.within, self.available, self.place = within, available, place
+        # A container may not mount, and who chose another folder keeps it.
+        is_default = "TMPDIR" not in os.environ
+        self.works = is_default and shutil.which(within[0]) is not None and self.tried()
 
-    def remove_forgotten(self):
-        """Removes what runs that were killed left there."""
-        for folder in self.place.glob(f"{PREFIX}*-*"):
-            pid = folder.name.removeprefix(PREFIX).split("-")[0]
-            if pid.isdecimal() and not Path("/proc", pid).exists():
-                self.remove(folder)
+    def tried(self):
+        """Whether it works here: a file that is written there is not seen outside."""
+        name = self.place / f"textnlp-scratch-{os.getpid()}"
+        done = subprocess.run([*self.within, "touch", name], capture_output=True)
+        seen = name.exists()
+        name.unlink(missing_ok=True)
+        return done.returncode == 0 and not seen
 
-    def folder(self):
-        """A new folder, used as `/tmp` is, also by other users; None where memory is short."""
-        if not self.place or min(shutil.disk_usage(self.place).free, self.available()) < ENOUGH:
-            return None
-        folder = self.place / f"{PREFIX}{os.getpid()}-{next(self.numbers)}"
-        try:
-            folder.mkdir()
-            folder.chmod(0o1777)
-        except OSError:
-            return None
-        return folder
+    def command(self, argv):
+        """How a program is started; as it is where memory is short, nothing may be mounted, or its own `/tmp` would hide it."""
+        hides = Path(argv[0]).is_relative_to(self.place)
+        return [*self.within, *argv] if self.works and not hides and self.available() >= ENOUGH else argv
 
-    @staticmethod
-    def remove(folder):
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+
+@cache
+def default():
+    return Scratch()
