@@ -676,7 +676,7 @@ pub enum SecretCommand {
         textnlp-deploy secret rotate jwt --env staging                 replace the key that signs tokens\n  \
         textnlp-deploy secret rotate jwt --env staging --immediately   the same after a leak\n  \
         textnlp-deploy secret rotate ca --env pilot --no-gate          replace the certificate authority\n  \
-        textnlp-deploy secret rotate database --env staging            replace the passwords of a PostgreSQL that it runs or that a cloud manages\n  \
+        textnlp-deploy secret rotate database --env staging            replace the passwords of its PostgreSQL\n  \
         textnlp-deploy secret rotate backup --env staging              encrypt backups with a new key from now on\n  \
         textnlp-deploy secret rotate report --env staging              sign reports and evidence with a new key\n\n\
         The first API key: `textnlp-deploy key rotate`. Steps after a leak: docs/runbooks/leaked-credentials.md")]
@@ -700,7 +700,7 @@ pub enum RotatedSecret {
     Jwt,
     /// The local certificate authority, with the certificates that it issued
     Ca,
-    /// The passwords of a supervised PostgreSQL of one site
+    /// The passwords of a PostgreSQL that it runs for one site, or that a cloud manages
     Database,
     /// The key that encrypts backups; the old one is kept for older backups
     Backup,

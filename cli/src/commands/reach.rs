@@ -39,7 +39,10 @@ pub async fn until_ready(
         (false, _) => READY_ON_MACHINES,
     };
     // An ingress shows a certificate of its own until it has that of the issuer.
-    let has_ingress = environment.sites.iter().any(|site| site.cluster.ingress.is_some());
+    let has_ingress = environment
+        .sites
+        .iter()
+        .any(|site| site.cluster.ingress.as_ref().is_some_and(|ingress| ingress.issuer.is_some()));
     let is_lasting = |failure: &Failure| is_of_certificate(failure) && !has_ingress;
     let (progress, stop) = (Progress::new(console), signals::stop(console));
     let ready = ready_within(

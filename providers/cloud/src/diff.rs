@@ -15,14 +15,17 @@ pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: 
         .fields()
         .filter(|(field, after)| match field.as_str() {
             TAGS => !tags::fit(&wanted.spec, &recorded.spec, &seen.spec),
-            field if row.resource.is_hidden(field) => !row.resource.fits(field, Some(after), recorded.spec.get(field)),
+            field if row.resource.is_hidden(field) => recorded.spec.get(field) != Some(*after),
             field => !row.resource.fits(field, Some(after), seen.spec.get(field)),
         })
-        .map(|(field, after)| FieldChange {
-            field: field.clone(),
-            before: seen.spec.get(field).cloned().filter(|value| *value != Value::Null),
-            after: Some(after.clone()),
-            effect: row.effect(field),
+        .map(|(field, after)| {
+            let shown = if row.resource.is_hidden(field) { &recorded.spec } else { &seen.spec };
+            FieldChange {
+                field: field.clone(),
+                before: shown.get(field).cloned().filter(|value| *value != Value::Null),
+                after: Some(after.clone()),
+                effect: row.effect(field),
+            }
         })
         .collect();
     if row.resource.carries_tags() && seen.lineage.is_none() && !changes.iter().any(|change| change.field == TAGS) {

@@ -362,7 +362,7 @@ impl<'a, C: Cloud> Work<'a, C> {
     fn hidden(&self, stand: &Stand) -> Option<&'static str> {
         let (resource, op) = (self.row.resource, self.op);
         let before = |field: &str| op.recorded.as_ref().and_then(|recorded| recorded.spec.get(field));
-        let is_changed = |field: &str| !resource.fits(field, op.spec.get(field), before(field));
+        let is_changed = |field: &str| op.spec.get(field) != before(field);
         let is_wanted = op.verb == Verb::Update && !stand.is_sent;
         resource.in_place().iter().copied().find(|field| is_wanted && resource.is_hidden(field) && is_changed(field))
     }
@@ -584,8 +584,7 @@ mod tests {
     #[test]
     fn handles_keep_their_form() {
         let change = json!(["tags", "sha256:0"]);
-        let whole =
-            json!({ "id": "vpc-1", "polls": 3, "change": change, "sent": 2, "update": "update-1", "alternative": 1 });
+        let whole = json!({ "id": "vpc-1", "polls": 3, "change": change, "sent": 2, "update": "update-1", "is_sent": true, "alternative": 1 });
         let refused = json!({ "id": "", "polls": 1, "conflicts": 1, "alternative": 2 });
         for handle in [json!({ "id": "", "polls": 0 }), whole, refused] {
             let stand: Stand = serde_json::from_value(handle.clone()).unwrap();

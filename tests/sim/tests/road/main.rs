@@ -376,6 +376,8 @@ fn managed_life(
     let before = hash();
     run(&["secret", "rotate", "database", "--yes", "--no-gate", "-o", "json"]).expect(0);
     assert_ne!(hash(), before, "the server has another password");
+    let after = run(&["up", "--yes", "--no-gate", "-o", "json"]).expect(0).json();
+    assert_eq!(counts(&after)[..4], [0, 0, 0, 0], "an up after the rotation plans nothing: {after:#}");
     let text = run(&["generate", "Once upon a time"]);
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
 

@@ -220,11 +220,6 @@ impl Resource<Api> for Instance {
             "deletion_protection" => change.deletion_protection(spec.deletion_protection),
             _ => {
                 let Some(password) = &spec.password else { return refuse("a server has a password", "state one") };
-                // The tag follows once RDS shows that it is changing the password: what is lost in between is sent again.
-                if seen.spec.source.is_some() || is_changing_password(api, id).await? {
-                    let tag = Tags::from([(tags::SECRET.to_owned(), secret::tag(password))]);
-                    return super::tag(api, arn(seen), &tag, &[]).await;
-                }
                 change.master_user_password(secret::value(api, password).await?)
             }
         };
@@ -232,15 +227,22 @@ impl Resource<Api> for Instance {
     }
 
     async fn start(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
-        // The tag is set then, and new connections are refused until the server has the password.
-        let is_sent = field == "password" && is_changing_password(api, &seen.id).await?;
-        Self::put(api, seen, spec, field).await?;
-        Ok(is_sent.then(|| field.to_owned()))
+        if let ("password", Some(password)) = (field, &spec.password) {
+            let is_replica = seen.spec.source.is_some();
+            // The tag follows once RDS shows that it is changing the password: what is lost in between is sent again. New
+            // connections are refused until the server has it.
+            if is_replica || is_changing_password(api, &seen.id).await? {
+                let tag = Tags::from([(tags::SECRET.to_owned(), secret::tag(password))]);
+                super::tag(api, arn(seen), &tag, &[]).await?;
+                return Ok((!is_replica).then(|| field.to_owned()));
+            }
+        }
+        Self::put(api, seen, spec, field).await.map(|()| None)
     }
 
     async fn change(api: &Api, id: &str, _change: &str) -> Result<State> {
         Ok(match is_changing_password(api, id).await? {
-            true => State::Pending("changing its password".to_owned()),
+            true => State::Pending("under way: its password".to_owned()),
             false => State::Ready,
         })
     }
