@@ -205,8 +205,8 @@ pub enum Command {
     Audit(Audit),
     /// Check what the environment depends on: database, stores, registries, DNS, model sources
     ///
-    /// Each line has its address, whether it answers and how fast, and otherwise the cause and a fix. Changes nothing. Exits
-    /// with status 1 when a dependency failed.
+    /// Each line has its address, whether it answers and how fast, and otherwise the cause and a fix. Without a subcommand,
+    /// nothing is changed. Exits with status 1 when a dependency failed.
     Deps(crate::operations_args::Deps),
     /// Report which controls of GDPR, HIPAA or SOC 2 a running environment meets
     #[command(subcommand)]

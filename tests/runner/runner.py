@@ -498,8 +498,9 @@ def run_alone(job, argv, limit):
     """Status and output of a command that ran in the place of a job; the status is None if it did not end in time."""
     contained = groups.Group()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(scratch.default().command(argv), cwd=job.cwd, env={**os.environ, **job.env}, stdin=subprocess.DEVNULL, stdout=log,
-                                   stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=contained.join)
+        process = subprocess.Popen(scratch.default().command(argv), cwd=job.cwd, env={**os.environ, **job.env},
+                                   stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                                   preexec_fn=contained.join)
         try:
             status = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:

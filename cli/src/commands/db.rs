@@ -121,7 +121,10 @@ async fn unless_stopped(
     }
     // In a cluster, the dropped run deletes its job: the pod gets TERM and removes its tables. This removes what is left.
     if let Err(failure) = run(deployment, admin, place, cleanup, Duration::ZERO).await {
-        console.warn(format!("its tables were not removed, which the next one does: {:#}", failure.error));
+        console.warn(format!(
+            "the tables of the benchmark were not removed; the next benchmark removes them: {:#}",
+            failure.error
+        ));
     }
     let error = anyhow::anyhow!("{} was stopped", task.name);
     Err(Failure::new(Exit::Stopped, "stopped", error))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::report::table::{Table, TableReport};
 use textnlp_service::checks::CheckLine;
 use textnlp_service::dependencies::{Dependency, dependencies};
@@ -43,13 +44,13 @@ fn line(found: &Dependency) -> CheckLine {
     CheckLine { site: site.clone(), rule: None, name: (*name).to_owned(), mark: *result, says, fix: fix.clone() }
 }
 
-/// The versions that the release of an environment uses.
+/// The local release, and the versions that the release of an environment uses.
 async fn versions(
     session: &Session,
     chosen: &ChosenEnvironment,
     args: &AuditArgs,
     console: Console,
-) -> Result<Vec<UsedVersion>, Failure> {
+) -> Result<(Lock, Vec<UsedVersion>), Failure> {
     let here = local_release(session, chosen, chosen.lock()?.as_ref(), console)?;
     let progress = Progress::new(console);
     let sources = session.advisories();
@@ -58,12 +59,13 @@ async fn versions(
         None => None,
     };
     let advisories = Advisories::of(&sources, given);
-    progress.done(updates::used_versions(chosen, &here, &advisories, &progress).await)
+    let rows = progress.done(updates::used_versions(chosen, &here, &advisories, &progress).await)?;
+    Ok((here, rows))
 }
 
 async fn check_updates(session: &Session, args: &CheckUpdates, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
-    let rows = versions(session, &chosen, &args.audit, console).await?;
+    let (_, rows) = versions(session, &chosen, &args.audit, console).await?;
     let mut text = table(&rows);
     if rows.iter().any(|row| row.change(false).is_some()) {
         let update = chosen.scope.command("deps update");
@@ -88,7 +90,7 @@ fn exit(rows: &[UsedVersion]) -> Option<Exit> {
 
 async fn update(session: &Session, args: &DepsUpdate, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
-    let rows = versions(session, &chosen, &args.audit, console).await?;
+    let (here, rows) = versions(session, &chosen, &args.audit, console).await?;
     let planned: Vec<(&UsedVersion, &Change)> =
         rows.iter().filter_map(|row| Some((row, row.change(args.security_only)?))).collect();
     let own: Vec<Change> = planned.iter().map(|(_, change)| (*change).clone()).filter(Change::is_own).collect();
@@ -100,9 +102,8 @@ async fn update(session: &Session, args: &DepsUpdate, console: Console) -> Resul
     document["remaining"] = json!(affected);
     let end = |text: String, document: Value| match affected {
         0 => Success::new(text, document),
-        _ => {
-            Success::new(format!("{text}\n{affected} with a known vulnerability remain."), document).exit(Exit::Failed)
-        }
+        _ => Success::new(format!("{text}\nVersions with a known vulnerability that remain: {affected}."), document)
+            .exit(Exit::Failed),
     };
     let list = plan(&rows, &planned, args.security_only);
     if own.is_empty() {
@@ -114,7 +115,6 @@ async fn update(session: &Session, args: &DepsUpdate, console: Console) -> Resul
         let hint = format!("approve it with --yes, or only show it: {}", chosen.scope.command("deps check-updates"));
         return Err(Failure::refused("not_approved", error).hint(hint).document(document));
     }
-    let here = local_release(session, &chosen, chosen.lock()?.as_ref(), console)?;
     let progress = Progress::new(console);
     let (overrides, catalogue) = (session.overrides(), clouds::catalogue());
     let loading = (&session.library, &overrides, &catalogue);

@@ -11,7 +11,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
-use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::Check;
@@ -20,10 +19,10 @@ use textnlp_orchestrator::load::{self, HttpWire, Load, Measured};
 use textnlp_orchestrator::plan::{Cost, amount};
 use textnlp_orchestrator::release::{Lock, configuration_digest};
 use textnlp_orchestrator::state::State;
-use textnlp_provider::{EnvironmentName, Lineage, SiteName, error_chain};
+use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 use tokio_util::sync::CancellationToken;
 
-use crate::gate::{self, read, release_of, sha256, write_signed};
+use crate::gate::{self, read_signed, release_of, sha256, write_signed};
 use crate::keys::Admin;
 use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvironment, release};
 
@@ -146,16 +145,7 @@ impl SpeedTest {
 impl Baseline {
     /// Reads the baseline of a state folder, if this environment signed it. Else why it is not used.
     pub fn read(folder: &Utf8Path) -> Result<Self, String> {
-        let file = file(folder);
-        let unverified = |why: String| format!("{file} is not verified: {why}");
-        let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else {
-            return Ok(Self::default());
-        };
-        let signed_as = signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
-        if signed_as != what(&bytes) {
-            return Err(unverified("it is signed as another file".to_owned()));
-        }
-        serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))
+        Ok(read_signed(folder, &file(folder), what)?.unwrap_or_default())
     }
 
     /// Writes and signs it.

@@ -10,20 +10,18 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::SiteSettings;
 use textnlp_orchestrator::gate::phases::{AVAILABILITY, PhaseDefinition};
 use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::{Entry, Lock, Recorded, covers, pushes_image, short};
 use textnlp_orchestrator::state::{Entry as StateEntry, Operator, State};
-use textnlp_provider::error_chain;
 
 use crate::baseline::Baseline;
 use crate::checks::{CheckLine, Checks};
-use crate::configuration::git;
+use crate::configuration::{git, plain};
 use crate::gate::order::digest_of;
-use crate::gate::{self, read, sha256, write_signed};
+use crate::gate::{self, read_signed, sha256, write_signed};
 use crate::{ChosenEnvironment, Failure, Progress, release, running, updates};
 
 /// The version of this program.
@@ -81,7 +79,7 @@ pub struct Step {
 
 /// What was found of a step.
 #[derive(Debug, Clone, PartialEq)]
-enum Found {
+enum Finding {
     Done(String),
     /// Why it is open, and the command.
     Open(String, String),
@@ -89,9 +87,9 @@ enum Found {
     Yours(String, String),
 }
 
-impl Found {
+impl Finding {
     fn open(why: impl Into<String>, next: impl Into<String>) -> Self {
-        Found::Open(why.into(), next.into())
+        Finding::Open(why.into(), next.into())
     }
 }
 
@@ -171,12 +169,12 @@ pub async fn checklist(facts: &ReleaseFacts<'_>, progress: &dyn Progress) -> Res
     Ok(Checklist { release, steps, readiness, unverified })
 }
 
-fn step((name, title): (&'static str, &'static str), found: Found, marked: Option<String>) -> Step {
+fn step((name, title): (&'static str, &'static str), found: Finding, marked: Option<String>) -> Step {
     let (state, evidence, next) = match (found, marked) {
         // A record is for what evidence does not show, and not against it.
-        (Found::Open(why, next), _) => (StepState::Open, why, Some(next)),
-        (Found::Done(evidence), _) | (_, Some(evidence)) => (StepState::Done, evidence, None),
-        (Found::Yours(why, next), None) => (StepState::Yours, why, Some(next)),
+        (Finding::Open(why, next), _) => (StepState::Open, why, Some(next)),
+        (Finding::Done(evidence), _) | (_, Some(evidence)) => (StepState::Done, evidence, None),
+        (Finding::Yours(why, next), None) => (StepState::Yours, why, Some(next)),
     };
     Step { name, title, state, evidence, next }
 }
@@ -189,22 +187,23 @@ async fn found(
     folder: &Utf8Path,
     watch: Option<&Mark>,
     progress: &dyn Progress,
-) -> Result<[Found; 11], Failure> {
+) -> Result<[Finding; 11], Failure> {
     let (scope, environment) = (&staging.scope, &staging.loaded.environment);
     let done = |step: &str| scope.command(&format!("release checklist --done {step} --reason TEXT"));
     let history = release::recorded(scope)?;
-    let yours = |why: String, what: &str, step| Found::Yours(why, format!("{what}, then: {}", done(step)));
+    let yours = |why: String, what: &str, step| Finding::Yours(why, format!("{what}, then: {}", done(step)));
     let tests = yours("not recorded".to_owned(), "run all tests of the release", "tests");
     let previous = lock.map_or_else(|| history.entries.last(), |lock| history.before(lock));
     let version = version(previous)
-        .map_or_else(|why| yours(why, "raise the version and build the program", "version"), Found::Done);
+        .map_or_else(|why| yours(why, "raise the version and build the program", "version"), Finding::Done);
     let changelog = changelog(folder).map_or_else(
         |why| yours(why, &format!("write a section `## [{VERSION}]` into CHANGELOG.md"), "changelog"),
-        Found::Done,
+        Finding::Done,
     );
-    let tag = tag(folder).await.map_or_else(|why| yours(why, &format!("run `git tag v{VERSION}`"), "tag"), Found::Done);
+    let tag =
+        tag(folder).await.map_or_else(|why| yours(why, &format!("run `git tag v{VERSION}`"), "tag"), Finding::Done);
     let Some(lock) = lock else {
-        let open = || Found::open("no release is locked", scope.command("release set"));
+        let open = || Finding::open("no release is locked", scope.command("release set"));
         let (image, push, locked, runs, smoke) = (open(), open(), open(), open(), open());
         return Ok([version, tests, changelog, image, tag, push, locked, runs, smoke, open(), open()]);
     };
@@ -213,7 +212,7 @@ async fn found(
     let (deployed, watch) = match production {
         None => {
             let again = "release checklist --production ENV";
-            let open = || Found::open("no production environment is named", scope.command(again));
+            let open = || Finding::open("no production environment is named", scope.command(again));
             (open(), open())
         }
         Some(production) => in_production(staging, production, lock, watch).await?,
@@ -262,9 +261,10 @@ fn changelog(folder: &Utf8Path) -> Result<String, String> {
 /// The commit of the working directory has the tag of the version.
 async fn tag(folder: &Utf8Path) -> Result<String, String> {
     let asked = git(folder, &["tag", "--points-at", "HEAD"]).await;
-    let (status, printed, _) = asked.map_err(|failure| format!("{:#}", failure.error))?;
+    let (status, printed, errors) = asked.map_err(|failure| format!("{:#}", failure.error))?;
     if !status.success() {
-        return Err(format!("{folder} is in no Git repository with a commit"));
+        let why = plain(String::from_utf8_lossy(&errors).lines().next().unwrap_or("no error output"));
+        return Err(format!("the tags of the commit in {folder} cannot be read: {why}"));
     }
     let printed = String::from_utf8_lossy(&printed).into_owned();
     let found = printed.lines().find(|tag| tag.strip_prefix('v').unwrap_or(tag) == VERSION);
@@ -274,16 +274,16 @@ async fn tag(folder: &Utf8Path) -> Result<String, String> {
 }
 
 /// The lock has what each site runs.
-fn image(lock: &Lock, environment: &Environment, set: &str) -> Found {
+fn image(lock: &Lock, environment: &Environment, set: &str) -> Finding {
     let mut built = Vec::new();
     if environment.runs_here() {
         built.push(format!("server {}", short(&lock.server)));
     }
     for site in environment.sites.iter().filter(|site| site.runs_image()) {
         match lock.images.get(site.name.as_str()) {
-            None => return Found::open(format!("no image of site {} is locked", site.name), set),
+            None => return Finding::open(format!("no image of site {} is locked", site.name), set),
             Some(image) if !image.contains("@sha256:") => {
-                return Found::open(
+                return Finding::open(
                     format!("the image {image} has no digest"),
                     format!("write its digest, then: {set}"),
                 );
@@ -291,16 +291,16 @@ fn image(lock: &Lock, environment: &Environment, set: &str) -> Found {
             Some(image) => built.push(format!("image {image}")),
         }
     }
-    Found::Done(built.join(", "))
+    Finding::Done(built.join(", "))
 }
 
 /// The registries have the locked images.
-async fn pushed(chosen: &ChosenEnvironment, lock: &Lock, progress: &dyn Progress) -> Found {
+async fn pushed(chosen: &ChosenEnvironment, lock: &Lock, progress: &dyn Progress) -> Finding {
     let environment = &chosen.loaded.environment;
     let sites: Vec<&SiteSettings> = environment.sites.iter().filter(|site| site.runs_image()).collect();
     for site in &sites {
         let Some(image) = lock.images.get(site.name.as_str()) else {
-            return Found::open(
+            return Finding::open(
                 format!("no image of site {} is locked", site.name),
                 chosen.scope.command("release set"),
             );
@@ -311,18 +311,18 @@ async fn pushed(chosen: &ChosenEnvironment, lock: &Lock, progress: &dyn Progress
         };
         match updates::has_image(chosen, image, progress).await {
             Ok(true) => {}
-            Ok(false) => return Found::open(format!("the registry does not have {image}"), next),
-            Err(why) => return Found::open(format!("whether {image} is there is unknown: {why}"), next),
+            Ok(false) => return Finding::open(format!("the registry does not have {image}"), next),
+            Err(why) => return Finding::open(format!("whether {image} is there is unknown: {why}"), next),
         }
     }
-    Found::Done(match sites.len() {
+    Finding::Done(match sites.len() {
         0 => "no site runs an image".to_owned(),
         count => format!("the registries have the images of {count} sites"),
     })
 }
 
 /// The lock has the programs, models and images that are here.
-fn locked(chosen: &ChosenEnvironment, lock: &Lock, here: &Lock) -> Found {
+fn locked(chosen: &ChosenEnvironment, lock: &Lock, here: &Lock) -> Finding {
     let is_needed = |what: &str| match what.split_once('.') {
         Some(("models" | "images", _)) => true,
         _ => what == "server" && chosen.loaded.environment.runs_here(),
@@ -330,8 +330,8 @@ fn locked(chosen: &ChosenEnvironment, lock: &Lock, here: &Lock) -> Found {
     let differences = lock.differences(here).into_iter().filter(|difference| is_needed(&difference.what));
     let differing: Vec<String> = differences.map(|difference| difference.to_string()).collect();
     match differing.is_empty() {
-        true => Found::Done(chosen.lock_path.to_string()),
-        false => Found::open(differing.join("; "), chosen.scope.command("release set")),
+        true => Finding::Done(chosen.lock_path.to_string()),
+        false => Finding::open(differing.join("; "), chosen.scope.command("release set")),
     }
 }
 
@@ -353,15 +353,15 @@ async fn removed_at(environment: &Environment, state: &State) -> Result<Option<T
 }
 
 /// Whether the newest applied release is this one, and was not removed.
-fn runs(history: &Recorded, is_this: impl Fn(&Entry) -> bool, removed: Option<Timestamp>, next: String) -> Found {
+fn runs(history: &Recorded, is_this: impl Fn(&Entry) -> bool, removed: Option<Timestamp>, next: String) -> Finding {
     match (history.newest(), removed) {
-        (Err(why), _) => Found::Open(why, next),
-        (Ok(Some(entry)), None) if is_this(entry) => Found::Done(applied(entry)),
+        (Err(why), _) => Finding::Open(why, next),
+        (Ok(Some(entry)), None) if is_this(entry) => Finding::Done(applied(entry)),
         (Ok(Some(entry)), Some(at)) if is_this(entry) => {
-            Found::Open(format!("{}; removed at {at:.0}", applied(entry)), next)
+            Finding::Open(format!("{}; removed at {at:.0}", applied(entry)), next)
         }
-        (Ok(Some(entry)), _) => Found::Open(format!("another one was applied: {}", applied(entry)), next),
-        (Ok(None), _) => Found::open("no release was applied", next),
+        (Ok(Some(entry)), _) => Finding::Open(format!("another one was applied: {}", applied(entry)), next),
+        (Ok(None), _) => Finding::open("no release was applied", next),
     }
 }
 
@@ -370,11 +370,11 @@ fn applied(Entry { number, applied }: &Entry) -> String {
 }
 
 /// The evidence of the gate is of this release, and open.
-async fn smoke(chosen: &ChosenEnvironment, history: &Recorded, lock: &Lock) -> Result<Found, Failure> {
+async fn smoke(chosen: &ChosenEnvironment, history: &Recorded, lock: &Lock) -> Result<Finding, Failure> {
     Ok(match release::verified(chosen, history, Some(lock)).await? {
-        Ok(kept) => Found::Done(format!("open, measured {}: {}", kept.at.strftime("%Y-%m-%d %H:%M"), kept.report)),
+        Ok(kept) => Finding::Done(format!("open, measured {}: {}", kept.at.strftime("%Y-%m-%d %H:%M"), kept.report)),
         Err((blockers, next)) => {
-            Found::Open(blockers.join("; "), next.unwrap_or_else(|| chosen.scope.same("gate --again")))
+            Finding::Open(blockers.join("; "), next.unwrap_or_else(|| chosen.scope.same("gate --again")))
         }
     })
 }
@@ -385,7 +385,7 @@ async fn in_production(
     production: &ChosenEnvironment,
     lock: &Lock,
     watch: Option<&Mark>,
-) -> Result<(Found, Found), Failure> {
+) -> Result<(Finding, Finding), Failure> {
     let (scope, environment) = (&production.scope, &production.loaded.environment);
     let history = release::recorded(scope)?;
     let is_this = |ran: &Lock| covers(lock, ran, environment).is_ok();
@@ -396,8 +396,8 @@ async fn in_production(
     let state = running::state(scope).await?;
     let removed = removed_at(environment, &state).await?;
     let deployed = runs(&history, |entry| is_this(&entry.applied.lock), removed, next.clone());
-    if !matches!(deployed, Found::Done(_)) {
-        return Ok((deployed, Found::open("the release does not run in production yet", next)));
+    if !matches!(deployed, Finding::Done(_)) {
+        return Ok((deployed, Finding::open("the release does not run in production yet", next)));
     }
     let since = history.newest().ok().flatten().map(|entry| entry.applied.at).unwrap_or(Timestamp::MAX);
     Ok((deployed, watched(production, &state, since, watch)))
@@ -409,31 +409,33 @@ fn is_day_after(now: Timestamp, applied: Timestamp) -> bool {
 }
 
 /// The gate of production measured its availability for 24 hours after this time. Where it does not, a person did.
-fn watched(production: &ChosenEnvironment, state: &State, since: Timestamp, mark: Option<&Mark>) -> Found {
+fn watched(production: &ChosenEnvironment, state: &State, since: Timestamp, mark: Option<&Mark>) -> Finding {
     let (scope, environment) = (&production.scope, &production.loaded.environment);
     if PhaseDefinition::of(environment.phase).check(AVAILABILITY).is_none() {
         if let Some(mark) = mark.filter(|mark| is_day_after(mark.at, since)) {
-            return Found::Done(mark.text());
+            return Finding::Done(mark.text());
         }
         let why = format!("the gate of phase {} does not measure availability", environment.phase);
         let metrics = scope.command("metrics summary --period 24h");
-        return Found::Yours(
+        return Finding::Yours(
             why,
             format!("look at {metrics} 24 hours after {since:.0}, then record `watch` with --done"),
         );
     }
-    let kept = gate::stored(production, state).ok().flatten();
-    let kept = kept.filter(|kept| kept.at > since && kept.outdated().is_none());
+    let kept = match gate::stored(production, state) {
+        Ok(kept) => kept.filter(|kept| kept.at > since && kept.outdated().is_none()),
+        Err(why) => return Finding::Open(why, scope.command("gate --again")),
+    };
     let check = kept.and_then(|kept| kept.checks.into_iter().find(|check| check.name == AVAILABILITY));
     let window = environment.gates.availability_window;
     match check {
-        Some(check) if check.ok && window.0 >= WATCH => Found::Done(check.to_string()),
+        Some(check) if check.ok && window.0 >= WATCH => Finding::Done(check.to_string()),
         Some(check) if check.ok => {
-            Found::open(format!("`gates.availability_window` is {window}: {check}"), "set it to 24h at least")
+            Finding::open(format!("`gates.availability_window` is {window}: {check}"), "set it to 24h at least")
         }
         check => {
             let why = check.map_or_else(|| format!("not measured since {since:.0}"), |check| check.to_string());
-            Found::Open(why, format!("{}, then: {}", scope.command("probe --for 24h"), scope.command("gate --again")))
+            Finding::Open(why, format!("{}, then: {}", scope.command("probe --for 24h"), scope.command("gate --again")))
         }
     }
 }
@@ -575,6 +577,11 @@ fn may_be_watched(facts: &ReleaseFacts<'_>, lock: &Lock, now: Timestamp) -> Resu
         return Err(Failure::usage("no_production", anyhow::anyhow!("`watch` is of a production environment"))
             .hint("name it: --production ENV"));
     };
+    let phase = production.loaded.environment.phase;
+    if PhaseDefinition::of(phase).check(AVAILABILITY).is_some() {
+        let error = anyhow::anyhow!("`watch` is measured by the gate of phase {phase}, and not recorded by hand");
+        return Err(Failure::usage("unknown_step", error).hint(production.scope.command("gate --again")));
+    }
     let history = release::recorded(&production.scope)?;
     let newest = history.newest().map_err(early)?;
     let is_this = |entry: &&Entry| covers(lock, &entry.applied.lock, &production.loaded.environment).is_ok();
@@ -589,15 +596,8 @@ fn may_be_watched(facts: &ReleaseFacts<'_>, lock: &Lock, now: Timestamp) -> Resu
 
 /// The records of a state folder, if this environment signed them. Else why they are not used.
 fn marks(folder: &Utf8Path) -> Result<Vec<Mark>, String> {
-    let file = file(folder);
-    let unverified = |why: String| format!("{file} is not verified: {why}");
-    let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else { return Ok(Vec::new()) };
-    let signed_as = signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
-    if signed_as != what(&bytes) {
-        return Err(unverified("it is signed as another file".to_owned()));
-    }
-    let kept: Marks = serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))?;
-    Ok(kept.marks)
+    let kept: Option<Marks> = read_signed(folder, &file(folder), what)?;
+    Ok(kept.unwrap_or_default().marks)
 }
 
 fn file(folder: &Utf8Path) -> Utf8PathBuf {
@@ -652,13 +652,13 @@ mod tests {
 
     #[test]
     fn record_of_a_person_takes_the_place_of_missing_evidence() {
-        let of = |found: Found, mark: Option<&str>| step(("tests", "all tests pass"), found, mark.map(str::to_owned));
-        let yours = || Found::Yours("not recorded".to_owned(), "run them".to_owned());
+        let of = |found: Finding, mark: Option<&str>| step(("tests", "all tests pass"), found, mark.map(str::to_owned));
+        let yours = || Finding::Yours("not recorded".to_owned(), "run them".to_owned());
         assert_eq!(of(yours(), None).state, StepState::Yours);
         let marked = of(yours(), Some("ada: CI run 7"));
         assert_eq!((marked.state, marked.evidence.as_str(), marked.next), (StepState::Done, "ada: CI run 7", None));
-        assert_eq!(of(Found::open("why", "up"), None).next.as_deref(), Some("up"));
-        assert_eq!(of(Found::open("why", "up"), Some("ada: fine")).state, StepState::Open, "evidence is against it");
+        assert_eq!(of(Finding::open("why", "up"), None).next.as_deref(), Some("up"));
+        assert_eq!(of(Finding::open("why", "up"), Some("ada: fine")).state, StepState::Open, "evidence is against it");
     }
 
     #[test]
@@ -666,8 +666,8 @@ mod tests {
         let mut history = Recorded::default();
         history.entries.push(entry("textnlp-deploy 0.0.1"));
         let of = |removed| runs(&history, |_| true, removed, "up".to_owned());
-        assert!(matches!(of(None), Found::Done(_)));
-        assert!(matches!(of(Some(Timestamp::UNIX_EPOCH)), Found::Open(why, _) if why.contains("removed at")));
+        assert!(matches!(of(None), Finding::Done(_)));
+        assert!(matches!(of(Some(Timestamp::UNIX_EPOCH)), Finding::Open(why, _) if why.contains("removed at")));
     }
 
     #[test]

@@ -161,6 +161,6 @@ pub(crate) async fn git(folder: &Utf8Path, arguments: &[&str]) -> Result<(ExitSt
 }
 
 /// Texts of a repository may have any character.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }

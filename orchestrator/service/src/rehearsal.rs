@@ -13,16 +13,15 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_orchestrator::clock::Clock;
-use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::state::Operator;
+use textnlp_provider::Lineage;
 use textnlp_provider::operations::{DatabaseInstances, DatabaseStatus};
 use textnlp_provider::settings::Hosting;
-use textnlp_provider::{Lineage, error_chain};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::order::digest_of;
-use crate::gate::{applied, read, sha256, write_signed};
+use crate::gate::{applied, read_signed, sha256, write_signed};
 use crate::keys::{Admin, SiteJobs};
 use crate::{ChosenEnvironment, Exit, Failure, Progress, RunningEnvironment, Scope};
 
@@ -139,15 +138,8 @@ struct Records {
 
 /// Reads the records, if this environment signed them. Else why they are not used.
 pub fn records(folder: &Utf8Path) -> Result<Vec<FailoverRecord>, String> {
-    let file = file(folder);
-    let unverified = |why: String| format!("{file} is not verified: {why}");
-    let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else { return Ok(Vec::new()) };
-    let signed_as = signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
-    if signed_as != what(&bytes) {
-        return Err(unverified("it is signed as another file".to_owned()));
-    }
-    let records: Records = serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))?;
-    Ok(records.rehearsals)
+    let records: Option<Records> = read_signed(folder, &file(folder), what)?;
+    Ok(records.unwrap_or_default().rehearsals)
 }
 
 /// Adds a record. A file without a valid signature is replaced.

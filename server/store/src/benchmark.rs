@@ -18,6 +18,7 @@ use sqlx::{AnyConnection, Connection, Row};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::copy::io;
 use super::dialect::{self, Dialect};
 use super::maintenance::{folder_of, free_bytes};
 use super::usage::{BATCH, COLLECTS, WAITING};
@@ -364,7 +365,7 @@ impl Store {
 }
 
 fn failed(error: std::io::Error) -> MaintenanceError {
-    StoreError::Failed(sqlx::Error::Io(error)).into()
+    io(error).into()
 }
 
 /// Locks the folder of a file for one benchmark, until the lock is dropped or the process ends.
@@ -432,7 +433,6 @@ fn scratch_of(at: &DatabaseAt) -> DatabaseAt {
 
 /// Removes the files of all benchmarks of a SQLite database.
 async fn remove_files(file: &Utf8Path) -> Result<(), StoreError> {
-    let io = |error| StoreError::Failed(sqlx::Error::Io(error));
     let prefix = prefix(file.file_name().unwrap_or_default());
     let mut entries = tokio::fs::read_dir(folder_of(file)).await.map_err(io)?;
     while let Some(entry) = entries.next_entry().await.map_err(io)? {
@@ -494,7 +494,7 @@ async fn run(scratch: &Store, plan: BenchmarkPlan) -> Result<Run, MaintenanceErr
     let ended = async {
         let mut tallies = Vec::new();
         while let Some(ended) = clients.join_next().await {
-            let tally = ended.map_err(|error| StoreError::Failed(sqlx::Error::Io(std::io::Error::other(error))))?;
+            let tally = ended.map_err(|error| io(std::io::Error::other(error)))?;
             tallies.push(tally?);
         }
         Ok::<_, StoreError>((tallies, began.elapsed()))

@@ -42,7 +42,7 @@ pub async fn copy(database: &Database, to: &Utf8Path) -> Result<Copied, StoreErr
     Ok(copied)
 }
 
-fn io(error: std::io::Error) -> StoreError {
+pub(super) fn io(error: std::io::Error) -> StoreError {
     StoreError::Failed(sqlx::Error::Io(error))
 }
 
@@ -119,7 +119,7 @@ pub async fn check(file: &Utf8Path) -> Result<Copied, StoreError> {
     let keys = count(&mut database, "api_keys").await?;
     let usage = count(&mut database, "api_usage").await?;
     database.close().await.map_err(|error| Dialect::Sqlite.sort(error))?;
-    let bytes = std::fs::metadata(file).map_err(|error| StoreError::Failed(sqlx::Error::Io(error)))?.len();
+    let bytes = std::fs::metadata(file).map_err(io)?.len();
     Ok(Copied { schema, keys, usage, bytes })
 }
 

@@ -129,7 +129,7 @@ impl Store {
             .try_get(0)
             .map_err(StoreError::from)?;
         let folder = folder_of(Utf8Path::new(&file));
-        let free = free_bytes(folder).map_err(|error| StoreError::Failed(sqlx::Error::Io(error)))?;
+        let free = free_bytes(folder).map_err(super::copy::io)?;
         if free < bytes.saturating_mul(FREE_SPACE) {
             let needed = bytes.saturating_mul(FREE_SPACE) >> 20;
             let why = format!("it needs {needed} MiB of free disk space, and there are {} MiB", free >> 20);
@@ -177,7 +177,7 @@ impl Store {
         about: &str,
         why: &str,
     ) -> Result<(), MaintenanceError> {
-        let Some((_, number)) = self.dialect.lock(about) else { return Ok(()) };
+        let Some((_, number)) = self.lock(about) else { return Ok(()) };
         let lock = sqlx::query("SELECT pg_try_advisory_lock($1)").bind(number);
         let row = self.ask(lock.fetch_one(&mut *connection)).await?;
         match row.try_get::<bool, _>(0).map_err(StoreError::from)? {

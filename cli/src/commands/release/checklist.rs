@@ -37,7 +37,7 @@ pub async fn checklist(
     let progress = Progress::new(console);
     let list = progress.done(checklist::checklist(&facts, &progress).await)?;
     if let Some(why) = &list.unverified {
-        console.warn(format!("{why}; what persons recorded is not used"));
+        console.warn(format!("{why}; records of --done are not used"));
     }
     let rows: Vec<Value> = list.readiness.iter().map(CheckLine::document).collect();
     let document = json!({

@@ -6,7 +6,6 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::gate::phases::{ANSWERS, GROWTH, METRICS, SESSIONS};
@@ -15,7 +14,7 @@ use textnlp_orchestrator::state::State;
 use textnlp_provider::{Lineage, error_chain};
 
 use super::growth::ScaleUp;
-use super::{read, release_of, sha256, write_signed};
+use super::{read_signed, release_of, sha256, write_signed};
 use crate::{ChosenEnvironment, Failure, RunningEnvironment};
 
 /// The newest evidence of each kind.
@@ -46,17 +45,7 @@ impl<T> Of<T> {
 impl Shown {
     /// Reads the evidence in a state folder, if this environment signed it. Else why it is not used.
     fn read(folder: &Utf8Path) -> Result<Shown, String> {
-        let file = file(folder);
-        let unverified = |why: String| format!("{file} is not verified: {why}");
-        let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else {
-            return Ok(Shown::default());
-        };
-        // The signature covers the digest, so that a file that is replaced meanwhile is not taken for the signed one.
-        let signed_as = signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
-        if signed_as != what(&bytes) {
-            return Err(unverified("it is signed as another file".to_owned()));
-        }
-        serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))
+        Ok(read_signed(folder, &file(folder), what)?.unwrap_or_default())
     }
 }
 

@@ -19,6 +19,7 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use jiff::civil::Date;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -485,7 +486,7 @@ pub(crate) fn release_of(chosen: &ChosenEnvironment) -> Result<String, Failure> 
 }
 
 /// The content of a file, if there is one.
-pub(crate) fn read(file: &Utf8Path) -> std::io::Result<Option<Vec<u8>>> {
+fn read(file: &Utf8Path) -> std::io::Result<Option<Vec<u8>>> {
     /// Far above the size of evidence.
     const MAX_BYTES: u64 = 16 << 20;
     let opened = match std::fs::File::open(file) {
@@ -499,6 +500,22 @@ pub(crate) fn read(file: &Utf8Path) -> std::io::Result<Option<Vec<u8>>> {
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
+}
+
+/// The value in a file that this environment signed, `None` if there is no file. Else why it is not used.
+pub(crate) fn read_signed<T: DeserializeOwned>(
+    state: &Utf8Path,
+    file: &Utf8Path,
+    what: impl FnOnce(&[u8]) -> String,
+) -> Result<Option<T>, String> {
+    let unverified = |why: String| format!("{file} is not verified: {why}");
+    let Some(bytes) = read(file).map_err(|error| unverified(error.to_string()))? else { return Ok(None) };
+    // The signature covers the digest, so that a file that is replaced meanwhile is not taken for the signed one.
+    let signed_as = signed::verify_own(state, file).map_err(|error| unverified(error_chain(&error)))?;
+    if signed_as != what(&bytes) {
+        return Err(unverified("it is signed as another file".to_owned()));
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| unverified(error.to_string()))
 }
 
 /// Writes signed evidence durably, because `promote` relies on it even after a crash of the machine.

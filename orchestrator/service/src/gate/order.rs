@@ -8,16 +8,15 @@ use std::os::unix::fs::DirBuilderExt;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::phases::{MAX_EVIDENCE_DAYS, PhaseDefinition};
 use textnlp_orchestrator::gate::{ChangedLimit, EntryBasis, Exemption, RecordedExemption};
 use textnlp_orchestrator::release::{History, Lock, covers, digest};
 use textnlp_orchestrator::state::{Entry, State};
-use textnlp_provider::{EnvironmentName, Lineage, error_chain};
+use textnlp_provider::{EnvironmentName, Lineage};
 
-use super::{StoredEvidence, read, sha256, write_signed};
+use super::{StoredEvidence, read_signed, sha256, write_signed};
 use crate::{ChosenEnvironment, Deployment, Exit, Failure, Scope, running};
 
 /// The evidence that a release passed an earlier phase.
@@ -107,14 +106,7 @@ fn write(folder: &Utf8Path, promotion: &Promotion) -> anyhow::Result<()> {
 
 /// The stored evidence, if this environment signed it. Else why it is not used.
 fn stored(folder: &Utf8Path) -> Result<Option<Promotion>, String> {
-    let file = file(folder);
-    let unverified = |why: String| format!("{file} is not verified: {why}");
-    let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else { return Ok(None) };
-    let signed_as = signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
-    if signed_as != what(&bytes) {
-        return Err(unverified("it is signed as another file".to_owned()));
-    }
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| unverified(error.to_string()))
+    read_signed(folder, &file(folder), what)
 }
 
 /// Whether the release of an `up` may enter the phase of its environment.

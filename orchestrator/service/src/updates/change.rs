@@ -112,6 +112,10 @@ pub async fn apply(
             _ => {}
         }
     }
+    // Fetching models takes long: another command may have written the lock.
+    if lock != before && chosen.lock()? != before {
+        return Err(changed_meanwhile(format!("{} was changed", chosen.lock_path)));
+    }
     let file = edit.map(Edit::write).transpose()?;
     let mut changed = Changed { file, lock: None };
     if let Some(lock) = lock.filter(|lock| before.as_ref() != Some(lock)) {

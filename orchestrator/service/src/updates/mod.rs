@@ -302,7 +302,7 @@ impl<'a> Queries<'a> {
         if self.fetching.offline {
             return Err("offline mode allows no request: unset HF_HUB_OFFLINE".to_owned());
         }
-        self.progress.doing(&format!("asking for versions of {what}"));
+        self.progress.doing(&format!("querying {what}"));
         match tokio::time::timeout(QUERY_TIMEOUT, question).await {
             Ok(answer) => answer,
             Err(_) => Err(format!("no answer within {} s", QUERY_TIMEOUT.as_secs())),
