@@ -365,7 +365,7 @@ class Runner:
         job.contained = groups.Group() if job.row else None
         with open(job.output, "wb") as log, open(job.messages or os.devnull, "wb") as messages:
             process = subprocess.Popen(
-                self.scratch.command(job.argv) if job.row and not job.trace else job.argv,
+                self.scratch.command(job.argv, job.cwd) if job.row and not job.trace else job.argv,
                 cwd=job.cwd,
                 env={**os.environ, **job.env},
                 stdin=subprocess.DEVNULL,
@@ -498,7 +498,7 @@ def run_alone(job, argv, limit):
     """Status and output of a command that ran in the place of a job; the status is None if it did not end in time."""
     contained = groups.Group()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(scratch.default().command(argv), cwd=job.cwd, env={**os.environ, **job.env},
+        process = subprocess.Popen(scratch.default().command(argv, job.cwd), cwd=job.cwd, env={**os.environ, **job.env},
                                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                                    preexec_fn=contained.join)
         try:

@@ -12,11 +12,13 @@ from functools import cache
 from pathlib import Path
 
 PLACE = Path("/tmp")
-# More than all programs that run side by side have at once (measured: 6 GB for the largest), with what they and a build need beside it.
+# What is available when a program starts: for its files, and for programs and a build beside it.
 ENOUGH = 12 << 30
+# The limit of one program (measured: 6 GB for the largest). One that exceeds it gets an error, and the others keep their memory.
+MOST = 8 << 30
 # The program follows.
 WITHIN = ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-          f'mount -t tmpfs -o mode=1777,size={ENOUGH} tmpfs {PLACE} && exec "$@"', "sh"]
+          f'mount -t tmpfs -o mode=1777,size={MOST} tmpfs {PLACE} && exec "$@"', "sh"]
 
 
 def available_memory(meminfo="/proc/meminfo", limits="/sys/fs/cgroup"):
@@ -48,9 +50,10 @@ class Scratch:
         name.unlink(missing_ok=True)
         return done.returncode == 0 and not seen
 
-    def command(self, argv):
-        """How a program is started; as it is where memory is short, nothing may be mounted, or its own `/tmp` would hide it."""
-        hides = Path(argv[0]).is_relative_to(self.place)
+    def command(self, argv, cwd="/"):
+        """How a program is started; as it is where memory is short, nothing may be mounted, or its own `/tmp` would hide it or its
+        folder."""
+        hides = any(Path(path).is_relative_to(self.place) for path in (argv[0], cwd))
         return [*self.within, *argv] if self.works and not hides and self.available() >= ENOUGH else argv
 
 

@@ -25,8 +25,9 @@ use super::{Image, Reference};
 const CHUNK: usize = 256 << 10;
 /// The count of chunks in memory.
 const CHUNKS: usize = 4;
-/// A part of a blob, for registries that refuse it whole: Azure's refused 29 MB (goharbor/harbor#23015).
-const PART: usize = 16 << 20;
+/// A part of a blob, for registries that refuse it whole: Azure's refused 29 MB (goharbor/harbor#23015). A slow network sends one within
+/// [`CHECK_TIMEOUT`].
+const PART: usize = 4 << 20;
 /// The client's idle timeout also applies while a body is sent. A blob needs a longer timeout, and aborts if nothing is sent.
 const LONGEST_UPLOAD: Duration = Duration::from_secs(6 * 3600);
 /// The time between two reports of progress.

@@ -76,7 +76,6 @@ pub async fn tags(reference: &Reference, options: &Options, progress: &Progress<
     progress(Event::Resolving { what: what.clone() });
     let line = RepositoryClient::new(&reference.host, &reference.repository, options)?;
     let mut url = line.address("tags", "list")?;
-    let origin = url.origin();
     url.query_pairs_mut().append_pair("n", TAGS_OF_PAGE);
     let mut found = TagList::default();
     for _ in 0..MOST_PAGES {
@@ -86,7 +85,7 @@ pub async fn tags(reference: &Reference, options: &Options, progress: &Progress<
             serde_json::from_slice(&text).map_err(|error| Error::malformed(what.clone(), error.to_string()))?;
         found.tags.extend(page.tags.unwrap_or_default().into_iter().filter(|tag| is_tag(tag)));
         match next_page(&headers, &url) {
-            Some(next) if next.origin() == origin && next != url => url = next,
+            Some(next) if next.origin() == url.origin() && next != url => url = next,
             // The rest is at an address that is not the registry's.
             Some(_) => return Ok(found),
             None => return Ok(TagList { is_complete: true, ..found }),

@@ -40,7 +40,7 @@ impl Failure {
 
     /// The failure of a call of a registry of images, whose errors are those of the distribution specification.
     pub(crate) fn of_registry(status: u16, body: &Value) -> Self {
-        Self { status: Some(status), ..Self::of_answer(status, &body["errors"][0]) }
+        Self::of_answer(status, &body["errors"][0])
     }
 
     /// The failure in an error object.

@@ -24,7 +24,7 @@ use crate::transport::NoAnswer;
 const USER: &str = "00000000-0000-0000-0000-000000000000";
 /// The tags of a page: the service gives no more (Azure/acr#749).
 const PAGE: usize = 1_000;
-/// The pages that are read, the latest tags first. An image with an earlier tag is pushed again, which sends nothing.
+/// The pages that are read, the latest tags first. An image whose tag is on a later page counts as missing.
 const MAX_PAGES: usize = 5;
 /// How long a refresh token is used, which lasts for three hours.
 const FRESH: Duration = Duration::from_secs(30 * 60);
@@ -142,7 +142,7 @@ impl<'a> Repository<'a> {
         let answer = self.session.transport.send(method, &url, headers, form.map(Bytes::from)).await;
         let answer = answer.map_err(|error| match error {
             // The name of a new registry is not known everywhere at once.
-            NoAnswer::Unreached(_) => Error { refused: false, ..self.failed(ErrorKind::Conflict).because(error) },
+            NoAnswer::Unreached(_) => self.failed(ErrorKind::Conflict).because(error),
             NoAnswer::Lost(_) => self.failed(ErrorKind::Unavailable).because(error),
             NoAnswer::Unusable(_) => self.failed(ErrorKind::Invalid).because(error),
         })?;
@@ -150,14 +150,17 @@ impl<'a> Repository<'a> {
         if answer.status < 300 {
             return Ok(body);
         }
-        if answer.status == 401 {
-            self.known().remove(self.host);
-            self.session.tokens.refused(token::REGISTRIES).await;
-        }
         let after = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let after = after.and_then(|text| parse_retry_after(text, Timestamp::now()));
         let failure = Failure { after, ..Failure::of_registry(answer.status, &body) };
         let subject = format!("repository {}/{}", self.host, self.name);
-        Err(self.session.signed(failure.error("read", &subject)))
+        let mut error = failure.error("read", &subject);
+        if answer.status == 401 {
+            self.known().remove(self.host);
+            if self.session.tokens.refused(token::REGISTRIES).await {
+                error.kind = ErrorKind::Unavailable;
+            }
+        }
+        Err(self.session.signed(error))
     }
 }

@@ -22,7 +22,8 @@ use crate::access::Access;
 pub const ENDPOINT: &str = "TEXTNLP_AZURE_ENDPOINT";
 /// Azure Resource Manager.
 pub(crate) const MANAGEMENT: &str = "https://management.azure.com";
-/// The hosts that [`ENDPOINT`] stands for: Resource Manager, Microsoft Entra, the metadata service of machines, and all registries.
+/// The hosts that [`ENDPOINT`] stands for, besides those of [`REGISTRIES`]: Resource Manager, Microsoft Entra and the metadata service
+/// of machines.
 const HOSTS: [&str; 3] = ["management.azure.com", "login.microsoftonline.com", "169.254.169.254"];
 /// The end of the address of every registry of images.
 pub(crate) const REGISTRIES: &str = ".azurecr.io";

@@ -108,6 +108,18 @@ impl Images {
     }
 }
 
+/// What to do where `up` pushes no image.
+pub const PUSH_IT: &str = "push the image that `textnlp-deploy bundle create` packs, and write `sites[].cluster.image: REPOSITORY:TAG@sha256:…`";
+
+/// `TAG@sha256:…` of `REPOSITORY:TAG@sha256:…`. The tag of an image that another environment released is not known: digits of the
+/// digest replace it.
+pub fn tag_and_digest(image: &str) -> String {
+    let (tagged, digest) = image.split_once('@').unwrap_or((image, ""));
+    let digits: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
+    let tag = tagged.rsplit_once(':').map_or(digits.as_str(), |(_, tag)| tag);
+    format!("{tag}@{digest}")
+}
+
 /// The first of the wanted images that a repository lacks: its tag with what is before it, and its digest.
 pub fn lacking<'w>(seen: &[String], wanted: &'w Value) -> Option<(&'w str, &'w str)> {
     let mut wanted = wanted.as_array().into_iter().flatten().filter_map(Value::as_str);

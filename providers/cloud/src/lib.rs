@@ -30,7 +30,7 @@ mod work;
 
 pub use cloud::{Cloud, REGION, region_of};
 pub use diff::diff;
-pub use image::{ImageSource, ImageTarget, Images, has_image, has_images, lacking};
+pub use image::{ImageSource, ImageTarget, Images, PUSH_IT, has_image, has_images, lacking, tag_and_digest};
 pub use inside::{GPU_NODES, created_gpus, inside};
 pub use observe::{observe, read};
 pub use prices::prices;

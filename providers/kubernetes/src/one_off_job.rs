@@ -95,10 +95,10 @@ impl Kubernetes {
         let object = make(&api, namespace, &job).await?;
         let mut running = RunningJob { api: api.clone(), namespace: namespace.to_owned(), object, has_ended: false };
         let done = wait_for_end(&api, namespace, container, &running.object, within, &|_| {}).await;
-        running.has_ended = true;
         // The job has a TTL, so a failed deletion does not matter.
         let (removal, uid) = RunningJob::removal(namespace, &running.object);
         let _ = api.delete(&removal, uid).await;
+        running.has_ended = true;
         done
     }
 

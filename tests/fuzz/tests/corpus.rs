@@ -46,7 +46,12 @@ fn try_input(target: &textnlp_fuzz::Target, bytes: &[u8], origin: &str) {
     let held = MOST.load(Ordering::Relaxed) - before;
     let limit = memory_limit(bytes.len());
     if outcome.is_err() || held > limit {
-        let kept = std::env::temp_dir().join(format!("textnlp-fuzz-{}-{}", target.name, std::process::id()));
+        // It outlives the test: the runner gives each program a `/tmp` that ends with it.
+        let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
+            "textnlp-fuzz-{}-{}",
+            target.name,
+            std::process::id()
+        ));
         std::fs::write(&kept, bytes).unwrap();
         panic!(
             "{} fails on {origin}: {held} bytes held, {limit} allowed; the input is in {}",

@@ -2,7 +2,7 @@
 
 /// A server that stands for those that a cloud creates.
 pub struct Stand {
-    /// Its address, in place of theirs.
+    /// The host that the cloud reports as the address of each server.
     pub host: String,
     /// Does there what a request of the cloud does.
     pub apply: Box<dyn Fn(Change<'_>) + Send + Sync>,

@@ -1,14 +1,12 @@
 //! The registry of images, where its address is one of Azure.
 
 use serde_json::json;
+use textnlp_cloud::{PUSH_IT, tag_and_digest};
 use textnlp_provider::component::Registry;
 
 use super::{Lowering, output};
 use crate::kinds::identity::ACR_PULL;
 use crate::transport::REGISTRIES;
-
-/// What to do where `up` pushes no image.
-const PUSH_IT: &str = "push the image that `textnlp-deploy bundle create` packs, and write `sites[].cluster.image: REPOSITORY:TAG@sha256:…`";
 
 impl Lowering<'_> {
     /// Another registry is the operator's.
@@ -49,12 +47,8 @@ impl Lowering<'_> {
         let spec = self.of_group(json!({ "name": name, "sku": "Standard" }));
         let Some(own) = self.part("registry", "azure.registry", spec) else { return };
         if let Some(image) = &registry.image {
-            let (tagged, digest) = image.split_once('@').unwrap_or((image, ""));
-            // The tag of an image that another environment released is not known here.
-            let digits: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
-            let tag = tagged.rsplit_once(':').map_or(digits.as_str(), |(_, tag)| tag);
             let spec = json!({
-                "registry": output(&own, "id"), "name": repository, "images": [format!("{tag}@{digest}")],
+                "registry": output(&own, "id"), "name": repository, "images": [tag_and_digest(image)],
             });
             self.part("repository", "azure.repository", spec);
         }

@@ -1,6 +1,7 @@
 //! The repository of images, where the registry is that of the site's own project and region.
 
 use serde_json::json;
+use textnlp_cloud::{PUSH_IT, tag_and_digest};
 use textnlp_provider::component::Registry;
 use textnlp_provider::{CloudId, Ownership};
 
@@ -8,8 +9,6 @@ use super::Lowering;
 
 /// Days until an image is removed that has no tag any more.
 const UNTAGGED_DAYS: u32 = 14;
-/// What to do where `up` pushes no image.
-const PUSH_IT: &str = "push the image that `textnlp-deploy bundle create` packs, and write `sites[].cluster.image: REPOSITORY:TAG@sha256:…`";
 
 impl Lowering<'_> {
     /// Another registry than that of this project and region is the operator's.
@@ -36,11 +35,7 @@ impl Lowering<'_> {
             if self.component.existing.is_some() {
                 return self.problem("existing", "`up` does not push to an existing repository", PUSH_IT);
             }
-            let (tagged, digest) = pushed.split_once('@').unwrap_or((pushed, ""));
-            // The tag of an image that another environment released is not known here.
-            let digits: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
-            let tag = tagged.rsplit_once(':').map_or(digits.as_str(), |(_, tag)| tag);
-            images.push(format!("{image}:{tag}@{digest}"));
+            images.push(format!("{image}:{}", tag_and_digest(pushed)));
         }
         let path = format!("projects/{project}/locations/{}/repositories/{name}", self.site.region);
         let existing = self.component.existing.as_ref().and_then(|_| CloudId::new(path).ok());

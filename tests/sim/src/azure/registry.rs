@@ -30,7 +30,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule("to list tags needs metadata/read, to pull pull/read, to push push/write", Source::Report("Azure/acr#600")),
     rule("a blob of 29 MB is refused in one request: 413", Source::Report("goharbor/harbor#23015")),
     rule(
-        "the tags of a repository that nobody pushed to are 404",
+        "a list of tags is 404 before the first push to the repository",
         Source::Documentation("https://learn.microsoft.com/rest/api/containerregistry/tag/get-list"),
     ),
 ];

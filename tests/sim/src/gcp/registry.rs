@@ -1,4 +1,4 @@
-//! Artifact Registry: repositories.
+//! Artifact Registry: repositories, and the registry itself, to which images are pushed.
 
 use serde_json::json;
 
