@@ -234,7 +234,9 @@ fn push_and_pull(bucket: &Bucket<'_>) {
     let pulled = pull("reader", &bucket.reader).expect(0).json();
     assert_eq!((&pulled["model"]["digest"], &pulled["from_cache"]), (&first["digest"], &Value::from(false)));
     let refused = pull("stranger", &bucket.stranger);
-    assert!(refused.exit != 0 && refused.err.contains("credentials that may read it"), "{refused:?}");
+    let hint = refused.json()["error"]["hint"].clone();
+    assert!(hint.as_str().is_some_and(|hint| hint.contains("credentials that may read it")), "{refused:?}");
+    assert_eq!(refused.exit, 1, "{refused:?}");
 }
 
 /// The same on every provider: up with the gate of staging, nothing to do, an answer, a model in the bucket where there is one, a
