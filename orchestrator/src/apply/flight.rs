@@ -168,14 +168,23 @@ impl Flight {
             }
             // A rejected delete leaves its record in place. Left open, it would block the resources that must be
             // deleted first.
-            let refused = error.kind == ErrorKind::Conflict && self.operation().verb == Verb::Delete;
-            // Marking it as failed would forget an object that may exist.
-            if (self.uncertain || self.handle.is_some()) && !refused {
-                let because = format!("the outcome of the call is unknown: {error}");
-                return Verdict::LeaveOpen { error: Some(error), because };
+            let rejected = error.kind == ErrorKind::Conflict && self.operation().verb == Verb::Delete;
+            if (self.uncertain || self.handle.is_some()) && !rejected {
+                return self.leave_open(error);
             }
         }
+        // Credentials that expired after an unanswered call: the object may exist, and one without tags, such as a member
+        // of a policy, is found only by its open operation.
+        if error.kind == ErrorKind::Denied && self.uncertain && self.operation().verb == Verb::Create {
+            return self.leave_open(error);
+        }
         Verdict::Failed { left: None, error, refused: self.refused }
+    }
+
+    /// Marking it as failed would forget an object that may exist.
+    fn leave_open(&self, error: Error) -> Verdict {
+        let because = format!("the outcome of the call is unknown: {error}");
+        Verdict::LeaveOpen { error: Some(error), because }
     }
 
     /// Exponential backoff, with jitter from the token so that operations that failed together do not retry together.

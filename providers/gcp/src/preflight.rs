@@ -25,6 +25,9 @@ const PERMISSIONS_AT_ONCE: usize = 100;
 /// The quotas of a project that hold for all regions (gcloudrig/gcloudrig#44).
 const ALL_GPUS: &str = "GPUS_ALL_REGIONS";
 const ALL_CPUS: &str = "CPUS_ALL_REGIONS";
+/// The quota of a region for the processors of all spot machines. Where it is zero, they take of those of other machines
+/// (<https://cloud.google.com/compute/docs/instances/create-use-preemptible>).
+const SPOT_CPUS: &str = "PREEMPTIBLE_CPUS";
 /// The quota of a region for SSDs in GB, and the types of disks that take of it
 /// (<https://cloud.google.com/compute/resource-usage#disk_quota>).
 const ALL_SSDS: &str = "SSD_TOTAL_GB";
@@ -201,7 +204,7 @@ fn texts<'w>(one: &'w Wanted, field: &str) -> Vec<&'w str> {
 }
 
 /// What the pools need of each quota: those of the region, and those of the whole project.
-fn needs(pools: &[Pool<'_>]) -> (BTreeMap<&'static str, Need>, BTreeMap<&'static str, Need>) {
+fn needs(pools: &[Pool<'_>], has_spot_cpus: bool) -> (BTreeMap<&'static str, Need>, BTreeMap<&'static str, Need>) {
     let (mut region, mut project) = (BTreeMap::new(), BTreeMap::new());
     for pool in pools {
         let Pool { place, machine, count, is_spot, has_one_market, ssd_gb, .. } = pool;
@@ -209,7 +212,9 @@ fn needs(pools: &[Pool<'_>]) -> (BTreeMap<&'static str, Need>, BTreeMap<&'static
             needs.entry(quota).or_default().add(amount, place.clone(), is_only);
         };
         let vcpus = u64::from(machine.vcpus).saturating_mul(*count);
-        if !is_spot {
+        if *is_spot && has_spot_cpus {
+            add(&mut region, SPOT_CPUS, vcpus, *has_one_market);
+        } else {
             add(&mut region, machine.quota, vcpus, true);
         }
         add(&mut project, ALL_CPUS, vcpus, true);
@@ -231,11 +236,17 @@ async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     if pools.is_empty() {
         return Vec::new();
     }
-    let (of_region, of_project) = needs(&pools);
-    let paths = [format!("projects/{}/regions/{}", api.project(), api.region), format!("projects/{}", api.project())];
+    let read = |path: String| api.find(Call::get(Service::Compute, path));
+    let (region, project) = futures::join!(
+        read(format!("projects/{}/regions/{}", api.project(), api.region)),
+        read(format!("projects/{}", api.project()))
+    );
+    let has_spot_cpus =
+        region.as_ref().is_ok_and(|found| found.as_ref().and_then(|found| limit(found, SPOT_CPUS)) > Some(0));
+    let (of_region, of_project) = needs(&pools, has_spot_cpus);
     let mut problems = Vec::new();
-    for (path, needs) in paths.into_iter().zip([of_region, of_project]) {
-        match api.find(Call::get(Service::Compute, path)).await {
+    for (answer, needs) in [(region, of_region), (project, of_project)] {
+        match answer {
             Ok(Some(found)) => {
                 problems.extend(needs.into_iter().filter_map(|(name, need)| compare(&found, name, need)))
             }
@@ -251,12 +262,22 @@ async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 
 /// A quota that is not listed has no limit (gcloudrig/gcloudrig#44).
 fn compare(document: &Value, name: &str, need: Need) -> Option<Problem> {
-    let quotas = document["quotas"].as_array()?;
-    let quota = quotas.iter().find(|one| one["metric"] == name)?;
-    // Amounts are numbers with fractions, and far below what an exact one holds.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let amount = |member: &str| quota[member].as_f64().map(|number| number.max(0.0) as u64);
-    need.check(&format!("the quota `{name}`"), "", amount("limit")?, amount("usage")?, RAISE.to_owned())
+    let quota = quota(document, name)?;
+    need.check(&format!("the quota `{name}`"), "", amount(quota, "limit")?, amount(quota, "usage")?, RAISE.to_owned())
+}
+
+fn quota<'d>(document: &'d Value, name: &str) -> Option<&'d Value> {
+    document["quotas"].as_array()?.iter().find(|one| one["metric"] == name)
+}
+
+fn limit(document: &Value, name: &str) -> Option<u64> {
+    amount(quota(document, name)?, "limit")
+}
+
+/// Amounts are numbers with fractions, and far below what an exact one holds.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn amount(quota: &Value, member: &str) -> Option<u64> {
+    quota[member].as_f64().map(|number| number.max(0.0) as u64)
 }
 
 /// Existing buckets that pods cannot read by a role: their identity needs uniform access
@@ -364,7 +385,7 @@ mod tests {
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let component = tests::component("cluster", ComponentSpec::Cluster(cluster));
         let wanted = lower(&component, &tests::site(false)).unwrap();
-        let (mut region, mut project) = needs(&pools(&wanted));
+        let (mut region, mut project) = needs(&pools(&wanted), true);
         let quotas =
             |metric: &str, limit: f64| json!({ "quotas": [{ "metric": metric, "limit": limit, "usage": 0.0 }] });
         let found = compare(&quotas("NVIDIA_T4_GPUS", 1.0), "NVIDIA_T4_GPUS", region.remove("NVIDIA_T4_GPUS").unwrap());
@@ -374,5 +395,22 @@ mod tests {
         let unlimited = compare(&quotas("CPUS", 0.0), ALL_CPUS, project.remove(ALL_CPUS).unwrap());
         assert!(unlimited.is_none(), "a quota that is not listed has no limit");
         assert!(region.contains_key("CPUS") && region.contains_key(ALL_SSDS));
+        assert!(!region.contains_key(SPOT_CPUS), "no machine is a spot machine");
+    }
+
+    #[test]
+    fn processors_of_spot_machines_count_where_the_region_counts_them() {
+        let pool = GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Only };
+        let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
+        let wanted = lower(&tests::component("cluster", ComponentSpec::Cluster(cluster)), &tests::site(false)).unwrap();
+        let gpus = |one: &Pool<'_>| one.machine.gpu.is_some();
+        let pools: Vec<Pool<'_>> = pools(&wanted).into_iter().filter(gpus).collect();
+        let mut own = needs(&pools, true).0;
+        let found = json!({ "quotas": [{ "metric": SPOT_CPUS, "limit": 1.0, "usage": 0.0 }] });
+        assert!(!own.contains_key("CPUS") && limit(&found, SPOT_CPUS) == Some(1));
+        let problem = compare(&found, SPOT_CPUS, own.remove(SPOT_CPUS).unwrap());
+        assert!(problem.is_some_and(|problem| !problem.warning && problem.cause.contains("allows 1")));
+        let shared = needs(&pools, false).0;
+        assert!(shared.contains_key("CPUS") && !shared.contains_key(SPOT_CPUS));
     }
 }

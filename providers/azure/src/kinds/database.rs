@@ -8,9 +8,10 @@ use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
+use crate::operation::Pending;
 use crate::row::{Field, Form, LOCATION, Marks, Rest, RestKind, Table, Update, state};
 use crate::table::{MINUTE, Row, kind};
-use crate::tables::machines::server_tier;
+use crate::tables::machines::{CHEAPEST_TIER, server_tier};
 
 const VERSION: &str = "2024-08-01";
 /// The port of PostgreSQL.
@@ -59,9 +60,18 @@ pub(crate) static ROWS: &[Row] = &[
     },
 ];
 
+const STANDBY: &str = "/properties/highAvailability/mode";
+const NO_STANDBY: &str = "Disabled";
+
+/// A size as the service reads it.
+fn size(name: &Value) -> Value {
+    json!({ "name": name, "tier": server_tier(name.as_str().unwrap_or_default()) })
+}
+
 /// A server in a subnet of its own. Outputs: `id`, `name`, `host`.
 struct Server;
 
+#[async_trait]
 impl RestKind for Server {
     const TABLE: &'static Table = &Table {
         arm: "Microsoft.DBforPostgreSQL/flexibleServers",
@@ -75,19 +85,13 @@ impl RestKind for Server {
         fields: &[
             LOCATION,
             Field::plain("version", "/properties/version"),
-            Field::code(
-                "sku",
-                "/sku",
-                |name| json!({ "name": name, "tier": server_tier(name.as_str().unwrap_or_default()) }),
-                |one| one["sku"]["name"].clone(),
-            )
-            .changed(),
+            Field::code("sku", "/sku", size, |one| one["sku"]["name"].clone()),
             Field::plain("login", "/properties/administratorLogin"),
             Field { form: Form::Secret, ..Field::plain("password", "/properties/administratorLoginPassword") }
                 .changed(),
             Field::plain("disk_gb", "/properties/storage/storageSizeGB").changed(),
             Field::plain("backup_days", "/properties/backup/backupRetentionDays").changed(),
-            Field::plain("standby", "/properties/highAvailability/mode").changed(),
+            Field::plain("standby", STANDBY).changed(),
             Field::plain("subnet", "/properties/network/delegatedSubnetResourceId"),
             Field::plain("zone", "/properties/network/privateDnsZoneArmResourceId"),
         ],
@@ -110,9 +114,20 @@ impl RestKind for Server {
             // A disk only grows.
             "disk_gb" => seen.as_u64() >= wanted.as_u64(),
             // An answer may leave the standby out that a server does not have.
-            "standby" => wanted == "Disabled" && seen.is_null(),
+            "standby" => wanted == NO_STANDBY && seen.is_null(),
             _ => false,
         }
+    }
+
+    /// Changes its size. In the cheapest tier no server has a standby, which therefore ends first
+    /// (<https://learn.microsoft.com/azure/reliability/reliability-postgresql-flexible-server>).
+    async fn put(api: &Api, id: &str, wanted: &Value, _field: &str) -> Result<Option<Pending>> {
+        let size = size(wanted);
+        let has_standby = |seen: &Value| seen.pointer(STANDBY).is_some_and(|mode| mode != NO_STANDBY);
+        if size["tier"] == CHEAPEST_TIER && Self::fetch(api, id).await?.as_ref().is_some_and(has_standby) {
+            return Rest::<Self>::replace(api, id, STANDBY, json!(NO_STANDBY)).await;
+        }
+        Rest::<Self>::replace(api, id, "/sku", size).await
     }
 }
 

@@ -7,7 +7,7 @@ use textnlp_provider::{Ownership, ResourceId};
 
 use super::{Lowering, NETWORK, output};
 use crate::names;
-use crate::tables::machines::{SERVERS, server_tier};
+use crate::tables::machines::{CHEAPEST_TIER, SERVERS, server_tier};
 use crate::tables::zones;
 
 /// The end of the name of a zone for servers (Azure/azure-rest-api-specs#20866). A zone has another first label than its server
@@ -58,7 +58,7 @@ impl Lowering<'_> {
         }
         let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
         // Servers of the cheapest tier have no standby.
-        let fits = |size: &str| postgres.replicas == 0 || server_tier(size) != "Burstable";
+        let fits = |size: &str| postgres.replicas == 0 || server_tier(size) != CHEAPEST_TIER;
         let Some((size, ..)) = SERVERS.iter().find(|(size, most, ..)| *most >= needed && fits(size)) else {
             let cause = format!("no server accepts {} connections", postgres.connections);
             let fix = "lower `database.pool_size`, `database.max_overflow` or `scaling.max`";

@@ -98,10 +98,13 @@ pub static SERVERS: &[(&str, u32, u32, u32)] = &[
     ("Standard_D16ds_v5", 5_000, 16, 64),
 ];
 
+/// The tier whose servers have no standby.
+pub const CHEAPEST_TIER: &str = "Burstable";
+
 /// The tier of a server's size.
 pub fn server_tier(size: &str) -> &'static str {
     match size {
-        size if size.starts_with("Standard_B") => "Burstable",
+        size if size.starts_with("Standard_B") => CHEAPEST_TIER,
         size if size.starts_with("Standard_E") => "MemoryOptimized",
         _ => "GeneralPurpose",
     }

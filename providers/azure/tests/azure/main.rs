@@ -435,6 +435,8 @@ fn changed(one: &Wanted) -> Spec {
         "azure.storage" => spec["soft_delete_days"] = json!(30),
         "azure.registry" => spec["sku"] = json!("Premium"),
         "azure.database-server" => {
+            // Of the cheapest tier, which has no standby.
+            (spec["sku"], spec["standby"]) = (json!("Standard_B1ms"), json!("Disabled"));
             spec["disk_gb"] = json!(64);
             spec["password"] = json!({ "$secret": "main/database-password", "version": "2" });
         }

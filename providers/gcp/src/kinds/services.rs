@@ -74,11 +74,12 @@ impl RestKind for Services {
         }
         let call = Call::post(Service::ServiceUsage, format!("{id}:batchEnable"), json!({ "serviceIds": missing }));
         let answer = api.send(call.saying("enable", missing.join(", "))).await;
+        // Whatever the answer was: a lost one may have enabled them.
+        api.session.services_changed();
         let answer = answer.map_err(|error| match error.kind {
             ErrorKind::Denied => error.hint(crate::api::bootstrap_hint(api.project())),
             _ => error,
         })?;
-        api.session.services_changed();
         Ok(Family::LongRunning.started(api, id, &answer))
     }
 
