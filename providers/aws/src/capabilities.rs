@@ -55,6 +55,7 @@ const KUBERNETES: &[Capability] = &[
     Optional(Setting::ExistingRole),
     Optional(Setting::ExternalId),
     Optional(Setting::Features),
+    Optional(Setting::GpuAutoscaling),
     Optional(Setting::MfaDevice),
     Optional(Setting::ExistingZone),
     Optional(Setting::ManagedCertificate),

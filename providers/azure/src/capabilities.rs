@@ -65,6 +65,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::ClusterVersion),
             Optional(Setting::ExistingRegistry),
             Optional(Setting::Features),
+            Optional(Setting::GpuAutoscaling),
             Optional(Setting::MonitoringStack),
             Optional(Setting::NetworkPolicies),
             Optional(Setting::PrivateAuthority),

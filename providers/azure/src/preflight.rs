@@ -218,6 +218,8 @@ struct Pool<'w> {
     place: String,
     machine: &'static Machine,
     count: u64,
+    /// How many its autoscaler may add.
+    more: u64,
     is_spot: bool,
     has_one_market: bool,
     zones: Vec<&'w str>,
@@ -233,6 +235,7 @@ fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
             place: one.id.to_string(),
             machine,
             count,
+            more: 0,
             is_spot: false,
             has_one_market: true,
             zones: Vec::new(),
@@ -240,11 +243,13 @@ fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
     });
     let pools = of_kind(wanted, "azure.pool").filter_map(|one| {
         let markets = list(one, "markets");
+        let scaling = |bound: &str| one.spec.get("scaling")?[bound].as_u64();
         let zones = one.spec.get("zones").and_then(Value::as_array).into_iter().flatten();
         Some(Pool {
             place: one.id.to_string(),
             machine: machines::named(text(one, "machine"))?,
-            count: one.spec.get("scaling")?["min"].as_u64()?,
+            count: scaling("min")?,
+            more: scaling("max")?.saturating_sub(scaling("min")?),
             is_spot: markets.first().is_some_and(|market| market == SPOT),
             has_one_market: markets.len() < 2,
             zones: zones.filter_map(Value::as_str).collect(),
@@ -309,12 +314,14 @@ fn offered(region: &str, pool: &Pool<'_>, offers: &BTreeMap<String, Offer>) -> O
 fn needs(pools: &[Pool<'_>], offers: &BTreeMap<String, Offer>) -> BTreeMap<String, Need> {
     let mut needs: BTreeMap<String, Need> = BTreeMap::new();
     for pool in pools {
-        let vcpus = u64::from(pool.machine.vcpus).saturating_mul(pool.count);
+        let vcpus = u64::from(pool.machine.vcpus);
         let family = offers.get(pool.machine.name).and_then(|offer| offer.family.clone());
         let family = family.unwrap_or_else(|| pool.machine.quota.to_owned());
         let quotas = if pool.is_spot { vec![ALL_SPOT.to_owned()] } else { vec![family, ALL.to_owned()] };
         for quota in quotas {
-            needs.entry(quota).or_default().add(vcpus, pool.place.clone(), pool.has_one_market);
+            let need = needs.entry(quota).or_default();
+            need.add(vcpus.saturating_mul(pool.count), pool.place.clone(), pool.has_one_market);
+            need.may_grow(vcpus.saturating_mul(pool.more));
         }
     }
     needs
@@ -404,6 +411,7 @@ mod tests {
             place: "p".to_owned(),
             machine,
             count: 2,
+            more: 0,
             is_spot,
             has_one_market: true,
             zones: vec!["1"],

@@ -64,6 +64,8 @@ async fn existing<C: Cloud>(api: &Arc<C>, row: &Row<C>, one: &Wanted, id: &Cloud
 #[derive(Debug, Default)]
 pub struct Need {
     amount: u64,
+    /// What autoscalers may add.
+    growth: u64,
     places: BTreeSet<String>,
     /// Whether a place has no other machines, which count against another quota.
     is_the_only_way: bool,
@@ -77,13 +79,24 @@ impl Need {
         self.is_the_only_way |= is_the_only_way;
     }
 
-    /// The problem, if the quota does not allow it beside what is used. `unit` follows numbers: ` vCPUs`.
+    /// Adds what an autoscaler may start besides.
+    pub fn may_grow(&mut self, by: u64) {
+        self.growth = self.growth.saturating_add(by);
+    }
+
+    /// The problem, if the quota does not allow it beside what is used; a warning, if it allows less than what autoscalers may
+    /// add. `unit` follows numbers: ` vCPUs`.
     pub fn check(self, quota: &str, unit: &str, limit: u64, used: u64, fix: String) -> Option<Problem> {
-        if used.saturating_add(self.amount) <= limit {
+        let needed = used.saturating_add(self.amount);
+        if needed.saturating_add(self.growth) <= limit {
             return None;
         }
         let cause = format!("{quota} allows {limit}{unit}; {used} are used, and this plan needs {} more", self.amount);
         let place = self.places.into_iter().collect::<Vec<_>>().join(", ");
+        if needed <= limit {
+            let cause = format!("{cause}, up to {} with its autoscaler", self.amount.saturating_add(self.growth));
+            return Some(Problem::warning(place, cause, fix));
+        }
         Some(match self.is_the_only_way {
             true => Problem::new(place, cause, fix),
             false => Problem::warning(place, format!("{cause}; other machines of the list are tried"), fix),
@@ -134,5 +147,19 @@ mod tests {
             assert!(problem.cause.starts_with("`machines` allows 5 vCPUs; 3 are used, and this plan needs 3 more"));
             assert_eq!(problem.cause.ends_with("other machines of the list are tried"), !blocks);
         }
+    }
+
+    #[test]
+    fn growth_beyond_a_quota_is_a_warning() {
+        let check = |limit: u64| {
+            let mut need = Need::default();
+            need.add(2, "here/gpu-nodes".to_owned(), true);
+            need.may_grow(3);
+            need.check("`GPUS`", "", limit, 1, "raise it".to_owned())
+        };
+        assert!(check(6).is_none());
+        let less = check(5).unwrap();
+        assert!(less.warning && less.cause.ends_with("needs 2 more, up to 5 with its autoscaler"), "{less:?}");
+        assert!(check(2).is_some_and(|problem| !problem.warning && problem.cause.ends_with("needs 2 more")));
     }
 }

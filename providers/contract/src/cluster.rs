@@ -132,7 +132,7 @@ pub struct IdentityToken {
 /// The GPUs of a cluster, of which each pod of the servers has one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterGpus {
-    /// How many there are.
+    /// How many there are at most.
     pub count: u32,
     /// Whether they are machines of an existing cluster, whose operator has set them up.
     pub existing: bool,

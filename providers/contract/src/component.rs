@@ -161,8 +161,18 @@ pub struct GpuPool {
     pub size: GpuSize,
     /// The count.
     pub count: u32,
+    /// The most machines, up to which an autoscaler of nodes adds them for pods that wait; if unset, always `count`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
     /// Whether preemptible machines are used.
     pub spot: Spot,
+}
+
+impl GpuPool {
+    /// The most machines.
+    pub fn most(&self) -> u32 {
+        self.max.unwrap_or(self.count).max(self.count)
+    }
 }
 
 /// See [`ComponentSpec::Secrets`].

@@ -57,6 +57,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::ExistingRegistry),
             Optional(Setting::ExistingRole),
             Optional(Setting::Features),
+            Optional(Setting::GpuAutoscaling),
             Optional(Setting::MonitoringStack),
             Optional(Setting::NetworkPolicies),
             Optional(Setting::PrivateAuthority),

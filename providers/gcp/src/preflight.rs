@@ -172,6 +172,8 @@ struct Pool<'w> {
     place: String,
     machine: &'static Machine,
     count: u64,
+    /// How many its autoscaler may add.
+    more: u64,
     is_spot: bool,
     has_one_market: bool,
     /// What the disk of a machine takes of the quota of SSDs.
@@ -187,11 +189,13 @@ fn pool(one: &Wanted) -> Option<Pool<'_>> {
     let accelerator = one.spec.get("accelerator").and_then(|gpu| gpu["type"].as_str());
     let machine = machines::machine(one.spec.get("machine")?.as_str()?, accelerator)?;
     let (markets, zones) = (texts(one, "markets"), texts(one, "zones"));
+    let scaling = |bound: &str| one.spec.get("scaling")?[bound].as_u64();
     let is_ssd = one.spec.get("disk_type").and_then(Value::as_str).is_some_and(|name| SSDS.contains(&name));
     Some(Pool {
         place: one.id.to_string(),
         machine,
-        count: one.spec.get("scaling")?["min"].as_u64()?,
+        count: scaling("min")?,
+        more: scaling("max")?.saturating_sub(scaling("min")?),
         is_spot: markets.first() == Some(&SPOT),
         has_one_market: markets.len() < 2,
         ssd_gb: if is_ssd { one.spec.get("disk_gb")?.as_u64()? } else { 0 },
@@ -207,11 +211,13 @@ fn texts<'w>(one: &'w Wanted, field: &str) -> Vec<&'w str> {
 fn needs(pools: &[Pool<'_>], has_spot_cpus: bool) -> (BTreeMap<&'static str, Need>, BTreeMap<&'static str, Need>) {
     let (mut region, mut project) = (BTreeMap::new(), BTreeMap::new());
     for pool in pools {
-        let Pool { place, machine, count, is_spot, has_one_market, ssd_gb, .. } = pool;
-        let add = |needs: &mut BTreeMap<&'static str, Need>, quota, amount: u64, is_only: bool| {
-            needs.entry(quota).or_default().add(amount, place.clone(), is_only);
+        let Pool { place, machine, count, more, is_spot, has_one_market, ssd_gb, .. } = pool;
+        let add = |needs: &mut BTreeMap<&'static str, Need>, quota, each: u64, is_only: bool| {
+            let need = needs.entry(quota).or_default();
+            need.add(each.saturating_mul(*count), place.clone(), is_only);
+            need.may_grow(each.saturating_mul(*more));
         };
-        let vcpus = u64::from(machine.vcpus).saturating_mul(*count);
+        let vcpus = u64::from(machine.vcpus);
         if *is_spot && has_spot_cpus {
             add(&mut region, SPOT_CPUS, vcpus, *has_one_market);
         } else {
@@ -219,10 +225,10 @@ fn needs(pools: &[Pool<'_>], has_spot_cpus: bool) -> (BTreeMap<&'static str, Nee
         }
         add(&mut project, ALL_CPUS, vcpus, true);
         if *ssd_gb > 0 {
-            add(&mut region, ALL_SSDS, ssd_gb.saturating_mul(*count), true);
+            add(&mut region, ALL_SSDS, *ssd_gb, true);
         }
         if let Some((gpu, each)) = machine.gpu {
-            let gpus = u64::from(each).saturating_mul(*count);
+            let gpus = u64::from(each);
             let quota = if *is_spot { gpu.spot_quota } else { gpu.quota };
             add(&mut region, quota, gpus, *has_one_market);
             add(&mut project, ALL_GPUS, gpus, true);
@@ -381,7 +387,7 @@ mod tests {
 
     #[test]
     fn gpus_count_against_two_quotas() {
-        let pool = GpuPool { size: GpuSize::Small, count: 2, spot: Spot::Never };
+        let pool = GpuPool { size: GpuSize::Small, count: 2, max: None, spot: Spot::Never };
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let component = tests::component("cluster", ComponentSpec::Cluster(cluster));
         let wanted = lower(&component, &tests::site(false)).unwrap();
@@ -400,7 +406,7 @@ mod tests {
 
     #[test]
     fn processors_of_spot_machines_count_where_the_region_counts_them() {
-        let pool = GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Only };
+        let pool = GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Only };
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let wanted = lower(&tests::component("cluster", ComponentSpec::Cluster(cluster)), &tests::site(false)).unwrap();
         let gpus = |one: &Pool<'_>| one.machine.gpu.is_some();

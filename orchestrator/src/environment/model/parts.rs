@@ -171,6 +171,10 @@ section! {
         /// The number of machines.
         #[schemars(range(min = 1, max = 1000))]
         pub count: u32 = 1,
+        /// The most machines, up to which the autoscaler of the cluster's nodes adds them for pods that wait; if unset, always
+        /// `count`.
+        #[schemars(range(min = 1, max = 1000))]
+        pub max: Option<u32> = None,
         /// Whether cheaper spot capacity is used, which the provider can reclaim.
         pub spot: Spot = Spot::Never,
     }

@@ -143,6 +143,11 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::UnrestrictedPods => (!e.cluster.restricted).then(|| "false".to_owned()),
             Setting::ClusterVersion => e.cluster.version.clone(),
             Setting::DatabaseReplica => e.database.replica_region.clone(),
+            Setting::GpuAutoscaling => {
+                let all = e.sites.iter().map(|site| site.gpu.as_ref().unwrap_or(&e.gpu));
+                let grows = all.filter(|gpu| gpu.size != GpuSize::None).filter_map(|gpu| Some((gpu.max?, gpu.count)));
+                grows.filter(|(max, count)| max > count).map(|(max, _)| max).max().map(|max| max.to_string())
+            }
             Setting::Features => list(e.features.keys().cloned().collect()),
             // A limit without a receiver raises no alert.
             Setting::AlertLimits => list(alert_limits(limits)).filter(|_| !notified),

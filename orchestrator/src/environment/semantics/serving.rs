@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use textnlp_net::network::Network;
+use textnlp_provider::cluster::ClusterGpus;
 
 use super::super::components::gpus;
 use super::super::model::*;
@@ -248,7 +249,7 @@ impl Checker<'_> {
                 format!("write {} or more", e.cluster.min_nodes),
             );
         }
-        if e.gpu.size == GpuSize::None && (self.written("gpu.count") || self.written("gpu.spot")) {
+        if e.gpu.size == GpuSize::None && ["gpu.count", "gpu.max", "gpu.spot"].iter().any(|path| self.written(path)) {
             self.warn("gpu", "no GPU machines are configured, so their number has no effect", "add `size: small`");
         }
         for (number, site) in e.sites.iter().enumerate().filter(|(_, site)| site.serves() && site.is_in_cluster()) {
@@ -269,24 +270,42 @@ impl Checker<'_> {
     fn gpus(&mut self, number: usize, site: &SiteSettings) {
         let e = self.environment;
         let Some(gpus) = gpus(e, site) else { return };
-        let path = if site.gpu.is_some() { format!("sites[{number}].gpu.count") } else { "gpu.count".to_owned() };
-        let most = gpus.replicas(e.rollout.strategy, e.rollout.first_share);
+        let (gpu, section) = match &site.gpu {
+            Some(gpu) => (gpu, format!("sites[{number}].gpu")),
+            None => (&e.gpu, "gpu".to_owned()),
+        };
+        let (path, path_of_max) = (format!("{section}.count"), format!("{section}.max"));
+        match gpu.max {
+            Some(max) if max < gpu.count => {
+                let cause = format!("at most {max} is less than `count`, which is {}", gpu.count);
+                self.error(&path_of_max, cause, format!("write {} or more", gpu.count));
+            }
+            Some(_) if gpus.existing => {
+                let cause = format!("the machines of the existing cluster of site `{}` are its operator's", site.name);
+                self.error(&path_of_max, cause, "write their number as `count`, and set `cluster.max_nodes`");
+            }
+            _ => {}
+        }
+        let at_first = ClusterGpus { count: gpu.count.saturating_mul(gpu.size.gpus()), ..gpus.clone() };
+        let replicas = |gpus: &ClusterGpus| gpus.replicas(e.rollout.strategy, e.rollout.first_share);
+        let (least, most) = (replicas(&at_first), replicas(&gpus));
+        let path_of_most = if gpu.max.is_some() { &path_of_max } else { &path };
         let beside = match e.rollout.strategy {
             Strategy::Rolling => String::new(),
             strategy => format!(" beside the new pods of a rollout (`{strategy}`)"),
         };
-        let cause = |replicas: u32| {
+        let cause = |gpus: &ClusterGpus, replicas: u32| {
             format!(
                 "site `{}` has {} GPUs, one for each pod: not enough for {replicas} replicas{beside}",
                 site.name, gpus.count
             )
         };
         let max = e.scaling.max.unwrap_or(e.scaling.min);
-        if e.scaling.min > most {
-            self.error(&path, cause(e.scaling.min), "raise it, or lower `scaling.min`");
+        if e.scaling.min > least {
+            self.error(&path, cause(&at_first, e.scaling.min), "raise it, or lower `scaling.min`");
         } else if max > most {
-            let cause = format!("{}, so the autoscaler stops at {most}", cause(max));
-            self.warn(&path, &cause, "raise it, or lower `scaling.max`");
+            let cause = format!("{}, so the autoscaler stops at {most}", cause(&gpus, max));
+            self.warn(path_of_most, &cause, "raise it, or lower `scaling.max`");
         }
         for (number, model) in e.models.iter().enumerate() {
             if model.executor == Some(ModelExecutor::Own) {

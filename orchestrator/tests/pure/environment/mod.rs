@@ -1106,6 +1106,19 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
             "not enough for 3 replicas beside the new pods of a rollout (`blue-green`)",
         ),
         (
+            "gpu: { size: small, count: 2, max: 6 }\nscaling: { min: 3, max: 6, requests_per_second: 5 }\n",
+            "error: `gpu.count`: site `here` has 2 GPUs, one for each pod: not enough for 3 replicas; raise it",
+        ),
+        (
+            "gpu: { size: small, count: 3, max: 6 }\nscaling: { min: 3, max: 20, requests_per_second: 5 }\n",
+            "warning: `gpu.max`: site `here` has 6 GPUs, one for each pod: not enough for 20 replicas, so the autoscaler stops at 6",
+        ),
+        ("gpu: { size: small, count: 3, max: 2 }\n", "error: `gpu.max`: at most 2 is less than `count`, which is 3"),
+        (
+            "gpu: { size: small, count: 3, max: 6 }\ncluster: { existing: theirs }\n",
+            "error: `gpu.max`: the machines of the existing cluster of site `here` are its operator's",
+        ),
+        (
             "gpu: { size: small, count: 5 }\nscaling: { min: 3, max: 5, cpu: 70 }\n",
             "error: `scaling`: `cpu` and `memory` of a pod whose GPU computes do not follow its load; write `requests_per_second",
         ),
@@ -1123,6 +1136,7 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
     for enough in [
         "gpu: { size: small, count: 3 }\nscaling: { min: 3 }\n",
         "gpu: { size: xlarge }\nscaling: { min: 8 }\n",
+        "gpu: { size: small, count: 3, max: 6 }\nscaling: { min: 3, max: 6, requests_per_second: 5 }\n",
         "gpu: { size: small, count: 4 }\nscaling: { min: 3 }\nrollout: { strategy: canary }\n",
         "gpu: { size: small, count: 6 }\nscaling: { min: 3 }\nrollout: { strategy: blue-green }\n",
     ] {

@@ -152,7 +152,7 @@ impl Lowering<'_> {
             types: machines::candidates(pool.size),
             capacity,
             // EKS takes no group without room for a machine.
-            scaling: json!({ "min": pool.count, "max": pool.count.max(1), "desired": pool.count }),
+            scaling: json!({ "min": pool.count, "max": pool.most().max(1), "desired": pool.count }),
             labels: json!({ POOL: GPU_POOL }),
             taints: json!([{ "key": GPU, "value": "present", "effect": "NO_SCHEDULE" }]),
             disk_gib: GPU_DISK_GIB,

@@ -53,21 +53,23 @@ pub(super) async fn quotas(api: &Api, wanted: &[Wanted], lineage: Option<Lineage
 
 fn needs(wanted: &[Wanted]) -> Vec<(&'static Quota, Need)> {
     let mut needs: BTreeMap<&'static str, (&'static Quota, Need)> = BTreeMap::new();
-    let mut add = |quota: &'static Quota, amount: u64, place: String, is_the_only_way: bool| {
+    let mut add = |quota: &'static Quota, (amount, growth): (u64, u64), place: String, is_the_only_way: bool| {
         let (_, need) = needs.entry(quota.code).or_insert_with(|| (quota, Need::default()));
         need.add(amount, place, is_the_only_way);
+        need.may_grow(growth);
     };
     // Other regions have quotas of their own, of which a plan needs one or two.
     for one in wanted.iter().filter(|one| one.ownership == Ownership::Ours && region_of(&one.spec).is_none()) {
         if let Some((_, quota)) = COUNTED.iter().find(|(kind, _)| *kind == one.kind.as_str()) {
-            add(quota, 1, one.id.to_string(), true);
+            add(quota, (1, 0), one.id.to_string(), true);
         }
         if let Some(group) = NodeGroup::of(one) {
             let found: Vec<_> = group.types.iter().filter_map(|name| machines::machine(name)).collect();
             let Some(first) = found.first() else { continue };
             let quota = first.quota(group.market);
             let is_the_only_way = found.iter().all(|machine| machine.quota(group.market).code == quota.code);
-            add(quota, group.count.saturating_mul(u64::from(first.vcpus)), one.id.to_string(), is_the_only_way);
+            let vcpus = |machines: u64| machines.saturating_mul(u64::from(first.vcpus));
+            add(quota, (vcpus(group.count), vcpus(group.more)), one.id.to_string(), is_the_only_way);
         }
     }
     needs.into_values().collect()
@@ -79,6 +81,8 @@ struct NodeGroup<'a> {
     market: Market,
     /// At first.
     count: u64,
+    /// How many an autoscaler may add.
+    more: u64,
 }
 
 impl<'a> NodeGroup<'a> {
@@ -91,8 +95,11 @@ impl<'a> NodeGroup<'a> {
             items.filter_map(|item| item.as_str()).collect()
         };
         let market = if list("capacity").first() == Some(&"SPOT") { Market::Spot } else { Market::OnDemand };
-        let count = wanted.spec.get("scaling").and_then(|scaling| scaling["desired"].as_u64()).unwrap_or_default();
-        Some(Self { types: list("instance_types"), market, count })
+        let scaling =
+            |bound: &str| wanted.spec.get("scaling").and_then(|scaling| scaling[bound].as_u64()).unwrap_or_default();
+        let count = scaling("desired");
+        let more = scaling("max").saturating_sub(count);
+        Some(Self { types: list("instance_types"), market, count, more })
     }
 }
 

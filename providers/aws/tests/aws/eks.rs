@@ -412,7 +412,7 @@ fn full_site() -> Site {
 }
 
 fn lowered(bench: &Bench, site: &Site, spot: Spot) -> Vec<Wanted> {
-    let gpu = GpuPool { size: GpuSize::Small, count: 2, spot };
+    let gpu = GpuPool { size: GpuSize::Small, count: 2, max: None, spot };
     let cluster = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
     let components = [
         component("network", ComponentSpec::Network(Network { cidr: None, policies: true, ..Network::default() })),
@@ -649,6 +649,26 @@ fn only_roles_and_users_reach_a_cluster() {
         Component { existing: Some(CloudId::new("theirs").unwrap()), ..with_access(&[(&role, AccessLevel::View)]) };
     let problems = bench.provider.lower(&existing, &full_site()).unwrap_err();
     assert!(problems.to_string().contains("existing cluster is never changed"), "{problems}");
+}
+
+#[test]
+fn eks_says_that_nothing_adds_its_machines() {
+    let bench = Bench::new();
+    run(async {
+        for (max, says) in [(None, false), (Some(2), false), (Some(5), true)] {
+            let gpu = GpuPool { size: GpuSize::Small, count: 2, max, spot: Spot::Never };
+            let spec = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
+            let cluster = component("cluster", ComponentSpec::Cluster(spec));
+            let all = lowers_purely(&bench.provider, &cluster, &full_site()).unwrap();
+            let group = all.iter().find(|one| one.id.as_str() == "here/cluster/gpu-nodes").unwrap();
+            let scaling = json!({ "min": 2, "max": max.unwrap_or(2), "desired": 2 });
+            assert_eq!(group.spec.get("scaling"), Some(&scaling));
+            let problems = bench.provider.preflight(&all).await.unwrap();
+            let found = problems.iter().any(|one| one.warning && one.cause.contains("an autoscaler that you install"));
+            assert_eq!(found, says, "{max:?}: {problems:?}");
+        }
+        Ok(())
+    });
 }
 
 #[test]

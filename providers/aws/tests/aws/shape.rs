@@ -278,7 +278,7 @@ impl Shape {
             .iter()
             .map(|(name, level)| ClusterIdentity { identity: format!("arn:aws:iam::{ACCOUNT}:{name}"), level: *level });
         let cluster = Cluster {
-            gpu: self.gpu.map(|(count, spot)| GpuPool { size: GpuSize::Small, count, spot }),
+            gpu: self.gpu.map(|(count, spot)| GpuPool { size: GpuSize::Small, count, max: None, spot }),
             allow_from: self.allow_from.then(|| vec!["203.0.113.0/24".to_owned()]),
             access: access.collect(),
             permission_boundary,

@@ -105,7 +105,7 @@ impl Lowering<'_> {
             Spot::Prefer => &[SPOT, ON_DEMAND],
             Spot::Only => &[SPOT],
         };
-        let scaling = json!({ "min": pool.count, "max": pool.count });
+        let scaling = json!({ "min": pool.count, "max": pool.most() });
         let pool = self.pool(GPU, machine, cluster, network, scaling, markets);
         self.part(GPU_NODES, "azure.pool", pool);
     }

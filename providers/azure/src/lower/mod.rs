@@ -248,7 +248,7 @@ pub(crate) mod tests {
         let found = inside(false);
         assert!(found.device_plugin, "AKS has none");
         let pool = ComponentSpec::Cluster(Cluster {
-            gpu: Some(GpuPool { size: GpuSize::Small, count: 2, spot: Spot::Only }),
+            gpu: Some(GpuPool { size: GpuSize::Small, count: 2, max: None, spot: Spot::Only }),
             ..Cluster::of("network".parse().unwrap())
         });
         let pool = expand(pool, "cluster", false)["main/cluster/gpu-nodes"].spec.as_value()["labels"].clone();
@@ -259,7 +259,7 @@ pub(crate) mod tests {
 
     #[test]
     fn cluster_has_pools_of_its_own() {
-        let pool = GpuPool { size: GpuSize::Small, count: 2, spot: Spot::Prefer };
+        let pool = GpuPool { size: GpuSize::Small, count: 2, max: None, spot: Spot::Prefer };
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let all = expand(ComponentSpec::Cluster(cluster), "cluster", true);
         let gpu = all["main/cluster/gpu-nodes"].spec.as_value();

@@ -135,7 +135,7 @@ impl Bench {
             cluster: Some(Box::new(ClusterSite::of("textnlp"))),
             subnets: Vec::new(),
         };
-        let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Prefer });
+        let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Prefer });
         Self { cloud, provider, site, gpu, existing: None }
     }
 
@@ -651,7 +651,7 @@ fn a_pool_without_capacity_is_created_in_another_zone() {
 
 #[test]
 fn problems_are_in_one_report() {
-    let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Never });
+    let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Never });
     let bench = Bench { gpu, ..Bench::new(Options::zero_latency(), false) };
     bench.cloud.world().lock(&format!("/subscriptions/{}", bench.cloud.subscription()), "ReadOnly");
     run(async {

@@ -115,7 +115,7 @@ impl Lowering<'_> {
             Spot::Prefer => &[SPOT, ON_DEMAND],
             Spot::Only => &[SPOT],
         };
-        let scaling = json!({ "min": pool.count, "max": pool.count });
+        let scaling = json!({ "min": pool.count, "max": pool.most() });
         let pool = self.pool(GPU_POOL, machine, cluster, nodes, scaling, &zones, markets);
         self.part(GPU_NODES, "gcp.node-pool", pool);
     }

@@ -220,7 +220,7 @@ pub(crate) mod tests {
 
     #[test]
     fn cluster_has_pools_of_its_own() {
-        let pool = GpuPool { size: GpuSize::Small, count: 2, spot: Spot::Prefer };
+        let pool = GpuPool { size: GpuSize::Small, count: 2, max: None, spot: Spot::Prefer };
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let all = expand(ComponentSpec::Cluster(cluster), "cluster", true);
         let gpu = &all["main/cluster/gpu-nodes"];

@@ -121,7 +121,7 @@ impl Bench {
             subnets: Vec::new(),
         };
         cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
-        let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Prefer });
+        let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Prefer });
         Self { cloud, provider, site, gpu, existing: None }
     }
 
