@@ -23,7 +23,8 @@ use textnlp_sim::aws::autoscaling::ScalableTargets;
 use textnlp_sim::aws::ecr::Ecr;
 use textnlp_sim::aws::sagemaker::{Container, SageMaker};
 
-use crate::engine::{Account, DOWN, Stack, UP, component, of_lineage};
+use crate::engine::{Account, DOWN, Stack, UP, component};
+use crate::programs::of_lineage;
 use crate::{ACCOUNT, Bench, REGION, access, site};
 
 const IMAGE: &str = "sha256:00000000000000000000000000000000000000000000000000000000000000a1";

@@ -16,6 +16,8 @@ mod monitoring;
 mod network;
 mod origin;
 mod policy;
+#[path = "../../../cloud/tests/programs/mod.rs"]
+mod programs;
 mod random;
 mod rds;
 mod refresh;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use textnlp_provider::Lineage;
 use textnlp_sim::Options;
 
-use crate::engine::{Account, DOWN, Stack, UP, of_lineage};
+use crate::engine::{Account, DOWN, Stack, UP};
+use crate::programs::of_lineage;
 use crate::shape::Shape;
 
 /// Longer than AWS may show a new object without its tags.

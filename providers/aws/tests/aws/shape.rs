@@ -12,29 +12,13 @@ use textnlp_provider::{Need, OutputRef, Wanted};
 use textnlp_sim::Random;
 
 use crate::ecr::{MANIFESTS, digest};
-use crate::engine::{Account, ZONE, close, component, site_of};
+use crate::engine::{Account, ZONE, component, site_of};
 use crate::iam::BOUNDARY;
+use crate::programs::{Draw, close};
 use crate::{ACCOUNT, REGION, database, endpoint, wanted};
 
 /// The region of copies.
 const ELSEWHERE: &str = "eu-central-1";
-
-/// Numbers of a seed.
-pub(crate) struct Draw(pub(crate) Random);
-
-impl Draw {
-    pub(crate) fn below(&self, bound: u64) -> u64 {
-        self.0.number() % bound
-    }
-
-    pub(crate) fn chance(&self, probability: f64) -> bool {
-        self.0.fraction() < probability
-    }
-
-    pub(crate) fn one<T: Copy>(&self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 /// What an environment has. Two shapes that share `left_out` are two versions of one environment.
 #[derive(Debug, Clone)]

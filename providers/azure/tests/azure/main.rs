@@ -1,7 +1,12 @@
 //! The provider against a simulated Azure: a whole site is created, seen as it was made, changed, and removed.
-#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
 mod policy;
+#[path = "../../../cloud/tests/programs/mod.rs"]
+mod programs;
+mod random;
+#[path = "../../../../tests/src/seeds.rs"]
+mod seeds;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -94,6 +99,22 @@ fn provider(cloud: &AzureCloud, images: impl ImageSource + 'static) -> Azure {
     Azure::new(access, Arc::new(Secrets)).polling_every(Duration::from_millis(1)).pushing(Arc::new(images))
 }
 
+/// A site of an environment.
+fn site(cloud: &AzureCloud, environment: &str) -> Site {
+    Site {
+        environment: environment.parse().unwrap(),
+        name: "main".parse().unwrap(),
+        account: cloud.subscription().to_owned(),
+        region: REGION.to_owned(),
+        runtime: Runtime::Kubernetes,
+        role: None,
+        tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
+        protect_data: false,
+        cluster: Some(Box::new(ClusterSite::of("textnlp"))),
+        subnets: Vec::new(),
+    }
+}
+
 /// A provider and the cloud that it calls.
 struct Bench {
     cloud: Arc<AzureCloud>,
@@ -123,18 +144,7 @@ impl Bench {
         let cloud = Arc::new(AzureCloud::start(options));
         cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
         let provider = provider(&cloud, Images(cloud.clone()));
-        let site = Site {
-            environment: "staging".parse().unwrap(),
-            name: "main".parse().unwrap(),
-            account: cloud.subscription().to_owned(),
-            region: REGION.to_owned(),
-            runtime: Runtime::Kubernetes,
-            role: None,
-            tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
-            protect_data,
-            cluster: Some(Box::new(ClusterSite::of("textnlp"))),
-            subnets: Vec::new(),
-        };
+        let site = Site { protect_data, ..site(&cloud, "staging") };
         let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Prefer });
         Self { cloud, provider, site, gpu, existing: None }
     }

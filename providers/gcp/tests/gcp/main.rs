@@ -1,7 +1,12 @@
 //! The provider against a simulated Google Cloud: a whole site is created, seen as it was made, and removed.
-#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
 mod policy;
+#[path = "../../../cloud/tests/programs/mod.rs"]
+mod programs;
+mod random;
+#[path = "../../../../tests/src/seeds.rs"]
+mod seeds;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,6 +78,34 @@ impl ImageSource for Images {
     }
 }
 
+/// A provider of a cloud.
+fn provider(cloud: &Arc<GoogleCloud>) -> Gcp {
+    let access = Access {
+        project: cloud.project().to_owned(),
+        region: REGION.to_owned(),
+        impersonate: None,
+        variables: Some(cloud.variables().into_iter().collect()),
+    };
+    let provider = Gcp::new(access, Arc::new(Secrets)).polling_every(Duration::from_millis(1));
+    provider.pushing(Arc::new(Images(cloud.clone())))
+}
+
+/// A site of an environment.
+fn site(cloud: &GoogleCloud, environment: &str) -> Site {
+    Site {
+        environment: environment.parse().unwrap(),
+        name: "main".parse().unwrap(),
+        account: cloud.project().to_owned(),
+        region: REGION.to_owned(),
+        runtime: Runtime::Kubernetes,
+        role: None,
+        tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
+        protect_data: false,
+        cluster: Some(Box::new(ClusterSite::of("textnlp"))),
+        subnets: Vec::new(),
+    }
+}
+
 /// A provider and the cloud that it calls.
 struct Bench {
     cloud: Arc<GoogleCloud>,
@@ -100,26 +133,8 @@ impl Bench {
 
     fn new(options: Options, protect_data: bool) -> Self {
         let cloud = Arc::new(GoogleCloud::start(options));
-        let access = Access {
-            project: cloud.project().to_owned(),
-            region: REGION.to_owned(),
-            impersonate: None,
-            variables: Some(cloud.variables().into_iter().collect()),
-        };
-        let provider = Gcp::new(access, Arc::new(Secrets)).polling_every(Duration::from_millis(1));
-        let provider = provider.pushing(Arc::new(Images(cloud.clone())));
-        let site = Site {
-            environment: "staging".parse().unwrap(),
-            name: "main".parse().unwrap(),
-            account: cloud.project().to_owned(),
-            region: REGION.to_owned(),
-            runtime: Runtime::Kubernetes,
-            role: None,
-            tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
-            protect_data,
-            cluster: Some(Box::new(ClusterSite::of("textnlp"))),
-            subnets: Vec::new(),
-        };
+        let provider = provider(&cloud);
+        let site = Site { protect_data, ..site(&cloud, "staging") };
         cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
         let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Prefer });
         Self { cloud, provider, site, gpu, existing: None }
