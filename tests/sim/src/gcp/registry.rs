@@ -60,6 +60,15 @@ const REPOSITORIES: Kind = Kind {
             body["registryUri"] = json!(format!("{location}-{format}.pkg.dev/{project}/{id}"));
         }
     },
+    deleted: |cloud, key, _| {
+        let images = format!("{key}/dockerImages/");
+        cloud.objects.retain(|one, _| !one.starts_with(&images));
+        let parts: Vec<&str> = key.split('/').collect();
+        if let [_, _, project, _, _, _, id] = parts[..] {
+            let pushed = format!("{project}/{id}/");
+            cloud.registry.repositories.retain(|name, _| !name.starts_with(&pushed));
+        }
+    },
     ..KIND
 };
 
@@ -135,6 +144,10 @@ pub(crate) const HANDLERS: &[(&str, Handler)] =
     &[("artifactregistry.projects.locations.operations.get", super::kinds::operation)];
 
 pub(crate) const LEDGER: &[Behaviour] = &[
+    rule(
+        "a repository is deleted with its images",
+        Source::Documentation("https://cloud.google.com/artifact-registry/docs/repositories/delete-repo"),
+    ),
     rule("a creation and a deletion answer operations, an update the repository", Source::Model),
     rule(
         "an update takes only listed paths, and refuses an empty mask",
