@@ -80,7 +80,7 @@ pub struct Metrics {
     queued: Level,
     running: Level,
     tokens_per_second: Real,
-    step_ms: Real,
+    step: Real,
     steps: Count,
     failed_steps: Count,
     cached_tokens: Count,
@@ -126,7 +126,7 @@ impl Metrics {
             queued: Level::default(),
             running: Level::default(),
             tokens_per_second: Real::default(),
-            step_ms: Real::default(),
+            step: Real::default(),
             steps: Count::default(),
             failed_steps: Count::default(),
             cached_tokens: Count::default(),
@@ -184,7 +184,7 @@ impl Metrics {
             "Tokens generated per second, over about 5 seconds",
             metrics.tokens_per_second.clone(),
         );
-        r.register("textnlp_last_step_milliseconds", "Time of the engine's last step", metrics.step_ms.clone());
+        r.register("textnlp_last_step_seconds", "Time of the engine's last step", metrics.step.clone());
         r.register("textnlp_engine_steps", "Steps of the engine", metrics.steps.clone());
         r.register("textnlp_engine_failed_steps", "Steps of the engine that failed", metrics.failed_steps.clone());
         r.register(
@@ -295,7 +295,7 @@ impl Metrics {
         self.queued.set(stats.queued as i64);
         self.running.set(stats.running as i64);
         self.tokens_per_second.set(stats.tokens_per_second);
-        self.step_ms.set(stats.last_step_ms);
+        self.step.set(stats.last_step_ms / 1e3);
         advance(&self.steps, stats.steps);
         advance(&self.failed_steps, stats.failed_steps);
         advance(&self.cached_tokens, stats.cached_tokens);

@@ -129,32 +129,39 @@ async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
 /// The metrics of the server, ready or not.
 pub(super) fn figures(ready: &Result<ServerObservation, String>) -> Response {
     let mut text = String::new();
-    let mut gauge = |name: &str, help: &str, rows: &[(String, i64)]| {
+    let mut gauge = |name: &str, help: &str, rows: &[(String, String)]| {
         let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} gauge");
         for (labels, value) in rows {
             let _ = writeln!(text, "{name}{labels} {value}");
         }
     };
-    gauge("textnlp_database_up", "Whether the database is ready", &[(String::new(), i64::from(ready.is_ok()))]);
+    let one = |value: i64| [(String::new(), value.to_string())];
+    gauge("textnlp_database_up", "Whether the database is ready", &one(i64::from(ready.is_ok())));
     if let Ok(seen) = ready {
-        gauge("textnlp_database_connections", "Connections of clients", &[(String::new(), seen.connections)]);
-        gauge("textnlp_database_bytes", "The database on disk", &[(String::new(), seen.bytes)]);
-        let rows = |value: fn(&super::setup::Follower) -> i64| -> Vec<(String, i64)> {
+        gauge("textnlp_database_connections", "Connections of clients", &one(seen.connections));
+        gauge("textnlp_database_bytes", "The database on disk", &one(seen.bytes));
+        let rows = |value: fn(&super::setup::Follower) -> String| -> Vec<(String, String)> {
             seen.copies.iter().map(|copy| (format!("{{copy=\"{}\"}}", copy.name), value(copy))).collect()
         };
-        gauge("textnlp_database_copy_connected", "Whether a copy replicates", &rows(|copy| i64::from(copy.connected)));
+        gauge(
+            "textnlp_database_copy_connected",
+            "Whether a copy replicates",
+            &rows(|copy| i64::from(copy.connected).to_string()),
+        );
         gauge(
             "textnlp_database_copy_behind_bytes",
             "What a copy has not replayed yet",
-            &rows(|copy| copy.behind_bytes),
+            &rows(|copy| copy.behind_bytes.to_string()),
         );
         gauge(
-            "textnlp_database_copy_behind_milliseconds",
+            "textnlp_database_copy_behind_seconds",
             "How long ago that was written",
-            &rows(|copy| copy.behind_ms),
+            &rows(|copy| {
+                let behind = copy.behind_ms.max(0);
+                format!("{}.{:03}", behind / 1_000, behind % 1_000)
+            }),
         );
         if let Some(archive) = &seen.archive {
-            let one = |value| [(String::new(), value)];
             if let Some(seconds) = archive.seconds_since {
                 gauge("textnlp_database_archive_age_seconds", "Since a part of the log was archived", &one(seconds));
             }
