@@ -16,3 +16,42 @@ pub fn expect_section(guide: &str, name: &str, made: &str) {
     }
     assert!(found == made, "run this test with UPDATE_EXPECT=1 and commit {guide}; it should say:\n{made}");
 }
+
+/// The fenced blocks of a section of a guide in their order: their language, and their text without the indentation of lists.
+///
+/// `guide` is a path below the repository's root, and `section` the title of a second level.
+#[track_caller]
+pub fn blocks(guide: &str, section: &str) -> Vec<(String, String)> {
+    let file = format!("{}/../{guide}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("read {guide}: {error}"));
+    let (_, rest) =
+        text.split_once(&format!("\n## {section}\n")).unwrap_or_else(|| panic!("{guide} has no section `{section}`"));
+    let section = rest.split("\n## ").next().unwrap_or_default();
+    let mut blocks: Vec<(String, String)> = Vec::new();
+    // The indentation of the fence that is open.
+    let mut open: Option<usize> = None;
+    for line in section.lines() {
+        let indent = line.len() - line.trim_start().len();
+        match (line.trim_start().strip_prefix("```"), open, blocks.last_mut()) {
+            (Some(language), None, _) => {
+                blocks.push((language.to_owned(), String::new()));
+                open = Some(indent);
+            }
+            (Some(_), Some(_), _) => open = None,
+            (None, Some(of_fence), Some((_, text))) => {
+                text.push_str(&line[indent.min(of_fence)..]);
+                text.push('\n');
+            }
+            (None, ..) => {}
+        }
+    }
+    blocks
+}
+
+/// The commands of the program that a section of a guide shows in blocks for a shell, in their order.
+#[track_caller]
+pub fn commands(guide: &str, section: &str) -> Vec<String> {
+    let shell = blocks(guide, section).into_iter().filter(|(language, _)| language == "sh");
+    let lines = shell.flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>());
+    lines.filter(|line| line.starts_with("textnlp-deploy ")).collect()
+}

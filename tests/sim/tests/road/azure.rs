@@ -8,9 +8,10 @@ use textnlp_cluster::Cluster;
 use textnlp_sim::azure::{AzureCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
+use crate::follower::Follower;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
-use crate::{Bucket, Managed, Variable, managed_life, of_staging, push_and_pull, role_of, whole_life};
+use crate::{Bucket, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life};
 
 const REGION: &str = "westeurope";
 /// The group of the site and its cluster.
@@ -89,7 +90,11 @@ fn push_as_one_with_a_role(subscription: &Subscription, hosts: &Hosts) {
 
 /// A simulated Azure whose cluster of a name, and of a group of that name, is a control plane.
 pub(super) fn subscription_with(cluster: &Cluster, name: &str) -> Arc<AzureCloud> {
-    let cloud = Arc::new(AzureCloud::start(Options::zero_latency()));
+    started(cluster, name, Options::zero_latency())
+}
+
+fn started(cluster: &Cluster, name: &str, options: Options) -> Arc<AzureCloud> {
+    let cloud = Arc::new(AzureCloud::start(options));
     cloud.set_cluster_endpoint(cluster.url(), cluster.ca_pem());
     // Who has the role of an administrator on the cluster.
     let known = Arc::downgrade(&cloud);
@@ -130,16 +135,18 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
 }
 
 #[test]
-fn pods_of_a_pushed_image_use_a_managed_database_by_tls_and_password() {
+fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("azuredb") else { return };
-    operator.sets.push("data=disposable".to_owned());
     let managed = Managed::start(&operator);
-    let cloud = subscription_with(operator.cluster, "textnlp-pilot-main");
+    guided(&mut operator);
+    let subscription = "00000000-0000-0000-0000-000000000000".to_owned();
+    let cloud = started(operator.cluster, GUIDED, Options { subscription, ..Options::zero_latency() });
     cloud.world().stand = Some(managed.stand());
-    let repository = "textnlpimages.azurecr.io/team/server";
+    let repository = "myservice.azurecr.io/textnlp";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
-    let run = |operator: &Operator, args: &[&str], more: &[&str]| run(operator, &cloud, args, more);
-    managed_life(&mut operator, &managed, repository, run, pushed);
+    let section = ("docs/guide/azure.md", "From an empty subscription");
+    let follower = Follower::of(&operator, section, &[], cloud.variables());
+    managed_life(&follower, &managed, repository, pushed);
     assert_eq!(cloud.world().ids(), Vec::<String>::new());
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }

@@ -8,9 +8,10 @@ use textnlp_cluster::Cluster;
 use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
+use crate::follower::Follower;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
-use crate::{Bucket, Managed, Variable, managed_life, of_staging, push_and_pull, role_of, whole_life};
+use crate::{Bucket, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life};
 
 const REGION: &str = "europe-west4";
 
@@ -59,7 +60,11 @@ fn grant_reading(cloud: &GoogleCloud, user: &str) {
 
 /// A simulated Google Cloud whose cluster is a control plane.
 pub(super) fn project_with(cluster: &Cluster) -> Arc<GoogleCloud> {
-    let cloud = Arc::new(GoogleCloud::start(Options::zero_latency()));
+    started(cluster, Options::zero_latency())
+}
+
+fn started(cluster: &Cluster, options: Options) -> Arc<GoogleCloud> {
+    let cloud = Arc::new(GoogleCloud::start(options));
     cloud.set_cluster_endpoint(cluster.url(), cluster.ca_pem());
     // The project's owner is an administrator of its clusters.
     let known = Arc::downgrade(&cloud);
@@ -119,19 +124,17 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
 }
 
 #[test]
-fn pods_of_a_pushed_image_use_a_managed_database_by_tls_and_password() {
+fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("gcpdb") else { return };
-    operator.sets.push("data=disposable".to_owned());
-    // Cloud SQL has a standby only for a server that it copies.
-    operator.sets.retain(|set| set != "backup.enabled=false");
     let managed = Managed::start(&operator);
-    let cloud = project_with(operator.cluster);
+    guided(&mut operator);
+    let cloud = started(operator.cluster, Options { project: "my-project".to_owned(), ..Options::zero_latency() });
     cloud.world().stand = Some(managed.stand());
-    let repository = format!("{}/textnlp/server", cloud.project());
-    let url = format!("{REGION}-docker.pkg.dev/{repository}");
-    let pushed = |tag: &str| cloud.world().registry.repositories.get(&repository)?.images.get(tag).cloned();
-    let run = |operator: &Operator, args: &[&str], more: &[&str]| run(operator, &cloud, args, more);
-    managed_life(&mut operator, &managed, &url, run, pushed);
+    let repository = "my-project/textnlp/server";
+    let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
+    let section = ("docs/guide/gcp.md", "From an empty project");
+    let follower = Follower::of(&operator, section, &[], cloud.variables());
+    managed_life(&follower, &managed, &format!("{REGION}-docker.pkg.dev/{repository}"), pushed);
     assert_eq!(left(&cloud), Vec::<String>::new());
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }

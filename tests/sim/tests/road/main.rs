@@ -9,6 +9,7 @@ mod operator;
 
 mod azure;
 mod clouds;
+mod follower;
 mod gcp;
 mod hosts;
 mod own;
@@ -27,15 +28,19 @@ use textnlp_cluster::Cluster;
 use textnlp_sim::aws::ecr::Ecr;
 use textnlp_sim::aws::eks::Eks;
 use textnlp_sim::aws::rds::Rds;
+use textnlp_sim::aws::route53::{self, Route53};
 use textnlp_sim::postgres::{Change, Stand};
 use textnlp_sim::{Options, Scope, Simulator};
 use textnlp_tests::ports::Ports;
 use textnlp_tests::{Said, counts, said};
 
+use follower::Follower;
 use operator::{Operator, postgres};
 
 const REGION: &str = "eu-central-1";
 const ACCOUNT: &str = "123456789012";
+/// The hosted zone of the guide.
+const ZONE: &str = "Z0123456789ABCDEFGHIJ";
 
 /// An operator whose first deployment is `staging`, with a gate that any machine opens.
 fn of_staging(about: &str) -> Option<Operator> {
@@ -340,20 +345,22 @@ impl Managed {
     }
 }
 
-/// A whole life with a database of the cloud, by TLS and a password, and with pods of the image that `up` pushes to a registry of the
-/// cloud. `pushed` gives the digest of a tag there.
-fn managed_life(
-    operator: &mut Operator,
-    managed: &Managed,
-    repository: &str,
-    run: impl Fn(&Operator, &[&str], &[&str]) -> Said,
-    pushed: impl Fn(&str) -> Option<String>,
-) {
-    operator.sets.retain(|set| !set.starts_with("database.") && !set.contains("cluster.image"));
-    let sets = ["database.hosting=managed", "database.replicas=1", &format!("registry.url={repository}")];
-    operator.sets.extend(sets.map(str::to_owned));
-    let run = |args: &[&str]| run(operator, args, &[]);
-    let plan = run(&["plan", "-o", "json"]).expect(0).json();
+/// The name of the cluster of the environment that the guides show.
+const GUIDED: &str = "textnlp-production-main";
+
+/// What holds for tests only, for an operator who follows a guide.
+fn guided(operator: &mut Operator) {
+    operator.sets.retain(|set| set.starts_with("cluster.namespace=") || set.starts_with("sites[0].cluster.address="));
+    operator.sets.push("data=disposable".to_owned());
+}
+
+/// The road of a guide, with a database of the cloud, by TLS and a password, and with pods of the image that `up` pushes to a registry of
+/// the cloud. `pushed` gives the digest of a tag there.
+fn managed_life(follower: &Follower<'_>, managed: &Managed, repository: &str, pushed: impl Fn(&str) -> Option<String>) {
+    for command in ["plan --file production.yaml --costs", "plan --file production.yaml --policy", "preflight"] {
+        follower.run(follower.printed(&format!("textnlp-deploy {command}"))).expect(0);
+    }
+    let plan = follower.about("plan -o json").expect(0).json();
     let steps = plan["steps"].as_array().cloned().unwrap_or_default();
     let step = |name: &str| steps.iter().find(|step| step["resource"] == name).unwrap_or(&Value::Null);
     let push = &step("main/registry/repository")["id"];
@@ -362,8 +369,9 @@ fn managed_life(
         assert!(push.is_u64() && after.contains(push), "{pods} waits for the push: {after:?}");
     }
 
-    run(&["up", "--yes", "--no-gate", "-o", "json"]).expect(0);
-    let deployment = operator.get("deployment", "textnlp-api");
+    let up = follower.printed("textnlp-deploy up");
+    follower.run(up).expect(0);
+    let deployment = follower.operator.get("deployment", "textnlp-api");
     let image =
         deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned();
     let (tagged, digest) = image.split_once('@').unwrap_or_default();
@@ -372,44 +380,49 @@ fn managed_life(
     let encrypted =
         "SELECT count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'textnlp'";
     assert_eq!(managed.database.sql("postgres", encrypted), "t");
-    let again = run(&["up", "--yes", "--no-gate", "-o", "json"]).expect(0).json();
-    assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
+    let again = || {
+        let again = follower.run(&format!("{up} -o json")).expect(0).json();
+        assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "another up plans nothing: {again:#}");
+    };
+    again();
     let hash = || managed.database.sql("postgres", "SELECT rolpassword FROM pg_authid WHERE rolname = 'textnlp'");
     let before = hash();
-    run(&["secret", "rotate", "database", "--yes", "--no-gate", "-o", "json"]).expect(0);
+    follower.about("secret rotate database --no-gate -o json").expect(0);
     assert_ne!(hash(), before, "the server has another password");
-    let after = run(&["up", "--yes", "--no-gate", "-o", "json"]).expect(0).json();
-    assert_eq!(counts(&after)[..4], [0, 0, 0, 0], "an up after the rotation plans nothing: {after:#}");
-    let text = run(&["generate", "Once upon a time"]);
+    again();
+    let text = follower.about("generate 'Once upon a time'");
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
-
-    run(&["down", "--yes", "-o", "json"]).expect(0);
+    follower.run(follower.printed("textnlp-deploy down")).expect(0);
 }
 
 #[test]
-fn pods_of_a_pushed_image_use_a_managed_database_by_tls_and_password() {
+fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("awsdb") else { return };
     let managed = Managed::start(&operator);
-    operator.sets.push(format!("network.private_ca={}", managed.authority));
-    let mut account = Account::of(operator, "textnlp-pilot-main").unwrap();
+    guided(&mut operator);
+    operator.sets.push("sites[0].cluster.load_balancer=true".to_owned());
+    operator.cluster.kubelet().balance(&operator.namespace, "k8s-textnlp.elb.eu-central-1.amazonaws.com");
+    let (simulator, url) = account_with(operator.cluster, REGION, GUIDED);
     {
-        let simulator = account.simulator.lock().unwrap();
-        simulator.world().state::<Rds>(&Scope::new(ACCOUNT, REGION)).stand = Some(managed.stand());
+        let simulator = simulator.lock().unwrap();
+        let mut world = simulator.world();
+        world.state::<Rds>(&Scope::new(ACCOUNT, REGION)).stand = Some(managed.stand());
+        route53::zone(&mut world, &Scope::global(ACCOUNT), ZONE, "example.com", false);
     }
-    let (simulator, url) = (account.simulator.clone(), account.url.clone());
     let pushed = |tag: &str| {
         let simulator = simulator.lock().unwrap();
         let world = simulator.world();
         let ecr = world.find::<Ecr>(&Scope::new(ACCOUNT, REGION)).unwrap();
         ecr.repositories["textnlp"].pushed.images.get(tag).cloned()
     };
-    let run = |operator: &Operator, args: &[&str], more: &[&str]| run_on_aws(operator, &url, args, more);
-    managed_life(
-        &mut account.operator,
-        &managed,
-        "123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp",
-        run,
-        pushed,
-    );
-    assert_eq!(account.left(), Vec::<String>::new());
+    let edits = [("/etc/textnlp/rds.pem", managed.authority.as_str())];
+    let section = ("docs/guide/aws.md", "From an empty account");
+    let follower = Follower::of(&operator, section, &edits, signed_in(&url, REGION));
+    let repository = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp";
+    managed_life(&follower, &managed, repository, pushed);
+    let simulator = simulator.lock().unwrap();
+    assert_eq!(left(&simulator), Vec::<String>::new());
+    let world = simulator.world();
+    let records = &world.find::<Route53>(&Scope::global(ACCOUNT)).unwrap().zones[ZONE].records;
+    assert_eq!(records.len(), 2, "the zone has what each zone has");
 }

@@ -1,0 +1,75 @@
+//! An operator who follows the guide of a cloud: the environment and the commands are those that it shows.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use camino::Utf8PathBuf;
+use textnlp_tests::{Said, guide, program, said};
+
+use crate::operator::Operator;
+
+/// The environment that the guides show.
+const FILE: &str = "production.yaml";
+
+pub(super) struct Follower<'a> {
+    pub(super) operator: &'a Operator,
+    commands: Vec<String>,
+    variables: Vec<(String, String)>,
+    /// Has the program by its name. It adds what holds for tests only: addresses of this machine, and the consent to changes.
+    folder: Utf8PathBuf,
+}
+
+impl<'a> Follower<'a> {
+    /// `edits` replaces what only an operator knows. `variables` are those of one who is signed in.
+    pub(super) fn of(
+        operator: &'a Operator,
+        (page, section): (&str, &str),
+        edits: &[(&str, &str)],
+        variables: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
+    ) -> Self {
+        let blocks = guide::blocks(page, section);
+        let (_, yaml) = blocks.iter().find(|(language, _)| language == "yaml").unwrap();
+        let yaml = edits.iter().fold(yaml.clone(), |yaml, (from, to)| {
+            assert!(yaml.contains(from), "{page} does not show {from}:\n{yaml}");
+            yaml.replace(from, to)
+        });
+        let sandbox = operator.sandbox.folder();
+        std::fs::write(sandbox.join(FILE), yaml).unwrap();
+        let folder = sandbox.join("bin");
+        std::fs::create_dir(&folder).unwrap();
+        let sets: String = operator.sets.iter().map(|set| format!(" --set '{set}'")).collect();
+        let script = format!(
+            "#!/bin/sh\ncase $1 in up | down | secret) set -- \"$@\" --yes ;; esac\nexec '{}' \"$@\"{sets}\n",
+            program()
+        );
+        let name = folder.join("textnlp-deploy");
+        std::fs::write(&name, script).unwrap();
+        std::fs::set_permissions(&name, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self { operator, commands: guide::commands(page, section), variables, folder }
+    }
+
+    /// The command of the guide that begins so.
+    #[track_caller]
+    pub(super) fn printed(&self, start: &str) -> &str {
+        let found = self.commands.iter().find(|command| command.starts_with(start));
+        found.unwrap_or_else(|| panic!("the guide has no `{start}`: {:#?}", self.commands))
+    }
+
+    /// Runs a line of a shell.
+    pub(super) fn run(&self, line: &str) -> Said {
+        let template = self.operator.sandbox.command(&[]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).current_dir(self.operator.sandbox.folder()).stdin(Stdio::null()).env_clear();
+        shell.envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let path = std::env::var("PATH").unwrap_or_default();
+        shell.env("PATH", format!("{}:{path}", self.folder));
+        shell.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        said(shell.output().unwrap())
+    }
+
+    /// Runs a command about the environment of the guide.
+    pub(super) fn about(&self, command: &str) -> Said {
+        self.run(&format!("textnlp-deploy {command} --file {FILE}"))
+    }
+}
