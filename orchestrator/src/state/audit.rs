@@ -581,7 +581,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = Utf8PathBuf::from_path_buf(folder.path().join("state")).unwrap();
         let memory = MemoryStore::default();
-        let stores: [Arc<dyn Fn() -> Arc<dyn Store> + Send + Sync>; 2] =
+        type Open = Arc<dyn Fn() -> Arc<dyn Store> + Send + Sync>;
+        let stores: [Open; 2] =
             [Arc::new(move || Arc::new(memory.clone())), Arc::new(move || Arc::new(Folder::at(place.clone())))];
         for open in stores {
             let writers: Vec<_> = (0..4u128)
