@@ -96,7 +96,7 @@ fn table(commands: &[CommandRecord]) -> Table {
 fn row(record: &CommandRecord) -> Vec<String> {
     let CommandRecord { time, command, end } = record;
     let user = command.user.as_ref().map_or(String::new(), |user| format!(" as {user}"));
-    let typed = [&[command.command.clone()][..], &command.arguments].concat().join(" ");
+    let typed = [&[command.command.clone()][..], &command.arguments[..]].concat().join(" ");
     let (outcome, took) = match end {
         None => ("did not end".to_owned(), String::new()),
         Some(end) => {

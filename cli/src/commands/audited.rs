@@ -228,7 +228,9 @@ impl TypedCommand {
             // As parsed where that is a text: of an API key it is the public ID.
             let values: Vec<String> = match at.try_get_many::<String>(id) {
                 Ok(values) => values.into_iter().flatten().cloned().collect(),
-                Err(_) => at.get_raw(id).into_iter().flatten().map(|value| value.to_string_lossy().into()).collect(),
+                Err(_) => {
+                    at.get_raw(id).into_iter().flatten().map(|value| value.to_string_lossy().into_owned()).collect()
+                }
             };
             let shown = values.iter().map(|value| shown(id, value));
             arguments.extend(shown.map(|value| flag.as_ref().map_or(value.clone(), |flag| format!("{flag}={value}"))));
