@@ -200,7 +200,7 @@ pub enum Command {
     /// Rotate signing keys, certificate authorities and database passwords
     #[command(subcommand)]
     Secret(SecretCommand),
-    /// Export the audit log: who did what, when and from where
+    /// Show and export the audit log: who did what, when and from where
     #[command(subcommand)]
     Audit(Audit),
     /// Check what the environment depends on: database, stores, registries, DNS, model sources
@@ -711,16 +711,49 @@ pub enum RotatedSecret {
 /// See [`Command::Audit`].
 #[derive(Debug, Subcommand)]
 pub enum Audit {
+    /// List the commands that changed the environment: who, when, and how they ended
+    ///
+    /// The records are in the store of the state, each with the digest of the one before it. Exits with status 1 when that
+    /// chain is broken.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy audit list --env pilot\n  \
+        textnlp-deploy audit list --env pilot --since 7d --limit 500\n  \
+        textnlp-deploy audit list --env pilot --since 2026-11-01 --until 2026-12-01 -o json")]
+    List(AuditList),
     /// Export the audit log as JSON lines
+    ///
+    /// What the service recorded of keys, sign-ins and data; with --commands, what operators did with this program.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy audit export --env pilot > audit.jsonl\n  \
         textnlp-deploy audit export --env pilot --since 2026-11-01\n  \
-        textnlp-deploy audit export --env pilot --since 2026-11-01T08:00:00Z")]
-    Export {
-        /// Events since this date (UTC), time or duration before now; left out, all
-        #[arg(long, value_name = "TIME", value_parser = since)]
-        since: Option<jiff::Timestamp>,
-    },
+        textnlp-deploy audit export --env pilot --since 2026-11-01T08:00:00Z\n  \
+        textnlp-deploy audit export --env pilot --commands > commands.jsonl")]
+    Export(AuditExport),
+}
+
+/// `audit list`.
+#[derive(Debug, Args)]
+pub struct AuditList {
+    /// Commands since this date (UTC), time or duration before now; left out, all
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub since: Option<jiff::Timestamp>,
+    /// Commands before this date (UTC), time or duration before now
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub until: Option<jiff::Timestamp>,
+    /// Number of the newest commands
+    #[arg(long, value_name = "COUNT", default_value_t = 50)]
+    pub limit: usize,
+}
+
+/// `audit export`.
+#[derive(Debug, Args)]
+pub struct AuditExport {
+    /// Events since this date (UTC), time or duration before now; left out, all
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub since: Option<jiff::Timestamp>,
+    /// Export the commands of `audit list` instead
+    #[arg(long)]
+    pub commands: bool,
 }
 
 /// A date, from its first second in UTC, a time, or a duration before now.

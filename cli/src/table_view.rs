@@ -22,7 +22,7 @@ pub fn text(report: &TableReport) -> String {
 }
 
 /// A table, each column as wide as its longest line. Further lines of a value are below its first one.
-fn lines(table: &Table) -> String {
+pub fn lines(table: &Table) -> String {
     let all = || std::iter::once(&table.columns).chain(&table.rows);
     let longest = |value: &String| value.lines().map(|line| line.chars().count()).max();
     let width = |column: usize| all().filter_map(|row| row.get(column)).filter_map(longest).max();

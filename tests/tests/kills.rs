@@ -67,6 +67,7 @@ fn down_is_right(sandbox: &Sandbox, story: &str) {
     let secrets: Vec<_> = sandbox.files(&state.join("secrets")).into_iter().filter(|f| f != ".lock").collect();
     assert!(secrets.is_empty(), "{story}: down left {secrets:?}");
     let known = [
+        "audit/",
         "journal/",
         "reports/",
         "evidence/",

@@ -59,9 +59,11 @@ fn recorded_state_is_shown_compared_and_frozen() {
         assert!(refused["error"]["message"].as_str().unwrap().contains("exam week"), "{refused:#}");
         assert!(refused["error"]["hint"].as_str().unwrap().contains("hold --release"), "{refused:#}");
     }
+    run(&sandbox, &["up", "--yes", "--set", "tags.note=swordfish"]).expect(4);
     run(&sandbox, &["plan"]).expect(0);
     run(&sandbox, &["hold", "--release"]).expect(0);
     sandbox.up("development");
+    commands_are_in_the_audit_log(&sandbox);
 
     // What helps a helper holds nothing that would help a thief.
     let key = sandbox.first_key("development");
@@ -97,6 +99,49 @@ fn recorded_state_is_shown_compared_and_frozen() {
     });
     let about = ill["checks"].as_array().unwrap().iter().find(|one| one["name"] == "supervisor").unwrap();
     assert!(about["mark"] == "problem" && about["fix"].as_str().unwrap().contains("up --env development"), "{about:#}");
+}
+
+/// Each command that changes something, with its end and without values that may be secret; and what was changed afterwards is found.
+#[track_caller]
+fn commands_are_in_the_audit_log(sandbox: &Sandbox) {
+    let listed = json_of(sandbox, &["audit", "list"]);
+    let all = listed["commands"].as_array().unwrap();
+    let ended = |one: &Value| {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&one["command"]), text(&one["end"]["outcome"]), text(&one["end"]["code"]))
+    };
+    let ended: Vec<_> = all.iter().map(ended).collect();
+    let expected = [
+        ("up", "succeeded", ""),
+        ("state repair", "succeeded", ""),
+        ("hold", "succeeded", ""),
+        ("up", "failed", "frozen"),
+        ("down", "failed", "frozen"),
+        ("up", "failed", "frozen"),
+        ("hold", "succeeded", ""),
+        ("up", "succeeded", ""),
+    ];
+    let expected: Vec<_> = expected.iter().map(|(a, b, c)| (a.to_string(), b.to_string(), c.to_string())).collect();
+    assert_eq!(ended, expected, "{listed:#}");
+    assert_eq!((&listed["damage"], &all[2]["reason"]), (&json!([]), &json!("exam week")));
+    has(&all[0], &["id", "time", "environment", "arguments", "actor", "host", "pid", "tool", "end.time", "end.exit"]);
+    assert!(all[5]["arguments"].to_string().contains("--set=tags.note=***"), "{:#}", all[5]);
+    let shown = run(sandbox, &["audit", "list", "--limit", "1"]).expect(0).out;
+    assert!(shown.contains("succeeded") && shown.contains("7 earlier ones"), "{shown}");
+    let exported = run(sandbox, &["audit", "export", "--commands"]).expect(0).out;
+    assert_eq!(exported.lines().count(), 8, "{exported}");
+    assert_eq!(json_of(sandbox, &["audit", "list", "--since", "2999-01-01"])["commands"], json!([]));
+
+    let folder = sandbox.state("development").join("audit");
+    let document = sandbox.files(&folder).into_iter().filter(|file| file != ".lock").next_back().unwrap();
+    let document = folder.join(document);
+    let content = std::fs::read_to_string(&document).unwrap();
+    assert!(!content.contains("swordfish"), "{content}");
+    std::fs::write(&document, content.replacen("exam week", "exam year", 1)).unwrap();
+    let broken = run(sandbox, &["audit", "list", "-o", "json"]).expect(1).json();
+    assert_eq!(broken["error"]["code"], "broken_audit_log", "{broken:#}");
+    assert!(broken["error"]["causes"].to_string().contains("its content was changed"), "{broken:#}");
+    std::fs::write(&document, content).unwrap();
 }
 
 /// Every value that the environment's secret store keeps.

@@ -29,6 +29,11 @@ pub async fn apply(session: &Session, args: &Apply, console: Console) -> Result<
     }
 }
 
+/// The session in which a saved plan is applied.
+pub fn planned_session(session: &Session, args: &Apply) -> Result<Session, Failure> {
+    as_planned(session, &read(&args.plan)?, &args.plan)
+}
+
 fn read(file: &Utf8Path) -> Result<Saved, Failure> {
     let unreadable = |error: std::io::Error| {
         Failure::usage("unreadable_plan", anyhow::Error::new(error).context(format!("read plan {file}")))

@@ -5,6 +5,7 @@ mod alert;
 mod analyze;
 mod apply;
 mod audit_log;
+mod audited;
 pub mod backup;
 mod baseline;
 mod bundle;
@@ -71,7 +72,7 @@ pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
                 .enable_all()
                 .build()
                 .context("start the runtime")?;
-            runtime.block_on(dispatch(&session, command, console))
+            runtime.block_on(audited::run(&session, command, console))
         }
     }
 }

@@ -8,12 +8,13 @@ use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 use textnlp_files::{Exposed, Exposure, caller, check_files, check_folder, check_parents, user, user_name};
+use textnlp_orchestrator::state::audit::AUDIT;
 use textnlp_orchestrator::state::io_hint;
 
 use crate::{Failure, Platform, quoted};
 
 /// The folders of an environment that are checked, beside those of its sites.
-const FOLDERS: [&str; 3] = ["journal", "releases", "programs"];
+const FOLDERS: [&str; 4] = ["journal", "releases", "programs", AUDIT];
 /// The checked levels within a folder: `secrets/NAME/VERSION`, `blobs/ab/FILE`.
 const DEPTH: usize = 3;
 /// The model cache, beside the environments.

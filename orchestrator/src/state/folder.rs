@@ -1,5 +1,5 @@
 //! A state in a local folder: `lineage.json`, `lock`, `lease.json`, and for each site `journal/SITE/log` with `bodies`.
-//! `reserve` keeps space for a `down` on a full disk.
+//! `reserve` keeps space for a `down` on a full disk. `audit` has the records of commands, with a lock of its own.
 //!
 //! The lock is the operating system's lock on the file `lock`; the kernel releases it when the process ends. Folders
 //! have mode 0700 and files 0600.
@@ -33,6 +33,9 @@ const RESERVE_NEEDED: u64 = 16 * RESERVE_BYTES;
 
 /// A run writes its name a moment after it took the lock. Until then, the name of the last one is there.
 const HOLDER_DELAY: Duration = Duration::from_millis(100);
+/// How often the lock of documents is tried: ten seconds, far longer than a write.
+const DOCUMENTS_LOCK_ATTEMPTS: u32 = 1000;
+const DOCUMENTS_LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// A state in a folder of this machine.
 ///
@@ -100,6 +103,22 @@ impl Folder {
         let path = self.path.join("lock");
         textnlp_files::Lock::try_exclusive(&path, 0o600)
             .map_err(|error| StateError::Io(Io::new(error.action, path.as_str(), error.source)))
+    }
+
+    /// Takes the lock of the documents that are written without the lock of the state. It is held for one write.
+    fn lock_documents(&self, document: &Utf8Path) -> Result<textnlp_files::Lock, StateError> {
+        let folder = document.parent().unwrap_or(&self.path);
+        make_folder(folder)?;
+        let path = folder.join(".lock");
+        let fail = |action, error| StateError::Io(Io::new(action, path.as_str(), error));
+        for _ in 0..DOCUMENTS_LOCK_ATTEMPTS {
+            let held = textnlp_files::Lock::try_exclusive(&path, 0o600);
+            if let Some(held) = held.map_err(|error| fail(error.action, error.source))? {
+                return Ok(held);
+            }
+            std::thread::sleep(DOCUMENTS_LOCK_POLL);
+        }
+        Err(fail("lock", io::ErrorKind::ResourceBusy.into()))
     }
 
     fn put_lease(&self, fence: u64, holder: &Holder) -> Result<(), StateError> {
@@ -179,7 +198,7 @@ impl Folder {
     }
 
     fn put(&self, path: &Utf8Path, bytes: &[u8]) -> Result<(), StateError> {
-        // The caller holds the lock of the state.
+        // The caller holds the lock of the state, or of these documents.
         let written = Replace::private().sole_writer().write(path, bytes);
         written.map_err(|error| StateError::Io(Io::new("write", path.as_str(), error.source)))
     }
@@ -346,5 +365,44 @@ impl Store for Folder {
             make_folder(parent)?;
         }
         self.put(&path, bytes)
+    }
+
+    async fn swap(&self, name: &str, expected: Option<&[u8]>, bytes: &[u8]) -> Result<bool, StateError> {
+        let path = self.path.join(name);
+        make_folder(&self.path)?;
+        let _held = self.lock_documents(&path)?;
+        if self.read(&path)?.as_deref() != expected {
+            return Ok(false);
+        }
+        self.put(&path, bytes).map(|()| true)
+    }
+
+    async fn documents(&self, folder: &str) -> Result<Vec<String>, StateError> {
+        let folder = self.path.join(folder);
+        let fail = |error| StateError::Io(Io::new("list", folder.as_str(), error));
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(fail(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.extend(entry.map_err(fail)?.file_name().into_string().ok());
+        }
+        // Beside the documents there are the lock and unfinished files.
+        names.retain(|name| !name.starts_with('.') && !name.ends_with(".new"));
+        names.sort();
+        Ok(names)
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.path.join(name);
+        let _held = self.lock_documents(&path)?;
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::Io(Io::new("remove", path.as_str(), error)))
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -75,6 +75,10 @@ impl Disk {
         if lock.fence != self.fence {
             return Err(StateError::Fenced { ours: lock.fence, newest: self.fence });
         }
+        self.take_room(bytes)
+    }
+
+    fn take_room(&mut self, bytes: usize) -> Result<(), StateError> {
         if let Some(room) = &mut self.room {
             let full = || StateError::Io(Io::new("write", "memory", std::io::ErrorKind::StorageFull.into()));
             *room = room.checked_sub(bytes).ok_or_else(full)?;
@@ -190,6 +194,27 @@ impl Store for MemoryStore {
             disk.documents.insert(name.to_owned(), bytes.to_vec());
         }
         self.fuse.cross(|| format!("after replace {name}")).await;
+        Ok(())
+    }
+
+    async fn swap(&self, name: &str, expected: Option<&[u8]>, bytes: &[u8]) -> Result<bool, StateError> {
+        let mut disk = self.disk();
+        if disk.documents.get(name).map(Vec::as_slice) != expected {
+            return Ok(false);
+        }
+        disk.take_room(bytes.len())?;
+        disk.documents.insert(name.to_owned(), bytes.to_vec());
+        Ok(true)
+    }
+
+    async fn documents(&self, folder: &str) -> Result<Vec<String>, StateError> {
+        let disk = self.disk();
+        let within = disk.documents.keys().filter_map(|name| name.strip_prefix(folder)?.strip_prefix('/'));
+        Ok(within.map(str::to_owned).collect())
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), StateError> {
+        self.disk().documents.remove(name);
         Ok(())
     }
 }

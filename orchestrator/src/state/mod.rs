@@ -6,6 +6,7 @@
 //! beside a log records its length, so that a truncated log is detected. `snapshot.json` caches its fold, so that a
 //! long log is not parsed again.
 
+pub mod audit;
 mod check;
 mod durations;
 mod error;

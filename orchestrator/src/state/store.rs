@@ -13,8 +13,9 @@ use super::record::BodyRef;
 
 /// Stores journals, their bodies and small documents.
 ///
-/// Every write takes a [`Lock`] and is rejected once a later lock was granted. A write is durable when it returns; if
-/// it fails, none of it counts.
+/// Every write of the state takes a [`Lock`] and is rejected once a later lock was granted. Only the documents of the
+/// audit log are written without it, by [`swap`](Store::swap). A write is durable when it returns; if it fails, none of
+/// it counts.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Its location, for messages.
@@ -60,6 +61,13 @@ pub trait Store: Send + Sync {
     async fn cut(&self, lock: &Lock, site: &SiteName, len: u64) -> Result<(), StateError>;
     /// Replaces a small document atomically.
     async fn replace(&self, lock: &Lock, name: &str, bytes: &[u8]) -> Result<(), StateError>;
+    /// Replaces a small document without the lock if it still has the `expected` content; `None`: if it does not exist.
+    /// `false`: it has other content, and nothing was written.
+    async fn swap(&self, name: &str, expected: Option<&[u8]>, bytes: &[u8]) -> Result<bool, StateError>;
+    /// The names of the small documents in a folder without subfolders.
+    async fn documents(&self, folder: &str) -> Result<Vec<String>, StateError>;
+    /// Removes a small document that only [`swap`](Self::swap) writes.
+    async fn remove(&self, name: &str) -> Result<(), StateError>;
 }
 
 /// The content of one append: many records share one sync to disk.

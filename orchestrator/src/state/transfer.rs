@@ -1,4 +1,5 @@
-//! Transfers a state to another store, byte for byte: journals with their chains, bodies and documents.
+//! Transfers a state to another store, byte for byte: journals with their chains, bodies, documents and the
+//! audit log of commands.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +7,8 @@ use textnlp_provider::{EnvironmentName, SiteName};
 
 use super::store::{Batch, Holder, Lock, Store};
 use super::{
-    BodyRef, Entry, FORMAT, LINEAGE, LineageFile, Locked, SiteLocation, StateError, head_name, read_lineage, record,
+    BodyRef, Entry, FORMAT, LINEAGE, LineageFile, Locked, SiteLocation, StateError, audit, head_name, read_lineage,
+    record,
 };
 
 /// Documents that are copied if they exist.
@@ -68,6 +70,13 @@ async fn copy(from: &dyn Store, to: &dyn Store, lock: &Lock) -> Result<(), State
         }
         if let Some(head) = from.document(&head_name(&site)).await? {
             to.replace(lock, &head_name(&site), &head).await?;
+        }
+    }
+    // Before the lineage, with which the copy counts as a state.
+    for document in audit::documents(from).await? {
+        let name = audit::path(&document);
+        if let Some(bytes) = from.document(&name).await? {
+            to.replace(lock, &name, &bytes).await?;
         }
     }
     for name in DOCUMENTS {

@@ -31,6 +31,7 @@ pub async fn all(fresh: &dyn Fn() -> Open) {
     a_lock_given_back_is_free_and_the_next_number_is_higher(fresh()).await;
     a_holder_whose_lock_is_over_writes_nothing(fresh()).await;
     a_state_is_kept(fresh()).await;
+    documents_without_the_lock_are_swapped_if_they_are_as_expected(fresh()).await;
 }
 
 /// What is looked for in what a store keeps: three letters are in random bytes, and in the letters that keys are written in, now and then;
@@ -163,6 +164,29 @@ async fn a_holder_whose_lock_is_over_writes_nothing(open: Open) {
     refused(store.cut(&over, &here(), 0).await);
     assert_eq!(open().log(&here()).await.unwrap(), b"one\n");
     assert_eq!(open().document("lineage.json").await.unwrap().unwrap(), b"{}");
+}
+
+async fn documents_without_the_lock_are_swapped_if_they_are_as_expected(open: Open) {
+    let (one, other) = (open(), open());
+    assert!(one.documents("audit").await.unwrap().is_empty());
+    assert!(!one.swap("audit/2026-11", Some(b"x"), b"one").await.unwrap(), "it does not exist");
+    assert!(one.swap("audit/2026-11", None, b"one").await.unwrap());
+    assert!(!other.swap("audit/2026-11", None, b"other").await.unwrap(), "it exists");
+    assert_eq!(other.document("audit/2026-11").await.unwrap().unwrap(), b"one");
+    // Whoever holds the lock of the state is in nobody's way.
+    let lock = one.lock(&holder("ada")).await.unwrap();
+    assert!(other.swap("audit/2026-11", Some(b"one"), b"one two").await.unwrap());
+    assert!(!one.swap("audit/2026-11", Some(b"one"), b"one three").await.unwrap(), "another one was faster");
+    one.replace(&lock, "audit/2026-12", b"written under the lock").await.unwrap();
+    assert!(other.swap("audit/2026-12", Some(b"written under the lock"), b"later").await.unwrap());
+    one.unlock(lock).await.unwrap();
+    let mut names = open().documents("audit").await.unwrap();
+    names.sort();
+    assert_eq!(names, ["2026-11", "2026-12"]);
+    assert_eq!(open().document("audit/2026-11").await.unwrap().unwrap(), b"one two");
+    one.remove("audit/2026-11").await.unwrap();
+    one.remove("audit/2026-11").await.unwrap();
+    assert_eq!(open().documents("audit").await.unwrap(), ["2026-12"]);
 }
 
 /// The journal on top: what one run wrote, another reads with all its checks.

@@ -60,7 +60,10 @@ fn state_moves_to_a_bucket_and_back_without_loss() {
     places.up(places.local(), &service());
     let changed = with(service(), "store", "limit", json!(9));
     places.up(places.local(), &changed);
+    let audited = "audit/2026-11";
+    assert!(on(&places.world.clock, places.local().swap(audited, None, b"a record\n")).unwrap());
     places.transfer(&*places.local(), &*places.remote()).unwrap();
+    assert_eq!(on(&places.world.clock, places.remote().document(audited)).unwrap().unwrap(), b"a record\n");
     on(&places.world.clock, async {
         moved_away(&*places.local(), &environment(), "s3://there", &holder("ada")).await.unwrap();
     });

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Context;
 use jiff::Timestamp;
 use textnlp_orchestrator::import::forget;
+use textnlp_orchestrator::state::audit::AUDIT;
 use textnlp_orchestrator::state::{Holder, Remedy, State, apply_remedies, check, moved_away, transfer};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::{Lineage, Observed, SiteName};
@@ -212,7 +213,7 @@ fn set_aside(folder: &camino::Utf8Path) -> Result<(), Failure> {
     let aside = folder.join(format!("moved-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ")));
     std::fs::create_dir(&aside).with_context(|| format!("make {aside}"))?;
     // `lineage.json` is last, because a folder with it counts as the state.
-    for part in ["journal", "hold.json", "lineage.json"] {
+    for part in [AUDIT, "journal", "hold.json", "lineage.json"] {
         let path = folder.join(part);
         if path.exists() {
             std::fs::rename(&path, aside.join(part)).with_context(|| format!("put {path} into {aside}"))?;

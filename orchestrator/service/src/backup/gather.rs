@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use textnlp_orchestrator::backup::{Base, Content, Database, FORMAT, Item, Manifest, Model};
 use textnlp_orchestrator::release::Lock;
+use textnlp_orchestrator::state::audit::AUDIT;
 use textnlp_orchestrator::state::{Folder, Holder, Operator, SCHEDULE, SCHEDULE_TIMEOUT, StateError, Store, transfer};
 use textnlp_provider::operations::SiteCopy;
 use textnlp_provider::{Secret, SiteName};
@@ -22,7 +23,7 @@ use crate::{Failure, Scope, running, workplace};
 /// Files and folders of the state folder that are copied unchanged.
 const AS_IT_IS: [&str; 4] = [settings::FOLDER, "releases", "dr/drills", "dr/drill-report.pub"];
 /// The parts of the state itself.
-const STATE_PARTS: [&str; 4] = ["lineage.json", "lease.json", "hold.json", "journal"];
+const STATE_PARTS: [&str; 5] = ["lineage.json", "lease.json", "hold.json", "journal", AUDIT];
 /// The folder in a backup for these files.
 pub(super) const STATE: &str = "state";
 /// Limit of a file of the state in bytes. Only a damaged state has a larger one.

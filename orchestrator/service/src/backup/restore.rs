@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_models::{FetchOptions, Source, Store};
 use textnlp_orchestrator::backup::{Decryptor, Manifest};
+use textnlp_orchestrator::state::audit::AUDIT;
 use textnlp_orchestrator::state::{Folder, Holder, LineageFile, Operator, SiteLocation, State, StateError, Store as _};
 use textnlp_provider::{Lineage, SiteName};
 
@@ -253,10 +254,17 @@ async fn put_in_place(
 ) -> Result<Option<Utf8PathBuf>, Failure> {
     let restored = Utf8PathBuf::try_from(staged.path().join(STATE)).context("temporary folders have UTF-8 names")?;
     if is_bare(target)? {
-        // The rename replaces an empty folder.
+        // The rename replaces an empty folder. Records of commands that failed are kept beside it.
+        let kept = match target.join(AUDIT).exists() {
+            true => Some(free_name(&format!("{target}.replaced-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))?),
+            false => None,
+        };
+        if let Some(kept) = &kept {
+            std::fs::rename(target, kept).with_context(|| format!("keep the records in {target} as {kept}"))?;
+        }
         std::fs::rename(&restored, target).with_context(|| format!("move the restored state to {target}"))?;
         flush(target)?;
-        return Ok(None);
+        return Ok(kept);
     }
     let name = &manifest.environment;
     // The lock prevents new runs on the previous state. Another run may have started since the first check, so it is
@@ -314,10 +322,10 @@ fn free_name(wanted: &str) -> Result<Utf8PathBuf, Failure> {
     })?)
 }
 
-/// Whether the target is missing or empty.
+/// Whether the target is missing or empty, or has only the records of commands that failed before a first `up`.
 fn is_bare(target: &Utf8Path) -> Result<bool, Failure> {
     match target.read_dir_utf8() {
-        Ok(mut entries) => Ok(entries.next().is_none()),
+        Ok(mut entries) => Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == AUDIT))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(anyhow::Error::new(error).context(format!("check {target}")).into()),
     }

@@ -4,6 +4,8 @@
 //! `journal/SITE/batches/NNNNNNNNNN`: one immutable object for each append. Concurrent writers collide at a name, and
 //! only one succeeds. `journal/SITE/segments/FIRST-LAST` have many batches in one object.
 //!
+//! The documents of `audit/` are written without the lock, each by a conditional write of its own.
+//!
 //! A run that takes over from a silent holder first fences it off. It appends an empty batch to every journal and
 //! writes its fencing number into the documents. Every later conditional write of the earlier holder then fails.
 
@@ -368,6 +370,30 @@ impl Store for Objects {
     async fn replace(&self, lock: &Lock, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         self.check(lock)?;
         self.put_document(name, lock.fence, Some(bytes)).await
+    }
+
+    async fn swap(&self, name: &str, expected: Option<&[u8]>, bytes: &[u8]) -> Result<bool, StateError> {
+        let put = match self.wire.get(name).await? {
+            None if expected.is_some() => return Ok(false),
+            None => self.wire.create(name, &stamped(0, bytes)).await?,
+            Some(found) => {
+                let (fence, there) = unstamped(&found.bytes).map_err(|why| self.wire.unreadable(name, why))?;
+                if Some(there).filter(|there| !there.is_empty()) != expected {
+                    return Ok(false);
+                }
+                // A transfer of the state wrote it under a lock.
+                self.wire.update(name, &stamped(fence, bytes), &found.tag).await?
+            }
+        };
+        Ok(matches!(put, Put::Done(_)))
+    }
+
+    async fn documents(&self, folder: &str) -> Result<Vec<String>, StateError> {
+        self.wire.list(folder, None).await
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), StateError> {
+        self.wire.remove(name).await
     }
 }
 

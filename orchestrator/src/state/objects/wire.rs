@@ -134,6 +134,22 @@ impl Wire {
         Ok(listed.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned)).collect())
     }
 
+    /// Removes an object. Nothing is wrong if it does not exist.
+    pub(super) async fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.path(name);
+        self.again("remove", name, || {
+            let (path, store) = (path.clone(), self.store.clone());
+            async move {
+                let paths = futures::stream::once(async move { Ok(path) }).boxed();
+                match store.delete_stream(paths).next().await {
+                    Some(Err(error)) if !matches!(error, Error::NotFound { .. }) => Err(error),
+                    _ => Ok(()),
+                }
+            }
+        })
+        .await
+    }
+
     /// Writes an object that must not exist yet.
     pub(super) async fn create(&self, name: &str, bytes: &[u8]) -> Result<Put, StateError> {
         self.put(name, bytes, PutMode::Create).await
