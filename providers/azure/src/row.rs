@@ -354,7 +354,7 @@ impl<K: RestKind> Rest<K> {
     }
 
     /// Changes one member.
-    async fn replace(api: &Api, id: &str, member: &str, value: Value) -> Result<Option<Pending>> {
+    pub(crate) async fn replace(api: &Api, id: &str, member: &str, value: Value) -> Result<Option<Pending>> {
         let table = K::TABLE;
         if table.update == Update::Patch {
             let mut body = json!({});
