@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_cloud::endpoint::plain;
-use textnlp_cloud::tags::{self, Tags};
+use textnlp_cloud::tags::Tags;
 use textnlp_cloud::{Filter, Make, ObservedObject, Of, Resource, State, dns_owner};
 use textnlp_provider::{Error, ErrorKind, Identity, Kind, Permission, Pricing, Result, Verb};
 
@@ -247,6 +247,7 @@ fn spec(id: &Id<'_>, one: &Value) -> Spec {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_cloud::tags;
     use textnlp_provider::{Lineage, ResourceId};
 
     use super::*;
