@@ -44,13 +44,15 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     ),
     rule("a name that is not one in the zone is 400 invalid", Source::Report("mantl/mantl#1082")),
     rule(
-        "an unknown zone, and a deletion of a record that is not there, are 404 notFound",
-        Source::Documentation("https://cloud.google.com/dns/docs/error-messages"),
+        "a deletion of a record that is not there is 404 notFound",
+        Source::Report("kubernetes-sigs/external-dns#2817"),
     ),
+    rule("an empty change is 400 required", Source::Report("GoogleCloudPlatform/cloud-foundation-toolkit#466")),
     rule(
-        "a zone with records of others than its own name's is not deleted: 400 containerNotEmpty",
-        Source::Documentation("https://cloud.google.com/dns/docs/error-messages"),
+        "a zone with more records than those of its own name is not deleted: 400 containerNotEmpty",
+        Source::Report("tetratelabs/tetrate-service-bridge-sandbox#256"),
     ),
+    rule("an unknown zone is 404 notFound", Source::Documentation("https://cloud.google.com/dns/docs/error-messages")),
     rule(
         "a change is made completely or not at all, and is pending until all name servers have it",
         Source::Documentation("https://cloud.google.com/dns/docs/reference/rest/v1/changes"),
@@ -203,8 +205,8 @@ fn is_value(kind: &str, value: &str) -> bool {
         "A" => value.parse::<Ipv4Addr>().is_ok(),
         "CNAME" => value.ends_with('.'),
         "TXT" => {
-            let texts = value.split("\" \"").map(|one| one.trim_matches('"'));
-            value.starts_with('"') && value.ends_with('"') && texts.into_iter().all(|one| one.len() <= LONGEST_TEXT)
+            let mut texts = value.split("\" \"").map(|one| one.trim_matches('"'));
+            value.starts_with('"') && value.ends_with('"') && texts.all(|one| one.len() <= LONGEST_TEXT)
         }
         _ => true,
     }
@@ -215,6 +217,10 @@ fn change(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     let domain = text(&zone, "dnsName").to_owned();
     let list = |member: &str| call.body[member].as_array().cloned().unwrap_or_default();
     let (additions, deletions) = (list("additions"), list("deletions"));
+    if additions.is_empty() && deletions.is_empty() {
+        let message = "The 'entity.change' parameter is required but was missing.";
+        return Err(refused(400, "required", message));
+    }
     let place =
         |member: &str, one: &Value| format!("entity.change.{member}[{}][{}]", text(one, "name"), text(one, "type"));
     let named = |one: &Value| format!("{} ({})", text(one, "name"), text(one, "type"));
@@ -246,8 +252,8 @@ fn change(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
             return Err(refused(409, "alreadyExists", message));
         }
         let of_name = format!("{key}/rrsets/{lower}/");
-        let others = left.iter().filter_map(|other| other.strip_prefix(&of_name)).filter(|other| *other != kind);
-        let conflicting = others.into_iter().find(|other| *other == "CNAME" || kind == "CNAME");
+        let mut others = left.iter().filter_map(|other| other.strip_prefix(&of_name)).filter(|other| *other != kind);
+        let conflicting = others.find(|other| *other == "CNAME" || kind == "CNAME");
         if let Some(other) = conflicting {
             let message = format!(
                 "The resource record set '{place}' is invalid because the DNS name '{name}' has a resource record set \

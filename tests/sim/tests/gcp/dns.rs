@@ -23,7 +23,8 @@ fn change(client: &Client, deletions: &[Value], additions: &[Value]) -> Answer {
     client.post("dns", &format!("{ZONES}/z/changes"), body)
 }
 
-/// snarfed/bridgy-fed#1072, kubernetes-sigs/external-dns#467, kubernetes-sigs/external-dns#3885, mantl/mantl#1082.
+/// snarfed/bridgy-fed#1072, kubernetes-sigs/external-dns#467, kubernetes-sigs/external-dns#2817, kubernetes-sigs/external-dns#3885,
+/// mantl/mantl#1082.
 #[test]
 fn a_change_is_made_completely_or_not_at_all() {
     let client = client();
@@ -41,6 +42,7 @@ fn a_change_is_made_completely_or_not_at_all() {
     let stale = record("text.example.com.", "A", 300, "192.0.2.1");
     assert_eq!(change(&client, &[stale], std::slice::from_ref(&other)).reason(), (412, "conditionNotMet"));
     assert_eq!(change(&client, &[other], &[]).reason(), (404, "notFound"));
+    assert_eq!(change(&client, &[], &[]).reason(), (400, "required"));
     for (addition, expected) in [
         (record("text.example.com.", "CNAME", 60, "a.example.net."), (400, "cnameResourceRecordSetConflict")),
         (record("text.example.org.", "A", 60, "192.0.2.1"), (400, "invalid")),
