@@ -273,22 +273,22 @@ fn the_name_of_the_service_becomes_a_record_of_the_existing_zone() {
     let zone = bench.zone();
     // Azure writes ids in any case.
     let upper = zone.replace("resourceGroups/dns", "resourcegroups/DNS");
-    let made = lowers_purely(&bench.provider, &of(Some(&upper), "Text.Example.com.", "example.com"), &there).unwrap();
+    let made = lowers_purely(&bench.provider, &of(Some(upper.as_str()), "Text.Example.com.", "example.com"), &there).unwrap();
     let [record, tenants] = made.as_slice() else { panic!("{made:?}") };
     let address = json!(OutputRef::new("main/gateway/service".parse().unwrap(), "address"));
     let spec = json!({ "zone": zone, "name": "text", "ttl": 60, "values": [address], "tags": { "team": "text" } });
     assert_eq!((record.id.as_str(), record.spec.as_value()), ("main/gateway/record", &spec));
     assert!(record.needs.iter().any(|need| need.on.as_str() == "main/gateway/service"), "{:?}", record.needs);
     assert_eq!(tenants.spec.get("name"), Some(&json!("*")));
-    let own = lowers_purely(&bench.provider, &of(Some(&zone), "example.com", "a.example.com"), &there).unwrap();
+    let own = lowers_purely(&bench.provider, &of(Some(zone.as_str()), "example.com", "a.example.com"), &there).unwrap();
     let names: Vec<_> = own.iter().map(|one| one.spec.get("name").cloned().unwrap_or_default()).collect();
     assert_eq!(names, [json!("@"), json!("*.a")]);
     assert!(lowers_purely(&bench.provider, &of(None, "text.example.com", "x.org"), &there).unwrap().is_empty());
     let ingress = ClusterAccess { ingress: Some(ClusterIngress::default()), ..ClusterAccess::default() };
     for (component, site, says) in [
         (of(Some("example.com"), "text.example.com", "example.com"), &there, "is not the id of a public DNS zone"),
-        (of(Some(&zone), "text.example.com", "x.org"), &there, "`*.x.org` is not in the zone `example.com`"),
-        (of(Some(&zone), "text.example.com", "example.com"), &site(&bench, ingress), "creates no load balancer"),
+        (of(Some(zone.as_str()), "text.example.com", "x.org"), &there, "`*.x.org` is not in the zone `example.com`"),
+        (of(Some(zone.as_str()), "text.example.com", "example.com"), &site(&bench, ingress), "creates no load balancer"),
         (shared(&zone, false), &there, "records of several sites are created in Route 53 only"),
     ] {
         let problems = bench.provider.lower(&component, site).unwrap_err().to_string();
