@@ -273,7 +273,8 @@ fn the_name_of_the_service_becomes_a_record_of_the_existing_zone() {
     let zone = bench.zone();
     // Azure writes ids in any case.
     let upper = zone.replace("resourceGroups/dns", "resourcegroups/DNS");
-    let made = lowers_purely(&bench.provider, &of(Some(upper.as_str()), "Text.Example.com.", "example.com"), &there).unwrap();
+    let made =
+        lowers_purely(&bench.provider, &of(Some(upper.as_str()), "Text.Example.com.", "example.com"), &there).unwrap();
     let [record, tenants] = made.as_slice() else { panic!("{made:?}") };
     let address = json!(OutputRef::new("main/gateway/service".parse().unwrap(), "address"));
     let spec = json!({ "zone": zone, "name": "text", "ttl": 60, "values": [address], "tags": { "team": "text" } });
@@ -288,7 +289,11 @@ fn the_name_of_the_service_becomes_a_record_of_the_existing_zone() {
     for (component, site, says) in [
         (of(Some("example.com"), "text.example.com", "example.com"), &there, "is not the id of a public DNS zone"),
         (of(Some(zone.as_str()), "text.example.com", "x.org"), &there, "`*.x.org` is not in the zone `example.com`"),
-        (of(Some(zone.as_str()), "text.example.com", "example.com"), &site(&bench, ingress), "creates no load balancer"),
+        (
+            of(Some(zone.as_str()), "text.example.com", "example.com"),
+            &site(&bench, ingress),
+            "creates no load balancer",
+        ),
         (shared(&zone, false), &there, "records of several sites are created in Route 53 only"),
     ] {
         let problems = bench.provider.lower(&component, site).unwrap_err().to_string();
