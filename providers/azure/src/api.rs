@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use jiff::Timestamp;
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH, LOCATION, RETRY_AFTER,
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
 };
 use reqwest::{Method, Url};
 use serde_json::Value;
@@ -71,6 +71,8 @@ pub(crate) struct Call {
     body: Option<Value>,
     /// The version of the object that is changed.
     etag: Option<String>,
+    /// Whether it is refused where the object is there already.
+    is_new: bool,
     action: &'static str,
     subject: String,
 }
@@ -87,7 +89,7 @@ impl Call {
             Method::POST => "call",
             _ => "change",
         };
-        Self { method, path, version, query: Vec::new(), body: None, etag: None, action, subject }
+        Self { method, path, version, query: Vec::new(), body: None, etag: None, is_new: false, action, subject }
     }
 
     pub(crate) fn get(path: impl Into<String>, version: &'static str) -> Self {
@@ -105,6 +107,10 @@ impl Call {
 
     pub(crate) fn etag(self, etag: Option<&str>) -> Self {
         Self { etag: etag.map(str::to_owned), ..self }
+    }
+
+    pub(crate) fn new_only(self) -> Self {
+        Self { is_new: true, ..self }
     }
 
     /// The words of its error: `create`, `network textnlp-a`.
@@ -243,7 +249,7 @@ pub(crate) fn own_path(address: &str) -> Option<String> {
 
 impl Session {
     async fn send(&self, call: Call) -> Result<Reply> {
-        let Call { method, path, version, query, body, etag, action, subject } = call;
+        let Call { method, path, version, query, body, etag, is_new, action, subject } = call;
         let failed = |kind| Error::new(kind, action, subject.clone());
         let url = Url::parse(&format!("{}{path}", transport::MANAGEMENT));
         let mut url = url.map_err(|_| failed(ErrorKind::Invalid).because(format!("`{path}` is no path")))?;
@@ -259,6 +265,9 @@ impl Session {
         headers.insert(AUTHORIZATION, value);
         if let Some(etag) = etag.and_then(|etag| HeaderValue::try_from(etag).ok()) {
             headers.insert(IF_MATCH, etag);
+        }
+        if is_new {
+            headers.insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
         }
         let body = body.map(|body| Bytes::from(body.to_string()));
         if body.is_some() {

@@ -64,6 +64,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::ClusterNodes),
             Optional(Setting::ClusterVersion),
             Optional(Setting::ExistingRegistry),
+            Optional(Setting::ExistingZone),
             Optional(Setting::Features),
             Optional(Setting::GpuAutoscaling),
             Optional(Setting::MonitoringStack),

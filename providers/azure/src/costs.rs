@@ -39,6 +39,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             CostLine::unknown("NAT Gateway", "data through the gateway", "by use"),
         ],
         "azure.address" => vec![priced("Virtual Network", "address/static", region, "a public address", 1)],
+        "azure.dns-record" => vec![CostLine::unknown("Azure DNS", "DNS queries", "by use")],
         "azure.dns-zone" => vec![CostLine::unknown("Azure DNS", "a zone and its queries", UNRECORDED)],
         "azure.storage" => vec![
             CostLine::unknown(STORAGE, "stored models", "by use"),

@@ -1,5 +1,5 @@
-//! What would make a plan fail, found by reads: the subscription, permissions, resource providers, quotas, machine sizes, names, locks
-//! and address ranges. Everything is asked at once, and all problems are in one report.
+//! What would make a plan fail, found by reads: the subscription, permissions, resource providers, quotas, machine sizes, names, locks,
+//! address ranges and DNS zones. Everything is asked at once, and all problems are in one report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,12 +8,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::last;
-use textnlp_cloud::preflight::{Need, names, unknown};
+use textnlp_cloud::preflight::{Need, by_zone, names, unknown};
 use textnlp_provider::{EnvironmentName, Ownership, PolicyRequest, PolicyResource, Problem, Result, Verb, Wanted};
 
 use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
 use crate::compute::Offer;
 use crate::kinds::cluster::SPOT;
+use crate::kinds::dns;
 use crate::policy;
 use crate::tables::machines::{self, ALL, ALL_SPOT, Machine};
 
@@ -40,7 +41,7 @@ const GLOBAL: [(&str, &str, &str, &str); 2] = [
 
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (subscription, permissions, providers, names, taken, machines, locks, overlaps) = futures::join!(
+    let (subscription, permissions, providers, names, taken, machines, locks, overlaps, zones) = futures::join!(
         subscription(api),
         permissions(api, wanted),
         providers(api, wanted),
@@ -48,9 +49,10 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<P
         taken(api, wanted),
         machines(api, wanted),
         locks(api, wanted),
-        overlaps(api, wanted)
+        overlaps(api, wanted),
+        zones(api, wanted)
     );
-    let read = [subscription, permissions, providers, names, taken, machines, locks, overlaps, open(wanted)];
+    let read = [subscription, permissions, providers, names, taken, machines, locks, overlaps, zones, open(wanted)];
     Ok(read.into_iter().flatten().collect())
 }
 
@@ -354,6 +356,27 @@ async fn locks(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         })
     };
     all.iter().filter_map(lock).collect()
+}
+
+/// Whether each DNS zone exists and answers clients on the internet. Its id has its name.
+async fn zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for id in by_zone(wanted, "azure.dns-record").into_keys() {
+        let place = format!("zone {}", last(id));
+        match api.find(Call::get(id, dns::VERSION)).await {
+            Ok(Some(zone)) if zone["properties"]["zoneType"] == "Private" => {
+                let fix = "set the id of a public zone if clients are elsewhere";
+                problems.push(Problem::warning(place, "it answers inside of its networks only", fix));
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                let fix = "set `traffic.existing` to the id of a zone: `az network dns zone list --query '[].id'`";
+                problems.push(Problem::new(place, "there is no such zone", fix));
+            }
+            Err(error) => problems.push(unknown(&place, &error)),
+        }
+    }
+    problems
 }
 
 /// Networks that overlap can never be connected.

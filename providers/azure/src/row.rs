@@ -233,8 +233,8 @@ pub(crate) trait RestKind: Send + Sync + 'static {
     }
 
     /// Brings an object closer to its end.
-    async fn end(api: &Api, id: &str) -> Result<Option<Pending>> {
-        Ok(api.send(Call::new(Method::DELETE, id, Self::TABLE.version)).await?.pending)
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
+        Ok(api.send(Call::new(Method::DELETE, &seen.id, Self::TABLE.version)).await?.pending)
     }
 }
 
@@ -542,7 +542,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
     }
 
     async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>, _op: &Operation) -> Result<Option<String>> {
-        K::end(api, &seen.id).await.map(address)
+        K::end(api, seen).await.map(address)
     }
 }
 

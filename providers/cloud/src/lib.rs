@@ -12,7 +12,9 @@
 
 mod cloud;
 mod diff;
+pub mod dns_owner;
 pub mod document;
+pub mod endpoint;
 pub mod errors;
 mod image;
 mod inside;

@@ -1,12 +1,13 @@
 //! Checks of a plan that are the same for every cloud. They read only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
 use textnlp_provider::{CloudId, Error, ErrorKind, Ownership, Problem, Wanted, error_chain};
 
 use crate::cloud::Cloud;
+use crate::endpoint::inside;
 use crate::resource::State;
 use crate::table::{self, Row};
 use crate::tags;
@@ -58,6 +59,30 @@ async fn existing<C: Cloud>(api: &Arc<C>, row: &Row<C>, one: &Wanted, id: &Cloud
         }
         Err(error) => Some(unknown(place, &error)),
     }
+}
+
+/// The DNS records of a kind, by the zones that they are in.
+pub fn by_zone<'w>(wanted: &'w [Wanted], kind: &str) -> BTreeMap<&'w str, Vec<&'w Wanted>> {
+    let mut zones: BTreeMap<&str, Vec<&Wanted>> = BTreeMap::new();
+    for one in wanted.iter().filter(|one| one.kind.as_str() == kind) {
+        zones.entry(text(one, "zone")).or_default().push(one);
+    }
+    zones
+}
+
+/// Records whose names are not in their zone. `domain` is as its provider writes it.
+pub fn outside(records: &[&Wanted], domain: &str) -> Vec<Problem> {
+    let domain = crate::endpoint::plain(domain);
+    let is_outside = |one: &&&Wanted| inside(text(one, "name"), &domain).is_none();
+    let problem = |one: &&Wanted| {
+        let cause = format!("`{}` is not in the zone `{domain}`", text(one, "name"));
+        Problem::new(one.id.to_string(), cause, "set the id of the zone that has the name")
+    };
+    records.iter().filter(is_outside).map(problem).collect()
+}
+
+fn text<'w>(one: &'w Wanted, field: &str) -> &'w str {
+    one.spec.get(field).and_then(|value| value.as_str()).unwrap_or_default()
 }
 
 /// What a plan needs of one quota.

@@ -56,6 +56,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::EncryptionKey),
             Optional(Setting::ExistingRegistry),
             Optional(Setting::ExistingRole),
+            Optional(Setting::ExistingZone),
             Optional(Setting::Features),
             Optional(Setting::GpuAutoscaling),
             Optional(Setting::MonitoringStack),

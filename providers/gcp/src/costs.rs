@@ -36,6 +36,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             CostLine::unknown(Service::Storage.title(), "stored models", "by use"),
             CostLine::unknown(Service::Storage.title(), "requests", "by use"),
         ],
+        "gcp.dns-record" => vec![CostLine::unknown(Service::Dns.title(), "DNS queries", "by use")],
         "gcp.repository" => vec![CostLine::unknown(Service::ArtifactRegistry.title(), "stored images", "by use")],
         "gcp.key" => vec![
             priced(Service::CloudKms, "kms/version", region, "an active version of a key; each rotation adds one", 1),

@@ -1,5 +1,5 @@
-//! What would make a plan fail, found by reads: the project, its billing, permissions, services, quotas, zones, names and address
-//! ranges. Everything is asked at once.
+//! What would make a plan fail, found by reads: the project, its billing, permissions, services, quotas, zones, DNS zones, names and
+//! address ranges. Everything is asked at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::{get, last};
-use textnlp_cloud::preflight::{Need, names, unknown};
+use textnlp_cloud::preflight::{Need, by_zone, names, outside, unknown};
 use textnlp_provider::{
     EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Result, Verb, Wanted,
 };
@@ -37,7 +37,7 @@ const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a 
 
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (project, billing, permissions, services, names, buckets, quotas, zones, overlaps) = futures::join!(
+    let (project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, overlaps) = futures::join!(
         project(api),
         billing(api),
         permissions(api, wanted),
@@ -46,9 +46,10 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<P
         buckets(api, wanted),
         quotas(api, wanted),
         zones(api, wanted),
+        dns_zones(api, wanted),
         overlaps(api, wanted)
     );
-    let read = [project, billing, permissions, services, names, buckets, quotas, zones, overlaps];
+    let read = [project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, overlaps];
     Ok(read.into_iter().flatten().chain(open(wanted)).collect())
 }
 
@@ -346,6 +347,32 @@ async fn zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 async fn is_unanswered(api: &Api) -> bool {
     let call = Call::get(Service::Compute, format!("projects/{}/regions/{}", api.project(), api.region));
     !matches!(api.find_enabled(call).await, Ok(Some(_)))
+}
+
+/// Whether each DNS zone exists, has the names of its records, and answers clients on the internet.
+async fn dns_zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (id, records) in by_zone(wanted, "gcp.dns-record") {
+        let place = format!("zone {id}");
+        let zone = match api.find_enabled(Call::get(Service::Dns, id)).await {
+            Ok(zone) => zone,
+            Err(error) => {
+                problems.push(unknown(&place, &error));
+                continue;
+            }
+        };
+        let Some(zone) = zone else {
+            let fix = "set `traffic.existing` to the name of a zone: `gcloud dns managed-zones list`";
+            problems.push(Problem::new(place, "there is no such zone in the project", fix));
+            continue;
+        };
+        problems.extend(outside(&records, zone["dnsName"].as_str().unwrap_or_default()));
+        if zone["visibility"] == "private" {
+            let fix = "set the name of a public zone if clients are elsewhere";
+            problems.push(Problem::warning(place, "it answers inside of its networks only", fix));
+        }
+    }
+    problems
 }
 
 /// Networks that overlap can never be connected.

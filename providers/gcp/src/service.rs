@@ -15,6 +15,7 @@ pub enum Service {
     CloudKms,
     Compute,
     Container,
+    Dns,
     Iam,
     IamCredentials,
     OAuth2,
@@ -69,6 +70,7 @@ const ROWS: &[Row] = &[
     row(Service::CloudKms, "cloudkms", "Cloud KMS", "cloudkms.googleapis.com", "v1/", "CLOUDKMS"),
     row(Service::Compute, "compute", "Compute Engine", "compute.googleapis.com", "compute/v1/", "COMPUTE"),
     row(Service::Container, "container", "Kubernetes Engine", "container.googleapis.com", "v1/", "CONTAINER"),
+    row(Service::Dns, "dns", "Cloud DNS", "dns.googleapis.com", "dns/v1/", "DNS"),
     row(Service::Iam, "iam", "IAM", "iam.googleapis.com", "v1/", "IAM"),
     row(
         Service::IamCredentials,
@@ -229,7 +231,7 @@ mod tests {
 
     #[test]
     fn every_service_has_a_row() {
-        assert_eq!(Service::all().count(), 14);
+        assert_eq!(Service::all().count(), 15);
         for service in Service::all() {
             assert_eq!(service.row().service, service);
         }

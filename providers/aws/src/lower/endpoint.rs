@@ -1,10 +1,10 @@
 //! Traffic of clients: the load balancer of the service, which the controllers of the cluster create, and its DNS record.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use serde_json::{Value, json};
-use textnlp_provider::cluster::{Balancer, ClusterAccess};
+use textnlp_cloud::endpoint::{ADDRESS, NamedRecord, is_balanced, plain, records, service};
+use textnlp_provider::cluster::Balancer;
 use textnlp_provider::component::{ComponentSpec, Endpoint, TrafficShare};
 use textnlp_provider::{CloudId, Component, ResourceId, Site};
 
@@ -35,9 +35,6 @@ const MAX_WEIGHT: u32 = 255;
 const HEALTH_PATH: &str = "/health";
 const PROBE_SECONDS: u32 = 10;
 const PROBES: u32 = 3;
-/// The output of a Service with the name of its load balancer.
-const ADDRESS: &str = "address";
-
 /// The part with the certificate that the load balancer shows.
 const CERTIFICATE: &str = "certificate";
 /// TLS 1.2 and 1.3 with forward secrecy
@@ -46,11 +43,6 @@ const TLS_POLICY: &str = "ELBSecurityPolicy-TLS13-1-2-2021-06";
 /// The longest first name of a certificate:
 /// <https://docs.aws.amazon.com/acm/latest/APIReference/API_RequestCertificate.html>.
 const LONGEST_NAME: usize = 64;
-
-/// Whether clients reach the service by a load balancer that the cluster creates.
-fn is_balanced(settings: &ClusterAccess) -> bool {
-    settings.ingress.is_none() && (settings.address.is_none() || settings.load_balancer)
-}
 
 /// A Network Load Balancer for the service of a site, if it has one: it passes TLS through to the pods, or shows clients a
 /// managed certificate and encrypts again to the pods.
@@ -91,35 +83,20 @@ pub(crate) fn balancer(component: &Component, site: &Site) -> Option<Balancer> {
     Some(Balancer { annotations, keeps_addresses: true, notices_after_seconds: CHECK_SECONDS * CHECKS + DELAY_SECONDS })
 }
 
-/// The Service for clients, which the provider of the objects in the cluster creates.
-fn service(site: &Site) -> Option<ResourceId> {
-    ResourceId::new(format!("{}/gateway/service", site.name)).ok()
-}
-
 /// A zone's id as specs have it.
 fn bare(zone: &CloudId) -> &str {
     zone.as_str().trim_start_matches("/hostedzone/")
 }
 
-/// A name as specs have it.
-fn plain(name: &str) -> String {
-    name.trim_end_matches('.').to_ascii_lowercase()
-}
-
 impl Lowering<'_> {
     /// The records of the name that clients use and of those of tenants, in an existing zone.
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {
-        let Some(zone) = &endpoint.zone else { return };
-        let Some(domain) = &endpoint.domain else {
-            return self.problem("zone", "the name of the record is not set", "write `traffic: { domain: NAME }`");
+        let found = match records(endpoint, self.site) {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
+            Err((cause, fix)) => return self.problem("zone", cause, fix),
         };
-        let Some(cluster) = self.site.cluster.as_deref() else { return };
-        if !is_balanced(&cluster.settings) {
-            let cause =
-                "the cluster creates no load balancer for the service, so the target of the record is not known";
-            let fix = "remove `traffic.existing`, or `sites[].cluster.ingress` and `sites[].cluster.address`";
-            return self.problem("zone", cause, fix);
-        }
+        let (zone, domain) = (found.zone, found.domain.as_str());
         if endpoint.managed_certificate {
             self.certificate(endpoint, zone, domain);
         }
@@ -136,8 +113,7 @@ impl Lowering<'_> {
                 format!("no alias is known for load balancers in `{region}`, and records of several sites need one");
             return self.problem("zone", cause, "remove `traffic.existing`, and use the global endpoint or `dns`");
         }
-        let Some(service) = service(self.site) else { return };
-        let address = output(&service, ADDRESS);
+        let address = output(&found.service, ADDRESS);
         let alias = balancers.map(|balancers| json!({ "name": address, "zone": balancers, "health": true }));
         let (ttl, values): (_, Vec<&Value>) = match alias {
             Some(_) => (None, Vec::new()),
@@ -147,7 +123,7 @@ impl Lowering<'_> {
         let record = |name: &str, is_shared: bool, check: Option<&ResourceId>| {
             json!({
                 "zone": bare(zone),
-                "name": plain(name),
+                "name": name,
                 "type": if alias.is_some() || share.is_at_other_provider { "A" } else { "CNAME" },
                 "set": is_shared.then_some(site),
                 "weight": is_shared.then_some(share.weight),
@@ -162,7 +138,7 @@ impl Lowering<'_> {
             json!({
                 "host": address,
                 // A load balancer with a DNS name is probed by that name.
-                "name": share.is_at_other_provider.then(|| plain(domain)),
+                "name": share.is_at_other_provider.then_some(domain),
                 "port": endpoint.port,
                 "path": HEALTH_PATH,
                 "interval": PROBE_SECONDS,
@@ -170,18 +146,14 @@ impl Lowering<'_> {
             })
         });
         let check = check.and_then(|check| self.part("health", "aws.health-check", &check));
-        self.part("record", RECORD, &record(domain, true, check.as_ref()));
-        if let Some(base) = &endpoint.base_domain {
-            self.part("tenants-record", RECORD, &record(&format!("*.{base}"), true, check.as_ref()));
-        }
-        if !share.host.is_empty() && share.host.parse::<IpAddr>().is_err() {
-            self.part("name", RECORD, &record(&share.host, false, None));
+        for NamedRecord { part, name, is_shared } in &found.records {
+            self.part(part, RECORD, &record(name, *is_shared, check.as_ref().filter(|_| *is_shared)));
         }
     }
 
     /// The certificate of the names of the service, which records of the zone validate.
     fn certificate(&mut self, endpoint: &Endpoint, zone: &CloudId, domain: &str) {
-        let name = plain(domain);
+        let name = domain.to_owned();
         if name.len() > LONGEST_NAME {
             let cause = format!("the first name of a certificate has {LONGEST_NAME} characters at most");
             return self.problem("certificate", cause, "write a shorter `traffic.domain`");

@@ -1,7 +1,6 @@
 //! Existing DNS zones.
 
-use std::collections::BTreeMap;
-
+use textnlp_cloud::preflight::{by_zone, outside};
 use textnlp_provider::{Problem, Wanted};
 
 use super::unknown;
@@ -9,13 +8,8 @@ use crate::api::Api;
 
 /// Checks that each zone exists, has the names of its records, and answers clients on the internet.
 pub(super) async fn zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
-    let mut names: BTreeMap<&str, Vec<(&Wanted, &str)>> = BTreeMap::new();
-    for one in wanted.iter().filter(|one| one.kind.as_str() == "aws.dns-record") {
-        let text = |field: &str| one.spec.get(field).and_then(|value| value.as_str()).unwrap_or_default();
-        names.entry(text("zone")).or_default().push((one, text("name")));
-    }
     let mut problems = Vec::new();
-    for (id, records) in names {
+    for (id, records) in by_zone(wanted, "aws.dns-record") {
         let place = format!("zone {id}");
         let call = api.route53.get_hosted_zone().id(id).send();
         let zone = match api.find("route53", &place, call).await {
@@ -30,14 +24,7 @@ pub(super) async fn zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
             problems.push(Problem::new(place, "there is no such zone in the account", fix));
             continue;
         };
-        let domain = zone.name.trim_end_matches('.').to_ascii_lowercase();
-        for (one, name) in records {
-            let is_inside = name == domain || name.strip_suffix(&domain).is_some_and(|rest| rest.ends_with('.'));
-            if !is_inside {
-                let cause = format!("`{name}` is not in the zone `{domain}`");
-                problems.push(Problem::new(one.id.to_string(), cause, "set the id of the zone that has the name"));
-            }
-        }
+        problems.extend(outside(&records, &zone.name));
         if zone.config.is_some_and(|config| config.private_zone) {
             let fix = "set the id of a public zone if clients are elsewhere";
             problems.push(Problem::warning(place, "it answers inside of its VPCs only", fix));

@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::Value;
-use textnlp_cloud::State;
 use textnlp_cloud::document::last;
 use textnlp_cloud::tags::LINEAGE;
-use textnlp_provider::{Error, ErrorKind, Foreign, Identity, Kind, Result};
+use textnlp_cloud::{ObservedObject, State};
+use textnlp_provider::{Error, ErrorKind, Foreign, Identity, Kind, Result, Spec};
 
 use super::{create, delete, external, put, read};
 use crate::api::{Api, Call, RESOURCES, Reply, tags_at};
@@ -100,7 +100,8 @@ impl RestKind for Group {
     }
 
     /// Only an empty group is deleted: what is in it would go with it, data that stays included.
-    async fn end(api: &Api, id: &str) -> Result<Option<Pending>> {
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
+        let id = seen.id.as_str();
         let all = api.list(Call::get(format!("{id}/resources"), RESOURCES)).await?;
         if let Some(one) = all.first() {
             let error = Error::new(ErrorKind::Conflict, "delete", last(id));

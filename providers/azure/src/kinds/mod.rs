@@ -2,6 +2,7 @@
 
 pub(crate) mod cluster;
 mod database;
+pub(crate) mod dns;
 mod group;
 pub(crate) mod identity;
 pub(crate) mod network;
@@ -23,6 +24,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     registry::ROWS,
     database::ROWS,
     vault::ROWS,
+    dns::ROWS,
 ];
 
 /// A permission to create objects.

@@ -9,9 +9,11 @@
 //! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/registry`, `repository` for an image that is pushed, and `pull`, if its address is one of Azure |
 //! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database |
+//! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
 
 mod cluster;
 mod database;
+mod dns;
 mod models;
 mod network;
 mod registry;
@@ -44,6 +46,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Database(database) => lowering.database(database),
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
+        ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
     }

@@ -1,6 +1,7 @@
 //! The provider against a simulated Azure: a whole site is created, seen as it was made, changed, and removed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
+mod dns;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
@@ -19,7 +20,8 @@ use textnlp_azure::{Access, Azure, ENDPOINT};
 use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, Model, ModelStore, Network, Postgres, Program, Registry,
+    Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore, Network,
+    Postgres, Program, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
@@ -143,6 +145,7 @@ impl Bench {
     fn new(options: Options, protect_data: bool) -> Self {
         let cloud = Arc::new(AzureCloud::start(options));
         cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
+        cloud.world().put_zone("dns", "example.com", false);
         let provider = provider(&cloud, Images(cloud.clone()));
         let site = Site { protect_data, ..site(&cloud, "staging") };
         let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Prefer });
@@ -178,6 +181,12 @@ impl Bench {
         Self { existing: Some(CloudId::new(id).unwrap()), ..bench }
     }
 
+    /// The id of the existing DNS zone.
+    fn zone(&self) -> String {
+        let group = format!("/subscriptions/{}/resourceGroups/dns", self.cloud.subscription());
+        format!("{group}/providers/Microsoft.Network/dnsZones/example.com")
+    }
+
     fn lower(&self, name: &str, part: ComponentSpec) -> Vec<Wanted> {
         let existing = self.existing.clone().filter(|_| name == "models");
         let component = Component { name: name.parse().unwrap(), existing, part };
@@ -201,11 +210,12 @@ impl Bench {
         all.extend(self.lower("cluster", ComponentSpec::Cluster(cluster)));
         all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
         all.extend(self.lower("database", ComponentSpec::Database(database())));
+        all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
         let mut ordered: Vec<Wanted> = Vec::new();
         while !all.is_empty() {
             let is_ready = |one: &Wanted| {
                 one.needs.iter().all(|need| {
-                    need.on.component() == "secrets" || ordered.iter().any(|done: &Wanted| done.id == need.on)
+                    MADE_ELSEWHERE.contains(&need.on.as_str()) || ordered.iter().any(|done: &Wanted| done.id == need.on)
                 })
             };
             let place = all.iter().position(is_ready).unwrap_or_else(|| panic!("{:?}", all[0].needs));
@@ -271,6 +281,29 @@ impl Bench {
     }
 }
 
+/// The endpoint of the service, whose name is in this zone.
+fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
+    Endpoint {
+        host: "0.0.0.0".to_owned(),
+        port: 8443,
+        metrics_port: 9090,
+        tls: true,
+        certificate: "certificate".parse().unwrap(),
+        workload: "server".parse().unwrap(),
+        watch: None,
+        program: Program { path: "textnlp-server".to_owned(), digest: "sha256:0".to_owned() },
+        max_request_bytes: 1_000,
+        timeout_seconds: 60,
+        connections: ConnectionLimits::default(),
+        domain: Some(domain.to_owned()),
+        waf: false,
+        zone: zone.map(|id| CloudId::new(id).unwrap()),
+        share: None,
+        managed_certificate: false,
+        base_domain: None,
+    }
+}
+
 fn database() -> Database {
     let postgres = Postgres {
         address: None,
@@ -313,11 +346,17 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
     }
 }
 
-/// The outputs of the generated password of the database.
+/// What other providers of the site create.
+const MADE_ELSEWHERE: [&str; 2] = ["main/secrets/database-password", "main/gateway/service"];
+
+/// The outputs of [`MADE_ELSEWHERE`]: the generated password of the database, and the Service for clients.
 fn secrets() -> BTreeMap<ResourceId, Outputs> {
-    let password = ResourceId::new("main/secrets/database-password").unwrap();
+    let [password, service] = MADE_ELSEWHERE.map(|id| ResourceId::new(id).unwrap());
     let secret = json!({ "$secret": "main/database-password", "version": "1" });
-    BTreeMap::from([(password, Outputs::from([("secret".to_owned(), secret)]))])
+    BTreeMap::from([
+        (password, Outputs::from([("secret".to_owned(), secret)])),
+        (service, Outputs::from([("address".to_owned(), json!("192.0.2.10"))])),
+    ])
 }
 
 /// A resource of a site as it is wanted, and as it is recorded.
@@ -443,6 +482,7 @@ fn changed(one: &Wanted) -> Spec {
         "azure.cluster" => spec["allow_from"] = json!(["198.51.100.0/24"]),
         "azure.pool" => spec["scaling"]["max"] = json!(3),
         "azure.storage" => spec["soft_delete_days"] = json!(30),
+        "azure.dns-record" => spec["ttl"] = json!(30),
         "azure.registry" => spec["sku"] = json!("Premium"),
         "azure.database-server" => {
             // Of the cheapest tier, which has no standby.

@@ -3,6 +3,7 @@
 mod binding;
 mod bucket;
 pub(crate) mod container;
+mod dns;
 mod kms;
 mod network;
 mod private;
@@ -27,6 +28,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     registry::ROWS,
     kms::ROWS,
     sql::ROWS,
+    dns::ROWS,
 ];
 
 /// A permission to create objects.

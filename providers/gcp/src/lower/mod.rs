@@ -11,9 +11,11 @@
 //! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
 //! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its
 //! database, and the user that the service connects as; `replica-N`; `key-access` where data is protected |
+//! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
 
 mod cluster;
 mod database;
+mod dns;
 mod models;
 mod network;
 mod registry;
@@ -47,6 +49,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Database(database) => lowering.database(database),
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
+        ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
     }

@@ -61,6 +61,7 @@ const SIGN_IN: Hint = Some(
 const BILLING: Hint =
     Some("link a billing account to the project: `gcloud billing projects link PROJECT --billing-account ACCOUNT`");
 const ROLE: Hint = Some("`textnlp-deploy plan --policy` prints the role that this plan needs");
+const RECORD: Hint = Some("another client made a record of this name: remove it, or choose another `traffic.domain`");
 const LARGER: Hint = Some("set a larger `network.cidr` in another environment");
 
 /// Codes without what differs: the detailed variant of a stock-out has another end (skypilot-org/skypilot#831).
@@ -210,6 +211,9 @@ const ROWS: &[Row<Service, Hint>] = &[
     // sassoftware/viya4-iac-gcp#194: inside of an operation, without a code of its own.
     row(Some(Service::Sql), "INTERNAL_ERROR", "free blocks", Invalid, LARGER),
     row(Some(Service::Sql), "INTERNAL_ERROR", "", Unavailable, None),
+    // hashicorp/terraform-provider-google#9112, kubernetes-sigs/external-dns#3885.
+    row(Some(Service::Dns), "alreadyExists", "", Exists, RECORD),
+    row(Some(Service::Dns), "cnameResourceRecordSetConflict", "", Exists, RECORD),
     // hashicorp/terraform-provider-google#1214, hashicorp/terraform-provider-google#27365.
     row(None, "alreadyExists", "", Exists, None),
     row(None, "RESOURCE_ALREADY_EXISTS", "", Exists, None),

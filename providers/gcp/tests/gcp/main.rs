@@ -1,6 +1,7 @@
 //! The provider against a simulated Google Cloud: a whole site is created, seen as it was made, and removed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
+mod dns;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
@@ -18,7 +19,8 @@ use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_gcp::{Access, Gcp};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, Model, ModelStore, Network, Postgres, Program, Registry,
+    Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore, Network,
+    Postgres, Program, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
@@ -33,6 +35,8 @@ const REGION: &str = "europe-west1";
 const LINEAGE: u128 = 0x0198_c0de_0000_7000_8000_0000_0000_0001;
 /// An existing bucket of models.
 const THEIRS: &str = "company-models";
+/// An existing DNS zone.
+const ZONE: &str = "company";
 /// Far more steps than an operation without delays takes.
 const STEPS: usize = 400;
 
@@ -135,6 +139,11 @@ impl Bench {
         let cloud = Arc::new(GoogleCloud::start(options));
         let provider = provider(&cloud);
         let site = Site { protect_data, ..site(&cloud, "staging") };
+        {
+            let mut world = cloud.world();
+            world.enable(cloud.project(), "dns.googleapis.com");
+            world.put_zone(cloud.project(), ZONE, "example.com.", false);
+        }
         cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
         let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Prefer });
         Self { cloud, provider, site, gpu, existing: None }
@@ -155,6 +164,11 @@ impl Bench {
         world.put(&bucket_key(), bucket);
         drop(world);
         bench
+    }
+
+    /// The existing DNS zone, as an environment names it.
+    fn zone(&self) -> String {
+        ZONE.to_owned()
     }
 
     fn lower(&self, name: &str, part: ComponentSpec) -> Vec<Wanted> {
@@ -182,11 +196,12 @@ impl Bench {
         all.extend(self.lower("cluster", ComponentSpec::Cluster(cluster)));
         all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
         all.extend(self.lower("database", ComponentSpec::Database(database())));
+        all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
         let mut ordered: Vec<Wanted> = Vec::new();
         while !all.is_empty() {
             let is_ready = |one: &Wanted| {
                 one.needs.iter().all(|need| {
-                    need.on.component() == "secrets" || ordered.iter().any(|done: &Wanted| done.id == need.on)
+                    MADE_ELSEWHERE.contains(&need.on.as_str()) || ordered.iter().any(|done: &Wanted| done.id == need.on)
                 })
             };
             let place = all.iter().position(is_ready).unwrap_or_else(|| panic!("{:?}", all[0].needs));
@@ -248,6 +263,29 @@ impl Bench {
     }
 }
 
+/// The endpoint of the service, whose name is in this zone.
+fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
+    Endpoint {
+        host: "0.0.0.0".to_owned(),
+        port: 8443,
+        metrics_port: 9090,
+        tls: true,
+        certificate: "certificate".parse().unwrap(),
+        workload: "server".parse().unwrap(),
+        watch: None,
+        program: Program { path: "textnlp-server".to_owned(), digest: "sha256:0".to_owned() },
+        max_request_bytes: 1_000,
+        timeout_seconds: 60,
+        connections: ConnectionLimits::default(),
+        domain: Some(domain.to_owned()),
+        waf: false,
+        zone: zone.map(|id| CloudId::new(id).unwrap()),
+        share: None,
+        managed_certificate: false,
+        base_domain: None,
+    }
+}
+
 fn database() -> Database {
     let postgres = Postgres {
         address: None,
@@ -290,11 +328,17 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
     }
 }
 
-/// The outputs of the generated password of the database.
+/// What other providers of the site create.
+const MADE_ELSEWHERE: [&str; 2] = ["main/secrets/database-password", "main/gateway/service"];
+
+/// The outputs of [`MADE_ELSEWHERE`]: the generated password of the database, and the Service for clients.
 fn secrets() -> BTreeMap<ResourceId, Outputs> {
-    let password = ResourceId::new("main/secrets/database-password").unwrap();
+    let [password, service] = MADE_ELSEWHERE.map(|id| ResourceId::new(id).unwrap());
     let secret = json!({ "$secret": "main/database-password", "version": "1" });
-    BTreeMap::from([(password, Outputs::from([("secret".to_owned(), secret)]))])
+    BTreeMap::from([
+        (password, Outputs::from([("secret".to_owned(), secret)])),
+        (service, Outputs::from([("address".to_owned(), json!("192.0.2.10"))])),
+    ])
 }
 
 /// A resource of a site as it is wanted, and as it is recorded.

@@ -329,6 +329,11 @@ impl Cloud {
         self.objects.insert(id.to_lowercase(), object);
     }
 
+    /// Puts a zone of Azure DNS into a resource group. Gives its id.
+    pub fn put_zone(&mut self, group: &str, name: &str, is_private: bool) -> String {
+        super::dns::put_zone(self, group, name, is_private)
+    }
+
     /// A resource as reads answer it, once all can see it.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Value> {

@@ -8,7 +8,7 @@ use super::azure_cloud::ARM;
 use super::cloud::{Cloud, Object, Operation, put, put_missing, text};
 use super::document::Model;
 use super::problem::{Problem, bad, conflict, group_missing, missing};
-use super::{NAMESPACES, compute, container, identity, network, postgres, resources, storage, vault};
+use super::{NAMESPACES, compute, container, dns, identity, network, postgres, resources, storage, vault};
 use crate::clock::later;
 
 /// Parameters that queries may have.
@@ -378,9 +378,18 @@ pub(crate) struct Route {
 
 /// The rows of all types.
 pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
-    [resources::KINDS, network::KINDS, identity::KINDS, container::KINDS, storage::KINDS, postgres::KINDS, vault::KINDS]
-        .into_iter()
-        .flatten()
+    [
+        resources::KINDS,
+        network::KINDS,
+        dns::KINDS,
+        identity::KINDS,
+        container::KINDS,
+        storage::KINDS,
+        postgres::KINDS,
+        vault::KINDS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 pub(crate) fn specials() -> impl Iterator<Item = &'static Special> {
@@ -1014,6 +1023,10 @@ pub(crate) fn delete(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> 
             "Microsoft.Resources/resourceGroups" => Err(group_missing(call.name())),
             _ => Ok(Answer::with(204, Value::Null)),
         };
+    }
+    let etag = known.map(|one| text(&one.body, "/etag"));
+    if call.if_match.as_deref().is_some_and(|sent| sent != "*" && etag != Some(sent)) {
+        return Err(Problem::new(412, "PreconditionFailed", "Precondition specified in the request was not met."));
     }
     let holds = (kind.holds)(&call.key);
     if let Some(running) = cloud.running(&holds).cloned() {

@@ -8,6 +8,7 @@ mod blobs;
 pub mod cloud;
 mod compute;
 mod container;
+mod dns;
 pub mod document;
 mod identity;
 mod kinds;
@@ -145,6 +146,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         SHARED,
         resources::LEDGER,
         network::LEDGER,
+        dns::LEDGER,
         identity::LEDGER,
         container::LEDGER,
         storage::LEDGER,

@@ -428,7 +428,7 @@ fn show_gateway(cloud: &Cloud, key: &str, body: &mut Value) {
     }
 }
 
-fn accept_zone(_: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+pub(crate) fn accept_zone(_: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
     if text(body, "/location") != "global" {
         let message = format!("The location of {} has to be 'global'.", call.name());
         return Err(bad("LocationNotAvailableForResourceType", message));

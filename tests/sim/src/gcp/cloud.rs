@@ -388,6 +388,11 @@ impl Cloud {
         super::registry::put_image(self, repository, image, tag, digest);
     }
 
+    /// Adds a zone of Cloud DNS for a domain, which ends with a dot.
+    pub fn put_zone(&mut self, project: &str, name: &str, domain: &str, is_private: bool) {
+        super::dns::put_zone(self, project, name, domain, is_private);
+    }
+
     /// Adds an object to a bucket.
     pub fn put_blob(&mut self, bucket: &str, name: &str, size: u64) {
         let content = vec![0_u8; usize::try_from(size).unwrap_or_default()];

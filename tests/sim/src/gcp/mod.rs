@@ -7,6 +7,7 @@
 pub mod cloud;
 mod compute;
 mod container;
+mod dns;
 pub mod document;
 mod errors;
 mod google_cloud;
@@ -91,6 +92,13 @@ pub const SERVICES: &[Service] = &[
         title: "Kubernetes Engine API",
         documents: &[("container.v1", "v1/")],
         is_older: false,
+    },
+    Service {
+        name: "dns",
+        api: "dns.googleapis.com",
+        title: "Cloud DNS API",
+        documents: &[("dns.v1", "dns/v1/")],
+        is_older: true,
     },
     Service {
         name: "iam",
@@ -278,6 +286,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         iam::LEDGER,
         registry::LEDGER,
         kms::LEDGER,
+        dns::LEDGER,
         storage::LEDGER,
         objects::LEDGER,
     ];
@@ -318,6 +327,7 @@ fn handlers() -> impl Iterator<Item = &'static (&'static str, Handler)> {
         iam::HANDLERS,
         registry::HANDLERS,
         kms::HANDLERS,
+        dns::HANDLERS,
     ]
     .into_iter()
     .flatten()
@@ -370,6 +380,9 @@ fn permissions(cloud: &Cloud, call: &Call<'_>) -> Vec<String> {
     }
     let also = ALSO.iter().filter(|(id, pointer, _)| *id == call.id && has(pointer));
     needed.extend(also.map(|(.., permission)| (*permission).to_owned()));
+    if call.id == "dns.changes.create" {
+        needed.extend(dns::permissions(&call.body));
+    }
     needed
 }
 

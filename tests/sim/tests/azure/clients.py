@@ -10,6 +10,7 @@ from azure.core.pipeline.transport import RequestsTransport
 from azure.mgmt.authorization import AuthorizationManagementClient
 from azure.mgmt.containerregistry import ContainerRegistryManagementClient
 from azure.mgmt.containerservice import ContainerServiceClient
+from azure.mgmt.dns import DnsManagementClient
 from azure.mgmt.keyvault import KeyVaultManagementClient
 from azure.mgmt.msi import ManagedServiceIdentityClient
 from azure.mgmt.network import NetworkManagementClient
@@ -55,6 +56,7 @@ locks = client(ManagementLockClient, SUBSCRIPTION)
 subscriptions = client(SubscriptionClient)
 network = client(NetworkManagementClient, SUBSCRIPTION)
 zones = client(PrivateDnsManagementClient, SUBSCRIPTION)
+dns = client(DnsManagementClient, SUBSCRIPTION)
 identities = client(ManagedServiceIdentityClient, SUBSCRIPTION)
 roles = client(AuthorizationManagementClient, SUBSCRIPTION, api_version="2022-04-01")
 clusters = client(ContainerServiceClient, SUBSCRIPTION)
@@ -154,6 +156,19 @@ retried(lambda: zones.virtual_network_links.begin_create_or_update(
     GROUP, ZONE, "n", {"location": "global", "virtual_network": {"id": virtual.id}, "registration_enabled": False}))
 settled(lambda: zones.virtual_network_links.get(GROUP, ZONE, "n"))
 
+# A public zone and its record.
+retried(lambda: dns.zones.create_or_update(GROUP, "example.com", {"location": "global"}))
+assert settled(lambda: dns.zones.get(GROUP, "example.com")).name_servers
+record = {"ttl": 60, "a_records": [{"ipv4_address": "192.0.2.1"}], "metadata": tags}
+retried(lambda: dns.record_sets.create_or_update(GROUP, "example.com", "text", "A", record, if_none_match="*"))
+record = settled(lambda: dns.record_sets.get(GROUP, "example.com", "text", "A"))
+assert (record.fqdn, record.metadata) == ("text.example.com.", tags), record
+record.ttl = 30
+dns.record_sets.create_or_update(GROUP, "example.com", "text", "A", record, if_match=record.etag)
+assert settled(lambda: dns.record_sets.get(GROUP, "example.com", "text", "A")).ttl == 30
+listed(lambda: dns.record_sets.list_by_type(GROUP, "example.com", "A"), "text")
+listed(lambda: dns.zones.list_by_resource_group(GROUP), "example.com")
+
 # Identities and their roles.
 made = {}
 for name in ("cluster", "kubelet", "server"):
@@ -236,6 +251,9 @@ retried(lambda: identities.federated_identity_credentials.create_or_update(GROUP
 settled(lambda: identities.federated_identity_credentials.get(GROUP, "server", "server"))
 
 # And back to nothing.
+dns.record_sets.delete(GROUP, "example.com", "text", "A")
+missing(lambda: dns.record_sets.get(GROUP, "example.com", "text", "A"))
+dns.zones.begin_delete(GROUP, "example.com").result()
 retried(lambda: clusters.agent_pools.begin_delete(GROUP, "c", "cpu"))
 retried(lambda: clusters.managed_clusters.begin_delete(GROUP, "c"))
 missing(lambda: clusters.managed_clusters.get(GROUP, "c"))

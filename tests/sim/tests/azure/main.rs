@@ -5,6 +5,7 @@ mod blobs;
 mod clients;
 mod container;
 mod data;
+mod dns;
 mod identity;
 mod ledger;
 mod network;
@@ -25,6 +26,7 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.compute/skus", "2021-07-01"),
     ("/microsoft.compute/", "2024-07-01"),
     ("/microsoft.network/privatednszones", "2024-06-01"),
+    ("/microsoft.network/dnszones", "2018-05-01"),
     ("/microsoft.network/", "2024-05-01"),
     ("/microsoft.managedidentity/", "2023-01-31"),
     ("/microsoft.containerservice/", "2025-05-01"),

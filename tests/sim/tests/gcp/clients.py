@@ -32,6 +32,7 @@ networking = service("servicenetworking", "v1", "SERVICENETWORKING")
 registry = service("artifactregistry", "v1", "ARTIFACTREGISTRY")
 kms = service("cloudkms", "v1", "CLOUDKMS")
 billing = service("cloudbilling", "v1", "CLOUDBILLING")
+dns = service("dns", "v1", "DNS")
 
 
 def retried(request):
@@ -152,6 +153,20 @@ ring = rings.create(parent=PLACE, keyRingId="ring", body={}).execute()
 key = rings.cryptoKeys().create(parent=ring["name"], cryptoKeyId="key", body={"purpose": "ENCRYPT_DECRYPT"}).execute()
 assert rings.cryptoKeys().get(name=key["name"]).execute()["primary"]["state"] == "ENABLED"
 
+# The zone and its record.
+zone = {"name": "z", "dnsName": "example.com.", "description": "a zone"}
+assert dns.managedZones().create(project=PROJECT, body=zone).execute()["nameServers"]
+assert [one["name"] for one in dns.managedZones().list(project=PROJECT).execute()["managedZones"]] == ["z"]
+record = {"name": "text.example.com.", "type": "A", "ttl": 60, "rrdatas": ["192.0.2.1"]}
+change = dns.changes().create(project=PROJECT, managedZone="z", body={"additions": [record]}).execute()
+for _ in range(400):
+    if dns.changes().get(project=PROJECT, managedZone="z", changeId=change["id"]).execute()["status"] == "done":
+        break
+else:
+    raise AssertionError("never done")
+read = dns.resourceRecordSets().list(project=PROJECT, managedZone="z", name="text.example.com.", type="A").execute()
+assert read["rrsets"][0]["rrdatas"] == ["192.0.2.1"], read
+
 # The database.
 parent = "services/servicenetworking.googleapis.com"
 connection = {"network": NETWORK, "reservedPeeringRanges": ["a"]}
@@ -177,6 +192,9 @@ assert [one["name"] for one in clusters.nodePools().list(parent=f"{PLACE}/cluste
 assert clusters.list(parent=f"projects/{PROJECT}/locations/-").execute()["clusters"][0]["endpoint"]
 
 # And back to nothing.
+dns.changes().create(project=PROJECT, managedZone="z", body={"deletions": read["rrsets"]}).execute()
+dns.managedZones().delete(project=PROJECT, managedZone="z").execute()
+missing(dns.managedZones().get(project=PROJECT, managedZone="z"))
 contained(retried(clusters.nodePools().delete(name=f"{PLACE}/clusters/c/nodePools/more")))
 contained(retried(clusters.delete(name=f"{PLACE}/clusters/c")))
 stored(retried(sql.instances().delete(project=PROJECT, instance="i")))

@@ -4,6 +4,7 @@
 mod clients;
 mod compute;
 mod container;
+mod dns;
 mod identity;
 mod keys;
 mod ledger;

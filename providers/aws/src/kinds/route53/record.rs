@@ -1,7 +1,6 @@
 //! Records of an existing zone: <https://docs.aws.amazon.com/Route53/latest/APIReference/API_ChangeResourceRecordSets.html>.
 //!
-//! Records have no tags. A TXT record beside each one says whose it is, as that of external-dns does
-//! (<https://kubernetes-sigs.github.io/external-dns/latest/docs/registry/txt/>). Both are created and deleted in one batch, which
+//! Records have no tags. A TXT record beside each one says whose it is. Both are created and deleted in one batch, which
 //! Route 53 applies completely or not at all. A change deletes the record as it was read and creates the wanted one in one batch,
 //! which Route 53 refuses if another client changed the record since.
 
@@ -14,9 +13,8 @@ use aws_smithy_types::error::operation::BuildError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use textnlp_provider::{
-    Condition, EnvironmentName, Error, ErrorKind, Identity, Lineage, Permission, Pricing, ResourceId, Result, Verb,
-};
+use textnlp_cloud::dns_owner;
+use textnlp_provider::{Condition, Error, ErrorKind, Identity, Permission, Pricing, Result, Verb};
 
 use super::SERVICE;
 use crate::api::Api;
@@ -56,12 +54,6 @@ const CHANGES: &[Verb] = &[Verb::Create, Verb::Update, Verb::Delete];
 /// Records of one name in an answer, and how many answers are read: far more records than a name has.
 const PAGE: i32 = 300;
 const MOST_PAGES: usize = 10;
-/// Seconds that resolvers may keep the record that says whose another one is.
-const OWNER_TTL: i64 = 300;
-/// The most characters of one text in a TXT record.
-const TEXT: usize = 255;
-/// How the text starts that says whose a record is. external-dns leaves records with another heritage alone.
-const HERITAGE: &str = "heritage=textnlp-deploy";
 
 /// A record. Outputs: `name`.
 struct DnsRecord;
@@ -123,11 +115,7 @@ impl<'a> Id<'a> {
     /// The name of the record that says whose this one is. A set identifier may have any characters.
     fn owner(&self) -> String {
         let set = self.set.map_or(String::new(), |set| format!("-{}", hex::encode(&Sha256::digest(set)[..4])));
-        let label = format!("_textnlp-{}{set}", self.kind.to_ascii_lowercase());
-        match self.name.strip_prefix("*.") {
-            Some(rest) => format!("{label}-wildcard.{rest}"),
-            None => format!("{label}.{}", self.name),
-        }
+        dns_owner::name(self.kind, &set, self.name)
     }
 
     fn is_same(&self, one: &Answer) -> bool {
@@ -186,7 +174,7 @@ impl Pair {
 /// The tags that an owner's record has.
 fn owned_by(records: &[Answer]) -> Tags {
     let mut values = records.iter().flat_map(|one| one.resource_records.iter().flatten());
-    values.find_map(|value| owner_tags(&value.value)).unwrap_or_default()
+    values.find_map(|value| dns_owner::tags::<Api>(&value.value)).unwrap_or_default()
 }
 
 #[async_trait]
@@ -351,32 +339,9 @@ fn record(spec: &Spec) -> Result<Answer, BuildError> {
 
 /// The record that says whose another one is.
 pub(in crate::kinds) fn owner(id: &Id<'_>, tags: &Tags) -> Result<Answer, BuildError> {
-    let value = |key: &str| tags.get(key).map(String::as_str).unwrap_or_default();
-    let text = format!(
-        "{HERITAGE},lineage={},environment={},resource={}",
-        value(tags::LINEAGE),
-        value(tags::ENVIRONMENT),
-        value(tags::RESOURCE)
-    );
-    let operation = tags.get(tags::OPERATION).map(|token| format!(",operation={token}")).unwrap_or_default();
-    let text = text + &operation;
-    // All of it is ASCII: labels, digits and slashes.
-    let texts = text.as_bytes().chunks(TEXT).map(|part| format!("\"{}\"", String::from_utf8_lossy(part)));
-    let value = ResourceRecord::builder().value(texts.collect::<Vec<_>>().join(" ")).build()?;
-    Answer::builder().name(id.owner()).r#type(RrType::Txt).ttl(OWNER_TTL).resource_records(value).build()
-}
-
-/// The tags that [`owner`] wrote.
-fn owner_tags(value: &str) -> Option<Tags> {
-    let text: String = value.split('"').skip(1).step_by(2).collect();
-    let rest = text.strip_prefix(HERITAGE)?;
-    let field = |name: &str| rest.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
-    let lineage: Lineage = field("lineage")?.parse().ok()?;
-    let environment = EnvironmentName::new(field("environment")?).ok()?;
-    let resource = ResourceId::new(field("resource")?).ok()?;
-    let mut tags = tags::of_object::<Api>(lineage, &environment, &resource, &Tags::new());
-    tags.extend(field("operation").map(|token| (tags::OPERATION.to_owned(), token.to_owned())));
-    Some(tags)
+    let value = ResourceRecord::builder().value(dns_owner::value(tags)).build()?;
+    let owner = Answer::builder().name(id.owner()).r#type(RrType::Txt).ttl(i64::from(dns_owner::TTL));
+    owner.resource_records(value).build()
 }
 
 /// A record that is not there, while the one that says whose it is remains.
@@ -431,6 +396,8 @@ pub(in crate::kinds) fn unbuilt(action: &str, subject: &str, error: BuildError) 
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::{Lineage, ResourceId};
+
     use super::*;
 
     #[test]
@@ -443,10 +410,10 @@ mod tests {
         let id = Id::parse("Z1/text.example.com/A").unwrap();
         let made = owner(&id, &tags).unwrap();
         let value = made.resource_records.unwrap().remove(0).value;
-        assert!(value.split('"').all(|text| text.len() <= TEXT), "{value}");
-        assert_eq!(owner_tags(&value), Some(tags));
+        assert!(value.split('"').all(|text| text.len() <= 255), "{value}");
+        assert_eq!(dns_owner::tags::<Api>(&value), Some(tags));
         for foreign in ["\"heritage=external-dns,external-dns/owner=default\"", "\"v=spf1 -all\"", ""] {
-            assert_eq!(owner_tags(foreign), None, "{foreign}");
+            assert_eq!(dns_owner::tags::<Api>(foreign), None, "{foreign}");
         }
     }
 

@@ -1,0 +1,63 @@
+//! Cloud DNS: what a change is refused for.
+
+use serde_json::{Value, json};
+use textnlp_sim::gcp::Options;
+
+use crate::{Answer, Client};
+
+const ZONES: &str = "dns/v1/projects/PROJECT/managedZones";
+
+fn client() -> Client {
+    let client = Client::with(Options::default().enabled());
+    let zone = json!({ "name": "z", "dnsName": "example.com.", "description": "" });
+    client.post("dns", ZONES, zone).ok();
+    client
+}
+
+fn record(name: &str, kind: &str, ttl: u32, value: &str) -> Value {
+    json!({ "name": name, "type": kind, "ttl": ttl, "rrdatas": [value] })
+}
+
+fn change(client: &Client, deletions: &[Value], additions: &[Value]) -> Answer {
+    let body = json!({ "deletions": deletions, "additions": additions });
+    client.post("dns", &format!("{ZONES}/z/changes"), body)
+}
+
+/// snarfed/bridgy-fed#1072, kubernetes-sigs/external-dns#467, kubernetes-sigs/external-dns#2817, kubernetes-sigs/external-dns#3885,
+/// mantl/mantl#1082.
+#[test]
+fn a_change_is_made_completely_or_not_at_all() {
+    let client = client();
+    let first = record("text.example.com.", "A", 60, "192.0.2.1");
+    let owner = record("_textnlp-a.text.example.com.", "TXT", 300, "\"heritage=textnlp-deploy\"");
+    let made = change(&client, &[], &[first.clone(), owner.clone()]).ok();
+    assert_eq!(made["status"], "pending");
+    let id = made["id"].as_str().unwrap();
+    client.cloud.advance(std::time::Duration::from_secs(60));
+    assert_eq!(client.get("dns", &format!("{ZONES}/z/changes/{id}")).ok()["status"], "done");
+    let other = record("other.example.com.", "A", 60, "192.0.2.2");
+    let taken = change(&client, &[], &[other.clone(), first.clone()]);
+    assert_eq!(taken.reason(), (409, "alreadyExists"));
+    assert!(taken.message().contains("named 'text.example.com. (A)' already exists"), "{}", taken.message());
+    let stale = record("text.example.com.", "A", 300, "192.0.2.1");
+    assert_eq!(change(&client, &[stale], std::slice::from_ref(&other)).reason(), (412, "conditionNotMet"));
+    assert_eq!(change(&client, &[other], &[]).reason(), (404, "notFound"));
+    assert_eq!(change(&client, &[], &[]).reason(), (400, "required"));
+    for (addition, expected) in [
+        (record("text.example.com.", "CNAME", 60, "a.example.net."), (400, "cnameResourceRecordSetConflict")),
+        (record("text.example.org.", "A", 60, "192.0.2.1"), (400, "invalid")),
+        (record("dotless.example.com", "A", 60, "192.0.2.1"), (400, "invalid")),
+        (record("wrong.example.com.", "A", 60, "a.example.net."), (400, "invalid")),
+    ] {
+        assert_eq!(change(&client, &[], std::slice::from_ref(&addition)).reason(), expected, "{addition}");
+    }
+    let all = client.get("dns", &format!("{ZONES}/z/rrsets?name=text.example.com.")).ok();
+    assert_eq!(all["rrsets"].as_array().unwrap().len(), 1);
+    let path = format!("{ZONES}/z");
+    assert_eq!(client.call("DELETE", "dns", &path, Value::Null).reason(), (400, "containerNotEmpty"));
+    let second = record("text.example.com.", "A", 60, "192.0.2.3");
+    change(&client, std::slice::from_ref(&first), std::slice::from_ref(&second)).ok();
+    change(&client, &[second, owner], &[]).ok();
+    client.call("DELETE", "dns", &path, Value::Null).ok();
+    assert_eq!(client.get("dns", &path).reason(), (404, "notFound"));
+}
