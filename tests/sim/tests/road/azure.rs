@@ -138,15 +138,21 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
 fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("azuredb") else { return };
     let managed = Managed::start(&operator);
-    guided(&mut operator);
+    guided(&mut operator, "203.0.113.30");
     let subscription = "00000000-0000-0000-0000-000000000000".to_owned();
     let cloud = started(operator.cluster, GUIDED, Options { subscription, ..Options::zero_latency() });
-    cloud.world().stand = Some(managed.stand());
+    {
+        let mut world = cloud.world();
+        world.stand = Some(managed.stand());
+        world.put_zone("dns", "example.com", false);
+    }
+    let before = cloud.world().ids();
+    let records = || cloud.world().ids().iter().filter(|id| id.contains("/dnsZones/")).count();
     let repository = "myservice.azurecr.io/textnlp";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/azure.md", "From an empty subscription");
     let follower = Follower::of(&operator, section, &[], cloud.variables());
-    managed_life(&follower, &managed, repository, pushed);
-    assert_eq!(cloud.world().ids(), Vec::<String>::new());
+    managed_life(&follower, &managed, repository, pushed, records);
+    assert_eq!(cloud.world().ids(), before);
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }

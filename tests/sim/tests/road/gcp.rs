@@ -127,14 +127,20 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
 fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("gcpdb") else { return };
     let managed = Managed::start(&operator);
-    guided(&mut operator);
+    guided(&mut operator, "203.0.113.20");
     let cloud = started(operator.cluster, Options { project: "my-project".to_owned(), ..Options::zero_latency() });
-    cloud.world().stand = Some(managed.stand());
+    {
+        let mut world = cloud.world();
+        world.stand = Some(managed.stand());
+        world.enable("my-project", "dns.googleapis.com");
+        world.put_zone("my-project", "my-zone", "example.com.", false);
+    }
+    let records = || cloud.world().keys().iter().filter(|key| key.starts_with("dns/")).count();
     let repository = "my-project/textnlp/server";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/gcp.md", "From an empty project");
     let follower = Follower::of(&operator, section, &[], cloud.variables());
-    managed_life(&follower, &managed, &format!("{REGION}-docker.pkg.dev/{repository}"), pushed);
+    managed_life(&follower, &managed, &format!("{REGION}-docker.pkg.dev/{repository}"), pushed, records);
     assert_eq!(left(&cloud), Vec::<String>::new());
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }
