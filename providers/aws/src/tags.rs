@@ -1,6 +1,6 @@
 //! The tags that say whose an object is, and those of AWS's kinds.
 
-pub(crate) use textnlp_cloud::tags::{ENVIRONMENT, LINEAGE, OPERATION, RESOURCE, Tags, lineage, of_object, resource};
+pub(crate) use textnlp_cloud::tags::{ENVIRONMENT, LINEAGE, OPERATION, RESOURCE, Tags, lineage, resource};
 
 /// The version of the secret that an object has.
 pub(crate) const SECRET: &str = "textnlp-secret";

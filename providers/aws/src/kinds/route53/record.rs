@@ -405,7 +405,7 @@ mod tests {
         let resource = format!("here/gateway/{}", "record-".repeat(4).trim_end_matches('-'));
         let lineage: Lineage = "00000000-0000-4000-8000-000000007e57".parse().unwrap();
         let (environment, resource) = ("staging".parse().unwrap(), ResourceId::new(resource).unwrap());
-        let mut tags = tags::of_object::<Api>(lineage, &environment, &resource, &Tags::new());
+        let mut tags = textnlp_cloud::tags::of_object::<Api>(lineage, &environment, &resource, &Tags::new());
         tags.insert(tags::OPERATION.to_owned(), "ab".repeat(16));
         let id = Id::parse("Z1/text.example.com/A").unwrap();
         let made = owner(&id, &tags).unwrap();
