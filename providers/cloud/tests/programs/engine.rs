@@ -45,6 +45,12 @@ impl Process {
     }
 }
 
+impl AsRef<Process> for Process {
+    fn as_ref(&self) -> &Process {
+        self
+    }
+}
+
 /// An environment of a cloud: its state outlives the runs.
 pub(crate) struct Stack<'a> {
     process: &'a Process,

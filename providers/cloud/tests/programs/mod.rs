@@ -12,7 +12,6 @@ use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
 use engine::{DOWN, Stack, UP};
 use textnlp_orchestrator::run::{RunError, RunOptions};
