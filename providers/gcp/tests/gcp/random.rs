@@ -100,7 +100,10 @@ fn wanted(process: &Process, cloud: &GoogleCloud, shape: &Shape, environment: &s
 fn labels(body: &Value) -> Option<BTreeMap<String, String>> {
     let members = body.as_object()?;
     if members.contains_key("textnlp-lineage") {
-        return serde_json::from_value(body.clone()).ok();
+        let mut labels: BTreeMap<String, String> = serde_json::from_value(body.clone()).ok()?;
+        // Labels have no slashes, and ids of resources no underscores.
+        labels.entry("textnlp-resource".to_owned()).and_modify(|id| *id = id.replace('_', "/"));
+        return Some(labels);
     }
     members.values().find_map(labels)
 }
@@ -112,7 +115,13 @@ struct Played<'a> {
 
 impl Played<'_> {
     fn ids(&self) -> BTreeSet<String> {
-        self.cloud.world().keys().into_iter().collect()
+        // What Compute Engine shows to every project that uses it.
+        let is_offer = |key: &String| {
+            let path: Vec<&str> = key.split('/').collect();
+            path[0] == "compute"
+                && (path.len() < 6 || ["machineTypes", "acceleratorTypes"].contains(&path[path.len() - 2]))
+        };
+        self.cloud.world().keys().into_iter().filter(|key| !is_offer(key)).collect()
     }
 }
 

@@ -172,6 +172,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule("constraints on nodes fail the operation, not the call", Source::Report("2i2c-org/infrastructure#489")),
     rule("GPU quotas of the region and of all regions both count", Source::Report("gcloudrig/gcloudrig#44")),
     rule("spot nodes use quotas of their own", Source::Report("skypilot-org/skypilot#4333")),
+    rule(
+        "where a region has no quota for processors of spot nodes, they take of that of other nodes",
+        Source::Report("state-of-the-art/BlendNet#145"),
+    ),
     rule("a stock-out has two codes", Source::Report("skypilot-org/skypilot#831")),
     rule(
         "the identity pool of a project appears with the first cluster that has one",
@@ -429,13 +433,16 @@ fn is_spot(pool: &Value) -> bool {
     ["/config/spot", "/config/preemptible"].iter().any(|pointer| pool.pointer(pointer) == Some(&json!(true)))
 }
 
-/// What a pool needs of quotas: metrics and numbers.
-fn needs(pool: &Value) -> Vec<(String, f64)> {
+/// What a pool of a region needs of quotas: metrics and numbers.
+fn needs(cloud: &Cloud, region: &str, pool: &Value) -> Vec<(String, f64)> {
     let count = nodes(pool) as f64;
     let machine = text(pool, "/config/machineType");
     let row = MACHINES.iter().find(|row| row.0 == machine);
     let prefix = if is_spot(pool) { "PREEMPTIBLE_" } else { "" };
-    let mut needs = vec![(format!("{prefix}CPUS"), count * row.map_or(0.0, |row| row.1 as f64))];
+    // Without a quota of their own, processors of spot machines take of that of others.
+    let own = format!("{prefix}CPUS");
+    let cpus = if limit(cloud, region, &own) > 0.0 { own } else { "CPUS".to_owned() };
+    let mut needs = vec![(cpus, count * row.map_or(0.0, |row| row.1 as f64))];
     let cards = accelerators(pool).or_else(|| row?.3.map(|(kind, count)| (kind.to_owned(), count)));
     if let Some((kind, each)) = cards
         && let Some((_, _, metric, _)) = ACCELERATORS.iter().find(|row| row.0 == kind)
@@ -453,7 +460,7 @@ pub(crate) fn used(cloud: &Cloud, project: &str, region: &str, metric: &str) -> 
     let is_one = |(key, object): &(&String, &Object)| {
         key.starts_with(&start) && key.contains("/nodePools/") && object.body["status"] == "RUNNING"
     };
-    let pools = cloud.objects.iter().filter(is_one).flat_map(|(_, object)| needs(&object.body));
+    let pools = cloud.objects.iter().filter(is_one).flat_map(|(_, object)| needs(cloud, region, &object.body));
     // The quota of all regions is one of GPUs.
     pools.filter(|(one, _)| one == metric).map(|(_, count)| count).sum()
 }
@@ -482,7 +489,7 @@ fn judge(cloud: &mut Cloud, cluster: &str, pool: &Value) -> Result<(), (&'static
     }
     let place = location(cluster).to_owned();
     let region = place.rsplitn(2, '-').last().filter(|_| place.matches('-').count() == 2).unwrap_or(&place).to_owned();
-    for (metric, need) in needs(pool) {
+    for (metric, need) in needs(cloud, &region, pool) {
         let region = if metric == "GPUS_ALL_REGIONS" { "" } else { region.as_str() };
         let limit = limit(cloud, region, &metric);
         if used(cloud, &project, region, &metric) + need > limit {

@@ -213,10 +213,16 @@ fn quotas_and_stock_fail_the_operation_and_the_pool_stays() {
     assert_eq!(again.reason(), (409, "alreadyExists"));
     client.cloud.world().restock("europe-west4-a", "nvidia-l4", 2);
     assert_eq!(client.get("container", &path).ok()["status"], "RUNNING");
-    // Spot nodes are counted apart.
-    let mut spot = pool("spot", "e2-standard-4", None);
-    spot["nodePool"]["config"]["spot"] = true.into();
-    let failed = client.wait("container", add_pool(&client, spot));
+    // Spot nodes are counted apart where they have a quota of their own.
+    let spot = |name: &str| {
+        let mut spot = pool(name, "e2-standard-4", None);
+        spot["nodePool"]["config"]["spot"] = true.into();
+        add_pool(&client, spot)
+    };
+    let done = client.wait("container", spot("spot"));
+    assert!(done.get("error").is_none(), "{done}");
+    client.cloud.world().quotas.insert(("europe-west4".to_owned(), "PREEMPTIBLE_CPUS".to_owned()), 6.0);
+    let failed = client.wait("container", spot("more"));
     assert!(failed["error"]["message"].as_str().unwrap().contains("PREEMPTIBLE_CPUS"));
 }
 
