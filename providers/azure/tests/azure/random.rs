@@ -8,11 +8,11 @@ use serde_json::Value;
 use textnlp_orchestrator::state::SiteLocation;
 use textnlp_provider::Wanted;
 use textnlp_provider::settings::Runtime;
-use textnlp_sim::azure::{AzureCloud, Options};
+use textnlp_sim::azure::{AzureCloud, Object, Options};
 use textnlp_sim::{Exchange, FaultPlan, Market, Random};
 
 use crate::programs::engine::{Process, Stack, UP};
-use crate::programs::shape::Shape;
+use crate::programs::shape::{Place, Shape};
 use crate::programs::{self, Counts, Draw, Program, World};
 use crate::{CERTIFICATE, Images, REGION, provider, site};
 
@@ -53,6 +53,10 @@ impl Story {
         let options = if self.is_slow { Options::default() } else { Options::zero_latency() };
         let cloud = Arc::new(AzureCloud::start(Options { seed, ..options }));
         cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
+        for quota in ["Standard NCASv3_T4 Family", "cores", "lowPriorityCores"] {
+            // A new subscription has no GPUs.
+            cloud.world().quotas.insert((REGION.to_owned(), quota.to_owned()), 256);
+        }
         let other_process = process(&cloud);
         let theirs = Stack::new(&other_process, "theirs", 7);
         let their_wanted = self.others.as_ref().map(|shape| wanted(&other_process, &cloud, shape, "theirs"));
@@ -91,8 +95,9 @@ fn process(cloud: &Arc<AzureCloud>) -> Process {
 }
 
 fn wanted(process: &Process, cloud: &AzureCloud, shape: &Shape, environment: &str) -> Vec<Wanted> {
-    let url = format!("textnlp{environment}.azurecr.io/text/nlp");
-    shape.wanted(process.provider.as_ref(), &site(cloud, environment), &url, "az://models/mine/")
+    let repository = format!("textnlp{environment}.azurecr.io/text/nlp");
+    let place = Place { site: site(cloud, environment), repository, models: "az://models/mine/", archives: false };
+    shape.wanted(process.provider.as_ref(), &place)
 }
 
 struct Played<'a> {
@@ -117,7 +122,9 @@ impl World for Played<'_> {
 
     fn tags(&self) -> BTreeMap<String, BTreeMap<String, String>> {
         let world = self.cloud.world();
-        let shown = world.objects.values().filter(|one| one.ghost_until.is_none());
+        // AKS gives the group of its nodes the tags of the cluster.
+        let is_own = |one: &&Object| one.ghost_until.is_none() && one.body["managedBy"].is_null();
+        let shown = world.objects.values().filter(is_own);
         let tags = |body: &Value| serde_json::from_value(body["tags"].clone()).unwrap_or_default();
         shown.map(|one| (one.id.clone(), tags(&one.body))).collect()
     }

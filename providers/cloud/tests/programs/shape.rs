@@ -13,6 +13,17 @@ use textnlp_sim::Random;
 
 use super::{Draw, close};
 
+/// Where an environment is.
+pub(crate) struct Place<'a> {
+    pub(crate) site: Site,
+    /// The repository of its images.
+    pub(crate) repository: String,
+    /// The address of its models.
+    pub(crate) models: &'a str,
+    /// Whether models can be archived.
+    pub(crate) archives: bool,
+}
+
 /// What an environment has. Two shapes that share `left_out` are two versions of one environment.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
@@ -103,21 +114,21 @@ impl Shape {
         then
     }
 
-    /// What it wants of a site: `url` is that of its repository, and `models` the address of its models.
-    pub(crate) fn wanted(&self, provider: &dyn Provider, site: &Site, url: &str, models: &str) -> Vec<Wanted> {
+    /// What it wants of a site.
+    pub(crate) fn wanted(&self, provider: &dyn Provider, place: &Place<'_>) -> Vec<Wanted> {
         let (least, most) = self.nodes;
         let cluster = ClusterSite { min_nodes: least, max_nodes: Some(most), ..ClusterSite::of("textnlp") };
         let site = Site {
             protect_data: self.protect_data,
             tags: BTreeMap::from([("team".to_owned(), self.team.to_owned())]),
             cluster: Some(Box::new(cluster)),
-            ..site.clone()
+            ..place.site.clone()
         };
         let password = ResourceId::part(&site.name, &"secrets".parse().unwrap(), "database-password").unwrap();
         let secret = json!({ "$secret": format!("{}/database-password", site.name), "version": "1" });
         let secret = Outputs::from([("secret".to_owned(), secret)]);
         let mut all: Vec<Wanted> = Vec::new();
-        for component in self.components(url, models) {
+        for component in self.components(place) {
             all.extend(provider.lower(&component, &site).unwrap_or_else(|problems| panic!("{problems}")));
         }
         for one in &mut all {
@@ -135,12 +146,13 @@ impl Shape {
         Random::new(seed).fraction() < self.share_left_out
     }
 
-    fn components(&self, url: &str, models: &str) -> Vec<Component> {
+    fn components(&self, place: &Place<'_>) -> Vec<Component> {
+        let Place { repository, models, archives, .. } = place;
         let digit = self.image.unwrap_or_default();
-        let image = self.image.map(|_| format!("{url}:1.{digit}@sha256:{}", digit.to_string().repeat(64)));
+        let image = self.image.map(|_| format!("{repository}:1.{digit}@sha256:{}", digit.to_string().repeat(64)));
         let gpu = self.gpu.map(|(count, max, spot)| GpuPool { size: GpuSize::Small, count, max: Some(max), spot });
         let store = ModelStore {
-            archive_after_days: self.archive_after_days,
+            archive_after_days: self.archive_after_days.filter(|_| *archives),
             ..ModelStore::of(vec![Model::of("mine", models)])
         };
         let cluster = Cluster {
@@ -151,7 +163,7 @@ impl Shape {
         let parts = [
             (true, "network", ComponentSpec::Network(Network::default())),
             (self.models, "models", ComponentSpec::ModelStore(store)),
-            (self.registry, "registry", ComponentSpec::Registry(Registry { url: url.to_owned(), image })),
+            (self.registry, "registry", ComponentSpec::Registry(Registry { url: repository.clone(), image })),
             (self.cluster, "cluster", ComponentSpec::Cluster(cluster)),
             (self.database, "database", ComponentSpec::Database(self.postgres())),
         ];

@@ -12,7 +12,7 @@ use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_sim::{Exchange, FaultPlan, Market, Random};
 
 use crate::programs::engine::{Process, Stack, UP};
-use crate::programs::shape::Shape;
+use crate::programs::shape::{Place, Shape};
 use crate::programs::{self, Counts, Draw, Program, World};
 use crate::{REGION, provider, site};
 
@@ -91,9 +91,10 @@ fn process(cloud: &Arc<GoogleCloud>) -> Process {
 
 fn wanted(process: &Process, cloud: &GoogleCloud, shape: &Shape, environment: &str) -> Vec<Wanted> {
     let project = cloud.project();
-    let url = format!("{REGION}-docker.pkg.dev/{project}/{environment}/server");
+    let repository = format!("{REGION}-docker.pkg.dev/{project}/{environment}/server");
     let models = format!("gs://textnlp-{project}-{environment}-main-models/mine/");
-    shape.wanted(process.provider.as_ref(), &site(cloud, environment), &url, &models)
+    let place = Place { site: site(cloud, environment), repository, models: &models, archives: true };
+    shape.wanted(process.provider.as_ref(), &place)
 }
 
 /// The labels in a document of any service, at the least depth.
