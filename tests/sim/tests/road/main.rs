@@ -365,7 +365,7 @@ fn managed_life(
     pushed: impl Fn(&str) -> Option<String>,
     records: impl Fn() -> usize,
 ) {
-    let before = records();
+    let had = records();
     for command in ["plan --file production.yaml --costs", "plan --file production.yaml --policy", "preflight"] {
         follower.run(follower.printed(&format!("textnlp-deploy {command}"))).expect(0);
     }
@@ -401,9 +401,9 @@ fn managed_life(
     again();
     let text = follower.about("generate 'Once upon a time'");
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
-    assert!(records() > before, "the zone has the name of the service");
+    assert!(records() > had, "the zone has the name of the service");
     follower.run(follower.printed("textnlp-deploy down")).expect(0);
-    assert_eq!(records(), before, "the zone has what it had");
+    assert_eq!(records(), had, "the zone has what it had");
 }
 
 #[test]
