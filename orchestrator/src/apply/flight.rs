@@ -137,8 +137,8 @@ impl Flight {
         })
     }
 
-    /// Returns the verdict on an answer. `late`: the deadline of the kind has passed.
-    pub(super) fn judge(&mut self, answer: Answered<Progress>, late: bool, limits: Limits) -> Verdict {
+    /// Returns the verdict on an answer. `late`: the deadline of the kind has passed. `is_part`: no tags say whose the object is.
+    pub(super) fn judge(&mut self, answer: Answered<Progress>, late: bool, is_part: bool, limits: Limits) -> Verdict {
         match answer {
             Ok(Progress::Done(object)) => Verdict::Done(object),
             Ok(Progress::Failed { left, error }) => Verdict::Failed { left, error, refused: false },
@@ -152,11 +152,11 @@ impl Flight {
                 self.handle = Some(handle.clone());
                 Verdict::Pending { handle, says, again_in: again_in.min(limits.longest_pause), moved }
             }
-            Err(error) => self.judge_error(error, late, limits),
+            Err(error) => self.judge_error(error, late, is_part, limits),
         }
     }
 
-    fn judge_error(&mut self, error: Error, late: bool, limits: Limits) -> Verdict {
+    fn judge_error(&mut self, error: Error, late: bool, is_part: bool, limits: Limits) -> Verdict {
         self.failures += 1;
         self.uncertain |= error.kind == ErrorKind::Unavailable;
         self.refused &= error.refused;
@@ -173,9 +173,9 @@ impl Flight {
                 return self.leave_open(error);
             }
         }
-        // Credentials that expired after an unanswered call: the object may exist, and one without tags, such as a member
-        // of a policy, is found only by its open operation.
-        if error.kind == ErrorKind::Denied && self.uncertain && self.operation().verb == Verb::Create {
+        // Credentials that expired after an unanswered call: the object may exist. One without tags, such as a member of a
+        // policy, is found only by its open operation.
+        if is_part && error.kind == ErrorKind::Denied && self.uncertain && self.operation().verb == Verb::Create {
             return self.leave_open(error);
         }
         Verdict::Failed { left: None, error, refused: self.refused }

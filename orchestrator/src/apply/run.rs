@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use textnlp_provider::{Kind, Object, Provider, ResourceId, SiteName, Verb};
+use textnlp_provider::{Identity, Kind, Object, Provider, ResourceId, SiteName, Verb};
 use tokio_util::sync::CancellationToken;
 
 use super::flight::{CallAnswer, Flight, Verdict};
@@ -419,7 +419,9 @@ impl<'a> InFlight<'a> {
                 Some(answer) => {
                     let late = self.drive.clock.steady().saturating_sub(flight.began)
                         > self.deadline(&op.site, op.kind.as_str());
-                    flight.judge(answer, late, self.drive.limits)
+                    let kind = self.kind(&op.site, op.kind.as_str());
+                    let is_part = kind.is_some_and(|kind| kind.identity == Identity::Part);
+                    flight.judge(answer, late, is_part, self.drive.limits)
                 }
                 None if self.stop.is_cancelled() => Verdict::LeaveOpen { error: None, because: flight.last.clone() },
                 // The present holder of the lock recovers it.

@@ -112,6 +112,23 @@ fn every_object_with_copied_labels_is_named_at_once() {
     assert!(warns(&plan, &theirs[1]), "{:#?}", plan.warnings);
 }
 
+/// Credentials that end between two calls: nothing but the open operation knows of a part, which has no labels.
+#[test]
+fn create_of_a_part_that_is_denied_after_a_lost_answer_stays_open() {
+    let world = World::new();
+    world.cloud.inject(Fault::once(FaultEffect::LostReply).on(&id("here/store/tiny")));
+    world.cloud.inject(Fault::once(FaultEffect::Refuse(ErrorKind::Denied)).on(&id("here/store/tiny")));
+    assert!(!world.try_up(&service()).unwrap().is_complete());
+    let open = world.state().open(&here()).unwrap();
+    let open: Vec<&ResourceId> = open.values().map(|open| &open.intent.operation.resource).collect();
+    assert_eq!(open, [&id("here/store/tiny")]);
+    world.up(&service());
+    world.check(&service());
+    assert!(world.state().open(&here()).unwrap().is_empty());
+    assert!(world.down(DOWN_WITH_DATA).is_complete());
+    assert_eq!(world.cloud.things(), []);
+}
+
 #[test]
 fn object_of_a_create_without_a_result_is_adopted_once() {
     let world = World::new();
