@@ -13,7 +13,7 @@ use textnlp_sim::{Exchange, FaultPlan, Market, Random};
 
 use crate::programs::engine::{Process, Stack, UP};
 use crate::programs::shape::{Place, Shape};
-use crate::programs::{self, Counts, Draw, Program, World};
+use crate::programs::{self, Counts, Draw, Program, World, settles};
 use crate::{CERTIFICATE, Images, REGION, provider, site};
 
 /// How many programs one run tries: a minute of one core.
@@ -61,7 +61,7 @@ impl Story {
         let theirs = Stack::new(&other_process, "theirs", 7);
         let their_wanted = self.others.as_ref().map(|shape| wanted(&other_process, &cloud, shape, "theirs"));
         if let Some(wanted) = &their_wanted {
-            theirs.reach(UP, wanted);
+            assert!(settles(&theirs, wanted, counts));
         }
         let world = Played { cloud: &cloud, exhausted: self.exhausted };
         let before = world.ids();

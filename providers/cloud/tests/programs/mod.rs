@@ -116,8 +116,7 @@ impl Program {
             let is_done = runs.fold(false, |_, kill| go(ours, UP, wanted, kill, counts)) && self.faults == 0;
             world.faults().clear();
             world.capacity(true);
-            // What was left open is finished, what was left broken is replaced, and a maybe that turned into more is planned anew.
-            let _ = is_done || (0..3).any(|_| go(ours, UP, wanted, u64::MAX, counts));
+            let _ = is_done || settles(ours, wanted, counts);
             is_as_wanted(world, ours, wanted);
             check(wanted);
         }
@@ -145,6 +144,12 @@ pub(crate) struct Counts {
     /// Requests that failed or whose answer was lost.
     refused: AtomicUsize,
     killed: AtomicUsize,
+}
+
+/// Whether an environment is there after a few runs: what was left open is finished, what was left broken is replaced, and a maybe that
+/// turned into more is planned again. The time of a cloud passes with requests only, so what takes minutes there may take several runs.
+pub(crate) fn settles(stack: &Stack<'_>, wanted: &[Wanted], counts: &Counts) -> bool {
+    (0..5).any(|_| go(stack, UP, wanted, u64::MAX, counts))
 }
 
 /// Whether a run did everything. It may be killed, or refused by its plan or by preflight; any other error fails the test.
