@@ -69,6 +69,8 @@ const COMMANDS: &[&str] = &[
     "secret rotate backup --env staging --yes",
     "secret rotate report --env staging --yes",
     "audit export --env staging",
+    "audit export --env staging --commands",
+    "audit list --env staging",
     "security audit --env staging --full --sarif TMP/audit.sarif",
     "compliance report --env staging --framework gdpr --out TMP/gdpr.html",
     "alert test --env staging",
