@@ -14,7 +14,7 @@ use textnlp_sim::{Exchange, FaultPlan, Market, Random};
 use crate::programs::engine::{Process, Stack, UP};
 use crate::programs::shape::{Place, Shape};
 use crate::programs::{self, Counts, Draw, Program, World, settles};
-use crate::{CERTIFICATE, Images, REGION, provider, site};
+use crate::{CERTIFICATE, Images, REGION, endpoint, provider, site};
 
 /// How many programs one run tries: a minute of one core.
 const MANY: u64 = 60;
@@ -53,13 +53,14 @@ impl Story {
         let options = if self.is_slow { Options::default() } else { Options::zero_latency() };
         let cloud = Arc::new(AzureCloud::start(Options { seed, ..options }));
         cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
+        let zone = cloud.world().put_zone("dns", "example.com", false);
         for quota in ["Standard NCASv3_T4 Family", "cores", "lowPriorityCores"] {
             // A new subscription has no GPUs.
             cloud.world().quotas.insert((REGION.to_owned(), quota.to_owned()), 256);
         }
         let other_process = process(&cloud);
         let theirs = Stack::new(&other_process, "theirs", 7);
-        let their_wanted = self.others.as_ref().map(|shape| wanted(&other_process, &cloud, shape, "theirs"));
+        let their_wanted = self.others.as_ref().map(|shape| wanted(&other_process, &cloud, &zone, shape, "theirs"));
         if let Some(wanted) = &their_wanted {
             assert!(settles(&theirs, wanted, counts));
         }
@@ -67,7 +68,7 @@ impl Story {
         let before = world.ids();
         let ours = process(&cloud);
         let (first, then) =
-            (wanted(&ours, &cloud, &self.first, "staging"), wanted(&ours, &cloud, &self.then, "staging"));
+            (wanted(&ours, &cloud, &zone, &self.first, "staging"), wanted(&ours, &cloud, &zone, &self.then, "staging"));
         let lineage = 0x1234_5678_9abc_4def_8000_0000_0000_0000 + u128::from(seed);
         let stack = Stack::new(&ours, "staging", lineage);
         self.program.play(&world, &stack, [&first, &then], seed, counts, |_| ());
@@ -94,9 +95,11 @@ fn process(cloud: &Arc<AzureCloud>) -> Process {
     Process::new(provider(cloud, Images(cloud.clone())), "main", place)
 }
 
-fn wanted(process: &Process, cloud: &AzureCloud, shape: &Shape, environment: &str) -> Vec<Wanted> {
+fn wanted(process: &Process, cloud: &AzureCloud, zone: &str, shape: &Shape, environment: &str) -> Vec<Wanted> {
     let repository = format!("textnlp{environment}.azurecr.io/text/nlp");
-    let place = Place { site: site(cloud, environment), repository, models: "az://models/mine/", archives: false };
+    let endpoint = endpoint(Some(zone), &format!("{environment}.example.com"));
+    let models = "az://models/mine/";
+    let place = Place { site: site(cloud, environment), repository, models, archives: false, endpoint };
     shape.wanted(process.provider.as_ref(), &place)
 }
 

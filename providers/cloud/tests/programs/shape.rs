@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Cluster, ComponentSpec, Database, GpuPool, ManagedPostgres, Model, ModelStore, Network, Postgres, Program, Registry,
+    Cluster, ComponentSpec, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore, Network, Postgres,
+    Program, Registry,
 };
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Spot};
 use textnlp_provider::{Component, Outputs, Provider, ResourceId, Site, Wanted};
@@ -22,6 +23,8 @@ pub(crate) struct Place<'a> {
     pub(crate) models: &'a str,
     /// Whether models can be archived.
     pub(crate) archives: bool,
+    /// What clients reach, with a name in an existing zone.
+    pub(crate) endpoint: Endpoint,
 }
 
 /// What an environment has. Two shapes that share `left_out` are two versions of one environment.
@@ -40,6 +43,8 @@ pub(crate) struct Shape {
     disk_gib: u64,
     backup_days: u64,
     archive_after_days: Option<u32>,
+    /// Whether the service, and its tenants, have names in the zone.
+    names: (bool, bool),
     /// Which of two images is pushed.
     image: Option<u8>,
     team: &'static str,
@@ -67,6 +72,7 @@ const SETTINGS: &[fn(&mut Shape, &Draw)] = &[
     |shape, draw| shape.disk_gib += 20 * draw.below(3),
     |shape, draw| shape.backup_days = 7 + draw.below(7),
     |shape, draw| shape.archive_after_days = draw.chance(0.5).then_some(90),
+    |shape, draw| shape.names = (draw.chance(0.5), draw.chance(0.5)),
     |shape, draw| shape.image = draw.chance(0.5).then(|| draw.below(2) as u8),
     |shape, draw| {
         (shape.left_out, shape.share_left_out) = (draw.below(1 << 32), draw.one(&[0.0, 0.0, 0.05, 0.2]));
@@ -90,6 +96,7 @@ impl Shape {
             disk_gib: 20,
             backup_days: 7,
             archive_after_days: None,
+            names: (false, false),
             image: None,
             team: "nlp",
             left_out: 0,
@@ -127,14 +134,22 @@ impl Shape {
         let password = ResourceId::part(&site.name, &"secrets".parse().unwrap(), "database-password").unwrap();
         let secret = json!({ "$secret": format!("{}/database-password", site.name), "version": "1" });
         let secret = Outputs::from([("secret".to_owned(), secret)]);
+        // What another provider creates in the cluster.
+        let service = ResourceId::part(&site.name, &"gateway".parse().unwrap(), "service").unwrap();
+        let balancer = Outputs::from([("address".to_owned(), "203.0.113.20".into())]);
+        let known = |id: &ResourceId| match id {
+            id if *id == password => Some(&secret),
+            id if *id == service => Some(&balancer),
+            _ => None,
+        };
         let mut all: Vec<Wanted> = Vec::new();
         for component in self.components(place) {
             all.extend(provider.lower(&component, &site).unwrap_or_else(|problems| panic!("{problems}")));
         }
         for one in &mut all {
             one.protected = false;
-            one.spec = one.spec.resolve_known(|id| (*id == password).then_some(&secret));
-            one.needs.retain(|need| need.on != password);
+            one.spec = one.spec.resolve_known(known);
+            one.needs.retain(|need| known(&need.on).is_none());
         }
         all.retain(|one| !self.is_left_out(one));
         close(all)
@@ -147,7 +162,9 @@ impl Shape {
     }
 
     fn components(&self, place: &Place<'_>) -> Vec<Component> {
-        let Place { repository, models, archives, .. } = place;
+        let Place { repository, models, archives, endpoint, .. } = place;
+        let base_domain = endpoint.domain.clone().filter(|_| self.names.1);
+        let endpoint = Endpoint { base_domain, ..endpoint.clone() };
         let digit = self.image.unwrap_or_default();
         let image = self.image.map(|_| format!("{repository}:1.{digit}@sha256:{}", digit.to_string().repeat(64)));
         let gpu = self.gpu.map(|(count, max, spot)| GpuPool { size: GpuSize::Small, count, max: Some(max), spot });
@@ -166,6 +183,7 @@ impl Shape {
             (self.registry, "registry", ComponentSpec::Registry(Registry { url: repository.clone(), image })),
             (self.cluster, "cluster", ComponentSpec::Cluster(cluster)),
             (self.database, "database", ComponentSpec::Database(self.postgres())),
+            (self.cluster && self.names.0, "gateway", ComponentSpec::Endpoint(endpoint)),
         ];
         let parts = parts.into_iter().filter(|(has, ..)| *has);
         parts.map(|(_, name, part)| Component { name: name.parse().unwrap(), existing: None, part }).collect()

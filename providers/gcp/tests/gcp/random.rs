@@ -14,7 +14,7 @@ use textnlp_sim::{Exchange, FaultPlan, Market, Random};
 use crate::programs::engine::{Process, Stack, UP};
 use crate::programs::shape::{Place, Shape};
 use crate::programs::{self, Counts, Draw, Program, World, settles};
-use crate::{REGION, provider, site};
+use crate::{REGION, ZONE, endpoint, provider, site};
 
 /// How many programs one run tries: a minute of one core.
 const MANY: u64 = 60;
@@ -51,7 +51,12 @@ impl Story {
     fn play(&self, seed: u64, counts: &Counts) {
         let options = if self.is_slow { Options::default() } else { Options::zero_latency() };
         let cloud = Arc::new(GoogleCloud::start(Options { seed, ..options }));
-        cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 64.0);
+        {
+            let mut world = cloud.world();
+            world.quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 64.0);
+            world.enable(cloud.project(), "dns.googleapis.com");
+            world.put_zone(cloud.project(), ZONE, "example.com.", false);
+        }
         let other_process = process(&cloud);
         let theirs = Stack::new(&other_process, "theirs", 7);
         let their_wanted = self.others.as_ref().map(|shape| wanted(&other_process, &cloud, shape, "theirs"));
@@ -93,7 +98,8 @@ fn wanted(process: &Process, cloud: &GoogleCloud, shape: &Shape, environment: &s
     let project = cloud.project();
     let repository = format!("{REGION}-docker.pkg.dev/{project}/{environment}/server");
     let models = format!("gs://textnlp-{project}-{environment}-main-models/mine/");
-    let place = Place { site: site(cloud, environment), repository, models: &models, archives: true };
+    let endpoint = endpoint(Some(ZONE), &format!("{environment}.example.com"));
+    let place = Place { site: site(cloud, environment), repository, models: &models, archives: true, endpoint };
     shape.wanted(process.provider.as_ref(), &place)
 }
 
