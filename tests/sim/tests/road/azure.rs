@@ -8,10 +8,12 @@ use textnlp_cluster::Cluster;
 use textnlp_sim::azure::{AzureCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
-use crate::follower::Follower;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
-use crate::{Bucket, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life};
+use crate::{
+    Bucket, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life,
+    with_balancer,
+};
 
 const REGION: &str = "westeurope";
 /// The group of the site and its cluster.
@@ -138,7 +140,7 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
 fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("azuredb") else { return };
     let managed = Managed::start(&operator);
-    guided(&mut operator, "203.0.113.30");
+    with_balancer(&mut operator, "203.0.113.30");
     let subscription = "00000000-0000-0000-0000-000000000000".to_owned();
     let cloud = started(operator.cluster, GUIDED, Options { subscription, ..Options::zero_latency() });
     {
@@ -151,8 +153,8 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let repository = "myservice.azurecr.io/textnlp";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/azure.md", "From an empty subscription");
-    let follower = Follower::of(&operator, section, &[], cloud.variables());
-    managed_life(&follower, &managed, repository, pushed, records);
+    let follower = guided(&operator, section, &[], cloud.variables());
+    managed_life((&operator, &follower), &managed, repository, pushed, records);
     assert_eq!(cloud.world().ids(), before);
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }

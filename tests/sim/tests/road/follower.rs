@@ -4,15 +4,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use camino::Utf8PathBuf;
-use textnlp_tests::{Said, guide, program, said};
-
-use crate::operator::Operator;
-
-/// The environment that the guides show.
-const FILE: &str = "production.yaml";
+use textnlp_tests::{Said, Sandbox, guide, program, said};
 
 pub(super) struct Follower<'a> {
-    pub(super) operator: &'a Operator,
+    sandbox: &'a Sandbox,
+    /// The file of the environment, as the commands name it.
+    file: &'static str,
     commands: Vec<String>,
     variables: Vec<(String, String)>,
     /// Has the program by its name. It adds what holds for tests only: addresses of this machine, and the consent to changes.
@@ -22,9 +19,11 @@ pub(super) struct Follower<'a> {
 impl<'a> Follower<'a> {
     /// `edits` replaces what only an operator knows. `variables` are those of one who is signed in.
     pub(super) fn of(
-        operator: &'a Operator,
+        sandbox: &'a Sandbox,
         (page, section): (&str, &str),
+        file: &'static str,
         edits: &[(&str, &str)],
+        sets: &[String],
         variables: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
     ) -> Self {
         let blocks = guide::blocks(page, section);
@@ -33,11 +32,10 @@ impl<'a> Follower<'a> {
             assert!(yaml.contains(from), "{page} does not show {from}:\n{yaml}");
             yaml.replace(from, to)
         });
-        let sandbox = operator.sandbox.folder();
-        std::fs::write(sandbox.join(FILE), yaml).unwrap();
-        let folder = sandbox.join("bin");
+        std::fs::write(sandbox.folder().join(file), yaml).unwrap();
+        let folder = sandbox.folder().join("bin");
         std::fs::create_dir(&folder).unwrap();
-        let sets: String = operator.sets.iter().map(|set| format!(" --set '{set}'")).collect();
+        let sets: String = sets.iter().map(|set| format!(" --set '{set}'")).collect();
         let script = format!(
             "#!/bin/sh\ncase $1 in up | down | secret) set -- \"$@\" --yes ;; esac\nexec '{}' \"$@\"{sets}\n",
             program()
@@ -46,7 +44,7 @@ impl<'a> Follower<'a> {
         std::fs::write(&name, script).unwrap();
         std::fs::set_permissions(&name, std::fs::Permissions::from_mode(0o755)).unwrap();
         let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Self { operator, commands: guide::commands(page, section), variables, folder }
+        Self { sandbox, file, commands: guide::commands(page, section), variables, folder }
     }
 
     /// The command of the guide that begins so.
@@ -58,9 +56,9 @@ impl<'a> Follower<'a> {
 
     /// Runs a line of a shell.
     pub(super) fn run(&self, line: &str) -> Said {
-        let template = self.operator.sandbox.command(&[]);
+        let template = self.sandbox.command(&[]);
         let mut shell = Command::new("sh");
-        shell.args(["-c", line]).current_dir(self.operator.sandbox.folder()).stdin(Stdio::null()).env_clear();
+        shell.args(["-c", line]).current_dir(self.sandbox.folder()).stdin(Stdio::null()).env_clear();
         shell.envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))));
         let path = std::env::var("PATH").unwrap_or_default();
         shell.env("PATH", format!("{}:{path}", self.folder));
@@ -70,6 +68,6 @@ impl<'a> Follower<'a> {
 
     /// Runs a command about the environment of the guide.
     pub(super) fn about(&self, command: &str) -> Said {
-        self.run(&format!("textnlp-deploy {command} --file {FILE}"))
+        self.run(&format!("textnlp-deploy {command} --file {}", self.file))
     }
 }

@@ -8,10 +8,11 @@ use textnlp_cluster::Cluster;
 use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
-use crate::follower::Follower;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
-use crate::{Bucket, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life};
+use crate::{
+    Bucket, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life, with_balancer,
+};
 
 const REGION: &str = "europe-west4";
 
@@ -127,7 +128,7 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
 fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("gcpdb") else { return };
     let managed = Managed::start(&operator);
-    guided(&mut operator, "203.0.113.20");
+    with_balancer(&mut operator, "203.0.113.20");
     let cloud = started(operator.cluster, Options { project: "my-project".to_owned(), ..Options::zero_latency() });
     {
         let mut world = cloud.world();
@@ -139,8 +140,8 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let repository = "my-project/textnlp/server";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/gcp.md", "From an empty project");
-    let follower = Follower::of(&operator, section, &[], cloud.variables());
-    managed_life(&follower, &managed, &format!("{REGION}-docker.pkg.dev/{repository}"), pushed, records);
+    let follower = guided(&operator, section, &[], cloud.variables());
+    managed_life((&operator, &follower), &managed, &format!("{REGION}-docker.pkg.dev/{repository}"), pushed, records);
     assert_eq!(left(&cloud), Vec::<String>::new());
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }

@@ -350,16 +350,26 @@ const GUIDED: &str = "textnlp-production-main";
 
 /// What holds for tests only, for an operator who follows a guide: the load balancer of the cloud has an address, and clients of this
 /// machine have another one.
-fn guided(operator: &mut Operator, balancer: &str) {
+fn with_balancer(operator: &mut Operator, balancer: &str) {
     operator.sets.retain(|set| set.starts_with("cluster.namespace=") || set.starts_with("sites[0].cluster.address="));
     operator.sets.extend(["data=disposable", "sites[0].cluster.load_balancer=true"].map(str::to_owned));
     operator.cluster.kubelet().balance(&operator.namespace, balancer);
 }
 
+/// An operator of a cluster who follows the first section of a guide.
+fn guided<'a>(
+    operator: &'a Operator,
+    section: (&str, &str),
+    edits: &[(&str, &str)],
+    variables: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
+) -> Follower<'a> {
+    Follower::of(&operator.sandbox, section, "production.yaml", edits, &operator.sets, variables)
+}
+
 /// The road of a guide, with a database of the cloud, by TLS and a password, and with pods of the image that `up` pushes to a registry of
 /// the cloud. `pushed` gives the digest of a tag there, and `records` the number of records in the zone.
 fn managed_life(
-    follower: &Follower<'_>,
+    (operator, follower): (&Operator, &Follower<'_>),
     managed: &Managed,
     repository: &str,
     pushed: impl Fn(&str) -> Option<String>,
@@ -380,7 +390,7 @@ fn managed_life(
 
     let up = follower.printed("textnlp-deploy up");
     follower.run(up).expect(0);
-    let deployment = follower.operator.get("deployment", "textnlp-api");
+    let deployment = operator.get("deployment", "textnlp-api");
     let image =
         deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned();
     let (tagged, digest) = image.split_once('@').unwrap_or_default();
@@ -410,7 +420,7 @@ fn managed_life(
 fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("awsdb") else { return };
     let managed = Managed::start(&operator);
-    guided(&mut operator, "k8s-textnlp.elb.eu-central-1.amazonaws.com");
+    with_balancer(&mut operator, "k8s-textnlp.elb.eu-central-1.amazonaws.com");
     let (simulator, url) = account_with(operator.cluster, REGION, GUIDED);
     {
         let simulator = simulator.lock().unwrap();
@@ -426,13 +436,13 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     };
     let edits = [("/etc/textnlp/rds.pem", managed.authority.as_str())];
     let section = ("docs/guide/aws.md", "From an empty account");
-    let follower = Follower::of(&operator, section, &edits, signed_in(&url, REGION));
+    let follower = guided(&operator, section, &edits, signed_in(&url, REGION));
     let repository = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp";
     let records = || {
         let simulator = simulator.lock().unwrap();
         let world = simulator.world();
         world.find::<Route53>(&Scope::global(ACCOUNT)).unwrap().zones[ZONE].records.len()
     };
-    managed_life(&follower, &managed, repository, pushed, records);
+    managed_life((&operator, &follower), &managed, repository, pushed, records);
     assert_eq!(left(&simulator.lock().unwrap()), Vec::<String>::new());
 }

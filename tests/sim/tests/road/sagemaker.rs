@@ -10,15 +10,10 @@ use textnlp_sim::{Options, Scope, Simulator};
 use textnlp_tests::ports::Ports;
 use textnlp_tests::{Said, Sandbox, counts, eventually, http, program, said};
 
-use super::{ACCOUNT, REGION};
+use super::{ACCOUNT, REGION, signed_in};
+use crate::follower::Follower;
 
 const FILE: &str = "endpoint.yaml";
-const ENVIRONMENT: &str = r#"
-extends: staging
-environment: endpoint
-sites: [{ name: main, provider: aws, runtime: sagemaker, region: eu-central-1, account: "123456789012" }]
-registry: { url: 123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp }
-"#;
 
 /// The variables, the ports and the process of a server.
 type Server = (BTreeMap<String, String>, Ports, Child);
@@ -81,8 +76,9 @@ impl Containers {
 #[test]
 fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everything() {
     let sandbox = Sandbox::new("sagemaker");
-    std::fs::write(sandbox.folder().join(FILE), ENVIRONMENT).unwrap();
     let simulator = Simulator::start(Options::zero_latency());
+    let section = ("docs/guide/aws.md", "SageMaker");
+    let follower = Follower::of(&sandbox, section, FILE, &[], &[], signed_in(&simulator.url(), REGION));
     let containers = Arc::new(Containers { folder: sandbox.folder().to_owned(), running: Mutex::default() });
     let known = Arc::downgrade(&containers);
     let change = |change: &dyn Fn(&mut SageMaker)| {
@@ -93,13 +89,7 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     simulator.world().state::<SageMaker>(&Scope::new(ACCOUNT, REGION)).containers = Some(answers);
     let run = |args: &[&str]| -> Said {
         let mut command = sandbox.command(&[args, &["--file", FILE]].concat());
-        command
-            .env("AWS_ENDPOINT_URL", simulator.url())
-            .env("AWS_REGION", REGION)
-            .env("AWS_ACCESS_KEY_ID", Simulator::ACCESS_KEY)
-            .env("AWS_SECRET_ACCESS_KEY", Simulator::SECRET_KEY)
-            .env("AWS_EC2_METADATA_DISABLED", "true");
-        said(command.output().unwrap())
+        said(command.envs(signed_in(&simulator.url(), REGION)).output().unwrap())
     };
     let up = ["up", "--yes", "--no-gate", "-o", "json"];
 
@@ -115,7 +105,7 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     let is_change = |operation: &str| operation.starts_with("Create") || operation.starts_with("Put");
     assert!(!simulator.requests().iter().any(|one| is_change(&one.operation)), "nothing was changed");
 
-    let made = run(&up).expect(0).json();
+    let made = follower.run(&format!("{} -o json", follower.printed("textnlp-deploy up"))).expect(0).json();
     assert!(!made["text"].as_str().unwrap().trim().is_empty(), "{made:#}");
     let address = made["address"].as_str().unwrap();
     assert!(address.ends_with("/endpoints/textnlp-endpoint-main/invocations"), "{address}");
@@ -127,7 +117,7 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
         (Some(true), Some(0)),
         "{status:#}"
     );
-    let text = run(&["generate", "Once upon a time"]).expect(0);
+    let text = follower.run(follower.printed("textnlp-deploy generate")).expect(0);
     assert!(!text.out.trim().is_empty(), "{text:?}");
     assert_eq!(run(&["health", "-o", "json"]).expect(0).json()["health"]["status"], "ok");
     for (words, reason) in [
@@ -152,7 +142,7 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     context("models.0.context=256").expect(0);
     assert_eq!(containers.running.lock().unwrap().len(), 2, "one server for each release that was invoked");
 
-    run(&["down", "--yes"]).expect(0);
+    follower.run(follower.printed("textnlp-deploy down")).expect(0);
     let world = simulator.world();
     let all = world.tags.listed("arn:", world.now());
     // KMS keeps a deleted key for thirty days.
