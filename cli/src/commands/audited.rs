@@ -344,7 +344,7 @@ async fn begin(
         if !may_create && store.document(LINEAGE).await?.is_none() && store.sites().await?.is_empty() {
             return Ok::<bool, StateError>(false);
         }
-        audit::append(&*store, &SystemClock, &[AuditEvent::Begin(command.clone())]).await.map(|()| true)
+        audit::append(&*store, &SystemClock, &[AuditEvent::Begin(Box::new(command.clone()))]).await.map(|()| true)
     };
     match write.await {
         Ok(true) => Ok(Some(Attempt { command, folder, located, store, is_restore })),
@@ -435,7 +435,7 @@ impl Attempt {
         if is_moved || is_restore {
             let log = audit::read(&*store).await.map_err(failed)?;
             if log.commands.iter().all(|known| known.command.id != command.id) {
-                events.insert(0, AuditEvent::Begin(command.clone()));
+                events.insert(0, AuditEvent::Begin(Box::new(command.clone())));
             }
         }
         audit::append(&*store, &SystemClock, &events).await.map_err(failed)
@@ -456,7 +456,7 @@ async fn restored(
     let name = EnvironmentName::new(name).map_err(|error| Failure::usage("invalid_name", error))?;
     let store = stores::of_folder(Utf8Path::new(folder))?;
     let command = typed.command(session, name.clone(), None);
-    let events = [AuditEvent::Begin(command.clone()), end(command.id)];
+    let events = [AuditEvent::Begin(Box::new(command.clone())), end(command.id)];
     let written = audit::append(&*store, &SystemClock, &events).await;
     written.map_err(|error| state_failed(error, &session.again(), &name))
 }

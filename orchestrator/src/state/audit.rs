@@ -84,7 +84,7 @@ pub enum CommandOutcome {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum AuditEvent {
     /// A command begins; durable before it changes anything.
-    Begin(AuditedCommand),
+    Begin(Box<AuditedCommand>),
     /// A command ended.
     End {
         /// The id of its begin.
@@ -323,7 +323,7 @@ pub async fn read(store: &dyn Store) -> Result<AuditLog, StateError> {
             match event {
                 AuditEvent::Begin(command) => {
                     begun.insert(command.id, log.commands.len());
-                    log.commands.push(CommandRecord { time, command, end: None });
+                    log.commands.push(CommandRecord { time, command: *command, end: None });
                 }
                 AuditEvent::End { id, outcome, exit, code } => match begun.get(&id) {
                     Some(at) => log.commands[*at].end = Some(CommandEnd { time, outcome, exit, code }),
@@ -434,7 +434,7 @@ mod tests {
     }
 
     fn begin(number: u128) -> AuditEvent {
-        AuditEvent::Begin(AuditedCommand {
+        AuditEvent::Begin(Box::new(AuditedCommand {
             id: Uuid::from_u128(number),
             environment: EnvironmentName::new("staging").unwrap(),
             command: "up".to_owned(),
@@ -447,7 +447,7 @@ mod tests {
             tool: "test".to_owned(),
             release: None,
             reason: None,
-        })
+        }))
     }
 
     fn end(number: u128) -> AuditEvent {
@@ -550,7 +550,7 @@ mod tests {
         let reason = Some("x".repeat(DOCUMENT_BYTES / 3));
         for number in 1..=4 {
             let AuditEvent::Begin(command) = begin(number) else { unreachable!() };
-            add(&full, &clock, AuditEvent::Begin(AuditedCommand { reason: reason.clone(), ..command }));
+            add(&full, &clock, AuditEvent::Begin(Box::new(AuditedCommand { reason: reason.clone(), ..*command })));
         }
         let names = clock.run(documents(&full)).unwrap().unwrap();
         assert_eq!(names, ["2026-12", "2026-12.001"]);
@@ -615,9 +615,9 @@ mod tests {
             host: long.clone(),
             release: Some(long.clone()),
             reason: Some(long),
-            ..command
+            ..*command
         };
-        let line = written(START, Timestamp::UNIX_EPOCH, &[AuditEvent::Begin(command.bounded())]);
+        let line = written(START, Timestamp::UNIX_EPOCH, &[AuditEvent::Begin(Box::new(command.bounded()))]);
         assert!(line.len() < 6000, "{}", line.len());
     }
 }
