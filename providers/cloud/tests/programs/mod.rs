@@ -164,10 +164,7 @@ fn go(stack: &Stack<'_>, ask: RunOptions, wanted: &[Wanted], kill: u64, counts: 
 }
 
 /// The ids of what has tags of a deployment, by resource.
-pub(crate) fn tagged<'t>(
-    tags: &'t BTreeMap<String, BTreeMap<String, String>>,
-    lineage: Lineage,
-) -> BTreeMap<&'t str, Vec<&'t str>> {
+pub(crate) fn tagged(tags: &BTreeMap<String, BTreeMap<String, String>>, lineage: Lineage) -> BTreeMap<&str, Vec<&str>> {
     let mut by_resource: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (id, tags) in tags {
         if let Some(resource) = of_lineage(tags, lineage) {
