@@ -146,9 +146,9 @@ impl World for Played<'_> {
         world.objects.iter().filter_map(|(id, one)| Some((id.clone(), labels(&one.body)?))).collect()
     }
 
-    /// Rings and keys have no end.
+    /// Rings and keys have no end, and a zone remembers its changes.
     fn is_kept(&self, id: &str) -> bool {
-        id.starts_with("cloudkms/")
+        id.starts_with("cloudkms/") || id.contains("/changes/")
     }
 
     fn capacity(&self, is_there: bool) {

@@ -136,7 +136,7 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
         world.enable("my-project", "dns.googleapis.com");
         world.put_zone("my-project", "my-zone", "example.com.", false);
     }
-    let records = || cloud.world().keys().iter().filter(|key| key.starts_with("dns/")).count();
+    let records = || cloud.world().keys().iter().filter(|key| key.contains("/rrsets/")).count();
     let repository = "my-project/textnlp/server";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/gcp.md", "From an empty project");
