@@ -53,6 +53,8 @@ impl Story {
         let options = if self.is_slow { Options::default() } else { Options::zero_latency() };
         let cloud = Arc::new(AzureCloud::start(Options { seed, ..options }));
         cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
+        // Who has a zone has registered its provider.
+        cloud.world().register(&["Microsoft.Network"]);
         let zone = cloud.world().put_zone("dns", "example.com", false);
         for quota in ["Standard NCASv3_T4 Family", "cores", "lowPriorityCores"] {
             // A new subscription has no GPUs.
