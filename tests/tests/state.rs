@@ -133,7 +133,7 @@ fn commands_are_in_the_audit_log(sandbox: &Sandbox) {
     assert_eq!(json_of(sandbox, &["audit", "list", "--since", "2999-01-01"])["commands"], json!([]));
 
     let folder = sandbox.state("development").join("audit");
-    let document = sandbox.files(&folder).into_iter().filter(|file| file != ".lock").next_back().unwrap();
+    let document = sandbox.files(&folder).into_iter().rfind(|file| file != ".lock").unwrap();
     let document = folder.join(document);
     let content = std::fs::read_to_string(&document).unwrap();
     assert!(!content.contains("swordfish"), "{content}");
