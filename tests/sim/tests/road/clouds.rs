@@ -1,5 +1,5 @@
-//! Three simulated clouds as one service, as an operator meets them: the shipped `multi-region-clouds`, whose clusters are three real control
-//! planes, a drill in which a cloud is cut off, and everything removed.
+//! Three simulated clouds as one service, as an operator meets them who follows the guide: the shipped `multi-region-clouds` with the
+//! operator's addresses, whose clusters are three real control planes, a drill in which a cloud is cut off, and everything removed.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -14,17 +14,19 @@ use textnlp_sim::{Scope, Simulator};
 use textnlp_tests::ports::Ports;
 use textnlp_tests::{Said, Sandbox, counts, eventually, said};
 
+use crate::follower::Follower;
 use crate::hosts::{self, Hosts};
 use crate::operator::{PROGRAM, pinned, postgres, program_for_pods};
-use crate::{ACCOUNT, account_with, azure, gcp, left, signed_in};
+use crate::{ACCOUNT, ZONE, account_with, azure, gcp, left, signed_in};
 
-const NAME: &str = "multi-region-clouds";
+/// The environment of the guide.
+const NAME: &str = "world";
+const FILE: &str = "world.yaml";
+const GUIDE: &str = "docs/guide/clouds.md";
 /// The regions of the shipped environment, in the order of its sites.
 const REGIONS: [&str; 3] = ["us-east-1", "us-central1", "eastus"];
 /// What the controllers of the clouds give the services of the sites, in that order.
 const BALANCERS: [&str; 3] = ["k8s-textnlp.elb.us-east-1.amazonaws.com", "203.0.113.20", "203.0.113.30"];
-/// The zone of the name that clients use.
-const ZONE: &str = "Z0123456789EXAMPLE";
 
 /// An operator with three clouds that have nothing in them, and a database that all of them reach.
 struct Clouds {
@@ -65,11 +67,10 @@ impl Clouds {
             cluster.kubelet().balance(&namespace, BALANCERS[n]);
             sets.push(format!("sites[{n}].cluster.image={}", pinned("local/textnlp:1")));
         }
-        let (aws, url) = account_with(clusters[0], REGIONS[0], "textnlp-multi-region-clouds-primary");
+        let (aws, url) = account_with(clusters[0], REGIONS[0], "textnlp-world-primary");
         route53::zone(&mut aws.lock().unwrap().world(), &Scope::global(ACCOUNT), ZONE, "example.com", false);
-        sets.push(format!("traffic.existing={ZONE}"));
         let gcp = gcp::project_with(clusters[1]);
-        let azure = azure::subscription_with(clusters[2], "textnlp-multi-region-clouds-tertiary");
+        let azure = azure::subscription_with(clusters[2], "textnlp-world-tertiary");
         let of_aws = signed_in(&url, REGIONS[0]).into_iter().map(|(name, value)| (name.to_owned(), value));
         let mut variables: Vec<_> = of_aws.chain(gcp.variables()).chain(azure.variables()).collect();
         variables.push(("DATABASE_URL".to_owned(), database.url(&database.database())));
@@ -79,10 +80,16 @@ impl Clouds {
 
     fn command(&self, args: &[&str]) -> Command {
         let sets = self.sets.iter().flat_map(|set| ["--set", set]);
-        let args: Vec<&str> = args.iter().copied().chain(["--env", NAME]).chain(sets).collect();
+        let args: Vec<&str> = args.iter().copied().chain(["--file", FILE]).chain(sets).collect();
         let mut command = self.sandbox.command(&args);
         command.env_remove("KUBECONFIG").envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
+    }
+
+    /// The operator who follows the guide, with the environment that it shows.
+    fn follower(&self) -> Follower<'_> {
+        let section = (GUIDE, "One service in three clouds");
+        Follower::of(&self.sandbox, section, FILE, &[], &self.sets, self.variables.iter().cloned())
     }
 
     fn run(&self, args: &[&str]) -> Said {
@@ -195,6 +202,7 @@ impl Clouds {
 #[test]
 fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
     let Some(mut clouds) = Clouds::new() else { return };
+    let follower = clouds.follower();
     let plan = clouds.json(&["plan"], 0);
     let services = plan["cost"]["services"].as_array().cloned().unwrap_or_default();
     let services: Vec<&str> = services.iter().filter_map(|one| one["service"].as_str()).collect();
@@ -202,13 +210,16 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
     for of in ["EKS", "Kubernetes Engine", "Virtual Machines"] {
         assert!(services.iter().any(|service| service.contains(of)), "{of} in {services:?}");
     }
-    let policy = clouds.run(&["plan", "--policy"]).expect(0);
+    let costs = follower.run(follower.printed("textnlp-deploy plan --file world.yaml --costs")).expect(0);
+    assert!(costs.out.contains("Kubernetes Engine"), "{costs:?}");
+    let policy = follower.run(follower.printed("textnlp-deploy plan --file world.yaml --policy")).expect(0);
     for action in ["eks:CreateCluster", "container.clusters.create", "Microsoft.ContainerService/managedClusters/write"]
     {
         assert!(policy.out.contains(action), "{action}: {policy:?}");
     }
 
-    let done = clouds.json(&["up", "--yes", "--no-gate"], 0);
+    follower.run(follower.printed("textnlp-deploy preflight")).expect(0);
+    let done = follower.run(&format!("{} -o json", follower.printed("textnlp-deploy up"))).expect(0).json();
     eprintln!("up: {:?} in {} s", counts(&done), done["seconds"]);
     assert_eq!(done["text"].as_str().map(str::is_empty), Some(false), "{done:#}");
     clouds.until_in_sync();
