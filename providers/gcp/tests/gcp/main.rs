@@ -8,6 +8,8 @@ mod programs;
 mod random;
 #[path = "../../../../tests/src/seeds.rs"]
 mod seeds;
+#[path = "../../../cloud/tests/programs/story.rs"]
+mod story;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Random programs on Google Cloud, beside another deployment of the project, whose resources stay as they were.
+//! Random programs on Google Cloud.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard};
@@ -9,99 +9,18 @@ use textnlp_orchestrator::state::SiteLocation;
 use textnlp_provider::Wanted;
 use textnlp_provider::settings::Runtime;
 use textnlp_sim::gcp::{GoogleCloud, Options};
-use textnlp_sim::{Exchange, FaultPlan, Market, Random};
+use textnlp_sim::{Exchange, FaultPlan, Market};
 
-use crate::programs::engine::{Process, Stack, UP};
+use crate::programs::engine::Process;
 use crate::programs::shape::{Place, Shape};
-use crate::programs::{self, Counts, Draw, Program, World, settles};
+use crate::programs::{self, World};
+use crate::story::{Simulated, Story};
 use crate::{REGION, ZONE, endpoint, provider, site};
 
 /// How many programs one run tries: a minute of one core.
 const MANY: u64 = 60;
 /// Programs that found a mistake once.
 const SEEDS: &[u64] = &[];
-
-/// Everything that happens.
-#[derive(Debug)]
-struct Story {
-    first: Shape,
-    then: Shape,
-    others: Option<Shape>,
-    program: Program,
-    /// Whether operations take their time, and what was just written is not seen everywhere.
-    is_slow: bool,
-    /// No GPU machine of this market is to be had.
-    exhausted: Option<Market>,
-}
-
-impl Story {
-    fn of(seed: u64) -> Self {
-        let draw = Draw(Random::new(seed));
-        let first = Shape::of(&draw);
-        Self {
-            then: first.changed(&draw),
-            first,
-            others: draw.chance(0.25).then(|| Shape::of(&draw)),
-            program: Program::of(&draw),
-            is_slow: draw.chance(0.15),
-            exhausted: draw.chance(0.15).then(|| draw.one(&[Market::Spot, Market::OnDemand])),
-        }
-    }
-
-    fn play(&self, seed: u64, counts: &Counts) {
-        let options = if self.is_slow { Options::default() } else { Options::zero_latency() };
-        let cloud = Arc::new(GoogleCloud::start(Options { seed, ..options }));
-        {
-            let mut world = cloud.world();
-            world.quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 64.0);
-            world.enable(cloud.project(), "dns.googleapis.com");
-            world.put_zone(cloud.project(), ZONE, "example.com.", false);
-        }
-        let other_process = process(&cloud);
-        let theirs = Stack::new(&other_process, "theirs", 7);
-        let their_wanted = self.others.as_ref().map(|shape| wanted(&other_process, &cloud, shape, "theirs"));
-        if let Some(wanted) = &their_wanted {
-            assert!(settles(&theirs, wanted, counts));
-        }
-        let world = Played { cloud: &cloud, exhausted: self.exhausted };
-        let before = world.ids();
-        let ours = process(&cloud);
-        let (first, then) =
-            (wanted(&ours, &cloud, &self.first, "staging"), wanted(&ours, &cloud, &self.then, "staging"));
-        let lineage = 0x1234_5678_9abc_4def_8000_0000_0000_0000 + u128::from(seed);
-        let stack = Stack::new(&ours, "staging", lineage);
-        self.program.play(&world, &stack, [&first, &then], seed, counts, |_| ());
-        let orphans: Vec<String> = world.ids().difference(&before).filter(|id| !world.is_kept(id)).cloned().collect();
-        assert!(orphans.is_empty(), "orphans: {orphans:#?}");
-        let lost: Vec<String> = before.difference(&world.ids()).cloned().collect();
-        assert!(lost.is_empty(), "removed objects of others: {lost:#?}");
-        if let Some(wanted) = &their_wanted {
-            let (plan, _) = theirs.look(UP, wanted);
-            assert!(plan.steps.is_empty() && plan.blocked.is_empty(), "what belongs to others changed: {plan:#?}");
-        }
-        assert_eq!(cloud.take_violations(), Vec::<String>::new());
-    }
-}
-
-/// A process that is signed in.
-fn process(cloud: &Arc<GoogleCloud>) -> Process {
-    let place = SiteLocation {
-        provider: "gcp".to_owned(),
-        account: cloud.project().to_owned(),
-        region: REGION.to_owned(),
-        runtime: Runtime::Kubernetes,
-    };
-    Process::new(provider(cloud), "main", place)
-}
-
-fn wanted(process: &Process, cloud: &GoogleCloud, shape: &Shape, environment: &str) -> Vec<Wanted> {
-    let project = cloud.project();
-    let repository = format!("{REGION}-docker.pkg.dev/{project}/{environment}/server");
-    let models = format!("gs://textnlp-{project}-{environment}-main-models/mine/");
-    let endpoint = endpoint(Some(ZONE), &format!("{environment}.example.com"));
-    let place = Place { site: site(cloud, environment), repository, models: &models, archives: true, endpoint };
-    shape.wanted(process.provider.as_ref(), &place)
-}
 
 /// The labels in a document of any service, at the least depth.
 fn labels(body: &Value) -> Option<BTreeMap<String, String>> {
@@ -115,12 +34,44 @@ fn labels(body: &Value) -> Option<BTreeMap<String, String>> {
     members.values().find_map(labels)
 }
 
-struct Played<'a> {
-    cloud: &'a GoogleCloud,
+struct Played {
+    cloud: Arc<GoogleCloud>,
     exhausted: Option<Market>,
 }
 
-impl Played<'_> {
+impl Simulated for Played {
+    fn start(seed: u64, story: &Story) -> Self {
+        let options = if story.is_slow { Options::default() } else { Options::zero_latency() };
+        let cloud = Arc::new(GoogleCloud::start(Options { seed, ..options }));
+        {
+            let mut world = cloud.world();
+            world.quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 64.0);
+            world.enable(cloud.project(), "dns.googleapis.com");
+            world.put_zone(cloud.project(), ZONE, "example.com.", false);
+        }
+        Self { cloud, exhausted: story.exhausted }
+    }
+
+    fn process(&self) -> Process {
+        let place = SiteLocation {
+            provider: "gcp".to_owned(),
+            account: self.cloud.project().to_owned(),
+            region: REGION.to_owned(),
+            runtime: Runtime::Kubernetes,
+        };
+        Process::new(provider(&self.cloud), "main", place)
+    }
+
+    fn wanted(&self, process: &Process, shape: &Shape, environment: &str) -> Vec<Wanted> {
+        let project = self.cloud.project();
+        let repository = format!("{REGION}-docker.pkg.dev/{project}/{environment}/server");
+        let models = format!("gs://textnlp-{project}-{environment}-main-models/mine/");
+        let endpoint = endpoint(Some(ZONE), &format!("{environment}.example.com"));
+        let place =
+            Place { site: site(&self.cloud, environment), repository, models: &models, archives: true, endpoint };
+        shape.wanted(process.provider.as_ref(), &place)
+    }
+
     fn ids(&self) -> BTreeSet<String> {
         // What Compute Engine shows to every project that uses it.
         let is_offer = |key: &String| {
@@ -130,9 +81,13 @@ impl Played<'_> {
         };
         self.cloud.world().keys().into_iter().filter(|key| !is_offer(key)).collect()
     }
+
+    fn violations(&self) -> Vec<String> {
+        self.cloud.take_violations()
+    }
 }
 
-impl World for Played<'_> {
+impl World for Played {
     fn faults(&self) -> MutexGuard<'_, FaultPlan> {
         self.cloud.faults()
     }
@@ -173,5 +128,5 @@ impl World for Played<'_> {
 
 #[test]
 fn random_faults_and_crashes_leave_no_orphan_and_no_duplicate() {
-    programs::all(MANY, SEEDS, Story::of, Story::play);
+    programs::all(MANY, SEEDS, Story::of, Story::play::<Played>);
 }
