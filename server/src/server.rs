@@ -8,6 +8,7 @@ use axum::routing::get;
 use textnlp_inference::engine::{Engine, EngineOptions};
 use textnlp_inference::guide;
 use textnlp_process::{LineLimit, Listener, Serving};
+use textnlp_store::retention::{self, Retention};
 use textnlp_store::{Action, AuditLog, Store, StoreError, UsageLog, now_ms};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -208,9 +209,10 @@ impl Server {
         app.tasks.spawn(async move { models.preload().await });
         let (swept, stop_sweeping) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {
-            let days = swept.config.usage.retention_days;
+            let Config { usage, audit, .. } = &swept.config;
+            let keep = Retention { usage_days: usage.retention_days, audit_days: audit.retention_days };
             let deleted = |rows| swept.metrics.usage_deleted(rows);
-            textnlp_store::retention::run(&swept.store, days, now_ms, deleted, &stop_sweeping).await;
+            retention::run(&swept.store, keep, now_ms, deleted, &stop_sweeping).await;
         });
         let (leasing, stop_returning) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {

@@ -780,7 +780,7 @@ fn small(seconds: u64) -> u32 {
 
 /// The `server.yaml` tree without sockets, paths and secret files, which only the provider knows.
 fn server_config(e: &Environment, site: &SiteSettings) -> Value {
-    let Server { api, security, usage, monitoring, inference } = &e.server;
+    let Server { api, security, usage, audit, monitoring, inference } = &e.server;
     let serve: Vec<Value> = e
         .models
         .iter()
@@ -862,6 +862,9 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
     }
     if *usage != Usage::default() {
         config["textnlp"]["usage"] = json!({ "retention_days": usage.retention_days });
+    }
+    if *audit != Audit::default() {
+        config["textnlp"]["audit"] = json!({ "retention_days": audit.retention_days });
     }
     if !e.features.is_empty() {
         let features = e.features.iter().map(|(name, Feature(feature))| {

@@ -12,6 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 pub(crate) use document::nearest;
 use document::{Document, Section};
+use textnlp_store::MIN_AUDIT_DAYS;
 
 pub use document::Problem;
 pub use textnlp_process::Address;
@@ -38,7 +39,9 @@ pub struct Config {
     /// Where keys, budgets and usage are stored.
     pub database: Database,
     /// Retention of usage records.
-    pub usage: Usage,
+    pub usage: Retention,
+    /// Retention of audit events.
+    pub audit: Retention,
     /// Authentication and limits.
     pub security: Security,
     /// Logs and metrics.
@@ -234,10 +237,10 @@ pub enum Weights {
     Q4_0,
 }
 
-/// Retention of usage records.
+/// Retention of records.
 #[derive(Debug, Clone)]
-pub struct Usage {
-    /// Days that rows of `api_usage` are kept; 0 keeps them forever.
+pub struct Retention {
+    /// Days that they are kept; 0 keeps them forever.
     pub retention_days: u32,
 }
 
@@ -357,7 +360,8 @@ impl Config {
             features: features::features(&textnlp, &models.serve),
             models,
             database: database::database(textnlp.section("database")),
-            usage: usage(textnlp.section("usage")),
+            usage: retention(textnlp.section("usage"), 1),
+            audit: retention(textnlp.section("audit"), MIN_AUDIT_DAYS),
             security: security(textnlp.section("security"), phase),
             monitoring,
             watch: watch(textnlp.section("replication")),
@@ -517,10 +521,15 @@ fn models(section: Section<'_>) -> Models {
     models
 }
 
-fn usage(section: Section<'_>) -> Usage {
-    let usage = Usage { retention_days: section.integer("retention_days", 0..=36_500).unwrap_or(400) as u32 };
+/// `least`: the fewest days that are not 0.
+fn retention(section: Section<'_>, least: u32) -> Retention {
+    let retention_days = section.integer("retention_days", 0..=36_500).unwrap_or(400) as u32;
+    if (1..least).contains(&retention_days) {
+        let hint = "0 keeps the records forever".to_owned();
+        section.wrong("retention_days", format!("is {retention_days}; it must be 0 or at least {least}"), hint);
+    }
     section.finish();
-    usage
+    Retention { retention_days }
 }
 
 fn security(section: Section<'_>, phase: Phase) -> Security {

@@ -1,5 +1,5 @@
-//! The audit log: who did what, when and from where. Rows are only inserted; database triggers reject every other
-//! change.
+//! The audit log: who did what, when and from where. Rows are only inserted, and removed by the retention; database
+//! triggers reject every other change.
 //!
 //! An action that changes the database records its event in the same transaction. Events of requests are frequent and
 //! change nothing: [`AuditLog`] aggregates them, one row per kind of event and [`WINDOW`].
@@ -82,6 +82,7 @@ pub enum Action {
     DatabaseMigrate,
     UsageDelete,
     AuditExport,
+    AuditRemove,
     FeatureSet,
     FeatureClear,
     ServerStart,
@@ -107,6 +108,7 @@ impl Action {
             Self::DatabaseMigrate => "database.migrate",
             Self::UsageDelete => "usage.delete",
             Self::AuditExport => "audit.export",
+            Self::AuditRemove => "audit.remove",
             Self::FeatureSet => "feature.set",
             Self::FeatureClear => "feature.clear",
             Self::ServerStart => "server.start",
@@ -246,6 +248,12 @@ pub struct AuditPage {
     pub limit: u32,
 }
 
+/// The lock for writes.
+const ABOUT: &str = "audit log";
+
+/// The fewest days that events are kept. The triggers have the same limit.
+pub const MIN_AUDIT_DAYS: u32 = 30;
+
 impl Store {
     /// Inserts an event in a transaction with access to all tenants. Numbers become visible in order, so that an
     /// incremental export misses none: until it ends, the transaction blocks other writers of the log.
@@ -254,7 +262,7 @@ impl Store {
         transaction: &mut Transaction<'static, Any>,
         event: &AuditEvent,
     ) -> Result<(), StoreError> {
-        if let Some((lock, number)) = self.lock("audit log") {
+        if let Some((lock, number)) = self.lock(ABOUT) {
             self.ask(sqlx::query(lock).bind(number).execute(&mut **transaction)).await?;
         }
         let (kind, actor) = event.actor.parts();
@@ -285,6 +293,35 @@ impl Store {
             self.record(&mut transaction, event).await?;
         }
         self.commit(transaction).await
+    }
+
+    /// Removes events that ended before a time, oldest first, at most `most`; returns how many. The log records their
+    /// count and the range of their numbers, without which the triggers refuse it.
+    pub async fn remove_audit(&self, before_ms: i64, most: u32) -> Result<u64, StoreError> {
+        let mut transaction = self.write_all(ABOUT, Job::Retention).await?;
+        let query = sqlx::query(
+            "SELECT count(*), coalesce(min(number), 0), coalesce(max(number), 0) FROM (SELECT number FROM audit_log \
+             WHERE at < $1 AND until < $1 ORDER BY at, number LIMIT $2) AS oldest",
+        )
+        .bind(before_ms)
+        .bind(i64::from(most));
+        let oldest = self.ask(query.fetch_one(&mut *transaction)).await?;
+        let (rows, first, last): (i64, i64, i64) = (oldest.try_get(0)?, oldest.try_get(1)?, oldest.try_get(2)?);
+        if rows == 0 {
+            return Ok(0);
+        }
+        let detail = json!({ "rows": rows, "first": first, "last": last, "before": before_ms });
+        let event = AuditEvent::new(&Actor::Server, Action::AuditRemove).detail(detail);
+        self.record(&mut transaction, &event).await?;
+        let query = sqlx::query(
+            "DELETE FROM audit_log WHERE number IN (SELECT number FROM audit_log WHERE at < $1 AND until < $1 \
+             ORDER BY at, number LIMIT $2)",
+        )
+        .bind(before_ms)
+        .bind(i64::from(most));
+        let removed = self.ask(query.execute(&mut *transaction)).await?.rows_affected();
+        self.commit(transaction).await?;
+        Ok(removed)
     }
 
     /// Rows of the log, in the order of their numbers.
@@ -506,6 +543,10 @@ async fn write(store: Store, log: AuditLog) {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::DAY_MS;
+    use super::super::retention::{Retention, sweep};
     use super::super::tests::{Bench, key, on_both};
     use super::*;
 
@@ -515,6 +556,9 @@ mod tests {
         a_flood_of_wrong_credentials_is_a_bounded_number_of_rows_that_count_all_of_it,
         a_keys_first_use_is_recorded_once_by_all_replicas,
         an_export_goes_on_where_it_ended,
+        old_events_are_removed_with_a_record_of_them,
+        no_event_of_the_last_30_days_is_removed,
+        events_of_any_age_are_kept_without_a_record_of_their_removal,
     );
 
     const ALL: AuditPage = AuditPage { after: 0, since_ms: 0, limit: 10_000 };
@@ -646,5 +690,82 @@ mod tests {
         assert_eq!(pages, all);
         let later = AuditPage { since_ms: now_ms() + 1_000_000, ..ALL };
         assert!(store.audit_page(later).await.unwrap().is_empty());
+    }
+
+    /// Events that ended this many days ago.
+    async fn append(store: &Store, days: &[i64]) {
+        let event = |days: &i64| {
+            let at_ms = now_ms() - days * DAY_MS;
+            AuditEvent { at_ms, until_ms: at_ms, ..AuditEvent::new(&operator(), Action::KeyList) }
+        };
+        store.append_audit(&days.iter().map(event).collect::<Vec<_>>()).await.unwrap();
+    }
+
+    async fn old_events_are_removed_with_a_record_of_them(bench: Bench) {
+        let stores = [bench.store().await, bench.open().await];
+        append(&stores[0], &[100, 99, 41, 39, 1]).await;
+        let before = stores[0].audit_page(ALL).await.unwrap();
+        let removed = before[1].number..=before[3].number;
+        let keep = Retention { usage_days: 0, audit_days: 40 };
+        // Two replicas at once: each row is removed and counted once.
+        let stop = CancellationToken::new();
+        let sweeps = stores.iter().map(|store| sweep(store, keep, now_ms(), drop, &stop));
+        let swept = futures::future::join_all(sweeps).await.into_iter().map(|swept| swept.unwrap().audit);
+        assert_eq!(swept.sum::<u64>(), 3);
+        let after = stores[0].audit_page(ALL).await.unwrap();
+        let (record, kept) = after.split_last().unwrap();
+        let rest: Vec<_> = before.into_iter().filter(|row| !removed.contains(&row.number)).collect();
+        assert_eq!(kept, rest);
+        assert_eq!((record.action.as_str(), record.actor_kind.as_str()), ("audit.remove", "server"));
+        let detail = record.detail.as_ref().unwrap();
+        assert_eq!(
+            (&detail["rows"], &detail["first"], &detail["last"]),
+            (&json!(3), &json!(removed.start()), &json!(removed.end()))
+        );
+        // Batches: each has its own record.
+        append(&stores[0], &[50, 50, 50]).await;
+        let horizon = now_ms() - 40 * DAY_MS;
+        let batches = [stores[0].remove_audit(horizon, 2).await, stores[0].remove_audit(horizon, 2).await];
+        assert_eq!(batches.map(Result::unwrap), [2, 1]);
+        let removals = actions(&stores[0]).await.into_iter().filter(|action| action == "audit.remove").count();
+        assert_eq!(removals, 3);
+        let forever = Retention { usage_days: 0, audit_days: 0 };
+        append(&stores[0], &[5000]).await;
+        assert_eq!(sweep(&stores[0], forever, now_ms(), drop, &stop).await.unwrap().audit, 0);
+    }
+
+    async fn no_event_of_the_last_30_days_is_removed(bench: Bench) {
+        let store = bench.store().await;
+        append(&store, &[29, 1]).await;
+        let before = store.audit_page(ALL).await.unwrap();
+        let refused = store.remove_audit(now_ms(), 10).await.unwrap_err();
+        assert!(textnlp_net::error_chain(&refused).contains("more than 30 days"), "{refused:?}");
+        assert_eq!(store.audit_page(ALL).await.unwrap(), before, "neither the events nor a record of their removal");
+    }
+
+    async fn events_of_any_age_are_kept_without_a_record_of_their_removal(bench: Bench) {
+        let store = bench.store().await;
+        append(&store, &[400, 399, 398]).await;
+        let before = store.audit_page(ALL).await.unwrap();
+        let removal = |first: i64, last: i64| {
+            let event = AuditEvent::new(&operator(), Action::AuditRemove);
+            event.detail(json!({ "rows": 1, "first": first, "last": last }))
+        };
+        let old = before[1].number;
+        // None; one of another row; one that is not the newest row.
+        for records in [
+            vec![],
+            vec![removal(old + 1, old + 1)],
+            vec![removal(old, old), AuditEvent::new(&operator(), Action::KeyList)],
+        ] {
+            let mut transaction = store.write_all("test", Job::Audit).await.unwrap();
+            for record in &records {
+                store.record(&mut transaction, record).await.unwrap();
+            }
+            let delete = sqlx::query("DELETE FROM audit_log WHERE number = $1").bind(old);
+            let refused = delete.execute(&mut *transaction).await.unwrap_err();
+            assert!(refused.to_string().contains("append-only"), "{refused}");
+        }
+        assert_eq!(store.audit_page(ALL).await.unwrap(), before);
     }
 }

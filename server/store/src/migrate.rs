@@ -28,8 +28,15 @@ macro_rules! migrations {
 }
 
 /// Numbered without gaps, in order, the same for both databases. One that was released is never changed.
-const MIGRATIONS: &[Migration] =
-    migrations!["001_initial_schema", "002_usage", "003_stream_tickets", "004_sites", "005_audit", "006_feature_flags"];
+const MIGRATIONS: &[Migration] = migrations![
+    "001_initial_schema",
+    "002_usage",
+    "003_stream_tickets",
+    "004_sites",
+    "005_audit",
+    "006_feature_flags",
+    "007_audit_retention"
+];
 
 /// The first schema with an audit log.
 const AUDITED: u32 = 5;

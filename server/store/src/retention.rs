@@ -1,4 +1,4 @@
-//! Retention: deletes old usage rows and expired tickets in bounded batches, outside of requests.
+//! Retention: deletes old usage rows, old audit events and expired tickets in bounded batches, outside of requests.
 
 use std::time::Duration;
 
@@ -14,15 +14,43 @@ const RUN_INTERVAL: Duration = Duration::from_secs(3600);
 /// Before the first run of a process, which has enough to do when it starts.
 const FIRST_RUN_AFTER: Duration = Duration::from_secs(120);
 
-/// Rows per transaction: other writers of usage wait for one batch at most.
+/// Rows per transaction: other writers wait for one batch at most.
 const BATCH: u32 = 2000;
 
 /// Pause between two batches, so that other writers can proceed.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs until shutdown. `days` of 0 keeps usage forever; expired tickets are always deleted. `now_ms` is the clock;
-/// `deleted` gets the number of usage rows of each batch.
-pub async fn run(store: &Store, days: u32, now_ms: impl Fn() -> i64, deleted: impl Fn(u64), stop: &CancellationToken) {
+/// How long records are kept, in days; 0 keeps them forever.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)] // each is its name
+pub struct Retention {
+    pub usage_days: u32,
+    pub audit_days: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Records {
+    Usage,
+    Audit,
+}
+
+/// Rows that were deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // each is its name
+pub struct Swept {
+    pub usage: u64,
+    pub audit: u64,
+}
+
+/// Runs until shutdown. Expired tickets are always deleted. `now_ms` is the clock; `deleted` gets the number of usage
+/// rows of each batch.
+pub async fn run(
+    store: &Store,
+    keep: Retention,
+    now_ms: impl Fn() -> i64,
+    deleted: impl Fn(u64),
+    stop: &CancellationToken,
+) {
     let mut wait = FIRST_RUN_AFTER;
     loop {
         // Jitter, so that replicas started together do not run at the same time.
@@ -32,32 +60,50 @@ pub async fn run(store: &Store, days: u32, now_ms: impl Fn() -> i64, deleted: im
             () = tokio::time::sleep(wait_for) => {}
         }
         wait = RUN_INTERVAL;
-        match sweep(store, days, now_ms(), &deleted, stop).await {
-            Ok(0) => {}
-            Ok(rows) => tracing::info!(rows, days, "old usage deleted"),
+        match sweep(store, keep, now_ms(), &deleted, stop).await {
+            Ok(swept) if swept == Swept::default() => {}
+            Ok(Swept { usage, audit }) => tracing::info!(usage, audit, "old records deleted"),
             // Another replica holds the lock: it does the work.
-            Err(StoreError::Busy(_)) => tracing::debug!("another replica deletes old usage"),
-            Err(error) => tracing::warn!(error = %chain(&error), "old usage could not be deleted"),
+            Err(StoreError::Busy(_)) => tracing::debug!("another replica deletes old records"),
+            Err(error) => tracing::warn!(error = %chain(&error), "old records could not be deleted"),
         }
     }
 }
 
-/// Deletes everything too old at a time; returns the number of usage rows.
+/// Deletes everything too old at a time.
 pub async fn sweep(
     store: &Store,
-    days: u32,
+    keep: Retention,
     now_ms: i64,
     deleted: impl Fn(u64),
     stop: &CancellationToken,
-) -> Result<u64, StoreError> {
+) -> Result<Swept, StoreError> {
     store.delete_expired_tickets(now_ms).await?;
-    let mut rows = 0;
-    if days == 0 {
-        return Ok(rows);
+    let before = |days: u32| (days > 0).then(|| now_ms.saturating_sub(i64::from(days) * DAY_MS));
+    let mut swept = Swept::default();
+    if let Some(before) = before(keep.usage_days) {
+        swept.usage = delete(store, Records::Usage, before, deleted, stop).await?;
     }
-    let before = now_ms.saturating_sub(i64::from(days) * DAY_MS);
+    if let Some(before) = before(keep.audit_days) {
+        swept.audit = delete(store, Records::Audit, before, drop, stop).await?;
+    }
+    Ok(swept)
+}
+
+/// Deletes batches until one is not full.
+async fn delete(
+    store: &Store,
+    records: Records,
+    before_ms: i64,
+    deleted: impl Fn(u64),
+    stop: &CancellationToken,
+) -> Result<u64, StoreError> {
+    let mut rows = 0;
     while !stop.is_cancelled() {
-        let batch = store.delete_usage(before, BATCH).await?;
+        let batch = match records {
+            Records::Usage => store.delete_usage(before_ms, BATCH).await?,
+            Records::Audit => store.remove_audit(before_ms, BATCH).await?,
+        };
         deleted(batch);
         rows += batch;
         if batch < u64::from(BATCH) {
@@ -96,6 +142,18 @@ mod tests {
             status: 200,
             at_ms,
         }
+    }
+
+    /// Sweeps usage; returns the deleted rows.
+    async fn sweep(
+        store: &Store,
+        usage_days: u32,
+        now_ms: i64,
+        deleted: impl Fn(u64),
+        stop: &CancellationToken,
+    ) -> Result<u64, StoreError> {
+        let keep = Retention { usage_days, audit_days: 0 };
+        super::sweep(store, keep, now_ms, deleted, stop).await.map(|swept| swept.usage)
     }
 
     async fn left(store: &Store) -> u64 {

@@ -14,7 +14,8 @@ const GOOD: &str = "textnlp:
   database: { url: \"sqlite:///var/lib/textnlp.db\", pool_size: 20, max_overflow: 40 }
   security: { jwt_algorithm: RS256, jwt_expiry: 3600, jwt_private_key_file: /k.pem, api_keys_enabled: true, api_key_header: X-API-Key,
               rate_limit: 1000/hour, token_rate_limit: null, issuer: null }
-  usage: { retention_days: 30 }
+  usage: { retention_days: 31 }
+  audit: { retention_days: 30 }
   monitoring: { metrics_port: 9090, enable_tracing: false, log_level: INFO, log_file: null }
 ";
 
@@ -43,7 +44,7 @@ fn complete_server_configuration_is_parsed() {
     assert_eq!(config.security.rate_limit.unwrap().count, 1000);
     assert_eq!((config.phase, config.api.docs), (Phase::Staging, true));
     assert!(config.security.token_rate_limit.is_none());
-    assert_eq!(config.usage.retention_days, 30);
+    assert_eq!((config.usage.retention_days, config.audit.retention_days), (31, 30));
 }
 
 #[test]
@@ -55,7 +56,7 @@ fn documented_defaults_apply_to_omitted_settings() {
     assert_eq!((config.api.workers, config.api.timeout.as_secs(), config.api.max_request_size), (4, 300, 10_000_000));
     assert_eq!((config.models.default.as_str(), config.models.preload.len()), ("m", 1));
     assert_eq!((config.database.pool_size, config.database.max_overflow), (20, 40));
-    assert_eq!(config.usage.retention_days, 400);
+    assert_eq!((config.usage.retention_days, config.audit.retention_days), (400, 400));
     assert_eq!((config.models.prefix_cache, config.models.draft_tokens), (true, 8));
     assert_eq!(config.models.device, Device::Auto);
     for (written, device) in [("cpu", Device::Cpu), ("cuda", Device::Cuda(0)), ("\"cuda:3\"", Device::Cuda(3))] {
@@ -91,7 +92,8 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
     check("docs: true", "docs: yes please", &["api.docs", "`true` or `false`"]);
     check("cors_origins: []", "cors_origins: [\"example.com\"]", &["cors_origins", "https://app.example.com"]);
     check("api_keys_enabled: true", "api_keys_enabled: false", &["api_keys_enabled", "development"]);
-    check("retention_days: 30", "retention_days: 36501", &["usage.retention_days", "from 0 to 36500"]);
+    check("retention_days: 31", "retention_days: 36501", &["usage.retention_days", "from 0 to 36500"]);
+    check("retention_days: 30", "retention_days: 29", &["audit.retention_days", "is 29; it must be 0 or at least 30"]);
     check("issuer: null", "issuer: \"${TEXTNLP_TEST_UNSET}\"", &["security.issuer", "`TEXTNLP_TEST_UNSET`"]);
     check(
         "  monitoring:",

@@ -1,7 +1,7 @@
 //! The lines of an audit that come from records and from the objects of a cluster.
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::json;
+use serde_json::{Value, json};
 use textnlp_orchestrator::backup::StoredBackup;
 use textnlp_orchestrator::dr::report;
 use textnlp_orchestrator::environment::model::SiteSettings;
@@ -22,7 +22,7 @@ const RESTORED_WITHIN: SignedDuration = SignedDuration::from_hours(24 * 90);
 const AUDITED: SignedDuration = SignedDuration::from_hours(24 * 30);
 /// Records that are counted at most.
 const AUDIT_PAGE: u64 = 2000;
-/// How late a usage record may be deleted: the servers delete old ones once an hour, and none while they are stopped.
+/// How late a record may be deleted: the servers delete old ones once an hour, and none while they are stopped.
 const SWEEP: SignedDuration = SignedDuration::from_hours(48);
 
 /// The objects of the sites in clusters, and that other sites have none.
@@ -166,38 +166,75 @@ pub(super) async fn audit_log(report: &mut Checks, deployment: &Deployment, runn
     }
 }
 
-/// The oldest usage record, beside the configured retention.
+/// Records that the servers delete after a time.
+struct Retained {
+    name: &'static str,
+    records: &'static str,
+    setting: &'static str,
+    days: u32,
+    /// The command of the server that reads the oldest one, and where its answer has the time.
+    command: &'static str,
+    request: Value,
+    oldest: &'static str,
+}
+
+/// The oldest usage record and the oldest audit event, beside the configured retention.
 pub(super) async fn retention(report: &mut Checks, deployment: &Deployment, running: &RunningEnvironment) {
-    const NAME: &str = "retention";
     report.rule = Some(Rule::Retention);
-    let (scope, environment) = (&deployment.chosen.scope, &deployment.chosen.loaded.environment);
+    let server = &deployment.chosen.loaded.environment.server;
     if running.is_invoked {
-        return report.well(NAME, "an inference endpoint has no usage records");
-    }
-    let days = environment.server.usage.retention_days;
-    let set = scope.command("up --set server.usage.retention_days=400");
-    if days == 0 {
-        return report.warning(NAME, "usage records are kept for ever", set);
+        return report.well("retention", "an inference endpoint has no usage records");
     }
     let admin = Admin::of(&deployment.chosen, running);
-    let request = json!({ "from": 0, "until": 1 });
-    let since = match admin.site(running.serving().await).await {
-        Ok(site) => site.run("usage", &request).await,
-        Err(failure) => Err(failure),
+    let usage = Retained {
+        name: "retention",
+        records: "usage record",
+        setting: "server.usage.retention_days",
+        days: server.usage.retention_days,
+        command: "usage",
+        request: json!({ "from": 0, "until": 1 }),
+        oldest: "/since_ms",
     };
-    let since = match since {
-        Ok(answer) => answer["since_ms"].as_i64().and_then(|ms| Timestamp::from_millisecond(ms).ok()),
-        Err(failure) => return report.unknown(NAME, format!("{:#}", failure.error), scope.command("status")),
+    let audit = Retained {
+        name: "audit log retention",
+        records: "audit event",
+        setting: "server.audit.retention_days",
+        days: server.audit.retention_days,
+        command: "audit",
+        request: json!({ "after": 0, "since": 0, "limit": 1, "operator": admin.operator() }),
+        oldest: "/events/0/until",
     };
-    let most = SignedDuration::from_hours(24 * i64::from(days)) + SWEEP;
-    match since {
-        None => report.well(NAME, format!("{days} days; there are no usage records")),
-        Some(since) if Timestamp::now().duration_since(since) <= most => {
-            report.well(NAME, format!("{days} days; the oldest usage record is of {}", day(since)));
+    for retained in [usage, audit] {
+        retained.check(report, deployment, running).await;
+    }
+}
+
+impl Retained {
+    async fn check(self, report: &mut Checks, deployment: &Deployment, running: &RunningEnvironment) {
+        let Self { name, records, setting, days, .. } = self;
+        let scope = &deployment.chosen.scope;
+        if days == 0 {
+            let set = scope.command(&format!("up --set {setting}=400"));
+            return report.warning(name, format!("{records}s are kept for ever"), set);
         }
-        Some(since) => {
-            let says = format!("{days} days are configured, and the oldest usage record is of {}", day(since));
-            report.problem(NAME, says, scope.command("logs"));
+        let answer = match Admin::of(&deployment.chosen, running).site(running.serving().await).await {
+            Ok(site) => site.run(self.command, &self.request).await,
+            Err(failure) => Err(failure),
+        };
+        let oldest = match answer {
+            Ok(answer) => answer.pointer(self.oldest).and_then(Value::as_i64),
+            Err(failure) => return report.unknown(name, format!("{:#}", failure.error), scope.command("status")),
+        };
+        let most = SignedDuration::from_hours(24 * i64::from(days)) + SWEEP;
+        match oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok()) {
+            None => report.well(name, format!("{days} days; there are no {records}s")),
+            Some(since) if Timestamp::now().duration_since(since) <= most => {
+                report.well(name, format!("{days} days; the oldest {records} is of {}", day(since)));
+            }
+            Some(since) => {
+                let says = format!("{days} days are configured, and the oldest {records} is of {}", day(since));
+                report.problem(name, says, scope.command("logs"));
+            }
         }
     }
 }

@@ -50,7 +50,7 @@ pub enum Rule {
     RestoreTest,
     /// The audit log.
     AuditLog,
-    /// Retention of usage records.
+    /// Retention of usage records and audit events.
     Retention,
     /// Receivers of alerts.
     AlertReceivers,
@@ -99,7 +99,7 @@ pub const RULES: [RuleDefinition; 26] = [
     row(Rule::BackupAge, "backup-age", "the newest backup is not older than the schedule allows"),
     row(Rule::RestoreTest, "restore-test", "a backup was restored and compared within 90 days"),
     row(Rule::AuditLog, "audit-log", "administrative acts are recorded with who, what, when and from where"),
-    row(Rule::Retention, "retention", "usage records older than the configured time are deleted"),
+    row(Rule::Retention, "retention", "usage records and audit events older than the configured time are deleted"),
     row(Rule::AlertReceivers, "alert-receivers", "alerts are sent to a person"),
     row(Rule::ChangeRecord, "change-record", "each change of the deployment is recorded, with its author"),
     row(Rule::BundleSignature, "bundle-signature", "the installed bundle is signed by a trusted key"),

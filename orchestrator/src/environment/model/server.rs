@@ -17,6 +17,8 @@ section! {
         pub security: Security = Security::default(),
         /// Retention of usage data.
         pub usage: Usage = Usage::default(),
+        /// Retention of the audit log.
+        pub audit: Audit = Audit::default(),
         /// Metrics, traces and logs.
         pub monitoring: ServerMonitoring = ServerMonitoring::default(),
         /// Compute settings.
@@ -105,6 +107,15 @@ section! {
     /// Retention of usage data.
     pub struct Usage {
         /// Retention of usage rows in days; 0 keeps them forever.
+        #[schemars(range(max = 36_500))]
+        pub retention_days: u32 = 400,
+    }
+}
+
+section! {
+    /// Retention of the audit log.
+    pub struct Audit {
+        /// Retention of audit events in days, at least 30; 0 keeps them forever.
         #[schemars(range(max = 36_500))]
         pub retention_days: u32 = 400,
     }

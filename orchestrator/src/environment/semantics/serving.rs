@@ -13,6 +13,9 @@ use super::super::units::cut;
 use super::Checker;
 use crate::availability::{MAX_WINDOW, MIN_WINDOW};
 
+/// The fewest days that a database keeps audit events: its triggers refuse to remove newer ones.
+const MIN_AUDIT_DAYS: u32 = 30;
+
 impl Checker<'_> {
     pub(super) fn models(&mut self) {
         let e = self.environment;
@@ -122,6 +125,12 @@ impl Checker<'_> {
         }
         if server.security.jwt_expiry.as_seconds() == 0 {
             self.error("server.security.jwt_expiry", "the lifetime of a token is too short", "write at least `1m`");
+        }
+        let days = server.audit.retention_days;
+        if (1..MIN_AUDIT_DAYS).contains(&days) {
+            let cause = format!("{days} days: the database keeps audit events for at least {MIN_AUDIT_DAYS} days");
+            let fix = format!("write a number from {MIN_AUDIT_DAYS} to 36500, or 0 to keep them forever");
+            self.error("server.audit.retention_days", cause, fix);
         }
         let header = &server.security.api_key_header;
         if !header.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {

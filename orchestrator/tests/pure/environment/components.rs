@@ -30,14 +30,19 @@ fn later_settings_reach_the_server_only_when_not_default() {
     };
     assert_eq!(config(&["server.usage.retention_days=30"])["usage"], json!({ "retention_days": 30 }));
     assert_eq!(config(&["server.usage.retention_days=0"])["usage"], json!({ "retention_days": 0 }));
+    assert_eq!(config(&["server.audit.retention_days=30"])["audit"], json!({ "retention_days": 30 }));
     assert_eq!(config(&["server.inference.prefix_cache=false"])["models"]["prefix_cache"], json!(false));
     assert_eq!(config(&["server.inference.draft_tokens=0"])["models"]["draft_tokens"], json!(0));
     let beta = json!({ "name": "beta", "enabled": true, "percent": 100, "tenants": [], "model": null });
     assert_eq!(config(&["features.beta=true"])["features"], json!([beta]));
     let usual = config(&[]);
-    for later in
-        [&usual["usage"], &usual["features"], &usual["models"]["prefix_cache"], &usual["models"]["draft_tokens"]]
-    {
+    for later in [
+        &usual["usage"],
+        &usual["audit"],
+        &usual["features"],
+        &usual["models"]["prefix_cache"],
+        &usual["models"]["draft_tokens"],
+    ] {
         assert_eq!(later, &json!(null), "servers of earlier releases do not know it");
     }
 }

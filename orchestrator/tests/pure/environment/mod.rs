@@ -841,6 +841,7 @@ fn each_validation_rule_has_its_own_message() {
         (plus("server: { api: { base_domain: 10.0.0.1 } }"), "is not a domain that has subdomains"),
         (plus("server: { api: { max_request_size: 1B } }"), "the size limit is too small for any request"),
         (plus("server: { security: { jwt_expiry: 0 } }"), "the lifetime of a token is too short"),
+        (plus("server: { audit: { retention_days: 29 } }"), "keeps audit events for at least 30 days"),
         (plus("server: { security: { api_key_header: \"a b\" } }"), "`a b` is not a header"),
         (plus("server: { security: { api_keys_enabled: false } }"), "every client could generate without a key"),
         (phase("development", "server: { security: { api_keys_enabled: false } }"), "every machine that reaches `0.0.0.0` could generate without a key"),
