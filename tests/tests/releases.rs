@@ -120,6 +120,12 @@ fn only_verified_releases_are_promoted() {
     }
     assert_ne!(promoted["release"]["configuration"], applied["configuration"], "it stays the target's own");
     assert_eq!(promoted["next"], "textnlp-deploy up --env staging");
+    // It is in the audit log of an environment that was never deployed.
+    let audited = sandbox.run(&["audit", "list", "--env", "staging", "-o", "json"]).expect(0).json();
+    let audited: Vec<_> =
+        audited["commands"].as_array().unwrap().iter().map(|one| (&one["command"], &one["end"]["outcome"])).collect();
+    let (promoting, failed) = (json!("promote"), json!("failed"));
+    assert_eq!(audited, [(&promoting, &failed), (&promoting, &failed), (&promoting, &json!("succeeded"))]);
     let lock = std::fs::read_to_string(sandbox.state("staging").join("staging.lock")).unwrap();
     assert!(lock.contains(applied["server"].as_str().unwrap()), "{lock}");
     // Where another program is installed, the one that was proven is named.

@@ -46,7 +46,7 @@ enum Selected<'a> {
     Rescue,
     /// The one of a saved plan.
     Planned(&'a Apply),
-    /// The one with this name.
+    /// The one with this name; the command may be the first one with it.
     Named(&'a str),
     /// The one of a backup. Its name is known at the end, except where its state is replaced.
     Restored(&'a Restore),
@@ -337,7 +337,7 @@ async fn begin(
         Folder::at(folder.clone()).free_reserve();
     }
     let is_restore = matches!(selected, Selected::Restored(_));
-    let may_create = matches!(selected, Selected::New | Selected::Planned(_));
+    let may_create = matches!(selected, Selected::New | Selected::Planned(_) | Selected::Named(_));
     let release = chosen.as_ref().and_then(|chosen| chosen.lock().ok().flatten()).map(|lock| short(&lock.server));
     let command = typed.command(session, name.clone(), release);
     let write = async {
