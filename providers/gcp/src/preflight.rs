@@ -354,8 +354,17 @@ async fn dns_zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (id, records) in by_zone(wanted, "gcp.dns-record") {
         let place = format!("zone {id}");
-        let zone = match api.find_enabled(Call::get(Service::Dns, id)).await {
+        let zone = match api.find(Call::get(Service::Dns, id)).await {
             Ok(zone) => zone,
+            // `up` does not enable it: an existing zone may be in another project.
+            Err(error) if is_disabled(&error) => {
+                let (api, project) = (Service::Dns.api(), id.split('/').nth(1).unwrap_or_default());
+                let cause = format!("the zone cannot be read: {api} is not enabled in project {project}");
+                let fix =
+                    format!("`gcloud services enable {api} --project {project}`, and try again some minutes later");
+                problems.push(Problem::new(place, cause, fix));
+                continue;
+            }
             Err(error) => {
                 problems.push(unknown(&place, &error));
                 continue;

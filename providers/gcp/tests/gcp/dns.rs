@@ -279,6 +279,28 @@ fn zones_are_checked_before_anything_is_created() {
 }
 
 #[test]
+fn a_project_without_cloud_dns_is_not_a_missing_zone() {
+    run(async {
+        let bench = bench();
+        let wanted = record(&bench, &["192.0.2.1"]);
+        let own = bench.cloud.project().to_owned();
+        bench.cloud.world().add_project("shared", "222222222222", &[]);
+        bench.cloud.world().put_zone("shared", ZONE, "example.com.", false);
+        bench.cloud.world().projects.get_mut(&own).unwrap().services.remove("dns.googleapis.com");
+        for project in [own.as_str(), "shared"] {
+            let zone = json!(format!("projects/{project}/managedZones/{ZONE}"));
+            let found = said(&bench, &with(&wanted, "zone", zone.clone())).await;
+            assert!(found.contains(&format!("dns.googleapis.com is not enabled in project {project}")), "{found}");
+            let command = format!("`gcloud services enable dns.googleapis.com --project {project}`");
+            assert!(found.contains(&command) && !found.contains("no such zone"), "{found}");
+            bench.cloud.world().enable(project, "dns.googleapis.com");
+            let found = said(&bench, &with(&wanted, "zone", zone)).await;
+            assert!(!found.contains("zone"), "{found}");
+        }
+    });
+}
+
+#[test]
 fn the_name_of_the_service_becomes_a_record_of_the_existing_zone() {
     let bench = bench();
     let there = site(&bench, ClusterAccess::default());

@@ -52,6 +52,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "a zone with more records than those of its own name is not deleted: 400 containerNotEmpty",
         Source::Report("tetratelabs/tetrate-service-bridge-sandbox#256"),
     ),
+    rule(
+        "a zone of a project that does not have the API enabled is 403 accessNotConfigured, also if it does not exist",
+        Source::Report("opstrace/opstrace#128"),
+    ),
     rule("an unknown zone is 404 notFound", Source::Documentation("https://cloud.google.com/dns/docs/error-messages")),
     rule(
         "a change is made completely or not at all, and is pending until all name servers have it",

@@ -61,3 +61,14 @@ fn a_change_is_made_completely_or_not_at_all() {
     client.call("DELETE", "dns", &path, Value::Null).ok();
     assert_eq!(client.get("dns", &path).reason(), (404, "notFound"));
 }
+
+/// opstrace/opstrace#128, kubernetes/kops#2599.
+#[test]
+fn a_project_without_the_api_answers_for_no_zone() {
+    let client = Client::with(Options::default());
+    for path in [ZONES.to_owned(), format!("{ZONES}/none")] {
+        let answer = client.get("dns", &path);
+        assert_eq!(answer.reason(), (403, "accessNotConfigured"));
+        assert!(answer.message().starts_with("Cloud DNS API has not been used in project"), "{}", answer.message());
+    }
+}
