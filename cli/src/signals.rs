@@ -76,7 +76,7 @@ fn listen(console: Console) -> CancellationToken {
 }
 
 /// Calls `handle` at each signal from now on, on a thread of its own: the caller may block the runtime. `true` if nothing waits
-/// for [`stop`], so that `handle` has to end the process. Returns when signals no longer end it by themselves.
+/// for [`stop`], so that `handle` has to end the process. Returns when signals no longer end the process directly.
 pub fn watch(handle: fn(bool)) -> io::Result<()> {
     static IS_WATCHED: Mutex<bool> = Mutex::new(false);
     let mut is_watched = IS_WATCHED.lock().unwrap_or_else(PoisonError::into_inner);

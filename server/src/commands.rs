@@ -490,7 +490,7 @@ fn report(error: &CommandError) {
     {
         text.push_str(&format!("hint: {hint}\n"));
     }
-    // Nobody is left to tell when standard error is gone.
+    // There is no other place to report that standard error is closed.
     let _ = err.write_all(text.as_bytes());
 }
 

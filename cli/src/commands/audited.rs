@@ -238,7 +238,7 @@ impl TypedCommand {
         Self { name: names.join(" "), arguments }
     }
 
-    /// The record of its begin.
+    /// The record of its start.
     fn command(&self, session: &Session, environment: EnvironmentName, release: Option<String>) -> AuditedCommand {
         let who = operator(session);
         let caller = textnlp_files::caller();
@@ -270,7 +270,7 @@ fn shown(id: &str, value: &str) -> String {
     if SHOWN.contains(&id) && !has_credentials { value.to_owned() } else { HIDDEN.to_owned() }
 }
 
-/// A command whose begin is recorded.
+/// A command whose start is recorded.
 struct Attempt {
     command: AuditedCommand,
     folder: Utf8PathBuf,
@@ -287,7 +287,7 @@ pub async fn run(session: &Session, command: Command, console: Console) -> Resul
         return super::dispatch(session, command, console).await;
     };
     let typed = TypedCommand::of(std::env::args_os());
-    let begun = begin(session, &selected, &typed, console).await?;
+    let attempt = begin(session, &selected, &typed, console).await?;
     let is_restore = matches!(selected, Selected::Restored(_));
     let ended = AssertUnwindSafe(super::dispatch(session, command, console)).catch_unwind().await;
     let (outcome, exit, code) = match &ended {
@@ -301,7 +301,7 @@ pub async fn run(session: &Session, command: Command, console: Console) -> Resul
         Err(_) => (CommandOutcome::Failed, 101, Some("panic")),
     };
     let end = |id| AuditEvent::End { id, outcome, exit, code: code.map(str::to_owned) };
-    let recorded = match (begun, &ended) {
+    let recorded = match (attempt, &ended) {
         (Some(attempt), _) => attempt.end(session, end).await,
         (None, Ok(Ok(success))) if is_restore => restored(session, &typed, success, end).await,
         (None, _) => Ok(()),
@@ -312,7 +312,7 @@ pub async fn run(session: &Session, command: Command, console: Console) -> Resul
     ended.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Records that a command begins. `None`: it has nothing to change, or fails by itself.
+/// Records that a command begins. `None`: it has nothing to change, or it will fail.
 async fn begin(
     session: &Session,
     selected: &Selected<'_>,

@@ -117,7 +117,7 @@ async fn leftovers(deployment: &Deployment, sweep: &Sweep<'_>) -> Result<Option<
     Ok(all)
 }
 
-/// One line, and one for each place that was not searched and each object that is left or that ends by itself.
+/// One line, and one for each place that was not searched and each object that is left or that the cloud removes later.
 fn shown(found: &Leftovers) -> String {
     let places = found.searched.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let mut text = match found.left.len() {

@@ -42,7 +42,7 @@ pub async fn cost(session: &Session, command: &Cost, console: Console) -> Result
 fn month(args: &MonthlyArgs, now: Timestamp) -> Result<Month, Failure> {
     let month = args.month.unwrap_or(Month::of(now));
     if month.start() > now {
-        let error = anyhow::anyhow!("{month} has not begun");
+        let error = anyhow::anyhow!("{month} has not started");
         return Err(Failure::usage("future_month", error).hint(format!("--month {}", Month::of(now))));
     }
     Ok(month)

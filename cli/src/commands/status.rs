@@ -55,7 +55,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         let _ = writeln!(text, "  {mark} {:<34} {:<22} {why}", resource.resource.as_str(), resource.kind.as_str());
     }
     for open in &status.open {
-        let says = open.says.as_deref().unwrap_or("begun");
+        let says = open.says.as_deref().unwrap_or("started");
         let _ = writeln!(text, "  ↻ {:<34} {} is open: {says}", open.resource.as_str(), open.verb);
     }
     // The lines above give the reasons of recorded resources.

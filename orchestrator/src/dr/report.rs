@@ -98,7 +98,7 @@ pub struct Measurements {
 textnlp_provider::words! {
     /// What made the home site primary again.
     pub enum FailbackTrigger {
-        /// The site agents, by themselves.
+        /// The site agents.
         Automatic = "automatic",
         /// The drill.
         Drill = "drill",

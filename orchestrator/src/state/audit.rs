@@ -87,7 +87,7 @@ pub enum AuditEvent {
     Begin(Box<AuditedCommand>),
     /// A command ended.
     End {
-        /// The id of its begin.
+        /// The id of its `Begin`.
         id: Uuid,
         /// The outcome.
         outcome: CommandOutcome,
@@ -119,7 +119,7 @@ struct Line {
 pub struct CommandRecord {
     /// When it began.
     pub time: Timestamp,
-    /// What was begun.
+    /// The command.
     #[serde(flatten)]
     pub command: AuditedCommand,
     /// Its end. `None`: it runs, or the process ended before it could be recorded.
@@ -279,7 +279,7 @@ fn expired(names: &[String], now: Timestamp) -> Vec<&str> {
 /// Reads the log and checks its chain.
 pub async fn read(store: &dyn Store) -> Result<AuditLog, StateError> {
     let mut log = AuditLog::default();
-    let mut begun: BTreeMap<Uuid, usize> = BTreeMap::new();
+    let mut started: BTreeMap<Uuid, usize> = BTreeMap::new();
     let names = documents(store).await?;
     let mut months: Vec<&str> = names.iter().map(|name| month_of(name)).collect();
     months.dedup();
@@ -322,14 +322,14 @@ pub async fn read(store: &dyn Store) -> Result<AuditLog, StateError> {
             let mut next = None;
             match event {
                 AuditEvent::Begin(command) => {
-                    begun.insert(command.id, log.commands.len());
+                    started.insert(command.id, log.commands.len());
                     log.commands.push(CommandRecord { time, command: *command, end: None });
                 }
-                AuditEvent::End { id, outcome, exit, code } => match begun.get(&id) {
+                AuditEvent::End { id, outcome, exit, code } => match started.get(&id) {
                     Some(at) => log.commands[*at].end = Some(CommandEnd { time, outcome, exit, code }),
-                    // Its begin was in a month that was removed.
+                    // Its start was in a month that was removed.
                     None if months.len() >= KEPT_MONTHS => {}
-                    None => found(number, "it ends a command that has no begin"),
+                    None => found(number, "it ends a command whose start is not recorded"),
                 },
                 AuditEvent::Continued { document } => next = Some(document),
             }

@@ -404,7 +404,7 @@ pub trait DatabaseInstances: Send + Sync {
     /// The instances now. An error if the site has no PostgreSQL of its own, or the primary may not be killed.
     async fn status(&self, lineage: Lineage) -> Result<DatabaseStatus>;
 
-    /// Kills the primary, if it is still this one and all instances are ready. The site recovers by itself.
+    /// Kills the primary, if it is still this one and all instances are ready. The site recovers without an operator.
     async fn kill_primary(&self, lineage: Lineage, primary: &str) -> Result<()>;
 }
 

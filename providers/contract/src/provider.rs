@@ -116,7 +116,7 @@ pub struct Leftovers {
     pub unsearched: BTreeSet<Leftover>,
     /// Objects that should not exist any more.
     pub left: BTreeSet<Leftover>,
-    /// Objects that end by themselves, or that the removal itself created.
+    /// Objects that the cloud removes later, or that the removal itself created.
     pub expected: BTreeSet<Leftover>,
 }
 

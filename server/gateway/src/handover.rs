@@ -114,7 +114,7 @@ fn adopt(number: RawFd) -> io::Result<OwnedFd> {
         return Err(io::Error::other("it was not inherited"));
     }
     rustix::io::fcntl_setfd(there, rustix::io::FdFlags::CLOEXEC)?;
-    // SAFETY: it is open, whoever started us left it to this process alone (`PROCESS`), each number is adopted once (`numbers`), and a
+    // SAFETY: it is open, the process that started this one left it to this process alone (`PROCESS`), each number is adopted once (`numbers`), and a
     // second call finds it closing on exec.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -191,7 +191,7 @@ fn explain(fault: Fault, hub: &HubSource, transport: &Transport) -> Error {
         (StatusCode::NOT_FOUND, "EntryNotFound") => {
             Error::NotFound { what, why: message_text, hint: format!("see its files at {page}/tree/main") }
         }
-        // The hub says 401 for what does not exist, too, so that nobody can probe for private names.
+        // The hub says 401 for what does not exist, too, so that clients cannot probe for private names.
         (StatusCode::UNAUTHORIZED, _) | (StatusCode::NOT_FOUND, _) => Error::NotFound {
             what,
             why: format!("it does not exist, or it is private and the request used {token}: {message_text}"),

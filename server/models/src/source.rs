@@ -126,7 +126,7 @@ impl FromStr for Source {
             }
         }
         if let Some(path) = text.strip_prefix("file:") {
-            // `file:///a/b` is how browsers write it; a host in the middle is nobody's intention.
+            // `file:///a/b` is how browsers write it; a host in the middle is a mistake.
             let path = path.strip_prefix("//").map_or(path, |rest| if rest.starts_with('/') { rest } else { "" });
             return if path.is_empty() { no("it has no path", FILE) } else { Ok(Source::File(path.into())) };
         }

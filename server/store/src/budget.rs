@@ -90,7 +90,7 @@ impl Share {
     }
 }
 
-/// Begins the names of what a site counts by itself.
+/// Starts the names of the counters of one site.
 const APART: &str = "apart ";
 
 /// Units that were granted.

@@ -105,7 +105,7 @@ pub async fn list(session: &Session, console: Console) -> Result<Success, Failur
     for site in looked.sites() {
         for (operation, one) in looked.state.open(site).map_err(|error| looked.deployment.failed(error))? {
             let op = &one.intent.operation;
-            let says = one.says.as_deref().unwrap_or("begun");
+            let says = one.says.as_deref().unwrap_or("started");
             let _ = writeln!(text, "{:<36} {} is open since {:.0}: {says}", op.resource.as_str(), op.verb, one.begun);
             open.push(json!({
                 "operation": operation, "resource": op.resource, "verb": op.verb, "begun": one.begun, "says": one.says,

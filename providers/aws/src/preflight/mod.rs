@@ -65,7 +65,7 @@ fn growing(wanted: &[Wanted]) -> Vec<Problem> {
         one.kind.as_str() == "aws.eks-node-group" && has_gpus && bound("max") > bound("min").max(1)
     };
     let warning = |one: &Wanted| {
-        let cause = "EKS adds no machines by itself: `gpu.max` is reached only with an autoscaler that you install";
+        let cause = "EKS has no autoscaler of its own: `gpu.max` is reached only with an autoscaler that you install";
         Problem::warning(one.id.as_str(), cause, "install Cluster Autoscaler in the cluster, or remove `gpu.max`")
     };
     wanted.iter().filter(grows).map(warning).collect()

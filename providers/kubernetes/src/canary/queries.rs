@@ -30,7 +30,7 @@ const MAX_ANSWER_AGE: u64 = 60;
 /// The longest excerpt of an answer in a message.
 const MAX_EXCERPT: usize = 200;
 /// The placeholder for pods that do not exist yet, used to validate a query.
-const NOBODY: &str = "0";
+const NO_POD: &str = "0";
 
 /// The Prometheus and its queries: the contract's `QueryConfig`, as the job parses it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -199,8 +199,8 @@ impl QueryConfig {
 
     /// Runs every query once before anything changes, to find invalid queries and an unreachable Prometheus.
     async fn refused(&self, ask: &dyn QueryApi, namespace: &str) -> Option<QueryError> {
-        let nobody = Some(NOBODY.to_owned());
-        let about = About { namespace: namespace.to_owned(), new: nobody.clone(), old: nobody };
+        let no_pod = Some(NO_POD.to_owned());
+        let about = About { namespace: namespace.to_owned(), new: no_pod.clone(), old: no_pod };
         let answers = self.queries.iter().zip(self.ask(ask, &about).await);
         let refused = answers.filter_map(|(query, found)| {
             let may_pass = match found {

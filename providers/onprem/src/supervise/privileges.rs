@@ -59,7 +59,7 @@ pub(super) fn restrict(folder: &SiteFolder, unit: &Unit) -> io::Result<()> {
     Ok(())
 }
 
-/// What a connection to the site's PostgreSQL needs. For root it runs as another user, whose folder no one else may enter.
+/// What a connection to the site's PostgreSQL needs. For root it runs as another user, whose folder no other user may enter.
 fn to_connect(folder: &SiteFolder) -> CapabilitySet {
     let is_link = std::fs::symlink_metadata(folder.join(POSTGRES_HOME)).is_ok_and(|found| found.is_symlink());
     if !is_link {

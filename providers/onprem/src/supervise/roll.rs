@@ -458,7 +458,7 @@ impl ManagedUnit {
         }
     }
 
-    /// Replaced programs drain and end by themselves; after the grace period they are killed.
+    /// Replaced programs drain and exit; after the grace period they are killed.
     fn check_draining(&mut self, now: Instant, notes: &mut Notes) {
         let name = &self.unit.name;
         self.aside.retain_mut(|aside| {

@@ -88,7 +88,7 @@ impl Piece {
 #[derive(Clone, Copy)]
 pub(crate) struct Shared<T>(*mut T);
 
-// SAFETY: whoever follows the pointer promises to be alone at its place.
+// SAFETY: the caller that follows the pointer promises to be alone at its place.
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Shared<T> {}

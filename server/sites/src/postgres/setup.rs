@@ -58,7 +58,7 @@ pub(super) async fn observe(config: &Config, is_primary: bool) -> Result<ServerO
         let wanted = match (is_primary, seen.role) {
             // A removed replica releases its slot only when it ends, which is after our start.
             (true, _) => Some(config.slots()),
-            // Slots of a former primary would retain WAL for no one.
+            // Slots of a former primary would retain WAL without a replica.
             (false, ServerRole::Copy) if config.sites.is_some() => Some(Vec::new()),
             // A primary that has just started retains WAL for its replicas before it accepts them.
             _ => None,

@@ -39,7 +39,7 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Grace period in which a replica may reconnect by itself: connections between sites break now and then.
+/// Grace period in which a replica may reconnect: connections between sites break now and then.
 const RECONNECT_GRACE_PERIOD: Duration = Duration::from_secs(10);
 /// A replica that lacks less than this counts as caught up, in bytes.
 const CAUGHT_UP: i64 = 16 << 20;
