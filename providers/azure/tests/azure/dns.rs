@@ -1,21 +1,17 @@
 //! DNS records.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde_json::{Value, json};
-use textnlp_provider::cluster::{ClusterAccess, ClusterIngress, ClusterSite};
-use textnlp_provider::component::{ComponentSpec, Endpoint, TrafficShare};
-use textnlp_provider::conformance::{TestBed, lowers_purely};
-use textnlp_provider::resource::Object;
-use textnlp_provider::{
-    CloudId, Component, Effect, Error, ErrorKind, Lineage, Observed, Operation, OutputRef, Problem, Progress, Provider,
-    Scope, Site, Spec, Verb, Wanted, error_chain,
-};
+use textnlp_provider::cluster::{ClusterAccess, ClusterIngress};
+use textnlp_provider::component::Endpoint;
+use textnlp_provider::conformance::lowers_purely;
+use textnlp_provider::{CloudId, Effect, ErrorKind, Observed, OutputRef, Provider, Verb, Wanted, error_chain};
 use textnlp_sim::azure::Options;
 use textnlp_sim::{Disruption, Fault, Rule};
 
-use crate::{Bench, LINEAGE, STEPS, endpoint, record as recorded, run};
+use crate::records::{bed, ends, gateway, is_refused, said, shared, site, with};
+use crate::{Bench, endpoint, record as recorded, run};
 
 const SERVICE: &str = "Microsoft.Network";
 const WRITE: &str = "Microsoft.Network/dnsZones/A/write";
@@ -58,72 +54,6 @@ fn refuse_once(bench: &Bench, operation: &str, status: u16, code: &str) {
     bench.cloud.faults().add(Rule::nth(SERVICE, operation, 1, Disruption::Refused(fault)));
 }
 
-fn bed(bench: &Bench) -> TestBed<'_> {
-    let lineage = Lineage(uuid::Uuid::from_u128(LINEAGE));
-    TestBed::new(&bench.provider, bench.site.environment.clone(), bench.site.name.clone(), lineage)
-}
-
-/// The same resource with another attribute.
-fn with(wanted: &Wanted, field: &str, value: Value) -> Wanted {
-    let mut spec = wanted.spec.as_value().clone();
-    spec[field] = value;
-    Wanted { spec: Spec::of(&spec), ..wanted.clone() }
-}
-
-/// Runs an operation to its end, or to its first error that does not pass.
-async fn ends(bench: &Bench, op: &Operation) -> Result<Object, Error> {
-    let mut handle = None;
-    for _ in 0..STEPS {
-        let progress = match &handle {
-            None => bench.provider.begin(op).await,
-            Some(handle) => bench.provider.advance(op, handle).await,
-        };
-        match progress {
-            Ok(Progress::Done(object)) => return Ok(object),
-            Ok(Progress::Pending { handle: next, .. }) => handle = Some(next),
-            Ok(Progress::Failed { error, .. }) => return Err(error),
-            Err(error) if error.kind.may_pass() => {}
-            Err(error) => return Err(error),
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    panic!("it does not end");
-}
-
-async fn observed(bench: &Bench, wanted: &Wanted) -> Vec<Observed> {
-    let scope = Scope {
-        lineage: Lineage(uuid::Uuid::from_u128(LINEAGE)),
-        environment: &bench.site.environment,
-        site: &bench.site.name,
-        wanted: std::slice::from_ref(wanted),
-        recorded: &[],
-    };
-    let seen = bench.provider.observe(&scope).await.unwrap();
-    seen.into_iter().filter(|(id, _)| *id == wanted.id).map(|(_, seen)| seen).collect()
-}
-
-/// What `preflight` says of a record.
-async fn said(bench: &Bench, wanted: &Wanted) -> String {
-    let problems: Vec<Problem> = bench.provider.preflight(std::slice::from_ref(wanted)).await.unwrap();
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-}
-
-/// The site in a cluster with these settings.
-fn site(bench: &Bench, settings: ClusterAccess) -> Site {
-    let cluster = ClusterSite { settings, ..ClusterSite::of("textnlp") };
-    Site { cluster: Some(Box::new(cluster)), ..bench.site.clone() }
-}
-
-fn gateway(endpoint: Endpoint) -> Component {
-    Component { name: "gateway".parse().unwrap(), existing: None, part: ComponentSpec::Endpoint(endpoint) }
-}
-
-/// One of several sites.
-fn shared(zone: &str, is_at_other_provider: bool) -> Component {
-    let share = TrafficShare { weight: 50, is_at_other_provider, host: "one.example.com".to_owned() };
-    gateway(Endpoint { share: Some(share), ..endpoint(Some(zone), "text.example.com") })
-}
-
 #[test]
 fn a_dns_record_lives() {
     run(async {
@@ -151,12 +81,7 @@ fn a_record_of_another_client_is_never_overwritten() {
             place(&bench, kind, properties.clone());
             let before = records(&bench);
             let wanted = record(&bench, &["192.0.2.1"]);
-            let seen = observed(&bench, &wanted).await;
-            assert!(matches!(seen.as_slice(), [Observed::Unknown(_)]), "the plan changes nothing: {seen:?}");
-            assert!(said(&bench, &wanted).await.contains("a DNS record"));
-            let create = bench.operation(1, Verb::Create, &wanted, &wanted.spec, None);
-            let error = ends(&bench, &create).await.unwrap_err();
-            assert_eq!(error.kind, ErrorKind::Exists, "{}", error_chain(&error));
+            is_refused(&bench, &wanted).await;
             assert_eq!((records(&bench), writes(&bench)), (before, 0));
         });
     }

@@ -6,6 +6,8 @@ mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
 mod random;
+#[path = "../../../cloud/tests/programs/records.rs"]
+mod records;
 #[path = "../../../../tests/src/seeds.rs"]
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]
