@@ -70,6 +70,9 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let policies = policies(plan, &facts);
     if args.policy {
         let document = plan_view::document(plan, &facts, &cost);
+        for Policy { site, document } in &policies {
+            document.notes.iter().for_each(|note| console.warn(format!("policy of site {site}: {note}")));
+        }
         return policy(&policies, args.policy_folder.as_deref(), document, &deployment.chosen.scope);
     }
     let mut text = plan_view::text(plan);

@@ -30,7 +30,24 @@ pub(crate) const ALWAYS: &[&str] = &[
 pub(crate) fn policies(request: &PolicyRequest, own: impl Fn(&str) -> Option<String>) -> Vec<PolicyDocument> {
     let needed = permissions(request, own);
     let framed = |statements: Vec<Value>| json!({ "Version": "2012-10-17", "Statement": statements });
-    documents("AWS IAM policy", statements(&needed), MOST_CHARACTERS - FRAME, framed)
+    let mut documents = documents("AWS IAM policy", statements(&needed), MOST_CHARACTERS - FRAME, framed);
+    if let Some(first) = documents.first_mut().filter(|_| is_unbounded(&needed)) {
+        first.notes.push(UNBOUNDED.to_owned());
+    }
+    documents
+}
+
+/// The note on policies that let their holder create a role without a permissions boundary.
+const UNBOUNDED: &str = "without a permissions boundary, an identity with these policies can create a role that may do more than they \
+                         allow: create a policy with the most that roles may do, set `account.permission_boundary` to its ARN, and print \
+                         them again";
+
+/// The actions that give a role its permissions.
+const WIDENING: [&str; 3] = ["iam:AttachRolePolicy", "iam:CreateRole", "iam:PutRolePolicy"];
+
+fn is_unbounded(needed: &BTreeSet<FilledPermission>) -> bool {
+    let is_widening = |one: &FilledPermission| WIDENING.contains(&one.action.as_str());
+    needed.iter().any(|one| is_widening(one) && !one.conditions.contains_key("iam:PermissionsBoundary"))
 }
 
 /// The characters of a document around its statements.
@@ -108,6 +125,20 @@ mod tests {
             action: action.to_owned(),
             resource: resource.to_owned(),
             conditions: conditions.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        }
+    }
+
+    #[test]
+    fn policies_that_create_roles_without_a_boundary_have_a_note() {
+        let bounded = [("iam:PermissionsBoundary", "arn:aws:iam::123456789012:policy/most")];
+        for (action, conditions, expected) in [
+            ("iam:CreateRole", &[][..], true),
+            ("iam:CreateRole", &bounded[..], false),
+            ("iam:PutRolePolicy", &[][..], true),
+            ("iam:GetRole", &[][..], false),
+        ] {
+            let needed = BTreeSet::from([permission(action, "*", conditions)]);
+            assert_eq!(is_unbounded(&needed), expected, "{action} {conditions:?}");
         }
     }
 

@@ -32,6 +32,7 @@ pub fn documents(
         },
         format: PolicyFormat::Json,
         text: serde_json::to_string_pretty(&framed(parts)).unwrap_or_default(),
+        notes: Vec::new(),
     });
     documents.collect()
 }

@@ -168,6 +168,9 @@ pub struct PolicyDocument {
     pub format: PolicyFormat,
     /// The document.
     pub text: String,
+    /// What an operator should know before it is given to an identity.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 crate::words! {

@@ -50,7 +50,7 @@ pub(crate) fn document(request: &PolicyRequest) -> Option<PolicyDocument> {
             text.push_str(&serde_yaml::to_string(&manifest).unwrap_or_else(|_| manifest.to_string()));
         }
     }
-    Some(PolicyDocument { title: "Kubernetes roles".to_owned(), format: PolicyFormat::Yaml, text })
+    Some(PolicyDocument { title: "Kubernetes roles".to_owned(), format: PolicyFormat::Yaml, text, notes: Vec::new() })
 }
 
 fn verbs(resource: &PolicyResource) -> Vec<&'static str> {

@@ -175,14 +175,16 @@ impl Checker<'_> {
                 if is_own { format!("sites[{i}].{field}") } else { general.to_owned() }
             };
             let api = own("port", "server.api.port", site.port.is_some());
-            wanted.push((machine.clone(), site.port.unwrap_or(e.server.api.port), api));
+            // The port of a cluster is that of its Service.
+            let is_host = !site.is_in_cluster();
+            wanted.push((machine.clone(), site.port.unwrap_or(e.server.api.port), api, is_host));
             let metrics = own("metrics_port", "server.monitoring.metrics_port", site.metrics_port.is_some());
-            wanted.push((machine, site.metrics_port.unwrap_or(e.server.monitoring.metrics_port), metrics));
+            wanted.push((machine, site.metrics_port.unwrap_or(e.server.monitoring.metrics_port), metrics, is_host));
         }
         if let Some(place) = e.witness_place() {
             let machine = format!("{}/{}/{}", place.provider, place.account.unwrap_or_default(), place.region);
-            wanted.push((machine.clone(), e.traffic.port, "traffic.port".to_owned()));
-            wanted.push((machine, e.traffic.metrics_port, "traffic.metrics_port".to_owned()));
+            wanted.push((machine.clone(), e.traffic.port, "traffic.port".to_owned(), true));
+            wanted.push((machine, e.traffic.metrics_port, "traffic.metrics_port".to_owned(), true));
         } else {
             let gateway = (e.traffic.mode == TrafficMode::Gateway).then_some("traffic.mode");
             for path in ["traffic.port", "traffic.metrics_port"].into_iter().chain(gateway) {
@@ -193,7 +195,7 @@ impl Checker<'_> {
                 self.warn(path, cause, "remove it, or set `dr.mode` and `traffic.mode: gateway` for two or more sites");
             }
         }
-        for (machine, port, path) in wanted {
+        for (machine, port, path, is_host) in wanted {
             if let Some(first) = taken.insert((machine, port), path.clone()) {
                 // If only one of the two was written for this environment, the problem is reported there.
                 let (path, first) =
@@ -204,7 +206,7 @@ impl Checker<'_> {
                     format!("port {port} is also used by `{first}`")
                 };
                 self.error(&path, cause, "give each its own port; in a site: `port` and `metrics_port`");
-            } else if port < 1024 && self.written(&path) {
+            } else if is_host && port < 1024 && self.written(&path) {
                 self.warn(
                     &path,
                     format!("port {port} needs root or CAP_NET_BIND_SERVICE on most machines"),

@@ -218,7 +218,7 @@ impl Provider for MemoryCloud {
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
         let allow: Vec<FilledPermission> = request.permissions(kinds::KINDS, |_| None).into_keys().collect();
         let text = format!("{:#}\n", json!({ "allow": allow }));
-        vec![PolicyDocument { title: "memory policy".to_owned(), format: PolicyFormat::Json, text }]
+        vec![PolicyDocument { title: "memory policy".to_owned(), format: PolicyFormat::Json, text, notes: Vec::new() }]
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
