@@ -183,6 +183,7 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     for action in ["eks:CreateCluster", "ec2:CreateVpc", "iam:CreateRole"] {
         assert!(text.contains(action), "{action}: {policy:?}");
     }
+    assert!(policy.err.contains("set `account.permission_boundary`"), "{policy:?}");
 
     let of_model = |args: &[&str], variables: &[Variable]| {
         let all = [args, &["--provider", "aws"]].concat();
