@@ -1,8 +1,8 @@
 //! The benchmark: this engine and its peers on the same file, in one run, in alternating rounds.
 //!
 //! `textnlp-bench MODEL.gguf --threads 2`; with `--features peer` stock candle-transformers runs too. `bench/make_gguf.py` creates
-//! a model. `--gpu 0` measures a folder from `bench/make_safetensors.py` on a GPU. Every decode result is printed with the share of the read bandwidth that it reaches, measured in
-//! the same minute.
+//! a model. `--gpu 0` measures it, or a folder from `bench/make_safetensors.py`, on a GPU. Every decode result is printed with
+//! the share of the read bandwidth that it reaches, measured in the same minute.
 #![allow(clippy::print_stdout)]
 
 mod ours;
@@ -40,7 +40,7 @@ struct Args {
     /// Weights as `f32`, `f16` or `q8_0`; if unset, as in the file. Only for this engine.
     #[arg(long)]
     quantize: Option<textnlp_inference::cpu::Quant>,
-    /// Compute on the GPU of this number; the model is a folder of the Llama architecture in bf16.
+    /// Compute on the GPU of this number; a folder is of the Llama architecture in bf16.
     #[arg(long)]
     gpu: Option<usize>,
     /// Lowest speed relative to the peer, in decode and in prefill; fail below it.

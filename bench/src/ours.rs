@@ -6,6 +6,7 @@ use std::time::Instant;
 use textnlp_inference::cpu::{Cpu, LoadOptions};
 use textnlp_inference::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
 use textnlp_inference::format::Checkpoint;
+use textnlp_inference::sample::Draw;
 
 /// The engine with its model.
 pub(crate) struct Engine {
@@ -70,10 +71,13 @@ impl Engine {
         let started = Instant::now();
         for i in 0..args.generate {
             let tokens: Vec<[u32; 1]> = seqs.iter().map(|(_, next)| [*next]).collect();
-            let spans: Vec<_> = seqs.iter().zip(&tokens).map(|((seq, _), t)| span(*seq, args.prompt + i, t)).collect();
+            let spans: Vec<_> =
+                seqs.iter().zip(&tokens).map(|((seq, _), token)| self.span(*seq, args.prompt + i, token)).collect();
             self.executor.step(&spans)?;
-            for ((_, next), logits) in seqs.iter_mut().zip(self.executor.logits().chunks(vocab)) {
-                *next = likeliest(logits);
+            let (mut logits, mut drawn) = (self.executor.logits().chunks(vocab), self.executor.drawn().iter());
+            for (_, next) in &mut seqs {
+                let token = drawn.next().copied().flatten();
+                *next = token.unwrap_or_else(|| logits.next().map_or(0, likeliest));
             }
         }
         let seconds = started.elapsed().as_secs_f64();
@@ -86,8 +90,16 @@ impl Engine {
     }
 
     fn one(&mut self, seq: SeqId, start: usize, tokens: &[u32]) -> std::result::Result<u32, StepError> {
-        self.executor.step(&[span(seq, start, tokens)])?;
-        Ok(likeliest(self.executor.logits()))
+        self.executor.step(&[self.span(seq, start, tokens)])?;
+        let drawn = self.executor.drawn().first().copied().flatten();
+        Ok(drawn.unwrap_or_else(|| likeliest(self.executor.logits())))
+    }
+
+    /// Rows of which the last one's likeliest token is wanted.
+    fn span<'a>(&self, seq: SeqId, start: usize, tokens: &'a [u32]) -> RowSpan<'a> {
+        let likeliest = Draw { scale: 1.0, top_k: 1, top_p: 1.0, floor: 0.0, at: 0.0 };
+        let logits = if self.executor.draws(&likeliest) { LogitRows::Drawn(likeliest) } else { LogitRows::Last };
+        RowSpan { seq, start, tokens, logits }
     }
 }
 
@@ -130,8 +142,4 @@ fn on_gpu(
     _kv_positions: Option<usize>,
 ) -> Result<(Box<dyn Executor>, u64)> {
     Err("`--gpu` needs a build with `--features cuda`".into())
-}
-
-fn span(seq: SeqId, start: usize, tokens: &[u32]) -> RowSpan<'_> {
-    RowSpan { seq, start, tokens, logits: LogitRows::Last }
 }

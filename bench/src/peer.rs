@@ -1,4 +1,4 @@
-//! The peer: candle-transformers, unmodified: its `quantized_llama` for GGUF files on the CPU, its `llama` for folders on a GPU.
+//! The peer: candle-transformers, unmodified: its `quantized_llama` for GGUF files, its `llama` for folders on a GPU.
 
 use crate::{Args, Round, likeliest, prompt};
 use candle_core::quantized::gguf_file;
@@ -26,19 +26,20 @@ enum Model {
 impl Engine {
     /// Loads the model.
     pub(crate) fn load(args: &Args) -> Result<Engine> {
+        let device = args.gpu.map_or(Ok(Device::Cpu), Device::new_cuda)?;
         match args.gpu {
-            Some(number) => Engine::load_folder(args, Device::new_cuda(number)?),
-            None => Engine::load_gguf(args),
+            Some(_) if args.model.is_dir() => Engine::load_folder(args, device),
+            _ => Engine::load_gguf(args, device),
         }
     }
 
-    fn load_gguf(args: &Args) -> Result<Engine> {
+    fn load_gguf(args: &Args, device: Device) -> Result<Engine> {
         let mut file = File::open(&args.model)?;
         let content = gguf_file::Content::read(&mut file)?;
         let table = content.tensor_infos.get("token_embd.weight").ok_or("the file has no token table")?;
         let vocab = table.shape.dims()[0];
-        let model = ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
-        Ok(Engine { model: Model::Gguf(model), vocab, device: Device::Cpu })
+        let model = ModelWeights::from_gguf(content, &mut file, &device)?;
+        Ok(Engine { model: Model::Gguf(model), vocab, device })
     }
 
     fn load_folder(args: &Args, device: Device) -> Result<Engine> {

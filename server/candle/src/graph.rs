@@ -4,8 +4,10 @@
 //! Nothing about a step is in its graph but the count of rows: what differs is read from memory that keeps its place.
 
 use crate::Candle;
-use crate::kernels::{self, Kernels, Recorded, Tables};
-use crate::layer::{Cache, Pass, Piece, angles, capped, scaled, turns};
+use crate::kernels::{self, Drawing, Kernels, Recorded, Tables};
+use crate::layer::{Cache, Pass, Piece, Stream, angles, capped, scaled, turns};
+use crate::step::DrawnRow;
+use crate::weights::Weights;
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
@@ -14,9 +16,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use textnlp_inference::decoder::{Feed, Position, Residual, Spec};
 use textnlp_inference::rope::Rotation;
+use textnlp_inference::sample::Draw;
 
 /// The most rows of a recorded step. Larger ones keep the GPU busy by themselves.
 const MOST_ROWS: usize = 64;
+/// The same of a model with matrices in blocks: candle multiplies so many rows with them by kernels that can be
+/// recorded.
+const MOST_ROWS_OF_BLOCKS: usize = 8;
 /// The most graphs of a model: all are forgotten when there would be more.
 const MOST_GRAPHS: usize = 64;
 /// The most bytes of logits of a recorded step: they keep their place in the memory of the GPU.
@@ -40,22 +46,29 @@ struct Inputs {
     /// One for each rotation.
     angles: Vec<Tensor>,
     logits: Tensor,
+    /// Where tokens can be drawn from so many logits.
+    drawing: Option<Drawing>,
 }
 
 impl Graphs {
-    /// Of a model that computes on a device. Products with quantized matrices use a workspace of candle's, which a
-    /// larger step replaces: a graph would go on using what was freed.
-    pub(crate) fn new(spec: &Spec, device: &Device, is_quantized: bool) -> Graphs {
+    /// Of a model that computes on a device.
+    pub(crate) fn new(spec: &Spec, device: &Device, weights: &Weights) -> Result<Graphs> {
         let is_recorded = device.is_cuda()
-            && !is_quantized
             // candle keeps its bounds for the thread that records, only as long as that thread lives.
             && spec.clip.is_none()
             && matches!(spec.residual, Residual::Pre | Residual::Around)
             && matches!(spec.position, Position::Rotary { .. })
             && !matches!(spec.feed, Feed::Experts { .. })
             && kernels::computes(spec);
-        let most = MOST_LOGIT_BYTES / size_of::<f32>() / spec.shape.vocab.max(1);
-        Graphs { most: if is_recorded { most.min(MOST_ROWS) } else { 0 }, inputs: None, by_size: HashMap::new() }
+        let mut most = MOST_LOGIT_BYTES / size_of::<f32>() / spec.shape.vocab.max(1);
+        most = if is_recorded { most.min(MOST_ROWS) } else { 0 };
+        if let Some((widest, inputs)) = weights.widest_blocks().filter(|_| is_recorded) {
+            most = most.min(MOST_ROWS_OF_BLOCKS);
+            // Products with blocks use a workspace of candle's, which a larger product replaces: a graph would go on
+            // using what was freed. After this none is larger.
+            widest.product(&Tensor::zeros((MOST_ROWS_OF_BLOCKS, inputs), DType::F32, device)?)?;
+        }
+        Ok(Graphs { most, inputs: None, by_size: HashMap::new() })
     }
 
     /// Whether steps of that many single rows, which all want their logits, are recorded.
@@ -63,14 +76,16 @@ impl Graphs {
         rows <= self.most
     }
 
-    /// Computes a pass of single rows and answers its logits, which stay until the next one.
+    /// Computes a pass of single rows and answers its logits, rows × vocabulary, which stay until the next one, and the
+    /// tokens that are drawn from them.
     pub(crate) fn run(
         &mut self,
         candle: &Candle,
         pieces: &[Piece],
         caches: &[&[Cache]],
         tokens: &[u32],
-    ) -> Result<Tensor> {
+        draws: &[Option<Draw>],
+    ) -> Result<(Tensor, Vec<DrawnRow>)> {
         let (count, vocab) = (tokens.len(), candle.spec.shape.vocab);
         let device = candle.device.as_cuda_device()?;
         let inputs = match &mut self.inputs {
@@ -84,6 +99,9 @@ impl Graphs {
         kernels::upload(&inputs.caches, &tables.caches)?;
         for (to, rotation) in inputs.angles.iter().zip(&candle.rotations) {
             kernels::upload(to, &angles(rotation, pieces))?;
+        }
+        if let Some(drawing) = &inputs.drawing {
+            drawing.set(draws)?;
         }
         let compute = || inputs.compute(candle, pieces, caches, tables.splits);
         let size = (count, tables.splits);
@@ -113,7 +131,11 @@ impl Graphs {
                 }
             }
         }
-        inputs.logits.narrow(0, 0, count * vocab)
+        let drawn = match &inputs.drawing {
+            Some(drawing) if draws.iter().any(Option::is_some) => drawing.drawn(count)?,
+            _ => Vec::new(),
+        };
+        Ok((inputs.logits.narrow(0, 0, count * vocab)?.reshape((count, vocab))?, drawn))
     }
 }
 
@@ -129,6 +151,10 @@ impl Inputs {
             caches: zeros(2 * most * spec.shape.layers, DType::I64)?,
             angles: candle.rotations.iter().map(of_rotation).collect::<Result<_>>()?,
             logits: zeros(most * spec.shape.vocab, DType::F32)?,
+            drawing: match kernels::draws_from(spec.shape.vocab) {
+                true => Some(Drawing::new(most, spec.shape.vocab, &candle.device)?),
+                false => None,
+            },
         })
     }
 
@@ -150,19 +176,24 @@ impl Inputs {
         };
         let rotations = self.angles.iter().zip(&candle.rotations).map(turned).collect::<Result<Vec<_>>>()?;
         let x = kernels.embed(&weights.token, &self.tokens.narrow(0, 0, count)?)?;
-        let mut x = scaled(x, spec.embedding_scale)?;
+        let mut stream = Stream::from(scaled(x, spec.embedding_scale)?);
         let pass = Pass::of_singles(spec, &candle.device, pieces, caches, kernels, rotations);
         for (number, layer) in weights.layers.iter().enumerate() {
-            x = pass.layer(number, layer, &x)?;
+            stream = pass.layer(number, layer, stream)?;
         }
         let Some(kernels) = &pass.kernels else { bail!("a pass without kernels") };
-        let (_, normed) = kernels.add_norm(&x, None, &weights.norm, weights.head.dtype())?;
+        let Stream { rows, more } = stream;
+        let (_, normed) = kernels.add_norm(&rows, more.as_ref(), &weights.norm, weights.head.dtype())?;
         let logits = weights.head.product(&normed)?;
         let logits = match spec.logit_cap {
             None => logits,
             cap => capped(logits.to_dtype(DType::F32)?, cap)?,
         };
-        kernels.widen(&logits, &self.logits)
+        kernels.widen(&logits, &self.logits)?;
+        match &self.drawing {
+            Some(drawing) => drawing.launch(&self.logits, count),
+            None => Ok(()),
+        }
     }
 }
 
@@ -197,6 +228,7 @@ fn record(device: &CudaDevice, launch: impl FnOnce() -> Result<()>) -> Result<Cu
 mod tests {
     use crate::{Candle, Checkpoint, DeviceKind, LoadOptions};
     use textnlp_inference::executor::{Executor, LogitRows, RowSpan};
+    use textnlp_inference::sample::Draw;
 
     /// Launched as a graph, a step says what its first time said, when it was launched kernel by kernel.
     #[test]
@@ -218,6 +250,19 @@ mod tests {
         }
         let (first, rest) = said.split_at(16);
         assert!(rest.chunks(16).all(|again| again == first));
+        // The tokens are drawn from the same logits, and beside a row whose logits are wanted.
+        for (index, start) in (0..8).cycle().take(16).enumerate() {
+            let draw = Draw { scale: 2.0, top_k: 0, top_p: 1.0, floor: 0.0, at: index as f64 / 16.0 };
+            assert!(candle.draws(&draw));
+            let logits = [LogitRows::Drawn(draw), if index < 8 { LogitRows::Last } else { LogitRows::Drawn(draw) }];
+            let span = |row: usize| RowSpan { seq: seqs[row], start, tokens: &[7, 9][..1], logits: logits[row] };
+            candle.step(&[span(0), span(1)]).unwrap();
+            let rows: Vec<&[f32]> = first[8 + start].chunks(first[0].len()).collect();
+            let drawn = if index < 8 { &rows[..1] } else { &rows[..] };
+            let expected: Vec<Option<u32>> = drawn.iter().map(|row| Some(draw.token(row).unwrap())).collect();
+            assert_eq!(candle.drawn(), expected);
+            assert_eq!(candle.logits(), if index < 8 { rows[1] } else { &[] });
+        }
         assert_eq!(candle.graphs.borrow().by_size.len(), 2);
     }
 }

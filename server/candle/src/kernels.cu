@@ -278,3 +278,346 @@ extern "C" __global__ void widen(const void *from, unsigned type, float *to, uns
   for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x)
     to[at] = read(from, at, type);
 }
+
+// Tokens are drawn from logits with the bits of `Draw::token` in server/inference/src/sample: no multiplication is fused with an
+// addition, and sums have its order.
+
+// A row's draw, as kernels.rs writes it.
+struct Draw {
+  float scale;
+  unsigned top_k;
+  float top_p, floor;
+  double at;
+};
+// In place of `top_k`: the row is not drawn from.
+constexpr unsigned NO_DRAW = ~0u;
+// In place of a token: it takes the processor; and logits that are not finite.
+constexpr unsigned UNDECIDED = ~0u, NOT_FINITE = ~0u - 1;
+// Logits of a maximum, and of a sum of weights.
+constexpr unsigned PEAK = 64, MASS = 256;
+// The most tokens that are kept in a filtered draw, and the most that are sorted for them.
+constexpr unsigned FEW = 64, MOST_SORTED = 4096;
+
+__device__ inline bool is_limited(const Draw &draw, unsigned vocab) { return draw.top_k > 0 && draw.top_k < vocab; }
+
+// `float::exp`.
+__device__ inline float exact_exp(float x) {
+  const float ROUND = 12582912.0f;
+  float clamped = fminf(fmaxf(x, -87.0f), 88.0f);
+  float rounded = __fadd_rn(__fmul_rn(clamped, 1.44269504088896340736f), ROUND);
+  float n = __fsub_rn(rounded, ROUND);
+  float r = __fsub_rn(__fsub_rn(clamped, __fmul_rn(n, 355.0f / 512.0f)), __fmul_rn(n, -2.1219444e-4f));
+  float p = 1.9875691e-4f;
+  p = __fadd_rn(__fmul_rn(p, r), 1.3982e-3f);
+  p = __fadd_rn(__fmul_rn(p, r), 8.333452e-3f);
+  p = __fadd_rn(__fmul_rn(p, r), 4.1665796e-2f);
+  p = __fadd_rn(__fmul_rn(p, r), 1.6666665e-1f);
+  p = __fadd_rn(__fmul_rn(p, r), 5e-1f);
+  float power = __uint_as_float((__float_as_uint(rounded) - __float_as_uint(ROUND) + 127u) << 23);
+  float value = __fmul_rn(__fadd_rn(__fadd_rn(__fmul_rn(__fmul_rn(p, r), r), r), 1.0f), power);
+  return x < -87.0f ? 0.0f : value;
+}
+
+// `Heat::weight`.
+__device__ inline float weight_of(float logit, float most, float scale) {
+  return exact_exp(__fmul_rn(fmaxf(__fsub_rn(logit, most), -1e30f), scale));
+}
+
+// The maximum of each PEAK logits; not a number where one of them is not finite. A warp has one of them.
+extern "C" __global__ void survey(const float *logits, const Draw *draws, float *peaks, unsigned vocab) {
+  unsigned row = blockIdx.y, count = (vocab + PEAK - 1) / PEAK, lane = threadIdx.x % 32;
+  unsigned at = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+  if (draws[row].top_k == NO_DRAW || at >= count)
+    return;
+  float most = -INFINITY;
+  bool is_finite = true;
+  for (unsigned id = at * PEAK + lane; id < min((at + 1) * PEAK, vocab); id += 32) {
+    float logit = logits[(size_t)row * vocab + id];
+    is_finite &= isfinite(logit);
+    most = fmaxf(most, logit);
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2)
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+  is_finite = __all_sync(~0u, is_finite);
+  if (lane == 0)
+    peaks[(size_t)row * count + at] = is_finite ? most : NAN;
+}
+
+// The maximum of a row, for each thread of a block; not a number stays one.
+__device__ inline float most_of_row(const float *peaks, unsigned count, float *of_warps) {
+  float most = -INFINITY;
+  bool is_finite = true;
+  for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
+    is_finite &= peaks[i] == peaks[i];
+    most = fmaxf(most, peaks[i]);
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2)
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+  if (threadIdx.x % 32 == 0)
+    of_warps[threadIdx.x / 32] = most;
+  is_finite = __syncthreads_and(is_finite);
+  for (unsigned i = 0; i < blockDim.x / 32; i++)
+    most = fmaxf(most, of_warps[i]);
+  __syncthreads();
+  return is_finite ? most : NAN;
+}
+
+// The sums of the weights of each MASS logits, where a draw needs them. Eight threads have one of them: each adds up every eighth weight.
+extern "C" __global__ void weigh(const float *logits, const Draw *draws, const float *peaks, double *masses, unsigned vocab) {
+  __shared__ float of_warps[32];
+  unsigned row = blockIdx.y, count = (vocab + MASS - 1) / MASS, lane = threadIdx.x % 8;
+  Draw draw = draws[row];
+  if (draw.top_k == NO_DRAW || is_limited(draw, vocab))
+    return;
+  unsigned peak_count = (vocab + PEAK - 1) / PEAK;
+  float most = most_of_row(peaks + (size_t)row * peak_count, peak_count, of_warps);
+  unsigned at = blockIdx.x * (blockDim.x / 8) + threadIdx.x / 8;
+  unsigned from = min(at * MASS, vocab), length = min(MASS, vocab - from);
+  const float *block = logits + (size_t)row * vocab + from;
+  float own = 0;
+  for (unsigned i = lane; i < length / 8 * 8; i += 8)
+    own = __fadd_rn(own, weight_of(block[i], most, draw.scale));
+  double mass = 0, rest = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++)
+    mass = __dadd_rn(mass, (double)__shfl_sync(~0u, own, i, 8));
+  for (unsigned i = length / 8 * 8; i < length; i++)
+    rest = __dadd_rn(rest, (double)weight_of(block[i], most, draw.scale));
+  if (lane == 0 && at < count)
+    masses[(size_t)row * count + at] = __dadd_rn(mass, rest);
+}
+
+// Larger logits first, then lower ids.
+__device__ inline unsigned long long sort_key(float logit, unsigned id) {
+  unsigned bits = __float_as_uint(__fadd_rn(logit, 0.0f));
+  bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return (unsigned long long)bits << 32 | ~id;
+}
+
+__device__ inline float key_logit(unsigned long long key) {
+  unsigned bits = (unsigned)(key >> 32);
+  return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
+}
+
+// Sorts keys, largest first: a bitonic network over a power of two.
+__device__ void sort_keys(unsigned long long *keys, unsigned count) {
+  unsigned size = 1;
+  while (size < count)
+    size *= 2;
+  for (unsigned i = count + threadIdx.x; i < size; i += blockDim.x)
+    keys[i] = 0;
+  for (unsigned width = 2; width <= size; width *= 2)
+    for (unsigned step = width / 2; step > 0; step /= 2) {
+      __syncthreads();
+      for (unsigned i = threadIdx.x; i < size / 2; i += blockDim.x) {
+        unsigned a = 2 * i - (i & (step - 1)), b = a + step;
+        bool is_descending = (a & width) == 0;
+        unsigned long long first = keys[a], second = keys[b];
+        if ((first < second) == is_descending) {
+          keys[a] = second;
+          keys[b] = first;
+        }
+      }
+    }
+  __syncthreads();
+}
+
+// The least of a number over all threads of a block.
+__device__ inline unsigned least_of_block(unsigned x, unsigned *of_block) {
+  if (threadIdx.x == 0)
+    *of_block = ~0u;
+  __syncthreads();
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2)
+    x = min(x, __shfl_xor_sync(~0u, x, offset));
+  if (threadIdx.x % 32 == 0)
+    atomicMin(of_block, x);
+  __syncthreads();
+  x = *of_block;
+  __syncthreads();
+  return x;
+}
+
+// The first token at which the running sum of all weights passes the draw: `pick_of`.
+__device__ unsigned pick_of_all(const float *logits, const double *masses, Draw draw, float most, unsigned vocab, double *sums,
+                                float *weights, unsigned *of_block) {
+  unsigned count = (vocab + MASS - 1) / MASS;
+  for (unsigned i = threadIdx.x; i < count; i += blockDim.x)
+    sums[i] = masses[i];
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    double sum = 0;
+    for (unsigned i = 0; i < count; i++)
+      sums[i] = sum = __dadd_rn(sum, sums[i]);
+  }
+  __syncthreads();
+  double target = __dmul_rn(draw.at, sums[count - 1]);
+  unsigned first = ~0u;
+  for (unsigned i = threadIdx.x; i < count && first == ~0u; i += blockDim.x)
+    if (sums[i] > target)
+      first = i;
+  first = least_of_block(first, of_block);
+  double sum = first > 0 && first < count ? sums[first - 1] : 0;
+  for (unsigned at = first; at < count; at++) {
+    double mass = masses[at];
+    // Only after a sum of weights has rounded otherwise than their mass.
+    if (at > first && __dadd_rn(sum, mass) <= target) {
+      sum = __dadd_rn(sum, mass);
+      continue;
+    }
+    unsigned from = at * MASS, length = min(MASS, vocab - from);
+    for (unsigned i = threadIdx.x; i < length; i += blockDim.x)
+      weights[i] = weight_of(logits[from + i], most, draw.scale);
+    __syncthreads();
+    // Each thread finds the same one.
+    for (unsigned i = 0; i < length; i++) {
+      sum = __dadd_rn(sum, (double)weights[i]);
+      if (weights[i] > 0 && sum > target)
+        return from + i;
+    }
+    __syncthreads();
+  }
+  // The last that weighs anything.
+  unsigned from_end = ~0u;
+  for (unsigned i = threadIdx.x; i < vocab && from_end == ~0u; i += blockDim.x)
+    if (weight_of(logits[vocab - 1 - i], most, draw.scale) > 0)
+      from_end = i;
+  from_end = least_of_block(from_end, of_block);
+  return from_end < vocab ? vocab - 1 - from_end : 0;
+}
+
+// One of the likeliest: top-k, top-p and min-p as in `Draw::token`, where that keeps no more than FEW tokens.
+__device__ unsigned pick_of_few(const float *logits, const float *peaks, const double *masses, Draw draw, float most, unsigned vocab,
+                                unsigned long long *keys, float *weights, unsigned *ids, unsigned *of_block) {
+  // The FEW-th largest maximum is a lower bound of the FEW-th largest logit.
+  unsigned peak_count = (vocab + PEAK - 1) / PEAK;
+  float bound = -INFINITY;
+  if (peak_count >= FEW) {
+    for (unsigned i = threadIdx.x; i < peak_count; i += blockDim.x)
+      keys[i] = sort_key(peaks[i], i);
+    sort_keys(keys, peak_count);
+    bound = key_logit(keys[FEW - 1]);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0)
+    *of_block = 0;
+  __syncthreads();
+  for (unsigned at = threadIdx.x / 32; at < peak_count; at += blockDim.x / 32) {
+    if (peaks[at] < bound)
+      continue;
+    for (unsigned id = at * PEAK + threadIdx.x % 32; id < min((at + 1) * PEAK, vocab); id += 32)
+      if (logits[id] >= bound) {
+        unsigned place = atomicAdd(of_block, 1);
+        if (place < MOST_SORTED)
+          keys[place] = sort_key(logits[id], id);
+      }
+  }
+  __syncthreads();
+  unsigned found = *of_block;
+  __syncthreads();
+  if (found > MOST_SORTED)
+    return UNDECIDED;
+  sort_keys(keys, found);
+  unsigned kept = min(found, FEW);
+  bool limited = is_limited(draw, vocab);
+  if (limited)
+    kept = min(kept, draw.top_k);
+  if (threadIdx.x < kept) {
+    ids[threadIdx.x] = ~(unsigned)keys[threadIdx.x];
+    weights[threadIdx.x] = weight_of(key_logit(keys[threadIdx.x]), most, draw.scale);
+  }
+  __syncthreads();
+  bool by_id = !limited && draw.top_p >= 1;
+  if (by_id) {
+    // Weights of others may be a hair above that of a larger logit.
+    if (kept < vocab && weights[kept - 1] >= draw.floor * 0.9999f)
+      return UNDECIDED;
+    unsigned place = 0, id = 0;
+    float weight = 0;
+    if (threadIdx.x < kept) {
+      id = ids[threadIdx.x];
+      weight = weights[threadIdx.x];
+      for (unsigned i = 0; i < kept; i++)
+        place += ids[i] < id;
+    }
+    __syncthreads();
+    if (threadIdx.x < kept) {
+      ids[place] = id;
+      weights[place] = weight;
+    }
+    __syncthreads();
+  }
+  if (draw.top_p < 1) {
+    double whole = 0, sum = 0;
+    if (limited)
+      for (unsigned i = 0; i < kept; i++)
+        whole = __dadd_rn(whole, (double)weights[i]);
+    else
+      for (unsigned i = 0; i < (vocab + MASS - 1) / MASS; i++)
+        whole = __dadd_rn(whole, masses[i]);
+    double wanted = __dmul_rn((double)draw.top_p, whole);
+    unsigned count = 0;
+    while (count < kept && (count == 0 || sum < wanted))
+      sum = __dadd_rn(sum, (double)weights[count++]);
+    if (sum < wanted && !limited)
+      return UNDECIDED;
+    kept = count;
+  }
+  double sum = 0;
+  for (unsigned i = 0; i < kept; i++)
+    if (weights[i] >= draw.floor)
+      sum = __dadd_rn(sum, (double)weights[i]);
+  double target = __dmul_rn(draw.at, sum);
+  unsigned last = 0;
+  sum = 0;
+  for (unsigned i = 0; i < kept; i++) {
+    if (weights[i] < draw.floor)
+      continue;
+    sum = __dadd_rn(sum, (double)weights[i]);
+    if (weights[i] > 0) {
+      last = ids[i];
+      if (sum > target)
+        break;
+    }
+  }
+  return last;
+}
+
+// The token of each row, or why there is none. A block has a row.
+extern "C" __global__ void pick(const float *logits, const Draw *draws, const float *peaks, const double *masses, unsigned *tokens,
+                                unsigned vocab) {
+  __shared__ unsigned long long words[MOST_SORTED];
+  __shared__ float weights[MASS];
+  __shared__ unsigned ids[FEW];
+  __shared__ float of_warps[32];
+  __shared__ unsigned of_block;
+  size_t row = blockIdx.x;
+  unsigned peak_count = (vocab + PEAK - 1) / PEAK;
+  Draw draw = draws[row];
+  logits += row * vocab;
+  peaks += row * peak_count;
+  masses += row * ((vocab + MASS - 1) / MASS);
+  unsigned token = UNDECIDED;
+  if (draw.top_k != NO_DRAW) {
+    float most = most_of_row(peaks, peak_count, of_warps);
+    if (most != most) {
+      token = NOT_FINITE;
+    } else if (draw.top_k == 1) {
+      unsigned first = ~0u;
+      for (unsigned i = threadIdx.x; i < peak_count && first == ~0u; i += blockDim.x)
+        if (peaks[i] == most)
+          first = i;
+      first = least_of_block(first, &of_block) * PEAK;
+      unsigned id = first + threadIdx.x;
+      token = least_of_block(threadIdx.x < PEAK && id < vocab && logits[id] == most ? id : ~0u, &of_block);
+    } else if (is_limited(draw, vocab) || draw.top_p < 1 || draw.floor > 0) {
+      token = pick_of_few(logits, peaks, masses, draw, most, vocab, words, weights, ids, &of_block);
+    } else {
+      token = pick_of_all(logits, masses, draw, most, vocab, (double *)words, weights, &of_block);
+    }
+  }
+  if (threadIdx.x == 0)
+    tokens[row] = token;
+}

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::layer::{Cache, Piece};
+use crate::step::DrawnRow;
 use crate::weights::NormWeights;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::CudaDevice;
@@ -17,6 +18,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use textnlp_inference::decoder::{Activation, Norm, Position, Spec};
+use textnlp_inference::sample::{Draw, NotFinite};
 
 /// `server/cuda/build` compiles them.
 const PTX: &str = include_str!(env!("TEXTNLP_KERNELS"));
@@ -29,6 +31,20 @@ const THREADS: u32 = 256;
 /// Positions from which on several blocks share a row's attention, and the most of them.
 const SPLIT: usize = 1024;
 const MOST_SPLITS: usize = 32;
+/// The same where there are fewer blocks than keep the GPU busy.
+const SPLIT_OF_FEW: usize = 64;
+const BUSY_BLOCKS: usize = 256;
+/// The constants of kernels.cu of the same names.
+const NO_DRAW: u32 = u32::MAX;
+const UNDECIDED: u32 = u32::MAX;
+const NOT_FINITE: u32 = u32::MAX - 1;
+const PEAK: usize = 64;
+const MASS: usize = 256;
+const FEW: usize = 64;
+const MOST_SORTED: usize = 4096;
+const PICKERS: u32 = 512;
+/// 32-bit words of a draw.
+const DRAW_WORDS: usize = 6;
 
 /// Where the rows of a pass are, on the device.
 pub(crate) struct Kernels<'a> {
@@ -118,7 +134,9 @@ impl Tables {
             );
         }
         let longest = pieces.iter().filter(|piece| piece.rows == 1).map(|piece| piece.start + 1).max().unwrap_or(1);
-        let splits = longest.div_ceil(SPLIT).next_power_of_two().min(MOST_SPLITS);
+        let idle = BUSY_BLOCKS / (singles.len() * spec.shape.heads).max(1);
+        let splits = longest.div_ceil(SPLIT).max(idle.min(longest / SPLIT_OF_FEW));
+        let splits = splits.next_power_of_two().min(MOST_SPLITS);
         let of_layer = |layer: usize| caches.iter().flat_map(move |caches| caches[layer].addresses);
         Ok(Tables { rows, singles, caches: (0..spec.shape.layers).flat_map(of_layer).collect(), splits })
     }
@@ -380,6 +398,98 @@ impl<'a> Kernels<'a> {
     }
 }
 
+/// Whether the kernels draw tokens so, where a filter does not keep too many.
+pub(crate) fn draws(draw: &Draw, vocab: usize) -> bool {
+    draws_from(vocab) && (draw.top_k <= FEW || draw.top_k >= vocab)
+}
+
+/// Whether the kernels draw tokens from so many logits.
+pub(crate) fn draws_from(vocab: usize) -> bool {
+    (1..=MOST_SORTED * PEAK).contains(&vocab)
+}
+
+/// What tokens are drawn with, on the device.
+pub(crate) struct Drawing {
+    draws: Tensor,
+    /// The maximum of each [`PEAK`] logits.
+    peaks: Tensor,
+    /// The sum of the weights of each [`MASS`] logits, in f64; the type is one of the same size.
+    masses: Tensor,
+    tokens: Tensor,
+    vocab: usize,
+}
+
+impl Drawing {
+    /// For at most that many rows.
+    pub(crate) fn new(rows: usize, vocab: usize, device: &Device) -> Result<Drawing> {
+        Ok(Drawing {
+            draws: Tensor::full(NO_DRAW, rows * DRAW_WORDS, device)?,
+            peaks: Tensor::zeros(rows * vocab.div_ceil(PEAK), DType::F32, device)?,
+            masses: Tensor::zeros(rows * vocab.div_ceil(MASS), DType::I64, device)?,
+            tokens: Tensor::full(UNDECIDED, rows, device)?,
+            vocab,
+        })
+    }
+
+    /// How the tokens of the rows are drawn, for those that are.
+    pub(crate) fn set(&self, draws: &[Option<Draw>]) -> Result<()> {
+        let words = |draw: &Option<Draw>| -> [u32; DRAW_WORDS] {
+            let Some(draw) = draw.filter(|draw| self::draws(draw, self.vocab)) else { return [NO_DRAW; DRAW_WORDS] };
+            let top_k = if draw.top_k < self.vocab { draw.top_k as u32 } else { 0 };
+            let at = draw.at.to_bits();
+            let [scale, top_p, floor] = [draw.scale, draw.top_p, draw.floor].map(f32::to_bits);
+            [scale, top_k, top_p, floor, at as u32, (at >> 32) as u32]
+        };
+        upload(&self.draws, &draws.iter().flat_map(words).collect::<Vec<u32>>())
+    }
+
+    /// Draws the tokens of rows of logits.
+    pub(crate) fn launch(&self, logits: &Tensor, rows: usize) -> Result<()> {
+        let vocab = self.vocab;
+        let has_room = self.tokens.elem_count() >= rows && logits.elem_count() >= rows * vocab;
+        if logits.dtype() != DType::F32 || !has_room || rows == 0 || !draws_from(vocab) {
+            bail!("no tokens are drawn from {rows} rows of {:?}", logits.dims())
+        }
+        let device = logits.device().as_cuda_device()?;
+        let (from, draws, peaks) = (address(logits)?, address(&self.draws)?, address(&self.peaks)?);
+        let (masses, tokens, length) = (address(&self.masses)?, address(&self.tokens)?, vocab as u32);
+        let config = |blocks: usize, threads| LaunchConfig {
+            grid_dim: (blocks as u32, rows as u32, 1),
+            block_dim: (threads, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let kernel = device.get_or_load_custom_func("survey", MODULE, PTX)?;
+        let mut launch = kernel.builder();
+        launch.arg(&from).arg(&draws).arg(&peaks).arg(&length);
+        // SAFETY: the arguments are those of `survey` in kernels.cu; the room for rows of logits and what is read from
+        // them is checked. A warp has a maximum.
+        unsafe { launch.launch(config(vocab.div_ceil(PEAK * 8), 256)) }.map_err(candle_core::Error::wrap)?;
+        let kernel = device.get_or_load_custom_func("weigh", MODULE, PTX)?;
+        let mut launch = kernel.builder();
+        launch.arg(&from).arg(&draws).arg(&peaks).arg(&masses).arg(&length);
+        // SAFETY: the same for `weigh`. Eight threads have a sum.
+        unsafe { launch.launch(config(vocab.div_ceil(MASS * 32), 256)) }.map_err(candle_core::Error::wrap)?;
+        let kernel = device.get_or_load_custom_func("pick", MODULE, PTX)?;
+        let mut launch = kernel.builder();
+        launch.arg(&from).arg(&draws).arg(&peaks).arg(&masses).arg(&tokens).arg(&length);
+        let config = LaunchConfig { grid_dim: (rows as u32, 1, 1), block_dim: (PICKERS, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the same for `pick`, whose maxima fit into what it sorts.
+        unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+        Ok(())
+    }
+
+    /// What the last launch said about its rows.
+    pub(crate) fn drawn(&self, rows: usize) -> Result<Vec<DrawnRow>> {
+        let tokens = self.tokens.narrow(0, 0, rows)?.to_vec1::<u32>()?;
+        let drawn = |token| match token {
+            UNDECIDED => None,
+            NOT_FINITE => Some(Err(NotFinite)),
+            token => Some(Ok(token)),
+        };
+        Ok(tokens.into_iter().map(drawn).collect())
+    }
+}
+
 /// Writes numbers to the beginning of a tensor of their size.
 pub(crate) fn upload<T: DeviceRepr>(to: &Tensor, numbers: &[T]) -> Result<()> {
     if to.dtype().size_in_bytes() != size_of::<T>() || to.elem_count() < numbers.len() {
@@ -574,6 +684,78 @@ mod tests {
                     assert!(most <= bound, "{dtype:?}, width {width}, {end} positions, head {head}: differs by {most}");
                 }
             }
+        }
+    }
+
+    /// Greedy, all temperatures and filters over all sizes of a vocabulary, several rows at once, with ties.
+    #[test]
+    fn tokens_are_drawn_as_by_the_processor() {
+        let Ok(lease) = Lease::open(0) else { return };
+        let device = lease.device();
+        let plain = Draw { scale: 1.0, top_k: 0, top_p: 1.0, floor: 0.0, at: 0.0 };
+        let mut draws = vec![None, Some(Draw { top_k: 1, ..plain })];
+        for scale in [0.0, 0.5, 1.0, 1.0 / 0.7, 1e4] {
+            let ats = [0.0, 0.3, 0.77, 1.0 - f64::EPSILON / 2.0];
+            draws.extend(ats.map(|at| Some(Draw { scale, at, ..plain })));
+            for (top_k, top_p, floor) in [
+                (2, 1.0, 0.0),
+                (64, 1.0, 0.0),
+                (40, 0.9, 0.0),
+                (40, 0.95, 0.05),
+                (0, 0.1, 0.0),
+                (0, 0.9, 0.0),
+                (0, 0.99, 0.3),
+                (0, 1.0, 0.05),
+                (0, 1.0, 1.0),
+                (usize::MAX, 0.5, 0.0),
+            ] {
+                draws.extend(ats.map(|at| Some(Draw { scale, top_k, top_p, floor, at })));
+            }
+        }
+        let (mut filtered, mut undecided) = (0, 0);
+        for vocab in [1, 2, 63, 65, 256, 1001, 4095, 4097, 5003, 32_000, 50_257, 128_256, 262_144] {
+            for (spread, seed) in [(0.0, 1), (2.0, 2), (30.0, 3), (1e3, 4), (1e30, 5)] {
+                let rows: Vec<Vec<f32>> = (0..4)
+                    .map(|row| {
+                        let mut numbers = noise(vocab, seed + 10 * row);
+                        // Halves make ties.
+                        let rounded = |x: f32| if row % 2 == 0 { (x * 64.0).round() / 64.0 } else { x };
+                        numbers.iter_mut().for_each(|x| *x = rounded(*x) * spread);
+                        numbers
+                    })
+                    .collect();
+                let logits = Tensor::from_vec(rows.concat(), (4, vocab), device).unwrap();
+                let drawing = Drawing::new(4, vocab, device).unwrap();
+                for draws in draws.chunks(4) {
+                    drawing.set(draws).unwrap();
+                    drawing.launch(&logits, draws.len()).unwrap();
+                    for ((draw, row), drawn) in draws.iter().zip(&rows).zip(drawing.drawn(draws.len()).unwrap()) {
+                        let Some(draw) = draw else {
+                            assert_eq!(drawn, None);
+                            continue;
+                        };
+                        let is_filtered = draw.top_k != 1 && (draw.top_k > 1 || draw.top_p < 1.0 || draw.floor > 0.0);
+                        filtered += usize::from(is_filtered);
+                        match drawn {
+                            None if is_filtered => undecided += 1,
+                            drawn => assert_eq!(drawn, Some(draw.token(row)), "{vocab} {spread} {draw:?}"),
+                        }
+                    }
+                }
+            }
+        }
+        assert!(undecided * 3 < filtered, "{undecided} of {filtered}");
+        let mut numbers = noise(1000, 9);
+        for (at, broken) in [(0, f32::NAN), (999, f32::INFINITY), (500, f32::NEG_INFINITY)] {
+            let kept = std::mem::replace(&mut numbers[at], broken);
+            let logits = Tensor::from_vec(numbers.clone(), (1, 1000), device).unwrap();
+            let drawing = Drawing::new(1, 1000, device).unwrap();
+            for draw in [Draw { top_k: 1, ..plain }, plain, Draw { top_k: 3, ..plain }, Draw { top_p: 0.5, ..plain }] {
+                drawing.set(&[Some(draw)]).unwrap();
+                drawing.launch(&logits, 1).unwrap();
+                assert_eq!(drawing.drawn(1).unwrap(), [Some(Err(NotFinite))]);
+            }
+            numbers[at] = kept;
         }
     }
 }

@@ -42,6 +42,19 @@ pub(crate) struct Piece {
     pub(crate) start: usize,
 }
 
+/// The residual stream between layers, rows × width in f32.
+pub(crate) struct Stream {
+    pub(crate) rows: Tensor,
+    /// What the last feed-forward said, where the next norm adds it.
+    pub(crate) more: Option<Tensor>,
+}
+
+impl From<Tensor> for Stream {
+    fn from(rows: Tensor) -> Stream {
+        Stream { rows, more: None }
+    }
+}
+
 /// What all layers of a pass share.
 pub(crate) struct Pass<'a> {
     pub(crate) spec: &'a Spec,
@@ -126,29 +139,30 @@ impl<'a> Pass<'a> {
     }
 
     /// Rows of the residual stream through one layer.
-    pub(crate) fn layer(&self, number: usize, layer: &Layer, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn layer(&self, number: usize, layer: &Layer, stream: Stream) -> Result<Stream> {
         let norm = |number: usize| -> Result<&NormWeights> {
             layer.norms.get(number).ok_or_else(|| candle_core::Error::Msg("a layer lacks a norm".to_owned()))
         };
         let first = norm(0)?;
         #[cfg(feature = "cuda")]
         if let (Some(kernels), Residual::Pre | Residual::Around) = (&self.kernels, self.spec.residual) {
-            let (_, normed) = kernels.add_norm(x, None, first, layer.qkv.dtype())?;
+            let (x, normed) = kernels.add_norm(&stream.rows, stream.more.as_ref(), first, layer.qkv.dtype())?;
             let output = self.attention(number, layer, &normed)?;
             let dtype = layer.feed.dtype();
             if self.spec.residual == Residual::Pre {
-                let (x, normed) = kernels.add_norm(x, Some(&output), norm(1)?, dtype)?;
-                return kernels.add(&x, &self.feed(&layer.feed, &normed)?);
+                let (rows, normed) = kernels.add_norm(&x, Some(&output), norm(1)?, dtype)?;
+                return Ok(Stream { rows, more: Some(self.feed(&layer.feed, &normed)?) });
             }
             let after = |rows: Tensor, norm: &NormWeights| -> Result<Tensor> {
                 Ok(kernels.add_norm(&rows.to_dtype(DType::F32)?, None, norm, DType::F32)?.1)
             };
-            let (x, normed) = kernels.add_norm(x, Some(&after(output, norm(1)?)?), norm(2)?, dtype)?;
-            return kernels.add(&x, &after(self.feed(&layer.feed, &normed)?, norm(3)?)?);
+            let (rows, normed) = kernels.add_norm(&x, Some(&after(output, norm(1)?)?), norm(2)?, dtype)?;
+            return Ok(Stream { rows, more: Some(after(self.feed(&layer.feed, &normed)?, norm(3)?)?) });
         }
+        let x = &self.sum(stream)?;
         let attention = |x: &Tensor| self.attention(number, layer, x)?.to_dtype(DType::F32);
         let feed = |x: &Tensor| self.feed(&layer.feed, x)?.to_dtype(DType::F32);
-        match self.spec.residual {
+        let sum = match self.spec.residual {
             Residual::Pre => {
                 let x = (x + attention(&first.forward(x)?)?)?;
                 &x + feed(&norm(1)?.forward(&x)?)?
@@ -166,7 +180,18 @@ impl<'a> Pass<'a> {
                 x + (attention(&normed)? + feed(&normed)?)?
             }
             Residual::ParallelTwo => x + (attention(&first.forward(x)?)? + feed(&norm(1)?.forward(x)?)?)?,
+        };
+        sum.map(Stream::from)
+    }
+
+    /// The residual stream with everything added.
+    pub(crate) fn sum(&self, stream: Stream) -> Result<Tensor> {
+        let Some(more) = &stream.more else { return Ok(stream.rows) };
+        #[cfg(feature = "cuda")]
+        if let Some(kernels) = &self.kernels {
+            return kernels.add(&stream.rows, more);
         }
+        stream.rows + more.to_dtype(DType::F32)?
     }
 
     /// Normalised rows to what attention adds to the residual stream, in f32 or in the type of the weights.

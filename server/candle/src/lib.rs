@@ -27,7 +27,7 @@ pub use gpu::Gpu;
 use gpu::Lease;
 use std::path::Path;
 use std::sync::Arc;
-use step::{Logits, Sequences};
+use step::{Answers, Sequences};
 use textnlp_inference::cpu::Quant;
 use textnlp_inference::decoder::{Spec, Tied};
 use textnlp_inference::executor::{
@@ -167,9 +167,8 @@ pub struct Candle {
     kv_type: DType,
     sequences: Sequences,
     pool: Option<Arc<rayon::ThreadPool>>,
-    logits: Logits,
-    /// The count of those that the last step computed.
-    logits_count: usize,
+    /// Those of the last step.
+    answers: Answers,
     held: u64,
     #[cfg(feature = "cuda")]
     graphs: std::cell::RefCell<graph::Graphs>,
@@ -218,9 +217,12 @@ impl Candle {
             }
         };
         let sequences = Sequences::new(positions);
+        #[cfg(feature = "cuda")]
+        let graphs =
+            graph::Graphs::new(&spec, &device, &weights).map_err(|error| failed("the GPU", error.to_string()))?;
         let candle = Candle {
             #[cfg(feature = "cuda")]
-            graphs: std::cell::RefCell::new(graph::Graphs::new(&spec, &device, weights.has_blocks())),
+            graphs: std::cell::RefCell::new(graphs),
             rotations: spec.ropes().into_iter().map(|rope| rope.rotation(spec.shape.context)).collect(),
             spec,
             weights,
@@ -228,8 +230,7 @@ impl Candle {
             kv_type,
             sequences,
             pool,
-            logits: Logits::default(),
-            logits_count: 0,
+            answers: Answers::default(),
             held,
             _lease: lease,
         };
@@ -302,7 +303,16 @@ impl Executor for Candle {
     }
 
     fn logits(&self) -> &[f32] {
-        self.logits.get(..self.logits_count).unwrap_or_default()
+        self.answers.logits()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn draws(&self, draw: &textnlp_inference::sample::Draw) -> bool {
+        self.device.is_cuda() && kernels::draws(draw, self.spec.shape.vocab)
+    }
+
+    fn drawn(&self) -> &[Option<u32>] {
+        self.answers.drawn()
     }
 
     fn fault(&self) -> Option<String> {
@@ -315,7 +325,7 @@ impl Executor for Candle {
     /// Keys and values are taken when sequences are opened; their limit is reported, since it may be reached.
     fn memory(&self) -> Memory {
         let each = (self.spec.kv_numbers() * self.kv_type.size_in_bytes()) as u64;
-        let workspace = size_of_val(&self.logits[..]) as u64;
+        let workspace = self.answers.room();
         let kv = |positions: usize| each.saturating_mul(positions as u64);
         let Sequences { limit, free, .. } = self.sequences;
         Memory { weights: self.held, kv: kv(limit), kv_on_demand: kv(limit - free), workspace }

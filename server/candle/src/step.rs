@@ -2,13 +2,14 @@
 
 use crate::Candle;
 #[cfg(feature = "cuda")]
-use crate::kernels::Pinned;
-use crate::layer::{Cache, Pass, Piece, capped, scaled};
+use crate::kernels::{Drawing, Pinned};
+use crate::layer::{Cache, Pass, Piece, Stream, capped, scaled};
 use candle_core::{DType, Device, Result as Computed, Tensor};
 use std::collections::HashMap;
 use std::ops::Deref;
 use textnlp_inference::decoder::{Position, Spec};
-use textnlp_inference::executor::{RowSpan, SeqId, StepError};
+use textnlp_inference::executor::{LogitRows, RowSpan, SeqId, StepError};
+use textnlp_inference::sample::{Draw, NotFinite};
 
 /// The most rows that go through the model at once: a bound of the memory for activations.
 const MOST_ROWS: usize = 256;
@@ -66,38 +67,122 @@ struct Row {
     seq: SeqId,
     position: usize,
     token: u32,
-    wanted: bool,
+    wanted: Wanted,
 }
+
+/// What is wanted of a row.
+#[derive(Clone, Copy, PartialEq)]
+enum Wanted {
+    Nothing,
+    Logits,
+    /// The token that is drawn from its logits.
+    Token(Draw),
+}
+
+impl Wanted {
+    fn of(span: &RowSpan<'_>, row: usize) -> Wanted {
+        match span.logits {
+            _ if !span.wants(row) => Wanted::Nothing,
+            LogitRows::Drawn(draw) => Wanted::Token(draw),
+            LogitRows::None | LogitRows::Last | LogitRows::All => Wanted::Logits,
+        }
+    }
+}
+
+/// What a step says.
+#[derive(Default)]
+pub(crate) struct Answers {
+    logits: Logits,
+    /// The count of logits.
+    count: usize,
+    /// Of each row whose token is wanted; `None` where the logits have the row.
+    drawn: Vec<Option<u32>>,
+    /// Whose logits are not finite, of the rows whose tokens were drawn.
+    broken: Option<SeqId>,
+}
+
+impl Answers {
+    pub(crate) fn logits(&self) -> &[f32] {
+        self.logits.get(..self.count).unwrap_or_default()
+    }
+
+    pub(crate) fn drawn(&self) -> &[Option<u32>] {
+        &self.drawn
+    }
+
+    /// Bytes of the buffer of logits.
+    pub(crate) fn room(&self) -> u64 {
+        size_of_val(&self.logits[..]) as u64
+    }
+
+    fn clear(&mut self) {
+        (self.count, self.broken) = (0, None);
+        self.drawn.clear();
+    }
+
+    /// Takes what is wanted of rows whose logits, rows × vocabulary, are on the device, which drew these tokens.
+    fn take(&mut self, logits: &Tensor, rows: &[&Row], drawn: &[DrawnRow]) -> Computed<()> {
+        let of_row = |index: usize| drawn.get(index).copied().flatten();
+        for (index, row) in rows.iter().enumerate() {
+            match (row.wanted, of_row(index)) {
+                (Wanted::Nothing | Wanted::Logits, _) => {}
+                (Wanted::Token(_), Some(Err(NotFinite))) => self.broken = self.broken.or(Some(row.seq)),
+                (Wanted::Token(_), token) => self.drawn.push(token.and_then(Result::ok)),
+            }
+        }
+        let read: Vec<usize> = (0..rows.len()).filter(|index| of_row(*index).is_none()).collect();
+        for run in read.chunk_by(|a, b| a + 1 == *b) {
+            self.count = self.logits.take(&logits.narrow(0, run[0], run.len())?, self.count)?;
+        }
+        Ok(())
+    }
+}
+
+/// The token that the device drew from a row, if it did.
+pub(crate) type DrawnRow = Option<Result<u32, NotFinite>>;
 
 impl Candle {
     /// Computes one step; see [`textnlp_inference::executor::Executor::step`].
     pub(crate) fn run(&mut self, spans: &[RowSpan<'_>]) -> Result<(), StepError> {
-        self.logits_count = 0;
-        self.check(spans)?;
-        let mut rows = Vec::new();
-        for span in spans {
-            for (i, token) in span.tokens.iter().enumerate() {
-                rows.push(Row { seq: span.seq, position: span.start + i, token: *token, wanted: span.wants(i) });
-            }
+        let mut answers = std::mem::take(&mut self.answers);
+        answers.clear();
+        let computed = self.compute(spans, &mut answers);
+        if computed.is_err() {
+            answers.clear();
         }
-        let mut logits = std::mem::take(&mut self.logits);
-        let passed = rows.chunks(MOST_ROWS).try_fold(0, |count, rows| self.pass(rows, &mut logits, count));
-        self.logits = logits;
-        let count = passed.map_err(|error| StepError::Device(error.to_string()))?;
-        let mut rest = self.logits.get(..count).unwrap_or_default();
-        for span in spans {
-            let (own, others) = rest.split_at(span.count_wanted() * self.spec.shape.vocab);
-            if !are_finite(own) {
-                return Err(StepError::NotFinite(span.seq));
-            }
-            rest = others;
-        }
+        self.answers = answers;
+        computed?;
         for span in spans {
             if let Some(sequence) = self.sequences.open.get_mut(&span.seq) {
                 sequence.length = span.start + span.tokens.len();
             }
         }
-        self.logits_count = count;
+        Ok(())
+    }
+
+    fn compute(&self, spans: &[RowSpan<'_>], answers: &mut Answers) -> Result<(), StepError> {
+        self.check(spans)?;
+        let mut rows = Vec::new();
+        for span in spans {
+            for (i, token) in span.tokens.iter().enumerate() {
+                rows.push(Row { seq: span.seq, position: span.start + i, token: *token, wanted: Wanted::of(span, i) });
+            }
+        }
+        let passed = rows.chunks(MOST_ROWS).try_for_each(|rows| self.pass(rows, answers));
+        passed.map_err(|error| StepError::Device(error.to_string()))?;
+        if let Some(seq) = answers.broken {
+            return Err(StepError::NotFinite(seq));
+        }
+        let (mut rest, mut drawn) = (answers.logits(), answers.drawn().iter());
+        for span in spans {
+            let is_drawn = matches!(span.logits, LogitRows::Drawn(_)) && drawn.next().is_some_and(Option::is_some);
+            let rows = if is_drawn { 0 } else { span.count_wanted() };
+            let (own, others) = rest.split_at(rows * self.spec.shape.vocab);
+            if !are_finite(own) {
+                return Err(StepError::NotFinite(span.seq));
+            }
+            rest = others;
+        }
         Ok(())
     }
 
@@ -124,9 +209,8 @@ impl Candle {
         Ok(())
     }
 
-    /// Takes rows through the model and writes the logits that are wanted behind the first `count`; the answer is how
-    /// many there are then.
-    fn pass(&self, rows: &[Row], logits: &mut Logits, count: usize) -> Computed<usize> {
+    /// Takes rows through the model, and what is wanted of them into the answers.
+    fn pass(&self, rows: &[Row], answers: &mut Answers) -> Computed<()> {
         let (spec, weights, device) = (&self.spec, &self.weights, &self.device);
         let mut pieces: Vec<Piece> = Vec::new();
         let mut sequences = Vec::new();
@@ -140,12 +224,14 @@ impl Candle {
             row += run.len();
         }
         let caches: Vec<&[Cache]> = sequences.iter().map(|sequence| &sequence.caches[..]).collect();
+        let wanted: Vec<&Row> = rows.iter().filter(|row| row.wanted != Wanted::Nothing).collect();
         #[cfg(feature = "cuda")]
-        if pieces.len() == rows.len() && rows.iter().all(|row| row.wanted) {
+        if pieces.len() == rows.len() && wanted.len() == rows.len() {
             let mut graphs = self.graphs.borrow_mut();
             if graphs.takes(rows.len()) {
                 let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
-                return logits.take(&graphs.run(self, &pieces, &caches, &tokens)?, count);
+                let (logits, drawn) = graphs.run(self, &pieces, &caches, &tokens, &draws_of(&wanted))?;
+                return answers.take(&logits, &wanted, &drawn);
             }
         }
         let numbers = |values: Vec<u32>| {
@@ -159,24 +245,54 @@ impl Candle {
             x = (x + table.index_select(&positions, 0)?)?;
         }
         let pass = Pass::new(spec, device, &self.rotations, &pieces, &caches)?;
+        let mut stream = Stream::from(x);
         for (number, layer) in weights.layers.iter().enumerate() {
-            x = pass.layer(number, layer, &x)?;
+            stream = pass.layer(number, layer, stream)?;
         }
-        let wanted: Vec<u32> = (0..).zip(rows).filter(|(_, row)| row.wanted).map(|(i, _)| i).collect();
         if wanted.is_empty() {
-            return Ok(count);
+            return Ok(());
         }
-        let x = weights.norm.forward(&x.index_select(&numbers(wanted)?, 0)?)?;
+        let places = (0..).zip(rows).filter(|(_, row)| row.wanted != Wanted::Nothing).map(|(i, _)| i).collect();
+        let x = weights.norm.forward(&pass.sum(stream)?.index_select(&numbers(places)?, 0)?)?;
         // A cap makes three more tensors of them.
-        let rows = x.dim(0)?;
-        let at_once = if spec.logit_cap.is_some() { CAPPED_ROWS } else { rows };
-        let mut count = count;
-        for first in (0..rows).step_by(at_once) {
-            let part = x.narrow(0, first, at_once.min(rows - first))?;
-            count = logits.take(&capped(weights.head.forward(&part)?, spec.logit_cap)?, count)?;
+        let at_once = if spec.logit_cap.is_some() { CAPPED_ROWS } else { wanted.len() };
+        let mut first = 0;
+        for part in wanted.chunks(at_once) {
+            let rows = x.narrow(0, first, part.len())?;
+            let logits = capped(weights.head.forward(&rows)?, spec.logit_cap)?;
+            answers.take(&logits, part, &self.draw(&logits, part)?)?;
+            first += part.len();
         }
-        Ok(count)
+        Ok(())
     }
+
+    /// Draws the tokens of rows that want them from their logits on a GPU.
+    #[cfg(feature = "cuda")]
+    fn draw(&self, logits: &Tensor, rows: &[&Row]) -> Computed<Vec<DrawnRow>> {
+        let draws = draws_of(rows);
+        if !logits.device().is_cuda() || draws.iter().all(Option::is_none) {
+            return Ok(Vec::new());
+        }
+        let drawing = Drawing::new(rows.len(), self.spec.shape.vocab, logits.device())?;
+        drawing.set(&draws)?;
+        drawing.launch(logits, rows.len())?;
+        drawing.drawn(rows.len())
+    }
+
+    /// The processor chooses all tokens.
+    #[cfg(not(feature = "cuda"))]
+    fn draw(&self, _logits: &Tensor, _rows: &[&Row]) -> Computed<Vec<DrawnRow>> {
+        Ok(Vec::new())
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn draws_of(rows: &[&Row]) -> Vec<Option<Draw>> {
+    let draw = |row: &&Row| match row.wanted {
+        Wanted::Token(draw) => Some(draw),
+        Wanted::Nothing | Wanted::Logits => None,
+    };
+    rows.iter().map(draw).collect()
 }
 
 /// The logits of a step, in the beginning of a buffer that is not cleared.

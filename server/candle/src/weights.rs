@@ -39,22 +39,26 @@ pub(crate) enum FeedWeights {
 
 #[cfg(feature = "cuda")]
 impl Weights {
-    /// Whether any matrix is in blocks.
-    pub(crate) fn has_blocks(&self) -> bool {
-        let is_in_blocks = |linear: &Linear| linear.parts.iter().any(|part| matches!(part, Part::Blocks(_)));
-        let has = |layer: &Layer| {
-            let more = match &layer.feed {
-                FeedWeights::Dense(only) => [Some(&only.up), Some(&only.down)],
-                FeedWeights::Experts { router, .. } => [Some(router), None],
-            };
-            [Some(&layer.qkv), Some(&layer.out)].into_iter().chain(more).flatten().any(is_in_blocks)
-        };
-        is_in_blocks(&self.head) || self.layers.iter().any(has)
+    /// Of the matrices with parts in blocks one with the most inputs, and how many these are.
+    pub(crate) fn widest_blocks(&self) -> Option<(&Linear, usize)> {
+        let of_layers =
+            self.layers.iter().flat_map(|layer| [vec![&layer.qkv, &layer.out], layer.feed.linears()].concat());
+        let all = of_layers.chain([&self.head]);
+        all.filter_map(|linear| Some((linear, linear.block_inputs()?))).max_by_key(|(_, inputs)| *inputs)
     }
 }
 
 #[cfg(feature = "cuda")]
 impl FeedWeights {
+    fn linears(&self) -> Vec<&Linear> {
+        match self {
+            FeedWeights::Dense(only) => vec![&only.up, &only.down],
+            FeedWeights::Experts { router, experts } => {
+                experts.iter().flat_map(|expert| [&expert.up, &expert.down]).chain([router]).collect()
+            }
+        }
+    }
+
     /// The type of rows that it takes without a conversion.
     pub(crate) fn dtype(&self) -> DType {
         match self {
@@ -112,6 +116,16 @@ impl Linear {
             [Part::Dense(weight)] => weight.dtype(),
             _ => DType::F32,
         }
+    }
+
+    /// The inputs of a part in blocks, if there is one.
+    #[cfg(feature = "cuda")]
+    fn block_inputs(&self) -> Option<usize> {
+        let inputs = |part: &Part| match part {
+            Part::Blocks(QMatMul::QTensor(blocks)) => Some(blocks.shape().dims2().ok()?.1),
+            Part::Blocks(_) | Part::Dense(_) => None,
+        };
+        self.parts.iter().find_map(inputs)
     }
 
     /// Rows to rows, without a bias in the type of the weights, of several parts in f32.

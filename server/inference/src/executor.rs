@@ -3,6 +3,8 @@
 //! Three executors share this trait: `cpu` (our kernels), the crate `textnlp-candle` (more families, other devices) and a
 //! scripted one for the scheduler's tests. An executor owns the keys and values of the sequences it has open.
 
+use crate::sample::Draw;
+
 /// A sequence that an executor holds keys and values for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u32);
@@ -25,7 +27,7 @@ impl RowSpan<'_> {
     pub fn wants(&self, row: usize) -> bool {
         match self.logits {
             LogitRows::None => false,
-            LogitRows::Last => row + 1 == self.tokens.len(),
+            LogitRows::Last | LogitRows::Drawn(_) => row + 1 == self.tokens.len(),
             LogitRows::All => row < self.tokens.len(),
         }
     }
@@ -34,19 +36,22 @@ impl RowSpan<'_> {
     pub fn count_wanted(&self) -> usize {
         match self.logits {
             LogitRows::None => 0,
-            LogitRows::Last => 1,
+            LogitRows::Last | LogitRows::Drawn(_) => 1,
             LogitRows::All => self.tokens.len(),
         }
     }
 }
 
 /// For which rows of a span logits are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum LogitRows {
     /// None: a part of a prompt.
     None,
     /// The last row: the end of a prompt, or one decoded token.
     Last,
+    /// The last row, of which only the token is wanted that is drawn from it; of executors whose [`Executor::draws`]
+    /// says so.
+    Drawn(Draw),
     /// Every row: perplexity.
     All,
 }
@@ -174,8 +179,21 @@ pub trait Executor: Send {
     /// that starts before its end.
     fn step(&mut self, rows: &[RowSpan<'_>]) -> Result<(), StepError>;
 
-    /// Logits of the last step: one slice of `vocab` values for each row that asked, in the order of the spans.
+    /// Logits of the last step: one slice of `vocab` values for each row that asked, in the order of the spans, without
+    /// the rows whose tokens were drawn.
     fn logits(&self) -> &[f32];
+
+    /// Whether it draws tokens so on its device, and spans may ask for [`LogitRows::Drawn`]: the token is that of
+    /// [`Draw::token`] for the logits.
+    fn draws(&self, _draw: &Draw) -> bool {
+        false
+    }
+
+    /// For each span of the last step that asked for it, the token that was drawn; `None` where [`Executor::logits`] has
+    /// the row instead, because a filter keeps more tokens than the device sorts.
+    fn drawn(&self) -> &[Option<u32>] {
+        &[]
+    }
 
     /// Why its device computes nothing more in this process, so that only a restart helps; `None` after an error of one step.
     fn fault(&self) -> Option<String> {

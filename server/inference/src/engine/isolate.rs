@@ -7,13 +7,31 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::executor::{Executor, RowSpan, SeqId, StepError};
+use crate::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
+
+/// What a step says about a span.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Said<'a> {
+    /// Rows of `vocab` values each, as far as it asked for them.
+    Logits(&'a [f32]),
+    /// The token that its executor drew.
+    Token(u32),
+}
+
+impl<'a> Said<'a> {
+    /// The logits that are left to read.
+    pub(super) fn logits(self) -> &'a [f32] {
+        match self {
+            Said::Logits(logits) => logits,
+            Said::Token(_) => &[],
+        }
+    }
+}
 
 /// The results of a step's spans.
 pub(super) trait Outcome {
-    /// Spans are computed: their indices in the order of the plan, and their rows of `vocab` values each, as far as they
-    /// asked for them.
-    fn computed(&mut self, spans: &[(usize, &[f32])]);
+    /// Spans are computed: their indices in the order of the plan, and what the step says about them.
+    fn computed(&mut self, spans: &[(usize, Said<'_>)]);
     /// Span `index` cannot be computed.
     fn failed(&mut self, index: usize, why: String);
 }
@@ -32,12 +50,19 @@ pub(super) fn step(executor: &mut dyn Executor, spans: &[RowSpan<'_>], outcome: 
                 steps.0 += 1;
                 let vocab = executor.shape().vocab;
                 let mut rest = executor.logits();
+                let mut drawn = executor.drawn().iter();
                 let mut computed = Vec::with_capacity(batch.len());
                 for &index in &batch {
+                    if let LogitRows::Drawn(_) = spans[index].logits
+                        && let Some(Some(token)) = drawn.next()
+                    {
+                        computed.push((index, Said::Token(*token)));
+                        continue;
+                    }
                     match rest.split_at_checked(vocab * spans[index].count_wanted()) {
                         Some((own, others)) => {
                             rest = others;
-                            computed.push((index, own));
+                            computed.push((index, Said::Logits(own)));
                         }
                         None => outcome.failed(index, "the step returned too few logits".to_owned()),
                     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::isolate::Said;
 use super::run::{LogitResult, Reader};
 use crate::sample::Scratch;
 
@@ -24,7 +25,7 @@ pub(super) struct Readers {
     many: usize,
 }
 
-/// The logits of one part of a step.
+/// What a step says about one part.
 #[derive(Clone, Copy)]
 pub(super) struct Unread<'a> {
     /// The part.
@@ -32,8 +33,8 @@ pub(super) struct Unread<'a> {
     pub(super) reader: Reader<'a>,
     /// The tokens of the last rows, which may be wrong.
     pub(super) guesses: &'a [u32],
-    /// Rows of `vocab` values each.
-    pub(super) logits: &'a [f32],
+    /// What the step says: of logits, rows of `vocab` values each.
+    pub(super) said: Said<'a>,
 }
 
 /// What a run reads from its logits.
@@ -68,7 +69,7 @@ impl Readers {
         vocab: usize,
         clock: &dyn Fn() -> Instant,
     ) -> (Vec<Gathered>, Duration) {
-        let logits: usize = parts.iter().map(|part| part.logits.len()).sum();
+        let logits: usize = parts.iter().map(|part| part.said.logits().len()).sum();
         let threads = if logits < self.many { 1 } else { self.scratch.len().min(parts.len()) };
         let Some((own, others)) = self.scratch.split_first_mut().filter(|_| threads > 1) else {
             let scratch = &mut self.scratch[0];
@@ -112,7 +113,7 @@ impl Readers {
 impl Unread<'_> {
     fn read(&self, vocab: usize, scratch: &mut Scratch, clock: &dyn Fn() -> Instant) -> Gathered {
         let begin = clock();
-        let fruit = self.reader.read(self.guesses, self.logits, vocab, scratch).map_err(|error| error.to_string());
+        let fruit = self.reader.read(self.guesses, self.said, vocab, scratch).map_err(|error| error.to_string());
         let slow = clock().saturating_duration_since(begin).saturating_sub(ORDINARY_CHOICE);
         Gathered { index: self.index, fruit, slow }
     }

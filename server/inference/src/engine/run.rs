@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::draft::{self, Draft};
 use super::handle::{Score, Scored};
+use super::isolate::Said;
 use super::outlet::{Flow, Outlet};
 use super::plan::Candidate;
 use super::request::{Done, Event, Failure, Finish, Request, Sink, Token};
 use crate::executor::{LogitRows, SeqId};
 use crate::guide::{Guide, Progress};
-use crate::sample::{self, NotFinite, SampledToken, Sampler, Scratch, TokenSet};
+use crate::sample::{self, Draw, NotFinite, SampledToken, Sampler, Scratch, TokenSet};
 use crate::text::{Stream, Tokenizer};
 
 /// The callback of a score request.
@@ -225,11 +226,14 @@ impl Run {
         Candidate { tenant, age: self.id, computed, known, scores, mask, masked }
     }
 
-    /// For which of the next `rows` logits are wanted.
-    pub(super) fn logits(&self, start: usize, rows: usize) -> LogitRows {
-        match self.work {
+    /// For which of the next `rows` logits are wanted; where `draws` says that the executor can, only the token.
+    pub(super) fn logits(&self, start: usize, rows: usize, draws: impl Fn(&Draw) -> bool) -> LogitRows {
+        match &self.work {
             Work::Score(_) => LogitRows::All,
-            Work::Answer(_) if start + rows == self.known() => LogitRows::Last,
+            Work::Answer(answer) if start + rows == self.known() => {
+                let draw = answer.draw(self.tokens.len()).filter(draws);
+                draw.map_or(LogitRows::Last, LogitRows::Drawn)
+            }
             Work::Answer(_) => LogitRows::None,
         }
     }
@@ -382,14 +386,21 @@ impl Run {
 }
 
 impl Reader<'_> {
-    /// Evaluates logits, of whose rows the last are `guesses`. Changes nothing, because the step is not committed.
+    /// Evaluates what a step says, of whose rows the last are `guesses`. Changes nothing, because the step is not
+    /// committed.
     pub(super) fn read(
         &self,
         guesses: &[u32],
-        logits: &[f32],
+        said: Said<'_>,
         vocab: usize,
         scratch: &mut Scratch,
     ) -> Result<LogitResult, NotFinite> {
+        let logits = match said {
+            Said::Logits(logits) => logits,
+            Said::Token(token) => {
+                return Ok(LogitResult::Choices(vec![SampledToken { token, logprob: None, top: Vec::new() }]));
+            }
+        };
         if logits.is_empty() {
             return Ok(LogitResult::Nothing);
         }
@@ -417,6 +428,12 @@ impl Reader<'_> {
 }
 
 impl Answer {
+    /// How its token at a position is drawn, if that depends on the logits alone and nothing else is wanted of them.
+    fn draw(&self, position: usize) -> Option<Draw> {
+        let is_plain = self.guide.is_none() && self.logprobs.is_none();
+        self.sampler.unpenalised(position as u64).filter(|_| is_plain)
+    }
+
     /// Adds a token to the answer; `Some` when that was the last.
     fn take(
         &mut self,

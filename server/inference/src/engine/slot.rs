@@ -8,7 +8,7 @@ use super::admission::SlotId;
 use super::books::Books;
 use super::draft::{self, Draft, MOST_LOGITS};
 use super::handle::{EngineOptions, LoadedModel};
-use super::isolate::{self, Outcome};
+use super::isolate::{self, Outcome, Said};
 use super::pace::{Pace, Size};
 use super::plan::{DECODE_WEIGHT, PROMPT_WEIGHT, Part, plan};
 use super::prefix::Prefixes;
@@ -365,12 +365,15 @@ impl Slot {
 
         let (drafts, size) = self.drafts(&parts, size, target.as_secs_f64());
 
-        let runs = &self.running;
+        let (runs, executor) = (&self.running, &*self.executor);
         let spans = parts.iter().zip(&drafts).filter_map(|(part, draft)| {
             let run = &runs[part.candidate];
             let (tokens, logits) = match draft {
                 Some(draft) if !draft.guesses().is_empty() => (draft.rows(), LogitRows::All),
-                _ => (&run.tokens[part.start..part.start + part.rows], run.logits(part.start, part.rows)),
+                _ => {
+                    let logits = run.logits(part.start, part.rows, |draw| executor.draws(draw));
+                    (&run.tokens[part.start..part.start + part.rows], logits)
+                }
             };
             Some(RowSpan { seq: run.seq?, start: part.start, tokens, logits })
         });
@@ -522,11 +525,11 @@ struct Gather<'a> {
 }
 
 impl Outcome for Gather<'_> {
-    fn computed(&mut self, spans: &[(usize, &[f32])]) {
-        let unread = spans.iter().map(|&(index, logits)| {
+    fn computed(&mut self, spans: &[(usize, Said<'_>)]) {
+        let unread = spans.iter().map(|&(index, said)| {
             let part = self.parts[index];
             let guesses = self.drafts[index].as_ref().map_or(&[][..], Draft::guesses);
-            Unread { index, reader: self.runs[part.candidate].reader(part.start), guesses, logits }
+            Unread { index, reader: self.runs[part.candidate].reader(part.start), guesses, said }
         });
         let (fruits, slow) = self.readers.read(&unread.collect::<Vec<_>>(), self.vocab, self.clock);
         self.fruits.extend(fruits);

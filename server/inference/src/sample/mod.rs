@@ -146,6 +146,7 @@ impl Sampler {
             self.penalise(copy, ahead);
         }
         let wanted = if self.penalises { copy.as_slice() } else { logits };
+        let draw = self.draw_at(position);
         let token = match allowed {
             // The others are left out, not made unlikely: no temperature and no top-k can bring them back.
             Some(allowed) => {
@@ -153,10 +154,10 @@ impl Sampler {
                 ids.extend(allowed.iter().filter(|&id| (id as usize) < wanted.len()));
                 kept.clear();
                 kept.extend(ids.iter().map(|&id| wanted[id as usize]));
-                ids[self.draw(&Row::new(kept).ok_or(NotFinite)?, kept, position, weights) as usize]
+                ids[draw.of_row(&Row::new(kept).ok_or(NotFinite)?, kept, weights) as usize]
             }
-            None if self.penalises => self.draw(&Row::new(copy).ok_or(NotFinite)?, copy, position, weights),
-            None => self.draw(&row, logits, position, weights),
+            None if self.penalises => draw.of_row(&Row::new(copy).ok_or(NotFinite)?, copy, weights),
+            None => draw.of_row(&row, logits, weights),
         };
         let Some(alternatives) = alternatives else {
             return Ok(SampledToken { token, logprob: None, top: Vec::new() });
@@ -192,16 +193,52 @@ impl Sampler {
         }
     }
 
-    fn draw(&self, row: &Row<'_>, logits: &[f32], position: u64, weights: &mut Vec<f32>) -> u32 {
+    /// How the token at `position` is drawn, if it depends on the logits alone.
+    pub fn unpenalised(&self, position: u64) -> Option<Draw> {
+        (!self.penalises).then(|| self.draw_at(position))
+    }
+
+    fn draw_at(&self, position: u64) -> Draw {
         let Sampling { temperature, top_k, top_p, min_p, seed, .. } = self.sampling;
-        if temperature.is_nan() || temperature <= 0.0 || top_k == 1 || top_p <= 0.0 {
+        let is_greedy = temperature.is_nan() || temperature <= 0.0 || top_p <= 0.0;
+        Draw {
+            scale: 1.0 / temperature.max(COLDEST),
+            top_k: if is_greedy { 1 } else { top_k },
+            top_p: if top_p < 1.0 { top_p } else { 1.0 },
+            floor: if min_p > 0.0 { min_p.min(1.0) } else { 0.0 },
+            at: philox::uniform(seed, position),
+        }
+    }
+}
+
+/// How a token is drawn from logits: greedily with a `top_k` of 1, else from those that top-k, top-p and min-p keep.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// 1 / temperature.
+    pub scale: f32,
+    /// How many of the likeliest tokens are kept; 0 for all.
+    pub top_k: usize,
+    /// The share of the weights that the likeliest tokens must make up; 1 for all. Above 0.
+    pub top_p: f32,
+    /// The least weight that is kept, where the likeliest token weighs 1.
+    pub floor: f32,
+    /// Where in the sum of all weights the token is, from 0 to below 1.
+    pub at: f64,
+}
+
+impl Draw {
+    /// The token that is drawn from logits.
+    pub fn token(&self, logits: &[f32]) -> Result<u32, NotFinite> {
+        Ok(self.of_row(&Row::new(logits).ok_or(NotFinite)?, logits, &mut Vec::new()))
+    }
+
+    fn of_row(&self, row: &Row<'_>, logits: &[f32], weights: &mut Vec<f32>) -> u32 {
+        let Draw { scale, top_k, top_p, floor, at } = *self;
+        if top_k == 1 {
             return row.best();
         }
-        let heat = Heat { max: row.max, scale: 1.0 / temperature.max(COLDEST) };
-        // The least weight that min-p lets through; the likeliest weighs 1.
-        let floor = if min_p > 0.0 { min_p.min(1.0) } else { 0.0 };
+        let heat = Heat { max: row.max, scale };
         let limited = top_k > 0 && top_k < logits.len();
-        let u = philox::uniform(seed, position);
         if top_p < 1.0 || limited {
             let mut kept = if limited {
                 let kept = heat.weigh(row.top(top_k));
@@ -213,7 +250,7 @@ impl Sampler {
                 if reached { few } else { nucleus(heaviest(weights, top_p, whole), top_p, whole).0 }
             };
             kept.retain(|&(_, weight)| weight >= floor);
-            pick(kept.into_iter(), u)
+            pick(kept.into_iter(), at)
         } else if floor > 0.0 {
             // A weight of at least `floor` needs a logit of at least max + ln(floor) / scale; the margin covers rounding and
             // the weight itself decides.
@@ -221,10 +258,10 @@ impl Sampler {
             let bound = f64::from(row.max) + depth - 1e-3 * (1.0 + depth.abs() + f64::from(row.max.abs()));
             let mut kept = heat.weigh(row.at_least(bound as f32));
             kept.retain(|&(_, weight)| weight >= floor);
-            pick(kept.into_iter(), u)
+            pick(kept.into_iter(), at)
         } else {
             let whole = heat.weigh_all(logits, weights);
-            pick_of(weights, u * whole)
+            pick_of(weights, at * whole)
         }
     }
 }
@@ -289,7 +326,7 @@ fn total(weights: &[f32]) -> f64 {
 /// The likeliest that make up `share` of `whole`, the one that crosses it included; `false` and all of them
 /// when they do not.
 fn nucleus(mut tokens: Vec<(u32, f32)>, share: f32, whole: f64) -> (Vec<(u32, f32)>, bool) {
-    if share.is_nan() || share >= 1.0 {
+    if share >= 1.0 {
         return (tokens, true);
     }
     let wanted = f64::from(share) * whole;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::executor::{Executor, LogitRows, Memory, Positions, RowSpan, SeqId, Shape, StepError};
+use crate::sample::Draw;
 
 pub(super) const VOCAB: usize = 304;
 pub(super) const END: u32 = 256;
@@ -27,6 +28,8 @@ pub(super) struct Watch {
     pub(super) steps: usize,
     pub(super) rows: usize,
     pub(super) logit_rows: usize,
+    /// Tokens that the script drew itself.
+    pub(super) drawn: usize,
     /// Rows of the last step by sequence, and where they began.
     pub(super) last: Vec<(SeqId, usize, usize)>,
     /// So many steps with company fail without naming anybody.
@@ -47,6 +50,8 @@ pub(super) struct Script {
     pub(super) is_limited: bool,
     /// In which unit sequences can begin with rows of others.
     pub(super) unit: Option<usize>,
+    /// Whether it draws tokens, but for every third one.
+    pub(super) draws: bool,
     /// How many of the last tokens the next one depends on: with few of them texts repeat.
     pub(super) window: usize,
     pub(super) step_cost: Duration,
@@ -62,6 +67,7 @@ pub(super) struct State {
     /// Least recently used first.
     retained: Vec<(SeqId, Vec<u32>)>,
     logits: Vec<f32>,
+    drawn: Vec<Option<u32>>,
     next: u32,
 }
 
@@ -72,6 +78,7 @@ impl Default for Script {
             capacity: 1 << 20,
             is_limited: false,
             unit: None,
+            draws: false,
             window: usize::MAX,
             step_cost: Duration::from_millis(1),
             row_cost: Duration::from_micros(250),
@@ -225,6 +232,7 @@ impl Executor for Script {
             }
         }
         self.state.logits.clear();
+        self.state.drawn.clear();
         watch.steps += 1;
         watch.rows += count;
         watch.last = rows.iter().map(|span| (span.seq, span.start, span.tokens.len())).collect();
@@ -239,6 +247,16 @@ impl Executor for Script {
                     if tokens.contains(&BREAKS_LOGITS) {
                         logits[3] = f32::NAN;
                     }
+                    if let LogitRows::Drawn(draw) = span.logits {
+                        assert!(self.draws, "only one that draws is asked");
+                        let token = draw.token(&logits).map_err(|_| StepError::NotFinite(span.seq))?;
+                        let drawn = Some(token).filter(|token| token % 3 > 0);
+                        self.state.drawn.push(drawn);
+                        if drawn.is_some() {
+                            watch.drawn += 1;
+                            continue;
+                        }
+                    }
                     self.state.logits.extend(logits);
                 }
             }
@@ -248,6 +266,14 @@ impl Executor for Script {
 
     fn logits(&self) -> &[f32] {
         &self.state.logits
+    }
+
+    fn draws(&self, _draw: &Draw) -> bool {
+        self.draws
+    }
+
+    fn drawn(&self) -> &[Option<u32>] {
+        &self.state.drawn
     }
 
     fn fault(&self) -> Option<String> {
