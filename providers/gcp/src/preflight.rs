@@ -1,5 +1,5 @@
-//! What would make a plan fail, found by reads: the project, its billing, permissions, services, quotas, zones, DNS zones, names and
-//! address ranges. Everything is asked at once.
+//! What would make a plan fail, found by reads: the project, its billing, permissions, services, quotas, zones, DNS zones, budgets, names
+//! and address ranges. Everything is asked at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use textnlp_provider::{
 };
 
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
+use crate::kinds::budgets::{self, BUDGET};
 use crate::kinds::container::SPOT;
 use crate::labels;
 use crate::policy;
@@ -37,7 +38,7 @@ const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a 
 
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, overlaps) = futures::join!(
+    let (project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, budgets, overlaps) = futures::join!(
         project(api),
         billing(api),
         permissions(api, wanted),
@@ -47,9 +48,10 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<P
         quotas(api, wanted),
         zones(api, wanted),
         dns_zones(api, wanted),
+        budgets(api, wanted),
         overlaps(api, wanted)
     );
-    let read = [project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, overlaps];
+    let read = [project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, budgets, overlaps];
     Ok(read.into_iter().flatten().chain(open(wanted)).collect())
 }
 
@@ -129,7 +131,9 @@ async fn services(api: &Api) -> Vec<Problem> {
 /// Asks for the permissions that the plan needs at the project. A role on a single object may allow what is missing there.
 async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let Some(request) = request(wanted) else { return Vec::new() };
-    let needed: Vec<String> = policy::permissions(&request).into_iter().collect();
+    // Those on the billing account are tested there.
+    let needed = policy::permissions(&request).into_iter().filter(|permission| !policy::is_of_account(permission));
+    let needed: Vec<String> = needed.collect();
     let mut missing = BTreeSet::new();
     for chunk in needed.chunks(PERMISSIONS_AT_ONCE) {
         let path = format!("projects/{}:testIamPermissions", api.project());
@@ -149,6 +153,54 @@ async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let cause = format!("{} does not have in the project: {}", api.session.identity.email, listed.join(", "));
     let fix = "`textnlp-deploy plan --policy` prints the role that this plan needs";
     vec![Problem::warning("permissions", cause, fix)]
+}
+
+/// Who gets the mails of a budget, and whether the billing account admits it: its permissions and its currency.
+async fn budgets(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let Some(budget) = of_kind(wanted, BUDGET).next() else { return Vec::new() };
+    let place = budget.id.as_str();
+    let account = match budgets::account(api, api.project()).await {
+        Ok(Some(account)) => account,
+        // `billing` reports it.
+        Ok(None) => return Vec::new(),
+        Err(error) => return unanswered("the billing account", &error),
+    };
+    let cause = "its mails go to the administrators and users of the billing account, not to `monitoring.receivers`";
+    let fix = "grant other recipients `roles/billing.user` on the billing account";
+    let mut problems = vec![Problem::note(place, cause, fix)];
+    let needed = request(std::slice::from_ref(budget)).map(|request| policy::permissions(&request)).unwrap_or_default();
+    let needed: BTreeSet<String> = needed.into_iter().filter(|one| policy::is_of_account(one)).collect();
+    let call =
+        Call::post(Service::CloudBilling, format!("{account}:testIamPermissions"), json!({ "permissions": needed }));
+    match api.send(call.saying("test", "permissions")).await {
+        Ok(answer) => {
+            let granted = answer["permissions"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let granted: BTreeSet<String> = granted.map(str::to_owned).collect();
+            let missing: Vec<String> = needed.difference(&granted).cloned().collect();
+            if !missing.is_empty() {
+                let who = &api.session.identity.email;
+                let cause = format!("{who} does not have on the billing account {account}: {}", missing.join(", "));
+                let fix = "`textnlp-deploy plan --policy` prints the role that this plan needs on it";
+                problems.push(Problem::warning(place, cause, fix));
+            }
+        }
+        Err(error) => problems.extend(unanswered("the permissions on the billing account", &error)),
+    }
+    match api.find(Call::get(Service::CloudBilling, account.as_str())).await {
+        Ok(found) => {
+            let billed = found.as_ref().and_then(|found| found["currencyCode"].as_str());
+            let own = budget.spec.get("currency").and_then(Value::as_str);
+            if let Some((billed, own)) = billed.zip(own).filter(|(billed, own)| billed != own) {
+                let cause = format!("the billing account counts in {billed}, and the budget is in {own}");
+                let fix = format!("write `budget.monthly` in {billed}, and `budget.currency: {billed}`");
+                problems.push(Problem::new(place, cause, fix));
+            }
+        }
+        // The permissions say so.
+        Err(error) if error.kind == ErrorKind::Denied => {}
+        Err(error) => problems.extend(unanswered("the currency of the billing account", &error)),
+    }
+    problems
 }
 
 /// The request for the permissions to create, change and delete all of these.
