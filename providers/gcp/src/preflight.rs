@@ -13,7 +13,7 @@ use textnlp_provider::{
 };
 
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
-use crate::kinds::budgets::{self, BUDGET};
+use crate::kinds::budgets::BUDGET;
 use crate::kinds::container::SPOT;
 use crate::labels;
 use crate::policy;
@@ -38,9 +38,9 @@ const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a 
 
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, budgets, overlaps) = futures::join!(
+    let (project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, overlaps) = futures::join!(
         project(api),
-        billing(api),
+        billing(api, wanted),
         permissions(api, wanted),
         services(api),
         names(api, wanted),
@@ -48,10 +48,9 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<P
         quotas(api, wanted),
         zones(api, wanted),
         dns_zones(api, wanted),
-        budgets(api, wanted),
         overlaps(api, wanted)
     );
-    let read = [project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, budgets, overlaps];
+    let read = [project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, overlaps];
     Ok(read.into_iter().flatten().chain(open(wanted)).collect())
 }
 
@@ -100,7 +99,7 @@ async fn project(api: &Api) -> Vec<Problem> {
     }
 }
 
-async fn billing(api: &Api) -> Vec<Problem> {
+async fn billing(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let call = Call::get(Service::CloudBilling, format!("projects/{}/billingInfo", api.project()));
     match api.find(call).await {
         Ok(Some(found)) if found["billingEnabled"] == false => {
@@ -108,7 +107,13 @@ async fn billing(api: &Api) -> Vec<Problem> {
             let fix = format!("`gcloud billing projects link {project} --billing-account ACCOUNT`");
             vec![Problem::new(format!("project {project}"), "it has no billing account", fix)]
         }
-        Ok(_) => Vec::new(),
+        Ok(found) => {
+            let account = found.as_ref().and_then(|found| found["billingAccountName"].as_str());
+            match account.zip(of_kind(wanted, BUDGET).next()) {
+                Some((account, one)) => budget(api, account, one).await,
+                None => Vec::new(),
+            }
+        }
         // Reading it needs a role on the billing account.
         Err(error) if error.kind == ErrorKind::Denied => Vec::new(),
         Err(error) => unanswered("the billing account", &error),
@@ -155,16 +160,9 @@ async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     vec![Problem::warning("permissions", cause, fix)]
 }
 
-/// Who gets the mails of a budget, and whether the billing account admits it: its permissions and its currency.
-async fn budgets(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
-    let Some(budget) = of_kind(wanted, BUDGET).next() else { return Vec::new() };
+/// Who gets the mails of a budget, and whether its billing account admits it: the permissions and the currency.
+async fn budget(api: &Api, account: &str, budget: &Wanted) -> Vec<Problem> {
     let place = budget.id.as_str();
-    let account = match budgets::account(api, api.project()).await {
-        Ok(Some(account)) => account,
-        // `billing` reports it.
-        Ok(None) => return Vec::new(),
-        Err(error) => return unanswered("the billing account", &error),
-    };
     let cause = "its mails go to the administrators and users of the billing account, not to `monitoring.receivers`";
     let fix = "grant other recipients `roles/billing.user` on the billing account";
     let mut problems = vec![Problem::note(place, cause, fix)];
@@ -186,7 +184,7 @@ async fn budgets(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         }
         Err(error) => problems.extend(unanswered("the permissions on the billing account", &error)),
     }
-    match api.find(Call::get(Service::CloudBilling, account.as_str())).await {
+    match api.find(Call::get(Service::CloudBilling, account)).await {
         Ok(found) => {
             let billed = found.as_ref().and_then(|found| found["currencyCode"].as_str());
             let own = budget.spec.get("currency").and_then(Value::as_str);

@@ -85,7 +85,7 @@ fn parts(id: &str) -> Option<(String, String)> {
 }
 
 /// The billing account of a project: `billingAccounts/A`.
-pub(crate) async fn account(api: &Api, project: &str) -> Result<Option<String>> {
+async fn account(api: &Api, project: &str) -> Result<Option<String>> {
     let call = Call::get(Service::CloudBilling, format!("projects/{project}/billingInfo"));
     let found = api.find_enabled(call.saying("read", format!("the billing account of {project}"))).await?;
     let name = found.as_ref().and_then(|found| found["billingAccountName"].as_str());

@@ -88,7 +88,7 @@ fn refused() -> Problem {
 /// The billing account at the start of a name: that of a project.
 fn check_account(cloud: &Cloud, call: &Call<'_>) -> Result<String, Problem> {
     let name = call.name.split('/').take(2).collect::<Vec<_>>().join("/");
-    match cloud.projects.values().any(|project| project.billing_account.as_deref() == Some(&name)) {
+    match cloud.projects.values().any(|project| project.billing_account.as_deref() == Some(name.as_str())) {
         true => Ok(name),
         false => Err(Problem::new("PERMISSION_DENIED", "The caller does not have permission")),
     }
