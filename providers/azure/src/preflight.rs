@@ -1,5 +1,5 @@
 //! What would make a plan fail, found by reads: the subscription, permissions, resource providers, quotas, machine sizes, names, locks,
-//! address ranges and DNS zones. Everything is asked at once, and all problems are in one report.
+//! address ranges, DNS zones and budgets. Everything is asked at once, and all problems are in one report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use textnlp_provider::{EnvironmentName, Ownership, PolicyRequest, PolicyResource
 
 use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
 use crate::compute::Offer;
+use crate::kinds::budgets::{self, BUDGET};
 use crate::kinds::cluster::SPOT;
 use crate::kinds::dns;
 use crate::policy;
@@ -41,7 +42,7 @@ const GLOBAL: [(&str, &str, &str, &str); 2] = [
 
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (subscription, permissions, providers, names, taken, machines, locks, overlaps, zones) = futures::join!(
+    let (subscription, permissions, providers, names, taken, machines, locks, overlaps, zones, budgets) = futures::join!(
         subscription(api),
         permissions(api, wanted),
         providers(api, wanted),
@@ -50,10 +51,11 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<P
         machines(api, wanted),
         locks(api, wanted),
         overlaps(api, wanted),
-        zones(api, wanted)
+        zones(api, wanted),
+        budgets(api, wanted)
     );
-    let read = [subscription, permissions, providers, names, taken, machines, locks, overlaps, zones, open(wanted)];
-    Ok(read.into_iter().flatten().collect())
+    let read = [subscription, permissions, providers, names, taken, machines, locks, overlaps, zones, budgets];
+    Ok(read.into_iter().flatten().chain(open(wanted)).collect())
 }
 
 fn of_kind<'w>(wanted: &'w [Wanted], kind: &'static str) -> impl Iterator<Item = &'w Wanted> {
@@ -374,6 +376,31 @@ async fn zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
                 problems.push(Problem::new(place, "there is no such zone", fix));
             }
             Err(error) => problems.push(unknown(&place, &error)),
+        }
+    }
+    problems
+}
+
+/// Who gets the mails of a budget, and whether the subscription is billed in its currency: a budget that exists shows it.
+async fn budgets(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for one in of_kind(wanted, BUDGET) {
+        let place = one.id.as_str();
+        let cause = "its mails go to the owners of the subscription and to mailboxes of `monitoring.receivers`, not to webhooks";
+        problems.push(Problem::note(place, cause, "name a mailbox as a receiver: `smtps://…&to=…`"));
+        let id = crate::table::row(&one.kind).and_then(|row| row.resource.id(&one.spec)).unwrap_or_default();
+        let found = match api.find(Call::get(id, budgets::VERSION)).await {
+            Ok(found) => found.unwrap_or_default(),
+            Err(error) => {
+                problems.push(unknown(place, &error));
+                continue;
+            }
+        };
+        let (own, billed) = (text(one, "currency"), found["properties"]["currentSpend"]["unit"].as_str());
+        if let Some(billed) = billed.filter(|billed| *billed != own) {
+            let cause = format!("Azure counts in {billed}, the currency of the bill, and the budget is in {own}");
+            let fix = format!("write `budget.monthly` in {billed}, and `budget.currency: {billed}`");
+            problems.push(Problem::warning(place, cause, fix));
         }
     }
     problems

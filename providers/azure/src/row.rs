@@ -39,6 +39,8 @@ pub(crate) struct Table {
     pub(crate) in_place: &'static [&'static str],
     pub(crate) update: Update,
     pub(crate) marks: Marks,
+    /// Whether a change has the etag in its document instead of a header.
+    pub(crate) etag_in_body: bool,
     /// The member with the state.
     pub(crate) state: &'static str,
     /// Outputs besides `id` and `name`, by their members.
@@ -60,6 +62,7 @@ impl Table {
         in_place: &[],
         update: Update::Put,
         marks: Marks::Tags,
+        etag_in_body: false,
         state: STATE,
         outputs: &[],
         suffixed: false,
@@ -82,12 +85,14 @@ pub(crate) enum Update {
 }
 
 /// Where the tags of an object are.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Marks {
     /// In `tags`, changed by `PATCH`, and shown in the list of all resources.
     Tags,
     /// In a member of its properties, changed as any member.
     Member(&'static str),
+    /// In such a member by code: its place, its value for tags, and the tags in it. No list shows them.
+    Written(&'static str, fn(&Tags) -> Value, fn(&Value) -> Tags),
     /// Nowhere: whose a part is, follows from its parent, which this deployment created or verified.
     Part,
 }
@@ -307,6 +312,7 @@ impl<K: RestKind> Rest<K> {
         match K::TABLE.marks {
             Marks::Tags => tags_at(document, "/tags"),
             Marks::Member(member) => tags_at(document, member),
+            Marks::Written(member, _, read) => get(document, member).map(read).unwrap_or_default(),
             Marks::Part => Tags::new(),
         }
     }
@@ -324,16 +330,17 @@ impl<K: RestKind> Rest<K> {
             return Err(Error { kind: ErrorKind::Conflict, refused: false, ..error });
         };
         let is_own = tags::origin(&Self::tags(&found)).operation() == Some(&op.token);
-        if is_own || K::TABLE.marks == Marks::Part { Ok((id.to_owned(), None)) } else { Err(error) }
+        if is_own || is_part::<K>() { Ok((id.to_owned(), None)) } else { Err(error) }
     }
 
     async fn document(api: &Api, op: &Operation, alternative: usize) -> Result<Value> {
         let table = K::TABLE;
         let mut document = json!({});
-        let tags = json!(tags::of_new::<Api>(op, &tags::in_spec(&op.spec)));
+        let tags = tags::of_new::<Api>(op, &tags::in_spec(&op.spec));
         match table.marks {
-            Marks::Tags => document[TAGS] = tags,
-            Marks::Member(member) => set(&mut document, member, tags),
+            Marks::Tags => document[TAGS] = json!(tags),
+            Marks::Member(member) => set(&mut document, member, json!(tags)),
+            Marks::Written(member, write, _) => set(&mut document, member, write(&tags)),
             Marks::Part => {}
         }
         for (member, text) in table.constants {
@@ -375,6 +382,7 @@ impl<K: RestKind> Rest<K> {
                 Ok(api.send(call.saying("set tags of", last(&seen.id))).await?.pending)
             }
             Marks::Member(member) => Self::replace(api, &seen.id, member, json!(tags)).await,
+            Marks::Written(member, write, _) => Self::replace(api, &seen.id, member, write(&tags)).await,
             Marks::Part => Ok(None),
         }
     }
@@ -390,13 +398,16 @@ pub(crate) async fn rewrite<K: RestKind>(
     let mut document = api.send(Call::get(id, version)).await?.body;
     // That of a pool is among its properties.
     let etag = ["/etag", "/eTag", "/properties/eTag"].iter().find_map(|place| document.pointer(place)?.as_str());
-    let etag = etag.map(str::to_owned);
+    let mut etag = etag.map(str::to_owned);
     if let Value::Object(members) = &mut document {
         members.retain(|name, _| !READ_ONLY.contains(&name.as_str()));
     }
     if let Some(properties) = document["properties"].as_object_mut() {
         properties.remove("provisioningState");
         properties.remove("eTag");
+    }
+    if K::TABLE.etag_in_body {
+        document["eTag"] = json!(etag.take());
     }
     edit(&mut document);
     let call = Call::new(Method::PUT, id, version).body(document).etag(etag.as_deref());
@@ -410,6 +421,11 @@ fn not_yet(error: Error) -> Error {
         ErrorKind::NotFound => Error { kind: ErrorKind::Conflict, refused: false, ..error },
         _ => error,
     }
+}
+
+/// Whether objects of a kind carry no tags.
+fn is_part<K: RestKind>() -> bool {
+    matches!(K::TABLE.marks, Marks::Part)
 }
 
 fn address(pending: Option<Pending>) -> Option<String> {
@@ -431,7 +447,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
     }
 
     fn carries_tags(&self) -> bool {
-        K::TABLE.marks != Marks::Part
+        !is_part::<K>()
     }
 
     fn is_retained(&self) -> bool {
@@ -454,7 +470,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
             Marks::Tags => (K::TABLE.arm, false),
             // The list of all resources has the parents only.
             Marks::Member(_) => (K::TABLE.arm.rsplit_once('/').map_or(K::TABLE.arm, |(parent, _)| parent), true),
-            Marks::Part => return Ok(Vec::new()),
+            Marks::Written(..) | Marks::Part => return Ok(Vec::new()),
         };
         let mut own = Vec::new();
         let mut all = Vec::new();

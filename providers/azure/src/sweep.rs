@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::Value;
-use textnlp_cloud::{Filter, State};
+use textnlp_cloud::{Filter, State, tags};
 use textnlp_provider::{Leftover, Leftovers, Result, Sweep, error_chain};
 
 use crate::api::{Api, Call, RESOURCES};
+use crate::kinds::budgets::BUDGET;
 use crate::table::{self, CLUSTER};
 
 /// The kind whose objects stay recoverable.
@@ -51,6 +52,19 @@ pub(crate) async fn leftovers(api: &Arc<Api>, sweep: &Sweep<'_>) -> Result<Lefto
                 all.left.insert(Leftover { id, what });
             }
             Ok(None) => {}
+            Err(error) => {
+                all.unsearched.insert(Leftover { id, what: error_chain(&error) });
+            }
+        }
+    }
+    for budget in sweep.before.iter().filter(|one| one.kind.as_str() == BUDGET && !is_kept(one.cloud_id.as_str())) {
+        let id = budget.cloud_id.to_string();
+        let Some(row) = table::row(&budget.kind) else { continue };
+        match row.resource.read(api, &id).await {
+            Ok(Some(seen)) if tags::lineage(&seen.tags) == Some(sweep.lineage) => {
+                all.left.insert(Leftover { id, what: row.kind.says.to_owned() });
+            }
+            Ok(_) => {}
             Err(error) => {
                 all.unsearched.insert(Leftover { id, what: error_chain(&error) });
             }

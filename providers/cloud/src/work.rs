@@ -234,6 +234,7 @@ impl<'a, C: Cloud> Work<'a, C> {
                         "another operation than this one, by its tag `textnlp-operation`".to_owned()
                     }
                     (Some(lineage), Some(resource)) => format!("{resource} of the deployment {lineage}"),
+                    (Some(lineage), None) => format!("the deployment {lineage}"),
                     _ => "no deployment: it has no tag `textnlp-lineage`".to_owned(),
                 };
                 let error = Error::new(ErrorKind::Exists, "create", self.op.resource.to_string());

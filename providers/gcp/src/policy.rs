@@ -27,11 +27,26 @@ pub(crate) const ALWAYS: &[&str] = &[
     "serviceusage.services.use",
 ];
 
-/// The role that allows what a plan needs.
+/// The roles that allow what a plan needs: that of the project, and that of the billing account if the plan needs one.
 pub(crate) fn policies(request: &PolicyRequest) -> Vec<PolicyDocument> {
-    let parts: Vec<Value> = permissions(request).into_iter().map(Value::from).collect();
+    let (of_account, of_project): (Vec<String>, Vec<String>) =
+        permissions(request).into_iter().partition(|permission| is_of_account(permission));
+    let mut roles = role(request, "Google Cloud custom role", of_project);
+    if !of_account.is_empty() {
+        roles.extend(role(request, "Google Cloud custom role for the billing account", of_account));
+    }
+    roles
+}
+
+/// Whether a permission is one on the billing account: no role of a project has it (tranquilitybase-io/tb-gcp#200).
+pub(crate) fn is_of_account(permission: &str) -> bool {
+    permission.starts_with("billing.")
+}
+
+fn role(request: &PolicyRequest, title: &str, permissions: Vec<String>) -> Vec<PolicyDocument> {
+    let parts: Vec<Value> = permissions.into_iter().map(Value::from).collect();
     let environment = &request.environment;
-    documents("Google Cloud custom role", parts, MOST, |permissions| {
+    documents(title, parts, MOST, |permissions| {
         json!({
             "title": format!("textnlp {environment}"),
             "description": format!("What textnlp-deploy needs for the environment {environment}"),
@@ -55,24 +70,31 @@ mod tests {
 
     #[test]
     fn role_has_the_permissions_of_the_plan() {
-        let resource = |verbs: &[Verb]| PolicyResource {
+        let resource = |kind: &str, verbs: &[Verb]| PolicyResource {
             id: "main/network/vpc".parse().unwrap(),
-            kind: "gcp.network".parse().unwrap(),
+            kind: kind.parse().unwrap(),
             cloud_id: None,
             spec: Spec::of(&json!({})),
             verbs: verbs.iter().copied().collect(),
         };
-        let request = |verbs: &[Verb]| PolicyRequest {
+        let of = |kind: &str, verbs: &[Verb]| PolicyRequest {
             lineage: None,
             environment: EnvironmentName::new("staging").unwrap(),
             site: "main".parse().unwrap(),
-            resources: vec![resource(verbs)],
+            resources: vec![resource(kind, verbs)],
         };
+        let request = |verbs: &[Verb]| of("gcp.network", verbs);
         let has = |verbs: &[Verb], action: &str| permissions(&request(verbs)).contains(action);
         assert!(has(&[Verb::Create], "compute.networks.create") && !has(&[Verb::Create], "compute.networks.delete"));
         assert!(has(&[], "compute.networks.get") && !has(&[], "compute.networks.create"));
         let role: Value = serde_json::from_str(&policies(&request(&[Verb::Delete]))[0].text).unwrap();
         assert_eq!(role["stage"], "GA");
         assert!(role["includedPermissions"].as_array().unwrap().contains(&json!("compute.firewalls.delete")));
+        let roles = policies(&of("gcp.budget", &[Verb::Create]));
+        let [project, account] = roles.as_slice() else { panic!("{roles:?}") };
+        assert!(!project.text.contains("billing."), "{}", project.text);
+        let account: Value = serde_json::from_str(&account.text).unwrap();
+        let held = json!(["billing.accounts.get", "billing.budgets.create", "billing.budgets.list"]);
+        assert_eq!(account["includedPermissions"], held);
     }
 }

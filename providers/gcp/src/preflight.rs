@@ -1,5 +1,5 @@
-//! What would make a plan fail, found by reads: the project, its billing, permissions, services, quotas, zones, DNS zones, names and
-//! address ranges. Everything is asked at once.
+//! What would make a plan fail, found by reads: the project, its billing, permissions, services, quotas, zones, DNS zones, budgets, names
+//! and address ranges. Everything is asked at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use textnlp_provider::{
 };
 
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
+use crate::kinds::budgets::BUDGET;
 use crate::kinds::container::SPOT;
 use crate::labels;
 use crate::policy;
@@ -39,7 +40,7 @@ const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a 
 pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
     let (project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, overlaps) = futures::join!(
         project(api),
-        billing(api),
+        billing(api, wanted),
         permissions(api, wanted),
         services(api),
         names(api, wanted),
@@ -98,7 +99,7 @@ async fn project(api: &Api) -> Vec<Problem> {
     }
 }
 
-async fn billing(api: &Api) -> Vec<Problem> {
+async fn billing(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let call = Call::get(Service::CloudBilling, format!("projects/{}/billingInfo", api.project()));
     match api.find(call).await {
         Ok(Some(found)) if found["billingEnabled"] == false => {
@@ -106,7 +107,13 @@ async fn billing(api: &Api) -> Vec<Problem> {
             let fix = format!("`gcloud billing projects link {project} --billing-account ACCOUNT`");
             vec![Problem::new(format!("project {project}"), "it has no billing account", fix)]
         }
-        Ok(_) => Vec::new(),
+        Ok(found) => {
+            let account = found.as_ref().and_then(|found| found["billingAccountName"].as_str());
+            match account.zip(of_kind(wanted, BUDGET).next()) {
+                Some((account, one)) => budget(api, account, one).await,
+                None => Vec::new(),
+            }
+        }
         // Reading it needs a role on the billing account.
         Err(error) if error.kind == ErrorKind::Denied => Vec::new(),
         Err(error) => unanswered("the billing account", &error),
@@ -129,7 +136,9 @@ async fn services(api: &Api) -> Vec<Problem> {
 /// Asks for the permissions that the plan needs at the project. A role on a single object may allow what is missing there.
 async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let Some(request) = request(wanted) else { return Vec::new() };
-    let needed: Vec<String> = policy::permissions(&request).into_iter().collect();
+    // Those on the billing account are tested there.
+    let needed = policy::permissions(&request).into_iter().filter(|permission| !policy::is_of_account(permission));
+    let needed: Vec<String> = needed.collect();
     let mut missing = BTreeSet::new();
     for chunk in needed.chunks(PERMISSIONS_AT_ONCE) {
         let path = format!("projects/{}:testIamPermissions", api.project());
@@ -149,6 +158,47 @@ async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let cause = format!("{} does not have in the project: {}", api.session.identity.email, listed.join(", "));
     let fix = "`textnlp-deploy plan --policy` prints the role that this plan needs";
     vec![Problem::warning("permissions", cause, fix)]
+}
+
+/// Who gets the mails of a budget, and whether its billing account admits it: the permissions and the currency.
+async fn budget(api: &Api, account: &str, budget: &Wanted) -> Vec<Problem> {
+    let place = budget.id.as_str();
+    let cause = "its mails go to the administrators and users of the billing account, not to `monitoring.receivers`";
+    let fix = "grant other recipients `roles/billing.user` on the billing account";
+    let mut problems = vec![Problem::note(place, cause, fix)];
+    let needed = request(std::slice::from_ref(budget)).map(|request| policy::permissions(&request)).unwrap_or_default();
+    let needed: BTreeSet<String> = needed.into_iter().filter(|one| policy::is_of_account(one)).collect();
+    let call =
+        Call::post(Service::CloudBilling, format!("{account}:testIamPermissions"), json!({ "permissions": needed }));
+    match api.send(call.saying("test", "permissions")).await {
+        Ok(answer) => {
+            let granted = answer["permissions"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let granted: BTreeSet<String> = granted.map(str::to_owned).collect();
+            let missing: Vec<String> = needed.difference(&granted).cloned().collect();
+            if !missing.is_empty() {
+                let who = &api.session.identity.email;
+                let cause = format!("{who} does not have on the billing account {account}: {}", missing.join(", "));
+                let fix = "`textnlp-deploy plan --policy` prints the role that this plan needs on it";
+                problems.push(Problem::warning(place, cause, fix));
+            }
+        }
+        Err(error) => problems.extend(unanswered("the permissions on the billing account", &error)),
+    }
+    match api.find(Call::get(Service::CloudBilling, account)).await {
+        Ok(found) => {
+            let billed = found.as_ref().and_then(|found| found["currencyCode"].as_str());
+            let own = budget.spec.get("currency").and_then(Value::as_str);
+            if let Some((billed, own)) = billed.zip(own).filter(|(billed, own)| billed != own) {
+                let cause = format!("the billing account counts in {billed}, and the budget is in {own}");
+                let fix = format!("write `budget.monthly` in {billed}, and `budget.currency: {billed}`");
+                problems.push(Problem::new(place, cause, fix));
+            }
+        }
+        // The permissions say so.
+        Err(error) if error.kind == ErrorKind::Denied => {}
+        Err(error) => problems.extend(unanswered("the currency of the billing account", &error)),
+    }
+    problems
 }
 
 /// The request for the permissions to create, change and delete all of these.

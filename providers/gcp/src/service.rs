@@ -11,6 +11,7 @@ use textnlp_provider::{Error, ErrorKind, Result};
 #[expect(missing_docs, reason = "`title` names them")]
 pub enum Service {
     ArtifactRegistry,
+    BillingBudgets,
     CloudBilling,
     CloudKms,
     Compute,
@@ -65,6 +66,14 @@ const ROWS: &[Row] = &[
         "artifactregistry.googleapis.com",
         "v1/",
         "ARTIFACTREGISTRY",
+    ),
+    row(
+        Service::BillingBudgets,
+        "billingbudgets",
+        "Cloud Billing Budget",
+        "billingbudgets.googleapis.com",
+        "v1/",
+        "BILLINGBUDGETS",
     ),
     row(Service::CloudBilling, "cloudbilling", "Cloud Billing", "cloudbilling.googleapis.com", "v1/", "CLOUDBILLING"),
     row(Service::CloudKms, "cloudkms", "Cloud KMS", "cloudkms.googleapis.com", "v1/", "CLOUDKMS"),
@@ -231,7 +240,7 @@ mod tests {
 
     #[test]
     fn every_service_has_a_row() {
-        assert_eq!(Service::all().count(), 15);
+        assert_eq!(Service::all().count(), 16);
         for service in Service::all() {
             assert_eq!(service.row().service, service);
         }

@@ -10,6 +10,7 @@ use textnlp_cloud::{Cloud, Filter, State, region_of, tags};
 use textnlp_provider::{Leftover, Leftovers, Result, Sweep, error_chain};
 
 use crate::api::Api;
+use crate::kinds::budgets::BUDGET;
 use crate::row::relative;
 use crate::service::Service;
 use crate::table::{self, Row};
@@ -68,6 +69,19 @@ pub(crate) async fn leftovers(api: &Arc<Api>, sweep: &Sweep<'_>) -> Result<Lefto
     for ring in sweep.before.iter().filter(|one| one.kind.as_str() == RING) {
         let what = "KMS keeps rings for ever, and they cost nothing".to_owned();
         all.expected.insert(Leftover { id: ring.cloud_id.to_string(), what });
+    }
+    for budget in sweep.before.iter().filter(|one| one.kind.as_str() == BUDGET) {
+        let id = budget.cloud_id.to_string();
+        let Some(row) = table::row(&budget.kind).filter(|_| !kept.contains(&(BUDGET, id.as_str()))) else { continue };
+        match row.resource.read(api, &id).await {
+            Ok(Some(seen)) if tags::lineage(&seen.tags) == Some(sweep.lineage) => {
+                all.left.insert(Leftover { id, what: row.kind.says.to_owned() });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                all.unsearched.insert(Leftover { id, what: error_chain(&error) });
+            }
+        }
     }
     let clusters = sweep.before.iter().filter(|one| one.kind.as_str() == table::CLUSTER);
     for cluster in clusters.filter(|one| !kept.contains(&(one.kind.as_str(), one.cloud_id.as_str()))) {

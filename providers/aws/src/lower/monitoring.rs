@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use textnlp_cloud::budget::{Warning, mailboxes, warnings};
 use textnlp_provider::component::{Budget, Monitoring, Postgres, ReceiverAddress};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, ResourceId};
@@ -402,19 +403,14 @@ impl Lowering<'_> {
         if budget.monthly <= 0.0 {
             return;
         }
-        let notify = |about: &str, percent: f64| {
-            let topics: Vec<Value> = topic.map(|topic| output(topic, "arn")).into_iter().collect();
-            json!({ "about": about, "percent": percent, "topics": topics })
+        let notify = |topic: &ResourceId| -> Vec<Value> {
+            let one = |warning: Warning| {
+                let about = if warning.is_forecast { "FORECASTED" } else { "ACTUAL" };
+                json!({ "about": about, "percent": warning.percent, "topics": [output(topic, "arn")] })
+            };
+            warnings(budget).into_iter().map(one).collect()
         };
-        let mut notifications = Vec::new();
-        if topic.is_some() {
-            let warning = (budget.warn_at * 100.0).round();
-            if warning > 0.0 && warning < 100.0 {
-                notifications.push(notify("ACTUAL", warning));
-            }
-            notifications.push(notify("ACTUAL", 100.0));
-            notifications.push(notify("FORECASTED", 100.0));
-        }
+        let notifications = topic.map(notify).unwrap_or_default();
         let spec = json!({
             "name": names::of(self.site, "budget", MOST_OF_NAME),
             "limit": budget.monthly,
@@ -518,17 +514,9 @@ fn subscriptions_of(address: &ReceiverAddress) -> Result<Vec<(&'static str, Stri
     if text.starts_with("https://") {
         return Ok(vec![("https", text.to_owned())]);
     }
-    let query = ["smtps://", "smtp://"]
-        .iter()
-        .find_map(|scheme| text.strip_prefix(scheme))
-        .and_then(|rest| rest.split_once('?'));
-    let recipients = query.map(|(_, query)| query.split('&').filter_map(|pair| pair.strip_prefix("to=")));
-    let decoded = |text: &str| text.replace("%40", "@").replace("%2C", ",");
-    let split = |to: &str| decoded(to).split(',').map(|one| one.trim().to_owned()).collect::<Vec<_>>();
-    let recipients: Vec<String> = recipients.into_iter().flatten().flat_map(split).collect();
-    if recipients.is_empty() || recipients.iter().any(|one| !one.contains('@') || one.contains('%')) {
+    let Some(recipients) = mailboxes(text) else {
         return Err(("SNS sends to mailboxes and to HTTPS addresses only", "write `smtps://…&to=…` or `https://…`"));
-    }
+    };
     Ok(recipients.into_iter().map(|one| ("email", one)).collect())
 }
 

@@ -1,5 +1,6 @@
 //! The kinds, by service.
 
+pub(crate) mod budgets;
 pub(crate) mod cluster;
 mod database;
 pub(crate) mod dns;
@@ -25,6 +26,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     database::ROWS,
     vault::ROWS,
     dns::ROWS,
+    budgets::ROWS,
 ];
 
 /// A permission to create objects.

@@ -10,11 +10,13 @@
 //! | registry | `SITE/registry/registry`, `repository` for an image that is pushed, and `pull`, if its address is one of Azure |
 //! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
+//! | monitoring | `SITE/monitoring/budget` with its registered `provider`: the cost budget, if there is one |
 
 mod cluster;
 mod database;
 mod dns;
 mod models;
+mod monitoring;
 mod network;
 mod registry;
 
@@ -47,6 +49,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),
+        ComponentSpec::Monitoring(monitoring) => lowering.monitoring(monitoring),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
     }

@@ -69,6 +69,8 @@ const ROWS: &[Row<(), Hint>] = &[
     row("OperationNotAllowed", "eleting", Conflict, None),
     row("OperationNotAllowed", "marked for deletion", Conflict, None),
     row("OperationNotAllowed", "", Invalid, None),
+    // MicrosoftDocs/azure-docs#34023: the code of a budget's error is its status.
+    row("400", "changes made to Budget", Conflict, None),
     // 31, 33, 52, 53, 69, 107, 129, 155.
     row("AnotherOperationInProgress", "", Conflict, None),
     row("OperationPreempted", "", Conflict, None),

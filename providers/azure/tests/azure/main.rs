@@ -1,6 +1,7 @@
 //! The provider against a simulated Azure: a whole site is created, seen as it was made, changed, and removed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
+mod budgets;
 mod dns;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
@@ -24,8 +25,8 @@ use textnlp_azure::{Access, Azure, ENDPOINT};
 use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore, Network,
-    Postgres, Program, Registry,
+    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore,
+    Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
@@ -215,6 +216,7 @@ impl Bench {
         all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
         all.extend(self.lower("database", ComponentSpec::Database(database())));
         all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
+        all.extend(self.lower("monitoring", ComponentSpec::Monitoring(monitoring())));
         let mut ordered: Vec<Wanted> = Vec::new();
         while !all.is_empty() {
             let is_ready = |one: &Wanted| {
@@ -306,6 +308,17 @@ fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
         managed_certificate: false,
         base_domain: None,
     }
+}
+
+/// A cost budget, and receivers of which one is a mailbox.
+fn monitoring() -> Monitoring {
+    let receivers = [
+        ("oncall", "smtps://mail.example.com?from=alerts@example.com&to=oncall@example.com"),
+        ("hook", "https://example.com/hook"),
+    ];
+    let receivers = receivers.map(|(name, address)| (name.to_owned(), ReceiverAddress::Plain(address.to_owned())));
+    let budget = Budget { monthly: 900.0, currency: "USD".to_owned(), warn_at: 0.8 };
+    Monitoring { budget: Some(budget), receivers: BTreeMap::from(receivers), ..Monitoring::default() }
 }
 
 fn database() -> Database {
@@ -486,6 +499,7 @@ fn changed(one: &Wanted) -> Spec {
         "azure.cluster" => spec["allow_from"] = json!(["198.51.100.0/24"]),
         "azure.pool" => spec["scaling"]["max"] = json!(3),
         "azure.storage" => spec["soft_delete_days"] = json!(30),
+        "azure.budget" => spec["limit"] = json!(950.5),
         "azure.dns-record" => spec["ttl"] = json!(30),
         "azure.registry" => spec["sku"] = json!("Premium"),
         "azure.database-server" => {

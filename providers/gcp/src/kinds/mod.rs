@@ -2,6 +2,7 @@
 
 mod binding;
 mod bucket;
+pub(crate) mod budgets;
 pub(crate) mod container;
 mod dns;
 mod kms;
@@ -29,6 +30,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     kms::ROWS,
     sql::ROWS,
     dns::ROWS,
+    budgets::ROWS,
 ];
 
 /// A permission to create objects.

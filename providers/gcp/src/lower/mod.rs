@@ -12,11 +12,13 @@
 //! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its
 //! database, and the user that the service connects as; `replica-N`; `key-access` where data is protected |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
+//! | monitoring | `SITE/monitoring/budget` with its enabled `services`: the cost budget, if there is one |
 
 mod cluster;
 mod database;
 mod dns;
 mod models;
+mod monitoring;
 mod network;
 mod registry;
 
@@ -50,6 +52,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),
+        ComponentSpec::Monitoring(monitoring) => lowering.monitoring(monitoring),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
     }

@@ -62,6 +62,8 @@ const BILLING: Hint =
     Some("link a billing account to the project: `gcloud billing projects link PROJECT --billing-account ACCOUNT`");
 const ROLE: Hint = Some("`textnlp-deploy plan --policy` prints the role that this plan needs");
 const RECORD: Hint = Some("another client made a record of this name: remove it, or choose another `traffic.domain`");
+const CURRENCY: Hint =
+    Some("write `budget` in the currency of the billing account: `gcloud billing accounts describe ACCOUNT`");
 const LARGER: Hint = Some("set a larger `network.cidr` in another environment");
 
 /// Codes without what differs: the detailed variant of a stock-out has another end (skypilot-org/skypilot#831).
@@ -122,6 +124,8 @@ const ROWS: &[Row<Service, Hint>] = &[
     // hashicorp/terraform-provider-google#8214, hashicorp/terraform-provider-google#16883.
     row(None, "accessNotConfigured", "", Conflict, ENABLE),
     row(None, "SERVICE_DISABLED", "", Conflict, ENABLE),
+    // hashicorp/terraform-provider-google#9375: the message names no member.
+    row(Some(Service::BillingBudgets), "INVALID_ARGUMENT", "", Invalid, CURRENCY),
     // hashicorp/terraform-provider-google#14691.
     row(Some(Service::ServiceUsage), "failedPrecondition", "in progress", Conflict, None),
     row(Some(Service::ServiceUsage), "FAILED_PRECONDITION", "in progress", Conflict, None),

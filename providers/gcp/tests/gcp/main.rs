@@ -1,6 +1,7 @@
 //! The provider against a simulated Google Cloud: a whole site is created, seen as it was made, and removed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
+mod budgets;
 mod dns;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
@@ -23,8 +24,8 @@ use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_gcp::{Access, Gcp};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore, Network,
-    Postgres, Program, Registry,
+    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore,
+    Monitoring, Network, Postgres, Program, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
@@ -201,6 +202,7 @@ impl Bench {
         all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
         all.extend(self.lower("database", ComponentSpec::Database(database())));
         all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
+        all.extend(self.lower("monitoring", ComponentSpec::Monitoring(monitoring("USD"))));
         let mut ordered: Vec<Wanted> = Vec::new();
         while !all.is_empty() {
             let is_ready = |one: &Wanted| {
@@ -288,6 +290,12 @@ fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
         managed_certificate: false,
         base_domain: None,
     }
+}
+
+/// A cost budget in this currency.
+fn monitoring(currency: &str) -> Monitoring {
+    let budget = Budget { monthly: 900.0, currency: currency.to_owned(), warn_at: 0.8 };
+    Monitoring { budget: Some(budget), ..Monitoring::default() }
 }
 
 fn database() -> Database {

@@ -183,6 +183,8 @@ pub struct Cloud {
     pub capacity: Capacity,
     /// Quotas that differ from the usual ones, by region and name.
     pub quotas: BTreeMap<(String, String), i64>,
+    /// The currency of the bill.
+    pub currency: String,
     /// Sizes that the subscription may not use, by region.
     pub restricted: BTreeSet<(String, String)>,
     /// Operations that the operator lacks, such as `Microsoft.Network/virtualNetworks/write`.
@@ -239,6 +241,7 @@ impl Cloud {
             conduct: Conduct::default(),
             capacity: Capacity::default(),
             quotas: BTreeMap::new(),
+            currency: "USD".to_owned(),
             restricted: BTreeSet::new(),
             denied: BTreeSet::new(),
             allowed: None,

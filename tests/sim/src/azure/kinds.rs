@@ -8,7 +8,7 @@ use super::azure_cloud::ARM;
 use super::cloud::{Cloud, Object, Operation, put, put_missing, text};
 use super::document::Model;
 use super::problem::{Problem, bad, conflict, group_missing, missing};
-use super::{NAMESPACES, compute, container, dns, identity, network, postgres, resources, storage, vault};
+use super::{NAMESPACES, budgets, compute, container, dns, identity, network, postgres, resources, storage, vault};
 use crate::clock::later;
 
 /// Parameters that queries may have.
@@ -382,6 +382,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
         resources::KINDS,
         network::KINDS,
         dns::KINDS,
+        budgets::KINDS,
         identity::KINDS,
         container::KINDS,
         storage::KINDS,

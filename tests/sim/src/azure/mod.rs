@@ -5,6 +5,7 @@
 
 mod azure_cloud;
 mod blobs;
+mod budgets;
 pub mod cloud;
 mod compute;
 mod container;
@@ -31,6 +32,7 @@ pub use cloud::{Closed, Cloud, Conduct, Object, Operation, Principal};
 pub const NAMESPACES: &[(&str, bool)] = &[
     ("Microsoft.Authorization", true),
     ("Microsoft.Compute", false),
+    ("Microsoft.Consumption", false),
     ("Microsoft.ContainerRegistry", false),
     ("Microsoft.ContainerService", false),
     ("Microsoft.DBforPostgreSQL", false),
@@ -147,6 +149,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         resources::LEDGER,
         network::LEDGER,
         dns::LEDGER,
+        budgets::LEDGER,
         identity::LEDGER,
         container::LEDGER,
         storage::LEDGER,

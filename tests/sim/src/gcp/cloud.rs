@@ -161,6 +161,8 @@ pub struct Cloud {
     pub capacity: Capacity,
     /// Quotas that differ from the usual ones, by region (empty for global ones) and metric.
     pub quotas: BTreeMap<(String, String), f64>,
+    /// The currency of the billing accounts.
+    pub currency: String,
     /// Permissions that the operator lacks.
     pub denied: BTreeSet<String>,
     /// The only permissions that the operator has; without this, it has all.
@@ -209,6 +211,7 @@ impl Cloud {
             conduct: Conduct::default(),
             capacity: Capacity::default(),
             quotas: BTreeMap::new(),
+            currency: "USD".to_owned(),
             denied: BTreeSet::new(),
             allowed: None,
             needed: BTreeMap::new(),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::cloud::Cloud;
 use super::problem::Problem;
 use super::tokens::Tokens;
-use super::{Call, SERVICES, Service, dispatch, errors, objects, permissions, route, storage, wire};
+use super::{Call, SERVICES, Service, budgets, dispatch, errors, objects, permissions, route, storage, wire};
 use crate::Timing;
 use crate::aws::model::lock;
 use crate::aws::protocol::{Reply, Request};
@@ -390,6 +390,9 @@ impl Shared {
             page: cloud.timing.page,
         };
         find_project(&cloud, &mut call);
+        if service.name == "billingbudgets" {
+            call.project = budgets::quota_project(&cloud, request.header("x-goog-user-project"), &call.user)?;
+        }
         exchange.account.clone_from(&call.project);
         exchange.region = location(&call.name);
         *disruption = lock(&self.log.faults).next(service.name, &method.id, &exchange.region);

@@ -4,6 +4,7 @@
 //! overrides. Cloud Storage answers gRPC on a second port. Requests for the hosts of objects and of tokens of users, as a
 //! proxy passes them on, have the paths of those hosts.
 
+mod budgets;
 pub mod cloud;
 mod compute;
 mod container;
@@ -56,6 +57,13 @@ pub const SERVICES: &[Service] = &[
         api: "artifactregistry.googleapis.com",
         title: "Artifact Registry API",
         documents: &[("artifactregistry.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "billingbudgets",
+        api: "billingbudgets.googleapis.com",
+        title: "Cloud Billing Budget API",
+        documents: &[("billingbudgets.v1", "v1/")],
         is_older: false,
     },
     Service {
@@ -287,6 +295,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         registry::LEDGER,
         kms::LEDGER,
         dns::LEDGER,
+        budgets::LEDGER,
         storage::LEDGER,
         objects::LEDGER,
     ];
@@ -328,6 +337,7 @@ fn handlers() -> impl Iterator<Item = &'static (&'static str, Handler)> {
         registry::HANDLERS,
         kms::HANDLERS,
         dns::HANDLERS,
+        budgets::HANDLERS,
     ]
     .into_iter()
     .flatten()
@@ -346,6 +356,7 @@ fn dispatch(cloud: &mut Cloud, call: &Call<'_>) -> Option<Result<Value, Problem>
 const NAMED: &[(&str, &str)] = &[
     ("artifactregistry.projects.locations.repositories.dockerImages.get", "artifactregistry.dockerimages.get"),
     ("artifactregistry.projects.locations.repositories.dockerImages.list", "artifactregistry.dockerimages.list"),
+    ("cloudbilling.billingAccounts.get", "billing.accounts.get"),
     ("cloudkms.projects.locations.keyRings.cryptoKeys.updatePrimaryVersion", "cloudkms.cryptoKeys.update"),
     ("serviceusage.services.generateServiceIdentity", "serviceusage.services.enable"),
     ("sql.operations.get", "cloudsql.instances.get"),
@@ -427,6 +438,7 @@ fn permission(id: &str) -> Option<String> {
         },
         ("sql", resource) => format!("cloudsql.{resource}.{verb}"),
         ("cloudresourcemanager", resource) => format!("resourcemanager.{resource}.{verb}"),
+        ("billingbudgets", resource) => format!("billing.{resource}.{verb}"),
         ("cloudbilling", _) => "resourcemanager.projects.get".to_owned(),
         (service, resource) => format!("{service}.{resource}.{verb}"),
     })

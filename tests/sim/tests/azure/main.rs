@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod blobs;
+mod budgets;
 mod clients;
 mod container;
 mod data;
@@ -25,6 +26,7 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.authorization/", "2022-04-01"),
     ("/microsoft.compute/skus", "2021-07-01"),
     ("/microsoft.compute/", "2024-07-01"),
+    ("/microsoft.consumption/", "2023-11-01"),
     ("/microsoft.network/privatednszones", "2024-06-01"),
     ("/microsoft.network/dnszones", "2018-05-01"),
     ("/microsoft.network/", "2024-05-01"),

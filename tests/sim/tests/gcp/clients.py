@@ -14,12 +14,12 @@ NETWORK = f"projects/{PROJECT}/global/networks/n"
 CREDENTIALS = google.oauth2.credentials.Credentials(token=os.environ["TOKEN"])
 
 
-def service(name, version, override):
+def service(name, version, override, credentials=CREDENTIALS):
     # The documents' own paths follow the root of the address.
     address = os.environ["CLOUDSDK_API_ENDPOINT_OVERRIDES_" + override]
     options = {"api_endpoint": address}
     return googleapiclient.discovery.build(
-        name, version, credentials=CREDENTIALS, client_options=options, static_discovery=True, cache_discovery=False)
+        name, version, credentials=credentials, client_options=options, static_discovery=True, cache_discovery=False)
 
 
 compute = service("compute", "v1", "COMPUTE")
@@ -33,6 +33,8 @@ registry = service("artifactregistry", "v1", "ARTIFACTREGISTRY")
 kms = service("cloudkms", "v1", "CLOUDKMS")
 billing = service("cloudbilling", "v1", "CLOUDBILLING")
 dns = service("dns", "v1", "DNS")
+# Calls of a user are counted for a project.
+budgets = service("billingbudgets", "v1", "BILLINGBUDGETS", CREDENTIALS.with_quota_project(PROJECT)).billingAccounts().budgets()
 
 
 def retried(request):
@@ -103,7 +105,18 @@ def missing(request):
 
 # The project, its APIs and its billing account.
 assert manager.projects().get(projectId=PROJECT).execute()["lifecycleState"] == "ACTIVE"
-assert billing.projects().getBillingInfo(name=f"projects/{PROJECT}").execute()["billingEnabled"]
+account = billing.projects().getBillingInfo(name=f"projects/{PROJECT}").execute()
+assert account["billingEnabled"]
+
+# A budget of the billing account.
+budget = {"displayName": "b", "amount": {"specifiedAmount": {"units": "900"}}, "thresholdRules": [{"thresholdPercent": 0.8}]}
+budget = budgets.create(parent=account["billingAccountName"], body=budget).execute()
+rules = [{"thresholdPercent": 0.9, "spendBasis": "FORECASTED_SPEND"}]
+changed = budgets.patch(
+    name=budget["name"], updateMask="thresholdRules", body={"thresholdRules": rules, "etag": budget["etag"]}).execute()
+assert changed["thresholdRules"] == rules and changed["amount"] == budget["amount"], changed
+assert budgets.list(parent=account["billingAccountName"]).execute()["budgets"] == [changed]
+budgets.delete(name=budget["name"]).execute()
 batch = {"serviceIds": ["secretmanager.googleapis.com"]}
 long(usage.operations().get, usage.services().batchEnable(parent=f"projects/{PROJECT}", body=batch).execute())
 names = [one["config"]["name"] for one in usage.services().list(parent=f"projects/{PROJECT}", filter="state:ENABLED").execute()["services"]]
