@@ -14,6 +14,7 @@ use crate::allowance::LocalRates;
 use crate::auth::jwt::Signer;
 use crate::auth::refusals::Refusals;
 use crate::config::Config;
+use crate::delivery::Delivery;
 use crate::error::ApiError;
 use crate::features::Features;
 use crate::http::SharedMemory;
@@ -34,6 +35,7 @@ pub(crate) struct App {
     pub(crate) usage: UsageLog,
     pub(crate) audit: AuditLog,
     pub(crate) engine: Handle,
+    pub(crate) delivery: Arc<Delivery>,
     pub(crate) models: Arc<Models>,
     pub(crate) features: Features,
     pub(crate) readiness: Readiness,

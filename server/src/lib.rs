@@ -24,6 +24,7 @@ mod http;
 mod allowance;
 pub mod auth;
 mod chat;
+mod delivery;
 mod embed;
 mod features;
 mod leases;

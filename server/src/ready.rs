@@ -111,7 +111,7 @@ async fn probe(app: &App) -> Result<(), String> {
         logprobs: None,
         deadline: Some(Instant::now() + PROBE_FOR),
     };
-    match app.engine.submit(request, Box::new(crate::work::Outlet(outlet))) {
+    match app.engine.submit(request, app.delivery.outlet(outlet)) {
         Ok(_) => {}
         Err(Failure::Busy { .. }) => return Ok(()),
         Err(failure) => return Err(failure.to_string()),

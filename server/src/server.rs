@@ -21,6 +21,7 @@ use crate::auth;
 use crate::auth::jwt::{Signer, SignerError};
 use crate::auth::refusals::Refusals;
 use crate::config::{Address, Config, DatabaseAt};
+use crate::delivery::Delivery;
 use crate::endpoints;
 use crate::executors;
 use crate::features::{self, Features};
@@ -128,7 +129,11 @@ impl Server {
             threads: config.models.threads,
             ..EngineOptions::default()
         };
-        let engine = Engine::start(options).map_err(StartError::Engine)?;
+        let delivery = Arc::new(Delivery::default());
+        let step_ended = delivery.clone();
+        let engine = Engine::start_with(options, move || step_ended.end()).map_err(StartError::Engine)?;
+        let delivering = delivery.clone();
+        tokio::spawn(async move { delivering.run().await });
         let (public, address) = open(&config.api.listen).await?;
         let for_metrics = match &config.api.metrics_listen {
             Some(address) => Some(open(address).await?),
@@ -148,6 +153,7 @@ impl Server {
             models: Models::new(&config, place, engine.handle(), metrics.clone(), tasks.clone()),
             features,
             engine: engine.handle(),
+            delivery,
             store,
             signer,
             metrics,

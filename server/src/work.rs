@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use textnlp_inference::engine::{Done, Event, Failure, Finish, Push, Request, Sampling, Sink, Ticket, Token};
+use textnlp_inference::engine::{Done, Event, Failure, Finish, Request, Sampling, Ticket, Token};
 use textnlp_inference::text::TextError;
 use textnlp_store::Reservation;
 use tokio::sync::mpsc;
@@ -126,7 +126,7 @@ async fn submit(app: Arc<App>, record: Arc<Record>, caller: Caller, submission: 
     let reservation = allowance::reserve(&app, &caller, prompt_tokens + request.max_tokens as u64).await?;
     let (outlet, inbox) = mpsc::channel(EVENTS);
     let submitted = app.models.may_ask(&name).and_then(|()| {
-        app.engine.submit(request, Box::new(Outlet(outlet))).map_err(|failure| {
+        app.engine.submit(request, app.delivery.outlet(outlet)).map_err(|failure| {
             app.models.no_outcome(&name);
             match failure {
                 // It was evicted between lookup and submission.
@@ -268,18 +268,6 @@ pub(crate) async fn encode(
 
 fn tokenized(tokens: Result<Vec<u32>, TextError>) -> Result<Vec<u32>, ApiError> {
     tokens.map_err(|error| ApiError::invalid(format!("the text cannot be tokenized: {}", crate::error::chain(&error))))
-}
-
-pub(crate) struct Outlet(pub(crate) mpsc::Sender<Event>);
-
-impl Sink for Outlet {
-    fn push(&mut self, event: Event) -> Push {
-        match self.0.try_send(event) {
-            Ok(()) => Push::Ok,
-            Err(mpsc::error::TrySendError::Full(event)) => Push::Full(event),
-            Err(mpsc::error::TrySendError::Closed(_)) => Push::Gone,
-        }
-    }
 }
 
 struct Drive {

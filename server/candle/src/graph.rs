@@ -20,7 +20,7 @@ use textnlp_inference::sample::Draw;
 
 /// The most rows of a recorded step. Larger ones keep the GPU busy by themselves.
 const MOST_ROWS: usize = 64;
-/// The same of a model with matrices in blocks: candle multiplies so many rows with them by kernels that can be
+/// The same of a model with matrices in blocks: up to 8 rows candle multiplies with them by kernels that can be
 /// recorded.
 const MOST_ROWS_OF_BLOCKS: usize = 8;
 /// The most graphs of a model: all are forgotten when there would be more.
@@ -46,7 +46,7 @@ struct Inputs {
     /// One for each rotation.
     angles: Vec<Tensor>,
     logits: Tensor,
-    /// Where tokens can be drawn from so many logits.
+    /// Unless the vocabulary is too large for the kernels.
     drawing: Option<Drawing>,
 }
 

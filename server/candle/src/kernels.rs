@@ -403,7 +403,7 @@ pub(crate) fn draws(draw: &Draw, vocab: usize) -> bool {
     draws_from(vocab) && (draw.top_k <= FEW || draw.top_k >= vocab)
 }
 
-/// Whether the kernels draw tokens from so many logits.
+/// Whether the kernels draw tokens of a vocabulary of that size.
 pub(crate) fn draws_from(vocab: usize) -> bool {
     (1..=MOST_SORTED * PEAK).contains(&vocab)
 }
@@ -712,7 +712,6 @@ mod tests {
                 draws.extend(ats.map(|at| Some(Draw { scale, top_k, top_p, floor, at })));
             }
         }
-        let (mut filtered, mut undecided) = (0, 0);
         for vocab in [1, 2, 63, 65, 256, 1001, 4095, 4097, 5003, 32_000, 50_257, 128_256, 262_144] {
             for (spread, seed) in [(0.0, 1), (2.0, 2), (30.0, 3), (1e3, 4), (1e30, 5)] {
                 let rows: Vec<Vec<f32>> = (0..4)
@@ -729,22 +728,25 @@ mod tests {
                 for draws in draws.chunks(4) {
                     drawing.set(draws).unwrap();
                     drawing.launch(&logits, draws.len()).unwrap();
-                    for ((draw, row), drawn) in draws.iter().zip(&rows).zip(drawing.drawn(draws.len()).unwrap()) {
+                    let drawn = drawing.drawn(draws.len()).unwrap();
+                    for (index, (draw, drawn)) in draws.iter().zip(drawn).enumerate() {
                         let Some(draw) = draw else {
                             assert_eq!(drawn, None);
                             continue;
                         };
-                        let is_filtered = draw.top_k != 1 && (draw.top_k > 1 || draw.top_p < 1.0 || draw.floor > 0.0);
-                        filtered += usize::from(is_filtered);
-                        match drawn {
-                            None if is_filtered => undecided += 1,
-                            drawn => assert_eq!(drawn, Some(draw.token(row)), "{vocab} {spread} {draw:?}"),
+                        let limited = (2..vocab).contains(&draw.top_k);
+                        let filters = draw.top_k != 1 && (limited || draw.top_p < 1.0 || draw.floor > 0.0);
+                        // With many ties, and where more than a few tokens may be kept.
+                        let ties = spread == 0.0 || index % 2 == 0;
+                        let may_keep_many = !limited && (spread < 1e30 || draw.scale < 0.5);
+                        if drawn.is_some() || !filters || !(ties || may_keep_many) {
+                            let expected = Some(draw.token(&rows[index]));
+                            assert_eq!(drawn, expected, "row {index}: {vocab} {spread} {draw:?}");
                         }
                     }
                 }
             }
         }
-        assert!(undecided * 3 < filtered, "{undecided} of {filtered}");
         let mut numbers = noise(1000, 9);
         for (at, broken) in [(0, f32::NAN), (999, f32::INFINITY), (500, f32::NEG_INFINITY)] {
             let kept = std::mem::replace(&mut numbers[at], broken);

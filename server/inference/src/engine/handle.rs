@@ -126,13 +126,20 @@ pub struct CancelOnDrop(Ticket);
 impl Engine {
     /// Starts the engine's thread.
     pub fn start(options: EngineOptions) -> io::Result<Engine> {
+        Engine::start_with(options, || {})
+    }
+
+    /// The same with a function that the thread calls when it has pushed all events of a step, or of what ended
+    /// otherwise: sinks can hand on their events together. It must not block.
+    pub fn start_with(options: EngineOptions, pushed: impl Fn() + Send + 'static) -> io::Result<Engine> {
         let queue = options.queue.max(1);
         let options = EngineOptions { queue, max_running: options.max_running.max(1), ..options };
         let door = Arc::new(AdmissionQueue::new(queue, Instant::now()));
         // Every accepted request fits, and then some for the commands of operators.
         let (commands, inbox) = sync_channel(2 * queue + 64);
         let scheduler = Scheduler::new(options, Arc::clone(&door), Instant::now);
-        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(scheduler, &inbox))?;
+        let thread =
+            std::thread::Builder::new().name("engine".to_owned()).spawn(move || run(scheduler, &inbox, &pushed))?;
         Ok(Engine { handle: Handle { door, commands }, thread: Some(thread) })
     }
 
@@ -165,26 +172,30 @@ impl Drop for Engine {
 }
 
 /// The engine's thread: runs turns while there is work, and sleeps otherwise.
-pub(super) fn run<C: Fn() -> Instant>(mut scheduler: Scheduler<C>, inbox: &Receiver<Command>) {
-    while turns(&mut scheduler, inbox) {}
+pub(super) fn run<C: Fn() -> Instant>(mut scheduler: Scheduler<C>, inbox: &Receiver<Command>, pushed: &dyn Fn()) {
+    while turns(&mut scheduler, inbox, pushed) {}
+    pushed();
     // Requests admitted before the close are still on their way and need an answer.
     while scheduler.is_awaited() {
         match inbox.recv_timeout(Duration::from_secs(1)) {
             Ok(command) => scheduler.command(command),
             Err(_) => break,
         };
+        pushed();
     }
 }
 
 /// Runs turns until there is nothing to do, then sleeps; `false` when it must stop.
-fn turns<C: Fn() -> Instant>(scheduler: &mut Scheduler<C>, inbox: &Receiver<Command>) -> bool {
+fn turns<C: Fn() -> Instant>(scheduler: &mut Scheduler<C>, inbox: &Receiver<Command>, pushed: &dyn Fn()) -> bool {
     loop {
         while let Ok(command) = inbox.try_recv() {
             if !scheduler.command(command) {
                 return false;
             }
         }
-        let sleep = match scheduler.turn() {
+        let next = scheduler.turn();
+        pushed();
+        let sleep = match next {
             Next::Now => continue,
             Next::At(instant) => instant.saturating_duration_since(Instant::now()),
             Next::Idle => LONGEST_SLEEP,

@@ -11,19 +11,19 @@ use crate::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
 
 /// What a step says about a span.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Said<'a> {
+pub(super) enum SpanOutput<'a> {
     /// Rows of `vocab` values each, as far as it asked for them.
     Logits(&'a [f32]),
     /// The token that its executor drew.
     Token(u32),
 }
 
-impl<'a> Said<'a> {
+impl<'a> SpanOutput<'a> {
     /// The logits that are left to read.
     pub(super) fn logits(self) -> &'a [f32] {
         match self {
-            Said::Logits(logits) => logits,
-            Said::Token(_) => &[],
+            SpanOutput::Logits(logits) => logits,
+            SpanOutput::Token(_) => &[],
         }
     }
 }
@@ -31,7 +31,7 @@ impl<'a> Said<'a> {
 /// The results of a step's spans.
 pub(super) trait Outcome {
     /// Spans are computed: their indices in the order of the plan, and what the step says about them.
-    fn computed(&mut self, spans: &[(usize, Said<'_>)]);
+    fn computed(&mut self, spans: &[(usize, SpanOutput<'_>)]);
     /// Span `index` cannot be computed.
     fn failed(&mut self, index: usize, why: String);
 }
@@ -56,13 +56,13 @@ pub(super) fn step(executor: &mut dyn Executor, spans: &[RowSpan<'_>], outcome: 
                     if let LogitRows::Drawn(_) = spans[index].logits
                         && let Some(Some(token)) = drawn.next()
                     {
-                        computed.push((index, Said::Token(*token)));
+                        computed.push((index, SpanOutput::Token(*token)));
                         continue;
                     }
                     match rest.split_at_checked(vocab * spans[index].count_wanted()) {
                         Some((own, others)) => {
                             rest = others;
-                            computed.push((index, Said::Logits(own)));
+                            computed.push((index, SpanOutput::Logits(own)));
                         }
                         None => outcome.failed(index, "the step returned too few logits".to_owned()),
                     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::isolate::Said;
+use super::isolate::SpanOutput;
 use super::run::{LogitResult, Reader};
 use crate::sample::Scratch;
 
@@ -34,7 +34,7 @@ pub(super) struct Unread<'a> {
     /// The tokens of the last rows, which may be wrong.
     pub(super) guesses: &'a [u32],
     /// What the step says: of logits, rows of `vocab` values each.
-    pub(super) said: Said<'a>,
+    pub(super) output: SpanOutput<'a>,
 }
 
 /// What a run reads from its logits.
@@ -69,7 +69,7 @@ impl Readers {
         vocab: usize,
         clock: &dyn Fn() -> Instant,
     ) -> (Vec<Gathered>, Duration) {
-        let logits: usize = parts.iter().map(|part| part.said.logits().len()).sum();
+        let logits: usize = parts.iter().map(|part| part.output.logits().len()).sum();
         let threads = if logits < self.many { 1 } else { self.scratch.len().min(parts.len()) };
         let Some((own, others)) = self.scratch.split_first_mut().filter(|_| threads > 1) else {
             let scratch = &mut self.scratch[0];
@@ -113,7 +113,7 @@ impl Readers {
 impl Unread<'_> {
     fn read(&self, vocab: usize, scratch: &mut Scratch, clock: &dyn Fn() -> Instant) -> Gathered {
         let begin = clock();
-        let fruit = self.reader.read(self.guesses, self.said, vocab, scratch).map_err(|error| error.to_string());
+        let fruit = self.reader.read(self.guesses, self.output, vocab, scratch).map_err(|error| error.to_string());
         let slow = clock().saturating_duration_since(begin).saturating_sub(ORDINARY_CHOICE);
         Gathered { index: self.index, fruit, slow }
     }

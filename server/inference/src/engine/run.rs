@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::draft::{self, Draft};
 use super::handle::{Score, Scored};
-use super::isolate::Said;
+use super::isolate::SpanOutput;
 use super::outlet::{Flow, Outlet};
 use super::plan::Candidate;
 use super::request::{Done, Event, Failure, Finish, Request, Sink, Token};
@@ -391,13 +391,13 @@ impl Reader<'_> {
     pub(super) fn read(
         &self,
         guesses: &[u32],
-        said: Said<'_>,
+        output: SpanOutput<'_>,
         vocab: usize,
         scratch: &mut Scratch,
     ) -> Result<LogitResult, NotFinite> {
-        let logits = match said {
-            Said::Logits(logits) => logits,
-            Said::Token(token) => {
+        let logits = match output {
+            SpanOutput::Logits(logits) => logits,
+            SpanOutput::Token(token) => {
                 return Ok(LogitResult::Choices(vec![SampledToken { token, logprob: None, top: Vec::new() }]));
             }
         };

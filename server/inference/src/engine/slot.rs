@@ -8,7 +8,7 @@ use super::admission::SlotId;
 use super::books::Books;
 use super::draft::{self, Draft, MOST_LOGITS};
 use super::handle::{EngineOptions, LoadedModel};
-use super::isolate::{self, Outcome, Said};
+use super::isolate::{self, Outcome, SpanOutput};
 use super::pace::{Pace, Size};
 use super::plan::{DECODE_WEIGHT, PROMPT_WEIGHT, Part, plan};
 use super::prefix::Prefixes;
@@ -525,11 +525,11 @@ struct Gather<'a> {
 }
 
 impl Outcome for Gather<'_> {
-    fn computed(&mut self, spans: &[(usize, Said<'_>)]) {
-        let unread = spans.iter().map(|&(index, said)| {
+    fn computed(&mut self, spans: &[(usize, SpanOutput<'_>)]) {
+        let unread = spans.iter().map(|&(index, output)| {
             let part = self.parts[index];
             let guesses = self.drafts[index].as_ref().map_or(&[][..], Draft::guesses);
-            Unread { index, reader: self.runs[part.candidate].reader(part.start), guesses, said }
+            Unread { index, reader: self.runs[part.candidate].reader(part.start), guesses, output }
         });
         let (fruits, slow) = self.readers.read(&unread.collect::<Vec<_>>(), self.vocab, self.clock);
         self.fruits.extend(fruits);

@@ -216,7 +216,7 @@ impl Sampler {
 pub struct Draw {
     /// 1 / temperature.
     pub scale: f32,
-    /// How many of the likeliest tokens are kept; 0 for all.
+    /// The count of the likeliest tokens that are kept; 0 for all.
     pub top_k: usize,
     /// The share of the weights that the likeliest tokens must make up; 1 for all. Above 0.
     pub top_p: f32,

@@ -201,7 +201,7 @@ fn request_admitted_before_closing_is_answered() {
     let run = Box::new(Run::answer(endless(), Box::new(Pipe(sender)), entry.tenant, Arc::default(), Instant::now()));
     commands.send(Command::Stop).unwrap();
     commands.send(Command::Add { slot, model: "m".to_owned(), displaces: false, run }).unwrap();
-    super::super::handle::run(scheduler, &inbox);
+    super::super::handle::run(scheduler, &inbox, &|| {});
     assert_eq!(events.try_recv(), Ok(Event::Failed(Failure::Draining)));
 }
 

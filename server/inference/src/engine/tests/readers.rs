@@ -1,7 +1,7 @@
 //! Logits that several threads read.
 
 use super::*;
-use crate::engine::isolate::Said;
+use crate::engine::isolate::SpanOutput;
 use crate::engine::readers::{Gathered, Readers, Unread};
 use crate::engine::request::Token;
 use crate::engine::run::LogitResult;
@@ -56,7 +56,12 @@ fn threads_share_the_rows_of_one_step_and_keep_their_order() {
     let sink = Box::new(Wire { client: Client::Reads, inbox: Arc::default() });
     let run = Run::answer(request, sink, Arc::from("a"), Arc::default(), Instant::now());
     let logits: Vec<Vec<f32>> = (0..64).map(|first| logits_of(&[first])).collect();
-    let part = |index: usize| Unread { index, reader: run.reader(0), guesses: &[], said: Said::Logits(&logits[index]) };
+    let part = |index: usize| Unread {
+        index,
+        reader: run.reader(0),
+        guesses: &[],
+        output: SpanOutput::Logits(&logits[index]),
+    };
     let parts: Vec<Unread<'_>> = (0..64).map(part).collect();
     let chosen = |gathered: Vec<Gathered>| -> Vec<(usize, u32)> {
         let token = |fruit: LogitResult| match fruit {
