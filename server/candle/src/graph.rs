@@ -19,14 +19,14 @@ use textnlp_inference::rope::Rotation;
 use textnlp_inference::sample::Draw;
 
 /// The most rows of a recorded step. Larger ones keep the GPU busy by themselves.
-const MOST_ROWS: usize = 64;
+const MOST_ROWS: usize = 128;
 /// The same of a model with matrices in blocks: up to 8 rows candle multiplies with them by kernels that can be
 /// recorded.
 const MOST_ROWS_OF_BLOCKS: usize = 8;
 /// The most graphs of a model: all are forgotten when there would be more.
-const MOST_GRAPHS: usize = 64;
+const MOST_GRAPHS: usize = 256;
 /// The most bytes of logits of a recorded step: they keep their place in the memory of the GPU.
-const MOST_LOGIT_BYTES: usize = 32 << 20;
+const MOST_LOGIT_BYTES: usize = 64 << 20;
 
 /// The graphs of a model.
 pub(crate) struct Graphs {

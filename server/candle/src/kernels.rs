@@ -694,7 +694,7 @@ mod tests {
         let device = lease.device();
         let plain = Draw { scale: 1.0, top_k: 0, top_p: 1.0, floor: 0.0, at: 0.0 };
         let mut draws = vec![None, Some(Draw { top_k: 1, ..plain })];
-        for scale in [0.0, 0.5, 1.0, 1.0 / 0.7, 1e4] {
+        for scale in [0.01, 0.5, 1.0, 1.0 / 0.7, 1e4] {
             let ats = [0.0, 0.3, 0.77, 1.0 - f64::EPSILON / 2.0];
             draws.extend(ats.map(|at| Some(Draw { scale, at, ..plain })));
             for (top_k, top_p, floor) in [
@@ -712,6 +712,7 @@ mod tests {
                 draws.extend(ats.map(|at| Some(Draw { scale, top_k, top_p, floor, at })));
             }
         }
+        let mut wrong = Vec::new();
         for vocab in [1, 2, 63, 65, 256, 1001, 4095, 4097, 5003, 32_000, 50_257, 128_256, 262_144] {
             for (spread, seed) in [(0.0, 1), (2.0, 2), (30.0, 3), (1e3, 4), (1e30, 5)] {
                 let rows: Vec<Vec<f32>> = (0..4)
@@ -741,12 +742,17 @@ mod tests {
                         let may_keep_many = !limited && (spread < 1e30 || draw.scale < 0.5);
                         if drawn.is_some() || !filters || !(ties || may_keep_many) {
                             let expected = Some(draw.token(&rows[index]));
-                            assert_eq!(drawn, expected, "row {index}: {vocab} {spread} {draw:?}");
+                            if drawn != expected {
+                                wrong.push(format!(
+                                    "{drawn:?} for {expected:?}: row {index}, {vocab} {spread} {draw:?}"
+                                ));
+                            }
                         }
                     }
                 }
             }
         }
+        assert!(wrong.is_empty(), "{} wrong, such as {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
         let mut numbers = noise(1000, 9);
         for (at, broken) in [(0, f32::NAN), (999, f32::INFINITY), (500, f32::NEG_INFINITY)] {
             let kept = std::mem::replace(&mut numbers[at], broken);

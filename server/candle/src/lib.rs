@@ -124,6 +124,9 @@ impl Checkpoint {
     }
 }
 
+/// The most sequences of a step on a GPU.
+const MOST_SEQUENCES: usize = 256;
+
 /// Where a model computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceKind {
@@ -282,6 +285,11 @@ impl Executor for Candle {
 
     fn positions(&self) -> Option<Positions> {
         Some(Positions { total: self.sequences.limit, free: self.free_positions() })
+    }
+
+    /// A GPU reads its weights once for all of them.
+    fn most_sequences(&self) -> Option<usize> {
+        self.device.is_cuda().then_some(MOST_SEQUENCES)
     }
 
     fn open(&mut self, positions: usize) -> Option<SeqId> {

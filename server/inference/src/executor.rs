@@ -143,6 +143,11 @@ pub trait Executor: Send {
         None
     }
 
+    /// The most sequences of a step that it is made for, unless it is the engine's usual number.
+    fn most_sequences(&self) -> Option<usize> {
+        None
+    }
+
     /// Allocates a sequence of at most `positions` tokens; `None` when there is no memory now.
     fn open(&mut self, positions: usize) -> Option<SeqId>;
 

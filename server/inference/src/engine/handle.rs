@@ -22,7 +22,7 @@ use crate::text::Tokenizer;
 pub struct EngineOptions {
     /// The most requests that wait for room, all models together.
     pub queue: usize,
-    /// The most requests of one model in one batch.
+    /// The most requests of one model in one batch, unless its executor says how many.
     pub max_running: usize,
     /// Target duration of a step while a client reads a stream.
     pub step_target: Duration,

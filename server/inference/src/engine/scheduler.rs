@@ -153,7 +153,7 @@ impl<C: Fn() -> Instant> Scheduler<C> {
         self.books.see_off(self.options.stall, now);
         for slot in &mut self.slots {
             slot.reap(&mut self.books, self.options.stall, now);
-            slot.admit(&mut self.books, &self.options, now);
+            slot.admit(&mut self.books, now);
             let active = slot.has_rows();
             match (slot.active, active) {
                 (false, true) => self.turns.enter(&slot.id),

@@ -49,6 +49,8 @@ pub(super) struct Slot {
     reserve: usize,
     /// In which unit the executor takes positions.
     block: usize,
+    /// The most that run at once.
+    max_running: usize,
     /// The most guesses of a draft.
     draft_tokens: usize,
     pace: Pace,
@@ -74,6 +76,7 @@ impl Slot {
         Slot {
             reserve,
             block,
+            max_running: model.executor.most_sequences().unwrap_or(options.max_running),
             id,
             name,
             executor: model.executor,
@@ -148,7 +151,7 @@ impl Slot {
     /// If the next in turn does not fit, no other is admitted: a long request must not starve behind short ones. Only
     /// if nothing runs at all, so that waiting frees no memory, the others are tried. Reserved positions are apart: they
     /// are for tenants of which nothing runs, and the next in turn does not wait for them.
-    pub(super) fn admit(&mut self, books: &mut Books, options: &EngineOptions, now: Instant) {
+    pub(super) fn admit(&mut self, books: &mut Books, now: Instant) {
         let was_blocked = std::mem::replace(&mut self.blocked, false);
         if !self.running.is_empty() {
             // From now on they wait for other runs, not because they cannot fit at all.
@@ -163,7 +166,7 @@ impl Slot {
             let Some(id) = next.map(|run| run.id) else { return };
             let Some(index) = self.waiting.iter().position(|run| run.id == id) else { return };
             let kept = if self.running.is_empty() { 0 } else { self.reserve - self.reserve_used() };
-            if self.running.len() < options.max_running && self.begin(index, kept, false, was_blocked, books, now) {
+            if self.running.len() < self.max_running && self.begin(index, kept, false, was_blocked, books, now) {
                 continue;
             }
             if let Some(victim) = self.victim(&self.waiting[index], books, now) {
@@ -172,10 +175,7 @@ impl Slot {
             }
             self.blocked = true;
             if !self.running.is_empty() {
-                match self
-                    .for_reserve(books, options)
-                    .is_some_and(|index| self.begin(index, 0, true, was_blocked, books, now))
-                {
+                match self.for_reserve(books).is_some_and(|index| self.begin(index, 0, true, was_blocked, books, now)) {
                     true => continue,
                     false => return,
                 }
@@ -264,9 +264,9 @@ impl Slot {
     }
 
     /// The waiting request that may take reserved positions: of the least served tenant that has none at all.
-    fn for_reserve(&self, books: &Books, options: &EngineOptions) -> Option<usize> {
+    fn for_reserve(&self, books: &Books) -> Option<usize> {
         let room = self.reserve - self.reserve_used();
-        if room == 0 || self.running.len() >= options.max_running {
+        if room == 0 || self.running.len() >= self.max_running {
             return None;
         }
         let may = |run: &Run| {
