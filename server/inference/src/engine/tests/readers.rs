@@ -82,3 +82,31 @@ fn threads_share_the_rows_of_one_step_and_keep_their_order() {
     assert_eq!(shared, alone);
     assert!(alone.iter().map(|(_, token)| token).collect::<std::collections::HashSet<_>>().len() > 20);
 }
+
+#[test]
+fn tokens_that_an_executor_draws_are_those_that_are_chosen_from_logits() {
+    let answers = |draws: bool| {
+        let mut bench = Bench::new(EngineOptions { max_running: 2, ..options() });
+        let watch = bench.load("m", Script { draws, ..Script::default() });
+        let filtered = Sampling { top_k: 5, top_p: 0.9, min_p: 0.01, ..sampling(0.8, 3) };
+        let plain = [sampling(0.0, 0), sampling(0.9, 1), filtered].map(|sampling| (sampling, None));
+        let more = [
+            (Sampling { presence_penalty: 0.5, ..sampling(0.9, 4) }, None),
+            (Sampling { logit_bias: vec![(5, 1.0)], ..sampling(0.9, 5) }, None),
+            (sampling(0.9, 6), Some(1)),
+        ];
+        let mut send = |(sampling, logprobs)| {
+            let request = Request { sampling, logprobs, ignore_end: true, ..request(bytes("abc"), 30) };
+            bench.send(request, Client::Reads).unwrap()
+        };
+        let [plain, more] = [plain.map(&mut send), more.map(&mut send)];
+        bench.run();
+        let texts = plain.iter().chain(&more).map(|sent| sent.inbox().tokens()).collect::<Vec<_>>();
+        let drawn = watch.lock().unwrap().drawn;
+        (texts, drawn)
+    };
+    let ((chosen, none), (drawn, count)) = (answers(false), answers(true));
+    assert_eq!(drawn, chosen);
+    assert_eq!(none, 0);
+    assert!((30..90).contains(&count), "{count} of the 90 tokens that depend on logits alone, but for every third one");
+}
