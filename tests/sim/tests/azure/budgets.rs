@@ -6,7 +6,7 @@ use crate::Client;
 
 const BUDGET: &str = "providers/Microsoft.Consumption/budgets/b";
 
-/// The first day of the month so many months from now.
+/// The first day of the month that is `from_now` months after the current one.
 fn month(client: &Client, from_now: i64) -> String {
     let today = client.cloud.world().now().to_zoned(jiff::tz::TimeZone::UTC).date();
     let first = today.first_of_month().saturating_add(jiff::Span::new().months(from_now));
