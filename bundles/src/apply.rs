@@ -46,7 +46,7 @@ impl Site {
             resumed,
             elapsed: started.elapsed(),
         };
-        if applied(&base.contents, &manifest, delta) {
+        if base.contents.has_applied(&manifest, delta) {
             let bytes = base.contents.bytes();
             return Ok(done(base_name, base, true, 0, bytes, 0));
         }
@@ -110,16 +110,6 @@ impl Site {
         let record = incoming.finish(record, &target)?;
         Ok(done(target, record, false, written, linked, resumed))
     }
-}
-
-/// Whether the delta is applied already.
-pub(crate) fn applied(there: &Contents, manifest: &Manifest, delta: &Delta) -> bool {
-    let items = there.by_key();
-    manifest.files.iter().all(|file| {
-        there.file(&file.path).is_some_and(|old| old.digest == file.digest && old.executable == file.executable)
-    }) && delta.removes.iter().all(|path| there.file(path).is_none())
-        && manifest.items.iter().all(|item| items.get(&item.key()) == Some(&item))
-        && delta.drops.iter().all(|key| !items.contains_key(key))
 }
 
 /// All differences from what the delta expects.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use textnlp_models::Digest;
 
-use crate::manifest::{File, Item, ItemKey, Kind, Manifest};
+use crate::manifest::{Delta, File, Item, ItemKey, Kind, Manifest};
 
 /// Files and items, in the order of a manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,16 @@ impl Contents {
     /// The files' bytes together.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
+    }
+
+    /// Whether the delta is applied already.
+    pub(crate) fn has_applied(&self, manifest: &Manifest, delta: &Delta) -> bool {
+        let items = self.by_key();
+        manifest.files.iter().all(|file| {
+            self.file(&file.path).is_some_and(|old| old.digest == file.digest && old.executable == file.executable)
+        }) && delta.removes.iter().all(|path| self.file(path).is_none())
+            && manifest.items.iter().all(|item| items.get(&item.key()) == Some(&item))
+            && delta.drops.iter().all(|key| !items.contains_key(key))
     }
 
     pub(crate) fn by_key(&self) -> BTreeMap<ItemKey, &Item> {

@@ -11,11 +11,10 @@ use crate::error::{Error, Result};
 use crate::flow::{self, Ahead, Batch, Drive, Event, Sheet, WholeFileHashing, WriteBehind};
 use crate::layout::{BLOCK, Layout, Outline};
 use crate::listing;
-use crate::manifest::{Chunk, Delta, ExpectedItem, FORMAT, File, Item, ItemKey, Kind, Manifest};
+use crate::manifest::{Chunk, Delta, ExpectedItem, FORMAT, File, Item, ItemKey, KeyChange, Kind, Manifest};
 use crate::open::{Bundle, chunk_damage};
 use crate::pack::{ArchiveWriter, Inputs, Journal, Scan, head, padded, tail};
 use crate::rules::order;
-use crate::trust::KeyChange;
 use crate::volumes::Volumes;
 
 /// The part of the target that a delta contains.

@@ -8,8 +8,6 @@ use object::elf::{self, FileHeader64};
 use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
 use object::{LittleEndian, ReadCache, ReadRef as _};
 
-use crate::oci::Platform;
-
 /// Why a file is not a program that a bundle can carry.
 #[derive(Debug, thiserror::Error)]
 pub enum NotStatic {
@@ -66,9 +64,9 @@ const MOST_HEADERS: u16 = 256;
 /// The dynamic section of a real program has some dozens of entries.
 const MOST_DYNAMIC: u64 = 4096;
 
-/// The platform of a static program. A program that asks for an interpreter or for a library is refused by their names; one
+/// The architecture of a static Linux program, named as in Go: `amd64`. A program that asks for an interpreter or for a library is refused by their names; one
 /// that relocates itself (static-pie) is static, although it has a dynamic section.
-pub fn is_static(path: &Utf8Path) -> Result<Platform, NotStatic> {
+pub fn static_architecture(path: &Utf8Path) -> Result<&'static str, NotStatic> {
     let io = |source| NotStatic::Io { path: path.to_owned(), source };
     let no = |why: &str| NotStatic::NoProgram { path: path.to_owned(), why: why.to_owned() };
     let needs = |needs: String| NotStatic::Needs { path: path.to_owned(), needs };
@@ -110,7 +108,7 @@ pub fn is_static(path: &Utf8Path) -> Result<Platform, NotStatic> {
     if let Some(interpreter) = with(elf::PT_INTERP).next() {
         return Err(needs(text(interpreter.p_offset(LittleEndian)).ok_or_else(|| short(()))?));
     }
-    let Some(dynamic) = with(elf::PT_DYNAMIC).next() else { return Ok(Platform::linux(architecture)) };
+    let Some(dynamic) = with(elf::PT_DYNAMIC).next() else { return Ok(architecture) };
     if dynamic.p_filesz(LittleEndian) / 16 > MOST_DYNAMIC {
         return Err(no("its dynamic section is too large"));
     }
@@ -119,7 +117,7 @@ pub fn is_static(path: &Utf8Path) -> Result<Platform, NotStatic> {
         || entries.iter().map(|e| (e.tag(LittleEndian), e.val(LittleEndian))).take_while(|e| e.0 != elf::DT_NULL);
     let needed: Vec<u64> = entries().filter(|e| e.0 == elf::DT_NEEDED).map(|e| e.1).collect();
     if needed.is_empty() {
-        return Ok(Platform::linux(architecture));
+        return Ok(architecture);
     }
     // The strings are named by their address in memory; the segment that is loaded there says where in the file.
     let strings = entries().find(|e| e.0 == elf::DT_STRTAB).and_then(|(_, address)| {
@@ -155,26 +153,26 @@ pub(crate) mod tests {
         elf
     }
 
-    fn check(bytes: &[u8]) -> Result<Platform, String> {
+    fn check(bytes: &[u8]) -> Result<&'static str, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(dir.path().join("program")).unwrap();
         std::fs::write(&path, bytes).unwrap();
-        is_static(&path).map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), ""))
+        static_architecture(&path).map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), ""))
     }
 
     #[test]
-    fn static_elf_programs_report_their_platform() {
-        assert_eq!(check(&smallest(62, b"x")).unwrap().to_string(), "linux/amd64");
-        assert_eq!(check(&smallest(183, b"x")).unwrap().to_string(), "linux/arm64");
+    fn static_elf_programs_report_their_architecture() {
+        assert_eq!(check(&smallest(62, b"x")).unwrap(), "amd64");
+        assert_eq!(check(&smallest(183, b"x")).unwrap(), "arm64");
         // This test is itself such a program: static-pie, with a dynamic section and no library.
         let own = Utf8PathBuf::from_path_buf(std::env::current_exe().unwrap()).unwrap();
-        assert_eq!(is_static(&own).unwrap().architecture, if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" });
+        assert_eq!(static_architecture(&own).unwrap(), if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" });
     }
 
     #[test]
     fn dynamic_elf_programs_are_refused_naming_their_libraries() {
         let shell = Utf8Path::new("/bin/sh");
-        let error = is_static(shell).unwrap_err();
+        let error = static_architecture(shell).unwrap_err();
         assert!(error.to_string().contains("/ld-") && error.hint().contains("crt-static"), "{error}");
         // Without an interpreter, but with a library.
         let mut elf = smallest(62, b"");

@@ -5,6 +5,9 @@ use std::io;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::Digest;
 
+/// The record of the pinned keys, at the root of a site. Whoever finds it altered is told more than of other files.
+pub const TRUST: &str = "trust.json";
+
 /// Shorthand of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -283,7 +286,7 @@ impl Error {
             ),
             Error::Exposed(exposed) => exposed.fix(),
             Error::OlderRelease { .. } => "to go back to the older release, add --downgrade".into(),
-            Error::Altered { path, .. } if path.file_name() == Some(crate::trust::TRUST) => {
+            Error::Altered { path, .. } if path.file_name() == Some(TRUST) => {
                 "restore the file from a backup, or pin the keys again: --forget-trust --trust KEY.pub".into()
             }
             Error::Altered { .. } => "install the full bundle again; what is intact is kept".into(),

@@ -5,11 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 
-use textnlp_models::Digest;
 use textnlp_models::sha::{self, Sha256};
+use textnlp_models::{Digest, MOST_CHUNK};
 
 use crate::error::{Error, Result};
-use crate::rules::MOST_CHUNK;
 
 /// The bytes of a batch are aligned as on the file's pages, for direct I/O.
 pub(crate) const PAGE: usize = 4096;

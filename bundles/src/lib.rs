@@ -43,10 +43,10 @@ mod walk;
 pub use contents::Contents;
 pub use delta::{CreatedDelta, Scope, Target, make_delta};
 pub use diff::{Change, Diff, FileChange, ItemChange, diff};
-pub use error::{Damage, Error, Mismatch, Result};
+pub use error::{Damage, Error, Mismatch, Result, TRUST};
 pub use flow::{Drive, Event};
 pub use incoming::Needs;
-pub use manifest::Manifest;
+pub use manifest::{KeyChange, Manifest};
 pub use open::{Bundle, FileReader};
 pub use pack::{Content, Input, Inputs, PackOptions, Packed, pack};
 pub use rules::{MOST_CHUNK, MOST_MANIFEST, TOPS};
@@ -55,6 +55,6 @@ pub use sign::{
     keygen, sign, sign_bytes, sign_file, signature_of, verify_bytes, verify_file,
 };
 pub use site::{Collected, INSTALLED, Installed, Site, SiteLock, Source, Stamp};
-pub use trust::{Admission, AdmissionOptions, KeyChange, PinnedKeys, Release, TRUST};
+pub use trust::{Admission, AdmissionOptions, PinnedKeys, Release};
 pub use unpack::{UnpackOptions, Unpacked};
 pub use verify::{Verified, VerifyOptions};

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use textnlp_models::Digest;
 
-use crate::trust::KeyChange;
+use crate::sign::PublicKey;
 
 /// The only format so far. A reader refuses a newer one.
 pub const FORMAT: u32 = 1;
+/// Keys that one bundle introduces and revokes.
+pub(crate) const MAX_CHANGED_KEYS: usize = 16;
 
 /// The first member of a bundle. Canonical JSON: keys in this order, no spaces, files sorted by path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,6 +181,30 @@ pub struct ExpectedItem {
     pub item: ItemKey,
     /// Its [`Item::identity`]; none: it may not be there.
     pub identity: Option<Digest>,
+}
+
+/// A change of a site's pinned keys, as part of a bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyChange {
+    /// Trusted from now on. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub introduces: Vec<PublicKey>,
+    /// Never trusted again. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revokes: Vec<PublicKey>,
+}
+
+impl KeyChange {
+    /// A change in its canonical order; `None` without any key.
+    pub fn new(mut introduces: Vec<PublicKey>, mut revokes: Vec<PublicKey>) -> Option<KeyChange> {
+        for keys in [&mut introduces, &mut revokes] {
+            keys.sort_by_key(PublicKey::to_base64);
+            keys.dedup();
+        }
+        let change = KeyChange { introduces, revokes };
+        (change != KeyChange::default()).then_some(change)
+    }
 }
 
 /// A chunk's text that is none.

@@ -8,10 +8,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::{Cut, Digest, MANIFEST, Manifest as ModelManifest};
 
 use crate::error::{Error, Result};
-use crate::manifest::{Chunk, Item, ItemKind};
+use crate::manifest::{Chunk, Item, ItemKind, KeyChange};
 use crate::pack::{Content, Input, Inputs};
 use crate::scan::CARRIED;
-use crate::trust::KeyChange;
 
 const INSTALL: &str = include_str!("../recipes/install.sh");
 const READ_ME: &str = include_str!("../recipes/README.md");

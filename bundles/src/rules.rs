@@ -8,9 +8,10 @@ use textnlp_models::Digest;
 pub use textnlp_models::MOST_CHUNK;
 
 use crate::error::{Error, Result};
-use crate::manifest::{Delta, ExpectedItem, FORMAT, File, Item, ItemKey, ItemKind, Kind, Manifest};
+use crate::manifest::{
+    Delta, ExpectedItem, FORMAT, File, Item, ItemKey, ItemKind, KeyChange, Kind, MAX_CHANGED_KEYS, Manifest,
+};
 use crate::sign::PublicKey;
-use crate::trust::{KeyChange, MAX_CHANGED_KEYS};
 
 /// The longest manifest that is read: it holds more than a million chunks, which is 4 TiB of weights.
 pub const MOST_MANIFEST: u64 = 64 << 20;

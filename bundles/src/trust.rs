@@ -12,48 +12,18 @@ use serde::{Deserialize, Serialize};
 use textnlp_files::{Exposed, Exposure, Replace, caller};
 use textnlp_models::Digest;
 
-use crate::apply;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TRUST};
 use crate::manifest::{Kind, Manifest};
 use crate::open::Bundle;
 use crate::sign::{Authenticity, PublicKey, Signature, TrustSet};
 use crate::site::{Installed, Site, Source, remove};
 
-/// The record's name, at the root of a site.
-pub const TRUST: &str = "trust.json";
 /// Of the record.
 const FORMAT: u32 = 1;
 /// Of the record: far above what [`MAX_PINNED_KEYS`] take.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 /// Pinned and revoked keys of one site.
 const MAX_PINNED_KEYS: usize = 1000;
-/// Keys that one bundle introduces and revokes.
-pub(crate) const MAX_CHANGED_KEYS: usize = 16;
-
-/// A change of a site's pinned keys, as part of a bundle.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KeyChange {
-    /// Trusted from now on. Sorted.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub introduces: Vec<PublicKey>,
-    /// Never trusted again. Sorted.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub revokes: Vec<PublicKey>,
-}
-
-impl KeyChange {
-    /// A change in its canonical order; `None` without any key.
-    pub fn new(mut introduces: Vec<PublicKey>, mut revokes: Vec<PublicKey>) -> Option<KeyChange> {
-        for keys in [&mut introduces, &mut revokes] {
-            keys.sort_by_key(PublicKey::to_base64);
-            keys.dedup();
-        }
-        let change = KeyChange { introduces, revokes };
-        (change != KeyChange::default()).then_some(change)
-    }
-}
-
 /// A version of a bundle and its time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -335,7 +305,7 @@ fn check_owner(path: &Utf8Path, metadata: &Metadata) -> Result<()> {
 fn holds(active: &Installed, bundle: &Bundle) -> bool {
     let manifest = bundle.manifest();
     match (&manifest.kind, &manifest.delta) {
-        (Kind::Delta, Some(delta)) => apply::applied(&active.contents, manifest, delta),
+        (Kind::Delta, Some(delta)) => active.contents.has_applied(manifest, delta),
         _ => active.content == bundle.content_digest(),
     }
 }

@@ -714,7 +714,7 @@ def schedule(runner, options, rows, chosen, skipped, known_results):
               if tier.command and (options.ci or options.all) and not skipped.skips(tier.name)]
     # What fails leaves nothing out: the next one of the group tells what else is wrong.
     for name, argv, optional in chain:
-        runner.add(Job(name, argv, idle=True, group="cargo", needs=(last,), optional=optional, seconds=500))
+        runner.add(Job(name, argv, idle=True, group="cargo", needs=(last,), optional=optional, seconds=900))
 
 
 def traced(runner, jobs):

@@ -12,7 +12,7 @@ use textnlp_models::Digest;
 
 use super::Image;
 use super::content::{Blob, Content};
-use super::document::{Manifest, media};
+use super::document::{Manifest, Platform, media};
 use super::error::{Error, Result};
 use super::layer::{Access, Layer};
 use crate::elf;
@@ -50,7 +50,7 @@ const ROOT_FILE: Access = Access { mode: 0o644, owner: 0 };
 /// Builds the image. The same recipe gives the same bytes at any time and on any machine. Nothing is written: the program and the
 /// models are read once for their digests, and again when the blobs are read.
 pub fn assemble(recipe: &Recipe) -> Result<Image> {
-    let platform = elf::is_static(&recipe.program)?;
+    let platform = Platform::linux(elf::static_architecture(&recipe.program)?);
     let tag = super::reference::is_tag(&recipe.version) && super::reference::is_repository(&recipe.name);
     if !tag {
         let what = format!("the image `{}:{}`", recipe.name, recipe.version);

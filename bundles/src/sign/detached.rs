@@ -5,7 +5,7 @@ use std::io::Cursor;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_files::Replace;
 
-use super::{PublicKey, SecretKey, read_key};
+use super::keys::{PublicKey, SecretKey, read_key};
 use crate::error::{Error, Result};
 
 /// Far above the size of a signed report.
@@ -69,7 +69,7 @@ pub fn verify_bytes(bytes: &[u8], signature: &str, key: &PublicKey) -> std::resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sign::keygen;
+    use crate::sign::keys::keygen;
 
     #[test]
     fn detached_signature_detects_a_changed_byte_and_another_key() {

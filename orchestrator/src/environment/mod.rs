@@ -1,6 +1,6 @@
 //! Environments: the user's file, read strictly and converted into components.
 //!
-//! [`model`] defines an environment, [`Library`] finds and loads one, and [`components`] converts it into the
+//! [`model`] defines an environment, [`Library`] finds and loads one, and [`components`](fn@components) converts it into the
 //! components that providers plan. Every problem of every layer is in one [`Report`], with origin, cause and fix. This
 //! module has no code that is specific to a cloud: the caller passes what providers offer as a [`Catalogue`].
 

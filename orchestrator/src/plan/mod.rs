@@ -2,7 +2,7 @@
 //!
 //! This file has the types. Then read `decide` (the decision about one resource), `unwanted` (the same for resources
 //! that are no longer wanted), `graph` (the order of the steps), [`audit`](audit()) (an independent check of the
-//! finished plan) and [`approve`]. Choices that the plan leaves open are [`Node::OneOf`]: apply selects one by what it
+//! finished plan) and [`approve`](fn@approve). Choices that the plan leaves open are [`Node::OneOf`]: apply selects one by what it
 //! observes, and makes no call outside of the alternatives.
 
 mod approve;

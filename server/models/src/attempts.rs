@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use textnlp_net::retry::{GaveUp, Retry, Transient};
 
-use crate::fetch::{Event, Progress};
 use crate::options::Limits;
+use crate::progress::{Event, Progress};
 
 /// Counts the failed attempts at one transfer and pauses between them.
 pub struct Attempts(Retry);

@@ -2,12 +2,9 @@
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::Pulled;
 use crate::manifest::{FileEntry, Manifest};
+use crate::progress::Pulled;
 use crate::store::Assembly;
-
-/// Its name in the catalogue, also written `bundled:NAME`.
-pub(crate) const NAME: &str = "textnlp-tiny";
 
 /// Its files: name and content.
 const FILES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/bundled.rs"));

@@ -132,7 +132,7 @@ impl Catalogue {
 }
 
 impl Entry {
-    /// What the weights will be once pulled, so that [`crate::fit`] can answer before anything is pulled.
+    /// What the weights will be once pulled, so that [`fit`](fn@crate::fit) can answer before anything is pulled.
     pub fn summary(&self) -> Summary {
         Summary {
             family: self.family.clone(),

@@ -20,10 +20,10 @@ use crate::bucket::Bucket;
 use crate::chunks::{Recorded, Recorder};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Event, Progress};
 use crate::local;
 use crate::manifest::FileEntry;
 use crate::options::Limits;
+use crate::progress::{Event, Progress};
 use crate::store::Assembly;
 use crate::transport::{Fault, Reply, Transport, shown};
 

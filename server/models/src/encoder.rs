@@ -9,8 +9,8 @@ use textnlp_inference::format::EncoderCheckpoint;
 use textnlp_inference::text::{EncoderText, Tokenizer};
 
 use crate::error::Result;
-use crate::fit::WeightFormat;
 use crate::inspect::{Contents, Footprints, Format, Summary, stored};
+use crate::weight_format::WeightFormat;
 
 /// The summary of such a folder. Weights are read once and not kept.
 pub(crate) fn summary(dir: &Utf8Path, held: WeightFormat) -> Result<Summary> {

@@ -9,10 +9,34 @@ use textnlp_inference::format::FormatError;
 use textnlp_inference::text::TextError;
 
 use crate::digest::Digest;
-use crate::source::SourceError;
 
 /// The result of everything that touches models.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A text that names no source, with the form that was expected.
+#[derive(Debug, thiserror::Error)]
+#[error("model source `{text}`: {why}; expected {expected}")]
+pub struct SourceError {
+    /// The text as written, shortened and without credentials.
+    pub text: String,
+    /// What is wrong.
+    pub why: String,
+    /// The form expected.
+    pub expected: &'static str,
+}
+
+/// Bytes for people: three digits and a binary unit.
+pub(crate) fn human(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || value >= 100.0 { 0 } else { 1 };
+    format!("{value:.digits$} {}", units[unit])
+}
 
 /// What went wrong; [`Error::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +73,7 @@ pub enum Error {
         store: Utf8PathBuf,
     },
     /// The disk has too little room.
-    #[error("{what} needs {needed} on the disk of {path}, but {there} are free", needed = crate::fit::human(*.needed), there = crate::fit::human(*.there))]
+    #[error("{what} needs {needed} on the disk of {path}, but {there} are free", needed = human(*.needed), there = human(*.there))]
     NoSpace {
         /// What was to be written.
         what: String,
@@ -61,7 +85,7 @@ pub enum Error {
         there: u64,
     },
     /// The model is larger than the store may be.
-    #[error("{what} needs {needed}, but the store is limited to {limit} and {held} of it cannot be evicted", needed = crate::fit::human(*.needed), limit = crate::fit::human(*.limit), held = crate::fit::human(*.held))]
+    #[error("{what} needs {needed}, but the store is limited to {limit} and {held} of it cannot be evicted", needed = human(*.needed), limit = human(*.limit), held = human(*.held))]
     TooLarge {
         /// What was to be stored.
         what: String,

@@ -1,37 +1,11 @@
 //! Does a model fit into this machine: memory needed against memory there.
 
-use std::fmt;
-use std::str::FromStr;
-
 use camino::Utf8Path;
-use serde::{Deserialize, Serialize};
-use textnlp_inference::cpu::Quant;
+use serde::Serialize;
 
+use crate::error::human;
 use crate::inspect::Summary;
-
-/// How weights are held in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WeightFormat {
-    /// Four bytes a weight.
-    F32,
-    /// Two bytes a weight.
-    F16,
-    /// Groups of 32 weights in 34 bytes.
-    #[serde(rename = "q8_0")]
-    Q8_0,
-    /// Groups of 32 weights in 18 bytes; the token table and the head as [`WeightFormat::Q8_0`].
-    #[serde(rename = "q4_0")]
-    Q4_0,
-    /// As stored, where the engine has that type.
-    #[serde(rename = "none")]
-    AsIs,
-}
-
-/// A text that names no way to hold weights.
-#[derive(Debug, thiserror::Error)]
-#[error("`{0}` is none of `f32`, `f16`, `q8_0`, `q4_0`, `none`")]
-pub struct UnknownWeightFormat(String);
+use crate::weight_format::WeightFormat;
 
 /// How the model is going to be used.
 #[derive(Debug, Clone, Copy)]
@@ -164,19 +138,6 @@ fn remedy(summary: &Summary, want: &Want, there: &Memory, verdict: Verdict) -> O
     (verdict == Verdict::DoesNotFit).then(|| "use a smaller model, or a machine with more memory".to_owned())
 }
 
-/// Bytes for people: three digits and a binary unit.
-pub(crate) fn human(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let digits = if unit == 0 || value >= 100.0 { 0 } else { 1 };
-    format!("{value:.digits$} {}", units[unit])
-}
-
 impl Memory {
     /// Of this process: the machine's, or less where a control group allows less.
     pub fn here() -> Memory {
@@ -230,46 +191,6 @@ impl Memory {
             }
         }
         memory
-    }
-}
-
-impl WeightFormat {
-    /// As the engine names it; `None` is as stored.
-    pub(crate) fn quant(self) -> Option<Quant> {
-        match self {
-            WeightFormat::F32 => Some(Quant::F32),
-            WeightFormat::F16 => Some(Quant::F16),
-            WeightFormat::Q8_0 => Some(Quant::Q8_0),
-            WeightFormat::Q4_0 => Some(Quant::Q4_0),
-            WeightFormat::AsIs => None,
-        }
-    }
-}
-
-impl FromStr for WeightFormat {
-    type Err = UnknownWeightFormat;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "f32" => Ok(WeightFormat::F32),
-            "f16" => Ok(WeightFormat::F16),
-            "q8_0" => Ok(WeightFormat::Q8_0),
-            "q4_0" => Ok(WeightFormat::Q4_0),
-            "none" => Ok(WeightFormat::AsIs),
-            other => Err(UnknownWeightFormat(other.chars().take(50).collect())),
-        }
-    }
-}
-
-impl fmt::Display for WeightFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            WeightFormat::F32 => "f32",
-            WeightFormat::F16 => "f16",
-            WeightFormat::Q8_0 => "q8_0",
-            WeightFormat::Q4_0 => "q4_0",
-            WeightFormat::AsIs => "none",
-        })
     }
 }
 

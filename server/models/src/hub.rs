@@ -5,9 +5,9 @@ use serde::Deserialize;
 
 use crate::download::{Check, Origin, Wanted, download, git_blob, remaining};
 use crate::error::{Error, Result};
-use crate::fetch::{Event, Progress, Pulled};
 use crate::local;
 use crate::options::FetchOptions;
+use crate::progress::{Event, Progress, Pulled};
 use crate::select::choose;
 use crate::source::{HubSource, is_commit};
 use crate::store::Assembly;

@@ -12,9 +12,9 @@ use textnlp_inference::format::{Dtype, Tensor, is_encoder};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fit::WeightFormat;
 use crate::local;
 use crate::manifest::{MANIFEST, read_manifest};
+use crate::weight_format::WeightFormat;
 
 /// How the weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

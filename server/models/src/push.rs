@@ -13,10 +13,10 @@ use tokio::io::AsyncReadExt;
 use crate::bucket::Bucket;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Event, Progress};
 use crate::local;
 use crate::manifest::{FileEntry, MANIFEST, Manifest};
 use crate::options::FetchOptions;
+use crate::progress::{Event, Progress};
 use crate::source::BucketSource;
 use crate::store::Model;
 

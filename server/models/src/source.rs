@@ -10,6 +10,7 @@ use textnlp_net::client::is_loopback;
 
 use crate::catalogue::Catalogue;
 use crate::digest::Digest;
+use crate::error::SourceError;
 
 /// Where a model comes from. Its text form is canonical: parsing what is displayed gives the same source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,17 +55,8 @@ pub struct HubSource {
     file: Option<String>,
 }
 
-/// A text that names no source, with the form that was expected.
-#[derive(Debug, thiserror::Error)]
-#[error("model source `{text}`: {why}; expected {expected}")]
-pub struct SourceError {
-    /// The text as written, shortened and without credentials.
-    pub text: String,
-    /// What is wrong.
-    pub why: String,
-    /// The form expected.
-    pub expected: &'static str,
-}
+/// The name of the model of this program in the catalogue, also written `bundled:NAME`.
+pub(crate) const BUNDLED: &str = "textnlp-tiny";
 
 const ANY: &str = "`bundled`, `file:PATH`, `https://…`, `s3://…`, `gs://…`, `az://…`, `bucket:path`, `hf:org/name[@revision][/file.gguf]` or a name of the catalogue such as `gpt2`";
 const FILE: &str = "`file:PATH`, the path of a folder or of a .gguf file";
@@ -73,6 +65,12 @@ const BUCKET: &str = "`s3://bucket/path`, `gs://bucket/path` or `az://container/
 const SITE_BUCKET: &str = "`bucket:path` of a folder or a .gguf file in the bucket of the site";
 const HUB: &str = "`hf:org/name`, `hf:org/name@revision` or `hf:org/name@revision/file.gguf`";
 const NAME: &str = "a name of the catalogue such as `gpt2` or `smollm2-135m-instruct`, or one of `bundled`, `file:PATH`, `https://…`, `s3://…`, `hf:org/name`";
+
+impl SourceError {
+    fn new(text: &str, why: impl Into<String>, expected: &'static str) -> SourceError {
+        SourceError { text: without_credentials(text).chars().take(200).collect(), why: why.into(), expected }
+    }
+}
 
 impl Source {
     /// Whether this text is a source that can exist: also refuses names that the catalogue does not have.
@@ -118,9 +116,9 @@ impl FromStr for Source {
         if let Some(name) = text.strip_prefix("bundled") {
             match name {
                 "" => return Ok(Source::Bundled),
-                name if name.strip_prefix(':') == Some(crate::bundled::NAME) => return Ok(Source::Bundled),
+                name if name.strip_prefix(':') == Some(BUNDLED) => return Ok(Source::Bundled),
                 name if name.starts_with(':') => {
-                    return no(&format!("this program contains only the model `{}`", crate::bundled::NAME), ANY);
+                    return no(&format!("this program contains only the model `{}`", BUNDLED), ANY);
                 }
                 _ => {}
             }
@@ -336,12 +334,6 @@ impl HubSource {
 
 pub(crate) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
-impl SourceError {
-    fn new(text: &str, why: impl Into<String>, expected: &'static str) -> SourceError {
-        SourceError { text: without_credentials(text).chars().take(200).collect(), why: why.into(), expected }
-    }
 }
 
 /// The text with `***` for what may be a credential in a URL: user, password and query.

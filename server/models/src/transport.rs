@@ -11,8 +11,8 @@ pub(crate) use textnlp_net::client::shown;
 
 use crate::attempts::Attempts;
 use crate::error::{Error, Result};
-use crate::fetch::Progress;
 use crate::options::{FetchOptions, Limits, Token};
+use crate::progress::Progress;
 
 /// Sends requests for one fetch.
 pub(crate) struct Transport {

@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use crate::download::{Check, Origin, Wanted, download};
 use crate::error::{Error, Result};
-use crate::fetch::{Event, Progress, Pulled};
 use crate::local;
 use crate::manifest::FileEntry;
+use crate::progress::{Event, Progress, Pulled};
 use crate::source::WebSource;
 use crate::store::Assembly;
 use crate::transport::{Fault, Transport, shown};

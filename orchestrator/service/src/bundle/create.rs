@@ -147,12 +147,12 @@ fn programs(request: &Request<'_>) -> Result<Vec<ProgramFile>, Failure> {
     }
     let mut programs: Vec<ProgramFile> = Vec::new();
     for (said, path) in wanted {
-        let read = elf::is_static(&path).map_err(|error| {
+        let architecture = elf::static_architecture(&path).map_err(|error| {
             let hint = error.hint();
             let error = anyhow::Error::new(error).context(format!("take {path} as the bundle's program"));
             Failure::usage("program_not_static", error).hint(hint)
         })?;
-        let platform = format!("linux/{}", read.architecture);
+        let platform = format!("linux/{architecture}");
         if let Some(said) = said.filter(|said| *said != platform) {
             let error = anyhow::anyhow!("{path} is a program for {platform}, not {said}");
             return Err(Failure::usage("other_platform", error).hint(format!("--program {platform}={path}")));

@@ -2,7 +2,7 @@
 //!
 //! All its state can be read again: units are files, children hold locks. When it dies its programs continue and the
 //! next supervisor adopts them. The hidden command `supervise` calls [`run`]; all other code talks to the supervisor
-//! with [`ask`].
+//! with [`request`].
 
 mod alerts;
 mod archiver;

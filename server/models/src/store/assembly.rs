@@ -14,9 +14,9 @@ use super::{Model, Store};
 use crate::chunks::{Recorded, Recorder};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Event, Progress};
 use crate::local;
 use crate::manifest::{FileEntry, MANIFEST, Manifest, hash_file};
+use crate::progress::{Event, Progress};
 
 /// Interval of progress reports of a copy.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);

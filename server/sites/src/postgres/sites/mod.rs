@@ -1,8 +1,8 @@
 //! One PostgreSQL shared by several sites: each site has a server; one is the primary, the others are replicas.
 //!
 //! This module does not decide who leads. The site agent reports it, with a lease, and this supervisor makes its server
-//! match. It is a primary only with a lease and with everything that the previous primary had ([`standing`]), a replica
-//! otherwise. Clients of the primary connect through a proxy socket ([`door`]), which closes when the lease of its site
+//! match. It is a primary only with a lease and with everything that the previous primary had ([`data_directory`]), a replica
+//! otherwise. Clients of the primary connect through a proxy socket ([`listeners`]), which closes when the lease of its site
 //! is over, whatever the server itself believes ([`gate`]). A former primary is rewound to the point of divergence, or
 //! copied again.
 
