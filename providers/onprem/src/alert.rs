@@ -15,7 +15,7 @@ use textnlp_provider::alert::Alert;
 use textnlp_provider::component::{AlertLimits, ServiceLimits};
 
 use crate::lock;
-use crate::lower::ALERTS_FILE;
+use crate::names::ALERTS_FILE;
 
 /// Above this count the oldest message is dropped.
 const WAITING_MOST: usize = 200;

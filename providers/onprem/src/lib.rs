@@ -27,15 +27,17 @@ pub mod fault;
 
 mod jobs;
 mod lock;
+mod names;
 mod operations;
 mod user;
+mod verified;
 
 pub use capabilities::CAPABILITIES;
 pub use copy::{seed, site_copy};
-pub use lower::{API_KEY, JWT_KEY};
+pub use names::{API_KEY, JWT_KEY};
 pub use operations::{LocalOperations, endpoint};
 pub use options::Options;
 pub use provider::OnPrem;
 pub use user::SystemUser;
-pub use verbs::VerifiedProgram;
 pub use verbs::postgres::{ScratchInstance, archive_socket};
+pub use verified::VerifiedProgram;

@@ -8,8 +8,6 @@ mod recovery;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
-pub(crate) use postgres::{DUMP, POSTGRES_HOME};
-
 use camino::Utf8PathBuf;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -21,17 +19,9 @@ use textnlp_provider::settings::{DatabaseKind, Runtime};
 use textnlp_provider::{Component, ComponentName, OutputRef, Problems, ResourceId, Site, Wanted};
 
 use crate::alert::{AlertOrder, Receiver};
+use crate::names::{ALERTS_FILE, BACKUP_FILE, DATABASE_FILE};
 use crate::spec::{DatabaseSpec, ModelSpec, SupervisorSpec};
 use crate::table::ResourceKind;
-
-/// The name of the generated secret that becomes the first API key.
-pub const API_KEY: &str = "api-key";
-/// The name of the generated secret that signs tokens.
-pub const JWT_KEY: &str = "jwt-signing-key";
-
-pub(crate) const BACKUP_FILE: &str = "config/backup.yaml";
-pub(crate) const ALERTS_FILE: &str = "config/alerts.yaml";
-pub(crate) const DATABASE_FILE: &str = "data/textnlp.db";
 
 /// The inputs of a component's resources.
 pub(crate) struct Lowering<'a> {

@@ -6,16 +6,13 @@ use textnlp_provider::component::{Database, DatabaseAddress, ExternalSecret, Pos
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
-use super::{DATABASE_FILE, Lowering};
+use super::Lowering;
+use crate::names::{DATABASE_FILE, DUMP, POSTGRES_HOME};
 use crate::spec::PostgresSpec;
 use crate::table::ResourceKind;
 
 /// The number in the name of the server's socket when no port is configured.
 const PORT: u16 = 5432;
-/// Where a dump to restore is kept until the server reads it.
-pub(crate) const DUMP: &str = "data/postgres.dump";
-/// The folder of the primary.
-pub(crate) const POSTGRES_HOME: &str = "data/postgres";
 /// The most standbys on one machine.
 const COPIES_MAX: u32 = 3;
 /// Connections beyond those of the service: the supervisor of PostgreSQL, standbys, commands, operators.

@@ -12,7 +12,8 @@ use textnlp_keys::{CA_FILE, SOCKET_PATH_MAX, SiteFolder};
 use textnlp_provider::component::{Dns, GlobalEndpoint, Program, Relay, SiteAgent, Witness};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId, SiteName};
 
-use super::{DATABASE_FILE, JWT_KEY, Lowering};
+use super::Lowering;
+use crate::names::{DATABASE_FILE, JWT_KEY};
 use crate::spec::ControlSpec;
 use crate::table::ResourceKind;
 

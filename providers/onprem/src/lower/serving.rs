@@ -8,7 +8,8 @@ use textnlp_provider::component::{ConnectionLimits, Endpoint, Program, Workload}
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::recovery::{reached, ready_socket};
-use super::{API_KEY, JWT_KEY, Lowering, label_of};
+use super::{Lowering, label_of};
+use crate::names::{API_KEY, JWT_KEY};
 use crate::table::ResourceKind;
 
 /// A machine's replicas share its cores; a larger number is a mistake in the file.

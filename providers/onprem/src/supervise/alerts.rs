@@ -19,8 +19,9 @@ use super::background::{Complaint, own_program};
 use super::control::{CertificateStatus, PhaseName, Rejected, UnitStatus};
 use super::output::{self, Notes};
 use super::probe;
-use super::service::Service;
+use super::service::{Fact, Service};
 use crate::alert::{Active, AlertOrder, Outbox};
+use crate::names::ALERTS_FILE;
 
 /// Poll interval.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,20 +49,6 @@ const PAUSE_MOST: Duration = Duration::from_secs(300);
 const WITNESS_AWAY_MS: u64 = 60_000;
 /// Timeout of the request for the replication status of the site agent.
 const AGENT_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// A current problem.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fact {
-    pub(super) name: &'static str,
-    pub(super) about: String,
-    pub(super) says: String,
-}
-
-impl Fact {
-    pub(super) fn new(name: &'static str, about: impl Into<String>, says: impl Into<String>) -> Self {
-        Self { name, about: about.into(), says: says.into() }
-    }
-}
 
 /// The inputs from the rest of the supervisor.
 pub(super) struct AlertInputs<'a> {
@@ -171,14 +158,14 @@ impl Alerts {
 
     /// Reads the alert order when it changed.
     fn read_order(&mut self) -> Result<(), String> {
-        let Some(stamp) = Stamp::of(&self.folder.join(crate::lower::ALERTS_FILE)).ok().flatten() else {
+        let Some(stamp) = Stamp::of(&self.folder.join(ALERTS_FILE)).ok().flatten() else {
             self.order = None;
             return Ok(());
         };
         if self.order.as_ref().is_some_and(|(known, _)| *known == stamp) {
             return Ok(());
         }
-        let order = self.outbox.order().map_err(|error| format!("{}: {error}", crate::lower::ALERTS_FILE))?;
+        let order = self.outbox.order().map_err(|error| format!("{}: {error}", ALERTS_FILE))?;
         self.order = order.map(|order| (stamp, order));
         Ok(())
     }

@@ -11,7 +11,7 @@ use tokio::process::Child;
 
 use super::background::{Complaint, own_program};
 use super::output::{self, Notes};
-use crate::lower::{BACKUP_FILE, POSTGRES_HOME};
+use crate::names::{BACKUP_FILE, POSTGRES_HOME};
 
 /// Pause between two starts.
 const RESTART_INTERVAL: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use camino::Utf8Path;
 use textnlp_keys::SiteFolder;
 use tokio::process::Command;
 
-use super::child::clean_environment;
+use super::environment::clean_environment;
 use super::output::{self, Notes};
 
 /// This program itself, without arguments yet. It runs in the site's folder, reads nothing, writes to `log`, and ends

@@ -11,10 +11,12 @@ use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 use textnlp_keys::{SiteFolder, files};
 
+use super::environment::clean_environment;
+use super::error::Error;
 use super::unit::Unit;
-use super::{Error, privileges, sockets};
+use super::{privileges, sockets};
 use crate::lock;
-use crate::verbs::VerifiedProgram;
+use crate::verified::VerifiedProgram;
 
 /// The pid file of a child: enough for a later supervisor to adopt it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,30 +42,6 @@ impl Running {
     pub(crate) fn write(&self, folder: &SiteFolder, name: &str) -> std::io::Result<()> {
         files::put(&folder.pid(name), &serde_json::to_vec(self).map_err(std::io::Error::other)?, 0o600)
     }
-}
-
-/// The variables that programs inherit; all others are removed.
-const INHERITED_VARIABLES: [&str; 15] = [
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "ALL_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "all_proxy",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-];
-
-/// The cleaned environment of every started program.
-pub(crate) fn clean_environment() -> Vec<(&'static str, std::ffi::OsString)> {
-    INHERITED_VARIABLES.iter().filter_map(|name| std::env::var_os(name).map(|value| (*name, value))).collect()
 }
 
 /// Replaces this process by the unit's program. Returns only on failure.

@@ -9,6 +9,8 @@ mod archiver;
 mod background;
 mod child;
 mod control;
+mod environment;
+mod error;
 pub(crate) mod output;
 mod privileges;
 mod probe;
@@ -35,8 +37,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-pub(crate) use child::{Running, clean_environment};
+pub(crate) use child::Running;
 pub use control::{CertificateStatus, ControlRequest, PhaseName, Rejected, Status, UnitStatus, request, status};
+pub(crate) use environment::clean_environment;
+pub use error::Error;
 pub(crate) use probe::exchange;
 pub(crate) use start::begin_detached;
 pub use unit::{KeepsSockets, Ready, State, Unit};
@@ -67,52 +71,6 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 16;
 /// Timeout of a client's request.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why a supervisor or one of its children could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The site's folder cannot be used.
-    #[error("use site folder {folder}")]
-    Folder {
-        /// The folder.
-        folder: Utf8PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// Another supervisor runs.
-    #[error("a supervisor of {folder} runs already, with pid {pid}")]
-    Held {
-        /// The folder of its site.
-        folder: Utf8PathBuf,
-        /// Its pid.
-        pid: u32,
-    },
-    /// A unit file is invalid.
-    #[error("read unit `{name}`: {why}")]
-    Unit {
-        /// The unit.
-        name: String,
-        /// The reason.
-        why: String,
-    },
-    /// The unit's program runs already.
-    #[error("unit `{name}` runs already")]
-    Double {
-        /// The unit.
-        name: String,
-    },
-    /// The program could not be started.
-    #[error("start unit `{name}`")]
-    Exec {
-        /// The unit.
-        name: String,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The control socket or the event loop failed.
-    #[error("run supervisor")]
-    Run(#[source] std::io::Error),
-}
 
 /// Runs the supervisor of a site until it gets a request to exit. With a child's name, becomes that unit's program.
 ///

@@ -11,7 +11,7 @@ use rustix::thread::{
 use textnlp_keys::{Marker, SiteFolder};
 
 use super::unit::Unit;
-use crate::lower::POSTGRES_HOME;
+use crate::names::POSTGRES_HOME;
 use crate::spec::PostgresSpec;
 use crate::table::ResourceKind;
 

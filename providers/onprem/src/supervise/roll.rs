@@ -8,8 +8,9 @@ use rustix::process::{Pid, Signal};
 use textnlp_keys::{SiteFolder, files::Stamp};
 use tokio::task::JoinHandle;
 
-use super::child::{Running, clean_environment};
+use super::child::Running;
 use super::control::{PhaseName, UnitStatus};
+use super::environment::clean_environment;
 use super::output::{self, Notes};
 use super::probe::probe;
 use super::sockets::{self, Sockets};

@@ -14,7 +14,7 @@ use tokio::process::Child;
 
 use super::background::{Complaint, own_program};
 use super::output::{self, Notes};
-use crate::lower::BACKUP_FILE;
+use crate::names::BACKUP_FILE;
 
 /// The longest pause after a failed backup.
 const RETRY_MAX: Duration = Duration::from_secs(300);

@@ -10,9 +10,22 @@ use textnlp_keys::SiteFolder;
 use textnlp_provider::component::ServiceLimits;
 use textnlp_provider::exposition;
 
-use super::alerts::Fact;
 use super::control::{PhaseName, UnitStatus};
 use super::probe;
+
+/// A current problem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fact {
+    pub(super) name: &'static str,
+    pub(super) about: String,
+    pub(super) says: String,
+}
+
+impl Fact {
+    pub(super) fn new(name: &'static str, about: impl Into<String>, says: impl Into<String>) -> Self {
+        Self { name, about: about.into(), says: says.into() }
+    }
+}
 
 /// A replica whose metrics take longer is left out of this poll.
 const POLL_TIMEOUT: Duration = Duration::from_millis(500);

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use camino::Utf8Path;
 use textnlp_keys::{SiteFolder, files};
 
-use super::child::clean_environment;
+use super::environment::clean_environment;
 use super::output;
 
 /// Starts the supervisor of a site detached: its first act is a new session. Of two supervisors, the lock lets one run.

@@ -13,11 +13,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use super::program::start_written;
-use super::{Observation, ObservedObject, VerifiedProgram, Work};
+use super::{Observation, ObservedObject, Work};
 use crate::jobs::JobStatus;
 use crate::spec::{ApiKeySpec, SchemaSpec};
 use crate::supervise::clean_environment;
 use crate::table::ResourceKind;
+use crate::verified::VerifiedProgram;
 
 /// A query of keys is answered at once.
 const KEYS_TIMEOUT: Duration = Duration::from_secs(8);

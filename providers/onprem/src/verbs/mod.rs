@@ -21,7 +21,6 @@ use crate::supervise;
 use crate::table::ResourceKind;
 pub(crate) use child::{Input, ProgramOutput, pass_bytes, pass_file, query_database, run};
 pub(crate) use model::has_copy;
-pub use program::VerifiedProgram;
 #[cfg(test)]
 pub(crate) use program::record_program;
 

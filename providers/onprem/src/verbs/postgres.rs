@@ -341,7 +341,7 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
     let link = work.folder.join(&spec.path);
     // The next database starts empty.
     if !spec.follows {
-        let dump = work.folder.join(crate::lower::DUMP);
+        let dump = work.folder.join(crate::names::DUMP);
         files::remove_file(&dump).map_err(work.io(&dump))?;
     }
     if link.is_symlink() {
