@@ -51,13 +51,13 @@ pub fn site_copy(state: &Utf8Path, site: &SiteName) -> Result<SiteCopy> {
                 let spec: PostgresSpec = marker.spec.typed().map_err(unreadable)?;
                 (has_primary, has_copy) = (has_primary || !spec.follows, has_copy || spec.follows);
                 if !spec.follows {
-                    copy.dump = Some(relative(state, &folder.join(crate::lower::DUMP)));
+                    copy.dump = Some(relative(state, &folder.join(crate::names::DUMP)));
                 }
             }
             ResourceKind::Schema => {
                 let spec: SchemaSpec = marker.spec.typed().map_err(unreadable)?;
                 if spec.served {
-                    copy.dump = Some(relative(state, &folder.join(crate::lower::DUMP)));
+                    copy.dump = Some(relative(state, &folder.join(crate::names::DUMP)));
                 }
             }
             ResourceKind::Model => {

@@ -151,7 +151,7 @@ mod tests {
             textnlp_provider::error_chain(&refused).contains("no object of the site records its digest"),
             "{refused:?}"
         );
-        crate::verbs::record_program(&SiteFolder::at(folder), "bin/server");
+        crate::verified::record_program(&SiteFolder::at(folder), "bin/server");
         let done = jobs.run(lineage, "keys", &json!({ "do": "list" })).await.unwrap();
         assert_eq!(done.answer, Some(json!({ "do": "list" })));
         let failure = done.failure.unwrap();
@@ -172,7 +172,7 @@ mod tests {
         let script = "printf '#!/bin/sh\\nexec cat /dev/zero\\n' > \"$0\" && chmod 755 \"$0\"";
         let written = std::process::Command::new("sh").args(["-c", script, program.as_str()]).status().unwrap();
         assert!(written.success());
-        crate::verbs::record_program(&SiteFolder::at(folder), "bin/server");
+        crate::verified::record_program(&SiteFolder::at(folder), "bin/server");
         let server = ServerProgram { program: program.clone(), config: folder.join("server.yaml") };
         let run = |within: Duration| {
             let jobs = LocalOperations { server: Some(server.clone()), folder: None, within };

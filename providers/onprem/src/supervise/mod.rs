@@ -26,7 +26,7 @@ mod unit;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use serde_json::json;
 use textnlp_keys::{
     SiteFolder,

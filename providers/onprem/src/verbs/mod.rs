@@ -21,8 +21,6 @@ use crate::supervise;
 use crate::table::ResourceKind;
 pub(crate) use child::{Input, ProgramOutput, pass_bytes, pass_file, query_database, run};
 pub(crate) use model::has_copy;
-#[cfg(test)]
-pub(crate) use program::record_program;
 
 /// One operation on one object, with its context.
 pub(crate) type Work<'a> = textnlp_keys::Work<'a, OnPrem>;

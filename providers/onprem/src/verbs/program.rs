@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use textnlp_files::{Replace, copy_sha256};
 use textnlp_keys::{
     Marker, SiteFolder,
