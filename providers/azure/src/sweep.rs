@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::Value;
-use textnlp_cloud::{Filter, State, tags};
+use textnlp_cloud::{Filter, State, sweep};
 use textnlp_provider::{Leftover, Leftovers, Result, Sweep, error_chain};
 
 use crate::api::{Api, Call, RESOURCES};
@@ -16,12 +16,12 @@ use crate::table::{self, CLUSTER};
 const VAULT: &str = "azure.vault";
 
 /// Searches the subscription. A part that cannot be searched is named.
-pub(crate) async fn leftovers(api: &Arc<Api>, sweep: &Sweep<'_>) -> Result<Leftovers> {
-    let kept: BTreeSet<String> = sweep.kept.iter().map(|one| one.cloud_id.as_str().to_ascii_lowercase()).collect();
+pub(crate) async fn leftovers(api: &Arc<Api>, wanted: &Sweep<'_>) -> Result<Leftovers> {
+    let kept: BTreeSet<String> = wanted.kept.iter().map(|one| one.cloud_id.as_str().to_ascii_lowercase()).collect();
     let is_kept = |id: &str| kept.contains(&id.to_ascii_lowercase());
     let mut all = Leftovers::default();
     let place = format!("azure {}", api.subscription());
-    let filter = Filter::<Api>::of(sweep.lineage);
+    let filter = Filter::<Api>::of(wanted.lineage);
     for row in table::rows() {
         match row.resource.list(api, &filter).await {
             Ok(listed) => {
@@ -42,7 +42,7 @@ pub(crate) async fn leftovers(api: &Arc<Api>, sweep: &Sweep<'_>) -> Result<Lefto
         }
     }
     all.searched.insert(place);
-    for cluster in sweep.before.iter().filter(|one| one.kind.as_str() == CLUSTER && !is_kept(one.cloud_id.as_str())) {
+    for cluster in wanted.before.iter().filter(|one| one.kind.as_str() == CLUSTER && !is_kept(one.cloud_id.as_str())) {
         let Some(group) = cluster.spec.get("node_group").and_then(Value::as_str) else { continue };
         let id = api.of_subscription(&format!("/resourceGroups/{group}"));
         match api.find(Call::get(id.clone(), RESOURCES)).await {
@@ -57,20 +57,11 @@ pub(crate) async fn leftovers(api: &Arc<Api>, sweep: &Sweep<'_>) -> Result<Lefto
             }
         }
     }
-    for budget in sweep.before.iter().filter(|one| one.kind.as_str() == BUDGET && !is_kept(one.cloud_id.as_str())) {
-        let id = budget.cloud_id.to_string();
+    for budget in wanted.before.iter().filter(|one| one.kind.as_str() == BUDGET && !is_kept(one.cloud_id.as_str())) {
         let Some(row) = table::row(&budget.kind) else { continue };
-        match row.resource.read(api, &id).await {
-            Ok(Some(seen)) if tags::lineage(&seen.tags) == Some(sweep.lineage) => {
-                all.left.insert(Leftover { id, what: row.kind.says.to_owned() });
-            }
-            Ok(_) => {}
-            Err(error) => {
-                all.unsearched.insert(Leftover { id, what: error_chain(&error) });
-            }
-        }
+        sweep::by_id(&mut all, api.as_ref(), row, budget.cloud_id.as_str(), wanted.lineage).await;
     }
-    for vault in sweep.before.iter().filter(|one| one.kind.as_str() == VAULT && !is_kept(one.cloud_id.as_str())) {
+    for vault in wanted.before.iter().filter(|one| one.kind.as_str() == VAULT && !is_kept(one.cloud_id.as_str())) {
         let days = vault.spec.get("soft_delete_days").and_then(Value::as_u64).unwrap_or_default();
         let what = format!("Azure keeps the deleted vault for {days} days, and purges it then");
         all.expected.insert(Leftover { id: vault.cloud_id.to_string(), what });

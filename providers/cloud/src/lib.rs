@@ -27,6 +27,7 @@ mod prices;
 mod range;
 mod resource;
 mod secrets;
+pub mod sweep;
 mod table;
 pub mod tags;
 mod work;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use serde_json::Value;
-use textnlp_cloud::{Cloud, Filter, State, region_of, tags};
+use textnlp_cloud::{Cloud, Filter, State, region_of, sweep, tags};
 use textnlp_provider::{Leftover, Leftovers, Result, Sweep, error_chain};
 
 use crate::api::Api;
@@ -23,13 +23,13 @@ const RING: &str = "gcp.key-ring";
 const KEY: &str = "gcp.key";
 
 /// Searches all regions that the deployment used. A kind that cannot be listed is named, and the others are searched.
-pub(crate) async fn leftovers(api: &Arc<Api>, sweep: &Sweep<'_>) -> Result<Leftovers> {
-    let recorded = || sweep.before.iter().chain(sweep.kept).filter(|one| table::row(&one.kind).is_some());
+pub(crate) async fn leftovers(api: &Arc<Api>, wanted: &Sweep<'_>) -> Result<Leftovers> {
+    let recorded = || wanted.before.iter().chain(wanted.kept).filter(|one| table::row(&one.kind).is_some());
     let mut regions: BTreeSet<&str> = recorded().filter_map(|one| region_of(&one.spec)).collect();
     regions.insert(&api.region);
     let kept: BTreeSet<(&str, &str)> =
-        sweep.kept.iter().map(|one| (one.kind.as_str(), one.cloud_id.as_str())).collect();
-    let filter = Filter::<Api>::of(sweep.lineage);
+        wanted.kept.iter().map(|one| (one.kind.as_str(), one.cloud_id.as_str())).collect();
+    let filter = Filter::<Api>::of(wanted.lineage);
     let mut all = Leftovers::default();
     for region in regions {
         let there = api.in_region(region);
@@ -47,7 +47,7 @@ pub(crate) async fn leftovers(api: &Arc<Api>, sweep: &Sweep<'_>) -> Result<Lefto
                 }
             };
             for seen in listed {
-                if kept.contains(&(kind, seen.id.as_str())) || tags::lineage(&seen.tags) != Some(sweep.lineage) {
+                if kept.contains(&(kind, seen.id.as_str())) || tags::lineage(&seen.tags) != Some(wanted.lineage) {
                     continue;
                 }
                 let (is_expected, what) = match (&seen.state, kind) {
@@ -66,24 +66,16 @@ pub(crate) async fn leftovers(api: &Arc<Api>, sweep: &Sweep<'_>) -> Result<Lefto
         }
         all.searched.insert(place);
     }
-    for ring in sweep.before.iter().filter(|one| one.kind.as_str() == RING) {
+    for ring in wanted.before.iter().filter(|one| one.kind.as_str() == RING) {
         let what = "KMS keeps rings for ever, and they cost nothing".to_owned();
         all.expected.insert(Leftover { id: ring.cloud_id.to_string(), what });
     }
-    for budget in sweep.before.iter().filter(|one| one.kind.as_str() == BUDGET) {
-        let id = budget.cloud_id.to_string();
-        let Some(row) = table::row(&budget.kind).filter(|_| !kept.contains(&(BUDGET, id.as_str()))) else { continue };
-        match row.resource.read(api, &id).await {
-            Ok(Some(seen)) if tags::lineage(&seen.tags) == Some(sweep.lineage) => {
-                all.left.insert(Leftover { id, what: row.kind.says.to_owned() });
-            }
-            Ok(_) => {}
-            Err(error) => {
-                all.unsearched.insert(Leftover { id, what: error_chain(&error) });
-            }
-        }
+    for budget in wanted.before.iter().filter(|one| one.kind.as_str() == BUDGET) {
+        let id = budget.cloud_id.as_str();
+        let Some(row) = table::row(&budget.kind).filter(|_| !kept.contains(&(BUDGET, id))) else { continue };
+        sweep::by_id(&mut all, api.as_ref(), row, id, wanted.lineage).await;
     }
-    let clusters = sweep.before.iter().filter(|one| one.kind.as_str() == table::CLUSTER);
+    let clusters = wanted.before.iter().filter(|one| one.kind.as_str() == table::CLUSTER);
     for cluster in clusters.filter(|one| !kept.contains(&(one.kind.as_str(), one.cloud_id.as_str()))) {
         let name = textnlp_cloud::document::last(cluster.cloud_id.as_str());
         let query = [("filter", format!("labels.goog-k8s-cluster-name={name}"))];

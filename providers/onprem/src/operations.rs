@@ -15,7 +15,8 @@ use textnlp_provider::{Error, ErrorKind, Lineage, Result};
 
 use crate::fault;
 use crate::supervise::{self, PhaseName};
-use crate::verbs::{Input, ProgramOutput, VerifiedProgram, run};
+use crate::verbs::{Input, ProgramOutput, run};
+use crate::verified::VerifiedProgram;
 
 /// Timeout of a one-off job. A key that several sites acknowledge takes up to two minutes.
 const JOB_TIMEOUT: Duration = Duration::from_secs(300);

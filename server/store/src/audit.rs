@@ -249,7 +249,7 @@ pub struct AuditPage {
 }
 
 /// The lock for writes.
-const ABOUT: &str = "audit log";
+const WRITES: &str = "audit log";
 
 /// The fewest days that events are kept. The triggers have the same limit.
 pub const MIN_AUDIT_DAYS: u32 = 30;
@@ -262,7 +262,7 @@ impl Store {
         transaction: &mut Transaction<'static, Any>,
         event: &AuditEvent,
     ) -> Result<(), StoreError> {
-        if let Some((lock, number)) = self.lock(ABOUT) {
+        if let Some((lock, number)) = self.lock(WRITES) {
             self.ask(sqlx::query(lock).bind(number).execute(&mut **transaction)).await?;
         }
         let (kind, actor) = event.actor.parts();
@@ -298,7 +298,7 @@ impl Store {
     /// Removes events that ended before a time, oldest first, at most `most`; returns how many. The log records their
     /// count and the range of their numbers, without which the triggers refuse it.
     pub async fn remove_audit(&self, before_ms: i64, most: u32) -> Result<u64, StoreError> {
-        let mut transaction = self.write_all(ABOUT, Job::Retention).await?;
+        let mut transaction = self.write_all(WRITES, Job::Retention).await?;
         let query = sqlx::query(
             "SELECT count(*), coalesce(min(number), 0), coalesce(max(number), 0) FROM (SELECT number FROM audit_log \
              WHERE at < $1 AND until < $1 ORDER BY at, number LIMIT $2) AS oldest",

@@ -102,7 +102,7 @@ impl FeatureChange {
 pub struct TooManyFeatures;
 
 /// The lock for changes of flags.
-const ABOUT: &str = "feature flags";
+const WRITES: &str = "feature flags";
 
 const COLUMNS: &str =
     "SELECT name, enabled, percent, tenants, model, replaces, changed_at, changed_by FROM feature_flags";
@@ -121,7 +121,7 @@ impl Store {
         change: &FeatureChange,
         event: Option<&AuditEvent>,
     ) -> Result<Result<(), TooManyFeatures>, StoreError> {
-        let mut transaction = self.write_all(ABOUT, Job::Features).await?;
+        let mut transaction = self.write_all(WRITES, Job::Features).await?;
         let others = sqlx::query("SELECT count(*) FROM feature_flags WHERE name <> $1").bind(&change.name);
         let others: i64 = self.ask(others.fetch_one(&mut *transaction)).await?.try_get(0)?;
         if others >= MAX_FEATURES as i64 {
@@ -149,7 +149,7 @@ impl Store {
 
     /// Removes the change of a flag, and records its event if there was one; returns whether there was.
     pub async fn drop_feature(&self, name: &str, event: Option<&AuditEvent>) -> Result<bool, StoreError> {
-        let mut transaction = self.write_all(ABOUT, Job::Features).await?;
+        let mut transaction = self.write_all(WRITES, Job::Features).await?;
         let query = sqlx::query("DELETE FROM feature_flags WHERE name = $1 RETURNING name").bind(name);
         let dropped = self.ask(query.fetch_optional(&mut *transaction)).await?.is_some();
         if let (true, Some(event)) = (dropped, event) {

@@ -122,7 +122,7 @@ impl Store {
     /// Inserts rows from another site, atomically. Existing rows stay unchanged. Rows recorded here before this site
     /// lost its disk count as its own again.
     pub async fn merge_usage(&self, here: &str, from: &str, rows: &[UsageRow]) -> Result<(), StoreError> {
-        let mut transaction = self.write_all(super::usage::ABOUT, Job::Replication).await?;
+        let mut transaction = self.write_all(super::usage::WRITES, Job::Replication).await?;
         let query = format!(
             "INSERT INTO api_usage ({USAGE}, tokens_used) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING"
         );

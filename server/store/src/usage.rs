@@ -54,7 +54,7 @@ pub struct UsageLog {
 pub(super) const WAITING: usize = 8192;
 
 /// The lock for writes: rows get their positions in the order in which they become visible.
-pub(super) const ABOUT: &str = "usage";
+pub(super) const WRITES: &str = "usage";
 
 /// Rows of one transaction.
 pub(super) const BATCH: usize = 256;
@@ -154,7 +154,7 @@ impl Store {
 
     /// Inserts rows, atomically; existing ones stay unchanged.
     pub async fn append_usage(&self, rows: &[Usage]) -> Result<(), StoreError> {
-        let mut transaction = self.write_all(ABOUT, Job::UsageWriter).await?;
+        let mut transaction = self.write_all(WRITES, Job::UsageWriter).await?;
         for row in rows {
             let query = sqlx::query(
                 "INSERT INTO api_usage (id, request_id, user_id, tenant_id, endpoint, model, prompt_tokens, generated_tokens, \

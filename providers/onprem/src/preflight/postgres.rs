@@ -10,7 +10,8 @@ use textnlp_provider::{Problem, ResourceId, Spec, Wanted};
 
 use crate::spec::{FileSpec, PostgresSpec, ProgramSpec, SchemaSpec};
 use crate::table::ResourceKind;
-use crate::verbs::{VerifiedProgram, file, pass_bytes, pass_file, postgres, query_database};
+use crate::verbs::{file, pass_bytes, pass_file, postgres, query_database};
+use crate::verified::VerifiedProgram;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_PORT: u16 = 5432;
