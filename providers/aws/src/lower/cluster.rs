@@ -22,6 +22,12 @@ const LOG_DAYS: u32 = 90;
 const DISK_GIB: u32 = 100;
 /// The same with a GPU: its images and models are larger.
 const GPU_DISK_GIB: u32 = 300;
+/// How many days the image of nodes may be older than the newest one.
+///
+/// An update replaces every node, and images come out about every week: with the newest one always, most runs of `up` would do it. EKS
+/// chooses the release of an update, and the newest image is the newest one of EC2, which may be another: the bound is more than
+/// the time between two images, so that an updated group is never updated again by the next run.
+const IMAGE_DAYS_BEHIND: u32 = 30;
 
 impl Lowering<'_> {
     pub(super) fn cluster(&mut self, cluster: &Cluster) {
@@ -196,6 +202,7 @@ impl Lowering<'_> {
                 "name": name,
                 // The nodes follow the control plane.
                 "version": output(machines.cluster, "version"),
+                "release": { "max_days_behind": IMAGE_DAYS_BEHIND },
                 "role": output(machines.role, "arn"),
                 "subnets": machines.subnets,
                 "instance_types": types,
