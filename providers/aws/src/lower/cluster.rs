@@ -98,6 +98,7 @@ impl Lowering<'_> {
         // Pods of add-ons start with the roles that are there.
         let network = self.pod_identity("network-identity", &main, ("kube-system", "aws-node"), &network);
         let disks = self.pod_identity("disk-identity", &main, ("kube-system", "ebs-csi-controller-sa"), &disks);
+        self.autoscaler(cluster, &main);
         // What nodes need before they are ready, then what needs nodes.
         let agent = self.addon("eks-pod-identity-agent", &main, Value::Null, &[]);
         let proxy = self.addon("kube-proxy", &main, Value::Null, &[]);
@@ -153,13 +154,19 @@ impl Lowering<'_> {
             Spot::Prefer => &["SPOT", "ON_DEMAND"],
             Spot::Only => &["SPOT"],
         };
+        let mut labels = json!({ POOL: GPU_POOL });
+        if pool.most() > pool.count {
+            // Cluster Autoscaler waits for the GPUs of a new node with this label, and without it adds another node meanwhile
+            // (<https://github.com/kubernetes/autoscaler/pull/1562>).
+            labels["k8s.amazonaws.com/accelerator"] = json!("nvidia");
+        }
         let machines = Machines {
             name: "gpu",
             types: machines::candidates(pool.size),
             capacity,
             // EKS takes no group without room for a machine.
             scaling: json!({ "min": pool.count, "max": pool.most().max(1), "desired": pool.count }),
-            labels: json!({ POOL: GPU_POOL }),
+            labels,
             taints: json!([{ "key": GPU, "value": "present", "effect": "NO_SCHEDULE" }]),
             disk_gib: GPU_DISK_GIB,
             subnets,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_aws::Aws;
-use textnlp_provider::cluster::{ClusterGpus, ClusterSite};
+use textnlp_provider::cluster::{ClusterGpus, ClusterSite, NodeAutoscaler};
 use textnlp_provider::component::{Cluster, ClusterIdentity, Component, ComponentSpec, GpuPool, Network, Site};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
 use textnlp_provider::memory::Fuse;
@@ -770,23 +770,39 @@ fn only_roles_and_users_reach_a_cluster() {
 }
 
 #[test]
-fn eks_says_that_nothing_adds_its_machines() {
+fn eks_gets_an_autoscaler_where_a_pool_may_grow() {
     let bench = Bench::new();
-    run(async {
-        for (max, says) in [(None, false), (Some(2), false), (Some(5), true)] {
-            let gpu = GpuPool { size: GpuSize::Small, count: 2, max, spot: Spot::Never };
-            let spec = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
-            let cluster = component("cluster", ComponentSpec::Cluster(spec));
-            let all = lowers_purely(&bench.provider, &cluster, &full_site()).unwrap();
-            let group = all.iter().find(|one| one.id.as_str() == "here/cluster/gpu-nodes").unwrap();
-            let scaling = json!({ "min": 2, "max": max.unwrap_or(2), "desired": 2 });
-            assert_eq!(group.spec.get("scaling"), Some(&scaling));
-            let problems = bench.provider.preflight(&all).await.unwrap();
-            let found = problems.iter().any(|one| one.warning && one.cause.contains("an autoscaler that you install"));
-            assert_eq!(found, says, "{max:?}: {problems:?}");
+    for (nodes, max, grows) in [(3, None, false), (3, Some(2), false), (3, Some(5), true), (10, None, true)] {
+        let cluster = ClusterSite { min_nodes: 3, max_nodes: Some(nodes), ..ClusterSite::of("textnlp") };
+        let site = Site { cluster: Some(Box::new(cluster)), ..site() };
+        let gpu = GpuPool { size: GpuSize::Small, count: 2, max, spot: Spot::Never };
+        let network = "network".parse().unwrap();
+        let spec = Cluster { gpu: Some(gpu), version: Some("1.33".to_owned()), ..Cluster::of(network) };
+        let cluster = component("cluster", ComponentSpec::Cluster(spec));
+        let all = lowers_purely(&bench.provider, &cluster, &site).unwrap();
+        let find = |part: &str| all.iter().find(|one| one.id.as_str() == format!("here/cluster/{part}"));
+        let group = find("gpu-nodes").unwrap();
+        let scaling = json!({ "min": 2, "max": max.unwrap_or(2), "desired": 2 });
+        assert_eq!(group.spec.get("scaling"), Some(&scaling));
+        let labels = group.spec.get("labels").unwrap();
+        assert_eq!(labels.get("k8s.amazonaws.com/accelerator").is_some(), max == Some(5), "{labels}");
+
+        let inside = textnlp_aws::inside(&cluster, &site).unwrap().1.cluster.unwrap().node_autoscaler;
+        let (role, identity) = (find("autoscaler-role"), find("autoscaler-identity"));
+        assert_eq!((inside.is_some(), role.is_some(), identity.is_some()), (grows, grows, grows), "{nodes} {max:?}");
+        let (Some(autoscaler), Some(role), Some(identity)) = (inside, role, identity) else { continue };
+        assert_eq!(autoscaler.part, "autoscaler-identity");
+        assert!(autoscaler.image.contains(":v1.33.") && autoscaler.discovery.ends_with(NAME), "{autoscaler:?}");
+        let account = json!(NodeAutoscaler::name("textnlp"));
+        assert_eq!(identity.spec.get("service_account"), Some(&account));
+        // It reads everything, and changes the groups of its own cluster only.
+        let statements = role.spec.get("inline").unwrap()["autoscaler"]["Statement"].as_array().unwrap();
+        for statement in statements {
+            let (actions, condition) = (statement["Action"].to_string(), statement["Condition"].to_string());
+            let changes = ["Set", "Terminate"].iter().any(|verb| actions.contains(&format!("autoscaling:{verb}")));
+            assert_eq!(changes, condition.contains(&format!("cluster-autoscaler/{NAME}")), "{statement}");
         }
-        Ok(())
-    });
+    }
 }
 
 #[test]
