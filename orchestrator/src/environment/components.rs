@@ -155,6 +155,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         existing: is_existing(e, site),
         nodes: None,
         bucket_identity: None,
+        node_autoscaler: None,
     }
 }
 

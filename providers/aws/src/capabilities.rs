@@ -8,7 +8,7 @@ use textnlp_provider::settings::{
 };
 use textnlp_provider::{Component, Site};
 
-use crate::lower::{bucket_identity, endpoint};
+use crate::lower::{bucket_identity, endpoint, node_autoscaler};
 
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -108,7 +108,9 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     }
     let balancer = endpoint::balancer(component, &site);
     let identity = bucket_identity(component, &site);
+    let autoscaler = node_autoscaler(component, &site);
     if let Some(cluster) = &mut site.cluster {
+        cluster.node_autoscaler = autoscaler;
         cluster.balancer = balancer;
         cluster.bucket_identity = (!cluster.existing).then_some(identity);
     }

@@ -55,6 +55,9 @@ pub struct ClusterSite {
     /// How the servers' pods sign in to buckets, where the cluster's provider gives them an identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket_identity: Option<BucketIdentity>,
+    /// The autoscaler of nodes, where it is one of the site's objects; otherwise the cluster has one, or its nodes are fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_autoscaler: Option<NodeAutoscaler>,
 }
 
 impl ClusterSite {
@@ -77,6 +80,7 @@ impl ClusterSite {
             existing: false,
             nodes: None,
             bucket_identity: None,
+            node_autoscaler: None,
         }
     }
 }
@@ -114,6 +118,31 @@ pub struct BucketIdentity {
     /// The annotation of pods that names the containers into which the cloud puts no credentials of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_annotation: Option<String>,
+}
+
+/// Cluster Autoscaler, which adds nodes for pods that wait and removes idle ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAutoscaler {
+    /// Its image.
+    pub image: String,
+    /// The cloud, as its flag `--cloud-provider` names it.
+    pub provider: String,
+    /// The groups of nodes, as its flag `--node-group-auto-discovery` finds them.
+    pub discovery: String,
+    /// The variables of its container.
+    pub variables: BTreeMap<String, String>,
+    /// The part of the cluster that gives its service account its rights in the cloud. It starts after.
+    pub part: String,
+}
+
+impl NodeAutoscaler {
+    /// The namespace of its objects.
+    pub const NAMESPACE: &'static str = "kube-system";
+
+    /// The name of its objects and of its service account, for the site in a namespace.
+    pub fn name(namespace: &str) -> String {
+        format!("{namespace}-node-autoscaler")
+    }
 }
 
 /// A token of a service account, which the kubelet renews.

@@ -22,6 +22,12 @@ const LOG_DAYS: u32 = 90;
 const DISK_GIB: u32 = 100;
 /// The same with a GPU: its images and models are larger.
 const GPU_DISK_GIB: u32 = 300;
+/// How many days the image of nodes may be older than the newest one.
+///
+/// An update replaces every node, and images come out about every week: with the newest one always, most runs of `up` would do it. EKS
+/// chooses the release of an update, and the newest image is the newest one of EC2, which may be another: the bound is more than
+/// the time between two images, so that an updated group is never updated again by the next run.
+const IMAGE_DAYS_BEHIND: u32 = 30;
 
 impl Lowering<'_> {
     pub(super) fn cluster(&mut self, cluster: &Cluster) {
@@ -92,6 +98,7 @@ impl Lowering<'_> {
         // Pods of add-ons start with the roles that are there.
         let network = self.pod_identity("network-identity", &main, ("kube-system", "aws-node"), &network);
         let disks = self.pod_identity("disk-identity", &main, ("kube-system", "ebs-csi-controller-sa"), &disks);
+        self.autoscaler(cluster, &main);
         // What nodes need before they are ready, then what needs nodes.
         let agent = self.addon("eks-pod-identity-agent", &main, Value::Null, &[]);
         let proxy = self.addon("kube-proxy", &main, Value::Null, &[]);
@@ -147,13 +154,19 @@ impl Lowering<'_> {
             Spot::Prefer => &["SPOT", "ON_DEMAND"],
             Spot::Only => &["SPOT"],
         };
+        let mut labels = json!({ POOL: GPU_POOL });
+        if pool.most() > pool.count {
+            // Cluster Autoscaler waits for the GPUs of a new node with this label, and without it adds another node meanwhile
+            // (<https://github.com/kubernetes/autoscaler/pull/1562>).
+            labels["k8s.amazonaws.com/accelerator"] = json!("nvidia");
+        }
         let machines = Machines {
             name: "gpu",
             types: machines::candidates(pool.size),
             capacity,
             // EKS takes no group without room for a machine.
             scaling: json!({ "min": pool.count, "max": pool.most().max(1), "desired": pool.count }),
-            labels: json!({ POOL: GPU_POOL }),
+            labels,
             taints: json!([{ "key": GPU, "value": "present", "effect": "NO_SCHEDULE" }]),
             disk_gib: GPU_DISK_GIB,
             subnets,
@@ -196,6 +209,7 @@ impl Lowering<'_> {
                 "name": name,
                 // The nodes follow the control plane.
                 "version": output(machines.cluster, "version"),
+                "release": { "max_days_behind": IMAGE_DAYS_BEHIND },
                 "role": output(machines.role, "arn"),
                 "subnets": machines.subnets,
                 "instance_types": types,

@@ -3,7 +3,7 @@
 //! | component | resources |
 //! |---|---|
 //! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of your models; `replica-key`, `replica-bucket`, `replica-role` for copies in another region; `reader-role` and `reader` for pods that read models of buckets |
-//! | cluster | `SITE/cluster`: the control plane; `role`, `node-role`, `network-role`, `disk-role`, `key`, `logs`, `oidc`, `network-identity`, `disk-identity`, `addon-vpc-cni` and the like, `system-template`, `system-nodes`; `gpu-template` and `gpu-nodes` with GPUs. An existing cluster is read only |
+//! | cluster | `SITE/cluster`: the control plane; `role`, `node-role`, `network-role`, `disk-role`, `key`, `logs`, `oidc`, `network-identity`, `disk-identity`, `addon-vpc-cni` and the like, `system-template`, `system-nodes`; `gpu-template` and `gpu-nodes` with GPUs; `autoscaler-role` and `autoscaler-identity` where a pool may grow. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this account |
 //! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL; `remote`, `remote-key`, `remote-vpc` and the like: its replica in another region |
 //! | inference endpoint | `SITE/server/endpoint`: the endpoint of SageMaker; `model`, `config`, `role`, `logs`, `alarm-errors`; `scaling` with autoscaling |
@@ -11,6 +11,7 @@
 //! | monitoring | `SITE/monitoring/topic` with receivers; `alarm-nat-ports-a` and the like; `overview`, a dashboard, with a stack; `budget` |
 //! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like, `flow-logs`, `flow-log-role` and `flow-log` where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |
 
+mod autoscaler;
 mod cluster;
 mod database;
 pub(crate) mod endpoint;
@@ -21,6 +22,7 @@ mod network;
 mod registry;
 mod zones;
 
+pub(crate) use autoscaler::node_autoscaler;
 pub use models::models_bucket;
 pub(crate) use models::{PUBLISHERS, bucket_identity};
 use serde::Serialize;

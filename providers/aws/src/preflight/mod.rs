@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use textnlp_cloud::preflight::{names, unknown};
 use textnlp_cloud::region_of;
-use textnlp_provider::cluster::{GPU_POOL, POOL};
 use textnlp_provider::{
     EnvironmentName, ErrorKind, Lineage, Ownership, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb,
     Wanted,
@@ -38,7 +37,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted], lineage: Option
         quotas::offerings(api, wanted),
         zones::zones(api, wanted)
     );
-    let pure = [open(wanted), twice(api, wanted), growing(wanted)];
+    let pure = [open(wanted), twice(api, wanted)];
     let read = [regions, permissions, names, monitoring, network, quotas, endpoints, offerings, zones];
     Ok(read.into_iter().chain(pure).flatten().collect())
 }
@@ -54,21 +53,6 @@ fn open(wanted: &[Wanted]) -> Vec<Problem> {
         Problem::warning(one.id.to_string(), "every network reaches the API server of the cluster", fix)
     };
     wanted.iter().filter(is_open).map(warning).collect()
-}
-
-/// Groups with GPUs that nothing grows: EKS has no autoscaler of nodes of its own
-/// (<https://docs.aws.amazon.com/eks/latest/userguide/autoscaling.html>).
-fn growing(wanted: &[Wanted]) -> Vec<Problem> {
-    let grows = |one: &&Wanted| {
-        let bound = |name: &str| one.spec.get("scaling").and_then(|scaling| scaling[name].as_u64()).unwrap_or_default();
-        let has_gpus = one.spec.get("labels").is_some_and(|labels| labels[POOL] == GPU_POOL);
-        one.kind.as_str() == "aws.eks-node-group" && has_gpus && bound("max") > bound("min").max(1)
-    };
-    let warning = |one: &Wanted| {
-        let cause = "EKS has no autoscaler of its own: `gpu.max` is reached only with an autoscaler that you install";
-        Problem::warning(one.id.as_str(), cause, "install Cluster Autoscaler in the cluster, or remove `gpu.max`")
-    };
-    wanted.iter().filter(grows).map(warning).collect()
 }
 
 /// The identity that deploys has an entry of its own, and EKS has one for each identity.

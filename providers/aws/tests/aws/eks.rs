@@ -5,21 +5,24 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_aws::Aws;
-use textnlp_provider::cluster::{ClusterGpus, ClusterSite};
+use textnlp_provider::cluster::{ClusterGpus, ClusterSite, NodeAutoscaler};
 use textnlp_provider::component::{Cluster, ClusterIdentity, Component, ComponentSpec, GpuPool, Network, Site};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
+use textnlp_provider::memory::Fuse;
 use textnlp_provider::settings::{AccessLevel, GpuSize, Spot};
 use textnlp_provider::{
-    CloudId, ErrorKind, Health, Observed, Ownership, Provider, Recorded, Scope, Verb, Wanted, error_chain,
+    CloudId, Effect, ErrorKind, Health, Observed, Operation, Ownership, Progress, Provider, Recorded, Scope, Verb,
+    Wanted, error_chain,
 };
 use textnlp_sim::aws::eks::Eks;
 use textnlp_sim::aws::logs::{LogGroup, Logs};
 use textnlp_sim::aws::{ec2, elb};
 use textnlp_sim::{Disruption, Market, Options, Rule, Simulator, Timing};
 
-use crate::engine::component;
+use crate::engine::{Account, Stack, UP, component};
 use crate::iam::{role, with};
-use crate::network::{finish, operation};
+use crate::network::{finish, operation, seen};
+use crate::shape::Shape;
 use crate::{ACCOUNT, Bench, REGION, lineage, make_all, output, run, site, wanted};
 
 type Outcome<T = ()> = Result<T, Violation>;
@@ -74,7 +77,8 @@ async fn with_nodes(bed: &TestBed<'_>) -> Outcome<(Wanted, Recorded, Wanted)> {
     bed.make(&addon("vpc-cni")).await?;
     let nodes = bed.make(&role("node-role", "ec2.amazonaws.com", &["AmazonEKSWorkerNodePolicy"])).await?;
     let spec = json!({
-        "cluster": NAME, "name": "gpu", "version": null, "role": output(&nodes, "arn"), "subnets": ground.subnets,
+        "cluster": NAME, "name": "gpu", "version": null, "release": { "max_days_behind": 30 },
+        "role": output(&nodes, "arn"), "subnets": ground.subnets,
         "instance_types": ["g4dn.xlarge"], "ami_type": "AL2023_x86_64_NVIDIA", "capacity": ["ON_DEMAND"],
         "scaling": { "min": 1, "max": 3, "desired": 2 }, "labels": { "pool": "gpu" },
         "taints": [{ "key": "nvidia.com/gpu", "value": "present", "effect": "NO_SCHEDULE" }],
@@ -309,6 +313,120 @@ fn the_number_of_nodes_is_the_autoscalers() {
         assert_eq!(object.spec.get("scaling"), Some(&json!({ "min": 1, "max": 2, "desired": 2 })));
         Ok(())
     });
+}
+
+/// How often a new image of nodes comes out. After three of them, the image of nodes is too old.
+const TWO_WEEKS: Duration = Duration::from_secs(14 * 86_400);
+
+#[test]
+fn nodes_with_an_old_image_get_the_newest_one_once() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let recorded = bed.make(&group).await?;
+        let new = seen(&bench, &group, &recorded).await;
+        assert!(bench.provider.diff(&group, &recorded, &new).is_empty());
+
+        // A newer image alone is no reason to replace nodes.
+        bench.simulator.advance(TWO_WEEKS);
+        let later = seen(&bench, &group, &recorded).await;
+        assert_ne!(later.spec.get("release"), new.spec.get("release"));
+        assert!(bench.provider.diff(&group, &recorded, &later).is_empty());
+
+        bench.simulator.advance(2 * TWO_WEEKS);
+        let old = seen(&bench, &group, &recorded).await;
+        let changes = bench.provider.diff(&group, &recorded, &old);
+        let [change] = changes.as_slice() else { panic!("{changes:?}") };
+        assert_eq!((change.field.as_str(), &change.effect), ("release", &Effect::InPlace));
+        let shown = change.before.clone().unwrap();
+        assert_eq!(shown["version"], new.spec.get("release").unwrap()["version"]);
+        assert!(shown["newest"].is_string(), "{shown}");
+
+        let op = operation(Verb::Update, &group, Some(&recorded), 90);
+        let object = finish(&bench, &op).await.unwrap();
+        assert!(bench.provider.diff(&group, &recorded, &object).is_empty());
+        assert_ne!(object.spec.get("release").unwrap()["version"], shown["version"]);
+        assert_eq!(bench.calls("UpdateNodegroupVersion"), 1);
+        bed.unmake(&group, &recorded).await
+    });
+}
+
+#[test]
+fn an_update_of_nodes_goes_on_after_a_crash() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let recorded = bed.make(&group).await?;
+        bench.simulator.advance(3 * TWO_WEEKS);
+        let op = operation(Verb::Update, &group, Some(&recorded), 90);
+        // The process ends after the call, before its answer is stored.
+        bench.provider.begin(&op).await.unwrap();
+        let object = finish(&bench, &Operation { is_repeated: true, ..op }).await.unwrap();
+        assert!(bench.provider.diff(&group, &recorded, &object).is_empty());
+        assert_eq!(bench.calls("UpdateNodegroupVersion"), 1);
+        Ok(())
+    });
+}
+
+#[test]
+fn pods_that_cannot_be_evicted_stop_an_update_of_nodes() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let recorded = bed.make(&group).await?;
+        bench.simulator.advance(3 * TWO_WEEKS);
+        let message = "Reached max retries while trying to evict pods from nodes in node group gpu";
+        let issue = ("PodEvictionFailure".to_owned(), message.to_owned());
+        bench.simulator.world().state::<Eks>(&Bench::scope()).failures.insert(("update", "gpu".to_owned()), issue);
+        let op = operation(Verb::Update, &group, Some(&recorded), 90);
+        let mut progress = bench.provider.begin(&op).await;
+        while let Ok(Progress::Pending { handle, .. }) = progress {
+            progress = bench.provider.advance(&op, &handle).await;
+        }
+        let error = progress.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(error_chain(&error).contains(message), "{}", error_chain(&error));
+        assert!(error.hint.as_deref().unwrap_or_default().contains("disruption budget"), "{error:?}");
+        // Once the budget allows it, the next attempt succeeds.
+        let object = finish(&bench, &op).await.unwrap();
+        assert!(bench.provider.diff(&group, &recorded, &object).is_empty());
+        assert_eq!(bench.calls("UpdateNodegroupVersion"), 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn each_pool_is_updated_once_wherever_the_process_is_killed() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0009);
+    let shape = Shape { network: true, cluster: true, gpu: Some((1, Spot::Never)), ..Shape::BARE };
+    let wanted = shape.wanted(&account, "staging");
+    stack.reach(UP, &wanted);
+    account.simulator.advance(3 * TWO_WEEKS);
+
+    let (plan, _) = stack.look(UP, &wanted);
+    let mut planned: Vec<(&str, Vec<&str>)> = plan
+        .steps
+        .iter()
+        .map(|step| (step.resource.as_str(), step.changes.iter().map(|change| change.field.as_str()).collect()))
+        .collect();
+    planned.sort_unstable();
+    let expected = ["here/cluster/gpu-nodes", "here/cluster/system-nodes"].map(|id| (id, vec!["release"]));
+    assert_eq!(planned, expected);
+
+    for kill in 0.. {
+        if let Some(outcome) = stack.go(UP, &wanted, &Fuse::blows_at(kill)) {
+            assert!(outcome.unwrap().is_complete());
+            break;
+        }
+    }
+    let (plan, _) = stack.look(UP, &wanted);
+    assert!(plan.steps.is_empty(), "another run plans {:#?}", plan.steps);
+    let is_update = |one: &&textnlp_sim::Exchange| one.operation == "UpdateNodegroupVersion";
+    assert_eq!(account.simulator.requests().iter().filter(is_update).count(), 2);
 }
 
 #[test]
@@ -652,23 +770,39 @@ fn only_roles_and_users_reach_a_cluster() {
 }
 
 #[test]
-fn eks_says_that_nothing_adds_its_machines() {
+fn eks_gets_an_autoscaler_where_a_pool_may_grow() {
     let bench = Bench::new();
-    run(async {
-        for (max, says) in [(None, false), (Some(2), false), (Some(5), true)] {
-            let gpu = GpuPool { size: GpuSize::Small, count: 2, max, spot: Spot::Never };
-            let spec = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
-            let cluster = component("cluster", ComponentSpec::Cluster(spec));
-            let all = lowers_purely(&bench.provider, &cluster, &full_site()).unwrap();
-            let group = all.iter().find(|one| one.id.as_str() == "here/cluster/gpu-nodes").unwrap();
-            let scaling = json!({ "min": 2, "max": max.unwrap_or(2), "desired": 2 });
-            assert_eq!(group.spec.get("scaling"), Some(&scaling));
-            let problems = bench.provider.preflight(&all).await.unwrap();
-            let found = problems.iter().any(|one| one.warning && one.cause.contains("an autoscaler that you install"));
-            assert_eq!(found, says, "{max:?}: {problems:?}");
+    for (nodes, max, grows) in [(3, None, false), (3, Some(2), false), (3, Some(5), true), (10, None, true)] {
+        let cluster = ClusterSite { min_nodes: 3, max_nodes: Some(nodes), ..ClusterSite::of("textnlp") };
+        let site = Site { cluster: Some(Box::new(cluster)), ..site() };
+        let gpu = GpuPool { size: GpuSize::Small, count: 2, max, spot: Spot::Never };
+        let network = "network".parse().unwrap();
+        let spec = Cluster { gpu: Some(gpu), version: Some("1.33".to_owned()), ..Cluster::of(network) };
+        let cluster = component("cluster", ComponentSpec::Cluster(spec));
+        let all = lowers_purely(&bench.provider, &cluster, &site).unwrap();
+        let find = |part: &str| all.iter().find(|one| one.id.as_str() == format!("here/cluster/{part}"));
+        let group = find("gpu-nodes").unwrap();
+        let scaling = json!({ "min": 2, "max": max.unwrap_or(2), "desired": 2 });
+        assert_eq!(group.spec.get("scaling"), Some(&scaling));
+        let labels = group.spec.get("labels").unwrap();
+        assert_eq!(labels.get("k8s.amazonaws.com/accelerator").is_some(), max == Some(5), "{labels}");
+
+        let inside = textnlp_aws::inside(&cluster, &site).unwrap().1.cluster.unwrap().node_autoscaler;
+        let (role, identity) = (find("autoscaler-role"), find("autoscaler-identity"));
+        assert_eq!((inside.is_some(), role.is_some(), identity.is_some()), (grows, grows, grows), "{nodes} {max:?}");
+        let (Some(autoscaler), Some(role), Some(identity)) = (inside, role, identity) else { continue };
+        assert_eq!(autoscaler.part, "autoscaler-identity");
+        assert!(autoscaler.image.contains(":v1.33.") && autoscaler.discovery.ends_with(NAME), "{autoscaler:?}");
+        let account = json!(NodeAutoscaler::name("textnlp"));
+        assert_eq!(identity.spec.get("service_account"), Some(&account));
+        // It reads everything, and changes the groups of its own cluster only.
+        let statements = role.spec.get("inline").unwrap()["autoscaler"]["Statement"].as_array().unwrap();
+        for statement in statements {
+            let (actions, condition) = (statement["Action"].to_string(), statement["Condition"].to_string());
+            let changes = ["Set", "Terminate"].iter().any(|verb| actions.contains(&format!("autoscaling:{verb}")));
+            assert_eq!(changes, condition.contains(&format!("cluster-autoscaler/{NAME}")), "{statement}");
         }
-        Ok(())
-    });
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod gateway;
 mod images;
 mod ingress;
 mod local;
+mod node_autoscaler;
 mod nodes;
 mod policies;
 mod resources;
@@ -231,6 +232,9 @@ impl Lowering<'_> {
         if let Some(gpu) = self.cluster.gpu.as_ref().filter(|gpu| gpu.device_plugin) {
             let inputs = json!({ "image": DEVICE_PLUGIN, "nodes": self.gpu_nodes(gpu) });
             self.part_of_kind("device-plugin", Template::DevicePlugin, &inputs, []);
+        }
+        if let Some(autoscaler) = &self.cluster.node_autoscaler {
+            self.node_autoscaler(autoscaler);
         }
         let inputs = json!({ "namespace": self.cluster.namespace, "name": ACCOUNT_OF_PODS });
         self.part_of_kind("service-account", Template::ServiceAccount, &inputs, []);

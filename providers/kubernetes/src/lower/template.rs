@@ -54,6 +54,9 @@ templates! {
     Job = "job.yaml";
     Deployment = "deployment.yaml";
     DevicePlugin = "device-plugin.yaml";
+    NodeAutoscaler = "node-autoscaler.yaml";
+    NodeAutoscalerRole = "node-autoscaler-role.yaml";
+    NodeAutoscalerBinding = "node-autoscaler-binding.yaml";
     Service = "service.yaml";
     Metrics = "metrics.yaml";
     Ingress = "ingress.yaml";

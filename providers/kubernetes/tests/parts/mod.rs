@@ -7,8 +7,8 @@ use serde_json::json;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::cluster::{
     Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterNodes,
-    ClusterSite, IngressKind, ModelVolume, OwnPostgres, PodResources, ResourceAmounts, TaintEffect, Toleration,
-    TolerationOperator,
+    ClusterSite, IngressKind, ModelVolume, NodeAutoscaler, OwnPostgres, PodResources, ResourceAmounts, TaintEffect,
+    Toleration, TolerationOperator,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{DatabaseKind, Hosting, ModelRole, Quantize, Role, Runtime, Spot, Strategy};
@@ -37,6 +37,7 @@ pub struct Fixture {
     pub gpu: Option<ClusterGpus>,
     pub nodes: Option<ClusterNodes>,
     pub bucket_identity: Option<BucketIdentity>,
+    pub node_autoscaler: Option<NodeAutoscaler>,
     pub min_nodes: u32,
     pub pinned: bool,
 }
@@ -67,6 +68,7 @@ impl Fixture {
             existing: false,
             nodes: self.nodes.clone(),
             bucket_identity: self.bucket_identity.clone(),
+            node_autoscaler: self.node_autoscaler.clone(),
         }
     }
 
@@ -123,6 +125,7 @@ pub fn fixture() -> Fixture {
         gpu: None,
         nodes: None,
         bucket_identity: None,
+        node_autoscaler: None,
         min_nodes: 1,
         pinned: true,
     }

@@ -8,7 +8,7 @@ use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
 use textnlp_provider::cluster::{
     Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule, IdentityToken,
-    OwnPostgres, Transport,
+    NodeAutoscaler, OwnPostgres, Transport,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Spot, Strategy, TlsMode};
@@ -873,6 +873,49 @@ fn device_plugin_is_an_object_of_sites_whose_cloud_has_none() {
     let image = pod["containers"][0]["image"].as_str().unwrap();
     assert!(image.starts_with("nvcr.io/nvidia/k8s-device-plugin:v") && image.contains("@sha256:"), "{image}");
     assert!(plugin(false).is_none());
+}
+
+#[test]
+fn node_autoscaler_is_an_object_of_sites_whose_cloud_has_none() {
+    let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+    let autoscaler = NodeAutoscaler {
+        image: pinned("registry.k8s.io/autoscaling/cluster-autoscaler:v1.34.5"),
+        provider: "aws".to_owned(),
+        discovery: "asg:tag=k8s.io/cluster-autoscaler/enabled,k8s.io/cluster-autoscaler/here".to_owned(),
+        variables: BTreeMap::from([("AWS_REGION".to_owned(), "eu-west-1".to_owned())]),
+        part: "autoscaler-identity".to_owned(),
+    };
+    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: None };
+    let made = |node_autoscaler| {
+        let fixture = Fixture { node_autoscaler, nodes: Some(nodes.clone()), ..fixture() };
+        let mut made = lowered(&cluster, fixture).unwrap();
+        made.retain(|one| one.id.as_str().contains("/node-autoscaler"));
+        made
+    };
+    assert_eq!(made(None), []);
+    let made = made(Some(autoscaler));
+    let kinds: Vec<&str> = made.iter().map(|one| one.kind.as_str()).collect();
+    let expected = [
+        "kubernetes.service-account",
+        "kubernetes.cluster-role",
+        "kubernetes.cluster-role-binding",
+        "kubernetes.deployment",
+    ];
+    assert_eq!(kinds, expected);
+    let names: Vec<&Value> = made.iter().map(|one| &one.spec.as_value()["metadata"]["name"]).collect();
+    assert!(names.iter().all(|name| **name == "textnlp-node-autoscaler"), "{names:?}");
+    let [.., deployment] = made.as_slice() else { panic!() };
+    let needs: Vec<&str> = deployment.needs.iter().map(|need| need.on.as_str()).collect();
+    for part in ["autoscaler-identity", "node-autoscaler-binding", "system-nodes"] {
+        assert!(needs.contains(&format!("main/cluster/{part}").as_str()), "{part}: {needs:?}");
+    }
+    let pod = &deployment.spec.as_value()["spec"]["template"]["spec"];
+    assert_eq!(pod["serviceAccountName"], "textnlp-node-autoscaler");
+    let container = &pod["containers"][0];
+    let args = container["args"].as_array().unwrap();
+    assert!(args.contains(&json!("--cloud-provider=aws")), "{args:?}");
+    let env = container["env"].as_array().unwrap();
+    assert!(env.contains(&json!({ "name": "AWS_REGION", "value": "eu-west-1" })), "{env:?}");
 }
 
 /// An identity as a cloud gives it to pods.

@@ -172,6 +172,23 @@ eks.get_waiter("nodegroup_active").wait(clusterName="one", nodegroupName="g", Wa
 assert eks.describe_update(name="one", nodegroupName="g", updateId=update["id"])["update"]["status"] == "Successful"
 assert eks.describe_nodegroup(clusterName="one", nodegroupName="g")["nodegroup"]["labels"] == {"a": "b"}
 
+def images(*owners):
+    names = [{"Name": "name", "Values": ["amazon-eks-node-al2023-x86_64-standard-1.34-v*"]}]
+    return sorted(image["Name"] for image in ec2.describe_images(Owners=list(owners), Filters=names)["Images"])
+assert not images("self")
+older, newest = (name.rsplit("-v")[-1] for name in images("amazon")[-2:])
+def release():
+    return eks.describe_nodegroup(clusterName="one", nodegroupName="g")["nodegroup"]["releaseVersion"]
+assert release() == f"1.34.1-{newest}", release()
+nodes_of = dict(clusterName="one", nodegroupName="g", version="1.34")
+message = refused("InvalidParameterException", eks.update_nodegroup_version, releaseVersion=f"1.33.1-{newest}", **nodes_of)
+assert message == f"Requested release version 1.33.1-{newest} is not valid for kubernetes version 1.34.", message
+refused("InvalidParameterException", eks.update_nodegroup_version, releaseVersion=f"1.34.1-{older}", **nodes_of)
+update = eks.update_nodegroup_version(**nodes_of)["update"]
+refused("ResourceInUseException", eks.update_nodegroup_version, **nodes_of)
+eks.get_waiter("nodegroup_active").wait(clusterName="one", nodegroupName="g", WaiterConfig=AT_ONCE)
+assert eks.describe_update(name="one", nodegroupName="g", updateId=update["id"])["update"]["status"] == "Successful"
+
 me = sts.get_caller_identity()["Arn"]
 eks.create_access_entry(clusterName="one", principalArn=me)
 admin = "arn:aws:eks::aws:cluster-access-policy/AmazonEKSClusterAdminPolicy"

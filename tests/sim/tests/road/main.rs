@@ -110,6 +110,9 @@ fn run_on_aws(operator: &Operator, url: &str, args: &[&str], more: &[&str]) -> S
 fn account_with(cluster: &Cluster, region: &'static str, name: &'static str) -> (Arc<Mutex<Simulator>>, String) {
     let simulator = Simulator::start(Options::zero_latency());
     let url = simulator.url();
+    // It would need AWS's own API of Auto Scaling groups.
+    let autoscaler = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/road/autoscaler.py");
+    cluster.kubelet().put_program("/cluster-autoscaler", autoscaler);
     let endpoint = (cluster.url().to_owned(), cluster.ca_pem().to_owned());
     simulator.world().state::<Eks>(&Scope::new(ACCOUNT, region)).endpoint = Some(endpoint);
     let simulator = Arc::new(Mutex::new(simulator));

@@ -83,7 +83,7 @@ pub(super) fn filter(filter: &Filter) -> types::Filter {
 }
 
 /// A filter by any of these values.
-fn named(name: &str, values: impl IntoIterator<Item = impl Into<String>>) -> types::Filter {
+pub(super) fn named(name: &str, values: impl IntoIterator<Item = impl Into<String>>) -> types::Filter {
     let values = values.into_iter().map(Into::into).collect();
     types::Filter::builder().name(name).set_values(Some(values)).build()
 }

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
+use aws_sdk_ec2::types::Image;
 use aws_sdk_eks::types::{
     AmiTypes, CapacityTypes, LaunchTemplateSpecification, NodeRepairConfig, Nodegroup as Answer,
     NodegroupScalingConfig, NodegroupStatus, NodegroupUpdateConfig, TaintEffect, UpdateLabelsPayload,
     UpdateTaintsPayload,
 };
+use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{Identity, Permission, Result};
@@ -15,7 +17,7 @@ use textnlp_provider::{Identity, Permission, Result};
 use super::{CLUSTER, CLUSTERS, Part, SERVICE};
 use crate::api::Api;
 use crate::kinds::iam::{ROLES, TO_EKS, passes};
-use crate::kinds::{CREATE, DELETE, PUT, only};
+use crate::kinds::{CREATE, DELETE, PUT, ec2, only};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -26,6 +28,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         // AWS gives up on missing capacity after about half an hour, and an alternative may follow.
         deadline: MINUTE.saturating_mul(120),
         permissions: &[
+            Permission::read("ec2:DescribeImages"),
             Permission::read("ec2:DescribeLaunchTemplateVersions"),
             Permission::on(PUT, "ec2:RunInstances"),
             only(Permission::on(CREATE, "eks:CreateNodegroup"), CLUSTER),
@@ -67,6 +70,9 @@ struct Spec {
     name: String,
     /// The minor version of Kubernetes on its nodes; `None` is the cluster's when it is created, and then what it is.
     version: Option<String>,
+    /// The release of the image of its nodes.
+    #[serde(default)]
+    release: Release,
     /// The ARN of the role of its nodes.
     role: String,
     /// Subnets of its nodes.
@@ -91,6 +97,20 @@ struct Spec {
     repair: bool,
     #[serde(default)]
     tags: Tags,
+}
+
+/// The release of an image: a wanted one has a bound, and an observed one what the bound is compared with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Release {
+    /// That of the nodes: `1.34.1-20260901`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    /// The day of the newest image for the nodes' version of Kubernetes: `20261127`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    newest: Option<String>,
+    /// How many days the image of the nodes may be older than the newest one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_days_behind: Option<u32>,
 }
 
 /// The number of nodes.
@@ -134,17 +154,21 @@ impl LaunchTemplate {
 #[async_trait]
 impl Resource<Api> for NodeGroup {
     type Spec = Spec;
+    // The release is the last one: an update of the launch template or of the version takes the newest image too.
     const IN_PLACE: &'static [&'static str] =
-        &["scaling", "labels", "taints", "repair", "max_unavailable", "launch_template", "version"];
+        &["scaling", "labels", "taints", "repair", "max_unavailable", "launch_template", "version", "release"];
 
     async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let (cluster, name) = super::parts(id);
         let call = api.eks.describe_nodegroup().cluster_name(cluster).nodegroup_name(name).send();
         let answer = api.find(SERVICE, id, call).await?;
-        Ok(answer.and_then(|answer| answer.nodegroup).map(seen))
+        match answer.and_then(|answer| answer.nodegroup) {
+            Some(group) => seen(api, group).await.map(Some),
+            None => Ok(None),
+        }
     }
 
-    /// One call for each of our clusters, and one for each of its node groups.
+    /// One call for each of our clusters, and two for each of its node groups.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let mut all = Vec::new();
         for cluster in super::cluster_names(api, filter).await? {
@@ -201,7 +225,8 @@ impl Resource<Api> for NodeGroup {
     async fn start(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
         let id = seen.id.as_str();
         let (cluster, name) = super::parts(id);
-        if matches!(field, "version" | "launch_template") {
+        if matches!(field, "version" | "launch_template" | "release") {
+            // Without a release EKS takes its newest one. Never by force: EKS then respects the disruption budgets of pods.
             let template = spec.launch_template.as_ref().map(LaunchTemplate::given);
             let call = api.eks.update_nodegroup_version().cluster_name(cluster).nodegroup_name(name);
             let call = call.set_version(spec.version.clone()).set_launch_template(template).send();
@@ -243,6 +268,7 @@ impl Resource<Api> for NodeGroup {
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match field {
             "version" => wanted.is_null(),
+            "release" => wanted["max_days_behind"].as_i64().is_none_or(|most| days_behind(seen) <= most),
             "scaling" => ["min", "max"].iter().all(|bound| wanted[bound] == seen[bound]),
             "capacity" => seen[0].is_string() && wanted.as_array().is_some_and(|all| all.contains(&seen[0])),
             _ => false,
@@ -291,8 +317,50 @@ fn state(group: &Answer) -> State {
     }
 }
 
-fn seen(group: Answer) -> ObservedObject<Spec> {
+/// How many days the image of nodes is older than the newest one; 0 if one of their days is unknown.
+fn days_behind(release: &Value) -> i64 {
+    let of = |member: &str| day(release[member].as_str()?.rsplit('-').next()?);
+    match (of("version"), of("newest")) {
+        (Some(used), Some(newest)) => newest.duration_since(used).as_hours() / 24,
+        _ => 0,
+    }
+}
+
+/// A day as releases of images have it: `20260901`.
+fn day(text: &str) -> Option<Date> {
+    Date::strptime("%Y%m%d", text).ok()
+}
+
+/// The day of EKS's newest image for nodes of a version of Kubernetes; `None` for images that EKS does not make.
+///
+/// EKS does not tell whether a node group can be updated. The names of its images end with the day of their release:
+/// <https://github.com/awslabs/amazon-eks-ami/blob/main/CHANGELOG.md>.
+async fn newest_image(api: &Api, ami_type: &str, version: &str) -> Result<Option<String>> {
+    let variant = match ami_type {
+        "AL2023_x86_64_STANDARD" => "x86_64-standard",
+        "AL2023_x86_64_NVIDIA" => "x86_64-nvidia",
+        "AL2023_ARM_64_STANDARD" => "arm64-standard",
+        "AL2023_ARM_64_NVIDIA" => "arm64-nvidia",
+        _ => return Ok(None),
+    };
+    let name = format!("amazon-eks-node-al2023-{variant}-{version}-v*");
+    // Anyone can give an image this name: only those of Amazon count.
+    let call = api.ec2.describe_images().owners("amazon").filters(ec2::named("name", [name.as_str()]));
+    let pages = call.into_paginator().items().send();
+    let images: Vec<Image> = api.call(ec2::SERVICE, "list the images of", name, pages.try_collect()).await?;
+    let days = images.iter().filter_map(|image| Some(image.name()?.rsplit_once("-v")?.1));
+    Ok(days.filter(|text| day(text).is_some()).max().map(str::to_owned))
+}
+
+async fn seen(api: &Api, group: Answer) -> Result<ObservedObject<Spec>> {
     let state = state(&group);
+    // A group that is changing is read again, and compared only then.
+    let newest = match (&state, &group.ami_type, &group.version) {
+        (State::Ready | State::Degraded(_), Some(image), Some(version)) => {
+            newest_image(api, image.as_str(), version).await?
+        }
+        _ => None,
+    };
     let (cluster, name) = (group.cluster_name.unwrap_or_default(), group.nodegroup_name.unwrap_or_default());
     let size = |of: Option<i32>| of.unwrap_or_default();
     let scaling = group.scaling_config.map(|config| Scaling {
@@ -314,6 +382,7 @@ fn seen(group: Answer) -> ObservedObject<Spec> {
         cluster: cluster.clone(),
         name: name.clone(),
         version: group.version,
+        release: Release { version: group.release_version, newest, max_days_behind: None },
         role: group.node_role.unwrap_or_default(),
         subnets: group.subnets.unwrap_or_default().into_iter().collect(),
         instance_types: group.instance_types.unwrap_or_default(),
@@ -327,10 +396,40 @@ fn seen(group: Answer) -> ObservedObject<Spec> {
         repair: group.node_repair_config.and_then(|config| config.enabled).unwrap_or_default(),
         tags: Tags::new(),
     };
-    ObservedObject::new(super::id(&cluster, &name), spec, super::tags(group.tags))
+    let seen = ObservedObject::new(super::id(&cluster, &name), spec, super::tags(group.tags))
         .output("name", Some(name))
         .output("arn", group.nodegroup_arn)
         .output("autoscaling_group", groups.into_iter().find_map(|group| group.name))
         .created(timestamp(group.created_at))
-        .state(state)
+        .state(state);
+    Ok(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_replaced_once_it_is_too_old() {
+        let fits = <NodeGroup as Resource<Api>>::fits;
+        let wanted = json!({ "max_days_behind": 30 });
+        for (version, newest, is_kept) in [
+            ("1.34.1-20260901", "20260901", true),
+            ("1.34.1-20260901", "20261001", true),
+            ("1.34.1-20260901", "20261002", false),
+            ("1.33.9-20251231", "20260201", false),
+            // The newest image is not that of EKS yet, or was withdrawn.
+            ("1.34.1-20261001", "20260901", true),
+            // An image of the operator, and a name that EKS does not have yet.
+            ("ami-0123456789abcdef0", "20261002", true),
+            ("1.34.1-20260901", "2026100", true),
+        ] {
+            let seen = json!({ "version": version, "newest": newest });
+            assert_eq!(fits("release", &wanted, &seen), is_kept, "{version} {newest}");
+            assert!(fits("release", &json!({}), &seen), "a spec without a bound: {version} {newest}");
+        }
+        assert!(fits("release", &wanted, &json!({})));
+    }
 }

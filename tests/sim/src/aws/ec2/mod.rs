@@ -3,6 +3,7 @@
 mod endpoints;
 mod flow_logs;
 mod groups;
+mod images;
 pub mod interfaces;
 mod items;
 mod nat;
@@ -84,6 +85,7 @@ pub const SERVICE: Service = Service {
         ("DescribeAddresses", |world, call| describe(world, call, &ADDRESS)),
         ("DescribeAvailabilityZones", zones::describe),
         ("DescribeFlowLogs", |world, call| describe(world, call, &FLOW_LOG)),
+        ("DescribeImages", images::describe),
         ("DescribeInstanceTypeOfferings", zones::offerings),
         ("DescribeInstances", |_, _| Ok(serde_json::json!({ "Reservations": [] }))),
         ("DescribeInternetGateways", |world, call| describe(world, call, &INTERNET_GATEWAY)),
@@ -133,6 +135,10 @@ const fn row(what: &'static str, source: Source) -> Behaviour {
 
 const LEDGER: &[Behaviour] = &[
     row("machines of node groups are not shown as instances: no plan reads one by its id", Source::Assumed),
+    row(
+        "images of EKS for nodes are Amazon's, and their names end with the version of Kubernetes and the day of the release",
+        Source::Documentation("https://github.com/awslabs/amazon-eks-ami/blob/main/CHANGELOG.md"),
+    ),
     row(
         "filters take `*` and `?`, and values are alternatives",
         Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html"),

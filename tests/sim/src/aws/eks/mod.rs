@@ -3,6 +3,7 @@
 mod access;
 mod addon;
 mod cluster;
+mod images;
 mod node_group;
 mod pod_identity;
 
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 pub use addon::{Addon, VERSIONS as ADDON_VERSIONS};
 pub use cluster::Cluster;
+pub(crate) use images::image_names;
 pub use node_group::NodeGroup;
 
 use crate::aws::ec2::Ec2;
@@ -131,6 +133,21 @@ const LEDGER: &[Behaviour] = &[
         "https://docs.aws.amazon.com/eks/latest/APIReference/API_NodegroupScalingConfig.html",
     ),
     documented(
+        "an update of a node group without a release takes the newest one of the version, and none takes an older one: \
+         InvalidParameterException",
+        "https://docs.aws.amazon.com/eks/latest/APIReference/API_UpdateNodegroupVersion.html",
+    ),
+    Behaviour {
+        service: "eks",
+        what: "a release of another version of Kubernetes is refused, in these words",
+        source: Source::Report("eksctl-io/eksctl#7976"),
+    },
+    Behaviour {
+        service: "eks",
+        what: "an update whose pods are not evicted is Failed with PodEvictionFailure",
+        source: Source::Report("aws/containers-roadmap#1282"),
+    },
+    documented(
         "CoreDNS and the EBS driver are DEGRADED without nodes: InsufficientNumberOfReplicas",
         "https://docs.aws.amazon.com/eks/latest/APIReference/API_AddonIssue.html",
     ),
@@ -140,6 +157,8 @@ const LEDGER: &[Behaviour] = &[
     ),
     assumed("the words of refusals, except for those that tools are known to look for"),
     assumed("how long changes and deletions take"),
+    assumed("an image of each version of Kubernetes comes out every 14 days, and EKS has it at once"),
+    assumed("a node group whose update failed is ACTIVE, with its old release"),
     assumed("a node group without capacity fails after 25 minutes"),
     assumed("a client request token with other parameters is refused with InvalidParameterException"),
     assumed("which versions of Kubernetes and of add-ons there are"),

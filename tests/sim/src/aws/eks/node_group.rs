@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::access::Entry;
 use super::{
-    Change, Cluster, Eks, KUBERNETES, NODE_GROUPS, active, bad_token, cluster, eks, in_use, invalid, mismatch,
+    Change, Cluster, Eks, KUBERNETES, NODE_GROUPS, active, bad_token, cluster, eks, images, in_use, invalid, mismatch,
     new_tags, not_found, role, set_tags, start, texts, zones,
 };
 use crate::aws::iam::Iam;
@@ -31,6 +31,8 @@ pub struct NodeGroup {
     pub capacity: String,
     /// Its version.
     pub version: String,
+    /// The release of the image of its nodes.
+    pub release: String,
     types: Vec<String>,
     subnets: Vec<String>,
     role: String,
@@ -71,7 +73,7 @@ fn answer(world: &mut World, call: &Call) -> Result<Value, Fault> {
         "nodegroupArn": group.arn,
         "clusterName": call.text("clusterName"),
         "version": group.version,
-        "releaseVersion": format!("{}.0-20261101", group.version),
+        "releaseVersion": group.release,
         "createdAt": timestamp(group.created),
         "modifiedAt": timestamp(group.created),
         "status": status,
@@ -172,6 +174,7 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
     }
     let version = call.str("version").unwrap_or(&kubernetes).to_owned();
     check_version(&version, &kubernetes)?;
+    let release = release(call, &version)?;
     let scaling = scaling(&call.input["scalingConfig"], (1, 2, 2))?;
     let template = call.input.get("launchTemplate").cloned();
     if template.is_some() && call.input.get("diskSize").is_some() {
@@ -206,6 +209,7 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
         scaling,
         capacity,
         version,
+        release,
         types,
         subnets: subnets.clone(),
         role: arn.clone(),
@@ -248,6 +252,18 @@ fn check_version(version: &str, kubernetes: &str) -> Result<(), Fault> {
             Err(invalid(format!("Requested Nodegroup version {version} is greater than cluster version {kubernetes}")))
         }
         (None, _) => Err(invalid(format!("unsupported Kubernetes version {version}"))),
+    }
+}
+
+/// The release that an input names, or the newest one of the version.
+fn release(call: &Call, version: &str) -> Result<String, Fault> {
+    let known = images::releases(version, call.now);
+    match call.str("releaseVersion") {
+        None => Ok(known.into_iter().next().unwrap_or_default()),
+        Some(named) if known.iter().any(|one| one == named) => Ok(named.to_owned()),
+        Some(named) => {
+            Err(invalid(format!("Requested release version {named} is not valid for kubernetes version {version}.")))
+        }
     }
 }
 
@@ -382,12 +398,19 @@ pub(super) fn update_version(world: &mut World, call: &Call) -> Result<Value, Fa
             group.version
         )));
     }
+    let release = release(call, &version)?;
+    if version == group.version && release < group.release {
+        return Err(invalid(format!(
+            "Requested Nodegroup release version {release} is lower than its release version {}",
+            group.release
+        )));
+    }
     let template = call.input.get("launchTemplate").cloned().or_else(|| group.template.clone());
     if template.is_some() != group.template.is_some() {
         return Err(invalid("Launch template is not valid: the node group was created without one"));
     }
     change(world, call, "VersionUpdate", 10 * MINUTE, move |group| {
-        (group.version, group.template) = (version, template);
+        (group.version, group.release, group.template) = (version, release, template);
     })
 }
 
