@@ -5,7 +5,7 @@ use std::io;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::Digest;
 
-/// The record of the pinned keys, at the root of a site. Whoever finds it altered is told more than of other files.
+/// The record of the pinned keys, at the root of a site. An altered one has a hint of its own.
 pub const TRUST: &str = "trust.json";
 
 /// Shorthand of this crate.

@@ -12,7 +12,7 @@ use aws_sdk_eks::types::{
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Identity, Permission, Result};
+use textnlp_provider::{ErrorKind, Identity, Permission, Result};
 
 use super::{CLUSTER, CLUSTERS, Part, SERVICE};
 use crate::api::Api;
@@ -347,7 +347,12 @@ async fn newest_image(api: &Api, ami_type: &str, version: &str) -> Result<Option
     // Anyone can give an image this name: only those of Amazon count.
     let call = api.ec2.describe_images().owners("amazon").filters(ec2::named("name", [name.as_str()]));
     let pages = call.into_paginator().items().send();
-    let images: Vec<Image> = api.call(ec2::SERVICE, "list the images of", name, pages.try_collect()).await?;
+    let images: Vec<Image> = match api.call(ec2::SERVICE, "list the images of", name, pages.try_collect()).await {
+        Ok(images) => images,
+        // `preflight` names the missing permission. Without it images are not renewed, and everything else works.
+        Err(error) if error.kind == ErrorKind::Denied => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let days = images.iter().filter_map(|image| Some(image.name()?.rsplit_once("-v")?.1));
     Ok(days.filter(|text| day(text).is_some()).max().map(str::to_owned))
 }
