@@ -1,10 +1,11 @@
 //! The text and JSON output of a plan.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{
-    Branch, Call, Cost, Facts, Node, Note, Plan, Step, amount, permissions, unknown_reason,
+    Branch, Call, Cost, Facts, Node, Note, Plan, ServiceCost, Step, amount, permissions, unknown_reason,
 };
 use textnlp_provider::{Charge, CostLine, Effect, FieldChange};
 pub use textnlp_service::failure::problems_document as problems;
@@ -41,22 +42,29 @@ pub fn finding(problem: &textnlp_provider::Problem) -> String {
     format!("  {}: {}: {}\n           {}", problem.word(), problem.place, problem.cause, problem.fix)
 }
 
-/// The monthly cost: the total, and below it each service on the bill.
+/// The monthly cost: the total, and below it each service on the bill, and each site of several.
 pub fn costs(cost: &Cost) -> String {
     let mut text = format!("Cost: {cost}");
-    let services = cost.services();
     if cost.known_micros == 0 {
         return text;
     }
-    let longest = services.keys().map(|name| name.chars().count()).max().unwrap_or_default();
-    for (name, service) in services {
-        let known = service.known();
-        let amount = match (service.known_micros, service.is_partial) {
-            (_, false) => format!("{known:.2}"),
-            (0, true) => "unknown".to_owned(),
-            (_, true) => format!("≥ {known:.2}"),
-        };
-        let _ = write!(text, "\n  {name:<longest$}  {amount:>12}");
+    let (services, sites) = (cost.services(), cost.sites());
+    let longest = services.keys().chain(sites.keys()).map(|name| name.chars().count()).max().unwrap_or_default();
+    let mut list = |parts: BTreeMap<&str, ServiceCost>| {
+        for (name, part) in parts {
+            let known = part.known();
+            let amount = match (part.known_micros, part.is_partial) {
+                (_, false) => format!("{known:.2}"),
+                (0, true) => "unknown".to_owned(),
+                (_, true) => format!("≥ {known:.2}"),
+            };
+            let _ = write!(text, "\n  {name:<longest$}  {amount:>12}");
+        }
+    };
+    list(services);
+    if sites.len() > 1 {
+        let _ = write!(text, "\nBy site:");
+        list(sites);
     }
     text
 }

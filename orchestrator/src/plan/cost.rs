@@ -37,7 +37,7 @@ pub struct Cost {
     pub recorded_micros: Option<u64>,
 }
 
-/// The cost of one service on the provider's bill.
+/// The cost of one service on the provider's bill, or of one site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ServiceCost {
     /// The sum of the known amounts, in millionths.
@@ -146,6 +146,11 @@ impl Cost {
         self.by(|_, service| service)
     }
 
+    /// The cost by site. What only uses its host is in none.
+    pub fn sites(&self) -> BTreeMap<&str, ServiceCost> {
+        self.by(|site, _| site)
+    }
+
     /// The cost by a key of site and service. What only uses its host is in none.
     pub fn by<'c, K: Ord>(&'c self, key: impl Fn(&'c str, &'c str) -> K) -> BTreeMap<K, ServiceCost> {
         let lines = self.lines.iter().filter(|(_, line)| line.charge != Charge::Included);
@@ -250,9 +255,9 @@ impl fmt::Display for Cost {
 /// As in JSON documents: `monthly` is null unless every price is known.
 impl Serialize for Cost {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let services = self.services().into_iter().map(|(name, cost)| {
-            json!({ "service": name, "monthly": (!cost.is_partial).then_some(cost.known()), "known": cost.known() })
-        });
+        let part = |by: &str, name: &str, cost: ServiceCost| json!({ by: name, "monthly": (!cost.is_partial).then_some(cost.known()), "known": cost.known() });
+        let services = self.services().into_iter().map(|(name, cost)| part("service", name, cost));
+        let sites = self.sites().into_iter().map(|(name, cost)| part("site", name, cost));
         let mut document = json!({
             "monthly": self.monthly(),
             "known": amount(self.known_micros),
@@ -261,6 +266,7 @@ impl Serialize for Cost {
             "unknown": self.unknown,
             "note": (!self.unknown.is_empty()).then(|| self.in_words("at least", "")),
             "services": services.collect::<Vec<_>>(),
+            "sites": sites.collect::<Vec<_>>(),
             "lines": self.lines.iter().map(|(id, line)| line_document(id, line)).collect::<Vec<_>>(),
         });
         if !self.machines.is_empty() {

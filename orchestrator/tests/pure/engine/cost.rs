@@ -77,6 +77,7 @@ fn unknown_price_makes_the_total_unknown() {
             service("Servers", Some(41.0), 41.0),
         ])
     );
+    assert_eq!(member("sites"), json!([{ "site": "here", "monthly": null, "known": WHOLE }]));
     assert_eq!(
         document,
         json!({"monthly": null, "known": WHOLE, "change": WHOLE, "currency": "USD", "unknown": ["here/images"]})
