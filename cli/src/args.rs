@@ -1086,7 +1086,7 @@ pub struct Load {
     #[command(flatten)]
     pub server: OtherServer,
     /// Number of concurrent users
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub users: u32,
     /// Send this number of requests each second instead, whether or not earlier ones were answered
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["users", "sessions", "find_limit"],

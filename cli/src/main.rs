@@ -94,9 +94,13 @@ fn avoid_exposed_temporary_folder(console: Console) {
 /// The failure for an invalid command line. With JSON output it is a document too.
 fn usage(error: &clap::Error, hint: Option<String>) -> Failure {
     let text = error.render().to_string();
-    let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    Failure::usage("usage", anyhow::anyhow!("{message}"))
-        .hint(hint.unwrap_or_else(|| "textnlp-deploy --help".to_owned()))
+    let is_end = |line: &&str| !line.starts_with("Usage:") && !line.trim_start().starts_with("tip:");
+    let lines = text.lines().take_while(is_end).map(str::trim).filter(|line| !line.is_empty());
+    let message = lines.collect::<Vec<_>>().join(" ").trim_start_matches("error: ").to_owned();
+    let used = text.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or_default();
+    let command: Vec<&str> = used.split(' ').take_while(|word| !word.starts_with(['-', '[', '<'])).collect();
+    let help = format!("{} --help", if command.is_empty() { "textnlp-deploy".to_owned() } else { command.join(" ") });
+    Failure::usage("usage", anyhow::anyhow!("{message}")).hint(hint.unwrap_or(help))
 }
 
 /// Suggests `--env NAME` for an environment that was typed as a positional argument or with a single dash.

@@ -123,19 +123,28 @@ impl Session {
     fn read(&self) -> Result<Loaded, Failure> {
         self.check_library()?;
         let loaded = match &self.global.file {
-            Some(file) => self.library.load_file(file, &self.overrides(), &clouds::catalogue()),
-            None => self.library.load(&self.environment_name()?, &self.overrides(), &clouds::catalogue()),
-        }
-        .map_err(|e| invalid(e, &self.again()))?;
-        let name = loaded.environment.environment.clone();
-        if let Some(requested) =
-            self.global.env.as_deref().filter(|requested| *requested != name.as_str() && self.global.file.is_none())
-        {
-            let file = loaded.files.first().map_or("its file", String::as_str);
-            let error = anyhow::anyhow!("{file} has `environment: {name}`, but --env is `{requested}`");
-            return Err(Failure::usage("other_environment", error)
-                .hint(format!("set `environment: {requested}` there, or use --env {name}")));
-        }
+            Some(file) => self
+                .library
+                .load_file(file, &self.overrides(), &clouds::catalogue())
+                .map_err(|e| invalid(e, &self.again()))?,
+            None => {
+                let requested = self.environment_name()?;
+                let loaded = self.library.load(&requested, &self.overrides(), &clouds::catalogue());
+                let loaded = loaded.map_err(|e| invalid(e, &self.again()))?;
+                let name = &loaded.environment.environment;
+                if requested != name.as_str() {
+                    let file = loaded.files.first().map_or("its file", String::as_str);
+                    let why = match &self.global.env {
+                        Some(_) => format!("--env is `{requested}`"),
+                        None => format!("`{requested}` is deployed here"),
+                    };
+                    let error = anyhow::anyhow!("{file} has `environment: {name}`, but {why}");
+                    return Err(Failure::usage("other_environment", error)
+                        .hint(format!("set `environment: {requested}` there, or use --env {name}")));
+                }
+                loaded
+            }
+        };
         known_models(&loaded, &self.again())?;
         Ok(loaded)
     }
@@ -248,6 +257,8 @@ impl Session {
                 .flatten()
                 .filter(|e| ["lineage.json", "store.json"].iter().any(|name| e.path().join(name).exists()))
                 .map(|e| e.file_name().to_owned())
+                // Not what a restore kept of the state before, nor another program's.
+                .filter(|name| EnvironmentName::new(name.as_str()).is_ok())
                 .collect(),
             Err(_) => Vec::new(),
         };

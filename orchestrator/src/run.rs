@@ -109,7 +109,7 @@ pub enum RunError {
     #[error("open the state")]
     State(#[source] StateError),
     /// The state has objects at a site that has no provider in this run.
-    #[error("site `{site}` still has resources ({place}), and its provider is not available")]
+    #[error("site `{site}` still has resources ({place}), and the environment does not name it")]
     LostSite {
         /// The site.
         site: SiteName,
@@ -367,6 +367,12 @@ fn checked_plan(facts: &Facts) -> Result<Audited, RunError> {
     audit(plan, facts).map_err(RunError::Unlawful)
 }
 
+/// Why something could not be read, and what to do about it.
+fn read_failure(error: &textnlp_provider::Error) -> ReadFailure {
+    let why = error_chain(error);
+    ReadFailure(error.hint.as_ref().map_or_else(|| why.clone(), |hint| format!("{why}: {hint}")))
+}
+
 fn lost_sites(run: &Run<'_>, state: &State) -> Result<(), RunError> {
     for (site, place) in state.places() {
         let known = run.sites.contains_key(site) || run.apart.contains(site);
@@ -541,7 +547,7 @@ async fn read_site(
         facts.observed = match site.provider.observe(&scope).await {
             Ok(observed) => observed,
             Err(error) => {
-                let why = ReadFailure(error_chain(&error));
+                let why = read_failure(&error);
                 let all = ours.iter().map(|wanted| &wanted.id).chain(recorded.iter().map(|recorded| &recorded.id));
                 all.map(|id| (id.clone(), Observed::Unknown(why.clone()))).collect()
             }
@@ -555,7 +561,7 @@ async fn read_site(
         let Ownership::External(id) = &wanted.ownership else { continue };
         let seen = match site.provider.read(&wanted.kind, id).await {
             Ok(seen) => seen,
-            Err(error) => Observed::Unknown(ReadFailure(error_chain(&error))),
+            Err(error) => Observed::Unknown(read_failure(&error)),
         };
         facts.observed.push((wanted.id.clone(), seen));
     }

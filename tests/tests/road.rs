@@ -473,7 +473,23 @@ fn cli_prints_its_version_shell_completions_and_manual_pages() {
     assert!(program().exists());
     let sandbox = Sandbox::new("words");
     assert!(sandbox.run(&["--version"]).expect(0).out.contains(env!("CARGO_PKG_VERSION")));
-    assert!(sandbox.run(&["completions", "bash"]).expect(0).out.contains("textnlp-deploy"));
+    for shell in ["zsh", "fish"] {
+        assert!(sandbox.run(&["completions", shell]).expect(0).out.contains("textnlp-deploy"), "{shell}");
+    }
+    let script = sandbox.folder().join("completions.bash");
+    std::fs::write(&script, sandbox.run(&["completions", "bash"]).expect(0).out).unwrap();
+    for (typed, wanted) in [("key", "rotate"), ("release history", "--state-dir"), ("up --output", "jsonl")] {
+        let words: Vec<&str> = typed.split(' ').collect();
+        let asks = format!(
+            "source {script}; complete -p textnlp-deploy >&2; COMP_WORDS=(textnlp-deploy {typed} ''); COMP_CWORD={}; \
+             _textnlp__deploy textnlp-deploy '' {}; echo \" ${{COMPREPLY[*]}} \"",
+            words.len() + 1,
+            words[words.len() - 1]
+        );
+        let answer = std::process::Command::new("bash").args(["--norc", "-c", &asks]).output().unwrap();
+        let found = String::from_utf8_lossy(&answer.stdout).into_owned();
+        assert!(found.contains(&format!(" {wanted} ")), "{typed}: {found}{}", String::from_utf8_lossy(&answer.stderr));
+    }
     let page = sandbox.run(&["man"]).expect(0).out;
     assert!(page.starts_with(".TH \"TEXTNLP\\-DEPLOY\" "), "{page}");
     let written = sandbox.run(&["man", "--dir", "pages", "-o", "json"]).expect(0).json();

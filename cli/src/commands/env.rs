@@ -60,7 +60,7 @@ fn list(session: &Session) -> Result<Success, Failure> {
             json!({ "name": listed.name, "phase": phase, "description": about, "from": from, "runs_here": runs }),
         );
     }
-    let _ = write!(text, "\n· needs a feature that this version does not support: see `textnlp-deploy env check NAME`");
+    let _ = write!(text, "\n· cannot be deployed as it is: `textnlp-deploy env check NAME` says why");
     Ok(Success::new(text, json!({ "environments": rows })))
 }
 

@@ -7,11 +7,11 @@ use anyhow::Context;
 use camino::Utf8Path;
 use jiff::Timestamp;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
-use textnlp_orchestrator::load::{self, Key, KindResult, Limit, Measured, RateResult, SessionResult};
+use textnlp_orchestrator::load::{self, Key, KindResult, Limit, MOST_ERRORS, Measured, RateResult, SessionResult};
 use textnlp_orchestrator::report::Report;
 use textnlp_provider::Secret;
 use textnlp_service::gate::growth::ScaleUp;
-use textnlp_service::load::{LoadTarget, MOST_USERS, RateOptions, Watch};
+use textnlp_service::load::{LoadTarget, RateOptions, Watch};
 use textnlp_service::report_files;
 
 use super::prelude::*;
@@ -146,7 +146,7 @@ fn report_users(
         at,
         address: goal.address.clone(),
         facts: [
-            ("users", Some(args.users.clamp(1, MOST_USERS).to_string())),
+            ("users", Some(args.users.to_string())),
             ("seconds", Some(args.seconds.to_string())),
             ("requests", args.mix.as_ref().map(ToString::to_string)),
         ]
@@ -170,9 +170,17 @@ fn report_users(
     });
     let text = summary(measured, limit, args.p95_ms.unwrap_or(P95_MS)) + &ending(growth, &page);
     let ended = (measured.stopped, measured.errors > 0 && measured.errors == measured.requests);
-    // A search runs many loads, so the time until pods were added has no meaning.
+    // A search runs many loads, so the time until pods were added has no meaning. Its last load may fail on purpose.
     let growth = growth.filter(|_| limit.is_none());
-    finish(goal, (text, document), ended, || goal.keep(at, None, growth), console)
+    let failed = limit.is_none() && measured.errors as f64 > measured.requests as f64 * MOST_ERRORS;
+    let done = finish(goal, (text.clone(), document.clone()), ended, || goal.keep(at, None, growth), console)?;
+    if failed {
+        let verdict = format!("{} of {} requests failed", measured.errors, measured.requests);
+        return Err(Failure::new(Exit::Failed, "requests_failed", anyhow::anyhow!("{text}").context(verdict))
+            .hint(format!("check the service: {}", goal.health))
+            .document(document));
+    }
+    Ok(done)
 }
 
 /// Reports a load at a fixed rate. It fails if the rate was not sustained.

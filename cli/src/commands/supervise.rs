@@ -31,5 +31,10 @@ pub fn supervise(args: &Supervise) -> Result<Success, Failure> {
 pub fn completions(args: &Completions) -> Success {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "textnlp-deploy", &mut script);
-    Success::new(String::from_utf8_lossy(&script).into_owned(), serde_json::json!({ "shell": args.shell.to_string() }))
+    let mut script = String::from_utf8_lossy(&script).into_owned();
+    if args.shell == clap_complete::Shell::Bash {
+        // clap_complete 4.6 writes the hyphen of this program's name in two ways, and then no command below the top has candidates.
+        script = script.replace("textnlp__subcmd__deploy", "textnlp__deploy");
+    }
+    Success::new(script, serde_json::json!({ "shell": args.shell.to_string() }))
 }

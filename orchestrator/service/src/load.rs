@@ -224,7 +224,7 @@ impl LoadTarget {
             let search = FindLimit {
                 load: wanted.clone(),
                 p95: Duration::from_secs_f64((p95_ms / 1000.0).clamp(0.001, 600.0)),
-                error_rate: 0.01,
+                error_rate: load::MOST_ERRORS,
                 from: wanted.users.min(10),
                 to: MOST_USERS,
                 tolerance: 0.1,

@@ -9,7 +9,7 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Bytes of a line that are read. The rest of a longer line is ignored.
+/// Bytes of a message that are kept. The rest of a longer one is ignored.
 const LINE_MAX: usize = 16 << 10;
 /// The most lines that one can represent.
 const SUPPRESSED_MAX: u64 = 1 << 32;
@@ -61,7 +61,7 @@ pattern!(
 impl Line {
     /// Reads a line. One without a known format is information, without a time.
     pub(super) fn parse(text: &str) -> Self {
-        let mut rest = truncated(text.trim_end());
+        let mut rest = text.trim_end();
         let mut line = Self { at: None, level: Level::Info, source: None, message: String::new(), count: 1 };
         if let Some(found) = POD.captures(rest) {
             line.source = found.get(1).map(|name| name.as_str().to_owned());
@@ -90,7 +90,7 @@ impl Line {
         } else if rest.starts_with("thread '") && rest.contains("panicked at") {
             line.level = Level::Error;
         }
-        rest.clone_into(&mut line.message);
+        truncated(rest).clone_into(&mut line.message);
         line
     }
 
@@ -98,10 +98,10 @@ impl Line {
         let text = |names: &[&str]| names.iter().find_map(|name| fields.get(*name)?.as_str());
         self.at = self.at.or_else(|| text(&["timestamp", "time", "ts"])?.parse().ok());
         self.level = text(&["level", "severity"]).map_or(Level::Info, level);
-        self.message = text(&["message", "msg"]).unwrap_or_default().to_owned();
+        self.message = truncated(text(&["message", "msg"]).unwrap_or_default()).to_owned();
         for name in FIELDS {
             match fields.get(name) {
-                Some(Value::String(value)) => self.message.push_str(&format!(" {name}={value}")),
+                Some(Value::String(value)) => self.message.push_str(&format!(" {name}={}", truncated(value))),
                 Some(value @ (Value::Number(_) | Value::Bool(_))) => self.message.push_str(&format!(" {name}={value}")),
                 _ => {}
             }

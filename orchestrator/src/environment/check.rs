@@ -147,6 +147,9 @@ impl Schema {
         }
         let candidates: Vec<String> = self.paths().into_iter().filter(|p| p.rsplit('.').next() == Some(key)).collect();
         match candidates.as_slice() {
+            [one] if one == key => {
+                format!("did you mean the key `{one}` of the whole environment, without indentation?")
+            }
             [one] => format!("did you mean `{one}`?"),
             [] | [_, _, _, ..] => {
                 let names: Vec<_> = known.keys().map(|k| format!("`{k}`")).collect();

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub use histogram::Percentiles;
 pub use limit::{FindLimit, Limit, Probe, find_limit};
 pub use mix::{KindResult, Mix};
-pub use rate::{Arrivals, Rate, RateResult, RateSecond, run_rate};
+pub use rate::{Arrivals, MOST_ERRORS, Rate, RateResult, RateSecond, run_rate};
 pub use sessions::{SessionProgress, SessionResult, Sessions, hold};
 pub use tally::{Latencies, Measured, Second};
 pub use wire::{HttpWire, Key, LoadRequest, LoadResponse, RequestFailure, Session, SessionOpener, Wire, WireError};

@@ -17,8 +17,8 @@ use super::tally::{MOST_SECONDS, outcome};
 use super::{Key, KindResult, LoadRequest, Mix, Percentiles, Random, RequestFailure, Wire};
 use crate::clock::Clock;
 
-/// The largest share of failed requests of a sustained rate.
-const MOST_ERRORS: f64 = 0.01;
+/// The largest share of failed requests of a load that the service sustains.
+pub const MOST_ERRORS: f64 = 0.01;
 /// A load generator that sends 1 % of its requests later than this measures itself.
 const MOST_LAG_MS: f64 = 1000.0;
 

@@ -272,11 +272,12 @@ const SIGN_IN: &str = "`aws sts get-caller-identity` shows your identity; sign i
 pub(crate) async fn identify(config: &SdkConfig) -> Result<Identity> {
     let credentials = match config.credentials_provider() {
         Some(provider) => match provider.provide_credentials().await {
-            Err(error @ CredentialsError::CredentialsNotLoaded(_)) => {
+            Ok(credentials) => Some(credentials),
+            // Outside of AWS the last source, the metadata service of a machine, ends with other errors than that nothing was found.
+            Err(error) => {
                 let missing = Error::new(ErrorKind::Denied, "sign in to", "aws").because(error_chain(&error));
                 return Err(missing.hint(SIGN_IN));
             }
-            answered => answered.ok(),
         },
         None => None,
     };

@@ -86,9 +86,10 @@ impl From<FeatureError> for KeysError {
             FeatureError::Wrong { field, message, hint } => {
                 Self::Command { message: format!("`{field}` {message}"), hint: Some(hint) }
             }
-            FeatureError::Unknown(_) => {
-                Self::Command { message: error.to_string(), hint: Some(r#"{"do":"list"} shows them"#.to_owned()) }
-            }
+            FeatureError::Unknown(_) => Self::Command {
+                message: error.to_string(),
+                hint: Some("`textnlp-deploy feature list` shows them".to_owned()),
+            },
             FeatureError::Store(error) => Self::Store(error),
             FeatureError::ControlData(error) => Self::Watch(error),
         }

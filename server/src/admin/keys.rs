@@ -127,7 +127,7 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
         Some("rotate") => {
             let id = public_id()?;
             let Some(old) = keys.key(&id).await? else {
-                return wrong(format!("there is no key `{id}`"), r#"{"do":"list"} shows them"#);
+                return wrong(format!("there is no key `{id}`"), "`textnlp-deploy key list` shows them");
             };
             if old.revoked_at.is_some() {
                 return wrong(format!("key `{id}` is revoked"), "create a new one");
@@ -148,7 +148,7 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
         Some("expire") => {
             let id = public_id()?;
             let Some(old) = keys.key(&id).await? else {
-                return wrong(format!("there is no key `{id}`"), r#"{"do":"list"} shows them"#);
+                return wrong(format!("there is no key `{id}`"), "`textnlp-deploy key list` shows them");
             };
             let end = match expires_at(fields)? {
                 Some(end) => end.min(old.expires_at.unwrap_or(end)),

@@ -113,7 +113,7 @@ pub(super) async fn answer(
         id: format!("gen-{}", call.record.id),
         created: super::now(),
         model: running.model.info.name.clone(),
-        seed: running.seed,
+        seed: running.seed.cast_signed(),
     };
     if streamed {
         return stream_events(running, head, logprobs.is_some()).await;
@@ -148,7 +148,7 @@ struct Generation<'a> {
     text: &'a str,
     finish_reason: &'static str,
     usage: Value,
-    seed: u64,
+    seed: i64,
     timing: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<ChatLogprobs<'a>>,
@@ -158,7 +158,7 @@ struct Head {
     id: String,
     created: u64,
     model: String,
-    seed: u64,
+    seed: i64,
 }
 
 async fn stream_events(running: Running, head: Head, logprobs: bool) -> Result<Response, ApiError> {

@@ -53,8 +53,10 @@ impl Structure {
             }
             complex @ GuideError::TooComplex(_) => too_complex(&complex).param(param),
             GuideError::Tokens => {
-                ApiError::invalid(format!("the tokens of model `{model}` cannot spell JSON of this schema"))
-                    .param(param)
+                ApiError::invalid(format!(
+                    "no JSON of this schema can be written: it refers to itself without an end, or the tokens of model `{model}` lack a character"
+                ))
+                .param(param)
             }
             GuideError::Vocabulary => ApiError::invalid(format!(
                 "model `{model}` does not support structured output: {}",

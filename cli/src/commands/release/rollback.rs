@@ -33,7 +33,7 @@ pub async fn rollback(session: &Session, args: &Rollback, console: Console) -> R
         let _ = write!(text, "\n  {}: {} → {}", difference.what, say(&difference.locked), say(&difference.here));
     }
     if other_configuration {
-        text.push_str("\nThe environment file has changed since that release; `up` uses the current file.");
+        text.push_str("\nThat release ran with other settings: the environment file has changed since, or other `--set` options were given. `up` uses the current ones.");
         let _ = write!(text, " Its commits: {}", chosen.scope.command("rollback --config"));
     }
     let _ = write!(text, "\nTo deploy it: {next}");

@@ -174,7 +174,7 @@ pub(crate) async fn gather(
         items.push(Item { path: databases[&site].member.clone(), content: Content::File(file) });
     }
     if databases.is_empty() {
-        notes.push("there is no database in it: the service has never run".to_owned());
+        notes.push("there is no database in it: the service never ran, or `down` removed its database".to_owned());
     }
     if !settings::provisioned_file(folder).is_file() {
         notes.push(format!("the environment file is not in it; the next `{}` records it", again.command("up", name)));

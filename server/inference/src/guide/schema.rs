@@ -379,7 +379,11 @@ impl<'a> Walk<'a> {
         let mut named = HashSet::new();
         for (at, name) in &self.refs {
             let place = name.strip_prefix('#').map(|place| if place == "/" { "" } else { place });
-            let target = place.filter(|place| !place.contains(['%', '~'])).and_then(|place| self.target(place));
+            if name.contains(['%', '~']) {
+                let problem = "has an escaped character: name definitions without `/`, `~`, `%` and spaces";
+                return Err(refused(at, problem.to_owned()));
+            }
+            let target = place.and_then(|place| self.target(place));
             if target.is_none_or(|target| !self.seen.contains(&std::ptr::from_ref(target))) {
                 return Err(refused(at, "must name a schema within this one, such as `#/$defs/name`".to_owned()));
             }
