@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
 use crate::auth::jwt::Signer;
+use crate::auth::oidc::Oidc;
 use crate::auth::refusals::Refusals;
 use crate::config::Config;
 use crate::delivery::Delivery;
@@ -31,6 +32,8 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) store: Store,
     pub(crate) signer: Signer,
+    /// The OpenID Connect provider, if one is configured.
+    pub(crate) oidc: Option<Oidc>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) usage: UsageLog,
     pub(crate) audit: AuditLog,

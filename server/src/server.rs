@@ -19,6 +19,7 @@ use crate::allowance::LocalRates;
 use crate::app::{App, REFUSED_LINES, SCHEMAS_OF_TENANT, SUMS_OF_TENANT, WORKERS};
 use crate::auth;
 use crate::auth::jwt::{Signer, SignerError};
+use crate::auth::oidc::{self, Oidc, OidcError};
 use crate::auth::refusals::Refusals;
 use crate::config::{Address, Config, DatabaseAt};
 use crate::delivery::Delivery;
@@ -56,6 +57,9 @@ pub enum StartError {
     /// The key that signs tokens cannot be used.
     #[error(transparent)]
     Signer(#[from] SignerError),
+    /// The OpenID Connect provider cannot be used.
+    #[error(transparent)]
+    Oidc(#[from] OidcError),
     /// The device that the configuration names cannot be used.
     #[error("{0}; `models.device: cpu` computes on the CPU")]
     Device(String),
@@ -121,6 +125,7 @@ impl Server {
         }
         let features = Features::new(features::read(&config, &store).await.map_err(database)?);
         let signer = Signer::new(&config.security)?;
+        let oidc = config.security.oidc.clone().map(Oidc::new).transpose()?;
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
         let options = EngineOptions {
             queue: config.api.queue,
@@ -156,6 +161,7 @@ impl Server {
             delivery,
             store,
             signer,
+            oidc,
             metrics,
             usage,
             audit,
@@ -229,6 +235,8 @@ impl Server {
         });
         let (verifying, stop_verifying) = (app.clone(), stop.clone());
         app.tasks.spawn(async move { auth::keep_verifiers(&verifying, &stop_verifying).await });
+        let (signing_in, stop_asking) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move { oidc::keep(&signing_in, &stop_asking).await });
         let (flagged, stop_reading) = (app.clone(), stop.clone());
         app.tasks.spawn(async move { features::keep(&flagged, &stop_reading).await });
         let stop_releasing = stop.clone();

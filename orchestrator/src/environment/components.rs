@@ -867,6 +867,14 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
     if *audit != Audit::default() {
         config["textnlp"]["audit"] = json!({ "retention_days": audit.retention_days });
     }
+    if let Some(issuer) = &security.oidc.issuer {
+        let Oidc { audience, tenant, tenant_claim, scopes, roles_claim, roles, .. } = &security.oidc;
+        let roles = roles.iter().map(|(role, scopes)| json!({ "role": role, "scopes": scopes }));
+        config["textnlp"]["security"]["oidc"] = json!({
+            "issuer": issuer, "audience": audience, "tenant": tenant, "tenant_claim": tenant_claim,
+            "scopes": scopes, "roles_claim": roles_claim, "roles": roles.collect::<Vec<_>>(),
+        });
+    }
     if !e.features.is_empty() {
         let features = e.features.iter().map(|(name, Feature(feature))| {
             let mut entry = json!(feature);

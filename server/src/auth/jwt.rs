@@ -244,6 +244,7 @@ mod tests {
             rate_limit: None,
             token_rate_limit: None,
             issuer: issuer.into(),
+            oidc: None,
         }
     }
 

@@ -2,7 +2,9 @@
 
 pub mod jwt;
 pub mod key;
+pub mod oidc;
 pub(crate) mod refusals;
+mod scopes;
 pub mod tenant;
 pub mod ticket;
 
@@ -16,6 +18,8 @@ use crate::app::App;
 use crate::config::Rate;
 use crate::error::ApiError;
 use crate::recent;
+
+pub use scopes::{ADMIN, SCOPES};
 
 /// An authenticated caller.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,12 +39,6 @@ pub struct Caller {
     /// The token that pays.
     pub token: Option<Token>,
 }
-
-/// The scopes that a key may have, besides `*`.
-pub const SCOPES: &[&str] = &["generate", "embeddings", "models", "tokenize", "validate", "usage", ADMIN];
-
-/// The scope that changes the service for all tenants. `*` does not include it: clients of every tenant have such keys.
-pub const ADMIN: &str = "admin";
 
 impl Caller {
     /// Fails if the key does not have the scope.
@@ -190,6 +188,14 @@ pub(crate) async fn with_ticket(
     let found = match key.filter(|key| key.is_valid(now_ms()) && key.tenant == ticket.tenant) {
         Some(key) => caller(app, &key, ticket.token.clone()),
         None if ticket.user == ANONYMOUS && !app.config.security.api_keys_enabled => anonymous(&ticket.tenant),
+        // Its token had the scope when it was issued, a minute ago at most.
+        None if oidc::is_user(&ticket.user) && app.oidc.is_some() => Caller {
+            user: ticket.user.clone(),
+            scopes: vec!["generate".to_owned()],
+            rate: app.config.security.rate_limit,
+            token_rate: app.config.security.token_rate_limit,
+            ..anonymous(&ticket.tenant)
+        },
         None => return Ok(None),
     };
     of_tenant(app, claim, found).await.map(Some)
@@ -299,6 +305,9 @@ pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> 
 }
 
 async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
+    if let Some(oidc) = app.oidc.as_ref().filter(|oidc| oidc.is_issuer_of(text)) {
+        return with_identity(app, oidc.caller(text).await?).await;
+    }
     if app.signer.should_learn(text) {
         learn_verifiers(app).await?;
     }
@@ -323,6 +332,18 @@ async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
     };
     let token = Token { jti: claims.jti, limit: claims.token_limit, expires_at_ms: claims.exp as i64 * 1000 };
     Ok(caller(app, &key, Some(token)))
+}
+
+/// A caller that an identity provider knows, with the limits of keys that have none of their own. Its tenant must exist: each has
+/// its own budget and records.
+async fn with_identity(app: &App, caller: Caller) -> Result<Caller, ApiError> {
+    if caller.tenant != tenant::DEFAULT && !textnlp_store::read(|| app.store.has_tenant(&caller.tenant)).await? {
+        let message = format!("the tenant `{}` of this token does not exist here", caller.tenant);
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "tenant_not_found", message)
+            .hint("operators: `textnlp-deploy key create NAME --tenant TENANT` creates it"));
+    }
+    let security = &app.config.security;
+    Ok(Caller { rate: security.rate_limit, token_rate: security.token_rate_limit, ..caller })
 }
 
 pub(crate) fn caller(app: &App, key: &ApiKey, token: Option<Token>) -> Caller {

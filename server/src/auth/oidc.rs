@@ -14,7 +14,6 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use textnlp_net::client::{Client, ClientOptions, ProxySettings, Url, is_loopback, read_body};
-use textnlp_net::trust::TrustRoots;
 use tokio_util::sync::CancellationToken;
 
 use super::{Caller, tenant};
@@ -80,7 +79,7 @@ struct Key {
 /// Why a provider cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OidcError {
-    /// Its CA file, or a proxy.
+    /// The address of a proxy.
     #[error("set up the connection to the OpenID Connect provider: {0}")]
     Setup(String),
     /// It gives no usable answer.
@@ -103,18 +102,13 @@ struct Metadata {
 impl Oidc {
     /// A provider whose keys are not known yet. Uses the proxies of this process.
     pub(crate) fn new(settings: OidcSettings) -> Result<Self, OidcError> {
-        let setup = |why: String| OidcError::Setup(why);
-        let trust = TrustRoots::public_and(settings.ca_file.as_deref()).map_err(|error| {
-            setup(format!("the CA file {}: {}", error.source_name, error.problem))
-        })?;
         let options = ClientOptions {
-            trust,
             proxy: ProxySettings::from_env(),
             timeout: Some(TIMEOUT),
             connect_timeout: TIMEOUT,
             ..ClientOptions::default()
         };
-        let client = options.client().map_err(|error| setup(error.to_string()))?;
+        let client = options.client().map_err(|error| OidcError::Setup(error.to_string()))?;
         Ok(Self { settings, client, keys: RwLock::default(), asked: tokio::sync::Mutex::default() })
     }
 
@@ -213,7 +207,8 @@ impl Oidc {
 
     /// A caller without scopes. Its name says nothing about the person: it stands in logs, metrics and usage records.
     fn of_subject(&self, subject: &str, tenant: String) -> Caller {
-        let digest = Sha256::new().chain_update(&self.settings.issuer).chain_update("\n").chain_update(subject).finalize();
+        let digest =
+            Sha256::new().chain_update(&self.settings.issuer).chain_update("\n").chain_update(subject).finalize();
         Caller {
             user: format!("{USER}{}", hex::encode(&digest[..16])),
             tenant,

@@ -12,7 +12,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 pub(crate) use document::nearest;
 use document::{Document, Section};
+use textnlp_net::client::{Url, is_loopback};
 use textnlp_store::MIN_AUDIT_DAYS;
+
+use crate::auth::SCOPES;
+use crate::auth::tenant::is_tenant_id;
 
 pub use document::Problem;
 pub use textnlp_process::Address;
@@ -263,6 +267,36 @@ pub struct Security {
     pub token_rate_limit: Option<Rate>,
     /// The `iss` of tokens.
     pub issuer: String,
+    /// An OpenID Connect provider whose access tokens are accepted.
+    pub oidc: Option<OidcSettings>,
+}
+
+/// An OpenID Connect provider, and what its access tokens allow here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OidcSettings {
+    /// Its address, which is the `iss` of its tokens.
+    pub issuer: String,
+    /// The `aud` that a token must have.
+    pub audience: String,
+    /// The tenant of tokens whose claim names none.
+    pub tenant: Option<String>,
+    /// The claim that names the tenant.
+    pub tenant_claim: Option<String>,
+    /// The scopes of every token.
+    pub scopes: Vec<String>,
+    /// The claim that lists the roles of a person.
+    pub roles_claim: Option<String>,
+    /// What roles add to `scopes`.
+    pub roles: Vec<RoleScopes>,
+}
+
+/// The scopes of a role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoleScopes {
+    /// Its name in the claim.
+    pub role: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
 }
 
 /// Logs and metrics.
@@ -551,6 +585,7 @@ fn security(section: Section<'_>, phase: Phase) -> Security {
         rate_limit: section.parsed("rate_limit"),
         token_rate_limit: section.parsed("token_rate_limit"),
         issuer: section.text("issuer").unwrap_or_else(|| "textnlp".into()),
+        oidc: section.has("oidc").then(|| oidc(section.section("oidc"))),
     };
     if !security.api_keys_enabled && phase != Phase::Development {
         section.wrong(
@@ -568,6 +603,54 @@ fn security(section: Section<'_>, phase: Phase) -> Security {
     }
     section.finish();
     security
+}
+
+fn oidc(section: Section<'_>) -> OidcSettings {
+    let scopes = |section: &Section<'_>, key| {
+        let scopes = section.texts(key).unwrap_or_default();
+        for unknown in scopes.iter().filter(|scope| *scope != "*" && !SCOPES.contains(&scope.as_str())) {
+            section.wrong(
+                key,
+                format!("has `{unknown}`, which is no scope"),
+                format!("one of *, {}", SCOPES.join(", ")),
+            );
+        }
+        scopes
+    };
+    let issuer = section.needed_text("issuer").unwrap_or_default();
+    let is_address = Url::parse(&issuer).is_ok_and(|url| {
+        (url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url)))
+            && url.query().is_none()
+            && url.fragment().is_none()
+    });
+    if !issuer.is_empty() && !is_address {
+        let hint = "the address that the provider's metadata has, such as `https://login.example.com/realms/acme`";
+        section.wrong("issuer", format!("cannot be `{issuer}`"), hint.to_owned());
+    }
+    let tenant = section.text("tenant");
+    if let Some(tenant) = tenant.as_ref().filter(|tenant| !is_tenant_id(tenant)) {
+        section.wrong("tenant", format!("cannot be `{tenant}`"), "1 to 40 of a-z, 0-9, - and _".to_owned());
+    }
+    let roles = section.sections("roles").into_iter().map(|role| {
+        let read = RoleScopes { role: role.needed_text("role").unwrap_or_default(), scopes: scopes(&role, "scopes") };
+        role.finish();
+        read
+    });
+    let roles: Vec<RoleScopes> = roles.collect();
+    let settings = OidcSettings {
+        issuer,
+        audience: section.needed_text("audience").unwrap_or_default(),
+        tenant,
+        tenant_claim: section.text("tenant_claim"),
+        scopes: scopes(&section, "scopes"),
+        roles_claim: section.text("roles_claim"),
+        roles,
+    };
+    if settings.roles_claim.is_none() && !settings.roles.is_empty() {
+        section.wrong("roles", "needs `roles_claim`", "the claim that lists the roles of a person".to_owned());
+    }
+    section.finish();
+    settings
 }
 
 fn monitoring(section: Section<'_>) -> (Monitoring, Option<u64>) {

@@ -10,6 +10,7 @@ pub mod growth;
 pub mod hardened;
 pub mod load;
 pub mod order;
+mod sign_on;
 mod sites;
 
 use std::collections::BTreeMap;
@@ -299,6 +300,9 @@ pub async fn measure(
             Ok(at) => availability::check(check, chosen, running, (*at).max(state.removal())).await,
             Err(why) => check.unknown(environment, why),
         });
+    }
+    if let Some(check) = definition.check(phases::SIGN_ON) {
+        recorded.push(sign_on::check(check, environment, &service).await);
     }
     if let Some(check) = definition.check(phases::FAILOVER) {
         recorded.push(match &changed_at {

@@ -287,5 +287,11 @@ section! {
         pub advisories_max_age: Span = Span::seconds(30 * 86_400),
         /// The frameworks whose measured controls must be met in scale-up.
         pub compliance: Vec<Framework> = Framework::ALL.to_vec(),
+        /// The client of the OpenID Connect provider that signs in for the gate of enterprise, by client credentials.
+        pub sign_on_client: Option<String> = None,
+        /// The scope that it asks for, where the provider needs one, such as `api://textnlp/.default`.
+        pub sign_on_scope: Option<String> = None,
+        /// The secret of this client.
+        pub sign_on_secret: Option<SecretSource> = None,
     }
 }

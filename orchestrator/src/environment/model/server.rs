@@ -1,6 +1,7 @@
 //! What only `serve` reads.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,28 @@ section! {
         pub token_rate_limit: Option<Rate> = None,
         /// The `iss` claim of tokens; if unset, the environment's name.
         pub issuer: Option<String> = None,
+        /// Access tokens of an OpenID Connect provider, besides API keys.
+        pub oidc: Oidc = Oidc::default(),
+    }
+}
+
+section! {
+    /// Access tokens of an OpenID Connect provider.
+    pub struct Oidc {
+        /// The issuer, as the provider's metadata has it: `https://login.example.com/realms/acme`. If unset, none is used.
+        pub issuer: Option<String> = None,
+        /// The audience that a token must have.
+        pub audience: Option<String> = None,
+        /// The tenant of tokens whose claim names none; without `tenant_claim`, if unset, `default`.
+        pub tenant: Option<String> = None,
+        /// The claim that names the tenant: `tenant`, or with dots between the names of nested claims.
+        pub tenant_claim: Option<String> = None,
+        /// The scopes of every token: `generate`, `embeddings`, `models`, `tokenize`, `validate`, `usage`, or `*` for these.
+        pub scopes: Vec<String> = Vec::new(),
+        /// The claim that lists the roles of a person: `realm_access.roles`.
+        pub roles_claim: Option<String> = None,
+        /// The scopes that each role adds; `admin` too.
+        pub roles: BTreeMap<String, Vec<String>> = BTreeMap::new(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use textnlp_net::client::Url;
 use textnlp_net::network::Network;
 use textnlp_provider::cluster::ClusterGpus;
 
@@ -149,6 +150,7 @@ impl Checker<'_> {
                 "write it alone, such as `textnlp.example.com`; its subdomains are the tenants",
             );
         }
+        self.oidc(&server.security.oidc);
         if server.security.jwt_secret.is_some() {
             let cause = "tokens are signed with a key pair that `up` makes; this secret is not used";
             self.warn("server.security.jwt_secret", cause, "remove it");
@@ -170,6 +172,59 @@ impl Checker<'_> {
                 format!("every machine that reaches `{}` could {open}", cut(&server.api.host)),
                 "write `host: 127.0.0.1`, or turn on `server.security.api_keys_enabled` and `tls.mode`",
             );
+        }
+    }
+
+    fn oidc(&mut self, oidc: &Oidc) {
+        let Some(issuer) = &oidc.issuer else {
+            if *oidc != Oidc::default() {
+                let fix = "write the address that the provider's metadata has, such as `https://login.example.com/realms/acme`";
+                self.error(
+                    "server.security.oidc",
+                    "without `issuer`, no other setting of the provider has an effect",
+                    fix,
+                );
+            }
+            return;
+        };
+        let url = issuer.parse::<Url>().ok();
+        let is_address = url.is_some_and(|url| {
+            (url.scheme() == "https" || (url.scheme() == "http" && url.host_str().is_some_and(is_loopback)))
+                && url.query().is_none()
+        });
+        if !is_address {
+            let fix = "write it as the provider's metadata has it, such as `https://login.example.com/realms/acme`";
+            self.error("server.security.oidc.issuer", format!("`{}` is not an issuer", cut(issuer)), fix);
+        }
+        if oidc.audience.as_deref().unwrap_or_default().trim().is_empty() {
+            let cause = "tokens that the provider issued for other services would be accepted";
+            self.error("server.security.oidc.audience", cause, "write the audience of this service, such as `textnlp`");
+        }
+        if oidc.scopes.is_empty() && oidc.roles.is_empty() {
+            let fix = "write `scopes: [\"*\"]` for all but administration, or `roles_claim` and `roles`";
+            self.error("server.security.oidc.scopes", "no token would be allowed to do anything", fix);
+        }
+        if oidc.roles_claim.is_none() && !oidc.roles.is_empty() {
+            let fix = "write the claim that lists the roles of a person, such as `realm_access.roles`";
+            self.error("server.security.oidc.roles", "it has no effect without `roles_claim`", fix);
+        }
+        if let Some(tenant) = oidc.tenant.as_ref().filter(|tenant| !is_tenant_id(tenant)) {
+            let cause = format!("`{}` is not a tenant id", cut(tenant));
+            self.error("server.security.oidc.tenant", cause, "write 1 to 40 of a-z, 0-9, - and _");
+        }
+        let known = ["*", "generate", "embeddings", "models", "tokenize", "validate", "usage", "admin"];
+        let of_all = oidc.scopes.iter().enumerate().map(|(i, scope)| (format!("scopes[{i}]"), scope));
+        let of_roles = oidc.roles.iter().flat_map(|(role, scopes)| {
+            scopes.iter().enumerate().map(move |(i, scope)| (format!("roles.{role}[{i}]"), scope))
+        });
+        let unknown: Vec<_> = of_all.chain(of_roles).filter(|(_, scope)| !known.contains(&scope.as_str())).collect();
+        for (place, scope) in unknown {
+            let cause = format!("`{}` is not a scope", cut(scope));
+            self.error(&format!("server.security.oidc.{place}"), cause, format!("write one of {}", known.join(", ")));
+        }
+        if oidc.scopes.iter().any(|scope| scope == "admin") {
+            let cause = "everyone who can sign in could change the service for all tenants";
+            self.warn("server.security.oidc.scopes", cause, "give `admin` to a role, in `roles`");
         }
     }
 
@@ -381,6 +436,14 @@ impl Checker<'_> {
             );
         }
     }
+}
+
+/// Whether the server takes a text as a tenant id.
+fn is_tenant_id(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    (1..=40).contains(&text.len())
+        && text.bytes().next().is_some_and(is_plain)
+        && text.bytes().all(|byte| is_plain(byte) || byte == b'-' || byte == b'_')
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -6,7 +6,7 @@ use super::super::{P95, SHARE_OF_ERRORS};
 use super::{
     ANSWERS, AVAILABILITY, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS, FAILOVER,
     GENERATION, GROWTH, HOME, IN_SYNC, LAG, LOST, Limit, METRICS, PhaseDefinition, PhaseEntry, Probe, RATE, REDUCTION,
-    RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SESSIONS, SPEED_UP, STOP, VULNERABILITIES, WITNESS,
+    RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SESSIONS, SIGN_ON, SPEED_UP, STOP, VULNERABILITIES, WITNESS,
 };
 use crate::environment::model::Phase;
 
@@ -209,13 +209,13 @@ const TENANTS: &[CheckDefinition] = &[
         "a model is uploaded, generates a text and is removed",
         "clients cannot upload models; `models` lists them",
     ),
-    missing(
-        "single sign-on",
+    record(
+        SIGN_ON,
         Limit::Text("accepted"),
         "",
-        "a sign-in at the identity provider, and a request with its token",
-        "the server has no single sign-on; a SAML proxy (`sites[].cluster.saml`) is your own",
-    ),
+        "a request with a token that the identity provider (`server.security.oidc`) issues to `gates.sign_on_client`; the same with another signature is refused",
+    )
+    .waivable(),
 ];
 
 const DRILLED: &[CheckDefinition] = &[
