@@ -83,6 +83,14 @@ pub fn blob_container(tests: &str, server: &Server, name: &str) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
+/// An OpenID Connect provider by a certified implementation, oidc-provider: `oidc.mjs` has its clients.
+pub fn oidc(tests: &str) -> Option<Server> {
+    let modules = installed(tests, "node.sh", "oidc")?;
+    let mut command = Command::new(format!("{modules}/.bin/node"));
+    command.arg(format!("{tests}/oidc.mjs")).arg(&modules);
+    Some(Server::start(&mut command, "listening on http://"))
+}
+
 /// A fake Google Cloud Storage with both of its protocols: existing emulators ignore preconditions in the protocol of
 /// this project's client. `lax` ignores them too.
 pub fn gcs(tests: &str, lax: bool) -> Option<Server> {

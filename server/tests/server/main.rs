@@ -3,6 +3,10 @@
 
 mod support;
 
+#[path = "../../../tests/src/servers.rs"]
+#[allow(dead_code)]
+mod servers;
+
 mod access;
 mod answers;
 mod audit;
@@ -24,6 +28,7 @@ mod postgres;
 mod quality;
 mod refusals;
 mod roles;
+mod sign_on;
 mod templates;
 mod tickets;
 mod tools;
