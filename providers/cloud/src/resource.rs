@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{
-    CloudId, Error, ErrorKind, Foreign, Health, Lineage, Object, Operation, Origin, Outputs, Result, Spec, Verb,
+    CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Health, Lineage, Object, Operation, Origin, Outputs,
+    Result, Spec, Verb,
 };
 
 use crate::cloud::{Cloud, REGION};
@@ -255,6 +256,10 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
         None
     }
     async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>>;
+    /// See [`Provider::declare`](textnlp_provider::Provider::declare). The clients are those of calls before it, of which it makes none.
+    fn declare(&self, _api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        None
+    }
 }
 
 /// The field of every spec that the driver changes.
