@@ -17,8 +17,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use textnlp_provider::operations::ExportFile;
 use textnlp_provider::{
-    Declaration, Declare, EnvironmentName, Lineage, Observed, Outputs, Ownership, Provider, Recorded, ResourceId,
-    SecretRef, Tool,
+    DataClass, Declaration, Declare, EnvironmentName, Lineage, Object, Observed, Outputs, Ownership, Provider,
+    Recorded, ResourceId, SecretRef, Tool,
 };
 
 pub use documentation::terraform;
@@ -75,7 +75,8 @@ pub fn declared(facts: &Facts, tool: Tool) -> Exported {
     for site in facts.sites.values() {
         let all = records(site);
         for object in &all {
-            declared.add(&site.provider, tool, object, &all);
+            let is_shown = shown(object, &site.observed).is_some();
+            declared.add(&site.provider, tool, (object, is_shown), &all);
         }
     }
     let (mut files, variables) = match tool {
@@ -97,11 +98,7 @@ fn records(site: &SiteFacts) -> Vec<Recorded> {
 
 fn as_observed(recorded: &Recorded, observed: &[(ResourceId, Observed)]) -> Recorded {
     let mut recorded = recorded.clone();
-    let seen = observed.iter().find_map(|(id, seen)| match seen {
-        Observed::Present(object) if *id == recorded.id && object.cloud_id == recorded.cloud_id => Some(object),
-        _ => None,
-    });
-    let Some(seen) = seen else { return recorded };
+    let Some(seen) = shown(&recorded, observed) else { return recorded };
     let mut spec: Map<String, Value> = recorded.spec.applied().fields().map(|(k, v)| (k.clone(), v.clone())).collect();
     // What the provider does not show is as recorded, such as a secret.
     let shown = seen.spec.applied();
@@ -111,8 +108,21 @@ fn as_observed(recorded: &Recorded, observed: &[(ResourceId, Observed)]) -> Reco
     recorded
 }
 
+fn shown<'o>(recorded: &Recorded, observed: &'o [(ResourceId, Observed)]) -> Option<&'o Object> {
+    observed.iter().find_map(|(id, seen)| match seen {
+        Observed::Present(object) if *id == recorded.id && object.cloud_id == recorded.cloud_id => Some(object),
+        _ => None,
+    })
+}
+
 impl Declared<'_> {
-    fn add(&mut self, provider: &Arc<dyn Provider>, tool: Tool, object: &Recorded, beside: &[Recorded]) {
+    fn add(
+        &mut self,
+        provider: &Arc<dyn Provider>,
+        tool: Tool,
+        (object, is_shown): (&Recorded, bool),
+        beside: &[Recorded],
+    ) {
         let left = |because: &str| LeftOut { resource: object.id.clone(), because: because.to_owned() };
         if object.ownership != Ownership::Ours {
             self.left.push(left("it is external: it keeps its owner"));
@@ -120,6 +130,8 @@ impl Declared<'_> {
         }
         let request = Declare { tool, environment: self.environment, lineage: self.lineage, object, beside };
         let declarations = match provider.declare(&request) {
+            // Its attributes may have changed since, and a tool cannot import what does not exist.
+            Some(Ok(_)) if !is_shown => return self.left.push(left("its provider does not show it")),
             Some(Ok(declarations)) => declarations,
             Some(Err(because)) => return self.left.push(left(&because)),
             None if object.via.is_some() => {
@@ -128,6 +140,8 @@ impl Declared<'_> {
             None => return self.left.push(left("its provider has no form for this tool")),
         };
         let plain = plain_name(object.id.as_str());
+        let mut kinds = provider.kinds().iter().filter(|kind| kind.name == object.kind.as_str());
+        let is_precious = kinds.any(|kind| kind.data == DataClass::Precious);
         for (place, declaration) in declarations.into_iter().enumerate() {
             let part = if place == 0 { plain.clone() } else { format!("{plain}_part{place}") };
             let taken = |name: &str| self.entries.iter().any(|entry| entry.name == name);
@@ -142,7 +156,7 @@ impl Declared<'_> {
                 declaration,
                 outputs: object.outputs.clone(),
                 needs: object.needs.iter().map(|need| need.on.clone()).chain(hosts).chain(own).collect(),
-                protected: object.protected,
+                protected: object.protected || is_precious,
             });
         }
     }

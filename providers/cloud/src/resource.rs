@@ -116,6 +116,11 @@ pub trait Resource<C: Cloud>: Send + Sync + 'static {
     async fn end(api: &C, seen: &ObservedObject<Self::Spec>) -> Result<Option<String>> {
         Self::delete(api, seen).await.map(|()| None)
     }
+
+    /// See [`Provider::declare`](textnlp_provider::Provider::declare). The clients are those of calls before it, of which it makes none.
+    fn declare(_api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        None
+    }
 }
 
 /// What [`Resource::create`] gives the new object.
@@ -256,7 +261,6 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
         None
     }
     async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>>;
-    /// See [`Provider::declare`](textnlp_provider::Provider::declare). The clients are those of calls before it, of which it makes none.
     fn declare(&self, _api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         None
     }
@@ -338,6 +342,10 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
 
     fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {
         R::alternative(&wanted.typed().ok()?, &seen.typed().ok()?)
+    }
+
+    fn declare(&self, api: Option<&C>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        R::declare(api, request)
     }
 
     async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>> {
