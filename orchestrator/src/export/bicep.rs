@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use textnlp_provider::operations::ExportFile;
 use textnlp_provider::{SUBSCRIPTION_SCOPE, Within};
 
-use super::{Declared, Entry, Form, written};
+use super::{Declared, Entry, Form, value_of, written};
 
 /// Marks a text that is an expression: no attribute of an object has such a character.
 const EXPRESSION: char = '\u{e000}';
@@ -24,7 +24,7 @@ impl Form for Symbols<'_> {
     fn reference(&self, to: &Entry, attribute: &str) -> Value {
         match self.here.contains(to.name.as_str()) {
             true => format!("{EXPRESSION}{}.{attribute}", to.name).into(),
-            false => self.literal(&value_of(to, attribute)),
+            false => self.literal(value_of(to, attribute)),
         }
     }
 
@@ -35,13 +35,6 @@ impl Form for Symbols<'_> {
     fn variable(&self, name: &str) -> Value {
         format!("{EXPRESSION}{name}").into()
     }
-}
-
-/// The value of the output behind an attribute.
-fn value_of(entry: &Entry, attribute: &str) -> String {
-    let output = entry.declaration.outputs.iter().find(|(_, path)| *path == attribute);
-    let value = output.and_then(|(output, _)| entry.outputs.get(output)).and_then(Value::as_str);
-    value.unwrap_or_default().to_owned()
 }
 
 /// The files, and the parameters without a default.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use textnlp_provider::operations::ExportFile;
 
-use super::{Declared, Entry, Form, json_text, written};
+use super::{Declared, Entry, Form, json_text, value_of, written};
 
 /// The attribute that stands for `Ref` instead of `Fn::GetAtt`.
 const REF: &str = "Ref";
@@ -14,15 +14,19 @@ const REF: &str = "Ref";
 /// name.
 const POLICY: &str = "Retain";
 
-struct Template;
+struct Template<'a> {
+    /// The names of the entries in the same stack: a stack refers to its own objects only.
+    here: BTreeSet<&'a str>,
+}
 
-impl Form for Template {
+impl Form for Template<'_> {
     fn literal(&self, text: &str) -> Value {
         text.into()
     }
 
     fn reference(&self, to: &Entry, attribute: &str) -> Value {
         match attribute {
+            _ if !self.here.contains(to.name.as_str()) => self.literal(value_of(to, attribute)),
             REF => json!({ "Ref": logical(&to.name) }),
             _ => json!({ "Fn::GetAtt": [logical(&to.name), attribute] }),
         }
@@ -55,14 +59,17 @@ pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<Strin
 
 fn stack(declared: &Declared<'_>, entries: &[&Entry]) -> (Value, Value, BTreeSet<String>) {
     let (mut resources, mut imports, mut secrets) = (Map::new(), Vec::new(), BTreeSet::new());
-    let is_here = |other: &Entry| entries.iter().any(|entry| entry.name == other.name);
+    let form = Template { here: entries.iter().map(|entry| entry.name.as_str()).collect() };
     for entry in entries {
         let mut referenced = BTreeSet::new();
         let body = Value::Object(entry.declaration.body.clone());
-        let properties = written(declared, entry, &Template, &body, (&mut referenced, &mut secrets));
+        let properties = written(declared, entry, &form, &body, (&mut referenced, &mut secrets));
         let kind = &entry.declaration.kind;
         let mut resource = json!({ "Type": kind, "DeletionPolicy": POLICY, "UpdateReplacePolicy": POLICY });
-        let needs = declared.unreferenced(entry, &referenced).into_iter().filter(|other| is_here(other));
+        let needs = declared
+            .unreferenced(entry, &referenced)
+            .into_iter()
+            .filter(|other| form.here.contains(other.name.as_str()));
         let needs: Vec<String> = needs.map(|other| logical(&other.name)).collect();
         if !needs.is_empty() {
             resource["DependsOn"] = json!(needs);

@@ -143,6 +143,10 @@ impl Declared<'_> {
         let mut kinds = provider.kinds().iter().filter(|kind| kind.name == object.kind.as_str());
         let is_precious = kinds.any(|kind| kind.data == DataClass::Precious);
         for (place, declaration) in declarations.into_iter().enumerate() {
+            if !declaration.without.is_empty() {
+                self.left
+                    .push(left(&format!("declared without {}, which no declaration changes", declaration.without)));
+            }
             let part = if place == 0 { plain.clone() } else { format!("{plain}_part{place}") };
             let taken = |name: &str| self.entries.iter().any(|entry| entry.name == name);
             let numbered = (2..).map(|number| format!("{part}__{number}"));
@@ -182,6 +186,12 @@ impl Declared<'_> {
         });
         needed.filter(|entry| !referenced.contains(&entry.name)).collect()
     }
+}
+
+/// The value of the output behind an attribute.
+fn value_of<'e>(entry: &'e Entry, attribute: &str) -> &'e str {
+    let output = entry.declaration.outputs.iter().find(|(_, path)| *path == attribute);
+    output.and_then(|(output, _)| entry.outputs.get(output)).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// What the texts of a body become in a tool.

@@ -69,6 +69,8 @@ pub struct Declaration {
     pub file: String,
     /// Attributes that other programs change: the tool leaves them as they are.
     pub ignored: &'static [&'static str],
+    /// What of the object is not declared and stays as it is, such as a password; empty if nothing.
+    pub without: &'static str,
 }
 
 /// A plugin of a tool: a provider of Terraform.
