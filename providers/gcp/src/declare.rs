@@ -69,7 +69,7 @@ fn declared<K: RestKind>(api: Option<&Api>, request: &Declare<'_>) -> Result<Vec
         }
     }
     let mut all = attributes(&document);
-    for (to, value) in moved.into_iter().filter(|(to, _)| !to.is_empty()) {
+    for (to, value) in moved.into_iter().filter(|(to, value)| !to.is_empty() && !is_empty(value)) {
         set(&mut all, to, attributes(&value));
     }
     let parts = capture(K::TABLE.path, id).unwrap_or_default();
