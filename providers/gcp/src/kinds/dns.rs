@@ -142,7 +142,7 @@ impl Resource<Api> for DnsRecord {
         Some(Id { zone: &spec.zone, name: plain(&spec.name), kind: &spec.kind }.id())
     }
 
-    /// The record that says whose it is stays with this program.
+    /// The record that says whose it is remains one of this program.
     fn declare(api: Option<&Api>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         if request.tool != Tool::Terraform {
             return None;
