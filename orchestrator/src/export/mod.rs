@@ -273,3 +273,102 @@ fn plain_name(text: &str) -> String {
 fn json_text(document: &Value) -> String {
     format!("{document:#}\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use textnlp_provider::{Plugin, Within};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn entry(name: &str, kind: &str, body: Value, needs: &[&str]) -> Entry {
+        let id = format!("ids/{name}");
+        let plugin = Plugin {
+            name: "cloud",
+            source: "example/cloud",
+            version: "~> 1.0",
+            settings: BTreeMap::from([("region", "here".to_owned())]),
+        };
+        Entry {
+            resource: ResourceId::new(format!("here/{name}")).unwrap(),
+            name: format!("here_{name}"),
+            declaration: Declaration {
+                kind: kind.to_owned(),
+                body: body.as_object().cloned().unwrap_or_default(),
+                id: id.clone(),
+                identifiers: BTreeMap::from([("Id".to_owned(), id.clone())]),
+                outputs: BTreeMap::from([("id".to_owned(), "id".to_owned())]),
+                plugin: Some(plugin),
+                file: "one".to_owned(),
+                ..Declaration::default()
+            },
+            outputs: Outputs::from([("id".to_owned(), json!(id))]),
+            needs: needs.iter().map(|need| ResourceId::new(format!("here/{need}")).unwrap()).collect(),
+            protected: false,
+        }
+    }
+
+    /// What a tool gets of a network, a server that refers to it, and one that only comes after the first.
+    fn checked(write: impl Fn(&Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>)) -> BTreeMap<String, String> {
+        let environment = EnvironmentName::new("staging").unwrap();
+        let secret = json!({ "$secret": "here/db", "version": "1" });
+        let body = json!({ "network": "ids/net", "elsewhere": "ids/other", "text": "${x}", "password": secret });
+        let mut server = entry("server", "thing", body, &["net"]);
+        server.protected = true;
+        server.declaration.within = Some(Within::Parent { id: "ids/net".to_owned(), name: "net".to_owned() });
+        let entries =
+            vec![entry("net", "thing", json!({}), &[]), server, entry("last", "thing", json!({}), &["server"])];
+        let declared = Declared { environment: &environment, lineage: Lineage(Uuid::nil()), entries, left: Vec::new() };
+        let (files, variables) = write(&declared);
+        assert_eq!(variables, BTreeSet::from(["here_db".to_owned()]));
+        files.into_iter().map(|file| (file.path, file.text)).collect()
+    }
+
+    #[test]
+    fn terraform_imports_each_object_and_refers_to_it() {
+        let files = checked(terraform::files);
+        let main: Value = serde_json::from_str(&files["main.tf.json"]).unwrap();
+        let server = json!({
+            "network": "${thing.here_net.id}", "elsewhere": "ids/other", "text": "$${x}", "password": "${var.here_db}",
+            "lifecycle": { "prevent_destroy": true },
+        });
+        assert_eq!(main["resource"]["thing"]["here_server"], server);
+        assert_eq!(main["resource"]["thing"]["here_last"], json!({ "depends_on": ["thing.here_server"] }));
+        assert_eq!(main["import"][1], json!({ "to": "thing.here_server", "id": "ids/server" }));
+        assert_eq!(main["provider"]["cloud"], json!([{ "region": "${var.cloud_region}" }]));
+        let variables: Value = serde_json::from_str(&files["variables.tf.json"]).unwrap();
+        assert_eq!(variables["variable"]["here_db"]["sensitive"], true);
+        assert_eq!(files["staging.tfvars"], "cloud_region = \"here\"\n");
+    }
+
+    #[test]
+    fn templates_retain_each_object_and_list_it() {
+        let files = checked(cloudformation::files);
+        let template: Value = serde_json::from_str(&files["one.template.json"]).unwrap();
+        let server = json!({
+            "Type": "thing", "DeletionPolicy": "Retain", "UpdateReplacePolicy": "Retain",
+            "Properties": {
+                "network": { "Fn::GetAtt": ["HereNet", "id"] }, "elsewhere": "ids/other", "text": "${x}",
+                "password": { "Ref": "SecretHereDb" },
+            },
+        });
+        assert_eq!(template["Resources"]["HereServer"], server);
+        assert_eq!(template["Resources"]["HereLast"]["DependsOn"], json!(["HereServer"]));
+        assert_eq!(template["Parameters"]["SecretHereDb"]["NoEcho"], true);
+        let imports: Value = serde_json::from_str(&files["one.import.json"]).unwrap();
+        let first = json!({ "ResourceType": "thing", "LogicalResourceId": "HereNet", "ResourceIdentifier": { "Id": "ids/net" } });
+        assert_eq!(imports[0], first);
+    }
+
+    #[test]
+    fn bicep_names_parents_and_secrets() {
+        let files = checked(bicep::files);
+        let text = &files["one.bicep"];
+        let server = "resource here_server 'thing' = {\n  network: here_net.id\n  elsewhere: 'ids/other'\n  text: '\\${x}'\n  \
+                      password: here_db\n  name: null\n  parent: here_net\n}\n";
+        assert!(text.contains(server), "{text}");
+        assert!(text.contains("@secure()\nparam here_db string\n"), "{text}");
+        assert!(text.contains("  dependsOn: [\n    here_server\n  ]\n"), "{text}");
+    }
+}
