@@ -167,6 +167,11 @@ impl Declared<'_> {
 
     /// The entry and its attribute whose value a text is, among what an entry needs.
     fn reference(&self, from: &Entry, text: &str) -> Option<(&Entry, &str)> {
+        // Several objects of a site may have the same name. A part names what it is a part of.
+        let is_own_name = from.outputs.get("name").and_then(Value::as_str) == Some(text);
+        if is_own_name && !from.needs.contains(&from.resource) {
+            return None;
+        }
         let mut needed = self.entries.iter().filter(|entry| {
             from.needs.contains(&entry.resource) && (entry.resource != from.resource || entry.name != from.name)
         });
