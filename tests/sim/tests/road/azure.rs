@@ -135,7 +135,8 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
     let models = || {
         push_as_one_with_a_role(&subscription, &hosts);
         let folder = subscription.operator.sandbox.folder();
-        export::terraform(|args| subscription.run(args, &[]), folder);
+        let main = export::terraform(|args| subscription.run(args, &[]), folder);
+        export::azure(&main, |id, body| subscription.cloud.check(id, body));
         export::bicep(|args| subscription.run(args, &[]), folder);
     };
     whole_life(|args, more| subscription.run(args, more), || subscription.left(), models);

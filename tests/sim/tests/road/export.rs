@@ -1,10 +1,11 @@
 //! What `export` writes of a site that is up, read by the schemas of the tools that it is for.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use textnlp_tests::Said;
 
 /// The attributes of Terraform's provider `google`.
@@ -25,11 +26,11 @@ fn document(path: &Utf8Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Each resource is imported, every reference leads to one, and no secret is in a file. Gives the resources by their types.
-pub(super) fn terraform(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path) -> Map<String, Value> {
+/// Each resource is imported, every reference leads to one, and no secret is in a file. Gives the configuration.
+pub(super) fn terraform(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path) -> Value {
     let (out, _) = exported(&run, folder, "terraform");
     let main = document(&out.join("main.tf.json"));
-    let resources = main["resource"].as_object().unwrap().clone();
+    let resources = main["resource"].as_object().unwrap();
     let each = |(kind, all): (&String, &Value)| {
         let names = all.as_object().into_iter().flatten().map(|(name, _)| format!("{kind}.{name}"));
         names.collect::<Vec<_>>()
@@ -56,14 +57,43 @@ pub(super) fn terraform(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path) -> Map
     assert!(out.join("staging.tfvars").is_file());
     // Another export replaces its files.
     exported(&run, folder, "terraform");
-    resources
+    main
+}
+
+/// The models of Azure's libraries take each document.
+pub(super) fn azure(main: &Value, check: impl Fn(&str, &Value) -> Result<Vec<String>, String>) {
+    let imports = main["import"].as_array().into_iter().flatten();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let ids = imports.map(|import| (text(&import["to"]), text(&import["id"])));
+    let ids: BTreeMap<String, String> =
+        ids.map(|(to, id)| (to, id.split('?').next().unwrap_or_default().to_owned())).collect();
+    let mut problems = Vec::new();
+    for (name, resource) in main["resource"]["azapi_resource"].as_object().into_iter().flatten() {
+        let literal =
+            ids.iter().fold(resource.to_string(), |text, (to, id)| text.replace(&format!("${{{to}.id}}"), id));
+        let resource: Value = serde_json::from_str(&literal).unwrap();
+        let mut body = resource["body"].clone();
+        for member in ["location", "tags"] {
+            if let Some(value) = resource.get(member) {
+                body[member] = value.clone();
+            }
+        }
+        if let Some(identity) = resource.get("identity") {
+            let all = identity[0]["identity_ids"].as_array().into_iter().flatten();
+            let all: Map<String, Value> = all.map(|id| (text(id), json!({}))).collect();
+            body["identity"] = json!({ "type": identity[0]["type"], "userAssignedIdentities": all });
+        }
+        let found = check(&ids[&format!("azapi_resource.{name}")], &body).unwrap();
+        problems.extend(found.into_iter().map(|problem| format!("{name}: {problem}")));
+    }
+    assert!(problems.is_empty(), "{problems:#?}");
 }
 
 /// The attributes are those of the provider's schema.
-pub(super) fn google(resources: &Map<String, Value>) {
+pub(super) fn google(main: &Value) {
     let schema: Value = serde_json::from_str(GOOGLE).unwrap();
     let mut problems = Vec::new();
-    for (kind, all) in resources {
+    for (kind, all) in main["resource"].as_object().into_iter().flatten() {
         for (name, resource) in all.as_object().into_iter().flatten() {
             compare(&format!("{kind}.{name}"), &schema["resources"][kind], resource, &mut problems);
         }
