@@ -19,6 +19,8 @@ struct Form {
     kind: &'static str,
     /// Its type in CloudFormation.
     of: &'static str,
+    /// Whether `awscc` has that type.
+    has_awscc: bool,
     /// Fields of the spec and the places of their properties.
     fields: &'static [(&'static str, &'static str)],
     /// Properties by code.
@@ -40,6 +42,7 @@ impl Form {
     const USUAL: Self = Self {
         kind: "",
         of: "",
+        has_awscc: true,
         fields: &[],
         more: |_| Value::Null,
         tagging: Tagging::List("Tags"),
@@ -117,6 +120,9 @@ pub(crate) fn declarations(request: &Declare<'_>, region: &str) -> Option<Result
         return None;
     }
     let form = forms::ALL.iter().find(|form| form.kind == request.object.kind.as_str())?;
+    if request.tool == Tool::Terraform && !form.has_awscc {
+        return Some(Err(format!("the provider awscc has no resource for {}", form.of)));
+    }
     Some(declared(form, request, region))
 }
 
@@ -191,7 +197,7 @@ fn declaration(tool: Tool, part: Part, (form, region, file): (&'static Form, &st
     let (kind, properties, plugin) = match tool {
         Tool::Terraform => {
             let settings = BTreeMap::from([("region", region.to_owned())]);
-            let plugin = Plugin { name: "awscc", source: "hashicorp/awscc", version: "~> 1.0", settings };
+            let plugin = Plugin { name: "awscc", source: "hashicorp/awscc", version: "~> 1.100", settings };
             (resource(part.of), attributes(&properties), Some(plugin))
         }
         _ => (part.of.to_owned(), properties, None),

@@ -506,6 +506,7 @@ pub(super) static ALL: &[Form] = &[
     Form {
         kind: "aws.budget",
         of: "AWS::Budgets::Budget",
+        has_awscc: false,
         more: budget,
         tagging: Tagging::List("ResourceTags"),
         identifiers: &[("Id", Source::Id)],
@@ -514,6 +515,7 @@ pub(super) static ALL: &[Form] = &[
     Form {
         kind: "aws.certificate",
         of: "AWS::CertificateManager::Certificate",
+        has_awscc: false,
         fields: &[("names", "/SubjectAlternativeNames")],
         more: |one| json!({ "DomainName": one.spec["names"][0], "ValidationMethod": "DNS" }),
         identifiers: &[("CertificateArn", Source::Output("arn"))],
