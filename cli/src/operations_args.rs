@@ -94,7 +94,7 @@ pub enum Cost {
     /// Show the monthly cost of what is deployed, and the cost of 1,000 tokens
     ///
     /// By the recorded list prices. What has no price is unknown, never zero. The cost of tokens is by the service's own
-    /// usage records.
+    /// usage records. With `server.prices` it also shows what tenants were charged, and the margin.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy cost report --env staging\n  \
         textnlp-deploy cost report --env pilot --breakdown service,region\n  \

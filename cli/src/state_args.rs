@@ -131,16 +131,35 @@ pub struct SupportBundle {
 /// See [`crate::args::Command::Export`].
 #[derive(Debug, Subcommand)]
 pub enum Export {
-    /// Export recorded resources as Terraform JSON
+    /// Export what exists as a Terraform configuration
     ///
-    /// Each resource becomes a `terraform_data` block with its dependencies. Terraform creates nothing from it.
-    #[command(after_help = "Example:\n  \
-        textnlp-deploy export terraform --env staging --out staging.tf.json && terraform init && terraform validate")]
+    /// Each object of a cloud becomes a resource with an `import` block, so that Terraform takes it over instead of creating it.
+    /// Without a cloud, each recorded resource becomes a `terraform_data` block, from which Terraform creates nothing.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy export terraform --env staging --out infrastructure          AWS, Google Cloud, Azure\n  \
+        cd infrastructure && terraform init && terraform plan -var-file=staging.tfvars\n  \
+        textnlp-deploy export terraform --env development --out development.tf.json  your own machines")]
     Terraform {
-        /// Write to this file [default: stdout]
-        #[arg(long, value_name = "FILE")]
+        /// Write to this folder; without a cloud, to this file [default: stdout]
+        #[arg(long, value_name = "FOLDER")]
         out: Option<Utf8PathBuf>,
     },
+    /// Export what exists on AWS as CloudFormation templates
+    ///
+    /// A second file lists the objects, for a change set that imports them.
+    #[command(
+        name = "cloudformation",
+        after_help = "Example:\n  \
+        textnlp-deploy export cloudformation --env staging --out stacks && cat stacks/README.md"
+    )]
+    CloudFormation(ExportFolder),
+    /// Export what exists on Azure as Bicep files
+    #[command(after_help = "Example:\n  \
+        textnlp-deploy export bicep --env staging --out bicep && cat bicep/README.md")]
+    Bicep(ExportFolder),
+    /// Export to Deployment Manager, which Google ended; use `export terraform`
+    #[command(hide = true)]
+    DeploymentManager,
     /// Export a cluster site as YAML for `kubectl apply`
     ///
     /// Needs neither a cluster nor a running environment.

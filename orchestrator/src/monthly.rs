@@ -125,6 +125,9 @@ pub struct GroupSum {
     pub requests: u64,
     /// Tokens.
     pub tokens: u64,
+    /// What those requests were charged with for which prices were set, by currency.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub charged: BTreeMap<String, f64>,
 }
 
 /// The usage of a month, as `admin usage` of the server prints it.
@@ -140,6 +143,9 @@ pub struct MonthlyUsage {
     pub groups: Vec<GroupSum>,
     /// Whether there are more of them than the list has.
     pub has_more_groups: bool,
+    /// What all tenants and models were charged with, by currency; empty if no prices were set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub charged: BTreeMap<String, f64>,
 }
 
 /// What is known of a day.
@@ -182,6 +188,13 @@ impl MonthlyUsage {
         let since = Timestamp::from_millisecond(self.since_ms?).ok()?;
         let (from, until) = (month.start().max(since), month.end().min(now));
         (from < until).then_some((from, until))
+    }
+
+    /// What the tenants were charged with, less the known cost. `None` without charges, or with charges in another
+    /// currency: currencies are not converted.
+    pub fn margin(&self, cost: &TokenCost) -> Option<f64> {
+        let charged = self.charged.get(&cost.currency).filter(|_| self.charged.len() == 1)?;
+        Some(rounded(charged - cost.cost, 4))
     }
 }
 
@@ -238,6 +251,12 @@ impl TokenCost {
                 .collect(),
         })
     }
+}
+
+/// Charges as text: `12.3400 EUR`, with a comma between several currencies; `none` without any.
+pub fn charges_text(charged: &BTreeMap<String, f64>) -> String {
+    let amounts: Vec<String> = charged.iter().map(|(currency, amount)| format!("{amount:.4} {currency}")).collect();
+    if amounts.is_empty() { "none".to_owned() } else { amounts.join(", ") }
 }
 
 fn rounded(value: f64, decimals: i32) -> f64 {

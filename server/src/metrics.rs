@@ -28,6 +28,13 @@ struct ByModel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByPrice {
+    model: String,
+    kind: &'static str,
+    currency: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByMemory {
     model: String,
     kind: &'static str,
@@ -69,6 +76,7 @@ pub struct Metrics {
     tokens: Family<ByModelAndUser, Count>,
     prompt_tokens: Family<ByModelAndUser, Count>,
     embeddings: Family<ByModelAndUser, Count>,
+    cost: Family<ByPrice, Counter<f64, AtomicU64>>,
     inference: Family<ByModel, Histogram, fn() -> Histogram>,
     first_token: Family<ByModel, Histogram, fn() -> Histogram>,
     requests: Family<ByRequest, Count>,
@@ -115,6 +123,7 @@ impl Metrics {
             tokens: Family::default(),
             prompt_tokens: Family::default(),
             embeddings: Family::default(),
+            cost: Family::default(),
             inference: Family::new_with_constructor(seconds),
             first_token: Family::new_with_constructor(seconds),
             requests: Family::default(),
@@ -149,6 +158,11 @@ impl Metrics {
         r.register("textnlp_tokens_generated", "Tokens generated", metrics.tokens.clone());
         r.register("textnlp_prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
         r.register("textnlp_embeddings", "Vectors of texts", metrics.embeddings.clone());
+        r.register(
+            "textnlp_cost",
+            "What tokens cost by the operator's prices, in units of the currency",
+            metrics.cost.clone(),
+        );
         r.register(
             "textnlp_inference_duration_seconds",
             "Time of one generation, from the start of its work",
@@ -236,6 +250,15 @@ impl Metrics {
     pub(crate) fn record_embeddings(&self, model: &str, user: &str, count: u64) {
         let labels = ByModelAndUser { model: model.to_owned(), user: self.bounded(user) };
         self.embeddings.get_or_create(&labels).inc_by(count);
+    }
+
+    /// Counts what the tokens of a request cost, in billionths of the currency, by their kind. Zero makes no series.
+    pub(crate) fn record_cost(&self, model: Option<&str>, currency: &str, parts: [(&'static str, u64); 2]) {
+        let Some(model) = model else { return };
+        for (kind, nanos) in parts.into_iter().filter(|(_, nanos)| *nanos > 0) {
+            let labels = ByPrice { model: model.to_owned(), kind, currency: currency.to_owned() };
+            self.cost.get_or_create(&labels).inc_by(nanos as f64 / 1e9);
+        }
     }
 
     /// Notes how long a first token took.
@@ -405,6 +428,20 @@ mod tests {
         assert!(text.contains("textnlp_tokens_generated_total{model=\"m\",user=\"other\"} 100"), "{text}");
         assert!(text.contains("textnlp_inference_duration_seconds_bucket{le=\"0.005\",model=\"m\"} 600"), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn cost_has_no_series_without_tokens_that_have_a_price() {
+        let metrics = Metrics::new("e", "staging", "r");
+        metrics.record_cost(None, "EUR", [("prompt", 5), ("answer", 0)]);
+        metrics.record_cost(Some("m"), "EUR", [("prompt", 0), ("answer", 0)]);
+        assert!(!metrics.text(&Stats::default(), 0, 0).contains("textnlp_cost"));
+        for _ in 0..2 {
+            metrics.record_cost(Some("m"), "EUR", [("prompt", 250_000_000), ("answer", 0)]);
+        }
+        let text = metrics.text(&Stats::default(), 0, 0);
+        let series = "textnlp_cost_total{model=\"m\",kind=\"prompt\",currency=\"EUR\"} 0.5";
+        assert!(text.contains(series) && !text.contains("kind=\"answer\""), "{text}");
     }
 
     #[test]

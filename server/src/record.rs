@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::extract::Request;
 use textnlp_process::Peer;
 use textnlp_store::rate::Left;
-use textnlp_store::{Usage, now_ms};
+use textnlp_store::{Charge, Usage, now_ms};
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -75,6 +75,15 @@ impl Record {
     pub(crate) fn owner(&self) -> (String, String) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         (known.tenant.clone().unwrap_or_default(), known.user.clone().unwrap_or_default())
+    }
+
+    /// What the request cost its tenant, by the prices of now; also counts it.
+    fn charge(&self, known: &RecordFields) -> Option<Charge> {
+        let prices = self.app.config.prices.as_ref()?;
+        let model = known.model.as_deref();
+        let cost = prices.cost(model, known.prompt_tokens, known.generated_tokens);
+        self.app.metrics.record_cost(model, &prices.currency, [("prompt", cost.prompt), ("answer", cost.answer)]);
+        Some(Charge { nanos: cost.nanos(), cents: 0, currency: prices.currency.clone() })
     }
 
     /// When the request must be answered.
@@ -161,6 +170,7 @@ impl Drop for Record {
         } else if lines.is_some() {
             line!(info)
         }
+        let charge = if known.admitted { self.charge(&known) } else { None };
         if let (true, Some(user), Some(tenant)) = (known.admitted, known.user, known.tenant) {
             self.app.usage.push(Usage {
                 id: uuid::Uuid::now_v7(),
@@ -171,6 +181,7 @@ impl Drop for Record {
                 model: known.model,
                 prompt_tokens: known.prompt_tokens,
                 generated_tokens: known.generated_tokens,
+                charge,
                 ms: took.as_millis() as u64,
                 status,
                 at_ms: now_ms(),

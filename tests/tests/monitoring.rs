@@ -183,6 +183,19 @@ fn monthly_reports_are_of_the_records_and_price_only_what_is_known() {
     std::fs::write(&file, altered).unwrap();
     let shown = report(&["baseline", "show"], &[]).expect(4).json();
     assert_eq!(shown["error"]["code"], "baseline_not_verified", "{shown}");
+
+    // Prices apply to later requests.
+    assert_eq!((&again["charged"], &again["margin"]), (&Value::Null, &Value::Null), "{again}");
+    let prices = ["--set=server.prices.prompt=1000", "--set=server.prices.answer=2000"];
+    let up = ["up", "--env", "development", "--yes", "--no-gate"];
+    sandbox.run(&[up.as_slice(), prices.as_slice()].concat()).expect(0);
+    assert_eq!(sandbox.run(&["generate", "Mira walked", "--max-tokens", "20", "--env", "development"]).exit, 0);
+    let charged = eventually("a charged request", || {
+        let month = report(&["cost", "report"], &machine).expect(0).json();
+        (!month["charged"].is_null()).then_some(month)
+    });
+    assert!(charged["charged"]["USD"].as_f64().unwrap() > 0.0, "{charged}");
+    assert_eq!((&charged["margin"]["currency"], &charged["tokens"]["currency"]), (&json!("USD"), &json!("USD")));
 }
 
 #[test]

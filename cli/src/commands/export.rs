@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use camino::Utf8Path;
-use textnlp_provider::SiteName;
 use textnlp_provider::operations::{Export as Exported, ExportFormat, NeededSecret};
+use textnlp_provider::{SiteName, Tool};
 use textnlp_service::export;
 
 use super::prelude::*;
@@ -15,7 +15,12 @@ use crate::state_args::Export;
 /// `export TOOL`.
 pub async fn export(session: &Session, command: &Export, console: Console) -> Result<Success, Failure> {
     let (tool, folder) = match command {
-        Export::Terraform { out } => return state::terraform(session, out.as_deref(), console).await,
+        Export::Terraform { out } => return state::declared(session, Tool::Terraform, out.as_deref(), console).await,
+        Export::CloudFormation(args) => {
+            return state::declared(session, Tool::CloudFormation, Some(&args.out), console).await;
+        }
+        Export::Bicep(args) => return state::declared(session, Tool::Bicep, Some(&args.out), console).await,
+        Export::DeploymentManager => return Err(ended()),
         Export::Yaml { out } => {
             let (exported, about) = exported(session, ExportFormat::Yaml, console).await?;
             return stream(session, exported, about, out.as_deref());
@@ -26,7 +31,7 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
     let folder = session.here.join(folder);
     let before = export::earlier(&folder, tool)?;
     let (exported, about) = exported(session, tool, console).await?;
-    let removed = export::write_folder(&folder, tool, &before, &exported)?;
+    let removed = export::write_folder(&folder, tool, &before, &exported.files)?;
     let mut text = format!(
         "wrote {} files into {folder}",
         exported.files.iter().map(|file| &file.path).collect::<BTreeSet<_>>().len()
@@ -40,6 +45,13 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
     document["folder"] = json!(folder);
     document["removed"] = json!(removed);
     Ok(Success::new(text, document))
+}
+
+/// Google shut Deployment Manager down on 31 March 2026 (<https://cloud.google.com/deployment-manager/docs/deprecations>).
+fn ended() -> Failure {
+    let error = anyhow::anyhow!("Google ended Deployment Manager on 31 March 2026");
+    Failure::usage("not_available", error)
+        .hint("its successor is Terraform: textnlp-deploy export terraform --out FOLDER")
 }
 
 /// Writes one file, or to standard output.

@@ -1,11 +1,12 @@
-//! The wanted resources of a site as files for other tools.
+//! The wanted resources of a site, and what an environment has, as files for other tools.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
 use anyhow::{Context, anyhow};
 use camino::{Utf8Component, Utf8Path};
 use textnlp_provider::SiteName;
-use textnlp_provider::operations::{Export as Exported, ExportFormat};
+use textnlp_provider::operations::{Export as Exported, ExportFile, ExportFormat};
 
 use crate::backup::{key, put_file};
 use crate::doctor::Select;
@@ -48,18 +49,18 @@ pub async fn exported(
 /// Writes the files of an export into a folder. Returns the outdated ones that it removed. `before`: see [`earlier`].
 pub fn write_folder(
     folder: &Utf8Path,
-    tool: ExportFormat,
+    tool: impl Display,
     before: &[String],
-    exported: &Exported,
+    files: &[ExportFile],
 ) -> Result<Vec<String>, Failure> {
-    let paths: BTreeSet<&str> = exported.files.iter().map(|file| file.path.as_str()).collect();
+    let paths: BTreeSet<&str> = files.iter().map(|file| file.path.as_str()).collect();
     let list = |paths: &BTreeSet<&str>| paths.iter().fold(format!("{tool}\n"), |all, path| all + path + "\n");
-    let named = exported.files.iter().map(|file| file.path.as_str()).chain(before.iter().map(String::as_str));
+    let named = files.iter().map(|file| file.path.as_str()).chain(before.iter().map(String::as_str));
     no_links(folder, named.chain([LIST]))?;
     // Written before the files. The next export thus recognises the files of an interrupted one as its own.
     let both = paths.iter().copied().chain(before.iter().map(String::as_str)).collect();
     write(&folder.join(LIST), &list(&both))?;
-    for file in &exported.files {
+    for file in files {
         write(&folder.join(&file.path), &file.text)?;
     }
     let mut removed = Vec::new();
@@ -75,7 +76,7 @@ pub fn write_folder(
 }
 
 /// The files of the previous export. Refuses a folder with foreign files.
-pub fn earlier(folder: &Utf8Path, tool: ExportFormat) -> Result<Vec<String>, Failure> {
+pub fn earlier(folder: &Utf8Path, tool: impl Display) -> Result<Vec<String>, Failure> {
     let refused = |why: String| {
         Failure::new(Exit::Refused, "folder_in_use", anyhow!(why)).hint("choose another folder for --out")
     };

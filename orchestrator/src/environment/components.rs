@@ -781,7 +781,7 @@ fn small(seconds: u64) -> u32 {
 
 /// The `server.yaml` tree without sockets, paths and secret files, which only the provider knows.
 fn server_config(e: &Environment, site: &SiteSettings) -> Value {
-    let Server { api, security, usage, audit, monitoring, inference } = &e.server;
+    let Server { api, security, usage, prices, audit, monitoring, inference } = &e.server;
     let serve: Vec<Value> = e
         .models
         .iter()
@@ -864,6 +864,9 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
     if *usage != Usage::default() {
         config["textnlp"]["usage"] = json!({ "retention_days": usage.retention_days });
     }
+    if prices.are_set() {
+        config["textnlp"]["prices"] = server_prices(prices, &e.budget.currency);
+    }
     if *audit != Audit::default() {
         config["textnlp"]["audit"] = json!({ "retention_days": audit.retention_days });
     }
@@ -884,4 +887,18 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
         config["textnlp"]["features"] = features.collect();
     }
     config
+}
+
+/// The prices of the server, as decimal texts: no reader of the document rounds them.
+fn server_prices(prices: &TokenPrices, currency: &str) -> Value {
+    let models = prices.models.iter().map(|(name, of)| {
+        let (prompt, answer) = (of.prompt.unwrap_or(prices.prompt), of.answer.unwrap_or(prices.answer));
+        json!({ "name": name, "prompt": prompt.to_string(), "answer": answer.to_string() })
+    });
+    json!({
+        "currency": prices.currency.as_deref().unwrap_or(currency),
+        "prompt": prices.prompt.to_string(),
+        "answer": prices.answer.to_string(),
+        "models": models.collect::<Vec<_>>(),
+    })
 }

@@ -9,8 +9,8 @@ use super::chart::{Chart, Line};
 use super::percent;
 use super::table::{Table, TableReport, names};
 use crate::monthly::{
-    DayRecord, Dimension, Month, MonthlyUsage, RequestSum, TokenCost, breakdown, breakdown_document, hours, sum_text,
-    time_text,
+    DayRecord, Dimension, Month, MonthlyUsage, RequestSum, TokenCost, breakdown, breakdown_document, charges_text,
+    hours, sum_text, time_text,
 };
 use crate::plan::{Cost, amount};
 
@@ -206,11 +206,12 @@ pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
     } else {
         notes.push("no baseline is recorded: `baseline record`".to_owned());
     }
-    let mut tokens = None;
+    let (mut tokens, mut charged) = (None, None);
     match usage {
         Err(why) => notes.push(format!("the cost of tokens is unknown: {why}")),
         Ok(usage) => {
             tokens = TokenCost::of(cost, usage, month, *now);
+            charged = Some(&usage.charged).filter(|charged| !charged.is_empty());
             if usage.covered(month, *now).is_none() {
                 notes.push(format!("the cost of tokens is unknown: the service has no records of {month}"));
             } else if tokens.is_none() {
@@ -235,6 +236,28 @@ pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
             time_text(tokens.until)
         ));
     }
+    let known = usage.as_ref().ok();
+    let margin = known.and_then(|usage| usage.margin(tokens.as_ref()?));
+    if let Some(charged) = charged {
+        tiles.push(("charged".to_owned(), charges_text(charged)));
+        notes.push(
+            "charged: tokens by the price at the time of each request; requests before a price was set are not charged"
+                .to_owned(),
+        );
+        match margin {
+            Some(margin) => {
+                // The cost is at least what is known of it.
+                let sign = if is_partial { "≤ " } else { "" };
+                tiles.push(("margin".to_owned(), format!("{sign}{margin:.4} {currency}")));
+                notes.push("margin: the charged amount, less the cost of the recorded hours".to_owned());
+            }
+            None if tokens.is_some() => {
+                notes
+                    .push(format!("the margin is unknown: charges are not in {currency} alone, and are not converted"));
+            }
+            None => {}
+        }
+    }
     let mut columns: Vec<String> = dimensions.iter().map(ToString::to_string).collect();
     columns.push(format!("{currency} a month"));
     let sums = rows.iter().map(|(values, sum)| {
@@ -242,22 +265,27 @@ pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
         row.push(sum_text(sum.known_micros, sum.is_partial));
         row
     });
-    let groups = tokens.iter().flat_map(|tokens| &tokens.groups).map(|of| {
+    // Each of them has a cost, or none has.
+    let costs = tokens.as_ref().map(|tokens| tokens.groups.as_slice()).unwrap_or_default();
+    let listed = known.map(|usage| usage.groups.as_slice()).unwrap_or_default();
+    let listed = listed.iter().enumerate().filter(|_| charged.is_some() || !costs.is_empty());
+    let groups = listed.map(|(number, group)| {
         let sign = if is_partial { "≥ " } else { "" };
-        vec![
-            of.group.tenant.clone(),
-            model(of.group.model.as_deref()),
-            of.group.tokens.to_string(),
-            format!("{sign}{:.4}", of.cost),
-        ]
+        let cost = costs.get(number).map_or("unknown".to_owned(), |of| format!("{sign}{:.4}", of.cost));
+        let mut row = vec![group.tenant.clone(), model(group.model.as_deref()), group.tokens.to_string(), cost];
+        row.extend(charged.map(|_| charges_text(&group.charged)));
+        row
     });
     let (sums, groups) = (sums.collect(), groups.collect());
+    let mut group_columns = names(&["tenant", "model", "tokens", currency]);
+    group_columns.extend(charged.map(|_| "charged".to_owned()));
     let document = json!({
         "environment": environment, "month": month.to_string(), "cost": cost,
         "breakdown": breakdown_document(&rows, dimensions),
         "baseline": baseline.map(|(at, before, of)| json!({ "at": at, "known": amount(before), "currency": of,
             "change_percent": change.flatten() })),
-        "tokens": tokens, "not_priced": cost.unpriced_hosts(), "notes": notes,
+        "tokens": tokens, "charged": charged, "margin": margin.map(|amount| json!({ "amount": amount,
+            "currency": currency, "is_upper_bound": is_partial })), "not_priced": cost.unpriced_hosts(), "notes": notes,
     });
     TableReport {
         title: format!("Cost of {environment} in {month}"),
@@ -266,11 +294,7 @@ pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
         tiles,
         tables: vec![
             Table { title: "Cost", columns, rows: sums },
-            Table {
-                title: "Tenants and models",
-                columns: names(&["tenant", "model", "tokens", currency]),
-                rows: groups,
-            },
+            Table { title: "Tenants and models", columns: group_columns, rows: groups },
             Table {
                 title: "Unknown amounts",
                 columns: names(&["service and reason", "resources"]),

@@ -532,7 +532,7 @@ fn check_without_a_measurement_keeps_the_gate_from_opening_with_the_reason() {
         shut
         analytics: could not be measured (the analytics job (`sites[].cluster.analytics`) is your own image, and its results are not read)
         custom model: could not be measured (clients cannot upload models; `models` lists them)
-        single sign-on: could not be measured (the server has no single sign-on; a SAML proxy (`sites[].cluster.saml`) is your own)"#]],
+        single sign-on: not measured yet (measured by a request with a token that the identity provider (`server.security.oidc`) issues to `gates.sign_on_client`; the same with another signature is refused)"#]],
     );
     let unmeasured =
         PHASES.iter().filter(|definition| !definition.is_measured_by_up()).map(|definition| definition.phase);

@@ -1,11 +1,13 @@
 //! Months, what the records of the service cover, and what its tokens cost.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::environment::model::{Budget, MachineCost};
 use textnlp_orchestrator::monthly::{DayRecord, Dimension, Month, MonthlyUsage, TokenCost, breakdown, sum_text};
 use textnlp_orchestrator::plan::Cost;
-use textnlp_orchestrator::report::monthly::performance;
+use textnlp_orchestrator::report::monthly::{CostInputs, cost as cost_report, performance};
 
 use crate::world::*;
 
@@ -93,6 +95,59 @@ fn tokens_cost_what_the_recorded_hours_cost() {
     let idle = MonthlyUsage { since_ms: usage().since_ms, ..MonthlyUsage::default() };
     let idle = TokenCost::of(&hourly, &idle, november(), now).unwrap();
     assert_eq!((idle.cost, idle.per_1k_tokens, idle.groups.len()), (96.0, None, 0));
+}
+
+#[test]
+fn charges_are_compared_with_the_cost_only_in_its_currency() {
+    let world = World::new();
+    let (planned, facts) = world.plan(UP, &[want("vault", "vault", json!({}))]).unwrap();
+    let cost = |price: f64| {
+        let machine =
+            MachineCost { count: 1, watts: 0.0, price_per_kwh: 0.0, purchase_price: price, depreciation_months: 1 };
+        let machines = [("here".to_owned(), machine)].into();
+        let budget = Budget { currency: "EUR".to_owned(), machines, ..Budget::default() };
+        Cost::after(planned.plan(), &facts, &budget)
+    };
+    // 96 for the four days of the records, or nothing that has a price.
+    let (hourly, unpriced) = (cost(730.0), cost(0.0));
+    let report = |cost: &Cost, usage: &MonthlyUsage| {
+        cost_report(&CostInputs {
+            environment: "staging",
+            month: november(),
+            cost,
+            dimensions: &[Dimension::Service],
+            regions: &BTreeMap::new(),
+            baseline: None,
+            usage: Ok(usage),
+            now: time("2026-11-13T12:00:00Z"),
+        })
+    };
+    let none = report(&hourly, &usage());
+    assert_eq!((&none.document["charged"], &none.document["margin"]), (&json!(null), &json!(null)));
+    assert_eq!(none.tables[1].columns, ["tenant", "model", "tokens", "EUR"]);
+
+    let mut priced = usage();
+    priced.charged = [("EUR".to_owned(), 100.25)].into();
+    priced.groups[0].charged = priced.charged.clone();
+    let shown = report(&hourly, &priced);
+    assert_eq!(shown.document["charged"], json!({ "EUR": 100.25 }));
+    let margin = json!({ "amount": 4.25, "currency": "EUR", "is_upper_bound": false });
+    assert_eq!(shown.document["margin"], margin);
+    assert_eq!(shown.tables[1].columns, ["tenant", "model", "tokens", "EUR", "charged"]);
+    assert_eq!(shown.tables[1].rows[0], ["acme", "m", "300000", "72.0000", "100.2500 EUR"]);
+    assert_eq!(shown.tables[1].rows[1][4], "none");
+    assert!(shown.tiles.contains(&("margin".to_owned(), "4.2500 EUR".to_owned())), "{:?}", shown.tiles);
+    assert!(shown.to_html().contains("100.2500 EUR"));
+
+    // Charges are shown also where nothing of the deployment has a price.
+    let alone = report(&unpriced, &priced);
+    assert_eq!((&alone.document["margin"], &alone.tables[1].rows[0][3]), (&json!(null), &"unknown".to_owned()));
+
+    priced.charged.insert("USD".to_owned(), 0.5);
+    let mixed = report(&hourly, &priced);
+    assert_eq!(mixed.document["margin"], json!(null));
+    assert!(mixed.notes.iter().any(|note| note.contains("not in EUR alone")), "{:?}", mixed.notes);
+    assert!(mixed.tiles.contains(&("charged".to_owned(), "100.2500 EUR, 0.5000 USD".to_owned())), "{:?}", mixed.tiles);
 }
 
 #[test]

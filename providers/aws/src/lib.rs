@@ -7,6 +7,7 @@
 mod api;
 mod capabilities;
 mod costs;
+mod declare;
 mod endpoint;
 mod kinds;
 mod lower;

@@ -7,15 +7,15 @@ use async_trait::async_trait;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use textnlp_cloud::{ImageSource, Images, Work, region_of};
 use textnlp_provider::{
-    CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Leftovers, Lineage, Object,
-    Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId,
-    Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    CloudId, Component, CostLine, Declaration, Declare, Error, ErrorKind, FieldChange, Handle, Kind, KindName,
+    Leftovers, Lineage, Object, Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress,
+    Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use textnlp_token::partition;
 use tokio::sync::OnceCell;
 
 use crate::api::{Access, Api, Identity};
-use crate::{costs, lower, policy, preflight, sweep, table};
+use crate::{costs, declare, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -129,6 +129,10 @@ impl Provider for Aws {
         let account = self.api.get().map(|api| api.identity.account.clone());
         let own = Own { account, region: self.access.region.clone() };
         policy::policies(request, |name| own.value(name))
+    }
+
+    fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        declare::declarations(request, &self.access.region)
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {

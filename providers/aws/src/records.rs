@@ -6,9 +6,9 @@ use std::sync::{Arc, LazyLock};
 use async_trait::async_trait;
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::{
-    CloudId, Component, CostLine, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, PolicyDocument,
-    PolicyRequest, Problem, Problems, Progress, Provider, ReadFailure, Recorded, ResourceId, Result, Scope,
-    SecretStore, Site, Spec, Wanted, error_chain,
+    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Object, Observed,
+    Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, ReadFailure, Recorded, ResourceId,
+    Result, Scope, SecretStore, Site, Spec, Wanted, error_chain,
 };
 
 use crate::api::Access;
@@ -62,6 +62,10 @@ impl Provider for Records {
 
     fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
         self.0.costs(kind, spec)
+    }
+
+    fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        self.0.declare(request)
     }
 
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {

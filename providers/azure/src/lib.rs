@@ -12,6 +12,7 @@ mod api;
 mod capabilities;
 mod compute;
 mod costs;
+mod declare;
 mod images;
 mod kinds;
 mod lower;

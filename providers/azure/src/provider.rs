@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
-    CloudId, Component, CostLine, FieldChange, Handle, Kind, KindName, Leftovers, Object, Observed, Operation,
-    PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
-    SecretStore, Site, Spec, Sweep, Wanted,
+    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Leftovers, Object,
+    Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId,
+    Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use tokio::sync::OnceCell;
 
@@ -104,6 +104,11 @@ impl Provider for Azure {
 
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
         policy::policies(request, &self.access.subscription().unwrap_or_default())
+    }
+
+    fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        let api = self.api.get().map(|api| &**api);
+        table::row(&request.object.kind)?.resource.declare(api, request)
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {

@@ -11,9 +11,10 @@ use textnlp_cloud::document::{capture, fill, get, last, set};
 use textnlp_cloud::names::{suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, Tags};
 use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
-use textnlp_provider::{Error, ErrorKind, Foreign, Operation, Outputs, Result, Spec};
+use textnlp_provider::{Declaration, Declare, Error, ErrorKind, Foreign, Operation, Outputs, Result, Spec};
 
 use crate::api::{Api, Call, Reply, tags_at};
+use crate::declare;
 use crate::operation::Pending;
 
 /// How often a read that finds nothing is repeated: an answer of a replica that lags is no proof
@@ -49,6 +50,10 @@ pub(crate) struct Table {
     pub(crate) suffixed: bool,
     /// Whether an object stays when its resource is deleted: it ends with its parent.
     pub(crate) retained: bool,
+    /// Why no other tool can declare an object.
+    pub(crate) undeclared: Option<&'static str>,
+    /// The attributes of a declaration that other programs change.
+    pub(crate) ignored: &'static [&'static str],
 }
 
 impl Table {
@@ -67,6 +72,8 @@ impl Table {
         outputs: &[],
         suffixed: false,
         retained: false,
+        undeclared: None,
+        ignored: &[],
     };
 
     pub(crate) fn field(&self, name: &str) -> Option<&'static Field> {
@@ -212,6 +219,19 @@ pub(crate) trait RestKind: Send + Sync + 'static {
         None
     }
 
+    /// Completes the document of an object with what follows from its spec.
+    fn complete(_spec: &Spec, _document: &mut Value) {}
+
+    /// Completes the declaration of an object with what its create decided by reads: its spec is as observed.
+    fn declared(_api: Option<&Api>, _request: &Declare<'_>, _document: &mut Value) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The objects of Resource Manager that are a part of it, and that no other resource is.
+    fn parts(_spec: &Spec) -> Vec<Part> {
+        Vec::new()
+    }
+
     /// Completes the document of a new object, by reads only.
     async fn prepare(_api: &Api, _spec: &Spec, _document: &mut Value, _alternative: usize) -> Result<()> {
         Ok(())
@@ -241,6 +261,15 @@ pub(crate) trait RestKind: Send + Sync + 'static {
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
         Ok(api.send(Call::new(Method::DELETE, &seen.id, Self::TABLE.version)).await?.pending)
     }
+}
+
+/// An object of Resource Manager that is a part of another.
+pub(crate) struct Part {
+    /// Its type.
+    pub(crate) arm: &'static str,
+    /// What its id has after that of the whole.
+    pub(crate) end: &'static str,
+    pub(crate) document: Value,
 }
 
 /// The state that a document shows. A word that is not known means that something goes on (hashicorp/go-azure-sdk#1135).
@@ -333,25 +362,35 @@ impl<K: RestKind> Rest<K> {
         if is_own || is_part::<K>() { Ok((id.to_owned(), None)) } else { Err(error) }
     }
 
-    async fn document(api: &Api, op: &Operation, alternative: usize) -> Result<Value> {
+    /// The document of an object with this spec, before what only reads tell. Secrets are references.
+    pub(crate) fn body(spec: &Spec, tags: &Tags) -> Value {
         let table = K::TABLE;
         let mut document = json!({});
-        let tags = tags::of_new::<Api>(op, &tags::in_spec(&op.spec));
         match table.marks {
             Marks::Tags => document[TAGS] = json!(tags),
             Marks::Member(member) => set(&mut document, member, json!(tags)),
-            Marks::Written(member, write, _) => set(&mut document, member, write(&tags)),
+            Marks::Written(member, write, _) => set(&mut document, member, write(tags)),
             Marks::Part => {}
         }
         for (member, text) in table.constants {
             set(&mut document, member, serde_json::from_str(text).unwrap_or_default());
         }
         for field in table.fields.iter().filter(|field| !field.member.is_empty()) {
+            let value = spec.get(field.name).map(|value| field.write(value)).unwrap_or_default();
+            if !value.is_null() {
+                set(&mut document, field.member, value);
+            }
+        }
+        K::complete(spec, &mut document);
+        document
+    }
+
+    async fn document(api: &Api, op: &Operation, alternative: usize) -> Result<Value> {
+        let tags = tags::of_new::<Api>(op, &tags::in_spec(&op.spec));
+        let mut document = Self::body(&op.spec, &tags);
+        for field in K::TABLE.fields.iter().filter(|field| matches!(field.form, Form::Secret)) {
             let Some(value) = op.spec.get(field.name) else { continue };
-            let value = match field.form {
-                Form::Secret => textnlp_cloud::secret(api.session.secrets.as_ref(), value).await?,
-                _ => field.write(value),
-            };
+            let value = textnlp_cloud::secret(api.session.secrets.as_ref(), value).await?;
             if !value.is_null() {
                 set(&mut document, field.member, value);
             }
@@ -559,6 +598,10 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
 
     async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>, _op: &Operation) -> Result<Option<String>> {
         K::end(api, seen).await.map(address)
+    }
+
+    fn declare(&self, api: Option<&Api>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        declare::declarations::<K>(api, request)
     }
 }
 

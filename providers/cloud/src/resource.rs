@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{
-    CloudId, Error, ErrorKind, Foreign, Health, Lineage, Object, Operation, Origin, Outputs, Result, Spec, Verb,
+    CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Health, Lineage, Object, Operation, Origin, Outputs,
+    Result, Spec, Verb,
 };
 
 use crate::cloud::{Cloud, REGION};
@@ -114,6 +115,11 @@ pub trait Resource<C: Cloud>: Send + Sync + 'static {
     /// [`change`](Self::change) reads.
     async fn end(api: &C, seen: &ObservedObject<Self::Spec>) -> Result<Option<String>> {
         Self::delete(api, seen).await.map(|()| None)
+    }
+
+    /// See [`Provider::declare`](textnlp_provider::Provider::declare). The clients are those of calls before it, of which it makes none.
+    fn declare(_api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        None
     }
 }
 
@@ -255,6 +261,9 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
         None
     }
     async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>>;
+    fn declare(&self, _api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        None
+    }
 }
 
 /// The field of every spec that the driver changes.
@@ -333,6 +342,10 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
 
     fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {
         R::alternative(&wanted.typed().ok()?, &seen.typed().ok()?)
+    }
+
+    fn declare(&self, api: Option<&C>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        R::declare(api, request)
     }
 
     async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>> {

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 
 use crate::component::{Component, Site};
 use crate::cost::{Charge, CostLine};
+use crate::declare::{Declaration, Declare};
 use crate::error::Result;
 use crate::kind::{Kind, joined};
 use crate::name::{CloudId, KindName, ResourceId};
@@ -58,6 +59,10 @@ impl Provider for Combined {
             lines.retain(|line| line.charge != Charge::Included);
         }
         lines
+    }
+
+    fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        self.of(&request.object.kind).declare(request)
     }
 
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`provider`] (the trait for resources), [`resource`] (what is wanted, recorded and observed), [`operation`]
 //! (one mutating call with its token), [`component`] (the cloud-neutral parts of a service), [`operations`] (a site that runs),
-//! [`capabilities`] (which settings a provider supports), [`exposition`] (metrics as servers export them), [`cost`] and
+//! [`capabilities`] (which settings a provider supports), [`declare`] (objects in the
+//! terms of other tools), [`exposition`] (metrics as servers export them), [`cost`] and
 //! [`permission`] (what a plan prints of both), [`cluster`] (the settings of sites in clusters). [`memory`] is a provider that
 //! lives in memory and implements every component; [`conformance`] holds the lists that every provider passes.
 //! This crate knows no cloud, no terminal and no file format but canonical JSON.
@@ -24,6 +25,7 @@ pub mod cluster;
 pub mod combined;
 pub mod connect;
 pub mod cost;
+pub mod declare;
 pub mod error;
 pub mod exposition;
 pub mod kind;
@@ -40,6 +42,7 @@ pub use capabilities::{Capabilities, Capability, RuntimeSupport};
 pub use combined::{Combined, SecondPart};
 pub use component::{Component, Site};
 pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing, SPOT_AT_MOST};
+pub use declare::{Declaration, Declare, Plugin, SUBSCRIPTION_SCOPE, Tool, Within};
 pub use error::{ContestedField, Error, ErrorKind, Result, error_chain};
 pub use kind::{DataClass, Identity, Kind, ReplaceOrder};
 pub use minimum::{Disk, Minimum};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::component::{Component, Site};
 use crate::cost::CostLine;
+use crate::declare::{Declaration, Declare};
 use crate::error::Result;
 use crate::kind::Kind;
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
@@ -47,6 +48,13 @@ pub trait Provider: Send + Sync {
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
         let _ = request;
         Vec::new()
+    }
+
+    /// An object as another tool declares it: one or several declarations, of which the first is the object itself. Pure. `None`
+    /// where the provider has no form for the tool; an error says why the tool cannot declare this object.
+    fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        let _ = request;
+        None
     }
 
     /// Expands a component of a site into resources. Pure. Returns all problems at once.

@@ -15,6 +15,7 @@ use crate::combined::SecondPart;
 use crate::component::{Component, Site};
 use crate::connect::{Connect, HostEndpoint};
 use crate::cost::{Charge, CostLine};
+use crate::declare::{Declaration, Declare};
 use crate::error::{Error, ErrorKind, Result, error_chain};
 use crate::kind::{Kind, joined};
 use crate::name::{CloudId, ComponentName, KindName, ResourceId};
@@ -306,6 +307,13 @@ impl Provider for Through {
         let mut documents = self.outer.policies(&request.of_kinds(|kind| !self.is_inner(kind)));
         documents.extend(self.inner.policies(&request.of_kinds(|kind| self.is_inner(kind))));
         documents
+    }
+
+    fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        match self.is_inner(&request.object.kind) {
+            true => self.inner.declare(request),
+            false => self.outer.declare(request),
+        }
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {

@@ -258,6 +258,11 @@ impl Api {
         number.await.map(String::as_str)
     }
 
+    /// The same number, if a call has asked for it.
+    pub(crate) fn known_number(&self) -> Option<&str> {
+        self.session.number.get().map(String::as_str)
+    }
+
     /// The client of buckets.
     pub(crate) async fn buckets(&self) -> Result<&Buckets> {
         let session = &self.session;

@@ -11,6 +11,7 @@ mod answer;
 mod api;
 mod capabilities;
 mod costs;
+mod declare;
 mod kinds;
 mod labels;
 mod lower;

@@ -10,10 +10,11 @@ use textnlp_cloud::document::{self, capture, fill, get, last, set};
 use textnlp_cloud::names::{suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, ENVIRONMENT, LINEAGE, Tags};
 use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
-use textnlp_provider::{Error, ErrorKind, Foreign, Operation, Outputs, Result, Spec, Verb};
+use textnlp_provider::{Declaration, Declare, Error, ErrorKind, Foreign, Operation, Outputs, Result, Spec, Verb};
 use uuid::Uuid;
 
 use crate::api::{Api, Call};
+use crate::declare::{self, Terraform};
 use crate::labels;
 use crate::operation::Family;
 use crate::service::Service;
@@ -49,6 +50,8 @@ pub(crate) struct Table {
     pub(crate) deletes_pending: bool,
     /// Whether an object stays when its resource is deleted.
     pub(crate) retained: bool,
+    /// How Terraform declares an object.
+    pub(crate) terraform: Terraform,
 }
 
 impl Table {
@@ -72,6 +75,7 @@ impl Table {
         suffixed: false,
         deletes_pending: false,
         retained: false,
+        terraform: Terraform::USUAL,
     };
 
     pub(crate) fn field(&self, name: &str) -> Option<&'static Field> {
@@ -311,6 +315,16 @@ pub(crate) trait RestKind: Send + Sync + 'static {
         None
     }
 
+    /// Completes the document of a declaration, whose spec is as observed, with what no table says.
+    fn declared(_api: Option<&Api>, _request: &Declare<'_>, _document: &mut Value) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The declarations of an object, from that of the object itself.
+    fn declarations(_api: Option<&Api>, _request: &Declare<'_>, main: Declaration) -> Vec<Declaration> {
+        vec![main]
+    }
+
     /// Completes the document of a new object, by reads only.
     async fn prepare(_api: &Api, _spec: &Spec, _document: &mut Value, _alternative: usize) -> Result<()> {
         Ok(())
@@ -504,15 +518,16 @@ impl<K: RestKind> Rest<K> {
         if is_own || is_part { Ok((id.to_owned(), None)) } else { Err(error) }
     }
 
-    async fn document(api: &Api, op: &Operation, tags: &Tags, alternative: usize) -> Result<Value> {
+    /// The document of an object with this spec, before what only reads tell. Secrets are references.
+    pub(crate) fn body(spec: &Spec, tags: &Tags) -> Result<Value> {
         let table = K::TABLE;
         let mut document = json!({});
         match table.marks {
             Marks::Labels(member, _) => set(&mut document, member, labels::encode(tags)),
             Marks::Description(member, most, _) => {
-                let text = labels::describe(tags, most).ok_or_else(|| {
-                    invalid("create", op.resource.as_str(), "its names are too long for a description")
-                })?;
+                let resource = tags.get(tags::RESOURCE).map(String::as_str).unwrap_or_default();
+                let text = labels::describe(tags, most)
+                    .ok_or_else(|| invalid("create", resource, "its names are too long for a description"))?;
                 set(&mut document, member, text.into());
             }
             Marks::Part => {}
@@ -521,11 +536,19 @@ impl<K: RestKind> Rest<K> {
             set(&mut document, member, serde_json::from_str(text).unwrap_or_default());
         }
         for field in table.fields.iter().filter(|field| !field.member.is_empty()) {
+            let value = spec.get(field.name).map(|value| field.write(value)).unwrap_or_default();
+            if !value.is_null() {
+                set(&mut document, field.member, value);
+            }
+        }
+        Ok(document)
+    }
+
+    async fn document(api: &Api, op: &Operation, tags: &Tags, alternative: usize) -> Result<Value> {
+        let mut document = Self::body(&op.spec, tags)?;
+        for field in K::TABLE.fields.iter().filter(|field| matches!(field.form, Form::Secret)) {
             let Some(value) = op.spec.get(field.name) else { continue };
-            let value = match field.form {
-                Form::Secret => textnlp_cloud::secret(api.session.secrets.as_ref(), value).await?,
-                _ => field.write(value),
-            };
+            let value = textnlp_cloud::secret(api.session.secrets.as_ref(), value).await?;
             if !value.is_null() {
                 set(&mut document, field.member, value);
             }
@@ -731,6 +754,10 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         }
         K::end(api, seen).await
     }
+
+    fn declare(&self, api: Option<&Api>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        declare::declarations::<K>(api, request)
+    }
 }
 
 /// The document of a part with what it has of its parent's tags.
@@ -742,7 +769,7 @@ pub(crate) fn part_of(parent: &Tags, mut document: Value) -> Value {
 }
 
 /// A member in the names of a message: `/softDeletePolicy` is `soft_delete_policy`.
-fn snake(pointer: &str) -> String {
+pub(crate) fn snake(pointer: &str) -> String {
     let mut out = String::new();
     for c in document::mask(pointer).chars() {
         if c.is_ascii_uppercase() {

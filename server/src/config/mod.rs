@@ -3,6 +3,7 @@
 mod database;
 mod document;
 mod features;
+mod prices;
 mod units;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use crate::auth::SCOPES;
 use crate::auth::tenant::is_tenant_id;
 
 pub use document::Problem;
+pub use prices::{Price, Prices, TokenPrices};
 pub use textnlp_process::Address;
 pub use textnlp_store::{Database, DatabaseAt, FeatureValue, PostgresAt, Rate};
 pub use units::{ByteSize, Span};
@@ -46,6 +48,8 @@ pub struct Config {
     pub usage: Retention,
     /// Retention of audit events.
     pub audit: Retention,
+    /// What tokens cost; nothing is recorded without them.
+    pub prices: Option<Prices>,
     /// Authentication and limits.
     pub security: Security,
     /// Logs and metrics.
@@ -392,6 +396,7 @@ impl Config {
             site: textnlp.text("site").unwrap_or_else(|| "here".into()),
             api: api(textnlp.section("api"), metrics_port),
             features: features::features(&textnlp, &models.serve),
+            prices: prices::prices(&textnlp, &models.serve),
             models,
             database: database::database(textnlp.section("database")),
             usage: retention(textnlp.section("usage"), 1),

@@ -101,7 +101,24 @@ fn entry<const N: usize>(first: [(&str, Value); N], sum: &UsageSum) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_store::Charges;
+
     use super::*;
+
+    #[test]
+    fn cost_is_shown_only_where_prices_were_set() {
+        let daily = |model: &str, cost| DailyUsage {
+            day: 3,
+            model: Some(model.to_owned()),
+            sum: UsageSum { requests: 1, cost, ..UsageSum::default() },
+        };
+        let (eur, usd) = (Charges::of("EUR", 1, 500_000_000), Charges::of("USD", 0, 1));
+        let (total, days) = by_day(vec![daily("a", eur.clone()), daily("b", Charges::default()), daily("c", usd)]);
+        let both = json!({ "EUR": 1.5, "USD": 1e-9 });
+        assert_eq!((&json!(total)["cost"], &days[0].1["cost"]), (&both, &both));
+        let models = &days[0].1["models"];
+        assert_eq!((&models[0]["cost"], models[1].get("cost")), (&json!(eur), None));
+    }
 
     #[test]
     fn usage_is_summed_by_day_and_model() {

@@ -572,6 +572,7 @@ fn record(key: u32) -> Usage {
         model: Some("benchmark".to_owned()),
         prompt_tokens: PROMPT_TOKENS,
         generated_tokens: GENERATED_TOKENS,
+        charge: None,
         ms: 100,
         status: 200,
         at_ms: now_ms(),

@@ -11,6 +11,7 @@
 mod audit;
 mod benchmark;
 mod budget;
+mod charge;
 mod check;
 mod config;
 mod copy;
@@ -45,6 +46,7 @@ use dialect::{Dialect, Haste, Trust, Turns};
 pub use audit::{Action, Actor, AuditEvent, AuditLog, AuditPage, AuditRow, MIN_AUDIT_DAYS, Origin, Outcome, is_plain};
 pub use benchmark::{BenchmarkPlan, BenchmarkResult, Latency, StatementResult};
 pub use budget::{BudgetOwner, BudgetRefusal, Counter, CounterName, Grant, Reservation, Unit};
+pub use charge::{Charge, Charges};
 pub use check::{CheckFinding, CheckResult, check_database};
 pub use config::{Database, DatabaseAt, PostgresAt};
 pub use copy::{Copied, check, copy};

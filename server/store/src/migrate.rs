@@ -35,7 +35,8 @@ const MIGRATIONS: &[Migration] = migrations![
     "004_sites",
     "005_audit",
     "006_feature_flags",
-    "007_audit_retention"
+    "007_audit_retention",
+    "008_usage_cost"
 ];
 
 /// The first schema with an audit log.

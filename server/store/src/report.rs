@@ -7,6 +7,7 @@ use serde::Serialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
+use super::charge::Charges;
 use super::dialect::Dialect;
 use super::scope::Job;
 use super::usage::DAY_MS;
@@ -64,6 +65,9 @@ pub struct GroupSum {
     pub requests: i64,
     /// Tokens of prompts and generated ones.
     pub tokens: i64,
+    /// What those requests cost the tenant for which prices were set.
+    #[serde(skip_serializing_if = "Charges::is_empty")]
+    pub charged: Charges,
 }
 
 /// The usage of a period.
@@ -79,6 +83,9 @@ pub struct UsageReport {
     pub groups: Vec<GroupSum>,
     /// Whether there are more of them than the list has.
     pub has_more_groups: bool,
+    /// What the requests of all tenants and models cost them, also of those that are not listed.
+    #[serde(skip_serializing_if = "Charges::is_empty")]
+    pub charged: Charges,
 }
 
 impl Store {
@@ -153,11 +160,29 @@ impl Store {
                 model: row.try_get(1)?,
                 requests: row.try_get(2)?,
                 tokens: row.try_get(3)?,
+                charged: Charges::default(),
             })
         };
-        let groups = rows.iter().take(MAX_GROUPS).map(group).collect::<Result<_, _>>()?;
+        let mut groups = rows.iter().take(MAX_GROUPS).map(group).collect::<Result<Vec<_>, _>>()?;
         let has_more_groups = rows.len() > MAX_GROUPS;
-        Ok(UsageReport { since_ms: oldest.try_get(0)?, total, days, groups, has_more_groups })
+        // By itself: a tenant and model with several currencies, or without prices at first, is one row above.
+        let query = sqlx::query(
+            "SELECT tenant_id, model, currency, CAST(sum(cost_nanos / 1000000000) AS BIGINT), \
+             CAST(sum(cost_nanos % 1000000000) AS BIGINT) FROM api_usage WHERE created_at >= $1 AND created_at < $2 \
+             AND currency IS NOT NULL AND endpoint LIKE '/v1/%' GROUP BY tenant_id, model, currency",
+        )
+        .bind(from_ms)
+        .bind(until_ms);
+        let mut charged = Charges::default();
+        for row in self.patiently(query.fetch_all(&mut *transaction)).await? {
+            let (tenant, model): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+            let amount = Charges::read(&row, 2)?;
+            charged.add(&amount);
+            if let Some(group) = groups.iter_mut().find(|group| group.tenant == tenant && group.model == model) {
+                group.charged.add(&amount);
+            }
+        }
+        Ok(UsageReport { since_ms: oldest.try_get(0)?, total, days, groups, has_more_groups, charged })
     }
 }
 
@@ -189,8 +214,8 @@ impl RequestSum {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Usage;
     use super::super::tests::{Bench, on_both};
+    use super::super::{Charge, Usage};
     use super::*;
 
     on_both!(report_has_exact_sums_and_quantiles_by_day_of_all_tenants);
@@ -206,6 +231,7 @@ mod tests {
             model: model.map(str::to_owned),
             prompt_tokens: 2,
             generated_tokens: 3,
+            charge: None,
             ms,
             status,
             at_ms,
@@ -214,11 +240,15 @@ mod tests {
         // A hundred requests of 1 to 100 ms on the first day.
         let mut rows: Vec<Usage> =
             (1..=100).map(|ms| row("acme", Some("m"), "/v1/generate", ms, 200, ms as i64)).collect();
+        let charge = |nanos, currency: &str| Some(Charge { nanos, cents: 0, currency: currency.into() });
+        rows[0].charge = charge(600_000_000, "EUR");
+        rows[1].charge = charge(600_000_001, "EUR");
+        rows[2].charge = charge(5, "USD");
         rows.extend([
             row("acme", Some("m"), "/v1/generate", 9_000, 503, 200),
             row("acme", None, "/v1/validate", 9_000, 429, 200),
             row("acme", None, "/auth/token", 9_000, 200, 200),
-            row("globex", Some("m"), "/v1/generate", 700, 200, DAY_MS),
+            Usage { charge: charge(1, "USD"), ..row("globex", Some("m"), "/v1/generate", 700, 200, DAY_MS) },
             row("globex", Some("m"), "/v1/generate", 800, 200, 2 * DAY_MS),
         ]);
         store.append_usage(&rows).await.unwrap();
@@ -235,6 +265,12 @@ mod tests {
             report.groups.iter().map(|group| (group.tenant.as_str(), group.model.as_deref(), group.tokens)).collect();
         assert_eq!(groups, [("acme", Some("m"), 505), ("acme", None, 5), ("globex", Some("m"), 5)]);
         assert!(!report.has_more_groups);
+        let charged: Vec<_> = report.groups.iter().map(|group| serde_json::json!(group.charged)).collect();
+        assert_eq!(
+            serde_json::json!(charged),
+            serde_json::json!([{ "EUR": 1.200_000_001, "USD": 5e-9 }, {}, { "USD": 1e-9 }])
+        );
+        assert_eq!(serde_json::json!(report.charged), serde_json::json!({ "EUR": 1.200_000_001, "USD": 6e-9 }));
         assert_eq!(RequestSum::default().p50_ms, None);
     }
 }

@@ -138,6 +138,7 @@ mod tests {
             model: None,
             prompt_tokens: 1,
             generated_tokens: 1,
+            charge: None,
             ms: 1,
             status: 200,
             at_ms,

@@ -24,13 +24,20 @@ pub struct UsageRow {
     pub generation_time_ms: i64,
     pub status: i64,
     pub created_at: i64,
+    // Without prices they are omitted, as site agents of earlier releases expect it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_nanos: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_cents: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
     /// The site where it was recorded; empty for the sending site.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub site: String,
 }
 
 const USAGE: &str = "id, request_id, user_id, tenant_id, endpoint, model, prompt_tokens, generated_tokens, generation_time_ms, status, \
-                     created_at, site";
+                     created_at, cost_nanos, cost_cents, currency, site";
 
 impl Store {
     /// Overwrites a key with its acknowledged state, including revocation.
@@ -104,6 +111,9 @@ impl Store {
                 generation_time_ms: row.try_get("generation_time_ms")?,
                 status: row.try_get("status")?,
                 created_at: row.try_get("created_at")?,
+                cost_nanos: row.try_get("cost_nanos")?,
+                cost_cents: row.try_get("cost_cents")?,
+                currency: row.try_get("currency")?,
                 site: row.try_get("site")?,
             })
         };
@@ -124,7 +134,8 @@ impl Store {
     pub async fn merge_usage(&self, here: &str, from: &str, rows: &[UsageRow]) -> Result<(), StoreError> {
         let mut transaction = self.write_all(super::usage::WRITES, Job::Replication).await?;
         let query = format!(
-            "INSERT INTO api_usage ({USAGE}, tokens_used) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING"
+            "INSERT INTO api_usage ({USAGE}, tokens_used) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
+             ON CONFLICT (id) DO NOTHING"
         );
         for row in rows {
             let site = match row.site.as_str() {
@@ -144,6 +155,9 @@ impl Store {
                 .bind(row.generation_time_ms)
                 .bind(row.status)
                 .bind(row.created_at)
+                .bind(row.cost_nanos)
+                .bind(row.cost_cents)
+                .bind(&row.currency)
                 .bind(site)
                 .bind(row.prompt_tokens.saturating_add(row.generated_tokens));
             self.ask(query.execute(&mut *transaction)).await?;
@@ -182,11 +196,12 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Bench, key, on_both};
-    use super::super::{Usage, now_ms};
+    use super::super::{Charge, Charges, Usage, now_ms};
     use super::*;
 
     on_both!(
         usage_of_two_sites_is_one_union_however_often_it_is_shipped,
+        cost_reaches_other_sites_as_it_was_recorded,
         a_key_is_mirrored_with_its_revocation_and_back,
     );
 
@@ -200,6 +215,7 @@ mod tests {
             model: Some("m".into()),
             prompt_tokens: 3,
             generated_tokens: 4,
+            charge: None,
             ms: 5,
             status: 200,
             at_ms: now_ms(),
@@ -236,6 +252,30 @@ mod tests {
         let ids = ["r1", "r3", "r9", "'; DROP TABLE api_usage"].map(str::to_owned);
         assert_eq!(there.known_usage(&ids).await.unwrap(), ["r1", "r3"]);
         assert_eq!(there.tenant("default").usage_of("k", 0).await.unwrap(), (3, 21));
+    }
+
+    async fn cost_reaches_other_sites_as_it_was_recorded(bench: Bench) {
+        let elsewhere = bench.another();
+        let (here, there) = (bench.store().await, elsewhere.store().await);
+        let charge = |nanos, cents| Some(Charge { nanos, cents, currency: "EUR".into() });
+        let priced = Usage { charge: charge(15_000_000, 2), ..usage("r1") };
+        here.append_usage(&[priced, usage("r2")]).await.unwrap();
+        there.append_usage(&[Usage { charge: charge(2_000_000_001, 200), ..usage("r3") }]).await.unwrap();
+        let (rows, _) = here.usage_after(0, 0, 10).await.unwrap();
+        let sent = serde_json::json!(rows);
+        assert!(sent[0]["cost_nanos"] == 15_000_000 && sent[0]["cost_cents"] == 2 && sent[0]["currency"] == "EUR");
+        assert!(sent[1].get("cost_nanos").is_none() && sent[1].get("currency").is_none(), "{sent}");
+        let received: Vec<UsageRow> = serde_json::from_value(sent).unwrap();
+        there.merge_usage("there", "here", &received).await.unwrap();
+        let days = there.tenant("default").usage_by_day("k", 0, i64::MAX).await.unwrap();
+        let mut cost = Charges::default();
+        for day in &days {
+            cost.add(&day.sum.cost);
+        }
+        assert_eq!(cost, Charges::of("EUR", 2, 15_000_001));
+        let (back, _) = there.usage_after(0, i64::MAX, 10).await.unwrap();
+        let cents: i64 = back.iter().filter_map(|row| row.cost_cents).sum();
+        assert_eq!(cents, 202, "cents are those of the site that recorded them");
     }
 
     async fn a_key_is_mirrored_with_its_revocation_and_back(bench: Bench) {

@@ -12,6 +12,7 @@ use textnlp_net::retry::{RetryPolicy, jitter};
 use tokio::sync::mpsc;
 
 use super::audit::{Action, Actor, AuditEvent};
+use super::charge::{Carried, Charge, Charges};
 use super::scope::Job;
 use super::{RETRIES, Store, StoreError, TenantStore};
 
@@ -34,6 +35,8 @@ pub struct Usage {
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// What they cost; `None` where no prices are set.
+    pub charge: Option<Charge>,
     /// How long it took.
     pub ms: u64,
     /// The HTTP status.
@@ -91,12 +94,18 @@ impl UsageLog {
 }
 
 async fn write(store: Store, mut inbox: mpsc::Receiver<Usage>, lost: Arc<AtomicU64>) {
-    let mut batch = Vec::with_capacity(BATCH);
+    let (mut batch, mut carried) = (Vec::with_capacity(BATCH), Carried::default());
     while inbox.recv_many(&mut batch, BATCH).await > 0 {
+        let charges = batch.iter_mut().filter_map(|row| Some((row.tenant.as_str(), row.charge.as_mut()?)));
+        let remainders = carried.set_cents(charges);
         let append = || store.append_usage(&batch);
-        if let Err(error) = until_written(RETRIES, append, || inbox.is_closed()).await {
-            lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
-            tracing::warn!(rows = batch.len(), error = %textnlp_net::error_chain(&error), "usage could not be written");
+        match until_written(RETRIES, append, || inbox.is_closed()).await {
+            Ok(()) => carried.keep(remainders),
+            Err(error) => {
+                lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                let error = textnlp_net::error_chain(&error);
+                tracing::warn!(rows = batch.len(), %error, "usage could not be written");
+            }
         }
         batch.clear();
         if !inbox.is_empty() {
@@ -156,9 +165,11 @@ impl Store {
     pub async fn append_usage(&self, rows: &[Usage]) -> Result<(), StoreError> {
         let mut transaction = self.write_all(WRITES, Job::UsageWriter).await?;
         for row in rows {
+            let charge = row.charge.as_ref();
             let query = sqlx::query(
                 "INSERT INTO api_usage (id, request_id, user_id, tenant_id, endpoint, model, prompt_tokens, generated_tokens, \
-                 tokens_used, generation_time_ms, status, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (id) DO NOTHING",
+                 tokens_used, generation_time_ms, status, created_at, cost_nanos, cost_cents, currency) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (id) DO NOTHING",
             )
             .bind(row.id.to_string())
             .bind(&row.request_id)
@@ -171,7 +182,10 @@ impl Store {
             .bind((row.prompt_tokens + row.generated_tokens) as i64)
             .bind(row.ms as i64)
             .bind(i64::from(row.status))
-            .bind(row.at_ms);
+            .bind(row.at_ms)
+            .bind(charge.map(|charge| charge.nanos))
+            .bind(charge.map(|charge| charge.cents))
+            .bind(charge.map(|charge| charge.currency.as_str()));
             self.ask(query.execute(&mut *transaction)).await?;
         }
         self.commit(transaction).await
@@ -179,7 +193,7 @@ impl Store {
 }
 
 /// Summed usage of requests.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct UsageSum {
     /// Requests answered.
     pub requests: i64,
@@ -191,6 +205,9 @@ pub struct UsageSum {
     pub completion_tokens: i64,
     /// Both.
     pub total_tokens: i64,
+    /// What those requests cost for which prices were set.
+    #[serde(skip_serializing_if = "Charges::is_empty")]
+    pub cost: Charges,
 }
 
 impl UsageSum {
@@ -201,6 +218,7 @@ impl UsageSum {
         self.prompt_tokens += other.prompt_tokens;
         self.completion_tokens += other.completion_tokens;
         self.total_tokens += other.total_tokens;
+        self.cost.add(&other.cost);
     }
 }
 
@@ -226,9 +244,10 @@ impl TenantStore<'_> {
             .query(
                 "SELECT created_at / 86400000 AS day, model, count(*), \
                  CAST(sum(CASE WHEN status >= 400 THEN 1 ELSE 0 END) AS BIGINT), CAST(sum(prompt_tokens) AS BIGINT), \
-                 CAST(sum(generated_tokens) AS BIGINT), CAST(sum(tokens_used) AS BIGINT) FROM api_usage \
-                 WHERE tenant_id = $1 AND user_id = $2 AND created_at >= $3 AND created_at < $4 \
-                 GROUP BY day, model ORDER BY day, model",
+                 CAST(sum(generated_tokens) AS BIGINT), CAST(sum(tokens_used) AS BIGINT), currency, \
+                 CAST(sum(cost_nanos / 1000000000) AS BIGINT), CAST(sum(cost_nanos % 1000000000) AS BIGINT) \
+                 FROM api_usage WHERE tenant_id = $1 AND user_id = $2 AND created_at >= $3 AND created_at < $4 \
+                 GROUP BY day, model, currency ORDER BY day, model, currency",
             )
             .bind(user)
             .bind(from_ms)
@@ -244,10 +263,20 @@ impl TenantStore<'_> {
                     prompt_tokens: row.try_get(4)?,
                     completion_tokens: row.try_get(5)?,
                     total_tokens: row.try_get(6)?,
+                    cost: Charges::read(row, 7)?,
                 },
             })
         };
-        rows.iter().map(read).collect()
+        let mut days = Vec::<DailyUsage>::new();
+        for row in &rows {
+            let part = read(row)?;
+            match days.last_mut() {
+                // Requests in another currency, or of the time before prices were set.
+                Some(last) if (last.day, &last.model) == (part.day, &part.model) => last.sum.add(&part.sum),
+                _ => days.push(part),
+            }
+        }
+        Ok(days)
     }
 
     /// Requests and tokens of a key since a time.
@@ -270,6 +299,7 @@ mod tests {
     on_both!(
         everything_that_was_pushed_is_written_before_the_log_ends,
         usage_is_summed_by_day_and_model_for_one_key_of_one_tenant,
+        cost_is_summed_exactly_by_currency_and_its_cents_are_carried,
     );
 
     const QUICK: RetryPolicy =
@@ -308,6 +338,7 @@ mod tests {
             model: model.map(str::to_owned),
             prompt_tokens: 2,
             generated_tokens: 3,
+            charge: None,
             ms: 5,
             status,
             at_ms,
@@ -332,11 +363,52 @@ mod tests {
             prompt_tokens: 2 * requests,
             completion_tokens: 3 * requests,
             total_tokens: 5 * requests,
+            cost: Charges::default(),
         };
         let daily = |day, model: Option<&str>, sum| DailyUsage { day, model: model.map(str::to_owned), sum };
         assert_eq!(found, [daily(0, None, sum(1, 0)), daily(0, Some("m"), sum(2, 1)), daily(1, Some("m"), sum(1, 0))]);
         assert_eq!(store.tenant("globex").usage_of("key", 0).await.unwrap(), (1, 5));
         assert_eq!(store.tenant("nobody").usage_of("key", 0).await.unwrap(), (0, 0));
+    }
+
+    async fn cost_is_summed_exactly_by_currency_and_its_cents_are_carried(bench: Bench) {
+        let store = bench.store().await;
+        let row = |nanos: Option<i64>, currency: &str| Usage {
+            id: uuid::Uuid::now_v7(),
+            request_id: "r".into(),
+            user: "key".into(),
+            tenant: "acme".into(),
+            endpoint: "/v1/generate".into(),
+            model: Some("m".into()),
+            prompt_tokens: 1,
+            generated_tokens: 1,
+            charge: nanos.map(|nanos| Charge { nanos, cents: 0, currency: currency.into() }),
+            ms: 1,
+            status: 200,
+            at_ms: 1,
+        };
+        // Four thousandths of a cent each.
+        let (log, task) = UsageLog::start(store.clone());
+        for _ in 0..1000 {
+            log.push(row(Some(40_001), "EUR"));
+        }
+        log.close();
+        task.await.unwrap();
+        let mut transaction = store.read_all(Job::Report).await.unwrap();
+        let query = sqlx::query("SELECT CAST(sum(cost_cents) AS BIGINT) FROM api_usage");
+        let cents: i64 = query.fetch_one(&mut *transaction).await.unwrap().get(0);
+        drop(transaction);
+        assert_eq!(cents, 4, "40,001,000 billionths are 4 cents");
+        // Two sums that together do not fit into the integers of a database, another currency, and no price.
+        let most = [row(Some(i64::MAX), "EUR"), row(Some(i64::MAX), "EUR"), row(Some(7), "USD"), row(None, "")];
+        store.append_usage(&most).await.unwrap();
+        let days = store.tenant("acme").usage_by_day("key", 0, 2).await.unwrap();
+        let mut cost = Charges::of("EUR", 0, i64::MAX);
+        for more in [Charges::of("EUR", 0, i64::MAX), Charges::of("EUR", 0, 40_001_000), Charges::of("USD", 0, 7)] {
+            cost.add(&more);
+        }
+        assert_eq!(days.len(), 1, "currencies do not split a model: {days:?}");
+        assert_eq!((days[0].sum.requests, &days[0].sum.cost), (1004, &cost));
     }
 
     async fn everything_that_was_pushed_is_written_before_the_log_ends(bench: Bench) {
@@ -352,6 +424,7 @@ mod tests {
                 model: None,
                 prompt_tokens: 2,
                 generated_tokens: 1,
+                charge: None,
                 ms: 5,
                 status: 200,
                 at_ms: n as i64,

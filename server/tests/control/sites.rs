@@ -237,6 +237,7 @@ impl Sites {
                 model: None,
                 prompt_tokens: 1,
                 generated_tokens: 2,
+                charge: None,
                 ms: 3,
                 status: 200,
                 at_ms: 1_790_000_000_000,

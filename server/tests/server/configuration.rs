@@ -1,6 +1,6 @@
 //! server.yaml: what is wrong with it is said all at once, with place and nearest right word.
 
-use textnlp_server::config::{Address, Config, Device, Phase};
+use textnlp_server::config::{Address, Config, Device, Phase, Price, TokenPrices};
 
 const GOOD: &str = "textnlp:
   environment: staging
@@ -16,6 +16,7 @@ const GOOD: &str = "textnlp:
               rate_limit: 1000/hour, token_rate_limit: null, issuer: null }
   usage: { retention_days: 31 }
   audit: { retention_days: 30 }
+  prices: { currency: EUR, prompt: 0.5, answer: \"1.5\", models: [ { answer: 2, name: textnlp-tiny } ] }
   monitoring: { metrics_port: 9090, enable_tracing: false, log_level: INFO, log_file: null }
 ";
 
@@ -45,6 +46,10 @@ fn complete_server_configuration_is_parsed() {
     assert_eq!((config.phase, config.api.docs), (Phase::Staging, true));
     assert!(config.security.token_rate_limit.is_none());
     assert_eq!((config.usage.retention_days, config.audit.retention_days), (31, 30));
+    let prices = config.prices.unwrap();
+    let usual = TokenPrices { prompt: Price(500_000_000), answer: Price(1_500_000_000) };
+    assert_eq!((prices.currency.as_str(), prices.usual), ("EUR", usual));
+    assert_eq!(prices.models["textnlp-tiny"], TokenPrices { answer: Price(2_000_000_000), ..usual });
 }
 
 #[test]
@@ -57,6 +62,7 @@ fn documented_defaults_apply_to_omitted_settings() {
     assert_eq!((config.models.default.as_str(), config.models.preload.len()), ("m", 1));
     assert_eq!((config.database.pool_size, config.database.max_overflow), (20, 40));
     assert_eq!((config.usage.retention_days, config.audit.retention_days), (400, 400));
+    assert_eq!(config.prices, None);
     assert_eq!((config.models.prefix_cache, config.models.draft_tokens), (true, 8));
     assert_eq!(config.models.device, Device::Auto);
     for (written, device) in [("cpu", Device::Cpu), ("cuda", Device::Cuda(0)), ("\"cuda:3\"", Device::Cuda(3))] {
@@ -94,6 +100,16 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
     check("api_keys_enabled: true", "api_keys_enabled: false", &["api_keys_enabled", "development"]);
     check("retention_days: 31", "retention_days: 36501", &["usage.retention_days", "from 0 to 36500"]);
     check("retention_days: 30", "retention_days: 29", &["audit.retention_days", "is 29; it must be 0 or at least 30"]);
+    check("currency: EUR, ", "", &["textnlp.prices.currency", "is missing"]);
+    check("currency: EUR", "currency: euro", &["textnlp.prices.currency", "cannot be `euro`", "capital letters"]);
+    check("prompt: 0.5", "prompt: .nan", &["textnlp.prices.prompt", "is not a price", "from 0 to 1000000"]);
+    check("prompt: 0.5", "prompt: [1]", &["textnlp.prices.prompt", "must be a text, not a list"]);
+    check("answer: 2,", "answer: -2,", &["textnlp.prices.models[0].answer", "is not a price: `-2`"]);
+    check(
+        "answer: 2, name: textnlp-tiny",
+        "name: tinny",
+        &["prices.models[0].name", "`tinny`, which is not in `serve`"],
+    );
     check("issuer: null", "issuer: \"${TEXTNLP_TEST_UNSET}\"", &["security.issuer", "`TEXTNLP_TEST_UNSET`"]);
     check(
         "  monitoring:",

@@ -4,7 +4,7 @@
 mod support;
 
 #[path = "../../../tests/src/servers.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod servers;
 
 mod access;

@@ -115,7 +115,8 @@ async fn forged_tokens_and_those_for_others_are_refused() {
     refused(&format!("{}.{elevated}.{}", parts[0], parts[2]), "changed claims").await;
     refused(&format!("{}.{elevated}.", part(r#"{"alg":"none","typ":"JWT"}"#)), "no signature").await;
     refused(&format!("{}.{elevated}.{}", part(r#"{"alg":"HS256","typ":"JWT"}"#), parts[2]), "a shared secret").await;
-    refused(&format!("{}.{}.{}", part(r#"{"alg":"RS256","kid":"unknown"}"#), parts[1], parts[2]), "an unknown key").await;
+    refused(&format!("{}.{}.{}", part(r#"{"alg":"RS256","kid":"unknown"}"#), parts[1], parts[2]), "an unknown key")
+        .await;
     let crit = r#"{"alg":"RS256","crit":["x"],"x":1}"#;
     refused(&format!("{}.{}.{}", part(crit), parts[1], parts[2]), "an extension").await;
     // Of an issuer that is not configured it is no token of the provider.

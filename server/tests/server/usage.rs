@@ -6,7 +6,9 @@ use super::postgres::cluster;
 use super::support::{Setup, make_key, start, until};
 
 async fn own_usage(database: Option<&str>) {
-    let site = start(Setup { database, ..Setup::default() }).await.ready().await;
+    let prices =
+        "{ currency: EUR, prompt: 1000, answer: \"2000.5\", models: [ { name: plain, prompt: 0, answer: 0 } ] }";
+    let site = start(Setup { database, prices: Some(prices), ..Setup::default() }).await.ready().await;
     let other = make_key(&site.config, json!({ "do": "create" })).await;
     let ask = json!({ "prompt": "Once", "max_tokens": 5, "ignore_end": true });
     for model in ["tiny", "plain", "tiny"] {
@@ -43,6 +45,14 @@ async fn own_usage(database: Option<&str>) {
     assert_eq!(seen["total"]["prompt_tokens"], 12);
     assert_eq!(seen["total"]["total_tokens"], 27);
     assert_eq!(seen["total"]["errors"], 1);
+    // Two requests to `tiny` of 4 and 5 tokens each; `plain` is free.
+    assert_eq!(seen["total"]["cost"], json!({ "EUR": 0.028_005 }), "{seen}");
+    let days = seen["data"].as_array().unwrap().iter();
+    let plain = days.flat_map(|day| day["models"].as_array().unwrap()).find(|part| part["model"] == "plain").unwrap();
+    assert_eq!(plain["cost"], json!({ "EUR": 0.0 }), "{seen}");
+    // That of the other key too.
+    until("all of them are counted", async || (site.metric("textnlp_cost_total{").await - 0.042_007_5).abs() < 1e-9)
+        .await;
     // Requests above the rate of their key leave no rows: a client would fill the disk with them.
     let limited = make_key(&site.config, json!({ "do": "create", "rate_limit": "2/hour" })).await;
     let mut statuses = Vec::new();
@@ -111,6 +121,7 @@ async fn usage_days_beyond_the_limit_are_paged() {
         model: Some("tiny".into()),
         prompt_tokens: 1,
         generated_tokens: day as u64,
+        charge: None,
         ms: 1,
         status: 200,
         at_ms: day * DAY_MS + 7,

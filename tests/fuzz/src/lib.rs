@@ -214,6 +214,7 @@ fn signer() -> Signer {
         rate_limit: None,
         token_rate_limit: None,
         issuer: "fuzz".into(),
+        oidc: None,
     };
     Signer::new(&security).unwrap()
 }

@@ -1,4 +1,4 @@
-//! Shows the recorded state, current or past. Takes no lock and calls no provider.
+//! Shows the recorded state, current or past. Takes no lock. Only exports of what exists call providers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,8 +9,9 @@ use jiff::{SignedDuration, Timestamp};
 use textnlp_orchestrator::export;
 use textnlp_orchestrator::state::{Changed, PointInTime, RecordedObjects, State, differences};
 use textnlp_orchestrator::status::{self, Line};
-use textnlp_provider::{ResourceId, SiteName};
+use textnlp_provider::{Declare, Recorded, ResourceId, SiteName, Tool};
 use textnlp_service::backup::put_file;
+use textnlp_service::export as folders;
 
 use super::{no_such, resource_id};
 use crate::commands::prelude::*;
@@ -54,6 +55,16 @@ impl LoadedState {
         let name = &self.deployment.chosen.scope.name;
         let error = anyhow::anyhow!("there is no record {n}: {name} has records 1 to {last}");
         Err(Failure::usage("no_such_record", error).hint(self.deployment.chosen.scope.command("state history")))
+    }
+
+    /// Whether a provider declares any of the objects for a tool.
+    fn is_declarable(&self, tool: Tool, holdings: &BTreeMap<ResourceId, RecordedObjects>) -> bool {
+        let (environment, lineage) = (&self.deployment.chosen.scope.name, self.state.lineage());
+        let all: Vec<Recorded> = holdings.values().filter_map(|holding| holding.current.clone()).collect();
+        all.iter().any(|object| {
+            let request = Declare { tool, environment, lineage, object, beside: &all };
+            self.deployment.sites.get(&object.site).is_some_and(|site| site.provider.declare(&request).is_some())
+        })
     }
 
     async fn lines(&self) -> Result<Vec<Line>, Failure> {
@@ -239,12 +250,59 @@ pub async fn export(session: &Session, out: Option<&Utf8Path>, console: Console)
     print_or_write(session, &looked, document, out)
 }
 
-/// `export terraform [--out FILE]`.
-pub async fn terraform(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
+/// `export terraform`, `cloudformation` and `bicep`.
+pub async fn declared(
+    session: &Session,
+    tool: Tool,
+    out: Option<&Utf8Path>,
+    console: Console,
+) -> Result<Success, Failure> {
     let looked = load(session, console).await?;
     let name = &looked.deployment.chosen.scope.name;
-    let document = export::terraform(name, looked.state.lineage(), &looked.at(PointInTime::Now).await?);
-    print_or_write(session, &looked, document, out)
+    let holdings = looked.at(PointInTime::Now).await?;
+    if !looked.is_declarable(tool, &holdings) {
+        if tool == Tool::Terraform {
+            return print_or_write(session, &looked, export::terraform(name, looked.state.lineage(), &holdings), out);
+        }
+        let error = anyhow::anyhow!("{name} has no objects that {tool} can declare");
+        return Err(Failure::usage("not_available", error).hint(
+            "cloudformation is for sites on AWS, bicep for sites on Azure; `export terraform` is for each cloud",
+        ));
+    }
+    let Some(out) = out else {
+        let error = anyhow::anyhow!("the export of {name} has several files");
+        return Err(
+            Failure::usage("no_folder", error).hint(format!("add --out FOLDER, such as --out infrastructure/{name}"))
+        );
+    };
+    let folder = session.here.join(out);
+    let before = folders::earlier(&folder, tool)?;
+    let facts = looked.deployment.facts(&looked.state).await?;
+    let exported = export::declared(&facts, tool);
+    let removed = folders::write_folder(&folder, tool, &before, &exported.files)?;
+    let mut text =
+        format!("wrote {} resources into {} files in {folder}", exported.declared.len(), exported.files.len());
+    if !removed.is_empty() {
+        let _ = write!(text, "\nremoved outdated files: {}", removed.join(", "));
+    }
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for left in &exported.left {
+        *reasons.entry(&left.because).or_default() += 1;
+    }
+    for (because, count) in reasons {
+        let _ = write!(text, "\nnot declared: {count} resources: {because}");
+    }
+    if !exported.variables.is_empty() {
+        let all: Vec<&str> = exported.variables.iter().map(String::as_str).collect();
+        let _ = write!(text, "\nit contains no secrets; these variables have no default: {}", all.join(", "));
+    }
+    let _ = write!(text, "\nsee {} for how the tool takes over", folder.join("README.md"));
+    let paths: Vec<&String> = exported.files.iter().map(|file| &file.path).collect();
+    let document = json!({
+        "environment": name, "tool": tool.to_string(), "folder": folder, "files": paths, "removed": removed,
+        "declared": exported.declared, "left": exported.left, "variables": exported.variables,
+    });
+    Ok(Success::new(text, document))
 }
 
 /// Prints a document, or writes it to a file.

@@ -18,6 +18,8 @@ section! {
         pub security: Security = Security::default(),
         /// Retention of usage data.
         pub usage: Usage = Usage::default(),
+        /// What you charge tenants for tokens.
+        pub prices: TokenPrices = TokenPrices::default(),
         /// Retention of the audit log.
         pub audit: Audit = Audit::default(),
         /// Metrics, traces and logs.
@@ -132,6 +134,42 @@ section! {
         /// Retention of usage rows in days; 0 keeps them forever.
         #[schemars(range(max = 36_500))]
         pub retention_days: u32 = 400,
+    }
+}
+
+section! {
+    /// What you charge tenants for tokens. Without a price above 0 and without `models`, the servers record no cost.
+    pub struct TokenPrices {
+        /// The currency of the prices; if unset, `budget.currency`.
+        #[schemars(length(min = 3, max = 3))]
+        pub currency: Option<String> = None,
+        /// The price of 1,000,000 tokens of prompts and of embedded texts.
+        #[schemars(range(min = 0.0, max = 1_000_000.0))]
+        pub prompt: f64 = 0.0,
+        /// The price of 1,000,000 generated tokens.
+        #[schemars(range(min = 0.0, max = 1_000_000.0))]
+        pub answer: f64 = 0.0,
+        /// Prices of single models, by their name.
+        pub models: BTreeMap<String, ModelPrices> = BTreeMap::new(),
+    }
+}
+
+section! {
+    /// The prices of one model.
+    pub struct ModelPrices {
+        /// The price of 1,000,000 tokens of prompts and of embedded texts; if unset, that of all models.
+        #[schemars(range(min = 0.0, max = 1_000_000.0))]
+        pub prompt: Option<f64> = None,
+        /// The price of 1,000,000 generated tokens; if unset, that of all models.
+        #[schemars(range(min = 0.0, max = 1_000_000.0))]
+        pub answer: Option<f64> = None,
+    }
+}
+
+impl TokenPrices {
+    /// Whether the servers record what requests cost.
+    pub fn are_set(&self) -> bool {
+        self.prompt > 0.0 || self.answer > 0.0 || !self.models.is_empty()
     }
 }
 

@@ -133,6 +133,7 @@ impl Checker<'_> {
             let fix = format!("write a number from {MIN_AUDIT_DAYS} to 36500, or 0 to keep them forever");
             self.error("server.audit.retention_days", cause, fix);
         }
+        self.prices();
         let header = &server.security.api_key_header;
         if !header.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
             self.error(
@@ -225,6 +226,29 @@ impl Checker<'_> {
         if oidc.scopes.iter().any(|scope| scope == "admin") {
             let cause = "everyone who can sign in could change the service for all tenants";
             self.warn("server.security.oidc.scopes", cause, "give `admin` to a role, in `roles`");
+        }
+    }
+
+    fn prices(&mut self) {
+        let (e, prices) = (self.environment, &self.environment.server.prices);
+        let own = prices.models.values().flat_map(|model| [model.prompt, model.answer]).flatten();
+        if !own.chain([prices.prompt, prices.answer]).all(f64::is_finite) {
+            self.error("server.prices", "a price is not a finite number", "write decimal numbers");
+        }
+        for name in prices.models.keys().filter(|name| !e.models.iter().any(|model| model.name == **name)) {
+            let near = nearest(name, e.models.iter().map(|model| model.name.as_str()));
+            let fix = near.map_or_else(|| "add it to `models`".to_owned(), |near| format!("did you mean `{near}`?"));
+            let name = cut(name);
+            self.error(&format!("server.prices.models.{name}"), format!("`models` has no `{name}`"), fix);
+        }
+        if let Some(currency) = &prices.currency {
+            if !is_currency(currency) {
+                let cause = format!("`{}` is not a currency", cut(currency));
+                self.error("server.prices.currency", cause, "write its three capital letters, such as `USD`");
+            } else if !prices.are_set() {
+                let cause = "it has no effect without prices";
+                self.warn("server.prices.currency", cause, "add `prompt` and `answer`, or remove it");
+            }
         }
     }
 
@@ -428,7 +452,7 @@ impl Checker<'_> {
                 self.error(&place, "a value is not a finite number", "write decimal numbers");
             }
         }
-        if !e.budget.currency.bytes().all(|b| b.is_ascii_uppercase()) {
+        if !is_currency(&e.budget.currency) {
             self.error(
                 "budget.currency",
                 format!("`{}` is not a currency", cut(&e.budget.currency)),
@@ -444,6 +468,11 @@ fn is_tenant_id(text: &str) -> bool {
     (1..=40).contains(&text.len())
         && text.bytes().next().is_some_and(is_plain)
         && text.bytes().all(|byte| is_plain(byte) || byte == b'-' || byte == b'_')
+}
+
+/// The schema bounds the length.
+fn is_currency(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_uppercase())
 }
 
 fn is_loopback(host: &str) -> bool {

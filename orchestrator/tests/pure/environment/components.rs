@@ -35,9 +35,19 @@ fn later_settings_reach_the_server_only_when_not_default() {
     assert_eq!(config(&["server.inference.draft_tokens=0"])["models"]["draft_tokens"], json!(0));
     let beta = json!({ "name": "beta", "enabled": true, "percent": 100, "tenants": [], "model": null });
     assert_eq!(config(&["features.beta=true"])["features"], json!([beta]));
+    let prices = json!({ "currency": "USD", "prompt": "0.5", "answer": "0", "models": [] });
+    assert_eq!(config(&["server.prices.prompt=0.5"])["prices"], prices);
+    let sets = ["budget.currency=EUR", "server.prices.answer=1.5", "server.prices.models.textnlp-tiny.prompt=0.0375"];
+    let tiny = json!({ "name": "textnlp-tiny", "prompt": "0.0375", "answer": "1.5" });
+    let prices = json!({ "currency": "EUR", "prompt": "0", "answer": "1.5", "models": [tiny] });
+    assert_eq!(config(&sets)["prices"], prices);
+    let sets = ["server.prices.currency=CHF", "server.prices.prompt=1000000"];
+    assert_eq!(config(&sets)["prices"]["currency"], "CHF");
+    assert_eq!(config(&["server.prices.currency=CHF"])["prices"], json!(null));
     let usual = config(&[]);
     for later in [
         &usual["usage"],
+        &usual["prices"],
         &usual["audit"],
         &usual["features"],
         &usual["models"]["prefix_cache"],

@@ -24,6 +24,9 @@ use aws_sdk_resourcegroupstagging::types::{ResourceTagMapping, TagFilter};
 use futures::StreamExt;
 use textnlp_provider::{Condition, Permission, Result, Verb};
 
+pub(crate) use cloudwatch::alarm::RESULT;
+pub(crate) use s3::RULE as REPLICATION;
+
 use crate::api::Api;
 use crate::resource::{Filter, ObservedObject, Resource};
 use crate::table::Row;

@@ -68,6 +68,7 @@ impl RestKind for Budget {
         in_place: &["limit", "notifications"],
         marks: Marks::Written(FILTER, filter, tags),
         etag_in_body: true,
+        undeclared: Some("the start of a budget is not recorded, and Azure refuses another one"),
         ..Table::USUAL
     };
 

@@ -11,7 +11,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::State;
 use textnlp_cloud::document::{get, set};
-use textnlp_provider::{Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result, Spec};
+use textnlp_provider::{Declare, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Recorded, Result, Spec};
 
 use super::identity::{CLUSTER_ADMIN, grant, is_granted};
 use super::{create, delete, external, put, read};
@@ -21,6 +21,8 @@ use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, invalid, rewrite
 use crate::table::{MINUTE, Row, kind};
 
 const VERSION: &str = "2025-05-01";
+/// The kind of pools.
+const POOL: &str = "azure.pool";
 /// The pool that a cluster is created with, for its own pods: it needs one as long as it exists.
 const SYSTEM: &str = "system";
 /// The pools of the servers.
@@ -86,7 +88,7 @@ pub(crate) static ROWS: &[Row] = &[
                 read("Microsoft.Compute/skus/read"),
             ],
             terraform: &[("azurerm_kubernetes_cluster_node_pool", "id")],
-            ..kind("azure.pool", "a pool of nodes", Identity::Named)
+            ..kind(POOL, "a pool of nodes", Identity::Named)
         },
         service: "Microsoft.ContainerService",
         resource: &Rest::<Pool>::kind(),
@@ -151,6 +153,7 @@ impl RestKind for Cluster {
             }),
         ],
         in_place: &["deployer_access", "allow_from", "channel", "tier", "version"],
+        ignored: &["body.properties.agentPoolProfiles"],
         outputs: &[
             ("nodes", "/properties/identityProfile/kubeletidentity/objectId"),
             ("issuer", "/properties/oidcIssuerProfile/issuerURL"),
@@ -227,7 +230,7 @@ impl RestKind for Cluster {
         }
     }
 
-    async fn prepare(_api: &Api, spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+    fn complete(spec: &Spec, document: &mut Value) {
         document["properties"]["agentPoolProfiles"] = json!([{
             "name": SYSTEM,
             "mode": "System",
@@ -240,6 +243,23 @@ impl RestKind for Cluster {
             "nodeTaints": [SYSTEM_TAINT],
             "tags": document["tags"],
         }]);
+    }
+
+    /// A change of a cluster repeats all of its pools, also those of other resources.
+    fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        let id = request.object.cloud_id.as_str();
+        let is_own =
+            |one: &&Recorded| one.kind.as_str() == POOL && one.spec.get("cluster").and_then(Value::as_str) == Some(id);
+        for pool in request.beside.iter().filter(is_own) {
+            let request = Declare { object: pool, ..*request };
+            let mut profile = Rest::<Pool>::body(&pool.spec, &crate::declare::tags(&request));
+            Pool::declared(None, &request, &mut profile)?;
+            let mut profile = profile["properties"].take();
+            profile["name"] = pool.spec.get("name").cloned().unwrap_or_default();
+            if let Some(all) = document["properties"]["agentPoolProfiles"].as_array_mut() {
+                all.push(profile);
+            }
+        }
         Ok(())
     }
 }
@@ -360,6 +380,7 @@ impl RestKind for Pool {
             }),
         ],
         in_place: &["labels", "scaling"],
+        ignored: &["body.properties.count"],
         marks: Marks::Member("/properties/tags"),
         ..Table::USUAL
     };
@@ -411,18 +432,24 @@ impl RestKind for Pool {
             let error = refused(format!("no zone is left that has {machine}"));
             return Err(error.hint("choose another `gpu.size` or region"));
         };
-        let properties = &mut document["properties"];
         // A size that is not tied to zones fails with them (Azure/AKS#1444).
-        if let Some(zone) = chosen.zone.filter(|_| !offer.zones.is_empty()) {
-            properties["availabilityZones"] = json!([zone]);
-        }
-        if chosen.market == SPOT {
-            properties["scaleSetPriority"] = json!("Spot");
-            properties["scaleSetEvictionPolicy"] = json!("Delete");
-            properties["spotMaxPrice"] = json!(-1.0);
-        }
-        scale(document, spec.get("scaling").unwrap_or(&Value::Null));
+        let zone = chosen.zone.filter(|_| !offer.zones.is_empty());
+        buy(document, &Alternative { zone, ..chosen });
         Ok(())
+    }
+
+    fn complete(spec: &Spec, document: &mut Value) {
+        scale(document, spec.get("scaling").unwrap_or(&Value::Null));
+    }
+
+    fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        match alternatives(&request.object.spec).as_slice() {
+            [chosen] => {
+                buy(document, chosen);
+                Ok(())
+            }
+            _ => Err("Azure did not show in which zone it is".to_owned()),
+        }
     }
 
     async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<Pending>> {
@@ -456,6 +483,19 @@ fn scale(document: &mut Value, scaling: &Value) {
     properties["minCount"] = json!(least);
     properties["maxCount"] = json!(most);
     properties["count"] = json!(count);
+}
+
+/// The zone of the machines, and how they are paid.
+fn buy(document: &mut Value, chosen: &Alternative<'_>) {
+    let properties = &mut document["properties"];
+    if let Some(zone) = chosen.zone {
+        properties["availabilityZones"] = json!([zone]);
+    }
+    if chosen.market == SPOT {
+        properties["scaleSetPriority"] = json!("Spot");
+        properties["scaleSetEvictionPolicy"] = json!("Delete");
+        properties["spotMaxPrice"] = json!(-1.0);
+    }
 }
 
 fn taints(is_on: &Value) -> Value {

@@ -58,6 +58,7 @@ impl RestKind for Provider {
         path: "/subscriptions/{subscription}/providers/{name}",
         marks: Marks::Part,
         retained: true,
+        undeclared: Some("the tool registers resource providers by itself"),
         ..Table::USUAL
     };
 

@@ -146,14 +146,13 @@ impl RestKind for Assignment {
         field == "principal_type" && seen.is_null()
     }
 
-    async fn prepare(_api: &Api, spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+    fn complete(spec: &Spec, document: &mut Value) {
         let text = |field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default();
         // `/subscriptions/ID` of the scope: an existing container may be in another subscription than the site.
         let subscription: Vec<&str> = text("scope").split('/').take(3).collect();
         let definition =
             format!("{}/providers/Microsoft.Authorization/roleDefinitions/{}", subscription.join("/"), text("role"));
         document["properties"]["roleDefinitionId"] = definition.into();
-        Ok(())
     }
 
     /// The same role of the same principal under another name.

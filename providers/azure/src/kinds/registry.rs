@@ -88,6 +88,7 @@ impl RestKind for Images {
         in_place: &["images"],
         marks: Marks::Part,
         retained: true,
+        undeclared: Some("images are pushed to the registry, which is declared"),
         ..Table::USUAL
     };
 

@@ -3,15 +3,17 @@
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
-use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result};
+use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
 use crate::operation::Pending;
-use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update, invalid};
+use crate::row::{Field, LOCATION, Marks, Part, Rest, RestKind, Table, Update, invalid};
 use crate::table::{Row, kind};
 
 const VERSION: &str = "2024-01-01";
+/// The blobs of an account, after its id.
+const BLOBS: &str = "/blobServices/default";
 /// The output of a container with the name of its account.
 pub(crate) const ACCOUNT_NAME: &str = "account";
 
@@ -95,6 +97,23 @@ impl RestKind for Account {
         Ok(Some(document))
     }
 
+    fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        if let Some(shared) = request.object.spec.get("shared_key") {
+            document["properties"]["allowSharedKeyAccess"] = shared.clone();
+        }
+        Ok(())
+    }
+
+    fn parts(spec: &Spec) -> Vec<Part> {
+        let policy = retention(spec.get("soft_delete_days").unwrap_or(&Value::Null));
+        let document = json!({ "properties": {
+            "isVersioningEnabled": spec.get("versioned").is_some_and(|on| *on == true),
+            "deleteRetentionPolicy": policy,
+            "containerDeleteRetentionPolicy": policy,
+        } });
+        vec![Part { arm: "Microsoft.Storage/storageAccounts/blobServices", end: BLOBS, document }]
+    }
+
     async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<Pending>> {
         if field == "shared_key" {
             let body = json!({ "properties": { "allowSharedKeyAccess": wanted } });
@@ -104,10 +123,7 @@ impl RestKind for Account {
         match field {
             "versioned" => properties["isVersioningEnabled"] = wanted.clone(),
             "soft_delete_days" => {
-                let policy = match wanted.as_u64() {
-                    Some(days) if days > 0 => json!({ "enabled": true, "days": days }),
-                    _ => json!({ "enabled": false }),
-                };
+                let policy = retention(wanted);
                 properties["deleteRetentionPolicy"] = policy.clone();
                 properties["containerDeleteRetentionPolicy"] = policy;
             }
@@ -118,8 +134,16 @@ impl RestKind for Account {
     }
 }
 
+/// How long deleted blobs are retained.
+fn retention(days: &Value) -> Value {
+    match days.as_u64() {
+        Some(days) if days > 0 => json!({ "enabled": true, "days": days }),
+        _ => json!({ "enabled": false }),
+    }
+}
+
 fn blobs(id: &str) -> String {
-    format!("{id}/blobServices/default")
+    format!("{id}{BLOBS}")
 }
 
 /// A container, which only identities with a role read. Outputs: `id`, `name`, `account`.

@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 use serde_json::Value;
-use textnlp_provider::{DataClass, Identity, Kind, Pricing, Result, Spec};
+use textnlp_provider::{DataClass, Declare, Identity, Kind, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
 use crate::api::Api;
@@ -68,6 +68,12 @@ impl RestKind for Vault {
     };
 
     async fn prepare(api: &Api, _spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+        document["properties"]["tenantId"] = api.session.identity.tenant.as_str().into();
+        Ok(())
+    }
+
+    fn declared(api: Option<&Api>, _request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        let api = api.ok_or_else(|| "the tenant of the subscription is not known".to_owned())?;
         document["properties"]["tenantId"] = api.session.identity.tenant.as_str().into();
         Ok(())
     }

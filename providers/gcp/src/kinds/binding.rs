@@ -9,13 +9,14 @@ use std::marker::PhantomData;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_cloud::document::get;
+use textnlp_cloud::document::{get, last};
 use textnlp_cloud::tags::Tags;
 use textnlp_cloud::{ObservedObject, State};
-use textnlp_provider::{Error, ErrorKind, Identity, Kind, Outputs, Result, Spec};
+use textnlp_provider::{Declare, Error, ErrorKind, Identity, Kind, Outputs, Result, Spec};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
+use crate::declare::{ID, NO_DESCRIPTION, Terraform, binding, binding_id};
 use crate::labels;
 use crate::row::{Create, Field, Marks, New, Rest, RestKind, Table, Update, part_of, send};
 use crate::service::Service;
@@ -125,6 +126,14 @@ impl RestKind for ServiceAccount {
         update: Update::Beside("serviceAccount"),
         marks: Marks::Description("/description", DESCRIPTION, true),
         created: "",
+        terraform: Terraform {
+            kind: "google_service_account",
+            named: &[("project", "/project"), ("name", "/account_id")],
+            moved: &[NO_DESCRIPTION],
+            ignored: &["description"],
+            outputs: &[ID, ("email", "email"), ("member", "member")],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
 
@@ -183,6 +192,10 @@ trait Target: Send + Sync + 'static {
     const SERVICE: Service;
     /// Whether a binding stays when its resource is deleted.
     const IS_RETAINED: bool = false;
+    /// How Terraform declares a binding.
+    const TERRAFORM: Terraform;
+    /// Its attribute for the target, and whether that is the whole path.
+    const TARGET: (&'static str, bool);
 
     /// The policy at version 3; `None` if its target does not exist.
     async fn policy(api: &Api, target: &str) -> Result<Option<Value>>;
@@ -217,6 +230,12 @@ async fn tags_of_account(api: &Api, email: &str) -> Result<Tags> {
 #[async_trait]
 impl Target for OfProject {
     const SERVICE: Service = Service::ResourceManager;
+    const TERRAFORM: Terraform = Terraform {
+        kind: "google_project_iam_member",
+        import: |_, all| binding_id(all["project"].as_str().unwrap_or_default(), all),
+        ..Terraform::USUAL
+    };
+    const TARGET: (&'static str, bool) = ("project", false);
 
     async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
         let body = json!({ "options": { "requestedPolicyVersion": VERSION } });
@@ -237,6 +256,12 @@ impl Target for OfKey {
     const SERVICE: Service = Service::CloudKms;
     /// The service agents are those of the whole project: other environments decrypt with the same role.
     const IS_RETAINED: bool = true;
+    const TERRAFORM: Terraform = Terraform {
+        kind: "google_kms_crypto_key_iam_member",
+        import: |_, all| binding_id(all["crypto_key_id"].as_str().unwrap_or_default(), all),
+        ..Terraform::USUAL
+    };
+    const TARGET: (&'static str, bool) = ("crypto_key_id", true);
 
     async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
         let call = Call::get(Self::SERVICE, format!("{target}:getIamPolicy"));
@@ -248,6 +273,12 @@ impl Target for OfKey {
 #[async_trait]
 impl Target for OfBucket {
     const SERVICE: Service = Service::Storage;
+    const TERRAFORM: Terraform = Terraform {
+        kind: "google_storage_bucket_iam_member",
+        import: |_, all| binding_id(&format!("b/{}", all["bucket"].as_str().unwrap_or_default()), all),
+        ..Terraform::USUAL
+    };
+    const TARGET: (&'static str, bool) = ("bucket", false);
 
     async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
         let found = api.buckets().await?.policy(target, VERSION).await;
@@ -270,8 +301,26 @@ impl<T: Target> RestKind for Binding<T> {
         collection: "{target}",
         retained: T::IS_RETAINED,
         created: "",
+        terraform: T::TERRAFORM,
         ..Table::USUAL
     };
+
+    fn declared(api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        let id = request.object.cloud_id.as_str();
+        let (target, _, member) = parts(id).map_err(|error| error.to_string())?;
+        let member = match is_numbered(member) {
+            true => {
+                let known = api.and_then(|api| Some((api.project(), api.known_number()?)));
+                let (project, number) = known.ok_or_else(|| "the number of the project is not known".to_owned())?;
+                numbered(project, number, member).map_err(|error| error.to_string())?
+            }
+            false => member.to_owned(),
+        };
+        let (attribute, is_whole) = T::TARGET;
+        let target = if is_whole { target } else { last(target) };
+        *document = Value::Object(binding(id, member, attribute, target));
+        Ok(())
+    }
 
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
         let (target, role, member) = parts(id)?;
@@ -306,17 +355,24 @@ fn parts(id: &str) -> Result<(&str, &str, &str)> {
 
 /// The member as policies have it.
 async fn address(api: &Api, member: &str) -> Result<String> {
+    match is_numbered(member) {
+        true => numbered(api.project(), api.project_number().await?, member),
+        false => Ok(member.to_owned()),
+    }
+}
+
+/// Whether the member has the number of the project in its address.
+fn is_numbered(member: &str) -> bool {
+    member.starts_with(PODS) || member.starts_with(AGENT)
+}
+
+fn numbered(project: &str, number: &str, member: &str) -> Result<String> {
     if let Some((namespace, account)) = member.strip_prefix(PODS).and_then(|rest| rest.split_once('/')) {
-        let (project, number) = (api.project(), api.project_number().await?);
         return Ok(format!(
             "principal://iam.googleapis.com/projects/{number}/locations/global/workloadIdentityPools/{project}.svc.id.goog/subject/ns/{namespace}/sa/{account}"
         ));
     }
-    if !member.starts_with(AGENT) {
-        return Ok(member.to_owned());
-    }
     let (_, domain, _) = agent(member)?;
-    let number = api.project_number().await?;
     Ok(format!("serviceAccount:service-{number}@{domain}.iam.gserviceaccount.com"))
 }
 

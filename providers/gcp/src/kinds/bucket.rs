@@ -3,11 +3,12 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_cloud::ObservedObject;
-use textnlp_cloud::document::{get, last};
-use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result, Spec};
+use textnlp_cloud::document::{get, last, set};
+use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
 use crate::api::Api;
+use crate::declare::{NAME, Terraform, by_name};
 use crate::names::PREFIX;
 use crate::row::{Field, Labelling, Marks, New, Rest, RestKind, Table};
 use crate::service::Service;
@@ -66,8 +67,35 @@ impl RestKind for Bucket {
         ],
         in_place: &["storage_class", "access", "versioned", "soft_delete_days", "lifecycle", "key"],
         marks: Marks::Labels("/labels", Labelling::Patch),
+        terraform: Terraform {
+            kind: "google_storage_bucket",
+            named: &[("name", "/name")],
+            moved: &[
+                ("/iamConfig/uniformBucketLevelAccess/enabled", "/uniform_bucket_level_access"),
+                ("/iamConfig/publicAccessPrevention", "/public_access_prevention"),
+                ("/encryption/defaultKmsKey", "/encryption/default_kms_key_name"),
+                ("/lifecycle/rule", "/lifecycle_rule"),
+                ("/softDeletePolicy/retentionDuration", ""),
+            ],
+            import: by_name,
+            outputs: &[NAME, ("url", "url")],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
+
+    fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        if let Some(days) = request.object.spec.get("soft_delete_days").and_then(Value::as_i64) {
+            set(document, "/softDeletePolicy/retentionDurationSeconds", json!(days.saturating_mul(DAY)));
+        }
+        let rules = document["lifecycle"]["rule"].as_array_mut().into_iter().flatten();
+        for condition in rules.filter_map(|rule| rule["condition"].as_object_mut()) {
+            if let Some(days) = condition.shift_remove("ageDays") {
+                condition.insert("age".to_owned(), days);
+            }
+        }
+        Ok(())
+    }
 
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
         let found = api.buckets().await?.get(id).await;

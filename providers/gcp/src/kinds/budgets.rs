@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use textnlp_cloud::document::{capture, fill};
 use textnlp_cloud::tags::{self, LINEAGE, Tags};
 use textnlp_cloud::{Filter, Make, ObservedObject, Of, Resource, same};
-use textnlp_provider::{Error, ErrorKind, Identity, Kind, Lineage, Permission, Result, Verb};
+use textnlp_provider::{
+    Declaration, Declare, Error, ErrorKind, Identity, Kind, Lineage, Permission, Result, Tool, Verb,
+};
 
 use super::{create, delete, read};
 use crate::api::{Api, Call};
@@ -152,6 +154,10 @@ impl Resource<Api> for Budget {
     fn id(spec: &Spec) -> Option<String> {
         let value = |name: &str| Some(if name == "project" { spec.project.clone() } else { spec.name.clone() });
         fill(PATH, value)
+    }
+
+    fn declare(_api: Option<&Api>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        (request.tool == Tool::Terraform).then(|| Err("the billing account that has it is not recorded".to_owned()))
     }
 
     async fn create(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<String> {

@@ -5,11 +5,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::State;
 use textnlp_cloud::document::{get, last, set};
-use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result, Spec};
+use textnlp_provider::{CloudId, Declare, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
 use crate::answer::Failure;
 use crate::api::{Api, Call};
+use crate::declare::{ID, NAME, Terraform, segment};
 use crate::operation::Family;
 use crate::row::{
     Create, Field, Labelling, Marks, Request, Rest, RestKind, States, Table, Word, fetch_all, relative, state,
@@ -170,6 +171,26 @@ impl RestKind for Cluster {
         family: Family::Container,
         states: Some(States { member: "/status", words: STATES, reason: "/statusMessage" }),
         outputs: &[("location", "/location"), ("workload_pool", "/workloadIdentityConfig/workloadPool")],
+        terraform: Terraform {
+            kind: "google_container_cluster",
+            named: &[("project", "/project"), ("location", "/location"), ("name", "/name")],
+            moved: &[
+                ("/initialClusterVersion", ""),
+                ("/ipAllocationPolicy/useIpAliases", ""),
+                ("/legacyAbac/enabled", "/enable_legacy_abac"),
+                ("/networkConfig/datapathProvider", "/datapath_provider"),
+                ("/shieldedNodes/enabled", "/enable_shielded_nodes"),
+            ],
+            constants: &[
+                ("/initial_node_count", "1"),
+                ("/remove_default_node_pool", "true"),
+                ("/deletion_protection", "true"),
+            ],
+            // The count of the removed first pool would replace the cluster. The release channel upgrades it.
+            ignored: &["initial_node_count", "min_master_version", "node_config", "node_pool"],
+            outputs: &[ID, NAME],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
 
@@ -211,6 +232,20 @@ impl RestKind for Cluster {
             "workload_identity" | "first_pool_removed" => *wanted == false,
             _ => false,
         }
+    }
+
+    fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        let (spec, id) = (&request.object.spec, request.object.cloud_id.as_str());
+        if spec.get("workload_identity").is_some_and(|on| *on == true) {
+            let pool = format!("{}.svc.id.goog", segment(id, "projects"));
+            set(document, "/workloadIdentityConfig/workloadPool", pool.into());
+        }
+        // Networks are restricted where there is a block for them.
+        let is_restricted = document["masterAuthorizedNetworksConfig"]["enabled"] == true;
+        if let Some(networks) = document["masterAuthorizedNetworksConfig"].as_object_mut() {
+            networks.retain(|name, _| is_restricted && name != "enabled");
+        }
+        Ok(())
     }
 
     /// The first pool has the settings of all others: an organization may refuse a cluster without them (2i2c-org/infrastructure#489).
@@ -365,8 +400,41 @@ impl RestKind for NodePool {
         family: Family::Container,
         states: Some(States { member: "/status", words: STATES, reason: "/statusMessage" }),
         created: "",
+        terraform: Terraform {
+            kind: "google_container_node_pool",
+            named: &[("name", "/name")],
+            moved: &[("/config", "/node_config"), ("/autoscaling/enabled", "")],
+            // The autoscaler changes the count.
+            ignored: &["initial_node_count", "node_count"],
+            import: |id, _| {
+                let parts = ["projects", "locations", "clusters", "nodePools"].map(|after| segment(id, after));
+                parts.join("/")
+            },
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
+
+    fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        let (spec, id) = (&request.object.spec, request.object.cloud_id.as_str());
+        for (name, after) in [("project", "projects"), ("location", "locations"), ("cluster", "clusters")] {
+            document[name] = json!(segment(id, after));
+        }
+        document["nodeLocations"] = spec.get("zones").cloned().unwrap_or_default();
+        if spec.get("markets").is_some_and(|markets| markets[0] == SPOT) {
+            set(document, "/config/spot", json!(true));
+        }
+        let accelerator = document["config"]["accelerators"].take();
+        if let Some(first) = accelerator.get(0) {
+            let count = spec.get("accelerator").map(|one| one["count"].clone());
+            document["config"]["guestAccelerator"] = json!([{
+                "type": first["acceleratorType"],
+                "count": count,
+                "gpuDriverInstallationConfig": first["gpuDriverInstallationConfig"],
+            }]);
+        }
+        Ok(())
+    }
 
     fn state(document: &Value) -> State {
         explained(state(Self::TABLE, document), document)

@@ -10,10 +10,13 @@ use serde_json::{Value, json};
 use textnlp_cloud::endpoint::plain;
 use textnlp_cloud::tags::Tags;
 use textnlp_cloud::{Filter, Make, ObservedObject, Of, Resource, State, dns_owner};
-use textnlp_provider::{Error, ErrorKind, Identity, Kind, Permission, Pricing, Result, Verb};
+use textnlp_provider::{
+    Declaration, Declare, Error, ErrorKind, Identity, Kind, Permission, Pricing, Result, Tool, Verb,
+};
 
 use super::{put, read};
 use crate::api::{Api, Call};
+use crate::declare::{declaration, segment};
 use crate::row::invalid;
 use crate::service::Service;
 use crate::table::{Row, kind};
@@ -137,6 +140,23 @@ impl Resource<Api> for DnsRecord {
 
     fn id(spec: &Spec) -> Option<String> {
         Some(Id { zone: &spec.zone, name: plain(&spec.name), kind: &spec.kind }.id())
+    }
+
+    /// The record that says whose it is remains one of this program.
+    fn declare(api: Option<&Api>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+        if request.tool != Tool::Terraform {
+            return None;
+        }
+        let Ok(spec) = request.object.spec.typed::<Spec>() else {
+            return Some(Err("its record is of no zone".to_owned()));
+        };
+        let name = format!("{}.", plain(&spec.name));
+        let attributes = json!({
+            "project": segment(&spec.zone, "projects"), "managed_zone": segment(&spec.zone, "managedZones"), "name": name,
+            "type": spec.kind, "ttl": spec.ttl, "rrdatas": spec.values,
+        });
+        let id = format!("{}/rrsets/{name}/{}", spec.zone, spec.kind);
+        Some(Ok(vec![declaration(api, "google_dns_record_set", &attributes, id, &[])]))
     }
 
     async fn create(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<String> {

@@ -14,6 +14,7 @@ use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Kind, Pricing, Res
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
+use crate::declare::{ID, Terraform};
 use crate::row::{Create, Field, Labelling, Marks, New, Rest, RestKind, Table, send};
 use crate::service::Service;
 use crate::table::{Row, kind};
@@ -72,6 +73,12 @@ impl RestKind for KeyRing {
         items: "keyRings",
         create: Create::Query("keyRingId"),
         retained: true,
+        terraform: Terraform {
+            kind: "google_kms_key_ring",
+            named: &[("project", "/project"), ("location", "/location"), ("name", "/name")],
+            outputs: &[ID],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
 }
@@ -96,6 +103,12 @@ impl RestKind for Key {
         fields: &[Field::code("rotation_days", "/rotationPeriod", period, days)],
         in_place: &["rotation_days"],
         marks: Marks::Labels("/labels", Labelling::Patch),
+        terraform: Terraform {
+            kind: "google_kms_crypto_key",
+            named: &[("ring", "/key_ring"), ("name", "/name")],
+            outputs: &[ID],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
 

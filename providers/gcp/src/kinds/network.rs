@@ -9,10 +9,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::ObservedObject;
 use textnlp_cloud::document::last;
-use textnlp_provider::{CloudId, Foreign, Identity, Kind, Pricing, Result, Spec};
+use textnlp_provider::{CloudId, Declaration, Declare, Foreign, Identity, Kind, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
+use crate::declare::{ID, NAME, NO_DESCRIPTION, Terraform};
 use crate::operation::Family;
 use crate::row::{Field, Marks, Request, Rest, RestKind, States, Table, Update, Word, relative};
 use crate::service::Service;
@@ -127,6 +128,14 @@ impl RestKind for Network {
         marks: Marks::Description("/description", DESCRIPTION, false),
         family: Family::Compute,
         created: "/creationTimestamp",
+        terraform: Terraform {
+            kind: "google_compute_network",
+            named: &[("project", "/project"), ("name", "/name")],
+            moved: &[("/routingConfig/routingMode", "/routing_mode"), NO_DESCRIPTION],
+            ignored: &["description"],
+            outputs: &[ID],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
 
@@ -243,8 +252,25 @@ impl RestKind for Subnetwork {
             reason: "/state",
         }),
         created: "/creationTimestamp",
+        terraform: Terraform {
+            kind: "google_compute_subnetwork",
+            named: &[("project", "/project"), ("location", "/region"), ("name", "/name")],
+            moved: &[("/secondaryIpRanges", "/secondary_ip_range"), NO_DESCRIPTION],
+            ignored: &["description"],
+            outputs: &[ID],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
+
+    /// Logs are on where there is a block for them.
+    fn declared(_api: Option<&Api>, _request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        let is_on = document["logConfig"]["enable"] == true;
+        if let Some(log) = document["logConfig"].as_object_mut() {
+            log.retain(|name, _| is_on && name != "enable");
+        }
+        Ok(())
+    }
 
     /// What holds its addresses: endpoint groups, and the rules of internal load balancers, which its clusters' controllers made.
     async fn foreign(api: &Api, id: &str, _document: &Value) -> Result<Vec<Foreign>> {
@@ -309,8 +335,34 @@ impl RestKind for Router {
         marks: Marks::Description("/description", DESCRIPTION, true),
         family: Family::Compute,
         created: "/creationTimestamp",
+        terraform: Terraform {
+            kind: "google_compute_router",
+            named: &[("project", "/project"), ("location", "/region"), ("name", "/name")],
+            moved: &[("/nats", ""), NO_DESCRIPTION],
+            ignored: &["description"],
+            outputs: &[ID, NAME],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
+
+    /// Terraform has a resource for its NAT.
+    fn declarations(api: Option<&Api>, request: &Declare<'_>, main: Declaration) -> Vec<Declaration> {
+        let wanted = request.object.spec.get("nat").unwrap_or(&Value::Null);
+        if wanted.is_null() {
+            return vec![main];
+        }
+        let nat = json!({
+            "name": NAT, "router": main.body.get("name"), "region": main.body.get("region"),
+            "project": main.body.get("project"), "nat_ip_allocate_option": "AUTO_ONLY",
+            "source_subnetwork_ip_ranges_to_nat": "LIST_OF_SUBNETWORKS",
+            "subnetwork": [{ "name": wanted["subnetwork"], "source_ip_ranges_to_nat": ["ALL_IP_RANGES"] }],
+            "log_config": { "enable": true, "filter": wanted["log"] },
+        });
+        let id = format!("{}/{NAT}", main.id);
+        let part = crate::declare::declaration(api, "google_compute_router_nat", &nat, id, &[]);
+        vec![main, part]
+    }
 
     /// A patch replaces the whole list: other NATs stay in it.
     async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<String>> {

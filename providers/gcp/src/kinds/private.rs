@@ -13,6 +13,7 @@ use textnlp_provider::{Error, ErrorKind, Identity, Kind, Result, Spec};
 use super::network::DESCRIPTION;
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
+use crate::declare::{ID, NAME, NO_DESCRIPTION, Terraform};
 use crate::labels;
 use crate::operation::Family;
 use crate::row::{Field, Marks, New, Rest, RestKind, States, Table, Word, part_of, relative};
@@ -84,6 +85,14 @@ impl RestKind for AddressRange {
         }),
         created: "/creationTimestamp",
         outputs: &[("address", "/address")],
+        terraform: Terraform {
+            kind: "google_compute_global_address",
+            named: &[("project", "/project"), ("name", "/name")],
+            moved: &[NO_DESCRIPTION],
+            ignored: &["description"],
+            outputs: &[ID, NAME],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
 }
@@ -103,6 +112,13 @@ impl RestKind for Connection {
         family: Family::LongRunning,
         // A peering whose producer is gone stays inactive.
         deletes_pending: true,
+        terraform: Terraform {
+            kind: "google_service_networking_connection",
+            named: &[("network", "/network")],
+            constants: &[("/service", "\"servicenetworking.googleapis.com\"")],
+            import: |id, _| format!("{}:servicenetworking.googleapis.com", network_of(id)),
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
 

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use textnlp_cloud::document::{get, set};
 use textnlp_cloud::tags::LINEAGE;
 use textnlp_cloud::{ImageTarget, State, has_images, lacking};
-use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result};
+use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Pricing, Result};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
+use crate::declare::{ID, NAME, Terraform};
 use crate::operation::Family;
 use crate::row::{Create, Field, Labelling, Marks, Rest, RestKind, Table, fetch_all};
 use crate::service::Service;
@@ -73,6 +74,12 @@ impl RestKind for Repository {
         in_place: &["immutable", "untagged_days", "images"],
         marks: Marks::Labels("/labels", Labelling::Patch),
         family: Family::LongRunning,
+        terraform: Terraform {
+            kind: "google_artifact_registry_repository",
+            named: &[("project", "/project"), ("location", "/location"), ("name", "/repository_id")],
+            outputs: &[ID, NAME],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
 
@@ -91,6 +98,13 @@ impl RestKind for Repository {
             *repository = with_images(api, id, std::mem::take(repository)).await?;
         }
         Ok(all)
+    }
+
+    /// Policies are a list of blocks.
+    fn declared(_api: Option<&Api>, _request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        let policies = document["cleanupPolicies"].as_object().into_iter().flatten();
+        document["cleanupPolicies"] = policies.map(|(_, policy)| policy.clone()).collect::<Vec<_>>().into();
+        Ok(())
     }
 
     fn outputs(id: &str, _document: &Value, outputs: &mut Outputs) {

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_provider::{Error, ErrorKind, Identity, Kind, Result};
+use textnlp_provider::{Declaration, Declare, Error, ErrorKind, Identity, Kind, Result};
 
 use super::{put, read};
 use crate::api::{Api, Call};
+use crate::declare::{declaration, segment};
 use crate::operation::Family;
 use crate::row::{Field, Rest, RestKind, Table};
 use crate::service::Service;
@@ -51,6 +52,17 @@ impl RestKind for Services {
         retained: true,
         ..Table::USUAL
     };
+
+    /// Terraform has a resource for each service.
+    fn declarations(api: Option<&Api>, request: &Declare<'_>, main: Declaration) -> Vec<Declaration> {
+        let project = segment(&main.id, "projects");
+        let one = |name: &str| {
+            let attributes = json!({ "project": project, "service": name, "disable_on_destroy": false });
+            declaration(api, "google_project_service", &attributes, format!("{project}/{name}"), &[])
+        };
+        let names = request.object.spec.get("services").and_then(Value::as_array).into_iter().flatten();
+        names.filter_map(Value::as_str).map(one).collect()
+    }
 
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
         let query = [("filter", "state:ENABLED".to_owned()), ("pageSize", "200".to_owned())];

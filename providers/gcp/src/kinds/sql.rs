@@ -10,10 +10,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::ObservedObject;
 use textnlp_cloud::document::{get, last};
-use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result, Spec};
+use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
+use crate::declare::{NAME, Terraform, in_instance, segment};
 use crate::labels;
 use crate::operation::Family;
 use crate::row::{Field, Form, Labelling, Marks, Rest, RestKind, States, Table, Update, Word, part_of};
@@ -143,6 +144,21 @@ impl RestKind for Instance {
             reason: "/suspensionReason/0",
         }),
         outputs: &[("version", "/databaseVersion"), ("ca_pem", "/serverCaCert/cert")],
+        terraform: Terraform {
+            kind: "google_sql_database_instance",
+            named: &[("project", "/project"), ("name", "/name")],
+            moved: &[
+                ("/settings/dataDiskSizeGb", "/settings/disk_size"),
+                ("/settings/dataDiskType", "/settings/disk_type"),
+                ("/settings/storageAutoResize", "/settings/disk_autoresize"),
+                ("/diskEncryptionConfiguration/kmsKeyName", "/encryption_key_name"),
+            ],
+            constants: &[("/deletion_protection", "true")],
+            // A disk grows automatically.
+            ignored: &["settings[0].disk_size"],
+            outputs: &[NAME],
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
 
@@ -239,8 +255,14 @@ impl RestKind for Database {
         family: Family::Sql,
         retained: true,
         created: "",
+        terraform: Terraform { kind: "google_sql_database", named: &[("name", "/name")], ..Terraform::USUAL },
         ..Table::USUAL
     };
+
+    fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        in_instance(request.object.cloud_id.as_str(), document);
+        Ok(())
+    }
 
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
         match api.find_enabled(Call::get(Service::Sql, id)).await? {
@@ -264,8 +286,25 @@ impl RestKind for User {
         family: Family::Sql,
         retained: true,
         created: "",
+        terraform: Terraform {
+            kind: "google_sql_user",
+            named: &[("name", "/name")],
+            // It is sent, and not stored.
+            moved: &[("/password", "/password_wo")],
+            constants: &[("/password_wo_version", "1")],
+            import: |id, _| {
+                let parts = ["projects", "instances", "users"].map(|after| segment(id, after));
+                parts.join("/")
+            },
+            ..Terraform::USUAL
+        },
         ..Table::USUAL
     };
+
+    fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        in_instance(request.object.cloud_id.as_str(), document);
+        Ok(())
+    }
 
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
         let instance = instance_of(id);

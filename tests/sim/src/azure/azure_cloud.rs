@@ -200,6 +200,17 @@ impl AzureCloud {
         self.shared.log.requests()
     }
 
+    /// What is wrong with the document of an object by the models of Azure's libraries, as in a request with it.
+    ///
+    /// # Errors
+    /// Its type is not simulated, or the models cannot be read.
+    pub fn check(&self, id: &str, body: &Value) -> Result<Vec<String>, String> {
+        let call = Call::parse("PUT", id, &[], self.options.operator.clone());
+        let call = call.ok_or_else(|| format!("{id} is no id of Azure Resource Manager"))?;
+        let route = kinds::route(&call).ok_or_else(|| format!("{id} is not simulated"))?;
+        Ok(document::check_request(route.request, body)?.0)
+    }
+
     /// What broke the contract so far, in either direction.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {

@@ -8,6 +8,7 @@ use textnlp_cluster::Cluster;
 use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
 
+use crate::export;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
 use crate::{
@@ -119,6 +120,8 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
             stranger: token("stranger@example.com"),
         };
         push_and_pull(&bucket);
+        let folder = project.operator.sandbox.folder();
+        export::google(&export::terraform(|args| project.run(args, &[]), folder));
     };
     whole_life(|args, more| project.run(args, more), || project.left(), models);
     assert_eq!(project.cloud.violations(), Vec::<String>::new());

@@ -9,6 +9,7 @@ mod operator;
 
 mod azure;
 mod clouds;
+mod export;
 mod follower;
 mod gcp;
 mod hosts;
@@ -203,6 +204,9 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
             stranger: vec![("AWS_ACCESS_KEY_ID", "AKIAOFANOTHERPERSON1".to_owned())],
         };
         push_and_pull(&bucket);
+        let folder = account.operator.sandbox.folder();
+        export::terraform(|args| account.run(args, &[]), folder);
+        export::cloudformation(|args| account.run(args, &[]), folder, REGION);
     };
     whole_life(|args, more| account.run(args, more), || account.left(), models);
     eprintln!("{:?}", account.requests());

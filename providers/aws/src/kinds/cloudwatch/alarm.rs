@@ -42,7 +42,7 @@ const ALARMS: &str = "arn:{$partition}:cloudwatch:{$region}:{$account}:alarm:tex
 /// The most names of one description.
 const NAMES: usize = 100;
 /// The id of the expression among the metrics, and of a metric that was put without an id.
-const RESULT: &str = "result";
+pub(crate) const RESULT: &str = "result";
 
 /// An alarm. Outputs: `name`, `arn`.
 struct Alarm;

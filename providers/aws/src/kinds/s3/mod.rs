@@ -4,6 +4,8 @@
 
 mod rules;
 
+pub(crate) use rules::RULE;
+
 use async_trait::async_trait;
 use aws_sdk_s3::types::{
     BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration, Delete, ObjectIdentifier,

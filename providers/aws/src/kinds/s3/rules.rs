@@ -135,7 +135,7 @@ pub(super) struct Replication {
 }
 
 /// The id of the one rule.
-const RULE: &str = "textnlp";
+pub(crate) const RULE: &str = "textnlp";
 
 impl Replication {
     pub(super) fn read(configuration: ReplicationConfiguration) -> Self {

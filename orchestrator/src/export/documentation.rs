@@ -1,14 +1,15 @@
-//! Exports of the state in the formats of other tools.
+//! The state as documentation for Terraform and OpenTofu, in their JSON syntax (`.tf.json`).
 //!
-//! Terraform and OpenTofu: JSON syntax (`.tf.json`). Every resource is a `terraform_data` of the built-in provider,
-//! with its record as input and its dependencies as `depends_on`. It is documentation that can be validated, planned
-//! and queried; it creates nothing.
+//! Every resource is a `terraform_data` of the built-in provider, with its record as input and its dependencies as
+//! `depends_on`. It can be validated, planned and queried; it creates nothing.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use textnlp_provider::{EnvironmentName, Lineage, ResourceId};
 
+use super::names;
+use super::terraform::literal;
 use crate::state::RecordedObjects;
 
 /// The Terraform configuration of a state.
@@ -50,35 +51,4 @@ pub fn terraform(
         document["resource"] = json!({ "terraform_data": resources });
     }
     document
-}
-
-/// A unique Terraform name for each resource: letters, digits and underscores.
-fn names<'a>(ids: impl Iterator<Item = &'a ResourceId>) -> BTreeMap<ResourceId, String> {
-    let mut taken = BTreeMap::new();
-    let mut names = BTreeMap::new();
-    for id in ids {
-        let plain: String = id.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        let count = taken.entry(plain.clone()).or_insert(0);
-        *count += 1;
-        // Plain names have no double underscore, so the suffix is unambiguous.
-        let name = if *count == 1 { plain } else { format!("{plain}__{count}") };
-        names.insert(id.clone(), name);
-    }
-    names
-}
-
-/// Every string is a template in this syntax, so template markers are escaped.
-fn literal(value: Value) -> Value {
-    match value {
-        Value::String(text) => Value::String(plain(&text)),
-        Value::Array(items) => Value::Array(items.into_iter().map(literal).collect()),
-        Value::Object(members) => {
-            Value::Object(members.into_iter().map(|(name, member)| (plain(&name), literal(member))).collect())
-        }
-        other => other,
-    }
-}
-
-fn plain(text: &str) -> String {
-    text.replace("${", "$${").replace("%{", "%%{")
 }

@@ -1,0 +1,364 @@
+//! Objects as CloudFormation and Terraform's provider `awscc` declare them. `awscc` mirrors the types of CloudFormation with attributes in
+//! snake case (<https://registry.terraform.io/providers/hashicorp/awscc/latest/docs>), so that one table serves both.
+//!
+//! Values that no answer of AWS shows, such as passwords, are in no declaration: an import leaves them as they are.
+
+mod forms;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use textnlp_cloud::region_of;
+use textnlp_cloud::tags::{self, Tags};
+use textnlp_provider::{Declaration, Declare, Plugin, Tool};
+
+use crate::api::Api;
+
+/// How an object of a kind is declared.
+struct Form {
+    kind: &'static str,
+    /// Its type in CloudFormation.
+    of: &'static str,
+    /// Whether `awscc` has that type.
+    has_awscc: bool,
+    /// Fields of the spec and the places of their properties.
+    fields: &'static [(&'static str, &'static str)],
+    /// Properties by code.
+    more: fn(&Object<'_>) -> Value,
+    tagging: Tagging,
+    /// The members of its primary identifier, in the order of the type's schema.
+    identifiers: &'static [(&'static str, Source)],
+    /// The outputs that others refer to, and their attributes. [`REF`] is the first identifier.
+    outputs: &'static [(&'static str, &'static str)],
+    /// Objects of other types that are a part of it.
+    parts: fn(&Object<'_>) -> Vec<Part>,
+    /// What is not declared of it, because the state has no id of it.
+    without: &'static str,
+    ignored: &'static [&'static str],
+}
+
+impl Form {
+    /// A form with the usual values.
+    const USUAL: Self = Self {
+        kind: "",
+        of: "",
+        has_awscc: true,
+        fields: &[],
+        more: |_| Value::Null,
+        tagging: Tagging::List("Tags"),
+        identifiers: &[],
+        outputs: &[],
+        parts: |_| Vec::new(),
+        without: "",
+        ignored: &[],
+    };
+}
+
+/// The reference to an object itself.
+const REF: &str = "Ref";
+
+/// Where the tags of an object are.
+#[derive(Clone, Copy)]
+enum Tagging {
+    /// A list of keys and values, in this property.
+    List(&'static str),
+    /// An object with a member for each tag.
+    Map,
+    /// The type has none.
+    None,
+}
+
+/// Where a member of an identifier comes from.
+#[derive(Clone, Copy)]
+enum Source {
+    /// The id of the object.
+    Id,
+    /// A field of its spec.
+    Field(&'static str),
+    /// One of its outputs.
+    Output(&'static str),
+    /// The same for all objects.
+    Text(&'static str),
+    /// By code, from the id.
+    Code(fn(&str) -> String),
+}
+
+/// An object of another type.
+struct Part {
+    of: &'static str,
+    properties: Value,
+    identifiers: Vec<(&'static str, String)>,
+}
+
+/// An object to declare.
+struct Object<'a> {
+    id: &'a str,
+    spec: &'a Value,
+    outputs: &'a BTreeMap<String, Value>,
+    tags: Tags,
+}
+
+impl Object<'_> {
+    fn output(&self, name: &str) -> Value {
+        self.outputs.get(name).cloned().unwrap_or_default()
+    }
+
+    /// The tags as CloudFormation lists them.
+    fn listed(&self) -> Value {
+        listed(self.tags.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+    }
+}
+
+/// Tags as CloudFormation lists them.
+fn listed<'t>(tags: impl Iterator<Item = (&'t str, &'t str)>) -> Value {
+    tags.map(|(key, value)| json!({ "Key": key, "Value": value })).collect()
+}
+
+/// The declarations of an object, in a site of a region.
+pub(crate) fn declarations(request: &Declare<'_>, region: &str) -> Option<Result<Vec<Declaration>, String>> {
+    if request.tool == Tool::Bicep {
+        return None;
+    }
+    let form = forms::ALL.iter().find(|form| form.kind == request.object.kind.as_str())?;
+    if request.tool == Tool::Terraform && !form.has_awscc {
+        return Some(Err(format!("the provider awscc has no resource for {}", form.of)));
+    }
+    Some(declared(form, request, region))
+}
+
+fn declared(form: &'static Form, request: &Declare<'_>, region: &str) -> Result<Vec<Declaration>, String> {
+    let Declare { tool, environment, lineage, object: recorded, .. } = *request;
+    let region = region_of(&recorded.spec).unwrap_or(region);
+    let own = tags::in_spec(&recorded.spec);
+    let object = Object {
+        id: recorded.cloud_id.as_str(),
+        spec: recorded.spec.as_value(),
+        outputs: &recorded.outputs,
+        tags: tags::of_object::<Api>(lineage, environment, &recorded.id, &own),
+    };
+    let identifiers = form.identifiers.iter().map(|(name, source)| {
+        let value = match source {
+            Source::Id => json!(object.id),
+            Source::Field(field) => object.spec[*field].clone(),
+            Source::Output(output) => object.output(output),
+            Source::Text(text) => json!(text),
+            Source::Code(code) => json!(code(object.id)),
+        };
+        match value.as_str() {
+            Some(text) => Ok((*name, text.to_owned())),
+            None => Err(format!("CloudFormation identifies it by its {name}, which it does not have")),
+        }
+    });
+    let identifiers: Vec<(&'static str, String)> = identifiers.collect::<Result<_, _>>()?;
+    let main = Part { of: form.of, properties: properties(form, &object), identifiers };
+    let file = format!("{environment}-{}-{region}", recorded.site);
+    let write = |part: Part| declaration(tool, part, (form, region, file.as_str()));
+    let mut all = vec![write(main)];
+    // Of its parts nothing is referred to.
+    all.extend((form.parts)(&object).into_iter().map(write));
+    for part in all.iter_mut().skip(1) {
+        part.outputs.clear();
+        part.without = "";
+        part.ignored = &[];
+    }
+    Ok(all)
+}
+
+fn properties(form: &Form, object: &Object<'_>) -> Value {
+    let mut all = json!({});
+    for (field, to) in form.fields {
+        textnlp_cloud::document::set(&mut all, to, object.spec[*field].clone());
+    }
+    if let (Value::Object(all), Value::Object(more)) = (&mut all, (form.more)(object)) {
+        all.extend(more);
+    }
+    match form.tagging {
+        Tagging::List(to) => all[to] = object.listed(),
+        Tagging::Map => all["Tags"] = json!(object.tags),
+        Tagging::None => {}
+    }
+    all
+}
+
+fn declaration(tool: Tool, part: Part, (form, region, file): (&'static Form, &str, &str)) -> Declaration {
+    let properties = without_empty(part.properties);
+    let first = part.identifiers.first().map(|(name, _)| *name).unwrap_or_default();
+    let outputs = form.outputs.iter().map(|(output, attribute)| {
+        let attribute = match (tool, *attribute) {
+            (Tool::Terraform, REF) => snake(first),
+            (Tool::Terraform, attribute) => attribute.split('.').map(snake).collect::<Vec<_>>().join("."),
+            (_, attribute) => attribute.to_owned(),
+        };
+        ((*output).to_owned(), attribute)
+    });
+    let outputs = outputs.collect();
+    let id = part.identifiers.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>().join("|");
+    let identifiers = part.identifiers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let (kind, properties, plugin) = match tool {
+        Tool::Terraform => {
+            let settings = BTreeMap::from([("region", region.to_owned())]);
+            let plugin = Plugin { name: "awscc", source: "hashicorp/awscc", version: "~> 1.100", settings };
+            (resource(part.of), attributes(&properties), Some(plugin))
+        }
+        _ => (part.of.to_owned(), properties, None),
+    };
+    let body = match properties {
+        Value::Object(members) => members,
+        _ => Map::new(),
+    };
+    let (file, ignored, without) = (file.to_owned(), form.ignored, form.without);
+    Declaration { kind, body, id, identifiers, outputs, plugin, file, ignored, without, ..Declaration::default() }
+}
+
+/// A value without members that say nothing.
+fn without_empty(value: Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let all = members.into_iter().map(|(name, member)| (name, without_empty(member)));
+            Value::Object(all.filter(|(_, member)| !is_empty(member)).collect())
+        }
+        Value::Array(items) => items.into_iter().map(without_empty).collect(),
+        other => other,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.is_empty(),
+        _ => false,
+    }
+}
+
+/// Properties without a schema of their own: `awscc` has them as JSON texts.
+const DOCUMENTS: [&str; 5] = ["AssumeRolePolicyDocument", "PolicyDocument", "KeyPolicy", "Parameters", "FilterPolicy"];
+/// Properties with keys of operators.
+const MAPS: [&str; 2] = ["Environment", "Labels"];
+
+/// Properties as attributes of `awscc`.
+fn attributes(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let attribute = |(name, member): (&String, &Value)| {
+                let is_map = MAPS.contains(&name.as_str()) || (name == "Tags" && member.is_object());
+                let member = match member {
+                    document if DOCUMENTS.contains(&name.as_str()) => Value::from(document.to_string()),
+                    map if is_map => map.clone(),
+                    other => attributes(other),
+                };
+                (snake(name), member)
+            };
+            Value::Object(members.iter().map(attribute).collect())
+        }
+        Value::Array(items) => items.iter().map(attributes).collect(),
+        other => other.clone(),
+    }
+}
+
+/// The resource of `awscc` for a type: `awscc_ec2_vpc_endpoint` of `AWS::EC2::VPCEndpoint`.
+fn resource(of: &str) -> String {
+    let mut parts = of.split("::").skip(1);
+    let (service, name) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    format!("awscc_{}_{}", service.to_ascii_lowercase(), snake(name))
+}
+
+/// A name in snake case, with acronyms as words: `db_instance_arn` of `DBInstanceArn`.
+fn snake(name: &str) -> String {
+    let chars: Vec<char> = name.chars().collect();
+    let mut out = String::with_capacity(name.len() + 8);
+    for (place, c) in chars.iter().enumerate() {
+        let before = place.checked_sub(1).and_then(|before| chars.get(before));
+        let is_last_of_acronym = chars.get(place + 1).is_some_and(char::is_ascii_lowercase);
+        let begins_word = before.is_some_and(|before| !before.is_ascii_uppercase() || is_last_of_acronym);
+        if c.is_ascii_uppercase() && begins_word {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_provider::{
+        CloudId, EnvironmentName, KindName, Lineage, Outputs, Ownership, Recorded, ResourceId, SiteName, Spec,
+    };
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn declared_as(tool: Tool, kind: &str, id: &str, spec: Value, outputs: Value) -> Result<Vec<Declaration>, String> {
+        let object = Recorded {
+            id: ResourceId::new("here/one").unwrap(),
+            kind: KindName::new(kind).unwrap(),
+            site: SiteName::new("here").unwrap(),
+            via: None,
+            spec: Spec::of(&spec),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            schema: 1,
+            cloud_id: CloudId::new(id).unwrap(),
+            created: None,
+            outputs: serde_json::from_value::<Outputs>(outputs).unwrap(),
+            protected: false,
+            tainted: false,
+        };
+        let environment = EnvironmentName::new("staging").unwrap();
+        let lineage = Lineage(Uuid::nil());
+        let request = Declare { tool, environment: &environment, lineage, object: &object, beside: &[] };
+        declarations(&request, "eu-central-1").unwrap()
+    }
+
+    #[test]
+    fn every_kind_is_declared_or_refused_with_a_reason() {
+        for row in crate::table::rows() {
+            let count = forms::ALL.iter().filter(|form| form.kind == row.kind.name).count();
+            assert_eq!(count, 1, "{}", row.kind.name);
+            // A form never panics, whatever a record lacks.
+            if let Err(why) = declared_as(Tool::Terraform, row.kind.name, "a:b", json!({}), json!({})) {
+                assert!(!why.is_empty());
+            }
+        }
+        let is_known = |form: &Form| crate::table::rows().any(|row| row.kind.name == form.kind);
+        assert!(forms::ALL.iter().all(is_known));
+    }
+
+    #[test]
+    fn attributes_of_awscc_are_properties_in_snake_case() {
+        for (name, expected) in [
+            ("DBInstanceIdentifier", "db_instance_identifier"),
+            ("VPCSecurityGroups", "vpc_security_groups"),
+            ("MultiAZ", "multi_az"),
+            ("OKActions", "ok_actions"),
+            ("KMSMasterKeyID", "kms_master_key_id"),
+            ("S3DataSource", "s3_data_source"),
+            ("EnableSNI", "enable_sni"),
+            ("VolumeSizeInGB", "volume_size_in_gb"),
+        ] {
+            assert_eq!(snake(name), expected);
+        }
+        assert_eq!(resource("AWS::EC2::VPCEndpoint"), "awscc_ec2_vpc_endpoint");
+        let role = json!({ "name": "r", "path": "/textnlp/", "trust": { "Version": "2012-10-17" }, "inline": {}, "managed": [] });
+        let all =
+            declared_as(Tool::Terraform, "aws.role", "r", role, json!({ "arn": "arn:aws:iam::1:role/r" })).unwrap();
+        assert_eq!((all[0].kind.as_str(), all[0].id.as_str()), ("awscc_iam_role", "r"));
+        assert_eq!(all[0].body["assume_role_policy_document"], "{\"Version\":\"2012-10-17\"}");
+        assert_eq!(all[0].outputs["arn"], "arn");
+    }
+
+    #[test]
+    fn parts_are_imported_by_what_identifies_them() {
+        let routes =
+            json!({ "vpc": "vpc-1", "routes": [{ "to": "0.0.0.0/0", "via": "nat-1" }], "subnets": ["subnet-1"] });
+        let all =
+            declared_as(Tool::CloudFormation, "aws.route-table", "rtb-1", routes, json!({ "id": "rtb-1" })).unwrap();
+        let [table, route] = all.as_slice() else { panic!("{all:?}") };
+        assert_eq!((table.kind.as_str(), route.kind.as_str()), ("AWS::EC2::RouteTable", "AWS::EC2::Route"));
+        assert_eq!(route.body["NatGatewayId"], "nat-1");
+        assert_eq!(route.id, "rtb-1|0.0.0.0/0");
+        assert_eq!(route.identifiers["CidrBlock"], "0.0.0.0/0");
+        assert!(table.without.contains("associations"));
+        assert_eq!(table.file, "staging-here-eu-central-1");
+    }
+}
