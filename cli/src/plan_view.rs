@@ -50,7 +50,7 @@ pub fn costs(cost: &Cost) -> String {
     }
     let (services, sites) = (cost.services(), cost.sites());
     let longest = services.keys().chain(sites.keys()).map(|name| name.chars().count()).max().unwrap_or_default();
-    let mut list = |parts: BTreeMap<&str, ServiceCost>| {
+    let list = |text: &mut String, parts: BTreeMap<&str, ServiceCost>| {
         for (name, part) in parts {
             let known = part.known();
             let amount = match (part.known_micros, part.is_partial) {
@@ -61,10 +61,10 @@ pub fn costs(cost: &Cost) -> String {
             let _ = write!(text, "\n  {name:<longest$}  {amount:>12}");
         }
     };
-    list(services);
+    list(&mut text, services);
     if sites.len() > 1 {
-        let _ = write!(text, "\nBy site:");
-        list(sites);
+        text.push_str("\nBy site:");
+        list(&mut text, sites);
     }
     text
 }

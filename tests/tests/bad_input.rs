@@ -214,7 +214,7 @@ fn invalid_arguments_are_refused_before_any_change() {
             &["up", "--env", "staging", "--yes", "--set", "features.sso=true"],
             2,
             "not_available",
-            &["`features.sso`", "has no single sign-on", "env check --env staging"],
+            &["`features.sso`", "`server.security.oidc`", "env check --env staging"],
         ),
         wrong(
             &["up", "--env", "staging", "--yes", "--set", "gates.usres=5"],

@@ -397,6 +397,8 @@ mod tests {
     use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
     use textnlp_provider::{Secret, SecretName, SecretRef, SecretVersion};
 
+    use aws_credential_types::provider::error::CredentialsError;
+
     use super::*;
 
     /// Connects nowhere, and remembers where it was asked to connect to, by the service that the request is signed for.

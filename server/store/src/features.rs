@@ -24,7 +24,7 @@ pub const MAX_FEATURE_TENANTS: usize = 50;
 const RESERVED: [(&str, &str); 4] = [
     ("analytics", "the service has no analytics of its own; `GET /v1/usage` is always on"),
     ("custom_models", "clients cannot upload models; the environment lists the models"),
-    ("sso", "the service has no single sign-on"),
+    ("sso", "single sign-on has settings instead: `server.security.oidc`"),
     ("tenants", "tenants are always isolated"),
 ];
 

@@ -16,7 +16,7 @@ const MAX_TENANTS: usize = 50;
 const WITHOUT_EFFECT: [(&str, &str); 4] = [
     ("analytics", "the service has no analytics of its own; `GET /v1/usage` is always on"),
     ("custom_models", "clients cannot upload models; `models` lists the models"),
-    ("sso", "the service has no single sign-on"),
+    ("sso", "single sign-on has settings instead: `server.security.oidc`"),
     ("tenants", "tenants are always isolated"),
 ];
 
