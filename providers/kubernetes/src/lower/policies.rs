@@ -124,10 +124,12 @@ impl Lowering<'_> {
         let outside = workload.outside.as_ref().filter(|_| self.is_carried());
         let servers = json!({ "matchLabels": { "app": "textnlp-api" } });
         let controller = json!({ "matchLabels": { "app.kubernetes.io/name": CONTROLLER } });
+        let issuer = workload.config.pointer("/textnlp/security/oidc/issuer").and_then(Value::as_str);
         let mut made = Vec::new();
         for (part, name, pods, to) in [
             ("allow-database", "textnlp-database-out", database_clients(), database),
-            (MODELS_POLICY, "textnlp-models", servers, self.downloads(workload)),
+            (MODELS_POLICY, "textnlp-models", servers.clone(), self.downloads(workload)),
+            ("allow-oidc", "textnlp-oidc", servers, issuer.map_or(Vec::new(), hosts)),
             ("allow-prometheus", "textnlp-prometheus", controller, outside.map_or(Vec::new(), |one| hosts(&one.url))),
         ] {
             let mut rules: Vec<Value> = Vec::new();
