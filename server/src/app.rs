@@ -33,7 +33,7 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) signer: Signer,
     /// The OpenID Connect provider, if one is configured.
-    pub(crate) oidc: Option<Oidc>,
+    pub(crate) oidc: Option<Arc<Oidc>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) usage: UsageLog,
     pub(crate) audit: AuditLog,

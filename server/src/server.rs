@@ -125,7 +125,7 @@ impl Server {
         }
         let features = Features::new(features::read(&config, &store).await.map_err(database)?);
         let signer = Signer::new(&config.security)?;
-        let oidc = config.security.oidc.clone().map(Oidc::new).transpose()?;
+        let oidc = config.security.oidc.clone().map(Oidc::new).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
         let options = EngineOptions {
             queue: config.api.queue,

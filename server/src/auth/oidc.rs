@@ -1,7 +1,8 @@
 //! Access tokens of an OpenID Connect provider, verified with the keys that it publishes: OpenID Connect Discovery 1.0 and
 //! RFC 9068. The server is a resource server. It starts no sign-in, and never sees a password.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use textnlp_net::client::{Client, ClientOptions, ProxySettings, Url, is_loopback, read_body};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Caller, tenant};
@@ -41,6 +43,8 @@ const INTERVAL: Duration = Duration::from_secs(600);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(20);
 /// How long keys are used while the provider does not answer.
 const LONGEST_USE: Duration = Duration::from_secs(24 * 3600);
+/// How long a request waits for the keys.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// For one answer of the provider.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer, in bytes.
@@ -51,14 +55,23 @@ const MAX_KEYS: usize = 100;
 const LEEWAY: u64 = 60;
 /// Parts of the path of a claim.
 const MAX_DEPTH: usize = 8;
+/// Claims of tokens that are no bearer tokens for a service: ID tokens (OpenID Connect Core 1.0, section 3.3.2.11), logout tokens
+/// (OpenID Connect Back-Channel Logout 1.0), and tokens bound to a key of their sender (RFC 7800), which is not checked here.
+const OTHER_KINDS: [&str; 5] = ["at_hash", "c_hash", "s_hash", "events", "cnf"];
+/// What Keycloak writes into the claim `typ` of such tokens.
+const OTHER_TYPES: [&str; 4] = ["ID", "Refresh", "Offline", "Logout"];
 
 /// A provider and its keys.
 pub(crate) struct Oidc {
     settings: OidcSettings,
     client: Client,
     keys: RwLock<Arc<Keys>>,
-    /// When the provider was asked last. One request asks at a time.
-    asked: tokio::sync::Mutex<Option<Instant>>,
+    /// When the provider was asked last.
+    asked: Mutex<Option<Instant>>,
+    /// Whether it is being asked.
+    asking: watch::Sender<bool>,
+    /// Whether the last answer was of no use.
+    has_failed: AtomicBool,
 }
 
 /// The published keys.
@@ -109,7 +122,9 @@ impl Oidc {
             ..ClientOptions::default()
         };
         let client = options.client().map_err(|error| OidcError::Setup(error.to_string()))?;
-        Ok(Self { settings, client, keys: RwLock::default(), asked: tokio::sync::Mutex::default() })
+        let (asking, _) = watch::channel(false);
+        let (keys, asked, has_failed) = (RwLock::default(), Mutex::default(), AtomicBool::default());
+        Ok(Self { settings, client, keys, asked, asking, has_failed })
     }
 
     /// Whether a token says that this provider issued it. Nothing is verified.
@@ -124,12 +139,16 @@ impl Oidc {
     }
 
     /// The caller of a token. Its tenant is not looked up.
-    pub(crate) async fn caller(&self, token: &str) -> Result<Caller, ApiError> {
+    pub(crate) async fn caller(self: &Arc<Self>, token: &str) -> Result<Caller, ApiError> {
         let claims = match self.verified(token) {
             Err(Refusal::UnknownKey) => {
                 // The provider may have a new key.
                 self.refresh(SHORTEST_INTERVAL).await;
-                self.verified(token)
+                match self.verified(token) {
+                    // The token may be valid: that nobody can tell now is no fault of the client.
+                    Err(Refusal::UnknownKey) if self.has_failed.load(Relaxed) => Err(Refusal::NoKeys),
+                    known => known,
+                }
             }
             known => known,
         };
@@ -142,6 +161,11 @@ impl Oidc {
         // Extensions that must be understood: there are none (RFC 7515, section 4.1.11).
         if header.crit.is_some() || !ALGORITHMS.contains(&header.alg) {
             return Err(Refusal::Invalid);
+        }
+        let kind = header.typ.as_deref().unwrap_or("JWT").to_ascii_lowercase();
+        // RFC 9068 has `at+jwt`; Entra ID and Keycloak write `JWT`.
+        if !["jwt", "at+jwt"].contains(&kind.strip_prefix("application/").unwrap_or(&kind)) {
+            return Err(Refusal::OtherKind);
         }
         let mut validation = Validation::new(header.alg);
         validation.set_issuer(&[&self.settings.issuer]);
@@ -160,13 +184,13 @@ impl Oidc {
         let mut refusal = Refusal::UnknownKey;
         for key in known.keys.iter().filter(fits) {
             match jsonwebtoken::decode::<Value>(token, &key.decoding, &validation) {
-                Ok(token) => return Ok(token.claims),
+                Ok(token) => return checked(token.claims),
                 Err(error) => match error.kind() {
                     // Of another kind of key, or not this one of several without ids.
-                    ErrorKind::InvalidAlgorithm => {}
+                    ErrorKind::InvalidKeyFormat | ErrorKind::InvalidAlgorithm => {}
                     ErrorKind::InvalidSignature if header.kid.is_none() => {}
-                    ErrorKind::ExpiredSignature => refusal = Refusal::Expired,
-                    ErrorKind::InvalidAudience => refusal = Refusal::OtherAudience,
+                    ErrorKind::ExpiredSignature => return Err(Refusal::Expired),
+                    ErrorKind::InvalidAudience => return Err(Refusal::OtherAudience),
                     _ => refusal = Refusal::Invalid,
                 },
             }
@@ -181,8 +205,11 @@ impl Oidc {
         let tenant = match &settings.tenant_claim {
             None => settings.tenant.clone().unwrap_or_else(|| tenant::DEFAULT.to_owned()),
             Some(path) => {
-                let named = claim(claims, path).and_then(Value::as_str).map(str::to_owned);
-                let named = named.filter(|name| tenant::is_tenant_id(name)).or_else(|| settings.tenant.clone());
+                let named = match claim(claims, path).filter(|value| !value.is_null()) {
+                    None => settings.tenant.clone(),
+                    // Never another tenant than the one that is named.
+                    Some(value) => value.as_str().filter(|name| tenant::is_tenant_id(name)).map(str::to_owned),
+                };
                 named.ok_or_else(|| {
                     forbidden("no_tenant", format!("the claim `{path}` of this token names no tenant"))
                         .hint("its value is a tenant id: 1 to 40 of a-z, 0-9, - and _")
@@ -220,23 +247,37 @@ impl Oidc {
         }
     }
 
-    /// Reads the keys again, unless that was tried less than `least` ago. Failures keep the known keys.
-    async fn refresh(&self, least: Duration) {
-        let mut asked = self.asked.lock().await;
-        if asked.is_some_and(|at| at.elapsed() < least) {
-            return;
+    /// Reads the keys again, unless that was tried less than `least` ago, and waits for them a while. The read goes on when the
+    /// request that caused it ends.
+    async fn refresh(self: &Arc<Self>, least: Duration) {
+        let mut asking = self.asking.subscribe();
+        {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if asked.is_none_or(|at| at.elapsed() >= least) {
+                *asked = Some(Instant::now());
+                self.asking.send_replace(true);
+                let oidc = self.clone();
+                tokio::spawn(async move { oidc.read_keys().await });
+            }
         }
-        match self.fetched().await {
+        let _ = tokio::time::timeout(LONGEST_WAIT, asking.wait_for(|asking| !asking)).await;
+    }
+
+    /// Reads the keys. Failures keep the known ones.
+    async fn read_keys(&self) {
+        let found = self.fetched().await;
+        self.has_failed.store(found.is_err(), Relaxed);
+        match found {
             Ok(keys) => {
                 let found = Arc::new(Keys { keys, read: Some(Instant::now()) });
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = found;
             }
             Err(error) => tracing::warn!(
                 error = %textnlp_net::error_chain(&error),
-                "the keys of the OpenID Connect provider could not be read; tokens with unknown keys are refused"
+                "the keys of the OpenID Connect provider could not be read; tokens with unknown keys are not accepted"
             ),
         }
-        *asked = Some(Instant::now());
+        self.asking.send_replace(false);
     }
 
     async fn fetched(&self) -> Result<Vec<Key>, OidcError> {
@@ -300,6 +341,8 @@ enum Refusal {
     Expired,
     /// Its signature is valid, and it is for another service.
     OtherAudience,
+    /// It is an ID token, or another that is not for services.
+    OtherKind,
     /// Anything else.
     Invalid,
 }
@@ -318,8 +361,21 @@ impl Refusal {
             Self::Expired => refused("token_expired", "this token has expired").hint("sign in again"),
             Self::OtherAudience => refused("invalid_token", "this token is for another service")
                 .hint(format!("ask the identity provider for an access token with the audience `{audience}`")),
+            Self::OtherKind => refused("invalid_token", "this is no access token")
+                .hint("send the access token of the identity provider, not the ID token"),
             Self::UnknownKey | Self::Invalid => refused("invalid_token", "this token is not valid"),
         }
+    }
+}
+
+/// The claims of a token with a valid signature, if it is one for services and of somebody.
+fn checked(claims: Value) -> Result<Value, Refusal> {
+    let is_other = OTHER_KINDS.iter().any(|name| claims.get(name).is_some())
+        || claims["typ"].as_str().is_some_and(|kind| OTHER_TYPES.contains(&kind));
+    match claims["sub"].as_str() {
+        _ if is_other => Err(Refusal::OtherKind),
+        None | Some("") => Err(Refusal::Invalid),
+        Some(_) => Ok(claims),
     }
 }
 
@@ -346,12 +402,14 @@ pub(super) fn is_user(user: &str) -> bool {
 pub(crate) async fn keep(app: &App, stop: &CancellationToken) {
     let Some(oidc) = &app.oidc else { return };
     loop {
-        // The first reads are close together: the provider may start at the same time.
-        let is_known = oidc.keys.read().unwrap_or_else(PoisonError::into_inner).read.is_some();
-        let pause = if is_known { INTERVAL } else { SHORTEST_INTERVAL };
-        if stop.run_until_cancelled(oidc.refresh(Duration::ZERO)).await.is_none()
-            || stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none()
-        {
+        if stop.run_until_cancelled(oidc.refresh(Duration::ZERO)).await.is_none() {
+            return;
+        }
+        // At the start, the provider may start too; after a failure, it may be back soon.
+        let known = oidc.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_fresh = known.read.is_some_and(|at| at.elapsed() < INTERVAL) && !oidc.has_failed.load(Relaxed);
+        let pause = if is_fresh { INTERVAL } else { SHORTEST_INTERVAL };
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
         }
     }

@@ -592,6 +592,10 @@ fn security(section: Section<'_>, phase: Phase) -> Security {
         issuer: section.text("issuer").unwrap_or_else(|| "textnlp".into()),
         oidc: section.has("oidc").then(|| oidc(section.section("oidc"))),
     };
+    if security.oidc.as_ref().is_some_and(|oidc| oidc.issuer == security.issuer) {
+        let hint = "tokens of `/auth/token` and of the provider are told apart by their issuer";
+        section.wrong("issuer", "is the issuer of the OpenID Connect provider too", hint.to_owned());
+    }
     if !security.api_keys_enabled && phase != Phase::Development {
         section.wrong(
             "api_keys_enabled",
@@ -624,7 +628,9 @@ fn oidc(section: Section<'_>) -> OidcSettings {
     };
     let issuer = section.needed_text("issuer").unwrap_or_default();
     let is_address = Url::parse(&issuer).is_ok_and(|url| {
-        (url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url)))
+        url.username().is_empty()
+            && url.password().is_none()
+            && (url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url)))
             && url.query().is_none()
             && url.fragment().is_none()
     });

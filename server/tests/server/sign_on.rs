@@ -83,8 +83,9 @@ async fn tokens_of_an_identity_provider_are_accepted_for_their_tenant_and_roles(
     let stream = site.client.send("GET", ticket["url"].as_str().unwrap(), &[], b"").await;
     assert_eq!(stream.status, 200, "{}", stream.text());
     // What is recorded of a person is a name that says nothing about it, in the tenant of the token.
-    let log = site.config.database.at.to_string();
-    assert!(!log.is_empty());
+    keys(&site.config, &json!({ "do": "create", "name": "second", "tenant": "acme" }).to_string()).await.unwrap();
+    let metrics = site.metrics.send("GET", "/metrics", &[], b"").await.text();
+    assert!(metrics.contains("user=\"oidc-") && !metrics.contains("writer"), "{metrics}");
     assert_eq!(site.metric("textnlp_authentication_failures_total").await, 0.0, "no guess was made");
 }
 
@@ -119,9 +120,32 @@ async fn forged_tokens_and_those_for_others_are_refused() {
         .await;
     let crit = r#"{"alg":"RS256","crit":["x"],"x":1}"#;
     refused(&format!("{}.{}.{}", part(crit), parts[1], parts[2]), "an extension").await;
+    refused(&format!("{}.{}.{}", part(r#"{"alg":"RS256","typ":"logout+jwt"}"#), parts[1], parts[2]), "a logout token")
+        .await;
     // Of an issuer that is not configured it is no token of the provider.
     let elsewhere = payload(&|claims| claims["iss"] = json!("https://elsewhere.example"));
     refused(&format!("{}.{elsewhere}.{}", parts[0], parts[2]), "another issuer").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_keys_of_the_provider_are_read_when_a_token_has_one() {
+    let Some(provider) = oidc(TESTS) else { return };
+    let site = start(Setup { security: &settings(&provider), ..Setup::default() }).await.ready().await;
+    keys(&site.config, &json!({ "do": "create", "name": "first", "tenant": "acme" }).to_string()).await.unwrap();
+    let old = token(&provider, "writer", AUDIENCE);
+    assert_eq!(known(&site, &old).await.status, 200);
+    let rotated = Command::new("curl")
+        .args(["--silent", "--fail", "-X", "POST", &format!("{}/rotate", provider.address)])
+        .status();
+    assert!(rotated.unwrap().success());
+    let new = token(&provider, "writer", AUDIENCE);
+    // The keys were read a moment ago, and are read again 20 s later at the earliest.
+    let began = std::time::Instant::now();
+    while generate(&site, &new).await.status != 200 {
+        assert!(began.elapsed().as_secs() < 90, "the new key was never read");
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    }
+    assert_eq!(generate(&site, &old).await.error().0, "invalid_token", "the old key is not published any more");
 }
 
 fn base64(bytes: &[u8]) -> String {

@@ -37,9 +37,15 @@ pub(super) async fn check(check: &CheckDefinition, environment: &Environment, se
     };
     match (status(service, &token).await, status(service, &changed(&token)).await) {
         (Ok(200), Ok(401)) => check.measured(environment, "accepted", true),
+        (Ok(200), Err(why)) => check.unknown(environment, why),
+        (Ok(200), Ok(429)) => check.unknown(environment, "this address sent too many invalid credentials"),
         (Ok(200), Ok(other)) => {
             let note = format!("the same token with another signature was answered with status {other}");
             check.measured(environment, "not verified", false).note(note)
+        }
+        // No answer about the token: the keys are not read yet, or this address sent too many invalid ones.
+        (Ok(status @ (429 | 500..)), _) => {
+            check.unknown(environment, format!("the service answered with status {status}"))
         }
         (Ok(status), _) => check.measured(environment, format!("status {status}"), false),
         (Err(why), _) => check.unknown(environment, why),
@@ -87,12 +93,21 @@ async fn token(
     }
     let request = http
         .post(url)
-        .basic_auth(client, secret.expose_text())
+        .basic_auth(encoded(client), secret.expose_text().map(encoded))
         .header("content-type", "application/x-www-form-urlencoded")
         .body(form.query().unwrap_or_default().to_owned());
     let answer = request.send().await.map_err(|error| error_chain(&error.without_url()))?;
     let answer = read(answer).await?;
     answer["access_token"].as_str().map(str::to_owned).ok_or_else(|| "its answer has no `access_token`".to_owned())
+}
+
+/// As in a form: an id or a secret may have any characters (RFC 6749, section 2.3.1).
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
 async fn get(http: &Client, url: &str) -> Result<Value, String> {
@@ -115,6 +130,12 @@ async fn read(answer: reqwest::Response) -> Result<Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_and_secrets_are_written_as_in_a_form() {
+        assert_eq!(encoded("https://a.b/c"), "https%3A%2F%2Fa.b%2Fc");
+        assert_eq!(encoded("a+b%2 ü_-"), "a%2Bb%252%20%C3%BC_-");
+    }
 
     #[test]
     fn a_changed_token_differs_in_its_signature_only() {

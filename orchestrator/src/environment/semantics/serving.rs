@@ -192,10 +192,23 @@ impl Checker<'_> {
         let is_address = url.is_some_and(|url| {
             (url.scheme() == "https" || (url.scheme() == "http" && url.host_str().is_some_and(is_loopback)))
                 && url.query().is_none()
+                && url.fragment().is_none()
+                && url.username().is_empty()
+                && url.password().is_none()
         });
         if !is_address {
             let fix = "write it as the provider's metadata has it, such as `https://login.example.com/realms/acme`";
             self.error("server.security.oidc.issuer", format!("`{}` is not an issuer", cut(issuer)), fix);
+        }
+        if self.environment.server.security.issuer.as_ref() == Some(issuer) {
+            let cause = "`server.security.issuer` is the same: tokens of both would not be told apart";
+            self.error("server.security.oidc.issuer", cause, "give `server.security.issuer` a name of its own");
+        }
+        let proxy = &self.environment.network.proxy;
+        let in_cluster = self.environment.sites.iter().any(|site| site.runtime == Runtime::Kubernetes);
+        if in_cluster && (proxy.https.is_some() || proxy.http.is_some()) {
+            let cause = "servers in a cluster reach the provider directly, and not by `network.proxy`";
+            self.warn("server.security.oidc.issuer", cause, "let pods connect to it");
         }
         if oidc.audience.as_deref().unwrap_or_default().trim().is_empty() {
             let cause = "tokens that the provider issued for other services would be accepted";
