@@ -145,7 +145,7 @@ impl Oidc {
                 // The provider may have a new key.
                 self.refresh(SHORTEST_INTERVAL).await;
                 match self.verified(token) {
-                    // The token may be valid: that nobody can tell now is no fault of the client.
+                    // The token may be valid: the client is not at fault.
                     Err(Refusal::UnknownKey) if self.has_failed.load(Relaxed) => Err(Refusal::NoKeys),
                     known => known,
                 }
@@ -368,7 +368,7 @@ impl Refusal {
     }
 }
 
-/// The claims of a token with a valid signature, if it is one for services and of somebody.
+/// The claims of a token with a valid signature, if it is an access token with a subject.
 fn checked(claims: Value) -> Result<Value, Refusal> {
     let is_other = OTHER_KINDS.iter().any(|name| claims.get(name).is_some())
         || claims["typ"].as_str().is_some_and(|kind| OTHER_TYPES.contains(&kind));

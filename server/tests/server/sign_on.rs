@@ -143,7 +143,7 @@ async fn new_keys_of_the_provider_are_read_when_a_token_has_one() {
     let began = std::time::Instant::now();
     while generate(&site, &new).await.status != 200 {
         assert!(began.elapsed().as_secs() < 90, "the new key was never read");
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     }
     assert_eq!(generate(&site, &old).await.error().0, "invalid_token", "the old key is not published any more");
 }
