@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use serde_json::{Value, json};
+use textnlp_tests::servers::{Server, oidc};
 use textnlp_tests::{Sandbox, advisories, in_days, today};
 
 #[path = "../../server/tests/support/postgres.rs"]
@@ -16,12 +17,12 @@ const WALK: [(&str, &str, &[&str]); 6] = [
     // The number of replicas is fixed here.
     ("scale-up", "wide", &["more pods under load within", "metrics"]),
     // This version has no way to measure them.
-    ("enterprise", "many", &["analytics", "custom model", "single sign-on"]),
+    ("enterprise", "many", &["analytics", "custom model"]),
     // No test depends on how fast a shared machine is today.
     ("optimized", "best", &["more pods under load within", "metrics", "inference speed-up"]),
 ];
 
-fn environments(sandbox: &Sandbox) {
+fn environments(sandbox: &Sandbox, provider: &Server) {
     let folder = sandbox.folder().join("environments");
     std::fs::create_dir(&folder).unwrap();
     let user = if rustix::process::geteuid().is_root() { ", user: root" } else { "" };
@@ -40,7 +41,18 @@ fn environments(sandbox: &Sandbox) {
             "scale-up",
             "data: disposable\nbackup: { enabled: false }\ngates: { sessions: 20, compliance: [] }\n".to_owned(),
         ),
-        ("many", "enterprise", format!("data: disposable\nbackup: {{ enabled: false }}\n{}", watts(100))),
+        (
+            "many",
+            "enterprise",
+            format!(
+                "data: disposable\nbackup: {{ enabled: false }}\n{}\
+                 server: {{ security: {{ oidc: {{ issuer: \"{}\", audience: \"urn:textnlp\", roles_claim: access.roles, \
+                 roles: {{ writers: [models] }} }} }} }}\n\
+                 gates: {{ sign_on_client: writer, sign_on_secret: \"secret:env:SIGN_ON_SECRET\" }}\n",
+                watts(100),
+                provider.address
+            ),
+        ),
         (
             "best",
             "optimized",
@@ -91,6 +103,7 @@ fn one_release_is_promoted_from_development_to_optimized() {
     if !postgres::is_installed() {
         return;
     }
+    let Some(provider) = oidc(env!("CARGO_MANIFEST_DIR")) else { return };
     let mut sandbox = Sandbox::new("walk");
     let fresh = advisories(
         &sandbox.folder().join("fresh"),
@@ -103,8 +116,9 @@ fn one_release_is_promoted_from_development_to_optimized() {
         ("TEXTNLP_SET__gates__hold", "1s".to_owned()),
         ("TEXTNLP_SET__gates__p95_ms", "60000".to_owned()),
         ("TEXTNLP_ADVISORIES", fresh),
+        ("SIGN_ON_SECRET", "secret of writer".to_owned()),
     ]);
-    environments(&sandbox);
+    environments(&sandbox, &provider);
     let run = |args: &[&str]| sandbox.run(args);
     let mut released = Value::Null;
     for (index, (phase, environment, waived)) in WALK.into_iter().enumerate() {
