@@ -42,6 +42,7 @@ const PLANTED: [(&str, &[Plant]); 4] = [
             ("monitoring.receivers.oncall", ""),
             ("prerequisites.external_keys.weather", ""),
             ("server.security.jwt_secret", ""),
+            ("gates.sign_on_secret", ""),
         ],
     ),
     // Of a cluster's pods a proxy is refused whose address is a secret.
