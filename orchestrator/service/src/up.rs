@@ -198,13 +198,12 @@ pub fn run_failed(error: RunError, purpose: Purpose, scope: &Scope) -> Failure {
         }
         stale @ (RunError::Stale { .. } | RunError::OtherPlanner) => Failure::refused("stale_plan", stale)
             .hint(format!("nothing was changed; plan again: {} --out FILE", plan())),
-        lost @ RunError::LostSite { .. } => {
-            let RunError::LostSite { site, .. } = &lost else { unreachable!("matched above") };
+        RunError::LostSite { site, place } => {
             let hint = format!(
                 "write the site `{site}` into `sites` again, remove what it has with `{}`, and rename or remove it then",
                 scope.same("down")
             );
-            Failure::new(Exit::Failed, "lost_site", lost).hint(hint)
+            Failure::new(Exit::Failed, "lost_site", RunError::LostSite { site, place }).hint(hint)
         }
         other => Failure::new(Exit::Failed, "road", other),
     }

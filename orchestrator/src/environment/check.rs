@@ -135,6 +135,24 @@ impl Schema {
         }
     }
 
+    /// Removes the keys that it does not know, which [`Schema::check`] reports, so that the rest can be read.
+    pub(crate) fn prune(&self, node: &mut Node) {
+        self.prune_value(node, &self.root);
+    }
+
+    fn prune_value(&self, node: &mut Node, schema: &Value) {
+        let schema = self.resolve(schema);
+        match &mut node.kind {
+            NodeKind::Map(entries) => entries.retain_mut(|entry| {
+                let any = schema.get("additionalProperties").filter(|any| any.is_object());
+                let field = schema["properties"].get(&entry.key).or(any);
+                field.map(|field| self.prune_value(&mut entry.node, field)).is_some()
+            }),
+            NodeKind::List(items) => items.iter_mut().for_each(|item| self.prune_value(item, &schema["items"])),
+            NodeKind::Scalar { .. } => {}
+        }
+    }
+
     fn described(&self, field: &Value) -> Option<String> {
         let text = field["description"].as_str().or_else(|| self.resolve(field)["description"].as_str())?;
         Some(text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned())

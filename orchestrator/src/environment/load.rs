@@ -130,8 +130,9 @@ impl Library {
             tree.get("phase").and_then(Node::text).and_then(|word| Phase::ALL.into_iter().find(|p| p.as_str() == word));
         let phase = phase.unwrap_or(Phase::Development);
         let by_phase = Node::of_value(&phase.defaults(), &Origin::Default { phase: Some(phase.to_string()) });
-        let tree = merge(by_phase, tree);
+        let mut tree = merge(by_phase, tree);
         schema.check(&tree, Reading::Whole, &mut problems);
+        schema.prune(&mut tree);
 
         let typed = serde_json::from_value::<Environment>(tree.to_value());
         match typed {

@@ -39,12 +39,8 @@ impl Form for Symbols<'_> {
 
 /// The files, and the parameters without a default.
 pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>) {
-    let mut all: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
-    for entry in &declared.entries {
-        all.entry(&entry.declaration.file).or_default().push(entry);
-    }
     let (mut files, mut parameters) = (Vec::new(), BTreeSet::new());
-    for (name, entries) in all {
+    for (name, entries) in declared.by_file() {
         let (text, own) = file(declared, name, &entries);
         parameters.extend(own);
         files.push(ExportFile { path: format!("{name}.bicep"), text });

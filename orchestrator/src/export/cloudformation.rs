@@ -1,6 +1,6 @@
 //! AWS CloudFormation: a template for each file of the declarations, with the list of objects that a change set imports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 use textnlp_provider::operations::ExportFile;
@@ -43,12 +43,8 @@ impl Form for Template<'_> {
 
 /// The files, and the parameters without a default.
 pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>) {
-    let mut all: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
-    for entry in &declared.entries {
-        all.entry(&entry.declaration.file).or_default().push(entry);
-    }
     let (mut files, mut parameters) = (Vec::new(), BTreeSet::new());
-    for (name, entries) in all {
+    for (name, entries) in declared.by_file() {
         let (template, imports, own) = stack(declared, &entries);
         parameters.extend(own);
         files.push(ExportFile { path: format!("{name}.template.json"), text: json_text(&template) });

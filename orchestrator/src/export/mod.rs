@@ -116,6 +116,14 @@ fn shown<'o>(recorded: &Recorded, observed: &'o [(ResourceId, Observed)]) -> Opt
 }
 
 impl Declared<'_> {
+    fn by_file(&self) -> BTreeMap<&str, Vec<&Entry>> {
+        let mut all: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+        for entry in &self.entries {
+            all.entry(&entry.declaration.file).or_default().push(entry);
+        }
+        all
+    }
+
     fn add(
         &mut self,
         provider: &Arc<dyn Provider>,

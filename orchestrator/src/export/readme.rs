@@ -51,7 +51,7 @@ fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
         Tool::Terraform => format!(
             "```\nterraform init\nterraform plan -var-file={environment}.tfvars\nterraform apply -var-file={environment}.tfvars\n```\n\n\
              The plan must show imports and no object that is destroyed or replaced. Changes in place are attributes that the \
-             provider sets by itself: review them before `apply`. `tofu` has the same commands.\n"
+             provider sets: review them before `apply`. `tofu` has the same commands.\n"
         ),
         Tool::CloudFormation => {
             let commands = names(".template.json").map(|name| {

@@ -64,6 +64,16 @@ impl Checker<'_> {
         if !e.traffic.weights.is_empty() && e.traffic.weights.values().all(|w| *w == 0) {
             self.error("traffic.weights", "no site gets any traffic", "give at least the primary a weight");
         }
+        let other = e.sites.iter().position(|site| site.role != Role::Primary);
+        if let Some(other) = other.filter(|_| e.witness_place().is_none())
+            && e.primary().is_some_and(SiteSettings::is_on_machine)
+        {
+            self.error(
+                &format!("sites[{other}]"),
+                "sites on machines share their traffic only by a global endpoint, and none is configured",
+                "write `dr: { mode: automatic }` and `traffic: { mode: gateway }`, or make it an environment of its own",
+            );
+        }
         if e.traffic.mode == TrafficMode::Dns && e.traffic.domain.is_none() {
             self.error("traffic.domain", "`mode: dns` needs a domain", "write `domain: textnlp.example.com`");
         }
