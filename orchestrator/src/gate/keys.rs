@@ -68,6 +68,16 @@ impl<'a> TemporaryKeys<'a> {
         report: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Option<IssuedKey> {
         self.tenants.extend(request.tenant.clone());
+        self.issue_to_operators_tenant(request, found, report).await
+    }
+
+    /// The same for a tenant of the operator, which stays.
+    pub(super) async fn issue_to_operators_tenant(
+        &mut self,
+        request: KeyRequest,
+        found: &mut GateResults,
+        report: &mut (dyn FnMut(Progress<'_>) + Send),
+    ) -> Option<IssuedKey> {
         match self.issuer.create(request).await {
             Ok(issued) => {
                 self.key_ids.push(issued.public_id.clone());
