@@ -67,7 +67,8 @@ impl<'a> TemporaryKeys<'a> {
         found: &mut GateResults,
         report: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Option<IssuedKey> {
-        self.tenants.extend(request.tenant.clone());
+        let another = request.tenant.clone().filter(|tenant| !self.tenants.contains(tenant));
+        self.tenants.extend(another);
         self.issue_to_operators_tenant(request, found, report).await
     }
 
