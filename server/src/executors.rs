@@ -437,6 +437,7 @@ mod tests {
         let path = camino::Utf8PathBuf::from_path_buf(folder.path().to_owned()).unwrap();
         let model = crate::config::Model {
             name: "j".into(),
+            tenant: None,
             path,
             quantize: None,
             context: None,

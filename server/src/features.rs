@@ -304,9 +304,11 @@ pub(crate) fn check(name: &str, value: &FeatureValue, models: &[Model]) -> Resul
 }
 
 fn check_model(name: &str, models: &[Model]) -> Result<(), FeatureError> {
-    let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
+    // Requests of all tenants get it.
+    let shared = || models.iter().filter(|model| model.tenant.is_none());
+    let names: Vec<&str> = shared().map(|model| model.name.as_str()).collect();
     let shown: String = name.chars().take(128).collect();
-    let Some(model) = models.iter().find(|model| model.name == name) else {
+    let Some(model) = shared().find(|model| model.name == name) else {
         let hint = match nearest(&shown, &names) {
             Some(word) => format!("did you mean `{word}`?"),
             None => format!("this server has: {}", names.join(", ")),
@@ -354,15 +356,18 @@ mod tests {
 
     #[test]
     fn only_a_new_model_has_a_model_and_only_one_that_is_served() {
-        let models = [Model {
+        let large = Model {
             name: "large".into(),
+            tenant: None,
             path: "/nowhere".into(),
             quantize: None,
             context: None,
             executor: None,
             matryoshka: false,
             parse_special_tokens: false,
-        }];
+        };
+        let owned = Model { name: "acme/own".into(), tenant: Some("acme".into()), ..large.clone() };
+        let models = [large, owned];
         let with = |name: &str, enabled: bool, model: Option<&str>| {
             let value = FeatureValue { model: model.map(str::to_owned), ..value(enabled, 100) };
             check(name, &value, &models).map_err(|error| error.to_string())
@@ -374,5 +379,15 @@ mod tests {
         {
             assert!(with(name, enabled, model).is_err(), "{name} {enabled} {model:?}");
         }
+        // An administrator of any tenant may ask: a tenant's model is one that is not there.
+        let hint = |model: &str| {
+            let value = FeatureValue { model: Some(model.to_owned()), ..value(true, 100) };
+            match check(NEW_MODEL, &value, &models) {
+                Err(FeatureError::Wrong { message, hint, .. }) => (message.replace(model, "M"), hint),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(hint("acme/own"), hint("acme/0wn"));
+        assert_eq!(hint("acme/own").1, "this server has: large");
     }
 }

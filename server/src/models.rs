@@ -231,24 +231,24 @@ impl Models {
         self.created
     }
 
-    /// All models with their states.
-    pub(crate) fn list(&self) -> Vec<(config::Model, ModelState)> {
-        self.entries.iter().map(|entry| (entry.config.clone(), entry.standing())).collect()
+    /// All models of a tenant with their states.
+    pub(crate) fn list(&self, tenant: &str) -> Vec<(config::Model, ModelState)> {
+        self.of_tenant(tenant).map(|entry| (entry.config.clone(), entry.standing())).collect()
     }
 
-    /// One model with its state.
-    pub(crate) fn find(&self, name: &str) -> Option<(config::Model, ModelState)> {
-        self.entry(name).map(|entry| (entry.config.clone(), entry.standing()))
+    /// One model of a tenant with its state.
+    pub(crate) fn find(&self, tenant: &str, name: &str) -> Option<(config::Model, ModelState)> {
+        self.entry_of(tenant, name).map(|entry| (entry.config.clone(), entry.standing()))
     }
 
-    /// What a model does; `None` if it is unknown or has no files yet.
-    pub(crate) fn kind(&self, name: &str) -> Option<Kind> {
-        self.entry(name)?.kind()
+    /// What a model of a tenant does; `None` if it is unknown or has no files yet.
+    pub(crate) fn kind(&self, tenant: &str, name: &str) -> Option<Kind> {
+        self.entry_of(tenant, name)?.kind()
     }
 
-    /// The names of the models of a kind.
-    pub(crate) fn of_kind(&self, kind: Kind) -> Vec<&str> {
-        let names = self.entries.iter().filter(|entry| entry.kind() == Some(kind));
+    /// The names of a tenant's models of a kind.
+    pub(crate) fn of_kind(&self, tenant: &str, kind: Kind) -> Vec<&str> {
+        let names = self.of_tenant(tenant).filter(|entry| entry.kind() == Some(kind));
         names.map(|entry| entry.config.name.as_str()).collect()
     }
 
@@ -261,25 +261,33 @@ impl Models {
         ready.filter(|ready| ready.embedder.is_some()).collect()
     }
 
-    /// The models to load before the server is ready, with their states, and whether each was loaded before.
-    pub(crate) fn preloads(&self) -> Vec<(String, ModelState, bool)> {
-        let entries = self.preload.iter().filter_map(|name| Some((name.clone(), self.entry(name)?)));
-        entries.map(|(name, entry)| (name, entry.standing(), entry.was_loaded.load(Ordering::Relaxed))).collect()
+    /// The models to load before the server is ready, with their states, and whether each was loaded before. Readiness is
+    /// public: a tenant's model has no name there.
+    pub(crate) fn preloads(&self) -> Vec<(Option<String>, ModelState, bool)> {
+        let entries = self.preload.iter().filter_map(|name| self.entry(name));
+        let public = |entry: &Entry| entry.config.tenant.is_none().then(|| entry.config.name.clone());
+        entries.map(|entry| (public(entry), entry.standing(), entry.was_loaded.load(Ordering::Relaxed))).collect()
     }
 
     /// Loads the models needed for readiness. Failures are logged and reported by `/ready`.
     pub(crate) async fn preload(self: &Arc<Self>) {
         for name in &self.preload {
-            if let Err(error) = self.get(Some(name)).await {
+            let Some(entry) = self.entry(name).cloned() else { continue };
+            if let Err(error) = self.loaded(entry).await {
                 tracing::error!(model = %name, error = %error.message, "a model could not be loaded");
             }
         }
     }
 
-    /// A loaded model; loads it if needed. `None` is the default model.
-    pub(crate) async fn get(self: &Arc<Self>, name: Option<&str>) -> Result<Arc<Ready>, ApiError> {
+    /// A loaded model of a tenant; loads it if needed. `None` is the default model.
+    pub(crate) async fn get(self: &Arc<Self>, tenant: &str, name: Option<&str>) -> Result<Arc<Ready>, ApiError> {
         let name = name.unwrap_or(&self.default);
-        let entry = self.entry(name).cloned().ok_or_else(|| self.unknown(name))?;
+        let entry = self.entry_of(tenant, name).cloned().ok_or_else(|| self.unknown(tenant, name))?;
+        self.loaded(entry).await
+    }
+
+    async fn loaded(self: &Arc<Self>, entry: Arc<Entry>) -> Result<Arc<Ready>, ApiError> {
+        let name = entry.config.name.as_str();
         entry.asked.store(self.began.elapsed().as_micros() as u64 + 1, Ordering::Relaxed);
         if let ModelState::Ready(ready) = entry.standing() {
             self.metrics.model_asked(true);
@@ -379,9 +387,18 @@ impl Models {
         self.entries.iter().find(|entry| entry.config.name == name)
     }
 
-    /// The error for an unknown name.
-    pub(crate) fn unknown(&self, name: &str) -> ApiError {
-        let names: Vec<&str> = self.entries.iter().map(|entry| entry.config.name.as_str()).collect();
+    /// The models that a tenant may use: those of all tenants, and its own.
+    fn of_tenant(&self, tenant: &str) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.iter().filter(move |entry| entry.config.tenant.as_deref().is_none_or(|owner| owner == tenant))
+    }
+
+    fn entry_of(&self, tenant: &str, name: &str) -> Option<&Arc<Entry>> {
+        self.of_tenant(tenant).find(|entry| entry.config.name == name)
+    }
+
+    /// The error for a name that no model of a tenant has.
+    pub(crate) fn unknown(&self, tenant: &str, name: &str) -> ApiError {
+        let names: Vec<&str> = self.of_tenant(tenant).map(|entry| entry.config.name.as_str()).collect();
         let shown: String = name.chars().take(128).collect();
         let hint = match config::nearest(&shown, &names) {
             Some(word) => format!("did you mean `{word}`?"),

@@ -53,7 +53,10 @@ async fn look(app: &Arc<App>) -> Verdict {
         match state {
             ModelState::Failed(why) => {
                 load_again(app).await;
-                return Verdict::Failing(format!("model `{name}` cannot be loaded: {why}"));
+                return Verdict::Failing(match name {
+                    Some(name) => format!("model `{name}` cannot be loaded: {why}"),
+                    None => "a model of one tenant cannot be loaded: see the server's log".to_owned(),
+                });
             }
             // Unloaded for another model: it is loaded again on demand, and requests for it wait.
             ModelState::Idle | ModelState::Loading(_) if *was_loaded => {}

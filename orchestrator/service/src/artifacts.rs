@@ -41,9 +41,10 @@ impl LocalArtifacts<'_> {
         if self.server.is_some() && environment.runs_here() {
             knows_commands(&program, &self.chosen.scope)?;
         }
-        let models = environment.models.iter().filter_map(|m| {
-            Some((m.name.clone(), m.digest.clone().or_else(|| self.model_digest(&cache, m.source()))?))
-        });
+        let models = environment
+            .models
+            .iter()
+            .filter_map(|m| Some((m.id(), m.digest.clone().or_else(|| self.model_digest(&cache, m.source()))?)));
         // Templates belong to a release only if something is rendered from them. Local processes need none.
         Ok(Artifacts {
             program,
@@ -195,11 +196,12 @@ pub(crate) fn tell_pinned(
     set: &str,
     progress: &dyn Progress,
 ) {
-    for model in environment.models.iter().filter(|m| m.digest.is_none() && lock.holds(&m.name, m.source())) {
-        if let (Some(locked), Some(found)) = (lock.models.get(&model.name), here.models.get(&model.name))
+    for model in environment.models.iter().filter(|m| m.digest.is_none() && lock.holds(&m.id(), m.source())) {
+        let name = model.id();
+        if let (Some(locked), Some(found)) = (lock.models.get(&name), here.models.get(&name))
             && locked != found
         {
-            let (name, source, locked, found) = (&model.name, model.source(), short(locked), short(found));
+            let (source, locked, found) = (model.source(), short(locked), short(found));
             progress.line(&format!(
                 "The release lock pins model {name} to {locked}; {source} has {found}. To use that: {set}"
             ));

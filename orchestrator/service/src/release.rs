@@ -267,8 +267,8 @@ async fn blockers(
 
     let delivered: BTreeSet<String> = running::models(scope).await?;
     for model in &environment.models {
-        let Some(digest) = lock.models.get(&model.name) else { continue };
-        let name = &model.name;
+        let name = &model.id();
+        let Some(digest) = lock.models.get(name) else { continue };
         let (because, fix) = if !lock.holds(name, model.source()) {
             let then = lock.sources.get(name).map_or("another", String::as_str);
             (
@@ -324,8 +324,8 @@ pub async fn keep_applied(
     let ran = Lock {
         // The lock has an older configuration. The current one ran, with the digests that the lock pins.
         configuration: release.lock.configuration.clone(),
-        models: models.clone().filter_map(|m| Some((m.name.clone(), of(&m.name)?))).collect(),
-        sources: models.map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+        models: models.clone().filter_map(|m| Some((m.id(), of(&m.id())?))).collect(),
+        sources: models.map(|m| (m.id(), m.source().to_owned())).collect(),
         images: release.lock.images.clone(),
         image_sources: release.lock.image_sources.clone(),
         ..lock.clone()

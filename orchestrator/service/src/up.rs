@@ -57,7 +57,7 @@ async fn keep_release(deployment: &Deployment, ended: &RunOutcome) -> Result<(),
     let mut lock = there.clone().unwrap_or_else(|| release.lock.clone());
     let models = &deployment.chosen.loaded.environment.models;
     let fresh: Vec<_> =
-        models.iter().filter(|m| !lock.models.contains_key(&m.name) || !lock.holds(&m.name, m.source())).collect();
+        models.iter().filter(|m| !lock.models.contains_key(&m.id()) || !lock.holds(&m.id(), m.source())).collect();
     let said = release.lock.image_sources.iter();
     let said = said.filter(|(site, _)| deployment.sites.keys().any(|applied| applied.as_str() == site.as_str()));
     let other: Vec<_> = said.filter(|(site, said)| lock.image(site, Some(said)).is_none()).collect();
@@ -70,12 +70,15 @@ async fn keep_release(deployment: &Deployment, ended: &RunOutcome) -> Result<(),
         let state = deployment.state().await?;
         for site in deployment.sites.keys() {
             for (id, holding) in state.holdings(site)? {
-                let digest =
-                    holding.current.as_ref().and_then(|r| r.outputs.get("digest")?.as_str().map(str::to_owned));
-                let model = id.as_str().rsplit('/').next().and_then(|name| fresh.iter().find(|m| m.name == name));
+                let current = holding.current.as_ref();
+                let digest = current.and_then(|r| r.outputs.get("digest")?.as_str().map(str::to_owned));
+                // The id of a resource has a label where the name of its model is none.
+                let name = current.and_then(|r| r.spec.get("name")?.as_str());
+                let name = name.or_else(|| id.as_str().rsplit('/').next());
+                let model = name.and_then(|name| fresh.iter().find(|m| m.id() == name));
                 if let (names::MODELS, Some(digest), Some(model)) = (id.component(), digest, model) {
-                    lock.models.insert(model.name.clone(), digest);
-                    lock.sources.insert(model.name.clone(), model.source().to_owned());
+                    lock.models.insert(model.id(), digest);
+                    lock.sources.insert(model.id(), model.source().to_owned());
                 }
             }
         }

@@ -592,9 +592,9 @@ fn certified_names(e: &Environment, region: &str, host: &str) -> Vec<String> {
 
 fn served(model: &ModelSettings, release: &Release) -> part::Model {
     part::Model {
-        name: model.name.clone(),
+        name: model.id(),
         source: model.source().to_owned(),
-        digest: model.digest.clone().or_else(|| release.lock.models.get(&model.name).cloned()),
+        digest: model.digest.clone().or_else(|| release.lock.models.get(&model.id()).cloned()),
         role: model.role,
         quantize: model.quantize,
         context: model.context,
@@ -786,7 +786,7 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
         .models
         .iter()
         .map(|model| {
-            let mut entry = json!({"name": model.name});
+            let mut entry = json!({"name": model.id()});
             if let Some(quantize) = model.quantize {
                 entry["quantize"] = json!(quantize);
             }
@@ -796,7 +796,10 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             if let Some(executor) = model.executor {
                 entry["executor"] = json!(executor);
             }
-            // Older servers reject it, and `rollback` gives them this file.
+            // Older servers reject these, and `rollback` gives them this file.
+            if let Some(tenant) = &model.tenant {
+                entry["tenant"] = json!(tenant);
+            }
             if model.matryoshka {
                 entry["matryoshka"] = json!(true);
             }
@@ -806,7 +809,7 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             entry
         })
         .collect();
-    let preload: Vec<&str> = e.models.iter().filter(|m| m.preload).map(|m| m.name.as_str()).collect();
+    let preload: Vec<String> = e.models.iter().filter(|m| m.preload).map(ModelSettings::id).collect();
     let mut config = json!({"textnlp": {
         "environment": e.environment,
         "phase": e.phase,
@@ -825,7 +828,7 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             "require_https": e.tls.mode != TlsMode::Off,
         },
         "models": {
-            "default": e.default_model().map(|m| m.name.as_str()),
+            "default": e.default_model().map(ModelSettings::id),
             "max_cache_size": e.storage.model_cache.to_string(),
             "preload": preload,
             "serve": serve,

@@ -298,6 +298,66 @@ impl Prober<'_> {
 }
 
 impl Prober<'_> {
+    /// The owner of a model must get a text of it. Another tenant must get the answer for a model that does not exist.
+    pub(super) async fn custom_model(&self, check: &CheckDefinition, model: &str, owner: &Key, other: &Key) -> Check {
+        match self.of_owner_alone(check, model, owner, other).await {
+            Ok(check) => check,
+            Err(why) => check.unknown(self.environment, why),
+        }
+    }
+
+    async fn of_owner_alone(
+        &self,
+        check: &CheckDefinition,
+        model: &str,
+        owner: &Key,
+        other: &Key,
+    ) -> Result<Check, String> {
+        let failed = |measured: &str, note: String| Ok(check.measured(self.environment, measured, false).note(note));
+        let own = self.generated(model, owner).await?;
+        let body = own.json().unwrap_or_default();
+        match own.status {
+            200 if body["text"].as_str().is_some_and(|text| !text.trim().is_empty()) => {}
+            200 => return failed("an empty text", format!("of `{model}`")),
+            404 => return failed("not found", format!("`{model}` with a key of its tenant")),
+            status => {
+                let why = body["error"]["message"].as_str().unwrap_or_default();
+                return Err(format!("status {status} of `{model}` {why}").trim_end().to_owned());
+            }
+        }
+        let absent = "0".repeat(model.len());
+        let (theirs, none) = (self.generated(model, other).await?, self.generated(&absent, other).await?);
+        if none.status != 404 {
+            return Err(format!("status {} of a model that does not exist", none.status));
+        }
+        if theirs.status == 200 {
+            return failed("a text for another tenant", format!("of `{model}`"));
+        }
+        if shown(&theirs, model) != shown(&none, &absent) {
+            let note = format!("the answer about `{model}` differs from that about a model that does not exist");
+            return failed("shown to another tenant", note);
+        }
+        Ok(check.measured(self.environment, "a text", true))
+    }
+
+    /// The answer to a generation. The service may load the model for it.
+    async fn generated(&self, model: &str, key: &Key) -> Result<LoadResponse, String> {
+        let body = json!({"model": model, "prompt": PROMPT, "max_tokens": 16, "temperature": 0.8, "seed": 7});
+        let timeout = self.environment.server.api.timeout.0;
+        let request = LoadRequest { timeout, ..LoadRequest::post("/v1/generate", body) };
+        self.send(request.with(key)).await.map_err(|failure| failure.to_string())
+    }
+}
+
+/// What an answer says of a name, without the hint, which suggests names with similar letters. Whether the hint has the
+/// name.
+fn shown(answer: &LoadResponse, name: &str) -> (u16, String, bool) {
+    let mut body = answer.json().unwrap_or_default();
+    let hint = body.pointer_mut("/error/hint").map(Value::take).unwrap_or_default();
+    (answer.status, body.to_string().replace(name, "NAME"), hint.to_string().contains(name))
+}
+
+impl Prober<'_> {
     /// A scrape must have a sample of each key metric.
     pub(super) async fn metrics(&self, check: &CheckDefinition, wire: Option<&dyn Wire>) -> Check {
         let environment = self.environment;

@@ -67,7 +67,18 @@ impl<'a> TemporaryKeys<'a> {
         found: &mut GateResults,
         report: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Option<IssuedKey> {
-        self.tenants.extend(request.tenant.clone());
+        let another = request.tenant.clone().filter(|tenant| !self.tenants.contains(tenant));
+        self.tenants.extend(another);
+        self.issue_to_operators_tenant(request, found, report).await
+    }
+
+    /// The same for a tenant of the operator, which stays.
+    pub(super) async fn issue_to_operators_tenant(
+        &mut self,
+        request: KeyRequest,
+        found: &mut GateResults,
+        report: &mut (dyn FnMut(Progress<'_>) + Send),
+    ) -> Option<IssuedKey> {
         match self.issuer.create(request).await {
             Ok(issued) => {
                 self.key_ids.push(issued.public_id.clone());

@@ -501,6 +501,28 @@ impl Probes<'_, '_> {
                 }
                 self.prober.isolated(check, &tenants, self.embeds != Some(true), self.outside.clock).await
             }
+            (Probe::CustomModel, _) => {
+                let mut models = environment.models.iter();
+                let custom = models.find_map(|model| Some((model.tenant.clone()?, model.id())));
+                let Some((owner, model)) = custom else {
+                    let check = check.unknown(environment, "no model has a `tenant`: add one to `models`");
+                    return self.found.add(check, &mut *self.tell);
+                };
+                let keys = &mut *self.temporary_keys;
+                let request = |name: &str, tenant: String| KeyRequest {
+                    name: name.to_owned(),
+                    requests_per_hour: None,
+                    tenant: Some(tenant),
+                };
+                let request_of_owner = request("gate-model", owner);
+                let issued = keys.issue_to_operators_tenant(request_of_owner, &mut *self.found, &mut *self.tell).await;
+                let Some(owner) = issued else { return false };
+                let tenant = format!("gate-a-{}", self.outside.lineage.0.simple());
+                let request_of_other = request("gate-model-of-another", tenant);
+                let issued = keys.issue(request_of_other, &mut *self.found, &mut *self.tell).await;
+                let Some(other) = issued else { return false };
+                self.prober.custom_model(check, &model, &owner.key, &other.key).await
+            }
             // In a cluster, the caller checks the metrics where the autoscaler reads them.
             (Probe::Metrics, _) if self.outside.recorded.iter().any(|check| check.name == METRICS) => return true,
             (Probe::Metrics, _) => self.prober.metrics(check, self.outside.metrics).await,

@@ -61,15 +61,13 @@ impl Release {
         let models = environment
             .models
             .iter()
-            .filter_map(|m| {
-                Some((m.name.clone(), m.digest.clone().or_else(|| artifacts.models.get(&m.name).cloned())?))
-            })
+            .filter_map(|m| Some((m.id(), m.digest.clone().or_else(|| artifacts.models.get(&m.id()).cloned())?)))
             .collect();
         let lock = Lock {
             environment: environment.environment.clone(),
             server: artifacts.program.digest.clone(),
             models,
-            sources: environment.models.iter().map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+            sources: environment.models.iter().map(|m| (m.id(), m.source().to_owned())).collect(),
             images: resolved_images(environment, artifacts),
             image_sources: images(environment),
             templates: artifacts.templates.clone(),
@@ -88,9 +86,9 @@ impl Release {
             return Err(Box::new(LockDifference { what: "server".to_owned(), locked, here }));
         }
         let mut release = Self::resolve(environment, artifacts);
-        for model in environment.models.iter().filter(|m| m.digest.is_none() && lock.holds(&m.name, m.source())) {
-            if let Some(locked) = lock.models.get(&model.name) {
-                release.lock.models.insert(model.name.clone(), locked.clone());
+        for model in environment.models.iter().filter(|m| m.digest.is_none() && lock.holds(&m.id(), m.source())) {
+            if let Some(locked) = lock.models.get(&model.id()) {
+                release.lock.models.insert(model.id(), locked.clone());
             }
         }
         for (site, source) in &release.lock.image_sources {

@@ -2,6 +2,7 @@
 
 use super::{Lock, LockDifference, configuration_digest, images};
 use crate::environment::Environment;
+use crate::environment::model::ModelSettings;
 
 /// The lock of `target` with the artifacts of `proven` and the target's own configuration. The error names every model
 /// and image of the target that was not verified.
@@ -11,16 +12,20 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
         environment: target.environment.clone(),
         configuration: configuration_digest(target),
         models: Default::default(),
-        sources: target.models.iter().map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+        sources: target.models.iter().map(|m| (m.id(), m.source().to_owned())).collect(),
         images: Default::default(),
         image_sources: images(target),
         ..proven.clone()
     };
     for model in &target.models {
-        let (name, from, to) = (&model.name, &proven.environment, &target.environment);
-        match proven.models.get(name) {
+        let (name, from, to) = (&model.id(), &proven.environment, &target.environment);
+        // The content of a tenant's model is verified by whatever name it runs, because only its tenant uses this one.
+        let is_same = |other: &&String| proven.sources.get(*other).map(String::as_str) == Some(model.source());
+        let same_content = || proven.models.keys().find(is_same).filter(|_| model.tenant.is_some());
+        let proven_name = if proven.models.contains_key(name) { name } else { same_content().unwrap_or(name) };
+        match proven.models.get(proven_name) {
             None => blockers.push(format!("model {name} of {to} does not run in {from}")),
-            Some(_) if !proven.holds(name, model.source()) => {
+            Some(_) if !proven.holds(proven_name, model.source()) => {
                 blockers.push(format!("model {name} has another source in {to} than in {from}"));
             }
             Some(digest) if model.digest.as_ref().is_some_and(|pinned| pinned != digest) => {
@@ -52,15 +57,15 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
 /// the environment. The error is the first difference. A release of machines has no images to compare.
 pub fn covers(recorded: &Lock, wanted: &Lock, environment: &Environment) -> Result<(), Box<LockDifference>> {
     let is_needed = |difference: &LockDifference| match difference.what.split_once('.') {
-        Some(("models", name)) => environment.models.iter().any(|model| model.name == name),
+        Some(("models", name)) => environment.models.iter().any(|model| model.id() == name),
         Some(("images", name)) => {
             !recorded.images.is_empty() && environment.sites.iter().any(|site| site.name.as_str() == name)
         }
         _ => difference.what == "server" || (difference.what == "templates" && difference.locked.is_some()),
     };
     let is_new = |name: &String| !recorded.sources.is_empty() && !recorded.sources.contains_key(name);
-    let added = environment.models.iter().map(|model| &model.name).find(|name| is_new(name)).map(|name| {
-        let here = wanted.models.get(name).cloned();
+    let added = environment.models.iter().map(ModelSettings::id).find(|name| is_new(name)).map(|name| {
+        let here = wanted.models.get(&name).cloned();
         LockDifference { what: format!("models.{name}"), locked: None, here }
     });
     match added.or_else(|| recorded.differences(wanted).into_iter().find(is_needed)) {

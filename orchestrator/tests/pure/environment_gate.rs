@@ -11,7 +11,7 @@ use expect_test::{Expect, expect};
 use jiff::civil::date;
 use serde_json::{Value, json};
 use textnlp_orchestrator::clock::{Clock, VirtualClock};
-use textnlp_orchestrator::environment::model::Phase;
+use textnlp_orchestrator::environment::model::{ModelSettings, Phase};
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
 use textnlp_orchestrator::gate::phases::{
     self, COMPLIANCE, CheckSource, EMBEDDINGS, GROWTH, METRICS, PHASES, SECURITY_AUDIT, SESSIONS, VULNERABILITIES,
@@ -54,11 +54,20 @@ enum Fault {
     RecordsNothing,
     KeepsTenants,
     CannotRemoveTenants,
+    /// Of the model of [`OWNER`].
+    LosesModels,
+    SharesModels,
+    TellsOfModels,
+    HintsAtModels,
     PlainHttp,
     /// No fault: its default model is an encoder.
     Embeds,
     ForgetsItsVectors,
 }
+
+/// The tenant of the only model that belongs to one, and the name of that model.
+const OWNER: &str = "acme";
+const OWN_MODEL: &str = "acme/own";
 
 /// A service in virtual time.
 struct Service {
@@ -177,6 +186,17 @@ impl Wire for Service {
             return answer(200, json!({"key": key, "tenant": own, "total": {"requests": requests}}));
         }
         let body = ask.body.unwrap_or_default();
+        if let Some(model) = body["model"].as_str().filter(|_| ask.path == "/v1/generate") {
+            let is_it = model == OWN_MODEL;
+            let is_owner = own.is_some_and(|tenant| tenant == OWNER) && !self.has(Fault::LosesModels);
+            if !is_it || !(is_owner || self.has(Fault::SharesModels)) {
+                let tells = is_it && self.has(Fault::TellsOfModels);
+                let hints = is_it && self.has(Fault::HintsAtModels);
+                let message = if tells { "it is of acme".to_owned() } else { format!("there is no model `{model}`") };
+                let hint = if hints { format!("did you mean `{model}`?") } else { format!("{} letters", model.len()) };
+                return answer(404, json!({"error": {"message": message, "hint": hint}}));
+            }
+        }
         if ask.path == "/v1/generate" {
             let others = self.in_flight.fetch_add(1, Ordering::SeqCst);
             self.clock.sleep(self.latency + self.each * others).await;
@@ -260,7 +280,16 @@ fn evidence_exempted(
     exemptions: &[RecordedExemption],
     stop: &CancellationToken,
 ) -> Evidence {
-    let environment = environment(name);
+    evidence_of(&environment(name), service, recorded, exemptions, stop)
+}
+
+fn evidence_of(
+    environment: &Environment,
+    service: &Service,
+    recorded: Vec<Check>,
+    exemptions: &[RecordedExemption],
+    stop: &CancellationToken,
+) -> Evidence {
     let outside = GateInputs {
         address: "https://localhost:8443",
         lineage: Lineage(Uuid::nil()),
@@ -272,7 +301,7 @@ fn evidence_exempted(
         clock: &service.clock,
         stop,
     };
-    service.clock.run(gate::evaluate(&environment, outside, &mut |_| {})).expect("the gate ends")
+    service.clock.run(gate::evaluate(environment, outside, &mut |_| {})).expect("the gate ends")
 }
 
 /// No advisory is about the program.
@@ -530,8 +559,8 @@ fn check_without_a_measurement_keeps_the_gate_from_opening_with_the_reason() {
         &Service::new(1, None),
         expect![[r#"
         shut
+        custom model: could not be measured (no model has a `tenant`: add one to `models`)
         analytics: could not be measured (the analytics job (`sites[].cluster.analytics`) is your own image, and its results are not read)
-        custom model: could not be measured (clients cannot upload models; `models` lists them)
         single sign-on: not measured yet (measured by a request with a token that the identity provider (`server.security.oidc`) issues to `gates.sign_on_client`; the same with another signature is refused)"#]],
     );
     let unmeasured =
@@ -583,6 +612,37 @@ fn enterprise_gate_finds_what_a_key_reads_of_another_tenant() {
     assert_eq!(tenants, [of("a"), of("b")], "each gate of a deployment has the same tenants");
     let (warning, _) = left(Fault::CannotRemoveTenants);
     assert!(warning.ok && warning.warning && warning.note.unwrap().ends_with(" stays: run `up`"));
+}
+
+#[test]
+fn enterprise_gate_generates_by_a_model_of_one_tenant_which_is_absent_for_others() {
+    let custom = |fault: Option<Fault>| {
+        let mut environment = environment("enterprise");
+        let usual = environment.models[0].clone();
+        let (name, tenant) = ("own".to_owned(), Some(OWNER.to_owned()));
+        environment.models.push(ModelSettings { name, tenant, role: None, ..usual });
+        let service = Service::new(1, fault);
+        let found = evidence_of(&environment, &service, vec![audit()], &[], &CancellationToken::new()).checks;
+        assert!(service.keys.lock().unwrap().is_empty(), "temporary keys are revoked");
+        let left: Vec<String> = service.tenants.into_inner().unwrap().into_values().collect();
+        assert_eq!(left, [OWNER], "the tenant of the operator stays");
+        found.into_iter().find(|check| check.name == "custom model").unwrap()
+    };
+    let good = custom(None);
+    assert!(good.ok && good.measured == "a text", "{good}");
+    for (fault, measured) in [
+        (Fault::LosesModels, "not found"),
+        (Fault::Mute, "an empty text"),
+        (Fault::SharesModels, "a text for another tenant"),
+        (Fault::TellsOfModels, "shown to another tenant"),
+        (Fault::HintsAtModels, "shown to another tenant"),
+    ] {
+        let wrong = custom(Some(fault));
+        assert!(!wrong.ok && !wrong.is_unknown() && wrong.measured == measured, "{fault:?}: {wrong}");
+        assert!(wrong.note.unwrap().contains(OWN_MODEL), "{fault:?}");
+    }
+    let now = clock().now();
+    assert!(waiver(Phase::Enterprise, "custom model", date(2026, 2, 1), Some("INC-7"), now).is_ok());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
-use textnlp_orchestrator::environment::model::Phase;
+use textnlp_orchestrator::environment::model::{ModelSettings, Phase};
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
 use textnlp_orchestrator::release::{
     Applied, Artifacts, History, Lock, MAX_RELEASES, PROGRAMS, Release, configuration_digest, digest, images, promote,
@@ -234,6 +234,22 @@ fn promotion_takes_the_verified_release_and_keeps_the_configuration() {
     let mut nothing = proven.clone();
     nothing.models.clear();
     assert!(promote(&nothing, &to).unwrap_err()[0].contains("does not run in development"));
+
+    // The content of a tenant's model is verified by any name.
+    let (name, tenant) = ("own".to_owned(), Some("acme".to_owned()));
+    let own = ModelSettings { name, tenant, role: None, ..to.models[0].clone() };
+    let with = |model: &ModelSettings| {
+        let mut to = to.clone();
+        to.models.push(model.clone());
+        promote(&proven, &to)
+    };
+    let promoted = with(&own).unwrap();
+    assert_eq!(promoted.models["acme/own"], proven.models["textnlp-tiny"]);
+    assert_eq!(promoted.sources["acme/own"], "bundled");
+    let elsewhere = ModelSettings { source: Some("file:/own".to_owned()), ..own.clone() };
+    assert!(with(&elsewhere).unwrap_err()[0].contains("model acme/own of staging does not run in development"));
+    let of_all = ModelSettings { tenant: None, ..own };
+    assert!(with(&of_all).unwrap_err()[0].contains("model own of staging does not run in development"));
 }
 
 #[test]

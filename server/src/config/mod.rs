@@ -181,8 +181,10 @@ pub struct Models {
 /// One model that can be served.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
-    /// The name in requests.
+    /// The name in requests; `TENANT/NAME` for a model of one tenant.
     pub name: String,
+    /// The tenant whose model it is; absent for a model of all tenants.
+    pub tenant: Option<String>,
     /// Its folder.
     pub path: Utf8PathBuf,
     /// Quantization of the weights in memory; unchanged when absent.
@@ -388,7 +390,8 @@ impl Config {
         root.finish();
         let phase = textnlp.word("phase", PHASES).unwrap_or(Phase::Development);
         let (monitoring, metrics_port) = monitoring(textnlp.section("monitoring"));
-        let models = models(textnlp.section("models"));
+        let security = security(textnlp.section("security"), phase);
+        let models = models(textnlp.section("models"), security.api_keys_enabled);
         let config = Self {
             environment: textnlp.text("environment").unwrap_or_else(|| "development".into()),
             phase,
@@ -401,7 +404,7 @@ impl Config {
             database: database::database(textnlp.section("database")),
             usage: retention(textnlp.section("usage"), 1),
             audit: retention(textnlp.section("audit"), MIN_AUDIT_DAYS),
-            security: security(textnlp.section("security"), phase),
+            security,
             monitoring,
             watch: watch(textnlp.section("replication")),
             is_invoked: false,
@@ -490,7 +493,8 @@ fn api(section: Section<'_>, metrics_port: Option<u64>) -> Api {
     api
 }
 
-fn models(section: Section<'_>) -> Models {
+/// `has_keys`: whether requests need a credential, which has a tenant.
+fn models(section: Section<'_>, has_keys: bool) -> Models {
     let cache_dir = section.text("cache_dir").map(Utf8PathBuf::from);
     let mut serve: Vec<Model> = Vec::new();
     for item in section.sections("serve") {
@@ -502,6 +506,18 @@ fn models(section: Section<'_>) -> Models {
         let executor = item.word("executor", &[("own", Executor::Own), ("candle", Executor::Candle)]);
         let matryoshka = item.flag("matryoshka").unwrap_or(false);
         let parse_special_tokens = item.flag("parse_special_tokens").unwrap_or(false);
+        let tenant = item.text("tenant");
+        if let Some(tenant) = &tenant {
+            let is_prefix = |name: &str| name.strip_prefix(tenant.as_str()).is_some_and(|rest| rest.starts_with('/'));
+            if !is_tenant_id(tenant) {
+                item.wrong("tenant", format!("cannot be `{tenant}`"), "1 to 40 of a-z, 0-9, - and _".to_owned());
+            } else if name.as_deref().is_some_and(|name| !is_prefix(name)) {
+                item.wrong("name", format!("does not begin with `{tenant}/`, its tenant"), None);
+            } else if !has_keys {
+                let hint = "without API keys, clients choose their tenant themselves".to_owned();
+                item.wrong("tenant", "needs `security.api_keys_enabled: true`", hint);
+            }
+        }
         if let Some(name) = &name {
             let sane = |c: char| c.is_ascii_alphanumeric() || "._:/@-".contains(c);
             if name.is_empty() || name.len() > 128 || !name.chars().all(sane) {
@@ -516,7 +532,7 @@ fn models(section: Section<'_>) -> Models {
         }
         if let (Some(name), Some(path)) = (name, path) {
             let path = cache_dir.as_ref().map_or(path.clone(), |dir| dir.join(&path));
-            serve.push(Model { name, path, quantize, context, executor, matryoshka, parse_special_tokens });
+            serve.push(Model { name, tenant, path, quantize, context, executor, matryoshka, parse_special_tokens });
         }
         item.finish();
     }
@@ -537,10 +553,19 @@ fn models(section: Section<'_>) -> Models {
             Some("serve: [ { name: textnlp-tiny, path: /models/textnlp-tiny } ]".to_owned()),
         );
     }
-    let default = section.text("default").or_else(|| serve.first().map(|model| model.name.clone())).unwrap_or_default();
+    let shared = serve.iter().find(|model| model.tenant.is_none()).map(|model| model.name.clone());
+    let has_shared = shared.is_some();
+    let default = section.text("default").or(shared).unwrap_or_default();
     let preload = section.texts("preload").unwrap_or_else(|| vec![default.clone()]);
-    if !serve.is_empty() {
+    if !serve.is_empty() && !has_shared {
+        let hint = "requests that name no model need one without `tenant`".to_owned();
+        section.wrong("serve", "has only models of tenants", hint);
+    } else if !serve.is_empty() {
         served("default", &default);
+        if serve.iter().any(|model| model.name == default && model.tenant.is_some()) {
+            let hint = "name a model without `tenant`".to_owned();
+            section.wrong("default", format!("names `{default}`, which belongs to one tenant"), hint);
+        }
         for name in &preload {
             served("preload", name);
         }

@@ -48,7 +48,7 @@ pub(super) async fn answer(call: &Call, caller: &Caller, fields: Fields) -> Resu
     };
     let max_tokens = whole.or(max_tokens);
     let model = call.model_name(caller, model);
-    let model = call.model_of(Kind::Generation, model.as_deref()).await?;
+    let model = call.model_of(caller, Kind::Generation, model.as_deref()).await?;
     sampling::check_biases(&sampling, &model)?;
     work::check_length(&model, "messages", messages.iter().map(Message::length).sum())?;
     let template = template(&model)?;

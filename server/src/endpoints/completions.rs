@@ -61,7 +61,7 @@ pub(super) async fn answer(call: &Call, caller: &Caller, fields: Fields) -> Resu
         sampling::whole_tokens(&call.app, several * each, Some(max_tokens), logprobs, "logprobs")?;
     }
     let model = call.model_name(caller, model);
-    let model = call.model_of(Kind::Generation, model.as_deref()).await?;
+    let model = call.model_of(caller, Kind::Generation, model.as_deref()).await?;
     sampling::check_biases(&ask.sampling, &model)?;
     for (place, prompt) in prompts.iter().enumerate() {
         work::check_prompt(&model, prompt).map_err(|error| placed(error, place, several))?;

@@ -110,10 +110,10 @@ pub(super) async fn embeddings(mut call: Call) -> Result<Response, ApiError> {
     fields.neutral(&["user"]);
     fields.finish()?;
     let memory = fields.into_memory();
-    let model = call.model_of(Kind::Embedding, model.as_deref()).await?;
+    let model = call.model_of(&caller, Kind::Embedding, model.as_deref()).await?;
     let name = model.info.name.clone();
     call.record.note(|known| known.model = Some(name.clone()));
-    let embedder = model.embedder.as_ref().ok_or_else(|| call.unsupported(Kind::Embedding, &name))?;
+    let embedder = model.embedder.as_ref().ok_or_else(|| call.unsupported(&caller, Kind::Embedding, &name))?;
     let dimensions = shortened(embedder, &name, dimensions)?;
     let prompt = embedder.prompt(prompt_name.as_deref())?;
     check_numbers(input.items.len(), embedder.width, &name)?;

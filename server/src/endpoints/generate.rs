@@ -99,7 +99,7 @@ pub(super) async fn answer(
     let Wanted { model, mut parameters, structure, streamed } = wanted;
     let logprobs = parameters.logprobs;
     let model = call.model_name(&caller, model);
-    let model = call.model_of(Kind::Generation, model.as_deref()).await?;
+    let model = call.model_of(&caller, Kind::Generation, model.as_deref()).await?;
     sampling::check_biases(&parameters.sampling, &model)?;
     work::check_prompt(&model, &parameters.prompt)?;
     parameters.guide = structure::guide(&call, &model, structure, 1).await?;

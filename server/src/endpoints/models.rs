@@ -5,36 +5,37 @@ use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use serde_json::{Value, json};
 
+use crate::auth::Caller;
 use crate::config::{Model, Weights};
 use crate::error::ApiError;
 use crate::http::Call;
 use crate::models::{Kind, ModelState};
 
-/// All models.
+/// All models that the caller may use.
 pub(super) async fn list(call: Call) -> Result<Json<Value>, ApiError> {
-    call.enter("models").await?;
-    let models: Vec<Value> =
-        call.app.models.list().iter().map(|(model, standing)| describe(&call, model, standing)).collect();
+    let caller = call.enter("models").await?;
+    let models = call.app.models.list(&caller.tenant);
+    let models: Vec<Value> = models.iter().map(|(model, standing)| describe(&call, &caller, model, standing)).collect();
     Ok(Json(json!({ "object": "list", "data": models })))
 }
 
 /// One model.
 pub(super) async fn one(id: Result<Path<String>, PathRejection>, call: Call) -> Result<Json<Value>, ApiError> {
-    call.enter("models").await?;
+    let caller = call.enter("models").await?;
     let Path(id) = id.map_err(|_| ApiError::invalid("the path is not UTF-8").param("id"))?;
-    match call.app.models.find(&id) {
-        Some((model, standing)) => Ok(Json(describe(&call, &model, &standing))),
-        None => Err(call.app.models.unknown(&id)),
+    match call.app.models.find(&caller.tenant, &id) {
+        Some((model, standing)) => Ok(Json(describe(&call, &caller, &model, &standing))),
+        None => Err(call.app.models.unknown(&caller.tenant, &id)),
     }
 }
 
-fn describe(call: &Call, model: &Model, standing: &ModelState) -> Value {
+fn describe(call: &Call, caller: &Caller, model: &Model, standing: &ModelState) -> Value {
     let mut shown = json!({
         "id": model.name,
         "object": "model",
         "created": call.app.models.created(),
-        "owned_by": "textnlp",
-        "kind": call.app.models.kind(&model.name).map(Kind::name),
+        "owned_by": model.tenant.as_deref().unwrap_or("textnlp"),
+        "kind": call.app.models.kind(&caller.tenant, &model.name).map(Kind::name),
         "default": model.name == call.app.models.default_name(),
         "state": match standing {
             ModelState::Idle => "not loaded",

@@ -60,7 +60,7 @@ pub(super) async fn tokenize(mut call: Call) -> Result<Response, ApiError> {
     fields.finish()?;
     let memory = fields.into_memory();
     let model = call.model_name(&caller, model);
-    let model = call.model(model.as_deref()).await?;
+    let model = call.model(&caller, model.as_deref()).await?;
     let (decode, param) = if ids.is_some() { (true, "tokens") } else { (false, param) };
     let ids = match ids {
         Some(ids) => {

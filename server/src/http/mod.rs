@@ -125,40 +125,49 @@ impl Call {
         requested.or_else(|| {
             let flags = self.app.features.current();
             // While a release replaces another one, a server may not have the model.
-            let served = |name: &&str| self.app.models.find(name).is_some();
+            let served = |name: &&str| {
+                let found = self.app.models.find(&caller.tenant, name);
+                found.is_some_and(|(model, _)| model.tenant.is_none())
+            };
             flags.new_model(caller).filter(served).map(str::to_owned)
         })
     }
 
     /// The requested or the default model; loading it may take until the request's deadline.
-    pub(crate) async fn model(&self, name: Option<&str>) -> Result<Arc<Ready>, ApiError> {
+    pub(crate) async fn model(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<Ready>, ApiError> {
         let deadline = tokio::time::Instant::from_std(self.record.deadline());
         let late = || {
             ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "the model is still being loaded")
                 .hint("try again in a moment")
         };
-        tokio::time::timeout_at(deadline, self.app.models.get(name)).await.map_err(|_| late())?
+        let model = self.app.models.get(&caller.tenant, name);
+        tokio::time::timeout_at(deadline, model).await.map_err(|_| late())?
     }
 
     /// The same, for a request that generates text or one that embeds it; a model of the other kind is refused unloaded.
-    pub(crate) async fn model_of(&self, kind: Kind, name: Option<&str>) -> Result<Arc<Ready>, ApiError> {
+    pub(crate) async fn model_of(
+        &self,
+        caller: &Caller,
+        kind: Kind,
+        name: Option<&str>,
+    ) -> Result<Arc<Ready>, ApiError> {
         let models = &self.app.models;
         let named = name.unwrap_or(models.default_name());
-        if models.kind(named).is_some_and(|of_model| of_model != kind) {
-            return Err(self.unsupported(kind, named));
+        if models.kind(&caller.tenant, named).is_some_and(|of_model| of_model != kind) {
+            return Err(self.unsupported(caller, kind, named));
         }
-        let ready = self.model(name).await?;
+        let ready = self.model(caller, name).await?;
         // Its files may have been exchanged before they were opened.
-        if ready.kind() == kind { Ok(ready) } else { Err(self.unsupported(kind, named)) }
+        if ready.kind() == kind { Ok(ready) } else { Err(self.unsupported(caller, kind, named)) }
     }
 
     /// The error for a model that cannot do what is requested.
-    pub(crate) fn unsupported(&self, kind: Kind, named: &str) -> ApiError {
+    pub(crate) fn unsupported(&self, caller: &Caller, kind: Kind, named: &str) -> ApiError {
         let (does, other) = match kind {
             Kind::Generation => ("makes embeddings; it generates no text", "text generation"),
             Kind::Embedding => ("generates text; it makes no embeddings", "embeddings"),
         };
-        let hint = match self.app.models.of_kind(kind).as_slice() {
+        let hint = match self.app.models.of_kind(&caller.tenant, kind).as_slice() {
             [] => format!("this server has no model for {other}"),
             names => format!("models for {other}: {}", names.join(", ")),
         };

@@ -167,3 +167,32 @@ fn production_phases_need_a_persistent_jwt_key() {
     let text = GOOD.replace("phase: staging", "phase: pilot").replace("jwt_private_key_file: /k.pem, ", "");
     assert!(problems(&text)[0].contains("jwt_private_key_file"));
 }
+
+#[test]
+fn models_of_tenants_are_named_after_them_and_need_keys() {
+    let text = |serve: &str, more: &str| {
+        format!("textnlp:\n  models: {{ serve: [ {serve} ] }}\n  database: {{ url: \"sqlite:t.db\" }}\n{more}")
+    };
+    const SHARED: &str = "{ name: m, path: /m }";
+    const OWN: &str = "{ name: acme/own, tenant: acme, path: /own }";
+    let config = Config::parse(&text(&format!("{OWN}, {SHARED}"), "")).unwrap();
+    assert_eq!((config.models.default.as_str(), &config.models.preload), ("m", &vec!["m".to_owned()]));
+    assert_eq!(config.models.serve[0].tenant.as_deref(), Some("acme"));
+    let without_keys = "  security: { api_keys_enabled: false }\n";
+    let new_model = "  features: [ { name: new_model, model: acme/own } ]\n";
+    for (own, more, says) in [
+        (OWN.replace("tenant: acme", "tenant: Acme"), "", "cannot be `Acme`"),
+        (OWN.replace("name: acme/own", "name: own"), "", "does not begin with `acme/`"),
+        (OWN.replace("name: acme/own", "name: acme2/own"), "", "does not begin with `acme/`"),
+        (OWN.to_owned(), without_keys, "needs `security.api_keys_enabled: true`"),
+        (OWN.to_owned(), new_model, "names `acme/own`"),
+    ] {
+        let found = problems(&text(&format!("{SHARED}, {own}"), more));
+        assert!(found.len() == 1 && found[0].contains(says), "{says}: {found:#?}");
+    }
+    let default = text(&format!("{SHARED}, {OWN}"), "").replace("serve:", "default: acme/own, serve:");
+    let found = problems(&default);
+    assert!(found.len() == 1 && found[0].contains("which belongs to one tenant"), "{found:#?}");
+    let found = problems(&text(OWN, ""));
+    assert!(found.len() == 1 && found[0].contains("has only models of tenants"), "{found:#?}");
+}

@@ -15,6 +15,7 @@ mod bundled;
 mod candle;
 mod clients;
 mod configuration;
+mod custom_models;
 mod decoding;
 mod documents;
 mod embeddings;

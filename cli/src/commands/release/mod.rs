@@ -95,9 +95,10 @@ pub fn local_release(
             here.server.clone_from(&locked.server);
         }
         // A model that is not embedded keeps its locked digest as long as its source stays the same.
-        for model in environment.models.iter().filter(|m| locked.holds(&m.name, m.source())) {
-            if let (false, Some(digest)) = (here.models.contains_key(&model.name), locked.models.get(&model.name)) {
-                here.models.insert(model.name.clone(), digest.clone());
+        for model in environment.models.iter().filter(|m| locked.holds(&m.id(), m.source())) {
+            let name = model.id();
+            if let (false, Some(digest)) = (here.models.contains_key(&name), locked.models.get(&name)) {
+                here.models.insert(name, digest.clone());
             }
         }
     }

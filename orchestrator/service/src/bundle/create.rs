@@ -11,7 +11,7 @@ use textnlp_bundle::{Inputs, KeyChange, Manifest, elf};
 use textnlp_models::{Cut, Digest, FetchOptions, Model, Source, Store};
 use textnlp_orchestrator::environment::{Loaded, Origin};
 
-use super::{epoch, failed, parts};
+use super::{epoch, failed, model_name, model_name_of, parts};
 use crate::models::failed as model_failed;
 use crate::platform::Build;
 use crate::{Failure, Progress};
@@ -103,7 +103,7 @@ fn sealed(loaded: &Loaded, digests: &BTreeMap<&str, Digest>) -> Result<String, F
     keep(&mut document, "", &said.map(|fact| fact.path).collect());
     let models = document.get_mut("models").and_then(Value::as_sequence_mut).into_iter().flatten();
     for model in models.filter_map(Value::as_mapping_mut) {
-        let Some(name) = model.get("name").and_then(Value::as_str).map(str::to_owned) else { continue };
+        let Some(name) = model_name_of(model) else { continue };
         if let Some(digest) = digests.get(name.as_str()) {
             model.insert("source".into(), format!("file:{}", recipe::model_path(&name)).into());
             model.insert("digest".into(), digest.to_string().into());
@@ -173,11 +173,12 @@ fn named_models(request: &Request<'_>) -> Result<BTreeMap<String, (String, Optio
     for loaded in request.environments {
         for model in &loaded.environment.models {
             let entry = (model.source().to_owned(), model.digest.clone());
-            if let Some(other) = wanted.insert(model.name.clone(), entry.clone())
+            let name = model_name(model.tenant.as_deref(), &model.name);
+            if let Some(other) = wanted.insert(name, entry.clone())
                 && other != entry
             {
                 let hint = "give the two environments' models different names";
-                return Err(model_twice(&model.name, &other.0, &entry.0, hint));
+                return Err(model_twice(&model.id(), &other.0, &entry.0, hint));
             }
         }
     }

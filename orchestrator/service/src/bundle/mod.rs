@@ -14,6 +14,17 @@ use textnlp_bundle::{Authenticity, Error, PublicKey, TrustSet, scan};
 
 use crate::{Exit, Failure};
 
+/// The name of a model in a bundle, which has no slash: `NAME`, or `TENANT@NAME`. Names in environments have no `@`.
+fn model_name(tenant: Option<&str>, name: &str) -> String {
+    tenant.map_or_else(|| name.to_owned(), |tenant| format!("{tenant}@{name}"))
+}
+
+/// The same for an entry of `models` in the text of an environment.
+fn model_name_of(entry: &serde_yaml::Mapping) -> Option<String> {
+    let field = |key: &str| entry.get(key).and_then(serde_yaml::Value::as_str);
+    Some(model_name(field("tenant"), field("name")?))
+}
+
 /// Converts an error of the bundle crate.
 pub fn failed(error: Error) -> Failure {
     let hint = error.hint();
@@ -89,5 +100,18 @@ pub fn epoch() -> Result<u64, Failure> {
         }),
         // 2026-01-01. A fixed default makes builds reproducible.
         Err(_) => Ok(1_767_225_600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_of_tenants_have_names_of_their_own_in_bundles() {
+        let name = |text: &str| model_name_of(&serde_yaml::from_str(text).unwrap());
+        assert_eq!(name("{ name: own, source: bundled }").as_deref(), Some("own"));
+        assert_eq!(name("{ name: own, tenant: acme }").as_deref(), Some("acme@own"));
+        assert_eq!(name("{ tenant: acme }"), None);
     }
 }

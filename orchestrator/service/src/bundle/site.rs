@@ -9,7 +9,7 @@ use textnlp_bundle::{Installed, Site, recipe};
 use textnlp_files::Replace;
 use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
 
-use super::{failed, platform, user};
+use super::{failed, model_name_of, platform, user};
 use crate::{Exit, Failure, Progress};
 
 /// The state folder within a root.
@@ -170,7 +170,7 @@ pub fn placed(text: &str, content: &Utf8Path, items: &[Item]) -> Result<String, 
     let models = document.get_mut("models").and_then(Yaml::as_sequence_mut).into_iter().flatten();
     for model in models.filter_map(Yaml::as_mapping_mut) {
         let field = |key: &str| model.get(key).and_then(Yaml::as_str).map(str::to_owned);
-        let (name, source) = (field("name"), field("source"));
+        let (name, source) = (model_name_of(model), field("source"));
         let (Some(name), Some(source)) = (name, source) else { continue };
         let Some(path) = source.strip_prefix("file:").filter(|path| !path.starts_with('/')) else { continue };
         model.insert("source".into(), format!("file:{}", content.join(path)).into());

@@ -28,7 +28,7 @@ use textnlp_files::sync_folder;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Gates, Phase};
+use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Gates, ModelSettings, Phase};
 use textnlp_orchestrator::gate::phases::{self, CheckSource, PhaseDefinition, Probe};
 use textnlp_orchestrator::gate::{self, ChangedLimit, Check, GateInputs, RecordedExemption, WaiverError};
 use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
@@ -397,7 +397,7 @@ pub fn is_logged(second: &Second) -> bool {
 /// The facts about the measured deployment in the report.
 fn facts(chosen: &ChosenEnvironment, running: &RunningEnvironment) -> Vec<(String, String)> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
-    let models: Vec<_> = environment.models.iter().map(|m| m.name.clone()).collect();
+    let models: Vec<_> = environment.models.iter().map(ModelSettings::id).collect();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     vec![
         ("environment".into(), scope.name.to_string()),

@@ -25,11 +25,12 @@ pub(super) async fn rows(
 ) -> Result<Vec<UsedVersion>, Failure> {
     let mut rows = Vec::new();
     for (nth, model) in queries.environment.models.iter().enumerate() {
-        let locked = lock.filter(|lock| lock.holds(&model.name, model.source()));
-        let locked = locked.and_then(|lock| lock.models.get(&model.name)).map(String::as_str);
+        let name = model.id();
+        let locked = lock.filter(|lock| lock.holds(&name, model.source()));
+        let locked = locked.and_then(|lock| lock.models.get(&name)).map(String::as_str);
         let security = Security::unknown("no advisories are about weights");
         let used = locked.map_or_else(|| "not locked".to_owned(), short);
-        let row = UsedVersion::new(DependencyKind::Model, &model.name, used, security);
+        let row = UsedVersion::new(DependencyKind::Model, &name, used, security);
         let source: Option<Source> = model.source().parse::<Source>().ok().and_then(|source| source.resolve().ok());
         rows.push(match source {
             Some(Source::Hub(hub)) if nth < MAX_QUERIES => {
@@ -54,7 +55,8 @@ fn of_here(
     here: &Lock,
     older: Option<String>,
 ) -> UsedVersion {
-    let Some(digest) = here.models.get(&model.name) else {
+    let name = model.id();
+    let Some(digest) = here.models.get(&name) else {
         return row.not_known("it could not be read on this machine");
     };
     let is_newer = locked.is_some_and(|locked| locked != digest);
@@ -65,7 +67,7 @@ fn of_here(
         newest: Some(short(digest)),
         is_newer,
         source: Some(format!("{} of this machine, program {VERSION}", model.source())),
-        update: is_newer.then(|| Change::Release { what: vec![format!("models.{}", model.name)] }),
+        update: is_newer.then(|| Change::Release { what: vec![format!("models.{name}")] }),
         ..row
     }
 }
@@ -92,7 +94,7 @@ async fn of_hub(
     let branch = if hub.is_commit() { BRANCH } else { hub.revision() };
     let question =
         async { hub_revision(hub, branch, &queries.fetching, &|_| {}).await.map_err(|error| error_chain(&error)) };
-    let newest = match queries.ask(&model.name, question).await {
+    let newest = match queries.ask(&model.id(), question).await {
         Ok(newest) => newest,
         Err(why) => return row.unanswered(why),
     };
@@ -120,7 +122,7 @@ fn change((nth, model, hub): (usize, &ModelSettings, &HubSource), commit: &str, 
         return Change::Other { how };
     }
     if !hub.is_commit() {
-        let (name, source) = (model.name.clone(), model.source().to_owned());
+        let (name, source) = (model.id(), model.source().to_owned());
         return Change::Model { name, source, commit: commit.to_owned() };
     }
     let from = model.source().to_owned();

@@ -247,9 +247,10 @@ impl Environment {
         self.witness_place().is_some() && self.database_hosting() == Some(Hosting::External)
     }
 
-    /// The model for requests without a model name.
+    /// The model for requests without a model name; never one of a single tenant.
     pub fn default_model(&self) -> Option<&ModelSettings> {
-        self.models.iter().find(|model| model.role == Some(ModelRole::Default)).or(self.models.first())
+        let mut shared = self.models.iter().filter(|model| model.tenant.is_none());
+        shared.clone().find(|model| model.role == Some(ModelRole::Default)).or_else(|| shared.next())
     }
 }
 
@@ -461,6 +462,9 @@ pub struct ModelSettings {
     /// The name that requests use.
     #[schemars(length(min = 1, max = 100))]
     pub name: String,
+    /// The tenant whose model it is: only its keys and tokens see it, as `TENANT/NAME`; if unset, it is a model of all tenants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// `bundled`, `file:…`, `https:…`, `hf:ORG/NAME@REVISION`, an object store's URL, or a name of the catalogue (the default: its own name).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
@@ -492,6 +496,14 @@ pub struct ModelSettings {
 }
 
 impl ModelSettings {
+    /// What clients, prices, releases and sites call it: its name, of a tenant's model `TENANT/NAME`.
+    pub fn id(&self) -> String {
+        match &self.tenant {
+            Some(tenant) => format!("{tenant}/{}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
     /// Its source: `source`, or its own name in the catalogue.
     pub fn source(&self) -> &str {
         self.source.as_deref().unwrap_or(&self.name)

@@ -15,7 +15,7 @@ const MAX_TENANTS: usize = 50;
 /// Names that mean a part of the service which no flag turns on or off, and why. The server refuses them too.
 const WITHOUT_EFFECT: [(&str, &str); 4] = [
     ("analytics", "the service has no analytics of its own; `GET /v1/usage` is always on"),
-    ("custom_models", "clients cannot upload models; `models` lists the models"),
+    ("custom_models", "models of one tenant have a setting instead: `models[].tenant`"),
     ("sso", "single sign-on has settings instead: `server.security.oidc`"),
     ("tenants", "tenants are always isolated"),
 ];
@@ -48,6 +48,7 @@ impl Checker<'_> {
 
     fn model_of_feature(&mut self, name: &str, feature: &FeatureSettings, path: &str) {
         let e = self.environment;
+        let shared = || e.models.iter().filter(|served| served.tenant.is_none()).map(|served| served.name.as_str());
         match &feature.model {
             Some(_) if name != NEW_MODEL => {
                 self.error(
@@ -56,8 +57,12 @@ impl Checker<'_> {
                     format!("remove it; only `{NEW_MODEL}` has a model"),
                 );
             }
-            Some(model) if !e.models.iter().any(|served| served.name == *model) => {
-                let near = nearest(model, e.models.iter().map(|served| served.name.as_str()));
+            Some(model) if e.models.iter().any(|served| served.tenant.is_some() && served.id() == *model) => {
+                let cause = format!("requests of all tenants would get `{}`, which belongs to one", cut(model));
+                self.error(path, cause, "name a model without `tenant`");
+            }
+            Some(model) if !shared().any(|name| name == model) => {
+                let near = nearest(model, shared());
                 let fix =
                     near.map_or_else(|| "add it to `models`".to_owned(), |near| format!("did you mean `{near}`?"));
                 self.error(path, format!("`models` has no `{}`", cut(model)), fix);

@@ -9,7 +9,7 @@ use textnlp_provider::cluster::ClusterGpus;
 
 use super::super::components::gpus;
 use super::super::model::*;
-use super::super::problem::nearest;
+use super::super::problem::{Severity, nearest};
 use super::super::units::cut;
 use super::Checker;
 use crate::availability::{MAX_WINDOW, MIN_WINDOW};
@@ -17,16 +17,19 @@ use crate::availability::{MAX_WINDOW, MIN_WINDOW};
 /// The fewest days that a database keeps audit events: its triggers refuse to remove newer ones.
 const MIN_AUDIT_DAYS: u32 = 30;
 
+/// The longest name of a model that a server takes, in bytes.
+const MAX_MODEL_ID: usize = 128;
+
 impl Checker<'_> {
     pub(super) fn models(&mut self) {
         let e = self.environment;
         let mut seen = BTreeMap::new();
         for (i, model) in e.models.iter().enumerate() {
             let at = |field: &str| format!("models[{i}].{field}");
-            if let Some(first) = seen.insert(model.name.clone(), i) {
+            if let Some(first) = seen.insert(model.id(), i) {
                 self.error(
                     &at("name"),
-                    format!("`models[{first}]` has the name `{}` too", cut(&model.name)),
+                    format!("`models[{first}]` has the name `{}` too", cut(&model.id())),
                     "give each model a name of its own",
                 );
             }
@@ -47,15 +50,26 @@ impl Checker<'_> {
             {
                 self.error(&at("digest"), "this is not a digest", "write `sha256:` and 64 hexadecimal digits");
             }
+            if let Some(tenant) = &model.tenant {
+                self.model_of_tenant(model, tenant, at);
+            }
         }
-        let defaults: Vec<usize> =
-            (0..e.models.len()).filter(|i| e.models[*i].role == Some(ModelRole::Default)).collect();
+        let shared = e.models.iter().filter(|model| model.tenant.is_none()).count();
+        let defaults: Vec<usize> = (0..e.models.len())
+            .filter(|i| e.models[*i].tenant.is_none() && e.models[*i].role == Some(ModelRole::Default))
+            .collect();
+        let usual = e.default_model().map(ModelSettings::id).unwrap_or_default();
         match defaults.as_slice() {
             [_] => {}
-            [] if e.models.len() <= 1 => {}
+            [] if shared == 0 && !e.models.is_empty() => self.error(
+                "models",
+                "every model belongs to one tenant, and requests without a model need one of all tenants",
+                "add a model without `tenant`",
+            ),
+            [] if shared <= 1 => {}
             [] => self.warn(
                 "models",
-                format!("no model has `role: default`; requests without a model use `{}`", cut(&e.models[0].name)),
+                format!("no model has `role: default`; requests without a model use `{}`", cut(&usual)),
                 "give one model `role: default`",
             ),
             [_, second, ..] => self.error(
@@ -63,6 +77,32 @@ impl Checker<'_> {
                 format!("{} models are the default", defaults.len()),
                 "leave `role: default` with one",
             ),
+        }
+    }
+
+    /// A model that only one tenant sees. `at`: the path of one of its settings.
+    fn model_of_tenant(&mut self, model: &ModelSettings, tenant: &str, at: impl Fn(&str) -> String) {
+        let e = self.environment;
+        if !is_tenant_id(tenant) {
+            let cause = format!("`{}` is not a tenant id", cut(tenant));
+            self.error(&at("tenant"), cause, "write 1 to 40 of a-z, 0-9, - and _");
+        }
+        if e.is_endpoint() {
+            let cause = "the cloud authorizes the callers of an inference endpoint, who have no tenant";
+            self.say(Severity::Refusal, &at("tenant"), cause, "remove it, or serve the model on another kind of site");
+        } else if !e.server.security.api_keys_enabled {
+            let cause = "without API keys, clients choose their tenant themselves";
+            self.error(&at("tenant"), cause, "write `server: { security: { api_keys_enabled: true } }`, or remove it");
+        }
+        if model.role == Some(ModelRole::Default) {
+            let cause =
+                format!("requests without a model are of all tenants, and this one belongs to `{}`", cut(tenant));
+            self.error(&at("role"), cause, "remove it, and give it to a model without `tenant`");
+        }
+        let length = model.id().len();
+        if length > MAX_MODEL_ID {
+            let cause = format!("`TENANT/NAME` has {length} bytes, and servers take {MAX_MODEL_ID}");
+            self.error(&at("name"), cause, "choose a shorter name");
         }
     }
 
@@ -248,8 +288,9 @@ impl Checker<'_> {
         if !own.chain([prices.prompt, prices.answer]).all(f64::is_finite) {
             self.error("server.prices", "a price is not a finite number", "write decimal numbers");
         }
-        for name in prices.models.keys().filter(|name| !e.models.iter().any(|model| model.name == **name)) {
-            let near = nearest(name, e.models.iter().map(|model| model.name.as_str()));
+        let served: Vec<String> = e.models.iter().map(ModelSettings::id).collect();
+        for name in prices.models.keys().filter(|name| !served.contains(name)) {
+            let near = nearest(name, served.iter().map(String::as_str));
             let fix = near.map_or_else(|| "add it to `models`".to_owned(), |near| format!("did you mean `{near}`?"));
             let name = cut(name);
             self.error(&format!("server.prices.models.{name}"), format!("`models` has no `{name}`"), fix);

@@ -176,6 +176,8 @@ pub enum Probe {
     Metrics,
     /// Requests of two tenants.
     Tenants,
+    /// A text of a tenant's model, for its tenant and for another one.
+    CustomModel,
 }
 
 /// A required value.

@@ -202,13 +202,14 @@ const TENANTS: &[CheckDefinition] = &[
         "the results of the analytics job",
         "the analytics job (`sites[].cluster.analytics`) is your own image, and its results are not read",
     ),
-    missing(
+    probe(
         "custom model",
         Limit::Text("a text"),
         "",
-        "a model is uploaded, generates a text and is removed",
-        "clients cannot upload models; `models` lists them",
-    ),
+        Probe::CustomModel,
+        "one `POST /v1/generate` of the first model with a `tenant`, with a temporary key of that tenant; for a key of another tenant there is no such model",
+    )
+    .waivable(),
     record(
         SIGN_ON,
         Limit::Text("accepted"),

@@ -214,7 +214,7 @@ fn feature_flags_without_effect_are_refused_with_the_reason() {
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
     let text = format!("{}features: {{ sso: true, custom_models: true, beta: true }}\n", super::GOOD);
     let said = super::said(super::load(&text, &Overrides::default(), &catalogue));
-    for (name, why) in [("sso", "`server.security.oidc`"), ("custom_models", "clients cannot upload models")] {
+    for (name, why) in [("sso", "`server.security.oidc`"), ("custom_models", "`models[].tenant`")] {
         assert!(said.contains(&format!("not yet: `features.{name}`")) && said.contains(why), "{said}");
     }
     assert!(!said.contains("`features.beta`") && !said.contains("`features`:"), "{said}");

@@ -58,6 +58,31 @@ fn later_settings_reach_the_server_only_when_not_default() {
 }
 
 #[test]
+fn model_of_a_tenant_is_named_after_it_everywhere() {
+    let text = format!(
+        "{GOOD}models:\n  - {{ name: own, source: bundled, tenant: acme, preload: true }}\n  \
+         - {{ name: own, source: bundled, tenant: globex }}\n  - {{ name: shared, source: bundled }}\n\
+         server: {{ prices: {{ models: {{ acme/own: {{ prompt: 2 }} }} }} }}\n"
+    );
+    assert_eq!(said(load(&text, &Overrides::default(), &Catalogue::default())), "");
+    let environment = load(&text, &Overrides::default(), &Catalogue::default()).unwrap().environment;
+    let mut artifacts = artifacts();
+    artifacts.models.insert("acme/own".to_owned(), "sha256:1".to_owned());
+    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts)).remove(0);
+    let part = |name: &str| json!(parts.iter().find(|part| part.name.as_str() == name).unwrap().part);
+    let config = &part("server")["workload"]["config"]["textnlp"];
+    let served = json!([
+        { "name": "acme/own", "tenant": "acme" }, { "name": "globex/own", "tenant": "globex" }, { "name": "shared" },
+    ]);
+    assert_eq!(config["models"]["serve"], served);
+    assert_eq!((&config["models"]["default"], &config["models"]["preload"]), (&json!("shared"), &json!(["acme/own"])));
+    assert_eq!(config["prices"]["models"], json!([{ "name": "acme/own", "prompt": "2", "answer": "0" }]));
+    let stored = &part("models")["model_store"]["models"];
+    assert_eq!((&stored[0]["name"], &stored[0]["digest"]), (&json!("acme/own"), &json!("sha256:1")));
+    assert_eq!((&stored[1]["name"], &stored[1]["digest"]), (&json!("globex/own"), &json!(null)));
+}
+
+#[test]
 fn policies_and_pinned_images_follow_from_the_phase_and_dumps_have_the_backup_key() {
     let of = |name: &str, sets: &[&str]| {
         let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };

@@ -765,6 +765,10 @@ fn each_validation_rule_has_its_own_message() {
         ) + more
     };
     let plus = |more: &str| format!("{GOOD}{more}\n");
+    let own = |more: &str| {
+        plus(&format!("models: [{{ name: a, source: bundled }}, {{ name: own, source: bundled, {more} }}]"))
+    };
+    let long = format!("tenant: {}, name: {}", "b".repeat(40), "a".repeat(100));
     let rolled = |more: &str| format!("{}rollout: {{ strategy: canary, {more} }}\n", site("runtime: kubernetes"));
     let asked = |prometheus: &str, queries: &str| {
         let prometheus = if prometheus.is_empty() { URL } else { prometheus };
@@ -842,6 +846,15 @@ fn each_validation_rule_has_its_own_message() {
         (plus("server: { api: { max_request_size: 1B } }"), "the size limit is too small for any request"),
         (plus("server: { security: { jwt_expiry: 0 } }"), "the lifetime of a token is too short"),
         (plus("server: { audit: { retention_days: 29 } }"), "keeps audit events for at least 30 days"),
+        (own("tenant: Acme"), "`models[1].tenant`: `Acme` is not a tenant id"),
+        (own("tenant: acme, role: default"), "`models[1].role`: requests without a model are of all tenants, and this one belongs to `acme`"),
+        (own("tenant: acme }, { name: acme/own"), "`models[1]` has the name `acme/own` too"),
+        (plus(&format!("models: [{{ name: a, source: bundled }}, {{ source: bundled, {long} }}]")), "`models[1].name`: `TENANT/NAME` has 141 bytes, and servers take 128"),
+        (plus("models: [{ name: own, source: bundled, tenant: acme }]"), "`models`: every model belongs to one tenant"),
+        (own("tenant: acme") + "features: { new_model: { model: acme/own } }\n", "requests of all tenants would get `acme/own`, which belongs to one"),
+        (own("tenant: acme") + "server: { prices: { models: { own: { prompt: 1 } } } }\n", "`models` has no `own`"),
+        (own("tenant: acme").replace("phase: staging", "phase: development") + "server: { security: { api_keys_enabled: false } }\n", "`models[1].tenant`: without API keys, clients choose their tenant themselves"),
+        (own("tenant: acme").replace("provider: onprem", "provider: onprem, runtime: sagemaker"), "`models[1].tenant`: the cloud authorizes the callers of an inference endpoint"),
         (plus("server: { prices: { prompt: -1 } }"), "-1 is out of range"),
         (plus("server: { prices: { answer: 1000001 } }"), "write a number from 0 to 1000000"),
         (plus("server: { prices: { prompt: .nan } }"), "`server.prices"),

@@ -1013,6 +1013,10 @@ fn unsupported_cluster_settings_are_refused_by_name() {
     far.models[0].digest = None;
     let mut near = models();
     near.models[0].source = "file:/srv/model".to_owned();
+    let mut alike = models();
+    let second = alike.models[0].clone();
+    alike.models.push(second);
+    (alike.models[0].name, alike.models[1].name) = ("acme/own".to_owned(), "acme-own".to_owned());
     let watched = Workload { watch: Some("watch".parse().unwrap()), stored: own_stored(), ..workload() };
     let mail = ReceiverAddress::Plain("mailto:oncall@example.com".to_owned());
     let told = Monitoring { receivers: BTreeMap::from([("oncall".to_owned(), mail)]), ..Monitoring::default() };
@@ -1026,6 +1030,7 @@ fn unsupported_cluster_settings_are_refused_by_name() {
         (ComponentSpec::Cache(Cache { kind: CacheKind::Redis }), "`redis` cache"),
         (ComponentSpec::ModelStore(far), "model `textnlp-tiny` has no digest"),
         (ComponentSpec::ModelStore(near), "pods cannot reach it"),
+        (ComponentSpec::ModelStore(alike), "`acme/own` and `acme-own` have the same name"),
         (ComponentSpec::Workload(watched), "replication of control data between sites in clusters is not supported"),
         (ComponentSpec::Workload(doubled), "an autoscaler counts the pods of both releases"),
         (ComponentSpec::Workload(logged), "writes its log to standard output"),

@@ -265,5 +265,6 @@ mod tests {
             assert!(ComponentName::new(label.clone()).is_ok(), "{name} -> {label}");
         }
         assert_ne!(label_of("A.b"), label_of("a.B"));
+        assert_ne!(label_of("acme/own"), label_of("acme-own"));
     }
 }
