@@ -6,7 +6,7 @@ use std::time::Instant;
 use textnlp_inference::cpu::{Cpu, LoadOptions};
 use textnlp_inference::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
 use textnlp_inference::format::Checkpoint;
-use textnlp_inference::sample::Draw;
+use textnlp_inference::sample::{Draw, Penalties};
 
 /// The engine with its model.
 pub(crate) struct Engine {
@@ -97,7 +97,7 @@ impl Engine {
 
     /// Rows of which the last one's likeliest token is wanted.
     fn span<'a>(&self, seq: SeqId, start: usize, tokens: &'a [u32]) -> RowSpan<'a> {
-        let likeliest = Draw { scale: 1.0, top_k: 1, top_p: 1.0, floor: 0.0, at: 0.0 };
+        let likeliest = Draw { scale: 1.0, top_k: 1, top_p: 1.0, floor: 0.0, at: 0.0, penalties: Penalties::NONE };
         let logits = if self.executor.draws(&likeliest) { LogitRows::Drawn(likeliest) } else { LogitRows::Last };
         RowSpan { seq, start, tokens, logits }
     }

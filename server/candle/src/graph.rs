@@ -84,7 +84,7 @@ impl Graphs {
         pieces: &[Piece],
         caches: &[&[Cache]],
         tokens: &[u32],
-        draws: &[Option<Draw>],
+        draws: &[Option<Draw<'_>>],
     ) -> Result<(Tensor, Vec<DrawnRow>)> {
         let (count, vocab) = (tokens.len(), candle.spec.shape.vocab);
         let device = candle.device.as_cuda_device()?;
@@ -152,7 +152,7 @@ impl Inputs {
             angles: candle.rotations.iter().map(of_rotation).collect::<Result<_>>()?,
             logits: zeros(most * spec.shape.vocab, DType::F32)?,
             drawing: match kernels::draws_from(spec.shape.vocab) {
-                true => Some(Drawing::new(most, spec.shape.vocab, &candle.device)?),
+                true => Some(Drawing::new(most, spec.shape.vocab, usize::MAX, &candle.device)?),
                 false => None,
             },
         })
@@ -228,7 +228,7 @@ fn record(device: &CudaDevice, launch: impl FnOnce() -> Result<()>) -> Result<Cu
 mod tests {
     use crate::{Candle, Checkpoint, DeviceKind, LoadOptions};
     use textnlp_inference::executor::{Executor, LogitRows, RowSpan};
-    use textnlp_inference::sample::Draw;
+    use textnlp_inference::sample::{Draw, Penalties};
 
     /// Launched as a graph, a step says what its first time said, when it was launched kernel by kernel.
     #[test]
@@ -252,7 +252,14 @@ mod tests {
         assert!(rest.chunks(16).all(|again| again == first));
         // The tokens are drawn from the same logits, and beside a row whose logits are wanted.
         for (index, start) in (0..8).cycle().take(16).enumerate() {
-            let draw = Draw { scale: 2.0, top_k: 0, top_p: 1.0, floor: 0.0, at: index as f64 / 16.0 };
+            let draw = Draw {
+                scale: 2.0,
+                top_k: 0,
+                top_p: 1.0,
+                floor: 0.0,
+                at: index as f64 / 16.0,
+                penalties: Penalties::NONE,
+            };
             assert!(candle.draws(&draw));
             let logits = [LogitRows::Drawn(draw), if index < 8 { LogitRows::Last } else { LogitRows::Drawn(draw) }];
             let span = |row: usize| RowSpan { seq: seqs[row], start, tokens: &[7, 9][..1], logits: logits[row] };

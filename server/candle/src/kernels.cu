@@ -288,7 +288,19 @@ struct Draw {
   unsigned top_k;
   float top_p, floor;
   double at;
+  float repetition, presence, frequency;
+  // Its changed logits.
+  unsigned first, count, unused;
 };
+// A logit that is changed first: what is added to it, and how often the answer has its token. `logit` is where it is kept.
+struct Changed {
+  unsigned token;
+  float bias;
+  unsigned count;
+  float logit;
+};
+// In place of `count`: no penalty counts the token.
+constexpr unsigned UNCOUNTED = ~0u;
 // In place of `top_k`: the row is not drawn from.
 constexpr unsigned NO_DRAW = ~0u;
 // In place of a token: it takes the processor; and logits that are not finite.
@@ -321,6 +333,35 @@ __device__ inline float exact_exp(float x) {
 // `Heat::weight`.
 __device__ inline float weight_of(float logit, float most, float scale) {
   return exact_exp(__fmul_rn(fmaxf(__fsub_rn(logit, most), -1e30f), scale));
+}
+
+__device__ inline float bounded(float x) { return fminf(fmaxf(x, -3.40282347e+38f), 3.40282347e+38f); }
+
+// `Penalties::apply`. What is not finite stays so. A block has a row.
+extern "C" __global__ void penalise(float *logits, const Draw *draws, Changed *changed, unsigned vocab) {
+  Draw draw = draws[blockIdx.x];
+  if (draw.top_k == NO_DRAW)
+    return;
+  for (unsigned i = threadIdx.x; i < draw.count; i += blockDim.x) {
+    Changed one = changed[draw.first + i];
+    if (one.token >= vocab)
+      continue;
+    float *at = logits + (size_t)blockIdx.x * vocab + one.token;
+    float x = *at;
+    changed[draw.first + i].logit = x;
+    if (!isfinite(x))
+      continue;
+    if (one.bias != 0)
+      x = bounded(__fadd_rn(x, one.bias));
+    if (one.count != UNCOUNTED) {
+      x = x > 0 ? __fdiv_rn(x, draw.repetition) : __fmul_rn(x, draw.repetition);
+      if (one.count > 0)
+        x = __fsub_rn(x, __fadd_rn(draw.presence, __fmul_rn(draw.frequency, (float)one.count)));
+      // Not a number stays one.
+      x = x == x ? bounded(x) : x;
+    }
+    *at = x;
+  }
 }
 
 // The maximum of each PEAK logits; not a number where one of them is not finite. A warp has one of them.
@@ -585,9 +626,9 @@ __device__ unsigned pick_of_few(const float *logits, const float *peaks, const d
   return last;
 }
 
-// The token of each row, or why there is none. A block has a row.
-extern "C" __global__ void pick(const float *logits, const Draw *draws, const float *peaks, const double *masses, unsigned *tokens,
-                                unsigned vocab) {
+// The token of each row, or why there is none: the logits are as they were then. A block has a row.
+extern "C" __global__ void pick(float *logits, const Draw *draws, const Changed *changed, const float *peaks, const double *masses,
+                                unsigned *tokens, unsigned vocab) {
   __shared__ unsigned long long words[MOST_SORTED];
   __shared__ float weights[MASS];
   __shared__ unsigned ids[FEW];
@@ -616,6 +657,14 @@ extern "C" __global__ void pick(const float *logits, const Draw *draws, const fl
       token = pick_of_few(logits, peaks, masses, draw, most, vocab, words, weights, ids, &of_block);
     } else {
       token = pick_of_all(logits, masses, draw, most, vocab, (double *)words, weights, &of_block);
+    }
+  }
+  if (draw.top_k != NO_DRAW && token == UNDECIDED) {
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < draw.count; i += blockDim.x) {
+      Changed one = changed[draw.first + i];
+      if (one.token < vocab)
+        logits[one.token] = one.logit;
     }
   }
   if (threadIdx.x == 0)

@@ -18,7 +18,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use textnlp_inference::decoder::{Activation, Norm, Position, Spec};
-use textnlp_inference::sample::{Draw, NotFinite};
+use textnlp_inference::sample::{Draw, NotFinite, Penalties};
 
 /// `server/cuda/build` compiles them.
 const PTX: &str = include_str!(env!("TEXTNLP_KERNELS"));
@@ -44,7 +44,12 @@ const FEW: usize = 64;
 const MOST_SORTED: usize = 4096;
 const PICKERS: u32 = 512;
 /// 32-bit words of a draw.
-const DRAW_WORDS: usize = 6;
+const DRAW_WORDS: usize = 12;
+/// The same of a changed logit, and in place of a count that is not there.
+const CHANGED_WORDS: usize = 4;
+const UNCOUNTED: u32 = u32::MAX;
+/// The most logits that are changed in a step: a bound of the memory for them, and of what is sent.
+const MOST_CHANGED: usize = 1 << 17;
 
 /// Where the rows of a pass are, on the device.
 pub(crate) struct Kernels<'a> {
@@ -399,8 +404,8 @@ impl<'a> Kernels<'a> {
 }
 
 /// Whether the kernels draw tokens so, where a filter does not keep too many.
-pub(crate) fn draws(draw: &Draw, vocab: usize) -> bool {
-    draws_from(vocab) && (draw.top_k <= FEW || draw.top_k >= vocab)
+pub(crate) fn draws(draw: &Draw<'_>, vocab: usize) -> bool {
+    draws_from(vocab) && (draw.top_k <= FEW || draw.top_k >= vocab) && draw.penalties.changed.len() <= MOST_CHANGED
 }
 
 /// Whether the kernels draw tokens of a vocabulary of that size.
@@ -411,6 +416,8 @@ pub(crate) fn draws_from(vocab: usize) -> bool {
 /// What tokens are drawn with, on the device.
 pub(crate) struct Drawing {
     draws: Tensor,
+    /// What changes logits first.
+    changed: Tensor,
     /// The maximum of each [`PEAK`] logits.
     peaks: Tensor,
     /// The sum of the weights of each [`MASS`] logits, in f64; the type is one of the same size.
@@ -420,9 +427,11 @@ pub(crate) struct Drawing {
 }
 
 impl Drawing {
-    /// For at most that many rows.
-    pub(crate) fn new(rows: usize, vocab: usize, device: &Device) -> Result<Drawing> {
+    /// For at most that many rows and changed logits, of which it takes no more than are sent in a step.
+    pub(crate) fn new(rows: usize, vocab: usize, changed: usize, device: &Device) -> Result<Drawing> {
+        let changed = changed.clamp(1, MOST_CHANGED);
         Ok(Drawing {
+            changed: Tensor::zeros(changed * CHANGED_WORDS, DType::U32, device)?,
             draws: Tensor::full(NO_DRAW, rows * DRAW_WORDS, device)?,
             peaks: Tensor::zeros(rows * vocab.div_ceil(PEAK), DType::F32, device)?,
             masses: Tensor::zeros(rows * vocab.div_ceil(MASS), DType::I64, device)?,
@@ -432,15 +441,27 @@ impl Drawing {
     }
 
     /// How the tokens of the rows are drawn, for those that are.
-    pub(crate) fn set(&self, draws: &[Option<Draw>]) -> Result<()> {
-        let words = |draw: &Option<Draw>| -> [u32; DRAW_WORDS] {
-            let Some(draw) = draw.filter(|draw| self::draws(draw, self.vocab)) else { return [NO_DRAW; DRAW_WORDS] };
+    pub(crate) fn set(&self, draws: &[Option<Draw<'_>>]) -> Result<()> {
+        let room = self.changed.elem_count() / CHANGED_WORDS;
+        let mut changed: Vec<[u32; CHANGED_WORDS]> = Vec::new();
+        let mut words = |draw: &Option<Draw<'_>>| -> [u32; DRAW_WORDS] {
+            let drawn =
+                |draw: &Draw<'_>| self::draws(draw, self.vocab) && changed.len() + draw.penalties.changed.len() <= room;
+            let Some(draw) = draw.filter(drawn) else { return [NO_DRAW; DRAW_WORDS] };
             let top_k = if draw.top_k < self.vocab { draw.top_k as u32 } else { 0 };
             let at = draw.at.to_bits();
             let [scale, top_p, floor] = [draw.scale, draw.top_p, draw.floor].map(f32::to_bits);
-            [scale, top_k, top_p, floor, at as u32, (at >> 32) as u32]
+            let Penalties { repetition, presence, frequency, changed: own } = draw.penalties;
+            let [repetition, presence, frequency] = [repetition, presence, frequency].map(f32::to_bits);
+            let [first, count] = [changed.len(), own.len()].map(|n| n as u32);
+            changed.extend(own.iter().map(|own| [own.token, own.bias.to_bits(), own.count.unwrap_or(UNCOUNTED), 0]));
+            [scale, top_k, top_p, floor, at as u32, (at >> 32) as u32, repetition, presence, frequency, first, count, 0]
         };
-        upload(&self.draws, &draws.iter().flat_map(words).collect::<Vec<u32>>())
+        upload(&self.draws, &draws.iter().flat_map(&mut words).collect::<Vec<u32>>())?;
+        match changed.is_empty() {
+            true => Ok(()),
+            false => upload(&self.changed, changed.as_flattened()),
+        }
     }
 
     /// Draws the tokens of rows of logits.
@@ -453,11 +474,20 @@ impl Drawing {
         let device = logits.device().as_cuda_device()?;
         let (from, draws, peaks) = (address(logits)?, address(&self.draws)?, address(&self.peaks)?);
         let (masses, tokens, length) = (address(&self.masses)?, address(&self.tokens)?, vocab as u32);
+        let changed = address(&self.changed)?;
         let config = |blocks: usize, threads| LaunchConfig {
             grid_dim: (blocks as u32, rows as u32, 1),
             block_dim: (threads, 1, 1),
             shared_mem_bytes: 0,
         };
+        let of_rows =
+            |threads| LaunchConfig { grid_dim: (rows as u32, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
+        let kernel = device.get_or_load_custom_func("penalise", MODULE, PTX)?;
+        let mut launch = kernel.builder();
+        launch.arg(&from).arg(&draws).arg(&changed).arg(&length);
+        // SAFETY: the arguments are those of `penalise` in kernels.cu; the room for rows of logits is checked, and `set`
+        // made draws that name changed logits within their room.
+        unsafe { launch.launch(of_rows(256)) }.map_err(candle_core::Error::wrap)?;
         let kernel = device.get_or_load_custom_func("survey", MODULE, PTX)?;
         let mut launch = kernel.builder();
         launch.arg(&from).arg(&draws).arg(&peaks).arg(&length);
@@ -471,10 +501,9 @@ impl Drawing {
         unsafe { launch.launch(config(vocab.div_ceil(MASS * 32), 256)) }.map_err(candle_core::Error::wrap)?;
         let kernel = device.get_or_load_custom_func("pick", MODULE, PTX)?;
         let mut launch = kernel.builder();
-        launch.arg(&from).arg(&draws).arg(&peaks).arg(&masses).arg(&tokens).arg(&length);
-        let config = LaunchConfig { grid_dim: (rows as u32, 1, 1), block_dim: (PICKERS, 1, 1), shared_mem_bytes: 0 };
+        launch.arg(&from).arg(&draws).arg(&changed).arg(&peaks).arg(&masses).arg(&tokens).arg(&length);
         // SAFETY: the same for `pick`, whose maxima fit into what it sorts.
-        unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+        unsafe { launch.launch(of_rows(PICKERS)) }.map_err(candle_core::Error::wrap)?;
         Ok(())
     }
 
@@ -577,6 +606,7 @@ mod tests {
     use super::*;
     use crate::Checkpoint;
     use crate::gpu::Lease;
+    use textnlp_inference::sample::Changed;
 
     /// Numbers between -1 and 1 that repeat.
     fn noise(count: usize, seed: u64) -> Vec<f32> {
@@ -692,7 +722,7 @@ mod tests {
     fn tokens_are_drawn_as_by_the_processor() {
         let Ok(lease) = Lease::open(0) else { return };
         let device = lease.device();
-        let plain = Draw { scale: 1.0, top_k: 0, top_p: 1.0, floor: 0.0, at: 0.0 };
+        let plain = Draw { scale: 1.0, top_k: 0, top_p: 1.0, floor: 0.0, at: 0.0, penalties: Penalties::NONE };
         let mut draws = vec![None, Some(Draw { top_k: 1, ..plain })];
         for scale in [0.01, 0.5, 1.0, 1.0 / 0.7, 1e4] {
             let ats = [0.0, 0.3, 0.77, 1.0 - f64::EPSILON / 2.0];
@@ -709,7 +739,7 @@ mod tests {
                 (0, 1.0, 1.0),
                 (usize::MAX, 0.5, 0.0),
             ] {
-                draws.extend(ats.map(|at| Some(Draw { scale, top_k, top_p, floor, at })));
+                draws.extend(ats.map(|at| Some(Draw { scale, top_k, top_p, floor, at, ..plain })));
             }
         }
         let mut wrong = Vec::new();
@@ -725,7 +755,7 @@ mod tests {
                     })
                     .collect();
                 let logits = Tensor::from_vec(rows.concat(), (4, vocab), device).unwrap();
-                let drawing = Drawing::new(4, vocab, device).unwrap();
+                let drawing = Drawing::new(4, vocab, 0, device).unwrap();
                 for draws in draws.chunks(4) {
                     drawing.set(draws).unwrap();
                     drawing.launch(&logits, draws.len()).unwrap();
@@ -757,7 +787,7 @@ mod tests {
         for (at, broken) in [(0, f32::NAN), (999, f32::INFINITY), (500, f32::NEG_INFINITY)] {
             let kept = std::mem::replace(&mut numbers[at], broken);
             let logits = Tensor::from_vec(numbers.clone(), (1, 1000), device).unwrap();
-            let drawing = Drawing::new(1, 1000, device).unwrap();
+            let drawing = Drawing::new(1, 1000, 0, device).unwrap();
             for draw in [Draw { top_k: 1, ..plain }, plain, Draw { top_k: 3, ..plain }, Draw { top_p: 0.5, ..plain }] {
                 drawing.set(&[Some(draw)]).unwrap();
                 drawing.launch(&logits, 1).unwrap();
@@ -765,5 +795,96 @@ mod tests {
             }
             numbers[at] = kept;
         }
+    }
+
+    /// Biases and penalties of some rows, over all kinds of draws; the logits are as they were where the processor draws.
+    #[test]
+    fn penalised_tokens_are_drawn_as_by_the_processor() {
+        let Ok(lease) = Lease::open(0) else { return };
+        let device = lease.device();
+        let plain = Draw { scale: 1.0, top_k: 0, top_p: 1.0, floor: 0.0, at: 0.0, penalties: Penalties::NONE };
+        let draws = [
+            Draw { top_k: 1, ..plain },
+            plain,
+            Draw { scale: 2.0, top_k: 5, ..plain },
+            Draw { scale: 0.5, top_p: 0.3, ..plain },
+            Draw { floor: 0.2, ..plain },
+        ];
+        for vocab in [1, 65, 5003, 128_256] {
+            let rows: Vec<Vec<f32>> =
+                (0..5).map(|row| noise(vocab, 40 + row).iter().map(|x| x * 20.0).collect()).collect();
+            // Those that would be likeliest, others, and one beyond the vocabulary.
+            let changed: Vec<Vec<Changed>> = rows
+                .iter()
+                .enumerate()
+                .map(|(row, logits)| {
+                    let mut ids: Vec<usize> = (0..vocab).collect();
+                    ids.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+                    let likely = ids.iter().take(300).chain(ids.iter().rev().take(5)).map(|id| *id as u32);
+                    let mut ids: Vec<u32> = likely.chain([vocab as u32 + 7, u32::MAX]).collect();
+                    ids.sort_unstable();
+                    ids.dedup();
+                    let numbered = ids.into_iter().enumerate();
+                    let changed = numbered.map(|(n, token)| Changed {
+                        token,
+                        bias: [0.0, 0.0, 1.5, -100.0, f32::MAX][(n + row) % 5] * if n % 7 == 0 { -1.0 } else { 1.0 },
+                        count: [None, Some(0), Some(1), Some(9)][n % 4],
+                    });
+                    changed.collect()
+                })
+                .collect();
+            let logits = Tensor::from_vec(rows.concat(), (5, vocab), device).unwrap();
+            let drawing = Drawing::new(5, vocab, 4 * 400, device).unwrap();
+            for (repetition, presence, frequency) in
+                [(1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (0.7, 0.4, -0.2), (1e30, 2.0, f32::MAX)]
+            {
+                for at in [0.0, 0.37, 0.93] {
+                    let drawn_so: Vec<Option<Draw<'_>>> = (0..5)
+                        .map(|row| {
+                            let changed = if row == 3 { &[][..] } else { &changed[row] };
+                            let penalties = Penalties { repetition, presence, frequency, changed };
+                            Some(Draw { at, penalties, ..draws[row] })
+                        })
+                        .collect();
+                    drawing.set(&drawn_so).unwrap();
+                    drawing.launch(&logits, 5).unwrap();
+                    let drawn = drawing.drawn(5).unwrap();
+                    let after = logits.to_vec2::<f32>().unwrap();
+                    for row in 0..5 {
+                        let draw = drawn_so[row].unwrap();
+                        let expected = Some(draw.token(&rows[row]));
+                        let may_keep_many = row >= 3 && drawn[row].is_none();
+                        assert!(
+                            drawn[row] == expected || may_keep_many,
+                            "row {row} of {vocab}: {:?}, not {expected:?}",
+                            drawn[row]
+                        );
+                        assert!(drawn[row].is_some() || after[row] == rows[row]);
+                    }
+                    // Drawn again, they would be penalised twice.
+                    drawing.launch(&Tensor::from_vec(rows.concat(), (5, vocab), device).unwrap(), 5).unwrap();
+                    assert_eq!(drawing.drawn(5).unwrap(), drawn);
+                    let fresh = Tensor::from_vec(rows.concat(), (5, vocab), device).unwrap();
+                    logits.slice_set(&fresh, 0, 0).unwrap();
+                }
+            }
+            // What has no room is drawn by the processor.
+            let small = Drawing::new(2, vocab, changed[0].len(), device).unwrap();
+            let penalties =
+                |row: usize| Penalties { repetition: 1.1, presence: 0.0, frequency: 0.0, changed: &changed[row] };
+            small.set(&[0, 1].map(|row| Some(Draw { top_k: 1, penalties: penalties(row), ..plain }))).unwrap();
+            small.launch(&logits, 2).unwrap();
+            let drawn = small.drawn(2).unwrap();
+            assert!(drawn[0].is_some() && drawn[1].is_none(), "{drawn:?}");
+        }
+        // What is not finite stays so.
+        let mut broken = noise(1000, 3);
+        broken[70] = f32::INFINITY;
+        let changed = [Changed { token: 70, bias: -1.0, count: Some(1) }];
+        let penalties = Penalties { repetition: 2.0, presence: 0.0, frequency: 0.0, changed: &changed };
+        let drawing = Drawing::new(1, 1000, 1, device).unwrap();
+        drawing.set(&[Some(Draw { top_k: 1, penalties, ..plain })]).unwrap();
+        drawing.launch(&Tensor::from_vec(broken, (1, 1000), device).unwrap(), 1).unwrap();
+        assert_eq!(drawing.drawn(1).unwrap(), [Some(Err(NotFinite))]);
     }
 }

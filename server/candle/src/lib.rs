@@ -315,7 +315,7 @@ impl Executor for Candle {
     }
 
     #[cfg(feature = "cuda")]
-    fn draws(&self, draw: &textnlp_inference::sample::Draw) -> bool {
+    fn draws(&self, draw: &textnlp_inference::sample::Draw<'_>) -> bool {
         self.device.is_cuda() && kernels::draws(draw, self.spec.shape.vocab)
     }
 

@@ -63,24 +63,24 @@ impl Sequences {
 }
 
 /// A row of a pass.
-struct Row {
+struct Row<'a> {
     seq: SeqId,
     position: usize,
     token: u32,
-    wanted: Wanted,
+    wanted: Wanted<'a>,
 }
 
 /// What is wanted of a row.
 #[derive(Clone, Copy, PartialEq)]
-enum Wanted {
+enum Wanted<'a> {
     Nothing,
     Logits,
     /// The token that is drawn from its logits.
-    Token(Draw),
+    Token(Draw<'a>),
 }
 
-impl Wanted {
-    fn of(span: &RowSpan<'_>, row: usize) -> Wanted {
+impl<'a> Wanted<'a> {
+    fn of(span: &RowSpan<'a>, row: usize) -> Wanted<'a> {
         match span.logits {
             _ if !span.wants(row) => Wanted::Nothing,
             LogitRows::Drawn(draw) => Wanted::Token(draw),
@@ -121,7 +121,7 @@ impl Answers {
     }
 
     /// Takes what is wanted of rows whose logits, rows × vocabulary, are on the device, which drew these tokens.
-    fn take(&mut self, logits: &Tensor, rows: &[&Row], drawn: &[DrawnRow]) -> Computed<()> {
+    fn take(&mut self, logits: &Tensor, rows: &[&Row<'_>], drawn: &[DrawnRow]) -> Computed<()> {
         let of_row = |index: usize| drawn.get(index).copied().flatten();
         for (index, row) in rows.iter().enumerate() {
             match (row.wanted, of_row(index)) {
@@ -210,7 +210,7 @@ impl Candle {
     }
 
     /// Takes rows through the model, and what is wanted of them into the answers.
-    fn pass(&self, rows: &[Row], answers: &mut Answers) -> Computed<()> {
+    fn pass(&self, rows: &[Row<'_>], answers: &mut Answers) -> Computed<()> {
         let (spec, weights, device) = (&self.spec, &self.weights, &self.device);
         let mut pieces: Vec<Piece> = Vec::new();
         let mut sequences = Vec::new();
@@ -224,7 +224,7 @@ impl Candle {
             row += run.len();
         }
         let caches: Vec<&[Cache]> = sequences.iter().map(|sequence| &sequence.caches[..]).collect();
-        let wanted: Vec<&Row> = rows.iter().filter(|row| row.wanted != Wanted::Nothing).collect();
+        let wanted: Vec<&Row<'_>> = rows.iter().filter(|row| row.wanted != Wanted::Nothing).collect();
         #[cfg(feature = "cuda")]
         if pieces.len() == rows.len() && wanted.len() == rows.len() {
             let mut graphs = self.graphs.borrow_mut();
@@ -268,12 +268,13 @@ impl Candle {
 
     /// Draws the tokens of rows that want them from their logits on a GPU.
     #[cfg(feature = "cuda")]
-    fn draw(&self, logits: &Tensor, rows: &[&Row]) -> Computed<Vec<DrawnRow>> {
+    fn draw(&self, logits: &Tensor, rows: &[&Row<'_>]) -> Computed<Vec<DrawnRow>> {
         let draws = draws_of(rows);
         if !logits.device().is_cuda() || draws.iter().all(Option::is_none) {
             return Ok(Vec::new());
         }
-        let drawing = Drawing::new(rows.len(), self.spec.shape.vocab, logits.device())?;
+        let changed = draws.iter().flatten().map(|draw| draw.penalties.changed.len()).sum();
+        let drawing = Drawing::new(rows.len(), self.spec.shape.vocab, changed, logits.device())?;
         drawing.set(&draws)?;
         drawing.launch(logits, rows.len())?;
         drawing.drawn(rows.len())
@@ -281,14 +282,14 @@ impl Candle {
 
     /// The processor chooses all tokens.
     #[cfg(not(feature = "cuda"))]
-    fn draw(&self, _logits: &Tensor, _rows: &[&Row]) -> Computed<Vec<DrawnRow>> {
+    fn draw(&self, _logits: &Tensor, _rows: &[&Row<'_>]) -> Computed<Vec<DrawnRow>> {
         Ok(Vec::new())
     }
 }
 
 #[cfg(feature = "cuda")]
-fn draws_of(rows: &[&Row]) -> Vec<Option<Draw>> {
-    let draw = |row: &&Row| match row.wanted {
+fn draws_of<'a>(rows: &[&Row<'a>]) -> Vec<Option<Draw<'a>>> {
+    let draw = |row: &&Row<'a>| match row.wanted {
         Wanted::Token(draw) => Some(draw),
         Wanted::Nothing | Wanted::Logits => None,
     };

@@ -19,7 +19,7 @@ pub struct RowSpan<'a> {
     /// The tokens.
     pub tokens: &'a [u32],
     /// For which of the rows logits are wanted.
-    pub logits: LogitRows,
+    pub logits: LogitRows<'a>,
 }
 
 impl RowSpan<'_> {
@@ -44,14 +44,14 @@ impl RowSpan<'_> {
 
 /// For which rows of a span logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum LogitRows {
+pub enum LogitRows<'a> {
     /// None: a part of a prompt.
     None,
     /// The last row: the end of a prompt, or one decoded token.
     Last,
     /// The last row, of which only the token is wanted that is drawn from it; of executors whose [`Executor::draws`]
     /// says so.
-    Drawn(Draw),
+    Drawn(Draw<'a>),
     /// Every row: perplexity.
     All,
 }
@@ -190,7 +190,7 @@ pub trait Executor: Send {
 
     /// Whether it draws tokens so on its device, and spans may ask for [`LogitRows::Drawn`]: the token is that of
     /// [`Draw::token`] for the logits.
-    fn draws(&self, _draw: &Draw) -> bool {
+    fn draws(&self, _draw: &Draw<'_>) -> bool {
         false
     }
 

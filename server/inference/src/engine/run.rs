@@ -227,7 +227,7 @@ impl Run {
     }
 
     /// For which of the next `rows` logits are wanted; where `draws` says that the executor can, only the token.
-    pub(super) fn logits(&self, start: usize, rows: usize, draws: impl Fn(&Draw) -> bool) -> LogitRows {
+    pub(super) fn logits(&self, start: usize, rows: usize, draws: impl Fn(&Draw<'_>) -> bool) -> LogitRows<'_> {
         match &self.work {
             Work::Score(_) => LogitRows::All,
             Work::Answer(answer) if start + rows == self.known() => {
@@ -428,10 +428,10 @@ impl Reader<'_> {
 }
 
 impl Answer {
-    /// How its token at a position is drawn, if that depends on the logits alone and nothing else is wanted of them.
-    fn draw(&self, position: usize) -> Option<Draw> {
+    /// How its token at a position is drawn, if no guide says which are allowed and nothing else is wanted of the logits.
+    fn draw(&self, position: usize) -> Option<Draw<'_>> {
         let is_plain = self.guide.is_none() && self.logprobs.is_none();
-        self.sampler.unpenalised(position as u64).filter(|_| is_plain)
+        is_plain.then(|| self.sampler.draw(position as u64))
     }
 
     /// Adds a token to the answer; `Some` when that was the last.

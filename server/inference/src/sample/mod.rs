@@ -74,8 +74,10 @@ pub struct SampledToken {
 #[derive(Debug)]
 pub struct Sampler {
     sampling: Sampling,
-    /// How often the answer holds each token of prompt and answer; empty when no penalty asks for it.
-    seen: HashMap<u32, u32>,
+    /// Those with a bias, and where a penalty asks for it those of prompt and answer.
+    changed: Vec<Changed>,
+    /// Where in `changed` a token is.
+    places: HashMap<u32, usize>,
     penalises: bool,
 }
 
@@ -102,17 +104,33 @@ impl Sampler {
         }
         sampling.logit_bias.retain(|(_, bias)| bias.is_finite());
         let repeats = sampling.repetition_penalty != 1.0;
-        let biases = !sampling.logit_bias.is_empty();
-        let penalises = biases || repeats || sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
-        let seen = if repeats { prompt.iter().map(|&token| (token, 0)).collect() } else { HashMap::new() };
-        Sampler { sampling, seen, penalises }
+        let penalises = repeats || sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+        let mut sampler = Sampler { sampling, changed: Vec::new(), places: HashMap::new(), penalises };
+        for (token, bias) in std::mem::take(&mut sampler.sampling.logit_bias) {
+            let changed = sampler.of(token);
+            changed.bias = (changed.bias + bias).clamp(f32::MIN, f32::MAX);
+        }
+        for &token in prompt.iter().filter(|_| repeats) {
+            sampler.of(token).count = Some(0);
+        }
+        sampler
     }
 
     /// Takes a token into the answer.
     pub fn accept(&mut self, token: u32) {
         if self.penalises {
-            *self.seen.entry(token).or_insert(0) += 1;
+            let Changed { count, .. } = self.of(token);
+            *count = Some(count.map_or(1, |count| count.saturating_add(1)));
         }
+    }
+
+    fn of(&mut self, token: u32) -> &mut Changed {
+        let next = self.changed.len();
+        let place = *self.places.entry(token).or_insert(next);
+        if place == next {
+            self.changed.push(Changed { token, bias: 0.0, count: None });
+        }
+        &mut self.changed[place]
     }
 
     /// The next token at `position` of the sequence, out of those that are `allowed`. `alternatives` requests
@@ -140,13 +158,14 @@ impl Sampler {
     ) -> Result<SampledToken, NotFinite> {
         let row = Row::new(logits).ok_or(NotFinite)?;
         let Scratch { logits: copy, weights, ids, kept } = scratch;
-        if self.penalises {
+        let draw = self.draw(position);
+        let changes = !draw.penalties.changed.is_empty() || (self.penalises && !ahead.is_empty());
+        if changes {
             copy.clear();
             copy.extend_from_slice(logits);
             self.penalise(copy, ahead);
         }
-        let wanted = if self.penalises { copy.as_slice() } else { logits };
-        let draw = self.draw_at(position);
+        let wanted = if changes { copy.as_slice() } else { logits };
         let token = match allowed {
             // The others are left out, not made unlikely: no temperature and no top-k can bring them back.
             Some(allowed) => {
@@ -156,7 +175,7 @@ impl Sampler {
                 kept.extend(ids.iter().map(|&id| wanted[id as usize]));
                 ids[draw.of_row(&Row::new(kept).ok_or(NotFinite)?, kept, weights) as usize]
             }
-            None if self.penalises => draw.of_row(&Row::new(copy).ok_or(NotFinite)?, copy, weights),
+            None if changes => draw.of_row(&Row::new(copy).ok_or(NotFinite)?, copy, weights),
             None => draw.of_row(&row, logits, weights),
         };
         let Some(alternatives) = alternatives else {
@@ -168,37 +187,34 @@ impl Sampler {
     }
 
     fn penalise(&self, logits: &mut [f32], ahead: &[u32]) {
-        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, ref logit_bias, .. } = self.sampling;
-        for &(token, bias) in logit_bias {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = (*logit + bias).clamp(f32::MIN, f32::MAX);
-            }
-        }
-        let mut penalise = |token: u32, count: u32| {
-            let Some(logit) = logits.get_mut(token as usize) else { return };
-            let mut value = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
-            if count > 0 {
-                value -= presence_penalty + frequency_penalty * count as f32;
-            }
-            *logit = value.clamp(f32::MIN, f32::MAX);
+        let penalties = self.penalties();
+        let ahead = if self.penalises { ahead } else { &[] };
+        let with_ahead = |changed: Changed| match ahead.iter().filter(|&&other| other == changed.token).count() as u32 {
+            0 => changed,
+            times => Changed { count: Some(changed.count.unwrap_or(0).saturating_add(times)), ..changed },
         };
-        let times = |token: u32| ahead.iter().filter(|&&other| other == token).count() as u32;
-        for (&token, &count) in &self.seen {
-            penalise(token, count + times(token));
+        for &changed in &self.changed {
+            penalties.apply(with_ahead(changed), logits);
         }
         for (index, &token) in ahead.iter().enumerate() {
-            if !self.seen.contains_key(&token) && !ahead[..index].contains(&token) {
-                penalise(token, times(token));
+            if !self.places.contains_key(&token) && !ahead[..index].contains(&token) {
+                penalties.apply(with_ahead(Changed { token, bias: 0.0, count: None }), logits);
             }
         }
     }
 
-    /// How the token at `position` is drawn, if it depends on the logits alone.
-    pub fn unpenalised(&self, position: u64) -> Option<Draw> {
-        (!self.penalises).then(|| self.draw_at(position))
+    fn penalties(&self) -> Penalties<'_> {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        Penalties {
+            repetition: repetition_penalty,
+            presence: presence_penalty,
+            frequency: frequency_penalty,
+            changed: &self.changed,
+        }
     }
 
-    fn draw_at(&self, position: u64) -> Draw {
+    /// How the token at `position` is drawn from its logits.
+    pub fn draw(&self, position: u64) -> Draw<'_> {
         let Sampling { temperature, top_k, top_p, min_p, seed, .. } = self.sampling;
         let is_greedy = temperature.is_nan() || temperature <= 0.0 || top_p <= 0.0;
         Draw {
@@ -207,13 +223,57 @@ impl Sampler {
             top_p: if top_p < 1.0 { top_p } else { 1.0 },
             floor: if min_p > 0.0 { min_p.min(1.0) } else { 0.0 },
             at: philox::uniform(seed, position),
+            penalties: self.penalties(),
+        }
+    }
+}
+
+/// A token whose logit is changed before the token is drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Changed {
+    /// Its id.
+    pub token: u32,
+    /// What is added to its logit.
+    pub bias: f32,
+    /// How often the answer has it, if a penalty counts it: 0 for a token of the prompt.
+    pub count: Option<u32>,
+}
+
+/// What changes the logits of some tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Penalties<'a> {
+    /// What logits above 0 of counted tokens are divided by, and others multiplied with.
+    pub repetition: f32,
+    /// What is taken from the logits of tokens that the answer has.
+    pub presence: f32,
+    /// The same for each time that the answer has the token.
+    pub frequency: f32,
+    /// The tokens, each once.
+    pub changed: &'a [Changed],
+}
+
+impl Penalties<'_> {
+    /// Changes nothing.
+    pub const NONE: Penalties<'static> = Penalties { repetition: 1.0, presence: 0.0, frequency: 0.0, changed: &[] };
+
+    fn apply(&self, changed: Changed, logits: &mut [f32]) {
+        let Some(logit) = logits.get_mut(changed.token as usize) else { return };
+        if changed.bias != 0.0 {
+            *logit = (*logit + changed.bias).clamp(f32::MIN, f32::MAX);
+        }
+        if let Some(count) = changed.count {
+            let mut value = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
+            if count > 0 {
+                value -= self.presence + self.frequency * count as f32;
+            }
+            *logit = value.clamp(f32::MIN, f32::MAX);
         }
     }
 }
 
 /// How a token is drawn from logits: greedily with a `top_k` of 1, else from those that top-k, top-p and min-p keep.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Draw {
+pub struct Draw<'a> {
     /// 1 / temperature.
     pub scale: f32,
     /// The count of the likeliest tokens that are kept; 0 for all.
@@ -224,16 +284,28 @@ pub struct Draw {
     pub floor: f32,
     /// Where in the sum of all weights the token is, from 0 to below 1.
     pub at: f64,
+    /// What changes the logits first.
+    pub penalties: Penalties<'a>,
 }
 
-impl Draw {
+impl Draw<'_> {
     /// The token that is drawn from logits.
     pub fn token(&self, logits: &[f32]) -> Result<u32, NotFinite> {
-        Ok(self.of_row(&Row::new(logits).ok_or(NotFinite)?, logits, &mut Vec::new()))
+        let mut row = Row::new(logits).ok_or(NotFinite)?;
+        let mut copy = Vec::new();
+        if !self.penalties.changed.is_empty() {
+            copy.extend_from_slice(logits);
+            self.penalties.changed.iter().for_each(|&changed| self.penalties.apply(changed, &mut copy));
+            row = Row::new(&copy).ok_or(NotFinite)?;
+        }
+        let logits = if copy.is_empty() { logits } else { &copy };
+        Ok(self.of_row(&row, logits, &mut Vec::new()))
     }
 
+    /// Without the penalties.
+
     fn of_row(&self, row: &Row<'_>, logits: &[f32], weights: &mut Vec<f32>) -> u32 {
-        let Draw { scale, top_k, top_p, floor, at } = *self;
+        let Draw { scale, top_k, top_p, floor, at, .. } = *self;
         if top_k == 1 {
             return row.best();
         }

@@ -89,12 +89,10 @@ fn tokens_that_an_executor_draws_are_those_that_are_chosen_from_logits() {
         let mut bench = Bench::new(EngineOptions { max_running: 2, ..options() });
         let watch = bench.load("m", Script { draws, ..Script::default() });
         let filtered = Sampling { top_k: 5, top_p: 0.9, min_p: 0.01, ..sampling(0.8, 3) };
-        let plain = [sampling(0.0, 0), sampling(0.9, 1), filtered].map(|sampling| (sampling, None));
-        let more = [
-            (Sampling { presence_penalty: 0.5, ..sampling(0.9, 4) }, None),
-            (Sampling { logit_bias: vec![(5, 1.0)], ..sampling(0.9, 5) }, None),
-            (sampling(0.9, 6), Some(1)),
-        ];
+        let penalised = Sampling { repetition_penalty: 1.2, presence_penalty: 0.5, ..sampling(0.9, 4) };
+        let biased = Sampling { logit_bias: vec![(5, 1.0)], frequency_penalty: 0.3, ..sampling(0.9, 5) };
+        let plain = [sampling(0.0, 0), sampling(0.9, 1), filtered, penalised, biased].map(|sampling| (sampling, None));
+        let more = [(sampling(0.9, 6), Some(1))];
         let mut send = |(sampling, logprobs)| {
             let request = Request { sampling, logprobs, ignore_end: true, ..request(bytes("abc"), 30) };
             bench.send(request, Client::Reads).unwrap()
@@ -108,5 +106,5 @@ fn tokens_that_an_executor_draws_are_those_that_are_chosen_from_logits() {
     let ((chosen, none), (drawn, count)) = (answers(false), answers(true));
     assert_eq!(drawn, chosen);
     assert_eq!(none, 0);
-    assert!((30..90).contains(&count), "{count} of the 90 tokens that depend on logits alone, but for every third one");
+    assert!((50..150).contains(&count), "{count} of the 150 tokens without log-probabilities, but for every third one");
 }

@@ -53,7 +53,6 @@ fn any_request() -> impl Strategy<Value = Request> {
             if let Some(poison) = poison {
                 prompt[length / 2] = poison;
             }
-            // Without a penalty an executor may draw the tokens.
             let repetition_penalty = if seed % 2 == 0 { 1.0 } else { 1.1 };
             let sampling = Sampling { repetition_penalty, top_p: 0.95, ..sampling(temperature, seed) };
             Request { tenant: format!("t{tenant}"), sampling, stop, ignore_end, ..request(prompt, max_tokens) }

@@ -268,7 +268,7 @@ impl Executor for Script {
         &self.state.logits
     }
 
-    fn draws(&self, _draw: &Draw) -> bool {
+    fn draws(&self, _draw: &Draw<'_>) -> bool {
         self.draws
     }
 
