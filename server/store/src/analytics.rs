@@ -50,7 +50,7 @@ const MAX_COSTS: i64 = 4 * MAX_SUBJECTS;
 const LIMIT: Duration = Duration::from_secs(150);
 const SET_LIMIT: &str = "SET LOCAL statement_timeout = '150s'";
 
-/// The most insights of one list.
+/// The most insights of one list. One more may be read, to know whether there are more.
 pub const MAX_INSIGHTS: u32 = 1000;
 
 /// The tenant of insights of the whole service. No tenant can have this name.
@@ -719,7 +719,7 @@ impl Store {
         )
         .bind(wanted.since_ms.saturating_sub(HOUR_MS))
         .bind(wanted.kind.map_or("", |kind| kind.definition().name))
-        .bind(i64::from(wanted.limit.min(MAX_INSIGHTS)));
+        .bind(i64::from(wanted.limit.min(MAX_INSIGHTS + 1)));
         let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
         rows.iter().filter_map(|row| read(row).transpose()).collect()
     }
@@ -751,7 +751,7 @@ impl TenantStore<'_> {
             )
             .bind(wanted.since_ms.saturating_sub(HOUR_MS))
             .bind(wanted.kind.map_or("", |kind| kind.definition().name))
-            .bind(i64::from(wanted.limit.min(MAX_INSIGHTS)));
+            .bind(i64::from(wanted.limit.min(MAX_INSIGHTS + 1)));
         let rows = self.store.ask(query.fetch_all(&mut *transaction)).await?;
         rows.iter().filter_map(|row| read(row).transpose()).collect()
     }
