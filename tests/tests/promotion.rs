@@ -17,7 +17,7 @@ const WALK: [(&str, &str, &[&str]); 6] = [
     // The number of replicas is fixed here.
     ("scale-up", "wide", &["more pods under load within", "metrics"]),
     // This version has no way to measure them.
-    ("enterprise", "many", &["analytics", "custom model"]),
+    ("enterprise", "many", &["custom model"]),
     // No test depends on how fast a shared machine is today.
     ("optimized", "best", &["more pods under load within", "metrics", "inference speed-up"]),
 ];
@@ -46,7 +46,7 @@ fn environments(sandbox: &Sandbox, provider: &Server) {
             "enterprise",
             format!(
                 "data: disposable\nbackup: {{ enabled: false }}\n{}\
-                 server: {{ security: {{ oidc: {{ issuer: \"{}\", audience: \"urn:textnlp\", roles_claim: access.roles, \
+                 server: {{ analytics: {{ enabled: true }}, security: {{ oidc: {{ issuer: \"{}\", audience: \"urn:textnlp\", roles_claim: access.roles, \
                  roles: {{ writers: [models] }} }} }} }}\n\
                  gates: {{ sign_on_client: writer, sign_on_secret: \"secret:env:SIGN_ON_SECRET\" }}\n",
                 watts(100),
@@ -150,7 +150,10 @@ fn one_release_is_promoted_from_development_to_optimized() {
         let check = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap();
         match phase {
             "pilot" => assert_eq!(check("database failover")["measured"], 0),
-            "enterprise" => assert_eq!(check("tenant isolation")["measured"], 0),
+            "enterprise" => {
+                assert_eq!(check("tenant isolation")["measured"], 0);
+                assert!(check("analytics")["measured"].as_u64().unwrap() >= 1, "{checks:#?}");
+            }
             // 40 % of the watts are saved.
             "optimized" => assert_eq!(check("cost reduction")["measured"], json!(40.0)),
             _ => {}

@@ -530,7 +530,7 @@ fn check_without_a_measurement_keeps_the_gate_from_opening_with_the_reason() {
         &Service::new(1, None),
         expect![[r#"
         shut
-        analytics: could not be measured (the analytics job (`sites[].cluster.analytics`) is your own image, and its results are not read)
+        analytics: not measured yet (measured by the last run of usage analytics (`server.analytics`), at most 70 minutes ago, and the insights that it wrote)
         custom model: could not be measured (clients cannot upload models; `models` lists them)
         single sign-on: not measured yet (measured by a request with a token that the identity provider (`server.security.oidc`) issues to `gates.sign_on_client`; the same with another signature is refused)"#]],
     );

@@ -229,7 +229,7 @@ pub struct InsightQuery {
     pub since_ms: i64,
     /// Of one kind only.
     pub kind: Option<InsightKind>,
-    /// At most so many.
+    /// The most insights.
     pub limit: u32,
 }
 
@@ -253,7 +253,7 @@ pub struct AnalyticsStatus {
     pub of_last_day: BTreeMap<InsightKind, i64>,
 }
 
-/// Whom an insight is about: a model of a tenant, a tenant with an empty model, or the [service](SERVICE).
+/// The subject of an insight: a model of a tenant, a tenant with an empty model, or the [service](SERVICE).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Subject {
     tenant: String,

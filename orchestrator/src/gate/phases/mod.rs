@@ -270,6 +270,8 @@ pub const SESSIONS: &str = "open sessions";
 pub const ANSWERS: &str = "p95 of their answers";
 /// The reaction time of the autoscaler, in seconds.
 pub const GROWTH: &str = "more pods under load within";
+/// The insights of the last hour.
+pub const ANALYTICS: &str = "analytics";
 /// Whether a token of the identity provider is accepted.
 pub const SIGN_ON: &str = "single sign-on";
 /// Sites whose database follows the primary.
