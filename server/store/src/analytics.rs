@@ -399,9 +399,9 @@ macro_rules! sums {
              min(CASE WHEN place * 100 >= total * 95 THEN ms END) AS p95 FROM ranked GROUP BY subject, part), \
              sums AS (SELECT subject, part, count(*) AS requests, \
              CAST(sum(CASE WHEN status >= 500 THEN 1 ELSE 0 END) AS BIGINT) AS failures, \
-             CAST(sum(prompt_tokens) AS BIGINT) AS prompts, CAST(sum(generated_tokens) AS BIGINT) AS generated \
+             CAST(sum(prompt_tokens) AS BIGINT) AS prompts, CAST(sum(generated_tokens) AS BIGINT) AS answers \
              FROM of_hour GROUP BY subject, part) \
-             SELECT sums.subject, sums.part, sums.requests, sums.failures, sums.prompts, sums.generated, quantiles.p50, \
+             SELECT sums.subject, sums.part, sums.requests, sums.failures, sums.prompts, sums.answers, quantiles.p50, \
              quantiles.p95 FROM sums LEFT JOIN quantiles ON quantiles.subject = sums.subject AND quantiles.part = sums.part \
              ORDER BY sums.requests DESC, sums.subject, sums.part LIMIT $3"
         )
