@@ -28,8 +28,8 @@ pub(crate) async fn keep(app: &App, stop: &CancellationToken) {
         loop {
             match run_if_due(app).await {
                 Ok(()) => {}
-                Err(StoreError::Busy(_)) => tracing::debug!("another replica analyses the usage"),
-                Err(error) => tracing::warn!(error = %error_chain(&error), "the usage could not be analysed"),
+                Err(StoreError::Busy(_)) => tracing::debug!("another replica analyzes the usage"),
+                Err(error) => tracing::warn!(error = %error_chain(&error), "the usage could not be analyzed"),
             }
             // Jitter, so that one replica finds what another one did.
             tokio::time::sleep(POLL_INTERVAL.mul_f64(0.5 + jitter() / 2.0)).await;
@@ -43,11 +43,11 @@ async fn run_if_due(app: &App) -> Result<(), StoreError> {
     let now = now_ms();
     let mut status = app.store.analytics_status(now).await?;
     if is_due(status.last_run_ms, now) {
-        let done = app.store.analyse(now).await?;
-        tracing::info!(hours = done.hours, insights = done.insights, "usage analysed");
+        let done = app.store.analyze(now).await?;
+        tracing::info!(hours = done.hours, insights = done.insights, "usage analyzed");
         status = app.store.analytics_status(now).await?;
     }
-    app.metrics.analysed(&status);
+    app.metrics.analyzed(&status);
     Ok(())
 }
 

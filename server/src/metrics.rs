@@ -109,7 +109,7 @@ pub struct Metrics {
     usage_lost: Count,
     audit_lost: Count,
     usage_deleted: Count,
-    analysed: Real,
+    analyzed: Real,
     insights: Family<ByKind, Level>,
     ready: Level,
     users: Mutex<HashSet<String>>,
@@ -158,7 +158,7 @@ impl Metrics {
             usage_lost: Count::default(),
             audit_lost: Count::default(),
             usage_deleted: Count::default(),
-            analysed: Real::default(),
+            analyzed: Real::default(),
             insights: Family::default(),
             ready: Level::default(),
             users: Mutex::default(),
@@ -238,7 +238,7 @@ impl Metrics {
         r.register(
             "textnlp_analytics_last_run_seconds",
             "Unix time of the last usage analytics",
-            metrics.analysed.clone(),
+            metrics.analyzed.clone(),
         );
         r.register("textnlp_insights", "Insights of the last 24 hours", metrics.insights.clone());
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
@@ -315,9 +315,9 @@ impl Metrics {
     }
 
     /// Notes what usage analytics found. Without analytics, the time stays 0.
-    pub(crate) fn analysed(&self, status: &AnalyticsStatus) {
+    pub(crate) fn analyzed(&self, status: &AnalyticsStatus) {
         let Some(last) = status.last_run_ms else { return };
-        self.analysed.set(last as f64 / 1e3);
+        self.analyzed.set(last as f64 / 1e3);
         for definition in &KINDS {
             let count = status.of_last_day.get(&definition.kind).copied().unwrap_or_default();
             self.insights.get_or_create(&ByKind { kind: definition.name }).set(count);

@@ -231,8 +231,8 @@ impl Server {
             let deleted = |rows| swept.metrics.usage_deleted(rows);
             retention::run(&swept.store, keep, now_ms, deleted, &stop_sweeping).await;
         });
-        let (analysing, stop_analysing) = (app.clone(), stop.clone());
-        app.tasks.spawn(async move { analytics::keep(&analysing, &stop_analysing).await });
+        let (analyzing, stop_analyzing) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move { analytics::keep(&analyzing, &stop_analyzing).await });
         let (leasing, stop_returning) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {
             let Some(leases) = &leasing.leases else { return };

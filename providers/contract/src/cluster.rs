@@ -406,7 +406,7 @@ impl ClusterAccess {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Analytics {
-    /// Your image, in a registry that the cluster can reach; if unset, the server program analyses the usage.
+    /// Your image, in a registry that the cluster can reach; if unset, the server program analyzes the usage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// The schedule as a cron expression, in UTC.

@@ -14,7 +14,7 @@ use crate::config::Config;
 #[derive(Debug, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
 enum Command {
-    /// Analyses the hours that were not analysed yet.
+    /// Analyzes the hours that were not analyzed yet.
     Run {},
     /// Lists insights of all tenants.
     List {
@@ -76,7 +76,7 @@ async fn answer(store: &Store, command: &Command, query: InsightQuery, is_enable
     let now = now_ms();
     match command {
         Command::Run {} => {
-            let done = retry(RETRIES, StoreError::may_be_repeated, || store.analyse(now)).await?;
+            let done = retry(RETRIES, StoreError::may_be_repeated, || store.analyze(now)).await?;
             Ok(json!({ "run": done }))
         }
         Command::List { .. } => {

@@ -49,7 +49,7 @@ pub struct Config {
     pub usage: Retention,
     /// Retention of audit events.
     pub audit: Retention,
-    /// Retention of insights; without it, usage is not analysed.
+    /// Retention of insights; without it, usage is not analyzed.
     pub analytics: Option<Retention>,
     /// What tokens cost; nothing is recorded without them.
     pub prices: Option<Prices>,

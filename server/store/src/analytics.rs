@@ -1,6 +1,6 @@
 //! Usage analytics: what each hour was like, and what was unusual about it.
 //!
-//! [`Store::analyse`] reads the usage of complete hours and writes one summary for each subject (the service, each tenant,
+//! [`Store::analyze`] reads the usage of complete hours and writes one summary for each subject (the service, each tenant,
 //! each model of a tenant), and findings against the subject's earlier hours. The summaries are these earlier hours, so that
 //! no run reads old usage again. Rows of complete hours are never replaced: runs may be repeated, and may run at the same time.
 
@@ -235,7 +235,7 @@ pub struct InsightQuery {
 
 /// The result of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Analysed {
+pub struct Analyzed {
     /// Complete hours that had no insights before.
     pub hours: u32,
     /// Insights that it made, also of the current hour so far.
@@ -364,12 +364,12 @@ fn summary(subject: &Subject, sum: &HourSum, busiest: Option<&str>) -> Finding {
     Finding { kind: InsightKind::Summary, value: *requests as f64, baseline: None, message }
 }
 
-/// The earlier hours of a subject: its rows, and zeros for the other analysed hours since its first one.
-fn without_gaps(rows: &[EarlierHour], analysed: &BTreeSet<i64>) -> Vec<EarlierHour> {
+/// The earlier hours of a subject: its rows, and zeros for the other analyzed hours since its first one.
+fn without_gaps(rows: &[EarlierHour], analyzed: &BTreeSet<i64>) -> Vec<EarlierHour> {
     let Some(first) = rows.first() else { return Vec::new() };
     let by_hour: BTreeMap<i64, &EarlierHour> = rows.iter().map(|row| (row.hour, row)).collect();
     let of = |hour: &i64| by_hour.get(hour).map_or(EarlierHour { hour: *hour, ..EarlierHour::default() }, |row| **row);
-    analysed.range(first.hour..).map(of).collect()
+    analyzed.range(first.hour..).map(of).collect()
 }
 
 /// The usage of an hour by subject: `$tenant` and `$model` are columns of `api_usage`, or constants.
@@ -467,26 +467,26 @@ impl Store {
     /// Writes the insights of the complete hours that have none, of the last 24 at most, and of the current hour so far.
     ///
     /// Each hour takes 150 seconds at most. Repeating it changes nothing but the current hour.
-    pub async fn analyse(&self, now_ms: i64) -> Result<Analysed, StoreError> {
+    pub async fn analyze(&self, now_ms: i64) -> Result<Analyzed, StoreError> {
         let current = hour_of(now_ms);
         let complete = hour_of(now_ms - SETTLES_MS);
         let catch_up = complete - CATCH_UP_HOURS * HOUR_MS;
-        let mut analysed = self.analysed_hours(catch_up - BASELINE_DAYS * DAY_MS, now_ms).await?;
-        let mut done = Analysed::default();
+        let mut analyzed = self.analyzed_hours(catch_up - BASELINE_DAYS * DAY_MS, now_ms).await?;
+        let mut done = Analyzed::default();
         if let Some(first) = self.first_usage().await? {
             let mut hour = catch_up.max(hour_of(first));
             while hour < complete {
-                if !analysed.contains(&hour) {
-                    done.insights += self.analyse_hour(hour, false, &analysed, now_ms).await?;
+                if !analyzed.contains(&hour) {
+                    done.insights += self.analyze_hour(hour, false, &analyzed, now_ms).await?;
                     done.hours += 1;
-                    analysed.insert(hour);
+                    analyzed.insert(hour);
                 }
                 hour += HOUR_MS;
             }
         }
         let mut hour = complete;
         while hour <= current {
-            done.insights += self.analyse_hour(hour, true, &analysed, now_ms).await?;
+            done.insights += self.analyze_hour(hour, true, &analyzed, now_ms).await?;
             hour += HOUR_MS;
         }
         Ok(done)
@@ -500,7 +500,7 @@ impl Store {
     }
 
     /// The complete hours since `from_ms` that have insights.
-    async fn analysed_hours(&self, from_ms: i64, until_ms: i64) -> Result<BTreeSet<i64>, StoreError> {
+    async fn analyzed_hours(&self, from_ms: i64, until_ms: i64) -> Result<BTreeSet<i64>, StoreError> {
         let mut transaction = self.read_all(Job::Analytics).await?;
         let query = sqlx::query(
             "SELECT hour FROM insights WHERE tenant_id = '*' AND model = '' AND kind = 'summary' AND partial = 0 \
@@ -512,19 +512,28 @@ impl Store {
         Ok(rows.iter().map(|row| row.try_get::<i64, _>(0)).collect::<Result<BTreeSet<i64>, sqlx::Error>>()?)
     }
 
-    async fn analyse_hour(
+    async fn analyze_hour(
         &self,
         hour: i64,
         partial: bool,
-        analysed: &BTreeSet<i64>,
+        analyzed: &BTreeSet<i64>,
         now_ms: i64,
     ) -> Result<u64, StoreError> {
         let late = |_| StoreError::Away(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
         let mut found = tokio::time::timeout(LIMIT, self.sum_hour(hour)).await.map_err(late)??;
         found.sums.entry(Subject::service()).or_default();
         if !partial {
+            // One that is missing in a full list may have requests.
+            let is_full = |of_models: bool| {
+                let listed = found.sums.keys().filter(|subject| subject.model.is_empty() != of_models);
+                listed.count() as i64 >= MAX_SUBJECTS
+            };
+            let (tenants, models) = (is_full(false), is_full(true));
             for subject in self.subjects_of(hour - HOUR_MS).await? {
-                found.sums.entry(subject).or_default();
+                let is_cut = if subject.model.is_empty() { tenants } else { models };
+                if !is_cut {
+                    found.sums.entry(subject).or_default();
+                }
             }
         }
         let mut made = Vec::new();
@@ -544,7 +553,7 @@ impl Store {
                 let value = sum.requests as f64;
                 made.push((subject, Finding { kind: InsightKind::FirstUse, value, baseline: None, message }));
             }
-            let earlier = without_gaps(&rows, &analysed.range(..hour).copied().collect());
+            let earlier = without_gaps(&rows, &analyzed.range(..hour).copied().collect());
             made.extend(findings(subject, hour, sum, &earlier).into_iter().map(|finding| (subject, finding)));
         }
         self.write_insights(hour, partial, &found, &made, now_ms).await
@@ -619,7 +628,7 @@ impl Store {
         rows.iter().map(earlier).collect()
     }
 
-    /// Whether usage records of the time of the baseline have requests of a subject, also of hours that were not analysed.
+    /// Whether usage records of the time of the baseline have requests of a subject, also of hours that were not analyzed.
     async fn was_used_before(&self, subject: &Subject, hour: i64) -> Result<bool, StoreError> {
         let mut transaction = self.read_all(Job::Analytics).await?;
         if self.dialect == Dialect::Postgres {

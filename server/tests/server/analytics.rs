@@ -38,7 +38,7 @@ fn tenants(listed: &Value) -> BTreeSet<Option<String>> {
     listed["data"].as_array().unwrap().iter().map(|one| one["tenant"].as_str().map(str::to_owned)).collect()
 }
 
-async fn analysed(database: Option<&str>) {
+async fn analyzed(database: Option<&str>) {
     let site = start(Setup { database, analytics: true, ..Setup::default() }).await.ready().await;
     let admin = make_key(&site.config, json!({ "do": "create", "scopes": ["usage", "admin"] })).await;
     let acme = make_key(&site.config, json!({ "do": "create", "tenant": "acme" })).await;
@@ -104,17 +104,17 @@ async fn analysed(database: Option<&str>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_sees_the_insights_of_its_tenant_on_sqlite() {
-    analysed(None).await;
+    analyzed(None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_sees_the_insights_of_its_tenant_on_postgresql() {
     let Some(cluster) = cluster::shared() else { return };
-    analysed(Some(&cluster.url(&cluster.database()))).await;
+    analyzed(Some(&cluster.url(&cluster.database()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn usage_is_not_analysed_where_the_configuration_does_not_say_so() {
+async fn usage_is_not_analyzed_where_the_configuration_does_not_say_so() {
     let site = start(Setup::default()).await.ready().await;
     let found = listed(&site, &site.key, "").await;
     assert_eq!((&found["enabled"], &found["data"]), (&json!(false), &json!([])));

@@ -17,7 +17,7 @@ const MAX_AGE: SignedDuration = SignedDuration::from_mins(70);
 /// What the server program answers about the last run.
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct LastRun {
-    /// Whether the servers analyse usage.
+    /// Whether the servers analyze usage.
     enabled: bool,
     /// Seconds since 1970; `None` before the first run.
     last_run: Option<i64>,
@@ -46,7 +46,7 @@ async fn last_run(admin: Admin<'_>) -> Result<LastRun, Failure> {
 fn judged(check: &CheckDefinition, environment: &Environment, last: LastRun, now: Timestamp) -> Check {
     let at = last.last_run.and_then(|seconds| Timestamp::from_second(seconds).ok());
     match at {
-        _ if !last.enabled => check.unknown(environment, "the running servers do not analyse usage: `up` applies it"),
+        _ if !last.enabled => check.unknown(environment, "the running servers do not analyze usage: `up` applies it"),
         None => check.waiting(environment, "no run of usage analytics has ended yet"),
         Some(at) if now.duration_since(at) > MAX_AGE => {
             let note = format!("the last run was at {at:.0}, more than {} minutes ago", MAX_AGE.as_mins());

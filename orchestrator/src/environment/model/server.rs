@@ -188,7 +188,7 @@ section! {
     /// Hourly analysis of usage: summaries, and findings against earlier hours. On machines the servers run it, in clusters
     /// the job of `sites[].cluster.analytics`.
     pub struct UsageAnalytics {
-        /// Whether usage is analysed.
+        /// Whether usage is analyzed.
         pub enabled: bool = false,
         /// Retention of insights in days, at least 28; 0 keeps them forever.
         #[schemars(range(max = 36_500))]

@@ -198,7 +198,7 @@ impl Checker<'_> {
     fn analytics(&mut self, path: &str, analytics: &Analytics) {
         match analytics.image.as_deref() {
             None if !self.environment.server.analytics.enabled => {
-                let cause = "no image of your own is configured, and the servers do not analyse usage";
+                let cause = "no image of your own is configured, and the servers do not analyze usage";
                 let fix = "write `server.analytics.enabled: true`, or `image: REGISTRY/textnlp-analytics@sha256:…`";
                 self.error(path, cause, fix);
             }

@@ -146,7 +146,7 @@ impl Checker<'_> {
             self.error("server.analytics.retention_days", cause, fix);
         }
         if !analytics.enabled && *analytics != UsageAnalytics::default() {
-            let cause = "it has no effect while usage is not analysed";
+            let cause = "it has no effect while usage is not analyzed";
             self.warn("server.analytics.retention_days", cause, "add `enabled: true`, or remove it");
         }
         self.prices();

@@ -26,16 +26,16 @@ const LIFECYCLE: (&str, &str) = ("node.kubernetes.io/lifecycle", "spot");
 const BATCH: (&str, &str) = ("textnlp/workload-type", "batch");
 
 impl Lowering<'_> {
-    /// Adds the analytics job and the SAML settings; `way` is the connection to the database. `is_analysed`: the servers
-    /// analyse usage, and the job does it in their place.
+    /// Adds the analytics job and the SAML settings; `way` is the connection to the database. `is_analyzed`: the servers
+    /// analyze usage, and the job does it in their place.
     pub(super) fn beside(
         &mut self,
         secrets: &ResourceId,
         way: &DatabaseConnection,
         saml: Option<&FileText>,
-        is_analysed: bool,
+        is_analyzed: bool,
     ) {
-        let analytics = self.settings().analytics.clone().or_else(|| is_analysed.then(Analytics::default));
+        let analytics = self.settings().analytics.clone().or_else(|| is_analyzed.then(Analytics::default));
         if let Some(analytics) = analytics {
             self.analytics(&analytics, secrets, way);
         }

@@ -570,9 +570,9 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
 
 #[test]
 fn analytics_job_runs_the_program_of_the_servers_unless_an_image_is_set() {
-    let server = |place: Fixture, is_analysed: bool| {
+    let server = |place: Fixture, is_analyzed: bool| {
         let mut workload = Workload { stored: database(), ..workload() };
-        if is_analysed {
+        if is_analyzed {
             workload.config["textnlp"]["analytics"] = json!({ "retention_days": 90 });
         }
         lowered(&component("server", ComponentSpec::Workload(workload)), place).unwrap()

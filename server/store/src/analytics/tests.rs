@@ -6,7 +6,7 @@ use crate::tests::{Bench, on_both};
 use crate::{Charge, Usage};
 
 on_both!(
-    hours_are_analysed_once_and_the_current_hour_again,
+    hours_are_analyzed_once_and_the_current_hour_again,
     findings_are_made_against_the_earlier_hours_of_the_same_subject,
     tenant_sees_its_own_insights_only,
     replicas_that_run_at_once_write_each_insight_once,
@@ -65,7 +65,7 @@ fn one<'a>(
     insights.iter().find(is_it).unwrap_or_else(|| panic!("no {kind:?} of {tenant:?} {model:?} in {insights:#?}"))
 }
 
-async fn hours_are_analysed_once_and_the_current_hour_again(bench: Bench) {
+async fn hours_are_analyzed_once_and_the_current_hour_again(bench: Bench) {
     let store = bench.store().await;
     let (last, began) = (NOON - HOUR_MS, store.analytics_status(NOW).await.unwrap());
     assert_eq!(began, AnalyticsStatus::default());
@@ -76,7 +76,7 @@ async fn hours_are_analysed_once_and_the_current_hour_again(bench: Bench) {
     // Neither is a request of the API.
     usage.push(Usage { endpoint: "/auth/token".into(), ..row("acme", "small", 1, 200, last) });
     store.append_usage(&usage).await.unwrap();
-    let done = store.analyse(NOW).await.unwrap();
+    let done = store.analyze(NOW).await.unwrap();
     assert_eq!(done.hours, 1);
     let found = store.insights(all(1000)).await.unwrap();
     assert_eq!(done.insights, found.len() as u64);
@@ -103,7 +103,7 @@ async fn hours_are_analysed_once_and_the_current_hour_again(bench: Bench) {
 
     // Again: nothing but the current hour changes, also where usage arrives late.
     store.append_usage(&[row("acme", "small", 1, 200, last), row("globex", "small", 50, 200, NOON + 1)]).await.unwrap();
-    let again = store.analyse(NOW + 60_000).await.unwrap();
+    let again = store.analyze(NOW + 60_000).await.unwrap();
     assert_eq!((again.hours, again.insights), (0, 3), "the service, the tenant and its model");
     let found = store.insights(all(1000)).await.unwrap();
     assert_eq!(one(&found, last, None, None, InsightKind::Summary).sum.requests, 102);
@@ -114,10 +114,10 @@ async fn hours_are_analysed_once_and_the_current_hour_again(bench: Bench) {
 
     // An hour that ended a moment ago may have usage that is not written yet.
     let next = NOON + HOUR_MS;
-    assert_eq!(store.analyse(next + SETTLES_MS - 1).await.unwrap().hours, 0);
+    assert_eq!(store.analyze(next + SETTLES_MS - 1).await.unwrap().hours, 0);
     assert_eq!(settles_in(next + SETTLES_MS - 1), Duration::from_millis(1));
     assert_eq!((settles_in(next + SETTLES_MS), settles_in(next - 1)), (Duration::ZERO, Duration::ZERO));
-    assert_eq!(store.analyse(next + SETTLES_MS).await.unwrap().hours, 1);
+    assert_eq!(store.analyze(next + SETTLES_MS).await.unwrap().hours, 1);
     let found = store.insights(all(1000)).await.unwrap();
     assert!(!one(&found, NOON, None, None, InsightKind::Summary).partial, "the complete hour replaces it");
     let only = InsightQuery { since_ms: NOON + 1, kind: Some(InsightKind::FirstUse), limit: 1000 };
@@ -127,14 +127,14 @@ async fn hours_are_analysed_once_and_the_current_hour_again(bench: Bench) {
 
 async fn findings_are_made_against_the_earlier_hours_of_the_same_subject(bench: Bench) {
     let store = bench.store().await;
-    // A day and an hour, analysed as they pass. `globex` has its nightly work at noon.
+    // A day and an hour, analyzed as they pass.
     let start = NOON - 25 * HOUR_MS;
     for n in 0..25 {
         let hour = start + n * HOUR_MS;
         let mut usage = rows("acme", "small", 30 + (n % 3) as usize, 100, hour);
         usage.extend(rows("globex", "small", 40 + (n % 3) as usize, 100, hour));
         store.append_usage(&usage).await.unwrap();
-        store.analyse(hour + HOUR_MS + SETTLES_MS).await.unwrap();
+        store.analyze(hour + HOUR_MS + SETTLES_MS).await.unwrap();
     }
     let quiet = store.insights(InsightQuery { since_ms: start + HOUR_MS, ..all(1000) }).await.unwrap();
     let quiet: Vec<_> = quiet.iter().filter(|one| one.severity == Severity::Warning).collect();
@@ -143,7 +143,7 @@ async fn findings_are_made_against_the_earlier_hours_of_the_same_subject(bench: 
     let mut usage = rows("acme", "small", 60, 900, NOON);
     usage.extend((0..60).map(|n| row("acme", "small", 900, 500, NOON + n)));
     store.append_usage(&usage).await.unwrap();
-    store.analyse(NOON + HOUR_MS + SETTLES_MS).await.unwrap();
+    store.analyze(NOON + HOUR_MS + SETTLES_MS).await.unwrap();
     let found = store.insights(InsightQuery { since_ms: NOON + 1, ..all(1000) }).await.unwrap();
     let mut acme = kinds_at(&found, NOON);
     acme.retain(|(tenant, ..)| *tenant == Some("acme"));
@@ -169,7 +169,7 @@ async fn tenant_sees_its_own_insights_only(bench: Bench) {
     let usage: Vec<Usage> =
         ["acme", "globex"].into_iter().flat_map(|tenant| rows(tenant, "small", 2, 1, hour)).collect();
     store.append_usage(&usage).await.unwrap();
-    store.analyse(NOW).await.unwrap();
+    store.analyze(NOW).await.unwrap();
     let of = store.tenant("acme").insights(all(1000)).await.unwrap();
     let names: Vec<_> = of.iter().map(|one| one.kind.definition().name).collect();
     assert_eq!(names, ["first_use", "summary", "first_use", "summary"]);
@@ -194,9 +194,9 @@ async fn tenant_sees_its_own_insights_only(bench: Bench) {
 async fn replicas_that_run_at_once_write_each_insight_once(bench: Bench) {
     let stores = [bench.store().await, bench.open().await];
     stores[0].append_usage(&rows("acme", "small", 5, 1, NOON - HOUR_MS)).await.unwrap();
-    let runs = futures::future::join_all(stores.iter().map(|store| store.analyse(NOW))).await;
+    let runs = futures::future::join_all(stores.iter().map(|store| store.analyze(NOW))).await;
     assert!(runs.iter().any(Result::is_ok), "{runs:?}");
-    stores[0].analyse(NOW).await.unwrap();
+    stores[0].analyze(NOW).await.unwrap();
     let found = stores[1].insights(all(1000)).await.unwrap();
     // Summaries of both hours, and the first use of the tenant and its model.
     assert_eq!((found.len(), kinds_at(&found, NOON - HOUR_MS).len()), (3 + 2 + 1, 3 + 2));
@@ -208,10 +208,10 @@ async fn missed_hours_are_made_up_for_within_a_day(bench: Bench) {
     for hour in hours {
         store.append_usage(&rows("acme", "small", 1, 1, hour)).await.unwrap();
     }
-    assert_eq!(store.analyse(NOW).await.unwrap().hours, CATCH_UP_HOURS as u32);
+    assert_eq!(store.analyze(NOW).await.unwrap().hours, CATCH_UP_HOURS as u32);
     let found = store.insights(all(1000)).await.unwrap();
     assert!(kinds_at(&found, hours[0]).is_empty(), "longer ago than a day");
-    // It was used before the first hour that is analysed.
+    // It was used before the first hour that is analyzed.
     let summaries = BTreeSet::from([
         (None, None, "summary"),
         (Some("acme"), None, "summary"),
@@ -223,14 +223,14 @@ async fn missed_hours_are_made_up_for_within_a_day(bench: Bench) {
     // A service that nobody has used yet has an insight too.
     let other = bench.another();
     let unused = other.store().await;
-    assert_eq!(unused.analyse(NOW).await.unwrap(), Analysed { hours: 0, insights: 1 });
+    assert_eq!(unused.analyze(NOW).await.unwrap(), Analyzed { hours: 0, insights: 1 });
     assert_eq!(unused.analytics_status(NOW).await.unwrap().insights, 1);
 }
 
 async fn insights_older_than_their_retention_are_deleted_in_batches(bench: Bench) {
     let store = bench.store().await;
     store.append_usage(&rows("acme", "small", 1, 1, NOON - HOUR_MS)).await.unwrap();
-    store.analyse(NOW).await.unwrap();
+    store.analyze(NOW).await.unwrap();
     assert_eq!(store.delete_insights(NOON - HOUR_MS, 100).await.unwrap(), 0);
     assert_eq!(store.delete_insights(NOON, 3).await.unwrap(), 3);
     assert_eq!(store.delete_insights(NOON, 3).await.unwrap(), 2);
@@ -301,10 +301,10 @@ fn nightly_work_is_compared_with_other_nights() {
 
 #[test]
 fn hours_without_requests_count_from_the_first_hour_of_a_subject() {
-    let analysed: BTreeSet<i64> = (0..6).collect();
+    let analyzed: BTreeSet<i64> = (0..6).collect();
     let row = |hour, requests| EarlierHour { hour, requests, ..EarlierHour::default() };
-    assert_eq!(without_gaps(&[row(2, 7), row(4, 9)], &analysed), [row(2, 7), row(3, 0), row(4, 9), row(5, 0)]);
-    assert!(without_gaps(&[], &analysed).is_empty());
+    assert_eq!(without_gaps(&[row(2, 7), row(4, 9)], &analyzed), [row(2, 7), row(3, 0), row(4, 9), row(5, 0)]);
+    assert!(without_gaps(&[], &analyzed).is_empty());
 }
 
 #[test]

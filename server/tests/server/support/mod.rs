@@ -38,7 +38,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) database: Option<&'a str>,
     /// What tokens cost, as a mapping on one line.
     pub(crate) prices: Option<&'a str>,
-    /// Whether usage is analysed.
+    /// Whether usage is analyzed.
     pub(crate) analytics: bool,
     pub(crate) unix: bool,
 }
