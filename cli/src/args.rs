@@ -151,6 +151,9 @@ pub enum Command {
     /// Show metrics of the running service over a period
     #[command(subcommand)]
     Metrics(crate::operations_args::Metrics),
+    /// Show insights into the usage of each hour: summaries, and what was unusual
+    #[command(subcommand)]
+    Analytics(crate::operations_args::Analytics),
     /// Probe the running service from outside, and record its availability
     ///
     /// Each probe generates one token, as a client does. The gates of pilot and optimized read the record. Exits with status 5

@@ -15,6 +15,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
         &[
             "status",
             "metrics",
+            "analytics",
             "probe",
             "performance",
             "cost",
@@ -172,6 +173,7 @@ mod tests {
         for name in [
             "logs",
             "metrics",
+            "analytics",
             "probe",
             "cost",
             "performance",

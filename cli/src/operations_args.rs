@@ -1,4 +1,4 @@
-//! Arguments of the commands for operating a running environment: `logs`, `metrics`, `health`, `security`,
+//! Arguments of the commands for operating a running environment: `logs`, `metrics`, `analytics`, `health`, `security`,
 //! `compliance`, `cost`, `performance`, `baseline`, `cleanup`, `db`, `deps`, `probe`.
 
 use camino::Utf8PathBuf;
@@ -47,6 +47,38 @@ pub struct MetricsSummary {
     /// Length of the period: `24h` [default: 1h by Prometheus, 30s between two scrapes]
     #[arg(long, value_name = "DURATION", value_parser = period)]
     pub period: Option<Span>,
+}
+
+/// See [`crate::args::Command::Analytics`].
+#[derive(Debug, Subcommand)]
+pub enum Analytics {
+    /// List insights, the newest hours first
+    ///
+    /// Summaries of the service, its tenants and their models, and findings against earlier hours: spikes and drops of traffic,
+    /// more failures, higher latency, first use. `server.analytics` turns them on.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy analytics list --env enterprise                             of the last day\n  \
+        textnlp-deploy analytics list --env enterprise --since 7d --kind traffic_spike\n  \
+        textnlp-deploy analytics list --env enterprise --limit 1000 -o json")]
+    List(AnalyticsList),
+    /// Analyze the usage now, not only once an hour
+    ///
+    /// Complete hours that have insights stay as they are. The current hour is analyzed so far.
+    Run,
+}
+
+/// `analytics list`.
+#[derive(Debug, Args)]
+pub struct AnalyticsList {
+    /// Insights since this date (UTC), time or duration before now: `24h`, `2026-11-01`
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = crate::args::since)]
+    pub since: jiff::Timestamp,
+    /// Kind of insights, such as `summary` or `traffic_spike` [default: all]
+    #[arg(long, value_name = "KIND")]
+    pub kind: Option<String>,
+    /// Number of insights of a site
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
 }
 
 /// A length of time of at least a second.

@@ -12,6 +12,7 @@ use textnlp_sites::{control, postgres, relay};
 use textnlp_store::{Store, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::admin::analytics::analytics;
 use crate::admin::audit::audit;
 use crate::admin::database::database;
 use crate::admin::features::features;
@@ -77,6 +78,8 @@ pub enum Admin {
     Database(JsonCommand),
     /// Print the usage of a period, {"total", "days", "groups"}
     Usage(JsonCommand),
+    /// Run usage analytics, or print insights: {"run"}, {"insights"} or the last run
+    Analytics(JsonCommand),
     /// Download and verify a list of models and print {"models"}
     Models(Configuration),
     /// Check whether the server accepts requests; for health checks
@@ -362,6 +365,10 @@ async fn administer(command: Admin) -> Result<(), CommandError> {
         Admin::Usage(of) => {
             let config = Config::read(&of.configuration.file)?;
             answer(usage(&config, &of.text()?).await)
+        }
+        Admin::Analytics(of) => {
+            let config = Config::read(&of.configuration.file)?;
+            answer(analytics(&config, &of.text()?).await)
         }
         Admin::Models(of) => {
             log_plainly()?;

@@ -22,6 +22,7 @@ mod executors;
 mod http;
 
 mod allowance;
+mod analytics;
 pub mod auth;
 mod chat;
 mod delivery;
@@ -46,6 +47,7 @@ pub mod fronted;
 
 pub mod mirror;
 
+pub use admin::analytics::analytics;
 pub use admin::audit::audit;
 pub use admin::features::features;
 pub use admin::keys::{KeysError, keys};

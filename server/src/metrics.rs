@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use textnlp_inference::engine::Stats;
 use textnlp_process::encoded;
+use textnlp_store::analytics::{AnalyticsStatus, KINDS};
 
 use crate::auth::GUESSES;
 
@@ -56,6 +57,11 @@ struct ByRoute {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByType {
     r#type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKind {
+    kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -103,6 +109,8 @@ pub struct Metrics {
     usage_lost: Count,
     audit_lost: Count,
     usage_deleted: Count,
+    analyzed: Real,
+    insights: Family<ByKind, Level>,
     ready: Level,
     users: Mutex<HashSet<String>>,
     window: Mutex<Window>,
@@ -150,6 +158,8 @@ impl Metrics {
             usage_lost: Count::default(),
             audit_lost: Count::default(),
             usage_deleted: Count::default(),
+            analyzed: Real::default(),
+            insights: Family::default(),
             ready: Level::default(),
             users: Mutex::default(),
             window: Mutex::new(Window::new(Instant::now())),
@@ -225,6 +235,12 @@ impl Metrics {
         r.register("textnlp_usage_rows_lost", "Rows of usage that could not be written", metrics.usage_lost.clone());
         r.register("textnlp_usage_rows_deleted", "Rows of usage deleted by retention", metrics.usage_deleted.clone());
         r.register("textnlp_audit_events_lost", "Audit events that could not be written", metrics.audit_lost.clone());
+        r.register(
+            "textnlp_analytics_last_run_seconds",
+            "Unix time of the last usage analytics",
+            metrics.analyzed.clone(),
+        );
+        r.register("textnlp_insights", "Insights of the last 24 hours", metrics.insights.clone());
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
         let info = Family::<InfoLabels, Level>::default();
         let info_labels = InfoLabels {
@@ -296,6 +312,16 @@ impl Metrics {
     /// Counts rows of usage that retention deleted.
     pub fn usage_deleted(&self, rows: u64) {
         self.usage_deleted.inc_by(rows);
+    }
+
+    /// Notes what usage analytics found. Without analytics, the time stays 0.
+    pub(crate) fn analyzed(&self, status: &AnalyticsStatus) {
+        let Some(last) = status.last_run_ms else { return };
+        self.analyzed.set(last as f64 / 1e3);
+        for definition in &KINDS {
+            let count = status.of_last_day.get(&definition.kind).copied().unwrap_or_default();
+            self.insights.get_or_create(&ByKind { kind: definition.name }).set(count);
+        }
     }
 
     /// Notes whether a request found its model loaded.

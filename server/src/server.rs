@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
+use crate::analytics;
 use crate::app::{App, REFUSED_LINES, SCHEMAS_OF_TENANT, SUMS_OF_TENANT, WORKERS};
 use crate::auth;
 use crate::auth::jwt::{Signer, SignerError};
@@ -221,11 +222,17 @@ impl Server {
         app.tasks.spawn(async move { models.preload().await });
         let (swept, stop_sweeping) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {
-            let Config { usage, audit, .. } = &swept.config;
-            let keep = Retention { usage_days: usage.retention_days, audit_days: audit.retention_days };
+            let Config { usage, audit, analytics, .. } = &swept.config;
+            let keep = Retention {
+                usage_days: usage.retention_days,
+                audit_days: audit.retention_days,
+                insight_days: analytics.as_ref().map_or(0, |analytics| analytics.retention_days),
+            };
             let deleted = |rows| swept.metrics.usage_deleted(rows);
             retention::run(&swept.store, keep, now_ms, deleted, &stop_sweeping).await;
         });
+        let (analyzing, stop_analyzing) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move { analytics::keep(&analyzing, &stop_analyzing).await });
         let (leasing, stop_returning) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {
             let Some(leases) = &leasing.leases else { return };

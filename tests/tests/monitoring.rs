@@ -35,7 +35,11 @@ fn every_metric_of_the_rules_and_dashboard_is_scraped() {
     assert!(rules.len() >= 5 && dashboard.len() >= 12, "{rules:?} {dashboard:?}");
     assert!(of_hosts.len() >= 5 && of_hosts.is_subset(&rules), "{of_hosts:?}");
 
-    let sandbox = Sandbox::new("figures");
+    let mut sandbox = Sandbox::new("figures");
+    sandbox.variables.extend([
+        ("TEXTNLP_SET__server__analytics__enabled", "true".to_owned()),
+        ("TEXTNLP_SET__server__prices__answer", "1".to_owned()),
+    ]);
     sandbox.up("development");
     assert_eq!(sandbox.run(&["generate", "Mira walked", "--env", "development"]).exit, 0);
     // Errors by type are there once there was one.
@@ -56,6 +60,15 @@ fn every_metric_of_the_rules_and_dashboard_is_scraped() {
     assert!(site["summary"]["memory_bytes_max"].as_u64().unwrap() > 1_000_000, "{told}");
     assert_eq!(site["summary"]["requests"], 0, "nobody asked it meanwhile: {told}");
     assert!(told["sites"][0]["summary"]["queue_max"].is_u64(), "{told}");
+
+    let run = sandbox.run(&["analytics", "run", "--env", "development", "-o", "json"]).expect(0).json();
+    assert!(run["sites"][0]["run"]["insights"].as_u64().unwrap() >= 1, "{run}");
+    let list = ["analytics", "list", "--env", "development", "--kind"];
+    let listed = sandbox.run(&[&list[..], &["summary", "-o", "json"]].concat()).expect(0).json();
+    let insights = listed["insights"].as_array().unwrap();
+    assert!(insights.iter().any(|one| one["tenant"].is_null() && one["site"] == "here"), "{listed}");
+    assert!(insights.iter().all(|one| one["kind"] == "summary"), "{listed}");
+    sandbox.run(&[&list[..], &["unknown"]].concat()).expect(2);
 
     for task in ["vacuum", "analyze"] {
         let done = sandbox.run(&["db", task, "--env", "development", "-o", "json"]).expect(0).json();

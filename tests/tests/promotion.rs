@@ -16,8 +16,7 @@ const WALK: [(&str, &str, &[&str]); 6] = [
     ("pilot", "first", &[]),
     // The number of replicas is fixed here.
     ("scale-up", "wide", &["more pods under load within", "metrics"]),
-    // This version has no way to measure it.
-    ("enterprise", "many", &["analytics"]),
+    ("enterprise", "many", &[]),
     // No test depends on how fast a shared machine is today.
     ("optimized", "best", &["more pods under load within", "metrics", "inference speed-up"]),
 ];
@@ -48,7 +47,7 @@ fn environments(sandbox: &Sandbox, provider: &Server) {
                 "data: disposable\nbackup: {{ enabled: false }}\n{}\
                  models: [ {{ name: textnlp-tiny, source: bundled, role: default, quantize: q8_0, context: 1024, preload: true }}, \
                  {{ name: writer, tenant: acme, source: bundled, quantize: q8_0, context: 1024 }} ]\n\
-                 server: {{ security: {{ oidc: {{ issuer: \"{}\", audience: \"urn:textnlp\", roles_claim: access.roles, \
+                 server: {{ analytics: {{ enabled: true }}, security: {{ oidc: {{ issuer: \"{}\", audience: \"urn:textnlp\", roles_claim: access.roles, \
                  roles: {{ writers: [models] }} }} }} }}\n\
                  gates: {{ sign_on_client: writer, sign_on_secret: \"secret:env:SIGN_ON_SECRET\" }}\n",
                 watts(100),
@@ -155,6 +154,7 @@ fn one_release_is_promoted_from_development_to_optimized() {
             "enterprise" => {
                 assert_eq!(check("tenant isolation")["measured"], 0);
                 assert_eq!(check("custom model")["measured"], "a text");
+                assert!(check("analytics")["measured"].as_u64().unwrap() >= 1, "{checks:#?}");
             }
             // 40 % of the watts are saved.
             "optimized" => assert_eq!(check("cost reduction")["measured"], json!(40.0)),

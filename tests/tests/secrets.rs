@@ -23,6 +23,8 @@ const COMMANDS: &[&str] = &[
     "logs errors --env staging --since 1h",
     "analyze --env staging",
     "metrics summary --env staging --period 1s",
+    "analytics list --env staging",
+    "analytics run --env staging",
     "cost report --env staging",
     "performance report --env staging",
     "baseline record --env staging --users 1 --seconds 1 --replace",

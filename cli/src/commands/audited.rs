@@ -19,7 +19,7 @@ use crate::args::{Apply, Audit, Command, Env, Feature, Global, Key, Model, Relea
 use crate::backup_args::{Backup, Restore};
 use crate::deployment::{operator, short, state_failed};
 use crate::dr_args::Dr;
-use crate::operations_args::{Baseline, Db, DepsCommand};
+use crate::operations_args::{Analytics, Baseline, Db, DepsCommand};
 use crate::state_args::State;
 use crate::stores::{self, StateLocation};
 use crate::{clouds, help};
@@ -68,6 +68,10 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         Command::Up(_) => Changes(New),
         Command::Status | Command::Explain(_) | Command::Drift | Command::Doctor => Reads,
         Command::Logs(_) | Command::Analyze(_) | Command::Metrics(_) => Reads,
+        Command::Analytics(command) => match command {
+            Analytics::List(_) => Reads,
+            Analytics::Run => Changes(Deployed),
+        },
         Command::Cost(_) | Command::Performance(_) | Command::Phase(_) | Command::Health(_) => Reads,
         Command::Export(_) | Command::SupportBundle(_) | Command::Compliance(_) | Command::Security(_) => Reads,
         Command::Probe(_) | Command::Gate(_) | Command::Down(_) => Changes(Deployed),

@@ -68,8 +68,8 @@ fn request(command: &Feature) -> Value {
     }
 }
 
-/// The databases to change: one where sites replicate or share it, else that of each site.
-async fn places<'a>(admin: &Admin<'a>) -> Vec<Option<&'a ServerProcess>> {
+/// The databases of an environment: one where sites replicate or share it, else that of each site.
+pub(super) async fn places<'a>(admin: &Admin<'a>) -> Vec<Option<&'a ServerProcess>> {
     match admin.running.serving().await {
         Some(serving) if serving.watch.is_some() => vec![Some(serving)],
         _ => admin.places(),

@@ -47,10 +47,7 @@ fn show(environment: &Environment) -> Success {
     text.push_str("\n\nGate");
     for check in definition.checks() {
         let _ = write!(text, "\n  {:<30}  {:<24}  ", check.name, check.demand(environment));
-        text.push_str(&match check.source {
-            CheckSource::Missing(why) => format!("not measured: {why}"),
-            _ => check.how.to_owned(),
-        });
+        text.push_str(check.how);
         text.push_str(if check.waivable { "; can be waived" } else { "" });
     }
     for (heading, all) in [("Delivers", deliverables), ("Rollback", rollback)] {
@@ -65,14 +62,9 @@ fn show(environment: &Environment) -> Success {
 fn document(definition: &PhaseDefinition, environment: &Environment) -> Value {
     let PhaseDefinition { phase, objective, weeks, prerequisites, deliverables, rollback, .. } = definition;
     let checks = definition.checks().map(|check| {
-        let missing = match check.source {
-            CheckSource::Missing(why) => Some(why),
-            _ => None,
-        };
         json!({
             "name": check.name, "limit": check.limit(environment), "requires": check.demand(environment),
-            "setting": check.setting(), "measured_by": check.how, "not_measured": missing,
-            "can_be_waived": check.waivable,
+            "setting": check.setting(), "measured_by": check.how, "can_be_waived": check.waivable,
         })
     });
     json!({

@@ -781,7 +781,7 @@ fn small(seconds: u64) -> u32 {
 
 /// The `server.yaml` tree without sockets, paths and secret files, which only the provider knows.
 fn server_config(e: &Environment, site: &SiteSettings) -> Value {
-    let Server { api, security, usage, prices, audit, monitoring, inference } = &e.server;
+    let Server { api, security, usage, prices, audit, analytics, monitoring, inference } = &e.server;
     let serve: Vec<Value> = e
         .models
         .iter()
@@ -872,6 +872,9 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
     }
     if *audit != Audit::default() {
         config["textnlp"]["audit"] = json!({ "retention_days": audit.retention_days });
+    }
+    if analytics.enabled {
+        config["textnlp"]["analytics"] = json!({ "retention_days": analytics.retention_days });
     }
     if let Some(issuer) = &security.oidc.issuer {
         let Oidc { audience, tenant, tenant_claim, scopes, roles_claim, roles, .. } = &security.oidc;

@@ -416,14 +416,13 @@ async fn probe(
     }
 }
 
-/// A check of the table that the caller should have measured and did not, or that this version does not measure.
+/// A check of the table that the caller should have measured and did not.
 fn unmeasured(check: &CheckDefinition, environment: &Environment, found: &GateResults) -> Option<Check> {
     let measured = |name: &str| found.checks.iter().find(|check| check.name == name);
     if measured(check.name).is_some() {
         return None;
     }
     match check.source {
-        CheckSource::Missing(why) => Some(check.unknown(environment, why)),
         CheckSource::Record => Some(check.waiting(environment, format_args!("measured by {}", check.how))),
         CheckSource::With(name) if measured(name).is_some_and(|with| !with.measured.is_null()) => {
             Some(check.unknown(environment, format_args!("`{name}` was measured without it")))

@@ -560,7 +560,7 @@ fn check_without_a_measurement_keeps_the_gate_from_opening_with_the_reason() {
         expect![[r#"
         shut
         custom model: could not be measured (no model has a `tenant`: add one to `models`)
-        analytics: could not be measured (the analytics job (`sites[].cluster.analytics`) is your own image, and its results are not read)
+        analytics: not measured yet (measured by the last run of usage analytics (`server.analytics`), at most 70 minutes ago, and the insights that it wrote)
         single sign-on: not measured yet (measured by a request with a token that the identity provider (`server.security.oidc`) issues to `gates.sign_on_client`; the same with another signature is refused)"#]],
     );
     let unmeasured =

@@ -261,7 +261,7 @@ pub struct ClusterAccess {
     /// The ingress for clients of `traffic.domain`, in place of a load balancer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<ClusterIngress>,
-    /// A scheduled job that works on the data of the service; if unset, there is none.
+    /// A scheduled job that works on the data of the service; if unset, the hourly one of `server.analytics`, where that is on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub analytics: Option<Analytics>,
     /// A file with SAML settings in the format of python3-saml, for the sign-on proxy in front of the service.
@@ -402,16 +402,17 @@ impl ClusterAccess {
     }
 }
 
-/// A scheduled job of your own image that works on the data of the service.
+/// A scheduled job that works on the data of the service: the usage analytics of the servers, or your own image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Analytics {
-    /// Your image, in a registry that the cluster can reach.
+    /// Your image, in a registry that the cluster can reach; if unset, the server program analyzes the usage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// The schedule as a cron expression, in UTC.
     pub schedule: String,
-    /// The command that the job runs.
+    /// The command that your image runs; if unset, that of the image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// The time limit of a run.
     pub deadline: Span,
@@ -426,7 +427,7 @@ impl Default for Analytics {
         Self {
             image: None,
             schedule: "0 * * * *".to_owned(),
-            command: ["python", "-m", "textnlp.analytics.process"].map(str::to_owned).into(),
+            command: Vec::new(),
             deadline: Span::seconds(50 * 60),
             memory: Bytes(1 << 30),
             spot: Spot::Never,

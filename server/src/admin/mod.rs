@@ -1,5 +1,6 @@
 //! `admin`: one-off commands on the data of a server. They print JSON.
 
+pub(crate) mod analytics;
 pub(crate) mod audit;
 pub(crate) mod database;
 pub(crate) mod features;

@@ -15,6 +15,7 @@ pub(crate) use document::nearest;
 use document::{Document, Section};
 use textnlp_net::client::{Url, is_loopback};
 use textnlp_store::MIN_AUDIT_DAYS;
+use textnlp_store::analytics::BASELINE_DAYS;
 
 use crate::auth::SCOPES;
 use crate::auth::tenant::is_tenant_id;
@@ -48,6 +49,8 @@ pub struct Config {
     pub usage: Retention,
     /// Retention of audit events.
     pub audit: Retention,
+    /// Retention of insights; without it, usage is not analyzed.
+    pub analytics: Option<Retention>,
     /// What tokens cost; nothing is recorded without them.
     pub prices: Option<Prices>,
     /// Authentication and limits.
@@ -402,8 +405,11 @@ impl Config {
             prices: prices::prices(&textnlp, &models.serve),
             models,
             database: database::database(textnlp.section("database")),
-            usage: retention(textnlp.section("usage"), 1),
-            audit: retention(textnlp.section("audit"), MIN_AUDIT_DAYS),
+            usage: retention(textnlp.section("usage"), (1, 400)),
+            audit: retention(textnlp.section("audit"), (MIN_AUDIT_DAYS, 400)),
+            analytics: textnlp
+                .has("analytics")
+                .then(|| retention(textnlp.section("analytics"), (BASELINE_DAYS as u32, 90))),
             security,
             monitoring,
             watch: watch(textnlp.section("replication")),
@@ -585,9 +591,9 @@ fn models(section: Section<'_>, has_keys: bool) -> Models {
     models
 }
 
-/// `least`: the fewest days that are not 0.
-fn retention(section: Section<'_>, least: u32) -> Retention {
-    let retention_days = section.integer("retention_days", 0..=36_500).unwrap_or(400) as u32;
+/// `least`: the fewest days that are not 0; `usual`: those of a section that names none.
+fn retention(section: Section<'_>, (least, usual): (u32, u32)) -> Retention {
+    let retention_days = section.integer("retention_days", 0..=36_500).map_or(usual, |days| days as u32);
     if (1..least).contains(&retention_days) {
         let hint = "0 keeps the records forever".to_owned();
         section.wrong("retention_days", format!("is {retention_days}; it must be 0 or at least {least}"), hint);

@@ -1,5 +1,6 @@
 //! The endpoints, one family per file.
 
+mod analytics;
 mod calls;
 mod chat;
 mod completions;
@@ -59,6 +60,7 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
         .route("/v1/tokenize", post(tokenize::tokenize))
         .route("/v1/validate", post(validate::validate))
         .route("/v1/usage", get(usage::usage))
+        .route("/v1/analytics/insights", get(analytics::insights))
         .route("/v1/features", get(features::own))
         .route("/admin/features", get(features::list))
         .route("/admin/features", post(features::set))

@@ -22,7 +22,7 @@ pub const MAX_FEATURE_TENANTS: usize = 50;
 
 /// Names that mean a part of the service which no flag turns on or off, and why.
 const RESERVED: [(&str, &str); 4] = [
-    ("analytics", "the service has no analytics of its own; `GET /v1/usage` is always on"),
+    ("analytics", "usage analytics has settings instead: `server.analytics`"),
     ("custom_models", "models of one tenant have a setting instead: `models[].tenant` of the environment"),
     ("sso", "single sign-on has settings instead: `server.security.oidc`"),
     ("tenants", "tenants are always isolated"),

@@ -1,4 +1,4 @@
-//! State shared by replicas: keys, rate limits, budgets, usage and feature flags, in a SQLite file or a PostgreSQL
+//! State shared by replicas: keys, rate limits, budgets, usage, insights and feature flags, in a SQLite file or a PostgreSQL
 //! database.
 //!
 //! Both use the same statements, by sqlx's `any` driver; [`dialect`] has the differences. SQLite has one writer at a
@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
+pub mod analytics;
 mod audit;
 mod benchmark;
 mod budget;
@@ -29,6 +30,7 @@ pub mod retention;
 mod roles;
 mod scope;
 mod sites;
+mod statistics;
 mod tickets;
 mod usage;
 pub mod verifier;

@@ -36,7 +36,8 @@ const MIGRATIONS: &[Migration] = migrations![
     "005_audit",
     "006_feature_flags",
     "007_audit_retention",
-    "008_usage_cost"
+    "008_usage_cost",
+    "009_insights"
 ];
 
 /// The first schema with an audit log.

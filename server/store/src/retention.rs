@@ -1,4 +1,4 @@
-//! Retention: deletes old usage rows, old audit events and expired tickets in bounded batches, outside of requests.
+//! Retention: deletes old usage rows, old audit events, old insights and expired tickets in bounded batches, outside of requests.
 
 use std::time::Duration;
 
@@ -26,12 +26,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Retention {
     pub usage_days: u32,
     pub audit_days: u32,
+    pub insight_days: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Records {
     Usage,
     Audit,
+    Insights,
 }
 
 /// Rows that were deleted.
@@ -40,6 +42,7 @@ enum Records {
 pub struct Swept {
     pub usage: u64,
     pub audit: u64,
+    pub insights: u64,
 }
 
 /// Runs until shutdown. Expired tickets are always deleted. `now_ms` is the clock; `deleted` gets the number of usage
@@ -62,7 +65,7 @@ pub async fn run(
         wait = RUN_INTERVAL;
         match sweep(store, keep, now_ms(), &deleted, stop).await {
             Ok(swept) if swept == Swept::default() => {}
-            Ok(Swept { usage, audit }) => tracing::info!(usage, audit, "old records deleted"),
+            Ok(Swept { usage, audit, insights }) => tracing::info!(usage, audit, insights, "old records deleted"),
             // Another replica holds the lock: it does the work.
             Err(StoreError::Busy(_)) => tracing::debug!("another replica deletes old records"),
             Err(error) => tracing::warn!(error = %chain(&error), "old records could not be deleted"),
@@ -87,6 +90,9 @@ pub async fn sweep(
     if let Some(before) = before(keep.audit_days) {
         swept.audit = delete(store, Records::Audit, before, drop, stop).await?;
     }
+    if let Some(before) = before(keep.insight_days) {
+        swept.insights = delete(store, Records::Insights, before, drop, stop).await?;
+    }
     Ok(swept)
 }
 
@@ -103,6 +109,7 @@ async fn delete(
         let batch = match records {
             Records::Usage => store.delete_usage(before_ms, BATCH).await?,
             Records::Audit => store.remove_audit(before_ms, BATCH).await?,
+            Records::Insights => store.delete_insights(before_ms, BATCH).await?,
         };
         deleted(batch);
         rows += batch;
@@ -153,7 +160,7 @@ mod tests {
         deleted: impl Fn(u64),
         stop: &CancellationToken,
     ) -> Result<u64, StoreError> {
-        let keep = Retention { usage_days, audit_days: 0 };
+        let keep = Retention { usage_days, audit_days: 0, insight_days: 0 };
         super::sweep(store, keep, now_ms, deleted, stop).await.map(|swept| swept.usage)
     }
 

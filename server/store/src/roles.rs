@@ -34,14 +34,15 @@ const STATUS: &str = "\
     coalesce((SELECT pg_has_role(session_user, oid, 'MEMBER') AND NOT rolsuper AND NOT rolbypassrls FROM pg_roles \
         WHERE rolname = session_user || '_tenant'), false), \
     coalesce((SELECT rolcreaterole OR rolsuper FROM pg_roles WHERE rolname = session_user), false), \
-    (SELECT count(*) = 4 FROM pg_policies WHERE schemaname = current_schema() AND policyname = 'all_tenants')";
+    (SELECT count(*) = 5 FROM pg_policies WHERE schemaname = current_schema() \
+        AND policyname IN ('all_tenants', 'all_tenants_insights'))";
 
 /// Only where the tables are.
 const GRANTED: &str = "\
     SELECT coalesce((SELECT has_schema_privilege(oid, current_schema(), 'USAGE') \
         AND has_table_privilege(oid, 'api_usage', 'SELECT') AND has_table_privilege(oid, 'stream_tickets', 'SELECT') \
         AND has_table_privilege(oid, 'stream_tickets', 'INSERT') \
-        AND has_table_privilege(oid, 'stream_tickets', 'DELETE') \
+        AND has_table_privilege(oid, 'stream_tickets', 'DELETE') AND has_table_privilege(oid, 'insights', 'SELECT') \
         FROM pg_roles WHERE rolname = session_user || '_tenant'), false)";
 
 /// Another database of the server may create the role at the same time.
@@ -54,23 +55,26 @@ const CREATE: &str = "\
     EXCEPTION WHEN insufficient_privilege OR duplicate_object OR unique_violation OR internal_error THEN NULL; \
     END $$";
 
+/// A server of schema 8 counts the policies `all_tenants`; after a rollback to it, that of `insights` has another name.
 const SEPARATE: &str = "\
-    DO $$ DECLARE name text; BEGIN \
-        FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log'] LOOP \
+    DO $$ DECLARE name text; wide text; BEGIN \
+        FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log', 'insights'] LOOP \
+            wide := CASE name WHEN 'insights' THEN 'all_tenants_insights' ELSE 'all_tenants' END; \
             EXECUTE format('ALTER POLICY by_tenant ON %I USING (tenant_id = current_setting(''textnlp.tenant'', true))', name); \
-            EXECUTE format('DROP POLICY IF EXISTS all_tenants ON %I', name); \
-            EXECUTE format('CREATE POLICY all_tenants ON %I TO pg_database_owner \
-                USING (current_setting(''textnlp.tenant'', true) = ''*'')', name); \
+            EXECUTE format('DROP POLICY IF EXISTS %I ON %I', wide, name); \
+            EXECUTE format('CREATE POLICY %I ON %I TO pg_database_owner \
+                USING (current_setting(''textnlp.tenant'', true) = ''*'')', wide, name); \
         END LOOP; \
     END $$";
 
 /// As the migrations made them: for a login role that does not own the database.
 const UNITE: &str = "\
-    DO $$ DECLARE name text; BEGIN \
-        FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log'] LOOP \
+    DO $$ DECLARE name text; wide text; BEGIN \
+        FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log', 'insights'] LOOP \
+            wide := CASE name WHEN 'insights' THEN 'all_tenants_insights' ELSE 'all_tenants' END; \
             EXECUTE format('ALTER POLICY by_tenant ON %I \
                 USING (current_setting(''textnlp.tenant'', true) IN (''*'', tenant_id))', name); \
-            EXECUTE format('DROP POLICY IF EXISTS all_tenants ON %I', name); \
+            EXECUTE format('DROP POLICY IF EXISTS %I ON %I', wide, name); \
         END LOOP; \
     END $$";
 
@@ -80,7 +84,7 @@ const GRANT: &str = "\
         IF NOT has_schema_privilege(tenant, current_schema(), 'USAGE') THEN \
             EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), tenant); \
         END IF; \
-        EXECUTE format('GRANT SELECT ON api_usage TO %I', tenant); \
+        EXECUTE format('GRANT SELECT ON api_usage, insights TO %I', tenant); \
         EXECUTE format('GRANT SELECT, INSERT, DELETE ON stream_tickets TO %I', tenant); \
     END $$";
 

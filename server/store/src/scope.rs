@@ -38,6 +38,8 @@ pub(super) enum Job {
     Features,
     /// Reports sum up what all tenants used.
     Report,
+    /// Analytics compares what all tenants used with earlier hours.
+    Analytics,
 }
 
 /// The condition that holds a statement to the rows of one tenant, which is its first parameter. [`TenantStore::query`] refuses statements

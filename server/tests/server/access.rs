@@ -30,6 +30,7 @@ async fn only_probes_tokens_and_documents_answer_without_a_credential() {
         ("GET", "/v1/models"),
         ("GET", "/v1/models/tiny"),
         ("GET", "/v1/usage"),
+        ("GET", "/v1/analytics/insights"),
     ] {
         let reply = site.client.send(method, path, &[], b"{}").await;
         assert_eq!((reply.status, reply.error().0.as_str()), (401, "missing_api_key"), "{path}");
@@ -142,6 +143,7 @@ async fn scope_allows_its_routes_and_no_others() {
         ("embeddings", "POST", "/v1/embeddings", json!({ "model": "encoder", "input": "a" })),
         ("validate", "POST", "/v1/validate", json!({ "reference": "a", "candidate": "a" })),
         ("usage", "GET", "/v1/usage", Value::Null),
+        ("usage", "GET", "/v1/analytics/insights", Value::Null),
         ("admin", "GET", "/admin/features", Value::Null),
     ];
     for scope in textnlp_server::auth::SCOPES {

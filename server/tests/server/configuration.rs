@@ -16,6 +16,7 @@ const GOOD: &str = "textnlp:
               rate_limit: 1000/hour, token_rate_limit: null, issuer: null }
   usage: { retention_days: 31 }
   audit: { retention_days: 30 }
+  analytics: { retention_days: 28 }
   prices: { currency: EUR, prompt: 0.5, answer: \"1.5\", models: [ { answer: 2, name: textnlp-tiny } ] }
   monitoring: { metrics_port: 9090, enable_tracing: false, log_level: INFO, log_file: null }
 ";
@@ -46,6 +47,7 @@ fn complete_server_configuration_is_parsed() {
     assert_eq!((config.phase, config.api.docs), (Phase::Staging, true));
     assert!(config.security.token_rate_limit.is_none());
     assert_eq!((config.usage.retention_days, config.audit.retention_days), (31, 30));
+    assert_eq!(config.analytics.unwrap().retention_days, 28);
     let prices = config.prices.unwrap();
     let usual = TokenPrices { prompt: Price(500_000_000), answer: Price(1_500_000_000) };
     assert_eq!((prices.currency.as_str(), prices.usual), ("EUR", usual));
@@ -62,6 +64,9 @@ fn documented_defaults_apply_to_omitted_settings() {
     assert_eq!((config.models.default.as_str(), config.models.preload.len()), ("m", 1));
     assert_eq!((config.database.pool_size, config.database.max_overflow), (20, 40));
     assert_eq!((config.usage.retention_days, config.audit.retention_days), (400, 400));
+    assert!(config.analytics.is_none());
+    let analytics = Config::parse(&text.replace("models:", "analytics: {}, models:")).unwrap().analytics;
+    assert_eq!(analytics.unwrap().retention_days, 90);
     assert_eq!(config.prices, None);
     assert_eq!((config.models.prefix_cache, config.models.draft_tokens), (true, 8));
     assert_eq!(config.models.device, Device::Auto);
@@ -100,6 +105,11 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
     check("api_keys_enabled: true", "api_keys_enabled: false", &["api_keys_enabled", "development"]);
     check("retention_days: 31", "retention_days: 36501", &["usage.retention_days", "from 0 to 36500"]);
     check("retention_days: 30", "retention_days: 29", &["audit.retention_days", "is 29; it must be 0 or at least 30"]);
+    check(
+        "retention_days: 28",
+        "retention_days: 27",
+        &["analytics.retention_days", "is 27; it must be 0 or at least 28"],
+    );
     check("currency: EUR, ", "", &["textnlp.prices.currency", "is missing"]);
     check("currency: EUR", "currency: euro", &["textnlp.prices.currency", "cannot be `euro`", "capital letters"]);
     check("prompt: 0.5", "prompt: .nan", &["textnlp.prices.prompt", "is not a price", "from 0 to 1000000"]);

@@ -47,6 +47,7 @@ fn asked(method: &str, route: &str) -> Route {
             Route::OfTenant("/v1/validate", Some(json!({ "reference": "a", "candidate": "a" })))
         }
         ("get", "/v1/usage") => Route::OfTenant("/v1/usage", None),
+        ("get", "/v1/analytics/insights") => Route::OfTenant("/v1/analytics/insights", None),
         ("get", "/v1/features") => Route::OfTenant("/v1/features", None),
         ("get", "/admin/features") => Route::OfOperator("/admin/features", None),
         ("post", "/admin/features") => {

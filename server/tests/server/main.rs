@@ -8,6 +8,7 @@ mod support;
 mod servers;
 
 mod access;
+mod analytics;
 mod answers;
 mod audit;
 mod bundled;

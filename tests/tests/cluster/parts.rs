@@ -103,6 +103,7 @@ fn every_shipped_environment_of_a_cluster_is_planned() {
         for (part, is_there) in [
             ("main/server/deployment", true),
             ("main/server/autoscaler", name != "pilot"),
+            ("main/server/analytics", name == "enterprise"),
             ("nvidia.com/gpu", name == "optimized"),
         ] {
             assert_eq!(saved.contains(part), is_there, "{name}: {part} {saved}");

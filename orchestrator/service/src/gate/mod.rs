@@ -3,6 +3,7 @@
 //! Evidence is a file that the environment's report key signs and whose digest is in the journal. It counts until the
 //! resources may have changed. The verdict is never read from it but follows from its checks.
 
+mod analytics;
 mod availability;
 mod backup;
 mod failover;
@@ -300,6 +301,10 @@ pub async fn measure(
             Ok(at) => availability::check(check, chosen, running, (*at).max(state.removal())).await,
             Err(why) => check.unknown(environment, why),
         });
+    }
+    if let Some(check) = definition.check(phases::ANALYTICS) {
+        progress.doing("reads the insights of the last hour");
+        recorded.push(analytics::check(check, chosen, running).await);
     }
     if let Some(check) = definition.check(phases::SIGN_ON) {
         recorded.push(sign_on::check(check, environment, &service).await);

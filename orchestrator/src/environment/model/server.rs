@@ -22,6 +22,8 @@ section! {
         pub prices: TokenPrices = TokenPrices::default(),
         /// Retention of the audit log.
         pub audit: Audit = Audit::default(),
+        /// Hourly analysis of usage.
+        pub analytics: UsageAnalytics = UsageAnalytics::default(),
         /// Metrics, traces and logs.
         pub monitoring: ServerMonitoring = ServerMonitoring::default(),
         /// Compute settings.
@@ -179,6 +181,18 @@ section! {
         /// Retention of audit events in days, at least 30; 0 keeps them forever.
         #[schemars(range(max = 36_500))]
         pub retention_days: u32 = 400,
+    }
+}
+
+section! {
+    /// Hourly analysis of usage: summaries, and findings against earlier hours. On machines the servers run it, in clusters
+    /// the job of `sites[].cluster.analytics`.
+    pub struct UsageAnalytics {
+        /// Whether usage is analyzed.
+        pub enabled: bool = false,
+        /// Retention of insights in days, at least 28; 0 keeps them forever.
+        #[schemars(range(max = 36_500))]
+        pub retention_days: u32 = 90,
     }
 }
 

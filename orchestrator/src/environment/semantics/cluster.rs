@@ -197,10 +197,16 @@ impl Checker<'_> {
 
     fn analytics(&mut self, path: &str, analytics: &Analytics) {
         match analytics.image.as_deref() {
-            None => {
-                let fix = "write `image: REGISTRY/textnlp-analytics@sha256:…`, or remove `analytics`";
-                self.error(path, "no image is configured: the analytics job runs your own image", fix);
+            None if !self.environment.server.analytics.enabled => {
+                let cause = "no image of your own is configured, and the servers do not analyze usage";
+                let fix = "write `server.analytics.enabled: true`, or `image: REGISTRY/textnlp-analytics@sha256:…`";
+                self.error(path, cause, fix);
             }
+            None if !analytics.command.is_empty() => {
+                let cause = "without `image`, the job runs the server program";
+                self.error(&format!("{path}.command"), cause, "remove it, or add `image`");
+            }
+            None => {}
             Some(image) => self.without_blanks(&format!("{path}.image"), image),
         }
         if !is_schedule(&analytics.schedule) {
@@ -208,12 +214,10 @@ impl Checker<'_> {
             let fix = "write minute, hour, day, month and weekday, in UTC: `0 * * * *` is every hour";
             self.error(&format!("{path}.schedule"), cause, fix);
         }
-        let words = &analytics.command;
-        if words.is_empty()
-            || words.iter().any(|argument| argument.is_empty() || argument.chars().any(char::is_control))
-        {
-            let fix = "write it as a list, such as `[python, -m, textnlp.analytics.process]`";
-            self.error(&format!("{path}.command"), "it is empty, or one of its entries is", fix);
+        let is_wrong = |argument: &String| argument.is_empty() || argument.chars().any(char::is_control);
+        if analytics.command.iter().any(is_wrong) {
+            let fix = "write the program and its arguments as a list, or remove `command` for that of the image";
+            self.error(&format!("{path}.command"), "one of its entries is empty or has control characters", fix);
         }
         if !(1..=LONGEST_RUN).contains(&analytics.deadline.as_seconds()) {
             let fix = "write a time from a second to a day, shorter than from one run to the next";

@@ -14,7 +14,7 @@ const MAX_TENANTS: usize = 50;
 
 /// Names that mean a part of the service which no flag turns on or off, and why. The server refuses them too.
 const WITHOUT_EFFECT: [(&str, &str); 4] = [
-    ("analytics", "the service has no analytics of its own; `GET /v1/usage` is always on"),
+    ("analytics", "usage analytics has settings instead: `server.analytics`"),
     ("custom_models", "models of one tenant have a setting instead: `models[].tenant`"),
     ("sso", "single sign-on has settings instead: `server.security.oidc`"),
     ("tenants", "tenants are always isolated"),

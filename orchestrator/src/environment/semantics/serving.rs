@@ -19,6 +19,8 @@ const MIN_AUDIT_DAYS: u32 = 30;
 
 /// The longest name of a model that a server takes, in bytes.
 const MAX_MODEL_ID: usize = 128;
+/// The fewest days that insights are kept: findings compare an hour with those of this time.
+const MIN_INSIGHT_DAYS: u32 = 28;
 
 impl Checker<'_> {
     pub(super) fn models(&mut self) {
@@ -172,6 +174,19 @@ impl Checker<'_> {
             let cause = format!("{days} days: the database keeps audit events for at least {MIN_AUDIT_DAYS} days");
             let fix = format!("write a number from {MIN_AUDIT_DAYS} to 36500, or 0 to keep them forever");
             self.error("server.audit.retention_days", cause, fix);
+        }
+        let analytics = &server.analytics;
+        if (1..MIN_INSIGHT_DAYS).contains(&analytics.retention_days) {
+            let cause = format!(
+                "{} days: an hour is compared with those of the {MIN_INSIGHT_DAYS} days before it",
+                analytics.retention_days
+            );
+            let fix = format!("write a number from {MIN_INSIGHT_DAYS} to 36500, or 0 to keep insights forever");
+            self.error("server.analytics.retention_days", cause, fix);
+        }
+        if !analytics.enabled && *analytics != UsageAnalytics::default() {
+            let cause = "it has no effect while usage is not analyzed";
+            self.warn("server.analytics.retention_days", cause, "add `enabled: true`, or remove it");
         }
         self.prices();
         let header = &server.security.api_key_header;

@@ -92,11 +92,9 @@ impl PhaseDefinition {
         self.phase == before || self.after().is_some_and(|after| Self::of(after).includes(before))
     }
 
-    /// Whether `up` alone measures every check: this version has all of them, and none needs another command before.
+    /// Whether `up` alone measures every check: none needs another command before.
     pub fn is_measured_by_up(&self) -> bool {
-        let is_later =
-            |check: &CheckDefinition| matches!(check.source, CheckSource::Missing(_)) || EARLIER.contains(&check.name);
-        !self.checks().any(is_later)
+        !self.checks().any(|check| EARLIER.contains(&check.name))
     }
 }
 
@@ -149,8 +147,6 @@ pub enum CheckSource {
     Record,
     /// The same measurement as the check with this name. Both wait for it, and each needs a waiver of its own.
     With(&'static str),
-    /// Nothing in this version: the reason.
-    Missing(&'static str),
 }
 
 /// Requests of the gate.
@@ -231,7 +227,7 @@ impl CheckDefinition {
     }
 
     const fn of(name: &'static str, limit: Limit, unit: &'static str, source: CheckSource, how: &'static str) -> Self {
-        let waivable = matches!(source, CheckSource::Missing(_) | CheckSource::With(_));
+        let waivable = matches!(source, CheckSource::With(_));
         Self { name, limit, unit, at_most: false, source, how, waivable }
     }
 
@@ -272,6 +268,8 @@ pub const SESSIONS: &str = "open sessions";
 pub const ANSWERS: &str = "p95 of their answers";
 /// The reaction time of the autoscaler, in seconds.
 pub const GROWTH: &str = "more pods under load within";
+/// The insights of the last hour.
+pub const ANALYTICS: &str = "analytics";
 /// Whether a token of the identity provider is accepted.
 pub const SIGN_ON: &str = "single sign-on";
 /// Sites whose database follows the primary.
@@ -318,12 +316,8 @@ pub fn markdown(environment: impl Fn(Phase) -> Environment) -> String {
         text += "\n| check | required | measured by |\n|---|---|---|\n";
         for check in definition.checks() {
             let setting = check.setting().map_or_else(String::new, |path| format!(" (`{path}`)"));
-            let how = match check.source {
-                CheckSource::Missing(why) => format!("not measured: {why}"),
-                _ => check.how.to_owned(),
-            };
-            let how = if check.waivable { how + "; can be waived" } else { how };
-            text += &format!("| {} | {}{setting} | {how} |\n", check.name, check.demand(&of));
+            let waived = if check.waivable { "; can be waived" } else { "" };
+            text += &format!("| {} | {}{setting} | {}{waived} |\n", check.name, check.demand(&of), check.how);
         }
         text.push('\n');
     }

@@ -4,9 +4,9 @@ use serde_json::json;
 
 use super::super::{P95, SHARE_OF_ERRORS};
 use super::{
-    ANSWERS, AVAILABILITY, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS, FAILOVER,
-    GENERATION, GROWTH, HOME, IN_SYNC, LAG, LOST, Limit, METRICS, PhaseDefinition, PhaseEntry, Probe, RATE, REDUCTION,
-    RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SESSIONS, SIGN_ON, SPEED_UP, STOP, VULNERABILITIES, WITNESS,
+    ANALYTICS, ANSWERS, AVAILABILITY, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS,
+    FAILOVER, GENERATION, GROWTH, HOME, IN_SYNC, LAG, LOST, Limit, METRICS, PhaseDefinition, PhaseEntry, Probe, RATE,
+    REDUCTION, RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SESSIONS, SIGN_ON, SPEED_UP, STOP, VULNERABILITIES, WITNESS,
 };
 use crate::environment::model::Phase;
 
@@ -22,16 +22,6 @@ const fn probe(
 
 const fn record(name: &'static str, limit: Limit, unit: &'static str, how: &'static str) -> CheckDefinition {
     CheckDefinition::of(name, limit, unit, CheckSource::Record, how)
-}
-
-const fn missing(
-    name: &'static str,
-    limit: Limit,
-    unit: &'static str,
-    how: &'static str,
-    why: &'static str,
-) -> CheckDefinition {
-    CheckDefinition::of(name, limit, unit, CheckSource::Missing(why), how)
 }
 
 const HEALTH: CheckDefinition = probe("health", Limit::Number(200), "status", Probe::Health, "`GET /health`");
@@ -195,13 +185,13 @@ const TENANTS: &[CheckDefinition] = &[
         Probe::Tenants,
         "temporary keys of two tenants: requests that name the other tenant, its stream ticket, and the usage of each key; those of the owner must succeed",
     ),
-    missing(
-        "analytics",
+    record(
+        ANALYTICS,
         Limit::Text("at least 1"),
-        "result in the last hour",
-        "the results of the analytics job",
-        "the analytics job (`sites[].cluster.analytics`) is your own image, and its results are not read",
-    ),
+        "insight in the last hour",
+        "the last run of usage analytics (`server.analytics`), at most 70 minutes ago, and the insights that it wrote",
+    )
+    .waivable(),
     probe(
         "custom model",
         Limit::Text("a text"),
@@ -355,11 +345,11 @@ pub static PHASES: [PhaseDefinition; 8] = [
         objective: "many tenants share the service",
         weeks: (1, 1),
         entry: PhaseEntry::Promotion { after: Phase::ScaleUp },
-        prerequisites: &["an identity provider", "an image that evaluates usage data"],
+        prerequisites: &["an identity provider"],
         groups: &[SERVICE, OBSERVED, TENANTS],
         deliverables: &[
             "keys and records by tenant, separated by row-level security",
-            "a scheduled job for your analytics image",
+            "insights into the usage of each hour",
         ],
         rollback: &[RELEASE, DATA],
     },

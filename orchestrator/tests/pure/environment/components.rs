@@ -31,6 +31,9 @@ fn later_settings_reach_the_server_only_when_not_default() {
     assert_eq!(config(&["server.usage.retention_days=30"])["usage"], json!({ "retention_days": 30 }));
     assert_eq!(config(&["server.usage.retention_days=0"])["usage"], json!({ "retention_days": 0 }));
     assert_eq!(config(&["server.audit.retention_days=30"])["audit"], json!({ "retention_days": 30 }));
+    let analytics = json!({ "retention_days": 90 });
+    assert_eq!(config(&["server.analytics.enabled=true"])["analytics"], analytics);
+    assert_eq!(config(&["server.analytics.retention_days=30"])["analytics"], json!(null));
     assert_eq!(config(&["server.inference.prefix_cache=false"])["models"]["prefix_cache"], json!(false));
     assert_eq!(config(&["server.inference.draft_tokens=0"])["models"]["draft_tokens"], json!(0));
     let beta = json!({ "name": "beta", "enabled": true, "percent": 100, "tenants": [], "model": null });
@@ -49,6 +52,7 @@ fn later_settings_reach_the_server_only_when_not_default() {
         &usual["usage"],
         &usual["prices"],
         &usual["audit"],
+        &usual["analytics"],
         &usual["features"],
         &usual["models"]["prefix_cache"],
         &usual["models"]["draft_tokens"],

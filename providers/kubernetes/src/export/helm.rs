@@ -147,7 +147,8 @@ impl Chart<'_> {
             ("CronJob", "analytics-processor") => {
                 self.value(&mut manifest["spec"]["schedule"], "analytics.schedule");
                 let pod = &mut manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"];
-                self.value(&mut pod["containers"][0]["image"], "analytics.image");
+                let is_ours = pod["containers"][0]["command"][0] == PROGRAM;
+                self.value(&mut pod["containers"][0]["image"], if is_ours { "image" } else { "analytics.image" });
                 self.value(&mut pod["containers"][0]["resources"], "analytics.resources");
                 self.pull_secrets(pod);
                 None
@@ -323,7 +324,7 @@ const ABOUT: &[(&str, &str)] = &[
     ("autoscaling", "The limits of the autoscaler in pods."),
     ("disruptionBudget", "The number of pods that stay available while nodes are drained."),
     ("resources", "Resource requests and limits of the containers of a pod. Models are in memory."),
-    ("analytics", "Your analytics job: its image, its schedule (cron, UTC) and its resources."),
+    ("analytics", "The analytics job: its image if that is your own, its schedule (cron, UTC) and its resources."),
     ("nodeSelector", "The node selector of pods."),
     ("tolerations", "The tolerations of pods."),
     ("gpu", "The node selector and the tolerations of pods with a GPU."),

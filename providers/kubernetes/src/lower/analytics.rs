@@ -1,4 +1,4 @@
-//! Additions to the servers of a site: a user-provided analytics job, the configuration of spot nodes, and the SAML
+//! Additions to the servers of a site: the analytics job, the configuration of spot nodes, and the SAML
 //! settings of an authentication proxy.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use textnlp_provider::settings::Spot;
 
 use super::database::{DatabaseConnection, disk};
 use super::template::Template;
-use super::{Lowering, SECRETS_NAME};
+use super::{Lowering, PROGRAM, SECRETS_NAME};
 
 /// The name of the analytics job.
 const ANALYTICS: &str = "analytics-processor";
@@ -26,9 +26,17 @@ const LIFECYCLE: (&str, &str) = ("node.kubernetes.io/lifecycle", "spot");
 const BATCH: (&str, &str) = ("textnlp/workload-type", "batch");
 
 impl Lowering<'_> {
-    /// Adds the analytics job and the SAML settings; `way` is the connection to the database.
-    pub(super) fn beside(&mut self, secrets: &ResourceId, way: &DatabaseConnection, saml: Option<&FileText>) {
-        if let Some(analytics) = self.settings().analytics.clone() {
+    /// Adds the analytics job and the SAML settings; `way` is the connection to the database. `is_analyzed`: the servers
+    /// analyze usage, and the job does it in their place.
+    pub(super) fn beside(
+        &mut self,
+        secrets: &ResourceId,
+        way: &DatabaseConnection,
+        saml: Option<&FileText>,
+        is_analyzed: bool,
+    ) {
+        let analytics = self.settings().analytics.clone().or_else(|| is_analyzed.then(Analytics::default));
+        if let Some(analytics) = analytics {
             self.analytics(&analytics, secrets, way);
         }
         match saml {
@@ -42,11 +50,18 @@ impl Lowering<'_> {
     }
 
     fn analytics(&mut self, analytics: &Analytics, secrets: &ResourceId, way: &DatabaseConnection) {
-        // Validation has checked that an image is named.
-        let (Some(id), Some(image)) = (self.id(self.component.name.as_str(), "analytics"), &analytics.image) else {
-            return;
+        let component = self.component.name.as_str();
+        let is_own = analytics.image.is_some();
+        // Without an image of the servers, the workload has a problem already.
+        let image = analytics.image.clone().or_else(|| self.settings().image.clone());
+        let (Some(id), Some(image)) = (self.id(component, "analytics"), image) else { return };
+        let before: Vec<ResourceId> = match is_own {
+            true => Vec::new(),
+            false => ["config", "migrate"].into_iter().filter_map(|part| self.id(component, part)).collect(),
         };
-        self.pinned("analytics.image", image);
+        if is_own {
+            self.pinned("analytics.image", &image);
+        }
         let (labels, tolerations) = spot();
         let mut pods =
             BTreeMap::from([("app.kubernetes.io/part-of", "textnlp"), ("app.kubernetes.io/name", ANALYTICS)]);
@@ -67,14 +82,26 @@ impl Lowering<'_> {
             // The only writable directory of a run.
             json!({ "name": "HOME", "value": "/tmp" }),
         ];
-        env.extend(way.address_for_others(SECRETS_NAME));
+        let address = way.address_for_others(SECRETS_NAME);
+        // The servers' program has the rest in its configuration.
+        env.extend(
+            address.into_iter().filter(|one| is_own || (one["name"] == "DATABASE_URL" && one["value"].is_null())),
+        );
+        let arguments = ["admin", "analytics", "--config", "/etc/textnlp/server.yaml", "--do", r#"{"do":"run"}"#];
+        let (command, arguments) = match is_own {
+            true => (json!(analytics.command), Value::Null),
+            false => (json!([PROGRAM]), json!(arguments)),
+        };
+        // On spot nodes, these are the nodes.
+        let nodes = if is_own || !chosen.is_null() { Value::Null } else { self.nodes() };
         let inputs = json!({
             "namespace": self.cluster.namespace, "user": self.user(), "image": image,
-            "schedule": analytics.schedule, "command": analytics.command, "labels": pods, "spot": chosen,
+            "schedule": analytics.schedule, "command": command, "arguments": arguments, "labels": pods, "spot": chosen,
+            "nodes": nodes, "configured": !is_own,
             "deadline_seconds": analytics.deadline.as_seconds(), "memory": disk(analytics.memory.0), "env": env,
             "database_authority": way.authority,
         });
-        let needs = way.needs.iter().cloned().chain([secrets.clone()]);
+        let needs = way.needs.iter().cloned().chain([secrets.clone()]).chain(before);
         self.object(id, Template::Analytics, &inputs, needs);
     }
 

@@ -98,6 +98,7 @@ impl Lowering<'_> {
         let [Some(jwt), Some(api_key), Some(gateway), Some(tls), Some(account)] = ids else { return };
         let models = ResourceId::of(&self.site.name, &workload.models);
 
+        let is_analyzed = tree.get("analytics").is_some();
         let space = space(&tree);
         self.config_map(config.clone(), "textnlp-config", [(CONFIG_FILE.to_owned(), filled(tree, &way.settings))]);
         let mut data = secret.clone();
@@ -305,7 +306,7 @@ impl Lowering<'_> {
                 [deployment].into_iter().chain(adapter_objects),
             );
         }
-        self.beside(&secrets, &way, workload.saml.as_ref());
+        self.beside(&secrets, &way, workload.saml.as_ref(), is_analyzed);
     }
 
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {

@@ -569,6 +569,50 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
 }
 
 #[test]
+fn analytics_job_runs_the_program_of_the_servers_unless_an_image_is_set() {
+    let server = |place: Fixture, is_analyzed: bool| {
+        let mut workload = Workload { stored: database(), ..workload() };
+        if is_analyzed {
+            workload.config["textnlp"]["analytics"] = json!({ "retention_days": 90 });
+        }
+        lowered(&component("server", ComponentSpec::Workload(workload)), place).unwrap()
+    };
+    let job = |made: &[Wanted]| made.iter().find(|one| one.id.as_str() == "main/server/analytics").cloned();
+    assert!(job(&server(fixture(), false)).is_none());
+
+    let place = fixture().set(|site| site.node_selector = BTreeMap::from([("pool".to_owned(), "text".to_owned())]));
+    let made = server(place, true);
+    let ours = job(&made).unwrap();
+    for part in ["config", "migrate", "secrets"] {
+        assert!(ours.needs.iter().any(|need| need.on.as_str() == format!("main/server/{part}")), "{part}");
+    }
+    let spec = &ours.spec.as_value()["spec"];
+    assert_eq!((&spec["schedule"], &spec["concurrencyPolicy"]), (&json!("0 * * * *"), &json!("Forbid")));
+    let pod = &spec["jobTemplate"]["spec"]["template"]["spec"];
+    assert_eq!((&pod["restartPolicy"], &pod["nodeSelector"]), (&json!("OnFailure"), &json!({ "pool": "text" })));
+    let migrate = made.iter().find(|one| one.id.as_str() == "main/server/migrate").unwrap();
+    let migrate = &migrate.spec.as_value()["spec"]["template"]["spec"];
+    let (container, other) = (&pod["containers"][0], &migrate["containers"][0]);
+    for field in ["image", "command", "volumeMounts"] {
+        assert_eq!(container[field], other[field], "{field}: as the other job of the servers");
+    }
+    let config = "/etc/textnlp/server.yaml";
+    assert_eq!(container["args"], json!(["admin", "analytics", "--config", config, "--do", "{\"do\":\"run\"}"]));
+    let env: BTreeMap<&str, &Value> =
+        container["env"].as_array().unwrap().iter().map(|one| (one["name"].as_str().unwrap(), &one["value"])).collect();
+    assert_eq!(env["PROCESSING_MODE"], "batch");
+    assert!(env["DATABASE_URL"].is_null(), "it is in a Secret: {env:?}");
+
+    // An image of the operator's own runs as it is, without the configuration of the servers.
+    let own = Analytics { image: Some(pinned("registry.example.com/own:1")), ..Analytics::default() };
+    let made = job(&server(fixture().set(|site| site.analytics = Some(own.clone())), true)).unwrap();
+    let pod = made.spec.as_value()["spec"]["jobTemplate"]["spec"]["template"]["spec"].clone();
+    let container = &pod["containers"][0];
+    assert!(container.get("command").is_none() && container.get("args").is_none(), "{container}");
+    assert_eq!(pod["volumes"].as_array().unwrap().len(), 1, "{pod}");
+}
+
+#[test]
 fn private_ca_and_proxy_reach_the_objects_that_need_them() {
     let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://proxy:3128".to_owned())]);
     let egress = Egress { private_ca: Some(Ok("PEM".to_owned())), proxy, policies: true };

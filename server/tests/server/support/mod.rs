@@ -38,6 +38,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) database: Option<&'a str>,
     /// What tokens cost, as a mapping on one line.
     pub(crate) prices: Option<&'a str>,
+    /// Whether usage is analyzed.
+    pub(crate) analytics: bool,
     pub(crate) unix: bool,
 }
 
@@ -55,13 +57,14 @@ pub(crate) fn config(folder: &tempfile::TempDir, setup: &Setup<'_>) -> Config {
     );
     let text = format!(
         "textnlp:\n  environment: test\n  phase: {}\n  region: nowhere\n  api:\n    listen: \"{listen}\"\n    metrics_listen: \"127.0.0.1:0\"\n    workers: 2\n{}\n  \
-         models:\n    cache_dir: {}\n    threads: 1\n    {models}\n  database: {{ url: \"{}\" }}\n  security:\n    issuer: test\n{}\n  monitoring: {{ log_level: WARN }}\n{}",
+         models:\n    cache_dir: {}\n    threads: 1\n    {models}\n  database: {{ url: \"{}\" }}\n  security:\n    issuer: test\n{}\n  monitoring: {{ log_level: WARN }}\n{}{}",
         setup.phase.unwrap_or("staging"),
         indent(setup.api),
         path(folder, ""),
         setup.database.map_or_else(|| format!("sqlite://{}", path(folder, "textnlp.db")), str::to_owned),
         indent(setup.security),
         setup.prices.map_or_else(String::new, |prices| format!("  prices: {prices}\n")),
+        if setup.analytics { "  analytics: {}\n" } else { "" },
     );
     let config = Config::parse(&text).unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"));
     // The program that runs is a test.
