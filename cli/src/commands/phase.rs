@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
-use textnlp_orchestrator::gate::phases::{CheckSource, PHASES, PhaseDefinition};
+use textnlp_orchestrator::gate::phases::{PHASES, PhaseDefinition};
 
 use super::prelude::*;
 use crate::gate_args::Phase as PhaseCommand;
