@@ -303,7 +303,6 @@ impl Draw<'_> {
     }
 
     /// Without the penalties.
-
     fn of_row(&self, row: &Row<'_>, logits: &[f32], weights: &mut Vec<f32>) -> u32 {
         let Draw { scale, top_k, top_p, floor, at, .. } = *self;
         if top_k == 1 {

@@ -97,7 +97,7 @@ fn tokens_that_an_executor_draws_are_those_that_are_chosen_from_logits() {
             let request = Request { sampling, logprobs, ignore_end: true, ..request(bytes("abc"), 30) };
             bench.send(request, Client::Reads).unwrap()
         };
-        let [plain, more] = [plain.map(&mut send), more.map(&mut send)];
+        let (plain, more) = (plain.map(&mut send), more.map(&mut send));
         bench.run();
         let texts = plain.iter().chain(&more).map(|sent| sent.inbox().tokens()).collect::<Vec<_>>();
         let drawn = watch.lock().unwrap().drawn;
