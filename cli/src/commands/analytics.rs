@@ -12,7 +12,7 @@ use crate::report::in_line;
 use crate::table_view;
 
 /// `analytics …`.
-pub async fn analytics(session: &Session, command: &Analytics, console: Console) -> Result<Success, Failure> {
+pub async fn analytics(session: &Session, command: &Analytics) -> Result<Success, Failure> {
     let (chosen, running) = session.load_running("usage analytics", session.quiet()).await?;
     let failed = |failure: Failure| {
         let hint = failure.hint.clone().or_else(|| Some(chosen.scope.command("status")));

@@ -112,7 +112,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Logs(args) => logs::logs(session, &args, console).await,
         Command::Analyze(args) => analyze::analyze(session, &args).await,
         Command::Metrics(command) => metrics::metrics(session, &command, console).await,
-        Command::Analytics(command) => analytics::analytics(session, &command, console).await,
+        Command::Analytics(command) => analytics::analytics(session, &command).await,
         Command::Probe(args) => probe::probe(session, &args, console).await,
         Command::Cost(command) => monthly::cost(session, &command, console).await,
         Command::Performance(command) => monthly::performance(session, &command, console).await,
