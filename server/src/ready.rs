@@ -116,7 +116,8 @@ async fn probe(app: &App) -> Result<(), String> {
     };
     match app.engine.submit(request, app.delivery.outlet(outlet)) {
         Ok(_) => {}
-        Err(Failure::Busy { .. }) => return Ok(()),
+        // It may have been unloaded since, for another one.
+        Err(Failure::Busy { .. } | Failure::NoModel(_)) => return Ok(()),
         Err(failure) => return Err(failure.to_string()),
     }
     let answer = async {

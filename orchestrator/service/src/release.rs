@@ -326,6 +326,7 @@ pub async fn keep_applied(
         configuration: release.lock.configuration.clone(),
         models: models.clone().filter_map(|m| Some((m.id(), of(&m.id())?))).collect(),
         sources: models.map(|m| (m.id(), m.source().to_owned())).collect(),
+        tenants: release.lock.tenants.clone(),
         images: release.lock.images.clone(),
         image_sources: release.lock.image_sources.clone(),
         ..lock.clone()

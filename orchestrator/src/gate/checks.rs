@@ -330,6 +330,9 @@ impl Prober<'_> {
         if none.status != 404 {
             return Err(format!("status {} of a model that does not exist", none.status));
         }
+        if theirs.status == 429 || theirs.status >= 500 {
+            return Err(format!("status {} of `{model}` with a key of another tenant", theirs.status));
+        }
         if theirs.status == 200 {
             return failed("a text for another tenant", format!("of `{model}`"));
         }

@@ -23,6 +23,9 @@ pub struct Lock {
     /// The source of each model; a digest is valid while its source is unchanged.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sources: BTreeMap<String, String>,
+    /// The tenant of each model that belongs to one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<String, String>,
     /// The image of each site in a cluster.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub images: BTreeMap<String, String>,
@@ -42,7 +45,8 @@ pub struct Lock {
 /// A difference between two releases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LockDifference {
-    /// The part: `server`, `templates`, `configuration`, `schema`, `models.NAME`, or `images.SITE`.
+    /// The part: `server`, `templates`, `configuration`, `schema`, `models.NAME` (its digest, or the tenant it belongs to), or
+    /// `images.SITE`.
     pub what: String,
     /// The locked value.
     pub locked: Option<String>,
@@ -183,6 +187,11 @@ impl Lock {
         let names: std::collections::BTreeSet<_> = self.models.keys().chain(here.models.keys()).collect();
         for name in names {
             compare(&format!("models.{name}"), self.models.get(name).cloned(), here.models.get(name).cloned());
+        }
+        let names: std::collections::BTreeSet<_> = self.tenants.keys().chain(here.tenants.keys()).collect();
+        for name in names.into_iter().filter(|name| self.models.contains_key(*name) && here.models.contains_key(*name))
+        {
+            compare(&format!("models.{name}"), self.tenants.get(name).cloned(), here.tenants.get(name).cloned());
         }
         let sites: std::collections::BTreeSet<_> = self.images.keys().chain(here.images.keys()).collect();
         for site in sites {

@@ -68,6 +68,7 @@ impl Release {
             server: artifacts.program.digest.clone(),
             models,
             sources: environment.models.iter().map(|m| (m.id(), m.source().to_owned())).collect(),
+            tenants: owners(environment),
             images: resolved_images(environment, artifacts),
             image_sources: images(environment),
             templates: artifacts.templates.clone(),
@@ -100,6 +101,11 @@ impl Release {
         release.lock.templates.clone_from(&lock.templates);
         Ok(release)
     }
+}
+
+/// The tenant of each model that belongs to one.
+pub fn owners(environment: &Environment) -> BTreeMap<String, String> {
+    environment.models.iter().filter_map(|model| Some((model.id(), model.tenant.clone()?))).collect()
 }
 
 /// The configured image of each site that runs one. Without one, the repository of `registry.url`, which `up` pushes the

@@ -1,6 +1,8 @@
 //! Promotion: the artifacts that were verified in one environment, released in the next one.
 
-use super::{Lock, LockDifference, configuration_digest, images};
+use std::collections::BTreeSet;
+
+use super::{Lock, LockDifference, configuration_digest, images, owners};
 use crate::environment::Environment;
 use crate::environment::model::ModelSettings;
 
@@ -13,25 +15,41 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
         configuration: configuration_digest(target),
         models: Default::default(),
         sources: target.models.iter().map(|m| (m.id(), m.source().to_owned())).collect(),
+        tenants: owners(target),
         images: Default::default(),
         image_sources: images(target),
         ..proven.clone()
     };
     for model in &target.models {
         let (name, from, to) = (&model.id(), &proven.environment, &target.environment);
-        // The content of a tenant's model is verified by whatever name it runs, because only its tenant uses this one.
-        let is_same = |other: &&String| proven.sources.get(*other).map(String::as_str) == Some(model.source());
-        let same_content = || proven.models.keys().find(is_same).filter(|_| model.tenant.is_some());
-        let proven_name = if proven.models.contains_key(name) { name } else { same_content().unwrap_or(name) };
-        match proven.models.get(proven_name) {
-            None => blockers.push(format!("model {name} of {to} does not run in {from}")),
-            Some(_) if !proven.holds(proven_name, model.source()) => {
+        let is_owned_alike = proven.tenants.get(name) == model.tenant.as_ref();
+        let same_source =
+            |(other, _): &(&String, &String)| proven.sources.get(*other).map(String::as_str) == Some(model.source());
+        let found: BTreeSet<&String> = match proven.models.get(name).filter(|_| is_owned_alike) {
+            Some(_) if !proven.holds(name, model.source()) => {
                 blockers.push(format!("model {name} has another source in {to} than in {from}"));
+                continue;
             }
-            Some(digest) if model.digest.as_ref().is_some_and(|pinned| pinned != digest) => {
+            Some(digest) => BTreeSet::from([digest]),
+            // The content of a tenant's model is verified by whatever name it runs, because only its tenant uses this one.
+            None if model.tenant.is_some() => {
+                proven.models.iter().filter(same_source).map(|(_, digest)| digest).collect()
+            }
+            None => BTreeSet::new(),
+        };
+        match (found.first(), model.digest.as_ref()) {
+            (None, _) if model.tenant.is_none() && proven.models.contains_key(name) => {
+                blockers.push(format!("model {name} of {to} is for all tenants, and belongs to one in {from}"));
+            }
+            (None, _) => blockers.push(format!("model {name} of {to} does not run in {from}")),
+            (Some(_), Some(pinned)) if !found.contains(pinned) => {
                 blockers.push(format!("model {name} is pinned to another digest by {to} than runs in {from}"));
             }
-            Some(digest) => drop(lock.models.insert(name.clone(), digest.clone())),
+            (Some(_), None) if found.len() > 1 => blockers.push(format!(
+                "model {name} of {to} has a source of which {from} runs {} digests: write one of them as its `digest`",
+                found.len()
+            )),
+            (Some(digest), pinned) => drop(lock.models.insert(name.clone(), pinned.unwrap_or(digest).clone())),
         }
     }
     // A release that was verified on machines has no image to compare; the target selects its own.

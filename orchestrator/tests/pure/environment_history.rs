@@ -23,11 +23,24 @@ fn lock(environment: &Environment, server: &str) -> Lock {
         server: digest(server.as_bytes()),
         models: environment.models.iter().map(|m| (m.name.clone(), digest(m.source().as_bytes()))).collect(),
         sources: environment.models.iter().map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+        tenants: Default::default(),
         images: images(environment),
         image_sources: images(environment),
         templates: Some(digest(b"templates")),
         configuration: configuration_digest(environment),
         schema: Some(3),
+    }
+}
+
+fn nothing_known() -> Artifacts {
+    Artifacts {
+        program: Program { path: "/p".into(), digest: digest(b"server") },
+        models: Default::default(),
+        templates: None,
+        schema: None,
+        given: Default::default(),
+        files: Default::default(),
+        image: None,
     }
 }
 
@@ -248,23 +261,39 @@ fn promotion_takes_the_verified_release_and_keeps_the_configuration() {
     assert_eq!(promoted.sources["acme/own"], "bundled");
     let elsewhere = ModelSettings { source: Some("file:/own".to_owned()), ..own.clone() };
     assert!(with(&elsewhere).unwrap_err()[0].contains("model acme/own of staging does not run in development"));
-    let of_all = ModelSettings { tenant: None, ..own };
+    let of_all = ModelSettings { tenant: None, ..own.clone() };
     assert!(with(&of_all).unwrap_err()[0].contains("model own of staging does not run in development"));
+    // A private model is not published by a name that looks like its id.
+    let mut public = to.clone();
+    public.models.push(ModelSettings { name: "acme/own".to_owned(), ..of_all });
+    let refused = promote(&promoted, &public).unwrap_err();
+    assert_eq!(refused, ["model acme/own of staging is for all tenants, and belongs to one in staging"]);
+    let mut ours = to.clone();
+    ours.models.push(own.clone());
+    let [ours, public] = [ours, public].map(|environment| Lock {
+        models: promoted.models.clone(),
+        ..Release::resolve(&environment, &nothing_known()).lock
+    });
+    assert_eq!(ours.differences(&public)[0].to_string(), "models.acme/own: locked acme, here none");
+    // Of several digests with its source, it has the one that is written.
+    let mut several = proven.clone();
+    several.models.insert("other".to_owned(), digest(b"other"));
+    several.sources.insert("other".to_owned(), "bundled".to_owned());
+    let promoted_by = |pinned: Option<String>| {
+        let mut to = to.clone();
+        to.models.push(ModelSettings { digest: pinned, ..own.clone() });
+        promote(&several, &to)
+    };
+    assert!(promoted_by(None).unwrap_err()[0].contains("of which development runs 2 digests"));
+    assert_eq!(promoted_by(Some(digest(b"other"))).unwrap().models["acme/own"], digest(b"other"));
+    assert!(promoted_by(Some(digest(b"none"))).unwrap_err()[0].contains("pinned to another digest"));
 }
 
 #[test]
 fn locked_image_is_valid_while_the_environment_names_the_same_image() {
     let named = |image: &str| environment("pilot", &[&format!("sites[0].cluster.image={image}")]);
     let (old, new) = (named("r.example/t:1"), named("r.example/t:2"));
-    let artifacts = Artifacts {
-        program: Program { path: "/p".into(), digest: digest(b"server") },
-        models: Default::default(),
-        templates: None,
-        schema: None,
-        given: Default::default(),
-        files: Default::default(),
-        image: None,
-    };
+    let artifacts = nothing_known();
     // As `rollback` leaves it: the image of then, and what is said today.
     let mut locked = Release::resolve(&old, &artifacts).lock;
     locked.image_sources = images(&new);

@@ -18,7 +18,7 @@ use textnlp_store::MIN_AUDIT_DAYS;
 use textnlp_store::analytics::BASELINE_DAYS;
 
 use crate::auth::SCOPES;
-use crate::auth::tenant::is_tenant_id;
+use crate::auth::tenant::{DEFAULT, is_tenant_id};
 
 pub use document::Problem;
 pub use prices::{Price, Prices, TokenPrices};
@@ -517,6 +517,8 @@ fn models(section: Section<'_>, has_keys: bool) -> Models {
             let is_prefix = |name: &str| name.strip_prefix(tenant.as_str()).is_some_and(|rest| rest.starts_with('/'));
             if !is_tenant_id(tenant) {
                 item.wrong("tenant", format!("cannot be `{tenant}`"), "1 to 40 of a-z, 0-9, - and _".to_owned());
+            } else if tenant == DEFAULT {
+                item.wrong("tenant", format!("`{DEFAULT}` is the tenant of all keys that name none"), None);
             } else if name.as_deref().is_some_and(|name| !is_prefix(name)) {
                 item.wrong("name", format!("does not begin with `{tenant}/`, its tenant"), None);
             } else if !has_keys {
@@ -541,6 +543,13 @@ fn models(section: Section<'_>, has_keys: bool) -> Models {
             serve.push(Model { name, tenant, path, quantize, context, executor, matryoshka, parse_special_tokens });
         }
         item.finish();
+    }
+    for model in serve.iter().filter(|model| model.tenant.is_none()) {
+        let first = model.name.split_once('/').map(|(first, _)| first);
+        if first.is_some_and(|first| serve.iter().any(|other| other.tenant.as_deref() == Some(first))) {
+            let message = format!("has `{}` without a tenant, in the form of a model of one", model.name);
+            section.wrong("serve", message, "add `tenant`, or choose another name".to_owned());
+        }
     }
     let names: Vec<&str> = serve.iter().map(|model| model.name.as_str()).collect();
     let served = |key: &str, name: &str| {

@@ -194,6 +194,8 @@ fn models_of_tenants_are_named_after_them_and_need_keys() {
         (OWN.replace("tenant: acme", "tenant: Acme"), "", "cannot be `Acme`"),
         (OWN.replace("name: acme/own", "name: own"), "", "does not begin with `acme/`"),
         (OWN.replace("name: acme/own", "name: acme2/own"), "", "does not begin with `acme/`"),
+        (OWN.replace("acme", "default"), "", "is the tenant of all keys that name none"),
+        (format!("{OWN}, {{ name: acme/other, path: /o }}"), "", "has `acme/other` without a tenant"),
         (OWN.to_owned(), without_keys, "needs `security.api_keys_enabled: true`"),
         (OWN.to_owned(), new_model, "names `acme/own`"),
     ] {

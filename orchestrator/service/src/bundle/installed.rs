@@ -202,6 +202,7 @@ mod tests {
             server: digest("textnlp").to_string(),
             models: BTreeMap::from([("tiny".to_owned(), digest("tiny").to_string())]),
             sources: BTreeMap::new(),
+            tenants: BTreeMap::new(),
             images: BTreeMap::from([("main".to_owned(), format!("r.example/api@{}", digest("api")))]),
             image_sources: BTreeMap::new(),
             templates: None,

@@ -315,6 +315,7 @@ mod tests {
             server: digest(server.as_bytes()),
             models: models.clone().map(|model| (model.name.clone(), digest(b"model"))).collect(),
             sources: models.map(|model| (model.name.clone(), model.source().to_owned())).collect(),
+            tenants: Default::default(),
             images: Default::default(),
             image_sources: Default::default(),
             templates: None,

@@ -451,6 +451,7 @@ mod tests {
             server: format!("sha256:{}", server.repeat(64)),
             models: Default::default(),
             sources: Default::default(),
+            tenants: Default::default(),
             images: Default::default(),
             image_sources: Default::default(),
             templates: None,

@@ -17,6 +17,9 @@ use crate::availability::{MAX_WINDOW, MIN_WINDOW};
 /// The fewest days that a database keeps audit events: its triggers refuse to remove newer ones.
 const MIN_AUDIT_DAYS: u32 = 30;
 
+/// The tenant of keys that are created without one, and of sign-on tokens whose provider names none.
+const DEFAULT_TENANT: &str = "default";
+
 /// The longest name of a model that a server takes, in bytes.
 const MAX_MODEL_ID: usize = 128;
 /// The fewest days that insights are kept: findings compare an hour with those of this time.
@@ -54,6 +57,13 @@ impl Checker<'_> {
             }
             if let Some(tenant) = &model.tenant {
                 self.model_of_tenant(model, tenant, at);
+            } else if let Some((first, rest)) = model.name.split_once('/')
+                && e.models.iter().any(|other| other.tenant.as_deref() == Some(first))
+            {
+                let cause =
+                    format!("all tenants would use `{}`, which has the form of a model of `{first}`", cut(&model.name));
+                let fix = format!("write `tenant: {first}, name: {}`, or choose another name", cut(rest));
+                self.error(&at("name"), cause, fix);
             }
         }
         let shared = e.models.iter().filter(|model| model.tenant.is_none()).count();
@@ -88,6 +98,9 @@ impl Checker<'_> {
         if !is_tenant_id(tenant) {
             let cause = format!("`{}` is not a tenant id", cut(tenant));
             self.error(&at("tenant"), cause, "write 1 to 40 of a-z, 0-9, - and _");
+        } else if tenant == DEFAULT_TENANT {
+            let cause = "it is the tenant of all keys that name none";
+            self.error(&at("tenant"), cause, "name the tenant that the model is for, or remove it");
         }
         if e.is_endpoint() {
             let cause = "the cloud authorizes the callers of an inference endpoint, who have no tenant";

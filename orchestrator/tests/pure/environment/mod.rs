@@ -850,6 +850,8 @@ fn each_validation_rule_has_its_own_message() {
         (own("tenant: Acme"), "`models[1].tenant`: `Acme` is not a tenant id"),
         (own("tenant: acme, role: default"), "`models[1].role`: requests without a model are of all tenants, and this one belongs to `acme`"),
         (own("tenant: acme }, { name: acme/own"), "`models[1]` has the name `acme/own` too"),
+        (own("tenant: acme }, { name: acme/other"), "all tenants would use `acme/other`, which has the form of a model of `acme`"),
+        (own("tenant: default"), "`models[1].tenant`: it is the tenant of all keys that name none"),
         (plus(&format!("models: [{{ name: a, source: bundled }}, {{ source: bundled, {long} }}]")), "`models[1].name`: `TENANT/NAME` has 141 bytes, and servers take 128"),
         (plus("models: [{ name: own, source: bundled, tenant: acme }]"), "`models`: every model belongs to one tenant"),
         (own("tenant: acme") + "features: { new_model: { model: acme/own } }\n", "requests of all tenants would get `acme/own`, which belongs to one"),
