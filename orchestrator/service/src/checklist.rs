@@ -621,6 +621,7 @@ mod tests {
             server: "sha256:1".to_owned(),
             models: Default::default(),
             sources: Default::default(),
+            tenants: Default::default(),
             images: Default::default(),
             image_sources: Default::default(),
             templates: None,

@@ -411,6 +411,7 @@ mod tests {
             server: server.to_owned(),
             models: model.map(|digest| ("main".to_owned(), digest.to_owned())).into_iter().collect(),
             sources: Default::default(),
+            tenants: Default::default(),
             images: Default::default(),
             image_sources: Default::default(),
             templates: None,
