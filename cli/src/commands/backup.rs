@@ -306,7 +306,7 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
     let (chosen, shelf, _) = its_shelf(session, console)?;
     let file = match &args.backup {
         Some(file) => session.here.join(file),
-        None => backup::newest(&chosen.scope, &shelf).await?.file,
+        None => backup::newest(&chosen.scope, &shelf)?.file,
     };
     let key = key_file(&args.opening, session)?;
     let opener = Arc::new(opener(session, &args.opening, key.as_ref(), &chosen.scope.folder).await?);

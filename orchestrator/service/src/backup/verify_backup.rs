@@ -20,7 +20,6 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 use uuid::Uuid;
 
-use super::create::whose;
 use super::failed;
 use super::gather::{Counts, DATABASE_TIMEOUT, STATE, answered};
 use super::point_in_time::{self, Range, SegmentNames};
@@ -40,11 +39,8 @@ const SAID_MAX: u64 = 1 << 20;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The newest backup in a directory.
-pub async fn newest(scope: &Scope, shelf: &BackupDirectory) -> Result<StoredBackup, Failure> {
-    let ours = whose(scope.platform, &scope.folder).await?.map(|(_, lineage)| lineage);
-    let is_ours =
-        |dump: &StoredBackup| ours.is_none_or(|ours| dump.facts.as_ref().is_some_and(|facts| facts.lineage == ours));
-    shelf.list().map_err(failed)?.into_iter().find(is_ours).ok_or_else(|| {
+pub fn newest(scope: &Scope, shelf: &BackupDirectory) -> Result<StoredBackup, Failure> {
+    shelf.list().map_err(failed)?.into_iter().next().ok_or_else(|| {
         Failure::usage("no_backup", anyhow::anyhow!("{} has no backup in {}", scope.name, shelf.folder()))
             .hint(scope.command("backup create"))
     })
