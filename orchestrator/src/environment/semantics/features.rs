@@ -4,6 +4,7 @@ use super::super::model::*;
 use super::super::problem::{Severity, nearest};
 use super::super::units::cut;
 use super::Checker;
+use super::serving::is_tenant_id;
 
 /// The flag that gives a share of the keys another model.
 const NEW_MODEL: &str = "new_model";
@@ -38,7 +39,7 @@ impl Checker<'_> {
                 let cause = format!("the flag has {} tenants; {MAX_TENANTS} are possible", feature.tenants.len());
                 self.error(&format!("{path}.tenants"), cause, "remove `tenants` for all tenants");
             }
-            for (i, tenant) in feature.tenants.iter().enumerate().filter(|(_, tenant)| !is_tenant(tenant)) {
+            for (i, tenant) in feature.tenants.iter().enumerate().filter(|(_, tenant)| !is_tenant_id(tenant)) {
                 let cause = format!("`{}` is not a tenant", cut(tenant));
                 self.error(&format!("{path}.tenants[{i}]"), cause, "use 1 to 40 of a-z, 0-9, `-` and `_`");
             }
@@ -82,10 +83,4 @@ impl Checker<'_> {
             self.say(Severity::Refusal, &format!("features.{name}"), cause, "remove it");
         }
     }
-}
-
-/// Whether the server accepts it as the id of a tenant.
-fn is_tenant(text: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
-    (1..=40).contains(&text.len()) && text.bytes().all(inner) && text.as_bytes()[0].is_ascii_alphanumeric()
 }

@@ -22,6 +22,7 @@ const DEFAULT_TENANT: &str = "default";
 
 /// The longest name of a model that a server takes, in bytes.
 const MAX_MODEL_ID: usize = 128;
+
 /// The fewest days that insights are kept: findings compare an hour with those of this time.
 const MIN_INSIGHT_DAYS: u32 = 28;
 
@@ -545,7 +546,7 @@ impl Checker<'_> {
 }
 
 /// Whether the server takes a text as a tenant id.
-fn is_tenant_id(text: &str) -> bool {
+pub(super) fn is_tenant_id(text: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     (1..=40).contains(&text.len())
         && text.bytes().next().is_some_and(is_plain)
