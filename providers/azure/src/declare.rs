@@ -143,6 +143,7 @@ fn terraform(table: &Table, id: &str, mut document: Value) -> Declaration {
         outputs: outputs(table, "output."),
         plugin: Some(plugin),
         ignored: table.ignored,
+        settings: table.settings,
         ..Declaration::default()
     }
 }
@@ -205,7 +206,14 @@ mod tests {
 
     fn declared(tool: Tool, object: &Recorded, beside: &[Recorded]) -> Result<Vec<Declaration>, String> {
         let environment = EnvironmentName::new("staging").unwrap();
-        let request = Declare { tool, environment: &environment, lineage: Lineage(Uuid::nil()), object, beside };
+        let request = Declare {
+            tool,
+            environment: &environment,
+            lineage: Lineage(Uuid::nil()),
+            object,
+            beside,
+            is_planned: false,
+        };
         table::row(&object.kind).unwrap().resource.declare(None, &request).unwrap()
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Terraform {
     pub(crate) import: fn(&str, &Value) -> String,
     /// The outputs that others refer to, and their attributes.
     pub(crate) outputs: &'static [(&'static str, &'static str)],
+    /// See [`Declaration::settings`].
+    pub(crate) settings: &'static [(&'static str, &'static str)],
 }
 
 impl Terraform {
@@ -39,6 +41,7 @@ impl Terraform {
         ignored: &[],
         import: |id, _| id.to_owned(),
         outputs: &[],
+        settings: &[],
     };
 }
 
@@ -64,6 +67,10 @@ fn declared<K: RestKind>(api: Option<&Api>, request: &Declare<'_>) -> Result<Vec
     K::declared(api, request, &mut document)?;
     let mut moved = Vec::new();
     for (from, to) in form.moved {
+        // A new object gets the description with its tags.
+        if request.is_planned && (*from, *to) == NO_DESCRIPTION {
+            continue;
+        }
         if let Some(value) = take(&mut document, from) {
             moved.push((*to, value));
         }
@@ -83,7 +90,7 @@ fn declared<K: RestKind>(api: Option<&Api>, request: &Declare<'_>) -> Result<Vec
         set(&mut all, to, serde_json::from_str(text).unwrap_or_default());
     }
     let main = declaration(api, form.kind, &all, (form.import)(id, &all), form.outputs);
-    Ok(K::declarations(api, request, Declaration { ignored: form.ignored, ..main }))
+    Ok(K::declarations(api, request, Declaration { ignored: form.ignored, settings: form.settings, ..main }))
 }
 
 /// One declaration.
@@ -203,7 +210,8 @@ mod tests {
         };
         let environment = EnvironmentName::new("staging").unwrap();
         let (tool, lineage) = (Tool::Terraform, Lineage(Uuid::nil()));
-        let request = Declare { tool, environment: &environment, lineage, object: &object, beside: &[] };
+        let request =
+            Declare { tool, environment: &environment, lineage, object: &object, beside: &[], is_planned: false };
         table::row(&object.kind).unwrap().resource.declare(None, &request).unwrap()
     }
 

@@ -406,6 +406,11 @@ impl RestKind for NodePool {
             moved: &[("/config", "/node_config"), ("/autoscaling/enabled", "")],
             // The autoscaler changes the count.
             ignored: &["initial_node_count", "node_count"],
+            settings: &[
+                ("min_nodes", "/autoscaling/total_min_node_count"),
+                ("max_nodes", "/autoscaling/total_max_node_count"),
+                ("machine", "/node_config/machine_type"),
+            ],
             import: |id, _| {
                 let parts = ["projects", "locations", "clusters", "nodePools"].map(|after| segment(id, after));
                 parts.join("/")
@@ -420,7 +425,10 @@ impl RestKind for NodePool {
         for (name, after) in [("project", "projects"), ("location", "locations"), ("cluster", "clusters")] {
             document[name] = json!(segment(id, after));
         }
-        document["nodeLocations"] = spec.get("zones").cloned().unwrap_or_default();
+        // A new pool of one of several zones is in the first one.
+        let most = if request.is_planned { 1 } else { usize::MAX };
+        let zones = spec.get("zones").and_then(Value::as_array).into_iter().flatten().take(most);
+        document["nodeLocations"] = zones.cloned().collect();
         if spec.get("markets").is_some_and(|markets| markets[0] == SPOT) {
             set(document, "/config/spot", json!(true));
         }
