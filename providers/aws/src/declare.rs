@@ -375,26 +375,56 @@ mod tests {
     use super::*;
 
     fn declared_as(tool: Tool, kind: &str, id: &str, spec: Value, outputs: Value) -> Result<Vec<Declaration>, String> {
+        let (id, outputs) = (CloudId::new(id).unwrap(), serde_json::from_value::<Outputs>(outputs).unwrap());
+        declared_object(tool, kind, Spec::of(&spec), PlannedObject { cloud_id: id, outputs }, false)
+    }
+
+    fn declared_object(
+        tool: Tool,
+        kind: &str,
+        spec: Spec,
+        object: PlannedObject,
+        is_planned: bool,
+    ) -> Result<Vec<Declaration>, String> {
         let object = Recorded {
             id: ResourceId::new("here/one").unwrap(),
             kind: KindName::new(kind).unwrap(),
             site: SiteName::new("here").unwrap(),
             via: None,
-            spec: Spec::of(&spec),
+            spec,
             needs: Vec::new(),
             ownership: Ownership::Ours,
             schema: 1,
-            cloud_id: CloudId::new(id).unwrap(),
+            cloud_id: object.cloud_id,
             created: None,
-            outputs: serde_json::from_value::<Outputs>(outputs).unwrap(),
+            outputs: object.outputs,
             protected: false,
             tainted: false,
         };
         let environment = EnvironmentName::new("staging").unwrap();
         let lineage = Lineage(Uuid::nil());
-        let request =
-            Declare { tool, environment: &environment, lineage, object: &object, beside: &[], is_planned: false };
+        let request = Declare { tool, environment: &environment, lineage, object: &object, beside: &[], is_planned };
         declarations(&request, "eu-central-1").unwrap()
+    }
+
+    fn wanted(kind: &str, spec: &Value) -> Wanted {
+        Wanted {
+            id: ResourceId::new("here/one").unwrap(),
+            kind: KindName::new(kind).unwrap(),
+            site: SiteName::new("here").unwrap(),
+            via: None,
+            spec: Spec::of(spec),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            protected: false,
+        }
+    }
+
+    /// The declarations of an object that does not exist.
+    fn new(tool: Tool, kind: &str, spec: &Value) -> Vec<Declaration> {
+        let wanted = wanted(kind, spec);
+        let object = planned(&wanted).unwrap();
+        declared_object(tool, kind, wanted.spec, object, true).unwrap()
     }
 
     #[test]
@@ -447,5 +477,36 @@ mod tests {
         assert_eq!(route.identifiers["CidrBlock"], "0.0.0.0/0");
         assert!(table.without.contains("associations"));
         assert_eq!(table.file, "staging-here-eu-central-1");
+    }
+
+    #[test]
+    fn new_objects_have_what_an_import_leaves_as_it_is() {
+        let [nat, subnet] =
+            ["aws.nat-gateway", "aws.subnet"].map(|kind| Placeholder::of(&wanted(kind, &json!({})), "id").to_string());
+        let routes =
+            json!({ "vpc": "vpc-1", "routes": [{ "to": "0.0.0.0/0", "via": nat }], "subnets": [subnet], "tags": {} });
+        let all = new(Tool::CloudFormation, "aws.route-table", &routes);
+        let [table, route, association] = all.as_slice() else { panic!("{all:?}") };
+        assert_eq!((table.without, route.kind.as_str()), ("", "AWS::EC2::Route"));
+        assert_eq!(route.body["NatGatewayId"], nat.as_str());
+        assert_eq!(association.kind, "AWS::EC2::SubnetRouteTableAssociation");
+        assert_eq!(association.body["SubnetId"], subnet.as_str());
+        let own = Placeholder::of(&wanted("aws.route-table", &routes), "id").to_string();
+        assert_eq!(association.body["RouteTableId"], own.as_str());
+
+        let password = json!({ "$secret": "database", "version": "1" });
+        let server = json!({ "name": "db", "source": null, "password": password });
+        let all = new(Tool::Terraform, "aws.db-instance", &server);
+        assert_eq!((&all[0].body["master_user_password"], all[0].without), (&password, ""));
+        let outputs = planned(&wanted("aws.db-instance", &server)).unwrap().outputs;
+        assert_eq!(outputs["name"], "db");
+        assert!(Placeholder::read(outputs["host"].as_str().unwrap()).is_some(), "{outputs:?}");
+
+        let template = new(Tool::Terraform, "aws.launch-template", &json!({ "name": "nodes" }));
+        assert_eq!(template[0].outputs["version"], "latest_version_number");
+        let topic = json!({ "name": "t", "policy": { "Version": "2012-10-17" },
+            "subscriptions": [{ "protocol": "email", "endpoint": "a@example.com" }] });
+        let kinds: Vec<String> = new(Tool::Terraform, "aws.topic", &topic).into_iter().map(|one| one.kind).collect();
+        assert_eq!(kinds, ["awscc_sns_topic", "awscc_sns_topic_inline_policy", "awscc_sns_subscription"]);
     }
 }

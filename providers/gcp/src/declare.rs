@@ -181,7 +181,7 @@ pub(crate) fn by_name(id: &str, _attributes: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use textnlp_provider::{
-        CloudId, EnvironmentName, KindName, Lineage, Outputs, Ownership, Recorded, ResourceId, SiteName, Spec,
+        CloudId, EnvironmentName, KindName, Lineage, Outputs, Ownership, Recorded, ResourceId, SiteName, Spec, Wanted,
     };
     use uuid::Uuid;
 
@@ -402,5 +402,31 @@ mod tests {
                 "p/db-0a1b/textnlp",
             ]
         );
+    }
+
+    #[test]
+    fn new_objects_have_the_ids_of_their_names() {
+        let planned = |kind: &str, spec: Value| {
+            let wanted = Wanted {
+                id: ResourceId::new("here/one").unwrap(),
+                kind: KindName::new(kind).unwrap(),
+                site: SiteName::new("here").unwrap(),
+                via: None,
+                spec: Spec::of(&spec),
+                needs: Vec::new(),
+                ownership: Ownership::Ours,
+                protected: false,
+            };
+            table::row(&wanted.kind).unwrap().resource.planned(&wanted, Lineage(Uuid::nil())).unwrap()
+        };
+        let account = planned("gcp.service-account", json!({ "project": "p", "name": "nodes" }));
+        assert_eq!(account.outputs["member"], "serviceAccount:nodes@p.iam.gserviceaccount.com");
+        let server = planned("gcp.sql-instance", json!({ "project": "p", "name": "db" }));
+        let name = server.outputs["name"].as_str().unwrap();
+        // The next object of the name gets another end.
+        assert_eq!((textnlp_cloud::names::unsuffixed(name), name.len()), ("db", 11));
+        assert_eq!(server.cloud_id.as_str(), format!("projects/p/instances/{name}"));
+        let pool = json!({ "cluster": "projects/p/locations/l/clusters/c", "name": "gpu" });
+        assert_eq!(planned("gcp.node-pool", pool).cloud_id.as_str(), "projects/p/locations/l/clusters/c/nodePools/gpu");
     }
 }
