@@ -188,7 +188,6 @@ pub enum Export {
 /// Arguments of an export of objects in a cloud.
 #[derive(Debug, Args)]
 pub struct ExportDeclared {
-    /// Folder to write
     #[command(flatten)]
     pub folder: ExportFolder,
     /// Also declare wanted objects that are not recorded, for the tool to create

@@ -264,13 +264,14 @@ impl<'f> Declared<'f> {
         })
     }
 
-    /// The names of the needed entries that no reference leads to. Parts of a new object are needed too.
+    /// The needed entries that no reference leads to. What needs a new object needs its parts too, and each of these needs the object.
     fn unreferenced(&self, from: &Entry, referenced: &BTreeSet<String>) -> Vec<&Entry> {
         let mut seen = BTreeSet::new();
         let needed = self.entries.iter().filter(|entry| {
+            let is_own = entry.resource == from.resource;
             from.needs.contains(&entry.resource)
-                && entry.resource != from.resource
-                && (seen.insert(&entry.resource) || entry.is_planned)
+                && (!is_own || from.is_planned)
+                && (seen.insert(&entry.resource) || (entry.is_planned && !is_own))
         });
         needed.filter(|entry| !referenced.contains(&entry.name)).collect()
     }
