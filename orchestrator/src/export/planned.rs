@@ -119,3 +119,158 @@ impl Progress<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use jiff::Timestamp;
+    use serde_json::Value;
+    use textnlp_provider::settings::Runtime;
+    use textnlp_provider::spec::OutputRef;
+    use textnlp_provider::{
+        CloudId, Component, Declaration, Declare, FieldChange, Handle, Kind, KindName, Object, Operation, Placeholder,
+        Problem, Problems, Progress as Advanced, Provider, Ref, Result, Scope, Site, Spec,
+    };
+
+    use super::*;
+    use crate::plan::Purpose;
+
+    /// A provider of things, which a tool can declare, and of secrets, which none can.
+    struct Things;
+
+    #[async_trait]
+    impl Provider for Things {
+        fn kinds(&self) -> &'static [Kind] {
+            &[]
+        }
+
+        fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
+            let outputs = BTreeMap::from([("id".to_owned(), "id".to_owned())]);
+            let body = request.object.spec.as_value().as_object().cloned().unwrap_or_default();
+            let one = Declaration { kind: "thing".to_owned(), body, outputs, ..Declaration::default() };
+            (request.object.kind.as_str() == "memory.thing").then(|| Ok(vec![one]))
+        }
+
+        fn planned(&self, wanted: &Wanted, _lineage: Lineage) -> Option<PlannedObject> {
+            let (name, value) = match wanted.kind.as_str() {
+                "memory.thing" => ("id", json!(Placeholder::of(wanted, "id").to_string())),
+                _ => ("secret", json!({ "$secret": "here/password", "version": "1" })),
+            };
+            let outputs = Outputs::from([(name.to_owned(), value)]);
+            Some(PlannedObject { cloud_id: CloudId::new(wanted.id.as_str()).ok()?, outputs })
+        }
+
+        fn lower(&self, _component: &Component, _site: &Site) -> Result<Vec<Wanted>, Problems> {
+            Ok(Vec::new())
+        }
+
+        fn diff(&self, _wanted: &Wanted, _recorded: &Recorded, _seen: &Object) -> Vec<FieldChange> {
+            Vec::new()
+        }
+
+        async fn preflight(&self, _wanted: &[Wanted]) -> Result<Vec<Problem>> {
+            unreachable!("an export only declares")
+        }
+
+        async fn observe(&self, _scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+            unreachable!("an export only declares")
+        }
+
+        async fn read(&self, _kind: &KindName, _id: &CloudId) -> Result<Observed> {
+            unreachable!("an export only declares")
+        }
+
+        async fn begin(&self, _op: &Operation) -> Result<Advanced> {
+            unreachable!("an export only declares")
+        }
+
+        async fn advance(&self, _op: &Operation, _handle: &Handle) -> Result<Advanced> {
+            unreachable!("an export only declares")
+        }
+    }
+
+    fn id(name: &str) -> ResourceId {
+        ResourceId::new(format!("here/{name}")).unwrap()
+    }
+
+    fn wanted(name: &str, kind: &str, spec: &Value) -> Wanted {
+        Wanted {
+            id: id(name),
+            kind: KindName::new(kind).unwrap(),
+            site: SiteName::new("here").unwrap(),
+            via: None,
+            spec: Spec::of(spec),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            protected: false,
+        }
+    }
+
+    fn facts(wanted: Vec<Wanted>) -> Facts {
+        let site = SiteFacts {
+            provider: Arc::new(Things),
+            protect_data: false,
+            wanted,
+            holdings: BTreeMap::new(),
+            observed: Vec::new(),
+            open: BTreeMap::new(),
+            unresolved: BTreeMap::new(),
+            took: crate::state::Durations::default(),
+        };
+        Facts {
+            environment: EnvironmentName::new("staging").unwrap(),
+            purpose: Purpose::Up,
+            lineage: Lineage(Uuid::nil()),
+            is_new: true,
+            delete_data: false,
+            gated: false,
+            now: Timestamp::UNIX_EPOCH,
+            sites: BTreeMap::from([(SiteName::new("here").unwrap(), site)]),
+        }
+    }
+
+    #[test]
+    fn a_resource_is_declared_after_what_it_needs() {
+        let output = |name: &str, field: &str| json!(OutputRef::new(id(name), field));
+        let server = json!({ "network": output("net", "id"), "password": output("password", "secret") });
+        let existing = Ownership::External(CloudId::new("zone-1").unwrap());
+        let all = vec![
+            Wanted { via: Some(Ref(id("net"))), ..wanted("inside", "memory.thing", &json!({})) },
+            wanted("lost", "memory.thing", &json!({ "address": output("net", "address") })),
+            wanted("later", "memory.thing", &json!({ "other": output("lost", "id") })),
+            wanted("server", "memory.thing", &server),
+            wanted("net", "memory.thing", &json!({})),
+            wanted("password", "memory.secret", &json!({})),
+            Wanted { ownership: existing, ..wanted("zone", "memory.thing", &json!({})) },
+        ];
+        let exported = super::super::planned(&facts(all), Tool::Terraform);
+        assert_eq!(exported.declared, BTreeSet::from([id("net"), id("server")]));
+        let why = |name: &str| exported.left.iter().find(|left| left.resource == id(name)).unwrap().because.as_str();
+        assert_eq!(why("lost"), "it needs `address` of `here/net`, which is not declared");
+        assert_eq!(why("later"), "it needs `id` of `here/lost`, which is not declared");
+        assert_eq!((why("inside"), why("zone"), why("password")), (INSIDE, EXTERNAL, NO_FORM));
+        let main = exported.files.iter().find(|file| file.path == "main.tf.json").unwrap();
+        let main: Value = serde_json::from_str(&main.text).unwrap();
+        let server = json!({ "network": "${thing.here_net.id}", "password": "${var.here_password}" });
+        assert_eq!(main["resource"]["thing"]["here_server"], server);
+        assert_eq!(exported.variables, BTreeSet::from(["here_password".to_owned()]));
+    }
+
+    #[test]
+    fn the_proposed_lineage_is_that_of_the_accounts() {
+        let of = |account: &str| {
+            let place = SiteLocation {
+                provider: "aws".to_owned(),
+                account: account.to_owned(),
+                region: "eu-central-1".to_owned(),
+                runtime: Runtime::Kubernetes,
+            };
+            let places = BTreeMap::from([(SiteName::new("here").unwrap(), place)]);
+            proposed_lineage(&EnvironmentName::new("staging").unwrap(), &places)
+        };
+        assert_eq!(of("1"), of("1"));
+        assert_ne!(of("1"), of("2"));
+    }
+}
