@@ -240,6 +240,11 @@ impl RestKind for Cluster {
             let pool = format!("{}.svc.id.goog", segment(id, "projects"));
             set(document, "/workloadIdentityConfig/workloadPool", pool.into());
         }
+        if request.is_planned {
+            // Terraform creates the first pool with it, and removes that.
+            let config = first_config(spec, &document["resourceLabels"]);
+            document["nodeConfig"] = config;
+        }
         // Networks are restricted where there is a block for them.
         let is_restricted = document["masterAuthorizedNetworksConfig"]["enabled"] == true;
         if let Some(networks) = document["masterAuthorizedNetworksConfig"].as_object_mut() {
@@ -254,20 +259,11 @@ impl RestKind for Cluster {
             let pool = format!("{}.svc.id.goog", api.project());
             set(document, "/workloadIdentityConfig/workloadPool", pool.into());
         }
-        let labels = document["resourceLabels"].clone();
+        let config = first_config(spec, &document["resourceLabels"]);
         document["nodePools"] = json!([{
             "name": FIRST_POOL,
             "initialNodeCount": 1,
-            "config": {
-                "machineType": FIRST_MACHINE,
-                "diskSizeGb": FIRST_DISK_GB,
-                "diskType": "pd-standard",
-                "serviceAccount": spec.get("node_account"),
-                "oauthScopes": [SCOPE],
-                "resourceLabels": labels,
-                "shieldedInstanceConfig": { "enableSecureBoot": true, "enableIntegrityMonitoring": true },
-                "workloadMetadataConfig": { "mode": "GKE_METADATA" },
-            },
+            "config": config,
             "networkConfig": { "enablePrivateNodes": true },
         }]);
         Ok(())
@@ -621,6 +617,20 @@ fn accelerator(document: &Value) -> Value {
     let Some(first) = get(document, "/config/accelerators/0") else { return Value::Null };
     let count = first["acceleratorCount"].as_str().and_then(|count| count.parse::<u64>().ok());
     json!({ "type": first["acceleratorType"], "count": count })
+}
+
+/// The machine of the first pool.
+fn first_config(spec: &Spec, labels: &Value) -> Value {
+    json!({
+        "machineType": FIRST_MACHINE,
+        "diskSizeGb": FIRST_DISK_GB,
+        "diskType": "pd-standard",
+        "serviceAccount": spec.get("node_account"),
+        "oauthScopes": [SCOPE],
+        "resourceLabels": labels,
+        "shieldedInstanceConfig": { "enableSecureBoot": true, "enableIntegrityMonitoring": true },
+        "workloadMetadataConfig": { "mode": "GKE_METADATA" },
+    })
 }
 
 fn autoscaling(scaling: &Value) -> Value {
