@@ -28,11 +28,14 @@ pub(super) fn text(declared: &Declared<'_>, tool: Tool, files: &[ExportFile], se
         text += &created(declared, tool);
     }
     text += &format!(
-        "\n## One owner\n\nTwo tools must not manage one object. After {}, end the management by `textnlp-deploy`:\n\n```\n\
+        "\n## One owner\n\nTwo tools must not manage one object. {} `textnlp-deploy`:\n\n```\n\
          textnlp-deploy hold --env {environment} --reason 'managed by {}'\n```\n\n\
          `hold` blocks `up` and `down`. `state remove RESOURCE` removes single records; an object named `existing: ID` in the \
          environment is read and never changed.\n",
-        if new.is_empty() { "the import" } else { "the steps above" },
+        match new.is_empty() {
+            true => "After the import, end the management by",
+            false => "If the tool keeps the objects of the cloud, do not import them, and end the management by",
+        },
         title(tool)
     );
     if !secrets.is_empty() {
