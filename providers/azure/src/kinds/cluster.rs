@@ -247,6 +247,10 @@ impl RestKind for Cluster {
 
     /// A change of a cluster repeats all of its pools, also those of other resources.
     fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        // A new cluster gets its other pools from their own declarations.
+        if request.is_planned {
+            return Ok(());
+        }
         let id = request.object.cloud_id.as_str();
         let is_own =
             |one: &&Recorded| one.kind.as_str() == POOL && one.spec.get("cluster").and_then(Value::as_str) == Some(id);
@@ -381,6 +385,11 @@ impl RestKind for Pool {
         ],
         in_place: &["labels", "scaling"],
         ignored: &["body.properties.count"],
+        settings: &[
+            ("min_nodes", "/body/properties/minCount"),
+            ("max_nodes", "/body/properties/maxCount"),
+            ("machine", "/body/properties/vmSize"),
+        ],
         marks: Marks::Member("/properties/tags"),
         ..Table::USUAL
     };
@@ -446,6 +455,10 @@ impl RestKind for Pool {
         match alternatives(&request.object.spec).as_slice() {
             [chosen] => {
                 buy(document, chosen);
+                Ok(())
+            }
+            [first, ..] if request.is_planned => {
+                buy(document, first);
                 Ok(())
             }
             _ => Err("Azure did not show in which zone it is".to_owned()),

@@ -157,6 +157,7 @@ impl RestKind for Instance {
             // A disk grows automatically.
             ignored: &["settings[0].disk_size"],
             outputs: &[NAME],
+            settings: &[("tier", "/settings/tier"), ("disk_gb", "/settings/disk_size")],
             ..Terraform::USUAL
         },
         ..Table::USUAL
