@@ -60,7 +60,7 @@ pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<Strin
     let (mut files, mut parameters) = (Vec::new(), BTreeSet::new());
     for (name, entries) in declared.by_file() {
         let (template, imports, own) = stack(declared, &entries);
-        parameters.extend(own);
+        parameters.extend(own.iter().map(|name| parameter(name)));
         let mut file = |end: &str, document: &Value| {
             files.push(ExportFile { path: format!("{name}.{end}.json"), text: json_text(document) });
         };

@@ -329,7 +329,12 @@ fn placeholders(value: &Value, found: &mut BTreeSet<String>) {
             found.extend(all);
         }
         Value::Array(items) => items.iter().for_each(|item| placeholders(item, found)),
-        Value::Object(members) => members.values().for_each(|member| placeholders(member, found)),
+        Value::Object(members) => members.iter().for_each(|(name, member)| {
+            // No tool takes references in all names of members.
+            let key = pieces(name).into_iter().any(|piece| matches!(piece, Piece::Placeholder(_)));
+            found.extend(key.then(|| name.clone()));
+            placeholders(member, found);
+        }),
         _ => {}
     }
 }
@@ -464,7 +469,11 @@ mod tests {
     }
 
     /// What a tool gets of a network, a server that refers to it, and one that only comes after the first.
-    fn checked(write: impl Fn(&Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>)) -> BTreeMap<String, String> {
+    /// Its secret is the variable of that name.
+    fn checked(
+        secret_name: &str,
+        write: impl Fn(&Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>),
+    ) -> BTreeMap<String, String> {
         let environment = EnvironmentName::new("staging").unwrap();
         let secret = json!({ "$secret": "here/db", "version": "1" });
         let body = json!({ "network": "ids/net", "elsewhere": "ids/other", "text": "${x}", "password": secret });
@@ -475,13 +484,13 @@ mod tests {
             vec![entry("net", "thing", json!({}), &[]), server, entry("last", "thing", json!({}), &["server"])];
         let declared = Declared { environment: &environment, lineage: Lineage(Uuid::nil()), entries, left: Vec::new() };
         let (files, variables) = write(&declared);
-        assert_eq!(variables, BTreeSet::from(["here_db".to_owned()]));
+        assert_eq!(variables, BTreeSet::from([secret_name.to_owned()]));
         files.into_iter().map(|file| (file.path, file.text)).collect()
     }
 
     #[test]
     fn terraform_imports_each_object_and_refers_to_it() {
-        let files = checked(terraform::files);
+        let files = checked("here_db", terraform::files);
         let main: Value = serde_json::from_str(&files["main.tf.json"]).unwrap();
         let server = json!({
             "network": "${thing.here_net.id}", "elsewhere": "ids/other", "text": "$${x}", "password": "${var.here_db}",
@@ -499,7 +508,7 @@ mod tests {
 
     #[test]
     fn templates_retain_each_object_and_list_it() {
-        let files = checked(cloudformation::files);
+        let files = checked("SecretHereDb", cloudformation::files);
         let template: Value = serde_json::from_str(&files["one.template.json"]).unwrap();
         let server = json!({
             "Type": "thing", "DeletionPolicy": "Retain", "UpdateReplacePolicy": "Retain",
@@ -518,7 +527,7 @@ mod tests {
 
     #[test]
     fn bicep_names_parents_and_secrets() {
-        let files = checked(bicep::files);
+        let files = checked("here_db", bicep::files);
         let text = &files["one.bicep"];
         let server = "resource here_server 'thing' = {\n  network: here_net.id\n  elsewhere: 'ids/other'\n  text: '\\${x}'\n  \
                       password: here_db\n  name: null\n  parent: here_net\n}\n";

@@ -37,11 +37,14 @@ struct Progress<'f> {
     known: BTreeMap<ResourceId, Outputs>,
     /// The objects of each site.
     beside: BTreeMap<SiteName, Vec<Recorded>>,
+    /// The resources that their provider cannot declare before they exist.
+    refused: BTreeSet<ResourceId>,
 }
 
 /// Adds the wanted resources that are not recorded, each after what it needs.
 pub(super) fn add(declared: &mut Declared<'_>, facts: &Facts, tool: Tool) {
-    let mut progress = Progress { facts, tool, known: BTreeMap::new(), beside: BTreeMap::new() };
+    let mut progress =
+        Progress { facts, tool, known: BTreeMap::new(), beside: BTreeMap::new(), refused: BTreeSet::new() };
     let mut waiting = Vec::new();
     for (name, site) in &facts.sites {
         let all = records(site);
@@ -83,6 +86,10 @@ impl Progress<'_> {
         if one.via.is_some() {
             return Err(INSIDE.to_owned());
         }
+        if let Some(need) = sorted_needs(one).iter().find(|need| self.refused.contains(&need.on)) {
+            self.refused.insert(one.id.clone());
+            return Err(format!("it must come after `{}`, which is not declared", need.on));
+        }
         let spec = one.spec.resolve(|id| self.known.get(id)).map_err(|error| match error {
             SpecError::Unresolved { resource, field } => needed(resource.as_str(), &field),
             SpecError::Shape { .. } => error.to_string(),
@@ -114,6 +121,8 @@ impl Progress<'_> {
         let is_secret = object.outputs.values().all(|value| SecretRef::from_value(value).is_some());
         if declared.entries.len() > count || is_secret {
             self.known.insert(object.id.clone(), object.outputs.clone());
+        } else if declared.left.last().is_some_and(|left| left.because != NO_FORM) {
+            self.refused.insert(object.id.clone());
         }
         beside.push(object);
         Ok(())

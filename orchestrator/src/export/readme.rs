@@ -27,17 +27,20 @@ pub(super) fn text(declared: &Declared<'_>, tool: Tool, files: &[ExportFile], se
     if !new.is_empty() {
         text += &created(declared, tool);
     }
-    text += &format!(
-        "\n## One owner\n\nTwo tools must not manage one object. {} `textnlp-deploy`:\n\n```\n\
-         textnlp-deploy hold --env {environment} --reason 'managed by {}'\n```\n\n\
-         `hold` blocks `up` and `down`. `state remove RESOURCE` removes single records; an object named `existing: ID` in the \
-         environment is read and never changed.\n",
-        match new.is_empty() {
-            true => "After the import, end the management by",
-            false => "If the tool keeps the objects of the cloud, do not import them, and end the management by",
-        },
-        title(tool)
-    );
+    text += "\n## One owner\n\nTwo tools must not manage one object. An object named `existing: ID` in the environment is read and never \
+             changed.";
+    text += &match existing.is_empty() {
+        // There is nothing to hold.
+        true => " If the tool keeps the objects of the cloud, do not import them, and do not run `up`: it is refused where it finds \
+                  their names taken.\n"
+            .to_owned(),
+        false => format!(
+            " After the import, end the management by `textnlp-deploy`:\n\n```\n\
+             textnlp-deploy hold --env {environment} --reason 'managed by {}'\n```\n\n\
+             `hold` blocks `up` and `down`. `state remove RESOURCE` removes single records.\n",
+            title(tool)
+        ),
+    };
     if !secrets.is_empty() {
         text += "\n## Secrets\n\nNo file contains a secret. These variables have no default:\n\n";
         text.extend(secrets.iter().map(|name| format!("- `{name}`\n")));
@@ -78,7 +81,9 @@ fn created(declared: &Declared<'_>, tool: Tool) -> String {
          textnlp-deploy state import --env {environment} --lineage {lineage}\n\
          textnlp-deploy plan --env {environment}\n```\n\n\
          The import proposes the objects that carry this lineage as a tag. A part without tags, such as a subnet of Azure, is not \
-         proposed: `up` creates it again, which leaves an equal one as it is. The plan shows what `up` would create or change. Give each variable of a secret the value of the secret that the environment has (`secret` \
+         proposed: `up` creates it again, which leaves an equal one as it is. A dashboard of CloudWatch is refused: delete it before `up`. The plan shows what `up` would create or change. \
+         Do not export again into the configuration that created the objects: what belongs to another object, such as the association \
+         of a route table, is declared only while it is planned, and would be destroyed. Give each variable of a secret the value of the secret that the environment has (`secret` \
          commands), or `up` sets it.\n"
     )
 }
@@ -129,7 +134,8 @@ fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
             let execute = match is_new {
                 true => {
                     " `deploy` prints the command that shows its change set; without `--no-execute-changeset` it executes it. \
-                         `--parameter-overrides NAME=VALUE` sets a secret. A template above 51,200 bytes needs `--s3-bucket BUCKET`."
+                         `--parameter-overrides NAME=VALUE` sets a secret. A template above 51,200 bytes needs `--s3-bucket BUCKET`, and \
+                         `--template-url` in place of `--template-body`. Use each command in the region of its template."
                 }
                 false => "",
             };

@@ -86,8 +86,9 @@ pub(super) fn same(before: &FirstExport, run: impl Fn(&[&str]) -> Said, folder: 
     };
     for resource in is.difference(&was) {
         // The number of a project is read with its first bindings.
-        let is_reason =
-            ["it needs `", "the number of the project"].iter().any(|start| why(resource).starts_with(start));
+        let is_reason = ["it needs `", "it must come after `", "the number of the project"]
+            .iter()
+            .any(|start| why(resource).starts_with(start));
         assert!(is_reason, "{resource}: {}", why(resource));
     }
     // A new object has more parts: an import leaves some as they are.
