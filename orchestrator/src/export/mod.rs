@@ -60,6 +60,8 @@ struct Entry {
     outputs: Outputs,
     /// The resources whose outputs it may have.
     needs: BTreeSet<ResourceId>,
+    /// The names of other entries of its resource that are created before it.
+    after: BTreeSet<String>,
     protected: bool,
     /// Whether the tool creates it. Otherwise it imports it.
     is_planned: bool,
@@ -83,27 +85,40 @@ const EXTERNAL: &str = "it is external: it keeps its owner";
 /// Why an object of other providers is not declared.
 const NO_FORM: &str = "its provider has no form for this tool";
 
+/// The characters that mark references.
+const MARKS: [char; 4] = ['\u{e000}', '\u{e001}', '\u{e002}', '\u{e003}'];
+
+/// A file of an export would have characters that mark references.
+#[derive(Debug, thiserror::Error)]
+#[error("{file} would contain the private characters U+E000 to U+E003, which mark references")]
+pub struct PrivateCharacters {
+    /// The file.
+    pub file: String,
+}
+
 /// The declarations of an environment, and what is left out.
 struct Declared<'a> {
     environment: &'a EnvironmentName,
     lineage: Lineage,
     entries: Vec<Entry>,
     left: Vec<LeftOut>,
+    /// What the tool may have created, and does not keep: its types and names.
+    released: BTreeSet<(String, String)>,
 }
 
 /// The files of what an environment has, for a tool.
-pub fn declared(facts: &Facts, tool: Tool) -> Exported {
+pub fn declared(facts: &Facts, tool: Tool) -> Result<Exported, PrivateCharacters> {
     exported(Declared::recorded(facts, tool), tool)
 }
 
 /// The files of what an environment has and wants, for a tool. A recorded resource is declared as it is.
-pub fn planned(facts: &Facts, tool: Tool) -> Exported {
+pub fn planned(facts: &Facts, tool: Tool) -> Result<Exported, PrivateCharacters> {
     let mut declared = Declared::recorded(facts, tool);
     planned::add(&mut declared, facts, tool);
     exported(declared, tool)
 }
 
-fn exported(declared: Declared<'_>, tool: Tool) -> Exported {
+fn exported(declared: Declared<'_>, tool: Tool) -> Result<Exported, PrivateCharacters> {
     let (mut files, variables) = match tool {
         Tool::Terraform => terraform::files(&declared),
         Tool::CloudFormation => cloudformation::files(&declared),
@@ -111,8 +126,11 @@ fn exported(declared: Declared<'_>, tool: Tool) -> Exported {
     };
     files.push(ExportFile { path: "README.md".to_owned(), text: readme::text(&declared, tool, &files, &variables) });
     files.sort_by(|a, b| a.path.cmp(&b.path));
+    if let Some(file) = files.iter().find(|file| file.text.contains(MARKS)) {
+        return Err(PrivateCharacters { file: file.path.clone() });
+    }
     let Declared { entries, left, .. } = declared;
-    Exported { files, declared: entries.into_iter().map(|entry| entry.resource).collect(), left, variables }
+    Ok(Exported { files, declared: entries.into_iter().map(|entry| entry.resource).collect(), left, variables })
 }
 
 /// The recorded objects of a site, with the attributes and outputs that the provider shows.
@@ -151,16 +169,31 @@ impl<'f> Declared<'f> {
 
     fn recorded(facts: &'f Facts, tool: Tool) -> Self {
         let (environment, lineage) = (&facts.environment, facts.lineage);
-        let mut declared = Self { environment, lineage, entries: Vec::new(), left: Vec::new() };
+        let mut declared =
+            Self { environment, lineage, entries: Vec::new(), left: Vec::new(), released: BTreeSet::new() };
         for site in facts.sites.values() {
             let all = records(site);
             for object in &all {
                 let is_shown = shown(object, &site.observed).is_some();
                 let known = if is_shown { Knowledge::Shown } else { Knowledge::Hidden };
                 declared.add(&site.provider, tool, (object, known), &all);
+                declared.release(&site.provider, tool, object, &all);
             }
         }
         declared
+    }
+
+    /// Releases what a declaration of a recorded object had before its creation: what of it is declared now keeps its name.
+    fn release(&mut self, provider: &Arc<dyn Provider>, tool: Tool, object: &Recorded, beside: &[Recorded]) {
+        if tool != Tool::Terraform || object.ownership != Ownership::Ours {
+            return;
+        }
+        let (environment, lineage) = (self.environment, self.lineage);
+        let request = Declare { tool, environment, lineage, object, beside, is_planned: true };
+        let Some(Ok(declarations)) = provider.declare(&request) else { return };
+        let names = part_names(&plain_name(object.id.as_str()), &declarations);
+        let created = declarations.into_iter().zip(names).filter(|(declaration, _)| !declaration.is_read);
+        self.released.extend(created.map(|(declaration, name)| (declaration.kind, name)));
     }
 
     fn leave(&mut self, resource: &ResourceId, because: impl Into<String>) {
@@ -230,17 +263,30 @@ impl<'f> Declared<'f> {
         let plain = plain_name(object.id.as_str());
         let mut kinds = provider.kinds().iter().filter(|kind| kind.name == object.kind.as_str());
         let is_precious = kinds.any(|kind| kind.data == DataClass::Precious);
-        for (place, declaration) in declarations.into_iter().enumerate() {
+        let names = part_names(&plain, &declarations);
+        let mut before = BTreeSet::new();
+        let mut main: Option<String> = None;
+        for (declaration, part) in declarations.into_iter().zip(names) {
             if !declaration.without.is_empty() {
                 self.left
                     .push(left(&format!("declared without {}, which no declaration changes", declaration.without)));
             }
-            let part = if place == 0 { plain.clone() } else { format!("{plain}_part{place}") };
             let taken = |name: &str| self.entries.iter().any(|entry| entry.name == name);
             let numbered = (2..).map(|number| format!("{part}__{number}"));
             let name = std::iter::once(part.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or_default();
-            // A part refers to what it is a part of.
-            let own = (place > 0).then(|| object.id.clone());
+            let is_before = main.is_none() && declaration.is_new_only;
+            // A part refers to what it is a part of, and comes after it.
+            let own = main.as_ref().map(|_| object.id.clone());
+            let after = match &main {
+                Some(main) => BTreeSet::from([main.clone()]),
+                None if is_before => BTreeSet::new(),
+                None => before.clone(),
+            };
+            if is_before {
+                before.insert(name.clone());
+            } else if main.is_none() {
+                main = Some(name.clone());
+            }
             let hosts = object.via.iter().map(|host| host.0.clone());
             self.entries.push(Entry {
                 resource: object.id.clone(),
@@ -248,6 +294,7 @@ impl<'f> Declared<'f> {
                 declaration,
                 outputs: object.outputs.clone(),
                 needs: object.needs.iter().map(|need| need.on.clone()).chain(hosts).chain(own).collect(),
+                after,
                 protected: object.protected || is_precious,
                 is_planned,
             });
@@ -272,17 +319,29 @@ impl<'f> Declared<'f> {
         })
     }
 
-    /// The needed entries that no reference leads to. What needs a new object needs its parts too, and each of these needs the object.
+    /// The needed entries that no reference leads to. What needs a new object needs its parts too.
     fn unreferenced(&self, from: &Entry, referenced: &BTreeSet<String>) -> Vec<&Entry> {
         let mut seen = BTreeSet::new();
-        let needed = self.entries.iter().filter(|entry| {
-            let is_own = entry.resource == from.resource;
-            from.needs.contains(&entry.resource)
-                && (!is_own || from.is_planned)
-                && (seen.insert(&entry.resource) || (entry.is_planned && !is_own))
+        let needed = self.entries.iter().filter(|entry| match entry.resource == from.resource {
+            true => from.is_planned && from.after.contains(&entry.name),
+            false => from.needs.contains(&entry.resource) && (seen.insert(&entry.resource) || entry.is_planned),
         });
         needed.filter(|entry| !referenced.contains(&entry.name)).collect()
     }
+}
+
+/// The names of an object's declarations. Those that only a new object has are counted apart, so that the others keep their names.
+fn part_names(plain: &str, declarations: &[Declaration]) -> Vec<String> {
+    let (mut new, mut usual) = (0, 0);
+    let name = |declaration: &Declaration| {
+        if declaration.is_new_only {
+            new += 1;
+            return format!("{plain}_new{new}");
+        }
+        usual += 1;
+        if usual == 1 { plain.to_owned() } else { format!("{plain}_part{}", usual - 1) }
+    };
+    declarations.iter().map(name).collect()
 }
 
 /// The value of the output behind an attribute.
@@ -443,8 +502,8 @@ mod tests {
     fn entry(name: &str, kind: &str, body: Value, needs: &[&str]) -> Entry {
         let id = format!("ids/{name}");
         let plugin = Plugin {
-            name: "cloud",
-            source: "example/cloud",
+            name: "thing",
+            source: "example/thing",
             version: "~> 1.0",
             settings: BTreeMap::from([("region", "here".to_owned())]),
         };
@@ -463,9 +522,14 @@ mod tests {
             },
             outputs: Outputs::from([("id".to_owned(), json!(id))]),
             needs: needs.iter().map(|need| ResourceId::new(format!("here/{need}")).unwrap()).collect(),
+            after: BTreeSet::new(),
             protected: false,
             is_planned: false,
         }
+    }
+
+    fn declared_of(environment: &EnvironmentName, entries: Vec<Entry>) -> Declared<'_> {
+        Declared { environment, lineage: Lineage(Uuid::nil()), entries, left: Vec::new(), released: BTreeSet::new() }
     }
 
     /// What a tool gets of a network, a server that refers to it, and one that only comes after the first.
@@ -482,8 +546,7 @@ mod tests {
         server.declaration.within = Some(Within::Parent { id: "ids/net".to_owned(), name: "net".to_owned() });
         let entries =
             vec![entry("net", "thing", json!({}), &[]), server, entry("last", "thing", json!({}), &["server"])];
-        let declared = Declared { environment: &environment, lineage: Lineage(Uuid::nil()), entries, left: Vec::new() };
-        let (files, variables) = write(&declared);
+        let (files, variables) = write(&declared_of(&environment, entries));
         assert_eq!(variables, BTreeSet::from([secret_name.to_owned()]));
         files.into_iter().map(|file| (file.path, file.text)).collect()
     }
@@ -499,10 +562,10 @@ mod tests {
         assert_eq!(main["resource"]["thing"]["here_server"], server);
         assert_eq!(main["resource"]["thing"]["here_last"], json!({ "depends_on": ["thing.here_server"] }));
         assert_eq!(main["import"][1], json!({ "to": "thing.here_server", "id": "ids/server" }));
-        assert_eq!(main["provider"]["cloud"], json!([{ "region": "${var.cloud_region}" }]));
+        assert_eq!(main["provider"]["thing"], json!([{ "region": "${var.thing_region}" }]));
         let variables: Value = serde_json::from_str(&files["variables.tf.json"]).unwrap();
         assert_eq!(variables["variable"]["here_db"]["sensitive"], true);
-        let values = "cloud_region = \"here\"\n# here_db: a secret; set it by TF_VAR_here_db\n";
+        let values = "thing_region = \"here\"\n# here_db: a secret; set it by TF_VAR_here_db\n";
         assert_eq!(files["staging.tfvars"], values);
     }
 
@@ -554,8 +617,7 @@ mod tests {
         write: impl Fn(&Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>),
     ) -> BTreeMap<String, String> {
         let environment = EnvironmentName::new("staging").unwrap();
-        let declared = Declared { environment: &environment, lineage: Lineage(Uuid::nil()), entries, left: Vec::new() };
-        write(&declared).0.into_iter().map(|file| (file.path, file.text)).collect()
+        write(&declared_of(&environment, entries)).0.into_iter().map(|file| (file.path, file.text)).collect()
     }
 
     #[test]
@@ -568,10 +630,44 @@ mod tests {
         });
         assert_eq!(main["resource"]["thing"]["here_server"], server);
         assert_eq!(main.get("import"), None);
-        assert_eq!(files["staging.tfvars"], "cloud_region = \"here\"\nhere_server_size = 3\n");
+        assert_eq!(files["staging.tfvars"], "thing_region = \"here\"\nhere_server_size = 3\n");
         let variables: Value = serde_json::from_str(&files["variables.tf.json"]).unwrap();
         assert_eq!(variables["variable"]["here_server_size"]["type"], "number");
         assert_eq!(variables["variable"].get("here_server_network"), None, "a reference is no setting");
+    }
+
+    #[test]
+    fn terraform_forgets_what_only_new_objects_have() {
+        let environment = EnvironmentName::new("staging").unwrap();
+        let mut declared = declared_of(&environment, vec![entry("net", "thing", json!({}), &[])]);
+        declared.released =
+            BTreeSet::from(["here_net", "here_net_new1"].map(|name| ("thing".to_owned(), name.to_owned())));
+        let (files, _) = terraform::files(&declared);
+        let main = files.iter().find(|file| file.path == "main.tf.json").unwrap();
+        let main: Value = serde_json::from_str(&main.text).unwrap();
+        let removed = json!([{ "from": "thing.here_net_new1", "lifecycle": { "destroy": false } }]);
+        assert_eq!(main["removed"], removed);
+    }
+
+    #[test]
+    fn terraform_names_the_provider_that_no_type_names() {
+        let mut agent = entry("agent", "thing_agent", json!({}), &[]);
+        if let Some(plugin) = &mut agent.declaration.plugin {
+            plugin.name = "thing-beta";
+        }
+        let files = files_of(vec![agent, entry("net", "thing", json!({}), &[])], terraform::files);
+        let main: Value = serde_json::from_str(&files["main.tf.json"]).unwrap();
+        assert_eq!(main["resource"]["thing_agent"]["here_agent"], json!({ "provider": "thing-beta" }));
+        assert_eq!(main["resource"]["thing"]["here_net"], json!({}));
+    }
+
+    #[test]
+    fn no_file_has_a_mark_of_a_reference() {
+        let environment = EnvironmentName::new("staging").unwrap();
+        let id = Placeholder { kind: "thing", resource: "here/gone", output: "id" }.to_string();
+        let declared = declared_of(&environment, vec![entry("net", "thing", json!({ "in": id }), &[])]);
+        let refused = exported(declared, Tool::Terraform).unwrap_err();
+        assert_eq!(refused.file, "main.tf.json");
     }
 
     #[test]

@@ -139,8 +139,8 @@ mod tests {
     use textnlp_provider::settings::Runtime;
     use textnlp_provider::spec::OutputRef;
     use textnlp_provider::{
-        CloudId, Component, Declaration, Declare, FieldChange, Handle, Kind, KindName, Object, Operation, Placeholder,
-        Problem, Problems, Progress as Advanced, Provider, Ref, Result, Scope, Site, Spec,
+        CloudId, Component, Declaration, Declare, FieldChange, Handle, Kind, KindName, Need, Object, Operation,
+        Placeholder, Problem, Problems, Progress as Advanced, Provider, Ref, Result, Scope, Site, Spec,
     };
 
     use super::*;
@@ -159,7 +159,17 @@ mod tests {
             let outputs = BTreeMap::from([("id".to_owned(), "id".to_owned())]);
             let body = request.object.spec.as_value().as_object().cloned().unwrap_or_default();
             let one = Declaration { kind: "thing".to_owned(), body, outputs, ..Declaration::default() };
-            (request.object.kind.as_str() == "memory.thing").then(|| Ok(vec![one]))
+            let mut all = vec![one];
+            if request.is_planned && request.object.spec.get("agent").is_some() {
+                let agent = Declaration {
+                    kind: "agent".to_owned(),
+                    is_new_only: true,
+                    is_read: true,
+                    ..Declaration::default()
+                };
+                all.insert(0, agent);
+            }
+            (request.object.kind.as_str() == "memory.thing").then_some(Ok(all))
         }
 
         fn planned(&self, wanted: &Wanted, _lineage: Lineage) -> Option<PlannedObject> {
@@ -254,7 +264,7 @@ mod tests {
             wanted("password", "memory.secret", &json!({})),
             Wanted { ownership: existing, ..wanted("zone", "memory.thing", &json!({})) },
         ];
-        let exported = super::super::planned(&facts(all), Tool::Terraform);
+        let exported = super::super::planned(&facts(all), Tool::Terraform).unwrap();
         assert_eq!(exported.declared, BTreeSet::from([id("net"), id("server")]));
         let why = |name: &str| exported.left.iter().find(|left| left.resource == id(name)).unwrap().because.as_str();
         assert_eq!(why("lost"), "it needs `address` of `here/net`, which is not declared");
@@ -265,6 +275,22 @@ mod tests {
         let server = json!({ "network": "${thing.here_net.id}", "password": "${var.here_password}" });
         assert_eq!(main["resource"]["thing"]["here_server"], server);
         assert_eq!(exported.variables, BTreeSet::from(["here_password".to_owned()]));
+    }
+
+    #[test]
+    fn a_part_before_an_object_is_created_before_it() {
+        let needs = vec![Need::on(id("access"))];
+        let all = vec![
+            Wanted { needs, ..wanted("bucket", "memory.thing", &json!({})) },
+            wanted("access", "memory.thing", &json!({ "agent": true })),
+        ];
+        let exported = super::super::planned(&facts(all), Tool::Terraform).unwrap();
+        let main = exported.files.iter().find(|file| file.path == "main.tf.json").unwrap();
+        let main: Value = serde_json::from_str(&main.text).unwrap();
+        assert_eq!(main["data"]["agent"], json!({ "here_access_new1": {} }));
+        let things = &main["resource"]["thing"];
+        assert_eq!(things["here_access"]["depends_on"], json!(["data.agent.here_access_new1"]));
+        assert_eq!(things["here_bucket"]["depends_on"], json!(["data.agent.here_access_new1", "thing.here_access"]));
     }
 
     #[test]

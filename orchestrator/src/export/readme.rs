@@ -73,18 +73,28 @@ fn created(declared: &Declared<'_>, tool: Tool) -> String {
         }
         Tool::CloudFormation | Tool::Bicep => "",
     };
+    let again = match tool {
+        Tool::Terraform => {
+            "its `removed` blocks let Terraform forget parts that are declared only while they do not exist, such as the association of a \
+             route table, and leave them as they are"
+        }
+        Tool::CloudFormation => {
+            "parts that are declared only while they do not exist leave their stack and are retained"
+        }
+        Tool::Bicep => "a deployment leaves alone what a file does not declare",
+    };
     format!(
-        "\n## After the creation\n\n{keeper}The tool creates the objects of the cloud, and nothing inside a cluster, no image and no \
-         database role. \"Not declared\" below lists what is missing.\n\n\
+        "\n## After the creation\n\n{keeper}Where data is protected, the first deployment may fail for an object whose key the cloud does \
+         not let it use yet: a new role takes minutes to be effective. Run it again.\n\n\
+         The tool creates the objects of the cloud, and nothing inside a cluster, no image and no database role. \"Not declared\" below lists what is missing.\n\n\
          `up` does not adopt the objects: it finds them without a record, and refuses or fails where their names are taken. To \
          continue with `textnlp-deploy`, record them first:\n\n```\n\
          textnlp-deploy state import --env {environment} --lineage {lineage}\n\
          textnlp-deploy plan --env {environment}\n```\n\n\
          The import proposes the objects that carry this lineage as a tag. A part without tags, such as a subnet of Azure, is not \
-         proposed: `up` creates it again, which leaves an equal one as it is. A dashboard of CloudWatch is refused: delete it before `up`. The plan shows what `up` would create or change. \
-         Do not export again into the configuration that created the objects: what belongs to another object, such as the association \
-         of a route table, is declared only while it is planned, and would be destroyed. Give each variable of a secret the value of the secret that the environment has (`secret` \
-         commands), or `up` sets it.\n"
+         proposed: `up` creates it again, which leaves an equal one as it is. The plan shows what `up` would create or change. Give each \
+         variable of a secret the value of the secret that the environment has (`secret` commands), or `up` sets it.\n\n\
+         A later export can replace these files: {again}. Give it --planned until `up` has recorded every part.\n"
     )
 }
 
@@ -131,6 +141,13 @@ fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
                 let creates = !is_imported || has(name, cloudformation::EXISTING);
                 [(is_imported, import), (creates, create)].into_iter().filter(|(is_it, _)| *is_it).map(|(_, text)| text).collect::<String>()
             });
+            let skipped = match files.iter().any(|file| file.path.ends_with(".import.json")) {
+                true => {
+                    " An object that a stack has already, because that stack created it, cannot be imported: use only `aws cloudformation \
+                     deploy` with the template of that stack."
+                }
+                false => "",
+            };
             let execute = match is_new {
                 true => {
                     " `deploy` prints the command that shows its change set; without `--no-execute-changeset` it executes it. \
@@ -140,7 +157,7 @@ fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
                 false => "",
             };
             format!(
-                "```\n{}```\n\nReview the change set before you execute it.{execute} Every object has `DeletionPolicy: Retain` or \
+                "```\n{}```\n\nReview the change set before you execute it.{skipped}{execute} Every object has `DeletionPolicy: Retain` or \
                  `RetainExceptOnCreate`: deleting a stack deletes nothing.\n",
                 commands.collect::<String>()
             )

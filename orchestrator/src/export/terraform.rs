@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
-use textnlp_provider::Plugin;
 use textnlp_provider::operations::ExportFile;
+use textnlp_provider::{Declaration, Plugin};
 
 use super::{Declared, Entry, Form, TextPart, json_text, written};
 
@@ -19,7 +19,7 @@ impl Form for Hcl {
     }
 
     fn reference(&self, to: &Entry, attribute: &str) -> Value {
-        format!("${{{}.{}.{attribute}}}", to.declaration.kind, to.name).into()
+        format!("${{{}.{attribute}}}", address(to)).into()
     }
 
     fn key(&self, _to: &Entry, _attribute: &str) -> Option<String> {
@@ -33,7 +33,7 @@ impl Form for Hcl {
     fn joined(&self, parts: &[TextPart<'_>]) -> Value {
         let text = parts.iter().map(|part| match part {
             TextPart::Literal(text) => plain(text),
-            TextPart::Reference(to, attribute) => format!("${{{}.{}.{attribute}}}", to.declaration.kind, to.name),
+            TextPart::Reference(to, attribute) => format!("${{{}.{attribute}}}", address(to)),
         });
         text.collect::<String>().into()
     }
@@ -43,7 +43,7 @@ impl Form for Hcl {
 pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>) {
     let plugins = Plugins::of(declared);
     let mut secrets = BTreeSet::new();
-    let mut resources = Map::new();
+    let (mut resources, mut data) = (Map::new(), Map::new());
     let mut imports = Vec::new();
     let mut settings = BTreeMap::new();
     for entry in &declared.entries {
@@ -56,18 +56,19 @@ pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<Strin
         if !needs.is_empty() {
             resource["depends_on"] = json!(needs);
         }
-        if entry.protected {
+        if entry.protected && !entry.declaration.is_read {
             resource["lifecycle"]["prevent_destroy"] = json!(true);
         }
         if !entry.declaration.ignored.is_empty() {
             resource["lifecycle"]["ignore_changes"] = json!(entry.declaration.ignored);
         }
-        if let Some(alias) = entry.declaration.plugin.as_ref().and_then(|plugin| plugins.alias(plugin)) {
-            resource["provider"] = json!(alias);
+        if let Some(provider) = plugins.provider_of(&entry.declaration) {
+            resource["provider"] = json!(provider);
         }
-        let kind = resources.entry(entry.declaration.kind.clone()).or_insert_with(|| json!({}));
+        let section = if entry.declaration.is_read { &mut data } else { &mut resources };
+        let kind = section.entry(entry.declaration.kind.clone()).or_insert_with(|| json!({}));
         kind[&entry.name] = resource;
-        if !entry.is_planned {
+        if !entry.is_planned && !entry.declaration.is_read {
             imports.push(json!({ "to": address(entry), "id": plain(&entry.declaration.id) }));
         }
     }
@@ -84,6 +85,13 @@ pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<Strin
     if !imports.is_empty() {
         main["import"] = imports.into();
     }
+    if !data.is_empty() {
+        main["data"] = data.into();
+    }
+    let removed = released(declared);
+    if !removed.is_empty() {
+        main["removed"] = removed.into();
+    }
     let (variables, values) = variables(&secrets, &plugins, &settings);
     let file = |path: String, text: String| ExportFile { path, text };
     let files = vec![
@@ -95,7 +103,19 @@ pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<Strin
 }
 
 fn address(entry: &Entry) -> String {
-    format!("{}.{}", entry.declaration.kind, entry.name)
+    let Entry { declaration, name, .. } = entry;
+    let section = if declaration.is_read { "data." } else { "" };
+    format!("{section}{}.{name}", declaration.kind)
+}
+
+/// The blocks by which Terraform forgets what it may have created and no resource declares, and leaves it as it is. They say nothing of
+/// what is not in its state.
+fn released(declared: &Declared<'_>) -> Vec<Value> {
+    let all = declared.released.iter().map(|(kind, name)| format!("{kind}.{name}"));
+    let kept: BTreeSet<String> = declared.entries.iter().map(address).collect();
+    all.filter(|from| !kept.contains(from))
+        .map(|from| json!({ "from": from, "lifecycle": { "destroy": false } }))
+        .collect()
 }
 
 /// Replaces the attributes that operators set for each environment by variables, and returns their values.
@@ -168,9 +188,12 @@ impl<'a> Plugins<'a> {
         self.0.get(plugin.name).and_then(|all| all.iter().position(|one| *one == plugin)).unwrap_or_default()
     }
 
-    fn alias(&self, plugin: &Plugin) -> Option<String> {
+    /// The provider of a resource, where that does not follow from its type.
+    fn provider_of(&self, declaration: &Declaration) -> Option<String> {
+        let plugin = declaration.plugin.as_ref()?;
         match self.place(plugin) {
-            0 => None,
+            0 if declaration.kind.split('_').next() == Some(plugin.name) => None,
+            0 => Some(plugin.name.to_owned()),
             place => Some(format!("{}.{}", plugin.name, alias_at(place))),
         }
     }

@@ -50,13 +50,13 @@ struct New {
     parts: fn(&Object<'_>) -> Vec<Part>,
     /// More outputs that others refer to.
     outputs: &'static [(&'static str, &'static str)],
-    /// What is missing of it.
-    without: &'static str,
+    /// What is not declared of it, where that differs.
+    without: Option<&'static str>,
 }
 
 impl New {
-    /// No difference, and nothing is missing.
-    const USUAL: Self = Self { more: |_| Value::Null, parts: |_| Vec::new(), outputs: &[], without: "" };
+    /// No difference.
+    const USUAL: Self = Self { more: |_| Value::Null, parts: |_| Vec::new(), outputs: &[], without: None };
 }
 
 impl Form {
@@ -214,12 +214,13 @@ fn declared(form: &'static Form, request: &Declare<'_>, region: &str) -> Result<
     let mut first = write(main);
     if let Some(new) = new {
         first.outputs.extend(attributes_of(tool, new.outputs, ""));
-        first.without = new.without;
+        first.without = new.without.unwrap_or(first.without);
     }
     let mut all = vec![first];
+    all.extend((form.parts)(&object).into_iter().map(write));
     let more = new.map(|new| (new.parts)(&object)).unwrap_or_default();
+    all.extend(more.into_iter().map(|part| Declaration { is_new_only: true, ..write(part) }));
     // Of its parts nothing is referred to.
-    all.extend((form.parts)(&object).into_iter().chain(more).map(write));
     for part in all.iter_mut().skip(1) {
         part.outputs.clear();
         part.without = "";
@@ -490,6 +491,7 @@ mod tests {
         assert_eq!((table.without, route.kind.as_str()), ("", "AWS::EC2::Route"));
         assert_eq!(route.body["NatGatewayId"], nat.as_str());
         assert_eq!(association.kind, "AWS::EC2::SubnetRouteTableAssociation");
+        assert_eq!((route.is_new_only, association.is_new_only), (false, true));
         assert_eq!(association.body["SubnetId"], subnet.as_str());
         let own = Placeholder::of(&wanted("aws.route-table", &routes), "id").to_string();
         assert_eq!(association.body["RouteTableId"], own.as_str());
@@ -502,11 +504,40 @@ mod tests {
         assert_eq!(outputs["name"], "db");
         assert!(Placeholder::read(outputs["host"].as_str().unwrap()).is_some(), "{outputs:?}");
 
+        let cache = json!({ "name": "cache", "token": password });
+        let all = new(Tool::Terraform, "aws.cache", &cache);
+        assert_eq!((&all[0].body["auth_token"], all[0].without), (&password, ""));
+        let all = declared_as(Tool::Terraform, "aws.cache", "cache", cache, json!({})).unwrap();
+        assert_eq!((all[0].body.get("auth_token"), all[0].without), (None, "its token"));
+        let all = new(Tool::Terraform, "aws.vpc", &json!({}));
+        assert_eq!(all[0].without, "the rules of its default security group");
+
         let template = new(Tool::Terraform, "aws.launch-template", &json!({ "name": "nodes" }));
         assert_eq!(template[0].outputs["version"], "latest_version_number");
         let topic = json!({ "name": "t", "policy": { "Version": "2012-10-17" },
             "subscriptions": [{ "protocol": "email", "endpoint": "a@example.com" }] });
         let kinds: Vec<String> = new(Tool::Terraform, "aws.topic", &topic).into_iter().map(|one| one.kind).collect();
         assert_eq!(kinds, ["awscc_sns_topic", "awscc_sns_topic_inline_policy", "awscc_sns_subscription"]);
+    }
+
+    #[test]
+    fn an_import_finds_what_a_tool_created() {
+        let dashboard = json!({ "name": "d", "body": { "widgets": [] } });
+        let all = new(Tool::CloudFormation, "aws.dashboard", &dashboard);
+        let tags = all[0].body["Tags"].as_array().unwrap();
+        assert!(tags.iter().any(|tag| tag["Key"] == textnlp_cloud::tags::LINEAGE), "{tags:?}");
+
+        // Without its zone a certificate would be replaced, and the import finds the zone by a tag.
+        let certificate = json!({ "names": ["a.example.com"], "zone": "Z1", "records": true });
+        let created = new(Tool::CloudFormation, "aws.certificate", &certificate).remove(0).body;
+        let arn = json!({ "arn": "arn:aws:acm:eu-central-1:1:certificate/c" });
+        let recorded = declared_as(Tool::CloudFormation, "aws.certificate", "c", certificate, arn).unwrap();
+        assert_eq!(
+            created["DomainValidationOptions"],
+            json!([{ "DomainName": "a.example.com", "HostedZoneId": "Z1" }])
+        );
+        assert_eq!(recorded[0].body, created);
+        let zone = json!({ "Key": crate::tags::ZONE, "Value": "Z1" });
+        assert!(created["Tags"].as_array().unwrap().contains(&zone), "{created:?}");
     }
 }

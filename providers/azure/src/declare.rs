@@ -177,8 +177,8 @@ fn remove(document: &mut Value, pointer: &str) {
 #[cfg(test)]
 mod tests {
     use textnlp_provider::{
-        CloudId, EnvironmentName, KindName, Lineage, Outputs, Ownership, Placeholder, Recorded, ResourceId, SiteName,
-        Spec, Wanted,
+        CloudId, EnvironmentName, KindName, Lineage, Outputs, Ownership, Placeholder, PlannedObject, Recorded,
+        ResourceId, SiteName, Spec, Wanted,
     };
     use uuid::Uuid;
 
@@ -274,21 +274,34 @@ mod tests {
         assert_eq!(pools.len(), 2);
     }
 
+    fn planned_by(lineage: Uuid, kind: &str, spec: &Value) -> PlannedObject {
+        let wanted = Wanted {
+            id: ResourceId::new("here/one").unwrap(),
+            kind: KindName::new(kind).unwrap(),
+            site: SiteName::new("here").unwrap(),
+            via: None,
+            spec: Spec::of(spec),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            protected: false,
+        };
+        table::row(&wanted.kind).unwrap().resource.planned(&wanted, Lineage(lineage)).unwrap()
+    }
+
+    #[test]
+    fn names_of_new_role_assignments_are_those_of_a_deployment() {
+        let of = |lineage: Uuid, principal: &str| {
+            let spec = json!({ "scope": GROUP, "role": "r", "principal": principal });
+            planned_by(lineage, "azure.assignment", &spec).cloud_id
+        };
+        let first = of(Uuid::nil(), "of an identity that does not exist");
+        assert_eq!(first, of(Uuid::nil(), "p"), "the creation of the identity changes no name");
+        assert_ne!(first, of(Uuid::max(), "p"), "two environments may share a scope");
+    }
+
     #[test]
     fn new_objects_have_the_ids_of_their_names() {
-        let planned = |kind: &str, spec: Value| {
-            let wanted = Wanted {
-                id: ResourceId::new("here/one").unwrap(),
-                kind: KindName::new(kind).unwrap(),
-                site: SiteName::new("here").unwrap(),
-                via: None,
-                spec: Spec::of(&spec),
-                needs: Vec::new(),
-                ownership: Ownership::Ours,
-                protected: false,
-            };
-            table::row(&wanted.kind).unwrap().resource.planned(&wanted, Lineage(Uuid::nil())).unwrap()
-        };
+        let planned = |kind: &str, spec: Value| planned_by(Uuid::nil(), kind, &spec);
         let identity = planned("azure.identity", json!({ "group": GROUP, "name": "cluster" }));
         let id = format!("{GROUP}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/cluster");
         assert_eq!((identity.cloud_id.as_str(), &identity.outputs["id"]), (id.as_str(), &json!(id)));

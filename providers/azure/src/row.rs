@@ -210,6 +210,13 @@ pub(crate) trait RestKind: Send + Sync + 'static {
         fill(Self::TABLE.path, |name| spec.get(name)?.as_str().map(str::to_owned))
     }
 
+    /// The id that a new object gets from another tool.
+    fn planned_id(wanted: &Wanted, lineage: Lineage) -> Option<String> {
+        let id = Self::id(&wanted.spec)?;
+        // There is no operation whose token could end the name.
+        Some(if Self::TABLE.suffixed { suffixed(&id, &hash(&lineage.to_string())) } else { id })
+    }
+
     /// Whether a value that differs is as good.
     fn fits(_field: &str, _wanted: &Value, _seen: &Value) -> bool {
         false
@@ -611,9 +618,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
     }
 
     fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
-        let id = K::id(&wanted.spec)?;
-        // There is no operation whose token could end the name.
-        let id = if K::TABLE.suffixed { suffixed(&id, &hash(&lineage.to_string())) } else { id };
+        let id = K::planned_id(wanted, lineage)?;
         let mut outputs = Outputs::new();
         K::outputs(&id, &Self::body(&wanted.spec, &Tags::new()), &mut outputs);
         outputs.retain(|_, value| !value.is_null());

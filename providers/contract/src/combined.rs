@@ -69,6 +69,12 @@ impl Provider for Combined {
         self.of(&wanted.kind).planned(wanted, lineage)
     }
 
+    async fn prepare_declarations(&self, wanted: &[Wanted]) -> Result<()> {
+        let (second, first): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|one| self.is_second(&one.kind));
+        self.first.prepare_declarations(&first).await?;
+        self.second.prepare_declarations(&second).await
+    }
+
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
         let mut documents = self.first.policies(&request.of_kinds(|kind| !self.is_second(kind)));
         documents.extend(self.second.policies(&request.of_kinds(|kind| self.is_second(kind))));

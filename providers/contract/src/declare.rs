@@ -147,6 +147,11 @@ pub struct Declaration {
     pub ignored: &'static [&'static str],
     /// What of the object is not declared and stays as it is, such as a password; empty if nothing.
     pub without: &'static str,
+    /// Whether only a new object is declared with it: a part that has no id to import it by. One before the object itself is created
+    /// before it.
+    pub is_new_only: bool,
+    /// Whether the tool only reads it, as a data source of Terraform.
+    pub is_read: bool,
     /// The attributes that operators set for each environment, such as a count of nodes: their names, and their places in the body as
     /// JSON pointers. A tool with a file of values has them there.
     pub settings: &'static [(&'static str, &'static str)],

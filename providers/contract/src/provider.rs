@@ -57,6 +57,12 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// Reads what declarations of objects that do not exist have besides their specs, such as the number of a project.
+    async fn prepare_declarations(&self, wanted: &[Wanted]) -> Result<()> {
+        let _ = wanted;
+        Ok(())
+    }
+
     /// What is known of a wanted resource's object before its creation. The spec has no references to outputs: those of objects that
     /// do not exist are placeholders. Pure. `None` where no tool of [`declare`](Self::declare) creates such an object.
     fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {

@@ -316,6 +316,11 @@ impl Provider for Through {
         }
     }
 
+    async fn prepare_declarations(&self, wanted: &[Wanted]) -> Result<()> {
+        let outside: Vec<_> = wanted.iter().filter(|one| !self.is_inner(&one.kind)).cloned().collect();
+        self.outer.prepare_declarations(&outside).await
+    }
+
     fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
         match self.is_inner(&wanted.kind) {
             true => self.inner.planned(wanted, lineage),

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use crate::access::{Access, Identity};
 use crate::api::Api;
-use crate::{costs, lower, policy, preflight, sweep, table};
+use crate::{costs, kinds, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -109,6 +109,10 @@ impl Provider for Gcp {
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         let api = self.api.get().map(|api| &**api);
         table::row(&request.object.kind)?.resource.declare(api, request)
+    }
+
+    async fn prepare_declarations(&self, wanted: &[Wanted]) -> Result<()> {
+        kinds::prepare_declarations(self.api().await?, wanted).await
     }
 
     fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {

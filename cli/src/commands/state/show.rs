@@ -267,11 +267,12 @@ pub async fn declared(
         if tool == Tool::Terraform {
             return print_or_write(session, &looked, export::terraform(name, looked.state.lineage(), &holdings), out);
         }
-        return Err(nothing(name, tool));
+        return Err(nothing(name, tool, &[]));
     }
     let (folder, before) = folder_of(session, name, tool, out)?;
     let facts = looked.deployment.facts(&looked.state).await?;
-    write_declared(name, tool, export::declared(&facts, tool), (&folder, &before))
+    let exported = export::declared(&facts, tool).map_err(private_characters)?;
+    write_declared(name, tool, exported, (&folder, &before))
 }
 
 /// The same with --planned: also what the environment wants and has no record of.
@@ -290,17 +291,37 @@ pub async fn planned(
         false => state,
     };
     let facts = deployment.facts(&state).await?;
-    let exported = export::planned(&facts, tool);
+    for site in deployment.sites.values() {
+        site.provider.prepare_declarations(&site.wanted).await.map_err(|error| {
+            let hint = error.hint.clone();
+            Failure::from(error).hinted(hint)
+        })?;
+    }
+    let exported = export::planned(&facts, tool).map_err(private_characters)?;
     if exported.declared.is_empty() {
-        return Err(nothing(name, tool));
+        return Err(nothing(name, tool, &exported.left));
     }
     write_declared(name, tool, exported, (&folder, &before))
 }
 
-fn nothing(name: &EnvironmentName, tool: Tool) -> Failure {
-    let error = anyhow::anyhow!("{name} has no objects that {tool} can declare");
+fn private_characters(error: export::PrivateCharacters) -> Failure {
+    Failure::usage("invalid_characters", error).hint("remove them from the environment, such as from tags and names")
+}
+
+fn nothing(name: &EnvironmentName, tool: Tool, left: &[export::LeftOut]) -> Failure {
+    let reasons = reasons(left).into_iter().map(|(because, count)| format!("; {count} resources: {because}"));
+    let error = anyhow::anyhow!("{name} has no objects that {tool} can declare{}", reasons.collect::<String>());
     Failure::usage("not_available", error)
         .hint("cloudformation is for sites on AWS, bicep for sites on Azure; `export terraform` is for each cloud")
+}
+
+/// How many resources are left out for each reason.
+fn reasons(left: &[export::LeftOut]) -> BTreeMap<&str, usize> {
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for one in left {
+        *reasons.entry(one.because.as_str()).or_default() += 1;
+    }
+    reasons
 }
 
 /// The folder of an export with several files, and the files of the export before it.
@@ -333,11 +354,7 @@ fn write_declared(
     if !removed.is_empty() {
         let _ = write!(text, "\nremoved outdated files: {}", removed.join(", "));
     }
-    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-    for left in &exported.left {
-        *reasons.entry(&left.because).or_default() += 1;
-    }
-    for (because, count) in reasons {
+    for (because, count) in reasons(&exported.left) {
         let _ = write!(text, "\nnot declared: {count} resources: {because}");
     }
     if !exported.variables.is_empty() {

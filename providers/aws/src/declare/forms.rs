@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use textnlp_provider::Placeholder;
 
 use super::{Form, New, Object, Part, REF, Source, Tagging, listed};
+use crate::tags;
 
 /// The forms, by service.
 pub(super) static ALL: &[Form] = &[
@@ -17,7 +18,6 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("VpcId", Source::Id)],
         outputs: &[("id", "VpcId")],
         without: "the rules of its default security group",
-        new: New { without: "the rules of its default security group", ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -65,7 +65,7 @@ pub(super) static ALL: &[Form] = &[
         outputs: &[("id", "RouteTableId")],
         parts: routes,
         without: "its associations with subnets",
-        new: New { parts: associations, ..New::USUAL },
+        new: New { parts: associations, without: Some(""), ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -195,7 +195,7 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("TopicArn", Source::Output("arn"))],
         outputs: &[("arn", "TopicArn")],
         without: "its policy and its subscriptions",
-        new: New { parts: topic, ..New::USUAL },
+        new: New { parts: topic, without: Some(""), ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -223,7 +223,6 @@ pub(super) static ALL: &[Form] = &[
         of: "AWS::CloudWatch::Dashboard",
         fields: &[("name", "/DashboardName")],
         more: |one| json!({ "DashboardBody": one.spec["body"].to_string() }),
-        tagging: Tagging::None,
         identifiers: &[("DashboardName", Source::Field("name"))],
         ..Form::USUAL
     },
@@ -263,7 +262,6 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("RepositoryName", Source::Field("name"))],
         outputs: &[("name", REF), ("arn", "Arn")],
         without: "its images",
-        new: New { without: "its images", ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -424,6 +422,7 @@ pub(super) static ALL: &[Form] = &[
         new: New {
             // A replica has that of its source.
             more: |one| json!({ "MasterUserPassword": one.spec["source"].is_null().then(|| one.spec["password"].clone()) }),
+            without: Some(""),
             ..New::USUAL
         },
         settings: &[("class", "/db_instance_class"), ("storage_gb", "/allocated_storage")],
@@ -436,7 +435,7 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("Id", Source::Output("arn"))],
         outputs: &[("arn", "Id")],
         without: "its value",
-        new: New { more: |one| json!({ "SecretString": one.spec["value"] }), ..New::USUAL },
+        new: New { more: |one| json!({ "SecretString": one.spec["value"] }), without: Some(""), ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -476,6 +475,7 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("ReplicationGroupId", Source::Field("name"))],
         outputs: &[("host", "PrimaryEndPoint.Address")],
         without: "its token",
+        new: New { more: |one| json!({ "AuthToken": one.spec["token"] }), without: Some(""), ..New::USUAL },
         // Its minor version is that of ElastiCache.
         ignored: &["engine_version"],
         ..Form::USUAL
@@ -532,18 +532,23 @@ pub(super) static ALL: &[Form] = &[
         of: "AWS::CertificateManager::Certificate",
         has_awscc: false,
         fields: &[("names", "/SubjectAlternativeNames")],
-        more: |one| json!({ "DomainName": one.spec["names"][0], "ValidationMethod": "DNS" }),
+        // A stack that creates a certificate writes its records into the zone. Another zone would replace the certificate.
+        more: |one| {
+            let zone = one.spec["zone"].as_str().filter(|zone| !zone.is_empty());
+            let tags = one.tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+            let tags = listed(tags.chain(zone.map(|zone| (tags::ZONE, zone))));
+            let names = one.spec["names"].as_array().into_iter().flatten().filter(|_| zone.is_some());
+            let validated = |name: &Value| json!({ "DomainName": name, "HostedZoneId": zone });
+            json!({
+                "DomainName": one.spec["names"][0],
+                "ValidationMethod": "DNS",
+                "DomainValidationOptions": names.map(validated).collect::<Vec<Value>>(),
+                "Tags": tags,
+            })
+        },
+        tagging: Tagging::None,
         identifiers: &[("CertificateArn", Source::Output("arn"))],
         outputs: &[("arn", "CertificateArn")],
-        without: "the records that validate it",
-        new: New {
-            more: |one| {
-                let names = one.spec["names"].as_array().into_iter().flatten();
-                let validated = |name: &Value| json!({ "DomainName": name, "HostedZoneId": one.spec["zone"] });
-                json!({ "DomainValidationOptions": names.map(validated).collect::<Vec<Value>>() })
-            },
-            ..New::USUAL
-        },
         ..Form::USUAL
     },
     Form {
@@ -557,7 +562,7 @@ pub(super) static ALL: &[Form] = &[
             ("ServiceNamespace", Source::Text("sagemaker")),
         ],
         without: "its scaling policies",
-        new: New { parts: policies, ..New::USUAL },
+        new: New { parts: policies, without: Some(""), ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -612,7 +617,6 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("EndpointArn", Source::Output("arn"))],
         outputs: &[("arn", "EndpointArn")],
         without: "how it moves to another configuration",
-        new: New { without: "how it moves to another configuration", ..New::USUAL },
         ..Form::USUAL
     },
 ];
