@@ -37,7 +37,7 @@ struct Progress<'f> {
     known: BTreeMap<ResourceId, Outputs>,
     /// The objects of each site.
     beside: BTreeMap<SiteName, Vec<Recorded>>,
-    /// The resources that their provider cannot declare before they exist.
+    /// The resources that are not declared, and that others must come after.
     refused: BTreeSet<ResourceId>,
 }
 
@@ -86,17 +86,21 @@ impl Progress<'_> {
         if one.via.is_some() {
             return Err(INSIDE.to_owned());
         }
+        let spec = one.spec.resolve(|id| self.known.get(id)).map_err(|error| match error {
+            SpecError::Unresolved { resource, field } => needed(resource.as_str(), &field),
+            SpecError::Shape { .. } => error.to_string(),
+        });
+        if spec.is_err() {
+            self.refused.insert(one.id.clone());
+        }
+        let spec = spec?;
         if let Some(need) = sorted_needs(one).iter().find(|need| self.refused.contains(&need.on)) {
             self.refused.insert(one.id.clone());
             return Err(format!("it must come after `{}`, which is not declared", need.on));
         }
-        let spec = one.spec.resolve(|id| self.known.get(id)).map_err(|error| match error {
-            SpecError::Unresolved { resource, field } => needed(resource.as_str(), &field),
-            SpecError::Shape { .. } => error.to_string(),
-        })?;
         let wanted = Wanted { spec, ..one.clone() };
         let planned = site.provider.planned(&wanted, self.facts.lineage);
-        let PlannedObject { cloud_id, outputs } = planned.ok_or_else(|| NO_FORM.to_owned())?;
+        let PlannedObject { cloud_id, outputs, is_optional } = planned.ok_or_else(|| NO_FORM.to_owned())?;
         let kind = site.provider.kinds().iter().find(|kind| kind.name == one.kind.as_str());
         let object = Recorded {
             id: wanted.id,
@@ -121,7 +125,7 @@ impl Progress<'_> {
         let is_secret = object.outputs.values().all(|value| SecretRef::from_value(value).is_some());
         if declared.entries.len() > count || is_secret {
             self.known.insert(object.id.clone(), object.outputs.clone());
-        } else if declared.left.last().is_some_and(|left| left.because != NO_FORM) {
+        } else if !is_optional && declared.left.last().is_some_and(|left| left.because != NO_FORM) {
             self.refused.insert(object.id.clone());
         }
         beside.push(object);
@@ -146,7 +150,7 @@ mod tests {
     use super::*;
     use crate::plan::Purpose;
 
-    /// A provider of things, which a tool can declare, and of secrets, which none can.
+    /// A provider of things, which a tool can declare, and of what none can.
     struct Things;
 
     #[async_trait]
@@ -169,16 +173,21 @@ mod tests {
                 };
                 all.insert(0, agent);
             }
-            (request.object.kind.as_str() == "memory.thing").then_some(Ok(all))
+            match request.object.kind.as_str() {
+                "memory.thing" => Some(Ok(all)),
+                "memory.optional" | "memory.refused" => Some(Err("it has no type".to_owned())),
+                _ => None,
+            }
         }
 
         fn planned(&self, wanted: &Wanted, _lineage: Lineage) -> Option<PlannedObject> {
             let (name, value) = match wanted.kind.as_str() {
-                "memory.thing" => ("id", json!(Placeholder::of(wanted, "id").to_string())),
-                _ => ("secret", json!({ "$secret": "here/password", "version": "1" })),
+                "memory.secret" => ("secret", json!({ "$secret": "here/password", "version": "1" })),
+                _ => ("id", json!(Placeholder::of(wanted, "id").to_string())),
             };
             let outputs = Outputs::from([(name.to_owned(), value)]);
-            Some(PlannedObject { cloud_id: CloudId::new(wanted.id.as_str()).ok()?, outputs })
+            let is_optional = wanted.kind.as_str() == "memory.optional";
+            Some(PlannedObject { cloud_id: CloudId::new(wanted.id.as_str()).ok()?, outputs, is_optional })
         }
 
         fn lower(&self, _component: &Component, _site: &Site) -> Result<Vec<Wanted>, Problems> {
@@ -275,6 +284,26 @@ mod tests {
         let server = json!({ "network": "${thing.here_net.id}", "password": "${var.here_password}" });
         assert_eq!(main["resource"]["thing"]["here_server"], server);
         assert_eq!(exported.variables, BTreeSet::from(["here_password".to_owned()]));
+    }
+
+    #[test]
+    fn what_must_come_after_something_undeclared_is_left_out() {
+        let after =
+            |name: &str, on: &str| Wanted { needs: vec![Need::on(id(on))], ..wanted(name, "memory.thing", &json!({})) };
+        let lost = OutputRef::new(id("refused"), "address");
+        let all = vec![
+            wanted("optional", "memory.optional", &json!({})),
+            wanted("refused", "memory.refused", &json!({})),
+            wanted("lost", "memory.thing", &json!({ "address": lost })),
+            after("group", "optional"),
+            after("bucket", "refused"),
+            after("last", "lost"),
+        ];
+        let exported = super::super::planned(&facts(all), Tool::Terraform).unwrap();
+        assert_eq!(exported.declared, BTreeSet::from([id("group")]));
+        let why = |name: &str| exported.left.iter().find(|left| left.resource == id(name)).unwrap().because.as_str();
+        assert_eq!(why("bucket"), "it must come after `here/refused`, which is not declared");
+        assert_eq!(why("last"), "it must come after `here/lost`, which is not declared");
     }
 
     #[test]

@@ -161,7 +161,7 @@ pub(crate) fn planned(wanted: &Wanted) -> Option<PlannedObject> {
     }
     let id = crate::table::row(&wanted.kind).and_then(|row| row.resource.id(&wanted.spec));
     let id = id.unwrap_or_else(|| Placeholder::of(wanted, "id").to_string());
-    Some(PlannedObject { cloud_id: CloudId::new(id).ok()?, outputs })
+    Some(PlannedObject { cloud_id: CloudId::new(id).ok()?, outputs, is_optional: false })
 }
 
 /// Tags as CloudFormation lists them.
@@ -377,7 +377,7 @@ mod tests {
 
     fn declared_as(tool: Tool, kind: &str, id: &str, spec: Value, outputs: Value) -> Result<Vec<Declaration>, String> {
         let (id, outputs) = (CloudId::new(id).unwrap(), serde_json::from_value::<Outputs>(outputs).unwrap());
-        declared_object(tool, kind, Spec::of(&spec), PlannedObject { cloud_id: id, outputs }, false)
+        declared_object(tool, kind, Spec::of(&spec), PlannedObject { cloud_id: id, outputs, is_optional: false }, false)
     }
 
     fn declared_object(

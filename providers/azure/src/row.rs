@@ -53,7 +53,7 @@ pub(crate) struct Table {
     pub(crate) suffixed: bool,
     /// Whether an object stays when its resource is deleted: it ends with its parent.
     pub(crate) retained: bool,
-    /// Why no other tool can declare an object.
+    /// Why no other tool can declare an object. Nothing waits for it there.
     pub(crate) undeclared: Option<&'static str>,
     /// The attributes of a declaration that other programs change.
     pub(crate) ignored: &'static [&'static str],
@@ -628,7 +628,8 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         }
         outputs.insert("id".to_owned(), json!(id));
         outputs.insert("name".to_owned(), json!(last(&id)));
-        Some(PlannedObject { cloud_id: CloudId::new(&id).ok()?, outputs })
+        let is_optional = K::TABLE.undeclared.is_some();
+        Some(PlannedObject { cloud_id: CloudId::new(&id).ok()?, outputs, is_optional })
     }
 }
 

@@ -266,7 +266,7 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     }
     fn planned(&self, wanted: &Wanted, _lineage: Lineage) -> Option<PlannedObject> {
         let cloud_id = CloudId::new(self.id(&wanted.spec)?).ok()?;
-        Some(PlannedObject { cloud_id, outputs: Outputs::new() })
+        Some(PlannedObject { cloud_id, outputs: Outputs::new(), is_optional: false })
     }
 }
 

@@ -56,6 +56,8 @@ pub struct PlannedObject {
     pub cloud_id: CloudId,
     /// Its outputs: what follows from its spec, and placeholders. One that no declaration can refer to is missing.
     pub outputs: Outputs,
+    /// Whether a tool creates what comes after it without it.
+    pub is_optional: bool,
 }
 
 /// The value of an output that only the creation of its object shows: a text that no other value contains. Exports replace it by a

@@ -781,7 +781,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         }
         outputs.insert("id".to_owned(), json!(id));
         outputs.insert("name".to_owned(), json!(last(&id)));
-        Some(PlannedObject { cloud_id: CloudId::new(&id).ok()?, outputs })
+        Some(PlannedObject { cloud_id: CloudId::new(&id).ok()?, outputs, is_optional: false })
     }
 }
 

@@ -107,7 +107,7 @@ impl Provider for Keys {
         let cloud_id = CloudId::new(&name.0).ok()?;
         let secret = SecretRef { name, version: SecretVersion("1".to_owned()) };
         let outputs = Outputs::from([("secret".to_owned(), serde_json::json!(secret))]);
-        Some(PlannedObject { cloud_id, outputs })
+        Some(PlannedObject { cloud_id, outputs, is_optional: false })
     }
 
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
