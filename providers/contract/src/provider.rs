@@ -50,7 +50,8 @@ pub trait Provider: Send + Sync {
         Vec::new()
     }
 
-    /// An object as another tool declares it: one or several declarations, of which the first is the object itself. Pure. `None`
+    /// An object as another tool declares it: one or several declarations, of which the first that is not
+    /// [`is_new_only`](Declaration::is_new_only) is the object itself. Pure. `None`
     /// where the provider has no form for the tool; an error says why the tool cannot declare this object.
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         let _ = request;

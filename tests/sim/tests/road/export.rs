@@ -35,6 +35,9 @@ fn document(path: &Utf8Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
+/// Why other objects are not declared: those in clusters, those of other providers, and external ones.
+const NOT_OF_CLOUD: [&str; 3] = ["it is inside a cluster", "its provider has no form", "it is external"];
+
 /// The flag of an export of what does not exist.
 const PLANNED: &[&str] = &["--planned"];
 
@@ -59,48 +62,39 @@ pub(super) struct FirstExport {
     said: Value,
 }
 
-/// Nothing is imported, and every reference leads to a resource.
-pub(super) fn planned(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path) -> FirstExport {
+/// Nothing is imported, and every reference leads to a resource. `left` are the objects of the cloud that are not declared, or not
+/// completely.
+pub(super) fn planned(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, left: &[&str]) -> FirstExport {
     let refused = run(&["export", "terraform", "--out", folder.join("none").as_str()]);
     assert!(refused.exit == 2 && refused.err.contains("--planned"), "{refused:?}");
     let (main, said) = configuration(&run, folder, PLANNED);
     assert_eq!(main.get("import"), None);
     let (again, _) = configuration(&run, folder, PLANNED);
     assert_eq!(main, again, "names and tags are the same again");
+    let is_of_cloud = |one: &&Value| {
+        let because = one["because"].as_str().unwrap_or_default();
+        !NOT_OF_CLOUD.iter().any(|start| because.starts_with(start))
+    };
+    let found = said["left"].as_array().into_iter().flatten().filter(is_of_cloud);
+    let found: BTreeSet<&str> = found.filter_map(|one| one["resource"].as_str()).collect();
+    assert_eq!(found, left.iter().copied().collect(), "{:#}", said["left"]);
     FirstExport { main, said }
 }
 
-/// After `up` the same resources exist, by the same names. Those that only `up` has need what is not declared before.
+/// After `up` exactly the same resources are declared. Each object that Terraform may have created is imported by the name that it
+/// has, or released.
 pub(super) fn same(before: &FirstExport, run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, main: &Value) {
     let (_, after) = exported(&run, folder, "terraform", &[]);
     let declared = |said: &Value| -> BTreeSet<String> {
         said["declared"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     };
     let (was, is) = (declared(&before.said), declared(&after));
-    assert_eq!(was.difference(&is).collect::<Vec<_>>(), Vec::<&String>::new());
-    let why = |resource: &String| {
-        let mut left = before.said["left"].as_array().into_iter().flatten();
-        left.find(|one| one["resource"] == resource.as_str())
-            .and_then(|one| one["because"].as_str())
-            .unwrap_or_default()
-    };
-    for resource in is.difference(&was) {
-        // The number of a project is read with its first bindings.
-        let is_reason = ["it needs `", "it must come after `", "the number of the project"]
-            .iter()
-            .any(|start| why(resource).starts_with(start));
-        assert!(is_reason, "{resource}: {}", why(resource));
-    }
-    // A new object has more parts: an import leaves some as they are.
-    let names: BTreeSet<String> = addresses(&before.main).into_iter().collect();
-    let is_of = |address: &String, resource: &String| {
-        address.split('.').nth(1).is_some_and(|name| name.starts_with(&resource.replace(['/', '-'], "_")))
-    };
-    let missing: Vec<String> = addresses(main)
-        .into_iter()
-        .filter(|address| !names.contains(address) && !is.difference(&was).any(|resource| is_of(address, resource)))
-        .collect();
-    assert_eq!(missing, Vec::<String>::new());
+    assert_eq!(was.symmetric_difference(&is).collect::<Vec<_>>(), Vec::<&String>::new(), "{:#}", before.said["left"]);
+    let [created, kept]: [BTreeSet<String>; 2] = [&before.main, main].map(|main| addresses(main).into_iter().collect());
+    assert_eq!(kept.difference(&created).collect::<Vec<_>>(), Vec::<&String>::new());
+    let released = main["removed"].as_array().into_iter().flatten();
+    let released: BTreeSet<String> = released.filter_map(|one| one["from"].as_str()).map(str::to_owned).collect();
+    assert_eq!(created.difference(&kept).cloned().collect::<BTreeSet<_>>(), released);
 }
 
 fn addresses(main: &Value) -> Vec<String> {
@@ -187,12 +181,36 @@ fn id_of(resources: &Value, name: &str) -> String {
 pub(super) fn google(main: &Value) {
     let schema: Value = serde_json::from_str(GOOGLE).unwrap();
     let mut problems = Vec::new();
-    for (kind, all) in main["resource"].as_object().into_iter().flatten() {
-        for (name, resource) in all.as_object().into_iter().flatten() {
-            compare(&format!("{kind}.{name}"), &schema["resources"][kind], resource, &mut problems);
+    for (section, types) in [("resource", "resources"), ("data", "data")] {
+        for (kind, all) in main[section].as_object().into_iter().flatten() {
+            for (name, resource) in all.as_object().into_iter().flatten() {
+                compare(&format!("{kind}.{name}"), &schema[types][kind], resource, &mut problems);
+            }
         }
     }
     assert!(problems.is_empty(), "{problems:#?}");
+}
+
+/// The service agents that use a key exist before their roles on it, and these before what they encrypt.
+pub(super) fn google_keys(main: &Value) {
+    google(main);
+    let members = main["resource"]["google_kms_crypto_key_iam_member"].as_object().unwrap();
+    let agents = ["gs-project-accounts", "container-engine-robot"];
+    assert_eq!(members.len(), agents.len(), "{members:#?}");
+    for agent in agents {
+        let is_of = |one: &Value| one["member"].as_str().is_some_and(|member| member.contains(&format!("@{agent}.")));
+        assert!(members.values().any(is_of), "{agent}: {members:#?}");
+    }
+    let needs = |resource: &Value, on: &str| {
+        let mut all = resource["depends_on"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        all.any(|one| one.starts_with(on))
+    };
+    let agent = "data.google_storage_project_service_account.";
+    assert!(members.values().any(|one| needs(one, agent)), "{members:#?}");
+    for kind in ["google_storage_bucket", "google_container_cluster"] {
+        let all = main["resource"][kind].as_object().unwrap();
+        assert!(all.values().all(|one| needs(one, "google_kms_crypto_key_iam_member.")), "{all:#?}");
+    }
 }
 
 /// What Terraform has for every resource.

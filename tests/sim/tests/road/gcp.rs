@@ -105,8 +105,10 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
     let role = role_of(&project.operator, |args| project.run(args, &[]));
     assert!(role["includedPermissions"].as_array().is_some_and(|all| all.len() > 20), "{role:#}");
     let folder = project.operator.sandbox.folder();
-    let planned = export::planned(|args| project.run(args, &[]), folder);
+    let planned = export::planned(|args| project.run(args, &[]), folder, &[]);
     export::google(&planned.main);
+    let protected = export::planned(|args| project.run(args, &["data=protected"]), &folder.join("protected"), &[]);
+    export::google_keys(&protected.main);
     let hosts = Hosts::start(&[(hosts::GOOGLE, project.cloud.url())]);
     let of_model = |args: &[&str], variables: &[Variable]| {
         let mut command = command(&project.operator, &project.cloud, args, &[]);
