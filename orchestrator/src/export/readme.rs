@@ -86,7 +86,8 @@ fn created(declared: &Declared<'_>, tool: Tool) -> String {
     format!(
         "\n## After the creation\n\n{keeper}Where data is protected, the first deployment may fail for an object whose key the cloud does \
          not let it use yet: a new role takes minutes to be effective. Run it again.\n\n\
-         The tool creates the objects of the cloud, and nothing inside a cluster, no image and no database role. \"Not declared\" below lists what is missing.\n\n\
+         The tool creates the objects of the cloud, and nothing inside a cluster, no image and no database \
+         role. \"Not declared\" below lists what is missing.\n\n\
          `up` does not adopt the objects: it finds them without a record, and refuses or fails where their names are taken. To \
          continue with `textnlp-deploy`, record them first:\n\n```\n\
          textnlp-deploy state import --env {environment} --lineage {lineage}\n\
