@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes google.json: the attributes of Terraform's provider `google`, of the types that an export writes.
+"""Writes google.json: the attributes of Terraform's providers `google` and `google-beta`, of the types that an export writes.
 
-usage: google.py WHEEL
+usage: google.py WHEEL BETA
 
-WHEEL is that of the package `cdktf-cdktf-provider-google`, which is generated from the provider's schema:
-    pip download --no-deps cdktf-cdktf-provider-google==16.12.1
+WHEEL and BETA are those of the packages `cdktf-cdktf-provider-google` and `-beta`, which are generated from the schemas:
+    pip download --no-deps cdktf-cdktf-provider-google==16.12.1 cdktf-cdktf-provider-google-beta==16.12.1
 Each attribute is true if it is required, false if not, or an object with the attributes of a block.
 """
 
@@ -22,6 +22,10 @@ container_cluster container_node_pool dns_record_set kms_crypto_key kms_crypto_k
 project_service service_account service_networking_connection sql_database sql_database_instance sql_user storage_bucket
 storage_bucket_iam_member
 """.split()
+# Only `google-beta` has these.
+BETA = ["google_project_service_identity"]
+# Data sources.
+DATA = ["google_storage_project_service_account"]
 # What every resource of Terraform has.
 META = {"connection", "count", "dependsOn", "forEach", "lifecycle", "provider", "provisioners", "timeouts"}
 
@@ -77,12 +81,19 @@ def config(types, name):
     return found[0]
 
 
+def listed(all_types):
+    lines = (f"{json.dumps(name)}: {json.dumps(one, separators=(',', ':'))}" for name, one in sorted(all_types.items()))
+    return ",\n".join(lines)
+
+
 def main():
     version, types = assembly(sys.argv[1])
-    resources = {f"google_{name}": attributes(types, config(types, name)) for name in sorted(TYPES)}
-    listed = (f"{json.dumps(name)}: {json.dumps(one, separators=(',', ':'))}" for name, one in resources.items())
-    source = json.dumps(f"cdktf-cdktf-provider-google {version} (PyPI)")
-    text = f'{{\n"source": {source},\n"resources": {{\n' + ",\n".join(listed) + "\n}\n}\n"
+    _, beta = assembly(sys.argv[2])
+    resources = {f"google_{name}": attributes(types, config(types, name)) for name in TYPES}
+    resources |= {name: attributes(beta, config(beta, name)) for name in BETA}
+    data = {name: attributes(types, config(types, f"data_{name}")) for name in DATA}
+    source = json.dumps(f"cdktf-cdktf-provider-google and -beta {version} (PyPI)")
+    text = f'{{\n"source": {source},\n"resources": {{\n{listed(resources)}\n}},\n"data": {{\n{listed(data)}\n}}\n}}\n'
     pathlib.Path(__file__).with_name("google.json").write_text(text)
 
 

@@ -1,12 +1,12 @@
-//! Terraform and OpenTofu, in their JSON syntax, with an import of each object.
+//! Terraform and OpenTofu, in their JSON syntax, with an import of each object that exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
-use textnlp_provider::Plugin;
 use textnlp_provider::operations::ExportFile;
+use textnlp_provider::{Declaration, Plugin};
 
-use super::{Declared, Entry, Form, json_text, written};
+use super::{Declared, Entry, Form, TextPart, json_text, written};
 
 /// The oldest version of both tools with attributes that are written and not stored in their state: passwords are such attributes.
 const VERSION: &str = ">= 1.11";
@@ -19,7 +19,7 @@ impl Form for Hcl {
     }
 
     fn reference(&self, to: &Entry, attribute: &str) -> Value {
-        format!("${{{}.{}.{attribute}}}", to.declaration.kind, to.name).into()
+        format!("${{{}.{attribute}}}", address(to)).into()
     }
 
     fn key(&self, _to: &Entry, _attribute: &str) -> Option<String> {
@@ -29,48 +29,70 @@ impl Form for Hcl {
     fn variable(&self, name: &str) -> Value {
         format!("${{var.{name}}}").into()
     }
+
+    fn joined(&self, parts: &[TextPart<'_>]) -> Value {
+        let text = parts.iter().map(|part| match part {
+            TextPart::Literal(text) => plain(text),
+            TextPart::Reference(to, attribute) => format!("${{{}.{attribute}}}", address(to)),
+        });
+        text.collect::<String>().into()
+    }
 }
 
 /// The files, and the variables without a default.
 pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>) {
     let plugins = Plugins::of(declared);
     let mut secrets = BTreeSet::new();
-    let mut resources = Map::new();
+    let (mut resources, mut data) = (Map::new(), Map::new());
     let mut imports = Vec::new();
+    let mut settings = BTreeMap::new();
     for entry in &declared.entries {
         let mut referenced = BTreeSet::new();
         let body = Value::Object(entry.declaration.body.clone());
         let mut resource = written(declared, entry, &Hcl, &body, (&mut referenced, &mut secrets));
+        settings.extend(set_by_variables(entry, &mut resource));
         let mut needs: Vec<String> = declared.unreferenced(entry, &referenced).into_iter().map(address).collect();
         needs.sort();
         if !needs.is_empty() {
             resource["depends_on"] = json!(needs);
         }
-        if entry.protected {
+        if entry.protected && !entry.declaration.is_read {
             resource["lifecycle"]["prevent_destroy"] = json!(true);
         }
         if !entry.declaration.ignored.is_empty() {
             resource["lifecycle"]["ignore_changes"] = json!(entry.declaration.ignored);
         }
-        if let Some(alias) = entry.declaration.plugin.as_ref().and_then(|plugin| plugins.alias(plugin)) {
-            resource["provider"] = json!(alias);
+        if let Some(provider) = plugins.provider_of(&entry.declaration) {
+            resource["provider"] = json!(provider);
         }
-        let kind = resources.entry(entry.declaration.kind.clone()).or_insert_with(|| json!({}));
+        let section = if entry.declaration.is_read { &mut data } else { &mut resources };
+        let kind = section.entry(entry.declaration.kind.clone()).or_insert_with(|| json!({}));
         kind[&entry.name] = resource;
-        imports.push(json!({ "to": address(entry), "id": plain(&entry.declaration.id) }));
+        if !entry.is_planned && !entry.declaration.is_read {
+            imports.push(json!({ "to": address(entry), "id": plain(&entry.declaration.id) }));
+        }
     }
     let about = format!(
-        "environment {}, lineage {}: what textnlp-deploy recorded; README.md says how to use it",
+        "environment {}, lineage {}: by textnlp-deploy; README.md says how to use it",
         declared.environment, declared.lineage
     );
-    let main = json!({
+    let mut main = json!({
         "//": about,
         "terraform": { "required_version": VERSION, "required_providers": plugins.required() },
         "provider": plugins.configurations(),
         "resource": resources,
-        "import": imports,
     });
-    let (variables, values) = variables(&secrets, &plugins);
+    if !imports.is_empty() {
+        main["import"] = imports.into();
+    }
+    if !data.is_empty() {
+        main["data"] = data.into();
+    }
+    let removed = released(declared);
+    if !removed.is_empty() {
+        main["removed"] = removed.into();
+    }
+    let (variables, values) = variables(&secrets, &plugins, &settings);
     let file = |path: String, text: String| ExportFile { path, text };
     let files = vec![
         file("main.tf.json".to_owned(), json_text(&main)),
@@ -81,11 +103,45 @@ pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<Strin
 }
 
 fn address(entry: &Entry) -> String {
-    format!("{}.{}", entry.declaration.kind, entry.name)
+    let Entry { declaration, name, .. } = entry;
+    let section = if declaration.is_read { "data." } else { "" };
+    format!("{section}{}.{name}", declaration.kind)
+}
+
+/// The blocks by which Terraform forgets what it may have created and no resource declares, and leaves it as it is. They say nothing of
+/// what is not in its state.
+fn released(declared: &Declared<'_>) -> Vec<Value> {
+    let all = declared.released.iter().map(|(kind, name)| format!("{kind}.{name}"));
+    let kept: BTreeSet<String> = declared.entries.iter().map(address).collect();
+    all.filter(|from| !kept.contains(from))
+        .map(|from| json!({ "from": from, "lifecycle": { "destroy": false } }))
+        .collect()
+}
+
+/// Replaces the attributes that operators set for each environment by variables, and returns their values.
+fn set_by_variables(entry: &Entry, resource: &mut Value) -> BTreeMap<String, Value> {
+    let mut values = BTreeMap::new();
+    for (name, place) in entry.declaration.settings {
+        // A reference is none of an operator's settings.
+        let is_setting = |value: &&mut Value| match &**value {
+            Value::String(text) => !text.contains("${"),
+            other => other.is_number(),
+        };
+        let attribute = resource.pointer_mut(place).filter(is_setting);
+        if let Some(attribute) = attribute {
+            let variable = format!("{}_{name}", entry.name);
+            values.insert(variable.clone(), std::mem::replace(attribute, Hcl.variable(&variable)));
+        }
+    }
+    values
 }
 
 /// The variables, and the values of those that are no secrets.
-fn variables(secrets: &BTreeSet<String>, plugins: &Plugins<'_>) -> (Map<String, Value>, String) {
+fn variables(
+    secrets: &BTreeSet<String>,
+    plugins: &Plugins<'_>,
+    settings: &BTreeMap<String, Value>,
+) -> (Map<String, Value>, String) {
     let (mut all, mut values) = (Map::new(), String::new());
     for secret in secrets {
         let about = "A secret of the deployment, which no export contains";
@@ -95,6 +151,15 @@ fn variables(secrets: &BTreeSet<String>, plugins: &Plugins<'_>) -> (Map<String, 
         let about = "Where the objects are";
         all.insert(variable.clone(), json!({ "type": "string", "description": about }));
         values += &format!("{variable} = {}\n", Value::from(plain(value)));
+    }
+    for (variable, value) in settings {
+        let kind = if value.is_number() { "number" } else { "string" };
+        let about = "A setting of this environment";
+        all.insert(variable.clone(), json!({ "type": kind, "description": about }));
+        values += &format!("{variable} = {value}\n");
+    }
+    for secret in secrets {
+        values += &format!("# {secret}: a secret; set it by TF_VAR_{secret}\n");
     }
     (all, values)
 }
@@ -123,9 +188,12 @@ impl<'a> Plugins<'a> {
         self.0.get(plugin.name).and_then(|all| all.iter().position(|one| *one == plugin)).unwrap_or_default()
     }
 
-    fn alias(&self, plugin: &Plugin) -> Option<String> {
+    /// The provider of a resource, where that does not follow from its type.
+    fn provider_of(&self, declaration: &Declaration) -> Option<String> {
+        let plugin = declaration.plugin.as_ref()?;
         match self.place(plugin) {
-            0 => None,
+            0 if declaration.kind.split('_').next() == Some(plugin.name) => None,
+            0 => Some(plugin.name.to_owned()),
             place => Some(format!("{}.{}", plugin.name, alias_at(place))),
         }
     }

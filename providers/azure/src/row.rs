@@ -8,10 +8,13 @@ use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::document::{capture, fill, get, last, set};
-use textnlp_cloud::names::{suffixed, unsuffixed};
+use textnlp_cloud::names::{hash, suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, Tags};
 use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
-use textnlp_provider::{Declaration, Declare, Error, ErrorKind, Foreign, Operation, Outputs, Result, Spec};
+use textnlp_provider::{
+    CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Lineage, Operation, Outputs, Placeholder, PlannedObject,
+    Result, Spec, Wanted,
+};
 
 use crate::api::{Api, Call, Reply, tags_at};
 use crate::declare;
@@ -50,10 +53,12 @@ pub(crate) struct Table {
     pub(crate) suffixed: bool,
     /// Whether an object stays when its resource is deleted: it ends with its parent.
     pub(crate) retained: bool,
-    /// Why no other tool can declare an object.
+    /// Why no other tool can declare an object. Nothing waits for it there.
     pub(crate) undeclared: Option<&'static str>,
     /// The attributes of a declaration that other programs change.
     pub(crate) ignored: &'static [&'static str],
+    /// See [`Declaration::settings`].
+    pub(crate) settings: &'static [(&'static str, &'static str)],
 }
 
 impl Table {
@@ -74,6 +79,7 @@ impl Table {
         retained: false,
         undeclared: None,
         ignored: &[],
+        settings: &[],
     };
 
     pub(crate) fn field(&self, name: &str) -> Option<&'static Field> {
@@ -202,6 +208,13 @@ pub(crate) trait RestKind: Send + Sync + 'static {
     /// The id of an object with this spec; `None` where it does not follow from its name.
     fn id(spec: &Spec) -> Option<String> {
         fill(Self::TABLE.path, |name| spec.get(name)?.as_str().map(str::to_owned))
+    }
+
+    /// The id that a new object gets from another tool.
+    fn planned_id(wanted: &Wanted, lineage: Lineage) -> Option<String> {
+        let id = Self::id(&wanted.spec)?;
+        // There is no operation whose token could end the name.
+        Some(if Self::TABLE.suffixed { suffixed(&id, &hash(&lineage.to_string())) } else { id })
     }
 
     /// Whether a value that differs is as good.
@@ -602,6 +615,21 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
 
     fn declare(&self, api: Option<&Api>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         declare::declarations::<K>(api, request)
+    }
+
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        let id = K::planned_id(wanted, lineage)?;
+        let mut outputs = Outputs::new();
+        K::outputs(&id, &Self::body(&wanted.spec, &Tags::new()), &mut outputs);
+        outputs.retain(|_, value| !value.is_null());
+        for (output, _) in K::TABLE.outputs {
+            let placeholder = json!(Placeholder::of(wanted, output).to_string());
+            outputs.entry((*output).to_owned()).or_insert(placeholder);
+        }
+        outputs.insert("id".to_owned(), json!(id));
+        outputs.insert("name".to_owned(), json!(last(&id)));
+        let is_optional = K::TABLE.undeclared.is_some();
+        Some(PlannedObject { cloud_id: CloudId::new(&id).ok()?, outputs, is_optional })
     }
 }
 

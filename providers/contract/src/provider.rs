@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::component::{Component, Site};
 use crate::cost::CostLine;
-use crate::declare::{Declaration, Declare};
+use crate::declare::{Declaration, Declare, PlannedObject};
 use crate::error::Result;
 use crate::kind::Kind;
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
@@ -50,10 +50,24 @@ pub trait Provider: Send + Sync {
         Vec::new()
     }
 
-    /// An object as another tool declares it: one or several declarations, of which the first is the object itself. Pure. `None`
+    /// An object as another tool declares it: one or several declarations, of which the first that is not
+    /// [`is_new_only`](Declaration::is_new_only) is the object itself. Pure. `None`
     /// where the provider has no form for the tool; an error says why the tool cannot declare this object.
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         let _ = request;
+        None
+    }
+
+    /// Reads what declarations of objects that do not exist have besides their specs, such as the number of a project.
+    async fn prepare_declarations(&self, wanted: &[Wanted]) -> Result<()> {
+        let _ = wanted;
+        Ok(())
+    }
+
+    /// What is known of a wanted resource's object before its creation. The spec has no references to outputs: those of objects that
+    /// do not exist are placeholders. Pure. `None` where no tool of [`declare`](Self::declare) creates such an object.
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        let _ = (wanted, lineage);
         None
     }
 

@@ -7,15 +7,15 @@ use async_trait::async_trait;
 use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
-    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Leftovers, Object,
-    Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId,
-    Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Leftovers, Lineage,
+    Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider,
+    Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use tokio::sync::OnceCell;
 
 use crate::access::{Access, Identity};
 use crate::api::Api;
-use crate::{costs, lower, policy, preflight, sweep, table};
+use crate::{costs, kinds, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -109,6 +109,14 @@ impl Provider for Gcp {
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         let api = self.api.get().map(|api| &**api);
         table::row(&request.object.kind)?.resource.declare(api, request)
+    }
+
+    async fn prepare_declarations(&self, wanted: &[Wanted]) -> Result<()> {
+        kinds::prepare_declarations(self.api().await?, wanted).await
+    }
+
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        table::row(&wanted.kind)?.resource.planned(wanted, lineage)
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {

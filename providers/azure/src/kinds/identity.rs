@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_cloud::document::last;
-use textnlp_provider::{ErrorKind, Identity as KindIdentity, Kind, Result, Spec};
+use textnlp_provider::{ErrorKind, Identity as KindIdentity, Kind, Lineage, Result, Spec, Wanted};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
@@ -137,9 +137,13 @@ impl RestKind for Assignment {
 
     fn id(spec: &Spec) -> Option<String> {
         let text = |field: &str| spec.get(field)?.as_str();
-        let (scope, role, principal) = (text("scope")?, text("role")?, text("principal")?);
-        let name = name(scope, role, principal);
-        Some(format!("{scope}/providers/Microsoft.Authorization/roleAssignments/{name}"))
+        Some(assignment(text("scope")?, text("role")?, text("principal")?))
+    }
+
+    /// Only the creation of an identity shows its principal, so that the resource stands for it: in each export the same.
+    fn planned_id(wanted: &Wanted, lineage: Lineage) -> Option<String> {
+        let text = |field: &str| wanted.spec.get(field)?.as_str();
+        Some(assignment(text("scope")?, text("role")?, &format!("{lineage}/{}", wanted.id)))
     }
 
     fn fits(field: &str, _wanted: &Value, seen: &Value) -> bool {
@@ -183,17 +187,21 @@ pub(super) async fn is_granted(api: &Api, scope: &str, role: &str) -> Result<boo
 /// Gives the identity that deploys a role on a scope.
 pub(super) async fn grant(api: &Api, scope: &str, role: &str) -> Result<()> {
     let identity = &api.session.identity;
-    let name = name(scope, role, &identity.object);
     let definition = api.of_subscription(&format!("/providers/Microsoft.Authorization/roleDefinitions/{role}"));
     let kind = if identity.is_application { "ServicePrincipal" } else { "User" };
     let body = json!({ "properties": {
         "roleDefinitionId": definition, "principalId": identity.object, "principalType": kind,
     } });
-    let path = format!("{scope}/providers/Microsoft.Authorization/roleAssignments/{name}");
+    let path = assignment(scope, role, &identity.object);
     match api.send(Call::new(Method::PUT, path, ASSIGNMENT).body(body).saying("give access to", last(scope))).await {
         Err(error) if error.kind != ErrorKind::Exists => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The id of an assignment on a scope.
+fn assignment(scope: &str, role: &str, principal: &str) -> String {
+    format!("{scope}/providers/Microsoft.Authorization/roleAssignments/{}", name(scope, role, principal))
 }
 
 /// The name of an assignment, from its whole scope, its role and the object id of its principal.

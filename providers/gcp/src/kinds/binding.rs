@@ -5,6 +5,7 @@
 //! whole step (hashicorp/terraform-provider-google#12512). It is read and written at version 3, so that conditional bindings of others
 //! stay (hashicorp/terraform-provider-google#5218).
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use async_trait::async_trait;
@@ -12,11 +13,11 @@ use serde_json::{Value, json};
 use textnlp_cloud::document::{get, last};
 use textnlp_cloud::tags::Tags;
 use textnlp_cloud::{ObservedObject, State};
-use textnlp_provider::{Declare, Error, ErrorKind, Identity, Kind, Outputs, Result, Spec};
+use textnlp_provider::{Declaration, Declare, Error, ErrorKind, Identity, Kind, Outputs, Plugin, Result, Spec, Wanted};
 
 use super::{create, delete, put, read};
-use crate::api::{Api, Call};
-use crate::declare::{ID, NO_DESCRIPTION, Terraform, binding, binding_id};
+use crate::api::{Api, Call, is_disabled};
+use crate::declare::{ID, NO_DESCRIPTION, Terraform, binding, binding_id, declaration, segment};
 use crate::labels;
 use crate::row::{Create, Field, Marks, New, Rest, RestKind, Table, Update, part_of, send};
 use crate::service::Service;
@@ -311,7 +312,9 @@ impl<T: Target> RestKind for Binding<T> {
         let member = match is_numbered(member) {
             true => {
                 let known = api.and_then(|api| Some((api.project(), api.known_number()?)));
-                let (project, number) = known.ok_or_else(|| "the number of the project is not known".to_owned())?;
+                let (project, number) = known.ok_or_else(|| {
+                    format!("the number of the project is not known: enable {} first", Service::ResourceManager.api())
+                })?;
                 numbered(project, number, member).map_err(|error| error.to_string())?
             }
             false => member.to_owned(),
@@ -320,6 +323,16 @@ impl<T: Target> RestKind for Binding<T> {
         let target = if is_whole { target } else { last(target) };
         *document = Value::Object(binding(id, member, attribute, target));
         Ok(())
+    }
+
+    fn declarations(api: Option<&Api>, request: &Declare<'_>, main: Declaration) -> Vec<Declaration> {
+        let id = request.object.cloud_id.as_str();
+        let agent = parts(id).ok().filter(|_| request.is_planned).and_then(|(target, _, member)| {
+            // An existing key may be in another project.
+            let project = api.map_or_else(|| segment(target, "projects"), Api::project);
+            agent_before(api, project, member)
+        });
+        agent.into_iter().chain([main]).collect()
     }
 
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
@@ -343,6 +356,44 @@ impl<T: Target> RestKind for Binding<T> {
         let member = address(api, member).await?;
         write::<T>(api, target, |policy| remove_member(policy, role, &member)).await
     }
+}
+
+/// Reads the number of the project, if a wanted binding has it in its member.
+pub(crate) async fn prepare_declarations(api: &Api, wanted: &[Wanted]) -> Result<()> {
+    let is_needed = |one: &Wanted| one.spec.get("member").and_then(Value::as_str).is_some_and(is_numbered);
+    if !wanted.iter().any(is_needed) {
+        return Ok(());
+    }
+    match api.project_number().await {
+        // The bindings are left out with that reason.
+        Err(error) if is_disabled(&error) => Ok(()),
+        number => number.map(|_| ()),
+    }
+}
+
+/// How Terraform creates a service agent before a policy names it: by reading it, or as an identity, which only the provider
+/// `google-beta` has (<https://registry.terraform.io/providers/hashicorp/google-beta/latest/docs/resources/google_project_service_identity>).
+fn agent_before(api: Option<&Api>, project: &str, member: &str) -> Option<Declaration> {
+    let (_, _, service) = agent(member).ok()?;
+    let of = |kind: &str, attributes: Value| declaration(api, kind, &attributes, String::new(), &[]);
+    let declared = match service {
+        Service::Container => return None,
+        Service::Storage => {
+            let project = json!({ "project": project });
+            Declaration { is_read: true, ..of("google_storage_project_service_account", project) }
+        }
+        _ => {
+            let plugin = Plugin {
+                name: "google-beta",
+                source: "hashicorp/google-beta",
+                version: "~> 7.0",
+                settings: BTreeMap::new(),
+            };
+            let identity = json!({ "project": project, "service": service.api() });
+            Declaration { plugin: Some(plugin), ..of("google_project_service_identity", identity) }
+        }
+    };
+    Some(Declaration { is_new_only: true, ..declared })
 }
 
 fn parts(id: &str) -> Result<(&str, &str, &str)> {
@@ -524,6 +575,19 @@ mod tests {
         assert!(!has_member(&changed, ROLE, OURS));
         add_member(&mut changed, ROLE, OURS);
         assert_eq!(changed["bindings"][2]["members"], json!(["group:ops@example.com", OURS]));
+    }
+
+    #[test]
+    fn agents_are_created_before_a_policy_names_them() {
+        let declared = |member: &str| agent_before(None, "p", member);
+        let sql = declared("agent:sql").unwrap();
+        assert_eq!((sql.kind.as_str(), sql.is_read), ("google_project_service_identity", false));
+        assert_eq!(sql.plugin.unwrap().name, "google-beta");
+        assert_eq!(Value::Object(sql.body), json!({ "project": "p", "service": "sqladmin.googleapis.com" }));
+        let storage = declared("agent:storage").unwrap();
+        assert!(storage.is_read && storage.is_new_only, "{storage:?}");
+        // That of GKE comes with the service, and other members are no agents.
+        assert_eq!((declared("agent:container"), declared("user:ann@example.com")), (None, None));
     }
 
     #[test]

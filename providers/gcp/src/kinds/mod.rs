@@ -12,6 +12,7 @@ mod registry;
 mod services;
 mod sql;
 
+pub(crate) use binding::prepare_declarations;
 pub(crate) use network::NAT;
 pub(crate) use sql::DATABASE;
 use textnlp_provider::{Permission, Verb};
