@@ -120,6 +120,22 @@ impl Dialect {
         }
     }
 
+    /// Inserts the lines of a file of a batch: the tenant, the file, the number of the first line, and all lines as a list in JSON. One
+    /// statement, because each takes a round trip.
+    pub(super) fn insert_lines(self) -> &'static str {
+        match self {
+            Self::Sqlite => {
+                "INSERT INTO batch_lines (tenant_id, file_id, number, content) \
+                 SELECT $1, $2, $3 + CAST(key AS INTEGER), value FROM json_each($4)"
+            }
+            Self::Postgres => {
+                "INSERT INTO batch_lines (tenant_id, file_id, number, content) \
+                 SELECT $1, $2, $3 + place - 1, content \
+                 FROM json_array_elements_text(CAST($4 AS JSON)) WITH ORDINALITY AS one(content, place)"
+            }
+        }
+    }
+
     /// The statement that removes the timeout within a transaction.
     pub(super) fn take_time(self) -> Option<&'static str> {
         match self {
