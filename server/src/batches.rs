@@ -22,7 +22,7 @@ use crate::endpoints::{BatchEndpoint, is_transient, pause, reason_message, run};
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval between two counts of the unfinished batches, for metrics.
-const COUNT_INTERVAL: Duration = Duration::from_secs(15);
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What is left of a lease after the time limit of a request: to store its result.
 const LEASE_GRACE: Duration = Duration::from_secs(60);

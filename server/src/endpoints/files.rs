@@ -16,7 +16,7 @@ use textnlp_store::batches::{BatchFile, FileDeletion};
 use textnlp_store::{Action, Actor, AuditEvent, DAY_MS, StoreError, is_plain};
 
 use super::batches::{enabled, page, path_id};
-use super::lines::{LineWriter, MAX_LINE};
+use super::lines::{LineWriter, MAX_LINE, too_large};
 use crate::config::{Batch, ByteSize};
 use crate::error::ApiError;
 use crate::http::{self, Call};
@@ -143,12 +143,6 @@ fn missing() -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "file_not_found", "there is no such file")
         .param("id")
         .hint("GET /v1/files lists the files")
-}
-
-fn too_large(limits: &Batch) -> ApiError {
-    let message = format!("the file is larger than {}, the limit of this server", limits.max_file_size);
-    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
-        .hint("send its requests in several files")
 }
 
 fn shown(file: &BatchFile, limits: &Batch) -> Value {

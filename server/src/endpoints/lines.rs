@@ -163,6 +163,10 @@ impl<'c> LineWriter<'c> {
     /// Takes the next line. An error ends the file, whose rest is not read.
     pub(super) async fn push(&mut self, line: &[u8]) -> Result<(), ApiError> {
         self.line += 1;
+        self.file.bytes += line.len() as u64 + 1;
+        if self.file.bytes > self.limits.max_file_size.0 {
+            return Err(too_large(self.limits));
+        }
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
@@ -259,6 +263,13 @@ impl<'c> LineWriter<'c> {
             .param("file")
             .hint("nothing of it is stored: correct these lines and send it again")
     }
+}
+
+/// The error for a file that is larger than this server takes.
+pub(super) fn too_large(limits: &Batch) -> ApiError {
+    let message = format!("the file is larger than {}, the limit of this server", limits.max_file_size);
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+        .hint("send its requests in several files")
 }
 
 /// The error for a file or a batch that was not stored.
