@@ -71,7 +71,7 @@ async fn create(store: &Store, tenant: &str, id: &str, lines: &[&str]) -> Batch 
     let input = format!("file-{id}");
     upload(store, tenant, &input, lines).await;
     let batch = Batch { tenant: tenant.into(), ..wanted(id, &input) };
-    store.tenant(tenant).create_batch(&batch, 9, &event(Action::BatchCreate)).await.unwrap().unwrap()
+    store.tenant(tenant).create_batch(&batch, 9, &event(Action::BatchCreate).tenant(tenant)).await.unwrap().unwrap()
 }
 
 fn result(number: i64, is_success: bool) -> RequestResult {
@@ -263,7 +263,7 @@ async fn file_of_an_unfinished_batch_is_kept_and_old_ones_are_deleted(bench: Ben
 async fn lines_keep_every_character(bench: Bench) {
     let store = bench.store().await;
     let line = json!({ "a": "\u{0} \" \\ \u{1f600} ü \u{2028}" }).to_string();
-    upload(&store, "acme", "f", &[&line, "{\"b\":\"\\u0000\"}"]).await;
+    upload(&store, "acme", "f", &[line.as_str(), "{\"b\":\"\\u0000\"}"]).await;
     let lines = store.tenant("acme").lines("f", 0, 9).await.unwrap();
     assert_eq!(lines, [(0, line), (1, "{\"b\":\"\\u0000\"}".to_owned())]);
 }
