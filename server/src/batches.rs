@@ -37,7 +37,7 @@ const MAX_ATTEMPTS: i64 = 5;
 pub(crate) async fn keep(app: &Arc<App>, stop: &CancellationToken) {
     let Some(settings) = &app.config.batch else { return };
     let most = settings.concurrency as usize;
-    let mut running = JoinSet::new();
+    let mut running: JoinSet<()> = JoinSet::new();
     let mut counted: Option<Instant> = None;
     while !stop.is_cancelled() {
         while running.try_join_next().is_some() {}
