@@ -131,32 +131,37 @@ pub struct SupportBundle {
 /// See [`crate::args::Command::Export`].
 #[derive(Debug, Subcommand)]
 pub enum Export {
-    /// Export what exists as a Terraform configuration
+    /// Export what exists, or what is wanted, as a Terraform configuration
     ///
     /// Each object of a cloud becomes a resource with an `import` block, so that Terraform takes it over instead of creating it.
+    /// With --planned, what does not exist yet becomes a resource without one, which `terraform apply` creates.
     /// Without a cloud, each recorded resource becomes a `terraform_data` block, from which Terraform creates nothing.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy export terraform --env staging --out infrastructure          AWS, Google Cloud, Azure\n  \
         cd infrastructure && terraform init && terraform plan -var-file=staging.tfvars\n  \
+        textnlp-deploy export terraform --env staging --planned --out infrastructure/aws  before the first `up`\n  \
         textnlp-deploy export terraform --env development --out development.tf.json  your own machines")]
     Terraform {
         /// Write to this folder; without a cloud, to this file [default: stdout]
         #[arg(long, value_name = "FOLDER")]
         out: Option<Utf8PathBuf>,
+        /// Also declare wanted objects that are not recorded, for the tool to create
+        #[arg(long)]
+        planned: bool,
     },
-    /// Export what exists on AWS as CloudFormation templates
+    /// Export what exists, or what is wanted, on AWS as CloudFormation templates
     ///
-    /// A second file lists the objects, for a change set that imports them.
+    /// A second file lists the objects that exist, for a change set that imports them.
     #[command(
         name = "cloudformation",
         after_help = "Example:\n  \
         textnlp-deploy export cloudformation --env staging --out stacks && cat stacks/README.md"
     )]
-    CloudFormation(ExportFolder),
-    /// Export what exists on Azure as Bicep files
+    CloudFormation(ExportDeclared),
+    /// Export what exists, or what is wanted, on Azure as Bicep files
     #[command(after_help = "Example:\n  \
         textnlp-deploy export bicep --env staging --out bicep && cat bicep/README.md")]
-    Bicep(ExportFolder),
+    Bicep(ExportDeclared),
     /// Export to Deployment Manager, which Google ended; use `export terraform`
     #[command(hide = true)]
     DeploymentManager,
@@ -178,6 +183,16 @@ pub enum Export {
     #[command(after_help = "Example:\n  \
         textnlp-deploy export helm --env pilot --out chart && helm lint chart && cat chart/README.md")]
     Helm(ExportFolder),
+}
+
+/// Arguments of an export of objects in a cloud.
+#[derive(Debug, Args)]
+pub struct ExportDeclared {
+    #[command(flatten)]
+    pub folder: ExportFolder,
+    /// Also declare wanted objects that are not recorded, for the tool to create
+    #[arg(long)]
+    pub planned: bool,
 }
 
 /// Output folder of an export.

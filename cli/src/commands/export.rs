@@ -15,11 +15,15 @@ use crate::state_args::Export;
 /// `export TOOL`.
 pub async fn export(session: &Session, command: &Export, console: Console) -> Result<Success, Failure> {
     let (tool, folder) = match command {
-        Export::Terraform { out } => return state::declared(session, Tool::Terraform, out.as_deref(), console).await,
-        Export::CloudFormation(args) => {
-            return state::declared(session, Tool::CloudFormation, Some(&args.out), console).await;
+        Export::Terraform { out, planned } => {
+            return declared(session, Tool::Terraform, (out.as_deref(), *planned), console).await;
         }
-        Export::Bicep(args) => return state::declared(session, Tool::Bicep, Some(&args.out), console).await,
+        Export::CloudFormation(args) => {
+            return declared(session, Tool::CloudFormation, (Some(&args.folder.out), args.planned), console).await;
+        }
+        Export::Bicep(args) => {
+            return declared(session, Tool::Bicep, (Some(&args.folder.out), args.planned), console).await;
+        }
         Export::DeploymentManager => return Err(ended()),
         Export::Yaml { out } => {
             let (exported, about) = exported(session, ExportFormat::Yaml, console).await?;
@@ -45,6 +49,19 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
     document["folder"] = json!(folder);
     document["removed"] = json!(removed);
     Ok(Success::new(text, document))
+}
+
+/// What exists, or also what is wanted, in the terms of a tool.
+async fn declared(
+    session: &Session,
+    tool: Tool,
+    (out, planned): (Option<&Utf8Path>, bool),
+    console: Console,
+) -> Result<Success, Failure> {
+    match planned {
+        true => state::planned(session, tool, out, console).await,
+        false => state::declared(session, tool, out, console).await,
+    }
 }
 
 /// Google shut Deployment Manager down on 31 March 2026 (<https://cloud.google.com/deployment-manager/docs/deprecations>).

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use textnlp_provider::operations::ExportFile;
 use textnlp_provider::{SUBSCRIPTION_SCOPE, Within};
 
-use super::{Declared, Entry, Form, value_of, written};
+use super::{Declared, Entry, Form, TextPart, value_of, written};
 
 /// Marks a text that is an expression: no attribute of an object has such a character.
 const EXPRESSION: char = '\u{e000}';
@@ -34,6 +34,17 @@ impl Form for Symbols<'_> {
 
     fn variable(&self, name: &str) -> Value {
         format!("{EXPRESSION}{name}").into()
+    }
+
+    fn joined(&self, parts: &[TextPart<'_>]) -> Value {
+        let piece = |part: &TextPart<'_>| match part {
+            TextPart::Reference(to, attribute) if self.here.contains(to.name.as_str()) => {
+                format!("${{{}.{attribute}}}", to.name)
+            }
+            TextPart::Reference(to, attribute) => quoted(value_of(to, attribute)),
+            TextPart::Literal(text) => quoted(&text.replace(EXPRESSION, "")),
+        };
+        format!("{EXPRESSION}'{}'", parts.iter().map(piece).collect::<String>()).into()
     }
 }
 
@@ -87,7 +98,7 @@ fn file(declared: &Declared<'_>, name: &str, entries: &[&Entry]) -> (String, BTr
         body += &format!("\nresource {} {kind} = {}\n", entry.name, value(&document, 0));
     }
     let about = format!(
-        "// environment {}, lineage {}: what textnlp-deploy recorded; README.md says how to use it\n",
+        "// environment {}, lineage {}: by textnlp-deploy; README.md says how to use it\n",
         declared.environment, declared.lineage
     );
     let scope = if name == SUBSCRIPTION_SCOPE { "subscription" } else { "resourceGroup" };
@@ -135,7 +146,12 @@ fn text(said: &str) -> String {
     if let Some(expression) = said.strip_prefix(EXPRESSION) {
         return expression.to_owned();
     }
-    let mut quoted = String::from("'");
+    format!("'{}'", quoted(said))
+}
+
+/// A text as it is between quotes.
+fn quoted(said: &str) -> String {
+    let mut quoted = String::new();
     for c in said.chars() {
         match c {
             '\\' => quoted += "\\\\",
@@ -147,7 +163,6 @@ fn text(said: &str) -> String {
             c => quoted.push(c),
         }
     }
-    quoted.push('\'');
     quoted.replace("${", "\\${")
 }
 

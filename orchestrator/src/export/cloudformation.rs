@@ -1,11 +1,12 @@
-//! AWS CloudFormation: a template for each file of the declarations, with the list of objects that a change set imports.
+//! AWS CloudFormation: a template for each file of the declarations, with the list of objects that a change set imports. Where some
+//! objects exist and others do not, a second template has those that exist: an import creates nothing.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 use textnlp_provider::operations::ExportFile;
 
-use super::{Declared, Entry, Form, json_text, value_of, written};
+use super::{Declared, Entry, Form, TextPart, json_text, value_of, written};
 
 /// The attribute that stands for `Ref` instead of `Fn::GetAtt`.
 const REF: &str = "Ref";
@@ -13,6 +14,11 @@ const REF: &str = "Ref";
 /// (<https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/resource-import.html>), and no stack deletes what an operator did not
 /// name.
 const POLICY: &str = "Retain";
+/// The same of a new object, which ends with the stack operation that failed to create it.
+const POLICY_OF_NEW: &str = "RetainExceptOnCreate";
+
+/// The end of the name of a template with the objects that exist, where others do not.
+pub(super) const EXISTING: &str = "existing";
 
 struct Template<'a> {
     /// The names of the entries in the same stack: a stack refers to its own objects only.
@@ -39,6 +45,14 @@ impl Form for Template<'_> {
     fn variable(&self, name: &str) -> Value {
         json!({ "Ref": parameter(name) })
     }
+
+    fn joined(&self, parts: &[TextPart<'_>]) -> Value {
+        let part = |part: &TextPart<'_>| match part {
+            TextPart::Literal(text) => self.literal(text),
+            TextPart::Reference(to, attribute) => self.reference(to, attribute),
+        };
+        json!({ "Fn::Join": ["", parts.iter().map(part).collect::<Vec<Value>>()] })
+    }
 }
 
 /// The files, and the parameters without a default.
@@ -46,9 +60,18 @@ pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<Strin
     let (mut files, mut parameters) = (Vec::new(), BTreeSet::new());
     for (name, entries) in declared.by_file() {
         let (template, imports, own) = stack(declared, &entries);
-        parameters.extend(own);
-        files.push(ExportFile { path: format!("{name}.template.json"), text: json_text(&template) });
-        files.push(ExportFile { path: format!("{name}.import.json"), text: json_text(&imports) });
+        parameters.extend(own.iter().map(|name| parameter(name)));
+        let mut file = |end: &str, document: &Value| {
+            files.push(ExportFile { path: format!("{name}.{end}.json"), text: json_text(document) });
+        };
+        file("template", &template);
+        let existing: Vec<&Entry> = entries.iter().copied().filter(|entry| !entry.is_planned).collect();
+        if !existing.is_empty() {
+            file("import", &imports);
+        }
+        if !existing.is_empty() && existing.len() < entries.len() {
+            file(EXISTING, &stack(declared, &existing).0);
+        }
     }
     (files, parameters)
 }
@@ -61,7 +84,8 @@ fn stack(declared: &Declared<'_>, entries: &[&Entry]) -> (Value, Value, BTreeSet
         let body = Value::Object(entry.declaration.body.clone());
         let properties = written(declared, entry, &form, &body, (&mut referenced, &mut secrets));
         let kind = &entry.declaration.kind;
-        let mut resource = json!({ "Type": kind, "DeletionPolicy": POLICY, "UpdateReplacePolicy": POLICY });
+        let policy = if entry.is_planned { POLICY_OF_NEW } else { POLICY };
+        let mut resource = json!({ "Type": kind, "DeletionPolicy": policy, "UpdateReplacePolicy": POLICY });
         let needs = declared
             .unreferenced(entry, &referenced)
             .into_iter()
@@ -72,11 +96,13 @@ fn stack(declared: &Declared<'_>, entries: &[&Entry]) -> (Value, Value, BTreeSet
         }
         resource["Properties"] = properties;
         resources.insert(logical(&entry.name), resource);
-        imports.push(json!({
-            "ResourceType": kind,
-            "LogicalResourceId": logical(&entry.name),
-            "ResourceIdentifier": entry.declaration.identifiers,
-        }));
+        if !entry.is_planned {
+            imports.push(json!({
+                "ResourceType": kind,
+                "LogicalResourceId": logical(&entry.name),
+                "ResourceIdentifier": entry.declaration.identifiers,
+            }));
+        }
     }
     let mut template = json!({
         "AWSTemplateFormatVersion": "2010-09-09",

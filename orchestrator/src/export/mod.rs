@@ -1,12 +1,13 @@
-//! Exports of the state in the formats of other tools.
+//! Exports of the state and of wanted resources in the formats of other tools.
 //!
 //! What a provider declares for a tool ([`Provider::declare`]) is written by one module for each tool: `terraform`, `cloudformation` and
-//! `bicep`. References between objects, names, variables for secrets and the protection of data are the same for all of them. Records of
-//! providers without a form for Terraform are written by `documentation`.
+//! `bicep`. References between objects, names, variables for secrets and the protection of data are the same for all of them. `planned`
+//! adds wanted resources without a record. Records of providers without a form for Terraform are written by `documentation`.
 
 mod bicep;
 mod cloudformation;
 mod documentation;
+mod planned;
 mod readme;
 mod terraform;
 
@@ -15,17 +16,19 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use textnlp_provider::declare::{Piece, pieces};
 use textnlp_provider::operations::ExportFile;
 use textnlp_provider::{
-    DataClass, Declaration, Declare, EnvironmentName, Lineage, Object, Observed, Outputs, Ownership, Provider,
-    Recorded, ResourceId, SecretRef, Tool,
+    DataClass, Declaration, Declare, EnvironmentName, Lineage, Object, Observed, Outputs, Ownership, Placeholder,
+    Provider, Recorded, ResourceId, SecretRef, Tool,
 };
 
 pub use documentation::terraform;
+pub use planned::proposed_lineage;
 
 use crate::plan::{Facts, SiteFacts};
 
-/// What an environment has, as files for a tool.
+/// What an environment has, or has and wants, as files for a tool.
 #[derive(Debug, Clone)]
 pub struct Exported {
     /// In the order of their paths.
@@ -38,7 +41,7 @@ pub struct Exported {
     pub variables: BTreeSet<String>,
 }
 
-/// A recorded resource that an export does not declare.
+/// A resource that an export does not declare.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
     /// The resource.
@@ -58,7 +61,27 @@ struct Entry {
     /// The resources whose outputs it may have.
     needs: BTreeSet<ResourceId>,
     protected: bool,
+    /// Whether the tool creates it. Otherwise it imports it.
+    is_planned: bool,
 }
+
+/// What is known of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Knowledge {
+    /// It is recorded, and its provider shows it.
+    Shown,
+    /// It is recorded, and its provider does not show it.
+    Hidden,
+    /// It is wanted, and not recorded.
+    Planned,
+}
+
+/// Why an object in a cluster is not declared.
+const INSIDE: &str = "it is inside a cluster: `export helm`, `kustomize` or `yaml` write it";
+/// Why an external object is not declared.
+const EXTERNAL: &str = "it is external: it keeps its owner";
+/// Why an object of other providers is not declared.
+const NO_FORM: &str = "its provider has no form for this tool";
 
 /// The declarations of an environment, and what is left out.
 struct Declared<'a> {
@@ -68,17 +91,19 @@ struct Declared<'a> {
     left: Vec<LeftOut>,
 }
 
-/// The files of an environment for a tool.
+/// The files of what an environment has, for a tool.
 pub fn declared(facts: &Facts, tool: Tool) -> Exported {
-    let mut declared =
-        Declared { environment: &facts.environment, lineage: facts.lineage, entries: Vec::new(), left: Vec::new() };
-    for site in facts.sites.values() {
-        let all = records(site);
-        for object in &all {
-            let is_shown = shown(object, &site.observed).is_some();
-            declared.add(&site.provider, tool, (object, is_shown), &all);
-        }
-    }
+    exported(Declared::recorded(facts, tool), tool)
+}
+
+/// The files of what an environment has and wants, for a tool. A recorded resource is declared as it is.
+pub fn planned(facts: &Facts, tool: Tool) -> Exported {
+    let mut declared = Declared::recorded(facts, tool);
+    planned::add(&mut declared, facts, tool);
+    exported(declared, tool)
+}
+
+fn exported(declared: Declared<'_>, tool: Tool) -> Exported {
     let (mut files, variables) = match tool {
         Tool::Terraform => terraform::files(&declared),
         Tool::CloudFormation => cloudformation::files(&declared),
@@ -115,7 +140,7 @@ fn shown<'o>(recorded: &Recorded, observed: &'o [(ResourceId, Observed)]) -> Opt
     })
 }
 
-impl Declared<'_> {
+impl<'f> Declared<'f> {
     fn by_file(&self) -> BTreeMap<&str, Vec<&Entry>> {
         let mut all: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
         for entry in &self.entries {
@@ -124,29 +149,84 @@ impl Declared<'_> {
         all
     }
 
+    fn recorded(facts: &'f Facts, tool: Tool) -> Self {
+        let (environment, lineage) = (&facts.environment, facts.lineage);
+        let mut declared = Self { environment, lineage, entries: Vec::new(), left: Vec::new() };
+        for site in facts.sites.values() {
+            let all = records(site);
+            for object in &all {
+                let is_shown = shown(object, &site.observed).is_some();
+                let known = if is_shown { Knowledge::Shown } else { Knowledge::Hidden };
+                declared.add(&site.provider, tool, (object, known), &all);
+            }
+        }
+        declared
+    }
+
+    fn leave(&mut self, resource: &ResourceId, because: impl Into<String>) {
+        self.left.push(LeftOut { resource: resource.clone(), because: because.into() });
+    }
+
+    /// Why a new object cannot be declared: it refers to what no declaration before it has.
+    fn unresolved(&self, object: &Recorded, tool: Tool, declarations: &[Declaration]) -> Option<String> {
+        declarations.iter().enumerate().find_map(|one| self.unresolved_in(object, tool, one))
+    }
+
+    fn unresolved_in(
+        &self,
+        object: &Recorded,
+        tool: Tool,
+        (place, declaration): (usize, &Declaration),
+    ) -> Option<String> {
+        let body = Value::Object(declaration.body.clone());
+        let mut found = BTreeSet::new();
+        placeholders(&body, &mut found);
+        found.iter().find_map(|text| {
+            let Some(Placeholder { resource, output, .. }) = Placeholder::read(text) else {
+                return Some("one of its texts has private characters".to_owned());
+            };
+            // A part refers to its object.
+            if place > 0 && resource == object.id.as_str() && object.outputs.contains_key(output) {
+                return None;
+            }
+            let is_it =
+                |entry: &&Entry| entry.resource.as_str() == resource && entry.declaration.outputs.contains_key(output);
+            match self.entries.iter().find(is_it) {
+                None => Some(needed(resource, output)),
+                Some(entry) if tool != Tool::Terraform && entry.declaration.file != declaration.file => {
+                    Some(format!("{}, and another file declares that", needed(resource, output)))
+                }
+                Some(_) => None,
+            }
+        })
+    }
+
     fn add(
         &mut self,
         provider: &Arc<dyn Provider>,
         tool: Tool,
-        (object, is_shown): (&Recorded, bool),
+        (object, known): (&Recorded, Knowledge),
         beside: &[Recorded],
     ) {
         let left = |because: &str| LeftOut { resource: object.id.clone(), because: because.to_owned() };
         if object.ownership != Ownership::Ours {
-            self.left.push(left("it is external: it keeps its owner"));
+            self.left.push(left(EXTERNAL));
             return;
         }
-        let request = Declare { tool, environment: self.environment, lineage: self.lineage, object, beside };
+        let is_planned = known == Knowledge::Planned;
+        let (environment, lineage) = (self.environment, self.lineage);
+        let request = Declare { tool, environment, lineage, object, beside, is_planned };
         let declarations = match provider.declare(&request) {
             // Its attributes may have changed since, and a tool cannot import what does not exist.
-            Some(Ok(_)) if !is_shown => return self.left.push(left("its provider does not show it")),
+            Some(Ok(_)) if known == Knowledge::Hidden => return self.left.push(left("its provider does not show it")),
             Some(Ok(declarations)) => declarations,
             Some(Err(because)) => return self.left.push(left(&because)),
-            None if object.via.is_some() => {
-                return self.left.push(left("it is inside a cluster: `export helm`, `kustomize` or `yaml` write it"));
-            }
-            None => return self.left.push(left("its provider has no form for this tool")),
+            None if object.via.is_some() => return self.left.push(left(INSIDE)),
+            None => return self.left.push(left(NO_FORM)),
         };
+        if let Some(because) = self.unresolved(object, tool, &declarations).filter(|_| is_planned) {
+            return self.left.push(left(&because));
+        }
         let plain = plain_name(object.id.as_str());
         let mut kinds = provider.kinds().iter().filter(|kind| kind.name == object.kind.as_str());
         let is_precious = kinds.any(|kind| kind.data == DataClass::Precious);
@@ -169,6 +249,7 @@ impl Declared<'_> {
                 outputs: object.outputs.clone(),
                 needs: object.needs.iter().map(|need| need.on.clone()).chain(hosts).chain(own).collect(),
                 protected: object.protected || is_precious,
+                is_planned,
             });
         }
     }
@@ -191,11 +272,14 @@ impl Declared<'_> {
         })
     }
 
-    /// The names of the needed entries that no reference leads to.
+    /// The needed entries that no reference leads to. What needs a new object needs its parts too, and each of these needs the object.
     fn unreferenced(&self, from: &Entry, referenced: &BTreeSet<String>) -> Vec<&Entry> {
         let mut seen = BTreeSet::new();
         let needed = self.entries.iter().filter(|entry| {
-            from.needs.contains(&entry.resource) && entry.resource != from.resource && seen.insert(&entry.resource)
+            let is_own = entry.resource == from.resource;
+            from.needs.contains(&entry.resource)
+                && (!is_own || from.is_planned)
+                && (seen.insert(&entry.resource) || (entry.is_planned && !is_own))
         });
         needed.filter(|entry| !referenced.contains(&entry.name)).collect()
     }
@@ -217,6 +301,42 @@ trait Form {
     fn key(&self, to: &Entry, attribute: &str) -> Option<String>;
     /// The variable of a secret.
     fn variable(&self, name: &str) -> Value;
+    /// Texts and references as one text.
+    fn joined(&self, parts: &[TextPart<'_>]) -> Value;
+}
+
+/// A part of a text.
+enum TextPart<'d> {
+    /// Without a reference.
+    Literal(&'d str),
+    /// An attribute of another entry.
+    Reference(&'d Entry, &'d str),
+}
+
+/// The output that a new object needs.
+fn needed(resource: &str, output: &str) -> String {
+    format!("it needs `{output}` of `{resource}`, which is not declared")
+}
+
+/// The placeholders in the texts of a value.
+fn placeholders(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::String(text) => {
+            let all = pieces(text).into_iter().filter_map(|piece| match piece {
+                Piece::Placeholder(text) => Some(text.to_owned()),
+                Piece::Text(_) => None,
+            });
+            found.extend(all);
+        }
+        Value::Array(items) => items.iter().for_each(|item| placeholders(item, found)),
+        Value::Object(members) => members.iter().for_each(|(name, member)| {
+            // No tool takes references in all names of members.
+            let key = pieces(name).into_iter().any(|piece| matches!(piece, Piece::Placeholder(_)));
+            found.extend(key.then(|| name.clone()));
+            placeholders(member, found);
+        }),
+        _ => {}
+    }
 }
 
 /// A value in the terms of a tool. `referenced` gets the names of the entries it refers to, and `variables` those of its secrets.
@@ -238,7 +358,22 @@ fn written(
                 referenced.insert(to.name.clone());
                 form.reference(to, attribute)
             }
-            None => form.literal(text),
+            None => {
+                let parts: Vec<TextPart<'_>> =
+                    pieces(text).into_iter().map(|piece| part(declared, from, piece)).collect();
+                let names = parts.iter().filter_map(|part| match part {
+                    TextPart::Reference(to, _) => Some(to.name.clone()),
+                    TextPart::Literal(_) => None,
+                });
+                let names: Vec<String> = names.collect();
+                match names.is_empty() {
+                    true => form.literal(text),
+                    false => {
+                        referenced.extend(names);
+                        form.joined(&parts)
+                    }
+                }
+            }
         },
         Value::Array(items) => {
             let item = |item| written(declared, from, form, item, (&mut *referenced, &mut *variables));
@@ -258,6 +393,16 @@ fn written(
             Value::Object(all)
         }
         other => other.clone(),
+    }
+}
+
+fn part<'d>(declared: &'d Declared<'_>, from: &Entry, piece: Piece<'d>) -> TextPart<'d> {
+    match piece {
+        Piece::Text(text) => TextPart::Literal(text),
+        Piece::Placeholder(text) => match declared.reference(from, text) {
+            Some((to, attribute)) => TextPart::Reference(to, attribute),
+            None => TextPart::Literal(text),
+        },
     }
 }
 
@@ -319,11 +464,16 @@ mod tests {
             outputs: Outputs::from([("id".to_owned(), json!(id))]),
             needs: needs.iter().map(|need| ResourceId::new(format!("here/{need}")).unwrap()).collect(),
             protected: false,
+            is_planned: false,
         }
     }
 
     /// What a tool gets of a network, a server that refers to it, and one that only comes after the first.
-    fn checked(write: impl Fn(&Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>)) -> BTreeMap<String, String> {
+    /// Its secret is the variable of that name.
+    fn checked(
+        secret_name: &str,
+        write: impl Fn(&Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>),
+    ) -> BTreeMap<String, String> {
         let environment = EnvironmentName::new("staging").unwrap();
         let secret = json!({ "$secret": "here/db", "version": "1" });
         let body = json!({ "network": "ids/net", "elsewhere": "ids/other", "text": "${x}", "password": secret });
@@ -334,13 +484,13 @@ mod tests {
             vec![entry("net", "thing", json!({}), &[]), server, entry("last", "thing", json!({}), &["server"])];
         let declared = Declared { environment: &environment, lineage: Lineage(Uuid::nil()), entries, left: Vec::new() };
         let (files, variables) = write(&declared);
-        assert_eq!(variables, BTreeSet::from(["here_db".to_owned()]));
+        assert_eq!(variables, BTreeSet::from([secret_name.to_owned()]));
         files.into_iter().map(|file| (file.path, file.text)).collect()
     }
 
     #[test]
     fn terraform_imports_each_object_and_refers_to_it() {
-        let files = checked(terraform::files);
+        let files = checked("here_db", terraform::files);
         let main: Value = serde_json::from_str(&files["main.tf.json"]).unwrap();
         let server = json!({
             "network": "${thing.here_net.id}", "elsewhere": "ids/other", "text": "$${x}", "password": "${var.here_db}",
@@ -352,12 +502,13 @@ mod tests {
         assert_eq!(main["provider"]["cloud"], json!([{ "region": "${var.cloud_region}" }]));
         let variables: Value = serde_json::from_str(&files["variables.tf.json"]).unwrap();
         assert_eq!(variables["variable"]["here_db"]["sensitive"], true);
-        assert_eq!(files["staging.tfvars"], "cloud_region = \"here\"\n");
+        let values = "cloud_region = \"here\"\n# here_db: a secret; set it by TF_VAR_here_db\n";
+        assert_eq!(files["staging.tfvars"], values);
     }
 
     #[test]
     fn templates_retain_each_object_and_list_it() {
-        let files = checked(cloudformation::files);
+        let files = checked("SecretHereDb", cloudformation::files);
         let template: Value = serde_json::from_str(&files["one.template.json"]).unwrap();
         let server = json!({
             "Type": "thing", "DeletionPolicy": "Retain", "UpdateReplacePolicy": "Retain",
@@ -376,12 +527,75 @@ mod tests {
 
     #[test]
     fn bicep_names_parents_and_secrets() {
-        let files = checked(bicep::files);
+        let files = checked("here_db", bicep::files);
         let text = &files["one.bicep"];
         let server = "resource here_server 'thing' = {\n  network: here_net.id\n  elsewhere: 'ids/other'\n  text: '\\${x}'\n  \
                       password: here_db\n  name: null\n  parent: here_net\n}\n";
         assert!(text.contains(server), "{text}");
         assert!(text.contains("@secure()\nparam here_db string\n"), "{text}");
         assert!(text.contains("  dependsOn: [\n    here_server\n  ]\n"), "{text}");
+    }
+
+    /// A network, and a server that refers to it before it exists.
+    fn new(is_planned: bool) -> Vec<Entry> {
+        let id = Placeholder { kind: "thing", resource: "here/net", output: "id" }.to_string();
+        let mut net = entry("net", "thing", json!({}), &[]);
+        net.outputs = Outputs::from([("id".to_owned(), json!(id))]);
+        net.is_planned = is_planned;
+        let rule = format!("allow ${{x}} from {id}!");
+        let mut server = entry("server", "thing", json!({ "network": id, "rule": rule, "size": 3 }), &["net"]);
+        server.is_planned = true;
+        server.declaration.settings = &[("size", "/size"), ("network", "/network")];
+        vec![net, server]
+    }
+
+    fn files_of(
+        entries: Vec<Entry>,
+        write: impl Fn(&Declared<'_>) -> (Vec<ExportFile>, BTreeSet<String>),
+    ) -> BTreeMap<String, String> {
+        let environment = EnvironmentName::new("staging").unwrap();
+        let declared = Declared { environment: &environment, lineage: Lineage(Uuid::nil()), entries, left: Vec::new() };
+        write(&declared).0.into_iter().map(|file| (file.path, file.text)).collect()
+    }
+
+    #[test]
+    fn terraform_creates_what_does_not_exist() {
+        let files = files_of(new(true), terraform::files);
+        let main: Value = serde_json::from_str(&files["main.tf.json"]).unwrap();
+        let server = json!({
+            "network": "${thing.here_net.id}", "rule": "allow $${x} from ${thing.here_net.id}!",
+            "size": "${var.here_server_size}",
+        });
+        assert_eq!(main["resource"]["thing"]["here_server"], server);
+        assert_eq!(main.get("import"), None);
+        assert_eq!(files["staging.tfvars"], "cloud_region = \"here\"\nhere_server_size = 3\n");
+        let variables: Value = serde_json::from_str(&files["variables.tf.json"]).unwrap();
+        assert_eq!(variables["variable"]["here_server_size"]["type"], "number");
+        assert_eq!(variables["variable"].get("here_server_network"), None, "a reference is no setting");
+    }
+
+    #[test]
+    fn templates_create_what_does_not_exist() {
+        let files = files_of(new(true), cloudformation::files);
+        assert_eq!(files.keys().collect::<Vec<_>>(), ["one.template.json"]);
+        let template: Value = serde_json::from_str(&files["one.template.json"]).unwrap();
+        let server = &template["Resources"]["HereServer"];
+        let id = json!({ "Fn::GetAtt": ["HereNet", "id"] });
+        assert_eq!(server["Properties"]["rule"], json!({ "Fn::Join": ["", ["allow ${x} from ", id, "!"]] }));
+        assert_eq!(server["DeletionPolicy"], "RetainExceptOnCreate");
+        // An import takes only what exists.
+        let files = files_of(new(false), cloudformation::files);
+        let existing: Value = serde_json::from_str(&files["one.existing.json"]).unwrap();
+        assert_eq!(existing["Resources"].as_object().unwrap().keys().collect::<Vec<_>>(), ["HereNet"]);
+        let imports: Value = serde_json::from_str(&files["one.import.json"]).unwrap();
+        assert_eq!(imports.as_array().map(Vec::len), Some(1));
+    }
+
+    #[test]
+    fn bicep_creates_what_does_not_exist() {
+        let files = files_of(new(true), bicep::files);
+        let text = &files["one.bicep"];
+        assert!(text.contains("  network: here_net.id\n"), "{text}");
+        assert!(text.contains("  rule: 'allow \\${x} from ${here_net.id}!'\n"), "{text}");
     }
 }

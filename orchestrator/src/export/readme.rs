@@ -3,28 +3,44 @@
 use std::collections::BTreeSet;
 
 use textnlp_provider::operations::ExportFile;
-use textnlp_provider::{SUBSCRIPTION_SCOPE, Tool};
+use textnlp_provider::{ResourceId, SUBSCRIPTION_SCOPE, Tool};
 
-use super::Declared;
+use super::{Declared, Entry, cloudformation};
 
 /// Its text.
 pub(super) fn text(declared: &Declared<'_>, tool: Tool, files: &[ExportFile], secrets: &BTreeSet<String>) -> String {
     let environment = declared.environment;
-    let resources: BTreeSet<_> = declared.entries.iter().map(|entry| &entry.resource).collect();
-    let mut text = format!(
-        "# {environment}\n\nWhat `textnlp-deploy` recorded of environment {environment}, for {}: {} resources. Every object exists: the \
-         files import it.\n\n## How to use it\n\n{}\n",
-        title(tool),
-        resources.len(),
-        steps(declared, tool, files)
-    );
-    text += &format!(
-        "\n## One owner\n\nTwo tools must not manage one object. After the import, end the management by `textnlp-deploy`:\n\n```\n\
-         textnlp-deploy hold --env {environment} --reason 'managed by {}'\n```\n\n\
-         `hold` blocks `up` and `down`. `state remove RESOURCE` removes single records; an object named `existing: ID` in the \
-         environment is read and never changed.\n",
-        title(tool)
-    );
+    let (new, existing) =
+        (resources(declared, |entry| entry.is_planned), resources(declared, |entry| !entry.is_planned));
+    let what = match (new.len(), existing.len()) {
+        (0, count) => format!("{count} resources. Every object exists: {}", if_imported(tool)),
+        (count, 0) => format!("{count} resources. No object exists: the files create it."),
+        (new, existing) => {
+            format!(
+                "{existing} resources that exist, and {new} that the files create. Of those that exist, {}",
+                if_imported(tool)
+            )
+        }
+    };
+    let what = format!("What `textnlp-deploy` has of environment {environment}, for {}: {what}", title(tool));
+    let mut text = format!("# {environment}\n\n{what}\n\n## How to use it\n\n{}\n", steps(declared, tool, files));
+    if !new.is_empty() {
+        text += &created(declared, tool);
+    }
+    text += "\n## One owner\n\nTwo tools must not manage one object. An object named `existing: ID` in the environment is read and never \
+             changed.";
+    text += &match existing.is_empty() {
+        // There is nothing to hold.
+        true => " If the tool keeps the objects of the cloud, do not import them, and do not run `up`: it is refused where it finds \
+                  their names taken.\n"
+            .to_owned(),
+        false => format!(
+            " After the import, end the management by `textnlp-deploy`:\n\n```\n\
+             textnlp-deploy hold --env {environment} --reason 'managed by {}'\n```\n\n\
+             `hold` blocks `up` and `down`. `state remove RESOURCE` removes single records.\n",
+            title(tool)
+        ),
+    };
     if !secrets.is_empty() {
         text += "\n## Secrets\n\nNo file contains a secret. These variables have no default:\n\n";
         text.extend(secrets.iter().map(|name| format!("- `{name}`\n")));
@@ -34,6 +50,42 @@ pub(super) fn text(declared: &Declared<'_>, tool: Tool, files: &[ExportFile], se
         text.extend(declared.left.iter().map(|left| format!("| `{}` | {} |\n", left.resource, left.because)));
     }
     text
+}
+
+fn resources<'d>(declared: &'d Declared<'_>, is_it: impl Fn(&Entry) -> bool) -> BTreeSet<&'d ResourceId> {
+    declared.entries.iter().filter(|entry| is_it(entry)).map(|entry| &entry.resource).collect()
+}
+
+fn if_imported(tool: Tool) -> &'static str {
+    match tool {
+        Tool::Terraform | Tool::CloudFormation => "the files import it.",
+        Tool::Bicep => "a deployment changes only what differs.",
+    }
+}
+
+/// What is not done once the tool has created the objects.
+fn created(declared: &Declared<'_>, tool: Tool) -> String {
+    let (environment, lineage) = (declared.environment, declared.lineage);
+    let keeper = match tool {
+        Tool::Terraform => {
+            "Terraform's state stores passwords and other secrets that an object is created with, except those of Google \
+                            Cloud and Azure: encrypt that state.\n\n"
+        }
+        Tool::CloudFormation | Tool::Bicep => "",
+    };
+    format!(
+        "\n## After the creation\n\n{keeper}The tool creates the objects of the cloud, and nothing inside a cluster, no image and no \
+         database role. \"Not declared\" below lists what is missing.\n\n\
+         `up` does not adopt the objects: it finds them without a record, and refuses or fails where their names are taken. To \
+         continue with `textnlp-deploy`, record them first:\n\n```\n\
+         textnlp-deploy state import --env {environment} --lineage {lineage}\n\
+         textnlp-deploy plan --env {environment}\n```\n\n\
+         The import proposes the objects that carry this lineage as a tag. A part without tags, such as a subnet of Azure, is not \
+         proposed: `up` creates it again, which leaves an equal one as it is. A dashboard of CloudWatch is refused: delete it before `up`. The plan shows what `up` would create or change. \
+         Do not export again into the configuration that created the objects: what belongs to another object, such as the association \
+         of a route table, is declared only while it is planned, and would be destroyed. Give each variable of a secret the value of the secret that the environment has (`secret` \
+         commands), or `up` sets it.\n"
+    )
 }
 
 fn title(tool: Tool) -> &'static str {
@@ -46,25 +98,50 @@ fn title(tool: Tool) -> &'static str {
 
 fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
     let environment = declared.environment;
+    let is_new = declared.entries.iter().any(|entry| entry.is_planned);
     let names = |end: &'static str| files.iter().filter_map(move |file| file.path.strip_suffix(end));
     match tool {
-        Tool::Terraform => format!(
-            "```\nterraform init\nterraform plan -var-file={environment}.tfvars\nterraform apply -var-file={environment}.tfvars\n```\n\n\
-             The plan must show imports and no object that is destroyed or replaced. Changes in place are attributes that the \
-             provider sets: review them before `apply`. `tofu` has the same commands.\n"
-        ),
+        Tool::Terraform => {
+            let shown = match is_new {
+                true => "The plan must show no object that is destroyed or replaced. It creates what does not exist.",
+                false => "The plan must show imports and no object that is destroyed or replaced.",
+            };
+            format!(
+                "```\nterraform init\nterraform plan -var-file={environment}.tfvars\nterraform apply -var-file={environment}.tfvars\n```\n\n\
+                 {shown} Changes in place of imported objects are attributes that the provider sets: review them before \
+                 `apply`. `tofu` has the same commands. `{environment}.tfvars` has what differs between environments, such as the \
+                 region or the project, and the counts of nodes.\n"
+            )
+        }
         Tool::CloudFormation => {
+            let has = |name: &str, end: &str| files.iter().any(|file| file.path == format!("{name}.{end}.json"));
             let commands = names(".template.json").map(|name| {
-                format!(
+                let existing = if has(name, cloudformation::EXISTING) { cloudformation::EXISTING } else { "template" };
+                let import = format!(
                     "aws cloudformation create-change-set --stack-name {name} --change-set-name import --change-set-type IMPORT \
-                     --capabilities CAPABILITY_NAMED_IAM --template-body file://{name}.template.json \
+                     --capabilities CAPABILITY_NAMED_IAM --template-body file://{name}.{existing}.json \
                      --resources-to-import file://{name}.import.json\n\
                      aws cloudformation execute-change-set --stack-name {name} --change-set-name import\n"
-                )
+                );
+                let create = format!(
+                    "aws cloudformation deploy --stack-name {name} --template-file {name}.template.json \
+                     --capabilities CAPABILITY_NAMED_IAM --no-execute-changeset\n"
+                );
+                let is_imported = has(name, "import");
+                let creates = !is_imported || has(name, cloudformation::EXISTING);
+                [(is_imported, import), (creates, create)].into_iter().filter(|(is_it, _)| *is_it).map(|(_, text)| text).collect::<String>()
             });
+            let execute = match is_new {
+                true => {
+                    " `deploy` prints the command that shows its change set; without `--no-execute-changeset` it executes it. \
+                         `--parameter-overrides NAME=VALUE` sets a secret. A template above 51,200 bytes needs `--s3-bucket BUCKET`, and \
+                         `--template-url` in place of `--template-body`. Use each command in the region of its template."
+                }
+                false => "",
+            };
             format!(
-                "```\n{}```\n\nReview the change set before you execute it. Every object has `DeletionPolicy: Retain`: deleting a stack \
-                 deletes nothing.\n",
+                "```\n{}```\n\nReview the change set before you execute it.{execute} Every object has `DeletionPolicy: Retain` or \
+                 `RetainExceptOnCreate`: deleting a stack deletes nothing.\n",
                 commands.collect::<String>()
             )
         }
@@ -77,8 +154,15 @@ fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
                     format!("az deployment group what-if --resource-group {group} --template-file {group}.bicep\n")
                 }
             });
+            let shown = match is_new {
+                true => {
+                    "`what-if` must show no object that is deleted. A resource group must exist before its own file is used: deploy \
+                         `subscription.bicep` first."
+                }
+                false => "`what-if` must show no object that is created or deleted.",
+            };
             format!(
-                "```\n{}```\n\n`what-if` must show no object that is created or deleted. Replace it by `create` to deploy. Deploy \
+                "```\n{}```\n\n{shown} Replace it by `create` to deploy. Deploy \
                  incrementally, which is the default: what a file does not declare is left alone. A deployment sets the node counts of \
                  pools back to their minimum.\n",
                 commands.collect::<String>()

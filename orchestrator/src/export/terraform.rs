@@ -1,4 +1,4 @@
-//! Terraform and OpenTofu, in their JSON syntax, with an import of each object.
+//! Terraform and OpenTofu, in their JSON syntax, with an import of each object that exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use textnlp_provider::Plugin;
 use textnlp_provider::operations::ExportFile;
 
-use super::{Declared, Entry, Form, json_text, written};
+use super::{Declared, Entry, Form, TextPart, json_text, written};
 
 /// The oldest version of both tools with attributes that are written and not stored in their state: passwords are such attributes.
 const VERSION: &str = ">= 1.11";
@@ -29,6 +29,14 @@ impl Form for Hcl {
     fn variable(&self, name: &str) -> Value {
         format!("${{var.{name}}}").into()
     }
+
+    fn joined(&self, parts: &[TextPart<'_>]) -> Value {
+        let text = parts.iter().map(|part| match part {
+            TextPart::Literal(text) => plain(text),
+            TextPart::Reference(to, attribute) => format!("${{{}.{}.{attribute}}}", to.declaration.kind, to.name),
+        });
+        text.collect::<String>().into()
+    }
 }
 
 /// The files, and the variables without a default.
@@ -37,10 +45,12 @@ pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<Strin
     let mut secrets = BTreeSet::new();
     let mut resources = Map::new();
     let mut imports = Vec::new();
+    let mut settings = BTreeMap::new();
     for entry in &declared.entries {
         let mut referenced = BTreeSet::new();
         let body = Value::Object(entry.declaration.body.clone());
         let mut resource = written(declared, entry, &Hcl, &body, (&mut referenced, &mut secrets));
+        settings.extend(set_by_variables(entry, &mut resource));
         let mut needs: Vec<String> = declared.unreferenced(entry, &referenced).into_iter().map(address).collect();
         needs.sort();
         if !needs.is_empty() {
@@ -57,20 +67,24 @@ pub(super) fn files(declared: &Declared<'_>) -> (Vec<ExportFile>, BTreeSet<Strin
         }
         let kind = resources.entry(entry.declaration.kind.clone()).or_insert_with(|| json!({}));
         kind[&entry.name] = resource;
-        imports.push(json!({ "to": address(entry), "id": plain(&entry.declaration.id) }));
+        if !entry.is_planned {
+            imports.push(json!({ "to": address(entry), "id": plain(&entry.declaration.id) }));
+        }
     }
     let about = format!(
-        "environment {}, lineage {}: what textnlp-deploy recorded; README.md says how to use it",
+        "environment {}, lineage {}: by textnlp-deploy; README.md says how to use it",
         declared.environment, declared.lineage
     );
-    let main = json!({
+    let mut main = json!({
         "//": about,
         "terraform": { "required_version": VERSION, "required_providers": plugins.required() },
         "provider": plugins.configurations(),
         "resource": resources,
-        "import": imports,
     });
-    let (variables, values) = variables(&secrets, &plugins);
+    if !imports.is_empty() {
+        main["import"] = imports.into();
+    }
+    let (variables, values) = variables(&secrets, &plugins, &settings);
     let file = |path: String, text: String| ExportFile { path, text };
     let files = vec![
         file("main.tf.json".to_owned(), json_text(&main)),
@@ -84,8 +98,30 @@ fn address(entry: &Entry) -> String {
     format!("{}.{}", entry.declaration.kind, entry.name)
 }
 
+/// Replaces the attributes that operators set for each environment by variables, and returns their values.
+fn set_by_variables(entry: &Entry, resource: &mut Value) -> BTreeMap<String, Value> {
+    let mut values = BTreeMap::new();
+    for (name, place) in entry.declaration.settings {
+        // A reference is none of an operator's settings.
+        let is_setting = |value: &&mut Value| match &**value {
+            Value::String(text) => !text.contains("${"),
+            other => other.is_number(),
+        };
+        let attribute = resource.pointer_mut(place).filter(is_setting);
+        if let Some(attribute) = attribute {
+            let variable = format!("{}_{name}", entry.name);
+            values.insert(variable.clone(), std::mem::replace(attribute, Hcl.variable(&variable)));
+        }
+    }
+    values
+}
+
 /// The variables, and the values of those that are no secrets.
-fn variables(secrets: &BTreeSet<String>, plugins: &Plugins<'_>) -> (Map<String, Value>, String) {
+fn variables(
+    secrets: &BTreeSet<String>,
+    plugins: &Plugins<'_>,
+    settings: &BTreeMap<String, Value>,
+) -> (Map<String, Value>, String) {
     let (mut all, mut values) = (Map::new(), String::new());
     for secret in secrets {
         let about = "A secret of the deployment, which no export contains";
@@ -95,6 +131,15 @@ fn variables(secrets: &BTreeSet<String>, plugins: &Plugins<'_>) -> (Map<String, 
         let about = "Where the objects are";
         all.insert(variable.clone(), json!({ "type": "string", "description": about }));
         values += &format!("{variable} = {}\n", Value::from(plain(value)));
+    }
+    for (variable, value) in settings {
+        let kind = if value.is_number() { "number" } else { "string" };
+        let about = "A setting of this environment";
+        all.insert(variable.clone(), json!({ "type": kind, "description": about }));
+        values += &format!("{variable} = {value}\n");
+    }
+    for secret in secrets {
+        values += &format!("# {secret}: a secret; set it by TF_VAR_{secret}\n");
     }
     (all, values)
 }

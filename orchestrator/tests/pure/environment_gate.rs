@@ -565,7 +565,7 @@ fn check_without_a_measurement_keeps_the_gate_from_opening_with_the_reason() {
     );
     let unmeasured =
         PHASES.iter().filter(|definition| !definition.is_measured_by_up()).map(|definition| definition.phase);
-    let expected = [Phase::Pilot, Phase::ScaleUp, Phase::Enterprise, Phase::MultiRegion, Phase::Optimized];
+    let expected = [Phase::Pilot, Phase::ScaleUp, Phase::MultiRegion, Phase::Optimized];
     assert_eq!(unmeasured.collect::<Vec<_>>(), expected);
 }
 

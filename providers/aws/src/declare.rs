@@ -1,7 +1,8 @@
 //! Objects as CloudFormation and Terraform's provider `awscc` declare them. `awscc` mirrors the types of CloudFormation with attributes in
 //! snake case (<https://registry.terraform.io/providers/hashicorp/awscc/latest/docs>), so that one table serves both.
 //!
-//! Values that no answer of AWS shows, such as passwords, are in no declaration: an import leaves them as they are.
+//! Values that no answer of AWS shows, such as passwords, are in no declaration of an object that exists: an import leaves them as they
+//! are. A new object has them ([`New`]).
 
 mod forms;
 
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use textnlp_cloud::region_of;
 use textnlp_cloud::tags::{self, Tags};
-use textnlp_provider::{Declaration, Declare, Plugin, Tool};
+use textnlp_provider::{CloudId, Declaration, Declare, Outputs, Placeholder, PlannedObject, Plugin, Tool, Wanted};
 
 use crate::api::Api;
 
@@ -35,6 +36,27 @@ struct Form {
     /// What is not declared of it, because the state has no id of it.
     without: &'static str,
     ignored: &'static [&'static str],
+    /// What differs for an object that does not exist.
+    new: New,
+    /// See [`Declaration::settings`]: attributes of `awscc`.
+    settings: &'static [(&'static str, &'static str)],
+}
+
+/// How the declaration of a new object differs.
+struct New {
+    /// More properties.
+    more: fn(&Object<'_>) -> Value,
+    /// More objects that are a part of it.
+    parts: fn(&Object<'_>) -> Vec<Part>,
+    /// More outputs that others refer to.
+    outputs: &'static [(&'static str, &'static str)],
+    /// What is missing of it.
+    without: &'static str,
+}
+
+impl New {
+    /// No difference, and nothing is missing.
+    const USUAL: Self = Self { more: |_| Value::Null, parts: |_| Vec::new(), outputs: &[], without: "" };
 }
 
 impl Form {
@@ -51,7 +73,17 @@ impl Form {
         parts: |_| Vec::new(),
         without: "",
         ignored: &[],
+        new: New::USUAL,
+        settings: &[],
     };
+
+    /// The first identifier of an object, where a field of its spec has it.
+    fn named<'s>(&self, spec: &'s Value) -> Option<&'s str> {
+        match self.identifiers.first() {
+            Some((_, Source::Field(field))) => spec[*field].as_str(),
+            _ => None,
+        }
+    }
 }
 
 /// The reference to an object itself.
@@ -109,6 +141,29 @@ impl Object<'_> {
     }
 }
 
+/// Fields of specs that are outputs too, with the same value.
+const OF_SPEC: [&str; 3] = ["name", "cidr", "version"];
+
+/// What is known of an object before its creation.
+pub(crate) fn planned(wanted: &Wanted) -> Option<PlannedObject> {
+    let form = forms::ALL.iter().find(|form| form.kind == wanted.kind.as_str())?;
+    let spec = wanted.spec.as_value();
+    let of = |output: &str| Value::from(Placeholder::of(wanted, output).to_string());
+    let mut outputs = Outputs::new();
+    for (output, attribute) in form.new.outputs.iter().chain(form.outputs) {
+        let value = form.named(spec).filter(|_| *attribute == REF).map_or_else(|| of(output), Value::from);
+        outputs.entry((*output).to_owned()).or_insert(value);
+    }
+    for field in OF_SPEC {
+        if let Some(value) = wanted.spec.get(field) {
+            outputs.entry(field.to_owned()).or_insert_with(|| value.clone());
+        }
+    }
+    let id = crate::table::row(&wanted.kind).and_then(|row| row.resource.id(&wanted.spec));
+    let id = id.unwrap_or_else(|| Placeholder::of(wanted, "id").to_string());
+    Some(PlannedObject { cloud_id: CloudId::new(id).ok()?, outputs })
+}
+
 /// Tags as CloudFormation lists them.
 fn listed<'t>(tags: impl Iterator<Item = (&'t str, &'t str)>) -> Value {
     tags.map(|(key, value)| json!({ "Key": key, "Value": value })).collect()
@@ -127,7 +182,7 @@ pub(crate) fn declarations(request: &Declare<'_>, region: &str) -> Option<Result
 }
 
 fn declared(form: &'static Form, request: &Declare<'_>, region: &str) -> Result<Vec<Declaration>, String> {
-    let Declare { tool, environment, lineage, object: recorded, .. } = *request;
+    let Declare { tool, environment, lineage, object: recorded, is_planned, .. } = *request;
     let region = region_of(&recorded.spec).unwrap_or(region);
     let own = tags::in_spec(&recorded.spec);
     let object = Object {
@@ -146,31 +201,57 @@ fn declared(form: &'static Form, request: &Declare<'_>, region: &str) -> Result<
         };
         match value.as_str() {
             Some(text) => Ok((*name, text.to_owned())),
+            // Nothing imports it.
+            None if is_planned => Ok((*name, String::new())),
             None => Err(format!("CloudFormation identifies it by its {name}, which it does not have")),
         }
     });
     let identifiers: Vec<(&'static str, String)> = identifiers.collect::<Result<_, _>>()?;
-    let main = Part { of: form.of, properties: properties(form, &object), identifiers };
+    let new = is_planned.then_some(&form.new);
+    let main = Part { of: form.of, properties: properties(form, new, &object), identifiers };
     let file = format!("{environment}-{}-{region}", recorded.site);
     let write = |part: Part| declaration(tool, part, (form, region, file.as_str()));
-    let mut all = vec![write(main)];
+    let mut first = write(main);
+    if let Some(new) = new {
+        first.outputs.extend(attributes_of(tool, new.outputs, ""));
+        first.without = new.without;
+    }
+    let mut all = vec![first];
+    let more = new.map(|new| (new.parts)(&object)).unwrap_or_default();
     // Of its parts nothing is referred to.
-    all.extend((form.parts)(&object).into_iter().map(write));
+    all.extend((form.parts)(&object).into_iter().chain(more).map(write));
     for part in all.iter_mut().skip(1) {
         part.outputs.clear();
         part.without = "";
         part.ignored = &[];
+        part.settings = &[];
     }
     Ok(all)
 }
 
-fn properties(form: &Form, object: &Object<'_>) -> Value {
+/// The attributes of outputs in the terms of a tool. `first` is the first identifier.
+fn attributes_of(tool: Tool, outputs: &[(&str, &str)], first: &str) -> BTreeMap<String, String> {
+    let named = outputs.iter().map(|(output, attribute)| {
+        let attribute = match (tool, *attribute) {
+            (Tool::Terraform, REF) => snake(first),
+            (Tool::Terraform, attribute) => attribute.split('.').map(snake).collect::<Vec<_>>().join("."),
+            (_, attribute) => attribute.to_owned(),
+        };
+        ((*output).to_owned(), attribute)
+    });
+    named.collect()
+}
+
+fn properties(form: &Form, new: Option<&New>, object: &Object<'_>) -> Value {
     let mut all = json!({});
     for (field, to) in form.fields {
         textnlp_cloud::document::set(&mut all, to, object.spec[*field].clone());
     }
-    if let (Value::Object(all), Value::Object(more)) = (&mut all, (form.more)(object)) {
-        all.extend(more);
+    let more = new.map(|new| (new.more)(object)).unwrap_or_default();
+    for more in [(form.more)(object), more] {
+        if let (Value::Object(all), Value::Object(more)) = (&mut all, more) {
+            all.extend(more);
+        }
     }
     match form.tagging {
         Tagging::List(to) => all[to] = object.listed(),
@@ -183,15 +264,7 @@ fn properties(form: &Form, object: &Object<'_>) -> Value {
 fn declaration(tool: Tool, part: Part, (form, region, file): (&'static Form, &str, &str)) -> Declaration {
     let properties = without_empty(part.properties);
     let first = part.identifiers.first().map(|(name, _)| *name).unwrap_or_default();
-    let outputs = form.outputs.iter().map(|(output, attribute)| {
-        let attribute = match (tool, *attribute) {
-            (Tool::Terraform, REF) => snake(first),
-            (Tool::Terraform, attribute) => attribute.split('.').map(snake).collect::<Vec<_>>().join("."),
-            (_, attribute) => attribute.to_owned(),
-        };
-        ((*output).to_owned(), attribute)
-    });
-    let outputs = outputs.collect();
+    let outputs = attributes_of(tool, form.outputs, first);
     let id = part.identifiers.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>().join("|");
     let identifiers = part.identifiers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     let (kind, properties, plugin) = match tool {
@@ -207,7 +280,20 @@ fn declaration(tool: Tool, part: Part, (form, region, file): (&'static Form, &st
         _ => Map::new(),
     };
     let (file, ignored, without) = (file.to_owned(), form.ignored, form.without);
-    Declaration { kind, body, id, identifiers, outputs, plugin, file, ignored, without, ..Declaration::default() }
+    let settings = if tool == Tool::Terraform { form.settings } else { &[] };
+    Declaration {
+        kind,
+        body,
+        id,
+        identifiers,
+        outputs,
+        plugin,
+        file,
+        ignored,
+        without,
+        settings,
+        ..Declaration::default()
+    }
 }
 
 /// A value without members that say nothing.
@@ -289,25 +375,56 @@ mod tests {
     use super::*;
 
     fn declared_as(tool: Tool, kind: &str, id: &str, spec: Value, outputs: Value) -> Result<Vec<Declaration>, String> {
+        let (id, outputs) = (CloudId::new(id).unwrap(), serde_json::from_value::<Outputs>(outputs).unwrap());
+        declared_object(tool, kind, Spec::of(&spec), PlannedObject { cloud_id: id, outputs }, false)
+    }
+
+    fn declared_object(
+        tool: Tool,
+        kind: &str,
+        spec: Spec,
+        object: PlannedObject,
+        is_planned: bool,
+    ) -> Result<Vec<Declaration>, String> {
         let object = Recorded {
             id: ResourceId::new("here/one").unwrap(),
             kind: KindName::new(kind).unwrap(),
             site: SiteName::new("here").unwrap(),
             via: None,
-            spec: Spec::of(&spec),
+            spec,
             needs: Vec::new(),
             ownership: Ownership::Ours,
             schema: 1,
-            cloud_id: CloudId::new(id).unwrap(),
+            cloud_id: object.cloud_id,
             created: None,
-            outputs: serde_json::from_value::<Outputs>(outputs).unwrap(),
+            outputs: object.outputs,
             protected: false,
             tainted: false,
         };
         let environment = EnvironmentName::new("staging").unwrap();
         let lineage = Lineage(Uuid::nil());
-        let request = Declare { tool, environment: &environment, lineage, object: &object, beside: &[] };
+        let request = Declare { tool, environment: &environment, lineage, object: &object, beside: &[], is_planned };
         declarations(&request, "eu-central-1").unwrap()
+    }
+
+    fn wanted(kind: &str, spec: &Value) -> Wanted {
+        Wanted {
+            id: ResourceId::new("here/one").unwrap(),
+            kind: KindName::new(kind).unwrap(),
+            site: SiteName::new("here").unwrap(),
+            via: None,
+            spec: Spec::of(spec),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            protected: false,
+        }
+    }
+
+    /// The declarations of an object that does not exist.
+    fn new(tool: Tool, kind: &str, spec: &Value) -> Vec<Declaration> {
+        let wanted = wanted(kind, spec);
+        let object = planned(&wanted).unwrap();
+        declared_object(tool, kind, wanted.spec, object, true).unwrap()
     }
 
     #[test]
@@ -360,5 +477,36 @@ mod tests {
         assert_eq!(route.identifiers["CidrBlock"], "0.0.0.0/0");
         assert!(table.without.contains("associations"));
         assert_eq!(table.file, "staging-here-eu-central-1");
+    }
+
+    #[test]
+    fn new_objects_have_what_an_import_leaves_as_it_is() {
+        let [nat, subnet] =
+            ["aws.nat-gateway", "aws.subnet"].map(|kind| Placeholder::of(&wanted(kind, &json!({})), "id").to_string());
+        let routes =
+            json!({ "vpc": "vpc-1", "routes": [{ "to": "0.0.0.0/0", "via": nat }], "subnets": [subnet], "tags": {} });
+        let all = new(Tool::CloudFormation, "aws.route-table", &routes);
+        let [table, route, association] = all.as_slice() else { panic!("{all:?}") };
+        assert_eq!((table.without, route.kind.as_str()), ("", "AWS::EC2::Route"));
+        assert_eq!(route.body["NatGatewayId"], nat.as_str());
+        assert_eq!(association.kind, "AWS::EC2::SubnetRouteTableAssociation");
+        assert_eq!(association.body["SubnetId"], subnet.as_str());
+        let own = Placeholder::of(&wanted("aws.route-table", &routes), "id").to_string();
+        assert_eq!(association.body["RouteTableId"], own.as_str());
+
+        let password = json!({ "$secret": "database", "version": "1" });
+        let server = json!({ "name": "db", "source": null, "password": password });
+        let all = new(Tool::Terraform, "aws.db-instance", &server);
+        assert_eq!((&all[0].body["master_user_password"], all[0].without), (&password, ""));
+        let outputs = planned(&wanted("aws.db-instance", &server)).unwrap().outputs;
+        assert_eq!(outputs["name"], "db");
+        assert!(Placeholder::read(outputs["host"].as_str().unwrap()).is_some(), "{outputs:?}");
+
+        let template = new(Tool::Terraform, "aws.launch-template", &json!({ "name": "nodes" }));
+        assert_eq!(template[0].outputs["version"], "latest_version_number");
+        let topic = json!({ "name": "t", "policy": { "Version": "2012-10-17" },
+            "subscriptions": [{ "protocol": "email", "endpoint": "a@example.com" }] });
+        let kinds: Vec<String> = new(Tool::Terraform, "aws.topic", &topic).into_iter().map(|one| one.kind).collect();
+        assert_eq!(kinds, ["awscc_sns_topic", "awscc_sns_topic_inline_policy", "awscc_sns_subscription"]);
     }
 }

@@ -8,8 +8,8 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use textnlp_cloud::{ImageSource, Images, Work, region_of};
 use textnlp_provider::{
     CloudId, Component, CostLine, Declaration, Declare, Error, ErrorKind, FieldChange, Handle, Kind, KindName,
-    Leftovers, Lineage, Object, Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress,
-    Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems,
+    Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use textnlp_token::partition;
 use tokio::sync::OnceCell;
@@ -133,6 +133,10 @@ impl Provider for Aws {
 
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         declare::declarations(request, &self.access.region)
+    }
+
+    fn planned(&self, wanted: &Wanted, _lineage: Lineage) -> Option<PlannedObject> {
+        declare::planned(wanted)
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {

@@ -6,9 +6,9 @@ use std::sync::{Arc, LazyLock};
 use async_trait::async_trait;
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::{
-    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Object, Observed,
-    Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, ReadFailure, Recorded, ResourceId,
-    Result, Scope, SecretStore, Site, Spec, Wanted, error_chain,
+    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Lineage, Object, Observed,
+    Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, ReadFailure,
+    Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Wanted, error_chain,
 };
 
 use crate::api::Access;
@@ -66,6 +66,10 @@ impl Provider for Records {
 
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         self.0.declare(request)
+    }
+
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        self.0.planned(wanted, lineage)
     }
 
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {

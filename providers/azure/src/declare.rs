@@ -143,6 +143,7 @@ fn terraform(table: &Table, id: &str, mut document: Value) -> Declaration {
         outputs: outputs(table, "output."),
         plugin: Some(plugin),
         ignored: table.ignored,
+        settings: table.settings,
         ..Declaration::default()
     }
 }
@@ -176,7 +177,8 @@ fn remove(document: &mut Value, pointer: &str) {
 #[cfg(test)]
 mod tests {
     use textnlp_provider::{
-        CloudId, EnvironmentName, KindName, Lineage, Outputs, Ownership, Recorded, ResourceId, SiteName, Spec,
+        CloudId, EnvironmentName, KindName, Lineage, Outputs, Ownership, Placeholder, Recorded, ResourceId, SiteName,
+        Spec, Wanted,
     };
     use uuid::Uuid;
 
@@ -205,7 +207,14 @@ mod tests {
 
     fn declared(tool: Tool, object: &Recorded, beside: &[Recorded]) -> Result<Vec<Declaration>, String> {
         let environment = EnvironmentName::new("staging").unwrap();
-        let request = Declare { tool, environment: &environment, lineage: Lineage(Uuid::nil()), object, beside };
+        let request = Declare {
+            tool,
+            environment: &environment,
+            lineage: Lineage(Uuid::nil()),
+            object,
+            beside,
+            is_planned: false,
+        };
         table::row(&object.kind).unwrap().resource.declare(None, &request).unwrap()
     }
 
@@ -263,5 +272,49 @@ mod tests {
         let pools = body["properties"]["agentPoolProfiles"].as_array().unwrap();
         assert_eq!((&pools[1]["name"], &pools[1]["availabilityZones"]), (&json!("cpu"), &json!(["1"])));
         assert_eq!(pools.len(), 2);
+    }
+
+    #[test]
+    fn new_objects_have_the_ids_of_their_names() {
+        let planned = |kind: &str, spec: Value| {
+            let wanted = Wanted {
+                id: ResourceId::new("here/one").unwrap(),
+                kind: KindName::new(kind).unwrap(),
+                site: SiteName::new("here").unwrap(),
+                via: None,
+                spec: Spec::of(&spec),
+                needs: Vec::new(),
+                ownership: Ownership::Ours,
+                protected: false,
+            };
+            table::row(&wanted.kind).unwrap().resource.planned(&wanted, Lineage(Uuid::nil())).unwrap()
+        };
+        let identity = planned("azure.identity", json!({ "group": GROUP, "name": "cluster" }));
+        let id = format!("{GROUP}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/cluster");
+        assert_eq!((identity.cloud_id.as_str(), &identity.outputs["id"]), (id.as_str(), &json!(id)));
+        let principal = identity.outputs["principal"].as_str().and_then(Placeholder::read);
+        assert_eq!(principal.map(|one| one.output), Some("principal"));
+        let vault = planned("azure.vault", json!({ "group": GROUP, "name": "tn-1" })).cloud_id;
+        let name = last(vault.as_str());
+        // The name of a deleted vault stays taken: the next one gets another end.
+        assert_eq!((textnlp_cloud::names::unsuffixed(name), name.len()), ("tn-1", 13));
+    }
+
+    #[test]
+    fn new_pools_are_the_first_alternative() {
+        let id = format!("{GROUP}/providers/Microsoft.ContainerService/managedClusters/n/agentPools/gpu");
+        let spec = json!({ "name": "gpu", "zones": ["1", "2"], "markets": ["spot", "on-demand"], "scaling": { "min": 1, "max": 3 } });
+        let pool = recorded("azure.pool", &id, spec);
+        assert!(declared(Tool::Bicep, &pool, &[]).is_err(), "the zone of an existing pool is not shown");
+        let environment = EnvironmentName::new("staging").unwrap();
+        let (tool, lineage) = (Tool::Bicep, Lineage(Uuid::nil()));
+        let request =
+            Declare { tool, environment: &environment, lineage, object: &pool, beside: &[], is_planned: true };
+        let all = table::row(&pool.kind).unwrap().resource.declare(None, &request).unwrap().unwrap();
+        let properties = &all[0].body["properties"];
+        assert_eq!(
+            (&properties["availabilityZones"], &properties["scaleSetPriority"]),
+            (&json!(["1"]), &json!("Spot"))
+        );
     }
 }

@@ -8,10 +8,13 @@ use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::document::{capture, fill, get, last, set};
-use textnlp_cloud::names::{suffixed, unsuffixed};
+use textnlp_cloud::names::{hash, suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, Tags};
 use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
-use textnlp_provider::{Declaration, Declare, Error, ErrorKind, Foreign, Operation, Outputs, Result, Spec};
+use textnlp_provider::{
+    CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Lineage, Operation, Outputs, Placeholder, PlannedObject,
+    Result, Spec, Wanted,
+};
 
 use crate::api::{Api, Call, Reply, tags_at};
 use crate::declare;
@@ -54,6 +57,8 @@ pub(crate) struct Table {
     pub(crate) undeclared: Option<&'static str>,
     /// The attributes of a declaration that other programs change.
     pub(crate) ignored: &'static [&'static str],
+    /// See [`Declaration::settings`].
+    pub(crate) settings: &'static [(&'static str, &'static str)],
 }
 
 impl Table {
@@ -74,6 +79,7 @@ impl Table {
         retained: false,
         undeclared: None,
         ignored: &[],
+        settings: &[],
     };
 
     pub(crate) fn field(&self, name: &str) -> Option<&'static Field> {
@@ -602,6 +608,22 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
 
     fn declare(&self, api: Option<&Api>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         declare::declarations::<K>(api, request)
+    }
+
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        let id = K::id(&wanted.spec)?;
+        // There is no operation whose token could end the name.
+        let id = if K::TABLE.suffixed { suffixed(&id, &hash(&lineage.to_string())) } else { id };
+        let mut outputs = Outputs::new();
+        K::outputs(&id, &Self::body(&wanted.spec, &Tags::new()), &mut outputs);
+        outputs.retain(|_, value| !value.is_null());
+        for (output, _) in K::TABLE.outputs {
+            let placeholder = json!(Placeholder::of(wanted, output).to_string());
+            outputs.entry((*output).to_owned()).or_insert(placeholder);
+        }
+        outputs.insert("id".to_owned(), json!(id));
+        outputs.insert("name".to_owned(), json!(last(&id)));
+        Some(PlannedObject { cloud_id: CloudId::new(&id).ok()?, outputs })
     }
 }
 

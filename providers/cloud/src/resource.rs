@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{
     CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Health, Lineage, Object, Operation, Origin, Outputs,
-    Result, Spec, Verb,
+    PlannedObject, Result, Spec, Verb, Wanted,
 };
 
 use crate::cloud::{Cloud, REGION};
@@ -263,6 +263,10 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>>;
     fn declare(&self, _api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         None
+    }
+    fn planned(&self, wanted: &Wanted, _lineage: Lineage) -> Option<PlannedObject> {
+        let cloud_id = CloudId::new(self.id(&wanted.spec)?).ok()?;
+        Some(PlannedObject { cloud_id, outputs: Outputs::new() })
     }
 }
 

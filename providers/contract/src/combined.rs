@@ -9,10 +9,10 @@ use async_trait::async_trait;
 
 use crate::component::{Component, Site};
 use crate::cost::{Charge, CostLine};
-use crate::declare::{Declaration, Declare};
+use crate::declare::{Declaration, Declare, PlannedObject};
 use crate::error::Result;
 use crate::kind::{Kind, joined};
-use crate::name::{CloudId, KindName, ResourceId};
+use crate::name::{CloudId, KindName, Lineage, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
 use crate::permission::{PolicyDocument, PolicyRequest};
 use crate::provider::{Leftovers, Problem, Problems, Provider, Scope, Sweep};
@@ -63,6 +63,10 @@ impl Provider for Combined {
 
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         self.of(&request.object.kind).declare(request)
+    }
+
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        self.of(&wanted.kind).planned(wanted, lineage)
     }
 
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {

@@ -42,7 +42,7 @@ pub use capabilities::{Capabilities, Capability, RuntimeSupport};
 pub use combined::{Combined, SecondPart};
 pub use component::{Component, Site};
 pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing, SPOT_AT_MOST};
-pub use declare::{Declaration, Declare, Plugin, SUBSCRIPTION_SCOPE, Tool, Within};
+pub use declare::{Declaration, Declare, Placeholder, PlannedObject, Plugin, SUBSCRIPTION_SCOPE, Tool, Within};
 pub use error::{ContestedField, Error, ErrorKind, Result, error_chain};
 pub use kind::{DataClass, Identity, Kind, ReplaceOrder};
 pub use minimum::{Disk, Minimum};

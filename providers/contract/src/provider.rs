@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::component::{Component, Site};
 use crate::cost::CostLine;
-use crate::declare::{Declaration, Declare};
+use crate::declare::{Declaration, Declare, PlannedObject};
 use crate::error::Result;
 use crate::kind::Kind;
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
@@ -54,6 +54,13 @@ pub trait Provider: Send + Sync {
     /// where the provider has no form for the tool; an error says why the tool cannot declare this object.
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         let _ = request;
+        None
+    }
+
+    /// What is known of a wanted resource's object before its creation. The spec has no references to outputs: those of objects that
+    /// do not exist are placeholders. Pure. `None` where no tool of [`declare`](Self::declare) creates such an object.
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        let _ = (wanted, lineage);
         None
     }
 

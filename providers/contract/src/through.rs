@@ -15,10 +15,10 @@ use crate::combined::SecondPart;
 use crate::component::{Component, Site};
 use crate::connect::{Connect, HostEndpoint};
 use crate::cost::{Charge, CostLine};
-use crate::declare::{Declaration, Declare};
+use crate::declare::{Declaration, Declare, PlannedObject};
 use crate::error::{Error, ErrorKind, Result, error_chain};
 use crate::kind::{Kind, joined};
-use crate::name::{CloudId, ComponentName, KindName, ResourceId};
+use crate::name::{CloudId, ComponentName, KindName, Lineage, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
 use crate::permission::{PolicyDocument, PolicyRequest};
 use crate::provider::{Leftovers, Problem, Problems, Provider, Scope, Sweep};
@@ -313,6 +313,13 @@ impl Provider for Through {
         match self.is_inner(&request.object.kind) {
             true => self.inner.declare(request),
             false => self.outer.declare(request),
+        }
+    }
+
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        match self.is_inner(&wanted.kind) {
+            true => self.inner.planned(wanted, lineage),
+            false => self.outer.planned(wanted, lineage),
         }
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Terraform {
     pub(crate) import: fn(&str, &Value) -> String,
     /// The outputs that others refer to, and their attributes.
     pub(crate) outputs: &'static [(&'static str, &'static str)],
+    /// See [`Declaration::settings`].
+    pub(crate) settings: &'static [(&'static str, &'static str)],
 }
 
 impl Terraform {
@@ -39,6 +41,7 @@ impl Terraform {
         ignored: &[],
         import: |id, _| id.to_owned(),
         outputs: &[],
+        settings: &[],
     };
 }
 
@@ -64,6 +67,10 @@ fn declared<K: RestKind>(api: Option<&Api>, request: &Declare<'_>) -> Result<Vec
     K::declared(api, request, &mut document)?;
     let mut moved = Vec::new();
     for (from, to) in form.moved {
+        // A new object gets the description with its tags.
+        if request.is_planned && (*from, *to) == NO_DESCRIPTION {
+            continue;
+        }
         if let Some(value) = take(&mut document, from) {
             moved.push((*to, value));
         }
@@ -83,7 +90,7 @@ fn declared<K: RestKind>(api: Option<&Api>, request: &Declare<'_>) -> Result<Vec
         set(&mut all, to, serde_json::from_str(text).unwrap_or_default());
     }
     let main = declaration(api, form.kind, &all, (form.import)(id, &all), form.outputs);
-    Ok(K::declarations(api, request, Declaration { ignored: form.ignored, ..main }))
+    Ok(K::declarations(api, request, Declaration { ignored: form.ignored, settings: form.settings, ..main }))
 }
 
 /// One declaration.
@@ -174,7 +181,7 @@ pub(crate) fn by_name(id: &str, _attributes: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use textnlp_provider::{
-        CloudId, EnvironmentName, KindName, Lineage, Outputs, Ownership, Recorded, ResourceId, SiteName, Spec,
+        CloudId, EnvironmentName, KindName, Lineage, Outputs, Ownership, Recorded, ResourceId, SiteName, Spec, Wanted,
     };
     use uuid::Uuid;
 
@@ -203,7 +210,8 @@ mod tests {
         };
         let environment = EnvironmentName::new("staging").unwrap();
         let (tool, lineage) = (Tool::Terraform, Lineage(Uuid::nil()));
-        let request = Declare { tool, environment: &environment, lineage, object: &object, beside: &[] };
+        let request =
+            Declare { tool, environment: &environment, lineage, object: &object, beside: &[], is_planned: false };
         table::row(&object.kind).unwrap().resource.declare(None, &request).unwrap()
     }
 
@@ -394,5 +402,31 @@ mod tests {
                 "p/db-0a1b/textnlp",
             ]
         );
+    }
+
+    #[test]
+    fn new_objects_have_the_ids_of_their_names() {
+        let planned = |kind: &str, spec: Value| {
+            let wanted = Wanted {
+                id: ResourceId::new("here/one").unwrap(),
+                kind: KindName::new(kind).unwrap(),
+                site: SiteName::new("here").unwrap(),
+                via: None,
+                spec: Spec::of(&spec),
+                needs: Vec::new(),
+                ownership: Ownership::Ours,
+                protected: false,
+            };
+            table::row(&wanted.kind).unwrap().resource.planned(&wanted, Lineage(Uuid::nil())).unwrap()
+        };
+        let account = planned("gcp.service-account", json!({ "project": "p", "name": "nodes" }));
+        assert_eq!(account.outputs["member"], "serviceAccount:nodes@p.iam.gserviceaccount.com");
+        let server = planned("gcp.sql-instance", json!({ "project": "p", "name": "db" }));
+        let name = server.outputs["name"].as_str().unwrap();
+        // The next object of the name gets another end.
+        assert_eq!((textnlp_cloud::names::unsuffixed(name), name.len()), ("db", 11));
+        assert_eq!(server.cloud_id.as_str(), format!("projects/p/instances/{name}"));
+        let pool = json!({ "cluster": "projects/p/locations/l/clusters/c", "name": "gpu" });
+        assert_eq!(planned("gcp.node-pool", pool).cloud_id.as_str(), "projects/p/locations/l/clusters/c/nodePools/gpu");
     }
 }

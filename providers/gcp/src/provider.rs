@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
-    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Leftovers, Object,
-    Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId,
-    Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Leftovers, Lineage,
+    Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider,
+    Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use tokio::sync::OnceCell;
 
@@ -109,6 +109,10 @@ impl Provider for Gcp {
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         let api = self.api.get().map(|api| &**api);
         table::row(&request.object.kind)?.resource.declare(api, request)
+    }
+
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        table::row(&wanted.kind)?.resource.planned(wanted, lineage)
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {

@@ -7,10 +7,13 @@ use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::document::{self, capture, fill, get, last, set};
-use textnlp_cloud::names::{suffixed, unsuffixed};
+use textnlp_cloud::names::{hash, suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, ENVIRONMENT, LINEAGE, Tags};
 use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
-use textnlp_provider::{Declaration, Declare, Error, ErrorKind, Foreign, Operation, Outputs, Result, Spec, Verb};
+use textnlp_provider::{
+    CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Lineage, Operation, Outputs, Placeholder, PlannedObject,
+    Result, Spec, Verb, Wanted,
+};
 use uuid::Uuid;
 
 use crate::api::{Api, Call};
@@ -757,6 +760,28 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
 
     fn declare(&self, api: Option<&Api>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         declare::declarations::<K>(api, request)
+    }
+
+    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
+        let table = K::TABLE;
+        let value = |name: &str| wanted.spec.get(name)?.as_str().map(str::to_owned);
+        // There is no operation whose token could end the name.
+        let named = |name: String| if table.suffixed { suffixed(&name, &hash(&lineage.to_string())) } else { name };
+        let part = |name: &str| value(name).map(|value| if name == "name" { named(value) } else { value });
+        let id = fill(table.path, part)?;
+        let mut document = Self::body(&wanted.spec, &Tags::new()).unwrap_or_default();
+        // The address of an account follows from its name.
+        document["email"] = json!(last(&id));
+        let mut outputs = Outputs::new();
+        K::outputs(&id, &document, &mut outputs);
+        outputs.retain(|_, value| !value.is_null());
+        for (output, _) in table.terraform.outputs {
+            let placeholder = json!(Placeholder::of(wanted, output).to_string());
+            outputs.entry((*output).to_owned()).or_insert(placeholder);
+        }
+        outputs.insert("id".to_owned(), json!(id));
+        outputs.insert("name".to_owned(), json!(last(&id)));
+        Some(PlannedObject { cloud_id: CloudId::new(&id).ok()?, outputs })
     }
 }
 

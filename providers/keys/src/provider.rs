@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_provider::{
-    CloudId, Component, Effect, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
-    Problem, Problems, Progress, Provider, ROTATION, Recorded, ResourceId, Result, Scope, Secret, SecretStore, Site,
-    Verb, Wanted,
+    CloudId, Component, Effect, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Lineage, Object, Observed,
+    Operation, Outputs, PlannedObject, Problem, Problems, Progress, Provider, ROTATION, Recorded, ResourceId, Result,
+    Scope, Secret, SecretRef, SecretStore, SecretVersion, Site, Verb, Wanted,
 };
 use tokio::task::{JoinError, JoinHandle};
 
@@ -19,6 +19,7 @@ use crate::layout::SiteFolder;
 use crate::marker::Marker;
 use crate::objects::{self, FolderProvider};
 use crate::preflight;
+use crate::spec::SecretSpec;
 use crate::table::{KINDS, KeyKind};
 use crate::verbs::{authority, certificate, directory, secret};
 use crate::work::{Observation, Work};
@@ -95,6 +96,18 @@ impl Provider for Keys {
         let mut expansion = Expansion::new(component, site);
         self.expand(&mut expansion);
         expansion.finish()
+    }
+
+    /// A secret, whose name is known before its value. Its version never leaves an export.
+    fn planned(&self, wanted: &Wanted, _lineage: Lineage) -> Option<PlannedObject> {
+        if KeyKind::of(&wanted.kind) != Some(KeyKind::Secret) {
+            return None;
+        }
+        let SecretSpec { name, .. } = wanted.spec.typed().ok()?;
+        let cloud_id = CloudId::new(&name.0).ok()?;
+        let secret = SecretRef { name, version: SecretVersion("1".to_owned()) };
+        let outputs = Outputs::from([("secret".to_owned(), serde_json::json!(secret))]);
+        Some(PlannedObject { cloud_id, outputs })
     }
 
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {

@@ -18,6 +18,7 @@ mod backend;
 mod balance;
 mod health;
 mod trust;
+mod turns;
 
 mod admin;
 mod admission;
@@ -60,6 +61,7 @@ use events::Events;
 use handover::{Inherited, Sockets};
 use listen::Listener;
 use metrics::Metrics;
+use turns::Turns;
 
 /// Why the gateway does not start, or rejects a new configuration.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +140,7 @@ struct Gateway {
     metrics: Metrics,
     events: Events,
     admission: Arc<Admission>,
+    handshakes: Turns,
     memory: Arc<memory::Memory>,
     sockets: Sockets,
     /// One reload at a time.
@@ -283,6 +286,7 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
         metrics: Metrics::new(),
         events: Events::default(),
         admission: Arc::default(),
+        handshakes: Turns::new(),
         memory: Arc::default(),
         sockets: Sockets::new(shared, steps_aside),
         reloading: tokio::sync::Mutex::new(()),

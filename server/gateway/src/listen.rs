@@ -285,7 +285,7 @@ impl Session {
             if came && first[0].is_ascii_uppercase() {
                 return Ok((Err(stream), false));
             }
-            let shaken = certificate.acceptor().accept(stream).await?;
+            let shaken = self.gateway.handshakes.run(certificate.acceptor().accept(stream)).await?;
             let http2 = shaken.get_ref().1.alpn_protocol() == Some(b"h2");
             Ok::<_, io::Error>((Ok(shaken), http2))
         });

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use textnlp_inference::cpu::normalize;
 
+use crate::auth::Caller;
 use crate::embed::{self, Embedder};
 use crate::error::{ApiError, chain};
 use crate::http::{AnswerMemory, Call, Fields, SMALL, json_response};

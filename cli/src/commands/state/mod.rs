@@ -10,7 +10,7 @@ use crate::commands::prelude::*;
 use crate::signals;
 use crate::state_args::State;
 
-pub use show::declared;
+pub use show::{declared, planned};
 
 /// `state VERB`.
 pub async fn state(session: &Session, command: &State, console: Console) -> Result<Success, Failure> {

@@ -1,15 +1,15 @@
-//! Shows the recorded state, current or past. Takes no lock. Only exports of what exists call providers.
+//! Shows the recorded state, current or past. Takes no lock. Only exports in the terms of a cloud call providers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::Context;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use textnlp_orchestrator::export;
 use textnlp_orchestrator::state::{Changed, PointInTime, RecordedObjects, State, differences};
 use textnlp_orchestrator::status::{self, Line};
-use textnlp_provider::{Declare, Recorded, ResourceId, SiteName, Tool};
+use textnlp_provider::{Declare, EnvironmentName, Recorded, ResourceId, SiteName, Tool};
 use textnlp_service::backup::put_file;
 use textnlp_service::export as folders;
 
@@ -62,7 +62,7 @@ impl LoadedState {
         let (environment, lineage) = (&self.deployment.chosen.scope.name, self.state.lineage());
         let all: Vec<Recorded> = holdings.values().filter_map(|holding| holding.current.clone()).collect();
         all.iter().any(|object| {
-            let request = Declare { tool, environment, lineage, object, beside: &all };
+            let request = Declare { tool, environment, lineage, object, beside: &all, is_planned: false };
             self.deployment.sites.get(&object.site).is_some_and(|site| site.provider.declare(&request).is_some())
         })
     }
@@ -257,18 +257,59 @@ pub async fn declared(
     out: Option<&Utf8Path>,
     console: Console,
 ) -> Result<Success, Failure> {
-    let looked = load(session, console).await?;
+    let looked = load(session, console).await.map_err(|failure| match (failure.code, failure.hint.clone()) {
+        ("not_up", Some(up)) => failure.hint(format!("{up}; or export what the environment wants: add --planned")),
+        _ => failure,
+    })?;
     let name = &looked.deployment.chosen.scope.name;
     let holdings = looked.at(PointInTime::Now).await?;
     if !looked.is_declarable(tool, &holdings) {
         if tool == Tool::Terraform {
             return print_or_write(session, &looked, export::terraform(name, looked.state.lineage(), &holdings), out);
         }
-        let error = anyhow::anyhow!("{name} has no objects that {tool} can declare");
-        return Err(Failure::usage("not_available", error).hint(
-            "cloudformation is for sites on AWS, bicep for sites on Azure; `export terraform` is for each cloud",
-        ));
+        return Err(nothing(name, tool));
     }
+    let (folder, before) = folder_of(session, name, tool, out)?;
+    let facts = looked.deployment.facts(&looked.state).await?;
+    write_declared(name, tool, export::declared(&facts, tool), (&folder, &before))
+}
+
+/// The same with --planned: also what the environment wants and has no record of.
+pub async fn planned(
+    session: &Session,
+    tool: Tool,
+    out: Option<&Utf8Path>,
+    console: Console,
+) -> Result<Success, Failure> {
+    let deployment = deployment::wanted(session, session.load_to_run(console)?, console).await?;
+    let name = &deployment.chosen.scope.name;
+    let (folder, before) = folder_of(session, name, tool, out)?;
+    let state = deployment.state().await?;
+    let state = match state.is_new() {
+        true => state.with_lineage(export::proposed_lineage(name, &deployment.places())),
+        false => state,
+    };
+    let facts = deployment.facts(&state).await?;
+    let exported = export::planned(&facts, tool);
+    if exported.declared.is_empty() {
+        return Err(nothing(name, tool));
+    }
+    write_declared(name, tool, exported, (&folder, &before))
+}
+
+fn nothing(name: &EnvironmentName, tool: Tool) -> Failure {
+    let error = anyhow::anyhow!("{name} has no objects that {tool} can declare");
+    Failure::usage("not_available", error)
+        .hint("cloudformation is for sites on AWS, bicep for sites on Azure; `export terraform` is for each cloud")
+}
+
+/// The folder of an export with several files, and the files of the export before it.
+fn folder_of(
+    session: &Session,
+    name: &EnvironmentName,
+    tool: Tool,
+    out: Option<&Utf8Path>,
+) -> Result<(Utf8PathBuf, Vec<String>), Failure> {
     let Some(out) = out else {
         let error = anyhow::anyhow!("the export of {name} has several files");
         return Err(
@@ -277,9 +318,16 @@ pub async fn declared(
     };
     let folder = session.here.join(out);
     let before = folders::earlier(&folder, tool)?;
-    let facts = looked.deployment.facts(&looked.state).await?;
-    let exported = export::declared(&facts, tool);
-    let removed = folders::write_folder(&folder, tool, &before, &exported.files)?;
+    Ok((folder, before))
+}
+
+fn write_declared(
+    name: &EnvironmentName,
+    tool: Tool,
+    exported: export::Exported,
+    (folder, before): (&Utf8Path, &[String]),
+) -> Result<Success, Failure> {
+    let removed = folders::write_folder(folder, tool, before, &exported.files)?;
     let mut text =
         format!("wrote {} resources into {} files in {folder}", exported.declared.len(), exported.files.len());
     if !removed.is_empty() {

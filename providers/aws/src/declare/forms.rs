@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
+use textnlp_provider::Placeholder;
 
-use super::{Form, Object, Part, REF, Source, Tagging, listed};
+use super::{Form, New, Object, Part, REF, Source, Tagging, listed};
 
 /// The forms, by service.
 pub(super) static ALL: &[Form] = &[
@@ -16,6 +17,7 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("VpcId", Source::Id)],
         outputs: &[("id", "VpcId")],
         without: "the rules of its default security group",
+        new: New { without: "the rules of its default security group", ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -63,6 +65,7 @@ pub(super) static ALL: &[Form] = &[
         outputs: &[("id", "RouteTableId")],
         parts: routes,
         without: "its associations with subnets",
+        new: New { parts: associations, ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -122,6 +125,8 @@ pub(super) static ALL: &[Form] = &[
         tagging: Tagging::None,
         identifiers: &[("LaunchTemplateId", Source::Id)],
         outputs: &[("id", "LaunchTemplateId")],
+        // The number of a version is a text that other attributes may have: only a placeholder stands for it alone.
+        new: New { outputs: &[("version", "LatestVersionNumber")], ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -190,6 +195,7 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("TopicArn", Source::Output("arn"))],
         outputs: &[("arn", "TopicArn")],
         without: "its policy and its subscriptions",
+        new: New { parts: topic, ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -257,6 +263,7 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("RepositoryName", Source::Field("name"))],
         outputs: &[("name", REF), ("arn", "Arn")],
         without: "its images",
+        new: New { without: "its images", ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -324,6 +331,7 @@ pub(super) static ALL: &[Form] = &[
         outputs: &[("arn", "Arn")],
         // The autoscaler changes the count.
         ignored: &["scaling_config.desired_size"],
+        settings: &[("min_nodes", "/scaling_config/min_size"), ("max_nodes", "/scaling_config/max_size")],
         ..Form::USUAL
     },
     Form {
@@ -413,6 +421,12 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("DBInstanceIdentifier", Source::Field("name"))],
         outputs: &[("arn", "DBInstanceArn"), ("host", "Endpoint.Address")],
         without: "its password",
+        new: New {
+            // A replica has that of its source.
+            more: |one| json!({ "MasterUserPassword": one.spec["source"].is_null().then(|| one.spec["password"].clone()) }),
+            ..New::USUAL
+        },
+        settings: &[("class", "/db_instance_class"), ("storage_gb", "/allocated_storage")],
         ..Form::USUAL
     },
     Form {
@@ -422,6 +436,7 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("Id", Source::Output("arn"))],
         outputs: &[("arn", "Id")],
         without: "its value",
+        new: New { more: |one| json!({ "SecretString": one.spec["value"] }), ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -521,6 +536,14 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("CertificateArn", Source::Output("arn"))],
         outputs: &[("arn", "CertificateArn")],
         without: "the records that validate it",
+        new: New {
+            more: |one| {
+                let names = one.spec["names"].as_array().into_iter().flatten();
+                let validated = |name: &Value| json!({ "DomainName": name, "HostedZoneId": one.spec["zone"] });
+                json!({ "DomainValidationOptions": names.map(validated).collect::<Vec<Value>>() })
+            },
+            ..New::USUAL
+        },
         ..Form::USUAL
     },
     Form {
@@ -534,6 +557,7 @@ pub(super) static ALL: &[Form] = &[
             ("ServiceNamespace", Source::Text("sagemaker")),
         ],
         without: "its scaling policies",
+        new: New { parts: policies, ..New::USUAL },
         ..Form::USUAL
     },
     Form {
@@ -588,6 +612,7 @@ pub(super) static ALL: &[Form] = &[
         identifiers: &[("EndpointArn", Source::Output("arn"))],
         outputs: &[("arn", "EndpointArn")],
         without: "how it moves to another configuration",
+        new: New { without: "how it moves to another configuration", ..New::USUAL },
         ..Form::USUAL
     },
 ];
@@ -608,7 +633,11 @@ fn routes(one: &Object<'_>) -> Vec<Part> {
     let routes = one.spec["routes"].as_array().into_iter().flatten();
     let route = |route: &Value| {
         let (to, via) = (route["to"].as_str()?, route["via"].as_str()?);
-        let gateway = if via.starts_with("nat-") { "NatGatewayId" } else { "GatewayId" };
+        let is_nat = match Placeholder::read(via) {
+            Some(planned) => planned.kind == "aws.nat-gateway",
+            None => via.starts_with("nat-"),
+        };
+        let gateway = if is_nat { "NatGatewayId" } else { "GatewayId" };
         Some(Part {
             of: "AWS::EC2::Route",
             properties: json!({ "RouteTableId": one.id, "DestinationCidrBlock": to, (gateway): via }),
@@ -616,6 +645,59 @@ fn routes(one: &Object<'_>) -> Vec<Part> {
         })
     };
     routes.filter_map(route).collect()
+}
+
+/// The subnets that use a route table.
+fn associations(one: &Object<'_>) -> Vec<Part> {
+    let subnets = one.spec["subnets"].as_array().into_iter().flatten();
+    let association = |subnet: &Value| Part {
+        of: "AWS::EC2::SubnetRouteTableAssociation",
+        properties: json!({ "RouteTableId": one.id, "SubnetId": subnet }),
+        identifiers: vec![("Id", String::new())],
+    };
+    subnets.map(association).collect()
+}
+
+/// The policy of a topic, and its subscriptions.
+fn topic(one: &Object<'_>) -> Vec<Part> {
+    let arn = one.output("arn");
+    let mut all = vec![Part {
+        of: "AWS::SNS::TopicInlinePolicy",
+        properties: json!({ "TopicArn": arn, "PolicyDocument": one.spec["policy"] }),
+        identifiers: vec![("TopicArn", String::new())],
+    }];
+    let subscriptions = one.spec["subscriptions"].as_array().into_iter().flatten();
+    all.extend(subscriptions.map(|to| Part {
+        of: "AWS::SNS::Subscription",
+        properties: json!({ "TopicArn": arn, "Protocol": to["protocol"], "Endpoint": to["endpoint"] }),
+        identifiers: vec![("Arn", String::new())],
+    }));
+    all
+}
+
+/// The policies of a scaling target.
+fn policies(one: &Object<'_>) -> Vec<Part> {
+    let policies = one.spec["policies"].as_object().into_iter().flatten();
+    let policy = |(name, policy): (&String, &Value)| Part {
+        of: "AWS::ApplicationAutoScaling::ScalingPolicy",
+        properties: json!({
+            "PolicyName": name,
+            "PolicyType": "TargetTrackingScaling",
+            "ResourceId": one.id,
+            "ScalableDimension": DIMENSION,
+            "ServiceNamespace": "sagemaker",
+            "TargetTrackingScalingPolicyConfiguration": {
+                "TargetValue": policy["invocations"],
+                "PredefinedMetricSpecification": {
+                    "PredefinedMetricType": "SageMakerVariantInvocationsPerInstance",
+                },
+                "ScaleOutCooldown": policy["scale_out_seconds"],
+                "ScaleInCooldown": policy["scale_in_seconds"],
+            },
+        }),
+        identifiers: vec![("Arn", String::new()), ("ScalableDimension", DIMENSION.to_owned())],
+    };
+    policies.map(policy).collect()
 }
 
 /// The rules of a side of a security group with this id.
@@ -631,6 +713,8 @@ fn rules(rules: &Value, side: &str, group: &str) -> Vec<Value> {
         let (name, peer) = match peer {
             "self" => (format!("{side}SecurityGroupId"), group),
             peer if peer.starts_with("sg-") => (format!("{side}SecurityGroupId"), peer),
+            // Of what does not exist, only groups are peers.
+            peer if Placeholder::read(peer).is_some() => (format!("{side}SecurityGroupId"), peer),
             peer if peer.starts_with("pl-") => (format!("{side}PrefixListId"), peer),
             peer if peer.contains(':') => ("CidrIpv6".to_owned(), peer),
             peer => ("CidrIp".to_owned(), peer),

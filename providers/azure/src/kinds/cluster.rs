@@ -247,6 +247,10 @@ impl RestKind for Cluster {
 
     /// A change of a cluster repeats all of its pools, also those of other resources.
     fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        // A new cluster gets its other pools from their own declarations.
+        if request.is_planned {
+            return Ok(());
+        }
         let id = request.object.cloud_id.as_str();
         let is_own =
             |one: &&Recorded| one.kind.as_str() == POOL && one.spec.get("cluster").and_then(Value::as_str) == Some(id);
@@ -381,6 +385,7 @@ impl RestKind for Pool {
         ],
         in_place: &["labels", "scaling"],
         ignored: &["body.properties.count"],
+        settings: &[("min_nodes", "/body/properties/minCount"), ("max_nodes", "/body/properties/maxCount")],
         marks: Marks::Member("/properties/tags"),
         ..Table::USUAL
     };
@@ -443,13 +448,14 @@ impl RestKind for Pool {
     }
 
     fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
-        match alternatives(&request.object.spec).as_slice() {
-            [chosen] => {
-                buy(document, chosen);
-                Ok(())
-            }
-            _ => Err("Azure did not show in which zone it is".to_owned()),
+        let mut all = alternatives(&request.object.spec).into_iter();
+        match (all.next(), all.len()) {
+            (Some(only), 0) => buy(document, &only),
+            // Only an offer tells whether the size is tied to zones, and in which it is.
+            (Some(first), _) if request.is_planned => buy(document, &Alternative { zone: None, ..first }),
+            _ => return Err("Azure did not show in which zone it is".to_owned()),
         }
+        Ok(())
     }
 
     async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<Pending>> {

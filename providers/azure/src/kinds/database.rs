@@ -99,6 +99,7 @@ impl RestKind for Server {
         update: Update::Patch,
         state: "/properties/state",
         outputs: &[("host", "/properties/fullyQualifiedDomainName")],
+        settings: &[("disk_gb", "/body/properties/storage/storageSizeGB")],
         ..Table::USUAL
     };
 

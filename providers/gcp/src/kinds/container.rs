@@ -240,6 +240,11 @@ impl RestKind for Cluster {
             let pool = format!("{}.svc.id.goog", segment(id, "projects"));
             set(document, "/workloadIdentityConfig/workloadPool", pool.into());
         }
+        if request.is_planned {
+            // Terraform creates the first pool with it, and removes that.
+            let config = first_config(spec, &document["resourceLabels"]);
+            document["nodeConfig"] = config;
+        }
         // Networks are restricted where there is a block for them.
         let is_restricted = document["masterAuthorizedNetworksConfig"]["enabled"] == true;
         if let Some(networks) = document["masterAuthorizedNetworksConfig"].as_object_mut() {
@@ -254,20 +259,11 @@ impl RestKind for Cluster {
             let pool = format!("{}.svc.id.goog", api.project());
             set(document, "/workloadIdentityConfig/workloadPool", pool.into());
         }
-        let labels = document["resourceLabels"].clone();
+        let config = first_config(spec, &document["resourceLabels"]);
         document["nodePools"] = json!([{
             "name": FIRST_POOL,
             "initialNodeCount": 1,
-            "config": {
-                "machineType": FIRST_MACHINE,
-                "diskSizeGb": FIRST_DISK_GB,
-                "diskType": "pd-standard",
-                "serviceAccount": spec.get("node_account"),
-                "oauthScopes": [SCOPE],
-                "resourceLabels": labels,
-                "shieldedInstanceConfig": { "enableSecureBoot": true, "enableIntegrityMonitoring": true },
-                "workloadMetadataConfig": { "mode": "GKE_METADATA" },
-            },
+            "config": config,
             "networkConfig": { "enablePrivateNodes": true },
         }]);
         Ok(())
@@ -406,6 +402,11 @@ impl RestKind for NodePool {
             moved: &[("/config", "/node_config"), ("/autoscaling/enabled", "")],
             // The autoscaler changes the count.
             ignored: &["initial_node_count", "node_count"],
+            settings: &[
+                ("min_nodes", "/autoscaling/total_min_node_count"),
+                ("max_nodes", "/autoscaling/total_max_node_count"),
+                ("machine", "/node_config/machine_type"),
+            ],
             import: |id, _| {
                 let parts = ["projects", "locations", "clusters", "nodePools"].map(|after| segment(id, after));
                 parts.join("/")
@@ -420,7 +421,10 @@ impl RestKind for NodePool {
         for (name, after) in [("project", "projects"), ("location", "locations"), ("cluster", "clusters")] {
             document[name] = json!(segment(id, after));
         }
-        document["nodeLocations"] = spec.get("zones").cloned().unwrap_or_default();
+        // A new pool of one of several zones is in the first one.
+        let most = if request.is_planned { 1 } else { usize::MAX };
+        let zones = spec.get("zones").and_then(Value::as_array).into_iter().flatten().take(most);
+        document["nodeLocations"] = zones.cloned().collect();
         if spec.get("markets").is_some_and(|markets| markets[0] == SPOT) {
             set(document, "/config/spot", json!(true));
         }
@@ -613,6 +617,20 @@ fn accelerator(document: &Value) -> Value {
     let Some(first) = get(document, "/config/accelerators/0") else { return Value::Null };
     let count = first["acceleratorCount"].as_str().and_then(|count| count.parse::<u64>().ok());
     json!({ "type": first["acceleratorType"], "count": count })
+}
+
+/// The machine of the first pool.
+fn first_config(spec: &Spec, labels: &Value) -> Value {
+    json!({
+        "machineType": FIRST_MACHINE,
+        "diskSizeGb": FIRST_DISK_GB,
+        "diskType": "pd-standard",
+        "serviceAccount": spec.get("node_account"),
+        "oauthScopes": [SCOPE],
+        "resourceLabels": labels,
+        "shieldedInstanceConfig": { "enableSecureBoot": true, "enableIntegrityMonitoring": true },
+        "workloadMetadataConfig": { "mode": "GKE_METADATA" },
+    })
 }
 
 fn autoscaling(scaling: &Value) -> Value {

@@ -157,6 +157,7 @@ impl RestKind for Instance {
             // A disk grows automatically.
             ignored: &["settings[0].disk_size"],
             outputs: &[NAME],
+            settings: &[("tier", "/settings/tier")],
             ..Terraform::USUAL
         },
         ..Table::USUAL

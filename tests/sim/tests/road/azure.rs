@@ -132,11 +132,15 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
     let role = role_of(&subscription.operator, |args| subscription.run(args, &[]));
     assert!(role["Actions"].as_array().is_some_and(|all| all.len() > 20), "{role:#}");
     let hosts = Hosts::start(&[(hosts::AZURE, subscription.cloud.url())]);
+    let folder = subscription.operator.sandbox.folder();
+    let planned = export::planned(|args| subscription.run(args, &[]), folder);
+    export::azure(&planned.main, |id, body| subscription.cloud.check(id, body));
+    export::planned_bicep(|args| subscription.run(args, &[]), folder);
     let models = || {
         push_as_one_with_a_role(&subscription, &hosts);
-        let folder = subscription.operator.sandbox.folder();
         let main = export::terraform(|args| subscription.run(args, &[]), folder);
         export::azure(&main, |id, body| subscription.cloud.check(id, body));
+        export::same(&planned, |args| subscription.run(args, &[]), folder, &main);
         export::bicep(|args| subscription.run(args, &[]), folder);
     };
     whole_life(|args, more| subscription.run(args, more), || subscription.left(), models);

@@ -1,6 +1,6 @@
-//! What `export` writes of a site that is up, read by the schemas of the tools that it is for.
+//! What `export` writes of a site before and after its first `up`, read by the schemas of the tools that it is for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -11,14 +11,23 @@ use textnlp_tests::Said;
 /// The attributes of Terraform's provider `google`.
 const GOOGLE: &str = include_str!("../../../schemas/google.json");
 
-/// A folder with an export of a tool, and the document of the command.
-fn exported(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, tool: &str) -> (Utf8PathBuf, Value) {
-    let out = folder.join(tool);
-    let said = run(&["export", tool, "--out", out.as_str(), "-o", "json"]).expect(0).json();
+/// The private characters of what only a creation shows: none is in a file.
+const PRIVATE: [char; 3] = ['\u{e001}', '\u{e002}', '\u{e003}'];
+
+/// A folder with an export of a tool, and the document of the command. `more` are flags.
+fn exported(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, tool: &str, more: &[&str]) -> (Utf8PathBuf, Value) {
+    let out = folder.join(format!("{tool}{}", more.concat()));
+    let args: &[&str] = &["export", tool, "--out", out.as_str(), "-o", "json"];
+    let said = run(&[args, more].concat()).expect(0).json();
     let declared = said["declared"].as_array().map_or(0, Vec::len);
     eprintln!("export {tool}: {declared} declared, {} left out", said["left"].as_array().map_or(0, Vec::len));
     assert!(declared >= 10, "{said:#}");
-    assert!(out.join("README.md").is_file());
+    let readme = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert_eq!(readme.contains("state import"), more == PLANNED, "{readme}");
+    for file in said["files"].as_array().unwrap().iter().filter_map(Value::as_str) {
+        let text = std::fs::read_to_string(out.join(file)).unwrap();
+        assert!(!text.contains(PRIVATE), "{file}: {text}");
+    }
     (out, said)
 }
 
@@ -26,25 +35,92 @@ fn document(path: &Utf8Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
+/// The flag of an export of what does not exist.
+const PLANNED: &[&str] = &["--planned"];
+
 /// Each resource is imported, every reference leads to one, and no secret is in a file. Gives the configuration.
 pub(super) fn terraform(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path) -> Value {
-    let (out, _) = exported(&run, folder, "terraform");
-    let main = document(&out.join("main.tf.json"));
-    let resources = main["resource"].as_object().unwrap();
-    let each = |(kind, all): (&String, &Value)| {
-        let names = all.as_object().into_iter().flatten().map(|(name, _)| format!("{kind}.{name}"));
-        names.collect::<Vec<_>>()
-    };
-    let addresses: Vec<String> = resources.iter().flat_map(each).collect();
+    let (main, _) = configuration(&run, folder, &[]);
+    let addresses = addresses(&main);
     let imports = main["import"].as_array().unwrap();
     assert_eq!(imports.len(), addresses.len());
     for import in imports {
         assert!(addresses.iter().any(|address| import["to"] == address.as_str()), "{import}");
         assert!(import["id"].as_str().is_some_and(|id| !id.is_empty()), "{import}");
     }
+    // Another export replaces its files.
+    exported(&run, folder, "terraform", &[]);
+    main
+}
+
+/// What is exported before the first `up`: the configuration, and the document of the command.
+pub(super) struct FirstExport {
+    pub(super) main: Value,
+    said: Value,
+}
+
+/// Nothing is imported, and every reference leads to a resource.
+pub(super) fn planned(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path) -> FirstExport {
+    let refused = run(&["export", "terraform", "--out", folder.join("none").as_str()]);
+    assert!(refused.exit == 2 && refused.err.contains("--planned"), "{refused:?}");
+    let (main, said) = configuration(&run, folder, PLANNED);
+    assert_eq!(main.get("import"), None);
+    let (again, _) = configuration(&run, folder, PLANNED);
+    assert_eq!(main, again, "names and tags are the same again");
+    FirstExport { main, said }
+}
+
+/// After `up` the same resources exist, by the same names. Those that only `up` has need what is not declared before.
+pub(super) fn same(before: &FirstExport, run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, main: &Value) {
+    let (_, after) = exported(&run, folder, "terraform", &[]);
+    let declared = |said: &Value| -> BTreeSet<String> {
+        said["declared"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let (was, is) = (declared(&before.said), declared(&after));
+    assert_eq!(was.difference(&is).collect::<Vec<_>>(), Vec::<&String>::new());
+    let why = |resource: &String| {
+        let mut left = before.said["left"].as_array().into_iter().flatten();
+        left.find(|one| one["resource"] == resource.as_str())
+            .and_then(|one| one["because"].as_str())
+            .unwrap_or_default()
+    };
+    for resource in is.difference(&was) {
+        // The number of a project is read with its first bindings.
+        let is_reason = ["it needs `", "it must come after `", "the number of the project"]
+            .iter()
+            .any(|start| why(resource).starts_with(start));
+        assert!(is_reason, "{resource}: {}", why(resource));
+    }
+    // A new object has more parts: an import leaves some as they are.
+    let names: BTreeSet<String> = addresses(&before.main).into_iter().collect();
+    let is_of = |address: &String, resource: &String| {
+        address.split('.').nth(1).is_some_and(|name| name.starts_with(&resource.replace(['/', '-'], "_")))
+    };
+    let missing: Vec<String> = addresses(main)
+        .into_iter()
+        .filter(|address| !names.contains(address) && !is.difference(&was).any(|resource| is_of(address, resource)))
+        .collect();
+    assert_eq!(missing, Vec::<String>::new());
+}
+
+fn addresses(main: &Value) -> Vec<String> {
+    let each = |(kind, all): (&String, &Value)| {
+        let names = all.as_object().into_iter().flatten().map(|(name, _)| format!("{kind}.{name}"));
+        names.collect::<Vec<_>>()
+    };
+    main["resource"].as_object().into_iter().flatten().flat_map(each).collect()
+}
+
+/// The configuration with the values of its variables, and the document of the command.
+fn configuration(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, more: &[&str]) -> (Value, Value) {
+    let (out, said) = exported(run, folder, "terraform", more);
+    let main = document(&out.join("main.tf.json"));
+    let addresses = addresses(&main);
     let text = main.to_string();
     assert!(!text.contains("$secret"), "{text}");
-    let references: Vec<&str> = text.split("\"${").skip(1).filter_map(|rest| rest.split('}').next()).collect();
+    // `$${` is a text.
+    let plain = text.replace("$${", "");
+    let references: Vec<&str> = plain.split("${").skip(1).filter_map(|rest| rest.split('}').next()).collect();
     for reference in &references {
         let target = reference.split('.').take(2).collect::<Vec<_>>().join(".");
         assert!(reference.starts_with("var.") || addresses.contains(&target), "{reference}");
@@ -54,21 +130,26 @@ pub(super) fn terraform(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path) -> Val
     for name in references.iter().filter_map(|reference| reference.strip_prefix("var.")) {
         assert!(variables["variable"].get(name).is_some(), "{name}: {variables:#}");
     }
-    assert!(out.join("staging.tfvars").is_file());
-    // Another export replaces its files.
-    exported(&run, folder, "terraform");
-    main
+    let values = std::fs::read_to_string(out.join("staging.tfvars")).unwrap();
+    assert!(more != PLANNED || values.contains("_min_nodes = "), "{values}");
+    let settings = values.lines().filter_map(|line| line.split_once(" = "));
+    let text = settings.fold(text, |text, (name, value)| text.replace(&format!("\"${{var.{name}}}\""), value));
+    (serde_json::from_str(&text).unwrap(), said)
 }
 
 /// The models of Azure's libraries take each document.
 pub(super) fn azure(main: &Value, check: impl Fn(&str, &Value) -> Result<Vec<String>, String>) {
-    let imports = main["import"].as_array().into_iter().flatten();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let ids = imports.map(|import| (text(&import["to"]), text(&import["id"])));
+    let resources = &main["resource"]["azapi_resource"];
+    let names = resources.as_object().into_iter().flatten().map(|(name, _)| name);
     let ids: BTreeMap<String, String> =
-        ids.map(|(to, id)| (to, id.split('?').next().unwrap_or_default().to_owned())).collect();
+        names.map(|name| (format!("azapi_resource.{name}"), id_of(resources, name))).collect();
+    for import in main["import"].as_array().into_iter().flatten() {
+        let id = text(&import["id"]);
+        assert_eq!(id.split('?').next(), ids.get(&text(&import["to"])).map(String::as_str));
+    }
     let mut problems = Vec::new();
-    for (name, resource) in main["resource"]["azapi_resource"].as_object().into_iter().flatten() {
+    for (name, resource) in resources.as_object().into_iter().flatten() {
         let literal =
             ids.iter().fold(resource.to_string(), |text, (to, id)| text.replace(&format!("${{{to}.id}}"), id));
         let resource: Value = serde_json::from_str(&literal).unwrap();
@@ -87,6 +168,19 @@ pub(super) fn azure(main: &Value, check: impl Fn(&str, &Value) -> Result<Vec<Str
         problems.extend(found.into_iter().map(|problem| format!("{name}: {problem}")));
     }
     assert!(problems.is_empty(), "{problems:#?}");
+}
+
+/// The id that a resource of `azapi` has, or gets.
+fn id_of(resources: &Value, name: &str) -> String {
+    let text = |member: &str| resources[name][member].as_str().unwrap_or_default();
+    let parent = text("parent_id");
+    let reference = parent.strip_prefix("${azapi_resource.").and_then(|rest| rest.strip_suffix(".id}"));
+    let parent = reference.map_or_else(|| parent.to_owned(), |other| id_of(resources, other));
+    let (kind, own) = (text("type").split('@').next().unwrap_or_default(), text("name"));
+    match kind.split('/').collect::<Vec<_>>().as_slice() {
+        ["Microsoft.Resources", word] | [_, _, .., word] => format!("{parent}/{word}/{own}"),
+        _ => format!("{parent}/providers/{kind}/{own}"),
+    }
 }
 
 /// The attributes are those of the provider's schema.
@@ -124,9 +218,19 @@ fn compare(place: &str, schema: &Value, block: &Value, problems: &mut Vec<String
     }
 }
 
-/// cfn-lint, which has the schemas of the registry, finds no error in the templates, and each object is imported.
+/// See [`templates`].
 pub(super) fn cloudformation(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, region: &str) {
-    let (out, said) = exported(run, folder, "cloudformation");
+    templates(run, folder, region, &[]);
+}
+
+/// The same before the first `up`: nothing is imported.
+pub(super) fn planned_cloudformation(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, region: &str) {
+    templates(run, folder, region, PLANNED);
+}
+
+/// cfn-lint, which has the schemas of the registry, finds no error in the templates, and each object that exists is imported.
+fn templates(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, region: &str, more: &[&str]) {
+    let (out, said) = exported(run, folder, "cloudformation", more);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../environments");
     let python = Command::new("bash").arg(script).args(["python", "cfn"]).output().unwrap();
     assert!(python.status.success(), "{}", String::from_utf8_lossy(&python.stderr));
@@ -143,6 +247,10 @@ pub(super) fn cloudformation(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, r
             String::from_utf8_lossy(&said.stdout),
             String::from_utf8_lossy(&said.stderr)
         );
+        if more == PLANNED {
+            assert!(!out.join(format!("{name}.import.json")).exists());
+            continue;
+        }
         let (template, imports) = (document(&template), document(&out.join(format!("{name}.import.json"))));
         let resources = template["Resources"].as_object().unwrap();
         assert_eq!(imports.as_array().map(Vec::len), Some(resources.len()));
@@ -157,9 +265,19 @@ pub(super) fn cloudformation(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, r
     }
 }
 
-/// A file for each scope, with a resource for each declaration and balanced braces.
+/// See [`files`].
 pub(super) fn bicep(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path) {
-    let (out, said) = exported(run, folder, "bicep");
+    files(run, folder, &[]);
+}
+
+/// The same before the first `up`.
+pub(super) fn planned_bicep(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path) {
+    files(run, folder, PLANNED);
+}
+
+/// A file for each scope, with a resource for each declaration and balanced braces.
+fn files(run: impl Fn(&[&str]) -> Said, folder: &Utf8Path, more: &[&str]) {
+    let (out, said) = exported(run, folder, "bicep", more);
     let files = said["files"].as_array().unwrap().iter().filter_map(Value::as_str);
     let mut count = 0;
     for file in files.filter(|file| file.ends_with(".bicep")) {

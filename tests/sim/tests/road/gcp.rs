@@ -104,6 +104,9 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
     }
     let role = role_of(&project.operator, |args| project.run(args, &[]));
     assert!(role["includedPermissions"].as_array().is_some_and(|all| all.len() > 20), "{role:#}");
+    let folder = project.operator.sandbox.folder();
+    let planned = export::planned(|args| project.run(args, &[]), folder);
+    export::google(&planned.main);
     let hosts = Hosts::start(&[(hosts::GOOGLE, project.cloud.url())]);
     let of_model = |args: &[&str], variables: &[Variable]| {
         let mut command = command(&project.operator, &project.cloud, args, &[]);
@@ -120,8 +123,9 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
             stranger: token("stranger@example.com"),
         };
         push_and_pull(&bucket);
-        let folder = project.operator.sandbox.folder();
-        export::google(&export::terraform(|args| project.run(args, &[]), folder));
+        let main = export::terraform(|args| project.run(args, &[]), folder);
+        export::google(&main);
+        export::same(&planned, |args| project.run(args, &[]), folder, &main);
     };
     whole_life(|args, more| project.run(args, more), || project.left(), models);
     assert_eq!(project.cloud.violations(), Vec::<String>::new());

@@ -189,6 +189,10 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     }
     assert!(policy.err.contains("set `account.permission_boundary`"), "{policy:?}");
 
+    let folder = account.operator.sandbox.folder();
+    let planned = export::planned(|args| account.run(args, &[]), folder);
+    export::planned_cloudformation(|args| account.run(args, &[]), folder, REGION);
+
     let of_model = |args: &[&str], variables: &[Variable]| {
         let all = [args, &["--provider", "aws"]].concat();
         let mut command = account.operator.command(&all, &[]);
@@ -204,8 +208,8 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
             stranger: vec![("AWS_ACCESS_KEY_ID", "AKIAOFANOTHERPERSON1".to_owned())],
         };
         push_and_pull(&bucket);
-        let folder = account.operator.sandbox.folder();
-        export::terraform(|args| account.run(args, &[]), folder);
+        let main = export::terraform(|args| account.run(args, &[]), folder);
+        export::same(&planned, |args| account.run(args, &[]), folder, &main);
         export::cloudformation(|args| account.run(args, &[]), folder, REGION);
     };
     whole_life(|args, more| account.run(args, more), || account.left(), models);
