@@ -2,19 +2,39 @@
 //!
 //! A request runs at least once: a claimed row is due again when its lease ends. It has exactly one result: the result is stored in the
 //! transaction that deletes the row, by the holder of the last claim.
+//!
+//! A line has a file as long as it exists: lines are added to files in the state `open` only, and the row of a file in the state `deleting`
+//! goes after its last line.
+
+use std::collections::HashSet;
 
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row, Transaction};
+use textnlp_net::error_chain;
+use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditEvent;
+use super::retention::PAUSE;
 use super::scope::Job;
 use super::{Store, StoreError, TenantStore, now_ms};
+
+/// The most files of a tenant: each new one counts them.
+pub const MAX_FILES: u64 = 50_000;
 
 /// Requests that end without running, such as those of a cancelled batch, in one claim.
 pub const ENDING_CLAIM: u32 = 200;
 
-/// Files that one run of the retention deletes in a transaction: each may have many lines.
-const FILES_PER_TRANSACTION: u32 = 4;
+/// Bytes of the lines of a claim, about: a transaction reads them.
+const CLAIM_BYTES: i64 = 4 << 20;
+
+/// Lines of one page of a file.
+const PAGE_LINES: i64 = 1000;
+
+/// Lines that one transaction deletes, and their bytes, about: other writers wait for it.
+const ERASED: (i64, i64) = (500, 32 << 20);
+
+/// Rows that one statement of the retention reads or deletes.
+const RETENTION_ROWS: i64 = 500;
 
 /// An upload that is incomplete for this long was given up.
 const ABANDONED_MS: i64 = 3_600_000;
@@ -170,6 +190,8 @@ pub struct Batch {
 pub enum BatchRefusal {
     /// The files of the tenant have this many bytes.
     Full(u64),
+    /// The tenant has this many files.
+    Files(u64),
     /// The tenant has this many unfinished batches.
     Pending(u64),
     /// There is no such file of requests.
@@ -181,7 +203,7 @@ pub enum BatchRefusal {
 /// What became of the deletion of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileDeletion {
-    /// It is deleted.
+    /// It does not exist any more; [`Store::erase`] deletes its lines.
     Deleted,
     /// This unfinished batch reads it.
     InUse(String),
@@ -249,13 +271,33 @@ macro_rules! select_files {
     };
 }
 
+/// The first lines that a condition selects, with their bytes: up to `$2` lines, and one more than fits into `$3` bytes.
+macro_rules! measured_lines {
+    ($condition:literal) => {
+        concat!(
+            "SELECT number, bytes FROM (SELECT number, bytes, sum(bytes) OVER (ORDER BY number) - bytes AS earlier FROM \
+             (SELECT number, octet_length(content) + 1 AS bytes FROM batch_lines WHERE ",
+            $condition,
+            " ORDER BY number LIMIT $2) AS first_lines) AS measured WHERE earlier < $3"
+        )
+    };
+}
+
+/// Files that are being deleted, those from before `$1` that no unfinished batch reads, and uploads from before `$2` that were given up.
+macro_rules! old_files {
+    () => {
+        "(state = 'deleting' OR (state = 'open' AND purpose = 'batch' AND created_at < $2) \
+         OR (state = 'complete' AND created_at < $1 AND NOT EXISTS (SELECT 1 FROM batches \
+         WHERE batches.input_file = batch_files.id AND batches.state IN ('in_progress', 'finalizing', 'cancelling'))))"
+    };
+}
+
 impl TenantStore<'_> {
     /// Begins a file of requests, which is not visible before [`Self::complete_file`]. Refused if the files of the tenant have `most` bytes.
     pub async fn begin_file(self, file: &BatchFile, most: u64) -> Result<Result<(), BatchRefusal>, StoreError> {
-        let mut transaction = self.write(&self.about()).await?;
-        let stored = self.stored_bytes(&mut transaction).await?;
-        if stored >= most {
-            return Ok(Err(BatchRefusal::Full(stored)));
+        let mut transaction = self.write(&about_tenant(self.tenant)).await?;
+        if let Some(refusal) = self.refusal(&mut transaction, 1, most).await? {
+            return Ok(Err(refusal));
         }
         self.insert_file(&mut transaction, file).await?;
         self.store.commit(transaction).await?;
@@ -263,22 +305,28 @@ impl TenantStore<'_> {
     }
 
     /// Adds lines to an incomplete file; `first` is the number of the first one.
-    pub async fn add_lines(self, file: &str, first: i64, lines: &[String]) -> Result<(), StoreError> {
+    pub async fn add_lines(
+        self,
+        file: &str,
+        first: i64,
+        lines: &[String],
+    ) -> Result<Result<(), BatchRefusal>, StoreError> {
         let store = self.store;
-        let mut transaction = self.write(&format!("batch file {file}")).await?;
-        let query = sqlx::query(store.dialect.insert_lines())
-            .bind(self.tenant)
-            .bind(file)
-            .bind(first)
-            .bind(serde_json::Value::from(lines).to_string());
-        store.ask(query.execute(&mut *transaction)).await?;
+        let mut transaction = self.write(&about_file(file)).await?;
         let query = self
-            .query("UPDATE batch_files SET bytes = bytes + $2, lines = lines + $3 WHERE tenant_id = $1 AND id = $4")
+            .query(
+                "UPDATE batch_files SET bytes = bytes + $2, lines = lines + $3 WHERE tenant_id = $1 AND id = $4 AND state = 'open'",
+            )
             .bind(bytes_of(lines.iter().map(String::as_str)))
             .bind(lines.len() as i64)
             .bind(file);
-        store.ask(query.execute(&mut *transaction)).await?;
-        store.commit(transaction).await
+        if store.ask(query.execute(&mut *transaction)).await?.rows_affected() == 0 {
+            return Ok(Err(BatchRefusal::NoFile));
+        }
+        let numbered: Vec<(i64, &str)> = (first..).zip(lines.iter().map(String::as_str)).collect();
+        store.insert_lines(&mut transaction, self.tenant, file, &numbered).await?;
+        store.commit(transaction).await?;
+        Ok(Ok(()))
     }
 
     /// Makes a file of requests visible, unless the files of the tenant now have more than `most` bytes.
@@ -289,14 +337,15 @@ impl TenantStore<'_> {
         filename: &str,
         most: u64,
     ) -> Result<Result<(), BatchRefusal>, StoreError> {
-        let mut transaction = self.write(&self.about()).await?;
-        let stored = self.stored_bytes(&mut transaction).await?;
-        if stored > most {
-            return Ok(Err(BatchRefusal::Full(stored)));
+        let mut transaction = self.write(&about_tenant(self.tenant)).await?;
+        let (_, bytes) = self.stored(&mut transaction).await?;
+        if bytes > most {
+            return Ok(Err(BatchRefusal::Full(bytes)));
         }
         let query = self
             .query(
-                "UPDATE batch_files SET is_complete = 1, endpoint = $2, filename = $3 WHERE tenant_id = $1 AND id = $4",
+                "UPDATE batch_files SET state = 'complete', endpoint = $2, filename = $3 \
+                 WHERE tenant_id = $1 AND id = $4 AND state IN ('open', 'complete')",
             )
             .bind(endpoint)
             .bind(filename)
@@ -306,25 +355,23 @@ impl TenantStore<'_> {
         Ok(if changed == 1 { Ok(()) } else { Err(BatchRefusal::NoFile) })
     }
 
-    /// Deletes a file of requests that no batch ever read, with its lines.
+    /// Marks a file of requests as deleted, unless a batch was created of it; [`Store::erase`] deletes its lines.
     pub async fn abandon_file(self, file: &str) -> Result<(), StoreError> {
-        let mut transaction = self.write(&self.about()).await?;
+        let mut transaction = self.write(&about_tenant(self.tenant)).await?;
         let query = self
             .query(
-                "DELETE FROM batch_files WHERE tenant_id = $1 AND id = $2 AND purpose = 'batch' \
-                 AND NOT EXISTS (SELECT 1 FROM batches WHERE input_file = batch_files.id)",
+                "UPDATE batch_files SET state = 'deleting' WHERE tenant_id = $1 AND id = $2 AND purpose = 'batch' \
+                 AND NOT EXISTS (SELECT 1 FROM batches WHERE batches.input_file = batch_files.id)",
             )
             .bind(file);
-        if self.store.ask(query.execute(&mut *transaction)).await?.rows_affected() == 1 {
-            self.delete_lines(&mut transaction, file).await?;
-        }
+        self.store.ask(query.execute(&mut *transaction)).await?;
         self.store.commit(transaction).await
     }
 
     /// One file.
     pub async fn file(self, id: &str) -> Result<Option<BatchFile>, StoreError> {
         let mut transaction = self.read().await?;
-        let query = self.query(select_files!("WHERE tenant_id = $1 AND id = $2 AND is_complete = 1")).bind(id);
+        let query = self.query(select_files!("WHERE tenant_id = $1 AND id = $2 AND state = 'complete'")).bind(id);
         let row = self.store.ask(query.fetch_optional(&mut *transaction)).await?;
         row.as_ref().map(read_file).transpose()
     }
@@ -334,7 +381,7 @@ impl TenantStore<'_> {
         let mut transaction = self.read().await?;
         let query = self
             .query(select_files!(
-                "WHERE tenant_id = $1 AND ($2 = '' OR id < $2) AND is_complete = 1 ORDER BY id DESC LIMIT $3"
+                "WHERE tenant_id = $1 AND ($2 = '' OR id < $2) AND state = 'complete' ORDER BY id DESC LIMIT $3"
             ))
             .bind(after)
             .bind(i64::from(limit));
@@ -342,24 +389,48 @@ impl TenantStore<'_> {
         rows.iter().map(read_file).collect()
     }
 
-    /// Lines of a file from a number on, with their numbers.
-    pub async fn lines(self, file: &str, from: i64, limit: u32) -> Result<Vec<(i64, String)>, StoreError> {
+    /// The page of a file from a number on, of about `most` bytes and at least one line: the number of its last line, and its bytes.
+    pub async fn page(self, file: &str, from: i64, most: u32) -> Result<Option<(i64, u64)>, StoreError> {
+        let mut transaction = self.read().await?;
+        let query = self
+            .query(concat!(
+                "SELECT max(number), CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM (",
+                measured_lines!("tenant_id = $1 AND file_id = $4 AND number >= $5"),
+                ") AS page"
+            ))
+            .bind(PAGE_LINES)
+            .bind(i64::from(most))
+            .bind(file)
+            .bind(from);
+        let row = self.store.ask(query.fetch_one(&mut *transaction)).await?;
+        let bytes = row.try_get::<i64, _>(1)?.unsigned_abs();
+        Ok(row.try_get::<Option<i64>, _>(0)?.map(|last| (last, bytes)))
+    }
+
+    /// Lines of a file, from one number to another, with their numbers. [`Self::page`] bounds their bytes.
+    pub async fn lines(self, file: &str, from: i64, to: i64) -> Result<Vec<(i64, String)>, StoreError> {
         let mut transaction = self.read().await?;
         let query = self
             .query(
-                "SELECT number, content FROM batch_lines WHERE tenant_id = $1 AND file_id = $2 AND number >= $3 \
-                 ORDER BY number LIMIT $4",
+                "SELECT number, content FROM batch_lines WHERE tenant_id = $1 AND file_id = $2 AND number >= $3 AND number <= $4 \
+                 ORDER BY number",
             )
             .bind(file)
             .bind(from)
-            .bind(i64::from(limit));
+            .bind(to);
         let rows = self.store.ask(query.fetch_all(&mut *transaction)).await?;
         rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
-    /// Deletes a file that no unfinished batch reads.
+    /// The bytes of all files of the tenant.
+    pub async fn stored_bytes(self) -> Result<u64, StoreError> {
+        let mut transaction = self.read().await?;
+        Ok(self.stored(&mut transaction).await?.1)
+    }
+
+    /// Marks a file that no unfinished batch reads as deleted; [`Store::erase`] deletes its lines.
     pub async fn delete_file(self, id: &str, event: &AuditEvent) -> Result<FileDeletion, StoreError> {
-        let mut transaction = self.write(&self.about()).await?;
+        let mut transaction = self.write(&about_tenant(self.tenant)).await?;
         let query = self
             .query(
                 "SELECT id FROM batches WHERE tenant_id = $1 AND input_file = $2 \
@@ -369,25 +440,28 @@ impl TenantStore<'_> {
         if let Some(row) = self.store.ask(query.fetch_optional(&mut *transaction)).await? {
             return Ok(FileDeletion::InUse(row.try_get(0)?));
         }
-        let query = self.query("DELETE FROM batch_files WHERE tenant_id = $1 AND id = $2 AND is_complete = 1").bind(id);
+        let query = self
+            .query("UPDATE batch_files SET state = 'deleting' WHERE tenant_id = $1 AND id = $2 AND state = 'complete'")
+            .bind(id);
         if self.store.ask(query.execute(&mut *transaction)).await?.rows_affected() == 0 {
             return Ok(FileDeletion::Missing);
         }
-        self.delete_lines(&mut transaction, id).await?;
         self.store.record(&mut transaction, event).await?;
         self.store.commit(transaction).await?;
         Ok(FileDeletion::Deleted)
     }
 
-    /// Creates a batch of the requests of its input file, unless the tenant has `most` unfinished ones. Its total becomes the number of them.
+    /// Creates a batch of the requests of its input file, unless the tenant has `most` unfinished ones or its files have `most_stored`
+    /// bytes. Its total becomes the number of its requests.
     pub async fn create_batch(
         self,
         batch: &Batch,
         most: u64,
+        most_stored: u64,
         event: &AuditEvent,
     ) -> Result<Result<Batch, BatchRefusal>, StoreError> {
         let store = self.store;
-        let mut transaction = self.write(&self.about()).await?;
+        let mut transaction = self.write(&about_tenant(self.tenant)).await?;
         let query = self.query(
             "SELECT count(*) FROM batches WHERE tenant_id = $1 AND state IN ('in_progress', 'finalizing', 'cancelling')",
         );
@@ -395,8 +469,11 @@ impl TenantStore<'_> {
         if pending >= most {
             return Ok(Err(BatchRefusal::Pending(pending)));
         }
+        if let Some(refusal) = self.refusal(&mut transaction, 2, most_stored).await? {
+            return Ok(Err(refusal));
+        }
         let query = self
-            .query(select_files!("WHERE tenant_id = $1 AND id = $2 AND is_complete = 1 AND purpose = 'batch'"))
+            .query(select_files!("WHERE tenant_id = $1 AND id = $2 AND state = 'complete' AND purpose = 'batch'"))
             .bind(&batch.input_file);
         let Some(row) = store.ask(query.fetch_optional(&mut *transaction)).await? else {
             return Ok(Err(BatchRefusal::NoFile));
@@ -486,15 +563,27 @@ impl TenantStore<'_> {
         Ok(changed)
     }
 
-    /// The lock for changes that the bounds of the tenant limit.
-    fn about(self) -> String {
-        format!("batches of {}", self.tenant)
+    /// The files of the tenant and their bytes, with those that are being deleted.
+    async fn stored(self, transaction: &mut Transaction<'static, Any>) -> Result<(u64, u64), StoreError> {
+        let query = self
+            .query("SELECT count(*), CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM batch_files WHERE tenant_id = $1");
+        let row = self.store.ask(query.fetch_one(&mut **transaction)).await?;
+        Ok((row.try_get::<i64, _>(0)?.unsigned_abs(), row.try_get::<i64, _>(1)?.unsigned_abs()))
     }
 
-    async fn stored_bytes(self, transaction: &mut Transaction<'static, Any>) -> Result<u64, StoreError> {
-        let query = self.query("SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM batch_files WHERE tenant_id = $1");
-        let row = self.store.ask(query.fetch_one(&mut **transaction)).await?;
-        Ok(row.try_get::<i64, _>(0)?.unsigned_abs())
+    /// Why the tenant may not have more files now.
+    async fn refusal(
+        self,
+        transaction: &mut Transaction<'static, Any>,
+        more: u64,
+        most_bytes: u64,
+    ) -> Result<Option<BatchRefusal>, StoreError> {
+        let (files, bytes) = self.stored(transaction).await?;
+        Ok(match (bytes >= most_bytes, files + more > MAX_FILES) {
+            (true, _) => Some(BatchRefusal::Full(bytes)),
+            (false, true) => Some(BatchRefusal::Files(files)),
+            (false, false) => None,
+        })
     }
 
     async fn insert_file(
@@ -503,8 +592,8 @@ impl TenantStore<'_> {
         file: &BatchFile,
     ) -> Result<(), StoreError> {
         let query = sqlx::query(
-            "INSERT INTO batch_files (id, tenant_id, purpose, filename, endpoint, bytes, lines, is_complete, created_at) \
-             VALUES ($1, $2, $3, $4, $5, 0, 0, 0, $6)",
+            "INSERT INTO batch_files (id, tenant_id, purpose, filename, endpoint, bytes, lines, state, created_at) \
+             VALUES ($1, $2, $3, $4, $5, 0, 0, 'open', $6)",
         )
         .bind(&file.id)
         .bind(self.tenant)
@@ -514,25 +603,20 @@ impl TenantStore<'_> {
         .bind(file.created_at_ms);
         self.store.ask(query.execute(&mut **transaction)).await.map(drop)
     }
-
-    async fn delete_lines(self, transaction: &mut Transaction<'static, Any>, file: &str) -> Result<(), StoreError> {
-        let query = self.query("DELETE FROM batch_lines WHERE tenant_id = $1 AND file_id = $2").bind(file);
-        self.store.ask(query.execute(&mut **transaction)).await.map(drop)
-    }
 }
 
 /// Batches with work: those whose rest ends without running, and those of which up to `$2` requests may run. A batch of the tenant that
-/// was served longest ago comes first.
+/// was served longest ago comes first, and of its batches one that ends.
 const DUE: &str = select_batches!(
     "WHERE (state IN ('cancelling', 'finalizing') OR (state = 'in_progress' AND paused_until <= $1 AND $2 > 0)) \
      AND EXISTS (SELECT 1 FROM batch_requests WHERE batch_id = batches.id AND available_at <= $1) \
-     ORDER BY CASE WHEN state = 'in_progress' THEN 1 ELSE 0 END, \
-     (SELECT max(others.served_at) FROM batches AS others WHERE others.tenant_id = batches.tenant_id), served_at, id LIMIT 1"
+     ORDER BY (SELECT max(others.served_at) FROM batches AS others WHERE others.tenant_id = batches.tenant_id), \
+     CASE WHEN state = 'in_progress' THEN 1 ELSE 0 END, served_at, id LIMIT 1"
 );
 
 impl Store {
     /// Claims requests of one batch for `lease_ms`: at most `most` of one that is in progress, or up to [`ENDING_CLAIM`] of one whose rest
-    /// ends. Batches whose time is over expire.
+    /// ends; fewer if their lines are long. Batches whose time is over expire.
     pub async fn claim_requests(
         &self,
         now_ms: i64,
@@ -559,19 +643,27 @@ impl Store {
         let claim = uuid::Uuid::now_v7().simple().to_string();
         let query = sqlx::query(
             "UPDATE batch_requests SET claim = $1, available_at = $2, attempts = attempts + 1 WHERE batch_id = $3 AND number IN \
-             (SELECT number FROM batch_requests WHERE batch_id = $3 AND available_at <= $4 ORDER BY available_at, number LIMIT $5)",
+             (SELECT number FROM (SELECT number, sum(bytes) OVER (ORDER BY available_at, number) - bytes AS earlier FROM \
+             (SELECT due.number, due.available_at, coalesce(octet_length(batch_lines.content), 0) AS bytes FROM \
+             (SELECT number, available_at FROM batch_requests WHERE batch_id = $3 AND available_at <= $4 \
+             ORDER BY available_at, number LIMIT $5) AS due \
+             LEFT JOIN batch_lines ON batch_lines.file_id = $6 AND batch_lines.number = due.number) AS sized) AS measured \
+             WHERE earlier < $7)",
         )
         .bind(&claim)
         .bind(now_ms.saturating_add(lease_ms))
         .bind(&batch.id)
         .bind(now_ms)
-        .bind(i64::from(limit));
+        .bind(i64::from(limit))
+        .bind(&batch.input_file)
+        .bind(CLAIM_BYTES);
         self.ask(query.execute(&mut *transaction)).await?;
         let query = sqlx::query("UPDATE batches SET served_at = $1 WHERE id = $2").bind(now_ms).bind(&batch.id);
         self.ask(query.execute(&mut *transaction)).await?;
         let query = sqlx::query(
-            "SELECT batch_requests.number, batch_requests.attempts, batch_lines.content FROM batch_requests \
-             JOIN batch_lines ON batch_lines.file_id = $1 AND batch_lines.number = batch_requests.number \
+            // A request without a line would be due for ever: the server gives it an error.
+            "SELECT batch_requests.number, batch_requests.attempts, coalesce(batch_lines.content, '') FROM batch_requests \
+             LEFT JOIN batch_lines ON batch_lines.file_id = $1 AND batch_lines.number = batch_requests.number \
              WHERE batch_requests.batch_id = $2 AND batch_requests.claim = $3 ORDER BY batch_requests.number",
         )
         .bind(&batch.input_file)
@@ -595,47 +687,58 @@ impl Store {
         results: &[RequestResult],
     ) -> Result<u64, StoreError> {
         let mut transaction = self.write_all(&about_batch(&batch.id), Job::Batches).await?;
-        let mut stored = [(0_i64, 0_i64); 2];
-        for result in results {
-            let query = sqlx::query("DELETE FROM batch_requests WHERE batch_id = $1 AND number = $2 AND claim = $3")
-                .bind(&batch.id)
-                .bind(result.number)
-                .bind(claim);
-            if self.ask(query.execute(&mut *transaction)).await?.rows_affected() == 0 {
+        let numbers: Vec<i64> = results.iter().map(|result| result.number).collect();
+        let query = sqlx::query(self.dialect.delete_requests())
+            .bind(&batch.id)
+            .bind(claim)
+            .bind(serde_json::json!(numbers).to_string());
+        let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
+        let claimed = rows.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<i64>, sqlx::Error>>()?;
+        if claimed.is_empty() {
+            return Ok(0);
+        }
+        let (mut completed, mut failed) = (0_i64, 0_i64);
+        for (is_success, file, count) in
+            [(true, &batch.output_file, &mut completed), (false, &batch.error_file, &mut failed)]
+        {
+            let of_file = |result: &&RequestResult| result.is_success == is_success && claimed.contains(&result.number);
+            let lines: Vec<(i64, &str)> =
+                results.iter().filter(of_file).map(|result| (result.number, result.content.as_str())).collect();
+            if lines.is_empty() {
                 continue;
             }
-            let file = if result.is_success { &batch.output_file } else { &batch.error_file };
-            let query =
-                sqlx::query("INSERT INTO batch_lines (tenant_id, file_id, number, content) VALUES ($1, $2, $3, $4)")
-                    .bind(&batch.tenant)
-                    .bind(file)
-                    .bind(result.number)
-                    .bind(&result.content);
-            self.ask(query.execute(&mut *transaction)).await?;
-            let of_file = &mut stored[usize::from(!result.is_success)];
-            of_file.0 += 1;
-            of_file.1 += bytes_of([result.content.as_str()].into_iter());
-        }
-        let [completed, failed] = stored;
-        for (file, (lines, bytes)) in [(&batch.output_file, completed), (&batch.error_file, failed)] {
+            *count = lines.len() as i64;
+            self.insert_lines(&mut transaction, &batch.tenant, file, &lines).await?;
             let query = sqlx::query("UPDATE batch_files SET lines = lines + $1, bytes = bytes + $2 WHERE id = $3")
-                .bind(lines)
-                .bind(bytes)
+                .bind(*count)
+                .bind(bytes_of(lines.iter().map(|(_, line)| *line)))
                 .bind(file);
             self.ask(query.execute(&mut *transaction)).await?;
         }
         let query = sqlx::query("UPDATE batches SET completed = completed + $1, failed = failed + $2 WHERE id = $3")
-            .bind(completed.0)
-            .bind(failed.0)
+            .bind(completed)
+            .bind(failed)
             .bind(&batch.id);
         self.ask(query.execute(&mut *transaction)).await?;
-        let query = sqlx::query("SELECT count(*) FROM batch_requests WHERE batch_id = $1").bind(&batch.id);
-        let left: i64 = self.ask(query.fetch_one(&mut *transaction)).await?.try_get(0)?;
-        if left == 0 {
+        let query = sqlx::query("SELECT 1 FROM batch_requests WHERE batch_id = $1 LIMIT 1").bind(&batch.id);
+        if self.ask(query.fetch_optional(&mut *transaction)).await?.is_none() {
             self.end_batch(&mut transaction, batch).await?;
         }
         self.commit(transaction).await?;
-        Ok((completed.0 + failed.0).unsigned_abs())
+        Ok(claimed.len() as u64)
+    }
+
+    /// Inserts numbered lines of a file.
+    async fn insert_lines(
+        &self,
+        transaction: &mut Transaction<'static, Any>,
+        tenant: &str,
+        file: &str,
+        lines: &[(i64, &str)],
+    ) -> Result<(), StoreError> {
+        let query =
+            sqlx::query(self.dialect.insert_lines()).bind(tenant).bind(file).bind(serde_json::json!(lines).to_string());
+        self.ask(query.execute(&mut **transaction)).await.map(drop)
     }
 
     async fn end_batch(&self, transaction: &mut Transaction<'static, Any>, batch: &Batch) -> Result<(), StoreError> {
@@ -650,7 +753,7 @@ impl Store {
         self.ask(query.execute(&mut **transaction)).await?;
         for statement in [
             "DELETE FROM batch_files WHERE id IN ($1, $2) AND lines = 0",
-            "UPDATE batch_files SET is_complete = 1 WHERE id IN ($1, $2)",
+            "UPDATE batch_files SET state = 'complete' WHERE id IN ($1, $2) AND state = 'open'",
         ] {
             let query = sqlx::query(statement).bind(&batch.output_file).bind(&batch.error_file);
             self.ask(query.execute(&mut **transaction)).await?;
@@ -717,30 +820,120 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Deletes some files and batches from before a time, except those of unfinished batches, and some uploads that were given up. Returns
-    /// the number of rows, without lines.
-    pub async fn delete_batches(&self, before_ms: Option<i64>, now_ms: i64) -> Result<u64, StoreError> {
-        let before = before_ms.unwrap_or(i64::MIN);
-        let mut transaction = self.write_all("batch retention", Job::Retention).await?;
+    /// Deletes the lines of a file that is being deleted, and then the file, in several transactions. Returns whether it is gone; otherwise
+    /// `is_stopping` came first.
+    pub async fn erase(&self, file: &str, is_stopping: impl Fn() -> bool) -> Result<bool, StoreError> {
+        while !is_stopping() {
+            if crate::change(StoreError::may_be_repeated, || self.erase_lines(file)).await? {
+                return Ok(true);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(false)
+    }
+
+    /// Deletes some lines of a file that is being deleted; returns whether there is nothing left of it.
+    async fn erase_lines(&self, file: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.write_all(&about_file(file), Job::Batches).await?;
+        let (lines, bytes) = ERASED;
+        let query = sqlx::query(concat!(
+            "DELETE FROM batch_lines WHERE file_id = $1 \
+             AND EXISTS (SELECT 1 FROM batch_files WHERE id = $1 AND state = 'deleting') AND number IN (SELECT number FROM (",
+            measured_lines!("file_id = $1"),
+            ") AS page)"
+        ))
+        .bind(file)
+        .bind(lines)
+        .bind(bytes);
+        let erased = self.ask(query.execute(&mut *transaction)).await?.rows_affected();
         let query = sqlx::query(
-            "SELECT id FROM batch_files WHERE (created_at < $1 AND is_complete = 1 AND NOT EXISTS (SELECT 1 FROM batches \
-             WHERE state IN ('in_progress', 'finalizing', 'cancelling') AND input_file = batch_files.id)) \
-             OR (created_at < $2 AND is_complete = 0 AND purpose = 'batch') ORDER BY id LIMIT $3",
+            "DELETE FROM batch_files WHERE id = $1 AND state = 'deleting' \
+             AND NOT EXISTS (SELECT 1 FROM batch_lines WHERE file_id = $1)",
         )
-        .bind(before)
-        .bind(now_ms.saturating_sub(ABANDONED_MS))
-        .bind(i64::from(FILES_PER_TRANSACTION));
-        let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
-        for row in &rows {
-            let id: String = row.try_get(0)?;
-            for statement in ["DELETE FROM batch_lines WHERE file_id = $1", "DELETE FROM batch_files WHERE id = $1"] {
-                self.ask(sqlx::query(statement).bind(&id).execute(&mut *transaction)).await?;
+        .bind(file);
+        let files = self.ask(query.execute(&mut *transaction)).await?.rows_affected();
+        self.commit(transaction).await?;
+        // Without lines and without a file, another server was first.
+        Ok(erased == 0 || files == 1)
+    }
+
+    /// Deletes files and batches from before a time, except those of unfinished batches, uploads that were given up, and what is left of
+    /// deleted files. A file that cannot be deleted is left to the next run. Returns the number of files and batches.
+    pub async fn delete_batches(
+        &self,
+        before_ms: Option<i64>,
+        now_ms: i64,
+        stop: &CancellationToken,
+    ) -> Result<u64, StoreError> {
+        let (before, given_up) = (before_ms.unwrap_or(i64::MIN), now_ms.saturating_sub(ABANDONED_MS));
+        let (mut after, mut deleted) = (String::new(), 0);
+        loop {
+            let files = self.old_files(before, given_up, &after).await?;
+            let Some((last, _)) = files.last() else { break };
+            after.clone_from(last);
+            for (file, tenant) in &files {
+                if stop.is_cancelled() {
+                    return Ok(deleted);
+                }
+                match self.delete_old_file(file, tenant, (before, given_up), stop).await {
+                    Ok(is_gone) => deleted += u64::from(is_gone),
+                    Err(error) => {
+                        tracing::warn!(%file, error = %error_chain(&error), "a file of batches could not be deleted");
+                    }
+                }
             }
         }
-        let query = sqlx::query("DELETE FROM batches WHERE ended_at < $1").bind(before);
-        let ended = self.ask(query.execute(&mut *transaction)).await?.rows_affected();
+        while !stop.is_cancelled() {
+            let mut transaction = self.write_all("batch retention", Job::Retention).await?;
+            let query = sqlx::query(
+                "DELETE FROM batches WHERE id IN (SELECT id FROM batches WHERE ended_at < $1 ORDER BY id LIMIT $2)",
+            )
+            .bind(before)
+            .bind(RETENTION_ROWS);
+            let batches = self.ask(query.execute(&mut *transaction)).await?.rows_affected();
+            self.commit(transaction).await?;
+            deleted += batches;
+            if batches < RETENTION_ROWS.unsigned_abs() {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(deleted)
+    }
+
+    /// Some of the files to delete, after the one with an id, with their tenants.
+    async fn old_files(&self, before: i64, given_up: i64, after: &str) -> Result<Vec<(String, String)>, StoreError> {
+        let mut transaction = self.read_all(Job::Retention).await?;
+        let query = sqlx::query(concat!(
+            "SELECT id, tenant_id FROM batch_files WHERE id > $3 AND ",
+            old_files!(),
+            " ORDER BY id LIMIT $4"
+        ))
+        .bind(before)
+        .bind(given_up)
+        .bind(after)
+        .bind(RETENTION_ROWS);
+        let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
+    /// Deletes one of them, unless a batch was created of it since; returns whether it is gone.
+    async fn delete_old_file(
+        &self,
+        file: &str,
+        tenant: &str,
+        (before, given_up): (i64, i64),
+        stop: &CancellationToken,
+    ) -> Result<bool, StoreError> {
+        // The lock of `create_batch`: a batch that is created of the file is seen here, or finds it deleted.
+        let mut transaction = self.write_all(&about_tenant(tenant), Job::Retention).await?;
+        let query = sqlx::query(concat!("UPDATE batch_files SET state = 'deleting' WHERE id = $3 AND ", old_files!()))
+            .bind(before)
+            .bind(given_up)
+            .bind(file);
+        let marked = self.ask(query.execute(&mut *transaction)).await?.rows_affected();
         self.commit(transaction).await?;
-        Ok(rows.len() as u64 + ended)
+        if marked == 0 { Ok(false) } else { self.erase(file, || stop.is_cancelled()).await }
     }
 
     /// Whether there is something to claim, or a batch to expire: a read, because most servers find nothing most of the time.
@@ -753,6 +946,16 @@ impl Store {
         let query = sqlx::query(DUE).bind(now_ms).bind(i64::from(most));
         Ok(self.ask(query.fetch_optional(&mut *transaction)).await?.is_some())
     }
+}
+
+/// The lock for changes that the bounds of a tenant limit.
+fn about_tenant(tenant: &str) -> String {
+    format!("batches of {tenant}")
+}
+
+/// The lock for changes of the lines of one file.
+fn about_file(file: &str) -> String {
+    format!("batch file {file}")
 }
 
 /// The lock for changes of one batch.

@@ -19,7 +19,7 @@ const FIRST_RUN_AFTER: Duration = Duration::from_secs(120);
 const BATCH: u32 = 2000;
 
 /// Pause between two batches, so that other writers can proceed.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long records are kept, in days; 0 keeps them forever.
 #[derive(Debug, Clone, Copy)]
@@ -98,15 +98,8 @@ pub async fn sweep(
     if let Some(before) = before(keep.insight_days) {
         swept.insights = delete(store, Records::Insights, before, drop, stop).await?;
     }
-    // Also without days: uploads that were given up go.
-    while !stop.is_cancelled() {
-        let deleted = store.delete_batches(before(keep.batch_days), now_ms).await?;
-        swept.batches += deleted;
-        if deleted == 0 {
-            break;
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
+    // Also without days: uploads that were given up go, and what is left of deleted files.
+    swept.batches = store.delete_batches(before(keep.batch_days), now_ms, stop).await?;
     Ok(swept)
 }
 

@@ -1,6 +1,6 @@
 -- Batches of requests. `batch_files` are files of requests (uploaded) and of results (written by batches), with a row of `batch_lines` for each
 -- line. `batch_requests` is the queue: a row for each request without a result. A claimed row is due again at `available_at`, in case its
--- server is gone. Times are milliseconds since 1970 in UTC.
+-- server is gone. The state of a file is `open` (it is written), `complete` or `deleting`. Times are milliseconds since 1970 in UTC.
 CREATE TABLE batch_files (
     id          TEXT   NOT NULL PRIMARY KEY,
     tenant_id   TEXT   NOT NULL,
@@ -9,7 +9,7 @@ CREATE TABLE batch_files (
     endpoint    TEXT   NOT NULL,
     bytes       BIGINT NOT NULL,
     lines       BIGINT NOT NULL,
-    is_complete BIGINT NOT NULL,
+    state       TEXT   NOT NULL,
     created_at  BIGINT NOT NULL
 );
 
@@ -47,6 +47,8 @@ CREATE TABLE batches (
 
 CREATE INDEX idx_batches_tenant ON batches (tenant_id, id);
 CREATE INDEX idx_batches_state ON batches (state);
+CREATE INDEX idx_batches_served ON batches (tenant_id, served_at);
+CREATE INDEX idx_batches_input ON batches (input_file);
 
 CREATE TABLE batch_requests (
     tenant_id    TEXT   NOT NULL,

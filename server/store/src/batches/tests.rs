@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::super::tests::{Bench, of_postgres, on_both};
+use super::super::tests::{Bench, key, of_postgres, on_both};
 use super::super::{Action, Actor, AuditPage};
 use super::*;
 
@@ -11,8 +11,15 @@ on_both!(
     paused_batch_waits_and_released_requests_are_due_again,
     rest_of_a_batch_that_ends_gets_errors,
     tenants_take_turns,
+    batch_that_ends_leaves_turns_to_other_tenants,
+    claims_and_pages_are_bounded_by_their_bytes,
+    request_without_a_line_is_claimed_and_ends,
     files_and_batches_of_another_tenant_do_not_exist,
     bounds_of_a_tenant_hold,
+    number_of_files_is_bounded,
+    upload_whose_file_is_gone_adds_no_lines,
+    large_file_is_deleted_in_several_transactions,
+    files_of_a_removed_tenant_are_deleted,
     file_of_an_unfinished_batch_is_kept_and_old_ones_are_deleted,
     lines_keep_every_character,
 );
@@ -40,8 +47,8 @@ async fn upload(store: &Store, tenant: &str, id: &str, lines: &[&str]) {
     of_tenant.begin_file(&file(id), u64::MAX).await.unwrap().unwrap();
     let lines: Vec<String> = lines.iter().map(|&line| line.to_owned()).collect();
     let (first, rest) = lines.split_at(1);
-    of_tenant.add_lines(id, 0, first).await.unwrap();
-    of_tenant.add_lines(id, 1, rest).await.unwrap();
+    of_tenant.add_lines(id, 0, first).await.unwrap().unwrap();
+    of_tenant.add_lines(id, 1, rest).await.unwrap().unwrap();
     of_tenant.complete_file(id, "/v1/completions", "a.jsonl", u64::MAX).await.unwrap().unwrap();
 }
 
@@ -71,7 +78,17 @@ async fn create(store: &Store, tenant: &str, id: &str, lines: &[&str]) -> Batch 
     let input = format!("file-{id}");
     upload(store, tenant, &input, lines).await;
     let batch = Batch { tenant: tenant.into(), ..wanted(id, &input) };
-    store.tenant(tenant).create_batch(&batch, 9, &event(Action::BatchCreate).tenant(tenant)).await.unwrap().unwrap()
+    let event = event(Action::BatchCreate).tenant(tenant);
+    store.tenant(tenant).create_batch(&batch, 9, u64::MAX, &event).await.unwrap().unwrap()
+}
+
+/// Deletes what is left of a deleted file.
+async fn erase(store: &Store, file: &str) {
+    assert!(store.erase(file, || false).await.unwrap());
+}
+
+async fn sweep(store: &Store, before_ms: Option<i64>, now_ms: i64) -> u64 {
+    store.delete_batches(before_ms, now_ms, &CancellationToken::new()).await.unwrap()
 }
 
 fn result(number: i64, is_success: bool) -> RequestResult {
@@ -198,6 +215,55 @@ async fn tenants_take_turns(bench: Bench) {
     assert_eq!(order, ["acme", "globex", "acme", "globex", "acme", "globex"]);
 }
 
+async fn batch_that_ends_leaves_turns_to_other_tenants(bench: Bench) {
+    let store = bench.store().await;
+    let lines: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    create(&store, "acme", "a", &lines.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    create(&store, "globex", "g", &["1", "2", "3"]).await;
+    assert!(store.tenant("acme").cancel_batch("a", &event(Action::BatchCancel)).await.unwrap());
+    let mut order = Vec::new();
+    for now in 20..26 {
+        let claimed = claim(&store, now, 1).await;
+        if claimed.batch.tenant == "acme" {
+            let results: Vec<RequestResult> =
+                numbers(&claimed).into_iter().map(|number| result(number, false)).collect();
+            let stored = store.complete_requests(&claimed.batch, &claimed.claim, &results).await.unwrap();
+            assert_eq!(stored, u64::from(ENDING_CLAIM));
+        }
+        order.push(claimed.batch.tenant);
+    }
+    assert_eq!(order, ["acme", "globex", "acme", "globex", "acme", "globex"]);
+    let acme = store.tenant("acme");
+    assert_eq!(acme.batch("a").await.unwrap().unwrap().failed, 600);
+    assert_eq!(acme.lines("err-a", 598, 999).await.unwrap(), [(598, "result 598".to_owned()), (599, "result 599".to_owned())]);
+}
+
+async fn claims_and_pages_are_bounded_by_their_bytes(bench: Bench) {
+    let store = bench.store().await;
+    let (long, acme) = ("x".repeat(3 << 20), store.tenant("acme"));
+    create(&store, "acme", "b", &[long.as_str(), &long, &long, "short"]).await;
+    assert_eq!(numbers(&claim(&store, 20, 9).await), [0, 1], "the first ones, until they are too many bytes");
+    assert!(acme.cancel_batch("b", &event(Action::BatchCancel)).await.unwrap());
+    assert_eq!(numbers(&claim(&store, 20, 9).await), [2, 3]);
+    let bytes = long.len() as u64 + 1;
+    assert_eq!(acme.page("file-b", 0, 9).await.unwrap(), Some((0, bytes)), "a page has a line");
+    assert_eq!(acme.page("file-b", 2, u32::MAX).await.unwrap(), Some((3, bytes + 6)));
+    assert_eq!(acme.page("file-b", 4, 9).await.unwrap(), None);
+    assert_eq!(store.tenant("globex").page("file-b", 0, 9).await.unwrap(), None);
+}
+
+async fn request_without_a_line_is_claimed_and_ends(bench: Bench) {
+    let store = bench.store().await;
+    let batch = create(&store, "acme", "b", &["one", "two"]).await;
+    let mut transaction = store.write_all("x", Job::Batches).await.unwrap();
+    sqlx::query("DELETE FROM batch_lines WHERE number = 1").execute(&mut *transaction).await.unwrap();
+    store.commit(transaction).await.unwrap();
+    let claimed = claim(&store, 20, 9).await;
+    assert_eq!((numbers(&claimed), claimed.requests[1].content.as_str()), (vec![0, 1], ""));
+    store.complete_requests(&batch, &claimed.claim, &[result(0, true), result(1, false)]).await.unwrap();
+    assert_eq!(store.tenant("acme").batch("b").await.unwrap().unwrap().state, BatchState::Completed);
+}
+
 async fn files_and_batches_of_another_tenant_do_not_exist(bench: Bench) {
     let store = bench.store().await;
     create(&store, "acme", "b", &["one", "two"]).await;
@@ -210,7 +276,8 @@ async fn files_and_batches_of_another_tenant_do_not_exist(bench: Bench) {
     let deleted = globex.delete_file("file-b", &event(Action::FileDelete).tenant("globex")).await.unwrap();
     assert_eq!(deleted, FileDeletion::Missing);
     let theirs = Batch { tenant: "globex".into(), ..wanted("x", "file-b") };
-    let refused = globex.create_batch(&theirs, 9, &event(Action::BatchCreate).tenant("globex")).await.unwrap();
+    let by = event(Action::BatchCreate).tenant("globex");
+    let refused = globex.create_batch(&theirs, 9, u64::MAX, &by).await.unwrap();
     assert_eq!(refused, Err(BatchRefusal::NoFile));
     globex.abandon_file("file-b").await.unwrap();
     let acme = store.tenant("acme");
@@ -224,20 +291,89 @@ async fn bounds_of_a_tenant_hold(bench: Bench) {
     let acme = store.tenant("acme");
     create(&store, "acme", "b", &["one", "two"]).await;
     let batch = wanted("c", "file-b");
-    let pending = acme.create_batch(&batch, 1, &event(Action::BatchCreate)).await.unwrap();
+    let pending = acme.create_batch(&batch, 1, u64::MAX, &event(Action::BatchCreate)).await.unwrap();
     assert_eq!(pending, Err(BatchRefusal::Pending(1)));
+    let full = acme.create_batch(&batch, 9, 8, &event(Action::BatchCreate)).await.unwrap();
+    assert_eq!(full, Err(BatchRefusal::Full(8)));
+    assert_eq!((acme.stored_bytes().await.unwrap(), store.tenant("globex").stored_bytes().await.unwrap()), (8, 0));
     let other = Batch { endpoint: "/v1/embeddings".into(), ..batch };
-    let refused = acme.create_batch(&other, 9, &event(Action::BatchCreate)).await.unwrap();
+    let refused = acme.create_batch(&other, 9, u64::MAX, &event(Action::BatchCreate)).await.unwrap();
     assert_eq!(refused, Err(BatchRefusal::Endpoint));
     assert_eq!(acme.begin_file(&file("f"), 8).await.unwrap(), Err(BatchRefusal::Full(8)));
     acme.begin_file(&file("f"), 9).await.unwrap().unwrap();
-    acme.add_lines("f", 0, &["four".to_owned()]).await.unwrap();
+    acme.add_lines("f", 0, &["four".to_owned()]).await.unwrap().unwrap();
     assert_eq!(acme.file("f").await.unwrap(), None, "it is not complete");
     let full = acme.complete_file("f", "/v1/completions", "a", 12).await.unwrap();
     assert_eq!(full, Err(BatchRefusal::Full(13)));
     acme.abandon_file("f").await.unwrap();
-    assert_eq!(acme.lines("f", 0, 9).await.unwrap(), vec![]);
+    erase(&store, "f").await;
+    assert_eq!((acme.lines("f", 0, 9).await.unwrap(), acme.stored_bytes().await.unwrap()), (vec![], 8));
     store.tenant("globex").begin_file(&file("g"), 1).await.unwrap().unwrap();
+}
+
+async fn number_of_files_is_bounded(bench: Bench) {
+    let store = bench.store().await;
+    let acme = store.tenant("acme");
+    upload(&store, "acme", "input", &["one", "two"]).await;
+    let mut transaction = acme.write("x").await.unwrap();
+    let query = sqlx::query(
+        "INSERT INTO batch_files (id, tenant_id, purpose, filename, endpoint, bytes, lines, state, created_at) \
+         WITH RECURSIVE counted(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM counted WHERE n < $1) \
+         SELECT 'many-' || CAST(n AS TEXT), 'acme', 'batch', 'a', '', 0, 0, 'complete', 5 FROM counted",
+    );
+    query.bind(MAX_FILES as i64 - 2).execute(&mut *transaction).await.unwrap();
+    store.commit(transaction).await.unwrap();
+    let two_more = acme.create_batch(&wanted("b", "input"), 9, u64::MAX, &event(Action::BatchCreate)).await.unwrap();
+    assert_eq!(two_more, Err(BatchRefusal::Files(MAX_FILES - 1)));
+    acme.begin_file(&file("last"), u64::MAX).await.unwrap().unwrap();
+    assert_eq!(acme.begin_file(&file("f"), u64::MAX).await.unwrap(), Err(BatchRefusal::Files(MAX_FILES)));
+}
+
+async fn upload_whose_file_is_gone_adds_no_lines(bench: Bench) {
+    let store = bench.store().await;
+    let acme = store.tenant("acme");
+    acme.begin_file(&file("f"), u64::MAX).await.unwrap().unwrap();
+    acme.abandon_file("f").await.unwrap();
+    let line = ["one".to_owned()];
+    assert_eq!(acme.add_lines("f", 0, &line).await.unwrap(), Err(BatchRefusal::NoFile), "it is being deleted");
+    erase(&store, "f").await;
+    assert_eq!(acme.add_lines("f", 0, &line).await.unwrap(), Err(BatchRefusal::NoFile), "it is deleted");
+    assert_eq!(acme.lines("f", 0, 9).await.unwrap(), vec![]);
+    upload(&store, "acme", "whole", &["one", "two"]).await;
+    assert_eq!(acme.add_lines("whole", 2, &line).await.unwrap(), Err(BatchRefusal::NoFile), "it is complete");
+}
+
+async fn large_file_is_deleted_in_several_transactions(bench: Bench) {
+    let store = bench.store().await;
+    let acme = store.tenant("acme");
+    let lines: Vec<String> = (0..1100).map(|n| n.to_string()).collect();
+    upload(&store, "acme", "f", &lines.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    upload(&store, "acme", "other", &["one", "two"]).await;
+    assert!(store.erase_lines("f").await.unwrap(), "only a deleted file loses lines");
+    assert_eq!(acme.lines("f", 0, 9999).await.unwrap().len(), 1100);
+    assert_eq!(acme.delete_file("f", &event(Action::FileDelete)).await.unwrap(), FileDeletion::Deleted);
+    assert_eq!(acme.file("f").await.unwrap(), None);
+    assert!(!store.erase_lines("f").await.unwrap());
+    assert_eq!(acme.lines("f", 0, 9999).await.unwrap().len(), 600);
+    assert!(acme.stored_bytes().await.unwrap() > 1100, "its bytes count until it is gone");
+    assert!(!store.erase("f", || true).await.unwrap(), "the server stops");
+    assert_eq!(sweep(&store, None, 0).await, 1, "the retention goes on");
+    assert_eq!((acme.lines("f", 0, 9999).await.unwrap(), acme.stored_bytes().await.unwrap()), (vec![], 8));
+}
+
+async fn files_of_a_removed_tenant_are_deleted(bench: Bench) {
+    let (store, by) = (bench.store().await, Actor::Operator("ada".to_owned()));
+    let of_acme = crate::ApiKey { tenant: "acme".into(), expires_at: Some(1), ..key("0123456789abcdef") };
+    store.put_key(&of_acme, None).await.unwrap();
+    create(&store, "acme", "b", &["one", "two"]).await;
+    create(&store, "globex", "g", &["one", "two"]).await;
+    assert!(store.remove_tenant("acme", &by).await.unwrap());
+    let acme = store.tenant("acme");
+    assert_eq!((acme.file("file-b").await.unwrap(), acme.batch("b").await.unwrap()), (None, None));
+    assert_eq!(claim(&store, 20, 9).await.batch.tenant, "globex");
+    assert_eq!(sweep(&store, None, 0).await, 3, "the input, and two files of results");
+    assert_eq!(acme.lines("file-b", 0, 9).await.unwrap(), vec![]);
+    assert_eq!(store.tenant("globex").lines("file-g", 0, 9).await.unwrap().len(), 2);
 }
 
 async fn file_of_an_unfinished_batch_is_kept_and_old_ones_are_deleted(bench: Bench) {
@@ -248,15 +384,21 @@ async fn file_of_an_unfinished_batch_is_kept_and_old_ones_are_deleted(bench: Ben
     acme.begin_file(&file("given-up"), u64::MAX).await.unwrap().unwrap();
     let in_use = acme.delete_file("file-b", &event(Action::FileDelete)).await.unwrap();
     assert_eq!(in_use, FileDeletion::InUse("b".into()));
-    assert_eq!(store.delete_batches(Some(5), 5).await.unwrap(), 0, "none is older than that");
-    assert_eq!(store.delete_batches(Some(1000), 1000).await.unwrap(), 1);
+    assert_eq!(sweep(&store, Some(5), 5).await, 0, "none is older than that");
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    assert_eq!(store.delete_batches(Some(1000), 1000, &stopped).await.unwrap(), 0);
+    assert_eq!(sweep(&store, Some(1000), 1000).await, 1);
     assert_eq!(acme.file("free").await.unwrap(), None);
-    assert_eq!(store.delete_batches(None, ABANDONED_MS + 6).await.unwrap(), 1, "the upload");
+    assert_eq!(sweep(&store, None, ABANDONED_MS + 6).await, 1, "the upload");
+    let in_use = store.delete_old_file("file-b", "acme", (1000, 0), &CancellationToken::new()).await.unwrap();
+    assert!(!in_use, "a batch that was created after the file was found");
     let claimed = claim(&store, 20, 9).await;
     store.complete_requests(&batch, &claimed.claim, &[result(0, true), result(1, true)]).await.unwrap();
     assert_eq!(acme.delete_file("out-b", &event(Action::FileDelete)).await.unwrap(), FileDeletion::Deleted);
+    erase(&store, "out-b").await;
     assert_eq!(acme.lines("out-b", 0, 9).await.unwrap(), vec![]);
-    assert_eq!(store.delete_batches(Some(i64::MAX), 0).await.unwrap(), 2, "a file and a batch");
+    assert_eq!(sweep(&store, Some(i64::MAX), 0).await, 2, "a file and a batch");
     assert_eq!((acme.batch("b").await.unwrap(), acme.lines("file-b", 0, 9).await.unwrap()), (None, vec![]));
 }
 
