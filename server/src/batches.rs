@@ -21,6 +21,9 @@ use crate::endpoints::{BatchEndpoint, is_transient, pause, reason_message, run};
 /// Interval between two looks at the queue while nothing is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The same without batches in the configuration: earlier ones may expire.
+const OFF_POLL_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Interval between two counts of the unfinished batches, for metrics.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -33,10 +36,11 @@ const STOP_GRACE: Duration = Duration::from_secs(1);
 /// How often a request runs that never has a result: it may be the reason why servers end.
 const MAX_ATTEMPTS: i64 = 5;
 
-/// Runs requests until shutdown, if the configuration turns batches on.
+/// Runs requests until shutdown. If the configuration turns batches off, none runs, but unfinished batches expire: the retention deletes
+/// only texts of finished ones.
 pub(crate) async fn keep(app: &Arc<App>, stop: &CancellationToken) {
-    let Some(settings) = &app.config.batch else { return };
-    let most = settings.concurrency as usize;
+    let settings = app.config.batch.as_ref();
+    let (most, poll) = settings.map_or((0, OFF_POLL_INTERVAL), |on| (on.concurrency as usize, POLL_INTERVAL));
     let mut running: JoinSet<()> = JoinSet::new();
     let mut counted: Option<Instant> = None;
     while !stop.is_cancelled() {
@@ -59,7 +63,7 @@ pub(crate) async fn keep(app: &Arc<App>, stop: &CancellationToken) {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     _ = running.join_next(), if !running.is_empty() => {}
-                    () = tokio::time::sleep(POLL_INTERVAL) => {}
+                    () = tokio::time::sleep(poll) => {}
                 }
             }
         }

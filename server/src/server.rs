@@ -187,6 +187,7 @@ impl Server {
             parsers: Workers::new(WORKERS, &worked),
             bodies: http::SharedMemory::new(config.api.max_request_size, http::SMALL_PART),
             answers: Arc::new(http::SharedMemory::new(0, http::SMALL_PART)),
+            files: http::SharedMemory::new(0, endpoints::UPLOAD_MEMORY),
             guides: http::SharedMemory::new(endpoints::MAX_ANSWERS * guide::MAX_MEMORY, guide::MAX_MEMORY),
             leaving: Arc::default(),
             config,

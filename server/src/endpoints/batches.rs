@@ -8,7 +8,7 @@ use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
-use textnlp_store::batches::{Batch, BatchState, EndReason};
+use textnlp_store::batches::{Batch, BatchRefusal, BatchState, EndReason};
 use textnlp_store::{Action, Actor, AuditEvent, StoreError, now_ms};
 
 use super::generate::{self, Form};
@@ -19,7 +19,7 @@ use crate::auth::{Caller, oidc};
 use crate::config;
 use crate::error::ApiError;
 use crate::http::{Call, Fields};
-use crate::record::Record;
+use crate::record::{BATCH, Record};
 
 /// Time until the rest of a batch expires: the only window of OpenAI's API.
 const WINDOW: (&str, i64) = ("24h", 24 * 3_600_000);
@@ -41,7 +41,7 @@ pub(crate) async fn run(
     id: &str,
     body: Value,
 ) -> Result<Value, ApiError> {
-    let record = Record::begin(app.clone(), id.to_owned(), "BATCH", endpoint.path().to_owned(), None);
+    let record = Record::begin(app.clone(), id.to_owned(), BATCH, endpoint.path().to_owned(), None);
     record.caller(caller);
     let call = Call::internal(app.clone(), record.clone());
     let late = || ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "the request exceeded its time limit");
@@ -52,7 +52,7 @@ pub(crate) async fn run(
         known.status = Some(error.map_or(200, |error| error.status.as_u16()));
         known.error = error.map(|error| error.code);
         known.finished = true;
-        // One that runs again leaves no row in the usage.
+        // One that runs again without tokens leaves no row in the usage.
         known.admitted = !error.is_some_and(is_transient);
     });
     answered
@@ -63,11 +63,20 @@ pub(crate) fn is_transient(error: &ApiError) -> bool {
     matches!(
         error.status,
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-    ) || error.code == "token_limit_exceeded"
+    ) || REFUSED_FOR_NOW.contains(&error.code)
 }
+
+/// The codes of errors that end when the operator or the client has made room.
+const REFUSED_FOR_NOW: [&str; 2] = ["token_limit_exceeded", "file_storage_full"];
 
 async fn answer(call: Call, endpoint: BatchEndpoint, caller: &Caller, body: Value) -> Result<Value, ApiError> {
     caller.allow(endpoint.scope())?;
+    let limits = enabled(&call.app)?;
+    let store = call.app.store.tenant(&caller.tenant);
+    let stored = textnlp_store::read(|| store.stored_bytes()).await?;
+    if stored >= limits.max_stored.0 {
+        return Err(refused(BatchRefusal::Full(stored), limits));
+    }
     let fields = Fields::new(body)?;
     let response = match endpoint {
         BatchEndpoint::Completions => completions::answer(&call, caller, fields).await?,
@@ -123,11 +132,14 @@ pub(super) async fn create(mut call: Call) -> Result<Json<Value>, ApiError> {
         )
         .hint("send an API key instead of a token"));
     }
-    let is_inline = requests.is_some();
-    let input_file = match (requests, input) {
-        (Some(requests), _) => store_requests(&call, &caller, limits, endpoint, requests).await?,
-        (None, input) => input.unwrap_or_default(),
+    let writer = match requests {
+        Some(requests) => Some(store_requests(&call, &caller, limits, endpoint, requests).await?),
+        None => None,
     };
+    let input_file = writer.as_ref().map(|writer| writer.id().to_owned()).or(input).unwrap_or_default();
+    if !is_id(&input_file) {
+        return Err(refused(BatchRefusal::NoFile, limits));
+    }
     let new_id = |prefix: &str| format!("{prefix}{}", uuid::Uuid::now_v7().simple());
     let now = now_ms();
     let batch = Batch {
@@ -151,25 +163,28 @@ pub(super) async fn create(mut call: Call) -> Result<Json<Value>, ApiError> {
     };
     let event = event(&call, &caller, Action::BatchCreate, &batch.id);
     let store = app.store.tenant(&caller.tenant);
+    let (most, most_stored) = (limits.max_pending, limits.max_stored.0);
     let created =
-        textnlp_store::change(StoreError::passes, || store.create_batch(&batch, limits.max_pending, &event)).await;
-    if is_inline && !matches!(created, Ok(Ok(_))) {
-        // The client has not seen the file. What is left of it, the retention deletes.
-        let _ = store.abandon_file(&batch.input_file).await;
+        textnlp_store::change(StoreError::passes, || store.create_batch(&batch, most, most_stored, &event)).await;
+    match writer {
+        Some(writer) if matches!(created, Ok(Ok(_))) => writer.keep(),
+        // The client has not seen the file.
+        Some(writer) => writer.abandon().await,
+        None => {}
     }
     let batch = created?.map_err(|refusal| refused(refusal, limits))?;
     Ok(Json(shown(&batch)))
 }
 
 /// Stores the requests of a body as a file of requests.
-async fn store_requests(
-    call: &Call,
-    caller: &Caller,
-    limits: &config::Batch,
+async fn store_requests<'c>(
+    call: &'c Call,
+    caller: &'c Caller,
+    limits: &'c config::Batch,
     endpoint: BatchEndpoint,
     requests: Vec<Value>,
-) -> Result<String, ApiError> {
-    let mut writer = LineWriter::begin(&call.app.store, &caller.tenant, limits).await?;
+) -> Result<LineWriter<'c>, ApiError> {
+    let mut writer = LineWriter::begin(call, &caller.tenant, limits).await?;
     let stored = async {
         for mut request in requests {
             if let Value::Object(fields) = &mut request {
@@ -181,14 +196,10 @@ async fn store_requests(
         writer.complete("requests.jsonl").await
     };
     let stored = stored.await;
-    if stored.is_err() {
-        writer.abandon().await;
-    }
+    let Err(error) = stored else { return Ok(writer) };
+    writer.abandon().await;
     // The problems are those of the list, not of a file.
-    stored.map(|file| file.id).map_err(|error| match error.code {
-        "invalid_file" => error.param("requests"),
-        _ => error,
-    })
+    Err(if error.code == "invalid_file" { error.param("requests") } else { error })
 }
 
 pub(super) async fn list(call: Call) -> Result<Json<Value>, ApiError> {
@@ -203,14 +214,14 @@ pub(super) async fn list(call: Call) -> Result<Json<Value>, ApiError> {
 pub(super) async fn one(id: Result<Path<String>, PathRejection>, call: Call) -> Result<Json<Value>, ApiError> {
     let caller = call.enter("generate").await?;
     enabled(&call.app)?;
-    Ok(Json(shown(&find(&call, &caller, &path_id(id)?).await?)))
+    Ok(Json(shown(&find(&call, &caller, &path_id(id, missing)?).await?)))
 }
 
 /// Cancels the rest. A batch that has ended stays as it is, and the answer shows it.
 pub(super) async fn cancel(id: Result<Path<String>, PathRejection>, call: Call) -> Result<Json<Value>, ApiError> {
     let caller = call.enter("generate").await?;
     enabled(&call.app)?;
-    let id = path_id(id)?;
+    let id = path_id(id, missing)?;
     let event = event(&call, &caller, Action::BatchCancel, &id);
     let store = call.app.store.tenant(&caller.tenant);
     textnlp_store::change(StoreError::may_be_repeated, || store.cancel_batch(&id, &event)).await?;
@@ -219,11 +230,13 @@ pub(super) async fn cancel(id: Result<Path<String>, PathRejection>, call: Call) 
 
 async fn find(call: &Call, caller: &Caller, id: &str) -> Result<Batch, ApiError> {
     let store = call.app.store.tenant(&caller.tenant);
-    textnlp_store::read(|| store.batch(id)).await?.ok_or_else(|| {
-        ApiError::new(StatusCode::NOT_FOUND, "batch_not_found", "there is no such batch")
-            .param("id")
-            .hint("GET /v1/batches lists the batches")
-    })
+    textnlp_store::read(|| store.batch(id)).await?.ok_or_else(missing)
+}
+
+fn missing() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "batch_not_found", "there is no such batch")
+        .param("id")
+        .hint("GET /v1/batches lists the batches")
 }
 
 fn event(call: &Call, caller: &Caller, action: Action, id: &str) -> AuditEvent {
@@ -239,14 +252,23 @@ pub(super) fn enabled(app: &App) -> Result<&config::Batch, ApiError> {
     })
 }
 
-pub(super) fn path_id(id: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+/// The id in a path. `missing` is the error for a text that no id is.
+pub(super) fn path_id(id: Result<Path<String>, PathRejection>, missing: fn() -> ApiError) -> Result<String, ApiError> {
     let Path(id) = id.map_err(|_| ApiError::invalid("the path is not UTF-8").param("id"))?;
-    Ok(id)
+    if is_id(&id) { Ok(id) } else { Err(missing()) }
+}
+
+/// Whether a text may be the id of a batch or of a file. PostgreSQL has no texts with the character 0.
+fn is_id(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 /// The page of a list that a query names: after which id, and how many.
 pub(super) fn page(query: &Fields, (usual, most): (i64, i64)) -> Result<(String, u32), ApiError> {
     let after = query.text("after").unwrap_or_default().to_owned();
+    if !after.is_empty() && !is_id(&after) {
+        query.wrong("after", "is not an id", Some("send `last_id` of the page before"));
+    }
     let limit = query.integer("limit", 1..=most).unwrap_or(usual);
     query.finish()?;
     Ok((after, limit as u32))
@@ -332,8 +354,7 @@ fn shown(batch: &Batch) -> Value {
 /// How long a request waits that may succeed later.
 pub(crate) fn pause(error: &ApiError) -> Duration {
     match error.code {
-        // Budgets do not come back by themselves.
-        "token_limit_exceeded" => Duration::from_secs(60),
+        code if REFUSED_FOR_NOW.contains(&code) => Duration::from_secs(60),
         _ => error.retry_after.unwrap_or(Duration::from_secs(1)),
     }
 }

@@ -1,6 +1,7 @@
 //! `/v1/files`: files of requests and of results of batches, as OpenAI has them.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -17,12 +18,17 @@ use textnlp_store::{Action, Actor, AuditEvent, DAY_MS, StoreError, is_plain};
 
 use super::batches::{enabled, page, path_id};
 use super::lines::{LineWriter, MAX_LINE, too_large};
+use crate::app::App;
+use crate::auth::Caller;
 use crate::config::{Batch, ByteSize};
-use crate::error::ApiError;
-use crate::http::{self, Call};
+use crate::error::{ApiError, chain};
+use crate::http::{self, Call, HeldMemory};
 
 /// Memory that an upload holds: a line, what arrives with it, and the lines that are not stored yet.
-const UPLOAD_MEMORY: usize = 4 * MAX_LINE;
+pub(crate) const UPLOAD_MEMORY: usize = 4 * MAX_LINE;
+
+/// Bytes a second that an upload has at least: it holds memory.
+const MIN_PACE: u32 = 64 << 10;
 
 /// What a form has besides the file.
 const FORM_OVERHEAD: u64 = 64 << 10;
@@ -31,7 +37,16 @@ const FORM_OVERHEAD: u64 = 64 << 10;
 const MAX_BOUNDARY: usize = 70;
 
 /// Bytes that one page of a file's content has, about.
-const CONTENT_PAGE: u64 = 256 << 10;
+const CONTENT_PAGE: u32 = 256 << 10;
+
+/// Copies of a page while it is read: those of the driver, of its lines and of the text.
+const PAGE_COPIES: usize = 3;
+
+/// How often a download waits for memory, which its client may hold by reading slowly.
+const MEMORY_TRIES: u32 = 30;
+
+/// How long the answer to a deletion waits for the deletion of the lines.
+const ERASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Default and largest number of files in a list.
 const LIST: (i64, i64) = (100, 1000);
@@ -50,20 +65,23 @@ pub(super) async fn upload(mut call: Call) -> Result<Json<Value>, ApiError> {
         searched: 0,
         left: most,
         pause: app.config.api.body_timeout,
+        credit: app.config.api.body_timeout,
         has_ended: false,
     };
     let stored = async {
         if announced.is_some_and(|announced| announced > most) {
             return Err(too_large(limits));
         }
-        let memory = app.bodies.hold(&caller.tenant, &caller.user, UPLOAD_MEMORY).await;
+        let memory = app.files.hold(&caller.tenant, &caller.user, UPLOAD_MEMORY).await;
         let _memory = memory.map_err(|_| Failure::Busy { retry_after_ms: 1000 })?;
-        let mut writer = LineWriter::begin(&app.store, &caller.tenant, limits).await?;
+        let mut writer = LineWriter::begin(&call, &caller.tenant, limits).await?;
         let stored = match read_form(&mut reader, &boundary, &mut writer, limits).await {
             Ok(filename) => writer.complete(&filename).await,
             Err(error) => Err(error),
         };
-        if stored.is_err() {
+        if stored.is_ok() {
+            writer.keep();
+        } else {
             writer.abandon().await;
         }
         stored
@@ -90,42 +108,85 @@ pub(super) async fn list(call: Call) -> Result<Json<Value>, ApiError> {
 pub(super) async fn one(id: Result<Path<String>, PathRejection>, call: Call) -> Result<Json<Value>, ApiError> {
     let caller = call.enter("generate").await?;
     let limits = enabled(&call.app)?;
-    Ok(Json(shown(&find(&call, &caller.tenant, &path_id(id)?).await?, limits)))
+    Ok(Json(shown(&find(&call, &caller.tenant, &path_id(id, missing)?).await?, limits)))
 }
 
 /// The lines of a file, read as the client takes them.
 pub(super) async fn content(id: Result<Path<String>, PathRejection>, call: Call) -> Result<Response, ApiError> {
     let caller = call.enter("generate").await?;
     enabled(&call.app)?;
-    let file = find(&call, &caller.tenant, &path_id(id)?).await?;
-    let lines = (CONTENT_PAGE / (file.bytes / file.lines.max(1)).max(1)).clamp(1, 1000) as u32;
-    let (store, tenant, id) = (call.app.store.clone(), caller.tenant, file.id);
+    let id = find(&call, &caller.tenant, &path_id(id, missing)?).await?.id;
+    let (app, caller) = (call.app.clone(), Arc::new(caller));
     let pages = futures::stream::try_unfold(0_i64, move |from| {
-        let (store, tenant, id) = (store.clone(), tenant.clone(), id.clone());
-        async move {
-            let page = textnlp_store::read(|| store.tenant(&tenant).lines(&id, from, lines)).await;
-            let page = page.map_err(std::io::Error::other)?;
-            let Some(next) = page.last().map(|(number, _)| number + 1) else { return Ok::<_, std::io::Error>(None) };
-            let text: String = page.into_iter().flat_map(|(_, line)| [line, "\n".to_owned()]).collect();
-            Ok(Some((Bytes::from(text), next)))
-        }
+        let (app, caller, id) = (app.clone(), caller.clone(), id.clone());
+        async move { next_page(&app, &caller, &id, from).await.map_err(|error| std::io::Error::other(error.message)) }
     });
     let mut response = Response::new(Body::from_stream(pages));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/jsonl"));
     Ok(response)
 }
 
+/// Lines of a file, with the memory that they take until they are sent.
+struct Page {
+    text: String,
+    _memory: HeldMemory,
+}
+
+impl AsRef<[u8]> for Page {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+}
+
+/// The page of a file from a line on, and the number after its last line.
+async fn next_page(app: &App, caller: &Caller, id: &str, from: i64) -> Result<Option<(Bytes, i64)>, ApiError> {
+    let store = app.store.tenant(&caller.tenant);
+    let page = textnlp_store::read(|| store.page(id, from, CONTENT_PAGE)).await?;
+    let Some((last, bytes)) = page else { return Ok(None) };
+    let wanted = (bytes as usize).saturating_mul(PAGE_COPIES).min(app.files.key_bytes());
+    let mut tries = 1;
+    let memory = loop {
+        match app.files.hold(&caller.tenant, &caller.user, wanted).await {
+            Ok(memory) => break memory,
+            Err(_) if tries < MEMORY_TRIES => tries += 1,
+            Err(whose) => return Err(http::exhausted(whose)),
+        }
+    };
+    let lines = textnlp_store::read(|| store.lines(id, from, last)).await?;
+    if lines.is_empty() {
+        // It was deleted in between.
+        return Err(missing());
+    }
+    let mut text = String::with_capacity(bytes as usize);
+    for (_, line) in lines {
+        text += &line;
+        text.push('\n');
+    }
+    Ok(Some((Bytes::from_owner(Page { text, _memory: memory }), last + 1)))
+}
+
 pub(super) async fn remove(id: Result<Path<String>, PathRejection>, call: Call) -> Result<Json<Value>, ApiError> {
     let caller = call.enter("generate").await?;
     enabled(&call.app)?;
-    let id = path_id(id)?;
+    let id = path_id(id, missing)?;
     let event = AuditEvent::new(&Actor::Key(caller.user.clone()), Action::FileDelete)
         .object(&id)
         .tenant(&caller.tenant)
         .origin(call.origin());
     let store = call.app.store.tenant(&caller.tenant);
     match textnlp_store::change(StoreError::passes, || store.delete_file(&id, &event)).await? {
-        FileDeletion::Deleted => Ok(Json(json!({ "id": id, "object": "file", "deleted": true }))),
+        FileDeletion::Deleted => {
+            // A large file takes longer than its client waits.
+            let (app, file) = (call.app.clone(), id.clone());
+            let erasing = call.app.tasks.spawn(async move {
+                if let Err(error) = app.store.erase(&file, || app.is_stopping()).await {
+                    // The retention goes on.
+                    tracing::warn!(%file, error = %chain(&error), "lines of a deleted file were not deleted");
+                }
+            });
+            let _ = tokio::time::timeout(ERASE_TIMEOUT, erasing).await;
+            Ok(Json(json!({ "id": id, "object": "file", "deleted": true })))
+        }
         FileDeletion::Missing => Err(missing()),
         FileDeletion::InUse(batch) => {
             Err(ApiError::new(StatusCode::CONFLICT, "file_in_use", format!("batch `{batch}` still reads this file"))
@@ -272,6 +333,8 @@ struct LineReader {
     left: u64,
     /// The longest time without a byte.
     pause: Duration,
+    /// How long may still be waited in all; bytes that arrive add to it.
+    credit: Duration,
     has_ended: bool,
 }
 
@@ -303,9 +366,11 @@ impl LineReader {
                 self.searched = 0;
                 return Ok(if rest.is_empty() { Next::End } else { Next::Line(rest.freeze()) });
             }
-            let frame = tokio::time::timeout(self.pause, self.body.frame()).await.map_err(|_| {
+            let began = Instant::now();
+            let frame = tokio::time::timeout(self.pause.min(self.credit), self.body.frame()).await.map_err(|_| {
                 ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body took too long to arrive")
             })?;
+            self.credit = self.credit.saturating_sub(began.elapsed());
             let Some(frame) = frame else {
                 self.has_ended = true;
                 continue;
@@ -314,6 +379,7 @@ impl LineReader {
             let Ok(data) = frame.into_data() else { continue };
             let Some(left) = self.left.checked_sub(data.len() as u64) else { return Ok(Next::TooLarge) };
             self.left = left;
+            self.credit += Duration::from_secs_f64(data.len() as f64 / f64::from(MIN_PACE));
             self.buffer.extend_from_slice(&data);
         }
     }
@@ -335,6 +401,7 @@ mod tests {
             searched: 0,
             left,
             pause: Duration::from_secs(10),
+            credit: Duration::from_secs(10),
             has_ended: false,
         }
     }
@@ -350,6 +417,18 @@ mod tests {
         assert!(matches!(reader(b"a\nb", 2).next().await.unwrap(), Next::TooLarge));
         let long: &'static [u8] = vec![b'x'; MAX_LINE + 1].leak();
         assert!(matches!(reader(long, u64::MAX).next().await.unwrap(), Next::TooLong));
+    }
+
+    #[tokio::test]
+    async fn upload_that_is_slower_than_the_least_pace_ends() {
+        let drops = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
+        });
+        let pause = Duration::from_millis(200);
+        let mut slow = LineReader { body: Body::from_stream(drops), pause, credit: pause, ..reader(b"", 100_000) };
+        let ended = tokio::time::timeout(Duration::from_secs(30), slow.next()).await;
+        assert_eq!(ended.expect("it ends").err().unwrap().code, "request_timeout");
     }
 
     #[test]

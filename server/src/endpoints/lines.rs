@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use axum::http::StatusCode;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use textnlp_store::batches::{BatchFile, BatchRefusal, FilePurpose};
-use textnlp_store::{Store, StoreError, now_ms};
+use textnlp_store::batches::{BatchFile, BatchRefusal, FilePurpose, MAX_FILES};
+use textnlp_store::{StoreError, now_ms};
+use tokio::task::JoinHandle;
 
+use crate::app::App;
 use crate::config::{Batch, ByteSize};
-use crate::error::ApiError;
-use crate::http::parse_line;
+use crate::error::{ApiError, chain};
+use crate::http::{Call, SMALL, parse_line};
 
 /// The longest line in bytes.
 pub(super) const MAX_LINE: usize = 1 << 20;
@@ -64,6 +66,7 @@ impl BatchEndpoint {
 }
 
 /// Checks the lines of one file.
+#[derive(Default)]
 struct LineChecker {
     /// That of the first request, which all others must have.
     endpoint: Option<BatchEndpoint>,
@@ -125,9 +128,9 @@ impl LineChecker {
     }
 }
 
-/// Stores the lines of one file of requests.
+/// Stores the lines of one file of requests. Dropped before [`Self::keep`], as when the client leaves, it deletes the file.
 pub(super) struct LineWriter<'c> {
-    store: &'c Store,
+    call: &'c Call,
     tenant: &'c str,
     limits: &'c Batch,
     file: BatchFile,
@@ -139,11 +142,13 @@ pub(super) struct LineWriter<'c> {
     part_bytes: usize,
     /// The number of the first one.
     first: i64,
+    /// Whether the file stays, or its deletion has begun.
+    is_settled: bool,
 }
 
 impl<'c> LineWriter<'c> {
     /// Begins a file.
-    pub(super) async fn begin(store: &'c Store, tenant: &'c str, limits: &'c Batch) -> Result<Self, ApiError> {
+    pub(super) async fn begin(call: &'c Call, tenant: &'c str, limits: &'c Batch) -> Result<Self, ApiError> {
         let file = BatchFile {
             id: format!("file-{}", uuid::Uuid::now_v7().simple()),
             purpose: FilePurpose::Input,
@@ -153,11 +158,26 @@ impl<'c> LineWriter<'c> {
             lines: 0,
             created_at_ms: now_ms(),
         };
-        let begun =
-            textnlp_store::change(StoreError::passes, || store.tenant(tenant).begin_file(&file, limits.max_stored.0));
+        let store = call.app.store.tenant(tenant);
+        let begun = textnlp_store::change(StoreError::passes, || store.begin_file(&file, limits.max_stored.0));
         begun.await?.map_err(|refusal| refused(refusal, limits))?;
-        let checker = LineChecker { endpoint: None, ids: HashSet::new(), problems: Vec::new() };
-        Ok(Self { store, tenant, limits, file, checker, line: 0, part: Vec::new(), part_bytes: 0, first: 0 })
+        Ok(Self {
+            call,
+            tenant,
+            limits,
+            file,
+            checker: LineChecker::default(),
+            line: 0,
+            part: Vec::new(),
+            part_bytes: 0,
+            first: 0,
+            is_settled: false,
+        })
+    }
+
+    /// The id of the file.
+    pub(super) fn id(&self) -> &str {
+        &self.file.id
     }
 
     /// Takes the next line. An error ends the file, whose rest is not read.
@@ -177,7 +197,7 @@ impl<'c> LineWriter<'c> {
             return Err(self.problems());
         }
         self.file.lines += 1;
-        match self.checker.check(line) {
+        match self.check(line).await? {
             Ok(text) if self.checker.problems.is_empty() => {
                 self.part_bytes += text.len();
                 self.part.push(text);
@@ -190,6 +210,21 @@ impl<'c> LineWriter<'c> {
             return Err(self.problems());
         }
         if self.part_bytes >= PART { self.flush().await } else { Ok(()) }
+    }
+
+    /// The values of a long line may take a multiple of its bytes, and time.
+    async fn check(&mut self, line: &[u8]) -> Result<Result<String, Vec<String>>, ApiError> {
+        if line.len() <= SMALL {
+            return Ok(self.checker.check(line));
+        }
+        let (mut checker, line) = (std::mem::take(&mut self.checker), line.to_vec());
+        let work = move || {
+            let checked = checker.check(&line);
+            (checker, checked)
+        };
+        let (checker, checked) = self.call.app.parsers.run(&self.call.record, work).await?;
+        self.checker = checker;
+        Ok(checked)
     }
 
     /// The error for a line that is too long to be taken.
@@ -211,25 +246,40 @@ impl<'c> LineWriter<'c> {
         }
         self.flush().await?;
         let endpoint = self.checker.endpoint.map_or("", BatchEndpoint::path);
-        let (store, tenant, limits) = (self.store, self.tenant, self.limits);
+        let (store, limits) = (self.call.app.store.tenant(self.tenant), self.limits);
         let id = self.file.id.clone();
         let completed = textnlp_store::change(StoreError::may_be_repeated, || {
-            store.tenant(tenant).complete_file(&id, endpoint, filename, limits.max_stored.0)
+            store.complete_file(&id, endpoint, filename, limits.max_stored.0)
         });
         completed.await?.map_err(|refusal| refused(refusal, limits))?;
-        let file = textnlp_store::read(|| store.tenant(tenant).file(&id)).await?;
+        let file = textnlp_store::read(|| store.file(&id)).await?;
         file.ok_or_else(|| refused(BatchRefusal::NoFile, limits))
     }
 
+    /// Keeps the file.
+    pub(super) fn keep(mut self) {
+        self.is_settled = true;
+    }
+
     /// Deletes what is stored of the file.
-    pub(super) async fn abandon(&self) {
-        let abandoned = textnlp_store::change(StoreError::may_be_repeated, || {
-            self.store.tenant(self.tenant).abandon_file(&self.file.id)
-        });
-        if let Err(error) = abandoned.await {
-            // The retention deletes it.
-            tracing::warn!(file = %self.file.id, error = %textnlp_net::error_chain(&error), "an upload was not deleted");
+    pub(super) async fn abandon(mut self) {
+        if let Some(deletion) = self.delete() {
+            let _ = deletion.await;
         }
+    }
+
+    /// Deletes the file in a task, which goes on when the client leaves.
+    fn delete(&mut self) -> Option<JoinHandle<()>> {
+        if std::mem::replace(&mut self.is_settled, true) {
+            return None;
+        }
+        let (app, tenant, id) = (self.call.app.clone(), self.tenant.to_owned(), self.file.id.clone());
+        Some(self.call.app.tasks.spawn(async move {
+            if let Err(error) = delete(&app, &tenant, &id).await {
+                // The retention deletes it.
+                tracing::warn!(file = %id, error = %chain(&error), "an upload was not deleted");
+            }
+        }))
     }
 
     fn note(&mut self, problems: impl IntoIterator<Item = String>) {
@@ -241,9 +291,10 @@ impl<'c> LineWriter<'c> {
         if self.part.is_empty() {
             return Ok(());
         }
-        let (store, tenant, part, first) = (self.store, self.tenant, &self.part, self.first);
+        let (store, part, first) = (self.call.app.store.tenant(self.tenant), &self.part, self.first);
         let id = &self.file.id;
-        textnlp_store::change(StoreError::passes, || store.tenant(tenant).add_lines(id, first, part)).await?;
+        let added = textnlp_store::change(StoreError::passes, || store.add_lines(id, first, part)).await?;
+        added.map_err(|refusal| refused(refusal, self.limits))?;
         self.first += self.part.len() as i64;
         self.part.clear();
         self.part_bytes = 0;
@@ -265,6 +316,19 @@ impl<'c> LineWriter<'c> {
     }
 }
 
+impl Drop for LineWriter<'_> {
+    fn drop(&mut self) {
+        self.delete();
+    }
+}
+
+/// Deletes a file of requests, unless a batch was created of it.
+async fn delete(app: &App, tenant: &str, id: &str) -> Result<(), StoreError> {
+    let store = app.store.tenant(tenant);
+    textnlp_store::change(StoreError::may_be_repeated, || store.abandon_file(id)).await?;
+    app.store.erase(id, || app.is_stopping()).await.map(drop)
+}
+
 /// The error for a file that is larger than this server takes.
 pub(super) fn too_large(limits: &Batch) -> ApiError {
     let message = format!("the file is larger than {}, the limit of this server", limits.max_file_size);
@@ -279,6 +343,12 @@ pub(super) fn refused(refusal: BatchRefusal, limits: &Batch) -> ApiError {
             StatusCode::PAYLOAD_TOO_LARGE,
             "file_storage_full",
             format!("the files of this tenant have {}; the limit is {}", ByteSize(stored), limits.max_stored),
+        )
+        .hint("DELETE /v1/files/{id} deletes files"),
+        BatchRefusal::Files(files) => ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "file_storage_full",
+            format!("this tenant has {files} files; the limit is {MAX_FILES}"),
         )
         .hint("DELETE /v1/files/{id} deletes files"),
         BatchRefusal::Pending(pending) => ApiError::new(
@@ -304,7 +374,7 @@ mod tests {
     use super::*;
 
     fn check(lines: &[&[u8]]) -> Vec<String> {
-        let mut checker = LineChecker { endpoint: None, ids: HashSet::new(), problems: Vec::new() };
+        let mut checker = LineChecker::default();
         lines.iter().flat_map(|line| checker.check(line).err().unwrap_or_default()).collect()
     }
 

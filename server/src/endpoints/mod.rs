@@ -38,6 +38,7 @@ use crate::error::ApiError;
 use crate::http;
 
 pub(crate) use batches::{is_transient, pause, reason_message, run};
+pub(crate) use files::UPLOAD_MEMORY;
 pub(crate) use lines::BatchEndpoint;
 pub(crate) use probes::metrics;
 pub(crate) use sampling::MAX_ANSWERS;

@@ -235,7 +235,10 @@ async fn batch_that_ends_leaves_turns_to_other_tenants(bench: Bench) {
     assert_eq!(order, ["acme", "globex", "acme", "globex", "acme", "globex"]);
     let acme = store.tenant("acme");
     assert_eq!(acme.batch("a").await.unwrap().unwrap().failed, 600);
-    assert_eq!(acme.lines("err-a", 598, 999).await.unwrap(), [(598, "result 598".to_owned()), (599, "result 599".to_owned())]);
+    assert_eq!(
+        acme.lines("err-a", 598, 999).await.unwrap(),
+        [(598, "result 598".to_owned()), (599, "result 599".to_owned())]
+    );
 }
 
 async fn claims_and_pages_are_bounded_by_their_bytes(bench: Bench) {
