@@ -1,10 +1,12 @@
 //! Batches of requests: from files and from bodies, through restarts, beside requests of clients.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_server::{Server, keys};
-use textnlp_store::{Store, now_ms};
+use textnlp_store::batches::BatchState;
+use textnlp_store::{Action, Actor, AuditEvent, Store, now_ms};
 use tokio::io::AsyncWriteExt;
 
 use super::postgres::cluster;
@@ -111,6 +113,17 @@ async fn answered(database: Option<&str>) {
     assert_eq!(site.send_as(&site.key, "DELETE", &path, &Value::Null).await.json()["deleted"], true);
     assert_eq!(site.get(&path).await.status, 404);
     let reply = site.post("/v1/batches", wanted).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (404, "file_not_found"));
+
+    for (path, code) in [("/v1/files/%00", "file_not_found"), ("/v1/batches/a%00", "batch_not_found")] {
+        let reply = site.get(path).await;
+        assert_eq!((reply.status, reply.error().0.as_str()), (404, code), "{path}");
+    }
+    for path in ["/v1/files?after=%00", "/v1/batches?after=%00"] {
+        let reply = site.get(path).await;
+        assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some("after")), "{path}");
+    }
+    let reply = site.post("/v1/batches", json!({ "endpoint": "/v1/completions", "input_file_id": "\0" })).await;
     assert_eq!((reply.status, reply.error().0.as_str()), (404, "file_not_found"));
 }
 
@@ -231,6 +244,95 @@ async fn batch_waits_for_a_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batch_waits_for_room_for_its_results() {
+    let bounds = "{ max_file_size: 1KiB, max_stored: 1KiB, concurrency: 1 }";
+    let site = start(Setup { batch: Some(bounds), ..Setup::default() }).await.ready().await;
+    let created = site.post("/v1/batches", inline(6, &short())).await;
+    assert_eq!(created.status, 200, "{}", created.text());
+    let created = created.json();
+    until("a request has found no room", async || {
+        site.metric("textnlp_errors_total{type=\"file_storage_full\"}").await >= 1.0
+    })
+    .await;
+    let waiting = batch(&site, created["id"].as_str().unwrap()).await;
+    assert_eq!((&waiting["status"], &waiting["request_counts"]["failed"]), (&json!("in_progress"), &json!(0)));
+    assert!(waiting["request_counts"]["completed"].as_u64().unwrap() < 6, "{waiting}");
+    let again = json!({ "endpoint": "/v1/completions", "input_file_id": created["input_file_id"] });
+    let reply = site.post("/v1/batches", again).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (413, "file_storage_full"), "{}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_requests_that_exceed_their_time_are_in_the_usage() {
+    let setup = Setup { api: "timeout: 1", batch: Some("{ concurrency: 8 }"), ..Setup::default() };
+    let site = start(setup).await.ready().await;
+    let endless = json!({ "model": "slow", "prompt": "Once", "max_tokens": 8000, "ignore_eos": true });
+    let created = site.post("/v1/batches", inline(8, &endless)).await.json();
+    let id = created["id"].as_str().unwrap();
+    until("an attempt is in the usage", async || {
+        site.get("/v1/usage").await.json()["total"]["completion_tokens"].as_u64().is_some_and(|tokens| tokens > 0)
+    })
+    .await;
+    assert_eq!(batch(&site, id).await["request_counts"]["completed"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfinished_batch_ends_on_a_server_without_batches() {
+    let mut site = start(Setup { batch: Some("{ concurrency: 1 }"), ..Setup::default() }).await.ready().await;
+    let created = site.post("/v1/batches", inline(100, &long())).await.json();
+    let id = created["id"].as_str().unwrap();
+    site.drain().await;
+    site.config.batch = None;
+    let store = Store::open(&site.config.database).await.unwrap();
+    let tenant = store.tenant("default");
+    let event = AuditEvent::new(&Actor::Server, Action::BatchCancel).object(id).tenant("default");
+    assert!(tenant.cancel_batch(id, &event).await.unwrap());
+    restart(&mut site).await;
+    until("the batch has ended", async || {
+        tenant.batch(id).await.unwrap().is_some_and(|batch| batch.state == BatchState::Cancelled)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn file_of_long_and_short_lines_is_read_as_it_was_sent() {
+    let site = start(Setup { batch: Some("{}"), ..Setup::default() }).await.ready().await;
+    let lines: Vec<String> = (0..50)
+        .map(|n| {
+            let letters = if n % 20 == 0 { 300_000 } else { 3 };
+            line(&n.to_string(), &json!({ "prompt": "x".repeat(letters) }))
+        })
+        .collect();
+    let stored = upload(&site, &lines.join("\n")).await;
+    assert_eq!(stored.status, 200, "{}", stored.text());
+    let content = site.get(&format!("/v1/files/{}/content", stored.json()["id"].as_str().unwrap())).await;
+    assert!(content.status == 200 && content.text() == lines.join("\n") + "\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upload_whose_client_leaves_is_deleted() {
+    let site = start(Setup { batch: Some("{}"), ..Setup::default() }).await.ready().await;
+    let store = Store::open(&site.config.database).await.unwrap();
+    let stored = async || store.tenant("default").stored_bytes().await.unwrap();
+    let headers = [("x-api-key", site.key.as_str()), ("content-type", "multipart/form-data; boundary=XyZ")];
+    let mut form = String::new();
+    for part in ["name=\"purpose\"\r\n\r\nbatch", "name=\"file\"; filename=\"a\"\r\n"] {
+        form += &format!("--XyZ\r\nContent-Disposition: form-data; {part}\r\n");
+    }
+    for id in ["a", "b"] {
+        form += &line(id, &json!({ "prompt": "x".repeat(200_000) }));
+        form.push('\n');
+    }
+    let mut stream = site.client.connect().await;
+    stream.write_all(Client::head("POST", "/v1/files", &headers, 10_000_000).as_bytes()).await.unwrap();
+    stream.write_all(form.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    until("a part is stored", async || stored().await > 0).await;
+    drop(stream);
+    until("it is deleted", async || stored().await == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_of_a_batch_runs_while_clients_wait() {
     let setup = Setup { api: "queue: 2", batch: Some("{ concurrency: 1 }"), ..Setup::default() };
     let site = start(setup).await.ready().await;
@@ -249,14 +351,16 @@ async fn no_request_of_a_batch_runs_while_clients_wait() {
     }
     let created = site.post("/v1/batches", inline(2, &short())).await.json();
     let id = created["id"].as_str().unwrap();
-    // The server has looked at the queue of batches since.
-    let seen = "textnlp_batches{state=\"in_progress\"}";
-    until("the batch is counted", async || site.metric(seen).await == 1.0).await;
+    // The server looks at the queue of batches each second.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let ran = "http_requests_total{method=\"BATCH\"";
+    assert_eq!(site.metric(ran).await, 0.0, "a request ran");
     let counts = batch(&site, id).await["request_counts"].clone();
     assert!(site.metric("textnlp_queue_length").await >= 1.0, "clients do not wait any more");
     assert_eq!(counts, json!({ "total": 2, "completed": 0, "failed": 0 }));
     drop(crowd);
     assert_eq!(ended(&site, id).await["request_counts"]["completed"], 2);
+    until("both are counted", async || site.metric(ran).await >= 2.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
