@@ -57,8 +57,9 @@ const CREATE: &str = "\
     EXCEPTION WHEN insufficient_privilege OR duplicate_object OR unique_violation OR internal_error THEN NULL; \
     END $$";
 
-/// A server of schema 8 counts the policies `all_tenants`, and one of schema 9 those of `insights` too. Tables that they do not know have
-/// policies of other names, so that a rollback to them is possible.
+/// A server works with its own schema and the next one, and counts the policies of the names that it knows: one of schema 8 those of
+/// `all_tenants`, one of schema 9 those of `insights` too. The tables of a later schema therefore have policies of another name, so that a
+/// rollback by one schema is possible.
 const SEPARATE: &str = "\
     DO $$ DECLARE name text; wide text; BEGIN \
         FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log', 'insights', \

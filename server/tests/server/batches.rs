@@ -266,7 +266,7 @@ async fn batch_waits_for_room_for_its_results() {
 async fn tokens_of_requests_that_exceed_their_time_are_in_the_usage() {
     let setup = Setup { api: "timeout: 1", batch: Some("{ concurrency: 8 }"), ..Setup::default() };
     let site = start(setup).await.ready().await;
-    let endless = json!({ "model": "slow", "prompt": "Once", "max_tokens": 8000, "ignore_eos": true });
+    let endless = json!({ "model": "slow", "prompt": "Once", "max_tokens": 4000, "ignore_eos": true });
     let created = site.post("/v1/batches", inline(8, &endless)).await.json();
     let id = created["id"].as_str().unwrap();
     until("an attempt is in the usage", async || {
