@@ -67,6 +67,8 @@ pub(crate) struct App {
     pub(crate) parsers: Workers,
     pub(crate) bodies: SharedMemory,
     pub(crate) answers: Arc<SharedMemory>,
+    /// Memory of files of batches that are sent or received: clients may take minutes.
+    pub(crate) files: SharedMemory,
     /// Memory of the guides of structured answers.
     pub(crate) guides: SharedMemory,
     pub(crate) leaving: Arc<Leaving>,

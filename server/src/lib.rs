@@ -24,6 +24,7 @@ mod http;
 mod allowance;
 mod analytics;
 pub mod auth;
+mod batches;
 mod chat;
 mod delivery;
 mod embed;

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 use textnlp_inference::engine::Stats;
 use textnlp_process::encoded;
 use textnlp_store::analytics::{AnalyticsStatus, KINDS};
+use textnlp_store::batches::{BatchCount, UNFINISHED};
 
 use crate::auth::GUESSES;
 
@@ -65,6 +66,16 @@ struct ByKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByState {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByResult {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct InfoLabels {
     environment: String,
     phase: &'static str,
@@ -111,6 +122,9 @@ pub struct Metrics {
     usage_deleted: Count,
     analyzed: Real,
     insights: Family<ByKind, Level>,
+    batches: Family<ByState, Level>,
+    batch_age: Real,
+    batch_requests: Family<ByResult, Count>,
     ready: Level,
     users: Mutex<HashSet<String>>,
     window: Mutex<Window>,
@@ -160,6 +174,9 @@ impl Metrics {
             usage_deleted: Count::default(),
             analyzed: Real::default(),
             insights: Family::default(),
+            batches: Family::default(),
+            batch_age: Real::default(),
+            batch_requests: Family::default(),
             ready: Level::default(),
             users: Mutex::default(),
             window: Mutex::new(Window::new(Instant::now())),
@@ -241,6 +258,13 @@ impl Metrics {
             metrics.analyzed.clone(),
         );
         r.register("textnlp_insights", "Insights of the last 24 hours", metrics.insights.clone());
+        r.register("textnlp_batches", "Unfinished batches of all servers", metrics.batches.clone());
+        r.register(
+            "textnlp_batch_oldest_seconds",
+            "Age of the oldest unfinished batch; 0 without one",
+            metrics.batch_age.clone(),
+        );
+        r.register("textnlp_batch_requests", "Requests of batches that have a result", metrics.batch_requests.clone());
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
         let info = Family::<InfoLabels, Level>::default();
         let info_labels = InfoLabels {
@@ -322,6 +346,22 @@ impl Metrics {
             let count = status.of_last_day.get(&definition.kind).copied().unwrap_or_default();
             self.insights.get_or_create(&ByKind { kind: definition.name }).set(count);
         }
+    }
+
+    /// Notes the unfinished batches.
+    pub(crate) fn batches(&self, counts: &[BatchCount], now_ms: i64) {
+        for state in UNFINISHED {
+            let batches = counts.iter().find(|count| count.state == state).map_or(0, |count| count.batches);
+            self.batches.get_or_create(&ByState { state: state.name() }).set(batches);
+        }
+        let oldest = counts.iter().map(|count| count.oldest_ms).min();
+        self.batch_age.set(oldest.map_or(0.0, |oldest| (now_ms - oldest).max(0) as f64 / 1e3));
+    }
+
+    /// Counts a result of a request of a batch.
+    pub(crate) fn batch_request(&self, is_success: bool) {
+        let result = if is_success { "completed" } else { "failed" };
+        self.batch_requests.get_or_create(&ByResult { result }).inc();
     }
 
     /// Notes whether a request found its model loaded.

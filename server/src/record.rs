@@ -44,6 +44,9 @@ pub(crate) struct Record {
     known: Mutex<RecordFields>,
 }
 
+/// The method of requests of batches.
+pub(crate) const BATCH: &str = "BATCH";
+
 /// The status of a request whose client left before it was answered, by nginx's custom.
 const CLIENT_LEFT: u16 = 499;
 
@@ -170,8 +173,10 @@ impl Drop for Record {
         } else if lines.is_some() {
             line!(info)
         }
-        let charge = if known.admitted { self.charge(&known) } else { None };
-        if let (true, Some(user), Some(tenant)) = (known.admitted, known.user, known.tenant) {
+        // A request of a batch that runs again leaves a row only for its tokens, which the engine may report after the time limit.
+        let admitted = known.admitted || (self.method == BATCH && known.prompt_tokens + known.generated_tokens > 0);
+        let charge = if admitted { self.charge(&known) } else { None };
+        if let (true, Some(user), Some(tenant)) = (admitted, known.user, known.tenant) {
             self.app.usage.push(Usage {
                 id: uuid::Uuid::now_v7(),
                 request_id: self.id.clone(),

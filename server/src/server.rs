@@ -22,6 +22,7 @@ use crate::auth;
 use crate::auth::jwt::{Signer, SignerError};
 use crate::auth::oidc::{self, Oidc, OidcError};
 use crate::auth::refusals::Refusals;
+use crate::batches;
 use crate::config::{Address, Config, DatabaseAt};
 use crate::delivery::Delivery;
 use crate::endpoints;
@@ -186,6 +187,7 @@ impl Server {
             parsers: Workers::new(WORKERS, &worked),
             bodies: http::SharedMemory::new(config.api.max_request_size, http::SMALL_PART),
             answers: Arc::new(http::SharedMemory::new(0, http::SMALL_PART)),
+            files: http::SharedMemory::new(0, endpoints::UPLOAD_MEMORY),
             guides: http::SharedMemory::new(endpoints::MAX_ANSWERS * guide::MAX_MEMORY, guide::MAX_MEMORY),
             leaving: Arc::default(),
             config,
@@ -222,17 +224,21 @@ impl Server {
         app.tasks.spawn(async move { models.preload().await });
         let (swept, stop_sweeping) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {
-            let Config { usage, audit, analytics, .. } = &swept.config;
+            let Config { usage, audit, analytics, batch, .. } = &swept.config;
             let keep = Retention {
                 usage_days: usage.retention_days,
                 audit_days: audit.retention_days,
                 insight_days: analytics.as_ref().map_or(0, |analytics| analytics.retention_days),
+                // Turned off, the texts that are stored go as before.
+                batch_days: batch.clone().unwrap_or_default().retention_days,
             };
             let deleted = |rows| swept.metrics.usage_deleted(rows);
             retention::run(&swept.store, keep, now_ms, deleted, &stop_sweeping).await;
         });
         let (analyzing, stop_analyzing) = (app.clone(), stop.clone());
         app.tasks.spawn(async move { analytics::keep(&analyzing, &stop_analyzing).await });
+        let (batching, stop_batching) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move { batches::keep(&batching, &stop_batching).await });
         let (leasing, stop_returning) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {
             let Some(leases) = &leasing.leases else { return };

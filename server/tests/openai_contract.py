@@ -1,6 +1,7 @@
 """Drives a server with the official OpenAI client: python openai_contract.py BASE_URL (the key is in OPENAI_API_KEY)."""
 import json
 import sys
+import time
 
 import openai
 from openai import OpenAI
@@ -189,6 +190,33 @@ def _():
             assert error.param == name, error.body
         else:
             raise AssertionError(f"{ask} was accepted")
+
+
+@check("a batch of a file is answered")
+def _():
+    lines = [{"custom_id": str(n), "method": "POST", "url": "/v1/completions", "body": {"model": "tiny", "prompt": "Once", "max_tokens": 2}} for n in range(3)]
+    text = "\n".join(json.dumps(line) for line in lines).encode()
+    file = client.files.create(file=("requests.jsonl", text), purpose="batch")
+    assert file.purpose == "batch" and file.filename == "requests.jsonl" and file.bytes == len(text) + 1
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", metadata={"a": "b"})
+    end = time.monotonic() + 120
+    while batch.status not in ("completed", "failed", "expired", "cancelled"):
+        assert time.monotonic() < end, batch
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.status == "completed" and batch.request_counts.completed == 3 and batch.metadata == {"a": "b"}, batch
+    answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert [answer["custom_id"] for answer in answers] == ["0", "1", "2"] and batch.error_file_id is None
+    assert all(answer["response"]["body"]["usage"]["prompt_tokens"] == 4 for answer in answers)
+    assert batch.id in [one.id for one in client.batches.list(limit=1)] and client.batches.cancel(batch.id).status == "completed"
+    assert file.id in [one.id for one in client.files.list()]
+    assert client.files.delete(file.id).deleted
+    try:
+        client.files.retrieve(file.id)
+    except openai.NotFoundError as error:
+        assert error.code == "file_not_found", error.body
+    else:
+        raise AssertionError("a deleted file was found")
 
 
 @check("a stream can be left")

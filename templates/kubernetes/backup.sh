@@ -69,6 +69,7 @@ DO $$ DECLARE tenant text := session_user || '_tenant'; BEGIN
     EXECUTE format('GRANT SELECT ON api_usage TO %I', tenant);
     -- A dump of before usage analytics does not have it.
     IF to_regclass('insights') IS NOT NULL THEN EXECUTE format('GRANT SELECT ON insights TO %I', tenant); END IF;
+    IF to_regclass('batches') IS NOT NULL THEN EXECUTE format('GRANT SELECT ON batch_files, batch_lines, batches TO %I', tenant); END IF;
     EXECUTE format('GRANT SELECT, INSERT, DELETE ON stream_tickets TO %I', tenant);
   END IF;
 END $$;

@@ -49,6 +49,9 @@ const PROMETHEUS_TOKEN: &str = "prometheus-token";
 /// end mark, and a gateway with the same limit would cut it off before.
 const GATEWAY_GRACE_SECONDS: u64 = 5;
 
+/// What a form has besides its file.
+const FORM_BYTES: u64 = 64 << 10;
+
 /// A site of an environment, or the location of its witness, with its provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SiteOrWitness {
@@ -401,7 +404,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
             border: name(names::BORDER),
             witness: name(names::WITNESS),
             program: release.program.clone(),
-            max_request_bytes: e.server.api.max_request_size.0,
+            max_request_bytes: max_request_bytes(&e.server),
             timeout_seconds: small(e.server.api.timeout.as_seconds().saturating_add(2 * GATEWAY_GRACE_SECONDS)),
             connections: connections(&e.server.api),
         }),
@@ -749,7 +752,7 @@ fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::En
         workload: name(names::SERVER),
         watch: e.witness_place().map(|_| name(names::WATCH)),
         program: program.clone(),
-        max_request_bytes: e.server.api.max_request_size.0,
+        max_request_bytes: max_request_bytes(&e.server),
         timeout_seconds: small(e.server.api.timeout.as_seconds().saturating_add(GATEWAY_GRACE_SECONDS)),
         connections: connections(&e.server.api),
         domain: e.traffic.domain.clone(),
@@ -779,9 +782,15 @@ fn small(seconds: u64) -> u32 {
     seconds.try_into().unwrap_or(u32::MAX)
 }
 
+/// The largest body that a gateway passes on: of a request, or of a form with a file of requests. The servers have limits of their own.
+fn max_request_bytes(server: &Server) -> u64 {
+    let upload = if server.batch.enabled { server.batch.max_file_size.0.saturating_add(FORM_BYTES) } else { 0 };
+    server.api.max_request_size.0.max(upload)
+}
+
 /// The `server.yaml` tree without sockets, paths and secret files, which only the provider knows.
 fn server_config(e: &Environment, site: &SiteSettings) -> Value {
-    let Server { api, security, usage, prices, audit, analytics, monitoring, inference } = &e.server;
+    let Server { api, security, usage, prices, audit, analytics, batch, monitoring, inference } = &e.server;
     let serve: Vec<Value> = e
         .models
         .iter()
@@ -875,6 +884,16 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
     }
     if analytics.enabled {
         config["textnlp"]["analytics"] = json!({ "retention_days": analytics.retention_days });
+    }
+    if batch.enabled {
+        config["textnlp"]["batch"] = json!({
+            "max_requests": batch.max_requests,
+            "max_file_size": batch.max_file_size.to_string(),
+            "max_pending": batch.max_pending,
+            "max_stored": batch.max_stored.to_string(),
+            "concurrency": batch.concurrency,
+            "retention_days": batch.retention_days,
+        });
     }
     if let Some(issuer) = &security.oidc.issuer {
         let Oidc { audience, tenant, tenant_claim, scopes, roles_claim, roles, .. } = &security.oidc;

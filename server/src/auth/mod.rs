@@ -201,6 +201,16 @@ pub(crate) async fn with_ticket(
     of_tenant(app, claim, found).await.map(Some)
 }
 
+/// The caller that created a batch, with the current rights of its key; `None` when the key is no longer valid. Rates do not apply: requests
+/// of a batch would take them from those of clients. Budgets do.
+pub(crate) async fn of_batch(app: &App, user: &str, tenant: &str) -> Result<Option<Caller>, StoreError> {
+    if user == ANONYMOUS {
+        return Ok((!app.config.security.api_keys_enabled).then(|| anonymous(tenant)));
+    }
+    let key = stored(app, user).await?.filter(|key| key.is_valid(now_ms()) && key.tenant == tenant);
+    Ok(key.map(|key| Caller { rate: None, token_rate: None, ..caller(app, &key, None) }))
+}
+
 /// Rejects a caller of another tenant than the one that the header or the host name claims.
 async fn of_tenant(app: &App, claim: Claim, caller: Caller) -> Result<Caller, ApiError> {
     let claimed = match claim.label {

@@ -394,7 +394,7 @@ fn texts(value: Option<&Value>) -> Vec<&str> {
 }
 
 /// Whether a user name is that of a caller with such a token.
-pub(super) fn is_user(user: &str) -> bool {
+pub(crate) fn is_user(user: &str) -> bool {
     user.starts_with(USER)
 }
 

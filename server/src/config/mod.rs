@@ -1,5 +1,6 @@
 //! `server.yaml`: the configuration of one server replica. It is parsed and validated once, at startup.
 
+mod batch;
 mod database;
 mod document;
 mod features;
@@ -20,6 +21,7 @@ use textnlp_store::analytics::BASELINE_DAYS;
 use crate::auth::SCOPES;
 use crate::auth::tenant::{DEFAULT, is_tenant_id};
 
+pub use batch::Batch;
 pub use document::Problem;
 pub use prices::{Price, Prices, TokenPrices};
 pub use textnlp_process::Address;
@@ -51,6 +53,8 @@ pub struct Config {
     pub audit: Retention,
     /// Retention of insights; without it, usage is not analyzed.
     pub analytics: Option<Retention>,
+    /// Bounds of batches; there are none without them.
+    pub batch: Option<Batch>,
     /// What tokens cost; nothing is recorded without them.
     pub prices: Option<Prices>,
     /// Authentication and limits.
@@ -379,6 +383,7 @@ impl Config {
         self.api.cors_origins.clear();
         self.api.docs = false;
         self.api.require_https = false;
+        self.batch = None;
         self
     }
 
@@ -410,6 +415,7 @@ impl Config {
             analytics: textnlp
                 .has("analytics")
                 .then(|| retention(textnlp.section("analytics"), (BASELINE_DAYS as u32, 90))),
+            batch: batch::batch(&textnlp),
             security,
             monitoring,
             watch: watch(textnlp.section("replication")),

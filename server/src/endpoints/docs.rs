@@ -4,9 +4,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::config::ByteSize;
 use crate::error::ApiError;
-use crate::http::{self, Call};
+use crate::http::Call;
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
@@ -24,7 +23,7 @@ pub(super) async fn openapi(call: Call) -> Result<Response, ApiError> {
     document["info"]["x-environment"] = json!(app.config.environment);
     for (route, methods) in document["paths"].as_object_mut().into_iter().flatten() {
         if let Some(body) = methods.pointer_mut("/post/requestBody") {
-            let limit = ByteSize(http::body_limit(app.config.api.max_request_size, route) as u64);
+            let limit = super::body_limit(&app.config, route);
             body["description"] = json!(format!("At most {limit}."));
         }
     }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use textnlp_inference::cpu::normalize;
 
+use crate::auth::Caller;
 use crate::embed::{self, Embedder};
 use crate::error::{ApiError, chain};
 use crate::http::{AnswerMemory, Call, Fields, SMALL, json_response};
@@ -87,6 +88,11 @@ enum Vector<'a> {
 pub(super) async fn embeddings(mut call: Call) -> Result<Response, ApiError> {
     let caller = call.enter("embeddings").await?;
     let fields = call.fields().await?;
+    answer(&call, &caller, fields).await
+}
+
+/// The answer to a body for an authorized caller.
+pub(super) async fn answer(call: &Call, caller: &Caller, fields: Fields) -> Result<Response, ApiError> {
     let input = match fields.get("input") {
         Some(value) => inputs(&fields, value),
         None => fields.needed("input", None),
@@ -110,21 +116,21 @@ pub(super) async fn embeddings(mut call: Call) -> Result<Response, ApiError> {
     fields.neutral(&["user"]);
     fields.finish()?;
     let memory = fields.into_memory();
-    let model = call.model_of(&caller, Kind::Embedding, model.as_deref()).await?;
+    let model = call.model_of(caller, Kind::Embedding, model.as_deref()).await?;
     let name = model.info.name.clone();
     call.record.note(|known| known.model = Some(name.clone()));
-    let embedder = model.embedder.as_ref().ok_or_else(|| call.unsupported(&caller, Kind::Embedding, &name))?;
+    let embedder = model.embedder.as_ref().ok_or_else(|| call.unsupported(caller, Kind::Embedding, &name))?;
     let dimensions = shortened(embedder, &name, dimensions)?;
     let prompt = embedder.prompt(prompt_name.as_deref())?;
     check_numbers(input.items.len(), embedder.width, &name)?;
-    let texts = tokens(&call, &model, embedder, prompt, input, truncate).await?;
+    let texts = tokens(call, &model, embedder, prompt, input, truncate).await?;
     let used: usize = texts.iter().map(Vec::len).sum();
     // The vectors of all texts, 32 bits for a number and for a token.
     let bytes = 4 * (texts.len() * (embedder.width + 2 * VECTOR_WORDS) + used);
     let answer_memory = AnswerMemory::hold(&call.app, &call.record, bytes).await?;
     // The texts are tokens now, which count as a part of the answer.
     drop(memory);
-    let embedded = embed::embed(&call.app, &call.record, &caller, model.clone(), texts).await?;
+    let embedded = embed::embed(&call.app, &call.record, caller, model.clone(), texts).await?;
     let tail = json!({ "model": name, "usage": { "prompt_tokens": used, "total_tokens": used } }).to_string();
     let pieces = Pieces {
         vectors: embedded.vectors.into_iter().enumerate(),

@@ -1,14 +1,17 @@
 //! The endpoints, one family per file.
 
 mod analytics;
+mod batches;
 mod calls;
 mod chat;
 mod completions;
 mod docs;
 mod embeddings;
 mod features;
+mod files;
 mod generate;
 mod invocations;
+mod lines;
 mod messages;
 mod models;
 mod probes;
@@ -30,8 +33,13 @@ use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 
 use crate::app::App;
+use crate::config::{ByteSize, Config};
 use crate::error::ApiError;
+use crate::http;
 
+pub(crate) use batches::{is_transient, pause, reason_message, run};
+pub(crate) use files::UPLOAD_MEMORY;
+pub(crate) use lines::BatchEndpoint;
 pub(crate) use probes::metrics;
 pub(crate) use sampling::MAX_ANSWERS;
 pub(crate) use structure::{AnswerGuide, too_complex};
@@ -61,6 +69,17 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
         .route("/v1/validate", post(validate::validate))
         .route("/v1/usage", get(usage::usage))
         .route("/v1/analytics/insights", get(analytics::insights))
+        .route("/v1/batches", post(batches::create))
+        .route("/v1/batches", get(batches::list))
+        // The same as `/v1/batches`.
+        .route("/v1/batch", post(batches::create))
+        .route("/v1/batches/{id}", get(batches::one))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
+        .route("/v1/files", post(files::upload))
+        .route("/v1/files", get(files::list))
+        .route("/v1/files/{id}", get(files::one))
+        .route("/v1/files/{id}", delete(files::remove))
+        .route("/v1/files/{id}/content", get(files::content))
         .route("/v1/features", get(features::own))
         .route("/admin/features", get(features::list))
         .route("/admin/features", post(features::set))
@@ -73,6 +92,14 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
             .route("/docs/page.js", get(docs::script));
     }
     routes
+}
+
+/// The largest body of a route.
+pub(crate) fn body_limit(config: &Config, route: &str) -> ByteSize {
+    match route {
+        "/v1/files" => files::upload_limit(config.batch.as_ref()),
+        _ => ByteSize(http::body_limit(config.api.max_request_size, route) as u64),
+    }
 }
 
 /// The routes of the address for probes, which knows no credentials.

@@ -93,6 +93,15 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
     })
 }
 
+/// Reads a line of a file of requests, as strictly as a body. The error continues a sentence.
+pub(crate) fn parse_line(text: &str) -> Result<Value, String> {
+    strict::parse(text).map_err(|refused| match refused {
+        Refused::Broken(error) => format!("is not valid JSON at column {}", error.column()),
+        Refused::Twice { path, column, .. } => format!("has `{path}` twice, at column {column}"),
+        Refused::TooMany => "has too many JSON values".to_owned(),
+    })
+}
+
 fn too_large(message: String) -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message).hint("send less, in several requests")
 }
@@ -146,7 +155,8 @@ async fn read(
     }
 }
 
-async fn discard(mut body: Body) {
+/// Reads on what a client still sends, within bounds, before it is refused.
+pub(crate) async fn discard(mut body: Body) {
     let drain = async {
         let mut gone = 0;
         while let Some(Ok(frame)) = body.frame().await {

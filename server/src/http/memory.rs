@@ -126,7 +126,7 @@ impl SharedMemory {
     }
 
     /// The most bytes that one key may hold.
-    fn key_bytes(&self) -> usize {
+    pub(crate) fn key_bytes(&self) -> usize {
         (self.key_kib as usize) << 10
     }
 

@@ -21,7 +21,7 @@ use hyper::body::{Frame, SizeHint};
 use textnlp_process::Cors;
 use tracing::Instrument as _;
 
-pub(crate) use body::body_limit;
+pub(crate) use body::{body_limit, discard, parse_line};
 pub(crate) use fields::{Fields, is_absent, mistakes};
 pub(crate) use memory::{AnswerMemory, HeldMemory, SMALL, SMALL_PART, SharedMemory, exhausted, json_response};
 
@@ -71,6 +71,11 @@ impl FromRequest<Arc<App>> for Call {
 struct RateHeaders(Left);
 
 impl Call {
+    /// A request that did not come by HTTP.
+    pub(crate) fn internal(app: Arc<App>, record: Arc<Record>) -> Self {
+        Self { app, record, headers: HeaderMap::new(), uri: Uri::default(), body: Mutex::default() }
+    }
+
     /// Authorizes the caller: credential, tenant, scope, rate.
     pub(crate) async fn enter(&self, scope: &str) -> Result<Caller, ApiError> {
         let caller = self.identify().await?;
@@ -186,9 +191,14 @@ impl Call {
             || self.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
     }
 
+    /// The body as it arrives. It can be taken once.
+    pub(crate) fn take_body(&mut self) -> Body {
+        std::mem::take(self.body.get_mut().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Reads the body's fields.
     pub(crate) async fn fields(&mut self) -> Result<Fields, ApiError> {
-        let body = std::mem::take(self.body.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let body = self.take_body();
         body::read_fields(&self.app, &self.record, &self.headers, body).await
     }
 }

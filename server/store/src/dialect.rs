@@ -120,6 +120,36 @@ impl Dialect {
         }
     }
 
+    /// Inserts lines of a file of a batch: the tenant, the file, and a list in JSON of the numbers of the lines with their texts. One
+    /// statement, because each takes a round trip.
+    pub(super) fn insert_lines(self) -> &'static str {
+        match self {
+            Self::Sqlite => {
+                "INSERT INTO batch_lines (tenant_id, file_id, number, content) \
+                 SELECT $1, $2, json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each($3)"
+            }
+            Self::Postgres => {
+                "INSERT INTO batch_lines (tenant_id, file_id, number, content) \
+                 SELECT $1, $2, CAST(pair->>0 AS BIGINT), pair->>1 FROM json_array_elements(CAST($3 AS JSON)) AS one(pair)"
+            }
+        }
+    }
+
+    /// Deletes claimed requests of a batch, and answers with the numbers of those that there were: the batch, the claim, and a list of
+    /// numbers in JSON.
+    pub(super) fn delete_requests(self) -> &'static str {
+        match self {
+            Self::Sqlite => {
+                "DELETE FROM batch_requests WHERE batch_id = $1 AND claim = $2 \
+                 AND number IN (SELECT CAST(value AS INTEGER) FROM json_each($3)) RETURNING number"
+            }
+            Self::Postgres => {
+                "DELETE FROM batch_requests WHERE batch_id = $1 AND claim = $2 AND number IN \
+                 (SELECT CAST(number AS BIGINT) FROM json_array_elements_text(CAST($3 AS JSON)) AS one(number)) RETURNING number"
+            }
+        }
+    }
+
     /// The statement that removes the timeout within a transaction.
     pub(super) fn take_time(self) -> Option<&'static str> {
         match self {

@@ -186,8 +186,8 @@ impl Store {
         Ok(changed.is_some())
     }
 
-    /// Removes a tenant whose keys are all revoked or expired, with these keys and its tickets. Its usage and its audit
-    /// events stay. `false` if there is none, or it has another key.
+    /// Removes a tenant whose keys are all revoked or expired, with these keys, its tickets and its batches. The
+    /// retention deletes the lines of their files. Its usage and its audit events stay. `false` if there is none, or it has another key.
     pub async fn remove_tenant(&self, id: &str, by: &Actor) -> Result<bool, StoreError> {
         let now = now_ms();
         let mut transaction = self.write_all(&format!("tenant {id}"), Job::Keys).await?;
@@ -201,6 +201,10 @@ impl Store {
         let ended = "DELETE FROM api_keys WHERE tenant_id = $1 AND (revoked_at IS NOT NULL OR expires_at <= $2)";
         for query in [
             sqlx::query("DELETE FROM stream_tickets WHERE tenant_id = $1").bind(id),
+            sqlx::query("DELETE FROM batch_requests WHERE batch_id IN (SELECT id FROM batches WHERE tenant_id = $1)")
+                .bind(id),
+            sqlx::query("DELETE FROM batches WHERE tenant_id = $1").bind(id),
+            sqlx::query("UPDATE batch_files SET state = 'deleting' WHERE tenant_id = $1").bind(id),
             sqlx::query(ended).bind(id).bind(now),
             sqlx::query("DELETE FROM tenants WHERE id = $1").bind(id),
         ] {

@@ -1,5 +1,5 @@
-//! State shared by replicas: keys, rate limits, budgets, usage, insights and feature flags, in a SQLite file or a PostgreSQL
-//! database.
+//! State shared by replicas: keys, rate limits, budgets, usage, insights, batches and feature flags, in a SQLite file or a
+//! PostgreSQL database.
 //!
 //! Both use the same statements, by sqlx's `any` driver; [`dialect`] has the differences. SQLite has one writer at a
 //! time, so writes use a separate connection: waiting for it in an async queue is cheaper than in the busy handler. In
@@ -10,6 +10,7 @@
 
 pub mod analytics;
 mod audit;
+pub mod batches;
 mod benchmark;
 mod budget;
 mod charge;

@@ -37,7 +37,8 @@ const MIGRATIONS: &[Migration] = migrations![
     "006_feature_flags",
     "007_audit_retention",
     "008_usage_cost",
-    "009_insights"
+    "009_insights",
+    "010_batches"
 ];
 
 /// The first schema with an audit log.

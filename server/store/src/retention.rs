@@ -1,4 +1,5 @@
-//! Retention: deletes old usage rows, old audit events, old insights and expired tickets in bounded batches, outside of requests.
+//! Retention: deletes old usage rows, old audit events, old insights, old batches and expired tickets in bounded transactions, outside of
+//! requests.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ const FIRST_RUN_AFTER: Duration = Duration::from_secs(120);
 const BATCH: u32 = 2000;
 
 /// Pause between two batches, so that other writers can proceed.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long records are kept, in days; 0 keeps them forever.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +28,7 @@ pub struct Retention {
     pub usage_days: u32,
     pub audit_days: u32,
     pub insight_days: u32,
+    pub batch_days: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +45,7 @@ pub struct Swept {
     pub usage: u64,
     pub audit: u64,
     pub insights: u64,
+    pub batches: u64,
 }
 
 /// Runs until shutdown. Expired tickets are always deleted. `now_ms` is the clock; `deleted` gets the number of usage
@@ -65,7 +68,9 @@ pub async fn run(
         wait = RUN_INTERVAL;
         match sweep(store, keep, now_ms(), &deleted, stop).await {
             Ok(swept) if swept == Swept::default() => {}
-            Ok(Swept { usage, audit, insights }) => tracing::info!(usage, audit, insights, "old records deleted"),
+            Ok(Swept { usage, audit, insights, batches }) => {
+                tracing::info!(usage, audit, insights, batches, "old records deleted");
+            }
             // Another replica holds the lock: it does the work.
             Err(StoreError::Busy(_)) => tracing::debug!("another replica deletes old records"),
             Err(error) => tracing::warn!(error = %chain(&error), "old records could not be deleted"),
@@ -93,6 +98,8 @@ pub async fn sweep(
     if let Some(before) = before(keep.insight_days) {
         swept.insights = delete(store, Records::Insights, before, drop, stop).await?;
     }
+    // Also without days: uploads that were given up go, and what is left of deleted files.
+    swept.batches = store.delete_batches(before(keep.batch_days), now_ms, stop).await?;
     Ok(swept)
 }
 
@@ -160,7 +167,7 @@ mod tests {
         deleted: impl Fn(u64),
         stop: &CancellationToken,
     ) -> Result<u64, StoreError> {
-        let keep = Retention { usage_days, audit_days: 0, insight_days: 0 };
+        let keep = Retention { usage_days, audit_days: 0, insight_days: 0, batch_days: 0 };
         super::sweep(store, keep, now_ms, deleted, stop).await.map(|swept| swept.usage)
     }
 

@@ -34,8 +34,8 @@ const STATUS: &str = "\
     coalesce((SELECT pg_has_role(session_user, oid, 'MEMBER') AND NOT rolsuper AND NOT rolbypassrls FROM pg_roles \
         WHERE rolname = session_user || '_tenant'), false), \
     coalesce((SELECT rolcreaterole OR rolsuper FROM pg_roles WHERE rolname = session_user), false), \
-    (SELECT count(*) = 5 FROM pg_policies WHERE schemaname = current_schema() \
-        AND policyname IN ('all_tenants', 'all_tenants_insights'))";
+    (SELECT count(*) = 9 FROM pg_policies WHERE schemaname = current_schema() \
+        AND policyname IN ('all_tenants', 'all_tenants_insights', 'all_tenants_batches'))";
 
 /// Only where the tables are.
 const GRANTED: &str = "\
@@ -43,6 +43,8 @@ const GRANTED: &str = "\
         AND has_table_privilege(oid, 'api_usage', 'SELECT') AND has_table_privilege(oid, 'stream_tickets', 'SELECT') \
         AND has_table_privilege(oid, 'stream_tickets', 'INSERT') \
         AND has_table_privilege(oid, 'stream_tickets', 'DELETE') AND has_table_privilege(oid, 'insights', 'SELECT') \
+        AND has_table_privilege(oid, 'batch_files', 'SELECT') AND has_table_privilege(oid, 'batch_lines', 'SELECT') \
+        AND has_table_privilege(oid, 'batches', 'SELECT') \
         FROM pg_roles WHERE rolname = session_user || '_tenant'), false)";
 
 /// Another database of the server may create the role at the same time.
@@ -55,11 +57,15 @@ const CREATE: &str = "\
     EXCEPTION WHEN insufficient_privilege OR duplicate_object OR unique_violation OR internal_error THEN NULL; \
     END $$";
 
-/// A server of schema 8 counts the policies `all_tenants`; after a rollback to it, that of `insights` has another name.
+/// A server works with its own schema and the next one, and counts the policies of the names that it knows: one of schema 8 those of
+/// `all_tenants`, one of schema 9 those of `insights` too. The tables of a later schema therefore have policies of another name, so that a
+/// rollback by one schema is possible.
 const SEPARATE: &str = "\
     DO $$ DECLARE name text; wide text; BEGIN \
-        FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log', 'insights'] LOOP \
-            wide := CASE name WHEN 'insights' THEN 'all_tenants_insights' ELSE 'all_tenants' END; \
+        FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log', 'insights', \
+            'batch_files', 'batch_lines', 'batches', 'batch_requests'] LOOP \
+            wide := CASE WHEN name = 'insights' THEN 'all_tenants_insights' WHEN name LIKE 'batch%' THEN 'all_tenants_batches' \
+                ELSE 'all_tenants' END; \
             EXECUTE format('ALTER POLICY by_tenant ON %I USING (tenant_id = current_setting(''textnlp.tenant'', true))', name); \
             EXECUTE format('DROP POLICY IF EXISTS %I ON %I', wide, name); \
             EXECUTE format('CREATE POLICY %I ON %I TO pg_database_owner \
@@ -70,8 +76,10 @@ const SEPARATE: &str = "\
 /// As the migrations made them: for a login role that does not own the database.
 const UNITE: &str = "\
     DO $$ DECLARE name text; wide text; BEGIN \
-        FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log', 'insights'] LOOP \
-            wide := CASE name WHEN 'insights' THEN 'all_tenants_insights' ELSE 'all_tenants' END; \
+        FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log', 'insights', \
+            'batch_files', 'batch_lines', 'batches', 'batch_requests'] LOOP \
+            wide := CASE WHEN name = 'insights' THEN 'all_tenants_insights' WHEN name LIKE 'batch%' THEN 'all_tenants_batches' \
+                ELSE 'all_tenants' END; \
             EXECUTE format('ALTER POLICY by_tenant ON %I \
                 USING (current_setting(''textnlp.tenant'', true) IN (''*'', tenant_id))', name); \
             EXECUTE format('DROP POLICY IF EXISTS %I ON %I', wide, name); \
@@ -84,7 +92,7 @@ const GRANT: &str = "\
         IF NOT has_schema_privilege(tenant, current_schema(), 'USAGE') THEN \
             EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), tenant); \
         END IF; \
-        EXECUTE format('GRANT SELECT ON api_usage, insights TO %I', tenant); \
+        EXECUTE format('GRANT SELECT ON api_usage, insights, batch_files, batch_lines, batches TO %I', tenant); \
         EXECUTE format('GRANT SELECT, INSERT, DELETE ON stream_tickets TO %I', tenant); \
     END $$";
 

@@ -40,6 +40,8 @@ pub(super) enum Job {
     Report,
     /// Analytics compares what all tenants used with earlier hours.
     Analytics,
+    /// The queue of batches has requests of all tenants, and the row of a claimed one determines the tenant.
+    Batches,
 }
 
 /// The condition that holds a statement to the rows of one tenant, which is its first parameter. [`TenantStore::query`] refuses statements
@@ -107,6 +109,13 @@ impl TenantStore<'_> {
     pub(super) async fn count(self, about: &str) -> Result<Transaction<'static, Any>, StoreError> {
         let mut transaction = self.store.change(about, Haste::Counts).await?;
         self.store.narrow(&mut transaction, self.tenant).await?;
+        Ok(transaction)
+    }
+
+    /// A durable change, with the rights of the login role: those of the tenants' role do not include it, nor the audit log.
+    pub(super) async fn write(self, about: &str) -> Result<Transaction<'static, Any>, StoreError> {
+        let mut transaction = self.store.write(about).await?;
+        self.store.set_tenant(&mut transaction, self.tenant, false).await?;
         Ok(transaction)
     }
 

@@ -31,6 +31,12 @@ async fn only_probes_tokens_and_documents_answer_without_a_credential() {
         ("GET", "/v1/models/tiny"),
         ("GET", "/v1/usage"),
         ("GET", "/v1/analytics/insights"),
+        ("POST", "/v1/batches"),
+        ("POST", "/v1/batch"),
+        ("GET", "/v1/batches"),
+        ("POST", "/v1/files"),
+        ("GET", "/v1/files"),
+        ("GET", "/v1/files/file-1/content"),
     ] {
         let reply = site.client.send(method, path, &[], b"{}").await;
         assert_eq!((reply.status, reply.error().0.as_str()), (401, "missing_api_key"), "{path}");
@@ -128,7 +134,7 @@ async fn key_that_is_to_expire_ends_then_and_never_later() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scope_allows_its_routes_and_no_others() {
-    let site = start(Setup::default()).await.ready().await;
+    let site = start(Setup { batch: Some("{}"), ..Setup::default() }).await.ready().await;
     let chat = json!({ "messages": [{ "role": "user", "content": "a" }], "max_tokens": 2 });
     let asked = [
         ("generate", "POST", "/v1/generate", short()),
@@ -144,6 +150,8 @@ async fn scope_allows_its_routes_and_no_others() {
         ("validate", "POST", "/v1/validate", json!({ "reference": "a", "candidate": "a" })),
         ("usage", "GET", "/v1/usage", Value::Null),
         ("usage", "GET", "/v1/analytics/insights", Value::Null),
+        ("generate", "GET", "/v1/batches", Value::Null),
+        ("generate", "GET", "/v1/files", Value::Null),
         ("admin", "GET", "/admin/features", Value::Null),
     ];
     for scope in textnlp_server::auth::SCOPES {

@@ -30,7 +30,7 @@ async fn openapi_document_describes_exactly_the_existing_routes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openapi_examples_work_and_every_documented_field_is_accepted() {
-    let site = start(Setup::default()).await.ready().await;
+    let site = start(Setup { batch: Some("{ max_pending: 1000 }"), ..Setup::default() }).await.ready().await;
     let admin = make_key(&site.config, json!({ "do": "create", "scopes": ["admin"] })).await;
     let document = site.client.send("GET", "/openapi.json", &[], b"").await.json();
     for (path, methods) in document["paths"].as_object().unwrap() {

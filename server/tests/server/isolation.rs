@@ -17,6 +17,10 @@ enum Route {
     SignIn,
     /// It answers a credential: the path with its query, and the body.
     OfTenant(&'static str, Option<Value>),
+    /// The same, for keys only: it runs for longer than tokens are valid.
+    OfKey(&'static str, Option<Value>),
+    /// It answers for something of a tenant, `{file}` or `{batch}`: that of another tenant does not exist.
+    OfId(&'static str),
     /// It changes the service for all tenants: a key with the scope `*` may not.
     OfOperator(&'static str, Option<Value>),
 }
@@ -48,6 +52,15 @@ fn asked(method: &str, route: &str) -> Route {
         }
         ("get", "/v1/usage") => Route::OfTenant("/v1/usage", None),
         ("get", "/v1/analytics/insights") => Route::OfTenant("/v1/analytics/insights", None),
+        ("post", "/v1/batches" | "/v1/batch") => Route::OfKey("/v1/batches", Some(batch())),
+        ("get", "/v1/batches") => Route::OfTenant("/v1/batches", None),
+        ("get", "/v1/batches/{id}") => Route::OfId("/v1/batches/{batch}"),
+        ("post", "/v1/batches/{id}/cancel") => Route::OfId("/v1/batches/{batch}/cancel"),
+        // Without a form.
+        ("post", "/v1/files") => Route::OfId("/v1/files"),
+        ("get", "/v1/files") => Route::OfTenant("/v1/files", None),
+        ("get" | "delete", "/v1/files/{id}") => Route::OfId("/v1/files/{file}"),
+        ("get", "/v1/files/{id}/content") => Route::OfId("/v1/files/{file}/content"),
         ("get", "/v1/features") => Route::OfTenant("/v1/features", None),
         ("get", "/admin/features") => Route::OfOperator("/admin/features", None),
         ("post", "/admin/features") => {
@@ -56,6 +69,11 @@ fn asked(method: &str, route: &str) -> Route {
         ("delete", "/admin/features/{name}") => Route::OfOperator("/admin/features/beta", None),
         other => panic!("{other:?}: a new route says here whether it belongs to a tenant"),
     }
+}
+
+fn batch() -> Value {
+    let body = json!({ "prompt": "Once", "max_tokens": 2 });
+    json!({ "endpoint": "/v1/completions", "requests": [{ "custom_id": "a", "body": body }] })
 }
 
 struct Tenant {
@@ -76,7 +94,8 @@ async fn isolated(database: Option<&str>) {
     let pem = path(&folder, "jwt.pem");
     std::fs::write(&pem, generate_pem().unwrap()).unwrap();
     let security = format!("jwt_private_key_file: \"{pem}\"");
-    let site = start(Setup { database, security: &security, ..Setup::default() }).await.ready().await;
+    let site =
+        start(Setup { database, security: &security, batch: Some("{}"), ..Setup::default() }).await.ready().await;
     let (acme, globex) = (tenant(&site, "acme").await, tenant(&site, "globex").await);
     let store = site.server.as_ref().unwrap().store().clone();
 
@@ -85,8 +104,11 @@ async fn isolated(database: Option<&str>) {
     assert_eq!(site.post_as(&globex.key, "/v1/generate", ask.clone()).await.status, 200);
     let ticket = site.post_as(&globex.key, "/v1/stream/tickets", ask.clone()).await.json();
     let ticket = ticket["url"].as_str().unwrap().to_owned();
-    // Three: the token, the answer, the ticket.
-    until("its usage is written", async || store.tenant("globex").usage_of(&globex.id, 0).await.unwrap().0 == 3).await;
+    let batch = site.post_as(&globex.key, "/v1/batches", batch()).await.json();
+    let of_globex = [("{batch}", &batch["id"]), ("{file}", &batch["input_file_id"])];
+    let of_globex = of_globex.map(|(place, id)| (place, id.as_str().unwrap().to_owned()));
+    // Five: the token, the answer, the ticket, the batch, and its request.
+    until("its usage is written", async || store.tenant("globex").usage_of(&globex.id, 0).await.unwrap().0 == 5).await;
     let used = store.tenant("globex").usage_of(&globex.id, 0).await.unwrap();
     let listed = || async { keys(&site.config, r#"{"do":"list"}"#).await.unwrap() };
     let keys_before = listed().await;
@@ -124,6 +146,25 @@ async fn isolated(database: Option<&str>) {
                     assert_eq!((reply.status, reply.error().0.as_str()), (403, "insufficient_scope"), "{upper} {path}");
                 }
             }
+            Route::OfKey(path, body) => {
+                let reply = send(path, &[("authorization", key.as_str())], &body).await;
+                assert_eq!(reply.status, 200, "{upper} {path}: {}", reply.text());
+                let reply = send(path, &[("authorization", token.as_str())], &body).await;
+                assert_eq!((reply.status, reply.error().0.as_str()), (403, "api_key_required"), "{upper} {path}");
+                let headers = [("authorization", key.as_str()), ("x-tenant-id", "globex")];
+                let reply = send(path, &headers, &body).await;
+                assert_eq!((reply.status, reply.error().0.as_str()), (403, "tenant_mismatch"), "{upper} {path}");
+            }
+            Route::OfId(path) => {
+                let unknown = path.replace("{batch}", "batch_0").replace("{file}", "file-0");
+                let theirs = of_globex.iter().fold(path.to_owned(), |path, (place, id)| path.replace(place, id));
+                for credential in [&key, &token] {
+                    let headers = [("authorization", credential.as_str())];
+                    let reply = send(&theirs, &headers, &None).await;
+                    assert!(matches!(reply.status, 404 | 415), "{upper} {path}: {}", reply.text());
+                    assert_eq!(reply.text(), send(&unknown, &headers, &None).await.text(), "{upper} {path}");
+                }
+            }
             Route::OfTenant(path, body) => {
                 for credential in [&key, &token] {
                     let credential = ("authorization", credential.as_str());
@@ -159,6 +200,7 @@ async fn isolated(database: Option<&str>) {
     .await;
 
     assert_eq!(store.tenant("globex").usage_of(&globex.id, 0).await.unwrap(), used);
+    assert!(store.tenant("globex").file(&of_globex[1].1).await.unwrap().is_some(), "nobody deleted it");
     assert_eq!(store.tenant("acme").usage_of(&globex.id, 0).await.unwrap(), (0, 0));
     assert_eq!(listed().await, keys_before);
     assert_eq!(site.client.send("GET", &ticket, &[], b"").await.status, 200, "the ticket is still its owner's");

@@ -11,6 +11,7 @@ mod access;
 mod analytics;
 mod answers;
 mod audit;
+mod batches;
 mod bundled;
 #[cfg(feature = "candle")]
 mod candle;

@@ -30,7 +30,8 @@ const GDPR: &[Control] = &[
     yours(
         "Art. 15-22",
         "rights of data subjects",
-        "answers to requests; the service stores counts by key and no texts, except open tickets, which are encrypted",
+        "answers to requests; the service stores counts by key and no texts, except open tickets, which are encrypted, and files of batches, if \
+         `server.batch` is on",
     ),
     measured("Art. 25", "data protection by design and by default", &[ApiKeysRequired, OpenPorts, NetworkPolicies]),
     yours("Art. 28", "processors", "contracts with the operators of your machines, clusters and clouds"),

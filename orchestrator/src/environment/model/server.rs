@@ -24,6 +24,8 @@ section! {
         pub audit: Audit = Audit::default(),
         /// Hourly analysis of usage.
         pub analytics: UsageAnalytics = UsageAnalytics::default(),
+        /// Batches of requests.
+        pub batch: BatchSettings = BatchSettings::default(),
         /// Metrics, traces and logs.
         pub monitoring: ServerMonitoring = ServerMonitoring::default(),
         /// Compute settings.
@@ -193,6 +195,30 @@ section! {
         /// Retention of insights in days, at least 28; 0 keeps them forever.
         #[schemars(range(max = 36_500))]
         pub retention_days: u32 = 90,
+    }
+}
+
+section! {
+    /// Batches of requests: clients send many at once, and read the answers later. The database stores the texts of requests and answers.
+    pub struct BatchSettings {
+        /// Whether there are batches.
+        pub enabled: bool = false,
+        /// The most requests of a batch.
+        #[schemars(range(min = 1, max = 1_000_000))]
+        pub max_requests: u32 = 50_000,
+        /// The largest file of requests.
+        pub max_file_size: Bytes = Bytes(100_000_000),
+        /// The most unfinished batches of a tenant.
+        #[schemars(range(min = 1, max = 10_000))]
+        pub max_pending: u32 = 20,
+        /// The most bytes of all files of a tenant.
+        pub max_stored: Bytes = Bytes(1_000_000_000),
+        /// Requests of batches that one server runs at once. It takes none while requests of clients wait.
+        #[schemars(range(min = 1, max = 64))]
+        pub concurrency: u32 = 2,
+        /// Retention of files and of finished batches in days; 0 keeps them until they are deleted.
+        #[schemars(range(max = 36_500))]
+        pub retention_days: u32 = 30,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use textnlp_net::client::Url;
 use textnlp_net::network::Network;
@@ -25,6 +26,9 @@ const MAX_MODEL_ID: usize = 128;
 
 /// The fewest days that insights are kept: findings compare an hour with those of this time.
 const MIN_INSIGHT_DAYS: u32 = 28;
+
+/// The sizes that a file of requests may be limited to.
+const BATCH_FILE_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
 
 impl Checker<'_> {
     pub(super) fn models(&mut self) {
@@ -202,6 +206,7 @@ impl Checker<'_> {
             let cause = "it has no effect while usage is not analyzed";
             self.warn("server.analytics.retention_days", cause, "add `enabled: true`, or remove it");
         }
+        self.batch(&server.batch);
         self.prices();
         let header = &server.security.api_key_header;
         if !header.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
@@ -242,6 +247,24 @@ impl Checker<'_> {
                 format!("every machine that reaches `{}` could {open}", cut(&server.api.host)),
                 "write `host: 127.0.0.1`, or turn on `server.security.api_keys_enabled` and `tls.mode`",
             );
+        }
+    }
+
+    fn batch(&mut self, batch: &BatchSettings) {
+        if !batch.enabled {
+            if *batch != BatchSettings::default() {
+                let cause = "its settings have no effect while there are no batches";
+                self.warn("server.batch", cause, "add `enabled: true`, or remove it");
+            }
+            return;
+        }
+        if !BATCH_FILE_BYTES.contains(&batch.max_file_size.0) {
+            let cause = format!("{} is out of range", batch.max_file_size);
+            self.error("server.batch.max_file_size", cause, "write a size from `1KiB` to `1GiB`");
+        } else if batch.max_stored.0 < batch.max_file_size.0 {
+            let cause = format!("{} has no room for a file of `max_file_size`", batch.max_stored);
+            let fix = format!("write at least `{}`", batch.max_file_size);
+            self.error("server.batch.max_stored", cause, fix);
         }
     }
 

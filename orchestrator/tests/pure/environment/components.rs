@@ -34,6 +34,11 @@ fn later_settings_reach_the_server_only_when_not_default() {
     let analytics = json!({ "retention_days": 90 });
     assert_eq!(config(&["server.analytics.enabled=true"])["analytics"], analytics);
     assert_eq!(config(&["server.analytics.retention_days=30"])["analytics"], json!(null));
+    let batch = json!({
+        "max_requests": 50_000, "max_file_size": "5MB", "max_pending": 20, "max_stored": "1GB", "concurrency": 2, "retention_days": 30,
+    });
+    assert_eq!(config(&["server.batch.enabled=true", "server.batch.max_file_size=5MB"])["batch"], batch);
+    assert_eq!(config(&["server.batch.concurrency=1"])["batch"], json!(null));
     assert_eq!(config(&["server.inference.prefix_cache=false"])["models"]["prefix_cache"], json!(false));
     assert_eq!(config(&["server.inference.draft_tokens=0"])["models"]["draft_tokens"], json!(0));
     let beta = json!({ "name": "beta", "enabled": true, "percent": 100, "tenants": [], "model": null });
@@ -53,12 +58,27 @@ fn later_settings_reach_the_server_only_when_not_default() {
         &usual["prices"],
         &usual["audit"],
         &usual["analytics"],
+        &usual["batch"],
         &usual["features"],
         &usual["models"]["prefix_cache"],
         &usual["models"]["draft_tokens"],
     ] {
         assert_eq!(later, &json!(null), "servers of earlier releases do not know it");
     }
+}
+
+#[test]
+fn gateway_passes_files_of_requests_on_where_there_are_batches() {
+    let most = |sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+        let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+        let parts = serde_json::to_value(parts.iter().map(|c| &c.part).collect::<Vec<_>>()).unwrap();
+        let endpoint = parts.as_array().unwrap().iter().find_map(|part| part["endpoint"].as_object()).unwrap();
+        endpoint["max_request_bytes"].as_u64().unwrap()
+    };
+    assert_eq!(most(&[]), 10_000_000);
+    assert_eq!(most(&["server.batch.enabled=true"]), 100_000_000 + 65_536);
 }
 
 #[test]

@@ -112,7 +112,7 @@ const show = (description) => {
     for (const { path, method, operation } of operations) {
       const id = anchor(method, path);
       const link = make("a", { href: `#${id}` }, path);
-      const schema = operation.requestBody ? operation.requestBody.content["application/json"].schema : null;
+      const schema = operation.requestBody?.content["application/json"]?.schema ?? null;
       const card = make("details", { id },
         make("summary", {}, make("span", { className: `method ${method}` }, method.toUpperCase()), make("code", {}, path), make("span", { className: "what" }, operation.summary || "")),
         make("div", { className: "inside" }, make("p", {}, operation.description || ""), schema ? fields(schema) : null, tryIt(method, path, operation, schema)));

@@ -40,6 +40,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) prices: Option<&'a str>,
     /// Whether usage is analyzed.
     pub(crate) analytics: bool,
+    /// The bounds of batches, as a mapping on one line.
+    pub(crate) batch: Option<&'a str>,
     pub(crate) unix: bool,
 }
 
@@ -57,7 +59,7 @@ pub(crate) fn config(folder: &tempfile::TempDir, setup: &Setup<'_>) -> Config {
     );
     let text = format!(
         "textnlp:\n  environment: test\n  phase: {}\n  region: nowhere\n  api:\n    listen: \"{listen}\"\n    metrics_listen: \"127.0.0.1:0\"\n    workers: 2\n{}\n  \
-         models:\n    cache_dir: {}\n    threads: 1\n    {models}\n  database: {{ url: \"{}\" }}\n  security:\n    issuer: test\n{}\n  monitoring: {{ log_level: WARN }}\n{}{}",
+         models:\n    cache_dir: {}\n    threads: 1\n    {models}\n  database: {{ url: \"{}\" }}\n  security:\n    issuer: test\n{}\n  monitoring: {{ log_level: WARN }}\n{}{}{}",
         setup.phase.unwrap_or("staging"),
         indent(setup.api),
         path(folder, ""),
@@ -65,6 +67,7 @@ pub(crate) fn config(folder: &tempfile::TempDir, setup: &Setup<'_>) -> Config {
         indent(setup.security),
         setup.prices.map_or_else(String::new, |prices| format!("  prices: {prices}\n")),
         if setup.analytics { "  analytics: {}\n" } else { "" },
+        setup.batch.map_or_else(String::new, |batch| format!("  batch: {batch}\n")),
     );
     let config = Config::parse(&text).unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"));
     // The program that runs is a test.
