@@ -264,7 +264,7 @@ impl<'f> Declared<'f> {
         let mut kinds = provider.kinds().iter().filter(|kind| kind.name == object.kind.as_str());
         let is_precious = kinds.any(|kind| kind.data == DataClass::Precious);
         let names = part_names(&plain, &declarations);
-        let mut before = BTreeSet::new();
+        let mut before: BTreeSet<String> = BTreeSet::new();
         let mut main: Option<String> = None;
         for (declaration, part) in declarations.into_iter().zip(names) {
             if !declaration.without.is_empty() {

@@ -527,16 +527,16 @@ mod tests {
         let tags = all[0].body["Tags"].as_array().unwrap();
         assert!(tags.iter().any(|tag| tag["Key"] == textnlp_cloud::tags::LINEAGE), "{tags:?}");
 
-        // Without its zone a certificate would be replaced, and the import finds the zone by a tag.
-        let certificate = json!({ "names": ["a.example.com"], "zone": "Z1", "records": true });
-        let created = new(Tool::CloudFormation, "aws.certificate", &certificate).remove(0).body;
+        // Without its zone, or with another order of its names, which a read sorts, a certificate would be replaced.
+        let of = |names: [&str; 2]| json!({ "names": names, "zone": "Z1", "records": true });
+        let (name, wildcard) = ("a.example.com", "*.a.example.com");
+        let created = new(Tool::CloudFormation, "aws.certificate", &of([name, wildcard])).remove(0).body;
         let arn = json!({ "arn": "arn:aws:acm:eu-central-1:1:certificate/c" });
-        let recorded = declared_as(Tool::CloudFormation, "aws.certificate", "c", certificate, arn).unwrap();
-        assert_eq!(
-            created["DomainValidationOptions"],
-            json!([{ "DomainName": "a.example.com", "HostedZoneId": "Z1" }])
-        );
+        let recorded = declared_as(Tool::CloudFormation, "aws.certificate", "c", of([wildcard, name]), arn).unwrap();
+        let options = [wildcard, name].map(|name| json!({ "DomainName": name, "HostedZoneId": "Z1" }));
+        assert_eq!((&created["DomainName"], &created["DomainValidationOptions"]), (&json!(name), &json!(options)));
         assert_eq!(recorded[0].body, created);
+        // The import finds the zone by a tag.
         let zone = json!({ "Key": crate::tags::ZONE, "Value": "Z1" });
         assert!(created["Tags"].as_array().unwrap().contains(&zone), "{created:?}");
     }

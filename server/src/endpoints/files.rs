@@ -17,7 +17,7 @@ use textnlp_store::batches::{BatchFile, FileDeletion};
 use textnlp_store::{Action, Actor, AuditEvent, DAY_MS, StoreError, is_plain};
 
 use super::batches::{enabled, page, path_id};
-use super::lines::{LineWriter, MAX_LINE, too_large};
+use super::lines::{ERASE_TIMEOUT, LineWriter, MAX_LINE, too_large};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::config::{Batch, ByteSize};
@@ -44,9 +44,6 @@ const PAGE_COPIES: usize = 3;
 
 /// How often a download waits for memory, which its client may hold by reading slowly.
 const MEMORY_TRIES: u32 = 30;
-
-/// How long the answer to a deletion waits for the deletion of the lines.
-const ERASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Default and largest number of files in a list.
 const LIST: (i64, i64) = (100, 1000);

@@ -1,6 +1,7 @@
 //! The lines of a file of requests: checked one by one, and stored as they come.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use serde_json::Value;
@@ -25,6 +26,9 @@ const MAX_CUSTOM_ID: usize = 512;
 
 /// Lines are stored in parts of this many bytes: a change of the database delays other ones.
 const PART: usize = 256 << 10;
+
+/// How long an answer waits for the deletion of the lines of a file.
+pub(super) const ERASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a line may have.
 const KEYS: [&str; 4] = ["custom_id", "method", "url", "body"];
@@ -264,7 +268,7 @@ impl<'c> LineWriter<'c> {
     /// Deletes what is stored of the file.
     pub(super) async fn abandon(mut self) {
         if let Some(deletion) = self.delete() {
-            let _ = deletion.await;
+            let _ = tokio::time::timeout(ERASE_TIMEOUT, deletion).await;
         }
     }
 
@@ -357,7 +361,7 @@ pub(super) fn refused(refusal: BatchRefusal, limits: &Batch) -> ApiError {
             format!("this tenant has {pending} unfinished batches; the limit is {}", limits.max_pending),
         )
         .hint("wait until one has ended, or cancel one")
-        .retry_after(std::time::Duration::from_secs(60)),
+        .retry_after(Duration::from_secs(60)),
         BatchRefusal::NoFile => {
             ApiError::new(StatusCode::NOT_FOUND, "file_not_found", "there is no such file of requests")
                 .param("input_file_id")

@@ -877,6 +877,7 @@ impl Store {
                 }
                 match self.delete_old_file(file, tenant, (before, given_up), stop).await {
                     Ok(is_gone) => deleted += u64::from(is_gone),
+                    Err(error @ StoreError::Away(_)) => return Err(error),
                     Err(error) => {
                         tracing::warn!(%file, error = %error_chain(&error), "a file of batches could not be deleted");
                     }

@@ -1,5 +1,6 @@
 //! The forms of all kinds: <https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-template-resource-type-ref.html>.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
@@ -531,18 +532,20 @@ pub(super) static ALL: &[Form] = &[
         kind: "aws.certificate",
         of: "AWS::CertificateManager::Certificate",
         has_awscc: false,
-        fields: &[("names", "/SubjectAlternativeNames")],
-        // A stack that creates a certificate writes its records into the zone. Another zone would replace the certificate.
+        // A stack that creates a certificate writes its records into the zone. Another zone, or another order of the names, which a
+        // read sorts, would replace the certificate. The first name is no wildcard.
         more: |one| {
             let zone = one.spec["zone"].as_str().filter(|zone| !zone.is_empty());
             let tags = one.tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
             let tags = listed(tags.chain(zone.map(|zone| (tags::ZONE, zone))));
-            let names = one.spec["names"].as_array().into_iter().flatten().filter(|_| zone.is_some());
-            let validated = |name: &Value| json!({ "DomainName": name, "HostedZoneId": zone });
+            let names: BTreeSet<&str> =
+                one.spec["names"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let validated = |name: &&str| json!({ "DomainName": name, "HostedZoneId": zone });
             json!({
-                "DomainName": one.spec["names"][0],
+                "DomainName": names.iter().find(|name| !name.starts_with('*')),
+                "SubjectAlternativeNames": names,
                 "ValidationMethod": "DNS",
-                "DomainValidationOptions": names.map(validated).collect::<Vec<Value>>(),
+                "DomainValidationOptions": zone.map(|_| names.iter().map(validated).collect::<Vec<Value>>()),
                 "Tags": tags,
             })
         },
