@@ -171,7 +171,7 @@ fn is_existing(e: &Environment, site: &SiteSettings) -> bool {
 pub(super) fn gpus(e: &Environment, site: &SiteSettings) -> Option<ClusterGpus> {
     let gpu = site.gpu.as_ref().unwrap_or(&e.gpu);
     (gpu.size != GpuSize::None).then(|| ClusterGpus {
-        count: gpu.max.unwrap_or(gpu.count).max(gpu.count).saturating_mul(gpu.size.gpus()),
+        count: gpu.max.unwrap_or(gpu.count).max(gpu.count).saturating_mul(gpu.gpus()),
         existing: is_existing(e, site),
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
@@ -191,6 +191,8 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
     let gpu = site.gpu.as_ref().unwrap_or(&e.gpu);
     let pool = (gpu.size != GpuSize::None).then_some(part::GpuPool {
         size: gpu.size,
+        machines: gpu.machines.clone(),
+        per_machine: gpu.per_machine,
         count: gpu.count,
         max: gpu.max,
         spot: gpu.spot,

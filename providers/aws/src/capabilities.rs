@@ -56,6 +56,7 @@ const KUBERNETES: &[Capability] = &[
     Optional(Setting::ExternalId),
     Optional(Setting::Features),
     Optional(Setting::GpuAutoscaling),
+    Optional(Setting::GpuMachines),
     Optional(Setting::MfaDevice),
     Optional(Setting::ExistingZone),
     Optional(Setting::ManagedCertificate),

@@ -67,6 +67,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::ExistingZone),
             Optional(Setting::Features),
             Optional(Setting::GpuAutoscaling),
+            Optional(Setting::GpuMachines),
             Optional(Setting::MonitoringStack),
             Optional(Setting::NetworkPolicies),
             Optional(Setting::PrivateAuthority),

@@ -189,6 +189,7 @@ optional_settings! {
     ClusterVersion = "cluster.version",
     DatabaseReplica = "database.replica_region",
     Features = "features",
+    GpuMachines = "gpu.machines",
     GpuAutoscaling = "gpu.max",
     AlertLimits = "monitoring.alerts",
     AlertReceivers = "monitoring.receivers",

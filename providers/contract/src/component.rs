@@ -159,6 +159,12 @@ impl Cluster {
 pub struct GpuPool {
     /// Their class; each provider maps it to a machine type.
     pub size: GpuSize,
+    /// Machine types of the provider, best first, in place of that of the class.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub machines: Vec<String>,
+    /// The GPUs of each machine, if they are not those of the class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_machine: Option<u32>,
     /// The count.
     pub count: u32,
     /// The most machines, up to which an autoscaler of nodes adds them for pods that wait; if unset, always `count`.
@@ -169,6 +175,16 @@ pub struct GpuPool {
 }
 
 impl GpuPool {
+    /// Machines of a class, on demand.
+    pub fn of(size: GpuSize, count: u32) -> Self {
+        Self { size, machines: Vec::new(), per_machine: None, count, max: None, spot: Spot::Never }
+    }
+
+    /// The GPUs of each machine.
+    pub fn gpus(&self) -> u32 {
+        self.per_machine.unwrap_or_else(|| self.size.gpus())
+    }
+
     /// The most machines.
     pub fn most(&self) -> u32 {
         self.max.unwrap_or(self.count).max(self.count)

@@ -246,7 +246,7 @@ mod tests {
             json!(Database { kind: DatabaseKind::Sqlite, hosting: None, ..database }).to_string(),
             json!(Cache { kind: CacheKind::Redis }).to_string(),
             json!(Certificate { mode: TlsMode::LocalCa, names: Vec::new(), days: 90 }).to_string(),
-            json!(GpuPool { size: GpuSize::Xlarge, count: 2, max: None, spot: Spot::Prefer }).to_string(),
+            json!(GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Xlarge, 2) }).to_string(),
         ];
         assert_eq!(
             written,

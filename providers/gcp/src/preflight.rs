@@ -473,7 +473,7 @@ mod tests {
 
     #[test]
     fn gpus_count_against_two_quotas() {
-        let pool = GpuPool { size: GpuSize::Small, count: 2, max: None, spot: Spot::Never };
+        let pool = GpuPool::of(GpuSize::Small, 2);
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let component = tests::component("cluster", ComponentSpec::Cluster(cluster));
         let wanted = lower(&component, &tests::site(false)).unwrap();
@@ -492,7 +492,7 @@ mod tests {
 
     #[test]
     fn processors_of_spot_machines_count_where_the_region_counts_them() {
-        let pool = GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Only };
+        let pool = GpuPool { spot: Spot::Only, ..GpuPool::of(GpuSize::Small, 1) };
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let wanted = lower(&tests::component("cluster", ComponentSpec::Cluster(cluster)), &tests::site(false)).unwrap();
         let gpus = |one: &Pool<'_>| one.machine.gpu.is_some();

@@ -168,6 +168,12 @@ section! {
     pub struct Gpu {
         /// Their size class.
         pub size: GpuSize = GpuSize::None,
+        /// The provider's machine types, best first, in place of those that `size` stands for: `[g6.2xlarge, g5.2xlarge]`. Google Cloud
+        /// and Azure take one.
+        pub machines: Vec<String> = Vec::new(),
+        /// The GPUs of each machine; if unset, those of `size`.
+        #[schemars(range(min = 1, max = 16))]
+        pub per_machine: Option<u32> = None,
         /// The number of machines.
         #[schemars(range(min = 1, max = 1000))]
         pub count: u32 = 1,
@@ -177,6 +183,13 @@ section! {
         pub max: Option<u32> = None,
         /// Whether cheaper spot capacity is used, which the provider can reclaim.
         pub spot: Spot = Spot::Never,
+    }
+}
+
+impl Gpu {
+    /// The GPUs of each machine.
+    pub fn gpus(&self) -> u32 {
+        self.per_machine.unwrap_or_else(|| self.size.gpus())
     }
 }
 

@@ -148,6 +148,10 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
                 let grows = all.filter(|gpu| gpu.size != GpuSize::None).filter_map(|gpu| Some((gpu.max?, gpu.count)));
                 grows.filter(|(max, count)| max > count).map(|(max, _)| max).max().map(|max| max.to_string())
             }
+            Setting::GpuMachines => {
+                let all = e.sites.iter().map(|site| site.gpu.as_ref().unwrap_or(&e.gpu));
+                list(all.filter(|gpu| gpu.size != GpuSize::None).flat_map(|gpu| gpu.machines.clone()).collect())
+            }
             Setting::Features => list(e.features.keys().cloned().collect()),
             // A limit without a receiver raises no alert.
             Setting::AlertLimits => list(alert_limits(limits)).filter(|_| !notified),

@@ -443,8 +443,9 @@ impl Checker<'_> {
                 format!("write {} or more", e.cluster.min_nodes),
             );
         }
-        if e.gpu.size == GpuSize::None && ["gpu.count", "gpu.max", "gpu.spot"].iter().any(|path| self.written(path)) {
-            self.warn("gpu", "no GPU machines are configured, so their number has no effect", "add `size: small`");
+        let of_machines = ["gpu.count", "gpu.max", "gpu.spot", "gpu.machines", "gpu.per_machine"];
+        if e.gpu.size == GpuSize::None && of_machines.iter().any(|path| self.written(path)) {
+            self.warn("gpu", "no GPU machines are configured, so this has no effect", "add `size: small`");
         }
         for (number, site) in e.sites.iter().enumerate().filter(|(_, site)| site.serves() && site.is_in_cluster()) {
             self.gpus(number, site);
@@ -480,7 +481,7 @@ impl Checker<'_> {
             }
             _ => {}
         }
-        let at_first = ClusterGpus { count: gpu.count.saturating_mul(gpu.size.gpus()), ..gpus.clone() };
+        let at_first = ClusterGpus { count: gpu.count.saturating_mul(gpu.gpus()), ..gpus.clone() };
         let replicas = |gpus: &ClusterGpus| gpus.replicas(e.rollout.strategy, e.rollout.first_share);
         let (least, most) = (replicas(&at_first), replicas(&gpus));
         let path_of_most = if gpu.max.is_some() { &path_of_max } else { &path };

@@ -28,6 +28,9 @@ const GPU_DISK_GIB: u32 = 300;
 /// chooses the release of an update, and the newest image is the newest one of EC2, which may be another: the bound is more than
 /// the time between two images, so that an updated group is never updated again by the next run.
 const IMAGE_DAYS_BEHIND: u32 = 30;
+/// The most instance types of a node group; EKS tries them in their order.
+/// <https://docs.aws.amazon.com/eks/latest/userguide/managed-node-groups.html>
+const MOST_TYPES: usize = 20;
 
 impl Lowering<'_> {
     pub(super) fn cluster(&mut self, cluster: &Cluster) {
@@ -160,9 +163,15 @@ impl Lowering<'_> {
             // (<https://github.com/kubernetes/autoscaler/pull/1562>).
             labels["k8s.amazonaws.com/accelerator"] = json!("nvidia");
         }
+        let known: Vec<_> = machines::gpus().map(|machine| (machine.name(), machine.gpus)).collect();
+        let known = known.iter().map(|(name, gpus)| (name.as_str(), *gpus));
+        for (cause, fix) in textnlp_cloud::wrong_machines(pool, MOST_TYPES, known) {
+            self.problem("gpu.machines", cause, fix);
+        }
+        let named: Vec<&str> = pool.machines.iter().map(String::as_str).collect();
         let machines = Machines {
             name: "gpu",
-            types: machines::candidates(pool.size),
+            types: if named.is_empty() { machines::candidates(pool.size) } else { &named },
             capacity,
             // EKS takes no group without room for a machine.
             scaling: json!({ "min": pool.count, "max": pool.most().max(1), "desired": pool.count }),

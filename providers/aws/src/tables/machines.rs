@@ -131,6 +131,13 @@ pub fn candidates(size: GpuSize) -> &'static [&'static str] {
     }
 }
 
+/// The machines with GPUs whose nodes can run the servers: those of `x86_64` that AWS offers, by family and size.
+pub fn gpus() -> impl Iterator<Item = Machine> {
+    all().filter(|machine| {
+        machine.gpus > 0 && machine.family.architecture == Architecture::X86 && machine.family.withdrawn.is_none()
+    })
+}
+
 fn sizes(family: &'static Family) -> impl Iterator<Item = Machine> {
     let machine = move |&(size, vcpus, memory_mib, gpus)| Machine { family, size, vcpus, memory_mib, gpus };
     family.sizes.iter().map(machine)

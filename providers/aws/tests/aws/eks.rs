@@ -530,7 +530,7 @@ fn full_site() -> Site {
 }
 
 fn lowered(bench: &Bench, site: &Site, spot: Spot) -> Vec<Wanted> {
-    let gpu = GpuPool { size: GpuSize::Small, count: 2, max: None, spot };
+    let gpu = GpuPool { spot, ..GpuPool::of(GpuSize::Small, 2) };
     let cluster = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
     let components = [
         component("network", ComponentSpec::Network(Network { cidr: None, policies: true, ..Network::default() })),
@@ -709,6 +709,21 @@ fn settings_of_a_cluster_reach_its_resources() {
         assert_eq!((gpu.spec.get("labels"), found.device_plugin), (Some(&json!(found.node_selector)), true));
     }
 
+    let expand = |machines: &[&str], per_machine| {
+        let machines = machines.iter().map(ToString::to_string).collect();
+        let gpu = GpuPool { machines, per_machine, ..GpuPool::of(GpuSize::Large, 2) };
+        let cluster = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
+        bench.provider.lower(&component("cluster", ComponentSpec::Cluster(cluster)), &full_site())
+    };
+    let all = expand(&["g6.12xlarge", "g5.12xlarge"], Some(4)).unwrap();
+    let gpu = all.iter().find(|one| one.id.as_str() == "here/cluster/gpu-nodes").unwrap();
+    assert_eq!(gpu.spec.get("instance_types"), Some(&json!(["g6.12xlarge", "g5.12xlarge"])));
+    // A withdrawn type, one of arm64 and one without GPUs are no choice.
+    let wrong = expand(&["g6.12xlarge", "p3.2xlarge", "m7i.xlarge"], None).unwrap_err().to_string();
+    for part in ["has 4 GPUs", "`p3.2xlarge` is no known", "`m7i.xlarge` is no known", "`per_machine: 4`"] {
+        assert!(wrong.contains(part), "{part}: {wrong}");
+    }
+
     let existing = Component {
         existing: Some(CloudId::new("theirs").unwrap()),
         ..component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())))
@@ -775,7 +790,7 @@ fn eks_gets_an_autoscaler_where_a_pool_may_grow() {
     for (nodes, max, grows) in [(3, None, false), (3, Some(2), false), (3, Some(5), true), (10, None, true)] {
         let cluster = ClusterSite { min_nodes: 3, max_nodes: Some(nodes), ..ClusterSite::of("textnlp") };
         let site = Site { cluster: Some(Box::new(cluster)), ..site() };
-        let gpu = GpuPool { size: GpuSize::Small, count: 2, max, spot: Spot::Never };
+        let gpu = GpuPool { max, ..GpuPool::of(GpuSize::Small, 2) };
         let network = "network".parse().unwrap();
         let spec = Cluster { gpu: Some(gpu), version: Some("1.33".to_owned()), ..Cluster::of(network) };
         let cluster = component("cluster", ComponentSpec::Cluster(spec));

@@ -262,7 +262,7 @@ impl Shape {
             .iter()
             .map(|(name, level)| ClusterIdentity { identity: format!("arn:aws:iam::{ACCOUNT}:{name}"), level: *level });
         let cluster = Cluster {
-            gpu: self.gpu.map(|(count, spot)| GpuPool { size: GpuSize::Small, count, max: None, spot }),
+            gpu: self.gpu.map(|(count, spot)| GpuPool { spot, ..GpuPool::of(GpuSize::Small, count) }),
             allow_from: self.allow_from.then(|| vec!["203.0.113.0/24".to_owned()]),
             access: access.collect(),
             permission_boundary,

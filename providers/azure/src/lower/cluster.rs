@@ -11,7 +11,7 @@ use super::{Lowering, MODELS, NETWORK, output};
 use crate::kinds::cluster::{CPU, GPU, ON_DEMAND, SPOT};
 use crate::kinds::identity::{KEY_USER, NETWORK_CONTRIBUTOR};
 use crate::names;
-use crate::tables::machines::{Machine, SYSTEM, of_size};
+use crate::tables::machines::{MACHINES, Machine, SYSTEM, named, of_size};
 use crate::tables::zones;
 
 /// The most characters of the name of an identity that this program gives.
@@ -99,7 +99,15 @@ impl Lowering<'_> {
     }
 
     fn gpu_nodes(&mut self, pool: &GpuPool, cluster: &ResourceId, network: &str) {
-        let Some(machine) = of_size(pool.size) else { return };
+        let known = MACHINES.iter().filter_map(|machine| Some((machine.name, machine.gpu?.2)));
+        for (cause, fix) in textnlp_cloud::wrong_machines(pool, 1, known) {
+            self.problem("gpu.machines", cause, fix);
+        }
+        let machine = match pool.machines.first() {
+            Some(name) => named(name),
+            None => of_size(pool.size),
+        };
+        let Some(machine) = machine else { return };
         let markets: &[&str] = match pool.spot {
             Spot::Never => &[ON_DEMAND],
             Spot::Prefer => &[SPOT, ON_DEMAND],

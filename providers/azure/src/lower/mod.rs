@@ -254,7 +254,7 @@ pub(crate) mod tests {
         let found = inside(false);
         assert!(found.device_plugin, "AKS has none");
         let pool = ComponentSpec::Cluster(Cluster {
-            gpu: Some(GpuPool { size: GpuSize::Small, count: 2, max: None, spot: Spot::Only }),
+            gpu: Some(GpuPool { spot: Spot::Only, ..GpuPool::of(GpuSize::Small, 2) }),
             ..Cluster::of("network".parse().unwrap())
         });
         let pool = expand(pool, "cluster", false)["main/cluster/gpu-nodes"].spec.as_value()["labels"].clone();
@@ -265,7 +265,7 @@ pub(crate) mod tests {
 
     #[test]
     fn cluster_has_pools_of_its_own() {
-        let pool = GpuPool { size: GpuSize::Small, count: 2, max: None, spot: Spot::Prefer };
+        let pool = GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Small, 2) };
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let all = expand(ComponentSpec::Cluster(cluster), "cluster", true);
         let gpu = all["main/cluster/gpu-nodes"].spec.as_value();
@@ -273,6 +273,16 @@ pub(crate) mod tests {
         assert_eq!(gpu["zones"], json!(["1", "2", "3"]));
         assert_eq!(gpu["markets"], json!(["spot", "on-demand"]));
         assert_eq!(gpu["tags"], json!({ "team": "text" }));
+        let named = |name: &str, per_machine| {
+            let gpu = GpuPool { machines: vec![name.to_owned()], per_machine, ..GpuPool::of(GpuSize::Large, 1) };
+            let cluster = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
+            let all = lower(&component("cluster", ComponentSpec::Cluster(cluster)), &site(false)).ok()?;
+            let pool = all.into_iter().find(|one| one.id.as_str() == "main/cluster/gpu-nodes")?;
+            Some(pool.spec.as_value()["machine"].clone())
+        };
+        let two = "Standard_NC80adis_H100_v5";
+        assert_eq!(named(two, Some(2)), Some(json!(two)));
+        assert_eq!((named(two, None), named("Standard_D4s_v5", None)), (None, None));
         let main = all["main/cluster"].spec.as_value();
         assert_eq!(main["key"], json!({ "$output": "main/models/key#uri" }));
         assert_eq!(main["services"], json!({ "$output": "main/network/vnet#services" }));

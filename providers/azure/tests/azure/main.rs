@@ -153,7 +153,7 @@ impl Bench {
         cloud.world().put_zone("dns", "example.com", false);
         let provider = provider(&cloud, Images(cloud.clone()));
         let site = Site { protect_data, ..site(&cloud, "staging") };
-        let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Prefer });
+        let gpu = Some(GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Small, 1) });
         Self { cloud, provider, site, gpu, existing: None }
     }
 
@@ -719,7 +719,7 @@ fn a_pool_without_capacity_is_created_in_another_zone() {
 
 #[test]
 fn problems_are_in_one_report() {
-    let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Never });
+    let gpu = Some(GpuPool::of(GpuSize::Small, 1));
     let bench = Bench { gpu, ..Bench::new(Options::zero_latency(), false) };
     bench.cloud.world().lock(&format!("/subscriptions/{}", bench.cloud.subscription()), "ReadOnly");
     run(async {

@@ -167,7 +167,8 @@ impl Shape {
         let endpoint = Endpoint { base_domain, ..endpoint.clone() };
         let digit = self.image.unwrap_or_default();
         let image = self.image.map(|_| format!("{repository}:1.{digit}@sha256:{}", digit.to_string().repeat(64)));
-        let gpu = self.gpu.map(|(count, max, spot)| GpuPool { size: GpuSize::Small, count, max: Some(max), spot });
+        let gpu =
+            self.gpu.map(|(count, max, spot)| GpuPool { max: Some(max), spot, ..GpuPool::of(GpuSize::Small, count) });
         let store = ModelStore {
             archive_after_days: self.archive_after_days.filter(|_| *archives),
             ..ModelStore::of(vec![Model::of("mine", models)])

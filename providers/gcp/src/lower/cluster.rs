@@ -11,7 +11,7 @@ use super::network::{PODS, SERVICES};
 use super::{Lowering, NETWORK, output};
 use crate::kinds::container::{ON_DEMAND, SPOT};
 use crate::names;
-use crate::tables::machines::{Machine, of_size};
+use crate::tables::machines::{MACHINES, Machine, of_size};
 use crate::tables::zones;
 
 /// The longest id of a service account.
@@ -106,7 +106,16 @@ impl Lowering<'_> {
     }
 
     fn gpu_nodes(&mut self, pool: &GpuPool, cluster: &ResourceId, nodes: &ResourceId) {
-        let (Some(machine), Some(zones)) = (of_size(pool.size), zones::zones(&self.site.region)) else {
+        let known = MACHINES.iter().filter_map(|machine| Some((machine.name, machine.gpu?.1)));
+        for (cause, fix) in textnlp_cloud::wrong_machines(pool, 1, known) {
+            self.problem("gpu.machines", cause, fix);
+        }
+        let machine = match pool.machines.first() {
+            Some(name) => MACHINES.iter().find(|machine| machine.name == name && machine.gpu.is_some()),
+            None => of_size(pool.size),
+        };
+        let Some(machine) = machine else { return };
+        let Some(zones) = zones::zones(&self.site.region) else {
             let cause = format!("the zones of the region `{}` are unknown", self.site.region);
             return self.problem("region", cause, "choose another region, such as europe-west4");
         };

@@ -226,7 +226,7 @@ pub(crate) mod tests {
 
     #[test]
     fn cluster_has_pools_of_its_own() {
-        let pool = GpuPool { size: GpuSize::Small, count: 2, max: None, spot: Spot::Prefer };
+        let pool = GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Small, 2) };
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let all = expand(ComponentSpec::Cluster(cluster), "cluster", true);
         let gpu = &all["main/cluster/gpu-nodes"];
@@ -238,6 +238,15 @@ pub(crate) mod tests {
         assert_eq!(spec["tags"], json!({ "team": "text" }));
         // terraform-google-modules/terraform-google-kubernetes-engine#703: GKE adds the taint only beside another pool.
         assert!(gpu.needs.iter().any(|need| need.on.as_str() == "main/cluster/system-nodes"));
+        let named = |name: &str, per_machine| {
+            let gpu = GpuPool { machines: vec![name.to_owned()], per_machine, ..GpuPool::of(GpuSize::Large, 1) };
+            let cluster = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
+            let all = lower(&component("cluster", ComponentSpec::Cluster(cluster)), &site(false)).ok()?;
+            let pool = all.into_iter().find(|one| one.id.as_str() == "main/cluster/gpu-nodes")?;
+            Some(pool.spec.as_value()["accelerator"].clone())
+        };
+        assert_eq!(named("g2-standard-24", Some(2)), Some(json!({ "type": "nvidia-l4", "count": 2 })));
+        assert_eq!((named("g2-standard-24", None), named("e2-standard-4", None)), (None, None));
         let main = all["main/cluster"].spec.as_value();
         assert_eq!(main["key"], json!({ "$output": "main/models/key#id" }));
         assert_eq!(main["private_nodes"], json!(true));

@@ -150,7 +150,7 @@ impl Bench {
             world.put_zone(cloud.project(), ZONE, "example.com.", false);
         }
         cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
-        let gpu = Some(GpuPool { size: GpuSize::Small, count: 1, max: None, spot: Spot::Prefer });
+        let gpu = Some(GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Small, 1) });
         Self { cloud, provider, site, gpu, existing: None }
     }
 
