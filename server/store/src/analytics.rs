@@ -446,7 +446,7 @@ impl Hour {
                 && subject.model.is_empty()
                 && (subject.tenant == SERVICE || subject.tenant == of.tenant)
         };
-        for (of, sum) in self.sums.iter().filter(|(of, _)| is_part(of)) {
+        for (of, sum) in self.sums.iter().filter(|(of, sum)| is_part(of) && sum.requests > 0) {
             *requests.entry(of.model.as_str()).or_default() += sum.requests;
         }
         requests.into_iter().max_by_key(|(_, requests)| *requests).map(|(model, _)| model)
@@ -663,7 +663,7 @@ impl Store {
             let query = sqlx::query(
                 "INSERT INTO insights (tenant_id, model, kind, hour, partial, value, baseline, message, requests, failures, \
                  prompt_tokens, generated_tokens, p50_ms, p95_ms, busiest_model, cost, made_at) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+                 VALUES ($1, $2, $3, $4, $5, $6, CAST($7 AS DOUBLE PRECISION), $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
                  ON CONFLICT (tenant_id, model, kind, hour) DO UPDATE SET partial = excluded.partial, \
                  value = excluded.value, baseline = excluded.baseline, message = excluded.message, \
                  requests = excluded.requests, failures = excluded.failures, prompt_tokens = excluded.prompt_tokens, \
@@ -677,7 +677,8 @@ impl Store {
             .bind(hour)
             .bind(i64::from(partial))
             .bind(finding.value)
-            .bind(finding.baseline)
+            // As text: the driver prepares a statement whose first number is missing for one of 4 bytes.
+            .bind(finding.baseline.map(|baseline| baseline.to_string()))
             .bind(finding.message.clone())
             .bind(sum.requests)
             .bind(sum.failures)
