@@ -119,6 +119,7 @@ fn charges_are_compared_with_the_cost_only_in_its_currency() {
             regions: &BTreeMap::new(),
             baseline: None,
             usage: Ok(usage),
+            billed: None,
             now: time("2026-11-13T12:00:00Z"),
         })
     };

@@ -34,11 +34,8 @@ const HINTS: &[(&str, &str)] = &[
 ];
 
 /// The bill of the account for a deployment.
-pub(crate) async fn billed(api: &Api, request: &BilledRequest<'_>) -> Result<Billed> {
+pub(crate) async fn billed(api: &Api, request: &BilledRequest) -> Result<Billed> {
     let account = format!("AWS account {}", api.identity.account);
-    if request.counted.contains(&account) {
-        return Ok(Billed::Counted(account));
-    }
     let partition = partition(&api.region);
     let Some((_, region)) = REGIONS.iter().find(|(name, _)| *name == partition.name) else {
         return Ok(Billed::NotAvailable(format!("the partition {} has no Cost Explorer", partition.name)));
@@ -68,7 +65,7 @@ pub(crate) async fn billed(api: &Api, request: &BilledRequest<'_>) -> Result<Bil
 }
 
 /// Without an activated tag, Cost Explorer answers as if nothing had it.
-fn no_costs(request: &BilledRequest<'_>) -> String {
+fn no_costs(request: &BilledRequest) -> String {
     format!(
         "Cost Explorer has no costs with the tag `{tag}` in {}. Activate the tag once in the management account, and wait for 24 hours: \
          `aws ce update-cost-allocation-tags-status --cost-allocation-tags-status TagKey={tag},Status=Active`",
@@ -77,12 +74,7 @@ fn no_costs(request: &BilledRequest<'_>) -> String {
     )
 }
 
-async fn page(
-    api: &Api,
-    (region, url): (&str, &str),
-    request: &BilledRequest<'_>,
-    next: Option<&str>,
-) -> Result<Value> {
+async fn page(api: &Api, (region, url): (&str, &str), request: &BilledRequest, next: Option<&str>) -> Result<Value> {
     let mut body = json!({
         "TimePeriod": { "Start": request.from.to_string(), "End": request.until.to_string() },
         "Granularity": "MONTHLY",

@@ -163,7 +163,7 @@ impl Provider for Aws {
         sweep::leftovers(self.api().await?, sweep).await.map(Some)
     }
 
-    async fn billed(&self, request: &BilledRequest<'_>) -> Result<Billed> {
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
         billed::billed(self.api().await?, request).await
     }
 }

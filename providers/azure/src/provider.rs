@@ -139,7 +139,7 @@ impl Provider for Azure {
         sweep::leftovers(self.api().await?, sweep).await.map(Some)
     }
 
-    async fn billed(&self, request: &BilledRequest<'_>) -> Result<Billed> {
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
         billed::billed(self.api().await?, request).await
     }
 }

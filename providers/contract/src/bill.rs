@@ -2,7 +2,7 @@
 //!
 //! Amounts are integers: billionths of a currency's unit. Credits are negative.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -82,7 +82,7 @@ impl fmt::Display for BilledAmount {
 
 /// Which bill is asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct BilledRequest<'a> {
+pub struct BilledRequest {
     /// The deployment.
     pub lineage: Lineage,
     /// The first day of the month.
@@ -91,8 +91,6 @@ pub struct BilledRequest<'a> {
     pub until: Date,
     /// The time.
     pub now: Timestamp,
-    /// The accounts whose bills are known already, as [`Bill::account`] names them: sites may share one.
-    pub counted: &'a BTreeSet<String>,
 }
 
 /// What a provider says about a bill.
@@ -100,8 +98,6 @@ pub struct BilledRequest<'a> {
 pub enum Billed {
     /// The bill of the account for this deployment: of all sites in it.
     Bill(Bill),
-    /// The bill of this account is known already.
-    Counted(String),
     /// There is none, and why.
     NotAvailable(String),
 }

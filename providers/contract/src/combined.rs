@@ -134,7 +134,7 @@ impl Provider for Combined {
     }
 
     /// What the second provider creates is in the first one's account, or in that of another site.
-    async fn billed(&self, request: &BilledRequest<'_>) -> Result<Billed> {
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
         self.first.billed(request).await
     }
 }

@@ -119,7 +119,7 @@ pub trait Provider: Send + Sync {
 
     /// What the provider charged for a deployment in a month, by its own billing data. Reads only. Providers may charge for the
     /// query, so it is made on demand only.
-    async fn billed(&self, request: &BilledRequest<'_>) -> Result<Billed> {
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
         let _ = request;
         Ok(Billed::NotAvailable("its provider has no bill".to_owned()))
     }

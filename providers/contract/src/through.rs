@@ -485,7 +485,7 @@ impl Provider for Through {
         self.outer.leftovers(sweep).await
     }
 
-    async fn billed(&self, request: &BilledRequest<'_>) -> Result<Billed> {
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
         self.outer.billed(request).await
     }
 }

@@ -1,6 +1,6 @@
 //! Bills, as Cost Explorer has them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Span;
@@ -36,10 +36,10 @@ fn charged(bench: &Bench) -> Date {
     now.to_zoned(TimeZone::UTC).date().first_of_month()
 }
 
-async fn billed(bench: &Bench, provider: &Aws, from: Date, counted: &BTreeSet<String>) -> Result<Billed> {
+async fn billed(bench: &Bench, provider: &Aws, from: Date) -> Result<Billed> {
     let until = from.saturating_add(Span::new().months(1));
     let now = bench.simulator.world().now();
-    provider.billed(&BilledRequest { lineage: lineage(), from, until, now, counted }).await
+    provider.billed(&BilledRequest { lineage: lineage(), from, until, now }).await
 }
 
 fn in_pages_of(page: usize) -> Bench {
@@ -58,7 +58,7 @@ fn amounts_are_those_of_this_deployment_in_any_number_of_pages() {
             let bench = in_pages_of(page);
             let from = charged(&bench);
             activate_tag(&mut bench.simulator.world(), ACCOUNT, TAG);
-            let Billed::Bill(bill) = billed(&bench, &bench.provider, from, &BTreeSet::new()).await.unwrap() else {
+            let Billed::Bill(bill) = billed(&bench, &bench.provider, from).await.unwrap() else {
                 panic!("there is a bill")
             };
             let expected = [
@@ -70,22 +70,9 @@ fn amounts_are_those_of_this_deployment_in_any_number_of_pages() {
             assert_eq!((bill.account.as_str(), bill.is_estimated), ("AWS account 123456789012", true));
             assert_eq!(bench.calls(OPERATION), calls, "each page costs money");
             let before = from.saturating_sub(Span::new().months(1));
-            let none = billed(&bench, &bench.provider, before, &BTreeSet::new()).await.unwrap();
+            let none = billed(&bench, &bench.provider, before).await.unwrap();
             assert!(matches!(none, Billed::NotAvailable(_)), "{none:?}");
         }
-        Ok(())
-    });
-}
-
-#[test]
-fn a_bill_that_is_known_already_is_not_paid_for_again() {
-    run(async {
-        let bench = Bench::new();
-        let from = charged(&bench);
-        let counted = BTreeSet::from([format!("AWS account {ACCOUNT}")]);
-        let answer = billed(&bench, &bench.provider, from, &counted).await.unwrap();
-        assert_eq!(answer, Billed::Counted(format!("AWS account {ACCOUNT}")));
-        assert_eq!(bench.calls(OPERATION), 0);
         Ok(())
     });
 }
@@ -95,7 +82,7 @@ fn a_tag_that_is_not_activated_is_named_with_the_command_that_activates_it() {
     run(async {
         let bench = Bench::new();
         let from = charged(&bench);
-        let Billed::NotAvailable(why) = billed(&bench, &bench.provider, from, &BTreeSet::new()).await.unwrap() else {
+        let Billed::NotAvailable(why) = billed(&bench, &bench.provider, from).await.unwrap() else {
             panic!("there is no bill")
         };
         let command = "aws ce update-cost-allocation-tags-status --cost-allocation-tags-status TagKey=textnlp-lineage,Status=Active";
@@ -127,7 +114,7 @@ fn refusals_have_a_code_and_a_way_out_and_are_not_repeated() {
             let bench = Bench::new();
             let from = charged(&bench);
             bench.simulator.faults().add(Rule::always("ce", OPERATION, disruption));
-            let error = billed(&bench, &bench.provider, from, &BTreeSet::new()).await.unwrap_err();
+            let error = billed(&bench, &bench.provider, from).await.unwrap_err();
             if let Some(kind) = kind {
                 assert_eq!(error.kind, kind, "{code}");
             }
@@ -148,7 +135,7 @@ fn a_partition_without_cost_explorer_is_not_asked() {
         let bench = Bench::new();
         let access = Access { region: "us-gov-west-1".to_owned(), ..bench.access() };
         let provider = Aws::new(access, Arc::new(Secrets(BTreeMap::new())));
-        let answer = billed(&bench, &provider, charged(&bench), &BTreeSet::new()).await.unwrap();
+        let answer = billed(&bench, &provider, charged(&bench)).await.unwrap();
         assert_eq!(answer, Billed::NotAvailable("the partition aws-us-gov has no Cost Explorer".to_owned()));
         Ok(())
     });

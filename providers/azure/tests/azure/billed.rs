@@ -1,6 +1,5 @@
 //! Bills, as Cost Management has them.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Span;
@@ -40,10 +39,10 @@ fn charged(bench: &Bench) -> Date {
     world.now().to_zoned(TimeZone::UTC).date().first_of_month()
 }
 
-async fn billed(bench: &Bench, from: Date, counted: &BTreeSet<String>) -> Result<Billed> {
+async fn billed(bench: &Bench, from: Date) -> Result<Billed> {
     let until = from.saturating_add(Span::new().months(1));
     let (lineage, now) = (Lineage(uuid::Uuid::from_u128(LINEAGE)), bench.cloud.world().now());
-    bench.provider.billed(&BilledRequest { lineage, from, until, now, counted }).await
+    bench.provider.billed(&BilledRequest { lineage, from, until, now }).await
 }
 
 #[test]
@@ -53,9 +52,7 @@ fn amounts_are_those_of_this_deployment_in_any_number_of_pages() {
             let bench = bench(page);
             bench.cloud.world().currency = "EUR".to_owned();
             let from = charged(&bench);
-            let Billed::Bill(bill) = billed(&bench, from, &BTreeSet::new()).await.unwrap() else {
-                panic!("there is a bill")
-            };
+            let Billed::Bill(bill) = billed(&bench, from).await.unwrap() else { panic!("there is a bill") };
             let amounts: Vec<_> =
                 bill.lines.iter().map(|line| (&*line.service, &*line.currency, line.amount.0)).collect();
             let expected = [
@@ -65,10 +62,9 @@ fn amounts_are_those_of_this_deployment_in_any_number_of_pages() {
             ];
             assert_eq!(amounts, expected, "pages of {page}");
             assert!(bill.is_estimated);
-            let counted = BTreeSet::from([bill.account.clone()]);
-            assert_eq!(billed(&bench, from, &counted).await.unwrap(), Billed::Counted(bill.account));
+            assert_eq!(bill.account, format!("Azure subscription {}", bench.cloud.subscription()));
             let before = from.saturating_sub(Span::new().months(1));
-            let none = billed(&bench, before, &BTreeSet::new()).await.unwrap();
+            let none = billed(&bench, before).await.unwrap();
             assert!(matches!(none, Billed::NotAvailable(_)), "{none:?}");
         }
     });
@@ -81,7 +77,7 @@ fn a_query_beyond_the_limit_says_when_to_try_again() {
         let bench = bench(1_000);
         let from = charged(&bench);
         bench.cloud.world().costs_limited_for = Some(42);
-        let error = billed(&bench, from, &BTreeSet::new()).await.unwrap_err();
+        let error = billed(&bench, from).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Throttled { after: Some(Duration::from_secs(42)) });
     });
 }
@@ -92,7 +88,7 @@ fn a_missing_right_is_named() {
         let bench = bench(1_000);
         let from = charged(&bench);
         bench.cloud.world().denied.insert("Microsoft.CostManagement/query/action".to_owned());
-        let error = billed(&bench, from, &BTreeSet::new()).await.unwrap_err();
+        let error = billed(&bench, from).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Denied);
         assert!(error.hint.is_some_and(|hint| hint.contains("`Cost Management Reader`")));
     });
