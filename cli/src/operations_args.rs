@@ -126,10 +126,12 @@ pub enum Cost {
     /// Show the monthly cost of what is deployed, and the cost of 1,000 tokens
     ///
     /// By the recorded list prices. What has no price is unknown, never zero. The cost of tokens is by the service's own
-    /// usage records. With `server.prices` it also shows what tenants were charged, and the margin.
+    /// usage records. With `server.prices` it also shows what tenants were charged, and the margin. With `--billed` it also
+    /// shows what AWS and Azure billed.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy cost report --env staging\n  \
         textnlp-deploy cost report --env pilot --breakdown service,region\n  \
+        textnlp-deploy cost report --env pilot --month 2026-10 --billed\n  \
         textnlp-deploy cost report --env pilot --month 2026-11 --html cost.html")]
     Report(CostReport),
 }
@@ -142,6 +144,9 @@ pub struct CostReport {
     /// Sum by these, in this order: `service`, `region`, `site`
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "service,site")]
     pub breakdown: Vec<Dimension>,
+    /// Also read what the providers billed; AWS charges USD 0.01 for it
+    #[arg(long)]
+    pub billed: bool,
 }
 
 /// See [`crate::args::Command::Performance`].

@@ -46,6 +46,16 @@ impl Month {
         Self(time.to_zoned(TimeZone::UTC).date().first_of_month())
     }
 
+    /// Its first day.
+    pub fn first_day(self) -> Date {
+        self.0
+    }
+
+    /// The first day of the next month.
+    pub fn next(self) -> Date {
+        self.0.saturating_add(Span::new().months(1))
+    }
+
     /// Its first moment.
     pub fn start(self) -> Timestamp {
         midnight(self.0)
@@ -53,7 +63,7 @@ impl Month {
 
     /// The first moment of the next month.
     pub fn end(self) -> Timestamp {
-        midnight(self.0.saturating_add(Span::new().months(1)))
+        midnight(self.next())
     }
 
     /// Its days that have begun, by their number since 1970 and in the month.

@@ -34,7 +34,7 @@ pub async fn cost(session: &Session, command: &Cost, console: Console) -> Result
     let mut dimensions = args.breakdown.clone();
     dimensions.dedup();
     let progress = Progress::new(console);
-    let report = service::cost(&deployment, &running, &dimensions, (month, now), &progress).await;
+    let report = service::cost(&deployment, &running, &dimensions, args.billed, (month, now), &progress).await;
     progress.finish();
     finish(&deployment.chosen.scope, &args.monthly, &report?, &format!("cost-{month}"))
 }

@@ -1,17 +1,24 @@
 //! A month of a running environment: its cost, and its requests.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::monthly::{Dimension, Month, MonthlyUsage};
+use textnlp_orchestrator::report::billed::SiteBill;
 use textnlp_orchestrator::report::monthly::{self, CostInputs};
 use textnlp_orchestrator::report::table::TableReport;
+use textnlp_orchestrator::run::RunSite;
+use textnlp_provider::{Billed, BilledRequest, Error, ErrorKind, error_chain};
 
 use crate::baseline::{self, Baseline};
 use crate::keys::Admin;
 use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvironment};
+
+/// Timeout of all pages of one bill.
+const BILL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The requests of a month.
 pub async fn performance(
@@ -27,11 +34,12 @@ pub async fn performance(
     Ok(monthly::performance(scope.name.as_str(), month, &usage, now))
 }
 
-/// The cost of a month, by these dimensions.
+/// The cost of a month, by these dimensions; with the bills of its providers if they are asked for.
 pub async fn cost(
     deployment: &Deployment,
     running: &RunningEnvironment,
     dimensions: &[Dimension],
+    is_billed: bool,
     (month, now): (Month, Timestamp),
     progress: &dyn Progress,
 ) -> Result<TableReport, Failure> {
@@ -52,6 +60,9 @@ pub async fn cost(
             .await
             .map_err(|failure| format!("{:#}", failure.error))
     };
+    let lineage = state.lineage();
+    let request = BilledRequest { lineage, from: month.first_day(), until: month.next(), now };
+    let bills = if is_billed { Some(bills(deployment, &request, progress).await) } else { None };
     let recorded = Baseline::read(&scope.folder).unwrap_or_else(|why| {
         progress.warn(&format!("{why}; it is not used"));
         Baseline::default()
@@ -66,9 +77,43 @@ pub async fn cost(
         regions: &regions,
         baseline: recorded.cost.as_ref().map(|cost| (cost.origin.at, cost.known_micros, cost.currency.as_str())),
         usage: usage.as_ref().map_err(Clone::clone),
+        billed: bills.as_deref(),
         now,
     };
     Ok(monthly::cost(&inputs))
+}
+
+/// The bills of all sites. Sites in one account have one bill, which is asked for once: providers charge for it.
+async fn bills(deployment: &Deployment, request: &BilledRequest, progress: &dyn Progress) -> Vec<SiteBill> {
+    let mut accounts: BTreeMap<(&str, &str), (&RunSite, Vec<String>)> = BTreeMap::new();
+    for (name, site) in &deployment.sites {
+        let account = (site.place.provider.as_str(), site.place.account.as_str());
+        accounts.entry(account).or_insert_with(|| (site, Vec::new())).1.push(name.to_string());
+    }
+    let mut bills = Vec::new();
+    for (site, sites) in accounts.into_values() {
+        progress.doing(&format!("reading the bill of site {}", sites.join(", ")));
+        let bill = match tokio::time::timeout(BILL_TIMEOUT, site.provider.billed(request)).await {
+            Ok(Ok(Billed::Bill(bill))) => Ok(bill),
+            Ok(Ok(Billed::NotAvailable(why))) => Err(why),
+            Ok(Err(error)) => Err(reason(&error)),
+            Err(_) => Err(format!("no answer within {} s", BILL_TIMEOUT.as_secs())),
+        };
+        bills.push(SiteBill { sites, bill });
+    }
+    bills
+}
+
+/// Why a bill cannot be read, and what to do about it.
+fn reason(error: &Error) -> String {
+    let mut text = error_chain(error);
+    if let ErrorKind::Throttled { after: Some(after) } = error.kind {
+        text.push_str(&format!("; try again in {} s", after.as_secs()));
+    }
+    if let Some(hint) = &error.hint {
+        text.push_str(&format!("; {hint}"));
+    }
+    text
 }
 
 /// The usage of a month. Sites that replicate have the records of all sites.

@@ -2,6 +2,7 @@
 //!
 //! The page is self-contained: no script, font or image from elsewhere, so it opens without a network.
 
+pub mod billed;
 mod chart;
 pub mod monthly;
 pub mod table;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::billed::{Billed, SiteBill};
 use super::chart::{Chart, Line};
 use super::percent;
 use super::table::{Table, TableReport, names};
@@ -179,13 +180,15 @@ pub struct CostInputs<'a> {
     pub baseline: Option<(Timestamp, u64, &'a str)>,
     /// The usage, or why it is not known.
     pub usage: Result<&'a MonthlyUsage, String>,
+    /// The bills of the month, if they were asked for.
+    pub billed: Option<&'a [SiteBill]>,
     /// The time.
     pub now: Timestamp,
 }
 
 /// What a service costs, and its tokens.
 pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
-    let CostInputs { environment, month, cost, dimensions, regions, baseline, usage, now } = inputs;
+    let CostInputs { environment, month, cost, dimensions, regions, baseline, usage, billed, now } = inputs;
     let (month, currency) = (*month, &cost.currency);
     let rows = breakdown(cost, dimensions, regions);
     let is_partial = !cost.unknown.is_empty();
@@ -258,6 +261,11 @@ pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
             None => {}
         }
     }
+    let billed = billed.map(|bills| Billed::of(bills, cost));
+    if let Some(billed) = &billed {
+        tiles.extend(billed.tiles.iter().cloned());
+        notes.extend(billed.notes.iter().cloned());
+    }
     let mut columns: Vec<String> = dimensions.iter().map(ToString::to_string).collect();
     columns.push(format!("{currency} a month"));
     let sums = rows.iter().map(|(values, sum)| {
@@ -285,22 +293,26 @@ pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
         "baseline": baseline.map(|(at, before, of)| json!({ "at": at, "known": amount(before), "currency": of,
             "change_percent": change.flatten() })),
         "tokens": tokens, "charged": charged, "margin": margin.map(|amount| json!({ "amount": amount,
-            "currency": currency, "is_upper_bound": is_partial })), "not_priced": cost.unpriced_hosts(), "notes": notes,
+            "currency": currency, "is_upper_bound": is_partial })),
+        "billed": billed.as_ref().map(|billed| &billed.document), "not_priced": cost.unpriced_hosts(), "notes": notes,
     });
+    let unknown = Table {
+        title: "Unknown amounts",
+        columns: names(&["service and reason", "resources"]),
+        rows: cost.unknown_reasons().into_iter().map(|(why, count)| vec![why, count.to_string()]).collect(),
+    };
+    let mut tables = vec![
+        Table { title: "Cost", columns, rows: sums },
+        Table { title: "Tenants and models", columns: group_columns, rows: groups },
+        unknown,
+    ];
+    tables.extend(billed.map(|billed| billed.table));
     TableReport {
         title: format!("Cost of {environment} in {month}"),
         at: *now,
         facts: vec![("environment".into(), (*environment).to_owned()), ("month".into(), format!("{month}, UTC"))],
         tiles,
-        tables: vec![
-            Table { title: "Cost", columns, rows: sums },
-            Table { title: "Tenants and models", columns: group_columns, rows: groups },
-            Table {
-                title: "Unknown amounts",
-                columns: names(&["service and reason", "resources"]),
-                rows: cost.unknown_reasons().into_iter().map(|(why, count)| vec![why, count.to_string()]).collect(),
-            },
-        ],
+        tables,
         charts: Vec::new(),
         document,
         notes,

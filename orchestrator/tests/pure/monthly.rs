@@ -7,7 +7,9 @@ use serde_json::json;
 use textnlp_orchestrator::environment::model::{Budget, MachineCost};
 use textnlp_orchestrator::monthly::{DayRecord, Dimension, Month, MonthlyUsage, TokenCost, breakdown, sum_text};
 use textnlp_orchestrator::plan::Cost;
+use textnlp_orchestrator::report::billed::SiteBill;
 use textnlp_orchestrator::report::monthly::{CostInputs, cost as cost_report, performance};
+use textnlp_provider::{Bill, BillLine, BilledAmount};
 
 use crate::world::*;
 
@@ -119,6 +121,7 @@ fn charges_are_compared_with_the_cost_only_in_its_currency() {
             regions: &BTreeMap::new(),
             baseline: None,
             usage: Ok(usage),
+            billed: None,
             now: time("2026-11-13T12:00:00Z"),
         })
     };
@@ -182,4 +185,66 @@ fn performance_page_has_every_day_and_escapes_names() {
     }
     let empty = performance("staging", november(), &MonthlyUsage::default(), time("2026-11-13T08:00:00Z"));
     assert!(empty.to_html().contains("not recorded"));
+}
+
+#[test]
+fn bills_are_compared_with_list_prices_only_where_both_are_complete() {
+    let world = World::new();
+    let (planned, facts) = world.plan(UP, &[want("vault", "vault", json!({}))]).unwrap();
+    let machine =
+        MachineCost { count: 1, watts: 0.0, price_per_kwh: 0.0, purchase_price: 200.0, depreciation_months: 1 };
+    let budget = Budget { machines: [("here".to_owned(), machine)].into(), ..Budget::default() };
+    let cost = Cost::after(planned.plan(), &facts, &budget);
+    let bill = |currency: &str, is_estimated: bool| {
+        let line = |service: &str, amount: &str| BillLine {
+            service: service.to_owned(),
+            currency: currency.to_owned(),
+            amount: BilledAmount::parse(amount).unwrap(),
+        };
+        let lines = [line("Compute", "219.995"), line("Storage", "-9.995")];
+        let bill = Ok(Bill::new("AWS account 1".to_owned(), lines, is_estimated));
+        SiteBill { sites: vec!["a".to_owned(), "b".to_owned()], bill }
+    };
+    let none = SiteBill { sites: vec!["c".to_owned()], bill: Err("its provider has no bill".to_owned()) };
+    let report = |bills: Option<&[SiteBill]>| {
+        cost_report(&CostInputs {
+            environment: "staging",
+            month: november(),
+            cost: &cost,
+            dimensions: &[Dimension::Service],
+            regions: &BTreeMap::new(),
+            baseline: None,
+            usage: Err("not asked".to_owned()),
+            billed: bills,
+            now: time("2026-12-13T12:00:00Z"),
+        })
+    };
+    assert_eq!(report(None).document["billed"], json!(null));
+
+    let whole = report(Some(&[bill("USD", false)]));
+    assert_eq!(whole.document["billed"]["difference_percent"], 5.0);
+    assert_eq!(whole.document["billed"]["total"], json!({ "USD": 210.0 }));
+    let table = whole.tables.last().unwrap();
+    assert_eq!(
+        (table.title, table.columns.as_slice()),
+        ("Billed", ["service", "sites", "billed"].map(str::to_owned).as_slice())
+    );
+    assert_eq!(table.rows, [["Compute", "a, b", "220.00 USD"], ["Storage", "a, b", "-10.00 USD"]]);
+    assert!(whole.tiles.contains(&("USD billed".to_owned(), "210.00".to_owned())), "{:?}", whole.tiles);
+    assert!(whole.to_html().contains("220.00 USD"));
+
+    for (bills, why) in [
+        (vec![bill("USD", true)], "it is not final"),
+        (vec![bill("EUR", false)], "it is not in `budget.currency` alone"),
+        (vec![bill("USD", false), none.clone()], "a site has no bill"),
+    ] {
+        let shown = report(Some(&bills));
+        assert_eq!(shown.document["billed"]["difference_percent"], json!(null), "{why}");
+        let note = format!("the bill is not compared with the list prices: {why}");
+        assert!(shown.notes.contains(&note), "{why}: {:?}", shown.notes);
+    }
+    let nothing = report(Some(&[none]));
+    assert!(nothing.tables.last().unwrap().rows.is_empty());
+    let note = "site c: the bill is not available: its provider has no bill".to_owned();
+    assert!(nothing.notes.contains(&note), "{:?}", nothing.notes);
 }

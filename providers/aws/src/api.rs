@@ -171,6 +171,11 @@ impl Api {
         }
     }
 
+    /// The configuration with the credentials that sign requests, for services without a client.
+    pub(crate) fn config(&self) -> &SdkConfig {
+        &self.config
+    }
+
     /// The ARN of an object of this account; the region is empty for services without regions.
     pub(crate) fn arn(&self, service: &str, region: &str, resource: &str) -> String {
         format!("arn:{}:{service}:{region}:{}:{resource}", partition(&self.region).name, self.identity.account)

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod billed;
 mod capabilities;
 mod costs;
 mod declare;

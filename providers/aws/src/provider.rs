@@ -7,15 +7,15 @@ use async_trait::async_trait;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use textnlp_cloud::{ImageSource, Images, Work, region_of};
 use textnlp_provider::{
-    CloudId, Component, CostLine, Declaration, Declare, Error, ErrorKind, FieldChange, Handle, Kind, KindName,
-    Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems,
-    Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, Error, ErrorKind, FieldChange, Handle,
+    Kind, KindName, Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest,
+    Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use textnlp_token::partition;
 use tokio::sync::OnceCell;
 
 use crate::api::{Access, Api, Identity};
-use crate::{costs, declare, lower, policy, preflight, sweep, table};
+use crate::{billed, costs, declare, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -161,6 +161,10 @@ impl Provider for Aws {
 
     async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
         sweep::leftovers(self.api().await?, sweep).await.map(Some)
+    }
+
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
+        billed::billed(self.api().await?, request).await
     }
 }
 

@@ -27,6 +27,9 @@ use crate::tables::errors;
 use crate::token::{self, Tokens};
 use crate::transport::{self, NoAnswer, Transport};
 
+/// The start and the end of the headers with which Cost Management tells when to try again (Azure/azqr#745). It has one for each of
+/// its limits.
+const COST_RETRY_AFTER: (&str, &str) = ("x-ms-ratelimit-microsoft.costmanagement-", "-retry-after");
 /// Pages of one list.
 const MAX_PAGES: usize = 50;
 /// The API version of subscriptions, and that of resource groups, resources and resource providers.
@@ -293,7 +296,12 @@ impl Session {
         if status < 400 {
             return Err(failed(ErrorKind::Unavailable).because(format!("status {status}")));
         }
-        let after = text(&RETRY_AFTER).and_then(|text| parse_retry_after(text, Timestamp::now()));
+        let of_costs = answer.headers.iter().filter(|(name, _)| {
+            let (start, end) = COST_RETRY_AFTER;
+            name.as_str().starts_with(start) && name.as_str().ends_with(end)
+        });
+        let waits = of_costs.filter_map(|(_, value)| value.to_str().ok()).chain(text(&RETRY_AFTER));
+        let after = waits.filter_map(|text| parse_retry_after(text, Timestamp::now())).max();
         let failure = Failure { after, ..Failure::of_answer(status, &body) };
         let mut error = failure.error(action, &subject);
         if status == 401 && self.tokens.refused(token::MANAGEMENT).await {

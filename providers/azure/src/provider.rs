@@ -7,15 +7,15 @@ use async_trait::async_trait;
 use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
-    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Leftovers, Lineage,
-    Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider,
-    Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName,
+    Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems,
+    Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use tokio::sync::OnceCell;
 
 use crate::access::{Access, Identity};
 use crate::api::Api;
-use crate::{costs, lower, policy, preflight, sweep, table, token};
+use crate::{billed, costs, lower, policy, preflight, sweep, table, token};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -137,6 +137,10 @@ impl Provider for Azure {
 
     async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
         sweep::leftovers(self.api().await?, sweep).await.map(Some)
+    }
+
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
+        billed::billed(self.api().await?, request).await
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::bill::{Billed, BilledRequest};
 use crate::component::{Component, Site};
 use crate::cost::{Charge, CostLine};
 use crate::declare::{Declaration, Declare, PlannedObject};
@@ -130,5 +131,10 @@ impl Provider for Combined {
             all.join(more);
             all
         }))
+    }
+
+    /// What the second provider creates is in the first one's account, or in that of another site.
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
+        self.first.billed(request).await
     }
 }

@@ -4,7 +4,7 @@
 //! (one mutating call with its token), [`component`] (the cloud-neutral parts of a service), [`operations`] (a site that runs),
 //! [`capabilities`] (which settings a provider supports), [`declare`] (objects in the
 //! terms of other tools), [`exposition`] (metrics as servers export them), [`cost`] and
-//! [`permission`] (what a plan prints of both), [`cluster`] (the settings of sites in clusters). [`memory`] is a provider that
+//! [`permission`] (what a plan prints of both), [`bill`] (what was charged), [`cluster`] (the settings of sites in clusters). [`memory`] is a provider that
 //! lives in memory and implements every component; [`conformance`] holds the lists that every provider passes.
 //! This crate knows no cloud, no terminal and no file format but canonical JSON.
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ pub mod operations;
 pub mod resource;
 
 pub mod alert;
+pub mod bill;
 pub mod capabilities;
 pub mod cluster;
 pub mod combined;
@@ -38,6 +39,7 @@ pub mod spec;
 pub mod through;
 pub mod units;
 
+pub use bill::{Bill, BillLine, Billed, BilledAmount, BilledRequest};
 pub use capabilities::{Capabilities, Capability, RuntimeSupport};
 pub use combined::{Combined, SecondPart};
 pub use component::{Component, Site};

@@ -6,6 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::bill::{Billed, BilledRequest};
 use crate::component::{Component, Site};
 use crate::cost::CostLine;
 use crate::declare::{Declaration, Declare, PlannedObject};
@@ -114,6 +115,13 @@ pub trait Provider: Send + Sync {
     async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
         let _ = sweep;
         Ok(None)
+    }
+
+    /// What the provider charged for a deployment in a month, by its own billing data. Reads only. Providers may charge for the
+    /// query, so it is made on demand only.
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
+        let _ = request;
+        Ok(Billed::NotAvailable("its provider has no bill".to_owned()))
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
+use crate::bill::{Billed, BilledRequest};
 use crate::combined::SecondPart;
 use crate::component::{Component, Site};
 use crate::connect::{Connect, HostEndpoint};
@@ -482,6 +483,10 @@ impl Provider for Through {
     /// What is inside of a host ends with it.
     async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
         self.outer.leftovers(sweep).await
+    }
+
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
+        self.outer.billed(request).await
     }
 }
 

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
-    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Leftovers, Lineage,
-    Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider,
-    Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName,
+    Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems,
+    Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use tokio::sync::OnceCell;
 
@@ -141,6 +141,16 @@ impl Provider for Gcp {
 
     async fn leftovers(&self, sweep: &Sweep<'_>) -> Result<Option<Leftovers>> {
         sweep::leftovers(self.api().await?, sweep).await.map(Some)
+    }
+
+    /// Google Cloud exports bills to BigQuery, and has no API for them:
+    /// <https://cloud.google.com/billing/docs/how-to/export-data-bigquery>.
+    async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
+        Ok(Billed::NotAvailable(format!(
+            "Google Cloud has no API for bills; filter the billing report of the console by the label `{}: {}`",
+            textnlp_cloud::tags::LINEAGE,
+            request.lineage
+        )))
     }
 }
 

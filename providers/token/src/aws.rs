@@ -18,6 +18,7 @@ use base64::Engine;
 use jiff::Timestamp;
 use textnlp_provider::{Error, ErrorKind, Result, Secret, error_chain};
 
+use super::rest::{Rest, guarded};
 use super::{AwsSignIn, EACH, Token, Variables, checked, shown};
 
 /// The prefix of an EKS token.
@@ -108,17 +109,58 @@ pub async fn aws_signed(
     url: &str,
     body: &[u8],
 ) -> Result<Vec<(String, Secret)>> {
+    signed(credentials, (region, service), url, &[("content-type", "application/json")], body).await
+}
+
+/// The answer of a service to a signed call: its status and its body.
+pub struct AwsAnswer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body.
+    pub body: Secret,
+}
+
+/// Makes one signed call of a service with the protocol `JSON 1.1`. `target` is its header `X-Amz-Target`:
+/// `AWSInsightsIndexService.GetCostAndUsage`. It is not repeated.
+///
+/// # Errors
+/// The credentials have ended or cannot be had, or there is no answer.
+pub async fn aws_call(
+    credentials: &SharedCredentialsProvider,
+    (region, service): (&str, &str),
+    url: &str,
+    target: &str,
+    body: &[u8],
+) -> Result<AwsAnswer> {
+    let headers = [("content-type", "application/x-amz-json-1.1"), ("x-amz-target", target)];
+    let address = guarded("the address of the service", url)?;
+    let headers = signed(credentials, (region, service), address.as_str(), &headers, body).await?;
+    let rest = Rest::far(&Variables::of_this_process())?;
+    let mut request = rest.post(address).body(body.to_vec());
+    for (name, value) in &headers {
+        request = request.header(name, value.expose_text().unwrap_or_default());
+    }
+    let (status, body) = rest.send(("call", service), request, &[]).await?;
+    Ok(AwsAnswer { status, body })
+}
+
+async fn signed(
+    credentials: &SharedCredentialsProvider,
+    (region, service): (&str, &str),
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<Vec<(String, Secret)>> {
     let failed = |kind, why: String| Error::new(kind, "sign", url).because(shown(&why, &[]));
     let found = credentials.provide_credentials().await;
     let identity = found.map_err(|error| failed(ErrorKind::Denied, error_chain(&error)))?.into();
     let invalid = |error: &(dyn std::error::Error + 'static)| failed(ErrorKind::Invalid, error_chain(error));
     let signer = v4::SigningParams::builder().identity(&identity).region(region).name(service).time(SystemTime::now());
     let signer = signer.settings(SigningSettings::default()).build().map_err(|error| invalid(&error))?.into();
-    const JSON: (&str, &str) = ("content-type", "application/json");
-    let request = SignableRequest::new("POST", url, [JSON].into_iter(), SignableBody::Bytes(body))
+    let request = SignableRequest::new("POST", url, headers.iter().copied(), SignableBody::Bytes(body))
         .map_err(|error| invalid(&error))?;
     let (signed, _) = sign(request, &signer).map_err(|error| invalid(&error))?.into_parts();
-    let headers = signed.headers().chain([JSON]);
+    let headers = signed.headers().chain(headers.iter().copied());
     Ok(headers.map(|(name, value)| (name.to_owned(), Secret::new(value))).collect())
 }
 

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use textnlp_provider::{Error, ErrorKind, Result, Secret};
 
 #[cfg(feature = "aws")]
-pub use aws::{Partition, aws_signed, aws_token, aws_variables, partition};
+pub use aws::{AwsAnswer, Partition, aws_call, aws_signed, aws_token, aws_variables, partition};
 
 /// The timeout of one request to a service.
 const EACH: Duration = Duration::from_secs(10);

@@ -87,12 +87,13 @@ impl Rest {
         }
     }
 
-    async fn once(
+    /// Sends a request once, and reads the answer: its status and its body.
+    pub(super) async fn send(
         &self,
         action: (&str, &str),
         request: RequestBuilder,
         secrets: &[&Secret],
-    ) -> Result<Secret, (Error, Option<u16>)> {
+    ) -> Result<(u16, Secret)> {
         let failed = |sort, why: String| Error::new(sort, action.0, action.1).because(why);
         let lost = |source: reqwest::Error| {
             // The error chain names the cause: connection refused, unknown name, certificate. It contains no body.
@@ -102,33 +103,41 @@ impl Rest {
             } else {
                 shown(&error_chain(&source.without_url()), secrets)
             };
-            (failed(ErrorKind::Unavailable, why), None)
+            failed(ErrorKind::Unavailable, why)
         };
         let response = request.send().await.map_err(lost)?;
-        let status = response.status();
+        let status = response.status().as_u16();
         let body = read_body(response, MAX_ANSWER_BYTES).await.map_err(|error| match error {
             BodyError::Cut(error) => lost(error),
-            error @ BodyError::TooLong(_) => (failed(ErrorKind::Denied, error.to_string()), None),
+            error @ BodyError::TooLong(_) => failed(ErrorKind::Denied, error.to_string()),
         })?;
-        let body = Secret::new(body);
-        if status.is_success() {
+        Ok((status, Secret::new(body)))
+    }
+
+    async fn once(
+        &self,
+        action: (&str, &str),
+        request: RequestBuilder,
+        secrets: &[&Secret],
+    ) -> Result<Secret, (Error, Option<u16>)> {
+        let failed = |sort, why: String| Error::new(sort, action.0, action.1).because(why);
+        let (status, body) = self.send(action, request, secrets).await.map_err(|error| (error, None))?;
+        if (200..300).contains(&status) {
             return Ok(body);
         }
-        let sort = match status.as_u16() {
+        let sort = match status {
             429 => ErrorKind::Throttled { after: None },
             404 => ErrorKind::NotFound,
             408 | 500.. => ErrorKind::Unavailable,
             _ => ErrorKind::Denied,
         };
         let (code, said) = complaint(&body);
-        let mut error = failed(
-            sort,
-            format!("status {}: {}", status.as_u16(), shown(&said, secrets)).trim_end_matches([':', ' ']).to_owned(),
-        );
+        let mut error =
+            failed(sort, format!("status {status}: {}", shown(&said, secrets)).trim_end_matches([':', ' ']).to_owned());
         if let Some(code) = code {
             error = error.code(shown(&code, secrets));
         }
-        Err((error, Some(status.as_u16())))
+        Err((error, Some(status)))
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod acm;
 mod authorize;
+mod billed;
 #[path = "../../../../tests/src/checkov.rs"]
 mod checkov;
 mod ecr;

@@ -6,6 +6,7 @@ mod body;
 pub mod budgets;
 pub mod check;
 pub mod cloudwatch;
+pub mod costexplorer;
 pub mod ec2;
 pub mod ecr;
 pub mod eks;
@@ -47,6 +48,7 @@ pub const SERVICES: &[&Service] = &[
     &autoscaling::SERVICE,
     &budgets::SERVICE,
     &cloudwatch::SERVICE,
+    &costexplorer::SERVICE,
     &ec2::SERVICE,
     &ecr::SERVICE,
     &eks::SERVICE,

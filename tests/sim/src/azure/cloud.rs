@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::costs::Charge;
 use super::kinds;
 use crate::clock::{Clock, Random, later};
 use crate::{Capacity, Market, Timing};
@@ -185,6 +186,8 @@ pub struct Cloud {
     pub quotas: BTreeMap<(String, String), i64>,
     /// The currency of the bill.
     pub currency: String,
+    /// For how many seconds queries of costs are beyond their limit, if they are.
+    pub costs_limited_for: Option<u64>,
     /// Sizes that the subscription may not use, by region.
     pub restricted: BTreeSet<(String, String)>,
     /// Operations that the operator lacks, such as `Microsoft.Network/virtualNetworks/write`.
@@ -214,6 +217,7 @@ pub struct Cloud {
     pub registry: crate::oci::Registry,
     /// What stands for new servers of PostgreSQL, if anything does.
     pub stand: Option<crate::postgres::Stand>,
+    pub(crate) charges: Vec<Charge>,
     pub(crate) operator: String,
     pub(crate) endpoint: Option<(String, String)>,
     pub(crate) busy: BTreeMap<String, Timestamp>,
@@ -242,6 +246,7 @@ impl Cloud {
             capacity: Capacity::default(),
             quotas: BTreeMap::new(),
             currency: "USD".to_owned(),
+            costs_limited_for: None,
             restricted: BTreeSet::new(),
             denied: BTreeSet::new(),
             allowed: None,
@@ -256,6 +261,7 @@ impl Cloud {
             blobs: crate::objects::Store::default(),
             registry: crate::oci::Registry::default(),
             stand: None,
+            charges: Vec::new(),
             operator: operator.to_owned(),
             endpoint: None,
             busy: BTreeMap::new(),

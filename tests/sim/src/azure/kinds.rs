@@ -8,7 +8,9 @@ use super::azure_cloud::ARM;
 use super::cloud::{Cloud, Object, Operation, put, put_missing, text};
 use super::document::Model;
 use super::problem::{Problem, bad, conflict, group_missing, missing};
-use super::{NAMESPACES, budgets, compute, container, dns, identity, network, postgres, resources, storage, vault};
+use super::{
+    NAMESPACES, budgets, compute, container, costs, dns, identity, network, postgres, resources, storage, vault,
+};
 use crate::clock::later;
 
 /// Parameters that queries may have.
@@ -403,6 +405,7 @@ pub(crate) fn specials() -> impl Iterator<Item = &'static Special> {
         postgres::SPECIALS,
         vault::SPECIALS,
         compute::SPECIALS,
+        costs::SPECIALS,
     ];
     tables.into_iter().flatten()
 }

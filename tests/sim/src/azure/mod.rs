@@ -9,6 +9,7 @@ mod budgets;
 pub mod cloud;
 mod compute;
 mod container;
+mod costs;
 mod dns;
 pub mod document;
 mod identity;
@@ -35,6 +36,7 @@ pub const NAMESPACES: &[(&str, bool)] = &[
     ("Microsoft.Consumption", false),
     ("Microsoft.ContainerRegistry", false),
     ("Microsoft.ContainerService", false),
+    ("Microsoft.CostManagement", true),
     ("Microsoft.DBforPostgreSQL", false),
     ("Microsoft.KeyVault", false),
     ("Microsoft.ManagedIdentity", false),
@@ -150,6 +152,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         network::LEDGER,
         dns::LEDGER,
         budgets::LEDGER,
+        costs::LEDGER,
         identity::LEDGER,
         container::LEDGER,
         storage::LEDGER,

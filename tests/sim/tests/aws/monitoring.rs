@@ -1,6 +1,11 @@
 //! Topics, alarms, dashboards, budgets and flow logs, driven by boto3.
 
-use textnlp_sim::{Options, Simulator};
+use std::time::Duration;
+
+use jiff::Span;
+use jiff::tz::TimeZone;
+use textnlp_sim::aws::costexplorer::charge;
+use textnlp_sim::{Options, Simulator, Timing};
 
 use crate::boto3;
 
@@ -113,4 +118,54 @@ except budgets.exceptions.NotFoundException:
     pass
 "#;
     boto3(&simulator, script);
+}
+
+#[test]
+fn costs_by_service_need_an_activated_tag() {
+    let timing = Timing { page: 1, ..Timing::default() };
+    let simulator = Simulator::start(Options { timing, ..Options::default() });
+    let (arn, other) = ("arn:aws:s3:::mine", "arn:aws:s3:::theirs");
+    let start = {
+        let mut world = simulator.world();
+        let now = world.now();
+        world.tags.set(arn, [("team".to_owned(), "text".to_owned())], now);
+        world.tags.set(other, [("team".to_owned(), "other".to_owned())], now);
+        for (arn, service, micros) in
+            [(arn, "Amazon S3", 1_250_000), (other, "Amazon S3", 9_000_000), (arn, "AWS KMS", -500)]
+        {
+            charge(&mut world, "123456789012", arn, service, micros);
+        }
+        now.to_zoned(TimeZone::UTC).date().first_of_month()
+    };
+    let end = start.saturating_add(Span::new().months(1));
+    let query = format!(
+        r#"
+import boto3
+ce = boto3.client("ce", region_name="us-east-1")
+query = dict(TimePeriod={{"Start": "{start}", "End": "{end}"}}, Granularity="MONTHLY", Metrics=["UnblendedCost"],
+             GroupBy=[{{"Type": "DIMENSION", "Key": "SERVICE"}}], Filter={{"Tags": {{"Key": "team", "Values": ["text"]}}}})
+"#
+    );
+    let inactive = r#"
+assert ce.get_cost_and_usage(**query)["ResultsByTime"][0]["Groups"] == []
+ce.update_cost_allocation_tags_status(CostAllocationTagsStatus=[{"TagKey": "team", "Status": "Active"}])
+assert ce.get_cost_and_usage(**query)["ResultsByTime"][0]["Groups"] == [], "it takes a day"
+"#;
+    boto3(&simulator, &format!("{query}{inactive}"));
+    simulator.advance(Duration::from_secs(25 * 3_600));
+    let active = r#"
+first = ce.get_cost_and_usage(**query)
+second = ce.get_cost_and_usage(**query, NextPageToken=first["NextPageToken"])
+groups = [group for page in (first, second) for group in page["ResultsByTime"][0]["Groups"]]
+amounts = {group["Keys"][0]: group["Metrics"]["UnblendedCost"] for group in groups}
+assert amounts == {"AWS KMS": {"Amount": "-0.0005000000", "Unit": "USD"}, "Amazon S3": {"Amount": "1.2500000000", "Unit": "USD"}}, amounts
+assert "NextPageToken" not in second
+for wrong, error in [(dict(NextPageToken="x"), "InvalidNextTokenException"), (dict(TimePeriod={"Start": "2026-02-01", "End": "2026-02-01"}), "ValidationException")]:
+    try:
+        ce.get_cost_and_usage(**{**query, **wrong})
+        assert False, wrong
+    except ce.exceptions.ClientError as e:
+        assert e.response["Error"]["Code"] == error, e
+"#;
+    boto3(&simulator, &format!("{query}{active}"));
 }

@@ -5,6 +5,7 @@ mod blobs;
 mod budgets;
 mod clients;
 mod container;
+mod costs;
 mod data;
 mod dns;
 mod identity;
@@ -27,6 +28,7 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.compute/skus", "2021-07-01"),
     ("/microsoft.compute/", "2024-07-01"),
     ("/microsoft.consumption/", "2023-11-01"),
+    ("/microsoft.costmanagement/", "2023-11-01"),
     ("/microsoft.network/privatednszones", "2024-06-01"),
     ("/microsoft.network/dnszones", "2018-05-01"),
     ("/microsoft.network/", "2024-05-01"),
