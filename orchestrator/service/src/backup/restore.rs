@@ -208,7 +208,7 @@ pub fn lineage_in(target: &Utf8Path) -> Option<Lineage> {
 
 /// What a state records, in words.
 fn content(state: &State) -> Result<String, StateError> {
-    let (mut count, mut changed) = (0, None);
+    let (mut count, mut changed): (usize, Option<Timestamp>) = (0, None);
     for site in state.sites() {
         let resources = state.holdings(site)?;
         count += resources.len();
