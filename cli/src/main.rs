@@ -29,9 +29,10 @@ mod state_args;
 mod stores;
 mod table_view;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
-use clap::FromArgMatches;
+use clap::{CommandFactory, FromArgMatches};
 use rustix::fs::Mode;
 
 use crate::args::{Cli, Command};
@@ -57,7 +58,8 @@ fn main() -> ExitCode {
             }
             let typed: Vec<String> =
                 std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-            let hint = meant(&error, &typed);
+            let is_set = |variable: &OsStr| std::env::var_os(variable).is_some();
+            let hint = meant(&error, &typed).or_else(|| of_variables(&error, &typed, is_set));
             return code(match args::output_of(typed.into_iter()) {
                 args::Output::Text => {
                     let _ = error.print();
@@ -118,6 +120,48 @@ fn meant(error: &clap::Error, typed: &[String]) -> Option<String> {
     textnlp_provider::EnvironmentName::new(name).ok().map(|name| format!("did you mean `--env {name}`?"))
 }
 
+/// Names the variables whose values an error is about: their options were not typed.
+fn of_variables(error: &clap::Error, typed: &[String], is_set: impl Fn(&OsStr) -> bool) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue};
+    let mut shown: Vec<&str> = Vec::new();
+    for context in [ContextKind::InvalidArg, ContextKind::PriorArg] {
+        match error.get(context) {
+            Some(ContextValue::String(one)) => shown.push(one),
+            Some(ContextValue::Strings(several)) => shown.extend(several.iter().map(String::as_str)),
+            _ => {}
+        }
+    }
+    // `--output <OUTPUT>`
+    let is_shown = |long: &str| {
+        let mut names = shown.iter().filter_map(|text| text.strip_prefix("--")?.split([' ', '=', '[']).next());
+        names.any(|name| name == long)
+    };
+    let is_typed = |arg: &clap::Arg| {
+        typed.iter().take_while(|word| *word != "--").any(|word| match word.strip_prefix("--") {
+            Some(rest) => rest.split('=').next() == arg.get_long(),
+            None => arg.get_short().is_some_and(|short| word.starts_with('-') && word.contains(short)),
+        })
+    };
+    let root = Cli::command();
+    let mut command = &root;
+    let mut commands = vec![command];
+    for word in typed {
+        if let Some(below) = command.find_subcommand(word) {
+            command = below;
+            commands.push(below);
+        }
+    }
+    let mut named = Vec::new();
+    for arg in commands.iter().flat_map(|command| command.get_arguments()) {
+        let (Some(long), Some(variable)) = (arg.get_long(), arg.get_env()) else { continue };
+        if is_shown(long) && !is_typed(arg) && is_set(variable) {
+            let variable = variable.to_string_lossy();
+            named.push(format!("the value of --{long} is that of the variable {variable}: correct or unset it"));
+        }
+    }
+    (!named.is_empty()).then(|| named.join("; "))
+}
+
 fn code(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
 }
@@ -165,6 +209,28 @@ mod tests {
         assert_eq!(hint(&["-env", "staging", "up"]).as_deref(), Some("did you mean `--env staging`?"));
         assert_eq!(hint(&["up", "--nonsense"]), None);
         assert_eq!(hint(&["stauts"]), None);
+    }
+
+    #[test]
+    fn error_about_a_value_of_a_variable_names_the_variable() {
+        let hint = |parsed: &[&str], typed: &[&str], set: &[&str]| {
+            let error = Cli::try_parse_from(["textnlp-deploy"].iter().chain(parsed)).unwrap_err();
+            let typed: Vec<String> = typed.iter().map(ToString::to_string).collect();
+            of_variables(&error, &typed, |variable| set.iter().any(|name| variable == *name))
+        };
+        let wrong = ["status", "--output", "paper"];
+        let of_variable = hint(&wrong, &["status"], &["TEXTNLP_OUTPUT"]).expect("it is named");
+        assert!(of_variable.contains("--output is that of the variable TEXTNLP_OUTPUT"), "{of_variable}");
+        assert_eq!(hint(&wrong, &["status"], &[]), None);
+        for typed in [&["status", "--output", "paper"][..], &["status", "-o", "paper"], &["status", "--output=paper"]] {
+            assert_eq!(hint(typed, typed, &["TEXTNLP_OUTPUT"]), None, "{typed:?}");
+        }
+        let conflict = ["status", "--env", "staging", "--file", "a.yaml"];
+        let of_variable = hint(&conflict, &["status", "--file", "a.yaml"], &["TEXTNLP_ENV"]).expect("it is named");
+        assert!(of_variable.contains("TEXTNLP_ENV"), "{of_variable}");
+        let wrong = ["bundle", "serve", "a.tar", "--listen", "here"];
+        let of_variable = hint(&wrong, &["bundle", "serve", "a.tar"], &["TEXTNLP_LISTEN"]).expect("it is named");
+        assert!(of_variable.contains("TEXTNLP_LISTEN"), "{of_variable}");
     }
 
     #[test]

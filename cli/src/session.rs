@@ -246,32 +246,40 @@ impl Session {
             })
     }
 
-    /// The environment of `--env`, else the only one with a state here.
+    /// The environment of `--env`, else the only one that is deployed here. One that was taken down counts only where
+    /// nothing else is.
     pub fn environment_name(&self) -> Result<String, Failure> {
         if let Some(name) = &self.global.env {
             return Ok(name.clone());
         }
         let root = self.state_root()?;
-        let mut found: Vec<String> = match root.read_dir_utf8() {
+        let mut found: Vec<EnvironmentName> = match root.read_dir_utf8() {
             Ok(entries) => entries
                 .flatten()
                 .filter(|e| ["lineage.json", "store.json"].iter().any(|name| e.path().join(name).exists()))
-                .map(|e| e.file_name().to_owned())
                 // Not what a restore kept of the state before, nor another program's.
-                .filter(|name| EnvironmentName::new(name.as_str()).is_ok())
+                .filter_map(|e| EnvironmentName::new(e.file_name()).ok())
                 .collect(),
             Err(_) => Vec::new(),
         };
         found.sort();
+        if found.len() > 1 {
+            let is_deployed = |name: &EnvironmentName| !running::is_down(&root.join(name.as_str()), name);
+            let deployed: Vec<EnvironmentName> = found.iter().filter(|name| is_deployed(name)).cloned().collect();
+            if !deployed.is_empty() {
+                found = deployed;
+            }
+        }
         match found.as_slice() {
-            [only] => Ok(only.clone()),
+            [only] => Ok(only.to_string()),
             [] => {
                 let error = anyhow::anyhow!("no environment is given, and none is deployed here");
                 Err(Failure::usage("no_environment", error)
                     .hint("choose one: --env staging; `textnlp-deploy env list` shows them"))
             }
             several => {
-                let error = anyhow::anyhow!("several environments are deployed here: {}", several.join(", "));
+                let names: Vec<&str> = several.iter().map(EnvironmentName::as_str).collect();
+                let error = anyhow::anyhow!("several environments are deployed here: {}", names.join(", "));
                 Err(Failure::usage("which_environment", error).hint(format!("choose one: --env {}", several[0])))
             }
         }

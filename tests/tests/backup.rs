@@ -159,9 +159,16 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
         .unwrap();
     let restore_torn = [&["restore", torn.as_str(), "--env", "staging"][..], &with_key].concat();
     let all = refused(elsewhere(&sandbox, &restore_torn), 4, "other_environment")["error"].to_string();
-    for said in
-        ["--env is `staging`", "already contains this deployment", "uses the state", "--replace development", "down"]
-    {
+    for said in [
+        "--env is `staging`",
+        "already contains this deployment",
+        "resources, last changed at",
+        "uses the state",
+        "restore ",
+        "--replace development",
+        "is kept as",
+        "down",
+    ] {
         assert!(all.contains(said), "{said}: {all}");
     }
     let replace = [&restore[..], &["--replace", "development"]].concat();

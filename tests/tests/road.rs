@@ -168,6 +168,8 @@ fn load_at_a_fixed_rate(sandbox: &Sandbox) {
     // Every request would be for a model that the service lacks.
     let refused = sandbox.run(&["load", "--mix", "short-long", "--seconds", "1"]).expect(2);
     assert!(refused.err.contains("no model `gpt2`") && refused.err.contains("--mix 3:generate:50,1:generate:500"));
+    let refused = sandbox.run(&["load", "--mix", "1:embed", "--seconds", "1"]).expect(2);
+    assert!(refused.err.contains("has no model that makes embeddings"), "{}", refused.err);
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Replace {
     }
 
     /// Replaces the file by what `fill` writes. When `fill` fails, its error is returned, the path is as before and the temporary file is
-    /// gone.
+    /// gone. Errors name the path, never the temporary file, which the caller did not choose.
     pub fn with<T, E: From<Error>>(
         self,
         path: impl AsRef<Path>,
@@ -71,14 +71,14 @@ impl Replace {
         let path = path.as_ref();
         let (folder, temporary) = self.temporary(path).map_err(Error::at("write", path))?;
         if self.sole_writer {
-            remove(&temporary).map_err(Error::at("remove", &temporary))?;
+            remove(&temporary).map_err(Error::at("write", path))?;
         }
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(self.mode)
             .open(&temporary)
-            .map_err(Error::at("create", &temporary))?;
+            .map_err(Error::at("create", path))?;
         let written = fill(&mut file).and_then(|value| {
             let finish = || -> io::Result<()> {
                 if self.exact {
@@ -214,6 +214,7 @@ mod tests {
         let missing = folder.path().join(OsStr::from_bytes(b"no\xff")).join("a");
         let error = Replace::private().write(&missing, b"new").unwrap_err();
         assert_eq!((error.action, error.source.kind()), ("create", io::ErrorKind::NotFound));
+        assert_eq!(error.path, missing, "the temporary file is not named");
         assert!(Replace::private().write("/", b"new").is_err());
     }
 

@@ -402,6 +402,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         replace: args.replace.as_deref(),
         signer: backup::required_signer(args.signed_by.as_deref(), key.as_ref())?,
         operator: operator(session),
+        words: words(session, args),
     };
     let restoring::Restored { manifest, state: target, moved, replaced, is_verified } =
         progress.done(restoring::restore(&request, &opener, &progress).await)?;
@@ -472,6 +473,28 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let mut done = super::up::up(&session, &up, console).await.map_err(|failure| failure.document(document.clone()))?;
     done.document.insert("restored".to_owned(), document);
     Ok(done)
+}
+
+/// The words of a restore without `--replace`, for hints.
+fn words(session: &Session, args: &Restore) -> String {
+    let Restore { backup, opening, signed_by, up, at, .. } = args;
+    let path = |path: &Option<Utf8PathBuf>| path.as_ref().map(ToString::to_string);
+    // The environment says where its backups are.
+    let of_its_own = |value: Option<String>| value.filter(|_| backup.is_none());
+    let flags = [
+        ("--env", of_its_own(session.global.env.clone())),
+        ("--file", of_its_own(path(&session.global.file))),
+        ("--key", path(&opening.key)),
+        ("--passphrase-file", path(&opening.passphrase.passphrase_file)),
+        ("--passphrase-env", opening.passphrase.passphrase_env.clone()),
+        ("--signed-by", signed_by.clone()),
+        ("--at", at.clone()),
+    ];
+    let mut words = vec!["restore".to_owned()];
+    words.extend(path(backup).map(|file| quoted(&file)));
+    words.extend(flags.into_iter().filter_map(|(flag, value)| Some(format!("{flag} {}", quoted(&value?)))));
+    words.extend(up.then(|| "--up".to_owned()));
+    words.join(" ")
 }
 
 /// The backup from the command line, or the one that covers the point in time.

@@ -12,7 +12,7 @@ use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::load::{
     self, Arrivals, FindLimit, HttpWire, Key, Limit, Load, LoadRequest, Measured, Mix, Rate, RateResult, RateSecond,
-    Second, SessionProgress, SessionResult, Sessions, Wire,
+    Second, ServedModel, SessionProgress, SessionResult, Sessions, Unserved, Wire,
 };
 use textnlp_orchestrator::release::{History, configuration_digest};
 use tokio_util::sync::CancellationToken;
@@ -186,9 +186,7 @@ impl LoadTarget {
         watch: Watch<'_>,
     ) -> Result<(Measured, Option<Limit>, Option<ScaleUp>), Failure> {
         let Watch { clock, stop, progress } = watch;
-        if let Some(mix) = &mix {
-            self.serves(wire, mix).await?;
-        }
+        self.serves(wire, &mix.clone().unwrap_or_default()).await?;
         let wanted = Load {
             users: users.clamp(1, MOST_USERS),
             ramp: ramp.max(1.0) as u32,
@@ -266,22 +264,23 @@ impl LoadTarget {
         Ok(self.watched(watch, measured).await)
     }
 
-    /// Fails if the service lacks a model of a mix: every request for it would fail.
+    /// Fails if the service has no model for requests of a mix: every one of them would fail.
     async fn serves(&self, wire: &HttpWire, mix: &Mix) -> Result<(), Failure> {
-        let wanted = mix.models();
-        if wanted.is_empty() {
-            return Ok(());
-        }
         let request = LoadRequest { key: self.key.clone(), ..LoadRequest::get("/v1/models") };
         // A service that does not answer is reported by the load test.
         let answer =
             wire.send(request).await.ok().filter(|answer| answer.status == 200).and_then(|answer| answer.json());
         let Some(listed) = answer.as_ref().and_then(|answer| answer["data"].as_array()) else { return Ok(()) };
-        let served: Vec<&str> = listed.iter().filter_map(|model| model["id"].as_str()).collect();
-        let Some(absent) = wanted.iter().find(|model| !served.contains(*model)) else { return Ok(()) };
-        let error = anyhow::anyhow!("{} has no model `{absent}`; it has {}", self.address, served.join(", "));
-        let hint = format!("for the default model of the service: --mix {}", mix.of_the_default_model());
-        Err(Failure::usage("unknown_model", error).hint(hint))
+        let served = listed.iter().filter_map(|model| {
+            Some(ServedModel {
+                name: model["id"].as_str()?.to_owned(),
+                kind: model["kind"].as_str().map(str::to_owned),
+                is_default: model["default"] == true,
+            })
+        });
+        let served: Vec<ServedModel> = served.collect();
+        let Some(Unserved { code, reason, hint }) = mix.unserved(&served) else { return Ok(()) };
+        Err(Failure::usage(code, anyhow::anyhow!("{} {reason}", self.address)).hint(hint))
     }
 
     /// Holds open sessions: `ramp` more in each second, then all for `seconds`; each with a request of `tokens` in every

@@ -1,15 +1,17 @@
 //! The running environment from its journal: address, key, certificate authority and program.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use futures::FutureExt as _;
 use textnlp_orchestrator::dr::control_client;
 use textnlp_orchestrator::environment::{API_KEY, names};
-use textnlp_orchestrator::state::{RecordedObjects, State};
+use textnlp_orchestrator::state::{Folder, RecordedObjects, State};
 use textnlp_orchestrator::status;
 use textnlp_provider::component::Program;
 use textnlp_provider::operations::{ServerProgram, SiteOutputs};
-use textnlp_provider::{Lineage, Outputs, ResourceId, SecretRef, SiteName};
+use textnlp_provider::{EnvironmentName, Lineage, Outputs, ResourceId, SecretRef, SiteName};
 use uuid::Uuid;
 
 use crate::failure::state_failed;
@@ -60,6 +62,15 @@ pub async fn state(scope: &Scope) -> Result<State, Failure> {
     State::load(scope.platform.store(&scope.folder)?, &scope.name, Lineage(Uuid::new_v4()))
         .await
         .map_err(|e| state_failed(e, &scope.again, &scope.name))
+}
+
+/// Whether an environment of a state folder was taken down: at most its data is left. False for a state in a bucket, and
+/// for one that cannot be read.
+pub fn is_down(folder: &Utf8Path, name: &EnvironmentName) -> bool {
+    let store = Arc::new(Folder::at(folder));
+    // A folder is read without waiting.
+    let state = State::load(store, name, Lineage(Uuid::new_v4())).now_or_never();
+    matches!(state, Some(Ok(state)) if state.is_down())
 }
 
 /// The failure of an environment whose last run did not complete. A run in progress is none.

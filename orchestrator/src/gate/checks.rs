@@ -298,7 +298,8 @@ impl Prober<'_> {
 }
 
 impl Prober<'_> {
-    /// The owner of a model must get a text of it. Another tenant must get the answer for a model that does not exist.
+    /// The owner of a model must get a text of it, or a vector of an encoder. Another tenant must get the answer for a model
+    /// that does not exist.
     pub(super) async fn custom_model(&self, check: &CheckDefinition, model: &str, owner: &Key, other: &Key) -> Check {
         match self.of_owner_alone(check, model, owner, other).await {
             Ok(check) => check,
@@ -314,11 +315,19 @@ impl Prober<'_> {
         other: &Key,
     ) -> Result<Check, String> {
         let failed = |measured: &str, note: String| Ok(check.measured(self.environment, measured, false).note(note));
-        let own = self.generated(model, owner).await?;
+        let is_encoder = self.encoders(Some(owner)).await.iter().any(|encoder| encoder.name == model);
+        let what = if is_encoder { "a vector" } else { "a text" };
+        let own = self.computed(model, is_encoder, owner).await?;
         let body = own.json().unwrap_or_default();
+        let is_there = match is_encoder {
+            true => body["data"][0]["embedding"].as_array().is_some_and(|numbers| !numbers.is_empty()),
+            false => body["text"].as_str().is_some_and(|text| !text.trim().is_empty()),
+        };
         match own.status {
-            200 if body["text"].as_str().is_some_and(|text| !text.trim().is_empty()) => {}
-            200 => return failed("an empty text", format!("of `{model}`")),
+            200 if is_there => {}
+            200 => {
+                return failed(if is_encoder { "an empty vector" } else { "an empty text" }, format!("of `{model}`"));
+            }
             404 => return failed("not found", format!("`{model}` with a key of its tenant")),
             status => {
                 let why = body["error"]["message"].as_str().unwrap_or_default();
@@ -326,7 +335,8 @@ impl Prober<'_> {
             }
         }
         let absent = "0".repeat(model.len());
-        let (theirs, none) = (self.generated(model, other).await?, self.generated(&absent, other).await?);
+        let theirs = self.computed(model, is_encoder, other).await?;
+        let none = self.computed(&absent, is_encoder, other).await?;
         if none.status != 404 {
             return Err(format!("status {} of a model that does not exist", none.status));
         }
@@ -334,20 +344,26 @@ impl Prober<'_> {
             return Err(format!("status {} of `{model}` with a key of another tenant", theirs.status));
         }
         if theirs.status == 200 {
-            return failed("a text for another tenant", format!("of `{model}`"));
+            return failed(&format!("{what} for another tenant"), format!("of `{model}`"));
         }
         if shown(&theirs, model) != shown(&none, &absent) {
             let note = format!("the answer about `{model}` differs from that about a model that does not exist");
             return failed("shown to another tenant", note);
         }
-        Ok(check.measured(self.environment, "a text", true))
+        Ok(check.measured(self.environment, what, true))
     }
 
-    /// The answer to a generation. The service may load the model for it.
-    async fn generated(&self, model: &str, key: &Key) -> Result<LoadResponse, String> {
-        let body = json!({"model": model, "prompt": PROMPT, "max_tokens": 16, "temperature": 0.8, "seed": 7});
+    /// The answer to a generation, or to a request of an encoder. The service may load the model for it.
+    async fn computed(&self, model: &str, is_encoder: bool, key: &Key) -> Result<LoadResponse, String> {
+        let (path, body) = match is_encoder {
+            true => ("/v1/embeddings", json!({"model": model, "input": PROMPT})),
+            false => {
+                let body = json!({"model": model, "prompt": PROMPT, "max_tokens": 16, "temperature": 0.8, "seed": 7});
+                ("/v1/generate", body)
+            }
+        };
         let timeout = self.environment.server.api.timeout.0;
-        let request = LoadRequest { timeout, ..LoadRequest::post("/v1/generate", body) };
+        let request = LoadRequest { timeout, ..LoadRequest::post(path, body) };
         self.send(request.with(key)).await.map_err(|failure| failure.to_string())
     }
 }

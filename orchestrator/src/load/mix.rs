@@ -1,6 +1,5 @@
 //! Mixes of requests: what clients request, by weight.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -42,6 +41,45 @@ enum Action {
     Validate,
 }
 
+impl Action {
+    /// What the model of its requests does, as `kind` in `GET /v1/models`; `None` if they need no model.
+    fn model_kind(self) -> Option<&'static str> {
+        match self {
+            Action::Generate => Some("generation"),
+            Action::Embed => Some("embedding"),
+            Action::Validate => None,
+        }
+    }
+}
+
+/// A model of a service, as `GET /v1/models` lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedModel {
+    /// Its name.
+    pub name: String,
+    /// What it does: `generation` or `embedding`; `None` if the service does not know it.
+    pub kind: Option<String>,
+    /// Whether requests that name no model get it.
+    pub is_default: bool,
+}
+
+impl ServedModel {
+    fn does(&self, needed: &str) -> bool {
+        self.kind.as_deref().is_none_or(|kind| kind == needed)
+    }
+}
+
+/// Why a service cannot answer requests of a mix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unserved {
+    /// `unknown_model` or `unsupported_model`.
+    pub code: &'static str,
+    /// The reason, to follow the address of the service.
+    pub reason: String,
+    /// What to do.
+    pub hint: String,
+}
+
 /// The measurements of one kind of a mix.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KindResult {
@@ -66,15 +104,18 @@ impl Mix {
         Self(vec![validate, other])
     }
 
-    /// The models that it names.
-    pub fn models(&self) -> BTreeSet<&str> {
-        self.0.iter().filter_map(|kind| kind.model.as_deref()).collect()
-    }
-
-    /// The same requests of the server's default model.
-    #[must_use]
-    pub fn of_the_default_model(&self) -> Self {
-        Self(self.0.iter().map(|kind| RequestKind { model: None, ..kind.clone() }).collect())
+    /// Whether a service with these models cannot answer some of the requests.
+    pub fn unserved(&self, served: &[ServedModel]) -> Option<Unserved> {
+        let (code, reason) = self.0.iter().find_map(|kind| kind.unserved(served))?;
+        let replaced: Result<Vec<RequestKind>, Action> = self.0.iter().map(|kind| kind.for_service(served)).collect();
+        let hint = match replaced {
+            Ok(kinds) => format!("for models of the service: --mix {}", Self(kinds)),
+            Err(Action::Embed) => {
+                "add a model for embeddings to `models` of the environment, or leave `embed` out of --mix".to_owned()
+            }
+            Err(_) => "name requests that its models answer: --mix 1:embed".to_owned(),
+        };
+        Some(Unserved { code, reason, hint })
     }
 
     /// Draws a request. Returns it with the number of its kind.
@@ -120,6 +161,50 @@ impl Mix {
     /// Whether a request of this kind generates a text or a vector.
     pub(super) fn generates(&self, kind: usize) -> bool {
         self.0[kind].action != Action::Validate
+    }
+}
+
+impl RequestKind {
+    /// The code and the reason, if a service with these models cannot answer it.
+    fn unserved(&self, served: &[ServedModel]) -> Option<(&'static str, String)> {
+        let needed = self.action.model_kind()?;
+        let names = || served.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+        let found = match &self.model {
+            Some(name) => served.iter().find(|model| model.name == *name),
+            // A service that marks no default decides itself.
+            None => Some(served.iter().find(|model| model.is_default)?),
+        };
+        let Some(model) = found else {
+            let name = self.model.as_deref().unwrap_or_default();
+            return Some(("unknown_model", format!("has no model `{name}`; it has {}", names())));
+        };
+        if model.does(needed) {
+            return None;
+        }
+        let name = &model.name;
+        let is_default = if self.model.is_none() { "the default model " } else { "" };
+        let others = served.iter().any(|model| model.does(needed));
+        let reason = match (self.action, others) {
+            (Action::Embed, false) => "has no model that makes embeddings".to_owned(),
+            (Action::Embed, true) => format!("makes no embeddings by {is_default}`{name}`, which generates text"),
+            (_, false) => "has no model that generates text".to_owned(),
+            (_, true) => format!("generates no text by {is_default}`{name}`, which makes embeddings"),
+        };
+        Some(("unsupported_model", reason))
+    }
+
+    /// The same request of a model that the service has. The action, if it has none for it.
+    fn for_service(&self, served: &[ServedModel]) -> Result<Self, Action> {
+        if self.unserved(served).is_none() {
+            return Ok(self.clone());
+        }
+        let of_default = Self { model: None, ..self.clone() };
+        if of_default.unserved(served).is_none() {
+            return Ok(of_default);
+        }
+        let needed = self.action.model_kind().unwrap_or_default();
+        let other = served.iter().find(|model| model.kind.as_deref() == Some(needed)).ok_or(self.action)?;
+        Ok(Self { model: Some(other.name.clone()), ..self.clone() })
     }
 }
 
@@ -269,9 +354,45 @@ mod tests {
             assert!(shown(wrong).is_err(), "{wrong}");
         }
         assert!(shown(&["1:validate"; MOST_KINDS + 1].join(",")).is_err());
-        let mix: Mix = "short-long".parse().unwrap();
-        assert_eq!(mix.models(), BTreeSet::from(["gpt2", "gpt2-large"]));
-        assert_eq!(mix.of_the_default_model().to_string(), "3:generate:50,1:generate:500");
+    }
+
+    #[test]
+    fn mix_that_a_service_cannot_answer_is_refused_with_one_that_it_can() {
+        let model = |name: &str, kind: Option<&str>, is_default: bool| ServedModel {
+            name: name.to_owned(),
+            kind: kind.map(str::to_owned),
+            is_default,
+        };
+        let (tiny, vectors) = (model("tiny", Some("generation"), true), model("bge", Some("embedding"), false));
+        let refused = |mix: &str, served: &[ServedModel]| {
+            let unserved = mix.parse::<Mix>().unwrap().unserved(served).expect("it is refused");
+            (unserved.code, unserved.reason, unserved.hint)
+        };
+        let none = std::slice::from_ref(&tiny);
+        for mix in ["1:embed", "9:generate:5,1:embed"] {
+            let (code, reason, hint) = refused(mix, none);
+            assert_eq!((code, reason.as_str()), ("unsupported_model", "has no model that makes embeddings"));
+            assert!(hint.contains("add a model for embeddings"), "{hint}");
+        }
+        let both = [tiny.clone(), vectors.clone()];
+        let (_, reason, hint) = refused("1:embed,1:validate", &both);
+        assert!(
+            reason.contains("the default model `tiny`") && hint.ends_with("--mix 1:embed:bge,1:validate"),
+            "{hint}"
+        );
+        let (code, _, hint) = refused("1:generate:5:bge", &both);
+        assert_eq!(code, "unsupported_model");
+        assert!(hint.ends_with("--mix 1:generate:5"), "{hint}");
+        let (code, reason, hint) = refused("short-long", none);
+        assert_eq!((code, reason.as_str()), ("unknown_model", "has no model `gpt2`; it has tiny"));
+        assert!(hint.ends_with("--mix 3:generate:50,1:generate:500"), "{hint}");
+        let (_, reason, _) = refused("1:generate:5", &[ServedModel { is_default: true, ..vectors }]);
+        assert_eq!(reason, "has no model that generates text");
+        let unknown = [tiny, model("later", None, false)];
+        for fine in ["1:embed:bge,1:generate:5", "1:validate"] {
+            assert_eq!(fine.parse::<Mix>().unwrap().unserved(&both), None, "{fine}");
+        }
+        assert_eq!("1:embed:later".parse::<Mix>().unwrap().unserved(&unknown), None, "its kind is not known yet");
     }
 
     #[test]

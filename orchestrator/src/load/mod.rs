@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use histogram::Percentiles;
 pub use limit::{FindLimit, Limit, Probe, find_limit};
-pub use mix::{KindResult, Mix};
+pub use mix::{KindResult, Mix, ServedModel, Unserved};
 pub use rate::{Arrivals, MOST_ERRORS, Rate, RateResult, RateSecond, run_rate};
 pub use sessions::{SessionProgress, SessionResult, Sessions, hold};
 pub use tally::{Latencies, Measured, Second};

@@ -292,6 +292,16 @@ impl State {
         self.journals.values().filter_map(|journal| journal.fold.removal).max()
     }
 
+    /// Whether a `down` ended at every site, and nothing was created or changed since: at most data is left.
+    pub fn is_down(&self) -> bool {
+        let is_down = |journal: &Journal| {
+            let fold = &journal.fold;
+            let is_older = |slots: &fold::Slots| fold.removal.is_some_and(|removal| slots.since < removal);
+            fold.run.is_none() && fold.open.is_empty() && fold.slots.values().all(is_older)
+        };
+        self.removal().is_some() && self.journals.values().all(is_down)
+    }
+
     /// The head of each log, to detect later writes.
     pub fn heads(&self) -> BTreeMap<SiteName, Head> {
         self.journals.iter().map(|(site, journal)| (site.clone(), journal.head.clone())).collect()

@@ -59,6 +59,8 @@ enum Fault {
     SharesModels,
     TellsOfModels,
     HintsAtModels,
+    /// No fault: it is an encoder.
+    EncodesForOwner,
     PlainHttp,
     /// No fault: its default model is an encoder.
     Embeds,
@@ -186,15 +188,27 @@ impl Wire for Service {
             return answer(200, json!({"key": key, "tenant": own, "total": {"requests": requests}}));
         }
         let body = ask.body.unwrap_or_default();
-        if let Some(model) = body["model"].as_str().filter(|_| ask.path == "/v1/generate") {
+        let is_owner = own.is_some_and(|tenant| tenant == OWNER) && !self.has(Fault::LosesModels);
+        let encodes = self.has(Fault::EncodesForOwner);
+        let is_for_models = ask.path == "/v1/generate" || (encodes && ask.path == "/v1/embeddings");
+        if let Some(model) = body["model"].as_str().filter(|_| is_for_models) {
             let is_it = model == OWN_MODEL;
-            let is_owner = own.is_some_and(|tenant| tenant == OWNER) && !self.has(Fault::LosesModels);
             if !is_it || !(is_owner || self.has(Fault::SharesModels)) {
                 let tells = is_it && self.has(Fault::TellsOfModels);
                 let hints = is_it && self.has(Fault::HintsAtModels);
                 let message = if tells { "it is of acme".to_owned() } else { format!("there is no model `{model}`") };
                 let hint = if hints { format!("did you mean `{model}`?") } else { format!("{} letters", model.len()) };
                 return answer(404, json!({"error": {"message": message, "hint": hint}}));
+            }
+        }
+        if encodes && is_owner {
+            match ask.path.as_str() {
+                "/v1/models" => {
+                    let models = json!([{"id": OWN_MODEL, "kind": "embedding", "default": false}]);
+                    return answer(200, json!({"data": models}));
+                }
+                "/v1/embeddings" => return answer(200, json!({"data": [{"embedding": [0.6, -0.8]}]})),
+                _ => return answer(400, json!({})),
             }
         }
         if ask.path == "/v1/generate" {
@@ -616,20 +630,24 @@ fn enterprise_gate_finds_what_a_key_reads_of_another_tenant() {
 
 #[test]
 fn enterprise_gate_generates_by_a_model_of_one_tenant_which_is_absent_for_others() {
-    let custom = |fault: Option<Fault>| {
+    let custom = |faults: &[Fault]| {
         let mut environment = environment("enterprise");
         let usual = environment.models[0].clone();
         let (name, tenant) = ("own".to_owned(), Some(OWNER.to_owned()));
         environment.models.push(ModelSettings { name, tenant, role: None, ..usual });
-        let service = Service::new(1, fault);
+        let service = Service::new(1, faults.iter().copied());
         let found = evidence_of(&environment, &service, vec![audit()], &[], &CancellationToken::new()).checks;
         assert!(service.keys.lock().unwrap().is_empty(), "temporary keys are revoked");
         let left: Vec<String> = service.tenants.into_inner().unwrap().into_values().collect();
         assert_eq!(left, [OWNER], "the tenant of the operator stays");
         found.into_iter().find(|check| check.name == "custom model").unwrap()
     };
-    let good = custom(None);
+    let good = custom(&[]);
     assert!(good.ok && good.measured == "a text", "{good}");
+    let encoder = custom(&[Fault::EncodesForOwner]);
+    assert!(encoder.ok && encoder.measured == "a vector", "{encoder}");
+    let shared = custom(&[Fault::EncodesForOwner, Fault::SharesModels]);
+    assert!(!shared.ok && !shared.is_unknown(), "{shared}");
     for (fault, measured) in [
         (Fault::LosesModels, "not found"),
         (Fault::Mute, "an empty text"),
@@ -637,7 +655,7 @@ fn enterprise_gate_generates_by_a_model_of_one_tenant_which_is_absent_for_others
         (Fault::TellsOfModels, "shown to another tenant"),
         (Fault::HintsAtModels, "shown to another tenant"),
     ] {
-        let wrong = custom(Some(fault));
+        let wrong = custom(&[fault]);
         assert!(!wrong.ok && !wrong.is_unknown() && wrong.measured == measured, "{fault:?}: {wrong}");
         assert!(wrong.note.unwrap().contains(OWN_MODEL), "{fault:?}");
     }

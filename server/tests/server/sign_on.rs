@@ -128,6 +128,32 @@ async fn forged_tokens_and_those_for_others_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn token_of_a_tenant_reaches_its_models_and_those_of_others_do_not_exist() {
+    let Some(provider) = oidc(TESTS) else { return };
+    let models = "default: tiny\n    preload: [tiny]\n    serve: [ { name: tiny, path: tiny }, \
+        { name: acme/own, tenant: acme, path: tiny }, { name: globex/own, tenant: globex, path: tiny } ]";
+    let setup = Setup { models: Some(models), security: &settings(&provider), ..Setup::default() };
+    let site = start(setup).await.ready().await;
+    for tenant in ["acme", "globex"] {
+        keys(&site.config, &json!({ "do": "create", "name": tenant, "tenant": tenant }).to_string()).await.unwrap();
+    }
+    let writer = token(&provider, "writer", AUDIENCE);
+    assert_eq!(known(&site, &writer).await.status, 200);
+    let by = async |model: &str| {
+        site.post_as(&writer, "/v1/generate", json!({ "model": model, "prompt": "Once", "max_tokens": 2 })).await
+    };
+    let own = by("acme/own").await;
+    assert_eq!(own.status, 200, "{}", own.text());
+    assert_eq!(own.json()["model"], "acme/own");
+    let (theirs, none) = (by("globex/own").await, by("globex/0wn").await);
+    assert_eq!((theirs.status, theirs.error().0.as_str()), (404, "model_not_found"), "{}", theirs.text());
+    assert_eq!(
+        (none.status, theirs.text().replace("globex/own", "NAME")),
+        (404, none.text().replace("globex/0wn", "NAME"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_keys_of_the_provider_are_read_when_a_token_has_one() {
     let Some(provider) = oidc(TESTS) else { return };
     let site = start(Setup { security: &settings(&provider), ..Setup::default() }).await.ready().await;

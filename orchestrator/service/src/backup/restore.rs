@@ -38,6 +38,8 @@ pub struct Request<'a> {
     pub signer: Option<RequiredSigner>,
     /// Who restores.
     pub operator: Operator,
+    /// The command without the program and without `--replace`, for hints.
+    pub words: String,
 }
 
 /// A restored state.
@@ -204,6 +206,20 @@ pub fn lineage_in(target: &Utf8Path) -> Option<Lineage> {
     serde_json::from_slice::<LineageFile>(&text).ok().map(|file| file.lineage)
 }
 
+/// What a state records, in words.
+fn content(state: &State) -> Result<String, StateError> {
+    let (mut count, mut changed): (usize, Option<Timestamp>) = (0, None);
+    for site in state.sites() {
+        let resources = state.holdings(site)?;
+        count += resources.len();
+        changed = changed.max(resources.values().map(|objects| objects.since).max());
+    }
+    Ok(match changed {
+        None => "no resources are recorded".to_owned(),
+        Some(changed) => format!("{count} resources, last changed at {changed:.0}"),
+    })
+}
+
 /// All problems with replacing the content of `target` by a backup. Read-only.
 async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Path) -> Result<Vec<Failure>, Failure> {
     let Request { platform, again, .. } = *request;
@@ -220,6 +236,8 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
             Failure::refused("other_deployment", error).hint("restore into another folder: --state-dir DIR"),
         ]);
     }
+    let scope = Scope { platform, again: again.clone(), name: name.clone(), folder: target.to_owned() };
+    let state = running::state(&scope).await?;
     let mut obstacles = Vec::new();
     match request.replace {
         Some(typed) if typed == name.as_str() => {}
@@ -228,14 +246,15 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
             obstacles.push(Failure::refused("wrong_name", error).hint(format!("type its name: --replace {name}")));
         }
         None => {
-            let error = anyhow::anyhow!("{target} already contains this deployment");
+            let there = content(&state).map_err(|error| state_failed(error, again, name))?;
+            let error = anyhow::anyhow!("{target} already contains this deployment: {there}");
+            let command = again.bare(&format!("{} --replace {name}", request.words));
             obstacles.push(Failure::refused("state_is_there", error).hint(format!(
-                "to replace it with the backup: --replace {name} (the current state is kept next to it); to restore elsewhere: --state-dir DIR"
+                "to overwrite its records, databases, keys and secrets with those of {:.0}: {command} (the current state is kept as {target}.replaced-TIME); to restore elsewhere: --state-dir DIR",
+                manifest.at
             )));
         }
     }
-    let scope = Scope { platform, again: again.clone(), name: name.clone(), folder: target.to_owned() };
-    let state = running::state(&scope).await?;
     for site in state.places().keys() {
         if !platform.processes(target, site).await.is_empty() {
             let error = anyhow::anyhow!("site `{site}` uses the state that would be replaced, and it is running");

@@ -194,10 +194,10 @@ const TENANTS: &[CheckDefinition] = &[
     .waivable(),
     probe(
         "custom model",
-        Limit::Text("a text"),
+        Limit::Text("a text or a vector"),
         "",
         Probe::CustomModel,
-        "one `POST /v1/generate` of the first model with a `tenant`, with a temporary key of that tenant; for a key of another tenant there is no such model",
+        "one `POST /v1/generate`, or `/v1/embeddings` of an encoder, of the first model with a `tenant`, with a temporary key of that tenant; for a key of another tenant there is no such model",
     )
     .waivable(),
     record(

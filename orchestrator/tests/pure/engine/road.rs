@@ -554,10 +554,13 @@ fn gate_evidence_ends_with_every_change_of_the_resources() {
     assert_eq!(evidence(), None, "what was lost was made again");
     measure();
     assert_eq!(world.state().removal(), None);
+    assert!(!world.state().is_down());
     world.down(DOWN_WITH_DATA);
     assert_eq!(evidence(), None);
     assert!(world.state().removal().is_some());
+    assert!(world.state().is_down());
     world.up(&service());
+    assert!(!world.state().is_down());
     assert_eq!(evidence(), None);
     let kept = world.state().exemptions();
     let of = |kept: &RecordedExemption| (kept.by.clone(), kept.reason.clone(), kept.exemption.clone());
