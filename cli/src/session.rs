@@ -246,8 +246,8 @@ impl Session {
             })
     }
 
-    /// The environment of `--env`, else the only one that is deployed here. One that was taken down counts only where
-    /// nothing else is.
+    /// The environment of `--env`, else the only one that is deployed here. One that was taken down, and left at most data on
+    /// machines, counts only where nothing else is.
     pub fn environment_name(&self) -> Result<String, Failure> {
         if let Some(name) = &self.global.env {
             return Ok(name.clone());
@@ -264,7 +264,8 @@ impl Session {
         };
         found.sort();
         if found.len() > 1 {
-            let is_deployed = |name: &EnvironmentName| !running::is_down(&root.join(name.as_str()), name);
+            let is_deployed =
+                |name: &EnvironmentName| !running::is_down(&clouds::Linked, &root.join(name.as_str()), name);
             let deployed: Vec<EnvironmentName> = found.iter().filter(|name| is_deployed(name)).cloned().collect();
             if !deployed.is_empty() {
                 found = deployed;

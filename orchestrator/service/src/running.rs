@@ -15,7 +15,7 @@ use textnlp_provider::{EnvironmentName, Lineage, Outputs, ResourceId, SecretRef,
 use uuid::Uuid;
 
 use crate::failure::state_failed;
-use crate::{Exit, Failure, Scope};
+use crate::{Exit, Failure, Platform, Scope};
 
 /// The recorded facts about a running environment.
 #[derive(Debug, Clone)]
@@ -64,13 +64,16 @@ pub async fn state(scope: &Scope) -> Result<State, Failure> {
         .map_err(|e| state_failed(e, &scope.again, &scope.name))
 }
 
-/// Whether an environment of a state folder was taken down: at most its data is left. False for a state in a bucket, and
-/// for one that cannot be read.
-pub fn is_down(folder: &Utf8Path, name: &EnvironmentName) -> bool {
+/// Whether an environment of a state folder was taken down: at most data on machines is left. Data that a cloud or a cluster
+/// keeps costs money. False for a state in a bucket, and for one that cannot be read.
+pub fn is_down(platform: &dyn Platform, folder: &Utf8Path, name: &EnvironmentName) -> bool {
     let store = Arc::new(Folder::at(folder));
     // A folder is read without waiting.
-    let state = State::load(store, name, Lineage(Uuid::new_v4())).now_or_never();
-    matches!(state, Some(Ok(state)) if state.is_down())
+    let Some(Ok(state)) = State::load(store, name, Lineage(Uuid::new_v4())).now_or_never() else { return false };
+    let is_machine = |site: &SiteName| {
+        state.places().get(site).is_some_and(|place| platform.is_machine(&place.provider, &place.account))
+    };
+    state.is_down() && state.sites().all(|site| state.is_empty(site) || is_machine(site))
 }
 
 /// The failure of an environment whose last run did not complete. A run in progress is none.

@@ -51,7 +51,8 @@ impl Billed {
         if !totals.is_empty() {
             notes.push(
                 "billed: what the provider charged in the month for objects with the tag of this deployment; costs without \
-                 tags, such as transferred data, taxes and support, are not included"
+                 tags, such as taxes, support, some transferred data, and the fees of reservations and savings plans, are \
+                 not included"
                     .to_owned(),
             );
             let shown = difference.as_ref().map_or("not comparable".to_owned(), |percent| format!("{percent:+.1} %"));
@@ -66,10 +67,12 @@ impl Billed {
                 notes.push(format!("{noun} {sites}: the bill is not available: {why}"));
             }
         }
-        if let Err(why) = &difference
-            && !totals.is_empty()
-        {
-            notes.push(format!("the bill is not compared with the list prices: {why}"));
+        match &difference {
+            Ok(_) => notes.push("the list prices are those of a whole month of what is deployed now".to_owned()),
+            Err(why) if !totals.is_empty() => {
+                notes.push(format!("the bill is not compared with the list prices: {why}"));
+            }
+            Err(_) => {}
         }
         let accounts: Vec<Value> = bills.iter().map(document).collect();
         let totals: BTreeMap<&str, f64> = totals.iter().map(|(currency, total)| (*currency, total.rounded())).collect();

@@ -292,12 +292,14 @@ impl State {
         self.journals.values().filter_map(|journal| journal.fold.removal).max()
     }
 
-    /// Whether a `down` ended at every site, and nothing was created or changed since: at most data is left.
+    /// Whether a `down` ended at every site, and nothing was created or changed since: at most data is left, and no object
+    /// that a failed create may have made.
     pub fn is_down(&self) -> bool {
         let is_down = |journal: &Journal| {
             let fold = &journal.fold;
             let is_older = |slots: &fold::Slots| fold.removal.is_some_and(|removal| slots.since < removal);
-            fold.run.is_none() && fold.open.is_empty() && fold.slots.values().all(is_older)
+            let is_settled = fold.run.is_none() && fold.open.is_empty() && fold.unresolved.is_empty();
+            is_settled && fold.slots.values().all(is_older)
         };
         self.removal().is_some() && self.journals.values().all(is_down)
     }

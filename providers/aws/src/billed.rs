@@ -18,9 +18,13 @@ const METRIC: &str = "UnblendedCost";
 /// The most pages of an answer. One has some thousand services.
 const MAX_PAGES: usize = 10;
 
-/// The region of Cost Explorer in each partition that has it:
-/// <https://docs.aws.amazon.com/general/latest/gr/billing.html>.
-const REGIONS: &[(&str, &str)] = &[("aws", "us-east-1"), ("aws-cn", "cn-northwest-1"), ("aws-eusc", "eusc-de-east-1")];
+/// The region and the host of Cost Explorer in each partition that has it:
+/// <https://github.com/boto/botocore/blob/1.44.5/botocore/data/ce/2017-10-25/endpoint-rule-set-1.json.gz>.
+const PLACES: &[(&str, &str, &str)] = &[
+    ("aws", "us-east-1", "ce.us-east-1.amazonaws.com"),
+    ("aws-cn", "cn-northwest-1", "ce.cn-northwest-1.amazonaws.com.cn"),
+    ("aws-eusc", "eusc-de-east-1", "ce.eusc-de-east-1.api.amazonwebservices.eu"),
+];
 
 /// What an operator does about codes that say less.
 const HINTS: &[(&str, &str)] = &[
@@ -36,14 +40,14 @@ const HINTS: &[(&str, &str)] = &[
 /// The bill of the account for a deployment.
 pub(crate) async fn billed(api: &Api, request: &BilledRequest) -> Result<Billed> {
     let account = format!("AWS account {}", api.identity.account);
-    let partition = partition(&api.region);
-    let Some((_, region)) = REGIONS.iter().find(|(name, _)| *name == partition.name) else {
-        return Ok(Billed::NotAvailable(format!("the partition {} has no Cost Explorer", partition.name)));
+    let partition = partition(&api.region).name;
+    let Some(&(_, region, host)) = PLACES.iter().find(|(name, ..)| *name == partition) else {
+        return Ok(Billed::NotAvailable(format!("the partition {partition} has no Cost Explorer")));
     };
-    let url = format!("https://ce.{region}.{}/", partition.dns_suffix);
+    let url = format!("https://{host}/");
     let (mut lines, mut is_estimated, mut next) = (Vec::new(), false, None::<String>);
     for _ in 0..MAX_PAGES {
-        let answer = page(api, (region, &url), request, next.as_deref()).await?;
+        let answer = page(api, (region, url.as_str()), request, next.as_deref()).await?;
         for result in answer["ResultsByTime"].as_array().into_iter().flatten() {
             is_estimated |= result["Estimated"] == true;
             for group in result["Groups"].as_array().into_iter().flatten() {
@@ -80,9 +84,11 @@ async fn page(api: &Api, (region, url): (&str, &str), request: &BilledRequest, n
         "Granularity": "MONTHLY",
         "Metrics": [METRIC],
         "GroupBy": [{ "Type": "DIMENSION", "Key": "SERVICE" }],
-        "Filter": {
-            "Tags": { "Key": tags::LINEAGE, "Values": [request.lineage.to_string()], "MatchOptions": ["EQUALS"] },
-        },
+        // A management account sees the costs of all accounts of its organization.
+        "Filter": { "And": [
+            { "Tags": { "Key": tags::LINEAGE, "Values": [request.lineage.to_string()], "MatchOptions": ["EQUALS"] } },
+            { "Dimensions": { "Key": "LINKED_ACCOUNT", "Values": [api.identity.account.as_str()] } },
+        ] },
     });
     if let Some(next) = next {
         body["NextPageToken"] = json!(next);
@@ -116,7 +122,7 @@ fn refusal(api: &Api, status: u16, body: &Value) -> Error {
     };
     let mut error = failed(kind).because(why);
     error.code = (!code.is_empty()).then(|| code.to_owned());
-    error.hint = own.or(hint);
+    error.hint = hint.or(own);
     error
 }
 

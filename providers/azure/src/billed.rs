@@ -18,6 +18,8 @@ const MAX_PAGES: usize = 10;
 /// How long after the end of a month its amounts may change:
 /// <https://learn.microsoft.com/azure/cost-management-billing/costs/understand-cost-mgt-data>.
 const SETTLES_IN: SignedDuration = SignedDuration::from_hours(72);
+/// The code of status 401 without the right (Azure/azqr#277).
+const NO_RIGHT: &str = "RBACAccessDenied";
 /// The columns of the amount, the service and the currency.
 const COLUMNS: [&str; 3] = ["Cost", "ServiceName", "Currency"];
 
@@ -94,12 +96,12 @@ fn is_estimated(until: Date, now: Timestamp) -> bool {
 }
 
 fn hinted(error: Error) -> Error {
-    match error.kind {
-        ErrorKind::Denied => error.hint(
-            "grant the role `Cost Management Reader` at the subscription: it has `Microsoft.CostManagement/query/action`",
-        ),
-        _ => error,
+    if error.kind != ErrorKind::Denied && error.code.as_deref() != Some(NO_RIGHT) {
+        return error;
     }
+    error.hint(
+        "grant the role `Cost Management Reader` at the subscription: it has `Microsoft.CostManagement/query/read`",
+    )
 }
 
 fn failed(kind: ErrorKind) -> Error {

@@ -2,14 +2,19 @@
 
 use textnlp_provider::component::GpuPool;
 
-/// What is wrong with the machine types of a pool: causes and fixes. `known` are the provider's machines with GPUs and the number of
-/// these, `most` the types that a pool can have. Pure.
+/// What is wrong with the machines of a pool: causes and fixes. `known` are the provider's machines with GPUs and the number of these,
+/// `most` the types that a pool can have. Pure.
 pub fn wrong_machines<'k>(
     pool: &GpuPool,
     most: usize,
     known: impl Iterator<Item = (&'k str, u32)> + Clone,
 ) -> Vec<(String, String)> {
     let mut wrong = Vec::new();
+    let of_size = pool.size.gpus();
+    if pool.machines.is_empty() && pool.gpus() != of_size {
+        let cause = format!("`per_machine` is {}, and the machine of `size: {}` has {of_size}", pool.gpus(), pool.size);
+        wrong.push((cause, "remove `per_machine`, or name a machine type with as many in `machines`".to_owned()));
+    }
     for (place, name) in pool.machines.iter().enumerate() {
         match known.clone().find(|(one, _)| one == name) {
             None => {
@@ -49,6 +54,8 @@ mod tests {
             wrong_machines(&pool, most, known.into_iter()).into_iter().map(|(cause, _)| cause).collect()
         };
         assert!(wrong(&[], None, 1).is_empty());
+        assert!(wrong(&[], Some(1), 1).is_empty());
+        assert_eq!(wrong(&[], Some(4), 1), ["`per_machine` is 4, and the machine of `size: small` has 1"]);
         assert!(wrong(&["one"], None, 1).is_empty());
         assert!(wrong(&["four"], Some(4), 1).is_empty());
         assert_eq!(

@@ -481,6 +481,10 @@ impl Checker<'_> {
             }
             _ => {}
         }
+        if gpus.existing && !gpu.machines.is_empty() {
+            let cause = format!("the machines of the existing cluster of site `{}` are its operator's", site.name);
+            self.error(&format!("{section}.machines"), cause, "remove it; `per_machine` tells how many GPUs each has");
+        }
         let at_first = ClusterGpus { count: gpu.count.saturating_mul(gpu.gpus()), ..gpus.clone() };
         let replicas = |gpus: &ClusterGpus| gpus.replicas(e.rollout.strategy, e.rollout.first_share);
         let (least, most) = (replicas(&at_first), replicas(&gpus));

@@ -1148,6 +1148,14 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
             "error: `gpu.max`: the machines of the existing cluster of site `here` are its operator's",
         ),
         (
+            "gpu: { size: small, machines: [a] }\ncluster: { existing: theirs }\n",
+            "error: `gpu.machines`: the machines of the existing cluster of site `here` are its operator's",
+        ),
+        (
+            "gpu: { size: small, per_machine: 4 }\nscaling: { min: 5 }\n",
+            "error: `gpu.count`: site `here` has 4 GPUs, one for each pod: not enough for 5 replicas; raise it",
+        ),
+        (
             "gpu: { size: small, count: 5 }\nscaling: { min: 3, max: 5, cpu: 70 }\n",
             "error: `scaling`: `cpu` and `memory` of a pod whose GPU computes do not follow its load; write `requests_per_second",
         ),
@@ -1165,6 +1173,7 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
     for enough in [
         "gpu: { size: small, count: 3 }\nscaling: { min: 3 }\n",
         "gpu: { size: xlarge }\nscaling: { min: 8 }\n",
+        "gpu: { size: small, per_machine: 4 }\nscaling: { min: 4 }\n",
         "gpu: { size: small, count: 3, max: 6 }\nscaling: { min: 3, max: 6, requests_per_second: 5 }\n",
         "gpu: { size: small, count: 4 }\nscaling: { min: 3 }\nrollout: { strategy: canary }\n",
         "gpu: { size: small, count: 6 }\nscaling: { min: 3 }\nrollout: { strategy: blue-green }\n",

@@ -28,7 +28,7 @@ const GPU_DISK_GIB: u32 = 300;
 /// chooses the release of an update, and the newest image is the newest one of EC2, which may be another: the bound is more than
 /// the time between two images, so that an updated group is never updated again by the next run.
 const IMAGE_DAYS_BEHIND: u32 = 30;
-/// The most instance types of a node group; EKS tries them in their order.
+/// The most instance types of a node group. On demand, EKS tries them in their order.
 /// <https://docs.aws.amazon.com/eks/latest/userguide/managed-node-groups.html>
 const MOST_TYPES: usize = 20;
 

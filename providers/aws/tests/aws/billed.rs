@@ -16,12 +16,16 @@ use crate::{ACCOUNT, Bench, Secrets, lineage, run};
 const OPERATION: &str = "GetCostAndUsage";
 const TAG: &str = "textnlp-lineage";
 
-/// Charges objects of this deployment and of another one, and returns the month.
+/// Charges objects of this deployment, of another one and of another account of the organization, and returns the month.
 fn charged(bench: &Bench) -> Date {
     let mut world = bench.simulator.world();
     let now = world.now();
-    let arn = |whose: &str| format!("arn:aws:ec2:eu-west-1:{ACCOUNT}:vpc/vpc-{whose}");
-    for (whose, lineage) in [("ours", lineage().to_string()), ("theirs", "another".to_owned())] {
+    let arn = |whose: &str| {
+        let account = if whose == "elsewhere" { "210987654321" } else { ACCOUNT };
+        format!("arn:aws:ec2:eu-west-1:{account}:vpc/vpc-{whose}")
+    };
+    let ours = lineage().to_string();
+    for (whose, lineage) in [("ours", ours.clone()), ("elsewhere", ours), ("theirs", "another".to_owned())] {
         world.tags.set(&arn(whose), [(TAG.to_owned(), lineage)], now);
     }
     for (whose, service, micros) in [
@@ -29,6 +33,7 @@ fn charged(bench: &Bench) -> Date {
         ("ours", "Amazon Elastic Compute Cloud - Compute", 70_400_001),
         ("theirs", "Amazon Elastic Compute Cloud - Compute", 500_000_000),
         ("ours", "Amazon Elastic Compute Cloud - Compute", 2_500_000),
+        ("elsewhere", "Amazon Elastic Compute Cloud - Compute", 3_000_000),
         ("ours", "Amazon Simple Storage Service", -40_000),
     ] {
         charge(&mut world, ACCOUNT, &arn(whose), service, micros);

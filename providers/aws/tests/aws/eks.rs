@@ -718,7 +718,7 @@ fn settings_of_a_cluster_reach_its_resources() {
     let all = expand(&["g6.12xlarge", "g5.12xlarge"], Some(4)).unwrap();
     let gpu = all.iter().find(|one| one.id.as_str() == "here/cluster/gpu-nodes").unwrap();
     assert_eq!(gpu.spec.get("instance_types"), Some(&json!(["g6.12xlarge", "g5.12xlarge"])));
-    // A withdrawn type, one of arm64 and one without GPUs are no choice.
+    // A type with other GPUs, a withdrawn one and one without GPUs are no choice.
     let wrong = expand(&["g6.12xlarge", "p3.2xlarge", "m7i.xlarge"], None).unwrap_err().to_string();
     for part in ["has 4 GPUs", "`p3.2xlarge` is no known", "`m7i.xlarge` is no known", "`per_machine: 4`"] {
         assert!(wrong.contains(part), "{part}: {wrong}");

@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 use serde_json::json;
 use textnlp_provider::{Billed, BilledRequest, ErrorKind, Lineage, Provider, Result};
 use textnlp_sim::azure::Options;
+use textnlp_sim::{Disruption, Fault, Rule};
 
 use crate::{Bench, LINEAGE, run};
 
@@ -82,14 +83,24 @@ fn a_query_beyond_the_limit_says_when_to_try_again() {
     });
 }
 
+/// Azure/azqr#277: the service has a status and a code of its own, beside those of Resource Manager.
 #[test]
 fn a_missing_right_is_named() {
+    const ACTION: &str = "Microsoft.CostManagement/query/read";
     run(async {
-        let bench = bench(1_000);
-        let from = charged(&bench);
-        bench.cloud.world().denied.insert("Microsoft.CostManagement/query/action".to_owned());
-        let error = billed(&bench, from).await.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Denied);
-        assert!(error.hint.is_some_and(|hint| hint.contains("`Cost Management Reader`")));
+        for is_own in [false, true] {
+            let bench = bench(1_000);
+            let from = charged(&bench);
+            if is_own {
+                let message = "The client does not have authorization to perform action.";
+                let refused = Disruption::Refused(Fault::new("RBACAccessDenied", message).status(401));
+                bench.cloud.faults().add(Rule::always("Microsoft.CostManagement", ACTION, refused));
+            } else {
+                bench.cloud.world().denied.insert(ACTION.to_owned());
+            }
+            let error = billed(&bench, from).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Denied);
+            assert!(error.hint.is_some_and(|hint| hint.contains("`Cost Management Reader`")));
+        }
     });
 }

@@ -48,7 +48,14 @@ const LEDGER: &[Behaviour] = &[
     ),
     row("a tag without costs has no groups, and that is no error", Source::Assumed),
     row("a month is estimated until it ends", Source::Assumed),
-    row("periods are months, groups are services, and a filter is one tag", Source::Assumed),
+    row(
+        "a management account sees the costs of all accounts of its organization",
+        Source::Documentation("https://docs.aws.amazon.com/cost-management/latest/userguide/ce-access.html"),
+    ),
+    row(
+        "periods are months, groups are services, and a filter is one tag, with an account or without",
+        Source::Assumed,
+    ),
 ];
 
 /// The costs of an account.
@@ -61,16 +68,20 @@ pub struct Costs {
 }
 
 struct Charge {
+    /// The account of the resource.
+    owner: String,
     service: String,
     day: Date,
     micros: i64,
     tags: BTreeMap<String, String>,
 }
 
-/// Charges a resource on the day of the virtual time: so many millionths of a dollar, for a service as bills name it.
+/// Charges a resource on the day of the virtual time: so many millionths of a dollar, for a service as bills name it. The costs are
+/// those that `account` sees, which may manage the account of the resource.
 pub fn charge(world: &mut World, account: &str, arn: &str, service: &str, micros: i64) {
     let (day, tags) = (world.now().to_zoned(TimeZone::UTC).date(), world.tags.of(arn));
-    let charge = Charge { service: service.to_owned(), day, micros, tags };
+    let owner = arn.split(':').nth(4).unwrap_or_default().to_owned();
+    let charge = Charge { owner, service: service.to_owned(), day, micros, tags };
     world.state::<Costs>(&Scope::global(account)).charges.push(charge);
 }
 
@@ -120,15 +131,25 @@ fn get(world: &mut World, call: &Call) -> Result<Value, Fault> {
         return Err(invalid("Only months by service are simulated."));
     }
     let metrics = call.texts("Metrics");
-    let tag = &call.input["Filter"]["Tags"];
-    let values: Vec<&str> = tag["Values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let key = tag["Key"].as_str().ok_or_else(|| invalid("Only a filter of one tag is simulated."))?;
+    let filter = &call.input["Filter"];
+    let filters = filter["And"].as_array().map_or(std::slice::from_ref(filter), Vec::as_slice);
+    let member = |name: &str| filters.iter().map(|one| &one[name]).find(|one| one.is_object());
+    let only_a_tag = || invalid("Only a filter of one tag is simulated, with an account or without.");
+    let tag = member("Tags").ok_or_else(only_a_tag)?;
+    let values = texts(tag);
+    let key = tag["Key"].as_str().ok_or_else(only_a_tag)?;
+    let owners = match member("Dimensions") {
+        Some(one) if one["Key"] == "LINKED_ACCOUNT" => Some(texts(one)),
+        Some(_) => return Err(only_a_tag()),
+        None => None,
+    };
     let costs = world.state::<Costs>(&call.global());
     let is_active = costs.active.get(key).is_some_and(|from| *from <= call.now);
     let mut sums: BTreeMap<&str, i64> = BTreeMap::new();
     for charge in costs.charges.iter().filter(|_| is_active) {
         let is_tagged = charge.tags.get(key).is_some_and(|value| values.contains(&value.as_str()));
-        if is_tagged && (start..end).contains(&charge.day) {
+        let is_asked = owners.as_ref().is_none_or(|owners| owners.contains(&charge.owner.as_str()));
+        if is_tagged && is_asked && (start..end).contains(&charge.day) {
             *sums.entry(&charge.service).or_default() += charge.micros;
         }
     }
@@ -159,6 +180,11 @@ fn get(world: &mut World, call: &Call) -> Result<Value, Fault> {
         answer["NextPageToken"] = json!(format!("after-{next}"));
     }
     Ok(answer)
+}
+
+/// The values of a part of a filter.
+fn texts(part: &Value) -> Vec<&str> {
+    part["Values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// With ten decimals, as the service writes amounts.

@@ -214,6 +214,8 @@ impl Call {
             (_, Some(post)) if post == "checkNameAvailability" && READ_CHECKS.contains(&kind) => {
                 format!("{kind}/{post}/read")
             }
+            // <https://learn.microsoft.com/azure/role-based-access-control/permissions/management-and-governance>
+            (_, Some(post)) if kind == "Microsoft.CostManagement" => format!("{kind}/{post}/read"),
             (_, Some(post)) => format!("{kind}/{post}/action"),
             ("PUT" | "PATCH", None) => format!("{kind}/write"),
             ("DELETE", None) => format!("{kind}/delete"),

@@ -8,7 +8,7 @@ use textnlp_sim::azure::Options;
 use crate::Client;
 
 const QUERY: &str = "providers/Microsoft.CostManagement/query";
-const ACTION: &str = "Microsoft.CostManagement/query/action";
+const ACTION: &str = "Microsoft.CostManagement/query/read";
 
 /// A query of the current month for what has the tag `team: text`.
 fn query(client: &Client) -> Value {
