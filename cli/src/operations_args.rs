@@ -127,7 +127,7 @@ pub enum Cost {
     ///
     /// By the recorded list prices. What has no price is unknown, never zero. The cost of tokens is by the service's own
     /// usage records. With `server.prices` it also shows what tenants were charged, and the margin. With `--billed` it also
-    /// shows what AWS and Azure billed.
+    /// shows what AWS, Azure and Google Cloud billed.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy cost report --env staging\n  \
         textnlp-deploy cost report --env pilot --breakdown service,region\n  \
@@ -144,7 +144,7 @@ pub struct CostReport {
     /// Sum by these, in this order: `service`, `region`, `site`
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "service,site")]
     pub breakdown: Vec<Dimension>,
-    /// Also read what the providers billed; AWS charges USD 0.01 for it
+    /// Also read what the providers billed; AWS charges USD 0.01 for it, BigQuery for the bytes that it reads
     #[arg(long)]
     pub billed: bool,
 }

@@ -11,7 +11,7 @@ use textnlp_orchestrator::report::billed::SiteBill;
 use textnlp_orchestrator::report::monthly::{self, CostInputs};
 use textnlp_orchestrator::report::table::TableReport;
 use textnlp_orchestrator::run::RunSite;
-use textnlp_provider::{Billed, BilledRequest, Error, ErrorKind, error_chain};
+use textnlp_provider::{Billed, BilledRequest, BillingExport, Error, ErrorKind, error_chain};
 
 use crate::baseline::{self, Baseline};
 use crate::keys::Admin;
@@ -61,7 +61,10 @@ pub async fn cost(
             .map_err(|failure| format!("{:#}", failure.error))
     };
     let lineage = state.lineage();
-    let request = BilledRequest { lineage, from: month.first_day(), until: month.next(), now };
+    // The environment was checked when it was loaded.
+    let export: Option<BillingExport> =
+        environment.budget.billing_export.as_deref().and_then(|table| table.parse().ok());
+    let request = BilledRequest { lineage, from: month.first_day(), until: month.next(), export, now };
     let bills = if is_billed { Some(bills(deployment, &request, progress).await) } else { None };
     let recorded = Baseline::read(&scope.folder).unwrap_or_else(|why| {
         progress.warn(&format!("{why}; it is not used"));

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -18,6 +19,8 @@ const MAX_EXPONENT: u32 = 30;
 const DECIMALS: i32 = 9;
 /// Billionths of a hundredth.
 const CENT: u128 = 10_000_000;
+/// The longest name of a dataset or a table.
+const MAX_NAME: usize = 1024;
 
 /// An amount on a bill, in billionths of its currency's unit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,8 +83,65 @@ impl fmt::Display for BilledAmount {
     }
 }
 
+/// The table to which a billing account exports its costs: `PROJECT.DATASET.TABLE`. The parts have the characters that BigQuery allows
+/// without quotes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BillingExport {
+    project: String,
+    dataset: String,
+    table: String,
+}
+
+impl BillingExport {
+    /// The project of the dataset.
+    pub fn project(&self) -> &str {
+        &self.project
+    }
+
+    /// The dataset.
+    pub fn dataset(&self) -> &str {
+        &self.dataset
+    }
+}
+
+impl fmt::Display for BillingExport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.project, self.dataset, self.table)
+    }
+}
+
+/// The rules of names: <https://cloud.google.com/resource-manager/docs/creating-managing-projects>,
+/// <https://cloud.google.com/bigquery/docs/datasets#dataset-naming> and <https://cloud.google.com/bigquery/docs/tables#table_naming>.
+impl FromStr for BillingExport {
+    /// Which part is wrong.
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let parts: Vec<&str> = text.split('.').collect();
+        let [project, dataset, table] = parts[..] else { return Err("it is not `PROJECT.DATASET.TABLE`") };
+        let is_project = (6..=30).contains(&project.len())
+            && project.starts_with(|first: char| first.is_ascii_lowercase())
+            && !project.ends_with('-')
+            && project.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        if !is_project {
+            return Err("a project id has 6 to 30 lower-case letters, digits and hyphens, and begins with a letter");
+        }
+        let is_name = |name: &str, others: &[u8]| {
+            (1..=MAX_NAME).contains(&name.len())
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || others.contains(&byte))
+        };
+        if !is_name(dataset, b"_") {
+            return Err("the name of a dataset has 1 to 1024 letters, digits and underscores");
+        }
+        if !is_name(table, b"_-") {
+            return Err("the name of a table has 1 to 1024 letters, digits, underscores and hyphens");
+        }
+        Ok(Self { project: project.to_owned(), dataset: dataset.to_owned(), table: table.to_owned() })
+    }
+}
+
 /// Which bill is asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct BilledRequest {
     /// The deployment.
     pub lineage: Lineage,
@@ -89,6 +149,8 @@ pub struct BilledRequest {
     pub from: Date,
     /// The first day of the next month.
     pub until: Date,
+    /// The export of the billing account, for a provider without an API for costs.
+    pub export: Option<BillingExport>,
     /// The time.
     pub now: Timestamp,
 }
@@ -163,6 +225,29 @@ mod tests {
             assert_eq!(BilledAmount::parse(text), None, "{text}");
         }
         assert_eq!(BilledAmount::parse("-2.345").map(BilledAmount::rounded), Some(-2.35));
+    }
+
+    #[test]
+    fn exports_have_three_names() {
+        let text = "my-billing.Costs_1.gcp_billing_export_resource_v1_01AB23-CD45EF";
+        let export: BillingExport = text.parse().expect("a table");
+        assert_eq!((export.project(), export.dataset(), export.to_string().as_str()), ("my-billing", "Costs_1", text));
+        let long = format!("my-billing.costs.{}", "t".repeat(1025));
+        for (text, part) in [
+            ("my-billing.costs", "PROJECT.DATASET.TABLE"),
+            ("example.com:my-billing.costs.t", "PROJECT.DATASET.TABLE"),
+            ("short.costs.t", "project"),
+            ("1-billing.costs.t", "project"),
+            ("my-billing-.costs.t", "project"),
+            ("My-billing.costs.t", "project"),
+            ("my-billing.my-costs.t", "dataset"),
+            ("my-billing..t", "dataset"),
+            ("my-billing.costs.", "table"),
+            ("my-billing.costs.t`; DROP", "table"),
+            (long.as_str(), "table"),
+        ] {
+            assert!(text.parse::<BillingExport>().is_err_and(|why| why.contains(part)), "{text}");
+        }
     }
 
     #[test]

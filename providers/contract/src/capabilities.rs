@@ -181,6 +181,7 @@ optional_settings! {
     Backup = "backup.enabled",
     BackupSize = "backup.size",
     PointInTimeRecovery = "backup.point_in_time",
+    BillingExport = "budget.billing_export",
     CacheSize = "cache.max_size",
     ClusterAccess = "cluster.access",
     ClusterNetworks = "cluster.allow_from",

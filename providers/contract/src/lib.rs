@@ -39,7 +39,7 @@ pub mod spec;
 pub mod through;
 pub mod units;
 
-pub use bill::{Bill, BillLine, Billed, BilledAmount, BilledRequest};
+pub use bill::{Bill, BillLine, Billed, BilledAmount, BilledRequest, BillingExport};
 pub use capabilities::{Capabilities, Capability, RuntimeSupport};
 pub use combined::{Combined, SecondPart};
 pub use component::{Component, Site};

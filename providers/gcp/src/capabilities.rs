@@ -50,6 +50,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Autoscaling),
             Optional(Setting::Backup),
             Optional(Setting::BackupSize),
+            Optional(Setting::BillingExport),
             Optional(Setting::ClusterNetworks),
             Optional(Setting::ClusterNodes),
             Optional(Setting::ClusterVersion),

@@ -9,6 +9,7 @@
 mod access;
 mod answer;
 mod api;
+mod billed;
 mod capabilities;
 mod costs;
 mod declare;

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use crate::access::{Access, Identity};
 use crate::api::Api;
-use crate::{costs, kinds, lower, policy, preflight, sweep, table};
+use crate::{billed, costs, kinds, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -143,14 +143,11 @@ impl Provider for Gcp {
         sweep::leftovers(self.api().await?, sweep).await.map(Some)
     }
 
-    /// Google Cloud exports bills to BigQuery, and has no API for them:
-    /// <https://cloud.google.com/billing/docs/how-to/export-data-bigquery>.
     async fn billed(&self, request: &BilledRequest) -> Result<Billed> {
-        Ok(Billed::NotAvailable(format!(
-            "Google Cloud has no API for bills; filter the billing report of the console by the label `{}: {}`",
-            textnlp_cloud::tags::LINEAGE,
-            request.lineage
-        )))
+        match &request.export {
+            None => Ok(Billed::NotAvailable(billed::NO_EXPORT.to_owned())),
+            Some(export) => billed::billed(self.api().await?, export, request, self.poll).await,
+        }
     }
 }
 

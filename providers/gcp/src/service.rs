@@ -11,6 +11,7 @@ use textnlp_provider::{Error, ErrorKind, Result};
 #[expect(missing_docs, reason = "`title` names them")]
 pub enum Service {
     ArtifactRegistry,
+    BigQuery,
     BillingBudgets,
     CloudBilling,
     CloudKms,
@@ -67,6 +68,7 @@ const ROWS: &[Row] = &[
         "v1/",
         "ARTIFACTREGISTRY",
     ),
+    row(Service::BigQuery, "bigquery", "BigQuery", "bigquery.googleapis.com", "bigquery/v2/", "BIGQUERY"),
     row(
         Service::BillingBudgets,
         "billingbudgets",
@@ -240,7 +242,7 @@ mod tests {
 
     #[test]
     fn every_service_has_a_row() {
-        assert_eq!(Service::all().count(), 16);
+        assert_eq!(Service::all().count(), 17);
         for service in Service::all() {
             assert_eq!(service.row().service, service);
         }

@@ -374,6 +374,9 @@ section! {
         /// What your own machines cost, by site: those that run the site, or the nodes of its cluster. The resources of other sites on
         /// own machines have no known cost.
         pub machines: BTreeMap<String, MachineCost> = BTreeMap::new(),
+        /// The BigQuery table to which Cloud Billing exports the costs of Google Cloud, as `PROJECT.DATASET.TABLE`, for `cost report
+        /// --billed`.
+        pub billing_export: Option<String> = None,
     }
 }
 

@@ -22,6 +22,12 @@ impl Checker<'_> {
         }
         let names: Vec<&str> = catalogue.providers.keys().map(String::as_str).collect();
         let mut unsupported: BTreeMap<&str, (String, String)> = BTreeMap::new();
+        let export = Capability::Optional(Setting::BillingExport);
+        // One site whose costs are in the export is enough.
+        let is_export_read = e.sites.iter().any(|site| {
+            let offer = catalogue.providers.get(&site.provider);
+            offer.and_then(|offer| offer.capabilities.of(site.runtime)).is_some_and(|support| support.supports(export))
+        });
         let witness = e.dr.witness.iter().map(|w| ("dr.witness".to_owned(), &w.provider, None));
         let sites = e.sites.iter().enumerate();
         let sites = sites.map(|(i, site)| (format!("sites[{i}]"), &site.provider, Some((site.runtime, site.role))));
@@ -59,7 +65,8 @@ impl Checker<'_> {
                 let is_elsewhere = capability == Capability::Optional(Setting::ExistingZone)
                     && e.has_site_records()
                     && role != Role::Primary;
-                if is_elsewhere || support.supports(capability) {
+                let is_of_another = capability == export && is_export_read;
+                if is_elsewhere || is_of_another || support.supports(capability) {
                     continue;
                 }
                 let cause = match capability {
@@ -128,6 +135,7 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::Backup => is_on(e.backup.enabled),
             Setting::BackupSize => e.backup.size.map(|size| size.to_string()),
             Setting::PointInTimeRecovery => e.backup.point_in_time.map(|span| span.to_string()),
+            Setting::BillingExport => e.budget.billing_export.clone(),
             Setting::CacheSize => {
                 (e.cache.max_size != CacheSettings::default().max_size).then(|| e.cache.max_size.to_string())
             }

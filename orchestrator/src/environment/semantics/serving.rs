@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use textnlp_net::client::Url;
 use textnlp_net::network::Network;
+use textnlp_provider::BillingExport;
 use textnlp_provider::cluster::ClusterGpus;
 
 use super::super::components::gpus;
@@ -562,6 +563,13 @@ impl Checker<'_> {
             if !values.iter().all(|value| value.is_finite()) {
                 self.error(&place, "a value is not a finite number", "write decimal numbers");
             }
+        }
+        if let Some(table) = &e.budget.billing_export
+            && let Err(why) = table.parse::<BillingExport>()
+        {
+            let cause = format!("`{}` is not a table of BigQuery: {why}", cut(table));
+            let fix = "write the table of the export, such as `my-project.billing.gcp_billing_export_v1_ACCOUNT`";
+            self.error("budget.billing_export", cause, fix);
         }
         if !is_currency(&e.budget.currency) {
             self.error(

@@ -169,11 +169,13 @@ fn provider_without_capabilities_is_refused_every_setting() {
     let asked = "network: { waf: true, policies: true, cidr: 10.0.0.0/16, subnets: [a], open_ports: [9000] }\n\
                  features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, allow_from: [], access: [{ identity: ann, level: view }] }\n\
                  scaling: { max: 3, cpu: 70 }\nbackup: { enabled: true }\nmonitoring: { stack: true, retention: 30d }\n\
-                 storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small, max: 2, machines: [a] }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n";
+                 storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small, max: 2, machines: [a] }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n\
+                 budget: { billing_export: my-project.costs.gcp_billing_export_v1_A }\n";
     let said = super::said(super::load(&format!("{}{asked}", super::GOOD), &Overrides::default(), &catalogue));
     for path in [
         "backup.destination",
         "backup.enabled",
+        "budget.billing_export",
         "cache.kind",
         "cluster.access",
         "cluster.allow_from",
@@ -242,6 +244,32 @@ fn capabilities_are_by_provider_and_runtime() {
     assert!(!of("kubernetes").contains("`local-ca`"), "{}", of("kubernetes"));
     let none = "provider `cumulus` does not support the runtime `process`; use `kubernetes` or `sagemaker`";
     assert!(of("process").contains(none), "{}", of("process"));
+}
+
+#[test]
+fn one_site_whose_provider_reads_an_export_of_bills_is_enough() {
+    const PLAIN: RuntimeSupport = RuntimeSupport { runtime: Runtime::Process, supported: &[] };
+    const EXPORT: RuntimeSupport =
+        RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[Capability::Optional(Setting::BillingExport)] };
+    let mut catalogue = Catalogue::default();
+    for (name, runtimes) in [("onprem", &[PLAIN]), ("cumulus", &[EXPORT])] {
+        catalogue
+            .providers
+            .insert(name.to_owned(), Offer { capabilities: Capabilities { runtimes }, ..Offer::default() });
+    }
+    let of = |site: &str| {
+        let text = super::GOOD.replace("provider: onprem }", &format!("provider: onprem }}{site}"));
+        let text = format!("{text}budget: {{ billing_export: my-project.costs.gcp_billing_export_v1_A }}\n");
+        super::said(super::load(&text, &Overrides::default(), &catalogue))
+    };
+    let other = |provider: &str, runtime: &str| {
+        of(&format!(", {{ name: there, provider: {provider}, runtime: {runtime}, region: north-1, role: secondary }}"))
+    };
+    for said in [of(""), other("onprem", "process")] {
+        assert!(said.contains("not yet: `budget.billing_export`"), "{said}");
+    }
+    let said = other("cumulus", "kubernetes");
+    assert!(!said.contains("budget.billing_export"), "{said}");
 }
 
 #[test]

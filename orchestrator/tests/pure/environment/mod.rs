@@ -1016,6 +1016,8 @@ fn each_validation_rule_has_its_own_message() {
         (plus("gates: { tokens_max: 4096 }\nserver: { api: { max_tokens: 100 } }"), "the server refuses more than 100 tokens"),
         (plus("gates: { p95_ms: 2000 }\nserver: { api: { timeout: 1s } }"), "the timeout of the server is shorter"),
         (plus("budget: { currency: usd }"), "`usd` is not a currency"),
+        (plus("budget: { billing_export: costs }"), "`costs` is not a table of BigQuery: it is not `PROJECT.DATASET.TABLE`"),
+        (plus("budget: { billing_export: my-project.my-costs.t }"), "error: `budget.billing_export`: `my-project.my-costs.t` is not a table"),
         (plus(&MACHINE.replace("SITE", "elsewhere")), "there is no site `elsewhere`"),
         (plus(&MACHINE.replace("SITE", "here").replace("200", ".inf")), "budget.machines.here"),
         (plus(&MACHINE.replace("SITE", "here").replace("watts: 200, ", "")), "watts"),

@@ -44,7 +44,7 @@ fn charged(bench: &Bench) -> Date {
 async fn billed(bench: &Bench, provider: &Aws, from: Date) -> Result<Billed> {
     let until = from.saturating_add(Span::new().months(1));
     let now = bench.simulator.world().now();
-    provider.billed(&BilledRequest { lineage: lineage(), from, until, now }).await
+    provider.billed(&BilledRequest { lineage: lineage(), from, until, export: None, now }).await
 }
 
 fn in_pages_of(page: usize) -> Bench {

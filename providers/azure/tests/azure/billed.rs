@@ -43,7 +43,7 @@ fn charged(bench: &Bench) -> Date {
 async fn billed(bench: &Bench, from: Date) -> Result<Billed> {
     let until = from.saturating_add(Span::new().months(1));
     let (lineage, now) = (Lineage(uuid::Uuid::from_u128(LINEAGE)), bench.cloud.world().now());
-    bench.provider.billed(&BilledRequest { lineage, from, until, now }).await
+    bench.provider.billed(&BilledRequest { lineage, from, until, export: None, now }).await
 }
 
 #[test]

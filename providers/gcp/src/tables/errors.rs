@@ -124,6 +124,10 @@ const ROWS: &[Row<Service, Hint>] = &[
     // hashicorp/terraform-provider-google#8214, hashicorp/terraform-provider-google#16883.
     row(None, "accessNotConfigured", "", Conflict, ENABLE),
     row(None, "SERVICE_DISABLED", "", Conflict, ENABLE),
+    // kubernetes/k8s.io#2729, kubecost/kubecost#1841, exmergo/dex#320.
+    row(Some(Service::BigQuery), "accessDenied", "", Denied, None),
+    row(Some(Service::BigQuery), "invalidQuery", "", Invalid, None),
+    row(Some(Service::BigQuery), "bytesBilledLimitExceeded", "", Invalid, None),
     // hashicorp/terraform-provider-google#9375: the message names no member.
     row(Some(Service::BillingBudgets), "INVALID_ARGUMENT", "", Invalid, CURRENCY),
     // hashicorp/terraform-provider-google#14691.

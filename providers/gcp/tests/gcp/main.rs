@@ -1,6 +1,7 @@
 //! The provider against a simulated Google Cloud: a whole site is created, seen as it was made, and removed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
+mod billed;
 mod budgets;
 mod dns;
 mod policy;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::bigquery::{Charge, QueryJob};
 use super::problem::Problem;
 use crate::clock::{Clock, Random, later};
 use crate::{Capacity, Market, Timing};
@@ -163,6 +164,10 @@ pub struct Cloud {
     pub quotas: BTreeMap<(String, String), f64>,
     /// The currency of the billing accounts.
     pub currency: String,
+    /// The bytes that a query of an export of Cloud Billing reads.
+    pub export_bytes: u64,
+    /// How many answers say that a query of BigQuery is not complete.
+    pub query_polls: u32,
     /// Permissions that the operator lacks.
     pub denied: BTreeSet<String>,
     /// The only permissions that the operator has; without this, it has all.
@@ -187,6 +192,8 @@ pub struct Cloud {
     pub registry: crate::oci::Registry,
     /// What stands for new servers of Cloud SQL, if anything does.
     pub stand: Option<crate::postgres::Stand>,
+    pub(crate) charges: Vec<Charge>,
+    pub(crate) query_jobs: BTreeMap<String, QueryJob>,
     pub(crate) operator: String,
     pub(crate) policies: BTreeMap<String, Policy>,
     pub(crate) requests: BTreeMap<(String, String), (String, Value, String)>,
@@ -212,6 +219,8 @@ impl Cloud {
             capacity: Capacity::default(),
             quotas: BTreeMap::new(),
             currency: "USD".to_owned(),
+            export_bytes: 10 << 20,
+            query_polls: 0,
             denied: BTreeSet::new(),
             allowed: None,
             needed: BTreeMap::new(),
@@ -224,6 +233,8 @@ impl Cloud {
             random: Random::new(seed),
             registry: crate::oci::Registry::default(),
             stand: None,
+            charges: Vec::new(),
+            query_jobs: BTreeMap::new(),
             operator: operator.to_owned(),
             policies: BTreeMap::new(),
             requests: BTreeMap::new(),

@@ -27,6 +27,13 @@ pub(crate) fn denied(service: &str, permission: &str, resource: &str) -> Problem
         let message = format!("Required '{permission}' permission for '{resource}'");
         return Problem::new("PERMISSION_DENIED", message);
     }
+    if service == "bigquery" {
+        let project = resource.split('/').nth(1).unwrap_or_default();
+        let message = format!(
+            "Access Denied: Project {project}: User does not have {permission} permission in project {project}."
+        );
+        return Problem::new("PERMISSION_DENIED", message).reason("accessDenied");
+    }
     let message = format!("Permission '{permission}' denied on resource '{resource}' (or it may not exist).");
     let metadata = json!({ "permission": permission, "resource": resource });
     let domain = if service == "iam" { "iam.googleapis.com" } else { "cloud.google.com" };

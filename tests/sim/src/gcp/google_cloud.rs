@@ -143,6 +143,7 @@ impl GoogleCloud {
     pub fn url_of(&self, service: &str) -> String {
         match service {
             "storage" => format!("{}/", self.grpc_url),
+            "bigquery" => format!("{}/bigquery/bigquery/v2/", self.url),
             "compute" => format!("{}/compute/compute/v1/", self.url),
             service => format!("{}/{service}/", self.url),
         }

@@ -4,6 +4,7 @@
 //! overrides. Cloud Storage answers gRPC on a second port. Requests for the hosts of objects and of tokens of users, as a
 //! proxy passes them on, have the paths of those hosts.
 
+mod bigquery;
 mod budgets;
 pub mod cloud;
 mod compute;
@@ -30,6 +31,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use crate::{Behaviour, Source};
+pub use bigquery::{export_query, export_table};
 pub use cloud::{Cloud, Conduct, Object, Operation, Project};
 use document::Document;
 pub use google_cloud::{GoogleCloud, Options};
@@ -57,6 +59,13 @@ pub const SERVICES: &[Service] = &[
         api: "artifactregistry.googleapis.com",
         title: "Artifact Registry API",
         documents: &[("artifactregistry.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "bigquery",
+        api: "bigquery.googleapis.com",
+        title: "BigQuery API",
+        documents: &[("bigquery.v2", "bigquery/v2/")],
         is_older: false,
     },
     Service {
@@ -296,6 +305,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         kms::LEDGER,
         dns::LEDGER,
         budgets::LEDGER,
+        bigquery::LEDGER,
         storage::LEDGER,
         objects::LEDGER,
     ];
@@ -338,6 +348,7 @@ fn handlers() -> impl Iterator<Item = &'static (&'static str, Handler)> {
         kms::HANDLERS,
         dns::HANDLERS,
         budgets::HANDLERS,
+        bigquery::HANDLERS,
     ]
     .into_iter()
     .flatten()
@@ -356,6 +367,7 @@ fn dispatch(cloud: &mut Cloud, call: &Call<'_>) -> Option<Result<Value, Problem>
 const NAMED: &[(&str, &str)] = &[
     ("artifactregistry.projects.locations.repositories.dockerImages.get", "artifactregistry.dockerimages.get"),
     ("artifactregistry.projects.locations.repositories.dockerImages.list", "artifactregistry.dockerimages.list"),
+    ("bigquery.jobs.query", "bigquery.jobs.create"),
     ("cloudbilling.billingAccounts.get", "billing.accounts.get"),
     ("cloudkms.projects.locations.keyRings.cryptoKeys.updatePrimaryVersion", "cloudkms.cryptoKeys.update"),
     ("serviceusage.services.generateServiceIdentity", "serviceusage.services.enable"),
@@ -409,8 +421,8 @@ fn permission(id: &str) -> Option<String> {
         [service, .., resource, verb] => (service, resource, verb),
         _ => return None,
     };
-    // No permission is known for its operations.
-    let is_free = (service, resource) == ("artifactregistry", "operations");
+    // No permission is known for operations of Artifact Registry, and the creator of a job of BigQuery may read it.
+    let is_free = (service, resource) == ("artifactregistry", "operations") || id == "bigquery.jobs.getQueryResults";
     if is_free || ["testIamPermissions", "generateAccessToken"].contains(&verb) {
         return None;
     }

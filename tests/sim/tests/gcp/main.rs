@@ -1,6 +1,7 @@
 //! The simulated Google Cloud, driven by Google's own Python clients and by plain requests.
 #![allow(clippy::unwrap_used)]
 
+mod bigquery;
 mod budgets;
 mod clients;
 mod compute;
