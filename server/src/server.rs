@@ -35,7 +35,7 @@ use crate::models::Models;
 use crate::ready::Readiness;
 use crate::recent::Recent;
 use crate::schemas::Schemas;
-use crate::webhooks::{self, WebhookError, Webhooks};
+use crate::webhooks::{WebhookError, Webhooks, deliveries};
 use crate::workers::Workers;
 
 /// Why a server did not start.
@@ -246,7 +246,7 @@ impl Server {
         let (batching, stop_batching) = (app.clone(), stop.clone());
         app.tasks.spawn(async move { batches::keep(&batching, &stop_batching).await });
         let (notifying, stop_notifying) = (app.clone(), stop.clone());
-        app.tasks.spawn(async move { webhooks::keep(&notifying, &stop_notifying).await });
+        app.tasks.spawn(async move { deliveries::keep(&notifying, &stop_notifying).await });
         let (leasing, stop_returning) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {
             let Some(leases) = &leasing.leases else { return };

@@ -120,7 +120,7 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
         let batch = format!("  batch: {{ webhooks: [{{ {webhook} }}] }}\n  monitoring:");
         check("  monitoring:", &batch, &says);
     }
-    let many = vec!["{ url: 'https://a/N', secret_file: /s }"; 17].join(", ");
+    let many = ["{ url: 'https://a/N', secret_file: /s }"; 17].join(", ");
     let many = (0..17).fold(many, |many, n| many.replacen("/N", &format!("/{n}"), 1));
     let batch = format!("  batch: {{ webhooks: [{many}] }}\n  monitoring:");
     check("  monitoring:", &batch, &["batch.webhooks", "at most 16"]);
