@@ -25,6 +25,7 @@ use crate::models::Models;
 use crate::ready::Readiness;
 use crate::recent::Recent;
 use crate::schemas::Schemas;
+use crate::webhooks::Webhooks;
 use crate::workers::Workers;
 
 /// State shared by all requests.
@@ -71,6 +72,8 @@ pub(crate) struct App {
     pub(crate) files: SharedMemory,
     /// Memory of the guides of structured answers.
     pub(crate) guides: SharedMemory,
+    /// Who is notified when batches end.
+    pub(crate) webhooks: Webhooks,
     pub(crate) leaving: Arc<Leaving>,
 }
 

@@ -72,7 +72,7 @@ pub(crate) async fn keep(app: &Arc<App>, stop: &CancellationToken) {
 }
 
 /// Waits for work. A database that does not answer must not delay the drain, and a claim that is cut off is lost for as long as a lease.
-async fn finish<T>(work: impl Future<Output = T>, stop: &CancellationToken) -> Option<T> {
+pub(crate) async fn finish<T>(work: impl Future<Output = T>, stop: &CancellationToken) -> Option<T> {
     tokio::pin!(work);
     tokio::select! {
         done = &mut work => Some(done),
@@ -202,8 +202,10 @@ fn new_id() -> String {
 }
 
 async fn store(app: &App, batch: &Batch, claim: &str, results: &[RequestResult]) {
-    let stored =
-        textnlp_store::change(StoreError::may_be_repeated, || app.store.complete_requests(batch, claim, results));
+    let webhooks = app.webhooks.of_tenant(&batch.tenant);
+    let stored = textnlp_store::change(StoreError::may_be_repeated, || {
+        app.store.complete_requests(batch, claim, results, &webhooks)
+    });
     match stored.await {
         Ok(0) => {}
         Ok(_) => results.iter().for_each(|result| app.metrics.batch_request(result.is_success)),

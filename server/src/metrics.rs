@@ -125,6 +125,8 @@ pub struct Metrics {
     batches: Family<ByState, Level>,
     batch_age: Real,
     batch_requests: Family<ByResult, Count>,
+    webhook_deliveries: Family<ByResult, Count>,
+    webhook_age: Real,
     ready: Level,
     users: Mutex<HashSet<String>>,
     window: Mutex<Window>,
@@ -177,6 +179,8 @@ impl Metrics {
             batches: Family::default(),
             batch_age: Real::default(),
             batch_requests: Family::default(),
+            webhook_deliveries: Family::default(),
+            webhook_age: Real::default(),
             ready: Level::default(),
             users: Mutex::default(),
             window: Mutex::new(Window::new(Instant::now())),
@@ -265,6 +269,16 @@ impl Metrics {
             metrics.batch_age.clone(),
         );
         r.register("textnlp_batch_requests", "Requests of batches that have a result", metrics.batch_requests.clone());
+        r.register(
+            "textnlp_webhook_deliveries",
+            "Events of batches that were delivered to webhooks or given up, and attempts that failed",
+            metrics.webhook_deliveries.clone(),
+        );
+        r.register(
+            "textnlp_webhook_oldest_seconds",
+            "Age of the oldest event that a webhook has not received; 0 without one",
+            metrics.webhook_age.clone(),
+        );
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
         let info = Family::<InfoLabels, Level>::default();
         let info_labels = InfoLabels {
@@ -362,6 +376,16 @@ impl Metrics {
     pub(crate) fn batch_request(&self, is_success: bool) {
         let result = if is_success { "completed" } else { "failed" };
         self.batch_requests.get_or_create(&ByResult { result }).inc();
+    }
+
+    /// Counts what became of events for webhooks: `delivered`, `failed` (an attempt) or `given_up`.
+    pub(crate) fn webhook_deliveries(&self, result: &'static str, count: u64) {
+        self.webhook_deliveries.get_or_create(&ByResult { result }).inc_by(count);
+    }
+
+    /// Notes the oldest event that waits for its webhook.
+    pub(crate) fn webhook_age(&self, oldest_ms: Option<i64>, now_ms: i64) {
+        self.webhook_age.set(oldest_ms.map_or(0.0, |oldest| (now_ms - oldest).max(0) as f64 / 1e3));
     }
 
     /// Notes whether a request found its model loaded.

@@ -35,6 +35,7 @@ use crate::models::Models;
 use crate::ready::Readiness;
 use crate::recent::Recent;
 use crate::schemas::Schemas;
+use crate::webhooks::{WebhookError, Webhooks, deliveries};
 use crate::workers::Workers;
 
 /// Why a server did not start.
@@ -62,6 +63,9 @@ pub enum StartError {
     /// The OpenID Connect provider cannot be used.
     #[error(transparent)]
     Oidc(#[from] OidcError),
+    /// A webhook cannot be used.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// The device that the configuration names cannot be used.
     #[error("{0}; `models.device: cpu` computes on the CPU")]
     Device(String),
@@ -127,6 +131,7 @@ impl Server {
         }
         let features = Features::new(features::read(&config, &store).await.map_err(database)?);
         let signer = Signer::new(&config.security)?;
+        let webhooks = Webhooks::new(config.batch.as_ref().map(|batch| batch.webhooks.as_slice()).unwrap_or_default())?;
         let oidc = config.security.oidc.clone().map(Oidc::new).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
         let options = EngineOptions {
@@ -189,6 +194,7 @@ impl Server {
             answers: Arc::new(http::SharedMemory::new(0, http::SMALL_PART)),
             files: http::SharedMemory::new(0, endpoints::UPLOAD_MEMORY),
             guides: http::SharedMemory::new(endpoints::MAX_ANSWERS * guide::MAX_MEMORY, guide::MAX_MEMORY),
+            webhooks,
             leaving: Arc::default(),
             config,
         });
@@ -239,6 +245,8 @@ impl Server {
         app.tasks.spawn(async move { analytics::keep(&analyzing, &stop_analyzing).await });
         let (batching, stop_batching) = (app.clone(), stop.clone());
         app.tasks.spawn(async move { batches::keep(&batching, &stop_batching).await });
+        let (notifying, stop_notifying) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move { deliveries::keep(&notifying, &stop_notifying).await });
         let (leasing, stop_returning) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {
             let Some(leases) = &leasing.leases else { return };

@@ -726,16 +726,24 @@ fn outside(e: &Environment, release: &Release) -> Option<part::PrometheusQueries
 /// User-provided secrets that belong to no other component.
 fn external_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> BTreeMap<String, part::ExternalSecret> {
     let token = e.rollout.prometheus.as_ref().and_then(|prometheus| prometheus.token.as_ref());
-    // Only what is in a cluster reads them.
+    let webhooks = webhooks(e).iter().filter(|_| site.serves()).map(|webhook| {
+        (part::webhook_secret(webhook.tenant.as_deref(), &webhook.url), external_secret(&webhook.secret, release))
+    });
+    // Only what is in a cluster reads the others.
     if !site.is_in_cluster() {
-        return BTreeMap::new();
+        return webhooks.collect();
     }
     let receivers = e.monitoring.receivers.iter().filter_map(|(name, address)| match address {
         UrlSource::Secret(secret) if e.monitoring.stack => Some((part::receiver_secret(name), secret)),
         UrlSource::Secret(_) | UrlSource::Url(_) => None,
     });
     let all = receivers.chain(token.map(|token| (PROMETHEUS_TOKEN.to_owned(), token)));
-    all.map(|(name, secret)| (name, external_secret(secret, release))).collect()
+    all.map(|(name, secret)| (name, external_secret(secret, release))).chain(webhooks).collect()
+}
+
+/// The webhooks of the servers: none without batches, and none of an inference endpoint, which has no batches.
+fn webhooks(e: &Environment) -> &[BatchWebhook] {
+    if e.server.batch.enabled && !e.is_endpoint() { &e.server.batch.webhooks } else { &[] }
 }
 
 /// A host as a listen address.
@@ -896,6 +904,17 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             "concurrency": batch.concurrency,
             "retention_days": batch.retention_days,
         });
+        // The provider adds the files of the secrets.
+        let webhooks: Vec<Value> = webhooks(e)
+            .iter()
+            .map(|BatchWebhook { tenant, url, .. }| match tenant {
+                Some(tenant) => json!({ "tenant": tenant, "url": url }),
+                None => json!({ "url": url }),
+            })
+            .collect();
+        if !webhooks.is_empty() {
+            config["textnlp"]["batch"]["webhooks"] = json!(webhooks);
+        }
     }
     if let Some(issuer) = &security.oidc.issuer {
         let Oidc { audience, tenant, tenant_claim, scopes, roles_claim, roles, .. } = &security.oidc;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::Secret;
@@ -760,6 +760,26 @@ pub const CLUSTER_RECEIVERS: &str = "write a webhook `https://…`, which may be
 /// The name of a receiver's address among the secrets of a site in a cluster.
 pub fn receiver_secret(receiver: &str) -> String {
     format!("receiver-{receiver}")
+}
+
+/// The name of the secret of a webhook of batches among the secrets of a site. Its place in the list may change.
+pub fn webhook_secret(tenant: Option<&str>, url: &str) -> String {
+    let digest = Sha256::digest(format!("{}\n{url}", tenant.unwrap_or_default()));
+    format!("webhook-{}", hex::encode(&digest[..8]))
+}
+
+/// Sets the file of the secret of each webhook in the tree of a server's configuration. `file`: the path of the secret with this name.
+/// Returns the names.
+pub fn set_webhook_files(tree: &mut Map<String, Value>, file: impl Fn(&str) -> String) -> Vec<String> {
+    let webhooks = tree.get_mut("batch").and_then(|batch| batch.get_mut("webhooks")).and_then(Value::as_array_mut);
+    let mut names = Vec::new();
+    for webhook in webhooks.into_iter().flatten() {
+        let Some(url) = webhook["url"].as_str() else { continue };
+        let name = webhook_secret(webhook["tenant"].as_str(), url);
+        webhook["secret_file"] = Value::String(file(&name));
+        names.push(name);
+    }
+    names
 }
 
 /// Whether a webhook can be reached from another machine by HTTPS.

@@ -21,7 +21,7 @@ use textnlp_store::analytics::BASELINE_DAYS;
 use crate::auth::SCOPES;
 use crate::auth::tenant::{DEFAULT, is_tenant_id};
 
-pub use batch::Batch;
+pub use batch::{Batch, Webhook};
 pub use document::Problem;
 pub use prices::{Price, Prices, TokenPrices};
 pub use textnlp_process::Address;

@@ -679,12 +679,13 @@ impl Store {
     }
 
     /// Stores results of claimed requests; returns how many. The result of a request that another server has claimed since is dropped. The
-    /// last result ends the batch, and makes its files visible.
+    /// last result ends the batch, makes its files visible, and adds an event for each of these webhooks.
     pub async fn complete_requests(
         &self,
         batch: &Batch,
         claim: &str,
         results: &[RequestResult],
+        webhooks: &[String],
     ) -> Result<u64, StoreError> {
         let mut transaction = self.write_all(&about_batch(&batch.id), Job::Batches).await?;
         let numbers: Vec<i64> = results.iter().map(|result| result.number).collect();
@@ -722,7 +723,7 @@ impl Store {
         self.ask(query.execute(&mut *transaction)).await?;
         let query = sqlx::query("SELECT 1 FROM batch_requests WHERE batch_id = $1 LIMIT 1").bind(&batch.id);
         if self.ask(query.fetch_optional(&mut *transaction)).await?.is_none() {
-            self.end_batch(&mut transaction, batch).await?;
+            self.end_batch(&mut transaction, batch, webhooks).await?;
         }
         self.commit(transaction).await?;
         Ok(claimed.len() as u64)
@@ -741,7 +742,12 @@ impl Store {
         self.ask(query.execute(&mut **transaction)).await.map(drop)
     }
 
-    async fn end_batch(&self, transaction: &mut Transaction<'static, Any>, batch: &Batch) -> Result<(), StoreError> {
+    async fn end_batch(
+        &self,
+        transaction: &mut Transaction<'static, Any>,
+        batch: &Batch,
+        webhooks: &[String],
+    ) -> Result<(), StoreError> {
         let query = sqlx::query(
             "UPDATE batches SET ended_at = $1, state = CASE WHEN state = 'cancelling' THEN 'cancelled' \
              WHEN state = 'finalizing' AND reason = $2 THEN 'expired' WHEN state = 'finalizing' THEN 'failed' \
@@ -750,7 +756,9 @@ impl Store {
         .bind(now_ms())
         .bind(EndReason::Expired.code())
         .bind(&batch.id);
-        self.ask(query.execute(&mut **transaction)).await?;
+        if self.ask(query.execute(&mut **transaction)).await?.rows_affected() == 1 {
+            self.insert_deliveries(transaction, &batch.id, webhooks).await?;
+        }
         for statement in [
             "DELETE FROM batch_files WHERE id IN ($1, $2) AND lines = 0",
             "UPDATE batch_files SET state = 'complete' WHERE id IN ($1, $2) AND state = 'open'",
@@ -1007,4 +1015,4 @@ fn read_batch(row: &AnyRow) -> Result<Batch, StoreError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -186,8 +186,8 @@ impl Store {
         Ok(changed.is_some())
     }
 
-    /// Removes a tenant whose keys are all revoked or expired, with these keys, its tickets and its batches. The
-    /// retention deletes the lines of their files. Its usage and its audit events stay. `false` if there is none, or it has another key.
+    /// Removes a tenant whose keys are all revoked or expired, with these keys, its tickets, its batches and its
+    /// events for webhooks. The retention deletes the lines of their files. Its usage and its audit events stay. `false` if there is none, or it has another key.
     pub async fn remove_tenant(&self, id: &str, by: &Actor) -> Result<bool, StoreError> {
         let now = now_ms();
         let mut transaction = self.write_all(&format!("tenant {id}"), Job::Keys).await?;
@@ -204,6 +204,7 @@ impl Store {
             sqlx::query("DELETE FROM batch_requests WHERE batch_id IN (SELECT id FROM batches WHERE tenant_id = $1)")
                 .bind(id),
             sqlx::query("DELETE FROM batches WHERE tenant_id = $1").bind(id),
+            sqlx::query("DELETE FROM webhook_deliveries WHERE tenant_id = $1").bind(id),
             sqlx::query("UPDATE batch_files SET state = 'deleting' WHERE tenant_id = $1").bind(id),
             sqlx::query(ended).bind(id).bind(now),
             sqlx::query("DELETE FROM tenants WHERE id = $1").bind(id),

@@ -1,5 +1,5 @@
-//! State shared by replicas: keys, rate limits, budgets, usage, insights, batches and feature flags, in a SQLite file or a
-//! PostgreSQL database.
+//! State shared by replicas: keys, rate limits, budgets, usage, insights, batches, events for webhooks and feature flags, in
+//! a SQLite file or a PostgreSQL database.
 //!
 //! Both use the same statements, by sqlx's `any` driver; [`dialect`] has the differences. SQLite has one writer at a
 //! time, so writes use a separate connection: waiting for it in an async queue is cheaper than in the busy handler. In
@@ -35,6 +35,7 @@ mod statistics;
 mod tickets;
 mod usage;
 pub mod verifier;
+pub mod webhooks;
 
 use std::future::Future;
 use std::sync::Arc;

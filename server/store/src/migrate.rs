@@ -38,7 +38,8 @@ const MIGRATIONS: &[Migration] = migrations![
     "007_audit_retention",
     "008_usage_cost",
     "009_insights",
-    "010_batches"
+    "010_batches",
+    "011_webhooks"
 ];
 
 /// The first schema with an audit log.

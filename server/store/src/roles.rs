@@ -34,8 +34,8 @@ const STATUS: &str = "\
     coalesce((SELECT pg_has_role(session_user, oid, 'MEMBER') AND NOT rolsuper AND NOT rolbypassrls FROM pg_roles \
         WHERE rolname = session_user || '_tenant'), false), \
     coalesce((SELECT rolcreaterole OR rolsuper FROM pg_roles WHERE rolname = session_user), false), \
-    (SELECT count(*) = 9 FROM pg_policies WHERE schemaname = current_schema() \
-        AND policyname IN ('all_tenants', 'all_tenants_insights', 'all_tenants_batches'))";
+    (SELECT count(*) = 10 FROM pg_policies WHERE schemaname = current_schema() \
+        AND policyname IN ('all_tenants', 'all_tenants_insights', 'all_tenants_batches', 'all_tenants_webhooks'))";
 
 /// Only where the tables are.
 const GRANTED: &str = "\
@@ -63,9 +63,9 @@ const CREATE: &str = "\
 const SEPARATE: &str = "\
     DO $$ DECLARE name text; wide text; BEGIN \
         FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log', 'insights', \
-            'batch_files', 'batch_lines', 'batches', 'batch_requests'] LOOP \
+            'batch_files', 'batch_lines', 'batches', 'batch_requests', 'webhook_deliveries'] LOOP \
             wide := CASE WHEN name = 'insights' THEN 'all_tenants_insights' WHEN name LIKE 'batch%' THEN 'all_tenants_batches' \
-                ELSE 'all_tenants' END; \
+                WHEN name LIKE 'webhook%' THEN 'all_tenants_webhooks' ELSE 'all_tenants' END; \
             EXECUTE format('ALTER POLICY by_tenant ON %I USING (tenant_id = current_setting(''textnlp.tenant'', true))', name); \
             EXECUTE format('DROP POLICY IF EXISTS %I ON %I', wide, name); \
             EXECUTE format('CREATE POLICY %I ON %I TO pg_database_owner \
@@ -77,9 +77,9 @@ const SEPARATE: &str = "\
 const UNITE: &str = "\
     DO $$ DECLARE name text; wide text; BEGIN \
         FOREACH name IN ARRAY ARRAY['api_keys', 'api_usage', 'stream_tickets', 'audit_log', 'insights', \
-            'batch_files', 'batch_lines', 'batches', 'batch_requests'] LOOP \
+            'batch_files', 'batch_lines', 'batches', 'batch_requests', 'webhook_deliveries'] LOOP \
             wide := CASE WHEN name = 'insights' THEN 'all_tenants_insights' WHEN name LIKE 'batch%' THEN 'all_tenants_batches' \
-                ELSE 'all_tenants' END; \
+                WHEN name LIKE 'webhook%' THEN 'all_tenants_webhooks' ELSE 'all_tenants' END; \
             EXECUTE format('ALTER POLICY by_tenant ON %I \
                 USING (current_setting(''textnlp.tenant'', true) IN (''*'', tenant_id))', name); \
             EXECUTE format('DROP POLICY IF EXISTS %I ON %I', wide, name); \

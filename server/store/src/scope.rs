@@ -42,6 +42,8 @@ pub(super) enum Job {
     Analytics,
     /// The queue of batches has requests of all tenants, and the row of a claimed one determines the tenant.
     Batches,
+    /// The queue of events for webhooks is written when batches end, and read by every server.
+    Webhooks,
 }
 
 /// The condition that holds a statement to the rows of one tenant, which is its first parameter. [`TenantStore::query`] refuses statements

@@ -110,6 +110,20 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
         "retention_days: 27",
         &["analytics.retention_days", "is 27; it must be 0 or at least 28"],
     );
+    for (webhook, says) in [
+        ("url: http://hooks.example.com/, secret_file: /s", ["batch.webhooks[0].url", "is not an `https:` address"]),
+        ("url: 'https://a:b@hooks.example.com/', secret_file: /s", ["batch.webhooks[0].url", "without a password"]),
+        ("url: https://hooks.example.com/", ["batch.webhooks[0].secret_file", "is missing"]),
+        ("url: https://a/, secret_file: /s, tenant: A", ["batch.webhooks[0].tenant", "cannot be `A`"]),
+        ("url: https://a/, secret_file: /s }, { url: https://a, secret_file: /t", ["webhooks[1].url", "is duplicated"]),
+    ] {
+        let batch = format!("  batch: {{ webhooks: [{{ {webhook} }}] }}\n  monitoring:");
+        check("  monitoring:", &batch, &says);
+    }
+    let many = ["{ url: 'https://a/N', secret_file: /s }"; 17].join(", ");
+    let many = (0..17).fold(many, |many, n| many.replacen("/N", &format!("/{n}"), 1));
+    let batch = format!("  batch: {{ webhooks: [{many}] }}\n  monitoring:");
+    check("  monitoring:", &batch, &["batch.webhooks", "at most 16"]);
     check("currency: EUR, ", "", &["textnlp.prices.currency", "is missing"]);
     check("currency: EUR", "currency: euro", &["textnlp.prices.currency", "cannot be `euro`", "capital letters"]);
     check("prompt: 0.5", "prompt: .nan", &["textnlp.prices.prompt", "is not a price", "from 0 to 1000000"]);

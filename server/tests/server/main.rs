@@ -36,3 +36,4 @@ mod templates;
 mod tickets;
 mod tools;
 mod usage;
+mod webhooks;

@@ -2,7 +2,10 @@
 
 use std::process::{Command, Stdio};
 
-use super::support::{Setup, address, start};
+use serde_json::json;
+
+use super::support::{Setup, address, start, until};
+use super::webhooks::{Receiver, batch, secret};
 
 /// The interpreter of a virtual environment with the pinned packages, made by `python.sh`.
 fn python() -> Option<String> {
@@ -25,9 +28,11 @@ async fn official_openai_client_works_against_this_server() {
         );
         return;
     };
-    let site = start(Setup { batch: Some("{}"), ..Setup::default() }).await.ready().await;
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::default());
+    let batch = batch(&folder, &[(None, receiver.listen().await)]);
+    let site = start(Setup { batch: Some(&batch), ..Setup::default() }).await.ready().await;
     let base = format!("http://{}/v1", address(site.server.as_ref().unwrap().address()));
-    let mut command = Command::new(python);
+    let mut command = Command::new(&python);
     command
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openai_contract.py"))
         .arg(base)
@@ -36,4 +41,16 @@ async fn official_openai_client_works_against_this_server() {
     let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{told}");
     assert!(told.contains("all 17 checks passed"), "{told}");
+    until("the webhook has an event", async || !receiver.events().is_empty()).await;
+    let event = receiver.events().remove(0);
+    let headers = json!({
+        "webhook-id": event.id, "webhook-timestamp": event.timestamp.to_string(), "webhook-signature": event.signature,
+    });
+    let mut command = Command::new(&python);
+    command
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openai_webhook.py"))
+        .arg(json!({ "headers": headers, "body": event.body }).to_string())
+        .env("OPENAI_WEBHOOK_SECRET", secret());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -404,6 +404,10 @@ impl RestoredDatabase<'_> {
         let Some(tree) = config["textnlp"].as_object_mut() else {
             bail!("the restored configuration is not an object")
         };
+        // The restored events were sent, or will be, by the service.
+        if let Some(batch) = tree.get_mut("batch").and_then(Value::as_object_mut) {
+            batch.shift_remove("webhooks");
+        }
         let mut set = |section: &str, field: &str, value: Value| {
             if let Some(section) = tree.entry(section).or_insert_with(|| json!({})).as_object_mut() {
                 match value {

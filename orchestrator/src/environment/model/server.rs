@@ -219,7 +219,23 @@ section! {
         /// Retention of files and of finished batches in days; 0 keeps them until they are deleted.
         #[schemars(range(max = 36_500))]
         pub retention_days: u32 = 30,
+        /// Who is notified when a batch ends.
+        #[schemars(length(max = 16))]
+        pub webhooks: Vec<BatchWebhook> = Vec::new(),
     }
+}
+
+/// An address that gets a signed event when a batch ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchWebhook {
+    /// The tenant whose batches it is notified of; if unset, those of all tenants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Its address: `https://…`, without a secret in it.
+    pub url: String,
+    /// A reference to the secret that signs its events: `whsec_` and 24 to 64 random bytes in base64.
+    pub secret: SecretSource,
 }
 
 words! {

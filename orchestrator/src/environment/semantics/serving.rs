@@ -267,6 +267,44 @@ impl Checker<'_> {
             let fix = format!("write at least `{}`", batch.max_file_size);
             self.error("server.batch.max_stored", cause, fix);
         }
+        if !batch.webhooks.is_empty() {
+            self.webhooks(&batch.webhooks);
+        }
+    }
+
+    fn webhooks(&mut self, webhooks: &[BatchWebhook]) {
+        const PATH: &str = "server.batch.webhooks";
+        let e = self.environment;
+        let mut seen = BTreeMap::new();
+        for (i, webhook) in webhooks.iter().enumerate() {
+            let at = |field: &str| format!("{PATH}[{i}].{field}");
+            if let Some(tenant) = webhook.tenant.as_ref().filter(|tenant| !is_tenant_id(tenant)) {
+                let cause = format!("`{}` is not a tenant id", cut(tenant));
+                self.error(&at("tenant"), cause, "write 1 to 40 of a-z, 0-9, - and _");
+            }
+            let url = webhook.url.parse::<Url>().ok().filter(is_webhook);
+            match url.map(|url| seen.insert((&webhook.tenant, url), i)) {
+                None => {
+                    let cause = "this is not an `https:` address without a password (`http:` only for this machine)";
+                    self.error(&at("url"), cause, "write an address such as `https://hooks.example.com/batches`");
+                }
+                Some(Some(first)) => {
+                    let cause = format!("`webhooks[{first}]` has this address for the same tenant too");
+                    self.error(&at("url"), cause, "remove one of them");
+                }
+                Some(None) => {}
+            }
+        }
+        if e.is_endpoint() {
+            let cause = "an inference endpoint has no batches";
+            self.say(Severity::Refusal, PATH, cause, "remove it, or serve on another kind of site");
+        }
+        let proxy = &e.network.proxy;
+        let in_cluster = e.sites.iter().any(|site| site.runtime == Runtime::Kubernetes);
+        if in_cluster && (proxy.https.is_some() || proxy.http.is_some()) {
+            let cause = "servers in a cluster reach webhooks directly, and not by `network.proxy`";
+            self.warn(PATH, cause, "let pods connect to them");
+        }
     }
 
     fn oidc(&mut self, oidc: &Oidc) {
@@ -596,6 +634,13 @@ fn is_currency(text: &str) -> bool {
 
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+fn is_webhook(url: &Url) -> bool {
+    url.username().is_empty()
+        && url.password().is_none()
+        && url.fragment().is_none()
+        && (url.scheme() == "https" || (url.scheme() == "http" && textnlp_net::client::is_loopback(url)))
 }
 
 /// An `Origin` as browsers send it: scheme, host and optional port, or `*` for all.

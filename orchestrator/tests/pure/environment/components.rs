@@ -68,6 +68,27 @@ fn later_settings_reach_the_server_only_when_not_default() {
 }
 
 #[test]
+fn secrets_of_webhooks_are_given_and_not_in_the_configuration() {
+    let webhooks = r#"server.batch.webhooks=[{"url":"https://a.example.com/","secret":"secret:env:HOOK_A"},{"tenant":"acme","url":"https://b.example.com/","secret":"secret:env:HOOK_B"}]"#;
+    let parts_with = |sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+        let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+        let part = |name: &str| json!(parts.iter().find(|part| part.name.as_str() == name).unwrap().part);
+        (part("server")["workload"]["config"]["textnlp"].clone(), part("secrets")["secrets"]["given"].clone())
+    };
+    let (config, given) = parts_with(&["server.batch.enabled=true", webhooks]);
+    let wanted = json!([{ "url": "https://a.example.com/" }, { "tenant": "acme", "url": "https://b.example.com/" }]);
+    assert_eq!(config["batch"]["webhooks"], wanted);
+    assert!(!config.to_string().contains("HOOK_"), "{config}");
+    let name = webhook_secret(Some("acme"), "https://b.example.com/");
+    assert_eq!(given[name], json!({ "source": "secret:env:HOOK_B", "version": "" }));
+    assert_eq!(given.as_object().unwrap().len(), 2);
+    let (config, given) = parts_with(&[webhooks]);
+    assert_eq!((&config["batch"], &given), (&json!(null), &json!(null)), "without batches they have no effect");
+}
+
+#[test]
 fn gateway_passes_files_of_requests_on_where_there_are_batches() {
     let most = |sets: &[&str]| {
         let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };

@@ -14,7 +14,7 @@ use textnlp_orchestrator::environment::{
 };
 use textnlp_orchestrator::release::{Artifacts, Release};
 use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Store};
-use textnlp_provider::component::{ComponentSpec, Program};
+use textnlp_provider::component::{ComponentSpec, Program, webhook_secret};
 use textnlp_provider::settings::{DatabaseKind, Hosting, Role, Runtime, Strategy, TlsMode, TrafficMode};
 
 fn artifacts() -> Artifacts {
@@ -765,6 +765,9 @@ fn each_validation_rule_has_its_own_message() {
         ) + more
     };
     let plus = |more: &str| format!("{GOOD}{more}\n");
+    let hooks = |more: &str| {
+        plus(&format!("server: {{ batch: {{ enabled: true, webhooks: [{{ {more}, secret: secret:env:PATH }}] }} }}"))
+    };
     let own = |more: &str| {
         plus(&format!("models: [{{ name: a, source: bundled }}, {{ name: own, source: bundled, {more} }}]"))
     };
@@ -863,6 +866,14 @@ fn each_validation_rule_has_its_own_message() {
         (plus("server: { batch: { concurrency: 1 } }"), "its settings have no effect while there are no batches"),
         (plus("server: { batch: { enabled: true, max_file_size: 1B } }"), "write a size from `1KiB` to `1GiB`"),
         (plus("server: { batch: { enabled: true, max_stored: 1MB } }"), "1MB has no room for a file of `max_file_size`"),
+        (hooks("url: http://hooks.example.com/"), "`server.batch.webhooks[0].url`: this is not an `https:` address"),
+        (hooks("url: 'https://ada:hunter2@hooks.example.com/'"), "this is not an `https:` address without a password"),
+        (hooks("url: hooks.example.com"), "write an address such as `https://hooks.example.com/batches`"),
+        (hooks("url: https://a.example.com, tenant: Acme"), "`server.batch.webhooks[0].tenant`: `Acme` is not a tenant id"),
+        (hooks("url: https://a.example.com, secret: secret:env:PATH }, { url: https://a.example.com/"), "`server.batch.webhooks[1].url`: `webhooks[0]` has this address for the same tenant too"),
+        (hooks("url: https://a.example.com").replace("provider: onprem", "provider: onprem, runtime: sagemaker"), "`server.batch.webhooks`: an inference endpoint has no batches"),
+        (hooks("url: https://a.example.com").replace("secret:env:PATH", "whsec_AAAA"), "this is a secret in plain text"),
+        (hooks("url: https://a.example.com").replace("enabled: true", "enabled: false"), "its settings have no effect while there are no batches"),
         (plus("server: { prices: { prompt: -1 } }"), "-1 is out of range"),
         (plus("server: { prices: { answer: 1000001 } }"), "write a number from 0 to 1000000"),
         (plus("server: { prices: { prompt: .nan } }"), "`server.prices"),

@@ -125,11 +125,15 @@ impl Lowering<'_> {
         let servers = json!({ "matchLabels": { "app": "textnlp-api" } });
         let controller = json!({ "matchLabels": { "app.kubernetes.io/name": CONTROLLER } });
         let issuer = workload.config.pointer("/textnlp/security/oidc/issuer").and_then(Value::as_str);
+        let webhooks = workload.config.pointer("/textnlp/batch/webhooks").and_then(Value::as_array);
+        let webhooks = webhooks.into_iter().flatten().filter_map(|webhook| webhook["url"].as_str()).flat_map(hosts);
+        let webhooks: Vec<(Host, u16)> = webhooks.collect();
         let mut made = Vec::new();
         for (part, name, pods, to) in [
             ("allow-database", "textnlp-database-out", database_clients(), database),
             (MODELS_POLICY, "textnlp-models", servers.clone(), self.downloads(workload)),
-            ("allow-oidc", "textnlp-oidc", servers, issuer.map_or(Vec::new(), hosts)),
+            ("allow-oidc", "textnlp-oidc", servers.clone(), issuer.map_or(Vec::new(), hosts)),
+            ("allow-webhooks", "textnlp-webhooks", servers, webhooks),
             ("allow-prometheus", "textnlp-prometheus", controller, outside.map_or(Vec::new(), |one| hosts(&one.url))),
         ] {
             let mut rules: Vec<Value> = Vec::new();

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use textnlp_provider::cluster::MODELS_ACCOUNT;
-use textnlp_provider::component::{Endpoint, Workload};
+use textnlp_provider::component::{Endpoint, Workload, set_webhook_files};
 use textnlp_provider::settings::Strategy;
 use textnlp_provider::{OutputRef, ResourceId};
 
@@ -74,7 +74,7 @@ impl Lowering<'_> {
         };
         self.pinned("image", &image);
         let tree = workload.config.get("textnlp").unwrap_or(&workload.config).as_object().cloned();
-        let Some(tree) = tree else {
+        let Some(mut tree) = tree else {
             let fix = "it must have `api`, `models`, …";
             return self.problem("config", "the server's configuration is not a tree", fix);
         };
@@ -100,9 +100,14 @@ impl Lowering<'_> {
 
         let is_analyzed = tree.get("analytics").is_some();
         let space = space(&tree);
+        let webhooks = set_webhook_files(&mut tree, |secret| format!("{SECRETS}/{secret}"));
         self.config_map(config.clone(), "textnlp-config", [(CONFIG_FILE.to_owned(), filled(tree, &way.settings))]);
         let mut data = secret.clone();
         data["jwt-key.pem"] = json!(OutputRef::new(jwt, "secret"));
+        for webhook in webhooks {
+            let Some(value) = self.id(workload.secrets.as_str(), &webhook) else { return };
+            data[webhook] = json!(OutputRef::new(value, "secret"));
+        }
         self.secret(secrets.clone(), SECRETS_NAME, "Opaque", &data, Vec::new());
 
         let mut env = vec![json!({ "name": "ENVIRONMENT", "value": self.site.environment })];

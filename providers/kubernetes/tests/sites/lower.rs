@@ -387,6 +387,27 @@ fn user_job_gets_database_access_and_the_settings_of_its_config_map() {
     assert_eq!(variable(&theirs, "PGPASSWORD").unwrap()["valueFrom"], password);
 }
 
+#[test]
+fn secrets_of_webhooks_are_in_a_secret_and_their_addresses_are_reached() {
+    let (ours, theirs) = ("https://hooks.example.com:8443/batches", "https://192.0.2.7/");
+    let mut server = workload();
+    server.egress.policies = true;
+    server.config["textnlp"]["batch"] = json!({ "webhooks": [{ "url": ours }, { "tenant": "acme", "url": theirs }] });
+    let made = lowered(&component("server", ComponentSpec::Workload(server)), fixture()).unwrap();
+    let find = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap().spec.as_value();
+    let names = [webhook_secret(None, ours), webhook_secret(Some("acme"), theirs)];
+    let config = find("/server/config")["data"]["server.yaml"].as_str().unwrap();
+    for name in &names {
+        assert!(config.contains(&format!("\"secret_file\":\"/etc/textnlp-secrets/{name}\"")), "{config}");
+        let secret = find("/server/secrets").to_string();
+        assert!(secret.contains(&format!("/secrets/{name}#secret")), "{secret}");
+    }
+    let rules = find("/allow-webhooks")["spec"]["egress"].to_string();
+    assert!(rules.contains("192.0.2.7/32") && rules.contains("8443") && rules.contains("443"), "{rules}");
+    let plain = lowered(&component("server", ComponentSpec::Workload(workload())), fixture()).unwrap();
+    assert!(!plain.iter().any(|one| one.id.as_str().ends_with("/allow-webhooks")));
+}
+
 /// Other sites ask for the readiness of this one at a port that clients do not reach.
 #[test]
 fn health_checks_of_other_sites_have_a_port_and_a_service() {

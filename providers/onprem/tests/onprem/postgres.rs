@@ -20,7 +20,18 @@ fn database(address: Option<DatabaseAddress>, change: impl FnOnce(&mut Postgres)
 
 fn lower(database: &Database, state: &str) -> Result<Vec<Wanted>, Problems> {
     let (onprem, site) = (onprem(state), site());
-    let server = ComponentSpec::Workload(Workload {
+    let server = ComponentSpec::Workload(workload(database));
+    let mut wanted = Vec::new();
+    for (called, part) in [("database", ComponentSpec::Database(database.clone())), ("server", server)] {
+        let component = Component { name: name(called), existing: None, part };
+        wanted.extend(onprem.lower(&component, &site)?);
+        lowers_purely(&onprem, &component, &site).unwrap();
+    }
+    Ok(wanted)
+}
+
+fn workload(database: &Database) -> Workload {
+    Workload {
         autoscaling: None,
         replicas: 1,
         program: program(),
@@ -38,14 +49,7 @@ fn lower(database: &Database, state: &str) -> Result<Vec<Wanted>, Problems> {
         served: Vec::new(),
         egress: Egress::default(),
         saml: None,
-    });
-    let mut wanted = Vec::new();
-    for (called, part) in [("database", ComponentSpec::Database(database.clone())), ("server", server)] {
-        let component = Component { name: name(called), existing: None, part };
-        wanted.extend(onprem.lower(&component, &site)?);
-        lowers_purely(&onprem, &component, &site).unwrap();
     }
-    Ok(wanted)
 }
 
 /// What the database becomes, what the server is told of it, and what its first replica waits for.
@@ -83,6 +87,29 @@ fn external_database_expands_into_an_address_and_its_secrets() {
         {"ca_file":"/etc/ca.pem","password_file":"/srv/state/sites/here/certs/database-password","pool_size":20,"url":"postgresql://u@db/x"}
         {"database-password":{"$output":"here/database/password-file#sha256"},"jwt-key":{"$output":"here/server/jwt-key#sha256"}}"#]],
     );
+}
+
+#[test]
+fn secret_of_a_webhook_is_a_file_whose_change_restarts_the_server() {
+    let (onprem, site) = (onprem("/srv/state"), site());
+    let url = "https://hooks.example.com/batches";
+    let webhooks = serde_json::json!([{ "tenant": "acme", "url": url }]);
+    let mut server = workload(&database(Some(DatabaseAddress::Secret(given("a1"))), |_| {}));
+    server.config["textnlp"]["batch"] = serde_json::json!({ "webhooks": webhooks });
+    let component = Component { name: name("server"), existing: None, part: ComponentSpec::Workload(server) };
+    let wanted = onprem.lower(&component, &site).unwrap();
+    lowers_purely(&onprem, &component, &site).unwrap();
+    let secret = webhook_secret(Some("acme"), url);
+    let find = |id: &str| wanted.iter().find(|one| one.id.as_str() == id).unwrap();
+    let file = find(&format!("here/server/{secret}"));
+    assert_eq!(file.spec.get("secret").unwrap()["$output"], format!("here/secrets/{secret}#secret"));
+    let path = format!("certs/server-{secret}");
+    assert_eq!(file.spec.get("path").unwrap(), &path);
+    let config = &find("here/server/config-0").spec.get("document").unwrap()["textnlp"]["batch"]["webhooks"];
+    let absolute = format!("/srv/state/sites/here/{path}");
+    assert_eq!(config, &serde_json::json!([{ "tenant": "acme", "url": url, "secret_file": absolute }]));
+    let inputs = find("here/server/replica-0").spec.get("inputs").unwrap();
+    assert_eq!(inputs[&secret]["$output"], format!("here/server/{secret}#sha256"));
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn wanted(id: &str, input: &str) -> Batch {
     }
 }
 
-async fn create(store: &Store, tenant: &str, id: &str, lines: &[&str]) -> Batch {
+pub(crate) async fn create(store: &Store, tenant: &str, id: &str, lines: &[&str]) -> Batch {
     let input = format!("file-{id}");
     upload(store, tenant, &input, lines).await;
     let batch = Batch { tenant: tenant.into(), ..wanted(id, &input) };
@@ -91,11 +91,11 @@ async fn sweep(store: &Store, before_ms: Option<i64>, now_ms: i64) -> u64 {
     store.delete_batches(before_ms, now_ms, &CancellationToken::new()).await.unwrap()
 }
 
-fn result(number: i64, is_success: bool) -> RequestResult {
+pub(crate) fn result(number: i64, is_success: bool) -> RequestResult {
     RequestResult { number, is_success, content: format!("result {number}") }
 }
 
-async fn claim(store: &Store, now_ms: i64, most: u32) -> ClaimedBatch {
+pub(crate) async fn claim(store: &Store, now_ms: i64, most: u32) -> ClaimedBatch {
     store.claim_requests(now_ms, LEASE, most).await.unwrap().unwrap()
 }
 
@@ -111,16 +111,16 @@ async fn every_request_of_a_batch_has_one_result_and_the_last_ends_it(bench: Ben
     assert_eq!(store.claim_requests(20, LEASE, 0).await.unwrap(), None, "none may run");
     let first = claim(&store, 20, 2).await;
     assert_eq!((numbers(&first), first.requests[1].content.as_str()), (vec![0, 1], "two"));
-    assert_eq!(store.complete_requests(&batch, &first.claim, &[result(1, true)]).await.unwrap(), 1);
-    assert_eq!(store.complete_requests(&batch, &first.claim, &[result(1, true)]).await.unwrap(), 0, "it has one");
-    assert_eq!(store.complete_requests(&batch, &first.claim, &[result(0, false)]).await.unwrap(), 1);
+    assert_eq!(store.complete_requests(&batch, &first.claim, &[result(1, true)], &[]).await.unwrap(), 1);
+    assert_eq!(store.complete_requests(&batch, &first.claim, &[result(1, true)], &[]).await.unwrap(), 0, "it has one");
+    assert_eq!(store.complete_requests(&batch, &first.claim, &[result(0, false)], &[]).await.unwrap(), 1);
     let seen = acme.batch("b").await.unwrap().unwrap();
     assert_eq!((seen.state, seen.completed, seen.failed), (BatchState::InProgress, 1, 1));
     assert_eq!(acme.file("out-b").await.unwrap(), None, "results of a batch that is not finished");
     assert_eq!(store.batch_counts().await.unwrap()[0].oldest_ms, 10);
     let last = claim(&store, 30, 9).await;
     assert_eq!(numbers(&last), [2]);
-    store.complete_requests(&batch, &last.claim, &[result(2, true)]).await.unwrap();
+    store.complete_requests(&batch, &last.claim, &[result(2, true)], &[]).await.unwrap();
     let ended = acme.batch("b").await.unwrap().unwrap();
     assert_eq!((ended.state, ended.completed, ended.failed), (BatchState::Completed, 2, 1));
     assert!(ended.ended_at_ms.is_some() && store.batch_counts().await.unwrap().is_empty());
@@ -140,9 +140,9 @@ async fn requests_of_a_server_that_is_gone_run_again_and_its_late_results_are_dr
     assert_eq!(store.claim_requests(20 + LEASE - 1, LEASE, 9).await.unwrap(), None, "its lease has not ended");
     let again = claim(&store, 20 + LEASE, 9).await;
     assert_eq!((numbers(&again), again.requests[0].attempts), (vec![0, 1], 2));
-    assert_eq!(store.complete_requests(&batch, &gone.claim, &[result(0, true)]).await.unwrap(), 0);
+    assert_eq!(store.complete_requests(&batch, &gone.claim, &[result(0, true)], &[]).await.unwrap(), 0);
     let both = [result(0, true), result(1, true)];
-    assert_eq!(store.complete_requests(&batch, &again.claim, &both).await.unwrap(), 2);
+    assert_eq!(store.complete_requests(&batch, &again.claim, &both, &[]).await.unwrap(), 2);
     assert_eq!(store.tenant("acme").batch("b").await.unwrap().unwrap().completed, 2);
 }
 
@@ -196,7 +196,7 @@ async fn rest_of_a_batch_that_ends_gets_errors(bench: Bench) {
         let rest = claim(&store, now, 0).await;
         assert_eq!((numbers(&rest), rest.batch.id.as_str()), (vec![0, 1], id), "they need no room");
         assert!(rest.batch.reason.is_some() && rest.batch.ending_at_ms.is_some());
-        store.complete_requests(&batch, &rest.claim, &[result(0, false), result(1, false)]).await.unwrap();
+        store.complete_requests(&batch, &rest.claim, &[result(0, false), result(1, false)], &[]).await.unwrap();
         let ended = acme.batch(id).await.unwrap().unwrap();
         assert_eq!((ended.state, ended.failed), (state, 2));
         assert!(!acme.cancel_batch(id, &event(Action::BatchCancel)).await.unwrap(), "it has ended");
@@ -227,7 +227,7 @@ async fn batch_that_ends_leaves_turns_to_other_tenants(bench: Bench) {
         if claimed.batch.tenant == "acme" {
             let results: Vec<RequestResult> =
                 numbers(&claimed).into_iter().map(|number| result(number, false)).collect();
-            let stored = store.complete_requests(&claimed.batch, &claimed.claim, &results).await.unwrap();
+            let stored = store.complete_requests(&claimed.batch, &claimed.claim, &results, &[]).await.unwrap();
             assert_eq!(stored, u64::from(ENDING_CLAIM));
         }
         order.push(claimed.batch.tenant);
@@ -263,7 +263,7 @@ async fn request_without_a_line_is_claimed_and_ends(bench: Bench) {
     store.commit(transaction).await.unwrap();
     let claimed = claim(&store, 20, 9).await;
     assert_eq!((numbers(&claimed), claimed.requests[1].content.as_str()), (vec![0, 1], ""));
-    store.complete_requests(&batch, &claimed.claim, &[result(0, true), result(1, false)]).await.unwrap();
+    store.complete_requests(&batch, &claimed.claim, &[result(0, true), result(1, false)], &[]).await.unwrap();
     assert_eq!(store.tenant("acme").batch("b").await.unwrap().unwrap().state, BatchState::Completed);
 }
 
@@ -397,7 +397,7 @@ async fn file_of_an_unfinished_batch_is_kept_and_old_ones_are_deleted(bench: Ben
     let in_use = store.delete_old_file("file-b", "acme", (1000, 0), &CancellationToken::new()).await.unwrap();
     assert!(!in_use, "a batch that was created after the file was found");
     let claimed = claim(&store, 20, 9).await;
-    store.complete_requests(&batch, &claimed.claim, &[result(0, true), result(1, true)]).await.unwrap();
+    store.complete_requests(&batch, &claimed.claim, &[result(0, true), result(1, true)], &[]).await.unwrap();
     assert_eq!(acme.delete_file("out-b", &event(Action::FileDelete)).await.unwrap(), FileDeletion::Deleted);
     erase(&store, "out-b").await;
     assert_eq!(acme.lines("out-b", 0, 9).await.unwrap(), vec![]);
