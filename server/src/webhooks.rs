@@ -82,12 +82,10 @@ enum Attempt {
 impl Webhooks {
     /// Reads the secrets. Uses the proxies of this process.
     pub(crate) fn new(webhooks: &[Webhook]) -> Result<Self, WebhookError> {
-        let options = ClientOptions {
-            proxy: ProxySettings::from_env(),
-            timeout: Some(TIMEOUT),
-            connect_timeout: TIMEOUT,
-            ..ClientOptions::default()
-        };
+        // A proxy that cannot be used does not stop a server without webhooks.
+        let proxy = if webhooks.is_empty() { ProxySettings::default() } else { ProxySettings::from_env() };
+        let options =
+            ClientOptions { proxy, timeout: Some(TIMEOUT), connect_timeout: TIMEOUT, ..ClientOptions::default() };
         let client = options.client().map_err(|error| WebhookError::Setup(error.to_string()))?;
         let receivers = webhooks.iter().map(Receiver::new).collect::<Result<_, _>>()?;
         Ok(Self { client, receivers })

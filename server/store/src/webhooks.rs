@@ -59,12 +59,11 @@ pub struct DeliveryStatus {
     pub oldest_ms: Option<i64>,
 }
 
-/// No server sends an event of the same webhook now.
+/// No server sends an event of the same webhook now. A list that is read once, however many events wait.
 macro_rules! is_free {
     ($now:literal) => {
         concat!(
-            "NOT EXISTS (SELECT 1 FROM webhook_deliveries AS other WHERE other.webhook = webhook_deliveries.webhook \
-             AND other.claim <> '' AND other.available_at > ",
+            "webhook NOT IN (SELECT webhook FROM webhook_deliveries WHERE claim <> '' AND available_at > ",
             $now,
             ")"
         )
