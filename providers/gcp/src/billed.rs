@@ -26,7 +26,7 @@ const MAX_PAGES: usize = 10;
 /// How long BigQuery waits for the result before it answers: less than the timeout of a call.
 const WAIT_MS: u32 = 5_000;
 /// How often the result is asked for. With the pause between two polls these take less than the timeout of a bill.
-const MAX_POLLS: usize = 12;
+const MAX_POLLS: usize = 11;
 /// When BigQuery stops a query. The report does not wait longer.
 const JOB_TIMEOUT_MS: u32 = 120_000;
 /// How many days before the month a row of it may be exported: invoices have months of Pacific time.
