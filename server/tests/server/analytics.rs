@@ -43,8 +43,10 @@ async fn analyzed(database: Option<&str>) {
     let admin = make_key(&site.config, json!({ "do": "create", "scopes": ["usage", "admin"] })).await;
     let acme = make_key(&site.config, json!({ "do": "create", "tenant": "acme" })).await;
     // A service that nobody used yet has an insight at once: this hour so far.
-    until("the server has run", async || listed(&site, &admin, "").await["data"].as_array().unwrap().len() == 1).await;
+    // Metrics are read before: each request of a key is usage.
+    until("the server has run", async || site.metric("textnlp_insights{kind=\"summary\"}").await >= 1.0).await;
     let found = listed(&site, &admin, "").await;
+    assert_eq!(found["data"].as_array().unwrap().len(), 1, "{found}");
     let first = &found["data"][0];
     assert_eq!((&first["kind"], &first["partial"], &first["tenant"]), (&json!("summary"), &json!(true), &Value::Null));
     assert_eq!(
@@ -52,7 +54,6 @@ async fn analyzed(database: Option<&str>) {
         (&json!("list"), &json!(true), &json!(false))
     );
     assert_eq!(listed(&site, &acme, "").await["data"], json!([]), "that of the service is not its own");
-    until("its results are metrics", async || site.metric("textnlp_insights{kind=\"summary\"}").await >= 1.0).await;
     assert!(site.metric("textnlp_analytics_last_run_seconds ").await > 1e9);
 
     let store = site.server.as_ref().unwrap().store();
