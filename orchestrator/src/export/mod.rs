@@ -136,16 +136,19 @@ fn exported(declared: Declared<'_>, tool: Tool) -> Result<Exported, PrivateChara
 /// The recorded objects of a site, with the attributes and outputs that the provider shows.
 fn records(site: &SiteFacts) -> Vec<Recorded> {
     let current = site.holdings.values().filter_map(|holding| holding.current.as_ref());
-    current.map(|recorded| as_observed(recorded, &site.observed)).collect()
+    current.map(|recorded| as_observed(recorded, site)).collect()
 }
 
-fn as_observed(recorded: &Recorded, observed: &[(ResourceId, Observed)]) -> Recorded {
+fn as_observed(recorded: &Recorded, site: &SiteFacts) -> Recorded {
     let mut recorded = recorded.clone();
-    let Some(seen) = shown(&recorded, observed) else { return recorded };
+    let Some(seen) = shown(&recorded, &site.observed) else { return recorded };
+    let kind = site.provider.kinds().iter().find(|kind| kind.name == recorded.kind.as_str());
+    let shared = kind.map_or(&[][..], |kind| kind.shared);
     let mut spec: Map<String, Value> = recorded.spec.applied().fields().map(|(k, v)| (k.clone(), v.clone())).collect();
     // What the provider does not show is as recorded, such as a secret.
-    let shown = seen.spec.applied();
-    spec.extend(shown.fields().filter(|(_, value)| !value.is_null()).map(|(k, v)| (k.clone(), v.clone())));
+    let seen_spec = seen.spec.applied();
+    let shows = |(field, value): &(&String, &Value)| !value.is_null() && !shared.contains(&field.as_str());
+    spec.extend(seen_spec.fields().filter(shows).map(|(k, v)| (k.clone(), v.clone())));
     recorded.spec = textnlp_provider::Spec::of(&Value::Object(spec));
     recorded.outputs.extend(seen.outputs.iter().map(|(name, value)| (name.clone(), value.clone())));
     recorded

@@ -42,6 +42,7 @@ pub const fn kind(name: &'static str, says: &'static str, identity: Identity) ->
             Identity::Named | Identity::Part => ReplaceOrder::DeleteFirst,
         },
         one_by_one: false,
+        shared: &[],
         settles: SETTLES,
         deadline: MINUTE.saturating_mul(10),
         typical: None,

@@ -39,6 +39,8 @@ pub struct Kind {
     /// Terraform's types of this kind, each with the attribute that contains the provider's own id: `("aws_vpc",
     /// "id")`.
     pub terraform: &'static [(&'static str, &'static str)],
+    /// Attributes that the provider shows with what others added to them: exports have what was recorded.
+    pub shared: &'static [&'static str],
 }
 
 impl Kind {

@@ -30,6 +30,7 @@ const fn kind(name: &'static str, says: &'static str, data: DataClass, deadline_
         // Every object here has an exclusive path or name.
         replace: ReplaceOrder::DeleteFirst,
         one_by_one: false,
+        shared: &[],
         // A marker is read as it was written.
         settles: Duration::ZERO,
         deadline: Duration::from_secs(deadline_seconds),

@@ -49,6 +49,7 @@ impl Row {
             // A name belongs to one object at a time.
             replace: ReplaceOrder::DeleteFirst,
             one_by_one: false,
+            shared: &[],
             // Lists without a `resourceVersion` are consistent reads.
             settles: Duration::ZERO,
             deadline: self.deadline,

@@ -23,6 +23,7 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
         // Every object here has an exclusive path, port or name.
         replace: ReplaceOrder::DeleteFirst,
         one_by_one: false,
+        shared: &[],
         // A marker is read as it was written.
         settles: Duration::ZERO,
         deadline,

@@ -52,6 +52,7 @@ const fn kind(
         data,
         replace,
         one_by_one: false,
+        shared: &[],
         settles: Duration::ZERO,
         deadline: Duration::from_secs(600),
         schema: 1,

@@ -28,6 +28,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             read("serviceusage.operations.get"),
         ],
         terraform: &[],
+        shared: &["services"],
         ..kind("gcp.services", "the enabled services of a project", Identity::Part)
     },
     service: "serviceusage",
