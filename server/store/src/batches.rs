@@ -614,6 +614,16 @@ const DUE: &str = select_batches!(
      CASE WHEN state = 'in_progress' THEN 1 ELSE 0 END, served_at, id LIMIT 1"
 );
 
+/// Requests of the batch `$1` that are due, with their lines in the file `$4`: up to `$3`, and one more than fits into `$5` bytes. A request
+/// without a line would be due for ever: the server gives it an error. Each line is a query of its own, because a join reads the whole file
+/// for each request in a table without statistics.
+const CLAIMABLE: &str = "SELECT number, attempts, content FROM (SELECT number, attempts, content, \
+    sum(octet_length(content)) OVER (ORDER BY available_at, number) - octet_length(content) AS earlier FROM \
+    (SELECT number, attempts, available_at, coalesce((SELECT content FROM batch_lines WHERE file_id = $4 \
+    AND batch_lines.number = due.number), '') AS content FROM \
+    (SELECT number, attempts, available_at FROM batch_requests WHERE batch_id = $1 AND available_at <= $2 \
+    ORDER BY available_at, number LIMIT $3) AS due) AS with_lines) AS measured WHERE earlier < $5 ORDER BY number";
+
 impl Store {
     /// Claims requests of one batch for `lease_ms`: at most `most` of one that is in progress, or up to [`ENDING_CLAIM`] of one whose rest
     /// ends; fewer if their lines are long. Batches whose time is over expire.
@@ -641,40 +651,33 @@ impl Store {
         let batch = read_batch(&row)?;
         let limit = if batch.state == BatchState::InProgress { most } else { ENDING_CLAIM };
         let claim = uuid::Uuid::now_v7().simple().to_string();
-        let query = sqlx::query(
-            "UPDATE batch_requests SET claim = $1, available_at = $2, attempts = attempts + 1 WHERE batch_id = $3 AND number IN \
-             (SELECT number FROM (SELECT number, sum(bytes) OVER (ORDER BY available_at, number) - bytes AS earlier FROM \
-             (SELECT due.number, due.available_at, coalesce(octet_length(batch_lines.content), 0) AS bytes FROM \
-             (SELECT number, available_at FROM batch_requests WHERE batch_id = $3 AND available_at <= $4 \
-             ORDER BY available_at, number LIMIT $5) AS due \
-             LEFT JOIN batch_lines ON batch_lines.file_id = $6 AND batch_lines.number = due.number) AS sized) AS measured \
-             WHERE earlier < $7)",
-        )
-        .bind(&claim)
-        .bind(now_ms.saturating_add(lease_ms))
-        .bind(&batch.id)
-        .bind(now_ms)
-        .bind(i64::from(limit))
-        .bind(&batch.input_file)
-        .bind(CLAIM_BYTES);
-        self.ask(query.execute(&mut *transaction)).await?;
+        let query = sqlx::query(CLAIMABLE)
+            .bind(&batch.id)
+            .bind(now_ms)
+            .bind(i64::from(limit))
+            .bind(&batch.input_file)
+            .bind(CLAIM_BYTES);
+        let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
+        let read = |row: &AnyRow| -> Result<ClaimedRequest, StoreError> {
+            Ok(ClaimedRequest {
+                number: row.try_get(0)?,
+                attempts: row.try_get::<i64, _>(1)? + 1,
+                content: row.try_get(2)?,
+            })
+        };
+        let mut requests = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let numbers: Vec<i64> = requests.iter().map(|request| request.number).collect();
+        let query = sqlx::query(self.dialect.claim_requests())
+            .bind(&batch.id)
+            .bind(serde_json::json!(numbers).to_string())
+            .bind(&claim)
+            .bind(now_ms.saturating_add(lease_ms));
+        let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
+        let claimed = rows.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<i64>, sqlx::Error>>()?;
+        requests.retain(|request| claimed.contains(&request.number));
         let query = sqlx::query("UPDATE batches SET served_at = $1 WHERE id = $2").bind(now_ms).bind(&batch.id);
         self.ask(query.execute(&mut *transaction)).await?;
-        let query = sqlx::query(
-            // A request without a line would be due for ever: the server gives it an error.
-            "SELECT batch_requests.number, batch_requests.attempts, coalesce(batch_lines.content, '') FROM batch_requests \
-             LEFT JOIN batch_lines ON batch_lines.file_id = $1 AND batch_lines.number = batch_requests.number \
-             WHERE batch_requests.batch_id = $2 AND batch_requests.claim = $3 ORDER BY batch_requests.number",
-        )
-        .bind(&batch.input_file)
-        .bind(&batch.id)
-        .bind(&claim);
-        let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
         self.commit(transaction).await?;
-        let read = |row: &AnyRow| -> Result<ClaimedRequest, StoreError> {
-            Ok(ClaimedRequest { number: row.try_get(0)?, attempts: row.try_get(1)?, content: row.try_get(2)? })
-        };
-        let requests = rows.iter().map(read).collect::<Result<_, _>>()?;
         Ok(Some(ClaimedBatch { batch, claim, requests }))
     }
 
@@ -691,8 +694,8 @@ impl Store {
         let numbers: Vec<i64> = results.iter().map(|result| result.number).collect();
         let query = sqlx::query(self.dialect.delete_requests())
             .bind(&batch.id)
-            .bind(claim)
-            .bind(serde_json::json!(numbers).to_string());
+            .bind(serde_json::json!(numbers).to_string())
+            .bind(claim);
         let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
         let claimed = rows.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<i64>, sqlx::Error>>()?;
         if claimed.is_empty() {
@@ -846,7 +849,7 @@ impl Store {
         let (lines, bytes) = ERASED;
         let query = sqlx::query(concat!(
             "DELETE FROM batch_lines WHERE file_id = $1 \
-             AND EXISTS (SELECT 1 FROM batch_files WHERE id = $1 AND state = 'deleting') AND number IN (SELECT number FROM (",
+             AND EXISTS (SELECT 1 FROM batch_files WHERE id = $1 AND state = 'deleting') AND number <= (SELECT max(number) FROM (",
             measured_lines!("file_id = $1"),
             ") AS page)"
         ))

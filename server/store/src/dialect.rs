@@ -40,6 +40,20 @@ impl Haste {
     }
 }
 
+/// Whether a number is in the JSON list `$2`.
+macro_rules! numbers_of_sqlite {
+    () => {
+        "number IN (SELECT CAST(value AS INTEGER) FROM json_each($2))"
+    };
+}
+
+/// Whether a number is in the JSON list `$2`, which is read once: without statistics, a join reads it for each row.
+macro_rules! numbers_of_postgres {
+    () => {
+        "number = ANY (ARRAY(SELECT CAST(one.number AS BIGINT) FROM json_array_elements_text(CAST($2 AS JSON)) AS one(number)))"
+    };
+}
+
 /// The most reading connections of SQLite: each is a thread, and reads do not get faster with more of them.
 const MAX_READERS: u32 = 16;
 
@@ -135,18 +149,37 @@ impl Dialect {
         }
     }
 
-    /// Deletes claimed requests of a batch, and answers with the numbers of those that there were: the batch, the claim, and a list of
-    /// numbers in JSON.
+    /// Claims requests of a batch, and answers with the numbers of those that there were: the batch, a list of numbers in JSON, the claim, and
+    /// when it ends.
+    pub(super) fn claim_requests(self) -> &'static str {
+        match self {
+            Self::Sqlite => concat!(
+                "UPDATE batch_requests SET claim = $3, available_at = $4, attempts = attempts + 1 WHERE batch_id = $1 AND ",
+                numbers_of_sqlite!(),
+                " RETURNING number"
+            ),
+            Self::Postgres => concat!(
+                "UPDATE batch_requests SET claim = $3, available_at = $4, attempts = attempts + 1 WHERE batch_id = $1 AND ",
+                numbers_of_postgres!(),
+                " RETURNING number"
+            ),
+        }
+    }
+
+    /// Deletes claimed requests of a batch, and answers with the numbers of those that there were: the batch, a list of numbers in JSON, and
+    /// the claim.
     pub(super) fn delete_requests(self) -> &'static str {
         match self {
-            Self::Sqlite => {
-                "DELETE FROM batch_requests WHERE batch_id = $1 AND claim = $2 \
-                 AND number IN (SELECT CAST(value AS INTEGER) FROM json_each($3)) RETURNING number"
-            }
-            Self::Postgres => {
-                "DELETE FROM batch_requests WHERE batch_id = $1 AND claim = $2 AND number IN \
-                 (SELECT CAST(number AS BIGINT) FROM json_array_elements_text(CAST($3 AS JSON)) AS one(number)) RETURNING number"
-            }
+            Self::Sqlite => concat!(
+                "DELETE FROM batch_requests WHERE batch_id = $1 AND claim = $3 AND ",
+                numbers_of_sqlite!(),
+                " RETURNING number"
+            ),
+            Self::Postgres => concat!(
+                "DELETE FROM batch_requests WHERE batch_id = $1 AND claim = $3 AND ",
+                numbers_of_postgres!(),
+                " RETURNING number"
+            ),
         }
     }
 
