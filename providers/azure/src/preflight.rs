@@ -270,11 +270,11 @@ async fn machines(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         return Vec::new();
     }
     let sizes: Vec<&str> = pools.iter().map(|pool| pool.machine.name).collect();
-    let compute = &api.session.compute;
+    let (compute, who) = (&api.session.compute, &api.session.identity.name);
     let (offers, quotas) = futures::join!(compute.offers(&api.region, &sizes), compute.quotas(&api.region));
     let mut problems = Vec::new();
     let offers = offers.unwrap_or_else(|error| {
-        problems.push(unknown("the machine sizes", &error));
+        problems.push(unknown("the machine sizes", &error.signed_in_as(who)));
         BTreeMap::new()
     });
     problems.extend(pools.iter().filter_map(|pool| offered(&api.region, pool, &offers)));
@@ -286,7 +286,7 @@ async fn machines(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
                 problems.extend(need.check(&format!("the quota `{name}`"), " vCPUs", *limit, *used, RAISE.to_owned()));
             }
         }
-        Err(error) => problems.push(unknown("the quotas", &error)),
+        Err(error) => problems.push(unknown("the quotas", &error.signed_in_as(who))),
     }
     problems
 }
