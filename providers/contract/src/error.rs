@@ -160,12 +160,16 @@ mod tests {
 
     #[test]
     fn errors_name_their_code_and_who_was_signed_in() {
-        let error = |who: &str| Error::new(ErrorKind::Quota, "create", "network a").because("too many").signed_in_as(who);
+        let error =
+            |who: &str| Error::new(ErrorKind::Quota, "create", "network a").because("too many").signed_in_as(who);
         for (error, text) in [
             (error(""), "create network a: too many"),
             (error("").code("LIMIT"), "create network a (LIMIT): too many"),
             (error("ann@example.com"), "create network a (signed in as ann@example.com): too many"),
-            (error("ann@example.com").code("LIMIT"), "create network a (LIMIT, signed in as ann@example.com): too many"),
+            (
+                error("ann@example.com").code("LIMIT"),
+                "create network a (LIMIT, signed in as ann@example.com): too many",
+            ),
         ] {
             assert_eq!(error_chain(&error), text);
         }

@@ -265,6 +265,12 @@ const SHARED: &[Behaviour] = &[
         Source::Documentation("https://cloud.google.com/storage/docs/access-control/iam-json"),
     ),
     rule(
+        "the effective policy of a constraint is read with orgpolicy.policy.get",
+        Source::Documentation(
+            "https://cloud.google.com/resource-manager/reference/rest/v1/projects/getEffectiveOrgPolicy",
+        ),
+    ),
+    rule(
         "the range of private services needs compute.networks.use",
         Source::Documentation("https://cloud.google.com/vpc/docs/configure-private-services-access"),
     ),
@@ -370,6 +376,7 @@ const NAMED: &[(&str, &str)] = &[
     ("bigquery.jobs.query", "bigquery.jobs.create"),
     ("cloudbilling.billingAccounts.get", "billing.accounts.get"),
     ("cloudkms.projects.locations.keyRings.cryptoKeys.updatePrimaryVersion", "cloudkms.cryptoKeys.update"),
+    ("cloudresourcemanager.projects.getEffectiveOrgPolicy", "orgpolicy.policy.get"),
     ("serviceusage.services.generateServiceIdentity", "serviceusage.services.enable"),
     ("sql.operations.get", "cloudsql.instances.get"),
     ("sql.operations.list", "cloudsql.instances.list"),
