@@ -212,6 +212,7 @@ impl Api {
         for _ in 0..MAX_PAGES {
             let mut call = Call::get(service, path).saying("list", path.to_owned());
             call.query.extend(query.iter().cloned());
+            call.query.extend(service.longest_page().map(|(name, size)| (name, size.to_owned())));
             if !page.is_empty() {
                 call = call.query("pageToken", page);
             }

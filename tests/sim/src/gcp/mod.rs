@@ -209,6 +209,10 @@ const SHARED: &[Behaviour] = &[
         Source::Model,
     ),
     rule(
+        "a page has 500 items at most in Compute Engine; 100 accounts, 20 without pageSize; 200 APIs, 50 without pageSize",
+        Source::Model,
+    ),
+    rule(
         "a member or parameter that the document does not have is 400 INVALID_ARGUMENT",
         Source::Documentation("https://cloud.google.com/apis/design/errors#handling_errors"),
     ),
