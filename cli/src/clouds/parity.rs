@@ -160,6 +160,13 @@ fn guide_lists_what_each_part_becomes() {
     textnlp_tests::guide::expect_section("docs/guide/providers.md", "parts", &table());
 }
 
+#[test]
+fn guide_lists_what_is_done_with_each_kind() {
+    let rows = [textnlp_aws::coverage(), textnlp_gcp::coverage(), textnlp_azure::coverage()];
+    let table = format!("{}{}", textnlp_cloud::COVERAGE, rows.concat());
+    textnlp_tests::guide::expect_section("docs/guide/providers.md", "coverage", &table);
+}
+
 /// Its web application firewall is one of an ingress, wherever the cluster is.
 #[test]
 fn scale_up_expands_in_clusters_of_every_provider() {
