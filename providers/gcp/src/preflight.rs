@@ -150,7 +150,10 @@ async fn constraints(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
                 problems.push(Problem::new(one.id.as_str(), cause, fix));
             }
             Ok(_) => {}
-            Err(error) => return unanswered("the organization policies", &error),
+            Err(error) => {
+                problems.extend(unanswered("the organization policies", &error));
+                return problems;
+            }
         }
     }
     problems
