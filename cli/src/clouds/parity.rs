@@ -16,7 +16,7 @@ use super::{Context, PROVIDERS, Row, catalogue, secrets};
 const ENVIRONMENT: &str = "pilot";
 
 /// The environment on a provider, with the settings that it needs there.
-fn environment(row: &Row, runtime: Runtime) -> Environment {
+fn environment(name: &str, row: &Row, runtime: Runtime, more: &[&str]) -> Environment {
     let hosting = match row.name {
         "onprem" | "kubernetes" => "cluster",
         _ => "managed",
@@ -47,8 +47,9 @@ fn environment(row: &Row, runtime: Runtime) -> Environment {
     if !account.is_empty() {
         sets.push(format!("sites[0].account=\"{account}\""));
     }
+    sets.extend(more.iter().map(|set| (*set).to_owned()));
     let overrides = Overrides { sets, ..Overrides::default() };
-    let loaded = Library::built_in().load(ENVIRONMENT, &overrides, &catalogue());
+    let loaded = Library::built_in().load(name, &overrides, &catalogue());
     loaded.unwrap_or_else(|error| panic!("{}: {error}", row.name)).environment
 }
 
@@ -93,7 +94,8 @@ const NOTHING: &[(&str, &str, &str)] = &[
     ("aws, sagemaker", "secrets", "requests are signed with credentials of AWS"),
 ];
 
-fn columns() -> Vec<(String, BTreeMap<String, String>)> {
+/// What the parts of an environment become, each or why it is refused.
+fn expanded(row: &Row, environment: &Environment) -> Vec<(String, Result<Vec<Wanted>, textnlp_provider::Problems>)> {
     let folder = tempfile::tempdir().unwrap();
     let folder = Utf8Path::from_path(folder.path()).unwrap();
     let digest = digest(b"server");
@@ -106,17 +108,20 @@ fn columns() -> Vec<(String, BTreeMap<String, String>)> {
         files: Default::default(),
         image: Some(format!("1@{digest}")),
     };
+    let site = &environment.sites[0].name;
+    let secrets: Arc<_> = secrets(folder);
+    let context = Context { folder, secrets, environment, site, take: &[], server: None };
+    let provider = (row.provider)(&context).unwrap_or_else(|error| panic!("{}: {error:#}", row.name));
+    let (place, parts) = components(environment, &Release::resolve(environment, &artifacts)).remove(0);
+    parts.iter().map(|part: &Component| (part.name.to_string(), provider.lower(part, &place))).collect()
+}
+
+fn columns() -> Vec<(String, BTreeMap<String, String>)> {
     let mut columns = Vec::new();
     for row in PROVIDERS.iter().filter(|row| row.missing.is_none()) {
         for support in row.capabilities.runtimes {
-            let environment = environment(row, support.runtime);
-            let site = &environment.sites[0].name;
-            let secrets: Arc<_> = secrets(folder);
-            let context = Context { folder, secrets, environment: &environment, site, take: &[], server: None };
-            let provider = (row.provider)(&context).unwrap_or_else(|error| panic!("{}: {error:#}", row.name));
-            let (place, parts) = components(&environment, &Release::resolve(&environment, &artifacts)).remove(0);
-            let cells =
-                parts.iter().map(|part: &Component| (part.name.to_string(), cell(provider.lower(part, &place))));
+            let environment = environment(ENVIRONMENT, row, support.runtime, &[]);
+            let cells = expanded(row, &environment).into_iter().map(|(part, lowered)| (part, cell(lowered)));
             let head = if row.capabilities.runtimes.len() > 1 {
                 format!("{}, {}", row.name, support.runtime)
             } else {
@@ -153,4 +158,28 @@ fn table() -> String {
 #[test]
 fn guide_lists_what_each_part_becomes() {
     textnlp_tests::guide::expect_section("docs/guide/providers.md", "parts", &table());
+}
+
+#[test]
+fn guide_lists_what_is_done_with_each_kind() {
+    let rows = [textnlp_aws::coverage(), textnlp_gcp::coverage(), textnlp_azure::coverage()];
+    let table = format!("{}{}", textnlp_cloud::COVERAGE, rows.concat());
+    textnlp_tests::guide::expect_section("docs/guide/providers.md", "coverage", &table);
+}
+
+/// Its web application firewall is one of an ingress, wherever the cluster is.
+#[test]
+fn scale_up_expands_in_clusters_of_every_provider() {
+    let ingress = "sites[0].cluster.ingress={ class: nginx, issuer: letsencrypt }";
+    let has_pods = |row: &&Row| row.capabilities.runtimes.iter().any(|one| one.runtime == Runtime::Kubernetes);
+    let rows: Vec<&Row> = PROVIDERS.iter().filter(|row| row.missing.is_none()).filter(has_pods).collect();
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        let environment = environment("scale-up", row, Runtime::Kubernetes, &[ingress]);
+        let parts = expanded(row, &environment);
+        let (_, gateway) = parts.iter().find(|(part, _)| part == "gateway").unwrap();
+        let gateway = gateway.as_ref().unwrap_or_else(|problems| panic!("{}: {problems}", row.name));
+        let ingress = gateway.iter().find(|one| one.kind.as_str() == "kubernetes.ingress").unwrap();
+        assert!(ingress.spec.as_value().to_string().contains("enable-modsecurity"), "{}: {ingress:?}", row.name);
+    }
 }

@@ -244,6 +244,10 @@ impl Cloud for Api {
         foreign.swept && foreign.cloud_id.as_str().starts_with("arn:")
     }
 
+    fn signed_in(&self) -> &str {
+        &self.identity.arn
+    }
+
     fn region(&self) -> &str {
         &self.region
     }
@@ -326,11 +330,8 @@ where
     failed.refused = matches!(error, SdkError::ConstructionFailure(_)) || is_refused(&failed.kind, status);
     failed.code = code;
     failed.request_id = request_id;
-    let who = &identity.arn;
-    let why = if failed.kind == ErrorKind::Denied { format!("{why} (signed in as {who})") } else { why };
-    failed = failed.because(why);
     failed.hint = hint;
-    Err(failed)
+    Err(failed.because(why).signed_in_as(&identity.arn))
 }
 
 /// Whether an answer says that the call did nothing. A timeout, throttling and a conflict may follow an earlier effect.

@@ -116,11 +116,7 @@ fn refusal(api: &Api, status: u16, body: &Value) -> Error {
     let message = message.map_or_else(|| format!("status {status}"), str::to_owned);
     let (kind, hint) = errors::classify(SERVICE, code, Some(status), &message);
     let own = HINTS.iter().find(|(known, _)| *known == code).map(|(_, hint)| (*hint).to_owned());
-    let why = match kind {
-        ErrorKind::Denied => format!("{message} (signed in as {})", api.identity.arn),
-        _ => message,
-    };
-    let mut error = failed(kind).because(why);
+    let mut error = failed(kind).because(message).signed_in_as(&api.identity.arn);
     error.code = (!code.is_empty()).then(|| code.to_owned());
     error.hint = hint.or(own);
     error

@@ -69,6 +69,7 @@ const KUBERNETES: &[Capability] = &[
     Optional(Setting::SessionDuration),
     Optional(Setting::Subnets),
     Optional(Setting::Tags),
+    Optional(Setting::WebApplicationFirewall),
 ];
 
 /// An endpoint keeps nothing: its SQLite file ends with the instance. AWS terminates TLS and authorizes callers, so that

@@ -32,4 +32,4 @@ pub use names::cluster as cluster_name;
 pub use provider::Aws;
 pub use records::Records;
 pub use session::{AskCode, AssumedRole};
-pub use table::{CLUSTER, CLUSTER_NAME};
+pub use table::{CLUSTER, CLUSTER_NAME, coverage};

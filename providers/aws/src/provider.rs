@@ -140,7 +140,7 @@ impl Provider for Aws {
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-        preflight::preflight(self.api().await?, wanted, self.lineage.get().copied()).await
+        Ok(preflight::preflight(self.api().await?, wanted, self.lineage.get().copied()).await)
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {

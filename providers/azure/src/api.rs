@@ -252,6 +252,10 @@ pub(crate) fn own_path(address: &str) -> Option<String> {
 
 impl Session {
     async fn send(&self, call: Call) -> Result<Reply> {
+        self.answer(call).await.map_err(|error| error.signed_in_as(&self.identity.name))
+    }
+
+    async fn answer(&self, call: Call) -> Result<Reply> {
         let Call { method, path, version, query, body, etag, is_new, action, subject } = call;
         let failed = |kind| Error::new(kind, action, subject.clone());
         let url = Url::parse(&format!("{}{path}", transport::MANAGEMENT));
@@ -307,16 +311,7 @@ impl Session {
         if status == 401 && self.tokens.refused(token::MANAGEMENT).await {
             error.kind = ErrorKind::Unavailable;
         }
-        Err(self.signed(error))
-    }
-
-    /// A denied call names who made it.
-    pub(crate) fn signed(&self, error: Error) -> Error {
-        if error.kind != ErrorKind::Denied || self.identity.name.is_empty() {
-            return error;
-        }
-        let why = error.source.as_ref().map(ToString::to_string).unwrap_or_default();
-        error.because(format!("{why} (signed in as {})", self.identity.name))
+        Err(error)
     }
 }
 
@@ -350,6 +345,10 @@ impl Cloud for Api {
 
     fn is_named(_foreign: &Foreign) -> bool {
         false
+    }
+
+    fn signed_in(&self) -> &str {
+        &self.session.identity.name
     }
 
     fn region(&self) -> &str {

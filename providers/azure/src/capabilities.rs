@@ -74,6 +74,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Proxy),
             Optional(Setting::Registry),
             Optional(Setting::Tags),
+            Optional(Setting::WebApplicationFirewall),
         ],
     }],
 };

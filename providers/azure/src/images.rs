@@ -161,6 +161,6 @@ impl<'a> Repository<'a> {
                 error.kind = ErrorKind::Unavailable;
             }
         }
-        Err(self.session.signed(error))
+        Err(error.signed_in_as(&self.session.identity.name))
     }
 }

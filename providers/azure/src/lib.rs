@@ -34,5 +34,5 @@ pub use capabilities::{CAPABILITIES, inside};
 pub use lower::models_container;
 pub use names::cluster as cluster_name;
 pub use provider::Azure;
-pub use table::{CLUSTER, cluster_id};
+pub use table::{CLUSTER, cluster_id, coverage};
 pub use transport::ENDPOINT;

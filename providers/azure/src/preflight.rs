@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::FutureExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::last;
-use textnlp_cloud::preflight::{Need, by_zone, names, unknown};
-use textnlp_provider::{EnvironmentName, Ownership, PolicyRequest, PolicyResource, Problem, Result, Verb, Wanted};
+use textnlp_cloud::preflight::{Check, LIMIT, Need, by_zone, names, run, unknown};
+use textnlp_provider::{EnvironmentName, Ownership, PolicyRequest, PolicyResource, Problem, Verb, Wanted};
 
 use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
 use crate::compute::Offer;
@@ -41,21 +42,22 @@ const GLOBAL: [(&str, &str, &str, &str); 2] = [
 ];
 
 /// Checks the wanted resources of a site.
-pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (subscription, permissions, providers, names, taken, machines, locks, overlaps, zones, budgets) = futures::join!(
-        subscription(api),
-        permissions(api, wanted),
-        providers(api, wanted),
-        names(api, wanted),
-        taken(api, wanted),
-        machines(api, wanted),
-        locks(api, wanted),
-        overlaps(api, wanted),
-        zones(api, wanted),
-        budgets(api, wanted)
-    );
-    let read = [subscription, permissions, providers, names, taken, machines, locks, overlaps, zones, budgets];
-    Ok(read.into_iter().flatten().chain(open(wanted)).collect())
+pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
+    let checks: Vec<Check<'_>> = vec![
+        ("the subscription", subscription(api).boxed()),
+        ("the permissions", permissions(api, wanted).boxed()),
+        ("the resource providers", providers(api, wanted).boxed()),
+        ("the names", names(api, wanted).boxed()),
+        ("the global names", taken(api, wanted).boxed()),
+        ("the machine sizes and quotas", machines(api, wanted).boxed()),
+        ("the locks", locks(api, wanted).boxed()),
+        ("the address ranges", overlaps(api, wanted).boxed()),
+        ("the DNS zones", zones(api, wanted).boxed()),
+        ("the budgets", budgets(api, wanted).boxed()),
+    ];
+    let mut problems = run(checks, LIMIT).await;
+    problems.extend(open(wanted));
+    problems
 }
 
 fn of_kind<'w>(wanted: &'w [Wanted], kind: &'static str) -> impl Iterator<Item = &'w Wanted> {
@@ -270,11 +272,11 @@ async fn machines(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         return Vec::new();
     }
     let sizes: Vec<&str> = pools.iter().map(|pool| pool.machine.name).collect();
-    let compute = &api.session.compute;
+    let (compute, who) = (&api.session.compute, &api.session.identity.name);
     let (offers, quotas) = futures::join!(compute.offers(&api.region, &sizes), compute.quotas(&api.region));
     let mut problems = Vec::new();
     let offers = offers.unwrap_or_else(|error| {
-        problems.push(unknown("the machine sizes", &error));
+        problems.push(unknown("the machine sizes", &error.signed_in_as(who)));
         BTreeMap::new()
     });
     problems.extend(pools.iter().filter_map(|pool| offered(&api.region, pool, &offers)));
@@ -286,7 +288,7 @@ async fn machines(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
                 problems.extend(need.check(&format!("the quota `{name}`"), " vCPUs", *limit, *used, RAISE.to_owned()));
             }
         }
-        Err(error) => problems.push(unknown("the quotas", &error)),
+        Err(error) => problems.push(unknown("the quotas", &error.signed_in_as(who))),
     }
     problems
 }

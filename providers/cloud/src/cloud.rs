@@ -42,6 +42,9 @@ pub trait Cloud: Send + Sync + Sized + 'static {
         foreign.swept
     }
 
+    /// Who is signed in, as errors name it; empty if that is not known.
+    fn signed_in(&self) -> &str;
+
     /// The region.
     fn region(&self) -> &str;
 

@@ -43,5 +43,5 @@ pub use prices::prices;
 pub use range::Range;
 pub use resource::{AnyResource, Filter, Make, ObservedObject, Of, Resource, State, TAGS, same};
 pub use secrets::{NoSecrets, secret};
-pub use table::{MINUTE, Row, kind, kinds, markdown, row, rows};
+pub use table::{COVERAGE, MINUTE, Row, coverage, kind, kinds, markdown, row, rows};
 pub use work::Work;

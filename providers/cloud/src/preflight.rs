@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::{BoxFuture, join_all};
 use textnlp_provider::{CloudId, Error, ErrorKind, Ownership, Problem, Wanted, error_chain};
 
 use crate::cloud::Cloud;
@@ -14,6 +16,25 @@ use crate::tags;
 
 /// Names that are read at the same time.
 const AT_ONCE: usize = 8;
+/// What an operator does about a fact that is not known.
+const IF_UP_FAILS: &str = "no action is needed if `up` succeeds";
+/// How long the checks of a plan take at most.
+pub const LIMIT: Duration = Duration::from_secs(10);
+
+/// What is checked, and the check.
+pub type Check<'c> = (&'static str, BoxFuture<'c, Vec<Problem>>);
+
+/// The problems that checks find, all of which run at the same time. What takes longer than `limit` is not known.
+pub async fn run(checks: Vec<Check<'_>>, limit: Duration) -> Vec<Problem> {
+    let limited = checks.into_iter().map(|(what, check)| async move {
+        tokio::time::timeout(limit, check).await.unwrap_or_else(|_| vec![late(what, limit)])
+    });
+    join_all(limited).await.into_iter().flatten().collect()
+}
+
+fn late(what: &str, limit: Duration) -> Problem {
+    Problem::note(what, format!("it could not be checked within {} s", limit.as_secs()), IF_UP_FAILS)
+}
 
 /// Names that others have, and existing objects that are missing.
 pub async fn names<C: Cloud>(api: &Arc<C>, wanted: &[Wanted]) -> Vec<Problem> {
@@ -144,16 +165,31 @@ pub fn missing<C: Cloud>(api: &C, place: String, machines: &[&str], offered: &BT
 
 /// A fact that could not be read.
 pub fn unknown(what: &str, error: &Error) -> Problem {
-    Problem::note(
-        what,
-        format!("it could not be checked: {}", error_chain(error)),
-        "no action is needed if `up` succeeds",
-    )
+    Problem::note(what, format!("it could not be checked: {}", error_chain(error)), IF_UP_FAILS)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Need;
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use textnlp_provider::Problem;
+
+    use super::{Check, Need, run};
+
+    #[test]
+    fn a_check_without_an_answer_is_not_known() {
+        let refused = || Problem::new("project a", "there is no such project", "name another one");
+        let checks: Vec<Check<'_>> = vec![
+            ("the quotas", futures::future::pending::<Vec<Problem>>().boxed()),
+            ("the project", futures::future::ready(vec![refused()]).boxed()),
+        ];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let problems = runtime.block_on(run(checks, Duration::ZERO));
+        let [quotas, project] = problems.as_slice() else { panic!("{problems:?}") };
+        assert!(quotas.note && quotas.place == "the quotas" && quotas.cause.contains("could not be checked"));
+        assert_eq!(project.to_string(), refused().to_string());
+    }
 
     #[test]
     fn a_need_is_added_up_and_compared_with_what_is_left() {

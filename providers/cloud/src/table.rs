@@ -85,15 +85,59 @@ pub fn markdown<C: Cloud>(permissions: &str, is_tagged: impl Fn(&Kind) -> bool) 
         let tags = is_tagged(kind).then_some(TAGS);
         let fields = row.resource.in_place().iter().copied().chain(tags).map(|field| format!("`{field}`"));
         let terraform = kind.terraform.iter().map(|(name, _)| format!("`{name}`"));
-        let cost = match kind.pricing {
-            Pricing::Free => "none",
-            Pricing::BySpec => "by its spec",
-            Pricing::Included => "included",
-            Pricing::Unknown(why) => why,
-        };
-        let actions: BTreeSet<&str> = kind.permissions.iter().map(|permission| permission.action).collect();
-        let (fields, terraform) = (listed(fields.collect()), listed(terraform.collect()));
-        text += &format!("| `{}` | {} | {fields} | {terraform} | {cost} | {} |\n", kind.name, kind.says, actions.len());
+        let (fields, terraform, cost) = (listed(fields.collect()), listed(terraform.collect()), cost(kind));
+        let actions = actions(kind);
+        text += &format!("| `{}` | {} | {fields} | {terraform} | {cost} | {actions} |\n", kind.name, kind.says);
     }
     text
+}
+
+/// The head of a table with the rows of [`coverage`].
+pub const COVERAGE: &str =
+    "| kind | create | update | import | drift | delete | price | permissions |\n|---|---|---|---|---|---|---|---|\n";
+
+/// What this program does with the objects of each kind, as rows of a table of a guide.
+pub fn coverage<C: Cloud>() -> String {
+    rows::<C>().map(covered::<C>).collect()
+}
+
+fn covered<C: Cloud>(row: &Row<C>) -> String {
+    let (kind, resource) = (&row.kind, row.resource);
+    let create = match kind.identity {
+        Identity::Token => "by token",
+        Identity::Named => "by name",
+        Identity::Part => "in its parent",
+    };
+    let update = match (resource.in_place().len(), row.refused.len()) {
+        (0, 0) => "replaced".to_owned(),
+        (0, refused) => format!("replaced, {refused} refused"),
+        (changed, 0) => format!("{changed} in place"),
+        (changed, refused) => format!("{changed} in place, {refused} refused"),
+    };
+    let ways = [(resource.carries_tags(), "lineage"), (true, "id"), (!kind.terraform.is_empty(), "Terraform")];
+    let import: Vec<&str> = ways.iter().filter(|(has, _)| *has).map(|(_, way)| *way).collect();
+    let hidden = resource.in_place().iter().filter(|field| resource.is_hidden(field));
+    let hidden: Vec<String> = hidden.map(|field| format!("`{field}`")).collect();
+    let drift = if hidden.is_empty() { "all".to_owned() } else { format!("all but {}", hidden.join(", ")) };
+    let delete = match (resource.is_retained(), kind.data) {
+        (true, _) => "stays",
+        (false, DataClass::Precious) => "`--delete-data`",
+        (false, _) => "yes",
+    };
+    let (import, cost, actions) = (import.join(", "), cost(kind), actions(kind));
+    format!("| `{}` | {create} | {update} | {import} | {drift} | {delete} | {cost} | {actions} |\n", kind.name)
+}
+
+fn cost(kind: &Kind) -> &'static str {
+    match kind.pricing {
+        Pricing::Free => "none",
+        Pricing::BySpec => "by its spec",
+        Pricing::Included => "included",
+        Pricing::Unknown(why) => why,
+    }
+}
+
+/// How many permissions it needs.
+fn actions(kind: &Kind) -> usize {
+    kind.permissions.iter().map(|permission| permission.action).collect::<BTreeSet<&str>>().len()
 }

@@ -316,7 +316,8 @@ impl<'a, C: Cloud> Work<'a, C> {
                 let mut error = Error::new(kind, self.op.verb.to_string(), self.op.resource.to_string());
                 error.code = (!code.is_empty()).then(|| code.clone());
                 error.hint = hint;
-                return Ok(Progress::Failed { left: seen.object(self.row), error: error.because(why.clone()) });
+                let error = error.because(why.clone()).signed_in_as(self.api.signed_in());
+                return Ok(Progress::Failed { left: seen.object(self.row), error });
             }
             State::Deleting => {
                 let error = Error::new(ErrorKind::Conflict, self.op.verb.to_string(), self.op.resource.to_string());
@@ -552,7 +553,7 @@ impl<'a, C: Cloud> Work<'a, C> {
         let mut error = Error::new(kind, action, subject);
         error.code = (!code.is_empty()).then(|| code.to_owned());
         error.hint = hint;
-        error.because(why)
+        error.because(why).signed_in_as(self.api.signed_in())
     }
 
     fn invalid(&self, why: &str) -> Error {

@@ -79,6 +79,10 @@ impl Cloud for Memory {
         key.starts_with("memory:")
     }
 
+    fn signed_in(&self) -> &str {
+        "ann"
+    }
+
     fn region(&self) -> &str {
         "here"
     }

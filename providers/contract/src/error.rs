@@ -61,6 +61,8 @@ pub struct Error {
     pub code: Option<String>,
     /// The provider's request id, for its support.
     pub request_id: Option<String>,
+    /// Who was signed in to the provider.
+    pub identity: Option<String>,
     /// Whether the provider answered that it refuses the call, so that the call certainly changed nothing.
     pub refused: bool,
     /// The fields that could not be set because another owner manages them.
@@ -80,6 +82,7 @@ impl Error {
             subject: subject.into(),
             code: None,
             request_id: None,
+            identity: None,
             refused: false,
             contested: Vec::new(),
             hint: None,
@@ -98,6 +101,13 @@ impl Error {
     #[must_use]
     pub fn code(mut self, code: impl Into<String>) -> Self {
         self.code = Some(code.into());
+        self
+    }
+
+    /// Adds who was signed in to the provider; nothing where `who` is empty.
+    #[must_use]
+    pub fn signed_in_as(mut self, who: &str) -> Self {
+        self.identity = (!who.is_empty()).then(|| who.to_owned());
         self
     }
 
@@ -127,10 +137,12 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.action, self.subject)?;
-        if let Some(code) = &self.code {
-            write!(f, " ({code})")?;
+        match (&self.code, &self.identity) {
+            (Some(code), Some(who)) => write!(f, " ({code}, signed in as {who})"),
+            (Some(code), None) => write!(f, " ({code})"),
+            (None, Some(who)) => write!(f, " (signed in as {who})"),
+            (None, None) => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -139,5 +151,27 @@ pub use textnlp_net::error_chain;
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, ErrorKind, error_chain};
+
+    #[test]
+    fn errors_name_their_code_and_who_was_signed_in() {
+        let error =
+            |who: &str| Error::new(ErrorKind::Quota, "create", "network a").because("too many").signed_in_as(who);
+        for (error, text) in [
+            (error(""), "create network a: too many"),
+            (error("").code("LIMIT"), "create network a (LIMIT): too many"),
+            (error("ann@example.com"), "create network a (signed in as ann@example.com): too many"),
+            (
+                error("ann@example.com").code("LIMIT"),
+                "create network a (LIMIT, signed in as ann@example.com): too many",
+            ),
+        ] {
+            assert_eq!(error_chain(&error), text);
+        }
     }
 }

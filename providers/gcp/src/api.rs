@@ -212,6 +212,7 @@ impl Api {
         for _ in 0..MAX_PAGES {
             let mut call = Call::get(service, path).saying("list", path.to_owned());
             call.query.extend(query.iter().cloned());
+            call.query.extend(service.longest_page().map(|(name, size)| (name, size.to_owned())));
             if !page.is_empty() {
                 call = call.query("pageToken", page);
             }
@@ -281,6 +282,10 @@ impl Session {
     }
 
     async fn send(&self, call: Call) -> Result<Value> {
+        self.answer(call).await.map_err(|error| error.signed_in_as(&self.identity.email))
+    }
+
+    async fn answer(&self, call: Call) -> Result<Value> {
         let Call { service, method, path, query, body, action, subject } = call;
         let failed = |kind| Error::new(kind, action, subject.clone());
         let mut url = self.endpoints.url(service, &path)?;
@@ -328,16 +333,7 @@ impl Session {
         if status == 401 && self.tokens.refused().await {
             error.kind = ErrorKind::Unavailable;
         }
-        Err(self.signed(error))
-    }
-
-    /// A denied call names who made it.
-    pub(crate) fn signed(&self, error: Error) -> Error {
-        if error.kind != ErrorKind::Denied || self.identity.email.is_empty() {
-            return error;
-        }
-        let why = error.source.as_ref().map(ToString::to_string).unwrap_or_default();
-        error.because(format!("{why} (signed in as {})", self.identity.email))
+        Err(error)
     }
 
     /// Whether the project has a service disabled. One that is enabled may not be usable yet.
@@ -433,6 +429,10 @@ impl Cloud for Api {
     /// Firewall rules and endpoint groups hold nothing, and they appear while load balancers are being deleted.
     fn is_named(_foreign: &Foreign) -> bool {
         false
+    }
+
+    fn signed_in(&self) -> &str {
+        &self.session.identity.email
     }
 
     fn region(&self) -> &str {

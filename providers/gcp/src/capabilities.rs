@@ -67,6 +67,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Proxy),
             Optional(Setting::Registry),
             Optional(Setting::Tags),
+            Optional(Setting::WebApplicationFirewall),
         ],
     }],
 };

@@ -35,4 +35,4 @@ pub use lower::models_bucket;
 pub use names::cluster as cluster_name;
 pub use provider::Gcp;
 pub use service::Service;
-pub use table::{CLUSTER, CLUSTER_NAME, cluster_id};
+pub use table::{CLUSTER, CLUSTER_NAME, cluster_id, coverage};

@@ -21,6 +21,7 @@ pub(crate) const ALWAYS: &[&str] = &[
     "compute.regions.get",
     "compute.subnetworks.list",
     "compute.disks.list",
+    "orgpolicy.policy.get",
     "resourcemanager.projects.get",
     "serviceusage.services.get",
     "serviceusage.services.list",

@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::FutureExt;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::{get, last};
-use textnlp_cloud::preflight::{Need, by_zone, names, outside, unknown};
+use textnlp_cloud::preflight::{Check, LIMIT, Need, by_zone, names, outside, run, unknown};
 use textnlp_provider::{
-    EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Result, Verb, Wanted,
+    EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Spec, Verb, Wanted,
 };
 
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
@@ -35,23 +36,35 @@ const ALL_SSDS: &str = "SSD_TOTAL_GB";
 const SSDS: [&str; 2] = ["pd-balanced", "pd-ssd"];
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a new project has no GPUs until then";
+/// Constraints of organization policies that refuse what a plan creates: the constraint, the kind, and which of its objects
+/// (<https://cloud.google.com/resource-manager/docs/organization-policy/org-policy-constraints>). Those on uniform bucket-level
+/// access, public access and external IP addresses refuse none: all buckets and nodes meet them.
+const CONSTRAINTS: &[(&str, &str, fn(&Spec) -> bool)] = &[
+    ("iam.disableServiceAccountCreation", "gcp.service-account", |_| true),
+    ("iam.disableWorkloadIdentityClusterCreation", crate::table::CLUSTER, |_| true),
+    ("compute.requireShieldedVm", "gcp.node-pool", |pool| {
+        pool.get("secure_boot").and_then(Value::as_bool) == Some(false)
+    }),
+];
 
 /// Checks the wanted resources of a site.
-pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, overlaps) = futures::join!(
-        project(api),
-        billing(api, wanted),
-        permissions(api, wanted),
-        services(api),
-        names(api, wanted),
-        buckets(api, wanted),
-        quotas(api, wanted),
-        zones(api, wanted),
-        dns_zones(api, wanted),
-        overlaps(api, wanted)
-    );
-    let read = [project, billing, permissions, services, names, buckets, quotas, zones, dns_zones, overlaps];
-    Ok(read.into_iter().flatten().chain(open(wanted)).collect())
+pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
+    let checks: Vec<Check<'_>> = vec![
+        ("the project", project(api).boxed()),
+        ("the billing account", billing(api, wanted).boxed()),
+        ("the organization policies", constraints(api, wanted).boxed()),
+        ("the permissions", permissions(api, wanted).boxed()),
+        ("the enabled services", services(api).boxed()),
+        ("the names", names(api, wanted).boxed()),
+        ("the existing buckets", buckets(api, wanted).boxed()),
+        ("the quotas", quotas(api, wanted).boxed()),
+        ("the machines of zones", zones(api, wanted).boxed()),
+        ("the DNS zones", dns_zones(api, wanted).boxed()),
+        ("the address ranges", overlaps(api, wanted).boxed()),
+    ];
+    let mut problems = run(checks, LIMIT).await;
+    problems.extend(open(wanted));
+    problems
 }
 
 fn of_kind<'w>(wanted: &'w [Wanted], kind: &'static str) -> impl Iterator<Item = &'w Wanted> {
@@ -118,6 +131,32 @@ async fn billing(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         Err(error) if error.kind == ErrorKind::Denied => Vec::new(),
         Err(error) => unanswered("the billing account", &error),
     }
+}
+
+/// Whether the organization lets the project have what the plan creates
+/// (<https://cloud.google.com/resource-manager/reference/rest/v1/projects/getEffectiveOrgPolicy>).
+async fn constraints(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for &(constraint, kind, is_refused) in CONSTRAINTS {
+        let Some(one) = of_kind(wanted, kind).find(|one| is_refused(&one.spec)) else { continue };
+        let path = format!("projects/{}:getEffectiveOrgPolicy", api.project());
+        let body = json!({ "constraint": format!("constraints/{constraint}") });
+        let call = Call::post(Service::ResourceManager, path, body).saying("read", "the organization policies");
+        match api.send(call).await {
+            Ok(found) if found["booleanPolicy"]["enforced"] == true => {
+                let cause = format!("the organization policy `constraints/{constraint}` refuses it in the project");
+                let fix =
+                    "ask the administrator of the organization to except the project from it, or use another project";
+                problems.push(Problem::new(one.id.as_str(), cause, fix));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                problems.extend(unanswered("the organization policies", &error));
+                return problems;
+            }
+        }
+    }
+    problems
 }
 
 /// A bare project cannot even tell which services it has (hashicorp/terraform-provider-google#16883).

@@ -120,7 +120,7 @@ impl Provider for Gcp {
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-        preflight::preflight(self.api().await?, wanted).await
+        Ok(preflight::preflight(self.api().await?, wanted).await)
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {

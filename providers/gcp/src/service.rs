@@ -146,6 +146,16 @@ impl Service {
         self.row().title
     }
 
+    /// The parameter for the longest pages of its lists, where pages are shorter without it: the discovery documents state both.
+    pub(crate) fn longest_page(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::ArtifactRegistry => Some(("pageSize", "1000")),
+            Self::Iam => Some(("pageSize", "100")),
+            Self::ServiceUsage => Some(("pageSize", "200")),
+            _ => None,
+        }
+    }
+
     /// The API that a project has to enable: `compute.googleapis.com`.
     pub fn api(self) -> &'static str {
         self.row().host
@@ -238,6 +248,21 @@ mod tests {
         for address in ["http://example.com/", "ftp://127.0.0.1/", "nothing"] {
             assert!(Endpoints::of(|name| name.ends_with("_IAM").then(|| address.to_owned())).is_err(), "{address}");
         }
+    }
+
+    /// No test calls Google.
+    #[test]
+    fn every_service_is_on_this_machine_with_the_variables_of_the_simulator() {
+        let cloud = textnlp_sim::gcp::GoogleCloud::start(textnlp_sim::gcp::Options::zero_latency());
+        let variables: BTreeMap<String, String> = cloud.variables().into_iter().collect();
+        let endpoints = Endpoints::of(|name| variables.get(name).cloned()).unwrap();
+        for service in Service::all() {
+            let url = endpoints.url(service, "projects/p").unwrap();
+            assert!(is_loopback(&url), "{service:?}: {url}");
+        }
+        let root = Url::parse(&endpoints.root(Service::Storage)).unwrap();
+        let registry = Url::parse(&endpoints.registry("europe-west1-docker.pkg.dev")).unwrap();
+        assert!(is_loopback(&root) && is_loopback(&registry), "{root} {registry}");
     }
 
     #[test]

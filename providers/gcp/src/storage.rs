@@ -150,7 +150,8 @@ impl Buckets {
     fn failed(&self, action: &str, subject: &str, error: &google_cloud_storage::Error) -> Error {
         let Some(status) = error.status() else {
             let kind = if error.is_authentication() { ErrorKind::Denied } else { ErrorKind::Unavailable };
-            return Error::new(kind, action, subject).because(error_chain(error));
+            let error = Error::new(kind, action, subject).because(error_chain(error));
+            return error.signed_in_as(&self.identity.email);
         };
         let reason = |detail: &StatusDetails| match detail {
             StatusDetails::ErrorInfo(info) => Some(info.reason.clone()),
@@ -159,12 +160,7 @@ impl Buckets {
         let mut codes: Vec<String> = status.details.iter().filter_map(reason).collect();
         codes.push(status.code.name().to_owned());
         let failure = Failure { codes, status: Some(400), message: status.message.clone(), after: None };
-        let error = failure.error(Service::Storage, action, subject);
-        if error.kind != ErrorKind::Denied {
-            return error;
-        }
-        let why = error.source.as_ref().map(ToString::to_string).unwrap_or_default();
-        error.because(format!("{why} (signed in as {})", self.identity.email))
+        failure.error(Service::Storage, action, subject).signed_in_as(&self.identity.email)
     }
 }
 

@@ -36,6 +36,11 @@ pub(crate) fn row(kind: &KindName) -> Option<&'static Row> {
     textnlp_cloud::row(kind)
 }
 
+/// What this program does with each kind: rows with the head of [`textnlp_cloud::COVERAGE`].
+pub fn coverage() -> String {
+    textnlp_cloud::coverage::<Api>()
+}
+
 /// The declarations of all kinds.
 pub(crate) fn kinds() -> &'static [Kind] {
     static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(textnlp_cloud::kinds::<Api>);

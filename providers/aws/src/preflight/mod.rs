@@ -8,11 +8,11 @@ mod zones;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use textnlp_cloud::preflight::{names, unknown};
+use futures::FutureExt;
+use textnlp_cloud::preflight::{Check, LIMIT, names, run, unknown};
 use textnlp_cloud::region_of;
 use textnlp_provider::{
-    EnvironmentName, ErrorKind, Lineage, Ownership, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb,
-    Wanted,
+    EnvironmentName, ErrorKind, Lineage, Ownership, PolicyRequest, PolicyResource, Problem, SiteName, Verb, Wanted,
 };
 
 use crate::api::Api;
@@ -25,21 +25,22 @@ use crate::table::CLUSTER;
 const ACTIONS_AT_ONCE: usize = 100;
 
 /// Checks the wanted resources of a site. `lineage` is that of their deployment, if it was observed.
-pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted], lineage: Option<Lineage>) -> Result<Vec<Problem>> {
-    let (regions, permissions, names, monitoring, network, quotas, endpoints, offerings, zones) = futures::join!(
-        regions(api, wanted),
-        permissions(api, wanted),
-        names(api, wanted),
-        monitoring::monitoring(api, wanted),
-        network::network(api, wanted),
-        quotas::quotas(api, wanted, lineage),
-        quotas::endpoints(api, wanted),
-        quotas::offerings(api, wanted),
-        zones::zones(api, wanted)
-    );
-    let pure = [open(wanted), twice(api, wanted)];
-    let read = [regions, permissions, names, monitoring, network, quotas, endpoints, offerings, zones];
-    Ok(read.into_iter().chain(pure).flatten().collect())
+pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted], lineage: Option<Lineage>) -> Vec<Problem> {
+    let checks: Vec<Check<'_>> = vec![
+        ("the region", regions(api, wanted).boxed()),
+        ("the permissions", permissions(api, wanted).boxed()),
+        ("the names", names(api, wanted).boxed()),
+        ("the alarms", monitoring::monitoring(api, wanted).boxed()),
+        ("the networks", network::network(api, wanted).boxed()),
+        ("the quotas", quotas::quotas(api, wanted, lineage).boxed()),
+        ("the quotas of endpoints", quotas::endpoints(api, wanted).boxed()),
+        ("the machines of the region", quotas::offerings(api, wanted).boxed()),
+        ("the DNS zones", zones::zones(api, wanted).boxed()),
+    ];
+    let mut problems = run(checks, LIMIT).await;
+    problems.extend(open(wanted));
+    problems.extend(twice(api, wanted));
+    problems
 }
 
 /// API servers that every network reaches.

@@ -1,7 +1,6 @@
 //! How many requests an observation takes, and what the account's other environments use of its quotas.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use aws_credential_types::Credentials;
 use aws_sdk_ec2::config::{BehaviorVersion, Region};
@@ -15,14 +14,9 @@ use textnlp_sim::{Options, Simulator};
 use crate::engine::{Account, Stack, UP};
 use crate::monitoring::alarm;
 use crate::network::{operation, vpc, with};
+use crate::programs::measure;
 use crate::shape::Shape;
 use crate::{Bench, REGION, lineage, output, run, site};
-
-/// What this thread has computed: the simulator has threads of its own.
-fn cpu() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    Duration::from_nanos(text.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default())
-}
 
 /// The most requests of an observation of a whole environment: a list for each kind in each region, and for each object what no list
 /// tells: nine requests for a bucket, four for a role, a key and a repository, two for an add-on and a node group.
@@ -79,26 +73,8 @@ fn a_whole_environment_is_observed_in_few_requests() {
     let account = Account::new(Options::zero_latency());
     let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0002);
     let wanted = Shape::full().wanted(&account, "staging");
-    let (start, spent) = (Instant::now(), cpu());
-    stack.reach(UP, &wanted);
-    let before = account.simulator.requests().len();
-    let (wall, spent) = (start.elapsed(), cpu() - spent);
-    println!("{} objects made with {before} requests in {wall:?}, of which {spent:?} are ours", wanted.len());
-    let start = Instant::now();
-    let plan = stack.plan_without_refresh(UP, &wanted);
-    println!("planned from the records in {:?}", start.elapsed());
-    assert!(plan.steps.is_empty() && account.simulator.requests().len() == before, "{:#?}", plan.steps);
-    let fewer = stack.plan_without_refresh(UP, &Shape::BARE.wanted(&account, "staging"));
-    assert!(fewer.has_changes(), "{:#?}", fewer.blocked);
-    let (plan, _) = stack.look(UP, &wanted);
-    assert!(plan.steps.is_empty(), "{:#?}", plan.steps);
-    let requests = account.simulator.requests().split_off(before);
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for one in &requests {
-        *counts.entry(format!("{}:{}", one.service, one.operation)).or_default() += 1;
-    }
-    println!("{} requests observe {} objects: {counts:#?}", requests.len(), wanted.len());
-    assert!(requests.len() <= MOST_OF_WHOLE, "{} requests: {counts:#?}", requests.len());
+    let fewer = Shape::BARE.wanted(&account, "staging");
+    measure(|| account.simulator.requests(), &stack, &wanted, &fewer, MOST_OF_WHOLE);
 }
 
 #[test]

@@ -14,11 +14,13 @@ use textnlp_sim::{Exchange, FaultPlan, Market};
 use crate::programs::engine::Process;
 use crate::programs::shape::{Place, Shape};
 use crate::programs::{self, World};
-use crate::story::{Simulated, Story};
+use crate::story::{self, Simulated, Story};
 use crate::{CERTIFICATE, Images, REGION, endpoint, provider, site};
 
 /// How many programs one run tries: a minute of one core.
 const MANY: u64 = 60;
+/// The most requests of an observation of a whole environment.
+const MOST_OF_WHOLE: usize = 120;
 /// Programs that found a mistake once.
 const SEEDS: &[u64] = &[];
 
@@ -114,4 +116,9 @@ impl World for Played {
 #[test]
 fn random_faults_and_crashes_leave_no_orphan_and_no_duplicate() {
     programs::all(MANY, SEEDS, Story::of, Story::play::<Played>);
+}
+
+#[test]
+fn a_whole_environment_is_observed_in_few_requests() {
+    story::whole::<Played>(MOST_OF_WHOLE);
 }

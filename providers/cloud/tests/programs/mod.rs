@@ -12,6 +12,7 @@ use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use engine::{DOWN, Stack, UP};
 use textnlp_orchestrator::run::{RunError, RunOptions};
@@ -209,6 +210,43 @@ pub(crate) fn close(mut all: Vec<Wanted>) -> Vec<Wanted> {
 pub(crate) fn of_lineage(tags: &BTreeMap<String, String>, lineage: Lineage) -> Option<&str> {
     let is_ours = tags.get("textnlp-lineage").is_some_and(|text| *text == lineage.to_string());
     if is_ours { tags.get("textnlp-resource").map(String::as_str) } else { None }
+}
+
+/// What this thread has computed: a simulator has threads of its own.
+fn cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(text.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default())
+}
+
+/// Creates a whole environment, plans it from its records, and observes it, which takes at most this many requests. The times are
+/// printed. `fewer` is the same environment with less in it.
+pub(crate) fn measure(
+    requests: impl Fn() -> Vec<Exchange>,
+    stack: &Stack<'_>,
+    wanted: &[Wanted],
+    fewer: &[Wanted],
+    most: usize,
+) {
+    let (start, spent) = (Instant::now(), cpu());
+    stack.reach(UP, wanted);
+    let before = requests().len();
+    let (wall, spent) = (start.elapsed(), cpu() - spent);
+    println!("{} objects made with {before} requests in {wall:?}, of which {spent:?} are ours", wanted.len());
+    let start = Instant::now();
+    let plan = stack.plan_without_refresh(UP, wanted);
+    println!("planned from the records in {:?}", start.elapsed());
+    assert!(plan.steps.is_empty() && requests().len() == before, "{:#?}", plan.steps);
+    let fewer = stack.plan_without_refresh(UP, fewer);
+    assert!(fewer.has_changes(), "{:#?}", fewer.blocked);
+    let (plan, _) = stack.look(UP, wanted);
+    assert!(plan.steps.is_empty(), "{:#?}", plan.steps);
+    let requests = requests().split_off(before);
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for one in &requests {
+        *counts.entry(format!("{}:{}", one.service, one.operation)).or_default() += 1;
+    }
+    println!("{} requests observe {} objects: {counts:#?}", requests.len(), wanted.len());
+    assert!(requests.len() <= most, "{} requests: {counts:#?}", requests.len());
 }
 
 /// Plays programs on all processors, `many` unless [`COUNT`] says how many, and those of `known` seeds.

@@ -80,6 +80,46 @@ const SETTINGS: &[fn(&mut Shape, &Draw)] = &[
 ];
 
 impl Shape {
+    /// A network.
+    pub(crate) const BARE: Self = Self {
+        cluster: false,
+        models: false,
+        database: false,
+        registry: false,
+        protect_data: false,
+        gpu: None,
+        nodes: (1, 1),
+        allow_from: false,
+        connections: 20,
+        replicas: 0,
+        disk_gib: 20,
+        backup_days: 7,
+        archive_after_days: None,
+        names: (false, false),
+        image: None,
+        team: "nlp",
+        left_out: 0,
+        share_left_out: 0.0,
+    };
+
+    /// Everything, with data that is protected.
+    pub(crate) fn full() -> Self {
+        Self {
+            cluster: true,
+            models: true,
+            database: true,
+            registry: true,
+            protect_data: true,
+            gpu: Some((1, 2, Spot::Prefer)),
+            nodes: (3, 4),
+            replicas: 1,
+            archive_after_days: Some(90),
+            names: (true, true),
+            image: Some(0),
+            ..Self::BARE
+        }
+    }
+
     pub(crate) fn of(draw: &Draw) -> Self {
         let cluster = draw.chance(0.6);
         let mut shape = Self {
@@ -88,19 +128,7 @@ impl Shape {
             database: cluster && draw.chance(0.5),
             registry: draw.chance(0.4),
             protect_data: draw.chance(0.3),
-            gpu: None,
-            nodes: (1, 1),
-            allow_from: false,
-            connections: 20,
-            replicas: 0,
-            disk_gib: 20,
-            backup_days: 7,
-            archive_after_days: None,
-            names: (false, false),
-            image: None,
-            team: "nlp",
-            left_out: 0,
-            share_left_out: 0.0,
+            ..Self::BARE
         };
         SETTINGS.iter().for_each(|setting| setting(&mut shape, draw));
         shape

@@ -7,7 +7,7 @@ use textnlp_sim::{Market, Random};
 
 use crate::programs::engine::{Process, Stack, UP};
 use crate::programs::shape::Shape;
-use crate::programs::{Counts, Draw, Program, World, settles};
+use crate::programs::{Counts, Draw, Program, World, measure, settles};
 
 /// A simulated cloud with an existing zone of DNS.
 pub(crate) trait Simulated: World {
@@ -77,4 +77,16 @@ impl Story {
         }
         assert_eq!(cloud.violations(), Vec::<String>::new());
     }
+}
+
+/// Creates and observes an environment with everything, in at most this many requests.
+pub(crate) fn whole<C: Simulated>(most: usize) {
+    let (first, then) = (Shape::full(), Shape::BARE);
+    let story = Story { first, then, others: None, is_slow: false, exhausted: None, ..Story::of(0) };
+    let cloud = C::start(0, &story);
+    let process = cloud.process();
+    let [wanted, fewer] = [&story.first, &story.then].map(|shape| cloud.wanted(&process, shape, "staging"));
+    let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0002);
+    measure(|| cloud.requests(), &stack, &wanted, &fewer, most);
+    assert_eq!(cloud.violations(), Vec::<String>::new());
 }

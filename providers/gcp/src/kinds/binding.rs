@@ -146,7 +146,7 @@ impl RestKind for ServiceAccount {
             found => return found,
         };
         let path = api.path(Self::TABLE.collection);
-        match api.list(Service::Iam, &path, "accounts", &[("pageSize", "100".to_owned())]).await {
+        match api.list(Service::Iam, &path, "accounts", &[]).await {
             Ok(accounts) if accounts.iter().all(|one| one["name"] != id) => Ok(None),
             _ => Err(error),
         }

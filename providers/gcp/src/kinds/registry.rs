@@ -156,7 +156,7 @@ fn address(id: &str) -> Option<(String, String)> {
 /// A repository with the images in it that have tags.
 async fn with_images(api: &Api, id: &str, mut repository: Value) -> Result<Value> {
     let path = format!("{id}/dockerImages");
-    let found = api.list(Service::ArtifactRegistry, &path, "dockerImages", &[("pageSize", "1000".to_owned())]).await?;
+    let found = api.list(Service::ArtifactRegistry, &path, "dockerImages", &[]).await?;
     let mut images: Vec<String> = found.iter().filter_map(image).collect();
     images.sort();
     set(&mut repository, IMAGES, images.into());

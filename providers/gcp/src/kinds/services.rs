@@ -66,7 +66,7 @@ impl RestKind for Services {
     }
 
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
-        let query = [("filter", "state:ENABLED".to_owned()), ("pageSize", "200".to_owned())];
+        let query = [("filter", "state:ENABLED".to_owned())];
         let found = api.list(Service::ServiceUsage, id, "services", &query).await?;
         let name = |service: &Value| Some(textnlp_cloud::document::last(service["name"].as_str()?).to_owned());
         let names: BTreeSet<String> = found.iter().filter_map(name).collect();

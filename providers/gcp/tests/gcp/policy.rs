@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use textnlp_provider::{PolicyRequest, PolicyResource, Provider, Spec, Verb, Wanted, error_chain};
+use textnlp_provider::{CloudId, ErrorKind, PolicyRequest, PolicyResource, Provider, Spec, Verb, Wanted, error_chain};
 use textnlp_sim::gcp::Options;
+use textnlp_sim::{Disruption, Rule};
 
 use crate::{Bench, Made, REGION, connection, create, leave_behind, remove, run, unchanged, update};
 
@@ -170,5 +171,39 @@ fn up_without_a_permission_names_it_and_who_is_signed_in() {
             let error = error.map(|error| error_chain(&error)).unwrap_or_default();
             assert!(is_told(&error), "{permission}: {error}");
         }
+    });
+}
+
+#[test]
+fn preflight_names_the_organization_policy_that_refuses_the_plan() {
+    run(async {
+        for (constraint, place) in [
+            ("iam.disableServiceAccountCreation", Some("main/cluster/nodes")),
+            ("iam.disableWorkloadIdentityClusterCreation", Some("main/cluster")),
+            ("compute.requireShieldedVm", Some("main/cluster/gpu-nodes")),
+            ("compute.vmExternalIpAccess", None),
+            ("storage.uniformBucketLevelAccess", None),
+        ] {
+            let bench = Bench::new(Options::zero_latency().enabled(), false);
+            let project = bench.cloud.project().to_owned();
+            bench.cloud.world().enforce(&project, constraint);
+            let problems = bench.provider.preflight(&bench.all()).await.unwrap();
+            let refused: Vec<_> = problems.iter().filter(|problem| !problem.warning).collect();
+            assert_eq!(refused.first().map(|problem| problem.place.as_str()), place, "{constraint}: {problems:#?}");
+            assert!(refused.iter().all(|problem| problem.cause.contains(constraint)), "{refused:#?}");
+        }
+    });
+}
+
+/// A call that fails for another reason than a permission names who is signed in too.
+#[test]
+fn every_error_names_who_is_signed_in() {
+    run(async {
+        let bench = Bench::new(Options::zero_latency().enabled(), false);
+        bench.cloud.faults().add(Rule::always("compute", "compute.networks.get", Disruption::Unavailable));
+        let id = CloudId::new(format!("projects/{}/global/networks/n", bench.cloud.project())).unwrap();
+        let error = bench.provider.read(&"gcp.network".parse().unwrap(), &id).await.unwrap_err();
+        let text = error_chain(&error);
+        assert!(error.kind == ErrorKind::Unavailable && text.contains("signed in as operator@example.com"), "{text}");
     });
 }

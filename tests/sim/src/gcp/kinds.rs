@@ -409,7 +409,9 @@ fn list(cloud: &Cloud, call: &Call<'_>, kind: &Kind) -> Value {
 pub(crate) fn page(call: &Call<'_>, member: &str, items: Vec<Value>) -> Value {
     let items: Vec<Value> = items.into_iter().filter(|item| passes(call, item)).collect();
     let size = call.parameter("maxResults").or_else(|| call.parameter("pageSize"));
-    let size = size.and_then(|text| text.parse().ok()).filter(|size| *size > 0).unwrap_or(call.page).min(call.page);
+    let (usual, most) = pages(call);
+    let size =
+        size.and_then(|text| text.parse().ok()).filter(|size| *size > 0).unwrap_or(usual).min(most).min(call.page);
     let start: usize = call.parameter("pageToken").and_then(|token| token.parse().ok()).unwrap_or(0);
     let is_more = items.len() > start.saturating_add(size);
     let rows: Vec<Value> = items.into_iter().skip(start).take(size).collect();
@@ -425,6 +427,16 @@ pub(crate) fn page(call: &Call<'_>, member: &str, items: Vec<Value>) -> Value {
         answer["selfLink"] = format!("https://www.googleapis.com/compute/v1/{}", call.name).into();
     }
     answer
+}
+
+/// The items of a page where a call asks for no number of them, and the most of a page, as the discovery documents say.
+fn pages(call: &Call<'_>) -> (usize, usize) {
+    match (call.service.name, call.id) {
+        ("compute", _) => (500, 500),
+        (_, "iam.projects.serviceAccounts.list") => (20, 100),
+        (_, "serviceusage.services.list") => (50, 200),
+        _ => (call.page, call.page),
+    }
 }
 
 /// The simplest filters: `member=value`, `member eq value`, `labels.key=value`, joined by AND.

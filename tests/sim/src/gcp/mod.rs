@@ -209,6 +209,10 @@ const SHARED: &[Behaviour] = &[
         Source::Model,
     ),
     rule(
+        "a page has 500 items at most in Compute Engine; 100 accounts, 20 without pageSize; 200 APIs, 50 without pageSize",
+        Source::Model,
+    ),
+    rule(
         "a member or parameter that the document does not have is 400 INVALID_ARGUMENT",
         Source::Documentation("https://cloud.google.com/apis/design/errors#handling_errors"),
     ),
@@ -263,6 +267,12 @@ const SHARED: &[Behaviour] = &[
     rule(
         "the account of Cloud Storage is read with resourcemanager.projects.get",
         Source::Documentation("https://cloud.google.com/storage/docs/access-control/iam-json"),
+    ),
+    rule(
+        "the effective policy of a constraint is read with orgpolicy.policy.get",
+        Source::Documentation(
+            "https://cloud.google.com/resource-manager/reference/rest/v1/projects/getEffectiveOrgPolicy",
+        ),
     ),
     rule(
         "the range of private services needs compute.networks.use",
@@ -370,6 +380,7 @@ const NAMED: &[(&str, &str)] = &[
     ("bigquery.jobs.query", "bigquery.jobs.create"),
     ("cloudbilling.billingAccounts.get", "billing.accounts.get"),
     ("cloudkms.projects.locations.keyRings.cryptoKeys.updatePrimaryVersion", "cloudkms.cryptoKeys.update"),
+    ("cloudresourcemanager.projects.getEffectiveOrgPolicy", "orgpolicy.policy.get"),
     ("serviceusage.services.generateServiceIdentity", "serviceusage.services.enable"),
     ("sql.operations.get", "cloudsql.instances.get"),
     ("sql.operations.list", "cloudsql.instances.list"),
