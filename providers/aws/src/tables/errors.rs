@@ -193,6 +193,9 @@ const ROLE: &str = "AWS copies a new role within a minute; if this lasts, check 
     --role-name NAME`";
 const KMS: &str = "the policy of the key must allow this identity, and the key must be enabled: `aws kms get-key-policy \
     --key-id ID`, `aws kms describe-key --key-id ID`";
+/// <https://docs.aws.amazon.com/autoscaling/ec2/userguide/key-policy-requirements-EBS-encryption.html>.
+const DISK_KEY: &str = "Auto Scaling needs a grant for the key of the disk, mostly the account's default one: `aws ec2 \
+    get-ebs-default-kms-key-id` shows it, and `aws kms create-grant` lets the role AWSServiceRoleForAutoScaling use it";
 const RECORD: &str = "another client made the record: delete it, or set another `traffic.domain`";
 const REGION: &str = "an account enables this region once: `aws account enable-region --region-name REGION` (console: \
     Account > AWS Regions), or use another region";
@@ -300,7 +303,7 @@ rows! {
         "IdempotentInstanceTerminated" => Invalid;
         "CustomerKeyHasBeenRevoked" => Denied, Hint::Text(KMS);
         // The key of an encrypted volume.
-        "InternalError" ["Client error on launch"] => Denied, Hint::Text(KMS);
+        "InternalError" ["Client error on launch"] => Denied, Hint::Text(DISK_KEY);
         "InvalidKMSKey.InvalidState" => Denied, Hint::Text(KMS);
         "DuplicateSubnetsInSameZone" => Invalid;
         "ExistingVpcEndpointConnections" => Conflict;
@@ -1006,8 +1009,8 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "describe-instance-type-offerings",
             ),
             ("eks", launch, "Instances failed to launch", Unavailable, ""),
-            ("eks", launch, "Client.InternalError: Client error on launch.", Denied, "kms"),
-            ("ec2", "Client.InternalError", "Client error on launch", Denied, "kms"),
+            ("eks", launch, "Client.InternalError: Client error on launch.", Denied, "kms create-grant"),
+            ("ec2", "Client.InternalError", "Client error on launch", Denied, "kms create-grant"),
             ("ec2", "Server.InternalError", "Internal error on launch", Unavailable, ""),
             ("eks", "ResourceInUseException", "Cluster already exists with name: one", Exists, ""),
             ("eks", "ResourceInUseException", "Cluster has nodegroups attached", Conflict, ""),
