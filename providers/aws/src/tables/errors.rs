@@ -196,6 +196,8 @@ const KMS: &str = "the policy of the key must allow this identity, and the key m
 /// <https://docs.aws.amazon.com/autoscaling/ec2/userguide/key-policy-requirements-EBS-encryption.html>.
 const DISK_KEY: &str = "Auto Scaling needs a grant for the key of the disk, mostly the account's default one: `aws ec2 \
     get-ebs-default-kms-key-id` shows it, and `aws kms create-grant` lets the role AWSServiceRoleForAutoScaling use it";
+const DATABASE_ROLE: &str = "the account's first database creates the role AWSServiceRoleForRDS; if this lasts, an identity that \
+    may call iam:CreateServiceLinkedRole creates it: `aws iam create-service-linked-role --aws-service-name rds.amazonaws.com`";
 const RECORD: &str = "another client made the record: delete it, or set another `traffic.domain`";
 const REGION: &str = "an account enables this region once: `aws account enable-region --region-name REGION` (console: \
     Account > AWS Regions), or use another region";
@@ -418,7 +420,9 @@ rows! {
     Rds {
         // The first database of an account: its service-linked role takes effect some seconds later
         // (<https://github.com/terraform-aws-modules/terraform-aws-rds/issues/364>).
-        "InvalidParameterValue" ["create service linked role"] => Conflict;
+        "InvalidParameterValue" ["create service linked role"] => Conflict, Hint::Text(DATABASE_ROLE);
+        // The same by a subnet group (<https://github.com/crossplane-contrib/provider-aws/issues/479>).
+        "InvalidParameterValue" ["Missing necessary credentials"] => Conflict, Hint::Text(DATABASE_ROLE);
         "InsufficientAvailableIPsInSubnet" => Limit, Hint::Text(ADDRESSES);
         "ProvisionedIopsNotAvailableInAZ" => Capacity;
         "InstanceQuotaExceeded" => Limit, Hint::Raise(&quotas::DATABASES);
@@ -1056,6 +1060,15 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 Conflict,
                 "trust policy",
             ),
+            (
+                "rds",
+                "InvalidParameterValue",
+                "Unable to create the resource. Verify that you have permission to create service linked role. Otherwise wait \
+                 and try again later",
+                Conflict,
+                "create-service-linked-role",
+            ),
+            ("rds", "InvalidParameterValue", "Missing necessary credentials.", Conflict, "create-service-linked-role"),
             ("iam", "LimitExceeded", "Cannot exceed quota for RolesPerAccount: 1000", Limit, "L-FE177D64"),
             ("ec2", "VpcLimitExceeded", "", Limit, "--quota-code L-F678F1CE"),
             (
