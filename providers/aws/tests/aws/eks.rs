@@ -291,6 +291,20 @@ fn missing_capacity_and_a_quota_are_told_apart() {
 }
 
 #[test]
+fn nodes_that_cannot_use_the_key_of_their_disks_name_the_grant() {
+    let bench = Bench::new();
+    bench.simulator.world().state::<Eks>(&Bench::scope()).lacks_disk_grant = true;
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let error = finish(&bench, &operation(Verb::Create, &group, None, 90)).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert!(error.hint.as_deref().unwrap_or_default().contains("aws kms create-grant"), "{error:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn the_number_of_nodes_is_the_autoscalers() {
     let bench = Bench::new();
     run(async {
@@ -546,6 +560,7 @@ fn a_cluster_with_its_network_and_machines_is_created_seen_unchanged_and_removed
     let bench = Bench::new();
     let site = full_site();
     let all = lowered(&bench, &site, Spot::Prefer);
+    bench.simulator.world().state::<Eks>(&Bench::scope()).demanded_tags.insert("team".to_owned());
     run(async {
         let bed = bench.bed();
         let mut made = make_all(&bed, all).await?;
@@ -555,6 +570,8 @@ fn a_cluster_with_its_network_and_machines_is_created_seen_unchanged_and_removed
             .map(|(_, recorded)| recorded.cloud_id.as_str())
             .collect();
         assert_eq!(groups.len(), 2, "{groups:?}");
+        let has_class = bench.simulator.world().state::<Eks>(&Bench::scope()).clusters[NAME].has_default_class();
+        assert!(has_class, "claims of the database name no class");
 
         bench.simulator.advance(Duration::from_secs(3600));
         let wanted: Vec<Wanted> = made.iter().map(|(one, _)| one.clone()).collect();
