@@ -543,7 +543,7 @@ mod tests {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         asked.iter().for_each(|(service, _)| *counts.entry(service).or_default() += 1);
         let found: BTreeSet<Option<Service>> = counts.keys().map(|name| Service::signed(name)).collect();
-        assert_eq!(found, Service::ALL.into_iter().map(Some).collect(), "{counts:?}");
+        assert_eq!(found, Service::ALL.into_iter().map(Some).collect::<BTreeSet<_>>(), "{counts:?}");
         // That of the identity and that of the role are both STS.
         assert_eq!((counts.get("sts"), counts.get("ec2")), (Some(&2), Some(&2)), "{counts:?}");
     }
