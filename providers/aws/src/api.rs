@@ -391,7 +391,7 @@ impl ProvideCredentials for SessionCredentials {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Mutex;
 
     use async_trait::async_trait;
@@ -406,6 +406,7 @@ mod tests {
     use aws_credential_types::provider::error::CredentialsError;
 
     use super::*;
+    use crate::tables::Service;
 
     /// Connects nowhere, and remembers where it was asked to connect to, by the service that the request is signed for.
     #[derive(Debug, Clone, Default)]
@@ -476,6 +477,13 @@ mod tests {
                 let sts = aws_sdk_sts::Client::new(&config);
                 let _ = sts.get_caller_identity().send().await;
                 let identity = Identity { account: "123456789012".to_owned(), arn: String::new() };
+                let region = access.region.clone();
+                let api = || {
+                    let secrets = Arc::new(NoSecrets);
+                    Api::of(&config, identity.clone(), None, region.clone(), secrets, Images::default())
+                };
+                let elsewhere = Arc::new(api()).in_region("us-east-1");
+                let _ = elsewhere.ec2.describe_vpcs().send().await;
                 // A new client has to be added here.
                 let Api {
                     config: _,
@@ -506,7 +514,7 @@ mod tests {
                     secretsmanager,
                     sns,
                     tagging,
-                } = Api::of(&config, identity, None, access.region.clone(), Arc::new(NoSecrets), Images::default());
+                } = api();
                 let _ = acm.list_certificates().send().await;
                 let namespace = aws_sdk_applicationautoscaling::types::ServiceNamespace::Sagemaker;
                 let _ = autoscaling.describe_scalable_targets().service_namespace(namespace).send().await;
@@ -535,8 +543,10 @@ mod tests {
         assert!(elsewhere.is_empty(), "{elsewhere:?}");
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         asked.iter().for_each(|(service, _)| *counts.entry(service).or_default() += 1);
+        let found: BTreeSet<Option<Service>> = counts.keys().map(|name| Service::signed(name)).collect();
+        assert_eq!(found, Service::ALL.into_iter().map(Some).collect::<BTreeSet<_>>(), "{counts:?}");
         // That of the identity and that of the role are both STS.
-        assert_eq!((counts.len(), counts.get("sts")), (21, Some(&2)), "{counts:?}");
+        assert_eq!((counts.get("sts"), counts.get("ec2")), (Some(&2), Some(&2)), "{counts:?}");
     }
 
     /// Credentials that are nowhere.

@@ -17,6 +17,8 @@ use crate::secret::Secret;
 pub const ENDPOINT: &str = "endpoint";
 /// The output of a host with the certificate authority to trust, PEM.
 pub const CA: &str = "ca_pem";
+/// The code of an error without an answer because the name of the host is not known: the call was not sent.
+pub const NAME_NOT_FOUND: &str = "NameNotFound";
 
 /// Turns the outputs of a host into an endpoint.
 #[async_trait]

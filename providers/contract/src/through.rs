@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use crate::bill::{Billed, BilledRequest};
 use crate::combined::SecondPart;
 use crate::component::{Component, Site};
-use crate::connect::{Connect, HostEndpoint};
+use crate::connect::{Connect, HostEndpoint, NAME_NOT_FOUND};
 use crate::cost::{Charge, CostLine};
 use crate::declare::{Declaration, Declare, PlannedObject};
 use crate::error::{Error, ErrorKind, Result, error_chain};
@@ -29,9 +29,10 @@ use crate::spec::Spec;
 /// Timeout of one step of connecting to a host: a whole call of the engine has 10 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long after the creation of a host was asked for its refusals may mean that access has not taken effect yet. A cluster of a cloud
-/// takes some ten minutes, and the access to it another one
-/// (<https://github.com/gravitational/teleport/issues/37958>).
+/// How long after the creation of a host was asked for its refusals may mean that access has not taken effect yet, and a name that is
+/// not found that it will be. A cluster of a cloud takes some ten minutes, and the access to it another one
+/// (<https://github.com/gravitational/teleport/issues/37958>,
+/// <https://github.com/terraform-aws-modules/terraform-aws-eks/issues/1064>).
 const NEW_ACCESS: Duration = Duration::from_secs(30 * 60);
 /// The time between two attempts of an operation that a new host refuses.
 const AGAIN_IN: Duration = Duration::from_secs(5);
@@ -251,7 +252,8 @@ fn unreachable(host: &ResourceId, error: Error) -> Error {
     Error { hint, ..Error::new(sort, "reach", host.as_str()).because(error) }
 }
 
-/// The answer of an operation in a host. A refusal of a new host passes once the grant is effective everywhere: it is waited for.
+/// The answer of an operation in a host. A refusal of a new host passes once the grant is effective everywhere, and its name is found
+/// once resolvers know it: both are waited for.
 fn awaited(
     host: Option<&Recorded>,
     answer: Result<Progress>,
@@ -267,14 +269,15 @@ fn awaited(
     }
 }
 
-/// Whether an error is a refusal of a new host. Of one whose age is unknown, the deadline of the operation bounds the wait.
+/// Whether an error is that of a host which is not reached yet. Of one whose age is unknown, the deadline of the operation bounds the wait.
 fn is_not_yet(host: Option<&Recorded>, error: &Error, now: Timestamp) -> bool {
     let is_young = |created: Timestamp| now.duration_since(created).unsigned_abs() < NEW_ACCESS;
     let is_new = host.is_some_and(|host| host.created.is_none_or(is_young));
     let is_refusal = error.kind == ErrorKind::Denied
         && error.contested.is_empty()
         && error.code.as_deref().is_some_and(|code| NO_ACCESS.contains(&code));
-    is_new && is_refusal
+    let is_unknown = error.kind == ErrorKind::Unavailable && error.code.as_deref() == Some(NAME_NOT_FOUND);
+    is_new && (is_refusal || is_unknown)
 }
 
 /// Applies [`CONNECT_TIMEOUT`] to a future.
@@ -533,6 +536,19 @@ mod tests {
         assert!(waits(Some(12), "Forbidden") && waits(Some(12), "Unauthorized") && waits(None, "Forbidden"));
         assert!(!waits(Some(12), "Invalid") && !waits(Some(90), "Forbidden"));
         assert!(awaited(None, Err(refusal("Forbidden")), None, now).is_err());
+    }
+
+    #[test]
+    fn the_name_of_a_new_host_is_waited_for() {
+        let now = Timestamp::from_second(1_800_000_000).expect("a time");
+        let waits = |minutes: i64, code: Option<&str>| {
+            let host = Recorded { created: Some(now - jiff::SignedDuration::from_mins(minutes)), ..recorded("one") };
+            let error = Error::new(ErrorKind::Unavailable, "create", "a");
+            let error = Error { code: code.map(str::to_owned), ..error };
+            awaited(Some(&host), Err(error), None, now).is_ok()
+        };
+        assert!(waits(12, Some(NAME_NOT_FOUND)));
+        assert!(!waits(90, Some(NAME_NOT_FOUND)) && !waits(12, None) && !waits(12, Some("ServiceUnavailable")));
     }
 
     fn recorded(cloud_id: &str) -> Recorded {

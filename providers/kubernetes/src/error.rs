@@ -4,6 +4,7 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_net::retry::parse_retry_after;
+use textnlp_provider::connect::NAME_NOT_FOUND;
 use textnlp_provider::{ContestedField, Error, ErrorKind};
 
 use crate::table::Row;
@@ -95,11 +96,21 @@ pub(crate) fn transport(call: &Call<'_>, source: kube::Error) -> Error {
         ),
         _ => (ErrorKind::Unavailable, None),
     };
-    let error = call.error(sort).because(source);
+    let is_unknown = is_unknown_name(&source);
+    let mut error = call.error(sort).because(source);
+    if is_unknown {
+        error = error.code(NAME_NOT_FOUND);
+    }
     match hint {
         Some(hint) => error.hint(hint),
         None => error,
     }
+}
+
+/// Whether the name of the API server was not found. The resolver of the standard library tells it by its words only.
+fn is_unknown_name(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| error.to_string().starts_with("failed to lookup address information"))
 }
 
 /// The error for a call that the API server refused.
@@ -209,6 +220,17 @@ mod tests {
             None => assert_eq!(error.hint, None),
         }
         error
+    }
+
+    #[test]
+    fn a_name_that_is_not_found_has_a_code() {
+        let why = std::io::Error::other("failed to lookup address information: Name or service not known");
+        let row = ROWS.iter().find(|row| row.kind == "Deployment").expect("a row");
+        let call = Call { action: "apply", verb: "patch", row, namespace: Some("shop"), name: Some("web") };
+        let unknown = transport(&call, kube::Error::Service(Box::new(why)));
+        assert_eq!((unknown.kind, unknown.code.as_deref()), (ErrorKind::Unavailable, Some(NAME_NOT_FOUND)));
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(transport(&call, kube::Error::Service(Box::new(refused))).code, None);
     }
 
     #[test]

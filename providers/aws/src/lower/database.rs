@@ -112,6 +112,8 @@ impl Lowering<'_> {
             "backup_window": BACKUP_WINDOW,
             "deletion_protection": self.site.protect_data,
             "final_snapshot": self.site.protect_data,
+            // RDS has them for every class of PostgreSQL, also burstable ones
+            // (<https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_DatabaseInsights.Engines.html>, 2026-11-28).
             "performance_insights": true,
             "minor_upgrades": true,
             "public": false,

@@ -193,6 +193,11 @@ const ROLE: &str = "AWS copies a new role within a minute; if this lasts, check 
     --role-name NAME`";
 const KMS: &str = "the policy of the key must allow this identity, and the key must be enabled: `aws kms get-key-policy \
     --key-id ID`, `aws kms describe-key --key-id ID`";
+/// <https://docs.aws.amazon.com/autoscaling/ec2/userguide/key-policy-requirements-EBS-encryption.html>.
+const DISK_KEY: &str = "Auto Scaling needs a grant for the key of the disk, mostly the account's default one: `aws ec2 \
+    get-ebs-default-kms-key-id` shows it, and `aws kms create-grant` lets the role AWSServiceRoleForAutoScaling use it";
+const DATABASE_ROLE: &str = "the account's first database creates the role AWSServiceRoleForRDS; if this lasts, an identity that \
+    may call iam:CreateServiceLinkedRole creates it: `aws iam create-service-linked-role --aws-service-name rds.amazonaws.com`";
 const RECORD: &str = "another client made the record: delete it, or set another `traffic.domain`";
 const REGION: &str = "an account enables this region once: `aws account enable-region --region-name REGION` (console: \
     Account > AWS Regions), or use another region";
@@ -300,7 +305,7 @@ rows! {
         "IdempotentInstanceTerminated" => Invalid;
         "CustomerKeyHasBeenRevoked" => Denied, Hint::Text(KMS);
         // The key of an encrypted volume.
-        "InternalError" ["Client error on launch"] => Denied, Hint::Text(KMS);
+        "InternalError" ["Client error on launch"] => Denied, Hint::Text(DISK_KEY);
         "InvalidKMSKey.InvalidState" => Denied, Hint::Text(KMS);
         "DuplicateSubnetsInSameZone" => Invalid;
         "ExistingVpcEndpointConnections" => Conflict;
@@ -415,7 +420,9 @@ rows! {
     Rds {
         // The first database of an account: its service-linked role takes effect some seconds later
         // (<https://github.com/terraform-aws-modules/terraform-aws-rds/issues/364>).
-        "InvalidParameterValue" ["create service linked role"] => Conflict;
+        "InvalidParameterValue" ["create service linked role"] => Conflict, Hint::Text(DATABASE_ROLE);
+        // The same by a subnet group (<https://github.com/crossplane-contrib/provider-aws/issues/479>).
+        "InvalidParameterValue" ["Missing necessary credentials"] => Conflict, Hint::Text(DATABASE_ROLE);
         "InsufficientAvailableIPsInSubnet" => Limit, Hint::Text(ADDRESSES);
         "ProvisionedIopsNotAvailableInAZ" => Capacity;
         "InstanceQuotaExceeded" => Limit, Hint::Raise(&quotas::DATABASES);
@@ -1006,8 +1013,8 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "describe-instance-type-offerings",
             ),
             ("eks", launch, "Instances failed to launch", Unavailable, ""),
-            ("eks", launch, "Client.InternalError: Client error on launch.", Denied, "kms"),
-            ("ec2", "Client.InternalError", "Client error on launch", Denied, "kms"),
+            ("eks", launch, "Client.InternalError: Client error on launch.", Denied, "kms create-grant"),
+            ("ec2", "Client.InternalError", "Client error on launch", Denied, "kms create-grant"),
             ("ec2", "Server.InternalError", "Internal error on launch", Unavailable, ""),
             ("eks", "ResourceInUseException", "Cluster already exists with name: one", Exists, ""),
             ("eks", "ResourceInUseException", "Cluster has nodegroups attached", Conflict, ""),
@@ -1053,6 +1060,15 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 Conflict,
                 "trust policy",
             ),
+            (
+                "rds",
+                "InvalidParameterValue",
+                "Unable to create the resource. Verify that you have permission to create service linked role. Otherwise wait \
+                 and try again later",
+                Conflict,
+                "create-service-linked-role",
+            ),
+            ("rds", "InvalidParameterValue", "Missing necessary credentials.", Conflict, "create-service-linked-role"),
             ("iam", "LimitExceeded", "Cannot exceed quota for RolesPerAccount: 1000", Limit, "L-FE177D64"),
             ("ec2", "VpcLimitExceeded", "", Limit, "--quota-code L-F678F1CE"),
             (

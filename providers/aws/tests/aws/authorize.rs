@@ -74,6 +74,8 @@ const ALSO: &[(&str, &str, &str)] = &[
     ("kms:CreateKey", "Policy", "kms:PutKeyPolicy"),
     ("kms:CreateKey", "Tags", "kms:TagResource"),
     ("logs:CreateLogGroup", "tags", "logs:TagResource"),
+    // The first database of an account creates the role.
+    ("rds:CreateDBInstance", "Engine", "iam:CreateServiceLinkedRole"),
     ("rds:CreateDBInstance", "KmsKeyId", "kms:CreateGrant"),
     ("rds:CreateDBInstance", "KmsKeyId", "kms:DescribeKey"),
     ("rds:CreateDBInstance", "Tags", "rds:AddTagsToResource"),
@@ -81,6 +83,7 @@ const ALSO: &[(&str, &str, &str)] = &[
     ("rds:CreateDBInstanceReadReplica", "KmsKeyId", "kms:DescribeKey"),
     ("rds:CreateDBInstanceReadReplica", "Tags", "rds:AddTagsToResource"),
     ("rds:CreateDBParameterGroup", "Tags", "rds:AddTagsToResource"),
+    ("rds:CreateDBSubnetGroup", "SubnetIds", "iam:CreateServiceLinkedRole"),
     ("rds:CreateDBSubnetGroup", "Tags", "rds:AddTagsToResource"),
     ("rds:DeleteDBInstance", "FinalDBSnapshotIdentifier", "rds:CreateDBSnapshot"),
     ("s3:CreateBucket", "CreateBucketConfiguration", "s3:TagResource"),
@@ -173,6 +176,7 @@ fn needed(world: &World, call: &Call) -> Vec<Need> {
         match *action {
             "iam:CreateServiceLinkedRole" => {
                 let service = match call.operation.as_str() {
+                    "CreateDBInstance" | "CreateDBSubnetGroup" => "rds.amazonaws.com",
                     "CreateNodegroup" => "eks-nodegroup.amazonaws.com",
                     "RegisterScalableTarget" => "sagemaker.application-autoscaling.amazonaws.com",
                     _ => "eks.amazonaws.com",

@@ -1,10 +1,11 @@
 //! Clusters and what is in them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use textnlp_aws::Aws;
+use textnlp_aws::{Access, Aws};
 use textnlp_provider::cluster::{ClusterGpus, ClusterSite, NodeAutoscaler};
 use textnlp_provider::component::{Cluster, ClusterIdentity, Component, ComponentSpec, GpuPool, Network, Site};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
@@ -15,15 +16,16 @@ use textnlp_provider::{
     Wanted, error_chain,
 };
 use textnlp_sim::aws::eks::Eks;
+use textnlp_sim::aws::iam::Iam;
 use textnlp_sim::aws::logs::{LogGroup, Logs};
 use textnlp_sim::aws::{ec2, elb};
-use textnlp_sim::{Disruption, Market, Options, Rule, Simulator, Timing};
+use textnlp_sim::{Credential, Disruption, Market, Options, Rule, Simulator, Timing};
 
 use crate::engine::{Account, Stack, UP, component};
 use crate::iam::{role, with};
 use crate::network::{finish, operation, seen};
 use crate::shape::Shape;
-use crate::{ACCOUNT, Bench, REGION, lineage, make_all, output, run, site, wanted};
+use crate::{ACCOUNT, Bench, REGION, Secrets, lineage, make_all, output, run, site, wanted};
 
 type Outcome<T = ()> = Result<T, Violation>;
 
@@ -289,6 +291,20 @@ fn missing_capacity_and_a_quota_are_told_apart() {
 }
 
 #[test]
+fn nodes_that_cannot_use_the_key_of_their_disks_name_the_grant() {
+    let bench = Bench::new();
+    bench.simulator.world().state::<Eks>(&Bench::scope()).lacks_disk_grant = true;
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let error = finish(&bench, &operation(Verb::Create, &group, None, 90)).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert!(error.hint.as_deref().unwrap_or_default().contains("aws kms create-grant"), "{error:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn the_number_of_nodes_is_the_autoscalers() {
     let bench = Bench::new();
     run(async {
@@ -544,6 +560,7 @@ fn a_cluster_with_its_network_and_machines_is_created_seen_unchanged_and_removed
     let bench = Bench::new();
     let site = full_site();
     let all = lowered(&bench, &site, Spot::Prefer);
+    bench.simulator.world().state::<Eks>(&Bench::scope()).demanded_tags.insert("team".to_owned());
     run(async {
         let bed = bench.bed();
         let mut made = make_all(&bed, all).await?;
@@ -553,6 +570,8 @@ fn a_cluster_with_its_network_and_machines_is_created_seen_unchanged_and_removed
             .map(|(_, recorded)| recorded.cloud_id.as_str())
             .collect();
         assert_eq!(groups.len(), 2, "{groups:?}");
+        let has_class = bench.simulator.world().state::<Eks>(&Bench::scope()).clusters[NAME].has_default_class();
+        assert!(has_class, "claims of the database name no class");
 
         bench.simulator.advance(Duration::from_secs(3600));
         let wanted: Vec<Wanted> = made.iter().map(|(one, _)| one.clone()).collect();
@@ -730,6 +749,86 @@ fn settings_of_a_cluster_reach_its_resources() {
     };
     let all = lowers_purely(&bench.provider, &existing, &full_site()).unwrap();
     assert_eq!(all.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["here/cluster"]);
+}
+
+#[test]
+fn nodes_in_china_trust_the_service_of_its_partition() {
+    let bench = Bench::new();
+    for (region, partition, machines) in
+        [(REGION, "aws", "ec2.amazonaws.com"), ("cn-north-1", "aws-cn", "ec2.amazonaws.com.cn")]
+    {
+        let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+        let site = Site { region: region.to_owned(), ..full_site() };
+        let all = lowers_purely(&bench.provider, &cluster, &site).unwrap();
+        let role = |id: &str| all.iter().find(|one| one.id.as_str() == id).unwrap().spec.as_value().clone();
+        let service = |role: &Value| role["trust"]["Statement"][0]["Principal"]["Service"].clone();
+        let (nodes, control) = (role("here/cluster/node-role"), role("here/cluster/role"));
+        assert_eq!((service(&nodes), service(&control)), (json!([machines]), json!(["eks.amazonaws.com"])), "{region}");
+        let policy = format!("arn:{partition}:iam::aws:policy/AmazonEKSClusterPolicy");
+        assert_eq!(control["managed"], json!([policy]));
+    }
+}
+
+/// The provider of another identity of the account, in the same simulator.
+fn signed_in(bench: Bench, identity: &str) -> Bench {
+    let (access_key, secret) = ("ASIASIMULATEDSESSION", "simulated/secret+of/a+session/00000000000");
+    let credential = Credential {
+        secret: secret.to_owned(),
+        token: None,
+        account: ACCOUNT.to_owned(),
+        identity: identity.to_owned(),
+        id: "AROASIMULATEDSESSION".to_owned(),
+        expires: None,
+    };
+    bench.simulator.world().credentials.insert(access_key, credential);
+    let credentials = aws_credential_types::Credentials::new(access_key, secret, None, None, "test");
+    let simulator = textnlp_aws::Simulator { url: bench.simulator.url(), credentials };
+    let access = Access { simulator: Some(simulator), ..bench.access() };
+    let provider = Aws::new(access, Arc::new(Secrets(BTreeMap::new()))).polling_every(Duration::ZERO);
+    Bench { provider, ..bench }
+}
+
+#[test]
+fn a_session_of_identity_center_has_its_role_with_its_path_and_root_is_refused() {
+    const ROLE: &str = "AWSReservedSSO_Deployers_0123456789abcdef";
+    let mut bench = Bench::new();
+    let mut needed = None;
+    run(async {
+        let bed = bench.bed();
+        let path = "/aws-reserved/sso.amazonaws.com/eu-west-1/";
+        bed.make(&with(&role("deployers", "unused.amazonaws.com", &[]), json!({ "name": ROLE, "path": path }))).await?;
+        needed = Some(cluster(&ground(&bed).await?));
+        Ok(())
+    });
+    bench = signed_in(bench, &format!("arn:aws:sts::{ACCOUNT}:assumed-role/{ROLE}/ann"));
+    bench
+        .simulator
+        .world()
+        .state::<Iam>(&textnlp_sim::Scope::global(ACCOUNT))
+        .denied
+        .insert("eks:CreateCluster".to_owned());
+    let all = lowered(&bench, &full_site(), Spot::Never);
+    run(async {
+        // IAM knows the role by its whole ARN only, so that this is the answer of a simulation.
+        let problems = bench.provider.preflight(&all).await.unwrap();
+        let found = problems.iter().find(|one| one.place == "permissions").unwrap();
+        assert!(found.warning && found.cause.contains("eks:CreateCluster"), "{problems:?}");
+        finish(&bench, &operation(Verb::Create, &needed.unwrap(), None, 90)).await.unwrap();
+        Ok(())
+    });
+    let entry = format!("arn:aws:iam::{ACCOUNT}:role/aws-reserved/sso.amazonaws.com/eu-west-1/{ROLE}");
+    let world = bench.simulator.world();
+    let entries = &world.find::<Eks>(&Bench::scope()).unwrap().clusters[NAME].entries;
+    assert!(entries.contains_key(&entry), "{:?}", entries.keys());
+    drop(world);
+
+    let bench = signed_in(bench, &format!("arn:aws:iam::{ACCOUNT}:root"));
+    run(async {
+        let problems = bench.provider.preflight(&all).await.unwrap();
+        let found = problems.iter().find(|one| one.place == "account").unwrap();
+        assert!(!found.warning && !found.note && found.cause.contains("root user"), "{problems:?}");
+        Ok(())
+    });
 }
 
 fn with_access(identities: &[(&str, AccessLevel)]) -> Component {

@@ -670,6 +670,7 @@ fn an_existing_network_must_be_fit_for_a_cluster() {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("has 11 free addresses"), "{found:?}");
         assert!(found[1].contains("have no default route"), "{found:?}");
+        assert!(found[1].contains("no endpoint of ec2, ecr.api, ecr.dkr, eks-auth, s3, sts"), "{found:?}");
         let found = causes(&[ids[1].clone(), ids[1].clone()]).await;
         assert!(found[0].contains("its subnets are in 1 zone"), "{found:?}");
         let found = causes(&[ids[1].clone(), CloudId::new("subnet-0").unwrap()]).await;

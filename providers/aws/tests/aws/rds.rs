@@ -308,6 +308,41 @@ fn rds_without_capacity_is_told_apart_from_a_limit() {
 }
 
 #[test]
+fn the_first_database_of_an_account_waits_for_the_role_of_rds() {
+    let bench = bench();
+    let account = Scope::global(ACCOUNT);
+    bench.simulator.world().state::<Rds>(&account).is_new = true;
+    run(async {
+        let bed = bench.bed();
+        let made = bed.make(&key()).await?;
+        let create = operation(Verb::Create, &subnet_group(), None, 90);
+        // The driver, not the operator, tries again.
+        let object = finish(&bench, &create).await.unwrap();
+        assert_eq!(object.health, Health::Ready);
+        bed.make(&parameter_group(15)).await?;
+        // Without the permission, or before the role is seen everywhere, the server itself is refused.
+        {
+            let mut world = bench.simulator.world();
+            let state = world.state::<Rds>(&account);
+            *state = Rds::default();
+            state.is_new = true;
+        }
+        let error = bench.provider.begin(&operation(Verb::Create, &instance(&output(&made, "arn")), None, 91)).await;
+        let error = error.unwrap_err();
+        assert!(error.kind.may_pass(), "{error:?}");
+        assert!(error.hint.as_deref().unwrap_or_default().contains("create-service-linked-role"), "{error:?}");
+        let create = operation(Verb::Create, &instance(&output(&made, "arn")), None, 91);
+        assert_eq!(finish(&bench, &create).await.unwrap().health, Health::Ready);
+        Ok(())
+    });
+    let refused = |one: &&textnlp_sim::Exchange| {
+        one.outcome == textnlp_sim::Outcome::Failed("InvalidParameterValue".to_owned())
+            && ["CreateDBSubnetGroup", "CreateDBInstance"].contains(&one.operation.as_str())
+    };
+    assert_eq!(bench.simulator.requests().iter().filter(refused).count(), 2);
+}
+
+#[test]
 fn an_rds_server_that_fails_says_why() {
     let bench = bench();
     run(async {

@@ -108,6 +108,24 @@ fn an_s3_name_of_another_account_is_refused() {
 }
 
 #[test]
+fn the_name_of_a_deleted_s3_bucket_is_free_after_an_hour() {
+    let bench = Bench::new();
+    bench.simulator.world().state::<s3::S3>(&textnlp_sim::Scope::new("", "")).keeps_names = true;
+    run(async {
+        let (bed, wanted) = (bench.bed(), bucket(None));
+        let made = bed.make(&wanted).await?;
+        bed.unmake(&wanted, &made).await?;
+        let create = operation(Verb::Create, &wanted, None, 100);
+        let error = bench.provider.begin(&create).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(error.hint.as_deref().unwrap_or_default().contains("an hour"), "{error:?}");
+        bench.simulator.advance(std::time::Duration::from_secs(3600));
+        finish(&bench, &create).await.unwrap();
+        Ok(())
+    });
+}
+
+#[test]
 fn an_error_of_aws_says_whether_it_refused_the_call() {
     let denied = || Disruption::Refused(Fault::new("AccessDenied", "Access Denied").status(403));
     let invalid = || Disruption::Refused(Fault::new("Surprise", "Bad request").status(400));

@@ -36,6 +36,8 @@ pub(crate) struct Shape {
     /// Identities that reach the cluster.
     pub(crate) access: &'static [(&'static str, AccessLevel)],
     pub(crate) boundary: bool,
+    /// The version of Kubernetes, if it is not the default one.
+    pub(crate) version: Option<&'static str>,
     pub(crate) connections: u32,
     pub(crate) replicas: u32,
     pub(crate) disk_gib: u64,
@@ -111,6 +113,7 @@ impl Shape {
         allow_from: false,
         access: &[],
         boundary: false,
+        version: None,
         connections: 100,
         replicas: 0,
         disk_gib: 20,
@@ -265,6 +268,7 @@ impl Shape {
             gpu: self.gpu.map(|(count, spot)| GpuPool { spot, ..GpuPool::of(GpuSize::Small, count) }),
             allow_from: self.allow_from.then(|| vec!["203.0.113.0/24".to_owned()]),
             access: access.collect(),
+            version: self.version.map(str::to_owned),
             permission_boundary,
             ..Cluster::of("network".parse().unwrap())
         };

@@ -40,6 +40,11 @@ pub const SERVICE: Service = Service {
             ),
         ),
         row("they end three minutes after it", Source::Assumed),
+        row("an ARN of a classic load balancer is refused: ValidationError", Source::Report("aws/aws-cli#3673")),
+        row(
+            "the tagging API shows deleted load balancers and target groups for an hour",
+            Source::Report("boto/boto3#3341"),
+        ),
     ],
 };
 
@@ -59,6 +64,15 @@ pub struct Elb {
 const UNKNOWN_BALANCER: (&str, &str) = ("LoadBalancerNotFound", "One or more load balancers not found");
 const UNKNOWN_GROUP: (&str, &str) = ("TargetGroupNotFound", "One or more target groups not found");
 
+/// This API knows no classic load balancers, whose ARNs have no type.
+fn check_balancer(arn: &str) -> Result<(), Fault> {
+    let name = arn.split_once(":loadbalancer/").map(|(_, name)| name);
+    match name.is_some_and(|name| ["app/", "gwy/", "net/"].iter().any(|kind| name.starts_with(kind))) {
+        true => Ok(()),
+        false => Err(Fault::new("ValidationError", format!("'{arn}' is not a valid load balancer ARN"))),
+    }
+}
+
 fn describe(
     call: &Call,
     all: &BTreeMap<String, Value>,
@@ -76,6 +90,9 @@ fn describe(
 }
 
 fn describe_balancers(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    for arn in call.texts("LoadBalancerArns") {
+        check_balancer(arn)?;
+    }
     let state = world.state::<Elb>(&call.scope());
     describe(call, &state.balancers, "LoadBalancerArns", "LoadBalancers", UNKNOWN_BALANCER)
 }
@@ -89,7 +106,11 @@ fn describe_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let mut found = Vec::new();
     for arn in call.texts("ResourceArns") {
         let state = world.state::<Elb>(&call.scope());
-        let unknown = if arn.contains(":targetgroup/") { UNKNOWN_GROUP } else { UNKNOWN_BALANCER };
+        let is_group = arn.contains(":targetgroup/");
+        if !is_group {
+            check_balancer(arn)?;
+        }
+        let unknown = if is_group { UNKNOWN_GROUP } else { UNKNOWN_BALANCER };
         if !state.balancers.contains_key(arn) && !state.groups.contains_key(arn) {
             return Err(Fault::new(unknown.0, unknown.1));
         }
@@ -102,10 +123,11 @@ fn describe_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
 
 fn delete_balancer(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let arn = call.text("LoadBalancerArn").to_owned();
+    check_balancer(&arn)?;
     if world.state::<Elb>(&call.scope()).balancers.remove(&arn).is_none() {
         return Ok(json!({}));
     }
-    world.tags.forget(&arn);
+    forget_late(world, call, &arn);
     let (scope, description) = (call.scope(), interface_of(&arn));
     for group in world.state::<Elb>(&scope).groups.values_mut() {
         group["LoadBalancerArns"].as_array_mut().into_iter().for_each(|all| all.retain(|one| *one != *arn));
@@ -128,8 +150,14 @@ fn delete_group(world: &mut World, call: &Call) -> Result<Value, Fault> {
         return Err(Fault::new("ResourceInUse", message));
     }
     state.groups.remove(arn);
-    world.tags.forget(arn);
+    forget_late(world, call, arn);
     Ok(json!({}))
+}
+
+/// Tags outlive what they are of.
+fn forget_late(world: &mut World, call: &Call, arn: &str) {
+    let arn = arn.to_owned();
+    world.defer(call.due(Duration::from_secs(3600)), move |world| world.tags.forget(&arn));
 }
 
 /// `ELB net/NAME/ID`, as the interfaces of a load balancer are described.

@@ -99,6 +99,28 @@ refused("ResourceNotFoundException", logs.delete_log_group, logGroupName="/a/b")
 }
 
 #[test]
+fn in_china_nodes_have_a_role_of_its_partition() {
+    let simulator = Simulator::start(Options::default());
+    let script = r#"
+eks, ec2 = (boto3.client(name, region_name="cn-north-1") for name in ("eks", "ec2"))
+vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+subnets = [ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{n}.0/24", AvailabilityZone=f"cn-north-1{zone}")["Subnet"]["SubnetId"]
+           for n, zone in enumerate("ab")]
+def role(name, service):
+    return iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust("Service", service))["Role"]["Arn"]
+control, other, own = role("c", "eks.amazonaws.com"), role("o", "ec2.amazonaws.com"), role("n", "ec2.amazonaws.com.cn")
+iam.get_waiter("role_exists").wait(RoleName="n")
+iam.get_role(RoleName="n")
+eks.create_cluster(name="one", roleArn=control, resourcesVpcConfig={"subnetIds": subnets})
+eks.get_waiter("cluster_active").wait(name="one", WaiterConfig={"Delay": 0, "MaxAttempts": 1000})
+message = refused("InvalidParameterException", eks.create_nodegroup, clusterName="one", nodegroupName="g", nodeRole=other, subnets=subnets)
+assert "[ec2.amazonaws.com.cn]" in message, message
+eks.create_nodegroup(clusterName="one", nodegroupName="g", nodeRole=own, subnets=subnets)
+"#;
+    boto3(&simulator, &format!("{REFUSED}{script}"));
+}
+
+#[test]
 fn boto3_waits_for_clusters_and_what_is_in_them() {
     let simulator = Simulator::start(Options::default());
     let script = r#"

@@ -21,6 +21,7 @@ pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
             permissions: &[
+                only(Permission::on(CREATE, "iam:CreateServiceLinkedRole"), OWN_ROLE),
                 only(Permission::on(PUT, "rds:AddTagsToResource"), SUBNETS),
                 only(Permission::on(CREATE, "rds:CreateDBSubnetGroup"), SUBNETS),
                 only(Permission::on(DELETE, "rds:DeleteDBSubnetGroup"), SUBNETS),
@@ -66,6 +67,7 @@ pub(crate) static ROWS: &[Row] = &[
             // A copy of a large database in another region, or a final snapshot of one, takes hours.
             deadline: MINUTE.saturating_mul(360),
             permissions: &[
+                only(Permission::on(CREATE, "iam:CreateServiceLinkedRole"), OWN_ROLE),
                 // RDS makes a grant of the key for itself, as the caller.
                 when(FOR_SERVICE, only(Permission::on(PUT, "kms:CreateGrant"), KEYS)),
                 Permission::read("kms:DescribeKey"),
@@ -110,6 +112,9 @@ const OWN_SNAPSHOTS: &str = "arn:{$partition}:rds:{$region}:{$account}:snapshot:
 const OWN_SUBNETS: &str = "arn:{$partition}:rds:{$region}:{$account}:subgrp:textnlp-*";
 const OWN_PARAMETERS: &str = "arn:{$partition}:rds:{$region}:{$account}:pg:textnlp-*";
 const OPTIONS: &str = "arn:{$partition}:rds:{$region}:{$account}:og:default*";
+/// The role that the first database of an account creates, as the caller:
+/// <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.IAM.ServiceLinkedRoles.html>.
+const OWN_ROLE: &str = "arn:{$partition}:iam::{$account}:role/aws-service-role/rds.amazonaws.com/*";
 const SUBNETS: &str = "arn:{$partition}:rds:{$region}:{$account}:subgrp:{name}";
 const PARAMETERS: &str = "arn:{$partition}:rds:{$region}:{$account}:pg:{name}";
 const SERVER: &str = "arn:{$partition}:rds:{$region}:{$account}:db:{name}";

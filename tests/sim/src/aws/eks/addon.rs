@@ -58,6 +58,12 @@ fn addon<'a>(world: &'a mut World, call: &Call) -> Result<&'a mut Addon, Fault> 
 }
 
 impl Addon {
+    /// A setting of its configuration.
+    pub(super) fn setting(&self, pointer: &str) -> Option<Value> {
+        let configuration = serde_json::from_str::<Value>(self.configuration.as_deref()?).ok()?;
+        configuration.pointer(pointer).cloned()
+    }
+
     fn status(&self, name: &str, cluster: &Cluster, now: Timestamp) -> &'static str {
         match self.state.at(now) {
             "ACTIVE" if DEPLOYMENTS.contains(&name) && !cluster.has_nodes(now) => {

@@ -62,6 +62,20 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Whether claims that name no class get volumes.
+    #[must_use]
+    pub fn has_default_class(&self) -> bool {
+        let driver = self.addons.get("aws-ebs-csi-driver");
+        driver.and_then(|driver| driver.setting("/defaultStorageClass/enabled")) == Some(Value::Bool(true))
+    }
+
+    /// Whether its network add-on gives its network interfaces these tags.
+    pub(super) fn has_interface_tags(&self, keys: &BTreeSet<String>) -> bool {
+        let tags = self.addons.get("vpc-cni").and_then(|network| network.setting("/env/ADDITIONAL_ENI_TAGS"));
+        let tags = tags.and_then(|tags| serde_json::from_str::<Value>(tags.as_str()?).ok()).unwrap_or_default();
+        keys.iter().all(|key| tags.get(key).is_some())
+    }
+
     /// Whether it has a node that pods are scheduled to.
     pub(super) fn has_nodes(&self, now: Timestamp) -> bool {
         self.node_groups.values().any(|group| ["ACTIVE", "UPDATING"].contains(&group.state.at(now)))

@@ -147,6 +147,26 @@ const LEDGER: &[Behaviour] = &[
         what: "an update whose pods are not evicted is Failed with PodEvictionFailure",
         source: Source::Report("aws/containers-roadmap#1282"),
     },
+    Behaviour {
+        service: "eks",
+        what: "a cluster has a default StorageClass only if the configuration of its EBS driver says so",
+        source: Source::Report("aws/containers-roadmap#81"),
+    },
+    Behaviour {
+        service: "eks",
+        what: "in China the role of nodes trusts ec2.amazonaws.com.cn, and only that counts",
+        source: Source::Report("awslabs/cdk-eks-blueprints#558"),
+    },
+    Behaviour {
+        service: "eks",
+        what: "where an account demands tags, nodes are not ready unless the network add-on gives them to its interfaces",
+        source: Source::Report("aws/amazon-vpc-cni-k8s#1276"),
+    },
+    Behaviour {
+        service: "eks",
+        what: "nodes end while they start if the account's default key of EBS has no grant for Auto Scaling",
+        source: Source::Report("hashicorp/terraform-provider-aws#39904"),
+    },
     documented(
         "CoreDNS and the EBS driver are DEGRADED without nodes: InsufficientNumberOfReplicas",
         "https://docs.aws.amazon.com/eks/latest/APIReference/API_AddonIssue.html",
@@ -179,6 +199,10 @@ pub struct Eks {
     /// What fails, once, and with which code and message: `("create", "gpu")`, `("update", …)`, `("delete", …)` of a node group, an
     /// add-on or a cluster by its name.
     pub failures: BTreeMap<(&'static str, String), (String, String)>,
+    /// Keys of tags that a policy of the account demands of each network interface.
+    pub demanded_tags: BTreeSet<String>,
+    /// Whether Auto Scaling has no grant for the account's default key of EBS.
+    pub lacks_disk_grant: bool,
     updates: BTreeMap<String, Update>,
 }
 

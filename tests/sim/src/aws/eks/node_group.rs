@@ -154,9 +154,10 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
     let Some(known) = known else {
         return Err(invalid(format!("The role with name {short} cannot be found.")));
     };
-    if role(world, call, &arn, "ec2.amazonaws.com", &["sts:AssumeRole"]).is_none() {
+    let machines = if call.region.starts_with("cn-") { "ec2.amazonaws.com.cn" } else { "ec2.amazonaws.com" };
+    if role(world, call, &arn, machines, &["sts:AssumeRole"]).is_none() {
         return Err(invalid(format!(
-            "Following required service principals [ec2.amazonaws.com] were not found in the trust relationships of nodeRole {arn}"
+            "Following required service principals [{machines}] were not found in the trust relationships of nodeRole {arn}"
         )));
     }
     let subnets = texts(&call.input["subnets"]);
@@ -186,11 +187,20 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
     let count = u64::try_from(scaling.2).unwrap_or_default();
     let zones: Vec<String> = zones.into_iter().collect();
     let failure = eks(world, call).failures.remove(&("create", name.clone()));
-    let has_network = cluster_has(world, call, &cluster_name, "vpc-cni");
+    let state = eks(world, call);
+    let lacks_disk_grant = state.lacks_disk_grant;
+    let cluster = state.clusters.get(&cluster_name);
+    let has_network = cluster.is_some_and(|cluster| {
+        cluster.addons.contains_key("vpc-cni") && cluster.has_interface_tags(&state.demanded_tags)
+    });
     let joins = known.managed.iter().any(|policy| policy.ends_with("/AmazonEKSWorkerNodePolicy"));
     let (issue, taken) = match failure {
         Some(issue) => (Some(issue), None),
         None if count == 0 => (None, None),
+        None if lacks_disk_grant => {
+            let words = "Could not launch On-Demand Instances. Client.InternalError: Client error on launch.";
+            (Some(("AsgInstanceLaunchFailures".to_owned(), words.to_owned())), None)
+        }
         None if !joins => (Some(not_joined("Instances failed to join the kubernetes cluster")), None),
         None if !has_network => (Some(not_joined("Unhealthy nodes in the kubernetes cluster")), None),
         None => match launch(world, call, &zones, &types, market, count) {
@@ -237,11 +247,6 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
 
 fn not_joined(message: &str) -> (String, String) {
     ("NodeCreationFailure".to_owned(), message.to_owned())
-}
-
-fn cluster_has(world: &World, call: &Call, cluster: &str, addon: &str) -> bool {
-    let state = world.find::<Eks>(&call.scope());
-    state.and_then(|state| state.clusters.get(cluster)).is_some_and(|cluster| cluster.addons.contains_key(addon))
 }
 
 fn check_version(version: &str, kubernetes: &str) -> Result<(), Fault> {

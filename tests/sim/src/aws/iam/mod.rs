@@ -111,6 +111,16 @@ const LEDGER: &[Behaviour] = &[
             "https://docs.aws.amazon.com/IAM/latest/APIReference/API_CreateOpenIDConnectProvider.html",
         ),
     },
+    Behaviour {
+        service: "iam",
+        what: "a session does not tell the path of its role, and a role is found by its ARN with the path only",
+        source: Source::Report("serverless/serverless#13652"),
+    },
+    Behaviour {
+        service: "iam",
+        what: "the policies of users, groups and roles are simulated, not those of a session or of the root user: InvalidInput",
+        source: Source::Report("newrelic/newrelic-lambda-cli#96"),
+    },
     Behaviour { service: "iam", what: "IAM itself shows a new role at once", source: Source::Assumed },
     Behaviour {
         service: "iam",
@@ -237,6 +247,13 @@ fn page(call: &Call, key: &str, items: Vec<Value>) -> Result<Value, Fault> {
 }
 
 fn simulate(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let source = call.text("PolicySourceArn");
+    if !source.contains(":role/") && !source.contains(":user/") {
+        return Err(Fault::new("InvalidInput", format!("Invalid Entity Arn: {source}")));
+    }
+    if source.contains(":role/") && !iam(world, call).roles.values().any(|role| role.arn == source) {
+        return Err(no_such("role", source));
+    }
     let denied = iam(world, call).denied.clone();
     let resources = call.texts("ResourceArns");
     let resource = resources.first().copied().unwrap_or("*");

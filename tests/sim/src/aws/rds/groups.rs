@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::{ParameterGroup, Rds, SubnetGroup, combination, invalid, pairs};
+use super::{ParameterGroup, Rds, SubnetGroup, check_role, combination, invalid, pairs};
 use crate::{Call, Fault, World};
 
 pub(super) fn no_subnet_group(name: &str) -> Fault {
@@ -63,6 +63,12 @@ pub(super) fn create_subnet_group(world: &mut World, call: &Call) -> Result<Valu
     let name = call.text("DBSubnetGroupName").to_lowercase();
     let tags = pairs(call)?;
     let subnets = check_subnets(world, call)?;
+    check_role(
+        world,
+        call,
+        "Missing necessary credentials. Please check \
+         http://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.IAM.ServiceLinkedRoles.html",
+    )?;
     let groups = &mut world.state::<Rds>(&call.scope()).subnet_groups;
     if name == "default" || groups.contains_key(&name) {
         let message = format!("The DB subnet group '{name}' already exists.");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{INSTANCES, Instance, Rds, combination, groups, invalid, pairs, tag_list};
+use super::{INSTANCES, Instance, Rds, check_role, combination, groups, invalid, pairs, tag_list};
 use crate::aws::kms;
 use crate::postgres::Change;
 use crate::{Call, Fault, Market, Scope, Stages, World, passes, timestamp};
@@ -258,6 +258,12 @@ pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         check_family(world, call, group, version)?;
     }
     let key = call.str("KmsKeyId").map(|id| check_key(world, call, id)).transpose()?;
+    check_role(
+        world,
+        call,
+        "Unable to create the resource. Verify that you have permission to create service linked role. Otherwise wait and try \
+         again later",
+    )?;
     admit(world, call, &name, call.text("DBInstanceClass"))?;
     let mut at_first = json!({
         "EngineVersion": version,

@@ -133,6 +133,16 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "rds",
+        what: "the first subnet group of an account creates RDS's own role, and is refused until it takes effect",
+        source: Source::Report("crossplane-contrib/provider-aws#479"),
+    },
+    Behaviour {
+        service: "rds",
+        what: "a server is refused until that role takes effect, and told to try again",
+        source: Source::Report("aws-samples/eks-workshop-v2#1609"),
+    },
+    Behaviour {
+        service: "rds",
         what: "a replica of PostgreSQL takes no parameter group at its creation",
         source: Source::Report("hashicorp/terraform-provider-aws#38056"),
     },
@@ -152,6 +162,10 @@ pub struct Rds {
     pub instances: BTreeMap<String, Instance>,
     /// The names of snapshots, each with the server that it is of.
     pub snapshots: BTreeMap<String, String>,
+    /// Whether the account never had a database: it has no role of RDS. Set it in the global place of the account.
+    pub is_new: bool,
+    /// When the role that the first request created takes effect.
+    role: Option<Timestamp>,
     /// What stands for new servers, if anything does.
     pub stand: Option<Stand>,
     /// Their hosts, by their names.
@@ -191,6 +205,15 @@ fn invalid(message: impl Into<String>) -> Fault {
 
 fn combination(message: impl Into<String>) -> Fault {
     Fault::new("InvalidParameterCombination", message).status(400)
+}
+
+/// Whether RDS has its role in the account. The first request creates it.
+fn check_role(world: &mut World, call: &Call, refusal: &str) -> Result<(), Fault> {
+    let state = world.state::<Rds>(&call.global());
+    if !state.is_new || *state.role.get_or_insert(call.visible()) <= call.now {
+        return Ok(());
+    }
+    Err(invalid(refusal))
 }
 
 fn pairs(call: &Call) -> Result<Vec<(String, String)>, Fault> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{Behaviour, Call, Fault, Quota, Scope, Service, Source, World};
+use crate::{Behaviour, Call, Fault, Quota, Scope, Service, Source, World, later};
 
 pub use objects::{content, insert};
 
@@ -69,6 +69,11 @@ const LEDGER: &[Behaviour] = &[
         what: "a name is taken in all accounts: BucketAlreadyExists; by the account itself: BucketAlreadyOwnedByYou, and in \
                us-east-1 success",
         source: Source::Documentation("https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateBucket.html"),
+    },
+    Behaviour {
+        service: "s3",
+        what: "the name of a deleted bucket may stay taken for an hour: OperationAborted",
+        source: Source::Report("aws/aws-cli#2593"),
     },
     Behaviour {
         service: "s3",
@@ -146,6 +151,10 @@ const LEDGER: &[Behaviour] = &[
 pub struct S3 {
     /// The buckets by their names.
     pub buckets: BTreeMap<String, Bucket>,
+    /// Whether the names of buckets that are deleted from now on stay taken for an hour.
+    pub keeps_names: bool,
+    /// Until when the names of deleted buckets are taken.
+    taken: BTreeMap<String, Timestamp>,
 }
 
 /// A bucket.
@@ -262,7 +271,12 @@ fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let tags = settings::pairs(configuration["Tags"].as_array().map_or(&[], Vec::as_slice))?;
     let location = json!({ "Location": format!("/{name}"), "BucketArn": arn(name) });
     let limit = world.quotas.of(&Scope::global(&call.account), &BUCKETS);
-    let buckets = &mut world.state::<S3>(&everywhere()).buckets;
+    let S3 { buckets, taken, .. } = world.state::<S3>(&everywhere());
+    if taken.get(name).is_some_and(|until| call.now < *until) {
+        let message =
+            "A conflicting conditional operation is currently in progress against this resource. Please try again.";
+        return Err(Fault::new("OperationAborted", message).status(409));
+    }
     match buckets.get(name) {
         Some(taken) if taken.account != call.account => {
             let message = "The requested bucket name is not available. The bucket namespace is shared by all users of the \
@@ -320,7 +334,11 @@ fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
         return Err(Fault::new("BucketNotEmpty", message).status(409));
     }
     let name = call.text("Bucket");
-    world.state::<S3>(&everywhere()).buckets.remove(name);
+    let state = world.state::<S3>(&everywhere());
+    state.buckets.remove(name);
+    if state.keeps_names {
+        state.taken.insert(name.to_owned(), later(call.now, std::time::Duration::from_secs(3600)));
+    }
     world.tags.forget(&arn(name));
     Ok(json!({}))
 }
