@@ -421,30 +421,41 @@ impl SiteSettings {
 /// Existing objects by component: ids in the provider's format.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[allow(missing_docs)] // each field is the component of its name
 pub struct Existing {
+    /// A network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// Subnets of the network.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subnets: Vec<String>,
+    /// A Kubernetes cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
+    /// A database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
+    /// A cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
+    /// A bucket or storage account for models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
+    /// A DNS zone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// A key of a key management service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// A role or service account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
+    /// A TLS certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
+    /// A registry of images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry: Option<String>,
+    /// A monitoring workspace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitoring: Option<String>,
 }

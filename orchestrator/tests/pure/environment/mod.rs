@@ -3,6 +3,7 @@
 mod capabilities;
 mod components;
 mod older;
+mod reference;
 
 use std::collections::BTreeMap;
 
