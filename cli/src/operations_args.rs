@@ -158,8 +158,19 @@ pub enum Performance {
     #[command(after_help = "Examples:\n  \
         textnlp-deploy performance report --env staging\n  \
         textnlp-deploy performance report --env pilot --month 2026-11 -o json\n  \
+        textnlp-deploy performance report --env pilot --month 2026-11 --compare 2026-10\n  \
         textnlp-deploy performance report --env pilot --month 2026-11 --html november.html --pdf november.pdf")]
-    Report(MonthlyArgs),
+    Report(PerformanceReportArgs),
+}
+
+/// See [`Performance::Report`].
+#[derive(Debug, Args)]
+pub struct PerformanceReportArgs {
+    #[command(flatten)]
+    pub monthly: MonthlyArgs,
+    /// Compare the month with another one (UTC)
+    #[arg(long, value_name = "YYYY-MM")]
+    pub compare: Option<Month>,
 }
 
 /// The month and the page of a report.

@@ -51,6 +51,11 @@ impl Month {
         self.0
     }
 
+    /// The month before.
+    pub fn previous(self) -> Self {
+        Self(self.0.saturating_sub(Span::new().months(1)))
+    }
+
     /// The first day of the next month.
     pub fn next(self) -> Date {
         self.0.saturating_add(Span::new().months(1))

@@ -157,6 +157,10 @@ fn monthly_reports_are_of_the_records_and_price_only_what_is_known() {
     let early = ["--month", "1999-12"].map(str::to_owned);
     let none = report(&["performance", "report"], &early).expect(0).json();
     assert_eq!((&none["total"]["requests"], &none["days"][0]["state"]), (&json!(0), &json!("not_recorded")), "{none}");
+    let compared = ["--compare", "1999-12"].map(str::to_owned);
+    let compared = report(&["performance", "report"], &compared).expect(0).json();
+    let hourly = &compared["compared"]["requests_an_hour"];
+    assert!(hourly["before"].is_null() && hourly["after"].as_f64() > Some(0.0), "{compared}");
     let late = ["--month", "9998-01"].map(str::to_owned);
     assert_eq!(report(&["performance", "report"], &late).expect(2).json()["error"]["code"], "future_month");
 

@@ -15,19 +15,24 @@ use crate::table_view;
 pub async fn performance(session: &Session, command: &Performance, console: Console) -> Result<Success, Failure> {
     let Performance::Report(args) = command;
     let now = Timestamp::now();
-    let month = month(args, now)?;
+    let month = started(args.monthly.month, now)?;
+    let other = args.compare.map(|other| started(Some(other), now)).transpose()?;
+    if other == Some(month) {
+        let error = anyhow::anyhow!("{month} cannot be compared with itself");
+        return Err(Failure::usage("same_month", error).hint(format!("--compare {}", month.previous())));
+    }
     let chosen = session.load(console)?;
     let running = running::running(&chosen.scope).await?;
     let progress = Progress::new(console);
-    let report = progress.done(service::performance(&chosen, &running, (month, now), &progress).await)?;
-    finish(&chosen.scope, args, &report, &format!("performance-{month}"))
+    let report = progress.done(service::performance(&chosen, &running, (month, other), now, &progress).await)?;
+    finish(&chosen.scope, &args.monthly, &report, &format!("performance-{month}"))
 }
 
 /// `cost report`.
 pub async fn cost(session: &Session, command: &Cost, console: Console) -> Result<Success, Failure> {
     let Cost::Report(args) = command;
     let now = Timestamp::now();
-    let month = month(&args.monthly, now)?;
+    let month = started(args.monthly.month, now)?;
     let chosen = session.load(console)?;
     let running = running::running(&chosen.scope).await?;
     let deployment = deployment::recorded(session, chosen).await?;
@@ -39,8 +44,9 @@ pub async fn cost(session: &Session, command: &Cost, console: Console) -> Result
     finish(&deployment.chosen.scope, &args.monthly, &report?, &format!("cost-{month}"))
 }
 
-fn month(args: &MonthlyArgs, now: Timestamp) -> Result<Month, Failure> {
-    let month = args.month.unwrap_or(Month::of(now));
+/// The month that was asked for, or the current one. It has started.
+fn started(month: Option<Month>, now: Timestamp) -> Result<Month, Failure> {
+    let month = month.unwrap_or(Month::of(now));
     if month.start() > now {
         let error = anyhow::anyhow!("{month} has not started");
         return Err(Failure::usage("future_month", error).hint(format!("--month {}", Month::of(now))));
@@ -70,7 +76,7 @@ mod tests {
     #[test]
     fn columns_are_aligned_and_days_without_records_are_named() {
         let now = "2026-11-02T12:00:00Z".parse().unwrap();
-        let report = monthly::performance("staging", Month::of(now), &MonthlyUsage::default(), now);
+        let report = monthly::performance("staging", (Month::of(now), &MonthlyUsage::default()), None, now);
         let shown = table_view::text(&report);
         for line in [
             "Performance of staging in 2026-11\n  requests",

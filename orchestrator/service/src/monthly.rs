@@ -20,18 +20,25 @@ use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvir
 /// Timeout of all pages of one bill.
 const BILL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The requests of a month.
+/// The requests of a month, compared with those of another one.
 pub async fn performance(
     chosen: &ChosenEnvironment,
     running: &RunningEnvironment,
-    (month, now): (Month, Timestamp),
+    (month, other): (Month, Option<Month>),
+    now: Timestamp,
     progress: &dyn Progress,
 ) -> Result<TableReport, Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     running.has_api(scope, "usage records")?;
     progress.doing("reading the usage records");
-    let usage = usage(Admin { platform: scope.platform, running, environment }, month).await?;
-    Ok(monthly::performance(scope.name.as_str(), month, &usage, now))
+    let admin = || Admin { platform: scope.platform, running, environment };
+    let of_month = usage(admin(), month).await?;
+    let of_other = match other {
+        Some(other) => Some((other, usage(admin(), other).await?)),
+        None => None,
+    };
+    let other = of_other.as_ref().map(|(other, usage)| (*other, usage));
+    Ok(monthly::performance(scope.name.as_str(), (month, &of_month), other, now))
 }
 
 /// The cost of a month, by these dimensions; with the bills of its providers if they are asked for.

@@ -24,14 +24,18 @@ fn share(value: Option<f64>) -> String {
     value.map_or("none".to_owned(), |share| format!("{:.3} %", share * 100.0))
 }
 
-/// What a service did in a month, by its own records.
-pub fn performance(environment: &str, month: Month, usage: &MonthlyUsage, now: Timestamp) -> TableReport {
+/// What a service did in a month, by its own records, and the change since another month.
+pub fn performance(
+    environment: &str,
+    (month, usage): (Month, &MonthlyUsage),
+    other: Option<(Month, &MonthlyUsage)>,
+    now: Timestamp,
+) -> TableReport {
     let days = usage.by_day(month, now);
     let total = &usage.total;
-    let error_rate = if total.requests == 0 { 0.0 } else { total.errors as f64 / total.requests as f64 };
     let tiles = [
         ("requests", total.requests.to_string()),
-        ("errors", format!("{} ({})", total.errors, percent(error_rate))),
+        ("errors", format!("{} ({})", total.errors, percent(error_rate(total)))),
         ("refused", total.refused.to_string()),
         ("availability", share(total.availability())),
         ("p50", ms(total.p50_ms)),
@@ -57,11 +61,11 @@ pub fn performance(environment: &str, month: Month, usage: &MonthlyUsage, now: T
          server are not recorded"
             .to_owned(),
     ];
-    match usage.covered(month, now) {
-        None => notes.push(format!("{month} is not recorded: there are no records of it, or they are deleted")),
-        Some((from, _)) if from > month.start() => notes.push(format!("records begin at {}", time_text(from))),
-        Some(_) => {}
-    }
+    notes.extend(covered_note(month, usage, now));
+    let comparison = other.map(|(of, other)| {
+        notes.extend(covered_note(of, other, now));
+        comparison((of, other), (month, usage), now)
+    });
     let groups = usage.groups.iter().map(|group| {
         vec![group.tenant.clone(), model(group.model.as_deref()), group.requests.to_string(), group.tokens.to_string()]
     });
@@ -78,31 +82,97 @@ pub fn performance(environment: &str, month: Month, usage: &MonthlyUsage, now: T
     };
     let mut totals = json!(total);
     totals["availability"] = json!(total.availability());
+    let mut facts = vec![("environment".into(), environment.to_owned()), ("month".into(), format!("{month}, UTC"))];
+    facts.extend(other.map(|(of, _)| ("compared with".into(), format!("{of}, UTC"))));
+    let (compared, mut tables) = match comparison {
+        Some((document, table)) => (document, vec![table]),
+        None => (Value::Null, Vec::new()),
+    };
+    tables.extend([
+        Table {
+            title: "Days",
+            columns: names(&["day", "requests", "errors", "availability", "p50", "p95", "p99", "tokens"]),
+            rows: rows.collect(),
+        },
+        Table {
+            title: "Tenants and models",
+            columns: names(&["tenant", "model", "requests", "tokens"]),
+            rows: groups.collect(),
+        },
+    ]);
     TableReport {
         title: format!("Performance of {environment} in {month}"),
         at: now,
-        facts: vec![("environment".into(), environment.to_owned()), ("month".into(), format!("{month}, UTC"))],
+        facts,
         tiles: tiles.map(|(name, value)| (name.to_owned(), value)).into(),
         document: json!({
-            "environment": environment, "month": month.to_string(), "total": totals,
+            "environment": environment, "month": month.to_string(), "total": totals, "compared": compared,
             "days": days.iter().map(named).collect::<Vec<_>>(), "groups": usage.groups,
             "has_more_groups": usage.has_more_groups, "notes": notes,
         }),
-        tables: vec![
-            Table {
-                title: "Days",
-                columns: names(&["day", "requests", "errors", "availability", "p50", "p95", "p99", "tokens"]),
-                rows: rows.collect(),
-            },
-            Table {
-                title: "Tenants and models",
-                columns: names(&["tenant", "model", "requests", "tokens"]),
-                rows: groups.collect(),
-            },
-        ],
+        tables,
         charts: charts(&days),
         notes,
     }
+}
+
+fn error_rate(sum: &RequestSum) -> f64 {
+    if sum.requests == 0 { 0.0 } else { sum.errors as f64 / sum.requests as f64 }
+}
+
+/// What is missing of the records of a month.
+fn covered_note(month: Month, usage: &MonthlyUsage, now: Timestamp) -> Option<String> {
+    match usage.covered(month, now) {
+        None => Some(format!("{month} is not recorded: there are no records of it, or they are deleted")),
+        Some((from, _)) if from > month.start() => Some(format!("records begin at {}", time_text(from))),
+        Some(_) => None,
+    }
+}
+
+/// The numbers of two months beside each other, the earlier argument first. Sums are for an hour with records, because a month is longer than
+/// another, or not over.
+fn comparison(
+    (before, of_before): (Month, &MonthlyUsage),
+    (after, of_after): (Month, &MonthlyUsage),
+    now: Timestamp,
+) -> (Value, Table) {
+    let hourly = |month: Month, usage: &MonthlyUsage, sum: u64| {
+        let (from, until) = usage.covered(month, now)?;
+        Some(sum as f64 / hours(from, until)).filter(|rate| rate.is_finite())
+    };
+    let rate = |of: fn(&RequestSum) -> u64| {
+        [hourly(before, of_before, of(&of_before.total)), hourly(after, of_after, of(&of_after.total))]
+    };
+    let each = |of: fn(&RequestSum) -> Option<f64>| [of(&of_before.total), of(&of_after.total)];
+    let milliseconds = |of: fn(&RequestSum) -> Option<u64>| {
+        [of(&of_before.total), of(&of_after.total)].map(|ms| ms.map(|ms| ms as f64))
+    };
+    let known_errors = |sum: &RequestSum| (sum.requests > 0).then(|| error_rate(sum) * 100.0);
+    let rows: [(&str, &str, [Option<f64>; 2]); 7] = [
+        ("requests_an_hour", "requests an hour", rate(|sum| sum.requests)),
+        ("tokens_an_hour", "tokens an hour", rate(RequestSum::tokens)),
+        ("error_percent", "errors, %", each(known_errors)),
+        ("availability_percent", "availability, %", each(|sum| Some(sum.availability()? * 100.0))),
+        ("p50_ms", "p50, ms", milliseconds(|sum| sum.p50_ms)),
+        ("p95_ms", "p95, ms", milliseconds(|sum| sum.p95_ms)),
+        ("p99_ms", "p99, ms", milliseconds(|sum| sum.p99_ms)),
+    ];
+    let shown = |value: Option<f64>| value.map_or("none".to_owned(), |value| format!("{value:.3}"));
+    let changed = |[before, after]: [Option<f64>; 2]| {
+        let (before, after) = (before?, after?);
+        (before > 0.0).then(|| ((after - before) / before * 1000.0).round() / 10.0)
+    };
+    let mut document = json!({ "month": before.to_string() });
+    let mut table = Vec::new();
+    for (name, title, values) in rows {
+        let change = changed(values);
+        document[name] = json!({ "before": values[0], "after": values[1], "change_percent": change });
+        let percent = change.map_or("none".to_owned(), |percent| format!("{percent:+.1} %"));
+        table.push(vec![title.to_owned(), shown(values[0]), shown(values[1]), percent]);
+    }
+    let mut columns = names(&["number"]);
+    columns.extend([before.to_string(), after.to_string(), "change".to_owned()]);
+    (document, Table { title: "Comparison", columns, rows: table })
 }
 
 fn day_row(sum: &RequestSum) -> Vec<String> {

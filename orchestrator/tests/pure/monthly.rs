@@ -175,7 +175,7 @@ fn breakdown_sums_by_the_chosen_dimensions() {
 
 #[test]
 fn performance_page_has_every_day_and_escapes_names() {
-    let report = performance("staging", november(), &usage(), time("2026-11-13T08:00:00Z"));
+    let report = performance("staging", (november(), &usage()), None, time("2026-11-13T08:00:00Z"));
     let page = report.to_html();
     for text in ["not recorded", "no requests", "99.333 %", "<svg", "&lt;b&gt;globex&lt;"] {
         assert!(page.contains(text), "{text}: {page}");
@@ -183,8 +183,35 @@ fn performance_page_has_every_day_and_escapes_names() {
     for foreign in ["<script", "http://", "https://", "<b>globex"] {
         assert!(!page.contains(foreign), "{foreign}: {page}");
     }
-    let empty = performance("staging", november(), &MonthlyUsage::default(), time("2026-11-13T08:00:00Z"));
+    let empty = performance("staging", (november(), &MonthlyUsage::default()), None, time("2026-11-13T08:00:00Z"));
     assert!(empty.to_html().contains("not recorded"));
+}
+
+#[test]
+fn months_are_compared_by_the_hours_with_records() {
+    let (october, now) = ("2026-10".parse::<Month>().unwrap(), time("2026-11-13T12:00:00Z"));
+    let since = time("2026-10-30T00:00:00Z").as_millisecond();
+    let before: MonthlyUsage = serde_json::from_value(json!({
+        "since_ms": since, "days": [], "groups": [], "has_more_groups": false, "site": "here",
+        "total": { "requests": 96, "refused": 0, "errors": 48, "prompt_tokens": 0, "generated_tokens": 0, "p50_ms": 50,
+            "p95_ms": null, "p99_ms": null },
+    }))
+    .unwrap();
+    // 400 requests in 96 hours of November, 96 requests in 48 hours of October.
+    let report = performance("staging", (november(), &usage()), Some((october, &before)), now);
+    let compared = &report.document["compared"];
+    assert_eq!(compared["month"], "2026-10");
+    assert_eq!(compared["requests_an_hour"], json!({ "before": 2.0, "after": 400.0 / 96.0, "change_percent": 108.3 }));
+    assert_eq!(compared["error_percent"], json!({ "before": 50.0, "after": 0.5, "change_percent": -99.0 }));
+    assert_eq!(compared["p50_ms"], json!({ "before": 50.0, "after": 40.0, "change_percent": -20.0 }));
+    assert_eq!(compared["p95_ms"], json!({ "before": null, "after": 90.0, "change_percent": null }));
+    assert_eq!(compared["tokens_an_hour"]["change_percent"], json!(null), "from none");
+    let table = &report.tables[0];
+    assert_eq!(table.columns, ["number", "2026-10", "2026-11", "change"]);
+    assert_eq!(table.rows[0], ["requests an hour", "2.000", "4.167", "+108.3 %"]);
+    assert!(report.notes.iter().any(|note| note == "records begin at 2026-10-30 00:00 UTC"), "{:?}", report.notes);
+    let nothing = performance("staging", (november(), &MonthlyUsage::default()), Some((october, &before)), now);
+    assert_eq!(nothing.document["compared"]["requests_an_hour"]["after"], json!(null));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! rewinding; what cannot be served is refused by name. With the feature `cuda`, on a machine with a GPU, all of it is
 //! computed there.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -50,7 +50,10 @@ static DEVICE: LazyLock<DeviceKind> = LazyLock::new(|| match Gpu::find(0) {
     Ok(_) => DeviceKind::Cuda(0),
     // `server/cuda/check` sets it where it sees a GPU.
     Err(why) if std::env::var_os("TEXTNLP_TEST_GPU").is_some() => panic!("{why}"),
-    Err(_) => DeviceKind::Cpu,
+    Err(why) => {
+        eprintln!("SKIPPED: the same on a GPU: {why}");
+        DeviceKind::Cpu
+    }
 });
 
 fn options() -> LoadOptions {

@@ -9,21 +9,21 @@ use super::{Gates, words};
 words! {
     /// A phase of maturity.
     pub enum Phase {
-        /// Local processes, debug logs.
+        /// The service runs on one machine, for development.
         Development = "development",
-        /// TLS, keys, a load test.
+        /// The release is reachable over HTTPS, needs keys and sustains a load test.
         Staging = "staging",
-        /// Replicas, a database that fails over, monitoring, backups.
+        /// The first users work with three replicas and a database that survives a failure.
         Pilot = "pilot",
-        /// Autoscaling, hardening, compliance.
+        /// The service grows with its load and is hardened.
         ScaleUp = "scale-up",
-        /// Tenants, single sign-on, analytics, custom models.
+        /// Many tenants share the service.
         Enterprise = "enterprise",
-        /// Several sites, drills.
+        /// The service survives a site failure.
         MultiRegion = "multi-region",
-        /// No external network.
+        /// The service runs without a network to the outside.
         AirGapped = "air-gapped",
-        /// Faster and cheaper.
+        /// The service is twice as fast and costs a third less.
         Optimized = "optimized",
     }
 }

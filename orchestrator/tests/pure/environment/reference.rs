@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 use textnlp_orchestrator::environment;
+use textnlp_orchestrator::gate::phases::PHASES;
 use textnlp_tests::guide::expect_section;
 
 #[test]
@@ -12,6 +13,19 @@ fn settings_reference_matches_the_schema() {
     let mut reference = Reference { schema: &schema, text: String::new() };
     reference.section("", &schema);
     expect_section("docs/guide/settings.md", "settings", &reference.text);
+}
+
+/// Editors show what the table of phases says.
+#[test]
+fn phases_of_the_schema_have_the_objectives_of_the_table() {
+    let schema = serde_json::to_value(environment::schema()).unwrap();
+    let choices = schema["$defs"]["Phase"]["oneOf"].as_array().unwrap();
+    assert_eq!(choices.len(), PHASES.len());
+    for (choice, definition) in choices.iter().zip(&PHASES) {
+        assert_eq!(choice["const"], definition.phase.to_string().as_str());
+        let (text, objective) = (choice["description"].as_str().unwrap(), definition.objective);
+        assert_eq!(text.get(1..), Some(format!("{}.", &objective[1..]).as_str()), "{}", definition.phase);
+    }
 }
 
 struct Reference<'s> {
