@@ -122,7 +122,8 @@ impl<'a> Repository<'a> {
     }
 
     fn failed(&self, kind: ErrorKind) -> Error {
-        Error::new(kind, "read", format!("repository {}/{}", self.host, self.name))
+        let error = Error::new(kind, "read", format!("repository {}/{}", self.host, self.name));
+        error.signed_in_as(&self.session.identity.name)
     }
 
     async fn send(&self, method: Method, path: &str, access: Option<&Secret>, form: Option<String>) -> Result<Value> {

@@ -36,15 +36,25 @@ const ALL_SSDS: &str = "SSD_TOTAL_GB";
 const SSDS: [&str; 2] = ["pd-balanced", "pd-ssd"];
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a new project has no GPUs until then";
-/// Constraints of organization policies that refuse what a plan creates: the constraint, the kind, and which of its objects
+/// A constraint of organization policies that refuses what a plan creates.
+struct Constraint {
+    name: &'static str,
+    /// The kind, and which of its objects.
+    kind: &'static str,
+    is_refused: fn(&Spec) -> bool,
+}
+
+/// Constraints that refuse what a plan creates
 /// (<https://cloud.google.com/resource-manager/docs/organization-policy/org-policy-constraints>). Those on uniform bucket-level
 /// access, public access and external IP addresses refuse none: all buckets and nodes meet them.
-const CONSTRAINTS: &[(&str, &str, fn(&Spec) -> bool)] = &[
-    ("iam.disableServiceAccountCreation", "gcp.service-account", |_| true),
-    ("iam.disableWorkloadIdentityClusterCreation", crate::table::CLUSTER, |_| true),
-    ("compute.requireShieldedVm", "gcp.node-pool", |pool| {
-        pool.get("secure_boot").and_then(Value::as_bool) == Some(false)
-    }),
+const CONSTRAINTS: &[Constraint] = &[
+    Constraint { name: "iam.disableServiceAccountCreation", kind: "gcp.service-account", is_refused: |_| true },
+    Constraint { name: "iam.disableWorkloadIdentityClusterCreation", kind: crate::table::CLUSTER, is_refused: |_| true },
+    Constraint {
+        name: "compute.requireShieldedVm",
+        kind: "gcp.node-pool",
+        is_refused: |pool| pool.get("secure_boot").and_then(Value::as_bool) == Some(false),
+    },
 ];
 
 /// Checks the wanted resources of a site.
@@ -137,14 +147,14 @@ async fn billing(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 /// (<https://cloud.google.com/resource-manager/reference/rest/v1/projects/getEffectiveOrgPolicy>).
 async fn constraints(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for &(constraint, kind, is_refused) in CONSTRAINTS {
+    for Constraint { name, kind, is_refused } in CONSTRAINTS {
         let Some(one) = of_kind(wanted, kind).find(|one| is_refused(&one.spec)) else { continue };
         let path = format!("projects/{}:getEffectiveOrgPolicy", api.project());
-        let body = json!({ "constraint": format!("constraints/{constraint}") });
+        let body = json!({ "constraint": format!("constraints/{name}") });
         let call = Call::post(Service::ResourceManager, path, body).saying("read", "the organization policies");
         match api.send(call).await {
             Ok(found) if found["booleanPolicy"]["enforced"] == true => {
-                let cause = format!("the organization policy `constraints/{constraint}` refuses it in the project");
+                let cause = format!("the organization policy `constraints/{name}` refuses it in the project");
                 let fix =
                     "ask the administrator of the organization to except the project from it, or use another project";
                 problems.push(Problem::new(one.id.as_str(), cause, fix));

@@ -109,7 +109,7 @@ pub(crate) fn transport(call: &Call<'_>, source: kube::Error) -> Error {
 
 /// Whether the name of the API server was not found. The resolver of the standard library tells it by its words only.
 fn is_unknown_name(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source())
+    std::iter::successors(Some(error), |error| (*error).source())
         .any(|error| error.to_string().starts_with("failed to lookup address information"))
 }
 

@@ -1013,7 +1013,14 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "describe-instance-type-offerings",
             ),
             ("eks", launch, "Instances failed to launch", Unavailable, ""),
-            ("eks", launch, "Client.InternalError: Client error on launch.", Denied, "kms create-grant"),
+            (
+                "eks",
+                launch,
+                "Instance became unhealthy while waiting for instance to be in InService state. Termination Reason: \
+                 Client.InternalError: Client error on launch",
+                Denied,
+                "kms create-grant",
+            ),
             ("ec2", "Client.InternalError", "Client error on launch", Denied, "kms create-grant"),
             ("ec2", "Server.InternalError", "Internal error on launch", Unavailable, ""),
             ("eks", "ResourceInUseException", "Cluster already exists with name: one", Exists, ""),

@@ -198,8 +198,9 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
         Some(issue) => (Some(issue), None),
         None if count == 0 => (None, None),
         None if lacks_disk_grant => {
-            let words = "Could not launch On-Demand Instances. Client.InternalError: Client error on launch.";
-            (Some(("AsgInstanceLaunchFailures".to_owned(), words.to_owned())), None)
+            let message = "Instance became unhealthy while waiting for instance to be in InService state. Termination Reason: \
+                           Client.InternalError: Client error on launch";
+            (Some(("AsgInstanceLaunchFailures".to_owned(), message.to_owned())), None)
         }
         None if !joins => (Some(not_joined("Instances failed to join the kubernetes cluster")), None),
         None if !has_network => (Some(not_joined("Unhealthy nodes in the kubernetes cluster")), None),

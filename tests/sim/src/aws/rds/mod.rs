@@ -162,7 +162,7 @@ pub struct Rds {
     pub instances: BTreeMap<String, Instance>,
     /// The names of snapshots, each with the server that it is of.
     pub snapshots: BTreeMap<String, String>,
-    /// Whether the account never had a database: it has no role of RDS. Set it in the global place of the account.
+    /// Whether the account never had a database: it has no role of RDS. Set it in the global scope of the account.
     pub is_new: bool,
     /// When the role that the first request created takes effect.
     role: Option<Timestamp>,
