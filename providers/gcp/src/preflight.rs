@@ -49,7 +49,11 @@ struct Constraint {
 /// access, public access and external IP addresses refuse none: all buckets and nodes meet them.
 const CONSTRAINTS: &[Constraint] = &[
     Constraint { name: "iam.disableServiceAccountCreation", kind: "gcp.service-account", is_refused: |_| true },
-    Constraint { name: "iam.disableWorkloadIdentityClusterCreation", kind: crate::table::CLUSTER, is_refused: |_| true },
+    Constraint {
+        name: "iam.disableWorkloadIdentityClusterCreation",
+        kind: crate::table::CLUSTER,
+        is_refused: |_| true,
+    },
     Constraint {
         name: "compute.requireShieldedVm",
         kind: "gcp.node-pool",
@@ -143,7 +147,7 @@ async fn billing(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     }
 }
 
-/// Whether the organization lets the project have what the plan creates
+/// Whether organization policies refuse what the plan creates
 /// (<https://cloud.google.com/resource-manager/reference/rest/v1/projects/getEffectiveOrgPolicy>).
 async fn constraints(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -155,8 +159,7 @@ async fn constraints(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         match api.send(call).await {
             Ok(found) if found["booleanPolicy"]["enforced"] == true => {
                 let cause = format!("the organization policy `constraints/{name}` refuses it in the project");
-                let fix =
-                    "ask the administrator of the organization to except the project from it, or use another project";
+                let fix = "ask the organization policy administrator to exempt the project, or use another project";
                 problems.push(Problem::new(one.id.as_str(), cause, fix));
             }
             Ok(_) => {}
