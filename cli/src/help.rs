@@ -192,9 +192,55 @@ mod tests {
         }
         assert!(found.len() >= 8, "{found:?}");
         for example in found {
-            let words = ["textnlp-deploy"].into_iter().chain(example.split(' '));
-            command.clone().try_get_matches_from(words).unwrap_or_else(|error| panic!("{example}: {error}"));
+            accept(&command, &words(&format!("textnlp-deploy {example}")), &example);
         }
+    }
+
+    #[test]
+    fn commands_in_the_documentation_are_valid() {
+        let (command, mut count) = (command(), 0);
+        for (page, line) in textnlp_tests::guide::shell_lines() {
+            let words = words(&line);
+            // Variables of the command stand before it.
+            let begin = words.iter().take_while(|word| is_variable(word)).count();
+            if words.get(begin).is_some_and(|first| first == "textnlp-deploy") {
+                accept(&command, &words[begin..], &format!("{page}: {line}"));
+                count += 1;
+            }
+        }
+        assert!(count >= 200, "{count} commands were found");
+    }
+
+    #[track_caller]
+    fn accept(command: &Command, words: &[String], place: &str) {
+        let parsed = command.clone().try_get_matches_from(words);
+        parsed.unwrap_or_else(|error| panic!("{place}: {error}"));
+    }
+
+    /// The words of a line of a shell, up to a comment, a pipe, a redirection or the next command.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+        for c in line.chars() {
+            match quote {
+                Some(open) if open == c => quote = None,
+                Some(_) => word.push(c),
+                None => match c {
+                    '\'' | '"' => quote = Some(c),
+                    '#' if word.is_empty() => break,
+                    '|' | '>' | '<' | '&' | ';' => break,
+                    ' ' => words.push(std::mem::take(&mut word)),
+                    _ => word.push(c),
+                },
+            }
+        }
+        words.push(word);
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    fn is_variable(word: &str) -> bool {
+        let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+        word.split_once('=').is_some_and(|(name, _)| is_name(name))
     }
 
     #[test]

@@ -26,11 +26,15 @@ pub fn blocks(guide: &str, section: &str) -> Vec<(String, String)> {
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("read {guide}: {error}"));
     let (_, rest) =
         text.split_once(&format!("\n## {section}\n")).unwrap_or_else(|| panic!("{guide} has no section `{section}`"));
-    let section = rest.split("\n## ").next().unwrap_or_default();
+    fenced(rest.split("\n## ").next().unwrap_or_default())
+}
+
+/// The fenced blocks of a text in their order: their language, and their text without the indentation of lists.
+fn fenced(text: &str) -> Vec<(String, String)> {
     let mut blocks: Vec<(String, String)> = Vec::new();
     // The indentation of the fence that is open.
     let mut open: Option<usize> = None;
-    for line in section.lines() {
+    for line in text.lines() {
         let indent = line.len() - line.trim_start().len();
         match (line.trim_start().strip_prefix("```"), open, blocks.last_mut()) {
             (Some(language), None, _) => {
@@ -54,4 +58,34 @@ pub fn commands(guide: &str, section: &str) -> Vec<String> {
     let shell = blocks(guide, section).into_iter().filter(|(language, _)| language == "sh");
     let lines = shell.flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>());
     lines.filter(|line| line.starts_with("textnlp-deploy ")).collect()
+}
+
+/// The lines in blocks for a shell of the README and of all pages below `docs`, each with its page. A line that ends in a
+/// backslash is one with the next.
+#[track_caller]
+pub fn shell_lines() -> Vec<(String, String)> {
+    let root = format!("{}/..", env!("CARGO_MANIFEST_DIR"));
+    let (mut pages, mut folders) = (vec!["README.md".to_owned()], vec!["docs".to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(format!("{root}/{folder}"));
+        for entry in entries.unwrap_or_else(|error| panic!("list {folder}: {error}")).flatten() {
+            let name = format!("{folder}/{}", entry.file_name().to_string_lossy());
+            match entry.path() {
+                path if path.is_dir() => folders.push(name),
+                path if path.extension().is_some_and(|end| end == "md") => pages.push(name),
+                _ => {}
+            }
+        }
+    }
+    pages.sort();
+    let mut lines = Vec::new();
+    for page in pages {
+        let text = std::fs::read_to_string(format!("{root}/{page}"));
+        let text = text.unwrap_or_else(|error| panic!("read {page}: {error}"));
+        for (_, block) in fenced(&text).into_iter().filter(|(language, _)| language == "sh") {
+            let joined = block.replace("\\\n", " ");
+            lines.extend(joined.lines().map(|line| (page.clone(), line.to_owned())));
+        }
+    }
+    lines
 }

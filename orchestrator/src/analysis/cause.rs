@@ -132,6 +132,16 @@ mod tests {
         assert_eq!(of("all is well"), None);
     }
 
+    #[test]
+    fn runbook_lists_every_cause() {
+        let mut table = "| a message has | likely cause | next command |\n|---|---|---|\n".to_owned();
+        for (parts, Cause { text, command }) in CAUSES {
+            let parts: Vec<String> = parts.iter().map(|part| format!("`{part}`")).collect();
+            table.push_str(&format!("| {} | {text} | `{command}` |\n", parts.join(", ")));
+        }
+        textnlp_tests::guide::expect_section("docs/runbooks/troubleshooting.md", "causes", &table);
+    }
+
     /// What our own programs no longer say is removed from the table.
     #[test]
     fn own_messages_of_the_table_exist() {
