@@ -455,6 +455,13 @@ async fn road(bench: &Bench) {
     assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
     let user = outputs("main/database/instance");
     assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+    {
+        let world = bench.cloud.world();
+        let keys = world.keys();
+        let repository = keys.iter().find(|key| key.ends_with("/repositories/textnlp")).unwrap();
+        let mut pools = keys.iter().filter(|key| key.contains("/nodePools/"));
+        assert!(pools.all(|pool| world.may_pull(pool, repository)), "nodes pull images");
+    }
 
     // A raised minimum: the pool has one zone, because it began with one node.
     let pool = records.iter_mut().find(|(one, _)| one.id.as_str() == "main/cluster/system-nodes").unwrap();
