@@ -12,7 +12,8 @@ use crate::export;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
 use crate::{
-    Bucket, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life, with_balancer,
+    Bucket, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life,
+    with_balancer,
 };
 
 const REGION: &str = "europe-west4";
@@ -150,7 +151,14 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/gcp.md", "From an empty project");
     let follower = guided(&operator, section, &[], cloud.variables());
-    managed_life((&operator, &follower), &managed, &format!("{REGION}-docker.pkg.dev/{repository}"), pushed, records);
+    let is_encrypted = || {
+        let world = cloud.world();
+        let of_cluster = |key: &String| key.ends_with(&format!("/clusters/{GUIDED}"));
+        let body = world.keys().into_iter().find(of_cluster).and_then(|key| world.get(&key).cloned());
+        body.is_some_and(|body| body["databaseEncryption"]["state"] == "ENCRYPTED")
+    };
+    let repository = format!("{REGION}-docker.pkg.dev/{repository}");
+    managed_life((&operator, &follower), &managed, &repository, pushed, records, is_encrypted);
     assert_eq!(left(&cloud), Vec::<String>::new());
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }
