@@ -217,7 +217,7 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
         );
         export::cloudformation(|args| account.run(args, &[]), folder, REGION);
     };
-    whole_life(|args, more| account.run(args, more), || account.left(), models);
+    whole_life(|args, more| account.run(args, more), || account.left(), models, || {});
     eprintln!("{:?}", account.requests());
 }
 
@@ -262,8 +262,13 @@ fn push_and_pull(bucket: &Bucket<'_>) {
 }
 
 /// The same on every provider: up with the gate of staging, nothing to do, an answer, a model in the bucket where there is one, a
-/// change, and nothing left.
-fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<String>, models: impl Fn()) {
+/// change, what `last` does, and nothing left.
+fn whole_life(
+    run: impl Fn(&[&str], &[&str]) -> Said,
+    left: impl Fn() -> Vec<String>,
+    models: impl Fn(),
+    last: impl Fn(),
+) {
     let up = |more: &[&str]| run(&["up", "--yes", "--no-gate", "-o", "json"], more).expect(0).json();
     let began = std::time::Instant::now();
     let first = run(&["up", "--yes", "-o", "json"], &[]).expect(0).json();
@@ -288,10 +293,43 @@ fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<Str
     let is_in_place = updated > 0 && [created, replaced, deleted] == [0, 0, 0];
     assert!(is_in_place, "tags and settings are changed in place: {changed:#}");
 
+    last();
     let down: Value = run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();
     eprintln!("down: {}", down["plan"]);
     assert_eq!(left(), Vec::<String>::new());
 }
+
+/// Servers that get GPUs with an image without CUDA: the plan has `parts`, and its document is returned; the pool is created, and the
+/// job before the servers refuses the image, so that these answer as before.
+fn refused_gpus(run: impl Fn(&[&str], &[&str]) -> Said, folder: &Utf8Path, parts: &[&str]) -> Value {
+    let sets = ["gpu={ size: small, count: 3 }"];
+    let file = folder.join("gpu.plan");
+    let plan = run(&["plan", "-o", "json", "--out", file.as_str()], &sets).expect(0).json();
+    let steps = plan["steps"].as_array().unwrap();
+    for part in parts {
+        let is_created = |step: &Value| step["resource"] == *part && step["action"] == "create";
+        assert!(steps.iter().any(is_created), "{part}: {plan:#}");
+    }
+    let lines = plan["cost"]["lines"].as_array().unwrap();
+    assert!(lines.iter().any(|line| line["resource"] == GPU_NODES), "{:#}", plan["cost"]);
+    let saved = std::fs::read_to_string(&file).unwrap();
+    assert!(saved.contains("nvidia.com/gpu"), "{saved}");
+
+    let up = run(&["up", "--yes", "--no-gate", "-o", "json"], &sets).expect(1).json();
+    let outcome = &up["outcome"];
+    assert!(outcome["done"].to_string().contains(GPU_NODES), "{up:#}");
+    let failed = outcome["failed"].as_array().unwrap();
+    let is_refused = |step: &Value| {
+        step["resource"] == "here/server/migrate" && step.to_string().contains("this program was built without CUDA")
+    };
+    assert!(failed.len() == 1 && is_refused(&failed[0]), "{up:#}");
+    let text = run(&["generate", "Once upon a time"], &[]);
+    assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
+    plan
+}
+
+/// The pool of machines with GPUs.
+const GPU_NODES: &str = "here/cluster/gpu-nodes";
 
 /// The port that the plan gives a database.
 const PORT: u16 = 5432;
