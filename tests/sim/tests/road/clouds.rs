@@ -135,7 +135,7 @@ impl Clouds {
             assert_eq!((&one["sent"], &same["sent"]), (&one["bytes"], &json!(0)), "{again:#}");
             let source = one["source"].as_str().unwrap();
             let cache = self.sandbox.folder().join(format!("pulled-{}", sources.len()));
-            let variables = [("TEXTNLP_STATE_DIR", cache.as_str()), ("AZURE_STORAGE_ACCOUNT_NAME", &account)];
+            let variables = [("TEXTNLP_STATE_DIR", cache.as_str()), ("AZURE_STORAGE_ACCOUNT_NAME", account.as_str())];
             let pulled = run(&["model", "pull", source], &variables);
             let found = (&pulled["model"]["digest"], &pulled["from_cache"]);
             assert_eq!(found, (&first["digest"], &json!(false)), "{pulled:#}");
