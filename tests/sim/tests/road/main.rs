@@ -261,6 +261,9 @@ fn push_and_pull(bucket: &Bucket<'_>) {
     assert_eq!(refused.exit, 1, "{refused:?}");
 }
 
+/// What the operator changes.
+const CHANGED: [&str; 2] = ["tags.team=texts", "server.api.max_tokens=2000"];
+
 /// The same on every provider: up with the gate of staging, nothing to do, an answer, a model in the bucket where there is one, a
 /// change, what `last` does, and nothing left.
 fn whole_life(
@@ -288,7 +291,7 @@ fn whole_life(
     assert!(key["public_id"].is_string(), "a job runs in the cluster: {key}");
     models();
 
-    let changed = up(&["tags.team=texts", "server.api.max_tokens=2000"]);
+    let changed = up(&CHANGED);
     let [created, updated, replaced, deleted] = counts(&changed)[..4] else { unreachable!() };
     let is_in_place = updated > 0 && [created, replaced, deleted] == [0, 0, 0];
     assert!(is_in_place, "tags and settings are changed in place: {changed:#}");
@@ -302,7 +305,7 @@ fn whole_life(
 /// Servers that get GPUs with an image without CUDA: the plan has `parts`, and its document is returned; the pool is created, and the
 /// job before the servers refuses the image, so that these answer as before.
 fn refused_gpus(run: impl Fn(&[&str], &[&str]) -> Said, folder: &Utf8Path, parts: &[&str]) -> Value {
-    let sets = ["gpu={ size: small, count: 3 }"];
+    let sets = [CHANGED[0], CHANGED[1], "gpu={ size: small, count: 3 }"];
     let file = folder.join("gpu.plan");
     let plan = run(&["plan", "-o", "json", "--out", file.as_str()], &sets).expect(0).json();
     let steps = plan["steps"].as_array().unwrap();
