@@ -62,6 +62,9 @@ struct OperationProgress {
     /// The rollout job that replaces the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rollout: Option<Box<RolloutOrders>>,
+    /// The last problem of its pods: those of a job are removed when it fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pods: Option<String>,
     /// Whether the last watch was lost, so the next poll uses the longer interval.
     #[serde(skip)]
     lost: bool,
@@ -71,7 +74,7 @@ impl OperationProgress {
     /// The initial progress.
     fn of(object: &Value) -> Self {
         let uid = identity::uid(object).to_owned();
-        Self { uid, in_the_way: false, looks: 0, unwatched: false, rollout: None, lost: false }
+        Self { uid, in_the_way: false, looks: 0, unwatched: false, rollout: None, pods: None, lost: false }
     }
 }
 
@@ -466,13 +469,18 @@ impl<'a> Work<'a> {
         match ready {
             Ready::Yes => Ok(Progress::Done(manifest::seen(self.row, object, &self.manager, Ready::Yes)?)),
             Ready::NotYet(why) => {
-                let says = diagnosis::of_pods(&self.api, self.row, object, why).await;
-                Ok(pending(stand, says))
+                let says = diagnosis::of_pods(&self.api, self.row, object, why.clone()).await;
+                let pods = says.strip_prefix(&format!("{why}: ")).map(str::to_owned);
+                let pods = pods.or_else(|| stand.pods.clone());
+                Ok(pending(&OperationProgress { pods, ..stand.clone() }, says))
             }
             Ready::Never(why) => {
-                let why = diagnosis::of_pods(&self.api, self.row, object, why).await;
-                let left = manifest::seen(self.row, object, &self.manager, Ready::Never(why.clone()))?;
-                let error = self.call("wait for", "get").error(ErrorKind::Invalid).because(why);
+                let mut says = diagnosis::of_pods(&self.api, self.row, object, why.clone()).await;
+                if let Some(pods) = stand.pods.as_ref().filter(|_| says == why && self.row.kind == "Job") {
+                    says = format!("{why}: {pods}");
+                }
+                let left = manifest::seen(self.row, object, &self.manager, Ready::Never(says.clone()))?;
+                let error = self.call("wait for", "get").error(ErrorKind::Invalid).because(says);
                 Ok(Progress::Failed { left: Some(left), error })
             }
         }

@@ -2,8 +2,8 @@
 //! status.
 //!
 //! Three kinds must never be mixed up: capacity (another zone, size or hour helps), quota (only an operator helps) and throttling (a
-//! pause helps). `OperationNotAllowed` means any of them, or that something is busy: its message tells. The sources of rows are numbers
-//! of the collected reports, or the documentation of the codes:
+//! pause helps). `OperationNotAllowed` means any of them, or that something is busy: its message tells. The sources of rows are public
+//! reports, or the documentation of the codes:
 //! <https://learn.microsoft.com/azure/azure-resource-manager/troubleshooting/common-deployment-errors>.
 
 use textnlp_cloud::errors::{Row, THROTTLED, Table, by_status, matches};
@@ -39,6 +39,9 @@ const REGION: Hint =
     Some("the subscription cannot create this in the region: choose another one, or ask Azure's support");
 const SIGN_IN: Hint = Some("sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET");
 const NAME: Hint = Some("the name is taken in all of Azure: give the environment or the site another name");
+const EVICTION: Hint = Some(
+    "the disruption budget that the message names allows no eviction: add a replica, or lower its `minAvailable` for the upgrade",
+);
 
 static ERRORS: Table<(), Hint> = Table { rows: ROWS, rules: RULES, base: |code| code, common: None };
 
@@ -71,7 +74,9 @@ const ROWS: &[Row<(), Hint>] = &[
     row("OperationNotAllowed", "", Invalid, None),
     // MicrosoftDocs/azure-docs#34023: the code of a budget's error is its status.
     row("400", "changes made to Budget", Conflict, None),
-    // 31, 33, 52, 53, 69, 107, 129, 155.
+    // hashicorp/terraform-provider-azurerm#3780, Azure/AKS#4522, hashicorp/terraform-provider-azurerm#28298,
+    // hashicorp/terraform-provider-azurerm#22211, Azure/AKS#1913, hashicorp/terraform-provider-azurerm#5025, Azure/ARO-RP#5076,
+    // coreos/tectonic-installer#184.
     row("AnotherOperationInProgress", "", Conflict, None),
     row("OperationPreempted", "", Conflict, None),
     row("SetVNetOwnershipFailed", "", Conflict, None),
@@ -91,7 +96,8 @@ const ROWS: &[Row<(), Hint>] = &[
     row("CannotDeleteNatGatewayAssociatedToSubnet", "", Conflict, None),
     row("InUseSubnetCannotBeUpdated", "", Invalid, None),
     row("PreconditionFailed", "", Conflict, None),
-    // 11, 12, 27, 28: a principal, an assignment or a credential that is not known everywhere yet.
+    // hashicorp/terraform-provider-azurerm#11417, MicrosoftDocs/azure-docs#103085, Azure/azure-workload-identity#273,
+    // Azure/Azure-Verified-Modules#2673: a principal, an assignment or a credential that is not known everywhere yet.
     row("PrincipalNotFound", "", Conflict, None),
     row("LinkedAuthorizationFailed", "", Denied, ROLE),
     // The role of the cluster on its key is not effective yet.
@@ -100,35 +106,36 @@ const ROWS: &[Row<(), Hint>] = &[
     row("CustomPrivateDNSZoneMissingPermissionError", "", Conflict, ROLE),
     row("IdentityNotFound", "", Conflict, None),
     row("FailedIdentityOperation", "", Conflict, None),
-    // 18, 19, 20.
+    // hashicorp/terraform-provider-azurerm#28694, Azure/azure-cli#8599, Azure/azure-service-operator#4206.
     row("RoleAssignmentExists", "", Exists, None),
     row("RoleAssignmentUpdateNotPermitted", "", Invalid, None),
     row("RoleAssignmentLimitExceeded", "", Quota, None),
-    // 108.
+    // nforgeio/neonKUBE#1670.
     row("MissingSubscriptionRegistration", "", Conflict, REGISTER),
     row("Subscription Not Registered", "", Conflict, REGISTER),
     row("SubscriptionNotRegistered", "", Conflict, REGISTER),
-    // 95, 96, 98, 144, 145.
+    // Azure-Samples/azuresandbox#70, jenkins-infra/azure#1416, Azure/AKS#5746, Azure/karpenter-provider-azure#43, Azure/AKS#1444.
     row("SkuNotAvailable", "", Capacity, OTHER),
     row("ZonalAllocationFailed", "", Capacity, OTHER),
     row("AllocationFailed", "", Capacity, OTHER),
     row("OverconstrainedAllocationRequest", "", Capacity, OTHER),
     row("OverconstrainedZonalAllocationRequest", "", Capacity, OTHER),
     row("AvailabilityZoneNotSupported", "", Capacity, OTHER),
-    // 92, 93, 142.
+    // MicrosoftDocs/azure-docs#62378, kubernetes/autoscaler#2607, giantswarm/azure-operator#163.
     row("ErrCode_InsufficientVCPUQuota", "", Quota, RAISE),
     row("InsufficientVCPUQuota", "", Quota, RAISE),
     row("QuotaExceeded", "", Quota, RAISE),
     row("StaticPublicIPCountLimitReached", "", Quota, RAISE),
     row("PublicIPCountLimitReached", "", Quota, RAISE),
     row("ResourceCountExceedsLimitDueToTemplate", "", Quota, RAISE),
-    // 100, 101, 103, 104.
+    // MicrosoftDocs/azure-docs#11849, Azure/AKS#1187, Azure/azqr#34, opencost/opencost#787.
     row("TooManyRequests", "", THROTTLED, None),
     row("ResourceReadFailed", "", THROTTLED, None),
-    // 55.
+    // hashicorp/terraform-provider-azurerm#21306.
     row("LocationIsOfferRestricted", "", Denied, REGION),
     row("ParameterOutOfRange", "should be in: []", Denied, REGION),
-    // 58, 59, 64, 66: names that others have, or that live on.
+    // hashicorp/terraform-provider-azurerm#12972, adamdost-0/linux-update-cds#21, hashicorp/terraform-provider-azurerm#2940,
+    // hashicorp/terraform#11485: names that others have, or that live on.
     row("VaultAlreadyExists", "", Exists, NAME),
     row("ConflictError", "deleted", Exists, NAME),
     row("StorageAccountAlreadyTaken", "", Exists, NAME),
@@ -136,7 +143,7 @@ const ROWS: &[Row<(), Hint>] = &[
     row("AlreadyInUse", "", Exists, NAME),
     row("ServerNameAlreadyExists", "", Exists, NAME),
     row("NameAlreadyExists", "", Exists, NAME),
-    // 80, 111, 113, 126.
+    // hashicorp/terraform-provider-azurerm#10951, Azure/azure-cli#28499, hashicorp/terraform#11404, Azure/terraform-azurerm-aks#428.
     row("PropertyChangeNotAllowed", "", Invalid, None),
     row(
         "NoRegisteredProviderFound",
@@ -145,8 +152,10 @@ const ROWS: &[Row<(), Hint>] = &[
         Some("this version of the program is too old for Azure: install a newer one"),
     ),
     row("InvalidApiVersionParameter", "", Invalid, None),
+    // Azure/AKS#4860.
+    row("UnsatisfiablePDB", "", Invalid, EVICTION),
     row("InsufficientSubnetSize", "", Invalid, Some("set a larger `network.cidr` in another environment")),
-    // 89, 90.
+    // Azure/azure-cli#7573, Azure/AKS#892.
     row("RequestDisallowedByPolicy", "", Denied, POLICY),
     row("RequestDisallowedByAzure", "", Denied, REGION),
     // Sign-in, permissions and subscriptions (hashicorp/terraform-provider-azurerm#20867).
@@ -165,7 +174,7 @@ const ROWS: &[Row<(), Hint>] = &[
     row("InvalidAuthenticationTokenTenant", "", Denied, SIGN_IN),
     row("SubscriptionNotFound", "", NotFound, None),
     row("ReadOnlyDisabledSubscription", "", Denied, Some("enable the subscription: portal, Subscriptions")),
-    // 1: reads of what was just created.
+    // hashicorp/terraform-provider-azurerm#18268: reads of what was just created.
     row("ResourceGroupNotFound", "", NotFound, None),
     row("ResourceNotFound", "", NotFound, None),
     row("ParentResourceNotFound", "", NotFound, None),

@@ -485,6 +485,11 @@ async fn whole_life(bench: Bench, zone: &str) {
     let own = own.and_then(|(one, _)| one.spec.get("name")).cloned();
     assert_eq!(account, own.unwrap_or_else(|| json!("companymodels")));
 
+    // Roles are in effect after minutes.
+    bench.cloud.advance(Duration::from_secs(300));
+    let id = |id: &str| records.iter().find(|(one, _)| one.id.as_str() == id).unwrap().1.cloud_id.to_string();
+    assert!(bench.cloud.world().may_pull(&id("main/cluster"), &id("main/registry/registry")), "nodes pull images");
+
     update(&bench, &mut records).await;
     remove(&bench, &records).await;
     assert_eq!(bench.cloud.world().ids(), before);
@@ -716,6 +721,79 @@ fn a_pool_without_capacity_is_created_in_another_zone() {
     let bench = Bench::new(Options::zero_latency(), false);
     bench.cloud.world().stock_out(&format!("{REGION}-1"), "Standard_NC4as_T4_v3");
     run(whole_life(bench, "2"));
+}
+
+/// skypilot-org/skypilot#10145: a pool without a zone would find none.
+#[test]
+fn a_pool_with_gpus_is_created_in_a_zone() {
+    let bench = Bench::new(Options::zero_latency(), false);
+    bench.cloud.world().stock_out(REGION, "Standard_NC4as_T4_v3");
+    run(whole_life(bench, "1"));
+}
+
+/// A site without GPUs, and the resources of its network and its cluster.
+fn cluster_only() -> (Bench, Vec<Wanted>) {
+    let bench = Bench { gpu: None, ..Bench::new(Options::zero_latency().registered(), false) };
+    let mut wanted = bench.all();
+    wanted.retain(|one| ["main/network", "main/cluster"].iter().any(|part| one.id.as_str().starts_with(part)));
+    (bench, wanted)
+}
+
+/// hashicorp/terraform-provider-azurerm#33143: the count is the autoscaler's. Azure/AKS#4860: a disruption budget refuses an upgrade.
+#[test]
+fn what_runs_in_a_cluster_has_its_say() {
+    run(async {
+        let (bench, wanted) = cluster_only();
+        let mut records = create(&bench, &wanted).await;
+        update(&bench, &mut records).await;
+        let of = |id: &str| records.iter().find(|(one, _)| one.id.as_str() == id).unwrap();
+        let (pool, recorded) = of("main/cluster/nodes");
+        let id = recorded.cloud_id.as_str();
+        bench.cloud.world().autoscale(id, 2);
+        unchanged(&bench, &records).await;
+        let mut spec = pool.spec.as_value().clone();
+        spec["scaling"]["max"] = json!(5);
+        bench.finish(&bench.operation(900, Verb::Update, pool, &Spec::of(&spec), Some(recorded))).await;
+        assert_eq!(bench.cloud.world().get(id).unwrap()["properties"]["count"], json!(2));
+
+        let (cluster, recorded) = of("main/cluster");
+        let mut spec = cluster.spec.as_value().clone();
+        spec["version"] = json!("1.34");
+        let op = bench.operation(901, Verb::Update, cluster, &Spec::of(&spec), Some(recorded));
+        bench.cloud.world().conduct.keeps_pods = true;
+        let error = bench.provider.begin(&op).await.err().unwrap();
+        assert!(
+            error.kind == ErrorKind::Invalid && error.hint.as_deref().unwrap().contains("minAvailable"),
+            "{error:?}"
+        );
+        bench.cloud.world().conduct.keeps_pods = false;
+        bench.finish(&op).await;
+    });
+}
+
+/// maniSbindra/az-mpf#70: a refusal of a later call of the same create.
+#[test]
+fn a_cluster_whose_role_is_refused_is_recorded() {
+    run(async {
+        let (bench, wanted) = cluster_only();
+        let place = wanted.iter().position(|one| one.id.as_str() == "main/cluster").unwrap();
+        let records = create(&bench, &wanted[..place]).await;
+        let outputs: BTreeMap<ResourceId, Outputs> =
+            records.iter().map(|(one, recorded)| (one.id.clone(), recorded.outputs.clone())).collect();
+        let spec = wanted[place].spec.resolve(|id| outputs.get(id)).unwrap();
+        let op = bench.operation(900, Verb::Create, &wanted[place], &spec, None);
+        bench.cloud.world().denied.insert("Microsoft.Authorization/roleAssignments/write".to_owned());
+        let mut progress = bench.provider.begin(&op).await.unwrap();
+        for _ in 0..STEPS {
+            let Progress::Pending { handle, .. } = &progress else { break };
+            progress = bench.provider.advance(&op, handle).await.unwrap();
+        }
+        let Progress::Failed { left: Some(left), error } = progress else { panic!("the role is not refused") };
+        assert!(
+            error.kind == ErrorKind::Denied && bench.cloud.world().get(left.cloud_id.as_str()).is_some(),
+            "{error:?}"
+        );
+    });
 }
 
 #[test]

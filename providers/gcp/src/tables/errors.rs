@@ -2,7 +2,7 @@
 //! The first one with a row decides, then the canonical status, then the HTTP status.
 //!
 //! Three kinds must never be mixed up: capacity (another zone, size or hour helps), quota (only an operator helps) and throttling (a
-//! pause helps). The sources of rows are numbers of the collected reports, as in `skypilot-org/skypilot#831`.
+//! pause helps). The sources of rows are public reports, such as `skypilot-org/skypilot#831`.
 
 use textnlp_cloud::errors::{Row, THROTTLED, Table, by_status};
 use textnlp_provider::ErrorKind::{self, Capacity, Conflict, Denied, Exists, Invalid, NotFound, Quota, Unavailable};

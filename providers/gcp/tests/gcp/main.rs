@@ -455,6 +455,14 @@ async fn road(bench: &Bench) {
     assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
     let user = outputs("main/database/instance");
     assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+    {
+        let world = bench.cloud.world();
+        let keys = world.keys();
+        let repository = keys.iter().find(|key| key.ends_with("/repositories/textnlp")).unwrap();
+        let pools: Vec<&String> = keys.iter().filter(|key| key.contains("/nodePools/")).collect();
+        let refused: Vec<_> = pools.iter().filter(|pool| !world.may_pull(pool, repository)).collect();
+        assert!(!pools.is_empty() && refused.is_empty(), "nodes pull images: {refused:?} of {pools:?}");
+    }
 
     // A raised minimum: the pool has one zone, because it began with one node.
     let pool = records.iter_mut().find(|(one, _)| one.id.as_str() == "main/cluster/system-nodes").unwrap();

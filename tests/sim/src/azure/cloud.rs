@@ -112,7 +112,7 @@ pub struct Conduct {
     pub failed_in_success: bool,
     /// Whether statuses of operations have no member `status` at times.
     pub bare_polls: bool,
-    /// Whether pending operations have states that few clients know.
+    /// Whether operations have states that few clients know: while they are pending, and at their end.
     pub odd_states: bool,
     /// Whether a size that is not available shows in the operation instead of the call.
     pub late_capacity: bool,
@@ -120,6 +120,8 @@ pub struct Conduct {
     pub preempts: bool,
     /// Whether failed clusters repair themselves.
     pub self_heals: bool,
+    /// Whether a disruption budget in the clusters allows no eviction.
+    pub keeps_pods: bool,
     /// How PostgreSQL refuses the region, if it does.
     pub closed: Option<Closed>,
     /// Tags that a policy wants on resource groups, those of AKS too.
@@ -155,6 +157,7 @@ impl Default for Conduct {
             late_capacity: false,
             preempts: false,
             self_heals: false,
+            keeps_pods: false,
             closed: None,
             required_tags: Vec::new(),
             requests_per_minute: None,
@@ -410,7 +413,18 @@ impl Cloud {
 
     /// Takes the nodes of a spot pool away: its count is lower without any error.
     pub fn evict(&mut self, pool: &str) {
-        self.change(pool, "/properties/count", 0.into());
+        self.autoscale(pool, 0);
+    }
+
+    /// Sets the count of a pool, as the autoscaler of its cluster does.
+    pub fn autoscale(&mut self, pool: &str, count: u64) {
+        self.change(pool, "/properties/count", count.into());
+    }
+
+    /// Whether the nodes of a cluster can pull images from a registry.
+    #[must_use]
+    pub fn may_pull(&self, cluster: &str, registry: &str) -> bool {
+        super::container::may_pull(self, cluster, registry)
     }
 
     /// The version of a resource, as etags have it.

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use super::cloud::{Cloud, Object, guid, put, put_missing, text};
 use super::compute::{CORES, SPOT, Size, limit, size, used};
-use super::identity::{CLUSTER_ADMIN, IDENTITY_OPERATOR, NETWORK_CONTRIBUTOR, ROLES, ZONE_CONTRIBUTOR, add_principal};
+use super::identity::{
+    ACR_PULL, CLUSTER_ADMIN, IDENTITY_OPERATOR, NETWORK_CONTRIBUTOR, ROLES, ZONE_CONTRIBUTOR, add_principal,
+};
 use super::kinds::{Answer, Call, KIND, Kind, Special, Style, keep_busy, listed, parent, users};
 use super::network::{network_of, subnet_ranges};
 use super::problem::{Problem, bad, conflict, missing};
@@ -257,6 +259,16 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "a subnet too small for nodes and surge is InsufficientSubnetSize",
         Source::Report("Azure/terraform-azurerm-aks#428"),
     ),
+    rule("a disruption budget without evictions refuses upgrades: UnsatisfiablePDB", Source::Report("Azure/AKS#4860")),
+    rule(
+        "the autoscaler changes the count of a pool between reads, and a count beyond its bounds is refused",
+        Source::Report("hashicorp/terraform-provider-azurerm#33143"),
+    ),
+    rule(
+        "a pool without zones may find no machines where one in a zone does",
+        Source::Report("skypilot-org/skypilot#10145"),
+    ),
+    rule("nodes pull images as their own identity, not as that of the cluster", Source::Report("Azure/AKS#4275")),
     rule("a Failed cluster may repair itself", Source::Report("Azure/AKS#2227")),
     rule("evictions lower the count of a spot pool without an error", Source::Report("Azure/AKS#2030")),
     rule("the driver of GPUs is installed unless disabled", Source::Report("MicrosoftDocs/azure-docs#17730")),
@@ -349,6 +361,12 @@ fn accept_cluster(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: 
             "OperationNotAllowed",
             format!("Downgrading version from {current} to {wanted} is not supported."),
         ));
+    }
+    let is_upgrade =
+        before.is_some_and(|before| is_older(text(before, "/properties/currentKubernetesVersion"), wanted));
+    if is_upgrade && cloud.conduct.keeps_pods {
+        let message = "The upgrade is blocked: the disruption budget textnlp/one has minAvailable(1) and one pod.";
+        return Err(bad("UnsatisfiablePDB", message));
     }
     put_missing(body, "/properties/kubernetesVersion", wanted.into());
     put(body, "/properties/currentKubernetesVersion", wanted.into());
@@ -972,4 +990,11 @@ pub(crate) fn may_use(cloud: &Cloud, principal: &str, cluster: &str) -> bool {
             groups.is_some_and(|groups| groups.iter().any(|one| one == principal))
         }
     }
+}
+
+/// Whether the identity of a cluster's nodes may pull images from a registry.
+pub(crate) fn may_pull(cloud: &Cloud, cluster: &str, registry: &str) -> bool {
+    let Some(body) = cloud.objects.get(&cluster.to_lowercase()).map(|one| &one.body) else { return false };
+    let nodes = text(body, "/properties/identityProfile/kubeletidentity/objectId");
+    !nodes.is_empty() && cloud.has_role(nodes, registry, &[ACR_PULL])
 }

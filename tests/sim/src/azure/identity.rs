@@ -29,7 +29,7 @@ pub(crate) const ROLES: &[(&str, &str)] = &[
     ("Managed Identity Operator", IDENTITY_OPERATOR),
     ("Managed Identity Contributor", "e40ec5ca-96e0-45a2-b4ff-59039f2c2b59"),
     ("Private DNS Zone Contributor", ZONE_CONTRIBUTOR),
-    ("AcrPull", "7f951dda-4ed3-4680-a7ca-43fe172d538d"),
+    ("AcrPull", ACR_PULL),
     ("AcrPush", "8311e382-0749-4cb8-b61a-304f252e45ec"),
     ("Storage Blob Data Owner", "b7e6dc6d-f1e8-4753-8033-0f276bb0955b"),
     ("Storage Blob Data Contributor", "ba92f5b4-2d11-453d-a403-e96b0029c9fe"),
@@ -52,6 +52,7 @@ pub(crate) const NETWORK_CONTRIBUTOR: &str = "4d97b98b-1d4f-4787-a291-c67834d212
 pub(crate) const IDENTITY_OPERATOR: &str = "f1a07417-d97a-45cb-824c-7a7467783830";
 pub(crate) const ZONE_CONTRIBUTOR: &str = "b12aa53e-6015-4669-85d0-8515ebb3ae7f";
 pub(crate) const CLUSTER_ADMIN: &str = "b1ff04bb-8a4e-4dc4-8eb5-8693973ce19b";
+pub(crate) const ACR_PULL: &str = "7f951dda-4ed3-4680-a7ca-43fe172d538d";
 
 pub(crate) const KINDS: &[Kind] = &[
     Kind {

@@ -984,6 +984,7 @@ pub(crate) fn poll(cloud: &mut Cloud, path: &str, method: &str) -> Option<Result
         let pending = if cloud.conduct.odd_states { "Accepted" } else { "InProgress" };
         let status = match (is_ended, &operation.error) {
             (false, _) => pending,
+            (true, None) if cloud.conduct.odd_states => "Success",
             (true, None) => "Succeeded",
             (true, Some(error)) if error["code"] == "OperationPreempted" => "Canceled",
             (true, Some(_)) => "Failed",

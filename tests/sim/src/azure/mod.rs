@@ -59,6 +59,11 @@ const SHARED: &[Behaviour] = &[
     rule("Location may answer 200 with a body that says Failed", Source::Report("Azure/msrestazure-for-python#157")),
     rule("an operation may succeed before its resource does", Source::Report("Azure/azure-sdk-for-net#36798")),
     rule("pending operations have states that few clients know", Source::Report("hashicorp/go-azure-sdk#1135")),
+    rule("an operation may end with Success instead of Succeeded", Source::Report("Azure/azure-rest-api-specs#23035")),
+    rule(
+        "a write whose answer is lost may have taken effect",
+        Source::Report("hashicorp/terraform-provider-azurerm#22395"),
+    ),
     rule(
         "states of operations may lack the member status",
         Source::Report("hashicorp/terraform-provider-azurerm#22771"),

@@ -139,6 +139,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Report("microsoft/aspire#16102"),
     ),
     rule(
+        "the roles on a scope end with it: what was in it is 403 then for those who had no other role",
+        Source::Report("Azure/azure-service-operator#5009"),
+    ),
+    rule(
         "a group that something outside refers to is not deleted: ResourceGroupDeletionBlocked",
         Source::Report("Azure/AKS#2443"),
     ),

@@ -402,6 +402,12 @@ impl Cloud {
         super::registry::put_image(self, repository, image, tag, digest);
     }
 
+    /// Whether the nodes of a pool can pull images from a repository, by their keys.
+    #[must_use]
+    pub fn may_pull(&self, pool: &str, repository: &str) -> bool {
+        super::container::may_pull(self, pool, repository)
+    }
+
     /// Adds a zone of Cloud DNS for a domain, which ends with a dot.
     pub fn put_zone(&mut self, project: &str, name: &str, domain: &str, is_private: bool) {
         super::dns::put_zone(self, project, name, domain, is_private);

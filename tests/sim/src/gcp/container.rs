@@ -26,6 +26,10 @@ const SCOPES: &[&str] = &[
     "https://www.googleapis.com/auth/servicecontrol",
     "https://www.googleapis.com/auth/trace.append",
 ];
+/// The role with which nodes pull images, and the scopes that allow it:
+/// <https://cloud.google.com/artifact-registry/docs/integrate-gke>.
+const READER: &str = "roles/artifactregistry.reader";
+const PULLING: &[&str] = &["https://www.googleapis.com/auth/cloud-platform", SCOPES[0]];
 /// The most operations of a cluster at a time.
 const CONCURRENT: usize = 5;
 
@@ -208,6 +212,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "a pool that grows beyond the pod range ends with IP_SPACE_EXHAUSTED",
         Source::Report("gruntwork-io/terraform-google-gke#118"),
+    ),
+    rule(
+        "nodes pull images only with a role of their account, a scope and a way out of their network",
+        Source::Report("terraform-google-modules/terraform-google-kubernetes-engine#1779"),
     ),
     rule("an operation can be cancelled", Source::Model),
 ];
@@ -1190,4 +1198,25 @@ fn cancel(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         set_status(cloud, &cluster, "RUNNING");
     }
     Ok(json!({}))
+}
+
+/// Whether the nodes of a pool can pull images from a repository.
+pub(crate) fn may_pull(cloud: &Cloud, pool: &str, repository: &str) -> bool {
+    let cluster = pool.split('/').take(7).collect::<Vec<_>>().join("/");
+    let (Some(body), Some(cluster)) = (cloud.get(pool), cloud.get(&cluster)) else { return false };
+    let member = super::member(text(body, "/config/serviceAccount"));
+    let of_project = format!("cloudresourcemanager/projects/{}", project_of(repository));
+    let has_role = [of_project.as_str(), repository].iter().any(|at| super::iam::grants(cloud, at, READER, &member));
+    let scopes = body.pointer("/config/oauthScopes").and_then(Value::as_array).into_iter().flatten();
+    let has_scope = scopes.filter_map(Value::as_str).any(|scope| PULLING.contains(&scope));
+    let network = text(cluster, "/networkConfig/network");
+    let is_way_out = |(key, one): (&String, &Object)| {
+        key.contains("/routers/")
+            && text(&one.body, "/network").ends_with(network)
+            && one.body.pointer("/nats/0").is_some()
+    };
+    let is_public = body.pointer("/networkConfig/enablePrivateNodes") != Some(&json!(true));
+    let subnetwork = cloud.get(&format!("compute/{}", text(cluster, "/networkConfig/subnetwork")));
+    let reaches_google = subnetwork.is_some_and(|one| one["privateIpGoogleAccess"] == true);
+    has_role && has_scope && (is_public || reaches_google || cloud.objects.iter().any(is_way_out))
 }

@@ -153,6 +153,11 @@ fn a_cluster_is_written_as_a_whole() {
     let mut none = body.clone();
     none["properties"].as_object_mut().unwrap().shift_remove("agentPoolProfiles");
     assert_eq!(client.put(CLUSTER, none).code(), (400, "BadRequest"));
+    // Azure/AKS#4860.
+    client.cloud.world().conduct.keeps_pods = true;
+    let mut newest = body.clone();
+    newest["properties"]["kubernetesVersion"] = "1.34".into();
+    assert_eq!(client.put(CLUSTER, newest).code(), (400, "UnsatisfiablePDB"));
     let mut old = body.clone();
     old["properties"]["kubernetesVersion"] = "1.31".into();
     assert_eq!(client.put(CLUSTER, old).code(), (400, "K8sVersionNotSupported"));
@@ -179,6 +184,9 @@ fn quotas_and_stock_end_pools_in_many_ways() {
     assert_eq!(gpu("spot", json!({ "scaleSetPriority": "Spot" })).code(), (409, "OperationNotAllowed"));
     client.cloud.world().stock_out("westeurope", "Standard_NC4as_T4_v3");
     assert_eq!(gpu("gpu", json!({})).code(), (409, "SkuNotAvailable"));
+    // skypilot-org/skypilot#10145: its zone has them.
+    client.make(&at("zonal"), pool("Standard_NC4as_T4_v3", 2, json!({ "availabilityZones": ["1"] })));
+    client.drop_one(&at("zonal"));
     client.cloud.world().conduct.late_capacity = true;
     assert_eq!(client.failure(gpu("gpu", json!({}))), "SkuNotAvailable");
     assert_eq!(client.get(&at("gpu")).ok()["properties"]["provisioningState"], "Failed");
@@ -277,4 +285,22 @@ fn clusters_fail_heal_and_stay() {
     assert_eq!(client.failure(client.delete(CLUSTER)), "ResourceGroupDeletionBlocked");
     client.cloud.world().blocked.clear();
     client.drop_one(CLUSTER);
+}
+
+/// Azure/AKS#4275.
+#[test]
+fn nodes_pull_as_their_own_identity() {
+    const ACR_PULL: &str = "7f951dda-4ed3-4680-a7ca-43fe172d538d";
+    let client = quick();
+    let registry = "G/Microsoft.ContainerRegistry/registries/textnlpimages";
+    client.make(registry, json!({ "location": "westeurope", "sku": { "name": "Standard" } }));
+    let (cluster, registry) = (client.path(CLUSTER), client.path(registry));
+    let body = client.get(CLUSTER).ok();
+    for (number, member, pulls) in
+        [(1, "/identity/principalId", false), (2, "/properties/identityProfile/kubeletidentity/objectId", true)]
+    {
+        client.grant(&registry, ACR_PULL, body.pointer(member).and_then(Value::as_str).unwrap(), number).ok();
+        client.get("GROUP").ok();
+        assert_eq!(client.cloud.world().may_pull(&cluster, &registry), pulls, "{member}");
+    }
 }

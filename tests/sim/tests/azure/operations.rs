@@ -88,6 +88,7 @@ fn polls_vary() {
     let address = answer.header("azure-asyncoperation").unwrap().replace("https://management.azure.com", "");
     assert_eq!(client.send("GET", &address, Value::Null, &[]).body["status"], "Accepted");
     client.cloud.advance(Duration::from_secs(30));
+    assert_eq!(client.send("GET", &address, Value::Null, &[]).body["status"], "Success");
     client.cloud.world().conduct.bare_polls = true;
     let answer = client.put(NETWORK, network());
     let address = answer.header("azure-asyncoperation").unwrap().replace("https://management.azure.com", "");

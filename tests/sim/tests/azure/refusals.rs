@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use textnlp_sim::azure::Options;
 
-use crate::Client;
+use crate::{Client, send};
 
 const NETWORK: &str = "G/Microsoft.Network/virtualNetworks/n";
 
@@ -78,6 +78,26 @@ fn a_group_with_what_others_use_stays() {
     assert_eq!(client.get("GROUP").ok()["properties"]["provisioningState"], "Succeeded");
     client.drop_one(&gateway);
     client.drop_one("GROUP");
+}
+
+/// Azure/azure-service-operator#5009.
+#[test]
+fn roles_on_a_group_end_with_it() {
+    let client = Client::quick();
+    let group = client.path("resourceGroups/h");
+    client.put(&group, json!({ "location": "westeurope" })).ok();
+    let identity = "G/Microsoft.ManagedIdentity/userAssignedIdentities/deployer";
+    let identity = client.put(identity, json!({ "location": "westeurope" })).ok();
+    let principal = identity["properties"]["principalId"].as_str().unwrap();
+    client.grant(&group, "b24988ac-6180-42a0-ab88-20f7382dd24c", principal, 1).ok();
+    client.get("GROUP").ok();
+    let read = || {
+        let token = [("authorization", format!("Bearer {}", client.cloud.token_of(principal)))];
+        send("GET", &format!("{}{group}?api-version=2021-04-01", client.cloud.url()), &token, "")
+    };
+    read().ok();
+    client.drop_one(&group);
+    assert_eq!(read().code(), (403, "AuthorizationFailed"));
 }
 
 /// Conditions, locations and parents.

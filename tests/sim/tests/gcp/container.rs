@@ -301,3 +301,37 @@ fn a_private_endpoint_takes_internal_networks_only() {
     let failed = client.wait("container", create(&client, more));
     assert!(failed["error"]["message"].as_str().unwrap().contains("not a reserved network"));
 }
+
+/// terraform-google-modules/terraform-google-kubernetes-engine#1779.
+#[test]
+fn nodes_pull_with_a_role_a_scope_and_a_way_out() {
+    let client = Client::quick();
+    ready(&client);
+    let account = json!({ "accountId": "textnlp-nodes" });
+    let email = client.post("iam", "v1/projects/PROJECT/serviceAccounts", account).ok()["email"].clone();
+    let mut body = pool("own", "e2-standard-4", None);
+    body["nodePool"]["config"]["serviceAccount"] = email.clone();
+    body["nodePool"]["config"]["oauthScopes"] = json!(["https://www.googleapis.com/auth/cloud-platform"]);
+    client.wait("container", add_pool(&client, body));
+    let project = client.cloud.project().to_owned();
+    let key = format!("container/projects/{project}/locations/europe-west4/clusters/c/nodePools/own");
+    let repository = format!("artifactregistry/projects/{project}/locations/europe-west4/repositories/textnlp");
+    let pulls = || client.cloud.world().may_pull(&key, &repository);
+    assert!(!pulls(), "the account has no role");
+    let member = format!("serviceAccount:{}", email.as_str().unwrap());
+    let policy = json!({ "bindings": [{ "role": "roles/artifactregistry.reader", "members": [member] }] });
+    client.post("cloudresourcemanager", "v1/projects/PROJECT:setIamPolicy", json!({ "policy": policy })).ok();
+    read(&client);
+    assert!(pulls());
+    let set = |key: &str, member: &str, part: &str, value: Value| {
+        client.cloud.world().objects.get_mut(key).unwrap().body[member][part] = value;
+    };
+    set(&key, "networkConfig", "enablePrivateNodes", json!(true));
+    assert!(!pulls(), "private nodes have no way out");
+    let router = format!("projects/{project}/regions/europe-west4/routers/out");
+    let network = format!("projects/{project}/global/networks/n");
+    client.cloud.world().put(&format!("compute/{router}"), json!({ "network": network, "nats": [{ "name": "out" }] }));
+    assert!(pulls());
+    set(&key, "config", "oauthScopes", json!(["https://www.googleapis.com/auth/logging.write"]));
+    assert!(!pulls(), "no scope allows it");
+}

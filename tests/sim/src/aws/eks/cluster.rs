@@ -52,7 +52,8 @@ pub struct Cluster {
     private: bool,
     public: bool,
     cidrs: Vec<String>,
-    key: Option<String>,
+    /// The key that its secrets are encrypted with.
+    pub key: Option<String>,
     logs: BTreeSet<String>,
     support: String,
     protected: bool,
