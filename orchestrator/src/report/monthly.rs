@@ -124,7 +124,7 @@ fn error_rate(sum: &RequestSum) -> f64 {
 fn covered_note(month: Month, usage: &MonthlyUsage, now: Timestamp) -> Option<String> {
     match usage.covered(month, now) {
         None => Some(format!("{month} is not recorded: there are no records of it, or they are deleted")),
-        Some((from, _)) if from > month.start() => Some(format!("records begin at {}", time_text(from))),
+        Some((from, _)) if from > month.start() => Some(format!("records of {month} begin at {}", time_text(from))),
         Some(_) => None,
     }
 }
