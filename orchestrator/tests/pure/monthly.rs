@@ -209,7 +209,11 @@ fn months_are_compared_by_the_hours_with_records() {
     let table = &report.tables[0];
     assert_eq!(table.columns, ["number", "2026-10", "2026-11", "change"]);
     assert_eq!(table.rows[0], ["requests an hour", "2.000", "4.167", "+108.3 %"]);
-    assert!(report.notes.iter().any(|note| note == "records of 2026-10 begin at 2026-10-30 00:00 UTC"), "{:?}", report.notes);
+    assert!(
+        report.notes.iter().any(|note| note == "records of 2026-10 begin at 2026-10-30 00:00 UTC"),
+        "{:?}",
+        report.notes
+    );
     let nothing = performance("staging", (november(), &MonthlyUsage::default()), Some((october, &before)), now);
     assert_eq!(nothing.document["compared"]["requests_an_hour"]["after"], json!(null));
 }
