@@ -38,7 +38,6 @@ pub(super) struct Flight {
 pub(super) type CallAnswer = Option<Answered<Progress>>;
 
 /// What follows from an answer.
-#[allow(clippy::large_enum_variant, reason = "one at a time, and taken apart at once")]
 pub(super) enum Verdict {
     Done(Object),
     /// Not finished: record the handle if it changed, then poll again.

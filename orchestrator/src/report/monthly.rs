@@ -148,11 +148,10 @@ fn comparison(
         [of(&of_before.total), of(&of_after.total)].map(|ms| ms.map(|ms| ms as f64))
     };
     let known_errors = |sum: &RequestSum| (sum.requests > 0).then(|| error_rate(sum) * 100.0);
-    let rows: [(&str, &str, [Option<f64>; 2]); 7] = [
+    let rows: [(&str, &str, [Option<f64>; 2]); 6] = [
         ("requests_an_hour", "requests an hour", rate(|sum| sum.requests)),
         ("tokens_an_hour", "tokens an hour", rate(RequestSum::tokens)),
         ("error_percent", "errors, %", each(known_errors)),
-        ("availability_percent", "availability, %", each(|sum| Some(sum.availability()? * 100.0))),
         ("p50_ms", "p50, ms", milliseconds(|sum| sum.p50_ms)),
         ("p95_ms", "p95, ms", milliseconds(|sum| sum.p95_ms)),
         ("p99_ms", "p99, ms", milliseconds(|sum| sum.p99_ms)),

@@ -62,7 +62,7 @@ pub struct Error {
     /// The provider's request id, for its support.
     pub request_id: Option<String>,
     /// Who was signed in to the provider.
-    pub identity: Option<String>,
+    pub identity: Option<Box<str>>,
     /// Whether the provider answered that it refuses the call, so that the call certainly changed nothing.
     pub refused: bool,
     /// The fields that could not be set because another owner manages them.
@@ -107,7 +107,7 @@ impl Error {
     /// Adds who was signed in to the provider; nothing where `who` is empty.
     #[must_use]
     pub fn signed_in_as(mut self, who: &str) -> Self {
-        self.identity = (!who.is_empty()).then(|| who.to_owned());
+        self.identity = (!who.is_empty()).then(|| who.into());
         self
     }
 

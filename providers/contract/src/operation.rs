@@ -145,7 +145,6 @@ pub struct Handle(pub Value);
 
 /// The result of a provider's verb: at most one mutating call further.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "one at a time, and taken apart at once")]
 pub enum Progress {
     /// Finished. For a delete, the object as last observed.
     Done(Object),

@@ -24,28 +24,40 @@ const WAITING_FOR_NOTHING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
 /// `why`, extended by the problems of the object's pods.
 pub(crate) async fn of_pods(api: &Api, row: &Row, object: &Value, why: String) -> String {
+    let problem = problem_of_pods(api, row, object).await;
+    extended(why, problem.as_deref())
+}
+
+/// `why`, extended by a problem.
+pub(crate) fn extended(why: String, problem: Option<&str>) -> String {
+    match problem {
+        Some(problem) => format!("{why}: {problem}"),
+        None => why,
+    }
+}
+
+/// A problem of the object's pods.
+pub(crate) async fn problem_of_pods(api: &Api, row: &Row, object: &Value) -> Option<String> {
     if !row.has_pods {
-        return why;
+        return None;
     }
     let namespace = object["metadata"]["namespace"].as_str();
     let selector = selector(object);
     if selector.is_empty() {
-        return why;
+        return None;
     }
     let call = Call { action: "list", verb: "list", row: &POD, namespace, name: None };
     // A failed diagnosis must not fail the wait.
-    let Ok(pods) = api.list(&call, &selector).await else { return why };
+    let pods = api.list(&call, &selector).await.ok()?;
     let staying = pods.into_iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_string());
     let staying: Vec<Value> = staying.take(PODS).collect();
     for pod in &staying {
         if let Some(says) = of_pod(api, pod).await {
-            return format!("{why}: {says}");
+            return Some(says);
         }
     }
-    match on_a_lost_node(api, staying.iter().filter(|pod| !ready::pod(pod))).await {
-        Some((pod, lost)) => format!("{why}: pod {pod} is on {lost}"),
-        None => why,
-    }
+    let (pod, lost) = on_a_lost_node(api, staying.iter().filter(|pod| !ready::pod(pod))).await?;
+    Some(format!("pod {pod} is on {lost}"))
 }
 
 /// Why an object is still being deleted, with pods that hang on a lost node.

@@ -469,16 +469,16 @@ impl<'a> Work<'a> {
         match ready {
             Ready::Yes => Ok(Progress::Done(manifest::seen(self.row, object, &self.manager, Ready::Yes)?)),
             Ready::NotYet(why) => {
-                let says = diagnosis::of_pods(&self.api, self.row, object, why.clone()).await;
-                let pods = says.strip_prefix(&format!("{why}: ")).map(str::to_owned);
-                let pods = pods.or_else(|| stand.pods.clone());
+                let problem = diagnosis::problem_of_pods(&self.api, self.row, object).await;
+                let says = diagnosis::extended(why, problem.as_deref());
+                let pods = problem.or_else(|| stand.pods.clone());
                 Ok(pending(&OperationProgress { pods, ..stand.clone() }, says))
             }
             Ready::Never(why) => {
-                let mut says = diagnosis::of_pods(&self.api, self.row, object, why.clone()).await;
-                if let Some(pods) = stand.pods.as_ref().filter(|_| says == why && self.row.kind == "Job") {
-                    says = format!("{why}: {pods}");
-                }
+                let problem = diagnosis::problem_of_pods(&self.api, self.row, object).await;
+                // The pods of a failed job are removed with their problem.
+                let problem = problem.or_else(|| stand.pods.clone().filter(|_| self.row.kind == "Job"));
+                let says = diagnosis::extended(why, problem.as_deref());
                 let left = manifest::seen(self.row, object, &self.manager, Ready::Never(says.clone()))?;
                 let error = self.call("wait for", "get").error(ErrorKind::Invalid).because(says);
                 Ok(Progress::Failed { left: Some(left), error })

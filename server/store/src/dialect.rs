@@ -40,17 +40,25 @@ impl Haste {
     }
 }
 
-/// Whether a number is in the JSON list `$2`.
-macro_rules! numbers_of_sqlite {
-    () => {
-        "number IN (SELECT CAST(value AS INTEGER) FROM json_each($2))"
-    };
-}
-
-/// Whether a number is in the JSON list `$2`, which is read once: without statistics, a join reads it for each row.
-macro_rules! numbers_of_postgres {
-    () => {
-        "number = ANY (ARRAY(SELECT CAST(one.number AS BIGINT) FROM json_array_elements_text(CAST($2 AS JSON)) AS one(number)))"
+/// A change of the requests of batch `$1` whose numbers are in the JSON list `$2`, which answers with the numbers of those that there
+/// were. PostgreSQL reads the list once: without statistics, a join reads it for each row.
+macro_rules! change_requests {
+    ($dialect:expr, $change:literal, $which:literal) => {
+        match $dialect {
+            Dialect::Sqlite => concat!(
+                $change,
+                " WHERE batch_id = $1 AND ",
+                $which,
+                "number IN (SELECT CAST(value AS INTEGER) FROM json_each($2)) RETURNING number"
+            ),
+            Dialect::Postgres => concat!(
+                $change,
+                " WHERE batch_id = $1 AND ",
+                $which,
+                "number = ANY (ARRAY(SELECT CAST(one.number AS BIGINT) FROM json_array_elements_text(CAST($2 AS JSON)) AS one(number))) \
+                 RETURNING number"
+            ),
+        }
     };
 }
 
@@ -152,35 +160,13 @@ impl Dialect {
     /// Claims requests of a batch, and answers with the numbers of those that there were: the batch, a list of numbers in JSON, the claim, and
     /// when it ends.
     pub(super) fn claim_requests(self) -> &'static str {
-        match self {
-            Self::Sqlite => concat!(
-                "UPDATE batch_requests SET claim = $3, available_at = $4, attempts = attempts + 1 WHERE batch_id = $1 AND ",
-                numbers_of_sqlite!(),
-                " RETURNING number"
-            ),
-            Self::Postgres => concat!(
-                "UPDATE batch_requests SET claim = $3, available_at = $4, attempts = attempts + 1 WHERE batch_id = $1 AND ",
-                numbers_of_postgres!(),
-                " RETURNING number"
-            ),
-        }
+        change_requests!(self, "UPDATE batch_requests SET claim = $3, available_at = $4, attempts = attempts + 1", "")
     }
 
     /// Deletes claimed requests of a batch, and answers with the numbers of those that there were: the batch, a list of numbers in JSON, and
     /// the claim.
     pub(super) fn delete_requests(self) -> &'static str {
-        match self {
-            Self::Sqlite => concat!(
-                "DELETE FROM batch_requests WHERE batch_id = $1 AND claim = $3 AND ",
-                numbers_of_sqlite!(),
-                " RETURNING number"
-            ),
-            Self::Postgres => concat!(
-                "DELETE FROM batch_requests WHERE batch_id = $1 AND claim = $3 AND ",
-                numbers_of_postgres!(),
-                " RETURNING number"
-            ),
-        }
+        change_requests!(self, "DELETE FROM batch_requests", "claim = $3 AND ")
     }
 
     /// The statement that removes the timeout within a transaction.
