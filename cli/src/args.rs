@@ -1128,7 +1128,7 @@ pub struct Load {
     /// Maximum p95 latency in milliseconds of --find-limit and --rate [default: 500 of --find-limit, none of --rate]
     #[arg(long, allow_negative_numbers = true, value_parser = finite)]
     pub p95_ms: Option<f64>,
-    /// Write the report as a PDF, without plots, to this file
+    /// Write the report as a PDF to this file
     #[arg(long, value_name = "FILE")]
     pub pdf: Option<Utf8PathBuf>,
 }

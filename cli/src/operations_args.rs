@@ -159,6 +159,7 @@ pub enum Performance {
         textnlp-deploy performance report --env staging\n  \
         textnlp-deploy performance report --env pilot --month 2026-11 -o json\n  \
         textnlp-deploy performance report --env pilot --month 2026-11 --compare 2026-10\n  \
+        textnlp-deploy performance report --env pilot --load load.json --database database.json --pdf final.pdf\n  \
         textnlp-deploy performance report --env pilot --month 2026-11 --html november.html --pdf november.pdf")]
     Report(PerformanceReportArgs),
 }
@@ -171,6 +172,12 @@ pub struct PerformanceReportArgs {
     /// Compare the month with another one (UTC)
     #[arg(long, value_name = "YYYY-MM")]
     pub compare: Option<Month>,
+    /// Add the result of a load test, as `load -o json` printed it; may be repeated
+    #[arg(long = "load", value_name = "FILE")]
+    pub loads: Vec<Utf8PathBuf>,
+    /// Add the result of a database benchmark, as `db bench -o json` printed it
+    #[arg(long, value_name = "FILE")]
+    pub database: Option<Utf8PathBuf>,
 }
 
 /// The month and the page of a report.
@@ -182,7 +189,7 @@ pub struct MonthlyArgs {
     /// Write the page to this file [default: in the folder `reports` of the state]
     #[arg(long, value_name = "FILE")]
     pub html: Option<Utf8PathBuf>,
-    /// Write a PDF, without plots, to this file
+    /// Write a PDF to this file
     #[arg(long, value_name = "FILE")]
     pub pdf: Option<Utf8PathBuf>,
 }

@@ -161,6 +161,28 @@ fn monthly_reports_are_of_the_records_and_price_only_what_is_known() {
     let compared = report(&["performance", "report"], &compared).expect(0).json();
     let hourly = &compared["compared"]["requests_an_hour"];
     assert!(hourly["before"].is_null() && hourly["after"].as_f64() > Some(0.0), "{compared}");
+    let written = |name: &str, words: &[&str]| {
+        let file = sandbox.folder().join(name);
+        std::fs::write(&file, sandbox.run(&[words, &["--env", "development", "-o", "json"]].concat()).expect(0).out)
+            .unwrap();
+        file.into_string()
+    };
+    let load = written("load.json", &["load", "--users", "2", "--seconds", "4"]);
+    let bench = written("database.json", &["db", "bench", "--clients", "1", "--duration", "1s"]);
+    let both = ["--load", &load, "--database", &bench, "--pdf", file.as_str()].map(str::to_owned);
+    let last = report(&["performance", "report"], &both).expect(0).json();
+    assert!(last["load_tests"][0]["result"]["requests"].as_u64() > Some(0), "{last}");
+    assert!(last["databases"][0]["transactions"].as_u64() > Some(0), "{last}");
+    if let Ok(text) = Command::new("pdftotext").args(["-layout", file.as_str(), "-"]).output() {
+        let text = String::from_utf8_lossy(&text.stdout).into_owned();
+        for part in ["Latency, ms", "Load tests", "Database benchmark"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+    let swapped = ["--load", &bench, "--database", &load].map(str::to_owned);
+    let refused = report(&["performance", "report"], &swapped).expect(2).json();
+    let why = refused["error"]["message"].as_str().unwrap();
+    assert!(why.contains("`load -o json`") && why.contains("`db bench -o json`"), "both are named: {refused}");
     let late = ["--month", "9998-01"].map(str::to_owned);
     assert_eq!(report(&["performance", "report"], &late).expect(2).json()["error"]["code"], "future_month");
 

@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use pdf_writer::types::{ActionType, AnnotationType};
 use pdf_writer::{Content, Date, Filter, Finish as _, Name, Pdf, Rect, Ref, Str, TextStr};
 
+use super::chart::{self, Anchor, Chart, LineColour, Mark};
 use super::text::{Font, encode, width, wrap};
 use super::{databases, groups, latest, state, tiles};
 use crate::scan::{Report, Severity};
@@ -24,6 +25,8 @@ const RULE: Colour = (0.86, 0.875, 0.89);
 const WHITE: Colour = (1.0, 1.0, 1.0);
 const GOOD: Colour = (0.122, 0.478, 0.267);
 const BAD: Colour = (0.753, 0.204, 0.204);
+const BLUE: Colour = (0.145, 0.388, 0.788);
+const BROWN: Colour = (0.761, 0.439, 0.239);
 
 /// One document over one or several scans. With `fail_on` it says whether a gate with that limit is open.
 pub fn to_pdf(title: &str, reports: &[Report], fail_on: Option<Severity>) -> Vec<u8> {
@@ -40,7 +43,7 @@ pub fn to_pdf(title: &str, reports: &[Report], fail_on: Option<Severity>) -> Vec
     writer.finish(title, &latest(reports), at, "textnlp-deploy, security scan")
 }
 
-/// A document of numbers and tables.
+/// A document of numbers, plots and tables.
 #[derive(Debug, Clone, Copy)]
 pub struct TableDocument<'a> {
     /// Its title.
@@ -49,6 +52,8 @@ pub struct TableDocument<'a> {
     pub at: Timestamp,
     /// Names with values, at the top.
     pub values: &'a [(String, String)],
+    /// Its plots.
+    pub charts: &'a [Chart],
     /// Its tables.
     pub tables: &'a [PrintedTable<'a>],
     /// Remarks, at the end.
@@ -62,7 +67,7 @@ pub type PrintedTable<'a> = (&'a str, &'a [String], &'a [Vec<String>]);
 
 /// The document on paper.
 pub fn tables_to_pdf(document: &TableDocument<'_>) -> Vec<u8> {
-    let TableDocument { title, at, values, tables, notes, foot } = *document;
+    let TableDocument { title, at, values, charts, tables, notes, foot } = *document;
     let when = at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
     let mut writer = PageWriter::new();
     writer.lines(title, Font::Bold, 21.0, INK, LEFT, RIGHT - LEFT);
@@ -71,6 +76,9 @@ pub fn tables_to_pdf(document: &TableDocument<'_>) -> Vec<u8> {
     writer.gap(12.0);
     let values = values.iter().map(|(name, value)| vec![name.clone(), value.clone()]);
     writer.table(&["", ""], &[200.0, 295.0], values);
+    for chart in charts {
+        writer.chart(chart);
+    }
     for (title, columns, rows) in tables.iter().filter(|(_, _, rows)| !rows.is_empty()) {
         writer.heading(title, 13.0);
         let names: Vec<&str> = columns.iter().map(String::as_str).collect();
@@ -160,8 +168,16 @@ fn colour(severity: Severity) -> Colour {
         Severity::Critical => (0.6, 0.09, 0.12),
         Severity::High => BAD,
         Severity::Medium => (0.604, 0.42, 0.0),
-        Severity::Low => (0.145, 0.388, 0.788),
+        Severity::Low => BLUE,
         Severity::Info => SOFT,
+    }
+}
+
+fn line_colour(colour: LineColour) -> Colour {
+    match colour {
+        LineColour::Blue => BLUE,
+        LineColour::Brown => BROWN,
+        LineColour::Red => BAD,
     }
 }
 
@@ -222,12 +238,7 @@ impl PageWriter {
     }
 
     fn rule(&mut self, y: f32) {
-        let page = self.page();
-        page.set_stroke_rgb(RULE.0, RULE.1, RULE.2);
-        page.set_line_width(0.7);
-        page.move_to(LEFT, y);
-        page.line_to(RIGHT, y);
-        page.stroke();
+        self.stroke(RULE, 0.7, &[(LEFT, y), (RIGHT, y)]);
     }
 
     fn heading(&mut self, text: &str, size: f32) {
@@ -236,6 +247,77 @@ impl PageWriter {
         self.room(size + 70.0);
         self.lines(text, Font::Bold, size, INK, LEFT, RIGHT - LEFT);
         self.gap(4.0);
+    }
+
+    /// A chart with its title and its legend, on one page.
+    fn chart(&mut self, chart: &Chart) {
+        const LABEL: f32 = 8.0;
+        let scale = (RIGHT - LEFT) / chart::WIDTH as f32;
+        let height = chart::HEIGHT as f32 * scale;
+        self.gap(14.0);
+        self.room(height + 34.0);
+        self.lines(chart.title, Font::Bold, 11.0, INK, LEFT, RIGHT - LEFT);
+        if !chart.lines().is_empty() {
+            self.y -= 12.0;
+            let (mut x, y) = (LEFT, self.y);
+            for line in chart.lines() {
+                let name = encode(line.name);
+                self.rectangle(line_colour(line.colour), (x, y), (7.0, 7.0));
+                self.show(&name, Font::Regular, LABEL, SOFT, x + 10.0, y + 0.5);
+                x += width(&name, Font::Regular, LABEL) + 24.0;
+            }
+        }
+        self.gap(4.0);
+        let top = self.y;
+        let at = |x: f64, y: f64| (LEFT + x as f32 * scale, top - y as f32 * scale);
+        let across = |y: f64| [at(chart::LEFT, y), at(chart::WIDTH - chart::RIGHT, y)];
+        for mark in chart.marks() {
+            match mark {
+                Mark::Grid { y } => self.stroke(RULE, 0.7, &across(y)),
+                Mark::Limit { y } => self.stroke(BAD, 0.7, &across(y)),
+                Mark::Line { colour, points } => {
+                    let points: Vec<(f32, f32)> = points.iter().map(|(x, y)| at(*x, *y)).collect();
+                    self.stroke(line_colour(colour), 1.3, &points);
+                }
+                Mark::Dot { colour, x, y } => {
+                    let (x, y) = at(x, y);
+                    self.rectangle(line_colour(colour), (x - 2.0, y - 2.0), (4.0, 4.0));
+                }
+                Mark::Bar { x, y, width, height, .. } => {
+                    self.rectangle(BLUE, at(x, y + height), (width as f32 * scale, height as f32 * scale));
+                }
+                Mark::Text { x, y, anchor, text } => {
+                    let ((x, y), label) = (at(x, y), encode(&text));
+                    let before = match anchor {
+                        Anchor::Middle => width(&label, Font::Regular, LABEL) / 2.0,
+                        Anchor::End => width(&label, Font::Regular, LABEL),
+                    };
+                    self.show(&label, Font::Regular, LABEL, SOFT, x - before, y);
+                }
+            }
+        }
+        self.y -= height;
+    }
+
+    fn stroke(&mut self, colour: Colour, thickness: f32, points: &[(f32, f32)]) {
+        let page = self.page();
+        page.set_stroke_rgb(colour.0, colour.1, colour.2);
+        page.set_line_width(thickness);
+        for (n, (x, y)) in points.iter().enumerate() {
+            if n == 0 {
+                page.move_to(*x, *y);
+            } else {
+                page.line_to(*x, *y);
+            }
+        }
+        page.stroke();
+    }
+
+    fn rectangle(&mut self, colour: Colour, (x, y): (f32, f32), (width, height): (f32, f32)) {
+        let page = self.page();
+        page.set_fill_rgb(colour.0, colour.1, colour.2);
+        page.rect(x, y, width, height);
+        page.fill_nonzero();
     }
 
     fn fact(&mut self, name: &str, value: &str) {
@@ -310,10 +392,7 @@ impl PageWriter {
         self.y = self.y.min(top - 5.0);
         let ink = colour(finding.severity);
         let (label, y) = (encode(finding.severity.as_str()), self.y - 13.0);
-        let page = self.page();
-        page.set_fill_rgb(ink.0, ink.1, ink.2);
-        page.rect(LEFT, y, 54.0, 13.5);
-        page.fill_nonzero();
+        self.rectangle(ink, (LEFT, y), (54.0, 13.5));
         let middle = LEFT + (54.0 - width(&label, Font::Bold, 8.5)) / 2.0;
         self.show(&label, Font::Bold, 8.5, WHITE, middle, y + 4.0);
         self.lines(&title, Font::Bold, 10.5, INK, x, most);

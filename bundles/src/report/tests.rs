@@ -147,10 +147,17 @@ fn pdf_report_is_valid_and_lists_every_finding() {
 fn pdf_of_tables_is_valid_and_has_every_row() {
     let columns = ["day", "requests"].map(str::to_owned);
     let rows: Vec<Vec<String>> = (1..=200).map(|day| vec![format!("day-{day}"), "7".repeat(90)]).collect();
+    let lines = [("p95", vec![(1.0, 30.0), (2.0, 487.0)]), ("errors", vec![(2.0, 3.0)])];
+    let lines = lines.map(|(name, points)| Line { name, colour: LineColour::Blue, points });
+    let limit = Some((200.0, "limit of p95".to_owned()));
     let document = TableDocument {
         title: "Performance of staging",
         at: "2026-11-24T12:00:00Z".parse().unwrap(),
         values: &[("p95".to_owned(), "40 ms".to_owned())],
+        charts: &[
+            Chart { title: "Latency, ms", plot: Plot::Lines { x_unit: "s", lines: lines.into(), limit } },
+            Chart { title: "Distribution", plot: Plot::Bars(vec![(1.0, 0), (2.0, 7), (4.0, 3), (8.0, 0)]) },
+        ],
         tables: &[("Days", &columns, &rows), ("Empty", &columns, &[])],
         notes: &["a remark".to_owned()],
         foot: "textnlp-deploy, monthly report",
@@ -165,9 +172,12 @@ fn pdf_of_tables_is_valid_and_has_every_row() {
         assert!(told.contains("No syntax or stream encoding errors"), "{told}");
     }
     if let Some(text) = tool::run("pdftotext", "pdftotext", &["-layout", path, "-"], "") {
-        for wanted in ["day-1 ", "day-200", "40 ms", "a remark", "page 2 of ", "monthly report"] {
+        let plotted = ["Latency, ms", "p95", "errors", "500", "limit of p95", "Distribution", "<= 2 ms", "<= 4 ms"];
+        let printed = ["day-1 ", "day-200", "40 ms", "a remark", "page 2 of ", "monthly report"];
+        for wanted in plotted.into_iter().chain(printed) {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }
+        assert!(!text.contains("<= 8 ms"), "an empty bucket at the end: {text}");
         assert!(!text.contains("Empty") && !text.contains("security scan"), "{text}");
     }
 }

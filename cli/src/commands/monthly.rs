@@ -2,13 +2,14 @@
 
 use jiff::Timestamp;
 use textnlp_orchestrator::monthly::Month;
+use textnlp_orchestrator::report::results::{self, DatabaseDocument, LoadDocument};
 use textnlp_orchestrator::report::table::TableReport;
 use textnlp_service::report_files::{self, ReportFormat};
 use textnlp_service::{Scope, monthly as service, running};
 
 use super::prelude::*;
 use crate::deployment;
-use crate::operations_args::{Cost, MonthlyArgs, Performance};
+use crate::operations_args::{Cost, MonthlyArgs, Performance, PerformanceReportArgs};
 use crate::table_view;
 
 /// `performance report`.
@@ -21,10 +22,12 @@ pub async fn performance(session: &Session, command: &Performance, console: Cons
         let error = anyhow::anyhow!("{month} cannot be compared with itself");
         return Err(Failure::usage("same_month", error).hint(format!("--compare {}", month.previous())));
     }
+    let results = Results::read(args)?;
     let chosen = session.load(console)?;
     let running = running::running(&chosen.scope).await?;
     let progress = Progress::new(console);
-    let report = progress.done(service::performance(&chosen, &running, (month, other), now, &progress).await)?;
+    let mut report = progress.done(service::performance(&chosen, &running, (month, other), now, &progress).await)?;
+    results.add_to(&mut report);
     finish(&chosen.scope, &args.monthly, &report, &format!("performance-{month}"))
 }
 
@@ -42,6 +45,43 @@ pub async fn cost(session: &Session, command: &Cost, console: Console) -> Result
     let report = service::cost(&deployment, &running, &dimensions, args.billed, (month, now), &progress).await;
     progress.finish();
     finish(&deployment.chosen.scope, &args.monthly, &report?, &format!("cost-{month}"))
+}
+
+/// The results of other commands that a report includes.
+struct Results {
+    loads: Vec<(String, LoadDocument)>,
+    database: Option<DatabaseDocument>,
+}
+
+impl Results {
+    /// Reads the files; the error has what is wrong with each of them.
+    fn read(args: &PerformanceReportArgs) -> Result<Self, Failure> {
+        let mut problems = Vec::new();
+        let mut loads = Vec::new();
+        for file in &args.loads {
+            match results::read(file, "load -o json") {
+                Ok(load) => loads.push((file.file_stem().unwrap_or(file.as_str()).to_owned(), load)),
+                Err(why) => problems.push(why),
+            }
+        }
+        let database = args.database.as_ref().map(|file| results::read(file, "db bench -o json")).transpose();
+        match database {
+            Ok(database) if problems.is_empty() => Ok(Self { loads, database }),
+            database => {
+                problems.extend(database.err());
+                Err(Failure::usage("unreadable_result", anyhow::anyhow!(problems.join("\n"))))
+            }
+        }
+    }
+
+    fn add_to(&self, report: &mut TableReport) {
+        if !self.loads.is_empty() {
+            report.add_loads(&self.loads);
+        }
+        if let Some(database) = &self.database {
+            report.add_database(database);
+        }
+    }
 }
 
 /// The month that was asked for, or the current one. It has started.

@@ -50,7 +50,7 @@ pub fn write(
     Ok(file)
 }
 
-/// Writes a report as a PDF, without plots.
+/// Writes a report as a PDF.
 pub fn write_pdf(report: &TableReport, file: &Utf8Path) -> Result<(), Failure> {
     Replace::umask().write(file, &to_pdf(report)).with_context(|| format!("write {file}"))?;
     Ok(())
@@ -64,6 +64,7 @@ fn to_pdf(report: &TableReport) -> Vec<u8> {
         title: &report.title,
         at: report.at,
         values: &values,
+        charts: &report.charts,
         tables: &tables,
         notes: &report.notes,
         foot: "textnlp-deploy",

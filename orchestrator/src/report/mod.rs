@@ -3,8 +3,8 @@
 //! The page is self-contained: no script, font or image from elsewhere, so it opens without a network.
 
 pub mod billed;
-mod chart;
 pub mod monthly;
+pub mod results;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -13,11 +13,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
+use textnlp_bundle::report::{Chart, Line, LineColour, Plot};
 use textnlp_files::Replace;
 
 use crate::gate::{self, Evidence};
 use crate::load::{KindResult, Limit, Measured, RateResult, RateSecond, SessionResult};
-use chart::{Chart, Line};
 use table::{Table, TableReport, names};
 
 /// The content of a report.
@@ -88,14 +88,14 @@ impl Report {
             "held": self.held.as_ref().map(held_of),
             "kinds": { "title": kinds.title, "columns": kinds.columns, "rows": kinds.rows },
             "errors": Some(self.errors()).filter(|errors| !errors.is_empty()),
-            "charts": measured.map(|m| charts_of(m, self.limit_ms())).or(rate.map(rate_charts_of)).unwrap_or_default(),
+            "charts": self.charts().iter().map(Chart::to_page).collect::<Vec<_>>(),
             "sample": self.gate.as_ref().and_then(|g| g.sample.as_deref()),
             "notes": self.notes(),
         });
         page(include_str!("report.html"), context)
     }
 
-    /// Its numbers and tables, without plots.
+    /// Its numbers, plots and tables.
     pub fn to_tables(&self) -> TableReport {
         let tiles = self.measured().map(numbers_of).or(self.rate.as_ref().map(rate_numbers_of));
         let mut facts = vec![("address".to_owned(), self.address.clone())];
@@ -125,8 +125,13 @@ impl Report {
             tables,
             notes: self.notes().into_iter().map(str::to_owned).collect(),
             document: self.to_json(),
-            charts: Vec::new(),
+            charts: self.charts(),
         }
+    }
+
+    fn charts(&self) -> Vec<Chart> {
+        let measured = self.measured().map(|measured| charts_of(measured, self.limit_ms()));
+        measured.or(self.rate.as_ref().map(rate_charts_of)).unwrap_or_default()
     }
 
     fn kinds(&self) -> &[KindResult] {
@@ -275,40 +280,37 @@ fn held_of(held: &SessionResult) -> Vec<(String, String)> {
     numbers
 }
 
-fn rate_charts_of(r: &RateResult) -> Vec<Value> {
-    let line = |name, class, value: &dyn Fn(&RateSecond) -> f64| Line {
+fn rate_charts_of(r: &RateResult) -> Vec<Chart> {
+    let line = |name, colour, value: &dyn Fn(&RateSecond) -> f64| Line {
         name,
-        class,
+        colour,
         points: r.series.iter().map(|second| (f64::from(second.second), value(second))).collect(),
     };
     // A second without finished requests has no latency, rather than 0.
-    let latency = |name, class, value: &dyn Fn(&RateSecond) -> f64| {
-        let Line { points, .. } = line(name, class, value);
-        Line { name, class, points: points.into_iter().filter(|(_, y)| *y > 0.0).collect() }
+    let latency = |name, colour, value: &dyn Fn(&RateSecond) -> f64| {
+        let Line { points, .. } = line(name, colour, value);
+        Line { name, colour, points: points.into_iter().filter(|(_, y)| *y > 0.0).collect() }
     };
     let requests = vec![
-        line("due", "b", &|second| f64::from(second.due)),
-        line("answered", "a", &|second| f64::from(second.requests - second.errors)),
-        line("dropped or failed", "c", &|second| f64::from(second.dropped + second.errors)),
+        line("due", LineColour::Brown, &|second| f64::from(second.due)),
+        line("answered", LineColour::Blue, &|second| f64::from(second.requests - second.errors)),
+        line("dropped or failed", LineColour::Red, &|second| f64::from(second.dropped + second.errors)),
     ];
     let latencies = vec![
-        latency("p99", "c", &|second| second.p99_ms),
-        latency("p95", "a", &|second| second.p95_ms),
-        latency("p50", "b", &|second| second.p50_ms),
+        latency("p99", LineColour::Red, &|second| second.p99_ms),
+        latency("p95", LineColour::Blue, &|second| second.p95_ms),
+        latency("p50", LineColour::Brown, &|second| second.p50_ms),
     ];
-    let flying = vec![line("in flight", "a", &|second| f64::from(second.in_flight))];
-    let percentiles = vec![Line { name: "latency", class: "a", points: by_percentile(&r.histogram) }];
+    let flying = vec![line("in flight", LineColour::Blue, &|second| f64::from(second.in_flight))];
+    let percentiles = vec![Line { name: "latency", colour: LineColour::Blue, points: by_percentile(&r.histogram) }];
     let plots = [
         ("Latency of the requests that ended, ms", "s", latencies),
         ("Requests per second", "s", requests),
         ("Requests in flight", "s", flying),
         ("Latency by percentile, ms: 1 nine is p90, 2 are p99, 3 are p99.9", "nines", percentiles),
     ];
-    let plot = |(title, x_unit, lines)| {
-        let chart = Chart { x_unit, lines, limit: None };
-        json!({"title": title, "svg": chart.to_svg(), "legend": chart.legend()})
-    };
-    plots.into_iter().map(plot).collect()
+    let chart = |(title, x_unit, lines)| Chart { title, plot: Plot::Lines { x_unit, lines, limit: None } };
+    plots.into_iter().map(chart).collect()
 }
 
 /// The nines of the share of requests up to each latency. The last request is shown as if a slower one followed.
@@ -323,41 +325,34 @@ fn by_percentile(histogram: &[(f64, u64)]) -> Vec<(f64, f64)> {
     points
 }
 
-fn charts_of(m: &Measured, limit_ms: Option<f64>) -> Vec<Value> {
-    let over = |value: &dyn Fn(&crate::load::Second) -> f64| -> Vec<(f64, f64)> {
-        m.series.iter().map(|s| (f64::from(s.second), value(s))).collect()
+fn charts_of(m: &Measured, limit_ms: Option<f64>) -> Vec<Chart> {
+    let line = |name, colour, value: &dyn Fn(&crate::load::Second) -> f64| Line {
+        name,
+        colour,
+        points: m.series.iter().map(|second| (f64::from(second.second), value(second))).collect(),
     };
     // A second without finished requests has no latency, rather than 0.
-    let there = |points: Vec<(f64, f64)>| points.into_iter().filter(|(_, y)| *y > 0.0).collect::<Vec<_>>();
-    let latency = Chart {
-        x_unit: "s",
-        lines: vec![
-            Line { name: "p95", class: "a", points: there(over(&|s| s.p95_ms)) },
-            Line { name: "p50", class: "b", points: there(over(&|s| s.p50_ms)) },
-        ],
-        limit: limit_ms.map(|ms| (ms, "limit of p95".to_owned())),
+    let latency = |name, colour, value: &dyn Fn(&crate::load::Second) -> f64| {
+        let Line { points, .. } = line(name, colour, value);
+        Line { name, colour, points: points.into_iter().filter(|(_, y)| *y > 0.0).collect() }
     };
-    let tokens = Chart {
-        x_unit: "s",
-        lines: vec![Line { name: "tokens", class: "a", points: over(&|s| s.tokens as f64) }],
-        limit: None,
-    };
-    let users = Chart {
-        x_unit: "s",
-        lines: vec![
-            Line { name: "users", class: "b", points: over(&|s| f64::from(s.users)) },
-            Line { name: "requests/s", class: "a", points: over(&|s| f64::from(s.requests)) },
-            Line { name: "errors/s", class: "c", points: over(&|s| f64::from(s.errors)) },
-        ],
-        limit: None,
-    };
+    let latencies =
+        vec![latency("p95", LineColour::Blue, &|s| s.p95_ms), latency("p50", LineColour::Brown, &|s| s.p50_ms)];
+    let tokens = vec![line("tokens", LineColour::Blue, &|s| s.tokens as f64)];
+    let users = vec![
+        line("users", LineColour::Brown, &|s| f64::from(s.users)),
+        line("requests/s", LineColour::Blue, &|s| f64::from(s.requests)),
+        line("errors/s", LineColour::Red, &|s| f64::from(s.errors)),
+    ];
+    let limit = limit_ms.map(|ms| (ms, "limit of p95".to_owned()));
+    let over_time = |title, lines, limit| Chart { title, plot: Plot::Lines { x_unit: "s", lines, limit } };
     let mut charts = vec![
-        json!({"title": "Latency of whole answers, ms", "svg": latency.to_svg(), "legend": latency.legend()}),
-        json!({"title": "Tokens per second", "svg": tokens.to_svg(), "legend": tokens.legend()}),
-        json!({"title": "Users and requests", "svg": users.to_svg(), "legend": users.legend()}),
+        over_time("Latency of whole answers, ms", latencies, limit),
+        over_time("Tokens per second", tokens, None),
+        over_time("Users and requests", users, None),
     ];
     if m.generate.count > 0 {
-        charts.push(json!({"title": "Distribution of latency", "svg": chart::bars(&m.histogram), "legend": []}));
+        charts.push(Chart { title: "Distribution of latency", plot: Plot::Bars(m.histogram.clone()) });
     }
     charts
 }

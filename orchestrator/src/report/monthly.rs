@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use textnlp_bundle::report::{Chart, Line, LineColour, Plot};
 
 use super::billed::{Billed, SiteBill};
-use super::chart::{Chart, Line};
 use super::percent;
 use super::table::{Table, TableReport, names};
 use crate::monthly::{
@@ -197,7 +197,7 @@ fn model(name: Option<&str>) -> String {
     name.unwrap_or("none").to_owned()
 }
 
-fn charts(days: &[(i8, DayRecord)]) -> Vec<Value> {
+fn charts(days: &[(i8, DayRecord)]) -> Vec<Chart> {
     let over = |value: &dyn Fn(&RequestSum) -> Option<f64>| -> Vec<(f64, f64)> {
         let known = days.iter().filter_map(|(day, record)| Some((f64::from(*day), value(record.sum()?)?)));
         known.collect()
@@ -205,32 +205,32 @@ fn charts(days: &[(i8, DayRecord)]) -> Vec<Value> {
     if days.iter().all(|(_, record)| record.sum().is_none()) {
         return Vec::new();
     }
-    let line = |name, class, points| Line { name, class, points };
+    let line = |name, colour, points| Line { name, colour, points };
     let latency = |of: fn(&RequestSum) -> Option<u64>| over(&move |sum| of(sum).map(|ms| ms as f64));
     let plots = [
         (
             "Latency, ms",
             vec![
-                line("p95", "a", latency(|sum| sum.p95_ms)),
-                line("p50", "b", latency(|sum| sum.p50_ms)),
-                line("p99", "c", latency(|sum| sum.p99_ms)),
+                line("p95", LineColour::Blue, latency(|sum| sum.p95_ms)),
+                line("p50", LineColour::Brown, latency(|sum| sum.p50_ms)),
+                line("p99", LineColour::Red, latency(|sum| sum.p99_ms)),
             ],
         ),
         (
             "Requests",
             vec![
-                line("requests", "a", over(&|sum| Some(sum.requests as f64))),
-                line("errors", "c", over(&|sum| Some(sum.errors as f64))),
+                line("requests", LineColour::Blue, over(&|sum| Some(sum.requests as f64))),
+                line("errors", LineColour::Red, over(&|sum| Some(sum.errors as f64))),
             ],
         ),
-        ("Tokens", vec![line("tokens", "a", over(&|sum| Some(sum.tokens() as f64)))]),
-        ("Availability, %", vec![line("availability", "a", over(&|sum| Some(sum.availability()? * 100.0)))]),
+        ("Tokens", vec![line("tokens", LineColour::Blue, over(&|sum| Some(sum.tokens() as f64)))]),
+        (
+            "Availability, %",
+            vec![line("availability", LineColour::Blue, over(&|sum| Some(sum.availability()? * 100.0)))],
+        ),
     ];
-    let plot = |(title, lines)| {
-        let chart = Chart { x_unit: "", lines, limit: None };
-        json!({ "title": title, "svg": chart.to_svg(), "legend": chart.legend() })
-    };
-    plots.into_iter().map(plot).collect()
+    let chart = |(title, lines)| Chart { title, plot: Plot::Lines { x_unit: "", lines, limit: None } };
+    plots.into_iter().map(chart).collect()
 }
 
 /// The inputs of a cost report.

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use textnlp_bundle::report::Chart;
 
 use super::page;
 use crate::monthly::time_text;
@@ -23,8 +24,8 @@ pub struct TableReport {
     pub notes: Vec<String>,
     /// The JSON document.
     pub document: Value,
-    /// Plots of the page, by day of a month.
-    pub charts: Vec<Value>,
+    /// Its plots.
+    pub charts: Vec<Chart>,
 }
 
 /// A table of a report.
@@ -53,7 +54,7 @@ impl TableReport {
             .collect();
         let context = json!({
             "title": self.title, "at": time_text(self.at), "facts": self.facts, "tiles": self.tiles, "tables": tables,
-            "notes": self.notes, "charts": self.charts,
+            "notes": self.notes, "charts": self.charts.iter().map(Chart::to_page).collect::<Vec<_>>(),
         });
         page(include_str!("table.html"), context)
     }
