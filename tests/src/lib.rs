@@ -52,11 +52,20 @@ impl Said {
             .unwrap_or_else(|e| panic!("no JSON document ({e}):\n{}\n{}", self.out, self.err))
     }
 
-    /// Fails the test unless the exit status is this one.
+    /// Fails the test unless the exit status is this one. The message ends with what failed.
     #[track_caller]
     pub fn expect(self, exit: i32) -> Self {
-        assert_eq!(self.exit, exit, "\n--- stdout\n{}\n--- stderr\n{}", self.out, self.err);
+        let (out, err) = (&self.out, &self.err);
+        assert_eq!(self.exit, exit, "\n--- stdout\n{out}\n--- stderr\n{err}{}", self.failures());
         self
+    }
+
+    /// The error of its document, and each failed step, one a line: CI cuts long messages in the middle. A text ends with its error.
+    fn failures(&self) -> String {
+        let document: Value = serde_json::from_str(&self.out).unwrap_or_default();
+        let steps = document["outcome"]["failed"].as_array().into_iter().flatten();
+        let all = std::iter::once(&document["error"]).chain(steps).filter(|one| one.is_object());
+        all.map(|one| format!("\n--- failed: {one}")).collect()
     }
 }
 
@@ -410,5 +419,19 @@ pub fn copy(from: &Utf8Path, to: &Utf8Path) {
             kind if kind.is_file() => drop(std::fs::copy(entry.path(), to).expect("copy a file")),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "\"resource\":\"main/server\"}\n--- failed: {\"message\":\"wait for main/server\"}")]
+    fn unexpected_exit_ends_with_the_failed_steps() {
+        let failed = r#"{"message":"wait for main/server"}"#;
+        let done = "[0]";
+        let out = format!(r#"{{"error":{{"resource":"main/server"}},"outcome":{{"done":{done},"failed":[{failed}]}}}}"#);
+        drop(Said { exit: 1, out, err: "progress".to_owned() }.expect(0));
     }
 }

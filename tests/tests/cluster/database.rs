@@ -156,6 +156,8 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
         assert!(check["ok"] == true && check["waived"].is_null(), "{check:#}");
     }
 
+    day_two(&operator);
+
     // What people rely on stays until it is named.
     let down = operator.run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();
     let kept = down["retained"].to_string();
@@ -167,6 +169,50 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     operator.run(&["down", "--yes", "--delete-data", "pilot"], &[]).expect(0);
     let gone = operator.cluster.kubectl(&["get", "namespace", namespace]);
     assert!(!gone.status.success(), "the namespace was ours");
+}
+
+/// The commands of a year of operation, with their exit statuses and a field of their documents.
+const DAY_TWO: [(&str, i32, &str); 22] = [
+    ("status", 0, "/sites/0"),
+    ("drift", 0, "/ok"),
+    ("doctor", 0, "/ok"),
+    ("health", 0, "/ok"),
+    ("health check --all", 0, "/checks/0"),
+    ("metrics summary --period 1m", 0, "/ok"),
+    ("logs -n 20", 0, "/ok"),
+    ("logs errors --since 1h", 0, "/ok"),
+    ("analyze --since 1h", 0, "/ok"),
+    ("deps", 0, "/dependencies/0"),
+    ("deps check-updates", 0, "/ok"),
+    ("db vacuum", 0, "/ok"),
+    ("db analyze", 0, "/ok"),
+    ("db bench --clients 2 --duration 1s", 0, "/ok"),
+    ("cleanup --older-than 30d", 0, "/ok"),
+    ("performance report --html FOLDER/performance.html", 0, "/ok"),
+    ("cost report --pdf FOLDER/cost.pdf", 0, "/ok"),
+    ("security audit --full --sarif FOLDER/audit.sarif", 0, "/ok"),
+    ("compliance report --framework gdpr --format pdf --out FOLDER/gdpr.pdf", 0, "/ok"),
+    ("audit list", 0, "/ok"),
+    ("feature list", 0, "/ok"),
+    ("support-bundle --out FOLDER/support.tar", 0, "/ok"),
+];
+
+/// All of [`DAY_TWO`]: what each one says that is not expected comes in one report.
+fn day_two(operator: &Operator) {
+    let mut wrong = Vec::new();
+    for (command, exit, field) in DAY_TWO {
+        let command = command.replace("FOLDER", operator.sandbox.folder().as_str());
+        let words: Vec<&str> = command.split(' ').chain(["-o", "json"]).collect();
+        let said = operator.run(&words, &[]);
+        let document: Value = serde_json::from_str(&said.out).unwrap_or_default();
+        if said.exit != exit || document.pointer(field).is_none() {
+            wrong.push(format!(
+                "{command}: exit {}, no `{field}` or wanted {exit}\n{}\n{}",
+                said.exit, said.out, said.err
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
 /// Every file below a folder.

@@ -4,6 +4,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
+use serde_json::Value;
 use textnlp_cluster::Cluster;
 use textnlp_sim::azure::{AzureCloud, Options};
 use textnlp_tests::{Said, counts, said};
@@ -12,8 +13,8 @@ use crate::export;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
 use crate::{
-    Bucket, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life,
-    with_balancer,
+    Bucket, GPU_NODES, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, refused_gpus,
+    role_of, whole_life, with_balancer,
 };
 
 const REGION: &str = "westeurope";
@@ -138,6 +139,10 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
     let planned = export::planned(|args| subscription.run(args, &[]), folder, &left);
     export::azure(&planned.main, |id, body| subscription.cloud.check(id, body));
     export::planned_bicep(|args| subscription.run(args, &[]), folder);
+    let has_device_plugin = || {
+        let plugin = ["get", "daemonset", "textnlp-device-plugin", "--namespace", "kube-system"];
+        subscription.operator.cluster.kubectl(&plugin).status.success()
+    };
     let models = || {
         push_as_one_with_a_role(&subscription, &hosts);
         let main = export::terraform(|args| subscription.run(args, &[]), folder);
@@ -145,7 +150,16 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
         export::same(&planned, |args| subscription.run(args, &[]), folder, &main);
         export::bicep(|args| subscription.run(args, &[]), folder);
     };
-    whole_life(|args, more| subscription.run(args, more), || subscription.left(), models);
+    let gpus = || {
+        // A subscription has none at first. AKS has no device plugin.
+        let family = "Standard NCASv3_T4 Family".to_owned();
+        subscription.cloud.world().quotas.insert((REGION.to_owned(), family), 100);
+        let parts = [GPU_NODES, "here/cluster/device-plugin"];
+        refused_gpus(|args, more| subscription.run(args, more), folder, &parts);
+        assert!(has_device_plugin());
+    };
+    whole_life(|args, more| subscription.run(args, more), || subscription.left(), models, gpus);
+    assert!(!has_device_plugin(), "it is outside of the namespace");
     assert_eq!(subscription.cloud.violations(), Vec::<String>::new());
 }
 
@@ -167,7 +181,12 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/azure.md", "From an empty subscription");
     let follower = guided(&operator, section, &[], cloud.variables());
-    managed_life((&operator, &follower), &managed, repository, pushed, records);
+    let is_encrypted = || {
+        let world = cloud.world();
+        let is_with_key = |body: &Value| body["properties"]["securityProfile"]["azureKeyVaultKms"]["enabled"] == true;
+        world.objects.values().any(|one| is_with_key(&one.body))
+    };
+    managed_life((&operator, &follower), &managed, repository, pushed, records, is_encrypted);
     assert_eq!(cloud.world().ids(), before);
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }

@@ -117,15 +117,32 @@ impl Clouds {
         self.run(&[args, &["-o", "json"]].concat()).expect(exit).json()
     }
 
-    /// Sends a model to the buckets of all sites: their sources.
+    /// Sends a model to the buckets of all sites, once: their sources, each with the same weights.
     fn push(&self) -> Vec<String> {
         let container = azure::models_container(&self.azure);
+        let account = container.split('/').nth(8).unwrap().to_owned();
         let role = self.azure.world().assign(&container, azure::CONTRIBUTOR, self.azure.operator());
-        let mut command = self.command(&["model", "push", "bundled", "-o", "json"]);
-        let pushed = said(command.envs(self.hosts.variables()).output().unwrap()).expect(0).json();
+        let run = |args: &[&str], variables: &[(&str, &str)]| {
+            let mut command = self.command(&[args, &["-o", "json"]].concat());
+            command.envs(self.hosts.variables()).envs(variables.iter().copied());
+            said(command.output().unwrap()).expect(0).json()
+        };
+        let push = || run(&["model", "push", "bundled"], &[]);
+        let (first, again) = (push(), push());
+        let [sent, same] = [&first, &again].map(|pushed| pushed["pushed"].as_array().unwrap());
+        let mut sources = Vec::new();
+        for (one, same) in sent.iter().zip(same) {
+            assert_eq!((&one["sent"], &same["sent"]), (&one["bytes"], &json!(0)), "{again:#}");
+            let source = one["source"].as_str().unwrap();
+            let cache = self.sandbox.folder().join(format!("pulled-{}", sources.len()));
+            let variables = [("TEXTNLP_STATE_DIR", cache.as_str()), ("AZURE_STORAGE_ACCOUNT_NAME", account.as_str())];
+            let pulled = run(&["model", "pull", source], &variables);
+            let found = (&pulled["model"]["digest"], &pulled["from_cache"]);
+            assert_eq!(found, (&first["digest"], &json!(false)), "{pulled:#}");
+            sources.push(source.to_owned());
+        }
         self.azure.world().objects.remove(&role.to_lowercase());
-        let pushed = pushed["pushed"].as_array().unwrap().iter();
-        pushed.map(|one| one["source"].as_str().unwrap().to_owned()).collect()
+        sources
     }
 
     fn until_in_sync(&self) {

@@ -4,6 +4,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
+use serde_json::Value;
 use textnlp_cluster::Cluster;
 use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
@@ -12,7 +13,8 @@ use crate::export;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
 use crate::{
-    Bucket, Managed, Variable, guided, managed_life, of_staging, push_and_pull, role_of, whole_life, with_balancer,
+    Bucket, GPU_NODES, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, refused_gpus,
+    role_of, whole_life, with_balancer,
 };
 
 const REGION: &str = "europe-west4";
@@ -129,7 +131,15 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
         export::google(&main);
         export::same(&planned, |args| project.run(args, &[]), folder, &main);
     };
-    whole_life(|args, more| project.run(args, more), || project.left(), models);
+    let gpus = || {
+        // A project has none at first.
+        project.cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
+        let plan = refused_gpus(|args, more| project.run(args, more), folder, &[GPU_NODES]);
+        let mut lines = plan["cost"]["lines"].as_array().unwrap().iter();
+        let is_priced = |line: &Value| line["resource"] == GPU_NODES && line["monthly"].as_f64() > Some(0.0);
+        assert!(lines.any(is_priced), "{:#}", plan["cost"]);
+    };
+    whole_life(|args, more| project.run(args, more), || project.left(), models, gpus);
     assert_eq!(project.cloud.violations(), Vec::<String>::new());
 }
 
@@ -150,7 +160,14 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/gcp.md", "From an empty project");
     let follower = guided(&operator, section, &[], cloud.variables());
-    managed_life((&operator, &follower), &managed, &format!("{REGION}-docker.pkg.dev/{repository}"), pushed, records);
+    let is_encrypted = || {
+        let world = cloud.world();
+        let of_cluster = |key: &String| key.ends_with(&format!("/clusters/{GUIDED}"));
+        let body = world.keys().into_iter().find(of_cluster).and_then(|key| world.get(&key).cloned());
+        body.is_some_and(|body| body["databaseEncryption"]["state"] == "ENCRYPTED")
+    };
+    let repository = format!("{REGION}-docker.pkg.dev/{repository}");
+    managed_life((&operator, &follower), &managed, &repository, pushed, records, is_encrypted);
     assert_eq!(left(&cloud), Vec::<String>::new());
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }

@@ -33,7 +33,7 @@ use textnlp_sim::aws::route53::{self, Route53};
 use textnlp_sim::postgres::{Change, Stand};
 use textnlp_sim::{Options, Scope, Simulator};
 use textnlp_tests::ports::Ports;
-use textnlp_tests::{Said, counts, said};
+use textnlp_tests::{Said, counts, in_days, said};
 
 use follower::Follower;
 use operator::{Operator, postgres};
@@ -217,7 +217,7 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
         );
         export::cloudformation(|args| account.run(args, &[]), folder, REGION);
     };
-    whole_life(|args, more| account.run(args, more), || account.left(), models);
+    whole_life(|args, more| account.run(args, more), || account.left(), models, || {});
     eprintln!("{:?}", account.requests());
 }
 
@@ -261,9 +261,17 @@ fn push_and_pull(bucket: &Bucket<'_>) {
     assert_eq!(refused.exit, 1, "{refused:?}");
 }
 
+/// What the operator changes.
+const CHANGED: [&str; 2] = ["tags.team=texts", "server.api.max_tokens=2000"];
+
 /// The same on every provider: up with the gate of staging, nothing to do, an answer, a model in the bucket where there is one, a
-/// change, and nothing left.
-fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<String>, models: impl Fn()) {
+/// change, what `last` does, and nothing left.
+fn whole_life(
+    run: impl Fn(&[&str], &[&str]) -> Said,
+    left: impl Fn() -> Vec<String>,
+    models: impl Fn(),
+    last: impl Fn(),
+) {
     let up = |more: &[&str]| run(&["up", "--yes", "--no-gate", "-o", "json"], more).expect(0).json();
     let began = std::time::Instant::now();
     let first = run(&["up", "--yes", "-o", "json"], &[]).expect(0).json();
@@ -283,15 +291,48 @@ fn whole_life(run: impl Fn(&[&str], &[&str]) -> Said, left: impl Fn() -> Vec<Str
     assert!(key["public_id"].is_string(), "a job runs in the cluster: {key}");
     models();
 
-    let changed = up(&["tags.team=texts", "server.api.max_tokens=2000"]);
+    let changed = up(&CHANGED);
     let [created, updated, replaced, deleted] = counts(&changed)[..4] else { unreachable!() };
     let is_in_place = updated > 0 && [created, replaced, deleted] == [0, 0, 0];
     assert!(is_in_place, "tags and settings are changed in place: {changed:#}");
 
+    last();
     let down: Value = run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();
     eprintln!("down: {}", down["plan"]);
     assert_eq!(left(), Vec::<String>::new());
 }
+
+/// Servers that get GPUs with an image without CUDA: the plan has `parts`, and its document is returned; the pool is created, and the
+/// job before the servers refuses the image, so that these answer as before.
+fn refused_gpus(run: impl Fn(&[&str], &[&str]) -> Said, folder: &Utf8Path, parts: &[&str]) -> Value {
+    let sets = [CHANGED[0], CHANGED[1], "gpu={ size: small, count: 3 }"];
+    let file = folder.join("gpu.plan");
+    let plan = run(&["plan", "-o", "json", "--out", file.as_str()], &sets).expect(0).json();
+    let steps = plan["steps"].as_array().unwrap();
+    for part in parts {
+        let is_created = |step: &Value| step["resource"] == *part && step["action"] == "create";
+        assert!(steps.iter().any(is_created), "{part}: {plan:#}");
+    }
+    let lines = plan["cost"]["lines"].as_array().unwrap();
+    assert!(lines.iter().any(|line| line["resource"] == GPU_NODES), "{:#}", plan["cost"]);
+    let saved = std::fs::read_to_string(&file).unwrap();
+    assert!(saved.contains("nvidia.com/gpu"), "{saved}");
+
+    let up = run(&["up", "--yes", "--no-gate", "-o", "json"], &sets).expect(1).json();
+    let outcome = &up["outcome"];
+    assert!(outcome["done"].to_string().contains(GPU_NODES), "{up:#}");
+    let failed = outcome["failed"].as_array().unwrap();
+    let is_refused = |step: &Value| {
+        step["resource"] == "here/server/migrate" && step.to_string().contains("this program was built without CUDA")
+    };
+    assert!(failed.len() == 1 && is_refused(&failed[0]), "{up:#}");
+    let text = run(&["generate", "Once upon a time"], &[]);
+    assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
+    plan
+}
+
+/// The pool of machines with GPUs.
+const GPU_NODES: &str = "here/cluster/gpu-nodes";
 
 /// The port that the plan gives a database.
 const PORT: u16 = 5432;
@@ -365,11 +406,11 @@ impl Managed {
 /// The name of the cluster of the environment that the guides show.
 const GUIDED: &str = "textnlp-production-main";
 
-/// What holds for tests only, for an operator who follows a guide: the load balancer of the cloud has an address, and clients of this
-/// machine have another one.
+/// What holds for tests only, for an operator who follows a guide: the load balancer of the cloud has an address, clients of this
+/// machine have another one, and availability is measured over seconds.
 fn with_balancer(operator: &mut Operator, balancer: &str) {
     operator.sets.retain(|set| set.starts_with("cluster.namespace=") || set.starts_with("sites[0].cluster.address="));
-    operator.sets.extend(["data=disposable", "sites[0].cluster.load_balancer=true"].map(str::to_owned));
+    operator.sets.extend(["sites[0].cluster.load_balancer=true", "gates.availability_window=5s"].map(str::to_owned));
     operator.cluster.kubelet().balance(&operator.namespace, balancer);
 }
 
@@ -384,13 +425,15 @@ fn guided<'a>(
 }
 
 /// The road of a guide, with a database of the cloud, by TLS and a password, and with pods of the image that `up` pushes to a registry of
-/// the cloud. `pushed` gives the digest of a tag there, and `records` the number of records in the zone.
+/// the cloud, to the open gate. `pushed` gives the digest of a tag there, `records` the number of records in the zone, and `is_encrypted`
+/// whether the secrets in the cluster are encrypted with a key of the site.
 fn managed_life(
     (operator, follower): (&Operator, &Follower<'_>),
     managed: &Managed,
     repository: &str,
     pushed: impl Fn(&str) -> Option<String>,
     records: impl Fn() -> usize,
+    is_encrypted: impl Fn() -> bool,
 ) {
     let had = records();
     for command in ["plan --file production.yaml --costs", "plan --file production.yaml --policy", "preflight"] {
@@ -416,11 +459,21 @@ fn managed_life(
     let encrypted =
         "SELECT count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'textnlp'";
     assert_eq!(managed.database.sql("postgres", encrypted), "t");
+    assert!(is_encrypted(), "data is protected");
     let again = || {
         let again = follower.run(&format!("{up} -o json")).expect(0).json();
         assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "another up plans nothing: {again:#}");
     };
     again();
+    // The failover and the backups are those of the cloud, so that two checks are waived.
+    follower.about("probe --every 5s --for 6s").expect(0);
+    let waived = ["database failover", "restored backup"];
+    let waive: String = waived.iter().map(|check| format!(" --waive '{check}'")).collect();
+    let gate = format!("gate{waive} --until {} --reason 'a database of the cloud' -o json", in_days(30));
+    let gate = follower.about(&gate).expect(0).json()["gate"].clone();
+    let checks = gate["checks"].as_array().unwrap();
+    let unmeasured = checks.iter().filter(|check| check["ok"] != true).filter_map(|check| check["name"].as_str());
+    assert_eq!((&gate["state"], unmeasured.collect::<Vec<_>>()), (&"open".into(), waived.to_vec()), "{gate:#}");
     let hash = || managed.database.sql("postgres", "SELECT rolpassword FROM pg_authid WHERE rolname = 'textnlp'");
     let before = hash();
     follower.about("secret rotate database --no-gate -o json").expect(0);
@@ -429,7 +482,7 @@ fn managed_life(
     let text = follower.about("generate 'Once upon a time'");
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
     assert!(records() > had, "the zone has the name of the service");
-    follower.run(follower.printed("textnlp-deploy down")).expect(0);
+    follower.run(follower.printed("textnlp-deploy down --file production.yaml --delete-data")).expect(0);
     assert_eq!(records(), had, "the zone has what it had");
 }
 
@@ -460,6 +513,11 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
         let world = simulator.world();
         world.find::<Route53>(&Scope::global(ACCOUNT)).unwrap().zones[ZONE].records.len()
     };
-    managed_life((&operator, &follower), &managed, repository, pushed, records);
+    let is_encrypted = || {
+        let simulator = simulator.lock().unwrap();
+        let world = simulator.world();
+        world.find::<Eks>(&Scope::new(ACCOUNT, REGION)).unwrap().clusters[GUIDED].key.is_some()
+    };
+    managed_life((&operator, &follower), &managed, repository, pushed, records, is_encrypted);
     assert_eq!(left(&simulator.lock().unwrap()), Vec::<String>::new());
 }

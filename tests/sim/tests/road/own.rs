@@ -13,7 +13,7 @@ fn a_site_is_made_in_an_empty_cluster_answers_and_is_removed_with_everything() {
         found.then(|| operator.namespace.clone())
     };
     let run = |args: &[&str], more: &[&str]| operator.run(&[args, &["--provider", "kubernetes"]].concat(), more);
-    whole_life(run, || namespace().into_iter().collect(), || no_bucket(run));
+    whole_life(run, || namespace().into_iter().collect(), || no_bucket(run), || {});
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn a_site_is_made_on_this_machine_answers_and_is_removed_with_everything() {
         said(command.env_remove("KUBECONFIG").output().unwrap())
     };
     let left = || -> Vec<String> { operator.sandbox.processes().into_iter().map(|(_, command)| command).collect() };
-    whole_life(run, left, || no_bucket(run));
+    whole_life(run, left, || no_bucket(run), || {});
 }
 
 /// Only sites of clouds have a bucket for models.
