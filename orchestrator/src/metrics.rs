@@ -242,6 +242,46 @@ pub fn of_prometheus(answer: &Value) -> Option<(Summary, Timestamp)> {
     Some((summary, since))
 }
 
+/// A firing alert.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FiringAlert {
+    /// Its name: `TextnlpNotReady`.
+    pub name: String,
+    /// Its severity, if its rule has one.
+    pub severity: Option<String>,
+    /// Its other labels, such as the pod.
+    pub labels: BTreeMap<String, String>,
+    /// When its condition became true.
+    pub since: Timestamp,
+}
+
+/// One instant query for the firing alerts of a site. Its answer has the number of scraped targets too, because no alerts
+/// of a Prometheus that scrapes nothing mean nothing.
+pub fn alerts_query(matchers: &str) -> String {
+    format!(
+        "label_replace(count(up{{{matchers}}}), \"{VALUE}\", \"targets\", \"\", \"\") or \
+         (ALERTS_FOR_STATE{{{matchers}}} and ignoring(alertstate) ALERTS{{alertstate=\"firing\",{matchers}}})"
+    )
+}
+
+/// The alerts in an answer to [`alerts_query`], the oldest first; `None` if the Prometheus scrapes nothing of the site.
+pub fn firing_alerts(answer: &Value) -> Option<Vec<FiringAlert>> {
+    let series = answer["data"]["result"].as_array()?;
+    series.iter().find(|one| one["metric"][VALUE] == "targets")?;
+    let alert = |one: &Value| {
+        let mut labels: BTreeMap<String, String> = serde_json::from_value(one["metric"].clone()).ok()?;
+        labels.remove("__name__");
+        labels.remove("namespace");
+        let name = labels.remove("alertname")?;
+        let seconds: f64 = one["value"][1].as_str()?.parse().ok()?;
+        let since = Timestamp::from_second(seconds as i64).ok()?;
+        Some(FiringAlert { name, severity: labels.remove("severity"), labels, since })
+    };
+    let mut alerts: Vec<FiringAlert> = series.iter().filter_map(alert).collect();
+    alerts.sort_by(|a, b| (a.since, &a.name, &a.labels).cmp(&(b.since, &b.name, &b.labels)));
+    Some(alerts)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -335,5 +375,30 @@ mod tests {
         assert_eq!(since.as_second(), 1_799_999_000);
         assert_eq!(of_prometheus(&answer(&result[..5])), None, "it has no samples of the servers");
         assert_eq!(of_prometheus(&json!({})), None);
+    }
+
+    #[test]
+    fn firing_alerts_are_of_a_prometheus_that_scrapes_the_site() {
+        let query = alerts_query("namespace=\"shop\"");
+        assert!(
+            query.ends_with("and ignoring(alertstate) ALERTS{alertstate=\"firing\",namespace=\"shop\"})"),
+            "{query}"
+        );
+        let alert = |name: &str, pod: &str, since: &str| {
+            let labels = json!({
+                "__name__": "ALERTS_FOR_STATE", "alertname": name, "namespace": "shop", "severity": "critical", "pod": pod,
+            });
+            json!({ "metric": labels, "value": [1_800_000_000, since] })
+        };
+        let targets = json!({ "metric": { VALUE: "targets" }, "value": [1_800_000_000, "3"] });
+        let found = [alert("TextnlpDown", "a", "1799999000"), alert("TextnlpMemory", "b", "1799998000"), targets];
+        let answer = |result: &[Value]| json!({ "status": "success", "data": { "result": result } });
+        let alerts = firing_alerts(&answer(&found)).unwrap();
+        let read: Vec<_> = alerts.iter().map(|one| (one.name.as_str(), one.since.as_second())).collect();
+        assert_eq!(read, [("TextnlpMemory", 1_799_998_000), ("TextnlpDown", 1_799_999_000)]);
+        assert_eq!(alerts[1].severity.as_deref(), Some("critical"));
+        assert_eq!(alerts[1].labels, BTreeMap::from([("pod".to_owned(), "a".to_owned())]));
+        assert_eq!(firing_alerts(&answer(&found[2..])), Some(Vec::new()));
+        assert_eq!(firing_alerts(&answer(&found[..2])), None, "it scrapes nothing of the site");
     }
 }

@@ -431,7 +431,8 @@ mod tests {
     fn unexpected_exit_ends_with_the_failed_steps() {
         let failed = r#"{"message":"wait for main/server"}"#;
         let done = "[0]";
-        let out = format!(r#"{{"error":{{"resource":"main/server"}},"outcome":{{"done":{done},"failed":[{failed}]}}}}"#);
+        let out =
+            format!(r#"{{"error":{{"resource":"main/server"}},"outcome":{{"done":{done},"failed":[{failed}]}}}}"#);
         drop(Said { exit: 1, out, err: "progress".to_owned() }.expect(0));
     }
 }

@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use textnlp_net::client::ProxySettings;
 use textnlp_orchestrator::alert::{DeliveredAlert, Sender};
 use textnlp_orchestrator::environment::model::SiteSettings;
+use textnlp_orchestrator::metrics::FiringAlert;
 use textnlp_service::alerts::{self, ReceiverDestination};
+use textnlp_service::metrics;
 
 use super::prelude::*;
 use crate::alert_args::{self, Test};
@@ -29,7 +31,7 @@ const ADDRESS_MAX: u64 = 64 << 10;
 pub async fn alert(session: &Session, verb: &alert_args::Alert, console: Console) -> Result<Success, Failure> {
     match verb {
         alert_args::Alert::Test(args) => test(session, args, console).await,
-        alert_args::Alert::List => list(session, console),
+        alert_args::Alert::List => list(session, console).await,
         alert_args::Alert::Send(args) => send(&args.folder).await,
     }
 }
@@ -72,7 +74,7 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
 }
 
 /// `alert list`.
-fn list(session: &Session, console: Console) -> Result<Success, Failure> {
+async fn list(session: &Session, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
     let name = &chosen.scope.name;
     let mut text = String::new();
@@ -104,16 +106,33 @@ fn list(session: &Session, console: Console) -> Result<Success, Failure> {
         }
         sites.push(json!({ "site": site, "receivers": receivers, "active": active, "waiting": waiting }));
     }
+    let environment = &chosen.loaded.environment;
+    let in_cluster = environment.sites.iter().any(SiteSettings::is_in_cluster);
+    let of_clusters = if in_cluster { metrics::firing_alerts(&chosen).await? } else { BTreeMap::new() };
+    for (site, alerts) in of_clusters {
+        let _ = writeln!(text, "{site}: alerts of its Prometheus");
+        match &alerts {
+            Ok(active) if active.is_empty() => text.push_str("  ✓ no active alerts\n"),
+            Ok(active) => active.iter().for_each(|one| text.push_str(&firing_text(one))),
+            Err(why) => {
+                let _ = writeln!(text, "  ? unknown: {why}");
+            }
+        }
+        let (active, unknown) = (alerts.as_ref().ok(), alerts.as_ref().err());
+        sites.push(json!({ "site": site, "active": active, "unknown": unknown }));
+    }
     if sites.is_empty() {
-        let environment = &chosen.loaded.environment;
-        let in_cluster = environment.sites.iter().any(SiteSettings::is_in_cluster);
-        text = if in_cluster && !environment.monitoring.receivers.is_empty() {
-            format!("{name} has no alerts on this machine: the monitoring of its clusters sends them")
-        } else {
-            format!("{name} has no alert receivers: no `monitoring.receivers` were applied")
-        };
+        text = format!("{name} has no alert receivers: no `monitoring.receivers` were applied");
     }
     Ok(Success::new(text.trim_end(), json!({ "environment": name, "sites": sites })))
+}
+
+/// A firing alert of a cluster.
+fn firing_text(one: &FiringAlert) -> String {
+    let labels: Vec<String> = one.labels.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    let about = if labels.is_empty() { String::new() } else { format!(" of {}", labels.join(", ")) };
+    let severity = one.severity.as_ref().map_or(String::new(), |severity| format!(" ({severity})"));
+    format!("  ✗ {}{about}{severity} — since {:.0}\n", one.name, one.since)
 }
 
 /// `alert send`: delivers the queued alerts of a site. Fails if any remain, so that the supervisor retries later.

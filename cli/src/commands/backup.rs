@@ -29,7 +29,7 @@ use crate::rerun_flags::quoted;
 pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Result<Success, Failure> {
     match verb {
         Backup::Create(args) => create(session, args, console).await,
-        Backup::List => list(session, console),
+        Backup::List => list(session, console).await,
         Backup::Verify(args) => verify(session, args, console).await,
         Backup::Prune { keep } => prune(session, keep.as_deref(), console).await,
         Backup::Key(crate::backup_args::Key::Show { out }) => show_key(session, out.as_deref(), console).await,
@@ -76,7 +76,11 @@ fn its_shelf(session: &Session, console: Console) -> Result<(ChosenEnvironment, 
 }
 
 /// `backup list`.
-fn list(session: &Session, console: Console) -> Result<Success, Failure> {
+async fn list(session: &Session, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load(session.quiet())?;
+    if let Some(backups) = chosen.scope.platform.site_backups(&chosen.scope.folder, &chosen.loaded.environment)? {
+        return list_of_site(&chosen, &*backups).await;
+    }
     let (chosen, shelf, _) = its_shelf(session, console)?;
     let backup::Listing { dumps, ranges, logs } = backup::list(&shelf)?;
     let document = json!({
@@ -118,6 +122,36 @@ fn list(session: &Session, console: Console) -> Result<Success, Failure> {
             text.push_str(&format!("\n{}: {} parts, {}", log.folder, log.parts, size(log.bytes)));
         }
     }
+    Ok(Success::new(text, document))
+}
+
+/// The dumps that a site makes itself: where they are, and the newest.
+async fn list_of_site(chosen: &ChosenEnvironment, backups: &dyn SiteBackups) -> Result<Success, Failure> {
+    let scope = &chosen.scope;
+    let state = textnlp_service::running::state(scope).await?;
+    if state.is_new() {
+        return Err(backup::nothing_to_back_up(scope));
+    }
+    let newest = backups.last(state.lineage()).await.context("read the newest dump of the cluster")?;
+    let every = chosen.loaded.environment.backup.every;
+    let mut text = format!(
+        "Dumps of its database are on {}, where the cluster makes one every {every}, restores it to verify it, and removes old \
+         ones.\n",
+        backups.location()
+    );
+    match newest {
+        Some(newest) => {
+            let is_late = Timestamp::now().duration_since(newest).unsigned_abs() > every.0.saturating_mul(2);
+            let late = if is_late { ", which is late" } else { "" };
+            text.push_str(&format!("The newest verified one is of {newest:.0}{late}.\n"));
+        }
+        None => text.push_str(&format!("There is none yet. To create one: {}\n", backups.first_command())),
+    }
+    text.push_str(&format!("For each one, see the log: {}", backups.log_command()));
+    let document = json!({
+        "environment": scope.name, "location": backups.location(), "newest_verified": newest,
+        "log_command": backups.log_command(),
+    });
     Ok(Success::new(text, document))
 }
 

@@ -1,5 +1,6 @@
 //! Metrics of the sites of a running environment over a period.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use serde::Serialize;
 use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::load::{HttpWire, LoadRequest, LoadResponse, RequestFailure, Wire};
-use textnlp_orchestrator::metrics::{self, Scrape, Summary};
+use textnlp_orchestrator::metrics::{self, FiringAlert, Scrape, Summary};
 use textnlp_provider::operations::SiteMetrics;
 use textnlp_provider::{Lineage, SiteName};
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,10 @@ pub struct SiteSummary {
     pub notes: Vec<String>,
 }
 
+/// Why a site has no history.
+const NO_PROMETHEUS: &str = "no Prometheus of the operator in the site's namespace or in `monitoring` has the metrics of this \
+                             site: set `monitoring.stack: true`";
+
 /// How the metrics of a site are scraped.
 enum Scraper {
     Address(HttpWire),
@@ -91,6 +96,26 @@ impl Scraper {
 fn reader(scope: &Scope, environment: &Environment, site: &SiteName) -> Result<Option<Arc<dyn SiteMetrics>>, Failure> {
     let site = scope.platform.operations_of(&scope.folder, environment, site.as_str(), None)?;
     Ok(site.and_then(|site| site.metrics()))
+}
+
+/// The firing alerts of each site whose metrics its provider reads, by its Prometheus, or why they are unknown.
+pub async fn firing_alerts(
+    chosen: &ChosenEnvironment,
+) -> Result<BTreeMap<SiteName, Result<Vec<FiringAlert>, String>>, Failure> {
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    let (_, addresses) = running::metrics_addresses(scope).await?;
+    let mut found = BTreeMap::new();
+    for site in addresses.into_keys() {
+        if let Some(reader) = reader(scope, environment, &site)? {
+            let answer = reader.query(&metrics::alerts_query(&reader.matchers())).await;
+            let alerts = match answer {
+                Ok(answer) => answer.as_ref().and_then(metrics::firing_alerts).ok_or_else(|| NO_PROMETHEUS.to_owned()),
+                Err(error) => Err(format!("Prometheus was not read: {}", hinted_chain(&error))),
+            };
+            found.insert(site, alerts);
+        }
+    }
+    Ok(found)
 }
 
 /// The metrics of all serving sites, where no address of this machine has them: those of each ready replica.
@@ -240,10 +265,7 @@ async fn from_prometheus(
     let until = clock.now();
     let answer = reader.query(&metrics::query(&reader.matchers(), period)).await;
     let answer = answer.map_err(|error| format!("Prometheus was not read: {}", hinted_chain(&error)))?;
-    let (summary, from) = answer.as_ref().and_then(metrics::of_prometheus).ok_or(
-        "no Prometheus of the operator in the site's namespace or in `monitoring` has the metrics of this site: set \
-             `monitoring.stack: true`",
-    )?;
+    let (summary, from) = answer.as_ref().and_then(metrics::of_prometheus).ok_or(NO_PROMETHEUS)?;
     let source = Source::Prometheus;
     Ok(SiteSummary { site: site.clone(), source, from, until, summary: Some(summary), notes: Vec::new() })
 }
@@ -319,7 +341,6 @@ async fn wait(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Mutex;
 
     use async_trait::async_trait;
