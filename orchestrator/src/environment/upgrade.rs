@@ -92,10 +92,6 @@ const MOVES: &[(&str, &str)] = &[
     ("database.password", "database.password"),
     ("database.pool_size", "database.pool_size"),
     ("database.max_overflow", "database.max_overflow"),
-    ("redis.host", "cache.host"),
-    ("redis.port", "cache.port"),
-    ("redis.db", "cache.db"),
-    ("redis.max_connections", "cache.max_connections"),
     ("security.jwt_secret", "server.security.jwt_secret"),
     ("security.jwt_algorithm", "server.security.jwt_algorithm"),
     ("security.jwt_expiry", "server.security.jwt_expiry"),
@@ -160,7 +156,7 @@ impl Upgrade<'_> {
             "ENVIRONMENT" => return self.environment(&entry),
             "DEBUG" => return self.debug(&entry),
             "DATABASE_URL" => return self.database_url(entry.node, "DATABASE_URL"),
-            "REDIS_URL" => return self.redis_url(entry.node, "REDIS_URL"),
+            "REDIS_URL" => return self.redis(&entry.node.origin, "REDIS_URL"),
             "LOG_LEVEL" => return self.moved("LOG_LEVEL", "server.monitoring.log_level", entry.node),
             _ => {}
         }
@@ -174,7 +170,7 @@ impl Upgrade<'_> {
             let shown = format!("{prefix}{old}");
             match old.as_str() {
                 "database.url" => self.database_url(field.node, &shown),
-                "redis.url" => self.redis_url(field.node, &shown),
+                _ if name == "redis" => self.redis(&field.node.origin, &shown),
                 "models.default" | "models.preload" => self.models(&field, &shown),
                 "models.download_on_startup" => {
                     self.warn(
@@ -190,18 +186,9 @@ impl Upgrade<'_> {
                 },
             }
         }
-        let external = |at: &Origin, kind: &str| {
-            [("kind", kind), ("hosting", "external")].map(|(k, v)| (k.to_owned(), Node::scalar(json!(v), at.clone())))
-        };
-        let (section, kind) = match name {
-            "database" => ("database", "postgres"),
-            "redis" => ("cache", "redis"),
-            _ => ("", ""),
-        };
-        if !section.is_empty() && self.out.get(section).is_some_and(|n| n.get("host").is_some()) {
-            for (key, node) in external(&entry.at, kind) {
-                self.place(&format!("{section}.{key}"), node);
-            }
+        if name == "database" && self.out.get("database").is_some_and(|n| n.get("host").is_some()) {
+            self.text("database.kind", "postgres", &entry.at);
+            self.text("database.hosting", "external", &entry.at);
         }
         // Other keys are current, or mistakes that the check reports.
         for field in left {
@@ -309,58 +296,49 @@ impl Upgrade<'_> {
         }
         self.text("database.kind", "postgres", &at);
         self.text("database.hosting", "external", &at);
-        self.address("database", "DB_PASSWORD", node, shown);
+        self.address(node, shown);
     }
 
-    fn redis_url(&mut self, node: Node, shown: &str) {
-        let at = node.origin.clone();
-        self.text("cache.kind", "redis", &at);
-        self.text("cache.hosting", "external", &at);
-        self.address("cache", "REDIS_PASSWORD", node, shown);
+    /// The servers have no use for a Redis. Its password is not kept either.
+    fn redis(&mut self, at: &Origin, shown: &str) {
+        self.warn(at, shown, "the servers use no Redis, so this is left out", "remove it");
     }
 
-    /// Moves a reference or a URL without a password. From a URL with one, the password is removed: environment files
-    /// hold no secrets.
-    fn address(&mut self, section: &str, variable: &str, node: Node, shown: &str) {
+    /// Moves the address of the database: a reference, or a URL without a password. From a URL with one, the password is
+    /// removed: environment files hold no secrets.
+    fn address(&mut self, node: Node, shown: &str) {
         let at = node.origin.clone();
         let text = node.text().unwrap_or_default().to_owned();
         if let Some(name) = text.strip_prefix('$').filter(|n| super::units::is_variable(n)) {
-            self.warn(&at, shown, "this is an older key", &format!("write `{section}.url: secret:env:{name}`"));
-            return self.text(&format!("{section}.url"), &format!("secret:env:{name}"), &at);
+            self.warn(&at, shown, "this is an older key", &format!("write `database.url: secret:env:{name}`"));
+            return self.text("database.url", &format!("secret:env:{name}"), &at);
         }
         if super::units::is_variable(&text) && text.starts_with("SECRET_") {
-            self.warn(&at, shown, "this is the name of a secret", &format!("write `{section}.url: secret:env:{text}`"));
-            return self.text(&format!("{section}.url"), &format!("secret:env:{text}"), &at);
+            self.warn(&at, shown, "this is the name of a secret", &format!("write `database.url: secret:env:{text}`"));
+            return self.text("database.url", &format!("secret:env:{text}"), &at);
         }
         if text.parse::<UrlSource>().is_ok() {
             return self.moved(shown, &format!("{section}.url"), node);
         }
         // The form is `scheme://user:password@rest`.
-        let split = text.split_once("://").and_then(|(scheme, rest)| {
+        let split = text.split_once("://").and_then(|(_, rest)| {
             let (login, rest) = rest.rsplit_once('@')?;
             let (user, _) = login.split_once(':')?;
-            Some((scheme.to_owned(), user.to_owned(), rest.to_owned()))
+            Some((user.to_owned(), rest.to_owned()))
         });
-        let Some((scheme, user, rest)) = split else {
-            return self.moved(shown, &format!("{section}.url"), node);
+        let Some((user, rest)) = split else {
+            return self.moved(shown, "database.url", node);
         };
-        let fix = format!(
-            "the password was left out: put it into the variable {variable}, and change it if this file was shared"
-        );
-        self.warn(&at, shown, "this URL contains a password in plain text", &fix);
-        if section == "database" {
-            let (host_port, name) = rest.split_once('/').unwrap_or((&rest, "textnlp"));
-            let (host, port) = host_port.split_once(':').unwrap_or((host_port, "5432"));
-            self.text("database.host", host, &at);
-            self.place("database.port", Node::scalar(tree::plain_scalar(port), at.clone()));
-            self.text("database.name", name.split('?').next().unwrap_or(name), &at);
-            self.text("database.user", &user, &at);
-            self.text("database.password", &format!("secret:env:{variable}"), &at);
-        } else if user.is_empty() {
-            self.text(&format!("{section}.url"), &format!("{scheme}://{rest}"), &at);
-        } else {
-            self.text(&format!("{section}.url"), &format!("{scheme}://{user}@{rest}"), &at);
-        }
+        let fix =
+            "the password was left out: put it into the variable DB_PASSWORD, and change it if this file was shared";
+        self.warn(&at, shown, "this URL contains a password in plain text", fix);
+        let (host_port, name) = rest.split_once('/').unwrap_or((&rest, "textnlp"));
+        let (host, port) = host_port.split_once(':').unwrap_or((host_port, "5432"));
+        self.text("database.host", host, &at);
+        self.place("database.port", Node::scalar(tree::plain_scalar(port), at.clone()));
+        self.text("database.name", name.split('?').next().unwrap_or(name), &at);
+        self.text("database.user", &user, &at);
+        self.text("database.password", "secret:env:DB_PASSWORD", &at);
     }
 
     /// An older file names neither what it extends nor its provider; both follow from its name.

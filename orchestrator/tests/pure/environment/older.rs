@@ -33,12 +33,6 @@ fn legacy_files_are_migrated_with_a_warning_per_key() {
           password: "${DB_PASSWORD}"
           kind: postgres
           hosting: external
-        cache:
-          host: localhost
-          port: 6379
-          db: 0
-          kind: redis
-          hosting: external
         storage:
           model_folder: "./models"
           model_cache: 1GB
@@ -49,9 +43,9 @@ fn legacy_files_are_migrated_with_a_warning_per_key() {
         config/development.yaml:1:17: warning: `server.host`: this is an older key; write `server.api.host`; `textnlp-deploy env migrate` does it
         config/development.yaml:1:34: warning: `server.port`: this is an older key; write `server.api.port`; `textnlp-deploy env migrate` does it
         config/development.yaml:1:49: warning: `server.workers`: this is an older key; write `server.api.workers`; `textnlp-deploy env migrate` does it
-        config/development.yaml:3:16: warning: `redis.host`: this is an older key; write `cache.host`; `textnlp-deploy env migrate` does it
-        config/development.yaml:3:33: warning: `redis.port`: this is an older key; write `cache.port`; `textnlp-deploy env migrate` does it
-        config/development.yaml:3:43: warning: `redis.db`: this is an older key; write `cache.db`; `textnlp-deploy env migrate` does it
+        config/development.yaml:3:16: warning: `redis.host`: the servers use no Redis, so this is left out; remove it
+        config/development.yaml:3:33: warning: `redis.port`: the servers use no Redis, so this is left out; remove it
+        config/development.yaml:3:43: warning: `redis.db`: the servers use no Redis, so this is left out; remove it
         config/development.yaml:4:17: warning: `models.path`: this is an older key; write `storage.model_folder`; `textnlp-deploy env migrate` does it
         config/development.yaml:4:39: warning: `models.cache_size`: this is an older key; write `storage.model_cache`; `textnlp-deploy env migrate` does it
         config/development.yaml:4:44: warning: `models.download_on_startup`: models are fetched and checked by `up`, before the server starts; remove it
@@ -90,11 +84,6 @@ fn legacy_files_are_migrated_with_a_warning_per_key() {
           url: "${DATABASE_URL}"
           pool_size: 20
           max_overflow: 40
-        cache:
-          kind: redis
-          hosting: external
-          url: redis://cache:6379/0
-          max_connections: 100
     "#]]
     .assert_eq(&migrated("production.yaml", OLD_NESTED).0);
     let notes = migrated("production.yaml", OLD_NESTED).1;
@@ -118,10 +107,6 @@ fn legacy_files_are_migrated_with_a_warning_per_key() {
           name: textnlp_staging
           user: postgres
           password: secret:env:DB_PASSWORD
-        cache:
-          kind: redis
-          hosting: external
-          url: redis://staging-redis:6379/0
     "#]]
     .assert_eq(&text);
 }
