@@ -501,9 +501,9 @@ pub struct Explain {
 pub struct Logs {
     #[command(subcommand)]
     pub command: Option<crate::operations_args::LogsCommand>,
-    /// Name of the process [default: all]
+    /// Name of the process, in a cluster of the pod or container [default: all]
     pub name: Option<String>,
-    /// Number of lines of each process [default: 40]
+    /// Number of lines of each process or container [default: 40]
     #[arg(long, short = 'n')]
     pub lines: Option<usize>,
     /// Follow the logs
@@ -517,7 +517,7 @@ pub struct Logs {
 /// See [`Command::Analyze`].
 #[derive(Debug, Args)]
 pub struct Analyze {
-    /// Files with logs, `-` for standard input [default: the last 4 MiB of each log of the environment on this machine]
+    /// Files with logs, `-` for standard input [default: the last 4 MiB of each log of the environment, in a cluster 16 MiB]
     #[arg(value_name = "FILE")]
     pub files: Vec<Utf8PathBuf>,
     /// Lines since this date (UTC), time or duration before now: `1h`, `2026-11-01`

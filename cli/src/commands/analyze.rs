@@ -19,18 +19,24 @@ const SHOWN: usize = 20;
 const STDIN: &str = "-";
 
 /// `analyze [FILE]…`.
-pub async fn analyze(session: &Session, args: &Analyze) -> Result<Success, Failure> {
+pub async fn analyze(session: &Session, args: &Analyze, console: Console) -> Result<Success, Failure> {
     let mut analyzer = Analyzer::since(args.since);
     // Commands are completed with the environment only where its own logs were read.
     let mut command = None;
     if args.files.is_empty() {
         let chosen = session.load(session.quiet())?;
         let all = logs::newest(&chosen.scope.folder, usize::MAX)?;
-        if all.is_empty() {
-            return Err(logs::no_logs(&chosen, "no log", "").await?);
-        }
         for (name, text) in &all {
             text.lines().for_each(|line| analyzer.add(name, line));
+        }
+        let progress = Progress::new(console);
+        let since = args.since.unwrap_or(Timestamp::UNIX_EPOCH);
+        let read = progress.done(logs::add_containers(&mut analyzer, &chosen, since, &progress).await)?;
+        for site in read.iter().filter(|site| !site.complete) {
+            site.notes.iter().for_each(|note| console.warn(format!("{}: {note}", site.site)));
+        }
+        if all.is_empty() && read.iter().all(|site| site.logs == 0) {
+            return Err(logs::no_logs(&chosen, "no log", "").await?);
         }
         command = Some(move |text: &str| chosen.scope.command(text));
     }

@@ -1,8 +1,6 @@
-//! `logs`: prints the last lines of every process of an environment, and follows them.
+//! `logs`: prints the last lines of every process and container of an environment, and follows them.
 
-use std::time::Duration;
-
-use textnlp_service::logs::{LogLine, ProcessLogs};
+use textnlp_service::logs::{EnvironmentLogs, LogLine};
 
 use super::log_errors;
 use super::prelude::*;
@@ -12,8 +10,6 @@ use crate::signals;
 
 /// Lines of each process, unless another number is chosen.
 const LINES: usize = 40;
-/// Poll interval of a followed file.
-const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 /// `logs [NAME] [-f]`.
 pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Success, Failure> {
@@ -27,22 +23,22 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
         return log_errors::errors(session, errors, console).await;
     }
     let chosen = session.load(session.quiet())?;
-    let mut files = ProcessLogs::find(&chosen, args.name.as_deref(), args.level.as_deref()).await?;
-    let several = files.are_several();
+    let mut logs = EnvironmentLogs::find(&chosen, args.name.as_deref(), args.level.as_deref()).await?;
+    let several = logs.are_several();
     let print = |(name, line): &LogLine| match several {
         true => console.stream(&format!("{name}  {line}\n")),
         false => console.stream(&format!("{line}\n")),
     };
-    let shown = files.last(args.lines.unwrap_or(LINES))?;
+    let shown = logs.last(args.lines.unwrap_or(LINES)).await?;
     shown.iter().for_each(print);
     if args.follow {
         let stop = signals::stop(session.quiet());
         while !stop.is_cancelled() {
             tokio::select! {
-                () = tokio::time::sleep(POLL_INTERVAL) => {}
+                () = tokio::time::sleep(logs.poll_interval()) => {}
                 () = stop.cancelled() => break,
             }
-            files.appended()?.iter().for_each(print);
+            logs.appended().await?.iter().for_each(print);
         }
     }
     let lines: Vec<_> = shown.iter().map(|(name, line)| json!({ "process": name, "line": line })).collect();

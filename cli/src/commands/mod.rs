@@ -110,7 +110,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Drift => status::drift(session, console).await,
         Command::Explain(args) => status::explain(session, &args, console).await,
         Command::Logs(args) => logs::logs(session, &args, console).await,
-        Command::Analyze(args) => analyze::analyze(session, &args).await,
+        Command::Analyze(args) => analyze::analyze(session, &args, console).await,
         Command::Metrics(command) => metrics::metrics(session, &command, console).await,
         Command::Analytics(command) => analytics::analytics(session, &command).await,
         Command::Probe(args) => probe::probe(session, &args, console).await,

@@ -191,8 +191,9 @@ pub trait SiteLogs: Send + Sync {
     /// The programs that have a log. The previous run of a program comes before the current one.
     async fn sources(&self, lineage: Lineage) -> Result<Vec<LogSource>>;
 
-    /// The newest lines of one log since a time, each with its time, as far as the provider's limit allows.
-    async fn read(&self, source: &LogSource, since: Timestamp) -> Result<LogText>;
+    /// The newest lines of one log since a time, at most this many, each after its time and a space, as far as the
+    /// provider's limit allows.
+    async fn read(&self, source: &LogSource, since: Timestamp, lines: usize) -> Result<LogText>;
 }
 
 /// The objects of a site, as far as an audit reads them.

@@ -14,7 +14,7 @@ use crate::{identity, table};
 /// The kinds whose pods run for as long as the deployment.
 const KINDS: [&str; 3] = ["kubernetes.deployment", "kubernetes.stateful-set", "kubernetes.daemon-set"];
 /// The newest lines of a container that are read, and the most bytes of them.
-const MAX_LINES: u32 = 20_000;
+const MAX_LINES: usize = 20_000;
 const MAX_BYTES: u32 = 16 << 20;
 
 impl Kubernetes {
@@ -39,9 +39,9 @@ impl Kubernetes {
         Ok(found)
     }
 
-    /// The newest lines of a container since a time, each with its time.
-    pub async fn log_of(&self, namespace: &str, source: &LogSource, since: Timestamp) -> Result<LogText> {
-        read(&self.api().await?, namespace, source, since).await
+    /// The newest lines of a container since a time, at most this many, each with its time.
+    pub async fn log_of(&self, namespace: &str, source: &LogSource, range: (Timestamp, usize)) -> Result<LogText> {
+        read(&self.api().await?, namespace, source, range).await
     }
 }
 
@@ -65,12 +65,13 @@ fn sources(pod: &Value) -> Vec<LogSource> {
 }
 
 /// <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#get-read-log-of-the-specified-pod>
-async fn read(api: &Api, namespace: &str, source: &LogSource, since: Timestamp) -> Result<LogText> {
+async fn read(api: &Api, namespace: &str, source: &LogSource, (since, lines): (Timestamp, usize)) -> Result<LogText> {
+    let lines = lines.min(MAX_LINES);
     let LogSource { pod, container, is_previous } = source;
     let (namespace, name) = (Some(namespace), Some(pod.as_str()));
     let call = Call { action: "read the log of", verb: "get", row: &POD, namespace, name };
     let path = format!(
-        "{}/log?container={}&sinceTime={}&tailLines={MAX_LINES}&limitBytes={MAX_BYTES}&timestamps=true&previous={is_previous}",
+        "{}/log?container={}&sinceTime={}&tailLines={lines}&limitBytes={MAX_BYTES}&timestamps=true&previous={is_previous}",
         call.path(),
         encode(container),
         encode(&format!("{since:.0}"))
@@ -81,7 +82,7 @@ async fn read(api: &Api, namespace: &str, source: &LogSource, since: Timestamp) 
         }
         _ => error,
     })?;
-    let is_cut = text.len() >= MAX_BYTES as usize || text.lines().count() >= MAX_LINES as usize;
+    let is_cut = text.len() >= MAX_BYTES as usize || text.lines().count() >= lines;
     Ok(LogText { text, is_cut })
 }
 
@@ -130,12 +131,12 @@ mod tests {
         });
         let api = Api::new(kube::Client::new(service, "here"), None);
         let since = Timestamp::from_second(1_800_000_000).unwrap();
-        let found = read(&api, "shop", &source("api-1", "api", true), since).await.unwrap();
+        let found = read(&api, "shop", &source("api-1", "api", true), (since, usize::MAX)).await.unwrap();
         assert_eq!(found, LogText { text: "one\ntwo\n".to_owned(), is_cut: false });
         let query = asked.lock().unwrap().clone();
         let expected = "container=api&sinceTime=2027-01-15T08%3A00%3A00Z&tailLines=20000&limitBytes=16777216";
         assert!(query.starts_with(expected) && query.contains("&previous=true"), "{query}");
-        let denied = read(&api, "shop", &source("api-2", "api", false), since).await.unwrap_err();
+        let denied = read(&api, "shop", &source("api-2", "api", false), (since, 9)).await.unwrap_err();
         assert!(denied.hint.as_deref().is_some_and(|hint| hint.contains("`pods/log`")), "{denied:?}");
     }
 }

@@ -173,8 +173,8 @@ impl SiteLogs for ClusterOperations {
         self.cluster.log_sources(self.place(lineage)).await
     }
 
-    async fn read(&self, source: &LogSource, since: Timestamp) -> Result<LogText> {
-        self.cluster.log_of(&self.namespace, source, since).await
+    async fn read(&self, source: &LogSource, since: Timestamp, lines: usize) -> Result<LogText> {
+        self.cluster.log_of(&self.namespace, source, (since, lines)).await
     }
 }
 

@@ -67,8 +67,18 @@ fn workload_is_deployed_answers_rolls_out_and_is_removed() {
     assert!(listed.contains("somebody") && listed.contains("first"), "{listed}");
     let public = made["public_id"].as_str().unwrap();
     operator.run(&["key", "revoke", public], &[&existing]).expect(0);
-    let said = operator.run(&["logs"], &[&existing]).expect(2);
-    assert!(said.err.contains(&format!("kubectl logs --namespace {namespace}")), "{}", said.err);
+    let lines = operator.run(&["logs", "api", "-n", "3", "-o", "json"], &[&existing]).expect(0).json();
+    let lines = lines["lines"].as_array().unwrap();
+    assert!(!lines.is_empty() && lines.len().is_multiple_of(3), "three of each pod: {lines:?}");
+    let is_of_server = |line: &Value| line["process"].as_str().is_some_and(|name| name.ends_with("/api"));
+    assert!(
+        lines.iter().all(|line| is_of_server(line) && line["line"].as_str().unwrap().starts_with('{')),
+        "{lines:?}"
+    );
+    let unknown = operator.run(&["logs", "nobody"], &[&existing]).expect(2);
+    assert!(unknown.err.contains("/api"), "the names are listed: {}", unknown.err);
+    let analysis = operator.run(&["analyze", "-o", "json"], &[&existing]).expect(0).json();
+    assert!(analysis["analysis"]["lines"].as_u64() > Some(0), "{analysis:#}");
 
     let (asked, failed) = while_asked(&operator, &done, r#"{"prompt":"Once","max_tokens":8}"#, || {
         let rolled = operator.up(&[&existing, "server.api.max_tokens=2048"]);

@@ -11,14 +11,13 @@ use textnlp_orchestrator::analysis::{Analyzer, Cause, Group};
 use textnlp_provider::Lineage;
 use textnlp_provider::operations::SiteLogs;
 
+use super::containers::CONTAINERS_MAX;
 use crate::failure::hinted_chain;
 use crate::logs::{self, LogFile};
 use crate::{ChosenEnvironment, Failure, Progress, running, size};
 
 /// Bytes read from the end of one file. The supervisor rotates logs at 10 MiB.
 const FILE_MAX: u64 = 64 << 20;
-/// Containers of one site whose logs are read.
-const CONTAINERS_MAX: usize = 300;
 /// Failed reads of a site that are listed.
 const NOTES_MAX: usize = 10;
 
@@ -98,6 +97,26 @@ pub async fn errors(
     Ok((rows, sites))
 }
 
+/// Adds the logs of all containers of sites that run elsewhere. Returns what was read of each such site.
+pub async fn add_containers(
+    analyzer: &mut Analyzer,
+    chosen: &ChosenEnvironment,
+    since: Timestamp,
+    progress: &dyn Progress,
+) -> Result<Vec<SiteRead>, Failure> {
+    let state = running::state(&chosen.scope).await?;
+    let mut sites = Vec::new();
+    for site in chosen.loaded.environment.sites.iter().filter(|_| !state.is_new()) {
+        progress.doing(&format!("reading the logs of {}", site.name));
+        let mut read = SiteRead { site: site.name.to_string(), complete: true, ..SiteRead::default() };
+        read.elsewhere(analyzer, chosen, state.lineage(), since).await?;
+        if read.logs > 0 || !read.complete {
+            sites.push(read);
+        }
+    }
+    Ok(sites)
+}
+
 impl ErrorRow {
     fn of(site: &str, group: Group) -> Self {
         let Group { template, count, sources, first, last, cause, example, .. } = group;
@@ -174,7 +193,7 @@ impl SiteRead {
         }
         for source in found.iter().take(CONTAINERS_MAX) {
             let unit = format!("{}/{}", source.pod, source.container);
-            match reader.read(source, since).await {
+            match reader.read(source, since, usize::MAX).await {
                 Ok(log) => {
                     self.logs += 1;
                     log.text.lines().for_each(|line| analyzer.add(&unit, line));
@@ -266,7 +285,7 @@ mod tests {
             Ok(vec![source("api-1", true), source("api-1", false), source("api-2", false)])
         }
 
-        async fn read(&self, source: &LogSource, since: Timestamp) -> textnlp_provider::Result<LogText> {
+        async fn read(&self, source: &LogSource, since: Timestamp, _: usize) -> textnlp_provider::Result<LogText> {
             self.0.lock().unwrap().push(since);
             if source.pod == "api-2" {
                 return Err(Error::new(ErrorKind::NotFound, "read the log of", "pods api-2"));

@@ -1,56 +1,89 @@
-//! Logs of an environment: those of processes on this machine, and for errors those of containers.
+//! Logs of an environment: those of processes on this machine, and those of containers.
 
+mod containers;
 mod errors;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
+use std::time::Duration;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
-use crate::{ChosenEnvironment, Failure, running};
+use crate::{ChosenEnvironment, Exit, Failure, running};
 
-pub use errors::{ErrorRow, SiteRead, errors};
+use containers::ContainerLogs;
+pub use errors::{ErrorRow, SiteRead, add_containers, errors};
 
 /// Limit of the bytes read from the end of a file.
 const TAIL: u64 = 4 << 20;
+/// How often followed files are read, and followed containers.
+const FILES_INTERVAL: Duration = Duration::from_millis(300);
+const CONTAINERS_INTERVAL: Duration = Duration::from_secs(2);
 /// Bytes of a line that are read into memory. The rest is skipped.
 const LINE_MAX: u64 = 1 << 20;
 
-/// The logs of the processes on this machine, from a level on, and how far each was read.
-pub struct ProcessLogs {
+/// The logs of an environment, from a level on, and how far each was read.
+pub struct EnvironmentLogs {
     files: BTreeMap<String, (Utf8PathBuf, u64)>,
     level: Option<usize>,
+    containers: ContainerLogs,
 }
 
 /// A process, and a line of its log.
 pub type LogLine = (String, String);
 
-impl ProcessLogs {
-    /// Those of all processes or of the named ones: `server-0` of every site, `primary/server-0` of one.
+impl EnvironmentLogs {
+    /// Those of all processes and containers or of the named ones: `server-0` of every site, `primary/server-0` of one;
+    /// a pod, a container, or `POD/CONTAINER`.
     pub async fn find(chosen: &ChosenEnvironment, name: Option<&str>, level: Option<&str>) -> Result<Self, Failure> {
+        let level = level.map(rank).transpose()?;
+        let containers = ContainerLogs::of(chosen, name, level).await?;
         let all = files(&chosen.scope.folder)?;
         let names = all.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let meant = all.into_iter().filter(|(process, _)| name.is_none_or(|name| is_meant(process, name)));
         let files: BTreeMap<_, _> = meant.map(|(process, path)| (process, (path, 0))).collect();
-        if files.is_empty() {
+        if files.is_empty() && containers.is_empty() {
             let what = name.map_or("no log".to_owned(), |name| format!("no log `{name}`"));
             return Err(no_logs(chosen, &what, &names).await?);
         }
-        Ok(Self { files, level: level.map(rank).transpose()? })
+        Ok(Self { files, level, containers })
     }
 
-    /// Whether there are several.
+    /// Whether there may be several.
     pub fn are_several(&self) -> bool {
-        self.files.len() > 1
+        self.files.len() > 1 || !self.containers.is_empty()
     }
 
     /// The last lines of each.
-    pub fn last(&mut self, count: usize) -> anyhow::Result<Vec<LogLine>> {
+    pub async fn last(&mut self, count: usize) -> Result<Vec<LogLine>, Failure> {
+        let mut found = self.last_of_files(count)?;
+        found.extend(self.containers.last(count).await.map_err(unreadable)?);
+        if found.is_empty() && self.files.is_empty() {
+            let names = self.containers.names().await.map_err(unreadable)?;
+            let error = anyhow::anyhow!("no container of that name has a line of that level");
+            return Err(Failure::usage("no_logs", error).hint(format!("the logs are: {}", names.join(", "))));
+        }
+        Ok(found)
+    }
+
+    /// The lines that were appended since.
+    pub async fn appended(&mut self) -> Result<Vec<LogLine>, Failure> {
+        let mut found = self.appended_to_files()?;
+        found.extend(self.containers.appended().await.map_err(unreadable)?);
+        Ok(found)
+    }
+
+    /// How long to wait before [`Self::appended`]: an API server is asked less often than a file is read.
+    pub fn poll_interval(&self) -> Duration {
+        if self.containers.is_empty() { FILES_INTERVAL } else { CONTAINERS_INTERVAL }
+    }
+
+    fn last_of_files(&mut self, count: usize) -> anyhow::Result<Vec<LogLine>> {
         let mut found = Vec::new();
         for (name, (path, end)) in &mut self.files {
             let (text, length) = tail(path)?;
@@ -62,8 +95,7 @@ impl ProcessLogs {
         Ok(found)
     }
 
-    /// The lines that were appended since.
-    pub fn appended(&mut self) -> anyhow::Result<Vec<LogLine>> {
+    fn appended_to_files(&mut self) -> anyhow::Result<Vec<LogLine>> {
         let mut found = Vec::new();
         for (name, (path, end)) in &mut self.files {
             let text = since(path, end)?;
@@ -72,6 +104,10 @@ impl ProcessLogs {
         }
         Ok(found)
     }
+}
+
+fn unreadable(why: String) -> Failure {
+    Failure::new(Exit::Failed, "logs", anyhow::anyhow!("the logs of the cluster cannot be read: {why}"))
 }
 
 fn is_shown(level: Option<usize>, line: &str) -> bool {

@@ -2,6 +2,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use futures::FutureExt;
+use serde_json::Value;
 
 use crate::tls::{self, Answer};
 
@@ -19,8 +20,8 @@ pub(super) async fn lend(folder: Utf8PathBuf, trusted: &(String, String)) -> u16
     .await
 }
 
-/// Answers `/containerLogs/NAMESPACE/POD/CONTAINER?tailLines=N`. The log of an ended container remains until it
-/// restarts.
+/// Answers `/containerLogs/NAMESPACE/POD/CONTAINER?tailLines=N&timestamps=true`. The log of an ended container remains
+/// until it restarts. The time of a line is that of its JSON, else that of the line before.
 fn answer(folder: &Utf8Path, target: &str) -> Answer {
     let nothing = ("404 Not Found", "text/plain", String::new());
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
@@ -33,5 +34,16 @@ fn answer(folder: &Utf8Path, target: &str) -> Answer {
     let last = query.split('&').find_map(|pair| pair.strip_prefix("tailLines=")?.parse::<usize>().ok());
     let lines: Vec<&str> = text.lines().collect();
     let shown = &lines[lines.len().saturating_sub(last.unwrap_or(usize::MAX))..];
-    ("200 OK", "text/plain", shown.join("\n"))
+    if !query.split('&').any(|pair| pair == "timestamps=true") {
+        return ("200 OK", "text/plain", shown.join("\n"));
+    }
+    let mut time = "1970-01-01T00:00:00Z".to_owned();
+    let timed = |line: &&str| {
+        let fields: Value = serde_json::from_str(line).unwrap_or_default();
+        if let Some(own) = fields["timestamp"].as_str() {
+            own.clone_into(&mut time);
+        }
+        format!("{time} {line}\n")
+    };
+    ("200 OK", "text/plain", shown.iter().map(timed).collect())
 }

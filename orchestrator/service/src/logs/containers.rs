@@ -1,0 +1,205 @@
+//! The logs of containers of sites in clusters.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use textnlp_provider::Lineage;
+use textnlp_provider::operations::{LogSource, SiteLogs};
+
+use super::{LogLine, is_shown};
+use crate::failure::hinted_chain;
+use crate::{ChosenEnvironment, Failure, running};
+
+/// Containers of one site whose logs are read.
+pub(super) const CONTAINERS_MAX: usize = 300;
+/// Lines of a container that are searched for lines of a level.
+const SEARCHED: usize = 2000;
+
+/// The logs of the containers of an environment, and how far each was read.
+pub(super) struct ContainerLogs {
+    sites: Vec<(String, Arc<dyn SiteLogs>)>,
+    lineage: Lineage,
+    name: Option<String>,
+    level: Option<usize>,
+    /// The time of the newest line of each container.
+    newest: BTreeMap<String, Timestamp>,
+}
+
+impl ContainerLogs {
+    /// Those of all containers or of the named ones. Without sites where the environment is not up, or has none in a
+    /// cluster.
+    pub(super) async fn of(
+        chosen: &ChosenEnvironment,
+        name: Option<&str>,
+        level: Option<usize>,
+    ) -> Result<Self, Failure> {
+        let state = running::state(&chosen.scope).await?;
+        let (folder, environment) = (&chosen.scope.folder, &chosen.loaded.environment);
+        let mut sites = Vec::new();
+        if !state.is_new() {
+            for site in &environment.sites {
+                if let Some(logs) = chosen.scope.platform.operations(folder, environment, site, None)?.logs() {
+                    sites.push((site.name.to_string(), logs));
+                }
+            }
+        }
+        let (name, newest) = (name.map(str::to_owned), BTreeMap::new());
+        Ok(Self { sites, lineage: state.lineage(), name, level, newest })
+    }
+
+    /// Whether any site has containers.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sites.is_empty()
+    }
+
+    /// The names of all containers, or why those of a site are not known.
+    pub(super) async fn names(&self) -> Result<Vec<String>, String> {
+        let mut names = Vec::new();
+        for (site, logs) in &self.sites {
+            let sources = logs.sources(self.lineage).await.map_err(|error| hinted_chain(&error))?;
+            names.extend(sources.iter().map(|source| self.unit(site, source)));
+        }
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The last lines of each container, with those before its last restart.
+    pub(super) async fn last(&mut self, count: usize) -> Result<Vec<LogLine>, String> {
+        let searched = if self.level.is_some() { count.max(SEARCHED) } else { count };
+        let read = self.read(Timestamp::UNIX_EPOCH, searched).await?;
+        let last = |(unit, lines): (String, Vec<String>)| {
+            let skipped = lines.len().saturating_sub(count);
+            lines.into_iter().skip(skipped).map(move |line| (unit.clone(), line)).collect::<Vec<_>>()
+        };
+        Ok(read.into_iter().flat_map(last).collect())
+    }
+
+    /// The lines that were written since.
+    pub(super) async fn appended(&mut self) -> Result<Vec<LogLine>, String> {
+        let since = self.newest.values().min().copied().unwrap_or(Timestamp::UNIX_EPOCH);
+        let read = self.read(since, usize::MAX).await?;
+        Ok(read.into_iter().flat_map(|(unit, lines)| lines.into_iter().map(move |line| (unit.clone(), line))).collect())
+    }
+
+    /// Reads the lines of each container that are newer than those that were read, without their times.
+    async fn read(&mut self, since: Timestamp, count: usize) -> Result<BTreeMap<String, Vec<String>>, String> {
+        let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (site, logs) in self.sites.clone() {
+            let sources = logs.sources(self.lineage).await.map_err(|error| hinted_chain(&error))?;
+            let meant = sources.iter().map(|source| (self.unit(&site, source), source));
+            let meant: Vec<_> = meant.filter(|(unit, _)| self.is_meant(unit)).take(CONTAINERS_MAX).collect();
+            for (unit, source) in meant {
+                let since = self.newest.get(&unit).copied().unwrap_or(since);
+                let lines = found.entry(unit.clone()).or_default();
+                // A pod may end meanwhile.
+                let Ok(log) = logs.read(source, since, count).await else { continue };
+                let before = self.newest.get(&unit).copied();
+                for line in log.text.lines() {
+                    let (time, text) = line.split_once(' ').unwrap_or((line, ""));
+                    let Ok(time) = time.parse::<Timestamp>() else { continue };
+                    if before.is_some_and(|before| time <= before) {
+                        continue;
+                    }
+                    self.newest.insert(unit.clone(), time);
+                    if is_shown(self.level, text) {
+                        lines.push(text.to_owned());
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// `POD/CONTAINER`; with several sites `SITE/POD/CONTAINER`.
+    fn unit(&self, site: &str, source: &LogSource) -> String {
+        let unit = format!("{}/{}", source.pod, source.container);
+        if self.sites.len() > 1 { format!("{site}/{unit}") } else { unit }
+    }
+
+    /// Whether a part of the name of a container is the wanted one: its pod, its container, both, or with its site.
+    fn is_meant(&self, unit: &str) -> bool {
+        self.name.as_ref().is_none_or(|name| format!("/{unit}/").contains(&format!("/{name}/")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use textnlp_provider::operations::LogText;
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// A pod that was restarted, with the lines of both runs, and a container beside it.
+    struct Cluster(Mutex<Vec<&'static str>>);
+
+    #[async_trait]
+    impl SiteLogs for Cluster {
+        async fn sources(&self, _: Lineage) -> textnlp_provider::Result<Vec<LogSource>> {
+            let source = |container: &str, is_previous| LogSource {
+                pod: "api-1".to_owned(),
+                container: container.to_owned(),
+                is_previous,
+            };
+            Ok(vec![source("api", true), source("api", false), source("gateway", false)])
+        }
+
+        async fn read(&self, source: &LogSource, since: Timestamp, _: usize) -> textnlp_provider::Result<LogText> {
+            let lines = self.0.lock().unwrap();
+            let run = if source.is_previous { "before" } else { source.container.as_str() };
+            let is_of =
+                |line: &&&str| line.contains(run) && line[..20].parse::<Timestamp>().is_ok_and(|at| at >= since);
+            let text: Vec<&str> = lines.iter().filter(is_of).copied().collect();
+            Ok(LogText { text: text.join("\n"), is_cut: false })
+        }
+    }
+
+    fn logs(name: Option<&str>, level: Option<usize>) -> (Arc<Cluster>, ContainerLogs) {
+        let lines = vec![
+            "2026-11-23T10:00:00Z INFO before one",
+            "2026-11-23T10:00:01Z ERROR before two",
+            "2026-11-23T10:00:05Z INFO api three",
+            "2026-11-23T10:00:05Z ERROR gateway four",
+        ];
+        let cluster = Arc::new(Cluster(Mutex::new(lines)));
+        let sites = vec![("main".to_owned(), Arc::clone(&cluster) as Arc<dyn SiteLogs>)];
+        let (name, newest) = (name.map(str::to_owned), BTreeMap::new());
+        (cluster, ContainerLogs { sites, lineage: Lineage(Uuid::nil()), name, level, newest })
+    }
+
+    fn line(unit: &str, text: &str) -> LogLine {
+        (unit.to_owned(), text.to_owned())
+    }
+
+    #[tokio::test]
+    async fn last_lines_of_containers_come_without_times_and_new_ones_once() {
+        let (cluster, mut logs) = logs(None, None);
+        let last = [
+            line("api-1/api", "ERROR before two"),
+            line("api-1/api", "INFO api three"),
+            line("api-1/gateway", "ERROR gateway four"),
+        ];
+        assert_eq!(logs.last(2).await.unwrap(), last);
+        assert_eq!(logs.appended().await.unwrap(), []);
+        cluster.0.lock().unwrap().push("2026-11-23T10:00:06Z INFO api five");
+        assert_eq!(logs.appended().await.unwrap(), [line("api-1/api", "INFO api five")]);
+        assert_eq!(logs.appended().await.unwrap(), []);
+        assert_eq!(logs.names().await.unwrap(), ["api-1/api", "api-1/gateway"]);
+    }
+
+    #[tokio::test]
+    async fn containers_are_chosen_by_a_part_of_their_name_and_lines_by_level() {
+        for name in ["gateway", "api-1/gateway"] {
+            let (_, mut logs) = logs(Some(name), None);
+            assert_eq!(logs.last(9).await.unwrap(), [line("api-1/gateway", "ERROR gateway four")], "{name}");
+        }
+        let (_, mut logs) = logs(Some("api-1"), Some(4));
+        let errors = [line("api-1/api", "ERROR before two"), line("api-1/gateway", "ERROR gateway four")];
+        assert_eq!(logs.last(9).await.unwrap(), errors);
+        assert_eq!(self::logs(Some("ap"), None).1.last(9).await.unwrap(), []);
+    }
+}
