@@ -409,7 +409,8 @@ fn answer(done: Result<serde_json::Value, KeysError>) -> Result<(), CommandError
     };
     // A wrong command is the caller's mistake, a full disk is not.
     let internal = matches!(error, KeysError::Store(_) | KeysError::Random);
-    print(&json!({ "error": { "message": chain(&error), "hint": hint, "internal": internal } }))?;
+    let passes = matches!(&error, KeysError::Store(error) if error.passes());
+    print(&json!({ "error": { "message": chain(&error), "hint": hint, "internal": internal, "passes": passes } }))?;
     Err(error.into())
 }
 

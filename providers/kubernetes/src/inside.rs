@@ -29,6 +29,29 @@ const WORDS_ABOUT_OTHERS: [(&str, &str); 3] = [("", "events"), ("events.k8s.io",
 /// The group whose objects are computed on request.
 const READINGS: &str = "metrics.k8s.io";
 
+/// Objects of others.
+pub(crate) struct Foreign {
+    /// Their names. Example: `configmaps settings`.
+    pub(crate) names: Vec<String>,
+    /// Whether the cluster removes them all by itself: each one is being deleted, or belongs to an owner that no longer exists, such as
+    /// a pod whose job was deleted.
+    pub(crate) is_leaving: bool,
+}
+
+impl Foreign {
+    fn of<'a>(objects: impl Iterator<Item = (String, &'a Value)>) -> Self {
+        let mut foreign = Self { names: Vec::new(), is_leaving: true };
+        for (name, object) in objects {
+            let metadata = &object["metadata"];
+            // An owner that exists is one of the objects, and decides.
+            let is_owned = metadata["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
+            foreign.is_leaving &= is_owned || metadata["deletionTimestamp"].is_string();
+            foreign.names.push(name);
+        }
+        foreign
+    }
+}
+
 /// A namespaced kind, as API discovery names it.
 struct NamespacedKind {
     group: String,
@@ -56,14 +79,13 @@ impl NamespacedKind {
     }
 }
 
-/// The foreign objects in a namespace: without this lineage, and not owned by an object that has it. Example:
-/// `configmaps settings`.
+/// The foreign objects in a namespace: without this lineage, and not owned by an object that has it.
 ///
 /// `call` is the deletion of the namespace.
 ///
 /// # Errors
 /// If a kind cannot be listed: its objects must not be assumed absent.
-pub(crate) async fn foreign(api: &Api, call: &Call<'_>, namespace: &str, lineage: Lineage) -> Result<Vec<String>> {
+pub(crate) async fn foreign(api: &Api, call: &Call<'_>, namespace: &str, lineage: Lineage) -> Result<Foreign> {
     let kinds = kinds(api, call).await?;
     let mut lists: Vec<BoxFuture<'_, Result<Vec<Value>>>> = Vec::new();
     for kind in &kinds {
@@ -91,21 +113,19 @@ pub(crate) async fn foreign(api: &Api, call: &Call<'_>, namespace: &str, lineage
     let foreign = all
         .iter()
         .filter(|(kind, object)| !known.contains(identity::uid(object)) && !is_every_namespaces(&kind.plural, object));
-    Ok(foreign
-        .map(|(kind, object)| {
-            format!("{} {}", kind.rule().resource(), object["metadata"]["name"].as_str().unwrap_or_default())
-        })
-        .collect())
+    Ok(Foreign::of(foreign.map(|(kind, object)| {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        (format!("{} {name}", kind.rule().resource()), object)
+    })))
 }
 
-/// The foreign objects of a definition's kind: without this lineage, and not owned by an object that has it. Example:
-/// `shop/web`.
+/// The foreign objects of a definition's kind: without this lineage, and not owned by an object that has it. A name is such as `shop/web`.
 ///
 /// `call` is the deletion of the definition.
 ///
 /// # Errors
 /// If the objects cannot be listed.
-pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, lineage: Lineage) -> Result<Vec<String>> {
+pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, lineage: Lineage) -> Result<Foreign> {
     let spec = &definition["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -123,7 +143,7 @@ pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, line
         Ok(objects) => objects,
         // The definition was never established.
         Err(error) if error.kind == ErrorKind::NotFound && !matches!(ready::definition(definition), Ready::Yes) => {
-            return Ok(Vec::new());
+            return Ok(Foreign::of(std::iter::empty()));
         }
         Err(error) if error.kind == ErrorKind::Denied => {
             let why = format!(
@@ -139,12 +159,11 @@ pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, line
     let all: Vec<(&NamespacedKind, Value)> = objects.into_iter().map(|object| (&kind, object)).collect();
     let known = derived(&all, lineage);
     let foreign = all.iter().filter(|(_, object)| !known.contains(identity::uid(object)));
-    let name = |(_, object): &(&NamespacedKind, Value)| {
+    Ok(Foreign::of(foreign.map(|(_, object)| {
         let metadata = &object["metadata"];
         let parts = [&metadata["namespace"], &metadata["name"]].into_iter().filter_map(Value::as_str);
-        parts.collect::<Vec<_>>().join("/")
-    };
-    Ok(foreign.map(name).collect())
+        (parts.collect::<Vec<_>>().join("/"), object)
+    })))
 }
 
 /// Every namespaced kind that can be listed, in the preferred version.
@@ -168,7 +187,11 @@ async fn kinds(api: &Api, call: &Call<'_>) -> Result<Vec<NamespacedKind>> {
     }
     let mut kinds = Vec::new();
     for ((group, version), document) in versions.iter().zip(several(documents).await) {
-        let document = document?;
+        let document = match document {
+            // Its last definition was removed meanwhile.
+            Err(error) if error.kind == ErrorKind::NotFound => continue,
+            document => document?,
+        };
         for one in document["resources"].as_array().into_iter().flatten() {
             let Some(plural) = one["name"].as_str() else { continue };
             let can_be_listed = one["verbs"].as_array().is_some_and(|verbs| verbs.iter().any(|verb| verb == "list"));
@@ -221,4 +244,22 @@ fn is_every_namespaces(plural: &str, object: &Value) -> bool {
     let filled = metadata["annotations"]["cert-manager.io/certificate-name"].as_str();
     let is_ours = plural == "secrets" && name == FILLED_BY_CERT_MANAGER && filled == Some(FILLED_BY_CERT_MANAGER);
     is_token || is_ours || EVERY_NAMESPACES.contains(&(plural, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn objects_leave_by_themselves_unless_one_has_no_owner() {
+        let pod = json!({ "metadata": { "ownerReferences": [{ "kind": "Job", "uid": "gone" }] } });
+        let ending = json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } });
+        let settings = json!({ "metadata": { "name": "settings" } });
+        let is_leaving =
+            |objects: &[&Value]| Foreign::of(objects.iter().map(|object| (String::new(), *object))).is_leaving;
+        assert!(is_leaving(&[&pod, &ending]));
+        assert!(!is_leaving(&[&pod, &ending, &settings]));
+    }
 }

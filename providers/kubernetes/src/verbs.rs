@@ -426,15 +426,18 @@ impl<'a> Work<'a> {
             true => inside::of_kind(&self.api, &call, object, self.op.lineage).await?,
             false => inside::foreign(&self.api, &call, &self.location.name, self.op.lineage).await?,
         };
-        if foreign.is_empty() {
+        let names = foreign.names;
+        if names.is_empty() {
             return Ok(());
         }
-        let shown = foreign.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-        let more = foreign.len().saturating_sub(SHOWN);
+        let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+        let more = names.len().saturating_sub(SHOWN);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let why = format!("it contains objects that this deployment did not create: {shown}{more}");
         let hint = "move or remove what is in it, then run the same command again";
-        Err(call.error(ErrorKind::Denied).because(why).hint(hint))
+        // What the cluster is about to remove is waited for by retries.
+        let kind = if foreign.is_leaving { ErrorKind::Conflict } else { ErrorKind::Denied };
+        Err(call.error(kind).because(why).hint(hint))
     }
 
     fn gone(&self) -> Result<Progress> {

@@ -24,6 +24,8 @@ pub struct CheckResult {
     pub connections: Option<i64>,
     /// The problems.
     pub problems: Vec<CheckFinding>,
+    /// Whether the last problem may pass: the database is busy, starts, stops or moves.
+    pub passes: bool,
     /// Notes for the operator.
     pub notes: Vec<CheckFinding>,
 }
@@ -53,6 +55,7 @@ pub async fn check_database(database: &Database) -> CheckResult {
     };
     if let Err(error) = checked.await {
         let fix = hint(&error);
+        found.passes = error.passes();
         let at = match &database.at {
             DatabaseAt::Server(server) => server.shown(),
             DatabaseAt::File(file) => file.to_string(),

@@ -28,6 +28,8 @@ const REPLICATED_TIMEOUT: Duration = Duration::from_secs(120);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 /// Retry interval.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The code of an error that the program expects to pass: the database is busy, starts, stops or moves.
+const PASSES: &str = "passes";
 /// A migration of a large database takes its time.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(600);
 /// What a child may print: a page of the audit log, all keys.
@@ -130,7 +132,12 @@ async fn observe_served_schema(folder: &SiteFolder, marker: &Marker, spec: &Sche
             return Ok(Observation::There(look));
         }
     };
-    let found = query_database(&program, &config, subject).await?;
+    let mut found = query_database(&program, &config, subject).await?;
+    // Its server may be about to take over from another one. What stays unknown would hold up a whole `down`.
+    if found["passes"] == true {
+        tokio::time::sleep(RETRY_INTERVAL).await;
+        found = query_database(&program, &config, subject).await?;
+    }
     if let Some(problem) = found["problems"].as_array().and_then(|problems| problems.first()) {
         let cause = problem["cause"].as_str().unwrap_or_default();
         return Err(
@@ -265,6 +272,11 @@ pub(super) async fn observe_key(folder: &SiteFolder, marker: &Marker) -> Result<
         // migration.
         Err(error) if error.kind == ErrorKind::Invalid => {
             look.drift("key", textnlp_provider::error_chain(&error));
+            return Ok(Observation::There(look));
+        }
+        // The marker says that the key was put.
+        Err(error) if error.code.as_deref() == Some(PASSES) => {
+            look.trouble = Some(format!("the API keys cannot be read: {}", textnlp_provider::error_chain(&error)));
             return Ok(Observation::There(look));
         }
         other => other?,
@@ -454,9 +466,27 @@ fn refused(subject: &str, status: std::process::ExitStatus, answer: Option<Value
     let last = String::from_utf8_lossy(err);
     let last = last.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let why = text("message").unwrap_or_else(|| format!("the program ended with {status}: {last}"));
-    let error = Error::new(ErrorKind::Invalid, "run program for", subject).because(why);
+    let error = match error_document.is_some_and(|error_document| error_document["passes"] == true) {
+        true => Error::new(ErrorKind::Unavailable, "run program for", subject).code(PASSES),
+        false => Error::new(ErrorKind::Invalid, "run program for", subject),
+    };
+    let error = error.because(why);
     match text("hint") {
         Some(hint) => error.hint(hint),
         None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_of_a_database_that_is_busy_may_pass() {
+        let error = |passes: bool| {
+            let answer = json!({ "error": { "message": "the database is busy", "passes": passes } });
+            refused("here/server/api-key", std::process::ExitStatus::default(), Some(answer), b"")
+        };
+        assert!(error(true).kind.may_pass() && !error(false).kind.may_pass());
     }
 }
