@@ -44,7 +44,7 @@ pub enum Metrics {
 /// `metrics summary`.
 #[derive(Debug, Args)]
 pub struct MetricsSummary {
-    /// Length of the period: `24h` [default: 1h by Prometheus, 30s between two scrapes]
+    /// Length of the period: `24h` [default: 1h by Prometheus, 30s between two scrapes; above 15m by usage records]
     #[arg(long, value_name = "DURATION", value_parser = period)]
     pub period: Option<Span>,
 }

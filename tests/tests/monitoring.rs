@@ -186,6 +186,11 @@ fn monthly_reports_are_of_the_records_and_price_only_what_is_known() {
     let late = ["--month", "9998-01"].map(str::to_owned);
     assert_eq!(report(&["performance", "report"], &late).expect(2).json()["error"]["code"], "future_month");
 
+    let day = report(&["metrics", "summary"], &["--period", "24h"].map(str::to_owned)).expect(0).json();
+    let site = &day["sites"][0];
+    assert_eq!((&site["source"], &site["summary"]["errors"]), (&json!("usage_records"), &json!(0)), "{day}");
+    assert!(site["summary"]["generated_tokens"].as_u64() > Some(0) && site["summary"]["queue_max"].is_null(), "{day}");
+
     let unpriced = report(&["cost", "report"], &[]).expect(0).json();
     assert_eq!((&unpriced["not_priced"], &unpriced["tokens"]), (&json!(["here"]), &Value::Null), "{unpriced}");
     assert_eq!(unpriced["cost"]["monthly"], Value::Null, "{unpriced}");

@@ -18,11 +18,11 @@ pub async fn metrics(session: &Session, command: &Metrics, console: Console) -> 
 }
 
 async fn summary(session: &Session, args: &MetricsSummary, console: Console) -> Result<Success, Failure> {
-    let (chosen, _) = session.load_running("metrics of its own", console).await?;
+    let (chosen, running) = session.load_running("metrics of its own", console).await?;
     let stop = signals::stop(console);
     let progress = Progress::new(console);
     let wanted = (session.global.site.as_deref(), args.period.map(|period| period.0));
-    let sites = metrics::summarize(&chosen, wanted, &SystemClock, &progress, &stop).await?;
+    let sites = metrics::summarize((&chosen, &running), wanted, &SystemClock, &progress, &stop).await?;
     progress.finish();
     let text: Vec<String> = sites.iter().map(text).collect();
     let is_whole = sites.iter().all(|site| site.summary.is_some());
@@ -35,6 +35,7 @@ fn text(site: &SiteSummary) -> String {
     let source = match site.source {
         Source::Prometheus => "Prometheus",
         Source::TwoScrapes => "two scrapes",
+        Source::UsageRecords => "usage records",
     };
     let mut text = format!("{}: {source}, {} to {} UTC\n", site.site, at(site.from), at(site.until));
     if let Some(summary) = &site.summary {

@@ -1,23 +1,25 @@
 //! Metrics of the sites of a running environment over a period.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::load::{HttpWire, LoadRequest, LoadResponse, RequestFailure, Wire};
-use textnlp_orchestrator::metrics::{self, FiringAlert, Scrape, Summary};
+use textnlp_orchestrator::metrics::{self, FiringAlert, Quantiles, Scrape, Summary};
+use textnlp_orchestrator::monthly::{MonthlyUsage, RequestSum};
 use textnlp_provider::operations::SiteMetrics;
 use textnlp_provider::{Lineage, SiteName};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::hinted_chain;
-use crate::{ChosenEnvironment, Exit, Failure, Progress, Scope, running};
+use crate::keys::Admin;
+use crate::{ChosenEnvironment, Exit, Failure, Progress, RunningEnvironment, Scope, monthly, running};
 
 /// The period of a Prometheus, unless another is chosen.
 const PERIOD: Duration = Duration::from_secs(3600);
@@ -35,6 +37,8 @@ pub enum Source {
     Prometheus,
     /// Two scrapes of the servers.
     TwoScrapes,
+    /// The usage records, which all sites share.
+    UsageRecords,
 }
 
 /// The summary of one site.
@@ -208,9 +212,10 @@ impl Pending {
 }
 
 /// Summarizes the metrics of each serving site, or of the named one: over a period until now from the cluster's
-/// Prometheus where there is one, else over the same time from now on, by two scrapes.
+/// Prometheus where there is one, else over the same time from now on, by two scrapes. A period that is too long for
+/// these is until now by the usage records.
 pub async fn summarize(
-    chosen: &ChosenEnvironment,
+    (chosen, running): (&ChosenEnvironment, &RunningEnvironment),
     (named, period): (Option<&str>, Option<Duration>),
     clock: &dyn Clock,
     progress: &dyn Progress,
@@ -241,10 +246,24 @@ pub async fn summarize(
         pending.push((site, scraper, notes));
     }
     let between = period.unwrap_or(BETWEEN);
-    if between > BETWEEN_MAX && !pending.is_empty() {
-        summaries.extend(without_history(pending, summaries.is_empty(), clock.now())?);
-    } else if !pending.is_empty() {
-        summaries.extend(from_scrapes(pending, between, clock, progress, stop).await?);
+    match pending.first().map(|(site, ..)| site.clone()) {
+        Some(site) if between > BETWEEN_MAX => {
+            if let Some(named) = named.filter(|_| environment.sites.len() > 1) {
+                let error = anyhow::anyhow!(
+                    "a period of two scrapes is at most {} minutes, and the usage records are of all sites, not of {named} alone",
+                    BETWEEN_MAX.as_secs() / 60
+                );
+                return Err(Failure::usage("period_too_long", error)
+                    .hint("leave out --site, or choose a shorter period: `--period 1m`"));
+            }
+            progress.doing("reading the usage records");
+            let until = clock.now();
+            let from = until.checked_sub(between).context("the period begins before the calendar")?;
+            let usage = monthly::usage_between(&Admin::of(chosen, running), from, until).await?;
+            summaries.push(of_records(site, &pending, &usage, (from, until)));
+        }
+        Some(_) => summaries.extend(from_scrapes(pending, between, clock, progress, stop).await?),
+        None => {}
     }
     if summaries.is_empty() {
         let what = named.map_or("no serving site".to_owned(), |named| format!("no serving site `{named}`"));
@@ -270,25 +289,43 @@ async fn from_prometheus(
     Ok(SiteSummary { site: site.clone(), source, from, until, summary: Some(summary), notes: Vec::new() })
 }
 
-/// Sites without a history, for a period that is too long for two scrapes. An error if there are no others.
-fn without_history(sites: Vec<Unrecorded>, is_all: bool, now: Timestamp) -> Result<Vec<SiteSummary>, Failure> {
-    let most = format!("a period of two scrapes is at most {} minutes", BETWEEN_MAX.as_secs() / 60);
-    if !is_all {
-        let unread = |(site, _, mut notes): Unrecorded| {
-            notes.push(format!("no history, and {most}"));
-            SiteSummary { site, source: Source::TwoScrapes, from: now, until: now, summary: None, notes }
-        };
-        return Ok(sites.into_iter().map(unread).collect());
+/// The summary by the usage records. Sites share them, so it is under the name of the first one.
+fn of_records(
+    site: SiteName,
+    sites: &[Unrecorded],
+    usage: &MonthlyUsage,
+    (from, until): (Timestamp, Timestamp),
+) -> SiteSummary {
+    let RequestSum { requests, errors, prompt_tokens, generated_tokens, p50_ms, p95_ms, p99_ms, .. } = usage.total;
+    let ms = |value: Option<u64>| value.map(|ms| ms as f64);
+    let summary = Summary {
+        requests,
+        errors,
+        error_rate: (requests > 0).then(|| errors as f64 / requests as f64),
+        latency: Quantiles { p50_ms: ms(p50_ms), p95_ms: ms(p95_ms), p99_ms: ms(p99_ms) },
+        prompt_tokens,
+        generated_tokens,
+        ..Summary::default()
+    };
+    let since = usage.since_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    let names: Vec<String> = sites.iter().map(|(site, ..)| site.to_string()).collect();
+    let mut notes: Vec<String> = sites.iter().flat_map(|(.., notes)| notes.clone()).collect();
+    notes.push(
+        "by usage records: requests with a valid key, and no time to the first token, queue or memory; `--period 1m` measures \
+         these"
+            .to_owned(),
+    );
+    if names.len() > 1 {
+        notes.push(format!("of all sites: {}", names.join(", ")));
     }
-    let names: Vec<&str> = sites.iter().map(|(site, ..)| site.as_str()).collect();
-    let mut why = format!("the metrics of {} have no history, and {most}", names.join(", "));
-    for (site, _, notes) in &sites {
-        for note in notes {
-            let _ = write!(why, "\n{site}: {note}");
-        }
+    SiteSummary {
+        site,
+        source: Source::UsageRecords,
+        from: since.map_or(until, |since| since.max(from)),
+        until,
+        summary: Some(summary),
+        notes,
     }
-    Err(Failure::usage("period_too_long", anyhow::anyhow!(why))
-        .hint("choose a shorter one: `--period 1m`; in a cluster, a Prometheus keeps a history: docs/guide/metrics.md"))
 }
 
 async fn from_scrapes(
@@ -428,17 +465,24 @@ mod tests {
     }
 
     #[test]
-    fn sites_without_a_history_do_not_hide_the_others() {
-        let fake = Arc::new(Fake { scraped: Mutex::new(0), prometheus: None });
-        let sites =
-            || vec![(site(), Scraper::Site(fake.clone(), Lineage(Uuid::nil())), vec!["Prometheus: denied".to_owned()])];
-        let failed = without_history(sites(), true, Timestamp::UNIX_EPOCH).unwrap_err();
-        assert_eq!((failed.code, *fake.scraped.lock().unwrap()), ("period_too_long", 0));
-        assert!(failed.error.to_string().ends_with("\nhere: Prometheus: denied"), "{:#}", failed.error);
-        let beside = without_history(sites(), false, Timestamp::UNIX_EPOCH).unwrap();
-        let [one] = beside.as_slice() else { panic!("{beside:?}") };
-        assert!(one.summary.is_none() && one.notes[0] == "Prometheus: denied", "{one:?}");
-        assert!(one.notes[1].contains("at most 15 minutes"), "{one:?}");
+    fn usage_records_are_of_all_sites_and_begin_where_they_begin() {
+        let fake = || Scraper::Site(Arc::new(Fake { scraped: Mutex::new(0), prometheus: None }), Lineage(Uuid::nil()));
+        let there = SiteName::new("there").unwrap();
+        let sites = [(site(), fake(), vec!["Prometheus: denied".to_owned()]), (there, fake(), Vec::new())];
+        let total = RequestSum { requests: 200, errors: 2, p95_ms: Some(480), ..RequestSum::default() };
+        let usage = MonthlyUsage { since_ms: Some(600_000), total, ..MonthlyUsage::default() };
+        let time = |second| Timestamp::from_second(second).unwrap();
+        let found = of_records(site(), &sites, &usage, (time(0), time(3600)));
+        assert_eq!((found.source, found.from, found.until), (Source::UsageRecords, time(600), time(3600)));
+        let summary = found.summary.unwrap();
+        assert_eq!((summary.requests, summary.error_rate, summary.latency.p95_ms), (200, Some(0.01), Some(480.0)));
+        assert_eq!((summary.first_token.p95_ms, summary.queue_max), (None, None));
+        assert_eq!(
+            (found.notes[0].as_str(), found.notes[2].as_str()),
+            ("Prometheus: denied", "of all sites: here, there")
+        );
+        let none = of_records(site(), &sites[..1], &MonthlyUsage::default(), (time(0), time(3600)));
+        assert_eq!((none.from, none.summary.unwrap().error_rate), (time(3600), None));
     }
 
     #[test]

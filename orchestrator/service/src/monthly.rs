@@ -126,10 +126,19 @@ fn reason(error: &Error) -> String {
     text
 }
 
-/// The usage of a month. Sites that replicate have the records of all sites.
+/// The usage of a month.
 async fn usage(admin: Admin<'_>, month: Month) -> Result<MonthlyUsage, Failure> {
+    usage_between(&admin, month.start(), month.end()).await
+}
+
+/// The usage between two times, at most 31 days. Sites that replicate have the records of all sites.
+pub(crate) async fn usage_between(
+    admin: &Admin<'_>,
+    from: Timestamp,
+    until: Timestamp,
+) -> Result<MonthlyUsage, Failure> {
     let jobs = admin.site(admin.running.serving().await).await?;
-    let request = json!({ "from": month.start().as_millisecond(), "until": month.end().as_millisecond() });
+    let request = json!({ "from": from.as_millisecond(), "until": until.as_millisecond() });
     let answer = jobs.run("usage", &request).await.map_err(|failure| {
         // The command line is right; the running server refuses it, or is of a release without this command.
         let exit = if failure.exit == Exit::Usage { Exit::Failed } else { failure.exit };

@@ -318,7 +318,7 @@ impl Upgrade<'_> {
             return self.text("database.url", &format!("secret:env:{text}"), &at);
         }
         if text.parse::<UrlSource>().is_ok() {
-            return self.moved(shown, &format!("{section}.url"), node);
+            return self.moved(shown, "database.url", node);
         }
         // The form is `scheme://user:password@rest`.
         let split = text.split_once("://").and_then(|(_, rest)| {
