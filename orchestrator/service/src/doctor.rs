@@ -1,6 +1,7 @@
 //! Checks of everything that an environment needs. Read-only.
 
 use jiff::{SignedDuration, Timestamp};
+use textnlp_orchestrator::environment::model::Runtime;
 use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan::Facts;
 use textnlp_orchestrator::run::{self, RunOptions};
@@ -157,7 +158,8 @@ impl Checks {
     async fn supervisors(&mut self, deployment: &Deployment, state: &State, up: &str) {
         const NAME: &str = "supervisor";
         let scope = &deployment.chosen.scope;
-        for site in deployment.sites.keys().filter(|site| !state.is_empty(site)) {
+        let here = deployment.sites.iter().filter(|(_, site)| site.place.runtime == Runtime::Process);
+        for site in here.map(|(name, _)| name).filter(|site| !state.is_empty(site)) {
             match scope.platform.supervisor(&scope.folder, site).await {
                 Ok(Some(keeper)) => {
                     let says = format!("`{site}`: process {}, version {}", keeper.pid, keeper.version);
