@@ -13,7 +13,7 @@ use crate::export;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
 use crate::{
-    Bucket, GPU_NODES, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, refused_gpus,
+    Bucket, GPU_NODES, GPUS, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, refused_gpus,
     role_of, whole_life, with_balancer,
 };
 
@@ -151,8 +151,17 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
         export::bicep(|args| subscription.run(args, &[]), folder);
     };
     let gpus = || {
+        let refused = |says: &str| {
+            let refused = subscription.run(&["preflight"], &[GPUS]).expect(1);
+            assert!(refused.err.contains(says), "{says}: {refused:?}");
+        };
+        // A region may have none.
+        subscription.cloud.world().restricted.insert((REGION.to_owned(), "Standard_NC4as_T4_v3".to_owned()));
+        refused("does not offer Standard_NC4as_T4_v3 to this subscription");
+        subscription.cloud.world().restricted.clear();
         // A subscription has none at first. AKS has no device plugin.
         let family = "Standard NCASv3_T4 Family".to_owned();
+        refused(&family);
         subscription.cloud.world().quotas.insert((REGION.to_owned(), family), 100);
         let parts = [GPU_NODES, "here/cluster/device-plugin"];
         refused_gpus(|args, more| subscription.run(args, more), folder, &parts);

@@ -142,6 +142,13 @@ impl Clouds {
             sources.push(source.to_owned());
         }
         self.azure.world().objects.remove(&role.to_lowercase());
+        // The pods of each cluster compared theirs with the same digest before they served.
+        let digest = first["digest"].as_str().unwrap();
+        for cluster in self.clusters {
+            let log = ["logs", "deployment/textnlp-api", "-c", "models", "-n", &self.namespace];
+            let log = String::from_utf8(cluster.kubectl(&log).stdout).unwrap();
+            assert!(log.contains(&format!("\"digest\":\"{digest}\"")), "{digest}: {log}");
+        }
         sources
     }
 

@@ -13,7 +13,7 @@ use crate::export;
 use crate::hosts::{self, Hosts};
 use crate::operator::Operator;
 use crate::{
-    Bucket, GPU_NODES, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, refused_gpus,
+    Bucket, GPU_NODES, GPUS, GUIDED, Managed, Variable, guided, managed_life, of_staging, push_and_pull, refused_gpus,
     role_of, whole_life, with_balancer,
 };
 
@@ -132,7 +132,16 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
         export::same(&planned, |args| project.run(args, &[]), folder, &main);
     };
     let gpus = || {
+        // A region may have none.
+        let is_gpu = |key: &str| key.ends_with("/acceleratorTypes/nvidia-tesla-t4");
+        let all = project.cloud.world().objects.clone();
+        project.cloud.world().objects.retain(|key, _| !is_gpu(key));
+        let refused = project.run(&["preflight"], &[GPUS]).expect(1);
+        assert!(refused.err.contains(&format!("no zone of {REGION} has n1-standard-4 with its GPU")), "{refused:?}");
+        project.cloud.world().objects.extend(all.into_iter().filter(|(key, _)| is_gpu(key)));
         // A project has none at first.
+        let refused = project.run(&["preflight"], &[GPUS]).expect(1);
+        assert!(refused.err.contains("GPUS_ALL_REGIONS"), "{refused:?}");
         project.cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
         let plan = refused_gpus(|args, more| project.run(args, more), folder, &[GPU_NODES]);
         let mut lines = plan["cost"]["lines"].as_array().unwrap().iter();

@@ -26,6 +26,7 @@ use base64::Engine;
 use camino::Utf8Path;
 use serde_json::Value;
 use textnlp_cluster::Cluster;
+use textnlp_sim::aws::ec2;
 use textnlp_sim::aws::ecr::Ecr;
 use textnlp_sim::aws::eks::Eks;
 use textnlp_sim::aws::rds::Rds;
@@ -189,6 +190,29 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     }
     assert!(policy.err.contains("set `account.permission_boundary`"), "{policy:?}");
 
+    let plan = account.run(&["plan", "-o", "json"], &[GPUS]).expect(0).json();
+    let steps = plan["steps"].as_array().unwrap();
+    for part in [GPU_NODES, "here/cluster/device-plugin"] {
+        assert!(steps.iter().any(|step| step["resource"] == part), "{part}: {plan:#}");
+    }
+    // A new account may run none, and a region may have none.
+    let refused = || account.run(&["preflight"], &[GPUS]).expect(1).err;
+    let told = refused();
+    assert!(told.contains("L-DB2E81BA"), "{told}");
+    let types = ["g4dn.xlarge", "g4dn.2xlarge", "g6.xlarge", "g5.xlarge"];
+    let lacks = |lacks: bool| {
+        let simulator = account.simulator.lock().unwrap();
+        let mut world = simulator.world();
+        let missing = &mut world.state::<ec2::Missing>(&Scope::new(ACCOUNT, REGION)).0;
+        let pairs =
+            ec2::zones(REGION).into_iter().flat_map(|zone| types.map(|kind| (zone.id.clone(), kind.to_owned())));
+        if lacks { missing.extend(pairs) } else { missing.clear() }
+    };
+    lacks(true);
+    let told = refused();
+    assert!(told.contains(&format!("AWS has no {} in {REGION}", types.join(", "))), "{told}");
+    lacks(false);
+
     let folder = account.operator.sandbox.folder();
     let planned = export::planned(|args| account.run(args, &[]), folder, &["here/network/vpc"]);
     export::planned_cloudformation(|args| account.run(args, &[]), folder, REGION);
@@ -305,7 +329,7 @@ fn whole_life(
 /// Servers that get GPUs with an image without CUDA: the plan has `parts`, and its document is returned; the pool is created, and the
 /// job before the servers refuses the image, so that these answer as before.
 fn refused_gpus(run: impl Fn(&[&str], &[&str]) -> Said, folder: &Utf8Path, parts: &[&str]) -> Value {
-    let sets = [CHANGED[0], CHANGED[1], "gpu={ size: small, count: 3 }"];
+    let sets = [CHANGED[0], CHANGED[1], GPUS];
     let file = folder.join("gpu.plan");
     let plan = run(&["plan", "-o", "json", "--out", file.as_str()], &sets).expect(0).json();
     let steps = plan["steps"].as_array().unwrap();
@@ -330,6 +354,9 @@ fn refused_gpus(run: impl Fn(&[&str], &[&str]) -> Said, folder: &Utf8Path, parts
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
     plan
 }
+
+/// A GPU for each server.
+const GPUS: &str = "gpu={ size: small, count: 3 }";
 
 /// The pool of machines with GPUs.
 const GPU_NODES: &str = "here/cluster/gpu-nodes";
@@ -466,7 +493,7 @@ fn managed_life(
     };
     again();
     // The failover and the backups are those of the cloud, so that two checks are waived.
-    follower.about("probe --every 5s --for 6s").expect(0);
+    follower.about("probe --every 1s --for 7s").expect(0);
     let waived = ["database failover", "restored backup"];
     let waive: String = waived.iter().map(|check| format!(" --waive '{check}'")).collect();
     let gate = format!("gate{waive} --until {} --reason 'a database of the cloud' -o json", in_days(30));
@@ -519,5 +546,8 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
         world.find::<Eks>(&Scope::new(ACCOUNT, REGION)).unwrap().clusters[GUIDED].key.is_some()
     };
     managed_life((&operator, &follower), &managed, repository, pushed, records, is_encrypted);
-    assert_eq!(left(&simulator.lock().unwrap()), Vec::<String>::new());
+    let simulator = simulator.lock().unwrap();
+    assert_eq!(left(&simulator), Vec::<String>::new());
+    let snapshots = simulator.world().find::<Rds>(&Scope::new(ACCOUNT, REGION)).unwrap().snapshots.len();
+    assert_eq!(snapshots, 1, "the last snapshot of precious data is what stays");
 }
