@@ -96,7 +96,7 @@ pub(crate) async fn foreign(api: &Api, call: &Call<'_>, namespace: &str, lineage
     for (kind, listed) in kinds.iter().zip(several(lists).await) {
         match listed {
             Ok(objects) => all.extend(objects.into_iter().map(|object| (kind, object))),
-            Err(error) if error.kind == ErrorKind::Denied => denied.push(kind.rule()),
+            Err(error) if is_forbidden(&error) => denied.push(kind.rule()),
             // A kind that was removed meanwhile, or does not support lists, has no objects.
             Err(error) if error.kind == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -145,7 +145,7 @@ pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, line
         Err(error) if error.kind == ErrorKind::NotFound && !matches!(ready::definition(definition), Ready::Yes) => {
             return Ok(Foreign::of(std::iter::empty()));
         }
-        Err(error) if error.kind == ErrorKind::Denied => {
+        Err(error) if is_forbidden(&error) => {
             let why = format!(
                 "the objects of its kind are deleted with it, and you are not allowed to list {}",
                 kind.rule().resource()
@@ -164,6 +164,11 @@ pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, line
         let parts = [&metadata["namespace"], &metadata["name"]].into_iter().filter_map(Value::as_str);
         (parts.collect::<Vec<_>>().join("/"), object)
     })))
+}
+
+/// Whether a role is missing. An identity that the API server does not accept at the moment needs none.
+fn is_forbidden(error: &Error) -> bool {
+    error.kind == ErrorKind::Denied && !matches!(error.code.as_deref(), Some("401" | "Unauthorized"))
 }
 
 /// Every namespaced kind that can be listed, in the preferred version.
@@ -261,5 +266,11 @@ mod tests {
             |objects: &[&Value]| Foreign::of(objects.iter().map(|object| (String::new(), *object))).is_leaving;
         assert!(is_leaving(&[&pod, &ending]));
         assert!(!is_leaving(&[&pod, &ending, &settings]));
+    }
+
+    #[test]
+    fn identity_that_is_not_accepted_lacks_no_role() {
+        let denied = |code: &str| Error::new(ErrorKind::Denied, "list", "pods").code(code);
+        assert!(is_forbidden(&denied("Forbidden")) && !is_forbidden(&denied("Unauthorized")));
     }
 }
