@@ -183,9 +183,8 @@ const DAY_TWO: [(&str, &[i32], &str); 22] = [
     ("health", &[0], "/ready/status"),
     ("health check --all", &[0], "/checks/0"),
     ("metrics summary --period 1s", &[0], "/sites/0/summary/requests"),
-    // The cluster keeps the logs, and the hint is the command that reads them.
-    ("logs -n 20", &[2], "/error/hint"),
-    ("analyze --since 1h", &[2], "/error/hint"),
+    ("logs -n 20", &[0], "/lines/0/process"),
+    ("analyze --since 1h", &[0], "/analysis/lines"),
     ("logs errors --since 1h", &[0], "/sites/0/complete"),
     ("deps", &[0, 1], "/dependencies/0"),
     ("deps check-updates", &[0], "/versions/0"),
