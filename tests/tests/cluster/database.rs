@@ -176,12 +176,13 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
 
 /// Commands of daily operation, with their exit statuses and a member of their documents. Two of them have two exit statuses: the
 /// registry of the image is reached or not, and a report is complete or not.
-const DAY_TWO: [(&str, &[i32], &str); 22] = [
+const DAY_TWO: [(&str, &[i32], &str); 25] = [
     ("status", &[0], "/resources/0"),
     ("drift", &[0], "/drift"),
     ("doctor", &[0], "/checks/0"),
     ("health", &[0], "/ready/status"),
     ("health check --all", &[0], "/checks/0"),
+    ("metrics summary --period 24h", &[0], "/sites/0/summary/generated_tokens"),
     ("metrics summary --period 1s", &[0], "/sites/0/summary/requests"),
     ("logs -n 20", &[0], "/lines/0/process"),
     ("analyze --since 1h", &[0], "/analysis/lines"),
@@ -196,6 +197,8 @@ const DAY_TWO: [(&str, &[i32], &str); 22] = [
     ("cost report --pdf FOLDER/cost.pdf", &[0], "/pdf"),
     ("security audit --full --sarif FOLDER/audit.sarif", &[0], "/lines/0"),
     ("compliance report --framework gdpr --format pdf --out FOLDER/gdpr.pdf", &[0, 1], "/controls/0"),
+    ("alert list", &[0], "/sites/0/unknown"),
+    ("backup list", &[0], "/newest_verified"),
     ("audit list", &[0], "/commands/0"),
     ("feature list", &[0], "/features"),
     ("support-bundle --out FOLDER/support.tar", &[0], "/files/0"),
