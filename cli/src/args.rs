@@ -184,7 +184,7 @@ pub enum Command {
     Hold(crate::state_args::Hold),
     /// Check the machine, state and service, and suggest fixes
     Doctor,
-    /// Export to Terraform, CloudFormation, Bicep, YAML, Kustomize or Helm
+    /// Export to Terraform, CloudFormation, Bicep, YAML, Kustomize, Helm, Argo CD or Flux
     #[command(subcommand)]
     Export(crate::state_args::Export),
     /// Maintain and measure the database

@@ -2,6 +2,8 @@
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand};
+use textnlp_provider::GitFolder;
+use textnlp_provider::units::Span;
 
 /// See [`crate::args::Command::State`].
 #[derive(Debug, Subcommand)]
@@ -183,6 +185,78 @@ pub enum Export {
     #[command(after_help = "Example:\n  \
         textnlp-deploy export helm --env pilot --out chart && helm lint chart && cat chart/README.md")]
     Helm(ExportFolder),
+    /// Export a cluster site for Argo CD, which applies it from a Git repository
+    ///
+    /// The folder has manifests without secrets, and an Application that refers to them.
+    #[command(
+        name = "argocd",
+        after_help = "Example:\n  \
+        textnlp-deploy export argocd --env pilot --repo https://git.example.com/clusters.git --path pilot --out clusters/pilot"
+    )]
+    ArgoCd(ExportArgoCd),
+    /// Export a cluster site for Flux, which applies it from a Git repository
+    ///
+    /// The folder has manifests without secrets, a GitRepository, and a Kustomization for each stage of the site.
+    #[command(after_help = "Example:\n  \
+        textnlp-deploy export flux --env pilot --repo https://git.example.com/clusters.git --path pilot --out clusters/pilot")]
+    Flux(ExportFlux),
+}
+
+/// Where a controller finds an export, once it is committed.
+#[derive(Debug, Args)]
+pub struct ExportSource {
+    /// Repository that the folder is committed to, without credentials: `https://HOST/PATH`, `ssh://git@HOST/PATH`
+    // Not parsed by clap, whose errors repeat the value: it may contain a password.
+    #[arg(long = "repo", value_name = "URL")]
+    pub repository: String,
+    /// Path of the folder in the repository; `.` for all of it
+    #[arg(long, value_name = "PATH")]
+    pub path: String,
+    /// Branch, reference (`refs/tags/v1.2.0`) or commit
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    pub revision: String,
+    #[command(flatten)]
+    pub folder: ExportFolder,
+}
+
+impl ExportSource {
+    /// The folder of the repository.
+    pub fn git(&self) -> GitFolder {
+        let Self { repository, path, revision, .. } = self;
+        GitFolder { repository: repository.clone(), path: path.clone(), revision: revision.clone() }
+    }
+}
+
+/// `export argocd`.
+#[derive(Debug, Args)]
+pub struct ExportArgoCd {
+    #[command(flatten)]
+    pub source: ExportSource,
+    /// Namespace of Argo CD
+    #[arg(long, value_name = "NAMESPACE", default_value = "argocd")]
+    pub namespace: String,
+    /// AppProject of the Application
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub project: String,
+    /// Cluster of the site, by its name in Argo CD
+    #[arg(long, value_name = "NAME", default_value = "in-cluster")]
+    pub cluster: String,
+}
+
+/// `export flux`.
+#[derive(Debug, Args)]
+pub struct ExportFlux {
+    #[command(flatten)]
+    pub source: ExportSource,
+    /// Namespace of Flux
+    #[arg(long, value_name = "NAMESPACE", default_value = "flux-system")]
+    pub namespace: String,
+    /// How often Flux reads the repository and corrects drift
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub interval: Span,
+    /// Secret in that namespace with the credentials of the repository
+    #[arg(long, value_name = "NAME")]
+    pub secret: Option<String>,
 }
 
 /// Arguments of an export of objects in a cloud.

@@ -214,6 +214,21 @@ fn exported_manifests_pass_checkov() {
     assert_eq!(failed, UNCHECKED.iter().map(|(id, _)| *id).collect::<Vec<_>>(), "{failures:#?}");
 }
 
+#[test]
+fn address_of_a_repository_with_a_password_is_refused_and_not_shown() {
+    let sandbox = Sandbox::new("gitops");
+    let out = sandbox.folder().join("out");
+    let repository = "https://ada:hunter2@git.example.com/clusters.git";
+    for more in [["-o", "text"], ["-o", "json"]] {
+        let of = ["export", "flux", "--env", "pilot", "--repo", repository, "--path", "../a", "--out", out.as_str()];
+        let said = sandbox.run(&[&of[..], &more].concat()).expect(2);
+        let all = format!("{}{}", said.out, said.err);
+        assert!(all.contains("--repo") && all.contains("--path") && all.contains("credentials"), "{all}");
+        assert!(!all.contains("hunter2"), "{all}");
+    }
+    assert!(!out.exists(), "nothing was written");
+}
+
 /// A folder that came with a repository may hold links and a list of what an earlier export wrote.
 #[test]
 fn links_in_the_folder_of_an_export_are_refused() {

@@ -63,6 +63,8 @@ const COMMANDS: &[&str] = &[
     "export yaml --env pilot",
     "export kustomize --env pilot --out TMP/kustomize",
     "export helm --env pilot --out TMP/helm",
+    "export argocd --env pilot --repo https://git.example.com/a --path . --out TMP/argocd",
+    "export flux --env pilot --repo https://git.example.com/a --path . --out TMP/flux",
     "key list --env staging",
     "key revoke --env staging nothing-0000",
     "feature list --env staging",

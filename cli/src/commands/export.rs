@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 
 use camino::Utf8Path;
 use textnlp_provider::operations::{Export as Exported, ExportFormat, NeededSecret};
-use textnlp_provider::{SiteName, Tool};
+use textnlp_provider::{Controller, Delivery, Problems, SiteName, Tool};
 use textnlp_service::export;
 
 use super::prelude::*;
 use super::state;
 use crate::deployment::selection;
-use crate::state_args::Export;
+use crate::state_args::{Export, ExportArgoCd, ExportFlux, ExportSource};
 
 /// `export TOOL`.
 pub async fn export(session: &Session, command: &Export, console: Console) -> Result<Success, Failure> {
+    let delivery;
     let (tool, folder) = match command {
         Export::Terraform { out, planned } => {
             return declared(session, Tool::Terraform, (out.as_deref(), *planned), console).await;
@@ -31,6 +32,16 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
         }
         Export::Kustomize(args) => (ExportFormat::Kustomize, &args.out),
         Export::Helm(args) => (ExportFormat::Helm, &args.out),
+        Export::ArgoCd(ExportArgoCd { source, namespace, project, cluster }) => {
+            let controller = Controller::ArgoCd { project: project.clone(), cluster: cluster.clone() };
+            delivery = checked(source, namespace, controller)?;
+            (ExportFormat::Delivery(&delivery), &source.folder.out)
+        }
+        Export::Flux(ExportFlux { source, namespace, interval, secret }) => {
+            let controller = Controller::Flux { interval: *interval, secret: secret.clone() };
+            delivery = checked(source, namespace, controller)?;
+            (ExportFormat::Delivery(&delivery), &source.folder.out)
+        }
     };
     let folder = session.here.join(folder);
     let before = export::earlier(&folder, tool)?;
@@ -49,6 +60,12 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
     document["folder"] = json!(folder);
     document["removed"] = json!(removed);
     Ok(Success::new(text, document))
+}
+
+/// The delivery that the options describe.
+fn checked(source: &ExportSource, namespace: &str, controller: Controller) -> Result<Delivery, Failure> {
+    Delivery::new(source.git(), namespace.to_owned(), controller)
+        .map_err(|Problems(found)| preflight_failure("export", "invalid_delivery", Exit::Usage, &found))
 }
 
 /// What exists, or also what is wanted, in the terms of a tool.
@@ -109,7 +126,11 @@ impl ExportScope {
     }
 }
 
-async fn exported(session: &Session, tool: ExportFormat, console: Console) -> Result<(Exported, ExportScope), Failure> {
+async fn exported(
+    session: &Session,
+    tool: ExportFormat<'_>,
+    console: Console,
+) -> Result<(Exported, ExportScope), Failure> {
     let chosen = session.load_to_run(console)?;
     let environment = chosen.scope.name.to_string();
     let (select, progress) = (|chosen| selection(session, chosen), Progress::new(console));

@@ -20,7 +20,7 @@ const LIST: &str = ".textnlp-export";
 pub async fn exported(
     chosen: ChosenEnvironment,
     select: Select<'_>,
-    tool: ExportFormat,
+    tool: ExportFormat<'_>,
     progress: &dyn Progress,
 ) -> Result<(SiteName, Exported), Failure> {
     let mut deployment = Deployment::wanted(select(chosen)?, false, progress).await?;

@@ -3,7 +3,7 @@
 //! Read in this order: [`provider`] (the trait for resources), [`resource`] (what is wanted, recorded and observed), [`operation`]
 //! (one mutating call with its token), [`component`] (the cloud-neutral parts of a service), [`operations`] (a site that runs),
 //! [`capabilities`] (which settings a provider supports), [`declare`] (objects in the
-//! terms of other tools), [`exposition`] (metrics as servers export them), [`cost`] and
+//! terms of other tools), [`delivery`] (exports that a GitOps controller applies), [`exposition`] (metrics as servers export them), [`cost`] and
 //! [`permission`] (what a plan prints of both), [`bill`] (what was charged), [`cluster`] (the settings of sites in clusters). [`memory`] is a provider that
 //! lives in memory and implements every component; [`conformance`] holds the lists that every provider passes.
 //! This crate knows no cloud, no terminal and no file format but canonical JSON.
@@ -27,6 +27,7 @@ pub mod combined;
 pub mod connect;
 pub mod cost;
 pub mod declare;
+pub mod delivery;
 pub mod error;
 pub mod exposition;
 pub mod kind;
@@ -45,6 +46,7 @@ pub use combined::{Combined, SecondPart};
 pub use component::{Component, Site};
 pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing, SPOT_AT_MOST};
 pub use declare::{Declaration, Declare, Placeholder, PlannedObject, Plugin, SUBSCRIPTION_SCOPE, Tool, Within};
+pub use delivery::{Controller, Delivery, GitFolder};
 pub use error::{ContestedField, Error, ErrorKind, Result, error_chain};
 pub use kind::{DataClass, Identity, Kind, ReplaceOrder};
 pub use minimum::{Disk, Minimum};

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::delivery::{Controller, Delivery};
 use crate::error::Result;
 use crate::name::Lineage;
 use crate::resource::{Outputs, Wanted};
@@ -95,7 +96,7 @@ pub trait Operations: Send + Sync {
     }
 
     /// The wanted resources as files for another tool; `None` where no other tool can apply them.
-    fn export(&self, _wanted: &[Wanted], _environment: &str, _format: ExportFormat) -> Result<Option<Export>> {
+    fn export(&self, _wanted: &[Wanted], _environment: &str, _format: ExportFormat<'_>) -> Result<Option<Export>> {
         Ok(None)
     }
 }
@@ -441,21 +442,27 @@ pub enum SiteAccess {
 
 /// A tool that reads resources from files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExportFormat {
+pub enum ExportFormat<'a> {
     /// One stream of documents, for `kubectl apply`.
     Yaml,
     /// A folder with a `kustomization.yaml`, for `kubectl apply -k`.
     Kustomize,
     /// A folder that is a chart, for `helm install`.
     Helm,
+    /// A folder for a Git repository, which a controller in the cluster applies.
+    Delivery(&'a Delivery),
 }
 
-impl std::fmt::Display for ExportFormat {
+impl std::fmt::Display for ExportFormat<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Yaml => "kubectl",
             Self::Kustomize => "kustomize",
             Self::Helm => "helm",
+            Self::Delivery(delivery) => match delivery.controller() {
+                Controller::ArgoCd { .. } => "argocd",
+                Controller::Flux { .. } => "flux",
+            },
         })
     }
 }

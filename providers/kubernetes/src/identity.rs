@@ -111,6 +111,22 @@ pub(crate) fn resource(object: &Value) -> Option<ResourceId> {
     ResourceId::new(object["metadata"]["annotations"][RESOURCE].as_str()?).ok()
 }
 
+/// The GitOps controller that applies an object, by what it writes into each: Argo CD `APPLICATION:GROUP/KIND:NAMESPACE/NAME`,
+/// Flux the name of its Kustomization.
+pub(crate) fn controller(object: &Value) -> Option<String> {
+    let metadata = &object["metadata"];
+    if let Some(tracked) = metadata["annotations"]["argocd.argoproj.io/tracking-id"].as_str() {
+        return Some(format!("Argo CD (Application {})", tracked.split(':').next().unwrap_or_default()));
+    }
+    let kustomization = metadata["labels"]["kustomize.toolkit.fluxcd.io/name"].as_str()?;
+    Some(format!("Flux (Kustomization {kustomization})"))
+}
+
+/// Who created an object that has no lineage, as the start of a sentence.
+pub(crate) fn creator(object: &Value) -> String {
+    controller(object).unwrap_or_else(|| "another client".to_owned())
+}
+
 /// Whether a name is safe in a path: names are DNS labels, and those of roles may contain colons.
 fn is_name(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | ':');
@@ -132,6 +148,16 @@ mod tests {
             let place = ObjectLocation::of_id(row, &CloudId::new(text).expect("an id")).expect("a place");
             assert_eq!(place.id().expect("an id").as_str(), text);
         }
+    }
+
+    #[test]
+    fn controllers_are_recognised_by_what_they_write_into_objects() {
+        let tracked = "textnlp.pilot.main:apps/Deployment:textnlp/textnlp-api";
+        let argo = json!({ "metadata": { "annotations": { "argocd.argoproj.io/tracking-id": tracked } } });
+        assert_eq!(creator(&argo), "Argo CD (Application textnlp.pilot.main)");
+        let flux = json!({ "metadata": { "labels": { "kustomize.toolkit.fluxcd.io/name": "apps" } } });
+        assert_eq!(creator(&flux), "Flux (Kustomization apps)");
+        assert_eq!(creator(&json!({ "metadata": { "name": "textnlp-api" } })), "another client");
     }
 
     #[test]

@@ -208,7 +208,7 @@ async fn look_for(api: &Api, scope: &Scope<'_>, lists: &[KindList], asked: Resou
         let whose = match identity::lineage(&there) {
             Some(lineage) if lineage == scope.lineage => "was created during the check".to_owned(),
             Some(lineage) => format!("belongs to lineage {lineage}"),
-            None => "has no lineage label: another client created it".to_owned(),
+            None => format!("has no lineage label: {} created it", identity::creator(&there)),
         };
         // Even if the recorded object is gone, a create would fail on the name.
         return unknown(format!(

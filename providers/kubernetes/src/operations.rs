@@ -123,7 +123,7 @@ impl Operations for ClusterOperations {
         Some(format!("kubectl logs --namespace {namespace} --selector app={SERVERS} --all-containers --prefix"))
     }
 
-    fn export(&self, wanted: &[Wanted], environment: &str, format: ExportFormat) -> Result<Option<Export>> {
+    fn export(&self, wanted: &[Wanted], environment: &str, format: ExportFormat<'_>) -> Result<Option<Export>> {
         let objects: Vec<Wanted> = wanted.iter().filter(|one| one.kind.as_str().starts_with(KINDS)).cloned().collect();
         let failed = |why: String| Error::new(ErrorKind::Invalid, "export", environment).because(why);
         export::export(&objects, environment, format).map(Some).map_err(failed)

@@ -287,23 +287,42 @@ pub(crate) async fn may(api: &Api, namespace: Option<&str>, row: &'static Row, v
     Ok(api.ask(&call, REVIEWS, &question).await?["status"]["allowed"] == true)
 }
 
+/// What has the name of a wanted object.
+enum Taken {
+    /// Nothing, or an object of this deployment or of another.
+    No,
+    /// An object of this deployment or of another, which this controller applies too.
+    Shared(String),
+    /// An object without a lineage, or the name is not valid.
+    Refused(Problem),
+}
+
 /// Names taken by objects without a lineage. Those of other deployments are reported once their lineage is known.
 async fn taken_names(api: &Api, supported: &[(&'static Row, &Wanted)], problems: &mut Vec<Problem>) -> Result<()> {
-    let mut looks: Vec<BoxFuture<'_, Result<Option<Problem>>>> = Vec::new();
+    let mut looks: Vec<BoxFuture<'_, Result<Taken>>> = Vec::new();
     for (row, wanted) in supported.iter().filter(|(_, wanted)| wanted.ownership == Ownership::Ours) {
         looks.push(Box::pin(taken_name(api, row, wanted)));
     }
-    for problem in several(looks).await {
-        problems.extend(problem?);
+    let mut shared: BTreeMap<String, usize> = BTreeMap::new();
+    for taken in several(looks).await {
+        match taken? {
+            Taken::No => {}
+            Taken::Shared(controller) => *shared.entry(controller).or_default() += 1,
+            Taken::Refused(problem) => problems.push(problem),
+        }
     }
+    problems.extend(shared.into_iter().map(|(controller, count)| {
+        let cause = format!("{controller} applies {count} objects of this site too, and reverts what `up` changes");
+        Problem::warning("cluster", cause, "use only one of both, see docs/guide/gitops.md")
+    }));
     Ok(())
 }
 
-async fn taken_name(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Option<Problem>> {
+async fn taken_name(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Taken> {
     let location = match ObjectLocation::of_spec(row, &wanted.spec) {
         Ok(location) => location,
         Err(error) => {
-            return Ok(Some(Problem::new(
+            return Ok(Taken::Refused(Problem::new(
                 wanted.id.to_string(),
                 error_chain(&error),
                 "give it a name that the API server accepts",
@@ -317,11 +336,13 @@ async fn taken_name(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Opt
         Err(error) if error.kind == ErrorKind::Denied => None,
         other => other?,
     };
-    let taken = there.filter(|object| identity::lineage(object).is_none());
-    Ok(taken.map(|_| {
-        let cause = format!("{} exists, and another client created it", call.subject());
-        Problem::new(wanted.id.to_string(), cause, "choose another name, or remove it if it is not needed")
-    }))
+    let Some(object) = there else { return Ok(Taken::No) };
+    if identity::lineage(&object).is_some() {
+        return Ok(identity::controller(&object).map_or(Taken::No, Taken::Shared));
+    }
+    let cause = format!("{} exists, and {} created it", call.subject(), identity::creator(&object));
+    let fix = "choose another name, or remove it if it is not needed";
+    Ok(Taken::Refused(Problem::new(wanted.id.to_string(), cause, fix)))
 }
 
 #[cfg(test)]

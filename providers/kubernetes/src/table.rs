@@ -25,7 +25,8 @@ pub(crate) struct Row {
     pub(crate) kind: &'static str,
     /// Whether the kind is namespaced.
     pub(crate) namespaced: bool,
-    data: DataClass,
+    /// What is lost with an object.
+    pub(crate) data: DataClass,
     pricing: Pricing,
     deadline: Duration,
     /// The readiness check.

@@ -180,7 +180,7 @@ impl<'a> Work<'a> {
         if identity::lineage(object) != Some(self.op.lineage) {
             let whose = match identity::lineage(object) {
                 Some(lineage) => format!("it exists and belongs to lineage {lineage}"),
-                None => "it is there and has no lineage label: another client created it".to_owned(),
+                None => format!("it is there and has no lineage label: {} created it", identity::creator(object)),
             };
             let hint = "choose another name, or remove it if it is not needed";
             return Err(self.call("create", "create").error(ErrorKind::Exists).because(whose).hint(hint));

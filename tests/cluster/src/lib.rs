@@ -374,7 +374,7 @@ impl Cluster {
         programs::asked("--schemas")
     }
 
-    /// Adds the kinds of a project once: `gateway-api`, `cloudnative-pg` or `prometheus-operator`. Returns false if
+    /// Adds the kinds of a project once: `gateway-api`, `cloudnative-pg`, `prometheus-operator` or `flux`. Returns false if
     /// their definitions are not installed; a failure if the tests require all tools.
     pub fn define(&self, whose: &str) -> bool {
         let mut defined = self.defined.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,11 @@
-//! Export of a site's objects for other tools: a YAML stream, a Kustomize base or a Helm chart.
+//! Export of a site's objects for other tools: a YAML stream, a Kustomize base, a Helm chart, or a folder that
+//! a GitOps controller applies.
 //!
 //! This module prepares what the formats share: objects in dependency order, resolved digests of the configuration, and
 //! the list of Secrets that the operator must create. An export contains no secrets. A Kubernetes Job is immutable, so
 //! each one has the digest of its content in its name.
 
+mod gitops;
 mod helm;
 mod kustomize;
 mod notes;
@@ -28,12 +30,16 @@ const FIRST_KEY_DIGEST: &str = "first-key-sha256";
 
 /// The objects of one site as files; `environment` names it. An error names an object that cannot be exported, and the
 /// reason.
-pub fn export(wanted: &[Wanted], environment: &str, format: ExportFormat) -> Result<Export, String> {
+pub fn export(wanted: &[Wanted], environment: &str, format: ExportFormat<'_>) -> Result<Export, String> {
     let site = SiteObjects::of(wanted)?;
     let mut files = match format {
         ExportFormat::Yaml => vec![ExportFile { path: "textnlp.yaml".to_owned(), text: site.stream(environment)? }],
         ExportFormat::Kustomize => kustomize::files(&site, environment)?,
         ExportFormat::Helm => helm::files(&site, environment)?,
+        ExportFormat::Delivery(delivery) => {
+            let name = wanted.first().map_or("", |one| one.site.as_str());
+            gitops::files(&site, delivery, environment, name)?
+        }
     };
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let given = site.given.into_iter().map(|name| NeededSecret { name, kind: TLS.to_owned(), keys: BTreeSet::new() });
@@ -42,6 +48,8 @@ pub fn export(wanted: &[Wanted], environment: &str, format: ExportFormat) -> Res
 
 /// One object of an export.
 struct Item {
+    id: ResourceId,
+    needs: Vec<ResourceId>,
     row: &'static Row,
     name: String,
     manifest: Value,
@@ -148,7 +156,8 @@ impl SiteObjects {
                 let keys = [FIRST_KEY_ID, FIRST_KEY_DIGEST].map(str::to_owned).into();
                 site.secrets.push(NeededSecret { name: FIRST_KEY.to_owned(), kind: "Opaque".to_owned(), keys });
             }
-            site.items.push(Item { row, name, manifest });
+            let needs = one.needs.iter().map(|need| need.on.clone()).collect();
+            site.items.push(Item { id: one.id.clone(), needs, row, name, manifest });
         }
         site.secrets.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(site)

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use textnlp_provider::{Controller, Delivery};
+
 use super::{FIRST_KEY, SiteObjects};
 
 /// The comment at the head of the stream.
@@ -9,17 +11,7 @@ pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
     let mut text = head(environment);
     let namespace = &site.namespace;
     text += "It contains no secrets. Create these first:\n\n";
-    if site.own_namespace {
-        let _ = writeln!(text, "  kubectl create namespace {namespace}");
-    }
-    for secret in &site.secrets {
-        let kind = if secret.kind == "Opaque" { String::new() } else { format!(" --type {}", secret.kind) };
-        let files: String = secret.keys.iter().fold(String::new(), |mut all, key| {
-            let _ = write!(all, " --from-file={key}");
-            all
-        });
-        let _ = writeln!(text, "  kubectl -n {namespace} create secret generic {}{kind}{files}", secret.name);
-    }
+    text += &indented(&created(site));
     text += "\nEach file has the name of its key:\n\n";
     text += &indented(&making(site));
     text += &given(site);
@@ -30,6 +22,44 @@ pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
         jobs_go(namespace)
     );
     text
+}
+
+/// The commands that create the namespace and the Secrets from files.
+fn created(site: &SiteObjects) -> String {
+    let (mut text, namespace) = (String::new(), &site.namespace);
+    if site.own_namespace {
+        let _ = writeln!(text, "kubectl create namespace {namespace}");
+    }
+    for secret in &site.secrets {
+        let kind = if secret.kind == "Opaque" { String::new() } else { format!(" --type {}", secret.kind) };
+        let files: String = secret.keys.iter().map(|key| format!(" --from-file={key}")).collect();
+        let _ = writeln!(text, "kubectl -n {namespace} create secret generic {}{kind}{files}", secret.name);
+    }
+    text
+}
+
+/// The README of a folder that a controller applies from a Git repository, once it has the objects of a file.
+pub(super) fn gitops(site: &SiteObjects, environment: &str, delivery: &Delivery, file: &str) -> String {
+    let (namespace, source) = (&site.namespace, delivery.source());
+    let (title, restart) = match delivery.controller() {
+        Controller::ArgoCd { .. } => ("Argo CD", ""),
+        // Flux reverts what kubectl changes under another name.
+        Controller::Flux { .. } => ("Flux", " --field-manager=flux-client-side-apply"),
+    };
+    let path = if source.path.is_empty() { "." } else { source.path.as_str() };
+    format!(
+        "# textnlp, for {title}\n\n{}It contains no secrets. Create them in the cluster first, from files in a folder outside the repository:\n\n\
+         ```sh\n{}{}```\n\n\
+         {}Commit this folder at path `{path}` of {}, revision `{}`. Then:\n\n```sh\nkubectl apply -f {file}\n```\n\n\
+         To change the site, change the environment, export again and commit. Objects with data and the namespace are never removed by {title}. \
+         A changed Secret does not restart the pods:\n\n```sh\nkubectl -n {namespace} rollout restart{restart} deployment/textnlp-api\n```\n",
+        head(environment),
+        making(site),
+        created(site),
+        given(site),
+        source.repository,
+        source.revision,
+    )
 }
 
 /// The README of the Kustomize base.

@@ -11,7 +11,8 @@ use textnlp_kubernetes::export;
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::operations::{Export, ExportFormat as Form};
 use textnlp_provider::settings::Strategy;
-use textnlp_provider::{OutputRef, Wanted};
+use textnlp_provider::units::Span;
+use textnlp_provider::{Controller, Delivery, GitFolder, OutputRef, Wanted};
 
 use crate::parts::*;
 
@@ -22,7 +23,7 @@ fn place() -> Fixture {
     by_nginx(Some("letsencrypt"), Fixture { waf: true, ..fixture() })
 }
 
-fn exported(form: Form) -> Export {
+fn exported(form: Form<'_>) -> Export {
     export(&objects(&place()), "pilot", form).unwrap()
 }
 
@@ -385,6 +386,208 @@ async fn kustomize_builds_the_same_objects_and_an_api_server_accepts_them() {
     let removal = removal.replace("-n textnlp ", &format!("-n {namespace} "));
     assert!(control.kubectl(&removal.split(' ').collect::<Vec<_>>()).status.success(), "{removal}");
     assert!(apply());
+}
+
+fn argo_cd() -> Controller {
+    Controller::ArgoCd { project: "text".to_owned(), cluster: "in-cluster".to_owned() }
+}
+
+fn flux() -> Controller {
+    Controller::Flux { interval: Span::seconds(300), secret: Some("git".to_owned()) }
+}
+
+fn delivery(controller: Controller, namespace: &str) -> Delivery {
+    let source = GitFolder {
+        repository: "ssh://git@git.example.com/clusters.git".to_owned(),
+        path: "./sites/pilot/".to_owned(),
+        revision: "refs/heads/main".to_owned(),
+    };
+    Delivery::new(source, namespace.to_owned(), controller).unwrap()
+}
+
+/// The manifests of an export by kind and name, with their stages.
+fn staged(export: &Export) -> BTreeMap<String, (String, Value)> {
+    let manifests = export.files.iter().filter_map(|file| {
+        let (stage, name) = file.path.strip_prefix("manifests/")?.split_once('/')?;
+        Some((stage, &file.text)).filter(|_| name != "kustomization.yaml")
+    });
+    let staged = manifests.flat_map(|(stage, text)| {
+        let named = by_name(documents(text)).into_iter();
+        named.map(move |(name, manifest)| (name, (stage.to_owned(), manifest)))
+    });
+    staged.collect()
+}
+
+#[test]
+fn manifests_for_controllers_are_in_stages_and_keep_data() {
+    const KEPT: [&str; 3] = ["Namespace textnlp", "Cluster textnlp-database", "PersistentVolumeClaim textnlp-backups"];
+    let wanted = own_objects(&own_fixture());
+    for controller in [argo_cd(), flux()] {
+        let delivery = delivery(controller, "controllers");
+        let made = export(&wanted, "pilot", Form::Delivery(&delivery)).unwrap();
+        let all: String = made.files.iter().map(|file| file.text.as_str()).collect();
+        assert!(!all.contains("kind: Secret\n") && !all.contains("secretGenerator"), "{all}");
+        let readme = text_of(&made, "README.md");
+        let keys = made.secrets.iter().flat_map(|secret| &secret.keys);
+        assert!(keys.into_iter().all(|key| readme.contains(&format!("--from-file={key}"))), "{readme}");
+
+        let staged = staged(&made);
+        let stage = |name: &str| staged[name].0.as_str();
+        assert_eq!(stage("Namespace textnlp"), "network");
+        assert_eq!(stage("NetworkPolicy textnlp-deny"), "network");
+        assert_eq!(stage("Cluster textnlp-database"), "database");
+        assert_eq!(stage("Job textnlp-migrate"), "migrate");
+        assert_eq!(stage("ServiceAccount textnlp-api"), "migrate", "a job needs it");
+        // A volume may wait for its first pod, and a service for its address: nothing waits for them.
+        for name in ["Deployment textnlp-api", "Service textnlp-api", KEPT[2], "CronJob textnlp-backup"] {
+            assert_eq!(stage(name), "service", "{name}");
+        }
+        for (name, (_, manifest)) in &staged {
+            let annotations = &manifest["metadata"]["annotations"];
+            let is_kept = annotations["argocd.argoproj.io/sync-options"] == "Prune=false,Delete=false"
+                || annotations["kustomize.toolkit.fluxcd.io/prune"] == "disabled";
+            assert_eq!(is_kept, KEPT.contains(&name.as_str()), "{name}");
+        }
+        let deployment = &staged["Deployment textnlp-api"].1;
+        assert_eq!(deployment["spec"].get("replicas"), None, "the autoscaler's");
+    }
+}
+
+#[test]
+fn application_has_known_fields_and_its_waves_follow_the_stages() {
+    /// The fields of `Application` in Argo CD 3.6, as far as they are written.
+    const FIELDS: [(&str, &str); 17] = [
+        ("/destination/name", "text"),
+        ("/destination/namespace", "text"),
+        ("/ignoreDifferences[]/group", "text"),
+        ("/ignoreDifferences[]/jsonPointers[]", "text"),
+        ("/ignoreDifferences[]/kind", "text"),
+        ("/ignoreDifferences[]/name", "text"),
+        ("/ignoreDifferences[]/namespace", "text"),
+        ("/project", "text"),
+        ("/source/path", "text"),
+        ("/source/repoURL", "text"),
+        ("/source/targetRevision", "text"),
+        ("/syncPolicy/automated/prune", "boolean"),
+        ("/syncPolicy/automated/selfHeal", "boolean"),
+        ("/syncPolicy/retry/backoff/duration", "text"),
+        ("/syncPolicy/retry/backoff/factor", "number"),
+        ("/syncPolicy/retry/backoff/maxDuration", "text"),
+        ("/syncPolicy/retry/limit", "number"),
+    ];
+    fn leaves(value: &Value, path: &str, found: &mut BTreeSet<(String, &'static str)>) {
+        let kind = match value {
+            Value::Object(fields) => {
+                return fields.iter().for_each(|(name, value)| leaves(value, &format!("{path}/{name}"), found));
+            }
+            Value::Array(items) => {
+                return items.iter().for_each(|item| leaves(item, &format!("{path}[]"), found));
+            }
+            Value::String(_) => "text",
+            Value::Bool(_) => "boolean",
+            Value::Number(_) => "number",
+            Value::Null => "null",
+        };
+        found.insert((path.to_owned(), kind));
+    }
+    let delivery = delivery(argo_cd(), "argocd");
+    let made = export(&own_objects(&own_fixture()), "pilot", Form::Delivery(&delivery)).unwrap();
+    let application = &documents(text_of(&made, "application.yaml"))[0];
+    let mut found = BTreeSet::new();
+    leaves(&application["spec"], "", &mut found);
+    assert!(found.remove(&("/syncPolicy/syncOptions[]".to_owned(), "text")));
+    let fields: BTreeSet<_> = FIELDS.iter().map(|(path, kind)| ((*path).to_owned(), *kind)).collect();
+    assert_eq!(found, fields);
+    let spec = &application["spec"];
+    assert_eq!(application["apiVersion"], "argoproj.io/v1alpha1");
+    assert_eq!(application["metadata"]["name"], "textnlp.pilot.main");
+    assert_eq!(application["metadata"]["namespace"], "argocd");
+    assert_eq!((&spec["source"]["path"], &spec["project"]), (&json!("sites/pilot/manifests"), &json!("text")));
+    assert_eq!(spec["ignoreDifferences"][0]["name"], "textnlp-api");
+    let staged = staged(&made);
+    let wave = |name: &str| {
+        let wave = &staged[name].1["metadata"]["annotations"]["argocd.argoproj.io/sync-wave"];
+        wave.as_str().unwrap().parse::<u32>().unwrap()
+    };
+    let names = ["Namespace textnlp", "Cluster textnlp-database", "Job textnlp-migrate", "Deployment textnlp-api"];
+    assert!(names.windows(2).all(|two| wave(two[0]) < wave(two[1])), "{:?}", names.map(wave));
+}
+
+#[test]
+fn kustomizations_of_flux_wait_for_each_other_and_check_what_they_apply() {
+    let delivery = delivery(flux(), "flux-system");
+    let made = export(&own_objects(&own_fixture()), "pilot", Form::Delivery(&delivery)).unwrap();
+    let documents_of_flux = documents(text_of(&made, "flux.yaml"));
+    let (repository, steps) = documents_of_flux.split_first().unwrap();
+    assert_eq!(repository["spec"]["ref"], json!({ "name": "refs/heads/main" }));
+    assert_eq!(repository["spec"]["secretRef"]["name"], "git");
+    let mut before = Value::Null;
+    for step in steps {
+        let spec = &step["spec"];
+        assert_eq!(spec["sourceRef"], json!({ "kind": "GitRepository", "name": "textnlp.pilot.main" }));
+        assert_eq!(spec["dependsOn"][0]["name"], before, "{step}");
+        before.clone_from(&step["metadata"]["name"]);
+        let folder = spec["path"].as_str().unwrap().strip_prefix("./sites/pilot/").unwrap();
+        let applied = made.files.iter().filter(|file| file.path.starts_with(&format!("{folder}/")));
+        let applied: Vec<Value> = applied.flat_map(|file| documents(&file.text)).collect();
+        for check in spec["healthChecks"].as_array().unwrap() {
+            let is_it = |one: &Value| {
+                ["name", "namespace"].iter().all(|field| one["metadata"][*field] == check[*field])
+                    && ["apiVersion", "kind"].iter().all(|field| one[*field] == check[*field])
+            };
+            assert!(applied.iter().any(is_it), "{folder} has no {check}");
+        }
+    }
+    let checked: Vec<_> = steps.iter().map(|step| step["spec"]["healthChecks"][0]["kind"].as_str()).collect();
+    assert_eq!((checked[1], checked[2], checked.last()), (Some("Cluster"), Some("Job"), Some(&Some("Deployment"))));
+    assert_eq!(before, "textnlp.pilot.main.service");
+
+    let names = |environment: &str, site: &str| {
+        let mut wanted = own_objects(&own_fixture());
+        wanted.iter_mut().for_each(|one| one.site = site.parse().unwrap());
+        let made = export(&wanted, environment, Form::Delivery(&delivery)).unwrap();
+        let all = documents(text_of(&made, "flux.yaml"));
+        let names: BTreeSet<String> = all.iter().map(|one| one["metadata"]["name"].to_string()).collect();
+        // The repository has the name of the site, and each stage one more.
+        assert_eq!(names.len(), all.len());
+        assert!(names.iter().all(|name| name.trim_matches('"').len() <= 63), "{names:?}");
+        names
+    };
+    let (one, other) = (format!("{}-a", "e".repeat(38)), format!("{}-b", "e".repeat(38)));
+    assert!(names(&one, &other).is_disjoint(&names(&one, &one)), "long names keep their bound and differ");
+    assert!(names("a-b", "c").is_disjoint(&names("a", "b-c")), "hyphens do not separate names");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_accepts_what_controllers_get_and_it_is_what_kubectl_gets() {
+    let Some(control) = ControlPlane::shared() else { return };
+    crate::world::add_real_kinds(control).await;
+    let namespace = control.namespace("controllers");
+    for controller in [argo_cd(), flux()] {
+        let delivery = delivery(controller, &namespace);
+        let (_folder, path) = put(&exported(Form::Delivery(&delivery)));
+        let built = control.kubectl(&["kustomize", path.join("manifests").as_str()]);
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let mut built = by_name(documents(&String::from_utf8(built.stdout).unwrap()));
+        for manifest in built.values_mut() {
+            let metadata = manifest["metadata"].as_object_mut().unwrap();
+            let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) else { continue };
+            annotations.retain(|name, _| !name.starts_with("argocd.") && !name.starts_with("kustomize."));
+            if annotations.is_empty() {
+                metadata.remove("annotations");
+            }
+        }
+        assert_eq!(built, ours());
+    }
+    if !control.define("flux") {
+        return;
+    }
+    let delivery = delivery(flux(), &namespace);
+    let (_folder, path) = put(&exported(Form::Delivery(&delivery)));
+    let file = path.join("flux.yaml");
+    let tried =
+        control.kubectl(&["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", file.as_str()]);
+    assert!(tried.status.success(), "{}", String::from_utf8_lossy(&tried.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]
