@@ -47,6 +47,7 @@ mod sockets;
 pub mod support;
 pub mod up;
 pub mod updates;
+mod usage_records;
 pub mod workplace;
 
 pub use deployment::Deployment;

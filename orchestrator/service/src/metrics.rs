@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::hinted_chain;
 use crate::keys::Admin;
-use crate::{ChosenEnvironment, Exit, Failure, Progress, RunningEnvironment, Scope, monthly, running};
+use crate::{ChosenEnvironment, Exit, Failure, Progress, RunningEnvironment, Scope, running, usage_records};
 
 /// The period of a Prometheus, unless another is chosen.
 const PERIOD: Duration = Duration::from_secs(3600);
@@ -259,7 +259,7 @@ pub async fn summarize(
             progress.doing("reading the usage records");
             let until = clock.now();
             let from = until.checked_sub(between).context("the period begins before the calendar")?;
-            let usage = monthly::usage_between(&Admin::of(chosen, running), from, until).await?;
+            let usage = usage_records::between(&Admin::of(chosen, running), from, until).await?;
             summaries.push(of_records(site, &pending, &usage, (from, until)));
         }
         Some(_) => summaries.extend(from_scrapes(pending, between, clock, progress, stop).await?),

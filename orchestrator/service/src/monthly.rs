@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Context;
 use jiff::Timestamp;
-use serde_json::json;
 use textnlp_orchestrator::monthly::{Dimension, Month, MonthlyUsage};
 use textnlp_orchestrator::report::billed::SiteBill;
 use textnlp_orchestrator::report::monthly::{self, CostInputs};
@@ -15,7 +13,7 @@ use textnlp_provider::{Billed, BilledRequest, BillingExport, Error, ErrorKind, e
 
 use crate::baseline::{self, Baseline};
 use crate::keys::Admin;
-use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvironment};
+use crate::{ChosenEnvironment, Deployment, Failure, Progress, RunningEnvironment, usage_records};
 
 /// Timeout of all pages of one bill.
 const BILL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -128,21 +126,5 @@ fn reason(error: &Error) -> String {
 
 /// The usage of a month.
 async fn usage(admin: Admin<'_>, month: Month) -> Result<MonthlyUsage, Failure> {
-    usage_between(&admin, month.start(), month.end()).await
-}
-
-/// The usage between two times, at most 31 days. Sites that replicate have the records of all sites.
-pub(crate) async fn usage_between(
-    admin: &Admin<'_>,
-    from: Timestamp,
-    until: Timestamp,
-) -> Result<MonthlyUsage, Failure> {
-    let jobs = admin.site(admin.running.serving().await).await?;
-    let request = json!({ "from": from.as_millisecond(), "until": until.as_millisecond() });
-    let answer = jobs.run("usage", &request).await.map_err(|failure| {
-        // The command line is right; the running server refuses it, or is of a release without this command.
-        let exit = if failure.exit == Exit::Usage { Exit::Failed } else { failure.exit };
-        Failure { exit, code: "usage_records", ..failure }
-    })?;
-    Ok(serde_json::from_value(answer).context("read the usage records")?)
+    usage_records::between(&admin, month.start(), month.end()).await
 }

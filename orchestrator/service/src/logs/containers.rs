@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use textnlp_provider::Lineage;
 use textnlp_provider::operations::{LogSource, SiteLogs};
 
-use super::{LogLine, is_shown};
+use super::line::{LogLine, is_shown};
 use crate::failure::hinted_chain;
 use crate::{ChosenEnvironment, Failure, running};
 

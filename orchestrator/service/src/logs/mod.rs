@@ -2,6 +2,7 @@
 
 mod containers;
 mod errors;
+mod line;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,12 +13,13 @@ use std::time::Duration;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{Mode, OFlags};
-use serde_json::Value;
 
 use crate::{ChosenEnvironment, Exit, Failure, running};
 
 use containers::ContainerLogs;
 pub use errors::{ErrorRow, SiteRead, add_containers, errors};
+pub use line::LogLine;
+use line::{is_shown, rank};
 
 /// Limit of the bytes read from the end of a file.
 const TAIL: u64 = 4 << 20;
@@ -33,9 +35,6 @@ pub struct EnvironmentLogs {
     level: Option<usize>,
     containers: ContainerLogs,
 }
-
-/// A process, and a line of its log.
-pub type LogLine = (String, String);
 
 impl EnvironmentLogs {
     /// Those of all processes and containers or of the named ones: `server-0` of every site, `primary/server-0` of one;
@@ -108,10 +107,6 @@ impl EnvironmentLogs {
 
 fn unreadable(why: String) -> Failure {
     Failure::new(Exit::Failed, "logs", anyhow::anyhow!("the logs of the cluster cannot be read: {why}"))
-}
-
-fn is_shown(level: Option<usize>, line: &str) -> bool {
-    level.is_none_or(|least| level_of(line) >= least)
 }
 
 /// Why there is no log on this machine, with the command that shows those that are elsewhere.
@@ -257,40 +252,9 @@ fn since(path: &Utf8Path, end: &mut u64) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&bytes[..whole]).into_owned())
 }
 
-const LEVELS: [&str; 5] = ["trace", "debug", "info", "warn", "error"];
-
-fn rank(level: &str) -> Result<usize, Failure> {
-    let wanted = level.to_ascii_lowercase();
-    let wanted = if wanted == "warning" { "warn" } else { wanted.as_str() };
-    LEVELS.iter().position(|l| *l == wanted).ok_or_else(|| {
-        Failure::usage("no_such_level", anyhow::anyhow!("`{level}` is not a level"))
-            .hint(format!("one of {}", LEVELS.join(", ")))
-    })
-}
-
-/// The level of a line: its JSON `level` field, else the first word that is a level, else info.
-fn level_of(line: &str) -> usize {
-    const INFO: usize = 2;
-    if let Ok(Value::Object(fields)) = serde_json::from_str(line) {
-        return fields.get("level").and_then(Value::as_str).and_then(|l| rank(l).ok()).unwrap_or(INFO);
-    }
-    line.split_whitespace()
-        .take(6)
-        .find_map(|w| rank(w.trim_matches(|c: char| !c.is_ascii_alphabetic())).ok())
-        .unwrap_or(INFO)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn log_levels_are_parsed_from_json_and_text() {
-        assert!(level_of(r#"{"level":"ERROR","message":"x"}"#) > level_of(r#"{"level":"INFO"}"#));
-        assert_eq!(level_of("2026-01-01 WARN disk"), 3);
-        assert_eq!(level_of("plain words"), 2);
-        assert!(rank("loud").is_err());
-    }
 
     #[test]
     fn links_and_pipes_are_no_logs() {
