@@ -430,9 +430,7 @@ mod tests {
     #[should_panic(expected = "\"resource\":\"main/server\"}\n--- failed: {\"message\":\"wait for main/server\"}")]
     fn unexpected_exit_ends_with_the_failed_steps() {
         let failed = r#"{"message":"wait for main/server"}"#;
-        let done = "[0]";
-        let out =
-            format!(r#"{{"error":{{"resource":"main/server"}},"outcome":{{"done":{done},"failed":[{failed}]}}}}"#);
+        let out = format!(r#"{{"error":{{"resource":"main/server"}},"outcome":{{"done":[0],"failed":[{failed}]}}}}"#);
         drop(Said { exit: 1, out, err: "progress".to_owned() }.expect(0));
     }
 }
