@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use textnlp_orchestrator::environment::model::SiteSettings;
 use textnlp_provider::Lineage;
 use textnlp_provider::operations::{LogSource, SiteLogs};
 
@@ -18,8 +19,8 @@ const SEARCHED: usize = 2000;
 
 /// The logs of the containers of an environment, and how far each was read.
 pub(super) struct ContainerLogs {
-    sites: Vec<(String, Arc<dyn SiteLogs>)>,
-    lineage: Lineage,
+    /// The names of sites, the deployment that their containers belong to, and its logs.
+    sites: Vec<(String, Lineage, Arc<dyn SiteLogs>)>,
     name: Option<String>,
     level: Option<usize>,
     /// The time of the newest line of each container.
@@ -34,18 +35,22 @@ impl ContainerLogs {
         name: Option<&str>,
         level: Option<usize>,
     ) -> Result<Self, Failure> {
-        let state = running::state(&chosen.scope).await?;
         let (folder, environment) = (&chosen.scope.folder, &chosen.loaded.environment);
-        let mut sites = Vec::new();
-        if !state.is_new() {
-            for site in &environment.sites {
-                if let Some(logs) = chosen.scope.platform.operations(folder, environment, site, None)?.logs() {
-                    sites.push((site.name.to_string(), logs));
-                }
+        let mut logs = Self { sites: Vec::new(), name: name.map(str::to_owned), level, newest: BTreeMap::new() };
+        // The logs of machines are read without the state, which may be in a bucket that does not answer.
+        if !environment.sites.iter().any(SiteSettings::is_in_cluster) {
+            return Ok(logs);
+        }
+        let state = running::state(&chosen.scope).await?;
+        if state.is_new() {
+            return Ok(logs);
+        }
+        for site in &environment.sites {
+            if let Some(reader) = chosen.scope.platform.operations(folder, environment, site, None)?.logs() {
+                logs.sites.push((site.name.to_string(), state.lineage(), reader));
             }
         }
-        let (name, newest) = (name.map(str::to_owned), BTreeMap::new());
-        Ok(Self { sites, lineage: state.lineage(), name, level, newest })
+        Ok(logs)
     }
 
     /// Whether any site has containers.
@@ -56,8 +61,8 @@ impl ContainerLogs {
     /// The names of all containers, or why those of a site are not known.
     pub(super) async fn names(&self) -> Result<Vec<String>, String> {
         let mut names = Vec::new();
-        for (site, logs) in &self.sites {
-            let sources = logs.sources(self.lineage).await.map_err(|error| hinted_chain(&error))?;
+        for (site, lineage, logs) in &self.sites {
+            let sources = logs.sources(*lineage).await.map_err(|error| hinted_chain(&error))?;
             names.extend(sources.iter().map(|source| self.unit(site, source)));
         }
         names.sort();
@@ -86,8 +91,8 @@ impl ContainerLogs {
     /// Reads the lines of each container that are newer than those that were read, without their times.
     async fn read(&mut self, since: Timestamp, count: usize) -> Result<BTreeMap<String, Vec<String>>, String> {
         let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (site, logs) in self.sites.clone() {
-            let sources = logs.sources(self.lineage).await.map_err(|error| hinted_chain(&error))?;
+        for (site, lineage, logs) in self.sites.clone() {
+            let sources = logs.sources(lineage).await.map_err(|error| hinted_chain(&error))?;
             let meant = sources.iter().map(|source| (self.unit(&site, source), source));
             let meant: Vec<_> = meant.filter(|(unit, _)| self.is_meant(unit)).take(CONTAINERS_MAX).collect();
             for (unit, source) in meant {
@@ -166,9 +171,9 @@ mod tests {
             "2026-11-23T10:00:05Z ERROR gateway four",
         ];
         let cluster = Arc::new(Cluster(Mutex::new(lines)));
-        let sites = vec![("main".to_owned(), Arc::clone(&cluster) as Arc<dyn SiteLogs>)];
+        let sites = vec![("main".to_owned(), Lineage(Uuid::nil()), Arc::clone(&cluster) as Arc<dyn SiteLogs>)];
         let (name, newest) = (name.map(str::to_owned), BTreeMap::new());
-        (cluster, ContainerLogs { sites, lineage: Lineage(Uuid::nil()), name, level, newest })
+        (cluster, ContainerLogs { sites, name, level, newest })
     }
 
     fn line(unit: &str, text: &str) -> LogLine {

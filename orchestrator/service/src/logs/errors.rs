@@ -8,6 +8,7 @@ use camino::Utf8Path;
 use jiff::Timestamp;
 use serde::Serialize;
 use textnlp_orchestrator::analysis::{Analyzer, Cause, Group};
+use textnlp_orchestrator::environment::model::SiteSettings;
 use textnlp_provider::Lineage;
 use textnlp_provider::operations::SiteLogs;
 
@@ -104,8 +105,12 @@ pub async fn add_containers(
     since: Timestamp,
     progress: &dyn Progress,
 ) -> Result<Vec<SiteRead>, Failure> {
-    let state = running::state(&chosen.scope).await?;
     let mut sites = Vec::new();
+    // The logs of machines are read without the state, which may be in a bucket that does not answer.
+    if !chosen.loaded.environment.sites.iter().any(SiteSettings::is_in_cluster) {
+        return Ok(sites);
+    }
+    let state = running::state(&chosen.scope).await?;
     for site in chosen.loaded.environment.sites.iter().filter(|_| !state.is_new()) {
         progress.doing(&format!("reading the logs of {}", site.name));
         let mut read = SiteRead { site: site.name.to_string(), complete: true, ..SiteRead::default() };
