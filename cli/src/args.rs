@@ -170,7 +170,7 @@ pub enum Command {
     Baseline(crate::operations_args::Baseline),
     /// Measure the gate on the running service
     Gate(crate::gate_args::Gate),
-    /// List the phases, and show what each needs, checks and delivers
+    /// List the phases, and show the steps, monitoring and checks of each
     #[command(subcommand)]
     Phase(crate::gate_args::Phase),
     /// Remove everything that holds no data

@@ -24,7 +24,7 @@ pub struct Gate {
 pub enum Phase {
     /// List the phases in order
     List,
-    /// Show a phase: prerequisites, checks of the gate, deliverables and rollback
+    /// Show a phase: prerequisites, steps, monitoring, checks of the gate, deliverables and rollback
     #[command(after_help = "Examples:\n  \
         textnlp-deploy phase show pilot               with the limits of the shipped environment\n  \
         textnlp-deploy phase show --env staging       with the limits of your environment")]

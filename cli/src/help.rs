@@ -131,6 +131,8 @@ fn list(command: &Command) -> String {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_orchestrator::gate::phases::{IndicatorSource, PHASES};
+
     use super::*;
 
     #[test]
@@ -209,6 +211,22 @@ mod tests {
             }
         }
         assert!(count >= 200, "{count} commands were found");
+    }
+
+    #[test]
+    fn commands_of_the_phases_are_valid() {
+        let command = command();
+        for definition in &PHASES {
+            let name = definition.phase.as_str();
+            let steps = definition.steps.iter().map(|step| step.command.line(name));
+            let watched = definition.indicators().filter_map(|indicator| match indicator.source {
+                IndicatorSource::Command(command) => Some(command.line(name)),
+                IndicatorSource::Metric(_) | IndicatorSource::Alert(_) => None,
+            });
+            for line in steps.chain(watched) {
+                accept(&command, &words(&line), &format!("phase {name}: {line}"));
+            }
+        }
     }
 
     #[track_caller]

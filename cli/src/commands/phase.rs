@@ -1,4 +1,4 @@
-//! `phase list|show`: what each phase needs, checks and delivers, and how it is rolled back.
+//! `phase list|show`: what each phase needs, its steps, what to watch, what it checks and delivers, and how it is rolled back.
 
 use std::fmt::Write as _;
 
@@ -31,7 +31,7 @@ fn list() -> Result<Success, Failure> {
         lines.push(format!("{number}  {:<14} {}", definition.phase, definition.objective));
         documents.push(document(definition, &shipped(definition.phase)?));
     }
-    lines.push("\nChecks, deliverables and rollback of one: textnlp-deploy phase show PHASE".to_owned());
+    lines.push("\nSteps, monitoring, checks and rollback of one: textnlp-deploy phase show PHASE".to_owned());
     Ok(Success::new(lines.join("\n"), json!({ "phases": documents })))
 }
 
@@ -44,11 +44,21 @@ fn show(environment: &Environment) -> Success {
         let _ = write!(text, "\n  {one}");
     }
     let _ = write!(text, "\n\nStarts after\n  {}", definition.starts_after());
+    let name = environment.environment.as_str();
+    text.push_str("\n\nSteps");
+    for (number, step) in (1..).zip(definition.steps) {
+        let _ = write!(text, "\n  {number:>2}. {}\n      {}", step.command.line(name), step.expect);
+    }
     text.push_str("\n\nGate");
     for check in definition.checks() {
         let _ = write!(text, "\n  {:<30}  {:<24}  ", check.name, check.demand(environment));
         text.push_str(check.how);
         text.push_str(if check.waivable { "; can be waived" } else { "" });
+    }
+    text.push_str("\n\nMonitoring");
+    for indicator in definition.indicators() {
+        let _ = write!(text, "\n  {:<24}  {}", indicator.name, indicator.source.text(name));
+        let _ = write!(text, "\n  {:<24}  act when: {}", "", indicator.act_when);
     }
     for (heading, all) in [("Delivers", deliverables), ("Rollback", rollback)] {
         let _ = write!(text, "\n\n{heading}");
@@ -67,9 +77,17 @@ fn document(definition: &PhaseDefinition, environment: &Environment) -> Value {
             "setting": check.setting(), "measured_by": check.how, "can_be_waived": check.waivable,
         })
     });
+    let name = environment.environment.as_str();
+    let steps =
+        definition.steps.iter().map(|step| json!({ "command": step.command.line(name), "expect": step.expect }));
+    let monitoring = definition.indicators().map(|indicator| {
+        let (kind, source) = indicator.source.parts(name);
+        json!({ "name": indicator.name, kind: source, "act_when": indicator.act_when })
+    });
     json!({
         "phase": phase, "objective": objective, "weeks": { "min": weeks.0, "max": weeks.1 },
-        "starts_after": definition.starts_after(), "machine": definition.hardware(), "needs": prerequisites, "checks": checks.collect::<Vec<_>>(),
+        "starts_after": definition.starts_after(), "machine": definition.hardware(), "needs": prerequisites,
+        "steps": steps.collect::<Vec<_>>(), "monitoring": monitoring.collect::<Vec<_>>(), "checks": checks.collect::<Vec<_>>(),
         "delivers": deliverables, "rollback": rollback,
     })
 }

@@ -14,7 +14,8 @@ use textnlp_orchestrator::clock::{Clock, VirtualClock};
 use textnlp_orchestrator::environment::model::{ModelSettings, Phase};
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
 use textnlp_orchestrator::gate::phases::{
-    self, COMPLIANCE, CheckSource, EMBEDDINGS, GROWTH, METRICS, PHASES, SECURITY_AUDIT, SESSIONS, VULNERABILITIES,
+    self, COMPLIANCE, CheckSource, EMBEDDINGS, GROWTH, IndicatorSource, METRICS, PHASES, SECURITY_AUDIT, SESSIONS,
+    VULNERABILITIES,
 };
 use textnlp_orchestrator::gate::{
     self, Check, Evidence, Gate, GateInputs, IssuedKey, KeyIssuer, KeyRequest, Progress, RecordedExemption,
@@ -532,6 +533,25 @@ fn gates_measure_the_checks_of_the_table_with_its_limits() {
 fn guide_lists_every_phase() {
     let table = phases::markdown(|phase| environment(phase.as_str()));
     textnlp_tests::guide::expect_section("docs/guide/phases.md", "phases", &table);
+}
+
+#[test]
+fn metrics_and_alerts_that_phases_watch_exist() {
+    let page = |name: &str| {
+        let file = format!("{}/../docs/guide/{name}.md", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("read {file}: {error}"))
+    };
+    let (metrics, alerts) = (page("metrics"), page("alerts") + &page("kubernetes"));
+    for definition in &PHASES {
+        for indicator in definition.indicators() {
+            let (guide, name) = match indicator.source {
+                IndicatorSource::Metric(name) => (&metrics, name),
+                IndicatorSource::Alert(name) => (&alerts, name),
+                IndicatorSource::Command(_) => continue,
+            };
+            assert!(guide.contains(&format!("\n| `{name}` |")), "{}: {name}", definition.phase);
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,10 @@
-//! The phases as one table: what each needs, what its gate checks and how, what it delivers, and how it is rolled back.
+//! The phases as one table: what each needs, what an operator does and watches, what its gate checks and how, what it delivers,
+//! and how it is rolled back.
 //!
 //! [`evaluate`](super::evaluate) takes the checks of a gate from this table. `phase show` and the guide print it.
 
+mod indicators;
+mod steps;
 mod table;
 
 use std::fmt;
@@ -28,6 +31,10 @@ pub struct PhaseDefinition {
     pub entry: PhaseEntry,
     /// What is needed beside the [minimum machine](Self::hardware).
     pub prerequisites: &'static [&'static str],
+    /// What an operator does, in order.
+    pub steps: &'static [Step],
+    /// What to watch, in groups that several phases share.
+    watched: &'static [&'static [Indicator]],
     /// The checks of its gate, in groups that several phases share.
     groups: &'static [&'static [CheckDefinition]],
     /// What it delivers.
@@ -46,6 +53,11 @@ impl PhaseDefinition {
     /// The checks of its gate, in the order of the report.
     pub fn checks(&self) -> impl Iterator<Item = &'static CheckDefinition> {
         self.groups.iter().copied().flatten()
+    }
+
+    /// What to watch, in order.
+    pub fn indicators(&self) -> impl Iterator<Item = &'static Indicator> {
+        self.watched.iter().copied().flatten()
     }
 
     /// The check with this name.
@@ -104,6 +116,67 @@ const EARLIER: [&str; 8] = [AVAILABILITY, FAILOVER, RESTORED, SESSIONS, GROWTH, 
 
 /// The longest time in days between the measurement of a gate and the entry into the next phase.
 pub const MAX_EVIDENCE_DAYS: i64 = 90;
+
+/// A command of this program. `ENV` in it is the environment.
+#[derive(Debug, Clone, Copy)]
+pub struct OperatorCommand(&'static str);
+
+impl OperatorCommand {
+    /// The command line for an environment.
+    pub fn line(&self, environment: &str) -> String {
+        format!("textnlp-deploy {}", self.0.replace("ENV", environment))
+    }
+}
+
+/// One step of a phase.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// What the operator runs.
+    pub command: OperatorCommand,
+    /// What to expect of it.
+    pub expect: &'static str,
+}
+
+/// What an operator watches in a phase.
+#[derive(Debug, Clone, Copy)]
+pub struct Indicator {
+    /// What it is about.
+    pub name: &'static str,
+    /// What shows it.
+    pub source: IndicatorSource,
+    /// The threshold.
+    pub act_when: &'static str,
+}
+
+/// What shows an indicator.
+#[derive(Debug, Clone, Copy)]
+pub enum IndicatorSource {
+    /// A command.
+    Command(OperatorCommand),
+    /// A metric of the service.
+    Metric(&'static str),
+    /// An alert, by its name.
+    Alert(&'static str),
+}
+
+impl IndicatorSource {
+    /// Its kind, and the command for an environment or the name.
+    pub fn parts(&self, environment: &str) -> (&'static str, String) {
+        match self {
+            Self::Command(command) => ("command", command.line(environment)),
+            Self::Metric(name) => ("metric", (*name).to_owned()),
+            Self::Alert(name) => ("alert", (*name).to_owned()),
+        }
+    }
+
+    /// As text: "metric `textnlp_queue_length`".
+    pub fn text(&self, environment: &str) -> String {
+        match self.parts(environment) {
+            ("command", line) => format!("`{line}`"),
+            (kind, name) => format!("{kind} `{name}`"),
+        }
+    }
+}
 
 /// What the `up` of a phase needs before a release enters it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -302,7 +375,7 @@ pub const ELSEWHERE: &str = "connections to elsewhere";
 /// Requests per hour of the key that tests the rate limit.
 pub(super) const RATE: u64 = 3;
 
-/// The table of the guide: every phase with every check.
+/// The table of the guide: every phase with its steps, what to watch, and every check.
 pub fn markdown(environment: impl Fn(Phase) -> Environment) -> String {
     let mut text = String::new();
     for definition in &PHASES {
@@ -313,11 +386,22 @@ pub fn markdown(environment: impl Fn(Phase) -> Environment) -> String {
         text += &format!("| starts after | {} |\n", definition.starts_after());
         text += &format!("| needs | {}; {} |\n", definition.hardware(), prerequisites.join("; "));
         text += &format!("| delivers | {} |\n| rollback | {} |\n", deliverables.join("; "), rollback.join("; "));
-        text += "\n| check | required | measured by |\n|---|---|---|\n";
+        text += "\n```sh\n";
+        let name = of.environment.as_str();
+        let steps: Vec<_> = definition.steps.iter().map(|step| (step.command.line(name), step.expect)).collect();
+        let width = steps.iter().map(|(line, _)| line.len()).max().unwrap_or_default();
+        for (line, expect) in steps {
+            text += &format!("{line:<width$}  # {expect}\n");
+        }
+        text += "```\n\n| check | required | measured by |\n|---|---|---|\n";
         for check in definition.checks() {
             let setting = check.setting().map_or_else(String::new, |path| format!(" (`{path}`)"));
             let waived = if check.waivable { "; can be waived" } else { "" };
             text += &format!("| {} | {}{setting} | {}{waived} |\n", check.name, check.demand(&of), check.how);
+        }
+        text += "\n| watch | by | act when |\n|---|---|---|\n";
+        for Indicator { name: about, source, act_when } in definition.indicators() {
+            text += &format!("| {about} | {} | {act_when} |\n", source.text(name));
         }
         text.push('\n');
     }

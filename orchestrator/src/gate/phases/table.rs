@@ -7,6 +7,7 @@ use super::{
     ANALYTICS, ANSWERS, AVAILABILITY, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS,
     FAILOVER, GENERATION, GROWTH, HOME, IN_SYNC, LAG, LOST, Limit, METRICS, PhaseDefinition, PhaseEntry, Probe, RATE,
     REDUCTION, RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SESSIONS, SIGN_ON, SPEED_UP, STOP, VULNERABILITIES, WITNESS,
+    indicators, steps,
 };
 use crate::environment::model::Phase;
 
@@ -277,6 +278,8 @@ pub static PHASES: [PhaseDefinition; 8] = [
         weeks: (1, 2),
         entry: PhaseEntry::Free("nothing: it is the first phase"),
         prerequisites: &["Linux"],
+        steps: steps::DEVELOPMENT,
+        watched: &[indicators::DEVELOPMENT],
         groups: &[DEVELOPMENT],
         deliverables: &[
             "a running service",
@@ -293,6 +296,8 @@ pub static PHASES: [PhaseDefinition; 8] = [
             "nothing: a new machine can start here, and `promote` brings the release of phase development",
         ),
         prerequisites: &["the ports of the service", "names for the certificate (`tls.names`)"],
+        steps: steps::STAGING,
+        watched: &[indicators::SERVICE, indicators::HOST],
         groups: &[SERVICE, OBSERVED, LOADED],
         deliverables: &[
             "TLS, API keys and rate limits",
@@ -312,6 +317,8 @@ pub static PHASES: [PhaseDefinition; 8] = [
             "the server's image with its digest",
             "on-call contacts (`prerequisites.people`)",
         ],
+        steps: steps::PILOT,
+        watched: &[indicators::SERVICE, indicators::CLUSTER, indicators::PILOT],
         groups: &[SERVICE, OBSERVED, PILOT],
         deliverables: &[
             "three replicas",
@@ -332,6 +339,8 @@ pub static PHASES: [PhaseDefinition; 8] = [
             "ingress-nginx with ModSecurity",
             "a machine for load tests with 10,000 connections",
         ],
+        steps: steps::SCALE_UP,
+        watched: &[indicators::SERVICE, indicators::CLUSTER, indicators::SCALE_UP],
         groups: &[SERVICE, GROWN, HARDENED],
         deliverables: &[
             "an autoscaler with measured reaction time",
@@ -346,6 +355,8 @@ pub static PHASES: [PhaseDefinition; 8] = [
         weeks: (1, 1),
         entry: PhaseEntry::Promotion { after: Phase::ScaleUp },
         prerequisites: &["an identity provider"],
+        steps: steps::ENTERPRISE,
+        watched: &[indicators::SERVICE, indicators::CLUSTER, indicators::ENTERPRISE],
         groups: &[SERVICE, OBSERVED, TENANTS],
         deliverables: &[
             "keys and records by tenant, separated by row-level security",
@@ -361,6 +372,8 @@ pub static PHASES: [PhaseDefinition; 8] = [
             "nothing: drills on one machine need no earlier phase; `promote` brings a release of phase enterprise",
         ),
         prerequisites: &["two sites and a witness", "a DNS zone, or a machine for the global endpoint"],
+        steps: steps::MULTI_REGION,
+        watched: &[indicators::SERVICE, indicators::HOST, indicators::MULTI_REGION],
         groups: &[SERVICE, OBSERVED, DRILLED],
         deliverables: &[
             "replicated data and models",
@@ -375,6 +388,8 @@ pub static PHASES: [PhaseDefinition; 8] = [
         weeks: (1, 1),
         entry: PhaseEntry::Free("the signature of its bundle: an isolated machine has no earlier environment"),
         prerequisites: &["a bundle and its public key", "a way to bring files to the machine"],
+        steps: steps::AIR_GAPPED,
+        watched: &[indicators::SERVICE, indicators::HOST, indicators::AIR_GAPPED],
         groups: &[SERVICE, OBSERVED, SEALED],
         deliverables: &["a signed bundle", "an installed site", "updates from files", "a scan of the content"],
         rollback: &["`bundle update rollback`", DATA],
@@ -385,6 +400,8 @@ pub static PHASES: [PhaseDefinition; 8] = [
         weeks: (1, 1),
         entry: PhaseEntry::Promotion { after: Phase::Enterprise },
         prerequisites: &["baselines of speed and cost"],
+        steps: steps::OPTIMIZED,
+        watched: &[indicators::SERVICE, indicators::CLUSTER, indicators::OPTIMIZED],
         groups: &[SERVICE, GROWN, IMPROVED],
         deliverables: &["quantized models", "spot capacity where it is available", "a gate with p95 of at most 200 ms"],
         rollback: &[RELEASE, DATA],
