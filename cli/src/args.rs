@@ -779,9 +779,12 @@ pub enum Release {
     ///
     /// Each step is done, with its evidence, open, with the command that does it, or yours. What you have done is recorded
     /// for this release, so that a later run continues. Exits with status 3 until everything is done.
+    ///
+    /// --run asks once, then runs the open steps in order up to one that fails or needs you. A second --run continues there.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy release checklist --env staging --production pilot\n  \
         textnlp-deploy release checklist --env staging --done tests --reason CI-4711\n  \
+        textnlp-deploy release checklist --env staging --production pilot --run\n  \
         textnlp-deploy release checklist --env staging --production pilot -o json")]
     Checklist(Checklist),
     /// List the releases that `up` applied
@@ -813,6 +816,11 @@ pub struct Checklist {
     /// Record that you have done this step, with --reason (repeatable)
     #[arg(long, value_name = "STEP")]
     pub done: Vec<String>,
+    /// Run the commands of open steps: `release set`, `up`, `gate` and `promote`
+    #[arg(long, conflicts_with = "done")]
+    pub run: bool,
+    #[command(flatten)]
+    pub audit: crate::gate_args::AuditArgs,
 }
 
 /// One side of a comparison of releases.

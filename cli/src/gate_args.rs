@@ -43,7 +43,7 @@ fn phase(word: &str) -> Result<PhaseName, String> {
 }
 
 /// The advisories of a gate or an audit.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct AuditArgs {
     /// Use these advisories for the check of known vulnerabilities: a folder, or the URL of a git repository [default: the recorded ones]
     #[arg(long, value_name = "DIR|URL", env = "TEXTNLP_ADVISORIES")]

@@ -303,6 +303,17 @@ fn alerts_for_hosts_fire_when_due_and_not_before() {
             )],
             vec![fires("TextnlpAuthentication", "29m", None), fires("TextnlpAuthentication", "45m", Some(a))],
         ),
+        case(
+            vec![
+                series("textnlp_insights{job=\"textnlp\",instance=\"a\",kind=\"summary\"}", "9+0x60"),
+                series("textnlp_insights{job=\"textnlp\",instance=\"a\",kind=\"latency_rise\"}", "0+0x5 1+0x20 0+0x20"),
+            ],
+            vec![
+                fires("TextnlpInsights", "4m", None),
+                fires("TextnlpInsights", "7m", Some(a)),
+                fires("TextnlpInsights", "40m", None),
+            ],
+        ),
     ];
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tests.yml");

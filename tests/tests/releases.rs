@@ -526,7 +526,40 @@ fn checklist_names_what_is_open_and_keeps_what_a_person_did() {
 
     // Another program is another release: the record is not of it.
     assert_eq!(state(&list(&new, &[]), "lock"), "open");
-    with(&sandbox, &new, &["release", "set"]).expect(0);
-    let next = list(&new, &[]);
+    // It is locked first, and then the steps of persons are waited for.
+    let run = |more: &[&str], exit| {
+        with(&sandbox, &new, &[&["release", "checklist", "--run", "-o", "json"][..], more].concat()).expect(exit).json()
+    };
+    let ran = |document: &Value| {
+        let ran = document["ran"].as_array().unwrap().iter();
+        let ran = ran.map(|one| [&one["step"], &one["outcome"]].map(|text| text.as_str().unwrap()).join(" "));
+        ran.collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(run(&[], 4)["error"]["code"], "not_approved");
+    assert_eq!(state(&list(&new, &[]), "lock"), "open", "nothing was run");
+    let next = run(&["--yes"], 3);
+    assert_eq!((ran(&next).as_str(), &next["stopped_at"]), ("lock done", &json!("version")), "{next}");
     assert_eq!((state(&next, "tests"), state(&next, "staging")), ("yours".to_owned(), "open".to_owned()), "{next}");
+    let nothing = run(&[], 3);
+    assert_eq!((ran(&nothing).as_str(), &nothing["stopped_at"]), ("", &json!("version")), "{nothing}");
+    list(&new, &["--done", "version", "--done", "tests", "--done", "changelog", "--done", "tag", "--reason", "CI-9"]);
+    let tested = run(&["--yes"], 3);
+    // The gate is measured by `up`.
+    assert_eq!((ran(&tested).as_str(), &tested["stopped_at"]), ("staging done", &json!("production")), "{tested}");
+    assert_eq!(state(&tested, "smoke"), "done", "{tested}");
+    // Development has the ports that staging needs.
+    let failed = run(&["--production", "staging", "--yes"], 1);
+    assert_eq!(ran(&failed), "production done, production failed", "{failed}");
+    assert!(failed["error"]["code"] == "preflight" && failed["stopped_at"] == "production", "{failed}");
+    let hint = failed["error"]["hint"].as_str().unwrap();
+    assert!(hint.ends_with("textnlp-deploy release checklist --run --production staging --env development"), "{hint}");
+    // Each command is in the audit log of its environment.
+    let audited = |environment: &str| {
+        let log = sandbox.run(&["audit", "list", "--env", environment, "-o", "json"]).expect(0).json();
+        let commands = log["commands"].as_array().unwrap().iter();
+        let texts = commands.map(|one| format!("{} {}", one["command"], one["end"]["outcome"]).replace('"', ""));
+        texts.collect::<Vec<_>>()
+    };
+    assert_eq!(audited("development").last().unwrap(), "up succeeded");
+    assert_eq!(audited("staging"), ["promote succeeded", "up failed"]);
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::parser::ValueSource;
 use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::state::audit::{self, AuditEvent, AuditedCommand, CommandOutcome};
 use textnlp_orchestrator::state::{Folder, StateError, Store};
@@ -108,6 +109,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         Command::Release(command) => match command {
             Release::Show | Release::History | Release::Diff { .. } => Reads,
             Release::Set => Changes(Deployed),
+            // The commands that it runs have records of their own.
             Release::Checklist(args) => when(!args.done.is_empty()),
         },
         Command::Promote(args) => Changes(Named(&args.to)),
@@ -242,6 +244,19 @@ impl TypedCommand {
         Self { name: names.join(" "), arguments }
     }
 
+    /// A command that is not typed itself, with these arguments and the flags of its session.
+    fn within(session: &Session, name: &str, mut arguments: Vec<String>) -> Self {
+        let again = session.again();
+        let which = [("--env", again.env), ("--file", again.file)];
+        let which = which.into_iter().filter_map(|(flag, value)| Some((flag.to_owned(), value?)));
+        let flags = which.chain(again.changes);
+        arguments.extend(flags.map(|(flag, value)| {
+            let id = flag.trim_start_matches('-').replace('-', "_");
+            format!("{flag}={}", shown(&id, &value))
+        }));
+        Self { name: name.to_owned(), arguments }
+    }
+
     /// The record of its start.
     fn command(&self, session: &Session, environment: EnvironmentName, release: Option<String>) -> AuditedCommand {
         let who = operator(session);
@@ -285,12 +300,31 @@ struct Attempt {
     is_restore: bool,
 }
 
-/// Runs a command, with its records.
+/// Runs the command of the command line, with its records.
 pub async fn run(session: &Session, command: Command, console: Console) -> Result<Success, Failure> {
+    run_as(session, command, || TypedCommand::of(std::env::args_os()), console).await
+}
+
+/// Runs a command as a part of another one, with records of its own. Its type ends the recursion.
+pub fn run_within<'a>(
+    session: &'a Session,
+    command: Command,
+    (name, arguments): (&'a str, Vec<String>),
+    console: Console,
+) -> LocalBoxFuture<'a, Result<Success, Failure>> {
+    run_as(session, command, move || TypedCommand::within(session, name, arguments), console).boxed_local()
+}
+
+async fn run_as(
+    session: &Session,
+    command: Command,
+    typed: impl FnOnce() -> TypedCommand,
+    console: Console,
+) -> Result<Success, Failure> {
     let Effect::Changes(selected) = effect(&command, &session.global) else {
         return super::dispatch(session, command, console).await;
     };
-    let typed = TypedCommand::of(std::env::args_os());
+    let typed = typed();
     let attempt = begin(session, &selected, &typed, console).await?;
     let is_restore = matches!(selected, Selected::Restored(_));
     let ended = AssertUnwindSafe(super::dispatch(session, command, console)).catch_unwind().await;

@@ -62,6 +62,21 @@ pub enum StepState {
     Yours,
 }
 
+/// A command of this program that does a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepCommand {
+    /// Writes the local release into the lock.
+    SetRelease,
+    /// Applies the release where it is tested.
+    UpStaging,
+    /// Measures the gate there again.
+    MeasureStaging,
+    /// Writes the release into the lock of production.
+    Promote,
+    /// Applies it there.
+    UpProduction,
+}
+
 /// A step of the checklist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Step {
@@ -75,6 +90,9 @@ pub struct Step {
     pub evidence: String,
     /// What to do.
     pub next: Option<String>,
+    /// The command that `next` is, if it is one that needs no person.
+    #[serde(skip)]
+    pub command: Option<StepCommand>,
 }
 
 /// What was found of a step.
@@ -83,6 +101,8 @@ enum Finding {
     Done(String),
     /// Why it is open, and the command.
     Open(String, String),
+    /// The same, where this program can run the command by itself.
+    Runs(String, String, StepCommand),
     /// Why it is not shown, and what a person does.
     Yours(String, String),
 }
@@ -148,6 +168,21 @@ pub struct Checklist {
     pub unverified: Option<String>,
 }
 
+impl Checklist {
+    /// The first step that is not done.
+    pub fn first_open(&self) -> Option<&Step> {
+        self.steps.iter().find(|step| step.state != StepState::Done)
+    }
+
+    /// The step that a command does next. The release is locked first, because persons record what they did for a locked one.
+    /// Every other step waits for those before it.
+    pub fn next_command(&self) -> Option<(&Step, StepCommand)> {
+        let locks = self.steps.iter().find(|step| step.command == Some(StepCommand::SetRelease));
+        let step = locks.or_else(|| self.first_open())?;
+        Some((step, step.command?))
+    }
+}
+
 /// Makes the checklist of the locked release.
 pub async fn checklist(facts: &ReleaseFacts<'_>, progress: &dyn Progress) -> Result<Checklist, Failure> {
     let ReleaseFacts { staging, production, here, folder } = facts;
@@ -170,13 +205,14 @@ pub async fn checklist(facts: &ReleaseFacts<'_>, progress: &dyn Progress) -> Res
 }
 
 fn step((name, title): (&'static str, &'static str), found: Finding, marked: Option<String>) -> Step {
-    let (state, evidence, next) = match (found, marked) {
+    let (state, evidence, next, command) = match (found, marked) {
         // A record is for what evidence does not show, and not against it.
-        (Finding::Open(why, next), _) => (StepState::Open, why, Some(next)),
-        (Finding::Done(evidence), _) | (_, Some(evidence)) => (StepState::Done, evidence, None),
-        (Finding::Yours(why, next), None) => (StepState::Yours, why, Some(next)),
+        (Finding::Open(why, next), _) => (StepState::Open, why, Some(next), None),
+        (Finding::Runs(why, next, command), _) => (StepState::Open, why, Some(next), Some(command)),
+        (Finding::Done(evidence), _) | (_, Some(evidence)) => (StepState::Done, evidence, None, None),
+        (Finding::Yours(why, next), None) => (StepState::Yours, why, Some(next), None),
     };
-    Step { name, title, state, evidence, next }
+    Step { name, title, state, evidence, next, command }
 }
 
 /// What was found of each step, in their order.
@@ -203,12 +239,15 @@ async fn found(
     let tag =
         tag(folder).await.map_or_else(|why| yours(why, &format!("run `git tag v{VERSION}`"), "tag"), Finding::Done);
     let Some(lock) = lock else {
-        let open = || Finding::open("no release is locked", scope.command("release set"));
-        let (image, push, locked, runs, smoke) = (open(), open(), open(), open(), open());
+        let (why, set) = ("no release is locked", scope.command("release set"));
+        let open = || Finding::open(why, set.clone());
+        let locked = Finding::Runs(why.to_owned(), set.clone(), StepCommand::SetRelease);
+        let (image, push, runs, smoke) = (open(), open(), open(), open());
         return Ok([version, tests, changelog, image, tag, push, locked, runs, smoke, open(), open()]);
     };
     let removed = removed_at(environment, &running::state(scope).await?).await?;
-    let runs = runs(&history, |entry| entry.applied.lock.runs_the_same(lock), removed, scope.same("up"));
+    let up = (scope.same("up"), StepCommand::UpStaging);
+    let runs = runs(&history, |entry| entry.applied.lock.runs_the_same(lock), removed, up);
     let (deployed, watch) = match production {
         None => {
             let again = "release checklist --production ENV";
@@ -305,12 +344,16 @@ async fn pushed(chosen: &ChosenEnvironment, lock: &Lock, progress: &dyn Progress
                 chosen.scope.command("release set"),
             );
         };
-        let next = match pushes_image(environment, site) {
+        let pushes = pushes_image(environment, site);
+        let next = match pushes {
             true => chosen.scope.same("up"),
             false => format!("push {image} to its registry"),
         };
         match updates::has_image(chosen, image, progress).await {
             Ok(true) => {}
+            Ok(false) if pushes => {
+                return Finding::Runs(format!("the registry does not have {image}"), next, StepCommand::UpStaging);
+            }
             Ok(false) => return Finding::open(format!("the registry does not have {image}"), next),
             Err(why) => return Finding::open(format!("whether {image} is there is unknown: {why}"), next),
         }
@@ -331,7 +374,7 @@ fn locked(chosen: &ChosenEnvironment, lock: &Lock, here: &Lock) -> Finding {
     let differing: Vec<String> = differences.map(|difference| difference.to_string()).collect();
     match differing.is_empty() {
         true => Finding::Done(chosen.lock_path.to_string()),
-        false => Finding::open(differing.join("; "), chosen.scope.command("release set")),
+        false => Finding::Runs(differing.join("; "), chosen.scope.command("release set"), StepCommand::SetRelease),
     }
 }
 
@@ -353,16 +396,20 @@ async fn removed_at(environment: &Environment, state: &State) -> Result<Option<T
 }
 
 /// Whether the newest applied release is this one, and was not removed.
-fn runs(history: &Recorded, is_this: impl Fn(&Entry) -> bool, removed: Option<Timestamp>, next: String) -> Finding {
-    match (history.newest(), removed) {
-        (Err(why), _) => Finding::Open(why, next),
-        (Ok(Some(entry)), None) if is_this(entry) => Finding::Done(applied(entry)),
-        (Ok(Some(entry)), Some(at)) if is_this(entry) => {
-            Finding::Open(format!("{}; removed at {at:.0}", applied(entry)), next)
-        }
-        (Ok(Some(entry)), _) => Finding::Open(format!("another one was applied: {}", applied(entry)), next),
-        (Ok(None), _) => Finding::open("no release was applied", next),
-    }
+fn runs(
+    history: &Recorded,
+    is_this: impl Fn(&Entry) -> bool,
+    removed: Option<Timestamp>,
+    (next, command): (String, StepCommand),
+) -> Finding {
+    let why = match (history.newest(), removed) {
+        (Err(why), _) => why,
+        (Ok(Some(entry)), None) if is_this(entry) => return Finding::Done(applied(entry)),
+        (Ok(Some(entry)), Some(at)) if is_this(entry) => format!("{}; removed at {at:.0}", applied(entry)),
+        (Ok(Some(entry)), _) => format!("another one was applied: {}", applied(entry)),
+        (Ok(None), _) => "no release was applied".to_owned(),
+    };
+    Finding::Runs(why, next, command)
 }
 
 fn applied(Entry { number, applied }: &Entry) -> String {
@@ -374,7 +421,11 @@ async fn smoke(chosen: &ChosenEnvironment, history: &Recorded, lock: &Lock) -> R
     Ok(match release::verified(chosen, history, Some(lock)).await? {
         Ok(kept) => Finding::Done(format!("open, measured {}: {}", kept.at.strftime("%Y-%m-%d %H:%M"), kept.report)),
         Err((blockers, next)) => {
-            Finding::Open(blockers.join("; "), next.unwrap_or_else(|| chosen.scope.same("gate --again")))
+            let (why, next) = (blockers.join("; "), next.unwrap_or_else(|| chosen.scope.same("gate --again")));
+            match gate::unmeasured(&chosen.loaded.environment) {
+                None => Finding::Runs(why, next, StepCommand::MeasureStaging),
+                Some(_) => Finding::Open(why, next),
+            }
         }
     })
 }
@@ -389,13 +440,16 @@ async fn in_production(
     let (scope, environment) = (&production.scope, &production.loaded.environment);
     let history = release::recorded(scope)?;
     let is_this = |ran: &Lock| covers(lock, ran, environment).is_ok();
-    let next = match production.lock()? {
-        Some(promoted) if is_this(&promoted) => scope.same("up"),
-        _ => scope.again.bare(&format!("promote --from {} --to {}", staging.scope.name, scope.name)),
+    let (next, command) = match production.lock()? {
+        Some(promoted) if is_this(&promoted) => (scope.same("up"), StepCommand::UpProduction),
+        _ => {
+            let words = format!("promote --from {} --to {}", staging.scope.name, scope.name);
+            (scope.again.bare(&words), StepCommand::Promote)
+        }
     };
     let state = running::state(scope).await?;
     let removed = removed_at(environment, &state).await?;
-    let deployed = runs(&history, |entry| is_this(&entry.applied.lock), removed, next.clone());
+    let deployed = runs(&history, |entry| is_this(&entry.applied.lock), removed, (next.clone(), command));
     if !matches!(deployed, Finding::Done(_)) {
         return Ok((deployed, Finding::open("the release does not run in production yet", next)));
     }
@@ -663,12 +717,30 @@ mod tests {
     }
 
     #[test]
+    fn release_is_locked_first_and_other_steps_wait_for_those_before_them() {
+        let of = |found: Vec<Finding>| {
+            let steps = STEPS.into_iter().zip(found).map(|(of, found)| step(of, found, None)).collect();
+            let list = Checklist { release: None, steps, readiness: Vec::new(), unverified: None };
+            list.next_command().map(|(step, command)| (step.name, command))
+        };
+        let (yours, done) =
+            (|| Finding::Yours("why".to_owned(), "run them".to_owned()), || Finding::Done("it is".to_owned()));
+        let runs = |command| Finding::Runs("why".to_owned(), "next".to_owned(), command);
+        use StepCommand::{SetRelease, UpStaging};
+        assert_eq!(of(vec![yours(), runs(UpStaging), runs(SetRelease)]), Some((STEPS[2].0, SetRelease)));
+        assert_eq!(of(vec![yours(), runs(UpStaging)]), None);
+        assert_eq!(of(vec![done(), runs(UpStaging), yours()]), Some((STEPS[1].0, UpStaging)));
+        assert_eq!(of(vec![done(), Finding::open("why", "push it"), runs(UpStaging)]), None);
+        assert_eq!(of(vec![done()]), None);
+    }
+
+    #[test]
     fn removed_release_does_not_run() {
         let mut history = Recorded::default();
         history.entries.push(entry("textnlp-deploy 0.0.1"));
-        let of = |removed| runs(&history, |_| true, removed, "up".to_owned());
+        let of = |removed| runs(&history, |_| true, removed, ("up".to_owned(), StepCommand::UpStaging));
         assert!(matches!(of(None), Finding::Done(_)));
-        assert!(matches!(of(Some(Timestamp::UNIX_EPOCH)), Finding::Open(why, _) if why.contains("removed at")));
+        assert!(matches!(of(Some(Timestamp::UNIX_EPOCH)), Finding::Runs(why, ..) if why.contains("removed at")));
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn each_prometheus_alert_fires_when_due_and_not_before() {
     std::fs::write(&file, serde_yaml::to_string(&rules(Monitoring { stack: true, ..Monitoring::default() })).unwrap())
         .unwrap();
     let Some(said) = promtool(&["check", "rules", file.to_str().unwrap()]) else { return };
-    assert!(said.contains("9 rules found"), "{said}");
+    assert!(said.contains("10 rules found"), "{said}");
 
     let answer = |le: &str, values: &'static str| {
         (
@@ -193,6 +193,14 @@ fn each_prometheus_alert_fires_when_due_and_not_before() {
             )],
             vec![("10m", "TextnlpRestarts", &[]), ("55m", "TextnlpRestarts", &["a"])],
         ),
+        // Only insights that are warnings fire, until they are older than a day.
+        (
+            vec![
+                on_pod("textnlp_insights", ",kind=\"summary\"", "9+0x60"),
+                on_pod("textnlp_insights", ",kind=\"latency_rise\"", "0+0x5 1+0x20 0+0x20"),
+            ],
+            vec![("4m", "TextnlpInsights", &[]), ("7m", "TextnlpInsights", &[""]), ("40m", "TextnlpInsights", &[])],
+        ),
     ];
     let cases: Vec<Value> = cases
         .iter()
@@ -227,8 +235,8 @@ fn alert_thresholds_follow_from_the_environment() {
         .iter()
         .filter_map(|rule| Some(rule["expr"].as_str().unwrap().rsplit_once("> ")?.1.to_owned()))
         .collect();
-    // The third is the number of invalid credentials, which no setting changes.
-    assert_eq!(limits, ["2.5", "0.01", "300", "0.7", "0.85", "3"]);
+    // The third and the last are numbers of invalid credentials and of insights, which no setting changes.
+    assert_eq!(limits, ["2.5", "0.01", "300", "0.7", "0.85", "3", "0"]);
     let durations: Vec<&Value> =
         rules["groups"][0]["rules"].as_array().unwrap()[..2].iter().map(|r| &r["for"]).collect();
     assert_eq!(durations, ["60s", "90s"]);
