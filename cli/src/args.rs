@@ -444,6 +444,14 @@ pub struct Plan {
     /// Print only the least-privilege policy for this plan
     #[arg(long, conflicts_with_all = ["costs", "exit_code", "out"])]
     pub policy: bool,
+    /// Compare the monthly cost on these providers, by list prices: `aws,gcp=us-central1,azure`
+    ///
+    /// Each is a provider, or a provider and a region. No provider is asked, and no credentials are needed. Without a region,
+    /// sites of another provider are in eu-central-1 (aws), europe-west4 (gcp) or westeurope (azure). Exits with status 1 when
+    /// every provider refuses the environment.
+    #[arg(long, value_name = "PROVIDERS", value_delimiter = ',',
+          conflicts_with_all = ["exit_code", "down", "gated", "no_refresh", "out", "costs", "policy"])]
+    pub compare: Vec<String>,
     /// Write each document of --policy to a file of its own in this folder
     #[arg(long, value_name = "FOLDER", requires = "policy")]
     pub policy_folder: Option<Utf8PathBuf>,

@@ -72,6 +72,8 @@ pub struct Row {
     pub capabilities: Capabilities,
     /// Why this program does not contain it; `None` when it does.
     pub missing: Option<&'static str>,
+    /// What a comparison of costs assumes of its sites; `None` where they need nothing.
+    pub assumed: Option<Assumed>,
     /// Whether a site without an account is bound to this machine.
     is_this_machine: bool,
     /// The account that a site is bound to.
@@ -83,6 +85,16 @@ pub struct Row {
     endpoint: fn(&SiteOutputs) -> Option<ServiceEndpoint>,
     /// The bucket of a site's models, where the provider has one; the id of an existing one is given.
     bucket: fn(&Site, Option<&str>) -> Option<ModelBucket>,
+}
+
+/// What a comparison of costs assumes of a site that the environment file has elsewhere.
+pub struct Assumed {
+    /// The region.
+    pub region: &'static str,
+    /// An account; no price depends on it.
+    pub account: &'static str,
+    /// The address of a registry of images in an account and a region.
+    pub registry: fn(account: &str, region: &str) -> String,
 }
 
 /// The bucket of a site's models.
@@ -98,6 +110,7 @@ const ONPREM: Row = Row {
     about: "your own machines: local processes under a supervisor",
     capabilities: textnlp_onprem::CAPABILITIES,
     missing: None,
+    assumed: None,
     is_this_machine: true,
     account: |_, site| {
         Box::pin(async { Ok(if site.account.is_empty() { this_machine() } else { site.account.clone() }) })
@@ -140,6 +153,7 @@ const MISSING: Row = Row {
     about: "",
     capabilities: Capabilities { runtimes: &[] },
     missing: Some("not part of this build"),
+    assumed: None,
     is_this_machine: false,
     account: |_, site| Box::pin(async { Ok(site.account.clone()) }),
     provider: |context| anyhow::bail!("the provider of site {} is not part of this program", context.site),

@@ -51,6 +51,7 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
             "plan --env staging --out staging.plan",
             "plan --env staging --down",
             "plan --env staging --costs",
+            "plan --env pilot --compare aws,gcp,azure",
         ],
     ),
     (

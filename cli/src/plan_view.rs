@@ -52,13 +52,7 @@ pub fn costs(cost: &Cost) -> String {
     let longest = services.keys().chain(sites.keys()).map(|name| name.chars().count()).max().unwrap_or_default();
     let list = |text: &mut String, parts: BTreeMap<&str, ServiceCost>| {
         for (name, part) in parts {
-            let known = part.known();
-            let amount = match (part.known_micros, part.is_partial) {
-                (_, false) => format!("{known:.2}"),
-                (0, true) => "unknown".to_owned(),
-                (_, true) => format!("≥ {known:.2}"),
-            };
-            let _ = write!(text, "\n  {name:<longest$}  {amount:>12}");
+            let _ = write!(text, "\n  {name:<longest$}  {:>12}", amount_text(part));
         }
     };
     list(&mut text, services);
@@ -67,6 +61,16 @@ pub fn costs(cost: &Cost) -> String {
         list(&mut text, sites);
     }
     text
+}
+
+/// An amount; with `≥` if a part of it is not known.
+pub fn amount_text(cost: ServiceCost) -> String {
+    let known = cost.known();
+    match (cost.known_micros, cost.is_partial) {
+        (_, false) => format!("{known:.2}"),
+        (0, true) => "unknown".to_owned(),
+        (_, true) => format!("≥ {known:.2}"),
+    }
 }
 
 /// Every line of the cost, with the source and the date of its price.

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_orchestrator::environment::{Environment, FlagValue, Library, Loaded, Overrides};
+use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides};
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
@@ -118,6 +118,16 @@ impl Session {
         let loaded = self.read()?;
         print_notes(&loaded, console);
         Ok(loaded)
+    }
+
+    /// The environment of `--file`, else of this name, with further flags.
+    pub fn loaded_with(&self, name: &EnvironmentName, flags: Vec<FlagValue>) -> Result<Loaded, LoadError> {
+        let mut overrides = self.overrides();
+        overrides.flags.extend(flags);
+        match &self.global.file {
+            Some(file) => self.library.load_file(file, &overrides, &clouds::catalogue()),
+            None => self.library.load(name.as_str(), &overrides, &clouds::catalogue()),
+        }
     }
 
     fn read(&self) -> Result<Loaded, Failure> {

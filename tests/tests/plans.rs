@@ -79,6 +79,74 @@ fn plan_shows_its_cost_as_far_as_it_is_known() {
     assert!(said.out.contains("the budget of 100.00 USD is not checked"), "{}", said.out);
 }
 
+/// An environment of AWS whose database has this many standbys, in a file; `None` where the program has no clouds.
+fn of_aws(sandbox: &Sandbox, replicas: u32) -> Option<String> {
+    if sandbox.run(&["providers"]).expect(0).out.contains("not part of this build") {
+        eprintln!("LEFT OUT: costs on several providers: the program is built without clouds");
+        return None;
+    }
+    let file = sandbox.folder().join("shop.yaml");
+    let text = format!(
+        "extends: pilot\nenvironment: shop\n\
+         sites: [{{ name: main, provider: aws, runtime: kubernetes, region: eu-central-1, account: \"123456789012\" }}]\n\
+         registry: {{ url: 123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp }}\n\
+         database: {{ kind: postgres, hosting: managed, replicas: {replicas} }}\n\
+         traffic: {{ domain: textnlp.example.com, existing: Z0123456789ABCDEFGHIJ }}\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    Some(file.into_string())
+}
+
+#[test]
+fn environment_is_compared_on_three_clouds_by_its_monthly_cost() {
+    let sandbox = Sandbox::new("compare");
+    for (typed, says) in [("aws,acme", "there is no provider `acme`"), ("gcp=a/b", "is not the name of a region")] {
+        let said = plan(&sandbox, &["--compare", typed]).expect(2);
+        assert!(said.err.contains(says), "{}", said.err);
+    }
+    plan(&sandbox, &["--compare", "aws", "--out", "file"]).expect(2);
+    let Some(file) = of_aws(&sandbox, 1) else { return };
+    // Nobody is signed in, and nothing can be reached.
+    let compare = ["plan", "--file", file.as_str(), "--compare", "aws,gcp=us-central1,azure"];
+    let document = sandbox.run(&[&compare[..], &["-o", "json"]].concat()).expect(0).json();
+    let offers = document["providers"].as_array().unwrap();
+    let known: Vec<f64> = offers.iter().map(|offer| offer["cost"]["known"].as_f64().unwrap_or_default()).collect();
+    assert!(known.iter().all(|amount| *amount > 0.0) && known.is_sorted(), "{document:#}");
+    let of = |name: &str| offers.iter().find(|offer| offer["provider"] == name).unwrap();
+    for (name, region) in [("aws", "eu-central-1"), ("gcp", "us-central1"), ("azure", "westeurope")] {
+        assert_eq!(of(name)["regions"], serde_json::json!([region]), "{document:#}");
+        assert!(of(name)["cost"]["services"].as_array().unwrap().len() > 2, "{document:#}");
+    }
+    let differs = |name: &str, path: &str| {
+        let changes = of(name)["changes"].as_array().unwrap().iter();
+        changes.filter(|change| change["path"] == path).count()
+    };
+    assert_eq!((differs("aws", "traffic.existing"), differs("gcp", "traffic.existing")), (0, 1), "{document:#}");
+    let text = sandbox.run(&compare).expect(0).out;
+    for says in ["Cost of shop by list prices", "USD a month", "≥ ", "Not priced:", "traffic.existing"] {
+        assert!(text.contains(says), "no `{says}` in:\n{text}");
+    }
+    assert!(!text.contains("Refused:"), "{text}");
+}
+
+#[test]
+fn provider_that_refuses_a_setting_is_listed_with_the_reason() {
+    let sandbox = Sandbox::new("compared");
+    let Some(file) = of_aws(&sandbox, 2) else { return };
+    let compare = ["plan", "--file", file.as_str(), "--compare"];
+    let said = sandbox.run(&[&compare[..], &["azure,aws,gcp"]].concat()).expect(0);
+    let reason = "azure: main/database";
+    assert!(said.out.contains(reason) && said.out.contains("Azure keeps one standby"), "{}", said.out);
+    let document = sandbox.run(&[&compare[..], &["azure,aws,gcp", "-o", "json"]].concat()).expect(0).json();
+    let offers = document["providers"].as_array().unwrap();
+    let last = offers.last().unwrap();
+    assert!(last["provider"] == "azure" && last["cost"].is_null(), "{document:#}");
+    assert_eq!(last["refused"].as_array().unwrap().len(), 1, "{document:#}");
+    assert!(offers[..2].iter().all(|offer| offer["cost"]["known"].as_f64() > Some(0.0)), "{document:#}");
+    // Without another offer there is nothing to compare.
+    sandbox.run(&[&compare[..], &["azure"]].concat()).expect(1);
+}
+
 #[test]
 fn policy_of_a_provider_without_policies_is_refused() {
     let sandbox = Sandbox::new("policy");

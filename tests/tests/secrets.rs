@@ -12,6 +12,7 @@ const COMMANDS: &[&str] = &[
     "preflight --env staging",
     "plan --env staging",
     "plan --env staging --down",
+    "plan --env staging --compare onprem,aws",
     "apply TMP/staging.plan",
     "up --env staging --no-gate --yes",
     "status --env staging",

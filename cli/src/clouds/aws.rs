@@ -15,13 +15,16 @@ use textnlp_orchestrator::environment::{Environment, places};
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
 use textnlp_provider::{CloudId, Error, ErrorKind, Outputs, Provider, Result, SecondPart, Secret, Site, SiteName};
-use textnlp_token::{AwsSignIn, SignIn, Variables, aws_token, token};
+use textnlp_token::{AwsSignIn, SignIn, Variables, aws_token, partition, token};
 
 use super::image::OwnImage;
 use super::managed::{self, ManagedClusters};
-use super::{Context, ModelBucket, Row};
+use super::{Assumed, Context, ModelBucket, Row};
 use crate::own_terminal;
 use crate::report::Console;
+
+/// The region of examples, and of comparisons of costs.
+const REGION: &str = "eu-central-1";
 
 /// The entry of this provider.
 pub(super) const ROW: Row = Row {
@@ -29,6 +32,11 @@ pub(super) const ROW: Row = Row {
     about: "Amazon Web Services: EKS or SageMaker",
     capabilities: CAPABILITIES,
     missing: None,
+    assumed: Some(Assumed {
+        region: REGION,
+        account: "123456789012",
+        registry: |account, region| format!("{account}.dkr.ecr.{region}.{}/textnlp", partition(region).dns_suffix),
+    }),
     is_this_machine: false,
     account: |environment, site| Box::pin(account(environment, site)),
     provider,
@@ -106,7 +114,7 @@ fn clusters(access: Access) -> anyhow::Result<ManagedClusters> {
 }
 
 fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> {
-    managed::region(environment, name, "AWS", "eu-central-1")
+    managed::region(environment, name, "AWS", REGION)
 }
 
 /// Access to a cluster of EKS.

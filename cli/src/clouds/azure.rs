@@ -12,7 +12,10 @@ use textnlp_provider::{Outputs, Provider, Result, Site, SiteName};
 
 use super::image::OwnImage;
 use super::managed::{self, ManagedClusters};
-use super::{Context, ModelBucket, Row};
+use super::{Assumed, Context, ModelBucket, Row};
+
+/// The region of examples, and of comparisons of costs.
+const REGION: &str = "westeurope";
 
 /// The entry of this provider.
 pub(super) const ROW: Row = Row {
@@ -20,6 +23,11 @@ pub(super) const ROW: Row = Row {
     about: "Microsoft Azure: AKS",
     capabilities: CAPABILITIES,
     missing: None,
+    assumed: Some(Assumed {
+        region: REGION,
+        account: "00000000-0000-0000-0000-000000000001",
+        registry: |_, _| "example.azurecr.io/textnlp".to_owned(),
+    }),
     is_this_machine: false,
     account: |environment, site| Box::pin(account(environment, site)),
     provider,
@@ -47,7 +55,7 @@ async fn account(environment: &Environment, site: &Site) -> anyhow::Result<Strin
 }
 
 fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> {
-    managed::region(environment, name, "Azure", "westeurope")
+    managed::region(environment, name, "Azure", REGION)
 }
 
 fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {

@@ -24,6 +24,7 @@ pub(super) const ROW: Row = Row {
     about: "any conformant cluster",
     capabilities: CAPABILITIES,
     missing: None,
+    assumed: None,
     is_this_machine: false,
     account: |environment, site| Box::pin(async { account(environment, site) }),
     provider,

@@ -12,7 +12,10 @@ use textnlp_provider::{Outputs, Provider, Result, Site, SiteName};
 
 use super::image::OwnImage;
 use super::managed::{self, ManagedClusters};
-use super::{Context, ModelBucket, Row};
+use super::{Assumed, Context, ModelBucket, Row};
+
+/// The region of examples, and of comparisons of costs.
+const REGION: &str = "europe-west4";
 
 /// The entry of this provider.
 pub(super) const ROW: Row = Row {
@@ -20,6 +23,11 @@ pub(super) const ROW: Row = Row {
     about: "Google Cloud: GKE",
     capabilities: CAPABILITIES,
     missing: None,
+    assumed: Some(Assumed {
+        region: REGION,
+        account: "my-project",
+        registry: |account, region| format!("{region}-docker.pkg.dev/{account}/textnlp/server"),
+    }),
     is_this_machine: false,
     account: |environment, site| Box::pin(account(environment, site)),
     provider,
@@ -48,7 +56,7 @@ async fn account(environment: &Environment, site: &Site) -> anyhow::Result<Strin
 }
 
 fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> {
-    managed::region(environment, name, "Google Cloud", "europe-west4")
+    managed::region(environment, name, "Google Cloud", REGION)
 }
 
 fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {

@@ -21,11 +21,9 @@ fn environment(name: &str, row: &Row, runtime: Runtime, more: &[&str]) -> Enviro
         "onprem" | "kubernetes" => "cluster",
         _ => "managed",
     };
-    let (region, account, registry) = match row.name {
-        "aws" => ("eu-central-1", "123456789012", "123456789012.dkr.ecr.eu-central-1.amazonaws.com/textnlp"),
-        "azure" => ("westeurope", "00000000-0000-0000-0000-000000000001", "example.azurecr.io/textnlp"),
-        "gcp" => ("europe-west4", "my-project", "europe-west4-docker.pkg.dev/my-project/textnlp/server"),
-        _ => ("local", "", "registry.example.com/textnlp"),
+    let (region, account, registry) = match &row.assumed {
+        Some(assumed) => (assumed.region, assumed.account, (assumed.registry)(assumed.account, assumed.region)),
+        None => ("local", "", "registry.example.com/textnlp".to_owned()),
     };
     let mut sets = vec![
         format!("sites[0].provider={}", row.name),

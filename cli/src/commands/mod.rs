@@ -11,6 +11,7 @@ pub mod backup;
 mod baseline;
 mod bundle;
 mod cleanup;
+mod compare;
 mod compliance;
 mod db;
 mod deps;

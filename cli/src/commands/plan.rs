@@ -17,6 +17,7 @@ use textnlp_service::gate::order;
 use textnlp_service::up::delete_data;
 use textnlp_service::{Scope, gate};
 
+use super::compare;
 use super::prelude::*;
 use crate::args::{Global, Plan};
 use crate::deployment::{self, operator, preflight_failure, run_failed};
@@ -25,6 +26,9 @@ use crate::rerun_flags::quoted;
 
 /// `plan`.
 pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Success, Failure> {
+    if !args.compare.is_empty() {
+        return compare::compare(session, &args.compare, console);
+    }
     let chosen = if args.down { session.load_to_remove(console)? } else { session.load_to_run(console)? };
     let name = chosen.scope.name.clone();
     let delete_data = delete_data(args.delete_data.as_deref(), &name)?;

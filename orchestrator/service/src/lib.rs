@@ -18,6 +18,7 @@ pub mod checklist;
 pub mod checks;
 pub mod cleanup;
 pub mod client;
+pub mod compare;
 pub mod compliance;
 pub mod configuration;
 pub mod dependencies;

@@ -151,6 +151,18 @@ pub(crate) fn authorize(world: &World, call: &Call) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Whether statements allow an action on a resource, for a request with these condition keys.
+pub(crate) fn is_allowed(
+    world: &World,
+    statements: &[Value],
+    (action, resource): (&str, &str),
+    keys: &[(&str, &str)],
+) -> bool {
+    let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let need = Need { action: action.to_owned(), resource: resource.to_owned(), keys };
+    statements.iter().any(|statement| allows(world, statement, &need))
+}
+
 /// The actions that a call needs.
 fn needed(world: &World, call: &Call) -> Vec<Need> {
     let prefix = match call.service {

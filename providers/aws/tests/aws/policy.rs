@@ -10,10 +10,11 @@ use textnlp_provider::{Kind, Wanted};
 use textnlp_sim::Options;
 use textnlp_sim::aws::sns;
 
-use crate::authorize::{Allowed, authorize, place};
+use crate::authorize::{Allowed, authorize, is_allowed, place};
 use crate::engine::{Account, DOWN, Stack, UP};
+use crate::iam::BOUNDARY;
 use crate::shape::Shape;
-use crate::{Bench, inference};
+use crate::{ACCOUNT, Bench, inference};
 
 /// Checks of checkov that the policies do not pass, each with the reason.
 const UNCHECKED: &[(&str, &str)] =
@@ -181,6 +182,71 @@ fn policies_change_no_other_key_than_the_recorded_one() {
     for known in [to_change, of_keys(DOWN, &[])] {
         let is_open = |(_, key, is_of_new): &(String, String, bool)| *is_of_new || key.ends_with("key/*");
         assert!(!known.is_empty() && !known.iter().any(is_open), "{known:?}");
+    }
+}
+
+/// An action with its resource, and the condition keys of a request.
+type Case<'a> = ((&'a str, &'a str), &'a [(&'a str, &'a str)]);
+
+#[test]
+fn stranger_with_the_policies_gains_no_more_rights_than_the_boundary_has() {
+    const ADMIN: &str = "arn:aws:iam::aws:policy/AdministratorAccess";
+    const BOUND: (&str, &str) = ("iam:PermissionsBoundary", BOUNDARY);
+    let to = |service: &'static str| ("iam:PassedToService", service);
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0009);
+    let bounded = |shape: Shape| Shape { boundary: true, ..shape.core() }.wanted(&account, "staging");
+    let first = bounded(Shape::full());
+    let spec = &first.iter().find(|one| one.id.as_str() == "here/cluster/role").unwrap().spec;
+    let managed = spec.get("managed").unwrap()[0].as_str().unwrap();
+    let own = format!("arn:aws:iam::{ACCOUNT}:role/textnlp/{}", spec.get("name").unwrap().as_str().unwrap());
+    let (elsewhere, named) = (format!("arn:aws:iam::{ACCOUNT}:role/deploy"), format!("{own}-2"));
+    let (own, elsewhere, named) = (own.as_str(), elsewhere.as_str(), named.as_str());
+
+    let create = statements(&stack, UP, &first);
+    stack.reach(UP, &first);
+    let change = statements(&stack, UP, &bounded(Shape::full().otherwise()));
+    let remove = statements(&stack, DOWN, &[]);
+    let world = account.simulator.world();
+    // What the plan does itself, so that each refusal below has one reason.
+    let granted: &[Case<'_>] = &[
+        (("iam:CreateRole", own), &[BOUND]),
+        (("iam:AttachRolePolicy", own), &[BOUND, ("iam:PolicyARN", managed)]),
+        (("iam:PutRolePolicy", own), &[BOUND]),
+        (("iam:PutRolePermissionsBoundary", own), &[BOUND]),
+        (("iam:PassRole", own), &[to("eks.amazonaws.com")]),
+    ];
+    for (need, keys) in granted {
+        assert!(is_allowed(&world, &create, *need, keys), "{need:?} with {keys:?} is refused");
+    }
+    let user = "arn:aws:iam::123456789012:user/stranger";
+    let refused: &[Case<'_>] = &[
+        (("iam:CreateRole", own), &[]),
+        (("iam:CreateRole", own), &[("iam:PermissionsBoundary", ADMIN)]),
+        (("iam:CreateRole", elsewhere), &[BOUND]),
+        (("iam:CreateRole", named), &[BOUND]),
+        (("iam:AttachRolePolicy", own), &[BOUND, ("iam:PolicyARN", ADMIN)]),
+        (("iam:AttachRolePolicy", own), &[("iam:PolicyARN", managed)]),
+        (("iam:AttachRolePolicy", elsewhere), &[BOUND, ("iam:PolicyARN", managed)]),
+        (("iam:PutRolePolicy", own), &[]),
+        (("iam:PutRolePolicy", elsewhere), &[BOUND]),
+        (("iam:DeleteRolePermissionsBoundary", own), &[BOUND]),
+        (("iam:PutRolePermissionsBoundary", own), &[("iam:PermissionsBoundary", ADMIN)]),
+        (("iam:UpdateAssumeRolePolicy", elsewhere), &[BOUND]),
+        (("iam:PassRole", elsewhere), &[to("eks.amazonaws.com")]),
+        (("iam:PassRole", own), &[to("lambda.amazonaws.com")]),
+        (("iam:AttachUserPolicy", user), &[("iam:PolicyARN", ADMIN)]),
+        (("iam:CreateAccessKey", user), &[]),
+        (("iam:CreatePolicyVersion", BOUNDARY), &[]),
+        (("sts:AssumeRole", elsewhere), &[]),
+    ];
+    for (need, keys) in refused {
+        for (plan, statements) in [("creates", &create), ("changes", &change), ("removes", &remove)] {
+            assert!(
+                !is_allowed(&world, statements, *need, keys),
+                "{need:?} with {keys:?}: a plan that {plan} allows it"
+            );
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod programs;
 mod random;
 #[path = "../../../cloud/tests/programs/records.rs"]
 mod records;
+mod refresh;
 #[path = "../../../../tests/src/seeds.rs"]
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]

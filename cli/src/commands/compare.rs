@@ -1,0 +1,199 @@
+//! `plan --compare`: what the same environment costs on several providers, by list prices. No provider is asked.
+
+use std::fmt::Write as _;
+
+use textnlp_orchestrator::environment::model::Environment;
+use textnlp_orchestrator::environment::{self, Change, FlagValue, LoadError, Severity, is_region};
+use textnlp_orchestrator::plan::{Cost, ServiceCost};
+use textnlp_orchestrator::report::table::Table;
+use textnlp_provider::settings::Hosting;
+use textnlp_provider::{Problem, Problems};
+use textnlp_service::compare::cost;
+
+use super::prelude::*;
+use crate::clouds::{PROVIDERS, Row};
+use crate::session::invalid;
+use crate::{plan_view, table_view};
+
+/// A provider, and the region of its sites if it was typed.
+struct Compared<'a> {
+    row: &'static Row,
+    region: Option<&'a str>,
+}
+
+/// The environment on one provider.
+struct Offer {
+    provider: &'static str,
+    regions: Vec<String>,
+    /// What differs from the environment as it is.
+    changes: Vec<Change>,
+    /// Its cost, or why it is refused.
+    cost: Result<Cost, Vec<Problem>>,
+}
+
+/// `plan --compare`.
+pub fn compare(session: &Session, typed: &[String], console: Console) -> Result<Success, Failure> {
+    let global = &session.global;
+    if global.site.is_some() || global.provider.is_some() {
+        let error = anyhow::anyhow!("--compare is for all sites, on the providers that it names");
+        return Err(Failure::usage("conflicting_flags", error).hint("remove --site and --provider"));
+    }
+    let compared = typed.iter().map(|typed| Compared::parse(typed)).collect::<Result<Vec<_>, _>>()?;
+    let chosen = session.load(console)?;
+    let offers = compared.iter().map(|compared| offer(session, &chosen, compared));
+    let mut offers = offers.collect::<Result<Vec<_>, _>>()?;
+    // Amounts of nothing are no offer, and a refusal is none at all.
+    offers.sort_by_key(|offer| match &offer.cost {
+        Ok(cost) => (usize::from(cost.known_micros == 0 && !cost.unknown.is_empty()), cost.known_micros),
+        Err(_) => (2, 0),
+    });
+    let budget = &chosen.loaded.environment.budget;
+    let text = text(&offers, chosen.scope.name.as_str(), &budget.currency);
+    let document = json!({
+        "environment": chosen.scope.name, "currency": budget.currency,
+        "providers": offers.iter().map(document).collect::<Vec<_>>(),
+    });
+    let success = Success::new(text, document);
+    Ok(if offers.iter().all(|offer| offer.cost.is_err()) { success.exit(Exit::Failed) } else { success })
+}
+
+impl<'a> Compared<'a> {
+    /// Reads `aws` or `aws=eu-central-1`.
+    fn parse(typed: &'a str) -> Result<Self, Failure> {
+        let (name, region) = typed.split_once('=').map_or((typed, None), |(name, region)| (name, Some(region)));
+        let Some(row) = PROVIDERS.iter().find(|row| row.name == name) else {
+            let names: Vec<&str> = PROVIDERS.iter().map(|row| row.name).collect();
+            let error = anyhow::anyhow!("there is no provider `{name}`");
+            return Err(Failure::usage("no_such_provider", error).hint(format!("the providers: {}", names.join(", "))));
+        };
+        if let Some(region) = region.filter(|region| !is_region(region)) {
+            let error = anyhow::anyhow!("`{region}` is not the name of a region");
+            return Err(Failure::usage("invalid_region", error).hint("write PROVIDER=REGION, such as gcp=us-central1"));
+        }
+        Ok(Self { row, region })
+    }
+}
+
+/// The environment on a provider.
+fn offer(session: &Session, chosen: &ChosenEnvironment, compared: &Compared<'_>) -> Result<Offer, Failure> {
+    let Compared { row, region } = compared;
+    let base = &chosen.loaded;
+    let mut offer = Offer { provider: row.name, regions: Vec::new(), changes: Vec::new(), cost: Err(Vec::new()) };
+    let loaded = match session.loaded_with(&chosen.scope.name, flags(&base.environment, row, *region)) {
+        Ok(loaded) => loaded,
+        Err(LoadError::Invalid(report)) => {
+            let refused = report.0.iter().filter(|problem| problem.severity <= Severity::Refusal);
+            offer.cost = Err(refused.map(as_problem).collect());
+            return Ok(offer);
+        }
+        Err(error) => return Err(invalid(error, &session.again())),
+    };
+    offer.changes = environment::diff(base, &loaded);
+    offer.changes.retain(|change| !change.path.ends_with(".provider"));
+    let refused: Vec<Problem> = loaded.report.refusals().map(as_problem).collect();
+    let mut environment = loaded.environment;
+    offer.regions = environment.sites.iter().map(|site| site.region.clone()).collect();
+    offer.regions.dedup();
+    complete(&mut environment, row);
+    offer.cost = match refused.is_empty() {
+        true => cost(&chosen.scope, &environment).map_err(|Problems(found)| found),
+        false => Err(refused),
+    };
+    Ok(offer)
+}
+
+/// The values that move every site to a provider. What names objects of another provider is left out.
+fn flags(base: &Environment, row: &Row, region: Option<&str>) -> Vec<FlagValue> {
+    let flag = |path: String, value: Value| FlagValue { flag: "--compare".to_owned(), path, value };
+    let mut flags = vec![flag("sites[*].provider".to_owned(), json!(row.name))];
+    let assumed = row.assumed.as_ref().map_or("local", |assumed| assumed.region);
+    for (i, site) in base.sites.iter().enumerate() {
+        let moves = site.provider != row.name;
+        if moves {
+            flags.extend(["account", "existing"].map(|field| flag(format!("sites[{i}].{field}"), Value::Null)));
+        }
+        if let Some(region) = region.or(moves.then_some(assumed)) {
+            flags.push(flag(format!("sites[{i}].region"), json!(region)));
+        }
+    }
+    if base.primary().is_some_and(|home| home.provider != row.name) {
+        flags.extend(["traffic.existing", "registry"].map(|path| flag(path.to_owned(), Value::Null)));
+    }
+    flags
+}
+
+/// Fills in what providers ask for and no price depends on: accounts, the registry that images are pushed to, and the
+/// certificate authority of a managed database.
+fn complete(environment: &mut Environment, row: &Row) {
+    let Some(assumed) = &row.assumed else { return };
+    for site in &mut environment.sites {
+        site.account.get_or_insert_with(|| assumed.account.to_owned());
+    }
+    if environment.sites.iter().any(|site| site.runs_image() && site.cluster.image.is_none()) {
+        let home = environment.primary().map(|home| (home.account.as_deref().unwrap_or_default(), &*home.region));
+        let registry = home.map(|(account, region)| (assumed.registry)(account, region));
+        environment.registry.url = registry;
+    }
+    if environment.database_hosting() == Some(Hosting::Managed) {
+        environment.network.private_ca.get_or_insert_with(|| "/etc/textnlp/ca.pem".to_owned());
+    }
+}
+
+fn as_problem(problem: &environment::Problem) -> Problem {
+    Problem::new(problem.path.as_str(), problem.cause.as_str(), problem.fix.as_str())
+}
+
+fn text(offers: &[Offer], name: &str, currency: &str) -> String {
+    let mut rows = Vec::new();
+    let (mut unpriced, mut refused, mut changed) = (String::new(), String::new(), String::new());
+    for Offer { provider, regions, changes, cost } in offers {
+        let head =
+            |what: &str, amount: String| vec![(*provider).to_owned(), regions.join(", "), what.to_owned(), amount];
+        match cost {
+            Ok(cost) => {
+                let all = ServiceCost { known_micros: cost.known_micros, is_partial: !cost.unknown.is_empty() };
+                rows.push(head("total", plan_view::amount_text(all)));
+                let services = cost.services().into_iter();
+                rows.extend(services.map(|(service, part)| {
+                    vec![String::new(), String::new(), service.to_owned(), plan_view::amount_text(part)]
+                }));
+                for (reason, count) in cost.unknown_reasons() {
+                    let _ = write!(unpriced, "\n  {provider}: {reason} ({count})");
+                }
+                for site in cost.unpriced_hosts() {
+                    let _ =
+                        write!(unpriced, "\n  {provider}: the machines of site {site}: set `budget.machines.{site}`");
+                }
+            }
+            Err(problems) => {
+                rows.push(head("refused", "-".to_owned()));
+                for problem in problems {
+                    let _ = write!(refused, "\n  {provider}: {problem}");
+                }
+            }
+        }
+        let shown = |value: &Option<Value>| value.as_ref().map_or("—".to_owned(), ToString::to_string);
+        for change in changes {
+            let _ =
+                write!(changed, "\n  {provider}: {} {} → {}", change.path, shown(&change.left), shown(&change.right));
+        }
+    }
+    let columns = ["provider", "region", "service", &format!("{currency} a month")].map(str::to_owned).to_vec();
+    let mut text = format!("Cost of {name} by list prices, the cheapest first");
+    text += &table_view::lines(&Table { title: "", columns, rows });
+    for (title, lines) in [("Not priced", unpriced), ("Refused", refused), ("Other than in the environment", changed)] {
+        if !lines.is_empty() {
+            let _ = write!(text, "\n{title}:{lines}");
+        }
+    }
+    text
+}
+
+fn document(offer: &Offer) -> Value {
+    let Offer { provider, regions, changes, cost } = offer;
+    let refused = cost.as_ref().err().map(Vec::as_slice).unwrap_or_default();
+    json!({
+        "provider": provider, "regions": regions, "changes": changes, "cost": cost.as_ref().ok(),
+        "refused": plan_view::problems(refused),
+    })
+}
