@@ -72,6 +72,7 @@ fn each_problem_is_alerted_once_to_every_receiver() {
         ("TEXTNLP_SET__monitoring__receivers__oncall", hook.address.clone()),
         ("TEXTNLP_SET__monitoring__receivers__team", "secret:env:TEAM_MAIL".to_owned()),
         ("TEAM_MAIL", team),
+        ("TEXTNLP_SET__prerequisites__people__devops", "Ada at 4711".to_owned()),
     ]);
     let run = |args: &[&str]| sandbox.run(&[args, &ENV].concat());
     let mails_of = |text: &str| {
@@ -99,6 +100,8 @@ fn each_problem_is_alerted_once_to_every_receiver() {
     goes_wrong("odd");
     eventually("the webhook is told", || hook.took().contains(&"raised process odd".to_owned()).then_some(()));
     eventually("a mail is there", || (mails_of("raised: process odd") == 1).then_some(()));
+    let says = hook.seen.lock().unwrap().last().unwrap()["says"].as_str().unwrap().to_owned();
+    assert!(says.ends_with("\nOn call: Ada at 4711 (devops)"), "{says}");
     eventually("nothing waits", || {
         let list = run(&["alert", "list", "-o", "json"]).expect(0).json();
         (list["sites"][0]["waiting"] == serde_json::json!([])).then_some(())

@@ -132,6 +132,22 @@ impl Checks {
         }
     }
 
+    /// Warns if an environment in production has no on-call contact.
+    pub fn contacts(&mut self, environment: &Environment) {
+        let people = &environment.prerequisites.people;
+        match people.is_empty() {
+            false => {
+                let contacts = people.iter().map(|(role, contact)| format!("{role}: {contact}"));
+                self.well("on-call contacts", contacts.collect::<Vec<_>>().join(", "));
+            }
+            true if environment.phase.is_production() => {
+                let fix = "write `prerequisites: { people: { devops: … } }`";
+                self.warning("on-call contacts", "none is set, so alerts have no contact", fix);
+            }
+            true => {}
+        }
+    }
+
     /// A clock that was never set would affect certificates and journals.
     pub fn clock(&mut self) {
         // It starts in 1970.

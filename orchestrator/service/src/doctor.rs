@@ -37,6 +37,7 @@ impl Checks {
         }
         self.disk(&scope.folder);
         self.user(&chosen.loaded.environment);
+        self.contacts(&chosen.loaded.environment);
         // Otherwise the environment would not have been loaded.
         self.well("access", "the state belongs to you, and no other user can change it");
         self.secrets(&scope);

@@ -526,6 +526,7 @@ fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> pa
             error_rate_for_seconds: alerts.error_rate_for.as_seconds(),
         },
         home,
+        contacts: e.prerequisites.people.clone(),
         ca_file: e.network.private_ca.clone(),
         proxy: proxies.chain(excluded).collect(),
         ..part::Monitoring::default()

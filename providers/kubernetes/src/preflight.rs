@@ -80,6 +80,7 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     served::metrics(&api, wanted, &mut problems).await?;
     served::groups(&api, wanted, &mut problems).await?;
     served::check_ingress(&api, wanted, &mut problems).await?;
+    served::firewall(&api, wanted, &mut problems).await?;
     served::classes(&api, wanted, &mut problems).await?;
     served::default_class(&api, wanted, &mut problems).await?;
     let port = site.and_then(|site| gateway_port(&site.settings));

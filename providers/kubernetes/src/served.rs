@@ -1,9 +1,9 @@
 //! Preflight checks of cluster services that the objects depend on: metrics for autoscalers, ingress controllers, and
 //! classes and volumes for pods. Reads only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use textnlp_provider::{ErrorKind, Problem, Result, Wanted};
 
 use crate::api::Api;
@@ -106,6 +106,92 @@ pub(crate) async fn check_ingress(api: &Api, wanted: &[Wanted], problems: &mut V
         }
     }
     Ok(())
+}
+
+/// The annotation of an Ingress with a web application firewall.
+const FIREWALL: &str = "nginx.ingress.kubernetes.io/enable-modsecurity";
+/// What the controller needs for it: the annotations alone only log attacks
+/// (<https://kubernetes.github.io/ingress-nginx/user-guide/third-party-addons/modsecurity/>).
+const FIREWALL_SETTINGS: [(&str, &str); 3] =
+    [("enable-modsecurity", "true"), ("enable-owasp-modsecurity-crs", "true"), (SNIPPET, "SecRuleEngine On")];
+const SNIPPET: &str = "modsecurity-snippet";
+/// The label with the release that an object is of.
+const INSTANCE: &str = "app.kubernetes.io/instance";
+
+/// An ingress-nginx that does not block attacks. Its settings are found by the labels of its IngressClass. Without these, or
+/// without permission to read them, they are assumed to be there.
+pub(crate) async fn firewall(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
+    let ingresses = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::INGRESS));
+    let mut specs = ingresses.map(|one| one.spec.as_value());
+    let Some(spec) = specs.find(|spec| spec["metadata"]["annotations"][FIREWALL] == "true") else { return Ok(()) };
+    let readable = |found: Result<Vec<Value>>| match found {
+        Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::NotFound) => Ok(Vec::new()),
+        found => found,
+    };
+    let call =
+        Call { action: "find the controller of", verb: "list", row: table::namespaces(), namespace: None, name: None };
+    let classes = readable(api.metadata(&call, "/apis/networking.k8s.io/v1/ingressclasses").await)?;
+    let class = classes.iter().find(|class| class["metadata"]["name"] == spec["spec"]["ingressClassName"]);
+    let release = class.and_then(|class| class["metadata"]["labels"][INSTANCE].as_str());
+    let row = table::ROWS.iter().find(|row| row.kind == "ConfigMap");
+    let Some((release, row)) = release.zip(row) else { return Ok(()) };
+    let call = Call { action: "read the firewall settings in", verb: "list", row, namespace: None, name: None };
+    let selector =
+        format!("app.kubernetes.io/name=ingress-nginx,app.kubernetes.io/component=controller,{INSTANCE}={release}");
+    let settings = readable(api.list(&call, &selector).await)?;
+    problems.extend(settings.iter().filter_map(firewall_problem));
+    Ok(())
+}
+
+/// What the ConfigMap of a controller lacks, with the command that sets it. Pure.
+fn firewall_problem(settings: &Value) -> Option<Problem> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let metadata = &settings["metadata"];
+    let (name, namespace) = (text(&metadata["name"]), text(&metadata["namespace"]));
+    // Others of the chart are of TCP and UDP services, and of headers.
+    if !name.ends_with("-controller") {
+        return None;
+    }
+    let is_set = |key: &str, value: &str| match text(&settings["data"][key]) {
+        snippet if key == SNIPPET => blocks(&snippet),
+        there => there == value,
+    };
+    let missing: BTreeMap<&str, &str> =
+        FIREWALL_SETTINGS.into_iter().filter(|(key, value)| !is_set(key, value)).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let keys: Vec<String> = missing.iter().map(|(key, value)| format!("`{key}: {value}`")).collect();
+    let cause = format!(
+        "ConfigMap {name} in namespace {namespace} lacks {}, so that ingress-nginx does not block attacks",
+        keys.join(", ")
+    );
+    let labels = &metadata["labels"];
+    let fix = if labels["app.kubernetes.io/managed-by"] == "Helm" {
+        let version = labels["helm.sh/chart"].as_str().and_then(|chart| chart.strip_prefix("ingress-nginx-"));
+        let version = version.map(|version| format!(" --version {version}")).unwrap_or_default();
+        let sets: String =
+            missing.iter().map(|(key, value)| format!(" --set-string 'controller.config.{key}={value}'")).collect();
+        format!(
+            "helm upgrade --install {} ingress-nginx --repo https://kubernetes.github.io/ingress-nginx --namespace \
+             {namespace}{version} --reuse-values{sets}",
+            text(&labels[INSTANCE])
+        )
+    } else {
+        format!("kubectl -n {namespace} patch configmap {name} --type merge -p '{}'", json!({ "data": missing }))
+    };
+    Some(Problem::warning("network.waf", cause, fix))
+}
+
+/// Whether a snippet turns rules on: its last `SecRuleEngine` counts. What an included file says is not known here.
+fn blocks(snippet: &str) -> bool {
+    let directives = snippet.lines().rev().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut engines =
+        directives.filter(|words| words.first().is_some_and(|word| word.eq_ignore_ascii_case("SecRuleEngine")));
+    match engines.next() {
+        Some(words) => words.get(1).is_some_and(|mode| mode.trim_matches('"').eq_ignore_ascii_case("On")),
+        None => snippet.lines().any(|line| line.trim_start().starts_with("Include ")),
+    }
 }
 
 /// Pods of a missing runtime or priority class are never created, and a claim of a missing storage class stays pending.
@@ -265,8 +351,30 @@ async fn named(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
     use textnlp_provider::{KindName, Ownership, Spec};
+
+    #[test]
+    fn firewall_blocks_only_with_all_settings_of_the_controller() {
+        let of = |name: &str, manager: &str, data: Value| {
+            let labels = json!({ INSTANCE: "waf", "app.kubernetes.io/managed-by": manager });
+            firewall_problem(
+                &json!({ "metadata": { "name": name, "namespace": "edge", "labels": labels }, "data": data }),
+            )
+        };
+        let all = |snippet: &str| json!({ "enable-modsecurity": "true", "enable-owasp-modsecurity-crs": "true", SNIPPET: snippet });
+        for blocking in ["SecRuleEngine On", "Include /a.conf\n  secruleengine \"on\"\n", "Include /etc/nginx/own.conf"]
+        {
+            assert!(of("waf-controller", "Helm", all(blocking)).is_none(), "{blocking}");
+        }
+        for logging in ["", "SecRuleEngine DetectionOnly", "SecRuleEngine On\nSecRuleEngine DetectionOnly"] {
+            let problem = of("waf-controller", "Helm", all(logging)).unwrap();
+            let set = "--reuse-values --set-string 'controller.config.modsecurity-snippet=SecRuleEngine On'";
+            assert!(problem.warning && problem.fix.ends_with(set), "{problem:?}");
+        }
+        assert!(of("waf-tcp", "Helm", Value::Null).is_none());
+        let by_hand = of("waf-controller", "", Value::Null).unwrap().fix;
+        assert!(by_hand.starts_with("kubectl -n edge patch configmap waf-controller --type merge -p '{"), "{by_hand}");
+    }
 
     #[test]
     fn image_volume_support_depends_on_the_cluster_version() {

@@ -41,6 +41,9 @@ pub struct AlertOrder {
     /// Whether this site also sends the alerts of the environment as a whole, such as its gate.
     #[serde(default)]
     pub home: bool,
+    /// The on-call contacts by role.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub contacts: BTreeMap<String, String>,
     /// A certificate authority to trust for receivers, besides the public ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<Utf8PathBuf>,

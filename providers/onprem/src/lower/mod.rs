@@ -197,6 +197,7 @@ impl Lowering<'_> {
             limits: monitoring.limits,
             service: monitoring.service,
             home: monitoring.home,
+            contacts: monitoring.contacts.clone(),
             ca_file: monitoring.ca_file.as_ref().map(Utf8PathBuf::from),
             proxy,
         };

@@ -39,6 +39,8 @@ const RESTART_WINDOW: Duration = Duration::from_secs(3600);
 const CERTIFICATE_ENDS: SignedDuration = SignedDuration::from_hours(14 * 24);
 /// Further simultaneous problems are dropped.
 const ACTIVE_MOST: usize = 100;
+/// Characters of a contact in a message.
+const CONTACT_MOST: usize = 200;
 /// A sender that takes longer hangs.
 const SENDER_TIMEOUT: Duration = Duration::from_secs(180);
 /// The first pause after a failed attempt; it doubles up to [`PAUSE_MOST`].
@@ -116,7 +118,7 @@ impl Alerts {
         }
         let Some((_, order)) = &self.order else { return };
         let (limits, service) = (order.limits, order.service);
-        let (environment, site) = (order.environment.clone(), order.site.clone());
+        let (environment, site, contacts) = (order.environment.clone(), order.site.clone(), order.contacts.clone());
         let gate = order.home.then(|| self.of_gate()).flatten();
         let mut facts = of_units(seen.units, seen.rejected);
         facts.extend(self.often_restarted(seen.units, limits.restarts));
@@ -137,7 +139,10 @@ impl Alerts {
                 state: *state,
                 name: one.name.clone(),
                 about: one.about.clone(),
-                says: one.says.clone(),
+                says: match on_call(&contacts, &one.name).filter(|_| *state == AlertState::Raised) {
+                    Some(contact) => format!("{}\nOn call: {contact}", one.says),
+                    None => one.says.clone(),
+                },
             };
             notes.say(&format!("alert {alert}: {}", one.says));
             match self.outbox.put(alert) {
@@ -324,6 +329,18 @@ fn step(active: &mut BTreeMap<(String, String), Active>, facts: &[Fact], now: Ti
     events
 }
 
+/// The contact for an alert with its role: that of its subject, else the one for the programs.
+fn on_call(contacts: &BTreeMap<String, String>, alert: &str) -> Option<String> {
+    let role = match alert {
+        "authentication" | "certificate" => "security",
+        "backup" | "replication" => "database",
+        _ => "devops",
+    };
+    let (role, contact) = contacts.get_key_value(role).or_else(|| contacts.get_key_value("devops"))?;
+    let line: String = contact.lines().next()?.chars().take(CONTACT_MOST).collect();
+    Some(format!("{line} ({role})"))
+}
+
 /// Only counts are sent: the output of a program may hold secrets.
 fn of_units(units: &[UnitStatus], rejected: &[Rejected]) -> Vec<Fact> {
     let failing = units.iter().filter(|unit| unit.failures >= FAILURES).map(|unit| {
@@ -465,6 +482,18 @@ mod tests {
         let many: Vec<String> = (0..300).map(|i| format!("p{i}")).collect();
         let facts: Vec<Fact> = many.iter().map(|name| Fact::new("process", name, "x")).collect();
         assert_eq!(step(&mut BTreeMap::new(), &facts, at(0)).len(), ACTIVE_MOST);
+    }
+
+    #[test]
+    fn contact_is_that_of_the_alert_else_of_the_programs() {
+        let of = |roles: &[&str], alert: &str| {
+            let contacts = roles.iter().map(|role| ((*role).to_owned(), format!("Ada\n{role}"))).collect();
+            on_call(&contacts, alert)
+        };
+        assert_eq!(of(&["devops", "database"], "backup").as_deref(), Some("Ada (database)"));
+        assert_eq!(of(&["devops", "database"], "disk").as_deref(), Some("Ada (devops)"));
+        assert_eq!(of(&["devops"], "certificate").as_deref(), Some("Ada (devops)"));
+        assert_eq!(of(&["database"], "disk"), None);
     }
 
     fn unit(name: &str, restarts: u32, failures: u32) -> UnitStatus {

@@ -247,6 +247,44 @@ async fn missing_ingress_controller_is_reported_before_the_apply() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn firewall_of_a_controller_that_does_not_block_is_a_warning() {
+    let Some(world) = World::new("firewall") else { return };
+    let class = format!("class-of-{}", world.namespace);
+    let labels = json!({
+        "app.kubernetes.io/name": "ingress-nginx", "app.kubernetes.io/component": "controller",
+        "app.kubernetes.io/instance": class, "app.kubernetes.io/managed-by": "Helm", "helm.sh/chart": "ingress-nginx-4.13.3",
+    });
+    let metadata = json!({ "name": class, "labels": labels });
+    let made = json!({ "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "metadata": metadata, "spec": { "controller": "k8s.io/ingress-nginx" } });
+    world.cluster.feed(&["apply"], &made);
+    let backend = json!({ "service": { "name": "web", "port": { "number": 80 } } });
+    let annotations = json!({ "nginx.ingress.kubernetes.io/enable-modsecurity": "true" });
+    let spec = json!({ "ingressClassName": class, "defaultBackend": backend });
+    let ingress = world.want("ingress", "web", json!({ "metadata": { "annotations": annotations }, "spec": spec }));
+    let asked = async |data: Value| {
+        let metadata = json!({ "name": "web-controller", "namespace": world.namespace, "labels": labels });
+        let settings = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data });
+        world.cluster.feed(&["apply"], &settings);
+        world.provider.preflight(std::slice::from_ref(&ingress)).await.unwrap()
+    };
+    let problems = asked(json!({ "enable-modsecurity": "true" })).await;
+    let [problem] = &problems[..] else { panic!("{problems:?}") };
+    assert!(problem.warning && problem.place == "network.waf", "{problem:?}");
+    let command = format!(
+        "helm upgrade --install {class} ingress-nginx --repo https://kubernetes.github.io/ingress-nginx --namespace {} \
+         --version 4.13.3 --reuse-values --set-string 'controller.config.enable-owasp-modsecurity-crs=true' --set-string \
+         'controller.config.modsecurity-snippet=SecRuleEngine On'",
+        world.namespace
+    );
+    assert_eq!(problem.fix, command);
+    let set = json!({
+        "enable-modsecurity": "true", "enable-owasp-modsecurity-crs": "true", "modsecurity-snippet": "SecRuleEngine On",
+    });
+    assert_eq!(asked(set).await, []);
+    world.cluster.kubectl(&["delete", "ingressclass", &class]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn missing_class_is_reported_before_the_apply() {
     let Some(world) = World::new("classes") else { return };
     let class = format!("class-of-{}", world.namespace);
