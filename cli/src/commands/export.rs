@@ -9,7 +9,7 @@ use textnlp_service::export;
 
 use super::prelude::*;
 use super::state;
-use crate::deployment::selection;
+use crate::deployment::{preflight_failure, selection};
 use crate::state_args::{Export, ExportArgoCd, ExportFlux, ExportSource};
 
 /// `export TOOL`.

@@ -195,7 +195,7 @@ impl Environments<'_> {
 fn steps(steps: &[Step], console: Console) -> String {
     let done = steps.iter().filter(|step| step.state == StepState::Done).count();
     let mut text = format!("{done} of {} steps are done", steps.len());
-    for (number, Step { name, title, state, evidence, next }) in (1..).zip(steps) {
+    for (number, Step { name, title, state, evidence, next, .. }) in (1..).zip(steps) {
         let mark = match state {
             StepState::Done => console.paint("32", "✓"),
             StepState::Open => console.paint("31", "✗"),
