@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use textnlp_provider::cluster::{ClusterGpus, GPU};
+use textnlp_provider::cluster::{ClusterGpus, GPU, GPU_POOL, POOL};
 use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted, error_chain};
 
 use crate::api::Api;
@@ -44,7 +44,7 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     served::users(&api, wanted, site.is_some_and(|site| site.settings.openshift), &mut problems).await?;
     problems.extend(nodes(&api, site.map_or(0, |site| site.min_nodes)).await?);
     if let Some((site, gpu)) = site.and_then(|site| Some((site, site.gpu.as_ref()?)))
-        && gpu.node_selector.is_empty()
+        && !brings_gpus(&supported)
     {
         let grows = site.max_nodes.is_some_and(|most| most > site.min_nodes);
         problems.extend(gpus(&api, gpu, grows).await?);
@@ -114,6 +114,12 @@ async fn nodes(api: &Api, least: u32) -> Result<Option<Problem>> {
     };
     let fix = "add nodes, or change `cluster.min_nodes`; this program does not create nodes in an existing cluster";
     Ok(Some(Problem::warning("cluster", cause, fix)))
+}
+
+/// Whether the cloud of the cluster creates the nodes with GPUs, which pods choose by their label. Pure.
+fn brings_gpus(supported: &[(&'static Row, &Wanted)]) -> bool {
+    let of_pods = |one: &Wanted| one.spec.as_value()["spec"]["template"]["spec"]["nodeSelector"][POOL] == GPU_POOL;
+    supported.iter().any(|(row, wanted)| row.name == "kubernetes.deployment" && of_pods(wanted))
 }
 
 /// GPUs are there where NVIDIA's device plugin offers them, or where a node autoscaler adds nodes with them.

@@ -206,6 +206,8 @@ pub struct Cloud {
     pub taken: BTreeMap<(String, String), Timestamp>,
     /// Soft-deleted vaults by name: as they were, and until when they are kept.
     pub deleted_vaults: BTreeMap<String, (Object, Timestamp)>,
+    /// The keys of these vaults.
+    pub deleted_keys: BTreeMap<String, BTreeMap<String, Object>>,
     /// Who is in the directory, by object id.
     pub principals: BTreeMap<String, Principal>,
     /// Links that services hold on delegated subnets, by key of the subnet, and until when.
@@ -257,6 +259,7 @@ impl Cloud {
             locks: BTreeMap::new(),
             taken: BTreeMap::new(),
             deleted_vaults: BTreeMap::new(),
+            deleted_keys: BTreeMap::new(),
             principals: BTreeMap::from([(operator.to_owned(), kind)]),
             links: BTreeMap::new(),
             blocked: BTreeSet::new(),

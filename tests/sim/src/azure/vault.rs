@@ -1,5 +1,7 @@
 //! Key vaults, the deleted ones, and keys.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::cloud::{Cloud, Object, put, put_missing, text};
@@ -146,7 +148,11 @@ fn accept_vault(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &m
     }
     if before.is_none() {
         match (cloud.deleted_vaults.remove(&name), is_recovery) {
-            (Some((object, _)), true) => *body = object.body,
+            (Some((object, _)), true) => {
+                *body = object.body;
+                let keys = cloud.deleted_keys.remove(&name).unwrap_or_default();
+                cloud.objects.extend(keys);
+            }
             (Some(kept), false) => {
                 cloud.deleted_vaults.insert(name, kept);
                 let message = "A vault with the same name already exists in deleted state. You need to either recover \
@@ -172,7 +178,14 @@ fn bury(cloud: &mut Cloud, key: &str) -> Result<(), Value> {
     let Some(object) = cloud.objects.get(key).cloned() else { return Ok(()) };
     let days = object.body.pointer("/properties/softDeleteRetentionInDays").and_then(Value::as_u64).unwrap_or(90);
     let until = later(cloud.now(), std::time::Duration::from_secs(days * 86_400));
-    cloud.deleted_vaults.insert(key.rsplit('/').next().unwrap_or_default().to_owned(), (object, until));
+    let name = key.rsplit('/').next().unwrap_or_default().to_owned();
+    // Its keys end with it, and come back with it.
+    let inside = format!("{key}/");
+    let keys = cloud.objects.iter().filter(|(one, _)| one.starts_with(&inside));
+    let keys: BTreeMap<String, Object> = keys.map(|(one, object)| (one.clone(), object.clone())).collect();
+    cloud.objects.retain(|one, _| !keys.contains_key(one));
+    cloud.deleted_keys.insert(name.clone(), keys);
+    cloud.deleted_vaults.insert(name, (object, until));
     Ok(())
 }
 
