@@ -89,13 +89,17 @@ impl RestKind for Group {
         ..Table::USUAL
     };
 
-    /// What others created in it: deleting the group would delete that too.
+    /// What others created in it: deleting the group would delete that too. What has no tags and is inside of an object of this
+    /// deployment, such as a key of a vault, ends with that.
     async fn foreign(api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
         let lineage = tags_at(document, "/tags").get(LINEAGE).cloned();
         let all = api.list(Call::get(format!("{id}/resources"), RESOURCES)).await?;
+        let is_own = |one: &Value| lineage.is_some() && tags_at(one, "/tags").get(LINEAGE) == lineage.as_ref();
+        let own: Vec<&str> = all.iter().filter(|one| is_own(one)).filter_map(|one| one["id"].as_str()).collect();
         let foreign = |one: &Value| {
-            let is_own = lineage.is_some() && tags_at(one, "/tags").get(LINEAGE) == lineage.as_ref();
-            external(one["id"].as_str()?, one["type"].as_str().unwrap_or("resource")).filter(|_| !is_own)
+            let id = one["id"].as_str()?;
+            let is_ours = is_own(one) || own.iter().any(|owner| is_inside(id, owner));
+            external(id, one["type"].as_str().unwrap_or("resource")).filter(|_| !is_ours)
         };
         Ok(all.iter().filter_map(foreign).collect())
     }
@@ -112,11 +116,24 @@ impl RestKind for Group {
     }
 }
 
+/// Whether an object is inside of another one, by their ids, whose case does not count.
+fn is_inside(id: &str, owner: &str) -> bool {
+    let start = id.get(..owner.len()).is_some_and(|start| start.eq_ignore_ascii_case(owner));
+    start && id.get(owner.len()..).is_some_and(|rest| rest.starts_with('/'))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn key_is_inside_of_its_vault_and_not_of_one_with_a_longer_name() {
+        let vault = "/subscriptions/a/resourceGroups/b/providers/Microsoft.KeyVault/vaults/tn-1";
+        assert!(is_inside(&format!("{}/keys/data", vault.to_uppercase()), vault));
+        assert!(!is_inside(vault, vault) && !is_inside(&format!("{vault}2/keys/data"), vault));
+    }
 
     #[test]
     fn a_provider_that_is_not_registered_does_not_exist() {
