@@ -1,5 +1,5 @@
 //! A plan is saved, read by somebody, and applied exactly as it was or not at all.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::os::unix::fs::PermissionsExt;
 
