@@ -14,8 +14,8 @@ from pathlib import Path
 PLACE = Path("/tmp")
 # What is available when a program starts: for its files, and for programs and a build beside it.
 ENOUGH = 12 << 30
-# The limit of one program (measured: 6 GB for the largest). One that exceeds it gets an error, and the others keep their memory.
-MOST = 8 << 30
+# The limit of one program (measured: 8 GB for the largest, with a program of 200 MB). One that exceeds it gets an error, and the others keep their memory.
+MOST = 10 << 30
 # The program follows.
 WITHIN = ["unshare", "--mount", "--propagation", "private", "sh", "-c",
           f'mount -t tmpfs -o mode=1777,size={MOST} tmpfs {PLACE} && exec "$@"', "sh"]
