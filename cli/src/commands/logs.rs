@@ -31,6 +31,7 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
     };
     let shown = logs.last(args.lines.unwrap_or(LINES)).await?;
     shown.iter().for_each(print);
+    logs.unread().iter().for_each(|(name, why)| console.warn(format!("{name}: {why}")));
     if args.follow {
         let stop = signals::stop(session.quiet());
         while !stop.is_cancelled() {

@@ -247,6 +247,10 @@ pub async fn summarize(
     }
     let between = period.unwrap_or(BETWEEN);
     match pending.first().map(|(site, ..)| site.clone()) {
+        // Their requests would count twice.
+        Some(_) if between > BETWEEN_MAX && !summaries.is_empty() => {
+            summaries.extend(pending.into_iter().map(|site| without_history(site, clock.now())));
+        }
         Some(site) if between > BETWEEN_MAX => {
             if let Some(named) = named.filter(|_| environment.sites.len() > 1) {
                 let error = anyhow::anyhow!(
@@ -287,6 +291,12 @@ async fn from_prometheus(
     let (summary, from) = answer.as_ref().and_then(metrics::of_prometheus).ok_or(NO_PROMETHEUS)?;
     let source = Source::Prometheus;
     Ok(SiteSummary { site: site.clone(), source, from, until, summary: Some(summary), notes: Vec::new() })
+}
+
+/// A site without a history beside one that has it.
+fn without_history((site, _, mut notes): Unrecorded, now: Timestamp) -> SiteSummary {
+    notes.push("the usage records are of all sites, not of this one alone".to_owned());
+    SiteSummary { site, source: Source::UsageRecords, from: now, until: now, summary: None, notes }
 }
 
 /// The summary by the usage records. Sites share them, so it is under the name of the first one.
@@ -481,6 +491,8 @@ mod tests {
             (found.notes[0].as_str(), found.notes[2].as_str()),
             ("Prometheus: denied", "of all sites: here, there")
         );
+        let beside = without_history((site(), fake(), vec!["Prometheus: denied".to_owned()]), time(9));
+        assert!(beside.summary.is_none() && beside.notes[1].contains("all sites"), "{beside:?}");
         let none = of_records(site(), &sites[..1], &MonthlyUsage::default(), (time(0), time(3600)));
         assert_eq!((none.from, none.summary.unwrap().error_rate), (time(3600), None));
     }

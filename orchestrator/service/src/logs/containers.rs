@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use textnlp_orchestrator::environment::model::SiteSettings;
-use textnlp_provider::Lineage;
 use textnlp_provider::operations::{LogSource, SiteLogs};
+use textnlp_provider::{ErrorKind, Lineage, Result};
 
 use super::line::{LogLine, is_shown};
 use crate::failure::hinted_chain;
@@ -25,6 +25,8 @@ pub(super) struct ContainerLogs {
     level: Option<usize>,
     /// The time of the newest line of each container.
     newest: BTreeMap<String, Timestamp>,
+    /// Why the log of a container could not be read.
+    pub(super) unread: BTreeMap<String, String>,
 }
 
 impl ContainerLogs {
@@ -34,9 +36,10 @@ impl ContainerLogs {
         chosen: &ChosenEnvironment,
         name: Option<&str>,
         level: Option<usize>,
-    ) -> Result<Self, Failure> {
+    ) -> std::result::Result<Self, Failure> {
         let (folder, environment) = (&chosen.scope.folder, &chosen.loaded.environment);
-        let mut logs = Self { sites: Vec::new(), name: name.map(str::to_owned), level, newest: BTreeMap::new() };
+        let (newest, unread) = (BTreeMap::new(), BTreeMap::new());
+        let mut logs = Self { sites: Vec::new(), name: name.map(str::to_owned), level, newest, unread };
         // The logs of machines are read without the state, which may be in a bucket that does not answer.
         if !environment.sites.iter().any(SiteSettings::is_in_cluster) {
             return Ok(logs);
@@ -58,11 +61,11 @@ impl ContainerLogs {
         self.sites.is_empty()
     }
 
-    /// The names of all containers, or why those of a site are not known.
-    pub(super) async fn names(&self) -> Result<Vec<String>, String> {
+    /// The names of all containers.
+    pub(super) async fn names(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for (site, lineage, logs) in &self.sites {
-            let sources = logs.sources(*lineage).await.map_err(|error| hinted_chain(&error))?;
+            let sources = logs.sources(*lineage).await?;
             names.extend(sources.iter().map(|source| self.unit(site, source)));
         }
         names.sort();
@@ -71,7 +74,7 @@ impl ContainerLogs {
     }
 
     /// The last lines of each container, with those before its last restart.
-    pub(super) async fn last(&mut self, count: usize) -> Result<Vec<LogLine>, String> {
+    pub(super) async fn last(&mut self, count: usize) -> Result<Vec<LogLine>> {
         let searched = if self.level.is_some() { count.max(SEARCHED) } else { count };
         let read = self.read(Timestamp::UNIX_EPOCH, searched).await?;
         let last = |(unit, lines): (String, Vec<String>)| {
@@ -82,24 +85,36 @@ impl ContainerLogs {
     }
 
     /// The lines that were written since.
-    pub(super) async fn appended(&mut self) -> Result<Vec<LogLine>, String> {
+    pub(super) async fn appended(&mut self) -> Result<Vec<LogLine>> {
         let since = self.newest.values().min().copied().unwrap_or(Timestamp::UNIX_EPOCH);
         let read = self.read(since, usize::MAX).await?;
         Ok(read.into_iter().flat_map(|(unit, lines)| lines.into_iter().map(move |line| (unit.clone(), line))).collect())
     }
 
     /// Reads the lines of each container that are newer than those that were read, without their times.
-    async fn read(&mut self, since: Timestamp, count: usize) -> Result<BTreeMap<String, Vec<String>>, String> {
+    async fn read(&mut self, since: Timestamp, count: usize) -> Result<BTreeMap<String, Vec<String>>> {
         let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (site, lineage, logs) in self.sites.clone() {
-            let sources = logs.sources(lineage).await.map_err(|error| hinted_chain(&error))?;
+            let sources = match logs.sources(lineage).await {
+                // A follower reads at the next poll what this one did not.
+                Err(error) if error.kind.may_pass() && !self.newest.is_empty() => continue,
+                sources => sources?,
+            };
             let meant = sources.iter().map(|source| (self.unit(&site, source), source));
             let meant: Vec<_> = meant.filter(|(unit, _)| self.is_meant(unit)).take(CONTAINERS_MAX).collect();
             for (unit, source) in meant {
                 let since = self.newest.get(&unit).copied().unwrap_or(since);
                 let lines = found.entry(unit.clone()).or_default();
-                // A pod may end meanwhile.
-                let Ok(log) = logs.read(source, since, count).await else { continue };
+                let log = match logs.read(source, since, count).await {
+                    Ok(log) => log,
+                    Err(error) if error.kind == ErrorKind::Denied => return Err(error),
+                    // A pod may end meanwhile, and the log of the run before may be gone.
+                    Err(error) if source.is_previous || error.kind == ErrorKind::NotFound => continue,
+                    Err(error) => {
+                        self.unread.insert(unit, hinted_chain(&error));
+                        continue;
+                    }
+                };
                 let before = self.newest.get(&unit).copied();
                 for line in log.text.lines() {
                     let (time, text) = line.split_once(' ').unwrap_or((line, ""));
@@ -124,7 +139,7 @@ impl ContainerLogs {
     }
 
     /// Whether a part of the name of a container is the wanted one: its pod, its container, both, or with its site.
-    fn is_meant(&self, unit: &str) -> bool {
+    pub(super) fn is_meant(&self, unit: &str) -> bool {
         self.name.as_ref().is_none_or(|name| format!("/{unit}/").contains(&format!("/{name}/")))
     }
 }
@@ -173,7 +188,7 @@ mod tests {
         let cluster = Arc::new(Cluster(Mutex::new(lines)));
         let sites = vec![("main".to_owned(), Lineage(Uuid::nil()), Arc::clone(&cluster) as Arc<dyn SiteLogs>)];
         let (name, newest) = (name.map(str::to_owned), BTreeMap::new());
-        (cluster, ContainerLogs { sites, name, level, newest })
+        (cluster, ContainerLogs { sites, name, level, newest, unread: BTreeMap::new() })
     }
 
     fn line(unit: &str, text: &str) -> LogLine {

@@ -13,7 +13,9 @@ use std::time::Duration;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{Mode, OFlags};
+use textnlp_provider::Error;
 
+use crate::failure::hinted_chain;
 use crate::{ChosenEnvironment, Exit, Failure, running};
 
 use containers::ContainerLogs;
@@ -64,8 +66,10 @@ impl EnvironmentLogs {
         found.extend(self.containers.last(count).await.map_err(unreadable)?);
         if found.is_empty() && self.files.is_empty() {
             let names = self.containers.names().await.map_err(unreadable)?;
-            let error = anyhow::anyhow!("no container of that name has a line of that level");
-            return Err(Failure::usage("no_logs", error).hint(format!("the logs are: {}", names.join(", "))));
+            if !names.iter().any(|name| self.containers.is_meant(name)) {
+                let error = anyhow::anyhow!("no container of this deployment has that name");
+                return Err(Failure::usage("no_logs", error).hint(format!("the logs are: {}", names.join(", "))));
+            }
         }
         Ok(found)
     }
@@ -75,6 +79,11 @@ impl EnvironmentLogs {
         let mut found = self.appended_to_files()?;
         found.extend(self.containers.appended().await.map_err(unreadable)?);
         Ok(found)
+    }
+
+    /// The containers whose logs could not be read, and why.
+    pub fn unread(&self) -> &BTreeMap<String, String> {
+        &self.containers.unread
     }
 
     /// How long to wait before [`Self::appended`]: an API server is asked less often than a file is read.
@@ -105,8 +114,9 @@ impl EnvironmentLogs {
     }
 }
 
-fn unreadable(why: String) -> Failure {
-    Failure::new(Exit::Failed, "logs", anyhow::anyhow!("the logs of the cluster cannot be read: {why}"))
+fn unreadable(error: Error) -> Failure {
+    let error = anyhow::anyhow!("the logs of the cluster cannot be read: {}", hinted_chain(&error));
+    Failure::new(Exit::Failed, "logs", error)
 }
 
 /// Why there is no log on this machine, with the command that shows those that are elsewhere.
