@@ -525,7 +525,7 @@ pub struct Logs {
 /// See [`Command::Analyze`].
 #[derive(Debug, Args)]
 pub struct Analyze {
-    /// Files with logs, `-` for standard input [default: the last 4 MiB of each log of the environment, in a cluster 16 MiB]
+    /// Files with logs, `-` for standard input [default: the last 4 MiB of each log of the environment, in a cluster 20,000 lines]
     #[arg(value_name = "FILE")]
     pub files: Vec<Utf8PathBuf>,
     /// Lines since this date (UTC), time or duration before now: `1h`, `2026-11-01`
@@ -788,7 +788,7 @@ pub enum Release {
     /// Each step is done, with its evidence, open, with the command that does it, or yours. What you have done is recorded
     /// for this release, so that a later run continues. Exits with status 3 until everything is done.
     ///
-    /// --run asks once, then runs the open steps in order up to one that fails or needs you. A second --run continues there.
+    /// --run asks for the steps that it names, then runs them in order up to one that fails or needs you. A second --run continues there.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy release checklist --env staging --production pilot\n  \
         textnlp-deploy release checklist --env staging --done tests --reason CI-4711\n  \

@@ -106,7 +106,7 @@ fn environment_is_compared_on_three_clouds_by_its_monthly_cost() {
     }
     plan(&sandbox, &["--compare", "aws", "--out", "file"]).expect(2);
     let Some(file) = of_aws(&sandbox, 1) else { return };
-    // Nobody is signed in, and nothing can be reached.
+    // There are no credentials, and no address can be reached.
     let compare = ["plan", "--file", file.as_str(), "--compare", "aws,gcp=us-central1,azure"];
     let document = sandbox.run(&[&compare[..], &["-o", "json"]].concat()).expect(0).json();
     let offers = document["providers"].as_array().unwrap();

@@ -93,6 +93,7 @@ fn offer(session: &Session, chosen: &ChosenEnvironment, compared: &Compared<'_>)
     let refused: Vec<Problem> = loaded.report.refusals().map(as_problem).collect();
     let mut environment = loaded.environment;
     offer.regions = environment.sites.iter().map(|site| site.region.clone()).collect();
+    offer.regions.sort();
     offer.regions.dedup();
     complete(&mut environment, row);
     offer.cost = match refused.is_empty() {
@@ -179,7 +180,7 @@ fn text(offers: &[Offer], name: &str, currency: &str) -> String {
         }
     }
     let columns = ["provider", "region", "service", &format!("{currency} a month")].map(str::to_owned).to_vec();
-    let mut text = format!("Cost of {name} by list prices, the cheapest first");
+    let mut text = format!("Cost of {name} by list prices, the smallest known amount first");
     text += &table_view::lines(&Table { title: "", columns, rows });
     for (title, lines) in [("Not priced", unpriced), ("Refused", refused), ("Other than in the environment", changed)] {
         if !lines.is_empty() {

@@ -101,7 +101,7 @@ enum Finding {
     Done(String),
     /// Why it is open, and the command.
     Open(String, String),
-    /// The same, where this program can run the command by itself.
+    /// The same, where `release checklist --run` can run the command.
     Runs(String, String, StepCommand),
     /// Why it is not shown, and what a person does.
     Yours(String, String),

@@ -33,7 +33,7 @@ const READINGS: &str = "metrics.k8s.io";
 pub(crate) struct Foreign {
     /// Their names. Example: `configmaps settings`.
     pub(crate) names: Vec<String>,
-    /// Whether the cluster removes them all by itself: each one is being deleted, or belongs to an owner that no longer exists, such as
+    /// Whether the cluster removes all of them: each one is being deleted, or belongs to an owner that no longer exists, such as
     /// a pod whose job was deleted.
     pub(crate) is_leaving: bool,
 }

@@ -66,23 +66,30 @@ fn sources(pod: &Value) -> Vec<LogSource> {
 
 /// <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#get-read-log-of-the-specified-pod>
 async fn read(api: &Api, namespace: &str, source: &LogSource, (since, lines): (Timestamp, usize)) -> Result<LogText> {
-    let lines = lines.min(MAX_LINES);
+    let mut lines = lines.min(MAX_LINES);
     let LogSource { pod, container, is_previous } = source;
     let (namespace, name) = (Some(namespace), Some(pod.as_str()));
     let call = Call { action: "read the log of", verb: "get", row: &POD, namespace, name };
-    let path = format!(
-        "{}/log?container={}&sinceTime={}&tailLines={lines}&limitBytes={MAX_BYTES}&timestamps=true&previous={is_previous}",
-        call.path(),
-        encode(container),
-        encode(&format!("{since:.0}"))
-    );
-    let text = api.text(&call, &path).await.map_err(|error| match error.kind {
-        ErrorKind::Denied => {
-            error.hint(format!("allow `get` of `pods/log` in namespace {}", namespace.unwrap_or_default()))
+    let text = loop {
+        let path = format!(
+            "{}/log?container={}&sinceTime={}&tailLines={lines}&limitBytes={MAX_BYTES}&timestamps=true&previous={is_previous}",
+            call.path(),
+            encode(container),
+            encode(&format!("{since:.0}"))
+        );
+        let text = api.text(&call, &path).await.map_err(|error| match error.kind {
+            ErrorKind::Denied => {
+                error.hint(format!("allow `get` of `pods/log` in namespace {}", namespace.unwrap_or_default()))
+            }
+            _ => error,
+        })?;
+        // The bytes are counted from the oldest of these lines, so that the newest ones would be missing.
+        if text.len() < MAX_BYTES as usize || lines <= 1 {
+            break text;
         }
-        _ => error,
-    })?;
-    let is_cut = text.len() >= MAX_BYTES as usize || text.lines().count() >= lines;
+        lines /= 4;
+    };
+    let is_cut = text.lines().count() >= lines;
     Ok(LogText { text, is_cut })
 }
 

@@ -167,7 +167,15 @@ fn firewall_problem(settings: &Value) -> Option<Problem> {
         keys.join(", ")
     );
     let labels = &metadata["labels"];
-    let fix = if labels["app.kubernetes.io/managed-by"] == "Helm" {
+    let has_rules = missing.contains_key(SNIPPET) && !text(&settings["data"][SNIPPET]).trim().is_empty();
+    let fix = if has_rules {
+        // A command would replace what is there.
+        let others = keys.iter().filter(|key| !key.contains(SNIPPET)).map(|key| format!(", and set {key}"));
+        format!(
+            "write `SecRuleEngine On` as the last `SecRuleEngine` of its `{SNIPPET}`, beside the other lines{}",
+            others.collect::<String>()
+        )
+    } else if labels["app.kubernetes.io/managed-by"] == "Helm" {
         let version = labels["helm.sh/chart"].as_str().and_then(|chart| chart.strip_prefix("ingress-nginx-"));
         let version = version.map(|version| format!(" --version {version}")).unwrap_or_default();
         let sets: String =
@@ -366,10 +374,13 @@ mod tests {
         {
             assert!(of("waf-controller", "Helm", all(blocking)).is_none(), "{blocking}");
         }
-        for logging in ["", "SecRuleEngine DetectionOnly", "SecRuleEngine On\nSecRuleEngine DetectionOnly"] {
+        let problem = of("waf-controller", "Helm", all("")).unwrap();
+        let set = "--reuse-values --set-string 'controller.config.modsecurity-snippet=SecRuleEngine On'";
+        assert!(problem.warning && problem.fix.ends_with(set), "{problem:?}");
+        for logging in ["SecRuleEngine DetectionOnly", "SecRuleEngine On\nSecRuleEngine DetectionOnly"] {
             let problem = of("waf-controller", "Helm", all(logging)).unwrap();
-            let set = "--reuse-values --set-string 'controller.config.modsecurity-snippet=SecRuleEngine On'";
-            assert!(problem.warning && problem.fix.ends_with(set), "{problem:?}");
+            // A command would remove the lines that are there.
+            assert!(problem.warning && problem.fix.ends_with("beside the other lines"), "{problem:?}");
         }
         assert!(of("waf-tcp", "Helm", Value::Null).is_none());
         let by_hand = of("waf-controller", "", Value::Null).unwrap().fix;

@@ -75,7 +75,7 @@ fn workload_is_deployed_answers_rolls_out_and_is_removed() {
         lines.iter().all(|line| is_of_server(line) && line["line"].as_str().unwrap().starts_with('{')),
         "{lines:?}"
     );
-    let unknown = operator.run(&["logs", "nobody"], &[&existing]).expect(2);
+    let unknown = operator.run(&["logs", "unknown"], &[&existing]).expect(2);
     assert!(unknown.err.contains("/api"), "the names are listed: {}", unknown.err);
     let analysis = operator.run(&["analyze", "-o", "json"], &[&existing]).expect(0).json();
     assert!(analysis["analysis"]["lines"].as_u64() > Some(0), "{analysis:#}");

@@ -111,13 +111,19 @@ impl Environments<'_> {
         self.staging.scope.same(&format!("release checklist --run{}", production.unwrap_or_default()))
     }
 
-    /// Runs the commands of open steps in order, each once, and brings the list up to date after each.
+    /// Runs the commands of open steps in order, each once, and brings the list up to date after each. A command that was not in the
+    /// question, such as those that follow from records of a locked release, is asked for.
     async fn run(&self, list: &mut checklist::Checklist, audit: &AuditArgs) -> Result<RunSteps, Failure> {
-        let (mut run, mut tried) = (RunSteps::default(), Vec::new());
+        let (mut run, mut tried, mut approved) = (RunSteps::default(), Vec::new(), Vec::new());
         while let Some((step, command)) = list.next_command().filter(|(_, command)| !tried.contains(command)) {
             let (name, next) = (step.name, step.next.clone());
-            if tried.is_empty() {
+            if !approved.contains(&command) {
                 self.approve(list)?;
+                approved = list.steps.iter().filter_map(|step| step.command).collect();
+                if approved.contains(&StepCommand::Promote) {
+                    // A promoted release is applied next.
+                    approved.push(StepCommand::UpProduction);
+                }
             }
             tried.push(command);
             self.console.say(format!("step {name}: {}", next.as_deref().unwrap_or_default()));
@@ -139,7 +145,7 @@ impl Environments<'_> {
         Ok(run)
     }
 
-    /// Asks once for all steps.
+    /// Asks for all steps that have a command.
     fn approve(&self, list: &checklist::Checklist) -> Result<(), Failure> {
         let Self { session, staging, production, console } = *self;
         if session.global.yes {
@@ -159,7 +165,7 @@ impl Environments<'_> {
         if signals::is_stopped() {
             return Err(signals::stopped_at_question(self.again()));
         }
-        let error = anyhow::anyhow!("the steps {} were not approved, so none was run", names.join(", "));
+        let error = anyhow::anyhow!("the steps {} were not approved, so they were not run", names.join(", "));
         Err(Failure::refused("not_approved", error).hint(format!("approve them with --yes: {} --yes", self.again())))
     }
 

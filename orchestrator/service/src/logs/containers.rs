@@ -18,6 +18,7 @@ pub(super) const CONTAINERS_MAX: usize = 300;
 const SEARCHED: usize = 2000;
 
 /// The logs of the containers of an environment, and how far each was read.
+#[derive(Default)]
 pub(super) struct ContainerLogs {
     /// The names of sites, the deployment that their containers belong to, and its logs.
     sites: Vec<(String, Lineage, Arc<dyn SiteLogs>)>,
@@ -38,8 +39,7 @@ impl ContainerLogs {
         level: Option<usize>,
     ) -> std::result::Result<Self, Failure> {
         let (folder, environment) = (&chosen.scope.folder, &chosen.loaded.environment);
-        let (newest, unread) = (BTreeMap::new(), BTreeMap::new());
-        let mut logs = Self { sites: Vec::new(), name: name.map(str::to_owned), level, newest, unread };
+        let mut logs = Self { name: name.map(str::to_owned), level, ..Self::default() };
         // The logs of machines are read without the state, which may be in a bucket that does not answer.
         if !environment.sites.iter().any(SiteSettings::is_in_cluster) {
             return Ok(logs);
@@ -75,24 +75,19 @@ impl ContainerLogs {
 
     /// The last lines of each container, with those before its last restart.
     pub(super) async fn last(&mut self, count: usize) -> Result<Vec<LogLine>> {
-        let searched = if self.level.is_some() { count.max(SEARCHED) } else { count };
-        let read = self.read(Timestamp::UNIX_EPOCH, searched).await?;
-        let last = |(unit, lines): (String, Vec<String>)| {
-            let skipped = lines.len().saturating_sub(count);
-            lines.into_iter().skip(skipped).map(move |line| (unit.clone(), line)).collect::<Vec<_>>()
-        };
-        Ok(read.into_iter().flat_map(last).collect())
+        Ok(lines(self.read(Timestamp::UNIX_EPOCH, count).await?))
     }
 
     /// The lines that were written since.
     pub(super) async fn appended(&mut self) -> Result<Vec<LogLine>> {
         let since = self.newest.values().min().copied().unwrap_or(Timestamp::UNIX_EPOCH);
-        let read = self.read(since, usize::MAX).await?;
-        Ok(read.into_iter().flat_map(|(unit, lines)| lines.into_iter().map(move |line| (unit.clone(), line))).collect())
+        Ok(lines(self.read(since, usize::MAX).await?))
     }
 
-    /// Reads the lines of each container that are newer than those that were read, without their times.
+    /// Reads the lines of each container that are newer than those that were read, without their times: the last ones, at most
+    /// this many.
     async fn read(&mut self, since: Timestamp, count: usize) -> Result<BTreeMap<String, Vec<String>>> {
+        let searched = if self.level.is_some() { count.max(SEARCHED) } else { count };
         let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (site, lineage, logs) in self.sites.clone() {
             let sources = match logs.sources(lineage).await {
@@ -101,11 +96,15 @@ impl ContainerLogs {
                 sources => sources?,
             };
             let meant = sources.iter().map(|source| (self.unit(&site, source), source));
-            let meant: Vec<_> = meant.filter(|(unit, _)| self.is_meant(unit)).take(CONTAINERS_MAX).collect();
+            let mut meant: Vec<_> = meant.filter(|(unit, _)| self.is_meant(unit)).collect();
+            if let Some(more) = meant.len().checked_sub(CONTAINERS_MAX).filter(|more| *more > 0) {
+                self.unread.insert(site, format!("the logs of {more} more containers were not read"));
+                meant.truncate(CONTAINERS_MAX);
+            }
             for (unit, source) in meant {
                 let since = self.newest.get(&unit).copied().unwrap_or(since);
                 let lines = found.entry(unit.clone()).or_default();
-                let log = match logs.read(source, since, count).await {
+                let log = match logs.read(source, since, searched).await {
                     Ok(log) => log,
                     Err(error) if error.kind == ErrorKind::Denied => return Err(error),
                     // A pod may end meanwhile, and the log of the run before may be gone.
@@ -127,6 +126,7 @@ impl ContainerLogs {
                         lines.push(text.to_owned());
                     }
                 }
+                lines.drain(..lines.len().saturating_sub(count));
             }
         }
         Ok(found)
@@ -142,6 +142,11 @@ impl ContainerLogs {
     pub(super) fn is_meant(&self, unit: &str) -> bool {
         self.name.as_ref().is_none_or(|name| format!("/{unit}/").contains(&format!("/{name}/")))
     }
+}
+
+/// The lines of all containers.
+fn lines(read: BTreeMap<String, Vec<String>>) -> Vec<LogLine> {
+    read.into_iter().flat_map(|(unit, lines)| lines.into_iter().map(move |line| (unit.clone(), line))).collect()
 }
 
 #[cfg(test)]

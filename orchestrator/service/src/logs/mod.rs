@@ -43,11 +43,15 @@ impl EnvironmentLogs {
     /// a pod, a container, or `POD/CONTAINER`.
     pub async fn find(chosen: &ChosenEnvironment, name: Option<&str>, level: Option<&str>) -> Result<Self, Failure> {
         let level = level.map(rank).transpose()?;
-        let containers = ContainerLogs::of(chosen, name, level).await?;
         let all = files(&chosen.scope.folder)?;
         let names = all.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let meant = all.into_iter().filter(|(process, _)| name.is_none_or(|name| is_meant(process, name)));
         let files: BTreeMap<_, _> = meant.map(|(process, path)| (process, (path, 0))).collect();
+        let containers = match name {
+            // A process of a machine was named.
+            Some(_) if !files.is_empty() => ContainerLogs::default(),
+            name => ContainerLogs::of(chosen, name, level).await?,
+        };
         if files.is_empty() && containers.is_empty() {
             let what = name.map_or("no log".to_owned(), |name| format!("no log `{name}`"));
             return Err(no_logs(chosen, &what, &names).await?);

@@ -19,6 +19,8 @@ const BACKUPS: Indicator = command(
     "backup list --env ENV",
     "the newest is older than `backup.every` (1 day), or its result is `FAILED`",
 );
+const BACKUPS_OF_CLUSTER: Indicator =
+    command("backups", "backup list --env ENV", "the newest is late, or there is none yet");
 const AVAILABILITY: Indicator =
     command("availability", "probe --env ENV", "an outage; `gates.availability` is the least share of time");
 
@@ -37,7 +39,7 @@ pub(super) const SERVICE: &[Indicator] = &[
         "metrics summary --env ENV --period 1m",
         "errors above `gates.error_rate` (1 %), p95 above `gates.p95_ms`, or a queue that grows",
     ),
-    command("active alerts", "alert list --env ENV", "an alert, or unsent messages"),
+    command("active alerts", "alert list --env ENV", "an alert, unsent messages, or alerts that are unknown"),
 ];
 
 /// On machines: the alerts of the supervisor.
@@ -71,7 +73,7 @@ pub(super) const CLUSTER: &[Indicator] = &[
         "TextnlpRestarts",
         "a pod restarted more than `monitoring.alerts.restarts` (5) times within an hour",
     ),
-    BACKUPS,
+    BACKUPS_OF_CLUSTER,
 ];
 
 pub(super) const PILOT: &[Indicator] =

@@ -98,7 +98,8 @@ impl RestKind for Group {
         let own: Vec<&str> = all.iter().filter(|one| is_own(one)).filter_map(|one| one["id"].as_str()).collect();
         let foreign = |one: &Value| {
             let id = one["id"].as_str()?;
-            let is_ours = is_own(one) || own.iter().any(|owner| is_inside(id, owner));
+            let is_part = tags_at(one, "/tags").is_empty() && own.iter().any(|owner| is_inside(id, owner));
+            let is_ours = is_own(one) || is_part;
             external(id, one["type"].as_str().unwrap_or("resource")).filter(|_| !is_ours)
         };
         Ok(all.iter().filter_map(foreign).collect())

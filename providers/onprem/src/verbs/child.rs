@@ -467,7 +467,8 @@ fn refused(subject: &str, status: std::process::ExitStatus, answer: Option<Value
     let last = last.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let why = text("message").unwrap_or_else(|| format!("the program ended with {status}: {last}"));
     let error = match error_document.is_some_and(|error_document| error_document["passes"] == true) {
-        true => Error::new(ErrorKind::Unavailable, "run program for", subject).code(PASSES),
+        // Nothing was changed, so that the outcome is known.
+        true => Error::new(ErrorKind::Conflict, "run program for", subject).code(PASSES),
         false => Error::new(ErrorKind::Invalid, "run program for", subject),
     };
     let error = error.because(why);

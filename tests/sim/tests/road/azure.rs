@@ -4,6 +4,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
+use serde_json::Value;
 use textnlp_cluster::Cluster;
 use textnlp_sim::azure::{AzureCloud, Options};
 use textnlp_tests::{Said, counts, said};
@@ -176,8 +177,6 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("azuredb") else { return };
     let managed = Managed::start(&operator);
     with_balancer(&mut operator, "203.0.113.30");
-    // The key of protected data is a part of the tests of AWS and Google Cloud.
-    operator.sets.push("data=disposable".to_owned());
     let subscription = "00000000-0000-0000-0000-000000000000".to_owned();
     let cloud = started(operator.cluster, GUIDED, Options { subscription, ..Options::zero_latency() });
     {
@@ -191,7 +190,12 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/azure.md", "From an empty subscription");
     let follower = guided(&operator, section, &[], cloud.variables());
-    managed_life((&operator, &follower), &managed, repository, pushed, records, || true);
+    let is_encrypted = || {
+        let world = cloud.world();
+        let is_with_key = |body: &Value| body["properties"]["securityProfile"]["azureKeyVaultKms"]["enabled"] == true;
+        world.objects.values().any(|one| is_with_key(&one.body))
+    };
+    managed_life((&operator, &follower), &managed, repository, pushed, records, is_encrypted);
     assert_eq!(cloud.world().ids(), before);
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }
