@@ -12,6 +12,11 @@ pub(super) const LEFT: f64 = 52.0;
 pub(super) const RIGHT: f64 = 12.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 26.0;
+/// Where the bars of amounts begin, after their names, and where they end at the latest, before their texts.
+const AMOUNTS: (f64, f64) = (190.0, WIDTH - 90.0);
+/// The most amounts of a chart, and the most characters of their names; more would overlap.
+const MOST_AMOUNTS: usize = 8;
+const LONGEST_NAME: usize = 32;
 
 /// The most points of a line; more would overlap.
 const MOST_POINTS: usize = 600;
@@ -39,6 +44,19 @@ pub enum Plot {
     },
     /// A histogram of (upper bound in ms, count); empty buckets at both ends are omitted.
     Bars(Vec<(f64, u64)>),
+    /// A bar to the right per amount, the largest first. Those after the seventh of more than eight are one bar.
+    Amounts(Vec<Amount>),
+}
+
+/// An amount of a chart.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Amount {
+    /// What it is of.
+    pub name: String,
+    /// Its size.
+    pub value: f64,
+    /// The size as text.
+    pub text: String,
 }
 
 /// A line of a chart.
@@ -77,6 +95,7 @@ impl LineColour {
 /// Where a text is relative to its position.
 #[derive(Clone, Copy)]
 pub(super) enum Anchor {
+    Start,
     Middle,
     End,
 }
@@ -91,8 +110,8 @@ pub(super) enum Mark {
     Line { colour: LineColour, points: Vec<(f64, f64)> },
     /// A line that has one point.
     Dot { colour: LineColour, x: f64, y: f64 },
-    /// A bar, which ends at the axis.
-    Bar { x: f64, y: f64, width: f64, height: f64, count: u64 },
+    /// A bar, which begins or ends at the axis, and its value.
+    Bar { x: f64, y: f64, width: f64, height: f64, value: String },
     /// A label.
     Text { x: f64, y: f64, anchor: Anchor, text: String },
 }
@@ -108,7 +127,7 @@ impl Chart {
     pub(super) fn lines(&self) -> &[Line] {
         match &self.plot {
             Plot::Lines { lines, .. } => lines,
-            Plot::Bars(_) => &[],
+            Plot::Bars(_) | Plot::Amounts(_) => &[],
         }
     }
 
@@ -116,6 +135,7 @@ impl Chart {
         match &self.plot {
             Plot::Lines { x_unit, lines, limit } => marks_of_lines(x_unit, lines, limit.as_ref()),
             Plot::Bars(histogram) => marks_of_bars(histogram),
+            Plot::Amounts(amounts) => marks_of_amounts(amounts),
         }
     }
 
@@ -142,19 +162,26 @@ fn put(svg: &mut String, mark: &Mark) -> std::fmt::Result {
         Mark::Dot { colour, x, y } => {
             write!(svg, "<circle class=\"dot {}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>", colour.class())
         }
-        Mark::Bar { x, y, width, height, count } => write!(
+        Mark::Bar { x, y, width, height, value } => write!(
             svg,
             "<rect class=\"bar a\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" rx=\"2\">\
-             <title>{count}</title></rect>"
+             <title>{}</title></rect>",
+            escaped(value)
         ),
         Mark::Text { x, y, anchor, text } => {
             let anchor = match anchor {
+                Anchor::Start => "start",
                 Anchor::Middle => "middle",
                 Anchor::End => "end",
             };
-            write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>")
+            write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>", escaped(text))
         }
     }
+}
+
+/// A text of SVG: names of sites and regions are an operator's.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 fn marks_of_lines(x_unit: &str, lines: &[Line], limit: Option<&(f64, String)>) -> Vec<Mark> {
@@ -204,10 +231,50 @@ fn marks_of_bars(histogram: &[(f64, u64)]) -> Vec<Mark> {
     for (i, (bound, count)) in shown.iter().enumerate() {
         let middle = LEFT + (i as f64 + 0.5) * slot;
         let y = y_of(*count as f64);
-        marks.push(Mark::Bar { x: middle - width / 2.0, y, width, height: HEIGHT - BOTTOM - y, count: *count });
+        marks.push(Mark::Bar {
+            x: middle - width / 2.0,
+            y,
+            width,
+            height: HEIGHT - BOTTOM - y,
+            value: count.to_string(),
+        });
         marks.push(text(middle, HEIGHT - 8.0, Anchor::Middle, format!("≤ {}", duration(*bound))));
     }
     marks
+}
+
+fn marks_of_amounts(amounts: &[Amount]) -> Vec<Mark> {
+    const THICKEST: f64 = 26.0;
+    let mut sorted: Vec<&Amount> = amounts.iter().collect();
+    sorted.sort_by(|a, b| b.value.total_cmp(&a.value));
+    let shown = if sorted.len() > MOST_AMOUNTS { MOST_AMOUNTS - 1 } else { sorted.len() };
+    let (largest, rest) = sorted.split_at(shown);
+    let mut bars: Vec<(String, f64, String)> =
+        largest.iter().map(|amount| (cut(&amount.name), amount.value, amount.text.clone())).collect();
+    if !rest.is_empty() {
+        let sum = rest.iter().map(|amount| amount.value).sum();
+        bars.push((format!("{} others", rest.len()), sum, short((sum * 100.0).round() / 100.0)));
+    }
+    let most = bars.iter().map(|(_, value, _)| *value).fold(f64::MIN_POSITIVE, f64::max);
+    let slot = ((HEIGHT - TOP) / bars.len().max(1) as f64).min(THICKEST);
+    let mut marks = Vec::new();
+    for (at, (name, value, amount)) in bars.into_iter().enumerate() {
+        let y = TOP + at as f64 * slot;
+        let (start, width, height) = (AMOUNTS.0, value.max(0.0) / most * (AMOUNTS.1 - AMOUNTS.0), slot * 0.65);
+        let base = y + height / 2.0 + 4.0;
+        marks.push(text(start - 6.0, base, Anchor::End, name));
+        marks.push(text(start + width + 6.0, base, Anchor::Start, amount.clone()));
+        marks.push(Mark::Bar { x: start, y, width, height, value: amount });
+    }
+    marks
+}
+
+/// A name that fits before its bar.
+fn cut(name: &str) -> String {
+    match name.chars().count() > LONGEST_NAME {
+        true => name.chars().take(LONGEST_NAME - 1).chain(['…']).collect(),
+        false => name.to_owned(),
+    }
 }
 
 fn duration(ms: f64) -> String {

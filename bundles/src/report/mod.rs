@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use crate::scan::{Error, FORMAT, Finding, Gate, Report, Severity, gate};
-pub use chart::{Chart, Line, LineColour, Plot};
+pub use chart::{Amount, Chart, Line, LineColour, Plot};
 pub use files::{from_pattern, legacy_name, write_legacy};
 pub use pdf::{PrintedTable, TableDocument, tables_to_pdf, to_pdf};
 

@@ -289,6 +289,7 @@ impl PageWriter {
                 Mark::Text { x, y, anchor, text } => {
                     let ((x, y), label) = (at(x, y), encode(&text));
                     let before = match anchor {
+                        Anchor::Start => 0.0,
                         Anchor::Middle => width(&label, Font::Regular, LABEL) / 2.0,
                         Anchor::End => width(&label, Font::Regular, LABEL),
                     };

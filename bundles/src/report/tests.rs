@@ -150,6 +150,10 @@ fn pdf_of_tables_is_valid_and_has_every_row() {
     let lines = [("p95", vec![(1.0, 30.0), (2.0, 487.0)]), ("errors", vec![(2.0, 3.0)])];
     let lines = lines.map(|(name, points)| Line { name, colour: LineColour::Blue, points });
     let limit = Some((200.0, "limit of p95".to_owned()));
+    let amount = |n: u32| Amount { name: format!("service {n} <b>"), value: n.into(), text: format!("{n}.00 USD") };
+    let amounts: Vec<Amount> = (1..=10).map(amount).collect();
+    let page = Chart { title: "Amounts", plot: Plot::Amounts(amounts.clone()) }.to_page().to_string();
+    assert!(page.contains("service 10 &lt;b&gt;") && !page.contains("<b>"), "{page}");
     let document = TableDocument {
         title: "Performance of staging",
         at: "2026-11-24T12:00:00Z".parse().unwrap(),
@@ -157,6 +161,7 @@ fn pdf_of_tables_is_valid_and_has_every_row() {
         charts: &[
             Chart { title: "Latency, ms", plot: Plot::Lines { x_unit: "s", lines: lines.into(), limit } },
             Chart { title: "Distribution", plot: Plot::Bars(vec![(1.0, 0), (2.0, 7), (4.0, 3), (8.0, 0)]) },
+            Chart { title: "Amounts", plot: Plot::Amounts(amounts) },
         ],
         tables: &[("Days", &columns, &rows), ("Empty", &columns, &[])],
         notes: &["a remark".to_owned()],
@@ -172,11 +177,23 @@ fn pdf_of_tables_is_valid_and_has_every_row() {
         assert!(told.contains("No syntax or stream encoding errors"), "{told}");
     }
     if let Some(text) = tool::run("pdftotext", "pdftotext", &["-layout", path, "-"], "") {
-        let plotted = ["Latency, ms", "p95", "errors", "500", "limit of p95", "Distribution", "<= 2 ms", "<= 4 ms"];
+        let plotted = [
+            "Latency, ms",
+            "p95",
+            "errors",
+            "500",
+            "limit of p95",
+            "Distribution",
+            "<= 2 ms",
+            "<= 4 ms",
+            "10.00 USD",
+            "3 others",
+        ];
         let printed = ["day-1 ", "day-200", "40 ms", "a remark", "page 2 of ", "monthly report"];
         for wanted in plotted.into_iter().chain(printed) {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }
+        assert!(!text.contains("service 3"), "the smallest are one bar: {text}");
         assert!(!text.contains("<= 8 ms"), "an empty bucket at the end: {text}");
         assert!(!text.contains("Empty") && !text.contains("security scan"), "{text}");
     }

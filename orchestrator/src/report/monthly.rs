@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use textnlp_bundle::report::{Chart, Line, LineColour, Plot};
+use textnlp_bundle::report::{Amount, Chart, Line, LineColour, Plot};
 
 use super::billed::{Billed, SiteBill};
 use super::percent;
@@ -342,6 +342,16 @@ pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
         row.push(sum_text(sum.known_micros, sum.is_partial));
         row
     });
+    let amounts = rows.iter().filter(|(_, sum)| sum.known_micros > 0).map(|(values, sum)| Amount {
+        name: values.join(", "),
+        value: sum.known(),
+        text: format!("{} {currency}", sum_text(sum.known_micros, sum.is_partial)),
+    });
+    let amounts: Vec<Amount> = amounts.collect();
+    let charts = match amounts.is_empty() {
+        true => Vec::new(),
+        false => vec![Chart { title: "Known cost a month", plot: Plot::Amounts(amounts) }],
+    };
     // Each of them has a cost, or none has.
     let costs = tokens.as_ref().map(|tokens| tokens.groups.as_slice()).unwrap_or_default();
     let listed = known.map(|usage| usage.groups.as_slice()).unwrap_or_default();
@@ -382,7 +392,7 @@ pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
         facts: vec![("environment".into(), (*environment).to_owned()), ("month".into(), format!("{month}, UTC"))],
         tiles,
         tables,
-        charts: Vec::new(),
+        charts,
         document,
         notes,
     }

@@ -140,7 +140,9 @@ fn charges_are_compared_with_the_cost_only_in_its_currency() {
     assert_eq!(shown.tables[1].rows[0], ["acme", "m", "300000", "72.0000", "100.2500 EUR"]);
     assert_eq!(shown.tables[1].rows[1][4], "none");
     assert!(shown.tiles.contains(&("margin".to_owned(), "4.2500 EUR".to_owned())), "{:?}", shown.tiles);
-    assert!(shown.to_html().contains("100.2500 EUR"));
+    let page = shown.to_html();
+    assert!(page.contains("100.2500 EUR") && page.contains("Known cost a month") && page.contains("<svg"), "{page}");
+    assert!(report(&unpriced, &priced).charts.is_empty());
 
     // Charges are shown also where nothing of the deployment has a price.
     let alone = report(&unpriced, &priced);
