@@ -114,6 +114,11 @@ fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(')')?.1.trim().chars().next().filter(|state| *state != 'Z')
 }
 
+/// Whether a process is stopped. A shell whose child was stopped between `vfork` and `exec` waits for it uninterruptibly (`D`).
+fn is_stopped(pid: u32) -> bool {
+    matches!(state(pid), Some('T' | 'D'))
+}
+
 async fn until(what: &str, is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
@@ -173,12 +178,12 @@ async fn freeze_fault_stops_processes_and_its_revert_resumes_them() {
     sites.faults.inject(&sites.fault(Kind::Freeze, false)).await.unwrap();
     for pid in &pids {
         let pid = *pid;
-        until("stopped", || state(pid) == Some('T')).await;
+        until("stopped", || is_stopped(pid)).await;
     }
     sites.faults.revert("d1").await.unwrap();
     for pid in &pids {
         let pid = *pid;
-        until("goes on", || state(pid).is_some_and(|state| state != 'T')).await;
+        until("goes on", || state(pid).is_some() && !is_stopped(pid)).await;
     }
     assert_eq!(sites.pids("a", 1).await, pids, "the same processes went on");
 }
@@ -196,11 +201,11 @@ async fn faults_reach_processes_in_their_own_process_group() {
     let others = [written("child").unwrap(), written("grandchild").unwrap()];
     sites.faults.inject(&sites.fault(Kind::Freeze, false)).await.unwrap();
     for pid in others {
-        until("stopped", || state(pid) == Some('T')).await;
+        until("stopped", || is_stopped(pid)).await;
     }
     sites.faults.revert("d1").await.unwrap();
     for pid in others {
-        until("goes on", || state(pid).is_some_and(|state| state != 'T')).await;
+        until("goes on", || state(pid).is_some() && !is_stopped(pid)).await;
     }
     sites.faults.inject(&sites.fault(Kind::Kill, false)).await.unwrap();
     for pid in others {
