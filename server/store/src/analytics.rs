@@ -66,6 +66,9 @@ pub enum InsightKind {
     TrafficDrop,
     FailuresRise,
     LatencyRise,
+    QualityDrop,
+    PromptsShift,
+    AnswersShift,
     FirstUse,
 }
 
@@ -97,9 +100,27 @@ pub struct KindDefinition {
 #[derive(Debug, Clone, Copy)]
 struct Unusual {
     measure: Measure,
-    is_above: bool,
+    direction: Direction,
     factor: f64,
     least_change: f64,
+}
+
+/// On which side of the median a number is unusual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Above,
+    Below,
+    Either,
+}
+
+impl Direction {
+    fn signs(self) -> &'static [f64] {
+        match self {
+            Self::Above => &[1.0],
+            Self::Below => &[-1.0],
+            Self::Either => &[1.0, -1.0],
+        }
+    }
 }
 
 /// A number of an hour.
@@ -109,10 +130,16 @@ enum Measure {
     /// The share of requests that failed.
     Failures,
     P95,
+    /// The share of texts that were valid and, where they ask for one, got an answer.
+    Quality,
+    /// The mean number of tokens of a prompt.
+    PromptTokens,
+    /// The mean number of tokens of an answer.
+    AnswerTokens,
 }
 
 /// The kinds, in the order of their names in documents.
-pub static KINDS: [KindDefinition; 6] = [
+pub static KINDS: [KindDefinition; 9] = [
     KindDefinition {
         kind: InsightKind::Summary,
         name: "summary",
@@ -125,28 +152,80 @@ pub static KINDS: [KindDefinition; 6] = [
         name: "traffic_spike",
         severity: Severity::Warning,
         rule: "requests: at least twice as many as usual, and 20 more",
-        unusual: Some(Unusual { measure: Measure::Requests, is_above: true, factor: 2.0, least_change: 20.0 }),
+        unusual: Some(Unusual {
+            measure: Measure::Requests,
+            direction: Direction::Above,
+            factor: 2.0,
+            least_change: 20.0,
+        }),
     },
     KindDefinition {
         kind: InsightKind::TrafficDrop,
         name: "traffic_drop",
         severity: Severity::Warning,
         rule: "requests: at most half as many as usual, and 20 fewer",
-        unusual: Some(Unusual { measure: Measure::Requests, is_above: false, factor: 2.0, least_change: 20.0 }),
+        unusual: Some(Unusual {
+            measure: Measure::Requests,
+            direction: Direction::Below,
+            factor: 2.0,
+            least_change: 20.0,
+        }),
     },
     KindDefinition {
         kind: InsightKind::FailuresRise,
         name: "failures_rise",
         severity: Severity::Warning,
         rule: "share of requests with a status of 500 or above: at least twice the usual one, and 5 percentage points more",
-        unusual: Some(Unusual { measure: Measure::Failures, is_above: true, factor: 2.0, least_change: 0.05 }),
+        unusual: Some(Unusual {
+            measure: Measure::Failures,
+            direction: Direction::Above,
+            factor: 2.0,
+            least_change: 0.05,
+        }),
     },
     KindDefinition {
         kind: InsightKind::LatencyRise,
         name: "latency_rise",
         severity: Severity::Warning,
         rule: "95th percentile of latency: at least 1.5 times the usual one, and 100 ms more",
-        unusual: Some(Unusual { measure: Measure::P95, is_above: true, factor: 1.5, least_change: 100.0 }),
+        unusual: Some(Unusual { measure: Measure::P95, direction: Direction::Above, factor: 1.5, least_change: 100.0 }),
+    },
+    KindDefinition {
+        kind: InsightKind::QualityDrop,
+        name: "quality_drop",
+        severity: Severity::Warning,
+        rule: "data quality, the share of texts that were neither refused as invalid nor answered without a token: at least 5 percentage points \
+               below the usual one",
+        unusual: Some(Unusual {
+            measure: Measure::Quality,
+            direction: Direction::Below,
+            factor: 1.0,
+            least_change: 0.05,
+        }),
+    },
+    KindDefinition {
+        kind: InsightKind::PromptsShift,
+        name: "prompts_shift",
+        severity: Severity::Info,
+        rule: "mean tokens of a prompt: at least 1.5 times the usual number, or at most two thirds of it, and 16 tokens different",
+        unusual: Some(Unusual {
+            measure: Measure::PromptTokens,
+            direction: Direction::Either,
+            factor: 1.5,
+            least_change: 16.0,
+        }),
+    },
+    KindDefinition {
+        kind: InsightKind::AnswersShift,
+        name: "answers_shift",
+        severity: Severity::Info,
+        rule: "mean tokens of an answer: at least 1.5 times the usual number, or at most two thirds of it, and 16 tokens different",
+        unusual: Some(Unusual {
+            measure: Measure::AnswerTokens,
+            direction: Direction::Either,
+            factor: 1.5,
+            least_change: 16.0,
+        }),
     },
     KindDefinition {
         kind: InsightKind::FirstUse,
@@ -182,10 +261,27 @@ pub struct HourSum {
     /// Generated tokens.
     #[serde(rename = "completion_tokens")]
     pub generated_tokens: i64,
+    /// Requests with a text that has tokens.
+    pub prompts: i64,
+    /// Requests to endpoints that generate which succeeded.
+    pub answers: i64,
+    /// Those of them without a generated token.
+    pub empty_answers: i64,
+    /// Requests whose text, or the document with it, was refused: status 400, 413, 415 and 422.
+    pub invalid_requests: i64,
     /// The median duration of successful requests, in milliseconds; `None` without any.
     pub p50_ms: Option<i64>,
     /// The 95th percentile.
     pub p95_ms: Option<i64>,
+}
+
+impl HourSum {
+    /// The data quality, from 0 to 1: the share of texts that were neither refused as invalid nor answered without a token. `None` without
+    /// texts.
+    pub fn quality(&self) -> Option<f64> {
+        let texts = self.prompts + self.invalid_requests;
+        (texts > 0).then(|| 1.0 - (self.invalid_requests + self.empty_answers) as f64 / texts as f64)
+    }
 }
 
 /// One insight.
@@ -214,6 +310,8 @@ pub struct Insight {
     /// The requests of the hour.
     #[serde(flatten)]
     pub sum: HourSum,
+    /// Its [data quality](HourSum::quality).
+    pub quality: Option<f64>,
     /// The model with the most requests.
     pub busiest_model: Option<String>,
     /// What the requests cost, by currency; `None` without prices.
@@ -278,9 +376,7 @@ impl Subject {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct EarlierHour {
     hour: i64,
-    requests: i64,
-    failures: i64,
-    p95_ms: Option<i64>,
+    sum: HourSum,
 }
 
 /// An insight before it has a row.
@@ -294,12 +390,15 @@ struct Finding {
 
 impl Measure {
     /// The number of an hour; `None` if it says nothing.
-    fn of(self, requests: i64, failures: i64, p95_ms: Option<i64>) -> Option<f64> {
+    fn of(self, sum: &HourSum) -> Option<f64> {
+        let mean = |all: i64, count: i64| (count >= MIN_REQUESTS).then(|| all as f64 / count as f64);
         match self {
-            Self::Requests => Some(requests as f64),
-            _ if requests < MIN_REQUESTS => None,
-            Self::Failures => Some(failures as f64 / requests as f64),
-            Self::P95 => p95_ms.map(|ms| ms as f64),
+            Self::Requests => Some(sum.requests as f64),
+            Self::Failures => mean(sum.failures, sum.requests),
+            Self::P95 => sum.p95_ms.map(|ms| ms as f64).filter(|_| sum.requests >= MIN_REQUESTS),
+            Self::Quality => sum.quality().filter(|_| sum.prompts + sum.invalid_requests >= MIN_REQUESTS),
+            Self::PromptTokens => mean(sum.prompt_tokens, sum.prompts),
+            Self::AnswerTokens => mean(sum.generated_tokens, sum.answers),
         }
     }
 
@@ -312,6 +411,16 @@ impl Measure {
             Self::P95 => {
                 format!("The 95th percentile of the latency of {of} was {value:.0} ms; usually it is {usual:.0} ms.")
             }
+            Self::Quality => {
+                let (value, usual) = (value * 100.0, usual * 100.0);
+                format!("The data quality of the requests of {of} was {value:.1} %; usually it is {usual:.1} %.")
+            }
+            Self::PromptTokens => {
+                format!("The prompts of {of} had {value:.0} tokens on average; usually they have {usual:.0}.")
+            }
+            Self::AnswerTokens => {
+                format!("The answers of {of} had {value:.0} tokens on average; usually they have {usual:.0}.")
+            }
         }
     }
 }
@@ -319,13 +428,13 @@ impl Measure {
 /// What is unusual about an hour of a subject. `earlier` has its hours in order, also those without requests.
 fn findings(subject: &Subject, hour: i64, sum: &HourSum, earlier: &[EarlierHour]) -> Vec<Finding> {
     let find = |definition: &KindDefinition| {
-        let Unusual { measure, is_above, factor, least_change } = definition.unusual?;
-        let value = measure.of(sum.requests, sum.failures, sum.p95_ms)?;
+        let Unusual { measure, direction, factor, least_change } = definition.unusual?;
+        let value = measure.of(sum)?;
         let usual = baseline(measure, hour, earlier)?;
-        let direction = if is_above { 1.0 } else { -1.0 };
-        let is_far = if is_above { value >= factor * usual.median } else { value * factor <= usual.median };
-        let is_unusual =
-            usual.score(value) * direction > THRESHOLD && (value - usual.median) * direction >= least_change && is_far;
+        let is_unusual = direction.signs().iter().any(|sign| {
+            let is_far = if *sign > 0.0 { value >= factor * usual.median } else { value * factor <= usual.median };
+            usual.score(value) * sign > THRESHOLD && (value - usual.median) * sign >= least_change && is_far
+        });
         let message = measure.sentence(&subject.words(), value, usual.median);
         is_unusual.then_some(Finding { kind: definition.kind, value, baseline: Some(usual.median), message })
     };
@@ -334,7 +443,7 @@ fn findings(subject: &Subject, hour: i64, sum: &HourSum, earlier: &[EarlierHour]
 
 /// The baseline of a number: hours at the same time of day if there are enough, else all.
 fn baseline(measure: Measure, hour: i64, earlier: &[EarlierHour]) -> Option<Baseline> {
-    let number = |of: &EarlierHour| measure.of(of.requests, of.failures, of.p95_ms);
+    let number = |of: &EarlierHour| measure.of(&of.sum);
     let all: Vec<f64> = earlier.iter().filter_map(number).collect();
     if all.len() < MIN_HOURS {
         return None;
@@ -380,7 +489,8 @@ macro_rules! of_hour {
             $tenant,
             " AS subject, ",
             $model,
-            " AS part, status, prompt_tokens, generated_tokens, generation_time_ms AS ms, currency, cost_nanos \
+            " AS part, status, prompt_tokens, generated_tokens, generation_time_ms AS ms, currency, cost_nanos, \
+             CASE WHEN endpoint IN ('/v1/generate', '/v1/stream', '/v1/completions', '/v1/chat/completions') THEN 1 ELSE 0 END AS generates \
              FROM api_usage WHERE created_at >= $1 AND created_at < $2 AND endpoint LIKE '/v1/%'",
             $which,
             ")"
@@ -399,10 +509,14 @@ macro_rules! sums {
              min(CASE WHEN place * 100 >= total * 95 THEN ms END) AS p95 FROM ranked GROUP BY subject, part), \
              sums AS (SELECT subject, part, count(*) AS requests, \
              CAST(sum(CASE WHEN status >= 500 THEN 1 ELSE 0 END) AS BIGINT) AS failures, \
-             CAST(sum(prompt_tokens) AS BIGINT) AS prompts, CAST(sum(generated_tokens) AS BIGINT) AS answers \
+             CAST(sum(prompt_tokens) AS BIGINT) AS prompt_tokens, CAST(sum(generated_tokens) AS BIGINT) AS generated_tokens, \
+             CAST(sum(CASE WHEN prompt_tokens > 0 THEN 1 ELSE 0 END) AS BIGINT) AS prompts, \
+             CAST(sum(CASE WHEN status < 400 THEN generates ELSE 0 END) AS BIGINT) AS answers, \
+             CAST(sum(CASE WHEN status < 400 AND generated_tokens = 0 THEN generates ELSE 0 END) AS BIGINT) AS empty_answers, \
+             CAST(sum(CASE WHEN status IN (400, 413, 415, 422) THEN 1 ELSE 0 END) AS BIGINT) AS invalid_requests \
              FROM of_hour GROUP BY subject, part) \
-             SELECT sums.subject, sums.part, sums.requests, sums.failures, sums.prompts, sums.answers, quantiles.p50, \
-             quantiles.p95 FROM sums LEFT JOIN quantiles ON quantiles.subject = sums.subject AND quantiles.part = sums.part \
+             SELECT sums.subject, sums.part, sums.requests, sums.failures, sums.prompt_tokens, sums.generated_tokens, quantiles.p50, \
+             quantiles.p95, sums.prompts, sums.answers, sums.empty_answers, sums.invalid_requests FROM sums LEFT JOIN quantiles ON quantiles.subject = sums.subject AND quantiles.part = sums.part \
              ORDER BY sums.requests DESC, sums.subject, sums.part LIMIT $3"
         )
     };
@@ -578,6 +692,10 @@ impl Store {
                     generated_tokens: row.try_get(5)?,
                     p50_ms: row.try_get(6)?,
                     p95_ms: row.try_get(7)?,
+                    prompts: row.try_get(8)?,
+                    answers: row.try_get(9)?,
+                    empty_answers: row.try_get(10)?,
+                    invalid_requests: row.try_get(11)?,
                 };
                 of.sums.insert(subject(&row)?, sum);
             }
@@ -609,7 +727,8 @@ impl Store {
     async fn earlier_hours(&self, subject: &Subject, hour: i64) -> Result<Vec<EarlierHour>, StoreError> {
         let mut transaction = self.read_all(Job::Analytics).await?;
         let query = sqlx::query(
-            "SELECT hour, requests, failures, p95_ms FROM insights WHERE tenant_id = $1 AND model = $2 \
+            "SELECT hour, requests, failures, p95_ms, prompt_tokens, generated_tokens, prompts, answers, empty_answers, \
+             invalid_requests FROM insights WHERE tenant_id = $1 AND model = $2 \
              AND kind = 'summary' AND partial = 0 AND hour >= $3 AND hour < $4 ORDER BY hour",
         )
         .bind(subject.tenant.clone())
@@ -618,12 +737,19 @@ impl Store {
         .bind(hour);
         let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
         let earlier = |row: &AnyRow| -> Result<EarlierHour, StoreError> {
-            Ok(EarlierHour {
-                hour: row.try_get(0)?,
+            let sum = HourSum {
                 requests: row.try_get(1)?,
                 failures: row.try_get(2)?,
+                p50_ms: None,
                 p95_ms: row.try_get(3)?,
-            })
+                prompt_tokens: row.try_get(4)?,
+                generated_tokens: row.try_get(5)?,
+                prompts: row.try_get(6)?,
+                answers: row.try_get(7)?,
+                empty_answers: row.try_get(8)?,
+                invalid_requests: row.try_get(9)?,
+            };
+            Ok(EarlierHour { hour: row.try_get(0)?, sum })
         };
         rows.iter().map(earlier).collect()
     }
@@ -662,13 +788,17 @@ impl Store {
             let cost = of.costs.get(*subject).filter(|cost| !cost.is_empty());
             let query = sqlx::query(
                 "INSERT INTO insights (tenant_id, model, kind, hour, partial, value, baseline, message, requests, failures, \
-                 prompt_tokens, generated_tokens, p50_ms, p95_ms, busiest_model, cost, made_at) \
-                 VALUES ($1, $2, $3, $4, $5, $6, CAST($7 AS DOUBLE PRECISION), $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+                 prompt_tokens, generated_tokens, p50_ms, p95_ms, busiest_model, cost, made_at, prompts, answers, \
+                 empty_answers, invalid_requests) \
+                 VALUES ($1, $2, $3, $4, $5, $6, CAST($7 AS DOUBLE PRECISION), $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
+                 $21) \
                  ON CONFLICT (tenant_id, model, kind, hour) DO UPDATE SET partial = excluded.partial, \
                  value = excluded.value, baseline = excluded.baseline, message = excluded.message, \
                  requests = excluded.requests, failures = excluded.failures, prompt_tokens = excluded.prompt_tokens, \
                  generated_tokens = excluded.generated_tokens, p50_ms = excluded.p50_ms, p95_ms = excluded.p95_ms, \
-                 busiest_model = excluded.busiest_model, cost = excluded.cost, made_at = excluded.made_at \
+                 busiest_model = excluded.busiest_model, cost = excluded.cost, made_at = excluded.made_at, \
+                 prompts = excluded.prompts, answers = excluded.answers, empty_answers = excluded.empty_answers, \
+                 invalid_requests = excluded.invalid_requests \
                  WHERE insights.partial = 1",
             )
             .bind(subject.tenant.clone())
@@ -688,7 +818,11 @@ impl Store {
             .bind(sum.p95_ms)
             .bind(of.busiest(subject).map(str::to_owned))
             .bind(cost.map(|cost| serde_json::json!(cost).to_string()))
-            .bind(now_ms);
+            .bind(now_ms)
+            .bind(sum.prompts)
+            .bind(sum.answers)
+            .bind(sum.empty_answers)
+            .bind(sum.invalid_requests);
             written += self.ask(query.execute(&mut *transaction)).await?.rows_affected();
         }
         self.commit(transaction).await?;
@@ -724,7 +858,7 @@ impl Store {
         let mut transaction = self.read_all(Job::Analytics).await?;
         let query = sqlx::query(
             "SELECT tenant_id, model, kind, hour, partial, value, baseline, message, requests, failures, prompt_tokens, \
-             generated_tokens, p50_ms, p95_ms, busiest_model, cost, made_at FROM insights \
+             generated_tokens, p50_ms, p95_ms, busiest_model, cost, made_at, prompts, answers, empty_answers, invalid_requests FROM insights \
              WHERE hour > $1 AND ($2 = '' OR kind = $2) ORDER BY hour DESC, tenant_id, model, kind LIMIT $3",
         )
         .bind(wanted.since_ms.saturating_sub(HOUR_MS))
@@ -756,7 +890,8 @@ impl TenantStore<'_> {
         let query = self
             .query(
                 "SELECT tenant_id, model, kind, hour, partial, value, baseline, message, requests, failures, prompt_tokens, \
-                 generated_tokens, p50_ms, p95_ms, busiest_model, cost, made_at FROM insights WHERE tenant_id = $1 \
+                 generated_tokens, p50_ms, p95_ms, busiest_model, cost, made_at, prompts, answers, empty_answers, invalid_requests \
+                 FROM insights WHERE tenant_id = $1 \
                  AND hour > $2 AND ($3 = '' OR kind = $3) ORDER BY hour DESC, model, kind LIMIT $4",
             )
             .bind(wanted.since_ms.saturating_sub(HOUR_MS))
@@ -774,6 +909,18 @@ fn read(row: &AnyRow) -> Result<Option<Insight>, StoreError> {
     let (tenant, model): (String, String) = (row.try_get(0)?, row.try_get(1)?);
     let hour: i64 = row.try_get(3)?;
     let cost: Option<String> = row.try_get(15)?;
+    let sum = HourSum {
+        requests: row.try_get(8)?,
+        failures: row.try_get(9)?,
+        prompt_tokens: row.try_get(10)?,
+        generated_tokens: row.try_get(11)?,
+        p50_ms: row.try_get(12)?,
+        p95_ms: row.try_get(13)?,
+        prompts: row.try_get(17)?,
+        answers: row.try_get(18)?,
+        empty_answers: row.try_get(19)?,
+        invalid_requests: row.try_get(20)?,
+    };
     Ok(Some(Insight {
         start: hour / 1000,
         end: (hour + HOUR_MS) / 1000,
@@ -785,14 +932,8 @@ fn read(row: &AnyRow) -> Result<Option<Insight>, StoreError> {
         value: row.try_get(5)?,
         baseline: row.try_get(6)?,
         message: row.try_get(7)?,
-        sum: HourSum {
-            requests: row.try_get(8)?,
-            failures: row.try_get(9)?,
-            prompt_tokens: row.try_get(10)?,
-            generated_tokens: row.try_get(11)?,
-            p50_ms: row.try_get(12)?,
-            p95_ms: row.try_get(13)?,
-        },
+        sum,
+        quality: sum.quality(),
         busiest_model: row.try_get(14)?,
         cost: cost.map(|text| serde_json::from_str(&text)).transpose().map_err(unreadable)?,
         made_at: row.try_get::<i64, _>(16)? / 1000,

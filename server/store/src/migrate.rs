@@ -39,7 +39,8 @@ const MIGRATIONS: &[Migration] = migrations![
     "008_usage_cost",
     "009_insights",
     "010_batches",
-    "011_webhooks"
+    "011_webhooks",
+    "012_data_insights"
 ];
 
 /// The first schema with an audit log.

@@ -8,6 +8,7 @@ use crate::{Charge, Usage};
 on_both!(
     hours_are_analyzed_once_and_the_current_hour_again,
     findings_are_made_against_the_earlier_hours_of_the_same_subject,
+    summary_counts_refused_texts_and_empty_answers,
     tenant_sees_its_own_insights_only,
     replicas_that_run_at_once_write_each_insight_once,
     missed_hours_are_made_up_for_within_a_day,
@@ -163,6 +164,35 @@ async fn findings_are_made_against_the_earlier_hours_of_the_same_subject(bench: 
     assert!(!found.iter().any(|one| one.kind == InsightKind::FirstUse), "{found:#?}");
 }
 
+async fn summary_counts_refused_texts_and_empty_answers(bench: Bench) {
+    let store = bench.store().await;
+    let last = NOON - HOUR_MS;
+    let at = |status, generated_tokens, endpoint: &str| {
+        let prompt_tokens = if status == 200 { 2 } else { 0 };
+        let row = row("acme", "small", 1, status, last);
+        Usage { prompt_tokens, generated_tokens, endpoint: endpoint.into(), ..row }
+    };
+    let usage = [
+        at(200, 3, "/v1/chat/completions"),
+        at(200, 0, "/v1/completions"),
+        // It has no answer with tokens.
+        at(200, 0, "/v1/embeddings"),
+        at(400, 0, "/v1/generate"),
+        // Neither is the fault of a text.
+        at(404, 0, "/v1/generate"),
+        at(503, 0, "/v1/generate"),
+    ];
+    store.append_usage(&usage).await.unwrap();
+    store.analyze(NOW).await.unwrap();
+    let found = store.insights(all(1000)).await.unwrap();
+    for (tenant, model) in [(None, None), (Some("acme"), None), (Some("acme"), Some("small"))] {
+        let summary = one(&found, last, tenant, model, InsightKind::Summary);
+        let HourSum { prompts, answers, empty_answers, invalid_requests, .. } = summary.sum;
+        assert_eq!((prompts, answers, empty_answers, invalid_requests), (3, 2, 1, 1), "{summary:?}");
+        assert_eq!(summary.quality, Some(0.5));
+    }
+}
+
 async fn tenant_sees_its_own_insights_only(bench: Bench) {
     let store = bench.store().await;
     let hour = NOON - HOUR_MS;
@@ -243,9 +273,13 @@ async fn insights_older_than_their_retention_are_deleted_in_batches(bench: Bench
     assert_eq!((swept(28).await, swept(29).await), (0, 1));
 }
 
-fn earlier(count: usize, of: impl Fn(usize) -> EarlierHour) -> Vec<EarlierHour> {
+fn requests(requests: i64) -> HourSum {
+    HourSum { requests, ..HourSum::default() }
+}
+
+fn earlier(count: usize, of: impl Fn(usize) -> HourSum) -> Vec<EarlierHour> {
     let hour = |n: usize| NOON - (count - n) as i64 * HOUR_MS;
-    (0..count).map(|n| EarlierHour { hour: hour(n), ..of(n) }).collect()
+    (0..count).map(|n| EarlierHour { hour: hour(n), sum: of(n) }).collect()
 }
 
 fn found(sum: HourSum, earlier: &[EarlierHour]) -> Vec<&'static str> {
@@ -255,17 +289,17 @@ fn found(sum: HourSum, earlier: &[EarlierHour]) -> Vec<&'static str> {
 
 #[test]
 fn few_hours_and_few_requests_say_nothing() {
-    let usual = |count| earlier(count, |n| EarlierHour { requests: 100 + (n % 4) as i64, ..EarlierHour::default() });
-    let spike = HourSum { requests: 1000, ..HourSum::default() };
+    let usual = |count| earlier(count, |n| requests(100 + (n % 4) as i64));
+    let spike = requests(1000);
     assert_eq!(found(spike, &usual(MIN_HOURS)), ["traffic_spike"]);
     assert_eq!(found(spike, &usual(MIN_HOURS - 1)), [] as [&str; 0]);
     // Ten times as many, but few all the same.
-    let few = earlier(48, |_| EarlierHour { requests: 2, ..EarlierHour::default() });
-    assert_eq!(found(HourSum { requests: 20, ..HourSum::default() }, &few), [] as [&str; 0]);
+    let few = earlier(48, |_| requests(2));
+    assert_eq!(found(requests(20), &few), [] as [&str; 0]);
     assert_eq!(found(HourSum::default(), &few), [] as [&str; 0]);
     // All of 19 requests failed.
     let failed = HourSum { requests: MIN_REQUESTS - 1, failures: MIN_REQUESTS - 1, ..HourSum::default() };
-    let steady = earlier(48, |_| EarlierHour { requests: MIN_REQUESTS, ..EarlierHour::default() });
+    let steady = earlier(48, |_| requests(MIN_REQUESTS));
     assert_eq!(found(failed, &steady), [] as [&str; 0]);
     let failed = HourSum { requests: MIN_REQUESTS, failures: MIN_REQUESTS, ..HourSum::default() };
     assert_eq!(found(failed, &steady), ["failures_rise"]);
@@ -273,13 +307,42 @@ fn few_hours_and_few_requests_say_nothing() {
 
 #[test]
 fn steady_numbers_make_no_finding_of_a_small_change() {
-    let steady = earlier(48, |_| EarlierHour { requests: 100, p95_ms: Some(100), ..EarlierHour::default() });
+    let steady = earlier(48, |_| HourSum { p95_ms: Some(100), ..requests(100) });
     // Every change is infinitely unusual here; the factor and the least change decide.
-    let of = |requests, p95| found(HourSum { requests, p95_ms: Some(p95), ..HourSum::default() }, &steady);
+    let of = |count, p95| found(HourSum { p95_ms: Some(p95), ..requests(count) }, &steady);
     assert_eq!(of(199, 199), [] as [&str; 0]);
     assert_eq!(of(200, 199), ["traffic_spike"]);
     assert_eq!(of(51, 200), ["latency_rise"]);
     assert_eq!(of(50, 100), ["traffic_drop"]);
+}
+
+#[test]
+fn data_is_compared_by_its_quality_and_its_lengths() {
+    // Ten requests of each hour have no text, such as those for the list of models.
+    let texts = HourSum { prompts: 100, answers: 100, prompt_tokens: 5000, generated_tokens: 10_000, ..requests(110) };
+    let steady = earlier(48, |_| texts);
+    let of = |sum: HourSum| found(sum, &steady);
+    assert_eq!(of(texts), [] as [&str; 0]);
+    // 50 tokens of a prompt are usual, and 100 of an answer.
+    assert_eq!(of(HourSum { prompt_tokens: 7500, ..texts }), ["prompts_shift"]);
+    assert_eq!(of(HourSum { prompt_tokens: 7499, ..texts }), [] as [&str; 0]);
+    assert_eq!(
+        of(HourSum { prompt_tokens: 3333, generated_tokens: 6000, ..texts }),
+        ["prompts_shift", "answers_shift"]
+    );
+    // Few of them say nothing.
+    let few =
+        HourSum { prompts: 19, answers: 19, prompt_tokens: 1900, generated_tokens: 0, empty_answers: 19, ..texts };
+    assert_eq!(of(few), [] as [&str; 0]);
+    let poor = HourSum { prompts: 97, answers: 97, invalid_requests: 3, empty_answers: 2, ..texts };
+    assert_eq!(poor.quality(), Some(0.95));
+    assert_eq!(of(poor), ["quality_drop"]);
+    assert_eq!(of(HourSum { empty_answers: 1, ..poor }), [] as [&str; 0]);
+    let of_older_servers = earlier(48, |_| HourSum { prompts: 0, answers: 0, ..texts });
+    assert_eq!(found(poor, &of_older_servers), [] as [&str; 0]);
+    assert_eq!(HourSum::default().quality(), None);
+    let found = findings(&Subject::service(), NOON, &poor, &steady);
+    assert_eq!(found[0].message, "The data quality of the requests of the service was 95.0 %; usually it is 100.0 %.");
 }
 
 #[test]
@@ -289,11 +352,11 @@ fn nightly_work_is_compared_with_other_nights() {
         let of = |n: i64| {
             let hour = NOON - (14 * 24 - n) * HOUR_MS;
             let is_it = (NOON - hour) % DAY_MS == at * HOUR_MS;
-            EarlierHour { hour, requests: if is_it { 500 } else { 0 }, ..EarlierHour::default() }
+            EarlierHour { hour, sum: requests(if is_it { 500 } else { 0 }) }
         };
         (0..14 * 24).map(of).collect::<Vec<_>>()
     };
-    let work = HourSum { requests: 500, ..HourSum::default() };
+    let work = requests(500);
     assert_eq!(found(work, &nightly(0)), [] as [&str; 0]);
     assert_eq!(found(HourSum::default(), &nightly(0)), ["traffic_drop"]);
     assert_eq!(found(work, &nightly(5)), ["traffic_spike"]);
@@ -302,7 +365,7 @@ fn nightly_work_is_compared_with_other_nights() {
 #[test]
 fn hours_without_requests_count_from_the_first_hour_of_a_subject() {
     let analyzed: BTreeSet<i64> = (0..6).collect();
-    let row = |hour, requests| EarlierHour { hour, requests, ..EarlierHour::default() };
+    let row = |hour, count| EarlierHour { hour, sum: requests(count) };
     assert_eq!(without_gaps(&[row(2, 7), row(4, 9)], &analyzed), [row(2, 7), row(3, 0), row(4, 9), row(5, 0)]);
     assert!(without_gaps(&[], &analyzed).is_empty());
 }
