@@ -8,17 +8,18 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use azure_core::credentials::{Secret as CoreSecret, TokenCredential};
 use azure_core::error::{Error as CoreError, ErrorKind as CoreKind};
-use azure_core::http::{ClientOptions, RetryOptions, Transport as CoreTransport};
+use azure_core::http::{ClientMethodOptions, ClientOptions, RetryOptions, Transport as CoreTransport};
 use azure_core_compute as legacy;
 use azure_identity::{
-    AzureCliCredential, AzureCliCredentialOptions, ClientAssertionCredentialOptions, ClientSecretCredential,
-    ClientSecretCredentialOptions, ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId,
-    WorkloadIdentityCredential, WorkloadIdentityCredentialOptions,
+    AzureCliCredential, AzureCliCredentialOptions, ClientAssertion, ClientAssertionCredential,
+    ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions, ManagedIdentityCredential,
+    ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential, WorkloadIdentityCredentialOptions,
 };
 use base64::Engine;
 use serde_json::Value;
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{Error, ErrorKind, Result, Secret, error_chain};
+use textnlp_token::{CERTIFICATE_PATH, ClientCertificate};
 use tokio::sync::Mutex;
 
 use crate::access::Access;
@@ -30,6 +31,8 @@ pub(crate) const MANAGEMENT: &str = "https://management.azure.com/.default";
 pub(crate) const CLUSTERS: &str = "6dae42f8-4368-4678-94ff-3960e28e3630/.default";
 /// The scope of registries of images: <https://learn.microsoft.com/azure/container-registry/container-registry-disable-authentication-as-arm>.
 pub(crate) const REGISTRIES: &str = "https://containerregistry.azure.net/.default";
+/// The authority of the public cloud.
+const AUTHORITY: &str = "https://login.microsoftonline.com";
 /// How long before its end a token is renewed.
 const BEFORE_END: Duration = Duration::from_secs(120);
 /// How old a refused token must be for another one to be worth a call.
@@ -99,31 +102,58 @@ fn credential(access: &Access, transport: &Transport) -> Result<Arc<dyn TokenCre
             client.clone().ok_or_else(|| lacks("AZURE_CLIENT_ID"))?,
         ))
     };
-    let made: azure_core::Result<Arc<dyn TokenCredential>> =
-        if let Some(file) = access.variable("AZURE_FEDERATED_TOKEN_FILE") {
-            let (tenant, client) = application()?;
-            WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
-                credential_options: ClientAssertionCredentialOptions { client_options: client_options() },
-                client_id: Some(client),
-                tenant_id: Some(tenant),
-                token_file_path: Some(PathBuf::from(file)),
-            }))
+    let made: azure_core::Result<Arc<dyn TokenCredential>> = if let Some(file) =
+        access.variable("AZURE_FEDERATED_TOKEN_FILE")
+    {
+        let (tenant, client) = application()?;
+        WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
+            credential_options: ClientAssertionCredentialOptions { client_options: client_options() },
+            client_id: Some(client),
+            tenant_id: Some(tenant),
+            token_file_path: Some(PathBuf::from(file)),
+        }))
+        .map(|one| one as Arc<dyn TokenCredential>)
+    } else if let Some(secret) = access.variable("AZURE_CLIENT_SECRET") {
+        let (tenant, client) = application()?;
+        let options = ClientSecretCredentialOptions { client_options: client_options() };
+        ClientSecretCredential::new(&tenant, client, CoreSecret::new(secret), Some(options))
             .map(|one| one as Arc<dyn TokenCredential>)
-        } else if let Some(secret) = access.variable("AZURE_CLIENT_SECRET") {
-            let (tenant, client) = application()?;
-            let options = ClientSecretCredentialOptions { client_options: client_options() };
-            ClientSecretCredential::new(&tenant, client, CoreSecret::new(secret), Some(options))
-                .map(|one| one as Arc<dyn TokenCredential>)
-        } else if client.is_none() && access.cli_profile().is_some() {
-            let subscription = access.subscription().ok();
-            AzureCliCredential::new(Some(AzureCliCredentialOptions { subscription, tenant_id: None, executor: None }))
-                .map(|one| one as Arc<dyn TokenCredential>)
-        } else {
-            let user_assigned_id = client.map(UserAssignedId::ClientId);
-            let options = ManagedIdentityCredentialOptions { user_assigned_id, client_options: client_options() };
-            ManagedIdentityCredential::new(Some(options)).map(|one| one as Arc<dyn TokenCredential>)
+    } else if let Some(file) = access.variable(CERTIFICATE_PATH) {
+        let (tenant, client) = application()?;
+        let signer = Signer {
+            certificate: ClientCertificate::read(&file)?,
+            client: client.clone(),
+            audience: format!("{AUTHORITY}/{tenant}/oauth2/v2.0/token"),
         };
+        let options = ClientAssertionCredentialOptions { client_options: client_options() };
+        ClientAssertionCredential::new(tenant, client, signer, Some(options)).map(|one| one as Arc<dyn TokenCredential>)
+    } else if client.is_none() && access.cli_profile().is_some() {
+        let subscription = access.subscription().ok();
+        AzureCliCredential::new(Some(AzureCliCredentialOptions { subscription, tenant_id: None, executor: None }))
+            .map(|one| one as Arc<dyn TokenCredential>)
+    } else {
+        let user_assigned_id = client.map(UserAssignedId::ClientId);
+        let options = ManagedIdentityCredentialOptions { user_assigned_id, client_options: client_options() };
+        ManagedIdentityCredential::new(Some(options)).map(|one| one as Arc<dyn TokenCredential>)
+    };
     made.map_err(|error| failed(&error))
+}
+
+/// Signs an assertion for each token.
+#[derive(Debug)]
+struct Signer {
+    certificate: ClientCertificate,
+    client: String,
+    audience: String,
+}
+
+#[async_trait]
+impl ClientAssertion for Signer {
+    async fn secret(&self, _options: Option<ClientMethodOptions<'_>>) -> azure_core::Result<String> {
+        let signed = self.certificate.assertion(&self.client, &self.audience);
+        let signed = signed.map_err(|error| CoreError::with_message(CoreKind::Credential, error_chain(&error)))?;
+        Ok(signed.expose_text().unwrap_or_default().to_owned())
+    }
 }
 
 /// A failed sign-in: one that cannot reach Microsoft Entra may pass.

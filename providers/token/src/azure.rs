@@ -10,6 +10,7 @@ use serde_json::Value;
 use textnlp_provider::{Error, ErrorKind, Result, Secret, error_chain, finished};
 use tokio::process::Command;
 
+use super::certificate::{ASSERTION_TYPE, CERTIFICATE_PATH, ClientCertificate};
 use super::rest::{Rest, bearer, guarded};
 use super::{AzureSignIn, Token, Variables, checked, read_file, shown, text, trimmed};
 
@@ -26,7 +27,7 @@ const HINT: &str = "sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIEN
 const WAYS: &[(&str, CredentialSource)] = &[
     ("AZURE_FEDERATED_TOKEN_FILE", CredentialSource::Federated),
     ("AZURE_CLIENT_SECRET", CredentialSource::Secret),
-    ("AZURE_CLIENT_CERTIFICATE_PATH", CredentialSource::Certificate),
+    (CERTIFICATE_PATH, CredentialSource::Certificate),
     ("IDENTITY_ENDPOINT", CredentialSource::Service),
 ];
 
@@ -40,6 +41,13 @@ enum CredentialSource {
     Certificate,
     /// The managed identity of an Azure service.
     Service,
+}
+
+/// What proves that an application asks.
+enum Proof {
+    Secret(Secret),
+    Assertion(Secret),
+    Certificate(ClientCertificate),
 }
 
 pub(super) async fn token(ask: &AzureSignIn, variables: &Variables) -> Result<Token> {
@@ -56,18 +64,14 @@ pub(super) async fn token(ask: &AzureSignIn, variables: &Variables) -> Result<To
     let found = WAYS.iter().find_map(|(name, source)| Some((*name, variables.get(name)?, *source)));
     match found {
         Some((_, file, CredentialSource::Federated)) => {
-            let proof = trimmed(&read_file(file)?);
-            let kind = ("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer");
-            of_application(server, (who, tenant), variables, &[kind, ("client_assertion", text(&proof))], &proof).await
+            of_application(server, (who, tenant), variables, Proof::Assertion(trimmed(&read_file(file)?))).await
         }
         Some((_, secret, CredentialSource::Secret)) => {
-            let secret = Secret::new(secret);
-            of_application(server, (who, tenant), variables, &[("client_secret", text(&secret))], &secret).await
+            of_application(server, (who, tenant), variables, Proof::Secret(Secret::new(secret))).await
         }
-        Some((name, _, CredentialSource::Certificate)) => {
-            let error = Error::new(ErrorKind::Invalid, ACTION.0, ACTION.1)
-                .because(format!("{name}: certificates are not supported"));
-            Err(error.hint("use a federated token, a client secret or a managed identity"))
+        Some((_, file, CredentialSource::Certificate)) => {
+            let certificate = ClientCertificate::read(file)?;
+            of_application(server, (who, tenant), variables, Proof::Certificate(certificate)).await
         }
         Some((_, endpoint, CredentialSource::Service)) => of_service(server, who, endpoint, variables).await,
         // A machine's identity belongs to its own tenant; another tenant cannot be requested for it.
@@ -86,8 +90,7 @@ async fn of_application(
     server: &str,
     (who, tenant): (Option<&str>, Option<&str>),
     variables: &Variables,
-    proof: &[(&str, &str)],
-    secret: &Secret,
+    proof: Proof,
 ) -> Result<Token> {
     let lacks = |flag: &str, name: &str| {
         let error =
@@ -100,9 +103,21 @@ async fn of_application(
     let url = guarded("AZURE_AUTHORITY_HOST", &format!("{authority}/{tenant}/oauth2/v2.0/token"))?;
     let scope = format!("{server}/.default");
     let mut fields = vec![("grant_type", "client_credentials"), ("client_id", who), ("scope", &scope)];
-    fields.extend(proof);
+    let secret = match proof {
+        Proof::Secret(secret) => secret,
+        Proof::Assertion(assertion) => {
+            fields.push(ASSERTION_TYPE);
+            assertion
+        }
+        Proof::Certificate(certificate) => {
+            fields.push(ASSERTION_TYPE);
+            certificate.assertion(who, url.as_str())?
+        }
+    };
+    let name = if fields.contains(&ASSERTION_TYPE) { "client_assertion" } else { "client_secret" };
+    fields.push((name, text(&secret)));
     let rest = Rest::far(variables)?;
-    bearer(ACTION, &rest.ask(ACTION, rest.form(url, &fields), &[secret]).await?)
+    bearer(ACTION, &rest.ask(ACTION, rest.form(url, &fields), &[&secret]).await?)
 }
 
 /// <https://learn.microsoft.com/azure/app-service/overview-managed-identity#rest-endpoint-reference>

@@ -11,6 +11,7 @@
 #[cfg(feature = "aws")]
 mod aws;
 mod azure;
+mod certificate;
 mod gcp;
 mod rest;
 
@@ -25,6 +26,7 @@ use textnlp_provider::{Error, ErrorKind, Result, Secret};
 
 #[cfg(feature = "aws")]
 pub use aws::{AwsAnswer, Partition, aws_call, aws_signed, aws_token, aws_variables, partition};
+pub use certificate::{CERTIFICATE_PATH, ClientCertificate};
 
 /// The timeout of one request to a service.
 const EACH: Duration = Duration::from_secs(10);

@@ -4,9 +4,10 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
 use textnlp_tests::Sandbox;
+use textnlp_tests::servers::token_oracle;
 use textnlp_tests::stand_in::{Reply, StandIn, decoded};
 
-use super::{file, refused, token};
+use super::{TESTS, file, refused, token};
 
 const AKS: &str = "6dae42f8-4368-4678-94ff-3960e28e3630";
 const ANSWER: &str = r#"{"token_type":"Bearer","expires_in":3599,"ext_expires_in":3599,"access_token":"eyJ.entra"}"#;
@@ -40,6 +41,47 @@ fn azure_applications_sign_in() {
             .map(|name| asked.field(name)),
         ["app-2", "hunter2proof", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer", "server-2/.default", ""]
     );
+}
+
+#[test]
+fn azure_certificate_signs_assertions_that_its_public_key_verifies() {
+    let sandbox = Sandbox::new("kube-token");
+    let Some(made) = token_oracle(TESTS, "certificate", &json!({})) else { return };
+    let part = |name: &str| made[name].as_str().unwrap().to_owned();
+    let entra = StandIn::of(200, ANSWER);
+    let at = entra.url();
+    let with = |path: &str| {
+        let variables = [("AZURE_AUTHORITY_HOST", at.clone()), ("AZURE_CLIENT_CERTIFICATE_PATH", path.to_owned())];
+        [WHO.map(|(name, value)| (name, value.to_owned())), variables].concat()
+    };
+    let mut ids = std::collections::BTreeSet::new();
+    for (name, content) in [
+        ("pkcs8.pem", part("pkcs8") + &part("certificate")),
+        ("pkcs1.pem", format!("Bag Attributes\n    friendlyName: deploy\n{}{}", part("certificate"), part("pkcs1"))),
+    ] {
+        let path = file(&sandbox, name, &content);
+        let variables = with(&path);
+        let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(token(&sandbox, &["azure"], &variables).0, "eyJ.entra");
+        let asked = entra.requests().pop().unwrap();
+        assert_eq!(
+            ["client_id", "client_assertion_type", "client_secret"].map(|name| asked.field(name)),
+            ["app-1", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer", ""]
+        );
+        let proof = json!({ "token": asked.field("client_assertion"), "certificate": made["certificate"] });
+        let claims = token_oracle(TESTS, "verify-certificate", &proof).unwrap();
+        assert_eq!((&claims["iss"], &claims["sub"]), (&json!("app-1"), &json!("app-1")));
+        assert_eq!(claims["aud"], format!("{at}/contoso.example/oauth2/v2.0/token"));
+        assert_eq!(claims["exp"].as_i64().unwrap() - claims["nbf"].as_i64().unwrap(), 600);
+        assert!(ids.insert(claims["jti"].to_string()), "an assertion is used once");
+    }
+    for (content, why) in [
+        (part("certificate"), "it has no private key"),
+        (part("certificate") + &part("encrypted"), "its private key has a password"),
+    ] {
+        let path = file(&sandbox, "refused.pem", &content);
+        refused(&sandbox, &["azure"], &[("AZURE_CLIENT_CERTIFICATE_PATH", &path)], 2, &[why, "hint: "]);
+    }
 }
 
 #[test]
@@ -110,7 +152,9 @@ fn failed_sign_in_reports_the_reason() {
     refused(&sandbox, &["azure"], &[SECRET, WHO[0]], 2, &["neither --tenant nor AZURE_TENANT_ID"]);
     refused(&sandbox, &["azure", "--server-id", ""], &[], 2, &["--server-id", "it is empty"]);
     refused(&sandbox, &["azure", "--tenant", "a/../b"], &[], 2, &["the tenant"]);
-    refused(&sandbox, &["azure"], &[("AZURE_CLIENT_CERTIFICATE_PATH", "/x")], 2, &["certificates are not supported"]);
+    let wrong = file(&sandbox, "wrong.pem", "hunter2");
+    let why = ["AZURE_CLIENT_CERTIFICATE_PATH", "it has no certificate in PEM format", "hint: convert it"];
+    refused(&sandbox, &["azure"], &[("AZURE_CLIENT_CERTIFICATE_PATH", &wrong)], 2, &why);
     refused(&sandbox, &["azure"], &[("IDENTITY_ENDPOINT", "http://127.0.0.1:1")], 2, &["IDENTITY_HEADER", "Arc"]);
     refused(&sandbox, &["azure"], &[("AZURE_FEDERATED_TOKEN_FILE", "/nobody/has/it")], 1, &["read /nobody/has/it"]);
     let with = |authority: &str, exit: i32, says: &[&str]| {

@@ -101,7 +101,15 @@ impl ImageSource for FailsOnce {
 
 /// A provider of a cloud.
 fn provider(cloud: &AzureCloud, images: impl ImageSource + 'static) -> Azure {
-    let mut variables: BTreeMap<String, String> = cloud.variables().into_iter().collect();
+    provider_with(cloud, cloud.variables().into_iter().collect(), images)
+}
+
+/// The same, which signs in by these variables.
+fn provider_with(
+    cloud: &AzureCloud,
+    mut variables: BTreeMap<String, String>,
+    images: impl ImageSource + 'static,
+) -> Azure {
     variables.insert(ENDPOINT.to_owned(), cloud.url());
     let access =
         Access { subscription: cloud.subscription().to_owned(), region: REGION.to_owned(), variables: Some(variables) };

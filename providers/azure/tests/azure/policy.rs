@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use textnlp_provider::{PolicyRequest, PolicyResource, Provider, Verb, Wanted, error_chain};
 use textnlp_sim::azure::Options;
 
-use crate::{Bench, REGION, changed, create, remove, run, unchanged, update};
+use crate::{Bench, Images, REGION, changed, create, provider_with, remove, run, unchanged, update};
 
 /// Actions that no request of the test needs, each with what needs it.
 const UNUSED: &[(&str, &str)] = &[
@@ -129,5 +132,29 @@ fn up_without_an_action_names_it_and_who_is_signed_in() {
             outputs.insert(one.id.clone(), bench.finish(&op).await.outputs);
         }
         assert_eq!(tried, ESSENTIAL.len());
+    });
+}
+
+#[test]
+fn a_registered_certificate_signs_in_and_another_one_is_refused() {
+    run(async {
+        let bench = Bench::new(Options::zero_latency(), false);
+        let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+        let names = vec!["deploy.example".to_owned()];
+        let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("deploy.pem");
+        std::fs::write(&file, key.serialize_pem() + &certificate.pem()).unwrap();
+        let mut variables: BTreeMap<String, String> = bench.cloud.variables().into_iter().collect();
+        variables.remove("AZURE_CLIENT_SECRET");
+        variables.insert("AZURE_CLIENT_CERTIFICATE_PATH".to_owned(), file.to_str().unwrap().to_owned());
+        let provider = || provider_with(&bench.cloud, variables.clone(), Images(bench.cloud.clone()));
+        let refused = provider().preflight(&bench.all()).await;
+        let told = refused.map_err(|error| error_chain(&error)).map(|problems| format!("{problems:?}"));
+        let told = told.unwrap_or_else(|error| error);
+        assert!(told.contains("AADSTS700027"), "{told}");
+        bench.cloud.register_certificate(&URL_SAFE_NO_PAD.encode(Sha256::digest(certificate.der())));
+        let problems = provider().preflight(&bench.all()).await.unwrap();
+        assert!(!format!("{problems:?}").contains("AADSTS"), "{problems:?}");
     });
 }

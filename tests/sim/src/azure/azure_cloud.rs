@@ -136,6 +136,11 @@ impl AzureCloud {
         rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
+    /// Registers a certificate of the operator's application by its SHA-256 in base64url. Signatures are not verified.
+    pub fn register_certificate(&self, thumbprint: &str) {
+        lock(&self.shared.tokens).certificate = Some(thumbprint.to_owned());
+    }
+
     /// A new access token of the operator for Azure Resource Manager.
     #[must_use]
     pub fn token(&self) -> String {

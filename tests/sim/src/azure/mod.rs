@@ -85,6 +85,14 @@ const SHARED: &[Behaviour] = &[
         Source::Report("hashicorp/terraform-provider-azurerm#20867"),
     ),
     rule("an ended assertion is AADSTS700024", Source::Report("Azure/azure-cli#28708")),
+    rule(
+        "an assertion by a certificate names it by x5t#S256 and is for the token endpoint",
+        Source::Documentation("https://learn.microsoft.com/entra/identity-platform/certificate-credentials"),
+    ),
+    rule(
+        "an assertion by another certificate is AADSTS700027, one for another audience AADSTS700023",
+        Source::Documentation("https://learn.microsoft.com/entra/identity-platform/reference-error-codes"),
+    ),
     rule("too many requests are 429 with Retry-After", Source::Report("Azure/azqr#34")),
     rule("reads may be limited while writes are not", Source::Report("kubernetes/autoscaler#3240")),
     rule("Retry-After may be many minutes", Source::Report("MicrosoftDocs/azure-docs#11849")),

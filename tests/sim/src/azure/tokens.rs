@@ -32,13 +32,15 @@ pub(super) struct Tokens {
     random: Random,
     /// The secret of the operator's application.
     pub(super) secret: String,
+    /// The SHA-256 of the certificate of the operator's application, in base64url.
+    pub(super) certificate: Option<String>,
 }
 
 impl Tokens {
     pub(super) fn new(seed: u64) -> Self {
         let random = Random::new(seed ^ 2);
         let secret = format!("simulated~{}", random.hex(30));
-        Self { known: HashMap::new(), random, secret }
+        Self { known: HashMap::new(), random, secret, certificate: None }
     }
 
     /// A new access token of a principal for an audience.
@@ -101,13 +103,38 @@ impl Tokens {
         };
         let assertion = field("client_assertion");
         if !assertion.is_empty() {
-            if let Err((code, why)) = federated(cloud, &principal, assertion) {
+            let checked = match part(assertion, 0)["x5t#S256"].as_str() {
+                Some(thumbprint) => self.certified(cloud, &principal, (assertion, thumbprint)),
+                None => federated(cloud, &principal, assertion),
+            };
+            if let Err((code, why)) = checked {
                 return wrong(401, "invalid_client", code, why);
             }
         } else if principal != cloud.operator || field("client_secret") != self.secret {
             return wrong(401, "invalid_client", 7_000_215, "Invalid client secret provided.");
         }
         (200, self.granted(cloud, &principal, field("scope")))
+    }
+
+    /// Checks an assertion that a certificate signed, but for its signature.
+    fn certified(&self, cloud: &Cloud, principal: &str, (assertion, thumbprint): (&str, &str)) -> Checked {
+        let (header, claims) = (part(assertion, 0), part(assertion, 1));
+        let is_registered = principal == cloud.operator && self.certificate.as_deref() == Some(thumbprint);
+        if !is_registered || header["alg"] != "PS256" {
+            return Err((
+                700_027,
+                "The certificate with identifier used to sign the client assertion is not registered on application.",
+            ));
+        }
+        let endpoint = format!("https://login.microsoftonline.com/{}/oauth2/v2.0/token", cloud.tenant);
+        if claims["aud"] != endpoint.as_str() {
+            return Err((700_023, "Client assertion audience claim does not match Realm issuer."));
+        }
+        let now = jiff::Timestamp::now().as_second();
+        match claims["nbf"].as_i64().zip(claims["exp"].as_i64()) {
+            Some((from, until)) if from <= now && now < until => Ok(()),
+            _ => Err((700_024, "Client assertion is not within its valid time range.")),
+        }
     }
 
     /// Answers `/metadata/identity/oauth2/token` of a machine with the operator's identity.
@@ -129,12 +156,20 @@ fn principal_of(cloud: &Cloud, client: &str) -> Option<String> {
     cloud.principals.iter().find(|(_, one)| one.client == client).map(|(id, _)| id.clone())
 }
 
+/// A refused assertion: the number of the error of Entra, and its words.
+type Checked = Result<(), (u64, &'static str)>;
+
+/// A part of an assertion.
+fn part(assertion: &str, number: usize) -> Value {
+    let part = assertion.split('.').nth(number).unwrap_or_default();
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part.trim_end_matches('='));
+    bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
 /// Checks the claims of an assertion against the identity's federated credentials. Its signature is not verified: the
 /// simulated issuers have no keys.
-fn federated(cloud: &mut Cloud, principal: &str, assertion: &str) -> Result<(), (u64, &'static str)> {
-    let part = assertion.split('.').nth(1).unwrap_or_default();
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part.trim_end_matches('='));
-    let claims: Value = bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+fn federated(cloud: &mut Cloud, principal: &str, assertion: &str) -> Checked {
+    let claims = part(assertion, 1);
     if claims["exp"].as_i64().is_some_and(|ends| ends < jiff::Timestamp::now().as_second()) {
         return Err((700_024, "Client assertion is not within its valid time range."));
     }
