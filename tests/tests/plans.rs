@@ -127,6 +127,9 @@ fn environment_is_compared_on_three_clouds_by_its_monthly_cost() {
         assert!(text.contains(says), "no `{says}` in:\n{text}");
     }
     assert!(!text.contains("Refused:"), "{text}");
+    // An environment of this machine needs nothing to be compared.
+    let local = sandbox.run(&["plan", "--env", "staging", "--compare", "aws,gcp,azure"]).expect(0).out;
+    assert!(!local.contains("Refused:") && local.contains("database.hosting"), "{local}");
 }
 
 #[test]

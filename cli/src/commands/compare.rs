@@ -123,8 +123,8 @@ fn flags(base: &Environment, row: &Row, region: Option<&str>) -> Vec<FlagValue> 
     flags
 }
 
-/// Fills in what providers ask for and no price depends on: accounts, the registry that images are pushed to, and the
-/// certificate authority of a managed database.
+/// Fills in what providers ask for and no price depends on: accounts, the registry that images are pushed to, the name that clients
+/// use, and the certificate authority of a managed database.
 fn complete(environment: &mut Environment, row: &Row) {
     let Some(assumed) = &row.assumed else { return };
     for site in &mut environment.sites {
@@ -134,6 +134,9 @@ fn complete(environment: &mut Environment, row: &Row) {
         let home = environment.primary().map(|home| (home.account.as_deref().unwrap_or_default(), &*home.region));
         let registry = home.map(|(account, region)| (assumed.registry)(account, region));
         environment.registry.url = registry;
+    }
+    if environment.sites.iter().any(|site| site.is_in_cluster() && site.cluster.address.is_none()) {
+        environment.traffic.domain.get_or_insert_with(|| "textnlp.example.com".to_owned());
     }
     if environment.database_hosting() == Some(Hosting::Managed) {
         environment.network.private_ca.get_or_insert_with(|| "/etc/textnlp/ca.pem".to_owned());
