@@ -3,6 +3,7 @@
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
 use textnlp_provider::cluster::{TaintEffect, Toleration, TolerationOperator};
+use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
     DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
@@ -12,7 +13,13 @@ use crate::lower::bucket_identity;
 
 /// The component as the provider of the objects inside of the cluster expands it: without what Azure's own resources answer for. Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let (inner, mut site) = textnlp_cloud::inside(component, site, "nodes")?;
+    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "nodes")?;
+    // Without the stack the receivers get the alerts of Azure Monitor only.
+    if let ComponentSpec::Monitoring(monitoring) = &mut inner.part
+        && !monitoring.stack
+    {
+        monitoring.receivers.clear();
+    }
     if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
         // AKS installs the driver, and no plugin: <https://learn.microsoft.com/azure/aks/use-nvidia-gpu>.
         gpu.device_plugin = true;

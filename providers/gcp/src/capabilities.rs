@@ -2,6 +2,7 @@
 
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
+use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
     DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
@@ -12,7 +13,13 @@ use crate::lower::bucket_identity;
 /// The component as the provider of the objects inside of the cluster expands it: without what Google Cloud's own resources answer for.
 /// Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let (inner, mut site) = textnlp_cloud::inside(component, site, "system-nodes")?;
+    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "system-nodes")?;
+    // Without the stack the receivers get the alerts of Cloud Monitoring only.
+    if let ComponentSpec::Monitoring(monitoring) = &mut inner.part
+        && !monitoring.stack
+    {
+        monitoring.receivers.clear();
+    }
     let identity = bucket_identity(component, &site);
     if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
         cluster.bucket_identity = Some(identity);

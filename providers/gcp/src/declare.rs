@@ -315,6 +315,22 @@ mod tests {
             ),
             ("gcp.sql-user", format!("{instance}/users/textnlp"), json!({ "instance": instance, "password": secret })),
             (
+                "gcp.notification-channel",
+                at("notificationChannels/1"),
+                json!({ "name": "mailbox", "email": "oncall@example.com", "enabled": true }),
+            ),
+            (
+                "gcp.alert-policy",
+                at("alertPolicies/1"),
+                json!({
+                    "name": "connections", "enabled": true, "channels": [at("notificationChannels/1")],
+                    "condition": {
+                        "says": "few are left", "filter": ["metric.type=\"m\" AND resource.type=\"r\""], "aligner": "ALIGN_MEAN",
+                        "sum_by": "resource.label.n", "above": 90.0, "period_seconds": 60, "lasting_seconds": 300,
+                    },
+                }),
+            ),
+            (
                 "gcp.services",
                 at("services"),
                 json!({ "services": ["compute.googleapis.com", "container.googleapis.com"] }),
@@ -421,6 +437,10 @@ mod tests {
         };
         let account = planned("gcp.service-account", json!({ "project": "p", "name": "nodes" }));
         assert_eq!(account.outputs["member"], "serviceAccount:nodes@p.iam.gserviceaccount.com");
+        // Google names it.
+        let channel = planned("gcp.notification-channel", json!({ "project": "p", "name": "mailbox" }));
+        let id = channel.outputs["id"].as_str().and_then(textnlp_provider::Placeholder::read);
+        assert_eq!(id.map(|id| (id.resource, id.output)), Some(("here/one", "id")));
         let server = planned("gcp.sql-instance", json!({ "project": "p", "name": "db" }));
         let name = server.outputs["name"].as_str().unwrap();
         // The next object of the name gets another end.

@@ -215,9 +215,12 @@ async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 /// Who gets the mails of a budget, and whether its billing account admits it: the permissions and the currency.
 async fn budget(api: &Api, account: &str, budget: &Wanted) -> Vec<Problem> {
     let place = budget.id.as_str();
-    let cause = "its mails go to the administrators and users of the billing account, not to `monitoring.receivers`";
-    let fix = "grant other recipients `roles/billing.user` on the billing account";
-    let mut problems = vec![Problem::note(place, cause, fix)];
+    let mut problems = Vec::new();
+    if texts(budget, "channels").is_empty() && budget.spec.outputs_needed().is_empty() {
+        let cause = "its mails go to the administrators and users of the billing account only";
+        let fix = "write a mailbox in `monitoring.receivers`, or grant `roles/billing.user` on the billing account";
+        problems.push(Problem::note(place, cause, fix));
+    }
     let needed = request(std::slice::from_ref(budget)).map(|request| policy::permissions(&request)).unwrap_or_default();
     let needed: BTreeSet<String> = needed.into_iter().filter(|one| policy::is_of_account(one)).collect();
     let call =

@@ -49,6 +49,8 @@ pub(crate) struct Table {
     pub(crate) outputs: &'static [(&'static str, &'static str)],
     /// Whether the name ends with a part of the operation's token, because the name of a deleted object is taken for a while.
     pub(crate) suffixed: bool,
+    /// Whether Google gives an object its name, so that only its labels tell whose it is. The name in a spec is another member.
+    pub(crate) assigned: bool,
     /// Whether Google deletes an object that it is creating or changing.
     pub(crate) deletes_pending: bool,
     /// Whether an object stays when its resource is deleted.
@@ -76,6 +78,7 @@ impl Table {
         created: "/createTime",
         outputs: &[],
         suffixed: false,
+        assigned: false,
         deletes_pending: false,
         retained: false,
         terraform: Terraform::USUAL,
@@ -675,7 +678,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
 
     fn id(&self, wanted: &Spec) -> Option<String> {
         let table = K::TABLE;
-        if table.suffixed {
+        if table.suffixed || table.assigned {
             return None;
         }
         fill(table.path, |name| wanted.get(name)?.as_str().map(str::to_owned))
@@ -695,6 +698,13 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         };
         let tags = tags::of_new::<Api>(op, &tags::in_spec(&op.spec));
         let document = Self::document(api, op, &tags, alternative).await?;
+        if table.assigned {
+            let call = Call::post(table.service, collection.clone(), document).saying("create", name);
+            let answer = api.send(call).await?;
+            // The answer may have the number of the project in place of its id.
+            let name = last(answer["name"].as_str().unwrap_or_default());
+            return Ok((format!("{collection}/{name}"), None));
+        }
         let token = op.token.as_str().to_owned();
         let new = New { id: id.clone(), name, collection, document, token };
         match K::send(api, new).await {
@@ -768,7 +778,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         // There is no operation whose token could end the name.
         let named = |name: String| if table.suffixed { suffixed(&name, &hash(&lineage.to_string())) } else { name };
         let part = |name: &str| value(name).map(|value| if name == "name" { named(value) } else { value });
-        let id = fill(table.path, part)?;
+        let id = if table.assigned { Placeholder::of(wanted, "id").to_string() } else { fill(table.path, part)? };
         let mut document = Self::body(&wanted.spec, &Tags::new()).unwrap_or_default();
         // The address of an account follows from its name.
         document["email"] = json!(last(&id));
@@ -780,7 +790,9 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
             outputs.entry((*output).to_owned()).or_insert(placeholder);
         }
         outputs.insert("id".to_owned(), json!(id));
-        outputs.insert("name".to_owned(), json!(last(&id)));
+        if !table.assigned {
+            outputs.insert("name".to_owned(), json!(last(&id)));
+        }
         Some(PlannedObject { cloud_id: CloudId::new(&id).ok()?, outputs, is_optional: false })
     }
 }

@@ -20,6 +20,7 @@ pub enum Service {
     Dns,
     Iam,
     IamCredentials,
+    Monitoring,
     OAuth2,
     ResourceManager,
     ServiceNetworking,
@@ -91,6 +92,7 @@ const ROWS: &[Row] = &[
         "v1/",
         "IAMCREDENTIALS",
     ),
+    row(Service::Monitoring, "monitoring", "Cloud Monitoring", "monitoring.googleapis.com", "v3/", "MONITORING"),
     row(Service::OAuth2, "oauth2", "OAuth", "www.googleapis.com", "oauth2/v2/", "OAUTH2"),
     row(
         Service::ResourceManager,
@@ -267,7 +269,7 @@ mod tests {
 
     #[test]
     fn every_service_has_a_row() {
-        assert_eq!(Service::all().count(), 17);
+        assert_eq!(Service::all().count(), 18);
         for service in Service::all() {
             assert_eq!(service.row().service, service);
         }

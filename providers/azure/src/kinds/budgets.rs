@@ -13,6 +13,7 @@ use textnlp_cloud::tags::{LINEAGE, Tags};
 use textnlp_cloud::{ObservedObject, same};
 use textnlp_provider::{Error, ErrorKind, Identity, Kind, Result, Spec};
 
+use super::monitoring::lower;
 use super::{delete, put, read};
 use crate::api::{Api, Call, Reply};
 use crate::operation::Pending;
@@ -141,6 +142,7 @@ fn written(wanted: &Value) -> Value {
             "threshold": percent,
             "thresholdType": about,
             "contactEmails": one["emails"],
+            "contactGroups": one["groups"],
             "contactRoles": one["roles"],
         });
         (format!("{}_{OPERATOR}_{percent}_Percent", about.to_ascii_lowercase()), notification)
@@ -162,17 +164,19 @@ fn notifications(document: &Value) -> Value {
             "about": one["thresholdType"].as_str().unwrap_or("Actual"),
             "percent": one["threshold"],
             "emails": sorted(&one["contactEmails"]),
+            "groups": sorted(&one["contactGroups"]),
             "roles": sorted(&one["contactRoles"]),
         })
     };
     sent.map(notification).collect()
 }
 
-/// Notifications whose numbers have a fraction.
+/// Notifications whose numbers have a fraction, and whose ids are in lower case.
 fn with_fractions(notifications: &Value) -> Value {
     let one = |notification: &Value| {
         let mut notification = notification.clone();
         notification["percent"] = json!(notification["percent"].as_f64());
+        notification["groups"] = lower(&notification["groups"]);
         notification
     };
     notifications.as_array().into_iter().flatten().map(one).collect()
@@ -185,8 +189,8 @@ mod tests {
     #[test]
     fn notifications_are_read_as_they_are_written() {
         let wanted = json!([
-            { "about": "Actual", "percent": 80.0, "emails": ["a@example.com", "b@example.com"], "roles": ["Owner"] },
-            { "about": "Forecasted", "percent": 100.0, "emails": [], "roles": ["Owner"] },
+            { "about": "Actual", "percent": 80.0, "emails": ["a@example.com"], "groups": ["/A", "/b"], "roles": ["Owner"] },
+            { "about": "Forecasted", "percent": 100.0, "emails": [], "groups": [], "roles": ["Owner"] },
         ]);
         let document = |notifications: Value| json!({ "properties": { "notifications": notifications } });
         let mut there = written(&wanted);

@@ -6,6 +6,7 @@ mod database;
 pub(crate) mod dns;
 mod group;
 pub(crate) mod identity;
+pub(crate) mod monitoring;
 pub(crate) mod network;
 mod registry;
 pub(crate) mod storage;
@@ -26,6 +27,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     database::ROWS,
     vault::ROWS,
     dns::ROWS,
+    monitoring::ROWS,
     budgets::ROWS,
 ];
 

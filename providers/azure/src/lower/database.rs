@@ -56,10 +56,7 @@ impl Lowering<'_> {
             let cause = format!("`{}` is no name for a database of Azure", postgres.name);
             return self.problem("name", cause, "use lower-case letters, digits, `_` and `-`");
         }
-        let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
-        // Servers of the cheapest tier have no standby.
-        let fits = |size: &str| postgres.replicas == 0 || server_tier(size) != CHEAPEST_TIER;
-        let Some((size, ..)) = SERVERS.iter().find(|(size, most, ..)| *most >= needed && fits(size)) else {
+        let Some((size, _)) = size(postgres) else {
             let cause = format!("no server accepts {} connections", postgres.connections);
             let fix = "lower `database.pool_size`, `database.max_overflow` or `scaling.max`";
             return self.problem("pool_size", cause, fix);
@@ -103,4 +100,12 @@ impl Lowering<'_> {
         let database = json!({ "server": output(&server, "id"), "name": postgres.name, "charset": "UTF8" });
         self.part("instance", "azure.database", database);
     }
+}
+
+/// The smallest size that accepts the connections of a service, and how many it accepts.
+pub(super) fn size(postgres: &Postgres) -> Option<(&'static str, u32)> {
+    let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
+    // Servers of the cheapest tier have no standby.
+    let fits = |size: &str| postgres.replicas == 0 || server_tier(size) != CHEAPEST_TIER;
+    SERVERS.iter().find(|(size, most, ..)| *most >= needed && fits(size)).map(|(size, most, ..)| (*size, *most))
 }

@@ -10,7 +10,8 @@
 //! | registry | `SITE/registry/registry`, `repository` for an image that is pushed, and `pull`, if its address is one of Azure |
 //! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
-//! | monitoring | `SITE/monitoring/budget` with its registered `provider`: the cost budget, if there is one |
+//! | monitoring | `SITE/monitoring/mailboxes`: the action group; `alert-NAME`: metric alerts; `insights`: their registered provider;
+//! `budget` with its registered `provider`: the cost budget, if there is one |
 
 mod cluster;
 mod database;

@@ -1,41 +1,236 @@
-//! The cost budget, which the subscription has. Alerts are rules in the cluster.
+//! What Azure itself watches: an action group of the receivers' mailboxes, metric alerts about what the environment creates, and the cost
+//! budget, which the subscription has.
+//!
+//! Latency and errors of the service, its pods and their restarts are the rules of the cluster.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use textnlp_cloud::budget::{Warning, mailboxes, warnings};
-use textnlp_provider::component::{Monitoring, ReceiverAddress};
+use textnlp_provider::component::{Budget, Monitoring, Postgres, ReceiverAddress};
+use textnlp_provider::settings::Hosting;
+use textnlp_provider::{ComponentName, ResourceId};
 
-use super::Lowering;
+use super::database::size;
+use super::{Lowering, output};
 use crate::kinds::budgets::{BUDGET, CONSUMPTION};
+use crate::kinds::monitoring::{ALERT, GROUP, INSIGHTS};
 use crate::names;
 
-/// The most characters of a name
+/// The most characters of the name of a budget
 /// (<https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftconsumption>).
 const MOST_OF_NAME: usize = 63;
-/// The most mailboxes of a notification (<https://learn.microsoft.com/rest/api/consumption/budgets/create-or-update>).
-const MOST_MAILBOXES: usize = 50;
+/// The same of an action group and of an alert
+/// (<https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftinsights>).
+const MOST_OF_ALERT: usize = 260;
+/// The most mailboxes of an action group (<https://learn.microsoft.com/azure/azure-monitor/service-limits#action-groups>).
+const MOST_MAILBOXES: usize = 1_000;
+/// The name of the action group in mails, at most 12 characters (Azure/azure-rest-api-specs#2840).
+const SHORT_NAME: &str = "textnlp";
 /// The role at the subscription whose holders get each notification: one has to have a recipient
 /// (hashicorp/terraform-provider-azurerm#12471).
 const RECIPIENTS: &str = "Owner";
+/// A warning.
+const SEVERITY: u32 = 2;
+/// How often the metrics are compared.
+const FREQUENCY: &str = "PT1M";
+
+/// What an alert is about.
+#[derive(Debug, Clone, Copy)]
+enum Watched {
+    Nodes,
+    DatabaseServer,
+}
+
+impl Watched {
+    /// The type of the resource.
+    fn namespace(self) -> &'static str {
+        match self {
+            Self::Nodes => "Microsoft.ContainerService/managedClusters",
+            Self::DatabaseServer => "Microsoft.DBforPostgreSQL/flexibleServers",
+        }
+    }
+
+    /// The dimension whose values are each compared.
+    fn each(self) -> Option<&'static str> {
+        match self {
+            Self::Nodes => Some("node"),
+            Self::DatabaseServer => None,
+        }
+    }
+}
+
+/// The threshold of an alert.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    Fixed(f64),
+    /// The limit of the use of memory, in percent.
+    Memory,
+    /// The same of the disk.
+    Disk,
+    /// This share of the connections that the server accepts.
+    Connections(f64),
+}
+
+/// One alert.
+struct Rule {
+    part: &'static str,
+    /// What its mails say.
+    says: &'static str,
+    watched: Watched,
+    metric: &'static str,
+    limit: Limit,
+    minutes: u32,
+}
+
+/// The metrics are in <https://learn.microsoft.com/azure/aks/monitor-aks-reference#metrics> and
+/// <https://learn.microsoft.com/azure/postgresql/flexible-server/concepts-monitoring#list-of-metrics>. Thresholds without a setting are
+/// those of the alarms on AWS.
+const RULES: &[Rule] = &[
+    Rule {
+        part: "nodes-memory",
+        says: "A node of the cluster has little memory left",
+        watched: Watched::Nodes,
+        metric: "node_memory_working_set_percentage",
+        limit: Limit::Memory,
+        minutes: 15,
+    },
+    Rule {
+        part: "nodes-disk",
+        says: "The disk of a node of the cluster is nearly full",
+        watched: Watched::Nodes,
+        metric: "node_disk_usage_percentage",
+        limit: Limit::Disk,
+        minutes: 5,
+    },
+    Rule {
+        part: "database-cpu",
+        says: "The database has no CPU left",
+        watched: Watched::DatabaseServer,
+        metric: "cpu_percent",
+        limit: Limit::Fixed(90.0),
+        minutes: 5,
+    },
+    Rule {
+        part: "database-memory",
+        says: "The database has little memory left",
+        watched: Watched::DatabaseServer,
+        metric: "memory_percent",
+        limit: Limit::Memory,
+        minutes: 15,
+    },
+    Rule {
+        part: "database-disk",
+        says: "The disk of the database is nearly full",
+        watched: Watched::DatabaseServer,
+        metric: "storage_percent",
+        limit: Limit::Disk,
+        minutes: 5,
+    },
+    Rule {
+        part: "database-connections",
+        says: "The database accepts few more connections",
+        watched: Watched::DatabaseServer,
+        metric: "active_connections",
+        limit: Limit::Connections(0.9),
+        minutes: 5,
+    },
+];
 
 impl Lowering<'_> {
     pub(super) fn monitoring(&mut self, monitoring: &Monitoring) {
+        let has_alerts = monitoring.stack || !monitoring.receivers.is_empty();
+        let group = if has_alerts { self.alerts(monitoring) } else { None };
         // A budget of nothing is never kept.
-        let Some(budget) = monitoring.budget.as_ref().filter(|budget| budget.monthly > 0.0) else { return };
-        let plain = monitoring.receivers.values().filter_map(|address| match address {
-            ReceiverAddress::Plain(text) => mailboxes(text.trim()),
-            // A budget shows its recipients.
-            ReceiverAddress::Secret(_) => None,
-        });
-        let emails: BTreeSet<String> = plain.flatten().collect();
-        if emails.len() > MOST_MAILBOXES {
-            let cause = format!("they have {} mailboxes, and {MOST_MAILBOXES} are the most of a budget", emails.len());
-            return self.problem("receivers", cause, "use a mailing list");
+        if let Some(budget) = monitoring.budget.as_ref().filter(|budget| budget.monthly > 0.0) {
+            self.budget(budget, group.as_ref());
         }
+    }
+
+    /// The alerts and their action group, if there are mailboxes.
+    fn alerts(&mut self, monitoring: &Monitoring) -> Option<ResourceId> {
+        let spec = json!({ "subscription": self.site.account, "name": INSIGHTS });
+        let provider = self.part("insights", "azure.provider", spec);
+        let group = self.action_group(monitoring, provider.clone());
+        let groups: Vec<Value> = group.iter().map(|id| output(id, "id")).collect();
+        let place = format!("{} at {}", self.site.environment, self.site.name);
+        for rule in RULES {
+            let (Some(scope), Some(above)) = (self.watched(rule, monitoring), rule.threshold(monitoring)) else {
+                continue;
+            };
+            let spec = self.of_world(json!({
+                "name": names::of(self.site, rule.part, MOST_OF_ALERT),
+                "says": format!("{}: {place}", rule.says),
+                "severity": SEVERITY,
+                "enabled": true,
+                "scopes": [scope],
+                "frequency": FREQUENCY,
+                "window": format!("PT{}M", rule.minutes),
+                "criterion": {
+                    "namespace": rule.watched.namespace(),
+                    "metric": rule.metric,
+                    "each": rule.watched.each(),
+                    "above": above,
+                },
+                "groups": groups,
+            }));
+            self.part(&format!("alert-{}", rule.part), ALERT, spec);
+            self.after(provider.clone());
+        }
+        group
+    }
+
+    fn action_group(&mut self, monitoring: &Monitoring, provider: Option<ResourceId>) -> Option<ResourceId> {
+        let mut emails = BTreeSet::new();
+        for (name, address) in &monitoring.receivers {
+            let found = match address {
+                ReceiverAddress::Plain(text) => mailboxes(text.trim()),
+                // An action group shows its addresses.
+                ReceiverAddress::Secret(_) => None,
+            };
+            if found.is_none() && !monitoring.stack {
+                let cause = "Azure Monitor sends the alerts to mailboxes only, and `monitoring.stack` is off";
+                let fix = "write `smtps://mail.example.com?from=alerts@example.com&to=oncall@example.com`, or \
+                           `monitoring.stack: true`";
+                self.problem(&format!("receivers.{name}"), cause, fix);
+            }
+            emails.extend(found.unwrap_or_default());
+        }
+        if emails.len() > MOST_MAILBOXES {
+            let cause = format!("they have {} mailboxes, and {MOST_MAILBOXES} are the most", emails.len());
+            self.problem("receivers", cause, "use a mailing list");
+        }
+        if emails.is_empty() {
+            return None;
+        }
+        let spec = self.of_world(json!({
+            "name": names::of(self.site, "alerts", MOST_OF_ALERT),
+            "short_name": SHORT_NAME,
+            "emails": emails,
+            "enabled": true,
+        }));
+        let group = self.part("mailboxes", GROUP, spec);
+        self.after(provider);
+        group
+    }
+
+    /// What an alert is about, if this environment creates it.
+    fn watched(&self, rule: &Rule, monitoring: &Monitoring) -> Option<Value> {
+        match rule.watched {
+            Watched::Nodes => {
+                let cluster = ComponentName::new("cluster").ok().filter(|_| monitoring.monitored.cluster)?;
+                Some(output(&ResourceId::of(&self.site.name, &cluster), "id"))
+            }
+            Watched::DatabaseServer => database(monitoring).map(|_| self.output_of("database", "server", "id")),
+        }
+    }
+
+    fn budget(&mut self, budget: &Budget, group: Option<&ResourceId>) {
+        let groups: Vec<Value> = group.into_iter().map(|id| output(id, "id")).collect();
         let notification = |warning: Warning| {
             let about = if warning.is_forecast { "Forecasted" } else { "Actual" };
-            json!({ "about": about, "percent": warning.percent, "emails": emails, "roles": [RECIPIENTS] })
+            // The mailboxes are those of the action group.
+            json!({ "about": about, "percent": warning.percent, "emails": [], "groups": groups, "roles": [RECIPIENTS] })
         };
         let notifications: Vec<Value> = warnings(budget).into_iter().map(notification).collect();
         let subscription = &self.site.account;
@@ -51,4 +246,21 @@ impl Lowering<'_> {
         self.part("budget", BUDGET, spec);
         self.after(provider);
     }
+}
+
+impl Rule {
+    fn threshold(&self, monitoring: &Monitoring) -> Option<f64> {
+        Some(match self.limit {
+            Limit::Fixed(limit) => limit,
+            Limit::Memory => f64::from(monitoring.limits.memory),
+            Limit::Disk => f64::from(monitoring.limits.disk),
+            Limit::Connections(part) => (f64::from(size(database(monitoring)?)?.1) * part).round(),
+        })
+    }
+}
+
+/// The database that Azure runs for this environment.
+fn database(monitoring: &Monitoring) -> Option<&Postgres> {
+    let database = monitoring.monitored.database.as_ref().filter(|one| one.hosting == Some(Hosting::Managed))?;
+    database.postgres.as_deref()
 }

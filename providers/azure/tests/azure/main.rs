@@ -4,6 +4,7 @@
 mod billed;
 mod budgets;
 mod dns;
+mod monitoring;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
@@ -28,7 +29,7 @@ use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
     Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore,
-    Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
+    Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
@@ -320,7 +321,7 @@ fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
     }
 }
 
-/// A cost budget, and receivers of which one is a mailbox.
+/// A cost budget, receivers of which one is a mailbox, and the alerts of a whole site.
 fn monitoring() -> Monitoring {
     let receivers = [
         ("oncall", "smtps://mail.example.com?from=alerts@example.com&to=oncall@example.com"),
@@ -328,7 +329,9 @@ fn monitoring() -> Monitoring {
     ];
     let receivers = receivers.map(|(name, address)| (name.to_owned(), ReceiverAddress::Plain(address.to_owned())));
     let budget = Budget { monthly: 900.0, currency: "USD".to_owned(), warn_at: 0.8 };
-    Monitoring { budget: Some(budget), receivers: BTreeMap::from(receivers), ..Monitoring::default() }
+    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()) };
+    let receivers = BTreeMap::from(receivers);
+    Monitoring { stack: true, budget: Some(budget), receivers, monitored, ..Monitoring::default() }
 }
 
 fn database() -> Database {
@@ -494,14 +497,27 @@ async fn whole_life(bench: Bench, zone: &str) {
     let own = own.and_then(|(one, _)| one.spec.get("name")).cloned();
     assert_eq!(account, own.unwrap_or_else(|| json!("companymodels")));
 
+    let group = id_of(&records, "main/monitoring/mailboxes");
+    let alerts = monitoring::alerts(&bench);
+    let is_sent = |one: &&Value| one["properties"]["actions"] == json!([{ "actionGroupId": group }]);
+    assert_eq!((alerts.len(), alerts.iter().filter(is_sent).count()), (6, 6), "{alerts:?}");
+    let budget = bench.cloud.world().get(&id_of(&records, "main/monitoring/budget")).unwrap();
+    let mut notifications = budget["properties"]["notifications"].as_object().unwrap().values();
+    assert!(notifications.all(|one| one["contactGroups"] == json!([group])), "{budget}");
+
     // Roles are in effect after minutes.
     bench.cloud.advance(Duration::from_secs(300));
-    let id = |id: &str| records.iter().find(|(one, _)| one.id.as_str() == id).unwrap().1.cloud_id.to_string();
-    assert!(bench.cloud.world().may_pull(&id("main/cluster"), &id("main/registry/registry")), "nodes pull images");
+    let (cluster, registry) = (id_of(&records, "main/cluster"), id_of(&records, "main/registry/registry"));
+    assert!(bench.cloud.world().may_pull(&cluster, &registry), "nodes pull images");
 
     update(&bench, &mut records).await;
     remove(&bench, &records).await;
     assert_eq!(bench.cloud.world().ids(), before);
+}
+
+/// The id of the object of a resource.
+fn id_of(records: &[Made], id: &str) -> String {
+    records.iter().find(|(one, _)| one.id.as_str() == id).unwrap().1.cloud_id.to_string()
 }
 
 /// A spec with what a later environment may change in place.
@@ -514,6 +530,8 @@ fn changed(one: &Wanted) -> Spec {
         "azure.cluster" => spec["allow_from"] = json!(["198.51.100.0/24"]),
         "azure.pool" => spec["scaling"]["max"] = json!(3),
         "azure.storage" => spec["soft_delete_days"] = json!(30),
+        "azure.action-group" => (spec["emails"], spec["enabled"]) = (json!(["team@example.com"]), json!(false)),
+        "azure.metric-alert" => (spec["criterion"]["above"], spec["window"]) = (json!(50.0), json!("PT30M")),
         "azure.budget" => spec["limit"] = json!(950.5),
         "azure.dns-record" => spec["ttl"] = json!(30),
         "azure.registry" => spec["sku"] = json!("Premium"),

@@ -67,6 +67,9 @@ struct Spec {
     projects: BTreeSet<String>,
     /// What is sent, and when.
     notifications: Vec<Notification>,
+    /// The channels that get the mails besides the administrators and users of the billing account.
+    #[serde(default)]
+    channels: BTreeSet<String>,
     #[serde(default)]
     tags: Tags,
 }
@@ -120,7 +123,7 @@ async fn current(api: &Api, action: &str, seen: &ObservedObject<Spec>) -> Result
 #[async_trait]
 impl Resource<Api> for Budget {
     type Spec = Spec;
-    const IN_PLACE: &'static [&'static str] = &["limit", "currency", "projects", "notifications"];
+    const IN_PLACE: &'static [&'static str] = &["limit", "currency", "projects", "notifications", "channels"];
     /// A budget without a lineage in its display name is another client's, and is not seen.
     const CARRIES_TAGS: bool = false;
 
@@ -138,6 +141,7 @@ impl Resource<Api> for Budget {
             currency: money["currencyCode"].as_str().unwrap_or_default().to_owned(),
             projects,
             notifications: notifications(&budget),
+            channels: channels(&budget),
             tags: Tags::new(),
             name: name.clone(),
             project,
@@ -175,6 +179,7 @@ impl Resource<Api> for Budget {
             "budgetFilter": filter(api).await?,
             "amount": { "specifiedAmount": money(spec) },
             "thresholdRules": rules(spec),
+            "notificationsRule": recipients(spec),
         });
         let call = Call::post(Service::BillingBudgets, format!("{account}/budgets"), body);
         api.send(call.saying("create", subject)).await?;
@@ -186,6 +191,7 @@ impl Resource<Api> for Budget {
         let (member, value) = match field {
             "notifications" => ("thresholdRules", rules(spec)),
             "projects" => ("budgetFilter", filter(api).await?),
+            "channels" => ("notificationsRule", recipients(spec)),
             _ => ("amount", json!({ "specifiedAmount": money(spec) })),
         };
         // A change by another client since the read is refused by the etag.
@@ -250,6 +256,16 @@ fn rules(spec: &Spec) -> Value {
     spec.notifications.iter().map(rule).collect()
 }
 
+/// Who gets mails besides those with roles on the billing account.
+fn recipients(spec: &Spec) -> Value {
+    json!({ "monitoringNotificationChannels": spec.channels })
+}
+
+fn channels(budget: &Value) -> BTreeSet<String> {
+    let all = budget["notificationsRule"]["monitoringNotificationChannels"].as_array().into_iter().flatten();
+    all.filter_map(|channel| channel.as_str().map(str::to_owned)).collect()
+}
+
 fn notifications(budget: &Value) -> Vec<Notification> {
     let notification = |rule: &Value| Notification {
         about: rule["spendBasis"].as_str().unwrap_or("CURRENT_SPEND").to_owned(),
@@ -272,6 +288,7 @@ mod tests {
             currency: "EUR".to_owned(),
             projects: BTreeSet::from(["my-project".to_owned()]),
             notifications: vec![one("CURRENT_SPEND", 7.0), one("FORECASTED_SPEND", 100.0)],
+            channels: BTreeSet::from(["projects/my-project/notificationChannels/1".to_owned()]),
             tags: Tags::new(),
         }
     }
@@ -284,6 +301,7 @@ mod tests {
         }
         let budget = json!({ "thresholdRules": rules(&spec(1.0)) });
         assert_eq!(notifications(&budget), spec(1.0).notifications);
+        assert_eq!(channels(&json!({ "notificationsRule": recipients(&spec(1.0)) })), spec(1.0).channels);
         let (wanted, seen) = (
             json!([{ "about": "CURRENT_SPEND", "percent": 80 }]),
             json!([{ "about": "CURRENT_SPEND", "percent": 80.0 }]),

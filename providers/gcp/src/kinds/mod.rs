@@ -6,6 +6,7 @@ pub(crate) mod budgets;
 pub(crate) mod container;
 mod dns;
 mod kms;
+pub(crate) mod monitoring;
 mod network;
 mod private;
 mod registry;
@@ -31,6 +32,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     kms::ROWS,
     sql::ROWS,
     dns::ROWS,
+    monitoring::ROWS,
     budgets::ROWS,
 ];
 

@@ -64,8 +64,7 @@ impl Lowering<'_> {
             let cause = format!("`{}` is no name for a database of Cloud SQL", postgres.name);
             return self.problem("name", cause, "use lower-case letters, digits, `_` and `-`");
         }
-        let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
-        let Some((tier, _)) = TIERS.iter().find(|(_, most)| *most >= needed) else {
+        let Some((tier, _)) = tier(postgres) else {
             let cause = format!("no server accepts {} connections", postgres.connections);
             let fix = "lower `database.pool_size`, `database.max_overflow` or `scaling.max`";
             return self.problem("pool_size", cause, fix);
@@ -131,4 +130,10 @@ impl Lowering<'_> {
             before = part;
         }
     }
+}
+
+/// The smallest tier that accepts the connections of a service, and how many it accepts.
+pub(super) fn tier(postgres: &Postgres) -> Option<(&'static str, u32)> {
+    let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
+    TIERS.iter().copied().find(|(_, most)| *most >= needed)
 }

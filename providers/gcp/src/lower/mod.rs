@@ -12,7 +12,8 @@
 //! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its
 //! database, and the user that the service connects as; `replica-N`; `key-access` where data is protected |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
-//! | monitoring | `SITE/monitoring/budget` with its enabled `services`: the cost budget, if there is one |
+//! | monitoring | `SITE/monitoring/services`: the enabled services; `mailbox-N`: a channel for each mailbox; `alert-NAME`: alert policies;
+//! `budget`: the cost budget, if there is one |
 
 mod cluster;
 mod database;
@@ -31,11 +32,20 @@ use textnlp_provider::{
     Component, ComponentName, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
+use crate::kinds::monitoring::{CHANNEL, POLICY};
 use crate::{labels, table};
 
 /// The kinds whose objects have labels, which the tags of the environment become.
-pub(crate) const LABELLED: [&str; 6] =
-    ["gcp.gke-cluster", "gcp.node-pool", "gcp.bucket", "gcp.repository", "gcp.key", "gcp.sql-instance"];
+pub(crate) const LABELLED: [&str; 8] = [
+    "gcp.gke-cluster",
+    "gcp.node-pool",
+    "gcp.bucket",
+    "gcp.repository",
+    "gcp.key",
+    "gcp.sql-instance",
+    CHANNEL,
+    POLICY,
+];
 /// The components that others refer to.
 const NETWORK: &str = "network";
 const MODELS: &str = "models";

@@ -1,23 +1,267 @@
-//! The cost budget, which the billing account of the project has. Alerts are rules in the cluster.
+//! What Google Cloud itself watches: a channel for each mailbox of the receivers, alert policies about what the environment creates, and
+//! the cost budget, which the billing account of the project has.
+//!
+//! Latency and errors of the service, its pods and their restarts are the rules of the cluster.
+
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use textnlp_cloud::budget::{Warning, warnings};
-use textnlp_provider::component::Monitoring;
+use textnlp_cloud::budget::{Warning, mailboxes, warnings};
+use textnlp_provider::component::{Budget, Monitoring, Postgres, ReceiverAddress};
+use textnlp_provider::settings::Hosting;
+use textnlp_provider::{ComponentName, ResourceId};
 
-use super::Lowering;
+use super::database::tier;
+use super::{Lowering, output};
 use crate::kinds::budgets::{BUDGET, MOST_OF_NAME};
+use crate::kinds::monitoring::{CHANNEL, POLICY};
 use crate::names;
 use crate::service::Service;
+use crate::table::CLUSTER_NAME;
 
-/// The services that a budget needs besides those of the network.
-const NEEDED: [Service; 2] = [Service::BillingBudgets, Service::CloudBilling];
+/// The services that channels and policies need besides those of the network.
+const OF_ALERTS: &[Service] = &[Service::Monitoring];
+/// Those that a budget needs.
+const OF_BUDGET: &[Service] = &[Service::BillingBudgets, Service::CloudBilling];
+/// The longest display name (<https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies>).
+const MOST_OF_TITLE: usize = 512;
+/// The most channels of a policy (<https://cloud.google.com/monitoring/quotas#alerting_uptime_limits>) and of a budget
+/// (hashicorp/terraform-provider-google#16790).
+const MOST_CHANNELS: usize = 16;
+const MOST_OF_BUDGET: usize = 5;
+/// The seconds of a value of the metrics, and how values within them become one.
+const PERIOD: u64 = 60;
+const MEAN: &str = "ALIGN_MEAN";
+/// The resource of Cloud SQL in filters, and its label `PROJECT:NAME`.
+const SERVER: &str = "cloudsql_database";
+const DATABASE_ID: &str = "database_id";
+
+/// What a policy is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watched {
+    Nodes,
+    DatabaseServers,
+    DatabaseReplicas,
+}
+
+/// The threshold of a policy.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    Fixed(f64),
+    /// The limit of the use of memory, as a share.
+    Memory,
+    /// The same of the disk.
+    Disk,
+    /// This share of the connections that the server accepts.
+    Connections(f64),
+}
+
+/// One policy about all objects of a sort: each of them opens an incident of its own.
+struct Rule {
+    part: &'static str,
+    /// What its mails say.
+    says: &'static str,
+    watched: Watched,
+    metric: &'static str,
+    /// More of its filter.
+    also: &'static str,
+    aligner: &'static str,
+    /// The label whose values have a sum each, where an object has several time series.
+    sum_by: Option<&'static str>,
+    limit: Limit,
+    lasting_minutes: u64,
+}
+
+/// The metrics are in <https://cloud.google.com/monitoring/api/metrics_kubernetes> and
+/// <https://cloud.google.com/monitoring/api/metrics_gcp_c#gcp-cloudsql>. Thresholds without a setting are those of the alarms on AWS.
+const RULES: &[Rule] = &[
+    Rule {
+        part: "nodes-memory",
+        says: "A node of the cluster has little memory left",
+        watched: Watched::Nodes,
+        metric: "kubernetes.io/node/memory/allocatable_utilization",
+        // The rest is given back when it is needed.
+        also: " AND metric.labels.memory_type=\"non-evictable\"",
+        aligner: MEAN,
+        sum_by: None,
+        limit: Limit::Memory,
+        lasting_minutes: 15,
+    },
+    Rule {
+        part: "database-cpu",
+        says: "The database has no CPU left",
+        watched: Watched::DatabaseServers,
+        metric: "cloudsql.googleapis.com/database/cpu/utilization",
+        also: "",
+        aligner: MEAN,
+        sum_by: None,
+        limit: Limit::Fixed(0.9),
+        lasting_minutes: 5,
+    },
+    Rule {
+        part: "database-memory",
+        says: "The database has little memory left",
+        watched: Watched::DatabaseServers,
+        metric: "cloudsql.googleapis.com/database/memory/utilization",
+        also: "",
+        aligner: MEAN,
+        sum_by: None,
+        limit: Limit::Memory,
+        lasting_minutes: 15,
+    },
+    Rule {
+        part: "database-disk",
+        says: "The disk of the database is nearly full",
+        watched: Watched::DatabaseServers,
+        metric: "cloudsql.googleapis.com/database/disk/utilization",
+        also: "",
+        aligner: MEAN,
+        sum_by: None,
+        limit: Limit::Disk,
+        lasting_minutes: 5,
+    },
+    Rule {
+        part: "database-connections",
+        says: "The database accepts few more connections",
+        watched: Watched::DatabaseServers,
+        // A time series for each database of a server.
+        metric: "cloudsql.googleapis.com/database/postgresql/num_backends",
+        also: "",
+        aligner: MEAN,
+        sum_by: Some("resource.label.database_id"),
+        limit: Limit::Connections(0.9),
+        lasting_minutes: 5,
+    },
+    Rule {
+        part: "database-lag",
+        says: "A replica of the database lags behind",
+        watched: Watched::DatabaseReplicas,
+        metric: "cloudsql.googleapis.com/database/replication/replica_lag",
+        also: "",
+        aligner: "ALIGN_MAX",
+        sum_by: None,
+        limit: Limit::Fixed(600.0),
+        lasting_minutes: 10,
+    },
+];
 
 impl Lowering<'_> {
     pub(super) fn monitoring(&mut self, monitoring: &Monitoring) {
         // A budget of nothing is never kept.
-        let Some(budget) = monitoring.budget.as_ref().filter(|budget| budget.monthly > 0.0) else { return };
-        let apis = NEEDED.map(Service::api);
+        let budget = monitoring.budget.as_ref().filter(|budget| budget.monthly > 0.0);
+        let has_alerts = monitoring.stack || !monitoring.receivers.is_empty();
+        let needed =
+            [(has_alerts, OF_ALERTS), (budget.is_some(), OF_BUDGET)].into_iter().filter(|(is_needed, _)| *is_needed);
+        let apis: Vec<&str> = needed.flat_map(|(_, services)| services).map(|service| service.api()).collect();
+        if apis.is_empty() {
+            return;
+        }
         let services = self.part("services", "gcp.services", self.of_project(json!({ "services": apis })));
+        let channels = self.channels(monitoring, budget.is_some(), services.as_ref());
+        if has_alerts {
+            self.policies(monitoring, &channels, services.as_ref());
+        }
+        if let Some(budget) = budget {
+            self.budget(budget, &channels);
+            self.after(services);
+        }
+    }
+
+    /// The channels of the mailboxes: references to their ids.
+    fn channels(&mut self, monitoring: &Monitoring, has_budget: bool, services: Option<&ResourceId>) -> Vec<Value> {
+        let mut all = BTreeSet::new();
+        for (name, address) in &monitoring.receivers {
+            let found = match address {
+                ReceiverAddress::Plain(text) => mailboxes(text.trim()),
+                // A channel shows its address.
+                ReceiverAddress::Secret(_) => None,
+            };
+            if found.is_none() && !monitoring.stack {
+                let cause = "Cloud Monitoring sends the alerts to mailboxes only, and `monitoring.stack` is off";
+                let fix = "write `smtps://mail.example.com?from=alerts@example.com&to=oncall@example.com`, or \
+                           `monitoring.stack: true`";
+                self.problem(&format!("receivers.{name}"), cause, fix);
+            }
+            all.extend(found.unwrap_or_default());
+        }
+        let most = if has_budget { MOST_OF_BUDGET } else { MOST_CHANNELS };
+        if all.len() > most {
+            let cause = format!("they have {} mailboxes, and {most} are the most", all.len());
+            self.problem("receivers", cause, "use a mailing list");
+            return Vec::new();
+        }
+        let mut channels = Vec::new();
+        for (number, email) in (1..).zip(all) {
+            let name = names::of(self.site, &format!("mailbox-{number}"), MOST_OF_TITLE);
+            let spec = self.of_project(json!({ "name": name, "email": email, "enabled": true }));
+            channels.extend(self.part(&format!("mailbox-{number}"), CHANNEL, spec).map(|id| output(&id, "id")));
+            self.after(services.cloned());
+        }
+        channels
+    }
+
+    fn policies(&mut self, monitoring: &Monitoring, channels: &[Value], services: Option<&ResourceId>) {
+        for rule in RULES {
+            let (Some(filter), Some(above)) = (self.filter(rule, monitoring), rule.threshold(monitoring)) else {
+                continue;
+            };
+            let spec = json!({
+                "name": names::of(self.site, rule.part, MOST_OF_TITLE),
+                "condition": {
+                    "says": rule.says,
+                    "filter": filter,
+                    "aligner": rule.aligner,
+                    "sum_by": rule.sum_by,
+                    "above": above,
+                    "period_seconds": PERIOD,
+                    "lasting_seconds": rule.lasting_minutes * 60,
+                },
+                "channels": channels,
+                "enabled": true,
+            });
+            self.part(&format!("alert-{}", rule.part), POLICY, self.of_project(spec));
+            self.after(services.cloned());
+        }
+    }
+
+    /// The pieces of a filter, some of which are references to names of what this environment creates; `None` if it creates nothing of
+    /// the sort.
+    fn filter(&self, rule: &Rule, monitoring: &Monitoring) -> Option<Vec<Value>> {
+        let postgres = database(monitoring);
+        let replicas = (1..postgres.map_or(0, |postgres| postgres.replicas)).map(|number| format!("replica-{number}"));
+        let named = |part: String| self.output_of("database", &part, "name");
+        let project = format!("{}:", self.site.account);
+        let (resource, label, prefix, names): (_, _, _, Vec<Value>) = match rule.watched {
+            Watched::Nodes => {
+                let cluster = ComponentName::new("cluster").ok().filter(|_| monitoring.monitored.cluster)?;
+                let name = output(&ResourceId::of(&self.site.name, &cluster), CLUSTER_NAME);
+                ("k8s_node", "cluster_name", String::new(), vec![name])
+            }
+            Watched::DatabaseServers => {
+                let first = postgres.map(|_| "server".to_owned());
+                (SERVER, DATABASE_ID, project, first.into_iter().chain(replicas).map(named).collect())
+            }
+            Watched::DatabaseReplicas => (SERVER, DATABASE_ID, project, replicas.map(named).collect()),
+        };
+        let (open, close) = match names.len() {
+            0 => return None,
+            1 => ("=", ""),
+            _ => ("=one_of(", ")"),
+        };
+        let Rule { metric, also, .. } = rule;
+        let start = format!(
+            "metric.type=\"{metric}\" AND resource.type=\"{resource}\"{also} AND resource.labels.{label}{open}"
+        );
+        let mut filter = Vec::new();
+        for (place, name) in names.into_iter().enumerate() {
+            let before = if place == 0 { start.as_str() } else { "\", " };
+            filter.extend([json!(format!("{before}\"{prefix}")), name]);
+        }
+        filter.push(json!(format!("\"{close}")));
+        Some(filter)
+    }
+
+    fn budget(&mut self, budget: &Budget, channels: &[Value]) {
         let notification = |warning: Warning| {
             let about = if warning.is_forecast { "FORECASTED_SPEND" } else { "CURRENT_SPEND" };
             json!({ "about": about, "percent": warning.percent })
@@ -29,8 +273,26 @@ impl Lowering<'_> {
             "currency": budget.currency,
             "projects": [self.site.account],
             "notifications": notifications,
+            "channels": channels,
         });
         self.part("budget", BUDGET, self.of_project(spec));
-        self.after(services);
     }
+}
+
+impl Rule {
+    fn threshold(&self, monitoring: &Monitoring) -> Option<f64> {
+        let share = |percent: u32| f64::from(percent) / 100.0;
+        Some(match self.limit {
+            Limit::Fixed(limit) => limit,
+            Limit::Memory => share(monitoring.limits.memory),
+            Limit::Disk => share(monitoring.limits.disk),
+            Limit::Connections(part) => (f64::from(tier(database(monitoring)?)?.1) * part).round(),
+        })
+    }
+}
+
+/// The database that Cloud SQL runs for this environment.
+fn database(monitoring: &Monitoring) -> Option<&Postgres> {
+    let database = monitoring.monitored.database.as_ref().filter(|one| one.hosting == Some(Hosting::Managed))?;
+    database.postgres.as_deref()
 }

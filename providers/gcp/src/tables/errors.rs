@@ -130,6 +130,14 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::BigQuery), "bytesBilledLimitExceeded", "", Invalid, None),
     // hashicorp/terraform-provider-google#9375: the message names no member.
     row(Some(Service::BillingBudgets), "INVALID_ARGUMENT", "", Invalid, CURRENCY),
+    // hashicorp/terraform-provider-google#10337: the policy that uses the channel is not changed or deleted yet.
+    row(Some(Service::Monitoring), "failedPrecondition", "still being referenced", Conflict, None),
+    row(Some(Service::Monitoring), "badRequest", "still being referenced", Conflict, None),
+    row(Some(Service::Monitoring), "FAILED_PRECONDITION", "still being referenced", Conflict, None),
+    row(Some(Service::Monitoring), "INVALID_ARGUMENT", "still being referenced", Conflict, None),
+    // hashicorp/terraform-provider-google#11102: a metric without a value yet.
+    row(Some(Service::Monitoring), "notFound", "Cannot find metric", Conflict, None),
+    row(Some(Service::Monitoring), "NOT_FOUND", "Cannot find metric", Conflict, None),
     // hashicorp/terraform-provider-google#14691.
     row(Some(Service::ServiceUsage), "failedPrecondition", "in progress", Conflict, None),
     row(Some(Service::ServiceUsage), "FAILED_PRECONDITION", "in progress", Conflict, None),

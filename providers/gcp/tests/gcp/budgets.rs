@@ -1,7 +1,9 @@
 //! Budgets.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
-use textnlp_provider::component::ComponentSpec;
+use textnlp_provider::component::{ComponentSpec, Monitoring};
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::{Component, Effect, ErrorKind, Observed, Problem, Provider, Sweep, Verb, Wanted, error_chain};
 use textnlp_sim::gcp::Options;
@@ -18,7 +20,8 @@ fn bench() -> Bench {
 }
 
 fn component(currency: &str) -> Component {
-    let part = ComponentSpec::Monitoring(monitoring(currency));
+    let part = Monitoring { receivers: BTreeMap::new(), ..monitoring(currency) };
+    let part = ComponentSpec::Monitoring(part);
     Component { name: "monitoring".parse().unwrap(), existing: None, part }
 }
 
@@ -131,7 +134,7 @@ fn preflight_names_recipients_permissions_and_currency() {
     run(async {
         let bench = bench();
         let well = said(&bench, &wanted(&bench, "USD")).await;
-        assert!(well.contains("note") && well.contains("not to `monitoring.receivers`"), "{well}");
+        assert!(well.contains("note") && well.contains("write a mailbox in `monitoring.receivers`"), "{well}");
         bench.cloud.world().denied.insert("billing.budgets.create".to_owned());
         let denied = said(&bench, &wanted(&bench, "USD")).await;
         assert!(denied.contains(&format!("on the billing account {ACCOUNT}: billing.budgets.create")), "{denied}");

@@ -4,6 +4,7 @@
 mod billed;
 mod budgets;
 mod dns;
+mod monitoring;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
@@ -27,7 +28,7 @@ use textnlp_gcp::{Access, Gcp};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
     Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore,
-    Monitoring, Network, Postgres, Program, Registry,
+    Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
@@ -294,10 +295,16 @@ fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
     }
 }
 
-/// A cost budget in this currency.
+/// A cost budget in this currency, and a mailbox that gets the alerts of a whole site.
 fn monitoring(currency: &str) -> Monitoring {
     let budget = Budget { monthly: 900.0, currency: currency.to_owned(), warn_at: 0.8 };
-    Monitoring { budget: Some(budget), ..Monitoring::default() }
+    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()) };
+    let receivers = BTreeMap::from([("oncall".to_owned(), mailbox("oncall@example.com"))]);
+    Monitoring { budget: Some(budget), monitored, receivers, ..Monitoring::default() }
+}
+
+fn mailbox(recipients: &str) -> ReceiverAddress {
+    ReceiverAddress::Plain(format!("smtps://mail.example.com?from=alerts@example.com&to={recipients}"))
 }
 
 fn database() -> Database {
@@ -462,6 +469,14 @@ async fn road(bench: &Bench) {
         let pools: Vec<&String> = keys.iter().filter(|key| key.contains("/nodePools/")).collect();
         let refused: Vec<_> = pools.iter().filter(|pool| !world.may_pull(pool, repository)).collect();
         assert!(!pools.is_empty() && refused.is_empty(), "nodes pull images: {refused:?} of {pools:?}");
+        let (channels, policies) = (monitoring::channels(&world), monitoring::policies(&world));
+        let [channel] = channels.as_slice() else { panic!("{channels:?}") };
+        assert_eq!(channel["labels"], json!({ "email_address": "oncall@example.com" }));
+        assert_eq!(policies.len(), 5);
+        let is_sent = |policy: &&Value| policy["notificationChannels"] == json!([channel["name"]]);
+        assert_eq!(policies.iter().filter(is_sent).count(), 5, "{policies:?}");
+        let budget = keys.iter().find(|key| key.starts_with("billingbudgets/")).and_then(|key| world.get(key)).unwrap();
+        assert_eq!(budget["notificationsRule"]["monitoringNotificationChannels"], json!([channel["name"]]));
     }
 
     // A raised minimum: the pool has one zone, because it began with one node.

@@ -71,6 +71,8 @@ pub(super) fn changed(one: &Wanted) -> Spec {
         "gcp.service-account" => spec["display_name"] = json!("others"),
         "gcp.gke-cluster" => spec["allow_from"] = json!(["198.51.100.0/24"]),
         "gcp.bucket" => spec["soft_delete_days"] = json!(0),
+        "gcp.alert-policy" => (spec["condition"]["above"], spec["enabled"]) = (json!(0.5), json!(false)),
+        "gcp.notification-channel" => spec["email"] = json!("team@example.com"),
         "gcp.budget" => spec["limit"] = json!(950.5),
         "gcp.dns-record" => spec["ttl"] = json!(30),
         "gcp.repository" => spec["immutable"] = json!(false),

@@ -9,7 +9,8 @@ use super::cloud::{Cloud, Object, Operation, put, put_missing, text};
 use super::document::Model;
 use super::problem::{Problem, bad, conflict, group_missing, missing};
 use super::{
-    NAMESPACES, budgets, compute, container, costs, dns, identity, network, postgres, resources, storage, vault,
+    NAMESPACES, budgets, compute, container, costs, dns, identity, monitoring, network, postgres, resources, storage,
+    vault,
 };
 use crate::clock::later;
 
@@ -386,6 +387,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
         resources::KINDS,
         network::KINDS,
         dns::KINDS,
+        monitoring::KINDS,
         budgets::KINDS,
         identity::KINDS,
         container::KINDS,

@@ -14,6 +14,7 @@ mod dns;
 pub mod document;
 mod identity;
 mod kinds;
+mod monitoring;
 mod network;
 mod postgres;
 pub mod problem;
@@ -38,6 +39,7 @@ pub const NAMESPACES: &[(&str, bool)] = &[
     ("Microsoft.ContainerService", false),
     ("Microsoft.CostManagement", true),
     ("Microsoft.DBforPostgreSQL", false),
+    ("Microsoft.Insights", false),
     ("Microsoft.KeyVault", false),
     ("Microsoft.ManagedIdentity", false),
     ("Microsoft.Network", false),
@@ -164,6 +166,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         resources::LEDGER,
         network::LEDGER,
         dns::LEDGER,
+        monitoring::LEDGER,
         budgets::LEDGER,
         costs::LEDGER,
         identity::LEDGER,

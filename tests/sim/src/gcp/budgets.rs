@@ -10,6 +10,8 @@ use crate::{Behaviour, Source};
 
 /// The most characters of a display name.
 const LONGEST_NAME: usize = 60;
+/// The most channels of a budget.
+const MOST_CHANNELS: usize = 5;
 /// The title of the API in messages.
 const API: &str = "billingbudgets.googleapis.com";
 
@@ -47,6 +49,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule("a stated currency has to be that of the billing account, and that of the budget when it is changed", BUDGETS),
     rule("an amount without a currency has that of the billing account", BUDGETS),
     rule("a budget without a period counts by month, and with all credits", BUDGETS),
+    rule(
+        "a budget sends mails to at most five channels of Cloud Monitoring, which have to be there",
+        Source::Documentation("https://cloud.google.com/billing/docs/how-to/budgets-notification-recipients"),
+    ),
     rule("a threshold is not negative, and is about the current spend unless it says otherwise", BUDGETS),
     rule(
         "an update mask names what changes; without one all members of the request do",
@@ -102,6 +108,12 @@ fn account(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
 /// Fills and checks a budget.
 fn accept(cloud: &Cloud, budget: &mut Value, currency: &str) -> Result<(), Problem> {
     if budget["displayName"].as_str().unwrap_or_default().chars().count() > LONGEST_NAME {
+        return Err(refused());
+    }
+    let channels = budget["notificationsRule"]["monitoringNotificationChannels"].as_array();
+    let is_there =
+        |channel: &Value| cloud.get(&format!("monitoring/{}", channel.as_str().unwrap_or_default())).is_some();
+    if channels.is_some_and(|all| all.len() > MOST_CHANNELS || !all.iter().all(is_there)) {
         return Err(refused());
     }
     let amount = &mut budget["amount"];

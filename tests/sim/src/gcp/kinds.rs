@@ -104,8 +104,10 @@ pub(crate) const KIND: Kind = Kind {
 
 /// The kinds of all services.
 pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
-    use super::{compute, container, iam, kms, registry, sql};
-    [compute::KINDS, container::KINDS, sql::KINDS, iam::KINDS, registry::KINDS, kms::KINDS].into_iter().flatten()
+    use super::{compute, container, iam, kms, monitoring, registry, sql};
+    let all =
+        [compute::KINDS, container::KINDS, sql::KINDS, iam::KINDS, registry::KINDS, kms::KINDS, monitoring::KINDS];
+    all.into_iter().flatten()
 }
 
 /// The kind of a method that has the usual meaning, and the verb.

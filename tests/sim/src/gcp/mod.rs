@@ -16,6 +16,7 @@ mod google_cloud;
 mod iam;
 mod kinds;
 mod kms;
+mod monitoring;
 mod networking;
 mod objects;
 pub mod problem;
@@ -129,6 +130,13 @@ pub const SERVICES: &[Service] = &[
         api: "iamcredentials.googleapis.com",
         title: "IAM Service Account Credentials API",
         documents: &[("iamcredentials.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "monitoring",
+        api: "monitoring.googleapis.com",
+        title: "Cloud Monitoring API",
+        documents: &[("monitoring.v3", "v3/")],
         is_older: false,
     },
     Service {
@@ -314,6 +322,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         registry::LEDGER,
         kms::LEDGER,
         dns::LEDGER,
+        monitoring::LEDGER,
         budgets::LEDGER,
         bigquery::LEDGER,
         storage::LEDGER,
@@ -357,6 +366,7 @@ fn handlers() -> impl Iterator<Item = &'static (&'static str, Handler)> {
         registry::HANDLERS,
         kms::HANDLERS,
         dns::HANDLERS,
+        monitoring::HANDLERS,
         budgets::HANDLERS,
         bigquery::HANDLERS,
     ]

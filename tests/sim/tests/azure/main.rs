@@ -10,6 +10,7 @@ mod data;
 mod dns;
 mod identity;
 mod ledger;
+mod monitoring;
 mod network;
 mod operations;
 mod refusals;
@@ -29,6 +30,8 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.compute/", "2024-07-01"),
     ("/microsoft.consumption/", "2023-11-01"),
     ("/microsoft.costmanagement/", "2023-11-01"),
+    ("/microsoft.insights/actiongroups", "2023-01-01"),
+    ("/microsoft.insights/", "2018-03-01"),
     ("/microsoft.network/privatednszones", "2024-06-01"),
     ("/microsoft.network/dnszones", "2018-05-01"),
     ("/microsoft.network/", "2024-05-01"),

@@ -33,6 +33,7 @@ registry = service("artifactregistry", "v1", "ARTIFACTREGISTRY")
 kms = service("cloudkms", "v1", "CLOUDKMS")
 billing = service("cloudbilling", "v1", "CLOUDBILLING")
 dns = service("dns", "v1", "DNS")
+monitoring = service("monitoring", "v3", "MONITORING").projects()
 # Calls of a user are counted for a project.
 budgets = service("billingbudgets", "v1", "BILLINGBUDGETS", CREDENTIALS.with_quota_project(PROJECT)).billingAccounts().budgets()
 
@@ -117,6 +118,21 @@ changed = budgets.patch(
 assert changed["thresholdRules"] == rules and changed["amount"] == budget["amount"], changed
 assert budgets.list(parent=account["billingAccountName"]).execute()["budgets"] == [changed]
 budgets.delete(name=budget["name"]).execute()
+
+# An alert policy with a channel, which it keeps from being deleted.
+channel = {"type": "email", "displayName": "c", "labels": {"email_address": "oncall@example.com"}}
+channel = monitoring.notificationChannels().create(name=f"projects/{PROJECT}", body=channel).execute()
+threshold = {"filter": 'metric.type="m" AND resource.type="r"', "comparison": "COMPARISON_GT", "thresholdValue": 0.9, "duration": "300s"}
+policy = {"displayName": "p", "combiner": "OR", "notificationChannels": [channel["name"]],
+          "conditions": [{"displayName": "d", "conditionThreshold": threshold}]}
+policy = monitoring.alertPolicies().create(name=f"projects/{PROJECT}", body=policy).execute()
+changed = monitoring.alertPolicies().patch(
+    name=policy["name"], updateMask="userLabels", body={"userLabels": {"a": "b"}}).execute()
+assert changed["userLabels"] == {"a": "b"} and changed["conditions"] == policy["conditions"], changed
+assert monitoring.alertPolicies().list(name=f"projects/{PROJECT}").execute()["alertPolicies"] == [changed]
+monitoring.alertPolicies().delete(name=policy["name"]).execute()
+monitoring.notificationChannels().delete(name=channel["name"]).execute()
+missing(monitoring.notificationChannels().get(name=channel["name"]))
 batch = {"serviceIds": ["secretmanager.googleapis.com"]}
 long(usage.operations().get, usage.services().batchEnable(parent=f"projects/{PROJECT}", body=batch).execute())
 names = [one["config"]["name"] for one in usage.services().list(parent=f"projects/{PROJECT}", filter="state:ENABLED").execute()["services"]]

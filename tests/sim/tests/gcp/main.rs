@@ -10,6 +10,7 @@ mod dns;
 mod identity;
 mod keys;
 mod ledger;
+mod monitoring;
 mod objects;
 mod refusals;
 mod services;

@@ -1,0 +1,190 @@
+//! Alert policies and the channels that they notify.
+
+use serde_json::{Value, json};
+use textnlp_provider::component::{Component, ComponentSpec, Monitoring, ReceiverAddress};
+use textnlp_provider::conformance::lowers_purely;
+use textnlp_provider::settings::Hosting;
+use textnlp_provider::{Effect, Observed, Provider, Verb, Wanted};
+use textnlp_sim::gcp::{Cloud, Options};
+use textnlp_sim::{Disruption, Fault, Rule};
+
+use crate::{Bench, Made, mailbox, monitoring, record, run};
+
+const CREATE: &str = "monitoring.projects.notificationChannels.create";
+const PATCH: &str = "monitoring.projects.alertPolicies.patch";
+
+fn all(world: &Cloud, collection: &str) -> Vec<Value> {
+    let keys = world.keys().into_iter().filter(|key| key.contains(collection));
+    keys.filter_map(|key| world.get(&key).cloned()).collect()
+}
+
+/// The channels of a project.
+pub(super) fn channels(world: &Cloud) -> Vec<Value> {
+    all(world, "/notificationChannels/")
+}
+
+/// The alert policies of a project.
+pub(super) fn policies(world: &Cloud) -> Vec<Value> {
+    all(world, "/alertPolicies/")
+}
+
+fn bench() -> Bench {
+    Bench::new(Options::zero_latency().enabled(), false)
+}
+
+fn lowered(bench: &Bench, monitoring: Monitoring) -> Result<Vec<Wanted>, String> {
+    let part = ComponentSpec::Monitoring(monitoring);
+    let component = Component { name: "monitoring".parse().unwrap(), existing: None, part };
+    lowers_purely(&bench.provider, &component, &bench.site).map_err(|violation| violation.law)
+}
+
+fn of_kind<'w>(all: &'w [Wanted], kind: &str) -> Vec<&'w Wanted> {
+    all.iter().filter(|one| one.kind.as_str() == kind).collect()
+}
+
+async fn make(bench: &Bench, number: u64, wanted: Wanted) -> Made {
+    let object = bench.finish(&bench.operation(number, Verb::Create, &wanted, &wanted.spec, None)).await;
+    let recorded = record(&wanted, &wanted.spec, &object);
+    (wanted, recorded)
+}
+
+/// A channel, and a policy that uses it.
+async fn channel_and_policy(bench: &Bench) -> (Made, Made) {
+    let spec = json!({ "project": bench.cloud.project(), "name": "mailbox", "email": "oncall@example.com", "enabled": true, "tags": {} });
+    let channel = make(bench, 1, bench.wanted("main/monitoring/mailbox-1", "gcp.notification-channel", &spec)).await;
+    let spec = json!({
+        "project": bench.cloud.project(), "name": "disk", "enabled": true, "channels": [channel.1.outputs["id"]], "tags": {},
+        "condition": {
+            "says": "The disk is nearly full", "filter": ["metric.type=\"m\" AND resource.type=\"r\" AND resource.labels.n=\"", "db", "\""],
+            "aligner": "ALIGN_MEAN", "sum_by": null, "above": 0.9, "period_seconds": 60, "lasting_seconds": 300,
+        },
+    });
+    let policy = make(bench, 2, bench.wanted("main/monitoring/alert-disk", "gcp.alert-policy", &spec)).await;
+    (channel, policy)
+}
+
+#[test]
+fn policies_are_about_what_the_environment_creates() {
+    let bench = bench();
+    let of = |change: fn(&mut Monitoring)| {
+        let mut monitoring = Monitoring { budget: None, ..monitoring("USD") };
+        if let Some(postgres) = monitoring.monitored.database.as_mut().and_then(|one| one.postgres.as_mut()) {
+            postgres.replicas = 3;
+        }
+        change(&mut monitoring);
+        lowered(&bench, monitoring)
+    };
+    let names = |all: &[Wanted]| -> Vec<String> {
+        of_kind(all, "gcp.alert-policy")
+            .iter()
+            .map(|one| one.id.as_str().replace("main/monitoring/alert-", ""))
+            .collect()
+    };
+    let all = of(|_| {}).unwrap();
+    let of_database = ["database-cpu", "database-memory", "database-disk", "database-connections", "database-lag"];
+    assert_eq!(names(&all), [&["nodes-memory"][..], &of_database].concat());
+    let condition = |part: &str| {
+        let one = all.iter().find(|one| one.id.as_str() == format!("main/monitoring/alert-{part}")).unwrap();
+        one.spec.get("condition").cloned().unwrap()
+    };
+    let server = |part: &str| json!({ "$output": format!("main/database/{part}#name") });
+    let project = bench.cloud.project();
+    let start = "metric.type=\"cloudsql.googleapis.com/database/replication/replica_lag\" AND \
+                 resource.type=\"cloudsql_database\" AND resource.labels.database_id=one_of(";
+    let lag = json!([
+        format!("{start}\"{project}:"),
+        server("replica-1"),
+        format!("\", \"{project}:"),
+        server("replica-2"),
+        "\")",
+    ]);
+    assert_eq!(condition("database-lag")["filter"], lag);
+    assert_eq!(condition("nodes-memory")["above"], json!(0.8));
+    assert_eq!(condition("database-disk")["above"], json!(0.9));
+    // Nine tenths of what the tier of 50 connections accepts.
+    assert_eq!(condition("database-connections")["above"], json!(90.0));
+
+    let external = of(|one| one.monitored.database.as_mut().unwrap().hosting = Some(Hosting::External)).unwrap();
+    assert_eq!(names(&external), ["nodes-memory"]);
+    let existing = of(|one| one.monitored = textnlp_provider::component::Monitored::default()).unwrap();
+    assert!(names(&existing).is_empty());
+    let stack = of(|one| (one.stack, one.receivers) = (true, std::collections::BTreeMap::new())).unwrap();
+    assert!(names(&stack) == names(&all) && of_kind(&stack, "gcp.notification-channel").is_empty());
+}
+
+#[test]
+fn mailboxes_of_receivers_get_channels() {
+    let bench = bench();
+    let of = |stack: bool, address: ReceiverAddress, has_budget: bool| {
+        let mut monitoring = Monitoring { stack, ..monitoring("USD") };
+        monitoring.budget = monitoring.budget.filter(|_| has_budget);
+        monitoring.receivers.insert("team".to_owned(), address);
+        lowered(&bench, monitoring)
+    };
+    let emails = |all: &[Wanted]| -> Vec<Value> {
+        of_kind(all, "gcp.notification-channel").iter().map(|one| one.spec.get("email").cloned().unwrap()).collect()
+    };
+    let two = of(false, mailbox("team@example.com,oncall@example.com"), true).unwrap();
+    assert_eq!(emails(&two), ["oncall@example.com", "team@example.com"]);
+    let hook = || ReceiverAddress::Plain("https://hooks.example.com/".to_owned());
+    // The cluster's Alertmanager sends to it.
+    assert_eq!(emails(&of(true, hook(), true).unwrap()), ["oncall@example.com"]);
+    let refused = of(false, hook(), true).unwrap_err();
+    assert!(refused.contains("receivers.team") && refused.contains("mailboxes only"), "{refused}");
+    let six = || mailbox("a@example.com,b@example.com,c@example.com,d@example.com,e@example.com");
+    assert_eq!(emails(&of(false, six(), false).unwrap()).len(), 6);
+    let refused = of(false, six(), true).unwrap_err();
+    assert!(refused.contains("6 mailboxes, and 5 are the most"), "{refused}");
+}
+
+#[test]
+fn a_lost_reply_creates_no_second_channel() {
+    run(async {
+        let bench = bench();
+        bench.cloud.faults().add(Rule::nth("monitoring", CREATE, 1, Disruption::LostReply));
+        channel_and_policy(&bench).await;
+        assert_eq!(channels(&bench.cloud.world()).len(), 1);
+    });
+}
+
+/// A change is refused while another one is made in the project (GoogleCloudPlatform/cloud-foundation-toolkit#787).
+#[test]
+fn a_changed_policy_is_drift_and_is_put_right() {
+    run(async {
+        let bench = bench();
+        let (_, (wanted, recorded)) = channel_and_policy(&bench).await;
+        let key = format!("monitoring/{}", recorded.cloud_id);
+        let mut conditions = bench.cloud.world().get(&key).unwrap()["conditions"].clone();
+        conditions[0]["conditionThreshold"]["thresholdValue"] = json!(0.99);
+        bench.cloud.world().change(&key, "/conditions", conditions);
+        bench.cloud.world().change(&key, "/enabled", json!(false));
+        let Observed::Present(seen) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await.unwrap() else {
+            panic!("it is gone")
+        };
+        let changes = bench.provider.diff(&wanted, &recorded, &seen);
+        let fields: Vec<&str> = changes.iter().map(|change| change.field.as_str()).collect();
+        assert_eq!(fields, ["condition", "enabled"]);
+        assert!(changes.iter().all(|change| change.effect == Effect::InPlace), "{changes:?}");
+        let fault = Fault::new("ABORTED", "Too many concurrent edits to the project configuration. Please try again.");
+        bench.cloud.faults().add(Rule::nth("monitoring", PATCH, 1, Disruption::Refused(fault)));
+        let object = bench.finish(&bench.operation(3, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
+    });
+}
+
+/// hashicorp/terraform-provider-google#10337.
+#[test]
+fn a_channel_waits_for_the_policy_that_uses_it() {
+    run(async {
+        let bench = bench();
+        let (channel, policy) = channel_and_policy(&bench).await;
+        let delete =
+            |number: u64, made: &Made| bench.operation(number, Verb::Delete, &made.0, &made.0.spec, Some(&made.1));
+        let refused = bench.provider.begin(&delete(3, &channel)).await;
+        assert_eq!(channels(&bench.cloud.world()).len(), 1, "{refused:?}");
+        bench.finish(&delete(4, &policy)).await;
+        bench.finish(&delete(3, &channel)).await;
+        let world = bench.cloud.world();
+        assert!(policies(&world).is_empty() && channels(&world).is_empty());
+    });
+}

@@ -1,0 +1,121 @@
+//! Azure Monitor: action groups and metric alerts. No metric has values: no alert ever fires.
+
+use serde_json::Value;
+
+use super::cloud::{Cloud, text};
+use super::kinds::{Call, KIND, Kind};
+use super::problem::{Problem, bad};
+use crate::{Behaviour, Source};
+
+/// The most characters of an action group's short name.
+const SHORT_NAME: usize = 12;
+/// Where the form of the criteria is.
+const FORM: &str = "/properties/criteria/odata.type";
+/// The windows of alerts.
+const WINDOWS: [&str; 8] = ["PT1M", "PT5M", "PT15M", "PT30M", "PT1H", "PT6H", "PT12H", "P1D"];
+
+pub(crate) const KINDS: &[Kind] = &[
+    Kind {
+        kind: "Microsoft.Insights/actionGroups",
+        version: "2023-01-01",
+        models: [
+            "monitor.models ActionGroupResource",
+            "monitor.models ActionGroupPatchBody",
+            "monitor.models ActionGroupResource",
+            "monitor.models ActionGroupList",
+        ],
+        has_state: false,
+        is_name,
+        accept: accept_group,
+        ..KIND
+    },
+    Kind {
+        kind: "Microsoft.Insights/metricAlerts",
+        version: "2018-03-01",
+        models: [
+            "monitor.models MetricAlertResource",
+            "monitor.models MetricAlertResourcePatch",
+            "monitor.models MetricAlertResource",
+            "monitor.models MetricAlertResourceCollection",
+        ],
+        has_state: false,
+        is_name,
+        accept: accept_alert,
+        ..KIND
+    },
+];
+
+pub(crate) const LEDGER: &[Behaviour] = &[
+    rule(
+        "a short name of more than 12 characters is 400 GroupShortNameIsTooLong",
+        Source::Report("Azure/azure-rest-api-specs#2840"),
+    ),
+    rule(
+        "receivers of an action group have names of their own",
+        Source::Documentation("https://learn.microsoft.com/rest/api/monitor/action-groups/create-or-update"),
+    ),
+    rule(
+        "a metric without a value is 400 unless its validation is skipped",
+        Source::Report("hashicorp/terraform-provider-azurerm#14743"),
+    ),
+    rule(
+        "the form of the criteria of an alert never changes: 400",
+        Source::Report("hashicorp/terraform-provider-azurerm#7910"),
+    ),
+    rule(
+        "a window is one of eight",
+        Source::Documentation("https://learn.microsoft.com/azure/azure-monitor/alerts/alerts-create-metric-alert-rule"),
+    ),
+    rule(
+        "names have 1 to 260 characters",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftinsights",
+        ),
+    ),
+];
+
+const fn rule(what: &'static str, source: Source) -> Behaviour {
+    Behaviour { service: "Microsoft.Insights", what, source }
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=260).contains(&name.len())
+        && !name.contains(['*', '#', '&', '+', ':', '<', '>', '?', '@', '%', '{', '}', '\\', '/'])
+}
+
+fn accept_group(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    let short = text(body, "/properties/groupShortName");
+    if short.chars().count() > SHORT_NAME {
+        let message = format!(
+            "The action group short name '{short}' is too long. Please specify a short name with '12' or less characters"
+        );
+        return Err(bad("GroupShortNameIsTooLong", message));
+    }
+    let receivers = body.pointer("/properties/emailReceivers").and_then(Value::as_array);
+    let mut names: Vec<&str> = receivers.into_iter().flatten().map(|one| text(one, "/name")).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    match names.len() == count {
+        true => Ok(()),
+        false => Err(bad("BadRequest", "The names of the receivers of an action group must be unique.")),
+    }
+}
+
+fn accept_alert(_: &mut Cloud, _: &Call, before: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    let form = text(body, FORM);
+    if let Some(before) = before.map(|before| text(before, FORM)).filter(|before| *before != form) {
+        let message =
+            format!("Alert update failed. Updating from odata.type {before} to odata.type {form} is not supported.");
+        return Err(bad("BadRequest", message));
+    }
+    if !WINDOWS.contains(&text(body, "/properties/windowSize")) {
+        return Err(bad("BadRequest", "The window size is not supported."));
+    }
+    let criteria = body.pointer("/properties/criteria/allOf").and_then(Value::as_array);
+    let unknown = criteria.into_iter().flatten().find(|one| one["skipMetricValidation"] != true);
+    unknown.map_or(Ok(()), |one| {
+        let metric = text(one, "/metricName");
+        Err(bad("BadRequest", format!("Couldn't find a metric named {metric}. Make sure the name is correct.")))
+    })
+}

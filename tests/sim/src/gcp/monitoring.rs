@@ -1,0 +1,162 @@
+//! Cloud Monitoring: alert policies and the channels that they notify. No metric has values: no incident is ever opened.
+
+use serde_json::{Value, json};
+
+use super::cloud::Cloud;
+use super::kinds::{KIND, Kind, Update, collection, read};
+use super::problem::Problem;
+use super::{Call, Handler, errors};
+use crate::{Behaviour, Source};
+
+/// The most conditions of a policy.
+const MOST_CONDITIONS: usize = 6;
+
+pub(crate) const KINDS: &[Kind] = &[
+    Kind {
+        methods: "monitoring.projects.alertPolicies",
+        verbs: &["get", "list", "patch", "delete"],
+        collection: ("monitoring", "alertPolicies"),
+        items: "alertPolicies",
+        update: Update::Mask(&["displayName", "conditions", "notificationChannels", "enabled", "userLabels"]),
+        labels: "userLabels",
+        check_update: |cloud, _, _, after| check_policy(cloud, after),
+        ..KIND
+    },
+    Kind {
+        methods: "monitoring.projects.notificationChannels",
+        verbs: &["get", "list", "patch"],
+        collection: ("monitoring", "notificationChannels"),
+        items: "notificationChannels",
+        update: Update::Mask(&["displayName", "labels", "enabled", "userLabels"]),
+        labels: "userLabels",
+        check_update: |_, _, _, after| check_channel(after),
+        ..KIND
+    },
+];
+
+pub(crate) const HANDLERS: &[(&str, Handler)] = &[
+    ("monitoring.projects.alertPolicies.create", create_policy),
+    ("monitoring.projects.notificationChannels.create", create_channel),
+    ("monitoring.projects.notificationChannels.delete", delete_channel),
+];
+
+pub(crate) const LEDGER: &[Behaviour] = &[
+    rule("the service gives policies and channels their names, and two may have the same display name", Source::Model),
+    rule("a policy has one to six conditions", Source::Model),
+    rule("a condition lasts whole minutes, and its values are of a minute or longer", Source::Model),
+    rule("policies and channels are enabled unless they say otherwise", Source::Model),
+    rule("a filter has to name a type of resource", Source::Report("hashicorp/terraform-provider-google#4165")),
+    rule(
+        "a policy with a channel that is not there is 404",
+        Source::Report("hashicorp/terraform-provider-google#25878"),
+    ),
+    rule(
+        "a channel that a policy uses is deleted only with force, which removes it from the policy",
+        Source::Report("hashicorp/terraform-provider-google#10337"),
+    ),
+    rule(
+        "a channel for mails has an address",
+        Source::Documentation("https://cloud.google.com/monitoring/alerts/using-channels-api"),
+    ),
+];
+
+const fn rule(what: &'static str, source: Source) -> Behaviour {
+    Behaviour { service: "monitoring", what, source }
+}
+
+fn invalid(message: impl Into<String>) -> Problem {
+    Problem::new("INVALID_ARGUMENT", message)
+}
+
+/// Gives a new object its name, and keeps it.
+fn put(cloud: &mut Cloud, call: &Call<'_>) -> Value {
+    let mut body = call.body.clone();
+    let name = format!("{}/{}", call.name, cloud.number());
+    body["name"] = name.as_str().into();
+    body["creationRecord"] = json!({ "mutateTime": cloud.now().to_string(), "mutatedBy": call.user });
+    if body["enabled"].is_null() {
+        body["enabled"] = true.into();
+    }
+    cloud.put(&format!("monitoring/{name}"), body.clone());
+    body
+}
+
+fn check_channel(channel: &Value) -> Result<(), Problem> {
+    let address = channel["labels"]["email_address"].as_str().unwrap_or_default();
+    match channel["type"] == "email" && !address.contains('@') {
+        true => Err(invalid("Field \"notification_channel.labels['email_address']\" is required.")),
+        false => Ok(()),
+    }
+}
+
+fn create_channel(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    errors::check_labels(&call.body["userLabels"])?;
+    check_channel(&call.body)?;
+    Ok(put(cloud, call))
+}
+
+/// The seconds of a duration: `60s`.
+fn seconds(duration: &Value) -> u64 {
+    duration.as_str().and_then(|text| text.strip_suffix('s')?.parse().ok()).unwrap_or_default()
+}
+
+fn check_policy(cloud: &Cloud, policy: &Value) -> Result<(), Problem> {
+    let conditions = policy["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if conditions.is_empty() || conditions.len() > MOST_CONDITIONS {
+        return Err(invalid("Field \"alert_policy.conditions\" had an invalid number of values."));
+    }
+    for (place, condition) in conditions.iter().enumerate() {
+        let threshold = &condition["conditionThreshold"];
+        let field = format!("alert_policy.conditions[{place}].condition_threshold");
+        let filter = threshold["filter"].as_str().unwrap_or_default();
+        if !filter.contains("resource.type") {
+            let message = format!(
+                "Field {field}.filter had an invalid value of \"{filter}\": must specify a restriction on \"resource.type\" \
+                 in the filter; see \"https://cloud.google.com/monitoring/api/resources\" for a list of available resource \
+                 types."
+            );
+            return Err(invalid(message));
+        }
+        if seconds(&threshold["duration"]) % 60 != 0 {
+            return Err(invalid(format!(
+                "Field {field}.duration had an invalid value: it must be a multiple of a minute."
+            )));
+        }
+        let mut aggregations = threshold["aggregations"].as_array().into_iter().flatten();
+        if aggregations.any(|one| seconds(&one["alignmentPeriod"]) < 60) {
+            return Err(invalid(format!("Field {field}.aggregations had an invalid value: at least 60 seconds.")));
+        }
+    }
+    let missing = channels(policy).find(|name| cloud.get(&format!("monitoring/{name}")).is_none());
+    missing.map_or(Ok(()), |name| Err(Problem::new("NOT_FOUND", format!("Notification channel not found: {name}"))))
+}
+
+fn channels(policy: &Value) -> impl Iterator<Item = &str> {
+    policy["notificationChannels"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+fn create_policy(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    errors::check_labels(&call.body["userLabels"])?;
+    check_policy(cloud, &call.body)?;
+    Ok(put(cloud, call))
+}
+
+fn delete_channel(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    read(cloud, call)?;
+    let mut users = collection(cloud, &format!("monitoring/projects/{}/alertPolicies", call.project));
+    users.retain(|key| cloud.get(key).is_some_and(|policy| channels(policy).any(|name| name == call.name)));
+    let is_forced = call.parameter("force") == Some("true");
+    if let Some(user) = users.first().filter(|_| !is_forced) {
+        let user = user.trim_start_matches("monitoring/");
+        let message = format!("Could not delete \"{}\" because it is still being referenced by: \"{user}\"", call.name);
+        return Err(Problem::new("FAILED_PRECONDITION", message));
+    }
+    for user in users {
+        let policy = cloud.objects.get_mut(&user);
+        if let Some(names) = policy.and_then(|policy| policy.body["notificationChannels"].as_array_mut()) {
+            names.retain(|name| *name != call.name.as_str());
+        }
+    }
+    cloud.objects.remove(&call.key());
+    Ok(json!({}))
+}

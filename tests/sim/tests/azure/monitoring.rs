@@ -1,0 +1,49 @@
+//! Azure Monitor: what action groups and metric alerts are refused for.
+
+use serde_json::{Value, json};
+
+use crate::Client;
+
+const GROUP: &str = "G/Microsoft.Insights/actionGroups/a";
+const ALERT: &str = "G/Microsoft.Insights/metricAlerts/a";
+
+/// Azure/azure-rest-api-specs#2840.
+#[test]
+fn an_action_group_has_a_short_name_and_receivers_with_names() {
+    let client = Client::quick();
+    let group = |short: &str, names: [&str; 2]| {
+        let receivers = names.map(|name| json!({ "name": name, "emailAddress": "oncall@example.com" }));
+        json!({ "location": "Global", "properties": { "groupShortName": short, "enabled": true, "emailReceivers": receivers } })
+    };
+    assert_eq!(client.put(GROUP, group("textnlp", ["a", "a"])).status, 400);
+    let made = client.put(GROUP, group("textnlp", ["a", "b"])).ok();
+    assert_eq!(made["properties"]["groupShortName"], "textnlp");
+    let tagged = client.call("PATCH", GROUP, json!({ "tags": { "a": "b" } })).ok();
+    assert_eq!((&tagged["tags"], &tagged["properties"]), (&json!({ "a": "b" }), &made["properties"]));
+}
+
+/// hashicorp/terraform-provider-azurerm#14743, hashicorp/terraform-provider-azurerm#7910.
+#[test]
+fn an_alert_has_a_metric_and_keeps_its_form() {
+    let client = Client::quick();
+    let alert = |form: &str, window: &str, skips: bool| {
+        let criterion = json!({
+            "criterionType": "StaticThresholdCriterion", "name": "c", "metricName": "cpu_percent", "operator": "GreaterThan",
+            "threshold": 90.0, "timeAggregation": "Average", "skipMetricValidation": skips,
+        });
+        let criteria = json!({ "odata.type": format!("Microsoft.Azure.Monitor.{form}"), "allOf": [criterion] });
+        json!({ "location": "global", "properties": {
+            "severity": 2, "enabled": true, "scopes": ["/subscriptions/s"], "evaluationFrequency": "PT1M", "windowSize": window,
+            "criteria": criteria,
+        } })
+    };
+    let (one, many) = ("SingleResourceMultipleMetricCriteria", "MultipleResourceMultipleMetricCriteria");
+    for wrong in [alert(one, "PT5M", false), alert(one, "PT7M", true)] {
+        assert_eq!(client.put(ALERT, wrong).code(), (400, "BadRequest"));
+    }
+    client.put(ALERT, alert(one, "PT5M", true)).ok();
+    assert_eq!(client.put(ALERT, alert(many, "PT5M", true)).code(), (400, "BadRequest"));
+    client.put(ALERT, alert(one, "PT15M", true)).ok();
+    client.call("DELETE", ALERT, Value::Null).ok();
+    assert_eq!(client.get(ALERT).status, 404);
+}

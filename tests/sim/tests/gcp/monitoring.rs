@@ -1,0 +1,68 @@
+//! Cloud Monitoring: what policies and channels are refused for.
+
+use serde_json::{Value, json};
+
+use crate::Client;
+
+const CHANNELS: &str = "v3/projects/PROJECT/notificationChannels";
+const POLICIES: &str = "v3/projects/PROJECT/alertPolicies";
+
+fn channel(client: &Client) -> String {
+    let body = json!({ "type": "email", "displayName": "c", "labels": { "email_address": "oncall@example.com" } });
+    let made = client.post("monitoring", CHANNELS, body).ok();
+    assert_eq!(made["enabled"], true);
+    made["name"].as_str().unwrap().to_owned()
+}
+
+fn policy(filter: &str, duration: &str, channel: &str) -> Value {
+    json!({
+        "displayName": "p", "combiner": "OR", "notificationChannels": [channel],
+        "conditions": [{ "displayName": "d", "conditionThreshold": {
+            "filter": filter, "comparison": "COMPARISON_GT", "thresholdValue": 0.9, "duration": duration,
+            "aggregations": [{ "alignmentPeriod": "60s", "perSeriesAligner": "ALIGN_MEAN" }],
+        } }],
+    })
+}
+
+/// hashicorp/terraform-provider-google#4165, hashicorp/terraform-provider-google#25878.
+#[test]
+fn a_policy_names_a_resource_and_a_channel_that_is_there() {
+    let client = Client::quick();
+    let channel = channel(&client);
+    let filter = "metric.type=\"m\" AND resource.type=\"r\"";
+    let other = format!("{channel}0");
+    for (wrong, status) in [
+        (policy("metric.type=\"m\"", "60s", &channel), 400),
+        (policy(filter, "90s", &channel), 400),
+        (policy(filter, "60s", &other), 404),
+        (json!({ "displayName": "p", "combiner": "OR" }), 400),
+    ] {
+        assert_eq!(client.post("monitoring", POLICIES, wrong.clone()).status, status, "{wrong}");
+    }
+    let without = json!({ "type": "email", "displayName": "c" });
+    assert_eq!(client.post("monitoring", CHANNELS, without).status, 400);
+    let made = client.post("monitoring", POLICIES, policy(filter, "60s", &channel)).ok();
+    let path = format!("v3/{}", made["name"].as_str().unwrap());
+    let change = json!({ "notificationChannels": [other] });
+    assert_eq!(
+        client.call("PATCH", "monitoring", &format!("{path}?updateMask=notificationChannels"), change).status,
+        404
+    );
+    let change = json!({ "displayName": "q" });
+    let changed = client.call("PATCH", "monitoring", &format!("{path}?updateMask=displayName"), change).ok();
+    assert_eq!((&changed["displayName"], &changed["conditions"]), (&json!("q"), &made["conditions"]));
+}
+
+/// hashicorp/terraform-provider-google#10337.
+#[test]
+fn a_channel_in_use_is_deleted_by_force_only() {
+    let client = Client::quick();
+    let channel = channel(&client);
+    let made = client.post("monitoring", POLICIES, policy("resource.type=\"r\"", "60s", &channel)).ok();
+    let path = format!("v3/{channel}");
+    let refused = client.call("DELETE", "monitoring", &path, Value::Null);
+    assert!(refused.status == 400 && refused.message().contains("still being referenced"), "{}", refused.body);
+    client.call("DELETE", "monitoring", &format!("{path}?force=true"), Value::Null).ok();
+    let left = client.get("monitoring", &format!("v3/{}", made["name"].as_str().unwrap())).ok();
+    assert_eq!(left["notificationChannels"], json!([]));
+}
