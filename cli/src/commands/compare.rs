@@ -6,7 +6,6 @@ use textnlp_orchestrator::environment::model::Environment;
 use textnlp_orchestrator::environment::{self, Change, FlagValue, LoadError, Severity, is_region};
 use textnlp_orchestrator::plan::{Cost, ServiceCost};
 use textnlp_orchestrator::report::table::Table;
-use textnlp_provider::settings::Hosting;
 use textnlp_provider::{Problem, Problems};
 use textnlp_service::compare::cost;
 
@@ -123,8 +122,7 @@ fn flags(base: &Environment, row: &Row, region: Option<&str>) -> Vec<FlagValue> 
     flags
 }
 
-/// Fills in what providers ask for and no price depends on: accounts, the registry that images are pushed to, and the
-/// certificate authority of a managed database.
+/// Fills in what providers ask for and no price depends on: accounts, and the registry that images are pushed to.
 fn complete(environment: &mut Environment, row: &Row) {
     let Some(assumed) = &row.assumed else { return };
     for site in &mut environment.sites {
@@ -134,9 +132,6 @@ fn complete(environment: &mut Environment, row: &Row) {
         let home = environment.primary().map(|home| (home.account.as_deref().unwrap_or_default(), &*home.region));
         let registry = home.map(|(account, region)| (assumed.registry)(account, region));
         environment.registry.url = registry;
-    }
-    if environment.database_hosting() == Some(Hosting::Managed) {
-        environment.network.private_ca.get_or_insert_with(|| "/etc/textnlp/ca.pem".to_owned());
     }
 }
 

@@ -9,6 +9,7 @@ use textnlp_provider::settings::{
 use textnlp_provider::{Component, Site};
 
 use crate::lower::{bucket_identity, endpoint, node_autoscaler};
+use crate::tables::rds_ca;
 
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -102,6 +103,13 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     // AWS's alarms go to the receivers.
     if let ComponentSpec::Monitoring(monitoring) = &mut inner.part {
         monitoring.receivers.clear();
+    }
+    // Pods verify RDS, by what the environment names or by the region's own authorities.
+    if let ComponentSpec::Workload(workload) = &mut inner.part
+        && workload.stored.hosting == Some(Hosting::Managed)
+        && workload.egress.private_ca.is_none()
+    {
+        workload.egress.private_ca = rds_ca::of_region(&site.region).map(|pem| Ok(pem.to_owned()));
     }
     let (inner, mut site) = textnlp_cloud::inside(&inner, site, "system-nodes")?;
     if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
