@@ -405,8 +405,12 @@ pub async fn bucket_variables(scheme: Scheme, variables: Variables) -> Result<Va
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
+    use std::collections::BTreeSet;
     use textnlp_keys::trust;
     use textnlp_orchestrator::environment::{Library, Overrides};
+    #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
+    use textnlp_provider::capabilities::{Capability, RuntimeSupport, Setting};
 
     #[test]
     fn model_downloads_use_the_network_settings_of_the_environment() {
@@ -480,33 +484,35 @@ mod tests {
         assert!(!refused("network.proxy.https=http://proxy:3128").contains("network.proxy"));
     }
 
-    /// The table of the guide: what each provider supports, by runtime. Of a setting with several values, the supported ones.
+    /// The columns of the guide: each provider, by runtime.
+    #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
+    fn columns() -> Vec<(String, &'static RuntimeSupport)> {
+        let of_row = |row: &'static Row| {
+            let head = move |support: &RuntimeSupport| match row.capabilities.runtimes.len() {
+                1 => row.name.to_owned(),
+                _ => format!("{}, {}", row.name, support.runtime),
+            };
+            row.capabilities.runtimes.iter().map(move |support| (head(support), support))
+        };
+        PROVIDERS.iter().flat_map(of_row).collect()
+    }
+
+    /// The settings that need the support of a provider, sorted.
+    #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
+    fn paths(columns: &[(String, &'static RuntimeSupport)]) -> BTreeSet<&'static str> {
+        let values = columns.iter().flat_map(|(_, support)| support.supported.iter());
+        let values = values.filter(|capability| !matches!(capability, Capability::Optional(_)));
+        values.map(|capability| capability.path()).chain(Setting::ALL.iter().map(|setting| setting.path())).collect()
+    }
+
+    /// The table of the guide: what each provider supports. Of a setting with several values, the supported ones.
     #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
     fn matrix() -> String {
-        use textnlp_provider::capabilities::{Capability, Setting};
-
-        let supports: Vec<_> = PROVIDERS
-            .iter()
-            .flat_map(|row| row.capabilities.runtimes.iter().map(move |support| (row.name, support)))
-            .collect();
-        let heads = supports.iter().map(|(name, support)| match PROVIDERS.iter().find(|row| row.name == *name) {
-            Some(row) if row.capabilities.runtimes.len() > 1 => format!("{name}, {}", support.runtime),
-            _ => (*name).to_owned(),
-        });
-        let mut paths: Vec<&str> = Vec::new();
-        let values = supports.iter().flat_map(|(_, support)| support.supported.iter());
-        let values = values.filter(|capability| !matches!(capability, Capability::Optional(_)));
-        for path in values.map(|capability| capability.path()).chain(Setting::ALL.iter().map(|setting| setting.path()))
-        {
-            if !paths.contains(&path) {
-                paths.push(path);
-            }
-        }
-        paths.sort_unstable();
-        let mut text = format!("| setting | {} |\n|---|", heads.collect::<Vec<_>>().join(" | "));
-        text += &"---|".repeat(supports.len());
-        for path in paths {
-            let cell = |support: &textnlp_provider::capabilities::RuntimeSupport| {
+        let columns = columns();
+        let heads: Vec<&str> = columns.iter().map(|(head, _)| head.as_str()).collect();
+        let mut text = format!("| setting | {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()));
+        for path in paths(&columns) {
+            let cell = |support: &RuntimeSupport| {
                 let found = support.supported.iter().filter(|capability| capability.path() == path);
                 let words: Vec<String> = found
                     .map(|capability| match capability {
@@ -516,15 +522,54 @@ mod tests {
                     .collect();
                 if words.is_empty() { "—".to_owned() } else { words.join(", ") }
             };
-            let cells: Vec<String> = supports.iter().map(|(_, support)| cell(support)).collect();
+            let cells: Vec<String> = columns.iter().map(|(_, support)| cell(support)).collect();
             text += &format!("\n| `{path}` | {} |", cells.join(" | "));
         }
         text + "\n"
+    }
+
+    /// The list of the guide: why each setting is refused that a provider does not support, in the words of the refusal.
+    #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
+    fn reasons() -> String {
+        let columns = columns();
+        let paths = paths(&columns);
+        let supports = |support: &RuntimeSupport, path: &str| support.supported.iter().any(|one| one.path() == path);
+        for (head, support) in &columns {
+            for (path, _) in support.refused {
+                assert!(paths.contains(path) && !supports(support, path), "{head} does not refuse `{path}`");
+            }
+        }
+        let mut text = String::new();
+        for path in paths {
+            let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+            for (head, support) in columns.iter().filter(|(_, support)| !supports(support, path)) {
+                let reason = support.reason(path).filter(|reason| !reason.is_empty());
+                let reason = reason.unwrap_or_else(|| panic!("{head} refuses `{path}` without a reason"));
+                let head = format!("`{head}`");
+                match reasons.iter_mut().find(|(known, _)| *known == reason) {
+                    Some((_, heads)) => heads.push(head),
+                    None => reasons.push((reason, vec![head])),
+                }
+            }
+            let words: Vec<String> = match reasons.as_slice() {
+                [] => continue,
+                [(reason, _)] => vec![(*reason).to_owned()],
+                several => several.iter().map(|(reason, heads)| format!("{}: {reason}", heads.join(", "))).collect(),
+            };
+            text += &format!("- `{path}`: {}\n", words.join("; "));
+        }
+        text
     }
 
     #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
     #[test]
     fn guide_lists_what_each_provider_supports() {
         textnlp_tests::guide::expect_section("docs/guide/providers.md", "capabilities", &matrix());
+    }
+
+    #[cfg(all(feature = "aws", feature = "gcp", feature = "azure"))]
+    #[test]
+    fn guide_lists_why_each_setting_is_refused() {
+        textnlp_tests::guide::expect_section("docs/guide/providers.md", "reasons", &reasons());
     }
 }

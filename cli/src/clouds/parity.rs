@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use camino::Utf8Path;
+use jiff::Timestamp;
+use textnlp_aws::tables::{rds_ca, regions};
+use textnlp_keys::trust::inspect;
+use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::environment::{Environment, Library, Overrides, components};
 use textnlp_orchestrator::release::{Artifacts, Release, digest};
 use textnlp_provider::component::Program;
@@ -34,10 +38,6 @@ fn environment(name: &str, row: &Row, runtime: Runtime, more: &[&str]) -> Enviro
     ];
     if runtime == Runtime::Kubernetes {
         sets.push("traffic.domain=textnlp.example.com".to_owned());
-    }
-    if hosting == "managed" && runtime == Runtime::Kubernetes {
-        // Any file: only its path is in resources.
-        sets.push("network.private_ca=/etc/hosts".to_owned());
     }
     if row.name == "azure" {
         sets.push("database.replicas=1".to_owned());
@@ -163,6 +163,48 @@ fn guide_lists_what_is_done_with_each_kind() {
     let rows = [textnlp_aws::coverage(), textnlp_gcp::coverage(), textnlp_azure::coverage()];
     let table = format!("{}{}", textnlp_cloud::COVERAGE, rows.concat());
     textnlp_tests::guide::expect_section("docs/guide/providers.md", "coverage", &table);
+}
+
+/// The certificate that pods verify RDS with.
+#[test]
+fn pods_on_aws_verify_the_managed_database_by_the_authorities_of_its_region() {
+    let row = PROVIDERS.iter().find(|row| row.name == "aws").unwrap();
+    let lowered = |part: &str, more: &[&str]| {
+        let environment = environment(ENVIRONMENT, row, Runtime::Kubernetes, more);
+        expanded(row, &environment).into_iter().find(|(name, _)| name == part).unwrap().1
+    };
+    for region in ["eu-central-1", "us-east-1"] {
+        let server = lowered("server", &[&format!("sites[0].region={region}")]).unwrap();
+        let map = server.iter().find(|one| one.id.as_str().ends_with("/server/private-ca")).unwrap();
+        let pem = map.spec.as_value()["data"]["ca.crt"].as_str().unwrap();
+        assert_eq!(Some(pem), rds_ca::of_region(region));
+        let deployment = server.iter().find(|one| one.id.as_str().ends_with("/server/deployment")).unwrap();
+        assert!(deployment.needs.iter().any(|need| need.on == map.id), "{deployment:?}");
+    }
+    let unknown = "sites[0].region=cn-north-1";
+    let refused = lowered("database", &[unknown]).unwrap_err().to_string();
+    assert!(refused.contains("cn-north-1") && refused.contains("`network.private_ca`"), "{refused}");
+    lowered("database", &[unknown, "network.private_ca=/etc/textnlp/rds.pem"]).unwrap();
+}
+
+#[test]
+fn each_authority_of_rds_signs_itself_and_is_of_its_region_for_another_year() {
+    let a_year_after_the_record: Timestamp = "2027-11-28T00:00:00Z".parse().unwrap();
+    for region in regions::all() {
+        let Some(pem) = rds_ca::of_region(region.name) else { continue };
+        let certificates: Vec<&str> = pem.split_inclusive("-----END CERTIFICATE-----\n").collect();
+        let kinds = ["RSA2048", "RSA4096", "ECC384"];
+        assert_eq!(certificates.len(), kinds.len(), "{}", region.name);
+        for (certificate, kind) in certificates.iter().zip(kinds) {
+            let pem = certificate.as_bytes();
+            let name = format!("Amazon RDS {} Root CA {kind} G1", region.name);
+            let found = inspect(pem, Some(pem), None).unwrap();
+            assert!(found.signed == Some(true) && found.not_after > a_year_after_the_record, "{name}: {found:?}");
+            let trusted = TrustRoots::only_pem(pem, &name).unwrap().store();
+            let subject = String::from_utf8_lossy(&trusted.roots[0].subject);
+            assert!(subject.contains(&name), "{name}: {subject}");
+        }
+    }
 }
 
 /// Its web application firewall is one of an ingress, wherever the cluster is.

@@ -6,7 +6,6 @@ use textnlp_orchestrator::environment::model::Environment;
 use textnlp_orchestrator::environment::{self, Change, FlagValue, LoadError, Severity, is_region};
 use textnlp_orchestrator::plan::{Cost, ServiceCost};
 use textnlp_orchestrator::report::table::Table;
-use textnlp_provider::settings::Hosting;
 use textnlp_provider::{Problem, Problems};
 use textnlp_service::compare::cost;
 
@@ -123,8 +122,8 @@ fn flags(base: &Environment, row: &Row, region: Option<&str>) -> Vec<FlagValue> 
     flags
 }
 
-/// Fills in what providers ask for and no price depends on: accounts, the registry that images are pushed to, the name that clients
-/// use, and the certificate authority of a managed database.
+/// Fills in what providers ask for and no price depends on: accounts, the registry that images are pushed to, and the name that clients
+/// use.
 fn complete(environment: &mut Environment, row: &Row) {
     let Some(assumed) = &row.assumed else { return };
     for site in &mut environment.sites {
@@ -137,9 +136,6 @@ fn complete(environment: &mut Environment, row: &Row) {
     }
     if environment.sites.iter().any(|site| site.is_in_cluster() && site.cluster.address.is_none()) {
         environment.traffic.domain.get_or_insert_with(|| "textnlp.example.com".to_owned());
-    }
-    if environment.database_hosting() == Some(Hosting::Managed) {
-        environment.network.private_ca.get_or_insert_with(|| "/etc/textnlp/ca.pem".to_owned());
     }
 }
 

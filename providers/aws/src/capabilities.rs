@@ -9,12 +9,13 @@ use textnlp_provider::settings::{
 use textnlp_provider::{Component, Site};
 
 use crate::lower::{bucket_identity, endpoint, node_autoscaler};
+use crate::tables::rds_ca;
 
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {
     runtimes: &[
-        RuntimeSupport { runtime: Runtime::Kubernetes, supported: KUBERNETES },
-        RuntimeSupport { runtime: Runtime::Sagemaker, supported: SAGEMAKER },
+        RuntimeSupport { runtime: Runtime::Kubernetes, supported: KUBERNETES, refused: &[] },
+        RuntimeSupport { runtime: Runtime::Sagemaker, supported: SAGEMAKER, refused: NOT_BY_SAGEMAKER },
     ],
 };
 
@@ -96,12 +97,37 @@ const SAGEMAKER: &[Capability] = &[
     Optional(Setting::Tags),
 ];
 
+/// Why an endpoint refuses settings.
+const NOT_BY_SAGEMAKER: &[(&str, &str)] = &[
+    ("backup.destination", "no data outlives a container"),
+    ("backup.enabled", "no data outlives a container"),
+    ("backup.size", "no data outlives a container"),
+    ("cluster.max_nodes", "SageMaker runs the containers"),
+    ("dr.mode", "nothing leads clients from an endpoint to another site"),
+    ("features", "flags are in a database, and no data outlives a container"),
+    ("gpu.size", "GPUs are not supported for endpoints yet"),
+    ("monitoring.stack", "SageMaker sends its metrics to CloudWatch"),
+    ("network.private_ca", "containers are in the network of SageMaker"),
+    ("network.proxy", "containers are in the network of SageMaker"),
+    ("registry.existing", "existing registries are not supported for endpoints yet"),
+    ("registry.password", "SageMaker pulls the image with the role of the endpoint"),
+    ("replication.database.mode", "each container has SQLite"),
+    ("traffic.existing", "clients reach the endpoint by a name of AWS with its certificate"),
+];
+
 /// The component as the provider of the objects inside of the cluster expands it: without what AWS's own resources answer for. Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let mut inner = component.clone();
     // AWS's alarms go to the receivers.
     if let ComponentSpec::Monitoring(monitoring) = &mut inner.part {
         monitoring.receivers.clear();
+    }
+    // Pods verify RDS, by what the environment names or by the region's own authorities.
+    if let ComponentSpec::Workload(workload) = &mut inner.part
+        && workload.stored.hosting == Some(Hosting::Managed)
+        && workload.egress.private_ca.is_none()
+    {
+        workload.egress.private_ca = rds_ca::of_region(&site.region).map(|pem| Ok(pem.to_owned()));
     }
     let (inner, mut site) = textnlp_cloud::inside(&inner, site, "system-nodes")?;
     if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {

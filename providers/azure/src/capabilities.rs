@@ -83,5 +83,10 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Tags),
             Optional(Setting::WebApplicationFirewall),
         ],
+        refused: &[
+            ("account.existing_role", "a sign-in to Azure assumes no role: sign in as the identity itself"),
+            ("storage.archive_after", "lifecycle rules of storage accounts are not supported yet"),
+            ("storage.existing_key", "existing keys are not supported for storage accounts yet"),
+        ],
     }],
 };

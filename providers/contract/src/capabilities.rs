@@ -32,12 +32,20 @@ pub struct RuntimeSupport {
     pub runtime: Runtime,
     /// The supported settings.
     pub supported: &'static [Capability],
+    /// Why settings are refused, by their paths, where the contract's own reason does not hold.
+    pub refused: &'static [(&'static str, &'static str)],
 }
 
 impl RuntimeSupport {
     /// Whether it is supported.
     pub fn supports(&self, capability: Capability) -> bool {
         self.supported.contains(&capability)
+    }
+
+    /// Why a setting is refused of which no value is supported.
+    pub fn reason(&self, path: &str) -> Option<&'static str> {
+        let of = |rows: &'static [(&'static str, &'static str)]| rows.iter().find(|row| row.0 == path).map(|row| row.1);
+        of(self.refused).or_else(|| of(REASONS))
     }
 
     /// The supported values of the same setting, in the provider's order.
@@ -221,6 +229,47 @@ optional_settings! {
     DnsTtl = "traffic.ttl",
 }
 
+/// Why a setting is refused where no value of it is supported: what holds for every provider that does not support it.
+const REASONS: &[(&str, &str)] = &[
+    ("account.existing_role", "there is no account of a cloud whose role could be assumed"),
+    ("account.external_id", "only roles of AWS ask for an external id"),
+    ("account.mfa_serial", "only roles of AWS ask for the code of an MFA device"),
+    ("account.permission_boundary", "only roles of AWS have permissions boundaries"),
+    ("account.session_duration", "only sessions of AWS's roles get a duration"),
+    ("backup.point_in_time", "the log is archived only where a PostgreSQL runs on a machine"),
+    ("budget.billing_export", "only costs of Google Cloud are read from an export"),
+    ("cache.max_size", "servers keep their cache in memory, and no cache server is created"),
+    ("cluster.access", "only clusters of EKS get access entries"),
+    ("cluster.allow_from", "no cluster is created here"),
+    ("cluster.max_nodes", "there are no nodes of a cluster"),
+    ("cluster.restricted", "pods always keep to the Pod Security Standard `restricted`"),
+    ("cluster.version", "no cluster is created here"),
+    ("database.replica_region", "only servers of RDS are replicated to another region"),
+    ("gpu.machines", "no machines with GPUs are created here"),
+    ("gpu.max", "no machines with GPUs are created here"),
+    ("gpu.size", "the GPUs of machines are no parts of an environment"),
+    ("monitoring.alerts", "without a receiver or `monitoring.stack` there is no alert"),
+    ("monitoring.existing", "existing monitoring is not configured: let it read the metrics ports"),
+    ("monitoring.retention", "the Prometheus that collects the metrics decides how long it keeps them"),
+    ("network.cidr", "no network is created here"),
+    ("network.open_ports", "open ports follow from what is deployed"),
+    ("network.policies", "network policies are for pods"),
+    ("network.subnets", "existing subnets are supported for clusters on AWS only"),
+    ("network.waf", "the web application firewall is part of an ingress in a cluster"),
+    ("registry.password", "images are pulled with the credentials of the nodes"),
+    ("rollout.bake", "only canary and blue-green releases wait"),
+    ("rollout.deadline", "only canary and blue-green releases have a deadline"),
+    ("scaling.max", "replicas on a machine are not scaled automatically"),
+    ("storage.archive_after", "no bucket is created here"),
+    ("storage.existing_key", "no key of a cloud is used here"),
+    ("storage.model_folder", "pods and containers fetch models from their sources"),
+    ("storage.replicate_to", "only buckets of S3 are replicated to another region"),
+    ("traffic.existing", "no DNS zone of a cloud is used here"),
+    ("traffic.health_path", "health checks always request `/health`"),
+    ("traffic.managed_certificate", "public certificates are created for clusters on AWS only"),
+    ("traffic.ttl", "only records of `dns` get another TTL"),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,7 +277,7 @@ mod tests {
     #[test]
     fn unlisted_capabilities_are_not_supported() {
         assert!(Capabilities::default().of(Runtime::Process).is_none());
-        let nothing = RuntimeSupport { runtime: Runtime::Process, supported: &[] };
+        let nothing = RuntimeSupport { runtime: Runtime::Process, supported: &[], refused: &[] };
         for setting in Setting::ALL {
             assert!(!nothing.supports(Capability::Optional(*setting)), "{}", setting.path());
         }
@@ -240,6 +289,7 @@ mod tests {
                 Capability::Database(DatabaseKind::Postgres, Some(Hosting::External)),
                 Capability::Tls(TlsMode::Off),
             ],
+            refused: &[],
         };
         let managed = Capability::Database(DatabaseKind::Postgres, Some(Hosting::Managed));
         assert!(!some.supports(managed));

@@ -76,5 +76,6 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Tags),
             Optional(Setting::WebApplicationFirewall),
         ],
+        refused: &[],
     }],
 };

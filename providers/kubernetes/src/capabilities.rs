@@ -44,5 +44,9 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Tags),
             Optional(Setting::WebApplicationFirewall),
         ],
+        refused: &[
+            ("registry.existing", "the registry is yours"),
+            ("registry.url", "the registry is yours: `sites[].cluster.image` names the image"),
+        ],
     }],
 };

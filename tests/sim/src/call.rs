@@ -59,6 +59,8 @@ pub enum Source {
     Report(&'static str),
     /// Nothing says so: what is only assumed is not tested.
     Assumed,
+    /// No rule of the service: what the simulator leaves out or chooses itself, and why that is enough.
+    LeftOut(&'static str),
 }
 
 impl Source {
@@ -72,6 +74,7 @@ impl Source {
             Self::Double(_) => "double",
             Self::Report(_) => "report",
             Self::Assumed => "assumed",
+            Self::LeftOut(_) => "left out",
         }
     }
 }

@@ -77,6 +77,11 @@ impl Checker<'_> {
                     _ => format!("{who} does not support `{}`", cut(&value)),
                 };
                 let instead: Vec<String> = support.alternatives(capability).map(|other| format!("`{other}`")).collect();
+                let why = support.reason(capability.path()).filter(|_| instead.is_empty());
+                let cause = match why {
+                    Some(why) => format!("{cause}: {why}"),
+                    None => cause,
+                };
                 let fix = match instead.as_slice() {
                     [] => "remove it".to_owned(),
                     instead => format!("use {}", instead.join(" or ")),

@@ -162,7 +162,7 @@ fn every_setting_is_checked_against_capabilities_or_exempt() {
 
 #[test]
 fn provider_without_capabilities_is_refused_every_setting() {
-    let runtimes = &[RuntimeSupport { runtime: Runtime::Process, supported: &[] }];
+    let runtimes = &[RuntimeSupport { runtime: Runtime::Process, supported: &[], refused: &[] }];
     let capabilities = Capabilities { runtimes };
     let mut catalogue = Catalogue::default();
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
@@ -211,8 +211,11 @@ fn provider_without_capabilities_is_refused_every_setting() {
 
 #[test]
 fn feature_flags_without_effect_are_refused_with_the_reason() {
-    const FEATURES: RuntimeSupport =
-        RuntimeSupport { runtime: Runtime::Process, supported: &[Capability::Optional(Setting::Features)] };
+    const FEATURES: RuntimeSupport = RuntimeSupport {
+        runtime: Runtime::Process,
+        supported: &[Capability::Optional(Setting::Features)],
+        refused: &[],
+    };
     let mut catalogue = Catalogue::default();
     let capabilities = Capabilities { runtimes: &[FEATURES] };
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
@@ -228,9 +231,9 @@ fn feature_flags_without_effect_are_refused_with_the_reason() {
 #[test]
 fn capabilities_are_by_provider_and_runtime() {
     const PODS: RuntimeSupport =
-        RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[Capability::Tls(TlsMode::LocalCa)] };
+        RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[Capability::Tls(TlsMode::LocalCa)], refused: &[] };
     const ENDPOINTS: RuntimeSupport =
-        RuntimeSupport { runtime: Runtime::Sagemaker, supported: &[Capability::Tls(TlsMode::Off)] };
+        RuntimeSupport { runtime: Runtime::Sagemaker, supported: &[Capability::Tls(TlsMode::Off)], refused: &[] };
     let capabilities = Capabilities { runtimes: &[PODS, ENDPOINTS] };
     let mut catalogue = Catalogue::default();
     catalogue.providers.insert("cumulus".to_owned(), Offer { capabilities, ..Offer::default() });
@@ -248,9 +251,12 @@ fn capabilities_are_by_provider_and_runtime() {
 
 #[test]
 fn one_site_whose_provider_reads_an_export_of_bills_is_enough() {
-    const PLAIN: RuntimeSupport = RuntimeSupport { runtime: Runtime::Process, supported: &[] };
-    const EXPORT: RuntimeSupport =
-        RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[Capability::Optional(Setting::BillingExport)] };
+    const PLAIN: RuntimeSupport = RuntimeSupport { runtime: Runtime::Process, supported: &[], refused: &[] };
+    const EXPORT: RuntimeSupport = RuntimeSupport {
+        runtime: Runtime::Kubernetes,
+        supported: &[Capability::Optional(Setting::BillingExport)],
+        refused: &[],
+    };
     let mut catalogue = Catalogue::default();
     for (name, runtimes) in [("onprem", &[PLAIN]), ("cumulus", &[EXPORT])] {
         catalogue

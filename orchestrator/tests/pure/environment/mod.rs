@@ -490,6 +490,7 @@ fn unsupported_provider_settings_are_refused_by_name() {
             Capability::Rollout(Strategy::Rolling),
             Capability::State(Store::Folder),
         ],
+        refused: &[],
     };
     let capabilities = Capabilities { runtimes: &[PROCESSES] };
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
@@ -515,15 +516,15 @@ fn unsupported_provider_settings_are_refused_by_name() {
         "rollout: { bake: 5m, deadline: 2h }\ntraffic: { ttl: 5, health_path: /ready }\nmonitoring: { retention: 30d, alerts: { disk: 70, memory: 70 } }\n\
          gpu: { size: small }\nnetwork: { waf: true, cidr: 10.0.0.0/16 }\n",
         expect![[r#"
-            mine.yaml:5:18: not yet: `rollout.bake`: provider `onprem` does not support this setting (`5m`); remove it
-            mine.yaml:5:32: not yet: `rollout.deadline`: provider `onprem` does not support this setting (`2h`); remove it
-            mine.yaml:6:17: not yet: `traffic.ttl`: provider `onprem` does not support this setting (`5s`); remove it
-            mine.yaml:6:33: not yet: `traffic.health_path`: provider `onprem` does not support this setting (`/ready`); remove it
-            mine.yaml:7:26: not yet: `monitoring.retention`: provider `onprem` does not support this setting (`30d`); remove it
-            mine.yaml:7:39: not yet: `monitoring.alerts`: provider `onprem` does not support this setting (`memory, disk`); remove it
-            mine.yaml:8:14: not yet: `gpu.size`: provider `onprem` does not support GPUs of size `small`; remove it
-            mine.yaml:9:17: not yet: `network.waf`: provider `onprem` does not support this setting (`true`); remove it
-            mine.yaml:9:29: not yet: `network.cidr`: provider `onprem` does not support this setting (`10.0.0.0/16`); remove it"#]],
+            mine.yaml:5:18: not yet: `rollout.bake`: provider `onprem` does not support this setting (`5m`): only canary and blue-green releases wait; remove it
+            mine.yaml:5:32: not yet: `rollout.deadline`: provider `onprem` does not support this setting (`2h`): only canary and blue-green releases have a deadline; remove it
+            mine.yaml:6:17: not yet: `traffic.ttl`: provider `onprem` does not support this setting (`5s`): only records of `dns` get another TTL; remove it
+            mine.yaml:6:33: not yet: `traffic.health_path`: provider `onprem` does not support this setting (`/ready`): health checks always request `/health`; remove it
+            mine.yaml:7:26: not yet: `monitoring.retention`: provider `onprem` does not support this setting (`30d`): the Prometheus that collects the metrics decides how long it keeps them; remove it
+            mine.yaml:7:39: not yet: `monitoring.alerts`: provider `onprem` does not support this setting (`memory, disk`): without a receiver or `monitoring.stack` there is no alert; remove it
+            mine.yaml:8:14: not yet: `gpu.size`: provider `onprem` does not support GPUs of size `small`: the GPUs of machines are no parts of an environment; remove it
+            mine.yaml:9:17: not yet: `network.waf`: provider `onprem` does not support this setting (`true`): the web application firewall is part of an ingress in a cluster; remove it
+            mine.yaml:9:29: not yet: `network.cidr`: provider `onprem` does not support this setting (`10.0.0.0/16`): no network is created here; remove it"#]],
     );
     let with =
         |site: &str| said(load(&GOOD.replace("name: here, provider: onprem", site), &Overrides::default(), &catalogue));
@@ -548,6 +549,7 @@ fn flag_that_replaces_the_provider_replaces_what_the_new_one_does_not_support() 
             Capability::Rollout(Strategy::Rolling),
             Capability::State(Store::Folder),
         ],
+        refused: &[],
     };
     let capabilities = Capabilities { runtimes: &[PODS] };
     let offer = Offer { capabilities, region: Some("north-1".to_owned()), ..Offer::default() };
@@ -581,8 +583,8 @@ fn provider_detection_needs_evidence_and_never_guesses() {
         capabilities: Capabilities { runtimes },
         ..Offer::default()
     };
-    const PROCESSES: &[RuntimeSupport] = &[RuntimeSupport { runtime: Runtime::Process, supported: &[] }];
-    const PODS: &[RuntimeSupport] = &[RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[] }];
+    const PROCESSES: &[RuntimeSupport] = &[RuntimeSupport { runtime: Runtime::Process, supported: &[], refused: &[] }];
+    const PODS: &[RuntimeSupport] = &[RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[], refused: &[] }];
     let providers =
         [("onprem", true, PROCESSES), ("pods", true, PODS), ("cumulus", true, PODS), ("nimbus", false, PODS)];
     let providers = providers.map(|(name, linked, runtimes)| (name.to_owned(), offer(linked, runtimes)));

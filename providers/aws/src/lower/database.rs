@@ -10,7 +10,7 @@ use textnlp_token::partition;
 use super::{Lowering, output, zones};
 use crate::kinds::rds::FORCE_SSL;
 use crate::names;
-use crate::tables::regions;
+use crate::tables::{rds_ca, regions};
 
 const MOST_OF_GROUP: usize = 255;
 const PORT: u16 = 5432;
@@ -68,12 +68,10 @@ impl Lowering<'_> {
             let cause = "the size of the managed database is not recorded";
             return self.problem("size", cause, "plan again with this version");
         };
-        if postgres.ca_file.is_none() {
-            let region = &self.site.region;
-            let cause = "servers verify RDS by an authority that is in no public store";
-            let fix = format!(
-                "`curl -o rds.pem https://truststore.pki.rds.amazonaws.com/{region}/{region}-bundle.pem`, and set `network.private_ca: rds.pem`"
-            );
+        if postgres.ca_file.is_none() && rds_ca::of_region(&self.site.region).is_none() {
+            let cause =
+                format!("this version does not have the certificate authorities of RDS in {}", self.site.region);
+            let fix = "download them (https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.SSL.html), and set `network.private_ca` to the file";
             return self.problem("ca", cause, fix);
         }
         if postgres.between.is_some() {

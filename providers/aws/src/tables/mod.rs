@@ -1,10 +1,11 @@
-//! What the provider knows about AWS without asking it: machines, quotas, prices, errors, regions and zones. Each row or group
-//! names its source and the date that the source states.
+//! What the provider knows about AWS without asking it: machines, quotas, prices, errors, regions, zones and the authorities
+//! of RDS. Each row or group names its source and the date that the source states.
 
 pub mod errors;
 pub mod machines;
 pub mod prices;
 pub mod quotas;
+pub mod rds_ca;
 pub mod regions;
 pub mod zones;
 

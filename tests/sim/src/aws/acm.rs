@@ -40,21 +40,25 @@ const LEDGER: &[Behaviour] = &[
     row("a certificate is issued once the validation records of all of its names are there", DNS),
     row(
         "it takes five seconds until a validation record is stated, and two minutes until it is found",
-        Source::Assumed,
+        Source::LeftOut("a wait of the simulator: callers poll until the state is there"),
     ),
     row(
         "a repeated idempotency token answers the first certificate",
         Source::Documentation("https://docs.aws.amazon.com/acm/latest/APIReference/API_RequestCertificate.html"),
     ),
     row(
-        "it does so for longer than an hour, and is refused with InvalidParameterException for other names",
-        Source::Assumed,
+        "it does so for longer than an hour",
+        Source::LeftOut("real tokens end after an hour: a later repetition is a new request there"),
     ),
+    row("a repeated idempotency token with other names is refused with InvalidParameterException", Source::Assumed),
     row(
         "a certificate that a load balancer uses is not deleted: ResourceInUseException",
         Source::Documentation("https://docs.aws.amazon.com/acm/latest/APIReference/API_DeleteCertificate.html"),
     ),
-    row("a new certificate is read at once", Source::Assumed),
+    row(
+        "a new certificate is read at once",
+        Source::LeftOut("ACM shows it some seconds later; the driver waits for its validation records anyway"),
+    ),
 ];
 
 const TAGS: KeyValues = KeyValues { arn: "CertificateArn", tags: "Tags", keys: "TagKeys", missing: no_certificate };

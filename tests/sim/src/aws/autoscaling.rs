@@ -68,7 +68,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "application-autoscaling",
         what: "policies never act, and alarms of policies are named and not created",
-        source: Source::Assumed,
+        source: Source::LeftOut("no plan reads what policies do"),
     },
 ];
 

@@ -65,10 +65,16 @@ const LEDGER: &[Behaviour] = &[
             "https://docs.aws.amazon.com/aws-cost-management/latest/APIReference/API_budgets_DescribeBudget.html",
         ),
     ),
-    row("an amount is answered with a fraction: 500.0", Source::Assumed),
-    row("a cost budget in another unit than USD is InvalidParameterException", Source::Assumed),
-    row("whether the topic of a subscriber admits budgets is not looked at", Source::Assumed),
-    row("nothing is spent", Source::Assumed),
+    row("an amount is answered with a fraction: 500.0", Source::Report("go-to-k/cdk-real-drift#1679")),
+    row(
+        "a cost budget in another unit than USD is InvalidParameterException",
+        Source::Report("awslabs/landing-zone-accelerator-on-aws#682"),
+    ),
+    row(
+        "whether the topic of a subscriber admits budgets is not looked at",
+        Source::LeftOut("no call tells whether alerts arrive"),
+    ),
+    row("nothing is spent", Source::LeftOut("no plan reads what is spent")),
 ];
 
 /// The budgets of an account.

@@ -54,8 +54,12 @@ const LEDGER: &[Behaviour] = &[
          multiple of 60 seconds",
         PUT_ALARM,
     ),
-    row("refusals of PutMetricAlarm have the code ValidationError", Source::Assumed),
-    row("a new alarm has the state INSUFFICIENT_DATA, and none is evaluated", Source::Assumed),
+    row(
+        "refusals of PutMetricAlarm have the code ValidationError",
+        Source::Report("hashicorp/terraform-provider-aws#19567"),
+    ),
+    row("a new alarm has the state INSUFFICIENT_DATA", PUT_ALARM),
+    row("no alarm is evaluated", Source::LeftOut("there are no metrics")),
     row(
         "DeleteAlarms of an unknown alarm is ResourceNotFound, and deletes none",
         Source::Documentation("https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/API_DeleteAlarms.html"),
@@ -64,8 +68,11 @@ const LEDGER: &[Behaviour] = &[
         "dashboards are the account's, in no region; a body that is no JSON with widgets is DashboardInvalidInputError",
         Source::Documentation("https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/API_PutDashboard.html"),
     ),
-    row("PutDashboard sets tags on a new dashboard only", Source::Assumed),
-    row("DeleteDashboards of an unknown dashboard is no error", Source::Assumed),
+    row(
+        "PutDashboard sets tags on a new dashboard only",
+        Source::Documentation("https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/API_PutDashboard.html"),
+    ),
+    row("DeleteDashboards of an unknown dashboard is no error", Source::Model),
 ];
 
 /// What CloudWatch holds in a region; its dashboards are in the global place.

@@ -47,14 +47,14 @@ const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://docs.aws.amazon.com/general/latest/gr/billing.html"),
     ),
     row("a tag without costs has no groups, and that is no error", Source::Assumed),
-    row("a month is estimated until it ends", Source::Assumed),
+    row("a month is estimated until it ends", Source::LeftOut("until its invoice, some days later")),
     row(
         "a management account sees the costs of all accounts of its organization",
         Source::Documentation("https://docs.aws.amazon.com/cost-management/latest/userguide/ce-access.html"),
     ),
     row(
         "periods are months, groups are services, and a filter is one tag, with an account or without",
-        Source::Assumed,
+        Source::LeftOut("the only query of the program"),
     ),
 ];
 

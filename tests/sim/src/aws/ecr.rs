@@ -70,7 +70,11 @@ const LEDGER: &[Behaviour] = &[
             "https://docs.aws.amazon.com/AmazonECR/latest/userguide/lifecycle_policy_parameters.html",
         ),
     },
-    Behaviour { service: "ecr", what: "PutImage does not ask for the layers of the image", source: Source::Assumed },
+    Behaviour {
+        service: "ecr",
+        what: "PutImage does not ask for the layers of the image",
+        source: Source::LeftOut("images are pushed by the registry's protocol, which asks for them"),
+    },
     Behaviour {
         service: "ecr",
         what: "GetAuthorizationToken gives `AWS:` and a password for twelve hours, which the registry takes as Basic authentication",
@@ -86,7 +90,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "ecr",
         what: "the registry names its errors as the distribution specification does, and a tag of an immutable repository is TAG_INVALID",
-        source: Source::Assumed,
+        source: Source::Report("osscontainertools/kaniko#204"),
     },
 ];
 

@@ -69,8 +69,16 @@ const LEDGER: &[Behaviour] = &[
         what: "a new group shows the time of its creation as the last change of its token",
         source: Source::Assumed,
     },
-    Behaviour { service: "elasticache", what: "how long each status lasts", source: Source::Assumed },
-    Behaviour { service: "elasticache", what: "security groups are not looked up", source: Source::Assumed },
+    Behaviour {
+        service: "elasticache",
+        what: "how long each status lasts",
+        source: Source::LeftOut("a wait of the simulator: callers poll until the state is there"),
+    },
+    Behaviour {
+        service: "elasticache",
+        what: "security groups are not looked up",
+        source: Source::LeftOut("no plan has a cache"),
+    },
     Behaviour {
         service: "elasticache",
         what: "a subnet group that a cache uses is not deleted: CacheSubnetGroupInUse",

@@ -39,7 +39,10 @@ pub const SERVICE: Service = Service {
                 "https://docs.aws.amazon.com/elasticloadbalancing/latest/network/load-balancer-delete.html",
             ),
         ),
-        row("they end three minutes after it", Source::Assumed),
+        row(
+            "they end three minutes after it",
+            Source::LeftOut("a wait of the simulator: callers poll until the state is there"),
+        ),
         row("an ARN of a classic load balancer is refused: ValidationError", Source::Report("aws/aws-cli#3673")),
         row(
             "the tagging API shows deleted load balancers and target groups for an hour",

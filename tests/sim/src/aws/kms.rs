@@ -69,7 +69,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "kms",
         what: "a policy counts as admitting the account only if it names the account, its root, its caller or *",
-        source: Source::Assumed,
+        source: Source::LeftOut("policies are not evaluated"),
     },
     Behaviour {
         service: "kms",
@@ -81,7 +81,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "kms",
         what: "that takes some seconds, and reads by id or alias show them at once",
-        source: Source::Assumed,
+        source: Source::LeftOut("a wait of the simulator; lists are where callers depend on it"),
     },
 ];
 

@@ -52,7 +52,11 @@ const LEDGER: &[Behaviour] = &[
             "https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_DescribeLogGroups.html",
         ),
     },
-    Behaviour { service: "logs", what: "a new log group is listed at once", source: Source::Assumed },
+    Behaviour {
+        service: "logs",
+        what: "a new log group is listed at once",
+        source: Source::LeftOut("callers know the group by its name"),
+    },
 ];
 
 /// Days that a retention may have.

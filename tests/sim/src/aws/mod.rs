@@ -85,9 +85,18 @@ pub const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "*",
-        what: "a request that does not fit the model is refused with ValidationError, ValidationException or, by EC2, \
-               InvalidParameterValue",
-        source: Source::Assumed,
+        what: "a request that does not fit the model is refused with ValidationError by the query protocol",
+        source: Source::Documentation("https://docs.aws.amazon.com/IAM/latest/APIReference/CommonErrors.html"),
+    },
+    Behaviour {
+        service: "*",
+        what: "with ValidationException by protocols of JSON",
+        source: Source::Report("aws/amazon-sagemaker-examples#2236"),
+    },
+    Behaviour {
+        service: "*",
+        what: "with InvalidParameterValue by EC2",
+        source: Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html"),
     },
     Behaviour {
         service: "*",
@@ -127,8 +136,13 @@ pub const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "*",
-        what: "a signature is too old after 5 minutes in every service",
-        source: Source::Assumed,
+        what: "a signature is too old after 5 minutes",
+        source: Source::Documentation("https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_aws-signing.html"),
+    },
+    Behaviour {
+        service: "*",
+        what: "also in services that allow more, such as S3",
+        source: Source::LeftOut("requests are signed when they are sent"),
     },
 ];
 

@@ -63,7 +63,7 @@ const LEDGER: &[Behaviour] = &[
         "those of a CNAME beside a record",
         Source::Recording("https://github.com/ansible-collections/amazon.aws/issues/2694"),
     ),
-    row("those of other refusals", Source::Assumed),
+    row("those of other refusals", Source::LeftOut("callers read the code of a refusal, not its words")),
     row(
         "a CNAME has no other record of its name, and a simple record no weighted or failover one of its type",
         RECORDS,
@@ -76,7 +76,7 @@ const LEDGER: &[Behaviour] = &[
         "changes are PENDING, and INSYNC after a minute at most",
         Source::Documentation("https://docs.aws.amazon.com/Route53/latest/APIReference/API_GetChange.html"),
     ),
-    row("lists show changes at once", Source::Assumed),
+    row("lists show changes at once", Source::LeftOut("what comes later are the answers of its DNS servers")),
     row(
         "a weight is 0 to 255, weighted records of a name and type have one TTL, and failover records exclude them",
         Source::Documentation("https://docs.aws.amazon.com/Route53/latest/APIReference/API_ResourceRecordSet.html"),
@@ -101,7 +101,7 @@ const LEDGER: &[Behaviour] = &[
         "an address is neither added to a health check nor removed from it: InvalidInput",
         Source::Documentation("https://docs.aws.amazon.com/Route53/latest/APIReference/API_UpdateHealthCheck.html"),
     ),
-    row("the words of both refusals", Source::Assumed),
+    row("the words of both refusals", Source::LeftOut("callers read the code of a refusal, not its words")),
     row(
         "an outdated HealthCheckVersion is refused: HealthCheckVersionMismatch",
         Source::Documentation("https://docs.aws.amazon.com/Route53/latest/APIReference/API_UpdateHealthCheck.html"),

@@ -91,10 +91,13 @@ const LEDGER: &[Behaviour] = &[
         what: "an endpoint may not find a new configuration for some seconds",
         source: ENDPOINT,
     },
+    Behaviour { service: "sagemaker", what: "a configuration may not find a new model", source: Source::Assumed },
     Behaviour {
         service: "sagemaker",
-        what: "a configuration may not find a new model, and no caller a role that IAM does not show yet",
-        source: Source::Assumed,
+        what: "no caller may find a role that IAM does not show yet",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html#troubleshoot_general_eventual-consistency",
+        ),
     },
     Behaviour {
         service: "sagemaker",
@@ -139,7 +142,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "sagemaker",
         what: "a reason is shown where capacity is missing, and none after alarms",
-        source: Source::Assumed,
+        source: Source::LeftOut("either may be missing after a rollback, and callers need neither"),
     },
     Behaviour {
         service: "sagemaker",
@@ -195,11 +198,24 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "sagemaker",
-        what: "the words that refuse another instance type of a scalable target, and an update of a failed endpoint",
+        what: "the words that refuse another instance type of a scalable target",
         source: Source::Assumed,
     },
-    Behaviour { service: "sagemaker", what: "how long each status lasts", source: Source::Assumed },
-    Behaviour { service: "sagemaker", what: "keys and alarms are not looked up", source: Source::Assumed },
+    Behaviour {
+        service: "sagemaker",
+        what: "the words that refuse an update of a failed endpoint",
+        source: Source::LeftOut("callers read the code of a refusal, not its words"),
+    },
+    Behaviour {
+        service: "sagemaker",
+        what: "how long each status lasts",
+        source: Source::LeftOut("a wait of the simulator: callers poll until the state is there"),
+    },
+    Behaviour {
+        service: "sagemaker",
+        what: "keys and alarms are not looked up",
+        source: Source::LeftOut("a plan names those that it creates, or that exist"),
+    },
 ];
 
 const INVOKE: Source =
@@ -213,13 +229,18 @@ const RUNTIME_LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "sagemaker",
-        what: "the words that refuse an invocation of an endpoint that is not there or not in service",
-        source: Source::Assumed,
+        what: "an invocation of an endpoint that is not there is refused with ValidationError",
+        source: Source::Report("aws/amazon-sagemaker-examples#293"),
+    },
+    Behaviour {
+        service: "sagemaker",
+        what: "the words for an endpoint that is not in service",
+        source: Source::LeftOut("callers read the code of a refusal, not its words"),
     },
     Behaviour {
         service: "sagemaker",
         what: "the code and the value of the quota of ml.m5.xlarge",
-        source: Source::Assumed,
+        source: Source::LeftOut("quotas of endpoints are found by their names"),
     },
 ];
 

@@ -53,8 +53,15 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "secretsmanager",
-        what: "filters of lists match the start of a word, and new secrets are listed some seconds later",
-        source: Source::Assumed,
+        what: "filters of lists match the start of a word",
+        source: Source::Documentation("https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_Filter.html"),
+    },
+    Behaviour {
+        service: "secretsmanager",
+        what: "new secrets are listed some seconds later",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_ListSecrets.html",
+        ),
     },
 ];
 

@@ -46,7 +46,8 @@ const TAGS: KeyValues = KeyValues {
 
 const LEDGER: &[Behaviour] = &[
     row("CreateTopic of a topic that exists with the same attributes and tags answers its ARN", CREATE_TOPIC),
-    row("with other attributes or tags it is refused with InvalidParameter", Source::Assumed),
+    row("with other attributes it is refused with InvalidParameter", Source::Report("MassTransit/MassTransit#3721")),
+    row("with other tags it is refused with InvalidParameter", Source::Report("localstack/localstack#2405")),
     row(
         "names of topics have 1 to 256 letters, digits, hyphens and underscores, and .fifo at the end of FIFO topics only",
         CREATE_TOPIC,
@@ -69,13 +70,16 @@ const LEDGER: &[Behaviour] = &[
         "an unconfirmed one cannot be removed, and is gone after 48 hours",
         Source::Documentation("https://docs.aws.amazon.com/sns/latest/dg/sns-delete-subscription-topic.html"),
     ),
-    row("a second subscription of an address answers the first one", Source::Assumed),
+    row("a second subscription of an address answers the first one", Source::Report("getmoto/moto#1418")),
     row(
         "DeleteTopic ends the subscriptions, and of a topic that does not exist it is no error",
         Source::Documentation("https://docs.aws.amazon.com/sns/latest/api/API_DeleteTopic.html"),
     ),
-    row("the key of a topic is not looked up before a message is published", Source::Assumed),
-    row("a new topic is read at once", Source::Assumed),
+    row(
+        "the key of a topic is not looked up before a message is published",
+        Source::LeftOut("a plan creates it before the topic"),
+    ),
+    row("a new topic is read at once", Source::LeftOut("callers know the topic by its ARN")),
 ];
 
 /// What a statement of a topic's policy may allow or deny.

@@ -55,7 +55,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "sts",
         what: "the signature of a web identity token is not verified",
-        source: Source::Assumed,
+        source: Source::LeftOut("no test forges one"),
     },
 ];
 

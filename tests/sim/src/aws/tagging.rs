@@ -29,8 +29,18 @@ const LEDGER: &[Behaviour] = &[
         ),
     },
     Behaviour { service: "tagging", what: "tags are seen there after some seconds", source: Source::Assumed },
-    Behaviour { service: "tagging", what: "it shows the region's resources and buckets", source: Source::Assumed },
-    Behaviour { service: "tagging", what: "those of IAM are shown in us-east-1", source: Source::Assumed },
+    Behaviour {
+        service: "tagging",
+        what: "it shows the region's resources and buckets",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/resourcegroupstagging/latest/APIReference/API_GetResources.html",
+        ),
+    },
+    Behaviour {
+        service: "tagging",
+        what: "those of IAM are shown in us-east-1",
+        source: Source::Report("cloud-custodian/cloud-custodian#2729"),
+    },
     Behaviour {
         service: "tagging",
         what: "it shows neither users nor roles",

@@ -22,6 +22,7 @@ fn every_behaviour_has_a_source_that_can_be_read() {
                 let is_right = repository.matches('/').count() == 1 && number.parse::<u32>().is_ok();
                 assert!(is_right, "{}: {report}", behaviour.what);
             }
+            Source::LeftOut(reason) => assert!(!reason.is_empty(), "{}", behaviour.what),
             Source::Model | Source::Double(_) | Source::Assumed => {}
         }
         let is_known = behaviour.service == "*" || azure::NAMESPACES.iter().any(|one| one.0 == behaviour.service);

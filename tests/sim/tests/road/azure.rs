@@ -189,7 +189,7 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let repository = "myservice.azurecr.io/textnlp";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/azure.md", "From an empty subscription");
-    let follower = guided(&operator, section, &[], cloud.variables());
+    let follower = guided(&operator, section, cloud.variables());
     let is_encrypted = || {
         let world = cloud.world();
         let is_with_key = |body: &Value| body["properties"]["securityProfile"]["azureKeyVaultKms"]["enabled"] == true;

@@ -89,7 +89,7 @@ impl Clouds {
     /// The operator who follows the guide, with the environment that it shows.
     fn follower(&self) -> Follower<'_> {
         let section = (GUIDE, "One service in three clouds");
-        Follower::of(&self.sandbox, section, FILE, &[], &self.sets, self.variables.iter().cloned())
+        Follower::of(&self.sandbox, section, FILE, &self.sets, self.variables.iter().cloned())
     }
 
     fn run(&self, args: &[&str]) -> Said {

@@ -17,21 +17,16 @@ pub(super) struct Follower<'a> {
 }
 
 impl<'a> Follower<'a> {
-    /// `edits` replaces what only an operator knows. `variables` are those of one who is signed in.
+    /// `variables` are those of one who is signed in.
     pub(super) fn of(
         sandbox: &'a Sandbox,
         (page, section): (&str, &str),
         file: &'static str,
-        edits: &[(&str, &str)],
         sets: &[String],
         variables: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
     ) -> Self {
         let blocks = guide::blocks(page, section);
         let (_, yaml) = blocks.iter().find(|(language, _)| language == "yaml").unwrap();
-        let yaml = edits.iter().fold(yaml.clone(), |yaml, (from, to)| {
-            assert!(yaml.contains(from), "{page} does not show {from}:\n{yaml}");
-            yaml.replace(from, to)
-        });
         std::fs::write(sandbox.folder().join(file), yaml).unwrap();
         let folder = sandbox.folder().join("bin");
         std::fs::create_dir(&folder).unwrap();

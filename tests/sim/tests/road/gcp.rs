@@ -168,7 +168,7 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let repository = "my-project/textnlp/server";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
     let section = ("docs/guide/gcp.md", "From an empty project");
-    let follower = guided(&operator, section, &[], cloud.variables());
+    let follower = guided(&operator, section, cloud.variables());
     let is_encrypted = || {
         let world = cloud.world();
         let of_cluster = |key: &String| key.ends_with(&format!("/clusters/{GUIDED}"));

@@ -78,7 +78,7 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     let sandbox = Sandbox::new("sagemaker");
     let simulator = Simulator::start(Options::zero_latency());
     let section = ("docs/guide/aws.md", "SageMaker");
-    let follower = Follower::of(&sandbox, section, FILE, &[], &[], signed_in(&simulator.url(), REGION));
+    let follower = Follower::of(&sandbox, section, FILE, &[], signed_in(&simulator.url(), REGION));
     let containers = Arc::new(Containers { folder: sandbox.folder().to_owned(), running: Mutex::default() });
     let known = Arc::downgrade(&containers);
     let change = |change: &dyn Fn(&mut SageMaker)| {

@@ -77,8 +77,8 @@ const fn documented(what: &'static str, address: &'static str) -> Behaviour {
     Behaviour { service: "eks", what, source: Source::Documentation(address) }
 }
 
-const fn assumed(what: &'static str) -> Behaviour {
-    Behaviour { service: "eks", what, source: Source::Assumed }
+const fn left_out(what: &'static str, why: &'static str) -> Behaviour {
+    Behaviour { service: "eks", what, source: Source::LeftOut(why) }
 }
 
 const LEDGER: &[Behaviour] = &[
@@ -175,13 +175,31 @@ const LEDGER: &[Behaviour] = &[
         "a service account has one pod identity association, whose role trusts pods.eks.amazonaws.com",
         "https://docs.aws.amazon.com/eks/latest/userguide/pod-id-association.html",
     ),
-    assumed("the words of refusals, except for those that tools are known to look for"),
-    assumed("how long changes and deletions take"),
-    assumed("an image of each version of Kubernetes comes out every 14 days, and EKS has it at once"),
-    assumed("a node group whose update failed is ACTIVE, with its old release"),
-    assumed("a node group without capacity fails after 25 minutes"),
-    assumed("a client request token with other parameters is refused with InvalidParameterException"),
-    assumed("which versions of Kubernetes and of add-ons there are"),
+    left_out(
+        "the words of refusals, except for those that tools are known to look for",
+        "callers read the code of a refusal, not its words",
+    ),
+    left_out("how long changes and deletions take", "a wait of the simulator: callers poll until the state is there"),
+    left_out(
+        "an image of each version of Kubernetes comes out every 14 days, and EKS has it at once",
+        "the days are the test's: it compares ages of images",
+    ),
+    Behaviour {
+        service: "eks",
+        what: "a node group whose update failed is ACTIVE, with its old release",
+        source: Source::Report("crossplane-contrib/provider-aws#1475"),
+    },
+    documented(
+        "a node group without capacity fails with AsgInstanceLaunchFailures",
+        "https://docs.aws.amazon.com/eks/latest/APIReference/API_Issue.html",
+    ),
+    left_out("it does so after 25 minutes", "a wait of the simulator: callers poll until the state is there"),
+    Behaviour {
+        service: "eks",
+        what: "a client request token with other parameters is refused with InvalidParameterException",
+        source: Source::Assumed,
+    },
+    left_out("which versions of Kubernetes and of add-ons there are", "a plan names a version, or takes the default"),
 ];
 
 /// The versions of Kubernetes, the default one last but one.

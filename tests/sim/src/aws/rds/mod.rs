@@ -65,7 +65,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "rds",
         what: "how long each status lasts, and that modifying shows some seconds late",
-        source: Source::Assumed,
+        source: Source::LeftOut("a wait of the simulator: callers poll until the state is there"),
     },
     Behaviour {
         service: "rds",
@@ -111,8 +111,16 @@ const LEDGER: &[Behaviour] = &[
             "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_VPC.WorkingWithRDSInstanceinaVPC.html",
         ),
     },
-    Behaviour { service: "rds", what: "each subnet of a group counts as another zone", source: Source::Assumed },
-    Behaviour { service: "rds", what: "security groups are not looked up", source: Source::Assumed },
+    Behaviour {
+        service: "rds",
+        what: "each subnet of a group counts as another zone",
+        source: Source::LeftOut("a plan has one subnet in each zone"),
+    },
+    Behaviour {
+        service: "rds",
+        what: "security groups are not looked up",
+        source: Source::LeftOut("a plan creates them before the server"),
+    },
     Behaviour {
         service: "rds",
         what: "static parameters are taken over at a restart only",
@@ -120,7 +128,11 @@ const LEDGER: &[Behaviour] = &[
             "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_WorkingWithParamGroups.html",
         ),
     },
-    Behaviour { service: "rds", what: "which parameters exist: those that tests set", source: Source::Assumed },
+    Behaviour {
+        service: "rds",
+        what: "which parameters exist: those that tests set",
+        source: Source::LeftOut("a plan sets one parameter"),
+    },
     Behaviour {
         service: "rds",
         what: "a parameter that is set to its default keeps the source engine-default and the method pending-reboot",

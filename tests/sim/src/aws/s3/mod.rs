@@ -99,7 +99,11 @@ const LEDGER: &[Behaviour] = &[
             "https://docs.aws.amazon.com/AmazonS3/latest/userguide/Welcome.html#ConsistencyModel",
         ),
     },
-    Behaviour { service: "s3", what: "a changed setting is read some seconds later", source: Source::Assumed },
+    Behaviour {
+        service: "s3",
+        what: "a changed setting is read some seconds later",
+        source: Source::LeftOut("a wait of the simulator, which the row before allows"),
+    },
     Behaviour {
         service: "s3",
         what: "replication needs versions in both buckets, and versions are not suspended while there is replication",
@@ -107,8 +111,13 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "s3",
-        what: "new objects are copied after 15 seconds; those that a key of KMS encrypts only if the rule selects them",
-        source: Source::Assumed,
+        what: "new objects are copied after 15 seconds",
+        source: Source::LeftOut("a wait of the simulator: callers poll until the state is there"),
+    },
+    Behaviour {
+        service: "s3",
+        what: "objects that a key of KMS encrypts are copied only if the rule selects them",
+        source: Source::Documentation("https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutBucketReplication.html"),
     },
     Behaviour {
         service: "s3",
