@@ -1,6 +1,7 @@
 //! The table of the guide: what each part of the same environment becomes on each provider.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use camino::Utf8Path;
@@ -114,21 +115,28 @@ fn expanded(row: &Row, environment: &Environment) -> Vec<(String, Result<Vec<Wan
     parts.iter().map(|part: &Component| (part.name.to_string(), provider.lower(part, &place))).collect()
 }
 
-fn columns() -> Vec<(String, BTreeMap<String, String>)> {
-    let mut columns = Vec::new();
+/// The columns: the head of each, its provider and runtime.
+fn heads() -> Vec<(String, &'static Row, Runtime)> {
+    let mut heads = Vec::new();
     for row in PROVIDERS.iter().filter(|row| row.missing.is_none()) {
         for support in row.capabilities.runtimes {
-            let environment = environment(ENVIRONMENT, row, support.runtime, &[]);
-            let cells = expanded(row, &environment).into_iter().map(|(part, lowered)| (part, cell(lowered)));
             let head = if row.capabilities.runtimes.len() > 1 {
                 format!("{}, {}", row.name, support.runtime)
             } else {
                 row.name.to_owned()
             };
-            columns.push((head, cells.collect()));
+            heads.push((head, row, support.runtime));
         }
     }
-    columns
+    heads
+}
+
+fn columns() -> Vec<(String, BTreeMap<String, String>)> {
+    let cells = |(head, row, runtime): (String, &'static Row, Runtime)| {
+        let parts = expanded(row, &environment(ENVIRONMENT, row, runtime, &[]));
+        (head, parts.into_iter().map(|(part, lowered)| (part, cell(lowered))).collect())
+    };
+    heads().into_iter().map(cells).collect()
 }
 
 fn table() -> String {
@@ -153,6 +161,98 @@ fn table() -> String {
     text
 }
 
+/// The parts that use each kind, and what they need for it in the environment, if it is more than [`ENVIRONMENT`].
+type Used = BTreeMap<String, BTreeMap<String, &'static str>>;
+
+/// Adds the parts that use the kinds of a provider's own; answers how many pairs are new.
+fn add(
+    used: &mut Used,
+    row: &Row,
+    parts: &[(String, Result<Vec<Wanted>, textnlp_provider::Problems>)],
+    with: &'static str,
+) -> usize {
+    let own = format!("{}.", row.name);
+    let mut new = 0;
+    for (part, lowered) in parts {
+        for wanted in lowered.iter().flatten().filter(|wanted| wanted.kind.as_str().starts_with(&own)) {
+            let parts = used.entry(wanted.kind.as_str().to_owned()).or_default();
+            if let Entry::Vacant(entry) = parts.entry(part.clone()) {
+                entry.insert(with);
+                new += 1;
+            }
+        }
+    }
+    new
+}
+
+/// A setting whose kinds [`ENVIRONMENT`] does not have.
+struct Variation {
+    /// The head of the column.
+    column: &'static str,
+    /// What the guide calls it.
+    with: &'static str,
+    environment: &'static str,
+    sets: &'static [&'static str],
+}
+
+const fn variation(column: &'static str, with: &'static str, sets: &'static [&'static str]) -> Variation {
+    Variation { column, with, environment: ENVIRONMENT, sets }
+}
+
+const AWS: &str = "aws, kubernetes";
+const ZONE: &str = "traffic.existing=Z0123456789ABCDEFGHIJ";
+const BUDGET: &[&str] = &["budget.monthly=1000"];
+const MODELS: &[&str] = &["models[0].source=bucket:tiny"];
+
+const VARIATIONS: &[Variation] = &[
+    variation(AWS, "`traffic.existing`", &[ZONE]),
+    variation(AWS, "`traffic.managed_certificate`", &[ZONE, "traffic.managed_certificate=true"]),
+    Variation {
+        column: AWS,
+        with: "several sites",
+        environment: "multi-region-clouds",
+        sets: &["database.hosting=external", ZONE],
+    },
+    variation(
+        AWS,
+        "`cluster.access`",
+        &["cluster.access=[{ identity: \"arn:aws:iam::123456789012:role/admins\", level: view }]"],
+    ),
+    variation(AWS, "`monitoring.receivers`", &["monitoring.receivers={ operators: \"https://hooks.example.com\" }"]),
+    variation(AWS, "`budget.monthly`", BUDGET),
+    variation(AWS, "`storage.replicate_to`", &["storage.replicate_to=us-east-1"]),
+    variation(AWS, "`database.replica_region`", &["database.replica_region=us-east-1"]),
+    variation(AWS, "models of its bucket", MODELS),
+    variation("aws, sagemaker", "`scaling.max`", &["scaling.max=6", "scaling.requests_per_second=5"]),
+    variation("gcp", "`traffic.existing`", &["traffic.existing=example-com"]),
+    variation("gcp", "`budget.monthly`", BUDGET),
+    variation("gcp", "models of its bucket", MODELS),
+    variation(
+        "azure",
+        "`traffic.existing`",
+        &["traffic.existing=/subscriptions/s/resourceGroups/dns/providers/Microsoft.Network/dnsZones/example.com"],
+    ),
+    variation("azure", "`budget.monthly`", BUDGET),
+    variation("azure", "models of its bucket", MODELS),
+];
+
+/// What uses each kind, by expansion of [`ENVIRONMENT`] and its variations.
+fn used() -> Used {
+    let (heads, mut used) = (heads(), Used::new());
+    for (_, row, runtime) in &heads {
+        add(&mut used, row, &expanded(row, &environment(ENVIRONMENT, row, *runtime, &[])), "");
+    }
+    for Variation { column, with, environment: name, sets } in VARIATIONS {
+        let (_, row, runtime) = heads.iter().find(|(head, ..)| head == column).unwrap();
+        let parts = expanded(row, &environment(name, row, *runtime, sets));
+        let new = add(&mut used, row, &parts, *with);
+        let refused: Vec<_> =
+            parts.iter().filter_map(|(part, lowered)| Some((part, lowered.as_ref().err()?))).collect();
+        assert!(new > 0, "{column} uses no other kind with {with}: {refused:?}");
+    }
+    used
+}
+
 #[test]
 fn guide_lists_what_each_part_becomes() {
     textnlp_tests::guide::expect_section("docs/guide/providers.md", "parts", &table());
@@ -160,7 +260,18 @@ fn guide_lists_what_each_part_becomes() {
 
 #[test]
 fn guide_lists_what_is_done_with_each_kind() {
-    let rows = [textnlp_aws::coverage(), textnlp_gcp::coverage(), textnlp_azure::coverage()];
+    let used = used();
+    let users = |kind: &str| match used.get(kind) {
+        None => "no environment".to_owned(),
+        Some(parts) => {
+            let words = parts.iter().map(|(part, with)| match *with {
+                "" => format!("`{part}`"),
+                with => format!("`{part}` with {with}"),
+            });
+            words.collect::<Vec<_>>().join(", ")
+        }
+    };
+    let rows = [textnlp_aws::coverage(&users), textnlp_gcp::coverage(&users), textnlp_azure::coverage(&users)];
     let table = format!("{}{}", textnlp_cloud::COVERAGE, rows.concat());
     textnlp_tests::guide::expect_section("docs/guide/providers.md", "coverage", &table);
 }
@@ -184,7 +295,7 @@ fn pods_on_aws_verify_the_managed_database_by_the_authorities_of_its_region() {
     let unknown = "sites[0].region=cn-north-1";
     let refused = lowered("database", &[unknown]).unwrap_err().to_string();
     assert!(refused.contains("cn-north-1") && refused.contains("`network.private_ca`"), "{refused}");
-    lowered("database", &[unknown, "network.private_ca=/etc/textnlp/rds.pem"]).unwrap();
+    lowered("database", &[unknown, "network.private_ca=/etc/hosts"]).unwrap();
 }
 
 #[test]

@@ -93,15 +93,14 @@ pub fn markdown<C: Cloud>(permissions: &str, is_tagged: impl Fn(&Kind) -> bool) 
 }
 
 /// The head of a table with the rows of [`coverage`].
-pub const COVERAGE: &str =
-    "| kind | create | update | import | drift | delete | price | permissions |\n|---|---|---|---|---|---|---|---|\n";
+pub const COVERAGE: &str = "| kind | used by | create | update | import | drift | delete | price | permissions |\n|---|---|---|---|---|---|---|---|---|\n";
 
-/// What this program does with the objects of each kind, as rows of a table of a guide.
-pub fn coverage<C: Cloud>() -> String {
-    rows::<C>().map(covered::<C>).collect()
+/// What this program does with the objects of each kind, as rows of a table of a guide. `users` says of the name of a kind what uses it.
+pub fn coverage<C: Cloud>(users: &dyn Fn(&str) -> String) -> String {
+    rows::<C>().map(|row| covered(row, &users(row.kind.name))).collect()
 }
 
-fn covered<C: Cloud>(row: &Row<C>) -> String {
+fn covered<C: Cloud>(row: &Row<C>, users: &str) -> String {
     let (kind, resource) = (&row.kind, row.resource);
     let create = match kind.identity {
         Identity::Token => "by token",
@@ -125,7 +124,10 @@ fn covered<C: Cloud>(row: &Row<C>) -> String {
         (false, _) => "yes",
     };
     let (import, cost, actions) = (import.join(", "), cost(kind), actions(kind));
-    format!("| `{}` | {create} | {update} | {import} | {drift} | {delete} | {cost} | {actions} |\n", kind.name)
+    format!(
+        "| `{}` | {users} | {create} | {update} | {import} | {drift} | {delete} | {cost} | {actions} |\n",
+        kind.name
+    )
 }
 
 fn cost(kind: &Kind) -> &'static str {

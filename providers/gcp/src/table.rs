@@ -37,8 +37,8 @@ pub(crate) fn row(kind: &KindName) -> Option<&'static Row> {
 }
 
 /// What this program does with each kind: rows with the head of [`textnlp_cloud::COVERAGE`].
-pub fn coverage() -> String {
-    textnlp_cloud::coverage::<Api>()
+pub fn coverage(users: &dyn Fn(&str) -> String) -> String {
+    textnlp_cloud::coverage::<Api>(users)
 }
 
 /// The declarations of all kinds.
