@@ -46,9 +46,13 @@ async fn analyzed(database: Option<&str>) {
     // Metrics are read before: each request of a key is usage.
     until("the server has run", async || site.metric("textnlp_insights{kind=\"summary\"}").await >= 1.0).await;
     let found = listed(&site, &admin, "").await;
-    assert_eq!(found["data"].as_array().unwrap().len(), 1, "{found}");
-    let first = &found["data"][0];
-    assert_eq!((&first["kind"], &first["partial"], &first["tenant"]), (&json!("summary"), &json!(true), &Value::Null));
+    // In the first seconds of an hour, the one before is not complete either.
+    let first = found["data"].as_array().unwrap();
+    assert!((1..=2).contains(&first.len()), "{found}");
+    for first in first {
+        let about = (&first["kind"], &first["partial"], &first["tenant"]);
+        assert_eq!(about, (&json!("summary"), &json!(true), &Value::Null));
+    }
     assert_eq!(
         (&found["object"], &found["enabled"], &found["has_more"]),
         (&json!("list"), &json!(true), &json!(false))
