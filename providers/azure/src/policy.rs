@@ -21,6 +21,8 @@ const ALWAYS: &[&str] = &[
     "Microsoft.Compute/locations/usages/read",
     "Microsoft.Compute/skus/read",
     "Microsoft.KeyVault/deletedVaults/read",
+    "Microsoft.Network/natGateways/read",
+    "Microsoft.Network/publicIPAddresses/read",
     "Microsoft.Resources/subscriptions/providers/read",
     "Microsoft.Resources/subscriptions/read",
     "Microsoft.Resources/subscriptions/resourceGroups/read",

@@ -1,5 +1,5 @@
 //! What would make a plan fail, found by reads: the subscription, permissions, resource providers, quotas, machine sizes, names, locks,
-//! address ranges, DNS zones and budgets. Everything is asked at once, and all problems are in one report.
+//! address ranges, existing networks, DNS zones and budgets. Everything is asked at once, and all problems are in one report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,9 @@ use crate::compute::Offer;
 use crate::kinds::budgets::{self, BUDGET};
 use crate::kinds::cluster::SPOT;
 use crate::kinds::dns;
+use crate::kinds::network::{DATABASES, NETWORK};
 use crate::policy;
+use crate::row::LOCATION;
 use crate::tables::machines::{self, ALL, ALL_SPOT, Machine};
 
 /// The API versions of locks and of permissions.
@@ -52,6 +54,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
         ("the machine sizes and quotas", machines(api, wanted).boxed()),
         ("the locks", locks(api, wanted).boxed()),
         ("the address ranges", overlaps(api, wanted).boxed()),
+        ("the existing network", existing_network(api, wanted).boxed()),
         ("the DNS zones", zones(api, wanted).boxed()),
         ("the budgets", budgets(api, wanted).boxed()),
     ];
@@ -133,7 +136,11 @@ fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
         cloud_id: None,
         kind: wanted.kind.clone(),
         spec: wanted.spec.clone(),
-        verbs: BTreeSet::from([Verb::Create, Verb::Update, Verb::Delete]),
+        // An existing object is only read.
+        verbs: match wanted.ownership {
+            Ownership::Ours => BTreeSet::from([Verb::Create, Verb::Update, Verb::Delete]),
+            Ownership::External(_) => BTreeSet::new(),
+        },
     };
     Some(PolicyRequest {
         lineage: None,
@@ -406,6 +413,105 @@ async fn budgets(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Whether an existing network and its subnets have what a cluster and a managed database need.
+async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let external = |kind: &str, part: &str| {
+        wanted.iter().find_map(|one| match &one.ownership {
+            Ownership::External(id) if one.kind.as_str() == kind && last(one.id.as_str()) == part => {
+                Some((one.id.as_str(), id.as_str()))
+            }
+            _ => None,
+        })
+    };
+    let Some((place, vnet)) = external("azure.network", "vnet") else { return Vec::new() };
+    let cluster = of_kind(wanted, crate::table::CLUSTER).next();
+    let mut problems = Vec::new();
+    // What cannot be read is told with the names.
+    if let Ok(Some(found)) = api.find(Call::get(vnet, NETWORK)).await {
+        let (name, region) = (last(vnet), LOCATION.read(&found));
+        if region != api.region.as_str() {
+            let cause =
+                format!("`{name}` is in {}, and the site in {}", region.as_str().unwrap_or_default(), api.region);
+            problems.push(Problem::new(place, cause, "name a network in the region of the site"));
+        }
+        let ranges = found["properties"]["addressSpace"]["addressPrefixes"].as_array().into_iter().flatten();
+        let ranges: Vec<Range> = ranges.filter_map(Value::as_str).filter_map(Range::read).collect();
+        for field in ["pods", "services"] {
+            let Some(own) = cluster.and_then(|cluster| Range::read(text(cluster, field))) else { continue };
+            if let Some(taken) = ranges.iter().find(|range| own.overlaps(**range)) {
+                let cause = format!("`{name}` has {taken}, and the {field} of the cluster have addresses of {own}");
+                problems.push(Problem::new(place, cause, "name another network"));
+            }
+        }
+    }
+    // The operator of an existing cluster has seen to its subnet.
+    if let (Some(cluster), Some((place, id))) = (cluster, external("azure.subnet", "subnet"))
+        && let Ok(Some(found)) = api.find(Call::get(id, NETWORK)).await
+    {
+        problems.extend(subnet_of_nodes(api, cluster, place, id, &found["properties"]).await);
+    }
+    let has_server = of_kind(wanted, "azure.database-server").next().is_some();
+    if let Some((place, id)) = external("azure.subnet", "database-subnet").filter(|_| has_server)
+        && let Ok(Some(found)) = api.find(Call::get(id, NETWORK)).await
+    {
+        let mut delegations = found["properties"]["delegations"].as_array().into_iter().flatten();
+        let service = |one: &Value| one["properties"]["serviceName"].as_str().map(str::to_ascii_lowercase);
+        if !delegations.any(|one| service(one) == Some(DATABASES.to_ascii_lowercase())) {
+            let cause = format!("`{}` is not delegated to {DATABASES}, which a database needs", last(id));
+            let fix = format!("`az network vnet subnet update --ids {id} --delegations {DATABASES}`");
+            problems.push(Problem::new(place, cause, fix));
+        }
+    }
+    problems
+}
+
+/// Whether nodes can be in a subnet: no service has it, and its NAT gateway leads them out and to the API server.
+async fn subnet_of_nodes(api: &Api, cluster: &Wanted, place: &str, id: &str, subnet: &Value) -> Vec<Problem> {
+    let (mut problems, name) = (Vec::new(), last(id));
+    if subnet["delegations"].as_array().is_some_and(|all| !all.is_empty()) {
+        let cause = format!("`{name}` is delegated to a service, so that nodes cannot be in it");
+        problems.push(Problem::new(place, cause, "name another subnet first in `sites[].existing.subnets`"));
+    }
+    let Some(gateway) = subnet["natGateway"]["id"].as_str() else {
+        let cause = format!(
+            "`{name}` has no NAT gateway, by which nodes reach Azure and pull images; routes through a firewall are not supported yet"
+        );
+        let fix = format!("`az network vnet subnet update --ids {id} --nat-gateway NAT_GATEWAY_ID`");
+        problems.push(Problem::new(place, cause, fix));
+        return problems;
+    };
+    let Some(allowed) = cluster.spec.get("allow_from").and_then(Value::as_array) else { return problems };
+    let allowed: Vec<Range> = allowed.iter().filter_map(Value::as_str).filter_map(range).collect();
+    let gateway = match api.find(Call::get(gateway, NETWORK)).await {
+        Ok(found) => found.unwrap_or_default(),
+        Err(error) => {
+            problems.push(unknown(place, &error));
+            return problems;
+        }
+    };
+    let addresses = gateway["properties"]["publicIpAddresses"].as_array().into_iter().flatten();
+    for address in addresses.filter_map(|one| one["id"].as_str()) {
+        let found = match api.find(Call::get(address, NETWORK)).await {
+            Ok(found) => found.unwrap_or_default(),
+            Err(error) => {
+                problems.push(unknown(place, &error));
+                continue;
+            }
+        };
+        let Some(ip) = found["properties"]["ipAddress"].as_str() else { continue };
+        if range(ip).is_some_and(|own| !allowed.iter().any(|one| one.overlaps(own))) {
+            let cause = format!("nodes reach the API server from {ip}, which `cluster.allow_from` does not allow");
+            problems.push(Problem::new(place, cause, format!("add `{ip}/32` to `cluster.allow_from`")));
+        }
+    }
+    problems
+}
+
+/// A network, or a single address.
+fn range(text: &str) -> Option<Range> {
+    if text.contains('/') { Range::read(text) } else { Range::read(&format!("{text}/32")) }
 }
 
 /// Networks that overlap can never be connected.

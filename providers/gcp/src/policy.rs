@@ -19,6 +19,7 @@ pub(crate) const ALWAYS: &[&str] = &[
     "compute.machineTypes.get",
     "compute.projects.get",
     "compute.regions.get",
+    "compute.routers.list",
     "compute.subnetworks.list",
     "compute.disks.list",
     "orgpolicy.policy.get",

@@ -1,5 +1,5 @@
-//! What would make a plan fail, found by reads: the project, its billing, permissions, services, quotas, zones, DNS zones, budgets, names
-//! and address ranges. Everything is asked at once.
+//! What would make a plan fail, found by reads: the project, its billing, permissions, services, quotas, zones, DNS zones, budgets, names,
+//! existing networks and address ranges. Everything is asked at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,7 +16,9 @@ use textnlp_provider::{
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
 use crate::kinds::budgets::BUDGET;
 use crate::kinds::container::SPOT;
+use crate::kinds::private::is_connected;
 use crate::labels;
+use crate::lower::{PODS, SERVICES};
 use crate::policy;
 use crate::row::relative;
 use crate::service::Service;
@@ -70,6 +72,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
         ("the permissions", permissions(api, wanted).boxed()),
         ("the enabled services", services(api).boxed()),
         ("the names", names(api, wanted).boxed()),
+        ("the existing network", existing_network(api, wanted).boxed()),
         ("the existing buckets", buckets(api, wanted).boxed()),
         ("the quotas", quotas(api, wanted).boxed()),
         ("the machines of zones", zones(api, wanted).boxed()),
@@ -263,7 +266,11 @@ fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
         cloud_id: None,
         kind: wanted.kind.clone(),
         spec: wanted.spec.clone(),
-        verbs: BTreeSet::from([Verb::Create, Verb::Update, Verb::Delete]),
+        // An existing object is only read.
+        verbs: match wanted.ownership {
+            Ownership::Ours => BTreeSet::from([Verb::Create, Verb::Update, Verb::Delete]),
+            Ownership::External(_) => BTreeSet::new(),
+        },
     };
     Some(PolicyRequest {
         lineage: None,
@@ -487,6 +494,95 @@ async fn dns_zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Whether an existing network and its subnetwork have what a cluster and a managed database need.
+async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let external = |kind: &str| {
+        wanted.iter().find_map(|one| match &one.ownership {
+            Ownership::External(id) if one.kind.as_str() == kind => Some((one.id.as_str(), id.as_str())),
+            _ => None,
+        })
+    };
+    let (Some((of_network, network)), Some((place, subnetwork))) =
+        (external("gcp.network"), external("gcp.subnetwork"))
+    else {
+        return Vec::new();
+    };
+    let routers = format!("projects/{}/regions/{}/routers", api.project(), api.region);
+    let (found, subnet, routers) = futures::join!(
+        api.find(Call::get(Service::Compute, network)),
+        api.find(Call::get(Service::Compute, subnetwork)),
+        api.list(Service::Compute, &routers, "items", &[])
+    );
+    let mut problems = Vec::new();
+    let has_server = of_kind(wanted, "gcp.sql-instance").next().is_some();
+    // What cannot be read is told with the names.
+    if let Ok(Some(found)) = found
+        && has_server
+        && !is_connected(&found)
+    {
+        let name = last(network);
+        let cause = format!("`{name}` has no private services access, so that Cloud SQL has no addresses in it");
+        let fix = format!(
+            "`gcloud services vpc-peerings connect --service servicenetworking.googleapis.com --network {name} --ranges RANGE --project {}`, or write `database.hosting: external`",
+            api.project()
+        );
+        problems.push(Problem::new(of_network, cause, fix));
+    }
+    let Ok(Some(subnet)) = subnet else { return problems };
+    let of = subnet["network"].as_str().map(relative).unwrap_or_default();
+    if of != network {
+        let cause = format!("`{}` is in the network `{}`, not in `{}`", last(subnetwork), last(of), last(network));
+        problems.push(Problem::new(place, cause, "name a subnetwork of the existing network"));
+    }
+    // The operator of an existing cluster has seen to the rest.
+    if of_kind(wanted, crate::table::CLUSTER).next().is_none() {
+        return problems;
+    }
+    let ranges = subnet["secondaryIpRanges"].as_array().into_iter().flatten();
+    let ranges: Vec<&str> = ranges.filter_map(|one| one["rangeName"].as_str()).collect();
+    let missing: Vec<&str> = [PODS, SERVICES].into_iter().filter(|name| !ranges.contains(name)).collect();
+    let name = last(subnetwork);
+    let update =
+        format!("gcloud compute networks subnets update {name} --region {} --project {}", api.region, api.project());
+    if !missing.is_empty() {
+        let cause = format!("`{name}` has no secondary range named {}", missing.join(", and none named "));
+        let added: Vec<String> = missing.iter().map(|name| format!("{name}=RANGE")).collect();
+        let fix = format!("`{update} --add-secondary-ranges {}`", added.join(","));
+        problems.push(Problem::new(place, cause, fix));
+    }
+    match routers {
+        Ok(routers) if !routers.iter().any(|router| translates(router, network, subnetwork)) => {
+            problems.push(match subnet["privateIpGoogleAccess"] == true {
+                true => {
+                    let cause = format!(
+                        "no Cloud NAT has `{name}`: without another way out, images and models from outside of Google are not pulled"
+                    );
+                    Problem::warning(place, cause, "add one: `gcloud compute routers nats create`")
+                }
+                false => {
+                    let cause = format!(
+                        "`{name}` has no private Google access, and no Cloud NAT has it: without another way out, nodes pull no image"
+                    );
+                    Problem::warning(place, cause, format!("`{update} --enable-private-ip-google-access`"))
+                }
+            });
+        }
+        Ok(_) => {}
+        Err(error) => problems.extend(unanswered("the NAT of the existing network", &error)),
+    }
+    problems
+}
+
+/// Whether a NAT of a router translates the addresses of a subnetwork.
+fn translates(router: &Value, network: &str, subnetwork: &str) -> bool {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let has = |nat: &Value| {
+        let is_listed = |one: &Value| one["name"].as_str().map(relative) == Some(subnetwork);
+        nat["sourceSubnetworkIpRangesToNat"] != "LIST_OF_SUBNETWORKS" || list(&nat["subnetworks"]).iter().any(is_listed)
+    };
+    router["network"].as_str().map(relative) == Some(network) && list(&router["nats"]).iter().any(has)
 }
 
 /// Networks that overlap can never be connected.

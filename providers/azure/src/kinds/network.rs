@@ -10,17 +10,19 @@ use textnlp_cloud::Range;
 use textnlp_provider::{Foreign, Identity, Kind, Outputs, Pricing, Result};
 
 use super::{create, delete, external, put, read};
-use crate::api::Api;
+use crate::api::{Api, tags_at};
 use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update};
 use crate::table::{MINUTE, Row, kind};
 
 /// The API version of networks. From 2023-11-01 on a `PUT` without subnets keeps them (pulumi/pulumi-azure-native#74).
-const NETWORK: &str = "2024-05-01";
+pub(crate) const NETWORK: &str = "2024-05-01";
 /// The API version of private DNS zones.
 const DNS: &str = "2024-06-01";
 /// The subnets of the nodes and of the database server.
 pub(crate) const NODES: &str = "nodes";
 pub(crate) const DATABASE: &str = "database";
+/// The service that the subnet of the database is delegated to.
+pub(crate) const DATABASES: &str = "Microsoft.DBforPostgreSQL/flexibleServers";
 const MOVE: &str = "deploy another environment and move to it";
 
 pub(crate) static ROWS: &[Row] = &[
@@ -153,6 +155,10 @@ impl RestKind for Network {
 
     /// Subnets of others, and peerings with other networks: they would end with it.
     async fn foreign(_api: &Api, _id: &str, document: &Value) -> Result<Vec<Foreign>> {
+        // An existing network is not reported on.
+        if textnlp_cloud::tags::lineage(&tags_at(document, "/tags")).is_none() {
+            return Ok(Vec::new());
+        }
         let parts = |member: &str| document["properties"][member].as_array().cloned().unwrap_or_default();
         let others =
             parts("subnets").into_iter().filter(|one| ![NODES, DATABASE].map(Value::from).contains(&one["name"]));

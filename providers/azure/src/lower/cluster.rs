@@ -27,6 +27,12 @@ const GPU_DISK_GB: u32 = 256;
 /// The channel with tested versions of the minor version.
 const CHANNEL: &str = "stable";
 
+/// The ranges of pods and services in an existing network, and the DNS of the cluster: shared addresses (RFC 6598), which networks
+/// seldom have.
+const PODS: &str = "100.64.0.0/16";
+const SERVICES: &str = "100.65.0.0/16";
+const DNS: &str = "100.65.0.10";
+
 impl Lowering<'_> {
     pub(super) fn cluster(&mut self, cluster: &Cluster) {
         let name = names::cluster(self.site);
@@ -46,9 +52,10 @@ impl Lowering<'_> {
         let Some(identity) = self.part("identity", "azure.identity", identity) else { return };
         let network = cluster.network.as_str();
         let principal = output(&identity, "principal");
-        let vnet = self.output_of(network, "vnet", "id");
-        // AKS creates load balancers in the network (hashicorp/terraform-provider-azurerm#3912).
-        let mut before = vec![self.role("network-role", &vnet, NETWORK_CONTRIBUTOR, &principal)];
+        let is_new = self.site.subnets.is_empty();
+        // AKS creates load balancers in the network (hashicorp/terraform-provider-azurerm#3912); in an existing one in the subnet only.
+        let scope = self.output_of(network, if is_new { "vnet" } else { "subnet" }, "id");
+        let mut before = vec![self.role("network-role", &scope, NETWORK_CONTRIBUTOR, &principal)];
         let mut key = Value::Null;
         if self.site.protect_data {
             let vault = self.output_of(MODELS, "vault", "id");
@@ -58,12 +65,23 @@ impl Lowering<'_> {
         let site = self.site.cluster.as_deref();
         let min = site.map_or(1, |site| site.min_nodes);
         let max = site.and_then(|site| site.max_nodes).unwrap_or(min).max(min);
+        if !is_new && cluster.allow_from.as_ref().is_some_and(Vec::is_empty) {
+            let fix = "write the addresses of the NAT gateway of the existing subnet";
+            self.problem("allow_from", "an empty list is every network on AKS, and nodes reach it by the NAT", fix);
+        }
         // Nodes reach the API server through the gateway (<https://learn.microsoft.com/azure/aks/api-server-authorized-ip-ranges>).
         let allow_from = cluster.allow_from.as_ref().map(|networks| {
             let mut all: Vec<Value> = networks.iter().map(|network| json!(network)).collect();
-            all.push(self.output_of(network, "address", "ip"));
+            // `preflight` compares the list with the addresses of an existing one.
+            if is_new {
+                all.push(self.output_of(network, "address", "ip"));
+            }
             all
         });
+        let beside = |field: &str, existing: &str| match is_new {
+            true => self.output_of(network, "vnet", field),
+            false => json!(existing),
+        };
         let spec = self.of_group(json!({
             "name": name,
             "version": cluster.version,
@@ -74,9 +92,9 @@ impl Lowering<'_> {
             "subnet": self.output_of(network, "subnet", "id"),
             "machine": SYSTEM,
             "count": 1,
-            "pods": self.output_of(network, "vnet", "pods"),
-            "services": self.output_of(network, "vnet", "services"),
-            "dns": self.output_of(network, "vnet", "dns"),
+            "pods": beside("pods", PODS),
+            "services": beside("services", SERVICES),
+            "dns": beside("dns", DNS),
             "deployer_access": true,
             "allow_from": allow_from,
             "channel": CHANNEL,
@@ -87,7 +105,7 @@ impl Lowering<'_> {
             self.after(one);
         }
         // The network has one writer at a time, and AKS is one of them (Azure/AKS#4522).
-        self.after(self.part_of(NETWORK, "database-subnet"));
+        self.after(self.part_of(NETWORK, "database-subnet").filter(|_| is_new));
         let Some(machine) = of_size(GpuSize::None) else { return };
         let pool = self.pool(CPU, machine, &main, network, json!({ "min": min, "max": max }), &[ON_DEMAND]);
         let nodes = self.part("nodes", "azure.pool", pool);

@@ -6,6 +6,7 @@ use textnlp_provider::settings::Hosting;
 use textnlp_provider::{Ownership, ResourceId};
 
 use super::{Lowering, NETWORK, output};
+use crate::kinds::network::DATABASES;
 use crate::names;
 use crate::tables::machines::{CHEAPEST_TIER, SERVERS, server_tier};
 use crate::tables::zones;
@@ -61,6 +62,12 @@ impl Lowering<'_> {
             let fix = "lower `database.pool_size`, `database.max_overflow` or `scaling.max`";
             return self.problem("pool_size", cause, fix);
         };
+        if self.site.subnets.len() == 1 {
+            let cause = format!("a managed database needs a subnet of its own, which is delegated to {DATABASES}");
+            let fix =
+                "name it in `sites[].existing.subnets` after that of the nodes, or write `database.hosting: external`";
+            return self.problem("subnets", cause, fix);
+        }
         let asked = managed.disk_bytes.div_ceil(1 << 30);
         let Some(disk) = DISKS_GB.iter().find(|size| **size >= asked) else {
             return self.problem("size", format!("no disk has {asked} GiB"), "lower `database.size`");

@@ -3,7 +3,8 @@
 //! | component | resources |
 //! |---|---|
 //! | network | `SITE/network/group`: the resource group of the site, with everything else in it; `provider-N`: the registered resource
-//! providers; `vnet`, `address`, `nat`, `subnet` of the nodes, `database-subnet` |
+//! providers; `vnet`, `address`, `nat`, `subnet` of the nodes, `database-subnet`. With an existing network `group` and `provider-N`, and
+//! `vnet`, `subnet` and, if it is named, `database-subnet` are existing too |
 //! | model store | `SITE/models/account`, `container`: the blobs of your models, or only `container` where it is an existing one; `reader-identity`, `reader-role` and `reader` for pods that read
 //! them; where data is protected `vault` and `key` |
 //! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
@@ -235,6 +236,62 @@ pub(crate) mod tests {
         // One writer of a network tree at a time (hashicorp/terraform-provider-azurerm#3780).
         assert!(needs("main/network/database-subnet", "main/network/subnet"));
         assert_eq!(spec("main/network/group")["name"], "textnlp-staging-main");
+    }
+
+    #[test]
+    fn an_existing_network_is_one_of_the_subscription() {
+        let of = |existing: Option<&str>, subnets: &[&str], cidr: Option<&str>| {
+            let network = Network { cidr: cidr.map(str::to_owned), ..Network::default() };
+            let existing = existing.map(|id| CloudId::new(id).unwrap());
+            let component = Component { existing, ..component("network", ComponentSpec::Network(network)) };
+            let subnets = subnets.iter().map(|id| CloudId::new(*id).unwrap()).collect();
+            lower(&component, &Site { subnets, ..site(false) })
+        };
+        let id = |subscription: &str| {
+            format!(
+                "/subscriptions/{subscription}/resourceGroups/shared/providers/Microsoft.Network/virtualNetworks/company"
+            )
+        };
+        let vnet = id(&site(false).account);
+        let (nodes, database) = (format!("{vnet}/subnets/aks"), format!("{vnet}/subnets/postgres"));
+        let external = |id: &str| Ownership::External(CloudId::new(id).unwrap());
+        for subnets in [[nodes.as_str(), database.as_str()], ["aks", "postgres"]] {
+            let all = of(Some(vnet.as_str()), &subnets, None).unwrap_or_else(|problems| panic!("{problems}"));
+            let found: Vec<_> = all
+                .iter()
+                .filter(|one| one.ownership != Ownership::Ours)
+                .map(|one| (one.id.to_string(), one.ownership.clone()))
+                .collect();
+            let expected =
+                [("vnet", external(&vnet)), ("subnet", external(&nodes)), ("database-subnet", external(&database))];
+            assert_eq!(found, expected.map(|(part, ownership)| (format!("main/network/{part}"), ownership)));
+            assert!(all.iter().any(|one| one.id.as_str() == "main/network/group"), "the group is the site's");
+        }
+        let other = id("other");
+        for (existing, subnets, cidr, says) in [
+            (Some("company"), vec!["aks"], None, "not the id of a virtual network"),
+            (Some(other.as_str()), vec!["aks"], None, "not the id of a virtual network"),
+            (Some(vnet.as_str()), vec![], None, "0 are set"),
+            (Some(vnet.as_str()), vec!["a", "b", "c"], None, "3 are set"),
+            (Some(vnet.as_str()), vec!["other/subnets/aks"], None, "no subnet of the existing network"),
+            (Some(vnet.as_str()), vec!["aks"], Some("10.0.0.0/16"), "its own address range"),
+            (None, vec!["aks"], None, "need their existing network"),
+        ] {
+            let problems = of(existing, &subnets, cidr).unwrap_err().to_string();
+            assert!(problems.contains(says), "{says}: {problems}");
+        }
+        let cluster = |allow_from: Option<Vec<String>>| {
+            let cluster = Cluster { allow_from, ..Cluster::of("network".parse().unwrap()) };
+            let site = Site { subnets: vec![CloudId::new("aks").unwrap()], ..site(false) };
+            lower(&component("cluster", ComponentSpec::Cluster(cluster)), &site)
+        };
+        let all = cluster(None).unwrap();
+        let role = all.iter().find(|one| one.id.as_str() == "main/cluster/network-role").unwrap();
+        assert_eq!(role.spec.get("scope"), Some(&json!({ "$output": "main/network/subnet#id" })));
+        let main = all.iter().find(|one| one.id.as_str() == "main/cluster").unwrap();
+        assert_eq!(main.spec.get("pods"), Some(&json!("100.64.0.0/16")));
+        let open = cluster(Some(Vec::new())).unwrap_err().to_string();
+        assert!(open.contains("an empty list is every network"), "{open}");
     }
 
     #[test]

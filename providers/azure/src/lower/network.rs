@@ -2,10 +2,12 @@
 
 use serde_json::json;
 use textnlp_cloud::Range;
+use textnlp_cloud::document::{capture, last};
 use textnlp_provider::component::Network;
+use textnlp_provider::{CloudId, Ownership};
 
 use super::{Lowering, output};
-use crate::kinds::network::{DATABASE, NODES};
+use crate::kinds::network::{DATABASE, DATABASES, NODES};
 use crate::names;
 
 /// The range of a site where the environment states none.
@@ -14,8 +16,13 @@ const CIDR: &str = "10.42.0.0/16";
 const LONGEST_PREFIX: u32 = 18;
 /// The most characters of a name in a network.
 const MOST: usize = 63;
-/// The service that the subnet of the database is delegated to.
-const DATABASES: &str = "Microsoft.DBforPostgreSQL/flexibleServers";
+/// The id of a network in lower case: the case of ids says nothing (Azure/azure-rest-api-specs#24337).
+const VNET: &str =
+    "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.network/virtualnetworks/{name}";
+/// The most characters of the name of a subnet.
+const MOST_OF_SUBNET: usize = 80;
+/// The parts that are the subnets, that of the nodes first.
+const SUBNETS: [&str; 2] = ["subnet", "database-subnet"];
 
 /// The resource providers that a site needs.
 pub(crate) const NEEDED: [&str; 8] = [
@@ -41,27 +48,63 @@ fn range(cidr: &str) -> Result<Range, (String, &'static str)> {
 
 impl Lowering<'_> {
     pub(super) fn network(&mut self, network: &Network) {
-        if self.component.existing.is_some() || !self.site.subnets.is_empty() {
-            let fix = "remove `network.existing`, `sites[].existing.network` and `subnets`";
-            return self.problem("existing", "existing networks of Azure are not supported yet", fix);
+        match &self.component.existing {
+            Some(existing) => self.existing_network(network, existing),
+            None => self.new_network(network),
+        }
+    }
+
+    /// Read, and never changed: see `preflight` for what is checked.
+    fn existing_network(&mut self, network: &Network, existing: &CloudId) {
+        let site = self.site;
+        if network.cidr.is_some() {
+            self.problem("cidr", "an existing network has its own address range", "remove `network.cidr`");
+        }
+        let is_here = capture(VNET, &existing.as_str().to_ascii_lowercase())
+            .is_some_and(|found| found["subscription"].eq_ignore_ascii_case(&site.account));
+        if !is_here {
+            let cause = format!("`{existing}` is not the id of a virtual network in the subscription of the site");
+            let fix = "write the id that `az network vnet show --resource-group GROUP --name NETWORK --query id --output tsv` prints";
+            return self.problem("existing", cause, fix);
+        }
+        if !(1..=SUBNETS.len()).contains(&site.subnets.len()) {
+            let cause = format!("an existing network needs one or two subnets, and {} are set", site.subnets.len());
+            let fix =
+                "list the one of the nodes, and after it the one of a managed database, in `sites[].existing.subnets`";
+            self.problem("subnets", cause, fix);
+        }
+        let mut subnets = Vec::new();
+        for given in &site.subnets {
+            match subnet(existing.as_str(), given.as_str()) {
+                Some(id) => subnets.push(id),
+                None => {
+                    let cause = format!("`{given}` is no subnet of the existing network");
+                    self.problem("subnets", cause, "write the name or the id of one: `az network vnet subnet list`");
+                }
+            }
+        }
+        if !self.problems.is_empty() {
+            return;
+        }
+        self.group();
+        let spec = json!({ "name": last(existing.as_str()) });
+        self.owned_part("vnet", "azure.network", spec, Ownership::External(existing.clone()));
+        for (part, id) in SUBNETS.into_iter().zip(subnets) {
+            let spec = json!({ "network": existing, "name": last(id.as_str()) });
+            self.owned_part(part, "azure.subnet", spec, Ownership::External(id));
+        }
+    }
+
+    fn new_network(&mut self, network: &Network) {
+        if !self.site.subnets.is_empty() {
+            let fix = "set `sites[].existing.network` to their network, or remove `subnets`";
+            return self.problem("subnets", "existing subnets need their existing network", fix);
         }
         let range = match range(network.cidr.as_deref().unwrap_or(CIDR)) {
             Ok(range) => range,
             Err((cause, fix)) => return self.problem("cidr", cause, fix),
         };
-        let subscription = json!(self.site.account);
-        let mut providers = Vec::new();
-        for (place, name) in NEEDED.iter().enumerate() {
-            let spec = json!({ "subscription": subscription, "name": name });
-            providers.push(self.part(&format!("provider-{}", place + 1), "azure.provider", spec));
-        }
-        let group = names::cluster(self.site);
-        let spec = json!({ "subscription": subscription, "name": group, "location": self.site.region });
-        self.part("group", "azure.group", spec);
-        // Every other resource is in the group.
-        for provider in providers {
-            self.after(provider);
-        }
+        self.group();
         let name = names::of(self.site, "network", MOST);
         let spec = self.of_group(json!({ "name": name, "cidr": range.part(1, 0).to_string() }));
         let Some(vnet) = self.part("vnet", "azure.network", spec) else { return };
@@ -80,4 +123,30 @@ impl Lowering<'_> {
         // A network has one writer at a time (hashicorp/terraform-provider-azurerm#3780).
         self.after(nodes);
     }
+
+    /// The resource providers, and the group that every other resource of the site is in.
+    fn group(&mut self) {
+        let subscription = json!(self.site.account);
+        let mut providers = Vec::new();
+        for (place, name) in NEEDED.iter().enumerate() {
+            let spec = json!({ "subscription": subscription, "name": name });
+            providers.push(self.part(&format!("provider-{}", place + 1), "azure.provider", spec));
+        }
+        let group = names::cluster(self.site);
+        let spec = json!({ "subscription": subscription, "name": group, "location": self.site.region });
+        self.part("group", "azure.group", spec);
+        // Every other resource is in the group.
+        for provider in providers {
+            self.after(provider);
+        }
+    }
+}
+
+/// The id of a subnet of a network, which is given by its name or its id.
+fn subnet(network: &str, given: &str) -> Option<CloudId> {
+    let start = format!("{network}/subnets/");
+    let of_id = given.split_at_checked(start.len()).filter(|(head, _)| head.eq_ignore_ascii_case(&start));
+    let name = of_id.map_or(given, |(_, name)| name);
+    let is_name = !name.is_empty() && name.len() <= MOST_OF_SUBNET && !name.contains('/');
+    CloudId::new(format!("{start}{name}")).ok().filter(|_| is_name)
 }

@@ -5,6 +5,7 @@ mod billed;
 mod budgets;
 mod dns;
 mod monitoring;
+mod network;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
@@ -141,6 +142,8 @@ struct Bench {
     gpu: Option<GpuPool>,
     /// The existing container of its models.
     existing: Option<CloudId>,
+    /// The existing network that it is in, and the address of its NAT gateway.
+    network: Option<(CloudId, String)>,
 }
 
 impl Bench {
@@ -165,7 +168,7 @@ impl Bench {
         let provider = provider(&cloud, Images(cloud.clone()));
         let site = Site { protect_data, ..site(&cloud, "staging") };
         let gpu = Some(GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Small, 1) });
-        Self { cloud, provider, site, gpu, existing: None }
+        Self { cloud, provider, site, gpu, existing: None, network: None }
     }
 
     /// A site whose models are in a container of another deployment.
@@ -175,26 +178,30 @@ impl Bench {
         let group = format!("/subscriptions/{subscription}/resourceGroups/shared");
         let account = format!("{group}/providers/Microsoft.Storage/storageAccounts/companymodels");
         let id = format!("{account}/blobServices/default/containers/weights");
-        for (number, kind, spec) in [
-            (1_001, "azure.group", json!({ "subscription": subscription, "name": "shared" })),
+        let made = [
+            ("azure.group", json!({ "subscription": subscription, "name": "shared" })),
             (
-                1_002,
                 "azure.storage",
                 json!({
                     "group": group, "name": "companymodels", "sku": "Standard_LRS", "shared_key": false, "versioned": false,
                     "soft_delete_days": 7,
                 }),
             ),
-            (1_003, "azure.container", json!({ "account": account, "name": "weights" })),
-        ] {
-            let mut spec = spec;
-            (spec["location"], spec["tags"]) = (json!(REGION), json!({}));
-            let wanted = bench.wanted("main/other/one", kind, &spec);
-            let mut op = bench.operation(number, Verb::Create, &wanted, &wanted.spec, None);
-            op.lineage = Lineage(uuid::Uuid::from_u128(LINEAGE + 1));
-            bench.finish(&op).await;
-        }
+            ("azure.container", json!({ "account": account, "name": "weights" })),
+        ];
+        bench.made_by_others(made).await;
         Self { existing: Some(CloudId::new(id).unwrap()), ..bench }
+    }
+
+    /// Creates objects of another deployment.
+    async fn made_by_others(&self, made: impl IntoIterator<Item = (&'static str, Value)>) {
+        for (number, (kind, mut spec)) in (1_001..).zip(made) {
+            (spec["location"], spec["tags"]) = (json!(REGION), json!({}));
+            let wanted = self.wanted("main/other/one", kind, &spec);
+            let mut op = self.operation(number, Verb::Create, &wanted, &wanted.spec, None);
+            op.lineage = Lineage(uuid::Uuid::from_u128(LINEAGE + 1));
+            self.finish(&op).await;
+        }
     }
 
     /// The id of the existing DNS zone.
@@ -204,7 +211,11 @@ impl Bench {
     }
 
     fn lower(&self, name: &str, part: ComponentSpec) -> Vec<Wanted> {
-        let existing = self.existing.clone().filter(|_| name == "models");
+        let existing = match name {
+            "models" => self.existing.clone(),
+            "network" => self.network.as_ref().map(|(id, _)| id.clone()),
+            _ => None,
+        };
         let component = Component { name: name.parse().unwrap(), existing, part };
         self.provider.lower(&component, &self.site).unwrap_or_else(|problems| panic!("{problems}"))
     }
@@ -218,9 +229,10 @@ impl Bench {
         let registry = Registry { url: url.to_owned(), image: Some(image) };
         let mut all = self.lower("network", ComponentSpec::Network(Network::default()));
         all.extend(self.lower("models", ComponentSpec::ModelStore(store)));
+        let nat = self.network.iter().map(|(_, nat)| nat.clone());
         let cluster = Cluster {
             gpu: self.gpu.clone(),
-            allow_from: Some(vec!["203.0.113.0/24".to_owned()]),
+            allow_from: Some(nat.chain(["203.0.113.0/24".to_owned()]).collect()),
             ..Cluster::of("network".parse().unwrap())
         };
         all.extend(self.lower("cluster", ComponentSpec::Cluster(cluster)));
@@ -442,7 +454,7 @@ async fn unchanged(bench: &Bench, records: &[Made]) -> Vec<(ResourceId, Observed
 async fn update(bench: &Bench, records: &mut [Made]) {
     for (number, (one, recorded)) in (500..).zip(records) {
         let changed = changed(one);
-        if changed == one.spec {
+        if changed == one.spec || one.ownership != Ownership::Ours {
             continue;
         }
         let object = bench.finish(&bench.operation(number, Verb::Update, one, &changed, Some(recorded))).await;

@@ -29,7 +29,7 @@ const PUSH: &str = "the push of an image";
 const LOCATION: &str = "an answer with `Location` alone: the simulator's have `Azure-AsyncOperation` too";
 
 /// The actions of the role for a plan that does this to these resources, or only reads them.
-fn printed(bench: &Bench, resources: &[Wanted], verb: Option<Verb>) -> BTreeSet<String> {
+pub(super) fn printed(bench: &Bench, resources: &[Wanted], verb: Option<Verb>) -> BTreeSet<String> {
     let resource = |one: &Wanted| PolicyResource {
         id: one.id.clone(),
         kind: one.kind.clone(),

@@ -8,7 +8,7 @@ mod dns;
 mod kms;
 pub(crate) mod monitoring;
 mod network;
-mod private;
+pub(crate) mod private;
 mod registry;
 mod services;
 mod sql;

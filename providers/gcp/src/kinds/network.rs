@@ -14,6 +14,7 @@ use textnlp_provider::{CloudId, Declaration, Declare, Foreign, Identity, Kind, P
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
 use crate::declare::{ID, NAME, NO_DESCRIPTION, Terraform};
+use crate::labels;
 use crate::operation::Family;
 use crate::row::{Field, Marks, Request, Rest, RestKind, States, Table, Update, Word, relative};
 use crate::service::Service;
@@ -141,7 +142,10 @@ impl RestKind for Network {
 
     /// What a cluster's controllers made in it and what others did: any of these keeps it from being deleted (murphye/cheap-gke-cluster#2,
     /// hashicorp/terraform-provider-google#5948).
-    async fn foreign(api: &Api, id: &str, _document: &Value) -> Result<Vec<Foreign>> {
+    async fn foreign(api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
+        if is_of_others(document) {
+            return Ok(Vec::new());
+        }
         let (mut foreign, mut balancers) = (Vec::new(), BTreeSet::new());
         for (path, what) in INSIDE {
             for one in api.list(Service::Compute, &api.path(path), "items", &[]).await? {
@@ -161,6 +165,12 @@ impl RestKind for Network {
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
         end(api, seen).await
     }
+}
+
+/// Whether no deployment of this program created it: what is in an existing network is not reported on.
+fn is_of_others(document: &Value) -> bool {
+    let description = document["description"].as_str().unwrap_or_default();
+    textnlp_cloud::tags::lineage(&labels::of_description(description)).is_none()
 }
 
 /// Deletes the first object of controllers in it, and at last the network or subnetwork.
@@ -273,7 +283,10 @@ impl RestKind for Subnetwork {
     }
 
     /// What holds its addresses: endpoint groups, and the rules of internal load balancers, which its clusters' controllers made.
-    async fn foreign(api: &Api, id: &str, _document: &Value) -> Result<Vec<Foreign>> {
+    async fn foreign(api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
+        if is_of_others(document) {
+            return Ok(Vec::new());
+        }
         let mut all = Vec::new();
         for (path, what) in [OF_BALANCERS[0], INSIDE[0]] {
             for one in api.list(Service::Compute, &api.path(path), "items", &[]).await? {

@@ -218,6 +218,11 @@ fn peering(network: &Value) -> Option<&Value> {
     network["peerings"].as_array()?.iter().find(|one| one["name"] == PEERING)
 }
 
+/// Whether servers of Cloud SQL can have addresses in a network.
+pub(crate) fn is_connected(network: &Value) -> bool {
+    peering(network).is_some_and(|one| one["state"] == "ACTIVE")
+}
+
 /// Removes the peering from a network, and returns the operation; `None` if it is gone or is being removed.
 async fn remove_peering(api: &Api, network: &str) -> Result<Option<String>> {
     let call = Call::post(Service::Compute, format!("{network}/removePeering"), json!({ "name": PEERING }));

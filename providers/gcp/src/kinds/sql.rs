@@ -174,8 +174,8 @@ impl RestKind for Instance {
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match field {
             "disk_gb" => seen.as_u64() >= wanted.as_u64(),
-            // The range is chosen once.
-            "range" => seen.is_null(),
+            // The range is chosen once, by Google in an existing network.
+            "range" => seen.is_null() || wanted.is_null(),
             _ => false,
         }
     }

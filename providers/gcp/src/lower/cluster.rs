@@ -83,8 +83,9 @@ impl Lowering<'_> {
                 "first_pool_removed": true,
             })),
         );
-        // Nodes pull images through the NAT.
-        before.extend([access, self.part_of(NETWORK, "router")]);
+        // Nodes pull images through the NAT. That of an existing network is its owner's.
+        let router = self.part_of(NETWORK, "router").filter(|_| self.site.subnets.is_empty());
+        before.extend([access, router]);
         for one in before {
             self.after(one);
         }

@@ -1,6 +1,6 @@
 //! The managed PostgreSQL: its addresses in the network, the server, its database and its user, and replicas.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use textnlp_provider::ResourceId;
 use textnlp_provider::component::{Database, Postgres};
 use textnlp_provider::settings::Hosting;
@@ -80,14 +80,19 @@ impl Lowering<'_> {
 
     fn server(&mut self, postgres: &Postgres, tier: &str, disk: u64, days: u64) {
         let network = self.output_of(NETWORK, "vpc", "id");
-        let range = json!({
-            "name": names::of(self.site, "services", MOST_OF_RANGE),
-            "network": network,
-            "prefix_length": PREFIX_LENGTH,
-        });
-        let Some(range) = self.part("range", "gcp.address-range", self.of_project(range)) else { return };
-        let connection = json!({ "name": PRODUCER, "network": network, "ranges": [output(&range, "name")] });
-        let connection = self.part("connection", "gcp.service-connection", connection);
+        let (mut range, mut connection) = (Value::Null, None);
+        // An existing network has one connection for all who use it, and its ranges are its owner's: see `preflight`.
+        if self.site.subnets.is_empty() {
+            let spec = json!({
+                "name": names::of(self.site, "services", MOST_OF_RANGE),
+                "network": network,
+                "prefix_length": PREFIX_LENGTH,
+            });
+            let Some(part) = self.part("range", "gcp.address-range", self.of_project(spec)) else { return };
+            range = output(&part, "name");
+            let spec = json!({ "name": PRODUCER, "network": network, "ranges": [range] });
+            connection = self.part("connection", "gcp.service-connection", spec);
+        }
         let (key, access) = self.data_key("agent:sql");
         let mut server = json!({
             "name": names::of(self.site, "database", MOST_OF_SERVER),
@@ -99,7 +104,7 @@ impl Lowering<'_> {
             "disk_gb": disk,
             "disk_type": "PD_SSD",
             "network": network,
-            "range": output(&range, "name"),
+            "range": range,
             "public": false,
             "tls": "ENCRYPTED_ONLY",
             "backup_days": days,

@@ -3,14 +3,15 @@
 //! | component | resources |
 //! |---|---|
 //! | network | `SITE/network/services`: the enabled services of the project; `vpc`, `subnet` with the ranges of pods and services,
-//! `router` with its NAT |
+//! `router` with its NAT. With an existing network `services`, and `vpc` and `subnet` are existing too |
 //! | model store | `SITE/models/bucket`: the bucket of your models, which may be an existing one; where data is protected `key-ring`, `key` and `key-access`;
 //! `reader` for pods that read models of it |
 //! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles;
 //! `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
 //! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its
-//! database, and the user that the service connects as; `replica-N`; `key-access` where data is protected |
+//! database, and the user that the service connects as; `replica-N`; `key-access` where data is protected. With an existing
+//! network neither `range` nor `connection` |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
 //! | monitoring | `SITE/monitoring/services`: the enabled services; `mailbox-N`: a channel for each mailbox; `alert-NAME`: alert policies;
 //! `budget`: the cost budget, if there is one |
@@ -25,6 +26,7 @@ mod registry;
 
 pub(crate) use models::bucket_identity;
 pub use models::models_bucket;
+pub(crate) use network::{PODS, SERVICES};
 use serde_json::{Value, json};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::spec::OutputRef;
@@ -232,6 +234,43 @@ pub(crate) mod tests {
         assert_eq!(subnet["network"], json!({ "$output": "main/network/vpc#id" }));
         assert_eq!(all["main/network/vpc"].spec.as_value()["tags"], json!({}), "a network has no labels");
         assert!(all["main/network/vpc"].needs.iter().any(|need| need.on.as_str() == "main/network/services"));
+    }
+
+    #[test]
+    fn an_existing_network_is_one_of_the_project() {
+        let of = |existing: Option<&str>, subnets: &[&str], cidr: Option<&str>| {
+            let network = Network { cidr: cidr.map(str::to_owned), ..Network::default() };
+            let existing = existing.map(|id| CloudId::new(id).unwrap());
+            let component = Component { existing, ..component("network", ComponentSpec::Network(network)) };
+            let subnets = subnets.iter().map(|id| CloudId::new(*id).unwrap()).collect();
+            lower(&component, &Site { subnets, ..site(false) })
+        };
+        let vpc = "projects/my-project/global/networks/company";
+        let subnet = "projects/my-project/regions/europe-west1/subnetworks/nodes";
+        let external = |id: &str| Ownership::External(CloudId::new(id).unwrap());
+        for (network, subnetwork) in [("company", "nodes"), (vpc, subnet)] {
+            let all = of(Some(network), &[subnetwork], None).unwrap();
+            let found: Vec<_> = all.iter().map(|one| (one.id.to_string(), one.ownership.clone())).collect();
+            let expected = [("services", Ownership::Ours), ("vpc", external(vpc)), ("subnet", external(subnet))];
+            assert_eq!(found, expected.map(|(part, ownership)| (format!("main/network/{part}"), ownership)));
+        }
+        let elsewhere = "projects/my-project/regions/us-east1/subnetworks/nodes";
+        for (existing, subnets, cidr, says) in [
+            (Some("projects/host/global/networks/company"), vec!["nodes"], None, "Shared VPC"),
+            (Some("company"), vec![], None, "0 are set"),
+            (Some("company"), vec!["nodes", "pods"], None, "2 are set"),
+            (Some("company"), vec![elsewhere], None, "no subnetwork"),
+            (Some("company"), vec!["nodes"], Some("10.0.0.0/16"), "its own address range"),
+            (None, vec!["nodes"], None, "need their existing network"),
+        ] {
+            let problems = of(existing, &subnets, cidr).unwrap_err().to_string();
+            assert!(problems.contains(says), "{says}: {problems}");
+        }
+        let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+        let site = Site { subnets: vec![CloudId::new("nodes").unwrap()], ..site(false) };
+        let all = lower(&cluster, &site).unwrap();
+        let router = |one: &Wanted| one.needs.iter().any(|need| need.on.as_str() == "main/network/router");
+        assert!(!all.iter().any(router), "it has none");
     }
 
     #[test]

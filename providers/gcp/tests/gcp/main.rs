@@ -5,6 +5,7 @@ mod billed;
 mod budgets;
 mod dns;
 mod monitoring;
+mod network;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
@@ -126,6 +127,8 @@ struct Bench {
     gpu: Option<GpuPool>,
     /// The existing bucket of its models.
     existing: Option<&'static str>,
+    /// The existing network that it is in.
+    network: Option<&'static str>,
 }
 
 impl Bench {
@@ -154,7 +157,7 @@ impl Bench {
         }
         cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
         let gpu = Some(GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Small, 1) });
-        Self { cloud, provider, site, gpu, existing: None }
+        Self { cloud, provider, site, gpu, existing: None, network: None }
     }
 
     /// A site whose models are in a bucket that was there before.
@@ -180,7 +183,12 @@ impl Bench {
     }
 
     fn lower(&self, name: &str, part: ComponentSpec) -> Vec<Wanted> {
-        let existing = self.existing.filter(|_| name == "models").map(|id| CloudId::new(id).unwrap());
+        let existing = match name {
+            "models" => self.existing,
+            "network" => self.network,
+            _ => None,
+        };
+        let existing = existing.map(|id| CloudId::new(id).unwrap());
         let component = Component { name: name.parse().unwrap(), existing, part };
         self.provider.lower(&component, &self.site).unwrap_or_else(|problems| panic!("{problems}"))
     }

@@ -30,7 +30,7 @@ const INACTIVE: &str = "the removal of a peering whose producer is gone";
 const DOUBT: &str = "one that a real project may ask for";
 
 /// The permissions of the role for a plan that does this to these resources, or only reads them.
-fn printed(bench: &Bench, resources: &[Wanted], verb: Option<Verb>) -> BTreeSet<String> {
+pub(super) fn printed(bench: &Bench, resources: &[Wanted], verb: Option<Verb>) -> BTreeSet<String> {
     let resource = |one: &Wanted| PolicyResource {
         id: one.id.clone(),
         kind: one.kind.clone(),
@@ -51,7 +51,7 @@ fn printed(bench: &Bench, resources: &[Wanted], verb: Option<Verb>) -> BTreeSet<
 }
 
 /// From now on the operator has these permissions and no others.
-fn limit(bench: &Bench, permissions: &BTreeSet<String>) {
+pub(super) fn limit(bench: &Bench, permissions: &BTreeSet<String>) {
     bench.cloud.world().allowed = Some(permissions.clone());
 }
 
