@@ -28,7 +28,7 @@ const GPU_DISK_GB: u32 = 256;
 const CHANNEL: &str = "stable";
 
 /// The ranges of pods and services in an existing network, and the DNS of the cluster: shared addresses (RFC 6598), which networks
-/// seldom have.
+/// seldom have. AKS accepts them (Azure/AKS#5299).
 const PODS: &str = "100.64.0.0/16";
 const SERVICES: &str = "100.65.0.0/16";
 const DNS: &str = "100.65.0.10";
