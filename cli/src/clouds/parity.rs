@@ -189,6 +189,7 @@ fn add(
 struct Variation {
     /// The head of the column.
     column: &'static str,
+const MAILBOX: &[&str] = &["monitoring.receivers={ operators: \"smtps://mail.example.com?from=a@example.com&to=b@example.com\" }"];
     /// What the guide calls it.
     with: &'static str,
     environment: &'static str,
@@ -225,6 +226,7 @@ const VARIATIONS: &[Variation] = &[
     variation(AWS, "models of its bucket", MODELS),
     variation("aws, sagemaker", "`scaling.max`", &["scaling.max=6", "scaling.requests_per_second=5"]),
     variation("gcp", "`traffic.existing`", &["traffic.existing=example-com"]),
+    variation("gcp", "a mailbox in `monitoring.receivers`", MAILBOX),
     variation("gcp", "`budget.monthly`", BUDGET),
     variation("gcp", "models of its bucket", MODELS),
     variation(
@@ -232,6 +234,7 @@ const VARIATIONS: &[Variation] = &[
         "`traffic.existing`",
         &["traffic.existing=/subscriptions/s/resourceGroups/dns/providers/Microsoft.Network/dnsZones/example.com"],
     ),
+    variation("azure", "a mailbox in `monitoring.receivers`", MAILBOX),
     variation("azure", "`budget.monthly`", BUDGET),
     variation("azure", "models of its bucket", MODELS),
 ];
