@@ -189,7 +189,6 @@ fn add(
 struct Variation {
     /// The head of the column.
     column: &'static str,
-const MAILBOX: &[&str] = &["monitoring.receivers={ operators: \"smtps://mail.example.com?from=a@example.com&to=b@example.com\" }"];
     /// What the guide calls it.
     with: &'static str,
     environment: &'static str,
@@ -204,6 +203,8 @@ const AWS: &str = "aws, kubernetes";
 const ZONE: &str = "traffic.existing=Z0123456789ABCDEFGHIJ";
 const BUDGET: &[&str] = &["budget.monthly=1000"];
 const MODELS: &[&str] = &["models[0].source=bucket:tiny"];
+const MAILBOX: &[&str] =
+    &["monitoring.receivers={ operators: \"smtps://mail.example.com?from=a@example.com&to=b@example.com\" }"];
 
 const VARIATIONS: &[Variation] = &[
     variation(AWS, "`traffic.existing`", &[ZONE]),

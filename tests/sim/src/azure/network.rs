@@ -235,7 +235,9 @@ pub(crate) fn subnet_ranges(body: &Value) -> Vec<(u32, u32)> {
 
 fn subnets<'c>(cloud: &'c Cloud, network: &str) -> impl Iterator<Item = (&'c String, &'c Object)> {
     let below = format!("{network}/subnets/");
-    cloud.objects.iter().filter(move |(key, _)| key.starts_with(&below))
+    // Assignments of roles at a subnet are no subnets.
+    let is_one = move |key: &str| key.strip_prefix(&below).is_some_and(|name| !name.contains('/'));
+    cloud.objects.iter().filter(move |(key, _)| is_one(key))
 }
 
 /// What keeps a subnet or the subnets of a network in use, beside references.
