@@ -430,7 +430,8 @@ pub struct DepsUpdate {
     textnlp-deploy db vacuum --env staging     reclaim the space of deleted rows\n  \
     textnlp-deploy db analyze --env staging    renew the statistics of the query planner\n  \
     textnlp-deploy db bench --env staging      measure transactions per second and their latency\n  \
-    textnlp-deploy db failover --env pilot     kill the primary, and count acknowledged writes that are lost"
+    textnlp-deploy db failover --env pilot     kill the primary, and count acknowledged writes that are lost\n  \
+    textnlp-deploy db promote --env production --region eu-west-1    use the replica there: the region of the site is lost"
 )]
 pub enum Db {
     /// Reclaim the space of deleted rows
@@ -456,6 +457,27 @@ pub enum Db {
     /// Counts acknowledged writes that are missing afterwards, and removes its rows. The gate of pilot reads the signed
     /// record. Exits with status 3 when a write is lost or the database does not recover.
     Failover,
+    /// Promote the replica in another region, once the region of its source is lost
+    ///
+    /// Only for `database.replica_region` on AWS. The replication ends for good, and what the source had not sent is lost.
+    /// Refused while the source answers. Waits until the replica is a server of its own, and prints the environment that
+    /// uses it. An interrupted promotion is finished by the same command; a finished one changes nothing.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy db promote --env production --region eu-west-1\n  \
+        textnlp-deploy db promote --env production --region eu-west-1 --yes -o json\n  \
+        textnlp-deploy db promote --env production --region eu-west-1 --force-while-source-runs --reason INC-42")]
+    Promote(DbPromote),
+}
+
+/// `db promote`.
+#[derive(Debug, Args)]
+pub struct DbPromote {
+    /// Region of the replica: `database.replica_region` of the environment
+    #[arg(long, value_name = "REGION")]
+    pub region: String,
+    /// Promote it while its source may still accept writes; needs --reason
+    #[arg(long)]
+    pub force_while_source_runs: bool,
 }
 
 /// `db bench`.

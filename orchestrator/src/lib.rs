@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod monthly;
 pub mod plan;
 pub mod release;
+pub mod replica;
 pub mod report;
 pub mod rotation;
 pub mod run;

@@ -161,15 +161,15 @@ fn listed(breaches: &[Violation]) -> String {
 }
 
 impl Run<'_> {
-    fn places(&self) -> BTreeMap<SiteName, SiteLocation> {
+    pub(crate) fn places(&self) -> BTreeMap<SiteName, SiteLocation> {
         self.sites.iter().map(|(name, site)| (name.clone(), site.place.clone())).collect()
     }
 
-    fn providers(&self) -> BTreeMap<SiteName, Arc<dyn Provider>> {
+    pub(crate) fn providers(&self) -> BTreeMap<SiteName, Arc<dyn Provider>> {
         self.sites.iter().map(|(name, site)| (name.clone(), site.provider.clone())).collect()
     }
 
-    async fn load(&self) -> Result<State, RunError> {
+    pub(crate) async fn load(&self) -> Result<State, RunError> {
         let state = State::load(self.store.clone(), self.environment, self.fresh).await.map_err(RunError::State)?;
         state.check_places(&self.places()).map_err(RunError::State)?;
         Ok(state)
@@ -353,7 +353,11 @@ fn is_the_saved_one(saved: &Plan, plan: &Plan, facts: &Facts) -> Result<(), RunE
     })
 }
 
-fn drive<'d>(run: &Run<'d>, providers: &'d BTreeMap<SiteName, Arc<dyn Provider>>, state: &'d mut Locked) -> Drive<'d> {
+pub(crate) fn drive<'d>(
+    run: &Run<'d>,
+    providers: &'d BTreeMap<SiteName, Arc<dyn Provider>>,
+    state: &'d mut Locked,
+) -> Drive<'d> {
     let (clock, events, gates, limits) = (run.clock.clone(), run.events, run.gates, run.limits);
     Drive { providers, state, clock, events, gates, limits }
 }

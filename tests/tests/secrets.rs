@@ -90,6 +90,7 @@ const COMMANDS: &[&str] = &[
     "db analyze --env staging",
     "db bench --env staging --clients 2 --duration 1s",
     "db failover --env staging --yes",
+    "db promote --env staging --region eu-west-1 --yes",
     "probe --env staging --every 1s --for 2s",
     "cleanup --env staging --older-than 1d",
     "support-bundle --env staging --out TMP/support.tar",

@@ -61,7 +61,9 @@ fn access(environment: &Environment, name: &SiteName, region: &str) -> Access {
         mfa_serial: account.mfa_serial.clone(),
         duration: account.session_duration.map(|span| Duration::from_secs(span.as_seconds())),
     });
-    Access { region: region.to_owned(), role, ask_code: Some(ask_code), ..Access::default() }
+    // The replica there is promoted while the region of the site is lost.
+    let other_region = environment.database.replica_region.clone();
+    Access { region: region.to_owned(), other_region, role, ask_code: Some(ask_code), ..Access::default() }
 }
 
 /// Asks for a code on the terminal. It is used once and not stored.

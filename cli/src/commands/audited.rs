@@ -89,7 +89,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         },
         Command::Hold(args) => when(args.release || global.reason.is_some()),
         Command::Db(command) => match command {
-            Db::Vacuum | Db::Analyze | Db::Bench(_) | Db::Failover => Changes(Deployed),
+            Db::Vacuum | Db::Analyze | Db::Bench(_) | Db::Failover | Db::Promote(_) => Changes(Deployed),
         },
         Command::Cleanup(args) => when(!args.dry_run),
         Command::Key(command) => match command {
@@ -144,7 +144,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
 }
 
 /// Arguments whose values are recorded. Of every other one the record has `***`.
-const SHOWN: [&str; 52] = [
+const SHOWN: [&str; 53] = [
     "accept_loss",
     "at",
     "backup",
@@ -177,6 +177,7 @@ const SHOWN: [&str; 52] = [
     "provider",
     "rate_limit",
     "rebind",
+    "region",
     "replace",
     "resources",
     "scopes",

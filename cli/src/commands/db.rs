@@ -1,18 +1,19 @@
 //! `db`: maintenance of the database of a running environment, measurements of it, and rehearsals of its failover. The
-//! server program does it beside the database.
+//! server program does it beside the database. The promotion of a replica in another region needs neither.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::replica::{SourceState, find, promote as promote_replica};
 use textnlp_service::keys::Admin;
-use textnlp_service::origin;
 use textnlp_service::rehearsal::{self, FailoverRecord, Rehearsal};
 use textnlp_service::running::ServerProcess;
+use textnlp_service::{origin, replica};
 
 use super::prelude::*;
 use crate::deployment::{self, Deployment};
-use crate::operations_args::{Db, DbBench};
+use crate::operations_args::{Db, DbBench, DbPromote};
 use crate::signals;
 
 /// What the server program does with a database.
@@ -51,6 +52,7 @@ pub async fn db(session: &Session, command: &Db, console: Console) -> Result<Suc
         Db::Analyze => perform(session, &Task::maintenance("analyze"), console).await,
         Db::Bench(args) => perform(session, &Task::bench(args), console).await,
         Db::Failover => failover(session, console).await,
+        Db::Promote(args) => promote(session, args, console).await,
     }
 }
 
@@ -274,6 +276,82 @@ fn failover_text(record: &FailoverRecord) -> String {
          without writes {seconds:.1} s\n  instances      {instances}, {ready}\n",
         writes.acknowledged, writes.failed
     )
+}
+
+/// Promotes the replica in another region after an approval.
+async fn promote(session: &Session, args: &DbPromote, console: Console) -> Result<Success, Failure> {
+    let has_reason = session.global.reason.as_ref().is_some_and(|reason| !reason.trim().is_empty());
+    if args.force_while_source_runs && !has_reason {
+        let error = anyhow::anyhow!("--force-while-source-runs needs a reason");
+        return Err(Failure::usage("no_reason", error).hint("add --reason TEXT"));
+    }
+    let chosen = session.load(console)?;
+    origin::check(&chosen.scope)?;
+    let deployment = deployment::recorded(session, chosen).await?;
+    let (scope, region) = (&deployment.chosen.scope, args.region.as_str());
+    let failed = |error| replica::failed(error, scope, region);
+    let (stop, progress) = (signals::stop(console), Progress::new(console));
+    let run = deployment.run(&progress);
+    progress.doing("reading the replica and its source");
+    let found = find(&run, region).await.map_err(failed)?;
+    found.permit(args.force_while_source_runs).map_err(failed)?;
+    let id = found.recorded.cloud_id.clone();
+    if !found.is_promoted {
+        let source = match &found.source {
+            SourceState::Detached => "it does not follow its source any more".to_owned(),
+            SourceState::Lost(why) => format!("its source is lost: {why}"),
+            SourceState::MayRun(why) => format!("its source may still accept writes, which it will lack: {why}"),
+        };
+        progress.line(format!(
+            "The replica {id} in {region} is promoted; {source}. The replication ends for good, and what the source had not sent is lost."
+        ));
+        if !session.global.yes && !progress.paused(|| console.confirm("Promote it?")) {
+            if stop.is_cancelled() {
+                return Err(signals::stopped_at_question(replica::command(scope, region)));
+            }
+            let error = anyhow::anyhow!("not approved, so nothing was changed");
+            return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
+        }
+    }
+    let promoted = promote_replica(&run, &found, &stop).await;
+    progress.finish();
+    let promoted = promoted.map_err(failed)?;
+    let place = &deployment.sites[&promoted.site].place;
+    let environment = replica::environment(scope, &promoted, place, region);
+    let output = |name: &str| promoted.outputs.get(name).cloned().unwrap_or_default();
+    let document = json!({
+        "environment": scope.name,
+        "region": region,
+        "site": promoted.site,
+        "resource": promoted.id,
+        "id": id,
+        "changed": !found.is_promoted,
+        "host": output("host"),
+        "port": output("port"),
+        "database": output("database"),
+        "user": output("user"),
+        "next": environment,
+    });
+    Ok(Success::new(promoted_text(&document)?, document))
+}
+
+/// The address of a promoted server, and the environment that uses it.
+fn promoted_text(document: &Value) -> Result<String, Failure> {
+    let word = |name: &str| document[name].as_str().unwrap_or_default();
+    let next = serde_yaml::to_string(&document["next"])?;
+    let next: String = next.lines().map(|line| format!("  {line}\n")).collect();
+    Ok(format!(
+        "{} in {} is a server of its own and accepts writes\n  address        {}:{}\n  database       {}, user {}\n\n\
+         Deploy another environment with a site in that region and:\n\n{next}\n\
+         Let its network reach the server, and remove `database.replica_region` of {} before its next `up`, which keeps the server.\n",
+        word("id"),
+        word("region"),
+        word("host"),
+        document["port"],
+        word("database"),
+        word("user"),
+        word("environment"),
+    ))
 }
 
 #[cfg(test)]

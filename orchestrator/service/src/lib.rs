@@ -40,6 +40,7 @@ pub mod origin;
 pub mod platform;
 pub mod rehearsal;
 pub mod release;
+pub mod replica;
 pub mod report_files;
 pub mod rerun_flags;
 pub mod running;

@@ -1,8 +1,9 @@
 //! Applies an approved plan. Every call is recorded before it is made, and its result before any dependent starts.
 //!
-//! Start with [`apply`] and [`recover`] (the entry points). Then `run` (the loop: start ready steps, wait, record),
-//! `flight` (one operation in flight), `step` (how a step starts) and `gate` (the measurement before a removal). Apply
-//! makes no decisions: where the plan left alternatives, a fixed rule selects one, and the choice is recorded.
+//! Start with [`apply`] and [`recover`] (the entry points; [`update`] and [`resume`] are those of one operation). Then
+//! `run` (the loop: start ready steps, wait, record), `flight` (one operation in flight), `step` (how a step starts) and
+//! `gate` (the measurement before a removal). Apply makes no decisions: where the plan left alternatives, a fixed rule
+//! selects one, and the choice is recorded.
 
 mod flight;
 mod gate;
@@ -14,13 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use textnlp_provider::{Error, OperationId, Provider, ResourceId, SiteName, Verb};
+use textnlp_provider::{Error, Object, OperationId, Provider, Recorded, ResourceId, SiteName, Verb, Wanted};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::event::Events;
 use crate::plan::Approved;
-use crate::state::{Locked, StateError};
+use crate::state::{Locked, OpenOperation, StateError};
 
 pub use gate::{Answer, Gates};
 
@@ -203,6 +204,29 @@ pub async fn apply(drive: Drive<'_>, plan: &Approved, stop: &CancellationToken) 
 /// Finishes the operations that a crashed run left open, with the parameters they were started with.
 pub async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Result<Outcome, ApplyError> {
     run::recover(drive, stop).await
+}
+
+/// One update of an object that is in no plan.
+#[derive(Debug, Clone)]
+pub struct ObjectUpdate {
+    /// The wanted resource; its spec refers to no outputs.
+    pub wanted: Wanted,
+    /// The record.
+    pub recorded: Recorded,
+    /// The observed object.
+    pub seen: Object,
+    /// The reason in a few words.
+    pub because: &'static str,
+}
+
+/// Makes one update that is in no plan. Like those of a plan it is recorded before its call, and an interrupted one stays open.
+pub async fn update(drive: Drive<'_>, update: ObjectUpdate, stop: &CancellationToken) -> Result<Outcome, ApplyError> {
+    run::update(drive, update, stop).await
+}
+
+/// Finishes one operation that a crashed run left open, with the parameters that it was started with. The others stay open.
+pub async fn resume(drive: Drive<'_>, open: OpenOperation, stop: &CancellationToken) -> Result<Outcome, ApplyError> {
+    run::resume(drive, open, stop).await
 }
 
 impl StepFailure {

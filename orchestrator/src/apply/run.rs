@@ -14,10 +14,12 @@ use tokio_util::sync::CancellationToken;
 use super::flight::{CallAnswer, Flight, Verdict};
 use super::gate::{self, Answer};
 use super::step::{self, RunFacts, Write};
-use super::{ApplyError, ClosedGate, CompletedOperation, Drive, Outcome, Skipped, StepFailure, UnfinishedOperation};
+use super::{
+    ApplyError, ClosedGate, CompletedOperation, Drive, ObjectUpdate, Outcome, Skipped, StepFailure, UnfinishedOperation,
+};
 use crate::event::{Event, EventKind};
 use crate::plan::{Branch, Call, ChoiceBasis, Gate, Node, Plan, Step};
-use crate::state::Intent;
+use crate::state::{Intent, OpenOperation};
 
 pub(super) struct Run<'a> {
     air: InFlight<'a>,
@@ -79,21 +81,45 @@ pub(super) async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Resul
         if !air.drive.providers.contains_key(&site) {
             continue;
         }
-        for (op, open) in air.drive.state.open(&site).map_err(ApplyError::State)? {
-            let (resource, verb) = (open.intent.operation.resource.clone(), open.intent.operation.verb);
-            air.tell(EventKind::Recovering { operation: op, resource, verb });
-            let began = air.drive.clock.steady();
-            let flight = Flight::new(open.intent, open.handle, began).resumed();
-            air.next.calls.push((number, flight, Duration::ZERO));
+        for open in air.drive.state.open(&site).map_err(ApplyError::State)?.into_values() {
+            air.resume(number, open);
             number += 1;
         }
     }
-    air.go_on().await?;
-    while air.is_busy() {
-        air.land().await;
-        air.go_on().await?;
+    air.finish().await
+}
+
+/// Recovers one operation of a crashed run.
+pub(super) async fn resume(
+    drive: Drive<'_>,
+    open: OpenOperation,
+    stop: &CancellationToken,
+) -> Result<Outcome, ApplyError> {
+    let mut air = InFlight::new(drive, stop);
+    air.wait_for_grace_period(std::slice::from_ref(&open.intent.operation.site)).await?;
+    air.resume(0, open);
+    air.finish().await
+}
+
+/// Makes one update that is in no plan.
+pub(super) async fn update(
+    drive: Drive<'_>,
+    update: ObjectUpdate,
+    stop: &CancellationToken,
+) -> Result<Outcome, ApplyError> {
+    let ObjectUpdate { wanted, recorded, seen, because } = update;
+    let (resource, kind, site) = (wanted.id.clone(), wanted.kind.clone(), wanted.site.clone());
+    let (wanted, recorded, seen) = (Box::new(wanted), Box::new(recorded), Box::new(seen));
+    let call = Call::Update { wanted, recorded, seen, stray: false };
+    let (node, because) = (Node::Call(call.clone()), because.to_owned());
+    let one = Step { id: 0, resource, kind, site, node, after: Vec::new(), changes: Vec::new(), because };
+    let mut air = InFlight::new(drive, stop);
+    let provider = air.provider(&one.site)?;
+    match step::intent(&one, &call, &provider, &mut RunFacts::default(), air.drive.state) {
+        Ok(intent) => air.take_off(0, intent),
+        Err(failure) => air.fail(&one, failure),
     }
-    Ok(air.end())
+    air.finish().await
 }
 
 impl<'a> Run<'a> {
@@ -331,6 +357,24 @@ impl<'a> InFlight<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Queues the next call of an operation that a crashed run left open.
+    fn resume(&mut self, id: u64, open: OpenOperation) {
+        let op = &open.intent.operation;
+        self.tell(EventKind::Recovering { operation: op.id, resource: op.resource.clone(), verb: op.verb });
+        let flight = Flight::new(open.intent, open.handle, self.drive.clock.steady()).resumed();
+        self.next.calls.push((id, flight, Duration::ZERO));
+    }
+
+    /// Makes what is queued, and waits until all of it ended.
+    async fn finish(mut self) -> Result<Outcome, ApplyError> {
+        self.go_on().await?;
+        while self.is_busy() {
+            self.land().await;
+            self.go_on().await?;
+        }
+        Ok(self.end())
     }
 
     fn is_busy(&self) -> bool {

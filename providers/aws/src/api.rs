@@ -37,6 +37,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Access {
     /// The region of the site.
     pub region: String,
+    /// The region of the STS that signs in while that of the site's region does not answer.
+    pub other_region: Option<String>,
     /// The role to assume.
     pub role: Option<AssumedRole>,
     /// Who is asked for the codes of its MFA device.
@@ -123,6 +125,20 @@ impl Api {
     }
 
     async fn signed_in(access: &Access) -> Result<(SdkConfig, Identity, Option<Arc<Session>>)> {
+        let error = match Self::signed_in_there(access).await {
+            Err(error) if error.kind == ErrorKind::Unavailable => error,
+            answer => return answer,
+        };
+        let Some(other) = access.other_region.as_ref().filter(|other| **other != access.region) else {
+            return Err(error);
+        };
+        let there = Access { region: other.clone(), ..access.clone() };
+        let (config, identity, session) = Self::signed_in_there(&there).await?;
+        // The other clients stay in the region of the site.
+        Ok((config.to_builder().region(Region::new(access.region.clone())).build(), identity, session))
+    }
+
+    async fn signed_in_there(access: &Access) -> Result<(SdkConfig, Identity, Option<Arc<Session>>)> {
         let (config, session) = configured(access).await?;
         let identity = identify(&config).await?;
         Ok((config, identity, session))
@@ -366,7 +382,10 @@ async fn signing(loader: ConfigLoader, access: &Access) -> Result<(SdkConfig, Op
         return Err(Error::new(ErrorKind::Denied, "assume", role.arn.clone()).because("no credentials were found"));
     }
     let from = access.simulator.as_ref().map(|one| format!("{} {}", one.url, one.credentials.access_key_id()));
-    let session = Session::shared(role, &config, from.unwrap_or_default(), access.ask_code);
+    // A session calls STS in the region of its first client, which may be lost.
+    let there = access.other_region.as_ref().filter(|other| **other == access.region);
+    let from = from.into_iter().chain(there.cloned()).collect::<Vec<_>>().join(" ");
+    let session = Session::shared(role, &config, from, access.ask_code);
     // Refused here with its hint; a client of a service would only say that it has no credentials.
     session.credentials().await?;
     // The session knows when its credentials end.

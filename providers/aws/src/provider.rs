@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use textnlp_cloud::{ImageSource, Images, Work, region_of};
+use textnlp_cloud::{Cloud, ImageSource, Images, Work, region_of};
 use textnlp_provider::{
     Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, Error, ErrorKind, FieldChange, Handle,
     Kind, KindName, Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest,
@@ -149,6 +149,11 @@ impl Provider for Aws {
 
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
         textnlp_cloud::read::<Api>(self.api().await?, kind, id).await
+    }
+
+    async fn read_recorded(&self, recorded: &Recorded) -> Result<Observed> {
+        let there = self.api().await?.of_spec(&recorded.spec);
+        textnlp_cloud::read::<Api>(&there, &recorded.kind, &recorded.cloud_id).await
     }
 
     async fn begin(&self, op: &Operation) -> Result<Progress> {

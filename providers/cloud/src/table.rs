@@ -43,6 +43,7 @@ pub const fn kind(name: &'static str, says: &'static str, identity: Identity) ->
         },
         one_by_one: false,
         shared: &[],
+        replica: None,
         settles: SETTLES,
         deadline: MINUTE.saturating_mul(10),
         typical: None,

@@ -117,6 +117,10 @@ impl Provider for Combined {
         self.of(kind).read(kind, id).await
     }
 
+    async fn read_recorded(&self, recorded: &Recorded) -> Result<Observed> {
+        self.of(&recorded.kind).read_recorded(recorded).await
+    }
+
     async fn begin(&self, op: &Operation) -> Result<Progress> {
         self.of(&op.kind).begin(op).await
     }

@@ -41,6 +41,21 @@ pub struct Kind {
     pub terraform: &'static [(&'static str, &'static str)],
     /// Attributes that the provider shows with what others added to them: exports have what was recorded.
     pub shared: &'static [&'static str],
+    /// How a replica in another region is told, and what promotes it; `None` where there are no such replicas.
+    pub replica: Option<ReplicaFields>,
+}
+
+/// What specs have of a database's replica in another region. A promoted one has the outputs `host`, `port`, `database` and `user`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaFields {
+    /// The field with the region of an object that is not in its site's region.
+    pub region: &'static str,
+    /// The field with the server that it replicates. An update to null promotes it.
+    pub source: &'static str,
+    /// The output of that server which has the same value.
+    pub output: &'static str,
+    /// The fields that a promoted replica takes over from that server.
+    pub inherited: &'static [&'static str],
 }
 
 impl Kind {

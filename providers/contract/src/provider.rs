@@ -96,6 +96,12 @@ pub trait Provider: Send + Sync {
     /// Reads one object by the provider's own id: for import, External objects and repair.
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed>;
 
+    /// Reads the object of a record, which may be in another region than its site. Unlike [`observe`](Self::observe) it reads nothing
+    /// else, and an error says whether the provider answered.
+    async fn read_recorded(&self, recorded: &Recorded) -> Result<Observed> {
+        self.read(&recorded.kind, &recorded.cloud_id).await
+    }
+
     /// Starts an operation: at most one mutating call. Calling it again with the same operation is safe.
     ///
     /// Before a host or a network is deleted, its controllers are told to create nothing more. Then the objects that

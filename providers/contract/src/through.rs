@@ -427,6 +427,13 @@ impl Provider for Through {
         Ok(seen)
     }
 
+    async fn read_recorded(&self, recorded: &Recorded) -> Result<Observed> {
+        match self.is_inner(&recorded.kind) {
+            true => self.read(&recorded.kind, &recorded.cloud_id).await,
+            false => self.outer.read_recorded(recorded).await,
+        }
+    }
+
     /// An external object inside of a host is searched in each host of the last observation.
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
         if !self.is_inner(kind) {

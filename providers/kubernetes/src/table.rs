@@ -51,6 +51,7 @@ impl Row {
             replace: ReplaceOrder::DeleteFirst,
             one_by_one: false,
             shared: &[],
+            replica: None,
             // Lists without a `resourceVersion` are consistent reads.
             settles: Duration::ZERO,
             deadline: self.deadline,

@@ -24,6 +24,7 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
         replace: ReplaceOrder::DeleteFirst,
         one_by_one: false,
         shared: &[],
+        replica: None,
         // A marker is read as it was written.
         settles: Duration::ZERO,
         deadline,

@@ -19,6 +19,7 @@ mod origin;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
+mod promotion;
 mod random;
 mod rds;
 mod refresh;

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use textnlp_aws::{Access, AskCode, AssumedRole, Aws};
 use textnlp_provider::conformance::Violation;
 use textnlp_provider::{CloudId, Error, ErrorKind, Provider, Result, Secret, error_chain};
-use textnlp_sim::Scope;
 use textnlp_sim::aws::sts::Sts;
+use textnlp_sim::{Disruption, Rule, Scope};
 
 use crate::network::with;
-use crate::{ACCOUNT, Bench, Secrets, iam, output, run};
+use crate::{ACCOUNT, Bench, REGION, Secrets, iam, output, run};
 
 const OPERATOR: &str = "arn:aws:iam::123456789012:user/operator";
 const DEVICE: &str = "arn:aws:iam::123456789012:mfa/operator";
@@ -122,6 +122,27 @@ fn a_session_that_ended_is_renewed() {
         assert_eq!(error.kind, ErrorKind::Unavailable, "the engine repeats the call: {error:?}");
         provider.read(&kind, &id).await.unwrap();
         assert_eq!(bench.calls("AssumeRole"), 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_account_is_signed_in_to_in_another_region_while_its_own_does_not_answer() {
+    let bench = Bench::new();
+    run(async {
+        let role = role(&bench, json!({})).await?;
+        bench.simulator.faults().add(Rule::always("", "", Disruption::Unavailable).in_region(REGION));
+        for role in [None, Some(role)] {
+            let own = Access { role, ..bench.access() };
+            assert_eq!(Aws::sign_in(&own).await.unwrap_err().kind, ErrorKind::Unavailable);
+            let other = Access { other_region: Some("eu-central-1".to_owned()), ..own };
+            assert_eq!(Aws::sign_in(&other).await.unwrap().account, ACCOUNT);
+            // The clients are still those of the region of the site.
+            let provider = Aws::new(other, Arc::new(Secrets(Default::default())));
+            let read =
+                provider.read(&"aws.vpc".parse().unwrap(), &CloudId::new("vpc-00000000000000000").unwrap()).await;
+            assert_eq!(read.unwrap_err().kind, ErrorKind::Unavailable);
+        }
         Ok(())
     });
 }

@@ -10,6 +10,7 @@ use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::VirtualClock;
 use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan::{Facts, Plan, Purpose};
+use textnlp_orchestrator::replica::{ReplicaError, find, promote};
 use textnlp_orchestrator::run::{
     Run, RunError, RunOptions, RunOutcome, RunSite, plan_with_refresh, plan_without_refresh, run_phases,
 };
@@ -120,6 +121,25 @@ impl<'a> Stack<'a> {
         outcome
     }
 
+    /// Promotes the replica of the database in a region, until the end or until the fuse blows: then `None`.
+    pub(crate) fn promote(
+        &self,
+        region: &str,
+        while_source_runs: bool,
+        fuse: &Fuse,
+    ) -> Option<Result<Recorded, ReplicaError>> {
+        let (sites, _) = self.sites(&[], fuse);
+        let (run, stop) = (self.run(fuse, &sites), CancellationToken::new());
+        let promoted = async {
+            let replica = find(&run, region).await?;
+            replica.permit(while_source_runs)?;
+            promote(&run, &replica, &stop).await
+        };
+        let promoted = self.clock.run_while(promoted, || !fuse.blown());
+        assert!(promoted.is_some() || fuse.blown(), "it waits for ever");
+        promoted
+    }
+
     /// Runs and has to reach what is wanted.
     pub(crate) fn reach(&self, ask: RunOptions, wanted: &[Wanted]) -> Plan {
         let outcome = self.go(ask, wanted, &Fuse::default()).unwrap();
@@ -203,6 +223,10 @@ impl Provider for Driven {
 
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
         self.block_on(self.provider.read(kind, id))
+    }
+
+    async fn read_recorded(&self, recorded: &Recorded) -> Result<Observed> {
+        self.block_on(self.provider.read_recorded(recorded))
     }
 
     async fn begin(&self, op: &Operation) -> Result<Progress> {

@@ -53,6 +53,7 @@ const fn kind(
         replace,
         one_by_one: false,
         shared: &[],
+        replica: None,
         settles: Duration::ZERO,
         deadline: Duration::from_secs(600),
         schema: 1,

@@ -174,7 +174,7 @@ impl Resource<Api> for Instance {
             if spec.source.is_some() {
                 return refuse(
                     "a server cannot become a replica, or a replica of another server",
-                    "delete it, and let the next `up` create the replica",
+                    "a promoted server stays if you remove `database.replica_region`; or delete the server yourself, and the next `up` creates a replica",
                 );
             }
             let call =

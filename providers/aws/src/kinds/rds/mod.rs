@@ -5,7 +5,8 @@ mod parameter_group;
 mod subnet_group;
 
 use aws_sdk_rds::types::Tag;
-use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, ReplaceOrder, Result};
+use textnlp_cloud::REGION;
+use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, ReplaceOrder, ReplicaFields, Result};
 
 use self::instance::Instance;
 pub(crate) use self::parameter_group::FORCE_SSL;
@@ -91,6 +92,12 @@ pub(crate) static ROWS: &[Row] = &[
                 only(Permission::on(PUT, "rds:RemoveTagsFromResource"), SERVER),
             ],
             terraform: &[("aws_db_instance", "identifier")],
+            replica: Some(ReplicaFields {
+                region: REGION,
+                source: "source",
+                output: "arn",
+                inherited: &["backup_days", "backup_window"],
+            }),
             ..kind("aws.db-instance", "a PostgreSQL server", Identity::Named)
         },
         service: SERVICE,

@@ -99,6 +99,13 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "rds",
+        what: "only a replica in the status available is promoted: InvalidDBInstanceState",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/API_PromoteReadReplica.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
         what: "a promoted replica is modifying, then rebooting, then a server of its own",
         source: Source::Documentation(
             "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_ReadRepl.Promote.html",

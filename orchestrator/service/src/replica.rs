@@ -1,0 +1,115 @@
+//! Promotes the replica of a database in another region: why it was not promoted and what to do, and the environment
+//! that uses the promoted one.
+
+use serde_json::{Value, json};
+use textnlp_orchestrator::apply::{Outcome, StepFailure};
+use textnlp_orchestrator::plan::Purpose;
+use textnlp_orchestrator::replica::ReplicaError;
+use textnlp_orchestrator::state::SiteLocation;
+use textnlp_provider::capabilities::{RuntimeSupport, Setting};
+use textnlp_provider::settings::Runtime;
+use textnlp_provider::{CloudId, Recorded};
+
+use crate::up::run_failed;
+use crate::{Exit, Failure, Scope};
+
+/// What a provider without such replicas supports.
+const NONE: RuntimeSupport = RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[], refused: &[] };
+/// The file that the operator has to put there.
+const AUTHORITIES: &str = "authorities-of-the-database.pem";
+
+/// The command that promotes the replica in a region.
+pub fn command(scope: &Scope, region: &str) -> String {
+    scope.same(&format!("db promote --region {region}"))
+}
+
+/// Why the replica in a region was not promoted.
+pub fn failed(error: ReplicaError, scope: &Scope, region: &str) -> Failure {
+    let again = command(scope, region);
+    let (code, hint) = match error {
+        ReplicaError::Run(error) => return run_failed(error, Purpose::Up, scope),
+        ReplicaError::Incomplete { id, outcome } => return incomplete(&id, &outcome, again),
+        ReplicaError::Unread { source, .. } => {
+            let hint = source.hint.clone().unwrap_or_else(|| format!("once its region can be reached: {again}"));
+            let error = anyhow::Error::from(source).context(format!("read the replica in {region}"));
+            return Failure::new(Exit::Failed, "replica_unread", error).hint(hint);
+        }
+        ReplicaError::Unsupported { .. } => {
+            let reason = NONE.reason(Setting::DatabaseReplica.path()).unwrap_or_default();
+            (
+                "not_supported",
+                format!("{reason}; restore a backup of the provider, and use it with `database.hosting: external`"),
+            )
+        }
+        ReplicaError::NotRecorded { ref elsewhere, .. } => {
+            let hint = match elsewhere.first() {
+                Some(other) => command(scope, other),
+                None => "`up` with `database.replica_region` creates one, before its source is lost; a backup can be restored without it".to_owned(),
+            };
+            ("no_replica", hint)
+        }
+        ReplicaError::SeveralSites { .. } => ("several_sites", format!("choose one: {again} --site SITE")),
+        ReplicaError::Unfit { .. } => {
+            ("other_object", format!("compare it with the records: {}", scope.command("state list")))
+        }
+        ReplicaError::NotReady { .. } => ("replica_not_ready", format!("once it is available: {again}")),
+        ReplicaError::Busy { .. } => ("operation_open", format!("finish it first: {}", scope.last_up())),
+        ReplicaError::SourceRuns { .. } => (
+            "source_runs",
+            format!(
+                "stop it, or accept that writes to it are not in the promoted server: {again} --force-while-source-runs --reason TEXT"
+            ),
+        ),
+        ReplicaError::Changed { .. } => ("state_changed", again),
+    };
+    Failure::refused(code, error).hint(hint)
+}
+
+/// Why a promotion that was begun did not end.
+fn incomplete(id: &CloudId, outcome: &Outcome, again: String) -> Failure {
+    let Outcome { failed, open, stopped, .. } = outcome;
+    let action = format!("promote the replica {id}");
+    if let Some(first) = failed.first() {
+        let lines: Vec<String> = failed.iter().map(StepFailure::line).collect();
+        let hint = match &first.hint {
+            Some(hint) => format!("{hint}\nthen run again: {again}"),
+            None => format!("fix the cause and run again: {again}"),
+        };
+        return Failure::new(Exit::Failed, "not_promoted", anyhow::anyhow!(lines.join("\n")).context(action))
+            .hint(hint);
+    }
+    let waits: Vec<&str> =
+        open.iter().map(|open| open.because.as_str()).filter(|because| !because.is_empty()).collect();
+    let (exit, code, because) = match *stopped {
+        true => (Exit::Stopped, "stopped", "stopped; the same command continues"),
+        false => (Exit::Failed, "incomplete", "it takes longer than its time limit"),
+    };
+    let because = std::iter::once(because).chain(waits).collect::<Vec<_>>().join(": ");
+    Failure::new(exit, code, anyhow::anyhow!(because).context(action)).hint(again)
+}
+
+/// The part of an environment file that deploys a site beside the promoted server and uses it.
+pub fn environment(scope: &Scope, promoted: &Recorded, place: &SiteLocation, region: &str) -> Value {
+    let output = |name: &str| promoted.outputs.get(name).cloned().unwrap_or_default();
+    let secret = promoted.spec.secrets().into_iter().next();
+    let file = secret.and_then(|secret| scope.platform.secret_file(&scope.folder, &secret));
+    let password = file.map_or_else(|| "secret:env:DATABASE_PASSWORD".to_owned(), |file| format!("secret:file:{file}"));
+    json!({
+        "sites": [{
+            "name": promoted.site,
+            "provider": place.provider,
+            "runtime": place.runtime,
+            "region": region,
+        }],
+        "database": {
+            "kind": "postgres",
+            "hosting": "external",
+            "host": output("host"),
+            "port": output("port"),
+            "name": output("database"),
+            "user": output("user"),
+            "password": password,
+        },
+        "network": { "private_ca": AUTHORITIES },
+    })
+}

@@ -1,0 +1,364 @@
+//! Promotes the replica of a database in another region, for the day on which the region of its source is lost.
+//!
+//! [`find`] reads and changes nothing. [`promote`] makes one update of the replica and journals it like those of a run:
+//! the next promotion finishes one that was interrupted.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::Value;
+use textnlp_provider::{
+    CloudId, Error, ErrorKind, Health, Object, Observed, OperationId, ReadFailure, Recorded, ReplicaFields, Spec, Verb,
+    Wanted, error_chain,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{ObjectUpdate, Outcome, resume, update};
+use crate::run::{Run, RunError, RunSite, drive};
+use crate::state::{Locked, OpenOperation, State, StateError};
+
+/// How often the source is read before its provider counts as lost.
+const SOURCE_READS: u32 = 3;
+/// The time between two reads of the source.
+const READ_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The recorded replica of a database in another region.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    /// Its record.
+    pub recorded: Recorded,
+    /// What is known of the server that it replicates.
+    pub source: SourceState,
+    /// Whether an earlier promotion is complete, so that nothing is left to do.
+    pub is_promoted: bool,
+    fields: ReplicaFields,
+    seen: Object,
+    /// The record of the server that it replicates.
+    source_record: Option<Recorded>,
+}
+
+/// What is known of the server that a replica follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceState {
+    /// The replica follows no server any more, or a promotion that cannot be stopped is in progress.
+    Detached,
+    /// It does not exist, or its provider does not answer: the reason.
+    Lost(String),
+    /// It may accept writes: what its provider shows, or why that is unknown.
+    MayRun(String),
+}
+
+/// Why a replica was not promoted.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// No provider of the environment has such replicas.
+    #[error("the databases of {providers} have no replica in another region that can be promoted")]
+    Unsupported {
+        /// The providers.
+        providers: String,
+    },
+    /// There is no such record.
+    #[error("no replica of the database in {region} is recorded{}", listed(.elsewhere))]
+    NotRecorded {
+        /// The region.
+        region: String,
+        /// The regions that have a recorded replica.
+        elsewhere: BTreeSet<String>,
+    },
+    /// Several sites have one.
+    #[error("several sites have a replica in {region}")]
+    SeveralSites {
+        /// The region.
+        region: String,
+    },
+    /// Its provider did not show it.
+    #[error("read the replica {id} in {region}")]
+    Unread {
+        /// Its id.
+        id: CloudId,
+        /// Its region.
+        region: String,
+        /// The error.
+        source: Error,
+    },
+    /// What its provider shows is not the recorded replica.
+    #[error("the recorded replica {id} {why}")]
+    Unfit {
+        /// Its id.
+        id: CloudId,
+        /// What is wrong.
+        why: String,
+    },
+    /// It cannot be promoted now.
+    #[error("the replica {id} is not available: {why}")]
+    NotReady {
+        /// Its id.
+        id: CloudId,
+        /// What its provider shows.
+        why: String,
+    },
+    /// Another operation on it is open.
+    #[error("operation {operation} ({verb}) on the replica {id} has not finished")]
+    Busy {
+        /// Its id.
+        id: CloudId,
+        /// The operation.
+        operation: OperationId,
+        /// What it does.
+        verb: Verb,
+    },
+    /// Its source may accept writes, and the operator did not permit a promotion all the same.
+    #[error("the source of the replica {id} may still accept writes: {why}")]
+    SourceRuns {
+        /// Its id.
+        id: CloudId,
+        /// What the provider of the source shows, or why that is unknown.
+        why: String,
+    },
+    /// Its record changed after it was read.
+    #[error("the record of the replica {id} changed since it was read")]
+    Changed {
+        /// Its id.
+        id: CloudId,
+    },
+    /// The promotion failed, or it was stopped before its end.
+    #[error("promote the replica {id}")]
+    Incomplete {
+        /// Its id.
+        id: CloudId,
+        /// What was done, and why not more.
+        outcome: Box<Outcome>,
+    },
+    /// The state, or the journal.
+    #[error(transparent)]
+    Run(RunError),
+}
+
+fn listed(regions: &BTreeSet<String>) -> String {
+    if regions.is_empty() {
+        return String::new();
+    }
+    format!("; there is one in {}", regions.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
+}
+
+fn of_state(error: StateError) -> ReplicaError {
+    ReplicaError::Run(RunError::State(error))
+}
+
+/// Finds the recorded replica in a region and reads it, then its source. Changes nothing.
+pub async fn find(run: &Run<'_>, region: &str) -> Result<Replica, ReplicaError> {
+    let state = run.load().await.map_err(ReplicaError::Run)?;
+    let (recorded, fields, source_record) = record(run, &state, region)?;
+    let (site, id) = (&run.sites[&recorded.site], recorded.cloud_id.clone());
+    let seen = match site.provider.read_recorded(&recorded).await {
+        Ok(Observed::Present(seen)) => seen,
+        Ok(Observed::Absent) => return Err(ReplicaError::Unfit { id, why: "does not exist any more".to_owned() }),
+        Ok(Observed::Unknown(ReadFailure(why))) => return Err(ReplicaError::NotReady { id, why }),
+        Err(source) => return Err(ReplicaError::Unread { id, region: region.to_owned(), source }),
+    };
+    let is_same = recorded.created.zip(seen.created).is_none_or(|(recorded, seen)| recorded == seen);
+    if seen.lineage != Some(state.lineage()) || !is_same {
+        let why = "is another server now, or has lost its tag with the lineage of this deployment";
+        return Err(ReplicaError::Unfit { id, why: why.to_owned() });
+    }
+    let follows = |spec: &Spec| spec.get(fields.source).filter(|source| !source.is_null()).cloned();
+    let (before, now) = (follows(&recorded.spec), follows(&seen.spec));
+    if now.is_some() && now != before {
+        let why = format!("replicates another server: {}", text(&seen.spec, fields.source).unwrap_or_default());
+        return Err(ReplicaError::Unfit { id, why });
+    }
+    let is_begun = interrupted(&state, &recorded, &fields)?.is_some();
+    let is_detached = match &seen.health {
+        _ if now.is_none() => true,
+        Health::Ready => false,
+        // It restarts as a server of its own.
+        Health::Degraded(_) if is_begun => true,
+        Health::Degraded(why) => return Err(ReplicaError::NotReady { id, why: why.clone() }),
+    };
+    let source = match is_detached {
+        true => SourceState::Detached,
+        false => source_state(run, site, source_record.as_ref()).await,
+    };
+    let is_promoted = now.is_none() && before.is_none() && !is_begun;
+    Ok(Replica { recorded, source, is_promoted, fields, seen, source_record })
+}
+
+/// The record of the only replica in a region, and that of its source.
+fn record(
+    run: &Run<'_>,
+    state: &State,
+    region: &str,
+) -> Result<(Recorded, ReplicaFields, Option<Recorded>), ReplicaError> {
+    let (mut found, mut elsewhere, mut is_supported) = (Vec::new(), BTreeSet::new(), false);
+    for (name, site) in run.sites {
+        let holdings = state.holdings(name).map_err(of_state)?;
+        let current: Vec<Recorded> = holdings.into_values().filter_map(|holding| holding.current).collect();
+        for kind in site.provider.kinds() {
+            let Some(fields) = kind.replica else { continue };
+            is_supported = true;
+            let of_kind: Vec<&Recorded> = current.iter().filter(|one| one.kind.as_str() == kind.name).collect();
+            for one in &of_kind {
+                match text(&one.spec, fields.region) {
+                    Some(there) if there == region => {
+                        let source = one.spec.get(fields.source).filter(|source| !source.is_null());
+                        let is_source =
+                            |other: &Recorded| source.is_some() && other.outputs.get(fields.output) == source;
+                        let source_record = of_kind.iter().find(|other| is_source(other)).copied();
+                        found.push(((*one).clone(), fields, source_record.cloned()));
+                    }
+                    Some(there) => {
+                        elsewhere.insert(there.to_owned());
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+    let mut found = found.into_iter();
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok(one),
+        (Some(_), Some(_)) => Err(ReplicaError::SeveralSites { region: region.to_owned() }),
+        (None, _) if is_supported => Err(ReplicaError::NotRecorded { region: region.to_owned(), elsewhere }),
+        (None, _) => {
+            let providers: BTreeSet<&str> = run.sites.values().map(|site| site.place.provider.as_str()).collect();
+            let providers = providers.into_iter().collect::<Vec<_>>().join(", ");
+            Err(ReplicaError::Unsupported { providers })
+        }
+    }
+}
+
+fn text<'s>(spec: &'s Spec, field: &str) -> Option<&'s str> {
+    spec.get(field).and_then(Value::as_str)
+}
+
+/// The open promotion of a replica, if one was interrupted. An error if another operation on it is open.
+fn interrupted(
+    state: &State,
+    recorded: &Recorded,
+    fields: &ReplicaFields,
+) -> Result<Option<OpenOperation>, ReplicaError> {
+    let open = state.open(&recorded.site).map_err(of_state)?;
+    let Some(open) = open.into_values().find(|open| open.intent.operation.resource == recorded.id) else {
+        return Ok(None);
+    };
+    let op = &open.intent.operation;
+    let is_of_it = op.recorded.as_ref().is_some_and(|before| before.cloud_id == recorded.cloud_id);
+    if is_of_it && op.verb == Verb::Update && op.spec.get(fields.source).is_some_and(Value::is_null) {
+        return Ok(Some(open));
+    }
+    Err(ReplicaError::Busy { id: recorded.cloud_id.clone(), operation: op.id, verb: op.verb })
+}
+
+/// What is known of the source. Its provider is lost only if it repeatedly gives no answer.
+async fn source_state(run: &Run<'_>, site: &RunSite, source: Option<&Recorded>) -> SourceState {
+    let Some(source) = source else {
+        return SourceState::MayRun("its record is missing from the state".to_owned());
+    };
+    let mut last = String::new();
+    for read in 0..SOURCE_READS {
+        if read > 0 {
+            run.clock.sleep(READ_INTERVAL).await;
+        }
+        match site.provider.read_recorded(source).await {
+            Ok(Observed::Present(seen)) => {
+                return SourceState::MayRun(match seen.health {
+                    Health::Ready => format!("{} answers and is available", source.cloud_id),
+                    Health::Degraded(why) => format!("{} exists: {why}", source.cloud_id),
+                });
+            }
+            Ok(Observed::Absent) => return SourceState::Lost(format!("{} does not exist any more", source.cloud_id)),
+            Ok(Observed::Unknown(ReadFailure(why))) => return SourceState::MayRun(why),
+            Err(error) if error.kind == ErrorKind::Unavailable => last = error_chain(&error),
+            Err(error) => return SourceState::MayRun(error_chain(&error)),
+        }
+    }
+    SourceState::Lost(last)
+}
+
+impl Replica {
+    /// Refuses a promotion while the source may accept writes: two servers would then accept different ones.
+    ///
+    /// # Errors
+    /// The source may run, and the operator does not accept that.
+    pub fn permit(&self, while_source_runs: bool) -> Result<(), ReplicaError> {
+        match &self.source {
+            SourceState::MayRun(why) if !while_source_runs => {
+                Err(ReplicaError::SourceRuns { id: self.recorded.cloud_id.clone(), why: why.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The update that promotes it, and changes nothing else of it.
+    fn update(&self) -> ObjectUpdate {
+        let Self { recorded, seen, fields, source_record, .. } = self;
+        let mut spec = seen.spec.applied().as_value().clone();
+        if !spec[fields.source].is_null() {
+            spec[fields.source] = Value::Null;
+            for field in fields.inherited {
+                if let Some(value) = source_record.as_ref().and_then(|source| source.spec.get(field)) {
+                    spec[*field] = value.clone();
+                }
+            }
+        }
+        let mut needs = recorded.needs.clone();
+        // Else a `down` that retains the promoted server would retain its source too.
+        needs.retain(|need| source_record.as_ref().is_none_or(|source| source.id != need.on));
+        let wanted = Wanted {
+            id: recorded.id.clone(),
+            kind: recorded.kind.clone(),
+            site: recorded.site.clone(),
+            via: recorded.via.clone(),
+            spec: Spec::of(&spec),
+            needs,
+            ownership: recorded.ownership.clone(),
+            // From now on it has data that no other server has.
+            protected: true,
+        };
+        ObjectUpdate { wanted, recorded: recorded.clone(), seen: seen.clone(), because: "its source is lost" }
+    }
+}
+
+/// Promotes a replica, and waits until it is available as a server of its own. Returns its record, which protects it from
+/// removal. One that is promoted already stays as it is.
+pub async fn promote(run: &Run<'_>, replica: &Replica, stop: &CancellationToken) -> Result<Recorded, ReplicaError> {
+    if replica.is_promoted {
+        return Ok(replica.recorded.clone());
+    }
+    let state = run.load().await.map_err(ReplicaError::Run)?;
+    let locked = state.lock(&run.operator, &run.places(), run.clock.clone()).await;
+    let mut locked = locked.map_err(of_state)?;
+    let promoted = promote_locked(run, replica, stop, &mut locked).await;
+    // The caller gets the first error.
+    let closed = locked.close().await.map_err(of_state);
+    let promoted = promoted?;
+    closed?;
+    Ok(promoted)
+}
+
+async fn promote_locked(
+    run: &Run<'_>,
+    replica: &Replica,
+    stop: &CancellationToken,
+    locked: &mut Locked,
+) -> Result<Recorded, ReplicaError> {
+    if let Some(hold) = locked.held().await.map_err(of_state)? {
+        return Err(ReplicaError::Run(RunError::Frozen(Box::new(hold))));
+    }
+    let Replica { recorded, fields, .. } = replica;
+    let id = || recorded.cloud_id.clone();
+    if locked.current(&recorded.site, &recorded.id).as_ref() != Some(recorded) {
+        return Err(ReplicaError::Changed { id: id() });
+    }
+    let (open, providers) = (interrupted(locked, recorded, fields)?, run.providers());
+    let drive = drive(run, &providers, locked);
+    let outcome = match open {
+        Some(open) => resume(drive, open, stop).await,
+        None => update(drive, replica.update(), stop).await,
+    };
+    let outcome = outcome.map_err(|error| ReplicaError::Run(RunError::Apply(error)))?;
+    if !outcome.is_complete() {
+        return Err(ReplicaError::Incomplete { id: id(), outcome: Box::new(outcome) });
+    }
+    locked.current(&recorded.site, &recorded.id).ok_or_else(|| ReplicaError::Changed { id: id() })
+}
