@@ -249,7 +249,7 @@ fn used() -> Used {
     for Variation { column, with, environment: name, sets } in VARIATIONS {
         let (_, row, runtime) = heads.iter().find(|(head, ..)| head == column).unwrap();
         let parts = expanded(row, &environment(name, row, *runtime, sets));
-        let new = add(&mut used, row, &parts, *with);
+        let new = add(&mut used, row, &parts, with);
         let refused: Vec<_> =
             parts.iter().filter_map(|(part, lowered)| Some((part, lowered.as_ref().err()?))).collect();
         assert!(new > 0, "{column} uses no other kind with {with}: {refused:?}");

@@ -117,7 +117,7 @@ fn check_policy(cloud: &Cloud, policy: &Value) -> Result<(), Problem> {
             );
             return Err(invalid(message));
         }
-        if seconds(&threshold["duration"]) % 60 != 0 {
+        if !seconds(&threshold["duration"]).is_multiple_of(60) {
             return Err(invalid(format!(
                 "Field {field}.duration had an invalid value: it must be a multiple of a minute."
             )));
