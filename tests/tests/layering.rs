@@ -23,7 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-token", &["textnlp-provider"]),
     ("textnlp-cloud", &["textnlp-provider"]),
     ("textnlp-aws", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
-    ("textnlp-azure", &["textnlp-provider", "textnlp-cloud"]),
+    ("textnlp-azure", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
     ("textnlp-gcp", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
     ("textnlp-service", &["textnlp-orchestrator", "textnlp-provider", "textnlp-models", "textnlp-bundle"]),
