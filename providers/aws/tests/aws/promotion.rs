@@ -57,8 +57,13 @@ fn an_rds_replica_is_promoted_once_the_region_of_its_source_is_lost() {
     let before = promotions(&account);
     assert_eq!((promote().unwrap(), promotions(&account)), (promoted, before), "a finished promotion changes nothing");
 
-    // The data of this environment is not protected, and the promoted server stays with what it needs.
+    // An `up` that wants the replica again is refused as a whole: another change may cut clients off from the promoted server.
     account.simulator.faults().clear();
+    let (plan, _) = stack.look(UP, &shape(true).wanted(&account, "staging"));
+    let refused: Vec<&str> = plan.refusals.iter().map(|one| one.place.as_str()).collect();
+    assert_eq!(refused, ["here/database/remote"], "{:?}", plan.refusals);
+
+    // The data of this environment is not protected, and the promoted server stays with what it needs.
     let (plan, _) = stack.look(UP, &shape(false).wanted(&account, "staging"));
     assert!(plan.blocked.is_empty() && plan.refusals.is_empty(), "{plan:#?}");
     let retained: Vec<&str> = plan.retained.iter().map(|one| one.resource.as_str()).collect();
