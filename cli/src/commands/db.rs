@@ -313,7 +313,7 @@ async fn promote(session: &Session, args: &DbPromote, console: Console) -> Resul
             return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
         }
     }
-    let promoted = promote_replica(&run, &found, &stop).await;
+    let promoted = promote_replica(&run, &found, args.force_while_source_runs, &stop).await;
     progress.finish();
     let promoted = promoted.map_err(failed)?;
     let place = &deployment.sites[&promoted.site].place;
