@@ -16,8 +16,8 @@ use crate::{Exit, Failure, Scope};
 
 /// What a provider without such replicas supports.
 const NONE: RuntimeSupport = RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[], refused: &[] };
-/// The file that the operator has to put there.
-const AUTHORITIES: &str = "authorities-of-the-database.pem";
+/// Stands for the file with the authorities of the region, whose path has to be absolute.
+const AUTHORITIES: &str = "/PATH/authorities-of-the-database.pem";
 /// The variable with the password of the promoted server: files in state folders are refused as secrets of an environment.
 pub const PASSWORD: &str = "DATABASE_PASSWORD";
 
