@@ -40,7 +40,7 @@ pub struct Replica {
 /// What is known of the server that a replica follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceState {
-    /// The replica follows no server any more, or a promotion that cannot be stopped is in progress.
+    /// The replica follows no server any more.
     Detached,
     /// It does not exist, or its provider does not answer: the reason.
     Lost(String),
@@ -168,16 +168,11 @@ pub async fn find(run: &Run<'_>, region: &str) -> Result<Replica, ReplicaError> 
         return Err(ReplicaError::Unfit { id, why });
     }
     let is_begun = interrupted(&state, &recorded, &fields)?.is_some();
-    let is_detached = match &seen.health {
-        _ if now.is_none() => true,
-        Health::Ready => false,
-        // It restarts as a server of its own.
-        Health::Degraded(_) if is_begun => true,
-        Health::Degraded(why) => return Err(ReplicaError::NotReady { id, why: why.clone() }),
-    };
-    let source = match is_detached {
-        true => SourceState::Detached,
-        false => source_state(run, site, source_record.as_ref()).await,
+    let source = match &seen.health {
+        _ if now.is_none() => SourceState::Detached,
+        Health::Degraded(why) if !is_begun => return Err(ReplicaError::NotReady { id, why: why.clone() }),
+        // The call of a promotion that was begun may not have been made: what it is busy with may be another change.
+        Health::Degraded(_) | Health::Ready => source_state(run, site, source_record.as_ref(), SOURCE_READS).await,
     };
     let is_promoted = now.is_none() && before.is_none() && !is_begun;
     Ok(Replica { recorded, source, is_promoted, fields, seen, source_record })
@@ -249,13 +244,13 @@ fn interrupted(
     Err(ReplicaError::Busy { id: recorded.cloud_id.clone(), operation: op.id, verb: op.verb })
 }
 
-/// What is known of the source. Its provider is lost only if it repeatedly gives no answer.
-async fn source_state(run: &Run<'_>, site: &RunSite, source: Option<&Recorded>) -> SourceState {
+/// What is known of the source. It is lost only if its provider answers none of these reads.
+async fn source_state(run: &Run<'_>, site: &RunSite, source: Option<&Recorded>, reads: u32) -> SourceState {
     let Some(source) = source else {
         return SourceState::MayRun("its record is missing from the state".to_owned());
     };
     let mut last = String::new();
-    for read in 0..SOURCE_READS {
+    for read in 0..reads {
         if read > 0 {
             run.clock.sleep(READ_INTERVAL).await;
         }
@@ -281,12 +276,7 @@ impl Replica {
     /// # Errors
     /// The source may run, and the operator does not accept that.
     pub fn permit(&self, while_source_runs: bool) -> Result<(), ReplicaError> {
-        match &self.source {
-            SourceState::MayRun(why) if !while_source_runs => {
-                Err(ReplicaError::SourceRuns { id: self.recorded.cloud_id.clone(), why: why.clone() })
-            }
-            _ => Ok(()),
-        }
+        permitted(&self.recorded, &self.source, while_source_runs)
     }
 
     /// The update that promotes it, and changes nothing else of it.
@@ -315,20 +305,35 @@ impl Replica {
             // From now on it has data that no other server has.
             protected: true,
         };
-        ObjectUpdate { wanted, recorded: recorded.clone(), seen: seen.clone(), because: "its source is lost" }
+        ObjectUpdate { wanted, recorded: recorded.clone(), seen: seen.clone() }
+    }
+}
+
+fn permitted(recorded: &Recorded, source: &SourceState, while_source_runs: bool) -> Result<(), ReplicaError> {
+    match source {
+        SourceState::MayRun(why) if !while_source_runs => {
+            Err(ReplicaError::SourceRuns { id: recorded.cloud_id.clone(), why: why.clone() })
+        }
+        _ => Ok(()),
     }
 }
 
 /// Promotes a replica, and waits until it is available as a server of its own. Returns its record, which protects it from
-/// removal. One that is promoted already stays as it is.
-pub async fn promote(run: &Run<'_>, replica: &Replica, stop: &CancellationToken) -> Result<Recorded, ReplicaError> {
+/// removal. One that is promoted already stays as it is. Unless `while_source_runs`, a source that was lost is read again before
+/// the call: an approval may take long.
+pub async fn promote(
+    run: &Run<'_>,
+    replica: &Replica,
+    while_source_runs: bool,
+    stop: &CancellationToken,
+) -> Result<Recorded, ReplicaError> {
     if replica.is_promoted {
         return Ok(replica.recorded.clone());
     }
     let state = run.load().await.map_err(ReplicaError::Run)?;
     let locked = state.lock(&run.operator, &run.places(), run.clock.clone()).await;
     let mut locked = locked.map_err(of_state)?;
-    let promoted = promote_locked(run, replica, stop, &mut locked).await;
+    let promoted = promote_locked(run, replica, while_source_runs, stop, &mut locked).await;
     // The caller gets the first error.
     let closed = locked.close().await.map_err(of_state);
     let promoted = promoted?;
@@ -339,16 +344,25 @@ pub async fn promote(run: &Run<'_>, replica: &Replica, stop: &CancellationToken)
 async fn promote_locked(
     run: &Run<'_>,
     replica: &Replica,
+    while_source_runs: bool,
     stop: &CancellationToken,
     locked: &mut Locked,
 ) -> Result<Recorded, ReplicaError> {
     if let Some(hold) = locked.held().await.map_err(of_state)? {
         return Err(ReplicaError::Run(RunError::Frozen(Box::new(hold))));
     }
-    let Replica { recorded, fields, .. } = replica;
+    let Replica { recorded, source, source_record, fields, .. } = replica;
     let id = || recorded.cloud_id.clone();
     if locked.current(&recorded.site, &recorded.id).as_ref() != Some(recorded) {
         return Err(ReplicaError::Changed { id: id() });
+    }
+    if matches!(source, SourceState::Lost(_)) && !while_source_runs {
+        let site = &run.sites[&recorded.site];
+        permitted(recorded, &source_state(run, site, source_record.as_ref(), 1).await, while_source_runs)?;
+    }
+    if stop.is_cancelled() {
+        let outcome = Outcome { stopped: true, ..Outcome::default() };
+        return Err(ReplicaError::Incomplete { id: id(), outcome: Box::new(outcome) });
     }
     let (open, providers) = (interrupted(locked, recorded, fields)?, run.providers());
     let drive = drive(run, &providers, locked);

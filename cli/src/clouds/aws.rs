@@ -62,7 +62,7 @@ fn access(environment: &Environment, name: &SiteName, region: &str) -> Access {
         duration: account.session_duration.map(|span| Duration::from_secs(span.as_seconds())),
     });
     // The replica there is promoted while the region of the site is lost.
-    let other_region = environment.database.replica_region.clone();
+    let other_region = environment.database.replica_region.clone().filter(|other| other != region);
     Access { region: region.to_owned(), other_region, role, ask_code: Some(ask_code), ..Access::default() }
 }
 

@@ -299,11 +299,11 @@ async fn promote(session: &Session, args: &DbPromote, console: Console) -> Resul
     if !found.is_promoted {
         let source = match &found.source {
             SourceState::Detached => "it does not follow its source any more".to_owned(),
-            SourceState::Lost(why) => format!("its source is lost: {why}"),
-            SourceState::MayRun(why) => format!("its source may still accept writes, which it will lack: {why}"),
+            SourceState::Lost(why) => format!("its source counts as lost: {why}"),
+            SourceState::MayRun(why) => format!("its source may still accept writes: {why}"),
         };
         progress.line(format!(
-            "The replica {id} in {region} is promoted; {source}. The replication ends for good, and what the source had not sent is lost."
+            "The replica {id} in {region} is promoted; {source}. The replication ends for good. What the source has not sent is lost, and so is what clients still write to it."
         ));
         if !session.global.yes && !progress.paused(|| console.confirm("Promote it?")) {
             if stop.is_cancelled() {
@@ -313,11 +313,11 @@ async fn promote(session: &Session, args: &DbPromote, console: Console) -> Resul
             return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
         }
     }
-    let promoted = promote_replica(&run, &found, &stop).await;
+    let promoted = promote_replica(&run, &found, args.force_while_source_runs, &stop).await;
     progress.finish();
     let promoted = promoted.map_err(failed)?;
     let place = &deployment.sites[&promoted.site].place;
-    let environment = replica::environment(scope, &promoted, place, region);
+    let environment = replica::environment(&promoted, place, region);
     let output = |name: &str| promoted.outputs.get(name).cloned().unwrap_or_default();
     let document = json!({
         "environment": scope.name,
@@ -330,6 +330,7 @@ async fn promote(session: &Session, args: &DbPromote, console: Console) -> Resul
         "port": output("port"),
         "database": output("database"),
         "user": output("user"),
+        "password_file": replica::password_file(scope, &promoted),
         "next": environment,
     });
     Ok(Success::new(promoted_text(&document)?, document))
@@ -340,8 +341,12 @@ fn promoted_text(document: &Value) -> Result<String, Failure> {
     let word = |name: &str| document[name].as_str().unwrap_or_default();
     let next = serde_yaml::to_string(&document["next"])?;
     let next: String = next.lines().map(|line| format!("  {line}\n")).collect();
+    let password = document["password_file"]
+        .as_str()
+        .map_or("that of the source".to_owned(), |file| format!("export {}=\"$(cat '{file}')\"", replica::PASSWORD));
     Ok(format!(
-        "{} in {} is a server of its own and accepts writes\n  address        {}:{}\n  database       {}, user {}\n\n\
+        "{} in {} is a server of its own and accepts writes\n  address        {}:{}\n  database       {}, user {}\n  \
+         password       {password}\n\n\
          Deploy another environment with a site in that region and:\n\n{next}\n\
          Let its network reach the server, and remove `database.replica_region` of {} before its next `up`, which keeps the server.\n",
         word("id"),
@@ -367,6 +372,23 @@ mod tests {
         let expect =
             "a: sqlite, 2.0 MB before, 500.0 kB now, 7 ms\nb: skipped: it is a standby, and follows its primary\n";
         assert_eq!(maintenance_text(&rows), expect);
+    }
+
+    #[test]
+    fn promoted_server_has_an_address_and_an_environment() {
+        let document = json!({
+            "environment": "production", "region": "eu-west-1", "id": "replica", "host": "db.example.com", "port": 5432,
+            "database": "textnlp", "user": "textnlp", "password_file": "/state/password",
+            "next": { "database": { "hosting": "external" } },
+        });
+        let text = promoted_text(&document).unwrap();
+        for part in [
+            "  address        db.example.com:5432\n",
+            "  password       export DATABASE_PASSWORD=\"$(cat '/state/password')\"\n",
+            "\n  database:\n    hosting: external\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Promotes the replica of a database in another region: why it was not promoted and what to do, and the environment
 //! that uses the promoted one.
 
+use camino::Utf8PathBuf;
 use serde_json::{Value, json};
 use textnlp_orchestrator::apply::{Outcome, StepFailure};
 use textnlp_orchestrator::plan::Purpose;
@@ -15,8 +16,10 @@ use crate::{Exit, Failure, Scope};
 
 /// What a provider without such replicas supports.
 const NONE: RuntimeSupport = RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[], refused: &[] };
-/// The file that the operator has to put there.
-const AUTHORITIES: &str = "authorities-of-the-database.pem";
+/// Stands for the file with the authorities of the region, whose path has to be absolute.
+const AUTHORITIES: &str = "/PATH/authorities-of-the-database.pem";
+/// The variable with the password of the promoted server: files in state folders are refused as secrets of an environment.
+pub const PASSWORD: &str = "DATABASE_PASSWORD";
 
 /// The command that promotes the replica in a region.
 pub fn command(scope: &Scope, region: &str) -> String {
@@ -57,7 +60,7 @@ pub fn failed(error: ReplicaError, scope: &Scope, region: &str) -> Failure {
         ReplicaError::SourceRuns { .. } => (
             "source_runs",
             format!(
-                "stop it, or accept that writes to it are not in the promoted server: {again} --force-while-source-runs --reason TEXT"
+                "wait if it recovers. Else stop what writes to it, and accept that later writes are lost: {again} --force-while-source-runs --reason TEXT"
             ),
         ),
         ReplicaError::Changed { .. } => ("state_changed", again),
@@ -88,12 +91,15 @@ fn incomplete(id: &CloudId, outcome: &Outcome, again: String) -> Failure {
     Failure::new(exit, code, anyhow::anyhow!(because).context(action)).hint(again)
 }
 
+/// The file with the password of a promoted server, if it is on this machine.
+pub fn password_file(scope: &Scope, promoted: &Recorded) -> Option<Utf8PathBuf> {
+    let secret = promoted.spec.secrets().into_iter().next()?;
+    scope.platform.secret_file(&scope.folder, &secret)
+}
+
 /// The part of an environment file that deploys a site beside the promoted server and uses it.
-pub fn environment(scope: &Scope, promoted: &Recorded, place: &SiteLocation, region: &str) -> Value {
+pub fn environment(promoted: &Recorded, place: &SiteLocation, region: &str) -> Value {
     let output = |name: &str| promoted.outputs.get(name).cloned().unwrap_or_default();
-    let secret = promoted.spec.secrets().into_iter().next();
-    let file = secret.and_then(|secret| scope.platform.secret_file(&scope.folder, &secret));
-    let password = file.map_or_else(|| "secret:env:DATABASE_PASSWORD".to_owned(), |file| format!("secret:file:{file}"));
     json!({
         "sites": [{
             "name": promoted.site,
@@ -108,7 +114,7 @@ pub fn environment(scope: &Scope, promoted: &Recorded, place: &SiteLocation, reg
             "port": output("port"),
             "name": output("database"),
             "user": output("user"),
-            "password": password,
+            "password": format!("secret:env:{PASSWORD}"),
         },
         "network": { "private_ca": AUTHORITIES },
     })

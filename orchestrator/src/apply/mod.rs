@@ -215,8 +215,6 @@ pub struct ObjectUpdate {
     pub recorded: Recorded,
     /// The observed object.
     pub seen: Object,
-    /// The reason in a few words.
-    pub because: &'static str,
 }
 
 /// Makes one update that is in no plan. Like those of a plan it is recorded before its call, and an interrupted one stays open.

@@ -107,11 +107,11 @@ pub(super) async fn update(
     update: ObjectUpdate,
     stop: &CancellationToken,
 ) -> Result<Outcome, ApplyError> {
-    let ObjectUpdate { wanted, recorded, seen, because } = update;
+    let ObjectUpdate { wanted, recorded, seen } = update;
     let (resource, kind, site) = (wanted.id.clone(), wanted.kind.clone(), wanted.site.clone());
     let (wanted, recorded, seen) = (Box::new(wanted), Box::new(recorded), Box::new(seen));
     let call = Call::Update { wanted, recorded, seen, stray: false };
-    let (node, because) = (Node::Call(call.clone()), because.to_owned());
+    let (node, because) = (Node::Call(call.clone()), String::new());
     let one = Step { id: 0, resource, kind, site, node, after: Vec::new(), changes: Vec::new(), because };
     let mut air = InFlight::new(drive, stop);
     let provider = air.provider(&one.site)?;

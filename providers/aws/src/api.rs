@@ -126,7 +126,7 @@ impl Api {
 
     async fn signed_in(access: &Access) -> Result<(SdkConfig, Identity, Option<Arc<Session>>)> {
         let error = match Self::signed_in_there(access).await {
-            Err(error) if error.kind == ErrorKind::Unavailable => error,
+            Err(error) if is_without_sts(&error) => error,
             answer => return answer,
         };
         let Some(other) = access.other_region.as_ref().filter(|other| **other != access.region) else {
@@ -289,6 +289,14 @@ impl Cloud for Api {
     }
 }
 
+/// Whether another STS may sign in: this one does not answer, or no credentials were found, which profiles with a role and web
+/// identities get from it.
+fn is_without_sts(error: &Error) -> bool {
+    error.kind == ErrorKind::Unavailable || (error.action == SIGNING_IN && error.code.is_none())
+}
+
+/// What [`identify`] does.
+const SIGNING_IN: &str = "sign in to";
 /// How to sign in.
 const SIGN_IN: &str = "`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
 
@@ -299,7 +307,7 @@ pub(crate) async fn identify(config: &SdkConfig) -> Result<Identity> {
             Ok(credentials) => Some(credentials),
             // Outside of AWS the last source, the metadata service of a machine, ends with other errors than that nothing was found.
             Err(error) => {
-                let missing = Error::new(ErrorKind::Denied, "sign in to", "aws").because(error_chain(&error));
+                let missing = Error::new(ErrorKind::Denied, SIGNING_IN, "aws").because(error_chain(&error));
                 return Err(missing.hint(SIGN_IN));
             }
         },
@@ -308,7 +316,7 @@ pub(crate) async fn identify(config: &SdkConfig) -> Result<Identity> {
     let key = credentials.map(|credentials| format!("the access key {}", credentials.access_key_id()));
     let unknown = Identity { account: String::new(), arn: key.unwrap_or_else(|| "no identity".to_owned()) };
     let sts = aws_sdk_sts::Client::new(config);
-    let answer = sent("sts", "sign in to", "aws", &unknown, sts.get_caller_identity().send()).await;
+    let answer = sent("sts", SIGNING_IN, "aws", &unknown, sts.get_caller_identity().send()).await;
     let answer = answer.map_err(|error| match (&error.hint, &error.kind) {
         (Some(_), _) => error,
         (None, ErrorKind::Denied) => error.hint(SIGN_IN),
@@ -592,6 +600,7 @@ mod tests {
             .build();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let error = runtime.block_on(identify(&config)).unwrap_err();
+        assert!(is_without_sts(&error), "the STS of another region may have them");
         assert_eq!((error.kind, error.hint.as_deref()), (ErrorKind::Denied, Some(SIGN_IN)));
         assert!(nowhere.0.lock().unwrap().is_empty(), "there is nothing to sign with");
     }

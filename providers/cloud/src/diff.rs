@@ -10,6 +10,13 @@ use crate::tags;
 
 /// Compares what the spec states; the cloud's defaults for what it leaves open are no differences, because a spec leaves nothing out.
 pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+    // In the plan, and not only by the call: until then other changes would be made, such as one that takes away the access to a
+    // promoted server that is used already.
+    let refused = |field: &str, after: &Value| {
+        let is_own = seen.spec.get(field).is_none_or(Value::is_null);
+        let replica = row.kind.replica.filter(|replica| replica.source == field && is_own && !after.is_null());
+        replica.map(|replica| Effect::Refuse(replica.promoted.to_owned()))
+    };
     let mut changes: Vec<FieldChange> = wanted
         .spec
         .fields()
@@ -24,7 +31,7 @@ pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: 
                 field: field.clone(),
                 before: shown.get(field).cloned().filter(|value| *value != Value::Null),
                 after: Some(after.clone()),
-                effect: row.effect(field),
+                effect: refused(field, after).unwrap_or_else(|| row.effect(field)),
             }
         })
         .collect();

@@ -56,6 +56,8 @@ pub struct ReplicaFields {
     pub output: &'static str,
     /// The fields that a promoted replica takes over from that server.
     pub inherited: &'static [&'static str],
+    /// Why a server of its own becomes no replica, and what to do.
+    pub promoted: &'static str,
 }
 
 impl Kind {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::replica::ReplicaError;
 use textnlp_provider::memory::Fuse;
 use textnlp_sim::aws::rds::Rds;
-use textnlp_sim::{Disruption, Fault, Options, Outcome, Rule, Scope};
+use textnlp_sim::{Disruption, Fault, Options, Outcome, Rule, Scope, Stages};
 
 use crate::engine::{Account, Stack, UP};
 use crate::shape::Shape;
@@ -57,8 +57,13 @@ fn an_rds_replica_is_promoted_once_the_region_of_its_source_is_lost() {
     let before = promotions(&account);
     assert_eq!((promote().unwrap(), promotions(&account)), (promoted, before), "a finished promotion changes nothing");
 
-    // The data of this environment is not protected, and the promoted server stays with what it needs.
+    // An `up` that wants the replica again is refused as a whole: another change may cut clients off from the promoted server.
     account.simulator.faults().clear();
+    let (plan, _) = stack.look(UP, &shape(true).wanted(&account, "staging"));
+    let refused: Vec<&str> = plan.refusals.iter().map(|one| one.place.as_str()).collect();
+    assert_eq!(refused, ["here/database/remote"], "{:?}", plan.refusals);
+
+    // The data of this environment is not protected, and the promoted server stays with what it needs.
     let (plan, _) = stack.look(UP, &shape(false).wanted(&account, "staging"));
     assert!(plan.blocked.is_empty() && plan.refusals.is_empty(), "{plan:#?}");
     let retained: Vec<&str> = plan.retained.iter().map(|one| one.resource.as_str()).collect();
@@ -85,10 +90,47 @@ fn an_rds_promotion_that_is_killed_anywhere_is_finished_by_the_next_one() {
     assert!(kills > 0 && promotions(&account) > 0);
     assert_eq!((source(&account), promoted.spec.get("source"), promoted.protected), (None, Some(&Value::Null), true));
     assert!(stack.recorded().contains(&promoted));
-    // No operation is left open: the next promotion has nothing to do.
+    // The next promotion has nothing to do.
+    assert_eq!(stack.open(), 0);
     let before = promotions(&account);
     assert_eq!(stack.promote(THERE, false, &Fuse::default()).unwrap().unwrap(), promoted);
     assert_eq!(promotions(&account), before);
+}
+
+#[test]
+fn an_rds_promotion_is_refused_once_the_source_answers_again() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0007);
+    stack.reach(UP, &shape(true).wanted(&account, "staging"));
+    let refused = |fuse: &Fuse| stack.promote(THERE, false, fuse).unwrap().unwrap_err();
+    let runs = |refused: &ReplicaError| matches!(refused, ReplicaError::SourceRuns { .. });
+
+    // It answers while the operator is asked.
+    let lost = Rule::always("rds", "DescribeDBInstances", Disruption::Unavailable).in_region(REGION);
+    account.simulator.faults().add(Rule { times: 3, ..lost });
+    let error = refused(&Fuse::default());
+    assert!(runs(&error), "{error:?}");
+
+    // It answers after a crash between the record of the promotion and its call.
+    lose_region(&account);
+    let mut kills = 0;
+    while stack.open() == 0 {
+        let promoted = stack.promote(THERE, false, &Fuse::blows_at(kills));
+        assert!(promoted.is_none(), "{promoted:?}");
+        kills += 1;
+    }
+    account.simulator.faults().clear();
+    for status in ["modifying", "available"] {
+        let there = Scope::new(ACCOUNT, THERE);
+        let mut world = account.simulator.world();
+        world.state::<Rds>(&there).instances.get_mut(REPLICA).unwrap().status = Stages::settled(status);
+        drop(world);
+        let error = refused(&Fuse::default());
+        assert!(runs(&error), "{status}: {error:?}");
+    }
+    assert_eq!(promotions(&account), 0);
+    stack.promote(THERE, true, &Fuse::default()).unwrap().unwrap();
+    assert_eq!((source(&account), promotions(&account)), (None, 1));
 }
 
 #[test]

@@ -414,7 +414,7 @@ fn copied_to(region: &str, backup_seconds: u64) -> Component {
 }
 
 #[test]
-fn an_rds_server_has_a_replica_in_another_region_that_is_promoted_by_hand() {
+fn an_rds_server_has_a_replica_in_another_region_that_becomes_a_server_of_its_own() {
     let bench = bench();
     let component = copied_to("eu-central-1", 7 * 86_400);
     let mut remote = lowers_purely(&bench.provider, &component, &site()).unwrap();
@@ -462,7 +462,7 @@ fn an_rds_server_has_a_replica_in_another_region_that_is_promoted_by_hand() {
         };
         let object = look().await;
         assert!(bench.provider.diff(wanted, recorded, &object).is_empty());
-        // What the guide says: an operator promotes it, and the next plan says so.
+        // An operator promotes it, and the next plan says so.
         let own =
             Wanted { spec: changed(wanted, &[("source", Value::Null), ("backup_days", json!(7))]), ..wanted.clone() };
         finish(&bench, &operation(Verb::Update, &own, Some(recorded), 100)).await.unwrap();

@@ -133,7 +133,7 @@ impl<'a> Stack<'a> {
         let promoted = async {
             let replica = find(&run, region).await?;
             replica.permit(while_source_runs)?;
-            promote(&run, &replica, &stop).await
+            promote(&run, &replica, while_source_runs, &stop).await
         };
         let promoted = self.clock.run_while(promoted, || !fuse.blown());
         assert!(promoted.is_some() || fuse.blown(), "it waits for ever");
@@ -164,6 +164,13 @@ impl<'a> Stack<'a> {
         let run = self.run(&Fuse::default(), &sites);
         let (plan, _) = self.clock.run(plan_without_refresh(&run, ask)).unwrap().unwrap();
         plan.plan().clone()
+    }
+
+    /// How many operations are open.
+    pub(crate) fn open(&self) -> usize {
+        let store = Arc::new(self.disk.clone());
+        let state = self.clock.run(State::load(store, &self.name, self.lineage)).unwrap().unwrap();
+        state.open(&self.process.site).unwrap().len()
     }
 
     /// The resources that are recorded, each with its objects.

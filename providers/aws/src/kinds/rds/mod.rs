@@ -97,6 +97,7 @@ pub(crate) static ROWS: &[Row] = &[
                 source: "source",
                 output: "arn",
                 inherited: &["backup_days", "backup_window"],
+                promoted: PROMOTED,
             }),
             ..kind("aws.db-instance", "a PostgreSQL server", Identity::Named)
         },
@@ -109,6 +110,9 @@ pub(crate) static ROWS: &[Row] = &[
         ],
     },
 ];
+
+/// What a plan says of a replica that was promoted.
+const PROMOTED: &str = "a promoted server becomes no replica again. It stays if you remove `database.replica_region`; or delete it yourself, and the next `up` creates a replica";
 
 // What calls about a server also name.
 
