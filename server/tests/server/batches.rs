@@ -339,36 +339,56 @@ async fn no_request_of_a_batch_runs_while_clients_wait() {
     let ask = json!({ "model": "slow", "prompt": "x", "max_tokens": 4000, "ignore_end": true });
     let one = json!({ "model": "slow", "prompt": "x", "max_tokens": 1 });
     until("the model is loaded", async || site.post("/v1/generate", one.clone()).await.status == 200).await;
-    let mut crowd = Vec::new();
-    // Those that are about to start are in the queue for a moment.
-    let queued = async || site.metric("textnlp_queue_length").await >= 2.0;
-    let waits = async || {
-        let first = queued().await;
-        if first {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+    let queued = async || site.metric("textnlp_queue_length").await;
+    // Fills the queue: those that are about to start are in it for a moment.
+    let fill = async || {
+        let mut crowd = Vec::new();
+        loop {
+            if queued().await >= 2.0 {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                if queued().await >= 2.0 {
+                    return crowd;
+                }
+            }
+            assert!(crowd.len() < 400, "nothing ever waits");
+            let body = ask.to_string();
+            let mut stream = site.client.connect().await;
+            let head = Client::head("POST", "/v1/generate", &[("x-api-key", &site.key)], body.len());
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(body.as_bytes()).await.unwrap();
+            crowd.push(stream);
         }
-        first && queued().await
     };
-    while !waits().await {
-        assert!(crowd.len() < 400, "nothing ever waits");
-        let body = ask.to_string();
-        let mut stream = site.client.connect().await;
-        let head = Client::head("POST", "/v1/generate", &[("x-api-key", &site.key)], body.len());
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(body.as_bytes()).await.unwrap();
-        crowd.push(stream);
-    }
-    let created = site.post("/v1/batches", inline(2, &short())).await.json();
-    let id = created["id"].as_str().unwrap();
     // The server looks at the queue of batches each second.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let waits = async || {
+        for _ in 0..30 {
+            if queued().await < 1.0 {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        true
+    };
     let ran = "http_requests_total{method=\"BATCH\"";
-    assert_eq!(site.metric(ran).await, 0.0, "a request ran");
-    let counts = batch(&site, id).await["request_counts"].clone();
-    assert!(site.metric("textnlp_queue_length").await >= 1.0, "clients do not wait any more");
+    let mut tries = 0;
+    let (id, crowd) = loop {
+        let (crowd, before) = (fill().await, site.metric(ran).await);
+        let created = site.post("/v1/batches", inline(2, &short())).await.json();
+        let id = created["id"].as_str().unwrap().to_owned();
+        if waits().await {
+            assert_eq!(site.metric(ran).await, before, "a request ran");
+            break (id, crowd);
+        }
+        // The clients were answered too early.
+        tries += 1;
+        assert!(tries < 5, "clients never wait for three seconds");
+        drop(crowd);
+        ended(&site, &id).await;
+    };
+    let counts = batch(&site, &id).await["request_counts"].clone();
     assert_eq!(counts, json!({ "total": 2, "completed": 0, "failed": 0 }));
     drop(crowd);
-    assert_eq!(ended(&site, id).await["request_counts"]["completed"], 2);
+    assert_eq!(ended(&site, &id).await["request_counts"]["completed"], 2);
     until("both are counted", async || site.metric(ran).await >= 2.0).await;
 }
 
