@@ -403,8 +403,11 @@ async fn budgets(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for one in of_kind(wanted, BUDGET) {
         let place = one.id.as_str();
-        let cause = "its mails go to the owners of the subscription and to mailboxes of `monitoring.receivers`, not to webhooks";
-        problems.push(Problem::note(place, cause, "name a mailbox as a receiver: `smtps://…&to=…`"));
+        let notifications = one.spec.get("notifications").and_then(Value::as_array).into_iter().flatten();
+        if notifications.filter_map(|one| one["groups"].as_array()).all(Vec::is_empty) {
+            let cause = "its mails go to the owners of the subscription only, not to webhooks";
+            problems.push(Problem::note(place, cause, "name a mailbox as a receiver: `smtps://…&to=…`"));
+        }
         let id = crate::table::row(&one.kind).and_then(|row| row.resource.id(&one.spec)).unwrap_or_default();
         let found = match api.find(Call::get(id, budgets::VERSION)).await {
             Ok(found) => found.unwrap_or_default(),

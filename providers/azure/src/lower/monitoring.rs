@@ -16,6 +16,7 @@ use super::{Lowering, output};
 use crate::kinds::budgets::{BUDGET, CONSUMPTION};
 use crate::kinds::monitoring::{ALERT, GROUP, INSIGHTS};
 use crate::names;
+use crate::tables::machines::KEPT_CONNECTIONS;
 
 /// The most characters of the name of a budget
 /// (<https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftconsumption>).
@@ -50,14 +51,6 @@ impl Watched {
             Self::DatabaseServer => "Microsoft.DBforPostgreSQL/flexibleServers",
         }
     }
-
-    /// The dimension whose values are each compared.
-    fn each(self) -> Option<&'static str> {
-        match self {
-            Self::Nodes => Some("node"),
-            Self::DatabaseServer => None,
-        }
-    }
 }
 
 /// The threshold of an alert.
@@ -68,7 +61,7 @@ enum Limit {
     Memory,
     /// The same of the disk.
     Disk,
-    /// This share of the connections that the server accepts.
+    /// This share of the connections that the server accepts from users.
     Connections(f64),
 }
 
@@ -79,6 +72,8 @@ struct Rule {
     says: &'static str,
     watched: Watched,
     metric: &'static str,
+    /// The dimensions whose values are each compared. The others are averaged.
+    each: &'static [&'static str],
     limit: Limit,
     minutes: u32,
 }
@@ -91,15 +86,18 @@ const RULES: &[Rule] = &[
         part: "nodes-memory",
         says: "A node of the cluster has little memory left",
         watched: Watched::Nodes,
-        metric: "node_memory_working_set_percentage",
+        // Without the files in memory, such as mapped models: the working set has those, and is high in normal operation.
+        metric: "node_memory_rss_percentage",
+        each: &["node"],
         limit: Limit::Memory,
         minutes: 15,
     },
     Rule {
         part: "nodes-disk",
-        says: "The disk of a node of the cluster is nearly full",
+        says: "A disk of a node of the cluster is nearly full: see the dimensions `node` and `device`",
         watched: Watched::Nodes,
         metric: "node_disk_usage_percentage",
+        each: &["node", "device"],
         limit: Limit::Disk,
         minutes: 5,
     },
@@ -108,6 +106,7 @@ const RULES: &[Rule] = &[
         says: "The database has no CPU left",
         watched: Watched::DatabaseServer,
         metric: "cpu_percent",
+        each: &[],
         limit: Limit::Fixed(90.0),
         minutes: 5,
     },
@@ -116,6 +115,7 @@ const RULES: &[Rule] = &[
         says: "The database has little memory left",
         watched: Watched::DatabaseServer,
         metric: "memory_percent",
+        each: &[],
         limit: Limit::Memory,
         minutes: 15,
     },
@@ -124,6 +124,7 @@ const RULES: &[Rule] = &[
         says: "The disk of the database is nearly full",
         watched: Watched::DatabaseServer,
         metric: "storage_percent",
+        each: &[],
         limit: Limit::Disk,
         minutes: 5,
     },
@@ -132,6 +133,7 @@ const RULES: &[Rule] = &[
         says: "The database accepts few more connections",
         watched: Watched::DatabaseServer,
         metric: "active_connections",
+        each: &[],
         limit: Limit::Connections(0.9),
         minutes: 5,
     },
@@ -169,7 +171,7 @@ impl Lowering<'_> {
                 "criterion": {
                     "namespace": rule.watched.namespace(),
                     "metric": rule.metric,
-                    "each": rule.watched.each(),
+                    "each": rule.each,
                     "above": above,
                 },
                 "groups": groups,
@@ -254,7 +256,10 @@ impl Rule {
             Limit::Fixed(limit) => limit,
             Limit::Memory => f64::from(monitoring.limits.memory),
             Limit::Disk => f64::from(monitoring.limits.disk),
-            Limit::Connections(part) => (f64::from(size(database(monitoring)?)?.1) * part).round(),
+            Limit::Connections(part) => {
+                let (_, most) = size(database(monitoring)?)?;
+                (f64::from(most.saturating_sub(KEPT_CONNECTIONS)) * part).round()
+            }
         })
     }
 }
