@@ -14,8 +14,9 @@ use textnlp_provider::{
 };
 
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
-use crate::kinds::budgets::BUDGET;
+use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET};
 use crate::kinds::container::SPOT;
+use crate::kinds::monitoring::CHANNEL;
 use crate::kinds::private::is_connected;
 use crate::labels;
 use crate::lower::{PODS, SERVICES};
@@ -81,7 +82,23 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
     ];
     let mut problems = run(checks, LIMIT).await;
     problems.extend(open(wanted));
+    problems.extend(beyond_budget(wanted));
     problems
+}
+
+/// Mailboxes that get alerts, and no mails of the budget, which has few of them.
+fn beyond_budget(wanted: &[Wanted]) -> Option<Problem> {
+    let budget = of_kind(wanted, BUDGET).next()?;
+    let notified = budget.spec.outputs_needed();
+    let others = of_kind(wanted, CHANNEL).filter(|one| !notified.iter().any(|output| output.resource == one.id));
+    let others: Vec<&str> = others.filter_map(|one| one.spec.get("email")?.as_str()).collect();
+    (!others.is_empty()).then(|| {
+        let cause = format!(
+            "a budget of Cloud Billing mails to {MOST_OF_BUDGET} channels at most, and not to {}",
+            others.join(", ")
+        );
+        Problem::note(budget.id.as_str(), cause, "use a mailing list if they should get its mails")
+    })
 }
 
 fn of_kind<'w>(wanted: &'w [Wanted], kind: &'static str) -> impl Iterator<Item = &'w Wanted> {

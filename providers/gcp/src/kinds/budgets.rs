@@ -26,6 +26,8 @@ use crate::table::{Row, kind};
 pub(crate) const BUDGET: &str = "gcp.budget";
 /// The most characters of the start of a display name, which has 60 with the space and the lineage after it.
 pub(crate) const MOST_OF_NAME: usize = 23;
+/// The most channels of a budget (hashicorp/terraform-provider-google#16790).
+pub(crate) const MOST_OF_BUDGET: usize = 5;
 /// An id. The name is the start of the display name.
 const PATH: &str = "projects/{project}/budgets/{name}";
 /// The nanos of a hundredth of a currency's unit.
