@@ -141,19 +141,29 @@ const RULES: &[Rule] = &[
 
 impl Lowering<'_> {
     pub(super) fn monitoring(&mut self, monitoring: &Monitoring) {
-        let has_alerts = monitoring.stack || !monitoring.receivers.is_empty();
-        let group = if has_alerts { self.alerts(monitoring) } else { None };
+        let group = self.alerts(monitoring);
         // A budget of nothing is never kept.
         if let Some(budget) = monitoring.budget.as_ref().filter(|budget| budget.monthly > 0.0) {
             self.budget(budget, group.as_ref());
         }
     }
 
-    /// The alerts and their action group, if there are mailboxes.
+    /// The alerts and their action group, if there are mailboxes: Azure bills alerts, and nothing else shows them.
     fn alerts(&mut self, monitoring: &Monitoring) -> Option<ResourceId> {
+        let emails = self.emails(monitoring);
+        if emails.is_empty() {
+            return None;
+        }
         let spec = json!({ "subscription": self.site.account, "name": INSIGHTS });
         let provider = self.part("insights", "azure.provider", spec);
-        let group = self.action_group(monitoring, provider.clone());
+        let spec = self.of_world(json!({
+            "name": names::of(self.site, "alerts", MOST_OF_ALERT),
+            "short_name": SHORT_NAME,
+            "emails": emails,
+            "enabled": true,
+        }));
+        let group = self.part("mailboxes", GROUP, spec);
+        self.after(provider.clone());
         let groups: Vec<Value> = group.iter().map(|id| output(id, "id")).collect();
         let place = format!("{} at {}", self.site.environment, self.site.name);
         for rule in RULES {
@@ -182,7 +192,8 @@ impl Lowering<'_> {
         group
     }
 
-    fn action_group(&mut self, monitoring: &Monitoring, provider: Option<ResourceId>) -> Option<ResourceId> {
+    /// The mailboxes of the receivers.
+    fn emails(&mut self, monitoring: &Monitoring) -> BTreeSet<String> {
         let mut emails = BTreeSet::new();
         for (name, address) in &monitoring.receivers {
             let found = match address {
@@ -202,18 +213,7 @@ impl Lowering<'_> {
             let cause = format!("they have {} mailboxes, and {MOST_MAILBOXES} are the most", emails.len());
             self.problem("receivers", cause, "use a mailing list");
         }
-        if emails.is_empty() {
-            return None;
-        }
-        let spec = self.of_world(json!({
-            "name": names::of(self.site, "alerts", MOST_OF_ALERT),
-            "short_name": SHORT_NAME,
-            "emails": emails,
-            "enabled": true,
-        }));
-        let group = self.part("mailboxes", GROUP, spec);
-        self.after(provider);
-        group
+        emails
     }
 
     /// What an alert is about, if this environment creates it.

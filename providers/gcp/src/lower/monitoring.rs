@@ -161,7 +161,9 @@ impl Lowering<'_> {
     pub(super) fn monitoring(&mut self, monitoring: &Monitoring) {
         // A budget of nothing is never kept.
         let budget = monitoring.budget.as_ref().filter(|budget| budget.monthly > 0.0);
-        let has_alerts = monitoring.stack || !monitoring.receivers.is_empty();
+        // Google Cloud bills policies, and without a mailbox nothing shows their incidents.
+        let emails = self.emails(monitoring);
+        let has_alerts = !emails.is_empty();
         let needed =
             [(has_alerts, OF_ALERTS), (budget.is_some(), OF_BUDGET)].into_iter().filter(|(is_needed, _)| *is_needed);
         let apis: Vec<&str> = needed.flat_map(|(_, services)| services).map(|service| service.api()).collect();
@@ -169,7 +171,7 @@ impl Lowering<'_> {
             return;
         }
         let services = self.part("services", "gcp.services", self.of_project(json!({ "services": apis })));
-        let channels = self.channels(monitoring, services.as_ref());
+        let channels = self.channels(emails, services.as_ref());
         if has_alerts {
             self.policies(monitoring, &channels, services.as_ref());
         }
@@ -179,8 +181,8 @@ impl Lowering<'_> {
         }
     }
 
-    /// The channels of the mailboxes: references to their ids.
-    fn channels(&mut self, monitoring: &Monitoring, services: Option<&ResourceId>) -> Vec<Value> {
+    /// The mailboxes of the receivers.
+    fn emails(&mut self, monitoring: &Monitoring) -> BTreeSet<String> {
         let mut all = BTreeSet::new();
         for (name, address) in &monitoring.receivers {
             let found = match address {
@@ -202,10 +204,14 @@ impl Lowering<'_> {
                 all.len()
             );
             self.problem("receivers", cause, "use a mailing list");
-            return Vec::new();
         }
+        all
+    }
+
+    /// The channels of mailboxes: references to their ids.
+    fn channels(&mut self, emails: BTreeSet<String>, services: Option<&ResourceId>) -> Vec<Value> {
         let mut channels = Vec::new();
-        for (number, email) in (1..).zip(all) {
+        for (number, email) in (1..).zip(emails) {
             let name = names::of(self.site, &format!("mailbox-{number}"), MOST_OF_TITLE);
             let spec = self.of_project(json!({ "name": name, "email": email, "enabled": true }));
             channels.extend(self.part(&format!("mailbox-{number}"), CHANNEL, spec).map(|id| output(&id, "id")));

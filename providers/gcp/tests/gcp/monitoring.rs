@@ -120,7 +120,7 @@ fn policies_are_about_what_the_environment_creates() {
     let existing = of(|one| one.monitored = textnlp_provider::component::Monitored::default()).unwrap();
     assert!(names(&existing).is_empty());
     let stack = of(|one| (one.stack, one.receivers) = (true, std::collections::BTreeMap::new())).unwrap();
-    assert!(names(&stack) == names(&all) && of_kind(&stack, "gcp.notification-channel").is_empty());
+    assert!(stack.is_empty(), "{stack:?}");
 }
 
 #[test]
