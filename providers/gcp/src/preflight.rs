@@ -19,7 +19,6 @@ use crate::kinds::container::SPOT;
 use crate::kinds::monitoring::CHANNEL;
 use crate::kinds::private::is_connected;
 use crate::labels;
-use crate::lower::{PODS, SERVICES};
 use crate::policy;
 use crate::row::relative;
 use crate::service::Service;
@@ -63,6 +62,9 @@ const CONSTRAINTS: &[Constraint] = &[
         is_refused: |pool| pool.get("secure_boot").and_then(Value::as_bool) == Some(false),
     },
 ];
+
+/// The addresses that a node takes for its pods (<https://cloud.google.com/kubernetes-engine/docs/how-to/flexible-pod-cidr>).
+const ADDRESSES_OF_NODE: u64 = 256;
 
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
@@ -554,19 +556,34 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         problems.push(Problem::new(place, cause, "name a subnetwork of the existing network"));
     }
     // The operator of an existing cluster has seen to the rest.
-    if of_kind(wanted, crate::table::CLUSTER).next().is_none() {
-        return problems;
-    }
-    let ranges = subnet["secondaryIpRanges"].as_array().into_iter().flatten();
-    let ranges: Vec<&str> = ranges.filter_map(|one| one["rangeName"].as_str()).collect();
-    let missing: Vec<&str> = [PODS, SERVICES].into_iter().filter(|name| !ranges.contains(name)).collect();
+    let Some(cluster) = of_kind(wanted, crate::table::CLUSTER).next() else { return problems };
+    let ranges = subnet["secondaryIpRanges"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let range = |name: &str| ranges.iter().find(|one| one["rangeName"] == name);
+    let [pods, services] =
+        ["pods", "services"].map(|field| cluster.spec.get(field).and_then(Value::as_str).unwrap_or_default());
+    let missing: Vec<&str> = [pods, services].into_iter().filter(|&name| range(name).is_none()).collect();
     let name = last(subnetwork);
+    let others = format!("`sites[].existing.subnets: [{name}:PODS:SERVICES]`");
     let update =
         format!("gcloud compute networks subnets update {name} --region {} --project {}", api.region, api.project());
     if !missing.is_empty() {
         let cause = format!("`{name}` has no secondary range named {}", missing.join(", and none named "));
         let added: Vec<String> = missing.iter().map(|name| format!("{name}=RANGE")).collect();
-        let fix = format!("`{update} --add-secondary-ranges {}`", added.join(","));
+        let fix = format!(
+            "name those that it has, {others}, or add them: `{update} --add-secondary-ranges {}`",
+            added.join(",")
+        );
+        problems.push(Problem::new(place, cause, fix));
+    }
+    // An upgrade adds a node to a pool.
+    let nodes: u64 = pools(wanted).iter().map(|pool| pool.count + pool.more + 1).sum();
+    let has = range(pods).and_then(|one| one["ipCidrRange"].as_str()).and_then(Range::read);
+    if let Some(has) = has.filter(|has| has.addresses() / ADDRESSES_OF_NODE < nodes) {
+        let cause = format!(
+            "the range `{pods}` of `{name}` is {has} and has room for the pods of {} nodes; the cluster may have {nodes}, with one more of each pool for upgrades",
+            has.addresses() / ADDRESSES_OF_NODE
+        );
+        let fix = format!("name a larger range, {others}, or lower `cluster.max_nodes` or `gpu.max`");
         problems.push(Problem::new(place, cause, fix));
     }
     match routers {

@@ -65,7 +65,8 @@ const RECORD: Hint = Some("another client made a record of this name: remove it,
 const BUDGET: Hint = Some(
     "either `budget` is not in the currency of the billing account (`gcloud billing accounts describe ACCOUNT`), or a notification channel of it is gone: then run `up` again",
 );
-const LARGER: Hint = Some("set a larger `network.cidr` in another environment");
+const LARGER: Hint =
+    Some("set a larger `network.cidr` in another environment; if the network is an existing one, add a range to it");
 
 /// Codes without what differs: the detailed variant of a stock-out has another end (skypilot-org/skypilot#831).
 fn base(code: &str) -> &str {
