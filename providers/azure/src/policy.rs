@@ -23,6 +23,7 @@ const ALWAYS: &[&str] = &[
     "Microsoft.KeyVault/deletedVaults/read",
     "Microsoft.Network/natGateways/read",
     "Microsoft.Network/publicIPAddresses/read",
+    "Microsoft.Network/routeTables/read",
     "Microsoft.Resources/subscriptions/providers/read",
     "Microsoft.Resources/subscriptions/read",
     "Microsoft.Resources/subscriptions/resourceGroups/read",

@@ -25,6 +25,14 @@ use crate::tables::machines::{self, ALL, ALL_SPOT, Machine};
 /// The API versions of locks and of permissions.
 const LOCKS: &str = "2020-05-01";
 const PERMISSIONS: &str = "2022-04-01";
+/// Azure's own DNS server, to which others forward what is in private zones
+/// (<https://learn.microsoft.com/azure/dns/private-dns-overview>).
+const AZURE_DNS: &str = "168.63.129.16";
+/// The addresses of a subnet that Azure keeps: <https://learn.microsoft.com/azure/virtual-network/virtual-networks-faq>.
+const RESERVED: u64 = 5;
+/// An upgrade adds a node for each of these, and at least one: AKS's default of 10 %
+/// (<https://learn.microsoft.com/azure/aks/upgrade-aks-node-pools-rolling>).
+const SURGE_OF: u64 = 10;
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: portal, Subscriptions > Usage + quotas; a new subscription has no GPUs until then";
 /// The checks of names that are unique in all of Azure: the kind, the path, the API version, the type, and the member with its name.
@@ -395,8 +403,11 @@ async fn budgets(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for one in of_kind(wanted, BUDGET) {
         let place = one.id.as_str();
-        let cause = "its mails go to the owners of the subscription and to mailboxes of `monitoring.receivers`, not to webhooks";
-        problems.push(Problem::note(place, cause, "name a mailbox as a receiver: `smtps://…&to=…`"));
+        let notifications = one.spec.get("notifications").and_then(Value::as_array).into_iter().flatten();
+        if notifications.filter_map(|one| one["groups"].as_array()).all(Vec::is_empty) {
+            let cause = "its mails go to the owners of the subscription only, not to webhooks";
+            problems.push(Problem::note(place, cause, "name a mailbox as a receiver: `smtps://…&to=…`"));
+        }
         let id = crate::table::row(&one.kind).and_then(|row| row.resource.id(&one.spec)).unwrap_or_default();
         let found = match api.find(Call::get(id, budgets::VERSION)).await {
             Ok(found) => found.unwrap_or_default(),
@@ -427,6 +438,7 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     };
     let Some((place, vnet)) = external("azure.network", "vnet") else { return Vec::new() };
     let cluster = of_kind(wanted, crate::table::CLUSTER).next();
+    let has_server = of_kind(wanted, "azure.database-server").next().is_some();
     let mut problems = Vec::new();
     // What cannot be read is told with the names.
     if let Ok(Some(found)) = api.find(Call::get(vnet, NETWORK)).await {
@@ -436,23 +448,52 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
                 format!("`{name}` is in {}, and the site in {}", region.as_str().unwrap_or_default(), api.region);
             problems.push(Problem::new(place, cause, "name a network in the region of the site"));
         }
-        let ranges = found["properties"]["addressSpace"]["addressPrefixes"].as_array().into_iter().flatten();
-        let ranges: Vec<Range> = ranges.filter_map(Value::as_str).filter_map(Range::read).collect();
+        let properties = &found["properties"];
+        let texts = |list: &Value| -> Vec<String> {
+            list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let read = |space: &Value| -> Vec<Range> {
+            texts(&space["addressPrefixes"]).iter().filter_map(|range| Range::read(range)).collect()
+        };
+        let ranges = read(&properties["addressSpace"]);
+        let peerings = properties["virtualNetworkPeerings"].as_array().into_iter().flatten();
+        let peered: Vec<Range> = peerings.flat_map(|one| read(&one["properties"]["remoteAddressSpace"])).collect();
         for field in ["pods", "services"] {
             let Some(own) = cluster.and_then(|cluster| Range::read(text(cluster, field))) else { continue };
             if let Some(taken) = ranges.iter().find(|range| own.overlaps(**range)) {
                 let cause = format!("`{name}` has {taken}, and the {field} of the cluster have addresses of {own}");
                 problems.push(Problem::new(place, cause, "name another network"));
             }
+            // MicrosoftDocs/azure-aks-docs#291.
+            if let Some(taken) = peered.iter().find(|range| own.overlaps(**range)) {
+                let cause = format!(
+                    "a network that is peered with `{name}` has {taken}, and the {field} of the cluster have addresses of {own}: pods do not reach its hosts in that range"
+                );
+                let fix = "no action is needed if they call none of them; else name another network";
+                problems.push(Problem::warning(place, cause, fix));
+            }
+        }
+        let mut servers = texts(&properties["dhcpOptions"]["dnsServers"]);
+        servers.retain(|server| server != AZURE_DNS);
+        if has_server && !servers.is_empty() {
+            // hashicorp/terraform-provider-azurerm#12069, MicrosoftDocs/azure-docs#84421.
+            let cause = format!(
+                "`{name}` has the DNS servers {}, which do not know the private zone of the managed database by themselves",
+                servers.join(", ")
+            );
+            let fix = format!(
+                "let them forward `private.postgres.database.azure.com` to {AZURE_DNS}, and link the zone that `up` creates with their network"
+            );
+            problems.push(Problem::warning(place, cause, fix));
         }
     }
     // The operator of an existing cluster has seen to its subnet.
     if let (Some(cluster), Some((place, id))) = (cluster, external("azure.subnet", "subnet"))
         && let Ok(Some(found)) = api.find(Call::get(id, NETWORK)).await
     {
+        problems.extend(too_small(wanted, place, id, &found["properties"]));
         problems.extend(subnet_of_nodes(api, cluster, place, id, &found["properties"]).await);
     }
-    let has_server = of_kind(wanted, "azure.database-server").next().is_some();
     if let Some((place, id)) = external("azure.subnet", "database-subnet").filter(|_| has_server)
         && let Ok(Some(found)) = api.find(Call::get(id, NETWORK)).await
     {
@@ -467,12 +508,64 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     problems
 }
 
-/// Whether nodes can be in a subnet: no service has it, and its NAT gateway leads them out and to the API server.
+/// A subnet without an address for each node and for those that upgrades add: AKS refuses it late
+/// (Azure/terraform-azurerm-aks#428).
+fn too_small(wanted: &[Wanted], place: &str, id: &str, subnet: &Value) -> Option<Problem> {
+    let ranges = subnet["addressPrefixes"].as_array().into_iter().flatten().chain([&subnet["addressPrefix"]]);
+    let ranges: BTreeSet<&str> = ranges.filter_map(Value::as_str).collect();
+    let has: u64 = ranges.into_iter().filter_map(Range::read).map(Range::addresses).sum();
+    let most = |pool: &Pool<'_>| pool.count.saturating_add(pool.more);
+    let nodes = pools(wanted).iter().map(|pool| most(pool) + most(pool).div_ceil(SURGE_OF)).sum::<u64>();
+    let needed = nodes + RESERVED;
+    (has > 0 && has < needed).then(|| {
+        let cause = format!(
+            "`{}` has {has} addresses, and needs {needed}: one for each node, also of upgrades, and {RESERVED} of Azure's own",
+            last(id)
+        );
+        let fix = "name a larger subnet first in `sites[].existing.subnets`, or lower `cluster.max_nodes` or `gpu.max`";
+        Problem::new(place, cause, fix)
+    })
+}
+
+/// Where the default route of a route table leads, unless that is the internet. It takes precedence over a NAT gateway
+/// (<https://learn.microsoft.com/azure/nat-gateway/nat-overview>).
+fn detour(table: &Value) -> Option<&str> {
+    let mut routes = table["properties"]["routes"].as_array()?.iter().map(|one| &one["properties"]);
+    let route = routes.find(|one| one["addressPrefix"] == "0.0.0.0/0")?;
+    route["nextHopType"].as_str().filter(|hop| *hop != "Internet")
+}
+
+/// Whether nodes can be in a subnet: no service has it, its NAT gateway leads them out and to the API server, and clients reach them.
 async fn subnet_of_nodes(api: &Api, cluster: &Wanted, place: &str, id: &str, subnet: &Value) -> Vec<Problem> {
     let (mut problems, name) = (Vec::new(), last(id));
     if subnet["delegations"].as_array().is_some_and(|all| !all.is_empty()) {
         let cause = format!("`{name}` is delegated to a service, so that nodes cannot be in it");
         problems.push(Problem::new(place, cause, "name another subnet first in `sites[].existing.subnets`"));
+    }
+    if let Some(group) = subnet["networkSecurityGroup"]["id"].as_str() {
+        // AKS opens ports in the group of its own nodes only (Azure/AKS#674).
+        let cause = format!(
+            "the network security group `{}` of `{name}` also decides which clients reach the load balancer, and `up` does not change it",
+            last(group)
+        );
+        let fix = "let it allow connections of your clients to the ports of the Service `textnlp-api`";
+        problems.push(Problem::warning(place, cause, fix));
+    }
+    if let Some(table) = subnet["routeTable"]["id"].as_str() {
+        match api.find(Call::get(table, NETWORK)).await {
+            Ok(found) => {
+                if let Some(hop) = detour(&found.unwrap_or_default()) {
+                    let cause = format!(
+                        "the route table `{}` of `{name}` sends 0.0.0.0/0 to {hop}, which takes precedence over a NAT gateway; routes through a firewall are not supported yet",
+                        last(table)
+                    );
+                    let fix = "name a subnet without this route first in `sites[].existing.subnets`";
+                    problems.push(Problem::new(place, cause, fix));
+                    return problems;
+                }
+            }
+            Err(error) => problems.push(unknown(place, &error)),
+        }
     }
     let Some(gateway) = subnet["natGateway"]["id"].as_str() else {
         let cause = format!(

@@ -37,7 +37,7 @@ const AUTHORITY: &str = "https://login.microsoftonline.com";
 const BEFORE_END: Duration = Duration::from_secs(120);
 /// How old a refused token must be for another one to be worth a call.
 const FRESH: Duration = Duration::from_secs(60);
-const HINT: &str = "sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET";
+const HINT: &str = "sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID, and AZURE_CLIENT_SECRET or AZURE_CLIENT_CERTIFICATE_PATH";
 
 /// The tokens of one identity, by scope.
 #[derive(Debug)]

@@ -54,8 +54,14 @@ impl Range {
         u64::from(self.first) < other.end() && u64::from(other.first) < self.end()
     }
 
+    /// How many addresses it has.
+    #[must_use]
+    pub fn addresses(self) -> u64 {
+        1 << (32 - self.bits)
+    }
+
     fn end(self) -> u64 {
-        u64::from(self.first) + (1 << (32 - self.bits))
+        u64::from(self.first) + self.addresses()
     }
 }
 

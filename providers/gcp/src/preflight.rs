@@ -14,11 +14,11 @@ use textnlp_provider::{
 };
 
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
-use crate::kinds::budgets::BUDGET;
+use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET};
 use crate::kinds::container::SPOT;
+use crate::kinds::monitoring::CHANNEL;
 use crate::kinds::private::is_connected;
 use crate::labels;
-use crate::lower::{PODS, SERVICES};
 use crate::policy;
 use crate::row::relative;
 use crate::service::Service;
@@ -63,6 +63,9 @@ const CONSTRAINTS: &[Constraint] = &[
     },
 ];
 
+/// The addresses that a node takes for its pods (<https://cloud.google.com/kubernetes-engine/docs/how-to/flexible-pod-cidr>).
+const ADDRESSES_OF_NODE: u64 = 256;
+
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
     let checks: Vec<Check<'_>> = vec![
@@ -81,7 +84,23 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
     ];
     let mut problems = run(checks, LIMIT).await;
     problems.extend(open(wanted));
+    problems.extend(beyond_budget(wanted));
     problems
+}
+
+/// Mailboxes that get alerts, and no mails of the budget, which has few of them.
+fn beyond_budget(wanted: &[Wanted]) -> Option<Problem> {
+    let budget = of_kind(wanted, BUDGET).next()?;
+    let notified = budget.spec.outputs_needed();
+    let others = of_kind(wanted, CHANNEL).filter(|one| !notified.iter().any(|output| output.resource == one.id));
+    let others: Vec<&str> = others.filter_map(|one| one.spec.get("email")?.as_str()).collect();
+    (!others.is_empty()).then(|| {
+        let cause = format!(
+            "a budget of Cloud Billing mails to {MOST_OF_BUDGET} channels at most, and not to {}",
+            others.join(", ")
+        );
+        Problem::note(budget.id.as_str(), cause, "use a mailing list if they should get its mails")
+    })
 }
 
 fn of_kind<'w>(wanted: &'w [Wanted], kind: &'static str) -> impl Iterator<Item = &'w Wanted> {
@@ -537,19 +556,34 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         problems.push(Problem::new(place, cause, "name a subnetwork of the existing network"));
     }
     // The operator of an existing cluster has seen to the rest.
-    if of_kind(wanted, crate::table::CLUSTER).next().is_none() {
-        return problems;
-    }
-    let ranges = subnet["secondaryIpRanges"].as_array().into_iter().flatten();
-    let ranges: Vec<&str> = ranges.filter_map(|one| one["rangeName"].as_str()).collect();
-    let missing: Vec<&str> = [PODS, SERVICES].into_iter().filter(|name| !ranges.contains(name)).collect();
+    let Some(cluster) = of_kind(wanted, crate::table::CLUSTER).next() else { return problems };
+    let ranges = subnet["secondaryIpRanges"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let range = |name: &str| ranges.iter().find(|one| one["rangeName"] == name);
+    let [pods, services] =
+        ["pods", "services"].map(|field| cluster.spec.get(field).and_then(Value::as_str).unwrap_or_default());
+    let missing: Vec<&str> = [pods, services].into_iter().filter(|&name| range(name).is_none()).collect();
     let name = last(subnetwork);
+    let others = format!("`sites[].existing.subnets: [{name}:PODS:SERVICES]`");
     let update =
         format!("gcloud compute networks subnets update {name} --region {} --project {}", api.region, api.project());
     if !missing.is_empty() {
         let cause = format!("`{name}` has no secondary range named {}", missing.join(", and none named "));
         let added: Vec<String> = missing.iter().map(|name| format!("{name}=RANGE")).collect();
-        let fix = format!("`{update} --add-secondary-ranges {}`", added.join(","));
+        let fix = format!(
+            "name those that it has, {others}, or add them: `{update} --add-secondary-ranges {}`",
+            added.join(",")
+        );
+        problems.push(Problem::new(place, cause, fix));
+    }
+    // An upgrade adds a node to a pool.
+    let nodes: u64 = pools(wanted).iter().map(|pool| pool.count + pool.more + 1).sum();
+    let has = range(pods).and_then(|one| one["ipCidrRange"].as_str()).and_then(Range::read);
+    if let Some(has) = has.filter(|has| has.addresses() / ADDRESSES_OF_NODE < nodes) {
+        let cause = format!(
+            "the range `{pods}` of `{name}` is {has} and has room for the pods of {} nodes; the cluster may have {nodes}, with one more of each pool for upgrades",
+            has.addresses() / ADDRESSES_OF_NODE
+        );
+        let fix = format!("name a larger range, {others}, or lower `cluster.max_nodes` or `gpu.max`");
         problems.push(Problem::new(place, cause, fix));
     }
     match routers {

@@ -21,7 +21,7 @@ const METADATA: &str = "http://169.254.169.254";
 /// The timeout of the Azure CLI, which is slow to start.
 const PROGRAM: Duration = Duration::from_secs(15);
 const ACTION: (&str, &str) = ("sign in to", "azure");
-const HINT: &str = "sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET";
+const HINT: &str = "sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID, and AZURE_CLIENT_SECRET or AZURE_CLIENT_CERTIFICATE_PATH";
 
 /// The identity sources by variable, in order. The first one whose variable is set is used, and no other.
 const WAYS: &[(&str, CredentialSource)] = &[

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use textnlp_provider::{Error, ErrorKind, Result, Secret};
 use uuid::Uuid;
 
-use super::{read_file, text};
+use super::read_bytes;
 
 /// The variable with the path of a certificate and its private key.
 pub const CERTIFICATE_PATH: &str = "AZURE_CLIENT_CERTIFICATE_PATH";
@@ -37,33 +37,46 @@ impl fmt::Debug for ClientCertificate {
 
 impl ClientCertificate {
     /// Reads a file in PEM format, as `az ad sp create-for-rbac --create-cert` writes it: the certificate and its RSA key, in any order.
+    /// Other certificates, such as those of its authorities, are ignored.
     ///
     /// # Errors
-    /// If it cannot be read, or has no certificate or no RSA key without a password. Errors never quote its content.
+    /// If it cannot be read, or has no RSA key without a password, or no certificate of that key. Errors never quote its content.
     pub fn read(path: &str) -> Result<Self> {
-        let content = read_file(path)?;
-        let found = |what: &str| sections(text(&content)).find(|(label, _)| label.ends_with(what));
+        let content = read_bytes(path)?;
         let refuse = |why: &str, fix: &str| {
             let error = Error::new(ErrorKind::Invalid, "use", CERTIFICATE_PATH).because(format!("{path}: {why}"));
             error.hint(fix.to_owned())
         };
-        let Some((_, certificate)) = found("CERTIFICATE") else {
+        let Some(text) = content.expose_text() else {
             let fix = "convert it: `openssl pkcs12 -in FILE.pfx -out FILE.pem -nodes`";
-            return Err(refuse("it has no certificate in PEM format", fix));
+            return Err(refuse("it is not in PEM format", fix));
         };
-        let Some((label, key)) = found("PRIVATE KEY") else {
+        let found = |what: &'static str| sections(text).filter(move |(label, _)| label.ends_with(what));
+        if found("CERTIFICATE").next().is_none() {
+            return Err(refuse("it has no certificate in PEM format", "append the certificate in PEM format"));
+        }
+        let Some((label, key)) = found("PRIVATE KEY").next() else {
             return Err(refuse("it has no private key", "append the key in PEM format"));
         };
         if label.starts_with("ENCRYPTED") || key.contains("Proc-Type: 4,ENCRYPTED") {
-            return Err(refuse("its private key has a password", "remove it: `openssl pkey -in FILE.pem`"));
+            let fix = "remove it: `openssl pkey -in FILE.pem -out KEY.pem && openssl x509 -in FILE.pem >> KEY.pem`, and name KEY.pem";
+            return Err(refuse("its private key has a password", fix));
         }
-        let body: String = certificate.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
-        let Ok(der) = STANDARD.decode(body) else {
-            return Err(refuse("its certificate is not in PEM format", "write the file again"));
-        };
         // The error of the parser adds nothing, and might quote the key.
         let Ok(key) = EncodingKey::from_rsa_pem(key.as_bytes()) else {
             return Err(refuse("its private key is not an RSA key in PEM format", "Entra accepts RSA keys only"));
+        };
+        let Some(modulus) = modulus(key.as_bytes()) else {
+            return Err(refuse("its private key is not an RSA key in PEM format", "write the file again"));
+        };
+        let decoded = |(_, section): (&str, &str)| {
+            let body: String = section.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
+            STANDARD.decode(body).ok()
+        };
+        let is_own = |der: &Vec<u8>| der.windows(modulus.len()).any(|part| part == modulus);
+        let Some(der) = found("CERTIFICATE").filter_map(decoded).find(is_own) else {
+            let fix = "append the certificate of the key in PEM format, which is registered with the application";
+            return Err(refuse("it has no certificate of its private key", fix));
         };
         Ok(Self { key, thumbprint: URL_SAFE_NO_PAD.encode(Sha256::digest(der)) })
     }
@@ -83,6 +96,33 @@ impl ClientCertificate {
         let wrong = |_| Error::new(ErrorKind::Invalid, "use", CERTIFICATE_PATH).because("its private key cannot sign");
         signed.map(Secret::new).map_err(wrong)
     }
+}
+
+/// The modulus of an RSA key in the DER of PKCS #1: the second number after the version. A certificate of the key has the same bytes
+/// (<https://www.rfc-editor.org/rfc/rfc8017#appendix-A.1.2>).
+fn modulus(key: &[u8]) -> Option<&[u8]> {
+    const SEQUENCE: u8 = 0x30;
+    const INTEGER: u8 = 0x02;
+    let (members, _) = der(SEQUENCE, key)?;
+    let (_version, rest) = der(INTEGER, members)?;
+    let (modulus, _) = der(INTEGER, rest)?;
+    (!modulus.is_empty()).then_some(modulus)
+}
+
+/// The content of a value in DER with this tag, and what is after it.
+fn der(tag: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (found, rest) = bytes.split_first()?;
+    let (length, rest) = rest.split_first()?;
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(*length), rest),
+        // The length of the length.
+        _ => {
+            let (digits, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
+            let add = |sum: usize, digit: &u8| sum.checked_mul(256)?.checked_add(usize::from(*digit));
+            (digits.iter().try_fold(0, add)?, rest)
+        }
+    };
+    rest.split_at_checked(length).filter(|_| *found == tag)
 }
 
 /// The sections of a text in PEM format, each with its label.

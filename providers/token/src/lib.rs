@@ -230,17 +230,29 @@ fn shown(text: &str, secrets: &[&Secret]) -> String {
     words.join(" ").chars().take(SHOWN).collect()
 }
 
-/// Reads a credential file. Errors never quote its content.
+/// Reads a credential file, which is a text. Errors never quote its content.
 fn read_file(path: &str) -> Result<Secret> {
+    let text = read_bytes(path)?;
+    if text.expose_text().is_none() {
+        return Err(not_a_credential(path));
+    }
+    Ok(text)
+}
+
+/// Reads a credential file, which may be binary.
+fn read_bytes(path: &str) -> Result<Secret> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|source| Error::io("read", path, source))?;
     file.take(MAX_TOKEN_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|source| Error::io("read", path, source))?;
-    let text = Secret::new(bytes);
-    if text.expose().len() > MAX_TOKEN_BYTES || text.expose_text().is_none() {
-        return Err(Error::new(ErrorKind::Invalid, "read", path).because("it is not a credential file"));
+    if bytes.len() > MAX_TOKEN_BYTES {
+        return Err(not_a_credential(path));
     }
-    Ok(text)
+    Ok(Secret::new(bytes))
+}
+
+fn not_a_credential(path: &str) -> Error {
+    Error::new(ErrorKind::Invalid, "read", path).because("it is not a credential file")
 }
 
 /// A secret as text; all secrets of this crate are UTF-8.

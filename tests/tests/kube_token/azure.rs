@@ -47,7 +47,9 @@ fn azure_applications_sign_in() {
 fn azure_certificate_signs_assertions_that_its_public_key_verifies() {
     let sandbox = Sandbox::new("kube-token");
     let Some(made) = token_oracle(TESTS, "certificate", &json!({})) else { return };
+    let Some(other) = token_oracle(TESTS, "certificate", &json!({})) else { return };
     let part = |name: &str| made[name].as_str().unwrap().to_owned();
+    let other = other["certificate"].as_str().unwrap().to_owned();
     let entra = StandIn::of(200, ANSWER);
     let at = entra.url();
     let with = |path: &str| {
@@ -57,6 +59,7 @@ fn azure_certificate_signs_assertions_that_its_public_key_verifies() {
     let mut ids = std::collections::BTreeSet::new();
     for (name, content) in [
         ("pkcs8.pem", part("pkcs8") + &part("certificate")),
+        ("chain.pem", other.clone() + &part("pkcs8") + &part("certificate")),
         ("pkcs1.pem", format!("Bag Attributes\n    friendlyName: deploy\n{}{}", part("certificate"), part("pkcs1"))),
     ] {
         let path = file(&sandbox, name, &content);
@@ -78,6 +81,7 @@ fn azure_certificate_signs_assertions_that_its_public_key_verifies() {
     for (content, why) in [
         (part("certificate"), "it has no private key"),
         (part("certificate") + &part("encrypted"), "its private key has a password"),
+        (other + &part("pkcs8"), "it has no certificate of its private key"),
     ] {
         let path = file(&sandbox, "refused.pem", &content);
         refused(&sandbox, &["azure"], &[("AZURE_CLIENT_CERTIFICATE_PATH", &path)], 2, &[why, "hint: "]);
@@ -153,7 +157,10 @@ fn failed_sign_in_reports_the_reason() {
     refused(&sandbox, &["azure", "--server-id", ""], &[], 2, &["--server-id", "it is empty"]);
     refused(&sandbox, &["azure", "--tenant", "a/../b"], &[], 2, &["the tenant"]);
     let wrong = file(&sandbox, "wrong.pem", "hunter2");
-    let why = ["AZURE_CLIENT_CERTIFICATE_PATH", "it has no certificate in PEM format", "hint: convert it"];
+    let why = ["AZURE_CLIENT_CERTIFICATE_PATH", "it has no certificate in PEM format", "hint: append the certificate"];
+    refused(&sandbox, &["azure"], &[("AZURE_CLIENT_CERTIFICATE_PATH", &wrong)], 2, &why);
+    std::fs::write(&wrong, [0x30, 0x82, 0xff]).unwrap();
+    let why = ["AZURE_CLIENT_CERTIFICATE_PATH", "it is not in PEM format", "hint: convert it: `openssl pkcs12"];
     refused(&sandbox, &["azure"], &[("AZURE_CLIENT_CERTIFICATE_PATH", &wrong)], 2, &why);
     refused(&sandbox, &["azure"], &[("IDENTITY_ENDPOINT", "http://127.0.0.1:1")], 2, &["IDENTITY_HEADER", "Arc"]);
     refused(&sandbox, &["azure"], &[("AZURE_FEDERATED_TOKEN_FILE", "/nobody/has/it")], 1, &["read /nobody/has/it"]);

@@ -1,12 +1,14 @@
 //! Action groups and metric alerts of Azure Monitor: <https://learn.microsoft.com/rest/api/monitor/>.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_cloud::same;
+use textnlp_cloud::{State, same};
 use textnlp_provider::{Identity, Kind, Pricing};
 
 use super::{delete, put, read};
-use crate::row::{Field, Rest, RestKind, Table};
+use crate::row::{Field, Rest, RestKind, Table, state};
 use crate::table::{Row, kind};
 
 /// The resource provider of both.
@@ -74,6 +76,22 @@ impl RestKind for Group {
         in_place: &["short_name", "emails", "enabled"],
         ..Table::USUAL
     };
+
+    /// A recipient can unsubscribe. Only the operator subscribes one again, by a call of its own
+    /// (<https://learn.microsoft.com/rest/api/monitor/action-groups/enable-receiver>).
+    fn state(document: &Value) -> State {
+        let mut receivers = document["properties"]["emailReceivers"].as_array().into_iter().flatten();
+        let Some(one) = receivers.find(|one| one["status"] == "Disabled") else {
+            return state(Self::TABLE, document);
+        };
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        State::Degraded(format!(
+            "{} unsubscribed and gets no mail: `az monitor action-group enable-receiver --ids {} --name {}`",
+            text(&one["emailAddress"]),
+            text(&document["id"]),
+            text(&one["name"])
+        ))
+    }
 }
 
 /// The receivers of these addresses. Their names are unique in the group.
@@ -130,14 +148,14 @@ struct Criterion {
     /// The type of the resource.
     namespace: String,
     metric: String,
-    /// The dimension whose values are each compared, if there is one.
-    each: Option<String>,
+    /// The dimensions whose values are each compared.
+    each: BTreeSet<String>,
     above: f64,
 }
 
 fn criteria(value: &Value) -> Value {
     let Ok(one) = serde_json::from_value::<Criterion>(value.clone()) else { return Value::Null };
-    let each = one.each.map(|name| json!({ "name": name, "operator": "Include", "values": [ALL] }));
+    let each = one.each.iter().map(|name| json!({ "name": name, "operator": "Include", "values": [ALL] }));
     json!({
         "odata.type": OF_ONE,
         "allOf": [{
@@ -145,7 +163,7 @@ fn criteria(value: &Value) -> Value {
             "name": "criterion",
             "metricNamespace": one.namespace,
             "metricName": one.metric,
-            "dimensions": each.into_iter().collect::<Vec<Value>>(),
+            "dimensions": each.collect::<Vec<Value>>(),
             "operator": ABOVE,
             "threshold": one.above,
             "timeAggregation": AVERAGE,
@@ -160,11 +178,12 @@ fn criterion(document: &Value) -> Value {
     let read = || {
         let all = &document["properties"]["criteria"];
         let [one] = all["allOf"].as_array()?.as_slice() else { return None };
-        let each = match one["dimensions"].as_array().map(Vec::as_slice).unwrap_or_default() {
-            [] => None,
-            [each] if each["operator"] == "Include" && each["values"] == json!([ALL]) => Some(each["name"].as_str()?),
-            _ => return None,
+        let name = |each: &Value| {
+            let is_usual = each["operator"] == "Include" && each["values"] == json!([ALL]);
+            each["name"].as_str().filter(|_| is_usual).map(str::to_owned)
         };
+        let each =
+            one["dimensions"].as_array().into_iter().flatten().map(name).collect::<Option<BTreeSet<String>>>()?;
         let is_usual = all["odata.type"] == OF_ONE
             && one["criterionType"] == STATIC
             && one["operator"] == ABOVE
@@ -172,7 +191,7 @@ fn criterion(document: &Value) -> Value {
         is_usual.then_some(Criterion {
             namespace: one["metricNamespace"].as_str()?.to_owned(),
             metric: one["metricName"].as_str()?.to_owned(),
-            each: each.map(str::to_owned),
+            each,
             above: one["threshold"].as_f64()?,
         })
     };
@@ -200,14 +219,14 @@ mod tests {
 
     #[test]
     fn alerts_are_read_as_they_are_written() {
-        let wanted = json!({ "namespace": "a/b", "metric": "m", "each": "node", "above": 80 });
+        let wanted = json!({ "namespace": "a/b", "metric": "m", "each": ["node", "device"], "above": 80 });
         let mut document =
             json!({ "properties": { "criteria": criteria(&wanted), "actions": actions(&json!(["/A"])) } });
         assert!(Alert::fits("criterion", &wanted, &criterion(&document)), "{document}");
         assert!(Alert::fits("groups", &json!(["/a"]), &groups(&document)), "{document}");
         document["properties"]["criteria"]["allOf"][0]["operator"] = json!("LessThan");
         assert!(!Alert::fits("criterion", &wanted, &criterion(&document)), "{document}");
-        let unknown = json!({ "namespace": "a/b", "metric": "m", "above": { "$output": "a/b#c" } });
+        let unknown = json!({ "namespace": "a/b", "metric": "m", "each": [], "above": { "$output": "a/b#c" } });
         assert!(!Alert::fits("criterion", &unknown, &Value::Null));
     }
 
@@ -217,5 +236,15 @@ mod tests {
         let written = receivers(&wanted);
         assert_ne!(written[0]["name"], written[1]["name"]);
         assert_eq!(emails(&json!({ "properties": { "emailReceivers": written } })), wanted);
+    }
+
+    #[test]
+    fn a_recipient_who_unsubscribed_is_named_with_the_command() {
+        let mut written = receivers(&json!(["a@example.com", "b@example.com"]));
+        let group = |written: &Value| json!({ "id": "/a", "properties": { "emailReceivers": written } });
+        assert_eq!(Group::state(&group(&written)), State::Ready);
+        written[1]["status"] = json!("Disabled");
+        let State::Degraded(why) = Group::state(&group(&written)) else { panic!("{written}") };
+        assert!(why.starts_with("b@example.com") && why.contains("--ids /a --name mailbox-2"), "{why}");
     }
 }

@@ -16,6 +16,7 @@ use super::{Lowering, output};
 use crate::kinds::budgets::{BUDGET, CONSUMPTION};
 use crate::kinds::monitoring::{ALERT, GROUP, INSIGHTS};
 use crate::names;
+use crate::tables::machines::KEPT_CONNECTIONS;
 
 /// The most characters of the name of a budget
 /// (<https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftconsumption>).
@@ -50,14 +51,6 @@ impl Watched {
             Self::DatabaseServer => "Microsoft.DBforPostgreSQL/flexibleServers",
         }
     }
-
-    /// The dimension whose values are each compared.
-    fn each(self) -> Option<&'static str> {
-        match self {
-            Self::Nodes => Some("node"),
-            Self::DatabaseServer => None,
-        }
-    }
 }
 
 /// The threshold of an alert.
@@ -68,7 +61,7 @@ enum Limit {
     Memory,
     /// The same of the disk.
     Disk,
-    /// This share of the connections that the server accepts.
+    /// This share of the connections that the server accepts from users.
     Connections(f64),
 }
 
@@ -79,6 +72,8 @@ struct Rule {
     says: &'static str,
     watched: Watched,
     metric: &'static str,
+    /// The dimensions whose values are each compared. The others are averaged.
+    each: &'static [&'static str],
     limit: Limit,
     minutes: u32,
 }
@@ -91,15 +86,18 @@ const RULES: &[Rule] = &[
         part: "nodes-memory",
         says: "A node of the cluster has little memory left",
         watched: Watched::Nodes,
-        metric: "node_memory_working_set_percentage",
+        // Without the files in memory, such as mapped models: the working set has those, and is high in normal operation.
+        metric: "node_memory_rss_percentage",
+        each: &["node"],
         limit: Limit::Memory,
         minutes: 15,
     },
     Rule {
         part: "nodes-disk",
-        says: "The disk of a node of the cluster is nearly full",
+        says: "A disk of a node of the cluster is nearly full: see the dimensions `node` and `device`",
         watched: Watched::Nodes,
         metric: "node_disk_usage_percentage",
+        each: &["node", "device"],
         limit: Limit::Disk,
         minutes: 5,
     },
@@ -108,6 +106,7 @@ const RULES: &[Rule] = &[
         says: "The database has no CPU left",
         watched: Watched::DatabaseServer,
         metric: "cpu_percent",
+        each: &[],
         limit: Limit::Fixed(90.0),
         minutes: 5,
     },
@@ -116,6 +115,7 @@ const RULES: &[Rule] = &[
         says: "The database has little memory left",
         watched: Watched::DatabaseServer,
         metric: "memory_percent",
+        each: &[],
         limit: Limit::Memory,
         minutes: 15,
     },
@@ -124,6 +124,7 @@ const RULES: &[Rule] = &[
         says: "The disk of the database is nearly full",
         watched: Watched::DatabaseServer,
         metric: "storage_percent",
+        each: &[],
         limit: Limit::Disk,
         minutes: 5,
     },
@@ -132,6 +133,7 @@ const RULES: &[Rule] = &[
         says: "The database accepts few more connections",
         watched: Watched::DatabaseServer,
         metric: "active_connections",
+        each: &[],
         limit: Limit::Connections(0.9),
         minutes: 5,
     },
@@ -139,19 +141,29 @@ const RULES: &[Rule] = &[
 
 impl Lowering<'_> {
     pub(super) fn monitoring(&mut self, monitoring: &Monitoring) {
-        let has_alerts = monitoring.stack || !monitoring.receivers.is_empty();
-        let group = if has_alerts { self.alerts(monitoring) } else { None };
+        let group = self.alerts(monitoring);
         // A budget of nothing is never kept.
         if let Some(budget) = monitoring.budget.as_ref().filter(|budget| budget.monthly > 0.0) {
             self.budget(budget, group.as_ref());
         }
     }
 
-    /// The alerts and their action group, if there are mailboxes.
+    /// The alerts and their action group, if there are mailboxes: Azure bills alerts, and nothing else shows them.
     fn alerts(&mut self, monitoring: &Monitoring) -> Option<ResourceId> {
+        let emails = self.emails(monitoring);
+        if emails.is_empty() {
+            return None;
+        }
         let spec = json!({ "subscription": self.site.account, "name": INSIGHTS });
         let provider = self.part("insights", "azure.provider", spec);
-        let group = self.action_group(monitoring, provider.clone());
+        let spec = self.of_world(json!({
+            "name": names::of(self.site, "alerts", MOST_OF_ALERT),
+            "short_name": SHORT_NAME,
+            "emails": emails,
+            "enabled": true,
+        }));
+        let group = self.part("mailboxes", GROUP, spec);
+        self.after(provider.clone());
         let groups: Vec<Value> = group.iter().map(|id| output(id, "id")).collect();
         let place = format!("{} at {}", self.site.environment, self.site.name);
         for rule in RULES {
@@ -169,7 +181,7 @@ impl Lowering<'_> {
                 "criterion": {
                     "namespace": rule.watched.namespace(),
                     "metric": rule.metric,
-                    "each": rule.watched.each(),
+                    "each": rule.each,
                     "above": above,
                 },
                 "groups": groups,
@@ -180,7 +192,8 @@ impl Lowering<'_> {
         group
     }
 
-    fn action_group(&mut self, monitoring: &Monitoring, provider: Option<ResourceId>) -> Option<ResourceId> {
+    /// The mailboxes of the receivers.
+    fn emails(&mut self, monitoring: &Monitoring) -> BTreeSet<String> {
         let mut emails = BTreeSet::new();
         for (name, address) in &monitoring.receivers {
             let found = match address {
@@ -200,18 +213,7 @@ impl Lowering<'_> {
             let cause = format!("they have {} mailboxes, and {MOST_MAILBOXES} are the most", emails.len());
             self.problem("receivers", cause, "use a mailing list");
         }
-        if emails.is_empty() {
-            return None;
-        }
-        let spec = self.of_world(json!({
-            "name": names::of(self.site, "alerts", MOST_OF_ALERT),
-            "short_name": SHORT_NAME,
-            "emails": emails,
-            "enabled": true,
-        }));
-        let group = self.part("mailboxes", GROUP, spec);
-        self.after(provider);
-        group
+        emails
     }
 
     /// What an alert is about, if this environment creates it.
@@ -254,7 +256,10 @@ impl Rule {
             Limit::Fixed(limit) => limit,
             Limit::Memory => f64::from(monitoring.limits.memory),
             Limit::Disk => f64::from(monitoring.limits.disk),
-            Limit::Connections(part) => (f64::from(size(database(monitoring)?)?.1) * part).round(),
+            Limit::Connections(part) => {
+                let (_, most) = size(database(monitoring)?)?;
+                (f64::from(most.saturating_sub(KEPT_CONNECTIONS)) * part).round()
+            }
         })
     }
 }

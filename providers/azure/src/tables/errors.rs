@@ -37,7 +37,9 @@ const REGISTER: Hint =
 const LOCK: Hint = Some("a lock protects it: remove the lock yourself if the object can go");
 const REGION: Hint =
     Some("the subscription cannot create this in the region: choose another one, or ask Azure's support");
-const SIGN_IN: Hint = Some("sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET");
+const SIGN_IN: Hint = Some(
+    "sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID, and AZURE_CLIENT_SECRET or AZURE_CLIENT_CERTIFICATE_PATH",
+);
 const NAME: Hint = Some("the name is taken in all of Azure: give the environment or the site another name");
 const EVICTION: Hint = Some(
     "the disruption budget that the message names allows no eviction: add a replica, or lower its `minAvailable` for the upgrade",

@@ -87,7 +87,10 @@ pub fn of_size(size: GpuSize) -> Option<&'static Machine> {
     MACHINES.get(place)
 }
 
-/// Sizes of PostgreSQL servers with the connections that they accept by default, of which Azure keeps 15
+/// The connections of a server that Azure keeps for itself, of all sizes (see [`SERVERS`]).
+pub const KEPT_CONNECTIONS: u32 = 15;
+
+/// Sizes of PostgreSQL servers with the connections that they accept by default, with those that Azure keeps
 /// (<https://learn.microsoft.com/azure/postgresql/flexible-server/concepts-limits>, as of 2025-09), and their vCPUs and memory in GiB.
 pub static SERVERS: &[(&str, u32, u32, u32)] = &[
     ("Standard_B1ms", 50, 1, 2),

@@ -162,6 +162,15 @@ fn preflight_names_recipients_and_another_currency() {
             well.contains("note") && well.contains("not to webhooks") && !well.contains("Azure counts in"),
             "{well}"
         );
+        let with = |budget: &Wanted| {
+            let mut spec = budget.spec.as_value().clone();
+            for one in spec["notifications"].as_array_mut().unwrap() {
+                one["groups"] = json!([{ "$output": "main/monitoring/mailboxes#id" }]);
+            }
+            bench.wanted("main/monitoring/budget", "azure.budget", &spec)
+        };
+        let problems = bench.provider.preflight(&[with(&wanted(&bench))]).await.unwrap();
+        assert!(!problems.iter().any(|one| one.to_string().contains("not to webhooks")), "{problems:?}");
         bench.cloud.world().currency = "EUR".to_owned();
         make(&bench).await;
         let other = said(&bench).await;

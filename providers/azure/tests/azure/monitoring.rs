@@ -55,16 +55,17 @@ fn alerts_are_about_what_the_environment_creates() {
     };
     let nodes = alert("nodes-memory");
     assert_eq!(nodes["scopes"], json!([{ "$output": "main/cluster#id" }]));
-    assert_eq!((&nodes["criterion"]["above"], &nodes["criterion"]["each"]), (&json!(80.0), &json!("node")));
+    assert_eq!((&nodes["criterion"]["above"], &nodes["criterion"]["each"]), (&json!(80.0), &json!(["node"])));
+    assert_eq!(alert("nodes-disk")["criterion"]["each"], json!(["node", "device"]));
     assert_eq!(nodes["groups"], json!([{ "$output": "main/monitoring/mailboxes#id" }]));
-    // Nine tenths of what the smallest size with a standby accepts.
-    assert_eq!(alert("database-connections")["criterion"]["above"], json!(773.0));
+    // Nine tenths of what the smallest size with a standby accepts from users.
+    assert_eq!(alert("database-connections")["criterion"]["above"], json!(760.0));
     let external = of(|one| one.monitored.database.as_mut().unwrap().hosting = Some(Hosting::External)).unwrap();
     assert_eq!(named(&external, "alert-"), of_nodes);
     let existing = of(|one| one.monitored = Monitored::default()).unwrap();
     assert!(named(&existing, "alert-").is_empty());
     let without = of(|one| one.receivers = BTreeMap::new()).unwrap();
-    assert!(named(&without, "alert-").len() == 6 && named(&without, "mailboxes").is_empty());
+    assert!(named(&without, "alert-").is_empty() && named(&without, "mailboxes").is_empty());
     let off = of(|one| one.stack = false).unwrap_err();
     assert!(off.contains("receivers.hook") && off.contains("mailboxes only"), "{off}");
     let off = of(|one| {
@@ -86,7 +87,7 @@ fn a_changed_alert_is_drift_and_is_put_right() {
         let spec = json!({
             "group": path, "name": "disk", "says": "The disk is nearly full", "severity": 2, "enabled": true,
             "scopes": [format!("{path}/providers/a/b/c")], "frequency": "PT1M", "window": "PT5M", "groups": [], "tags": {},
-            "criterion": { "namespace": "a/b", "metric": "m", "each": null, "above": 90.0 },
+            "criterion": { "namespace": "a/b", "metric": "m", "each": [], "above": 90.0 },
         });
         let wanted = bench.wanted("main/monitoring/alert-disk", "azure.metric-alert", &spec);
         bench.cloud.faults().add(Rule::nth("Microsoft.Insights", WRITE, 1, Disruption::LostReply));

@@ -92,6 +92,42 @@ fn an_existing_network_must_be_fit_for_the_site() {
 }
 
 #[test]
+fn an_existing_network_is_checked_for_what_its_operators_set() {
+    run(async {
+        let group = format!("/subscriptions/{}/resourceGroups/shared", Options::default().subscription);
+        let other = |kind: &str| format!("{group}/providers/Microsoft.Network/{kind}/hub");
+        let peering =
+            json!({ "name": "hub", "properties": { "remoteAddressSpace": { "addressPrefixes": ["100.64.0.0/17"] } } });
+        for (place, pointer, value, says, is_warning) in [
+            (0, "/properties/virtualNetworkPeerings", json!([peering]), "has 100.64.0.0/17, and the pods", true),
+            (0, "/properties/dhcpOptions", json!({ "dnsServers": ["10.0.0.4"] }), "the DNS servers 10.0.0.4", true),
+            (
+                1,
+                "/properties/networkSecurityGroup",
+                json!({ "id": other("networkSecurityGroups") }),
+                "group `hub`",
+                true,
+            ),
+            (1, "/properties/routeTable", json!({ "id": other("routeTables") }), "to VirtualAppliance", false),
+            (1, "/properties/addressPrefix", json!("10.20.0.0/29"), "has 8 addresses, and needs", false),
+        ] {
+            let bench = bench(&["aks", "postgres"], "10.20.0.0/16").await;
+            let route = json!({ "addressPrefix": "0.0.0.0/0", "nextHopType": "VirtualAppliance", "nextHopIpAddress": "10.0.0.4" });
+            let table = json!({
+                "id": other("routeTables"), "name": "hub", "type": "Microsoft.Network/routeTables", "location": "westeurope",
+                "properties": { "provisioningState": "Succeeded", "routes": [{ "name": "out", "properties": route }] },
+            });
+            bench.cloud.world().put(&other("routeTables"), table);
+            bench.cloud.world().change(&ids(&bench)[place], pointer, value);
+            let problems = bench.provider.preflight(&bench.all()).await.unwrap();
+            let found: Vec<_> = problems.iter().filter(|one| one.place.starts_with("main/network/")).collect();
+            let [one] = found.as_slice() else { panic!("{says}: {problems:#?}") };
+            assert!(one.to_string().contains(says) && one.warning == is_warning, "{says}: {one:?}");
+        }
+    });
+}
+
+#[test]
 fn an_existing_network_needs_no_action_that_changes_it() {
     run(async {
         let bench = bench(&["aks", "postgres"], "10.20.0.0/16").await;

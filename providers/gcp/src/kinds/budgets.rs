@@ -26,6 +26,8 @@ use crate::table::{Row, kind};
 pub(crate) const BUDGET: &str = "gcp.budget";
 /// The most characters of the start of a display name, which has 60 with the space and the lineage after it.
 pub(crate) const MOST_OF_NAME: usize = 23;
+/// The most channels of a budget (hashicorp/terraform-provider-google#16790).
+pub(crate) const MOST_OF_BUDGET: usize = 5;
 /// An id. The name is the start of the display name.
 const PATH: &str = "projects/{project}/budgets/{name}";
 /// The nanos of a hundredth of a currency's unit.
@@ -188,16 +190,18 @@ impl Resource<Api> for Budget {
 
     async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let budget = current(api, "change", seen).await?;
-        let (member, value) = match field {
-            "notifications" => ("thresholdRules", rules(spec)),
-            "projects" => ("budgetFilter", filter(api).await?),
-            "channels" => ("notificationsRule", recipients(spec)),
-            _ => ("amount", json!({ "specifiedAmount": money(spec) })),
+        let (member, mask, value) = match field {
+            "notifications" => ("thresholdRules", "thresholdRules", rules(spec)),
+            "projects" => ("budgetFilter", "budgetFilter", filter(api).await?),
+            // The other recipients, such as a topic of Pub/Sub, are the operator's: Terraform names the members for the same reason
+            // (GoogleCloudPlatform/magic-modules, products/billingbudget/Budget.yaml).
+            "channels" => ("notificationsRule", "notificationsRule.monitoringNotificationChannels", recipients(spec)),
+            _ => ("amount", "amount", json!({ "specifiedAmount": money(spec) })),
         };
         // A change by another client since the read is refused by the etag.
         let body = json!({ (member): value, "etag": budget["etag"] });
         let path = budget["name"].as_str().unwrap_or_default();
-        let call = Call::new(Service::BillingBudgets, Method::PATCH, path).query("updateMask", member).body(body);
+        let call = Call::new(Service::BillingBudgets, Method::PATCH, path).query("updateMask", mask).body(body);
         api.send(call.saying("change", format!("budget {}", spec.name))).await.map(drop)
     }
 

@@ -10,14 +10,15 @@ use super::{create, delete, read};
 use crate::declare::{ID, Terraform};
 use crate::row::{Field, Labelling, Marks, Rest, RestKind, Table};
 use crate::service::Service;
-use crate::table::{Row, kind};
+use crate::table::{MINUTE, Row, kind};
 
 /// The kind of channels.
 pub(crate) const CHANNEL: &str = "gcp.notification-channel";
 /// The kind of alert policies.
 pub(crate) const POLICY: &str = "gcp.alert-policy";
-/// The only comparison that policies of this program have.
+/// The comparisons of policies.
 const ABOVE: &str = "COMPARISON_GT";
+const BELOW: &str = "COMPARISON_LT";
 /// How time series become one, and how an answer may write that they do not.
 const SUM: &str = "REDUCE_SUM";
 const NO_REDUCER: &str = "REDUCE_NONE";
@@ -25,6 +26,8 @@ const NO_REDUCER: &str = "REDUCE_NONE";
 pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
+            // The service may be enabled just before (terraform-google-modules/terraform-google-sql-db#593).
+            deadline: MINUTE.saturating_mul(20),
             permissions: &[
                 create("monitoring.notificationChannels.create"),
                 read("monitoring.notificationChannels.get"),
@@ -41,6 +44,7 @@ pub(crate) static ROWS: &[Row] = &[
     },
     Row {
         kind: Kind {
+            deadline: MINUTE.saturating_mul(20),
             // <https://cloud.google.com/monitoring/alerts/cost-control>: its prices are not recorded.
             pricing: Pricing::Unknown("by conditions and time series"),
             permissions: &[
@@ -100,7 +104,9 @@ impl RestKind for Policy {
         collection: "projects/{project}/alertPolicies",
         items: "alertPolicies",
         assigned: true,
-        constants: &[("/combiner", "\"OR\"")],
+        // An incident of a node that is gone has no more values: without this, its least value, it stays open for a week
+        // (hashicorp/terraform-provider-google#10523).
+        constants: &[("/combiner", "\"OR\""), ("/alertStrategy/autoClose", "\"1800s\"")],
         fields: &[
             Field::plain("name", "/displayName").patched(),
             Field::code("condition", "/conditions", conditions, condition).patched(),
@@ -132,12 +138,20 @@ struct Condition {
     aligner: String,
     /// The label whose values have a sum each, if time series are added.
     sum_by: Option<String>,
-    /// What a value has to exceed.
-    above: f64,
+    #[serde(flatten)]
+    limit: Limit,
     /// The seconds of a value.
     period_seconds: u64,
     /// How long it has to be exceeded.
     lasting_seconds: u64,
+}
+
+/// What a value has to exceed, or to be less than.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Limit {
+    Above(f64),
+    Below(f64),
 }
 
 /// The conditions in a document; null while a piece of the filter is not known.
@@ -149,13 +163,17 @@ fn conditions(value: &Value) -> Value {
         aggregation["crossSeriesReducer"] = json!(SUM);
         aggregation["groupByFields"] = json!([label]);
     }
+    let (comparison, limit) = match one.limit {
+        Limit::Above(limit) => (ABOVE, limit),
+        Limit::Below(limit) => (BELOW, limit),
+    };
     json!([{
         "displayName": one.says,
         "conditionThreshold": {
             "filter": one.filter.concat(),
             "aggregations": [aggregation],
-            "comparison": ABOVE,
-            "thresholdValue": one.above,
+            "comparison": comparison,
+            "thresholdValue": limit,
             "duration": seconds(one.lasting_seconds),
         },
     }])
@@ -173,15 +191,20 @@ fn condition(document: &Value) -> Value {
             Some(SUM) => Some(aggregation["groupByFields"][0].as_str()?.to_owned()),
             Some(_) => return None,
         };
-        let is_usual =
-            threshold["comparison"] == ABOVE && threshold["denominatorFilter"].as_str().is_none_or(str::is_empty);
+        // Zero may be left out.
+        let limit = threshold["thresholdValue"].as_f64().unwrap_or_default();
+        let limit = match threshold["comparison"].as_str()? {
+            ABOVE => Limit::Above(limit),
+            BELOW => Limit::Below(limit),
+            _ => return None,
+        };
+        let is_usual = threshold["denominatorFilter"].as_str().is_none_or(str::is_empty);
         is_usual.then_some(Condition {
             says: one["displayName"].as_str()?.to_owned(),
             filter: vec![threshold["filter"].as_str()?.to_owned()],
             aligner: aggregation["perSeriesAligner"].as_str()?.to_owned(),
             sum_by,
-            // Zero may be left out.
-            above: threshold["thresholdValue"].as_f64().unwrap_or_default(),
+            limit,
             period_seconds: seconds(&aggregation["alignmentPeriod"])?,
             lasting_seconds: seconds(&threshold["duration"])?,
         })
@@ -206,6 +229,20 @@ mod tests {
         assert!(Policy::fits("condition", &wanted, &condition(&document)), "{document}");
         document["conditions"][0]["conditionThreshold"]["comparison"] = json!("COMPARISON_LT");
         assert!(!Policy::fits("condition", &wanted, &condition(&document)), "{document}");
+    }
+
+    #[test]
+    fn a_condition_may_be_about_values_that_are_less() {
+        let wanted = json!({
+            "says": "Stopped", "filter": ["f"], "aligner": "ALIGN_MAX", "sum_by": null, "below": 0, "period_seconds": 60,
+            "lasting_seconds": 600,
+        });
+        let mut document = json!({ "conditions": conditions(&wanted) });
+        assert_eq!(document["conditions"][0]["conditionThreshold"]["comparison"], BELOW);
+        if let Some(threshold) = document["conditions"][0]["conditionThreshold"].as_object_mut() {
+            threshold.retain(|member, _| member != "thresholdValue");
+        }
+        assert!(Policy::fits("condition", &wanted, &condition(&document)), "{document}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use textnlp_provider::component::{Cluster, GpuPool};
 use textnlp_provider::settings::{GpuSize, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
 
-use super::network::{PODS, SERVICES};
+use super::network::{PODS, SERVICES, with_ranges};
 use super::{Lowering, NETWORK, output};
 use crate::kinds::container::{ON_DEMAND, SPOT};
 use crate::names;
@@ -64,6 +64,8 @@ impl Lowering<'_> {
         }
         let (key, access) = self.data_key("agent:container");
         let network = cluster.network.as_str();
+        let subnet = self.site.subnets.first();
+        let (_, pods, services) = subnet.map_or(("", PODS, SERVICES), |subnet| with_ranges(subnet.as_str()));
         let main = self.main(
             "gcp.gke-cluster",
             self.of_region(json!({
@@ -71,8 +73,8 @@ impl Lowering<'_> {
                 "version": cluster.version,
                 "network": self.output_of(network, "vpc", "id"),
                 "subnetwork": self.output_of(network, "subnet", "id"),
-                "pods": PODS,
-                "services": SERVICES,
+                "pods": pods,
+                "services": services,
                 "private_nodes": true,
                 "allow_from": cluster.allow_from,
                 "channel": CHANNEL,

@@ -26,7 +26,6 @@ mod registry;
 
 pub(crate) use models::bucket_identity;
 pub use models::models_bucket;
-pub(crate) use network::{PODS, SERVICES};
 use serde_json::{Value, json};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::spec::OutputRef;
@@ -248,7 +247,7 @@ pub(crate) mod tests {
         let vpc = "projects/my-project/global/networks/company";
         let subnet = "projects/my-project/regions/europe-west1/subnetworks/nodes";
         let external = |id: &str| Ownership::External(CloudId::new(id).unwrap());
-        for (network, subnetwork) in [("company", "nodes"), (vpc, subnet)] {
+        for (network, subnetwork) in [("company", "nodes"), (vpc, subnet), ("company", "nodes:gke-pods:gke-services")] {
             let all = of(Some(network), &[subnetwork], None).unwrap();
             let found: Vec<_> = all.iter().map(|one| (one.id.to_string(), one.ownership.clone())).collect();
             let expected = [("services", Ownership::Ours), ("vpc", external(vpc)), ("subnet", external(subnet))];
@@ -260,6 +259,7 @@ pub(crate) mod tests {
             (Some("company"), vec![], None, "0 are set"),
             (Some("company"), vec!["nodes", "pods"], None, "2 are set"),
             (Some("company"), vec![elsewhere], None, "no subnetwork"),
+            (Some("company"), vec!["nodes:gke-pods"], None, "no subnetwork"),
             (Some("company"), vec!["nodes"], Some("10.0.0.0/16"), "its own address range"),
             (None, vec!["nodes"], None, "need their existing network"),
         ] {
@@ -267,8 +267,10 @@ pub(crate) mod tests {
             assert!(problems.contains(says), "{says}: {problems}");
         }
         let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
-        let site = Site { subnets: vec![CloudId::new("nodes").unwrap()], ..site(false) };
+        let site = Site { subnets: vec![CloudId::new("nodes:gke-pods:gke-services").unwrap()], ..site(false) };
         let all = lower(&cluster, &site).unwrap();
+        let main = all.iter().find(|one| one.id.as_str() == "main/cluster").unwrap().spec.as_value();
+        assert_eq!((&main["pods"], &main["services"]), (&json!("gke-pods"), &json!("gke-services")));
         let router = |one: &Wanted| one.needs.iter().any(|need| need.on.as_str() == "main/network/router");
         assert!(!all.iter().any(router), "it has none");
     }

@@ -13,7 +13,7 @@ use textnlp_provider::{ComponentName, ResourceId};
 
 use super::database::tier;
 use super::{Lowering, output};
-use crate::kinds::budgets::{BUDGET, MOST_OF_NAME};
+use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET, MOST_OF_NAME};
 use crate::kinds::monitoring::{CHANNEL, POLICY};
 use crate::names;
 use crate::service::Service;
@@ -25,10 +25,8 @@ const OF_ALERTS: &[Service] = &[Service::Monitoring];
 const OF_BUDGET: &[Service] = &[Service::BillingBudgets, Service::CloudBilling];
 /// The longest display name (<https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies>).
 const MOST_OF_TITLE: usize = 512;
-/// The most channels of a policy (<https://cloud.google.com/monitoring/quotas#alerting_uptime_limits>) and of a budget
-/// (hashicorp/terraform-provider-google#16790).
+/// The most channels of a policy (<https://cloud.google.com/monitoring/quotas#alerting_uptime_limits>).
 const MOST_CHANNELS: usize = 16;
-const MOST_OF_BUDGET: usize = 5;
 /// The seconds of a value of the metrics, and how values within them become one.
 const PERIOD: u64 = 60;
 const MEAN: &str = "ALIGN_MEAN";
@@ -48,6 +46,8 @@ enum Watched {
 #[derive(Debug, Clone, Copy)]
 enum Limit {
     Fixed(f64),
+    /// Values below it.
+    Below(f64),
     /// The limit of the use of memory, as a share.
     Memory,
     /// The same of the disk.
@@ -143,13 +143,27 @@ const RULES: &[Rule] = &[
         limit: Limit::Fixed(600.0),
         lasting_minutes: 10,
     },
+    Rule {
+        part: "database-replication",
+        says: "The replication to a replica of the database has stopped",
+        watched: Watched::DatabaseReplicas,
+        // Negative while replication is inactive (<https://cloud.google.com/sql/docs/postgres/admin-api/metrics>).
+        metric: "cloudsql.googleapis.com/database/replication/replica_lag",
+        also: "",
+        aligner: "ALIGN_MAX",
+        sum_by: None,
+        limit: Limit::Below(0.0),
+        lasting_minutes: 10,
+    },
 ];
 
 impl Lowering<'_> {
     pub(super) fn monitoring(&mut self, monitoring: &Monitoring) {
         // A budget of nothing is never kept.
         let budget = monitoring.budget.as_ref().filter(|budget| budget.monthly > 0.0);
-        let has_alerts = monitoring.stack || !monitoring.receivers.is_empty();
+        // Google Cloud bills policies, and without a mailbox nothing shows their incidents.
+        let emails = self.emails(monitoring);
+        let has_alerts = !emails.is_empty();
         let needed =
             [(has_alerts, OF_ALERTS), (budget.is_some(), OF_BUDGET)].into_iter().filter(|(is_needed, _)| *is_needed);
         let apis: Vec<&str> = needed.flat_map(|(_, services)| services).map(|service| service.api()).collect();
@@ -157,7 +171,7 @@ impl Lowering<'_> {
             return;
         }
         let services = self.part("services", "gcp.services", self.of_project(json!({ "services": apis })));
-        let channels = self.channels(monitoring, budget.is_some(), services.as_ref());
+        let channels = self.channels(emails, services.as_ref());
         if has_alerts {
             self.policies(monitoring, &channels, services.as_ref());
         }
@@ -167,8 +181,8 @@ impl Lowering<'_> {
         }
     }
 
-    /// The channels of the mailboxes: references to their ids.
-    fn channels(&mut self, monitoring: &Monitoring, has_budget: bool, services: Option<&ResourceId>) -> Vec<Value> {
+    /// The mailboxes of the receivers.
+    fn emails(&mut self, monitoring: &Monitoring) -> BTreeSet<String> {
         let mut all = BTreeSet::new();
         for (name, address) in &monitoring.receivers {
             let found = match address {
@@ -184,14 +198,20 @@ impl Lowering<'_> {
             }
             all.extend(found.unwrap_or_default());
         }
-        let most = if has_budget { MOST_OF_BUDGET } else { MOST_CHANNELS };
-        if all.len() > most {
-            let cause = format!("they have {} mailboxes, and {most} are the most", all.len());
+        if all.len() > MOST_CHANNELS {
+            let cause = format!(
+                "they have {} mailboxes, and a policy of Cloud Monitoring has at most {MOST_CHANNELS}",
+                all.len()
+            );
             self.problem("receivers", cause, "use a mailing list");
-            return Vec::new();
         }
+        all
+    }
+
+    /// The channels of mailboxes: references to their ids.
+    fn channels(&mut self, emails: BTreeSet<String>, services: Option<&ResourceId>) -> Vec<Value> {
         let mut channels = Vec::new();
-        for (number, email) in (1..).zip(all) {
+        for (number, email) in (1..).zip(emails) {
             let name = names::of(self.site, &format!("mailbox-{number}"), MOST_OF_TITLE);
             let spec = self.of_project(json!({ "name": name, "email": email, "enabled": true }));
             channels.extend(self.part(&format!("mailbox-{number}"), CHANNEL, spec).map(|id| output(&id, "id")));
@@ -202,9 +222,10 @@ impl Lowering<'_> {
 
     fn policies(&mut self, monitoring: &Monitoring, channels: &[Value], services: Option<&ResourceId>) {
         for rule in RULES {
-            let (Some(filter), Some(above)) = (self.filter(rule, monitoring), rule.threshold(monitoring)) else {
+            let (Some(filter), Some(threshold)) = (self.filter(rule, monitoring), rule.threshold(monitoring)) else {
                 continue;
             };
+            let comparison = if matches!(rule.limit, Limit::Below(_)) { "below" } else { "above" };
             let spec = json!({
                 "name": names::of(self.site, rule.part, MOST_OF_TITLE),
                 "condition": {
@@ -212,7 +233,7 @@ impl Lowering<'_> {
                     "filter": filter,
                     "aligner": rule.aligner,
                     "sum_by": rule.sum_by,
-                    "above": above,
+                    (comparison): threshold,
                     "period_seconds": PERIOD,
                     "lasting_seconds": rule.lasting_minutes * 60,
                 },
@@ -261,6 +282,7 @@ impl Lowering<'_> {
         Some(filter)
     }
 
+    /// `preflight` names the mailboxes beyond those that a budget has.
     fn budget(&mut self, budget: &Budget, channels: &[Value]) {
         let notification = |warning: Warning| {
             let about = if warning.is_forecast { "FORECASTED_SPEND" } else { "CURRENT_SPEND" };
@@ -273,7 +295,7 @@ impl Lowering<'_> {
             "currency": budget.currency,
             "projects": [self.site.account],
             "notifications": notifications,
-            "channels": channels,
+            "channels": channels.iter().take(MOST_OF_BUDGET).collect::<Vec<_>>(),
         });
         self.part("budget", BUDGET, self.of_project(spec));
     }
@@ -283,7 +305,7 @@ impl Rule {
     fn threshold(&self, monitoring: &Monitoring) -> Option<f64> {
         let share = |percent: u32| f64::from(percent) / 100.0;
         Some(match self.limit {
-            Limit::Fixed(limit) => limit,
+            Limit::Fixed(limit) | Limit::Below(limit) => limit,
             Limit::Memory => share(monitoring.limits.memory),
             Limit::Disk => share(monitoring.limits.disk),
             Limit::Connections(part) => (f64::from(tier(database(monitoring)?)?.1) * part).round(),

@@ -16,7 +16,7 @@ use crate::service::Service;
 const CIDR: &str = "10.42.0.0/16";
 /// The longest prefix: a node has 256 addresses for its pods (elastic/cloud-on-k8s#2615).
 const LONGEST_PREFIX: u32 = 18;
-/// The names of the ranges, which a cluster refers to.
+/// The usual names of the ranges, which a cluster refers to.
 pub(crate) const PODS: &str = "pods";
 pub(crate) const SERVICES: &str = "services";
 /// The most characters of a name in Compute Engine.
@@ -67,7 +67,8 @@ impl Lowering<'_> {
             );
             return self.problem("subnets", cause, "name it in `sites[].existing.subnets`");
         };
-        let found = named(&format!("projects/{project}/regions/{}/subnetworks", site.region), subnet.as_str());
+        let (given, ..) = with_ranges(subnet.as_str());
+        let found = named(&format!("projects/{project}/regions/{}/subnetworks", site.region), given);
         if found.is_none() {
             let cause = format!("`{subnet}` is no subnetwork of the project `{project}` in {}", site.region);
             let fix = format!(
@@ -118,6 +119,14 @@ impl Lowering<'_> {
         let subnet = self.output_of(self.component.name.as_str(), "subnet", "id");
         let nat = json!({ "name": NAT, "subnetwork": subnet, "log": "ERRORS_ONLY" });
         self.part("router", "gcp.router", self.of_region(json!({ "name": name, "network": vpc, "nat": nat })));
+    }
+}
+
+/// An existing subnetwork, and the names of its ranges of pods and services: `NAME`, or `NAME:PODS:SERVICES` if they have other names.
+pub(super) fn with_ranges(given: &str) -> (&str, &str, &str) {
+    match given.split(':').collect::<Vec<_>>().as_slice() {
+        [name, pods, services] => (*name, *pods, *services),
+        _ => (given, PODS, SERVICES),
     }
 }
 

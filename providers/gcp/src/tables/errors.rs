@@ -62,9 +62,11 @@ const BILLING: Hint =
     Some("link a billing account to the project: `gcloud billing projects link PROJECT --billing-account ACCOUNT`");
 const ROLE: Hint = Some("`textnlp-deploy plan --policy` prints the role that this plan needs");
 const RECORD: Hint = Some("another client made a record of this name: remove it, or choose another `traffic.domain`");
-const CURRENCY: Hint =
-    Some("write `budget` in the currency of the billing account: `gcloud billing accounts describe ACCOUNT`");
-const LARGER: Hint = Some("set a larger `network.cidr` in another environment");
+const BUDGET: Hint = Some(
+    "either `budget` is not in the currency of the billing account (`gcloud billing accounts describe ACCOUNT`), or a notification channel of it is gone: then run `up` again",
+);
+const LARGER: Hint =
+    Some("set a larger `network.cidr` in another environment; if the network is an existing one, add a range to it");
 
 /// Codes without what differs: the detailed variant of a stock-out has another end (skypilot-org/skypilot#831).
 fn base(code: &str) -> &str {
@@ -128,16 +130,19 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::BigQuery), "accessDenied", "", Denied, None),
     row(Some(Service::BigQuery), "invalidQuery", "", Invalid, None),
     row(Some(Service::BigQuery), "bytesBilledLimitExceeded", "", Invalid, None),
-    // hashicorp/terraform-provider-google#9375: the message names no member.
-    row(Some(Service::BillingBudgets), "INVALID_ARGUMENT", "", Invalid, CURRENCY),
+    // hashicorp/terraform-provider-google#9375, hashicorp/terraform-provider-google#22588: the message names no member.
+    row(Some(Service::BillingBudgets), "INVALID_ARGUMENT", "", Invalid, BUDGET),
     // hashicorp/terraform-provider-google#10337: the policy that uses the channel is not changed or deleted yet.
     row(Some(Service::Monitoring), "failedPrecondition", "still being referenced", Conflict, None),
     row(Some(Service::Monitoring), "badRequest", "still being referenced", Conflict, None),
     row(Some(Service::Monitoring), "FAILED_PRECONDITION", "still being referenced", Conflict, None),
     row(Some(Service::Monitoring), "INVALID_ARGUMENT", "still being referenced", Conflict, None),
-    // hashicorp/terraform-provider-google#11102: a metric without a value yet.
+    // hashicorp/terraform-provider-google#11102, GoogleCloudPlatform/cloud-foundation-fabric#3739: a metric without a value yet, in newer
+    // and older words.
     row(Some(Service::Monitoring), "notFound", "Cannot find metric", Conflict, None),
     row(Some(Service::Monitoring), "NOT_FOUND", "Cannot find metric", Conflict, None),
+    row(Some(Service::Monitoring), "notFound", "provided filter is unknown", Conflict, None),
+    row(Some(Service::Monitoring), "NOT_FOUND", "provided filter is unknown", Conflict, None),
     // hashicorp/terraform-provider-google#14691.
     row(Some(Service::ServiceUsage), "failedPrecondition", "in progress", Conflict, None),
     row(Some(Service::ServiceUsage), "FAILED_PRECONDITION", "in progress", Conflict, None),
@@ -327,6 +332,13 @@ mod tests {
             ),
             (Service::Container, &["PERMISSION_DENIED"], Some(403), "Permission 'x' denied on resource 'k'", Denied),
             (Service::ResourceManager, &["aborted"], Some(409), "", Conflict),
+            (
+                Service::Monitoring,
+                &["NOT_FOUND"],
+                Some(404),
+                "The metric referenced by the provided filter is unknown.",
+                Conflict,
+            ),
             (Service::Compute, &["surprise"], Some(503), "", Unavailable),
             (Service::Compute, &[], Some(404), "", NotFound),
             (Service::Storage, &["ALREADY_EXISTS"], Some(400), "", Exists),

@@ -129,6 +129,27 @@ fn a_changed_budget_is_drift_and_is_put_right() {
     });
 }
 
+/// A topic of Pub/Sub may stop what spends.
+#[test]
+fn a_changed_mailbox_leaves_the_other_recipients_of_a_budget() {
+    run(async {
+        let bench = bench();
+        let (wanted, recorded) = make(&bench).await;
+        let key = budgets(&bench)[0].0.clone();
+        let mut recipients = json!({ "pubsubTopic": "projects/p/topics/stop", "schemaVersion": "1.0", "disableDefaultIamRecipients": true });
+        let channel = format!("projects/{}/notificationChannels/1", bench.cloud.project());
+        bench.cloud.world().change(&key, "/notificationsRule", recipients.clone());
+        bench.cloud.world().put(&format!("monitoring/{channel}"), json!({ "name": channel, "type": "email" }));
+        let mut spec = wanted.spec.as_value().clone();
+        spec["channels"] = json!([channel]);
+        let wanted = bench.wanted("main/monitoring/budget", "gcp.budget", &spec);
+        let update = bench.operation(2, Verb::Update, &wanted, &wanted.spec, Some(&recorded));
+        bench.finish(&update).await;
+        recipients["monitoringNotificationChannels"] = json!([channel]);
+        assert_eq!(budgets(&bench)[0].1["notificationsRule"], recipients);
+    });
+}
+
 #[test]
 fn preflight_names_recipients_permissions_and_currency() {
     run(async {

@@ -81,7 +81,14 @@ fn policies_are_about_what_the_environment_creates() {
             .collect()
     };
     let all = of(|_| {}).unwrap();
-    let of_database = ["database-cpu", "database-memory", "database-disk", "database-connections", "database-lag"];
+    let of_database = [
+        "database-cpu",
+        "database-memory",
+        "database-disk",
+        "database-connections",
+        "database-lag",
+        "database-replication",
+    ];
     assert_eq!(names(&all), [&["nodes-memory"][..], &of_database].concat());
     let condition = |part: &str| {
         let one = all.iter().find(|one| one.id.as_str() == format!("main/monitoring/alert-{part}")).unwrap();
@@ -99,6 +106,10 @@ fn policies_are_about_what_the_environment_creates() {
         "\")",
     ]);
     assert_eq!(condition("database-lag")["filter"], lag);
+    assert_eq!(
+        (&condition("database-replication")["filter"], &condition("database-replication")["below"]),
+        (&lag, &json!(0.0))
+    );
     assert_eq!(condition("nodes-memory")["above"], json!(0.8));
     assert_eq!(condition("database-disk")["above"], json!(0.9));
     // Nine tenths of what the tier of 50 connections accepts.
@@ -109,7 +120,7 @@ fn policies_are_about_what_the_environment_creates() {
     let existing = of(|one| one.monitored = textnlp_provider::component::Monitored::default()).unwrap();
     assert!(names(&existing).is_empty());
     let stack = of(|one| (one.stack, one.receivers) = (true, std::collections::BTreeMap::new())).unwrap();
-    assert!(names(&stack) == names(&all) && of_kind(&stack, "gcp.notification-channel").is_empty());
+    assert!(stack.is_empty(), "{stack:?}");
 }
 
 #[test]
@@ -132,9 +143,17 @@ fn mailboxes_of_receivers_get_channels() {
     let refused = of(false, hook(), true).unwrap_err();
     assert!(refused.contains("receivers.team") && refused.contains("mailboxes only"), "{refused}");
     let six = || mailbox("a@example.com,b@example.com,c@example.com,d@example.com,e@example.com");
-    assert_eq!(emails(&of(false, six(), false).unwrap()).len(), 6);
-    let refused = of(false, six(), true).unwrap_err();
-    assert!(refused.contains("6 mailboxes, and 5 are the most"), "{refused}");
+    let all = of(false, six(), true).unwrap();
+    let budget = of_kind(&all, "gcp.budget")[0].spec.get("channels").and_then(Value::as_array).unwrap();
+    assert_eq!((emails(&all).len(), budget.len()), (6, 5));
+    run(async {
+        let problems = bench.provider.preflight(&all).await.unwrap();
+        let says = "at most, and not to oncall@example.com";
+        assert!(problems.iter().any(|one| one.to_string().contains(says)), "{problems:#?}");
+    });
+    let many: Vec<String> = (0..17).map(|number| format!("m{number}@example.com")).collect();
+    let refused = of(false, mailbox(&many.join(",")), false).unwrap_err();
+    assert!(refused.contains("has at most 16"), "{refused}");
 }
 
 #[test]

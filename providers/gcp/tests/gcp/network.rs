@@ -87,10 +87,14 @@ fn an_existing_network_must_be_fit_for_the_site() {
     run(async {
         let other = json!("https://www.googleapis.com/compute/v1/projects/p/global/networks/other");
         let pods = json!([{ "rangeName": "pods", "ipCidrRange": "10.20.0.0/16" }]);
+        let small = json!([
+            { "rangeName": "pods", "ipCidrRange": "10.20.0.0/24" }, { "rangeName": "services", "ipCidrRange": "10.10.16.0/20" },
+        ]);
         let cases = [
             (vec![(0, "/peerings", json!([]))], "no private services access", false),
             (vec![(1, "/network", other)], "is in the network `other`, not in `company`", false),
             (vec![(1, "/secondaryIpRanges", pods)], "--add-secondary-ranges services=RANGE", false),
+            (vec![(1, "/secondaryIpRanges", small)], "room for the pods of 1 nodes", false),
             (vec![(1, "/secondaryIpRanges", json!([]))], "--add-secondary-ranges pods=RANGE,services=RANGE", false),
             (vec![(2, "/nats", json!([]))], "images and models from outside of Google", true),
             (

@@ -102,6 +102,20 @@ pub(crate) const KINDS: &[Kind] = &[
         ..KIND
     },
     Kind {
+        kind: "Microsoft.Network/routeTables",
+        version: "2024-05-01",
+        models: [
+            "network.models RouteTable",
+            "network.models TagsObject",
+            "network.models RouteTable",
+            "network.models RouteTableListResult",
+        ],
+        styles: [Style::Async, Style::Async, Style::Both],
+        words: ["Updating", "Updating", "Deleting"],
+        has_etag: true,
+        ..KIND
+    },
+    Kind {
         kind: "Microsoft.Network/privateDnsZones",
         version: "2024-06-01",
         models: [

@@ -55,7 +55,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     ),
     rule("a threshold is not negative, and is about the current spend unless it says otherwise", BUDGETS),
     rule(
-        "an update mask names what changes; without one all members of the request do",
+        "an update mask names what is replaced, with all that is in it; without one all members of the request change",
         Source::Documentation(
             "https://cloud.google.com/billing/docs/reference/budget/rest/v1/billingAccounts.budgets/patch",
         ),
