@@ -145,8 +145,10 @@ pub(in crate::kinds) struct Pair {
 impl Pair {
     pub(in crate::kinds) async fn read(api: &Api, id: &Id<'_>) -> Result<Self> {
         let owner = id.owner();
-        let (mut there, mut owners) =
-            futures::try_join!(records(api, id.zone, id.name), records(api, id.zone, &owner))?;
+        // The owner first: a deletion that an earlier call began, and whose answer was lost, may end in between. The other way
+        // round, the record would be one without an owner.
+        let mut owners = records(api, id.zone, &owner).await?;
+        let mut there = records(api, id.zone, id.name).await?;
         let record = there.iter().position(|one| id.is_same(one)).map(|place| there.swap_remove(place));
         let owner = owners.iter().position(|one| one.r#type == RrType::Txt && one.set_identifier.is_none());
         let owner = owner.map(|place| owners.swap_remove(place));
