@@ -102,7 +102,9 @@ struct Pair {
 impl Pair {
     async fn read(api: &Api, id: &Id<'_>) -> Result<Self> {
         let owner = id.owner();
-        let (there, owners) = futures::try_join!(records(api, id.zone, &id.name), records(api, id.zone, &owner))?;
+        // The owner first: a deletion whose answer was lost may end in between, and would leave a record without an owner.
+        let owners = records(api, id.zone, &owner).await?;
+        let there = records(api, id.zone, &id.name).await?;
         let of = |all: &[Value], kind: &str| all.iter().find(|one| one["type"] == kind).cloned();
         let taken = of(&there, CNAME).filter(|_| id.kind != CNAME);
         Ok(Self { record: of(&there, id.kind), owner: of(&owners, "TXT"), taken })
