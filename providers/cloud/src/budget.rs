@@ -1,4 +1,4 @@
-//! When the budget of an environment warns, and the mailboxes of receivers. Pure.
+//! When the budget of an environment warns. Pure.
 
 use textnlp_provider::component::Budget;
 
@@ -19,17 +19,6 @@ pub fn warnings(budget: &Budget) -> Vec<Warning> {
     first.into_iter().chain(full).collect()
 }
 
-/// The recipients in the address of a receiver: `smtps://HOST?to=A,B`; `None` if it is no such address.
-pub fn mailboxes(address: &str) -> Option<Vec<String>> {
-    let rest = ["smtps://", "smtp://"].iter().find_map(|scheme| address.strip_prefix(scheme))?;
-    let (_, query) = rest.split_once('?')?;
-    let decoded = |text: &str| text.replace("%40", "@").replace("%2C", ",");
-    let split = |to: &str| decoded(to).split(',').map(|one| one.trim().to_owned()).collect::<Vec<_>>();
-    let all: Vec<String> = query.split('&').filter_map(|pair| pair.strip_prefix("to=")).flat_map(split).collect();
-    let is_wrong = |one: &String| !one.contains('@') || one.contains('%');
-    (!all.is_empty() && !all.iter().any(is_wrong)).then_some(all)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,15 +32,5 @@ mod tests {
         let full = [(false, 100.0), (true, 100.0)];
         assert_eq!(of(0.8), [[(false, 80.0)].as_slice(), &full].concat());
         assert_eq!([of(0.0), of(1.0)], [full.to_vec(), full.to_vec()]);
-    }
-
-    #[test]
-    fn recipients_are_those_of_mail_addresses() {
-        let of = |address: &str| mailboxes(address).unwrap_or_default().join(" ");
-        let address = "smtps://mail.example.com?from=alerts@example.com&to=a@example.com%2Cb%40example.com";
-        assert_eq!(of(address), "a@example.com b@example.com");
-        for other in ["https://example.com/hook?to=a@example.com", "smtp://mail.example.com", "smtp://h?to=a%20b@c"] {
-            assert_eq!(mailboxes(other), None, "{other}");
-        }
     }
 }

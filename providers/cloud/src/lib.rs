@@ -10,6 +10,7 @@
 //! Read in this order: `cloud`, `resource`, `work`, `observe`, `table`.
 #![forbid(unsafe_code)]
 
+pub mod alerts;
 pub mod budget;
 mod cloud;
 mod diff;

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use textnlp_cloud::budget::{Warning, mailboxes, warnings};
+use textnlp_cloud::alerts::{mailboxes, managed_postgres};
+use textnlp_cloud::budget::{Warning, warnings};
 use textnlp_provider::component::{Budget, Monitoring, Postgres, ReceiverAddress};
-use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, ResourceId};
 use textnlp_token::partition;
 
@@ -493,8 +493,7 @@ impl Rule {
 
 /// The database that RDS runs for this environment, and its server.
 fn servers(monitoring: &Monitoring) -> Option<(&Postgres, Server)> {
-    let database = monitoring.monitored.database.as_ref().filter(|one| one.hosting == Some(Hosting::Managed))?;
-    let postgres = database.postgres.as_deref()?;
+    let postgres = managed_postgres(monitoring)?;
     Some((postgres, server(postgres)?))
 }
 

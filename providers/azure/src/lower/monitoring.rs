@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use textnlp_cloud::budget::{Warning, mailboxes, warnings};
-use textnlp_provider::component::{Budget, Monitoring, Postgres, ReceiverAddress};
-use textnlp_provider::settings::Hosting;
+use textnlp_cloud::alerts::{WRITE_MAILBOX, mail_receivers, managed_postgres};
+use textnlp_cloud::budget::{Warning, warnings};
+use textnlp_provider::component::{Budget, Monitoring};
 use textnlp_provider::{ComponentName, ResourceId};
 
 use super::database::size;
@@ -194,20 +194,10 @@ impl Lowering<'_> {
 
     /// The mailboxes of the receivers.
     fn emails(&mut self, monitoring: &Monitoring) -> BTreeSet<String> {
-        let mut emails = BTreeSet::new();
-        for (name, address) in &monitoring.receivers {
-            let found = match address {
-                ReceiverAddress::Plain(text) => mailboxes(text.trim()),
-                // An action group shows its addresses.
-                ReceiverAddress::Secret(_) => None,
-            };
-            if found.is_none() && !monitoring.stack {
-                let cause = "Azure Monitor sends the alerts to mailboxes only, and `monitoring.stack` is off";
-                let fix = "write `smtps://mail.example.com?from=alerts@example.com&to=oncall@example.com`, or \
-                           `monitoring.stack: true`";
-                self.problem(&format!("receivers.{name}"), cause, fix);
-            }
-            emails.extend(found.unwrap_or_default());
+        let (emails, others) = mail_receivers(monitoring);
+        for name in others.into_iter().filter(|_| !monitoring.stack) {
+            let cause = "Azure Monitor sends the alerts to mailboxes only, and `monitoring.stack` is off";
+            self.problem(&format!("receivers.{name}"), cause, WRITE_MAILBOX);
         }
         if emails.len() > MOST_MAILBOXES {
             let cause = format!("they have {} mailboxes, and {MOST_MAILBOXES} are the most", emails.len());
@@ -223,7 +213,7 @@ impl Lowering<'_> {
                 let cluster = ComponentName::new("cluster").ok().filter(|_| monitoring.monitored.cluster)?;
                 Some(output(&ResourceId::of(&self.site.name, &cluster), "id"))
             }
-            Watched::DatabaseServer => database(monitoring).map(|_| self.output_of("database", "server", "id")),
+            Watched::DatabaseServer => managed_postgres(monitoring).map(|_| self.output_of("database", "server", "id")),
         }
     }
 
@@ -257,15 +247,9 @@ impl Rule {
             Limit::Memory => f64::from(monitoring.limits.memory),
             Limit::Disk => f64::from(monitoring.limits.disk),
             Limit::Connections(part) => {
-                let (_, most) = size(database(monitoring)?)?;
+                let (_, most) = size(managed_postgres(monitoring)?)?;
                 (f64::from(most.saturating_sub(KEPT_CONNECTIONS)) * part).round()
             }
         })
     }
-}
-
-/// The database that Azure runs for this environment.
-fn database(monitoring: &Monitoring) -> Option<&Postgres> {
-    let database = monitoring.monitored.database.as_ref().filter(|one| one.hosting == Some(Hosting::Managed))?;
-    database.postgres.as_deref()
 }

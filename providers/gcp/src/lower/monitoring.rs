@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use textnlp_cloud::budget::{Warning, mailboxes, warnings};
-use textnlp_provider::component::{Budget, Monitoring, Postgres, ReceiverAddress};
-use textnlp_provider::settings::Hosting;
+use textnlp_cloud::alerts::{WRITE_MAILBOX, mail_receivers, managed_postgres};
+use textnlp_cloud::budget::{Warning, warnings};
+use textnlp_provider::component::{Budget, Monitoring};
 use textnlp_provider::{ComponentName, ResourceId};
 
 use super::database::tier;
@@ -183,20 +183,10 @@ impl Lowering<'_> {
 
     /// The mailboxes of the receivers.
     fn emails(&mut self, monitoring: &Monitoring) -> BTreeSet<String> {
-        let mut all = BTreeSet::new();
-        for (name, address) in &monitoring.receivers {
-            let found = match address {
-                ReceiverAddress::Plain(text) => mailboxes(text.trim()),
-                // A channel shows its address.
-                ReceiverAddress::Secret(_) => None,
-            };
-            if found.is_none() && !monitoring.stack {
-                let cause = "Cloud Monitoring sends the alerts to mailboxes only, and `monitoring.stack` is off";
-                let fix = "write `smtps://mail.example.com?from=alerts@example.com&to=oncall@example.com`, or \
-                           `monitoring.stack: true`";
-                self.problem(&format!("receivers.{name}"), cause, fix);
-            }
-            all.extend(found.unwrap_or_default());
+        let (all, others) = mail_receivers(monitoring);
+        for name in others.into_iter().filter(|_| !monitoring.stack) {
+            let cause = "Cloud Monitoring sends the alerts to mailboxes only, and `monitoring.stack` is off";
+            self.problem(&format!("receivers.{name}"), cause, WRITE_MAILBOX);
         }
         if all.len() > MOST_CHANNELS {
             let cause = format!(
@@ -248,7 +238,7 @@ impl Lowering<'_> {
     /// The pieces of a filter, some of which are references to names of what this environment creates; `None` if it creates nothing of
     /// the sort.
     fn filter(&self, rule: &Rule, monitoring: &Monitoring) -> Option<Vec<Value>> {
-        let postgres = database(monitoring);
+        let postgres = managed_postgres(monitoring);
         let replicas = (1..postgres.map_or(0, |postgres| postgres.replicas)).map(|number| format!("replica-{number}"));
         let named = |part: String| self.output_of("database", &part, "name");
         let project = format!("{}:", self.site.account);
@@ -308,13 +298,7 @@ impl Rule {
             Limit::Fixed(limit) | Limit::Below(limit) => limit,
             Limit::Memory => share(monitoring.limits.memory),
             Limit::Disk => share(monitoring.limits.disk),
-            Limit::Connections(part) => (f64::from(tier(database(monitoring)?)?.1) * part).round(),
+            Limit::Connections(part) => (f64::from(tier(managed_postgres(monitoring)?)?.1) * part).round(),
         })
     }
-}
-
-/// The database that Cloud SQL runs for this environment.
-fn database(monitoring: &Monitoring) -> Option<&Postgres> {
-    let database = monitoring.monitored.database.as_ref().filter(|one| one.hosting == Some(Hosting::Managed))?;
-    database.postgres.as_deref()
 }
