@@ -254,7 +254,7 @@ const REASONS: &[(&str, &str)] = &[
     ("network.cidr", "no network is created here"),
     ("network.open_ports", "open ports follow from what is deployed"),
     ("network.policies", "network policies are for pods"),
-    ("network.subnets", "existing subnets are supported for clusters on AWS only"),
+    ("network.subnets", "only clusters that are created in a cloud get existing subnets"),
     ("network.waf", "the web application firewall is part of an ingress in a cluster"),
     ("registry.password", "images are pulled with the credentials of the nodes"),
     ("rollout.bake", "only canary and blue-green releases wait"),

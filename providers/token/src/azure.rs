@@ -103,18 +103,14 @@ async fn of_application(
     let url = guarded("AZURE_AUTHORITY_HOST", &format!("{authority}/{tenant}/oauth2/v2.0/token"))?;
     let scope = format!("{server}/.default");
     let mut fields = vec![("grant_type", "client_credentials"), ("client_id", who), ("scope", &scope)];
-    let secret = match proof {
-        Proof::Secret(secret) => secret,
-        Proof::Assertion(assertion) => {
-            fields.push(ASSERTION_TYPE);
-            assertion
-        }
+    let (kind, name, secret) = match proof {
+        Proof::Secret(secret) => (None, "client_secret", secret),
+        Proof::Assertion(assertion) => (Some(ASSERTION_TYPE), "client_assertion", assertion),
         Proof::Certificate(certificate) => {
-            fields.push(ASSERTION_TYPE);
-            certificate.assertion(who, url.as_str())?
+            (Some(ASSERTION_TYPE), "client_assertion", certificate.assertion(who, url.as_str())?)
         }
     };
-    let name = if fields.contains(&ASSERTION_TYPE) { "client_assertion" } else { "client_secret" };
+    fields.extend(kind);
     fields.push((name, text(&secret)));
     let rest = Rest::far(variables)?;
     bearer(ACTION, &rest.ask(ACTION, rest.form(url, &fields), &[&secret]).await?)

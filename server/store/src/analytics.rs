@@ -282,6 +282,22 @@ impl HourSum {
         let texts = self.prompts + self.invalid_requests;
         (texts > 0).then(|| 1.0 - (self.invalid_requests + self.empty_answers) as f64 / texts as f64)
     }
+
+    /// The ten columns from `first` on, in the order in which every statement here has them.
+    fn read(row: &AnyRow, first: usize) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            requests: row.try_get(first)?,
+            failures: row.try_get(first + 1)?,
+            prompt_tokens: row.try_get(first + 2)?,
+            generated_tokens: row.try_get(first + 3)?,
+            p50_ms: row.try_get(first + 4)?,
+            p95_ms: row.try_get(first + 5)?,
+            prompts: row.try_get(first + 6)?,
+            answers: row.try_get(first + 7)?,
+            empty_answers: row.try_get(first + 8)?,
+            invalid_requests: row.try_get(first + 9)?,
+        })
+    }
 }
 
 /// One insight.
@@ -685,18 +701,7 @@ impl Store {
         for (sums, costs) in LEVELS {
             let query = sqlx::query(sums).bind(hour).bind(hour + HOUR_MS).bind(MAX_SUBJECTS);
             for row in self.patiently(query.fetch_all(&mut *transaction)).await? {
-                let sum = HourSum {
-                    requests: row.try_get(2)?,
-                    failures: row.try_get(3)?,
-                    prompt_tokens: row.try_get(4)?,
-                    generated_tokens: row.try_get(5)?,
-                    p50_ms: row.try_get(6)?,
-                    p95_ms: row.try_get(7)?,
-                    prompts: row.try_get(8)?,
-                    answers: row.try_get(9)?,
-                    empty_answers: row.try_get(10)?,
-                    invalid_requests: row.try_get(11)?,
-                };
+                let sum = HourSum::read(&row, 2)?;
                 of.sums.insert(subject(&row)?, sum);
             }
             let query = sqlx::query(costs).bind(hour).bind(hour + HOUR_MS).bind(MAX_COSTS);
@@ -727,8 +732,8 @@ impl Store {
     async fn earlier_hours(&self, subject: &Subject, hour: i64) -> Result<Vec<EarlierHour>, StoreError> {
         let mut transaction = self.read_all(Job::Analytics).await?;
         let query = sqlx::query(
-            "SELECT hour, requests, failures, p95_ms, prompt_tokens, generated_tokens, prompts, answers, empty_answers, \
-             invalid_requests FROM insights WHERE tenant_id = $1 AND model = $2 \
+            "SELECT hour, requests, failures, prompt_tokens, generated_tokens, p50_ms, p95_ms, prompts, answers, \
+             empty_answers, invalid_requests FROM insights WHERE tenant_id = $1 AND model = $2 \
              AND kind = 'summary' AND partial = 0 AND hour >= $3 AND hour < $4 ORDER BY hour",
         )
         .bind(subject.tenant.clone())
@@ -737,19 +742,7 @@ impl Store {
         .bind(hour);
         let rows = self.ask(query.fetch_all(&mut *transaction)).await?;
         let earlier = |row: &AnyRow| -> Result<EarlierHour, StoreError> {
-            let sum = HourSum {
-                requests: row.try_get(1)?,
-                failures: row.try_get(2)?,
-                p50_ms: None,
-                p95_ms: row.try_get(3)?,
-                prompt_tokens: row.try_get(4)?,
-                generated_tokens: row.try_get(5)?,
-                prompts: row.try_get(6)?,
-                answers: row.try_get(7)?,
-                empty_answers: row.try_get(8)?,
-                invalid_requests: row.try_get(9)?,
-            };
-            Ok(EarlierHour { hour: row.try_get(0)?, sum })
+            Ok(EarlierHour { hour: row.try_get(0)?, sum: HourSum::read(row, 1)? })
         };
         rows.iter().map(earlier).collect()
     }
@@ -858,7 +851,7 @@ impl Store {
         let mut transaction = self.read_all(Job::Analytics).await?;
         let query = sqlx::query(
             "SELECT tenant_id, model, kind, hour, partial, value, baseline, message, requests, failures, prompt_tokens, \
-             generated_tokens, p50_ms, p95_ms, busiest_model, cost, made_at, prompts, answers, empty_answers, invalid_requests FROM insights \
+             generated_tokens, p50_ms, p95_ms, prompts, answers, empty_answers, invalid_requests, busiest_model, cost, made_at FROM insights \
              WHERE hour > $1 AND ($2 = '' OR kind = $2) ORDER BY hour DESC, tenant_id, model, kind LIMIT $3",
         )
         .bind(wanted.since_ms.saturating_sub(HOUR_MS))
@@ -890,7 +883,7 @@ impl TenantStore<'_> {
         let query = self
             .query(
                 "SELECT tenant_id, model, kind, hour, partial, value, baseline, message, requests, failures, prompt_tokens, \
-                 generated_tokens, p50_ms, p95_ms, busiest_model, cost, made_at, prompts, answers, empty_answers, invalid_requests \
+                 generated_tokens, p50_ms, p95_ms, prompts, answers, empty_answers, invalid_requests, busiest_model, cost, made_at \
                  FROM insights WHERE tenant_id = $1 \
                  AND hour > $2 AND ($3 = '' OR kind = $3) ORDER BY hour DESC, model, kind LIMIT $4",
             )
@@ -908,19 +901,8 @@ fn read(row: &AnyRow) -> Result<Option<Insight>, StoreError> {
     let unreadable = |error: serde_json::Error| StoreError::Schema(format!("table insights: {error}"));
     let (tenant, model): (String, String) = (row.try_get(0)?, row.try_get(1)?);
     let hour: i64 = row.try_get(3)?;
-    let cost: Option<String> = row.try_get(15)?;
-    let sum = HourSum {
-        requests: row.try_get(8)?,
-        failures: row.try_get(9)?,
-        prompt_tokens: row.try_get(10)?,
-        generated_tokens: row.try_get(11)?,
-        p50_ms: row.try_get(12)?,
-        p95_ms: row.try_get(13)?,
-        prompts: row.try_get(17)?,
-        answers: row.try_get(18)?,
-        empty_answers: row.try_get(19)?,
-        invalid_requests: row.try_get(20)?,
-    };
+    let cost: Option<String> = row.try_get(19)?;
+    let sum = HourSum::read(row, 8)?;
     Ok(Some(Insight {
         start: hour / 1000,
         end: (hour + HOUR_MS) / 1000,
@@ -934,9 +916,9 @@ fn read(row: &AnyRow) -> Result<Option<Insight>, StoreError> {
         message: row.try_get(7)?,
         sum,
         quality: sum.quality(),
-        busiest_model: row.try_get(14)?,
+        busiest_model: row.try_get(18)?,
         cost: cost.map(|text| serde_json::from_str(&text)).transpose().map_err(unreadable)?,
-        made_at: row.try_get::<i64, _>(16)? / 1000,
+        made_at: row.try_get::<i64, _>(20)? / 1000,
     }))
 }
 
