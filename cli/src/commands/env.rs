@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_orchestrator::environment::{self, BASE, Severity, Source};
+use textnlp_orchestrator::gate::phases;
 use textnlp_provider::EnvironmentName;
 
 use super::prelude::*;
@@ -16,7 +17,7 @@ use crate::session::{invalid, known_models};
 pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
     // Without the `.` of the default.
     let folder: Utf8PathBuf = session.here.join(&args.dir).join("environments").components().collect();
-    let written = environment::init(&folder)?;
+    let written = environment::init(&folder, &phases::schema())?;
     let mut text = String::new();
     for file in &written {
         let _ = writeln!(text, "{} {}", if file.written { "wrote" } else { "kept " }, file.path);
@@ -36,7 +37,7 @@ pub fn env(session: &Session, command: &Env, console: Console) -> Result<Success
         Env::New { name, from } => new(session, name, from),
         Env::Migrate { from, out } => migrate(session, from, out.as_deref(), console),
         Env::Schema => {
-            let schema = environment::schema();
+            let schema = phases::schema();
             Ok(Success::new(serde_json::to_string_pretty(&schema)?, json!({ "schema": schema })))
         }
     }

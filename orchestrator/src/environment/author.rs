@@ -46,11 +46,11 @@ pub struct Written {
     pub written: bool,
 }
 
-/// Writes a copy of every built-in environment, and the JSON Schema for editors, into `folder`. Existing files are not
+/// Writes a copy of every built-in environment, and their JSON Schema for editors, into `folder`. Existing files are not
 /// overwritten.
-pub fn init(folder: &Utf8Path) -> Result<Vec<Written>, AuthorError> {
+pub fn init(folder: &Utf8Path, schema: &Value) -> Result<Vec<Written>, AuthorError> {
     std::fs::create_dir_all(folder).map_err(|source| AuthorError::Write { path: folder.to_owned(), source })?;
-    let schema = serde_json::to_string_pretty(&super::schema()).expect("a schema is plain JSON") + "\n";
+    let schema = serde_json::to_string_pretty(schema).expect("a schema is plain JSON") + "\n";
     let files = BUILT_IN
         .iter()
         .map(|(name, text)| (format!("{name}.yaml"), (*text).to_owned()))

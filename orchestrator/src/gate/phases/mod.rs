@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use textnlp_provider::Minimum;
 
 use super::Check;
-use crate::environment::Environment;
 use crate::environment::model::Phase;
+use crate::environment::{self, Environment};
 
 pub use table::PHASES;
 
@@ -374,6 +374,28 @@ pub const ELSEWHERE: &str = "connections to elsewhere";
 
 /// Requests per hour of the key that tests the rate limit.
 pub(super) const RATE: u64 = 3;
+
+/// The JSON Schema of an environment file, in which each phase tells what it starts after and what its gate checks.
+pub fn schema() -> Value {
+    let mut schema = environment::schema();
+    let options = schema.pointer_mut("/$defs/Phase/oneOf").and_then(Value::as_array_mut);
+    for option in options.into_iter().flatten() {
+        let Some(definition) = PHASES.iter().find(|definition| option["const"] == definition.phase.as_str()) else {
+            continue;
+        };
+        let Some(about) = option["description"].as_str() else { continue };
+        let checks: Vec<String> = definition
+            .checks()
+            .map(|check| match check.setting() {
+                Some(path) => format!("{} (`{path}`)", check.name),
+                None => check.name.to_owned(),
+            })
+            .collect();
+        option["description"] =
+            json!(format!("{about}\nStarts after: {}.\nGate: {}.", definition.starts_after(), checks.join("; ")));
+    }
+    schema
+}
 
 /// The table of the guide: every phase with its steps, what to watch, and every check.
 pub fn markdown(environment: impl Fn(Phase) -> Environment) -> String {

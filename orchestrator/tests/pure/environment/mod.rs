@@ -13,6 +13,7 @@ use textnlp_orchestrator::environment::{
     self, Catalogue, DetectionInputs, Environment, FlagValue, Library, LoadError, Loaded, Offer, Overrides,
     ProviderEvidence, Severity, Source, components, diff,
 };
+use textnlp_orchestrator::gate::phases;
 use textnlp_orchestrator::release::{Artifacts, Release};
 use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Store};
 use textnlp_provider::component::{ComponentSpec, Program, webhook_secret};
@@ -662,12 +663,12 @@ fn init_writes_missing_environments_and_overwrites_none() {
     let folder = camino::Utf8Path::from_path(folder.path()).unwrap().join("environments");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("staging.yaml"), "extends: staging\nscaling: { min: 2 }\n").unwrap();
-    let written = environment::init(&folder).unwrap();
+    let written = environment::init(&folder, &phases::schema()).unwrap();
     assert_eq!(
         written.iter().filter(|w| !w.written).map(|w| w.path.file_name().unwrap()).collect::<Vec<_>>(),
         ["staging.yaml"]
     );
-    assert!(environment::init(&folder).unwrap().iter().all(|w| !w.written));
+    assert!(environment::init(&folder, &phases::schema()).unwrap().iter().all(|w| !w.written));
     // A file of one's own stands in for the one that ships, and may extend it.
     let library = Library::from_working_directory(&folder.join("deep/inside"));
     let loaded = library.load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
@@ -719,7 +720,7 @@ fn extends_cycles_and_missing_parents_are_reported() {
 
 #[test]
 fn committed_schema_matches_the_types() {
-    let made = serde_json::to_string_pretty(&environment::schema()).unwrap() + "\n";
+    let made = serde_json::to_string_pretty(&phases::schema()).unwrap() + "\n";
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../environments/environment.schema.json");
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         std::fs::write(path, &made).unwrap();
