@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use textnlp_provider::{
-    CloudId, Error, ErrorKind, Health, Object, Observed, OperationId, ReadFailure, Recorded, ReplicaFields, Spec, Verb,
-    Wanted, error_chain,
+    CloudId, Error, ErrorKind, Health, Object, Observed, OperationId, ReadFailure, Recorded, ReplicaFields, ResourceId,
+    SecretRef, Spec, Verb, Verified, Wanted, error_chain,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -31,10 +31,14 @@ pub struct Replica {
     pub source: SourceState,
     /// Whether an earlier promotion is complete, so that nothing is left to do.
     pub is_promoted: bool,
+    /// The password of its user, which is that of the server that it replicates.
+    pub password: Option<SecretRef>,
     fields: ReplicaFields,
     seen: Object,
     /// The record of the server that it replicates.
     source_record: Option<Recorded>,
+    /// That server, and what is removed before it.
+    of_source: BTreeSet<ResourceId>,
 }
 
 /// What is known of the server that a replica follows.
@@ -148,7 +152,7 @@ fn of_state(error: StateError) -> ReplicaError {
 /// Finds the recorded replica in a region and reads it, then its source. Changes nothing.
 pub async fn find(run: &Run<'_>, region: &str) -> Result<Replica, ReplicaError> {
     let state = run.load().await.map_err(ReplicaError::Run)?;
-    let (recorded, fields, source_record) = record(run, &state, region)?;
+    let Found { recorded, fields, source_record, of_source, password } = record(run, &state, region)?;
     let (site, id) = (&run.sites[&recorded.site], recorded.cloud_id.clone());
     let seen = match site.provider.read_recorded(&recorded).await {
         Ok(Observed::Present(seen)) => seen,
@@ -175,15 +179,46 @@ pub async fn find(run: &Run<'_>, region: &str) -> Result<Replica, ReplicaError> 
         Health::Degraded(_) | Health::Ready => source_state(run, site, source_record.as_ref(), SOURCE_READS).await,
     };
     let is_promoted = now.is_none() && before.is_none() && !is_begun;
-    Ok(Replica { recorded, source, is_promoted, fields, seen, source_record })
+    Ok(Replica { recorded, source, is_promoted, password, fields, seen, source_record, of_source })
 }
 
-/// The record of the only replica in a region, and that of its source.
-fn record(
-    run: &Run<'_>,
-    state: &State,
-    region: &str,
-) -> Result<(Recorded, ReplicaFields, Option<Recorded>), ReplicaError> {
+/// What is recorded of a replica. The members are those of [`Replica`].
+struct Found {
+    recorded: Recorded,
+    fields: ReplicaFields,
+    source_record: Option<Recorded>,
+    of_source: BTreeSet<ResourceId>,
+    password: Option<SecretRef>,
+}
+
+impl Found {
+    /// `all` are the records of its site.
+    fn of(one: &Recorded, fields: ReplicaFields, all: &[Recorded]) -> Self {
+        let source = one.spec.get(fields.source).filter(|source| !source.is_null());
+        let is_source = |other: &&Recorded| {
+            other.kind == one.kind && source.is_some() && other.outputs.get(fields.output) == source
+        };
+        let source_record = all.iter().find(is_source).cloned();
+        let mut of_source: BTreeSet<ResourceId> = source_record.iter().map(|source| source.id.clone()).collect();
+        loop {
+            let is_more = |other: &&Recorded| {
+                !of_source.contains(&other.id) && other.needs.iter().any(|need| of_source.contains(&need.on))
+            };
+            let more: Vec<ResourceId> = all.iter().filter(is_more).map(|other| other.id.clone()).collect();
+            if more.is_empty() {
+                break;
+            }
+            of_source.extend(more);
+        }
+        // The user of a database may be a resource of its own.
+        let beside = all.iter().filter(|other| other.id.component() == one.id.component());
+        let password = std::iter::once(one).chain(beside).flat_map(|one| one.spec.secrets()).next();
+        Self { recorded: one.clone(), fields, source_record, of_source, password }
+    }
+}
+
+/// What is recorded of the only replica in a region.
+fn record(run: &Run<'_>, state: &State, region: &str) -> Result<Found, ReplicaError> {
     let (mut found, mut elsewhere, mut is_supported) = (Vec::new(), BTreeSet::new(), false);
     for (name, site) in run.sites {
         let holdings = state.holdings(name).map_err(of_state)?;
@@ -191,16 +226,9 @@ fn record(
         for kind in site.provider.kinds() {
             let Some(fields) = kind.replica else { continue };
             is_supported = true;
-            let of_kind: Vec<&Recorded> = current.iter().filter(|one| one.kind.as_str() == kind.name).collect();
-            for one in &of_kind {
-                match text(&one.spec, fields.region) {
-                    Some(there) if there == region => {
-                        let source = one.spec.get(fields.source).filter(|source| !source.is_null());
-                        let is_source =
-                            |other: &Recorded| source.is_some() && other.outputs.get(fields.output) == source;
-                        let source_record = of_kind.iter().find(|other| is_source(other)).copied();
-                        found.push(((*one).clone(), fields, source_record.cloned()));
-                    }
+            for one in current.iter().filter(|one| one.kind.as_str() == kind.name) {
+                match text(&one.spec, fields.region).filter(|there| *there != site.place.region) {
+                    Some(there) if there == region => found.push(Found::of(one, fields, &current)),
                     Some(there) => {
                         elsewhere.insert(there.to_owned());
                     }
@@ -271,6 +299,11 @@ async fn source_state(run: &Run<'_>, site: &RunSite, source: Option<&Recorded>, 
 }
 
 impl Replica {
+    /// How clients verify the certificate of a promoted one.
+    pub fn verified(&self) -> Verified {
+        self.fields.verified
+    }
+
     /// Refuses a promotion while the source may accept writes: two servers would then accept different ones.
     ///
     /// # Errors
@@ -281,7 +314,7 @@ impl Replica {
 
     /// The update that promotes it, and changes nothing else of it.
     fn update(&self) -> ObjectUpdate {
-        let Self { recorded, seen, fields, source_record, .. } = self;
+        let Self { recorded, seen, fields, source_record, of_source, .. } = self;
         let mut spec = seen.spec.applied().as_value().clone();
         if !spec[fields.source].is_null() {
             spec[fields.source] = Value::Null;
@@ -293,7 +326,7 @@ impl Replica {
         }
         let mut needs = recorded.needs.clone();
         // Else a `down` that retains the promoted server would retain its source too.
-        needs.retain(|need| source_record.as_ref().is_none_or(|source| source.id != need.on));
+        needs.retain(|need| !of_source.contains(&need.on));
         let wanted = Wanted {
             id: recorded.id.clone(),
             kind: recorded.kind.clone(),

@@ -229,6 +229,7 @@ const VARIATIONS: &[Variation] = &[
     variation("gcp", "`traffic.existing`", &["traffic.existing=example-com"]),
     variation("gcp", "a mailbox in `monitoring.receivers`", MAILBOX),
     variation("gcp", "`budget.monthly`", BUDGET),
+    variation("gcp", "`database.replica_region`", &["database.replica_region=us-east1"]),
     variation("gcp", "models of its bucket", MODELS),
     variation(
         "azure",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::replica::{SourceState, find, promote as promote_replica};
+use textnlp_provider::Verified;
 use textnlp_service::keys::Admin;
 use textnlp_service::rehearsal::{self, FailoverRecord, Rehearsal};
 use textnlp_service::running::ServerProcess;
@@ -317,9 +318,9 @@ async fn promote(session: &Session, args: &DbPromote, console: Console) -> Resul
     progress.finish();
     let promoted = promoted.map_err(failed)?;
     let place = &deployment.sites[&promoted.site].place;
-    let environment = replica::environment(&promoted, place, region);
+    let environment = replica::environment(&promoted, found.verified(), place, region);
     let output = |name: &str| promoted.outputs.get(name).cloned().unwrap_or_default();
-    let document = json!({
+    let mut document = json!({
         "environment": scope.name,
         "region": region,
         "site": promoted.site,
@@ -330,9 +331,12 @@ async fn promote(session: &Session, args: &DbPromote, console: Console) -> Resul
         "port": output("port"),
         "database": output("database"),
         "user": output("user"),
-        "password_file": replica::password_file(scope, &promoted),
+        "password_file": replica::password_file(scope, found.password.as_ref()),
         "next": environment,
     });
+    if found.verified() == Verified::ByServer {
+        document["ca_pem"] = output("ca_pem");
+    }
     Ok(Success::new(promoted_text(&document)?, document))
 }
 
@@ -344,10 +348,16 @@ fn promoted_text(document: &Value) -> Result<String, Failure> {
     let password = document["password_file"]
         .as_str()
         .map_or("that of the source".to_owned(), |file| format!("export {}=\"$(cat '{file}')\"", replica::PASSWORD));
+    let authority = document["ca_pem"].as_str().map_or(String::new(), |pem| {
+        format!(
+            "The authority that signed the certificate of the server, for the file of `network.private_ca`:\n\n{}\n\n",
+            pem.trim_end()
+        )
+    });
     Ok(format!(
         "{} in {} is a server of its own and accepts writes\n  address        {}:{}\n  database       {}, user {}\n  \
          password       {password}\n\n\
-         Deploy another environment with a site in that region and:\n\n{next}\n\
+         Deploy another environment with a site in that region and:\n\n{next}\n{authority}\
          Let its network reach the server, and remove `database.replica_region` of {} before its next `up`, which keeps the server.\n",
         word("id"),
         word("region"),
@@ -379,10 +389,11 @@ mod tests {
         let document = json!({
             "environment": "production", "region": "eu-west-1", "id": "replica", "host": "db.example.com", "port": 5432,
             "database": "textnlp", "user": "textnlp", "password_file": "/state/password",
-            "next": { "database": { "hosting": "external" } },
+            "next": { "database": { "hosting": "external" } }, "ca_pem": "-----BEGIN CERTIFICATE-----\n",
         });
         let text = promoted_text(&document).unwrap();
         for part in [
+            "for the file of `network.private_ca`:\n\n-----BEGIN CERTIFICATE-----\n\nLet its network",
             "  address        db.example.com:5432\n",
             "  password       export DATABASE_PASSWORD=\"$(cat '/state/password')\"\n",
             "\n  database:\n    hosting: external\n",

@@ -9,14 +9,14 @@ use textnlp_orchestrator::replica::ReplicaError;
 use textnlp_orchestrator::state::SiteLocation;
 use textnlp_provider::capabilities::{RuntimeSupport, Setting};
 use textnlp_provider::settings::Runtime;
-use textnlp_provider::{CloudId, Recorded};
+use textnlp_provider::{CloudId, Recorded, SecretRef, Verified};
 
 use crate::up::run_failed;
 use crate::{Exit, Failure, Scope};
 
 /// What a provider without such replicas supports.
 const NONE: RuntimeSupport = RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[], refused: &[] };
-/// Stands for the file with the authorities of the region, whose path has to be absolute.
+/// Stands for the file with the authorities of the region or of the server, whose path has to be absolute.
 const AUTHORITIES: &str = "/PATH/authorities-of-the-database.pem";
 /// The variable with the password of the promoted server: files in state folders are refused as secrets of an environment.
 pub const PASSWORD: &str = "DATABASE_PASSWORD";
@@ -92,14 +92,32 @@ fn incomplete(id: &CloudId, outcome: &Outcome, again: String) -> Failure {
 }
 
 /// The file with the password of a promoted server, if it is on this machine.
-pub fn password_file(scope: &Scope, promoted: &Recorded) -> Option<Utf8PathBuf> {
-    let secret = promoted.spec.secrets().into_iter().next()?;
-    scope.platform.secret_file(&scope.folder, &secret)
+pub fn password_file(scope: &Scope, password: Option<&SecretRef>) -> Option<Utf8PathBuf> {
+    scope.platform.secret_file(&scope.folder, password?)
 }
 
 /// The part of an environment file that deploys a site beside the promoted server and uses it.
-pub fn environment(promoted: &Recorded, place: &SiteLocation, region: &str) -> Value {
+pub fn environment(promoted: &Recorded, verified: Verified, place: &SiteLocation, region: &str) -> Value {
     let output = |name: &str| promoted.outputs.get(name).cloned().unwrap_or_default();
+    let password = format!("secret:env:{PASSWORD}");
+    let database = match verified {
+        Verified::ByRegion => json!({
+            "kind": "postgres",
+            "hosting": "external",
+            "host": output("host"),
+            "port": output("port"),
+            "name": output("database"),
+            "user": output("user"),
+            "password": password,
+        }),
+        // Its certificate does not have its address.
+        Verified::ByServer => {
+            let text = |name: &str| output(name).as_str().unwrap_or_default().to_owned();
+            let (user, host, port, name) = (text("user"), text("host"), output("port"), text("database"));
+            let url = format!("postgresql://{user}@{host}:{port}/{name}?sslmode=verify-ca");
+            json!({ "kind": "postgres", "hosting": "external", "url": url, "password": password })
+        }
+    };
     json!({
         "sites": [{
             "name": promoted.site,
@@ -107,15 +125,7 @@ pub fn environment(promoted: &Recorded, place: &SiteLocation, region: &str) -> V
             "runtime": place.runtime,
             "region": region,
         }],
-        "database": {
-            "kind": "postgres",
-            "hosting": "external",
-            "host": output("host"),
-            "port": output("port"),
-            "name": output("database"),
-            "user": output("user"),
-            "password": format!("secret:env:{PASSWORD}"),
-        },
+        "database": database,
         "network": { "private_ca": AUTHORITIES },
     })
 }

@@ -66,7 +66,7 @@ impl Aws {
         self.api
             .get_or_try_init(|| async {
                 let images = Images::of(self.images.clone());
-                Api::connect(&self.access, self.secrets.clone(), images).await.map(Arc::new)
+                Box::pin(Api::connect(&self.access, self.secrets.clone(), images)).await.map(Arc::new)
             })
             .await
     }

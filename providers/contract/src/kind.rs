@@ -48,7 +48,7 @@ pub struct Kind {
 /// What specs have of a database's replica in another region. A promoted one has the outputs `host`, `port`, `database` and `user`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplicaFields {
-    /// The field with the region of an object that is not in its site's region.
+    /// The field with the region of an object. An object in its site's region is none of these replicas.
     pub region: &'static str,
     /// The field with the server that it replicates. An update to null promotes it.
     pub source: &'static str,
@@ -56,8 +56,19 @@ pub struct ReplicaFields {
     pub output: &'static str,
     /// The fields that a promoted replica takes over from that server.
     pub inherited: &'static [&'static str],
+    /// How clients verify the certificate of a promoted one.
+    pub verified: Verified,
     /// Why a server of its own becomes no replica, and what to do.
     pub promoted: &'static str,
+}
+
+/// How clients verify the certificate of a managed database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    /// By its name and the authorities of its region, which the provider publishes as a file.
+    ByRegion,
+    /// By the authority of the server, its output `ca_pem`. The certificate does not have the server's address.
+    ByServer,
 }
 
 impl Kind {

@@ -61,6 +61,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::ClusterNetworks),
             Optional(Setting::ClusterNodes),
             Optional(Setting::ClusterVersion),
+            Optional(Setting::DatabaseReplica),
             Optional(Setting::EncryptionKey),
             Optional(Setting::ExistingRegistry),
             Optional(Setting::ExistingRole),

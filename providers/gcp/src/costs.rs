@@ -46,13 +46,18 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             let copies = if text("availability") == "REGIONAL" { 2 } else { 1 };
             let (vcpus, memory) = tier(text("tier")).unwrap_or_default();
             let (title, disk) = (Service::Sql, number("disk_gb"));
+            let own = Some(text("location")).filter(|location| !location.is_empty()).unwrap_or(region);
             let standby = if copies == 2 { ", with a standby in another zone" } else { "" };
-            vec![
-                priced(title, "sql/vcpu", region, format!("{vcpus} vCPUs{standby}"), vcpus * copies),
-                priced(title, "sql/memory", region, format!("{memory} GiB of memory{standby}"), memory * copies),
-                priced(title, "sql/ssd", region, format!("{disk} GiB of disk{standby}"), disk * copies),
+            let mut lines = vec![
+                priced(title, "sql/vcpu", own, format!("{vcpus} vCPUs{standby}"), vcpus * copies),
+                priced(title, "sql/memory", own, format!("{memory} GiB of memory{standby}"), memory * copies),
+                priced(title, "sql/ssd", own, format!("{disk} GiB of disk{standby}"), disk * copies),
                 CostLine::unknown(title.title(), "backups", "by use"),
-            ]
+            ];
+            if own != region {
+                lines.push(CostLine::unknown(title.title(), "data that is copied from another region", "by use"));
+            }
+            lines
         }
         _ => return None,
     })
@@ -139,6 +144,12 @@ mod tests {
         });
         // 0.897202 USD × 730 h, and 300 GiB × 0.11 USD.
         assert_eq!(monthly("gcp.node-pool", included, "europe-west4"), (654_957_460 + 33_000_000, 0));
+        let server =
+            json!({ "tier": "db-custom-1-3840", "disk_gb": 10, "availability": "ZONAL", "location": "us-central1" });
+        // 0.0413 USD × 730 h, 4 GiB × 0.007 USD × 730 h, and 10 GiB × 0.17 USD.
+        let price = 30_149_000 + 20_440_000 + 1_700_000;
+        assert_eq!(monthly("gcp.sql-instance", server.clone(), "us-central1"), (price, 1));
+        assert_eq!(monthly("gcp.sql-instance", server, "europe-west4"), (price, 2), "a replica in another region");
         assert_eq!(tier("db-custom-2-7680"), Some((2, 8)));
     }
 }

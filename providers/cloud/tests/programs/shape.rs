@@ -40,6 +40,8 @@ pub(crate) struct Shape {
     allow_from: bool,
     connections: u32,
     replicas: u32,
+    /// The region of a replica of the database.
+    replica_region: Option<&'static str>,
     disk_gib: u64,
     backup_days: u64,
     archive_after_days: Option<u32>,
@@ -92,6 +94,7 @@ impl Shape {
         allow_from: false,
         connections: 20,
         replicas: 0,
+        replica_region: None,
         disk_gib: 20,
         backup_days: 7,
         archive_after_days: None,
@@ -118,6 +121,11 @@ impl Shape {
             image: Some(0),
             ..Self::BARE
         }
+    }
+
+    /// A database, with a replica in this region.
+    pub(crate) fn replicated(replica_region: Option<&'static str>) -> Self {
+        Self { database: true, replica_region, ..Self::BARE }
     }
 
     pub(crate) fn of(draw: &Draw) -> Self {
@@ -235,7 +243,7 @@ impl Shape {
             managed: Some(ManagedPostgres {
                 disk_bytes: self.disk_gib << 30,
                 backup_seconds: self.backup_days * 86_400,
-                replica_region: None,
+                replica_region: self.replica_region.map(str::to_owned),
             }),
         };
         Database {

@@ -15,7 +15,7 @@ mod sql;
 
 pub(crate) use binding::prepare_declarations;
 pub(crate) use network::NAT;
-pub(crate) use sql::DATABASE;
+pub(crate) use sql::{DATABASE, USER};
 use textnlp_provider::{Permission, Verb};
 
 use crate::table::Row;

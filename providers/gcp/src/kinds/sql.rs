@@ -10,14 +10,14 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::ObservedObject;
 use textnlp_cloud::document::{get, last};
-use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Pricing, Result, Spec};
+use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Pricing, ReplicaFields, Result, Spec, Verified};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
 use crate::declare::{NAME, Terraform, in_instance, segment};
 use crate::labels;
 use crate::operation::Family;
-use crate::row::{Field, Form, Labelling, Marks, Rest, RestKind, States, Table, Update, Word, part_of};
+use crate::row::{Field, Form, Labelling, Marks, Rest, RestKind, States, Table, Update, Word, invalid, part_of};
 use crate::service::Service;
 use crate::table::{MINUTE, Row, kind};
 
@@ -27,6 +27,10 @@ const PORT: u16 = 5432;
 const MOST_LOG_DAYS: u64 = 7;
 /// The label of a server with the name of its database.
 pub(crate) const DATABASE: &str = "textnlp-database";
+/// The user that owns the database, and as which the service connects.
+pub(crate) const USER: &str = "textnlp";
+/// What a plan says of a replica that was promoted.
+const PROMOTED: &str = "a promoted server becomes no replica again. It stays if you remove `database.replica_region`; or delete it yourself, and the next `up` creates a replica";
 /// Backups are taken at night in Europe and America, in UTC.
 const BACKUP_TIME: &str = "03:00";
 
@@ -42,11 +46,21 @@ pub(crate) static ROWS: &[Row] = &[
                 delete("cloudsql.instances.delete"),
                 read("cloudsql.instances.get"),
                 read("cloudsql.instances.list"),
+                put("cloudsql.instances.promoteReplica"),
                 put("cloudsql.instances.update"),
                 delete("cloudsql.instances.update"),
                 create("compute.networks.get"),
             ],
             terraform: &[("google_sql_database_instance", "id")],
+            replica: Some(ReplicaFields {
+                region: "location",
+                source: "source",
+                output: "name",
+                // While it is a replica it has no backups (GoogleCloudPlatform/magic-modules#6836).
+                inherited: &["backup_days"],
+                verified: Verified::ByServer,
+                promoted: PROMOTED,
+            }),
             ..kind("gcp.sql-instance", "a PostgreSQL server", Identity::Token)
         },
         service: "sqladmin",
@@ -56,7 +70,6 @@ pub(crate) static ROWS: &[Row] = &[
             ("key", "a server keeps its key: let the key rotate instead"),
             ("network", "a server stays in its network: deploy another environment and restore a backup there"),
             ("location", "a server stays in its region: deploy another environment and restore a backup there"),
-            ("source", "a replica stays one of its server: deploy another environment and restore a backup there"),
             ("database", "create another database with SQL"),
             ("disk_type", "a server keeps its type of disk: deploy another environment and restore a backup there"),
             ("edition", "change the edition with `gcloud sql instances patch --edition`"),
@@ -95,7 +108,7 @@ pub(crate) static ROWS: &[Row] = &[
     },
 ];
 
-/// A server, or a read replica of one. Outputs: `id`, `name`, `host`, `port`, `version`, `ca_pem`.
+/// A server, or a read replica of one. Outputs: `id`, `name`, `host`, `port`, `database`, `user`, `version`, `ca_pem`.
 struct Instance;
 
 #[async_trait]
@@ -125,7 +138,8 @@ impl RestKind for Instance {
             Field::plain("key", "/diskEncryptionConfiguration/kmsKeyName"),
             Field::plain("database", "/settings/userLabels/textnlp-database"),
         ],
-        in_place: &["tier", "availability", "disk_gb", "public", "tls", "backup_days", "deletion_protection"],
+        // A replica is promoted first: it has no backups before.
+        in_place: &["source", "tier", "availability", "disk_gb", "public", "tls", "backup_days", "deletion_protection"],
         update: Update::Merge(&["/settings/settingsVersion"]),
         marks: Marks::Labels("/settings/userLabels", Labelling::Patch),
         family: Family::Sql,
@@ -143,7 +157,11 @@ impl RestKind for Instance {
             ],
             reason: "/suspensionReason/0",
         }),
-        outputs: &[("version", "/databaseVersion"), ("ca_pem", "/serverCaCert/cert")],
+        outputs: &[
+            ("version", "/databaseVersion"),
+            ("ca_pem", "/serverCaCert/cert"),
+            ("database", "/settings/userLabels/textnlp-database"),
+        ],
         terraform: Terraform {
             kind: "google_sql_database_instance",
             named: &[("project", "/project"), ("name", "/name")],
@@ -168,6 +186,18 @@ impl RestKind for Instance {
             outputs.insert("host".to_owned(), json!(host));
         }
         outputs.insert("port".to_owned(), json!(PORT));
+        outputs.insert("user".to_owned(), json!(USER));
+    }
+
+    /// Promotes a replica: <https://cloud.google.com/sql/docs/postgres/admin-api/rest/v1/instances/promoteReplica>.
+    async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<String>> {
+        if field != "source" || !wanted.is_null() {
+            let error = invalid("change", id, "a server cannot become a replica, or a replica of another server");
+            return Err(error.hint(PROMOTED));
+        }
+        let call = Call::new(Service::Sql, Method::POST, format!("{id}/promoteReplica"));
+        let answer = api.send(call.saying("promote", last(id))).await?;
+        Ok(Family::Sql.started(api, id, &answer))
     }
 
     /// A disk grows automatically, and never shrinks (hashicorp/terraform-provider-google#4579).

@@ -1,12 +1,16 @@
 //! The managed PostgreSQL: its addresses in the network, the server, its database and its user, and replicas.
 
 use serde_json::{Value, json};
+use textnlp_cloud::REGION;
 use textnlp_provider::ResourceId;
 use textnlp_provider::component::{Database, Postgres};
 use textnlp_provider::settings::Hosting;
 
-use super::{Lowering, NETWORK, output};
+use super::models::{MOST_OF_RING, ROTATION_DAYS};
+use super::{KEY_ROLE, Lowering, NETWORK, output};
+use crate::kinds::USER;
 use crate::names;
+use crate::tables::zones;
 
 /// The longest name of a server without the end that makes it unique: with the project it has 98 characters at most.
 const MOST_OF_SERVER: usize = 60;
@@ -16,8 +20,10 @@ const MOST_OF_RANGE: usize = 63;
 const PREFIX_LENGTH: u32 = 20;
 /// The producer of Google's own services.
 const PRODUCER: &str = "servicenetworking.googleapis.com";
-/// The user that owns the database.
-const USER: &str = "textnlp";
+/// The service agent of Cloud SQL, which uses keys.
+const AGENT: &str = "agent:sql";
+/// The part of the replica in another region.
+pub(super) const REMOTE: &str = "remote";
 /// The generated password among the secrets of a site.
 const PASSWORD: &str = "database-password";
 /// Connections besides those of the service: Cloud SQL itself, operators, jobs.
@@ -55,10 +61,6 @@ impl Lowering<'_> {
             let cause = "one managed database for several sites is not supported yet";
             return self.problem("between", cause, "keep one site in this environment");
         }
-        if managed.replica_region.is_some() {
-            let cause = "a replica in another region of Google Cloud is not supported yet";
-            return self.problem("replica_region", cause, "remove `database.replica_region`");
-        }
         let is_label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
         if postgres.name.len() > 63 || !postgres.name.chars().all(is_label) {
             let cause = format!("`{}` is no name for a database of Cloud SQL", postgres.name);
@@ -73,6 +75,16 @@ impl Lowering<'_> {
         if postgres.replicas > 0 && days == 0 {
             let cause = "Cloud SQL copies no server without backups";
             self.problem("replicas", cause, "set `backup.enabled: true`, or `database.replicas: 0`");
+        }
+        if let Some(region) = &managed.replica_region {
+            if zones::zones(region).is_none() || *region == self.site.region {
+                let cause = format!("`{region}` is not another region that {} can be copied to", self.site.region);
+                return self.problem("replica_region", cause, "name another region, such as europe-west4");
+            }
+            if days == 0 {
+                let cause = "Cloud SQL copies no server without backups";
+                return self.problem("replica_region", cause, "set `backup.enabled: true`");
+            }
         }
         let disk = managed.disk_bytes.div_ceil(1 << 30).max(LEAST_GB);
         self.server(postgres, tier, disk, days);
@@ -93,7 +105,7 @@ impl Lowering<'_> {
             let spec = json!({ "name": PRODUCER, "network": network, "ranges": [range] });
             connection = self.part("connection", "gcp.service-connection", spec);
         }
-        let (key, access) = self.data_key("agent:sql");
+        let (key, access) = self.data_key(AGENT);
         let mut server = json!({
             "name": names::of(self.site, "database", MOST_OF_SERVER),
             "version": format!("POSTGRES_{}", postgres.version),
@@ -134,6 +146,39 @@ impl Lowering<'_> {
             self.after(before);
             before = part;
         }
+        if let Some(region) = postgres.managed.as_ref().and_then(|managed| managed.replica_region.as_ref()) {
+            let (key, access) = self.remote_key(region);
+            for (field, value) in [
+                ("name", json!(names::of(self.site, "database-remote", MOST_OF_SERVER))),
+                ("location", json!(region)),
+                ("source", output(&main, "name")),
+                ("availability", json!("ZONAL")),
+                ("backup_days", json!(0)),
+                ("key", key),
+            ] {
+                server[field] = value;
+            }
+            self.part(REMOTE, "gcp.sql-instance", self.of_project(server));
+            self.after(connection);
+            self.after(before);
+            self.after(access);
+        }
+    }
+
+    /// The key of the replica in another region, where data is protected: Cloud SQL takes none of the region of its source
+    /// (terraform-google-modules/terraform-google-sql-db#249).
+    fn remote_key(&mut self, region: &str) -> (Value, Option<ResourceId>) {
+        if !self.site.protect_data {
+            return (Value::Null, None);
+        }
+        let name = names::of(self.site, "data", MOST_OF_RING);
+        let ring = self.of_project(json!({ "name": name, "location": region }));
+        let ring = self.part("remote-key-ring", "gcp.key-ring", ring);
+        let ring = ring.map_or(Value::Null, |ring| output(&ring, "id"));
+        let key = json!({ "name": "database", "ring": ring, "rotation_days": ROTATION_DAYS, REGION: region });
+        let Some(key) = self.part("remote-key", "gcp.key", key) else { return (Value::Null, None) };
+        let access = json!({ "target": output(&key, "id"), "role": KEY_ROLE, "member": AGENT });
+        (output(&key, "id"), self.part("remote-key-access", "gcp.key-binding", access))
     }
 }
 

@@ -10,8 +10,9 @@
 //! `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
 //! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its
-//! database, and the user that the service connects as; `replica-N`; `key-access` where data is protected. With an existing
-//! network neither `range` nor `connection` |
+//! database, and the user that the service connects as; `replica-N`; `remote`: the replica in another region; `key-access` where data is
+//! protected, and with a replica in another region `remote-key-ring`, `remote-key`, `remote-key-access`. With an existing network
+//! neither `range` nor `connection` |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
 //! | monitoring | `SITE/monitoring/services`: the enabled services; `mailbox-N`: a channel for each mailbox; `alert-NAME`: alert policies;
 //! `budget`: the cost budget, if there is one |

@@ -15,7 +15,7 @@ const MOST_OF_BUCKET: usize = 63;
 /// The start of the id of a bucket.
 const BUCKETS: &str = "projects/_/buckets/";
 /// The longest name of a ring.
-const MOST_OF_RING: usize = 63;
+pub(super) const MOST_OF_RING: usize = 63;
 /// Days until a replaced version of a model is removed: an operator can undo an upload for so long.
 const OLD_VERSIONS_DAYS: u32 = 30;
 /// Days until an incomplete upload is removed.
@@ -34,7 +34,7 @@ const CLUSTER: &str = "cluster";
 /// Dataplane V2 (<https://cloud.google.com/kubernetes-engine/docs/how-to/network-policy#network-policy-and-workload-identity>).
 const METADATA: [([u8; 4], u16); 2] = [([169, 254, 169, 252], 988), ([169, 254, 169, 254], 80)];
 /// Days between two rotations of the key.
-const ROTATION_DAYS: u32 = 90;
+pub(super) const ROTATION_DAYS: u32 = 90;
 
 impl Lowering<'_> {
     pub(super) fn models(&mut self, store: &ModelStore) {

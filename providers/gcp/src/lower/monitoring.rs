@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use textnlp_cloud::alerts::{WRITE_MAILBOX, mail_receivers, managed_postgres};
 use textnlp_cloud::budget::{Warning, warnings};
-use textnlp_provider::component::{Budget, Monitoring};
+use textnlp_provider::component::{Budget, Monitoring, Postgres};
 use textnlp_provider::{ComponentName, ResourceId};
 
-use super::database::tier;
+use super::database::{REMOTE, tier};
 use super::{Lowering, output};
 use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET, MOST_OF_NAME};
 use crate::kinds::monitoring::{CHANNEL, POLICY};
@@ -239,7 +239,11 @@ impl Lowering<'_> {
     /// the sort.
     fn filter(&self, rule: &Rule, monitoring: &Monitoring) -> Option<Vec<Value>> {
         let postgres = managed_postgres(monitoring);
+        let is_remote =
+            |postgres: &&Postgres| postgres.managed.as_ref().is_some_and(|one| one.replica_region.is_some());
+        let remote = postgres.filter(is_remote).map(|_| REMOTE.to_owned());
         let replicas = (1..postgres.map_or(0, |postgres| postgres.replicas)).map(|number| format!("replica-{number}"));
+        let replicas = replicas.chain(remote);
         let named = |part: String| self.output_of("database", &part, "name");
         let project = format!("{}:", self.site.account);
         let (resource, label, prefix, names): (_, _, _, Vec<Value>) = match rule.watched {

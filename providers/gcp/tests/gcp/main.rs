@@ -9,10 +9,13 @@ mod network;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
+mod promotion;
 mod random;
 #[path = "../../../cloud/tests/programs/records.rs"]
 mod records;
 mod refresh;
+#[path = "../../../cloud/tests/programs/promotion.rs"]
+mod replicated;
 #[path = "../../../../tests/src/seeds.rs"]
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]
@@ -41,6 +44,8 @@ use textnlp_provider::{
 use textnlp_sim::gcp::{GoogleCloud, Options};
 
 const REGION: &str = "europe-west1";
+/// The region of a replica of the database.
+const REMOTE: &str = "europe-west4";
 const LINEAGE: u128 = 0x0198_c0de_0000_7000_8000_0000_0000_0001;
 /// An existing bucket of models.
 const THEIRS: &str = "company-models";
@@ -129,6 +134,8 @@ struct Bench {
     existing: Option<&'static str>,
     /// The existing network that it is in.
     network: Option<&'static str>,
+    /// The region of a replica of its database.
+    remote: Option<&'static str>,
 }
 
 impl Bench {
@@ -157,7 +164,7 @@ impl Bench {
         }
         cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 4.0);
         let gpu = Some(GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Small, 1) });
-        Self { cloud, provider, site, gpu, existing: None, network: None }
+        Self { cloud, provider, site, gpu, existing: None, network: None, remote: None }
     }
 
     /// A site whose models are in a bucket that was there before.
@@ -211,7 +218,7 @@ impl Bench {
         };
         all.extend(self.lower("cluster", ComponentSpec::Cluster(cluster)));
         all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
-        all.extend(self.lower("database", ComponentSpec::Database(database())));
+        all.extend(self.lower("database", ComponentSpec::Database(self.database())));
         all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
         all.extend(self.lower("monitoring", ComponentSpec::Monitoring(monitoring("USD"))));
         let mut ordered: Vec<Wanted> = Vec::new();
@@ -225,6 +232,14 @@ impl Bench {
             ordered.push(all.remove(place));
         }
         ordered
+    }
+
+    fn database(&self) -> Database {
+        let mut database = database();
+        if let Some(managed) = database.postgres.as_mut().and_then(|postgres| postgres.managed.as_mut()) {
+            managed.replica_region = self.remote.map(str::to_owned);
+        }
+        database
     }
 
     fn operation(
@@ -519,7 +534,7 @@ fn a_site_is_created_and_removed() {
 #[test]
 fn a_protected_site_is_created_and_removed() {
     // The service agents of the project come with its services.
-    run(road(&Bench { gpu: None, ..Bench::new(Options::zero_latency(), true) }));
+    run(road(&Bench { gpu: None, remote: Some(REMOTE), ..Bench::new(Options::zero_latency(), true) }));
 }
 
 #[test]
@@ -642,7 +657,7 @@ const KEPT: &[&str] = &["gcp.services", "gcp.key-ring", "gcp.key-binding", "gcp.
 #[test]
 fn every_kind_keeps_the_contract() {
     run(async {
-        let bench = Bench::new(Options::zero_latency(), true);
+        let bench = Bench { remote: Some(REMOTE), ..Bench::new(Options::zero_latency(), true) };
         let lineage = Lineage(uuid::Uuid::from_u128(LINEAGE));
         let bed = TestBed::new(&bench.provider, bench.site.environment.clone(), bench.site.name.clone(), lineage);
         let in_place = |one: &Wanted| Some(policy::changed(one)).filter(|spec| *spec != one.spec);

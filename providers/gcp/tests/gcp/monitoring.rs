@@ -110,6 +110,14 @@ fn policies_are_about_what_the_environment_creates() {
         (&condition("database-replication")["filter"], &condition("database-replication")["below"]),
         (&lag, &json!(0.0))
     );
+    let remote = of(|one| {
+        let postgres = one.monitored.database.as_mut().and_then(|one| one.postgres.as_mut()).unwrap();
+        postgres.replicas = 0;
+        postgres.managed.as_mut().unwrap().replica_region = Some("europe-west4".to_owned());
+    });
+    let remote = remote.unwrap();
+    let lag = remote.iter().find(|one| one.id.as_str() == "main/monitoring/alert-database-lag").unwrap();
+    assert!(lag.spec.as_value()["condition"]["filter"].to_string().contains("main/database/remote#name"));
     assert_eq!(condition("nodes-memory")["above"], json!(0.8));
     assert_eq!(condition("database-disk")["above"], json!(0.9));
     // Nine tenths of what the tier of 50 connections accepts.

@@ -7,7 +7,7 @@ use textnlp_provider::{CloudId, ErrorKind, PolicyRequest, PolicyResource, Provid
 use textnlp_sim::gcp::Options;
 use textnlp_sim::{Disruption, Rule};
 
-use crate::{Bench, Made, REGION, connection, create, leave_behind, remove, run, unchanged, update};
+use crate::{Bench, Made, REGION, REMOTE, connection, create, leave_behind, remove, run, unchanged, update};
 
 /// Permissions that no request of the test needs, each with what needs it.
 const UNUSED: &[(&str, &str)] = &[
@@ -77,7 +77,8 @@ pub(super) fn changed(one: &Wanted) -> Spec {
         "gcp.dns-record" => spec["ttl"] = json!(30),
         "gcp.repository" => spec["immutable"] = json!(false),
         "gcp.key" => spec["rotation_days"] = json!(30),
-        "gcp.sql-instance" => spec["disk_gb"] = json!(40),
+        // A replica is promoted.
+        "gcp.sql-instance" => (spec["disk_gb"], spec["source"]) = (json!(40), Value::Null),
         "gcp.sql-user" => spec["password"] = json!({ "$secret": "main/database-password", "version": "2" }),
         _ => {}
     }
@@ -90,7 +91,7 @@ fn the_role_of_a_plan_suffices_and_holds_nothing_unused() {
         let mut options = Options::zero_latency().enabled();
         // `up` enables it, and the service agent of clusters comes with it.
         options.services.retain(|name| name != "container.googleapis.com");
-        let bench = Bench::new(options, true);
+        let bench = Bench { remote: Some(REMOTE), ..Bench::new(options, true) };
         let wanted = bench.all();
         let up = printed(&bench, &wanted, Some(Verb::Create));
         limit(&bench, &up);

@@ -36,22 +36,28 @@ fn labels(body: &Value) -> Option<BTreeMap<String, String>> {
     members.values().find_map(labels)
 }
 
-struct Played {
-    cloud: Arc<GoogleCloud>,
+pub(crate) struct Played {
+    pub(crate) cloud: Arc<GoogleCloud>,
     exhausted: Option<Market>,
 }
 
-impl Simulated for Played {
-    fn start(seed: u64, story: &Story) -> Self {
-        let options = if story.is_slow { Options::default() } else { Options::zero_latency() };
-        let cloud = Arc::new(GoogleCloud::start(Options { seed, ..options }));
+impl Played {
+    pub(crate) fn with(options: Options, exhausted: Option<Market>) -> Self {
+        let cloud = Arc::new(GoogleCloud::start(options));
         {
             let mut world = cloud.world();
             world.quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 64.0);
             world.enable(cloud.project(), "dns.googleapis.com");
             world.put_zone(cloud.project(), ZONE, "example.com.", false);
         }
-        Self { cloud, exhausted: story.exhausted }
+        Self { cloud, exhausted }
+    }
+}
+
+impl Simulated for Played {
+    fn start(seed: u64, story: &Story) -> Self {
+        let options = if story.is_slow { Options::default() } else { Options::zero_latency() };
+        Self::with(Options { seed, ..options }, story.exhausted)
     }
 
     fn process(&self) -> Process {

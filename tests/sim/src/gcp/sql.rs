@@ -12,6 +12,8 @@ use crate::clock::later;
 use crate::postgres::Change;
 use crate::{Behaviour, Source};
 
+/// The settings of backups.
+const BACKUPS: &str = "/settings/backupConfiguration";
 /// How long the name of a deleted instance is refused.
 const BURNT: Duration = Duration::from_secs(7 * 86_400);
 
@@ -28,6 +30,7 @@ pub(crate) const HANDLERS: &[(&str, Handler)] = &[
     ("sql.instances.patch", patch),
     ("sql.instances.update", patch),
     ("sql.instances.delete", delete),
+    ("sql.instances.promoteReplica", promote),
     ("sql.databases.insert", insert_database),
     ("sql.databases.get", get),
     ("sql.databases.list", list_below),
@@ -68,6 +71,19 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule("transaction logs are kept 1 to 7 days in ENTERPRISE", Source::Report("langfuse/langfuse-terraform-gcp#34")),
     rule("a disk does not shrink by an update", Source::Report("hashicorp/terraform-provider-google#4579")),
     rule("a primary with replicas is not deleted", Source::Report("GoogleCloudPlatform/gcp-service-broker#466")),
+    rule(
+        "a replica needs a primary with backups and point-in-time recovery",
+        Source::Documentation("https://cloud.google.com/sql/docs/postgres/replication#requirements"),
+    ),
+    rule("a replica has no backups", Source::Report("GoogleCloudPlatform/magic-modules#6836")),
+    rule(
+        "a replica in another region than its encrypted primary needs a key of its own region",
+        Source::Report("terraform-google-modules/terraform-google-sql-db#249"),
+    ),
+    rule(
+        "a promoted replica is an instance of its own, with its settings",
+        Source::Documentation("https://cloud.google.com/sql/docs/postgres/admin-api/rest/v1/instances/promoteReplica"),
+    ),
     rule(
         "deletion protection guards the instance alone",
         Source::Report("terraform-google-modules/terraform-google-sql-db#434"),
@@ -290,9 +306,8 @@ fn insert(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     let master = text(&body, "/masterInstanceName").to_owned();
     if !master.is_empty() {
         let primary = format!("{}/{}", call.key(), master.rsplit(':').next().unwrap_or_default());
-        if cloud.get(&primary).is_none() {
-            return Err(errors::not_found("sql", &master));
-        }
+        let Some(found) = cloud.get(&primary) else { return Err(errors::not_found("sql", &master)) };
+        check_replica(found, &body)?;
         idle(cloud, &primary)?;
         bump(cloud, &primary);
     }
@@ -364,6 +379,30 @@ fn insert(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     });
     let kind = if master.is_empty() { "CREATE" } else { "CREATE_REPLICA" };
     Ok(begin(cloud, call, Family::Sql, kind, &key, Duration::from_secs(300), Value::Null, effect))
+}
+
+/// Whether an instance can be a replica of another one.
+fn check_replica(primary: &Value, body: &Value) -> Result<(), Problem> {
+    let is_on = |body: &Value, member: &str| body.pointer(&format!("{BACKUPS}/{member}")) == Some(&json!(true));
+    if !is_on(primary, "enabled") || !is_on(primary, "pointInTimeRecoveryEnabled") {
+        return Err(invalid("Invalid request: The primary instance needs backups and point-in-time recovery."));
+    }
+    if is_on(body, "enabled") {
+        return Err(invalid("Invalid request: Backups cannot be enabled on a replica."));
+    }
+    let key = |body: &Value| text(body, "/diskEncryptionConfiguration/kmsKeyName").to_owned();
+    let (region, own) = (text(body, "/region"), key(body));
+    if region != text(primary, "/region") && !key(primary).is_empty() {
+        if own.is_empty() {
+            return Err(invalid(
+                "Invalid request: Disk encryption config is not specified for the cross region replica..",
+            ));
+        }
+        if !own.contains(&format!("/locations/{region}/")) {
+            return Err(invalid("Invalid request: The key and the instance are in different regions."));
+        }
+    }
+    Ok(())
 }
 
 /// The end of an instance's creation.
@@ -460,6 +499,11 @@ fn patch(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     merge(&mut after, &call.body);
     errors::check_labels(after.pointer("/settings/userLabels").unwrap_or(&Value::Null))?;
     check_edition(&mut after)?;
+    if !text(&after, "/masterInstanceName").is_empty()
+        && after.pointer(&format!("{BACKUPS}/enabled")) == Some(&json!(true))
+    {
+        return Err(invalid("Invalid request: Backups cannot be enabled on a replica."));
+    }
     let size = |body: &Value| text(body, "/settings/dataDiskSizeGb").parse::<i64>().ok();
     if size(&after) < size(&before) {
         return Err(invalid("Invalid request: Disk size cannot be decreased."));
@@ -482,6 +526,42 @@ fn patch(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         Ok(Value::Null)
     });
     Ok(begin(cloud, call, Family::Sql, "UPDATE", &key, Duration::from_secs(60), Value::Null, effect))
+}
+
+fn promote(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    let key = instance_key(call);
+    let primary = primary(cloud, &key);
+    if cloud.get(&key).is_none() {
+        return Err(errors::not_found("sql", &call.name));
+    }
+    if primary == key {
+        return Err(invalid("Invalid request: The instance is not a read replica."));
+    }
+    idle(cloud, &key)?;
+    let target = key.clone();
+    let effect: Effect = Box::new(move |cloud| {
+        // Databases and users are replicated too.
+        let below: Vec<(String, Value)> = cloud
+            .objects
+            .iter()
+            .filter_map(|(one, object)| {
+                Some((one.strip_prefix(&format!("{primary}/"))?.to_owned(), object.body.clone()))
+            })
+            .collect();
+        for (one, body) in below {
+            cloud.put(&format!("{target}/{one}"), body);
+        }
+        if let Some(object) = cloud.objects.get_mut(&target) {
+            object.body.as_object_mut().map(|members| members.shift_remove("masterInstanceName"));
+            object.body["instanceType"] = "CLOUD_SQL_INSTANCE".into();
+        }
+        for one in [&target, &primary] {
+            bump(cloud, one);
+        }
+        haunt(cloud, &target);
+        Ok(Value::Null)
+    });
+    Ok(begin(cloud, call, Family::Sql, "PROMOTE_REPLICA", &key, Duration::from_secs(120), Value::Null, effect))
 }
 
 fn delete(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {

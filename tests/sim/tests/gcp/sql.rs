@@ -121,16 +121,69 @@ fn editions_and_tiers_belong_together() {
 #[test]
 fn replicas_come_first_in_a_deletion() {
     let client = Client::quick();
-    client.wait("sql", insert(&client, "primary", json!({})));
-    let mut replica = instance("replica", json!({}));
-    replica["masterInstanceName"] = "primary".into();
-    client.wait("sql", client.post("sql", INSTANCES, replica));
+    client.wait("sql", insert(&client, "primary", copied()));
+    client.wait("sql", client.post("sql", INSTANCES, replica("replica")));
     let path = format!("{INSTANCES}/primary");
     let read = client.get("sql", &path).ok();
     assert_eq!((&read["replicaNames"], &read["settings"]["settingsVersion"]), (&json!(["replica"]), &json!("2")));
     assert_eq!(remove(&client, &path).reason(), (400, "errorReplicationMasterInvalidOperation"));
     client.wait("sql", remove(&client, &format!("{INSTANCES}/replica")));
     client.wait("sql", remove(&client, &path));
+}
+
+/// The settings of a primary.
+fn copied() -> Value {
+    json!({ "backupConfiguration": { "enabled": true, "pointInTimeRecoveryEnabled": true } })
+}
+
+fn replica(name: &str) -> Value {
+    let mut replica = instance(name, json!({ "backupConfiguration": { "enabled": false } }));
+    replica["masterInstanceName"] = "primary".into();
+    replica
+}
+
+#[test]
+fn a_replica_in_another_region_is_promoted() {
+    let client = Client::quick();
+    client.wait("sql", insert(&client, "primary", json!({})));
+    let create = |body: Value| client.post("sql", INSTANCES, body);
+    let with = |more: Value| {
+        let mut body = replica("replica");
+        body["region"] = "us-central1".into();
+        for (member, value) in more.as_object().unwrap() {
+            body[member.as_str()] = value.clone();
+        }
+        body
+    };
+    assert!(create(with(json!({}))).message().contains("point-in-time recovery"));
+    let path = format!("{INSTANCES}/primary");
+    client.wait("sql", client.call("PATCH", "sql", &path, json!({ "settings": copied() })));
+    let backups = json!({ "settings": instance("replica", json!({}))["settings"] });
+    assert!(create(with(backups)).message().contains("Backups cannot be enabled on a replica"));
+    let key = format!("sql/projects/{}/instances/primary", client.cloud.project());
+    let encrypted = |region: &str| {
+        let key = format!("projects/p/locations/{region}/keyRings/r/cryptoKeys/k");
+        json!({ "diskEncryptionConfiguration": { "kmsKeyName": key } })
+    };
+    client.cloud.world().change(
+        &key,
+        "/diskEncryptionConfiguration",
+        encrypted("europe-west4")["diskEncryptionConfiguration"].clone(),
+    );
+    assert!(create(with(json!({}))).message().contains("Disk encryption config is not specified"));
+    assert!(create(with(encrypted("europe-west4"))).message().contains("different regions"));
+    client.wait("sql", create(with(encrypted("us-central1"))));
+    client.wait("sql", client.post("sql", &format!("{path}/users"), json!({ "name": "u", "password": "secret" })));
+    let path = format!("{INSTANCES}/replica");
+    let promote = || client.call("POST", "sql", &format!("{path}/promoteReplica"), Value::Null);
+    client.wait("sql", promote());
+    let read = client.get("sql", &path).ok();
+    assert_eq!((&read["masterInstanceName"], &read["instanceType"]), (&Value::Null, &json!("CLOUD_SQL_INSTANCE")));
+    assert_eq!(read["settings"]["backupConfiguration"]["enabled"], false);
+    assert_eq!(client.get("sql", &format!("{path}/users/u")).ok()["name"], "u");
+    assert!(promote().message().contains("not a read replica"));
+    client.wait("sql", client.call("PATCH", "sql", &path, json!({ "settings": copied() })));
+    client.wait("sql", remove(&client, &format!("{INSTANCES}/primary")));
 }
 
 fn connect(client: &Client, length: u8) {

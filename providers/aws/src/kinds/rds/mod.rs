@@ -6,7 +6,7 @@ mod subnet_group;
 
 use aws_sdk_rds::types::Tag;
 use textnlp_cloud::REGION;
-use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, ReplaceOrder, ReplicaFields, Result};
+use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, ReplaceOrder, ReplicaFields, Result, Verified};
 
 use self::instance::Instance;
 pub(crate) use self::parameter_group::FORCE_SSL;
@@ -97,6 +97,7 @@ pub(crate) static ROWS: &[Row] = &[
                 source: "source",
                 output: "arn",
                 inherited: &["backup_days", "backup_window"],
+                verified: Verified::ByRegion,
                 promoted: PROMOTED,
             }),
             ..kind("aws.db-instance", "a PostgreSQL server", Identity::Named)

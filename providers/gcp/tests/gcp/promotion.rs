@@ -1,0 +1,64 @@
+//! Promotions of a replica of Cloud SQL in another region.
+
+use textnlp_provider::component::ComponentSpec;
+use textnlp_provider::{Component, Provider};
+use textnlp_sim::gcp::Options;
+
+use crate::random::Played;
+use crate::replicated::{self, Replicated};
+use crate::{Bench, REGION, REMOTE};
+
+impl Replicated for Played {
+    const THERE: &'static str = REMOTE;
+    const CALLS: (&'static str, &'static str, &'static str) =
+        ("sql", "sql.instances.get", "sql.instances.promoteReplica");
+    const SOURCE: &'static str = "main/database/server";
+
+    fn lose_source(&self) {
+        let mut world = self.cloud.world();
+        let is_source = |key: &String| {
+            let is_primary = |body: &serde_json::Value| body["masterInstanceName"].is_null();
+            key.contains("/instances/") && key.split('/').count() == 5 && world.get(key).is_some_and(is_primary)
+        };
+        let key = world.keys().into_iter().find(is_source).unwrap();
+        world.objects.remove(&key);
+    }
+}
+
+fn cloud() -> Played {
+    Played::with(Options::zero_latency(), None)
+}
+
+#[test]
+fn a_promoted_replica_of_cloud_sql_stays() {
+    replicated::stays_promoted(&cloud());
+}
+
+#[test]
+fn a_promotion_of_cloud_sql_that_is_killed_anywhere_is_finished_by_the_next_one() {
+    replicated::is_finished_after_a_kill(&cloud());
+}
+
+#[test]
+fn a_promotion_of_cloud_sql_is_refused_once_the_source_answers_again() {
+    replicated::is_refused_once_the_source_answers(&cloud());
+}
+
+#[test]
+fn a_replica_of_cloud_sql_needs_another_region_and_backups() {
+    for (region, backup_seconds, says) in [
+        (REGION, 86_400, "not another region"),
+        ("mars-north1", 86_400, "not another region"),
+        (REMOTE, 0, "without backups"),
+    ] {
+        let bench = Bench { remote: Some(region), ..Bench::new(Options::zero_latency(), false) };
+        let mut database = bench.database();
+        let postgres = database.postgres.as_mut().unwrap();
+        postgres.replicas = 0;
+        postgres.managed.as_mut().unwrap().backup_seconds = backup_seconds;
+        let part = ComponentSpec::Database(database);
+        let component = Component { name: "database".parse().unwrap(), existing: None, part };
+        let refused = bench.provider.lower(&component, &bench.site).unwrap_err().to_string();
+        assert!(refused.contains("replica_region") && refused.contains(says), "{refused}");
+    }
+}
