@@ -296,6 +296,27 @@ fn missing_capacity_and_a_quota_are_told_apart() {
 }
 
 #[test]
+fn quotas_name_the_settings_that_they_have_room_for() {
+    let bench = Bench::new();
+    for (code, limit) in [("L-1216C47A", 9.0), ("L-DB2E81BA", 0.0), ("L-0263D0A3", 2.0)] {
+        bench.simulator.world().quotas.set(&Bench::scope(), code, limit);
+    }
+    let all = lowered(&bench, &full_site(), Spot::Never);
+    run(async {
+        let problems = bench.provider.preflight(&all).await.unwrap();
+        for (code, room) in [
+            ("L-1216C47A", "`cluster.min_nodes: 2` and `cluster.max_nodes: 2`"),
+            ("L-DB2E81BA", "`gpu.size: none`"),
+            ("L-0263D0A3", "`data: disposable`"),
+        ] {
+            let of_quota = problems.iter().find(|one| one.cause.contains(code)).unwrap();
+            assert!(of_quota.fix.contains(&format!("today it has room for {room}")), "{of_quota:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn nodes_that_cannot_use_the_key_of_their_disks_name_the_grant() {
     let bench = Bench::new();
     bench.simulator.world().state::<Eks>(&Bench::scope()).lacks_disk_grant = true;
