@@ -155,13 +155,13 @@ impl PoolNeed {
         self.each.saturating_mul(machines)
     }
 
-    /// The most machines, at most so many, for which `free` is enough.
+    /// The most machines up to `limit` for which `free` is enough.
     fn most(&self, free: u64, limit: u64) -> u64 {
         let machines = free.checked_div(self.each).unwrap_or(limit).min(limit);
         if machines > self.zones { machines - machines % self.zones.max(1) } else { machines }
     }
 
-    /// The settings that give it so many machines, where that is not what it has.
+    /// The settings that give it this number of machines, where that is not what it has.
     fn changed(&self, count: u64, more: u64) -> Vec<String> {
         let (least, most) = match self.settings {
             PoolSettings::Fixed => return Vec::new(),

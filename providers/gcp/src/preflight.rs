@@ -342,7 +342,7 @@ fn texts<'w>(one: &'w Wanted, field: &str) -> Vec<&'w str> {
     one.spec.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// What the pools need of each quota: those of the region, which has so many zones, and those of the whole project.
+/// What the pools need of each quota: those of the region with its number of zones, and those of the whole project.
 fn needs(
     pools: &[Pool<'_>],
     has_spot_cpus: bool,
