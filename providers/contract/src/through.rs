@@ -349,6 +349,11 @@ impl Provider for Through {
         provider.diff(wanted, recorded, seen)
     }
 
+    fn controller(&self, seen: &Object) -> Option<String> {
+        let provider = if self.is_inner(&seen.kind) { &self.inner } else { &self.outer };
+        provider.controller(seen)
+    }
+
     /// Objects of a host that is missing, or that is to change itself, are not checked.
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
         let (inside, outside): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|one| self.is_inner(&one.kind));
