@@ -96,6 +96,9 @@ pub struct ResourceStatus {
     pub outputs: Outputs,
     /// Whether its removal needs a typed confirmation.
     pub protected: bool,
+    /// Another program that applies its object too, such as a GitOps controller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub controller: Option<String>,
 }
 
 /// The health of a recorded resource.
@@ -213,7 +216,12 @@ pub fn status(facts: &Facts, locations: &BTreeMap<SiteName, SiteLocation>, unfin
 }
 
 fn resource_status(id: &ResourceId, recorded: &Recorded, since: Timestamp, site: &SiteFacts) -> ResourceStatus {
-    let standing = match sight(id, recorded, site) {
+    let seen = sight(id, recorded, site);
+    let controller = match &seen {
+        Observed::Present(object) => site.provider.controller(object),
+        Observed::Absent | Observed::Unknown(_) => None,
+    };
+    let standing = match seen {
         _ if recorded.tainted => ResourceHealth::Tainted,
         Observed::Present(object) => match &object.health {
             Health::Ready => ResourceHealth::Ready,
@@ -231,6 +239,7 @@ fn resource_status(id: &ResourceId, recorded: &Recorded, since: Timestamp, site:
         since,
         outputs: recorded.outputs.clone(),
         protected: recorded.protected,
+        controller,
     }
 }
 

@@ -28,12 +28,14 @@ from datetime import date
 from pathlib import Path
 
 import groups
+import network
 import results
 import scratch
 import tiers
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = Path(__file__).with_name("plan")
+ENVIRONMENTS = "environments of tests"
 # Tests that are known to be unstable: a reader of the list sees what is to be repaired, and until when.
 KNOWN = ROOT / "tests/unstable.toml"
 # The package whose tests start the real program.
@@ -88,6 +90,7 @@ class Row:
     only: tuple = ()
     skip: tuple = ()
     reads: tuple = ()
+    network: str = ""
 
     @property
     def name(self):
@@ -157,6 +160,8 @@ def read_plan(text):
                     setattr(row, key, tuple(value.split(",")))
                     if key == "reads" and not set(row.reads) <= results.KINDS.keys():
                         raise ValueError(f"`reads` may have {', '.join(results.KINDS)}")
+                elif option == "network=none":
+                    row.network = value
                 elif key in ("tier", "every") and value in tiers.TIERS:
                     setattr(row, key, value)
                 elif key in ("beside", "limit") and value:
@@ -365,7 +370,7 @@ class Runner:
         job.contained = groups.Group() if job.row else None
         with open(job.output, "wb") as log, open(job.messages or os.devnull, "wb") as messages:
             process = subprocess.Popen(
-                self.scratch.command(job.argv, job.cwd) if job.row and not job.trace else job.argv,
+                command_of(job, job.argv, self.scratch) if job.row and not job.trace else job.argv,
                 cwd=job.cwd,
                 env={**os.environ, **job.env},
                 stdin=subprocess.DEVNULL,
@@ -437,6 +442,12 @@ def free_space(folder):
     return f"{shutil.disk_usage(folder).free / 1e9:.0f} GB of disk free"
 
 
+def command_of(job, argv, files):
+    """How the program of a job is started, with its temporary files, and without the network if the plan says so."""
+    argv = files.command(argv, job.cwd)
+    return network.default().command(argv) if job.row.network else argv
+
+
 def prepare(job):
     """Runs in the child. At low priority it gets a tenth of what others get, and never nothing, so that its own time-outs hold."""
     if job.contained:
@@ -498,7 +509,7 @@ def run_alone(job, argv, limit):
     """Status and output of a command that ran in the place of a job; the status is None if it did not end in time."""
     contained = groups.Group()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(scratch.default().command(argv, job.cwd), cwd=job.cwd, env={**os.environ, **job.env},
+        process = subprocess.Popen(command_of(job, argv, scratch.default()), cwd=job.cwd, env={**os.environ, **job.env},
                                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                                    preexec_fn=contained.join)
         try:
@@ -691,8 +702,11 @@ def schedule(runner, options, rows, chosen, skipped, known_results):
     elif any("control-plane" in row.needs for row in chosen):
         runner.add(Job("control plane", ["bash", "tests/cluster/build"], provides="control-plane", idle=True, optional=True, quiet=True,
                        seconds=900))
-    if everything:
-        runner.add(Job("environments of tests", ["bash", "tests/environments"], idle=True, quiet=True, seconds=800))
+    is_cut_off = any(row.network for row in chosen)
+    if everything or is_cut_off:
+        runner.add(Job(ENVIRONMENTS, ["bash", "tests/environments"], idle=True, quiet=True, seconds=800))
+    if is_cut_off and not network.default().works:
+        runner.say("no network namespace can be created here: the tests of clouds run with the network")
     # A warning shows after minutes: nothing else is built before.
     lints = options.lint if everything else []
     for command in lints:
@@ -735,7 +749,9 @@ def test_job(row, program, options, skipped):
         env["TEXTNLP_TESTS_EVERY"] = "1"
     pure = row.group == PURE
     return Job(row.name, argv + options.arguments, cwd=folder, env=env, row=row, weight=0 if pure else row.weight, beside=row.beside,
-               group="" if pure else row.group, idle=pure, seconds=row.seconds, limit=row.limit, needs=row.needs)
+               group="" if pure else row.group, idle=pure, seconds=row.seconds, limit=row.limit, needs=row.needs,
+               # Without the network a test cannot install the packages that it asks for.
+               after=(ENVIRONMENTS,) if row.network else ())
 
 
 def fates(runner, rows, chosen, skipped, known_results, features):

@@ -3,8 +3,10 @@
 import io
 import itertools
 import os
+import shlex
 import stat
 import subprocess
+import sys
 import tempfile
 import unittest
 from datetime import date
@@ -12,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import groups
+import network
 import results
 import runner
 import scratch
@@ -472,6 +475,29 @@ class ScratchTest(RunnerTest):
         for text, bytes_ in (("max", 100 << 10), ("8192", 4096)):
             (self.folder / "memory.max").write_text(f"{text}\n")
             self.assertEqual(scratch.available_memory(self.folder / "meminfo", self.folder), bytes_)
+
+
+class NetworkTest(RunnerTest):
+    def test_program_without_the_network_reaches_this_machine_only(self):
+        if not network.default().works:
+            self.skipTest("no network namespace can be created here")
+        # An address for documentation, and a server on loopback.
+        script = (
+            "import socket\n"
+            "server = socket.create_server(('127.0.0.1', 0))\n"
+            "socket.create_connection(server.getsockname())\n"
+            "try:\n    socket.create_connection(('203.0.113.1', 443), 60)\n"
+            "except OSError as error:\n    print(error)\n"
+        )
+        job = self.program_of_tests("asks", "")
+        job.row.network = "none"
+        job.argv, job.cwd = ["sh", "-c", f'{shlex.quote(sys.executable)} -c "$0"; {PASSES}', script], Path("/")
+        self.run_jobs(job)
+        self.assertEqual(job.state, OK)
+        self.assertIn("Network is unreachable", job.output.read_text())
+
+    def test_where_it_does_not_work_programs_start_as_they_are(self):
+        self.assertEqual(network.Network(["false"]).command(["story"]), ["story"])
 
 
 class Plan(unittest.TestCase):

@@ -1,5 +1,6 @@
 //! `status`, `drift`, `explain`: show the status, the drift, and the origin of resources.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use textnlp_orchestrator::state::Holder;
@@ -53,6 +54,16 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
             standing => brief(&standing.to_string()),
         };
         let _ = writeln!(text, "  {mark} {:<34} {:<22} {why}", resource.resource.as_str(), resource.kind.as_str());
+    }
+    let mut controllers: BTreeMap<&str, usize> = BTreeMap::new();
+    for controller in status.resources.iter().filter_map(|resource| resource.controller.as_deref()) {
+        *controllers.entry(controller).or_default() += 1;
+    }
+    for (controller, count) in controllers {
+        let mark = console.paint("33", "!");
+        let says =
+            "of these objects too, and reverts what `up` changes: use only one of both, see docs/guide/gitops.md";
+        let _ = writeln!(text, "  {mark} {controller} applies {count} {says}");
     }
     for open in &status.open {
         let says = open.says.as_deref().unwrap_or("started");

@@ -105,7 +105,7 @@ const NOT_BY_SAGEMAKER: &[(&str, &str)] = &[
     ("cluster.max_nodes", "SageMaker runs the containers"),
     ("dr.mode", "nothing leads clients from an endpoint to another site"),
     ("features", "flags are in a database, and no data outlives a container"),
-    ("gpu.size", "GPUs are not supported for endpoints yet"),
+    ("gpu.size", "current instances with GPUs have disks of their own, which take no key of the site"),
     ("monitoring.stack", "SageMaker sends its metrics to CloudWatch"),
     ("network.private_ca", "containers are in the network of SageMaker"),
     ("network.proxy", "containers are in the network of SageMaker"),

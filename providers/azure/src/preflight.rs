@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::last;
-use textnlp_cloud::preflight::{Check, LIMIT, Need, by_zone, names, run, unknown};
+use textnlp_cloud::preflight::{Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, names, run, unknown};
 use textnlp_provider::{EnvironmentName, Ownership, PolicyRequest, PolicyResource, Problem, Verb, Wanted};
 
 use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
@@ -237,6 +237,7 @@ async fn deleted(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 /// The machines that a resource asks for at first.
 struct Pool<'w> {
     place: String,
+    settings: PoolSettings,
     machine: &'static Machine,
     count: u64,
     /// How many its autoscaler may add.
@@ -254,6 +255,7 @@ fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
         let machine = machines::named(text(one, "machine"))?;
         Some(Pool {
             place: one.id.to_string(),
+            settings: PoolSettings::Fixed,
             machine,
             count,
             more: 0,
@@ -268,6 +270,7 @@ fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
         let zones = one.spec.get("zones").and_then(Value::as_array).into_iter().flatten();
         Some(Pool {
             place: one.id.to_string(),
+            settings: PoolSettings::of_part(&one.id),
             machine: machines::named(text(one, "machine"))?,
             count: scaling("min")?,
             more: scaling("max")?.saturating_sub(scaling("min")?),
@@ -300,7 +303,7 @@ async fn machines(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
             for (name, need) in needs(&pools, &offers) {
                 // A quota that is not listed is not known (skypilot-org/skypilot#10119).
                 let Some((limit, used)) = quotas.get(&name) else { continue };
-                problems.extend(need.check(&format!("the quota `{name}`"), " vCPUs", *limit, *used, RAISE.to_owned()));
+                problems.extend(need.check(&format!("the quota `{name}`"), " vCPUs", *limit, *used, RAISE));
             }
         }
         Err(error) => problems.push(unknown("the quotas", &error.signed_in_as(who))),
@@ -340,9 +343,9 @@ fn needs(pools: &[Pool<'_>], offers: &BTreeMap<String, Offer>) -> BTreeMap<Strin
         let family = family.unwrap_or_else(|| pool.machine.quota.to_owned());
         let quotas = if pool.is_spot { vec![ALL_SPOT.to_owned()] } else { vec![family, ALL.to_owned()] };
         for quota in quotas {
-            let need = needs.entry(quota).or_default();
-            need.add(vcpus.saturating_mul(pool.count), pool.place.clone(), pool.has_one_market);
-            need.may_grow(vcpus.saturating_mul(pool.more));
+            let Pool { settings, count, more, .. } = *pool;
+            let own = PoolNeed { settings, each: vcpus, count, more, zones: 1 };
+            needs.entry(quota).or_default().add_pool(own, pool.place.clone(), pool.has_one_market);
         }
     }
     needs
@@ -660,6 +663,7 @@ mod tests {
         let machine = machines::named("Standard_NC4as_T4_v3").unwrap();
         let pool = |is_spot| Pool {
             place: "p".to_owned(),
+            settings: PoolSettings::Gpus,
             machine,
             count: 2,
             more: 0,

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::{BoxFuture, join_all};
-use textnlp_provider::{CloudId, Error, ErrorKind, Ownership, Problem, Wanted, error_chain};
+use textnlp_provider::{CloudId, Error, ErrorKind, Ownership, Problem, ResourceId, Wanted, error_chain};
 
 use crate::cloud::Cloud;
 use crate::endpoint::inside;
+use crate::inside::GPU_NODES;
 use crate::resource::State;
 use crate::table::{self, Row};
 use crate::tags;
@@ -106,12 +107,109 @@ fn text<'w>(one: &'w Wanted, field: &str) -> &'w str {
     one.spec.get(field).and_then(|value| value.as_str()).unwrap_or_default()
 }
 
+/// Which settings of an environment a pool of machines follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PoolSettings {
+    /// None: every cluster has these machines.
+    Fixed,
+    /// `cluster.min_nodes` and `cluster.max_nodes`.
+    Nodes,
+    /// `gpu.count` and `gpu.max`.
+    Gpus,
+}
+
+impl PoolSettings {
+    /// Those of a pool by its id.
+    pub fn of_part(id: &ResourceId) -> Self {
+        let is_gpu = id.as_str().rsplit_once('/').is_some_and(|(_, part)| part == GPU_NODES);
+        if is_gpu { Self::Gpus } else { Self::Nodes }
+    }
+}
+
+/// A pool of machines, as far as it counts against a quota.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolNeed {
+    /// What it follows.
+    pub settings: PoolSettings,
+    /// What one machine takes of the quota.
+    pub each: u64,
+    /// The machines at first.
+    pub count: u64,
+    /// How many machines an autoscaler may add.
+    pub more: u64,
+    /// The zones among which the machines are divided evenly: a count above them is a multiple of them.
+    pub zones: u64,
+}
+
+impl PoolNeed {
+    /// The fewest machines with which an environment has its pods: those with GPUs can be left out.
+    fn least(&self) -> u64 {
+        match self.settings {
+            PoolSettings::Fixed => self.count,
+            PoolSettings::Nodes => self.count.min(1),
+            PoolSettings::Gpus => 0,
+        }
+    }
+
+    fn takes(&self, machines: u64) -> u64 {
+        self.each.saturating_mul(machines)
+    }
+
+    /// The most machines up to `limit` for which `free` is enough.
+    fn most(&self, free: u64, limit: u64) -> u64 {
+        let machines = free.checked_div(self.each).unwrap_or(limit).min(limit);
+        if machines > self.zones { machines - machines % self.zones.max(1) } else { machines }
+    }
+
+    /// The settings that give it this number of machines, where that is not what it has.
+    fn changed(&self, count: u64, more: u64) -> Vec<String> {
+        let (least, most) = match self.settings {
+            PoolSettings::Fixed => return Vec::new(),
+            PoolSettings::Gpus if count == 0 => return vec!["`gpu.size: none`".to_owned()],
+            PoolSettings::Nodes => ("cluster.min_nodes", "cluster.max_nodes"),
+            PoolSettings::Gpus => ("gpu.count", "gpu.max"),
+        };
+        let mut changed = Vec::new();
+        if count != self.count {
+            changed.push(format!("`{least}: {count}`"));
+        }
+        if self.more > 0 && (count, more) != (self.count, self.more) {
+            changed.push(format!("`{most}: {}`", count.saturating_add(more)));
+        }
+        changed
+    }
+}
+
+/// The settings of the largest pools for which `free` of a quota is enough: nodes first, then GPUs, then what autoscalers add. Without
+/// any, what the smallest pools take.
+fn fitting(pools: &[PoolNeed], free: u64) -> Result<Vec<String>, u64> {
+    let mut pools = pools.to_vec();
+    pools.sort_by_key(|pool| pool.settings);
+    let smallest = pools.iter().fold(0, |sum: u64, pool| sum.saturating_add(pool.takes(pool.least())));
+    let Some(mut left) = free.checked_sub(smallest) else { return Err(smallest) };
+    let mut sizes = Vec::new();
+    for pool in &pools {
+        let own = left.saturating_add(pool.takes(pool.least()));
+        let count = pool.most(own, pool.count);
+        left = own.saturating_sub(pool.takes(count));
+        sizes.push((count, 0));
+    }
+    for (pool, (count, more)) in pools.iter().zip(&mut sizes) {
+        if *count == pool.count {
+            *more = left.checked_div(pool.each).unwrap_or(pool.more).min(pool.more);
+            left = left.saturating_sub(pool.takes(*more));
+        }
+    }
+    Ok(pools.iter().zip(sizes).flat_map(|(pool, (count, more))| pool.changed(count, more)).collect())
+}
+
 /// What a plan needs of one quota.
 #[derive(Debug, Default)]
 pub struct Need {
     amount: u64,
     /// What autoscalers may add.
     growth: u64,
+    pools: Vec<PoolNeed>,
     places: BTreeSet<String>,
     /// Whether a place has no other machines, which count against another quota.
     is_the_only_way: bool,
@@ -125,18 +223,32 @@ impl Need {
         self.is_the_only_way |= is_the_only_way;
     }
 
-    /// Adds what an autoscaler may start besides.
-    pub fn may_grow(&mut self, by: u64) {
-        self.growth = self.growth.saturating_add(by);
+    /// Adds what the machines of a pool need, and what its autoscaler may start besides.
+    pub fn add_pool(&mut self, pool: PoolNeed, place: String, is_the_only_way: bool) {
+        self.add(pool.takes(pool.count), place, is_the_only_way);
+        self.growth = self.growth.saturating_add(pool.takes(pool.more));
+        self.pools.push(pool);
+    }
+
+    /// How to get along with a quota: what raises it, and what it has room for today.
+    fn fix(&self, raise: &str, unit: &str, free: u64) -> String {
+        if self.pools.iter().all(|pool| pool.settings == PoolSettings::Fixed) {
+            return raise.to_owned();
+        }
+        match fitting(&self.pools, free) {
+            Ok(settings) => format!("{raise}; today it has room for {}", settings.join(" and ")),
+            Err(smallest) => format!("{raise}; the smallest environment needs {smallest}{unit}"),
+        }
     }
 
     /// The problem, if the quota does not allow it beside what is used; a warning, if it allows less than what autoscalers may
-    /// add. `unit` follows numbers: ` vCPUs`.
-    pub fn check(self, quota: &str, unit: &str, limit: u64, used: u64, fix: String) -> Option<Problem> {
+    /// add. `unit` follows numbers: ` vCPUs`; `raise` says how the quota is raised.
+    pub fn check(self, quota: &str, unit: &str, limit: u64, used: u64, raise: &str) -> Option<Problem> {
         let needed = used.saturating_add(self.amount);
         if needed.saturating_add(self.growth) <= limit {
             return None;
         }
+        let fix = self.fix(raise, unit, limit.saturating_sub(used));
         let cause = format!("{quota} allows {limit}{unit}; {used} are used, and this plan needs {} more", self.amount);
         let place = self.places.into_iter().collect::<Vec<_>>().join(", ");
         if needed <= limit {
@@ -175,7 +287,7 @@ mod tests {
     use futures::FutureExt;
     use textnlp_provider::Problem;
 
-    use super::{Check, Need, run};
+    use super::{Check, Need, PoolNeed, PoolSettings, fitting, run};
 
     #[test]
     fn a_check_without_an_answer_is_not_known() {
@@ -199,11 +311,12 @@ mod tests {
             need.add(1, "here/database".to_owned(), false);
             need
         };
-        assert!(need().check("`machines`", "", 5, 2, String::new()).is_none());
+        assert!(need().check("`machines`", "", 5, 2, "").is_none());
         let mut only = need();
         only.add(0, "here/database".to_owned(), true);
         for (need, blocks) in [(need(), false), (only, true)] {
-            let problem = need.check("`machines`", " vCPUs", 5, 3, "raise it".to_owned()).unwrap();
+            let problem = need.check("`machines`", " vCPUs", 5, 3, "raise it").unwrap();
+            assert_eq!(problem.fix, "raise it", "no setting changes it");
             assert_eq!(problem.place, "here/database, here/nodes");
             assert!(problem.cause.starts_with("`machines` allows 5 vCPUs; 3 are used, and this plan needs 3 more"));
             assert_eq!(problem.cause.ends_with("other machines of the list are tried"), !blocks);
@@ -214,13 +327,39 @@ mod tests {
     fn growth_beyond_a_quota_is_a_warning() {
         let check = |limit: u64| {
             let mut need = Need::default();
-            need.add(2, "here/gpu-nodes".to_owned(), true);
-            need.may_grow(3);
-            need.check("`GPUS`", "", limit, 1, "raise it".to_owned())
+            need.add_pool(PoolNeed { each: 1, count: 2, more: 3, ..GPUS }, "here/gpu-nodes".to_owned(), true);
+            need.check("`GPUS`", "", limit, 1, "raise it")
         };
         assert!(check(6).is_none());
         let less = check(5).unwrap();
         assert!(less.warning && less.cause.ends_with("needs 2 more, up to 5 with its autoscaler"), "{less:?}");
-        assert!(check(2).is_some_and(|problem| !problem.warning && problem.cause.ends_with("needs 2 more")));
+        assert_eq!(less.fix, "raise it; today it has room for `gpu.max: 4`");
+        let refused = check(2).unwrap();
+        assert!(!refused.warning && refused.cause.ends_with("needs 2 more"), "{refused:?}");
+        assert_eq!(refused.fix, "raise it; today it has room for `gpu.count: 1` and `gpu.max: 1`");
+    }
+
+    const GPUS: PoolNeed = PoolNeed { settings: PoolSettings::Gpus, each: 4, count: 2, more: 0, zones: 1 };
+    const NODES: PoolNeed = PoolNeed { settings: PoolSettings::Nodes, each: 4, count: 3, more: 3, zones: 1 };
+
+    #[test]
+    fn the_largest_pools_that_fit_are_named() {
+        let of_cluster = PoolNeed { settings: PoolSettings::Fixed, each: 2, count: 1, more: 0, zones: 1 };
+        let zonal = PoolNeed { count: 6, more: 0, zones: 3, ..NODES };
+        for (pools, free, expected) in [
+            // Nodes come first, and what autoscalers add last.
+            (vec![GPUS, NODES], 31, "`cluster.max_nodes: 5`"),
+            (vec![GPUS, NODES], 19, "`cluster.max_nodes: 3` `gpu.count: 1`"),
+            (vec![GPUS, NODES], 12, "`cluster.max_nodes: 3` `gpu.size: none`"),
+            (vec![NODES], 11, "`cluster.min_nodes: 2` `cluster.max_nodes: 2`"),
+            (vec![of_cluster, NODES], 6, "`cluster.min_nodes: 1` `cluster.max_nodes: 1`"),
+            (vec![GPUS], 0, "`gpu.size: none`"),
+            // Five nodes in three zones would be six.
+            (vec![zonal], 20, "`cluster.min_nodes: 3`"),
+            (vec![zonal], 8, "`cluster.min_nodes: 2`"),
+        ] {
+            assert_eq!(fitting(&pools, free).unwrap().join(" "), expected, "{free}");
+        }
+        assert_eq!(fitting(&[of_cluster, NODES, GPUS], 5), Err(6));
     }
 }

@@ -94,6 +94,10 @@ impl Provider for Combined {
         self.of(&wanted.kind).diff(wanted, recorded, seen)
     }
 
+    fn controller(&self, seen: &Object) -> Option<String> {
+        self.of(&seen.kind).controller(seen)
+    }
+
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
         let (second, first): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|one| self.is_second(&one.kind));
         let mut problems = self.first.preflight(&first).await?;

@@ -84,6 +84,12 @@ pub trait Provider: Send + Sync {
     /// one came from the same reference and that resource is unchanged, which the engine has resolved before it asks.
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange>;
 
+    /// Another program that applies an object too, and reverts what this one changes, such as a GitOps controller. Pure.
+    fn controller(&self, seen: &Object) -> Option<String> {
+        let _ = seen;
+        None
+    }
+
     /// Checks for anything that would make these fail: sign-in, permissions, quota, capacity, names, ports. Reads only.
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>>;
 

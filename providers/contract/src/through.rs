@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::bill::{Billed, BilledRequest};
 use crate::combined::SecondPart;
@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// not found that it will be. A cluster of a cloud takes some ten minutes, and the access to it another one
 /// (<https://github.com/gravitational/teleport/issues/37958>,
 /// <https://github.com/terraform-aws-modules/terraform-aws-eks/issues/1064>).
-const NEW_ACCESS: Duration = Duration::from_secs(30 * 60);
+const NEW_ACCESS: SignedDuration = SignedDuration::from_mins(30);
 /// The time between two attempts of an operation that a new host refuses.
 const AGAIN_IN: Duration = Duration::from_secs(5);
 /// The member of the handle of an operation that a new host refused to begin.
@@ -269,9 +269,10 @@ fn awaited(
     }
 }
 
-/// Whether an error is that of a host which is not reached yet. Of one whose age is unknown, the deadline of the operation bounds the wait.
+/// Whether an error is that of a host which is not reached yet. Of one whose age is unknown, also because the clock of this machine is
+/// behind, the deadline of the operation bounds the wait.
 fn is_not_yet(host: Option<&Recorded>, error: &Error, now: Timestamp) -> bool {
-    let is_young = |created: Timestamp| now.duration_since(created).unsigned_abs() < NEW_ACCESS;
+    let is_young = |created: Timestamp| now.duration_since(created) < NEW_ACCESS;
     let is_new = host.is_some_and(|host| host.created.is_none_or(is_young));
     let is_refusal = error.kind == ErrorKind::Denied
         && error.contested.is_empty()
@@ -346,6 +347,11 @@ impl Provider for Through {
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
         let provider = if self.is_inner(&wanted.kind) { &self.inner } else { &self.outer };
         provider.diff(wanted, recorded, seen)
+    }
+
+    fn controller(&self, seen: &Object) -> Option<String> {
+        let provider = if self.is_inner(&seen.kind) { &self.inner } else { &self.outer };
+        provider.controller(seen)
     }
 
     /// Objects of a host that is missing, or that is to change itself, are not checked.
@@ -541,6 +547,7 @@ mod tests {
             }
         };
         assert!(waits(Some(12), "Forbidden") && waits(Some(12), "Unauthorized") && waits(None, "Forbidden"));
+        assert!(waits(Some(-90), "Forbidden"), "this machine's clock is behind");
         assert!(!waits(Some(12), "Invalid") && !waits(Some(90), "Forbidden"));
         assert!(awaited(None, Err(refusal("Forbidden")), None, now).is_err());
     }

@@ -8,7 +8,7 @@ use futures::FutureExt;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::{get, last};
-use textnlp_cloud::preflight::{Check, LIMIT, Need, by_zone, names, outside, run, unknown};
+use textnlp_cloud::preflight::{Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, names, outside, run, unknown};
 use textnlp_provider::{
     EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Spec, Verb, Wanted,
 };
@@ -23,6 +23,7 @@ use crate::policy;
 use crate::row::relative;
 use crate::service::Service;
 use crate::tables::machines::{self, Machine};
+use crate::tables::zones;
 
 /// The most permissions of one test.
 const PERMISSIONS_AT_ONCE: usize = 100;
@@ -302,6 +303,7 @@ fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
 /// The machines that a pool asks for at first.
 struct Pool<'w> {
     place: String,
+    settings: PoolSettings,
     machine: &'static Machine,
     count: u64,
     /// How many its autoscaler may add.
@@ -325,6 +327,7 @@ fn pool(one: &Wanted) -> Option<Pool<'_>> {
     let is_ssd = one.spec.get("disk_type").and_then(Value::as_str).is_some_and(|name| SSDS.contains(&name));
     Some(Pool {
         place: one.id.to_string(),
+        settings: PoolSettings::of_part(&one.id),
         machine,
         count: scaling("min")?,
         more: scaling("max")?.saturating_sub(scaling("min")?),
@@ -339,15 +342,20 @@ fn texts<'w>(one: &'w Wanted, field: &str) -> Vec<&'w str> {
     one.spec.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// What the pools need of each quota: those of the region, and those of the whole project.
-fn needs(pools: &[Pool<'_>], has_spot_cpus: bool) -> (BTreeMap<&'static str, Need>, BTreeMap<&'static str, Need>) {
+/// What the pools need of each quota: those of the region with its number of zones, and those of the whole project.
+fn needs(
+    pools: &[Pool<'_>],
+    has_spot_cpus: bool,
+    zones: u64,
+) -> (BTreeMap<&'static str, Need>, BTreeMap<&'static str, Need>) {
     let (mut region, mut project) = (BTreeMap::new(), BTreeMap::new());
     for pool in pools {
-        let Pool { place, machine, count, more, is_spot, has_one_market, ssd_gb, .. } = pool;
+        let Pool { place, settings, machine, count, more, is_spot, has_one_market, ssd_gb, .. } = pool;
+        // Only the count of nodes without GPUs is rounded up.
+        let zones = if *settings == PoolSettings::Nodes { zones } else { 1 };
         let add = |needs: &mut BTreeMap<&'static str, Need>, quota, each: u64, is_only: bool| {
-            let need = needs.entry(quota).or_default();
-            need.add(each.saturating_mul(*count), place.clone(), is_only);
-            need.may_grow(each.saturating_mul(*more));
+            let own = PoolNeed { settings: *settings, each, count: *count, more: *more, zones };
+            needs.entry(quota).or_default().add_pool(own, place.clone(), is_only);
         };
         let vcpus = u64::from(machine.vcpus);
         if *is_spot && has_spot_cpus {
@@ -381,7 +389,8 @@ async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     );
     let has_spot_cpus =
         region.as_ref().is_ok_and(|found| found.as_ref().and_then(|found| limit(found, SPOT_CPUS)) > Some(0));
-    let (of_region, of_project) = needs(&pools, has_spot_cpus);
+    let zones = zones::zones(&api.region).map_or(1, |zones| u64::try_from(zones.len()).unwrap_or(1));
+    let (of_region, of_project) = needs(&pools, has_spot_cpus, zones);
     let mut problems = Vec::new();
     for (answer, needs) in [(region, of_region), (project, of_project)] {
         match answer {
@@ -401,7 +410,7 @@ async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 /// A quota that is not listed has no limit (gcloudrig/gcloudrig#44).
 fn compare(document: &Value, name: &str, need: Need) -> Option<Problem> {
     let quota = quota(document, name)?;
-    need.check(&format!("the quota `{name}`"), "", amount(quota, "limit")?, amount(quota, "usage")?, RAISE.to_owned())
+    need.check(&format!("the quota `{name}`"), "", amount(quota, "limit")?, amount(quota, "usage")?, RAISE)
 }
 
 fn quota<'d>(document: &'d Value, name: &str) -> Option<&'d Value> {
@@ -662,7 +671,7 @@ mod tests {
         let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
         let component = tests::component("cluster", ComponentSpec::Cluster(cluster));
         let wanted = lower(&component, &tests::site(false)).unwrap();
-        let (mut region, mut project) = needs(&pools(&wanted), true);
+        let (mut region, mut project) = needs(&pools(&wanted), true, 3);
         let quotas =
             |metric: &str, limit: f64| json!({ "quotas": [{ "metric": metric, "limit": limit, "usage": 0.0 }] });
         let found = compare(&quotas("NVIDIA_T4_GPUS", 1.0), "NVIDIA_T4_GPUS", region.remove("NVIDIA_T4_GPUS").unwrap());
@@ -682,12 +691,12 @@ mod tests {
         let wanted = lower(&tests::component("cluster", ComponentSpec::Cluster(cluster)), &tests::site(false)).unwrap();
         let gpus = |one: &Pool<'_>| one.machine.gpu.is_some();
         let pools: Vec<Pool<'_>> = pools(&wanted).into_iter().filter(gpus).collect();
-        let mut own = needs(&pools, true).0;
+        let mut own = needs(&pools, true, 3).0;
         let found = json!({ "quotas": [{ "metric": SPOT_CPUS, "limit": 1.0, "usage": 0.0 }] });
         assert!(!own.contains_key("CPUS") && limit(&found, SPOT_CPUS) == Some(1));
         let problem = compare(&found, SPOT_CPUS, own.remove(SPOT_CPUS).unwrap());
         assert!(problem.is_some_and(|problem| !problem.warning && problem.cause.contains("allows 1")));
-        let shared = needs(&pools, false).0;
+        let shared = needs(&pools, false, 3).0;
         assert!(shared.contains_key("CPUS") && !shared.contains_key(SPOT_CPUS));
     }
 }

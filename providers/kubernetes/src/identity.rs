@@ -122,6 +122,10 @@ pub(crate) fn controller(object: &Value) -> Option<String> {
     Some(format!("Flux (Kustomization {kustomization})"))
 }
 
+/// The field managers of GitOps controllers.
+pub(crate) const CONTROLLERS: [(&str, &str); 3] =
+    [("argocd-controller", "Argo CD"), ("helm-controller", "Flux"), ("kustomize-controller", "Flux")];
+
 /// Who created an object that has no lineage, as the start of a sentence.
 pub(crate) fn creator(object: &Value) -> String {
     controller(object).unwrap_or_else(|| "another client".to_owned())

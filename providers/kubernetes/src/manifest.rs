@@ -179,6 +179,16 @@ pub(crate) fn owners(seen: &Spec) -> (Option<&Value>, Vec<Owner<'_>>) {
     (fields.get("ours"), others.collect())
 }
 
+/// The GitOps controller that applies an object too: by what it writes into it, else by its field manager.
+pub(crate) fn controller(seen: &Spec) -> Option<String> {
+    let (_, others) = owners(seen);
+    let named = |owner: &Owner<'_>| {
+        let known = identity::CONTROLLERS.into_iter().find(|(manager, _)| *manager == owner.name);
+        known.map(|(_, name)| name.to_owned())
+    };
+    identity::controller(seen.as_value()).or_else(|| others.iter().find_map(named))
+}
+
 /// The outputs of an object: values that are constant for its lifetime, and digests that roll pods.
 pub(crate) fn outputs(row: &Row, raw: &Value) -> Outputs {
     let mut outputs = Outputs::new();
@@ -217,4 +227,23 @@ pub(crate) fn outputs(row: &Row, raw: &Value) -> Outputs {
         _ => {}
     }
     outputs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_controller_is_recognised_by_its_field_manager_too() {
+        let row = crate::table::ROWS.iter().find(|row| row.kind == "Secret").expect("a row");
+        let found = |manager: &str| {
+            let entry = |name: &str| json!({ "manager": name, "operation": "Apply", "fieldsV1": { "f:data": {} } });
+            let entries = [entry("textnlp"), entry(manager)];
+            let raw = json!({ "metadata": { "name": "a", "managedFields": entries } });
+            controller(&spec(row, &raw, "textnlp"))
+        };
+        assert_eq!(found("argocd-controller").as_deref(), Some("Argo CD"));
+        assert_eq!(found("kustomize-controller").as_deref(), Some("Flux"));
+        assert_eq!(found("kube-controller-manager"), None);
+    }
 }

@@ -27,7 +27,7 @@ use crate::api::Api;
 use crate::credential::Tokens;
 use crate::lower;
 use crate::verbs::Work;
-use crate::{credential, diff, observe, policy, preflight, table};
+use crate::{credential, diff, manifest, observe, policy, preflight, table};
 
 /// The source of the connection to a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -430,6 +430,10 @@ impl Provider for Kubernetes {
 
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
         diff::diff(wanted, recorded, seen, &self.taking)
+    }
+
+    fn controller(&self, seen: &Object) -> Option<String> {
+        manifest::controller(&seen.spec)
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {

@@ -14,8 +14,8 @@ use super::{Catalogue, Checker};
 
 /// The longest deadline of a rollout, in seconds.
 const ROLLOUT_MAX_SECONDS: u64 = 3 * 3600;
-/// The time from the detection of a failure to the takeover: the witness's grant, the new primary's first write and the
-/// new traffic weights. Usually well under a second; this is the guaranteed bound.
+/// The time from the turn of a site to its takeover: the witness's grant, the new primary's first write and the new
+/// traffic weights. Usually well under a second; this is the guaranteed bound.
 const TAKEOVER: Duration = Duration::from_secs(5);
 /// Records of a zone follow the health checks of its provider, which take half a minute, and resolvers keep an answer for a minute.
 const RECORDS: Duration = Duration::from_secs(30 + 60);
@@ -123,7 +123,8 @@ impl Checker<'_> {
             }
             let detection = dr.watch_every.0 * dr.lost_after;
             let by_gateway = e.traffic.mode == TrafficMode::Gateway;
-            let needed = if by_gateway { detection + TAKEOVER } else { detection };
+            let takeover = dr.watch_every.0 * self.last_turn() / 2 + TAKEOVER;
+            let needed = if by_gateway { detection + takeover } else { detection };
             if detection >= dr.rto.0 || needed > dr.rto.0 {
                 let mut cause = format!("a site failure is detected only after {}", Span(detection));
                 if by_gateway {
@@ -131,7 +132,7 @@ impl Checker<'_> {
                         " (`watch_every` {} × `lost_after` {}), and another site takes over within {} more: {} in total",
                         dr.watch_every,
                         dr.lost_after,
-                        Span(TAKEOVER),
+                        Span(takeover),
                         Span(needed)
                     ));
                 }
@@ -261,6 +262,11 @@ impl Checker<'_> {
                 "make it longer than `bake`",
             );
         }
+    }
+
+    /// The place of the last site that may take over, in the order of their turns. Each place is half a poll interval.
+    fn last_turn(&self) -> u32 {
+        u32::try_from(self.environment.members().count().saturating_sub(1)).unwrap_or(u32::MAX)
     }
 
     /// Requirements of sites that fail over through the gateway.

@@ -182,7 +182,7 @@ replication: { database: { mode: streaming } }
             mine.yaml:6:32: error: `traffic.weights.b`: a standby has no traffic before a failover; write 0; the failover gives it its weight
             mine.yaml:7:13: error: `dr.mode`: automatic failover needs a witness in a third location; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
             mine.yaml:7:38: error: `dr.rto`: a cold site cannot answer within 3s; write `warm: true`, or allow more than 20 minutes
-            mine.yaml:7:38: error: `dr.rto`: a site failure is detected only after 3s (`watch_every` 1s × `lost_after` 3), and another site takes over within 5s more: 8s in total; allow more time, or poll more often (`watch_every`, `lost_after`)
+            mine.yaml:7:38: error: `dr.rto`: a site failure is detected only after 3s (`watch_every` 1s × `lost_after` 3), and another site takes over within 5500ms more: 8500ms in total; allow more time, or poll more often (`watch_every`, `lost_after`)
             mine.yaml:8:26: error: `replication.database.max_lag`: a lag of 5s is allowed, which is not less than `dr.rpo` (1s); allow less lag, or a larger `dr.rpo`"#]],
     );
 }
@@ -944,7 +944,8 @@ fn each_validation_rule_has_its_own_message() {
                 + "dr: { mode: automatic, witness: { provider: onprem, region: x } }\nreplication: { database: { mode: streaming } }\n",
             "the witness would fail together with the primary",
         ),
-        (two(STANDBY, "dr: { mode: automatic, rto: 7s, rpo: 6s, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }"), "detected only after 3s (`watch_every` 1s × `lost_after` 3), and another site takes over within 5s more: 8s in total"),
+        (two(STANDBY, "dr: { mode: automatic, rto: 7s, rpo: 6s, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }"), "detected only after 3s (`watch_every` 1s × `lost_after` 3), and another site takes over within 5500ms more: 8500ms in total"),
+        (two(&format!("{STANDBY} }}, {{ name: third, provider: onprem, role: standby, port: 9445, metrics_port: 9446"), "dr: { mode: automatic, rto: 8800ms, rpo: 6s, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }"), "and another site takes over within 6s more: 9s in total"),
         (two(STANDBY, "dr: { mode: automatic, watch_every: 10ms, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }"), "a poll interval of 10ms is shorter than the time of one answer"),
         (two(STANDBY, "dr: { mode: manual, watch_every: 1h }\nreplication: { database: { mode: streaming } }"), "a poll interval of 1h is too long to detect a site failure in time"),
         (two(STANDBY, "dr: { mode: manual, lost_after: 1 }\nreplication: { database: { mode: streaming } }"), "can be a busy machine and not a site failure"),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use textnlp_cloud::preflight::{Need, missing};
+use textnlp_cloud::preflight::{Need, PoolNeed, PoolSettings, missing};
 use textnlp_cloud::region_of;
 use textnlp_provider::{ErrorKind, Lineage, Ownership, Problem, Result, Wanted};
 
@@ -46,38 +46,46 @@ pub(super) async fn quotas(api: &Api, wanted: &[Wanted], lineage: Option<Lineage
         };
         let unit = if quota.unit == Unit::Vcpus { " vCPUs" } else { "" };
         let name = format!("`{}` ({})", quota.name, quota.code);
-        problems.extend(need.check(&name, unit, limit, used, quota.hint()));
+        let raise = match quota.code == ELASTIC_IPS.code && limit > used {
+            // A network that is not protected has one NAT gateway.
+            true => format!("{}; today it has room for `data: disposable`, which protects no data", quota.hint()),
+            false => quota.hint(),
+        };
+        problems.extend(need.check(&name, unit, limit, used, &raise));
     }
     problems
 }
 
 fn needs(wanted: &[Wanted]) -> Vec<(&'static Quota, Need)> {
-    let mut needs: BTreeMap<&'static str, (&'static Quota, Need)> = BTreeMap::new();
-    let mut add = |quota: &'static Quota, (amount, growth): (u64, u64), place: String, is_the_only_way: bool| {
-        let (_, need) = needs.entry(quota.code).or_insert_with(|| (quota, Need::default()));
-        need.add(amount, place, is_the_only_way);
-        need.may_grow(growth);
-    };
+    let mut needs = Needs::new();
     // Other regions have quotas of their own, of which a plan needs one or two.
     for one in wanted.iter().filter(|one| one.ownership == Ownership::Ours && region_of(&one.spec).is_none()) {
         if let Some((_, quota)) = COUNTED.iter().find(|(kind, _)| *kind == one.kind.as_str()) {
-            add(quota, (1, 0), one.id.to_string(), true);
+            need(&mut needs, quota).add(1, one.id.to_string(), true);
         }
         if let Some(group) = NodeGroup::of(one) {
             let found: Vec<_> = group.types.iter().filter_map(|name| machines::machine(name)).collect();
             let Some(first) = found.first() else { continue };
             let quota = first.quota(group.market);
             let is_the_only_way = found.iter().all(|machine| machine.quota(group.market).code == quota.code);
-            let vcpus = |machines: u64| machines.saturating_mul(u64::from(first.vcpus));
-            add(quota, (vcpus(group.count), vcpus(group.more)), one.id.to_string(), is_the_only_way);
+            let NodeGroup { settings, count, more, .. } = group;
+            let pool = PoolNeed { settings, each: u64::from(first.vcpus), count, more, zones: 1 };
+            need(&mut needs, quota).add_pool(pool, one.id.to_string(), is_the_only_way);
         }
     }
     needs.into_values().collect()
 }
 
+type Needs = BTreeMap<&'static str, (&'static Quota, Need)>;
+
+fn need<'n>(needs: &'n mut Needs, quota: &'static Quota) -> &'n mut Need {
+    &mut needs.entry(quota.code).or_insert_with(|| (quota, Need::default())).1
+}
+
 /// The machines that a node group asks for.
 struct NodeGroup<'a> {
     types: Vec<&'a str>,
+    settings: PoolSettings,
     market: Market,
     /// At first.
     count: u64,
@@ -99,7 +107,8 @@ impl<'a> NodeGroup<'a> {
             |bound: &str| wanted.spec.get("scaling").and_then(|scaling| scaling[bound].as_u64()).unwrap_or_default();
         let count = scaling("desired");
         let more = scaling("max").saturating_sub(count);
-        Some(Self { types: list("instance_types"), market, count, more })
+        let settings = PoolSettings::of_part(&wanted.id);
+        Some(Self { types: list("instance_types"), settings, market, count, more })
     }
 }
 

@@ -12,8 +12,8 @@ use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
 use textnlp_provider::memory::Fuse;
 use textnlp_provider::settings::{AccessLevel, GpuSize, Spot};
 use textnlp_provider::{
-    CloudId, Effect, ErrorKind, Health, Observed, Operation, Ownership, Progress, Provider, Recorded, Scope, Verb,
-    Wanted, error_chain,
+    CloudId, Effect, ErrorKind, Health, Observed, Operation, Ownership, Progress, Provider, Recorded, ResourceId,
+    Scope, Verb, Wanted, error_chain,
 };
 use textnlp_sim::aws::eks::Eks;
 use textnlp_sim::aws::iam::Iam;
@@ -78,15 +78,20 @@ async fn with_nodes(bed: &TestBed<'_>) -> Outcome<(Wanted, Recorded, Wanted)> {
     let recorded = bed.make(&wanted_cluster).await?;
     bed.make(&addon("vpc-cni")).await?;
     let nodes = bed.make(&role("node-role", "ec2.amazonaws.com", &["AmazonEKSWorkerNodePolicy"])).await?;
+    Ok((wanted_cluster, recorded, node_group(&ground, &output(&nodes, "arn"))))
+}
+
+/// A group of machines with a role.
+fn node_group(ground: &Ground, role: &str) -> Wanted {
     let spec = json!({
         "cluster": NAME, "name": "gpu", "version": null, "release": { "max_days_behind": 30 },
-        "role": output(&nodes, "arn"), "subnets": ground.subnets,
+        "role": role, "subnets": ground.subnets,
         "instance_types": ["g4dn.xlarge"], "ami_type": "AL2023_x86_64_NVIDIA", "capacity": ["ON_DEMAND"],
         "scaling": { "min": 1, "max": 3, "desired": 2 }, "labels": { "pool": "gpu" },
         "taints": [{ "key": "nvidia.com/gpu", "value": "present", "effect": "NO_SCHEDULE" }],
         "launch_template": null, "max_unavailable": 1, "repair": true, "tags": {},
     });
-    Ok((wanted_cluster, recorded, wanted("here/cluster/gpu-nodes", "aws.eks-node-group", &spec)))
+    wanted("here/cluster/gpu-nodes", "aws.eks-node-group", &spec)
 }
 
 #[test]
@@ -291,6 +296,27 @@ fn missing_capacity_and_a_quota_are_told_apart() {
 }
 
 #[test]
+fn quotas_name_the_settings_that_they_have_room_for() {
+    let bench = Bench::new();
+    for (code, limit) in [("L-1216C47A", 9.0), ("L-DB2E81BA", 0.0), ("L-0263D0A3", 2.0)] {
+        bench.simulator.world().quotas.set(&Bench::scope(), code, limit);
+    }
+    let all = lowered(&bench, &full_site(), Spot::Never);
+    run(async {
+        let problems = bench.provider.preflight(&all).await.unwrap();
+        for (code, room) in [
+            ("L-1216C47A", "`cluster.min_nodes: 2` and `cluster.max_nodes: 2`"),
+            ("L-DB2E81BA", "`gpu.size: none`"),
+            ("L-0263D0A3", "`data: disposable`"),
+        ] {
+            let of_quota = problems.iter().find(|one| one.cause.contains(code)).unwrap();
+            assert!(of_quota.fix.contains(&format!("today it has room for {room}")), "{of_quota:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn nodes_that_cannot_use_the_key_of_their_disks_name_the_grant() {
     let bench = Bench::new();
     bench.simulator.world().state::<Eks>(&Bench::scope()).lacks_disk_grant = true;
@@ -302,6 +328,62 @@ fn nodes_that_cannot_use_the_key_of_their_disks_name_the_grant() {
         assert!(error.hint.as_deref().unwrap_or_default().contains("aws kms create-grant"), "{error:?}");
         Ok(())
     });
+}
+
+/// An endpoint of a service in the subnets of a network without a default route.
+fn endpoint(ground: &Ground, service: &str) -> Wanted {
+    let is_gateway = service == "s3";
+    let subnets: &[String] = if is_gateway { &[] } else { &ground.subnets };
+    let policy = json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*" },
+    ] });
+    let spec = json!({
+        "vpc": ground.vpc, "service": format!("com.amazonaws.{REGION}.{service}"),
+        "kind": if is_gateway { "Gateway" } else { "Interface" }, "route_tables": [], "subnets": subnets, "groups": [],
+        "private_dns": !is_gateway, "policy": policy, "tags": {},
+    });
+    wanted(&format!("here/network/endpoint-{}", service.replace('.', "-")), "aws.vpc-endpoint", &spec)
+}
+
+#[test]
+fn nodes_without_the_endpoint_of_their_roles_do_not_join_and_preflight_names_it() {
+    let bench = Bench::new();
+    bench.simulator.world().state::<Eks>(&Bench::scope()).needs_routes = true;
+    run(async {
+        let bed = bench.bed();
+        let ground = ground(&bed).await?;
+        bed.make(&cluster(&ground)).await?;
+        bed.make(&addon("vpc-cni")).await?;
+        let role = bed.make(&role("node-role", "ec2.amazonaws.com", &["AmazonEKSWorkerNodePolicy"])).await?;
+        let nodes = |name: &str| {
+            let id = ResourceId::new(format!("here/cluster/{name}-nodes")).unwrap();
+            Wanted { id, ..with(&node_group(&ground, &output(&role, "arn")), json!({ "name": name })) }
+        };
+        for service in ["ec2", "ecr.api", "ecr.dkr", "s3", "sts"] {
+            bed.make(&endpoint(&ground, service)).await?;
+        }
+        let existing = Component {
+            existing: Some(CloudId::new(ground.vpc.as_str()).unwrap()),
+            ..component("network", ComponentSpec::Network(Network { cidr: None, ..Network::default() }))
+        };
+        let subnets = ground.subnets.iter().map(|id| CloudId::new(id.as_str()).unwrap()).collect();
+        let existing = bench.provider.lower(&existing, &Site { subnets, ..site() }).unwrap();
+        let missing = async || {
+            let problems = bench.provider.preflight(&existing).await.unwrap();
+            problems.into_iter().map(|one| one.cause).find(|cause| cause.contains("no endpoint of"))
+        };
+        let cause = missing().await.unwrap();
+        assert!(cause.contains("no endpoint of eks-auth:"), "{cause}");
+        let error = finish(&bench, &operation(Verb::Create, &nodes("early"), None, 90)).await.unwrap_err();
+        assert!(error_chain(&error).contains("Unhealthy nodes"), "{}", error_chain(&error));
+
+        bed.make(&endpoint(&ground, "eks-auth")).await?;
+        assert_eq!(missing().await, None);
+        bed.make(&nodes("late")).await?;
+        Ok(())
+    });
+    // IAM's own simulator of policies is not simulated here.
+    drop(bench.simulator.take_violations());
 }
 
 #[test]

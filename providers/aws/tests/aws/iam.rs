@@ -1,11 +1,13 @@
 //! Roles, instance profiles, OIDC providers and log groups.
 
-use serde_json::{Value, json};
-use textnlp_provider::Wanted;
-use textnlp_sim::aws::iam::Iam;
-use textnlp_sim::{Disruption, Rule, Scope};
+use std::time::Duration;
 
-use crate::{ACCOUNT, Bench, run, wanted};
+use serde_json::{Value, json};
+use textnlp_provider::{Observed, Provider, Wanted};
+use textnlp_sim::aws::iam::Iam;
+use textnlp_sim::{Disruption, Options, Rule, Scope, Simulator, Timing};
+
+use crate::{ACCOUNT, Bench, lineage, run, site, wanted};
 
 /// The role of a service, with policies of AWS.
 pub(crate) fn role(part: &str, service: &str, policies: &[&str]) -> Wanted {
@@ -121,5 +123,33 @@ fn a_log_group_lives() {
             }),
         );
         bench.bed().whole_life(&group, Some(&changed.spec)).await
+    });
+}
+
+#[test]
+fn a_throttled_page_does_not_lose_the_list() {
+    const ROLES: usize = 5;
+    let timing = Timing { page: 2, ..Timing::default() };
+    let bench = Bench::of(Simulator::start(Options { timing, ..Options::default() }), []);
+    run(async {
+        let bed = bench.bed();
+        for number in 0..ROLES {
+            bed.make(&role(&format!("role-{number}"), "eks.amazonaws.com", &[])).await?;
+        }
+        bench.simulator.advance(Duration::from_secs(60));
+        bench.simulator.faults().add(Rule::nth("iam", "ListRoles", 2, Disruption::Throttled));
+        // No record names them: only the list does.
+        let site = site();
+        let (environment, here) = (&site.environment, &site.name);
+        let scope = textnlp_provider::Scope { lineage: lineage(), environment, site: here, wanted: &[], recorded: &[] };
+        let seen = bench.provider.observe(&scope).await.unwrap();
+        let present = seen.iter().filter(|(_, seen)| matches!(seen, Observed::Present(_))).count();
+        assert_eq!(present, ROLES, "{seen:?}");
+        let throttled =
+            bench.simulator.requests().into_iter().filter(|request| {
+                request.operation == "ListRoles" && request.outcome != textnlp_sim::Outcome::Succeeded
+            });
+        assert_eq!(throttled.count(), 1);
+        Ok(())
     });
 }

@@ -1,6 +1,9 @@
 //! PostgreSQL servers, their subnets and settings.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
+use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::component::{Component, ComponentSpec, ManagedPostgres};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
 use textnlp_provider::{
@@ -10,9 +13,11 @@ use textnlp_provider::{
 use textnlp_sim::aws::rds::Rds;
 use textnlp_sim::{Market, Options, Scope, Simulator, Stages, Timing};
 
+use crate::engine::{Account, DOWN, Stack, UP};
 use crate::kms::key;
 use crate::network::{finish, operation, seen, with};
 use crate::sagemaker::recorded;
+use crate::shape::Shape;
 use crate::{ACCOUNT, Bench, REGION, database, lineage, make_all, output, run, site, wanted};
 
 type Outcome<T = ()> = Result<T, Violation>;
@@ -496,4 +501,22 @@ fn a_replica_in_another_region_needs_backups_and_the_same_partition() {
     let china = textnlp_provider::Site { region: "cn-north-1".to_owned(), ..site() };
     let problems = bench.provider.lower(&copied_to("cn-northwest-1", 86_400), &china).unwrap_err();
     assert!(problems.to_string().contains("not another region"), "{problems}");
+}
+
+#[test]
+fn a_database_that_is_kept_lets_the_cluster_go() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_000a);
+    let shape = Shape { network: true, cluster: true, models: true, database: true, ..Shape::BARE };
+    let mut wanted = shape.wanted(&account, "staging");
+    wanted.iter_mut().find(|one| one.id.as_str() == "here/database/instance").unwrap().protected = true;
+    stack.reach(UP, &wanted);
+    stack.reach(RunOptions { delete_data: false, ..DOWN }, &[]);
+    let left = stack.recorded();
+    let kinds: BTreeSet<&str> = left.iter().map(|one| one.kind.as_str()).collect();
+    let of_server = ["aws.db-instance", "aws.db-parameter-group", "aws.db-subnet-group", "aws.security-group"];
+    let around = ["aws.key", "aws.subnet", "aws.vpc"];
+    assert_eq!(kinds, of_server.into_iter().chain(around).collect(), "{left:#?}");
+    stack.reach(DOWN, &[]);
+    assert!(stack.recorded().is_empty());
 }

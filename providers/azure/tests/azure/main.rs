@@ -563,6 +563,21 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 #[test]
+fn a_quota_names_the_settings_that_it_has_room_for() {
+    let mut bench = Bench { gpu: None, ..Bench::new(Options::zero_latency().registered(), false) };
+    let cluster = ClusterSite { min_nodes: 3, max_nodes: Some(10), ..ClusterSite::of("textnlp") };
+    bench.site.cluster = Some(Box::new(cluster));
+    // AKS's own pods have a machine of two cores.
+    bench.cloud.world().quotas.insert((REGION.to_owned(), "standardDSv5Family".to_owned()), 11);
+    run(async {
+        let problems = bench.provider.preflight(&bench.all()).await.unwrap();
+        let of_quota = problems.iter().find(|one| one.cause.contains("`standardDSv5Family`")).unwrap();
+        let room = "today it has room for `cluster.min_nodes: 2` and `cluster.max_nodes: 2`";
+        assert!(of_quota.fix.contains(room), "{of_quota:?}");
+    });
+}
+
+#[test]
 fn kinds_are_declared_well() {
     let bench = Bench::new(Options::zero_latency(), false);
     well_formed(&bench.provider).unwrap();

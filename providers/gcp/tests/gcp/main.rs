@@ -586,6 +586,21 @@ fn the_bucket_of_another_deployment_can_be_an_existing_one() {
 }
 
 #[test]
+fn a_quota_names_the_settings_that_it_has_room_for() {
+    let mut bench = Bench { gpu: None, ..Bench::new(Options::zero_latency().enabled(), false) };
+    let cluster = ClusterSite { min_nodes: 6, max_nodes: Some(9), ..ClusterSite::of("textnlp") };
+    bench.site.cluster = Some(Box::new(cluster));
+    bench.cloud.world().quotas.insert((REGION.to_owned(), "CPUS".to_owned()), 20.0);
+    run(async {
+        let problems = bench.provider.preflight(&bench.all()).await.unwrap();
+        let of_quota = problems.iter().find(|one| one.cause.contains("`CPUS`")).unwrap();
+        // Five nodes in three zones would be six.
+        let room = "today it has room for `cluster.min_nodes: 3` and `cluster.max_nodes: 3`";
+        assert!(of_quota.fix.contains(room), "{of_quota:?}");
+    });
+}
+
+#[test]
 fn an_existing_bucket_must_be_there_and_have_uniform_access() {
     run(async {
         for (is_there, says) in [(true, "no uniform bucket-level access"), (false, "the object does not exist")] {

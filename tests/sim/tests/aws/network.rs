@@ -67,6 +67,11 @@ ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=rule)
 refused("InvalidPermission.Duplicate", ec2.authorize_security_group_ingress, GroupId=group, IpPermissions=rule)
 ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rule)
 assert ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rule)["UnknownIpPermissions"]
+other = ec2.create_security_group(GroupName="b", Description="b", VpcId=vpc)["GroupId"]
+pair = {"IpProtocol": "tcp", "FromPort": 5432, "ToPort": 5432, "UserIdGroupPairs": [{"GroupId": group}]}
+ec2.authorize_security_group_ingress(GroupId=other, IpPermissions=[pair])
+refused("DependencyViolation", ec2.delete_security_group, GroupId=group)
+ec2.delete_security_group(GroupId=other)
 endpoint = dict(VpcId=vpc, VpcEndpointType="Interface", ServiceName="com.amazonaws.eu-west-1.sts", SubnetIds=[subnet], SecurityGroupIds=[group])
 refused("InvalidParameter", ec2.create_vpc_endpoint, **endpoint)
 ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsHostnames={"Value": True})

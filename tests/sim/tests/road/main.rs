@@ -122,10 +122,9 @@ fn account_with(cluster: &Cluster, region: &'static str, name: &'static str) -> 
     cluster.identify(move |token| {
         let arn = caller(&sts, token, name)?;
         let simulator = known.lock().unwrap();
-        let world = simulator.world();
-        let cluster = world.find::<Eks>(&Scope::new(ACCOUNT, region))?.clusters.get(name)?;
-        let entry = cluster.entries.get(&arn)?;
-        let is_admin = entry.policies.keys().any(|policy| policy.ends_with("/AmazonEKSClusterAdminPolicy"));
+        let mut world = simulator.world();
+        let cluster = world.state::<Eks>(&Scope::new(ACCOUNT, region)).clusters.get_mut(name)?;
+        let is_admin = cluster.entries.get_mut(&arn)?.admits_administrator();
         is_admin.then(|| (arn, vec!["system:masters".to_owned()]))
     });
     (simulator, url)
@@ -176,6 +175,15 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     let services: Vec<&str> =
         plan["cost"]["services"].as_array().unwrap().iter().filter_map(|one| one["service"].as_str()).collect();
     assert!(services.contains(&"EKS") && services.contains(&"EC2"), "{:#}", plan["cost"]);
+
+    // Pods would stay pending until a node has joined.
+    let steps = plan["steps"].as_array().unwrap();
+    let step = |name: &str| steps.iter().find(|step| step["resource"] == name).unwrap_or(&Value::Null);
+    let nodes = &step("here/cluster/system-nodes")["id"];
+    for pods in ["here/server/migrate", "here/server/deployment"] {
+        let after = step(pods)["after"].as_array().cloned().unwrap_or_default();
+        assert!(nodes.is_u64() && after.contains(nodes), "{pods} waits for the nodes: {after:?}");
+    }
 
     // The stack in the cluster and CloudWatch each have a dashboard.
     let both = account.run(&["plan", "-o", "json"], &["monitoring.stack=true"]).expect(0).json();
@@ -241,7 +249,22 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
         );
         export::cloudformation(|args| account.run(args, &[]), folder, REGION);
     };
-    whole_life(|args, more| account.run(args, more), || account.left(), models, || {});
+    let has_device_plugin = || {
+        let plugin = ["get", "daemonset", "textnlp-device-plugin", "--namespace", "kube-system"];
+        account.operator.cluster.kubectl(&plugin).status.success()
+    };
+    let gpus = || {
+        let scope = Scope::new(ACCOUNT, REGION);
+        account.simulator.lock().unwrap().world().quotas.set(&scope, "L-DB2E81BA", 256.0);
+        refused_gpus(|args, more| account.run(args, more), folder, &[GPU_NODES, "here/cluster/device-plugin"]);
+        let simulator = account.simulator.lock().unwrap();
+        let world = simulator.world();
+        let cluster = &world.find::<Eks>(&scope).unwrap().clusters["textnlp-staging-here"];
+        assert_eq!(cluster.without_device_plugin().len(), 1);
+        assert!(has_device_plugin(), "its nodes offer no GPU");
+    };
+    whole_life(|args, more| account.run(args, more), || account.left(), models, gpus);
+    assert!(!has_device_plugin(), "it is outside of the namespace");
     eprintln!("{:?}", account.requests());
 }
 

@@ -286,3 +286,30 @@ pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
     }
     Ok(json!({ "Unsuccessful": failed }))
 }
+
+/// What the nodes of a cluster call.
+const OF_NODES: [&str; 6] = ["ec2", "ecr.api", "ecr.dkr", "eks-auth", "s3", "sts"];
+
+/// Whether nodes in a subnet reach what they need: by a default route, or by endpoints.
+pub(crate) fn nodes_reach_eks(world: &World, call: &Call, vpc: &str, subnet: &str) -> bool {
+    let Some(state) = world.find::<items::Ec2>(&call.scope()) else { return false };
+    let is_here = |item: &&items::Item| item.value["VpcId"] == vpc;
+    let tables: Vec<&Value> =
+        state.all(&routes::TABLE).map(|(_, item)| item).filter(is_here).map(|item| &item.value).collect();
+    let is_of = |table: &Value, member: &str, value: &Value| {
+        table["Associations"].as_array().is_some_and(|all| all.iter().any(|one| one[member] == *value))
+    };
+    let own = tables.iter().find(|table| is_of(table, "SubnetId", &json!(subnet)));
+    let table = own.or_else(|| tables.iter().find(|table| is_of(table, "Main", &json!(true))));
+    let leads_out = table
+        .and_then(|table| table["Routes"].as_array())
+        .is_some_and(|routes| routes.iter().any(|route| route["DestinationCidrBlock"] == "0.0.0.0/0"));
+    let services: Vec<&str> = state
+        .all(&ENDPOINT)
+        .map(|(_, item)| item)
+        .filter(is_here)
+        .filter_map(|item| item.value["ServiceName"].as_str())
+        .collect();
+    let has = |name: &str| services.iter().any(|service| service.ends_with(&format!(".{}.{name}", call.region)));
+    leads_out || OF_NODES.into_iter().all(has)
+}

@@ -15,6 +15,7 @@ pub mod volumes;
 mod zones;
 
 pub use endpoints::ENDPOINT;
+pub(crate) use endpoints::nodes_reach_eks;
 pub use flow_logs::FLOW_LOG;
 pub use groups::GROUP;
 pub use interfaces::INTERFACE;

@@ -9,6 +9,9 @@ use super::{Cluster, active, bad_token, cluster, in_use, invalid, mismatch, new_
 use crate::aws::iam::Iam;
 use crate::{Call, Fault, World, timestamp};
 
+/// How many tokens of a new entry are refused.
+const REFUSALS: u32 = 2;
+
 /// An access entry.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -20,6 +23,8 @@ pub struct Entry {
     username: String,
     kind: &'static str,
     created: Timestamp,
+    /// How many more tokens are refused before it has taken effect.
+    refusals: u32,
 }
 
 /// Policies of EKS.
@@ -39,7 +44,16 @@ impl Entry {
         let account = &call.account;
         let arn = call.arn(&format!("access-entry/{cluster}/{what}/{account}/{name}/{}", call.random.uuid()));
         let username = principal.to_owned();
-        Self { arn, policies: BTreeMap::new(), groups: Vec::new(), username, kind, created: call.now }
+        Self { arn, policies: BTreeMap::new(), groups: Vec::new(), username, kind, created: call.now, refusals: 0 }
+    }
+
+    /// Whether a token of its principal is one of an administrator. The first tokens come before the entry has taken effect.
+    pub fn admits_administrator(&mut self) -> bool {
+        if self.refusals > 0 {
+            self.refusals -= 1;
+            return false;
+        }
+        self.policies.keys().any(|policy| policy.ends_with("/AmazonEKSClusterAdminPolicy"))
     }
 
     pub(super) fn administrator(call: &Call, cluster: &str) -> Self {
@@ -109,7 +123,7 @@ pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
             return Err(invalid("The kubernetes group name must not start with system:"));
         }
         let tags = new_tags(call)?;
-        let entry = Entry { groups, ..Entry::new(call, &name, &principal, "STANDARD") };
+        let entry = Entry { groups, refusals: REFUSALS, ..Entry::new(call, &name, &principal, "STANDARD") };
         world.tags.set(&entry.arn, tags, call.visible());
         open(world, call)?.entries.insert(principal.clone(), entry);
         Ok(principal)

@@ -70,6 +70,13 @@ impl Cluster {
         driver.and_then(|driver| driver.setting("/defaultStorageClass/enabled")) == Some(Value::Bool(true))
     }
 
+    /// Its node groups whose machines offer their GPUs to no pod before a device plugin runs on them.
+    #[must_use]
+    pub fn without_device_plugin(&self) -> Vec<&str> {
+        let groups = self.node_groups.iter().filter(|(_, group)| group.has_driver_only());
+        groups.map(|(name, _)| name.as_str()).collect()
+    }
+
     /// Whether its network add-on gives its network interfaces these tags.
     pub(super) fn has_interface_tags(&self, keys: &BTreeSet<String>) -> bool {
         let tags = self.addons.get("vpc-cni").and_then(|network| network.setting("/env/ADDITIONAL_ENI_TAGS"));

@@ -120,6 +120,37 @@ const LEDGER: &[Behaviour] = &[
         "access entries need an authentication mode with the API; a managed node group makes the entry of its role",
         "https://docs.aws.amazon.com/eks/latest/userguide/creating-access-entries.html",
     ),
+    Behaviour {
+        service: "eks",
+        what: "the first tokens of a new access entry are refused: it takes effect late",
+        source: Source::Report("gravitational/teleport#37958"),
+    },
+    left_out(
+        "the name of a new cluster's endpoint does not resolve at first (terraform-aws-modules/terraform-aws-eks#1064)",
+        "the endpoint of a test is an address; the tests of `Through` in providers/contract have names that are not found",
+    ),
+    Behaviour {
+        service: "eks",
+        what: "nodes with NVIDIA's image of Amazon Linux offer no GPU without a device plugin",
+        source: Source::Report("eksctl-io/eksctl#8199"),
+    },
+    Behaviour {
+        service: "eks",
+        what: "nodes without a default route need endpoints, that of eks-auth too: else NodeCreationFailure",
+        source: Source::Documentation("https://docs.aws.amazon.com/eks/latest/userguide/private-clusters.html"),
+    },
+    left_out(
+        "nodes join without any route, unless a test sets `needs_routes`",
+        "most tests of clusters have no network that works; a plan creates one that does, or checks an existing one",
+    ),
+    left_out(
+        "pods stay Pending until a node has joined",
+        "the Kubernetes of a test has a node from the start; a test compares the order of the plan",
+    ),
+    left_out(
+        "with a hop limit of 1 the disk driver counts attached volumes by Kubernetes (kubernetes-sigs/aws-ebs-csi-driver#2262)",
+        "the simulator attaches no disks, and the guide says what the limit means for them",
+    ),
     documented(
         "the codes of a node group's issues, AsgInstanceLaunchFailures and NodeCreationFailure among them",
         "https://docs.aws.amazon.com/eks/latest/APIReference/API_Issue.html",
@@ -219,6 +250,8 @@ pub struct Eks {
     pub failures: BTreeMap<(&'static str, String), (String, String)>,
     /// Keys of tags that a policy of the account demands of each network interface.
     pub demanded_tags: BTreeSet<String>,
+    /// Whether nodes join only where they reach AWS: by a default route, or by endpoints.
+    pub needs_routes: bool,
     /// Whether Auto Scaling has no grant for the account's default key of EBS.
     pub lacks_disk_grant: bool,
     updates: BTreeMap<String, Update>,

@@ -11,6 +11,7 @@ use super::{
     Change, Cluster, Eks, KUBERNETES, NODE_GROUPS, active, bad_token, cluster, eks, images, in_use, invalid, mismatch,
     new_tags, not_found, role, set_tags, start, texts, zones,
 };
+use crate::aws::ec2::nodes_reach_eks;
 use crate::aws::iam::Iam;
 use crate::{Call, Fault, Market, Quota, Scope, Stages, World, timestamp};
 
@@ -46,6 +47,13 @@ pub struct NodeGroup {
     /// The machines that it has: zone, type, market and count.
     taken: Option<(String, String, Market, u64)>,
     created: Timestamp,
+}
+
+impl NodeGroup {
+    /// Whether its image has NVIDIA's driver and no device plugin, as all images of Amazon Linux.
+    pub(super) fn has_driver_only(&self) -> bool {
+        self.ami.starts_with("AL2023_") && self.ami.ends_with("_NVIDIA")
+    }
 }
 
 fn group<'a>(world: &'a mut World, call: &Call) -> Result<&'a mut NodeGroup, Fault> {
@@ -187,6 +195,8 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
     let count = u64::try_from(scaling.2).unwrap_or_default();
     let zones: Vec<String> = zones.into_iter().collect();
     let failure = eks(world, call).failures.remove(&("create", name.clone()));
+    let reaches_eks =
+        !eks(world, call).needs_routes || subnets.iter().all(|subnet| nodes_reach_eks(world, call, &vpc, subnet));
     let state = eks(world, call);
     let lacks_disk_grant = state.lacks_disk_grant;
     let cluster = state.clusters.get(&cluster_name);
@@ -203,7 +213,7 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
             (Some(("AsgInstanceLaunchFailures".to_owned(), message.to_owned())), None)
         }
         None if !joins => (Some(not_joined("Instances failed to join the kubernetes cluster")), None),
-        None if !has_network => (Some(not_joined("Unhealthy nodes in the kubernetes cluster")), None),
+        None if !has_network || !reaches_eks => (Some(not_joined("Unhealthy nodes in the kubernetes cluster")), None),
         None => match launch(world, call, &zones, &types, market, count) {
             Ok(taken) => (None, Some(taken)),
             Err(issue) => (Some(issue), None),

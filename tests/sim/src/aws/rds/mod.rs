@@ -152,6 +152,14 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "rds",
+        what: "Performance Insights is refused for no class",
+        source: Source::LeftOut(
+            "RDS has it for every class of PostgreSQL, and refuses classes of other engines: \
+             https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_DatabaseInsights.Engines.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
         what: "the first subnet group of an account creates RDS's own role, and is refused until it takes effect",
         source: Source::Report("crossplane-contrib/provider-aws#479"),
     },
