@@ -1,10 +1,11 @@
 """Results: a test program that passed on this machine with the same inputs is not run again, and is printed as CACHED.
 
 The inputs are its executable, the programs of this workspace that it may start, the files of the repository that it may read, the
-packages of the machine, its processor and kernel, the seed, and its line in the plan. A program may read every file but Rust sources,
-documentation and the files of CI; its line in the plan says `reads=` where it reads those. `bash tests/run --trace` runs the programs
-under strace and fails for what one reads without saying so. A work tree with changes that are not committed uses and records nothing,
-and every run repeats those that have not run for the longest time: at least a twentieth of what is cached.
+packages of the machine, its processor and kernel, the seed, its line in the plan, and whether it runs without the network. A program
+may read every file but Rust sources, documentation and the files of CI; its line in the plan says `reads=` where it reads those. `bash
+tests/run --trace` runs the programs under strace and fails for what one reads without saying so. A work tree with changes that are not
+committed uses and records nothing, and every run repeats those that have not run for the longest time: at least a twentieth of what is
+cached.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import network
 import tiers
 
 CACHE = Path.home() / ".cache/textnlp-deploy/results"
@@ -70,8 +72,9 @@ def key(row, argv, env, programs):
     executable, data = content(argv[0])
     started = sorted(f"{Path(path).name} {content(path)[0]}" for path in programs if Path(path).name.encode() in data)
     settings = {name: value for name, value in os.environ.items() if name.startswith(("TEXTNLP_", "PROPTEST_"))}
-    # Its place in the order is no input.
-    plan = [row.package, row.target, row.threads, row.only, row.skip, row.reads]
+    # Its place in the order is no input. What passed with the network may fail without it.
+    is_cut_off = bool(row.network) and network.default().works
+    plan = [row.package, row.target, row.threads, row.only, row.skip, row.reads, is_cut_off]
     inputs = [plan, argv[1:], sorted(env.items()), sorted(settings.items()), executable, started, files(row.reads), machine()]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 

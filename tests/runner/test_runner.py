@@ -497,7 +497,13 @@ class NetworkTest(RunnerTest):
         self.assertIn("Network is unreachable", job.output.read_text())
 
     def test_where_it_does_not_work_programs_start_as_they_are(self):
-        self.assertEqual(network.Network(["false"]).command(["story"]), ["story"])
+        # Without the rule, its default route leads to every host.
+        open_to_all = [word.replace("ip rule add priority 100 unreachable; ", "") for word in network.WITHIN]
+        self.assertNotEqual(open_to_all, network.WITHIN)
+        for within in (["false"], open_to_all):
+            self.assertEqual(network.Network(within).command(["story"]), ["story"])
+        with mock.patch("network.subprocess.run", side_effect=subprocess.TimeoutExpired("unshare", network.PROBE_LIMIT)):
+            self.assertFalse(network.Network().works)
 
 
 class Plan(unittest.TestCase):
