@@ -61,8 +61,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     }
     for (controller, count) in controllers {
         let mark = console.paint("33", "!");
-        let says =
-            "of these objects too, and reverts what `up` changes: use only one of both, see docs/guide/gitops.md";
+        let says = "of these objects too, or did: unless it was removed, it reverts what `up` changes; see docs/guide/gitops.md";
         let _ = writeln!(text, "  {mark} {controller} applies {count} {says}");
     }
     for open in &status.open {

@@ -115,13 +115,15 @@ pub(crate) fn resource(object: &Value) -> Option<ResourceId> {
 /// Flux the name of its Kustomization.
 pub(crate) fn controller(object: &Value) -> Option<String> {
     let metadata = &object["metadata"];
-    if let Some(tracked) = metadata["annotations"]["argocd.argoproj.io/tracking-id"].as_str() {
+    if let Some(tracked) = metadata["annotations"][TRACKING].as_str() {
         return Some(format!("Argo CD (Application {})", tracked.split(':').next().unwrap_or_default()));
     }
     let kustomization = metadata["labels"]["kustomize.toolkit.fluxcd.io/name"].as_str()?;
     Some(format!("Flux (Kustomization {kustomization})"))
 }
 
+/// The annotation of Argo CD with the Application of an object.
+pub(crate) const TRACKING: &str = "argocd.argoproj.io/tracking-id";
 /// The field managers of GitOps controllers.
 pub(crate) const CONTROLLERS: [(&str, &str); 3] =
     [("argocd-controller", "Argo CD"), ("helm-controller", "Flux"), ("kustomize-controller", "Flux")];

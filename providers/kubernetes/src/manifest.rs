@@ -160,11 +160,12 @@ fn hide(manifest: &mut Map<String, Value>, raw: &Value, ours: &Value) {
         let is_ours = ours["f:data"].get(format!("f:{key}")).is_some();
         *value = versions.get(key).filter(|_| is_ours).cloned().unwrap_or_else(|| Value::from(UNKNOWN));
     }
-    // Tools such as kubectl store a copy of applied values in annotations, so only owned annotations are shown.
+    // Tools such as kubectl store a copy of applied values in annotations, so only owned annotations are shown, and the name of an
+    // Application of Argo CD: else it would count as another controller than that of the other objects.
     let set = &ours["f:metadata"]["f:annotations"];
     let annotations = manifest.get_mut("metadata").and_then(|one| one.get_mut("annotations"));
     if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
-        annotations.retain(|name, _| set.get(format!("f:{name}")).is_some());
+        annotations.retain(|name, _| name == identity::TRACKING || set.get(format!("f:{name}")).is_some());
     }
 }
 
@@ -245,5 +246,9 @@ mod tests {
         assert_eq!(found("argocd-controller").as_deref(), Some("Argo CD"));
         assert_eq!(found("kustomize-controller").as_deref(), Some("Flux"));
         assert_eq!(found("kube-controller-manager"), None);
+        let annotations = json!({ (identity::TRACKING): "shop:/Secret:a/a", "last-applied": "the values" });
+        let seen = spec(row, &json!({ "metadata": { "name": "a", "annotations": annotations } }), "textnlp");
+        assert_eq!(controller(&seen).as_deref(), Some("Argo CD (Application shop)"));
+        assert!(seen.as_value()["metadata"]["annotations"].get("last-applied").is_none(), "{seen:?}");
     }
 }
