@@ -261,6 +261,9 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
         let world = simulator.world();
         let cluster = &world.find::<Eks>(&scope).unwrap().clusters["textnlp-staging-here"];
         assert_eq!(cluster.without_device_plugin().len(), 1);
+        // The cluster of `kubectl` asks the simulator.
+        drop(world);
+        drop(simulator);
         assert!(has_device_plugin(), "its nodes offer no GPU");
     };
     whole_life(|args, more| account.run(args, more), || account.left(), models, gpus);
