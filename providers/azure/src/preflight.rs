@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::last;
-use textnlp_cloud::preflight::{Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, names, run, unknown};
+use textnlp_cloud::preflight::{Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, is_new, names, run, unknown};
 use textnlp_provider::{EnvironmentName, Ownership, PolicyRequest, PolicyResource, Problem, Verb, Wanted};
 
 use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
@@ -284,14 +284,18 @@ fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
 
 /// Sizes, their zones, and the quotas of their families: two counters of a region, and one for all spot machines
 /// (MicrosoftDocs/azure-docs#62378, kubernetes/autoscaler#2607).
-async fn machines(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+async fn machines(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
     let pools = pools(wanted);
     if pools.is_empty() {
         return Vec::new();
     }
     let sizes: Vec<&str> = pools.iter().map(|pool| pool.machine.name).collect();
     let (compute, who) = (&api.session.compute, &api.session.identity.name);
-    let (offers, quotas) = futures::join!(compute.offers(&api.region, &sizes), compute.quotas(&api.region));
+    let (offers, quotas, is_new) = futures::join!(
+        compute.offers(&api.region, &sizes),
+        compute.quotas(&api.region),
+        is_new(api, wanted, crate::table::CLUSTER)
+    );
     let mut problems = Vec::new();
     let offers = offers.unwrap_or_else(|error| {
         problems.push(unknown("the machine sizes", &error.signed_in_as(who)));
@@ -303,7 +307,7 @@ async fn machines(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
             for (name, need) in needs(&pools, &offers) {
                 // A quota that is not listed is not known (skypilot-org/skypilot#10119).
                 let Some((limit, used)) = quotas.get(&name) else { continue };
-                problems.extend(need.check(&format!("the quota `{name}`"), " vCPUs", *limit, *used, RAISE));
+                problems.extend(need.check(&format!("the quota `{name}`"), " vCPUs", *limit, *used, RAISE, is_new));
             }
         }
         Err(error) => problems.push(unknown("the quotas", &error.signed_in_as(who))),

@@ -126,6 +126,16 @@ impl PoolSettings {
     }
 }
 
+/// Whether a plan creates its cluster, so that no machine of the environment is among those that count as used.
+pub async fn is_new<C: Cloud>(api: &Arc<C>, wanted: &[Wanted], cluster: &str) -> bool {
+    let is_it = |one: &&Wanted| one.kind.as_str() == cluster && one.ownership == Ownership::Ours;
+    let Some(one) = wanted.iter().find(is_it) else { return false };
+    let Some(row) = table::row::<C>(&one.kind) else { return false };
+    // A typed spec cannot be read while outputs in it are not known. The id of such a cluster is its name.
+    let id = row.resource.id(&one.spec).unwrap_or_else(|| text(one, "name").to_owned());
+    matches!(row.resource.read(&api.of_spec(&one.spec), &id).await, Ok(None))
+}
+
 /// A pool of machines, as far as it counts against a quota.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolNeed {
@@ -230,25 +240,27 @@ impl Need {
         self.pools.push(pool);
     }
 
-    /// How to get along with a quota: what raises it, and what it has room for today.
-    fn fix(&self, raise: &str, unit: &str, free: u64) -> String {
-        if self.pools.iter().all(|pool| pool.settings == PoolSettings::Fixed) {
+    /// How to get along with a quota: what raises it, and for a new environment what it has room for today.
+    fn fix(&self, raise: &str, unit: &str, free: u64, is_new: bool) -> String {
+        if !is_new || self.pools.iter().all(|pool| pool.settings == PoolSettings::Fixed) {
             return raise.to_owned();
         }
         match fitting(&self.pools, free) {
+            // What does not fit is no pool.
+            Ok(settings) if settings.is_empty() => raise.to_owned(),
             Ok(settings) => format!("{raise}; today it has room for {}", settings.join(" and ")),
             Err(smallest) => format!("{raise}; the smallest environment needs {smallest}{unit}"),
         }
     }
 
     /// The problem, if the quota does not allow it beside what is used; a warning, if it allows less than what autoscalers may
-    /// add. `unit` follows numbers: ` vCPUs`; `raise` says how the quota is raised.
-    pub fn check(self, quota: &str, unit: &str, limit: u64, used: u64, raise: &str) -> Option<Problem> {
+    /// add. `unit` follows numbers: ` vCPUs`; `raise` says how the quota is raised; `is_new` as [`is_new`] says.
+    pub fn check(self, quota: &str, unit: &str, limit: u64, used: u64, raise: &str, is_new: bool) -> Option<Problem> {
         let needed = used.saturating_add(self.amount);
         if needed.saturating_add(self.growth) <= limit {
             return None;
         }
-        let fix = self.fix(raise, unit, limit.saturating_sub(used));
+        let fix = self.fix(raise, unit, limit.saturating_sub(used), is_new);
         let cause = format!("{quota} allows {limit}{unit}; {used} are used, and this plan needs {} more", self.amount);
         let place = self.places.into_iter().collect::<Vec<_>>().join(", ");
         if needed <= limit {
@@ -311,11 +323,11 @@ mod tests {
             need.add(1, "here/database".to_owned(), false);
             need
         };
-        assert!(need().check("`machines`", "", 5, 2, "").is_none());
+        assert!(need().check("`machines`", "", 5, 2, "", true).is_none());
         let mut only = need();
         only.add(0, "here/database".to_owned(), true);
         for (need, blocks) in [(need(), false), (only, true)] {
-            let problem = need.check("`machines`", " vCPUs", 5, 3, "raise it").unwrap();
+            let problem = need.check("`machines`", " vCPUs", 5, 3, "raise it", true).unwrap();
             assert_eq!(problem.fix, "raise it", "no setting changes it");
             assert_eq!(problem.place, "here/database, here/nodes");
             assert!(problem.cause.starts_with("`machines` allows 5 vCPUs; 3 are used, and this plan needs 3 more"));
@@ -325,11 +337,12 @@ mod tests {
 
     #[test]
     fn growth_beyond_a_quota_is_a_warning() {
-        let check = |limit: u64| {
+        let need = || {
             let mut need = Need::default();
             need.add_pool(PoolNeed { each: 1, count: 2, more: 3, ..GPUS }, "here/gpu-nodes".to_owned(), true);
-            need.check("`GPUS`", "", limit, 1, "raise it")
+            need
         };
+        let check = |limit: u64| need().check("`GPUS`", "", limit, 1, "raise it", true);
         assert!(check(6).is_none());
         let less = check(5).unwrap();
         assert!(less.warning && less.cause.ends_with("needs 2 more, up to 5 with its autoscaler"), "{less:?}");
@@ -337,6 +350,11 @@ mod tests {
         let refused = check(2).unwrap();
         assert!(!refused.warning && refused.cause.ends_with("needs 2 more"), "{refused:?}");
         assert_eq!(refused.fix, "raise it; today it has room for `gpu.count: 1` and `gpu.max: 1`");
+        let exists = need().check("`GPUS`", "", 2, 1, "raise it", false).unwrap();
+        assert_eq!(exists.fix, "raise it", "machines of the environment may be among those that are used");
+        let mut beside = need();
+        beside.add(4, "here/database".to_owned(), true);
+        assert_eq!(beside.check("`GPUS`", "", 6, 1, "raise it", true).unwrap().fix, "raise it", "the pool fits");
     }
 
     const GPUS: PoolNeed = PoolNeed { settings: PoolSettings::Gpus, each: 4, count: 2, more: 0, zones: 1 };

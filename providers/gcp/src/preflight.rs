@@ -8,7 +8,9 @@ use futures::FutureExt;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::{get, last};
-use textnlp_cloud::preflight::{Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, names, outside, run, unknown};
+use textnlp_cloud::preflight::{
+    Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, is_new, names, outside, run, unknown,
+};
 use textnlp_provider::{
     EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Spec, Verb, Wanted,
 };
@@ -377,15 +379,16 @@ fn needs(
     (region, project)
 }
 
-async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+async fn quotas(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
     let pools = pools(wanted);
     if pools.is_empty() {
         return Vec::new();
     }
     let read = |path: String| api.find(Call::get(Service::Compute, path));
-    let (region, project) = futures::join!(
+    let (region, project, is_new) = futures::join!(
         read(format!("projects/{}/regions/{}", api.project(), api.region)),
-        read(format!("projects/{}", api.project()))
+        read(format!("projects/{}", api.project())),
+        is_new(api, wanted, crate::table::CLUSTER)
     );
     let has_spot_cpus =
         region.as_ref().is_ok_and(|found| found.as_ref().and_then(|found| limit(found, SPOT_CPUS)) > Some(0));
@@ -395,7 +398,7 @@ async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     for (answer, needs) in [(region, of_region), (project, of_project)] {
         match answer {
             Ok(Some(found)) => {
-                problems.extend(needs.into_iter().filter_map(|(name, need)| compare(&found, name, need)))
+                problems.extend(needs.into_iter().filter_map(|(name, need)| compare(&found, name, need, is_new)))
             }
             Ok(None) => {
                 let place = format!("region {}", api.region);
@@ -408,9 +411,9 @@ async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 }
 
 /// A quota that is not listed has no limit (gcloudrig/gcloudrig#44).
-fn compare(document: &Value, name: &str, need: Need) -> Option<Problem> {
+fn compare(document: &Value, name: &str, need: Need, is_new: bool) -> Option<Problem> {
     let quota = quota(document, name)?;
-    need.check(&format!("the quota `{name}`"), "", amount(quota, "limit")?, amount(quota, "usage")?, RAISE)
+    need.check(&format!("the quota `{name}`"), "", amount(quota, "limit")?, amount(quota, "usage")?, RAISE, is_new)
 }
 
 fn quota<'d>(document: &'d Value, name: &str) -> Option<&'d Value> {
@@ -674,11 +677,12 @@ mod tests {
         let (mut region, mut project) = needs(&pools(&wanted), true, 3);
         let quotas =
             |metric: &str, limit: f64| json!({ "quotas": [{ "metric": metric, "limit": limit, "usage": 0.0 }] });
-        let found = compare(&quotas("NVIDIA_T4_GPUS", 1.0), "NVIDIA_T4_GPUS", region.remove("NVIDIA_T4_GPUS").unwrap());
+        let found =
+            compare(&quotas("NVIDIA_T4_GPUS", 1.0), "NVIDIA_T4_GPUS", region.remove("NVIDIA_T4_GPUS").unwrap(), true);
         assert!(found.is_some_and(|problem| !problem.warning && problem.cause.contains("allows 1")));
-        let found = compare(&quotas(ALL_GPUS, 0.0), ALL_GPUS, project.remove(ALL_GPUS).unwrap());
+        let found = compare(&quotas(ALL_GPUS, 0.0), ALL_GPUS, project.remove(ALL_GPUS).unwrap(), true);
         assert!(found.is_some_and(|problem| problem.fix.contains("Quotas")));
-        let unlimited = compare(&quotas("CPUS", 0.0), ALL_CPUS, project.remove(ALL_CPUS).unwrap());
+        let unlimited = compare(&quotas("CPUS", 0.0), ALL_CPUS, project.remove(ALL_CPUS).unwrap(), true);
         assert!(unlimited.is_none(), "a quota that is not listed has no limit");
         assert!(region.contains_key("CPUS") && region.contains_key(ALL_SSDS));
         assert!(!region.contains_key(SPOT_CPUS), "no machine is a spot machine");
@@ -694,7 +698,7 @@ mod tests {
         let mut own = needs(&pools, true, 3).0;
         let found = json!({ "quotas": [{ "metric": SPOT_CPUS, "limit": 1.0, "usage": 0.0 }] });
         assert!(!own.contains_key("CPUS") && limit(&found, SPOT_CPUS) == Some(1));
-        let problem = compare(&found, SPOT_CPUS, own.remove(SPOT_CPUS).unwrap());
+        let problem = compare(&found, SPOT_CPUS, own.remove(SPOT_CPUS).unwrap(), true);
         assert!(problem.is_some_and(|problem| !problem.warning && problem.cause.contains("allows 1")));
         let shared = needs(&pools, false, 3).0;
         assert!(shared.contains_key("CPUS") && !shared.contains_key(SPOT_CPUS));

@@ -1,9 +1,10 @@
 //! Quotas against what a plan needs, and whether AWS has its machines in the region at all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::Value;
-use textnlp_cloud::preflight::{Need, PoolNeed, PoolSettings, missing};
+use textnlp_cloud::preflight::{Need, PoolNeed, PoolSettings, is_new, missing};
 use textnlp_cloud::region_of;
 use textnlp_provider::{ErrorKind, Lineage, Ownership, Problem, Result, Wanted};
 
@@ -15,6 +16,7 @@ use crate::tables::quotas::{
 };
 use crate::tags;
 
+const NODE_GROUP: &str = "aws.eks-node-group";
 /// Kinds whose objects count against a quota of the region.
 const COUNTED: &[(&str, &Quota)] = &[
     ("aws.db-instance", &DATABASES),
@@ -26,8 +28,9 @@ const COUNTED: &[(&str, &Quota)] = &[
 ];
 
 /// Compares what is needed and used with the quotas of the account.
-pub(super) async fn quotas(api: &Api, wanted: &[Wanted], lineage: Option<Lineage>) -> Vec<Problem> {
+pub(super) async fn quotas(api: &Arc<Api>, wanted: &[Wanted], lineage: Option<Lineage>) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let is_new = is_new(api, wanted, crate::table::CLUSTER).await;
     for (quota, need) in needs(wanted) {
         let limit = match limit(api, quota).await {
             Ok(Some(limit)) => limit,
@@ -46,12 +49,12 @@ pub(super) async fn quotas(api: &Api, wanted: &[Wanted], lineage: Option<Lineage
         };
         let unit = if quota.unit == Unit::Vcpus { " vCPUs" } else { "" };
         let name = format!("`{}` ({})", quota.name, quota.code);
-        let raise = match quota.code == ELASTIC_IPS.code && limit > used {
+        let raise = match is_new && quota.code == ELASTIC_IPS.code && limit > used {
             // A network that is not protected has one NAT gateway.
-            true => format!("{}; today it has room for `data: disposable`, which protects no data", quota.hint()),
+            true => format!("{}; a new environment without data of value fits with `data: disposable`", quota.hint()),
             false => quota.hint(),
         };
-        problems.extend(need.check(&name, unit, limit, used, &raise));
+        problems.extend(need.check(&name, unit, limit, used, &raise, is_new));
     }
     problems
 }
@@ -95,7 +98,7 @@ struct NodeGroup<'a> {
 
 impl<'a> NodeGroup<'a> {
     fn of(wanted: &'a Wanted) -> Option<Self> {
-        if wanted.kind.as_str() != "aws.eks-node-group" {
+        if wanted.kind.as_str() != NODE_GROUP {
             return None;
         }
         let list = |field: &str| -> Vec<&'a str> {
@@ -158,13 +161,16 @@ async fn used(api: &Api, quota: &Quota, wanted: &[Wanted], lineage: Option<Linea
     })
 }
 
-/// The vCPUs of running instances that count against a quota, without those of this plan's clusters.
+/// The vCPUs of running instances that count against a quota, without those of this plan's node groups. A plan that changes only a node
+/// group has its cluster in the spec of that.
 async fn vcpus(api: &Api, quota: &Quota, wanted: &[Wanted]) -> Result<u64> {
-    let clusters: Vec<&str> = wanted
-        .iter()
-        .filter(|one| one.kind.as_str() == crate::table::CLUSTER)
-        .filter_map(|one| one.spec.get("name").and_then(|name| name.as_str()))
-        .collect();
+    let named = |kind: &str, field: &str| -> BTreeSet<&str> {
+        let of_kind = wanted.iter().filter(|one| one.kind.as_str() == kind);
+        of_kind.filter_map(|one| one.spec.get(field)?.as_str()).collect()
+    };
+    let mut clusters = named(crate::table::CLUSTER, "name");
+    clusters.extend(named(NODE_GROUP, "cluster"));
+    let groups = named(NODE_GROUP, "name");
     let running =
         aws_sdk_ec2::types::Filter::builder().name("instance-state-name").values("pending").values("running").build();
     let pages = api.ec2.describe_instances().filters(running).into_paginator().items().send();
@@ -172,7 +178,8 @@ async fn vcpus(api: &Api, quota: &Quota, wanted: &[Wanted]) -> Result<u64> {
     let mut sum = 0_u64;
     for instance in reservations.into_iter().flat_map(|reservation| reservation.instances.unwrap_or_default()) {
         let tags = crate::kinds::ec2::tags(instance.tags.clone());
-        if tags.get("eks:cluster-name").is_some_and(|name| clusters.contains(&name.as_str())) {
+        let is_of = |tag: &str, names: &BTreeSet<&str>| tags.get(tag).is_some_and(|name| names.contains(name.as_str()));
+        if is_of("eks:cluster-name", &clusters) && is_of("eks:nodegroup-name", &groups) {
             continue;
         }
         let market = match instance.instance_lifecycle {
