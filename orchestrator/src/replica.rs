@@ -324,6 +324,8 @@ impl Replica {
                 }
             }
         }
+        // From now on it has data that no other server has, also in an environment whose data is not protected.
+        spec[fields.protection] = Value::Bool(true);
         let mut needs = recorded.needs.clone();
         // Else a `down` that retains the promoted server would retain its source too.
         needs.retain(|need| !of_source.contains(&need.on));
@@ -335,7 +337,6 @@ impl Replica {
             spec: Spec::of(&spec),
             needs,
             ownership: recorded.ownership.clone(),
-            // From now on it has data that no other server has.
             protected: true,
         };
         ObjectUpdate { wanted, recorded: recorded.clone(), seen: seen.clone() }

@@ -8,14 +8,18 @@ use crate::resource::TAGS;
 use crate::table::Row;
 use crate::tags;
 
+/// Why a replica follows no other server.
+const OF_ANOTHER: &str = "a replica stays one of its server: remove it, and the next `up` creates another";
+
 /// Compares what the spec states; the cloud's defaults for what it leaves open are no differences, because a spec leaves nothing out.
 pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
     // In the plan, and not only by the call: until then other changes would be made, such as one that takes away the access to a
     // promoted server that is used already.
     let refused = |field: &str, after: &Value| {
+        let replica = row.kind.replica.filter(|replica| replica.source == field && !after.is_null())?;
         let is_own = seen.spec.get(field).is_none_or(Value::is_null);
-        let replica = row.kind.replica.filter(|replica| replica.source == field && is_own && !after.is_null());
-        replica.map(|replica| Effect::Refuse(replica.promoted.to_owned()))
+        let why = if is_own { replica.promoted } else { after.as_str().map(|_| OF_ANOTHER)? };
+        Some(Effect::Refuse(why.to_owned()))
     };
     let mut changes: Vec<FieldChange> = wanted
         .spec

@@ -51,8 +51,9 @@ fn an_rds_replica_is_promoted_once_the_region_of_its_source_is_lost() {
     lose_region(&account);
     let promoted = promote().unwrap();
     assert_eq!(source(&account), None);
-    let fields = ["source", "backup_days", "region"].map(|field| promoted.spec.get(field).cloned());
-    assert_eq!(fields, [Value::Null, json!(7), json!(THERE)].map(Some));
+    let fields =
+        ["source", "backup_days", "deletion_protection", "region"].map(|field| promoted.spec.get(field).cloned());
+    assert_eq!(fields, [Value::Null, json!(7), json!(true), json!(THERE)].map(Some));
     assert!(promoted.outputs["host"].is_string() && promoted.outputs["port"].is_number(), "{:?}", promoted.outputs);
     let before = promotions(&account);
     assert_eq!((promote().unwrap(), promotions(&account)), (promoted, before), "a finished promotion changes nothing");

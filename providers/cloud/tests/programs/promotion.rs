@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::replica::ReplicaError;
 use textnlp_orchestrator::run::RunOptions;
-use textnlp_provider::Wanted;
 use textnlp_provider::memory::Fuse;
+use textnlp_provider::{Spec, Wanted};
 use textnlp_sim::{Disruption, Exchange, Outcome, Rule};
 
 use crate::programs::engine::{DOWN, Process, Stack, UP};
@@ -52,13 +52,23 @@ pub(crate) fn stays_promoted<C: Replicated>(cloud: &C) {
     let (plan, _) = stack.look(UP, &with);
     assert!(plan.steps.is_empty() && plan.blocked.is_empty(), "{plan:#?}");
 
+    let mut of_another = with.clone();
+    let replica = of_another.iter_mut().find(|one| one.id.as_str() == REMOTE).unwrap();
+    let mut spec = replica.spec.as_value().clone();
+    spec["source"] = json!("another");
+    replica.spec = Spec::of(&spec);
+    let (plan, _) = stack.look(UP, &of_another);
+    let refused = plan.refusals.iter().map(ToString::to_string).collect::<String>();
+    assert!(refused.contains(REMOTE) && refused.contains("a replica stays one of its server"), "{refused}");
+
     let promote = |while_source_runs| stack.promote(C::THERE, while_source_runs, &Fuse::default()).unwrap();
     let refused = promote(false).unwrap_err();
     assert!(matches!(&refused, ReplicaError::SourceRuns { .. }), "{refused:?}");
     assert_eq!(promotions(cloud), 0);
     let promoted = promote(true).unwrap();
-    let fields = ["source", "backup_days", "location"].map(|field| promoted.spec.get(field).cloned());
-    assert_eq!(fields, [Value::Null, json!(7), json!(C::THERE)].map(Some));
+    let fields =
+        ["source", "backup_days", "deletion_protection", "location"].map(|field| promoted.spec.get(field).cloned());
+    assert_eq!(fields, [Value::Null, json!(7), json!(true), json!(C::THERE)].map(Some));
     for output in ["host", "port", "database", "user"] {
         assert!(promoted.outputs.get(output).is_some_and(|value| !value.is_null()), "{output}: {promoted:?}");
     }

@@ -38,7 +38,8 @@ pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
             data: DataClass::Precious,
-            deadline: MINUTE.saturating_mul(90),
+            // A copy of a large database in another region takes hours.
+            deadline: MINUTE.saturating_mul(360),
             typical: Some(MINUTE.saturating_mul(12)),
             pricing: Pricing::BySpec,
             permissions: &[
@@ -58,6 +59,7 @@ pub(crate) static ROWS: &[Row] = &[
                 output: "name",
                 // While it is a replica it has no backups (GoogleCloudPlatform/magic-modules#6836).
                 inherited: &["backup_days"],
+                protection: "deletion_protection",
                 verified: Verified::ByServer,
                 promoted: PROMOTED,
             }),
