@@ -459,9 +459,9 @@ pub enum Db {
     Failover,
     /// Promote the replica in another region, once the region of its source is lost
     ///
-    /// Only for `database.replica_region` on AWS and Google Cloud. The replication ends for good, and what the source had not
-    /// sent is lost. Refused while the source answers; one that does not may still run. Waits until the replica is a server of
-    /// its own, and prints the environment that uses it. An interrupted promotion is finished by the same command, or by the
+    /// Only for `database.replica_region` on AWS, Google Cloud and Azure. The replication ends for good, and what the source had
+    /// not sent is lost. Refused while the source answers; one that does not may still run. Waits until the replica is a server
+    /// of its own, and prints the environment that uses it. An interrupted promotion is finished by the same command, or by the
     /// next `up` or `down`; a finished one changes nothing.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy db promote --env production --region eu-west-1\n  \

@@ -101,7 +101,7 @@ pub fn environment(promoted: &Recorded, verified: Verified, place: &SiteLocation
     let output = |name: &str| promoted.outputs.get(name).cloned().unwrap_or_default();
     let password = format!("secret:env:{PASSWORD}");
     let database = match verified {
-        Verified::ByRegion => json!({
+        Verified::ByRegion | Verified::Public => json!({
             "kind": "postgres",
             "hosting": "external",
             "host": output("host"),
@@ -118,7 +118,7 @@ pub fn environment(promoted: &Recorded, verified: Verified, place: &SiteLocation
             json!({ "kind": "postgres", "hosting": "external", "url": url, "password": password })
         }
     };
-    json!({
+    let mut environment = json!({
         "sites": [{
             "name": promoted.site,
             "provider": place.provider,
@@ -126,6 +126,45 @@ pub fn environment(promoted: &Recorded, verified: Verified, place: &SiteLocation
             "region": region,
         }],
         "database": database,
-        "network": { "private_ca": AUTHORITIES },
-    })
+    });
+    if verified != Verified::Public {
+        environment["network"] = json!({ "private_ca": AUTHORITIES });
+    }
+    environment
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_provider::{Outputs, Ownership, Spec};
+
+    use super::*;
+
+    #[test]
+    fn only_a_server_with_a_public_authority_needs_no_file() {
+        let outputs = [("host", json!("db.example.com")), ("port", json!(5432)), ("database", json!("texts"))];
+        let promoted = Recorded {
+            id: "main/database/remote".parse().unwrap(),
+            kind: "cloud.server".parse().unwrap(),
+            site: "main".parse().unwrap(),
+            via: None,
+            spec: Spec::default(),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            schema: 1,
+            cloud_id: CloudId::new("replica").unwrap(),
+            created: None,
+            outputs: outputs.map(|(name, value)| (name.to_owned(), value)).into_iter().collect::<Outputs>(),
+            protected: true,
+            tainted: false,
+        };
+        let (provider, account, region) = ("cloud".to_owned(), String::new(), "here".to_owned());
+        let place = SiteLocation { provider, account, region, runtime: Runtime::Kubernetes };
+        let of = |verified| environment(&promoted, verified, &place, "there");
+        let public = of(Verified::Public);
+        assert_eq!((&public["network"], &public["sites"][0]["region"]), (&Value::Null, &json!("there")));
+        assert_eq!((&public["database"]["host"], &public["database"]["url"]), (&json!("db.example.com"), &Value::Null));
+        for verified in [Verified::ByRegion, Verified::ByServer] {
+            assert_eq!(of(verified)["network"]["private_ca"], AUTHORITIES);
+        }
+    }
 }

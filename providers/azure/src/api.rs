@@ -340,7 +340,8 @@ impl Cloud for Api {
 
     fn is_reserved(key: &str) -> bool {
         // Azure's own, such as `hidden-title`, and those of AKS on what it creates.
-        ["hidden-", "aks-managed-", "ms-resource-usage"].iter().any(|start| key.starts_with(start))
+        let is_of_azure = ["hidden-", "aks-managed-", "ms-resource-usage"].iter().any(|start| key.starts_with(start));
+        is_of_azure || key == kinds::database::DATABASE
     }
 
     fn is_named(_foreign: &Foreign) -> bool {

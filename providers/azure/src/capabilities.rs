@@ -70,6 +70,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::ClusterNetworks),
             Optional(Setting::ClusterNodes),
             Optional(Setting::ClusterVersion),
+            Optional(Setting::DatabaseReplica),
             Optional(Setting::ExistingRegistry),
             Optional(Setting::ExistingZone),
             Optional(Setting::Features),

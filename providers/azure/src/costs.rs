@@ -49,12 +49,18 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         "azure.key" => vec![CostLine::unknown("Key Vault", "operations with the key", "by use")],
         "azure.database-server" => {
             let standby = if text("standby") == "Disabled" { "" } else { ", with a standby" };
+            let is_replica = spec.get("source").is_some_and(|source| !source.is_null());
+            let of_replica = if is_replica { format!(", a replica in {}", text("location")) } else { String::new() };
             let (size, disk) = (text("sku"), number("disk_gb"));
-            vec![
-                CostLine::unknown("Azure Database for PostgreSQL", format!("{size}{standby}"), UNRECORDED),
-                CostLine::unknown("Azure Database for PostgreSQL", format!("{disk} GiB of disk{standby}"), UNRECORDED),
-                CostLine::unknown("Azure Database for PostgreSQL", "backups", "by use"),
-            ]
+            let title = "Azure Database for PostgreSQL";
+            let mut lines = vec![
+                CostLine::unknown(title, format!("{size}{standby}{of_replica}"), UNRECORDED),
+                CostLine::unknown(title, format!("{disk} GiB of disk{standby}{of_replica}"), UNRECORDED),
+            ];
+            if !is_replica {
+                lines.push(CostLine::unknown(title, "backups", "by use"));
+            }
+            lines
         }
         _ => return None,
     })
@@ -121,5 +127,9 @@ mod tests {
         assert_eq!(monthly("azure.cluster", cluster("Standard"), "westeurope"), (168_177_200, 0));
         assert_eq!(monthly("azure.nat", json!({}), "westeurope"), (32_850_000, 1));
         assert_eq!(monthly("azure.address", json!({}), "westeurope"), (3_650_000, 0));
+        let server = |source: Value| json!({ "sku": "Standard_D2ds_v5", "disk_gb": 32, "standby": "Disabled", "source": source });
+        assert_eq!(monthly("azure.database-server", server(Value::Null), "westeurope"), (0, 3));
+        let source = json!({ "$output": "main/database/server#id" });
+        assert_eq!(monthly("azure.database-server", server(source), "westeurope"), (0, 2), "a replica has no backups");
     }
 }

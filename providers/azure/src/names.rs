@@ -18,6 +18,11 @@ pub(crate) fn group(site: &Site) -> String {
     format!("/subscriptions/{}/resourceGroups/{}", site.account, cluster(site))
 }
 
+/// The name of the resource group of a replica in another region.
+pub(crate) fn remote_group(site: &Site) -> String {
+    of(site, "remote", MOST_OF_CLUSTER)
+}
+
 /// The name of a storage account: 3 to 24 letters and digits, unique in all of Azure.
 pub(crate) fn storage(site: &Site) -> String {
     let letters = site.environment.as_str().chars().filter(char::is_ascii_alphanumeric);
@@ -30,9 +35,9 @@ pub(crate) fn vault(site: &Site) -> String {
     format!("tn-{}", unique(site, "vault"))
 }
 
-/// The name of a database server, unique in all of Azure.
-pub(crate) fn server(site: &Site) -> String {
-    format!("{}-{}", of(site, "database", 50), unique(site, "database"))
+/// The name of a database server, unique in all of Azure. `part` is `database` or `replica`.
+pub(crate) fn server(site: &Site, part: &str) -> String {
+    format!("{}-{}", of(site, part, 50), unique(site, part))
 }
 
 fn unique(site: &Site, part: &str) -> String {
@@ -50,7 +55,7 @@ mod tests {
         let storage = storage(&site);
         assert!(storage.len() <= 24 && storage.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()));
         assert!(vault(&site).len() <= 15);
-        assert!(server(&site).len() <= 63);
+        assert!(server(&site, "database").len() <= 63 && server(&site, "replica") != server(&site, "database"));
         assert!(group(&site).ends_with("/resourceGroups/textnlp-staging-main"));
     }
 }

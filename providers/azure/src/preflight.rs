@@ -355,20 +355,24 @@ fn needs(pools: &[Pool<'_>], offers: &BTreeMap<String, Offer>) -> BTreeMap<Strin
     needs
 }
 
-/// Locks on the subscription or on the group of the site: they are reported, and never removed (hashicorp/terraform-provider-azurerm#5025).
+/// Locks on the subscription or on the groups of the site: they are reported, and never removed (hashicorp/terraform-provider-azurerm#5025).
 async fn locks(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
-    let Some(group) = of_kind(wanted, "azure.group").next() else { return Vec::new() };
+    let subscription = api.of_subscription("").to_ascii_lowercase();
+    let group = |one: &Wanted| format!("{subscription}/resourcegroups/{}", text(one, "name"));
+    let groups: Vec<String> = of_kind(wanted, "azure.group").map(group).collect();
+    if groups.is_empty() {
+        return Vec::new();
+    }
     let path = api.of_subscription("/providers/Microsoft.Authorization/locks");
     let all = match api.list(Call::get(path, LOCKS)).await {
         Ok(all) => all,
         Err(error) => return vec![unknown("the locks", &error)],
     };
-    let subscription = api.of_subscription("").to_ascii_lowercase();
-    let group = format!("{subscription}/resourcegroups/{}", text(group, "name"));
     let lock = |one: &Value| {
         let id = one["id"].as_str()?.to_ascii_lowercase();
         let scope = id.split("/providers/microsoft.authorization/locks").next()?;
-        if scope != subscription && scope != group && !scope.starts_with(&format!("{group}/")) {
+        let is_in = |group: &String| scope == group.as_str() || scope.starts_with(&format!("{group}/"));
+        if scope != subscription && !groups.iter().any(is_in) {
             return None;
         }
         let name = one["name"].as_str().unwrap_or_default();
@@ -634,7 +638,11 @@ async fn overlaps(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
             if let Some(range) = ranges.find(|range| own.overlaps(*range)) {
                 let name = other["name"].as_str().unwrap_or_default();
                 let cause = format!("its range overlaps with that of `{name}`, {range}: they can never be connected");
-                let fix = "set another `network.cidr` if they ever should be";
+                let fix = match last(one.id.as_str()) {
+                    "vnet" => "set another `network.cidr` if they ever should be",
+                    // That of a replica in another region.
+                    _ => "no setting chooses another range: no action is needed if they never should be",
+                };
                 problems.push(Problem::note(one.id.to_string(), cause, fix));
             }
         }

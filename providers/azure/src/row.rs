@@ -640,7 +640,7 @@ fn is_same_id(wanted: &Value, seen: &Value) -> bool {
 }
 
 /// An id of a list in the form that this program gives it: the words of its type as documented, and names in lower case.
-fn canonical(arm: &str, id: &str) -> String {
+pub(crate) fn canonical(arm: &str, id: &str) -> String {
     let known = |part: &str| {
         let words = ["subscriptions", "resourceGroups", "providers"].into_iter().chain(arm.split('/'));
         words.into_iter().find(|word| word.eq_ignore_ascii_case(part)).map(str::to_owned)

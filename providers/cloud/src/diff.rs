@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use textnlp_provider::{Effect, FieldChange, Object, Recorded, Wanted};
 
 use crate::cloud::Cloud;
-use crate::resource::TAGS;
+use crate::resource::{TAGS, same_hidden};
 use crate::table::Row;
 use crate::tags;
 
@@ -26,7 +26,7 @@ pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: 
         .fields()
         .filter(|(field, after)| match field.as_str() {
             TAGS => !tags::fit(&wanted.spec, &recorded.spec, &seen.spec),
-            field if row.resource.is_hidden(field) => recorded.spec.get(field) != Some(*after),
+            field if row.resource.is_hidden(field) => !same_hidden(Some(after), recorded.spec.get(field)),
             field => !row.resource.fits(field, Some(after), seen.spec.get(field)),
         })
         .map(|(field, after)| {

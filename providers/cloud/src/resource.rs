@@ -442,6 +442,11 @@ impl ObservedObject<Spec> {
     }
 }
 
+/// Whether two values of a field that answers never show are equal. One that is null is absent: a replica has no secret of its own.
+pub(crate) fn same_hidden(a: Option<&Value>, b: Option<&Value>) -> bool {
+    a.filter(|value| !value.is_null()) == b.filter(|value| !value.is_null())
+}
+
 /// Whether two values of a field are equal. A list is a set: clouds return lists in any order, and references to outputs cannot be
 /// sorted before they are resolved.
 pub fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
@@ -452,4 +457,18 @@ pub fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
         texts
     };
     a.len() == b.len() && sorted(a) == sorted(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::same_hidden;
+
+    #[test]
+    fn a_secret_that_is_null_is_absent() {
+        let secret = json!({ "$secret": "main/database-password", "version": "1" });
+        assert!(same_hidden(Some(&Value::Null), None) && same_hidden(None, Some(&Value::Null)));
+        assert!(!same_hidden(Some(&secret), Some(&Value::Null)) && !same_hidden(None, Some(&secret)));
+    }
 }

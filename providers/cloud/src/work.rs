@@ -9,7 +9,7 @@ use textnlp_provider::{
 };
 
 use crate::cloud::Cloud;
-use crate::resource::{Filter, ObservedObject, State, TAGS};
+use crate::resource::{Filter, ObservedObject, State, TAGS, same_hidden};
 use crate::table::{self, Row};
 use crate::tags;
 
@@ -364,7 +364,7 @@ impl<'a, C: Cloud> Work<'a, C> {
     fn hidden(&self, stand: &Stand) -> Option<&'static str> {
         let (resource, op) = (self.row.resource, self.op);
         let before = |field: &str| op.recorded.as_ref().and_then(|recorded| recorded.spec.get(field));
-        let is_changed = |field: &str| op.spec.get(field) != before(field);
+        let is_changed = |field: &str| !same_hidden(op.spec.get(field), before(field));
         let is_wanted = op.verb == Verb::Update && !stand.is_sent;
         resource.in_place().iter().copied().find(|field| is_wanted && resource.is_hidden(field) && is_changed(field))
     }

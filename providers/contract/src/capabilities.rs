@@ -244,7 +244,10 @@ const REASONS: &[(&str, &str)] = &[
     ("cluster.max_nodes", "there are no nodes of a cluster"),
     ("cluster.restricted", "pods always keep to the Pod Security Standard `restricted`"),
     ("cluster.version", "no cluster is created here"),
-    ("database.replica_region", "only managed databases of AWS and Google Cloud are replicated to another region"),
+    (
+        "database.replica_region",
+        "only managed databases of AWS, Google Cloud and Azure are replicated to another region",
+    ),
     ("gpu.machines", "no machines with GPUs are created here"),
     ("gpu.max", "no machines with GPUs are created here"),
     ("gpu.size", "the GPUs of machines are no parts of an environment"),

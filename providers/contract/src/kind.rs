@@ -71,6 +71,8 @@ pub enum Verified {
     ByRegion,
     /// By the authority of the server, its output `ca_pem`. The certificate does not have the server's address.
     ByServer,
+    /// By its name and the public authorities, which every client has.
+    Public,
 }
 
 impl Kind {

@@ -4,24 +4,31 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_cloud::State;
 use textnlp_cloud::document::last;
-use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, Result};
+use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, ReplicaFields, Result, Spec, Verified};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
 use crate::operation::Pending;
-use crate::row::{Field, Form, LOCATION, Marks, Rest, RestKind, Table, Update, state};
+use crate::row::{Field, Form, LOCATION, Marks, Rest, RestKind, Table, Update, canonical, invalid, state};
 use crate::table::{MINUTE, Row, kind};
 use crate::tables::machines::{CHEAPEST_TIER, server_tier};
 
 const VERSION: &str = "2024-08-01";
 /// The port of PostgreSQL.
 const PORT: u16 = 5432;
+/// The tag of a replica with the name of its database.
+pub(crate) const DATABASE: &str = "textnlp-database";
+/// What a plan says of a replica that was promoted.
+const PROMOTED: &str = "a promoted server becomes no replica again. It stays if you remove `database.replica_region`; or delete it yourself, and the next `up` creates a replica";
+const SERVER: &str = "Microsoft.DBforPostgreSQL/flexibleServers";
 
 pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
             data: DataClass::Precious,
-            deadline: MINUTE.saturating_mul(60),
+            // A replica in another region gets a copy of all data over the network, which takes up to several hours
+            // (<https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas#create-a-replica>).
+            deadline: MINUTE.saturating_mul(6 * 60),
             typical: Some(MINUTE.saturating_mul(8)),
             pricing: Pricing::BySpec,
             permissions: &[
@@ -34,6 +41,15 @@ pub(crate) static ROWS: &[Row] = &[
                 create("Microsoft.Network/privateDnsZones/join/action"),
             ],
             terraform: &[("azurerm_postgresql_flexible_server", "id")],
+            replica: Some(ReplicaFields {
+                region: "location",
+                source: "source",
+                output: "id",
+                // A replica has no backups.
+                inherited: &["backup_days"],
+                verified: Verified::Public,
+                promoted: PROMOTED,
+            }),
             ..kind("azure.database-server", "a PostgreSQL server", Identity::Named)
         },
         service: "Microsoft.DBforPostgreSQL",
@@ -68,13 +84,22 @@ fn size(name: &Value) -> Value {
     json!({ "name": name, "tier": server_tier(name.as_str().unwrap_or_default()) })
 }
 
-/// A server in a subnet of its own. Outputs: `id`, `name`, `host`.
+/// The server that a replica follows. What a promoted one shows of it says nothing.
+fn source(document: &Value) -> Value {
+    let properties = &document["properties"];
+    let is_replica = matches!(properties["replicationRole"].as_str(), Some("AsyncReplica" | "GeoAsyncReplica"));
+    let source = properties["sourceServerResourceId"].as_str().filter(|_| is_replica);
+    source.map_or(Value::Null, |id| canonical(SERVER, id).into())
+}
+
+/// A server in a subnet of its own, or a replica of one, whose version, administrator and backups are null in its spec: they are those of
+/// its source. Outputs: `id`, `name`, `host`, `port`, `user`, and of a replica `database`.
 struct Server;
 
 #[async_trait]
 impl RestKind for Server {
     const TABLE: &'static Table = &Table {
-        arm: "Microsoft.DBforPostgreSQL/flexibleServers",
+        arm: SERVER,
         version: VERSION,
         path: "{group}/providers/Microsoft.DBforPostgreSQL/flexibleServers/{name}",
         constants: &[
@@ -94,8 +119,11 @@ impl RestKind for Server {
             Field::plain("standby", STANDBY).changed(),
             Field::plain("subnet", "/properties/network/delegatedSubnetResourceId"),
             Field::plain("zone", "/properties/network/privateDnsZoneArmResourceId"),
+            Field::code("source", "/properties/sourceServerResourceId", Value::clone, source),
+            Field::plain("database", "/tags/textnlp-database"),
         ],
-        in_place: &["disk_gb", "backup_days", "sku", "standby", "password"],
+        // A replica is promoted first: it has no backups and no standby before.
+        in_place: &["source", "database", "disk_gb", "backup_days", "sku", "standby", "password"],
         update: Update::Patch,
         state: "/properties/state",
         outputs: &[("host", "/properties/fullyQualifiedDomainName")],
@@ -116,13 +144,44 @@ impl RestKind for Server {
             "disk_gb" => seen.as_u64() >= wanted.as_u64(),
             // An answer may leave the standby out that a server does not have.
             "standby" => wanted == NO_STANDBY && seen.is_null(),
+            // Those of its source.
+            "version" | "login" | "backup_days" => wanted.is_null(),
             _ => false,
         }
     }
 
-    /// Changes its size. In the cheapest tier no server has a standby, which therefore ends first
-    /// (<https://learn.microsoft.com/azure/reliability/reliability-postgresql-flexible-server>).
-    async fn put(api: &Api, id: &str, wanted: &Value, _field: &str) -> Result<Option<Pending>> {
+    fn complete(spec: &Spec, document: &mut Value) {
+        if spec.get("source").is_none_or(Value::is_null) {
+            return;
+        }
+        document["properties"]["createMode"] = json!("Replica");
+        if let Some(properties) = document["properties"].as_object_mut() {
+            // A replica cannot have them.
+            properties.retain(|member, _| !["authConfig", "backup", "highAvailability"].contains(&member.as_str()));
+        }
+    }
+
+    fn outputs(_id: &str, document: &Value, outputs: &mut Outputs) {
+        outputs.insert("port".to_owned(), json!(PORT));
+        for (name, member) in [("user", "/properties/administratorLogin"), ("database", "/tags/textnlp-database")] {
+            if let Some(value) = document.pointer(member) {
+                outputs.insert(name.to_owned(), value.clone());
+            }
+        }
+    }
+
+    /// Promotes a replica, or changes its size or the tag with its database. In the cheapest tier no server has a standby, which therefore
+    /// ends first (<https://learn.microsoft.com/azure/reliability/reliability-postgresql-flexible-server>).
+    async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<Pending>> {
+        if field == "source" {
+            return promote(api, id, wanted).await;
+        }
+        if field == "database" {
+            let mut tags = api.send(Call::get(id, VERSION)).await?.body["tags"].take();
+            tags[DATABASE] = wanted.clone();
+            // A change of tags replaces them all.
+            return Rest::<Self>::replace(api, id, "/tags", tags).await;
+        }
         let size = size(wanted);
         let has_standby = |seen: &Value| seen.pointer(STANDBY).is_some_and(|mode| mode != NO_STANDBY);
         if size["tier"] == CHEAPEST_TIER && Self::fetch(api, id).await?.as_ref().is_some_and(has_standby) {
@@ -130,6 +189,17 @@ impl RestKind for Server {
         }
         Rest::<Self>::replace(api, id, "/sku", size).await
     }
+}
+
+/// Makes a replica a server of its own, without what its source has not sent: only that is possible while the region of the source is
+/// lost (<https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas-promote>).
+async fn promote(api: &Api, id: &str, wanted: &Value) -> Result<Option<Pending>> {
+    if !wanted.is_null() {
+        let error = invalid("change", id, "a server cannot become a replica, or a replica of another server");
+        return Err(error.hint(PROMOTED));
+    }
+    let how = json!({ "role": "None", "promoteMode": "standalone", "promoteOption": "forced" });
+    Rest::<Server>::replace(api, id, "/properties/replica", how).await
 }
 
 /// A database. It ends with its server. Outputs: `id`, `name`, `url`: its address without the password.
@@ -190,5 +260,18 @@ mod tests {
         assert_eq!(of("Restarting"), State::Pending("restarting".to_owned()));
         assert!(matches!(of("Stopped"), State::Degraded(_)));
         assert!(Server::fits("disk_gb", &json!(32), &json!(64)) && !Server::fits("disk_gb", &json!(64), &json!(32)));
+    }
+
+    #[test]
+    fn a_replica_follows_its_source_until_it_is_promoted() {
+        let of = |role: &str| {
+            let id = "/SUBSCRIPTIONS/s/resourcegroups/g/providers/microsoft.dbforpostgresql/flexibleservers/DB";
+            source(&json!({ "properties": { "replicationRole": role, "sourceServerResourceId": id } }))
+        };
+        let id = "/subscriptions/s/resourceGroups/g/providers/Microsoft.DBforPostgreSQL/flexibleServers/db";
+        assert_eq!((of("GeoAsyncReplica"), of("Primary")), (json!(id), Value::Null));
+        let spec = Spec::of(&json!({ "name": "db", "source": id, "standby": "Disabled", "backup_days": null }));
+        let properties = json!({ "createMode": "Replica", "sourceServerResourceId": id });
+        assert_eq!(Rest::<Server>::body(&spec, &textnlp_cloud::tags::Tags::new())["properties"], properties);
     }
 }

@@ -2,7 +2,7 @@
 
 pub(crate) mod budgets;
 pub(crate) mod cluster;
-mod database;
+pub(crate) mod database;
 pub(crate) mod dns;
 mod group;
 pub(crate) mod identity;

@@ -6,12 +6,12 @@
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_cloud::Range;
+use textnlp_cloud::{Range, State};
 use textnlp_provider::{Foreign, Identity, Kind, Outputs, Pricing, Result};
 
 use super::{create, delete, external, put, read};
 use crate::api::{Api, tags_at};
-use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update};
+use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update, state};
 use crate::table::{MINUTE, Row, kind};
 
 /// The API version of networks. From 2023-11-01 on a `PUT` without subnets keeps them (pulumi/pulumi-azure-native#74).
@@ -21,6 +21,9 @@ const DNS: &str = "2024-06-01";
 /// The subnets of the nodes and of the database server.
 pub(crate) const NODES: &str = "nodes";
 pub(crate) const DATABASE: &str = "database";
+/// The peerings of the networks of a database and of its replica in another region, from the former and from the latter.
+pub(crate) const TO_REPLICA: &str = "textnlp-replica";
+pub(crate) const TO_SOURCE: &str = "textnlp-source";
 /// The service that the subnet of the database is delegated to.
 pub(crate) const DATABASES: &str = "Microsoft.DBforPostgreSQL/flexibleServers";
 const MOVE: &str = "deploy another environment and move to it";
@@ -59,6 +62,23 @@ pub(crate) static ROWS: &[Row] = &[
         resource: &Rest::<Subnet>::kind(),
         // hashicorp/terraform-provider-azurerm#7687.
         refused: &[("cidr", MOVE), ("delegation", MOVE)],
+    },
+    Row {
+        kind: Kind {
+            pricing: Pricing::Unknown("by use"),
+            // <https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering#permissions>.
+            permissions: &[
+                read("Microsoft.Network/virtualNetworks/virtualNetworkPeerings/read"),
+                create("Microsoft.Network/virtualNetworks/virtualNetworkPeerings/write"),
+                delete("Microsoft.Network/virtualNetworks/virtualNetworkPeerings/delete"),
+                create("Microsoft.Network/virtualNetworks/peer/action"),
+            ],
+            terraform: &[("azurerm_virtual_network_peering", "id")],
+            ..kind("azure.peering", "a peering of two virtual networks", Identity::Part)
+        },
+        service: "Microsoft.Network",
+        resource: &Rest::<Peering>::kind(),
+        refused: &[],
     },
     Row {
         kind: Kind {
@@ -159,13 +179,14 @@ impl RestKind for Network {
         if textnlp_cloud::tags::lineage(&tags_at(document, "/tags")).is_none() {
             return Ok(Vec::new());
         }
-        let parts = |member: &str| document["properties"][member].as_array().cloned().unwrap_or_default();
-        let others =
-            parts("subnets").into_iter().filter(|one| ![NODES, DATABASE].map(Value::from).contains(&one["name"]));
-        let others = others.map(|one| (one, "subnet"));
-        let peerings = parts("virtualNetworkPeerings").into_iter().map(|one| (one, "peering"));
-        let foreign = |(one, what): (Value, &str)| external(one["id"].as_str()?, what);
-        Ok(others.chain(peerings).filter_map(foreign).collect())
+        let others = |member: &str, own: [&str; 2], what: &str| -> Vec<Foreign> {
+            let parts = document["properties"][member].as_array().into_iter().flatten();
+            let others = parts.filter(|one| !own.map(Value::from).contains(&one["name"]));
+            others.filter_map(|one| external(one["id"].as_str()?, what)).collect()
+        };
+        let mut foreign = others("subnets", [NODES, DATABASE], "subnet");
+        foreign.extend(others("virtualNetworkPeerings", [TO_REPLICA, TO_SOURCE], "peering"));
+        Ok(foreign)
     }
 }
 
@@ -204,6 +225,34 @@ fn delegations(service: &Value) -> Value {
     match service {
         Value::Null => Value::Null,
         service => json!([{ "name": "delegation", "properties": { "serviceName": service } }]),
+    }
+}
+
+/// A peering, from one network to another one: traffic flows once there is one in each direction. Outputs: `id`, `name`.
+struct Peering;
+
+impl RestKind for Peering {
+    const TABLE: &'static Table = &Table {
+        arm: "Microsoft.Network/virtualNetworks/virtualNetworkPeerings",
+        version: NETWORK,
+        path: "{network}/virtualNetworkPeerings/{name}",
+        constants: &[
+            ("/properties/allowVirtualNetworkAccess", "true"),
+            ("/properties/allowForwardedTraffic", "false"),
+            ("/properties/allowGatewayTransit", "false"),
+            ("/properties/useRemoteGateways", "false"),
+        ],
+        fields: &[Field::plain("remote", "/properties/remoteVirtualNetwork/id")],
+        marks: Marks::Part,
+        ..Table::USUAL
+    };
+
+    /// The first of two stays initiated until the other one is there.
+    fn state(document: &Value) -> State {
+        match document["properties"]["peeringState"].as_str() {
+            Some("Disconnected") => State::Degraded("the peering from the other network is gone".to_owned()),
+            _ => state(Self::TABLE, document),
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! The managed PostgreSQL: its private DNS zone, the server in a subnet of its own, and its database.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use textnlp_provider::component::{Database, Postgres};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{Ownership, ResourceId};
 
+use super::network::{MOST, NEEDED};
 use super::{Lowering, NETWORK, output};
-use crate::kinds::network::DATABASES;
+use crate::kinds::network::{DATABASE, DATABASES, TO_REPLICA, TO_SOURCE};
 use crate::names;
 use crate::tables::machines::{CHEAPEST_TIER, SERVERS, server_tier};
 use crate::tables::zones;
@@ -26,6 +27,12 @@ const BACKUP_DAYS: (u64, u64) = (7, 35);
 const DISKS_GB: [u64; 10] = [32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384];
 /// The most characters of a label of a zone's name.
 const MOST_OF_LABEL: usize = 40;
+/// The network of a replica in another region, and its subnet there: shared addresses (RFC 6598), which overlap with the network of no site
+/// that this program creates, and which no site has for its pods and services.
+const REMOTE_NETWORK: &str = "100.66.0.0/16";
+const REMOTE_SUBNET: &str = "100.66.0.0/24";
+/// The part of that replica.
+const REMOTE: &str = "remote";
 
 impl Lowering<'_> {
     pub(super) fn database(&mut self, database: &Database) {
@@ -44,9 +51,17 @@ impl Lowering<'_> {
             let cause = "one managed database for several sites is not supported yet";
             return self.problem("between", cause, "keep one site in this environment");
         }
-        if managed.replica_region.is_some() {
-            let cause = "a replica in another region of Azure is not supported yet";
-            return self.problem("replica_region", cause, "remove `database.replica_region`");
+        if managed.replica_region.as_ref() == Some(&self.site.region) {
+            let cause = format!("`{}` is not another region", self.site.region);
+            return self.problem("replica_region", cause, "name another region, such as northeurope");
+        }
+        if managed.replica_region.is_some() && !self.site.subnets.is_empty() {
+            let cause = "the network of a replica has to be peered with that of its source, and an existing network is never changed";
+            return self.problem(
+                "replica_region",
+                cause,
+                "remove `database.replica_region`, or `sites[].existing.network`",
+            );
         }
         if postgres.replicas > 1 {
             let cause = "Azure keeps one standby; more replicas are not supported yet";
@@ -77,7 +92,7 @@ impl Lowering<'_> {
     }
 
     fn server(&mut self, postgres: &Postgres, size: &str, disk: u64, days: u64) {
-        let name = names::server(self.site);
+        let name = names::server(self.site, "database");
         let zone = format!("{}.{ZONE}", names::of_site(self.site, MOST_OF_LABEL));
         let spec = self.of_world(json!({ "name": zone }));
         let Some(zone) = self.part("zone", "azure.dns-zone", spec) else { return };
@@ -101,18 +116,107 @@ impl Lowering<'_> {
             "standby": standby,
             "subnet": self.output_of(NETWORK, "database-subnet", "id"),
             "zone": output(&zone, "id"),
+            "source": null,
+            "database": null,
         }));
+        let mut replica = spec.clone();
         let Some(server) = self.owned_part("server", "azure.database-server", spec, Ownership::Ours) else { return };
         self.after(link);
         let database = json!({ "server": output(&server, "id"), "name": postgres.name, "charset": "UTF8" });
-        self.part("instance", "azure.database", database);
+        let instance = self.part("instance", "azure.database", database);
+        let Some(region) = postgres.managed.as_ref().and_then(|managed| managed.replica_region.as_ref()) else {
+            return;
+        };
+        for (field, value) in [
+            ("name", json!(names::server(self.site, "replica"))),
+            ("source", output(&server, "id")),
+            ("database", json!(postgres.name)),
+            ("standby", json!("Disabled")),
+            // Those of its source, whose password it has too.
+            ("version", Value::Null),
+            ("login", Value::Null),
+            ("password", Value::Null),
+            ("backup_days", Value::Null),
+        ] {
+            replica[field] = value;
+        }
+        self.remote(region, &server, instance, &zone, replica);
+    }
+
+    /// The replica in another region, in a group and a network of its own there. What belongs to the network of its source too is created
+    /// after the source, so that a promoted server needs none of it.
+    fn remote(
+        &mut self,
+        region: &str,
+        source: &ResourceId,
+        instance: Option<ResourceId>,
+        zone: &ResourceId,
+        mut replica: Value,
+    ) {
+        let name = names::remote_group(self.site);
+        let id = format!("/subscriptions/{}/resourceGroups/{name}", self.site.account);
+        let spec = json!({ "subscription": self.site.account, "name": name, "location": region });
+        let group = self.part("remote-group", "azure.group", spec);
+        for number in 1..=NEEDED.len() {
+            self.after(self.part_of(NETWORK, &format!("provider-{number}")));
+        }
+        let name = names::of(self.site, "network-remote", MOST);
+        let spec = json!({ "group": id, "location": region, "name": name, "cidr": REMOTE_NETWORK });
+        let Some(network) = self.part("remote-network", "azure.network", spec) else { return };
+        self.after(group.clone());
+        let spec = json!({
+            "network": output(&network, "id"), "name": DATABASE, "cidr": REMOTE_SUBNET, "nat": null, "delegation": DATABASES,
+        });
+        let Some(subnet) = self.part("remote-subnet", "azure.subnet", spec) else { return };
+        let name = format!("{}.{ZONE}", names::of(self.site, "remote", MOST_OF_LABEL));
+        let spec = json!({ "group": id, "name": name });
+        let Some(remote_zone) = self.part("remote-zone", "azure.dns-zone", spec) else { return };
+        self.after(group.clone());
+        let spec = json!({ "zone": output(&remote_zone, "id"), "name": "network", "network": output(&network, "id") });
+        let mut before = vec![group, instance, self.part("remote-link", "azure.dns-link", spec)];
+
+        let here = self.output_of(NETWORK, "vnet", "id");
+        for (part, zone, network) in
+            [("zone-remote-link", zone, output(&network, "id")), ("remote-zone-link", &remote_zone, here.clone())]
+        {
+            let spec = json!({ "zone": output(zone, "id"), "name": "peer", "network": network });
+            before.push(self.part(part, "azure.dns-link", spec));
+            self.after(Some(source.clone()));
+        }
+        // A network has one writer at a time (hashicorp/terraform-provider-azurerm#3780).
+        let mut last = Some(subnet.clone());
+        for (part, name, network, remote) in [
+            ("peering", TO_REPLICA, here.clone(), output(&network, "id")),
+            ("remote-peering", TO_SOURCE, output(&network, "id"), here),
+        ] {
+            let spec = json!({ "network": network, "name": name, "remote": remote });
+            let peering = self.part(part, "azure.peering", spec);
+            self.after(last);
+            self.after(Some(source.clone()));
+            before.push(peering.clone());
+            last = peering;
+        }
+        for (field, value) in [
+            ("group", json!(id)),
+            ("location", json!(region)),
+            ("subnet", output(&subnet, "id")),
+            ("zone", output(&remote_zone, "id")),
+        ] {
+            replica[field] = value;
+        }
+        self.part(REMOTE, "azure.database-server", replica);
+        for one in before {
+            self.after(one);
+        }
     }
 }
 
 /// The smallest size that accepts the connections of a service, and how many it accepts.
 pub(super) fn size(postgres: &Postgres) -> Option<(&'static str, u32)> {
     let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
-    // Servers of the cheapest tier have no standby.
-    let fits = |size: &str| postgres.replicas == 0 || server_tier(size) != CHEAPEST_TIER;
+    // Servers of the cheapest tier have neither a standby nor a replica
+    // (<https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas#create-a-replica>).
+    let is_copied = postgres.replicas > 0 || postgres.managed.as_ref().is_some_and(|one| one.replica_region.is_some());
+    let fits = |size: &str| !is_copied || server_tier(size) != CHEAPEST_TIER;
     SERVERS.iter().find(|(size, most, ..)| *most >= needed && fits(size)).map(|(size, most, ..)| (*size, *most))
 }

@@ -9,7 +9,9 @@
 //! them; where data is protected `vault` and `key` |
 //! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/registry`, `repository` for an image that is pushed, and `pull`, if its address is one of Azure |
-//! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database |
+//! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database; `remote`: the
+//! replica in another region, with `remote-group`, `remote-network`, `remote-subnet`, `remote-zone`, `remote-link` of its own, and what
+//! connects the two networks: `peering`, `remote-peering`, `zone-remote-link`, `remote-zone-link` |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
 //! | monitoring | `SITE/monitoring/mailboxes`: the action group; `alert-NAME`: metric alerts; `insights`: their registered provider;
 //! `budget` with its registered `provider`: the cost budget, if there is one |
@@ -129,7 +131,8 @@ impl Lowering<'_> {
         let needs = spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())).collect();
         let is_precious = row.is_some_and(|row| row.kind.data == DataClass::Precious);
         let (site, protected) = (self.site.name.clone(), is_precious && self.site.protect_data);
-        let is_in_group = spec.get("group").is_some() && ownership == Ownership::Ours;
+        let is_in_group = spec.get("group").is_some_and(|group| *group == json!(names::group(self.site)))
+            && ownership == Ownership::Ours;
         self.wanted.push(Wanted { id, kind: name, site, via: None, spec, needs, ownership, protected });
         if is_in_group {
             self.after(self.part_of(NETWORK, "group"));

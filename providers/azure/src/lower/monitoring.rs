@@ -41,6 +41,8 @@ const FREQUENCY: &str = "PT1M";
 enum Watched {
     Nodes,
     DatabaseServer,
+    /// The same, if it has a replica in another region.
+    ReplicatedServer,
 }
 
 impl Watched {
@@ -48,7 +50,7 @@ impl Watched {
     fn namespace(self) -> &'static str {
         match self {
             Self::Nodes => "Microsoft.ContainerService/managedClusters",
-            Self::DatabaseServer => "Microsoft.DBforPostgreSQL/flexibleServers",
+            Self::DatabaseServer | Self::ReplicatedServer => "Microsoft.DBforPostgreSQL/flexibleServers",
         }
     }
 }
@@ -137,6 +139,17 @@ const RULES: &[Rule] = &[
         limit: Limit::Connections(0.9),
         minutes: 5,
     },
+    Rule {
+        part: "database-lag",
+        says: "The replica of the database in another region lags behind by more than 1 GiB, which the source keeps on its disk",
+        watched: Watched::ReplicatedServer,
+        // In seconds it would also grow while nothing is written
+        // (<https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas#monitor-replication>).
+        metric: "physical_replication_delay_in_bytes",
+        each: &[],
+        limit: Limit::Fixed(1_073_741_824.0),
+        minutes: 15,
+    },
 ];
 
 impl Lowering<'_> {
@@ -214,6 +227,9 @@ impl Lowering<'_> {
                 Some(output(&ResourceId::of(&self.site.name, &cluster), "id"))
             }
             Watched::DatabaseServer => managed_postgres(monitoring).map(|_| self.output_of("database", "server", "id")),
+            Watched::ReplicatedServer => managed_postgres(monitoring)
+                .filter(|postgres| postgres.managed.as_ref().is_some_and(|one| one.replica_region.is_some()))
+                .map(|_| self.output_of("database", "server", "id")),
         }
     }
 

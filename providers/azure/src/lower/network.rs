@@ -15,7 +15,7 @@ const CIDR: &str = "10.42.0.0/16";
 /// The longest prefix: pods have a quarter of the range, and each node takes 256 addresses of it.
 const LONGEST_PREFIX: u32 = 18;
 /// The most characters of a name in a network.
-const MOST: usize = 63;
+pub(super) const MOST: usize = 63;
 /// The id of a network in lower case: the case of ids says nothing (Azure/azure-rest-api-specs#24337).
 const VNET: &str =
     "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.network/virtualnetworks/{name}";

@@ -9,10 +9,13 @@ mod network;
 mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
+mod promotion;
 mod random;
 #[path = "../../../cloud/tests/programs/records.rs"]
 mod records;
 mod refresh;
+#[path = "../../../cloud/tests/programs/promotion.rs"]
+mod replicated;
 #[path = "../../../../tests/src/seeds.rs"]
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]
@@ -42,6 +45,8 @@ use textnlp_provider::{
 use textnlp_sim::azure::{AzureCloud, Options};
 
 const REGION: &str = "westeurope";
+/// The region of a replica of the database.
+const REMOTE: &str = "northeurope";
 const LINEAGE: u128 = 0x0198_c0de_0000_7000_8000_0000_0000_0001;
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
 /// Far more steps than an operation without delays takes.
@@ -144,6 +149,8 @@ struct Bench {
     existing: Option<CloudId>,
     /// The existing network that it is in, and the address of its NAT gateway.
     network: Option<(CloudId, String)>,
+    /// The region of a replica of its database.
+    remote: Option<&'static str>,
 }
 
 impl Bench {
@@ -168,7 +175,7 @@ impl Bench {
         let provider = provider(&cloud, Images(cloud.clone()));
         let site = Site { protect_data, ..site(&cloud, "staging") };
         let gpu = Some(GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Small, 1) });
-        Self { cloud, provider, site, gpu, existing: None, network: None }
+        Self { cloud, provider, site, gpu, existing: None, network: None, remote: None }
     }
 
     /// A site whose models are in a container of another deployment.
@@ -237,7 +244,7 @@ impl Bench {
         };
         all.extend(self.lower("cluster", ComponentSpec::Cluster(cluster)));
         all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
-        all.extend(self.lower("database", ComponentSpec::Database(database())));
+        all.extend(self.lower("database", ComponentSpec::Database(self.database())));
         all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
         all.extend(self.lower("monitoring", ComponentSpec::Monitoring(monitoring())));
         let mut ordered: Vec<Wanted> = Vec::new();
@@ -251,6 +258,14 @@ impl Bench {
             ordered.push(all.remove(place));
         }
         ordered
+    }
+
+    fn database(&self) -> Database {
+        let mut database = database();
+        if let Some(managed) = database.postgres.as_mut().and_then(|postgres| postgres.managed.as_mut()) {
+            managed.replica_region = self.remote.map(str::to_owned);
+        }
+        database
     }
 
     fn operation(
@@ -450,9 +465,9 @@ async fn unchanged(bench: &Bench, records: &[Made]) -> Vec<(ResourceId, Observed
     seen
 }
 
-/// Changes a site in place, as a later `up` does.
+/// Changes a site in place, as a later `up` does. A replica is promoted before its source changes.
 async fn update(bench: &Bench, records: &mut [Made]) {
-    for (number, (one, recorded)) in (500..).zip(records) {
+    for (number, (one, recorded)) in (500..).zip(records.iter_mut().rev()) {
         let changed = changed(one);
         if changed == one.spec || one.ownership != Ownership::Ours {
             continue;
@@ -551,7 +566,12 @@ fn changed(one: &Wanted) -> Spec {
             // Of the cheapest tier, which has no standby.
             (spec["sku"], spec["standby"]) = (json!("Standard_B1ms"), json!("Disabled"));
             spec["disk_gb"] = json!(64);
-            spec["password"] = json!({ "$secret": "main/database-password", "version": "2" });
+            if spec["source"].is_null() {
+                spec["password"] = json!({ "$secret": "main/database-password", "version": "2" });
+            } else {
+                // It is promoted, and uses another database.
+                (spec["source"], spec["database"]) = (Value::Null, json!("texts"));
+            }
         }
         _ => {}
     }
@@ -591,12 +611,13 @@ fn a_site_is_created_and_removed() {
 /// Operations take their time, and what was just written is not seen everywhere.
 #[test]
 fn a_site_is_created_and_removed_with_the_delays_of_azure() {
-    run(whole_life(Bench { gpu: None, ..Bench::new(Options::default(), false) }, "1"));
+    run(whole_life(Bench { gpu: None, remote: Some(REMOTE), ..Bench::new(Options::default(), false) }, "1"));
 }
 
 #[test]
 fn a_protected_site_is_created_and_removed() {
-    run(whole_life(Bench { gpu: None, ..Bench::new(Options::zero_latency().registered(), true) }, "1"));
+    let bench = Bench::new(Options::zero_latency().registered(), true);
+    run(whole_life(Bench { gpu: None, remote: Some(REMOTE), ..bench }, "1"));
 }
 
 #[test]
@@ -625,7 +646,7 @@ const KEPT: &[&str] = &["azure.provider", "azure.database", "azure.key", "azure.
 #[test]
 fn every_kind_keeps_the_contract() {
     run(async {
-        let bench = Bench::new(Options::zero_latency(), true);
+        let bench = Bench { remote: Some(REMOTE), ..Bench::new(Options::zero_latency(), true) };
         let lineage = Lineage(uuid::Uuid::from_u128(LINEAGE));
         let bed = TestBed::new(&bench.provider, bench.site.environment.clone(), bench.site.name.clone(), lineage);
         let in_place = |one: &Wanted| Some(changed(one)).filter(|spec| *spec != one.spec);

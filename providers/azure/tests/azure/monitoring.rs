@@ -60,6 +60,11 @@ fn alerts_are_about_what_the_environment_creates() {
     assert_eq!(nodes["groups"], json!([{ "$output": "main/monitoring/mailboxes#id" }]));
     // Nine tenths of what the smallest size with a standby accepts from users.
     assert_eq!(alert("database-connections")["criterion"]["above"], json!(760.0));
+    let copied = of(|one| {
+        let postgres = one.monitored.database.as_mut().and_then(|one| one.postgres.as_mut()).unwrap();
+        postgres.managed.as_mut().unwrap().replica_region = Some("northeurope".to_owned());
+    });
+    assert_eq!(named(&copied.unwrap(), "alert-"), [&of_nodes[..], &of_database, &["database-lag"]].concat());
     let external = of(|one| one.monitored.database.as_mut().unwrap().hosting = Some(Hosting::External)).unwrap();
     assert_eq!(named(&external, "alert-"), of_nodes);
     let existing = of(|one| one.monitored = Monitored::default()).unwrap();

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use textnlp_provider::{PolicyRequest, PolicyResource, Provider, Verb, Wanted, error_chain};
 use textnlp_sim::azure::Options;
 
-use crate::{Bench, Images, REGION, changed, create, provider_with, remove, run, unchanged, update};
+use crate::{Bench, Images, REGION, REMOTE, changed, create, provider_with, remove, run, unchanged, update};
 
 /// Actions that no request of the test needs, each with what needs it.
 const UNUSED: &[(&str, &str)] = &[
@@ -63,7 +63,7 @@ fn limit(bench: &Bench, actions: &BTreeSet<String>) {
 #[test]
 fn the_role_of_a_plan_suffices_and_holds_nothing_unused() {
     run(async {
-        let bench = Bench::new(Options::zero_latency(), true);
+        let bench = Bench { remote: Some(REMOTE), ..Bench::new(Options::zero_latency(), true) };
         {
             // The first zone turns out to have no machines with GPUs only when the pool is there.
             let mut world = bench.cloud.world();

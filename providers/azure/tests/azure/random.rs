@@ -24,17 +24,16 @@ const MOST_OF_WHOLE: usize = 120;
 /// Programs that found a mistake once.
 const SEEDS: &[u64] = &[];
 
-struct Played {
-    cloud: Arc<AzureCloud>,
+pub(crate) struct Played {
+    pub(crate) cloud: Arc<AzureCloud>,
     /// The id of the zone.
     zone: String,
     exhausted: Option<Market>,
 }
 
-impl Simulated for Played {
-    fn start(seed: u64, story: &Story) -> Self {
-        let options = if story.is_slow { Options::default() } else { Options::zero_latency() };
-        let cloud = Arc::new(AzureCloud::start(Options { seed, ..options }));
+impl Played {
+    pub(crate) fn with(options: Options, exhausted: Option<Market>) -> Self {
+        let cloud = Arc::new(AzureCloud::start(options));
         cloud.set_cluster_endpoint("https://127.0.0.1:6443", CERTIFICATE);
         // Who has a zone has registered its provider.
         cloud.world().register(&["Microsoft.Network"]);
@@ -43,7 +42,14 @@ impl Simulated for Played {
             // A new subscription has no GPUs.
             cloud.world().quotas.insert((REGION.to_owned(), quota.to_owned()), 256);
         }
-        Self { cloud, zone, exhausted: story.exhausted }
+        Self { cloud, zone, exhausted }
+    }
+}
+
+impl Simulated for Played {
+    fn start(seed: u64, story: &Story) -> Self {
+        let options = if story.is_slow { Options::default() } else { Options::zero_latency() };
+        Self::with(Options { seed, ..options }, story.exhausted)
     }
 
     fn process(&self) -> Process {

@@ -24,13 +24,16 @@ const KEEPING: RunOptions = RunOptions { delete_data: false, ..DOWN };
 pub(crate) trait Replicated: Simulated {
     /// The region of the replica.
     const THERE: &'static str;
-    /// The service, and its operations that read a server and promote one.
-    const CALLS: (&'static str, &'static str, &'static str);
+    /// The service, and its operation that reads a server.
+    const READ: (&'static str, &'static str);
     /// The record of the server that it replicates.
     const SOURCE: &'static str;
 
     /// The source is gone.
     fn lose_source(&self);
+
+    /// Whether a request promotes a server.
+    fn is_promotion(one: &Exchange) -> bool;
 }
 
 fn wanted<C: Replicated>(cloud: &C, process: &Process, has_replica: bool) -> Vec<Wanted> {
@@ -39,7 +42,7 @@ fn wanted<C: Replicated>(cloud: &C, process: &Process, has_replica: bool) -> Vec
 
 /// How many promotions the cloud accepted.
 fn promotions<C: Replicated>(cloud: &C) -> usize {
-    let is_one = |one: &&Exchange| one.operation == C::CALLS.2 && one.outcome == Outcome::Succeeded;
+    let is_one = |one: &&Exchange| C::is_promotion(one) && one.outcome == Outcome::Succeeded;
     cloud.requests().iter().filter(is_one).count()
 }
 
@@ -115,7 +118,7 @@ pub(crate) fn is_refused_once_the_source_answers<C: Replicated>(cloud: &C) {
     let process = cloud.process();
     let stack = Stack::new(&process, "staging", LINEAGE);
     stack.reach(UP, &wanted(cloud, &process, true));
-    let (service, read, _) = C::CALLS;
+    let (service, read) = C::READ;
     let promote = |lost_reads| {
         // The first read is that of the replica.
         let lost = Rule { after: 1, times: lost_reads, ..Rule::always(service, read, Disruption::Unavailable) };

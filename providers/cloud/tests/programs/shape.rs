@@ -123,9 +123,9 @@ impl Shape {
         }
     }
 
-    /// A database, with a replica in this region.
+    /// A database, with a replica in this region. Its size is one that can have a replica, so that it does not depend on that.
     pub(crate) fn replicated(replica_region: Option<&'static str>) -> Self {
-        Self { database: true, replica_region, ..Self::BARE }
+        Self { database: true, replica_region, connections: 500, ..Self::BARE }
     }
 
     pub(crate) fn of(draw: &Draw) -> Self {

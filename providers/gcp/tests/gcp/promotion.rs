@@ -2,6 +2,7 @@
 
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::{Component, Provider};
+use textnlp_sim::Exchange;
 use textnlp_sim::gcp::Options;
 
 use crate::random::Played;
@@ -10,8 +11,7 @@ use crate::{Bench, REGION, REMOTE};
 
 impl Replicated for Played {
     const THERE: &'static str = REMOTE;
-    const CALLS: (&'static str, &'static str, &'static str) =
-        ("sql", "sql.instances.get", "sql.instances.promoteReplica");
+    const READ: (&'static str, &'static str) = ("sql", "sql.instances.get");
     const SOURCE: &'static str = "main/database/server";
 
     fn lose_source(&self) {
@@ -22,6 +22,10 @@ impl Replicated for Played {
         };
         let key = world.keys().into_iter().find(is_source).unwrap();
         world.objects.remove(&key);
+    }
+
+    fn is_promotion(one: &Exchange) -> bool {
+        one.operation == "sql.instances.promoteReplica"
     }
 }
 

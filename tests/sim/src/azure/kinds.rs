@@ -90,6 +90,11 @@ const LINKED: &[(&str, &str, &str)] = &[
         "Microsoft.Network/virtualNetworks/join/action",
     ),
     (
+        "Microsoft.Network/virtualNetworks/virtualNetworkPeerings",
+        "/properties/remoteVirtualNetwork/id",
+        "Microsoft.Network/virtualNetworks/peer/action",
+    ),
+    (
         "Microsoft.Network/virtualNetworks/subnets",
         "/properties/natGateway/id",
         "Microsoft.Network/natGateways/join/action",

@@ -27,7 +27,7 @@ pub(crate) const KINDS: &[Kind] = &[
         words: ["Updating", "Updating", "Deleting"],
         has_etag: true,
         kept: &["/properties/resourceGuid"],
-        defaults: &[("/properties/enableDdosProtection", "false"), ("/properties/virtualNetworkPeerings", "[]")],
+        defaults: &[("/properties/enableDdosProtection", "false")],
         holds: network_of,
         accept: accept_network,
         finish: finish_network,
@@ -54,6 +54,42 @@ pub(crate) const KINDS: &[Kind] = &[
             Ok(())
         },
         show: show_subnet,
+        ..KIND
+    },
+    Kind {
+        kind: "Microsoft.Network/virtualNetworks/virtualNetworkPeerings",
+        version: "2024-05-01",
+        models: [
+            "network.models VirtualNetworkPeering",
+            "",
+            "network.models VirtualNetworkPeering",
+            "network.models VirtualNetworkPeeringListResult",
+        ],
+        styles: [Style::Async, Style::Async, Style::Both],
+        words: ["Updating", "Updating", "Deleting"],
+        tags: 0,
+        has_etag: true,
+        references: &["/properties/remoteVirtualNetwork/id"],
+        kept: &["/properties/resourceGuid"],
+        defaults: &[
+            ("/properties/allowVirtualNetworkAccess", "true"),
+            ("/properties/allowForwardedTraffic", "false"),
+            ("/properties/allowGatewayTransit", "false"),
+            ("/properties/useRemoteGateways", "false"),
+            ("/properties/peeringSyncLevel", "\"FullyInSync\""),
+        ],
+        holds: network_of,
+        accept: accept_peering,
+        finish: |cloud, key, _| {
+            connect(cloud, key);
+            Ok(())
+        },
+        end: |cloud, key| {
+            if let Some(back) = peering_back(cloud, key) {
+                set_peering(cloud, &back, "Disconnected");
+            }
+            Ok(())
+        },
         ..KIND
     },
     Kind {
@@ -209,6 +245,22 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-subnet"),
     ),
     rule("answers to new zones and links are 202 without a body", Source::Model),
+    rule(
+        "a peering is Initiated until the other network has one back, and Disconnected when that is deleted",
+        Source::Documentation("https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering"),
+    ),
+    rule(
+        "networks with common addresses are not peered",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering#requirements-and-constraints",
+        ),
+    ),
+    rule(
+        "a peering needs the action peer on the other network",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering#permissions",
+        ),
+    ),
 ];
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
@@ -345,6 +397,8 @@ fn accept_network(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: 
         return Err(bad("InvalidRequestFormat", "The address space of the virtual network has no range."));
     }
     put_missing(body, "/properties/resourceGuid", cloud.random.uuid().into());
+    // They are resources of their own.
+    body["properties"].as_object_mut().map(|members| members.shift_remove("virtualNetworkPeerings"));
     let sent = body["properties"].as_object_mut().and_then(|members| members.shift_remove("subnets"));
     let kept: Vec<String> = subnets(cloud, &call.key).map(|(key, _)| key.clone()).collect();
     let Some(sent) = sent.as_ref().and_then(Value::as_array) else {
@@ -385,6 +439,74 @@ fn finish_network(cloud: &mut Cloud, key: &str, _: bool) -> Result<(), Value> {
 fn show_network(cloud: &Cloud, key: &str, body: &mut Value) {
     let below: Vec<Value> = subnets(cloud, key).map(|(key, one)| super::kinds::shown(cloud, key, one)).collect();
     put(body, "/properties/subnets", below.into());
+    let made = body.pointer("/properties/virtualNetworkPeerings").and_then(Value::as_array).cloned();
+    let own = peerings_of(cloud, key).map(|(_, one)| one.body.clone());
+    let peerings: Vec<Value> = made.into_iter().flatten().chain(own).collect();
+    put(body, "/properties/virtualNetworkPeerings", peerings.into());
+}
+
+fn peerings_of<'c>(cloud: &'c Cloud, network: &str) -> impl Iterator<Item = (&'c String, &'c Object)> {
+    let below = format!("{network}/virtualnetworkpeerings/");
+    cloud.objects.iter().filter(move |(key, _)| key.starts_with(&below))
+}
+
+/// The key of the network that a peering leads to.
+fn other_network(body: &Value) -> String {
+    text(body, "/properties/remoteVirtualNetwork/id").to_lowercase()
+}
+
+/// The peering that leads back.
+fn peering_back(cloud: &Cloud, key: &str) -> Option<String> {
+    let other = other_network(&cloud.objects.get(key)?.body);
+    let own = network_of(key);
+    let back = peerings_of(cloud, &other).find(|(_, one)| other_network(&one.body) == own);
+    back.map(|(back, _)| back.clone())
+}
+
+fn set_peering(cloud: &mut Cloud, key: &str, state: &str) {
+    if let Some(object) = cloud.objects.get_mut(key) {
+        put(&mut object.body, "/properties/peeringState", state.into());
+    }
+}
+
+/// Connects two networks once each of them has a peering with the other one.
+fn connect(cloud: &mut Cloud, key: &str) {
+    let back = peering_back(cloud, key);
+    let state = if back.is_some() { "Connected" } else { "Initiated" };
+    for one in std::iter::once(key.to_owned()).chain(back) {
+        set_peering(cloud, &one, state);
+    }
+}
+
+/// Whether there are connected peerings of two networks.
+pub(crate) fn is_peered(cloud: &Cloud, network: &str, other: &str) -> bool {
+    let leads = |(_, one): (&String, &Object)| {
+        other_network(&one.body) == other && text(&one.body, "/properties/peeringState") == "Connected"
+    };
+    network == other || peerings_of(cloud, network).any(leads)
+}
+
+fn accept_peering(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    let space = |key: &str| {
+        let network = cloud.objects.get(key).map(|one| &one.body);
+        network.and_then(|body| body.pointer("/properties/addressSpace")).cloned().unwrap_or_default()
+    };
+    let (own, other) = (space(&call.parent()), space(&other_network(body)));
+    let read = |space: &Value| ranges(space, ["", "/addressPrefixes"]);
+    let theirs = read(&other);
+    let overlaps = |one: &(u32, u32)| theirs.iter().any(|other| contains(*one, *other) || contains(*other, *one));
+    if read(&own).iter().any(overlaps) {
+        let message =
+            format!("Cannot create or update peering {}. The address spaces of the networks overlap.", call.id());
+        return Err(bad("VnetAddressSpacesOverlap", message));
+    }
+    for (member, space) in [("local", &own), ("remote", &other)] {
+        put(body, &format!("/properties/{member}AddressSpace"), space.clone());
+        put(body, &format!("/properties/{member}VirtualNetworkAddressSpace"), space.clone());
+    }
+    put_missing(body, "/properties/peeringState", "Initiated".into());
+    put_missing(body, "/properties/resourceGuid", cloud.random.uuid().into());
+    Ok(())
 }
 
 fn show_subnet(cloud: &Cloud, key: &str, body: &mut Value) {

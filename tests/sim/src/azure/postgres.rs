@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::cloud::{Closed, Cloud, put, put_missing, text};
 use super::kinds::{self, Call, KIND, Kind, Special, Style, parent};
-use super::problem::{Problem, bad};
+use super::network::{is_peered, network_of};
+use super::problem::{Problem, bad, conflict};
 use super::resources::get;
 use super::storage::{availability, is_taken};
 use crate::clock::later;
@@ -41,6 +42,7 @@ pub(crate) const KINDS: &[Kind] = &[
             "/properties/network/delegatedSubnetResourceId",
             "/properties/network/privateDnsZoneArmResourceId",
         ],
+        refuse_delete: refuse_replicated,
         kept: &[
             "/properties/administratorLogin",
             "/properties/availabilityZone",
@@ -49,6 +51,8 @@ pub(crate) const KINDS: &[Kind] = &[
             "/properties/highAvailability",
             "/properties/minorVersion",
             "/properties/network",
+            "/properties/replicationRole",
+            "/properties/sourceServerResourceId",
             "/properties/version",
         ],
         defaults: &[
@@ -62,7 +66,6 @@ pub(crate) const KINDS: &[Kind] = &[
                 "/properties/maintenanceWindow",
                 r#"{"customWindow":"Disabled","dayOfWeek":0,"startHour":0,"startMinute":0}"#,
             ),
-            ("/properties/replicationRole", "\"Primary\""),
             ("/properties/storage/autoGrow", "\"Disabled\""),
             ("/properties/storage/storageSizeGB", "32"),
             ("/properties/network/publicNetworkAccess", "\"Enabled\""),
@@ -186,7 +189,30 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/azure/postgresql/flexible-server/concepts-storage"),
     ),
     rule("the password is never answered", Source::Model),
+    rule(
+        "a replica has the version and the administrator of its source, and follows no Burstable one",
+        Source::Documentation(REPLICAS),
+    ),
+    rule(
+        "a replica has neither backups nor high availability nor a password of its own",
+        Source::Documentation(REPLICAS),
+    ),
+    rule("the size and the storage of a replica are at least those of its source", Source::Documentation(REPLICAS)),
+    rule("a source with replicas is not deleted", Source::Documentation(REPLICAS)),
+    rule(
+        "a private replica whose network does not reach that of its source fails the operation: InternalServerError",
+        Source::Report("hashicorp/terraform-provider-azurerm#21485"),
+    ),
+    rule(
+        "a promoted replica is a server of its own with the databases of its source",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas-promote",
+        ),
+    ),
+    rule("the role of a promoted replica is Primary, not None", Source::Report("Azure/azure-rest-api-specs#22499")),
 ];
+
+const REPLICAS: &str = "https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas";
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
     Behaviour { service: "Microsoft.DBforPostgreSQL", what, source }
@@ -226,8 +252,11 @@ fn accept_server(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &
     let password =
         body["properties"].as_object_mut().and_then(|members| members.shift_remove("administratorLoginPassword"));
     let by_password = text(body, "/properties/authConfig/passwordAuth") != "Disabled";
+    check_replication(cloud, call, before, body, password.is_some())?;
+    let is_replica = is_replica(body);
     if before.is_none()
         && by_password
+        && !is_replica
         && (password.is_none() || text(body, "/properties/administratorLogin").is_empty())
     {
         return Err(wrong("administratorLogin"));
@@ -305,6 +334,121 @@ fn accept_server(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &
     Ok(())
 }
 
+fn is_replica(body: &Value) -> bool {
+    text(body, "/properties/replicationRole").ends_with("AsyncReplica")
+}
+
+fn source_of(body: &Value) -> String {
+    text(body, "/properties/sourceServerResourceId").to_lowercase()
+}
+
+/// The vCPUs in the name of a size, and the GiB of storage.
+fn capacity(body: &Value) -> [i64; 2] {
+    let name = text(body, "/sku/name").trim_start_matches(|c: char| !c.is_ascii_digit());
+    let digits: String = name.chars().take_while(char::is_ascii_digit).collect();
+    let storage = body.pointer("/properties/storage/storageSizeGB").and_then(Value::as_i64).unwrap_or(32);
+    [digits.parse().unwrap_or(0), storage]
+}
+
+fn replicas<'c>(cloud: &'c Cloud, key: &str) -> impl Iterator<Item = &'c Value> {
+    let bodies = cloud.objects.values().filter(|one| one.ghost_until.is_none()).map(|one| &one.body);
+    bodies.filter(move |body| is_replica(body) && source_of(body) == key)
+}
+
+fn refuse_replicated(cloud: &Cloud, key: &str) -> Result<(), Problem> {
+    match replicas(cloud, key).next() {
+        None => Ok(()),
+        Some(_) => Err(conflict("OperationNotAllowed", "The server has read replicas. Delete or promote them first.")),
+    }
+}
+
+/// Makes a new server a replica, notes a promotion, and refuses what a replica or a source of one does not allow.
+fn check_replication(
+    cloud: &mut Cloud,
+    call: &Call,
+    before: Option<&Value>,
+    body: &mut Value,
+    has_password: bool,
+) -> Result<(), Problem> {
+    let refused = |why: &str| Err(bad("InvalidParameterValue", why));
+    let sent = body["properties"].as_object_mut().and_then(|members| members.shift_remove("replica"));
+    if before.is_none() && text(body, "/properties/createMode") == "Replica" {
+        let source = cloud.objects.get(&source_of(body)).map(|one| one.body.clone());
+        let Some(source) = source else {
+            return Err(super::problem::missing(text(body, "/properties/sourceServerResourceId")));
+        };
+        if text(&source, "/properties/state") != "Ready" {
+            return Err(conflict("ServerIsNotReady", "The source server is not ready for this operation."));
+        }
+        if text(&source, "/sku/tier") == "Burstable" {
+            return refused("Read replicas are not supported for the Burstable tier.");
+        }
+        if ["/properties/backup", "/properties/highAvailability"].iter().any(|part| call.body.pointer(part).is_some()) {
+            return refused("Backups and high availability are not supported for read replicas.");
+        }
+        let is_same = text(&source, "/location") == text(body, "/location");
+        put(body, "/properties/replicationRole", (if is_same { "AsyncReplica" } else { "GeoAsyncReplica" }).into());
+        let members = ["/sku", "/properties/administratorLogin", "/properties/storage", "/properties/version"];
+        for member in members.into_iter().filter(|member| call.body.pointer(member).is_none_or(Value::is_null)) {
+            put(body, member, source.pointer(member).cloned().unwrap_or_default());
+        }
+    }
+    put_missing(body, "/properties/replicationRole", "Primary".into());
+    if is_replica(body) {
+        let source = cloud.objects.get(&source_of(body)).map(|one| capacity(&one.body));
+        let [vcpus, storage] = source.unwrap_or_default();
+        if capacity(body)[0] < vcpus || capacity(body)[1] < storage || text(body, "/sku/tier") == "Burstable" {
+            return refused("A read replica cannot be smaller than its source.");
+        }
+        let days = |body: &Value| body.pointer("/properties/backup/backupRetentionDays").cloned();
+        let is_copied = text(body, "/properties/highAvailability/mode") != "Disabled";
+        if has_password || is_copied || before.is_some_and(|before| days(before) != days(body)) {
+            return refused("Not supported for read replicas: passwords, backups and high availability.");
+        }
+    }
+    let [vcpus, storage] = capacity(body);
+    let is_burstable = text(body, "/sku/tier") == "Burstable";
+    if replicas(cloud, &call.key).map(capacity).any(|one| one[0] < vcpus || one[1] < storage || is_burstable) {
+        return refused("The read replicas of the server have to be as large, and its tier cannot be Burstable.");
+    }
+    let Some(sent) = sent else { return Ok(()) };
+    let is_promotion = text(&sent, "/role") == "None" && text(&sent, "/promoteMode").eq_ignore_ascii_case("standalone");
+    if !is_promotion || !is_replica(body) {
+        return refused("The server is no read replica that can be promoted like this.");
+    }
+    cloud.busy.insert(format!("{}/promoted", call.key), jiff::Timestamp::MAX);
+    Ok(())
+}
+
+/// Ends the replication of a replica. Its databases were replicated too.
+fn promote(cloud: &mut Cloud, key: &str) {
+    let Some(source) = cloud.objects.get(key).map(|one| source_of(&one.body)) else { return };
+    let below = format!("{source}/databases/");
+    let databases: Vec<(String, Value)> = cloud
+        .objects
+        .iter()
+        .filter_map(|(one, object)| Some((one.strip_prefix(&below)?.to_owned(), object.body.clone())))
+        .collect();
+    let Some(object) = cloud.objects.get_mut(key) else { return };
+    object.body["properties"].as_object_mut().map(|members| members.shift_remove("sourceServerResourceId"));
+    put(&mut object.body, "/properties/replicationRole", "Primary".into());
+    let id = object.id.clone();
+    for (name, mut body) in databases {
+        let id = format!("{id}/databases/{name}");
+        put(&mut body, "/id", id.as_str().into());
+        cloud.put(&id, body);
+    }
+}
+
+/// Whether the network of a private replica reaches that of its source, in both directions.
+fn is_reached(cloud: &Cloud, body: &Value) -> bool {
+    let network =
+        |body: &Value| network_of(&text(body, "/properties/network/delegatedSubnetResourceId").to_lowercase());
+    let Some(source) = cloud.objects.get(&source_of(body)).map(|one| network(&one.body)) else { return false };
+    let own = network(body);
+    is_peered(cloud, &own, &source) && is_peered(cloud, &source, &own)
+}
+
 fn ready(cloud: &mut Cloud, key: &str) {
     if let Some(object) = cloud.objects.get_mut(key) {
         put(&mut object.body, "/properties/state", "Ready".into());
@@ -324,6 +468,12 @@ fn finish_server(cloud: &mut Cloud, key: &str, is_new: bool) -> Result<(), Value
         let message =
             format!("The private DNS zone name '{name}.{SUFFIX}' is not valid because it is the server's name.");
         return error("PrivateDnsZoneNameNotValid", message);
+    }
+    if is_new && cloud.objects.get(key).is_some_and(|one| is_replica(&one.body) && !is_reached(cloud, &one.body)) {
+        return error("InternalServerError", "An unexpected error occured while processing the request.".to_owned());
+    }
+    if cloud.busy.remove(&format!("{key}/promoted")).is_some() {
+        promote(cloud, key);
     }
     ready(cloud, key);
     Ok(())

@@ -149,6 +149,15 @@ retried(lambda: network.subnets.begin_create_or_update(
     GROUP, "n", "database", {"address_prefix": "10.20.16.0/24", "delegations": [delegation]}))
 delegated = settled(lambda: network.subnets.get(GROUP, "n", "database"))
 assert [one.name for one in network.virtual_networks.get(GROUP, "n").subnets] == ["database", "nodes"]
+there = {"location": "northeurope", "address_space": {"address_prefixes": ["10.30.0.0/16"]}}
+retried(lambda: network.virtual_networks.begin_create_or_update(GROUP, "m", there))
+there = settled(lambda: network.virtual_networks.get(GROUP, "m"))
+for one, other in (("n", there), ("m", virtual)):
+    retried(lambda: network.virtual_network_peerings.begin_create_or_update(
+        GROUP, one, "peer", {"remote_virtual_network": {"id": other.id}}))
+    settled(lambda: network.virtual_network_peerings.get(GROUP, one, "peer"))
+listed(lambda: network.virtual_network_peerings.list(GROUP, "n"), "peer")
+assert network.virtual_network_peerings.get(GROUP, "n", "peer").peering_state == "Connected"
 ZONE = "x.private.postgres.database.azure.com"
 retried(lambda: zones.private_zones.begin_create_or_update(GROUP, ZONE, {"location": "global"}))
 zone = settled(lambda: zones.private_zones.get(GROUP, ZONE))
@@ -272,6 +281,9 @@ for name in made:
     identities.user_assigned_identities.delete(GROUP, name)
 retried(lambda: zones.virtual_network_links.begin_delete(GROUP, ZONE, "n"))
 retried(lambda: zones.private_zones.begin_delete(GROUP, ZONE))
+for name in ("n", "m"):
+    retried(lambda: network.virtual_network_peerings.begin_delete(GROUP, name, "peer"))
+retried(lambda: network.virtual_networks.begin_delete(GROUP, "m"))
 for name in ("database", "nodes"):
     retried(lambda: network.subnets.begin_delete(GROUP, "n", name))
 retried(lambda: network.virtual_networks.begin_delete(GROUP, "n"))

@@ -152,6 +152,75 @@ fn servers_fail_late_and_are_busy() {
     assert_eq!(offered["value"][0]["supportedServerVersions"].as_array().unwrap().len(), 0);
 }
 
+/// hashicorp/terraform-provider-azurerm#21485, Azure/azure-rest-api-specs#22499, and
+/// <https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas>.
+#[test]
+fn a_replica_in_another_region_is_promoted() {
+    let client = Client::quick();
+    client.network();
+    private_server(&client);
+    client.make(&format!("{SERVER}/databases/texts"), json!({ "properties": {} }));
+    let there = "G/Microsoft.Network/virtualNetworks/m";
+    let delegation =
+        json!({ "name": "d", "properties": { "serviceName": "Microsoft.DBforPostgreSQL/flexibleServers" } });
+    client.make(there, json!({ "location": "northeurope", "properties": {
+        "addressSpace": { "addressPrefixes": ["10.30.0.0/16"] },
+        "subnets": [{ "name": "database", "properties": { "addressPrefix": "10.30.0.0/24", "delegations": [delegation] } }] } }));
+    let with = |source: &str, more: Value| {
+        let mut body = json!({ "location": "northeurope", "sku": server()["sku"], "properties": {
+            "createMode": "Replica", "sourceServerResourceId": client.path(source), "network": {
+                "delegatedSubnetResourceId": format!("{}/subnets/database", client.path(there)),
+                "privateDnsZoneArmResourceId": client.path(ZONE) } } });
+        for (name, value) in more.as_object().unwrap() {
+            body["properties"][name] = value.clone();
+        }
+        body
+    };
+    let replica = "G/Microsoft.DBforPostgreSQL/flexibleServers/textnlp-replica";
+    let create = |more: Value| client.put(replica, with(SERVER, more));
+    assert_eq!(client.failure(create(json!({}))), "InternalServerError");
+    let here = "G/Microsoft.Network/virtualNetworks/n";
+    for (from, to) in [(here, there), (there, here)] {
+        let body = json!({ "properties": { "remoteVirtualNetwork": { "id": client.path(to) } } });
+        client.make(&format!("{from}/virtualNetworkPeerings/other"), body);
+    }
+    let refused = (400, "InvalidParameterValue");
+    for more in [
+        json!({ "storage": { "storageSizeGB": 32 } }),
+        json!({ "backup": { "backupRetentionDays": 7 } }),
+        json!({ "administratorLoginPassword": "hunter3" }),
+    ] {
+        assert_eq!(create(more).code(), refused);
+    }
+    let small = "G/Microsoft.DBforPostgreSQL/flexibleServers/small";
+    let mut body = server();
+    body["sku"] = json!({ "name": "Standard_B1ms", "tier": "Burstable" });
+    client.make(small, body);
+    assert_eq!(client.put(replica, with(small, json!({}))).code(), refused);
+
+    let made = client.make(replica, with(SERVER, json!({})));
+    let of = |read: &Value| {
+        ["replicationRole", "version", "administratorLogin"].map(|name| read["properties"][name].clone())
+    };
+    assert_eq!(of(&made), ["GeoAsyncReplica", "16", "textnlp"].map(Value::from));
+    assert_eq!(client.delete(SERVER).code(), (409, "OperationNotAllowed"));
+    let patch = |path: &str, properties: Value| client.call("PATCH", path, json!({ "properties": properties }));
+    assert_eq!(patch(SERVER, json!({ "storage": { "storageSizeGB": 128 } })).code(), refused);
+    assert_eq!(patch(replica, json!({ "backup": { "backupRetentionDays": 14 } })).code(), refused);
+    let promote = || {
+        let how = json!({ "role": "None", "promoteMode": "standalone", "promoteOption": "forced" });
+        patch(replica, json!({ "replica": how }))
+    };
+    client.wait(promote());
+    let read = client.get(replica).ok();
+    assert_eq!(of(&read)[0], "Primary");
+    assert_eq!(read["properties"]["sourceServerResourceId"], Value::Null);
+    assert_eq!(client.get(&format!("{replica}/databases/texts")).ok()["name"], "texts");
+    assert_eq!(promote().code(), refused);
+    client.wait(patch(replica, json!({ "backup": { "backupRetentionDays": 14 } })));
+    client.drop_one(SERVER);
+}
+
 fn vault(client: &Client, more: Value) -> Value {
     let tenant = client.cloud.variables().into_iter().find(|one| one.0 == "AZURE_TENANT_ID").unwrap().1;
     let mut body = json!({ "location": "westeurope", "properties": { "tenantId": tenant, "softDeleteRetentionInDays": 7,

@@ -98,6 +98,38 @@ fn what_is_used_is_not_deleted() {
     assert_eq!(client.put(gateway, missing).code(), (400, "InvalidResourceReference"));
 }
 
+/// <https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering>.
+#[test]
+fn a_peering_needs_one_back_and_other_addresses() {
+    let client = Client::quick();
+    client.network();
+    let network = |name: &str, range: &str| {
+        let path = format!("G/Microsoft.Network/virtualNetworks/{name}");
+        let body =
+            json!({ "location": "northeurope", "properties": { "addressSpace": { "addressPrefixes": [range] } } });
+        client.make(&path, body);
+        path
+    };
+    let (other, same) = (network("m", "10.30.0.0/16"), network("same", "10.20.0.0/17"));
+    let peer = |from: &str, to: &str| {
+        let body = json!({ "properties": { "remoteVirtualNetwork": { "id": client.path(to) } } });
+        (format!("{from}/virtualNetworkPeerings/peer"), body)
+    };
+    let (path, body) = peer(NETWORK, &same);
+    assert_eq!(client.put(&path, body).code(), (400, "VnetAddressSpacesOverlap"));
+    let state = |path: &str| client.get(path).ok()["properties"]["peeringState"].clone();
+    let (there, body) = peer(NETWORK, &other);
+    client.make(&there, body);
+    assert_eq!(state(&there), "Initiated");
+    let (back, body) = peer(&other, NETWORK);
+    client.make(&back, body);
+    assert_eq!((state(&there), state(&back)), (json!("Connected"), json!("Connected")));
+    let shown = client.get(NETWORK).ok()["properties"]["virtualNetworkPeerings"].clone();
+    assert_eq!(shown[0]["properties"]["remoteAddressSpace"]["addressPrefixes"], json!(["10.30.0.0/16"]));
+    client.drop_one(&back);
+    assert_eq!(state(&there), "Disconnected");
+}
+
 /// Azure/azure-cli#15010, Azure/azure-rest-api-specs#13600.
 #[test]
 fn zones_have_links_and_few_tags() {

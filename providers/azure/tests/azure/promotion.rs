@@ -1,0 +1,82 @@
+//! Promotions of a replica of PostgreSQL in another region.
+
+use textnlp_provider::component::ComponentSpec;
+use textnlp_provider::{CloudId, Component, Provider};
+use textnlp_sim::Exchange;
+use textnlp_sim::azure::Options;
+
+use crate::random::Played;
+use crate::replicated::{self, Replicated};
+use crate::{Bench, REGION, REMOTE};
+
+impl Replicated for Played {
+    const THERE: &'static str = REMOTE;
+    const READ: (&'static str, &'static str) =
+        ("Microsoft.DBforPostgreSQL", "Microsoft.DBforPostgreSQL/flexibleServers/read");
+    const SOURCE: &'static str = "main/database/server";
+
+    fn lose_source(&self) {
+        let mut world = self.cloud.world();
+        let is_primary = |id: &String| {
+            let role = world.get(id).map(|body| body["properties"]["replicationRole"].clone());
+            role.is_some_and(|role| role == "Primary")
+        };
+        let id = world.ids().into_iter().find(is_primary).unwrap();
+        world.objects.remove(&id.to_lowercase());
+    }
+
+    fn is_promotion(one: &Exchange) -> bool {
+        one.operation == "Microsoft.DBforPostgreSQL/flexibleServers/write"
+            && !one.input["properties"]["replica"].is_null()
+    }
+}
+
+fn cloud() -> Played {
+    Played::with(Options::zero_latency(), None)
+}
+
+#[test]
+fn a_promoted_replica_of_azure_stays() {
+    replicated::stays_promoted(&cloud());
+}
+
+#[test]
+fn a_promotion_on_azure_that_is_killed_anywhere_is_finished_by_the_next_one() {
+    replicated::is_finished_after_a_kill(&cloud());
+}
+
+#[test]
+fn a_promotion_on_azure_is_refused_once_the_source_answers_again() {
+    replicated::is_refused_once_the_source_answers(&cloud());
+}
+
+#[test]
+fn a_replica_on_azure_needs_another_region_and_a_network_of_its_site() {
+    for (region, has_own_network, says) in
+        [(REGION, true, "not another region"), (REMOTE, false, "an existing network is never changed")]
+    {
+        let mut bench = Bench { remote: Some(region), ..Bench::new(Options::zero_latency(), false) };
+        if !has_own_network {
+            bench.site.subnets = ["aks", "postgres"].map(|name| CloudId::new(name).unwrap()).to_vec();
+        }
+        let part = ComponentSpec::Database(bench.database());
+        let component = Component { name: "database".parse().unwrap(), existing: None, part };
+        let refused = bench.provider.lower(&component, &bench.site).unwrap_err().to_string();
+        assert!(refused.contains("replica_region") && refused.contains(says), "{refused}");
+    }
+}
+
+#[test]
+fn a_server_with_a_replica_is_of_no_cheap_size_and_the_replica_is_as_large() {
+    let sizes = |remote: Option<&'static str>| -> Vec<String> {
+        let bench = Bench { remote, ..Bench::new(Options::zero_latency(), false) };
+        let mut database = bench.database();
+        let postgres = database.postgres.as_mut().unwrap();
+        (postgres.replicas, postgres.connections) = (0, 20);
+        let all = bench.lower("database", ComponentSpec::Database(database));
+        let servers = all.iter().filter(|one| one.kind.as_str() == "azure.database-server");
+        servers.map(|one| one.spec.get("sku").unwrap().as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(sizes(None), ["Standard_B1ms"]);
+    assert_eq!(sizes(Some(REMOTE)), ["Standard_D2ds_v5"; 2]);
+}
