@@ -325,7 +325,9 @@ impl Replica {
             }
         }
         // From now on it has data that no other server has, also in an environment whose data is not protected.
-        spec[fields.protection] = Value::Bool(true);
+        if let Some(field) = fields.protection {
+            spec[field] = Value::Bool(true);
+        }
         let mut needs = recorded.needs.clone();
         // Else a `down` that retains the promoted server would retain its source too.
         needs.retain(|need| !of_source.contains(&need.on));

@@ -56,8 +56,8 @@ pub struct ReplicaFields {
     pub output: &'static str,
     /// The fields that a promoted replica takes over from that server.
     pub inherited: &'static [&'static str],
-    /// The field that keeps the provider from deleting an object. A promoted replica has it.
-    pub protection: &'static str,
+    /// The field that keeps the provider from deleting an object, where there is one. A promoted replica has it.
+    pub protection: Option<&'static str>,
     /// How clients verify the certificate of a promoted one.
     pub verified: Verified,
     /// Why a server of its own becomes no replica, and what to do.

@@ -47,6 +47,7 @@ pub(crate) static ROWS: &[Row] = &[
                 output: "id",
                 // A replica has no backups.
                 inherited: &["backup_days"],
+                protection: None,
                 verified: Verified::Public,
                 promoted: PROMOTED,
             }),

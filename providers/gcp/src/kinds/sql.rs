@@ -59,7 +59,7 @@ pub(crate) static ROWS: &[Row] = &[
                 output: "name",
                 // While it is a replica it has no backups (GoogleCloudPlatform/magic-modules#6836).
                 inherited: &["backup_days"],
-                protection: "deletion_protection",
+                protection: Some("deletion_protection"),
                 verified: Verified::ByServer,
                 promoted: PROMOTED,
             }),

@@ -97,7 +97,7 @@ pub(crate) static ROWS: &[Row] = &[
                 source: "source",
                 output: "arn",
                 inherited: &["backup_days", "backup_window"],
-                protection: "deletion_protection",
+                protection: Some("deletion_protection"),
                 verified: Verified::ByRegion,
                 promoted: PROMOTED,
             }),
