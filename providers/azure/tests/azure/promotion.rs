@@ -14,6 +14,7 @@ impl Replicated for Played {
     const READ: (&'static str, &'static str) =
         ("Microsoft.DBforPostgreSQL", "Microsoft.DBforPostgreSQL/flexibleServers/read");
     const SOURCE: &'static str = "main/database/server";
+    const PROTECTION: Option<&'static str> = None;
 
     fn lose_source(&self) {
         let mut world = self.cloud.world();

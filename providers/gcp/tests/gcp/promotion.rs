@@ -13,6 +13,7 @@ impl Replicated for Played {
     const THERE: &'static str = REMOTE;
     const READ: (&'static str, &'static str) = ("sql", "sql.instances.get");
     const SOURCE: &'static str = "main/database/server";
+    const PROTECTION: Option<&'static str> = Some("deletion_protection");
 
     fn lose_source(&self) {
         let mut world = self.cloud.world();
