@@ -167,7 +167,11 @@ pub async fn find(run: &Run<'_>, region: &str) -> Result<Replica, ReplicaError> 
     }
     let follows = |spec: &Spec| spec.get(fields.source).filter(|source| !source.is_null()).cloned();
     let (before, now) = (follows(&recorded.spec), follows(&seen.spec));
-    if now.is_some() && now != before {
+    // Ids of Azure are the same in any case, and those of other clouds do not differ by case alone.
+    let is_same_source = |now: &Value, before: &Value| {
+        now == before || now.as_str().zip(before.as_str()).is_some_and(|(now, before)| now.eq_ignore_ascii_case(before))
+    };
+    if now.as_ref().is_some_and(|now| !before.as_ref().is_some_and(|before| is_same_source(now, before))) {
         let why = format!("replicates another server: {}", text(&seen.spec, fields.source).unwrap_or_default());
         return Err(ReplicaError::Unfit { id, why });
     }
