@@ -20,6 +20,7 @@ const ALWAYS: &[&str] = &[
     "Microsoft.Authorization/permissions/read",
     "Microsoft.Compute/locations/usages/read",
     "Microsoft.Compute/skus/read",
+    "Microsoft.DBforPostgreSQL/locations/capabilities/read",
     "Microsoft.KeyVault/deletedVaults/read",
     "Microsoft.Network/natGateways/read",
     "Microsoft.Network/publicIPAddresses/read",

@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::last;
 use textnlp_cloud::preflight::{Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, is_new, names, run, unknown};
-use textnlp_provider::{EnvironmentName, Ownership, PolicyRequest, PolicyResource, Problem, Verb, Wanted};
+use textnlp_provider::{EnvironmentName, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Verb, Wanted};
 
 use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
 use crate::compute::Offer;
 use crate::kinds::budgets::{self, BUDGET};
 use crate::kinds::cluster::SPOT;
-use crate::kinds::dns;
 use crate::kinds::network::{DATABASES, NETWORK};
+use crate::kinds::{database, dns};
 use crate::policy;
 use crate::row::LOCATION;
 use crate::tables::machines::{self, ALL, ALL_SPOT, Machine};
@@ -60,6 +60,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
         ("the names", names(api, wanted).boxed()),
         ("the global names", taken(api, wanted).boxed()),
         ("the machine sizes and quotas", machines(api, wanted).boxed()),
+        ("the region of the replica", replicas(api, wanted).boxed()),
         ("the locks", locks(api, wanted).boxed()),
         ("the address ranges", overlaps(api, wanted).boxed()),
         ("the existing network", existing_network(api, wanted).boxed()),
@@ -355,6 +356,34 @@ fn needs(pools: &[Pool<'_>], offers: &BTreeMap<String, Offer>) -> BTreeMap<Strin
     needs
 }
 
+/// Replicas of databases in regions where the subscription cannot create a server.
+async fn replicas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let is_replica = |one: &&Wanted| one.spec.get("source").is_some_and(|source| !source.is_null());
+    let replicas: Vec<&Wanted> = of_kind(wanted, "azure.database-server").filter(is_replica).collect();
+    for one in replicas {
+        let region = text(one, "location");
+        let path = format!("/providers/Microsoft.DBforPostgreSQL/locations/{region}/capabilities");
+        let found = match api.send(Call::get(api.of_subscription(&path), database::VERSION)).await {
+            Ok(reply) => reply.body,
+            Err(error) if crate::api::is_unregistered(&error) => continue,
+            // Azure does not know the region.
+            Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::NotFound) => Value::Null,
+            Err(error) => {
+                problems.push(unknown(one.id.as_str(), &error));
+                continue;
+            }
+        };
+        let mut rows = found["value"].as_array().into_iter().flatten();
+        if !rows.any(|row| row["supportedServerVersions"].as_array().is_some_and(|all| !all.is_empty())) {
+            let cause = format!("the subscription cannot create a PostgreSQL server in {region}");
+            let fix = "name another region in `database.replica_region`, or ask Azure's support";
+            problems.push(Problem::new(one.id.to_string(), cause, fix));
+        }
+    }
+    problems
+}
+
 /// Locks on the subscription or on the groups of the site: they are reported, and never removed (hashicorp/terraform-provider-azurerm#5025).
 async fn locks(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let subscription = api.of_subscription("").to_ascii_lowercase();
@@ -621,16 +650,21 @@ fn range(text: &str) -> Option<Range> {
 /// Networks that overlap can never be connected.
 async fn overlaps(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
+    if of_kind(wanted, "azure.network").next().is_none() {
+        return problems;
+    }
+    let path = api.of_subscription("/providers/Microsoft.Network/virtualNetworks");
+    let others = match api.list(Call::get(path, NETWORK)).await {
+        Ok(others) => others,
+        Err(error) => return vec![unknown("the address ranges", &error)],
+    };
     for one in of_kind(wanted, "azure.network") {
         let Some(own) = Range::read(text(one, "cidr")) else { continue };
-        let path = api.of_subscription("/providers/Microsoft.Network/virtualNetworks");
-        let others = match api.list(Call::get(path, "2024-05-01")).await {
-            Ok(others) => others,
-            Err(error) => return vec![unknown("the address ranges", &error)],
-        };
-        for other in others {
-            let tags = tags_at(&other, "/tags");
-            if tags.get(textnlp_cloud::tags::RESOURCE).map(String::as_str) == Some(one.id.as_str()) {
+        for other in &others {
+            // Another environment has the same resource under another name.
+            let tags = tags_at(other, "/tags");
+            let resource = tags.get(textnlp_cloud::tags::RESOURCE).map(String::as_str);
+            if resource == Some(one.id.as_str()) && other["name"] == text(one, "name") {
                 continue;
             }
             let ranges = other["properties"]["addressSpace"]["addressPrefixes"].as_array().into_iter().flatten();

@@ -5,13 +5,16 @@
 //! others is waited for.
 
 use async_trait::async_trait;
+use reqwest::Method;
 use serde_json::{Value, json};
+use textnlp_cloud::document::last;
 use textnlp_cloud::{Range, State};
-use textnlp_provider::{Foreign, Identity, Kind, Outputs, Pricing, Result};
+use textnlp_provider::{Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result};
 
 use super::{create, delete, external, put, read};
-use crate::api::{Api, tags_at};
-use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update, state};
+use crate::api::{Api, Call, Reply, tags_at};
+use crate::operation::Pending;
+use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update, rewrite, state};
 use crate::table::{MINUTE, Row, kind};
 
 /// The API version of networks. From 2023-11-01 on a `PUT` without subnets keeps them (pulumi/pulumi-azure-native#74).
@@ -69,9 +72,9 @@ pub(crate) static ROWS: &[Row] = &[
             // <https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering#permissions>.
             permissions: &[
                 read("Microsoft.Network/virtualNetworks/virtualNetworkPeerings/read"),
-                create("Microsoft.Network/virtualNetworks/virtualNetworkPeerings/write"),
+                put("Microsoft.Network/virtualNetworks/virtualNetworkPeerings/write"),
                 delete("Microsoft.Network/virtualNetworks/virtualNetworkPeerings/delete"),
-                create("Microsoft.Network/virtualNetworks/peer/action"),
+                put("Microsoft.Network/virtualNetworks/peer/action"),
             ],
             terraform: &[("azurerm_virtual_network_peering", "id")],
             ..kind("azure.peering", "a peering of two virtual networks", Identity::Part)
@@ -231,6 +234,7 @@ fn delegations(service: &Value) -> Value {
 /// A peering, from one network to another one: traffic flows once there is one in each direction. Outputs: `id`, `name`.
 struct Peering;
 
+#[async_trait]
 impl RestKind for Peering {
     const TABLE: &'static Table = &Table {
         arm: "Microsoft.Network/virtualNetworks/virtualNetworkPeerings",
@@ -242,7 +246,11 @@ impl RestKind for Peering {
             ("/properties/allowGatewayTransit", "false"),
             ("/properties/useRemoteGateways", "false"),
         ],
-        fields: &[Field::plain("remote", "/properties/remoteVirtualNetwork/id")],
+        fields: &[
+            Field::plain("remote", "/properties/remoteVirtualNetwork/id"),
+            Field::seen("connected", |one| json!(one["properties"]["peeringState"] != "Disconnected")),
+        ],
+        in_place: &["connected"],
         marks: Marks::Part,
         ..Table::USUAL
     };
@@ -254,6 +262,38 @@ impl RestKind for Peering {
             _ => state(Self::TABLE, document),
         }
     }
+
+    /// Creates a peering. The one from the other network refuses it if it is left from an earlier pair: it is initiated again, and the
+    /// create is repeated (hashicorp/terraform-provider-azurerm#14051).
+    async fn send(api: &Api, id: &str, document: Value) -> Result<Reply> {
+        let name = if last(id) == TO_REPLICA { TO_SOURCE } else { TO_REPLICA };
+        let remote = document["properties"]["remoteVirtualNetwork"]["id"].as_str().unwrap_or_default();
+        let back = format!("{remote}/virtualNetworkPeerings/{name}");
+        let is_refused = |error: &Error| error.code.as_deref() == Some("RemotePeeringIsDisconnected");
+        match api.send(Call::new(Method::PUT, id, NETWORK).body(document)).await {
+            Err(error) if is_refused(&error) => match initiate(api, &back).await {
+                Ok(_) => Err(Error { kind: ErrorKind::Conflict, refused: false, ..error }),
+                // Others gave it another name.
+                Err(missing) if missing.kind == ErrorKind::NotFound => Err(error),
+                Err(other) => Err(other),
+            },
+            sent => sent,
+        }
+    }
+
+    async fn put(api: &Api, id: &str, _wanted: &Value, _field: &str) -> Result<Option<Pending>> {
+        initiate(api, id).await
+    }
+}
+
+/// Initiates a peering again: it is sent without its state.
+async fn initiate(api: &Api, id: &str) -> Result<Option<Pending>> {
+    let edit = |document: &mut Value| {
+        if let Some(properties) = document["properties"].as_object_mut() {
+            properties.retain(|member, _| !["peeringState", "peeringSyncLevel"].contains(&member.as_str()));
+        }
+    };
+    rewrite::<Peering>(api, id, edit).await
 }
 
 /// A public address. Outputs: `id`, `name`, `ip`.

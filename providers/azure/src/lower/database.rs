@@ -51,6 +51,12 @@ impl Lowering<'_> {
             let cause = "one managed database for several sites is not supported yet";
             return self.problem("between", cause, "keep one site in this environment");
         }
+        let is_of_region = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        if let Some(region) = managed.replica_region.as_ref().filter(|name| !name.chars().all(is_of_region)) {
+            let cause = format!("`{region}` is not the name of a region of Azure");
+            let fix = "write one that `az account list-locations --query [].name` prints, such as northeurope";
+            return self.problem("replica_region", cause, fix);
+        }
         if managed.replica_region.as_ref() == Some(&self.site.region) {
             let cause = format!("`{}` is not another region", self.site.region);
             return self.problem("replica_region", cause, "name another region, such as northeurope");
@@ -189,7 +195,7 @@ impl Lowering<'_> {
             ("peering", TO_REPLICA, here.clone(), output(&network, "id")),
             ("remote-peering", TO_SOURCE, output(&network, "id"), here),
         ] {
-            let spec = json!({ "network": network, "name": name, "remote": remote });
+            let spec = json!({ "network": network, "name": name, "remote": remote, "connected": true });
             let peering = self.part(part, "azure.peering", spec);
             self.after(last);
             self.after(Some(source.clone()));

@@ -1,13 +1,13 @@
 //! Promotions of a replica of PostgreSQL in another region.
 
 use textnlp_provider::component::ComponentSpec;
-use textnlp_provider::{CloudId, Component, Provider};
+use textnlp_provider::{CloudId, Component, Observed, Provider, Verb};
 use textnlp_sim::Exchange;
-use textnlp_sim::azure::Options;
+use textnlp_sim::azure::{Closed, Options};
 
 use crate::random::Played;
 use crate::replicated::{self, Replicated};
-use crate::{Bench, REGION, REMOTE};
+use crate::{Bench, REGION, REMOTE, create, run, unchanged};
 
 impl Replicated for Played {
     const THERE: &'static str = REMOTE;
@@ -53,9 +53,11 @@ fn a_promotion_on_azure_is_refused_once_the_source_answers_again() {
 
 #[test]
 fn a_replica_on_azure_needs_another_region_and_a_network_of_its_site() {
-    for (region, has_own_network, says) in
-        [(REGION, true, "not another region"), (REMOTE, false, "an existing network is never changed")]
-    {
+    for (region, has_own_network, says) in [
+        (REGION, true, "not another region"),
+        ("North Europe", true, "not the name of a region"),
+        (REMOTE, false, "an existing network is never changed"),
+    ] {
         let mut bench = Bench { remote: Some(region), ..Bench::new(Options::zero_latency(), false) };
         if !has_own_network {
             bench.site.subnets = ["aks", "postgres"].map(|name| CloudId::new(name).unwrap()).to_vec();
@@ -65,6 +67,51 @@ fn a_replica_on_azure_needs_another_region_and_a_network_of_its_site() {
         let refused = bench.provider.lower(&component, &bench.site).unwrap_err().to_string();
         assert!(refused.contains("replica_region") && refused.contains(says), "{refused}");
     }
+}
+
+/// hashicorp/terraform-provider-azurerm#14051.
+#[test]
+fn a_peering_that_lost_the_other_one_is_repaired() {
+    run(async {
+        let options = Options::zero_latency().registered();
+        let bench = Bench { gpu: None, remote: Some(REMOTE), ..Bench::new(options, false) };
+        let mut wanted = bench.all();
+        wanted.retain(|one| ["main/network/", "main/database/"].iter().any(|of| one.id.as_str().starts_with(of)));
+        let records = create(&bench, &wanted).await;
+        let made = |id: &str| records.iter().find(|(one, _)| one.id.as_str() == id).unwrap();
+        let pair = ["main/database/peering", "main/database/remote-peering"].map(made);
+        // A plan creates or changes the first one first.
+        for (number, gone) in [(700, 0), (710, 1)] {
+            let ((lost, recorded), (left, of_left)) = (pair[gone], pair[1 - gone]);
+            bench.finish(&bench.operation(number, Verb::Delete, lost, &lost.spec, Some(recorded))).await;
+            let found = bench.provider.read(&left.kind, &of_left.cloud_id).await.unwrap();
+            let Observed::Present(object) = &found else { panic!("{found:?}") };
+            let changes = bench.provider.diff(left, of_left, object);
+            assert_eq!(changes.len(), 1, "{changes:?}");
+            for (number, place) in (number + 1..).zip([0, 1]) {
+                let (one, recorded) = pair[place];
+                let (verb, recorded) =
+                    if place == gone { (Verb::Create, None) } else { (Verb::Update, Some(recorded)) };
+                bench.finish(&bench.operation(number, verb, one, &one.spec, recorded)).await;
+            }
+            unchanged(&bench, &records).await;
+            for (_, recorded) in pair {
+                let seen = bench.cloud.world().get(recorded.cloud_id.as_str()).unwrap();
+                assert_eq!(seen["properties"]["peeringState"], "Connected");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_replica_in_a_region_without_servers_is_refused() {
+    run(async {
+        let bench = Bench { gpu: None, remote: Some(REMOTE), ..Bench::new(Options::zero_latency(), false) };
+        bench.cloud.world().conduct.closed = Some(Closed::OfferRestricted);
+        let problems = bench.provider.preflight(&bench.all()).await.unwrap();
+        let found = problems.iter().find(|one| one.fix.contains("replica_region")).unwrap();
+        assert!(!found.warning && found.cause.contains(REMOTE), "{found:?}");
+    });
 }
 
 #[test]

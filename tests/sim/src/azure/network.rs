@@ -250,6 +250,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering"),
     ),
     rule(
+        "a peering whose remote one is Disconnected is refused until that is sent again: 400 RemotePeeringIsDisconnected",
+        Source::Report("hashicorp/terraform-provider-azurerm#14051"),
+    ),
+    rule(
         "networks with common addresses are not peered",
         Source::Documentation(
             "https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering#requirements-and-constraints",
@@ -499,6 +503,14 @@ fn accept_peering(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut 
         let message =
             format!("Cannot create or update peering {}. The address spaces of the networks overlap.", call.id());
         return Err(bad("VnetAddressSpacesOverlap", message));
+    }
+    let back = peerings_of(cloud, &other_network(body)).find(|(_, one)| other_network(&one.body) == call.parent());
+    if let Some((back, _)) = back.filter(|(_, one)| text(&one.body, "/properties/peeringState") == "Disconnected") {
+        let message = format!(
+            "Cannot create or update peering {}, because the remote peering {back} is in Disconnected state.",
+            call.id()
+        );
+        return Err(bad("RemotePeeringIsDisconnected", message));
     }
     for (member, space) in [("local", &own), ("remote", &other)] {
         put(body, &format!("/properties/{member}AddressSpace"), space.clone());

@@ -98,7 +98,7 @@ fn what_is_used_is_not_deleted() {
     assert_eq!(client.put(gateway, missing).code(), (400, "InvalidResourceReference"));
 }
 
-/// <https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering>.
+/// <https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering>, hashicorp/terraform-provider-azurerm#14051.
 #[test]
 fn a_peering_needs_one_back_and_other_addresses() {
     let client = Client::quick();
@@ -119,15 +119,20 @@ fn a_peering_needs_one_back_and_other_addresses() {
     assert_eq!(client.put(&path, body).code(), (400, "VnetAddressSpacesOverlap"));
     let state = |path: &str| client.get(path).ok()["properties"]["peeringState"].clone();
     let (there, body) = peer(NETWORK, &other);
-    client.make(&there, body);
+    client.make(&there, body.clone());
     assert_eq!(state(&there), "Initiated");
-    let (back, body) = peer(&other, NETWORK);
-    client.make(&back, body);
+    let (back, from_other) = peer(&other, NETWORK);
+    client.make(&back, from_other.clone());
     assert_eq!((state(&there), state(&back)), (json!("Connected"), json!("Connected")));
     let shown = client.get(NETWORK).ok()["properties"]["virtualNetworkPeerings"].clone();
     assert_eq!(shown[0]["properties"]["remoteAddressSpace"]["addressPrefixes"], json!(["10.30.0.0/16"]));
     client.drop_one(&back);
     assert_eq!(state(&there), "Disconnected");
+    assert_eq!(client.put(&back, from_other.clone()).code(), (400, "RemotePeeringIsDisconnected"));
+    client.make(&there, body);
+    assert_eq!(state(&there), "Initiated");
+    client.make(&back, from_other);
+    assert_eq!(state(&there), "Connected");
 }
 
 /// Azure/azure-cli#15010, Azure/azure-rest-api-specs#13600.
