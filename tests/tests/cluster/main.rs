@@ -11,7 +11,6 @@ use textnlp_net::trust::TrustRoots;
 use textnlp_tests::{counts, eventually, promptly};
 
 mod adapter;
-mod all_phases;
 mod blue_green;
 mod company;
 mod database;
