@@ -997,7 +997,7 @@ fn each_validation_rule_has_its_own_message() {
         (two(STANDBY, &zone("192.0.2.53", "").replace("secret:env:TSIG", "c2VjcmV0")), "this is a secret in plain text"),
         (two(STANDBY, &zone("192.0.2.53", "").replace("name: update", "algorithm: md5, name: update")), "md5"),
         (two(STANDBY, &zone("192.0.2.53", ", ttl: 2d")), "2d is not a valid TTL of a DNS record"),
-        (two(STANDBY, &zone("192.0.2.53", ", ttl: 892s")), "resolvers keep the old answer for 892s after another site has taken over: 8s + 892s are 15m"),
+        (two(STANDBY, &zone("192.0.2.53", ", ttl: 892s")), "resolvers keep the old answer for 892s after another site has taken over: 8500ms + 892s are 900500ms"),
         (two(STANDBY, &zone("192.0.2.53", ", weights: { here: 0, there: 0 }")), "the name would resolve to no address while all sites are healthy"),
         (plus("backup: { enabled: true, keep: 1h }"), "a backup would expire before the next one is taken"),
         (plus("backup: { enabled: true, every: 1s }"), "the interval of backups is too short"),
