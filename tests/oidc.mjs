@@ -1,4 +1,4 @@
-// An OpenID Connect provider on a free port, by a certified implementation: `node oidc.mjs MODULES`. It gives access tokens (JWT, RFC
+// An OpenID Connect provider on a free port, by a certified implementation: `node oidc.mjs MODULES ADDRESS`. It gives access tokens (JWT, RFC
 // 9068) for `urn:textnlp` and `urn:other` to two clients, with a tenant and roles. `POST /rotate` replaces its keys: it starts anew.
 import { createServer } from 'node:http';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
@@ -45,8 +45,8 @@ const server = createServer((request, response) => {
     answer(request, response);
   }
 });
-server.listen(0, '127.0.0.1', () => {
-  issuer = `http://127.0.0.1:${server.address().port}`;
+server.listen(0, process.argv[3], () => {
+  issuer = `http://${process.argv[3]}:${server.address().port}`;
   answer = provider();
   console.log(`listening on ${issuer}`);
 });

@@ -85,9 +85,14 @@ pub fn blob_container(tests: &str, server: &Server, name: &str) {
 
 /// An OpenID Connect provider by a certified implementation, oidc-provider: `oidc.mjs` has its clients.
 pub fn oidc(tests: &str) -> Option<Server> {
+    oidc_at(tests, "127.0.0.1")
+}
+
+/// The same at another loopback address.
+pub fn oidc_at(tests: &str, address: &str) -> Option<Server> {
     let modules = installed(tests, "node.sh", "oidc")?;
     let mut command = Command::new(format!("{modules}/.bin/node"));
-    command.arg(format!("{tests}/oidc.mjs")).arg(&modules);
+    command.arg(format!("{tests}/oidc.mjs")).args([modules.as_str(), address]);
     Some(Server::start(&mut command, "listening on http://"))
 }
 

@@ -11,6 +11,7 @@ use textnlp_net::trust::TrustRoots;
 use textnlp_tests::{counts, eventually, promptly};
 
 mod adapter;
+mod all_phases;
 mod blue_green;
 mod company;
 mod database;

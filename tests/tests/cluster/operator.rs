@@ -39,8 +39,10 @@ pub(crate) struct Operator {
     pub(crate) namespace: String,
     pub(crate) url: String,
     pub(crate) sets: Vec<String>,
-    /// The shipped environment that its commands are about.
+    /// The environment that its commands are about: a shipped one, unless the test writes another.
     pub(crate) environment: &'static str,
+    /// Whether a release was promoted to that environment, so that its `up` needs no exemption.
+    pub(crate) is_promoted: bool,
 }
 
 impl Operator {
@@ -77,7 +79,18 @@ impl Operator {
             "backup.enabled=false".to_owned(),
         ];
         let url = database.url(&database.database());
-        Some(Self { cluster, sandbox, namespace, url, sets: sets.into(), environment: "pilot" })
+        Some(Self { cluster, sandbox, namespace, url, sets: sets.into(), environment: "pilot", is_promoted: false })
+    }
+
+    /// Names the receivers of alerts, if the Prometheus operator's definitions are there. Returns whether they are.
+    pub(crate) fn receives_alerts(&mut self) -> bool {
+        let is_watched = !self.sets.iter().any(|set| set == "monitoring.stack=false");
+        let receivers = [
+            "monitoring.receivers.oncall=secret:env:ONCALL_URL",
+            "monitoring.receivers.team=smtp://mail.example.com?from=a@example.com&to=b@example.com",
+        ];
+        self.sets.extend(receivers.into_iter().filter(|_| is_watched).map(str::to_owned));
+        is_watched
     }
 
     pub(crate) fn command(&self, args: &[&str], more: &[&str]) -> Command {
@@ -88,8 +101,7 @@ impl Operator {
     pub(crate) fn command_of(&self, environment: &str, args: &[&str], more: &[&str]) -> Command {
         let mut all: Vec<&str> = args.to_vec();
         all.extend(["--env", environment]);
-        // No release is promoted here.
-        if args.first() == Some(&"up") && environment != "staging" {
+        if args.first() == Some(&"up") && environment != "staging" && !self.is_promoted {
             all.push("--from-scratch");
             let has_reason = args.contains(&"--reason");
             all.extend((!has_reason).then_some(["--reason", "a test"]).into_iter().flatten());

@@ -110,29 +110,3 @@ fn every_shipped_environment_of_a_cluster_is_planned() {
         }
     }
 }
-
-#[test]
-fn shipped_environments_after_pilot_are_deployed_and_removed() {
-    for name in ["scale-up", "enterprise", "optimized"] {
-        let Some(mut operator) = Operator::new(name) else { return };
-        operator.environment = name;
-        // The cluster has neither an Ingress controller, whose firewall it is, nor GPUs.
-        operator.sets.extend(["network.waf=false", "gpu.size=none"].map(str::to_owned));
-        let done = operator.up(&[]);
-        eprintln!("up of {name}: {:?} in {} s", counts(&done), done["seconds"]);
-        assert_eq!((&done["phase"], done["text"].as_str().map(str::is_empty)), (&json!(name), Some(false)), "{done:#}");
-        let is_analyzed = done["outcome"]["done"].to_string().contains("main/server/analytics");
-        assert_eq!(is_analyzed, name == "enterprise", "{done:#}");
-        assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0], "{name}: a second up plans nothing");
-        let scaler = operator.get("horizontalpodautoscaler", "textnlp-api-hpa");
-        let bounds = ["minReplicas", "maxReplicas"].map(|bound| scaler["spec"][bound].as_u64());
-        assert_eq!(bounds, [Some(3), Some(20)], "{name}: {scaler:#}");
-        eventually("the autoscaler adds pods up to the fewest", || {
-            (operator.get("deployment", "textnlp-api")["status"]["availableReplicas"] == 3).then_some(())
-        });
-        operator.run(&["down", "--yes", "--delete-data", name], &[]).expect(0);
-        eventually("the namespace was ours", || {
-            (!operator.cluster.kubectl(&["get", "namespace", &operator.namespace]).status.success()).then_some(())
-        });
-    }
-}
