@@ -430,7 +430,7 @@ pub struct DepsUpdate {
     textnlp-deploy db vacuum --env staging     reclaim the space of deleted rows\n  \
     textnlp-deploy db analyze --env staging    renew the statistics of the query planner\n  \
     textnlp-deploy db bench --env staging      measure transactions per second and their latency\n  \
-    textnlp-deploy db failover --env pilot     kill the primary, and count acknowledged writes that are lost\n  \
+    textnlp-deploy db failover --env pilot     fail the database over, and count acknowledged writes that are lost\n  \
     textnlp-deploy db promote --env production --region eu-west-1    use the replica there: the region of the site is lost"
 )]
 pub enum Db {
@@ -453,7 +453,8 @@ pub enum Db {
     Bench(DbBench),
     /// Rehearse a failover of the database: kill its primary while rows are written
     ///
-    /// Only for a PostgreSQL with replicas that the site runs itself. The service cannot write until the database recovers.
+    /// Only for a PostgreSQL with replicas that the site runs itself, and for the managed one of AWS, Google Cloud and Azure,
+    /// which its cloud fails over to the standby (`database.replicas`). The service cannot write until the database recovers.
     /// Counts acknowledged writes that are missing afterwards, and removes its rows. The gate of pilot reads the signed
     /// record. Exits with status 3 when a write is lost or the database does not recover.
     Failover,

@@ -27,5 +27,6 @@ pub mod replica;
 pub mod report;
 pub mod rotation;
 pub mod run;
+pub mod standby;
 pub mod state;
 pub mod status;

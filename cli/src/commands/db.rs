@@ -226,26 +226,28 @@ fn bench_text(rows: &[Value]) -> String {
 /// The latencies of a benchmark, in the order of the table.
 const LATENCIES: [&str; 5] = ["average", "p50", "p95", "p99", "max"];
 
-/// Kills the primary after an approval.
+/// Kills the primary, or has its cloud fail it over, after an approval.
 async fn failover(session: &Session, console: Console) -> Result<Success, Failure> {
     let (chosen, running) = session.load_running("database", console).await?;
     origin::check(&chosen.scope)?;
     let deployment = deployment::recorded(session, chosen).await?;
     let chosen = &deployment.chosen;
-    let rehearsal = Rehearsal::prepare(chosen, &running).await?;
-    let name = &chosen.scope.name;
+    let progress = Progress::new(console);
+    let run = deployment.run(&progress);
+    let rehearsal = Rehearsal::prepare(chosen, &running, &run).await?;
+    let (name, action) = (&chosen.scope.name, rehearsal.action());
     console.say(format!(
-        "The primary {} of the database of {name} is killed, one of {} instances. Requests fail until the database recovers.",
+        "The primary {} of the database of {name} is {action}, one of {} instances. Requests fail until the database recovers.",
         rehearsal.before.primary, rehearsal.before.wanted
     ));
-    if !session.global.yes && !console.confirm("Kill it?") {
+    if !session.global.yes && !console.confirm("Continue?") {
         let error = anyhow::anyhow!("not approved, so nothing was changed");
         return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
     }
     // `up` migrates databases, and a backup on this machine copies them: both take this lock.
-    let locked = deployment.locked().await?;
-    let (stop, progress) = (signals::stop(console), Progress::new(console));
-    let measured = rehearsal.run(deployment.operator.clone(), &SystemClock, &progress, &stop).await;
+    let mut locked = deployment.locked().await?;
+    let stop = signals::stop(console);
+    let measured = rehearsal.run(deployment.operator.clone(), &mut locked, &SystemClock, &progress, &stop).await;
     progress.finish();
     // What was measured is kept, also if the lock cannot be given back.
     let kept = measured.map(|record| rehearsal::keep(&chosen.scope.folder, &record).map(|file| (record, file)));
@@ -255,7 +257,7 @@ async fn failover(session: &Session, console: Console) -> Result<Success, Failur
     let mut document = json!(record);
     document["environment"] = json!(name);
     document["record"] = json!(file);
-    let text = format!("{}  record         {file}", failover_text(&record));
+    let text = format!("{}  record         {file}", failover_text(&record, action));
     match rehearsal::verdict(&record) {
         Ok(()) => Ok(Success::new(text, document)),
         Err(missed) => {
@@ -267,13 +269,13 @@ async fn failover(session: &Session, console: Console) -> Result<Success, Failur
     }
 }
 
-fn failover_text(record: &FailoverRecord) -> String {
+fn failover_text(record: &FailoverRecord, action: &str) -> String {
     let FailoverRecord { killed, primary, writes, ready_s, instances, .. } = record;
     let lost = writes.lost.map_or("unknown".to_owned(), |lost| lost.to_string());
     let ready = ready_s.map_or("not ready again".to_owned(), |seconds| format!("ready after {seconds:.1} s"));
     let seconds = writes.without_writes_ms as f64 / 1000.0;
     format!(
-        "{killed} was killed; the primary is {primary}\n  writes         {} acknowledged, {} failed, {lost} lost\n  \
+        "{killed} was {action}; the primary is {primary}\n  writes         {} acknowledged, {} failed, {lost} lost\n  \
          without writes {seconds:.1} s\n  instances      {instances}, {ready}\n",
         writes.acknowledged, writes.failed
     )

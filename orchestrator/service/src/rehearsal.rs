@@ -1,5 +1,5 @@
-//! Rehearses a failover of the database: its primary is killed while rows are written, and acknowledged rows that are
-//! missing afterwards are counted.
+//! Rehearses a failover of the database: its primary is killed, or its cloud fails it over, while rows are written.
+//! Acknowledged rows that are missing afterwards are counted.
 //!
 //! The server program of the site writes the rows, beside the database. The signed record is in the state folder, where
 //! the gate reads it.
@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::state::Operator;
+use textnlp_orchestrator::plan::Purpose;
+use textnlp_orchestrator::run::Run;
+use textnlp_orchestrator::standby::{self, Standby, StandbyError};
+use textnlp_orchestrator::state::{Locked, Operator};
 use textnlp_provider::Lineage;
 use textnlp_provider::operations::{DatabaseInstances, DatabaseStatus};
 use textnlp_provider::settings::Hosting;
@@ -23,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::gate::order::digest_of;
 use crate::gate::{applied, read_signed, sha256, write_signed};
 use crate::keys::{Admin, SiteJobs};
+use crate::up::run_failed;
 use crate::{ChosenEnvironment, Exit, Failure, Progress, RunningEnvironment, Scope};
 
 /// The `admin` command of the server program.
@@ -33,6 +37,12 @@ const ROWS_BEFORE: u64 = 10;
 const ROWS_TIMEOUT: Duration = Duration::from_secs(50);
 /// How long all instances may take to be ready again.
 const READY_TIMEOUT: Duration = Duration::from_secs(300);
+/// The same for the database of a cloud, which creates another standby, with the failover itself.
+const MANAGED_READY_TIMEOUT: Duration = Duration::from_secs(1800);
+/// How long writes to the database of a cloud may go on before its failover, and how long they may fail then: one to two
+/// minutes are usual
+/// (<https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/Concepts.MultiAZ.Failover.html>).
+const MANAGED_SECONDS: u64 = 300;
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The records that are kept.
 const MAX_RECORDS: usize = 50;
@@ -57,11 +67,11 @@ pub struct FailoverRecord {
     pub host: String,
     /// The count of instances.
     pub instances: u32,
-    /// The primary that was killed.
+    /// The primary that was killed or failed over.
     pub killed: String,
     /// The primary afterwards: the same one, where it was restarted.
     pub primary: String,
-    /// Seconds until all instances were ready again. `None` if they were not within five minutes.
+    /// Seconds until all instances were ready again. `None` if they were not in time.
     pub ready_s: Option<f64>,
     /// Why the writes were not measured, if so: the primary was killed all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,7 +130,10 @@ impl RunningDatabase {
         let answer = jobs.run(DATABASE, &json!({ "do": "server" })).await?;
         Ok(Self {
             release: applied_digest(&chosen.scope.folder)?,
-            instances: chosen.loaded.environment.database.replicas + 1,
+            instances: match chosen.loaded.environment.database_hosting() {
+                Some(Hosting::Managed) => standby::INSTANCES,
+                _ => chosen.loaded.environment.database.replicas + 1,
+            },
             server: serde_json::from_value(answer).context("read the server of the database")?,
         })
     }
@@ -168,10 +181,10 @@ pub fn unsupported(environment: &Environment) -> Option<String> {
         Some(Hosting::Cluster) if environment.shares_database() => {
             Some("the database moves between sites, which `dr drill` rehearses".to_owned())
         }
-        Some(Hosting::Cluster) if replicas == 0 => {
+        Some(Hosting::Cluster | Hosting::Managed) if replicas == 0 => {
             Some("the database has one instance: `database.replicas` is 0".to_owned())
         }
-        Some(Hosting::Cluster) => None,
+        Some(Hosting::Cluster | Hosting::Managed) => None,
         Some(hosting) => Some(format!("the failover of a database with `hosting: {hosting}` is not rehearsed")),
     }
 }
@@ -180,27 +193,64 @@ pub fn unsupported(environment: &Environment) -> Option<String> {
 pub struct Rehearsal<'a> {
     scope: &'a Scope,
     jobs: SiteJobs<'a>,
-    instances: Arc<dyn DatabaseInstances>,
+    instances: Instances<'a>,
     lineage: Lineage,
     release: Option<String>,
     /// The instances before it.
     pub before: DatabaseStatus,
 }
 
+/// Where the instances of the database are.
+enum Instances<'a> {
+    /// In the site, whose primary is killed.
+    Own(Arc<dyn DatabaseInstances>),
+    /// In a cloud, which fails over to the standby.
+    Managed(&'a Run<'a>, Box<Standby>),
+}
+
+impl Instances<'_> {
+    async fn status(&self, lineage: Lineage) -> anyhow::Result<DatabaseStatus> {
+        Ok(match self {
+            Self::Own(instances) => instances.status(lineage).await?,
+            Self::Managed(run, standby) => standby.status(run).await?,
+        })
+    }
+
+    async fn fail_over(&self, lineage: Lineage, primary: &str, locked: &mut Locked) -> anyhow::Result<()> {
+        match self {
+            Self::Own(instances) => instances.kill_primary(lineage, primary).await?,
+            Self::Managed(run, standby) => standby::fail_over(run, standby, locked).await?,
+        }
+        Ok(())
+    }
+}
+
 impl<'a> Rehearsal<'a> {
     /// Checks that the database can be rehearsed now. Changes nothing.
-    pub async fn prepare(chosen: &'a ChosenEnvironment, running: &'a RunningEnvironment) -> Result<Self, Failure> {
+    pub async fn prepare(
+        chosen: &'a ChosenEnvironment,
+        running: &'a RunningEnvironment,
+        run: &'a Run<'a>,
+    ) -> Result<Self, Failure> {
         let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
         let refused = |why: String| {
             let error = anyhow::anyhow!(why).context("no failover can be rehearsed; nothing was changed");
             Failure::refused("not_rehearsed", error)
         };
         if let Some(why) = unsupported(environment) {
-            return Err(refused(why).hint("a PostgreSQL with `database: { hosting: cluster, replicas: 2 }` can be"));
+            let hint = "a PostgreSQL with `database.replicas`, and `database.hosting` `cluster` or `managed`, can be";
+            return Err(refused(why).hint(hint));
         }
-        let instances = scope.platform.find(&scope.folder, environment, None, |site| site.database())?;
-        let Some(instances) = instances else { return Err(refused("its site has no database of its own".to_owned())) };
-        let before = instances.status(running.lineage).await?;
+        let (instances, before) = if environment.database_hosting() == Some(Hosting::Managed) {
+            let standby = standby::find(run).await.map_err(|error| not_found(error, scope))?;
+            let before = standby.before();
+            (Instances::Managed(run, Box::new(standby)), before)
+        } else {
+            let own = scope.platform.find(&scope.folder, environment, None, |site| site.database())?;
+            let Some(own) = own else { return Err(refused("its site has no database of its own".to_owned())) };
+            let before = own.status(running.lineage).await?;
+            (Instances::Own(own), before)
+        };
         let DatabaseStatus { wanted, ready, .. } = before;
         if wanted < 2 || ready < wanted {
             let why = format!("{ready} of {wanted} instances of the database are ready, and at least 2 are needed");
@@ -212,17 +262,26 @@ impl<'a> Rehearsal<'a> {
         Ok(Self { scope, jobs, instances, lineage: running.lineage, release, before })
     }
 
-    /// Kills the primary while rows are written, and waits until all instances are ready again. The caller holds the lock
-    /// of the state. Before the kill, `stop` ends it.
+    /// What is done to the primary: `killed`.
+    pub fn action(&self) -> &'static str {
+        match self.instances {
+            Instances::Own(_) => "killed",
+            Instances::Managed(..) => "failed over to its standby",
+        }
+    }
+
+    /// Kills the primary while rows are written, or has its cloud fail it over, and waits until all instances are ready
+    /// again. `locked` is the state. Before the kill, `stop` ends it.
     pub async fn run(
         &self,
         operator: Operator,
+        locked: &mut Locked,
         clock: &dyn Clock,
         progress: &dyn Progress,
         stop: &CancellationToken,
     ) -> Result<FailoverRecord, Failure> {
         let at = clock.now();
-        let result = self.measured(at, operator, clock, progress, stop).await;
+        let result = self.measured((at, operator), locked, clock, progress, stop).await;
         // A writer that was abandoned ends by itself.
         if let Err(failure) = self.task("end_rehearsal").await {
             progress.warn(&format!(
@@ -235,8 +294,8 @@ impl<'a> Rehearsal<'a> {
 
     async fn measured(
         &self,
-        at: Timestamp,
-        operator: Operator,
+        (at, operator): (Timestamp, Operator),
+        locked: &mut Locked,
         clock: &dyn Clock,
         progress: &dyn Progress,
         stop: &CancellationToken,
@@ -244,33 +303,48 @@ impl<'a> Rehearsal<'a> {
         progress.doing("writing rows");
         // Rows of a killed rehearsal would be taken for new ones.
         self.task("end_rehearsal").await?;
-        let mut writer = std::pin::pin!(self.task("rehearse"));
+        let mut writer = std::pin::pin!(self.write());
         let rows = tokio::select! {
             ended = &mut writer => {
                 let why = ended.map_or_else(|failure| failure.error, |_| anyhow::anyhow!("it ended"));
-                return Err(self.failed(why.context("write rows; the primary was not killed")));
+                return Err(self.failed(why.context(format!("write rows; the primary was not {}", self.action()))));
             }
             rows = self.rows(clock) => rows?,
             () = stop.cancelled() => {
-                let error = anyhow::anyhow!("stopped before the primary was killed");
+                let error = anyhow::anyhow!("stopped before the primary was {}", self.action());
                 return Err(Failure::new(Exit::Stopped, "stopped", error).hint(self.again()));
             }
         };
         let killed = &self.before.primary;
-        progress.line(&format!("Killing the primary {killed} …"));
+        progress.line(&format!("The primary {killed} is {} …", self.action()));
         let killed_at = clock.steady();
         // From here on there is a record: a failure may have come after the kill, and an older record must not stand for it.
         let measured = async {
-            self.instances.kill_primary(self.lineage, killed).await?;
+            let mut failover = std::pin::pin!(self.instances.fail_over(self.lineage, killed, locked));
             progress.doing("waiting until writes succeed again");
-            let writes = writer.await.map_err(|failure| failure.error)?;
+            // The failover of a cloud goes on after writes succeed again. It is never dropped: its end is recorded.
+            let writes = tokio::select! {
+                done = &mut failover => {
+                    done?;
+                    writer.await
+                }
+                writes = &mut writer => {
+                    failover.await?;
+                    writes
+                }
+            };
+            let writes = writes.map_err(|failure| failure.error)?;
             let writes: WriteResult = serde_json::from_value(writes).context("read the result of the writes")?;
             through_killed(&writes, rows).map_err(|why| anyhow::anyhow!("{why}, so {killed} was not measured"))?;
             anyhow::Ok(writes)
         };
         let measured = measured.await;
         progress.doing("waiting until all instances are ready");
-        let after = self.ready_again(clock, killed_at + READY_TIMEOUT).await;
+        let timeout = match self.instances {
+            Instances::Own(_) => READY_TIMEOUT,
+            Instances::Managed(..) => MANAGED_READY_TIMEOUT,
+        };
+        let after = self.ready_again(clock, killed_at + timeout).await;
         let passed = clock.steady().saturating_sub(killed_at);
         let Operator { by, reason, tool, host, .. } = operator;
         Ok(FailoverRecord {
@@ -302,7 +376,8 @@ impl<'a> Rehearsal<'a> {
             }
             if clock.steady() >= until {
                 let seconds = ROWS_TIMEOUT.as_secs();
-                let why = anyhow::anyhow!("no rows were written within {seconds} s; the primary was not killed");
+                let why = format!("no rows were written within {seconds} s; the primary was not {}", self.action());
+                let why = anyhow::anyhow!(why);
                 return Err(self.failed(why));
             }
             clock.sleep(POLL_INTERVAL).await;
@@ -322,7 +397,22 @@ impl<'a> Rehearsal<'a> {
     }
 
     async fn task(&self, task: &str) -> Result<Value, Failure> {
-        let done = self.jobs.run(DATABASE, &json!({ "do": task })).await;
+        self.perform(&json!({ "do": task }), Duration::ZERO).await
+    }
+
+    /// Writes rows until writes failed and succeed again.
+    async fn write(&self) -> Result<Value, Failure> {
+        match self.instances {
+            Instances::Own(_) => self.task("rehearse").await,
+            Instances::Managed(..) => {
+                let input = json!({ "do": "rehearse", "seconds": MANAGED_SECONDS });
+                self.perform(&input, Duration::from_secs(2 * MANAGED_SECONDS)).await
+            }
+        }
+    }
+
+    async fn perform(&self, input: &Value, takes: Duration) -> Result<Value, Failure> {
+        let done = self.jobs.run_for(DATABASE, input, takes).await;
         done.map_err(|failure| {
             // The command line is right; the running server refuses it, or is of a release without this command.
             let exit = if failure.exit == Exit::Usage { Exit::Refused } else { failure.exit };
@@ -346,10 +436,27 @@ pub fn is_unknown_command(failure: &Failure) -> bool {
     failure.error.to_string().contains("unknown variant")
 }
 
+/// Why the database of a cloud cannot be failed over now.
+fn not_found(error: StandbyError, scope: &Scope) -> Failure {
+    let status = || scope.command("status");
+    let hint = match error {
+        StandbyError::Run(error) => return run_failed(error, Purpose::Up, scope),
+        StandbyError::Unread { ref source, .. } => source.hint.clone().unwrap_or_else(status),
+        StandbyError::SeveralSites => "choose one with --site SITE".to_owned(),
+        StandbyError::Busy { .. } => format!("finish it first: {}", scope.last_up()),
+        StandbyError::NotReady { .. } => {
+            format!("its standby comes from `database.replicas`, and takes minutes: {}", status())
+        }
+        StandbyError::NotRecorded | StandbyError::Incomplete { .. } => status(),
+    };
+    let error = anyhow::Error::from(error).context("no failover can be rehearsed; nothing was changed");
+    Failure::refused("not_rehearsed", error).hint(hint)
+}
+
 /// Ok if no write failed: they are numbered, and `last` is the number of the last row.
 fn has_no_gap(rows: u64, last: Option<u64>) -> Result<(), String> {
     match last.filter(|last| *last > rows) {
-        Some(last) => Err(format!("{rows} of {last} writes succeeded; the primary was not killed")),
+        Some(last) => Err(format!("{rows} of {last} writes succeeded before the failover, which was not made")),
         None => Ok(()),
     }
 }
@@ -390,8 +497,8 @@ pub fn verdict(record: &FailoverRecord) -> Result<(), String> {
         return Err(format!("the writes were not measured: {why}"));
     }
     match (record.writes.lost, record.ready_s) {
-        (None, _) => Err("writes did not succeed again within a minute".to_owned()),
-        (Some(0), None) => Err("not all instances were ready again within five minutes".to_owned()),
+        (None, _) => Err("writes did not succeed again in time".to_owned()),
+        (Some(0), None) => Err("not all instances were ready again in time".to_owned()),
         (Some(0), Some(_)) => Ok(()),
         (Some(lost), _) => Err(format!("{lost} acknowledged writes are lost")),
     }
@@ -499,7 +606,10 @@ pub(crate) mod tests {
         assert!(why("staging", &["database.kind=postgres"]).contains("`database.replicas` is 0"));
         assert_eq!(why("staging", &["database.kind=postgres", "database.replicas=1"]), "");
         assert!(why("multi-region", &["database.kind=postgres"]).contains("`dr drill`"));
-        assert!(why("pilot", &["database.hosting=managed"]).contains("`hosting: managed`"));
+        assert_eq!(why("pilot", &["database.hosting=managed"]), "");
+        assert!(
+            why("pilot", &["database.hosting=managed", "database.replicas=0"]).contains("`database.replicas` is 0")
+        );
     }
 
     #[test]
@@ -508,6 +618,6 @@ pub(crate) mod tests {
         assert!(verdict(&record(0, Some(2))).unwrap_err().contains("2 acknowledged writes"));
         assert!(verdict(&record(0, None)).unwrap_err().contains("did not succeed again"));
         let incomplete = FailoverRecord { ready_s: None, ..record(0, Some(0)) };
-        assert!(verdict(&incomplete).unwrap_err().contains("five minutes"));
+        assert!(verdict(&incomplete).unwrap_err().contains("ready again in time"));
     }
 }

@@ -45,7 +45,7 @@ impl Intent {
             kind: op.kind.clone(),
             site: op.site.clone(),
             via: op.via.clone(),
-            spec: op.spec.clone(),
+            spec: op.spec.applied(),
             needs: self.needs.clone(),
             ownership: self.ownership.clone(),
             schema: self.schema,

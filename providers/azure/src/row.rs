@@ -13,7 +13,7 @@ use textnlp_cloud::tags::{self, Tags};
 use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
 use textnlp_provider::{
     CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Lineage, Operation, Outputs, Placeholder, PlannedObject,
-    Result, Spec, Wanted,
+    Result, Spec, Wanted, Zones,
 };
 
 use crate::api::{Api, Call, Reply, tags_at};
@@ -200,6 +200,16 @@ pub(crate) trait RestKind: Send + Sync + 'static {
     /// Outputs that are no members.
     fn outputs(_id: &str, _document: &Value, _outputs: &mut Outputs) {}
 
+    /// The zones of a database whose standby can take over.
+    fn zones(_document: &Value) -> Option<Zones> {
+        None
+    }
+
+    /// Fails it over to that standby, and returns the operation.
+    async fn fail_over(_api: &Api, id: &str) -> Result<Option<Pending>> {
+        Err(invalid("fail over", id, "it has no standby"))
+    }
+
     /// Objects inside it that no operation created.
     async fn foreign(_api: &Api, _id: &str, _document: &Value) -> Result<Vec<Foreign>> {
         Ok(Vec::new())
@@ -347,6 +357,7 @@ impl<K: RestKind> Rest<K> {
         K::outputs(id, document, &mut outputs);
         let mut seen = ObservedObject::new(id, Spec::of(&spec), tags).created(created).state(K::state(document));
         seen.outputs = outputs;
+        seen.zones = K::zones(document);
         Ok(seen)
     }
 
@@ -587,6 +598,10 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
 
     async fn change(&self, api: &Api, _id: &str, change: &str) -> Result<State> {
         K::change(api, change).await
+    }
+
+    async fn fail_over(&self, api: &Api, seen: &ObservedObject<Spec>, _op: &Operation) -> Result<Option<String>> {
+        K::fail_over(api, &seen.id).await.map_err(not_yet).map(address)
     }
 
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool {

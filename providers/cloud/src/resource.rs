@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{
     CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Health, Lineage, Object, Operation, Origin, Outputs,
-    PlannedObject, Result, Spec, Verb, Wanted,
+    PlannedObject, Result, Spec, Verb, Wanted, Zones,
 };
 
 use crate::cloud::{Cloud, REGION};
@@ -101,6 +101,12 @@ pub trait Resource<C: Cloud>: Send + Sync + 'static {
         None
     }
 
+    /// Fails a database over to its standby, which is there: one call. The id of the change, which [`change`](Self::change) reads, where
+    /// there is one.
+    async fn fail_over(_api: &C, seen: &ObservedObject<Self::Spec>) -> Result<Option<String>> {
+        Err(no_failover(&seen.id))
+    }
+
     /// Sets and removes tags of the object: one call; removes are asked for once nothing is to be set.
     async fn tag(api: &C, seen: &ObservedObject<Self::Spec>, set: &Tags, remove: &[String]) -> Result<()>;
 
@@ -179,13 +185,15 @@ pub struct ObservedObject<S> {
     pub created: Option<Timestamp>,
     /// Objects inside it that no operation created.
     pub foreign: Vec<Foreign>,
+    /// The zones of a database whose standby can take over.
+    pub zones: Option<Zones>,
 }
 
 impl<S> ObservedObject<S> {
     /// A ready object without outputs.
     pub fn new(id: impl Into<String>, spec: S, tags: Tags) -> Self {
         let (outputs, state, created, foreign) = (BTreeMap::new(), State::Ready, None, Vec::new());
-        Self { id: id.into(), spec, outputs, tags, state, created, foreign }
+        Self { id: id.into(), spec, outputs, tags, state, created, foreign, zones: None }
     }
 
     /// Adds an output, if the object has it.
@@ -250,6 +258,9 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     async fn begin(&self, api: &C, op: &Operation, alternative: usize) -> Result<(String, Option<String>)>;
     async fn start(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation, field: &str) -> Result<Option<String>>;
     async fn change(&self, api: &C, id: &str, change: &str) -> Result<State>;
+    async fn fail_over(&self, _api: &C, seen: &ObservedObject<Spec>, _op: &Operation) -> Result<Option<String>> {
+        Err(no_failover(&seen.id))
+    }
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool;
     /// Whether answers never show the field: the record tells what the object got.
     fn is_hidden(&self, _field: &str) -> bool {
@@ -340,6 +351,10 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
         R::change(api, id, change).await
     }
 
+    async fn fail_over(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>> {
+        R::fail_over(api, &retyped::<R::Spec>(seen, op)?).await
+    }
+
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool {
         same(wanted, seen) || wanted.zip(seen).is_some_and(|(wanted, seen)| R::fits(field, wanted, seen))
     }
@@ -362,6 +377,10 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
     }
 }
 
+fn no_failover(id: &str) -> Error {
+    Error::new(ErrorKind::Invalid, "fail over", id).because("objects of this kind have no standby")
+}
+
 fn typed<S: DeserializeOwned>(spec: &Spec, op: &Operation) -> Result<S> {
     spec.typed()
         .map_err(|error| Error::new(ErrorKind::Invalid, op.verb.to_string(), op.resource.to_string()).because(error))
@@ -380,6 +399,7 @@ fn with_spec<S>(seen: &ObservedObject<Spec>, spec: S) -> ObservedObject<S> {
         state: seen.state.clone(),
         created: seen.created,
         foreign: seen.foreign.clone(),
+        zones: seen.zones.clone(),
     }
 }
 
@@ -398,6 +418,7 @@ fn untyped<C: Cloud, S: Serialize>(api: &C, seen: ObservedObject<S>) -> Observed
         state: seen.state,
         created: seen.created,
         foreign: seen.foreign,
+        zones: seen.zones,
     }
 }
 
@@ -416,7 +437,7 @@ impl ObservedObject<Spec> {
         Some(Object {
             kind: kind.name.parse().ok()?,
             cloud_id: CloudId::new(&self.id).ok()?,
-            spec: self.spec.clone(),
+            spec: self.zones.as_ref().map_or_else(|| self.spec.clone(), |zones| self.spec.with_zones(zones)),
             outputs: self.outputs.clone(),
             lineage: tags::lineage(&self.tags),
             origin: if is_unmarked { Origin::Untold } else { tags::origin(&self.tags) },

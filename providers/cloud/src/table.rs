@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, Pricing, ReplaceOrder};
+use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, Pricing, ReplaceOrder, ZONES};
 
 use crate::cloud::Cloud;
 use crate::resource::{AnyResource, TAGS};
@@ -26,7 +26,11 @@ impl<C: Cloud> Row<C> {
         if let Some((_, why)) = self.refused.iter().find(|(refused, _)| *refused == field) {
             return Effect::Refuse((*why).to_owned());
         }
-        if field == TAGS || self.resource.in_place().contains(&field) { Effect::InPlace } else { Effect::Replace }
+        if field == TAGS || field == ZONES || self.resource.in_place().contains(&field) {
+            Effect::InPlace
+        } else {
+            Effect::Replace
+        }
     }
 }
 
@@ -140,7 +144,8 @@ fn cost(kind: &Kind) -> &'static str {
     }
 }
 
-/// How many permissions it needs.
+/// How many permissions it needs. What follows a brace says when.
 fn actions(kind: &Kind) -> usize {
-    kind.permissions.iter().map(|permission| permission.action).collect::<BTreeSet<&str>>().len()
+    let name = |action: &'static str| action.split('{').next().unwrap_or(action);
+    kind.permissions.iter().map(|permission| name(permission.action)).collect::<BTreeSet<&str>>().len()
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{
     Error, ErrorKind, Foreign, Handle, Identity, Object, Operation, Ownership, Progress, Recorded, Result, Spec, Verb,
+    ZONES, Zones,
 };
 
 use crate::cloud::Cloud;
@@ -22,6 +23,9 @@ const LOST_POLLS: u32 = 6;
 const DEPENDENCY_POLLS: u32 = 20;
 /// How many polls wait for a conflict of a cloud whose conflicts last: about half an hour with four seconds between polls.
 const CONFLICT_POLLS: u32 = 60;
+/// How many polls wait until a database shows the zone of its standby after a failover: about a quarter of an hour. RDS shows it minutes
+/// late (<https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_RebootInstance.html>).
+const FAILOVER_POLLS: u32 = 60;
 /// How many times the same change is sent while the object still shows the old value.
 const SAME_CHANGES: u32 = 20;
 /// The member of a spec that keeps the cloud from deleting the object.
@@ -342,6 +346,9 @@ impl<'a, C: Cloud> Work<'a, C> {
         if let Some(field) = self.hidden(&stand).or_else(|| seen.next(self.row.resource, self.op)) {
             return self.put(stand, &seen, field).await;
         }
+        if let Some(to) = self.op.spec.zones() {
+            return self.fail_over(stand, &seen, &to).await;
+        }
         match &seen.state {
             State::Degraded(why) if self.op.verb == Verb::Create => self.wait(stand, why),
             _ if self.op.verb == Verb::Create && self.is_found_by_tag() => self.listed(stand, &seen).await,
@@ -367,6 +374,41 @@ impl<'a, C: Cloud> Work<'a, C> {
         let is_changed = |field: &str| !same_hidden(op.spec.get(field), before(field));
         let is_wanted = op.verb == Verb::Update && !stand.is_sent;
         resource.in_place().iter().copied().find(|field| is_wanted && resource.is_hidden(field) && is_changed(field))
+    }
+
+    /// Fails over to the standby. The call is made once: a second one would lead back, and the zones are shown late.
+    async fn fail_over(&self, mut stand: Stand, seen: &ObservedObject<Spec>, to: &Zones) -> Result<Progress> {
+        let is_called = stand.change.as_ref().is_some_and(|(field, _)| field == ZONES);
+        let is_there = seen.zones.as_ref().is_some_and(|zones| zones.primary == to.primary);
+        // Zones that are the same do not tell which of the two servers is the primary.
+        if is_there && (is_called || to.primary != to.standby) {
+            return self.done(seen);
+        }
+        if is_called || self.op.is_repeated {
+            if stand.polls <= FAILOVER_POLLS {
+                let says = format!("it is not shown yet that the primary of `{}` is in {}", seen.id, to.primary);
+                return self.wait(stand, &says);
+            }
+            let why = match is_called {
+                true => format!("`{}` does not show its primary and its standby in the other zones", seen.id),
+                false => format!("an interrupted run may have failed `{}` over, which is not repeated", seen.id),
+            };
+            return Err(Error::new(ErrorKind::Invalid, "fail over", self.op.resource.to_string()).because(why));
+        }
+        // Before the call: another failover may have been made since it was asked for.
+        if seen.zones.as_ref() != Some(&to.failed_over()) {
+            let error = Error::new(ErrorKind::Invalid, "fail over", self.op.resource.to_string());
+            return Err(error.because(format!("the standby of `{}` cannot take over any more", seen.id)));
+        }
+        let before = stand.clone();
+        stand.update = match self.row.resource.fail_over(&self.api, seen, self.op).await {
+            Ok(update) => update,
+            Err(error) if error.kind == ErrorKind::Conflict => return self.conflict(before, error),
+            Err(error) => return Err(error),
+        };
+        stand.change = Some((ZONES.to_owned(), to.primary.clone()));
+        (stand.polls, stand.conflicts) = (0, 0);
+        self.pending(stand, "failing over to its standby", Duration::ZERO)
     }
 
     /// Sends one change. One that the cloud accepted and does not show yet is sent again after a while.

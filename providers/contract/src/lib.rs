@@ -62,5 +62,5 @@ pub use resource::{
     Ref, Wanted,
 };
 pub use secret::{Secret, SecretName, SecretRef, SecretStore, SecretVersion};
-pub use spec::{DRIFT, OutputRef, ROTATION, Rotation, Spec, SpecError};
+pub use spec::{DRIFT, OutputRef, ROTATION, Rotation, Spec, SpecError, ZONES, Zones};
 pub use through::{Reach, Through};

@@ -15,7 +15,8 @@ use crate::spec::Spec;
 /// In every text, `{field}` stands for a value of the resource's spec, such as `{inputs.listen}`. `{$lineage}`,
 /// `{$environment}` and `{$site}` stand for those of the deployment, `{$id}` for the recorded object, and any other
 /// `{$name}` for a value that only the provider knows, such as `{$account}`. `{!field}` is empty if the spec has no value
-/// for the field, or an empty list, and has no value otherwise; `{?field}` is the opposite.
+/// for the field, or an empty list, and has no value otherwise; `{?field}` is the opposite. `{field=TEXT}` is empty if the
+/// field has this value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permission {
     /// In the provider's notation: `ec2:CreateVpc`, or a sentence where the provider has no policies. Without a value
@@ -64,7 +65,15 @@ impl Permission {
         let value = |name: &str| match name.split_at_checked(1) {
             Some(("!", field)) => is_unset(field).then(String::new),
             Some(("?", field)) => (!is_unset(field)).then(String::new),
-            _ => value(name),
+            _ => match name.split_once('=') {
+                Some((field, wanted)) => match spec.as_value().get(field) {
+                    Some(Value::String(text)) => text == wanted,
+                    Some(other) => other.to_string() == wanted,
+                    None => false,
+                }
+                .then(String::new),
+                None => value(name),
+            },
         };
         let pattern = |text| filled(text, |name| Some(value(name).unwrap_or_else(|| "*".to_owned())));
         let mut conditions = BTreeMap::new();

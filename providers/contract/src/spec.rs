@@ -57,6 +57,27 @@ pub const DRIFT: &str = "drift";
 /// records the spec without it.
 pub const ROTATION: &str = "requested_rotation";
 
+/// The member of an observed spec with the [`Zones`] of a database that has a standby. The update that fails over to the
+/// standby wants other ones; it is never recorded.
+pub const ZONES: &str = "standby_zones";
+
+/// The zones of a database and of its standby, which takes over when the primary fails.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Zones {
+    /// The zone of the primary.
+    pub primary: String,
+    /// The zone of the standby, which may be the same.
+    pub standby: String,
+}
+
+impl Zones {
+    /// Those after a failover.
+    #[must_use]
+    pub fn failed_over(&self) -> Self {
+        Self { primary: self.standby.clone(), standby: self.primary.clone() }
+    }
+}
+
 /// A request to replace a credential by a new one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rotation {
@@ -71,13 +92,14 @@ pub struct Rotation {
 }
 
 impl Spec {
-    /// The applied spec: an observed or recorded spec without [`DRIFT`] and [`ROTATION`].
+    /// The applied spec: an observed or recorded spec without [`DRIFT`], [`ROTATION`] and [`ZONES`].
     #[must_use]
     pub fn applied(&self) -> Self {
+        const REMOVED: [&str; 3] = [DRIFT, ROTATION, ZONES];
         match &self.0.value {
-            Value::Object(fields) if [DRIFT, ROTATION].iter().any(|name| fields.contains_key(*name)) => {
+            Value::Object(fields) if REMOVED.iter().any(|name| fields.contains_key(*name)) => {
                 let mut fields = fields.clone();
-                [DRIFT, ROTATION].iter().for_each(|name| drop(fields.remove(*name)));
+                REMOVED.iter().for_each(|name| drop(fields.remove(*name)));
                 Self::from_sorted(Value::Object(fields))
             }
             _ => self.clone(),
@@ -90,6 +112,19 @@ impl Spec {
         let mut value = self.as_value().clone();
         value[ROTATION] = serde_json::to_value(rotation).expect("a rotation is plain data");
         Self::of(&value)
+    }
+
+    /// The same spec with the zones of a standby.
+    #[must_use]
+    pub fn with_zones(&self, zones: &Zones) -> Self {
+        let mut value = self.as_value().clone();
+        value[ZONES] = serde_json::to_value(zones).expect("zones are plain data");
+        Self::of(&value)
+    }
+
+    /// The zones in it; `None` without a standby.
+    pub fn zones(&self) -> Option<Zones> {
+        Zones::deserialize(self.get(ZONES)?).ok()
     }
 
     /// Canonicalises any serialisable value; it must serialise to a JSON object.
@@ -305,6 +340,9 @@ mod tests {
         let applied = Spec::of(&json!({"port": 1}));
         assert_eq!(Spec::of(&json!({"port": 1, "drift": {"state": "stopped"}})).applied(), applied);
         assert_eq!(applied.applied(), applied);
+        let zones = Zones { primary: "a".to_owned(), standby: "b".to_owned() };
+        let seen = applied.with_zones(&zones);
+        assert_eq!((seen.zones(), seen.applied(), applied.zones()), (Some(zones), applied.clone(), None));
     }
 
     #[test]

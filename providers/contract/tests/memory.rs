@@ -543,11 +543,14 @@ fn policy_has_only_the_needed_permissions_with_filled_placeholders() {
             ..Permission::on(&[Verb::Update], "thing:Attach{?policies}")
         },
         Permission::on(&[Verb::Update], "thing:Join{?groups}"),
+        Permission::on(&[Verb::Update], "thing:Rename{name=a}"),
+        Permission::on(&[Verb::Update], "thing:Rename{name=b}"),
+        Permission::on(&[Verb::Update], "thing:Restart{always=true}"),
     ];
     let kind = Kind { permissions: KINDS, ..MemoryCloud::new().kinds()[0].clone() };
     let spec = Spec::of(&json!({
         "name": "a", "inputs": {"listen": "127.0.0.1:1"}, "id": {"$output": "here/b#id"}, "copy": null,
-        "policies": ["one", "two"], "groups": [],
+        "policies": ["one", "two"], "groups": [], "always": true,
     }));
     let request = |verbs: &[Verb], lineage: Option<Lineage>| PolicyRequest {
         lineage,
@@ -577,6 +580,8 @@ fn policy_has_only_the_needed_permissions_with_filled_placeholders() {
             r#"thing:Attach on * if {"policy": "one two"}"#,
             "thing:Describe on * if {}",
             "thing:Pass on * if {}",
+            "thing:Rename on * if {}",
+            "thing:Restart on * if {}",
             "to listen on 127.0.0.1:1 on * if {}",
         ],
     );

@@ -20,7 +20,7 @@ struct Command {
     task: Task,
     /// The clients of a benchmark.
     clients: Option<u32>,
-    /// Its duration.
+    /// Its duration, or how long a rehearsal waits for the failure of the primary, and then for writes that succeed.
     seconds: Option<u64>,
 }
 
@@ -68,7 +68,7 @@ async fn perform(store: &Store, database: &Database, command: &Command) -> Resul
     Ok(match command.task {
         Task::Vacuum => json!(store.maintain(Maintenance::Vacuum).await?),
         Task::Analyze => json!(store.maintain(Maintenance::Analyze).await?),
-        Task::Rehearse => json!(store.rehearse().await?),
+        Task::Rehearse => json!(store.rehearse(command.seconds.map(Duration::from_secs)).await?),
         Task::RehearsalRows => {
             let rows = store.rehearsal_rows().await?;
             json!({ "rows": rows.len(), "last": rows.last() })

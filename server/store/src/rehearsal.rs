@@ -26,10 +26,11 @@ const SERVER: &str = "SELECT (SELECT system_identifier FROM pg_control_system())
 const EVERY: Duration = Duration::from_millis(100);
 /// The timeout of a write, with its connection: a lost machine does not close connections.
 const ANSWER: Duration = Duration::from_secs(2);
-/// The first write must fail within this time.
-const BEGINS: Duration = Duration::from_secs(60);
-/// Writes must succeed again within this time after the first one that failed.
-const BACK: Duration = Duration::from_secs(60);
+/// The first write must fail within this time, and writes must succeed again within this time after that, unless the caller waits
+/// longer.
+const WAIT: Duration = Duration::from_secs(60);
+/// The longest such time.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// Writes go on for this long once they succeed again.
 const HOLD: Duration = Duration::from_secs(3);
 
@@ -106,12 +107,12 @@ impl Writes {
         }
     }
 
-    /// Whether it ends, and then whether writes succeed again.
-    fn ended(&self, now: Duration) -> Option<bool> {
+    /// Whether it ends, and then whether writes succeed again. `wait`: for the first failure, and then for a write that succeeds.
+    fn ended(&self, now: Duration, wait: Duration) -> Option<bool> {
         match (self.failed_at, self.back_at) {
             (_, Some(back)) if now >= back + HOLD => Some(true),
-            (Some(failed), None) if now >= failed + BACK => Some(false),
-            (None, _) if now >= BEGINS => Some(true),
+            (Some(failed), None) if now >= failed + wait => Some(false),
+            (None, _) if now >= wait => Some(true),
             _ => None,
         }
     }
@@ -133,8 +134,10 @@ impl Writes {
 }
 
 impl Store {
-    /// Writes rows until writes failed and succeed again, at most for two minutes. Refused where there is no replica.
-    pub async fn rehearse(&self) -> Result<RehearsalResult, MaintenanceError> {
+    /// Writes rows until writes failed and succeed again, each within `wait` (a minute), which is at most ten minutes. Refused where there
+    /// is no replica.
+    pub async fn rehearse(&self, wait: Option<Duration>) -> Result<RehearsalResult, MaintenanceError> {
+        let wait = wait.unwrap_or(WAIT).min(LONGEST_WAIT);
         if self.dialect == Dialect::Sqlite {
             return Err(MaintenanceError::Refused("SQLite has one instance, which cannot fail over".to_owned()));
         }
@@ -153,7 +156,7 @@ impl Store {
                 held = None;
             }
             writes.add(n, began.elapsed(), held.as_ref().map(|(_, server)| server));
-            if let Some(is_back) = writes.ended(began.elapsed()) {
+            if let Some(is_back) = writes.ended(began.elapsed(), wait) {
                 break is_back;
             }
         };
@@ -222,14 +225,14 @@ mod tests {
     fn outage_is_the_longest_time_between_acknowledged_writes() {
         let (mut writes, old, new) = (Writes::default(), server(1), server(2));
         (1..=10).for_each(|n| writes.add(n, at(100 * n as u64), Some(&old)));
-        assert_eq!(writes.ended(at(1000)), None);
+        assert_eq!(writes.ended(at(1000), WAIT), None);
         (11..=15).for_each(|n| writes.add(n, at(100 * n as u64), None));
         writes.add(16, at(4000), Some(&new));
         // A primary that fails once more is not back.
         writes.add(17, at(4100), None);
-        assert_eq!(writes.ended(at(7000)), None);
+        assert_eq!(writes.ended(at(7000), WAIT), None);
         writes.add(18, at(7100), Some(&new));
-        assert_eq!((writes.ended(at(10_099)), writes.ended(at(10_100))), (None, Some(true)));
+        assert_eq!((writes.ended(at(10_099), WAIT), writes.ended(at(10_100), WAIT)), (None, Some(true)));
         // The unacknowledged write 11 is there, the acknowledged one 10 is not.
         let present: BTreeSet<i64> = (1..=18).filter(|n| *n != 10).collect();
         let result = writes.result(at(10_100), Some(&present));
@@ -249,9 +252,10 @@ mod tests {
     fn rehearsal_ends_without_a_failure_and_without_a_recovery() {
         let mut writes = Writes::default();
         writes.add(1, at(100), Some(&server(1)));
-        assert_eq!((writes.ended(at(59_999)), writes.ended(at(60_000))), (None, Some(true)));
+        assert_eq!((writes.ended(at(59_999), WAIT), writes.ended(at(60_000), WAIT)), (None, Some(true)));
+        assert_eq!(writes.ended(at(60_000), LONGEST_WAIT), None);
         writes.add(2, at(1000), None);
-        assert_eq!((writes.ended(at(60_999)), writes.ended(at(61_000))), (None, Some(false)));
+        assert_eq!((writes.ended(at(60_999), WAIT), writes.ended(at(61_000), WAIT)), (None, Some(false)));
         let result = writes.result(at(61_000), None);
         assert_eq!((result.lost, result.without_writes_ms, result.failed), (None, 60_900, 1));
     }
@@ -260,10 +264,10 @@ mod tests {
     async fn killed_session_is_a_failed_write_and_the_rows_are_removed() {
         let Some((cluster, name, store)) = of_postgres().await else { return };
         let other = store.clone();
-        let rehearsal = tokio::spawn(async move { other.rehearse().await });
+        let rehearsal = tokio::spawn(async move { other.rehearse(None).await });
         let began = Instant::now();
         while store.rehearsal_rows().await.unwrap().len() < 3 {
-            assert!(began.elapsed() < BEGINS, "nothing is written");
+            assert!(began.elapsed() < WAIT, "nothing is written");
             tokio::time::sleep(EVERY).await;
         }
         let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \

@@ -23,4 +23,6 @@ pub enum Change<'a> {
         /// Its name.
         name: &'a str,
     },
+    /// The standby takes over: sessions end, and another server answers.
+    Failover,
 }

@@ -125,6 +125,7 @@ const UNUSED: &[(&str, &str)] = &[
     ("rds:CreateDBSnapshot", DATA),
     ("rds:ModifyDBSubnetGroup", DRIFT),
     ("rds:PromoteReadReplica", DRIFT),
+    ("rds:RebootDBInstance", FAILOVER),
     ("rds:RemoveTagsFromResource", DRIFT),
     ("rds:ModifyDBParameterGroup", DRIFT),
     ("rds:ResetDBParameterGroup", DRIFT),
@@ -138,6 +139,7 @@ const UNUSED: &[(&str, &str)] = &[
 /// The actions of the registry, which has a protocol of its own: `tests/sim/tests/road` pushes an image.
 const REGISTRY: &str = "the push of an image";
 const SWEEP: &str = "what controllers of a cluster left behind";
+const FAILOVER: &str = "`db failover`, which no plan makes";
 const DATA: &str = "the deletion of data";
 const SERVICE: &str = "what a service of AWS checks as the caller, and quotas without a value of the account";
 const DRIFT: &str = "attributes that others changed, and changes of settings that the test does not make";

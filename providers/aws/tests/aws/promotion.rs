@@ -1,4 +1,4 @@
-//! Promotions of a replica in another region.
+//! Promotions of a replica in another region, and failovers to a standby.
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::replica::ReplicaError;
@@ -7,6 +7,7 @@ use textnlp_sim::aws::rds::Rds;
 use textnlp_sim::{Disruption, Fault, Options, Outcome, Rule, Scope, Stages};
 
 use crate::engine::{Account, Stack, UP};
+use crate::programs::failover;
 use crate::shape::Shape;
 use crate::{ACCOUNT, REGION};
 
@@ -17,6 +18,28 @@ const MAX_KILLS: u64 = 200;
 
 fn shape(has_replica: bool) -> Shape {
     Shape { network: true, models: true, database: true, copies: (false, has_replica), ..Shape::BARE }
+}
+
+/// How many failovers RDS accepted.
+fn failovers(account: &Account) -> usize {
+    let requests = account.simulator.requests();
+    requests.iter().filter(|one| one.operation == "RebootDBInstance" && one.outcome == Outcome::Succeeded).count()
+}
+
+#[test]
+fn an_rds_database_needs_a_standby_to_fail_over() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0011);
+    let wanted = [1, 0].map(|replicas| Shape { replicas, ..shape(false) }.wanted(&account, "staging"));
+    failover::needs_a_standby(&stack, wanted.each_ref().map(Vec::as_slice), || failovers(&account));
+}
+
+#[test]
+fn an_rds_failover_that_is_killed_anywhere_is_not_repeated() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0012);
+    let wanted = Shape { replicas: 1, ..shape(false) }.wanted(&account, "staging");
+    failover::is_not_repeated(&stack, &wanted, || failovers(&account));
 }
 
 /// The region of the source answers no request any more.

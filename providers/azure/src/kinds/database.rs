@@ -1,10 +1,11 @@
 //! Flexible servers of PostgreSQL and their databases: <https://learn.microsoft.com/rest/api/postgresql/>.
 
 use async_trait::async_trait;
+use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::State;
 use textnlp_cloud::document::last;
-use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, ReplicaFields, Result, Spec, Verified};
+use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, ReplicaFields, Result, Spec, Verified, Zones};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
@@ -36,6 +37,8 @@ pub(crate) static ROWS: &[Row] = &[
                 read("Microsoft.DBforPostgreSQL/flexibleServers/read"),
                 put("Microsoft.DBforPostgreSQL/flexibleServers/write"),
                 delete("Microsoft.DBforPostgreSQL/flexibleServers/delete"),
+                put("Microsoft.DBforPostgreSQL/flexibleServers/restart/action{standby=SameZone}"),
+                put("Microsoft.DBforPostgreSQL/flexibleServers/restart/action{standby=ZoneRedundant}"),
                 read("Microsoft.DBforPostgreSQL/locations/azureAsyncOperation/read"),
                 read("Microsoft.DBforPostgreSQL/locations/operationResults/read"),
                 create("Microsoft.Network/virtualNetworks/subnets/join/action"),
@@ -138,6 +141,22 @@ impl RestKind for Server {
             Some(said @ ("Stopped" | "Stopping" | "Disabled")) => State::Degraded(format!("its state is {said}")),
             _ => state(Self::TABLE, document),
         }
+    }
+
+    /// A standby takes over only while it is `Healthy`.
+    fn zones(document: &Value) -> Option<Zones> {
+        let standby = &document["properties"]["highAvailability"];
+        let is_healthy = standby["mode"] != NO_STANDBY && standby["state"] == "Healthy";
+        let primary = document["properties"]["availabilityZone"].as_str().filter(|_| is_healthy)?;
+        let standby = standby["standbyAvailabilityZone"].as_str().unwrap_or(primary);
+        Some(Zones { primary: primary.to_owned(), standby: standby.to_owned() })
+    }
+
+    /// As if the primary had failed: <https://learn.microsoft.com/rest/api/postgresql/servers/restart>.
+    async fn fail_over(api: &Api, id: &str) -> Result<Option<Pending>> {
+        let how = json!({ "restartWithFailover": true, "failoverMode": "ForcedFailover" });
+        let call = Call::new(Method::POST, format!("{id}/restart"), VERSION).body(how);
+        Ok(api.send(call.saying("fail over", last(id))).await?.pending)
     }
 
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {

@@ -16,11 +16,13 @@ const UNUSED: &[(&str, &str)] = &[
     ("Microsoft.ContainerRegistry/locations/operationResults/read", FAILED),
     ("Microsoft.ContainerRegistry/registries/pull/read", PUSH),
     ("Microsoft.ContainerRegistry/registries/push/write", PUSH),
+    ("Microsoft.DBforPostgreSQL/flexibleServers/restart/action", FAILOVER),
     ("Microsoft.DBforPostgreSQL/locations/operationResults/read", LOCATION),
     ("Microsoft.Network/privateDnsOperationResults/read", LOCATION),
     ("Microsoft.Network/routeTables/read", EXISTING),
     ("Microsoft.Resources/subscriptions/operationresults/read", FAILED),
 ];
+const FAILOVER: &str = "`db failover`, which no plan makes";
 /// <https://learn.microsoft.com/azure/role-based-access-control/permissions/containers>,
 /// <https://learn.microsoft.com/azure/role-based-access-control/permissions/management-and-governance>.
 const FAILED: &str = "why Azure could not delete it: while a deletion goes on, the resource itself says so";

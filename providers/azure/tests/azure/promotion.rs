@@ -1,12 +1,16 @@
-//! Promotions of a replica of PostgreSQL in another region.
+//! Promotions of a replica of PostgreSQL in another region, and failovers to a standby.
 
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::{CloudId, Component, Observed, Provider, Verb};
-use textnlp_sim::Exchange;
 use textnlp_sim::azure::{Closed, Options};
+use textnlp_sim::{Exchange, Outcome};
 
+use crate::programs::engine::Stack;
+use crate::programs::shape::Shape;
+use crate::programs::{World, failover};
 use crate::random::Played;
 use crate::replicated::{self, Replicated};
+use crate::story::Simulated;
 use crate::{Bench, REGION, REMOTE, create, run, unchanged};
 
 impl Replicated for Played {
@@ -30,6 +34,32 @@ impl Replicated for Played {
         one.operation == "Microsoft.DBforPostgreSQL/flexibleServers/write"
             && !one.input["properties"]["replica"].is_null()
     }
+}
+
+/// How many failovers the cloud accepted.
+fn failovers(cloud: &Played) -> usize {
+    let is_one = |one: &&Exchange| {
+        one.operation == "Microsoft.DBforPostgreSQL/flexibleServers/restart/action" && one.outcome == Outcome::Succeeded
+    };
+    cloud.requests().iter().filter(is_one).count()
+}
+
+#[test]
+fn a_database_of_azure_needs_a_standby_to_fail_over() {
+    let cloud = cloud();
+    let process = cloud.process();
+    let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0011);
+    let wanted = [1, 0].map(|count| cloud.wanted(&process, &Shape::with_standbys(count), "staging"));
+    failover::needs_a_standby(&stack, wanted.each_ref().map(Vec::as_slice), || failovers(&cloud));
+}
+
+#[test]
+fn a_failover_of_azure_that_is_killed_anywhere_is_not_repeated() {
+    let cloud = cloud();
+    let process = cloud.process();
+    let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0012);
+    let wanted = cloud.wanted(&process, &Shape::with_standbys(1), "staging");
+    failover::is_not_repeated(&stack, &wanted, || failovers(&cloud));
 }
 
 fn cloud() -> Played {

@@ -14,9 +14,11 @@ use textnlp_orchestrator::replica::{ReplicaError, find, promote};
 use textnlp_orchestrator::run::{
     Run, RunError, RunOptions, RunOutcome, RunSite, plan_with_refresh, plan_without_refresh, run_phases,
 };
+use textnlp_orchestrator::standby::{self, StandbyError};
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State};
 use textnlp_provider::component::{Component, Site};
 use textnlp_provider::memory::Fuse;
+use textnlp_provider::operations::DatabaseStatus;
 use textnlp_provider::{
     CloudId, CostLine, FieldChange, Handle, Kind, KindName, Lineage, Object, Observed, Operation, PolicyDocument,
     PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, SiteName, Spec, Wanted,
@@ -138,6 +140,26 @@ impl<'a> Stack<'a> {
         let promoted = self.clock.run_while(promoted, || !fuse.blown());
         assert!(promoted.is_some() || fuse.blown(), "it waits for ever");
         promoted
+    }
+
+    /// Fails the database over to its standby, until the end or until the fuse blows: then `None`.
+    pub(crate) fn fail_over(&self, fuse: &Fuse) -> Option<Result<DatabaseStatus, StandbyError>> {
+        let (sites, _) = self.sites(&[], fuse);
+        let run = self.run(fuse, &sites);
+        let of_state = |error| StandbyError::Run(RunError::State(error));
+        let done = async {
+            let standby = standby::find(&run).await?;
+            let state = State::load(run.store.clone(), run.environment, run.fresh).await.map_err(of_state)?;
+            let locked = state.lock(&run.operator, &BTreeMap::new(), run.clock.clone()).await;
+            let mut locked = locked.map_err(of_state)?;
+            let done = standby::fail_over(&run, &standby, &mut locked).await;
+            locked.close().await.map_err(of_state)?;
+            done?;
+            standby.status(&run).await
+        };
+        let done = self.clock.run_while(done, || !fuse.blown());
+        assert!(done.is_some() || fuse.blown(), "it waits for ever");
+        done
     }
 
     /// Runs and has to reach what is wanted.

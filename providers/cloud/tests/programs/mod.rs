@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "no cloud uses all of it")]
 
 pub(crate) mod engine;
+pub(crate) mod failover;
 pub(crate) mod shape;
 
 use std::collections::BTreeMap;

@@ -128,6 +128,11 @@ impl Shape {
         Self { database: true, replica_region, connections: 500, ..Self::BARE }
     }
 
+    /// A database with this number of standbys, of the same size.
+    pub(crate) fn with_standbys(replicas: u32) -> Self {
+        Self { replicas, ..Self::replicated(None) }
+    }
+
     pub(crate) fn of(draw: &Draw) -> Self {
         let cluster = draw.chance(0.6);
         let mut shape = Self {

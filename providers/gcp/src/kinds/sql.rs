@@ -10,7 +10,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::ObservedObject;
 use textnlp_cloud::document::{get, last};
-use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Pricing, ReplicaFields, Result, Spec, Verified};
+use textnlp_provider::{
+    DataClass, Declare, Identity, Kind, Outputs, Pricing, ReplicaFields, Result, Spec, Verified, Zones,
+};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
@@ -45,6 +47,7 @@ pub(crate) static ROWS: &[Row] = &[
             permissions: &[
                 create("cloudsql.instances.create"),
                 delete("cloudsql.instances.delete"),
+                put("cloudsql.instances.failover{availability=REGIONAL}"),
                 read("cloudsql.instances.get"),
                 read("cloudsql.instances.list"),
                 put("cloudsql.instances.promoteReplica"),
@@ -199,6 +202,21 @@ impl RestKind for Instance {
         }
         let call = Call::new(Service::Sql, Method::POST, format!("{id}/promoteReplica"));
         let answer = api.send(call.saying("promote", last(id))).await?;
+        Ok(Family::Sql.started(api, id, &answer))
+    }
+
+    fn zones(document: &Value) -> Option<Zones> {
+        let zone = |member: &str| document[member].as_str().map(str::to_owned);
+        Some(Zones { primary: zone("gceZone")?, standby: zone("secondaryGceZone")? })
+    }
+
+    /// As if the zone of the primary had failed: <https://cloud.google.com/sql/docs/postgres/configure-ha>.
+    async fn fail_over(api: &Api, id: &str) -> Result<Option<String>> {
+        let read = api.send(Call::get(Service::Sql, id)).await?;
+        let context = json!({ "settingsVersion": read["settings"]["settingsVersion"] });
+        let call = Call::new(Service::Sql, Method::POST, format!("{id}/failover"));
+        let call = call.body(json!({ "failoverContext": context })).saying("fail over", last(id));
+        let answer = api.send(call).await?;
         Ok(Family::Sql.started(api, id, &answer))
     }
 

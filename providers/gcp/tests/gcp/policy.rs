@@ -15,10 +15,12 @@ const UNUSED: &[(&str, &str)] = &[
     ("artifactregistry.repositories.uploadArtifacts", PUSH),
     ("artifactregistry.tags.create", PUSH),
     ("artifactregistry.tags.update", PUSH),
+    ("cloudsql.instances.failover", FAILOVER),
     ("compute.networks.removePeering", INACTIVE),
     ("compute.networks.updatePeering", DOUBT),
     ("compute.subnetworks.use", DOUBT),
 ];
+const FAILOVER: &str = "`db failover`, which no plan makes";
 /// The registry has a protocol of its own (<https://cloud.google.com/artifact-registry/docs/access-control>):
 /// `tests/sim/tests/road` pushes an image.
 const PUSH: &str = "the push of an image";

@@ -1,12 +1,16 @@
-//! Promotions of a replica of Cloud SQL in another region.
+//! Promotions of a replica of Cloud SQL in another region, and failovers to a standby.
 
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::{Component, Provider};
-use textnlp_sim::Exchange;
 use textnlp_sim::gcp::Options;
+use textnlp_sim::{Exchange, Outcome};
 
+use crate::programs::engine::Stack;
+use crate::programs::shape::Shape;
+use crate::programs::{World, failover};
 use crate::random::Played;
 use crate::replicated::{self, Replicated};
+use crate::story::Simulated;
 use crate::{Bench, REGION, REMOTE};
 
 impl Replicated for Played {
@@ -28,6 +32,30 @@ impl Replicated for Played {
     fn is_promotion(one: &Exchange) -> bool {
         one.operation == "sql.instances.promoteReplica"
     }
+}
+
+/// How many failovers the cloud accepted.
+fn failovers(cloud: &Played) -> usize {
+    let is_one = |one: &&Exchange| one.operation == "sql.instances.failover" && one.outcome == Outcome::Succeeded;
+    cloud.requests().iter().filter(is_one).count()
+}
+
+#[test]
+fn a_database_of_cloud_sql_needs_a_standby_to_fail_over() {
+    let cloud = cloud();
+    let process = cloud.process();
+    let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0011);
+    let wanted = [1, 0].map(|count| cloud.wanted(&process, &Shape::with_standbys(count), "staging"));
+    failover::needs_a_standby(&stack, wanted.each_ref().map(Vec::as_slice), || failovers(&cloud));
+}
+
+#[test]
+fn a_failover_of_cloud_sql_that_is_killed_anywhere_is_not_repeated() {
+    let cloud = cloud();
+    let process = cloud.process();
+    let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0012);
+    let wanted = cloud.wanted(&process, &Shape::with_standbys(1), "staging");
+    failover::is_not_repeated(&stack, &wanted, || failovers(&cloud));
 }
 
 fn cloud() -> Played {

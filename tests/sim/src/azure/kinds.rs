@@ -688,7 +688,8 @@ fn check_tags(kind: &Kind, body: &Value) -> Result<(), Problem> {
     }
 }
 
-fn busy(cloud: &Cloud, call: &Call, running: &Operation) -> Problem {
+/// Why another write is refused while an operation runs.
+pub(crate) fn busy(cloud: &Cloud, call: &Call, running: &Operation) -> Problem {
     match call.namespace.as_str() {
         "Microsoft.Network" => {
             let message = format!(

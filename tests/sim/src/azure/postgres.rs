@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cloud::{Closed, Cloud, put, put_missing, text};
-use super::kinds::{self, Call, KIND, Kind, Special, Style, parent};
+use super::kinds::{self, Answer, Call, KIND, Kind, Special, Style, parent};
 use super::network::{is_peered, network_of};
 use super::problem::{Problem, bad, conflict};
 use super::resources::get;
@@ -115,6 +115,14 @@ pub(crate) const KINDS: &[Kind] = &[
 pub(crate) const SPECIALS: &[Special] = &[
     check("Microsoft.DBforPostgreSQL/checkNameAvailability"),
     check("Microsoft.DBforPostgreSQL/locations/checkNameAvailability"),
+    Special {
+        method: "POST",
+        path: "Microsoft.DBforPostgreSQL/flexibleServers/restart",
+        version: "2024-08-01",
+        request: "postgresqlflexibleservers.models RestartParameter",
+        answer: "",
+        handler: restart,
+    },
     get(
         "Microsoft.DBforPostgreSQL/locations/capabilities[]",
         "2024-08-01",
@@ -187,6 +195,17 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "storage has steps and does not shrink",
         Source::Documentation("https://learn.microsoft.com/azure/postgresql/flexible-server/concepts-storage"),
+    ),
+    rule(
+        "a standby has a zone; a restart with a failover exchanges it with that of the primary, and the standby is \
+         FailingOver until it is Healthy again",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/postgresql/high-availability/how-to-configure-high-availability",
+        ),
+    ),
+    rule(
+        "the code of a failover without a standby",
+        Source::LeftOut("callers read the standby first, and ask for no failover without one"),
     ),
     rule("the password is never answered", Source::Model),
     rule(
@@ -317,6 +336,7 @@ fn accept_server(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &
     }
     put(body, "/properties/fullyQualifiedDomainName", host.into());
     put_missing(body, "/properties/availabilityZone", "1".into());
+    place_standby(body);
     put_missing(
         body,
         "/properties/backup/earliestRestoreDate",
@@ -332,6 +352,60 @@ fn accept_server(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &
     }
     put(body, "/properties/state", (if before.is_some() { "Ready" } else { "Starting" }).into());
     Ok(())
+}
+
+/// Gives the standby of a server its zone.
+fn place_standby(body: &mut Value) {
+    let primary = text(body, "/properties/availabilityZone").to_owned();
+    let standby = match text(body, "/properties/highAvailability/mode") {
+        "SameZone" => primary,
+        "ZoneRedundant" => (if primary == "1" { "2" } else { "1" }).to_owned(),
+        _ => {
+            let standby = body["properties"]["highAvailability"].as_object_mut();
+            standby.map(|members| members.shift_remove("standbyAvailabilityZone"));
+            return;
+        }
+    };
+    put(body, "/properties/highAvailability/standbyAvailabilityZone", standby.into());
+}
+
+/// Restarts a server, or lets its standby take over.
+fn restart(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
+    let body = cloud.objects.get(&call.key).map(|one| one.body.clone());
+    let body = body.ok_or_else(|| super::problem::missing(call.id()))?;
+    let is_failover = call.body["restartWithFailover"] == true;
+    if is_failover && text(&body, "/properties/highAvailability/state") != "Healthy" {
+        return Err(bad("BadRequest", "High availability is not enabled for the server, or it is not healthy."));
+    }
+    if let Some(running) = cloud.running(&call.key).cloned() {
+        return Err(kinds::busy(cloud, call, &running));
+    }
+    if text(&body, "/properties/state") != "Ready" {
+        return Err(conflict("ServerIsNotReady", "The server is not ready for this operation."));
+    }
+    if let Some(object) = cloud.objects.get_mut(&call.key) {
+        put(&mut object.body, "/properties/state", "Updating".into());
+        if is_failover {
+            put(&mut object.body, "/properties/highAvailability/state", "FailingOver".into());
+        }
+    }
+    if let Some(stand) = cloud.stand.as_ref().filter(|_| is_failover) {
+        (stand.apply)(Change::Failover);
+    }
+    let key = call.key.clone();
+    let effect = move |cloud: &mut Cloud| {
+        if let Some(object) = cloud.objects.get_mut(&key).filter(|_| is_failover) {
+            let standby = text(&object.body, "/properties/highAvailability/standbyAvailabilityZone").to_owned();
+            put(&mut object.body, "/properties/availabilityZone", standby.into());
+            put(&mut object.body, "/properties/highAvailability/state", "Healthy".into());
+            place_standby(&mut object.body);
+        }
+        ready(cloud, &key);
+        Ok(())
+    };
+    let takes = Some(Duration::from_secs(60));
+    let headers = kinds::start(cloud, call, Style::Both, &call.key, false, takes, Box::new(effect));
+    Ok(Answer { status: 202, body: Value::Null, headers })
 }
 
 fn is_replica(body: &Value) -> bool {

@@ -30,6 +30,7 @@ pub(crate) const HANDLERS: &[(&str, Handler)] = &[
     ("sql.instances.patch", patch),
     ("sql.instances.update", patch),
     ("sql.instances.delete", delete),
+    ("sql.instances.failover", failover),
     ("sql.instances.promoteReplica", promote),
     ("sql.databases.insert", insert_database),
     ("sql.databases.get", get),
@@ -83,6 +84,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "a promoted replica is an instance of its own, with its settings",
         Source::Documentation("https://cloud.google.com/sql/docs/postgres/admin-api/rest/v1/instances/promoteReplica"),
+    ),
+    rule(
+        "a failover needs availability REGIONAL and the present settingsVersion, and exchanges the two zones",
+        Source::Documentation("https://cloud.google.com/sql/docs/postgres/admin-api/rest/v1/instances/failover"),
     ),
     rule(
         "deletion protection guards the instance alone",
@@ -359,6 +364,7 @@ fn insert(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     for (member, value) in members {
         body[member] = value;
     }
+    place_standby(&mut body);
     let password = body.as_object_mut().and_then(|members| members.shift_remove("rootPassword"));
     drop(password);
     let now = cloud.now();
@@ -513,6 +519,7 @@ fn patch(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         return Err(invalid("Invalid request: the network has no private services connection."));
     }
     put(&mut after, "/settings/settingsVersion", current.into());
+    place_standby(&mut after);
     for member in ["rootPassword", "replicaNames"] {
         after.as_object_mut().map(|members| members.shift_remove(member));
     }
@@ -526,6 +533,49 @@ fn patch(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         Ok(Value::Null)
     });
     Ok(begin(cloud, call, Family::Sql, "UPDATE", &key, Duration::from_secs(60), Value::Null, effect))
+}
+
+fn failover(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    let key = instance_key(call);
+    let Some(body) = cloud.get(&key) else { return Err(errors::not_found("sql", &call.name)) };
+    if text(body, "/settings/availabilityType") != "REGIONAL" {
+        return Err(invalid("Invalid request: The instance is not HA."));
+    }
+    let sent = text(&call.body, "/failoverContext/settingsVersion");
+    if sent != text(body, "/settings/settingsVersion") {
+        return Err(refused(412, "staleData", "Condition does not match."));
+    }
+    if body["state"] != "RUNNABLE" {
+        return Err(invalid("Invalid request: Invalid request since instance is not running."));
+    }
+    idle(cloud, &key)?;
+    if let Some(stand) = &cloud.stand {
+        (stand.apply)(Change::Failover);
+    }
+    let target = key.clone();
+    let effect: Effect = Box::new(move |cloud| {
+        if let Some(object) = cloud.objects.get_mut(&target) {
+            let zones = ["gceZone", "secondaryGceZone"].map(|member| object.body[member].clone());
+            let [primary, standby] = zones;
+            object.body["gceZone"] = standby;
+            object.body["secondaryGceZone"] = primary;
+        }
+        bump(cloud, &target);
+        haunt(cloud, &target);
+        Ok(Value::Null)
+    });
+    Ok(begin(cloud, call, Family::Sql, "FAILOVER", &key, Duration::from_secs(60), Value::Null, effect))
+}
+
+/// An instance with availability REGIONAL has a standby in another zone.
+fn place_standby(body: &mut Value) {
+    if text(body, "/settings/availabilityType") != "REGIONAL" {
+        body.as_object_mut().map(|members| members.shift_remove("secondaryGceZone"));
+        return;
+    }
+    let (region, primary) = (text(body, "/region").to_owned(), text(body, "/gceZone"));
+    let standby = if primary.ends_with("-b") { "c" } else { "b" };
+    put(body, "/secondaryGceZone", format!("{region}-{standby}").into());
 }
 
 fn promote(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use aws_sdk_rds::types::{DbInstance as Answer, Filter as Condition};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Error, ErrorKind, Result, SecretRef};
+use textnlp_provider::{Error, ErrorKind, Result, SecretRef, Zones};
 
 use super::SERVICE;
 use crate::api::Api;
@@ -247,6 +247,12 @@ impl Resource<Api> for Instance {
         })
     }
 
+    /// As if the primary had failed: <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_RebootInstance.html>.
+    async fn fail_over(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
+        let call = api.rds.reboot_db_instance().db_instance_identifier(&seen.id).force_failover(true);
+        api.call(SERVICE, "fail over", &seen.id, call.send()).await.map(|_| None)
+    }
+
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, arn(seen), set, remove).await
     }
@@ -285,6 +291,7 @@ const RESOURCE: &str = "resource";
 fn seen(server: Answer) -> Option<ObservedObject<Spec>> {
     let id = server.db_instance_identifier?;
     let tags = super::tags(server.tag_list);
+    let zones = server.availability_zone.zip(server.secondary_availability_zone);
     let version = server.engine_version.unwrap_or_default();
     let mut spec = Spec {
         name: id.clone(),
@@ -329,7 +336,7 @@ fn seen(server: Answer) -> Option<ObservedObject<Spec>> {
     // As clients write it, without the password.
     let address = host.as_ref().zip(port);
     let url = address.map(|(host, port)| format!("postgresql://{user}@{host}:{port}/{database}?sslmode=verify-full"));
-    let seen = ObservedObject::new(&id, spec, tags)
+    let mut seen = ObservedObject::new(&id, spec, tags)
         .output("name", Some(id.clone()))
         .output("arn", server.db_instance_arn)
         .output("host", host)
@@ -340,6 +347,7 @@ fn seen(server: Answer) -> Option<ObservedObject<Spec>> {
         .output("version", Some(version))
         .output("ca", server.ca_certificate_identifier)
         .output(RESOURCE, server.dbi_resource_id);
+    seen.zones = zones.map(|(primary, standby)| Zones { primary, standby });
     Some(seen.state(state).created(timestamp(server.instance_create_time)))
 }
 

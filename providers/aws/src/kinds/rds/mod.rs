@@ -89,6 +89,7 @@ pub(crate) static ROWS: &[Row] = &[
                 only(Permission::change("rds:ModifyDBInstance"), OWN_PARAMETERS),
                 only(Permission::change("rds:ModifyDBInstance"), OPTIONS),
                 only(Permission::on(PUT, "rds:PromoteReadReplica"), SERVER),
+                only(Permission::on(PUT, "rds:RebootDBInstance{multi_az=true}"), SERVER),
                 only(Permission::on(PUT, "rds:RemoveTagsFromResource"), SERVER),
             ],
             terraform: &[("aws_db_instance", "identifier")],

@@ -103,6 +103,15 @@ fn zone(call: &Call) -> String {
     format!("{}a", call.region)
 }
 
+/// The zone of the standby of a server that has one.
+fn other_zone(shown: &Value) -> String {
+    let zone = shown["AvailabilityZone"].as_str().unwrap_or_default();
+    match zone.strip_suffix('a') {
+        Some(region) => format!("{region}b"),
+        None => format!("{}a", &zone[..zone.len().saturating_sub(1)]),
+    }
+}
+
 /// Checks what new servers and replicas have in common, and takes the capacity.
 fn admit(world: &mut World, call: &Call, name: &str, class: &str) -> Result<(), Fault> {
     if !is_name(name) {
@@ -217,6 +226,9 @@ fn one(world: &World, call: &Call, name: &str) -> Value {
     };
     let mut shown = instance.shown.clone();
     shown["DBInstanceStatus"] = instance.status.at(call.now).into();
+    if shown["MultiAZ"] == true {
+        shown["SecondaryAvailabilityZone"] = other_zone(&shown).into();
+    }
     if let Some(group) = groups::subnet_group(world, call, &instance.subnet_group) {
         shown["DBSubnetGroup"] = group;
     }
@@ -569,6 +581,35 @@ pub(super) fn promote(world: &mut World, call: &Call) -> Result<Value, Fault> {
         }
         forget_replica(world, &source_scope, &source_name, &replica);
     });
+    Ok(json!({ "DBInstance": one(world, call, &name) }))
+}
+
+pub(super) fn reboot(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let name = call.text("DBInstanceIdentifier").to_lowercase();
+    let state = world.state::<Rds>(&call.scope());
+    let instance = state.instances.get_mut(&name).ok_or_else(|| not_found(&name))?;
+    let is_failover = call.is("ForceFailover");
+    if is_failover && instance.shown["MultiAZ"] != true {
+        return Err(combination(
+            "Cannot specify ForceFailover when instance is not configured for MultiAZ or does not support failover.",
+        ));
+    }
+    let status = instance.status.at(call.now);
+    if status != "available" {
+        return Err(state_fault(format!("Database instance is not in available state: {name} is {status}.")));
+    }
+    instance.status = call.stages("rebooting", &[(MINUTE, "available")]);
+    if is_failover {
+        if let Some(stand) = &state.stand {
+            (stand.apply)(Change::Failover);
+        }
+        let (scope, key) = (call.scope(), name.clone());
+        world.defer(call.due(4 * MINUTE), move |world| {
+            if let Some(instance) = world.state::<Rds>(&scope).instances.get_mut(&key) {
+                instance.shown["AvailabilityZone"] = other_zone(&instance.shown).into();
+            }
+        });
+    }
     Ok(json!({ "DBInstance": one(world, call, &name) }))
 }
 

@@ -33,6 +33,7 @@ pub const SERVICE: Service = Service {
         ("ModifyDBParameterGroup", groups::modify_parameter_group),
         ("ModifyDBSubnetGroup", groups::modify_subnet_group),
         ("PromoteReadReplica", instances::promote),
+        ("RebootDBInstance", instances::reboot),
         ("RemoveTagsFromResource", remove_tags),
         ("ResetDBParameterGroup", groups::reset_parameter_group),
     ],
@@ -110,6 +111,25 @@ const LEDGER: &[Behaviour] = &[
         source: Source::Documentation(
             "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_ReadRepl.Promote.html",
         ),
+    },
+    Behaviour {
+        service: "rds",
+        what: "a failover needs a standby: InvalidParameterCombination; and the status available: InvalidDBInstanceState",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/API_RebootDBInstance.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
+        what: "the zone of the standby is shown as that of the server minutes after a failover",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_RebootInstance.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
+        what: "a reboot without a failover applies no pending parameters",
+        source: Source::LeftOut("this program restarts no server"),
     },
     Behaviour {
         service: "rds",
