@@ -16,6 +16,7 @@ mod records;
 mod refresh;
 #[path = "../../../cloud/tests/programs/promotion.rs"]
 mod replicated;
+mod restrictions;
 #[path = "../../../../tests/src/seeds.rs"]
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]
