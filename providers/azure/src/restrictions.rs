@@ -221,8 +221,12 @@ async fn evaluate(api: &Api, one: &Document<'_>, existing: &BTreeSet<&str>) -> R
         return Ok(Vec::new());
     }
     let location = one.details["resourceContent"]["location"].as_str();
-    let is_elsewhere = location.is_some_and(|location| location != api.region);
-    Ok(denials.into_iter().map(|evaluation| denial(evaluation, is_elsewhere, is_certain)).collect())
+    let region = match one.object.kind.as_str() {
+        _ if location.is_none_or(|location| location == api.region) => "sites[].region",
+        "azure.storage" => "storage.replicate_to",
+        _ => "database.replica_region",
+    };
+    Ok(denials.into_iter().map(|evaluation| denial(evaluation, region, is_certain)).collect())
 }
 
 fn is_denial(evaluation: &Value) -> bool {
@@ -230,7 +234,8 @@ fn is_denial(evaluation: &Value) -> bool {
     is(&evaluation["evaluationResult"], "NonCompliant") && is(&evaluation["effectDetails"]["policyEffect"], "Deny")
 }
 
-fn denial(evaluation: &Value, is_elsewhere: bool, is_certain: bool) -> Denial {
+/// `region` is the setting with the region of the object.
+fn denial(evaluation: &Value, region: &str, is_certain: bool) -> Denial {
     let assignment = evaluation["policyInfo"]["policyAssignmentId"].as_str().unwrap_or_default();
     let details = &evaluation["evaluationDetails"];
     let path = |one: &Value| one["path"].as_str().or(one["expression"].as_str()).unwrap_or_default().to_owned();
@@ -247,7 +252,7 @@ fn denial(evaluation: &Value, is_elsewhere: bool, is_certain: bool) -> Denial {
         _ if met.is_empty() => "Azure gives no reason".to_owned(),
         _ => met.iter().map(compared).collect::<Vec<_>>().join(" and "),
     };
-    let settings: BTreeSet<String> = met.iter().filter_map(|one| setting(&path(one), is_elsewhere)).collect();
+    let settings: BTreeSet<String> = met.iter().filter_map(|one| setting(&path(one), region)).collect();
     let exemption = format!("ask the administrator of `{assignment}` for an exemption");
     let fix = match settings.is_empty() {
         true => exemption,
@@ -258,10 +263,9 @@ fn denial(evaluation: &Value, is_elsewhere: bool, is_certain: bool) -> Denial {
 }
 
 /// The setting that changes a field which a policy compares: `location`, `tags[owner]`, `tags['owner']`, `tags.owner`.
-fn setting(field: &str, is_elsewhere: bool) -> Option<String> {
+fn setting(field: &str, region: &str) -> Option<String> {
     if field.eq_ignore_ascii_case("location") {
-        let setting = if is_elsewhere { "database.replica_region" } else { "sites[].region" };
-        return Some(format!("choose another `{setting}`"));
+        return Some(format!("choose another `{region}`"));
     }
     let (start, tag) = field.split_at_checked("tags".len())?;
     let tag = tag.trim_matches(['.', '[', ']', '\'', '"']);
@@ -286,17 +290,20 @@ mod tests {
             })
         };
         assert!(is_denial(&evaluation("deny", "")) && !is_denial(&evaluation("Audit", "")));
-        let own = denial(&evaluation("Deny", "each object has a cost center"), false, true);
+        let own = denial(&evaluation("Deny", "each object has a cost center"), "sites[].region", true);
         assert_eq!(own.cause, "the policy assignment `a` would refuse it: each object has a cost center");
         assert!(
             own.fix.starts_with("set the tag `cost center` in `tags`, or ask the administrator of `/"),
             "{}",
             own.fix
         );
-        let compared = denial(&evaluation("Deny", " "), false, true).cause;
+        let compared = denial(&evaluation("Deny", " "), "sites[].region", true).cause;
         assert!(compared.ends_with("`tags['cost center']` is not set (exists \"false\")"), "{compared}");
-        assert_eq!(setting("Microsoft.Storage/storageAccounts/networkAcls.defaultAction", false), None);
-        assert_eq!(setting("Location", true).as_deref(), Some("choose another `database.replica_region`"));
+        assert_eq!(setting("Microsoft.Storage/storageAccounts/networkAcls.defaultAction", "sites[].region"), None);
+        assert_eq!(
+            setting("Location", "database.replica_region").as_deref(),
+            Some("choose another `database.replica_region`")
+        );
     }
 
     #[test]
