@@ -22,6 +22,7 @@ mod operation;
 mod policy;
 mod preflight;
 mod provider;
+mod restrictions;
 mod row;
 mod sweep;
 mod table;

@@ -23,11 +23,16 @@ pub(crate) fn remote_group(site: &Site) -> String {
     of(site, "remote", MOST_OF_CLUSTER)
 }
 
-/// The name of a storage account: 3 to 24 letters and digits, unique in all of Azure.
-pub(crate) fn storage(site: &Site) -> String {
+/// The name of the resource group of the copies of models in another region.
+pub(crate) fn models_group(site: &Site) -> String {
+    of(site, "models-remote", MOST_OF_CLUSTER)
+}
+
+/// The name of a storage account: 3 to 24 letters and digits, unique in all of Azure. `part` is `models` or `models-replica`.
+pub(crate) fn storage(site: &Site, part: &str) -> String {
     let letters = site.environment.as_str().chars().filter(char::is_ascii_alphanumeric);
     let start: String = letters.take(9).collect();
-    format!("textnlp{start}{}", unique(site, "models"))
+    format!("textnlp{start}{}", unique(site, part))
 }
 
 /// The start of the name of a vault, of at most 24 characters with the end that makes each new vault another one.
@@ -52,7 +57,8 @@ mod tests {
     #[test]
     fn names_keep_the_rules_of_azure() {
         let site = site(false);
-        let storage = storage(&site);
+        assert_ne!(storage(&site, "models"), storage(&site, "models-replica"));
+        let storage = storage(&site, "models");
         assert!(storage.len() <= 24 && storage.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()));
         assert!(vault(&site).len() <= 15);
         assert!(server(&site, "database").len() <= 63 && server(&site, "replica") != server(&site, "database"));

@@ -25,6 +25,7 @@ const ALWAYS: &[&str] = &[
     "Microsoft.Network/natGateways/read",
     "Microsoft.Network/publicIPAddresses/read",
     "Microsoft.Network/routeTables/read",
+    "Microsoft.PolicyInsights/checkPolicyRestrictions/read",
     "Microsoft.Resources/subscriptions/providers/read",
     "Microsoft.Resources/subscriptions/read",
     "Microsoft.Resources/subscriptions/resourceGroups/read",

@@ -1,5 +1,5 @@
-//! What would make a plan fail, found by reads: the subscription, permissions, resource providers, quotas, machine sizes, names, locks,
-//! address ranges, existing networks, DNS zones and budgets. Everything is asked at once, and all problems are in one report.
+//! What would make a plan fail, found by reads: the subscription, permissions, resource providers, policies, quotas, machine sizes, names,
+//! locks, address ranges, existing networks, DNS zones and budgets. Everything is asked at once, and all problems are in one report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use crate::kinds::budgets::{self, BUDGET};
 use crate::kinds::cluster::SPOT;
 use crate::kinds::network::{DATABASES, NETWORK};
 use crate::kinds::{database, dns};
-use crate::policy;
 use crate::row::LOCATION;
 use crate::tables::machines::{self, ALL, ALL_SPOT, Machine};
+use crate::{policy, restrictions};
 
 /// The API versions of locks and of permissions.
 const LOCKS: &str = "2020-05-01";
@@ -57,6 +57,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
         ("the subscription", subscription(api).boxed()),
         ("the permissions", permissions(api, wanted).boxed()),
         ("the resource providers", providers(api, wanted).boxed()),
+        ("the policies", restrictions::denials(api, wanted).boxed()),
         ("the names", names(api, wanted).boxed()),
         ("the global names", taken(api, wanted).boxed()),
         ("the machine sizes and quotas", machines(api, wanted).boxed()),

@@ -1,8 +1,10 @@
-//! Storage accounts and containers of blobs: <https://learn.microsoft.com/rest/api/storagerp/>.
+//! Storage accounts, containers of blobs, and their replication: <https://learn.microsoft.com/rest/api/storagerp/>.
 
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
+use textnlp_cloud::ObservedObject;
+use textnlp_cloud::document::last;
 use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
@@ -16,6 +18,12 @@ const VERSION: &str = "2024-01-01";
 const BLOBS: &str = "/blobServices/default";
 /// The output of a container with the name of its account.
 pub(crate) const ACCOUNT_NAME: &str = "account";
+/// The policy with which a replication begins: Azure gives it another id
+/// (<https://learn.microsoft.com/azure/storage/blobs/object-replication-configure>).
+pub(crate) const NEW_POLICY: &str = "default";
+/// The outputs of a policy with its id and that of its rule.
+pub(crate) const POLICY_ID: &str = "policy";
+pub(crate) const RULE_ID: &str = "rule";
 
 pub(crate) static ROWS: &[Row] = &[
     Row {
@@ -53,6 +61,20 @@ pub(crate) static ROWS: &[Row] = &[
         resource: &Rest::<Container>::kind(),
         refused: &[],
     },
+    Row {
+        kind: Kind {
+            pricing: Pricing::Unknown("by use"),
+            permissions: &[
+                read("Microsoft.Storage/storageAccounts/objectReplicationPolicies/read"),
+                create("Microsoft.Storage/storageAccounts/objectReplicationPolicies/write"),
+                delete("Microsoft.Storage/storageAccounts/objectReplicationPolicies/delete"),
+            ],
+            ..kind("azure.replication-policy", "an object replication policy", Identity::Part)
+        },
+        service: "Microsoft.Storage",
+        resource: &Rest::<Replication>::kind(),
+        refused: &[],
+    },
 ];
 
 /// An account without keys: identities have roles. Outputs: `id`, `name`, `url`.
@@ -82,8 +104,9 @@ impl RestKind for Account {
                 let policy = &one["$blobs"]["deleteRetentionPolicy"];
                 json!(if policy["enabled"] == true { policy["days"].as_u64().unwrap_or_default() } else { 0 })
             }),
+            Field::seen("change_feed", |one| json!(one["$blobs"]["changeFeed"]["enabled"] == true)),
         ],
-        in_place: &["sku", "shared_key", "versioned", "soft_delete_days"],
+        in_place: &["sku", "shared_key", "versioned", "soft_delete_days", "change_feed"],
         update: Update::Patch,
         outputs: &[("url", "/properties/primaryEndpoints/blob")],
         ..Table::USUAL
@@ -97,6 +120,11 @@ impl RestKind for Account {
         Ok(Some(document))
     }
 
+    /// A change feed stays: an update comes before the deletion of the replication that reads it.
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        field == "change_feed" && *wanted == false && *seen == true
+    }
+
     fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
         if let Some(shared) = request.object.spec.get("shared_key") {
             document["properties"]["allowSharedKeyAccess"] = shared.clone();
@@ -106,11 +134,14 @@ impl RestKind for Account {
 
     fn parts(spec: &Spec) -> Vec<Part> {
         let policy = retention(spec.get("soft_delete_days").unwrap_or(&Value::Null));
-        let document = json!({ "properties": {
+        let mut document = json!({ "properties": {
             "isVersioningEnabled": spec.get("versioned").is_some_and(|on| *on == true),
             "deleteRetentionPolicy": policy,
             "containerDeleteRetentionPolicy": policy,
         } });
+        if spec.get("change_feed").is_some_and(|on| *on == true) {
+            document["properties"]["changeFeed"] = json!({ "enabled": true });
+        }
         vec![Part { arm: "Microsoft.Storage/storageAccounts/blobServices", end: BLOBS, document }]
     }
 
@@ -122,6 +153,7 @@ impl RestKind for Account {
         let mut properties = api.send(Call::get(blobs(id), VERSION)).await?.body["properties"].clone();
         match field {
             "versioned" => properties["isVersioningEnabled"] = wanted.clone(),
+            "change_feed" => properties["changeFeed"] = json!({ "enabled": wanted }),
             "soft_delete_days" => {
                 let policy = retention(wanted);
                 properties["deleteRetentionPolicy"] = policy.clone();
@@ -164,5 +196,71 @@ impl RestKind for Container {
         if let Some(account) = id.rsplit('/').nth(4) {
             outputs.insert(ACCOUNT_NAME.to_owned(), json!(account));
         }
+    }
+}
+
+/// What copies the new blobs of a container into one of the same name in another account: a policy of the account that gets them, created
+/// first as [`NEW_POLICY`], and one of the account that has them, with the ids of the first one (Azure/azure-rest-api-specs#11189,
+/// Azure/bicep#9710). Outputs: `id`, `name`, `policy`, `rule`.
+struct Replication;
+
+#[async_trait]
+impl RestKind for Replication {
+    const TABLE: &'static Table = &Table {
+        arm: "Microsoft.Storage/storageAccounts/objectReplicationPolicies",
+        version: VERSION,
+        path: "{account}/objectReplicationPolicies/{policy}",
+        fields: &[
+            // Whole ids, because accounts of other tenants are not allowed
+            // (<https://learn.microsoft.com/azure/storage/blobs/object-replication-prevent-cross-tenant-policies>).
+            Field::plain("source", "/properties/sourceAccount"),
+            Field::plain("destination", "/properties/destinationAccount"),
+            Field::seen("container", |one| one["properties"]["rules"][0]["sourceContainer"].clone()),
+            Field::seen("rule", |one| one["properties"]["rules"][0]["ruleId"].clone()),
+        ],
+        marks: Marks::Part,
+        outputs: &[(POLICY_ID, "/properties/policyId")],
+        undeclared: Some("Azure gives the policy an id that the policy of the other account needs"),
+        ..Table::USUAL
+    };
+
+    /// The policy of an account that gets blobs is its only one: this program creates that account.
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        let Some(policies) = id.strip_suffix(NEW_POLICY).and_then(|start| start.strip_suffix('/')) else {
+            return api.find(Call::get(id, VERSION)).await;
+        };
+        let mut all = api.list(Call::get(policies, VERSION)).await?;
+        if all.len() > 1 {
+            return Err(invalid("read", id, "its account has more than one policy"));
+        }
+        Ok(all.pop())
+    }
+
+    fn outputs(_id: &str, document: &Value, outputs: &mut Outputs) {
+        let rule = document["properties"]["rules"][0]["ruleId"].clone();
+        if rule.is_string() {
+            outputs.insert(RULE_ID.to_owned(), rule);
+        }
+    }
+
+    /// Azure gives the rule of a new policy its id.
+    fn fits(field: &str, wanted: &Value, _seen: &Value) -> bool {
+        field == "rule" && wanted.is_null()
+    }
+
+    fn complete(spec: &Spec, document: &mut Value) {
+        let container = spec.get("container");
+        let mut rule = json!({ "sourceContainer": container, "destinationContainer": container });
+        if let Some(id) = spec.get("rule").filter(|id| id.is_string()) {
+            rule["ruleId"] = id.clone();
+        }
+        document["properties"]["rules"] = json!([rule]);
+    }
+
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
+        let policy = seen.outputs.get(POLICY_ID).and_then(Value::as_str).unwrap_or_else(|| last(&seen.id));
+        let policies = seen.id.rsplit_once('/').map_or(seen.id.as_str(), |(policies, _)| policies);
+        let id = format!("{policies}/{policy}");
+        Ok(api.send(Call::new(Method::DELETE, id, VERSION)).await?.pending)
     }
 }

@@ -195,7 +195,7 @@ pub(crate) mod tests {
 
     use textnlp_provider::CloudId;
     use textnlp_provider::cluster::{ClusterGpus, ClusterSite};
-    use textnlp_provider::component::{Cluster, GpuPool, Model, ModelStore, Network, Registry};
+    use textnlp_provider::component::{Cluster, GpuPool, Model, ModelReplica, ModelStore, Network, Registry};
     use textnlp_provider::settings::{GpuSize, Runtime, Spot};
 
     use super::*;
@@ -359,6 +359,31 @@ pub(crate) mod tests {
         let protected = expand(store(), "models", true);
         assert_eq!(protected.len(), 4);
         assert!(protected["main/models/container"].protected);
+    }
+
+    #[test]
+    fn models_are_copied_to_another_region_in_a_group_of_its_own() {
+        let lowered = |region: &str, existing: Option<&str>| {
+            let replica = ModelReplica { region: region.to_owned(), permission_boundary: None };
+            let store = ModelStore { replica: Some(replica), ..ModelStore::of(Vec::new()) };
+            let existing = existing.map(|id| CloudId::new(id).unwrap());
+            lower(&Component { existing, ..component("models", ComponentSpec::ModelStore(store)) }, &site(false))
+        };
+        let all = lowered("northeurope", None).unwrap();
+        let one = |id: &str| all.iter().find(|one| one.id.as_str() == format!("main/models/{id}")).unwrap();
+        let account = one("replica-account").spec.as_value();
+        assert!(account["group"].as_str().unwrap().ends_with("-models-remote"), "{account}");
+        assert_ne!(account["name"], one("account").spec.as_value()["name"]);
+        let feeds = ["account", "replica-account"].map(|id| one(id).spec.as_value()["change_feed"].clone());
+        assert_eq!(feeds, [json!(true), json!(false)]);
+        let needs = |id: &str, on: &str| one(id).needs.iter().any(|need| need.on == one(on).id);
+        assert!(needs("replica-policy", "container") && needs("replica-policy", "replica-container"));
+        assert!(needs("policy", "replica-policy") && needs("replica-account", "replica-group"));
+        let container = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Storage/storageAccounts/a/blobServices/default/containers/c";
+        for (region, existing) in [("westeurope", None), ("West Europe", None), ("northeurope", Some(container))] {
+            let refused = lowered(region, existing).unwrap_err().to_string();
+            assert!(refused.contains("main/models replicate_to"), "{refused}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The container of your own models, the identity of the pods that read them, and the key that the secrets in the cluster of a protected
-//! site are encrypted with.
+//! The container of your own models, its copies in another region, the identity of the pods that read them, and the key that the secrets in
+//! the cluster of a protected site are encrypted with.
 
 use serde_json::{Value, json};
 use textnlp_cloud::document::capture;
@@ -7,9 +7,10 @@ use textnlp_provider::cluster::{BucketIdentity, IdentityToken, MODELS_ACCOUNT};
 use textnlp_provider::component::ModelStore;
 use textnlp_provider::{CloudId, Component, ComponentName, OutputRef, Ownership, ResourceId, Site};
 
-use super::{Lowering, MODELS, output};
+use super::network::NEEDED;
+use super::{Lowering, MODELS, NETWORK, output};
 use crate::kinds::identity::BLOB_READER;
-use crate::kinds::storage::ACCOUNT_NAME;
+use crate::kinds::storage::{ACCOUNT_NAME, NEW_POLICY, POLICY_ID, RULE_ID};
 use crate::names;
 use crate::tables::zones;
 
@@ -24,7 +25,8 @@ const CONTAINER: &str = "models";
 const SCHEME: &str = "az";
 /// The id of a container in lower case: the case of ids says nothing (Azure/azure-rest-api-specs#24337).
 const CONTAINER_ID: &str = "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}/blobservices/default/containers/{container}";
-/// The part that is the container.
+/// The parts that are the account and the container.
+const ACCOUNT: &str = "account";
 const PART: &str = "container";
 /// The parts that give pods the right to read it: their identity, and what they sign in with.
 const IDENTITY: &str = "reader-identity";
@@ -43,7 +45,6 @@ const TOKEN_SECONDS: u32 = 3_600;
 impl Lowering<'_> {
     pub(super) fn models(&mut self, store: &ModelStore) {
         for (is_set, field, setting) in [
-            (store.replica.is_some(), "replicate_to", "storage.replicate_to"),
             (store.key.is_some(), "existing_key", "storage.existing_key"),
             (store.archive_after_days.is_some(), "archive_after", "storage.archive_after"),
         ] {
@@ -57,8 +58,11 @@ impl Lowering<'_> {
             let fix = "write the id that `az storage account show --name ACCOUNT --query id --output tsv` prints, and `/blobServices/default/containers/CONTAINER` after it";
             return self.problem("existing", cause, fix);
         };
-        if let Some(container) = self.container(&account, &name) {
+        if let Some(container) = self.container(&account, &name, store.replica.is_some()) {
             self.reader(store, (&account, &name), &container);
+            if let Some(replica) = &store.replica {
+                self.replica(&replica.region, &container);
+            }
         }
         if self.site.protect_data {
             let spec = self.of_group(json!({ "name": names::vault(self.site), "soft_delete_days": VAULT_DAYS }));
@@ -68,23 +72,64 @@ impl Lowering<'_> {
     }
 
     /// The container in an account of the site, or an existing one.
-    fn container(&mut self, account: &str, name: &str) -> Option<ResourceId> {
+    fn container(&mut self, account: &str, name: &str, is_copied: bool) -> Option<ResourceId> {
         if let Some(existing) = &self.component.existing {
             // The id without `/blobServices/default/containers/NAME`.
             let account = existing.as_str().rsplitn(5, '/').last();
             let spec = json!({ "name": name, "account": account });
             return self.owned_part(PART, "azure.container", spec, Ownership::External(existing.clone()));
         }
-        let is_zoned = !zones::zones(&self.site.region).is_empty();
-        let account = self.of_group(json!({
-            "name": account,
-            "sku": if is_zoned { "Standard_ZRS" } else { "Standard_LRS" },
-            "shared_key": false,
-            "versioned": true,
-            "soft_delete_days": SOFT_DELETE_DAYS,
-        }));
-        let account = self.part("account", "azure.storage", account)?;
+        let account = self.of_group(account_spec(account, &self.site.region, is_copied));
+        let account = self.part(ACCOUNT, "azure.storage", account)?;
         self.part(PART, "azure.container", json!({ "name": name, "account": output(&account, "id") }))
+    }
+
+    /// Copies of new blobs in another region, in an account and a group of their own there.
+    fn replica(&mut self, region: &str, container: &ResourceId) {
+        if self.component.existing.is_some() {
+            let cause = "an existing container is never changed, and its copies are a setting of its account";
+            let fix = "remove it, and set up the object replication of that account yourself";
+            return self.problem("replicate_to", cause, fix);
+        }
+        let is_of_region = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        if !region.chars().all(is_of_region) || region == self.site.region {
+            let cause = format!("`{region}` is not another region that {} can be copied to", self.site.region);
+            let fix = "write one that `az account list-locations --query [].name` prints, such as northeurope";
+            return self.problem("replicate_to", cause, fix);
+        }
+        let Some(account) = self.part_of(self.component.name.as_str(), ACCOUNT) else { return };
+        let name = names::models_group(self.site);
+        let id = format!("/subscriptions/{}/resourceGroups/{name}", self.site.account);
+        let spec = json!({ "subscription": self.site.account, "name": name, "location": region });
+        let group = self.part("replica-group", "azure.group", spec);
+        for number in 1..=NEEDED.len() {
+            self.after(self.part_of(NETWORK, &format!("provider-{number}")));
+        }
+        let mut spec = account_spec(&names::storage(self.site, "models-replica"), region, false);
+        (spec["group"], spec["location"]) = (json!(id), json!(region));
+        let Some(replica) = self.part("replica-account", "azure.storage", spec) else { return };
+        self.after(group);
+        let copies = json!({ "name": CONTAINER, "account": output(&replica, "id") });
+        let copies = self.part("replica-container", "azure.container", copies);
+        let mut spec = json!({
+            "account": output(&replica, "id"),
+            "policy": NEW_POLICY,
+            "source": output(&account, "id"),
+            "destination": output(&replica, "id"),
+            "container": CONTAINER,
+            "rule": null,
+        });
+        let Some(policy) = self.part("replica-policy", "azure.replication-policy", spec.clone()) else { return };
+        self.after(copies);
+        self.after(Some(container.clone()));
+        for (field, value) in [
+            ("account", output(&account, "id")),
+            ("policy", output(&policy, POLICY_ID)),
+            ("rule", output(&policy, RULE_ID)),
+        ] {
+            spec[field] = value;
+        }
+        self.part("policy", "azure.replication-policy", spec);
     }
 
     /// The identity of the servers' pods, which reads the site's container, if models come from there.
@@ -131,9 +176,21 @@ impl Lowering<'_> {
     }
 }
 
+/// An account without its group and location. A change feed is what copies are made by.
+fn account_spec(name: &str, region: &str, change_feed: bool) -> Value {
+    json!({
+        "name": name,
+        "sku": if zones::zones(region).is_empty() { "Standard_LRS" } else { "Standard_ZRS" },
+        "shared_key": false,
+        "versioned": true,
+        "soft_delete_days": SOFT_DELETE_DAYS,
+        "change_feed": change_feed,
+    })
+}
+
 /// The storage account and the container of a site's models; of an existing container by its id, `None` if that is none.
 pub fn models_container(site: &Site, existing: Option<&str>) -> Option<(String, String)> {
-    let Some(id) = existing else { return Some((names::storage(site), CONTAINER.to_owned())) };
+    let Some(id) = existing else { return Some((names::storage(site, MODELS), CONTAINER.to_owned())) };
     let mut found = capture(CONTAINER_ID, &id.to_ascii_lowercase())?;
     found.remove("account").zip(found.remove("container"))
 }

@@ -16,6 +16,7 @@ mod records;
 mod refresh;
 #[path = "../../../cloud/tests/programs/promotion.rs"]
 mod replicated;
+mod restrictions;
 #[path = "../../../../tests/src/seeds.rs"]
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]
@@ -32,8 +33,8 @@ use textnlp_azure::{Access, Azure, ENDPOINT};
 use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore,
-    Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
+    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model,
+    ModelReplica, ModelStore, Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
@@ -45,7 +46,7 @@ use textnlp_provider::{
 use textnlp_sim::azure::{AzureCloud, Options};
 
 const REGION: &str = "westeurope";
-/// The region of a replica of the database.
+/// The region of a replica of the database, and of copies of models.
 const REMOTE: &str = "northeurope";
 const LINEAGE: u128 = 0x0198_c0de_0000_7000_8000_0000_0000_0001;
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
@@ -149,7 +150,7 @@ struct Bench {
     existing: Option<CloudId>,
     /// The existing network that it is in, and the address of its NAT gateway.
     network: Option<(CloudId, String)>,
-    /// The region of a replica of its database.
+    /// The region of a replica of its database, and of copies of its models.
     remote: Option<&'static str>,
 }
 
@@ -191,7 +192,7 @@ impl Bench {
                 "azure.storage",
                 json!({
                     "group": group, "name": "companymodels", "sku": "Standard_LRS", "shared_key": false, "versioned": false,
-                    "soft_delete_days": 7,
+                    "soft_delete_days": 7, "change_feed": false,
                 }),
             ),
             ("azure.container", json!({ "account": account, "name": "weights" })),
@@ -230,7 +231,8 @@ impl Bench {
     /// The resources of a whole site, each after those that it needs.
     fn all(&self) -> Vec<Wanted> {
         let container = if self.existing.is_some() { "weights" } else { "models" };
-        let store = ModelStore::of(vec![Model::of("mine", &format!("az://{container}/mine/"))]);
+        let mut store = ModelStore::of(vec![Model::of("mine", &format!("az://{container}/mine/"))]);
+        store.replica = self.remote.map(|region| ModelReplica { region: region.to_owned(), permission_boundary: None });
         let url = "textnlpstaging.azurecr.io/text/nlp";
         let image = format!("{url}:1@sha256:{}", "0".repeat(64));
         let registry = Registry { url: url.to_owned(), image: Some(image) };

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::costs::Charge;
 use super::kinds;
+use super::policies::Policy;
 use crate::clock::{Clock, Random, later};
 use crate::{Capacity, Market, Timing};
 
@@ -124,8 +125,6 @@ pub struct Conduct {
     pub keeps_pods: bool,
     /// How PostgreSQL refuses the region, if it does.
     pub closed: Option<Closed>,
-    /// Tags that a policy wants on resource groups, those of AKS too.
-    pub required_tags: Vec<String>,
     /// The most requests of a subscription in a minute.
     pub requests_per_minute: Option<u32>,
     /// Whether only reads are limited.
@@ -159,7 +158,6 @@ impl Default for Conduct {
             self_heals: false,
             keeps_pods: false,
             closed: None,
-            required_tags: Vec::new(),
             requests_per_minute: None,
             limits_reads_only: false,
             retry_after: 17,
@@ -202,6 +200,8 @@ pub struct Cloud {
     pub needed: BTreeMap<String, bool>,
     /// Locks by scope, lower-case: the level, and until when a removed one counts.
     pub locks: BTreeMap<String, (String, Option<Timestamp>)>,
+    /// Assignments of policies with the effect Deny, by id.
+    pub policies: BTreeMap<String, Policy>,
     /// Names that are taken everywhere, by type and name, and until when; `MAX` for those of other customers.
     pub taken: BTreeMap<(String, String), Timestamp>,
     /// Soft-deleted vaults by name: as they were, and until when they are kept.
@@ -257,6 +257,7 @@ impl Cloud {
             allowed: None,
             needed: BTreeMap::new(),
             locks: BTreeMap::new(),
+            policies: BTreeMap::new(),
             taken: BTreeMap::new(),
             deleted_vaults: BTreeMap::new(),
             deleted_keys: BTreeMap::new(),

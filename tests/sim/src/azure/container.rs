@@ -12,8 +12,9 @@ use super::identity::{
 };
 use super::kinds::{Answer, Call, KIND, Kind, Special, Style, keep_busy, listed, parent, users};
 use super::network::{network_of, subnet_ranges};
+use super::policies::disallowed;
 use super::problem::{Problem, bad, conflict, missing};
-use super::resources::{disallowed, get};
+use super::resources::get;
 use crate::clock::later;
 use crate::{Behaviour, Market, Source};
 
@@ -513,7 +514,7 @@ fn finish_cluster(cloud: &mut Cloud, key: &str, is_new: bool) -> Result<(), Valu
         Err(error)
     };
     let body = &object.body;
-    if let Some(problem) = disallowed(cloud, text(body, "/properties/nodeResourceGroup"), &body["tags"]) {
+    if let Some(problem) = disallowed(cloud, &node_group(cloud, body), &json!({ "tags": body["tags"] })) {
         let mut outer =
             Problem::new(403, "ReconcileResourceGroupError", "Reconcile of the node resource group failed.");
         outer.details.push((problem.code, problem.message));

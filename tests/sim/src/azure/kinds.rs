@@ -9,8 +9,8 @@ use super::cloud::{Cloud, Object, Operation, put, put_missing, text};
 use super::document::Model;
 use super::problem::{Problem, bad, conflict, group_missing, missing};
 use super::{
-    NAMESPACES, budgets, compute, container, costs, dns, identity, monitoring, network, postgres, resources, storage,
-    vault,
+    NAMESPACES, budgets, compute, container, costs, dns, identity, monitoring, network, policies, postgres, resources,
+    storage, vault,
 };
 use crate::clock::later;
 
@@ -52,6 +52,8 @@ const ACTIONS: &[(&str, &str)] = &[
 ];
 /// Namespaces whose check of a name is a read.
 const READ_CHECKS: &[&str] = &["Microsoft.ContainerRegistry", "Microsoft.KeyVault", "Microsoft.Storage"];
+/// Namespaces whose only action is a read.
+const READ_POSTS: &[&str] = &["Microsoft.CostManagement", "Microsoft.PolicyInsights"];
 /// What a write needs where its body names something: the type, the place in the body, and the action on what is named.
 const LINKED: &[(&str, &str, &str)] = &[
     (
@@ -221,7 +223,7 @@ impl Call {
                 format!("{kind}/{post}/read")
             }
             // <https://learn.microsoft.com/azure/role-based-access-control/permissions/management-and-governance>
-            (_, Some(post)) if kind == "Microsoft.CostManagement" => format!("{kind}/{post}/read"),
+            (_, Some(post)) if READ_POSTS.contains(&kind) => format!("{kind}/{post}/read"),
             (_, Some(post)) => format!("{kind}/{post}/action"),
             ("PUT" | "PATCH", None) => format!("{kind}/write"),
             ("DELETE", None) => format!("{kind}/delete"),
@@ -415,6 +417,7 @@ pub(crate) fn specials() -> impl Iterator<Item = &'static Special> {
         vault::SPECIALS,
         compute::SPECIALS,
         costs::SPECIALS,
+        policies::SPECIALS,
     ];
     tables.into_iter().flatten()
 }
@@ -798,6 +801,9 @@ fn store(
     before: Option<Value>,
     mut body: Value,
 ) -> Result<Answer, Problem> {
+    if let Some(problem) = policies::disallowed(cloud, call.id(), &body) {
+        return Err(problem);
+    }
     for id in referred(kind, &body) {
         let key = id.to_lowercase();
         let Some(object) = cloud.objects.get(&key) else {

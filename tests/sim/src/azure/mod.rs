@@ -16,6 +16,7 @@ mod identity;
 mod kinds;
 mod monitoring;
 mod network;
+mod policies;
 mod postgres;
 pub mod problem;
 mod registry;
@@ -29,6 +30,7 @@ use std::collections::HashMap;
 use crate::{Behaviour, Source};
 pub use azure_cloud::{AzureCloud, Options};
 pub use cloud::{Closed, Cloud, Conduct, Object, Operation, Principal};
+pub use policies::Policy;
 
 /// The namespaces that are simulated, and whether a new subscription has them registered.
 pub const NAMESPACES: &[(&str, bool)] = &[
@@ -43,6 +45,7 @@ pub const NAMESPACES: &[(&str, bool)] = &[
     ("Microsoft.KeyVault", false),
     ("Microsoft.ManagedIdentity", false),
     ("Microsoft.Network", false),
+    ("Microsoft.PolicyInsights", false),
     ("Microsoft.Resources", true),
     ("Microsoft.Storage", false),
 ];
@@ -164,6 +167,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
     let tables = [
         SHARED,
         resources::LEDGER,
+        policies::LEDGER,
         network::LEDGER,
         dns::LEDGER,
         monitoring::LEDGER,

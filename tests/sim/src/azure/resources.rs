@@ -150,28 +150,20 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "a busy subnet ends a group's deletion with ResourceGroupDeletionTimeout",
         Source::Report("hashicorp/terraform-provider-azurerm#15728"),
     ),
-    rule("a policy on tags refuses groups: 403 RequestDisallowedByPolicy", Source::Report("Azure/azure-cli#7573")),
 ];
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
     Behaviour { service: "Microsoft.Resources", what, source }
 }
 
-/// The error of a group that a policy on tags refuses.
-pub(crate) fn disallowed(cloud: &Cloud, name: &str, tags: &Value) -> Option<Problem> {
-    let missing = cloud.conduct.required_tags.iter().find(|tag| tags.get(tag.as_str()).is_none())?;
-    let message = format!("Resource '{name}' was disallowed by policy. The tag '{missing}' is required.");
-    Some(Problem::new(403, "RequestDisallowedByPolicy", message).target(name))
-}
-
-fn accept_group(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+fn accept_group(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
     let location = text(body, "/location").replace(' ', "").to_lowercase();
     if !REGIONS.iter().any(|region| region.0 == location) {
         let message = format!("The provided location '{location}' is not available for resource group.");
         return Err(bad("LocationNotAvailableForResourceGroup", message));
     }
     body["location"] = location.into();
-    disallowed(cloud, call.name(), &body["tags"]).map_or(Ok(()), Err)
+    Ok(())
 }
 
 fn end_group(cloud: &mut Cloud, key: &str) -> Result<(), Value> {

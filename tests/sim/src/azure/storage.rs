@@ -1,13 +1,17 @@
-//! Storage accounts with their containers, and registries of images.
+//! Storage accounts with their containers and the replication between them, and registries of images.
 
 use serde_json::{Value, json};
 
 use super::cloud::{Cloud, Object, put, put_missing, text};
-use super::kinds::{Answer, Call, KIND, Kind, Special, Style, is_name};
+use super::kinds::{Answer, Call, KIND, Kind, Special, Style, is_name, parent, write};
 use super::problem::{Problem, bad, conflict};
 use crate::{Behaviour, Source};
 
 const ACCOUNT: &str = "Microsoft.Storage/storageAccounts";
+const POLICY: &str = "Microsoft.Storage/storageAccounts/objectReplicationPolicies";
+const POLICY_MODEL: &str = "storage.v2024_01_01.models ObjectReplicationPolicy";
+/// The name under which a destination gets a new policy.
+const NEW_POLICY: &str = "default";
 const REGISTRY: &str = "Microsoft.ContainerRegistry/registries";
 
 pub(crate) const KINDS: &[Kind] = &[
@@ -58,6 +62,16 @@ pub(crate) const KINDS: &[Kind] = &[
         tags: 0,
         is_name: |name| name == "default",
         kept: &["/properties/cors", "/properties/deleteRetentionPolicy"],
+        accept: accept_blobs,
+        ..KIND
+    },
+    Kind {
+        kind: POLICY,
+        version: "2024-01-01",
+        models: [POLICY_MODEL, "", POLICY_MODEL, "storage.v2024_01_01.models ObjectReplicationPolicies"],
+        has_state: false,
+        tags: 0,
+        accept: accept_policy,
         ..KIND
     },
     Kind {
@@ -113,6 +127,14 @@ pub(crate) const KINDS: &[Kind] = &[
 
 pub(crate) const SPECIALS: &[Special] = &[
     Special {
+        method: "PUT",
+        path: POLICY,
+        version: "2024-01-01",
+        request: POLICY_MODEL,
+        answer: POLICY_MODEL,
+        handler: write_policy,
+    },
+    Special {
         method: "POST",
         path: "Microsoft.Storage/checkNameAvailability",
         version: "2024-01-01",
@@ -146,6 +168,25 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "an account has one blob service, which is called default",
         Source::Documentation("https://learn.microsoft.com/rest/api/storagerp/blob-services/set-service-properties"),
+    ),
+    rule(
+        "a replication policy is written to the destination as default, which gives it and its rules ids",
+        Source::Report("Azure/bicep#9710"),
+    ),
+    rule(
+        "a policy of the source that the destination has not is 503 ServiceUnavailable",
+        Source::Report("Azure/azure-rest-api-specs#11189"),
+    ),
+    rule(
+        "replication needs versions in both accounts and the change feed of the source, and both containers",
+        Source::Documentation("https://learn.microsoft.com/azure/storage/blobs/object-replication-configure"),
+    ),
+    rule("an account with a replication policy keeps its versions", Source::Report("MicrosoftDocs/azure-docs#123502")),
+    rule(
+        "policies of accounts without replication across tenants have whole ids",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/storage/blobs/object-replication-prevent-cross-tenant-policies",
+        ),
     ),
 ];
 
@@ -254,5 +295,90 @@ fn accept_registry(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body:
     put_missing(body, "/properties/creationDate", cloud.now().to_string().into());
     let tier = text(body, "/sku/name").to_owned();
     put(body, "/sku/tier", tier.into());
+    Ok(())
+}
+
+/// The member of the blob service of an account.
+fn has_blob_setting(cloud: &Cloud, account: &str, pointer: &str) -> bool {
+    let blobs = cloud.objects.get(&format!("{}/blobservices/default", account.to_lowercase()));
+    blobs.and_then(|one| one.body.pointer(pointer)).is_some_and(|value| *value == true)
+}
+
+fn accept_blobs(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    let policies = format!("{}/objectreplicationpolicies/", parent(&call.key));
+    let is_versioned = body.pointer("/properties/isVersioningEnabled").is_some_and(|on| *on == true);
+    if !is_versioned && cloud.objects.keys().any(|key| key.starts_with(&policies)) {
+        return Err(bad("BadRequest", "Versioning cannot be disabled while the account has a replication policy."));
+    }
+    Ok(())
+}
+
+/// Writes a policy: a new one of a destination gets an id. Lists of the service have it at once.
+fn write_policy(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
+    let mut call = call.clone();
+    if call.name() == NEW_POLICY {
+        let policy = cloud.random.uuid();
+        for path in [&mut call.id, &mut call.path] {
+            *path = format!("{}/{policy}", path.rsplit_once('/').map_or("", |(policies, _)| policies));
+        }
+        call.key = call.id.to_lowercase();
+        if let Some(name) = call.names.last_mut() {
+            name.clone_from(&policy);
+        }
+    }
+    let answer = write(cloud, &call)?;
+    let now = cloud.now();
+    if let Some(object) = cloud.objects.get_mut(&call.key) {
+        object.lag = (now, now);
+    }
+    Ok(answer)
+}
+
+fn accept_policy(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    let cloud: &Cloud = cloud;
+    let own = parent(&call.key);
+    let [source, destination] =
+        ["/properties/sourceAccount", "/properties/destinationAccount"].map(|member| text(body, member).to_lowercase());
+    let is_open = |account: &str| {
+        let account = cloud.objects.get(account).map(|one| &one.body["properties"]["allowCrossTenantReplication"]);
+        account.is_some_and(|allowed| *allowed == true)
+    };
+    if !is_open(&own) && !(source.starts_with('/') && destination.starts_with('/')) {
+        return Err(bad("BadRequest", "The accounts of the policy must be resource ids."));
+    }
+    let policy = call.name().to_owned();
+    let (is_source, is_destination) = (own == source, own == destination);
+    if is_source && !cloud.objects.contains_key(&format!("{destination}/objectreplicationpolicies/{policy}")) {
+        let message = "The service is unavailable now. Please retry the request later.";
+        return Err(Problem::new(503, "ServiceUnavailable", message));
+    }
+    if is_source == is_destination {
+        return Err(bad("BadRequest", "The policy is of neither account, or of one account."));
+    }
+    let lacks = |account: &str, setting: &str| !has_blob_setting(cloud, account, &format!("/properties/{setting}"));
+    if lacks(&source, "changeFeed/enabled")
+        || lacks(&source, "isVersioningEnabled")
+        || lacks(&destination, "isVersioningEnabled")
+    {
+        return Err(bad("BadRequest", "Versioning or the change feed is not enabled."));
+    }
+    let mut rules = body["properties"]["rules"].as_array().cloned().unwrap_or_default();
+    for rule in &mut rules {
+        for (account, member) in [(&source, "sourceContainer"), (&destination, "destinationContainer")] {
+            let container = text(rule, &format!("/{member}"));
+            if !cloud.objects.contains_key(&format!("{account}/blobservices/default/containers/{container}")) {
+                return Err(bad("BadRequest", format!("There is no container '{container}'.")));
+            }
+        }
+        if is_source && text(rule, "/ruleId").is_empty() {
+            return Err(bad("BadRequest", "A rule of the source has the id that the destination gave it."));
+        }
+        put_missing(rule, "/ruleId", cloud.random.uuid().into());
+    }
+    put(body, "/properties/rules", rules.into());
+    put(body, "/properties/policyId", policy.into());
+    if is_source {
+        put(body, "/properties/enabledTime", cloud.now().to_string().into());
+    }
     Ok(())
 }

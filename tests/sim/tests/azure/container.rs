@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_sim::Market;
-use textnlp_sim::azure::Options;
+use textnlp_sim::azure::{Options, Policy};
 
 use crate::Client;
 
@@ -265,11 +265,12 @@ fn nodes_need_rights_a_way_out_and_room() {
 #[test]
 fn clusters_fail_heal_and_stay() {
     let client = Client::quick();
-    client.cloud.world().conduct.required_tags = vec!["owner".to_owned()];
+    let assignment = client.path("providers/Microsoft.Authorization/policyAssignments/owners");
+    client.cloud.world().policies.insert(assignment, Policy::RequiredGroupTag("owner".to_owned()));
     let said = client.wait(client.put(CLUSTER, cluster()));
     assert_eq!(said["error"]["code"], "ReconcileResourceGroupError");
     assert_eq!(said["error"]["details"][0]["code"], "RequestDisallowedByPolicy");
-    client.cloud.world().conduct.required_tags.clear();
+    client.cloud.world().policies.clear();
     client.drop_one(CLUSTER);
     client.cloud.world().conduct.self_heals = true;
     client.cloud.world().conduct.late_capacity = true;

@@ -89,6 +89,43 @@ fn containers_lie_in_the_blob_service() {
     client.delete(ACCOUNT).ok();
 }
 
+/// Azure/bicep#9710, Azure/azure-rest-api-specs#11189, MicrosoftDocs/azure-docs#123502.
+#[test]
+fn blobs_are_replicated_by_a_policy_of_each_account() {
+    let client = Client::quick();
+    let accounts = [ACCOUNT, "G/Microsoft.Storage/storageAccounts/textnlpcopies"];
+    for path in accounts {
+        client.make(path, account());
+        client.put(&format!("{path}/blobServices/default/containers/models"), json!({ "properties": {} })).ok();
+    }
+    let [source, destination] = accounts.map(|path| client.path(path));
+    let policy = |rule: &Value| {
+        let rule = json!({ "ruleId": rule, "sourceContainer": "models", "destinationContainer": "models" });
+        json!({ "properties": { "sourceAccount": source, "destinationAccount": destination, "rules": [rule] } })
+    };
+    let put = |account: &str, name: &str, rule: &Value| {
+        client.put(&format!("{account}/objectReplicationPolicies/{name}"), policy(rule))
+    };
+    let blobs = |account: &str, properties: Value| {
+        client.put(&format!("{account}/blobServices/default"), json!({ "properties": properties }))
+    };
+    assert_eq!(put(&destination, "default", &Value::Null).code(), (400, "BadRequest"), "no versions");
+    blobs(&source, json!({ "isVersioningEnabled": true, "changeFeed": { "enabled": true } })).ok();
+    blobs(&destination, json!({ "isVersioningEnabled": true })).ok();
+    assert_eq!(put(&source, "8173ea1f-2ff8-4970-909f-878e0953475b", &json!("r")).code(), (503, "ServiceUnavailable"));
+    let made = put(&destination, "default", &Value::Null).ok();
+    let (name, rule) = (made["name"].as_str().unwrap(), &made["properties"]["rules"][0]["ruleId"]);
+    assert_eq!((&made["properties"]["policyId"], rule.is_string()), (&json!(name), true));
+    assert_eq!(put(&source, name, rule).ok()["properties"]["policyId"], name);
+    assert_eq!(blobs(&source, json!({ "isVersioningEnabled": false })).code(), (400, "BadRequest"));
+    for account in [&source, &destination] {
+        let policies = format!("{account}/objectReplicationPolicies");
+        assert_eq!(client.get(&policies).ok()["value"][0]["name"], name);
+        client.delete(&format!("{policies}/{name}")).ok();
+    }
+    blobs(&source, json!({ "isVersioningEnabled": false })).ok();
+}
+
 /// crossplane-contrib/provider-azure#300, hashicorp/terraform-provider-azurerm#24549, Azure/azure-rest-api-specs#20866,
 /// hashicorp/terraform-provider-azurerm#28298, hashicorp/terraform-provider-azurerm#21306, hashicorp/terraform-provider-azurerm#5443, and
 /// the password.

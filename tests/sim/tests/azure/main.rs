@@ -35,6 +35,7 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.network/privatednszones", "2024-06-01"),
     ("/microsoft.network/dnszones", "2018-05-01"),
     ("/microsoft.network/", "2024-05-01"),
+    ("/microsoft.policyinsights/", "2024-10-01"),
     ("/microsoft.managedidentity/", "2023-01-31"),
     ("/microsoft.containerservice/", "2025-05-01"),
     ("/microsoft.storage/", "2024-01-01"),

@@ -1,9 +1,10 @@
 //! What Azure Resource Manager refuses by itself, and the contract.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use textnlp_sim::azure::Options;
+use textnlp_sim::azure::{Options, Policy};
 
 use crate::{Client, send};
 
@@ -150,12 +151,46 @@ fn requests_beside_the_models_are_refused() {
     assert_eq!(client.make(NETWORK, read_only)["properties"]["provisioningState"], "Succeeded");
 }
 
-/// Azure/azure-cli#7573.
+/// Azure/azure-cli#7573, Azure/azure-policy#700, rancher/rancher#29086.
 #[test]
-fn a_policy_on_tags_refuses_groups() {
+fn policies_refuse_what_a_check_says() {
     let client = Client::quick();
-    client.cloud.world().conduct.required_tags = vec!["owner".to_owned()];
-    let path = client.path("resourceGroups/h");
-    assert_eq!(client.put(&path, json!({ "location": "westeurope" })).code(), (403, "RequestDisallowedByPolicy"));
-    client.put(&path, json!({ "location": "westeurope", "tags": { "owner": "a" } })).ok();
+    let assignment = client.path("providers/Microsoft.Authorization/policyAssignments/p");
+    let group = client.path("resourceGroups/h");
+    let bare = json!({ "location": "westeurope" });
+    let tagged = json!({ "location": "westeurope", "tags": { "owner": "a" } });
+    let global = json!({ "location": "global" });
+    let owner = "owner".to_owned();
+    for (policy, path, kind, accepted) in [
+        (
+            Policy::RequiredGroupTag(owner.clone()),
+            group.as_str(),
+            "Microsoft.Resources/subscriptions/resourceGroups",
+            &tagged,
+        ),
+        (Policy::RequiredTag(owner), NETWORK, "Microsoft.Network/virtualNetworks", &tagged),
+        (
+            Policy::AllowedLocations(vec!["northeurope".to_owned()]),
+            "G/Microsoft.Network/privateDnsZones/a.example",
+            "Microsoft.Network/privateDnsZones",
+            &global,
+        ),
+    ] {
+        client.cloud.world().policies = BTreeMap::from([(assignment.clone(), policy)]);
+        let check = |content: &Value| {
+            let mut content = content.clone();
+            content["type"] = kind.into();
+            let body = json!({ "resourceDetails": { "resourceContent": content, "apiVersion": "2021-04-01" } });
+            let answer = client.call("POST", "providers/Microsoft.PolicyInsights/checkPolicyRestrictions", body).ok();
+            answer["contentEvaluationResult"]["policyEvaluations"].as_array().unwrap().clone()
+        };
+        let said = check(&bare);
+        let [one] = said.as_slice() else { panic!("{said:?}") };
+        assert_eq!(one["policyInfo"]["policyAssignmentId"], assignment.as_str());
+        assert!(check(accepted).is_empty());
+        let answer = client.put(path, bare.clone());
+        assert_eq!(answer.code(), (403, "RequestDisallowedByPolicy"), "{kind}");
+        assert!(answer.body["error"]["message"].as_str().unwrap().contains(&assignment), "{answer:?}");
+    }
+    client.put(&group, tagged).ok();
 }
