@@ -33,9 +33,10 @@ pub(crate) async fn denials(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let documents = documents(api, &planned);
     let groups: BTreeSet<&str> = documents.iter().filter_map(|one| group_of(&one.id)).collect();
     let mut existing: BTreeSet<&str> = BTreeSet::new();
-    for group in groups {
-        match api.find(Call::get(group, RESOURCES)).await {
-            Ok(found) => existing.extend(found.map(|_| group)),
+    let reads = groups.iter().map(|group| api.find(Call::get(*group, RESOURCES)));
+    for (group, found) in groups.iter().zip(futures::future::join_all(reads).await) {
+        match found {
+            Ok(found) => existing.extend(found.map(|_| *group)),
             Err(error) => return vec![unknown(WHAT, &error)],
         }
     }
@@ -55,8 +56,8 @@ pub(crate) async fn denials(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     }
     let problem = |(denial, places): (Denial, BTreeSet<&str>)| {
         let place = places.into_iter().collect::<Vec<_>>().join(", ");
-        let Denial { cause, fix, is_certain } = denial;
-        if is_certain { Problem::new(place, cause, fix) } else { Problem::warning(place, cause, fix) }
+        // Not a problem that ends `up`: an exemption, or an assignment that is not enforced, is not known to count here.
+        Problem::warning(place, denial.cause, denial.fix)
     };
     denials.into_iter().map(problem).chain(failed.as_ref().map(not_evaluated)).collect()
 }
@@ -76,8 +77,6 @@ fn not_evaluated(error: &Error) -> Problem {
 struct Denial {
     cause: String,
     fix: String,
-    /// Whether the objects are new: policies leave existing ones as they are.
-    is_certain: bool,
 }
 
 /// An object of Resource Manager that a plan creates.
@@ -214,19 +213,19 @@ async fn evaluate(api: &Api, one: &Document<'_>, existing: &BTreeSet<&str>) -> R
     let is_in_new_group = group.is_some_and(|group| !existing.contains(group));
     // `None`: the end of its name follows from its creation, or from that of another object.
     let id = one.row.resource.id(&one.object.spec).filter(|id| id == one.object.cloud_id.as_str());
-    let is_certain = is_in_new_group || id.is_some();
+    // Policies leave existing objects as they are.
     if let Some(id) = id.filter(|_| !is_in_new_group)
-        && one.row.resource.read(api, &id).await?.is_some()
+        && let Ok(Some(_)) = one.row.resource.read(api, &id).await
     {
         return Ok(Vec::new());
     }
     let location = one.details["resourceContent"]["location"].as_str();
-    let region = match one.object.kind.as_str() {
+    let region = match one.object.id.component() {
         _ if location.is_none_or(|location| location == api.region) => "sites[].region",
-        "azure.storage" => "storage.replicate_to",
+        "models" => "storage.replicate_to",
         _ => "database.replica_region",
     };
-    Ok(denials.into_iter().map(|evaluation| denial(evaluation, region, is_certain)).collect())
+    Ok(denials.into_iter().map(|evaluation| denial(evaluation, region)).collect())
 }
 
 fn is_denial(evaluation: &Value) -> bool {
@@ -235,7 +234,7 @@ fn is_denial(evaluation: &Value) -> bool {
 }
 
 /// `region` is the setting with the region of the object.
-fn denial(evaluation: &Value, region: &str, is_certain: bool) -> Denial {
+fn denial(evaluation: &Value, region: &str) -> Denial {
     let assignment = evaluation["policyInfo"]["policyAssignmentId"].as_str().unwrap_or_default();
     let details = &evaluation["evaluationDetails"];
     let path = |one: &Value| one["path"].as_str().or(one["expression"].as_str()).unwrap_or_default().to_owned();
@@ -259,7 +258,7 @@ fn denial(evaluation: &Value, region: &str, is_certain: bool) -> Denial {
         false => format!("{}, or {exemption}", settings.into_iter().collect::<Vec<_>>().join(" and ")),
     };
     let cause = format!("the policy assignment `{}` would refuse it: {}", last(assignment), shown(&reason));
-    Denial { cause, fix, is_certain }
+    Denial { cause, fix }
 }
 
 /// The setting that changes a field which a policy compares: `location`, `tags[owner]`, `tags['owner']`, `tags.owner`.
@@ -290,14 +289,14 @@ mod tests {
             })
         };
         assert!(is_denial(&evaluation("deny", "")) && !is_denial(&evaluation("Audit", "")));
-        let own = denial(&evaluation("Deny", "each object has a cost center"), "sites[].region", true);
+        let own = denial(&evaluation("Deny", "each object has a cost center"), "sites[].region");
         assert_eq!(own.cause, "the policy assignment `a` would refuse it: each object has a cost center");
         assert!(
             own.fix.starts_with("set the tag `cost center` in `tags`, or ask the administrator of `/"),
             "{}",
             own.fix
         );
-        let compared = denial(&evaluation("Deny", " "), "sites[].region", true).cause;
+        let compared = denial(&evaluation("Deny", " "), "sites[].region").cause;
         assert!(compared.ends_with("`tags['cost center']` is not set (exists \"false\")"), "{compared}");
         assert_eq!(setting("Microsoft.Storage/storageAccounts/networkAcls.defaultAction", "sites[].region"), None);
         assert_eq!(

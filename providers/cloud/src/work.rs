@@ -343,11 +343,12 @@ impl<'a, C: Cloud> Work<'a, C> {
                 _ => {}
             }
         }
-        if let Some(field) = self.hidden(&stand).or_else(|| seen.next(self.row.resource, self.op)) {
-            return self.put(stand, &seen, field).await;
-        }
+        // A failover changes nothing else, also where the object is not as it was when it was asked for.
         if let Some(to) = self.op.spec.zones() {
             return self.fail_over(stand, &seen, &to).await;
+        }
+        if let Some(field) = self.hidden(&stand).or_else(|| seen.next(self.row.resource, self.op)) {
+            return self.put(stand, &seen, field).await;
         }
         match &seen.state {
             State::Degraded(why) if self.op.verb == Verb::Create => self.wait(stand, why),

@@ -56,7 +56,7 @@ fn preflight_names_what_a_policy_would_refuse_and_the_creation_is_refused() {
             let problems = problems_with(&bench, &assignment, &wanted).await;
             for one in &problems {
                 let is_named = one.cause.starts_with("the policy assignment `company` would refuse it: `");
-                assert!(is_named && !one.warning, "{one}");
+                assert!(is_named && one.warning && !one.note, "{one}");
             }
             let refused: BTreeSet<&str> = problems.iter().flat_map(places).collect();
             let named = problems.iter().find(|one| places(one).contains(first)).map(|one| one.fix.as_str());

@@ -96,6 +96,7 @@ fn blobs_are_replicated_by_a_policy_of_each_account() {
     let accounts = [ACCOUNT, "G/Microsoft.Storage/storageAccounts/textnlpcopies"];
     for path in accounts {
         client.make(path, account());
+        client.put(&format!("{path}/blobServices/default"), json!({ "properties": {} })).ok();
         client.put(&format!("{path}/blobServices/default/containers/models"), json!({ "properties": {} })).ok();
     }
     let [source, destination] = accounts.map(|path| client.path(path));
