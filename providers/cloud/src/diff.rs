@@ -8,6 +8,8 @@ use crate::resource::{TAGS, same_hidden};
 use crate::table::Row;
 use crate::tags;
 
+/// Why a server of its own becomes no replica, and what to do.
+pub const PROMOTED: &str = "a promoted server becomes no replica again. It stays if you remove `database.replica_region`; or delete it yourself, and the next `up` creates a replica";
 /// Why a replica follows no other server.
 const OF_ANOTHER: &str = "a replica stays one of its server: remove it, and the next `up` creates another";
 
@@ -16,9 +18,11 @@ pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: 
     // In the plan, and not only by the call: until then other changes would be made, such as one that takes away the access to a
     // promoted server that is used already.
     let refused = |field: &str, after: &Value| {
-        let replica = row.kind.replica.filter(|replica| replica.source == field && !after.is_null())?;
+        if after.is_null() || row.kind.replica.is_none_or(|replica| replica.source != field) {
+            return None;
+        }
         let is_own = seen.spec.get(field).is_none_or(Value::is_null);
-        let why = if is_own { replica.promoted } else { after.as_str().map(|_| OF_ANOTHER)? };
+        let why = if is_own { PROMOTED } else { after.as_str().map(|_| OF_ANOTHER)? };
         Some(Effect::Refuse(why.to_owned()))
     };
     let mut changes: Vec<FieldChange> = wanted

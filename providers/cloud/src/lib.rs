@@ -35,7 +35,7 @@ pub mod tags;
 mod work;
 
 pub use cloud::{Cloud, REGION, region_of};
-pub use diff::diff;
+pub use diff::{PROMOTED, diff};
 pub use image::{ImageSource, ImageTarget, Images, PUSH_IT, has_image, has_images, lacking, tag_and_digest};
 pub use inside::{GPU_NODES, created_gpus, inside};
 pub use machines::wrong_machines;

@@ -342,6 +342,13 @@ pub struct Postgres {
     pub managed: Option<ManagedPostgres>,
 }
 
+impl Postgres {
+    /// The other region with a replica of a cloud's managed server.
+    pub fn replica_region(&self) -> Option<&str> {
+        self.managed.as_ref()?.replica_region.as_deref()
+    }
+}
+
 /// See [`Postgres::managed`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManagedPostgres {

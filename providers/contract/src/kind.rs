@@ -60,8 +60,6 @@ pub struct ReplicaFields {
     pub protection: Option<&'static str>,
     /// How clients verify the certificate of a promoted one.
     pub verified: Verified,
-    /// Why a server of its own becomes no replica, and what to do.
-    pub promoted: &'static str,
 }
 
 /// How clients verify the certificate of a managed database.

@@ -20,8 +20,6 @@ pub(crate) const VERSION: &str = "2024-08-01";
 const PORT: u16 = 5432;
 /// The tag of a replica with the name of its database.
 pub(crate) const DATABASE: &str = "textnlp-database";
-/// What a plan says of a replica that was promoted.
-const PROMOTED: &str = "a promoted server becomes no replica again. It stays if you remove `database.replica_region`; or delete it yourself, and the next `up` creates a replica";
 const SERVER: &str = "Microsoft.DBforPostgreSQL/flexibleServers";
 
 pub(crate) static ROWS: &[Row] = &[
@@ -53,7 +51,6 @@ pub(crate) static ROWS: &[Row] = &[
                 inherited: &["backup_days"],
                 protection: None,
                 verified: Verified::Public,
-                promoted: PROMOTED,
             }),
             ..kind("azure.database-server", "a PostgreSQL server", Identity::Named)
         },

@@ -130,9 +130,7 @@ impl Lowering<'_> {
         self.after(link);
         let database = json!({ "server": output(&server, "id"), "name": postgres.name, "charset": "UTF8" });
         let instance = self.part("instance", "azure.database", database);
-        let Some(region) = postgres.managed.as_ref().and_then(|managed| managed.replica_region.as_ref()) else {
-            return;
-        };
+        let Some(region) = postgres.replica_region() else { return };
         for (field, value) in [
             ("name", json!(names::server(self.site, "replica"))),
             ("source", output(&server, "id")),
@@ -222,7 +220,7 @@ pub(super) fn size(postgres: &Postgres) -> Option<(&'static str, u32)> {
     let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
     // Servers of the cheapest tier have neither a standby nor a replica
     // (<https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas#create-a-replica>).
-    let is_copied = postgres.replicas > 0 || postgres.managed.as_ref().is_some_and(|one| one.replica_region.is_some());
+    let is_copied = postgres.replicas > 0 || postgres.replica_region().is_some();
     let fits = |size: &str| !is_copied || server_tier(size) != CHEAPEST_TIER;
     SERVERS.iter().find(|(size, most, ..)| *most >= needed && fits(size)).map(|(size, most, ..)| (*size, *most))
 }

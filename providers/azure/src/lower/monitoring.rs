@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use textnlp_cloud::alerts::{WRITE_MAILBOX, mail_receivers, managed_postgres};
 use textnlp_cloud::budget::{Warning, warnings};
-use textnlp_provider::component::{Budget, Monitoring};
+use textnlp_provider::component::{Budget, Monitoring, Postgres};
 use textnlp_provider::{ComponentName, ResourceId};
 
 use super::database::size;
@@ -228,7 +228,7 @@ impl Lowering<'_> {
             }
             Watched::DatabaseServer => managed_postgres(monitoring).map(|_| self.output_of("database", "server", "id")),
             Watched::ReplicatedServer => managed_postgres(monitoring)
-                .filter(|postgres| postgres.managed.as_ref().is_some_and(|one| one.replica_region.is_some()))
+                .and_then(Postgres::replica_region)
                 .map(|_| self.output_of("database", "server", "id")),
         }
     }

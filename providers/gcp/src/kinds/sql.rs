@@ -8,8 +8,8 @@
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
-use textnlp_cloud::ObservedObject;
 use textnlp_cloud::document::{get, last};
+use textnlp_cloud::{ObservedObject, PROMOTED};
 use textnlp_provider::{
     DataClass, Declare, Identity, Kind, Outputs, Pricing, ReplicaFields, Result, Spec, Verified, Zones,
 };
@@ -31,8 +31,6 @@ const MOST_LOG_DAYS: u64 = 7;
 pub(crate) const DATABASE: &str = "textnlp-database";
 /// The user that owns the database, and as which the service connects.
 pub(crate) const USER: &str = "textnlp";
-/// What a plan says of a replica that was promoted.
-const PROMOTED: &str = "a promoted server becomes no replica again. It stays if you remove `database.replica_region`; or delete it yourself, and the next `up` creates a replica";
 /// Backups are taken at night in Europe and America, in UTC.
 const BACKUP_TIME: &str = "03:00";
 
@@ -64,7 +62,6 @@ pub(crate) static ROWS: &[Row] = &[
                 inherited: &["backup_days"],
                 protection: Some("deletion_protection"),
                 verified: Verified::ByServer,
-                promoted: PROMOTED,
             }),
             ..kind("gcp.sql-instance", "a PostgreSQL server", Identity::Token)
         },

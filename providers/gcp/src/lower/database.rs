@@ -146,7 +146,7 @@ impl Lowering<'_> {
             self.after(before);
             before = part;
         }
-        if let Some(region) = postgres.managed.as_ref().and_then(|managed| managed.replica_region.as_ref()) {
+        if let Some(region) = postgres.replica_region() {
             let (key, access) = self.remote_key(region);
             for (field, value) in [
                 ("name", json!(names::of(self.site, "database-remote", MOST_OF_SERVER))),

@@ -239,9 +239,7 @@ impl Lowering<'_> {
     /// the sort.
     fn filter(&self, rule: &Rule, monitoring: &Monitoring) -> Option<Vec<Value>> {
         let postgres = managed_postgres(monitoring);
-        let is_remote =
-            |postgres: &&Postgres| postgres.managed.as_ref().is_some_and(|one| one.replica_region.is_some());
-        let remote = postgres.filter(is_remote).map(|_| REMOTE.to_owned());
+        let remote = postgres.and_then(Postgres::replica_region).map(|_| REMOTE.to_owned());
         let replicas = (1..postgres.map_or(0, |postgres| postgres.replicas)).map(|number| format!("replica-{number}"));
         let replicas = replicas.chain(remote);
         let named = |part: String| self.output_of("database", &part, "name");

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use aws_sdk_rds::types::{DbInstance as Answer, Filter as Condition};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use textnlp_cloud::PROMOTED;
 use textnlp_provider::{Error, ErrorKind, Result, SecretRef, Zones};
 
 use super::SERVICE;
@@ -172,10 +173,7 @@ impl Resource<Api> for Instance {
         };
         if field == "source" {
             if spec.source.is_some() {
-                return refuse(
-                    "a server cannot become a replica, or a replica of another server",
-                    "a promoted server stays if you remove `database.replica_region`; or delete the server yourself, and the next `up` creates a replica",
-                );
+                return refuse("a server cannot become a replica, or a replica of another server", PROMOTED);
             }
             let call =
                 api.rds.promote_read_replica().db_instance_identifier(id).backup_retention_period(spec.backup_days);

@@ -100,7 +100,6 @@ pub(crate) static ROWS: &[Row] = &[
                 inherited: &["backup_days", "backup_window"],
                 protection: Some("deletion_protection"),
                 verified: Verified::ByRegion,
-                promoted: PROMOTED,
             }),
             ..kind("aws.db-instance", "a PostgreSQL server", Identity::Named)
         },
@@ -113,9 +112,6 @@ pub(crate) static ROWS: &[Row] = &[
         ],
     },
 ];
-
-/// What a plan says of a replica that was promoted.
-const PROMOTED: &str = "a promoted server becomes no replica again. It stays if you remove `database.replica_region`; or delete it yourself, and the next `up` creates a replica";
 
 // What calls about a server also name.
 
