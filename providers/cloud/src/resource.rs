@@ -185,7 +185,7 @@ pub struct ObservedObject<S> {
     pub created: Option<Timestamp>,
     /// Objects inside it that no operation created.
     pub foreign: Vec<Foreign>,
-    /// The zones of a database whose standby can take over.
+    /// The zones of a database that has a standby.
     pub zones: Option<Zones>,
 }
 

@@ -143,10 +143,11 @@ impl RestKind for Server {
     /// A standby takes over only while it is `Healthy`.
     fn zones(document: &Value) -> Option<Zones> {
         let standby = &document["properties"]["highAvailability"];
-        let is_healthy = standby["mode"] != NO_STANDBY && standby["state"] == "Healthy";
-        let primary = document["properties"]["availabilityZone"].as_str().filter(|_| is_healthy)?;
+        let is_ready = standby["state"] == "Healthy";
+        let has_one = standby["mode"].is_string() && standby["mode"] != NO_STANDBY;
+        let primary = document["properties"]["availabilityZone"].as_str().filter(|_| has_one)?;
         let standby = standby["standbyAvailabilityZone"].as_str().unwrap_or(primary);
-        Some(Zones { primary: primary.to_owned(), standby: standby.to_owned() })
+        Some(Zones { primary: primary.to_owned(), standby: standby.to_owned(), is_ready })
     }
 
     /// As if the primary had failed: <https://learn.microsoft.com/rest/api/postgresql/servers/restart>.

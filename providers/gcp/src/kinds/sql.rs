@@ -204,7 +204,7 @@ impl RestKind for Instance {
 
     fn zones(document: &Value) -> Option<Zones> {
         let zone = |member: &str| document[member].as_str().map(str::to_owned);
-        Some(Zones { primary: zone("gceZone")?, standby: zone("secondaryGceZone")? })
+        Some(Zones { primary: zone("gceZone")?, standby: zone("secondaryGceZone")?, is_ready: true })
     }
 
     /// As if the zone of the primary had failed: <https://cloud.google.com/sql/docs/postgres/configure-ha>.

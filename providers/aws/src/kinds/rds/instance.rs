@@ -345,7 +345,7 @@ fn seen(server: Answer) -> Option<ObservedObject<Spec>> {
         .output("version", Some(version))
         .output("ca", server.ca_certificate_identifier)
         .output(RESOURCE, server.dbi_resource_id);
-    seen.zones = zones.map(|(primary, standby)| Zones { primary, standby });
+    seen.zones = zones.map(|(primary, standby)| Zones { primary, standby, is_ready: true });
     Some(seen.state(state).created(timestamp(server.instance_create_time)))
 }
 
