@@ -309,7 +309,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/azure/aks/manage-azure-rbac"),
     ),
     rule(
-        "a maintenance window has one of three names, one schedule, and begins on the day of its creation unless set",
+        "a maintenance window has one of three names, one schedule, 4 to 24 hours, and begins on the day of its creation unless set",
         Source::Documentation("https://learn.microsoft.com/azure/aks/planned-maintenance"),
     ),
     rule(
@@ -856,6 +856,10 @@ fn accept_window(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut V
     if schedules.map_or(0, |all| all.values().filter(|one| !one.is_null()).count()) != 1 {
         let message = "A maintenance window needs exactly one schedule.";
         return Err(bad("InvalidParameter", message).target("maintenanceWindow.schedule"));
+    }
+    if !(4..=24).contains(&number(body, "/properties/maintenanceWindow/durationHours")) {
+        let message = "The duration of a maintenance window must be between 4 and 24 hours.";
+        return Err(bad("InvalidParameter", message).target("maintenanceWindow.durationHours"));
     }
     put_missing(body, "/properties/maintenanceWindow/utcOffset", "+00:00".into());
     let today = cloud.now().strftime("%Y-%m-%d").to_string();
