@@ -76,6 +76,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Features),
             Optional(Setting::GpuAutoscaling),
             Optional(Setting::GpuMachines),
+            Optional(Setting::Maintenance),
             Optional(Setting::ModelReplica),
             Optional(Setting::MonitoringStack),
             Optional(Setting::NetworkPolicies),

@@ -86,6 +86,27 @@ fn size(name: &Value) -> Value {
     json!({ "name": name, "tier": server_tier(name.as_str().unwrap_or_default()) })
 }
 
+/// A window of one hour.
+fn window(maintenance: &Value) -> Value {
+    match maintenance {
+        Value::Null => Value::Null,
+        one => json!({
+            "customWindow": "Enabled", "dayOfWeek": one["day"], "startHour": one["hour"], "startMinute": one["minute"],
+        }),
+    }
+}
+
+/// The window of a server, unless Azure chooses it.
+fn maintenance(document: &Value) -> Value {
+    let window = &document["properties"]["maintenanceWindow"];
+    match window["customWindow"].as_str() {
+        Some("Enabled") => {
+            json!({ "day": window["dayOfWeek"], "hour": window["startHour"], "minute": window["startMinute"] })
+        }
+        _ => Value::Null,
+    }
+}
+
 /// The server that a replica follows. What a promoted one shows of it says nothing.
 fn source(document: &Value) -> Value {
     let properties = &document["properties"];
@@ -118,6 +139,7 @@ impl RestKind for Server {
                 .changed(),
             Field::plain("disk_gb", "/properties/storage/storageSizeGB").changed(),
             Field::plain("backup_days", "/properties/backup/backupRetentionDays").changed(),
+            Field::code("maintenance", "/properties/maintenanceWindow", window, maintenance).changed(),
             Field::plain("standby", STANDBY).changed(),
             Field::plain("subnet", "/properties/network/delegatedSubnetResourceId"),
             Field::plain("zone", "/properties/network/privateDnsZoneArmResourceId"),
@@ -125,7 +147,7 @@ impl RestKind for Server {
             Field::plain("database", "/tags/textnlp-database"),
         ],
         // A replica is promoted first: it has no backups and no standby before.
-        in_place: &["source", "database", "disk_gb", "backup_days", "sku", "standby", "password"],
+        in_place: &["source", "database", "disk_gb", "backup_days", "maintenance", "sku", "standby", "password"],
         update: Update::Patch,
         state: "/properties/state",
         outputs: &[("host", "/properties/fullyQualifiedDomainName")],
@@ -165,6 +187,8 @@ impl RestKind for Server {
             "standby" => wanted == NO_STANDBY && seen.is_null(),
             // Those of its source.
             "version" | "login" | "backup_days" => wanted.is_null(),
+            // A window that was set stays.
+            "maintenance" => wanted.is_null(),
             _ => false,
         }
     }
