@@ -509,14 +509,41 @@ impl RestKind for Maintenance {
             ("/properties/maintenanceWindow/utcOffset", "\"+00:00\""),
         ],
         fields: &[
-            Field::plain("day", "/properties/maintenanceWindow/schedule/weekly/dayOfWeek").changed(),
-            Field::plain("at", "/properties/maintenanceWindow/startTime").changed(),
-            Field::plain("hours", "/properties/maintenanceWindow/durationHours").changed(),
+            Field::code("day", "/properties/maintenanceWindow/schedule/weekly/dayOfWeek", Value::clone, day),
+            Field::plain("at", "/properties/maintenanceWindow/startTime"),
+            Field::plain("hours", "/properties/maintenanceWindow/durationHours"),
         ],
         in_place: &["day", "at", "hours"],
         marks: Marks::Part,
         ..Table::USUAL
     };
+
+    /// Without the day of its start, which AKS sets, and refuses in a change once it is past
+    /// (hashicorp/terraform-provider-azurerm#22762), and with one schedule, whatever others have set.
+    async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<Pending>> {
+        let Some(row) = Self::TABLE.field(field) else {
+            return Err(invalid("change", id, &format!("`{field}` does not change in place")));
+        };
+        rewrite::<Self>(api, id, |document| {
+            let window = &mut document["properties"]["maintenanceWindow"];
+            if let Some(members) = window.as_object_mut() {
+                members.shift_remove("startDate");
+            }
+            let day = window["schedule"]["weekly"]["dayOfWeek"].clone();
+            window["schedule"] = json!({ "weekly": { "dayOfWeek": day, "intervalWeeks": 1 } });
+            window["utcOffset"] = json!("+00:00");
+            set(document, row.member, wanted.clone());
+        })
+        .await
+    }
+}
+
+/// The day of a window of every week in UTC.
+fn day(document: &Value) -> Value {
+    let window = &document["properties"]["maintenanceWindow"];
+    let weekly = &window["schedule"]["weekly"];
+    let is_usual = weekly["intervalWeeks"] == 1 && matches!(window["utcOffset"].as_str(), None | Some("+00:00"));
+    if is_usual { weekly["dayOfWeek"].clone() } else { Value::Null }
 }
 
 /// The count between both bounds: the autoscaler owns it otherwise, and a stale one would be a change

@@ -48,7 +48,7 @@ pub(crate) static ROWS: &[Row] = &[
                 source: "source",
                 output: "id",
                 // A replica has no backups.
-                inherited: &["backup_days"],
+                inherited: &["backup_days", "maintenance"],
                 protection: None,
                 verified: Verified::Public,
             }),
@@ -154,6 +154,15 @@ impl RestKind for Server {
         settings: &[("disk_gb", "/body/properties/storage/storageSizeGB")],
         ..Table::USUAL
     };
+
+    /// A creation does not set the window, which follows as a change
+    /// (<https://github.com/hashicorp/terraform-provider-azurerm/blob/main/internal/services/postgres/postgresql_flexible_server_resource.go>).
+    async fn prepare(_api: &Api, _spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+        if let Some(properties) = document["properties"].as_object_mut() {
+            properties.shift_remove("maintenanceWindow");
+        }
+        Ok(())
+    }
 
     fn state(document: &Value) -> State {
         match document["properties"]["state"].as_str() {

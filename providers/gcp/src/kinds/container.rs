@@ -298,7 +298,7 @@ impl RestKind for Cluster {
 async fn maintain(api: &Api, id: &str, window: &Value) -> Result<Option<String>> {
     let mut policy = api.send(Call::get(Service::Container, id)).await?["maintenancePolicy"].take();
     if let Some(windows) = policy.pointer_mut("/window").and_then(Value::as_object_mut) {
-        windows.shift_remove("dailyMaintenanceWindow");
+        windows.retain(|name, _| name == "maintenanceExclusions");
     }
     set(&mut policy, "/window/recurringWindow", window.clone());
     let call =

@@ -59,7 +59,7 @@ pub(crate) static ROWS: &[Row] = &[
                 source: "source",
                 output: "name",
                 // While it is a replica it has no backups (GoogleCloudPlatform/magic-modules#6836).
-                inherited: &["backup_days"],
+                inherited: &["backup_days", "maintenance"],
                 protection: Some("deletion_protection"),
                 verified: Verified::ByServer,
             }),

@@ -313,6 +313,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/azure/aks/planned-maintenance"),
     ),
     rule(
+        "a maintenance window that begins on a past day is refused, also in a change that sends the day of its creation",
+        Source::Report("hashicorp/terraform-provider-azurerm#22762"),
+    ),
+    rule(
         "the group of nodes is called MC_GROUP_CLUSTER_REGION and goes with the cluster",
         Source::Documentation("https://learn.microsoft.com/azure/aks/faq"),
     ),
@@ -863,6 +867,11 @@ fn accept_window(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut V
     }
     put_missing(body, "/properties/maintenanceWindow/utcOffset", "+00:00".into());
     let today = cloud.now().strftime("%Y-%m-%d").to_string();
+    let start = text(body, "/properties/maintenanceWindow/startDate");
+    if !start.is_empty() && *start < *today {
+        return Err(bad("InvalidParameter", "The start date of a maintenance window must not be in the past.")
+            .target("maintenanceWindow.startDate"));
+    }
     put_missing(body, "/properties/maintenanceWindow/startDate", today.into());
     Ok(())
 }

@@ -985,7 +985,9 @@ fn change(
         if let Some(object) = cloud.objects.get_mut(&target) {
             for (pointer, value) in changes {
                 match object.body.pointer_mut(&pointer).filter(|old| old.is_object() && value.is_object()) {
-                    Some(old) if !pointer.to_lowercase().ends_with("labels") => merge(old, &value),
+                    Some(old) if !pointer.to_lowercase().ends_with("labels") && pointer != "/maintenancePolicy" => {
+                        merge(old, &value);
+                    }
                     Some(_) | None => put(&mut object.body, &pointer, value),
                 }
             }

@@ -179,9 +179,9 @@ impl Resource<Api> for Instance {
             if spec.source.is_some() {
                 return refuse("a server cannot become a replica, or a replica of another server", PROMOTED);
             }
+            // Its windows follow as a change: RDS compares them with each other.
             let call =
                 api.rds.promote_read_replica().db_instance_identifier(id).backup_retention_period(spec.backup_days);
-            let call = call.preferred_backup_window(&spec.backup_window);
             return api.call(SERVICE, "promote", id, call.send()).await.map(drop);
         }
         let change = api.rds.modify_db_instance().db_instance_identifier(id).apply_immediately(true);
@@ -193,7 +193,11 @@ impl Resource<Api> for Instance {
             "backup_window" | "maintenance_window" => {
                 let present = seen.spec.maintenance_window.as_deref().unwrap_or_default();
                 let wanted = spec.maintenance_window.clone().or_else(|| window::beside(&spec.backup_window, present));
-                change.preferred_backup_window(&spec.backup_window).set_preferred_maintenance_window(wanted)
+                // Windows change at once. With the flag, so would what others have left for the next window.
+                change
+                    .apply_immediately(false)
+                    .preferred_backup_window(&spec.backup_window)
+                    .set_preferred_maintenance_window(wanted)
             }
             "version" => match (spec.version.parse::<u32>(), seen.spec.version.parse::<u32>()) {
                 (Ok(wanted), Ok(there)) if wanted > there => change

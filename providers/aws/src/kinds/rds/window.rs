@@ -38,8 +38,9 @@ pub(super) fn beside(backups: &str, maintenance: &str) -> Option<String> {
     let (begin, end) = maintenance.split_once('-')?;
     let ((day, begin), (_, end)) = (begin.split_once(':')?, end.split_once(':')?);
     let (first, length) = range(from, to)?;
-    let after = TimeOfDay((first + length + LEAST) % DAY);
-    is_overlap((first, length), range(begin, end)?).then(|| format!("{day}:{to}-{day}:{after}"))
+    let after = first + length + LEAST;
+    let is_needed = after < DAY && is_overlap((first, length), range(begin, end)?);
+    is_needed.then(|| format!("{day}:{to}-{day}:{}", TimeOfDay(after)))
 }
 
 /// Whether two periods of a day overlap, each by its first minute and its minutes.
