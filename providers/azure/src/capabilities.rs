@@ -13,7 +13,7 @@ use crate::lower::bucket_identity;
 
 /// The component as the provider of the objects inside of the cluster expands it: without what Azure's own resources answer for. Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "nodes")?;
+    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "nodes");
     // Without the stack the receivers get the alerts of Azure Monitor only.
     if let ComponentSpec::Monitoring(monitoring) = &mut inner.part
         && !monitoring.stack

@@ -237,7 +237,7 @@ pub struct ClusterAccess {
     /// The server image that `bundle create` packs, in a registry that the cluster can reach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The PostgreSQL image, if CloudNativePG should use another one than its own for `database.version`.
+    /// The PostgreSQL image of a database in the cluster and of backups, if not the built-in one of `database.version`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database_image: Option<String>,
     /// The address that clients use, if it is not `traffic.domain`: an ingress, a load balancer or a port-forward.

@@ -590,6 +590,60 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
 }
 
 #[test]
+fn database_that_a_cloud_runs_is_dumped_with_the_address_and_the_password_of_the_servers() {
+    let lowered_of = |version: u32, private_ca: Option<FileText>, place: Fixture| {
+        let secrets = "secrets".parse().unwrap();
+        let managed = ManagedDumps { version, disk_bytes: 100 << 30, backup_bytes: 200 << 30, secrets, private_ca };
+        lowered(&component("backup", ComponentSpec::Backup(Backup { managed: Some(managed), ..backup() })), place)
+    };
+    let of = |made: &[Wanted], part: &str| {
+        let id = format!("main/backup/{part}");
+        made.iter().find(|one| one.id.as_str() == id).unwrap().clone()
+    };
+    for authority in [Some("PEM"), None] {
+        let made = lowered_of(16, authority.map(|pem| Ok(pem.to_owned())), fixture()).unwrap();
+        let data = of(&made, "owner").spec.as_value()["data"].clone();
+        let given = json!({
+            "password": { "$output": "main/secrets/database-password#secret" },
+            "url": { "$plain": { "$output": "main/database/instance#url" } },
+        });
+        assert_eq!(data, given);
+        assert_eq!(of(&made, "script").spec.as_value()["data"]["ca.crt"].as_str(), authority);
+        for (job, containers) in [("schedule", "initContainers"), ("restore", "containers")] {
+            let job = of(&made, job);
+            assert!(job.needs.iter().any(|need| need.on.as_str() == "main/backup/owner"), "{job:?}");
+            let pod = &job.spec.as_value()["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+            let container = &pod[containers][0];
+            let image = container["image"].as_str().unwrap();
+            assert!(image.starts_with("ghcr.io/cloudnative-pg/postgresql:16."), "{image}");
+            let variables = container["env"].as_array().unwrap();
+            let variable = |name: &str| variables.iter().find(|one| one["name"] == name);
+            let url = &variable("DATABASE_URL").unwrap()["valueFrom"]["secretKeyRef"];
+            assert_eq!(url, &json!({ "name": "textnlp-database-owner", "key": "url" }));
+            let file = variable("PGSSLROOTCERT").map(|one| one["value"].as_str().unwrap());
+            assert_eq!(file, authority.map(|_| "/etc/textnlp-backup/ca.crt"));
+            // Nothing of a database in the cluster, which would be tried first.
+            assert!(variable("PGHOST").is_none() && variable("PGDATABASE").is_none(), "{variables:?}");
+            assert!(!pod.to_string().contains("textnlp-database-ca"), "{pod}");
+        }
+        assert_eq!(of(&made, "volume").spec.as_value()["spec"]["resources"]["requests"]["storage"], "200Gi");
+    }
+    // Its programs are of the server's version or a newer one.
+    let with_image = |tag: &str| {
+        let image = pinned(&format!("registry.example.com/postgresql:{tag}"));
+        lowered_of(16, None, fixture().set(|site| site.database_image = Some(image)))
+    };
+    with_image("17").unwrap();
+    let older = with_image("15").unwrap_err().to_string();
+    assert!(older.contains("does not begin with 16 or more"), "{older}");
+    let unknown = lowered_of(99, None, fixture()).unwrap_err().to_string();
+    assert!(unknown.contains("no image of PostgreSQL 99 is built in"), "{unknown}");
+    let by_tag = fixture().set(|site| site.database_image = Some("registry.example.com/postgresql:16".to_owned()));
+    let by_tag = lowered_of(16, None, by_tag).unwrap_err().to_string();
+    assert!(by_tag.contains("needs its digest"), "{by_tag}");
+}
+
+#[test]
 fn analytics_job_runs_the_program_of_the_servers_unless_an_image_is_set() {
     let server = |place: Fixture, is_analyzed: bool| {
         let mut workload = Workload { stored: database(), ..workload() };
