@@ -34,7 +34,7 @@ use textnlp_sim::aws::route53::{self, Route53};
 use textnlp_sim::postgres::{Change, Stand};
 use textnlp_sim::{Options, Scope, Simulator};
 use textnlp_tests::ports::Ports;
-use textnlp_tests::{Said, counts, eventually, said};
+use textnlp_tests::{Said, counts, eventually, said, write_secret};
 
 use follower::Follower;
 use operator::{Operator, postgres};
@@ -523,12 +523,7 @@ fn managed_life(
     let failover = follower.about("db failover --yes -o json").expect(0).json();
     let is_other = failover["killed"] != failover["primary"];
     assert!(is_other && failover["lost"] == 0 && failover["ready_s"].is_number(), "{failover:#}");
-    let dumped = follower.about("backup create").expect(0);
-    assert!(dumped.out.contains("backup_2") && dumped.out.contains("verified: restored with "), "{dumped:?}");
-    eventually("the dump is known", || {
-        let listed = follower.about("backup list -o json").expect(0).json();
-        listed["newest_verified"].is_string().then_some(())
-    });
+    dump_and_restore(operator, follower, managed);
     follower.about("probe --every 1s --for 7s").expect(0);
     let gate = follower.about("gate -o json").expect(0).json()["gate"].clone();
     let checks = gate["checks"].as_array().unwrap();
@@ -544,6 +539,29 @@ fn managed_life(
     assert!(records() > had, "the zone has the name of the service");
     follower.run(follower.printed("textnlp-deploy down --file production.yaml --delete-data")).expect(0);
     assert_eq!(records(), had, "the zone has what it had");
+}
+
+/// The cluster dumps the database of the cloud, and restores what is lost.
+fn dump_and_restore(operator: &Operator, follower: &Follower<'_>, managed: &Managed) {
+    let keys = || managed.database.sql("textnlp", "SELECT count(*) FROM api_keys");
+    let before = keys();
+    let dumped = follower.about("backup create").expect(0);
+    assert!(dumped.out.contains("backup_2") && dumped.out.contains("verified: restored with "), "{dumped:?}");
+    eventually("the dump is known", || {
+        let listed = follower.about("backup list -o json").expect(0).json();
+        listed["newest_verified"].is_string().then_some(())
+    });
+    follower.about("key create later -o json").expect(0);
+    assert_ne!(keys(), before);
+    let key = operator.sandbox.folder().join("key.txt");
+    write_secret(&key, &follower.about("backup key show").expect(0).out);
+    let from = format!("--from-file={key}");
+    let secret = ["create", "secret", "generic", "textnlp-backup-key", "--namespace", &operator.namespace, &from];
+    assert!(operator.cluster.kubectl(&secret).status.success());
+    let job = ["create", "job", "restore", "--namespace", &operator.namespace, "--from=cronjob/textnlp-restore"];
+    assert!(operator.cluster.kubectl(&job).status.success());
+    eventually("it is restored", || (operator.get("job", "restore")["status"]["succeeded"] == 1).then_some(()));
+    assert_eq!(keys(), before);
 }
 
 #[test]
