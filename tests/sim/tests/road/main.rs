@@ -561,7 +561,10 @@ fn dump_and_restore(operator: &Operator, follower: &Follower<'_>, managed: &Mana
     let job = ["create", "job", "restore", "--namespace", &operator.namespace, "--from=cronjob/textnlp-restore"];
     assert!(operator.cluster.kubectl(&job).status.success());
     eventually("it is restored", || (operator.get("job", "restore")["status"]["succeeded"] == 1).then_some(()));
+    let secret = ["delete", "secret", "textnlp-backup-key", "--namespace", &operator.namespace];
+    assert!(operator.cluster.kubectl(&secret).status.success());
     assert_eq!(keys(), before);
+    eventually("the service answers", || (follower.about("generate 'Once upon a time'").exit == 0).then_some(()));
 }
 
 #[test]
