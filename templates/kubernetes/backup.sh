@@ -21,9 +21,9 @@ count_rows() {
   psql -X -q -A -t -F ' ' -v ON_ERROR_STOP=1 -d "$database" -c 'SELECT (SELECT count(*) FROM api_keys), (SELECT count(*) FROM api_usage)'
 }
 
-# Lists what is restored: a server has its own extensions, and some clouds put theirs into each database.
+# Lists what is restored: all that is in the schema public. Some clouds put extensions, schemas and event triggers into each database.
 list() {
-  pg_restore --list dump | grep -vw EXTENSION >list
+  pg_restore --list dump | grep -vE '^[0-9]+; [0-9]+ [0-9]+ (COMMENT - )?(EXTENSION|SCHEMA|EVENT TRIGGER) ' >list
 }
 
 # The restored counts must be between those before and after the dump.
@@ -37,8 +37,9 @@ dump() {
   trap 'rm -rf "$beside"' EXIT
   trap 'exit 143' TERM INT
   before=$(count_rows)
-  # A benchmark may drop its tables meanwhile.
-  pg_dump --format=custom --no-owner --no-privileges --enable-row-security --exclude-schema=textnlp_benchmark --no-password --dbname="$database" --file=dump
+  # A benchmark may drop its tables meanwhile, and Cloud SQL has a schema of its own.
+  pg_dump --format=custom --no-owner --no-privileges --enable-row-security --exclude-schema=textnlp_benchmark --exclude-schema='google_*' \
+    --no-password --dbname="$database" --file=dump
   after=$(count_rows)
   proof="not verified"
   if [ "$VERIFY" = true ]; then
