@@ -347,11 +347,11 @@ impl Lowering<'_> {
         let owner = self.id(component.as_str(), "owner")?;
         let instance = self.id(DATABASE, MANAGED)?;
         let password = self.id(managed.secrets.as_str(), PASSWORD)?;
-        // `pg_dump` refuses a server that is newer than itself.
+        // `pg_dump` refuses a newer server, and `pg_restore` of 17 sets `transaction_timeout`, which an older one refuses.
         let image = self.checked_image(managed.version)?;
-        if major(&image).is_none_or(|major| major < managed.version) {
+        if major(&image) != Some(managed.version) {
             let cause = format!(
-                "its programs dump the database, and the tag of `{image}` does not begin with {} or more",
+                "its programs dump and restore the database, and the tag of `{image}` does not begin with {}",
                 managed.version
             );
             let fix =
