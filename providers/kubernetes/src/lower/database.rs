@@ -25,6 +25,8 @@ const AUTHORITY: &str = "/etc/textnlp-database";
 const AUTHORITY_SECRET: &str = "textnlp-database-ca";
 /// The Secret of the role that owns the database.
 const OWNER_SECRET: &str = "textnlp-database-owner";
+/// The Secret with the address and the password of a database that a cloud runs, for backups.
+const MANAGED_SECRET: &str = "textnlp-backup-database";
 const OWNER: &str = "textnlp";
 /// The resource of a database that a cloud runs. Its output `url` is an address without the password.
 const MANAGED: &str = "instance";
@@ -265,7 +267,9 @@ impl Lowering<'_> {
         let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
         let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
         // What is missing was reported.
-        let Some(Dumped { image, disk_bytes, backup_bytes, connection, authority, ca, needs }) = dumped else { return };
+        let Some(Dumped { image, disk_bytes, backup_bytes, secret, connection, authority, ca, needs }) = dumped else {
+            return;
+        };
         let namespace = self.cluster.namespace.clone();
         let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(backup_bytes), "access": "ReadWriteOnce", "class": null });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
@@ -305,7 +309,7 @@ impl Lowering<'_> {
             let is_restore = name == RESTORE;
             let inputs = json!({
                 "namespace": namespace, "name": name, "steps": steps, "schedule": schedule, "suspend": is_restore,
-                "tries": tries, "user": user, "authority_secret": authority, "owner_secret": OWNER_SECRET,
+                "tries": tries, "user": user, "authority_secret": authority, "owner_secret": secret,
                 "key_secret": is_restore.then_some(KEY_SECRET),
                 "folders": {
                     "script": SCRIPT_FOLDER, "authority": AUTHORITY, "owner": OWNER_FOLDER, "dumps": DUMPS,
@@ -334,6 +338,7 @@ impl Lowering<'_> {
             image: self.postgres_image(own.version)?,
             disk_bytes: own.disk_bytes,
             backup_bytes: own.backup_bytes,
+            secret: OWNER_SECRET,
             connection: connection.map(|(name, value)| variable(name, value)).into(),
             authority: Some(AUTHORITY_SECRET),
             ca: None,
@@ -365,14 +370,15 @@ impl Lowering<'_> {
             "password": OutputRef::new(password, "secret"),
             "url": { PLAIN: OutputRef::new(instance, "url") },
         });
-        self.secret(owner.clone(), OWNER_SECRET, "Opaque", &data, Vec::new());
-        let from = json!({ "secretKeyRef": { "name": OWNER_SECRET, "key": "url" } });
+        self.secret(owner.clone(), MANAGED_SECRET, "Opaque", &data, Vec::new());
+        let from = json!({ "secretKeyRef": { "name": MANAGED_SECRET, "key": "url" } });
         let mut connection = vec![json!({ "name": "DATABASE_URL", "valueFrom": from })];
         connection.extend(ca.is_some().then(|| variable("PGSSLROOTCERT", &format!("{SCRIPT_FOLDER}/ca.crt"))));
         Some(Dumped {
             image,
             disk_bytes: managed.disk_bytes,
             backup_bytes: managed.backup_bytes,
+            secret: MANAGED_SECRET,
             connection,
             authority: None,
             ca,
@@ -389,6 +395,8 @@ struct Dumped {
     disk_bytes: u64,
     /// The disk for dumps, in bytes.
     backup_bytes: u64,
+    /// The Secret with its password.
+    secret: &'static str,
     /// The variables of its address.
     connection: Vec<Value>,
     /// The Secret with its certificate authority, for a database in the cluster.

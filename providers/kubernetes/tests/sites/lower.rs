@@ -619,7 +619,10 @@ fn database_that_a_cloud_runs_is_dumped_with_the_address_and_the_password_of_the
             let variables = container["env"].as_array().unwrap();
             let variable = |name: &str| variables.iter().find(|one| one["name"] == name);
             let url = &variable("DATABASE_URL").unwrap()["valueFrom"]["secretKeyRef"];
-            assert_eq!(url, &json!({ "name": "textnlp-database-owner", "key": "url" }));
+            assert_eq!(url, &json!({ "name": "textnlp-backup-database", "key": "url" }));
+            let volumes = pod["volumes"].as_array().unwrap();
+            let secret = volumes.iter().find(|volume| volume["name"] == "owner").unwrap();
+            assert_eq!(secret["secret"]["secretName"], "textnlp-backup-database");
             let file = variable("PGSSLROOTCERT").map(|one| one["value"].as_str().unwrap());
             assert_eq!(file, authority.map(|_| "/etc/textnlp-backup/ca.crt"));
             // Nothing of a database in the cluster, which would be tried first.
