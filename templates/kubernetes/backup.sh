@@ -89,6 +89,7 @@ DO $$ DECLARE tenant text := session_user || '_tenant'; BEGIN
   END IF;
 END $$;
 SQL
+  rm -f dump list
   echo "$name is restored: $(count_rows) keys and requests"
 }
 
