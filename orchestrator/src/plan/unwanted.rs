@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use textnlp_provider::{Ownership, Problem, Recorded, Spec};
 
 use super::Purpose;
-use super::decide::{Decided, Decision, DecisionBuilder, is_kept, is_other, record_of, unproven_problem};
+use super::decide::{
+    Decided, Decision, DecisionBuilder, is_kept, is_other, record_of, retained_original, unproven_problem,
+};
 use super::facts::ResourceIndex;
 
 impl<'a> DecisionBuilder<'_, 'a> {
@@ -25,6 +27,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
             self.all[place] = self.unwanted_one(place);
         }
         self.keep_what_is_needed();
+        self.report_copies();
     }
 
     fn unwanted_one(&mut self, place: ResourceIndex) -> Option<Decided<'a>> {
@@ -103,6 +106,17 @@ impl<'a> DecisionBuilder<'_, 'a> {
             (None, _) => {}
         }
         Some(decided)
+    }
+
+    /// Reports copies that are deleted because what they are copies of is retained.
+    fn report_copies(&mut self) {
+        for decided in self.all.iter_mut().flatten() {
+            let Decision::Delete { recorded } = decided.what else { continue };
+            let Some((original, save)) = retained_original(self.world, recorded, decided.site) else { continue };
+            decided.because = format!("it has copies of `{original}`, which is retained");
+            let cause = format!("it has copies of `{original}`, and is deleted with them although that is retained");
+            self.warnings.push(Problem::warning(recorded.id.as_str(), cause, save));
+        }
     }
 
     /// Retains the dependencies of retained and unreadable resources.

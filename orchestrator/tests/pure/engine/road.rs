@@ -9,12 +9,12 @@ use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::event::EventKind;
 use textnlp_orchestrator::gate::{EnteredPhase, EntryBasis, Exemption, RecordedExemption};
-use textnlp_orchestrator::plan::{Purpose, Summary};
+use textnlp_orchestrator::plan::{Purpose, Summary, audit};
 use textnlp_orchestrator::run::{Run, RunError, run_phases};
 use textnlp_orchestrator::state::{Entry, Holder, Operator, SCHEDULE, StateError, Store};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::memory::{Fault, FaultEffect, Fuse, Stage};
-use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Spec, Verb};
+use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Observed, Spec, Verb, Wanted};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -124,6 +124,45 @@ fn down_retains_data_and_the_resources_it_needs() {
     world.check(&all);
     world.down(DOWN_WITH_DATA);
     assert!(world.ours().is_empty());
+}
+
+#[test]
+fn down_removes_copies_of_retained_data_with_their_host_and_says_so() {
+    let replicas = ["server/replica-0", "server/replica-1"];
+    let others = ["gateway", "cert", "cache", "store", "store/tiny", "vault", "vault/key"];
+    let mut all = without(without(service(), &replicas), &others);
+    let dumps = want("dumps", "database", json!({"engine": "disk", "copy_of": "here/db"}));
+    all.push(via(dumps, "cluster"));
+    let of = |wanted: &[Wanted]| {
+        let mut world = World::new();
+        world.protect_data = true;
+        world.up(wanted);
+        world
+    };
+    let kept = |world: &World, ask, wanted: &[Wanted]| -> Vec<String> {
+        let (planned, _) = world.plan(ask, wanted).unwrap();
+        planned.plan().retained.iter().map(|kept| format!("{}: {}", kept.resource, kept.because)).collect()
+    };
+    let with_host =
+        ["here/cluster: `here/dumps` needs it", "here/dumps: it holds data", "here/net: `here/cluster` needs it"];
+    assert_eq!(kept(&of(&without(all.clone(), &["db"])), DOWN, &[]), with_host, "there is no original");
+    let unseen = of(&all);
+    unseen.cloud.hide(&id("here/db"));
+    assert_eq!(kept(&unseen, DOWN, &[]), with_host, "whether there is an original is not known");
+    let world = of(&all);
+    assert_eq!(kept(&world, UP, &without(all, &["dumps"])), ["here/dumps: it holds data"], "an `up` removes none");
+
+    let (planned, mut facts) = world.plan(DOWN, &[]).unwrap();
+    let plan = planned.plan().clone();
+    assert_eq!(kept(&world, DOWN, &[]), ["here/db: it holds data"]);
+    let [warning] = &plan.warnings[..] else { panic!("{:#?}", plan.warnings) };
+    assert!(warning.place == "here/dumps" && warning.cause.contains("copies of `here/db`"), "{warning}");
+    let site = facts.sites.get_mut(&here()).unwrap();
+    site.observed.iter_mut().filter(|(of, _)| *of == id("here/db")).for_each(|(_, seen)| *seen = Observed::Absent);
+    let breaches = audit(plan, &facts).unwrap_err();
+    assert!(breaches.iter().any(|breach| breach.law.contains("only with consent")), "{breaches:?}");
+    assert!(world.down(DOWN).is_complete());
+    assert_eq!(world.ours().len(), 1, "the database");
 }
 
 #[test]

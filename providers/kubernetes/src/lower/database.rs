@@ -267,11 +267,16 @@ impl Lowering<'_> {
         let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
         let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
         // What is missing was reported.
-        let Some(Dumped { image, disk_bytes, backup_bytes, secret, connection, authority, ca, needs }) = dumped else {
+        let Some(Dumped { image, disk_bytes, backup_bytes, secret, copy_of, connection, authority, ca, needs }) =
+            dumped
+        else {
             return;
         };
         let namespace = self.cluster.namespace.clone();
-        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(backup_bytes), "access": "ReadWriteOnce", "class": null });
+        let claim = json!({
+            "namespace": namespace, "name": "textnlp-backups", "size": disk(backup_bytes), "access": "ReadWriteOnce",
+            "class": null, "copy_of": copy_of,
+        });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
         let mut files = json!({ "backup.sh": SCRIPT });
         if let Some(ca) = ca {
@@ -339,6 +344,7 @@ impl Lowering<'_> {
             disk_bytes: own.disk_bytes,
             backup_bytes: own.backup_bytes,
             secret: OWNER_SECRET,
+            copy_of: None,
             connection: connection.map(|(name, value)| variable(name, value)).into(),
             authority: Some(AUTHORITY_SECRET),
             ca: None,
@@ -368,7 +374,7 @@ impl Lowering<'_> {
         let ca = managed.private_ca.clone().and_then(Result::ok);
         let data = json!({
             "password": OutputRef::new(password, "secret"),
-            "url": { PLAIN: OutputRef::new(instance, "url") },
+            "url": { PLAIN: OutputRef::new(instance.clone(), "url") },
         });
         self.secret(owner.clone(), MANAGED_SECRET, "Opaque", &data, Vec::new());
         let from = json!({ "secretKeyRef": { "name": MANAGED_SECRET, "key": "url" } });
@@ -379,6 +385,7 @@ impl Lowering<'_> {
             disk_bytes: managed.disk_bytes,
             backup_bytes: managed.backup_bytes,
             secret: MANAGED_SECRET,
+            copy_of: Some(instance),
             connection,
             authority: None,
             ca,
@@ -397,6 +404,8 @@ struct Dumped {
     backup_bytes: u64,
     /// The Secret with its password.
     secret: &'static str,
+    /// The database, where it may stay without the cluster.
+    copy_of: Option<ResourceId>,
     /// The variables of its address.
     connection: Vec<Value>,
     /// The Secret with its certificate authority, for a database in the cluster.
