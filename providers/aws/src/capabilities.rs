@@ -8,7 +8,7 @@ use textnlp_provider::settings::{
 };
 use textnlp_provider::{Component, Site};
 
-use crate::lower::{bucket_identity, endpoint, node_autoscaler};
+use crate::lower::{DISKS, addon, bucket_identity, endpoint, node_autoscaler};
 use crate::tables::rds_ca;
 
 /// What is not listed here is refused.
@@ -142,6 +142,9 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let identity = bucket_identity(component, &site);
     let autoscaler = node_autoscaler(component, &site);
     if let Some(cluster) = &mut site.cluster {
+        if let Some(nodes) = &mut cluster.nodes {
+            nodes.disks = Some(addon(DISKS));
+        }
         cluster.node_autoscaler = autoscaler;
         cluster.balancer = balancer;
         cluster.bucket_identity = (!cluster.existing).then_some(identity);

@@ -22,7 +22,7 @@ pub fn inside(component: &Component, site: &Site, nodes: &str) -> (Component, Si
         GPU_NODES.to_owned()
     });
     if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
-        cluster.nodes = Some(ClusterNodes { general: nodes.to_owned(), gpu });
+        cluster.nodes = Some(ClusterNodes { general: nodes.to_owned(), gpu, disks: None });
     }
     (Component { name: component.name.clone(), existing, part }, site)
 }

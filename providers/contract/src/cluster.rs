@@ -85,7 +85,7 @@ impl ClusterSite {
     }
 }
 
-/// The parts of a cluster's component that are its nodes.
+/// The parts of a cluster's component that are its nodes and their disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterNodes {
     /// Those of all pods.
@@ -93,6 +93,9 @@ pub struct ClusterNodes {
     /// Those with GPUs, if there are some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
+    /// The part that creates and deletes volumes, if it is one of its own: what has volumes is removed before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<String>,
 }
 
 /// The service account of the servers' pods where they fetch models of buckets.

@@ -1,6 +1,6 @@
 //! What an environment's components become in a cluster: golden objects, refusals, and the word of a real API server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use expect_test::{expect, expect_file};
@@ -636,6 +636,12 @@ fn database_that_a_cloud_runs_is_dumped_with_the_address_and_the_password_of_the
         assert_eq!(volume["spec"]["resources"]["requests"]["storage"], "200Gi");
         assert_eq!(volume.pointer(claims.copies.unwrap().original).unwrap(), "main/database/instance");
     }
+    // What has volumes is removed before what deletes them.
+    let nodes = ClusterNodes { general: "nodes".to_owned(), gpu: None, disks: Some("disks".to_owned()) };
+    let made = lowered_of(16, None, Fixture { nodes: Some(nodes), ..fixture() }).unwrap();
+    let needs_disks = |one: &&Wanted| one.needs.iter().any(|need| need.on.as_str() == "main/cluster/disks");
+    let before: BTreeSet<&str> = made.iter().filter(needs_disks).map(|one| one.id.as_str()).collect();
+    assert_eq!(before, BTreeSet::from(["main/backup/restore", "main/backup/schedule", "main/backup/volume"]));
     // Its programs are of the server's version.
     let with_image = |tag: &str| {
         let image = pinned(&format!("registry.example.com/postgresql:{tag}"));
@@ -872,7 +878,7 @@ fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
 
 #[test]
 fn pods_start_after_the_nodes_that_a_cloud_creates() {
-    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: Some("gpu-nodes".to_owned()) };
+    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: Some("gpu-nodes".to_owned()), disks: None };
     let gpu = ClusterGpus {
         count: 4,
         existing: false,
@@ -1014,7 +1020,7 @@ fn node_autoscaler_is_an_object_of_sites_whose_cloud_has_none() {
         variables: BTreeMap::from([("AWS_REGION".to_owned(), "eu-west-1".to_owned())]),
         part: "autoscaler-identity".to_owned(),
     };
-    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: None };
+    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: None, disks: None };
     let made = |node_autoscaler| {
         let fixture = Fixture { node_autoscaler, nodes: Some(nodes.clone()), ..fixture() };
         let mut made = lowered(&cluster, fixture).unwrap();
