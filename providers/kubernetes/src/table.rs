@@ -54,7 +54,7 @@ impl Row {
             one_by_one: false,
             shared: &[],
             replica: None,
-            copies: (self.kind == "PersistentVolumeClaim").then_some(CLAIM_OF_COPIES),
+            copies: (self.kind == VOLUME_CLAIM).then_some(CLAIM_OF_COPIES),
             // Lists without a `resourceVersion` are consistent reads.
             settles: Duration::ZERO,
             deadline: self.deadline,
@@ -425,6 +425,11 @@ pub(crate) const fn nodes() -> Row {
     Row { namespaced: false, ..row!("node", "a machine", "" / "v1", "nodes", "Node") }
 }
 
+/// Volumes; the cluster's storage creates and deletes them.
+pub(crate) const fn volumes() -> Row {
+    Row { namespaced: false, ..row!("volume", "a disk", "" / "v1", "persistentvolumes", "PersistentVolume") }
+}
+
 /// Replica sets; deployments create them.
 pub(crate) const fn replica_sets() -> Row {
     row!("replica-set", "the pods of one template", "apps" / "v1", "replicasets", "ReplicaSet")
@@ -454,6 +459,8 @@ pub(crate) const API_SERVICE: &str = "APIService";
 pub(crate) const INGRESS: &str = "Ingress";
 /// The kind that exposes services through a Gateway.
 pub(crate) const HTTP_ROUTE: &str = "HTTPRoute";
+/// The kind that has a volume.
+pub(crate) const VOLUME_CLAIM: &str = "PersistentVolumeClaim";
 /// The kind that scales pods.
 pub(crate) const AUTOSCALER: &str = "HorizontalPodAutoscaler";
 

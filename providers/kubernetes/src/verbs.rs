@@ -36,6 +36,8 @@ const SOON_LOOKS: u32 = 20;
 /// The limit of foreign objects that a message lists.
 const SHOWN: usize = 10;
 
+static VOLUME: Row = table::volumes();
+
 /// One operation on one object.
 pub(crate) struct Work<'a> {
     kubernetes: &'a Kubernetes,
@@ -59,6 +61,9 @@ struct OperationProgress {
     /// Whether watching is not permitted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unwatched: bool,
+    /// The volume of a claim that is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    volume: Option<String>,
     /// The rollout job that replaces the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rollout: Option<Box<RolloutOrders>>,
@@ -74,7 +79,16 @@ impl OperationProgress {
     /// The initial progress.
     fn of(object: &Value) -> Self {
         let uid = identity::uid(object).to_owned();
-        Self { uid, in_the_way: false, looks: 0, unwatched: false, rollout: None, pods: None, lost: false }
+        Self {
+            uid,
+            in_the_way: false,
+            looks: 0,
+            unwatched: false,
+            volume: None,
+            rollout: None,
+            pods: None,
+            lost: false,
+        }
     }
 }
 
@@ -126,7 +140,7 @@ impl<'a> Work<'a> {
         }
         let there = self.awaited(&mut stand).await?;
         match (self.op.verb, there) {
-            (Verb::Delete, None) => self.gone(),
+            (Verb::Delete, None) => self.gone_with_volume(&stand).await,
             (Verb::Create, None) if stand.in_the_way => self.create(None).await,
             (_, None) => {
                 let error =
@@ -410,11 +424,32 @@ impl<'a> Work<'a> {
                 Err(error) => return Err(error),
             }
         }
-        let stand = OperationProgress { uid, ..OperationProgress::of(object) };
+        let volume = object["spec"]["volumeName"].as_str().filter(|_| self.row.kind == table::VOLUME_CLAIM);
+        let stand = OperationProgress { uid, volume: volume.map(str::to_owned), ..OperationProgress::of(object) };
         // Most objects are deleted at once, so one read here saves a poll.
         match self.api.get(&self.call("read", "get")).await?.filter(|object| identity::uid(object) == stand.uid) {
-            None => self.gone(),
+            None => self.gone_with_volume(&stand).await,
             Some(object) => Ok(self.ending(&object, &stand).await),
+        }
+    }
+
+    /// An object is gone when the volume of a claim is: what deletes the volume may be removed next.
+    async fn gone_with_volume(&self, stand: &OperationProgress) -> Result<Progress> {
+        let Some(name) = &stand.volume else { return self.gone() };
+        let call = Call { action: "read", verb: "get", row: &VOLUME, namespace: None, name: Some(name) };
+        match self.api.get(&call).await {
+            Ok(Some(volume))
+                if volume["spec"]["claimRef"]["uid"] == stand.uid.as_str()
+                    && volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete" =>
+            {
+                // It is polled: only the claim is watched.
+                let stand = OperationProgress { unwatched: true, ..stand.clone() };
+                Ok(pending(&stand, format!("its volume {name} is being deleted")))
+            }
+            Ok(_) => self.gone(),
+            // A claim is deleted without permission to read volumes too.
+            Err(error) if error.kind == ErrorKind::Denied => self.gone(),
+            Err(error) => Err(error),
         }
     }
 
