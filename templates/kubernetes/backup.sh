@@ -6,9 +6,11 @@ set -eu
 umask 077
 for folder in /usr/lib/postgresql/*/bin; do PATH=$PATH:$folder; done
 PGPASSWORD=$(cat "$PASSWORD_FILE")
-# Read the rows of all tenants despite row-level security.
-export PATH PGPASSWORD PGOPTIONS="-c textnlp.tenant=*" PGCONNECT_TIMEOUT=10 LC_ALL=C
-database=${DATABASE_URL:-$PGDATABASE}
+# Read the rows of all tenants despite row-level security. A server that is not verified gets no password in clear, from PostgreSQL 16 on.
+export PATH PGPASSWORD PGREQUIREAUTH='!password' PGOPTIONS="-c textnlp.tenant=*" PGCONNECT_TIMEOUT=10 LC_ALL=C
+# The address has parameters: clouds give one with `?sslmode=`. A lost connection ends a job after 90 seconds.
+database=${DATABASE_URL:+$DATABASE_URL&keepalives_idle=30&keepalives_interval=10&keepalives_count=6}
+database=${database:-$PGDATABASE}
 case ${DATABASE_URL:-sslmode=verify-full} in
   *sslmode=verify-*) ;;
   # With a root certificate, PostgreSQL's programs would verify a server of which the address does not ask that.
