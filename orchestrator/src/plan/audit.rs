@@ -5,7 +5,9 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-use textnlp_provider::{DataClass, Foreign, Kind, Object, Observed, Origin, Ownership, Recorded, ResourceId, Wanted};
+use textnlp_provider::{
+    DataClass, Foreign, Health, Kind, Object, Observed, Origin, Ownership, Recorded, ResourceId, Wanted,
+};
 
 use super::facts::{needs_of, recorded_needs};
 use super::{Call, ChoiceBasis, Facts, Gate, Node, Note, ObjectRole, Plan, Purpose, Step, gated};
@@ -192,7 +194,7 @@ impl<'a> Auditor<'a> {
         !recorded.tainted && (recorded.protected || (precious && site.protect_data))
     }
 
-    /// Whether an object has copies of one that holds data, exists and is left alone by this `down`.
+    /// Whether an object has copies of one that holds data, exists, is healthy, and is retained by this `down`.
     fn is_spare(&self, recorded: &Recorded) -> bool {
         let original = || {
             let copies = self.kind(recorded)?.copies?;
@@ -200,13 +202,15 @@ impl<'a> Auditor<'a> {
             self.holdings.get(&original)?.current.as_ref()
         };
         let Some(original) = original().filter(|_| self.facts.purpose == Purpose::Down) else { return false };
+        let is_well = |object: &Object| object.cloud_id == original.cloud_id && object.health == Health::Ready;
         let is_present = |(id, seen): &(ResourceId, Observed)| {
-            *id == original.id && matches!(seen, Observed::Present(object) if object.cloud_id == original.cloud_id)
+            *id == original.id && matches!(seen, Observed::Present(object) if is_well(object))
         };
         let steps = self.steps.get(&original.id);
         self.holds_data(original)
             && original.ownership == Ownership::Ours
-            && steps.is_none_or(|steps| steps.iter().all(|step| step.node.calls().is_empty()))
+            && self.plan.retained.iter().any(|kept| kept.resource == original.id)
+            && steps.is_none_or(|steps| !steps.iter().any(|step| removes_current(step) || forgets(step)))
             && self.facts.sites.values().flat_map(|site| &site.observed).any(is_present)
     }
 

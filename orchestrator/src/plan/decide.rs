@@ -12,7 +12,7 @@ use textnlp_provider::{
 };
 
 use super::facts::{ResourceIndex, World, degraded, needs_of};
-use super::{Branch, Note, Purpose};
+use super::{Branch, Note};
 use crate::state::{ReplacedObject, within};
 
 /// The decisions about all resources that are wanted, recorded or observed.
@@ -776,33 +776,23 @@ impl ExpectedRecord<'_> {
     }
 }
 
-/// Whether an object is retained for its data.
-pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -> bool {
-    holds_data(world, recorded, site) && retained_original(world, recorded, site).is_none()
-}
-
 /// Whether an object holds data whose loss was not approved.
-fn holds_data(world: &World<'_>, recorded: &Recorded, site: &SiteName) -> bool {
+pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -> bool {
     let Some((site, facts)) = world.facts.sites.get_key_value(site) else { return true };
     let precious = world.kind(site, &recorded.kind).is_some_and(|kind| kind.data == DataClass::Precious);
     !world.facts.delete_data && !recorded.tainted && (recorded.protected || (precious && facts.protect_data))
 }
 
-/// The resource that an object has copies of, if this `down` certainly retains it, and how to save the copies.
-pub(super) fn retained_original<'a>(
-    world: &World<'a>,
+/// The resource that an object has copies of, and how to save them.
+pub(super) fn original_of(
+    world: &World<'_>,
     recorded: &Recorded,
     site: &SiteName,
-) -> Option<(&'a ResourceId, &'static str)> {
-    let (site, _) = world.facts.sites.get_key_value(site).filter(|_| world.facts.purpose == Purpose::Down)?;
+) -> Option<(ResourceIndex, &'static str)> {
+    let (site, _) = world.facts.sites.get_key_value(site)?;
     let copies = world.kind(site, &recorded.kind)?.copies?;
     let original = recorded.spec.as_value().pointer(copies.original)?.as_str()?;
-    let place = world.place(&ResourceId::new(original).ok()?)?;
-    let row = &world.rows[place];
-    let (site, holding) = row.holding?;
-    let current = holding.current.as_ref().filter(|current| current.ownership == Ownership::Ours)?;
-    let is_present = row.open.is_none() && row.present().any(|object| object.cloud_id == current.cloud_id);
-    (is_present && holds_data(world, current, site)).then_some((world.ids[place], copies.save))
+    Some((world.place(&ResourceId::new(original).ok()?)?, copies.save))
 }
 
 /// The record of an object that matches what is wanted.

@@ -149,14 +149,27 @@ fn down_removes_copies_of_retained_data_with_their_host_and_says_so() {
     let unseen = of(&all);
     unseen.cloud.hide(&id("here/db"));
     assert_eq!(kept(&unseen, DOWN, &[]), with_host, "whether there is an original is not known");
+    let sick = of(&all);
+    sick.cloud.degrade(&id("here/db"), "it lost its disk");
+    let with_both = [with_host[0], "here/db: it holds data", with_host[1], with_host[2]];
+    assert_eq!(kept(&sick, DOWN, &[]), with_both, "the original may be of no use");
     let world = of(&all);
+    let db = world.ours().into_iter().find(|thing| thing.resource == Some(id("here/db"))).unwrap().cloud_id;
+    world.cloud.date(&db, "2026-01-02T00:00:00Z".parse().unwrap());
+    world.up(&all);
+    world.cloud.date(&db, "2026-01-03T00:00:00Z".parse().unwrap());
+    assert_eq!(kept(&world, DOWN, &[]), with_host, "another object has the name of the original");
+    let steps = lines(world.plan(DOWN, &[]).unwrap().0.plan());
+    assert!(steps.iter().any(|step| step.ends_with(" note forget here/db")), "{steps:#?}");
+    world.cloud.date(&db, "2026-01-02T00:00:00Z".parse().unwrap());
     assert_eq!(kept(&world, UP, &without(all, &["dumps"])), ["here/dumps: it holds data"], "an `up` removes none");
 
     let (planned, mut facts) = world.plan(DOWN, &[]).unwrap();
     let plan = planned.plan().clone();
     assert_eq!(kept(&world, DOWN, &[]), ["here/db: it holds data"]);
     let [warning] = &plan.warnings[..] else { panic!("{:#?}", plan.warnings) };
-    assert!(warning.place == "here/dumps" && warning.cause.contains("copies of `here/db`"), "{warning}");
+    let says = "it has copies of `here/db` (created 2026-01-02T00:00:00Z: is your data in it?)";
+    assert!(warning.place == "here/dumps" && warning.cause.starts_with(says), "{warning}");
     let site = facts.sites.get_mut(&here()).unwrap();
     site.observed.iter_mut().filter(|(of, _)| *of == id("here/db")).for_each(|(_, seen)| *seen = Observed::Absent);
     let breaches = audit(plan, &facts).unwrap_err();
