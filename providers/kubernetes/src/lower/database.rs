@@ -356,7 +356,7 @@ impl Lowering<'_> {
     fn managed_dumped(&mut self, managed: &ManagedDumps) -> Option<Dumped> {
         let component = self.component.name.clone();
         let owner = self.id(component.as_str(), "owner")?;
-        let instance = self.id(DATABASE, MANAGED)?;
+        let (instance, data) = (self.id(DATABASE, MANAGED)?, self.id(DATABASE, &managed.data)?);
         let password = self.id(managed.secrets.as_str(), PASSWORD)?;
         // `pg_dump` refuses a newer server, and `pg_restore` of 17 sets `transaction_timeout`, which an older one refuses.
         let image = self.checked_image(managed.version)?;
@@ -372,11 +372,11 @@ impl Lowering<'_> {
         }
         // The workload reports an authority that cannot be read.
         let ca = managed.private_ca.clone().and_then(Result::ok);
-        let data = json!({
+        let fields = json!({
             "password": OutputRef::new(password, "secret"),
-            "url": { PLAIN: OutputRef::new(instance.clone(), "url") },
+            "url": { PLAIN: OutputRef::new(instance, "url") },
         });
-        self.secret(owner.clone(), MANAGED_SECRET, "Opaque", &data, Vec::new());
+        self.secret(owner.clone(), MANAGED_SECRET, "Opaque", &fields, Vec::new());
         let from = json!({ "secretKeyRef": { "name": MANAGED_SECRET, "key": "url" } });
         let mut connection = vec![json!({ "name": "DATABASE_URL", "valueFrom": from })];
         connection.extend(ca.is_some().then(|| variable("PGSSLROOTCERT", &format!("{SCRIPT_FOLDER}/ca.crt"))));
@@ -385,7 +385,7 @@ impl Lowering<'_> {
             disk_bytes: managed.disk_bytes,
             backup_bytes: managed.backup_bytes,
             secret: MANAGED_SECRET,
-            copy_of: Some(instance),
+            copy_of: Some(data),
             connection,
             authority: None,
             ca,

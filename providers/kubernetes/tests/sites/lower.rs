@@ -594,7 +594,9 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
 fn database_that_a_cloud_runs_is_dumped_with_the_address_and_the_password_of_the_servers() {
     let lowered_of = |version: u32, private_ca: Option<FileText>, place: Fixture| {
         let secrets = "secrets".parse().unwrap();
-        let managed = ManagedDumps { version, disk_bytes: 100 << 30, backup_bytes: 200 << 30, secrets, private_ca };
+        let data = "server".to_owned();
+        let managed =
+            ManagedDumps { version, disk_bytes: 100 << 30, backup_bytes: 200 << 30, data, secrets, private_ca };
         lowered(&component("backup", ComponentSpec::Backup(Backup { managed: Some(managed), ..backup() })), place)
     };
     let of = |made: &[Wanted], part: &str| {
@@ -634,7 +636,7 @@ fn database_that_a_cloud_runs_is_dumped_with_the_address_and_the_password_of_the
         }
         let volume = of(&made, "volume").spec.as_value().clone();
         assert_eq!(volume["spec"]["resources"]["requests"]["storage"], "200Gi");
-        assert_eq!(volume.pointer(claims.copies.unwrap().original).unwrap(), "main/database/instance");
+        assert_eq!(volume.pointer(claims.copies.unwrap().original).unwrap(), "main/database/server");
     }
     // What has volumes is removed before what deletes them.
     let nodes = ClusterNodes { general: "nodes".to_owned(), gpu: None, disks: Some("disks".to_owned()) };
