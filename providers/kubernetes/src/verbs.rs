@@ -33,6 +33,8 @@ const ROLLING: Duration = Duration::from_secs(1);
 const SETTLES: Duration = Duration::from_secs(4);
 /// The number of polls at the short interval.
 const SOON_LOOKS: u32 = 20;
+/// The number of polls for the volume of a claim that is gone: about five minutes.
+const VOLUME_LOOKS: u32 = 150;
 /// The limit of foreign objects that a message lists.
 const SHOWN: usize = 10;
 
@@ -64,6 +66,9 @@ struct OperationProgress {
     /// The volume of a claim that is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     volume: Option<String>,
+    /// The number of polls for that volume so far.
+    #[serde(default)]
+    volume_looks: u32,
     /// The rollout job that replaces the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rollout: Option<Box<RolloutOrders>>,
@@ -85,6 +90,7 @@ impl OperationProgress {
             looks: 0,
             unwatched: false,
             volume: None,
+            volume_looks: 0,
             rollout: None,
             pods: None,
             lost: false,
@@ -433,7 +439,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// An object is gone when the volume of a claim is: what deletes the volume may be removed next.
+    /// An object is gone when the volume of a claim is: what deletes the volume may be removed next. The wait has a bound, because that
+    /// may be gone already, or may never succeed.
     async fn gone_with_volume(&self, stand: &OperationProgress) -> Result<Progress> {
         let Some(name) = &stand.volume else { return self.gone() };
         let call = Call { action: "read", verb: "get", row: &VOLUME, namespace: None, name: Some(name) };
@@ -442,13 +449,23 @@ impl<'a> Work<'a> {
                 if volume["spec"]["claimRef"]["uid"] == stand.uid.as_str()
                     && volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete" =>
             {
+                if stand.volume_looks >= VOLUME_LOOKS {
+                    let phase = volume["status"]["phase"].as_str().unwrap_or("there");
+                    let why = format!("its volume {name} is still {phase}: what deletes it does not run or is refused");
+                    let hint = format!(
+                        "`kubectl describe pv {name}` shows why; the same command again goes on without it: delete its disk yourself then"
+                    );
+                    let error = self.call("delete", "delete").error(ErrorKind::Unavailable).because(why).hint(hint);
+                    return Ok(Progress::Failed { left: None, error });
+                }
                 // It is polled: only the claim is watched.
-                let stand = OperationProgress { unwatched: true, ..stand.clone() };
+                let volume_looks = stand.volume_looks + 1;
+                let stand = OperationProgress { unwatched: true, volume_looks, ..stand.clone() };
                 Ok(pending(&stand, format!("its volume {name} is being deleted")))
             }
             Ok(_) => self.gone(),
             // A claim is deleted without permission to read volumes too.
-            Err(error) if error.kind == ErrorKind::Denied => self.gone(),
+            Err(error) if inside::is_forbidden(&error) => self.gone(),
             Err(error) => Err(error),
         }
     }
