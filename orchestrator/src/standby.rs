@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use textnlp_provider::operations::DatabaseStatus;
 use textnlp_provider::{
-    CloudId, Error, Health, Object, Observed, OperationId, ReadFailure, Recorded, Spec, Verb, Wanted, Zones,
+    CloudId, Error, Health, Object, Observed, OperationId, Ownership, ReadFailure, Recorded, Spec, Verb, Wanted, Zones,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +63,14 @@ pub enum StandbyError {
         /// What it does.
         verb: Verb,
     },
+    /// No call was made, or the provider refused it.
+    #[error("the database {id} was not failed over: {why}")]
+    NotMade {
+        /// Its id.
+        id: CloudId,
+        /// The refusal.
+        why: String,
+    },
     /// The failover failed, or its end was not seen.
     #[error("fail the database {id} over: {why}")]
     Incomplete {
@@ -92,7 +100,7 @@ pub async fn find(run: &Run<'_>) -> Result<Standby, StandbyError> {
             let text = |field: &str| one.spec.get(field).and_then(|value| value.as_str());
             // One in another region was a replica until it was promoted.
             let is_elsewhere = text(fields.region).is_some_and(|region| region != site.place.region);
-            if text(fields.source).is_none() && !is_elsewhere {
+            if one.ownership == Ownership::Ours && text(fields.source).is_none() && !is_elsewhere {
                 found.push(one);
             }
         }
@@ -118,7 +126,7 @@ pub async fn find(run: &Run<'_>) -> Result<Standby, StandbyError> {
     if let Health::Degraded(why) = &seen.health {
         return Err(StandbyError::NotReady { id, why: format!("is not available: {why}") });
     }
-    match seen.spec.zones() {
+    match seen.spec.zones().filter(|zones| zones.is_ready) {
         Some(zones) => Ok(Standby { recorded, seen, zones }),
         None => Err(StandbyError::NotReady { id, why: "has no standby that can take over".to_owned() }),
     }
@@ -173,26 +181,38 @@ impl Standby {
 }
 
 fn status(seen: &Object) -> DatabaseStatus {
-    let zones = seen.spec.zones().filter(|_| seen.health == Health::Ready);
-    let ready = if zones.is_some() { INSTANCES } else { 0 };
+    let zones = seen.spec.zones();
+    let is_ready = seen.health == Health::Ready && zones.as_ref().is_some_and(|zones| zones.is_ready);
+    let ready = if is_ready { INSTANCES } else { 0 };
     let primary =
         zones.map_or_else(|| seen.cloud_id.to_string(), |zones| format!("{} in {}", seen.cloud_id, zones.primary));
     DatabaseStatus { primary, wanted: INSTANCES, ready }
 }
 
-/// Fails over, and waits until the provider shows the standby as the primary. The caller holds the lock.
+/// Whether it may be failed over now, by the state: nothing holds it, and the record is still that which was found. The caller
+/// holds the lock.
 ///
 /// # Errors
-/// It failed, or its end was not seen in time.
-pub async fn fail_over(run: &Run<'_>, standby: &Standby, locked: &mut Locked) -> Result<(), StandbyError> {
+/// It may not.
+pub async fn permit(standby: &Standby, locked: &mut Locked) -> Result<(), StandbyError> {
     if let Some(hold) = locked.held().await.map_err(of_state)? {
         return Err(StandbyError::Run(RunError::Frozen(Box::new(hold))));
     }
     let Standby { recorded, .. } = standby;
-    let incomplete = |why: String| StandbyError::Incomplete { id: recorded.cloud_id.clone(), why };
     if locked.current(&recorded.site, &recorded.id).as_ref() != Some(recorded) {
-        return Err(incomplete("its record changed since it was read".to_owned()));
+        let (id, why) = (recorded.cloud_id.clone(), "its record changed since it was read".to_owned());
+        return Err(StandbyError::NotMade { id, why });
     }
+    Ok(())
+}
+
+/// Fails over, and waits until the provider shows the standby as the primary. The caller holds the lock, under which
+/// [`permit`] succeeded.
+///
+/// # Errors
+/// It failed, or its end was not seen in time.
+pub async fn fail_over(run: &Run<'_>, standby: &Standby, locked: &mut Locked) -> Result<(), StandbyError> {
+    let id = || standby.recorded.cloud_id.clone();
     let (late, providers) = (CancellationToken::new(), run.providers());
     let mut updated = std::pin::pin!(update(drive(run, &providers, locked), standby.update(), &late));
     let outcome = tokio::select! {
@@ -207,8 +227,10 @@ pub async fn fail_over(run: &Run<'_>, standby: &Standby, locked: &mut Locked) ->
         return Ok(());
     }
     let Outcome { failed, open, skipped, .. } = outcome;
+    let is_made = !open.is_empty() || failed.iter().any(|failure| !failure.refused);
     let failed = failed.iter().map(|failure| failure.line());
     let open = open.into_iter().map(|open| format!("its end was not seen: {}", open.because));
     let skipped = skipped.into_iter().map(|skipped| skipped.because);
-    Err(incomplete(failed.chain(open).chain(skipped).collect::<Vec<_>>().join("; ")))
+    let why = failed.chain(open).chain(skipped).collect::<Vec<_>>().join("; ");
+    Err(if is_made { StandbyError::Incomplete { id: id(), why } } else { StandbyError::NotMade { id: id(), why } })
 }

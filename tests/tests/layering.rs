@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-buckets", &[]),
     ("textnlp-files", &[]),
+    ("textnlp-gcs", &[]),
     ("textnlp-net", &[]),
     ("textnlp-provider", &[]),
     ("textnlp-inference", &[]),
@@ -24,7 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-cloud", &["textnlp-provider"]),
     ("textnlp-aws", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
     ("textnlp-azure", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
-    ("textnlp-gcp", &["textnlp-provider", "textnlp-cloud", "textnlp-token"]),
+    ("textnlp-gcp", &["textnlp-provider", "textnlp-cloud", "textnlp-token", "textnlp-gcs"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
     ("textnlp-service", &["textnlp-orchestrator", "textnlp-provider", "textnlp-models", "textnlp-bundle"]),
     ("textnlp-bundle", &["textnlp-models"]),
@@ -94,6 +95,7 @@ const LEAVES: &[&str] = &["textnlp-files"];
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("textnlp-buckets", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "hyper", "axum", "serde"]),
     ("textnlp-files", &["textnlp", "tokio", "serde", "camino", "tracing", "anyhow"]),
+    ("textnlp-gcs", &["textnlp", "aws-sdk", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-net", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "hyper", "axum", "serde"]),
     ("textnlp-provider", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     ("textnlp-models", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
@@ -113,7 +115,8 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     // Who one is for each cloud, and nothing that is done there.
     ("textnlp-aws", &["google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     ("textnlp-azure", &["aws-", "google-cloud", "kube", "clap", "indicatif"]),
-    ("textnlp-gcp", &["aws-", "azure", "kube", "clap", "indicatif"]),
+    // Messages of Google's crates are compiled in `textnlp-gcs` only.
+    ("textnlp-gcp", &["aws-", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-token", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-kubernetes", &["aws-sdk", "aws-config", "google-cloud", "azure", "clap", "indicatif", "rcgen"]),
     ("textnlp-bundle", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "axum", "candle"]),

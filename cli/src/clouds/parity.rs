@@ -236,6 +236,7 @@ const VARIATIONS: &[Variation] = &[
     variation("azure", "a mailbox in `monitoring.receivers`", MAILBOX),
     variation("azure", "`budget.monthly`", BUDGET),
     variation("azure", "`database.replica_region`", &["database.replica_region=northeurope"]),
+    variation("azure", "`maintenance`", &["maintenance={ day: sunday, at: \"03:00\", hours: 4 }"]),
     variation("azure", "`storage.replicate_to`", &["storage.replicate_to=northeurope"]),
     variation("azure", "models of its bucket", MODELS),
 ];

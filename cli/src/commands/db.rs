@@ -236,11 +236,11 @@ async fn failover(session: &Session, console: Console) -> Result<Success, Failur
     let run = deployment.run(&progress);
     let rehearsal = Rehearsal::prepare(chosen, &running, &run).await?;
     let (name, action) = (&chosen.scope.name, rehearsal.action());
-    console.say(format!(
+    progress.line(format!(
         "The primary {} of the database of {name} is {action}, one of {} instances. Requests fail until the database recovers.",
         rehearsal.before.primary, rehearsal.before.wanted
     ));
-    if !session.global.yes && !console.confirm("Continue?") {
+    if !session.global.yes && !progress.paused(|| console.confirm("Continue?")) {
         let error = anyhow::anyhow!("not approved, so nothing was changed");
         return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
     }

@@ -300,6 +300,9 @@ impl<'a> Rehearsal<'a> {
         progress: &dyn Progress,
         stop: &CancellationToken,
     ) -> Result<FailoverRecord, Failure> {
+        if let Instances::Managed(_, standby) = &self.instances {
+            standby::permit(standby, locked).await.map_err(|error| not_found(error, self.scope))?;
+        }
         progress.doing("writing rows");
         // Rows of a killed rehearsal would be taken for new ones.
         self.task("end_rehearsal").await?;
@@ -329,7 +332,10 @@ impl<'a> Rehearsal<'a> {
                     writer.await
                 }
                 writes = &mut writer => {
-                    failover.await?;
+                    match failover.await {
+                        Err(error) if !is_not_made(&error) => progress.warn(&format!("{error:#}")),
+                        ended => ended?,
+                    }
                     writes
                 }
             };
@@ -338,7 +344,10 @@ impl<'a> Rehearsal<'a> {
             through_killed(&writes, rows).map_err(|why| anyhow::anyhow!("{why}, so {killed} was not measured"))?;
             anyhow::Ok(writes)
         };
-        let measured = measured.await;
+        let measured = match measured.await {
+            Err(error) if is_not_made(&error) => return Err(self.failed(error)),
+            measured => measured,
+        };
         progress.doing("waiting until all instances are ready");
         let timeout = match self.instances {
             Instances::Own(_) => READY_TIMEOUT,
@@ -447,10 +456,15 @@ fn not_found(error: StandbyError, scope: &Scope) -> Failure {
         StandbyError::NotReady { .. } => {
             format!("its standby comes from `database.replicas`, and takes minutes: {}", status())
         }
-        StandbyError::NotRecorded | StandbyError::Incomplete { .. } => status(),
+        StandbyError::NotRecorded | StandbyError::NotMade { .. } | StandbyError::Incomplete { .. } => status(),
     };
     let error = anyhow::Error::from(error).context("no failover can be rehearsed; nothing was changed");
     Failure::refused("not_rehearsed", error).hint(hint)
+}
+
+/// Whether its cloud was not asked for a failover, or refused it: there is nothing to record.
+fn is_not_made(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StandbyError::NotMade { .. }))
 }
 
 /// Ok if no write failed: they are numbered, and `last` is the number of the last row.

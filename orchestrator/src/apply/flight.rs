@@ -158,7 +158,7 @@ impl Flight {
 
     fn judge_error(&mut self, error: Error, late: bool, is_part: bool, limits: Limits) -> Verdict {
         self.failures += 1;
-        self.uncertain |= error.kind == ErrorKind::Unavailable;
+        self.uncertain |= error.kind == ErrorKind::Unavailable && !error.refused;
         self.refused &= error.refused;
         if error.kind.may_pass() {
             self.last = error.to_string();

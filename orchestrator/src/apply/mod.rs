@@ -133,6 +133,9 @@ pub struct StepFailure {
     pub code: Option<String>,
     /// How to fix it.
     pub hint: Option<String>,
+    /// Whether its provider refused every call, so that none changed anything.
+    #[serde(skip)]
+    pub refused: bool,
 }
 
 /// A step that was not started.
@@ -236,12 +239,12 @@ impl StepFailure {
             source = cause.source();
         }
         let (message, code, hint) = (error.to_string(), error.code.clone(), error.hint.clone());
-        Self { resource: resource.clone(), message, causes, code, hint }
+        Self { resource: resource.clone(), message, causes, code, hint, refused: false }
     }
 
     pub(crate) fn plain(resource: &ResourceId, message: impl Into<String>, hint: &str) -> Self {
         let (message, hint) = (message.into(), Some(hint.to_owned()));
-        Self { resource: resource.clone(), message, causes: Vec::new(), code: None, hint }
+        Self { resource: resource.clone(), message, causes: Vec::new(), code: None, hint, refused: false }
     }
 
     /// Message and causes on one line.

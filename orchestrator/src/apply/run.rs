@@ -501,7 +501,7 @@ impl<'a> InFlight<'a> {
                     calls.push((id, flight, after));
                 }
                 Verdict::Failed { left, error, refused } => {
-                    let failure = StepFailure::of(&op.resource, &error);
+                    let failure = StepFailure { refused, ..StepFailure::of(&op.resource, &error) };
                     let left = left
                         .filter(|_| op.verb == Verb::Create)
                         .map(|left| Box::new(flight.intent.recorded(&left, true)));

@@ -232,6 +232,7 @@ fn wanted(schema: &Value, words: &[&str]) -> String {
     match schema["format"].as_str() {
         Some("textnlp-size") => return "a size such as `10MB`".to_owned(),
         Some("textnlp-time") => return "a length of time such as `5m`".to_owned(),
+        Some("textnlp-time-of-day") => return "a time of day such as `03:00`".to_owned(),
         Some("textnlp-rate") => return "a rate such as `1000/hour`".to_owned(),
         Some("textnlp-secret") => return "a reference to a secret such as `secret:env:NAME`".to_owned(),
         Some("textnlp-address") => return "an address such as `secret:env:DATABASE_URL`".to_owned(),

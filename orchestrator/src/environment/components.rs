@@ -78,6 +78,7 @@ pub fn places(environment: &Environment) -> Vec<SiteOrWitness> {
             protect_data: environment.data == DataProtection::Protected,
             cluster: None,
             subnets: Vec::new(),
+            maintenance: None,
         },
     });
     sites.chain(witness).collect()
@@ -131,6 +132,7 @@ fn place(environment: &Environment, site: &SiteSettings) -> Site {
         cluster: site.is_in_cluster().then(|| Box::new(cluster_site(environment, site))),
         // Validation rejected invalid ids.
         subnets: subnets.iter().filter_map(|id| CloudId::new(id).ok()).collect(),
+        maintenance: environment.maintenance,
     }
 }
 

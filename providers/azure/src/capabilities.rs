@@ -82,6 +82,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Features),
             Optional(Setting::GpuAutoscaling),
             Optional(Setting::GpuMachines),
+            Optional(Setting::Maintenance),
             Optional(Setting::ModelReplica),
             Optional(Setting::MonitoringStack),
             Optional(Setting::NetworkPolicies),

@@ -68,7 +68,7 @@ fn not_evaluated(error: &Error) -> Problem {
         return unknown(WHAT, error);
     }
     let cause = format!("the subscription has not registered {PROVIDER}, which tells what policies would refuse");
-    let fix = format!("no action is needed if `up` succeeds; `az provider register --namespace {PROVIDER}`");
+    let fix = format!("no action is needed if `up` succeeds, else `az provider register --namespace {PROVIDER}`");
     Problem::note(WHAT, cause, fix)
 }
 

@@ -185,7 +185,7 @@ pub struct ObservedObject<S> {
     pub created: Option<Timestamp>,
     /// Objects inside it that no operation created.
     pub foreign: Vec<Foreign>,
-    /// The zones of a database whose standby can take over.
+    /// The zones of a database that has a standby.
     pub zones: Option<Zones>,
 }
 
@@ -471,6 +471,8 @@ pub(crate) fn same_hidden(a: Option<&Value>, b: Option<&Value>) -> bool {
 /// Whether two values of a field are equal. A list is a set: clouds return lists in any order, and references to outputs cannot be
 /// sorted before they are resolved.
 pub fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+    // A record of an earlier version lacks what its spec left open.
+    let [a, b] = [a, b].map(|value| value.filter(|value| !value.is_null()));
     let (Some(Value::Array(a)), Some(Value::Array(b))) = (a, b) else { return a == b };
     let sorted = |list: &[Value]| {
         let mut texts: Vec<String> = list.iter().map(Value::to_string).collect();
@@ -484,7 +486,12 @@ pub fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::same_hidden;
+    use super::{same, same_hidden};
+
+    #[test]
+    fn a_field_that_a_record_lacks_is_null() {
+        assert!(same(Some(&Value::Null), None) && !same(Some(&json!(1)), None));
+    }
 
     #[test]
     fn a_secret_that_is_null_is_absent() {

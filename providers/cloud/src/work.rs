@@ -136,7 +136,11 @@ impl<'a, C: Cloud> Work<'a, C> {
         }
         let seen = match self.row.resource.read(&self.api, &stand.id).await {
             Ok(seen) => seen,
-            Err(error) => return self.conflict(stand, error),
+            Err(error) => {
+                // A failover is not repeated: it counts as called only after its call.
+                let refused = error.refused || self.op.spec.zones().is_some() && stand.change.is_none();
+                return self.conflict(stand, Error { refused, ..error });
+            }
         };
         let seen = seen.filter(|seen| seen.state != State::Gone);
         if let Some(seen) = &seen {
@@ -399,7 +403,8 @@ impl<'a, C: Cloud> Work<'a, C> {
         // Before the call: another failover may have been made since it was asked for.
         if seen.zones.as_ref() != Some(&to.failed_over()) {
             let error = Error::new(ErrorKind::Invalid, "fail over", self.op.resource.to_string());
-            return Err(error.because(format!("the standby of `{}` cannot take over any more", seen.id)));
+            let error = error.because(format!("the standby of `{}` cannot take over any more", seen.id));
+            return Err(Error { refused: true, ..error });
         }
         let before = stand.clone();
         stand.update = match self.row.resource.fail_over(&self.api, seen, self.op).await {

@@ -15,8 +15,9 @@ use crate::cluster::ClusterSite;
 use crate::name::{CloudId, ComponentName, EnvironmentName, SiteName};
 use crate::settings::{
     AccessLevel, CacheKind, DatabaseKind, DnsAlgorithm, GpuSize, Hosting, ModelRole, Quantize, Role, Runtime, Spot,
-    TlsMode,
+    TlsMode, Weekday,
 };
+use crate::units::TimeOfDay;
 
 /// One location, as a provider sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,44 @@ pub struct Site {
     pub cluster: Option<Box<ClusterSite>>,
     /// The existing subnets that its objects are created in, with an existing network.
     pub subnets: Vec<CloudId>,
+    /// When its cloud may restart and upgrade what it operates; `None` leaves that to the cloud.
+    pub maintenance: Option<MaintenanceWindow>,
+}
+
+/// A weekly period in which a cloud may restart and upgrade what it operates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceWindow {
+    /// The day on which it begins, in UTC.
+    pub day: Weekday,
+    /// The time at which it begins, in UTC.
+    pub at: TimeOfDay,
+    /// Its length in hours. Google Cloud needs 12 for a cluster.
+    #[schemars(range(min = 4, max = 23))]
+    pub hours: u32,
+}
+
+impl MaintenanceWindow {
+    /// The minutes of a day.
+    pub const DAY: u32 = 1_440;
+
+    /// Its length in minutes.
+    pub fn minutes(&self) -> u32 {
+        self.hours * 60
+    }
+
+    /// The day and the time this number of minutes after its beginning.
+    pub fn after(&self, minutes: u32) -> (Weekday, TimeOfDay) {
+        let minute = self.day as u32 * Self::DAY + self.at.0 + minutes;
+        let day = (minute / Self::DAY) as usize % Weekday::ALL.len();
+        (Weekday::ALL[day], TimeOfDay(minute % Self::DAY))
+    }
+
+    /// The day and the hour of its first full hour.
+    pub fn full_hour(&self) -> (Weekday, u32) {
+        let (day, at) = self.after(self.at.0.next_multiple_of(60) - self.at.0);
+        (day, at.0 / 60)
+    }
 }
 
 /// The content of a file that a setting names, read before the plan; an error says why it is not available.
@@ -1120,6 +1159,18 @@ pub struct ManagedDumps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_maintenance_window_goes_on_after_midnight_and_after_the_week() {
+        let window = |day, at: &str, hours| MaintenanceWindow { day, at: at.parse().unwrap(), hours };
+        let late = window(Weekday::Sunday, "22:30", 4);
+        assert_eq!(late.after(late.minutes()), (Weekday::Monday, "02:30".parse().unwrap()));
+        assert_eq!(late.full_hour(), (Weekday::Sunday, 23));
+        assert_eq!(window(Weekday::Sunday, "23:30", 4).full_hour(), (Weekday::Monday, 0));
+        let long = window(Weekday::Saturday, "03:00", 23);
+        assert_eq!(long.after(long.minutes()), (Weekday::Sunday, "02:00".parse().unwrap()));
+        assert_eq!(long.full_hour(), (Weekday::Saturday, 3));
+    }
 
     #[test]
     fn mail_without_a_password_is_read_from_its_address() {

@@ -66,12 +66,13 @@ impl Permission {
             Some(("!", field)) => is_unset(field).then(String::new),
             Some(("?", field)) => (!is_unset(field)).then(String::new),
             _ => match name.split_once('=') {
-                Some((field, wanted)) => match spec.as_value().get(field) {
-                    Some(Value::String(text)) => text == wanted,
-                    Some(other) => other.to_string() == wanted,
-                    None => false,
+                Some((field, wanted)) => {
+                    let shown = match spec.as_value().get(field) {
+                        Some(Value::String(text)) => Some(text.clone()),
+                        other => other.map(Value::to_string),
+                    };
+                    (shown.as_deref() == Some(wanted)).then(String::new)
                 }
-                .then(String::new),
                 None => value(name),
             },
         };

@@ -68,13 +68,15 @@ pub struct Zones {
     pub primary: String,
     /// The zone of the standby, which may be the same.
     pub standby: String,
+    /// Whether the standby can take over now.
+    pub is_ready: bool,
 }
 
 impl Zones {
     /// Those after a failover.
     #[must_use]
     pub fn failed_over(&self) -> Self {
-        Self { primary: self.standby.clone(), standby: self.primary.clone() }
+        Self { primary: self.standby.clone(), standby: self.primary.clone(), is_ready: true }
     }
 }
 
@@ -340,7 +342,7 @@ mod tests {
         let applied = Spec::of(&json!({"port": 1}));
         assert_eq!(Spec::of(&json!({"port": 1, "drift": {"state": "stopped"}})).applied(), applied);
         assert_eq!(applied.applied(), applied);
-        let zones = Zones { primary: "a".to_owned(), standby: "b".to_owned() };
+        let zones = Zones { primary: "a".to_owned(), standby: "b".to_owned(), is_ready: true };
         let seen = applied.with_zones(&zones);
         assert_eq!((seen.zones(), seen.applied(), applied.zones()), (Some(zones), applied.clone(), None));
     }

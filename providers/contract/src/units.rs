@@ -202,6 +202,31 @@ impl fmt::Display for Rate {
     }
 }
 
+/// A time of day in minutes after midnight: `03:00`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TimeOfDay(pub u32);
+
+impl FromStr for TimeOfDay {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let number = |digits: &str, bound: u32| {
+            let is_number = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_digit());
+            digits.parse::<u32>().ok().filter(|number| is_number && *number < bound)
+        };
+        let parts = text.split_once(':').and_then(|(hour, minute)| Some((number(hour, 24)?, number(minute, 60)?)));
+        match parts {
+            Some((hour, minute)) => Ok(Self(hour * 60 + minute)),
+            None => misread(format!("`{}` is not a time of day", cut(text)), "write hour and minute, such as `03:00`"),
+        }
+    }
+}
+
+impl fmt::Display for TimeOfDay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02}:{:02}", self.0 / 60, self.0 % 60)
+    }
+}
+
 /// A reference to a secret. The environment never holds the value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
@@ -393,6 +418,7 @@ written_as_text!(Bytes, "textnlp-size", false, "a size", "10MB");
 written_as_text!(Cores, "textnlp-cores", true, "a number of CPU cores", "500m");
 written_as_text!(Span, "textnlp-time", true, "a length of time", "5m");
 written_as_text!(Rate, "textnlp-rate", false, "a rate", "1000/hour");
+written_as_text!(TimeOfDay, "textnlp-time-of-day", false, "a time of day", "03:00");
 written_as_text!(SecretSource, "textnlp-secret", false, "a reference to a secret", "secret:env:NAME");
 written_as_text!(UrlSource, "textnlp-address", false, "an address", "secret:env:DATABASE_URL");
 
@@ -404,6 +430,7 @@ pub fn check_format(format: &str, text: &str) -> Result<(), ParseError> {
         Cores::FORMAT => text.parse::<Cores>().map(drop),
         Span::FORMAT => text.parse::<Span>().map(drop),
         Rate::FORMAT => text.parse::<Rate>().map(drop),
+        TimeOfDay::FORMAT => text.parse::<TimeOfDay>().map(drop),
         SecretSource::FORMAT => text.parse::<SecretSource>().map(drop),
         UrlSource::FORMAT => text.parse::<UrlSource>().map(drop),
         "textnlp-environment-name" => crate::EnvironmentName::new(text).map(drop).map_err(name),
@@ -493,6 +520,17 @@ mod tests {
         }
         for bad in ["1000", "1000/fortnight", "0/hour", "-1/hour", "1.5/hour"] {
             assert!(bad.parse::<Rate>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_of_day_have_two_digits_each() {
+        for (text, minutes) in [("00:00", 0), ("03:30", 210), ("23:59", 1_439)] {
+            let time: TimeOfDay = text.parse().unwrap();
+            assert_eq!((time, time.to_string().as_str()), (TimeOfDay(minutes), text));
+        }
+        for bad in ["3:00", "24:00", "03:60", "03", "03:00:00", "+3:00", "3am", ""] {
+            assert!(bad.parse::<TimeOfDay>().is_err(), "{bad}");
         }
     }
 

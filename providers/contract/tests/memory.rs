@@ -91,6 +91,7 @@ fn every_component_is_expanded_into_resources() {
         protect_data: true,
         cluster: None,
         subnets: Vec::new(),
+        maintenance: None,
     };
     let program = Program { path: "/bin/true".to_owned(), digest: "sha256:1".to_owned() };
     let rules = FailureDetection { every_ms: 1000, lost_after: 3 };

@@ -75,6 +75,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Features),
             Optional(Setting::GpuAutoscaling),
             Optional(Setting::GpuMachines),
+            Optional(Setting::Maintenance),
             Optional(Setting::MonitoringStack),
             Optional(Setting::NetworkPolicies),
             Optional(Setting::PrivateAuthority),

@@ -269,6 +269,10 @@ mod tests {
                     "location": location, "version": "1.34", "network": network, "subnetwork": at("regions/europe-west4/subnetworks/s"),
                     "pods": "pods", "services": "services", "private_nodes": true, "allow_from": ["203.0.113.0/24"], "channel": "REGULAR",
                     "shielded_nodes": true, "workload_identity": true, "key": format!("{ring}/cryptoKeys/k"), "node_account": "a",
+                    "maintenance": {
+                        "window": { "startTime": "2024-01-07T03:00:00Z", "endTime": "2024-01-07T15:00:00Z" },
+                        "recurrence": "FREQ=WEEKLY;BYDAY=SU",
+                    },
                 }),
             ),
             (
@@ -305,7 +309,7 @@ mod tests {
                     "location": location, "version": "POSTGRES_17", "tier": "db-custom-2-8192", "edition": "ENTERPRISE",
                     "availability": "REGIONAL", "disk_gb": 20, "disk_type": "PD_SSD", "network": network, "range": "a", "public": false,
                     "tls": "ENCRYPTED_ONLY", "backup_days": 7, "deletion_protection": true, "key": format!("{ring}/cryptoKeys/k"),
-                    "database": "texts", "source": null,
+                    "database": "texts", "source": null, "maintenance": { "day": 7, "hour": 3 },
                 }),
             ),
             (

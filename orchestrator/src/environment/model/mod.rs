@@ -19,7 +19,7 @@ pub use textnlp_provider::cluster::{
     Analytics, ClusterAccess, ClusterIngress, ClusterModels, IngressKind, ModelVolume, PodResources, ResourceAmounts,
     TaintEffect, Toleration, TolerationOperator,
 };
-pub use textnlp_provider::component::ClusterIdentity;
+pub use textnlp_provider::component::{ClusterIdentity, MaintenanceWindow};
 pub use textnlp_provider::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, DnsAlgorithm, Failover, GpuSize, Hosting, ModelExecutor, ModelRole,
     Quantize, Role, Runtime, Spot, Strategy, TlsMode, TrafficMode,
@@ -128,6 +128,9 @@ pub struct Environment {
     /// How a new release replaces the old one.
     #[serde(default)]
     pub rollout: Rollout,
+    /// When the cloud may restart and upgrade managed databases and clusters; if unset, the cloud chooses a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<MaintenanceWindow>,
     /// Tags of every object, in addition to the built-in ones.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,

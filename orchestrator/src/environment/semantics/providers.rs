@@ -165,6 +165,7 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
                 let all = e.sites.iter().map(|site| site.gpu.as_ref().unwrap_or(&e.gpu));
                 list(all.filter(|gpu| gpu.size != GpuSize::None).flat_map(|gpu| gpu.machines.clone()).collect())
             }
+            Setting::Maintenance => e.maintenance.map(|window| format!("{} {}", window.day, window.at)),
             Setting::Features => list(e.features.keys().cloned().collect()),
             // A limit without a receiver raises no alert.
             Setting::AlertLimits => list(alert_limits(limits)).filter(|_| !notified),

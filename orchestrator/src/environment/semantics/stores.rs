@@ -85,6 +85,17 @@ impl Checker<'_> {
             let cause = "only a database that a cloud manages has a replica in another region";
             self.error("database.replica_region", cause, "write `kind: postgres`, `hosting: managed`, or remove it");
         }
+        let is_created = |site: &SiteSettings| {
+            site.is_in_cluster() && e.cluster.existing.as_ref().or(site.existing.cluster.as_ref()).is_none()
+        };
+        if e.maintenance.is_some()
+            && e.database_hosting() != Some(Hosting::Managed)
+            && e.sites.iter().any(SiteSettings::is_in_cluster)
+            && !e.sites.iter().any(is_created)
+        {
+            let cause = "the database is not managed by a cloud, and the cluster is yours";
+            self.error("maintenance", cause, "remove it, and set a maintenance window of the cluster itself");
+        }
         if db.kind == DatabaseKind::Postgres && e.witness_place().is_some() {
             self.between_sites();
         }

@@ -170,6 +170,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
                  features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, allow_from: [], access: [{ identity: ann, level: view }] }\n\
                  scaling: { max: 3, cpu: 70 }\nbackup: { enabled: true }\nmonitoring: { stack: true, retention: 30d }\n\
                  storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small, max: 2, machines: [a] }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n\
+                 maintenance: { day: sunday, at: \"03:00\", hours: 4 }\n\
                  budget: { billing_export: my-project.costs.gcp_billing_export_v1_A }\n";
     let said = super::said(super::load(&format!("{}{asked}", super::GOOD), &Overrides::default(), &catalogue));
     for path in [
@@ -188,6 +189,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
         "gpu.machines",
         "gpu.max",
         "gpu.size",
+        "maintenance",
         "monitoring.retention",
         "monitoring.stack",
         "network.cidr",
@@ -350,6 +352,27 @@ fn only_a_managed_database_has_a_replica_in_another_region() {
         );
     }
     assert!(!with("kind: postgres, hosting: managed").contains("only a database that a cloud manages"));
+}
+
+#[test]
+fn a_maintenance_window_is_for_what_a_cloud_operates_and_has_all_its_problems_in_one_report() {
+    let with = |site: &str, more: &str| {
+        let site = format!("name: here, provider: cumulus, runtime: kubernetes, region: north-1{site}");
+        let text = super::GOOD.replace("name: here, provider: onprem", &site);
+        super::said(super::load(&format!("{text}{more}"), &Overrides::default(), &Catalogue::default()))
+    };
+    let window = "maintenance: { day: sunday, at: \"03:00\", hours: 4 }\n";
+    let yours = ", existing: { cluster: theirs }";
+    let managed = "database: { kind: postgres, hosting: managed }\n";
+    let refused = "error: `maintenance`: the database is not managed by a cloud, and the cluster is yours";
+    assert!(with(yours, window).contains(refused), "{}", with(yours, window));
+    for said in [with("", window), with(yours, &format!("{window}{managed}"))] {
+        assert!(!said.contains("`maintenance"), "{said}");
+    }
+    let said = with("", "maintenance: { day: someday, at: \"3am\", hours: 24 }\n");
+    for problem in ["`maintenance.day`", "`3am` is not a time of day", "`maintenance.hours`"] {
+        assert!(said.contains(problem), "{problem}: {said}");
+    }
 }
 
 /// The paths of everything that can be written, without the keys of maps.

@@ -853,6 +853,7 @@ fn server(one: &Object<'_>) -> Value {
         "MasterUsername": spec["user"],
         "BackupRetentionPeriod": spec["backup_days"],
         "PreferredBackupWindow": spec["backup_window"],
+        "PreferredMaintenanceWindow": spec["maintenance_window"],
     })
 }
 

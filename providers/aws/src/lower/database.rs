@@ -8,7 +8,7 @@ use textnlp_provider::{ComponentName, Ownership, ResourceId};
 use textnlp_token::partition;
 
 use super::{Lowering, output, zones};
-use crate::kinds::rds::FORCE_SSL;
+use crate::kinds::rds::{FORCE_SSL, window};
 use crate::names;
 use crate::tables::{rds_ca, regions};
 
@@ -18,8 +18,6 @@ const PORT: u16 = 5432;
 const USER: &str = "textnlp";
 /// The generated password among the secrets of a site.
 const PASSWORD: &str = "database-password";
-/// Backups are taken at night in Europe and America, in UTC.
-const BACKUP_WINDOW: &str = "03:00-04:00";
 /// The longest that RDS keeps backups.
 const MOST_BACKUP_DAYS: u64 = 35;
 /// Connections besides those of the service: RDS itself, operators, jobs.
@@ -61,6 +59,11 @@ pub(super) fn server(postgres: &Postgres) -> Option<Server> {
 
 impl Lowering<'_> {
     pub(super) fn database(&mut self, database: &Database) {
+        let is_created = database.hosting == Some(Hosting::Managed) && self.component.existing.is_none();
+        if self.site.maintenance.is_some() && !is_created {
+            let cause = "EKS has no maintenance window, and no database of RDS is created here";
+            self.problem("maintenance", cause, "remove `maintenance`, or write `database.hosting: managed`");
+        }
         let Some(postgres) = database.postgres.as_ref().filter(|_| database.hosting == Some(Hosting::Managed)) else {
             return;
         };
@@ -107,7 +110,8 @@ impl Lowering<'_> {
             "security_groups": [place.access],
             "parameter_group": place.parameter_group,
             "backup_days": days,
-            "backup_window": BACKUP_WINDOW,
+            "backup_window": window::backups(self.site.maintenance.as_ref()),
+            "maintenance_window": self.site.maintenance.as_ref().map(window::maintenance),
             "deletion_protection": self.site.protect_data,
             "final_snapshot": self.site.protect_data,
             // RDS has them for every class of PostgreSQL, also burstable ones

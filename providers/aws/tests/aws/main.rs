@@ -156,6 +156,7 @@ pub(crate) fn site() -> Site {
         protect_data: true,
         cluster: None,
         subnets: Vec::new(),
+        maintenance: None,
     }
 }
 

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::run::RunOptions;
-use textnlp_provider::component::{Component, ComponentSpec, ManagedPostgres};
+use textnlp_provider::component::{Component, ComponentSpec, MaintenanceWindow, ManagedPostgres};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
+use textnlp_provider::settings::{Hosting, Weekday};
+use textnlp_provider::units::TimeOfDay;
 use textnlp_provider::{
-    DeleteBounds, ErrorKind, Health, Observed, Operation, Progress, Provider, Recorded, SecretName, SecretRef,
-    SecretVersion, Spec, Verb, Wanted, error_chain,
+    CloudId, DeleteBounds, ErrorKind, Health, Observed, Operation, Progress, Provider, Recorded, SecretName, SecretRef,
+    SecretVersion, Site, Spec, Verb, Wanted, error_chain,
 };
 use textnlp_sim::aws::rds::Rds;
 use textnlp_sim::{Market, Options, Scope, Simulator, Stages, Timing};
@@ -84,6 +86,7 @@ fn instance(key: &str) -> Wanted {
         "parameter_group": "textnlp-staging-here-postgres15",
         "backup_days": 7,
         "backup_window": "03:00-04:00",
+        "maintenance_window": null,
         "deletion_protection": true,
         "final_snapshot": true,
         "performance_insights": true,
@@ -149,6 +152,8 @@ fn an_rds_server_lives_and_leaves_one_last_snapshot() {
                 ("class", json!("db.m7g.large")),
                 ("storage_gb", json!(200)),
                 ("backup_days", json!(14)),
+                ("backup_window", json!("07:00-08:00")),
+                ("maintenance_window", json!("sun:03:00-sun:07:00")),
                 ("multi_az", json!(false)),
             ],
         );
@@ -419,6 +424,49 @@ fn dumps_of_a_database_are_copies_of_its_server() {
     let (bench, site) = (bench(), crate::engine::site_of("staging", true, 2));
     let database = database(managed, 0, 700);
     crate::programs::dumps::are_copies_of_the_server(&bench.provider, textnlp_aws::inside, &site, database);
+}
+
+#[test]
+fn only_an_rds_server_of_the_deployment_has_a_maintenance_window() {
+    let bench = bench();
+    let window = MaintenanceWindow { day: Weekday::Sunday, at: TimeOfDay(150), hours: 4 };
+    let site = Site { maintenance: Some(window), ..site() };
+    let managed = ManagedPostgres { disk_bytes: 100 << 30, backup_seconds: 7 * 86_400, replica_region: None };
+    let own = component(managed, 0, 700);
+    let wanted = lowers_purely(&bench.provider, &own, &site).unwrap();
+    let server = wanted.last().unwrap().spec.as_value();
+    assert_eq!(
+        (&server["maintenance_window"], &server["backup_window"]),
+        (&json!("sun:02:30-sun:06:30"), &json!("06:30-07:30"))
+    );
+    let existing = Component { existing: Some(CloudId::new("theirs").unwrap()), ..own.clone() };
+    let mut elsewhere = own;
+    let ComponentSpec::Database(database) = &mut elsewhere.part else { panic!("no database") };
+    database.hosting = Some(Hosting::Cluster);
+    for component in [existing, elsewhere] {
+        let problems = bench.provider.lower(&component, &site).unwrap_err().to_string();
+        assert!(problems.contains("EKS has no maintenance window"), "{problems}");
+    }
+}
+
+#[test]
+fn an_rds_server_whose_window_is_no_longer_set_gets_another_one_beside_its_backups() {
+    let bench = bench();
+    run(async {
+        let bed = bench.bed();
+        let wanted = instance(&place(&bed).await?);
+        let window = |backups: &str, window: Value| {
+            changed(&wanted, &[("backup_window", json!(backups)), ("maintenance_window", window)])
+        };
+        let with_window = Wanted { spec: window("07:00-08:00", json!("sun:03:00-sun:07:00")), ..wanted.clone() };
+        let made = bed.make(&with_window).await?;
+        let without = Wanted { spec: window("03:00-04:00", Value::Null), ..wanted.clone() };
+        let object = finish(&bench, &operation(Verb::Update, &without, Some(&made), 100)).await.unwrap();
+        assert_eq!(object.spec.get("backup_window"), Some(&json!("03:00-04:00")));
+        assert_eq!(object.spec.get("maintenance_window"), Some(&json!("sun:04:00-sun:04:30")));
+        assert_eq!(bench.calls("ModifyDBInstance"), 1);
+        Ok(())
+    });
 }
 
 fn copied_to(region: &str, backup_seconds: u64) -> Component {

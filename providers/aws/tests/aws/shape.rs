@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use textnlp_provider::component::{
-    Budget, Cluster, ClusterIdentity, Component, ComponentSpec, Database, Endpoint, GpuPool, ManagedPostgres,
-    ModelReplica, ModelStore, Monitored, Monitoring, Network, ReceiverAddress, Registry,
+    Budget, Cluster, ClusterIdentity, Component, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow,
+    ManagedPostgres, ModelReplica, ModelStore, Monitored, Monitoring, Network, ReceiverAddress, Registry,
 };
-use textnlp_provider::settings::{AccessLevel, GpuSize, Spot};
+use textnlp_provider::settings::{AccessLevel, GpuSize, Spot, Weekday};
+use textnlp_provider::units::TimeOfDay;
 use textnlp_provider::{Need, OutputRef, Wanted};
 use textnlp_sim::Random;
 
@@ -42,6 +43,8 @@ pub(crate) struct Shape {
     pub(crate) replicas: u32,
     pub(crate) disk_gib: u64,
     pub(crate) backup_days: u64,
+    /// When maintenance begins on Sundays, in minutes.
+    pub(crate) maintenance: Option<u32>,
     pub(crate) archive_after_days: Option<u32>,
     /// Whether models, and the database, are copied to another region.
     pub(crate) copies: (bool, bool),
@@ -76,6 +79,7 @@ const SETTINGS: &[fn(&mut Shape, &Draw)] = &[
     |shape, draw| shape.boundary = draw.chance(0.3),
     |shape, draw| shape.connections = draw.one(&[100, 700, 1_500]),
     |shape, draw| shape.backup_days = 1 + draw.below(7),
+    |shape, draw| shape.maintenance = draw.chance(0.5).then(|| draw.one(&[30, 180, 1_350])),
     |shape, draw| shape.replicas = draw.below(3) as u32,
     // Storage never shrinks.
     |shape, draw| shape.disk_gib += 20 * draw.below(3),
@@ -118,6 +122,7 @@ impl Shape {
         replicas: 0,
         disk_gib: 20,
         backup_days: 7,
+        maintenance: None,
         archive_after_days: None,
         copies: (false, false),
         image: None,
@@ -188,6 +193,7 @@ impl Shape {
             connections: 700,
             disk_gib: 40,
             backup_days: 3,
+            maintenance: Some(180),
             archive_after_days: Some(90),
             copies: (false, false),
             image: Some(1),
@@ -228,6 +234,8 @@ impl Shape {
     pub(crate) fn wanted(&self, account: &Account, environment: &str) -> Vec<Wanted> {
         let mut site = site_of(environment, self.protect_data, self.nodes);
         site.tags = BTreeMap::from([("team".to_owned(), self.team.to_owned())]);
+        site.maintenance =
+            self.maintenance.map(|at| MaintenanceWindow { day: Weekday::Sunday, at: TimeOfDay(at), hours: 4 });
         let mut all = account.lower(&self.components(environment), &site);
         if let Some(failures) = self.failover {
             all.extend(failover(environment, failures));

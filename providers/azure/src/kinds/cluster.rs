@@ -21,6 +21,9 @@ use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, invalid, rewrite
 use crate::table::{MINUTE, Row, kind};
 
 const VERSION: &str = "2025-05-01";
+/// The windows of upgrades of a cluster's version, and of the images of its nodes.
+pub(crate) const WINDOWS: [(&str, &str); 2] =
+    [("upgrades", "aksManagedAutoUpgradeSchedule"), ("node-upgrades", "aksManagedNodeOSUpgradeSchedule")];
 /// The kind of pools.
 const POOL: &str = "azure.pool";
 /// The pool that a cluster is created with, for its own pods: it needs one as long as it exists.
@@ -92,6 +95,19 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: "Microsoft.ContainerService",
         resource: &Rest::<Pool>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            permissions: &[
+                read("Microsoft.ContainerService/managedClusters/maintenanceConfigurations/read"),
+                put("Microsoft.ContainerService/managedClusters/maintenanceConfigurations/write"),
+                delete("Microsoft.ContainerService/managedClusters/maintenanceConfigurations/delete"),
+            ],
+            ..kind("azure.maintenance", "a maintenance window of a cluster", Identity::Part)
+        },
+        service: "Microsoft.ContainerService",
+        resource: &Rest::<Maintenance>::kind(),
         refused: &[],
     },
 ];
@@ -476,6 +492,58 @@ impl RestKind for Pool {
             _ => Err(invalid("change", id, &format!("`{field}` does not change in place"))),
         }
     }
+}
+
+/// When a cluster is upgraded, by the name of the window: its version, or the images of its nodes
+/// (<https://learn.microsoft.com/azure/aks/planned-maintenance>).
+struct Maintenance;
+
+#[async_trait]
+impl RestKind for Maintenance {
+    const TABLE: &'static Table = &Table {
+        arm: "Microsoft.ContainerService/managedClusters/maintenanceConfigurations",
+        version: VERSION,
+        path: "{cluster}/maintenanceConfigurations/{name}",
+        constants: &[
+            ("/properties/maintenanceWindow/schedule/weekly/intervalWeeks", "1"),
+            ("/properties/maintenanceWindow/utcOffset", "\"+00:00\""),
+        ],
+        fields: &[
+            Field::code("day", "/properties/maintenanceWindow/schedule/weekly/dayOfWeek", Value::clone, day),
+            Field::plain("at", "/properties/maintenanceWindow/startTime"),
+            Field::plain("hours", "/properties/maintenanceWindow/durationHours"),
+        ],
+        in_place: &["day", "at", "hours"],
+        marks: Marks::Part,
+        ..Table::USUAL
+    };
+
+    /// Without the day of its start, which AKS sets, and refuses in a change once it is past
+    /// (hashicorp/terraform-provider-azurerm#22762), and with one schedule, whatever others have set.
+    async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<Pending>> {
+        let Some(row) = Self::TABLE.field(field) else {
+            return Err(invalid("change", id, &format!("`{field}` does not change in place")));
+        };
+        rewrite::<Self>(api, id, |document| {
+            let window = &mut document["properties"]["maintenanceWindow"];
+            if let Some(members) = window.as_object_mut() {
+                members.shift_remove("startDate");
+            }
+            let day = window["schedule"]["weekly"]["dayOfWeek"].clone();
+            window["schedule"] = json!({ "weekly": { "dayOfWeek": day, "intervalWeeks": 1 } });
+            window["utcOffset"] = json!("+00:00");
+            set(document, row.member, wanted.clone());
+        })
+        .await
+    }
+}
+
+/// The day of a window of every week in UTC.
+fn day(document: &Value) -> Value {
+    let window = &document["properties"]["maintenanceWindow"];
+    let weekly = &window["schedule"]["weekly"];
+    let is_usual = weekly["intervalWeeks"] == 1 && matches!(window["utcOffset"].as_str(), None | Some("+00:00"));
+    if is_usual { weekly["dayOfWeek"].clone() } else { Value::Null }
 }
 
 /// The count between both bounds: the autoscaler owns it otherwise, and a stale one would be a change

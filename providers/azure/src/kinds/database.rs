@@ -48,7 +48,7 @@ pub(crate) static ROWS: &[Row] = &[
                 source: "source",
                 output: "id",
                 // A replica has no backups.
-                inherited: &["backup_days"],
+                inherited: &["backup_days", "maintenance"],
                 protection: None,
                 verified: Verified::Public,
             }),
@@ -86,6 +86,27 @@ fn size(name: &Value) -> Value {
     json!({ "name": name, "tier": server_tier(name.as_str().unwrap_or_default()) })
 }
 
+/// A window of one hour.
+fn window(maintenance: &Value) -> Value {
+    match maintenance {
+        Value::Null => Value::Null,
+        one => json!({
+            "customWindow": "Enabled", "dayOfWeek": one["day"], "startHour": one["hour"], "startMinute": one["minute"],
+        }),
+    }
+}
+
+/// The window of a server, unless Azure chooses it.
+fn maintenance(document: &Value) -> Value {
+    let window = &document["properties"]["maintenanceWindow"];
+    match window["customWindow"].as_str() {
+        Some("Enabled") => {
+            json!({ "day": window["dayOfWeek"], "hour": window["startHour"], "minute": window["startMinute"] })
+        }
+        _ => Value::Null,
+    }
+}
+
 /// The server that a replica follows. What a promoted one shows of it says nothing.
 fn source(document: &Value) -> Value {
     let properties = &document["properties"];
@@ -118,6 +139,7 @@ impl RestKind for Server {
                 .changed(),
             Field::plain("disk_gb", "/properties/storage/storageSizeGB").changed(),
             Field::plain("backup_days", "/properties/backup/backupRetentionDays").changed(),
+            Field::code("maintenance", "/properties/maintenanceWindow", window, maintenance).changed(),
             Field::plain("standby", STANDBY).changed(),
             Field::plain("subnet", "/properties/network/delegatedSubnetResourceId"),
             Field::plain("zone", "/properties/network/privateDnsZoneArmResourceId"),
@@ -125,13 +147,22 @@ impl RestKind for Server {
             Field::plain("database", "/tags/textnlp-database"),
         ],
         // A replica is promoted first: it has no backups and no standby before.
-        in_place: &["source", "database", "disk_gb", "backup_days", "sku", "standby", "password"],
+        in_place: &["source", "database", "disk_gb", "backup_days", "maintenance", "sku", "standby", "password"],
         update: Update::Patch,
         state: "/properties/state",
         outputs: &[("host", "/properties/fullyQualifiedDomainName")],
         settings: &[("disk_gb", "/body/properties/storage/storageSizeGB")],
         ..Table::USUAL
     };
+
+    /// A creation does not set the window, which follows as a change
+    /// (<https://github.com/hashicorp/terraform-provider-azurerm/blob/main/internal/services/postgres/postgresql_flexible_server_resource.go>).
+    async fn prepare(_api: &Api, _spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+        if let Some(properties) = document["properties"].as_object_mut() {
+            properties.shift_remove("maintenanceWindow");
+        }
+        Ok(())
+    }
 
     fn state(document: &Value) -> State {
         match document["properties"]["state"].as_str() {
@@ -143,10 +174,11 @@ impl RestKind for Server {
     /// A standby takes over only while it is `Healthy`.
     fn zones(document: &Value) -> Option<Zones> {
         let standby = &document["properties"]["highAvailability"];
-        let is_healthy = standby["mode"] != NO_STANDBY && standby["state"] == "Healthy";
-        let primary = document["properties"]["availabilityZone"].as_str().filter(|_| is_healthy)?;
+        let is_ready = standby["state"] == "Healthy";
+        let has_one = standby["mode"].is_string() && standby["mode"] != NO_STANDBY;
+        let primary = document["properties"]["availabilityZone"].as_str().filter(|_| has_one)?;
         let standby = standby["standbyAvailabilityZone"].as_str().unwrap_or(primary);
-        Some(Zones { primary: primary.to_owned(), standby: standby.to_owned() })
+        Some(Zones { primary: primary.to_owned(), standby: standby.to_owned(), is_ready })
     }
 
     /// As if the primary had failed: <https://learn.microsoft.com/rest/api/postgresql/servers/restart>.
@@ -164,6 +196,8 @@ impl RestKind for Server {
             "standby" => wanted == NO_STANDBY && seen.is_null(),
             // Those of its source.
             "version" | "login" | "backup_days" => wanted.is_null(),
+            // A window that was set stays.
+            "maintenance" => wanted.is_null(),
             _ => false,
         }
     }

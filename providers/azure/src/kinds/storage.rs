@@ -244,8 +244,14 @@ impl RestKind for Replication {
     }
 
     /// Azure gives the rule of a new policy its id.
-    fn fits(field: &str, wanted: &Value, _seen: &Value) -> bool {
-        field == "rule" && wanted.is_null()
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        let account = |id: &Value| id.as_str().map(|id| last(id).to_owned());
+        match field {
+            "rule" => wanted.is_null(),
+            // Names of accounts are unique, and may be answered instead of ids.
+            "source" | "destination" => account(wanted).is_some() && account(wanted) == account(seen),
+            _ => false,
+        }
     }
 
     fn complete(spec: &Spec, document: &mut Value) {

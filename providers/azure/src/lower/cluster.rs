@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 use textnlp_cloud::GPU_NODES;
 use textnlp_provider::cluster::POOL;
-use textnlp_provider::component::{Cluster, GpuPool};
+use textnlp_provider::component::{Cluster, GpuPool, MaintenanceWindow};
 use textnlp_provider::settings::{GpuSize, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
 
 use super::{Lowering, MODELS, NETWORK, output};
-use crate::kinds::cluster::{CPU, GPU, ON_DEMAND, SPOT};
+use crate::kinds::cluster::{CPU, GPU, ON_DEMAND, SPOT, WINDOWS};
 use crate::kinds::identity::{KEY_USER, NETWORK_CONTRIBUTOR};
 use crate::names;
 use crate::tables::machines::{MACHINES, Machine, SYSTEM, named, of_size};
@@ -106,6 +106,11 @@ impl Lowering<'_> {
         }
         // The network has one writer at a time, and AKS is one of them (Azure/AKS#4522).
         self.after(self.part_of(NETWORK, "database-subnet").filter(|_| is_new));
+        if let Some(window) = self.site.maintenance {
+            for (part, name) in WINDOWS {
+                self.part(part, "azure.maintenance", weekly(&main, name, &window));
+            }
+        }
         let Some(machine) = of_size(GpuSize::None) else { return };
         let pool = self.pool(CPU, machine, &main, network, json!({ "min": min, "max": max }), &[ON_DEMAND]);
         let nodes = self.part("nodes", "azure.pool", pool);
@@ -160,4 +165,16 @@ impl Lowering<'_> {
             "markets": markets,
         })
     }
+}
+
+/// A window of a cluster.
+fn weekly(cluster: &ResourceId, name: &str, window: &MaintenanceWindow) -> Value {
+    let day = window.day.as_str();
+    json!({
+        "name": name,
+        "cluster": output(cluster, "id"),
+        "day": format!("{}{}", day[..1].to_uppercase(), &day[1..]),
+        "at": window.at,
+        "hours": window.hours,
+    })
 }

@@ -1,7 +1,7 @@
 //! The managed PostgreSQL: its private DNS zone, the server in a subnet of its own, and its database.
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Database, Postgres};
+use textnlp_provider::component::{Database, MaintenanceWindow, Postgres};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{Ownership, ResourceId};
 
@@ -119,6 +119,7 @@ impl Lowering<'_> {
             "password": output(&password, "secret"),
             "disk_gb": disk,
             "backup_days": days,
+            "maintenance": self.site.maintenance.as_ref().map(window),
             "standby": standby,
             "subnet": self.output_of(NETWORK, "database-subnet", "id"),
             "zone": output(&zone, "id"),
@@ -136,6 +137,7 @@ impl Lowering<'_> {
             ("source", output(&server, "id")),
             ("database", json!(postgres.name)),
             ("standby", json!("Disabled")),
+            ("maintenance", Value::Null),
             // Those of its source, whose password it has too.
             ("version", Value::Null),
             ("login", Value::Null),
@@ -215,6 +217,13 @@ impl Lowering<'_> {
     }
 }
 
+/// The window in which Azure updates a server, which is always one hour.
+fn window(maintenance: &MaintenanceWindow) -> Value {
+    // Azure's week begins on Sunday.
+    let day = (maintenance.day as u32 + 1) % 7;
+    json!({ "day": day, "hour": maintenance.at.0 / 60, "minute": maintenance.at.0 % 60 })
+}
+
 /// The smallest size that accepts the connections of a service, and how many it accepts.
 pub(super) fn size(postgres: &Postgres) -> Option<(&'static str, u32)> {
     let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
@@ -223,4 +232,21 @@ pub(super) fn size(postgres: &Postgres) -> Option<(&'static str, u32)> {
     let is_copied = postgres.replicas > 0 || postgres.replica_region().is_some();
     let fits = |size: &str| !is_copied || server_tier(size) != CHEAPEST_TIER;
     SERVERS.iter().find(|(size, most, ..)| *most >= needed && fits(size)).map(|(size, most, ..)| (*size, *most))
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_provider::settings::Weekday;
+
+    use super::*;
+
+    #[test]
+    fn the_week_of_a_window_begins_on_sunday() {
+        for (day, at, expected) in [
+            (Weekday::Sunday, "23:30", json!({ "day": 0, "hour": 23, "minute": 30 })),
+            (Weekday::Saturday, "00:05", json!({ "day": 6, "hour": 0, "minute": 5 })),
+        ] {
+            assert_eq!(window(&MaintenanceWindow { day, at: at.parse().unwrap(), hours: 4 }), expected);
+        }
+    }
 }

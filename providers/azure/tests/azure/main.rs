@@ -33,11 +33,11 @@ use textnlp_azure::{Access, Azure, ENDPOINT};
 use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model,
-    ModelReplica, ModelStore, Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
+    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, MaintenanceWindow, ManagedPostgres,
+    Model, ModelReplica, ModelStore, Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
-use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
+use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
 use textnlp_provider::{
     CloudId, Component, DeleteBounds, Error, ErrorKind, Handle, Lineage, Observed, Operation, OperationId, Outputs,
     Ownership, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore,
@@ -137,6 +137,7 @@ fn site(cloud: &AzureCloud, environment: &str) -> Site {
         protect_data: false,
         cluster: Some(Box::new(ClusterSite::of("textnlp"))),
         subnets: Vec::new(),
+        maintenance: Some(MaintenanceWindow { day: Weekday::Sunday, at: "22:30".parse().unwrap(), hours: 12 }),
     }
 }
 
@@ -534,8 +535,8 @@ async fn whole_life(bench: Bench, zone: &str) {
     let mut notifications = budget["properties"]["notifications"].as_object().unwrap().values();
     assert!(notifications.all(|one| one["contactGroups"] == json!([group])), "{budget}");
 
-    // Roles are in effect after minutes.
-    bench.cloud.advance(Duration::from_secs(300));
+    // Roles are in effect after minutes, and windows of maintenance have begun on a past day.
+    bench.cloud.advance(Duration::from_secs(2 * 86_400));
     let (cluster, registry) = (id_of(&records, "main/cluster"), id_of(&records, "main/registry/registry"));
     assert!(bench.cloud.world().may_pull(&cluster, &registry), "nodes pull images");
 
@@ -558,6 +559,7 @@ fn changed(one: &Wanted) -> Spec {
     match one.kind.as_str() {
         "azure.cluster" => spec["allow_from"] = json!(["198.51.100.0/24"]),
         "azure.pool" => spec["scaling"]["max"] = json!(3),
+        "azure.maintenance" => (spec["day"], spec["at"], spec["hours"]) = (json!("Monday"), json!("03:15"), json!(4)),
         "azure.storage" => spec["soft_delete_days"] = json!(30),
         "azure.action-group" => (spec["emails"], spec["enabled"]) = (json!(["team@example.com"]), json!(false)),
         "azure.metric-alert" => (spec["criterion"]["above"], spec["window"]) = (json!(50.0), json!("PT30M")),
@@ -570,6 +572,7 @@ fn changed(one: &Wanted) -> Spec {
             spec["disk_gb"] = json!(64);
             if spec["source"].is_null() {
                 spec["password"] = json!({ "$secret": "main/database-password", "version": "2" });
+                spec["maintenance"] = json!({ "day": 1, "hour": 3, "minute": 15 });
             } else {
                 // It is promoted, and uses another database.
                 (spec["source"], spec["database"]) = (Value::Null, json!("texts"));

@@ -3,7 +3,7 @@
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::{CloudId, Component, Observed, Provider, Verb};
 use textnlp_sim::azure::{Closed, Options};
-use textnlp_sim::{Exchange, Outcome};
+use textnlp_sim::{Disruption, Exchange, Fault, Outcome, Rule};
 
 use crate::programs::engine::Stack;
 use crate::programs::shape::Shape;
@@ -36,11 +36,12 @@ impl Replicated for Played {
     }
 }
 
+/// The operation that fails over.
+const FAILOVER: &str = "Microsoft.DBforPostgreSQL/flexibleServers/restart/action";
+
 /// How many failovers the cloud accepted.
 fn failovers(cloud: &Played) -> usize {
-    let is_one = |one: &&Exchange| {
-        one.operation == "Microsoft.DBforPostgreSQL/flexibleServers/restart/action" && one.outcome == Outcome::Succeeded
-    };
+    let is_one = |one: &&Exchange| one.operation == FAILOVER && one.outcome == Outcome::Succeeded;
     cloud.requests().iter().filter(is_one).count()
 }
 
@@ -60,6 +61,21 @@ fn a_failover_of_azure_that_is_killed_anywhere_is_not_repeated() {
     let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0012);
     let wanted = cloud.wanted(&process, &Shape::with_standbys(1), "staging");
     failover::is_not_repeated(&stack, &wanted, || failovers(&cloud));
+}
+
+#[test]
+fn a_failover_of_azure_counts_from_its_call() {
+    let cloud = cloud();
+    let process = cloud.process();
+    let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0013);
+    let wanted = cloud.wanted(&process, &Shape::with_standbys(1), "staging");
+    let denied = Disruption::Refused(Fault::new("AuthorizationFailed", "not authorized").status(403));
+    let denied = Rule::always(Played::READ.0, FAILOVER, denied);
+    let disrupt = |rule: Option<Rule>| match rule {
+        Some(rule) => cloud.faults().add(rule),
+        None => cloud.faults().clear(),
+    };
+    failover::counts_from_its_call(&stack, &wanted, Played::READ, denied, disrupt, || failovers(&cloud));
 }
 
 fn cloud() -> Played {

@@ -152,7 +152,10 @@ impl<'a> Stack<'a> {
             let state = State::load(run.store.clone(), run.environment, run.fresh).await.map_err(of_state)?;
             let locked = state.lock(&run.operator, &BTreeMap::new(), run.clock.clone()).await;
             let mut locked = locked.map_err(of_state)?;
-            let done = standby::fail_over(&run, &standby, &mut locked).await;
+            let done = match standby::permit(&standby, &mut locked).await {
+                Ok(()) => standby::fail_over(&run, &standby, &mut locked).await,
+                refused => refused,
+            };
             locked.close().await.map_err(of_state)?;
             done?;
             standby.status(&run).await

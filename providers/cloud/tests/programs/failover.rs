@@ -4,6 +4,7 @@ use textnlp_orchestrator::plan::Node;
 use textnlp_orchestrator::standby::StandbyError;
 use textnlp_provider::Wanted;
 use textnlp_provider::memory::Fuse;
+use textnlp_sim::{Disruption, Rule};
 
 use super::engine::{Stack, UP};
 
@@ -29,6 +30,31 @@ pub(crate) fn needs_a_standby(stack: &Stack<'_>, [with, without]: [&[Wanted]; 2]
     let (plan, _) = stack.look(UP, with);
     let is_note = plan.steps.iter().all(|step| matches!(step.node, Node::Note(_)));
     assert!(is_note && plan.blocked.is_empty() && plan.refusals.is_empty(), "{plan:#?}");
+}
+
+/// One whose call was not made yet, or was refused, does not count as made. `disrupt` adds a fault or removes all; `read` is
+/// the operation of `service` that reads the database, and `denied` refuses the call.
+pub(crate) fn counts_from_its_call(
+    stack: &Stack<'_>,
+    wanted: &[Wanted],
+    (service, read): (&str, &str),
+    denied: Rule,
+    disrupt: impl Fn(Option<Rule>),
+    failovers: impl Fn() -> usize,
+) {
+    stack.reach(UP, wanted);
+    let fail_over = |rule| {
+        disrupt(Some(rule));
+        let done = stack.fail_over(&Fuse::default()).unwrap();
+        disrupt(None);
+        assert_eq!(stack.open(), 0, "{done:?}");
+        done
+    };
+    let refused = fail_over(denied).unwrap_err();
+    assert!(matches!(&refused, StandbyError::NotMade { .. }) && failovers() == 0, "{refused:?}");
+    // The first read finds it; the client of a cloud repeats a read three times.
+    let lost = Rule { after: 1, times: 4, ..Rule::always(service, read, Disruption::Unavailable) };
+    assert_eq!((fail_over(lost).unwrap().ready, failovers()), (2, 1));
 }
 
 /// One that is killed anywhere is not repeated: the next `up` reads what became of it.

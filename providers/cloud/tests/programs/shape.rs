@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Cluster, ComponentSpec, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore, Network, Postgres,
-    Program, Registry,
+    Cluster, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow, ManagedPostgres, Model, ModelStore,
+    Network, Postgres, Program, Registry,
 };
-use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Spot};
+use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Spot, Weekday};
+use textnlp_provider::units::TimeOfDay;
 use textnlp_provider::{Component, Outputs, Provider, ResourceId, Site, Wanted};
 use textnlp_sim::Random;
 
@@ -44,6 +45,8 @@ pub(crate) struct Shape {
     replica_region: Option<&'static str>,
     disk_gib: u64,
     backup_days: u64,
+    /// When maintenance begins on Sundays, in minutes.
+    maintenance: Option<u32>,
     archive_after_days: Option<u32>,
     /// Whether the service, and its tenants, have names in the zone.
     names: (bool, bool),
@@ -73,6 +76,7 @@ const SETTINGS: &[fn(&mut Shape, &Draw)] = &[
     // Storage never shrinks.
     |shape, draw| shape.disk_gib += 20 * draw.below(3),
     |shape, draw| shape.backup_days = 7 + draw.below(7),
+    |shape, draw| shape.maintenance = draw.chance(0.5).then(|| draw.one(&[180, 1_350])),
     |shape, draw| shape.archive_after_days = draw.chance(0.5).then_some(90),
     |shape, draw| shape.names = (draw.chance(0.5), draw.chance(0.5)),
     |shape, draw| shape.image = draw.chance(0.5).then(|| draw.below(2) as u8),
@@ -97,6 +101,7 @@ impl Shape {
         replica_region: None,
         disk_gib: 20,
         backup_days: 7,
+        maintenance: None,
         archive_after_days: None,
         names: (false, false),
         image: None,
@@ -116,6 +121,7 @@ impl Shape {
             gpu: Some((1, 2, Spot::Prefer)),
             nodes: (3, 4),
             replicas: 1,
+            maintenance: Some(180),
             archive_after_days: Some(90),
             names: (true, true),
             image: Some(0),
@@ -170,6 +176,11 @@ impl Shape {
             protect_data: self.protect_data,
             tags: BTreeMap::from([("team".to_owned(), self.team.to_owned())]),
             cluster: Some(Box::new(cluster)),
+            maintenance: self.maintenance.map(|at| MaintenanceWindow {
+                day: Weekday::Sunday,
+                at: TimeOfDay(at),
+                hours: 12,
+            }),
             ..place.site.clone()
         };
         let password = ResourceId::part(&site.name, &"secrets".parse().unwrap(), "database-password").unwrap();

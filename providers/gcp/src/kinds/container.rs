@@ -29,6 +29,8 @@ const FIRST_DISK_GB: u32 = 20;
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// The taint of machines with a GPU: only pods that ask for one are scheduled there.
 pub(crate) const GPU_TAINT: &str = textnlp_provider::cluster::GPU;
+/// The place of the maintenance window of a cluster.
+const RECURRING: &str = "/maintenancePolicy/window/recurringWindow";
 /// Where the count of a pool's nodes is put in its document, which has none.
 const NODES: &str = "/$nodes";
 /// The markets of machines.
@@ -149,6 +151,7 @@ impl RestKind for Cluster {
                 |_| Value::Null,
                 |one| json!(get(one, "/workloadIdentityConfig/workloadPool").is_some()),
             ),
+            Field::code("maintenance", RECURRING, Value::clone, recurring),
             Field::code("key", "/databaseEncryption", encryption, encrypted),
             // Only its first pool has it: see `prepare`.
             Field { seen: "", ..Field::plain("node_account", "") },
@@ -159,7 +162,7 @@ impl RestKind for Cluster {
                 |one| json!(!one["nodePools"].as_array().into_iter().flatten().any(|pool| pool["name"] == FIRST_POOL)),
             ),
         ],
-        in_place: &["allow_from", "channel", "shielded_nodes", "first_pool_removed", "version"],
+        in_place: &["allow_from", "channel", "maintenance", "shielded_nodes", "first_pool_removed", "version"],
         marks: Marks::Labels(
             "/resourceLabels",
             Labelling::Call(
@@ -178,6 +181,11 @@ impl RestKind for Cluster {
                 ("/initialClusterVersion", ""),
                 ("/ipAllocationPolicy/useIpAliases", ""),
                 ("/legacyAbac/enabled", "/enable_legacy_abac"),
+                ("/maintenancePolicy/window/recurringWindow/window", "/maintenance_policy/recurring_window"),
+                (
+                    "/maintenancePolicy/window/recurringWindow/recurrence",
+                    "/maintenance_policy/recurring_window/recurrence",
+                ),
                 ("/networkConfig/datapathProvider", "/datapath_provider"),
                 ("/shieldedNodes/enabled", "/enable_shielded_nodes"),
             ],
@@ -230,6 +238,8 @@ impl RestKind for Cluster {
             // (terraform-google-modules/terraform-google-kubernetes-engine#383).
             "version" => wanted.is_null() || number(seen) >= number(wanted),
             "workload_identity" | "first_pool_removed" => *wanted == false,
+            // A window that was set stays.
+            "maintenance" => wanted.is_null(),
             _ => false,
         }
     }
@@ -269,7 +279,10 @@ impl RestKind for Cluster {
         Ok(())
     }
 
-    async fn put(api: &Api, id: &str, _wanted: &Value, field: &str) -> Result<Option<String>> {
+    async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<String>> {
+        if field == "maintenance" {
+            return maintain(api, id, wanted).await;
+        }
         if field != "first_pool_removed" {
             return Err(crate::row::invalid("change", id, &format!("`{field}` does not change in place")));
         }
@@ -277,6 +290,28 @@ impl RestKind for Cluster {
         let answer = api.send(Call::new(Service::Container, Method::DELETE, path)).await?;
         Ok(Family::Container.started(api, id, &answer))
     }
+}
+
+/// Sets the maintenance window. A change replaces the whole policy: exclusions that the operator has added stay, and GKE refuses it if
+/// another client has changed the policy in the meantime
+/// (<https://cloud.google.com/kubernetes-engine/docs/reference/rest/v1/projects.locations.clusters/setMaintenancePolicy>).
+async fn maintain(api: &Api, id: &str, window: &Value) -> Result<Option<String>> {
+    let mut policy = api.send(Call::get(Service::Container, id)).await?["maintenancePolicy"].take();
+    if let Some(windows) = policy.pointer_mut("/window").and_then(Value::as_object_mut) {
+        windows.retain(|name, _| name == "maintenanceExclusions");
+    }
+    set(&mut policy, "/window/recurringWindow", window.clone());
+    let call =
+        Call::post(Service::Container, format!("{id}:setMaintenancePolicy"), json!({ "maintenancePolicy": policy }));
+    let answer = api.send(call.saying("set the maintenance window of", last(id))).await?;
+    Ok(Family::Container.started(api, id, &answer))
+}
+
+fn recurring(document: &Value) -> Value {
+    get(document, RECURRING).map_or(Value::Null, |one| {
+        let window = json!({ "startTime": one["window"]["startTime"], "endTime": one["window"]["endTime"] });
+        json!({ "window": window, "recurrence": one["recurrence"] })
+    })
 }
 
 fn update(member: &str, value: Value) -> Value {

@@ -59,7 +59,7 @@ pub(crate) static ROWS: &[Row] = &[
                 source: "source",
                 output: "name",
                 // While it is a replica it has no backups (GoogleCloudPlatform/magic-modules#6836).
-                inherited: &["backup_days"],
+                inherited: &["backup_days", "maintenance"],
                 protection: Some("deletion_protection"),
                 verified: Verified::ByServer,
             }),
@@ -136,12 +136,23 @@ impl RestKind for Instance {
             Field::flag("public", "/settings/ipConfiguration/ipv4Enabled").patched(),
             Field::plain("tls", "/settings/ipConfiguration/sslMode").patched(),
             Field::code("backup_days", "/settings/backupConfiguration", backups, backup_days).patched(),
+            Field::code("maintenance", "/settings/maintenanceWindow", window, maintenance).patched(),
             Field::flag("deletion_protection", "/settings/deletionProtectionEnabled").patched(),
             Field::plain("key", "/diskEncryptionConfiguration/kmsKeyName"),
             Field::plain("database", "/settings/userLabels/textnlp-database"),
         ],
         // A replica is promoted first: it has no backups before.
-        in_place: &["source", "tier", "availability", "disk_gb", "public", "tls", "backup_days", "deletion_protection"],
+        in_place: &[
+            "source",
+            "tier",
+            "availability",
+            "disk_gb",
+            "public",
+            "tls",
+            "backup_days",
+            "maintenance",
+            "deletion_protection",
+        ],
         update: Update::Merge(&["/settings/settingsVersion"]),
         marks: Marks::Labels("/settings/userLabels", Labelling::Patch),
         family: Family::Sql,
@@ -204,7 +215,7 @@ impl RestKind for Instance {
 
     fn zones(document: &Value) -> Option<Zones> {
         let zone = |member: &str| document[member].as_str().map(str::to_owned);
-        Some(Zones { primary: zone("gceZone")?, standby: zone("secondaryGceZone")? })
+        Some(Zones { primary: zone("gceZone")?, standby: zone("secondaryGceZone")?, is_ready: true })
     }
 
     /// As if the zone of the primary had failed: <https://cloud.google.com/sql/docs/postgres/configure-ha>.
@@ -223,6 +234,8 @@ impl RestKind for Instance {
             "disk_gb" => seen.as_u64() >= wanted.as_u64(),
             // The range is chosen once, by Google in an existing network.
             "range" => seen.is_null() || wanted.is_null(),
+            // A window that was set stays.
+            "maintenance" => wanted.is_null(),
             _ => false,
         }
     }
@@ -275,6 +288,20 @@ fn backup_days(document: &Value) -> Value {
     };
     let kept = config["backupRetentionSettings"]["retainedBackups"].as_u64();
     json!(kept.unwrap_or_default())
+}
+
+/// A window of one hour, in which updates of the usual track are installed.
+fn window(maintenance: &Value) -> Value {
+    match maintenance {
+        Value::Null => Value::Null,
+        one => json!({ "day": one["day"], "hour": one["hour"], "updateTrack": "stable" }),
+    }
+}
+
+/// An answer has day 0 where no window is set.
+fn maintenance(document: &Value) -> Value {
+    let set = get(document, "/settings/maintenanceWindow").filter(|one| one["day"].as_u64().is_some_and(|day| day > 0));
+    set.map_or(Value::Null, |one| json!({ "day": one["day"], "hour": one["hour"].as_u64().unwrap_or_default() }))
 }
 
 /// The document of a part with the tags and the address of its server.

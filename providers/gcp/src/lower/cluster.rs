@@ -1,9 +1,10 @@
 //! The cluster of a site: a control plane in all zones of the region, the account of its nodes, and its pools.
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use textnlp_cloud::GPU_NODES;
 use textnlp_provider::cluster::{GPU_POOL, POOL};
-use textnlp_provider::component::{Cluster, GpuPool};
+use textnlp_provider::component::{Cluster, GpuPool, MaintenanceWindow};
 use textnlp_provider::settings::{GpuSize, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
 
@@ -26,6 +27,11 @@ const DISK_GB: u32 = 100;
 const GPU_DISK_GB: u32 = 300;
 /// The release channel with tested versions.
 const CHANNEL: &str = "REGULAR";
+/// The least hours of a weekly window: GKE wants 48 hours in 32 days, in which a week recurs four times
+/// (<https://cloud.google.com/kubernetes-engine/docs/concepts/maintenance-windows-and-exclusions>).
+const LEAST_HOURS: u32 = 12;
+/// The Monday from which on windows recur.
+const FIRST_MONDAY: Timestamp = Timestamp::constant(1_704_067_200, 0);
 
 impl Lowering<'_> {
     pub(super) fn cluster(&mut self, cluster: &Cluster) {
@@ -55,6 +61,10 @@ impl Lowering<'_> {
             "name": names::of(self.site, "nodes", MOST_OF_ACCOUNT),
             "display_name": format!("nodes of {} at {}", self.site.environment, self.site.name),
         });
+        if let Some(window) = self.site.maintenance.filter(|window| window.hours < LEAST_HOURS) {
+            let cause = format!("{} hours a week are too few for GKE: it needs 48 hours in 32 days", window.hours);
+            self.problem("maintenance", cause, format!("set `maintenance.hours: {LEAST_HOURS}` or more"));
+        }
         let Some(nodes) = self.part("nodes", "gcp.service-account", self.of_project(account)) else { return };
         let project = format!("projects/{}", self.site.account);
         let mut before: Vec<Option<ResourceId>> = Vec::new();
@@ -78,6 +88,7 @@ impl Lowering<'_> {
                 "private_nodes": true,
                 "allow_from": cluster.allow_from,
                 "channel": CHANNEL,
+                "maintenance": self.site.maintenance.as_ref().map(weekly),
                 "shielded_nodes": true,
                 "workload_identity": true,
                 "key": key,
@@ -161,5 +172,31 @@ impl Lowering<'_> {
             "zones": zones,
             "markets": markets,
         })
+    }
+}
+
+/// A window as GKE repeats it.
+fn weekly(window: &MaintenanceWindow) -> Value {
+    let minute = window.day as u32 * MaintenanceWindow::DAY + window.at.0;
+    let start = FIRST_MONDAY + SignedDuration::from_mins(minute.into());
+    let end = start + SignedDuration::from_hours(window.hours.into());
+    let day = window.day.as_str()[..2].to_uppercase();
+    json!({
+        "window": { "startTime": start.to_string(), "endTime": end.to_string() },
+        "recurrence": format!("FREQ=WEEKLY;BYDAY={day}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_provider::settings::Weekday;
+
+    use super::*;
+
+    #[test]
+    fn a_window_recurs_every_week_also_over_the_end_of_it() {
+        let window = MaintenanceWindow { day: Weekday::Sunday, at: "22:30".parse().unwrap(), hours: 12 };
+        let times = json!({ "startTime": "2024-01-07T22:30:00Z", "endTime": "2024-01-08T10:30:00Z" });
+        assert_eq!(weekly(&window), json!({ "window": times, "recurrence": "FREQ=WEEKLY;BYDAY=SU" }));
     }
 }

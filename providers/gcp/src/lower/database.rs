@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use textnlp_cloud::REGION;
 use textnlp_provider::ResourceId;
-use textnlp_provider::component::{Database, Postgres};
+use textnlp_provider::component::{Database, MaintenanceWindow, Postgres};
 use textnlp_provider::settings::Hosting;
 
 use super::models::{MOST_OF_RING, ROTATION_DAYS};
@@ -120,6 +120,7 @@ impl Lowering<'_> {
             "public": false,
             "tls": "ENCRYPTED_ONLY",
             "backup_days": days,
+            "maintenance": self.site.maintenance.as_ref().map(window),
             "deletion_protection": self.site.protect_data,
             "key": key,
             "database": postgres.name,
@@ -135,6 +136,8 @@ impl Lowering<'_> {
         self.after(database);
         // A server does one operation at a time: each part waits for the one before it.
         let mut before = user;
+        // Replicas have no window of their own (terraform-google-modules/terraform-google-sql-db#64).
+        server["maintenance"] = Value::Null;
         // The first replica of an environment is the standby; others answer reads.
         for replica in 1..postgres.replicas {
             server["name"] = json!(names::of(self.site, &format!("database-{replica}"), MOST_OF_SERVER));
@@ -182,8 +185,32 @@ impl Lowering<'_> {
     }
 }
 
+/// The hour of the window in which Cloud SQL updates a server, which is always one hour: the first full one.
+fn window(maintenance: &MaintenanceWindow) -> Value {
+    let (day, hour) = maintenance.full_hour();
+    json!({ "day": day as u32 + 1, "hour": hour })
+}
+
 /// The smallest tier that accepts the connections of a service, and how many it accepts.
 pub(super) fn tier(postgres: &Postgres) -> Option<(&'static str, u32)> {
     let needed = postgres.connections.saturating_add(SPARE_CONNECTIONS);
     TIERS.iter().copied().find(|(_, most)| *most >= needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_provider::settings::Weekday;
+
+    use super::*;
+
+    #[test]
+    fn the_window_of_a_server_is_the_first_full_hour() {
+        for (day, at, expected) in [
+            (Weekday::Monday, "03:00", json!({ "day": 1, "hour": 3 })),
+            (Weekday::Saturday, "03:15", json!({ "day": 6, "hour": 4 })),
+            (Weekday::Sunday, "23:01", json!({ "day": 1, "hour": 0 })),
+        ] {
+            assert_eq!(window(&MaintenanceWindow { day, at: at.parse().unwrap(), hours: 4 }), expected);
+        }
+    }
 }

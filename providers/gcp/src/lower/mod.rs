@@ -194,8 +194,9 @@ pub(crate) mod tests {
 
     use textnlp_provider::CloudId;
     use textnlp_provider::cluster::ClusterSite;
-    use textnlp_provider::component::{Cluster, GpuPool, Model, ModelStore, Network, Registry};
-    use textnlp_provider::settings::{GpuSize, Runtime, Spot};
+    use textnlp_provider::component::{Cluster, GpuPool, MaintenanceWindow, Model, ModelStore, Network, Registry};
+    use textnlp_provider::settings::{GpuSize, Runtime, Spot, Weekday};
+    use textnlp_provider::units::TimeOfDay;
 
     use super::*;
 
@@ -211,6 +212,7 @@ pub(crate) mod tests {
             protect_data,
             cluster: None,
             subnets: Vec::new(),
+            maintenance: None,
         }
     }
 
@@ -221,6 +223,18 @@ pub(crate) mod tests {
     fn expand(part: ComponentSpec, name: &str, protect_data: bool) -> BTreeMap<String, Wanted> {
         let wanted = lower(&component(name, part), &site(protect_data)).unwrap();
         wanted.into_iter().map(|one| (one.id.to_string(), one)).collect()
+    }
+
+    #[test]
+    fn gke_needs_half_a_day_of_maintenance_a_week() {
+        let lower_with = |hours| {
+            let maintenance = Some(MaintenanceWindow { day: Weekday::Sunday, at: TimeOfDay(180), hours });
+            let cluster = Cluster::of("network".parse().unwrap());
+            lower(&component("cluster", ComponentSpec::Cluster(cluster)), &Site { maintenance, ..site(false) })
+        };
+        lower_with(12).unwrap();
+        let problems = lower_with(4).unwrap_err().to_string();
+        assert!(problems.contains("set `maintenance.hours: 12` or more"), "{problems}");
     }
 
     #[test]

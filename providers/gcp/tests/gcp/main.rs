@@ -31,11 +31,11 @@ use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_gcp::{Access, Gcp};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, ManagedPostgres, Model, ModelStore,
-    Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
+    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, MaintenanceWindow, ManagedPostgres,
+    Model, ModelStore, Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
-use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot};
+use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
 use textnlp_provider::{
     CloudId, Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership,
     Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion,
@@ -121,6 +121,7 @@ fn site(cloud: &GoogleCloud, environment: &str) -> Site {
         protect_data: false,
         cluster: Some(Box::new(ClusterSite::of("textnlp"))),
         subnets: Vec::new(),
+        maintenance: Some(MaintenanceWindow { day: Weekday::Sunday, at: "22:30".parse().unwrap(), hours: 12 }),
     }
 }
 

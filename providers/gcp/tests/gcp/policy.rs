@@ -71,7 +71,10 @@ pub(super) fn changed(one: &Wanted) -> Spec {
         "gcp.subnetwork" => (spec["private_google_access"], spec["flow_logs"]) = (json!(false), json!(false)),
         "gcp.router" => spec["nat"]["log"] = json!("ALL"),
         "gcp.service-account" => spec["display_name"] = json!("others"),
-        "gcp.gke-cluster" => spec["allow_from"] = json!(["198.51.100.0/24"]),
+        "gcp.gke-cluster" => {
+            spec["allow_from"] = json!(["198.51.100.0/24"]);
+            spec["maintenance"]["recurrence"] = json!("FREQ=WEEKLY;BYDAY=MO");
+        }
         "gcp.bucket" => spec["soft_delete_days"] = json!(0),
         "gcp.alert-policy" => (spec["condition"]["above"], spec["enabled"]) = (json!(0.5), json!(false)),
         "gcp.notification-channel" => spec["email"] = json!("team@example.com"),
@@ -79,8 +82,13 @@ pub(super) fn changed(one: &Wanted) -> Spec {
         "gcp.dns-record" => spec["ttl"] = json!(30),
         "gcp.repository" => spec["immutable"] = json!(false),
         "gcp.key" => spec["rotation_days"] = json!(30),
-        // A replica is promoted.
-        "gcp.sql-instance" => (spec["disk_gb"], spec["source"]) = (json!(40), Value::Null),
+        "gcp.sql-instance" => {
+            if spec["source"].is_null() {
+                spec["maintenance"] = json!({ "day": 3, "hour": 4 });
+            }
+            // A replica is promoted.
+            (spec["disk_gb"], spec["source"]) = (json!(40), Value::Null);
+        }
         "gcp.sql-user" => spec["password"] = json!({ "$secret": "main/database-password", "version": "2" }),
         _ => {}
     }

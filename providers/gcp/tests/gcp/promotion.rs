@@ -3,7 +3,7 @@
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::{Component, Provider};
 use textnlp_sim::gcp::Options;
-use textnlp_sim::{Exchange, Outcome};
+use textnlp_sim::{Disruption, Exchange, Fault, Outcome, Rule};
 
 use crate::programs::engine::Stack;
 use crate::programs::shape::Shape;
@@ -34,9 +34,12 @@ impl Replicated for Played {
     }
 }
 
+/// The operation that fails over.
+const FAILOVER: &str = "sql.instances.failover";
+
 /// How many failovers the cloud accepted.
 fn failovers(cloud: &Played) -> usize {
-    let is_one = |one: &&Exchange| one.operation == "sql.instances.failover" && one.outcome == Outcome::Succeeded;
+    let is_one = |one: &&Exchange| one.operation == FAILOVER && one.outcome == Outcome::Succeeded;
     cloud.requests().iter().filter(is_one).count()
 }
 
@@ -56,6 +59,21 @@ fn a_failover_of_cloud_sql_that_is_killed_anywhere_is_not_repeated() {
     let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0012);
     let wanted = cloud.wanted(&process, &Shape::with_standbys(1), "staging");
     failover::is_not_repeated(&stack, &wanted, || failovers(&cloud));
+}
+
+#[test]
+fn a_failover_of_cloud_sql_counts_from_its_call() {
+    let cloud = cloud();
+    let process = cloud.process();
+    let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0013);
+    let wanted = cloud.wanted(&process, &Shape::with_standbys(1), "staging");
+    let denied = Disruption::Refused(Fault::new("PERMISSION_DENIED", "not authorized").status(403));
+    let denied = Rule::always(Played::READ.0, FAILOVER, denied);
+    let disrupt = |rule: Option<Rule>| match rule {
+        Some(rule) => cloud.faults().add(rule),
+        None => cloud.faults().clear(),
+    };
+    failover::counts_from_its_call(&stack, &wanted, Played::READ, denied, disrupt, || failovers(&cloud));
 }
 
 fn cloud() -> Played {

@@ -174,6 +174,7 @@ pub fn site() -> Site {
         protect_data: true,
         cluster: None,
         subnets: Vec::new(),
+        maintenance: None,
     }
 }
 

@@ -28,6 +28,7 @@ fn lowered(monitoring: Monitoring) -> Vec<Wanted> {
         protect_data: true,
         cluster: Some(Box::new(fixture.cluster())),
         subnets: Vec::new(),
+        maintenance: None,
     };
     let component =
         Component { name: "monitoring".parse().unwrap(), existing: None, part: ComponentSpec::Monitoring(monitoring) };

@@ -108,6 +108,7 @@ impl Machine {
             protect_data: false,
             cluster: None,
             subnets: Vec::new(),
+            maintenance: None,
         };
         let ports = Ports::ask(2);
         let program = Program { path: stand_in().into_string(), digest: format!("sha256:{}", sha256(&stand_in())) };

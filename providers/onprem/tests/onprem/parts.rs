@@ -51,5 +51,6 @@ pub(crate) fn site() -> Site {
         protect_data: true,
         cluster: None,
         subnets: Vec::new(),
+        maintenance: None,
     }
 }

@@ -26,6 +26,7 @@ fn site(called: &str) -> Site {
         protect_data: true,
         cluster: None,
         subnets: Vec::new(),
+        maintenance: None,
     }
 }
 

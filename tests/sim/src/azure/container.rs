@@ -162,7 +162,26 @@ pub(crate) const KINDS: &[Kind] = &[
         show: show_pool,
         ..KIND
     },
+    Kind {
+        kind: "Microsoft.ContainerService/managedClusters/maintenanceConfigurations",
+        version: "2025-05-01",
+        models: [
+            "containerservice.v2025_05_01.models MaintenanceConfiguration",
+            "",
+            "containerservice.v2025_05_01.models MaintenanceConfiguration",
+            "containerservice.v2025_05_01.models MaintenanceConfigurationListResult",
+        ],
+        accepted: 200,
+        has_state: false,
+        tags: 0,
+        is_name: |name| WINDOWS.contains(&name),
+        accept: accept_window,
+        ..KIND
+    },
 ];
+
+/// The names of maintenance windows.
+const WINDOWS: [&str; 3] = ["default", "aksManagedAutoUpgradeSchedule", "aksManagedNodeOSUpgradeSchedule"];
 
 pub(crate) const SPECIALS: &[Special] = &[
     credential("Microsoft.ContainerService/managedClusters/listClusterUserCredential", user_credential),
@@ -288,6 +307,14 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "with Azure RBAC a role, and without it a group, lets a principal use a cluster",
         Source::Documentation("https://learn.microsoft.com/azure/aks/manage-azure-rbac"),
+    ),
+    rule(
+        "a maintenance window has one of three names, one schedule, 4 to 24 hours, and begins on the day of its creation unless set",
+        Source::Documentation("https://learn.microsoft.com/azure/aks/planned-maintenance"),
+    ),
+    rule(
+        "a maintenance window that begins on a past day is refused, also in a change that sends the day of its creation",
+        Source::Report("hashicorp/terraform-provider-azurerm#22762"),
     ),
     rule(
         "the group of nodes is called MC_GROUP_CLUSTER_REGION and goes with the cluster",
@@ -823,6 +850,30 @@ fn accept_pool(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &mu
         return Err(last_system());
     }
     fill_pool(cloud, &cluster, &call.key, before, body)
+}
+
+fn accept_window(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    if call.name() == WINDOWS[0] {
+        return Ok(());
+    }
+    let schedules = body.pointer("/properties/maintenanceWindow/schedule").and_then(Value::as_object);
+    if schedules.map_or(0, |all| all.values().filter(|one| !one.is_null()).count()) != 1 {
+        let message = "A maintenance window needs exactly one schedule.";
+        return Err(bad("InvalidParameter", message).target("maintenanceWindow.schedule"));
+    }
+    if !(4..=24).contains(&number(body, "/properties/maintenanceWindow/durationHours")) {
+        let message = "The duration of a maintenance window must be between 4 and 24 hours.";
+        return Err(bad("InvalidParameter", message).target("maintenanceWindow.durationHours"));
+    }
+    put_missing(body, "/properties/maintenanceWindow/utcOffset", "+00:00".into());
+    let today = cloud.now().strftime("%Y-%m-%d").to_string();
+    let start = text(body, "/properties/maintenanceWindow/startDate");
+    if !start.is_empty() && *start < *today {
+        return Err(bad("InvalidParameter", "The start date of a maintenance window must not be in the past.")
+            .target("maintenanceWindow.startDate"));
+    }
+    put_missing(body, "/properties/maintenanceWindow/startDate", today.into());
+    Ok(())
 }
 
 fn is_last_system(cloud: &Cloud, key: &str) -> bool {

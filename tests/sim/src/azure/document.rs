@@ -178,6 +178,7 @@ impl Walk {
             ("str" | "duration" | "base64" | "bytearray", Value::String(_)) => true,
             ("bool", Value::Bool(_)) | ("float", Value::Number(_)) => true,
             ("int" | "long" | "unix-time", Value::Number(number)) => number.is_i64() || number.is_u64(),
+            ("date", Value::String(text)) => text.parse::<jiff::civil::Date>().is_ok(),
             ("iso-8601", Value::String(text)) => text.parse::<jiff::Timestamp>().is_ok(),
             (class, Value::Object(_)) if list.is_none() && map.is_none() => {
                 let module = model.split_once(' ').map_or("", |(module, _)| module);

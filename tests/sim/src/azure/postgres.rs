@@ -209,6 +209,12 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     ),
     rule("the password is never answered", Source::Model),
     rule(
+        "a maintenance window is set by a change, not by a creation",
+        Source::Documentation(
+            "https://github.com/hashicorp/terraform-provider-azurerm/blob/main/internal/services/postgres/postgresql_flexible_server_resource.go",
+        ),
+    ),
+    rule(
         "a replica has the version and the administrator of its source, and follows no Burstable one",
         Source::Documentation(REPLICAS),
     ),
@@ -308,6 +314,21 @@ fn accept_server(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &
     let days = body.pointer("/properties/backup/backupRetentionDays").and_then(Value::as_i64).unwrap_or(7);
     if !(7..=35).contains(&days) {
         return Err(wrong("backup.backupRetentionDays"));
+    }
+    // A creation does not set it.
+    if before.is_none() {
+        put(
+            body,
+            "/properties/maintenanceWindow",
+            json!({ "customWindow": "Disabled", "dayOfWeek": 0, "startHour": 0, "startMinute": 0 }),
+        );
+    }
+    let window =
+        |member: &str| body.pointer(&format!("/properties/maintenanceWindow/{member}")).and_then(Value::as_i64);
+    for (member, most) in [("dayOfWeek", 6), ("startHour", 23), ("startMinute", 59)] {
+        if !(0..=most).contains(&window(member).unwrap_or(0)) {
+            return Err(wrong("maintenanceWindow"));
+        }
     }
     let subnet = text(body, "/properties/network/delegatedSubnetResourceId").to_lowercase();
     let zone = text(body, "/properties/network/privateDnsZoneArmResourceId").to_lowercase();

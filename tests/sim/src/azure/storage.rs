@@ -343,7 +343,8 @@ fn accept_policy(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut V
         let account = cloud.objects.get(account).map(|one| &one.body["properties"]["allowCrossTenantReplication"]);
         account.is_some_and(|allowed| *allowed == true)
     };
-    if !is_open(&own) && !(source.starts_with('/') && destination.starts_with('/')) {
+    let are_ids = [&source, &destination].iter().all(|id| id.starts_with('/'));
+    if !is_open(&own) && !are_ids {
         return Err(bad("BadRequest", "The accounts of the policy must be resource ids."));
     }
     let policy = call.name().to_owned();

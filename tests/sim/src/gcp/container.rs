@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use base64::Engine;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::cloud::{Cloud, Effect, Family, Object, Operation, merge, put};
@@ -216,6 +217,12 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "nodes pull images only with a role of their account, a scope and a way out of their network",
         Source::Report("terraform-google-modules/terraform-google-kubernetes-engine#1779"),
+    ),
+    rule(
+        "a maintenance policy needs 48 hours in 32 days, in windows of 4 hours and more; a change replaces all of it",
+        Source::Documentation(
+            "https://cloud.google.com/kubernetes-engine/docs/concepts/maintenance-windows-and-exclusions",
+        ),
     ),
     rule("an operation can be cancelled", Source::Model),
 ];
@@ -645,6 +652,7 @@ fn create(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         }
     }
     check_named_ranges(cloud, &cluster, &subnetwork)?;
+    check_maintenance(&cluster["maintenancePolicy"])?;
     let master = version(text(&cluster, "/initialClusterVersion"))?;
     let mut wanted: Vec<Value> = cluster["nodePools"].as_array().cloned().unwrap_or_default();
     if wanted.is_empty() {
@@ -977,7 +985,9 @@ fn change(
         if let Some(object) = cloud.objects.get_mut(&target) {
             for (pointer, value) in changes {
                 match object.body.pointer_mut(&pointer).filter(|old| old.is_object() && value.is_object()) {
-                    Some(old) if !pointer.to_lowercase().ends_with("labels") => merge(old, &value),
+                    Some(old) if !pointer.to_lowercase().ends_with("labels") && pointer != "/maintenancePolicy" => {
+                        merge(old, &value);
+                    }
                     Some(_) | None => put(&mut object.body, &pointer, value),
                 }
             }
@@ -1059,7 +1069,37 @@ fn set_maintenance(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem>
     if !sent.is_empty() && current.is_some_and(|current| current != sent) {
         return Err(Problem::new("ABORTED", "The maintenance policy has changed since it was read."));
     }
-    set_member(cloud, call, "SET_MAINTENANCE_POLICY", "maintenancePolicy")
+    let key = call.key();
+    admit(cloud, &key, false)?;
+    let mut policy = call.body["maintenancePolicy"].clone();
+    check_maintenance(&policy)?;
+    put(&mut policy, "/resourceVersion", cloud.random.hex(8).into());
+    let changes = vec![("/maintenancePolicy".to_owned(), policy)];
+    Ok(change(cloud, call, "SET_MAINTENANCE_POLICY", &key, 30, changes))
+}
+
+/// Checks that a window leaves time enough in 32 days, in which a week recurs four times.
+fn check_maintenance(policy: &Value) -> Result<(), Problem> {
+    let Some(recurring) = policy.pointer("/window/recurringWindow").filter(|one| !one.is_null()) else { return Ok(()) };
+    let time = |member: &str| text(recurring, member).parse::<Timestamp>().ok();
+    let Some((start, end)) = time("/window/startTime").zip(time("/window/endTime")).filter(|(start, end)| start < end)
+    else {
+        return Err(bad("The end of the maintenance window must be after its start."));
+    };
+    let rule = text(recurring, "/recurrence");
+    let days = rule.strip_prefix("FREQ=WEEKLY;BYDAY=").map(|days| days.split(',').count());
+    let times = match (rule, days) {
+        ("FREQ=DAILY", _) => 32,
+        (_, Some(days)) => 4 * i64::try_from(days).unwrap_or(0),
+        _ => return Err(bad(format!("Invalid recurrence {rule:?}."))),
+    };
+    let hours = end.duration_since(start).as_hours();
+    match hours >= 4 && hours * times >= 48 {
+        true => Ok(()),
+        false => Err(bad(
+            "maintenance policy would go longer than 32d without 48h maintenance availability of ≥4h contiguous duration",
+        )),
+    }
 }
 
 fn set_logging(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {

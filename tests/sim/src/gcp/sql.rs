@@ -68,6 +68,11 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "from PostgreSQL 16 the edition is ENTERPRISE_PLUS unless set",
         Source::Report("GoogleCloudPlatform/magic-modules#18014"),
     ),
+    rule(
+        "a maintenance window has a day from 1 to 7; an answer has day 0 where none is set",
+        Source::Report("hashicorp/terraform-provider-google#3938"),
+    ),
+    rule("a replica has no maintenance window", Source::Report("terraform-google-modules/terraform-google-sql-db#64")),
     rule("tiers belong to editions", Source::Report("hashicorp/terraform-provider-google#20498")),
     rule("transaction logs are kept 1 to 7 days in ENTERPRISE", Source::Report("langfuse/langfuse-terraform-gcp#34")),
     rule("a disk does not shrink by an update", Source::Report("hashicorp/terraform-provider-google#4579")),
@@ -225,6 +230,23 @@ fn check_edition(body: &mut Value) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Checks the maintenance window of a request.
+fn check_maintenance(sent: &Value, is_replica: bool) -> Result<(), Problem> {
+    let Some(window) = sent.pointer("/settings/maintenanceWindow").filter(|window| !window.is_null()) else {
+        return Ok(());
+    };
+    if is_replica {
+        return Err(invalid("Invalid request: A maintenance window cannot be set on a read replica."));
+    }
+    if !(1..=7).contains(&window["day"].as_i64().unwrap_or(0)) {
+        return Err(invalid("Invalid request: Invalid maintenance window. Day of week is unspecified."));
+    }
+    match window["hour"].as_i64().unwrap_or(0) {
+        0..=23 => Ok(()),
+        _ => Err(invalid("Invalid request: Invalid maintenance window. Hour of day is out of range.")),
+    }
+}
+
 /// The service connection of a network: its key and the reserved ranges.
 fn connection(cloud: &Cloud, network: &str) -> Option<Vec<String>> {
     let is_one = |(key, object): &(&String, &Object)| {
@@ -298,6 +320,7 @@ fn insert(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         body["databaseVersion"] = "MYSQL_8_0".into();
     }
     check_edition(&mut body)?;
+    check_maintenance(&body, !text(&body, "/masterInstanceName").is_empty())?;
     let network = text(&body, "/settings/ipConfiguration/privateNetwork").to_owned();
     let ranges = connection(cloud, &network);
     if !network.is_empty() && ranges.is_none() {
@@ -333,6 +356,7 @@ fn insert(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         ("/settings/connectorEnforcement", json!("NOT_REQUIRED")),
         ("/settings/deletionProtectionEnabled", json!(false)),
         ("/settings/backupConfiguration/enabled", json!(false)),
+        ("/settings/maintenanceWindow", json!({ "kind": "sql#maintenanceWindow", "day": 0, "hour": 0 })),
         ("/instanceType", json!(if master.is_empty() { "CLOUD_SQL_INSTANCE" } else { "READ_REPLICA_INSTANCE" })),
     ];
     for (pointer, value) in defaults {
@@ -499,6 +523,10 @@ fn patch(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
             return Err(invalid("Invalid request: Missing parameter: settingsVersion."));
         }
         Some(_) | None => {}
+    }
+    // An update repeats the whole instance.
+    if !call.id.ends_with("update") {
+        check_maintenance(&call.body, !text(&before, "/masterInstanceName").is_empty())?;
     }
     idle(cloud, &key)?;
     let mut after = before.clone();

@@ -180,6 +180,8 @@ server = dict(DBInstanceIdentifier="one", Engine="postgres", DBInstanceClass="db
 assert code(rds.create_db_instance, **{**server, "MasterUserPassword": "short"}) == "InvalidParameterValue"
 assert code(rds.create_db_instance, **{**server, "EngineVersion": "9.99"}) == "InvalidParameterCombination"
 assert code(rds.create_db_instance, **{**server, "DBInstanceIdentifier": "a--b"}) == "InvalidParameterValue"
+for window in ("sun:03:00-sun:03:20", "sun:03:10-sun:07:00", "sun:05:00-mon:05:00", "sunday"):
+    assert code(rds.create_db_instance, **{**server, "PreferredMaintenanceWindow": window}) == "InvalidParameterValue", window
 assert rds.create_db_instance(**server)["DBInstance"]["DBInstanceStatus"] == "creating"
 assert code(rds.modify_db_instance, DBInstanceIdentifier="one", AllocatedStorage=40) == "InvalidDBInstanceState"
 rds.get_waiter("db_instance_available").wait(DBInstanceIdentifier="one", WaiterConfig=wait)
@@ -194,6 +196,9 @@ assert not one("one").get("ReadReplicaDBInstanceIdentifiers")
 assert code(rds.delete_db_subnet_group, DBSubnetGroupName="g") == "InvalidDBSubnetGroupStateFault"
 assert code(rds.delete_db_instance, DBInstanceIdentifier="one") == "InvalidParameterCombination"
 rds.modify_db_instance(DBInstanceIdentifier="one", DeletionProtection=True)
+assert code(rds.modify_db_instance, DBInstanceIdentifier="one", PreferredMaintenanceWindow="sun:23:30-mon:03:30") == "InvalidParameterValue"
+rds.modify_db_instance(DBInstanceIdentifier="one", PreferredMaintenanceWindow="Sun:22:30-Mon:02:30")
+assert rds.describe_db_instances(DBInstanceIdentifier="one")["DBInstances"][0]["PreferredMaintenanceWindow"] == "sun:22:30-mon:02:30"
 assert code(rds.delete_db_instance, DBInstanceIdentifier="one", SkipFinalSnapshot=True) == "InvalidParameterCombination"
 rds.modify_db_instance(DBInstanceIdentifier="one", DeletionProtection=False)
 rds.delete_db_instance(DBInstanceIdentifier="one", FinalDBSnapshotIdentifier="last")

@@ -252,6 +252,12 @@ listed(lambda: clusters.agent_pools.list(GROUP, "c"), "cpu")
 pool.count = 2
 retried(lambda: clusters.agent_pools.begin_create_or_update(GROUP, "c", "cpu", pool))
 assert settled(lambda: clusters.agent_pools.get(GROUP, "c", "cpu")).count == 2
+windows, name = clusters.maintenance_configurations, "aksManagedAutoUpgradeSchedule"
+window = {"maintenance_window": {"schedule": {"weekly": {"interval_weeks": 1, "day_of_week": "Sunday"}}, "duration_hours": 4,
+                                 "start_time": "22:30"}}
+retried(lambda: windows.create_or_update(GROUP, "c", name, window))
+assert settled(lambda: windows.get(GROUP, "c", name)).maintenance_window.utc_offset == "+00:00"
+listed(lambda: windows.list_by_managed_cluster(GROUP, "c"), name)
 config = retried(lambda: clusters.managed_clusters.list_cluster_user_credentials(GROUP, "c")).kubeconfigs[0].value
 assert b"kubelogin" in bytes(config), config
 credential = {"issuer": found.oidc_issuer_profile.issuer_url, "subject": "system:serviceaccount:a:b",
@@ -263,6 +269,8 @@ settled(lambda: identities.federated_identity_credentials.get(GROUP, "server", "
 dns.record_sets.delete(GROUP, "example.com", "text", "A")
 missing(lambda: dns.record_sets.get(GROUP, "example.com", "text", "A"))
 dns.zones.begin_delete(GROUP, "example.com").result()
+windows.delete(GROUP, "c", name)
+missing(lambda: windows.get(GROUP, "c", name))
 retried(lambda: clusters.agent_pools.begin_delete(GROUP, "c", "cpu"))
 retried(lambda: clusters.managed_clusters.begin_delete(GROUP, "c"))
 missing(lambda: clusters.managed_clusters.get(GROUP, "c"))

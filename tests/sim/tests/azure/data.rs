@@ -158,6 +158,13 @@ fn servers_fail_late_and_are_busy() {
     let patch = json!({ "properties": { "backup": { "backupRetentionDays": 14 } } });
     client.wait(client.call("PATCH", SERVER, patch));
     assert_eq!(client.get(SERVER).ok()["properties"]["backup"]["backupRetentionDays"], 14);
+    let window = |hour: u32| {
+        let window = json!({ "customWindow": "Enabled", "dayOfWeek": 0, "startHour": hour, "startMinute": 30 });
+        client.call("PATCH", SERVER, json!({ "properties": { "maintenanceWindow": window } }))
+    };
+    assert_eq!(window(24).code(), (400, "InvalidParameterValue"));
+    client.wait(window(22));
+    assert_eq!(client.get(SERVER).ok()["properties"]["maintenanceWindow"]["startHour"], 22);
 
     // The zone is the server's name and the suffix.
     let zone = "G/Microsoft.Network/privateDnsZones/other.postgres.database.azure.com";

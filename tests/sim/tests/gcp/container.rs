@@ -287,6 +287,15 @@ fn a_cluster_is_updated_by_one_field_at_a_time() {
     let policy = json!({ "maintenancePolicy": { "window": { "dailyMaintenanceWindow": { "startTime": "03:00" } } } });
     client.wait("container", client.post("container", &format!("{path}:setMaintenancePolicy"), policy));
     assert_eq!(read(&client)["maintenancePolicy"]["window"]["dailyMaintenanceWindow"]["startTime"], "03:00");
+    let weekly = |end: &str| {
+        let times = json!({ "startTime": "2024-01-07T22:30:00Z", "endTime": end });
+        let recurring = json!({ "window": times, "recurrence": "FREQ=WEEKLY;BYDAY=SU" });
+        let policy = json!({ "maintenancePolicy": { "window": { "recurringWindow": recurring } } });
+        client.post("container", &format!("{path}:setMaintenancePolicy"), policy)
+    };
+    assert!(weekly("2024-01-08T09:30:00Z").message().contains("48h maintenance availability"));
+    client.wait("container", weekly("2024-01-08T10:30:00Z"));
+    assert!(read(&client)["maintenancePolicy"]["window"]["dailyMaintenanceWindow"].is_null());
     let config = client.get("container", "v1/projects/PROJECT/locations/europe-west4/serverConfig").ok();
     assert_eq!(config["defaultClusterVersion"], "1.33.5-gke.1201000");
 }

@@ -36,6 +36,14 @@ fn an_instance_has_databases_and_users() {
     assert_eq!((&read["state"], &read["settings"]["dataDiskSizeGb"]), (&json!("RUNNABLE"), &json!("10")));
     assert_eq!(read["settings"]["backupConfiguration"]["transactionLogRetentionDays"], 7);
     assert_eq!(client.get("sql", INSTANCES).ok()["items"][0]["name"], "i");
+    assert_eq!(read["settings"]["maintenanceWindow"]["day"], 0);
+    let window = |day: u32| {
+        let settings = json!({ "maintenanceWindow": { "day": day, "hour": 3, "updateTrack": "stable" } });
+        client.call("PATCH", "sql", &path, json!({ "settings": settings }))
+    };
+    assert!(window(0).message().contains("Day of week is unspecified"));
+    client.wait("sql", window(7));
+    assert_eq!(client.get("sql", &path).ok()["settings"]["maintenanceWindow"]["day"], 7);
     client.wait("sql", client.post("sql", &format!("{path}/databases"), json!({ "name": "d" })));
     client.wait("sql", client.post("sql", &format!("{path}/users"), json!({ "name": "u", "password": "secret" })));
     assert_eq!(client.get("sql", &format!("{path}/databases")).ok()["items"].as_array().unwrap().len(), 2);

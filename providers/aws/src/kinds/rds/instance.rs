@@ -10,7 +10,7 @@ use serde_json::Value;
 use textnlp_cloud::PROMOTED;
 use textnlp_provider::{Error, ErrorKind, Result, SecretRef, Zones};
 
-use super::SERVICE;
+use super::{SERVICE, window};
 use crate::api::Api;
 use crate::kinds::secret;
 use crate::resource::{Filter, Make, ObservedObject, Resource, State, timestamp};
@@ -49,6 +49,8 @@ pub(super) struct Spec {
     backup_days: i32,
     /// When backups are taken, in UTC: `03:00-04:00`.
     backup_window: String,
+    /// When it is patched, in UTC: `sun:05:00-sun:09:00`; null leaves the window that it has, which RDS chose at first.
+    maintenance_window: Option<String>,
     deletion_protection: bool,
     /// Whether its deletion takes a last snapshot. RDS has no such attribute until then; whether tags are copied to snapshots, which
     /// matters to that snapshot only, stores it.
@@ -70,6 +72,7 @@ impl Resource<Api> for Instance {
         "security_groups",
         "backup_days",
         "backup_window",
+        "maintenance_window",
         "version",
         "parameter_group",
         "class",
@@ -156,6 +159,7 @@ impl Resource<Api> for Instance {
             .db_parameter_group_name(&spec.parameter_group)
             .backup_retention_period(spec.backup_days)
             .preferred_backup_window(&spec.backup_window)
+            .set_preferred_maintenance_window(spec.maintenance_window.clone())
             .deletion_protection(spec.deletion_protection)
             .copy_tags_to_snapshot(spec.final_snapshot)
             .enable_performance_insights(spec.performance_insights)
@@ -175,9 +179,9 @@ impl Resource<Api> for Instance {
             if spec.source.is_some() {
                 return refuse("a server cannot become a replica, or a replica of another server", PROMOTED);
             }
+            // Its windows follow as a change: RDS compares them with each other.
             let call =
                 api.rds.promote_read_replica().db_instance_identifier(id).backup_retention_period(spec.backup_days);
-            let call = call.preferred_backup_window(&spec.backup_window);
             return api.call(SERVICE, "promote", id, call.send()).await.map(drop);
         }
         let change = api.rds.modify_db_instance().db_instance_identifier(id).apply_immediately(true);
@@ -185,7 +189,16 @@ impl Resource<Api> for Instance {
             "public" => change.publicly_accessible(spec.public),
             "security_groups" => change.set_vpc_security_group_ids(Some(spec.security_groups.clone())),
             "backup_days" => change.backup_retention_period(spec.backup_days),
-            "backup_window" => change.preferred_backup_window(&spec.backup_window),
+            // Together, because RDS compares them with each other at each change.
+            "backup_window" | "maintenance_window" => {
+                let present = seen.spec.maintenance_window.as_deref().unwrap_or_default();
+                let wanted = spec.maintenance_window.clone().or_else(|| window::beside(&spec.backup_window, present));
+                // Windows change at once. With the flag, so would what others have left for the next window.
+                change
+                    .apply_immediately(false)
+                    .preferred_backup_window(&spec.backup_window)
+                    .set_preferred_maintenance_window(wanted)
+            }
             "version" => match (spec.version.parse::<u32>(), seen.spec.version.parse::<u32>()) {
                 (Ok(wanted), Ok(there)) if wanted > there => change
                     .engine_version(&spec.version)
@@ -243,6 +256,10 @@ impl Resource<Api> for Instance {
             true => State::Pending("under way: its password".to_owned()),
             false => State::Ready,
         })
+    }
+
+    fn fits(field: &str, wanted: &Value, _seen: &Value) -> bool {
+        field == "maintenance_window" && wanted.is_null()
     }
 
     /// As if the primary had failed: <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_RebootInstance.html>.
@@ -310,6 +327,7 @@ fn seen(server: Answer) -> Option<ObservedObject<Spec>> {
         parameter_group: String::new(),
         backup_days: server.backup_retention_period.unwrap_or_default(),
         backup_window: server.preferred_backup_window.unwrap_or_default(),
+        maintenance_window: server.preferred_maintenance_window,
         deletion_protection: server.deletion_protection.unwrap_or_default(),
         final_snapshot: server.copy_tags_to_snapshot.unwrap_or_default(),
         performance_insights: server.performance_insights_enabled.unwrap_or_default(),
@@ -345,7 +363,7 @@ fn seen(server: Answer) -> Option<ObservedObject<Spec>> {
         .output("version", Some(version))
         .output("ca", server.ca_certificate_identifier)
         .output(RESOURCE, server.dbi_resource_id);
-    seen.zones = zones.map(|(primary, standby)| Zones { primary, standby });
+    seen.zones = zones.map(|(primary, standby)| Zones { primary, standby, is_ready: true });
     Some(seen.state(state).created(timestamp(server.instance_create_time)))
 }
 

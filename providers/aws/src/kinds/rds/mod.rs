@@ -3,6 +3,7 @@
 mod instance;
 mod parameter_group;
 mod subnet_group;
+pub(crate) mod window;
 
 use aws_sdk_rds::types::Tag;
 use textnlp_cloud::REGION;

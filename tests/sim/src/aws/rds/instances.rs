@@ -82,17 +82,71 @@ fn check_family(world: &World, call: &Call, group: &str, version: &str) -> Resul
     }
 }
 
-fn check_window(window: &str) -> Result<(), Fault> {
-    let minutes = |time: &str| -> Option<u32> {
-        let (hours, minutes) = time.split_once(':')?;
-        let (hours, minutes): (u32, u32) = (hours.parse().ok()?, minutes.parse().ok()?);
-        (hours < 24 && minutes < 60).then_some(hours * 60 + minutes)
+/// The minutes of a day.
+const DAY: u32 = 1_440;
+/// The days in windows.
+const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+
+fn minutes(time: &str) -> Option<u32> {
+    let (hours, minutes) = time.split_once(':')?;
+    let (hours, minutes): (u32, u32) = (hours.parse().ok()?, minutes.parse().ok()?);
+    (hours < 24 && minutes < 60).then_some(hours * 60 + minutes)
+}
+
+/// The first minute of a daily window, and its minutes.
+fn daily(window: &str) -> Option<(u32, u32)> {
+    let (from, to) = window.split_once('-')?;
+    let (from, to) = (minutes(from)?, minutes(to)?);
+    Some((from, (DAY + to - from) % DAY))
+}
+
+/// The same of a weekly window, in a week.
+fn weekly(window: &str) -> Option<(u32, u32)> {
+    let of = |text: &str| {
+        let (day, time) = text.split_once(':')?;
+        let day = DAYS.iter().position(|one| one.eq_ignore_ascii_case(day))?;
+        Some(u32::try_from(day).ok()? * DAY + minutes(time)?)
     };
-    let length = window.split_once('-').and_then(|(from, to)| Some((1440 + minutes(to)? - minutes(from)?) % 1440));
-    match length {
-        Some(30..) => Ok(()),
-        _ => Err(invalid(format!("The backup window {window} is not valid"))),
+    let (from, to) = window.split_once('-')?;
+    let (from, to) = (of(from)?, of(to)?);
+    Some((from, (7 * DAY + to - from) % (7 * DAY)))
+}
+
+/// Whether backups, which are taken daily, overlap with maintenance.
+fn is_overlap(backups: (u32, u32), maintenance: (u32, u32)) -> bool {
+    let (one, other) = (backups, (maintenance.0 % DAY, maintenance.1));
+    (DAY + other.0 - one.0) % DAY < one.1 || (DAY + one.0 - other.0) % DAY < other.1
+}
+
+/// Checks the windows that a server has from now on.
+fn check_windows(backups: &str, maintenance: &str) -> Result<(), Fault> {
+    let Some(daily) = daily(backups).filter(|(_, length)| *length >= 30) else {
+        return Err(invalid(format!("The backup window {backups} is not valid")));
+    };
+    let Some(weekly) = weekly(maintenance) else {
+        return Err(invalid(format!(
+            "Invalid maintenance window format: {maintenance}. Should be specified as a range ddd:hh24:mi-ddd:hh24:mi (24H Clock \
+             UTC). Example: Sun:23:45-Mon:00:15"
+        )));
+    };
+    match weekly.1 {
+        ..30 => Err(invalid("The maintenance window must be at least 30 minutes.")),
+        DAY.. => Err(invalid("Maintenance window must be less than 24 hours.")),
+        _ if is_overlap(daily, weekly) => Err(invalid("The backup window and maintenance window must not overlap.")),
+        _ => Ok(()),
     }
+}
+
+/// The windows that a new server has: RDS chooses those that are left out.
+fn windows(call: &Call) -> (String, String) {
+    let chosen = |backups: &str| {
+        let is_free =
+            |window: &&&str| weekly(window).zip(daily(backups)).is_some_and(|(one, all)| !is_overlap(all, one));
+        ["wed:06:38-wed:07:08", "wed:18:38-wed:19:08"].iter().find(is_free).copied().unwrap_or_default()
+    };
+    let backups = call.str("PreferredBackupWindow").unwrap_or("03:00-03:30");
+    let maintenance = call.str("PreferredMaintenanceWindow").unwrap_or_else(|| chosen(backups));
+    (backups.to_owned(), maintenance.to_lowercase())
 }
 
 fn arn(call: &Call, name: &str) -> String {
@@ -122,9 +176,8 @@ fn admit(world: &mut World, call: &Call, name: &str, class: &str) -> Result<(), 
         ));
     }
     check_class(class)?;
-    if let Some(window) = call.str("PreferredBackupWindow") {
-        check_window(window)?;
-    }
+    let (backups, maintenance) = windows(call);
+    check_windows(&backups, &maintenance)?;
     if call.int("BackupRetentionPeriod").is_some_and(|days| !(0..=35).contains(&days)) {
         return Err(invalid("Invalid backup retention period: it must be between 0 and 35."));
     }
@@ -169,6 +222,7 @@ fn insert(
 ) -> Value {
     let name = call.text("DBInstanceIdentifier").to_lowercase();
     let subnet_group = subnet_group(world, call);
+    let (backups, maintenance) = windows(call);
     let mut shown = json!({
         "DBInstanceIdentifier": name,
         "DBInstanceArn": arn(call, &name),
@@ -187,7 +241,8 @@ fn insert(
         "PerformanceInsightsEnabled": call.is("EnablePerformanceInsights"),
         "CACertificateIdentifier": "rds-ca-rsa2048-g1",
         "BackupRetentionPeriod": call.int("BackupRetentionPeriod").unwrap_or(1),
-        "PreferredBackupWindow": call.str("PreferredBackupWindow").unwrap_or("03:00-03:30"),
+        "PreferredBackupWindow": backups,
+        "PreferredMaintenanceWindow": maintenance,
         "VpcSecurityGroups": groups_shown(&call.texts("VpcSecurityGroupIds")),
         "DBParameterGroups": groups_of(call.str("DBParameterGroupName").unwrap_or("default.postgres")),
     });
@@ -428,9 +483,11 @@ pub(super) fn modify(world: &mut World, call: &Call) -> Result<Value, Fault> {
             at_once.insert(shown_as.to_owned(), value.clone());
         }
     }
-    if let Some(window) = call.str("PreferredBackupWindow") {
-        check_window(window)?;
+    if let Some(window) = call.str("PreferredMaintenanceWindow") {
+        at_once.insert("PreferredMaintenanceWindow".to_owned(), window.to_lowercase().into());
     }
+    let then = |member: &str| at_once.get(member).unwrap_or(&shown[member]).as_str().unwrap_or_default().to_owned();
+    check_windows(&then("PreferredBackupWindow"), &then("PreferredMaintenanceWindow"))?;
     if let Some(public) = call.input.get("PubliclyAccessible").filter(|public| **public != shown["PubliclyAccessible"])
     {
         later.insert("PubliclyAccessible".to_owned(), public.clone());
@@ -561,6 +618,9 @@ pub(super) fn promote(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let status = instance.status.at(call.now);
     if status != "available" {
         return Err(state_fault(format!("The specified DB instance is not in the available state: it is {status}.")));
+    }
+    if let Some(window) = call.str("PreferredBackupWindow") {
+        check_windows(window, instance.shown["PreferredMaintenanceWindow"].as_str().unwrap_or_default())?;
     }
     instance.status =
         call.stages("available", &[(LATE, "modifying"), (4 * MINUTE, "rebooting"), (5 * MINUTE, "available")]);

@@ -58,6 +58,12 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "rds",
+        what: "a maintenance window has 30 minutes to 24 hours and does not overlap with that of backups; RDS chooses one that is \
+               left out",
+        source: CREATE,
+    },
+    Behaviour {
+        service: "rds",
         what: "a new server is creating, then backing-up if it has backups, then available; its endpoint appears at the end",
         source: Source::Documentation(
             "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/accessing-monitoring.html",
