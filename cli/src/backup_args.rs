@@ -126,7 +126,7 @@ pub struct Archive {
 /// See [`Backup::Encrypt`].
 #[derive(Debug, Args)]
 pub struct Encrypt {
-    /// Dump in the format of `pg_dump --format=custom`
+    /// Dump in the format of `pg_dump --format=custom`; removed once it is stored
     #[arg(long)]
     pub dump: Utf8PathBuf,
     /// File with the result of its verification

@@ -1,17 +1,31 @@
 # `dump`: dumps the database to WORK/dump and verifies it by a restore. `restore`: restores WORK/dump into the database.
 # Another container encrypts and decrypts dumps. WORK/report goes from one to the other: the result of the verification, or the dump's name.
-# WORK has space for one database and its dump. PostgreSQL's environment variables give the connection, and PASSWORD_FILE has its password.
+# WORK has space for one database and its dump. DATABASE_URL gives the connection, else PostgreSQL's environment variables, and PASSWORD_FILE
+# has its password.
 set -eu
 umask 077
 for folder in /usr/lib/postgresql/*/bin; do PATH=$PATH:$folder; done
 PGPASSWORD=$(cat "$PASSWORD_FILE")
-# Read the rows of all tenants despite row-level security.
-export PATH PGPASSWORD PGOPTIONS="-c textnlp.tenant=*" PGCONNECT_TIMEOUT=10 LC_ALL=C
+# Read the rows of all tenants despite row-level security. A server that is not verified gets no password in clear, from PostgreSQL 16 on.
+export PATH PGPASSWORD PGREQUIREAUTH='!password' PGOPTIONS="-c textnlp.tenant=*" PGCONNECT_TIMEOUT=10 LC_ALL=C
+# The address has parameters: clouds give one with `?sslmode=`. A lost connection ends a job after 90 seconds.
+database=${DATABASE_URL:+$DATABASE_URL&keepalives_idle=30&keepalives_interval=10&keepalives_count=6}
+database=${database:-$PGDATABASE}
+case ${DATABASE_URL:-sslmode=verify-full} in
+  *sslmode=verify-*) ;;
+  # With a root certificate, PostgreSQL's programs would verify a server of which the address does not ask that.
+  *) unset PGSSLROOTCERT ;;
+esac
 cd "$WORK"
 
 # Prints the number of keys and of recorded requests.
 count_rows() {
-  psql -X -q -A -t -F ' ' -v ON_ERROR_STOP=1 -c 'SELECT (SELECT count(*) FROM api_keys), (SELECT count(*) FROM api_usage)'
+  psql -X -q -A -t -F ' ' -v ON_ERROR_STOP=1 -d "$database" -c 'SELECT (SELECT count(*) FROM api_keys), (SELECT count(*) FROM api_usage)'
+}
+
+# Lists what is restored: all that is in the schema public. Some clouds put extensions, schemas and event triggers into each database.
+list() {
+  pg_restore --list dump | grep -vE '^[0-9]+; [0-9]+ [0-9]+ (COMMENT - )?(EXTENSION|SCHEMA|EVENT TRIGGER) ' >list
 }
 
 # The restored counts must be between those before and after the dump.
@@ -25,8 +39,9 @@ dump() {
   trap 'rm -rf "$beside"' EXIT
   trap 'exit 143' TERM INT
   before=$(count_rows)
-  # A benchmark may drop its tables meanwhile.
-  pg_dump --format=custom --no-owner --no-privileges --enable-row-security --exclude-schema=textnlp_benchmark --no-password --file=dump
+  # A benchmark may drop its tables meanwhile, and Cloud SQL has a schema of its own.
+  pg_dump --format=custom --no-owner --no-privileges --enable-row-security --exclude-schema=textnlp_benchmark --exclude-schema='google_*' \
+    --no-password --dbname="$database" --file=dump
   after=$(count_rows)
   proof="not verified"
   if [ "$VERIFY" = true ]; then
@@ -47,8 +62,9 @@ prove() {
   pg_ctl --pgdata="$beside" --silent --wait --timeout=60 --log="$beside/log" --options="$settings" start >&2 ||
     { cat "$beside/log" >&2; exit 1; }
   restored=$(
-    export PGHOST="$socket" PGUSER=postgres PGDATABASE=postgres PGSSLMODE=disable
-    pg_restore --exit-on-error --no-owner --dbname=postgres dump >&2 && count_rows
+    database=postgres
+    export PGHOST="$socket" PGUSER=postgres PGSSLMODE=disable
+    list && pg_restore --exit-on-error --no-owner --use-list=list --dbname=postgres dump >&2 && count_rows
   ) || restored=
   pg_ctl --pgdata="$beside" --silent --mode=immediate stop >&2
   [ -n "$restored" ] && echo "$restored"
@@ -58,12 +74,13 @@ prove() {
 restore() {
   name=$(cat report)
   # The schema must match: tables of another release would remain.
-  there=$(psql -X -q -A -t -v ON_ERROR_STOP=1 -c 'SELECT max(version) FROM schema_version')
+  there=$(psql -X -q -A -t -v ON_ERROR_STOP=1 -d "$database" -c 'SELECT max(version) FROM schema_version')
   has=$(pg_restore --data-only --table=schema_version --file=- dump | sed -n '/^COPY /,/^\\\.$/p' | cut -f 1 | grep -E '^[0-9]+$' | sort -n | tail -n 1)
   [ "$there" = "$has" ] || { echo "$name has schema ${has:-none}, and the database has $there: deploy the release of that dump first" >&2; exit 1; }
-  pg_restore --clean --if-exists --no-owner --no-privileges --exit-on-error --single-transaction --dbname="$PGDATABASE" dump
+  list
+  pg_restore --clean --if-exists --no-owner --no-privileges --exit-on-error --single-transaction --use-list=list --dbname="$database" dump
   # A dump has no privileges, and running servers grant those of the tenants' role at their start only.
-  psql -X -q -v ON_ERROR_STOP=1 <<'SQL'
+  psql -X -q -v ON_ERROR_STOP=1 -d "$database" <<'SQL'
 DO $$ DECLARE tenant text := session_user || '_tenant'; BEGIN
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = tenant) THEN
     EXECUTE format('GRANT SELECT ON api_usage TO %I', tenant);
@@ -74,6 +91,7 @@ DO $$ DECLARE tenant text := session_user || '_tenant'; BEGIN
   END IF;
 END $$;
 SQL
+  rm -f dump list
   echo "$name is restored: $(count_rows) keys and requests"
 }
 

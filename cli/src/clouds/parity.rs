@@ -78,9 +78,6 @@ fn cell(lowered: Result<Vec<Wanted>, textnlp_provider::Problems>) -> String {
 
 /// Why nothing is created for a part, by the head of the column.
 const NOTHING: &[(&str, &str, &str)] = &[
-    ("aws, kubernetes", "backup", "RDS copies its database itself"),
-    ("gcp", "backup", "Cloud SQL copies its database itself"),
-    ("azure", "backup", "the PostgreSQL server copies its database itself"),
     ("onprem", "registry", "machines run programs, not images"),
     ("kubernetes", "registry", "the registry is yours"),
     ("aws, sagemaker", "backup", "no data outlives a container"),
@@ -299,6 +296,9 @@ fn pods_on_aws_verify_the_managed_database_by_the_authorities_of_its_region() {
         assert_eq!(Some(pem), rds_ca::of_region(region));
         let deployment = server.iter().find(|one| one.id.as_str().ends_with("/server/deployment")).unwrap();
         assert!(deployment.needs.iter().any(|need| need.on == map.id), "{deployment:?}");
+        let dumps = lowered("backup", &[&format!("sites[0].region={region}")]).unwrap();
+        let script = dumps.iter().find(|one| one.id.as_str().ends_with("/backup/script")).unwrap();
+        assert_eq!(script.spec.as_value()["data"]["ca.crt"].as_str(), Some(pem));
     }
     let unknown = "sites[0].region=cn-north-1";
     let refused = lowered("database", &[unknown]).unwrap_err().to_string();

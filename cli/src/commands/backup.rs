@@ -147,7 +147,7 @@ async fn list_of_site(chosen: &ChosenEnvironment, backups: &dyn SiteBackups) -> 
         }
         None => text.push_str(&format!("There is none yet. To create one: {}\n", backups.first_command())),
     }
-    text.push_str(&format!("For each one, see the log: {}", backups.log_command()));
+    text.push_str(&format!("The log of a run, for an hour after its end: {}", backups.log_command()));
     let document = json!({
         "environment": scope.name, "location": backups.location(), "newest_verified": newest,
         "log_command": backups.log_command(),
@@ -289,6 +289,8 @@ fn encrypt(args: &Encrypt) -> Result<Success, Failure> {
     let folder = DumpFolder::at(args.folder.clone());
     let keep = Duration::from_secs(args.keep);
     let stored = folder.store(&args.dump, recipients, Timestamp::now(), keep).map_err(failed)?;
+    // Its volume outlives this program.
+    std::fs::remove_file(&args.dump).with_context(|| format!("remove {}", args.dump))?;
     let encrypted = if keys == 1 { "encrypted for 1 key".to_owned() } else { format!("encrypted for {keys} keys") };
     let text = format!("{}: {} bytes, {encrypted}, {}", stored.name, stored.bytes, report.trim());
     Ok(Success::new(text, json!({ "file": stored.name, "bytes": stored.bytes })))

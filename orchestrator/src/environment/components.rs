@@ -148,7 +148,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
             version: e.database.version,
             database: e.database.name.clone(),
             disk_bytes: e.database.size.0,
-            backup_bytes: e.backup.size.unwrap_or(e.database.size).0,
+            backup_bytes: backup_bytes(e),
         }),
         adapter: e.scaling.adapter,
         replicates: e.witness_place().is_some(),
@@ -162,6 +162,11 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         bucket_identity: None,
         node_autoscaler: None,
     }
+}
+
+/// The disk for the dumps of a database, in bytes.
+fn backup_bytes(e: &Environment) -> u64 {
+    e.backup.size.unwrap_or(e.database.size).0
 }
 
 /// Whether a site's cluster exists already.
@@ -551,6 +556,14 @@ fn backup(e: &Environment, release: &Release) -> part::Backup {
         verify: backup.verify,
         recipients: own.into_iter().chain(backup.recipients.iter().cloned()).collect(),
         point_in_time_seconds: backup.point_in_time.map(Span::as_seconds),
+        managed: (e.dumps_in_cluster() && e.database_hosting() == Some(Hosting::Managed)).then(|| part::ManagedDumps {
+            version: e.database.version,
+            disk_bytes: e.database.size.0,
+            backup_bytes: backup_bytes(e),
+            data: "instance".to_owned(),
+            secrets: name(names::SECRETS),
+            private_ca: release.files.private_ca.clone(),
+        }),
     }
 }
 

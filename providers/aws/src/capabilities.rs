@@ -8,7 +8,7 @@ use textnlp_provider::settings::{
 };
 use textnlp_provider::{Component, Site};
 
-use crate::lower::{bucket_identity, endpoint, node_autoscaler};
+use crate::lower::{DISKS, addon, bucket_identity, endpoint, node_autoscaler};
 use crate::tables::rds_ca;
 
 /// What is not listed here is refused.
@@ -125,13 +125,17 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
         monitoring.receivers.clear();
     }
     // Pods verify RDS, by what the environment names or by the region's own authorities.
-    if let ComponentSpec::Workload(workload) = &mut inner.part
-        && workload.stored.hosting == Some(Hosting::Managed)
-        && workload.egress.private_ca.is_none()
-    {
-        workload.egress.private_ca = rds_ca::of_region(&site.region).map(|pem| Ok(pem.to_owned()));
+    let verified_by = match &mut inner.part {
+        ComponentSpec::Workload(workload) if workload.stored.hosting == Some(Hosting::Managed) => {
+            Some(&mut workload.egress.private_ca)
+        }
+        ComponentSpec::Backup(backup) => backup.managed.as_mut().map(|managed| &mut managed.private_ca),
+        _ => None,
+    };
+    if let Some(authority) = verified_by.filter(|authority| authority.is_none()) {
+        *authority = rds_ca::of_region(&site.region).map(|pem| Ok(pem.to_owned()));
     }
-    let (inner, mut site) = textnlp_cloud::inside(&inner, site, "system-nodes")?;
+    let (inner, mut site) = textnlp_cloud::inside(&inner, site, "system-nodes");
     if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
         // AWS's images of nodes have the driver, and no plugin: <https://docs.aws.amazon.com/eks/latest/userguide/ml-eks-optimized-ami.html>.
         gpu.device_plugin = true;
@@ -140,6 +144,9 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let identity = bucket_identity(component, &site);
     let autoscaler = node_autoscaler(component, &site);
     if let Some(cluster) = &mut site.cluster {
+        if let Some(nodes) = &mut cluster.nodes {
+            nodes.disks = Some(addon(DISKS));
+        }
         cluster.node_autoscaler = autoscaler;
         cluster.balancer = balancer;
         cluster.bucket_identity = (!cluster.existing).then_some(identity);

@@ -13,12 +13,18 @@ use crate::lower::bucket_identity;
 
 /// The component as the provider of the objects inside of the cluster expands it: without what Azure's own resources answer for. Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "nodes")?;
+    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "nodes");
     // Without the stack the receivers get the alerts of Azure Monitor only.
     if let ComponentSpec::Monitoring(monitoring) = &mut inner.part
         && !monitoring.stack
     {
         monitoring.receivers.clear();
+    }
+    // The instance is the database in it.
+    if let ComponentSpec::Backup(backup) = &mut inner.part
+        && let Some(managed) = &mut backup.managed
+    {
+        managed.data = "server".to_owned();
     }
     if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
         // AKS installs the driver, and no plugin: <https://learn.microsoft.com/azure/aks/use-nvidia-gpu>.

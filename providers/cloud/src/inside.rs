@@ -9,13 +9,9 @@ pub const GPU_NODES: &str = "gpu-nodes";
 
 /// The component as the provider of the objects inside of the cluster expands it: without what the cloud's own resources answer for.
 /// `nodes` is the part of the cluster that is its nodes. Pure.
-pub fn inside(component: &Component, site: &Site, nodes: &str) -> Option<(Component, Site)> {
+pub fn inside(component: &Component, site: &Site, nodes: &str) -> (Component, Site) {
     let part = match &component.part {
         ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
-        // A database that the cloud runs has backups of its own.
-        ComponentSpec::Backup(_) if site.cluster.as_ref().is_some_and(|cluster| cluster.postgres.is_none()) => {
-            return None;
-        }
         part => part.clone(),
     };
     let is_inside = matches!(part, ComponentSpec::Certificate(_));
@@ -26,9 +22,9 @@ pub fn inside(component: &Component, site: &Site, nodes: &str) -> Option<(Compon
         GPU_NODES.to_owned()
     });
     if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
-        cluster.nodes = Some(ClusterNodes { general: nodes.to_owned(), gpu });
+        cluster.nodes = Some(ClusterNodes { general: nodes.to_owned(), gpu, disks: None });
     }
-    Some((Component { name: component.name.clone(), existing, part }, site))
+    (Component { name: component.name.clone(), existing, part }, site)
 }
 
 /// The GPUs of a site, where its provider creates their nodes.

@@ -85,7 +85,7 @@ impl ClusterSite {
     }
 }
 
-/// The parts of a cluster's component that are its nodes.
+/// The parts of a cluster's component that are its nodes and their disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterNodes {
     /// Those of all pods.
@@ -93,6 +93,9 @@ pub struct ClusterNodes {
     /// Those with GPUs, if there are some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
+    /// The part that creates and deletes volumes, if it is one of its own: what has volumes is removed before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<String>,
 }
 
 /// The service account of the servers' pods where they fetch models of buckets.
@@ -237,7 +240,7 @@ pub struct ClusterAccess {
     /// The server image that `bundle create` packs, in a registry that the cluster can reach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The PostgreSQL image, if CloudNativePG should use another one than its own for `database.version`.
+    /// The PostgreSQL image of a database in the cluster and of backups, if not the built-in one of `database.version`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database_image: Option<String>,
     /// The address that clients use, if it is not `traffic.domain`: an ingress, a load balancer or a port-forward.

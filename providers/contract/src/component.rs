@@ -1134,6 +1134,26 @@ pub struct Backup {
     /// The maximum age of the archived WAL of a PostgreSQL, in seconds; `None` archives none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point_in_time_seconds: Option<u64>,
+    /// The database that a cluster dumps although a cloud runs it; `None` for one that the cluster or a machine runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedDumps>,
+}
+
+/// See [`Backup::managed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagedDumps {
+    /// The major version of the server.
+    pub version: u32,
+    /// The disk of the server, in bytes.
+    pub disk_bytes: u64,
+    /// The disk for dumps, in bytes.
+    pub backup_bytes: u64,
+    /// The part of the database's component that has the data.
+    pub data: String,
+    /// The component of its generated password.
+    pub secrets: ComponentName,
+    /// The certificate authorities that its clients verify it by, as PEM, as in [`Egress`].
+    pub private_ca: Option<FileText>,
 }
 
 #[cfg(test)]

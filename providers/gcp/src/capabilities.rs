@@ -13,12 +13,18 @@ use crate::lower::bucket_identity;
 /// The component as the provider of the objects inside of the cluster expands it: without what Google Cloud's own resources answer for.
 /// Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "system-nodes")?;
+    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "system-nodes");
     // Without the stack the receivers get the alerts of Cloud Monitoring only.
     if let ComponentSpec::Monitoring(monitoring) = &mut inner.part
         && !monitoring.stack
     {
         monitoring.receivers.clear();
+    }
+    // The instance is its user.
+    if let ComponentSpec::Backup(backup) = &mut inner.part
+        && let Some(managed) = &mut backup.managed
+    {
+        managed.data = "server".to_owned();
     }
     let identity = bucket_identity(component, &site);
     if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {

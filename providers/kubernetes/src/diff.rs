@@ -61,7 +61,7 @@ fn change(row: &Row, finding: Finding) -> Option<FieldChange> {
 
 fn is_smaller_volume(row: &Row, field: &str, before: Option<&Value>, after: Option<&Value>) -> bool {
     let bytes = |value: Option<&Value>| quantity(value?.as_str()?);
-    row.kind == "PersistentVolumeClaim"
+    row.kind == table::VOLUME_CLAIM
         && field == "spec.resources.requests.storage"
         && matches!((bytes(before), bytes(after)), (Some(before), Some(after)) if after < before)
 }

@@ -166,9 +166,9 @@ pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, line
     })))
 }
 
-/// Whether a role is missing. An identity that the API server does not accept at the moment needs none.
-fn is_forbidden(error: &Error) -> bool {
-    error.kind == ErrorKind::Denied && !matches!(error.code.as_deref(), Some("401" | "Unauthorized"))
+/// Whether a role is missing. An identity that the API server does not accept at the moment, or that has no credential for it, needs none.
+pub(crate) fn is_forbidden(error: &Error) -> bool {
+    error.kind == ErrorKind::Denied && error.code.as_deref().is_some_and(|code| !matches!(code, "401" | "Unauthorized"))
 }
 
 /// Every namespaced kind that can be listed, in the preferred version.
@@ -272,5 +272,6 @@ mod tests {
     fn identity_that_is_not_accepted_lacks_no_role() {
         let denied = |code: &str| Error::new(ErrorKind::Denied, "list", "pods").code(code);
         assert!(is_forbidden(&denied("Forbidden")) && !is_forbidden(&denied("Unauthorized")));
+        assert!(!is_forbidden(&Error::new(ErrorKind::Denied, "list", "pods")));
     }
 }

@@ -102,8 +102,8 @@ impl Kubernetes {
         done
     }
 
-    /// Runs a CronJob of this lineage now, as a job that is retained, and waits for its end up to the timeout. Progress
-    /// goes to `tell`.
+    /// Runs a CronJob of this lineage now, as a job that is removed as its others are, and waits for its end up to the
+    /// timeout. Progress goes to `tell`.
     pub async fn run_now(
         &self,
         (namespace, lineage): (&str, Lineage),
@@ -124,7 +124,6 @@ impl Kubernetes {
         job["kind"] = json!("Job");
         job["metadata"]["generateName"] = json!(format!("{schedule}-now-"));
         job["metadata"]["ownerReferences"] = json!([owner]);
-        job["spec"]["ttlSecondsAfterFinished"] = json!(7 * 24 * 3600);
         let made = make(&api, namespace, &job).await?;
         wait_for_end(&api, namespace, schedule, &made, within, tell).await
     }

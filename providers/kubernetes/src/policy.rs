@@ -32,6 +32,12 @@ pub(crate) fn document(request: &PolicyRequest) -> Option<PolicyDocument> {
     for resource in &request.resources {
         let Some(row) = table::row(&resource.kind) else { continue };
         let Ok(location) = ObjectLocation::of_spec(row, &resource.spec) else { continue };
+        if row.kind == table::VOLUME_CLAIM {
+            // Its removal waits for its volume, where that is permitted: `preflight` does not review it.
+            let volume = table::volumes();
+            let rules = scopes.entry(None).or_default();
+            rules.verbs.entry((volume.group, volume.plural)).or_default().insert("get");
+        }
         let rules = scopes.entry(location.namespace.clone()).or_default();
         rules.verbs.entry((row.group, row.plural)).or_default().extend(verbs(resource));
         if resource.verbs.contains(&Verb::Create) || resource.verbs.contains(&Verb::Update) {
@@ -222,14 +228,17 @@ mod tests {
             wanted("deployment", Some("prod"), "server", json!({})),
             wanted("service", Some("prod"), "server", json!({})),
             wanted("config-map", Some("other"), "settings", json!({})),
+            wanted("persistent-volume-claim", Some("prod"), "dumps", json!({})),
             wanted("priority-class", None, "high", json!({})),
         ];
         let created: Vec<_> = all.iter().map(|one| (one, [Verb::Create].as_slice())).collect();
         let supported: Vec<_> = all.iter().map(|one| (table::row(&one.kind).unwrap(), one)).collect();
-        let reviewed: BTreeSet<_> = reviews(&supported)
+        let mut reviewed: BTreeSet<_> = reviews(&supported)
             .into_iter()
             .map(|(scope, row, verb)| (scope, ROWS[row].group.to_owned(), ROWS[row].plural.to_owned(), verb.to_owned()))
             .collect();
+        // A claim's removal only waits for its volume where this is granted.
+        reviewed.insert((None, String::new(), "persistentvolumes".to_owned(), "get".to_owned()));
         let roles = roles(&request(&created));
         assert_eq!(granted(&roles), reviewed);
         let bindings: Vec<_> = roles.iter().filter(|one| !one["roleRef"].is_null()).collect();

@@ -3,7 +3,9 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use textnlp_provider::{CostLine, DataClass, Identity, Kind, KindName, Permission, Pricing, ReplaceOrder, Spec};
+use textnlp_provider::{
+    CopyFields, CostLine, DataClass, Identity, Kind, KindName, Permission, Pricing, ReplaceOrder, Spec,
+};
 
 use crate::ready::{self, Ready};
 use serde_json::Value;
@@ -52,6 +54,7 @@ impl Row {
             one_by_one: false,
             shared: &[],
             replica: None,
+            copies: (self.kind == VOLUME_CLAIM).then_some(CLAIM_OF_COPIES),
             // Lists without a `resourceVersion` are consistent reads.
             settles: Duration::ZERO,
             deadline: self.deadline,
@@ -105,6 +108,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 /// The deadline of objects that are ready at once.
 const AT_ONCE: Duration = Duration::from_secs(30);
+
+/// The claim of a volume with backups.
+const CLAIM_OF_COPIES: CopyFields = CopyFields {
+    original: "/metadata/annotations/textnlp-copy-of",
+    save: "copy its files first, with `kubectl cp` from a pod that mounts it: docs/guide/kubernetes.md, \"Copy dumps off the cluster\"",
+};
 
 /// Why the cost of a volume is not known.
 const DISKS: &str = "by the size and the class of the disks, at the storage of the cluster";
@@ -416,6 +425,11 @@ pub(crate) const fn nodes() -> Row {
     Row { namespaced: false, ..row!("node", "a machine", "" / "v1", "nodes", "Node") }
 }
 
+/// Volumes; the cluster's storage creates and deletes them.
+pub(crate) const fn volumes() -> Row {
+    Row { namespaced: false, ..row!("volume", "a disk", "" / "v1", "persistentvolumes", "PersistentVolume") }
+}
+
 /// Replica sets; deployments create them.
 pub(crate) const fn replica_sets() -> Row {
     row!("replica-set", "the pods of one template", "apps" / "v1", "replicasets", "ReplicaSet")
@@ -445,6 +459,8 @@ pub(crate) const API_SERVICE: &str = "APIService";
 pub(crate) const INGRESS: &str = "Ingress";
 /// The kind that exposes services through a Gateway.
 pub(crate) const HTTP_ROUTE: &str = "HTTPRoute";
+/// The kind that has a volume.
+pub(crate) const VOLUME_CLAIM: &str = "PersistentVolumeClaim";
 /// The kind that scales pods.
 pub(crate) const AUTOSCALER: &str = "HorizontalPodAutoscaler";
 

@@ -33,8 +33,12 @@ const ROLLING: Duration = Duration::from_secs(1);
 const SETTLES: Duration = Duration::from_secs(4);
 /// The number of polls at the short interval.
 const SOON_LOOKS: u32 = 20;
+/// The number of polls for the volume of a claim that is gone: about five minutes.
+const VOLUME_LOOKS: u32 = 150;
 /// The limit of foreign objects that a message lists.
 const SHOWN: usize = 10;
+
+static VOLUME: Row = table::volumes();
 
 /// One operation on one object.
 pub(crate) struct Work<'a> {
@@ -59,6 +63,12 @@ struct OperationProgress {
     /// Whether watching is not permitted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unwatched: bool,
+    /// The volume of a claim that is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    volume: Option<String>,
+    /// The number of polls for that volume so far.
+    #[serde(default)]
+    volume_looks: u32,
     /// The rollout job that replaces the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rollout: Option<Box<RolloutOrders>>,
@@ -74,7 +84,17 @@ impl OperationProgress {
     /// The initial progress.
     fn of(object: &Value) -> Self {
         let uid = identity::uid(object).to_owned();
-        Self { uid, in_the_way: false, looks: 0, unwatched: false, rollout: None, pods: None, lost: false }
+        Self {
+            uid,
+            in_the_way: false,
+            looks: 0,
+            unwatched: false,
+            volume: None,
+            volume_looks: 0,
+            rollout: None,
+            pods: None,
+            lost: false,
+        }
     }
 }
 
@@ -126,7 +146,7 @@ impl<'a> Work<'a> {
         }
         let there = self.awaited(&mut stand).await?;
         match (self.op.verb, there) {
-            (Verb::Delete, None) => self.gone(),
+            (Verb::Delete, None) => self.gone_with_volume(&stand).await,
             (Verb::Create, None) if stand.in_the_way => self.create(None).await,
             (_, None) => {
                 let error =
@@ -410,11 +430,43 @@ impl<'a> Work<'a> {
                 Err(error) => return Err(error),
             }
         }
-        let stand = OperationProgress { uid, ..OperationProgress::of(object) };
+        let volume = object["spec"]["volumeName"].as_str().filter(|_| self.row.kind == table::VOLUME_CLAIM);
+        let stand = OperationProgress { uid, volume: volume.map(str::to_owned), ..OperationProgress::of(object) };
         // Most objects are deleted at once, so one read here saves a poll.
         match self.api.get(&self.call("read", "get")).await?.filter(|object| identity::uid(object) == stand.uid) {
-            None => self.gone(),
+            None => self.gone_with_volume(&stand).await,
             Some(object) => Ok(self.ending(&object, &stand).await),
+        }
+    }
+
+    /// An object is gone when the volume of a claim is: what deletes the volume may be removed next. The wait has a bound, because that
+    /// may be gone already, or may never succeed.
+    async fn gone_with_volume(&self, stand: &OperationProgress) -> Result<Progress> {
+        let Some(name) = &stand.volume else { return self.gone() };
+        let call = Call { action: "read", verb: "get", row: &VOLUME, namespace: None, name: Some(name) };
+        match self.api.get(&call).await {
+            Ok(Some(volume))
+                if volume["spec"]["claimRef"]["uid"] == stand.uid.as_str()
+                    && volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete" =>
+            {
+                if stand.volume_looks >= VOLUME_LOOKS {
+                    let phase = volume["status"]["phase"].as_str().unwrap_or("there");
+                    let why = format!("its volume {name} is still {phase}: what deletes it does not run or is refused");
+                    let hint = format!(
+                        "`kubectl describe pv {name}` shows why; the same command again goes on without it: delete its disk yourself then"
+                    );
+                    let error = self.call("delete", "delete").error(ErrorKind::Unavailable).because(why).hint(hint);
+                    return Ok(Progress::Failed { left: None, error });
+                }
+                // It is polled: only the claim is watched.
+                let volume_looks = stand.volume_looks + 1;
+                let stand = OperationProgress { unwatched: true, volume_looks, ..stand.clone() };
+                Ok(pending(&stand, format!("its volume {name} is being deleted")))
+            }
+            Ok(_) => self.gone(),
+            // A claim is deleted without permission to read volumes too.
+            Err(error) if inside::is_forbidden(&error) => self.gone(),
+            Err(error) => Err(error),
         }
     }
 

@@ -22,6 +22,9 @@ use crate::api::Api;
 
 const GROUP: &str = "postgresql.cnpg.io";
 const EVERY: Duration = Duration::from_millis(200);
+/// The annotation with who creates and deletes a volume, and that name: the controllers leave such a volume to it.
+const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+const DRIVER: &str = "folders.textnlp.test";
 /// The uid of PostgreSQL in images.
 const POSTGRES: u32 = 26;
 
@@ -277,7 +280,7 @@ impl Databases {
     }
 }
 
-/// Provisions a local folder for every claim without a volume.
+/// Provisions a local folder for every claim without a volume, and deletes the volumes of claims that are gone.
 async fn give_volumes(api: &Api, cluster: &Cluster) {
     let Ok(listed) = api.call("GET", "/api/v1/persistentvolumeclaims", None).await else { return };
     for claim in listed.body["items"].as_array().into_iter().flatten() {
@@ -285,20 +288,30 @@ async fn give_volumes(api: &Api, cluster: &Cluster) {
             continue;
         }
         let (namespace, name) = crate::kubelet::names(claim);
-        let folder = cluster.folder().join("claims").join(claim["metadata"]["uid"].as_str().unwrap_or_default());
+        let uid = claim["metadata"]["uid"].as_str().unwrap_or_default();
+        let folder = cluster.folder().join("claims").join(uid);
         let _ = std::fs::create_dir_all(&folder);
         let volume = json!({
             "apiVersion": "v1",
             "kind": "PersistentVolume",
-            "metadata": { "name": format!("{namespace}-{name}") },
+            "metadata": { "name": format!("pvc-{uid}"), "annotations": { (PROVISIONED_BY): DRIVER } },
             "spec": {
+                "persistentVolumeReclaimPolicy": "Delete",
                 "capacity": { "storage": claim["spec"]["resources"]["requests"]["storage"] },
                 "accessModes": claim["spec"]["accessModes"],
                 "hostPath": { "path": folder },
-                "claimRef": { "namespace": namespace, "name": name, "uid": claim["metadata"]["uid"] },
+                "claimRef": { "namespace": namespace, "name": name, "uid": uid },
             },
         });
         let _ = api.call("POST", "/api/v1/persistentvolumes", Some(&volume)).await;
+    }
+    let Ok(listed) = api.call("GET", "/api/v1/persistentvolumes", None).await else { return };
+    for volume in listed.body["items"].as_array().into_iter().flatten() {
+        let is_released =
+            volume["status"]["phase"] == "Released" && volume["metadata"]["annotations"][PROVISIONED_BY] == DRIVER;
+        if let Some(name) = volume["metadata"]["name"].as_str().filter(|_| is_released) {
+            let _ = api.call("DELETE", &format!("/api/v1/persistentvolumes/{name}"), None).await;
+        }
     }
 }
 

@@ -8,7 +8,6 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::gate::phases::CheckDefinition;
 use textnlp_provider::Lineage;
-use textnlp_provider::settings::Hosting;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::{self, failed, opener_of_state, verify_backup};
@@ -84,10 +83,6 @@ fn in_cluster(
     create: &str,
 ) -> Check {
     let backup = &environment.backup;
-    if environment.database_hosting() == Some(Hosting::Managed) {
-        return check
-            .unknown(environment, "the cloud backs up its database, and this program restores none of its backups");
-    }
     if !backup.verify {
         return check.unknown(environment, "`backup.verify` is false, so the cluster restores no dump");
     }
@@ -143,9 +138,6 @@ mod tests {
         environment.backup.verify = false;
         let unknown = of(&environment, Some(8), 9);
         assert!(unknown.is_unknown() && !unknown.waits, "{unknown}");
-        (environment.backup.verify, environment.database.hosting) = (true, Some(Hosting::Managed));
-        let unknown = of(&environment, None, 2);
-        assert!(unknown.is_unknown() && !unknown.waits, "nobody waits for a job that is not there: {unknown}");
     }
 
     #[test]

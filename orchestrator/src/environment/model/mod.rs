@@ -233,10 +233,10 @@ impl Environment {
         self.database_hosting() == Some(Hosting::External) && self.primary().is_some_and(SiteSettings::is_in_cluster)
     }
 
-    /// Whether a cluster takes the backups of its database.
+    /// Whether a cluster dumps its database: one that it runs, or one that its cloud runs.
     pub fn dumps_in_cluster(&self) -> bool {
         self.backup.enabled
-            && self.database_hosting() == Some(Hosting::Cluster)
+            && matches!(self.database_hosting(), Some(Hosting::Cluster | Hosting::Managed))
             && self.primary().is_some_and(SiteSettings::is_in_cluster)
     }
 

@@ -144,7 +144,22 @@ fn policies_and_pinned_images_follow_from_the_phase_and_dumps_have_the_backup_ke
     let own = Some(json!(["age1own"]));
     assert_eq!(of("pilot", &[]), (true, Some(true), own.clone()));
     assert_eq!(of("scale-up", &[]), (true, Some(true), own.clone()));
-    assert_eq!(of("pilot", &["network.policies=false"]), (false, Some(true), own));
+    assert_eq!(of("pilot", &["network.policies=false"]), (false, Some(true), own.clone()));
+    // Also where a cloud runs the database, with the disk for dumps that is set.
+    let managed = ["database.hosting=managed", "database.size=50GiB"];
+    assert_eq!(of("pilot", &managed), (true, Some(true), own));
+    let sized = [&managed[..], &["backup.size=80GiB"]].concat();
+    for (sets, gib) in [(&managed[..], 50_u64), (&sized[..], 80)] {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load("pilot", &overrides, &Catalogue::default()).unwrap().environment;
+        let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+        let dumped = parts.iter().find_map(|part| match &part.part {
+            ComponentSpec::Backup(backup) => backup.managed.clone(),
+            _ => None,
+        });
+        let dumped = dumped.unwrap();
+        assert_eq!((dumped.version, dumped.disk_bytes, dumped.backup_bytes), (15, 50_u64 << 30, gib << 30));
+    }
     assert_eq!(of("staging", &[]), (false, None, None));
     // A machine has the key itself.
     assert_eq!(of("air-gapped", &[]).2, Some(json!([])));

@@ -16,6 +16,8 @@ use crate::tables::machines;
 
 /// The service that takes the role of pods.
 pub(super) const PODS: &str = "pods.eks.amazonaws.com";
+/// The add-on that gives pods their volumes.
+pub(crate) const DISKS: &str = "aws-ebs-csi-driver";
 /// How long the logs of the control plane are kept, in days.
 const LOG_DAYS: u32 = 90;
 /// The disk of a machine in GiB: images and models.
@@ -31,6 +33,11 @@ const IMAGE_DAYS_BEHIND: u32 = 30;
 /// The most instance types of a node group. On demand, EKS tries them in their order.
 /// <https://docs.aws.amazon.com/eks/latest/userguide/managed-node-groups.html>
 const MOST_TYPES: usize = 20;
+
+/// The part of a cluster that is an add-on.
+pub(crate) fn addon(name: &str) -> String {
+    format!("addon-{name}")
+}
 
 impl Lowering<'_> {
     pub(super) fn cluster(&mut self, cluster: &Cluster) {
@@ -138,7 +145,7 @@ impl Lowering<'_> {
         if !self.site.tags.is_empty() {
             class["controller"] = json!({ "extraVolumeTags": self.site.tags });
         }
-        self.addon("aws-ebs-csi-driver", &main, class, &[system, disks]);
+        self.addon(DISKS, &main, class, &[system, disks]);
         if let Some(pool) = &cluster.gpu {
             self.gpu_machines(pool, &main, &nodes, &subnets, &before);
         }
@@ -346,7 +353,7 @@ impl Lowering<'_> {
         after: &[Option<ResourceId>],
     ) -> Option<ResourceId> {
         let made = self.part(
-            &format!("addon-{name}"),
+            &addon(name),
             "aws.eks-addon",
             &json!({
                 "cluster": output(cluster, "name"),

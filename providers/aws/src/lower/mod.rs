@@ -23,6 +23,7 @@ mod registry;
 mod zones;
 
 pub(crate) use autoscaler::node_autoscaler;
+pub(crate) use cluster::{DISKS, addon};
 pub use models::models_bucket;
 pub(crate) use models::{PUBLISHERS, bucket_identity};
 use serde::Serialize;

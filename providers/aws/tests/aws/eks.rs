@@ -983,7 +983,10 @@ fn eks_gets_an_autoscaler_where_a_pool_may_grow() {
         let labels = group.spec.get("labels").unwrap();
         assert_eq!(labels.get("k8s.amazonaws.com/accelerator").is_some(), max == Some(5), "{labels}");
 
-        let inside = textnlp_aws::inside(&cluster, &site).unwrap().1.cluster.unwrap().node_autoscaler;
+        let inside = *textnlp_aws::inside(&cluster, &site).unwrap().1.cluster.unwrap();
+        let disks = inside.nodes.and_then(|nodes| nodes.disks).unwrap();
+        assert!(find(&disks).is_some(), "{disks}");
+        let inside = inside.node_autoscaler;
         let (role, identity) = (find("autoscaler-role"), find("autoscaler-identity"));
         assert_eq!((inside.is_some(), role.is_some(), identity.is_some()), (grows, grows, grows), "{nodes} {max:?}");
         let (Some(autoscaler), Some(role), Some(identity)) = (inside, role, identity) else { continue };

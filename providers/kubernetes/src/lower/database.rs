@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use textnlp_provider::cluster::OwnPostgres;
-use textnlp_provider::component::{Backup, Database, DatabaseAddress, Egress, Postgres};
+use textnlp_provider::component::{Backup, Database, DatabaseAddress, Egress, ManagedDumps, Postgres};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
@@ -25,6 +25,8 @@ const AUTHORITY: &str = "/etc/textnlp-database";
 const AUTHORITY_SECRET: &str = "textnlp-database-ca";
 /// The Secret of the role that owns the database.
 const OWNER_SECRET: &str = "textnlp-database-owner";
+/// The Secret with the address and the password of a database that a cloud runs, for backups.
+const MANAGED_SECRET: &str = "textnlp-backup-database";
 const OWNER: &str = "textnlp";
 /// The resource of a database that a cloud runs. Its output `url` is an address without the password.
 const MANAGED: &str = "instance";
@@ -43,6 +45,8 @@ const KEY_SECRET: &str = "textnlp-backup-key";
 const KEY_FOLDER: &str = "/etc/textnlp-backup-key";
 /// The schedule of a job that is only started manually, a date that never comes: the 30th of February.
 const NEVER: &str = "0 0 30 2 *";
+/// The mount path of the script.
+const SCRIPT_FOLDER: &str = "/etc/textnlp-backup";
 const SCRIPT: &str = include_str!("../../../../templates/kubernetes/backup.sh");
 
 /// The connection of pods to their database.
@@ -119,18 +123,8 @@ impl Lowering<'_> {
             let cause = "failover between sites in clusters is not supported yet";
             self.problem("between", cause, "keep one site in this environment");
         }
-        let Some(image) = self.postgres_image(own) else {
-            let cause = format!("no image of PostgreSQL {} is built in", own.version);
-            let fix = format!(
-                "write `sites[].cluster.database_image: ghcr.io/cloudnative-pg/postgresql:{}@sha256:…`, or choose another `database.version`",
-                own.version
-            );
-            return self.problem("database_image", cause, fix);
-        };
-        self.pinned("database_image", &image);
-        let tag = image.split('@').next().and_then(|image| image.rsplit('/').next()?.split_once(':'));
-        let major: Option<u32> = tag.and_then(|(_, tag)| tag.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
-        if major != Some(own.version) {
+        let Some(image) = self.checked_image(own.version) else { return };
+        if major(&image) != Some(own.version) {
             let cause = format!(
                 "CloudNativePG reads the version off the tag, and `{image}` does not begin with {}",
                 own.version
@@ -164,8 +158,24 @@ impl Lowering<'_> {
     }
 
     /// The image of PostgreSQL, compatible with CloudNativePG; backups use the programs in it.
-    fn postgres_image(&self, own: &OwnPostgres) -> Option<String> {
-        self.settings().database_image.clone().or_else(|| postgres_image(own.version))
+    fn postgres_image(&self, version: u32) -> Option<String> {
+        self.settings().database_image.clone().or_else(|| postgres_image(version))
+    }
+
+    /// The same; reports one that is missing or not pinned.
+    fn checked_image(&mut self, version: u32) -> Option<String> {
+        let image = self.postgres_image(version);
+        match &image {
+            Some(image) => self.pinned("database_image", image),
+            None => {
+                let cause = format!("no image of PostgreSQL {version} is built in");
+                let fix = format!(
+                    "write `sites[].cluster.database_image: ghcr.io/cloudnative-pg/postgresql:{version}@sha256:…`, or choose another `database.version`"
+                );
+                self.problem("database_image", cause, fix);
+            }
+        }
+        image
     }
 
     /// The pods' connection to the database; `None` if there is none, which the database component reports.
@@ -227,9 +237,13 @@ impl Lowering<'_> {
 
     /// Verified backups on a volume of the namespace, and the job that restores one.
     pub(super) fn backup(&mut self, backup: &Backup) {
-        let Some(own) = &self.cluster.postgres else {
-            let cause = "backups of an external database from a cluster are not supported";
-            return self.problem("backup", cause, "set `backup: { enabled: false }`, and back it up where it runs");
+        let dumped = match (&self.cluster.postgres, &backup.managed) {
+            (Some(own), _) => self.own_dumped(own),
+            (None, Some(managed)) => self.managed_dumped(managed),
+            (None, None) => {
+                let cause = "backups of an external database from a cluster are not supported";
+                return self.problem("backup", cause, "set `backup: { enabled: false }`, and back it up where it runs");
+            }
         };
         if let Some(target) = &backup.destination {
             let cause = format!("backups from a cluster to `{target}` are not supported yet");
@@ -252,33 +266,32 @@ impl Lowering<'_> {
         let name = self.component.name.clone();
         let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
         let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
-        // The database component reports an image that is missing.
-        let Some(image) = self.postgres_image(own) else { return };
+        // What is missing was reported.
+        let Some(Dumped { image, disk_bytes, backup_bytes, secret, copy_of, connection, authority, ca, needs }) =
+            dumped
+        else {
+            return;
+        };
         let namespace = self.cluster.namespace.clone();
-        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.backup_bytes), "access": "ReadWriteOnce", "class": null });
+        let claim = json!({
+            "namespace": namespace, "name": "textnlp-backups", "size": disk(backup_bytes), "access": "ReadWriteOnce",
+            "class": null, "copy_of": copy_of,
+        });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
-        let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": { "backup.sh": SCRIPT }, "carried": false });
+        let mut files = json!({ "backup.sh": SCRIPT });
+        if let Some(ca) = ca {
+            files["ca.crt"] = json!(ca);
+        }
+        let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": files, "carried": false });
         self.object(script.clone(), Template::ConfigMap, &files, []);
         // The workload reports an image that is missing.
         let Some(program) = self.settings().image.clone() else { return };
-        let host = format!("{POSTGRES}-rw");
-        let authority = format!("{AUTHORITY}/ca.crt");
-        let password_file = format!("{OWNER_FOLDER}/password");
-        let env: Vec<Value> = [
-            ("PASSWORD_FILE", password_file.as_str()),
-            ("PGHOST", &host),
-            ("PGPORT", "5432"),
-            ("PGUSER", OWNER),
-            ("PGDATABASE", &own.database),
-            ("PGSSLMODE", "verify-full"),
-            ("PGSSLROOTCERT", &authority),
-            ("WORK", WORK),
-            ("VERIFY", if backup.verify { "true" } else { "false" }),
-        ]
-        .map(|(name, value)| json!({ "name": name, "value": value }))
-        .into();
+        let mut env = vec![variable("PASSWORD_FILE", &format!("{OWNER_FOLDER}/password"))];
+        env.extend(connection);
+        env.push(variable("WORK", WORK));
+        env.push(variable("VERIFY", if backup.verify { "true" } else { "false" }));
         let postgres = |name: &str, verb: &str| {
-            let command = ["sh", "/etc/textnlp-backup/backup.sh", verb];
+            let command = ["sh", &format!("{SCRIPT_FOLDER}/backup.sh"), verb];
             json!({ "name": name, "image": image, "command": command, "env": env, "is_postgres": true })
         };
         let ours = |name: &str, verb: &str, arguments: Vec<String>| {
@@ -294,26 +307,123 @@ impl Lowering<'_> {
         let decrypt = [folder, format!("--key={KEY_FOLDER}/key.txt"), format!("--out={dump}"), report];
         let storing = [postgres("dump", "dump"), ours(BACKUP, "encrypt", encrypt.collect())];
         let restoring = [ours("decrypt", "decrypt", decrypt.into()), postgres(RESTORE, "restore")];
-        let database = self.id(DATABASE, "cluster");
-        let needs: Vec<ResourceId> = [volume, script].into_iter().chain(database).collect();
+        let needs: Vec<ResourceId> = [volume, script].into_iter().chain(needs).collect();
         for (id, name, steps, schedule, tries) in
             [(scheduled, BACKUP, storing, schedule.as_str(), 2), (restore, RESTORE, restoring, NEVER, 0)]
         {
             let is_restore = name == RESTORE;
             let inputs = json!({
                 "namespace": namespace, "name": name, "steps": steps, "schedule": schedule, "suspend": is_restore,
-                "tries": tries, "user": user, "authority_secret": AUTHORITY_SECRET, "owner_secret": OWNER_SECRET,
+                "tries": tries, "user": user, "authority_secret": authority, "owner_secret": secret,
                 "key_secret": is_restore.then_some(KEY_SECRET),
                 "folders": {
-                    "script": "/etc/textnlp-backup", "authority": AUTHORITY, "owner": OWNER_FOLDER, "dumps": DUMPS,
+                    "script": SCRIPT_FOLDER, "authority": AUTHORITY, "owner": OWNER_FOLDER, "dumps": DUMPS,
                     "work": WORK, "key": KEY_FOLDER,
                 },
                 // The restored database and the compressed dump.
-                "disk": disk(own.disk_bytes.saturating_add(own.disk_bytes / 2)),
+                "disk": disk(disk_bytes.saturating_add(disk_bytes / 2)),
             });
             self.object(id, Template::DatabaseJob, &inputs, needs.clone());
         }
     }
+
+    /// The PostgreSQL beside the servers.
+    fn own_dumped(&self, own: &OwnPostgres) -> Option<Dumped> {
+        let (host, authority) = (format!("{POSTGRES}-rw"), format!("{AUTHORITY}/ca.crt"));
+        let connection = [
+            ("PGHOST", host.as_str()),
+            ("PGPORT", "5432"),
+            ("PGUSER", OWNER),
+            ("PGDATABASE", &own.database),
+            ("PGSSLMODE", "verify-full"),
+            ("PGSSLROOTCERT", &authority),
+        ];
+        Some(Dumped {
+            // The database component reports an image that is missing.
+            image: self.postgres_image(own.version)?,
+            disk_bytes: own.disk_bytes,
+            backup_bytes: own.backup_bytes,
+            secret: OWNER_SECRET,
+            copy_of: None,
+            connection: connection.map(|(name, value)| variable(name, value)).into(),
+            authority: Some(AUTHORITY_SECRET),
+            ca: None,
+            needs: self.id(DATABASE, "cluster").into_iter().collect(),
+        })
+    }
+
+    /// One that a cloud runs: with the address and the password that the servers have, and verified as they do.
+    fn managed_dumped(&mut self, managed: &ManagedDumps) -> Option<Dumped> {
+        let component = self.component.name.clone();
+        let owner = self.id(component.as_str(), "owner")?;
+        let (instance, data) = (self.id(DATABASE, MANAGED)?, self.id(DATABASE, &managed.data)?);
+        let password = self.id(managed.secrets.as_str(), PASSWORD)?;
+        // `pg_dump` refuses a newer server, and `pg_restore` of 17 sets `transaction_timeout`, which an older one refuses.
+        let image = self.checked_image(managed.version)?;
+        if major(&image) != Some(managed.version) {
+            let cause = format!(
+                "its programs dump and restore the database, and the tag of `{image}` does not begin with {}",
+                managed.version
+            );
+            let fix =
+                format!("use an image such as `registry.example.com/postgresql:{}`, or remove it", managed.version);
+            self.problem("database_image", cause, fix);
+            return None;
+        }
+        // The workload reports an authority that cannot be read.
+        let ca = managed.private_ca.clone().and_then(Result::ok);
+        let fields = json!({
+            "password": OutputRef::new(password, "secret"),
+            "url": { PLAIN: OutputRef::new(instance, "url") },
+        });
+        self.secret(owner.clone(), MANAGED_SECRET, "Opaque", &fields, Vec::new());
+        let from = json!({ "secretKeyRef": { "name": MANAGED_SECRET, "key": "url" } });
+        let mut connection = vec![json!({ "name": "DATABASE_URL", "valueFrom": from })];
+        connection.extend(ca.is_some().then(|| variable("PGSSLROOTCERT", &format!("{SCRIPT_FOLDER}/ca.crt"))));
+        Some(Dumped {
+            image,
+            disk_bytes: managed.disk_bytes,
+            backup_bytes: managed.backup_bytes,
+            secret: MANAGED_SECRET,
+            copy_of: Some(data),
+            connection,
+            authority: None,
+            ca,
+            needs: vec![owner],
+        })
+    }
+}
+
+/// A database that is dumped.
+struct Dumped {
+    /// The image with the programs that dump and restore it.
+    image: String,
+    /// The disk of the database, in bytes.
+    disk_bytes: u64,
+    /// The disk for dumps, in bytes.
+    backup_bytes: u64,
+    /// The Secret with its password.
+    secret: &'static str,
+    /// The database, where it may stay without the cluster.
+    copy_of: Option<ResourceId>,
+    /// The variables of its address.
+    connection: Vec<Value>,
+    /// The Secret with its certificate authority, for a database in the cluster.
+    authority: Option<&'static str>,
+    /// Its certificate authorities, which are beside the script.
+    ca: Option<String>,
+    /// The resources that must exist first.
+    needs: Vec<ResourceId>,
+}
+
+fn variable(name: &str, value: &str) -> Value {
+    json!({ "name": name, "value": value })
+}
+
+/// The major version of PostgreSQL in an image, by its tag.
+fn major(image: &str) -> Option<u32> {
+    let (_, tag) = image.split('@').next()?.rsplit('/').next()?.split_once(':')?;
+    tag.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// The component that the backups belong to.

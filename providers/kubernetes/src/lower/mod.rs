@@ -81,6 +81,9 @@ pub(crate) const ACCOUNT_OF_PODS: &str = "textnlp-api";
 const NETWORK: &str = "network";
 /// The component of a cloud's cluster, which has its nodes.
 const CLUSTER: &str = "cluster";
+/// The kinds whose objects have volumes, which are deleted after them.
+const WITH_VOLUMES: [&str; 3] =
+    ["kubernetes.persistent-volume-claim", "kubernetes.cron-job", "kubernetes.postgres-cluster"];
 const ENDPOINT: &str = "gateway";
 const CERTIFICATE: &str = "certificate";
 /// The part of a registry that images are pushed to. The provider that pushes them calls it so.
@@ -489,6 +492,8 @@ impl Lowering<'_> {
             let gpu = nodes.gpu.as_ref().filter(|_| has_gpu(pod));
             needs.extend([Some(&nodes.general), gpu].into_iter().flatten().filter_map(|part| self.id(CLUSTER, part)));
         }
+        let disks = self.cluster.nodes.as_ref().and_then(|nodes| nodes.disks.as_ref());
+        needs.extend(disks.filter(|_| WITH_VOLUMES.contains(&kind.as_str())).and_then(|part| self.id(CLUSTER, part)));
         needs.extend(spec.outputs_needed().iter().map(|output| output.resource.clone()));
         needs.sort();
         needs.dedup();

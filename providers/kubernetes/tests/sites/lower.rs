@@ -1,18 +1,19 @@
 //! What an environment's components become in a cluster: golden objects, refusals, and the word of a real API server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::local_part;
+use textnlp_kubernetes::{Access, Kubernetes, local_part};
 use textnlp_provider::cluster::{
     Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule, IdentityToken,
     NodeAutoscaler, OwnPostgres, Transport,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Spot, Strategy, TlsMode};
-use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
+use textnlp_provider::{Component, OutputRef, Ownership, Provider as _, Site, Wanted};
 
 use crate::parts::*;
 
@@ -590,6 +591,77 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
 }
 
 #[test]
+fn database_that_a_cloud_runs_is_dumped_with_the_address_and_the_password_of_the_servers() {
+    let lowered_of = |version: u32, private_ca: Option<FileText>, place: Fixture| {
+        let secrets = "secrets".parse().unwrap();
+        let data = "server".to_owned();
+        let managed =
+            ManagedDumps { version, disk_bytes: 100 << 30, backup_bytes: 200 << 30, data, secrets, private_ca };
+        lowered(&component("backup", ComponentSpec::Backup(Backup { managed: Some(managed), ..backup() })), place)
+    };
+    let of = |made: &[Wanted], part: &str| {
+        let id = format!("main/backup/{part}");
+        made.iter().find(|one| one.id.as_str() == id).unwrap().clone()
+    };
+    let kubernetes = Kubernetes::new(Access::kubeconfig(None, None), Arc::new(crate::world::Vault::default()));
+    let claims = kubernetes.kinds().iter().find(|kind| kind.name == "kubernetes.persistent-volume-claim").unwrap();
+    for authority in [Some("PEM"), None] {
+        let made = lowered_of(16, authority.map(|pem| Ok(pem.to_owned())), fixture()).unwrap();
+        let data = of(&made, "owner").spec.as_value()["data"].clone();
+        let given = json!({
+            "password": { "$output": "main/secrets/database-password#secret" },
+            "url": { "$plain": { "$output": "main/database/instance#url" } },
+        });
+        assert_eq!(data, given);
+        assert_eq!(of(&made, "script").spec.as_value()["data"]["ca.crt"].as_str(), authority);
+        for (job, containers) in [("schedule", "initContainers"), ("restore", "containers")] {
+            let job = of(&made, job);
+            assert!(job.needs.iter().any(|need| need.on.as_str() == "main/backup/owner"), "{job:?}");
+            let pod = &job.spec.as_value()["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+            let container = &pod[containers][0];
+            let image = container["image"].as_str().unwrap();
+            assert!(image.starts_with("ghcr.io/cloudnative-pg/postgresql:16."), "{image}");
+            let variables = container["env"].as_array().unwrap();
+            let variable = |name: &str| variables.iter().find(|one| one["name"] == name);
+            let url = &variable("DATABASE_URL").unwrap()["valueFrom"]["secretKeyRef"];
+            assert_eq!(url, &json!({ "name": "textnlp-backup-database", "key": "url" }));
+            let volumes = pod["volumes"].as_array().unwrap();
+            let secret = volumes.iter().find(|volume| volume["name"] == "owner").unwrap();
+            assert_eq!(secret["secret"]["secretName"], "textnlp-backup-database");
+            let file = variable("PGSSLROOTCERT").map(|one| one["value"].as_str().unwrap());
+            assert_eq!(file, authority.map(|_| "/etc/textnlp-backup/ca.crt"));
+            // Nothing of a database in the cluster, which would be tried first.
+            assert!(variable("PGHOST").is_none() && variable("PGDATABASE").is_none(), "{variables:?}");
+            assert!(!pod.to_string().contains("textnlp-database-ca"), "{pod}");
+        }
+        let volume = of(&made, "volume").spec.as_value().clone();
+        assert_eq!(volume["spec"]["resources"]["requests"]["storage"], "200Gi");
+        assert_eq!(volume.pointer(claims.copies.unwrap().original).unwrap(), "main/database/server");
+    }
+    // What has volumes is removed before what deletes them.
+    let nodes = ClusterNodes { general: "nodes".to_owned(), gpu: None, disks: Some("disks".to_owned()) };
+    let made = lowered_of(16, None, Fixture { nodes: Some(nodes), ..fixture() }).unwrap();
+    let needs_disks = |one: &&Wanted| one.needs.iter().any(|need| need.on.as_str() == "main/cluster/disks");
+    let before: BTreeSet<&str> = made.iter().filter(needs_disks).map(|one| one.id.as_str()).collect();
+    assert_eq!(before, BTreeSet::from(["main/backup/restore", "main/backup/schedule", "main/backup/volume"]));
+    // Its programs are of the server's version.
+    let with_image = |tag: &str| {
+        let image = pinned(&format!("registry.example.com/postgresql:{tag}"));
+        lowered_of(16, None, fixture().set(|site| site.database_image = Some(image)))
+    };
+    with_image("16.4").unwrap();
+    for other in ["15", "17"] {
+        let refused = with_image(other).unwrap_err().to_string();
+        assert!(refused.contains("does not begin with 16"), "{refused}");
+    }
+    let unknown = lowered_of(99, None, fixture()).unwrap_err().to_string();
+    assert!(unknown.contains("no image of PostgreSQL 99 is built in"), "{unknown}");
+    let by_tag = fixture().set(|site| site.database_image = Some("registry.example.com/postgresql:16".to_owned()));
+    let by_tag = lowered_of(16, None, by_tag).unwrap_err().to_string();
+    assert!(by_tag.contains("needs its digest"), "{by_tag}");
+}
+
+#[test]
 fn analytics_job_runs_the_program_of_the_servers_unless_an_image_is_set() {
     let server = |place: Fixture, is_analyzed: bool| {
         let mut workload = Workload { stored: database(), ..workload() };
@@ -808,7 +880,7 @@ fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
 
 #[test]
 fn pods_start_after_the_nodes_that_a_cloud_creates() {
-    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: Some("gpu-nodes".to_owned()) };
+    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: Some("gpu-nodes".to_owned()), disks: None };
     let gpu = ClusterGpus {
         count: 4,
         existing: false,
@@ -950,7 +1022,7 @@ fn node_autoscaler_is_an_object_of_sites_whose_cloud_has_none() {
         variables: BTreeMap::from([("AWS_REGION".to_owned(), "eu-west-1".to_owned())]),
         part: "autoscaler-identity".to_owned(),
     };
-    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: None };
+    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: None, disks: None };
     let made = |node_autoscaler| {
         let fixture = Fixture { node_autoscaler, nodes: Some(nodes.clone()), ..fixture() };
         let mut made = lowered(&cluster, fixture).unwrap();

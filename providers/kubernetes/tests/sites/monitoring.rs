@@ -95,7 +95,7 @@ fn each_prometheus_alert_fires_when_due_and_not_before() {
     std::fs::write(&file, serde_yaml::to_string(&rules(Monitoring { stack: true, ..Monitoring::default() })).unwrap())
         .unwrap();
     let Some(said) = promtool(&["check", "rules", file.to_str().unwrap()]) else { return };
-    assert!(said.contains("10 rules found"), "{said}");
+    assert!(said.contains("11 rules found"), "{said}");
 
     let answer = |le: &str, values: &'static str| {
         (
@@ -108,6 +108,9 @@ fn each_prometheus_alert_fires_when_due_and_not_before() {
     };
     let on_pod = |metric: &str, more: &str, values: &'static str| {
         (format!("{metric}{{namespace=\"shop\",pod=\"a\",container=\"api\"{more}}}"), values)
+    };
+    let backup = |metric: &str, values: &'static str| {
+        (format!("kube_cronjob_{metric}{{namespace=\"shop\",cronjob=\"textnlp-backup\"}}"), values)
     };
     let disk = |metric: &str, device: &str, kind: &str, values: &'static str| {
         let labels = format!("instance=\"10.0.0.1:9100\",device=\"{device}\",fstype=\"{kind}\"");
@@ -193,6 +196,19 @@ fn each_prometheus_alert_fires_when_due_and_not_before() {
                 "0x4 1x4 2x4 3x4 4x4 5x4 6x4 7x4 8x4 9x4 10x4 11x4 12x4",
             )],
             vec![("10m", "TextnlpRestarts", &[]), ("55m", "TextnlpRestarts", &["a"])],
+        ),
+        // A run of the third hour, after one that succeeded, and after none; and one of the first hour that succeeded.
+        (
+            vec![backup("status_last_successful_time", "600+0x600"), backup("status_last_schedule_time", "7200+0x600")],
+            vec![("6h", "TextnlpBackup", &[]), ("8h", "TextnlpBackup", &[""])],
+        ),
+        (
+            vec![backup("created", "600+0x600"), backup("status_last_schedule_time", "7200+0x600")],
+            vec![("6h", "TextnlpBackup", &[]), ("8h", "TextnlpBackup", &[""])],
+        ),
+        (
+            vec![backup("status_last_successful_time", "900+0x600"), backup("status_last_schedule_time", "600+0x600")],
+            vec![("9h", "TextnlpBackup", &[])],
         ),
         // Only insights that are warnings fire, until they are older than a day.
         (

@@ -44,7 +44,18 @@ fn record(wanted: &Wanted, object: &Object) -> Recorded {
 
 /// Goes on with an operation until it ends or until what it says of itself has this in it.
 async fn follow(provider: &dyn Provider, op: &Operation, until: Option<&str>) -> Result<Followed, Error> {
-    let (mut handle, mut last): (Option<Handle>, _) = (None, String::new());
+    follow_from(provider, op, None, until, Duration::from_millis(200)).await
+}
+
+/// The same from a handle, with this pause between two polls.
+async fn follow_from(
+    provider: &dyn Provider,
+    op: &Operation,
+    mut handle: Option<Handle>,
+    until: Option<&str>,
+    pause: Duration,
+) -> Result<Followed, Error> {
+    let mut last = String::new();
     let mut conflicts = 0;
     for _ in 0..600 {
         let progress = match &handle {
@@ -67,19 +78,19 @@ async fn follow(provider: &dyn Provider, op: &Operation, until: Option<&str>) ->
         match progress {
             Progress::Done(object) => return Ok(Followed::Done(object)),
             Progress::Failed { error, .. } => return Err(error),
-            Progress::Pending { says, .. } if until.is_some_and(|until| says.contains(until)) => {
-                return Ok(Followed::Says(says));
+            Progress::Pending { handle, says, .. } if until.is_some_and(|until| says.contains(until)) => {
+                return Ok(Followed::Says(handle, says));
             }
             Progress::Pending { handle: next, says, .. } => (handle, last) = (Some(next), says),
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(pause).await;
     }
     panic!("{} {} did not end; waited for {until:?}, and heard last: {last}", op.verb, op.resource);
 }
 
 enum Followed {
     Done(Object),
-    Says(String),
+    Says(Handle, String),
 }
 
 impl Followed {
@@ -87,14 +98,14 @@ impl Followed {
     fn done(self) -> Object {
         match self {
             Self::Done(object) => object,
-            Self::Says(says) => panic!("it only says: {says}"),
+            Self::Says(_, says) => panic!("it only says: {says}"),
         }
     }
 
     #[track_caller]
     fn says(self) -> String {
         match self {
-            Self::Says(says) => says,
+            Self::Says(_, says) => says,
             Self::Done(object) => panic!("it is done: {object:?}"),
         }
     }

@@ -87,6 +87,42 @@ async fn blocked_deletions_are_reported_and_external_content_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn claim_is_gone_when_its_volume_is_deleted_and_the_wait_for_that_has_a_bound() {
+    let Some(world) = World::new("disks") else { return };
+    let name = format!("{}-disk", world.namespace);
+    let asks = json!({ "accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": name, "resources": { "requests": { "storage": "1Gi" } } });
+    let claim = world.want("persistent-volume-claim", "dumps", json!({ "spec": asks }));
+    let recorded = world.create(&claim).await;
+    // A driver that is not there deletes it.
+    let volume = json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": { "name": name, "annotations": { "pv.kubernetes.io/provisioned-by": "disks.example.com" } },
+        "spec": {
+            "capacity": { "storage": "1Gi" },
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Delete",
+            "claimRef": { "namespace": world.namespace, "name": "dumps" },
+            "hostPath": { "path": "/nowhere" },
+        },
+    });
+    world.cluster.feed(&["create"], &volume);
+    inside(&world, &["wait", "--for=jsonpath={.status.phase}=Bound", "persistentvolumeclaim/dumps", "--timeout=60s"]);
+    let op = operation(&world, 2, Verb::Delete, &claim, Some(&recorded));
+    let Followed::Says(handle, says) = follow(&world.provider, &op, Some("its volume")).await.unwrap() else {
+        panic!("its volume is not waited for")
+    };
+    assert!(says.contains(&name), "{says}");
+    let waiting = follow_from(&world.provider, &op, Some(handle.clone()), None, Duration::ZERO).await;
+    let error = told(&waiting.err().unwrap());
+    assert!(error.contains(&format!("its volume {name} is still ")) && error.contains("describe pv"), "{error}");
+    let last = world.provider.advance(&op, &handle).await.unwrap();
+    assert!(matches!(last, Progress::Pending { .. }), "{last:?}");
+    kubectl(world.cluster, &["delete", "persistentvolume", &name]);
+    follow_from(&world.provider, &op, Some(handle), None, Duration::ZERO).await.unwrap().done();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn definition_with_external_objects_is_kept_and_a_missing_one_is_named() {
     let Some(world) = World::new("kinds") else { return };
     // Fewer nodes than are asked for are told of.
