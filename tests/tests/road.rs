@@ -185,6 +185,10 @@ fn protected_data_survives_down_until_its_name_is_typed() {
     assert!(retained.contains(&"here/database"), "{down:#}");
     assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
     assert!(sandbox.site("development").join("data/textnlp.db").exists());
+    let kept = ["status", "--env", "development", "--set", "data=protected"];
+    let status = sandbox.run(&[&kept[..], &["-o", "json"]].concat()).expect(0).json();
+    assert_eq!((&status["ready"], &status["down"]), (&Value::Bool(false), &Value::Bool(true)), "{status:#}");
+    assert!(sandbox.run(&kept).expect(0).out.starts_with("development: down; its data is kept"));
 
     // What was kept is used again.
     run(&["up", "--no-gate"]).expect(0);
