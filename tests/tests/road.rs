@@ -437,6 +437,8 @@ fn cli_requests_and_status_commands_work_on_a_running_environment() {
     assert!(explained.out.contains("create here/server/replica-0 done"), "{}", explained.out);
     let logs = sandbox.run(&["logs"]).expect(0);
     assert!(logs.out.contains("server-0") && logs.out.contains("/v1/generate"), "{}", logs.out);
+    sandbox.run(&["logs", "--site", "there"]).expect(2);
+    sandbox.run(&["logs", "supervisor", "--site", "here"]).expect(0);
     assert!(sandbox.run(&["logs", "supervisor", "-n", "1"]).expect(0).out.lines().count() == 1);
 
     let release = sandbox.run(&["release", "show", "-o", "json"]).expect(0).json();
