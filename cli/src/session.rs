@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides};
+use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Problem};
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
@@ -120,6 +120,31 @@ impl Session {
         Ok(loaded)
     }
 
+    /// The environment with this name, for a check: its file has to have that name too.
+    pub fn load_named(&self, name: &str) -> Result<Loaded, LoadError> {
+        let mut loaded = self.library.load(name, &self.overrides(), &clouds::catalogue())?;
+        match self.misnamed(name, &loaded) {
+            None => Ok(loaded),
+            Some(problem) => {
+                loaded.report.0.push(problem);
+                Err(LoadError::Invalid(loaded.report))
+            }
+        }
+    }
+
+    /// The problem of an environment that has another name than the one by which it was found.
+    fn misnamed(&self, requested: &str, loaded: &Loaded) -> Option<Problem> {
+        let name = loaded.environment.environment.as_str();
+        if name == requested {
+            return None;
+        }
+        let field = loaded.facts().into_iter().find(|fact| fact.path == "environment")?;
+        let exists = self.library.find(name).is_ok();
+        let other = if exists { format!(", or use --env {name}") } else { String::new() };
+        let fix = format!("set `environment: {requested}` there{other}");
+        Some(Problem::error(field.origin, field.path, format!("it is `{name}` in the file of `{requested}`"), fix))
+    }
+
     /// The environment of `--file`, else of this name, with further flags.
     pub fn loaded_with(&self, name: &EnvironmentName, flags: Vec<FlagValue>) -> Result<Loaded, LoadError> {
         let mut overrides = self.overrides();
@@ -141,16 +166,9 @@ impl Session {
                 let requested = self.environment_name()?;
                 let loaded = self.library.load(&requested, &self.overrides(), &clouds::catalogue());
                 let loaded = loaded.map_err(|e| invalid(e, &self.again()))?;
-                let name = &loaded.environment.environment;
-                if requested != name.as_str() {
-                    let file = loaded.files.first().map_or("its file", String::as_str);
-                    let why = match &self.global.env {
-                        Some(_) => format!("--env is `{requested}`"),
-                        None => format!("`{requested}` is deployed here"),
-                    };
-                    let error = anyhow::anyhow!("{file} has `environment: {name}`, but {why}");
-                    return Err(Failure::usage("other_environment", error)
-                        .hint(format!("set `environment: {requested}` there, or use --env {name}")));
+                if let Some(Problem { origin, path, cause, fix, .. }) = self.misnamed(&requested, &loaded) {
+                    let error = anyhow::anyhow!("{origin}: `{path}`: {cause}");
+                    return Err(Failure::usage("other_environment", error).hint(fix));
                 }
                 loaded
             }

@@ -95,6 +95,11 @@ fn invalid_environment_files_are_reported_with_their_location() {
     for (_, _, says) in files {
         assert!(all.err.contains(says[0]), "one look shows every file: {}", all.err);
     }
+    std::fs::write(folder.join("renamed.yaml"), "environment: other\nextends: staging\n").unwrap();
+    let says = ["renamed.yaml:1:14", "it is `other`", "set `environment: renamed` there"];
+    refused(&sandbox, &wrong(&["env", "check", "--env", "renamed"], 2, "invalid_environment", &says));
+    refused(&sandbox, &wrong(&["plan", "--env", "renamed"], 2, "other_environment", &says));
+    assert!(!sandbox.run(&["plan", "--env", "renamed"]).expect(2).err.contains("--env other"), "there is none");
     nothing_was_made(&sandbox);
 }
 
