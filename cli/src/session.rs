@@ -3,6 +3,7 @@
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Problem};
+use textnlp_orchestrator::load::base_address;
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
@@ -281,16 +282,7 @@ impl Session {
             return Ok(name.clone());
         }
         let root = self.state_root()?;
-        let mut found: Vec<EnvironmentName> = match root.read_dir_utf8() {
-            Ok(entries) => entries
-                .flatten()
-                .filter(|e| ["lineage.json", "store.json"].iter().any(|name| e.path().join(name).exists()))
-                // Not what a restore kept of the state before, nor another program's.
-                .filter_map(|e| EnvironmentName::new(e.file_name()).ok())
-                .collect(),
-            Err(_) => Vec::new(),
-        };
-        found.sort();
+        let mut found = states(&root);
         if found.len() > 1 {
             let is_deployed =
                 |name: &EnvironmentName| !running::is_down(&clouds::Linked, &root.join(name.as_str()), name);
@@ -346,7 +338,8 @@ impl Session {
         let ca = other.ca_file.as_deref();
         let key = other.key().map(|key| Secret::new(key.as_bytes()));
         if let Some(address) = &other.address {
-            let address = address.trim_end_matches('/').to_owned();
+            let hint = "give its base URL: --address https://HOST:PORT";
+            let address = base_address(address).map_err(|error| Failure::usage("usage", error).hint(hint))?;
             let trust = network::trust(ca, None)?;
             return Ok(Target { address, key, trust, environment: None, again: self.again(), invocations: None });
         }
@@ -362,6 +355,21 @@ impl Session {
         }
         Ok(target)
     }
+}
+
+/// The environments that have a state in this folder.
+pub fn states(root: &Utf8Path) -> Vec<EnvironmentName> {
+    let mut found: Vec<EnvironmentName> = match root.read_dir_utf8() {
+        Ok(entries) => entries
+            .flatten()
+            .filter(|e| ["lineage.json", "store.json"].iter().any(|name| e.path().join(name).exists()))
+            // Not what a restore kept of the state before, nor another program's.
+            .filter_map(|e| EnvironmentName::new(e.file_name()).ok())
+            .collect(),
+        Err(_) => Vec::new(),
+    };
+    found.sort();
+    found
 }
 
 /// Prints the warnings and notes of an environment.

@@ -77,6 +77,7 @@ fn invalid_environment_files_are_reported_with_their_location() {
         ("variable", b"extends: staging\nenvironment: variable\ndescription: \"${NOT_THERE}\"".to_vec(), &["variable.yaml:3", "`NOT_THERE` is not set"]),
         ("circle", b"extends: circle\nenvironment: circle".to_vec(), &["circle.yaml:1:10", "extends itself"]),
         ("orphan", b"extends: nobody\nenvironment: orphan".to_vec(), &["orphan.yaml:1", "nobody", "has a mistake"]),
+        ("bad", b"extends: bas\nenvironment: bad".to_vec(), &["bad.yaml:1", "did you mean `base`?"]),
         ("empty", Vec::new(), &["empty.yaml:1:1", "`environment`"]),
         ("binary", vec![0xff, 0xfe, 0], &["binary.yaml:1:1", "UTF-8"]),
     ];
@@ -267,6 +268,7 @@ fn invalid_arguments_are_refused_before_any_change() {
         wrong(&["up", "--env", "staging"], 4, "not_approved", &["not approved", "--yes"]),
         wrong(&["stauts"], 2, "usage", &["'status'"]),
         wrong(&["up", "staging"], 2, "usage", &["did you mean `--env staging`?"]),
+        wrong(&["generate", "hi", "--address", "foo"], 2, "usage", &["`foo` is not an address such as https://"]),
         wrong(&["-env", "staging", "up"], 2, "usage", &["did you mean `--env staging`?"]),
         wrong(&["down", "--yes"], 2, "no_environment", &["down --yes --env NAME"]),
         wrong(
