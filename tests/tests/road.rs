@@ -140,6 +140,8 @@ fn staging_runs_from_the_first_plan_to_the_last_down() {
     let load = sandbox.run(&["load", "--users", "2", "--seconds", "1", "--ramp", "100", "-o", "json"]).expect(0).json();
     has(&load, &["requests", "errors", "p50_ms", "p95_ms", "p99_ms", "rps", "tokens_per_second", "report"]);
     assert!(load["requests"].as_u64().unwrap() > 0 && load["errors"] == 0, "{load:#}");
+    let page = std::fs::read_to_string(load["report"].as_str().unwrap()).unwrap();
+    assert!(page.contains("requests, with ramp-up") && page.contains("are of the time after the ramp-up"), "{page}");
     load_at_a_fixed_rate(&sandbox);
 
     // Down leaves nothing that it does not name.
