@@ -162,6 +162,11 @@ fn only_verified_releases_are_promoted() {
     with(&sandbox, &old, &["release", "set"]).expect(0);
     with(&sandbox, &old, &UP).expect(0);
     refused(&old, "before this release was applied", "gate --again");
+    // The lock keeps its configuration when another one is applied.
+    with(&sandbox, &old, &[&UP[..], &["--set", "server.api.queue=7"]].concat()).expect(0);
+    let entries = releases(&sandbox);
+    let locked: Vec<_> = entries.iter().filter(|entry| entry["is_locked"] == true).collect();
+    assert!(locked.len() == 1 && locked[0]["number"] != entries.last().unwrap()["number"], "{entries:?}");
     let same = said(sandbox.command(&["promote", "--from", "staging", "--to", "staging"]).output().unwrap());
     assert!(same.expect(2).err.contains("the same environment"));
 
