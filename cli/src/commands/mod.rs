@@ -147,7 +147,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Up(args) => up::up(session, &args, console).await,
         Command::Down(args) => down::down(session, &args, console).await,
         Command::Status => status::status(session, console).await,
-        Command::Drift => status::drift(session, console).await,
+        Command::Drift { exit_code } => status::drift(session, exit_code, console).await,
         Command::Explain(args) => status::explain(session, &args, console).await,
         Command::Logs(args) => logs::logs(session, &args, console).await,
         Command::Analyze(args) => analyze::analyze(session, &args, console).await,

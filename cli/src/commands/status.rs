@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use textnlp_orchestrator::state::Holder;
 use textnlp_orchestrator::status::{self, Drift, ResourceHealth, Status, Unfinished};
-use textnlp_provider::{ResourceId, SiteName};
+use textnlp_provider::{FieldChange, ResourceId, SiteName};
 use textnlp_service::Scope;
 use textnlp_service::backup::backup_status;
 use textnlp_service::running::lost_state;
@@ -119,8 +119,8 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     Ok(if is_healthy { success } else { success.exit(Exit::Failed) })
 }
 
-/// `drift`: exits with 1 if a run did not complete, because then the record is not what was wanted.
-pub async fn drift(session: &Session, console: Console) -> Result<Success, Failure> {
+/// `drift [--exit-code]`: exits with 1 if a run did not complete, because then the record is not what was wanted.
+pub async fn drift(session: &Session, exit_code: bool, console: Console) -> Result<Success, Failure> {
     let deployment = deployment::recorded(session, session.load(console)?).await?;
     let state = deployment.state().await?;
     let facts = deployment.facts(&state).await?;
@@ -141,7 +141,11 @@ pub async fn drift(session: &Session, console: Console) -> Result<Success, Failu
     }
     let document = json!({ "environment": name, "drift": drift, "unfinished": unfinished });
     let success = Success::new(text.trim_end(), document);
-    Ok(if unfinished.is_empty() { success } else { success.exit(Exit::Failed) })
+    Ok(match unfinished.is_empty() {
+        false => success.exit(Exit::Failed),
+        true if exit_code && !drift.is_empty() => success.exit(Exit::ChangesPlanned),
+        true => success,
+    })
 }
 
 /// The run in progress, if one may be.
@@ -217,7 +221,11 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
 fn drift_text(drift: &[Drift]) -> String {
     let mut text = String::new();
     for one in drift {
-        let why = one.why.as_ref().map_or(String::new(), |w| format!(": {w}"));
+        // The reason of a changed object is often what its fields show below.
+        let shown = |field: &FieldChange| Some(format!("{}: {}", field.field, field.before.as_ref()?.as_str()?));
+        let fields: Vec<String> = one.fields.iter().filter_map(shown).collect();
+        let is_shown = |why: &&String| why.split("; ").all(|part| fields.iter().any(|field| field == part));
+        let why = one.why.as_ref().filter(|why| !is_shown(why)).map_or(String::new(), |why| format!(": {why}"));
         let _ = writeln!(text, "  drift {}: {}{why}", one.resource, one.what);
         for field in &one.fields {
             let shown = |v: &Option<serde_json::Value>| v.as_ref().map_or("(nothing)".to_owned(), ToString::to_string);
