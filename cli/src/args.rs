@@ -21,7 +21,7 @@ use textnlp_orchestrator::load::Mix;
         textnlp-deploy generate \"Once upon a time\"   generate text with the running service\n  \
         textnlp-deploy status --env staging      show what runs, and drift\n  \
         textnlp-deploy down --env staging        remove everything that holds no data\n\n\
-        Exit statuses: 0 done, 1 failed, 2 usage, 3 a gate is not open, 4 refused for safety, 5 stopped and resumable, 6 changes are planned.",
+        Exit statuses: 0 done, 1 failed, 2 usage, 3 a gate is not open, 4 refused for safety, 5 stopped and resumable, 6 changes or drift.",
     max_term_width = 110,
     subcommand_required = true,
     arg_required_else_help = true
@@ -176,7 +176,11 @@ pub enum Command {
     /// Remove everything that holds no data
     Down(Down),
     /// Show differences between recorded and observed state
-    Drift,
+    Drift {
+        /// Exit with status 6 when there is drift
+        #[arg(long)]
+        exit_code: bool,
+    },
     /// Inspect, repair, move and import state
     #[command(subcommand)]
     State(crate::state_args::State),

@@ -32,8 +32,10 @@ mod table_view;
 use std::ffi::OsStr;
 use std::process::ExitCode;
 
+use camino::Utf8PathBuf;
 use clap::{CommandFactory, FromArgMatches};
 use rustix::fs::Mode;
+use textnlp_orchestrator::environment::Library;
 
 use crate::args::{Cli, Command};
 use crate::report::{Console, Exit, Failure};
@@ -59,7 +61,7 @@ fn main() -> ExitCode {
             let typed: Vec<String> =
                 std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
             let is_set = |variable: &OsStr| std::env::var_os(variable).is_some();
-            let hint = meant(&error, &typed).or_else(|| of_variables(&error, &typed, is_set));
+            let hint = meant(&error, &typed, is_environment).or_else(|| of_variables(&error, &typed, is_set));
             return code(match args::output_of(typed.into_iter()) {
                 args::Output::Text => {
                     let _ = error.print();
@@ -106,7 +108,7 @@ fn usage(error: &clap::Error, hint: Option<String>) -> Failure {
 }
 
 /// Suggests `--env NAME` for an environment that was typed as a positional argument or with a single dash.
-fn meant(error: &clap::Error, typed: &[String]) -> Option<String> {
+fn meant(error: &clap::Error, typed: &[String], exists: impl Fn(&str) -> bool) -> Option<String> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
@@ -117,7 +119,13 @@ fn meant(error: &clap::Error, typed: &[String]) -> Option<String> {
         Some(name) => name.map_or("NAME", String::as_str),
         None => unknown.as_str(),
     };
-    textnlp_provider::EnvironmentName::new(name).ok().map(|name| format!("did you mean `--env {name}`?"))
+    exists(name).then(|| format!("did you mean `--env {name}`?"))
+}
+
+/// Whether there is an environment of this name for the working directory.
+fn is_environment(name: &str) -> bool {
+    let here = std::env::current_dir().ok().and_then(|here| Utf8PathBuf::try_from(here).ok());
+    here.is_some_and(|here| Library::from_working_directory(&here).find(name).is_ok())
 }
 
 /// Names the variables whose values an error is about: their options were not typed.
@@ -203,10 +211,12 @@ mod tests {
     fn missing_env_flag_is_suggested() {
         let hint = |typed: &[&str]| {
             let error = Cli::try_parse_from(["textnlp-deploy"].iter().chain(typed)).unwrap_err();
-            meant(&error, &typed.iter().map(ToString::to_string).collect::<Vec<_>>())
+            let typed: Vec<String> = typed.iter().map(ToString::to_string).collect();
+            meant(&error, &typed, |name| name == "staging")
         };
         assert_eq!(hint(&["up", "staging"]).as_deref(), Some("did you mean `--env staging`?"));
         assert_eq!(hint(&["-env", "staging", "up"]).as_deref(), Some("did you mean `--env staging`?"));
+        assert_eq!(hint(&["up", "nope"]), None);
         assert_eq!(hint(&["up", "--nonsense"]), None);
         assert_eq!(hint(&["stauts"]), None);
     }

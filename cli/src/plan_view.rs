@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{
-    Branch, Call, Cost, Facts, Node, Note, Plan, ServiceCost, Step, amount, permissions, unknown_reason,
+    Branch, Call, Cost, Facts, Node, Note, Plan, ServiceCost, Step, TAKEN_DOWN, amount, permissions, unknown_reason,
 };
 use textnlp_provider::{Charge, CostLine, Effect, FieldChange};
 pub use textnlp_service::failure::problems_document as problems;
@@ -19,7 +19,10 @@ pub fn text(plan: &Plan) -> String {
     let mut out = String::new();
     for step in &plan.steps {
         let sign = sign(step);
-        let _ = writeln!(out, "  {sign} {:<34} {:<22} {}", step.resource.as_str(), step.kind.as_str(), step.because);
+        // `down` has the same reason for every deletion.
+        let because = Some(step.because.as_str()).filter(|because| *because != TAKEN_DOWN).unwrap_or_default();
+        let line = format!("  {sign} {:<34} {:<22} {because}", step.resource.as_str(), step.kind.as_str());
+        let _ = writeln!(out, "{}", line.trim_end());
         for change in step.changes.iter().filter(|_| sign != '+') {
             let _ = writeln!(out, "        {}", field(change));
         }

@@ -2,7 +2,8 @@
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides};
+use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Problem};
+use textnlp_orchestrator::load::base_address;
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
@@ -120,6 +121,31 @@ impl Session {
         Ok(loaded)
     }
 
+    /// The environment with this name, for a check: its file has to have that name too.
+    pub fn load_named(&self, name: &str) -> Result<Loaded, LoadError> {
+        let mut loaded = self.library.load(name, &self.overrides(), &clouds::catalogue())?;
+        match self.misnamed(name, &loaded) {
+            None => Ok(loaded),
+            Some(problem) => {
+                loaded.report.0.push(problem);
+                Err(LoadError::Invalid(loaded.report))
+            }
+        }
+    }
+
+    /// The problem of an environment that has another name than the one by which it was found.
+    fn misnamed(&self, requested: &str, loaded: &Loaded) -> Option<Problem> {
+        let name = loaded.environment.environment.as_str();
+        if name == requested {
+            return None;
+        }
+        let field = loaded.facts().into_iter().find(|fact| fact.path == "environment")?;
+        let exists = self.library.find(name).is_ok();
+        let other = if exists { format!(", or use --env {name}") } else { String::new() };
+        let fix = format!("set `environment: {requested}` there{other}");
+        Some(Problem::error(field.origin, field.path, format!("it is `{name}` in the file of `{requested}`"), fix))
+    }
+
     /// The environment of `--file`, else of this name, with further flags.
     pub fn loaded_with(&self, name: &EnvironmentName, flags: Vec<FlagValue>) -> Result<Loaded, LoadError> {
         let mut overrides = self.overrides();
@@ -141,16 +167,9 @@ impl Session {
                 let requested = self.environment_name()?;
                 let loaded = self.library.load(&requested, &self.overrides(), &clouds::catalogue());
                 let loaded = loaded.map_err(|e| invalid(e, &self.again()))?;
-                let name = &loaded.environment.environment;
-                if requested != name.as_str() {
-                    let file = loaded.files.first().map_or("its file", String::as_str);
-                    let why = match &self.global.env {
-                        Some(_) => format!("--env is `{requested}`"),
-                        None => format!("`{requested}` is deployed here"),
-                    };
-                    let error = anyhow::anyhow!("{file} has `environment: {name}`, but {why}");
-                    return Err(Failure::usage("other_environment", error)
-                        .hint(format!("set `environment: {requested}` there, or use --env {name}")));
+                if let Some(Problem { origin, path, cause, fix, .. }) = self.misnamed(&requested, &loaded) {
+                    let error = anyhow::anyhow!("{origin}: `{path}`: {cause}");
+                    return Err(Failure::usage("other_environment", error).hint(fix));
                 }
                 loaded
             }
@@ -263,16 +282,7 @@ impl Session {
             return Ok(name.clone());
         }
         let root = self.state_root()?;
-        let mut found: Vec<EnvironmentName> = match root.read_dir_utf8() {
-            Ok(entries) => entries
-                .flatten()
-                .filter(|e| ["lineage.json", "store.json"].iter().any(|name| e.path().join(name).exists()))
-                // Not what a restore kept of the state before, nor another program's.
-                .filter_map(|e| EnvironmentName::new(e.file_name()).ok())
-                .collect(),
-            Err(_) => Vec::new(),
-        };
-        found.sort();
+        let mut found = states(&root);
         if found.len() > 1 {
             let is_deployed =
                 |name: &EnvironmentName| !running::is_down(&clouds::Linked, &root.join(name.as_str()), name);
@@ -328,7 +338,8 @@ impl Session {
         let ca = other.ca_file.as_deref();
         let key = other.key().map(|key| Secret::new(key.as_bytes()));
         if let Some(address) = &other.address {
-            let address = address.trim_end_matches('/').to_owned();
+            let hint = "give its base URL: --address https://HOST:PORT";
+            let address = base_address(address).map_err(|error| Failure::usage("usage", error).hint(hint))?;
             let trust = network::trust(ca, None)?;
             return Ok(Target { address, key, trust, environment: None, again: self.again(), invocations: None });
         }
@@ -344,6 +355,21 @@ impl Session {
         }
         Ok(target)
     }
+}
+
+/// The environments that have a state in this folder.
+pub fn states(root: &Utf8Path) -> Vec<EnvironmentName> {
+    let mut found: Vec<EnvironmentName> = match root.read_dir_utf8() {
+        Ok(entries) => entries
+            .flatten()
+            .filter(|e| ["lineage.json", "store.json"].iter().any(|name| e.path().join(name).exists()))
+            // Not what a restore kept of the state before, nor another program's.
+            .filter_map(|e| EnvironmentName::new(e.file_name()).ok())
+            .collect(),
+        Err(_) => Vec::new(),
+    };
+    found.sort();
+    found
 }
 
 /// Prints the warnings and notes of an environment.

@@ -22,6 +22,8 @@ pub struct Status {
     pub lineage: Option<Lineage>,
     /// Every recorded resource exists and is healthy, no operation is open, and the last run completed.
     pub ready: bool,
+    /// A `down` ended, and nothing was deployed since: at most data is left. Then it is not ready.
+    pub down: bool,
     /// Its sites.
     pub sites: Vec<SiteStatus>,
     /// The recorded resources, in order of ids.
@@ -32,6 +34,14 @@ pub struct Status {
     pub open: Vec<OpenStatus>,
     /// Runs that did not do everything that was approved.
     pub unfinished: Vec<Unfinished>,
+}
+
+impl Status {
+    /// The same of an environment that was taken down, if so.
+    #[must_use]
+    pub fn or_down(self, down: bool) -> Self {
+        Self { ready: self.ready && !down, down, ..self }
+    }
 }
 
 /// A run that did not do everything that was approved.
@@ -183,6 +193,7 @@ pub fn status(facts: &Facts, locations: &BTreeMap<SiteName, SiteLocation>, unfin
         environment: facts.environment.clone(),
         lineage: (!facts.is_new).then_some(facts.lineage),
         ready: false,
+        down: false,
         sites: Vec::new(),
         resources: Vec::new(),
         drift: drift(facts),

@@ -65,6 +65,12 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let status = sandbox.run(&["status", "--env", "development"]);
     assert!(status.out.contains("no verified backup") && status.out.contains("only on this machine"), "{}", status.out);
 
+    let doctor = run(&sandbox, &["doctor"]).json();
+    let rows = doctor["checks"].as_array().unwrap().iter().filter(|row| row["name"] == "backup");
+    let fixes: Vec<&str> = rows.map(|row| row["fix"].as_str().unwrap_or_default()).collect();
+    assert!(fixes.len() == 2 && fixes[0].contains(" backup verify"), "{doctor:#}");
+    assert!(fixes[1].contains(" backup key show"), "{doctor:#}");
+
     // A key that could not be written was not exported.
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut show = sandbox.command(&["backup", "key", "show", "--env", "development"]);

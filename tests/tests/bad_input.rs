@@ -77,6 +77,7 @@ fn invalid_environment_files_are_reported_with_their_location() {
         ("variable", b"extends: staging\nenvironment: variable\ndescription: \"${NOT_THERE}\"".to_vec(), &["variable.yaml:3", "`NOT_THERE` is not set"]),
         ("circle", b"extends: circle\nenvironment: circle".to_vec(), &["circle.yaml:1:10", "extends itself"]),
         ("orphan", b"extends: nobody\nenvironment: orphan".to_vec(), &["orphan.yaml:1", "nobody", "has a mistake"]),
+        ("bad", b"extends: bas\nenvironment: bad".to_vec(), &["bad.yaml:1", "did you mean `base`?"]),
         ("empty", Vec::new(), &["empty.yaml:1:1", "`environment`"]),
         ("binary", vec![0xff, 0xfe, 0], &["binary.yaml:1:1", "UTF-8"]),
     ];
@@ -95,6 +96,11 @@ fn invalid_environment_files_are_reported_with_their_location() {
     for (_, _, says) in files {
         assert!(all.err.contains(says[0]), "one look shows every file: {}", all.err);
     }
+    std::fs::write(folder.join("renamed.yaml"), "environment: other\nextends: staging\n").unwrap();
+    let says = ["renamed.yaml:1:14", "it is `other`", "set `environment: renamed` there"];
+    refused(&sandbox, &wrong(&["env", "check", "--env", "renamed"], 2, "invalid_environment", &says));
+    refused(&sandbox, &wrong(&["plan", "--env", "renamed"], 2, "other_environment", &says));
+    assert!(!sandbox.run(&["plan", "--env", "renamed"]).expect(2).err.contains("--env other"), "there is none");
     nothing_was_made(&sandbox);
 }
 
@@ -203,6 +209,8 @@ fn invalid_arguments_are_refused_before_any_change() {
         wrong(&["up", "--yes"], 2, "no_environment", &["--env staging"]),
         wrong(&["plan", "--file", "nowhere.yaml"], 2, "unreadable_environment", &["nowhere.yaml"]),
         wrong(&["plan", "--env", "staging", "--site", "there"], 2, "no_such_site", &["`there`", "here"]),
+        wrong(&["key", "list", "--env", "staging", "--site", "here"], 2, "conflicting_flags", &["remove --site"]),
+        wrong(&["logs", "--env", "staging", "--site", "there"], 2, "no_logs", &["`there`", "status --env staging"]),
         wrong(
             &["plan", "--env", "staging", "--provider", "cloudy"],
             2,
@@ -260,6 +268,7 @@ fn invalid_arguments_are_refused_before_any_change() {
         wrong(&["up", "--env", "staging"], 4, "not_approved", &["not approved", "--yes"]),
         wrong(&["stauts"], 2, "usage", &["'status'"]),
         wrong(&["up", "staging"], 2, "usage", &["did you mean `--env staging`?"]),
+        wrong(&["generate", "hi", "--address", "foo"], 2, "usage", &["`foo` is not an address such as https://"]),
         wrong(&["-env", "staging", "up"], 2, "usage", &["did you mean `--env staging`?"]),
         wrong(&["down", "--yes"], 2, "no_environment", &["down --yes --env NAME"]),
         wrong(

@@ -197,6 +197,8 @@ fn damaged_files_are_reported_and_repaired() {
         let named = drifted(&sandbox, "staging");
         assert!(set_of(resources).is_subset(&named), "{file}: {named:?}");
         let status = sandbox.run(&["status", "--env", "staging"]);
+        let drift = sandbox.run(&["drift", "--env", "staging", "--exit-code"]).expect(6).out;
+        assert!(!drift.contains("degraded: content: "), "the line of the field says it: {drift}");
         for resource in resources {
             assert!(status.out.contains(&format!("drift {resource}")), "{file}: {}", status.out);
         }

@@ -132,6 +132,18 @@ fn only_verified_releases_are_promoted() {
     let next = promote(&new).expect(0).json()["next"].as_str().unwrap().to_owned();
     assert!(next.contains("up --env staging --server ") && next.contains("/development/sites/here/bin/"), "{next}");
 
+    // Neither measured nor promoted for settings that do not run; its own limits need no `up`.
+    let unapplied = ["--set", "server.api.queue=7", "-o", "json"];
+    let not_these = with(&sandbox, &old, &[&["gate"][..], &unapplied].concat()).expect(3).json();
+    assert_eq!(not_these["error"]["code"], "settings_not_applied", "{not_these:#}");
+    with(&sandbox, &old, &["gate", "--set", "gates.p95_ms=60000"]).expect(0);
+    let promoting = ["promote", "--from", "development", "--to", "staging"];
+    let not_these = sandbox.run(&[&promoting[..], &unapplied].concat()).expect(3).json();
+    assert!(not_these["blockers"].to_string().contains("changes that `up` has not applied"), "{not_these:#}");
+    let hint = not_these["error"]["hint"].as_str().unwrap();
+    assert!(hint.starts_with("textnlp-deploy up ") && hint.contains("server.api.queue=7"), "{hint}");
+    with(&sandbox, &old, &["gate", "--again"]).expect(0);
+
     // Evidence without a signature is refused.
     let signature = sandbox.state("development").join("evidence/gate.json.minisig");
     std::fs::remove_file(&signature).unwrap();
@@ -150,6 +162,11 @@ fn only_verified_releases_are_promoted() {
     with(&sandbox, &old, &["release", "set"]).expect(0);
     with(&sandbox, &old, &UP).expect(0);
     refused(&old, "before this release was applied", "gate --again");
+    // The lock keeps its configuration when another one is applied.
+    with(&sandbox, &old, &[&UP[..], &["--set", "server.api.queue=7"]].concat()).expect(0);
+    let entries = releases(&sandbox);
+    let locked: Vec<_> = entries.iter().filter(|entry| entry["is_locked"] == true).collect();
+    assert!(locked.len() == 1 && locked[0]["number"] != entries.last().unwrap()["number"], "{entries:?}");
     let same = said(sandbox.command(&["promote", "--from", "staging", "--to", "staging"]).output().unwrap());
     assert!(same.expect(2).err.contains("the same environment"));
 

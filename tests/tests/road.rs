@@ -140,6 +140,8 @@ fn staging_runs_from_the_first_plan_to_the_last_down() {
     let load = sandbox.run(&["load", "--users", "2", "--seconds", "1", "--ramp", "100", "-o", "json"]).expect(0).json();
     has(&load, &["requests", "errors", "p50_ms", "p95_ms", "p99_ms", "rps", "tokens_per_second", "report"]);
     assert!(load["requests"].as_u64().unwrap() > 0 && load["errors"] == 0, "{load:#}");
+    let page = std::fs::read_to_string(load["report"].as_str().unwrap()).unwrap();
+    assert!(page.contains("requests, with ramp-up") && page.contains("are of the time after the ramp-up"), "{page}");
     load_at_a_fixed_rate(&sandbox);
 
     // Down leaves nothing that it does not name.
@@ -185,6 +187,10 @@ fn protected_data_survives_down_until_its_name_is_typed() {
     assert!(retained.contains(&"here/database"), "{down:#}");
     assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
     assert!(sandbox.site("development").join("data/textnlp.db").exists());
+    let kept = ["status", "--env", "development", "--set", "data=protected"];
+    let status = sandbox.run(&[&kept[..], &["-o", "json"]].concat()).expect(0).json();
+    assert_eq!((&status["ready"], &status["down"]), (&Value::Bool(false), &Value::Bool(true)), "{status:#}");
+    assert!(sandbox.run(&kept).expect(0).out.starts_with("development: down; its data is kept"));
 
     // What was kept is used again.
     run(&["up", "--no-gate"]).expect(0);
@@ -433,6 +439,8 @@ fn cli_requests_and_status_commands_work_on_a_running_environment() {
     assert!(explained.out.contains("create here/server/replica-0 done"), "{}", explained.out);
     let logs = sandbox.run(&["logs"]).expect(0);
     assert!(logs.out.contains("server-0") && logs.out.contains("/v1/generate"), "{}", logs.out);
+    sandbox.run(&["logs", "--site", "there"]).expect(2);
+    sandbox.run(&["logs", "supervisor", "--site", "here"]).expect(0);
     assert!(sandbox.run(&["logs", "supervisor", "-n", "1"]).expect(0).out.lines().count() == 1);
 
     let release = sandbox.run(&["release", "show", "-o", "json"]).expect(0).json();

@@ -67,7 +67,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         Command::Providers | Command::Preflight | Command::Plan(_) => Reads,
         Command::Apply(args) => Changes(Planned(args)),
         Command::Up(_) => Changes(New),
-        Command::Status | Command::Explain(_) | Command::Drift | Command::Doctor => Reads,
+        Command::Status | Command::Explain(_) | Command::Drift { .. } | Command::Doctor => Reads,
         Command::Logs(_) | Command::Analyze(_) | Command::Metrics(_) => Reads,
         Command::Analytics(command) => match command {
             Analytics::List(_) => Reads,

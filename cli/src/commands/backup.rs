@@ -24,6 +24,7 @@ use crate::backup_args::{Archive, Backup, Create, Decrypt, Encrypt, Opening, Pas
 use crate::clouds::Linked;
 use crate::deployment::{acting, operator};
 use crate::rerun_flags::quoted;
+use crate::session::states;
 
 /// Runs the subcommand.
 pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Result<Success, Failure> {
@@ -441,7 +442,10 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         words: words(session, args),
     };
     let restoring::Restored { manifest, state: target, moved, replaced, is_verified } =
-        progress.done(restoring::restore(&request, &opener, &progress).await)?;
+        progress.done(restoring::restore(&request, &opener, &progress).await).map_err(|failure| {
+            let is_without_key = failure.code == "sealed" && here == root && matches!(*opener, Decryptor::Nothing);
+            if is_without_key { with_states(failure, &root) } else { failure }
+        })?;
     let name = &manifest.environment;
     if !is_verified {
         let origin = manifest.signer.as_ref().map_or("it is not signed".to_owned(), |signer| {
@@ -509,6 +513,15 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let mut done = super::up::up(&session, &up, console).await.map_err(|failure| failure.document(document.clone()))?;
     done.document.insert("restored".to_owned(), document);
     Ok(done)
+}
+
+/// A state that is here has the key of its own backups, and is used only if it is named.
+fn with_states(failure: Failure, root: &Utf8Path) -> Failure {
+    const NAMED: usize = 3;
+    let states = states(root).into_iter().take(NAMED);
+    let named = states.map(|name| format!("\n{name} has a state here: if the backup is of it, add --replace {name}"));
+    let hint = failure.hint.clone().unwrap_or_default() + &named.collect::<String>();
+    failure.hint(hint)
 }
 
 /// The words of a restore without `--replace`, for hints.

@@ -72,10 +72,14 @@ pub async fn run(
     let plan = outcome.plan.as_ref();
     let removed = plan.map_or(0, |p| p.summary.delete);
     let mut text = format!("{name} is down: {removed} resources removed");
-    for kept in plan.iter().flat_map(|p| &p.retained) {
-        let _ = write!(text, "\n  kept {}: {}", kept.resource, kept.because);
-    }
-    if plan.is_some_and(|p| !p.retained.is_empty()) {
+    // The plan has the reason of each.
+    if let Some(plan) = plan.filter(|plan| !plan.retained.is_empty()) {
+        const NAMED: usize = 5;
+        let names: Vec<&str> = plan.retained.iter().take(NAMED).map(|kept| kept.resource.as_str()).collect();
+        let _ = write!(text, ", {} kept: {}", plan.retained.len(), names.join(", "));
+        if plan.retained.len() > NAMED {
+            text.push_str(", …");
+        }
         let _ = write!(text, "\nTo remove the data too: {} --delete-data {name}", scope.command("down"));
     }
     let kept = recorded(&deployment.state().await?).map_err(|error| deployment.failed(error))?;

@@ -102,11 +102,7 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
         ([], _, Some(_)) | ([], Some(_), _) => {
             let loaded = match &session.global.file {
                 Some(file) => session.library.load_file(file, &session.overrides(), &clouds::catalogue()),
-                None => session.library.load(
-                    session.global.env.as_deref().unwrap_or(BASE),
-                    &session.overrides(),
-                    &clouds::catalogue(),
-                ),
+                None => session.load_named(session.global.env.as_deref().unwrap_or(BASE)),
             };
             let loaded = loaded.map_err(|e| invalid(e, &session.again()))?;
             known_models(&loaded, &session.again())?;
@@ -118,7 +114,7 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
     };
     let (mut text, mut rows, mut bad) = (String::new(), Vec::new(), 0);
     for name in &names {
-        match session.library.load(name, &session.overrides(), &clouds::catalogue()) {
+        match session.load_named(name) {
             Ok(loaded) => {
                 known_models(&loaded, &session.again())?;
                 text.push_str(&verdict(name, &loaded.report.0));

@@ -26,6 +26,7 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
     const REASON: &str = "gate: it has no API keys, limits, probes and metrics of its own";
     running.has_api(&deployment.chosen.scope, REASON)?;
     gate::runs_the_lock(&deployment.chosen).await?;
+    gate::runs_the_configuration(&deployment.chosen)?;
     if let Some(until) = args.until {
         gate::waive(&deployment, &args.waive, until).await?;
     }

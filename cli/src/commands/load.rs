@@ -145,14 +145,7 @@ fn report_users(
         title: format!("Load on {}", goal.address),
         at,
         address: goal.address.clone(),
-        facts: [
-            ("users", Some(args.users.to_string())),
-            ("seconds", Some(args.seconds.to_string())),
-            ("requests", args.mix.as_ref().map(ToString::to_string)),
-        ]
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
-        .collect(),
+        facts: args.mix.iter().map(|mix| ("mix".to_owned(), mix.to_string())).collect(),
         load: Some(measured.clone()),
         limit: limit.cloned(),
         ..Report::default()
@@ -201,11 +194,7 @@ fn report_rate(
         title: format!("Load on {}", goal.address),
         at,
         address: goal.address.clone(),
-        facts: vec![
-            ("result".into(), verdict.clone()),
-            ("requests".into(), rate.mix.to_string()),
-            ("seconds".into(), args.seconds.to_string()),
-        ],
+        facts: vec![("result".into(), verdict.clone()), ("mix".into(), rate.mix.to_string())],
         rate: Some(measured.clone()),
         ..Report::default()
     };

@@ -23,7 +23,8 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
         return log_errors::errors(session, errors, console).await;
     }
     let chosen = session.load(session.quiet())?;
-    let mut logs = EnvironmentLogs::find(&chosen, args.name.as_deref(), args.level.as_deref()).await?;
+    let selected = (session.global.site.as_deref(), args.name.as_deref());
+    let mut logs = EnvironmentLogs::find(&chosen, selected, args.level.as_deref()).await?;
     let several = logs.are_several();
     let print = |(name, line): &LogLine| match several {
         true => console.stream(&format!("{name}  {line}\n")),

@@ -56,9 +56,18 @@ use anyhow::Context;
 
 use self::prelude::*;
 use crate::args::{Cli, Command};
+use crate::dr_args::Dr;
+use crate::operations_args::Health;
+use crate::rerun_flags;
 
 /// Runs the command from the command line.
 pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
+    // A variable may be set for other commands.
+    let is_typed = || rerun_flags::of(&cli.global).changes.iter().any(|(flag, _)| flag == "--site");
+    if concerns_all_sites(&cli.command) && is_typed() {
+        let error = anyhow::anyhow!("this command cannot be limited to a site");
+        return Err(Failure::usage("conflicting_flags", error).hint("remove --site"));
+    }
     match cli.command {
         // The supervisor creates its own runtime.
         Command::Supervise(args) => supervise::supervise(&args),
@@ -76,6 +85,36 @@ pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
                 .context("start the runtime")?;
             runtime.block_on(audited::run(&session, command, console))
         }
+    }
+}
+
+/// Whether `--site` has no meaning for a command.
+fn concerns_all_sites(command: &Command) -> bool {
+    match command {
+        Command::Init(_)
+        | Command::Providers
+        | Command::Analyze(_)
+        | Command::Analytics(_)
+        | Command::Probe(_)
+        | Command::Phase(_)
+        | Command::Key(_)
+        | Command::Feature(_)
+        | Command::Audit(_)
+        | Command::Promote(_)
+        | Command::Rollback(_)
+        | Command::Model(_)
+        | Command::Bundle(_)
+        | Command::Backup(_)
+        | Command::Alert(_)
+        | Command::Generate(_)
+        | Command::Chat(_)
+        | Command::Tokenize(_)
+        | Command::Embed(_)
+        | Command::Validate(_)
+        | Command::Load(_)
+        | Command::Health(Health { command: None }) => true,
+        Command::Dr(verb) => !matches!(verb, Dr::Drill(_)),
+        _ => false,
     }
 }
 
@@ -108,7 +147,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Up(args) => up::up(session, &args, console).await,
         Command::Down(args) => down::down(session, &args, console).await,
         Command::Status => status::status(session, console).await,
-        Command::Drift => status::drift(session, console).await,
+        Command::Drift { exit_code } => status::drift(session, exit_code, console).await,
         Command::Explain(args) => status::explain(session, &args, console).await,
         Command::Logs(args) => logs::logs(session, &args, console).await,
         Command::Analyze(args) => analyze::analyze(session, &args, console).await,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use textnlp_orchestrator::state::Holder;
-use textnlp_orchestrator::status::{self, Drift, ResourceHealth, Unfinished};
-use textnlp_provider::{ResourceId, SiteName};
+use textnlp_orchestrator::status::{self, Drift, ResourceHealth, Status, Unfinished};
+use textnlp_provider::{FieldChange, ResourceId, SiteName};
 use textnlp_service::Scope;
 use textnlp_service::backup::backup_status;
 use textnlp_service::running::lost_state;
@@ -14,13 +14,16 @@ use super::prelude::*;
 use crate::args::Explain;
 use crate::deployment::{self, Deployment};
 
-/// `status`: exits with 1 if something that runs is unhealthy.
+/// `status`: exits with 1 if something that is recorded is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
     let deployment = deployment::recorded(session, session.load(console)?).await?;
     let state = deployment.state().await?;
     let facts = deployment.facts(&state).await?;
     let unfinished = status::unfinished(&state).await.map_err(|e| deployment.failed(e))?;
     let status = status::status(&facts, state.places(), unfinished);
+    // Also where only kept data is left.
+    let is_healthy = status.ready;
+    let status = status.or_down(state.is_down());
     let name = &deployment.chosen.scope.name;
     if status.resources.is_empty() && status.open.is_empty() && status.unfinished.is_empty() {
         if let Some(lost) = lost_state(&state, &deployment.chosen.scope) {
@@ -29,7 +32,11 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         let text = format!("{name} is not deployed. To deploy it: {}", deployment.chosen.scope.last_up());
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }
-    let mut text = format!("{name}: {}\n", if status.ready { "ready" } else { "not ready" });
+    let mut text = match &status {
+        Status { down: true, .. } => format!("{name}: down; its data is kept\n"),
+        Status { ready: true, .. } => format!("{name}: ready\n"),
+        _ => format!("{name}: not ready\n"),
+    };
     let roles = deployment.roles();
     let role = |site: &SiteName| roles.get(site).copied().unwrap_or("no longer in the environment file");
     for site in status.sites.iter().filter(|_| status.sites.len() > 1) {
@@ -87,6 +94,9 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     }
     match to_finish(&status.unfinished, &deployment.chosen.scope, holder.as_ref()) {
         Some(command) => text.push_str(&format!("\nTo complete it: {command}")),
+        None if status.down => {
+            let _ = write!(text, "\nTo deploy it again: {}", deployment.chosen.scope.last_up());
+        }
         None if !status.ready || !status.drift.is_empty() => {
             let _ = write!(text, "\nTo fix it: {}", deployment.chosen.scope.last_up());
         }
@@ -97,7 +107,6 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     for line in &saved.lines {
         let _ = write!(text, "\n  {} {line}", console.paint("33", "!"));
     }
-    let ready = status.ready;
     let mut document = serde_json::to_value(&status)?;
     for site in document["sites"].as_array_mut().into_iter().flatten() {
         let of = roles.iter().find(|(name, _)| site["site"] == name.as_str());
@@ -107,11 +116,11 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     document["hold"] = json!(held);
     document["exemptions"] = json!(exemptions);
     let success = Success::new(text, document);
-    Ok(if ready { success } else { success.exit(Exit::Failed) })
+    Ok(if is_healthy { success } else { success.exit(Exit::Failed) })
 }
 
-/// `drift`: exits with 1 if a run did not complete, because then the record is not what was wanted.
-pub async fn drift(session: &Session, console: Console) -> Result<Success, Failure> {
+/// `drift [--exit-code]`: exits with 1 if a run did not complete, because then the record is not what was wanted.
+pub async fn drift(session: &Session, exit_code: bool, console: Console) -> Result<Success, Failure> {
     let deployment = deployment::recorded(session, session.load(console)?).await?;
     let state = deployment.state().await?;
     let facts = deployment.facts(&state).await?;
@@ -132,7 +141,11 @@ pub async fn drift(session: &Session, console: Console) -> Result<Success, Failu
     }
     let document = json!({ "environment": name, "drift": drift, "unfinished": unfinished });
     let success = Success::new(text.trim_end(), document);
-    Ok(if unfinished.is_empty() { success } else { success.exit(Exit::Failed) })
+    Ok(match unfinished.is_empty() {
+        false => success.exit(Exit::Failed),
+        true if exit_code && !drift.is_empty() => success.exit(Exit::ChangesPlanned),
+        true => success,
+    })
 }
 
 /// The run in progress, if one may be.
@@ -208,7 +221,11 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
 fn drift_text(drift: &[Drift]) -> String {
     let mut text = String::new();
     for one in drift {
-        let why = one.why.as_ref().map_or(String::new(), |w| format!(": {w}"));
+        // The reason of a changed object is often what its fields show below.
+        let shown = |field: &FieldChange| Some(format!("{}: {}", field.field, field.before.as_ref()?.as_str()?));
+        let fields: Vec<String> = one.fields.iter().filter_map(shown).collect();
+        let is_shown = |why: &&String| why.split("; ").all(|part| fields.iter().any(|field| field == part));
+        let why = one.why.as_ref().filter(|why| !is_shown(why)).map_or(String::new(), |why| format!(": {why}"));
         let _ = writeln!(text, "  drift {}: {}{why}", one.resource, one.what);
         for field in &one.fields {
             let shown = |v: &Option<serde_json::Value>| v.as_ref().map_or("(nothing)".to_owned(), ToString::to_string);

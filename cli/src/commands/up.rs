@@ -79,7 +79,7 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
 
     let environment = &deployment.chosen.loaded.environment;
     let saved = backup_status::warning(&deployment.chosen.scope, arrival.lineage, environment).await;
-    saved.lines.iter().for_each(|line| console.warn(line));
+    saved.lines.iter().for_each(|line| console.warn(line.to_string()));
     document["backup"] = saved.document;
     let mut report = String::new();
     let mut verdict = Ok(());

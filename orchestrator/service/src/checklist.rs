@@ -683,7 +683,10 @@ mod tests {
             schema: None,
         };
         let (at, by, tool) = (Timestamp::UNIX_EPOCH, "ada".to_owned(), tool.to_owned());
-        Entry { number: 3, applied: Applied { at, by, reason: None, tool, schema: None, phase: None, lock } }
+        Entry {
+            number: 3,
+            applied: Applied { at, by, reason: None, tool, schema: None, phase: None, settings: None, lock },
+        }
     }
 
     #[test]

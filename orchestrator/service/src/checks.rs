@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::{Observed, ResourceId, SiteName};
 
+use crate::backup::backup_status::{self, BackupWarning};
 use crate::security::Rule;
 use crate::{Failure, Scope, size};
 
@@ -122,6 +123,23 @@ impl Checks {
     /// Adds one that failed with an error.
     pub fn failed(&mut self, name: &str, failure: Failure) {
         self.problem(name, format!("{:#}", failure.error), failure.hint.unwrap_or_default());
+    }
+
+    /// Adds each warning about backups with its own command, else what there is.
+    pub fn backups(&mut self, saved: &backup_status::Warning) {
+        const NAME: &str = "backup";
+        for BackupWarning { cause, fix } in &saved.lines {
+            self.warning(NAME, cause, fix);
+        }
+        if saved.lines.is_empty() {
+            let says = match (saved.newest(), saved.is_enabled()) {
+                (Some(newest), true) => format!("the newest is of {newest}"),
+                (Some(newest), false) => format!("the newest is of {newest}; `backup.enabled` is off"),
+                (None, true) => "none was taken yet".to_owned(),
+                (None, false) => "none is taken: `backup.enabled` is off".to_owned(),
+            };
+            self.well(NAME, says);
+        }
     }
 
     /// Warns if the programs of an environment run as root.

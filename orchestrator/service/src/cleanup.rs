@@ -422,7 +422,7 @@ mod tests {
 
     fn applied(lock: Lock) -> Applied {
         let (by, tool) = ("test".to_owned(), "test".to_owned());
-        Applied { at: Timestamp::UNIX_EPOCH, by, reason: None, tool, schema: None, phase: None, lock }
+        Applied { at: Timestamp::UNIX_EPOCH, by, reason: None, tool, schema: None, phase: None, settings: None, lock }
     }
 
     #[test]

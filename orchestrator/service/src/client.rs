@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::StreamExt;
 use serde_json::Value;
-use textnlp_net::client::{ClientOptions, build, same_host};
+use textnlp_net::client::{ClientOptions, build, is_untrusted, same_host};
 use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::operations::Invocations;
@@ -183,7 +183,9 @@ impl Client {
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
-        let hint = if error.is_connect() {
+        let hint = if is_untrusted(&error) && self.target.environment.is_none() {
+            "check that it is the right server, and give its certificate authority: --ca-file FILE".to_owned()
+        } else if error.is_connect() {
             format!("check that the service runs: {}", self.target.next("status"))
         } else {
             self.target.next("logs")

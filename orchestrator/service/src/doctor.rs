@@ -72,10 +72,7 @@ impl Checks {
             Ok(facts) => self.facts(&deployment, &state, &facts).await,
         }
         let saved = backup_status::warning(&scope, state.lineage(), &deployment.chosen.loaded.environment).await;
-        match saved.lines.is_empty() {
-            true => self.well("backup", "up to date"),
-            false => self.warning("backup", saved.lines.join("\n"), scope.command("backup create")),
-        }
+        self.backups(&saved);
         Ok(())
     }
 

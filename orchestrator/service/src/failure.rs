@@ -21,7 +21,7 @@ pub enum Exit {
     Refused = 4,
     /// Stopped by a signal. The same command continues from here.
     Stopped = 5,
-    /// `plan --exit-code` found changes.
+    /// `plan --exit-code` found changes, or `drift --exit-code` drift.
     ChangesPlanned = 6,
 }
 

@@ -29,18 +29,7 @@ pub async fn check(deployment: &Deployment, target: Target) -> Result<Checks, Fa
         doctor.disk(&scope.folder);
     }
     let saved = backup_status::warning(scope, state.lineage(), environment).await;
-    let newest = ["newest", "newest_verified"].into_iter().find_map(|name| saved.document[name].as_str());
-    match (saved.lines.is_empty(), newest) {
-        (false, _) => doctor.warning("backup", saved.lines.join("\n"), scope.command("backup create")),
-        (true, Some(newest)) => doctor.well("backup", format!("the newest is of {newest}")),
-        (true, None) => doctor.well(
-            "backup",
-            match saved.document["enabled"].as_bool() {
-                Some(true) => "none was taken yet",
-                _ => "none is required",
-            },
-        ),
-    }
+    doctor.backups(&saved);
     last_gate(&mut doctor, deployment, &state);
     Ok(doctor)
 }

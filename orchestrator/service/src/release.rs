@@ -10,7 +10,7 @@ use textnlp_orchestrator::gate::ChangedLimit;
 use textnlp_orchestrator::gate::phases::PhaseDefinition;
 use textnlp_orchestrator::release::{
     self, Applied, Entry, History, HistoryError, Lock, LockDifference, Recorded, Release, configuration_digest, images,
-    runs_on, with_images,
+    runs_on, settings_digest, with_images,
 };
 use textnlp_orchestrator::state::Operator;
 use textnlp_provider::component::Program;
@@ -141,6 +141,9 @@ pub(crate) async fn verified(
     let Some(applied) = newest.filter(|applied| applied.lock.runs_the_same(lock)) else {
         return no(format!("the lock of {name} names a release that is not the last one that `up` applied"), up);
     };
+    if !applied.is_configured_as(environment) {
+        return no(gate::not_applied(scope), up);
+    }
     let kept = match gate::stored(chosen, &running::state(scope).await?) {
         Ok(Some(kept)) => kept,
         Ok(None) => return no(format!("the gate of {name} was not measured"), measure),
@@ -338,6 +341,7 @@ pub async fn keep_applied(
         tool: operator.tool,
         schema: running::schema(scope).await?,
         phase: Some(environment.phase),
+        settings: Some(settings_digest(environment)),
         lock: ran,
     };
     let history = History::at(&scope.folder);

@@ -19,7 +19,7 @@ const CAUSES: &[(&[&str], Cause)] = &[
     ),
     (
         &["too many open files", "the limit of open files"],
-        Cause { text: "the limit of open files (`ulimit -n`) is too low", command: "doctor" },
+        Cause { text: "the limit of open files (`ulimit -n`) is too low", command: "preflight" },
     ),
     (
         &["out of memory", "oomkilled", "cannot allocate memory", "memory allocation of"],

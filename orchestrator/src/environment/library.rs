@@ -37,6 +37,17 @@ pub struct UnknownEnvironment {
 }
 
 impl UnknownEnvironment {
+    fn new(name: &str, available: Vec<String>) -> Self {
+        let near = nearest(name, available.iter().map(String::as_str).chain([BASE])).map(str::to_owned);
+        Self { name: name.to_owned(), near, available }
+    }
+
+    /// The same with some of the names left out.
+    pub(crate) fn without(mut self, is_left_out: impl Fn(&str) -> bool) -> Self {
+        self.available.retain(|name| !is_left_out(name));
+        Self::new(&self.name, self.available)
+    }
+
     /// The hint.
     pub fn fix(&self) -> String {
         match &self.near {
@@ -136,8 +147,7 @@ impl Library {
             }
         }
         let available: Vec<String> = self.list().into_iter().map(|l| l.name).collect();
-        let near = nearest(name, available.iter().map(String::as_str).chain([BASE])).map(str::to_owned);
-        Err(UnknownEnvironment { name: name.to_owned(), near, available }.into())
+        Err(UnknownEnvironment::new(name, available).into())
     }
 
     /// Every environment that can be named, except the base.

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use camino::Utf8Path;
 use serde_json::{Value, json};
 use textnlp_provider::settings::{Hosting, Runtime};
 use textnlp_provider::{Capability, RuntimeSupport};
@@ -206,7 +207,11 @@ impl Library {
         let mut refuse =
             |cause: String, fix: String| problems.push(Problem::error(at.origin.clone(), "extends", cause, fix));
         match self.find(name) {
-            Err(LoadError::NoSuch(no)) => refuse(no.to_string(), no.fix()),
+            Err(LoadError::NoSuch(no)) => {
+                let is_own = |name: &str| files.iter().any(|file| Utf8Path::new(file).file_stem() == Some(name));
+                let no = no.without(is_own);
+                refuse(no.to_string(), no.fix());
+            }
             Err(other) => return Err(other),
             Ok(source) if files.contains(&source.label) => {
                 // A file that overrides a built-in environment may extend it by the same name.

@@ -25,7 +25,9 @@ pub use mix::{KindResult, Mix, ServedModel, Unserved};
 pub use rate::{Arrivals, MOST_ERRORS, Rate, RateResult, RateSecond, run_rate};
 pub use sessions::{SessionProgress, SessionResult, Sessions, hold};
 pub use tally::{Latencies, Measured, Second};
-pub use wire::{HttpWire, Key, LoadRequest, LoadResponse, RequestFailure, Session, SessionOpener, Wire, WireError};
+pub use wire::{
+    HttpWire, Key, LoadRequest, LoadResponse, RequestFailure, Session, SessionOpener, Wire, WireError, base_address,
+};
 
 use crate::clock::Clock;
 use crate::environment::model::Gates;

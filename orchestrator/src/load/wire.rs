@@ -183,14 +183,17 @@ pub enum WireError {
     Client(#[from] ClientError),
 }
 
+/// The address of a service without a slash at its end: `https://HOST:PORT` or `http://HOST:PORT`.
+pub fn base_address(address: &str) -> Result<String, WireError> {
+    let base = address.trim_end_matches('/').to_owned();
+    let plain = reqwest::Url::parse(&base).ok().filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
+    if plain.is_some() { Ok(base) } else { Err(WireError::Address(base)) }
+}
+
 impl HttpWire {
     /// A wire to `https://HOST:PORT` or `http://HOST:PORT` that trusts these certificate authorities.
     pub fn new(address: &str, trust: &TrustRoots) -> Result<Self, WireError> {
-        let base = address.trim_end_matches('/').to_owned();
-        let plain = reqwest::Url::parse(&base).ok().filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
-        if plain.is_none() {
-            return Err(WireError::Address(base));
-        }
+        let base = base_address(address)?;
         // No proxy: its latency would be measured instead of the service's.
         let options = ClientOptions { trust: trust.clone(), connect_timeout: CONNECT, ..ClientOptions::default() };
         let client = build(options.builder()?.pool_max_idle_per_host(usize::MAX))?;

@@ -39,6 +39,9 @@ pub use saved::{MOST_BYTES, Saved, SavedPlanError};
 /// The version of the format.
 pub const FORMAT: u32 = 1;
 
+/// Why `down` deletes a resource.
+pub const TAKEN_DOWN: &str = "the environment is taken down";
+
 /// The purpose of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use textnlp_provider::{Object, Ownership, Problem, Recorded, Spec};
 
-use super::Purpose;
 use super::decide::{Decided, Decision, DecisionBuilder, is_kept, is_other, original_of, record_of, unproven_problem};
 use super::facts::{ResourceIndex, degraded};
+use super::{Purpose, TAKEN_DOWN};
 
 impl<'a> DecisionBuilder<'_, 'a> {
     /// Decides about everything that is recorded or observed but not wanted.
@@ -50,7 +50,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
             changes: Vec::new(),
             because: match self.world.facts.purpose {
                 Purpose::Up => "it is no longer in the environment".to_owned(),
-                Purpose::Down => "the environment is taken down".to_owned(),
+                Purpose::Down => TAKEN_DOWN.to_owned(),
             },
             old: row.holding.map_or(&[], |(_, holding)| &holding.old),
             strays: Vec::new(),

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use textnlp_files::Replace;
 use textnlp_provider::component::Program;
 
-use super::{Lock, digest};
+use super::{Lock, configuration_digest, digest, settings_digest};
+use crate::environment::Environment;
 use crate::environment::model::Phase;
 
 /// The most releases in the history; the oldest are dropped.
@@ -47,8 +48,21 @@ pub struct Applied {
     /// The phase of the environment at that time. Earlier versions recorded none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
+    /// See [`settings_digest`]. Earlier versions recorded none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<String>,
     /// The lock, with the configuration of that time.
     pub lock: Lock,
+}
+
+impl Applied {
+    /// Whether the environment has the configuration that was applied; its gates may differ.
+    pub fn is_configured_as(&self, environment: &Environment) -> bool {
+        match &self.settings {
+            Some(settings) => *settings == settings_digest(environment),
+            None => self.lock.configuration == configuration_digest(environment),
+        }
+    }
 }
 
 /// One entry of the history.

@@ -159,11 +159,21 @@ pub fn digest(bytes: &[u8]) -> String {
 
 /// The digest of an environment's configuration, independent of order and layers.
 pub fn configuration_digest(environment: &Environment) -> String {
-    let mut value = serde_json::to_value(environment).expect("environments are plain data with text keys");
     // What it extends and its description do not affect what runs.
+    digest_without(environment, &["extends", "description"])
+}
+
+/// The digest of the configuration that runs: gates are measured with other limits without an `up`.
+pub fn settings_digest(environment: &Environment) -> String {
+    digest_without(environment, &["extends", "description", "gates"])
+}
+
+fn digest_without(environment: &Environment, omitted: &[&str]) -> String {
+    let mut value = serde_json::to_value(environment).expect("environments are plain data with text keys");
     if let Value::Object(fields) = &mut value {
-        fields.shift_remove("extends");
-        fields.shift_remove("description");
+        for name in omitted {
+            fields.shift_remove(*name);
+        }
     }
     digest(textnlp_provider::Spec::of(&value).to_string().as_bytes())
 }

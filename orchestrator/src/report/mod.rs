@@ -151,7 +151,11 @@ impl Report {
             "Requests were sent at a fixed rate, whether or not earlier ones were answered. Latency begins when a request was due, not when it was sent.",
             "Latencies are those of successful requests and of timeouts. Percentiles are at most 0.4 % above the measured values.",
         ];
-        self.rate.as_ref().map(|_| of_a_rate.to_vec()).unwrap_or_default()
+        let of_users: &[&str] = &[
+            "Percentiles, the longest answer, and requests and tokens per second are of the time after the ramp-up. The counts, the charts and the histogram include it.",
+        ];
+        let of_users = self.measured().map(|_| of_users.to_vec());
+        of_users.or(self.rate.as_ref().map(|_| of_a_rate.to_vec())).unwrap_or_default()
     }
 
     /// Writes `FOLDER/NAME-TIME.html` and `.json`, each durably.
@@ -226,10 +230,10 @@ fn numbers_of(m: &Measured) -> Vec<(String, String)> {
         ("longest", ms(m.generate.max_ms)),
         ("tokens per second", format!("{:.0}", m.tokens_per_second)),
         ("requests per second", format!("{:.1}", m.rps)),
-        ("requests", m.requests.to_string()),
-        ("errors", percent(m.error_rate())),
+        ("requests, with ramp-up", m.requests.to_string()),
+        ("errors, with ramp-up", percent(m.error_rate())),
         ("users", m.load.users.to_string()),
-        ("seconds", format!("{:.0}", m.seconds)),
+        ("seconds, with ramp-up", format!("{:.0}", m.seconds)),
     ])
 }
 

@@ -243,8 +243,15 @@ pub fn io_hint(path: &str, kind: io::ErrorKind) -> String {
             "free some disk space and run the same command again: completed work is kept; `down` runs on a full disk too"
                 .to_owned()
         }
+        // The folder of the state was to be created there, and the root folder is not for users to write.
+        (io::ErrorKind::PermissionDenied, Some((root, there))) if root.parent().is_none() => {
+            format!("choose a folder with --state-dir DIR: {} belongs to {}", root.display(), user(there.uid()))
+        }
         (io::ErrorKind::PermissionDenied, Some((path, there))) => {
             format!("make {} writable for you: it belongs to {}", path.display(), user(there.uid()))
+        }
+        (io::ErrorKind::NotFound, _) => {
+            "run the same command again, or choose another folder with --state-dir DIR".to_owned()
         }
         (io::ErrorKind::ReadOnlyFilesystem, _) => {
             format!("the filesystem of {} is mounted read-only: remount it for writing", path.display())
@@ -280,6 +287,9 @@ mod tests {
         assert!(hint("x", io::ErrorKind::ReadOnlyFilesystem).contains("read-only"));
         let owner = user(textnlp_files::caller());
         assert!(hint("a/b", io::ErrorKind::PermissionDenied).ends_with(&format!("it belongs to {owner}")));
+        let root = io_hint("/nohome-of-a-test/state", io::ErrorKind::PermissionDenied);
+        assert!(root.starts_with("choose a folder with --state-dir DIR: / belongs to"), "{root}");
+        assert!(hint("x", io::ErrorKind::NotFound).contains("--state-dir DIR"));
         assert_eq!(hint("x", io::ErrorKind::TimedOut), "run the same command again");
     }
 }

@@ -52,6 +52,7 @@ fn applied(server: &str, schema: u32) -> Applied {
         tool: "textnlp-deploy 9".to_owned(),
         schema: Some(schema),
         phase: Some(Phase::Staging),
+        settings: None,
         lock: lock(&environment("staging", &[]), server),
     }
 }

@@ -220,7 +220,7 @@ fn hub(rest: &str) -> Result<HubSource, String> {
     };
     let mut segments = repo.split('/');
     if !(segments.next().is_some_and(plain) && segments.next().is_some_and(plain) && segments.next().is_none()) {
-        return Err(format!("`{repo}` is not of the form org/name"));
+        return Err(format!("`{rest}` is not of the form org/name"));
     }
     if let Some(revision) = &revision
         && !plain(revision)
@@ -429,6 +429,7 @@ mod tests {
         check("org/name", "no: a repository needs `hf:` before it, a path `file:`");
         check("hf:name", "no: `name` is not of the form org/name");
         check("hf:../etc", "no: `../etc` is not of the form org/name");
+        check("hf://org/name", "no: `//org/name` is not of the form org/name");
         check("hf:a/b@", "no: `` is not a valid branch, tag or commit");
         check("hf:a/b@main/../../x.gguf", "no: `../../x.gguf` is not a valid file name of a repository");
         check("hf:a/b@main/x.bin", "no: `x.bin` is not a .gguf file…");

@@ -296,6 +296,8 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     record.note(|known| {
         known.status = Some(status.as_u16());
         known.error = error;
+        // The body of such an answer is dropped before anything polls it.
+        known.finished = record.method == "HEAD";
         rate = known.rate.map(RateHeaders);
     });
     if let Some(RateHeaders(left)) = rate {

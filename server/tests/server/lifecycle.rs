@@ -230,6 +230,7 @@ async fn metrics_have_the_names_used_by_dashboards() {
     let ask = json!({ "prompt": "Once", "max_tokens": 10, "ignore_end": true });
     assert_eq!(site.post("/v1/generate", ask).await.status, 200);
     site.post("/v1/generate", json!({ "prompt": "x", "n": 2 })).await;
+    assert_eq!(site.client.send("HEAD", "/health", &[], b"").await.status, 200);
     let reply = site.metrics.send("GET", "/metrics", &[], b"").await;
     assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
     let accept = [("accept", "text/plain;version=0.0.4")];
@@ -242,6 +243,7 @@ async fn metrics_have_the_names_used_by_dashboards() {
         "textnlp_inference_duration_seconds_bucket{le=\"0.5\",model=\"tiny\"}",
         "http_requests_total{method=\"POST\",route=\"/v1/generate\",status=\"200\"} 1",
         "http_requests_total{method=\"POST\",route=\"/v1/generate\",status=\"400\"} 1",
+        "http_requests_total{method=\"HEAD\",route=\"/health\",status=\"200\"} 1",
         "http_request_duration_seconds_count{method=\"POST\",route=\"/v1/generate\"} 2",
         "http_requests_per_second ",
         "textnlp_errors_total{type=\"invalid_request\"} 1",

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use camino::Utf8Path;
 use textnlp_bundle::{KeyChange, Packed, STOCK_VERIFICATION, STOCK_VERIFICATION_FILES, pack};
 use textnlp_orchestrator::environment::Loaded;
-use textnlp_orchestrator::environment::model::Phase;
+use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Phase};
 use textnlp_service::Platform as _;
 use textnlp_service::bundle::advisories::{self, LoadedAdvisories};
 use textnlp_service::bundle::create::{Request, collect};
@@ -30,10 +30,17 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
         None => None,
     };
     if wanted && advisories.is_none() {
-        console.warn(
-            "no advisories were found, so the air-gapped gate will wait for known vulnerabilities to be checked. To include some: \
-             git clone --depth 1 https://github.com/RustSec/advisory-db.git, then give the folder with --advisories advisory-db",
-        );
+        let mut policies = environments.iter().map(|e| (e.environment.phase, e.environment.gates.advisories));
+        let is_warned = policies.all(|(phase, policy)| phase != Phase::AirGapped || policy == AdvisoryPolicy::Warn);
+        let gate = if is_warned {
+            "warn that known vulnerabilities were not checked"
+        } else {
+            "not open before known vulnerabilities are checked"
+        };
+        console.warn(format!(
+            "no advisories were found, so the air-gapped gate will {gate}. To include some: git clone --depth 1 \
+             https://github.com/RustSec/advisory-db.git, then give the folder with --advisories advisory-db"
+        ));
     }
     let keys = KeyChange::new(public_keys("--next-key", &args.next_key)?, public_keys("--revoke", &args.revoke)?);
     let version = args.version.clone().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use textnlp_orchestrator::release::{Applied, Entry, Lock};
+use textnlp_orchestrator::release::{Applied, Lock};
 use textnlp_service::release::no_entry;
 
 use super::{local_release, recorded};
@@ -16,8 +16,12 @@ pub fn history(chosen: &ChosenEnvironment, console: Console) -> Result<Success, 
     let locked = chosen.lock()?;
     let mut lines = Vec::new();
     let mut documents = Vec::new();
-    let same = |entry: &&Entry| locked.as_ref().is_some_and(|locked| locked.runs_the_same(&entry.applied.lock));
-    let newest = recorded.entries.iter().rev().find(same).map(|entry| entry.number);
+    let newest = locked.and_then(|locked| {
+        let same = recorded.entries.iter().filter(|entry| locked.runs_the_same(&entry.applied.lock));
+        // The configuration of the lock may be older than the last one that was applied.
+        let newest = same.max_by_key(|entry| (entry.applied.lock.configuration == locked.configuration, entry.number));
+        newest.map(|entry| entry.number)
+    });
     for entry in &recorded.entries {
         let Applied { at, by, reason, lock, .. } = &entry.applied;
         let is_locked = newest == Some(entry.number);

@@ -1,5 +1,6 @@
 //! The backup status of an environment: the result of the last run, and warnings for the operator.
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -68,10 +69,37 @@ pub fn key_was_replaced(folder: &Utf8Path) -> Result<(), Failure> {
 
 /// The backup warnings of `up` and `status`.
 pub struct Warning {
-    /// Lines of text, empty without warnings.
-    pub lines: Vec<String>,
-    /// The same as JSON.
+    /// Empty without warnings.
+    pub lines: Vec<BackupWarning>,
+    /// The same as JSON, with the newest backup.
     pub document: Value,
+}
+
+/// One warning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupWarning {
+    /// What is wrong.
+    pub cause: String,
+    /// The command that helps.
+    pub fix: String,
+}
+
+impl fmt::Display for BackupWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.cause, self.fix)
+    }
+}
+
+impl Warning {
+    /// When the newest backup was taken, if there is one.
+    pub fn newest(&self) -> Option<&str> {
+        ["newest", "newest_verified"].into_iter().find_map(|name| self.document[name].as_str())
+    }
+
+    /// Whether backups are taken on a schedule.
+    pub fn is_enabled(&self) -> bool {
+        self.document["enabled"] == true
+    }
 }
 
 /// Checks the backups of an environment that stores data.
@@ -79,8 +107,8 @@ pub async fn warning(scope: &Scope, lineage: Lineage, environment: &Environment)
     let Scope { platform, again, name, folder } = scope;
     match platform.site_backups(folder, environment) {
         Ok(None) => {}
-        Ok(Some(backups)) => return by_site(&*backups, lineage, environment).await,
-        Err(error) => return unknown(&error),
+        Ok(Some(backups)) => return by_site(scope, &*backups, lineage, environment).await,
+        Err(error) => return unknown(scope, &error),
     }
     let settings::Settings { protected, backup: settings } = settings::settings(folder, environment);
     let destination = settings.destination.as_deref().filter(|target| !target.contains("://"));
@@ -109,32 +137,31 @@ pub async fn warning(scope: &Scope, lineage: Lineage, environment: &Environment)
         "newest_verified": at(ours.iter().find(|dump| dump.is_proven())),
         "key_shown": standing.key_shown,
         "archive": archived.map(|archived| archived.document),
-        "warnings": lines,
+        "warnings": lines.iter().map(ToString::to_string).collect::<Vec<_>>(),
     });
     Warning { lines, document }
 }
 
 /// The status of backups that a site takes itself.
-async fn by_site(backups: &dyn SiteBackups, lineage: Lineage, environment: &Environment) -> Warning {
+async fn by_site(scope: &Scope, backups: &dyn SiteBackups, lineage: Lineage, environment: &Environment) -> Warning {
     let every = environment.backup.every.0;
     let last = match backups.last(lineage).await {
         Ok(last) => last,
-        Err(error) => return unknown(&error.into()),
+        Err(error) => return unknown(scope, &error.into()),
     };
-    let late = |last: Timestamp| {
-        let passed = Timestamp::now().duration_since(last).unsigned_abs();
-        (passed > every.saturating_mul(2)).then(|| format!("the newest dump of its database is of {last:.0}"))
+    let is_late = |last: Timestamp| Timestamp::now().duration_since(last).unsigned_abs() > every.saturating_mul(2);
+    let cause = match last {
+        Some(last) => is_late(last).then(|| format!("the newest dump of its database is of {last:.0}")),
+        None => Some("its database has no dump yet".to_owned()),
     };
-    let lines = match last {
-        Some(last) => late(last).into_iter().collect(),
-        None => vec![format!("its database has no dump yet; create one: {}", backups.first_command())],
-    };
+    let lines: Vec<_> = cause.into_iter().map(|cause| BackupWarning { cause, fix: backups.first_command() }).collect();
     Warning { lines, document: json!({ "enabled": true, "newest_verified": last }) }
 }
 
 /// The warning if the backup status of a site is unknown.
-fn unknown(error: &anyhow::Error) -> Warning {
-    let lines = vec![format!("the backups of its database are unknown: {error:#}")];
+fn unknown(scope: &Scope, error: &anyhow::Error) -> Warning {
+    let cause = format!("the backups of its database are unknown ({error:#})");
+    let lines = vec![BackupWarning { cause, fix: scope.command("backup list") }];
     Warning { lines, document: json!({ "enabled": true, "newest_verified": null }) }
 }
 
@@ -158,17 +185,19 @@ fn archived(
     // Allows for the time to finish, transfer and encrypt a log file.
     let slack = behind.saturating_mul(2).saturating_add(Duration::from_secs(60));
     if let Some(trouble) = &trouble {
-        lines.push(format!("the log of {name}'s database is NOT archived{up_to}: {}", trouble.says));
+        let cause = format!("the log of {name}'s database is NOT archived{up_to} ({})", trouble.says);
+        lines.push(BackupWarning { cause, fix: again.command("logs", name) });
     } else if is_silent(until, provisioned_at(folder), slack, Timestamp::now()) {
         let ever = if until.is_some() { "was" } else { "was never" };
-        lines.push(format!("the log of {name}'s database {ever} archived{up_to}: check that the database runs"));
+        let cause = format!("the log of {name}'s database {ever} archived{up_to}; check that the database runs");
+        lines.push(BackupWarning { cause, fix: again.command("status", name) });
     }
     let newest = point_in_time::Range::newest(ours, &mut parts).ok().flatten();
     if let Some(missing) = newest.as_ref().and_then(|range| range.reach.missing.as_ref()) {
-        let next = again.command("backup create", name);
-        lines.push(format!(
-            "the archived log of {name} has a gap: {missing} is missing; to start a complete log, create a backup: {next}"
-        ));
+        let cause = format!(
+            "the archived log of {name} has a gap, {missing} is missing; to start a complete log, create a backup"
+        );
+        lines.push(BackupWarning { cause, fix: again.command("backup create", name) });
     }
     let document = json!({
         "until": until, "base": newest.as_ref().map(|range| range.base.from),
@@ -202,10 +231,11 @@ fn lines(
     facts: &BackupFacts,
     standing: &BackupStatus,
     ours: &[&StoredBackup],
-) -> Vec<String> {
+) -> Vec<BackupWarning> {
     let mut lines = Vec::new();
     if let Some(last) = standing.last.as_ref().filter(|last| !last.ok) {
-        lines.push(format!("backup FAILED at {}: {}", last.at.strftime("%Y-%m-%d %H:%M UTC"), last.says));
+        let cause = format!("backup FAILED at {} ({})", last.at.strftime("%Y-%m-%d %H:%M UTC"), last.says);
+        lines.push(BackupWarning { cause, fix: again.command("backup create", name) });
     }
     if facts.protected {
         let young = facts.every.saturating_mul(2);
@@ -222,7 +252,8 @@ fn lines(
                 "has protected data and no verified backup"
             };
             let next = if ours.is_empty() || ours.iter().any(|dump| dump.is_proven()) { "create" } else { "verify" };
-            lines.push(format!("{name} {why}: {}", again.command(&format!("backup {next}"), name)));
+            let fix = again.command(&format!("backup {next}"), name);
+            lines.push(BackupWarning { cause: format!("{name} {why}"), fix });
         }
     }
     let encrypted_for_us = |dump: &&&StoredBackup| {
@@ -230,10 +261,8 @@ fn lines(
     };
     let only_here = !facts.own_recipients && ours.iter().any(|dump| encrypted_for_us(&dump));
     if standing.key_shown.is_none() && only_here && (facts.enabled || facts.protected) {
-        lines.push(format!(
-            "the key that decrypts {name}'s backups is only on this machine; export it: {}",
-            again.command("backup key show", name)
-        ));
+        let cause = format!("the key that decrypts {name}'s backups is only on this machine; export it");
+        lines.push(BackupWarning { cause, fix: again.command("backup key show", name) });
     }
     lines
 }
@@ -292,7 +321,9 @@ mod tests {
         let warnings_of = |protected: bool, standing: &BackupStatus, dumps: &[StoredBackup]| {
             let every = Duration::from_secs(86_400);
             let facts = BackupFacts { protected, enabled: true, every, own_recipients: false, now };
-            lines(&RerunFlags::default(), &name, &facts, standing, &dumps.iter().collect::<Vec<_>>()).join("\n")
+            let dumps: Vec<_> = dumps.iter().collect();
+            let lines = lines(&RerunFlags::default(), &name, &facts, standing, &dumps);
+            lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
         };
         let shown = BackupStatus { last: None, key_shown: Some(now) };
         assert_eq!(warnings_of(false, &shown, &[]), "");

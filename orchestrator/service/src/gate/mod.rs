@@ -86,6 +86,26 @@ pub async fn runs_the_lock(chosen: &ChosenEnvironment) -> Result<(), Failure> {
     )))
 }
 
+/// Evidence is stored under the digest of the configuration, so that must be what runs, too.
+pub fn runs_the_configuration(chosen: &ChosenEnvironment) -> Result<(), Failure> {
+    let ChosenEnvironment { scope, loaded, .. } = chosen;
+    let newest = applied(&scope.folder).map_err(|failure| failure.hint(scope.same("up")))?;
+    if newest.is_none_or(|newest| newest.is_configured_as(&loaded.environment)) {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("{}; the gate was not measured", not_applied(scope));
+    Err(Failure::new(Exit::GateShut, "settings_not_applied", error).hint(format!(
+        "apply them: {}\nor show them: {}",
+        scope.same("up"),
+        scope.same("plan")
+    )))
+}
+
+/// Why evidence of these settings cannot be of what runs.
+pub(crate) fn not_applied(scope: &Scope) -> String {
+    format!("the settings of {} have changes that `up` has not applied", scope.name)
+}
+
 /// The release that `up` applied last. `None` if it was before releases had a history. A failure if that entry cannot be
 /// read, until the next `up`.
 pub(crate) fn applied(folder: &Utf8Path) -> Result<Option<Applied>, Failure> {

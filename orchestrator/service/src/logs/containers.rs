@@ -31,11 +31,11 @@ pub(super) struct ContainerLogs {
 }
 
 impl ContainerLogs {
-    /// Those of all containers or of the named ones. Without sites where the environment is not up, or has none in a
+    /// Those of all containers, or of one site, or of the named ones. Without sites where the environment is not up, or has none in a
     /// cluster.
     pub(super) async fn of(
         chosen: &ChosenEnvironment,
-        name: Option<&str>,
+        (only, name): (Option<&str>, Option<&str>),
         level: Option<usize>,
     ) -> std::result::Result<Self, Failure> {
         let (folder, environment) = (&chosen.scope.folder, &chosen.loaded.environment);
@@ -48,7 +48,7 @@ impl ContainerLogs {
         if state.is_new() {
             return Ok(logs);
         }
-        for site in &environment.sites {
+        for site in environment.sites.iter().filter(|site| only.is_none_or(|only| only == site.name.as_str())) {
             if let Some(reader) = chosen.scope.platform.operations(folder, environment, site, None)?.logs() {
                 logs.sites.push((site.name.to_string(), state.lineage(), reader));
             }

@@ -39,21 +39,28 @@ pub struct EnvironmentLogs {
 }
 
 impl EnvironmentLogs {
-    /// Those of all processes and containers or of the named ones: `server-0` of every site, `primary/server-0` of one;
-    /// a pod, a container, or `POD/CONTAINER`.
-    pub async fn find(chosen: &ChosenEnvironment, name: Option<&str>, level: Option<&str>) -> Result<Self, Failure> {
+    /// Those of all processes and containers, or of one site, or of the named ones: `server-0` of every site,
+    /// `primary/server-0` of one; a pod, a container, or `POD/CONTAINER`.
+    pub async fn find(
+        chosen: &ChosenEnvironment,
+        (site, name): (Option<&str>, Option<&str>),
+        level: Option<&str>,
+    ) -> Result<Self, Failure> {
         let level = level.map(rank).transpose()?;
-        let all = files(&chosen.scope.folder)?;
+        let all = files(&chosen.scope.folder, site)?;
         let names = all.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let meant = all.into_iter().filter(|(process, _)| name.is_none_or(|name| is_meant(process, name)));
         let files: BTreeMap<_, _> = meant.map(|(process, path)| (process, (path, 0))).collect();
         let containers = match name {
             // A process of a machine was named.
             Some(_) if !files.is_empty() => ContainerLogs::default(),
-            name => ContainerLogs::of(chosen, name, level).await?,
+            name => ContainerLogs::of(chosen, (site, name), level).await?,
         };
         if files.is_empty() && containers.is_empty() {
-            let what = name.map_or("no log".to_owned(), |name| format!("no log `{name}`"));
+            let mut what = name.map_or("no log".to_owned(), |name| format!("no log `{name}`"));
+            if let Some(site) = site {
+                what.push_str(&format!(" of site `{site}`"));
+            }
             return Err(no_logs(chosen, &what, &names).await?);
         }
         Ok(Self { files, level, containers })
@@ -146,7 +153,7 @@ fn is_meant(name: &str, requested: &str) -> bool {
 /// The last lines of every process's log, by process name.
 pub fn newest(folder: &Utf8Path, lines: usize) -> anyhow::Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
-    for (name, path) in files(folder)? {
+    for (name, path) in files(folder, None)? {
         let (text, _) = tail(&path)?;
         let whole: Vec<&str> = text.lines().collect();
         all.insert(name, whole[whole.len().saturating_sub(lines)..].join("\n"));
@@ -154,11 +161,13 @@ pub fn newest(folder: &Utf8Path, lines: usize) -> anyhow::Result<BTreeMap<String
     Ok(all)
 }
 
-/// The newest log file of each process, by process name. With several sites the name is prefixed with the site's.
-fn files(folder: &Utf8Path) -> anyhow::Result<BTreeMap<String, Utf8PathBuf>> {
+/// The newest log file of each process, of one site if it is given, by process name. With several sites the name is prefixed
+/// with the site's.
+fn files(folder: &Utf8Path, only: Option<&str>) -> anyhow::Result<BTreeMap<String, Utf8PathBuf>> {
     let several = folder.join("sites").read_dir_utf8().is_ok_and(|sites| sites.count() > 1);
     let name = |file: &LogFile| if several { format!("{}/{}", file.site, file.unit) } else { file.unit.clone() };
-    Ok(all(folder)?.into_iter().map(|file| (name(&file), file.path)).collect())
+    let meant = all(folder)?.into_iter().filter(|file| only.is_none_or(|only| only == file.site));
+    Ok(meant.map(|file| (name(&file), file.path)).collect())
 }
 
 /// The log of one process on this machine.

@@ -108,9 +108,7 @@ fn access(report: &mut Checks, deployment: &Deployment) {
     }
     let scope = &deployment.chosen.scope;
     match environment.tls.mode {
-        TlsMode::Off => {
-            report.warning("TLS", "clients connect without TLS", scope.command("up --set tls.mode=local-ca"))
-        }
+        TlsMode::Off => report.warning("TLS", "clients connect without TLS", set(scope, "tls.mode: local-ca")),
         _ => report.well("TLS", "clients connect with TLS"),
     }
     report.rule = Some(Rule::ApiKeysRequired);
@@ -119,7 +117,7 @@ fn access(report: &mut Checks, deployment: &Deployment) {
         false => report.warning(
             "API keys required",
             "every client that reaches the port is accepted",
-            scope.command("up --set server.security.api_keys_enabled=true"),
+            set(scope, "server.security.api_keys_enabled: true"),
         ),
     }
 }
@@ -311,7 +309,7 @@ async fn ports(report: &mut Checks, deployment: &Deployment, running: &RunningEn
                 false => report.warning(
                     "network policies",
                     "every pod of the cluster may connect to the pods",
-                    scope.command("up --set network.policies=true"),
+                    set(scope, "network.policies: true"),
                 ),
             }
         }
@@ -393,7 +391,7 @@ fn backups(report: &mut Checks, deployment: &Deployment, lineage: Lineage) {
             report.problem(NAME, format!("{} not encrypted: {named}", plain.len()), fix);
         }
         (None, 0) if protected && !backup.enabled => {
-            report.warning(NAME, "no backups are taken", scope.command("up --set backup.enabled=true"));
+            report.warning(NAME, "no backups are taken", set(scope, "backup.enabled: true"));
         }
         (None, 0) if backup.enabled => report.unknown(NAME, "there is no backup yet", create),
         (None, 0) => report.well(NAME, "no backups are required"),
@@ -418,6 +416,11 @@ fn installed_bundle(report: &mut Checks, library: &Library, deployment: &Deploym
         Ok(Some((who, false))) => report.warning(NAME, who, fix),
         Err(why) => report.unknown(NAME, why, fix),
     }
+}
+
+/// How a setting is changed for every later run.
+fn set(scope: &Scope, setting: &str) -> String {
+    format!("set `{setting}` in the environment file, then: {}", scope.command("up"))
 }
 
 fn day(at: Timestamp) -> String {

@@ -9,7 +9,8 @@ use textnlp_orchestrator::state::State;
 use textnlp_provider::Lineage;
 use textnlp_provider::operations::SecurityAspect;
 
-use super::{NAMED, Rule, day};
+use super::{NAMED, Rule, day, set};
+use crate::backup::backup_status::BackupWarning;
 use crate::backup::{backup_status, settings, shelf};
 use crate::checks::Checks;
 use crate::failure::hinted_chain;
@@ -81,15 +82,16 @@ pub(super) async fn backup_age(report: &mut Checks, deployment: &Deployment, lin
     report.rule = Some(Rule::BackupAge);
     let (scope, environment) = (&deployment.chosen.scope, &deployment.chosen.loaded.environment);
     let status = backup_status::warning(scope, lineage, environment).await;
-    let newest = ["newest", "newest_verified"].into_iter().find_map(|name| status.document[name].as_str());
-    let create = scope.command("backup create");
-    match (status.lines.is_empty(), newest) {
-        (false, _) => report.warning(NAME, status.lines.join("\n"), create),
-        (true, Some(newest)) => report.well(NAME, format!("the newest is of {newest}")),
-        (true, None) if status.document["enabled"] == true => report.unknown(NAME, "there is no backup yet", create),
-        (true, None) => {
-            report.warning(NAME, "no backups are taken", scope.command("up --set backup.enabled=true"));
+    for BackupWarning { cause, fix } in &status.lines {
+        report.warning(NAME, cause, fix);
+    }
+    match status.newest() {
+        _ if !status.lines.is_empty() => {}
+        Some(newest) => report.well(NAME, format!("the newest is of {newest}")),
+        None if status.is_enabled() => {
+            report.unknown(NAME, "there is no backup yet", scope.command("backup create"));
         }
+        None => report.warning(NAME, "no backups are taken", set(scope, "backup.enabled: true")),
     }
 }
 
@@ -214,8 +216,8 @@ impl Retained {
         let Self { name, records, setting, days, .. } = self;
         let scope = &deployment.chosen.scope;
         if days == 0 {
-            let set = scope.command(&format!("up --set {setting}=400"));
-            return report.warning(name, format!("{records}s are kept for ever"), set);
+            let fix = set(scope, &format!("{setting}: 400"));
+            return report.warning(name, format!("{records}s are kept for ever"), fix);
         }
         let answer = match Admin::of(&deployment.chosen, running).site(running.serving().await).await {
             Ok(site) => site.run(self.command, &self.request).await,

@@ -477,7 +477,10 @@ mod tests {
     pub(super) fn entry(lock: &Lock, version: &str) -> Entry {
         let (at, by, tool) = (Timestamp::UNIX_EPOCH, "ada".to_owned(), format!("{PROGRAM} {version}"));
         let lock = lock.clone();
-        Entry { number: 3, applied: Applied { at, by, reason: None, tool, schema: None, phase: None, lock } }
+        Entry {
+            number: 3,
+            applied: Applied { at, by, reason: None, tool, schema: None, phase: None, settings: None, lock },
+        }
     }
 
     #[test]
