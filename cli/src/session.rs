@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_bundle::Site;
 use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides};
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
@@ -13,8 +14,20 @@ use textnlp_service::{RunningEnvironment, Scope, access, origin, running};
 
 use crate::args::{Global, OtherServer};
 use crate::report::{Console, Failure};
-use crate::rerun_flags::{self, RerunFlags};
+use crate::rerun_flags::{self, RerunFlags, quoted};
 use crate::{clouds, network, service_user};
+
+/// The program's name on the `PATH`, and in the folder `bin` of an installed site.
+const PROGRAM: &str = "textnlp-deploy";
+/// The folder of an installed site that has its environments.
+const ENVIRONMENTS: &str = "environments";
+
+/// Whether the `PATH` leads to this program first.
+fn is_on_path(program: &Utf8Path) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let first = std::env::split_paths(&path).map(|folder| folder.join(PROGRAM)).find(|file| file.is_file());
+    first.is_some_and(|first| first.canonicalize().ok() == program.as_std_path().canonicalize().ok())
+}
 
 /// The global flags and the locations.
 pub struct Session {
@@ -24,6 +37,8 @@ pub struct Session {
     pub here: Utf8PathBuf,
     /// The library of environment files.
     pub library: Library,
+    /// The root of the installed site that this program is part of.
+    pub installation: Option<Utf8PathBuf>,
     /// Whether variables that change values are ignored, because the file is complete.
     pub is_alone: bool,
     /// Whether root stays root: it only asks what another command, as the environment's user, would do.
@@ -38,8 +53,14 @@ impl Session {
             Failure::usage("path_not_utf8", anyhow::Error::new(e).context("the working directory's name is not UTF-8"))
                 .hint("run it in a folder whose path is UTF-8")
         })?;
-        let library = Library::from_working_directory(&here);
-        Ok(Self { global, here, library, is_alone: false, keeps_user: false })
+        let installation = Site::of_this_program().map(|site| site.root().to_owned());
+        let found = Library::from_working_directory(&here);
+        let own = installation.as_ref().map(|root| root.join(ENVIRONMENTS)).filter(|folder| folder.is_dir());
+        let library = match own {
+            Some(folder) if found.folder().is_none() => Library::from_folder(folder),
+            _ => found,
+        };
+        Ok(Self { global, here, library, installation, is_alone: false, keeps_user: false })
     }
 
     /// A session for a complete environment file. Variables that change values are ignored.
@@ -59,7 +80,20 @@ impl Session {
 
     /// Builds the commands that hints suggest.
     pub fn again(&self) -> RerunFlags {
-        rerun_flags::of(&self.global)
+        let installed = self.installation.as_ref().map(|root| root.join("bin").join(PROGRAM));
+        let program = installed.filter(|program| !is_on_path(program)).map(|program| quoted(program.as_str()));
+        RerunFlags { program, ..rerun_flags::of(&self.global) }
+    }
+
+    /// Says so where an installed program does not work with its own site.
+    fn note_other_site(&self, console: Console) {
+        let is_chosen = self.global.file.is_some() || self.global.state_dir.is_some();
+        let site = self.library.folder().and_then(Utf8Path::parent);
+        if let (Some(root), Some(site), false) = (&self.installation, site, is_chosen)
+            && site != root
+        {
+            console.say(format!("note: environments and state are those of {site}, not of the installation {root}"));
+        }
     }
 
     fn scope(&self, name: EnvironmentName) -> Result<Scope, Failure> {
@@ -97,6 +131,7 @@ impl Session {
             service_user::switch(self, user, &loaded, &scope.folder)?;
         }
         // Once, by the command that goes on.
+        self.note_other_site(console);
         print_notes(&loaded, console);
         // As the user that works on it. For root that only asks, the command that it asks for checks it.
         if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
@@ -197,8 +232,8 @@ impl Session {
         )))
     }
 
-    /// The state folder of an environment: `--state-dir`, else `.textnlp` beside `environments/`, else the user's state
-    /// directory.
+    /// The state folder of an environment: `--state-dir`, else `.textnlp` beside `environments/`, which are those of an
+    /// installed program if the working directory has none, else the user's state directory.
     pub fn state_folder(&self, environment: &EnvironmentName) -> Result<Utf8PathBuf, Failure> {
         Ok(self.state_root()?.join(environment.as_str()))
     }

@@ -171,11 +171,17 @@ fn custom_state_directory_is_used_by_later_commands() {
     let refused = stage.install(&goods.second, &[&trust[..], &["--state-dir", other.as_str()]].concat()).expect(2);
     names(&refused.err, &["keeps its state in", state.as_str()]);
     assert!(!other.exists());
+    // The installed program finds its site from any folder.
+    let mut status = stage.other(stage.root().join("bin/textnlp-deploy").as_str(), &["status", "--env", NAME]);
+    let status = said(status.current_dir(stage.sandbox.folder().join("home")).output().unwrap()).expect(0);
+    names(&status.out, &[&format!("{NAME}: ready")]);
     // From anywhere: with the state folder alone.
     let down = ["down", "--env", NAME, "--state-dir", state.as_str(), "--yes", "--delete-data", NAME];
     let mut command = stage.other(stage.root().join("bin/textnlp-deploy").as_str(), &down);
     said(command.current_dir(stage.root()).output().unwrap()).expect(0);
     assert!(stage.sandbox.processes().is_empty(), "{:?}", stage.sandbox.processes());
+    let again = stage.there(&["down", "--env", NAME, "--yes"]).expect(0);
+    names(&again.out, &[&format!("nothing of {NAME} is deployed here (state: "), "elsewhere/island)"]);
 }
 
 #[test]
