@@ -3,7 +3,7 @@
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_bundle::Site;
-use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides};
+use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Severity};
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
@@ -123,6 +123,11 @@ impl Session {
 
     /// Loads the environment of `--file` or `--env`. For root, the command runs again as the environment's user.
     pub fn load(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
+        self.load_noting(Severity::Warning, console)
+    }
+
+    /// The same. Prints what was found in the file, of at least this severity.
+    fn load_noting(&self, least: Severity, console: Console) -> Result<ChosenEnvironment, Failure> {
         let loaded = self.read()?;
         let name = loaded.environment.environment.clone();
         let scope = self.scope(name)?;
@@ -132,7 +137,7 @@ impl Session {
         }
         // Once, by the command that goes on.
         self.note_other_site(console);
-        print_notes(&loaded, console);
+        print_notes(&loaded, least, console);
         // As the user that works on it. For root that only asks, the command that it asks for checks it.
         if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
             access::check(&clouds::Linked, &scope.folder)?;
@@ -151,7 +156,7 @@ impl Session {
     /// The environment of `--file` or `--env` without its state.
     pub fn loaded(&self, console: Console) -> Result<Loaded, Failure> {
         let loaded = self.read()?;
-        print_notes(&loaded, console);
+        print_notes(&loaded, Severity::Note, console);
         Ok(loaded)
     }
 
@@ -206,20 +211,26 @@ impl Session {
         })
     }
 
-    /// Loads the environment. Rejects one that cannot run, because its provider is not available.
+    /// Loads the environment. Rejects one that cannot run, because its provider is not available. Prints also notes about its file.
     pub fn load_to_run(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        self.load_unless(console, |_| true)
+        self.load_unless(Severity::Note, console, |_| true)
     }
 
     /// Loads the environment for a removal. Its location must be valid, but its inputs may be missing.
     pub fn load_to_remove(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        let chosen = self.load_unless(console, |path| path.starts_with("state.") || path.starts_with("sites["))?;
+        let matters = |path: &str| path.starts_with("state.") || path.starts_with("sites[");
+        let chosen = self.load_unless(Severity::Warning, console, matters)?;
         origin::check(&chosen.scope)?;
         Ok(chosen)
     }
 
-    fn load_unless(&self, console: Console, matters: impl Fn(&str) -> bool) -> Result<ChosenEnvironment, Failure> {
-        let chosen = self.load(console)?;
+    fn load_unless(
+        &self,
+        least: Severity,
+        console: Console,
+        matters: impl Fn(&str) -> bool,
+    ) -> Result<ChosenEnvironment, Failure> {
+        let chosen = self.load_noting(least, console)?;
         let refusals = chosen.loaded.report.refusals().filter(|problem| matters(&problem.path));
         let refusals: Vec<_> = refusals.map(ToString::to_string).collect();
         if refusals.is_empty() {
@@ -382,8 +393,9 @@ impl Session {
 }
 
 /// Prints the warnings and notes of an environment.
-fn print_notes(loaded: &Loaded, console: Console) {
-    loaded.report.0.iter().for_each(|problem| console.say(problem.to_string()));
+fn print_notes(loaded: &Loaded, least: Severity, console: Console) {
+    let shown = loaded.report.0.iter().filter(|problem| problem.severity <= least);
+    shown.for_each(|problem| console.say(problem.to_string()));
 }
 
 /// Appends a text to an error as its innermost cause.

@@ -75,11 +75,7 @@ pub async fn preflight(session: &Session, console: Console) -> Result<Success, F
     let chosen = session.load_to_run(console)?;
     let name = chosen.scope.name.clone();
     let deployment = deployment::wanted(session, chosen, console).await?;
-    let mut found = Vec::new();
-    for site in deployment.sites.values() {
-        found.extend(site.provider.preflight(&site.wanted).await?);
-    }
-    let (warnings, problems): (Vec<_>, Vec<_>) = found.into_iter().partition(|p| p.warning);
+    let (warnings, problems): (Vec<_>, Vec<_>) = deployment.preflight().await?.into_iter().partition(|p| p.warning);
     let mut text = String::new();
     for warning in &warnings {
         let _ = writeln!(text, "{}: {}: {}\n         {}", warning.word(), warning.place, warning.cause, warning.fix);
