@@ -114,8 +114,9 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, connections: Option<u64>, 
         }
         Some(_) => {}
         None => {
+            let least = called(minimum.disk);
             let cause =
-                format!("the kind of disk for the state is unknown; {} needs {}", minimum.says, called(minimum.disk));
+                format!("the kind of disk for the state is unknown; the minimum for {} is {least}", minimum.says);
             unsaid(cause, "check the machine's documentation");
         }
     }
@@ -129,8 +130,10 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, connections: Option<u64>, 
         }
         Some(_) => {}
         None => {
-            let cause =
-                format!("the speed of its network is unknown; {} needs {} Mbit/s", minimum.says, minimum.network_mbps);
+            let cause = format!(
+                "the speed of its network is unknown; the minimum for {} is {} Mbit/s",
+                minimum.says, minimum.network_mbps
+            );
             unsaid(cause, "check the machine's documentation");
         }
     }
