@@ -48,9 +48,20 @@ pub fn finding(problem: &textnlp_provider::Problem) -> String {
     format!("  {}: {}: {}\n           {}", problem.word(), problem.place, problem.cause, problem.fix)
 }
 
-/// The monthly cost: the total, and below it each service on the bill, and each site of several.
+/// The monthly cost on lines of their own: the total, and below it each service on the bill, and each site of several.
+/// Nothing where nothing has a price. Where only machines lack one, the settings of their prices.
 pub fn costs(cost: &Cost) -> String {
-    let mut text = format!("Cost: {cost}");
+    let hosts = cost.unpriced_hosts();
+    if cost.known_micros == 0 && cost.unknown_reasons().is_empty() {
+        if cost.lines.is_empty() && cost.recorded_micros.unwrap_or_default() == 0 {
+            return String::new();
+        }
+        if !hosts.is_empty() {
+            let settings: Vec<String> = hosts.iter().map(|site| format!("`budget.machines.{site}`")).collect();
+            return format!("\nCost: unknown: the machines have no price; set {}", settings.join(", "));
+        }
+    }
+    let mut text = format!("\nCost: {cost}");
     if cost.known_micros == 0 {
         return text;
     }
