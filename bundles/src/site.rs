@@ -132,6 +132,14 @@ impl Site {
         Site { root: root.to_owned() }
     }
 
+    /// The site whose content this program is part of.
+    pub fn of_this_program() -> Option<Site> {
+        let program = Utf8PathBuf::try_from(std::env::current_exe().ok()?).ok()?;
+        let is_content = |folder: &&Utf8Path| folder.file_name().is_some_and(|name| name.starts_with(CONTENT));
+        let root = program.ancestors().find(is_content)?.parent()?;
+        root.join(INSTALLED).exists().then(|| Site::new(root))
+    }
+
     /// The root folder.
     pub fn root(&self) -> &Utf8Path {
         &self.root

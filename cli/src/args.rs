@@ -573,7 +573,13 @@ pub enum Key {
         scopes: Vec<String>,
     },
     /// List keys without their secrets
-    List,
+    ///
+    /// `--output json` has all keys.
+    List {
+        /// Include the keys of gates, load tests and drills that have ended
+        #[arg(long)]
+        all: bool,
+    },
     /// Replace the secret of a key
     ///
     /// The first key is in the secret store: it is replaced there, and `up` runs.

@@ -2,6 +2,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
+use textnlp_bundle::Site;
 use textnlp_service::bundle::advisories::RUSTSEC;
 
 /// See [`crate::args::Command::Bundle`].
@@ -157,8 +158,13 @@ pub struct Diff {
 #[derive(Debug, Args)]
 pub struct Root {
     /// Installation folder for content, environments and state
-    #[arg(long, value_name = "DIR", env = "TEXTNLP_ROOT", default_value = "/opt/textnlp")]
+    #[arg(long, value_name = "DIR", env = "TEXTNLP_ROOT", default_value_t = default_root())]
     pub root: Utf8PathBuf,
+}
+
+/// That of the installed program.
+fn default_root() -> Utf8PathBuf {
+    Site::of_this_program().map_or_else(|| "/opt/textnlp".into(), |site| site.root().to_owned())
 }
 
 /// `bundle install`.

@@ -13,6 +13,10 @@ use textnlp_service::up::blocked;
 
 /// Limit of a printed value in characters, so that a plan fits a terminal.
 const VALUE: usize = 60;
+/// The most lines about one field.
+const PARTS: usize = 8;
+/// The key of a value that an earlier step sets.
+const OUTPUT: &str = "$output";
 
 /// The plan as text: a sign for the action, the resource, its kind and the reason, followed by the changed fields.
 pub fn text(plan: &Plan) -> String {
@@ -24,7 +28,9 @@ pub fn text(plan: &Plan) -> String {
         let line = format!("  {sign} {:<34} {:<22} {because}", step.resource.as_str(), step.kind.as_str());
         let _ = writeln!(out, "{}", line.trim_end());
         for change in step.changes.iter().filter(|_| sign != '+') {
-            let _ = writeln!(out, "        {}", field(change));
+            for line in field(change) {
+                let _ = writeln!(out, "        {line}");
+            }
         }
     }
     for (names, because) in blocked(plan) {
@@ -45,9 +51,20 @@ pub fn finding(problem: &textnlp_provider::Problem) -> String {
     format!("  {}: {}: {}\n           {}", problem.word(), problem.place, problem.cause, problem.fix)
 }
 
-/// The monthly cost: the total, and below it each service on the bill, and each site of several.
+/// The monthly cost on lines of their own: the total, and below it each service on the bill, and each site of several.
+/// Nothing where nothing has a price. Where only machines lack one, the settings of their prices.
 pub fn costs(cost: &Cost) -> String {
-    let mut text = format!("Cost: {cost}");
+    let hosts = cost.unpriced_hosts();
+    if cost.known_micros == 0 && cost.unknown_reasons().is_empty() {
+        if cost.lines.is_empty() && cost.recorded_micros.unwrap_or_default() == 0 {
+            return String::new();
+        }
+        if !hosts.is_empty() {
+            let settings: Vec<String> = hosts.iter().map(|site| format!("`budget.machines.{site}`")).collect();
+            return format!("\nCost: unknown: the machines have no price; set {}", settings.join(", "));
+        }
+    }
+    let mut text = format!("\nCost: {cost}");
     if cost.known_micros == 0 {
         return text;
     }
@@ -193,20 +210,106 @@ fn sign(step: &Step) -> char {
     }
 }
 
-fn field(change: &FieldChange) -> String {
-    let shown = |value: &Option<Value>| value.as_ref().map_or("(nothing)".to_owned(), value_text);
+/// The lines of a changed field. Of a long list or mapping, one for each part that differs.
+fn field(change: &FieldChange) -> Vec<String> {
     let effect = match &change.effect {
         Effect::InPlace => String::new(),
         Effect::Replace => "  (forces replacement)".to_owned(),
         Effect::Refuse(why) => format!("  (not possible: {why})"),
     };
-    format!("{}: {} → {}{effect}", change.field, shown(&change.before), shown(&change.after))
+    let mut parts = Vec::new();
+    differences(&change.field, change.before.as_ref(), change.after.as_ref(), &mut parts);
+    let more = parts.len().saturating_sub(PARTS);
+    parts.truncate(PARTS);
+    let mut lines: Vec<String> = parts.into_iter().map(|part| part + &effect).collect();
+    if more > 0 {
+        lines.push(format!("{}: {more} more parts differ", change.field));
+    }
+    lines
 }
 
-fn value_text(value: &Value) -> String {
-    if value.get("$output").is_some() {
-        return "(known after apply)".to_owned();
+fn differences(path: &str, before: Option<&Value>, after: Option<&Value>, parts: &mut Vec<String>) {
+    let is_long = [before, after].into_iter().flatten().any(|value| text_of(value).chars().count() > VALUE);
+    match (before, after) {
+        (Some(Value::Array(old)), Some(Value::Array(new))) if is_long => {
+            let first = old.iter().zip(new).take_while(|(old, new)| old == new).count();
+            let rest = old.len().min(new.len()) - first;
+            let last = old.iter().rev().zip(new.iter().rev()).take(rest).take_while(|(old, new)| old == new).count();
+            let (old, new) = (&old[first..old.len() - last], &new[first..new.len() - last]);
+            for i in 0..old.len().max(new.len()) {
+                let at = format!("{path}[{}]", first + i);
+                match (old.get(i), new.get(i)) {
+                    (Some(old), None) => parts.push(format!("{at}: - {}", cut(&text_of(old), 0))),
+                    (None, Some(new)) => parts.push(format!("{at}: + {}", cut(&text_of(new), 0))),
+                    (old, new) if old == new => {}
+                    (old, new) => differences(&at, old, new, parts),
+                }
+            }
+        }
+        (Some(Value::Object(old)), Some(Value::Object(new)))
+            if is_long && !old.contains_key(OUTPUT) && !new.contains_key(OUTPUT) =>
+        {
+            for key in old.keys().chain(new.keys().filter(|key| !old.contains_key(*key))) {
+                if old.get(key) != new.get(key) {
+                    differences(&format!("{path}.{key}"), old.get(key), new.get(key), parts);
+                }
+            }
+        }
+        (before, after) => {
+            let text = |value: Option<&Value>| value.map_or("(nothing)".to_owned(), text_of);
+            let (before, after) = (text(before), text(after));
+            let same = before.chars().zip(after.chars()).take_while(|(old, new)| old == new).count();
+            // Both would be cut before they differ.
+            let skipped = if is_long && same > VALUE / 2 { same - VALUE / 4 } else { 0 };
+            parts.push(format!("{path}: {} → {}", cut(&before, skipped), cut(&after, skipped)));
+        }
     }
-    let text = value.to_string();
-    if text.chars().count() <= VALUE { text } else { format!("{}…", text.chars().take(VALUE).collect::<String>()) }
+}
+
+fn text_of(value: &Value) -> String {
+    if value.get(OUTPUT).is_some() { "(known after apply)".to_owned() } else { value.to_string() }
+}
+
+/// A text without its first characters, and no longer than a terminal shows.
+fn cut(text: &str, skipped: usize) -> String {
+    let start = if skipped > 0 { "…" } else { "" };
+    let end = if text.chars().count() > skipped + VALUE { "…" } else { "" };
+    format!("{start}{}{end}", text.chars().skip(skipped).take(VALUE).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(before: Value, after: Value) -> String {
+        let (before, after) = (Some(before), Some(after));
+        field(&FieldChange { field: "document".to_owned(), before, after, effect: Effect::InPlace }).join("\n")
+    }
+
+    #[test]
+    fn long_lists_show_the_parts_that_differ() {
+        let backend = |n: u32, weight: u32| json!({ "listen": format!("unix:{}/replica-{n}.sock", "x".repeat(70)), "weight": weight });
+        assert_eq!(
+            lines(json!([backend(1, 1)]), json!([backend(1, 1), { "weight": 2 }])),
+            "document[1]: + {\"weight\":2}"
+        );
+        assert_eq!(
+            lines(json!([{ "a": 1 }, backend(1, 1), backend(2, 1)]), json!([backend(1, 1), backend(2, 3)])),
+            format!(
+                "document[0].a: 1 → (nothing)\n\
+                 document[0].listen: (nothing) → \"unix:{}…\n\
+                 document[0].weight: (nothing) → 1\n\
+                 document[1].listen: …{}/replica-1.sock\" → …{}/replica-2.sock\"\n\
+                 document[1].weight: 1 → 3\n\
+                 document[2]: - {{\"listen\":\"unix:{}…",
+                "x".repeat(54),
+                "x".repeat(6),
+                "x".repeat(6),
+                "x".repeat(44)
+            )
+        );
+        let many = |from: u32| json!((from..from + 20).map(|n| backend(n, 1)).collect::<Vec<_>>());
+        assert_eq!(lines(many(0), many(100)).lines().last(), Some("document: 12 more parts differ"));
+        assert_eq!(lines(json!([1, 2]), json!([1, 3])), "document: [1,2] → [1,3]");
+    }
 }

@@ -27,6 +27,7 @@ fn beside(global: &Global, variable: impl Fn(&str) -> Option<String>) -> RerunFl
         env,
         file: text(&global.file),
         state_dir: typed(text(&global.state_dir), "TEXTNLP_STATE_DIR"),
+        program: None,
         changes,
     }
 }

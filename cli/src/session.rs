@@ -2,7 +2,10 @@
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Problem};
+use textnlp_bundle::Site;
+use textnlp_orchestrator::environment::{
+    Environment, FlagValue, Library, LoadError, Loaded, Overrides, Problem, Severity,
+};
 use textnlp_orchestrator::load::base_address;
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
@@ -14,8 +17,20 @@ use textnlp_service::{RunningEnvironment, Scope, access, origin, running};
 
 use crate::args::{Global, OtherServer};
 use crate::report::{Console, Failure};
-use crate::rerun_flags::{self, RerunFlags};
+use crate::rerun_flags::{self, RerunFlags, quoted};
 use crate::{clouds, network, service_user};
+
+/// The program's name on the `PATH`, and in the folder `bin` of an installed site.
+const PROGRAM: &str = "textnlp-deploy";
+/// The folder of an installed site that has its environments.
+const ENVIRONMENTS: &str = "environments";
+
+/// Whether the `PATH` leads to this program first.
+fn is_on_path(program: &Utf8Path) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let first = std::env::split_paths(&path).map(|folder| folder.join(PROGRAM)).find(|file| file.is_file());
+    first.is_some_and(|first| first.canonicalize().ok() == program.as_std_path().canonicalize().ok())
+}
 
 /// The global flags and the locations.
 pub struct Session {
@@ -25,6 +40,8 @@ pub struct Session {
     pub here: Utf8PathBuf,
     /// The library of environment files.
     pub library: Library,
+    /// The root of the installed site that this program is part of.
+    pub installation: Option<Utf8PathBuf>,
     /// Whether variables that change values are ignored, because the file is complete.
     pub is_alone: bool,
     /// Whether root stays root: it only asks what another command, as the environment's user, would do.
@@ -39,8 +56,14 @@ impl Session {
             Failure::usage("path_not_utf8", anyhow::Error::new(e).context("the working directory's name is not UTF-8"))
                 .hint("run it in a folder whose path is UTF-8")
         })?;
-        let library = Library::from_working_directory(&here);
-        Ok(Self { global, here, library, is_alone: false, keeps_user: false })
+        let installation = Site::of_this_program().map(|site| site.root().to_owned());
+        let found = Library::from_working_directory(&here);
+        let own = installation.as_ref().map(|root| root.join(ENVIRONMENTS)).filter(|folder| folder.is_dir());
+        let library = match own {
+            Some(folder) if found.folder().is_none() => Library::from_folder(folder),
+            _ => found,
+        };
+        Ok(Self { global, here, library, installation, is_alone: false, keeps_user: false })
     }
 
     /// A session for a complete environment file. Variables that change values are ignored.
@@ -60,7 +83,20 @@ impl Session {
 
     /// Builds the commands that hints suggest.
     pub fn again(&self) -> RerunFlags {
-        rerun_flags::of(&self.global)
+        let installed = self.installation.as_ref().map(|root| root.join("bin").join(PROGRAM));
+        let program = installed.filter(|program| !is_on_path(program)).map(|program| quoted(program.as_str()));
+        RerunFlags { program, ..rerun_flags::of(&self.global) }
+    }
+
+    /// Says so where an installed program does not work with its own site.
+    fn note_other_site(&self, console: Console) {
+        let is_chosen = self.global.file.is_some() || self.global.state_dir.is_some();
+        let site = self.library.folder().and_then(Utf8Path::parent);
+        if let (Some(root), Some(site), false) = (&self.installation, site, is_chosen)
+            && site != root
+        {
+            console.say(format!("note: environments and state are those of {site}, not of the installation {root}"));
+        }
     }
 
     fn scope(&self, name: EnvironmentName) -> Result<Scope, Failure> {
@@ -90,6 +126,11 @@ impl Session {
 
     /// Loads the environment of `--file` or `--env`. For root, the command runs again as the environment's user.
     pub fn load(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
+        self.load_noting(Severity::Warning, console)
+    }
+
+    /// The same. Prints what was found in the file, of at least this severity.
+    fn load_noting(&self, least: Severity, console: Console) -> Result<ChosenEnvironment, Failure> {
         let loaded = self.read()?;
         let name = loaded.environment.environment.clone();
         let scope = self.scope(name)?;
@@ -98,7 +139,8 @@ impl Session {
             service_user::switch(self, user, &loaded, &scope.folder)?;
         }
         // Once, by the command that goes on.
-        print_notes(&loaded, console);
+        self.note_other_site(console);
+        print_notes(&loaded, least, console);
         // As the user that works on it. For root that only asks, the command that it asks for checks it.
         if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
             access::check(&clouds::Linked, &scope.folder)?;
@@ -117,7 +159,7 @@ impl Session {
     /// The environment of `--file` or `--env` without its state.
     pub fn loaded(&self, console: Console) -> Result<Loaded, Failure> {
         let loaded = self.read()?;
-        print_notes(&loaded, console);
+        print_notes(&loaded, Severity::Note, console);
         Ok(loaded)
     }
 
@@ -190,20 +232,26 @@ impl Session {
         })
     }
 
-    /// Loads the environment. Rejects one that cannot run, because its provider is not available.
+    /// Loads the environment. Rejects one that cannot run, because its provider is not available. Prints also notes about its file.
     pub fn load_to_run(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        self.load_unless(console, |_| true)
+        self.load_unless(Severity::Note, console, |_| true)
     }
 
     /// Loads the environment for a removal. Its location must be valid, but its inputs may be missing.
     pub fn load_to_remove(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        let chosen = self.load_unless(console, |path| path.starts_with("state.") || path.starts_with("sites["))?;
+        let matters = |path: &str| path.starts_with("state.") || path.starts_with("sites[");
+        let chosen = self.load_unless(Severity::Warning, console, matters)?;
         origin::check(&chosen.scope)?;
         Ok(chosen)
     }
 
-    fn load_unless(&self, console: Console, matters: impl Fn(&str) -> bool) -> Result<ChosenEnvironment, Failure> {
-        let chosen = self.load(console)?;
+    fn load_unless(
+        &self,
+        least: Severity,
+        console: Console,
+        matters: impl Fn(&str) -> bool,
+    ) -> Result<ChosenEnvironment, Failure> {
+        let chosen = self.load_noting(least, console)?;
         let refusals = chosen.loaded.report.refusals().filter(|problem| matters(&problem.path));
         let refusals: Vec<_> = refusals.map(ToString::to_string).collect();
         if refusals.is_empty() {
@@ -216,8 +264,8 @@ impl Session {
         )))
     }
 
-    /// The state folder of an environment: `--state-dir`, else `.textnlp` beside `environments/`, else the user's state
-    /// directory.
+    /// The state folder of an environment: `--state-dir`, else `.textnlp` beside `environments/`, which are those of an
+    /// installed program if the working directory has none, else the user's state directory.
     pub fn state_folder(&self, environment: &EnvironmentName) -> Result<Utf8PathBuf, Failure> {
         Ok(self.state_root()?.join(environment.as_str()))
     }
@@ -373,8 +421,9 @@ pub fn states(root: &Utf8Path) -> Vec<EnvironmentName> {
 }
 
 /// Prints the warnings and notes of an environment.
-fn print_notes(loaded: &Loaded, console: Console) {
-    loaded.report.0.iter().for_each(|problem| console.say(problem.to_string()));
+fn print_notes(loaded: &Loaded, least: Severity, console: Console) {
+    let shown = loaded.report.0.iter().filter(|problem| problem.severity <= least);
+    shown.for_each(|problem| console.say(problem.to_string()));
 }
 
 /// Appends a text to an error as its innermost cause.

@@ -556,12 +556,16 @@ fn root_names_the_user_of_a_new_environment_with_production_users() {
         let said = sandbox.run(&[&["preflight", "--env", "multi-region", "-o", "json"], sets].concat());
         let problems = said.json()["problems"].as_array().cloned().unwrap_or_default();
         let refused = problems.iter().any(|problem| problem["place"] == "prerequisites.user");
+        let is_new = |(i, problem): (usize, &Value)| !problems[..i].contains(problem);
+        assert!(problems.iter().enumerate().all(is_new), "three sites of one machine have the same: {problems:#?}");
         (refused, [said.out, said.err].concat().contains("the programs of this environment run as root"))
     };
     assert_eq!(preflight(&[]), (is_root, false));
     if is_root {
         assert_eq!(preflight(&["--set", "prerequisites.user=root"]), (false, true));
     }
+    let is_noted = |command: &str| sandbox.run(&[command, "--env", "multi-region"]).err.contains("no on-call contact");
+    assert_eq!((is_noted("preflight"), is_noted("status")), (true, false));
     // One that is recorded, restored or cloned goes on.
     std::fs::create_dir_all(sandbox.state("multi-region").join("sites")).unwrap();
     assert_eq!(preflight(&[]), (false, is_root));

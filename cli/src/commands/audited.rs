@@ -94,7 +94,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         Command::Cleanup(args) => when(!args.dry_run),
         Command::Key(command) => match command {
             Key::Create { .. } | Key::Rotate { .. } | Key::Revoke { .. } => Changes(Deployed),
-            Key::List => Reads,
+            Key::List { .. } => Reads,
         },
         Command::Feature(command) => match command {
             Feature::Set { .. } | Feature::Clear { .. } => Changes(Deployed),

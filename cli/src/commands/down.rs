@@ -83,6 +83,11 @@ pub async fn run(
         let _ = write!(text, "\nTo remove the data too: {} --delete-data {name}", scope.command("down"));
     }
     let kept = recorded(&deployment.state().await?).map_err(|error| deployment.failed(error))?;
+    if before.is_empty() && removed == 0 {
+        let store = deployment.chosen.loaded.environment.state.store.as_str();
+        let place = if store == "local" { scope.folder.as_str() } else { store };
+        text = format!("nothing of {name} is deployed here (state: {place})");
+    }
     let sweep = Sweep { lineage: state.lineage(), before: &before, kept: &kept };
     match leftovers(&deployment, &sweep).await {
         Ok(None) => {}

@@ -1,13 +1,15 @@
 //! `key`: API keys of a running environment. The server program manages them beside the database, as a one-off job.
 
 use textnlp_orchestrator::environment::{API_KEY, names};
+use textnlp_orchestrator::report::table::Table;
 use textnlp_provider::{Recorded, Rotation};
-use textnlp_service::keys::{Admin, has_other_administrator};
+use textnlp_service::keys::{Admin, has_other_administrator, was_temporary};
 use textnlp_service::platform::Scope;
 
 use super::prelude::*;
 use super::secret;
 use crate::args::Key;
+use crate::table_view;
 
 /// `key …`.
 pub async fn key(session: &Session, command: &Key, console: Console) -> Result<Success, Failure> {
@@ -38,33 +40,19 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             console.say(format!("Scopes: {scopes}. This is the only time that the key is shown."));
             shown_once(&chosen.scope, made, console)
         }
-        Key::List => {
+        Key::List { all } => {
             let listed = admin.ask(&json!({ "do": "list" })).await?;
-            let mut text =
-                format!("{:<18} {:<14} {:<22} {:<14} {:<16} {}", "ID", "TENANT", "NAME", "RATE", "SCOPES", "STATE");
-            for key in listed["keys"].as_array().into_iter().flatten() {
-                let word = |field: &str| key[field].as_str().unwrap_or("-").to_owned();
-                let day = |field: &str| {
-                    let at = key[field].as_i64().and_then(|s| jiff::Timestamp::from_millisecond(s).ok());
-                    at.map_or("-".to_owned(), |t| t.strftime("%Y-%m-%d %H:%M").to_string())
-                };
-                let state = if !key["revoked_at"].is_null() {
-                    format!("revoked {}", day("revoked_at"))
-                } else if !key["expires_at"].is_null() {
-                    format!("until {}", day("expires_at"))
-                } else {
-                    "active".to_owned()
-                };
-                let scopes: Vec<&str> =
-                    key["scopes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-                text.push_str(&format!(
-                    "\n{:<18} {:<14} {:<22} {:<14} {:<16} {state}",
-                    word("public_id"),
-                    word("tenant"),
-                    word("name"),
-                    word("rate_limit"),
-                    scopes.join(",")
-                ));
+            let now = jiff::Timestamp::now();
+            let keys = listed["keys"].as_array().into_iter().flatten();
+            let (ended, shown): (Vec<_>, Vec<_>) = keys.partition(|key| !all && was_temporary(key, now));
+            let usual = chosen.loaded.environment.server.security.rate_limit.to_string();
+            let columns = ["ID", "TENANT", "NAME", "RATE", "SCOPES", "STATE"].map(str::to_owned).to_vec();
+            let rows = shown.into_iter().map(|key| row(key, &usual)).collect();
+            let scope = &chosen.scope;
+            let mut text = format!("{}{}", scope.name, table_view::lines(&Table { title: "", columns, rows }));
+            if !ended.is_empty() {
+                let list = scope.command("key list --all");
+                text.push_str(&format!("\n  {} ended keys of gates, loads and drills: {list}", ended.len()));
             }
             Ok(Success::new(text, listed))
         }
@@ -119,6 +107,25 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             Ok(Success::new(text, done))
         }
     }
+}
+
+/// A row of the list. `usual`: the rate limit of keys without one.
+fn row(key: &Value, usual: &str) -> Vec<String> {
+    let word = |field: &str, otherwise: &str| key[field].as_str().unwrap_or(otherwise).to_owned();
+    let day = |field: &str| {
+        let at = key[field].as_i64().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+        at.map_or("-".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M").to_string())
+    };
+    let state = if !key["revoked_at"].is_null() {
+        format!("revoked {}", day("revoked_at"))
+    } else if !key["expires_at"].is_null() {
+        format!("until {}", day("expires_at"))
+    } else {
+        "active".to_owned()
+    };
+    let scopes: Vec<&str> = key["scopes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let (id, tenant, name) = (word("public_id", "-"), word("tenant", "-"), word("name", "-"));
+    vec![id, tenant, name, word("rate_limit", usual), scopes.join(","), state]
 }
 
 /// Prints a new key. When it cannot be written, it is lost, and the hint says how to replace it.

@@ -83,7 +83,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     if args.no_refresh {
         text.push_str("\nThe sites were not read (--no-refresh): changes since the last `up` are not in this plan");
     }
-    let _ = write!(text, "\n{}", plan_view::costs(&cost));
+    text.push_str(&plan_view::costs(&cost));
     if args.costs {
         let _ = write!(text, "\n{}", plan_view::cost_lines(&cost));
     }
@@ -215,11 +215,11 @@ fn goes_along(swept: &[Deletion]) -> String {
     text
 }
 
-/// The resources that are affected, and the estimated duration.
+/// The dependents of what changes, and the estimated duration.
 fn feels(reaches: &[Impact], estimate: &Estimate) -> String {
     const SHOWN: usize = 4;
     let mut text = String::new();
-    // A resource that is deleted itself is not listed as affected.
+    // A resource that is deleted itself is not listed as a dependent.
     let removed: BTreeSet<_> =
         reaches.iter().filter(|one| one.does == ImpactKind::Delete).map(|one| &one.resource).collect();
     for one in reaches {
@@ -229,7 +229,8 @@ fn feels(reaches: &[Impact], estimate: &Estimate) -> String {
             names.push(format!("{} more", stay.len() - SHOWN));
         }
         if !names.is_empty() {
-            let _ = write!(text, "\n  {} of {} affects {}", one.does, one.resource, names.join(", "));
+            let depend = if stay.len() == 1 { "depends" } else { "depend" };
+            let _ = write!(text, "\n  {} of {}: {} {depend} on it", one.does, one.resource, names.join(", "));
         }
     }
     if estimate.seconds > 0.0 {
@@ -240,7 +241,7 @@ fn feels(reaches: &[Impact], estimate: &Estimate) -> String {
             let _ = write!(text, ", with typical durations of {}", kinds(&estimate.typical));
         }
         if !estimate.unknown.is_empty() {
-            let _ = write!(text, ", plus the time for {}, which have not run before", kinds(&estimate.unknown));
+            let _ = write!(text, ", plus the time for {}, which was not measured yet", kinds(&estimate.unknown));
         }
     }
     text

@@ -12,13 +12,15 @@ use crate::plan_view;
 
 /// `providers`.
 pub fn providers() -> Success {
-    let mut text = format!("{:<12} {:<12} {:<24} ABOUT\n", "NAME", "RUNTIMES", "STATUS");
+    let listed = |names: &[&str]| if names.is_empty() { "-".to_owned() } else { names.join(", ") };
+    let runtimes = clouds::PROVIDERS.iter().map(|row| listed(&row.capabilities.names()).len());
+    let width = runtimes.max().unwrap_or_default();
+    let mut text = format!("{:<12} {:<width$} {:<24} ABOUT\n", "NAME", "RUNTIMES", "STATUS");
     let mut rows = Vec::new();
     for row in clouds::PROVIDERS {
         let runtimes = row.capabilities.names();
         let status = row.missing.map_or("available", |missing| missing.split(':').next().unwrap_or(missing));
-        let listed = if runtimes.is_empty() { "-".to_owned() } else { runtimes.join(", ") };
-        let _ = writeln!(text, "{:<12} {listed:<12} {status:<24} {}", row.name, row.about);
+        let _ = writeln!(text, "{:<12} {:<width$} {status:<24} {}", row.name, listed(&runtimes), row.about);
         let offers = |support: &RuntimeSupport| -> Vec<String> {
             let name = |capability: &Capability| match capability {
                 Capability::Optional(setting) => setting.path().to_owned(),
@@ -75,11 +77,7 @@ pub async fn preflight(session: &Session, console: Console) -> Result<Success, F
     let chosen = session.load_to_run(console)?;
     let name = chosen.scope.name.clone();
     let deployment = deployment::wanted(session, chosen, console).await?;
-    let mut found = Vec::new();
-    for site in deployment.sites.values() {
-        found.extend(site.provider.preflight(&site.wanted).await?);
-    }
-    let (warnings, problems): (Vec<_>, Vec<_>) = found.into_iter().partition(|p| p.warning);
+    let (warnings, problems): (Vec<_>, Vec<_>) = deployment.preflight().await?.into_iter().partition(|p| p.warning);
     let mut text = String::new();
     for warning in &warnings {
         let _ = writeln!(text, "{}: {}: {}\n         {}", warning.word(), warning.place, warning.cause, warning.fix);

@@ -144,6 +144,19 @@ impl Deployment {
         facts.map_err(|error| run_failed(error, Purpose::Up, &self.chosen.scope))
     }
 
+    /// What would keep its sites from running. Sites on the same machine report the same problems, which are listed once.
+    pub async fn preflight(&self) -> Result<Vec<Problem>, Failure> {
+        let mut found = Vec::new();
+        for site in self.sites.values() {
+            for problem in site.provider.preflight(&site.wanted).await? {
+                if !found.contains(&problem) {
+                    found.push(problem);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// The location that each of its sites is bound to.
     pub fn places(&self) -> BTreeMap<SiteName, SiteLocation> {
         self.sites.iter().map(|(name, site)| (name.clone(), site.place.clone())).collect()

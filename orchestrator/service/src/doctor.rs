@@ -194,10 +194,7 @@ impl Checks {
                 return Ok(());
             }
         };
-        let mut found = Vec::new();
-        for site in wanted.sites.values() {
-            found.extend(site.provider.preflight(&site.wanted).await?);
-        }
+        let found = wanted.preflight().await?;
         if found.iter().all(|problem| problem.note) {
             self.well("preflight", "ports are free, and all other checks of `up` pass");
         }

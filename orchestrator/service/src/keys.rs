@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::dr::control_client::ControlClients;
@@ -228,6 +228,18 @@ pub fn has_other_administrator(listed: &Value, id: &str) -> bool {
     })
 }
 
+/// Whether a key of a list was issued for a measurement of this program, and has ended.
+pub fn was_temporary(key: &Value, now: Timestamp) -> bool {
+    // The clocks of the server and of the operator's machine may differ.
+    const LIFETIME_MS: i64 = 2 * KEY_MINUTES * 60_000;
+    let at = |field: &str| key[field].as_i64();
+    let name = key["name"].as_str().unwrap_or_default();
+    let is_ours = name == "gate" || name.starts_with("gate-") || name.ends_with(" (temporary)");
+    let is_short = at("created_at").zip(at("expires_at")).is_some_and(|(from, until)| until - from <= LIFETIME_MS);
+    let has_ended = at("revoked_at").or(at("expires_at")).is_some_and(|end| end <= now.as_millisecond());
+    is_ours && is_short && has_ended
+}
+
 /// Whether a key of a list has all scopes.
 pub(crate) fn has_all_scopes(key: &Value) -> bool {
     key["scopes"].as_array().is_some_and(|scopes| scopes.iter().any(|scope| scope == "*"))
@@ -275,6 +287,20 @@ mod tests {
         let failed = |message: &'static str| why_it_stays(Err(Failure::usage("key", anyhow::anyhow!(message))));
         assert!(failed("`do` cannot be `remove_tenant`").unwrap().unwrap().ends_with("`up`"));
         assert_eq!(failed("query the database"), Err("query the database".to_owned()));
+    }
+
+    #[test]
+    fn ended_keys_of_measurements_are_told_from_those_of_clients() {
+        let now = Timestamp::from_second(4000).unwrap();
+        let of = |name: &str, created: i64, until: Value, revoked: Value| {
+            let key = json!({ "name": name, "created_at": created, "expires_at": until, "revoked_at": revoked });
+            was_temporary(&key, now)
+        };
+        assert!(of("gate-load", 0, json!(3_600_000), json!(10)));
+        assert!(of("load (temporary)", 0, json!(3_600_000), Value::Null), "it has expired");
+        assert!(!of("load (temporary)", 1_000_000, json!(4_600_000), Value::Null), "it is valid");
+        assert!(!of("visitor", 0, json!(3_600_000), json!(10)));
+        assert!(!of("gate", 0, Value::Null, json!(10)), "a client's key of this name has no such end");
     }
 
     #[test]

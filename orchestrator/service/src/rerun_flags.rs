@@ -14,6 +14,9 @@ pub struct RerunFlags {
     /// The folder of `--state-dir`.
     #[serde(skip)]
     pub state_dir: Option<String>,
+    /// The program as a shell finds it, if not by its name alone.
+    #[serde(skip)]
+    pub program: Option<String>,
     /// Flags that change values of the environment.
     pub changes: Vec<(String, String)>,
 }
@@ -24,10 +27,14 @@ impl RerunFlags {
         self.state_dir.as_deref()
     }
 
+    fn program(&self) -> &str {
+        self.program.as_deref().unwrap_or("textnlp-deploy")
+    }
+
     /// A command without an environment.
     pub fn bare(&self, words: &str) -> String {
         let state = self.state_dir.as_deref().map(|folder| flag("--state-dir", folder));
-        format!("textnlp-deploy {words}{}", state.unwrap_or_default())
+        format!("{} {words}{}", self.program(), state.unwrap_or_default())
     }
 
     /// A command about an environment of the library, whichever file this session uses.
@@ -37,7 +44,7 @@ impl RerunFlags {
 
     /// A command about this environment.
     pub fn command(&self, verb: &str, environment: impl Display) -> String {
-        format!("textnlp-deploy {verb}{}", self.flags(environment))
+        format!("{} {verb}{}", self.program(), self.flags(environment))
     }
 
     /// The flags after the verb that select this environment and its state.
@@ -64,7 +71,7 @@ impl RerunFlags {
             None => flag(name, value),
         };
         let sets: String = self.changes.iter().map(change).collect();
-        format!("textnlp-deploy env check{which}{}", if which.is_empty() { "" } else { &sets })
+        format!("{} env check{which}{}", self.program(), if which.is_empty() { "" } else { &sets })
     }
 
     /// A command for the same environment, with the values that this run changed.

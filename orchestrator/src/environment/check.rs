@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::model;
 use super::problem::{Origin, Problem, nearest};
-use super::tree::{Node, NodeKind};
+use super::tree::{Entry, Node, NodeKind};
 use super::units::{self, cut};
 
 /// The schema, with its definitions indexed.
@@ -151,6 +151,73 @@ impl Schema {
             NodeKind::List(items) => items.iter_mut().for_each(|item| self.prune_value(item, &schema["items"])),
             NodeKind::Scalar { .. } => {}
         }
+    }
+
+    /// Replaces the values that it rejects, so that the rest of an invalid environment can be checked: a misspelled word by
+    /// the word that is meant, other values by their defaults. Returns their paths; `None` if a value that must be there
+    /// cannot be replaced.
+    pub(crate) fn replace_rejected(&self, node: &mut Node) -> Option<Vec<String>> {
+        let mut replaced = Vec::new();
+        self.replace_below(node, &self.root, "", &mut replaced).then_some(replaced)
+    }
+
+    /// Whether the value can stay; else its parent removes it.
+    fn replace_below(&self, node: &mut Node, schema: &Value, path: &str, replaced: &mut Vec<String>) -> bool {
+        let schema = self.resolve(schema);
+        let origin = node.origin.clone();
+        match &mut node.kind {
+            NodeKind::Map(entries) if types(schema).contains(&"object") => {
+                entries.retain_mut(|entry| {
+                    let below = join(path, &entry.key);
+                    let field = schema["properties"].get(&entry.key).unwrap_or(&schema["additionalProperties"]);
+                    let stays = self.replace_below(&mut entry.node, field, &below, replaced);
+                    if !stays {
+                        replaced.push(below);
+                    }
+                    stays
+                });
+                for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                    if entries.iter().any(|entry| entry.key == name) {
+                        continue;
+                    }
+                    let Some(value) = self.placeholder(&schema["properties"][name]) else { return false };
+                    replaced.push(join(path, name));
+                    let node = Node::scalar(value, origin.clone());
+                    entries.push(Entry { key: name.to_owned(), at: origin.clone(), node });
+                }
+                true
+            }
+            // Without one of its entries, the others would have other paths.
+            NodeKind::List(items) if types(schema).contains(&"array") => {
+                let least = schema["minItems"].as_u64().unwrap_or(0);
+                items.len() as u64 >= least
+                    && items
+                        .iter_mut()
+                        .enumerate()
+                        .all(|(i, item)| self.replace_below(item, &schema["items"], &format!("{path}[{i}]"), replaced))
+            }
+            NodeKind::Map(_) | NodeKind::List(_) => false,
+            NodeKind::Scalar { value, written } => {
+                let words = words(schema);
+                if scalar(value, written.as_deref(), schema, &words, "").is_ok() {
+                    return true;
+                }
+                let Some(near) = value.as_str().and_then(|text| nearest(text, words.iter().copied())) else {
+                    return false;
+                };
+                replaced.push(path.to_owned());
+                *value = Value::from(near);
+                true
+            }
+        }
+    }
+
+    /// A value of a required field for which none is known.
+    fn placeholder(&self, schema: &Value) -> Option<Value> {
+        let schema = self.resolve(schema);
+        let words = words(schema);
+        let value = Value::from(words.first().copied().unwrap_or("unnamed"));
+        scalar(&value, None, schema, &words, "").is_ok().then_some(value)
     }
 
     fn described(&self, field: &Value) -> Option<String> {

@@ -127,19 +127,30 @@ impl Library {
         apply_overrides(&mut tree, overrides, &mut problems);
         fill_in(&mut tree, "", &schema, &overrides.variables, &mut problems);
         semantics::detect_providers(&mut tree, catalogue, &mut problems);
+        // Of a misspelled phase, the defaults of the one that is meant.
         let phase =
-            tree.get("phase").and_then(Node::text).and_then(|word| Phase::ALL.into_iter().find(|p| p.as_str() == word));
-        let phase = phase.unwrap_or(Phase::Development);
+            tree.get("phase").and_then(Node::text).and_then(|word| nearest(word, Phase::ALL.map(Phase::as_str)));
+        let phase = Phase::ALL.into_iter().find(|known| phase == Some(known.as_str())).unwrap_or(Phase::Development);
         let by_phase = Node::of_value(&phase.defaults(), &Origin::Default { phase: Some(phase.to_string()) });
         let mut tree = merge(by_phase, tree);
         schema.check(&tree, Reading::Whole, &mut problems);
         schema.prune(&mut tree);
 
-        let typed = serde_json::from_value::<Environment>(tree.to_value());
-        match typed {
+        let is_invalid = problems.iter().any(|problem| problem.severity == Severity::Error);
+        let replaced = if is_invalid { schema.replace_rejected(&mut tree) } else { Some(Vec::new()) };
+        let Some(replaced) = replaced else {
+            problems.push(more_checks(&tree));
+            return Err(LoadError::Invalid(Report::tidy(problems)));
+        };
+        match serde_json::from_value::<Environment>(tree.to_value()) {
             Ok(environment) => {
+                let first = problems.len();
                 semantics::check(&environment, &tree, catalogue, &mut problems);
                 references::check(&tree, &schema, &overrides.variables, &mut problems);
+                // What was replaced was reported; the file does not have the value that these problems are about.
+                let found = problems.split_off(first);
+                let is_replaced = |path: &str| replaced.iter().any(|place| is_at_or_below(path, place));
+                problems.extend(found.into_iter().filter(|problem| !is_replaced(&problem.path)));
                 let report = Report::tidy(problems);
                 if report.has_errors() {
                     return Err(LoadError::Invalid(report));
@@ -147,9 +158,8 @@ impl Library {
                 Ok(Loaded { environment, report, files, tree })
             }
             Err(error) => {
-                if !problems.iter().any(|p| p.severity == super::Severity::Error) {
-                    problems.push(type_problem(tree.origin.clone(), &error));
-                }
+                let problem = if is_invalid { more_checks(&tree) } else { type_problem(tree.origin.clone(), &error) };
+                problems.push(problem);
                 Err(LoadError::Invalid(Report::tidy(problems)))
             }
         }
@@ -235,6 +245,16 @@ impl Library {
         }
         Ok(None)
     }
+}
+
+/// The note that some checks did not run.
+fn more_checks(tree: &Node) -> Problem {
+    let cause = "whether the settings fit together was not checked";
+    Problem::error(tree.origin.clone(), "", cause, "fix these errors first; more checks follow").at(Severity::Note)
+}
+
+fn is_at_or_below(path: &str, place: &str) -> bool {
+    path.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// Merges one tree over another: mappings are merged, other values replaced, and a null removes a value.

@@ -167,11 +167,14 @@ fn typical_of(facts: &Facts, step: &Step) -> Option<Duration> {
     kinds.iter().find(|kind| kind.name == step.kind.as_str())?.typical
 }
 
-/// The median duration of an operation, at any site of this deployment.
+/// The median duration of an operation, at any site of this deployment. Of a first change in place, that of the creation.
 fn median(facts: &Facts, step: &Step, verb: Verb) -> Option<Duration> {
-    let mut all: Vec<Duration> = facts.sites.values().flat_map(|site| site.took.of(&step.kind, verb)).collect();
-    all.sort_unstable();
-    all.get(all.len() / 2).copied()
+    let of = |verb| {
+        let mut all: Vec<Duration> = facts.sites.values().flat_map(|site| site.took.of(&step.kind, verb)).collect();
+        all.sort_unstable();
+        all.get(all.len() / 2).copied()
+    };
+    of(verb).or_else(|| of(Verb::Create).filter(|_| verb == Verb::Update))
 }
 
 fn verbs(node: &Node) -> Vec<Verb> {

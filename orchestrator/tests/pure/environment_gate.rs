@@ -40,6 +40,8 @@ enum Fault {
     TakesAnyKey,
     TakesNoKey,
     NoLimit,
+    /// The first time.
+    CountsLimitsApart,
     Mute,
     ForgetsItsSeed,
     NeverStops,
@@ -254,7 +256,8 @@ impl KeyIssuer for Service {
             return Err("the database is locked".to_owned());
         }
         let mut keys = self.keys.lock().unwrap();
-        keys.insert(request.name.clone(), request.requests_per_hour);
+        let is_apart = self.has(Fault::CountsLimitsApart) && !keys.contains_key(&request.name);
+        keys.insert(request.name.clone(), request.requests_per_hour.map(|limit| limit - u64::from(is_apart)));
         self.tenants.lock().unwrap().extend(request.tenant.map(|tenant| (request.name.clone(), tenant)));
         let key = Key { header: "X-API-Key".to_owned(), value: Secret::new(request.name.as_str()) };
         Ok(IssuedKey { public_id: request.name, key })
@@ -444,6 +447,18 @@ fn each_fault_closes_the_gate_with_its_own_message() {
           temporary key: could not be measured (the database is locked)
         PlainHttp
           TLS verified: no, wanted yes"#]].assert_eq(&said.join("\n"));
+}
+
+#[test]
+fn limits_that_sites_counted_apart_are_measured_again() {
+    let measured = |name: &str| {
+        let evidence = evidence(name, &Service::new(100, Some(Fault::CountsLimitsApart)));
+        evidence.checks.into_iter().find(|check| check.name == "rate limit limits").unwrap()
+    };
+    let several = measured("multi-region");
+    assert!(several.ok);
+    assert_eq!(several.note.as_deref(), Some("measured again: the first time 2 accepted"));
+    assert_eq!(measured("staging").to_string(), "rate limit limits: 2 accepted, wanted 3");
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub struct Minimum {
 impl Minimum {
     /// Requirement O18: it warns.
     pub const DEVELOPMENT: Self = Self {
-        says: "development",
+        says: "development and staging",
         cores: 4,
         memory_bytes: 8_000_000_000,
         disk_bytes: 50_000_000_000,

@@ -405,7 +405,7 @@ pub(crate) static ROWS: [Row; 35] = [
         )
     },
     Row {
-        brought_by: Some("CloudNativePG"),
+        brought_by: Some("CloudNativePG 1.25 or newer"),
         data: DataClass::Precious,
         pricing: Pricing::Unknown(DISKS),
         deadline: MINUTE.saturating_mul(30),

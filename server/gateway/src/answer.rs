@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
 use super::memory::Exceeded;
@@ -14,7 +14,8 @@ pub(super) enum Refusal {
     NoBackend,
     BackendFailed,
     TooLong,
-    TooLarge,
+    /// The limit in bytes.
+    TooLarge(u64),
     SlowBody,
     AddressLimit,
     MemoryShare,
@@ -38,7 +39,7 @@ impl Refusal {
             Refusal::NoBackend | Refusal::Memory | Refusal::OpenFiles => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::BackendFailed => StatusCode::BAD_GATEWAY,
             Refusal::TooLong => StatusCode::GATEWAY_TIMEOUT,
-            Refusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Refusal::AddressLimit | Refusal::MemoryShare => StatusCode::TOO_MANY_REQUESTS,
             Refusal::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -67,7 +68,7 @@ impl Refusal {
                 "the answer exceeded its time limit",
                 "request fewer tokens; operators: `server.api.timeout` is the limit",
             ),
-            Refusal::TooLarge => (
+            Refusal::TooLarge(_) => (
                 "request_too_large",
                 "the body is larger than the gateway accepts",
                 "send less; `server.api.max_request_size` is the limit",
@@ -97,17 +98,37 @@ impl Refusal {
 
     pub(super) fn response(self) -> Response<Full<Bytes>> {
         let (code, message, hint) = self.words();
+        let message = match self {
+            Refusal::TooLarge(most) => format!("{message}: at most {most} bytes"),
+            _ => message.to_owned(),
+        };
         let kind = if self.status().is_client_error() { "invalid_request_error" } else { "server_error" };
-        let mut response = error(self.status(), kind, code, message, hint);
+        let mut response = error(self.status(), kind, code, &message, hint);
         let headers = response.headers_mut();
         if matches!(self.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
         }
-        if matches!(self, Refusal::TooLarge | Refusal::SlowBody) {
+        if matches!(self, Refusal::TooLarge(_) | Refusal::SlowBody) {
             // The unread body makes the connection unusable.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+/// The headers of every answer of a server, for an answer of the gateway itself.
+pub(super) fn secure(headers: &mut HeaderMap, by_https: bool) {
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if by_https {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
     }
 }
 

@@ -107,6 +107,7 @@ async fn discard(mut body: Incoming, _reservation: Option<Reservation>) {
 #[derive(Debug)]
 pub(super) struct Limited {
     inner: Received,
+    most: u64,
     left: u64,
     /// What is still to come, if the client has announced it.
     announced: Option<u64>,
@@ -163,12 +164,12 @@ pub(super) async fn take(
         return Ok((Taken::Whole(Bytes::new()), None));
     }
     if known.is_some_and(|length| length > most) {
-        return Err(Refusal::TooLarge);
+        return Err(Refusal::TooLarge(most));
     }
     let length = known.filter(|length| *length <= TAKE_IN).and_then(|length| usize::try_from(length).ok());
     let held = memory.hold(client, length.unwrap_or(STREAM_BYTES))?;
     let upload = upload.clone();
-    let limited = |inner| Limited { inner, left: most, announced: known, pause: None, upload };
+    let limited = |inner| Limited { inner, most, left: most, announced: known, pause: None, upload };
     let Some(length) = length else {
         body.reservation = Some(held);
         return Ok((Taken::Stream(limited(body)), None));
@@ -207,7 +208,7 @@ impl Body for Limited {
         Poll::Ready(match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) if data.len() as u64 > self.left => {
-                    Some(Err(self.upload.fail(Refusal::TooLarge, "the client's body is too large")))
+                    Some(Err(self.upload.fail(Refusal::TooLarge(self.most), "the client's body is too large")))
                 }
                 Ok(data) => {
                     self.left -= data.len() as u64;

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::Gateway;
-use super::answer::Refusal;
+use super::answer::{Refusal, secure};
 use super::backend::{Backend, Failed, Lease};
 use super::body::{Download, InFlight, Received, Taken, Upload, UploadState, take};
 use super::config::Config;
@@ -99,6 +99,7 @@ pub(super) async fn handle(
             let line = RequestLine { id: id.to_str().unwrap_or_default(), method: &method, path: &path };
             gateway.events.request_refused(&gateway.metrics, client.ip, refusal, line);
             let mut response = refusal.response().map(Download::Own);
+            secure(response.headers_mut(), client.tls);
             if let Some(cors) = &gateway.live().cors {
                 cors.mark(origin.as_ref(), response.headers_mut());
             }

@@ -108,10 +108,18 @@ impl Listener {
 
     /// Serves clients until the gateway drains.
     pub(super) async fn serve_clients(self, gateway: Arc<Gateway>) {
-        let open_files = affordable_connections();
+        let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let affordable = affordable_connections(open_files);
         let max_connections = gateway.live().config.max_connections;
-        if max_connections > open_files {
-            tracing::warn!(max_connections, open_files, "the limit of open files lowers the limit of connections");
+        if let Some(open_files) = open_files.filter(|_| max_connections > affordable) {
+            let needed = 2 * max_connections;
+            tracing::warn!(
+                max_connections,
+                accepted = affordable,
+                open_files,
+                needed,
+                "the limit of open files lowers the limit of connections"
+            );
         }
         // Beyond what [`Admission`](super::admission::Admission) admits: it refuses the others without a wait.
         self.accept(gateway, 2 * MOST_CONNECTIONS, move |gateway, stream| async move {
@@ -124,7 +132,7 @@ impl Listener {
             };
             let client = Client { ip, is_proxy: ip.is_some_and(|ip| config.trusts(ip)), tls };
             let bounds = Bounds {
-                total: config.max_connections.min(open_files),
+                total: config.max_connections.min(affordable),
                 per_address: config.max_connections_per_address,
             };
             let place = match gateway.admission.admit(ip.filter(|_| !client.is_proxy), bounds) {
@@ -238,9 +246,8 @@ impl Listener {
 
 /// Connections that leave as many of the files that this process may open for the connections to backends: each may have
 /// a request.
-fn affordable_connections() -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    files.map_or(usize::MAX, |files| usize::try_from(files / 2).unwrap_or(usize::MAX))
+fn affordable_connections(open_files: Option<u64>) -> usize {
+    open_files.map_or(usize::MAX, |files| usize::try_from(files / 2).unwrap_or(usize::MAX))
 }
 
 fn hint(address: &SocketAddress, error: &io::Error) -> String {

@@ -263,6 +263,10 @@ async fn oversized_bodies_are_refused_with_and_without_content_length() {
     assert_eq!(site.post("/x", &"y".repeat(1_000_000)).await.0, 200);
     let (status, body) = site.post("/x", &"y".repeat(1_000_001)).await;
     assert_eq!((status, body.contains("request_too_large")), (413, true), "{body}");
+    assert!(body.contains("at most 1000000 bytes"), "{body}");
+    let refused = site.open(Request::post("/x"), &"y".repeat(1_000_001)).await;
+    assert_eq!(refused.headers()["x-content-type-options"], "nosniff");
+    assert!(!refused.headers().contains_key("strict-transport-security"), "plain HTTP");
     assert_eq!(a.requests(), 1);
 
     // A liar's chunks are counted.

@@ -71,7 +71,7 @@ fn known_vulnerability_closes_the_gate_and_the_service_stays_up() {
     };
     let [check] = &about(&open)[..] else { panic!("one line says one thing: {open:#}") };
     assert!(check["ok"] == true && check["warning"] == true && check["measured"] == "not checked", "{check:#}");
-    names(check["note"].as_str().unwrap(), &["--advisories DIR", "dependencies of the program"]);
+    names(check["note"].as_str().unwrap(), &["--advisories DIR", "the audit of the program found 0"]);
     let waits = stage.install("blind.tar", &["--output", "json", "--set", "gates.advisories=wait"]).expect(3).json();
     assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
     names(&waits["error"].to_string(), &["known vulnerabilities: not checked", "--advisories DIR", "--reason TEXT"]);
@@ -101,7 +101,7 @@ fn known_vulnerability_closes_the_gate_and_the_service_stays_up() {
     let open = stage.install("old.tar", &["--output", "json"]).expect(0).json();
     let [check] = &about(&open)[..] else { panic!("one line says one thing: {open:#}") };
     assert!(check["ok"] == true && check["warning"] == true && check["measured"] == 0, "{check:#}");
-    names(check["note"].as_str().unwrap(), &["days old, the limit is 30", "2025-06-01"]);
+    names(check["note"].as_str().unwrap(), &["days old, the limit is 30; newer ones: "]);
     let waits = stage.install("old.tar", &["--output", "json", "--set", "gates.advisories=wait"]).expect(3).json();
     assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
     // A newer copy than the bundle's, brought to the site.
@@ -171,11 +171,17 @@ fn custom_state_directory_is_used_by_later_commands() {
     let refused = stage.install(&goods.second, &[&trust[..], &["--state-dir", other.as_str()]].concat()).expect(2);
     names(&refused.err, &["keeps its state in", state.as_str()]);
     assert!(!other.exists());
+    // The installed program finds its site from any folder.
+    let mut status = stage.other(stage.root().join("bin/textnlp-deploy").as_str(), &["status", "--env", NAME]);
+    let status = said(status.current_dir(stage.sandbox.folder().join("home")).output().unwrap()).expect(0);
+    names(&status.out, &[&format!("{NAME}: ready")]);
     // From anywhere: with the state folder alone.
     let down = ["down", "--env", NAME, "--state-dir", state.as_str(), "--yes", "--delete-data", NAME];
     let mut command = stage.other(stage.root().join("bin/textnlp-deploy").as_str(), &down);
     said(command.current_dir(stage.root()).output().unwrap()).expect(0);
     assert!(stage.sandbox.processes().is_empty(), "{:?}", stage.sandbox.processes());
+    let again = stage.there(&["down", "--env", NAME, "--yes"]).expect(0);
+    names(&again.out, &[&format!("nothing of {NAME} is deployed here (state: "), "elsewhere/island)"]);
 }
 
 #[test]

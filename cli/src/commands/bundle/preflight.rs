@@ -114,6 +114,7 @@ pub fn probe(
     (global.env, global.file) = (Some(name.to_owned()), None);
     global.state_dir = Some(site::wanted_state(root, requested_state(session).as_deref())?);
     let library = Library::from_folder(there.to_owned());
-    let probe_session = Session { global, here: session.here.clone(), library, is_alone: false, keeps_user: true };
+    let (here, installation) = (session.here.clone(), session.installation.clone());
+    let probe_session = Session { global, here, library, installation, is_alone: false, keeps_user: true };
     Ok((folder, probe_session))
 }

@@ -11,7 +11,7 @@ use textnlp_orchestrator::gate::{Check, EntryBasis};
 use textnlp_orchestrator::release::Lock;
 
 use super::signed;
-use crate::audit::{Audit, aged, max_age_days, within_age};
+use crate::audit::{Audit, aged, how_to_accept, max_age_days, within_age};
 use crate::sockets::elsewhere;
 use crate::{ChosenEnvironment, Deployment};
 
@@ -50,7 +50,10 @@ fn basis_of(record: &Installed, lock: &Lock, is_trusted: impl Fn(&str) -> bool) 
 pub(crate) async fn checks(library: &Library, deployment: &Deployment, audit: &Audit<'_>) -> Vec<Check> {
     let ChosenEnvironment { scope, .. } = &deployment.chosen;
     let root = root(library, deployment);
-    let mut checks: Vec<Check> = tokio::task::block_in_place(|| [content(&root), vulnerable(&root, audit)]).into();
+    // With a copy of the advisory database; a newer bundle has one, too.
+    let refresh = scope.command("gate --advisories DIR");
+    let both = tokio::task::block_in_place(|| [content(&root), vulnerable(&root, audit, &refresh)]);
+    let mut checks: Vec<Check> = both.into();
     let mut pids = Vec::new();
     for site in deployment.sites.keys() {
         pids.extend(scope.platform.processes(&scope.folder, site).await);
@@ -67,11 +70,6 @@ fn root(library: &Library, deployment: &Deployment) -> Utf8PathBuf {
     let installed = roots.iter().find(|root| matches!(Site::new(root).installed(), Ok(Some(_))));
     installed.or(roots.first()).map_or_else(Utf8PathBuf::new, |root| (*root).to_owned())
 }
-
-/// The command that adds the missing advisories to an installed site.
-const CARRY: &str = "`textnlp-deploy gate --env air-gapped --advisories DIR` with a copy of the advisory database, or a bundle from \
-                     `textnlp-deploy bundle create --env air-gapped --out FILE --advisories DIR`; \
-                     `--set gates.advisories=warn --reason TEXT` accepts it";
 
 /// Verifies every installed byte.
 fn content(root: &Utf8Path) -> Check {
@@ -112,8 +110,8 @@ pub(crate) fn origin(library: &Library, deployment: &Deployment) -> Result<Optio
 }
 
 /// Checks the content against the given advisories, else the included ones. Without them, only the recorded audit of the
-/// program is available.
-fn vulnerable(root: &Utf8Path, audit: &Audit<'_>) -> Check {
+/// program is available. `refresh`: the command that checks it against others.
+fn vulnerable(root: &Utf8Path, audit: &Audit<'_>, refresh: &str) -> Check {
     let gates = audit.gates;
     let fails = |why: String| Check::unmeasured(VULNERABILITIES, 0, "critical", why);
     let settings = Settings { max_age_days: max_age_days(gates), ..Settings::at(audit.now) };
@@ -137,11 +135,13 @@ fn vulnerable(root: &Utf8Path, audit: &Audit<'_>) -> Check {
                 .note(format!("{}: {} ({})", worst.id, worst.title, worst.place)),
             None if !recorded.ok && !recorded.waits => recorded,
             None => {
-                let why = format!("the bundle has no advisories; to check it: {CARRY}");
-                let known = recorded.note.map_or_else(String::new, |note| {
-                    format!("; known vulnerabilities: {} in {note}", recorded.measured)
-                });
-                Check::unchecked(VULNERABILITIES, 0, "critical", why + &known, gates.advisories)
+                let known = recorded.measured.as_u64().map(|found| format!("; the audit of the program found {found}"));
+                let why = format!(
+                    "the bundle has no advisories; to check it: {refresh}{}{}",
+                    known.unwrap_or_default(),
+                    how_to_accept(gates.advisories)
+                );
+                Check::unchecked(VULNERABILITIES, 0, "critical", why, gates.advisories)
             }
         };
     };
@@ -155,7 +155,7 @@ fn vulnerable(root: &Utf8Path, audit: &Audit<'_>) -> Check {
             Check::new(VULNERABILITIES, critical, 0, "critical", false).note(format!("{first}; {note}"))
         }
     };
-    within_age(check, age, gates, CARRY)
+    within_age(check, age, gates, refresh)
 }
 
 #[cfg(test)]

@@ -104,6 +104,7 @@ replicas: 3
 port: 1
 ",
         expect![[r#"
+            mine.yaml:1:1: note: whether the settings fit together was not checked; fix these errors first; more checks follow
             mine.yaml:2:14: error: `environment`: `My_Env` is not a valid environment name: use 1 to 40 lower-case letters, digits and hyphens, beginning with a letter; choose such a name
             mine.yaml:3:8: error: `phase`: `stagign` is not one of `development`, `staging`, `pilot`, `scale-up`, `enterprise`, `multi-region`, `air-gapped`, `optimized`; did you mean `staging`?
             mine.yaml:5:37: error: `sites[0].regoin`: `regoin` is not a key of `sites[0]`; did you mean `region`?
@@ -124,6 +125,31 @@ port: 1
             mine.yaml:17:22: error: `gates.error_rate`: 2 is out of range; write a number from 0 to 1
             mine.yaml:18:1: error: `replicas`: `replicas` is not a key of an environment; did you mean `database.replicas`?
             mine.yaml:19:1: error: `port`: `port` is not a key of an environment; remove it; its keys are `extends`, `environment`, `description`, `phase`, `state`, `sites`, `models`, `server`, `data`, `database`, `cache`, `tls`, `scaling`, `gpu`, `cluster`, `network`, `storage`, `registry`, `monitoring`, `backup`, `traffic`, `dns`, `replication`, `dr`, `rollout`, `maintenance`, `tags`, `budget`, `gates`, `account`, `prerequisites`, `features`"#]],
+    );
+}
+
+#[test]
+fn contradictions_are_reported_beside_values_of_the_wrong_type() {
+    check(
+        "\
+extends: base
+environment: mine
+phase: stagng
+sites: [{ name: here, provider: onprem }]
+tls: { mode: \"off\" }
+scaling: { min: 4, max: 2 }
+database: { kind: sqlite, hosting: manged }
+tags: { textnlp-lineage: x }
+gates: { users: many, tokens_min: 100, tokens_max: 50 }
+",
+        expect![[r#"
+            mine.yaml:3:8: error: `phase`: `stagng` is not one of `development`, `staging`, `pilot`, `scale-up`, `enterprise`, `multi-region`, `air-gapped`, `optimized`; did you mean `staging`?
+            mine.yaml:5:14: error: `tls.mode`: API keys would be sent without TLS; use `local-ca`, `acme` or `existing` from staging on
+            mine.yaml:6:25: error: `scaling.max`: at most 2 is less than at least 4; write 4 or more
+            mine.yaml:7:36: error: `database.hosting`: `manged` is not one of `managed`, `cluster`, `external`; did you mean `managed`?
+            mine.yaml:8:7: error: `tags`: `textnlp-lineage` is a built-in tag; choose another name
+            mine.yaml:9:17: error: `gates.users`: found the text `many`, expected a whole number; write a whole number
+            mine.yaml:9:52: error: `gates.tokens_max`: it is less than `tokens_min`; swap them"#]],
     );
 }
 
@@ -204,6 +230,7 @@ fn overridden_layers_are_validated_too() {
     expect![[r#"
         FOLDER/lower.yaml:2:17: error: `scaling.min`: found the text `none`, expected a whole number; write a whole number
         FOLDER/lower.yaml:3:18: error: `server.api.prot`: `prot` is not a key of `server.api`; did you mean `port`?
+        FOLDER/upper.yaml:1:1: note: whether the settings fit together was not checked; fix these errors first; more checks follow
         FOLDER/upper.yaml:4:8: error: `sites`: the list has 0 entries; at least 1 must be there
         $TEXTNLP_SET__gpu__size: error: `gpu.size`: `smal` is not one of `none`, `small`, `medium`, `large`, `xlarge`; did you mean `small`?
         --set nonsense: error: there is no `=` in it; write `--set scaling.min=2`

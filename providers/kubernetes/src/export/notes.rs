@@ -1,5 +1,6 @@
 //! The instructions of an export: the Secrets it lacks, the commands that create them, and the command that applies it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use textnlp_provider::{Controller, Delivery};
@@ -8,7 +9,7 @@ use super::{FIRST_KEY, SiteObjects};
 
 /// The comment at the head of the stream.
 pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
-    let mut text = head(environment);
+    let mut text = head(site, environment);
     let namespace = &site.namespace;
     text += "It contains no secrets. Create these first:\n\n";
     text += &indented(&created(site));
@@ -53,7 +54,7 @@ pub(super) fn gitops(site: &SiteObjects, environment: &str, delivery: &Delivery,
          {}Commit this folder at path `{path}` of {}, revision `{}`. Then:\n\n```sh\nkubectl apply -f {file}\n```\n\n\
          To change the site, change the environment, export again and commit. Objects with data and the namespace are never removed by {title}. \
          A changed Secret does not restart the pods:\n\n```sh\nkubectl -n {namespace} rollout restart{restart} deployment/textnlp-api\n```\n",
-        head(environment),
+        head(site, environment),
         making(site),
         created(site),
         given(site),
@@ -68,7 +69,7 @@ pub(super) fn kustomize(site: &SiteObjects, environment: &str) -> String {
         "# textnlp, as Kustomize\n\n{}It contains no secrets. Create these files in `secrets/`, which keeps them out of the repository:\n\n```sh\ncd secrets\n{}```\n\n\
 {}Then, and after each change:\n\n```sh\n{}\nkubectl apply --server-side -k .\n```\n\nThe jobs run again; completed work is not repeated. \
          Put changes for one environment into an overlay on this base. A changed file in `secrets/` restarts the pods.\n",
-        head(environment),
+        head(site, environment),
         making(site),
         given(site),
         jobs_go(&site.namespace),
@@ -86,7 +87,7 @@ pub(super) fn helm(site: &SiteObjects, environment: &str) -> String {
          ```sh\n{}```\n\nThen, from that folder:\n\n```sh\n{made}\
          helm upgrade --install textnlp PATH/TO/THIS/CHART --namespace {namespace}{sets}\n```\n\n\
          If the Secrets exist already, set `--set secrets.existing=true`. `values.yaml` lists the values; to change anything else, change the environment and export again.\n",
-        head(environment),
+        head(site, environment),
         making(site),
         given = given(site),
         made = if site.own_namespace { namespace_made(&site.namespace) } else { String::new() },
@@ -134,9 +135,18 @@ pub(super) fn commented(text: &str) -> String {
     })
 }
 
-fn head(environment: &str) -> String {
+/// Where the objects are from, and what the cluster must have for their kinds.
+fn head(site: &SiteObjects, environment: &str) -> String {
+    let required: BTreeSet<&str> = site.items.iter().filter_map(|item| item.row.brought_by).collect();
+    let required = match required.is_empty() {
+        true => String::new(),
+        false => format!(
+            "Install these in the cluster first, which provide kinds of the objects: {}.\n\n",
+            required.into_iter().collect::<Vec<_>>().join("; ")
+        ),
+    };
     format!(
-        "Written by `textnlp-deploy export` from environment {environment}. `textnlp-deploy up` does not manage objects that you apply from here: use only one of both in a namespace.\n\n"
+        "Written by `textnlp-deploy export` from environment {environment}. `textnlp-deploy up` does not manage objects that you apply from here: use only one of both in a namespace.\n\n{required}"
     )
 }
 

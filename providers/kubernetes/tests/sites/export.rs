@@ -430,6 +430,7 @@ fn manifests_for_controllers_are_in_stages_and_keep_data() {
         let readme = text_of(&made, "README.md");
         let keys = made.secrets.iter().flat_map(|secret| &secret.keys);
         assert!(keys.into_iter().all(|key| readme.contains(&format!("--from-file={key}"))), "{readme}");
+        assert!(readme.contains("CloudNativePG 1.25 or newer"), "{readme}");
 
         let staged = staged(&made);
         let stage = |name: &str| staged[name].0.as_str();

@@ -37,7 +37,7 @@ const SYSTEMS: [(&str, u32, &str); 6] = [
 
 /// The oldest kernel of those systems.
 const KERNEL: (u32, u32) = (4, 18);
-/// Connections of clients, each with one to a replica, and other open files.
+/// Below this the gateway accepts too few connections: each may have one to a replica.
 const OPEN_FILES: u64 = 4096;
 /// Below this the server cannot open its database.
 const OPEN_FILES_FLOOR: u64 = 64;
@@ -68,8 +68,9 @@ impl Facts {
 }
 
 /// Adds a problem for each shortfall. One that makes the service slow is a warning, or an error when the minimum
-/// blocks; one that makes it impossible is always an error. An unknown fact is a note.
-pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem>) {
+/// blocks; one that makes it impossible is always an error. An unknown fact is a note. `connections`: those that the
+/// gateway may accept, if there is one.
+pub(super) fn check(facts: &Facts, minimum: &Minimum, connections: Option<u64>, problems: &mut Vec<Problem>) {
     let strict = minimum.blocks;
     // Notes are listed last: they matter least.
     let mut notes = Vec::new();
@@ -113,8 +114,9 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
         }
         Some(_) => {}
         None => {
+            let least = called(minimum.disk);
             let cause =
-                format!("the kind of disk for the state is unknown; {} needs {}", minimum.says, called(minimum.disk));
+                format!("the kind of disk for the state is unknown; the minimum for {} is {least}", minimum.says);
             unsaid(cause, "check the machine's documentation");
         }
     }
@@ -128,8 +130,10 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
         }
         Some(_) => {}
         None => {
-            let cause =
-                format!("the speed of its network is unknown; {} needs {} Mbit/s", minimum.says, minimum.network_mbps);
+            let cause = format!(
+                "the speed of its network is unknown; the minimum for {} is {} Mbit/s",
+                minimum.says, minimum.network_mbps
+            );
             unsaid(cause, "check the machine's documentation");
         }
     }
@@ -162,6 +166,17 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
     const MORE_FILES: &str = "raise it: `ulimit -n 65536`, or `LimitNOFILE` and limits.conf";
     if let Some(limit) = facts.open_files.filter(|limit| (OPEN_FILES_FLOOR..OPEN_FILES).contains(limit)) {
         short(format!("a process can open {limit} files; the gateway needs {OPEN_FILES}"), MORE_FILES);
+    }
+    if let (Some(limit), Some(connections)) = (facts.open_files, connections)
+        && (OPEN_FILES..2 * connections).contains(&limit)
+    {
+        let cause = format!(
+            "a process can open {limit} files: the gateway accepts {} connections, and `server.api.max_connections` \
+             ({connections}) needs {} files",
+            limit / 2,
+            2 * connections
+        );
+        unsaid(cause, MORE_FILES);
     }
     if let Some(limit) = facts.open_files.filter(|limit| *limit < OPEN_FILES_FLOOR) {
         let cause = format!("a process can open {limit} files; a server needs at least {OPEN_FILES_FLOOR}");
@@ -238,7 +253,7 @@ mod tests {
         let mut facts = good();
         change(&mut facts);
         let mut problems = Vec::new();
-        check(&facts, &minimum, &mut problems);
+        check(&facts, &minimum, Some(12_000), &mut problems);
         problems
     }
 
@@ -304,6 +319,15 @@ mod tests {
             assert!(matches!(&problems[..], [only] if only.note && only.warning), "case {number}: {problems:?}");
         }
         assert_eq!(found(Minimum::DEVELOPMENT, |facts| facts.has_gpu = false), []);
+    }
+
+    #[test]
+    fn limit_of_open_files_that_lowers_the_limit_of_connections_is_a_note() {
+        let problems = found(Minimum::PRODUCTION, |facts| facts.open_files = Some(20_000));
+        let [only] = &problems[..] else { panic!("{problems:?}") };
+        assert!(only.note && only.cause.contains("accepts 10000 connections"), "{only}");
+        assert!(only.cause.contains("needs 24000 files"), "{only}");
+        assert_eq!(found(Minimum::PRODUCTION, |facts| facts.open_files = Some(24_000)), []);
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<
         problems.push(Problem::new("supervisor", cause, "run the command from the file where it is installed"));
     }
     if !options.serves_elsewhere {
-        host::check(&host::Facts::read(&preflight::nearest(&options.state_folder)), &options.minimum, &mut problems);
+        let facts = host::Facts::read(&preflight::nearest(&options.state_folder));
+        host::check(&facts, &options.minimum, connections(wanted), &mut problems);
     }
     if !options.serves_elsewhere {
         crate::user::check(options.user.as_deref(), options.requires_user, &mut problems);
@@ -58,6 +59,12 @@ pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<
         software::check(&software::read().await, &options.minimum, &mut problems);
     }
     Ok(problems)
+}
+
+/// The connections that a gateway of the site may accept.
+fn connections(wanted: &[Wanted]) -> Option<u64> {
+    let files = wanted.iter().filter(|one| ResourceKind::of(&one.kind) == Some(ResourceKind::File));
+    files.filter_map(|one| one.spec.get("document")?.get("gateway")?.get("max_connections")?.as_u64()).max()
 }
 
 /// The bytes to be written, by filesystem.

@@ -13,7 +13,7 @@ use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use textnlp_control::Site;
 use textnlp_net::error_chain;
 use textnlp_net::retry::retry;
@@ -26,8 +26,10 @@ use super::actor::Leadership;
 use super::client;
 use super::http::{AgentState, refused};
 
-/// Timeout of a request to the primary.
+/// Timeout of a request to the primary, with a second attempt.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long before a second attempt: a primary refuses leases for a moment while it takes the role or is busy.
+const REFUSED_DELAY: Duration = Duration::from_millis(200);
 /// Timeout of a replica's request: longer than the other, with two changes of a database.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a site uses its own share until it asks the primary again.
@@ -179,7 +181,7 @@ async fn elsewhere(
 ) -> Result<LeaseAnswer, StoreError> {
     let mut unsettled = request.settled;
     if let Some(address) = watch.config.peers.get(primary).filter(|_| watch.counters.may_forward()) {
-        let why = match client::post(address, "/v1/counters?forwarded=1", &json!(request), FORWARD_TIMEOUT).await {
+        let why = match forward(address, &json!(request)).await {
             Ok((StatusCode::OK, answer)) => match serde_json::from_value(answer) {
                 Ok(answer) => {
                     watch.counters.forwarded(Ok(()));
@@ -191,7 +193,10 @@ async fn elsewhere(
                 }
             },
             // Refused, so nothing was done.
-            Ok((status, _)) => format!("it answered {status}"),
+            Ok((status, answer)) => {
+                let code = answer["error"]["code"].as_str().unwrap_or_default();
+                format!("it answered {status} {code}").trim_end().to_owned()
+            }
             Err(why) => {
                 if !why.starts_with("connect") {
                     unsettled = unsettled.safe_to_repeat();
@@ -203,6 +208,21 @@ async fn elsewhere(
     }
     let answer = watch.store.lease_apart(request, sites, now_ms()).await?;
     Ok(LeaseAnswer { unsettled, ..answer })
+}
+
+/// Asks the primary, and once more if it refuses for the moment.
+async fn forward(primary: &Address, request: &Value) -> Result<(StatusCode, Value), String> {
+    const PATH: &str = "/v1/counters?forwarded=1";
+    let begun = Instant::now();
+    let answered = client::post(primary, PATH, request, FORWARD_TIMEOUT).await;
+    if !matches!(answered, Ok((StatusCode::SERVICE_UNAVAILABLE, _))) {
+        return answered;
+    }
+    tokio::time::sleep(REFUSED_DELAY).await;
+    match FORWARD_TIMEOUT.checked_sub(begun.elapsed()) {
+        Some(rest) => client::post(primary, PATH, request, rest).await,
+        None => answered,
+    }
 }
 
 /// A page of changes.
@@ -327,6 +347,8 @@ pub async fn lease(agent: &Address, request: &LeaseRequest) -> Result<LeaseAnswe
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     #[test]
@@ -356,6 +378,28 @@ mod tests {
         page.truncate(0);
         assert_eq!(page.counters.len(), 2 * MAX_COUNTERS as usize - 1);
         assert_eq!(page.counters[0], budget(1));
+    }
+
+    #[tokio::test]
+    async fn primary_that_refuses_for_a_moment_is_asked_once_more() {
+        let asked = Arc::new(AtomicU32::new(0));
+        for (refusals, expected) in [(1, StatusCode::OK), (2, StatusCode::SERVICE_UNAVAILABLE)] {
+            asked.store(0, Ordering::SeqCst);
+            let count = asked.clone();
+            let answer = axum::routing::post(move || {
+                let is_refused = count.fetch_add(1, Ordering::SeqCst) < refusals;
+                async move { if is_refused { not_primary() } else { Json(json!({})).into_response() } }
+            });
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let primary = Address::Tcp(listener.local_addr().unwrap().to_string());
+            let served =
+                tokio::spawn(
+                    async move { axum::serve(listener, axum::Router::new().route("/v1/counters", answer)).await },
+                );
+            assert_eq!(forward(&primary, &json!({})).await.unwrap().0, expected);
+            assert_eq!(asked.load(Ordering::SeqCst), 2);
+            served.abort();
+        }
     }
 
     #[test]
