@@ -520,12 +520,14 @@ fn managed_life(
         assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "another up plans nothing: {again:#}");
     };
     again();
-    let failover = follower.about("db failover --yes -o json").expect(0).json();
+    let failover = follower.printed("textnlp-deploy db failover");
+    let failover = follower.run(&format!("{failover} --yes -o json")).expect(0).json();
     let is_other = failover["killed"] != failover["primary"];
     assert!(is_other && failover["lost"] == 0 && failover["ready_s"].is_number(), "{failover:#}");
     dump_and_restore(operator, follower, managed);
     follower.about("probe --every 1s --for 7s").expect(0);
-    let gate = follower.about("gate -o json").expect(0).json()["gate"].clone();
+    let gate = follower.run(&format!("{} -o json", follower.printed("textnlp-deploy gate"))).expect(0);
+    let gate = gate.json()["gate"].clone();
     let checks = gate["checks"].as_array().unwrap();
     let unmeasured: Vec<&Value> = checks.iter().filter(|check| check["ok"] != true).collect();
     assert_eq!((&gate["state"], unmeasured), (&"open".into(), Vec::new()), "{gate:#}");
@@ -545,7 +547,7 @@ fn managed_life(
 fn dump_and_restore(operator: &Operator, follower: &Follower<'_>, managed: &Managed) {
     let keys = || managed.database.sql("textnlp", "SELECT count(*) FROM api_keys");
     let before = keys();
-    let dumped = follower.about("backup create").expect(0);
+    let dumped = follower.run(follower.printed("textnlp-deploy backup create")).expect(0);
     assert!(dumped.out.contains("backup_2") && dumped.out.contains("verified: restored with "), "{dumped:?}");
     eventually("the dump is known", || {
         let listed = follower.about("backup list -o json").expect(0).json();
