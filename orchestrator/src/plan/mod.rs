@@ -45,7 +45,7 @@ pub const FORMAT: u32 = 1;
 pub enum Purpose {
     /// Create or change what is wanted.
     Up,
-    /// Remove everything but data and what it needs, or everything. Copies of data that is retained are removed.
+    /// Remove everything that holds no data, or everything.
     Down,
 }
 
