@@ -215,7 +215,8 @@ pub(crate) static ROWS: [Row; 35] = [
     Row {
         data: DataClass::Precious,
         pricing: Pricing::Unknown(DISKS),
-        deadline: MINUTE.saturating_mul(10),
+        // The deletion waits for its volume.
+        deadline: MINUTE.saturating_mul(20),
         ready: ready::volume_claim,
         fixed: &[
             "spec.accessModes",
