@@ -560,7 +560,6 @@ fn backup(e: &Environment, release: &Release) -> part::Backup {
             version: e.database.version,
             disk_bytes: e.database.size.0,
             backup_bytes: backup_bytes(e),
-            data: "instance".to_owned(),
             secrets: name(names::SECRETS),
             private_ca: release.files.private_ca.clone(),
         }),

@@ -5,9 +5,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-use textnlp_provider::{
-    DataClass, Foreign, Health, Kind, Object, Observed, Origin, Ownership, Recorded, ResourceId, Wanted,
-};
+use textnlp_provider::{DataClass, Foreign, Object, Observed, Origin, Ownership, Recorded, ResourceId, Wanted};
 
 use super::facts::{needs_of, recorded_needs};
 use super::{Call, ChoiceBasis, Facts, Gate, Node, Note, ObjectRole, Plan, Purpose, Step, gated};
@@ -139,7 +137,7 @@ impl<'a> Auditor<'a> {
                     if foreign_objects.contains(&recorded.cloud_id) {
                         self.breach(&step.resource, "an object that contains an external object must not be removed");
                     }
-                    if self.holds_data(recorded) && !self.is_spare(recorded) && !self.plan.delete_data {
+                    if self.holds_data(recorded) && !self.plan.delete_data {
                         self.breach(&step.resource, "an object with data must be removed only with consent");
                     }
                 }
@@ -190,33 +188,12 @@ impl<'a> Auditor<'a> {
 
     fn holds_data(&self, recorded: &Recorded) -> bool {
         let Some(site) = self.facts.sites.get(&recorded.site) else { return true };
-        let precious = self.kind(recorded).is_some_and(|kind| kind.data == DataClass::Precious);
+        let precious = site
+            .provider
+            .kinds()
+            .iter()
+            .any(|kind| kind.name == recorded.kind.as_str() && kind.data == DataClass::Precious);
         !recorded.tainted && (recorded.protected || (precious && site.protect_data))
-    }
-
-    /// Whether an object has copies of one that holds data, exists, is healthy, and is retained by this `down`.
-    fn is_spare(&self, recorded: &Recorded) -> bool {
-        let original = || {
-            let copies = self.kind(recorded)?.copies?;
-            let original = ResourceId::new(recorded.spec.as_value().pointer(copies.original)?.as_str()?).ok()?;
-            self.holdings.get(&original)?.current.as_ref()
-        };
-        let Some(original) = original().filter(|_| self.facts.purpose == Purpose::Down) else { return false };
-        let is_well = |object: &Object| object.cloud_id == original.cloud_id && object.health == Health::Ready;
-        let is_present = |(id, seen): &(ResourceId, Observed)| {
-            *id == original.id && matches!(seen, Observed::Present(object) if is_well(object))
-        };
-        let steps = self.steps.get(&original.id);
-        self.holds_data(original)
-            && original.ownership == Ownership::Ours
-            && self.plan.retained.iter().any(|kept| kept.resource == original.id)
-            && steps.is_none_or(|steps| !steps.iter().any(|step| removes_current(step) || forgets(step)))
-            && self.facts.sites.values().flat_map(|site| &site.observed).any(is_present)
-    }
-
-    fn kind(&self, recorded: &Recorded) -> Option<&'static Kind> {
-        let kinds = self.facts.sites.get(&recorded.site)?.provider.kinds();
-        kinds.iter().find(|kind| kind.name == recorded.kind.as_str())
     }
 
     /// At most one step creates, changes or forgets a resource, and at most one removes it.

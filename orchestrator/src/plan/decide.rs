@@ -98,7 +98,7 @@ pub(super) struct DecisionBuilder<'w, 'a> {
     /// By index, like all fields below.
     known: Vec<Option<KnownOutputs<'a>>>,
     pub(super) all: Vec<Option<Decided<'a>>>,
-    pub(super) warnings: Vec<Problem>,
+    warnings: Vec<Problem>,
     /// Resources that others are or will be reached through.
     hosts: Vec<bool>,
     /// Hosts of resources that hold data whose loss was not approved.
@@ -776,23 +776,10 @@ impl ExpectedRecord<'_> {
     }
 }
 
-/// Whether an object holds data whose loss was not approved.
 pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -> bool {
     let Some((site, facts)) = world.facts.sites.get_key_value(site) else { return true };
     let precious = world.kind(site, &recorded.kind).is_some_and(|kind| kind.data == DataClass::Precious);
     !world.facts.delete_data && !recorded.tainted && (recorded.protected || (precious && facts.protect_data))
-}
-
-/// The resource that an object has copies of, and how to save them.
-pub(super) fn original_of(
-    world: &World<'_>,
-    recorded: &Recorded,
-    site: &SiteName,
-) -> Option<(ResourceIndex, &'static str)> {
-    let (site, _) = world.facts.sites.get_key_value(site)?;
-    let copies = world.kind(site, &recorded.kind)?.copies?;
-    let original = recorded.spec.as_value().pointer(copies.original)?.as_str()?;
-    Some((world.place(&ResourceId::new(original).ok()?)?, copies.save))
 }
 
 /// The record of an object that matches what is wanted.

@@ -48,7 +48,7 @@ pub const TAKEN_DOWN: &str = "the environment is taken down";
 pub enum Purpose {
     /// Create or change what is wanted.
     Up,
-    /// Remove everything but data and what it needs, or everything. Copies of data that is retained are removed.
+    /// Remove everything that holds no data, or everything.
     Down,
 }
 

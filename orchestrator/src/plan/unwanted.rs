@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use textnlp_provider::{Object, Ownership, Problem, Recorded, Spec};
+use textnlp_provider::{Ownership, Problem, Recorded, Spec};
 
-use super::decide::{Decided, Decision, DecisionBuilder, is_kept, is_other, original_of, record_of, unproven_problem};
-use super::facts::{ResourceIndex, degraded};
+use super::decide::{Decided, Decision, DecisionBuilder, is_kept, is_other, record_of, unproven_problem};
+use super::facts::ResourceIndex;
 use super::{Purpose, TAKEN_DOWN};
 
 impl<'a> DecisionBuilder<'_, 'a> {
@@ -24,18 +24,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
         for place in first.into_iter().chain(then) {
             self.all[place] = self.unwanted_one(place);
         }
-        // Before others are retained because they are needed.
-        let released = self.release_copies();
         self.keep_what_is_needed();
-        for (place, original, save) in released {
-            let Some(Decided { what: Decision::Delete { recorded }, .. }) = &self.all[place] else { continue };
-            let made = world.rows[original].holding.and_then(|(_, holding)| holding.current.as_ref()?.created);
-            let made = made.map_or_else(String::new, |at| format!(" (created {at:.0}: is your data in it?)"));
-            let original = world.ids[original];
-            let cause =
-                format!("it has copies of `{original}`{made}, and is deleted with them although that is retained");
-            self.warnings.push(Problem::warning(recorded.id.as_str(), cause, save));
-        }
     }
 
     fn unwanted_one(&mut self, place: ResourceIndex) -> Option<Decided<'a>> {
@@ -114,46 +103,6 @@ impl<'a> DecisionBuilder<'_, 'a> {
             (None, _) => {}
         }
         Some(decided)
-    }
-
-    /// Decides to delete copies of what this `down` retains for its data, if that exists and is healthy. Returns the copies with their
-    /// originals and how to save them.
-    fn release_copies(&mut self) -> Vec<(ResourceIndex, ResourceIndex, &'static str)> {
-        let mut released = Vec::new();
-        if self.world.facts.purpose != Purpose::Down {
-            return released;
-        }
-        for (place, decided) in self.all.iter().enumerate() {
-            // Other objects of the same resource hold data too, and are reached through the same host.
-            let Some(Decided { what: Decision::Retain { recorded }, site, old: [], strays, .. }) = decided else {
-                continue;
-            };
-            if self.guests[place].is_some() || !strays.is_empty() {
-                continue;
-            }
-            let Some((original, save)) = original_of(self.world, recorded, site) else { continue };
-            if self.is_safe(original) {
-                released.push((place, original, save));
-            }
-        }
-        for (place, original, _) in &released {
-            if let Some(decided) = &mut self.all[*place]
-                && let Decision::Retain { recorded } = decided.what
-            {
-                decided.because = format!("it has copies of `{}`, which is retained", self.world.ids[*original]);
-                decided.what = Decision::Delete { recorded };
-            }
-        }
-        released
-    }
-
-    /// Whether a resource is retained for its data, exists, is healthy, and is no copy itself.
-    fn is_safe(&self, original: ResourceIndex) -> bool {
-        let Some(Decided { what: Decision::Retain { recorded }, site, .. }) = &self.all[original] else {
-            return false;
-        };
-        let is_well = |object: &Object| object.cloud_id == recorded.cloud_id && degraded(&object.health).is_none();
-        original_of(self.world, recorded, site).is_none() && self.world.rows[original].present().any(is_well)
     }
 
     /// Retains the dependencies of retained and unreadable resources.

@@ -20,12 +20,6 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     {
         monitoring.receivers.clear();
     }
-    // The instance is the database in it.
-    if let ComponentSpec::Backup(backup) = &mut inner.part
-        && let Some(managed) = &mut backup.managed
-    {
-        managed.data = "server".to_owned();
-    }
     if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
         // AKS installs the driver, and no plugin: <https://learn.microsoft.com/azure/aks/use-nvidia-gpu>.
         gpu.device_plugin = true;

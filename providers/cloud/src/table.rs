@@ -48,7 +48,6 @@ pub const fn kind(name: &'static str, says: &'static str, identity: Identity) ->
         one_by_one: false,
         shared: &[],
         replica: None,
-        copies: None,
         settles: SETTLES,
         deadline: MINUTE.saturating_mul(10),
         typical: None,

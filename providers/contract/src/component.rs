@@ -1148,8 +1148,6 @@ pub struct ManagedDumps {
     pub disk_bytes: u64,
     /// The disk for dumps, in bytes.
     pub backup_bytes: u64,
-    /// The part of the database's component that has the data.
-    pub data: String,
     /// The component of its generated password.
     pub secrets: ComponentName,
     /// The certificate authorities that its clients verify it by, as PEM, as in [`Egress`].

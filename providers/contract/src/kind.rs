@@ -43,18 +43,6 @@ pub struct Kind {
     pub shared: &'static [&'static str],
     /// How a replica in another region is told, and what promotes it; `None` where there are no such replicas.
     pub replica: Option<ReplicaFields>,
-    /// What tells that an object has copies of another one's data; `None` where no object has.
-    pub copies: Option<CopyFields>,
-}
-
-/// What specs have of an object with copies of another one's data, such as its backups. A `down` that retains the other one removes the
-/// copies, because the host that they are in would stay for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CopyFields {
-    /// The JSON pointer to the id of the resource that is copied.
-    pub original: &'static str,
-    /// How an operator saves the copies before.
-    pub save: &'static str,
 }
 
 /// What specs have of a database's replica in another region. A promoted one has the outputs `host`, `port`, `database` and `user`.

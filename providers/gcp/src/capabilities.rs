@@ -20,12 +20,6 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     {
         monitoring.receivers.clear();
     }
-    // The instance is its user.
-    if let ComponentSpec::Backup(backup) = &mut inner.part
-        && let Some(managed) = &mut backup.managed
-    {
-        managed.data = "server".to_owned();
-    }
     let identity = bucket_identity(component, &site);
     if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
         cluster.bucket_identity = Some(identity);

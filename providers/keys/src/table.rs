@@ -32,7 +32,6 @@ const fn kind(name: &'static str, says: &'static str, data: DataClass, deadline_
         one_by_one: false,
         shared: &[],
         replica: None,
-        copies: None,
         // A marker is read as it was written.
         settles: Duration::ZERO,
         deadline: Duration::from_secs(deadline_seconds),

@@ -1,5 +1,5 @@
-//! The least-privilege policy of a plan: roles with the permissions that [`preflight`](crate::preflight) reviews, and
-//! their bindings.
+//! The least-privilege policy of a plan: roles with the permissions that [`preflight`](crate::preflight) reviews, and their
+//! bindings. Where the plan changes claims, they may also read volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +10,10 @@ use crate::identity::ObjectLocation;
 use crate::table::{self, Row, VERBS};
 
 const API: &str = "rbac.authorization.k8s.io";
+
+/// The note on the permission to read volumes.
+const OPTIONAL: &str = "`get` of persistentvolumes is optional: without it, the removal of a claim does not wait until its \
+                        disk is deleted";
 
 /// The verbs that reading an object needs.
 const READ: [&str; 2] = ["get", "list"];
@@ -28,15 +32,17 @@ struct Rules {
 /// The document, or nothing if no permission is needed.
 pub(crate) fn document(request: &PolicyRequest) -> Option<PolicyDocument> {
     let mut scopes: BTreeMap<Option<String>, Rules> = BTreeMap::new();
+    let mut notes = Vec::new();
     let made = made_roles(request);
     for resource in &request.resources {
         let Some(row) = table::row(&resource.kind) else { continue };
         let Ok(location) = ObjectLocation::of_spec(row, &resource.spec) else { continue };
-        if row.kind == table::VOLUME_CLAIM {
-            // Its removal waits for its volume, where that is permitted: `preflight` does not review it.
+        if row.kind == table::VOLUME_CLAIM && !resource.verbs.is_empty() {
+            // Its removal, perhaps by the next plan, waits for its volume where that is permitted: `preflight` does not review it.
             let volume = table::volumes();
             let rules = scopes.entry(None).or_default();
             rules.verbs.entry((volume.group, volume.plural)).or_default().insert("get");
+            notes = vec![OPTIONAL.to_owned()];
         }
         let rules = scopes.entry(location.namespace.clone()).or_default();
         rules.verbs.entry((row.group, row.plural)).or_default().extend(verbs(resource));
@@ -56,7 +62,7 @@ pub(crate) fn document(request: &PolicyRequest) -> Option<PolicyDocument> {
             text.push_str(&serde_yaml::to_string(&manifest).unwrap_or_else(|_| manifest.to_string()));
         }
     }
-    Some(PolicyDocument { title: "Kubernetes roles".to_owned(), format: PolicyFormat::Yaml, text, notes: Vec::new() })
+    Some(PolicyDocument { title: "Kubernetes roles".to_owned(), format: PolicyFormat::Yaml, text, notes })
 }
 
 fn verbs(resource: &PolicyResource) -> Vec<&'static str> {
@@ -241,6 +247,7 @@ mod tests {
         reviewed.insert((None, String::new(), "persistentvolumes".to_owned(), "get".to_owned()));
         let roles = roles(&request(&created));
         assert_eq!(granted(&roles), reviewed);
+        assert_eq!(document(&request(&created)).unwrap().notes, [OPTIONAL]);
         let bindings: Vec<_> = roles.iter().filter(|one| !one["roleRef"].is_null()).collect();
         assert_eq!(bindings.len(), 3, "the cluster and two namespaces");
         for binding in bindings {
@@ -251,14 +258,17 @@ mod tests {
     #[test]
     fn policy_grants_no_more_than_the_verbs_of_the_plan() {
         let kept = wanted("deployment", Some("prod"), "server", json!({}));
+        let dumps = wanted("persistent-volume-claim", Some("prod"), "dumps", json!({}));
         let gone = wanted("service", Some("prod"), "old", json!({}));
-        let roles = roles(&request(&[(&kept, &[]), (&gone, &[Verb::Delete])]));
+        let roles = roles(&request(&[(&kept, &[]), (&dumps, &[]), (&gone, &[Verb::Delete])]));
         let row = |group: &str, plural: &str, verb: &str| {
             (Some("prod".to_owned()), group.to_owned(), plural.to_owned(), verb.to_owned())
         };
         let expect = [
             row("apps", "deployments", "get"),
             row("apps", "deployments", "list"),
+            row("", "persistentvolumeclaims", "get"),
+            row("", "persistentvolumeclaims", "list"),
             row("", "services", "get"),
             row("", "services", "list"),
             row("", "services", "delete"),

@@ -453,7 +453,7 @@ impl Provider for Kubernetes {
     }
 
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
-        Work::on(self, op).await?.advance(handle).await
+        Work::advance(self, op, handle).await
     }
 }
 

@@ -3,9 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use textnlp_provider::{
-    CopyFields, CostLine, DataClass, Identity, Kind, KindName, Permission, Pricing, ReplaceOrder, Spec,
-};
+use textnlp_provider::{CostLine, DataClass, Identity, Kind, KindName, Permission, Pricing, ReplaceOrder, Spec};
 
 use crate::ready::{self, Ready};
 use serde_json::Value;
@@ -54,7 +52,6 @@ impl Row {
             one_by_one: false,
             shared: &[],
             replica: None,
-            copies: (self.kind == VOLUME_CLAIM).then_some(CLAIM_OF_COPIES),
             // Lists without a `resourceVersion` are consistent reads.
             settles: Duration::ZERO,
             deadline: self.deadline,
@@ -108,12 +105,6 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 /// The deadline of objects that are ready at once.
 const AT_ONCE: Duration = Duration::from_secs(30);
-
-/// The claim of a volume with backups.
-const CLAIM_OF_COPIES: CopyFields = CopyFields {
-    original: "/metadata/annotations/textnlp-copy-of",
-    save: "copy its files first, with `kubectl cp` from a pod that mounts it: docs/guide/kubernetes.md, \"Copy dumps off the cluster\"",
-};
 
 /// Why the cost of a volume is not known.
 const DISKS: &str = "by the size and the class of the disks, at the storage of the cluster";
@@ -224,7 +215,8 @@ pub(crate) static ROWS: [Row; 35] = [
     Row {
         data: DataClass::Precious,
         pricing: Pricing::Unknown(DISKS),
-        deadline: MINUTE.saturating_mul(10),
+        // The deletion waits for its volume.
+        deadline: MINUTE.saturating_mul(20),
         ready: ready::volume_claim,
         fixed: &[
             "spec.accessModes",

@@ -33,8 +33,9 @@ const ROLLING: Duration = Duration::from_secs(1);
 const SETTLES: Duration = Duration::from_secs(4);
 /// The number of polls at the short interval.
 const SOON_LOOKS: u32 = 20;
-/// The number of polls for the volume of a claim that is gone: about five minutes.
-const VOLUME_LOOKS: u32 = 150;
+/// The number of polls for the volume of a claim that is gone: about ten minutes, because Kubernetes detaches a disk from a node that does
+/// not answer after six.
+const VOLUME_LOOKS: u32 = 300;
 /// The limit of foreign objects that a message lists.
 const SHOWN: usize = 10;
 
@@ -138,7 +139,21 @@ impl<'a> Work<'a> {
         }
     }
 
-    pub(crate) async fn advance(&self, handle: &Handle) -> Result<Progress> {
+    /// Goes on with an operation. Only that of a removed claim knows its volume, so that an expired sign-in leaves it open.
+    pub(crate) async fn advance(kubernetes: &'a Kubernetes, op: &'a Operation, handle: &Handle) -> Result<Progress> {
+        let answer = match Self::on(kubernetes, op).await {
+            Ok(work) => work.go_on(handle).await,
+            Err(error) => Err(error),
+        };
+        answer.map_err(|error| match error.kind {
+            ErrorKind::Denied if handle.0["volume"].is_string() && !inside::is_forbidden(&error) => {
+                Error { kind: ErrorKind::Unavailable, ..error }
+            }
+            _ => error,
+        })
+    }
+
+    async fn go_on(&self, handle: &Handle) -> Result<Progress> {
         let mut stand: OperationProgress = serde_json::from_value(handle.0.clone())
             .map_err(|source| Error::new(ErrorKind::Invalid, "resume", self.op.resource.to_string()).because(source))?;
         if let Some(orders) = stand.rollout.take() {
@@ -433,9 +448,12 @@ impl<'a> Work<'a> {
         let volume = object["spec"]["volumeName"].as_str().filter(|_| self.row.kind == table::VOLUME_CLAIM);
         let stand = OperationProgress { uid, volume: volume.map(str::to_owned), ..OperationProgress::of(object) };
         // Most objects are deleted at once, so one read here saves a poll.
-        match self.api.get(&self.call("read", "get")).await?.filter(|object| identity::uid(object) == stand.uid) {
-            None => self.gone_with_volume(&stand).await,
-            Some(object) => Ok(self.ending(&object, &stand).await),
+        let there = self.api.get(&self.call("read", "get")).await?.filter(|object| identity::uid(object) == stand.uid);
+        match (there, &stand.volume) {
+            (Some(object), _) => Ok(self.ending(&object, &stand).await),
+            // Its handle is journaled first: it alone knows the volume.
+            (None, Some(name)) => Ok(pending(&stand, format!("its volume {name} is read next"))),
+            (None, None) => self.gone(),
         }
     }
 

@@ -25,7 +25,6 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
         one_by_one: false,
         shared: &[],
         replica: None,
-        copies: None,
         // A marker is read as it was written.
         settles: Duration::ZERO,
         deadline,

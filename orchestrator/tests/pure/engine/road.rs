@@ -9,12 +9,12 @@ use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::event::EventKind;
 use textnlp_orchestrator::gate::{EnteredPhase, EntryBasis, Exemption, RecordedExemption};
-use textnlp_orchestrator::plan::{Purpose, Summary, audit};
+use textnlp_orchestrator::plan::{Purpose, Summary};
 use textnlp_orchestrator::run::{Run, RunError, run_phases};
 use textnlp_orchestrator::state::{Entry, Holder, Operator, SCHEDULE, StateError, Store};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::memory::{Fault, FaultEffect, Fuse, Stage};
-use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Observed, Spec, Verb, Wanted};
+use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Spec, Verb};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -124,58 +124,6 @@ fn down_retains_data_and_the_resources_it_needs() {
     world.check(&all);
     world.down(DOWN_WITH_DATA);
     assert!(world.ours().is_empty());
-}
-
-#[test]
-fn down_removes_copies_of_retained_data_with_their_host_and_says_so() {
-    let replicas = ["server/replica-0", "server/replica-1"];
-    let others = ["gateway", "cert", "cache", "store", "store/tiny", "vault", "vault/key"];
-    let mut all = without(without(service(), &replicas), &others);
-    let dumps = want("dumps", "database", json!({"engine": "disk", "copy_of": "here/db"}));
-    all.push(via(dumps, "cluster"));
-    let of = |wanted: &[Wanted]| {
-        let mut world = World::new();
-        world.protect_data = true;
-        world.up(wanted);
-        world
-    };
-    let kept = |world: &World, ask, wanted: &[Wanted]| -> Vec<String> {
-        let (planned, _) = world.plan(ask, wanted).unwrap();
-        planned.plan().retained.iter().map(|kept| format!("{}: {}", kept.resource, kept.because)).collect()
-    };
-    let with_host =
-        ["here/cluster: `here/dumps` needs it", "here/dumps: it holds data", "here/net: `here/cluster` needs it"];
-    assert_eq!(kept(&of(&without(all.clone(), &["db"])), DOWN, &[]), with_host, "there is no original");
-    let unseen = of(&all);
-    unseen.cloud.hide(&id("here/db"));
-    assert_eq!(kept(&unseen, DOWN, &[]), with_host, "whether there is an original is not known");
-    let sick = of(&all);
-    sick.cloud.degrade(&id("here/db"), "it lost its disk");
-    let with_both = [with_host[0], "here/db: it holds data", with_host[1], with_host[2]];
-    assert_eq!(kept(&sick, DOWN, &[]), with_both, "the original may be of no use");
-    let world = of(&all);
-    let db = world.ours().into_iter().find(|thing| thing.resource == Some(id("here/db"))).unwrap().cloud_id;
-    world.cloud.date(&db, "2026-01-02T00:00:00Z".parse().unwrap());
-    world.up(&all);
-    world.cloud.date(&db, "2026-01-03T00:00:00Z".parse().unwrap());
-    assert_eq!(kept(&world, DOWN, &[]), with_host, "another object has the name of the original");
-    let steps = lines(world.plan(DOWN, &[]).unwrap().0.plan());
-    assert!(steps.iter().any(|step| step.ends_with(" note forget here/db")), "{steps:#?}");
-    world.cloud.date(&db, "2026-01-02T00:00:00Z".parse().unwrap());
-    assert_eq!(kept(&world, UP, &without(all, &["dumps"])), ["here/dumps: it holds data"], "an `up` removes none");
-
-    let (planned, mut facts) = world.plan(DOWN, &[]).unwrap();
-    let plan = planned.plan().clone();
-    assert_eq!(kept(&world, DOWN, &[]), ["here/db: it holds data"]);
-    let [warning] = &plan.warnings[..] else { panic!("{:#?}", plan.warnings) };
-    let says = "it has copies of `here/db` (created 2026-01-02T00:00:00Z: is your data in it?)";
-    assert!(warning.place == "here/dumps" && warning.cause.starts_with(says), "{warning}");
-    let site = facts.sites.get_mut(&here()).unwrap();
-    site.observed.iter_mut().filter(|(of, _)| *of == id("here/db")).for_each(|(_, seen)| *seen = Observed::Absent);
-    let breaches = audit(plan, &facts).unwrap_err();
-    assert!(breaches.iter().any(|breach| breach.law.contains("only with consent")), "{breaches:?}");
-    assert!(world.down(DOWN).is_complete());
-    assert_eq!(world.ours().len(), 1, "the database");
 }
 
 #[test]

@@ -419,14 +419,6 @@ fn a_managed_database_is_an_rds_server_that_only_the_private_subnets_reach() {
 }
 
 #[test]
-fn dumps_of_a_database_are_copies_of_its_server() {
-    let managed = ManagedPostgres { disk_bytes: 100 << 30, backup_seconds: 7 * 86_400, replica_region: None };
-    let (bench, site) = (bench(), crate::engine::site_of("staging", true, 2));
-    let database = database(managed, 0, 700);
-    crate::programs::dumps::are_copies_of_the_server(&bench.provider, textnlp_aws::inside, &site, database);
-}
-
-#[test]
 fn only_an_rds_server_of_the_deployment_has_a_maintenance_window() {
     let bench = bench();
     let window = MaintenanceWindow { day: Weekday::Sunday, at: TimeOfDay(150), hours: 4 };

@@ -603,12 +603,6 @@ fn a_quota_names_the_settings_that_it_has_room_for() {
 }
 
 #[test]
-fn dumps_of_a_database_are_copies_of_its_server() {
-    let bench = Bench::new(Options::zero_latency(), true);
-    programs::dumps::are_copies_of_the_server(&bench.provider, textnlp_azure::inside, &bench.site, bench.database());
-}
-
-#[test]
 fn kinds_are_declared_well() {
     let bench = Bench::new(Options::zero_latency(), false);
     well_formed(&bench.provider).unwrap();

@@ -4,7 +4,6 @@
 //! `TEXTNLP_PROGRAMS=10000 cargo test --release -p textnlp-aws --test aws random -- --nocapture`, and so for the other clouds.
 #![allow(dead_code, reason = "no cloud uses all of it")]
 
-pub(crate) mod dumps;
 pub(crate) mod engine;
 pub(crate) mod failover;
 pub(crate) mod shape;

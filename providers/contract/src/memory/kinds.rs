@@ -6,7 +6,7 @@ use jiff::civil::{Date, date};
 use serde_json::Value;
 
 use crate::cost::{CostLine, Price, PriceUnit, Pricing};
-use crate::kind::{CopyFields, DataClass, Identity, Kind, ReplaceOrder};
+use crate::kind::{DataClass, Identity, Kind, ReplaceOrder};
 use crate::name::KindName;
 use crate::permission::{Condition, Permission};
 use crate::resource::Effect;
@@ -54,7 +54,6 @@ const fn kind(
         one_by_one: false,
         shared: &[],
         replica: None,
-        copies: None,
         settles: Duration::ZERO,
         deadline: Duration::from_secs(600),
         schema: 1,
@@ -133,11 +132,7 @@ pub const KINDS: &[Kind] = &[
     kind("memory.certificate", "a certificate", Named, Nothing, DeleteFirst),
     kind("memory.bucket", "a bucket for models", Token, Derived, CreateFirst),
     kind("memory.model", "a model in a bucket", Part, Derived, DeleteFirst),
-    Kind {
-        pricing: Pricing::BySpec,
-        copies: Some(CopyFields { original: "/copy_of", save: "copy it first" }),
-        ..kind("memory.database", "a database", Named, Precious, DeleteFirst)
-    },
+    Kind { pricing: Pricing::BySpec, ..kind("memory.database", "a database", Named, Precious, DeleteFirst) },
     Kind {
         settles: Duration::from_secs(5),
         ..kind("memory.cache", "a cache that lists late", Token, Nothing, CreateFirst)

@@ -522,12 +522,6 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 #[test]
-fn dumps_of_a_database_are_copies_of_its_server() {
-    let bench = Bench::new(Options::zero_latency(), true);
-    programs::dumps::are_copies_of_the_server(&bench.provider, textnlp_gcp::inside, &bench.site, bench.database());
-}
-
-#[test]
 fn kinds_are_declared_well() {
     let bench = Bench::new(Options::zero_latency().enabled(), false);
     well_formed(&bench.provider).unwrap();

@@ -267,16 +267,11 @@ impl Lowering<'_> {
         let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
         let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
         // What is missing was reported.
-        let Some(Dumped { image, disk_bytes, backup_bytes, secret, copy_of, connection, authority, ca, needs }) =
-            dumped
-        else {
+        let Some(Dumped { image, disk_bytes, backup_bytes, secret, connection, authority, ca, needs }) = dumped else {
             return;
         };
         let namespace = self.cluster.namespace.clone();
-        let claim = json!({
-            "namespace": namespace, "name": "textnlp-backups", "size": disk(backup_bytes), "access": "ReadWriteOnce",
-            "class": null, "copy_of": copy_of,
-        });
+        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(backup_bytes), "access": "ReadWriteOnce", "class": null });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
         let mut files = json!({ "backup.sh": SCRIPT });
         if let Some(ca) = ca {
@@ -344,7 +339,6 @@ impl Lowering<'_> {
             disk_bytes: own.disk_bytes,
             backup_bytes: own.backup_bytes,
             secret: OWNER_SECRET,
-            copy_of: None,
             connection: connection.map(|(name, value)| variable(name, value)).into(),
             authority: Some(AUTHORITY_SECRET),
             ca: None,
@@ -356,7 +350,7 @@ impl Lowering<'_> {
     fn managed_dumped(&mut self, managed: &ManagedDumps) -> Option<Dumped> {
         let component = self.component.name.clone();
         let owner = self.id(component.as_str(), "owner")?;
-        let (instance, data) = (self.id(DATABASE, MANAGED)?, self.id(DATABASE, &managed.data)?);
+        let instance = self.id(DATABASE, MANAGED)?;
         let password = self.id(managed.secrets.as_str(), PASSWORD)?;
         // `pg_dump` refuses a newer server, and `pg_restore` of 17 sets `transaction_timeout`, which an older one refuses.
         let image = self.checked_image(managed.version)?;
@@ -372,11 +366,11 @@ impl Lowering<'_> {
         }
         // The workload reports an authority that cannot be read.
         let ca = managed.private_ca.clone().and_then(Result::ok);
-        let fields = json!({
+        let data = json!({
             "password": OutputRef::new(password, "secret"),
             "url": { PLAIN: OutputRef::new(instance, "url") },
         });
-        self.secret(owner.clone(), MANAGED_SECRET, "Opaque", &fields, Vec::new());
+        self.secret(owner.clone(), MANAGED_SECRET, "Opaque", &data, Vec::new());
         let from = json!({ "secretKeyRef": { "name": MANAGED_SECRET, "key": "url" } });
         let mut connection = vec![json!({ "name": "DATABASE_URL", "valueFrom": from })];
         connection.extend(ca.is_some().then(|| variable("PGSSLROOTCERT", &format!("{SCRIPT_FOLDER}/ca.crt"))));
@@ -385,7 +379,6 @@ impl Lowering<'_> {
             disk_bytes: managed.disk_bytes,
             backup_bytes: managed.backup_bytes,
             secret: MANAGED_SECRET,
-            copy_of: Some(data),
             connection,
             authority: None,
             ca,
@@ -404,8 +397,6 @@ struct Dumped {
     backup_bytes: u64,
     /// The Secret with its password.
     secret: &'static str,
-    /// The database, where it may stay without the cluster.
-    copy_of: Option<ResourceId>,
     /// The variables of its address.
     connection: Vec<Value>,
     /// The Secret with its certificate authority, for a database in the cluster.

@@ -104,7 +104,7 @@ impl Lowering<'_> {
         let bytes = settings.size.map_or(store.max_cache_bytes, |size| size.0);
         let inputs = json!({
             "namespace": self.cluster.namespace, "name": CLAIM, "size": disk(bytes), "access": "ReadWriteMany",
-            "class": settings.storage_class, "copy_of": null,
+            "class": settings.storage_class,
         });
         self.part_of_kind("claim", Template::VolumeClaim, &inputs, []);
     }
