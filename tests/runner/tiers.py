@@ -21,7 +21,7 @@ EVIDENCE = ROOT / "tests/evidence/tiers.json"
 # Crates that are built for everything but their own tier: candle and gemm would change the features of 60 others.
 APART = ("textnlp-training", "textnlp-bench")
 # Crates that need the SDKs of clouds: only where the program is built with clouds too.
-OF_CLOUDS = ("textnlp-aws", "textnlp-azure", "textnlp-gcp", "textnlp-sim")
+OF_CLOUDS = ("textnlp-aws", "textnlp-azure", "textnlp-gcp", "textnlp-gcs", "textnlp-sim")
 # The same for the executor that needs candle.
 OF_CANDLE = ("textnlp-candle",)
 OF_FEATURES = {"clouds": OF_CLOUDS, "candle": OF_CANDLE}
