@@ -109,7 +109,13 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
             let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0);
             return Ok(Success::new(text, json!({ "problems": loaded.report.0 })));
         }
-        ([], None, None) => session.library.list().into_iter().map(|l| l.name).collect(),
+        ([], None, None) => {
+            let listed: Vec<String> = session.library.list().into_iter().map(|l| l.name).collect();
+            // The bundle's part of an installed environment has the name of the file that extends it.
+            let is_part =
+                |name: &&String| name.strip_prefix("bundle-").is_some_and(|own| listed.iter().any(|one| one == own));
+            listed.iter().filter(|name| !is_part(name)).cloned().collect()
+        }
         (names, _, _) => names.to_vec(),
     };
     let (mut text, mut rows, mut bad) = (String::new(), Vec::new(), 0);

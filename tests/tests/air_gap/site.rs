@@ -165,6 +165,10 @@ fn custom_state_directory_is_used_by_later_commands() {
     names(&installed.out, &[&format!("state      {state}")]);
     assert!(state.join(NAME).join("lineage.json").exists());
     stage.there(&["plan", "--env", NAME, "--exit-code"]).expect(0);
+    // All of the site's environments, without the bundle's part of one.
+    let checked = stage.there(&["env", "check"]).expect(0);
+    names(&checked.out, &[&format!("{NAME}: valid")]);
+    assert!(!checked.out.contains(&format!("bundle-{NAME}")), "{}", checked.out);
     // An update finds it without the flag, and nobody makes a second deployment by naming another folder.
     stage.install(&goods.second, &trust).expect(0);
     let other = stage.sandbox.folder().join("other");
