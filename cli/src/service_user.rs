@@ -76,9 +76,11 @@ pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) 
     become_user(&user).with_context(|| format!("change to the user `{name}`"))?;
 
     let may = |path: &Utf8Path, access: Access| rustix::fs::access(path.as_std_path(), access).is_ok();
-    let program = (&program, Access::EXEC_OK);
-    let here = (&session.here, Access::READ_OK | Access::EXEC_OK);
-    let files = files.iter().map(|file| (file, Access::READ_OK));
+    let enter = Access::READ_OK | Access::EXEC_OK;
+    // Root's home is closed to this user, but an installed site is used from any folder.
+    let start = session.own_site().filter(|_| !may(&session.here, enter)).unwrap_or(&session.here);
+    let (program, here) = ((program.as_path(), Access::EXEC_OK), (start, enter));
+    let files = files.iter().map(|file| (file.as_path(), Access::READ_OK));
     for (path, access) in [program, here].into_iter().chain(files) {
         if !may(path, access) {
             let error = anyhow::anyhow!("the user `{name}` of this environment cannot use {path}");
@@ -99,7 +101,7 @@ pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) 
 
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
-    command.arg0(arguments.next().unwrap_or_default()).args(arguments);
+    command.arg0(arguments.next().unwrap_or_default()).args(arguments).current_dir(start);
     command.env_clear().envs(variables).env("HOME", &user.home);
     if session.global.state_dir.is_none() && session.library.folder().is_none() {
         // It was found with the home directory of root.

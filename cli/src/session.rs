@@ -88,6 +88,13 @@ impl Session {
         RerunFlags { program, ..rerun_flags::of(&self.global) }
     }
 
+    /// The root of the installed site that this program is part of, if the command works with it.
+    pub fn own_site(&self) -> Option<&Utf8Path> {
+        let root = self.installation.as_deref()?;
+        let is_own = self.library.folder() == Some(root.join(ENVIRONMENTS).as_path());
+        (is_own && self.global.file.is_none() && self.global.state_dir.is_none()).then_some(root)
+    }
+
     /// Says so where an installed program does not work with its own site.
     fn note_other_site(&self, console: Console) {
         let is_chosen = self.global.file.is_some() || self.global.state_dir.is_some();
