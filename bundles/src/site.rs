@@ -137,7 +137,9 @@ impl Site {
         let program = Utf8PathBuf::try_from(std::env::current_exe().ok()?).ok()?;
         let is_content = |folder: &&Utf8Path| folder.file_name().is_some_and(|name| name.starts_with(CONTENT));
         let root = program.ancestors().find(is_content)?.parent()?;
-        root.join(INSTALLED).exists().then(|| Site::new(root))
+        // Where every user may write, such as in `/tmp`, the record may be from any of them.
+        let is_open = std::fs::metadata(root).is_ok_and(|there| there.mode() & 0o002 != 0);
+        (root.join(INSTALLED).exists() && !is_open).then(|| Site::new(root))
     }
 
     /// The root folder.
