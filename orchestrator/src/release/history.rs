@@ -144,10 +144,15 @@ impl History {
         Ok(recorded)
     }
 
-    /// Adds a release and returns its number; durable on return. `None` if the newest entry is the same release.
+    /// Adds a release and returns its number; durable on return. `None` if the newest entry is the same release with the
+    /// same settings.
     pub fn keep(&self, applied: &Applied) -> Result<Option<u64>, HistoryError> {
         let recorded = self.read()?;
-        let is_same = |newest: &Entry| newest.applied.lock == applied.lock && newest.applied.schema == applied.schema;
+        // An entry of an earlier version has no digest of its settings: the next run adds one that has.
+        let is_same = |newest: &Entry| {
+            let newest = &newest.applied;
+            newest.lock == applied.lock && newest.schema == applied.schema && newest.settings == applied.settings
+        };
         if recorded.newest().is_ok_and(|newest| newest.is_some_and(is_same)) {
             return Ok(None);
         }

@@ -92,15 +92,18 @@ fn identical_release_is_stored_once_and_the_oldest_are_dropped() {
     assert_eq!(history.keep(&again).unwrap(), None);
     assert_eq!(history.keep(&applied("two", 3)).unwrap(), Some(2));
     assert_eq!(history.keep(&applied("one", 3)).unwrap(), Some(3), "back again is a release of its own");
+    let with_settings = Applied { settings: Some(digest(b"settings")), ..applied("one", 3) };
+    assert_eq!(history.keep(&with_settings).unwrap(), Some(4), "the entry of an earlier version had none");
+    assert_eq!(history.keep(&with_settings).unwrap(), None);
     let recorded = history.read().unwrap();
     let entries: Vec<_> = recorded.entries.iter().map(|e| (e.number, e.applied.clone())).collect();
-    assert_eq!(entries, [(1, applied("one", 3)), (2, applied("two", 3)), (3, applied("one", 3))]);
+    assert_eq!(entries, [(1, applied("one", 3)), (2, applied("two", 3)), (3, applied("one", 3)), (4, with_settings)]);
 
     for n in 0..MAX_RELEASES {
         history.keep(&applied(&n.to_string(), 4)).unwrap();
     }
     let recorded = history.read().unwrap();
-    assert_eq!((recorded.entries.len(), recorded.entries[0].number), (MAX_RELEASES, 4));
+    assert_eq!((recorded.entries.len(), recorded.entries[0].number), (MAX_RELEASES, 5));
     assert_eq!(place.files("releases").len(), MAX_RELEASES, "nothing else lies there");
 }
 
