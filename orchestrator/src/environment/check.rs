@@ -172,13 +172,19 @@ impl Schema {
                     let field = schema["properties"].get(&entry.key).unwrap_or(&schema["additionalProperties"]);
                     let stays = self.replace_below(&mut entry.node, field, &below, replaced);
                     if !stays {
-                        replaced.push(below);
+                        // What else is in the section may fit the word that is meant.
+                        let is_word = !words(self.resolve(field)).is_empty();
+                        replaced.push(if is_word && !path.is_empty() { path.to_owned() } else { below });
                     }
                     stays
                 });
                 for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
                     if entries.iter().any(|entry| entry.key == name) {
                         continue;
+                    }
+                    // Other settings refer to the entries of a list, such as sites, by their names.
+                    if name == "name" && path.ends_with(']') {
+                        return false;
                     }
                     let Some(value) = self.placeholder(&schema["properties"][name]) else { return false };
                     replaced.push(join(path, name));

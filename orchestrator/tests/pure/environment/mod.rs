@@ -151,6 +151,21 @@ gates: { users: many, tokens_min: 100, tokens_max: 50 }
             mine.yaml:9:17: error: `gates.users`: found the text `many`, expected a whole number; write a whole number
             mine.yaml:9:52: error: `gates.tokens_max`: it is less than `tokens_min`; swap them"#]],
     );
+    // The rest of a section may fit the word that was meant.
+    check_more(
+        "\
+scaling: { min: 4, max: 2 }
+database: { kind: mysql, hosting: managed, url: \"secret:env:DATABASE_URL\" }
+",
+        expect![[r#"
+            mine.yaml:5:25: error: `scaling.max`: at most 2 is less than at least 4; write 4 or more
+            mine.yaml:6:19: error: `database.kind`: `mysql` is not one of `sqlite`, `postgres`; write one of `sqlite`, `postgres`"#]],
+    );
+    // Other settings refer to a site by the name that is missing.
+    let unnamed = GOOD.replace("name: here", "nmae: here") + "traffic: { weights: { here: 1 } }\n";
+    let said = said(load(&unnamed, &Overrides::default(), &Catalogue::default()));
+    assert!(said.contains("`sites[0].name`: this key is missing") && said.contains("more checks follow"), "{said}");
+    assert!(!said.contains("traffic.weights"), "{said}");
 }
 
 #[test]
