@@ -3,9 +3,7 @@
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_bundle::Site;
-use textnlp_orchestrator::environment::{
-    Environment, FlagValue, Library, LoadError, Loaded, Overrides, Problem, Severity,
-};
+use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Problem};
 use textnlp_orchestrator::load::base_address;
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
@@ -22,6 +20,8 @@ use crate::{clouds, network, service_user};
 
 /// The program's name on the `PATH`, and in the folder `bin` of an installed site.
 const PROGRAM: &str = "textnlp-deploy";
+/// The setting with the contacts, whose absence only commands that prepare a deployment print.
+const CONTACTS: &str = "prerequisites.people";
 /// The folder of an installed site that has its environments.
 const ENVIRONMENTS: &str = "environments";
 
@@ -133,11 +133,11 @@ impl Session {
 
     /// Loads the environment of `--file` or `--env`. For root, the command runs again as the environment's user.
     pub fn load(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        self.load_noting(Severity::Warning, console)
+        self.load_noting(false, console)
     }
 
-    /// The same. Prints what was found in the file, of at least this severity.
-    fn load_noting(&self, least: Severity, console: Console) -> Result<ChosenEnvironment, Failure> {
+    /// The same. Prints what was found in the file, missing contacts only where that is of use.
+    fn load_noting(&self, shows_contacts: bool, console: Console) -> Result<ChosenEnvironment, Failure> {
         let loaded = self.read()?;
         let name = loaded.environment.environment.clone();
         let scope = self.scope(name)?;
@@ -147,7 +147,7 @@ impl Session {
         }
         // Once, by the command that goes on.
         self.note_other_site(console);
-        print_notes(&loaded, least, console);
+        print_notes(&loaded, shows_contacts, console);
         // As the user that works on it. For root that only asks, the command that it asks for checks it.
         if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
             access::check(&clouds::Linked, &scope.folder)?;
@@ -166,7 +166,7 @@ impl Session {
     /// The environment of `--file` or `--env` without its state.
     pub fn loaded(&self, console: Console) -> Result<Loaded, Failure> {
         let loaded = self.read()?;
-        print_notes(&loaded, Severity::Note, console);
+        print_notes(&loaded, true, console);
         Ok(loaded)
     }
 
@@ -239,26 +239,31 @@ impl Session {
         })
     }
 
-    /// Loads the environment. Rejects one that cannot run, because its provider is not available. Prints also notes about its file.
+    /// Loads the environment. Rejects one that cannot run, because its provider is not available.
     pub fn load_to_run(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        self.load_unless(Severity::Note, console, |_| true)
+        self.load_unless(false, console, |_| true)
+    }
+
+    /// The same for a command that prepares a deployment. Prints also which contacts the file lacks.
+    pub fn load_to_deploy(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
+        self.load_unless(true, console, |_| true)
     }
 
     /// Loads the environment for a removal. Its location must be valid, but its inputs may be missing.
     pub fn load_to_remove(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
         let matters = |path: &str| path.starts_with("state.") || path.starts_with("sites[");
-        let chosen = self.load_unless(Severity::Warning, console, matters)?;
+        let chosen = self.load_unless(false, console, matters)?;
         origin::check(&chosen.scope)?;
         Ok(chosen)
     }
 
     fn load_unless(
         &self,
-        least: Severity,
+        shows_contacts: bool,
         console: Console,
         matters: impl Fn(&str) -> bool,
     ) -> Result<ChosenEnvironment, Failure> {
-        let chosen = self.load_noting(least, console)?;
+        let chosen = self.load_noting(shows_contacts, console)?;
         let refusals = chosen.loaded.report.refusals().filter(|problem| matters(&problem.path));
         let refusals: Vec<_> = refusals.map(ToString::to_string).collect();
         if refusals.is_empty() {
@@ -428,8 +433,8 @@ pub fn states(root: &Utf8Path) -> Vec<EnvironmentName> {
 }
 
 /// Prints the warnings and notes of an environment.
-fn print_notes(loaded: &Loaded, least: Severity, console: Console) {
-    let shown = loaded.report.0.iter().filter(|problem| problem.severity <= least);
+fn print_notes(loaded: &Loaded, shows_contacts: bool, console: Console) {
+    let shown = loaded.report.0.iter().filter(|problem| shows_contacts || problem.path != CONTACTS);
     shown.for_each(|problem| console.say(problem.to_string()));
 }
 

@@ -29,7 +29,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     if !args.compare.is_empty() {
         return compare::compare(session, &args.compare, console);
     }
-    let chosen = if args.down { session.load_to_remove(console)? } else { session.load_to_run(console)? };
+    let chosen = if args.down { session.load_to_remove(console)? } else { session.load_to_deploy(console)? };
     let name = chosen.scope.name.clone();
     let delete_data = delete_data(args.delete_data.as_deref(), &name)?;
     let (deployment, purpose) = if args.down {

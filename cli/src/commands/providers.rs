@@ -74,7 +74,7 @@ fn choices(support: &RuntimeSupport) -> Vec<(&'static str, Vec<String>)> {
 
 /// `preflight`: reports all problems at once, and exits with 1 if any must be fixed.
 pub async fn preflight(session: &Session, console: Console) -> Result<Success, Failure> {
-    let chosen = session.load_to_run(console)?;
+    let chosen = session.load_to_deploy(console)?;
     let name = chosen.scope.name.clone();
     let deployment = deployment::wanted(session, chosen, console).await?;
     let (warnings, problems): (Vec<_>, Vec<_>) = deployment.preflight().await?.into_iter().partition(|p| p.warning);

@@ -34,7 +34,7 @@ pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Succes
 /// `up`, with a saved plan that was approved, if there is one.
 pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Console) -> Result<Success, Failure> {
     let began = Instant::now();
-    let chosen = session.load_to_run(console)?;
+    let chosen = session.load_to_deploy(console)?;
     let phase = chosen.loaded.environment.phase;
     let mut deployment = deployment::wanted(session, chosen, console).await?;
     let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
