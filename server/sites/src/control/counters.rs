@@ -215,7 +215,9 @@ async fn forward(primary: &Address, request: &Value) -> Result<(StatusCode, Valu
     const PATH: &str = "/v1/counters?forwarded=1";
     let begun = Instant::now();
     let answered = client::post(primary, PATH, request, FORWARD_TIMEOUT).await;
-    if !matches!(answered, Ok((StatusCode::SERVICE_UNAVAILABLE, _))) {
+    // After an error of its database, the primary may have counted the request.
+    let is_for_the_moment = |answer: &Value| matches!(answer["error"]["code"].as_str(), Some("busy" | "not_primary"));
+    if !matches!(&answered, Ok((StatusCode::SERVICE_UNAVAILABLE, answer)) if is_for_the_moment(answer)) {
         return answered;
     }
     tokio::time::sleep(REFUSED_DELAY).await;
@@ -382,13 +384,15 @@ mod tests {
 
     #[tokio::test]
     async fn primary_that_refuses_for_a_moment_is_asked_once_more() {
+        const REFUSED: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
         let asked = Arc::new(AtomicU32::new(0));
-        for (refusals, expected) in [(1, StatusCode::OK), (2, StatusCode::SERVICE_UNAVAILABLE)] {
+        let cases = [(1, "busy", StatusCode::OK, 2), (2, "not_primary", REFUSED, 2), (1, "database", REFUSED, 1)];
+        for (refusals, code, expected, requests) in cases {
             asked.store(0, Ordering::SeqCst);
             let count = asked.clone();
             let answer = axum::routing::post(move || {
                 let is_refused = count.fetch_add(1, Ordering::SeqCst) < refusals;
-                async move { if is_refused { not_primary() } else { Json(json!({})).into_response() } }
+                async move { if is_refused { refused(REFUSED, code, "", "") } else { Json(json!({})).into_response() } }
             });
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let primary = Address::Tcp(listener.local_addr().unwrap().to_string());
@@ -397,7 +401,7 @@ mod tests {
                     async move { axum::serve(listener, axum::Router::new().route("/v1/counters", answer)).await },
                 );
             assert_eq!(forward(&primary, &json!({})).await.unwrap().0, expected);
-            assert_eq!(asked.load(Ordering::SeqCst), 2);
+            assert_eq!(asked.load(Ordering::SeqCst), requests, "{code}");
             served.abort();
         }
     }
