@@ -422,8 +422,11 @@ async fn smoke(chosen: &ChosenEnvironment, history: &Recorded, lock: &Lock) -> R
         Ok(kept) => Finding::Done(format!("open, measured {}: {}", kept.at.strftime("%Y-%m-%d %H:%M"), kept.report)),
         Err((blockers, next)) => {
             let (why, next) = (blockers.join("; "), next.unwrap_or_else(|| chosen.scope.same("gate --again")));
+            // With other settings than those that run, the gate is not measured.
+            let is_up = next == chosen.scope.same("up");
+            let command = if is_up { StepCommand::UpStaging } else { StepCommand::MeasureStaging };
             match gate::unmeasured(&chosen.loaded.environment) {
-                None => Finding::Runs(why, next, StepCommand::MeasureStaging),
+                None => Finding::Runs(why, next, command),
                 Some(_) => Finding::Open(why, next),
             }
         }
