@@ -95,7 +95,7 @@ pub fn runs_the_configuration(chosen: &ChosenEnvironment) -> Result<(), Failure>
     }
     let error = anyhow::anyhow!("{}; the gate was not measured", not_applied(scope));
     Err(Failure::new(Exit::GateShut, "settings_not_applied", error).hint(format!(
-        "apply them: {}\nor show them: {}",
+        "apply them: {}; after `up --site`, run it once for all sites\nor show them: {}",
         scope.same("up"),
         scope.same("plan")
     )))
