@@ -17,14 +17,13 @@ use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::gate::phases::{MIN_REDUCTION, MIN_SPEED_UP, PhaseDefinition, REDUCTION, SPEED_UP};
 use textnlp_orchestrator::load::{self, HttpWire, Load, Measured};
 use textnlp_orchestrator::plan::{Cost, amount};
-use textnlp_orchestrator::release::{Lock, configuration_digest};
 use textnlp_orchestrator::state::State;
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::{self, read_signed, release_of, sha256, write_signed};
 use crate::keys::Admin;
-use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvironment, release};
+use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvironment};
 
 /// Tokens of each measured answer, unless the server allows fewer.
 const TOKENS: u32 = 100;
@@ -303,14 +302,7 @@ pub fn speed_up(before: &RecordedSpeed, now: &RecordedSpeed) -> Result<(f64, Str
 /// Refuses a measurement that would be recorded for another release or other settings than those that run.
 pub async fn runs_these_settings(chosen: &ChosenEnvironment) -> Result<(), Failure> {
     gate::runs_the_lock(chosen).await?;
-    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
-    let recorded = release::recorded(scope)?;
-    let same = |lock: &Lock| lock.configuration == configuration_digest(environment);
-    if recorded.entries.last().is_some_and(|newest| same(&newest.applied.lock)) {
-        return Ok(());
-    }
-    let error = anyhow::anyhow!("the settings of {} differ from what was applied; nothing was measured", scope.name);
-    Err(Failure::refused("settings_not_applied", error).hint(format!("apply them first: {}", scope.same("up"))))
+    gate::runs_the_configuration(chosen)
 }
 
 /// Measures the speed of a running environment, with a temporary key.

@@ -93,7 +93,7 @@ pub fn runs_the_configuration(chosen: &ChosenEnvironment) -> Result<(), Failure>
     if newest.is_none_or(|newest| newest.is_configured_as(&loaded.environment)) {
         return Ok(());
     }
-    let error = anyhow::anyhow!("{}; the gate was not measured", not_applied(scope));
+    let error = anyhow::anyhow!("{}; nothing was measured", not_applied(scope));
     Err(Failure::new(Exit::GateShut, "settings_not_applied", error).hint(format!(
         "apply them: {}; after `up --site`, run it once for all sites\nor show them: {}",
         scope.same("up"),
