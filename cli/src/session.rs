@@ -106,6 +106,18 @@ impl Session {
         }
     }
 
+    /// Warns of a deployment whose state is the user's: earlier versions of an installed program used it in folders without
+    /// `environments/`.
+    fn note_earlier_state(&self, scope: &Scope, console: Console) {
+        let name = &scope.name;
+        let is_in = |folder: &Utf8Path| states(folder).contains(name);
+        let Some(earlier) = home_state().filter(|home| self.own_site().is_some() && is_in(home)) else { return };
+        if !scope.folder.parent().is_some_and(is_in) {
+            let to_use = format!("to use it, add --state-dir {earlier}");
+            console.say(format!("warning: {name} was deployed with the state in {earlier}: {to_use}"));
+        }
+    }
+
     fn scope(&self, name: EnvironmentName) -> Result<Scope, Failure> {
         let folder = self.state_folder(&name)?;
         Ok(Scope { platform: &clouds::Linked, again: self.again(), name, folder })
@@ -147,6 +159,7 @@ impl Session {
         }
         // Once, by the command that goes on.
         self.note_other_site(console);
+        self.note_earlier_state(&scope, console);
         print_notes(&loaded, shows_contacts, console);
         // As the user that works on it. For root that only asks, the command that it asks for checks it.
         if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
@@ -324,15 +337,11 @@ impl Session {
         if let Some(project) = self.library.folder().and_then(Utf8Path::parent) {
             return Ok(project.join(".textnlp"));
         }
-        let absolute = |name: &str| std::env::var(name).ok().map(Utf8PathBuf::from).filter(|p| p.is_absolute());
-        absolute("XDG_STATE_HOME")
-            .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
-            .map(|folder| folder.join("textnlp"))
-            .ok_or_else(|| {
-                let error =
-                    anyhow::anyhow!("there is no folder for the state: no `environments/` folder, and HOME is not set");
-                Failure::usage("no_state_folder", error).hint("choose a folder with --state-dir DIR")
-            })
+        home_state().ok_or_else(|| {
+            let error =
+                anyhow::anyhow!("there is no folder for the state: no `environments/` folder, and HOME is not set");
+            Failure::usage("no_state_folder", error).hint("choose a folder with --state-dir DIR")
+        })
     }
 
     /// The environment of `--env`, else the only one that is deployed here. One that was taken down, and left at most data on
@@ -415,6 +424,13 @@ impl Session {
         }
         Ok(target)
     }
+}
+
+/// The user's state folder.
+fn home_state() -> Option<Utf8PathBuf> {
+    let absolute = |name: &str| std::env::var(name).ok().map(Utf8PathBuf::from).filter(|p| p.is_absolute());
+    let folder = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    Some(folder.join("textnlp"))
 }
 
 /// The environments that have a state in this folder.

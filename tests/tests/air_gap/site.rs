@@ -179,6 +179,12 @@ fn custom_state_directory_is_used_by_later_commands() {
     let mut status = stage.other(stage.root().join("bin/textnlp-deploy").as_str(), &["status", "--env", NAME]);
     let status = said(status.current_dir(stage.sandbox.folder().join("home")).output().unwrap()).expect(0);
     names(&status.out, &[&format!("{NAME}: ready")]);
+    // A deployment that an earlier version made from a folder without environments does not disappear.
+    let earlier = stage.sandbox.folder().join("home/.local/state/textnlp");
+    std::fs::create_dir_all(earlier.join("development")).unwrap();
+    std::fs::write(earlier.join("development/lineage.json"), "{}").unwrap();
+    let status = stage.there(&["status", "--env", "development"]);
+    names(&status.err, &["warning: development was deployed", &format!("--state-dir {earlier}")]);
     // From anywhere: with the state folder alone.
     let down = ["down", "--env", NAME, "--state-dir", state.as_str(), "--yes", "--delete-data", NAME];
     let mut command = stage.other(stage.root().join("bin/textnlp-deploy").as_str(), &down);
