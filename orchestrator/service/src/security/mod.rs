@@ -418,9 +418,17 @@ fn installed_bundle(report: &mut Checks, library: &Library, deployment: &Deploym
     }
 }
 
-/// How a setting is changed for every later run.
+/// How a setting (`backup.enabled: true`) is changed for every later run.
 fn set(scope: &Scope, setting: &str) -> String {
-    format!("set `{setting}` in the environment file, then: {}", scope.command("up"))
+    format!("write `{}` into the environment file, then: {}", nested(setting), scope.command("up"))
+}
+
+/// A setting as a file has it: `backup: { enabled: true }`.
+fn nested(setting: &str) -> String {
+    let (path, value) = setting.split_once(": ").unwrap_or((setting, ""));
+    let mut keys = path.rsplit('.');
+    let leaf = format!("{}: {value}", keys.next().unwrap_or_default());
+    keys.fold(leaf, |inner, key| format!("{key}: {{ {inner} }}"))
 }
 
 fn day(at: Timestamp) -> String {
@@ -430,6 +438,13 @@ fn day(at: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn setting_is_written_as_a_file_has_it() {
+        assert_eq!(nested("data: protected"), "data: protected");
+        let text = nested("server.security.api_keys_enabled: true");
+        assert_eq!(text, "server: { security: { api_keys_enabled: true } }");
+    }
 
     #[test]
     fn old_keys_without_an_end_are_named() {
