@@ -55,7 +55,7 @@ pub struct Global {
     /// Keep state, keys and reports in this folder [default: .textnlp beside `environments/`, else the user's state directory]
     #[arg(long, global = true, env = "TEXTNLP_STATE_DIR", value_name = "DIR", help_heading = "Environment")]
     pub state_dir: Option<Utf8PathBuf>,
-    /// Limit the command to this site
+    /// Limit the command to this site; commands that concern all sites ignore TEXTNLP_SITE
     #[arg(long, global = true, env = "TEXTNLP_SITE", value_name = "NAME", help_heading = "Environment")]
     pub site: Option<String>,
     /// Use this provider for every site

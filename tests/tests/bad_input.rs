@@ -210,6 +210,7 @@ fn invalid_arguments_are_refused_before_any_change() {
         wrong(&["plan", "--file", "nowhere.yaml"], 2, "unreadable_environment", &["nowhere.yaml"]),
         wrong(&["plan", "--env", "staging", "--site", "there"], 2, "no_such_site", &["`there`", "here"]),
         wrong(&["key", "list", "--env", "staging", "--site", "here"], 2, "conflicting_flags", &["remove --site"]),
+        wrong(&["release", "show", "--env", "staging", "--site", "here"], 2, "conflicting_flags", &["remove --site"]),
         wrong(&["logs", "--env", "staging", "--site", "there"], 2, "no_logs", &["`there`", "status --env staging"]),
         wrong(
             &["plan", "--env", "staging", "--provider", "cloudy"],
