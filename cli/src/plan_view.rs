@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{
-    Branch, Call, Cost, Facts, Node, Note, Plan, ServiceCost, Step, TAKEN_DOWN, amount, permissions, unknown_reason,
+    Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, ServiceCost, Step, TAKEN_DOWN, amount, permissions,
+    unknown_reason,
 };
 use textnlp_provider::{Charge, CostLine, Effect, FieldChange};
 pub use textnlp_service::failure::problems_document as problems;
@@ -52,11 +53,12 @@ pub fn finding(problem: &textnlp_provider::Problem) -> String {
 }
 
 /// The monthly cost on lines of their own: the total, and below it each service on the bill, and each site of several.
-/// Nothing where nothing has a price. Where only machines lack one, the settings of their prices.
-pub fn costs(cost: &Cost) -> String {
+/// Nothing where nothing has a price. Where only machines lack one, the settings of their prices, except for a removal.
+pub fn costs(cost: &Cost, purpose: Purpose) -> String {
     let hosts = cost.unpriced_hosts();
     if cost.known_micros == 0 && cost.unknown_reasons().is_empty() {
-        if cost.lines.is_empty() && cost.recorded_micros.unwrap_or_default() == 0 {
+        let is_of_nothing = cost.lines.is_empty() || purpose == Purpose::Down;
+        if is_of_nothing && cost.recorded_micros.unwrap_or_default() == 0 {
             return String::new();
         }
         if !hosts.is_empty() {

@@ -181,6 +181,8 @@ fn protected_data_survives_down_until_its_name_is_typed() {
     let run = |verb: &[&str]| sandbox.run(&verb.iter().chain(&set).copied().collect::<Vec<_>>());
     run(&["up", "--no-gate"]).expect(0);
     let created = sandbox.run(&["key", "create", "before", "-o", "json"]).expect(0).json();
+    let planned = sandbox.run(&["plan", "--down", "--env", "development", "--set", "data=protected"]).expect(0);
+    assert!(planned.out.contains("kept: ") && !planned.out.contains("Cost"), "{}", planned.out);
     let down = run(&["down"]).expect(0).json();
     let retained: Vec<_> =
         down["retained"].as_array().unwrap().iter().map(|r| r["resource"].as_str().unwrap()).collect();

@@ -83,7 +83,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     if args.no_refresh {
         text.push_str("\nThe sites were not read (--no-refresh): changes since the last `up` are not in this plan");
     }
-    text.push_str(&plan_view::costs(&cost));
+    text.push_str(&plan_view::costs(&cost, plan.purpose));
     if args.costs {
         let _ = write!(text, "\n{}", plan_view::cost_lines(&cost));
     }

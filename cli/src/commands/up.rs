@@ -159,7 +159,7 @@ pub async fn go(
     }
     let mut agree = |plan: &Plan, facts: &Facts| {
         let cost = Cost::after(plan, facts, &loaded.environment.budget);
-        progress.line(plan_view::text(plan) + &plan_view::costs(&cost));
+        progress.line(plan_view::text(plan) + &plan_view::costs(&cost, plan.purpose));
         let agreed = yes || progress.paused(|| console.confirm("Make these changes?"));
         if agreed {
             remember(plan.purpose);
