@@ -35,7 +35,6 @@ use std::process::ExitCode;
 use camino::Utf8PathBuf;
 use clap::{CommandFactory, FromArgMatches};
 use rustix::fs::Mode;
-use textnlp_orchestrator::environment::Library;
 
 use crate::args::{Cli, Command};
 use crate::report::{Console, Exit, Failure};
@@ -125,7 +124,7 @@ fn meant(error: &clap::Error, typed: &[String], exists: impl Fn(&str) -> bool) -
 /// Whether there is an environment of this name for the working directory.
 fn is_environment(name: &str) -> bool {
     let here = std::env::current_dir().ok().and_then(|here| Utf8PathBuf::try_from(here).ok());
-    here.is_some_and(|here| Library::from_working_directory(&here).find(name).is_ok())
+    here.is_some_and(|here| session::locations(&here).0.find(name).is_ok())
 }
 
 /// Names the variables whose values an error is about: their options were not typed.

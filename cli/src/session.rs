@@ -56,13 +56,7 @@ impl Session {
             Failure::usage("path_not_utf8", anyhow::Error::new(e).context("the working directory's name is not UTF-8"))
                 .hint("run it in a folder whose path is UTF-8")
         })?;
-        let installation = Site::of_this_program().map(|site| site.root().to_owned());
-        let found = Library::from_working_directory(&here);
-        let own = installation.as_ref().map(|root| root.join(ENVIRONMENTS)).filter(|folder| folder.is_dir());
-        let library = match own {
-            Some(folder) if found.folder().is_none() => Library::from_folder(folder),
-            _ => found,
-        };
+        let (library, installation) = locations(&here);
         Ok(Self { global, here, library, installation, is_alone: false, keeps_user: false })
     }
 
@@ -423,6 +417,18 @@ impl Session {
             target.trust = network::trust(ca, None)?;
         }
         Ok(target)
+    }
+}
+
+/// The library of a working directory, and the root of the installed site that this program is part of: its environments
+/// are used where the working directory has none.
+pub fn locations(here: &Utf8Path) -> (Library, Option<Utf8PathBuf>) {
+    let installation = Site::of_this_program().map(|site| site.root().to_owned());
+    let found = Library::from_working_directory(here);
+    let own = installation.as_ref().map(|root| root.join(ENVIRONMENTS)).filter(|folder| folder.is_dir());
+    match own {
+        Some(folder) if found.folder().is_none() => (Library::from_folder(folder), installation),
+        _ => (found, installation),
     }
 }
 
