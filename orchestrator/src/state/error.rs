@@ -250,8 +250,8 @@ pub fn io_hint(path: &str, kind: io::ErrorKind) -> String {
         (io::ErrorKind::PermissionDenied, Some((path, there))) => {
             format!("make {} writable for you: it belongs to {}", path.display(), user(there.uid()))
         }
-        (io::ErrorKind::NotFound, _) => {
-            "run the same command again, or choose another folder with --state-dir DIR".to_owned()
+        (io::ErrorKind::NotFound, _) if ["/proc", "/sys"].iter().any(|kernel| path.starts_with(kernel)) => {
+            "choose another folder with --state-dir DIR: the kernel creates no folders there".to_owned()
         }
         (io::ErrorKind::ReadOnlyFilesystem, _) => {
             format!("the filesystem of {} is mounted read-only: remount it for writing", path.display())
@@ -289,7 +289,10 @@ mod tests {
         assert!(hint("a/b", io::ErrorKind::PermissionDenied).ends_with(&format!("it belongs to {owner}")));
         let root = io_hint("/nohome-of-a-test/state", io::ErrorKind::PermissionDenied);
         assert!(root.starts_with("choose a folder with --state-dir DIR: / belongs to"), "{root}");
-        assert!(hint("x", io::ErrorKind::NotFound).contains("--state-dir DIR"));
+        assert!(
+            io_hint("/proc/foo", io::ErrorKind::NotFound).starts_with("choose another folder with --state-dir DIR")
+        );
+        assert_eq!(hint("x", io::ErrorKind::NotFound), "run the same command again");
         assert_eq!(hint("x", io::ErrorKind::TimedOut), "run the same command again");
     }
 }
