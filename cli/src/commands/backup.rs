@@ -519,9 +519,9 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
 fn with_states(failure: Failure, root: &Utf8Path) -> Failure {
     const NAMED: usize = 3;
     let states = states(root).into_iter().take(NAMED);
-    let named = states.map(|name| format!("\n{name} has a state here: if the backup is of it, add --replace {name}"));
-    let hint = failure.hint.clone().unwrap_or_default() + &named.collect::<String>();
-    failure.hint(hint)
+    let named = states.map(|name| format!("{name} has a state here: if the backup is of it, add --replace {name}"));
+    let hints: Vec<String> = failure.hint.iter().cloned().chain(named).collect();
+    if hints.is_empty() { failure } else { failure.hint(hints.join("\n")) }
 }
 
 /// The words of a restore without `--replace`, for hints.
