@@ -1,5 +1,6 @@
 //! Names of objects. Pure: the same site always has the same names. All are in lower case.
 
+use sha2::{Digest, Sha256};
 use textnlp_cloud::names::hash;
 pub(crate) use textnlp_cloud::names::{of, of_site};
 use textnlp_provider::Site;
@@ -43,6 +44,19 @@ pub(crate) fn vault(site: &Site) -> String {
 /// The name of a database server, unique in all of Azure. `part` is `database` or `replica`.
 pub(crate) fn server(site: &Site, part: &str) -> String {
     format!("{}-{}", of(site, part, 50), unique(site, part))
+}
+
+/// The name of a workbook, which is a GUID.
+pub(crate) fn workbook(site: &Site) -> String {
+    guid(&format!("{}/workbook", group(site)))
+}
+
+/// A GUID that follows from a text.
+pub(crate) fn guid(seed: &str) -> String {
+    let digest = Sha256::digest(seed.as_bytes());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid().hyphenated().to_string()
 }
 
 fn unique(site: &Site, part: &str) -> String {

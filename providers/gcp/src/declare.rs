@@ -335,6 +335,17 @@ mod tests {
                 }),
             ),
             (
+                "gcp.dashboard",
+                at("dashboards/1"),
+                json!({
+                    "name": "overview",
+                    "charts": [{
+                        "says": "few are left", "filter": ["metric.type=\"m\" AND resource.type=\"r\""], "aligner": "ALIGN_MEAN",
+                        "sum_by": null, "above": 90.0, "period_seconds": 60,
+                    }],
+                }),
+            ),
+            (
                 "gcp.services",
                 at("services"),
                 json!({ "services": ["compute.googleapis.com", "container.googleapis.com"] }),

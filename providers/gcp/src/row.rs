@@ -120,6 +120,8 @@ pub(crate) enum Update {
     Merge(&'static [&'static str]),
     /// `PATCH` with an update mask in the body, beside the document.
     Beside(&'static str),
+    /// `PATCH` that replaces: with the whole document as it was read just before, and its etag.
+    Whole,
 }
 
 /// Where the tags of an object are.
@@ -577,7 +579,8 @@ impl<K: RestKind> Rest<K> {
     /// Changes one member.
     async fn patch(api: &Api, id: &str, member: &str, value: Value) -> Result<Option<String>> {
         let table = K::TABLE;
-        let mut body = json!({});
+        let is_whole = matches!(table.update, Update::Whole);
+        let mut body = if is_whole { api.send(Call::get(table.service, id)).await? } else { json!({}) };
         set(&mut body, member, value);
         let mut call = Call::new(table.service, Method::PATCH, id);
         if table.service == Service::Storage {
@@ -595,6 +598,7 @@ impl<K: RestKind> Rest<K> {
                 }
             }
             Update::Beside(wrapped) => body = json!({ wrapped: body, "updateMask": document::mask(member) }),
+            Update::Whole => {}
         }
         let answer = api.send(call.body(body)).await?;
         Ok(table.family.started(api, id, &answer))

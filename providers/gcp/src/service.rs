@@ -17,6 +17,7 @@ pub enum Service {
     CloudKms,
     Compute,
     Container,
+    Dashboards,
     Dns,
     Iam,
     IamCredentials,
@@ -82,6 +83,7 @@ const ROWS: &[Row] = &[
     row(Service::CloudKms, "cloudkms", "Cloud KMS", "cloudkms.googleapis.com", "v1/", "CLOUDKMS"),
     row(Service::Compute, "compute", "Compute Engine", "compute.googleapis.com", "compute/v1/", "COMPUTE"),
     row(Service::Container, "container", "Kubernetes Engine", "container.googleapis.com", "v1/", "CONTAINER"),
+    row(Service::Dashboards, "monitoring", "Cloud Monitoring", "monitoring.googleapis.com", "v1/", "MONITORING"),
     row(Service::Dns, "dns", "Cloud DNS", "dns.googleapis.com", "dns/v1/", "DNS"),
     row(Service::Iam, "iam", "IAM", "iam.googleapis.com", "v1/", "IAM"),
     row(
@@ -269,7 +271,7 @@ mod tests {
 
     #[test]
     fn every_service_has_a_row() {
-        assert_eq!(Service::all().count(), 18);
+        assert_eq!(Service::all().count(), 19);
         for service in Service::all() {
             assert_eq!(service.row().service, service);
         }

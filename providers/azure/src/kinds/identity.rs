@@ -4,12 +4,12 @@
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use textnlp_cloud::document::last;
 use textnlp_provider::{ErrorKind, Identity as KindIdentity, Kind, Lineage, Result, Spec, Wanted};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
+use crate::names;
 use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, Update};
 use crate::table::{MINUTE, Row, kind};
 
@@ -206,11 +206,7 @@ fn assignment(scope: &str, role: &str, principal: &str) -> String {
 
 /// The name of an assignment, from its whole scope, its role and the object id of its principal.
 fn name(scope: &str, role: &str, principal: &str) -> String {
-    let seed = json!([scope.to_ascii_lowercase(), role, principal]).to_string();
-    let digest = Sha256::digest(seed.as_bytes());
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&digest[..16]);
-    uuid::Builder::from_custom_bytes(bytes).into_uuid().hyphenated().to_string()
+    names::guid(&json!([scope.to_ascii_lowercase(), role, principal]).to_string())
 }
 
 #[cfg(test)]

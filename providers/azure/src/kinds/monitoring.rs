@@ -1,22 +1,30 @@
-//! Action groups and metric alerts of Azure Monitor: <https://learn.microsoft.com/rest/api/monitor/>.
+//! Action groups and metric alerts of Azure Monitor, and workbooks: <https://learn.microsoft.com/rest/api/monitor/>,
+//! <https://learn.microsoft.com/rest/api/application-insights/workbooks>.
+//!
+//! A workbook is the dashboard here. Dashboards of the portal have preview versions only, and the types of Bicep, `azapi` and Azure's
+//! libraries know no charts in them (Azure/bicep-types-az#2223, Azure/bicep-types-az#2493).
 
 use std::collections::BTreeSet;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_cloud::{State, same};
-use textnlp_provider::{Identity, Kind, Pricing};
+use textnlp_provider::{Identity, Kind, Pricing, Result};
 
 use super::{delete, put, read};
-use crate::row::{Field, Rest, RestKind, Table, state};
+use crate::api::{Api, Call};
+use crate::row::{Field, LOCATION, Rest, RestKind, Table, Update, state};
 use crate::table::{Row, kind};
 
-/// The resource provider of both.
+/// The resource provider of all.
 pub(crate) const INSIGHTS: &str = "Microsoft.Insights";
 /// The kind of action groups.
 pub(crate) const GROUP: &str = "azure.action-group";
 /// The kind of metric alerts.
 pub(crate) const ALERT: &str = "azure.metric-alert";
+/// The kind of workbooks.
+pub(crate) const WORKBOOK: &str = "azure.workbook";
 /// The form of a criterion about one resource. Azure refuses the change to another one (hashicorp/terraform-provider-azurerm#7910).
 const OF_ONE: &str = "Microsoft.Azure.Monitor.SingleResourceMultipleMetricCriteria";
 /// The parts of a criterion that are the same for all.
@@ -25,6 +33,14 @@ const ABOVE: &str = "GreaterThan";
 const AVERAGE: &str = "Average";
 /// The values of a dimension that each have a time series of their own.
 const ALL: &str = "*";
+/// A chart of metrics in a workbook, one with lines, and the average of the values in it.
+const METRICS: u32 = 10;
+const LINES: u32 = 2;
+const OF_AVERAGES: u32 = 4;
+/// What a chart shows: the last day, in milliseconds.
+const SHOWN: u64 = 86_400_000;
+/// What is between the title of a chart and its limit.
+const ALERT_ABOVE: &str = " (alert above ";
 
 pub(crate) static ROWS: &[Row] = &[
     Row {
@@ -55,6 +71,20 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: INSIGHTS,
         resource: &Rest::<Alert>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            permissions: &[
+                read("Microsoft.Insights/workbooks/read"),
+                put("Microsoft.Insights/workbooks/write"),
+                delete("Microsoft.Insights/workbooks/delete"),
+            ],
+            terraform: &[("azurerm_application_insights_workbook", "id")],
+            ..kind(WORKBOOK, "a workbook of metrics", Identity::Named)
+        },
+        service: INSIGHTS,
+        resource: &Rest::<Workbook>::kind(),
         refused: &[],
     },
 ];
@@ -207,6 +237,118 @@ fn groups(document: &Value) -> Value {
     actions.map(|one| one["actionGroupId"].clone()).collect()
 }
 
+/// A workbook with a chart for each metric, in the gallery of Azure Monitor. Outputs: `id`, `name`.
+struct Workbook;
+
+#[async_trait]
+impl RestKind for Workbook {
+    const TABLE: &'static Table = &Table {
+        arm: "Microsoft.Insights/workbooks",
+        version: "2023-06-01",
+        path: "{group}/providers/Microsoft.Insights/workbooks/{name}",
+        constants: &[
+            ("/kind", "\"shared\""),
+            ("/properties/category", "\"workbook\""),
+            ("/properties/sourceId", "\"azure monitor\""),
+        ],
+        fields: &[
+            LOCATION,
+            Field::plain("title", "/properties/displayName").changed(),
+            Field::code("charts", "/properties/serializedData", content, charts).changed(),
+        ],
+        in_place: &["title", "charts"],
+        // A read without a parameter of its own has no charts, which a `PUT` would lose.
+        update: Update::Patch,
+        ..Table::USUAL
+    };
+
+    /// Without the parameter an answer has no charts.
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        api.find(Call::get(id, Self::TABLE.version).query("canFetchContent", "true")).await
+    }
+
+    /// A number may be written with and without a fraction.
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        let wanted = content(wanted);
+        field == "charts" && !wanted.is_null() && wanted == content(seen)
+    }
+}
+
+/// A chart of one metric of one resource.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Chart {
+    /// The start of its title.
+    says: String,
+    resource: String,
+    /// The type of the resource in lower case.
+    namespace: String,
+    metric: String,
+    /// The dimension whose values have a line each: a chart has one at most.
+    each: Option<String>,
+    /// The limit of the alert, which a workbook cannot draw.
+    above: f64,
+}
+
+/// The text of a workbook with these charts; null while a resource is not known.
+fn content(value: &Value) -> Value {
+    let charts = serde_json::from_value::<Vec<Chart>>(value.clone());
+    charts.map(|charts| notebook(&charts).to_string().into()).unwrap_or_default()
+}
+
+/// A workbook as the editor of the portal shows it.
+fn notebook(charts: &[Chart]) -> Value {
+    let item = |(place, chart): (usize, &Chart)| {
+        let Chart { says, resource, namespace, metric, each, above } = chart;
+        json!({
+            "type": METRICS,
+            "content": {
+                "version": "MetricsItem/2.0",
+                "size": 0,
+                "chartType": LINES,
+                "resourceType": namespace,
+                "metricScope": 0,
+                "resourceIds": [resource],
+                "timeContext": { "durationMs": SHOWN },
+                "metrics": [{
+                    "namespace": namespace,
+                    // Between the dashes is a category, which may be empty.
+                    "metric": format!("{namespace}--{metric}"),
+                    "aggregation": OF_AVERAGES,
+                    "splitBy": each,
+                }],
+                "title": format!("{says}{ALERT_ABOVE}{above})"),
+            },
+            "customWidth": "50",
+            "name": format!("chart-{place}"),
+        })
+    };
+    json!({ "version": "Notebook/1.0", "items": charts.iter().enumerate().map(item).collect::<Vec<Value>>() })
+}
+
+/// The charts in a document; null if it has anything else.
+fn charts(document: &Value) -> Value {
+    let chart = |item: &Value| {
+        let (content, metric) = (&item["content"], &item["content"]["metrics"][0]);
+        let namespace = metric["namespace"].as_str()?;
+        let (says, above) = content["title"].as_str()?.strip_suffix(')')?.rsplit_once(ALERT_ABOVE)?;
+        Some(Chart {
+            says: says.to_owned(),
+            resource: content["resourceIds"][0].as_str()?.to_owned(),
+            namespace: namespace.to_owned(),
+            metric: metric["metric"].as_str()?.strip_prefix(namespace)?.strip_prefix("--")?.to_owned(),
+            each: metric["splitBy"].as_str().map(str::to_owned),
+            above: above.parse().ok()?,
+        })
+    };
+    let read = || {
+        let text = document["properties"]["serializedData"].as_str()?;
+        let found: Value = serde_json::from_str(text).ok()?;
+        let all = found["items"].as_array()?.iter().map(chart).collect::<Option<Vec<Chart>>>()?;
+        (notebook(&all) == found).then_some(all)
+    };
+    read().map(|all| json!(all)).unwrap_or_default()
+}
+
 /// Ids in lower case.
 pub(super) fn lower(ids: &Value) -> Value {
     let one = |id: &Value| id.as_str().map_or_else(|| id.clone(), |id| json!(id.to_ascii_lowercase()));
@@ -246,5 +388,21 @@ mod tests {
         written[1]["status"] = json!("Disabled");
         let State::Degraded(why) = Group::state(&group(&written)) else { panic!("{written}") };
         assert!(why.starts_with("b@example.com") && why.contains("--ids /a --name mailbox-2"), "{why}");
+    }
+
+    #[test]
+    fn workbooks_are_read_as_they_are_written() {
+        let chart = |each: Value, above: Value| json!({ "says": "s", "resource": "/A", "namespace": "a/b", "metric": "m", "each": each, "above": above });
+        let wanted = json!([chart(json!("node"), json!(80)), chart(Value::Null, json!(1_073_741_824.0))]);
+        let text = content(&wanted);
+        let document = |text: Value| json!({ "properties": { "serializedData": text } });
+        let seen = charts(&document(text.clone()));
+        assert!(Workbook::fits("charts", &wanted, &seen) && seen[0]["each"] == "node", "{text} {seen}");
+        let changed = text.as_str().unwrap().replace("--m", "--n");
+        assert!(!Workbook::fits("charts", &wanted, &charts(&document(json!(changed)))), "{changed}");
+        let added = text.as_str().unwrap().replacen('{', "{\"isLocked\":true,", 1);
+        assert!(charts(&document(json!(added))).is_null() && charts(&document(Value::Null)).is_null(), "{added}");
+        let unknown = json!([{ "resource": { "$output": "a/b#c" } }]);
+        assert!(!Workbook::fits("charts", &unknown, &Value::Null));
     }
 }

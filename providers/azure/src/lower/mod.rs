@@ -13,8 +13,8 @@
 //! replica in another region, with `remote-group`, `remote-network`, `remote-subnet`, `remote-zone`, `remote-link` of its own, and what
 //! connects the two networks: `peering`, `remote-peering`, `zone-remote-link`, `remote-zone-link` |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
-//! | monitoring | `SITE/monitoring/mailboxes`: the action group; `alert-NAME`: metric alerts; `insights`: their registered provider;
-//! `budget` with its registered `provider`: the cost budget, if there is one |
+//! | monitoring | `SITE/monitoring/mailboxes`: the action group; `alert-NAME`: metric alerts; `overview`, a workbook, with a
+//! stack; `insights`: their registered provider; `budget` with its registered `provider`: the cost budget, if there is one |
 
 mod cluster;
 mod database;

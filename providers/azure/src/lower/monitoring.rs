@@ -1,5 +1,5 @@
-//! What Azure itself watches: an action group of the receivers' mailboxes, metric alerts about what the environment creates, and the cost
-//! budget, which the subscription has.
+//! What Azure itself watches: an action group of the receivers' mailboxes, metric alerts about what the environment creates, a workbook of
+//! the same metrics, and the cost budget, which the subscription has.
 //!
 //! Latency and errors of the service, its pods and their restarts are the rules of the cluster.
 
@@ -14,7 +14,7 @@ use textnlp_provider::{ComponentName, ResourceId};
 use super::database::size;
 use super::{Lowering, output};
 use crate::kinds::budgets::{BUDGET, CONSUMPTION};
-use crate::kinds::monitoring::{ALERT, GROUP, INSIGHTS};
+use crate::kinds::monitoring::{ALERT, GROUP, INSIGHTS, WORKBOOK};
 use crate::names;
 use crate::tables::machines::KEPT_CONNECTIONS;
 
@@ -152,23 +152,53 @@ const RULES: &[Rule] = &[
     },
 ];
 
+/// A rule about what this environment creates.
+struct Metric {
+    rule: &'static Rule,
+    /// The resource.
+    scope: Value,
+    above: f64,
+}
+
 impl Lowering<'_> {
     pub(super) fn monitoring(&mut self, monitoring: &Monitoring) {
-        let group = self.alerts(monitoring);
+        // Azure bills alerts, and without a mailbox nothing shows them.
+        let emails = self.emails(monitoring);
+        let metrics = self.metrics(monitoring);
+        let has_workbook = monitoring.stack && !metrics.is_empty();
+        let mut provider = None;
+        if has_workbook || !emails.is_empty() {
+            let spec = json!({ "subscription": self.site.account, "name": INSIGHTS });
+            provider = self.part("insights", "azure.provider", spec);
+        }
+        let mut group = None;
+        if !emails.is_empty() {
+            group = self.alerts(&emails, &metrics, provider.as_ref());
+        }
+        if has_workbook {
+            self.workbook(&metrics);
+            self.after(provider);
+        }
         // A budget of nothing is never kept.
         if let Some(budget) = monitoring.budget.as_ref().filter(|budget| budget.monthly > 0.0) {
             self.budget(budget, group.as_ref());
         }
     }
 
-    /// The alerts and their action group, if there are mailboxes: Azure bills alerts, and nothing else shows them.
-    fn alerts(&mut self, monitoring: &Monitoring) -> Option<ResourceId> {
-        let emails = self.emails(monitoring);
-        if emails.is_empty() {
-            return None;
-        }
-        let spec = json!({ "subscription": self.site.account, "name": INSIGHTS });
-        let provider = self.part("insights", "azure.provider", spec);
+    fn metrics(&self, monitoring: &Monitoring) -> Vec<Metric> {
+        let metric = |rule: &'static Rule| {
+            Some(Metric { rule, scope: self.watched(rule, monitoring)?, above: rule.threshold(monitoring)? })
+        };
+        RULES.iter().filter_map(metric).collect()
+    }
+
+    /// The alerts and their action group.
+    fn alerts(
+        &mut self,
+        emails: &BTreeSet<String>,
+        metrics: &[Metric],
+        provider: Option<&ResourceId>,
+    ) -> Option<ResourceId> {
         let spec = self.of_world(json!({
             "name": names::of(self.site, "alerts", MOST_OF_ALERT),
             "short_name": SHORT_NAME,
@@ -176,13 +206,10 @@ impl Lowering<'_> {
             "enabled": true,
         }));
         let group = self.part("mailboxes", GROUP, spec);
-        self.after(provider.clone());
+        self.after(provider.cloned());
         let groups: Vec<Value> = group.iter().map(|id| output(id, "id")).collect();
         let place = format!("{} at {}", self.site.environment, self.site.name);
-        for rule in RULES {
-            let (Some(scope), Some(above)) = (self.watched(rule, monitoring), rule.threshold(monitoring)) else {
-                continue;
-            };
+        for Metric { rule, scope, above } in metrics {
             let spec = self.of_world(json!({
                 "name": names::of(self.site, rule.part, MOST_OF_ALERT),
                 "says": format!("{}: {place}", rule.says),
@@ -200,9 +227,29 @@ impl Lowering<'_> {
                 "groups": groups,
             }));
             self.part(&format!("alert-{}", rule.part), ALERT, spec);
-            self.after(provider.clone());
+            self.after(provider.cloned());
         }
         group
+    }
+
+    fn workbook(&mut self, metrics: &[Metric]) {
+        let chart = |Metric { rule, scope, above }: &Metric| {
+            json!({
+                "says": rule.says,
+                "resource": scope,
+                "namespace": rule.watched.namespace().to_ascii_lowercase(),
+                "metric": rule.metric,
+                "each": rule.each.first(),
+                "above": above,
+            })
+        };
+        let spec = self.of_group(json!({
+            "name": names::workbook(self.site),
+            "title": names::of(self.site, "overview", MOST_OF_ALERT),
+            "charts": metrics.iter().map(chart).collect::<Vec<Value>>(),
+        }));
+        // The dashboard of the stack in the cluster is `dashboard`.
+        self.part("overview", WORKBOOK, spec);
     }
 
     /// The mailboxes of the receivers.

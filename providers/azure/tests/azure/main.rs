@@ -563,6 +563,7 @@ fn changed(one: &Wanted) -> Spec {
         "azure.storage" => spec["soft_delete_days"] = json!(30),
         "azure.action-group" => (spec["emails"], spec["enabled"]) = (json!(["team@example.com"]), json!(false)),
         "azure.metric-alert" => (spec["criterion"]["above"], spec["window"]) = (json!(50.0), json!("PT30M")),
+        "azure.workbook" => spec["charts"][0]["above"] = json!(50.0),
         "azure.budget" => spec["limit"] = json!(950.5),
         "azure.dns-record" => spec["ttl"] = json!(30),
         "azure.registry" => spec["sku"] = json!("Premium"),

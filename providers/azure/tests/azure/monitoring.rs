@@ -1,4 +1,4 @@
-//! Metric alerts and the action group that they notify.
+//! Metric alerts, the action group that they notify, and the workbook of their metrics.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +14,7 @@ use crate::{Bench, monitoring, record, run};
 
 const ALERT: &str = "microsoft.insights/metricalerts/";
 const WRITE: &str = "Microsoft.Insights/metricAlerts/write";
+const WRITE_WORKBOOK: &str = "Microsoft.Insights/workbooks/write";
 
 fn bench() -> Bench {
     Bench::new(Options::zero_latency().registered(), false)
@@ -68,27 +69,48 @@ fn alerts_are_about_what_the_environment_creates() {
     let external = of(|one| one.monitored.database.as_mut().unwrap().hosting = Some(Hosting::External)).unwrap();
     assert_eq!(named(&external, "alert-"), of_nodes);
     let existing = of(|one| one.monitored = Monitored::default()).unwrap();
-    assert!(named(&existing, "alert-").is_empty());
+    assert!(named(&existing, "alert-").is_empty() && named(&existing, "overview").is_empty());
     let without = of(|one| one.receivers = BTreeMap::new()).unwrap();
     assert!(named(&without, "alert-").is_empty() && named(&without, "mailboxes").is_empty());
+    let charts = |all: &[Wanted]| {
+        let workbook = all.iter().find(|one| one.kind.as_str() == "azure.workbook").unwrap();
+        assert!(workbook.needs.iter().any(|need| need.on.as_str() == "main/monitoring/insights"), "{workbook:?}");
+        workbook.spec.get("charts").and_then(Value::as_array).cloned().unwrap()
+    };
+    assert_eq!(charts(&without), charts(&all));
+    let shown: Vec<&Value> = all.iter().filter_map(|one| one.spec.get("criterion")).collect();
+    assert_eq!(charts(&all).len(), shown.len());
+    for (chart, criterion) in charts(&all).iter().zip(shown) {
+        assert_eq!((&chart["metric"], &chart["above"]), (&criterion["metric"], &criterion["above"]));
+    }
+    assert_eq!(
+        (&charts(&all)[1]["each"], &charts(&all)[1]["resource"]),
+        (&json!("node"), &json!({ "$output": "main/cluster#id" }))
+    );
     let off = of(|one| one.stack = false).unwrap_err();
     assert!(off.contains("receivers.hook") && off.contains("mailboxes only"), "{off}");
     let off = of(|one| {
         one.stack = false;
         one.receivers.remove("hook");
     });
-    assert_eq!(named(&off.unwrap(), "alert-").len(), 6);
+    let off = off.unwrap();
+    assert_eq!((named(&off, "alert-").len(), named(&off, "overview").len()), (6, 0));
+}
+
+/// Creates the group of a site: its path.
+async fn group(bench: &Bench) -> String {
+    let all = bench.all();
+    let group = all.iter().find(|one| one.kind.as_str() == "azure.group").unwrap();
+    bench.finish(&bench.operation(1, Verb::Create, group, &group.spec, None)).await;
+    let name = group.spec.get("name").and_then(Value::as_str).unwrap();
+    format!("/subscriptions/{}/resourceGroups/{name}", bench.cloud.subscription())
 }
 
 #[test]
 fn a_changed_alert_is_drift_and_is_put_right() {
     run(async {
         let bench = bench();
-        let all = bench.all();
-        let group = all.iter().find(|one| one.kind.as_str() == "azure.group").unwrap();
-        bench.finish(&bench.operation(1, Verb::Create, group, &group.spec, None)).await;
-        let path = group.spec.get("name").and_then(Value::as_str).unwrap();
-        let path = format!("/subscriptions/{}/resourceGroups/{path}", bench.cloud.subscription());
+        let path = group(&bench).await;
         let spec = json!({
             "group": path, "name": "disk", "says": "The disk is nearly full", "severity": 2, "enabled": true,
             "scopes": [format!("{path}/providers/a/b/c")], "frequency": "PT1M", "window": "PT5M", "groups": [], "tags": {},
@@ -113,5 +135,46 @@ fn a_changed_alert_is_drift_and_is_put_right() {
         assert!(changes.iter().all(|change| change.effect == Effect::InPlace), "{changes:?}");
         let object = bench.finish(&bench.operation(3, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
         assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
+    });
+}
+
+#[test]
+fn a_changed_workbook_is_drift_and_is_put_right() {
+    run(async {
+        let bench = bench();
+        let path = group(&bench).await;
+        let chart = |metric: &str| {
+            json!({
+                "says": metric, "resource": format!("{path}/providers/A/b/c"), "namespace": "a/b", "metric": metric, "each": null,
+                "above": 90.0,
+            })
+        };
+        let spec = json!({
+            "group": path, "location": bench.site.region, "name": "11111111-2222-4333-8444-555555555555", "title": "overview",
+            "charts": [chart("m"), chart("n")], "tags": { "team": "text" },
+        });
+        let wanted = bench.wanted("main/monitoring/overview", "azure.workbook", &spec);
+        bench.cloud.faults().add(Rule::nth("Microsoft.Insights", WRITE_WORKBOOK, 1, Disruption::LostReply));
+        let object = bench.finish(&bench.operation(2, Verb::Create, &wanted, &wanted.spec, None)).await;
+        let recorded = record(&wanted, &wanted.spec, &object);
+        let id = recorded.cloud_id.to_string();
+        bench.cloud.world().change(
+            &id,
+            "/properties/serializedData",
+            json!(r#"{"version":"Notebook/1.0","items":[]}"#),
+        );
+        bench.cloud.world().change(&id, "/properties/displayName", json!("others"));
+        bench.cloud.world().change(&id, "/tags/team", json!("others"));
+        let Observed::Present(seen) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await.unwrap() else {
+            panic!("it is gone")
+        };
+        let changes = bench.provider.diff(&wanted, &recorded, &seen);
+        let fields: Vec<&str> = changes.iter().map(|change| change.field.as_str()).collect();
+        assert_eq!(fields, ["charts", "tags", "title"]);
+        assert!(changes.iter().all(|change| change.effect == Effect::InPlace), "{changes:?}");
+        let object = bench.finish(&bench.operation(3, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
+        bench.finish(&bench.operation(4, Verb::Delete, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(bench.cloud.world().get(&id).is_none());
     });
 }

@@ -1,14 +1,16 @@
-//! Alert policies of Cloud Monitoring and the channels that they notify: <https://cloud.google.com/monitoring/api/ref_v3/rest>.
+//! Alert policies of Cloud Monitoring, the channels that they notify, and dashboards:
+//! <https://cloud.google.com/monitoring/api/ref_v3/rest>, <https://cloud.google.com/monitoring/api/ref_dashboards/rest>.
 //!
-//! Google gives both their names: they are found by their labels.
+//! Google gives all of them their names: they are found by their labels.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_provider::{Identity, Kind, Permission, Pricing, Verb};
+use textnlp_provider::{Declare, Identity, Kind, Permission, Pricing, Verb};
 
 use super::{create, delete, read};
+use crate::api::Api;
 use crate::declare::{ID, Terraform};
-use crate::row::{Field, Labelling, Marks, Rest, RestKind, Table};
+use crate::row::{Field, Labelling, Marks, Rest, RestKind, Table, Update};
 use crate::service::Service;
 use crate::table::{MINUTE, Row, kind};
 
@@ -16,12 +18,21 @@ use crate::table::{MINUTE, Row, kind};
 pub(crate) const CHANNEL: &str = "gcp.notification-channel";
 /// The kind of alert policies.
 pub(crate) const POLICY: &str = "gcp.alert-policy";
+/// The kind of dashboards.
+pub(crate) const DASHBOARD: &str = "gcp.dashboard";
 /// The comparisons of policies.
 const ABOVE: &str = "COMPARISON_GT";
 const BELOW: &str = "COMPARISON_LT";
 /// How time series become one, and how an answer may write that they do not.
 const SUM: &str = "REDUCE_SUM";
 const NO_REDUCER: &str = "REDUCE_NONE";
+/// The labels of the lines of limits in charts.
+const ALERT_ABOVE: &str = "alert above";
+const ALERT_BELOW: &str = "alert below";
+/// The columns of a dashboard, the charts in a row, and the rows of a chart.
+const COLUMNS: usize = 12;
+const IN_A_ROW: usize = 2;
+const HEIGHT: usize = 4;
 
 pub(crate) static ROWS: &[Row] = &[
     Row {
@@ -61,9 +72,26 @@ pub(crate) static ROWS: &[Row] = &[
         resource: &Rest::<Policy>::kind(),
         refused: &[],
     },
+    Row {
+        kind: Kind {
+            deadline: MINUTE.saturating_mul(20),
+            permissions: &[
+                create("monitoring.dashboards.create"),
+                read("monitoring.dashboards.get"),
+                read("monitoring.dashboards.list"),
+                Permission::on(&[Verb::Update], "monitoring.dashboards.update"),
+                delete("monitoring.dashboards.delete"),
+            ],
+            terraform: &[("google_monitoring_dashboard", "id")],
+            ..kind(DASHBOARD, "a dashboard of metrics", Identity::Token)
+        },
+        service: "monitoring",
+        resource: &Rest::<Dashboard>::kind(),
+        refused: &[],
+    },
 ];
 
-/// What both have in Terraform.
+/// What all have in Terraform.
 const TERRAFORM: Terraform = Terraform { named: &[("project", "/project")], outputs: &[ID], ..Terraform::USUAL };
 
 /// A channel that sends mails. Outputs: `id`, `name`.
@@ -127,10 +155,44 @@ impl RestKind for Policy {
     }
 }
 
-/// When a policy opens an incident.
+/// A dashboard with a chart for each metric. Outputs: `id`, `name`.
+struct Dashboard;
+
+impl RestKind for Dashboard {
+    const TABLE: &'static Table = &Table {
+        service: Service::Dashboards,
+        path: "projects/{project}/dashboards/{name}",
+        collection: "projects/{project}/dashboards",
+        items: "dashboards",
+        assigned: true,
+        fields: &[
+            Field::plain("name", "/displayName").patched(),
+            Field::code("charts", "/mosaicLayout", layout, charts).patched(),
+        ],
+        in_place: &["name", "charts"],
+        update: Update::Whole,
+        marks: Marks::Labels("/labels", Labelling::Patch),
+        terraform: Terraform { kind: "google_monitoring_dashboard", ..TERRAFORM },
+        ..Table::USUAL
+    };
+
+    /// Answers have more members than requests, and no zeros (GoogleCloudPlatform/magic-modules#18515).
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        let wanted = layout(wanted);
+        field == "charts" && !wanted.is_null() && wanted == layout(seen)
+    }
+
+    /// Terraform takes the document as a text.
+    fn declared(_api: Option<&Api>, _request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        *document = json!({ "dashboardJson": document.to_string() });
+        Ok(())
+    }
+}
+
+/// A metric and its limit: of a condition, and of a chart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Condition {
-    /// What its mails say.
+struct Metric {
+    /// What mails say beyond the limit; the title of the chart.
     says: String,
     /// The pieces of the filter that selects the time series: some are names of other objects.
     filter: Vec<String>,
@@ -142,6 +204,13 @@ struct Condition {
     limit: Limit,
     /// The seconds of a value.
     period_seconds: u64,
+}
+
+/// When a policy opens an incident.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Condition {
+    #[serde(flatten)]
+    metric: Metric,
     /// How long it has to be exceeded.
     lasting_seconds: u64,
 }
@@ -154,27 +223,66 @@ enum Limit {
     Below(f64),
 }
 
+impl Metric {
+    fn aggregation(&self) -> Value {
+        let mut all = json!({ "alignmentPeriod": duration(self.period_seconds), "perSeriesAligner": self.aligner });
+        if let Some(label) = &self.sum_by {
+            all["crossSeriesReducer"] = json!(SUM);
+            all["groupByFields"] = json!([label]);
+        }
+        all
+    }
+
+    /// The metric in a document; `None` if it is aggregated otherwise.
+    fn read(says: &Value, filter: &Value, aggregation: &Value, limit: Limit) -> Option<Self> {
+        let sum_by = match aggregation["crossSeriesReducer"].as_str() {
+            None | Some(NO_REDUCER) => None,
+            Some(SUM) => Some(aggregation["groupByFields"][0].as_str()?.to_owned()),
+            Some(_) => return None,
+        };
+        Some(Self {
+            says: says.as_str()?.to_owned(),
+            filter: vec![filter.as_str()?.to_owned()],
+            aligner: aggregation["perSeriesAligner"].as_str()?.to_owned(),
+            sum_by,
+            limit,
+            period_seconds: seconds(&aggregation["alignmentPeriod"])?,
+        })
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    format!("{seconds}s")
+}
+
+fn seconds(duration: &Value) -> Option<u64> {
+    duration.as_str()?.strip_suffix('s')?.parse().ok()
+}
+
+/// The limit in a document: its value, where zero may be left out, and the word that says on which side it is.
+fn limit(value: &Value, word: &Value, [above, below]: [&str; 2]) -> Option<Limit> {
+    let (value, word) = (value.as_f64().unwrap_or_default(), word.as_str()?);
+    match word == above {
+        true => Some(Limit::Above(value)),
+        false => (word == below).then_some(Limit::Below(value)),
+    }
+}
+
 /// The conditions in a document; null while a piece of the filter is not known.
 fn conditions(value: &Value) -> Value {
-    let Ok(one) = serde_json::from_value::<Condition>(value.clone()) else { return Value::Null };
-    let seconds = |seconds: u64| format!("{seconds}s");
-    let mut aggregation = json!({ "alignmentPeriod": seconds(one.period_seconds), "perSeriesAligner": one.aligner });
-    if let Some(label) = one.sum_by {
-        aggregation["crossSeriesReducer"] = json!(SUM);
-        aggregation["groupByFields"] = json!([label]);
-    }
-    let (comparison, limit) = match one.limit {
+    let Ok(Condition { metric, lasting_seconds }) = serde_json::from_value(value.clone()) else { return Value::Null };
+    let (comparison, limit) = match metric.limit {
         Limit::Above(limit) => (ABOVE, limit),
         Limit::Below(limit) => (BELOW, limit),
     };
     json!([{
-        "displayName": one.says,
+        "displayName": metric.says,
         "conditionThreshold": {
-            "filter": one.filter.concat(),
-            "aggregations": [aggregation],
+            "filter": metric.filter.concat(),
+            "aggregations": [metric.aggregation()],
             "comparison": comparison,
             "thresholdValue": limit,
-            "duration": seconds(one.lasting_seconds),
+            "duration": duration(lasting_seconds),
         },
     }])
 }
@@ -185,31 +293,56 @@ fn condition(document: &Value) -> Value {
         let [one] = document["conditions"].as_array()?.as_slice() else { return None };
         let threshold = &one["conditionThreshold"];
         let [aggregation] = threshold["aggregations"].as_array()?.as_slice() else { return None };
-        let seconds = |value: &Value| value.as_str()?.strip_suffix('s')?.parse::<u64>().ok();
-        let sum_by = match aggregation["crossSeriesReducer"].as_str() {
-            None | Some(NO_REDUCER) => None,
-            Some(SUM) => Some(aggregation["groupByFields"][0].as_str()?.to_owned()),
-            Some(_) => return None,
-        };
-        // Zero may be left out.
-        let limit = threshold["thresholdValue"].as_f64().unwrap_or_default();
-        let limit = match threshold["comparison"].as_str()? {
-            ABOVE => Limit::Above(limit),
-            BELOW => Limit::Below(limit),
-            _ => return None,
-        };
+        let limit = limit(&threshold["thresholdValue"], &threshold["comparison"], [ABOVE, BELOW])?;
         let is_usual = threshold["denominatorFilter"].as_str().is_none_or(str::is_empty);
-        is_usual.then_some(Condition {
-            says: one["displayName"].as_str()?.to_owned(),
-            filter: vec![threshold["filter"].as_str()?.to_owned()],
-            aligner: aggregation["perSeriesAligner"].as_str()?.to_owned(),
-            sum_by,
-            limit,
-            period_seconds: seconds(&aggregation["alignmentPeriod"])?,
-            lasting_seconds: seconds(&threshold["duration"])?,
-        })
+        let metric = Metric::read(&one["displayName"], &threshold["filter"], aggregation, limit)?;
+        is_usual.then_some(Condition { metric, lasting_seconds: seconds(&threshold["duration"])? })
     };
     read().map(|one| json!(one)).unwrap_or_default()
+}
+
+/// The layout with these charts; null while a piece of a filter is not known.
+fn layout(value: &Value) -> Value {
+    let Ok(all) = serde_json::from_value::<Vec<Metric>>(value.clone()) else { return Value::Null };
+    let width = COLUMNS / IN_A_ROW;
+    let tile = |(place, metric): (usize, &Metric)| {
+        let (label, limit) = match metric.limit {
+            Limit::Above(limit) => (ALERT_ABOVE, limit),
+            Limit::Below(limit) => (ALERT_BELOW, limit),
+        };
+        let query = json!({ "filter": metric.filter.concat(), "aggregation": metric.aggregation() });
+        json!({
+            "xPos": place % IN_A_ROW * width,
+            "yPos": place / IN_A_ROW * HEIGHT,
+            "width": width,
+            "height": HEIGHT,
+            "widget": {
+                "title": metric.says,
+                "xyChart": {
+                    "dataSets": [{ "plotType": "LINE", "timeSeriesQuery": { "timeSeriesFilter": query } }],
+                    // Neither a color nor a direction is allowed in such a chart.
+                    "thresholds": [{ "value": limit, "label": label }],
+                },
+            },
+        })
+    };
+    let tiles: Vec<Value> = all.iter().enumerate().map(tile).collect();
+    json!({ "columns": COLUMNS, "tiles": tiles })
+}
+
+/// The charts in a document, wherever they are on the dashboard; null if there are others than those of this form.
+fn charts(document: &Value) -> Value {
+    let chart = |tile: &Value| {
+        let (title, chart) = (&tile["widget"]["title"], &tile["widget"]["xyChart"]);
+        let [set] = chart["dataSets"].as_array()?.as_slice() else { return None };
+        let [line] = chart["thresholds"].as_array()?.as_slice() else { return None };
+        let limit = limit(&line["value"], &line["label"], [ALERT_ABOVE, ALERT_BELOW])?;
+        let query = &set["timeSeriesQuery"]["timeSeriesFilter"];
+        Metric::read(title, &query["filter"], &query["aggregation"], limit)
+    };
+    let tiles = document["mosaicLayout"]["tiles"].as_array();
+    let read = tiles.and_then(|tiles| tiles.iter().map(chart).collect::<Option<Vec<Metric>>>());
+    read.map(|all| json!(all)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -249,5 +382,26 @@ mod tests {
     fn a_filter_with_an_unknown_name_has_no_conditions_yet() {
         let wanted = json!({ "filter": ["a", { "$output": "main/cluster#name" }] });
         assert!(conditions(&wanted).is_null() && !Policy::fits("condition", &wanted, &Value::Null));
+    }
+
+    #[test]
+    fn charts_are_read_as_they_are_written() {
+        let chart = |side: &str, limit: f64| {
+            json!({
+                "says": "s", "filter": ["a", "b"], "aligner": "ALIGN_MAX", "sum_by": "resource.label.n", (side): limit, "period_seconds": 60,
+            })
+        };
+        let wanted = json!([chart("above", 0.8), chart("below", 0.0), chart("above", 90.0)]);
+        let mut document = json!({ "mosaicLayout": layout(&wanted) });
+        let tile = &document["mosaicLayout"]["tiles"][2];
+        assert_eq!((&tile["xPos"], &tile["yPos"], &tile["width"]), (&json!(0), &json!(4), &json!(6)));
+        if let Some(line) = document["mosaicLayout"]["tiles"][1]["widget"]["xyChart"]["thresholds"][0].as_object_mut() {
+            line.retain(|member, _| member != "value");
+        }
+        assert!(Dashboard::fits("charts", &wanted, &charts(&document)), "{document}");
+        document["mosaicLayout"]["tiles"][0]["widget"] = json!({ "title": "s", "text": { "content": "c" } });
+        assert!(charts(&document).is_null(), "{document}");
+        let unknown = json!([{ "filter": ["a", { "$output": "main/cluster#name" }] }]);
+        assert!(layout(&unknown).is_null() && !Dashboard::fits("charts", &unknown, &Value::Null));
     }
 }

@@ -15,7 +15,7 @@
 //! neither `range` nor `connection` |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
 //! | monitoring | `SITE/monitoring/services`: the enabled services; `mailbox-N`: a channel for each mailbox; `alert-NAME`: alert policies;
-//! `budget`: the cost budget, if there is one |
+//! `overview`, a dashboard, with a stack; `budget`: the cost budget, if there is one |
 
 mod cluster;
 mod database;
@@ -34,11 +34,11 @@ use textnlp_provider::{
     Component, ComponentName, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
-use crate::kinds::monitoring::{CHANNEL, POLICY};
+use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY};
 use crate::{labels, table};
 
 /// The kinds whose objects have labels, which the tags of the environment become.
-pub(crate) const LABELLED: [&str; 8] = [
+pub(crate) const LABELLED: [&str; 9] = [
     "gcp.gke-cluster",
     "gcp.node-pool",
     "gcp.bucket",
@@ -47,6 +47,7 @@ pub(crate) const LABELLED: [&str; 8] = [
     "gcp.sql-instance",
     CHANNEL,
     POLICY,
+    DASHBOARD,
 ];
 /// The components that others refer to.
 const NETWORK: &str = "network";

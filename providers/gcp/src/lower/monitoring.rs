@@ -1,5 +1,5 @@
-//! What Google Cloud itself watches: a channel for each mailbox of the receivers, alert policies about what the environment creates, and
-//! the cost budget, which the billing account of the project has.
+//! What Google Cloud itself watches: a channel for each mailbox of the receivers, alert policies about what the environment creates, a
+//! dashboard of the same metrics, and the cost budget, which the billing account of the project has.
 //!
 //! Latency and errors of the service, its pods and their restarts are the rules of the cluster.
 
@@ -14,12 +14,12 @@ use textnlp_provider::{ComponentName, ResourceId};
 use super::database::{REMOTE, tier};
 use super::{Lowering, output};
 use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET, MOST_OF_NAME};
-use crate::kinds::monitoring::{CHANNEL, POLICY};
+use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY};
 use crate::names;
 use crate::service::Service;
 use crate::table::CLUSTER_NAME;
 
-/// The services that channels and policies need besides those of the network.
+/// The services that channels, policies and dashboards need besides those of the network.
 const OF_ALERTS: &[Service] = &[Service::Monitoring];
 /// Those that a budget needs.
 const OF_BUDGET: &[Service] = &[Service::BillingBudgets, Service::CloudBilling];
@@ -164,8 +164,10 @@ impl Lowering<'_> {
         // Google Cloud bills policies, and without a mailbox nothing shows their incidents.
         let emails = self.emails(monitoring);
         let has_alerts = !emails.is_empty();
-        let needed =
-            [(has_alerts, OF_ALERTS), (budget.is_some(), OF_BUDGET)].into_iter().filter(|(is_needed, _)| *is_needed);
+        let metrics = self.metrics(monitoring);
+        let has_dashboard = monitoring.stack && !metrics.is_empty();
+        let needed = [(has_alerts || has_dashboard, OF_ALERTS), (budget.is_some(), OF_BUDGET)];
+        let needed = needed.into_iter().filter(|(is_needed, _)| *is_needed);
         let apis: Vec<&str> = needed.flat_map(|(_, services)| services).map(|service| service.api()).collect();
         if apis.is_empty() {
             return;
@@ -173,7 +175,14 @@ impl Lowering<'_> {
         let services = self.part("services", "gcp.services", self.of_project(json!({ "services": apis })));
         let channels = self.channels(emails, services.as_ref());
         if has_alerts {
-            self.policies(monitoring, &channels, services.as_ref());
+            self.policies(&metrics, &channels, services.as_ref());
+        }
+        if has_dashboard {
+            let charts: Vec<Value> = metrics.into_iter().map(|(_, metric)| metric).collect();
+            let spec = json!({ "name": names::of(self.site, "overview", MOST_OF_TITLE), "charts": charts });
+            // The dashboard of the stack in the cluster is `dashboard`.
+            self.part("overview", DASHBOARD, self.of_project(spec));
+            self.after(services.clone());
         }
         if let Some(budget) = budget {
             self.budget(budget, &channels);
@@ -210,23 +219,31 @@ impl Lowering<'_> {
         channels
     }
 
-    fn policies(&mut self, monitoring: &Monitoring, channels: &[Value], services: Option<&ResourceId>) {
-        for rule in RULES {
-            let (Some(filter), Some(threshold)) = (self.filter(rule, monitoring), rule.threshold(monitoring)) else {
-                continue;
-            };
+    /// The rules about what this environment creates, each with its metric and limit.
+    fn metrics(&self, monitoring: &Monitoring) -> Vec<(&'static Rule, Value)> {
+        let metric = |rule: &'static Rule| {
+            let (filter, threshold) = (self.filter(rule, monitoring)?, rule.threshold(monitoring)?);
             let comparison = if matches!(rule.limit, Limit::Below(_)) { "below" } else { "above" };
+            let metric = json!({
+                "says": rule.says,
+                "filter": filter,
+                "aligner": rule.aligner,
+                "sum_by": rule.sum_by,
+                (comparison): threshold,
+                "period_seconds": PERIOD,
+            });
+            Some((rule, metric))
+        };
+        RULES.iter().filter_map(metric).collect()
+    }
+
+    fn policies(&mut self, metrics: &[(&Rule, Value)], channels: &[Value], services: Option<&ResourceId>) {
+        for (rule, metric) in metrics {
+            let mut condition = metric.clone();
+            condition["lasting_seconds"] = json!(rule.lasting_minutes * 60);
             let spec = json!({
                 "name": names::of(self.site, rule.part, MOST_OF_TITLE),
-                "condition": {
-                    "says": rule.says,
-                    "filter": filter,
-                    "aligner": rule.aligner,
-                    "sum_by": rule.sum_by,
-                    (comparison): threshold,
-                    "period_seconds": PERIOD,
-                    "lasting_seconds": rule.lasting_minutes * 60,
-                },
+                "condition": condition,
                 "channels": channels,
                 "enabled": true,
             });

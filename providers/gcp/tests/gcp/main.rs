@@ -319,12 +319,12 @@ fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
     }
 }
 
-/// A cost budget in this currency, and a mailbox that gets the alerts of a whole site.
+/// A cost budget in this currency, a mailbox that gets the alerts of a whole site, and dashboards.
 fn monitoring(currency: &str) -> Monitoring {
     let budget = Budget { monthly: 900.0, currency: currency.to_owned(), warn_at: 0.8 };
     let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()) };
     let receivers = BTreeMap::from([("oncall".to_owned(), mailbox("oncall@example.com"))]);
-    Monitoring { budget: Some(budget), monitored, receivers, ..Monitoring::default() }
+    Monitoring { stack: true, budget: Some(budget), monitored, receivers, ..Monitoring::default() }
 }
 
 fn mailbox(recipients: &str) -> ReceiverAddress {

@@ -1,4 +1,6 @@
-//! Alert policies and the channels that they notify.
+//! Alert policies, the channels that they notify, and the dashboard of their metrics.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use textnlp_provider::component::{Component, ComponentSpec, Monitoring, ReceiverAddress};
@@ -12,6 +14,7 @@ use crate::{Bench, Made, mailbox, monitoring, record, run};
 
 const CREATE: &str = "monitoring.projects.notificationChannels.create";
 const PATCH: &str = "monitoring.projects.alertPolicies.patch";
+const CREATE_DASHBOARD: &str = "monitoring.projects.dashboards.create";
 
 fn all(world: &Cloud, collection: &str) -> Vec<Value> {
     let keys = world.keys().into_iter().filter(|key| key.contains(collection));
@@ -126,9 +129,22 @@ fn policies_are_about_what_the_environment_creates() {
     let external = of(|one| one.monitored.database.as_mut().unwrap().hosting = Some(Hosting::External)).unwrap();
     assert_eq!(names(&external), ["nodes-memory"]);
     let existing = of(|one| one.monitored = textnlp_provider::component::Monitored::default()).unwrap();
-    assert!(names(&existing).is_empty());
-    let stack = of(|one| (one.stack, one.receivers) = (true, std::collections::BTreeMap::new())).unwrap();
-    assert!(stack.is_empty(), "{stack:?}");
+    assert!(names(&existing).is_empty() && of_kind(&existing, "gcp.dashboard").is_empty());
+
+    let shown = |all: &[Wanted]| -> Vec<Value> {
+        of_kind(all, "gcp.dashboard").iter().filter_map(|one| one.spec.get("charts").cloned()).collect()
+    };
+    let conditions = of_kind(&all, "gcp.alert-policy").into_iter().map(|one| {
+        let mut condition = one.spec.get("condition").cloned().unwrap();
+        condition.as_object_mut().unwrap().retain(|field, _| field != "lasting_seconds");
+        condition
+    });
+    assert_eq!(shown(&all), [conditions.collect::<Value>()]);
+    let stack = of(|one| one.receivers = BTreeMap::new()).unwrap();
+    assert_eq!(shown(&stack), shown(&all));
+    let kinds: Vec<&str> = stack.iter().map(|one| one.kind.as_str()).collect();
+    assert_eq!(kinds, ["gcp.services", "gcp.dashboard"]);
+    assert!(of(|one| (one.stack, one.receivers) = (false, BTreeMap::new())).unwrap().is_empty());
 }
 
 #[test]
@@ -213,5 +229,42 @@ fn a_channel_waits_for_the_policy_that_uses_it() {
         bench.finish(&delete(3, &channel)).await;
         let world = bench.cloud.world();
         assert!(policies(&world).is_empty() && channels(&world).is_empty());
+    });
+}
+
+#[test]
+fn a_changed_dashboard_is_drift_and_is_put_right() {
+    run(async {
+        let bench = bench();
+        let chart = |says: &str, filter: Value| {
+            json!({
+                "says": says, "filter": filter, "aligner": "ALIGN_MEAN", "sum_by": null, "above": 0.9, "period_seconds": 60,
+            })
+        };
+        let charts =
+            json!([chart("disk", json!(["metric.type=\"m", "\""])), chart("cpu", json!(["metric.type=\"c\""]))]);
+        let spec = json!({
+            "project": bench.cloud.project(), "name": "overview", "charts": charts, "tags": { "team": "text" },
+        });
+        let wanted = bench.wanted("main/monitoring/overview", "gcp.dashboard", &spec);
+        bench.cloud.faults().add(Rule::nth("monitoring", CREATE_DASHBOARD, 1, Disruption::LostReply));
+        let (wanted, recorded) = make(&bench, 1, wanted).await;
+        assert_eq!(all(&bench.cloud.world(), "/dashboards/").len(), 1);
+        let key = format!("monitoring/{}", recorded.cloud_id);
+        let mut tiles = bench.cloud.world().get(&key).unwrap()["mosaicLayout"]["tiles"].clone();
+        tiles[1]["widget"]["xyChart"]["thresholds"][0]["value"] = json!(0.5);
+        bench.cloud.world().change(&key, "/mosaicLayout/tiles", tiles);
+        bench.cloud.world().change(&key, "/labels/team", json!("others"));
+        let Observed::Present(seen) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await.unwrap() else {
+            panic!("it is gone")
+        };
+        let changes = bench.provider.diff(&wanted, &recorded, &seen);
+        let fields: Vec<&str> = changes.iter().map(|change| change.field.as_str()).collect();
+        assert_eq!(fields, ["charts", "tags"]);
+        assert!(changes.iter().all(|change| change.effect == Effect::InPlace), "{changes:?}");
+        let object = bench.finish(&bench.operation(2, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
+        bench.finish(&bench.operation(3, Verb::Delete, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(all(&bench.cloud.world(), "/dashboards/").is_empty());
     });
 }

@@ -30,6 +30,8 @@ pub(crate) const PARAMETERS: &[&str] = &[
     "h",
     "monitor",
     "forceDeletionTypes",
+    "canFetchContent",
+    "category",
 ];
 /// Namespaces that every subscription has without registration.
 const BUILT_IN: &[&str] = &["microsoft.resources", "microsoft.authorization", "microsoft.features"];
@@ -418,6 +420,7 @@ pub(crate) fn specials() -> impl Iterator<Item = &'static Special> {
         compute::SPECIALS,
         costs::SPECIALS,
         policies::SPECIALS,
+        monitoring::SPECIALS,
     ];
     tables.into_iter().flatten()
 }

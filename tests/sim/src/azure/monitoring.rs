@@ -1,9 +1,10 @@
-//! Azure Monitor: action groups and metric alerts. No metric has values: no alert ever fires.
+//! Azure Monitor: action groups, metric alerts and workbooks. No metric has values: no alert ever fires.
 
 use serde_json::Value;
 
 use super::cloud::{Cloud, text};
-use super::kinds::{Call, KIND, Kind};
+use super::document::Model;
+use super::kinds::{self, Answer, Call, KIND, Kind, Special};
 use super::problem::{Problem, bad};
 use crate::{Behaviour, Source};
 
@@ -13,6 +14,10 @@ const SHORT_NAME: usize = 12;
 const FORM: &str = "/properties/criteria/odata.type";
 /// The windows of alerts.
 const WINDOWS: [&str; 8] = ["PT1M", "PT5M", "PT15M", "PT30M", "PT1H", "PT6H", "PT12H", "P1D"];
+
+/// The version and the model of workbooks.
+const WORKBOOKS: &str = "2023-06-01";
+const WORKBOOK: Model = "applicationinsights.v2023_06_01.models Workbook";
 
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
@@ -43,7 +48,30 @@ pub(crate) const KINDS: &[Kind] = &[
         accept: accept_alert,
         ..KIND
     },
+    Kind {
+        kind: "Microsoft.Insights/workbooks",
+        version: WORKBOOKS,
+        models: [
+            WORKBOOK,
+            "applicationinsights.v2023_06_01.models WorkbookUpdateParameters",
+            WORKBOOK,
+            "applicationinsights.v2023_06_01.models WorkbooksListResult",
+        ],
+        has_state: false,
+        is_name: is_guid,
+        accept: accept_workbook,
+        ..KIND
+    },
 ];
+
+pub(crate) const SPECIALS: &[Special] = &[Special {
+    method: "GET",
+    path: "Microsoft.Insights/workbooks",
+    version: WORKBOOKS,
+    request: "",
+    answer: WORKBOOK,
+    handler: read_workbook,
+}];
 
 pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
@@ -72,6 +100,15 @@ pub(crate) const LEDGER: &[Behaviour] = &[
             "https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftinsights",
         ),
     ),
+    rule(
+        "the name of a workbook is a GUID",
+        Source::Documentation("https://learn.microsoft.com/azure/azure-monitor/visualize/workbooks-automate"),
+    ),
+    rule(
+        "a read of a workbook has its content only with canFetchContent",
+        Source::Documentation("https://learn.microsoft.com/rest/api/application-insights/workbooks/get"),
+    ),
+    rule("the content of a workbook is the text of a JSON object", Source::Model),
 ];
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
@@ -81,6 +118,28 @@ const fn rule(what: &'static str, source: Source) -> Behaviour {
 fn is_name(name: &str) -> bool {
     (1..=260).contains(&name.len())
         && !name.contains(['*', '#', '&', '+', ':', '<', '>', '?', '@', '%', '{', '}', '\\', '/'])
+}
+
+fn is_guid(name: &str) -> bool {
+    let parts: Vec<usize> = name.split('-').map(str::len).collect();
+    parts == [8, 4, 4, 4, 12] && name.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
+}
+
+fn read_workbook(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
+    let mut answer = kinds::read(cloud, call)?;
+    if call.parameter("canFetchContent") != Some("true")
+        && let Some(properties) = answer.body["properties"].as_object_mut()
+    {
+        properties.shift_remove("serializedData");
+    }
+    Ok(answer)
+}
+
+fn accept_workbook(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    match serde_json::from_str(text(body, "/properties/serializedData")) {
+        Ok(Value::Object(_)) => Ok(()),
+        _ => Err(bad("BadRequest", "The serializedData of a workbook must be valid JSON.")),
+    }
 }
 
 fn accept_group(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {

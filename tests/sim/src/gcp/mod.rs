@@ -136,7 +136,7 @@ pub const SERVICES: &[Service] = &[
         name: "monitoring",
         api: "monitoring.googleapis.com",
         title: "Cloud Monitoring API",
-        documents: &[("monitoring.v3", "v3/")],
+        documents: &[("monitoring.v3", "v3/"), ("monitoring.v1", "v1/")],
         is_older: false,
     },
     Service {

@@ -1,4 +1,4 @@
-//! Cloud Monitoring: alert policies and the channels that they notify. No metric has values: no incident is ever opened.
+//! Cloud Monitoring: alert policies, the channels that they notify, and dashboards. No metric has values: no incident is ever opened.
 
 use serde_json::{Value, json};
 
@@ -32,10 +32,19 @@ pub(crate) const KINDS: &[Kind] = &[
         check_update: |_, _, _, after| check_channel(after),
         ..KIND
     },
+    Kind {
+        methods: "monitoring.projects.dashboards",
+        verbs: &["get", "list", "delete"],
+        collection: ("monitoring", "dashboards"),
+        items: "dashboards",
+        ..KIND
+    },
 ];
 
 pub(crate) const HANDLERS: &[(&str, Handler)] = &[
     ("monitoring.projects.alertPolicies.create", create_policy),
+    ("monitoring.projects.dashboards.create", create_dashboard),
+    ("monitoring.projects.dashboards.patch", replace_dashboard),
     ("monitoring.projects.notificationChannels.create", create_channel),
     ("monitoring.projects.notificationChannels.delete", delete_channel),
 ];
@@ -58,6 +67,13 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "a channel for mails has an address",
         Source::Documentation("https://cloud.google.com/monitoring/alerts/using-channels-api"),
     ),
+    rule("a patch of a dashboard replaces it; one with a stale etag is 409 ABORTED", Source::Model),
+    rule(
+        "an answer with a dashboard has defaults that the request left out, and no zeros",
+        Source::Report("GoogleCloudPlatform/magic-modules#18515"),
+    ),
+    rule("a dashboard has a display name, and its tiles are within its columns", Source::Model),
+    rule("a threshold of a chart has neither a color nor a direction", Source::Model),
 ];
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
@@ -159,4 +175,61 @@ fn delete_channel(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> 
     }
     cloud.objects.remove(&call.key());
     Ok(json!({}))
+}
+
+fn create_dashboard(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    let name = format!("{}/{}", call.name, cloud.random.uuid());
+    keep_dashboard(cloud, call, &name)
+}
+
+fn replace_dashboard(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    let before = read(cloud, call)?;
+    let etag = call.body["etag"].as_str().filter(|etag| !etag.is_empty());
+    if etag.is_some_and(|etag| before["etag"] != etag) {
+        return Err(Problem::new("ABORTED", "The etag does not match that of the dashboard."));
+    }
+    keep_dashboard(cloud, call, &call.name)
+}
+
+/// Keeps the dashboard of a request in the form in which answers have it.
+fn keep_dashboard(cloud: &mut Cloud, call: &Call<'_>, name: &str) -> Result<Value, Problem> {
+    let mut body = call.body.clone();
+    errors::check_labels(&body["labels"])?;
+    if body["displayName"].as_str().is_none_or(str::is_empty) {
+        return Err(invalid("Field \"dashboard.display_name\" is required."));
+    }
+    let columns = body["mosaicLayout"]["columns"].as_u64().unwrap_or_default();
+    for tile in items(&mut body, "/mosaicLayout/tiles") {
+        let number = |member: &str| tile[member].as_u64().unwrap_or_default();
+        if number("xPos") + number("width") > columns || number("width") == 0 || number("height") == 0 {
+            return Err(invalid("Field \"mosaic_layout.tiles\" has a tile that is not within the columns."));
+        }
+        leave_out_zero(tile, "xPos");
+        leave_out_zero(tile, "yPos");
+        for set in items(tile, "/widget/xyChart/dataSets") {
+            set["targetAxis"] = "Y1".into();
+        }
+        for line in items(tile, "/widget/xyChart/thresholds") {
+            if !line["color"].is_null() || !line["direction"].is_null() {
+                return Err(invalid("Color and direction are not allowed in the thresholds of an XyChart."));
+            }
+            leave_out_zero(line, "value");
+        }
+    }
+    body["name"] = name.into();
+    body["etag"] = cloud.fingerprint().into();
+    cloud.put(&format!("monitoring/{name}"), body.clone());
+    Ok(body)
+}
+
+fn items<'b>(body: &'b mut Value, place: &'static str) -> impl Iterator<Item = &'b mut Value> {
+    body.pointer_mut(place).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+fn leave_out_zero(body: &mut Value, member: &str) {
+    if body[member].as_f64() == Some(0.0)
+        && let Some(members) = body.as_object_mut()
+    {
+        members.shift_remove(member);
+    }
 }

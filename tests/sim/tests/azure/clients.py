@@ -7,6 +7,7 @@ import uuid
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from azure.core.pipeline.transport import RequestsTransport
+from azure.mgmt.applicationinsights.v2023_06_01 import ApplicationInsightsManagementClient
 from azure.mgmt.authorization import AuthorizationManagementClient
 from azure.mgmt.containerregistry import ContainerRegistryManagementClient
 from azure.mgmt.containerservice import ContainerServiceClient
@@ -64,6 +65,7 @@ storage = client(StorageManagementClient, SUBSCRIPTION)
 registries = client(ContainerRegistryManagementClient, SUBSCRIPTION)
 databases = client(PostgreSQLManagementClient, SUBSCRIPTION)
 vaults = client(KeyVaultManagementClient, SUBSCRIPTION)
+workbooks = client(ApplicationInsightsManagementClient, SUBSCRIPTION).workbooks
 
 NOT_YET = ("PrincipalNotFound", "AnotherOperationInProgress", "OperationNotAllowed", "RetryableError", "ResourceNotFound",
            "ResourceGroupNotFound", "ParentResourceNotFound", "MissingSubscriptionRegistration", "InUseSubnetCannotBeDeleted",
@@ -265,7 +267,18 @@ credential = {"issuer": found.oidc_issuer_profile.issuer_url, "subject": "system
 retried(lambda: identities.federated_identity_credentials.create_or_update(GROUP, "server", "server", credential))
 settled(lambda: identities.federated_identity_credentials.get(GROUP, "server", "server"))
 
+# A workbook.
+book, content = str(uuid.uuid4()), '{"version":"Notebook/1.0","items":[]}'
+workbook = {"location": REGION, "kind": "shared", "display_name": "w", "category": "workbook", "serialized_data": content}
+resources.providers.register("Microsoft.Insights")
+retried(lambda: workbooks.create_or_update(GROUP, book, workbook))
+assert settled(lambda: workbooks.get(GROUP, book)).serialized_data is None
+assert workbooks.get(GROUP, book, can_fetch_content=True).serialized_data == content
+listed(lambda: workbooks.list_by_resource_group(GROUP, category="workbook"), book)
+
 # And back to nothing.
+workbooks.delete(GROUP, book)
+missing(lambda: workbooks.get(GROUP, book))
 dns.record_sets.delete(GROUP, "example.com", "text", "A")
 missing(lambda: dns.record_sets.get(GROUP, "example.com", "text", "A"))
 dns.zones.begin_delete(GROUP, "example.com").result()

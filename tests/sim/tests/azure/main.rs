@@ -31,6 +31,7 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.consumption/", "2023-11-01"),
     ("/microsoft.costmanagement/", "2023-11-01"),
     ("/microsoft.insights/actiongroups", "2023-01-01"),
+    ("/microsoft.insights/workbooks", "2023-06-01"),
     ("/microsoft.insights/", "2018-03-01"),
     ("/microsoft.network/privatednszones", "2024-06-01"),
     ("/microsoft.network/dnszones", "2018-05-01"),

@@ -1,4 +1,4 @@
-//! Azure Monitor: what action groups and metric alerts are refused for.
+//! Azure Monitor: what action groups, metric alerts and workbooks are refused for.
 
 use serde_json::{Value, json};
 
@@ -6,6 +6,7 @@ use crate::Client;
 
 const GROUP: &str = "G/Microsoft.Insights/actionGroups/a";
 const ALERT: &str = "G/Microsoft.Insights/metricAlerts/a";
+const WORKBOOK: &str = "G/Microsoft.Insights/workbooks/11111111-2222-4333-8444-555555555555";
 
 /// Azure/azure-rest-api-specs#2840.
 #[test]
@@ -46,4 +47,25 @@ fn an_alert_has_a_metric_and_keeps_its_form() {
     client.put(ALERT, alert(one, "PT15M", true)).ok();
     client.call("DELETE", ALERT, Value::Null).ok();
     assert_eq!(client.get(ALERT).status, 404);
+}
+
+#[test]
+fn a_workbook_is_named_by_a_guid_and_shows_its_content_on_request() {
+    let client = Client::quick();
+    let workbook = |content: &str| {
+        let properties = json!({ "displayName": "w", "category": "workbook", "serializedData": content });
+        json!({ "location": "westeurope", "kind": "shared", "properties": properties })
+    };
+    let content = r#"{"version":"Notebook/1.0","items":[]}"#;
+    assert_eq!(
+        client.put("G/Microsoft.Insights/workbooks/overview", workbook(content)).code(),
+        (400, "InvalidResourceName")
+    );
+    assert_eq!(client.put(WORKBOOK, workbook("[")).code(), (400, "BadRequest"));
+    client.put(WORKBOOK, workbook(content)).ok();
+    let tagged = client.call("PATCH", WORKBOOK, json!({ "tags": { "a": "b" } })).ok();
+    assert_eq!((&tagged["tags"], &tagged["properties"]["serializedData"]), (&json!({ "a": "b" }), &json!(content)));
+    assert_eq!(client.get(WORKBOOK).ok()["properties"].get("serializedData"), None);
+    let whole = client.get(&format!("{WORKBOOK}?canFetchContent=true")).ok();
+    assert_eq!(whole["properties"]["serializedData"], content);
 }

@@ -34,6 +34,7 @@ kms = service("cloudkms", "v1", "CLOUDKMS")
 billing = service("cloudbilling", "v1", "CLOUDBILLING")
 dns = service("dns", "v1", "DNS")
 monitoring = service("monitoring", "v3", "MONITORING").projects()
+dashboards = service("monitoring", "v1", "MONITORING").projects().dashboards()
 # Calls of a user are counted for a project.
 budgets = service("billingbudgets", "v1", "BILLINGBUDGETS", CREDENTIALS.with_quota_project(PROJECT)).billingAccounts().budgets()
 
@@ -133,6 +134,17 @@ assert monitoring.alertPolicies().list(name=f"projects/{PROJECT}").execute()["al
 monitoring.alertPolicies().delete(name=policy["name"]).execute()
 monitoring.notificationChannels().delete(name=channel["name"]).execute()
 missing(monitoring.notificationChannels().get(name=channel["name"]))
+
+# A dashboard.
+chart = {"dataSets": [{"timeSeriesQuery": {"timeSeriesFilter": {"filter": threshold["filter"]}}}], "thresholds": [{"value": 0.9}]}
+tile = {"width": 6, "height": 4, "widget": {"title": "t", "xyChart": chart}}
+dashboard = {"displayName": "d", "labels": {"a": "b"}, "mosaicLayout": {"columns": 12, "tiles": [tile]}}
+dashboard = dashboards.create(parent=f"projects/{PROJECT}", body=dashboard).execute()
+changed = dashboards.patch(name=dashboard["name"], body=dashboard | {"displayName": "e"}).execute()
+assert changed["displayName"] == "e" and changed["mosaicLayout"] == dashboard["mosaicLayout"], changed
+assert dashboards.list(parent=f"projects/{PROJECT}").execute()["dashboards"] == [changed]
+dashboards.delete(name=dashboard["name"]).execute()
+missing(dashboards.get(name=dashboard["name"]))
 batch = {"serviceIds": ["secretmanager.googleapis.com"]}
 long(usage.operations().get, usage.services().batchEnable(parent=f"projects/{PROJECT}", body=batch).execute())
 names = [one["config"]["name"] for one in usage.services().list(parent=f"projects/{PROJECT}", filter="state:ENABLED").execute()["services"]]

@@ -1,4 +1,4 @@
-//! Cloud Monitoring: what policies and channels are refused for.
+//! Cloud Monitoring: what policies, channels and dashboards are refused for.
 
 use serde_json::{Value, json};
 
@@ -6,6 +6,7 @@ use crate::Client;
 
 const CHANNELS: &str = "v3/projects/PROJECT/notificationChannels";
 const POLICIES: &str = "v3/projects/PROJECT/alertPolicies";
+const DASHBOARDS: &str = "v1/projects/PROJECT/dashboards";
 
 fn channel(client: &Client) -> String {
     let body = json!({ "type": "email", "displayName": "c", "labels": { "email_address": "oncall@example.com" } });
@@ -65,4 +66,35 @@ fn a_channel_in_use_is_deleted_by_force_only() {
     client.call("DELETE", "monitoring", &format!("{path}?force=true"), Value::Null).ok();
     let left = client.get("monitoring", &format!("v3/{}", made["name"].as_str().unwrap())).ok();
     assert_eq!(left["notificationChannels"], json!([]));
+}
+
+/// GoogleCloudPlatform/magic-modules#18515.
+#[test]
+fn a_patch_replaces_a_dashboard_unless_its_etag_is_stale() {
+    let client = Client::quick();
+    let dashboard = |x: u32, threshold: Value| {
+        let query = json!({ "timeSeriesFilter": { "filter": "metric.type=\"m\"" } });
+        let chart = json!({ "dataSets": [{ "timeSeriesQuery": query }], "thresholds": [threshold] });
+        let tile = json!({ "xPos": x, "width": 6, "height": 4, "widget": { "title": "t", "xyChart": chart } });
+        json!({ "displayName": "d", "labels": { "a": "b" }, "mosaicLayout": { "columns": 12, "tiles": [tile] } })
+    };
+    let line = json!({ "value": 0, "label": "alert above" });
+    for wrong in [
+        dashboard(7, line.clone()),
+        dashboard(0, json!({ "value": 1, "color": "RED" })),
+        json!({ "labels": { "a": "b" } }),
+    ] {
+        assert_eq!(client.post("monitoring", DASHBOARDS, wrong.clone()).status, 400, "{wrong}");
+    }
+    let made = client.post("monitoring", DASHBOARDS, dashboard(0, line)).ok();
+    let tile = &made["mosaicLayout"]["tiles"][0];
+    assert_eq!((tile.get("xPos"), &tile["widget"]["xyChart"]["dataSets"][0]["targetAxis"]), (None, &json!("Y1")));
+    let path = format!("v1/{}", made["name"].as_str().unwrap());
+    let change = json!({ "displayName": "e", "etag": made["etag"] });
+    let changed = client.call("PATCH", "monitoring", &path, change.clone()).ok();
+    assert_eq!(
+        (&changed["displayName"], changed.get("labels"), changed.get("mosaicLayout")),
+        (&json!("e"), None, None)
+    );
+    assert_eq!(client.call("PATCH", "monitoring", &path, change).status, 409);
 }
