@@ -372,9 +372,7 @@ async fn failing_pods_report_the_reason() {
         follow(&world.provider, &op, Some(expect)).await.unwrap().says();
     }
     // The same words stand in what is observed, but for the moment of a restart.
-    let is_told = |seen: &Observed| {
-        matches!(seen, Observed::Present(object) if matches!(&object.health, Health::Degraded(why) if why.contains("status 7")))
-    };
+    let is_told = |seen: &Observed| matches!(seen, Observed::Present(object) if matches!(&object.health, Health::Degraded(why) if why.contains("status 7")));
     let mut crashed = None;
     for _ in 0..60 {
         let seen = world.seen(&[cases[2].0.clone()], &[]).await;
