@@ -371,13 +371,18 @@ async fn failing_pods_report_the_reason() {
         let op = operation(&world, number as u64, Verb::Create, wanted, None);
         follow(&world.provider, &op, Some(expect)).await.unwrap().says();
     }
-    // The same words stand in what is observed.
-    let seen = world.seen(&[cases[2].0.clone()], &[]).await;
-    let crashed = seen.iter().find(|(id, _)| *id == cases[2].0.id).unwrap();
-    assert!(
-        matches!(&crashed.1, Observed::Present(object) if matches!(&object.health, Health::Degraded(why) if why.contains("status 7"))),
-        "{crashed:?}"
-    );
+    // The same words stand in what is observed, but for the moment of a restart.
+    let is_told = |seen: &Observed| matches!(seen, Observed::Present(object) if matches!(&object.health, Health::Degraded(why) if why.contains("status 7")));
+    let mut crashed = None;
+    for _ in 0..60 {
+        let seen = world.seen(&[cases[2].0.clone()], &[]).await;
+        crashed = seen.into_iter().find(|(id, _)| *id == cases[2].0.id);
+        if crashed.as_ref().is_some_and(|(_, seen)| is_told(seen)) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    }
+    assert!(crashed.as_ref().is_some_and(|(_, seen)| is_told(seen)), "{crashed:?}");
 
     let late = of("late", &|spec| {
         spec["progressDeadlineSeconds"] = json!(1);
