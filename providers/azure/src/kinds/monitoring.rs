@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_cloud::{State, same};
@@ -14,6 +15,7 @@ use textnlp_provider::{Identity, Kind, Pricing, Result};
 
 use super::{delete, put, read};
 use crate::api::{Api, Call};
+use crate::operation::Pending;
 use crate::row::{Field, LOCATION, Rest, RestKind, Table, Update, state};
 use crate::table::{Row, kind};
 
@@ -39,6 +41,8 @@ const LINES: u32 = 2;
 const OF_AVERAGES: u32 = 4;
 /// What a chart shows: the last day, in milliseconds.
 const SHOWN: u64 = 86_400_000;
+/// The tag that has the title of a workbook too.
+const TITLE: &str = "hidden-title";
 /// What is between the title of a chart and its limit.
 const ALERT_ABOVE: &str = " (alert above ";
 
@@ -253,7 +257,7 @@ impl RestKind for Workbook {
         ],
         fields: &[
             LOCATION,
-            Field::plain("title", "/properties/displayName").changed(),
+            Field::plain("title", "/properties/displayName"),
             Field::code("charts", "/properties/serializedData", content, charts).changed(),
         ],
         in_place: &["title", "charts"],
@@ -271,6 +275,16 @@ impl RestKind for Workbook {
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         let wanted = content(wanted);
         field == "charts" && !wanted.is_null() && wanted == content(seen)
+    }
+
+    /// The tag with the title decides over the title (hashicorp/terraform-provider-azurerm#22113).
+    async fn put(api: &Api, id: &str, wanted: &Value, _field: &str) -> Result<Option<Pending>> {
+        let mut tags = api.send(Call::get(id, Self::TABLE.version)).await?.body["tags"].take();
+        tags[TITLE] = wanted.clone();
+        // A change of tags replaces them all.
+        let body = json!({ "tags": tags, "properties": { "displayName": wanted } });
+        let call = Call::new(Method::PATCH, id, Self::TABLE.version).body(body);
+        Ok(api.send(call).await?.pending)
     }
 }
 

@@ -164,6 +164,7 @@ fn a_changed_workbook_is_drift_and_is_put_right() {
             json!(r#"{"version":"Notebook/1.0","items":[]}"#),
         );
         bench.cloud.world().change(&id, "/properties/displayName", json!("others"));
+        bench.cloud.world().change(&id, "/tags/hidden-title", json!("others"));
         bench.cloud.world().change(&id, "/tags/team", json!("others"));
         let Observed::Present(seen) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await.unwrap() else {
             panic!("it is gone")
