@@ -39,6 +39,9 @@ const ALL: &str = "*";
 const METRICS: u32 = 10;
 const LINES: u32 = 2;
 const OF_AVERAGES: u32 = 4;
+/// The lines of a chart that is split: those with the greatest values.
+const GREATEST_FIRST: i32 = -1;
+const MOST_LINES: u32 = 100;
 /// What a chart shows: the last day, in milliseconds.
 const SHOWN: u64 = 86_400_000;
 /// The tag that has the title of a workbook too.
@@ -297,8 +300,8 @@ struct Chart {
     /// The type of the resource in lower case.
     namespace: String,
     metric: String,
-    /// The dimension whose values have a line each: a chart has one at most.
-    each: Option<String>,
+    /// The dimensions whose values have a line each.
+    each: Vec<String>,
     /// The limit of the alert, which a workbook cannot draw.
     above: f64,
 }
@@ -328,7 +331,9 @@ fn notebook(charts: &[Chart]) -> Value {
                     // Between the dashes is a category, which may be empty.
                     "metric": format!("{namespace}--{metric}"),
                     "aggregation": OF_AVERAGES,
-                    "splitBy": each,
+                    "splitBy": (!each.is_empty()).then_some(each),
+                    "splitBySortOrder": GREATEST_FIRST,
+                    "splitByLimit": MOST_LINES,
                 }],
                 "title": format!("{says}{ALERT_ABOVE}{above})"),
             },
@@ -350,7 +355,7 @@ fn charts(document: &Value) -> Value {
             resource: content["resourceIds"][0].as_str()?.to_owned(),
             namespace: namespace.to_owned(),
             metric: metric["metric"].as_str()?.strip_prefix(namespace)?.strip_prefix("--")?.to_owned(),
-            each: metric["splitBy"].as_str().map(str::to_owned),
+            each: serde_json::from_value::<Option<_>>(metric["splitBy"].clone()).ok()?.unwrap_or_default(),
             above: above.parse().ok()?,
         })
     };
@@ -407,11 +412,11 @@ mod tests {
     #[test]
     fn workbooks_are_read_as_they_are_written() {
         let chart = |each: Value, above: Value| json!({ "says": "s", "resource": "/A", "namespace": "a/b", "metric": "m", "each": each, "above": above });
-        let wanted = json!([chart(json!("node"), json!(80)), chart(Value::Null, json!(1_073_741_824.0))]);
+        let wanted = json!([chart(json!(["node", "device"]), json!(80)), chart(json!([]), json!(1_073_741_824.0))]);
         let text = content(&wanted);
         let document = |text: Value| json!({ "properties": { "serializedData": text } });
         let seen = charts(&document(text.clone()));
-        assert!(Workbook::fits("charts", &wanted, &seen) && seen[0]["each"] == "node", "{text} {seen}");
+        assert!(Workbook::fits("charts", &wanted, &seen) && seen[0]["each"] == wanted[0]["each"], "{text} {seen}");
         let changed = text.as_str().unwrap().replace("--m", "--n");
         assert!(!Workbook::fits("charts", &wanted, &charts(&document(json!(changed)))), "{changed}");
         let added = text.as_str().unwrap().replacen('{', "{\"isLocked\":true,", 1);
