@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_cloud::{State, same};
@@ -14,6 +15,7 @@ use textnlp_provider::{Identity, Kind, Pricing, Result};
 
 use super::{delete, put, read};
 use crate::api::{Api, Call};
+use crate::operation::Pending;
 use crate::row::{Field, LOCATION, Rest, RestKind, Table, Update, state};
 use crate::table::{Row, kind};
 
@@ -37,8 +39,13 @@ const ALL: &str = "*";
 const METRICS: u32 = 10;
 const LINES: u32 = 2;
 const OF_AVERAGES: u32 = 4;
+/// The lines of a chart that is split: those with the greatest values.
+const GREATEST_FIRST: i32 = -1;
+const MOST_LINES: u32 = 100;
 /// What a chart shows: the last day, in milliseconds.
 const SHOWN: u64 = 86_400_000;
+/// The tag that has the title of a workbook too.
+const TITLE: &str = "hidden-title";
 /// What is between the title of a chart and its limit.
 const ALERT_ABOVE: &str = " (alert above ";
 
@@ -253,7 +260,7 @@ impl RestKind for Workbook {
         ],
         fields: &[
             LOCATION,
-            Field::plain("title", "/properties/displayName").changed(),
+            Field::plain("title", "/properties/displayName"),
             Field::code("charts", "/properties/serializedData", content, charts).changed(),
         ],
         in_place: &["title", "charts"],
@@ -272,6 +279,16 @@ impl RestKind for Workbook {
         let wanted = content(wanted);
         field == "charts" && !wanted.is_null() && wanted == content(seen)
     }
+
+    /// The tag with the title decides over the title (hashicorp/terraform-provider-azurerm#22113).
+    async fn put(api: &Api, id: &str, wanted: &Value, _field: &str) -> Result<Option<Pending>> {
+        let mut tags = api.send(Call::get(id, Self::TABLE.version)).await?.body["tags"].take();
+        tags[TITLE] = wanted.clone();
+        // A change of tags replaces them all.
+        let body = json!({ "tags": tags, "properties": { "displayName": wanted } });
+        let call = Call::new(Method::PATCH, id, Self::TABLE.version).body(body);
+        Ok(api.send(call).await?.pending)
+    }
 }
 
 /// A chart of one metric of one resource.
@@ -283,8 +300,8 @@ struct Chart {
     /// The type of the resource in lower case.
     namespace: String,
     metric: String,
-    /// The dimension whose values have a line each: a chart has one at most.
-    each: Option<String>,
+    /// The dimensions whose values have a line each.
+    each: Vec<String>,
     /// The limit of the alert, which a workbook cannot draw.
     above: f64,
 }
@@ -314,7 +331,9 @@ fn notebook(charts: &[Chart]) -> Value {
                     // Between the dashes is a category, which may be empty.
                     "metric": format!("{namespace}--{metric}"),
                     "aggregation": OF_AVERAGES,
-                    "splitBy": each,
+                    "splitBy": (!each.is_empty()).then_some(each),
+                    "splitBySortOrder": GREATEST_FIRST,
+                    "splitByLimit": MOST_LINES,
                 }],
                 "title": format!("{says}{ALERT_ABOVE}{above})"),
             },
@@ -336,7 +355,7 @@ fn charts(document: &Value) -> Value {
             resource: content["resourceIds"][0].as_str()?.to_owned(),
             namespace: namespace.to_owned(),
             metric: metric["metric"].as_str()?.strip_prefix(namespace)?.strip_prefix("--")?.to_owned(),
-            each: metric["splitBy"].as_str().map(str::to_owned),
+            each: serde_json::from_value::<Option<_>>(metric["splitBy"].clone()).ok()?.unwrap_or_default(),
             above: above.parse().ok()?,
         })
     };
@@ -393,11 +412,11 @@ mod tests {
     #[test]
     fn workbooks_are_read_as_they_are_written() {
         let chart = |each: Value, above: Value| json!({ "says": "s", "resource": "/A", "namespace": "a/b", "metric": "m", "each": each, "above": above });
-        let wanted = json!([chart(json!("node"), json!(80)), chart(Value::Null, json!(1_073_741_824.0))]);
+        let wanted = json!([chart(json!(["node", "device"]), json!(80)), chart(json!([]), json!(1_073_741_824.0))]);
         let text = content(&wanted);
         let document = |text: Value| json!({ "properties": { "serializedData": text } });
         let seen = charts(&document(text.clone()));
-        assert!(Workbook::fits("charts", &wanted, &seen) && seen[0]["each"] == "node", "{text} {seen}");
+        assert!(Workbook::fits("charts", &wanted, &seen) && seen[0]["each"] == wanted[0]["each"], "{text} {seen}");
         let changed = text.as_str().unwrap().replace("--m", "--n");
         assert!(!Workbook::fits("charts", &wanted, &charts(&document(json!(changed)))), "{changed}");
         let added = text.as_str().unwrap().replacen('{', "{\"isLocked\":true,", 1);

@@ -239,7 +239,7 @@ impl Lowering<'_> {
                 "resource": scope,
                 "namespace": rule.watched.namespace().to_ascii_lowercase(),
                 "metric": rule.metric,
-                "each": rule.each.first(),
+                "each": rule.each,
                 "above": above,
             })
         };

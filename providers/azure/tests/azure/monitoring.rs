@@ -85,7 +85,7 @@ fn alerts_are_about_what_the_environment_creates() {
     }
     assert_eq!(
         (&charts(&all)[1]["each"], &charts(&all)[1]["resource"]),
-        (&json!("node"), &json!({ "$output": "main/cluster#id" }))
+        (&json!(["node", "device"]), &json!({ "$output": "main/cluster#id" }))
     );
     let off = of(|one| one.stack = false).unwrap_err();
     assert!(off.contains("receivers.hook") && off.contains("mailboxes only"), "{off}");
@@ -145,8 +145,8 @@ fn a_changed_workbook_is_drift_and_is_put_right() {
         let path = group(&bench).await;
         let chart = |metric: &str| {
             json!({
-                "says": metric, "resource": format!("{path}/providers/A/b/c"), "namespace": "a/b", "metric": metric, "each": null,
-                "above": 90.0,
+                "says": metric, "resource": format!("{path}/providers/A/b/c"), "namespace": "a/b", "metric": metric,
+                "each": ["node", "device"], "above": 90.0,
             })
         };
         let spec = json!({
@@ -164,6 +164,7 @@ fn a_changed_workbook_is_drift_and_is_put_right() {
             json!(r#"{"version":"Notebook/1.0","items":[]}"#),
         );
         bench.cloud.world().change(&id, "/properties/displayName", json!("others"));
+        bench.cloud.world().change(&id, "/tags/hidden-title", json!("others"));
         bench.cloud.world().change(&id, "/tags/team", json!("others"));
         let Observed::Present(seen) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await.unwrap() else {
             panic!("it is gone")

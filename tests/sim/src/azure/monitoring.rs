@@ -18,6 +18,8 @@ const WINDOWS: [&str; 8] = ["PT1M", "PT5M", "PT15M", "PT30M", "PT1H", "PT6H", "P
 /// The version and the model of workbooks.
 const WORKBOOKS: &str = "2023-06-01";
 const WORKBOOK: Model = "applicationinsights.v2023_06_01.models Workbook";
+/// The tag that has the title of a workbook too.
+const TITLE: &str = "hidden-title";
 
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
@@ -109,6 +111,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/rest/api/application-insights/workbooks/get"),
     ),
     rule("the content of a workbook is the text of a JSON object", Source::Model),
+    rule(
+        "the tag hidden-title has the title of a workbook too, and decides over it",
+        Source::Report("hashicorp/terraform-provider-azurerm#22113"),
+    ),
 ];
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
@@ -136,10 +142,15 @@ fn read_workbook(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
 }
 
 fn accept_workbook(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
-    match serde_json::from_str(text(body, "/properties/serializedData")) {
-        Ok(Value::Object(_)) => Ok(()),
-        _ => Err(bad("BadRequest", "The serializedData of a workbook must be valid JSON.")),
+    let Ok(Value::Object(_)) = serde_json::from_str(text(body, "/properties/serializedData")) else {
+        return Err(bad("BadRequest", "The serializedData of a workbook must be valid JSON."));
+    };
+    let title = body["tags"][TITLE].clone();
+    match title.is_null() {
+        true => body["tags"][TITLE] = body["properties"]["displayName"].clone(),
+        false => body["properties"]["displayName"] = title,
     }
+    Ok(())
 }
 
 fn accept_group(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {

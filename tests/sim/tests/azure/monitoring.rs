@@ -49,6 +49,7 @@ fn an_alert_has_a_metric_and_keeps_its_form() {
     assert_eq!(client.get(ALERT).status, 404);
 }
 
+/// hashicorp/terraform-provider-azurerm#22113.
 #[test]
 fn a_workbook_is_named_by_a_guid_and_shows_its_content_on_request() {
     let client = Client::quick();
@@ -64,7 +65,10 @@ fn a_workbook_is_named_by_a_guid_and_shows_its_content_on_request() {
     assert_eq!(client.put(WORKBOOK, workbook("[")).code(), (400, "BadRequest"));
     client.put(WORKBOOK, workbook(content)).ok();
     let tagged = client.call("PATCH", WORKBOOK, json!({ "tags": { "a": "b" } })).ok();
-    assert_eq!((&tagged["tags"], &tagged["properties"]["serializedData"]), (&json!({ "a": "b" }), &json!(content)));
+    let tags = json!({ "a": "b", "hidden-title": "w" });
+    assert_eq!((&tagged["tags"], &tagged["properties"]["serializedData"]), (&tags, &json!(content)));
+    let titled = json!({ "tags": tags, "properties": { "displayName": "v" } });
+    assert_eq!(client.call("PATCH", WORKBOOK, titled).ok()["properties"]["displayName"], "w");
     assert_eq!(client.get(WORKBOOK).ok()["properties"].get("serializedData"), None);
     let whole = client.get(&format!("{WORKBOOK}?canFetchContent=true")).ok();
     assert_eq!(whole["properties"]["serializedData"], content);
