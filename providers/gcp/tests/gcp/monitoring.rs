@@ -264,7 +264,14 @@ fn a_changed_dashboard_is_drift_and_is_put_right() {
         assert!(changes.iter().all(|change| change.effect == Effect::InPlace), "{changes:?}");
         let object = bench.finish(&bench.operation(2, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
         assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
-        bench.finish(&bench.operation(3, Verb::Delete, &wanted, &wanted.spec, Some(&recorded))).await;
+        // Another layout in place of the charts.
+        let mut body = bench.cloud.world().get(&key).cloned().unwrap();
+        body.as_object_mut().unwrap().retain(|member, _| member != "mosaicLayout");
+        body["gridLayout"] = json!({ "columns": "2" });
+        bench.cloud.world().put(&key, body);
+        let object = bench.finish(&bench.operation(3, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
+        bench.finish(&bench.operation(4, Verb::Delete, &wanted, &wanted.spec, Some(&recorded))).await;
         assert!(all(&bench.cloud.world(), "/dashboards/").is_empty());
     });
 }
