@@ -120,8 +120,9 @@ pub(crate) enum Update {
     Merge(&'static [&'static str]),
     /// `PATCH` with an update mask in the body, beside the document.
     Beside(&'static str),
-    /// `PATCH` that replaces: with the whole document as it was read just before, and its etag.
-    Whole,
+    /// `PATCH` that replaces: with the whole document as it was read just before, and its etag. A document has at most one of these
+    /// members.
+    Whole(&'static [&'static str]),
 }
 
 /// Where the tags of an object are.
@@ -579,8 +580,15 @@ impl<K: RestKind> Rest<K> {
     /// Changes one member.
     async fn patch(api: &Api, id: &str, member: &str, value: Value) -> Result<Option<String>> {
         let table = K::TABLE;
-        let is_whole = matches!(table.update, Update::Whole);
-        let mut body = if is_whole { api.send(Call::get(table.service, id)).await? } else { json!({}) };
+        let mut body = json!({});
+        if let Update::Whole(layouts) = table.update {
+            body = api.send(Call::get(table.service, id)).await?;
+            // The answer may have the number of the project in place of its id.
+            body["name"] = id.into();
+            if let Some(members) = body.as_object_mut().filter(|_| layouts.contains(&member)) {
+                members.retain(|name, _| !layouts.iter().any(|one| one.trim_start_matches('/') == name));
+            }
+        }
         set(&mut body, member, value);
         let mut call = Call::new(table.service, Method::PATCH, id);
         if table.service == Service::Storage {
@@ -598,7 +606,7 @@ impl<K: RestKind> Rest<K> {
                 }
             }
             Update::Beside(wrapped) => body = json!({ wrapped: body, "updateMask": document::mask(member) }),
-            Update::Whole => {}
+            Update::Whole(_) => {}
         }
         let answer = api.send(call.body(body)).await?;
         Ok(table.family.started(api, id, &answer))

@@ -83,7 +83,6 @@ const ROWS: &[Row] = &[
     row(Service::CloudKms, "cloudkms", "Cloud KMS", "cloudkms.googleapis.com", "v1/", "CLOUDKMS"),
     row(Service::Compute, "compute", "Compute Engine", "compute.googleapis.com", "compute/v1/", "COMPUTE"),
     row(Service::Container, "container", "Kubernetes Engine", "container.googleapis.com", "v1/", "CONTAINER"),
-    row(Service::Dashboards, "monitoring", "Cloud Monitoring", "monitoring.googleapis.com", "v1/", "MONITORING"),
     row(Service::Dns, "dns", "Cloud DNS", "dns.googleapis.com", "dns/v1/", "DNS"),
     row(Service::Iam, "iam", "IAM", "iam.googleapis.com", "v1/", "IAM"),
     row(
@@ -95,6 +94,8 @@ const ROWS: &[Row] = &[
         "IAMCREDENTIALS",
     ),
     row(Service::Monitoring, "monitoring", "Cloud Monitoring", "monitoring.googleapis.com", "v3/", "MONITORING"),
+    // `named` finds the first row of a name.
+    row(Service::Dashboards, "monitoring", "Cloud Monitoring", "monitoring.googleapis.com", "v1/", "MONITORING"),
     row(Service::OAuth2, "oauth2", "OAuth", "www.googleapis.com", "oauth2/v2/", "OAUTH2"),
     row(
         Service::ResourceManager,

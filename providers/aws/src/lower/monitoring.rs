@@ -67,6 +67,8 @@ struct Rule {
     part: &'static str,
     /// What its message says.
     says: &'static str,
+    /// The title of its chart.
+    shows: &'static str,
     watched: Watched,
     namespace: &'static str,
     dimension: &'static str,
@@ -95,6 +97,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "nat-ports",
         says: "A NAT gateway has no free ports: connections to the internet fail",
+        shows: "Ports that the NAT gateways could not allocate",
         watched: Watched::NatGateway,
         namespace: "AWS/NATGateway",
         dimension: "NatGatewayId",
@@ -112,6 +115,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "cluster-errors",
         says: "The API server of the cluster answers with errors",
+        shows: "Errors of the API server of the cluster",
         watched: Watched::ControlPlane,
         namespace: "AWS/EKS",
         dimension: "ClusterName",
@@ -128,6 +132,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "machine-status",
         says: "A machine of the cluster fails AWS's status checks",
+        shows: "Failed status checks of the machines of the cluster",
         watched: Watched::Machines,
         namespace: "AWS/EC2",
         dimension: "AutoScalingGroupName",
@@ -145,6 +150,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-cpu",
         says: "The database has no CPU left",
+        shows: "CPU of the database",
         watched: Watched::DatabaseServer,
         namespace: "AWS/RDS",
         dimension: "DBInstanceIdentifier",
@@ -161,6 +167,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-memory",
         says: "The database has little memory left",
+        shows: "Free memory of the database",
         watched: Watched::DatabaseServer,
         namespace: "AWS/RDS",
         dimension: "DBInstanceIdentifier",
@@ -177,6 +184,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-disk",
         says: "The disk of the database is nearly full",
+        shows: "Free disk of the database",
         watched: Watched::DatabaseServer,
         namespace: "AWS/RDS",
         dimension: "DBInstanceIdentifier",
@@ -193,6 +201,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-connections",
         says: "The database accepts few more connections",
+        shows: "Connections of the database",
         watched: Watched::DatabaseServer,
         namespace: "AWS/RDS",
         dimension: "DBInstanceIdentifier",
@@ -209,6 +218,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-lag",
         says: "A replica of the database lags behind",
+        shows: "Lag of the replicas of the database, in seconds",
         watched: Watched::DatabaseReplica,
         namespace: "AWS/RDS",
         dimension: "DBInstanceIdentifier",
@@ -479,7 +489,7 @@ impl Rule {
             "width": width,
             "height": HEIGHT,
             "properties": {
-                "title": self.says,
+                "title": self.shows,
                 "region": region,
                 "view": "timeSeries",
                 "stat": self.statistic,

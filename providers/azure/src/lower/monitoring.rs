@@ -72,6 +72,8 @@ struct Rule {
     part: &'static str,
     /// What its mails say.
     says: &'static str,
+    /// The title of its chart.
+    shows: &'static str,
     watched: Watched,
     metric: &'static str,
     /// The dimensions whose values are each compared. The others are averaged.
@@ -87,6 +89,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "nodes-memory",
         says: "A node of the cluster has little memory left",
+        shows: "Memory of the nodes of the cluster",
         watched: Watched::Nodes,
         // Without the files in memory, such as mapped models: the working set has those, and is high in normal operation.
         metric: "node_memory_rss_percentage",
@@ -97,6 +100,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "nodes-disk",
         says: "A disk of a node of the cluster is nearly full: see the dimensions `node` and `device`",
+        shows: "Disks of the nodes of the cluster",
         watched: Watched::Nodes,
         metric: "node_disk_usage_percentage",
         each: &["node", "device"],
@@ -106,6 +110,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-cpu",
         says: "The database has no CPU left",
+        shows: "CPU of the database",
         watched: Watched::DatabaseServer,
         metric: "cpu_percent",
         each: &[],
@@ -115,6 +120,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-memory",
         says: "The database has little memory left",
+        shows: "Memory of the database",
         watched: Watched::DatabaseServer,
         metric: "memory_percent",
         each: &[],
@@ -124,6 +130,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-disk",
         says: "The disk of the database is nearly full",
+        shows: "Disk of the database",
         watched: Watched::DatabaseServer,
         metric: "storage_percent",
         each: &[],
@@ -133,6 +140,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-connections",
         says: "The database accepts few more connections",
+        shows: "Connections of the database",
         watched: Watched::DatabaseServer,
         metric: "active_connections",
         each: &[],
@@ -142,6 +150,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-lag",
         says: "The replica of the database in another region lags behind by more than 1 GiB, which the source keeps on its disk",
+        shows: "Lag of the replica of the database in another region, in bytes",
         watched: Watched::ReplicatedServer,
         // In seconds it would also grow while nothing is written
         // (<https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas#monitor-replication>).
@@ -235,7 +244,7 @@ impl Lowering<'_> {
     fn workbook(&mut self, metrics: &[Metric]) {
         let chart = |Metric { rule, scope, above }: &Metric| {
             json!({
-                "says": rule.says,
+                "says": rule.shows,
                 "resource": scope,
                 "namespace": rule.watched.namespace().to_ascii_lowercase(),
                 "metric": rule.metric,

@@ -87,6 +87,7 @@ fn alerts_are_about_what_the_environment_creates() {
         (&charts(&all)[1]["each"], &charts(&all)[1]["resource"]),
         (&json!(["node", "device"]), &json!({ "$output": "main/cluster#id" }))
     );
+    assert_eq!(charts(&all)[2]["says"], "CPU of the database");
     let off = of(|one| one.stack = false).unwrap_err();
     assert!(off.contains("receivers.hook") && off.contains("mailboxes only"), "{off}");
     let off = of(|one| {

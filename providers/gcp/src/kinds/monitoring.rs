@@ -170,7 +170,7 @@ impl RestKind for Dashboard {
             Field::code("charts", "/mosaicLayout", layout, charts).patched(),
         ],
         in_place: &["name", "charts"],
-        update: Update::Whole,
+        update: Update::Whole(&["/mosaicLayout", "/gridLayout", "/rowLayout", "/columnLayout"]),
         marks: Marks::Labels("/labels", Labelling::Patch),
         terraform: Terraform { kind: "google_monitoring_dashboard", ..TERRAFORM },
         ..Table::USUAL

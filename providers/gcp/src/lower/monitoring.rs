@@ -61,6 +61,8 @@ struct Rule {
     part: &'static str,
     /// What its mails say.
     says: &'static str,
+    /// The title of its chart.
+    shows: &'static str,
     watched: Watched,
     metric: &'static str,
     /// More of its filter.
@@ -78,6 +80,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "nodes-memory",
         says: "A node of the cluster has little memory left",
+        shows: "Memory of the nodes of the cluster",
         watched: Watched::Nodes,
         metric: "kubernetes.io/node/memory/allocatable_utilization",
         // The rest is given back when it is needed.
@@ -90,6 +93,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-cpu",
         says: "The database has no CPU left",
+        shows: "CPU of the database",
         watched: Watched::DatabaseServers,
         metric: "cloudsql.googleapis.com/database/cpu/utilization",
         also: "",
@@ -101,6 +105,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-memory",
         says: "The database has little memory left",
+        shows: "Memory of the database",
         watched: Watched::DatabaseServers,
         metric: "cloudsql.googleapis.com/database/memory/utilization",
         also: "",
@@ -112,6 +117,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-disk",
         says: "The disk of the database is nearly full",
+        shows: "Disk of the database",
         watched: Watched::DatabaseServers,
         metric: "cloudsql.googleapis.com/database/disk/utilization",
         also: "",
@@ -123,6 +129,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-connections",
         says: "The database accepts few more connections",
+        shows: "Connections of the database",
         watched: Watched::DatabaseServers,
         // A time series for each database of a server.
         metric: "cloudsql.googleapis.com/database/postgresql/num_backends",
@@ -135,6 +142,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-lag",
         says: "A replica of the database lags behind",
+        shows: "Lag of the replicas of the database, in seconds",
         watched: Watched::DatabaseReplicas,
         metric: "cloudsql.googleapis.com/database/replication/replica_lag",
         also: "",
@@ -146,6 +154,7 @@ const RULES: &[Rule] = &[
     Rule {
         part: "database-replication",
         says: "The replication to a replica of the database has stopped",
+        shows: "Lag of the replicas of the database, below 0 where the replication has stopped",
         watched: Watched::DatabaseReplicas,
         // Negative while replication is inactive (<https://cloud.google.com/sql/docs/postgres/admin-api/metrics>).
         metric: "cloudsql.googleapis.com/database/replication/replica_lag",
@@ -178,7 +187,11 @@ impl Lowering<'_> {
             self.policies(&metrics, &channels, services.as_ref());
         }
         if has_dashboard {
-            let charts: Vec<Value> = metrics.into_iter().map(|(_, metric)| metric).collect();
+            let chart = |(rule, mut metric): (&Rule, Value)| {
+                metric["says"] = json!(rule.shows);
+                metric
+            };
+            let charts: Vec<Value> = metrics.into_iter().map(chart).collect();
             let spec = json!({ "name": names::of(self.site, "overview", MOST_OF_TITLE), "charts": charts });
             // The dashboard of the stack in the cluster is `dashboard`.
             self.part("overview", DASHBOARD, self.of_project(spec));

@@ -132,14 +132,20 @@ fn policies_are_about_what_the_environment_creates() {
     assert!(names(&existing).is_empty() && of_kind(&existing, "gcp.dashboard").is_empty());
 
     let shown = |all: &[Wanted]| -> Vec<Value> {
-        of_kind(all, "gcp.dashboard").iter().filter_map(|one| one.spec.get("charts").cloned()).collect()
+        let charts = of_kind(all, "gcp.dashboard").into_iter().filter_map(|one| one.spec.get("charts")?.as_array());
+        charts.flatten().cloned().collect()
     };
-    let conditions = of_kind(&all, "gcp.alert-policy").into_iter().map(|one| {
-        let mut condition = one.spec.get("condition").cloned().unwrap();
-        condition.as_object_mut().unwrap().retain(|field, _| field != "lasting_seconds");
-        condition
-    });
-    assert_eq!(shown(&all), [conditions.collect::<Value>()]);
+    assert_eq!(shown(&all)[1]["says"], "CPU of the database");
+    let metric = |mut one: Value| {
+        one.as_object_mut().unwrap().retain(|field, _| !["says", "lasting_seconds"].contains(&field.as_str()));
+        one
+    };
+    let conditions =
+        of_kind(&all, "gcp.alert-policy").into_iter().map(|one| one.spec.get("condition").cloned().unwrap());
+    assert_eq!(
+        shown(&all).into_iter().map(metric).collect::<Vec<Value>>(),
+        conditions.map(metric).collect::<Vec<Value>>()
+    );
     let stack = of(|one| one.receivers = BTreeMap::new()).unwrap();
     assert_eq!(shown(&stack), shown(&all));
     let kinds: Vec<&str> = stack.iter().map(|one| one.kind.as_str()).collect();
@@ -264,7 +270,14 @@ fn a_changed_dashboard_is_drift_and_is_put_right() {
         assert!(changes.iter().all(|change| change.effect == Effect::InPlace), "{changes:?}");
         let object = bench.finish(&bench.operation(2, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
         assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
-        bench.finish(&bench.operation(3, Verb::Delete, &wanted, &wanted.spec, Some(&recorded))).await;
+        // Another layout in place of the charts.
+        let mut body = bench.cloud.world().get(&key).cloned().unwrap();
+        body.as_object_mut().unwrap().retain(|member, _| member != "mosaicLayout");
+        body["gridLayout"] = json!({ "columns": "2" });
+        bench.cloud.world().put(&key, body);
+        let object = bench.finish(&bench.operation(3, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
+        bench.finish(&bench.operation(4, Verb::Delete, &wanted, &wanted.spec, Some(&recorded))).await;
         assert!(all(&bench.cloud.world(), "/dashboards/").is_empty());
     });
 }

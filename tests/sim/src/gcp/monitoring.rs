@@ -8,6 +8,8 @@ use super::problem::Problem;
 use super::{Call, Handler, errors};
 use crate::{Behaviour, Source};
 
+/// The layouts of a dashboard.
+const LAYOUTS: [&str; 4] = ["mosaicLayout", "gridLayout", "rowLayout", "columnLayout"];
 /// The most conditions of a policy.
 const MOST_CONDITIONS: usize = 6;
 
@@ -72,7 +74,8 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "an answer with a dashboard has defaults that the request left out, and no zeros",
         Source::Report("GoogleCloudPlatform/magic-modules#18515"),
     ),
-    rule("a dashboard has a display name, and its tiles are within its columns", Source::Model),
+    rule("a dashboard has a display name and at most one layout, and its tiles are within its columns", Source::Model),
+    rule("an answer with a dashboard names it with the number of the project", Source::Assumed),
     rule("a threshold of a chart has neither a color nor a direction", Source::Model),
 ];
 
@@ -198,6 +201,9 @@ fn keep_dashboard(cloud: &mut Cloud, call: &Call<'_>, name: &str) -> Result<Valu
     if body["displayName"].as_str().is_none_or(str::is_empty) {
         return Err(invalid("Field \"dashboard.display_name\" is required."));
     }
+    if LAYOUTS.iter().filter(|layout| !body[**layout].is_null()).count() > 1 {
+        return Err(invalid("Invalid value at 'dashboard' (oneof), oneof field 'layout' is already set."));
+    }
     let columns = body["mosaicLayout"]["columns"].as_u64().unwrap_or_default();
     for tile in items(&mut body, "/mosaicLayout/tiles") {
         let number = |member: &str| tile[member].as_u64().unwrap_or_default();
@@ -216,7 +222,8 @@ fn keep_dashboard(cloud: &mut Cloud, call: &Call<'_>, name: &str) -> Result<Valu
             leave_out_zero(line, "value");
         }
     }
-    body["name"] = name.into();
+    let number = cloud.project(&call.project).map(|project| project.number.as_str()).unwrap_or_default();
+    body["name"] = name.replacen(&format!("/{}/", call.project), &format!("/{number}/"), 1).into();
     body["etag"] = cloud.fingerprint().into();
     cloud.put(&format!("monitoring/{name}"), body.clone());
     Ok(body)

@@ -79,10 +79,13 @@ fn a_patch_replaces_a_dashboard_unless_its_etag_is_stale() {
         json!({ "displayName": "d", "labels": { "a": "b" }, "mosaicLayout": { "columns": 12, "tiles": [tile] } })
     };
     let line = json!({ "value": 0, "label": "alert above" });
+    let mut two = dashboard(0, line.clone());
+    two["gridLayout"] = json!({ "columns": "2" });
     for wrong in [
         dashboard(7, line.clone()),
         dashboard(0, json!({ "value": 1, "color": "RED" })),
         json!({ "labels": { "a": "b" } }),
+        two,
     ] {
         assert_eq!(client.post("monitoring", DASHBOARDS, wrong.clone()).status, 400, "{wrong}");
     }
