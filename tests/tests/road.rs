@@ -131,8 +131,11 @@ fn staging_runs_from_the_first_plan_to_the_last_down() {
     pasted_curl_line_works(&sandbox, &again.out);
 
     let status = sandbox.run(&["status", "--env", "staging", "-o", "json"]).expect(0).json();
-    has(&status, &["ready", "sites", "resources", "drift"]);
+    has(&status, &["ready", "address", "gate", "sites", "resources", "drift"]);
     assert_eq!(status["ready"], true);
+    assert_eq!((&status["address"], &status["sites"][0]["address"]), (&up["address"], &up["address"]), "{status:#}");
+    let gate = &status["gate"];
+    assert_eq!((&gate["phase"], &gate["state"], &gate["outdated"]), (&"staging".into(), &"open".into(), &Value::Null));
     assert_eq!(status["resources"].as_array().unwrap().len() as i64, counts(&up)[0]);
     let drift = sandbox.run(&["drift", "--env", "staging", "-o", "json"]).expect(0).json();
     assert_eq!(drift["drift"], serde_json::json!([]));

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use textnlp_orchestrator::state::Holder;
+use textnlp_orchestrator::state::{Holder, State};
 use textnlp_orchestrator::status::{self, Drift, ResourceHealth, Status, Unfinished};
 use textnlp_provider::{FieldChange, ResourceId, SiteName};
-use textnlp_service::Scope;
 use textnlp_service::backup::backup_status;
-use textnlp_service::running::lost_state;
+use textnlp_service::running::{endpoints, for_clients, lost_state};
+use textnlp_service::{Scope, gate};
 
 use super::prelude::*;
 use crate::args::Explain;
@@ -37,16 +37,26 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         Status { ready: true, .. } => format!("{name}: ready\n"),
         _ => format!("{name}: not ready\n"),
     };
+    let endpoints = endpoints(&deployment.chosen.scope, &state)?;
+    let address = for_clients(&endpoints).map(|endpoint| endpoint.url.as_str());
+    if let Some(address) = address {
+        let _ = writeln!(text, "  address {address}");
+    }
+    let gate = last_gate(&deployment, &state);
+    if let Some((line, _)) = gate.as_ref().filter(|_| !status.down) {
+        let _ = writeln!(text, "  gate    {line}");
+    }
     let roles = deployment.roles();
     let role = |site: &SiteName| roles.get(site).copied().unwrap_or("no longer in the environment file");
     for site in status.sites.iter().filter(|_| status.sites.len() > 1) {
         let _ = writeln!(
             text,
-            "  {:<20} {:<12} {} of {} ready",
+            "  {:<20} {:<12} {} of {} ready{}",
             site.site.as_str(),
             role(&site.site),
             site.ready,
-            site.resources
+            site.resources,
+            endpoints.get(&site.site).map_or(String::new(), |endpoint| format!("  {}", endpoint.url))
         );
     }
     for resource in &status.resources {
@@ -111,12 +121,39 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     for site in document["sites"].as_array_mut().into_iter().flatten() {
         let of = roles.iter().find(|(name, _)| site["site"] == name.as_str());
         site["role"] = json!(of.map(|(_, role)| role));
+        let of = endpoints.iter().find(|(name, _)| site["site"] == name.as_str());
+        site["address"] = json!(of.map(|(_, endpoint)| &endpoint.url));
     }
+    document["address"] = json!(address);
+    document["gate"] = json!(gate.map(|(_, document)| document));
     document["backup"] = saved.document;
     document["hold"] = json!(held);
     document["exemptions"] = json!(exemptions);
     let success = Success::new(text, document);
     Ok(if is_healthy { success } else { success.exit(Exit::Failed) })
+}
+
+/// The last measurement of the gate of the phase, as text and for documents; `None` where it cannot be measured.
+fn last_gate(deployment: &Deployment, state: &State) -> Option<(String, Value)> {
+    let environment = &deployment.chosen.loaded.environment;
+    if gate::unmeasured(environment).is_some() {
+        return None;
+    }
+    let (phase, measured, why) = match gate::stored(&deployment.chosen, state) {
+        Ok(Some(last)) => (last.phase, Some((last.gate().state(), last.at)), last.outdated().map(str::to_owned)),
+        Ok(None) => (environment.phase, None, None),
+        Err(why) => (environment.phase, None, Some(why)),
+    };
+    let mut text = match (measured, &why) {
+        (Some((verdict, at)), _) => format!("{phase}: {verdict} when it was measured at {at:.0}"),
+        (None, Some(_)) => format!("{phase}: not known"),
+        (None, None) => format!("{phase}: never measured; to measure it: {}", deployment.chosen.scope.command("gate")),
+    };
+    if let Some(why) = &why {
+        let _ = write!(text, "; {why}");
+    }
+    let (verdict, at) = measured.unzip();
+    Some((text, json!({ "phase": phase, "state": verdict, "at": at, "outdated": why })))
 }
 
 /// `drift [--exit-code]`: exits with 1 if a run did not complete, because then the record is not what was wanted.

@@ -10,7 +10,7 @@ use textnlp_orchestrator::environment::{API_KEY, names};
 use textnlp_orchestrator::state::{Folder, RecordedObjects, State};
 use textnlp_orchestrator::status;
 use textnlp_provider::component::Program;
-use textnlp_provider::operations::{ServerProgram, SiteOutputs};
+use textnlp_provider::operations::{ServerProgram, ServiceEndpoint, SiteOutputs};
 use textnlp_provider::{EnvironmentName, Lineage, Outputs, ResourceId, SecretRef, SiteName};
 use uuid::Uuid;
 
@@ -96,9 +96,8 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
     for site in state.sites() {
         sites.push(Recorded::of(site, state.holdings(site)?));
     }
-    // With several sites, clients use the global endpoint.
-    let endpoints: Vec<_> = sites.iter().filter_map(|site| scope.platform.endpoint(&site.outputs)).collect();
-    let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.is_global).or(endpoints.first()) else {
+    let endpoints = endpoints(scope, &state)?;
+    let Some(endpoint) = for_clients(&endpoints) else {
         if let Some(failure) = unfinished(scope, &state).await? {
             return Err(failure);
         }
@@ -118,7 +117,7 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
         address: endpoint.url.clone(),
         is_invoked: endpoint.is_invoked,
         // The global endpoint's own metrics do not include those of the servers.
-        metrics_address: endpoints.iter().find_map(|endpoint| endpoint.metrics.clone()),
+        metrics_address: endpoints.values().find_map(|endpoint| endpoint.metrics.clone()),
         ca_file: endpoint.ca_file.as_deref().map(Utf8PathBuf::from),
         key_file,
         key_id: first_key.and_then(|outputs| text(outputs, "public_id")),
@@ -146,14 +145,23 @@ pub fn lost_state(state: &State, scope: &Scope) -> Option<Failure> {
 /// them.
 pub async fn metrics_addresses(scope: &Scope) -> Result<(Lineage, BTreeMap<SiteName, Option<String>>), Failure> {
     let state = state(scope).await?;
+    let endpoints = endpoints(scope, &state)?.into_iter();
+    Ok((state.lineage(), endpoints.map(|(site, endpoint)| (site, endpoint.metrics)).collect()))
+}
+
+/// The recorded endpoints of the sites that serve.
+pub fn endpoints(scope: &Scope, state: &State) -> Result<BTreeMap<SiteName, ServiceEndpoint>, Failure> {
     let mut found = BTreeMap::new();
     for site in state.sites() {
         let recorded = Recorded::of(site, state.holdings(site)?);
-        if let Some(endpoint) = scope.platform.endpoint(&recorded.outputs) {
-            found.insert(site.clone(), endpoint.metrics);
-        }
+        found.extend(scope.platform.endpoint(&recorded.outputs).map(|endpoint| (site.clone(), endpoint)));
     }
-    Ok((state.lineage(), found))
+    Ok(found)
+}
+
+/// The endpoint that clients use: with several sites, the global one.
+pub fn for_clients(endpoints: &BTreeMap<SiteName, ServiceEndpoint>) -> Option<&ServiceEndpoint> {
+    endpoints.values().find(|endpoint| endpoint.is_global).or_else(|| endpoints.values().next())
 }
 
 /// The recorded facts about one site.
