@@ -230,13 +230,15 @@ impl Server {
         app.tasks.spawn(async move { models.preload().await });
         let (swept, stop_sweeping) = (app.clone(), stop.clone());
         app.tasks.spawn(async move {
-            let Config { usage, audit, analytics, batch, .. } = &swept.config;
+            let Config { usage, audit, analytics, batch, watch, .. } = &swept.config;
             let keep = Retention {
                 usage_days: usage.retention_days,
                 audit_days: audit.retention_days,
                 insight_days: analytics.as_ref().map_or(0, |analytics| analytics.retention_days),
                 // Turned off, the texts that are stored go as before.
                 batch_days: batch.clone().unwrap_or_default().retention_days,
+                // Control data of several sites keeps its keys, and would put them again.
+                key_days: if watch.is_some() { 0 } else { usage.retention_days },
             };
             let deleted = |rows| swept.metrics.usage_deleted(rows);
             retention::run(&swept.store, keep, now_ms, deleted, &stop_sweeping).await;

@@ -72,6 +72,7 @@ pub enum Action {
     KeyRotate,
     KeyRevoke,
     KeyReinstate,
+    KeyDelete,
     KeyList,
     KeyCopy,
     KeyFirstUse,
@@ -101,6 +102,7 @@ impl Action {
             Self::KeyRotate => "key.rotate",
             Self::KeyRevoke => "key.revoke",
             Self::KeyReinstate => "key.reinstate",
+            Self::KeyDelete => "key.delete",
             Self::KeyList => "key.list",
             Self::KeyCopy => "key.copy",
             Self::KeyFirstUse => "key.first_use",
@@ -712,7 +714,7 @@ mod tests {
         append(&stores[0], &[100, 99, 41, 39, 1]).await;
         let before = stores[0].audit_page(ALL).await.unwrap();
         let removed = before[1].number..=before[3].number;
-        let keep = Retention { usage_days: 0, audit_days: 40, insight_days: 0, batch_days: 0 };
+        let keep = Retention { usage_days: 0, audit_days: 40, insight_days: 0, batch_days: 0, key_days: 0 };
         // Two replicas at once: each row is removed and counted once.
         let stop = CancellationToken::new();
         let sweeps = stores.iter().map(|store| sweep(store, keep, now_ms(), drop, &stop));
@@ -735,7 +737,7 @@ mod tests {
         assert_eq!(batches.map(Result::unwrap), [2, 1]);
         let removals = actions(&stores[0]).await.into_iter().filter(|action| action == "audit.remove").count();
         assert_eq!(removals, 3);
-        let forever = Retention { usage_days: 0, audit_days: 0, insight_days: 0, batch_days: 0 };
+        let forever = Retention { usage_days: 0, audit_days: 0, insight_days: 0, batch_days: 0, key_days: 0 };
         append(&stores[0], &[5000]).await;
         assert_eq!(sweep(&stores[0], forever, now_ms(), drop, &stop).await.unwrap().audit, 0);
     }

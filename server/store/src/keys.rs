@@ -9,7 +9,7 @@ use sqlx::{Any, Row};
 
 use super::audit::{Action, Actor, AuditEvent};
 use super::scope::Job;
-use super::{Store, StoreError, now_ms};
+use super::{DAY_MS, Store, StoreError, now_ms};
 use crate::rate::Rate;
 
 /// A stored key, without its secret text.
@@ -216,6 +216,26 @@ impl Store {
         Ok(true)
     }
 
+    /// Deletes keys that were issued for at most a day, such as those of gates, and were to end before a time, at most
+    /// `most`; returns how many. Recorded in the same transaction. Others stay: a revoked one must not be put again.
+    pub async fn delete_short_lived_keys(&self, before_ms: i64, most: u32) -> Result<u64, StoreError> {
+        let mut transaction = self.write_all("key retention", Job::Retention).await?;
+        let query = sqlx::query(
+            "DELETE FROM api_keys WHERE public_id IN (SELECT public_id FROM api_keys \
+             WHERE expires_at < $1 AND expires_at - created_at <= $2 LIMIT $3)",
+        )
+        .bind(before_ms)
+        .bind(DAY_MS)
+        .bind(i64::from(most));
+        let deleted = self.ask(query.execute(&mut *transaction)).await?.rows_affected();
+        if deleted > 0 {
+            let event = AuditEvent::new(&Actor::Server, Action::KeyDelete);
+            self.record(&mut transaction, &event.detail(json!({ "keys": deleted, "before": before_ms }))).await?;
+        }
+        self.commit(transaction).await?;
+        Ok(deleted)
+    }
+
     /// Whether a tenant exists.
     pub async fn has_tenant(&self, id: &str) -> Result<bool, StoreError> {
         let query = sqlx::query("SELECT 1 FROM tenants WHERE id = $1").bind(id);
@@ -258,6 +278,7 @@ mod tests {
     on_both!(
         a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked_until_it_is_reinstated,
         only_a_tenant_without_a_valid_key_is_removed,
+        old_keys_of_measurements_go_and_those_of_clients_stay,
     );
 
     async fn a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked_until_it_is_reinstated(
@@ -299,5 +320,23 @@ mod tests {
         assert!(store.remove_tenant("acme", &by).await.unwrap());
         assert!(!store.has_tenant("acme").await.unwrap() && !store.remove_tenant("acme", &by).await.unwrap());
         assert_eq!(store.keys().await.unwrap().len(), 1, "the keys of others stay");
+    }
+
+    async fn old_keys_of_measurements_go_and_those_of_clients_stay(bench: Bench) {
+        const HOUR_MS: i64 = 3_600_000;
+        let store = bench.store().await;
+        for (id, created_at, expires_at) in [
+            ("measured", 1, Some(HOUR_MS)),
+            ("measured-since", 40 * DAY_MS, Some(40 * DAY_MS + HOUR_MS)),
+            ("month", 1, Some(30 * DAY_MS)),
+            ("permanent", 1, None),
+        ] {
+            store.put_key(&ApiKey { created_at, expires_at, ..key(id) }, None).await.unwrap();
+            assert!(store.revoke_key(id, None).await.unwrap());
+        }
+        assert_eq!(store.delete_short_lived_keys(40 * DAY_MS, 10).await.unwrap(), 1);
+        assert_eq!(store.delete_short_lived_keys(40 * DAY_MS, 10).await.unwrap(), 0);
+        let left: Vec<_> = store.keys().await.unwrap().into_iter().map(|key| key.public_id).collect();
+        assert_eq!(left, ["month", "permanent", "measured-since"]);
     }
 }

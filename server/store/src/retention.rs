@@ -1,5 +1,5 @@
-//! Retention: deletes old usage rows, old audit events, old insights, old batches and expired tickets in bounded transactions, outside of
-//! requests.
+//! Retention: deletes old usage rows, old audit events, old insights, old batches, keys of measurements and expired tickets in bounded
+//! transactions, outside of requests.
 
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub struct Retention {
     pub audit_days: u32,
     pub insight_days: u32,
     pub batch_days: u32,
+    /// After the end of keys that were issued for at most a day.
+    pub key_days: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +38,7 @@ enum Records {
     Usage,
     Audit,
     Insights,
+    Keys,
 }
 
 /// Rows that were deleted.
@@ -46,6 +49,7 @@ pub struct Swept {
     pub audit: u64,
     pub insights: u64,
     pub batches: u64,
+    pub keys: u64,
 }
 
 /// Runs until shutdown. Expired tickets are always deleted. `now_ms` is the clock; `deleted` gets the number of usage
@@ -68,8 +72,8 @@ pub async fn run(
         wait = RUN_INTERVAL;
         match sweep(store, keep, now_ms(), &deleted, stop).await {
             Ok(swept) if swept == Swept::default() => {}
-            Ok(Swept { usage, audit, insights, batches }) => {
-                tracing::info!(usage, audit, insights, batches, "old records deleted");
+            Ok(Swept { usage, audit, insights, batches, keys }) => {
+                tracing::info!(usage, audit, insights, batches, keys, "old records deleted");
             }
             // Another replica holds the lock: it does the work.
             Err(StoreError::Busy(_)) => tracing::debug!("another replica deletes old records"),
@@ -98,6 +102,9 @@ pub async fn sweep(
     if let Some(before) = before(keep.insight_days) {
         swept.insights = delete(store, Records::Insights, before, drop, stop).await?;
     }
+    if let Some(before) = before(keep.key_days) {
+        swept.keys = delete(store, Records::Keys, before, drop, stop).await?;
+    }
     // Also without days: uploads that were given up go, and what is left of deleted files.
     swept.batches = store.delete_batches(before(keep.batch_days), now_ms, stop).await?;
     Ok(swept)
@@ -117,6 +124,7 @@ async fn delete(
             Records::Usage => store.delete_usage(before_ms, BATCH).await?,
             Records::Audit => store.remove_audit(before_ms, BATCH).await?,
             Records::Insights => store.delete_insights(before_ms, BATCH).await?,
+            Records::Keys => store.delete_short_lived_keys(before_ms, BATCH).await?,
         };
         deleted(batch);
         rows += batch;
@@ -167,7 +175,7 @@ mod tests {
         deleted: impl Fn(u64),
         stop: &CancellationToken,
     ) -> Result<u64, StoreError> {
-        let keep = Retention { usage_days, audit_days: 0, insight_days: 0, batch_days: 0 };
+        let keep = Retention { usage_days, audit_days: 0, insight_days: 0, batch_days: 0, key_days: 0 };
         super::sweep(store, keep, now_ms, deleted, stop).await.map(|swept| swept.usage)
     }
 

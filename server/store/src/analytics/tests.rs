@@ -267,7 +267,7 @@ async fn insights_older_than_their_retention_are_deleted_in_batches(bench: Bench
     let left = store.insights(all(1000)).await.unwrap();
     assert_eq!(left.iter().map(|one| one.start).collect::<Vec<_>>(), [NOON / 1000]);
     let swept = async |days: i64| {
-        let keep = Retention { usage_days: 0, audit_days: 0, insight_days: 28, batch_days: 0 };
+        let keep = Retention { usage_days: 0, audit_days: 0, insight_days: 28, batch_days: 0, key_days: 0 };
         sweep(&store, keep, NOON + days * DAY_MS, drop, &CancellationToken::new()).await.unwrap().insights
     };
     assert_eq!((swept(28).await, swept(29).await), (0, 1));
