@@ -1,4 +1,4 @@
-//! `logs`: prints the last lines of every process and container of an environment, and follows them.
+//! `logs`: prints the last lines of every process and container of an environment in the order of time, and follows them.
 
 use textnlp_service::logs::{EnvironmentLogs, LogLine};
 

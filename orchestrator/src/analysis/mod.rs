@@ -24,6 +24,11 @@ const LOGS_MAX: usize = 10_000;
 /// Characters of an example.
 const EXAMPLE_MAX: usize = 500;
 
+/// The time that a line of a log begins with, or has as a field.
+pub fn time_of(line: &str) -> Option<Timestamp> {
+    Line::parse(line).at
+}
+
 /// Reads lines of logs, in any order. Its memory does not depend on how many there are.
 #[derive(Debug, Default)]
 pub struct Analyzer {

@@ -8,7 +8,7 @@ use textnlp_orchestrator::environment::model::SiteSettings;
 use textnlp_provider::operations::{LogSource, SiteLogs};
 use textnlp_provider::{ErrorKind, Lineage, Result};
 
-use super::line::{LogLine, is_shown};
+use super::line::{TimedLine, is_shown};
 use crate::failure::hinted_chain;
 use crate::{ChosenEnvironment, Failure, running};
 
@@ -74,21 +74,20 @@ impl ContainerLogs {
     }
 
     /// The last lines of each container, with those before its last restart.
-    pub(super) async fn last(&mut self, count: usize) -> Result<Vec<LogLine>> {
+    pub(super) async fn last(&mut self, count: usize) -> Result<Vec<TimedLine>> {
         Ok(lines(self.read(Timestamp::UNIX_EPOCH, count).await?))
     }
 
     /// The lines that were written since.
-    pub(super) async fn appended(&mut self) -> Result<Vec<LogLine>> {
+    pub(super) async fn appended(&mut self) -> Result<Vec<TimedLine>> {
         let since = self.newest.values().min().copied().unwrap_or(Timestamp::UNIX_EPOCH);
         Ok(lines(self.read(since, usize::MAX).await?))
     }
 
-    /// Reads the lines of each container that are newer than those that were read, without their times: the last ones, at most
-    /// this many.
-    async fn read(&mut self, since: Timestamp, count: usize) -> Result<BTreeMap<String, Vec<String>>> {
+    /// Reads the lines of each container that are newer than those that were read: the last ones, at most this many.
+    async fn read(&mut self, since: Timestamp, count: usize) -> Result<BTreeMap<String, Vec<(Timestamp, String)>>> {
         let searched = if self.level.is_some() { count.max(SEARCHED) } else { count };
-        let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut found: BTreeMap<String, Vec<(Timestamp, String)>> = BTreeMap::new();
         for (site, lineage, logs) in self.sites.clone() {
             let sources = match logs.sources(lineage).await {
                 // A follower reads at the next poll what this one did not.
@@ -123,7 +122,7 @@ impl ContainerLogs {
                     }
                     self.newest.insert(unit.clone(), time);
                     if is_shown(self.level, text) {
-                        lines.push(text.to_owned());
+                        lines.push((time, text.to_owned()));
                     }
                 }
                 lines.drain(..lines.len().saturating_sub(count));
@@ -145,8 +144,11 @@ impl ContainerLogs {
 }
 
 /// The lines of all containers.
-fn lines(read: BTreeMap<String, Vec<String>>) -> Vec<LogLine> {
-    read.into_iter().flat_map(|(unit, lines)| lines.into_iter().map(move |line| (unit.clone(), line))).collect()
+fn lines(read: BTreeMap<String, Vec<(Timestamp, String)>>) -> Vec<TimedLine> {
+    let of = |(unit, lines): (String, Vec<(Timestamp, String)>)| {
+        lines.into_iter().map(move |(at, line)| (Some(at), (unit.clone(), line)))
+    };
+    read.into_iter().flat_map(of).collect()
 }
 
 #[cfg(test)]
@@ -157,6 +159,7 @@ mod tests {
     use textnlp_provider::operations::LogText;
     use uuid::Uuid;
 
+    use super::super::line::{LogLine, in_order_of_time};
     use super::*;
 
     /// A pod that was restarted, with the lines of both runs, and a container beside it.
@@ -208,11 +211,11 @@ mod tests {
             line("api-1/api", "INFO api three"),
             line("api-1/gateway", "ERROR gateway four"),
         ];
-        assert_eq!(logs.last(2).await.unwrap(), last);
-        assert_eq!(logs.appended().await.unwrap(), []);
+        assert_eq!(in_order_of_time(logs.last(2).await.unwrap()), last);
+        assert_eq!(in_order_of_time(logs.appended().await.unwrap()), []);
         cluster.0.lock().unwrap().push("2026-11-23T10:00:06Z INFO api five");
-        assert_eq!(logs.appended().await.unwrap(), [line("api-1/api", "INFO api five")]);
-        assert_eq!(logs.appended().await.unwrap(), []);
+        assert_eq!(in_order_of_time(logs.appended().await.unwrap()), [line("api-1/api", "INFO api five")]);
+        assert_eq!(in_order_of_time(logs.appended().await.unwrap()), []);
         assert_eq!(logs.names().await.unwrap(), ["api-1/api", "api-1/gateway"]);
     }
 
@@ -220,11 +223,15 @@ mod tests {
     async fn containers_are_chosen_by_a_part_of_their_name_and_lines_by_level() {
         for name in ["gateway", "api-1/gateway"] {
             let (_, mut logs) = logs(Some(name), None);
-            assert_eq!(logs.last(9).await.unwrap(), [line("api-1/gateway", "ERROR gateway four")], "{name}");
+            assert_eq!(
+                in_order_of_time(logs.last(9).await.unwrap()),
+                [line("api-1/gateway", "ERROR gateway four")],
+                "{name}"
+            );
         }
         let (_, mut logs) = logs(Some("api-1"), Some(4));
         let errors = [line("api-1/api", "ERROR before two"), line("api-1/gateway", "ERROR gateway four")];
-        assert_eq!(logs.last(9).await.unwrap(), errors);
-        assert_eq!(self::logs(Some("ap"), None).1.last(9).await.unwrap(), []);
+        assert_eq!(in_order_of_time(logs.last(9).await.unwrap()), errors);
+        assert_eq!(in_order_of_time(self::logs(Some("ap"), None).1.last(9).await.unwrap()), []);
     }
 }

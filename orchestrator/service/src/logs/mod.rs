@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{Mode, OFlags};
+use textnlp_orchestrator::analysis::time_of;
 use textnlp_provider::Error;
 
 use crate::failure::hinted_chain;
@@ -21,7 +22,7 @@ use crate::{ChosenEnvironment, Exit, Failure, running};
 use containers::ContainerLogs;
 pub use errors::{ErrorRow, SiteRead, add_containers, errors};
 pub use line::LogLine;
-use line::{is_shown, rank};
+use line::{TimedLine, in_order_of_time, is_shown, rank};
 
 /// Limit of the bytes read from the end of a file.
 const TAIL: u64 = 4 << 20;
@@ -71,7 +72,7 @@ impl EnvironmentLogs {
         self.files.len() > 1 || !self.containers.is_empty()
     }
 
-    /// The last lines of each.
+    /// The last lines of each, in the order of time.
     pub async fn last(&mut self, count: usize) -> Result<Vec<LogLine>, Failure> {
         let mut found = self.last_of_files(count)?;
         found.extend(self.containers.last(count).await.map_err(unreadable)?);
@@ -82,14 +83,14 @@ impl EnvironmentLogs {
                 return Err(Failure::usage("no_logs", error).hint(format!("the logs are: {}", names.join(", "))));
             }
         }
-        Ok(found)
+        Ok(in_order_of_time(found))
     }
 
-    /// The lines that were appended since.
+    /// The lines that were appended since, in the order of time.
     pub async fn appended(&mut self) -> Result<Vec<LogLine>, Failure> {
         let mut found = self.appended_to_files()?;
         found.extend(self.containers.appended().await.map_err(unreadable)?);
-        Ok(found)
+        Ok(in_order_of_time(found))
     }
 
     /// The containers whose logs could not be read, and why.
@@ -102,24 +103,24 @@ impl EnvironmentLogs {
         if self.containers.is_empty() { FILES_INTERVAL } else { CONTAINERS_INTERVAL }
     }
 
-    fn last_of_files(&mut self, count: usize) -> anyhow::Result<Vec<LogLine>> {
+    fn last_of_files(&mut self, count: usize) -> anyhow::Result<Vec<TimedLine>> {
         let mut found = Vec::new();
         for (name, (path, end)) in &mut self.files {
             let (text, length) = tail(path)?;
             *end = length;
             let lines: Vec<&str> = text.lines().filter(|line| is_shown(self.level, line)).collect();
             let lines = &lines[lines.len().saturating_sub(count)..];
-            found.extend(lines.iter().map(|line| (name.clone(), (*line).to_owned())));
+            found.extend(lines.iter().map(|line| (time_of(line), (name.clone(), (*line).to_owned()))));
         }
         Ok(found)
     }
 
-    fn appended_to_files(&mut self) -> anyhow::Result<Vec<LogLine>> {
+    fn appended_to_files(&mut self) -> anyhow::Result<Vec<TimedLine>> {
         let mut found = Vec::new();
         for (name, (path, end)) in &mut self.files {
             let text = since(path, end)?;
             let lines = text.lines().filter(|line| is_shown(self.level, line));
-            found.extend(lines.map(|line| (name.clone(), line.to_owned())));
+            found.extend(lines.map(|line| (time_of(line), (name.clone(), line.to_owned()))));
         }
         Ok(found)
     }
