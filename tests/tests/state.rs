@@ -605,7 +605,7 @@ fn first_key_and_signing_key_are_replaced_and_their_past_ends() {
     assert_eq!((answers(&second), answers(&third)), (200, 200));
     let listed = json_of(&sandbox, &["key", "list"]);
     let old = listed["keys"].as_array().unwrap().iter().find(|key| key["public_id"] == id.as_str()).unwrap();
-    assert!(old["expires_at"].is_i64() && old["revoked_at"].is_null(), "{old:#}");
+    assert!(old["expires_at"].as_str().unwrap().ends_with('Z') && old["revoked_at"].is_null(), "{old:#}");
 
     // Tokens of a replaced signing key are valid until they end.
     let early = token(&third);

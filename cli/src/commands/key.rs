@@ -41,7 +41,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             shown_once(&chosen.scope, made, console)
         }
         Key::List { all } => {
-            let listed = admin.ask(&json!({ "do": "list" })).await?;
+            let mut listed = admin.ask(&json!({ "do": "list" })).await?;
             let now = jiff::Timestamp::now();
             let keys = listed["keys"].as_array().into_iter().flatten();
             let (ended, shown): (Vec<_>, Vec<_>) = keys.partition(|key| !all && was_temporary(key, now));
@@ -54,6 +54,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
                 let list = scope.command("key list --all");
                 text.push_str(&format!("\n  {} ended keys of gates, loads and drills: {list}", ended.len()));
             }
+            listed["keys"].as_array_mut().into_iter().flatten().for_each(write_times);
             Ok(Success::new(text, listed))
         }
         Key::Rotate { id, grace, no_gate } if running.key_id.as_deref() == Some(id.as_str()) => {
@@ -128,8 +129,18 @@ fn row(key: &Value, usual: &str) -> Vec<String> {
     vec![id, tenant, name, word("rate_limit", usual), scopes.join(","), state]
 }
 
+/// Writes the times of a key as documents of other commands have them. The server's program has milliseconds.
+fn write_times(key: &mut Value) {
+    for field in ["created_at", "expires_at", "revoked_at"] {
+        if let Some(at) = key[field].as_i64().and_then(|at| jiff::Timestamp::from_millisecond(at).ok()) {
+            key[field] = json!(at);
+        }
+    }
+}
+
 /// Prints a new key. When it cannot be written, it is lost, and the hint says how to replace it.
-fn shown_once(scope: &Scope, made: Value, console: Console) -> Result<Success, Failure> {
+fn shown_once(scope: &Scope, mut made: Value, console: Console) -> Result<Success, Failure> {
+    write_times(&mut made);
     let replace = scope.command(&format!("key rotate {}", made["public_id"].as_str().unwrap_or("ID")));
     let shown = Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made);
     console.deliver(shown).map_err(|lost| lost.hint(format!("the key exists but was not shown: {replace}")))
