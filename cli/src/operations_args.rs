@@ -348,7 +348,8 @@ pub enum FileFormat {
 #[command(
     after_help = "Removes retained server programs that no rollback to the previous release needs, cached models that no release\n\
     needs, unfinished downloads, rotated logs, and support bundles in the working directory. Journals, evidence,\n\
-    reports, secrets, data and backups stay; `backup prune` removes backups.\n\n\
+    reports, secrets, data and backups stay; `backup prune` removes backups. States that `restore --replace` kept are\n\
+    named with their size, and removed with --replaced-states only.\n\n\
     Examples:\n  \
     textnlp-deploy cleanup --env staging --older-than 30d --dry-run    show the files\n  \
     textnlp-deploy cleanup --env staging --older-than 30d --yes        remove them"
@@ -360,6 +361,11 @@ pub struct Cleanup {
     /// Show the files only
     #[arg(long)]
     pub dry_run: bool,
+    /// Remove the states that `restore --replace` kept, too
+    ///
+    /// Such a state may have the only copy of data, and the keys of later backups.
+    #[arg(long)]
+    pub replaced_states: bool,
 }
 
 fn old(text: &str) -> Result<Span, String> {

@@ -234,6 +234,20 @@ fn cleanup_removes_what_is_old_and_unneeded_and_nothing_else() {
     assert!(unneeded.iter().all(|file| !file.exists()), "{done:#}");
     assert!(needed.iter().chain([&young]).all(|file| file.is_file()), "{done:#}");
     assert_eq!(listed(&clean(&["--yes"]).expect(0).json(), "found"), Vec::<String>::new());
+
+    // A replaced state has data: only an option of its own removes it.
+    let replaced = state.with_file_name("development.replaced-20250101T000000Z-2");
+    let other = state.with_file_name("development.replaced-by-hand");
+    for folder in [&replaced, &other] {
+        std::fs::create_dir_all(folder.join("sites")).unwrap();
+        std::fs::write(folder.join("sites/data"), "12345").unwrap();
+    }
+    let named = clean(&["--yes"]).expect(0).json();
+    assert!(named["notes"].to_string().contains("replaced-20250101T000000Z-2, 5 bytes"), "{named:#}");
+    assert_eq!((listed(&named, "removed"), replaced.is_dir()), (Vec::new(), true));
+    let done = clean(&["--replaced-states", "--yes"]).expect(0).json();
+    assert_eq!((listed(&done, "removed"), &done["removed_bytes"]), (vec![replaced.to_string()], &5.into()), "{done:#}");
+    assert!(!replaced.exists() && other.is_dir(), "{done:#}");
     with(&sandbox, &new, &["status"]).expect(0);
     with(&sandbox, &new, &["rollback"]).expect(0);
     sandbox.run(&["cleanup", "--older-than", "1h", "--env", "development"]).expect(2);

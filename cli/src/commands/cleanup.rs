@@ -24,6 +24,7 @@ pub async fn cleanup(session: &Session, args: &Cleanup, console: Console) -> Res
         model_cache: &model_cache,
         here: &session.here,
         before,
+        replaced_states: args.replaced_states,
     };
     let name = &deployment.chosen.scope.name;
     let found = cleanup::find(&search)?;

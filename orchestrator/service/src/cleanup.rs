@@ -1,10 +1,12 @@
 //! Files that a deployment on this machine no longer needs: found first, removed after an approval.
 //!
-//! Journals, evidence, reports, secrets, data and backups are never among them. In doubt a file stays.
+//! Journals, evidence, reports, secrets, data and backups are never among them, but for states that a restore replaced,
+//! where they are asked for. In doubt a file stays.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -16,8 +18,8 @@ use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::release::{History, Lock};
 use textnlp_provider::{EnvironmentName, error_chain};
 
-use crate::backup::settings;
-use crate::{ChosenEnvironment, Exit, Failure};
+use crate::backup::{restore, settings};
+use crate::{ChosenEnvironment, Exit, Failure, size};
 
 /// What a file was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -33,6 +35,8 @@ pub enum FileKind {
     Log,
     /// A support bundle in the working directory.
     SupportBundle,
+    /// A state that a restore replaced, with its data and secrets.
+    ReplacedState,
 }
 
 impl std::fmt::Display for FileKind {
@@ -43,11 +47,12 @@ impl std::fmt::Display for FileKind {
             FileKind::Download => "download",
             FileKind::Log => "log",
             FileKind::SupportBundle => "support bundle",
+            FileKind::ReplacedState => "replaced state",
         })
     }
 }
 
-/// A file, or the folder of a model, that is not needed.
+/// A file, or the folder of a model or of a replaced state, that is not needed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Item {
     /// What it was for.
@@ -57,7 +62,7 @@ pub struct Item {
     pub path: Utf8PathBuf,
     /// Its size.
     pub bytes: u64,
-    /// When it was last written; for a model, when it was last requested.
+    /// When it was last written; for a model, when it was last requested; for a state, when it was replaced.
     pub used: Timestamp,
     #[serde(skip)]
     owner: Owner,
@@ -68,6 +73,8 @@ pub struct Item {
 enum Owner {
     /// This module, as a file.
     File,
+    /// This module, as a folder with its content.
+    Folder,
     /// The store of models.
     Model(Digest),
     /// The store of models, unless a process holds the download.
@@ -98,6 +105,8 @@ pub struct Search<'a> {
     pub here: &'a Utf8Path,
     /// What was used since then is kept; at least [`MIN_AGE`] ago.
     pub before: Timestamp,
+    /// Whether states that a restore replaced are among it. They may have the only copy of data, and of keys of backups.
+    pub replaced_states: bool,
 }
 
 /// Finds what is not needed and was not used for a time. Changes nothing.
@@ -108,6 +117,7 @@ pub fn find(search: &Search<'_>) -> Result<Found, Failure> {
         programs(search, &mut found)?;
         models(search, &mut found)?;
         support_bundles(search, &mut found)?;
+        replaced_states(search, &mut found)?;
     }
     found.items.retain(|item| item.used < search.before);
     found.items.sort_by(|a, b| (a.used, &a.path).cmp(&(b.used, &b.path)));
@@ -118,6 +128,7 @@ pub fn find(search: &Search<'_>) -> Result<Found, Failure> {
 pub fn remove(item: &Item, model_cache: &Utf8Path) -> Result<(), String> {
     let removed = match &item.owner {
         Owner::File => return unlink(item).map_err(|error| error.to_string()),
+        Owner::Folder => return std::fs::remove_dir_all(&item.path).map_err(|error| error.to_string()),
         Owner::Model(digest) => Store::open(model_cache).and_then(|store| store.remove(digest)).map(|_| true),
         Owner::Download(download) => Store::open(model_cache).and_then(|store| store.remove_abandoned(download)),
     };
@@ -183,6 +194,44 @@ fn support_bundles(search: &Search<'_>, found: &mut Found) -> Result<(), Failure
     let bundles = files(search.here, FileKind::SupportBundle)?;
     found.items.extend(bundles.into_iter().filter(|item| item.path.file_name().is_some_and(is_ours)));
     Ok(())
+}
+
+/// The states that a restore replaced. Without the option they are only named.
+fn replaced_states(search: &Search<'_>, found: &mut Found) -> Result<(), Failure> {
+    let scope = &search.chosen.scope;
+    for path in folders(scope.states())? {
+        let at = restore::replaced_at(&path, &scope.name).filter(|at| *at < search.before);
+        let Some(used) = at else { continue };
+        match bytes_within(&path) {
+            Ok(bytes) if search.replaced_states => {
+                found.items.push(Item { kind: FileKind::ReplacedState, path, bytes, used, owner: Owner::Folder });
+            }
+            Ok(bytes) => {
+                let (size, at) = (size(bytes), used.strftime("%Y-%m-%d"));
+                found.notes.push(format!(
+                    "{path}, {size}, is a state that a restore replaced on {at}, with its data and secrets: `--replaced-states` removes it"
+                ));
+            }
+            Err(error) => found.notes.push(format!("{path} cannot be read, so it is kept: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// The size of what a folder alone has. Its links to models in the cache take no space, and links are not followed.
+fn bytes_within(folder: &Utf8Path) -> io::Result<u64> {
+    let (mut bytes, mut folders) = (0, vec![folder.as_std_path().to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            match entry.metadata()? {
+                about if about.is_dir() => folders.push(entry.path()),
+                about if about.nlink() == 1 => bytes += about.len(),
+                _ => {}
+            }
+        }
+    }
+    Ok(bytes)
 }
 
 /// Models that no environment of the state folders that share the cache needs, and unfinished downloads.

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use textnlp_models::{FetchOptions, Source, Store};
 use textnlp_orchestrator::backup::{Decryptor, Manifest};
 use textnlp_orchestrator::state::audit::AUDIT;
 use textnlp_orchestrator::state::{Folder, Holder, LineageFile, Operator, SiteLocation, State, StateError, Store as _};
-use textnlp_provider::{Lineage, SiteName};
+use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 use super::gather::STATE;
 use super::{RequiredSigner, point_in_time, settings, signer, verify_backup};
@@ -275,7 +277,7 @@ async fn put_in_place(
     if is_bare(target)? {
         // The rename replaces an empty folder. Records of commands that failed are kept beside it.
         let kept = match target.join(AUDIT).exists() {
-            true => Some(free_name(&format!("{target}.replaced-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))?),
+            true => Some(replaced_name(target)?),
             false => None,
         };
         if let Some(kept) = &kept {
@@ -292,7 +294,7 @@ async fn put_in_place(
     let holder = Holder { by, pid, host, since: Timestamp::now(), tool };
     let _lock = Folder::at(target).lock(&holder).await.map_err(|error| state_failed(error, request.again, name))?;
     one_report(target, may_replace(request, manifest, target).await?)?;
-    let kept = free_name(&format!("{target}.replaced-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))?;
+    let kept = replaced_name(target)?;
     exchange(staged, target, &kept)?;
     flush(target)?;
     Ok(Some(kept))
@@ -323,6 +325,23 @@ fn exchange(staged: &mut tempfile::TempDir, target: &Utf8Path, kept: &Utf8Path) 
         }
         Err(why) => kept.with_context(|| format!("the earlier state remains in {restored} ({why:#})")),
     }
+}
+
+/// What follows the name of an environment in the name of its replaced state, before the time.
+const REPLACED: &str = ".replaced-";
+const REPLACED_AT: &str = "%Y%m%dT%H%M%SZ";
+
+fn replaced_name(target: &Utf8Path) -> Result<Utf8PathBuf, Failure> {
+    free_name(&format!("{target}{REPLACED}{}", Timestamp::now().strftime(REPLACED_AT)))
+}
+
+/// When the state in a folder was replaced, by its name: `ENV.replaced-TIME`, and with a number if there were several.
+pub(crate) fn replaced_at(folder: &Utf8Path, environment: &EnvironmentName) -> Option<Timestamp> {
+    let rest = folder.file_name()?.strip_prefix(environment.as_str())?.strip_prefix(REPLACED)?;
+    let (at, number) = rest.split_once('-').unwrap_or((rest, "1"));
+    number.parse::<u32>().ok()?;
+    let at = DateTime::strptime(REPLACED_AT, at).ok()?.to_zoned(TimeZone::UTC).ok()?;
+    Some(at.timestamp())
 }
 
 /// The first unused name beside the state.
@@ -360,7 +379,6 @@ fn flush(target: &Utf8Path) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use serde_json::json;
-    use textnlp_provider::EnvironmentName;
     use uuid::Uuid;
 
     #[tokio::test]
