@@ -61,6 +61,39 @@ impl Schema {
         Some(self.resolve(schema))
     }
 
+    /// A path as the schema and the tree spell it: their keys, and the names of entries of lists, are compared without case
+    /// where no two of them differ by case only. What is unknown stays as it is written.
+    pub(crate) fn spelled(&self, path: &str, tree: &Node) -> String {
+        let (mut schema, mut node) = (Some(&self.root), Some(tree));
+        let mut spelled = String::new();
+        for segment in super::tree::segments(path) {
+            let here = schema.map(|schema| self.resolve(schema));
+            let keys = here.and_then(|here| here["properties"].as_object()).into_iter().flatten();
+            let entries = node.map(Node::entries).unwrap_or_default().iter();
+            let items = node.map(Node::items).unwrap_or_default();
+            let names = items.iter().filter_map(|item| item.get("name").and_then(Node::text));
+            let known = keys.map(|(key, _)| key.as_str()).chain(entries.map(|entry| entry.key.as_str())).chain(names);
+            let mut same: Vec<&str> = known.filter(|known| known.eq_ignore_ascii_case(&segment)).collect();
+            same.sort_unstable();
+            same.dedup();
+            let name = match same.as_slice() {
+                [one] => (*one).to_owned(),
+                _ => segment,
+            };
+            schema = here.and_then(|here| {
+                let of_list = here.get("items");
+                of_list.or_else(|| here["properties"].get(&name)).or_else(|| here.get("additionalProperties"))
+            });
+            let named = |item: &&Node| item.get("name").and_then(Node::text) == Some(name.as_str());
+            node = node.and_then(|node| match name.parse::<usize>() {
+                Ok(at) if !items.is_empty() => items.get(at),
+                _ => node.get(&name).or_else(|| items.iter().find(named)),
+            });
+            spelled = join(&spelled, &name);
+        }
+        spelled
+    }
+
     /// Appends every violation in `node`.
     pub(crate) fn check(&self, node: &Node, reading: Reading, problems: &mut Vec<Problem>) {
         self.value(node, &self.root, "", reading, problems);
@@ -236,9 +269,12 @@ impl Schema {
         if let Some(near) = nearest(key, known.keys().map(String::as_str)) {
             return format!("did you mean `{near}`?");
         }
-        let candidates: Vec<String> = self.paths().into_iter().filter(|p| p.rsplit('.').next() == Some(key)).collect();
+        let candidates: Vec<String> = {
+            let is_meant = |path: &String| path.rsplit('.').next().is_some_and(|last| last.eq_ignore_ascii_case(key));
+            self.paths().into_iter().filter(is_meant).collect()
+        };
         match candidates.as_slice() {
-            [one] if one == key => {
+            [one] if one.eq_ignore_ascii_case(key) => {
                 format!("did you mean the key `{one}` of the whole environment, without indentation?")
             }
             [one] => format!("did you mean `{one}`?"),

@@ -124,7 +124,7 @@ impl Library {
                 adapt(&mut tree, flag, offer, &mut problems);
             }
         }
-        apply_overrides(&mut tree, overrides, &mut problems);
+        apply_overrides(&mut tree, overrides, &schema, &mut problems);
         fill_in(&mut tree, "", &schema, &overrides.variables, &mut problems);
         semantics::detect_providers(&mut tree, catalogue, &mut problems);
         // Of a misspelled phase, the defaults of the one that is meant.
@@ -291,14 +291,16 @@ fn drop_nulls(node: &mut Node) {
 
 const PREFIX: &str = "TEXTNLP_SET__";
 
-fn apply_overrides(tree: &mut Node, overrides: &Overrides, problems: &mut Vec<Problem>) {
+fn apply_overrides(tree: &mut Node, overrides: &Overrides, schema: &Schema, problems: &mut Vec<Problem>) {
     for (name, value) in &overrides.variables {
         if let Some(path) = name.strip_prefix(PREFIX) {
             let origin = Origin::Variable { name: name.clone() };
             if let Some(node) = tree::read_inline(value, &origin, problems)
                 .or(value.is_empty().then(|| Node::scalar(Value::Null, origin.clone())))
             {
-                set(tree, &path.replace("__", "."), node, &origin, problems);
+                // Names of variables are often upper case.
+                let path = schema.spelled(&path.replace("__", "."), tree);
+                set(tree, &path, node, &origin, problems);
             }
         }
     }

@@ -312,6 +312,20 @@ fn higher_precedence_layers_win_and_every_value_has_its_origin() {
 }
 
 #[test]
+fn names_of_variables_are_compared_without_case() {
+    let with = |name: &str, value: &str| {
+        let variables = BTreeMap::from([(format!("TEXTNLP_SET__{name}"), value.to_owned())]);
+        load(GOOD, &Overrides { variables, ..Overrides::default() }, &Catalogue::default())
+    };
+    assert_eq!(with("SCALING__MIN", "2").unwrap().environment.scaling.min, 2);
+    assert_eq!(with("GATES__P95_MS", "700").unwrap().environment.gates.p95_ms, 700);
+    assert_eq!(with("SITES__HERE__PROVIDER", "other").unwrap().environment.sites[0].provider.as_str(), "other");
+    assert_eq!(with("MODELS__0__CONTEXT", "512").unwrap().environment.models[0].context, Some(512));
+    let unknown = said(with("SCALING__MAXX", "3"));
+    assert!(unknown.contains("`MAXX` is not a key of `scaling`; did you mean `max`?"), "{unknown}");
+}
+
+#[test]
 fn shown_configuration_round_trips() {
     for entry in Library::built_in().list() {
         let first = Library::built_in().load(&entry.name, &Overrides::default(), &Catalogue::default()).unwrap();
