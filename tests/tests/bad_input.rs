@@ -220,6 +220,12 @@ fn invalid_arguments_are_refused_before_any_change() {
         ),
         wrong(&["up", "--env", "pilot", "--yes"], 2, "no_way_in", &["kubeconfig", "set KUBECONFIG"]),
         wrong(
+            &["export", "terraform", "--env", "pilot", "--planned", "--out", "planned"],
+            2,
+            "no_way_in",
+            &["depend on the account", "set KUBECONFIG", "permissions to read are sufficient"],
+        ),
+        wrong(
             &["up", "--env", "staging", "--yes", "--set", "features.sso=true"],
             2,
             "not_available",

@@ -282,7 +282,8 @@ pub async fn planned(
     out: Option<&Utf8Path>,
     console: Console,
 ) -> Result<Success, Failure> {
-    let deployment = deployment::wanted(session, session.load_to_run(console)?, console).await?;
+    let chosen = session.load_to_run(console)?;
+    let deployment = deployment::wanted(session, chosen, console).await.map_err(needs_accounts)?;
     let name = &deployment.chosen.scope.name;
     let (folder, before) = folder_of(session, name, tool, out)?;
     let state = deployment.state().await?;
@@ -302,6 +303,18 @@ pub async fn planned(
         return Err(nothing(name, tool, &exported.left));
     }
     write_declared(name, tool, exported, (&folder, &before))
+}
+
+/// The reason why an export of what does not exist yet signs in all the same.
+fn needs_accounts(failure: Failure) -> Failure {
+    if failure.code != "no_way_in" {
+        return failure;
+    }
+    let sign_in = failure.hint.as_ref().map_or(String::new(), |hint| format!("{hint}; "));
+    let hint = format!("{sign_in}permissions to read are sufficient");
+    let why =
+        "names and tags of the export contain or depend on the account of each site, and it imports what exists there";
+    Failure { error: failure.error.context(why), ..failure }.hint(hint)
 }
 
 fn private_characters(error: export::PrivateCharacters) -> Failure {
