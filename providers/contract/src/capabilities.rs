@@ -268,7 +268,10 @@ const REASONS: &[(&str, &str)] = &[
     ("storage.archive_after", "no bucket is created here"),
     ("storage.existing_key", "no key of a cloud is used here"),
     ("storage.model_folder", "pods and containers fetch models from their sources"),
-    ("storage.replicate_to", "only buckets of S3 and containers of Azure are replicated to another region"),
+    (
+        "storage.replicate_to",
+        "only buckets of S3 and Cloud Storage and containers of Azure are replicated to another region",
+    ),
     ("traffic.existing", "no DNS zone of a cloud is used here"),
     ("traffic.health_path", "health checks always request `/health`"),
     ("traffic.managed_certificate", "public certificates are created for clusters on AWS only"),

@@ -70,6 +70,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::GpuAutoscaling),
             Optional(Setting::GpuMachines),
             Optional(Setting::Maintenance),
+            Optional(Setting::ModelReplica),
             Optional(Setting::MonitoringStack),
             Optional(Setting::NetworkPolicies),
             Optional(Setting::PrivateAuthority),

@@ -32,10 +32,12 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             ),
             CostLine::unknown(Service::Compute.title(), "data through Cloud NAT", "by use"),
         ],
-        "gcp.bucket" => vec![
-            CostLine::unknown(Service::Storage.title(), "stored models", "by use"),
-            CostLine::unknown(Service::Storage.title(), "requests", "by use"),
-        ],
+        "gcp.bucket" => {
+            let is_in_two = spec.get("regions").is_some_and(Value::is_array);
+            let copied = is_in_two.then_some("data that is copied between its regions, and stored in both");
+            let lines = ["stored models", "requests"].into_iter().chain(copied);
+            lines.map(|what| CostLine::unknown(Service::Storage.title(), what, "by use")).collect()
+        }
         "gcp.dns-record" => vec![CostLine::unknown(Service::Dns.title(), "DNS queries", "by use")],
         "gcp.repository" => vec![CostLine::unknown(Service::ArtifactRegistry.title(), "stored images", "by use")],
         "gcp.key" => vec![
@@ -151,5 +153,7 @@ mod tests {
         assert_eq!(monthly("gcp.sql-instance", server.clone(), "us-central1"), (price, 1));
         assert_eq!(monthly("gcp.sql-instance", server, "europe-west4"), (price, 2), "a replica in another region");
         assert_eq!(tier("db-custom-2-7680"), Some((2, 8)));
+        assert_eq!(monthly("gcp.bucket", json!({ "regions": null }), "us-central1"), (0, 2));
+        assert_eq!(monthly("gcp.bucket", json!({ "regions": ["us-central1", "us-east1"] }), "us-central1"), (0, 3));
     }
 }

@@ -288,7 +288,8 @@ mod tests {
                 "gcp.bucket",
                 "projects/_/buckets/b".to_owned(),
                 json!({
-                    "location": location, "storage_class": "STANDARD", "access": "private", "versioned": true, "soft_delete_days": 7,
+                    "location": "eu", "regions": ["europe-west1", "europe-west4"], "rpo": "ASYNC_TURBO",
+                    "storage_class": "STANDARD", "access": "private", "versioned": true, "soft_delete_days": 7,
                     "lifecycle": [{ "action": "SetStorageClass", "class": "ARCHIVE", "age_days": 90 }, { "action": "Delete", "noncurrent_days": 30 }],
                     "key": format!("{ring}/cryptoKeys/k"),
                 }),

@@ -22,10 +22,13 @@ const RING: &str = "gcp.key-ring";
 /// The kind of keys, whose names never end.
 const KEY: &str = "gcp.key";
 
-/// Searches all regions that the deployment used. A kind that cannot be listed is named, and the others are searched.
+/// Searches all regions that the deployment used: in others than that of the site for the kinds that it had there, because some are
+/// locations of Cloud KMS only. A kind that cannot be listed is named, and the others are searched.
 pub(crate) async fn leftovers(api: &Arc<Api>, wanted: &Sweep<'_>) -> Result<Leftovers> {
     let recorded = || wanted.before.iter().chain(wanted.kept).filter(|one| table::row(&one.kind).is_some());
-    let mut regions: BTreeSet<&str> = recorded().filter_map(|one| region_of(&one.spec)).collect();
+    let elsewhere: BTreeSet<(&str, &str)> =
+        recorded().filter_map(|one| Some((region_of(&one.spec)?, one.kind.as_str()))).collect();
+    let mut regions: BTreeSet<&str> = elsewhere.iter().map(|(region, _)| *region).collect();
     regions.insert(&api.region);
     let kept: BTreeSet<(&str, &str)> =
         wanted.kept.iter().map(|one| (one.kind.as_str(), one.cloud_id.as_str())).collect();
@@ -34,7 +37,8 @@ pub(crate) async fn leftovers(api: &Arc<Api>, wanted: &Sweep<'_>) -> Result<Left
     for region in regions {
         let there = api.in_region(region);
         let place = format!("gcp {} {region}", api.project());
-        let rows = table::rows().filter(|row| row.resource.carries_tags());
+        let is_there = |row: &Row| region == api.region || elsewhere.contains(&(region, row.kind.name));
+        let rows = table::rows().filter(|row| row.resource.carries_tags() && is_there(row));
         let lists: Vec<_> = rows.map(|row| list(&there, row, &filter)).collect();
         let lists: Vec<_> = futures::stream::iter(lists).buffer_unordered(AT_ONCE).collect().await;
         for (row, listed) in lists {

@@ -16,6 +16,10 @@ use crate::table::{MINUTE, Row, kind};
 
 /// The seconds of a day.
 const DAY: i64 = 86_400;
+/// Why a bucket is not moved, and what to do.
+const MOVED: &str = "a bucket stays where it was created: relocate it with `gcloud storage buckets relocate`, or copy its objects to another one";
+/// The replication of a bucket in two regions that ends within 15 minutes.
+pub(crate) const TURBO: &str = "ASYNC_TURBO";
 
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: Kind {
@@ -37,7 +41,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
     },
     service: "storage",
     resource: &Rest::<Bucket>::kind(),
-    refused: &[("location", "a bucket stays where it is: copy its objects to another one")],
+    refused: &[("location", MOVED), ("regions", MOVED)],
 }];
 
 /// A bucket. Outputs: `id`, `name`, `url`.
@@ -51,6 +55,7 @@ impl RestKind for Bucket {
         collection: "projects/_/buckets",
         fields: &[
             Field::code("location", "/location", upper, |one| lower(&one["location"])),
+            Field::code("regions", "/customPlacementConfig", placement, placed),
             Field::plain("storage_class", "/storageClass").patched(),
             Field::code("access", "/iamConfig", access, accessible).patched(),
             Field::code(
@@ -64,8 +69,9 @@ impl RestKind for Bucket {
             Field::code("soft_delete_days", "/softDeletePolicy", soft_delete, soft_deleted).patched(),
             Field::code("lifecycle", "/lifecycle", rules, lifecycle).patched(),
             Field::code("key", "/encryption", encryption, |one| encrypted(&one["encryption"])).patched(),
+            Field::code("rpo", "/rpo", Value::clone, replication).patched(),
         ],
-        in_place: &["storage_class", "access", "versioned", "soft_delete_days", "lifecycle", "key"],
+        in_place: &["storage_class", "access", "versioned", "soft_delete_days", "lifecycle", "key", "rpo"],
         marks: Marks::Labels("/labels", Labelling::Patch),
         terraform: Terraform {
             kind: "google_storage_bucket",
@@ -132,6 +138,26 @@ fn upper(name: &Value) -> Value {
 
 fn lower(name: &Value) -> Value {
     name.as_str().map_or(Value::Null, |name| name.to_ascii_lowercase().into())
+}
+
+/// The two regions of a bucket.
+fn placement(regions: &Value) -> Value {
+    let regions: Vec<Value> = regions.as_array().into_iter().flatten().map(upper).collect();
+    if regions.is_empty() { Value::Null } else { json!({ "dataLocations": regions }) }
+}
+
+/// The same as read, in the order of their names, or null.
+fn placed(document: &Value) -> Value {
+    let regions = get(document, "/customPlacementConfig/dataLocations").and_then(Value::as_array);
+    let mut regions: Vec<String> =
+        regions.into_iter().flatten().filter_map(Value::as_str).map(str::to_ascii_lowercase).collect();
+    regions.sort();
+    if regions.is_empty() { Value::Null } else { json!(regions) }
+}
+
+/// A bucket in one region has none, and the default of one in two is `DEFAULT`.
+fn replication(document: &Value) -> Value {
+    if document["rpo"] == TURBO { json!(TURBO) } else { Value::Null }
 }
 
 /// Roles alone decide about access, and no role opens it to the public.
@@ -224,5 +250,10 @@ mod tests {
         assert_eq!(accessible(&json!({})), json!("by object"));
         assert_eq!(encrypted(&encryption(&json!("projects/p/k"))), json!("projects/p/k"));
         assert_eq!(encrypted(&Value::Null), Value::Null);
+        let regions = json!(["europe-west1", "europe-west4"]);
+        assert_eq!(placed(&json!({ "customPlacementConfig": placement(&regions) })), regions);
+        let turned = json!({ "customPlacementConfig": { "dataLocations": ["EUROPE-WEST4", "EUROPE-WEST1"] } });
+        assert_eq!((placed(&turned), placement(&Value::Null)), (regions, Value::Null));
+        assert_eq!([replication(&json!({ "rpo": TURBO })), replication(&json!({}))], [json!(TURBO), Value::Null]);
     }
 }

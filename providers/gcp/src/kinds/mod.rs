@@ -1,7 +1,7 @@
 //! The kinds, by service.
 
 mod binding;
-mod bucket;
+pub(crate) mod bucket;
 pub(crate) mod budgets;
 pub(crate) mod container;
 mod dns;

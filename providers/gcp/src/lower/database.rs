@@ -1,13 +1,11 @@
 //! The managed PostgreSQL: its addresses in the network, the server, its database and its user, and replicas.
 
 use serde_json::{Value, json};
-use textnlp_cloud::REGION;
 use textnlp_provider::ResourceId;
 use textnlp_provider::component::{Database, MaintenanceWindow, Postgres};
 use textnlp_provider::settings::Hosting;
 
-use super::models::{MOST_OF_RING, ROTATION_DAYS};
-use super::{KEY_ROLE, Lowering, NETWORK, output};
+use super::{Lowering, NETWORK, output};
 use crate::kinds::USER;
 use crate::names;
 use crate::tables::zones;
@@ -150,7 +148,8 @@ impl Lowering<'_> {
             before = part;
         }
         if let Some(region) = postgres.replica_region() {
-            let (key, access) = self.remote_key(region);
+            // Cloud SQL takes no key of the region of its source (terraform-google-modules/terraform-google-sql-db#249).
+            let (key, access) = self.key_in(region, REMOTE, "database", AGENT);
             for (field, value) in [
                 ("name", json!(names::of(self.site, "database-remote", MOST_OF_SERVER))),
                 ("location", json!(region)),
@@ -166,22 +165,6 @@ impl Lowering<'_> {
             self.after(before);
             self.after(access);
         }
-    }
-
-    /// The key of the replica in another region, where data is protected: Cloud SQL takes none of the region of its source
-    /// (terraform-google-modules/terraform-google-sql-db#249).
-    fn remote_key(&mut self, region: &str) -> (Value, Option<ResourceId>) {
-        if !self.site.protect_data {
-            return (Value::Null, None);
-        }
-        let name = names::of(self.site, "data", MOST_OF_RING);
-        let ring = self.of_project(json!({ "name": name, "location": region }));
-        let ring = self.part("remote-key-ring", "gcp.key-ring", ring);
-        let ring = ring.map_or(Value::Null, |ring| output(&ring, "id"));
-        let key = json!({ "name": "database", "ring": ring, "rotation_days": ROTATION_DAYS, REGION: region });
-        let Some(key) = self.part("remote-key", "gcp.key", key) else { return (Value::Null, None) };
-        let access = json!({ "target": output(&key, "id"), "role": KEY_ROLE, "member": AGENT });
-        (output(&key, "id"), self.part("remote-key-access", "gcp.key-binding", access))
     }
 }
 

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | network | `SITE/network/services`: the enabled services of the project; `vpc`, `subnet` with the ranges of pods and services,
 //! `router` with its NAT. With an existing network `services`, and `vpc` and `subnet` are existing too |
-//! | model store | `SITE/models/bucket`: the bucket of your models, which may be an existing one; where data is protected `key-ring`, `key` and `key-access`;
-//! `reader` for pods that read models of it |
+//! | model store | `SITE/models/bucket`: the bucket of your models, which may be an existing one; where data is protected `key-ring`, `key` and `key-access`,
+//! and for a bucket in two regions `replica-key-ring`, `replica-key` and `replica-key-access` in place of `key-access`; `reader` for
+//! pods that read models of it |
 //! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles;
 //! `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
@@ -28,6 +29,7 @@ mod registry;
 pub(crate) use models::bucket_identity;
 pub use models::models_bucket;
 use serde_json::{Value, json};
+use textnlp_cloud::REGION;
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::spec::OutputRef;
 use textnlp_provider::{
@@ -35,7 +37,7 @@ use textnlp_provider::{
 };
 
 use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY};
-use crate::{labels, table};
+use crate::{labels, names, table};
 
 /// The kinds whose objects have labels, which the tags of the environment become.
 pub(crate) const LABELLED: [&str; 9] = [
@@ -54,6 +56,10 @@ const NETWORK: &str = "network";
 const MODELS: &str = "models";
 /// The role that encrypts and decrypts with a key.
 const KEY_ROLE: &str = "roles/cloudkms.cryptoKeyEncrypterDecrypter";
+/// The longest name of a ring.
+const MOST_OF_RING: usize = 63;
+/// Days between two rotations of a key.
+const ROTATION_DAYS: u32 = 90;
 
 /// Expands a component into the resources of its site's project and region.
 pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
@@ -182,6 +188,21 @@ impl Lowering<'_> {
         let access = self.part("key-access", "gcp.key-binding", spec);
         (key, access)
     }
+
+    /// The same for data in another location, which has a key of its own there, in parts with this start.
+    fn key_in(&mut self, location: &str, part: &str, name: &str, agent: &str) -> (Value, Option<ResourceId>) {
+        if !self.site.protect_data {
+            return (Value::Null, None);
+        }
+        let ring = names::of(self.site, "data", MOST_OF_RING);
+        let ring = self.of_project(json!({ "name": ring, "location": location }));
+        let ring = self.part(&format!("{part}-key-ring"), "gcp.key-ring", ring);
+        let ring = ring.map_or(Value::Null, |ring| output(&ring, "id"));
+        let key = json!({ "name": name, "ring": ring, "rotation_days": ROTATION_DAYS, REGION: location });
+        let Some(key) = self.part(&format!("{part}-key"), "gcp.key", key) else { return (Value::Null, None) };
+        let access = json!({ "target": output(&key, "id"), "role": KEY_ROLE, "member": agent });
+        (output(&key, "id"), self.part(&format!("{part}-key-access"), "gcp.key-binding", access))
+    }
 }
 
 /// A reference to an output.
@@ -195,7 +216,9 @@ pub(crate) mod tests {
 
     use textnlp_provider::CloudId;
     use textnlp_provider::cluster::ClusterSite;
-    use textnlp_provider::component::{Cluster, GpuPool, MaintenanceWindow, Model, ModelStore, Network, Registry};
+    use textnlp_provider::component::{
+        Cluster, GpuPool, MaintenanceWindow, Model, ModelReplica, ModelStore, Network, Registry,
+    };
     use textnlp_provider::settings::{GpuSize, Runtime, Spot, Weekday};
     use textnlp_provider::units::TimeOfDay;
 
@@ -333,6 +356,42 @@ pub(crate) mod tests {
         assert_eq!(bucket.spec.as_value()["name"], "textnlp-my-project-staging-main-models");
         assert_eq!(bucket.spec.as_value()["lifecycle"][0]["class"], "ARCHIVE");
         assert!(bucket.needs.iter().any(|need| need.on.as_str() == "main/models/key-access"));
+    }
+
+    #[test]
+    fn a_bucket_in_two_regions_has_a_key_of_their_continent() {
+        let store = |region: &str, key: Option<&str>| {
+            let replica = Some(ModelReplica { region: region.to_owned(), permission_boundary: None });
+            let key = key.map(|id| CloudId::new(id).unwrap());
+            component("models", ComponentSpec::ModelStore(ModelStore { replica, key, ..ModelStore::of(Vec::new()) }))
+        };
+        let all = lower(&store("europe-north1", None), &site(true)).unwrap();
+        let one = |id: &str| all.iter().find(|one| one.id.as_str() == format!("main/models/{id}")).unwrap();
+        let bucket = one("bucket").spec.as_value();
+        assert_eq!((&bucket["location"], &bucket["rpo"]), (&json!("eu"), &json!("ASYNC_TURBO")));
+        assert_eq!(bucket["regions"], json!(["europe-north1", "europe-west1"]), "in the order of their names");
+        assert_eq!(bucket["key"], json!({ "$output": "main/models/replica-key#id" }));
+        assert_eq!(one("replica-key-ring").spec.get("location"), Some(&json!("europe")));
+        assert_eq!(
+            one("key-ring").spec.get("location"),
+            Some(&json!("europe-west1")),
+            "for the other data of the site"
+        );
+        assert!(one("bucket").needs.iter().any(|need| need.on == one("replica-key-access").id));
+        assert!(!all.iter().any(|one| one.id.as_str() == "main/models/key-access"));
+        for region in ["europe-west1", "europe-west2", "us-east1", "europe-mars1"] {
+            let problems = lower(&store(region, None), &site(false)).unwrap_err().to_string();
+            assert!(problems.contains("replicate_to") && problems.contains(region), "{problems}");
+        }
+        let existing =
+            Component { existing: Some(CloudId::new("company-models").unwrap()), ..store("europe-north1", None) };
+        let key = "projects/p/locations/europe-west1/keyRings/r/cryptoKeys/k";
+        for (component, says) in
+            [(existing, "an existing bucket"), (store("europe-north1", Some(key)), "an existing key")]
+        {
+            let problems = lower(&component, &site(true)).unwrap_err().to_string();
+            assert!(problems.contains("replicate_to") && problems.contains(says), "{problems}");
+        }
     }
 
     #[test]

@@ -7,15 +7,15 @@ use textnlp_provider::cluster::{BucketIdentity, MODELS_ACCOUNT};
 use textnlp_provider::component::ModelStore;
 use textnlp_provider::{CloudId, Component, ComponentName, Ownership, ResourceId, Site};
 
-use super::{Lowering, MODELS, output};
+use super::{Lowering, MODELS, MOST_OF_RING, ROTATION_DAYS, output};
+use crate::kinds::bucket::TURBO;
 use crate::names;
+use crate::tables::zones;
 
 /// The longest name of a bucket.
 const MOST_OF_BUCKET: usize = 63;
 /// The start of the id of a bucket.
 const BUCKETS: &str = "projects/_/buckets/";
-/// The longest name of a ring.
-pub(super) const MOST_OF_RING: usize = 63;
 /// Days until a replaced version of a model is removed: an operator can undo an upload for so long.
 const OLD_VERSIONS_DAYS: u32 = 30;
 /// Days until an incomplete upload is removed.
@@ -33,16 +33,41 @@ const CLUSTER: &str = "cluster";
 /// The metadata server of each node, which gives pods credentials of their service account: its address in clusters, and with
 /// Dataplane V2 (<https://cloud.google.com/kubernetes-engine/docs/how-to/network-policy#network-policy-and-workload-identity>).
 const METADATA: [([u8; 4], u16); 2] = [([169, 254, 169, 252], 988), ([169, 254, 169, 254], 80)];
-/// Days between two rotations of the key.
-pub(super) const ROTATION_DAYS: u32 = 90;
+/// The service agent of Cloud Storage, which uses keys.
+const AGENT: &str = "agent:storage";
+/// Where a bucket in two regions is, by the start of their names, and where Cloud KMS has its key
+/// (<https://cloud.google.com/storage/docs/locations>, <https://cloud.google.com/kms/docs/locations>).
+const CONTINENTS: [(&str, &str, &str); 3] =
+    [("asia-", "asia", "asia"), ("europe-", "eu", "europe"), ("us-", "us", "us")];
+/// Regions outside of the European Union, in which Cloud Storage keeps nothing of the location `eu`.
+const OUTSIDE_EU: [&str; 2] = ["europe-west2", "europe-west6"];
 
 impl Lowering<'_> {
     pub(super) fn models(&mut self, store: &ModelStore) {
-        if store.replica.is_some() {
-            let cause = "copies of models in another region of Google Cloud are not supported yet";
-            return self.problem("replicate_to", cause, "remove `storage.replicate_to`");
-        }
-        let (key, access) = self.site_key(store);
+        self.site_key(store);
+        let mut bucket = json!({
+            "location": self.site.region,
+            "regions": null,
+            "storage_class": "STANDARD",
+            "access": "private",
+            "versioned": true,
+            "soft_delete_days": SOFT_DELETE_DAYS,
+            "rpo": null,
+        });
+        let (key, access) = match &store.replica {
+            None => self.data_key(AGENT),
+            Some(replica) => {
+                let Some((location, key_location)) = self.two_regions(store, &replica.region) else { return };
+                let mut regions = [self.site.region.as_str(), replica.region.as_str()];
+                regions.sort_unstable();
+                for (field, value) in
+                    [("location", json!(location)), ("regions", json!(regions)), ("rpo", json!(TURBO))]
+                {
+                    bucket[field] = value;
+                }
+                self.key_in(key_location, "replica", MODELS, AGENT)
+            }
+        };
         let existing = self.component.existing.as_ref().map(CloudId::as_str);
         let name = models_bucket(self.site, existing);
         if existing.is_some() && !is_bucket(&name) {
@@ -59,16 +84,9 @@ impl Lowering<'_> {
         }
         lifecycle.push(json!({ "action": "Delete", "noncurrent_days": OLD_VERSIONS_DAYS }));
         lifecycle.push(json!({ "action": "AbortIncompleteMultipartUpload", "age_days": UPLOADS_DAYS }));
-        let bucket = json!({
-            "name": name,
-            "location": self.site.region,
-            "storage_class": "STANDARD",
-            "access": "private",
-            "versioned": true,
-            "soft_delete_days": SOFT_DELETE_DAYS,
-            "lifecycle": lifecycle,
-            "key": key,
-        });
+        for (field, value) in [("name", json!(name)), ("lifecycle", json!(lifecycle)), ("key", key)] {
+            bucket[field] = value;
+        }
         let external = existing.and_then(|_| CloudId::new(format!("{BUCKETS}{name}")).ok());
         let ownership = external.map_or(Ownership::Ours, Ownership::External);
         let made = self.owned_part("bucket", "gcp.bucket", bucket, ownership);
@@ -114,15 +132,43 @@ impl Lowering<'_> {
         }
     }
 
+    /// The location of a bucket in this region and that of the site, and that of its key.
+    fn two_regions(&mut self, store: &ModelStore, region: &str) -> Option<(&'static str, &'static str)> {
+        if self.component.existing.is_some() {
+            let cause = "an existing bucket is never changed, and stays where it is";
+            let fix = "remove it, and name a bucket that is in two regions in `storage.existing`";
+            self.problem("replicate_to", cause, fix);
+            return None;
+        }
+        let own = self.site.region.as_str();
+        let regions = [own, region];
+        let near = CONTINENTS.into_iter().find(|(start, ..)| regions.iter().all(|one| one.starts_with(start)));
+        let is_possible = region != own && zones::zones(region).is_some();
+        let is_possible = is_possible && !regions.iter().any(|one| OUTSIDE_EU.contains(one));
+        let Some((_, location, key_location)) = near.filter(|_| is_possible) else {
+            let cause = format!("`{region}` is not another region that shares a bucket with {own}");
+            let fix = "write another region of the same continent, in Asia, the European Union or the US, such as europe-west4; or remove it";
+            self.problem("replicate_to", cause, fix);
+            return None;
+        };
+        if store.key.is_some() {
+            let cause = format!(
+                "a bucket in two regions has a key of the location `{key_location}`, and an existing key is one of {own}"
+            );
+            self.problem("replicate_to", cause, "remove `storage.replicate_to`, or `storage.existing_key`");
+            return None;
+        }
+        Some((location, key_location))
+    }
+
     /// The key of the site: an existing one, or one of its own where data is protected.
-    fn site_key(&mut self, store: &ModelStore) -> (Value, Option<textnlp_provider::ResourceId>) {
+    fn site_key(&mut self, store: &ModelStore) {
         if store.key.is_some() && !self.site.protect_data {
             let fix = "set `data: protected`, or remove `storage.existing_key`";
             self.problem("existing_key", "data that is not protected is encrypted with Google's keys", fix);
-            return (Value::Null, None);
         }
         if !self.site.protect_data {
-            return (Value::Null, None);
+            return;
         }
         let name = names::of(self.site, "data", MOST_OF_RING);
         let mut key = json!({ "name": "data", "rotation_days": ROTATION_DAYS });
@@ -136,7 +182,6 @@ impl Lowering<'_> {
                 self.part("key", "gcp.key", key);
             }
         }
-        self.data_key("agent:storage")
     }
 }
 

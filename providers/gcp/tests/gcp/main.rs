@@ -32,7 +32,7 @@ use textnlp_gcp::{Access, Gcp};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
     Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, MaintenanceWindow, ManagedPostgres,
-    Model, ModelStore, Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
+    Model, ModelReplica, ModelStore, Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
@@ -135,7 +135,7 @@ struct Bench {
     existing: Option<&'static str>,
     /// The existing network that it is in.
     network: Option<&'static str>,
-    /// The region of a replica of its database.
+    /// The region of a replica of its database, which its bucket of models is in too.
     remote: Option<&'static str>,
 }
 
@@ -206,7 +206,8 @@ impl Bench {
         let own = format!("textnlp-{}-staging-main-models", self.cloud.project());
         let models = vec![Model::of("mine", &format!("gs://{}/mine/", self.existing.unwrap_or(&own)))];
         let archive_after_days = self.existing.is_none().then_some(90);
-        let store = ModelStore { archive_after_days, ..ModelStore::of(models) };
+        let replica = self.remote.map(|region| ModelReplica { region: region.to_owned(), permission_boundary: None });
+        let store = ModelStore { archive_after_days, replica, ..ModelStore::of(models) };
         let url = format!("{REGION}-docker.pkg.dev/{}/textnlp/server", self.cloud.project());
         let image = format!("{url}:1@sha256:{}", "0".repeat(64));
         let registry = Registry { url, image: Some(image) };
@@ -513,8 +514,29 @@ async fn road(bench: &Bench) {
     };
     assert_eq!(seen.spec.get("nodes"), Some(&json!(5)));
 
+    if bench.remote.is_some() {
+        replication_is_turned_on_again(bench, &mut records).await;
+    }
     leave_behind(bench, &records);
     remove(bench, &records).await;
+}
+
+/// The replication of a bucket in two regions is changed by hand.
+async fn replication_is_turned_on_again(bench: &Bench, records: &mut [Made]) {
+    let bucket = records.iter_mut().find(|(one, _)| one.kind.as_str() == "gcp.bucket").unwrap();
+    let key = format!("storage/{}", bucket.1.cloud_id);
+    let placed = bench.cloud.world().get(&key).cloned().unwrap();
+    assert_eq!((&placed["location_type"], &placed["rpo"]), (&json!("dual-region"), &json!("ASYNC_TURBO")));
+    bench.cloud.world().change(&key, "/rpo", json!("DEFAULT"));
+    let Observed::Present(seen) = bench.provider.read(&bucket.1.kind, &bucket.1.cloud_id).await.unwrap() else {
+        panic!("the bucket is gone")
+    };
+    let drifted: Vec<String> =
+        bench.provider.diff(&bucket.0, &bucket.1, &seen).into_iter().map(|change| change.field).collect();
+    assert_eq!(drifted, ["rpo"]);
+    let spec = bucket.0.spec.clone();
+    update(bench, 501, bucket, spec).await;
+    assert_eq!(bench.cloud.world().get(&key).unwrap()["rpo"], "ASYNC_TURBO");
 }
 
 fn run(test: impl Future<Output = ()>) {

@@ -368,6 +368,22 @@ pub(super) const LEDGER: &[Behaviour] = &[
         Source::Report("terraform-google-modules/terraform-google-gke-gitlab#83"),
     ),
     rule(
+        "a bucket in two regions names exactly two of its multi-region, and no other bucket has turbo replication",
+        Source::Model,
+    ),
+    rule(
+        "an update changes neither the location nor the regions of a bucket",
+        Source::Documentation("https://cloud.google.com/storage/docs/bucket-relocation/overview"),
+    ),
+    rule(
+        "nothing in the location EU is in London or Zurich",
+        Source::Documentation("https://cloud.google.com/storage/docs/locations"),
+    ),
+    rule(
+        "the key of a bucket is in the location of the bucket: europe for EU",
+        Source::Documentation("https://cloud.google.com/storage/docs/encryption/customer-managed-keys"),
+    ),
+    rule(
         "the location is US and the class STANDARD unless set",
         Source::Documentation("https://cloud.google.com/storage/docs/json_api/v1/buckets"),
     ),
@@ -425,10 +441,66 @@ fn check(cloud: &Cloud, project: &str, bucket: &Value) -> Result<(), Problem> {
     {
         return Err(bad("Soft delete policy retention duration must be 0 or between 7 and 90 days."));
     }
+    check_location(bucket)?;
     let is_uniform = bucket.pointer("/iam_config/uniform_bucket_level_access/enabled") == Some(&json!(true));
     if !is_uniform && cloud.enforces(project, "storage.uniformBucketLevelAccess") {
         let violated = ("storage.uniformBucketLevelAccess".to_owned(), "Uniform access is required.".to_owned());
         return Err(errors::constraints_violated(project, &[violated]));
+    }
+    Ok(())
+}
+
+/// The location of a bucket, which may be new.
+fn location(bucket: &Value) -> String {
+    let location = text(bucket, "/location").to_uppercase();
+    if location.is_empty() { "US".to_owned() } else { location }
+}
+
+fn location_type(bucket: &Value) -> &'static str {
+    match location(bucket).as_str() {
+        _ if bucket.get("custom_placement_config").is_some() => "dual-region",
+        "US" | "EU" | "ASIA" => "multi-region",
+        "NAM4" | "EUR4" | "EUR5" | "EUR7" | "EUR8" | "ASIA1" => "dual-region",
+        _ => "region",
+    }
+}
+
+/// Holds the regions, the replication and the key of a bucket against its location.
+fn check_location(bucket: &Value) -> Result<(), Problem> {
+    let (location, kind) = (location(bucket), location_type(bucket));
+    if let Some(placement) = bucket.get("custom_placement_config") {
+        let regions: Vec<String> = placement["data_locations"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_uppercase)
+            .collect();
+        let start = match location.as_str() {
+            "EU" => "EUROPE-",
+            "US" => "US-",
+            "ASIA" => "ASIA-",
+            _ => return Err(bad("The location of a bucket with a custom placement is a multi-region.")),
+        };
+        let is_inside =
+            |one: &String| one.starts_with(start) && !["EUROPE-WEST2", "EUROPE-WEST6"].contains(&one.as_str());
+        if regions.len() != 2 || regions[0] == regions[1] || !regions.iter().all(is_inside) {
+            return Err(bad("The custom placement config needs two regions of the location of the bucket."));
+        }
+    }
+    let is_allowed = match text(bucket, "/rpo") {
+        "" => true,
+        "DEFAULT" => kind != "region",
+        "ASYNC_TURBO" => kind == "dual-region",
+        _ => false,
+    };
+    if !is_allowed {
+        return Err(bad("The recovery point objective is not one of a bucket in this location."));
+    }
+    let key = text(bucket, "/encryption/default_kms_key");
+    let wanted = if location == "EU" { "europe".to_owned() } else { location.to_lowercase() };
+    if !key.is_empty() && !key.contains(&format!("/locations/{wanted}/")) {
+        return Err(bad("The Cloud KMS key is not in the location of the bucket."));
     }
     Ok(())
 }
@@ -452,14 +524,7 @@ fn create(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
     }
     let mut bucket = request.get("bucket").cloned().unwrap_or_else(|| json!({}));
     check(cloud, &project, &bucket)?;
-    let location = text(&bucket, "/location").to_uppercase();
-    let location = if location.is_empty() { "US".to_owned() } else { location };
-    let kind = match location.as_str() {
-        "US" | "EU" | "ASIA" => "multi-region",
-        "NAM4" | "EUR4" | "EUR5" | "EUR7" | "EUR8" | "ASIA1" => "dual-region",
-        _ if bucket.get("custom_placement_config").is_some() => "dual-region",
-        _ => "region",
-    };
+    let (location, kind) = (location(&bucket), location_type(&bucket));
     let number = cloud.project(&project).map(|project| project.number.clone()).unwrap_or_default();
     let now = cloud.now().to_string();
     let defaults = [
@@ -468,7 +533,8 @@ fn create(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
         ("/soft_delete_policy/retention_duration", json!(604_800)),
         ("/soft_delete_policy/effective_time", json!(now)),
     ];
-    for (pointer, value) in defaults {
+    let replication = (kind != "region").then(|| ("/rpo", json!("DEFAULT")));
+    for (pointer, value) in defaults.into_iter().chain(replication) {
         if bucket.pointer(pointer).is_none_or(|value| value == "") {
             put(&mut bucket, pointer, value);
         }
@@ -559,7 +625,16 @@ fn update(cloud: &mut Cloud, request: &Value) -> Result<Value, Problem> {
         return Err(bad("The update_mask is missing."));
     }
     let mut after = before.clone();
-    let fixed = ["name", "bucket_id", "project", "location", "create_time", "metageneration", "location_type"];
+    let fixed = [
+        "name",
+        "bucket_id",
+        "project",
+        "location",
+        "custom_placement_config",
+        "create_time",
+        "metageneration",
+        "location_type",
+    ];
     for path in paths {
         let first = path.split('.').next().unwrap_or_default();
         if path == "*" {

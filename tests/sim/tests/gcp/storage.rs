@@ -68,6 +68,34 @@ assert off.soft_delete_policy.retention_duration.total_seconds() == 0, off
 }
 
 #[test]
+fn a_bucket_in_two_regions_has_a_location_a_replication_and_a_key_that_fit() {
+    let cloud = GoogleCloud::start(Options::zero_latency());
+    run(
+        &cloud,
+        r#"
+def place(*regions):
+    return {"data_locations": list(regions)}
+key = "projects/p/locations/%s/keyRings/r/cryptoKeys/k"
+two = place("EUROPE-WEST1", "EUROPE-WEST4")
+made = create("models", location="eu", custom_placement_config=two, rpo="ASYNC_TURBO", encryption={"default_kms_key": key % "europe"})
+assert (made.location, made.location_type, made.rpo) == ("EU", "dual-region", "ASYNC_TURBO"), made
+assert create("default", location="us").rpo == "DEFAULT" and create("one", location="us-east1").rpo == ""
+for location, placement in [("EU", place("EUROPE-WEST1")), ("EU", place("EUROPE-WEST1", "EUROPE-WEST1")), ("EU", place("EUROPE-WEST1", "US-EAST1")),
+                            ("EU", place("EUROPE-WEST1", "EUROPE-WEST2")), ("EUROPE-WEST1", two)]:
+    refused(exceptions.InvalidArgument, create, "other", location=location, custom_placement_config=placement)
+for location in ["eu", "europe-west1"]:
+    refused(exceptions.InvalidArgument, create, "other", location=location, rpo="ASYNC_TURBO")
+    refused(exceptions.InvalidArgument, create, "other", location=location, encryption={"default_kms_key": key % "us"})
+def update(mask, **bucket):
+    return buckets.update_bucket(request={"bucket": storage.Bucket(name=made.name, **bucket), "update_mask": field_mask_pb2.FieldMask(paths=[mask])})
+assert update("rpo", rpo="DEFAULT").rpo == "DEFAULT"
+refused(exceptions.InvalidArgument, update, "custom_placement_config", custom_placement_config=place("EUROPE-WEST1", "EUROPE-WEST3"))
+refused(exceptions.InvalidArgument, update, "encryption", encryption={"default_kms_key": key % "europe-west1"})
+"#,
+    );
+}
+
+#[test]
 fn a_bucket_with_objects_stays_and_names_are_shared() {
     let cloud = GoogleCloud::start(Options::default());
     {
