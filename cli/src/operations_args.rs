@@ -349,7 +349,7 @@ pub enum FileFormat {
     after_help = "Removes retained server programs that no rollback to the previous release needs, cached models that no release\n\
     needs, unfinished downloads, rotated logs, and support bundles in the working directory. Journals, evidence,\n\
     reports, secrets, data and backups stay; `backup prune` removes backups. States that `restore --replace` kept are\n\
-    named with their size, and removed with --replaced-states only.\n\n\
+    named with their size, and removed with --replaced-states ENV only.\n\n\
     Examples:\n  \
     textnlp-deploy cleanup --env staging --older-than 30d --dry-run    show the files\n  \
     textnlp-deploy cleanup --env staging --older-than 30d --yes        remove them"
@@ -361,11 +361,11 @@ pub struct Cleanup {
     /// Show the files only
     #[arg(long)]
     pub dry_run: bool,
-    /// Remove the states that `restore --replace` kept, too
+    /// Remove the states that `restore --replace` kept, too; type the environment's name
     ///
     /// Such a state may have the only copy of data, and the keys of later backups.
-    #[arg(long)]
-    pub replaced_states: bool,
+    #[arg(long, value_name = "ENV")]
+    pub replaced_states: Option<String>,
 }
 
 fn old(text: &str) -> Result<Span, String> {

@@ -235,7 +235,7 @@ fn cleanup_removes_what_is_old_and_unneeded_and_nothing_else() {
     assert!(needed.iter().chain([&young]).all(|file| file.is_file()), "{done:#}");
     assert_eq!(listed(&clean(&["--yes"]).expect(0).json(), "found"), Vec::<String>::new());
 
-    // A replaced state has data: only an option of its own removes it.
+    // A replaced state has data: only an option of its own removes it, with the name of the environment.
     let replaced = state.with_file_name("development.replaced-20250101T000000Z-2");
     let other = state.with_file_name("development.replaced-by-hand");
     for folder in [&replaced, &other] {
@@ -244,8 +244,10 @@ fn cleanup_removes_what_is_old_and_unneeded_and_nothing_else() {
     }
     let named = clean(&["--yes"]).expect(0).json();
     assert!(named["notes"].to_string().contains("replaced-20250101T000000Z-2, 5 bytes"), "{named:#}");
+    let other_name = clean(&["--replaced-states", "staging", "--yes"]).expect(4).json();
+    assert_eq!(other_name["error"]["code"], "wrong_name", "{other_name:#}");
     assert_eq!((listed(&named, "removed"), replaced.is_dir()), (Vec::new(), true));
-    let done = clean(&["--replaced-states", "--yes"]).expect(0).json();
+    let done = clean(&["--replaced-states", "development", "--yes"]).expect(0).json();
     assert_eq!((listed(&done, "removed"), &done["removed_bytes"]), (vec![replaced.to_string()], &5.into()), "{done:#}");
     assert!(!replaced.exists() && other.is_dir(), "{done:#}");
     with(&sandbox, &new, &["status"]).expect(0);

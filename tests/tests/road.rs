@@ -130,7 +130,7 @@ fn staging_runs_from_the_first_plan_to_the_last_down() {
     assert!(again.out.contains(up["text"].as_str().unwrap().trim()), "the first text is the same for the same seed");
     pasted_curl_line_works(&sandbox, &again.out);
 
-    let status = sandbox.run(&["status", "--env", "staging", "-o", "json"]).expect(0).json();
+    let status = sandbox.run(&with_gate(&["status", "--env", "staging", "-o", "json"])).expect(0).json();
     has(&status, &["ready", "address", "gate", "sites", "resources", "drift"]);
     assert_eq!(status["ready"], true);
     assert_eq!((&status["address"], &status["sites"][0]["address"]), (&up["address"], &up["address"]), "{status:#}");

@@ -144,7 +144,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
 }
 
 /// Arguments whose values are recorded. Of every other one the record has `***`.
-const SHOWN: [&str; 53] = [
+const SHOWN: [&str; 54] = [
     "accept_loss",
     "at",
     "backup",
@@ -179,6 +179,7 @@ const SHOWN: [&str; 53] = [
     "rebind",
     "region",
     "replace",
+    "replaced_states",
     "resources",
     "scopes",
     "seconds",

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use textnlp_provider::EnvironmentName;
 use textnlp_service::cleanup::{self, Found, Item, Search};
 use textnlp_service::origin;
+use textnlp_service::up::confirmed;
 
 use super::prelude::*;
 use crate::deployment;
@@ -14,6 +15,7 @@ use crate::operations_args::Cleanup;
 /// `cleanup --older-than DURATION`.
 pub async fn cleanup(session: &Session, args: &Cleanup, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
+    let replaced_states = confirmed("--replaced-states", args.replaced_states.as_deref(), &chosen.scope.name)?;
     origin::check(&chosen.scope)?;
     let before = Timestamp::now().checked_sub(args.older_than.0).map_err(|error| Failure::usage("usage", error))?;
     let deployment = deployment::recorded(session, chosen).await?;
@@ -24,7 +26,7 @@ pub async fn cleanup(session: &Session, args: &Cleanup, console: Console) -> Res
         model_cache: &model_cache,
         here: &session.here,
         before,
-        replaced_states: args.replaced_states,
+        replaced_states,
     };
     let name = &deployment.chosen.scope.name;
     let found = cleanup::find(&search)?;

@@ -10,7 +10,7 @@ use textnlp_orchestrator::run::RunOptions;
 use textnlp_orchestrator::state::{Folder, State, StateError};
 use textnlp_provider::{Error, Leftovers, Recorded, Sweep, error_chain};
 use textnlp_service::running::lost_state;
-use textnlp_service::up::{delete_data, incomplete};
+use textnlp_service::up::{confirmed, incomplete};
 
 use super::prelude::*;
 use super::up::{document, go};
@@ -38,7 +38,7 @@ pub async fn run(
     let began = Instant::now();
     let chosen = session.load_to_remove(console)?;
     let name = chosen.scope.name.clone();
-    let delete_data = delete_data(typed, &name)?;
+    let delete_data = confirmed("--delete-data", typed, &name)?;
     let lost = clouds::open_outages(&chosen.scope.folder).context("look for leftovers of drills")?;
     if !lost.is_empty() {
         let error =

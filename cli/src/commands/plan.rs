@@ -14,7 +14,7 @@ use textnlp_provider::{KindName, Problem};
 use textnlp_service::backup::{key, put_file};
 use textnlp_service::bundle::installed;
 use textnlp_service::gate::order;
-use textnlp_service::up::delete_data;
+use textnlp_service::up::confirmed;
 use textnlp_service::{Scope, gate};
 
 use super::compare;
@@ -31,7 +31,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     }
     let chosen = if args.down { session.load_to_remove(console)? } else { session.load_to_deploy(console)? };
     let name = chosen.scope.name.clone();
-    let delete_data = delete_data(args.delete_data.as_deref(), &name)?;
+    let delete_data = confirmed("--delete-data", args.delete_data.as_deref(), &name)?;
     let (deployment, purpose) = if args.down {
         (deployment::recorded(session, chosen).await?, Purpose::Down)
     } else {

@@ -140,12 +140,18 @@ fn last_gate(deployment: &Deployment, state: &State) -> Option<(String, Value)> 
         return None;
     }
     let (phase, measured, why) = match gate::stored(&deployment.chosen, state) {
-        Ok(Some(last)) => (last.phase, Some((last.gate().state(), last.at)), last.outdated().map(str::to_owned)),
+        Ok(Some(last)) => {
+            // `promote` refuses it.
+            let is_other = deployment.chosen.lock().ok().flatten().is_some_and(|lock| !last.is_of(&lock, environment));
+            let other = is_other.then(|| "it is of another release, configuration or gate than today's".to_owned());
+            let outdated = last.outdated().map(str::to_owned).or(other);
+            (last.phase, Some((last.gate().state(), last.at)), outdated)
+        }
         Ok(None) => (environment.phase, None, None),
         Err(why) => (environment.phase, None, Some(why)),
     };
     let mut text = match (measured, &why) {
-        (Some((verdict, at)), _) => format!("{phase}: {verdict} when it was measured at {at:.0}"),
+        (Some((verdict, at)), _) => format!("{phase}: {verdict}, measured at {at:.0}"),
         (None, Some(_)) => format!("{phase}: not known"),
         (None, None) => format!("{phase}: never measured; to measure it: {}", deployment.chosen.scope.command("gate")),
     };

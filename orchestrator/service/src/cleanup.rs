@@ -35,7 +35,7 @@ pub enum FileKind {
     Log,
     /// A support bundle in the working directory.
     SupportBundle,
-    /// A state that a restore replaced, with its data and secrets.
+    /// A state that a restore replaced, with what it holds.
     ReplacedState,
 }
 
@@ -199,7 +199,9 @@ fn support_bundles(search: &Search<'_>, found: &mut Found) -> Result<(), Failure
 /// The states that a restore replaced. Without the option they are only named.
 fn replaced_states(search: &Search<'_>, found: &mut Found) -> Result<(), Failure> {
     let scope = &search.chosen.scope;
-    for path in folders(scope.states())? {
+    // The folder may be a link.
+    let Ok(states) = scope.states().canonicalize_utf8() else { return Ok(()) };
+    for path in folders(&states)? {
         let at = restore::replaced_at(&path, &scope.name).filter(|at| *at < search.before);
         let Some(used) = at else { continue };
         match bytes_within(&path) {
@@ -209,7 +211,8 @@ fn replaced_states(search: &Search<'_>, found: &mut Found) -> Result<(), Failure
             Ok(bytes) => {
                 let (size, at) = (size(bytes), used.strftime("%Y-%m-%d"));
                 found.notes.push(format!(
-                    "{path}, {size}, is a state that a restore replaced on {at}, with its data and secrets: `--replaced-states` removes it"
+                    "{path}, {size}, is a state that a restore replaced on {at}, with what it holds: data, secrets or records; to remove it, add `--replaced-states {}`",
+                    scope.name
                 ));
             }
             Err(error) => found.notes.push(format!("{path} cannot be read, so it is kept: {error}")),

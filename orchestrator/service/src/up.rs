@@ -30,14 +30,14 @@ pub async fn prepare(deployment: &Deployment, no_gate: bool, gated: bool) -> Res
     Ok(warnings.chain(kept).collect())
 }
 
-/// Whether the environment's name was typed to confirm the deletion of its data.
-pub fn delete_data(typed: Option<&str>, name: &EnvironmentName) -> Result<bool, Failure> {
+/// Whether the environment's name was typed to confirm a deletion of data by a flag: `--delete-data`.
+pub fn confirmed(flag: &str, typed: Option<&str>, name: &EnvironmentName) -> Result<bool, Failure> {
     match typed {
         None => Ok(false),
         Some(typed) if typed == name.as_str() => Ok(true),
         Some(typed) => {
-            let error = anyhow::anyhow!("--delete-data names `{typed}`, the environment is `{name}`");
-            Err(Failure::refused("wrong_name", error).hint(format!("type its name: --delete-data {name}")))
+            let error = anyhow::anyhow!("{flag} names `{typed}`, the environment is `{name}`");
+            Err(Failure::refused("wrong_name", error).hint(format!("type its name: {flag} {name}")))
         }
     }
 }

@@ -61,8 +61,8 @@ impl Schema {
         Some(self.resolve(schema))
     }
 
-    /// A path as the schema and the tree spell it: their keys, and the names of entries of lists, are compared without case
-    /// where no two of them differ by case only. What is unknown stays as it is written.
+    /// A path as the schema and the tree spell it: names without a lower-case letter are compared without case with their keys
+    /// and the names of entries of lists, where no two of these differ by case only. What is unknown stays as it is written.
     pub(crate) fn spelled(&self, path: &str, tree: &Node) -> String {
         let (mut schema, mut node) = (Some(&self.root), Some(tree));
         let mut spelled = String::new();
@@ -76,8 +76,10 @@ impl Schema {
             let mut same: Vec<&str> = known.filter(|known| known.eq_ignore_ascii_case(&segment)).collect();
             same.sort_unstable();
             same.dedup();
+            // A name with a lower-case letter is meant as it is written: names of tags and the like may differ by case only.
+            let is_upper = !segment.bytes().any(|byte| byte.is_ascii_lowercase());
             let name = match same.as_slice() {
-                [one] => (*one).to_owned(),
+                [one] if is_upper => (*one).to_owned(),
                 _ => segment,
             };
             schema = here.and_then(|here| {

@@ -292,6 +292,7 @@ fn drop_nulls(node: &mut Node) {
 const PREFIX: &str = "TEXTNLP_SET__";
 
 fn apply_overrides(tree: &mut Node, overrides: &Overrides, schema: &Schema, problems: &mut Vec<Problem>) {
+    let mut set_by: BTreeMap<String, &String> = BTreeMap::new();
     for (name, value) in &overrides.variables {
         if let Some(path) = name.strip_prefix(PREFIX) {
             let origin = Origin::Variable { name: name.clone() };
@@ -301,6 +302,10 @@ fn apply_overrides(tree: &mut Node, overrides: &Overrides, schema: &Schema, prob
                 // Names of variables are often upper case.
                 let path = schema.spelled(&path.replace("__", "."), tree);
                 set(tree, &path, node, &origin, problems);
+                if let Some(other) = set_by.insert(path.clone(), name) {
+                    let cause = format!("the variable `{other}` sets it too");
+                    problems.push(Problem::error(origin, path, cause, "unset one of the two variables"));
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use sqlx::{Any, Row};
 
 use super::audit::{Action, Actor, AuditEvent};
 use super::scope::Job;
-use super::{DAY_MS, Store, StoreError, now_ms};
+use super::{Store, StoreError, now_ms};
 use crate::rate::Rate;
 
 /// A stored key, without its secret text.
@@ -90,6 +90,9 @@ pub enum KeyPut {
     /// It was there just so.
     Unchanged,
 }
+
+/// The longest lifetime of keys of measurements. They are issued for an hour, by the clock of another machine.
+const MEASUREMENT_MS: i64 = 2 * 3_600_000;
 
 const COLUMNS: &str = "SELECT public_id, sha256, tenant_id, name, scopes, rate_limit, token_rate_limit, token_limit, created_at, \
                        expires_at, revoked_at FROM api_keys";
@@ -216,16 +219,17 @@ impl Store {
         Ok(true)
     }
 
-    /// Deletes keys that were issued for at most a day, such as those of gates, and were to end before a time, at most
+    /// Deletes keys that were issued for at most two hours, such as those of gates, and were to end before a time, at most
     /// `most`; returns how many. Recorded in the same transaction. Others stay: a revoked one must not be put again.
     pub async fn delete_short_lived_keys(&self, before_ms: i64, most: u32) -> Result<u64, StoreError> {
         let mut transaction = self.write_all("key retention", Job::Retention).await?;
+        // The time is compared twice, so that a key that is extended meanwhile stays.
         let query = sqlx::query(
-            "DELETE FROM api_keys WHERE public_id IN (SELECT public_id FROM api_keys \
+            "DELETE FROM api_keys WHERE expires_at < $1 AND public_id IN (SELECT public_id FROM api_keys \
              WHERE expires_at < $1 AND expires_at - created_at <= $2 LIMIT $3)",
         )
         .bind(before_ms)
-        .bind(DAY_MS)
+        .bind(MEASUREMENT_MS)
         .bind(i64::from(most));
         let deleted = self.ask(query.execute(&mut *transaction)).await?.rows_affected();
         if deleted > 0 {
@@ -272,6 +276,10 @@ fn read(row: &AnyRow) -> Result<ApiKey, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::DAY_MS;
+    use super::super::retention::{Retention, sweep};
     use super::super::tests::{Bench, key, on_both};
     use super::*;
 
@@ -328,15 +336,18 @@ mod tests {
         for (id, created_at, expires_at) in [
             ("measured", 1, Some(HOUR_MS)),
             ("measured-since", 40 * DAY_MS, Some(40 * DAY_MS + HOUR_MS)),
+            ("day", 1, Some(1 + DAY_MS)),
             ("month", 1, Some(30 * DAY_MS)),
             ("permanent", 1, None),
         ] {
             store.put_key(&ApiKey { created_at, expires_at, ..key(id) }, None).await.unwrap();
             assert!(store.revoke_key(id, None).await.unwrap());
         }
-        assert_eq!(store.delete_short_lived_keys(40 * DAY_MS, 10).await.unwrap(), 1);
-        assert_eq!(store.delete_short_lived_keys(40 * DAY_MS, 10).await.unwrap(), 0);
+        let keep = Retention { usage_days: 0, audit_days: 0, insight_days: 0, batch_days: 0, key_days: 10 };
+        let stop = CancellationToken::new();
+        assert_eq!(sweep(&store, keep, 50 * DAY_MS, drop, &stop).await.unwrap().keys, 1);
+        assert_eq!(sweep(&store, keep, 50 * DAY_MS, drop, &stop).await.unwrap().keys, 0);
         let left: Vec<_> = store.keys().await.unwrap().into_iter().map(|key| key.public_id).collect();
-        assert_eq!(left, ["month", "permanent", "measured-since"]);
+        assert_eq!(left, ["day", "month", "permanent", "measured-since"]);
     }
 }

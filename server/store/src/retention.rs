@@ -29,7 +29,7 @@ pub struct Retention {
     pub audit_days: u32,
     pub insight_days: u32,
     pub batch_days: u32,
-    /// After the end of keys that were issued for at most a day.
+    /// After the end of keys that were issued for at most two hours.
     pub key_days: u32,
 }
 

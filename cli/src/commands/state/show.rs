@@ -310,10 +310,9 @@ fn needs_accounts(failure: Failure) -> Failure {
     if failure.code != "no_way_in" {
         return failure;
     }
-    let sign_in = failure.hint.as_ref().map_or(String::new(), |hint| format!("{hint}; "));
+    let sign_in = failure.hint.as_ref().map_or(String::new(), |hint| format!("{hint}\n"));
     let hint = format!("{sign_in}permissions to read are sufficient");
-    let why =
-        "names and tags of the export contain or depend on the account of each site, and it imports what exists there";
+    let why = "the export must read the account of each site: its names and tags depend on the account, and it imports what exists there";
     Failure { error: failure.error.context(why), ..failure }.hint(hint)
 }
 

@@ -135,7 +135,7 @@ section! {
 section! {
     /// Retention of usage data.
     pub struct Usage {
-        /// Retention of usage rows in days; 0 keeps them forever.
+        /// Retention of usage rows, and of ended API keys of measurements, in days; 0 keeps them forever.
         #[schemars(range(max = 36_500))]
         pub retention_days: u32 = 400,
     }

@@ -312,17 +312,26 @@ fn higher_precedence_layers_win_and_every_value_has_its_origin() {
 }
 
 #[test]
-fn names_of_variables_are_compared_without_case() {
-    let with = |name: &str, value: &str| {
-        let variables = BTreeMap::from([(format!("TEXTNLP_SET__{name}"), value.to_owned())]);
-        load(GOOD, &Overrides { variables, ..Overrides::default() }, &Catalogue::default())
+fn names_of_variables_may_be_in_upper_case() {
+    let all = |variables: &[(&str, &str)]| {
+        let variables = variables.iter().map(|(name, value)| (format!("TEXTNLP_SET__{name}"), (*value).to_owned()));
+        let overrides = Overrides { variables: variables.collect(), ..Overrides::default() };
+        load(&format!("{GOOD}tags: {{ team: a }}\n"), &overrides, &Catalogue::default())
     };
+    let with = |name: &str, value: &str| all(&[(name, value)]);
     assert_eq!(with("SCALING__MIN", "2").unwrap().environment.scaling.min, 2);
     assert_eq!(with("GATES__P95_MS", "700").unwrap().environment.gates.p95_ms, 700);
     assert_eq!(with("SITES__HERE__PROVIDER", "other").unwrap().environment.sites[0].provider.as_str(), "other");
     assert_eq!(with("MODELS__0__CONTEXT", "512").unwrap().environment.models[0].context, Some(512));
     let unknown = said(with("SCALING__MAXX", "3"));
     assert!(unknown.contains("`MAXX` is not a key of `scaling`; did you mean `max`?"), "{unknown}");
+    let tags = |name: &str| with(name, "b").unwrap().environment.tags.into_iter().collect::<Vec<_>>();
+    let tag = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(tags("TAGS__TEAM"), [tag("team", "b")]);
+    assert_eq!(tags("tags__Team"), [tag("Team", "b"), tag("team", "a")]);
+    let twice = said(all(&[("SCALING__MIN", "2"), ("scaling__min", "3")]));
+    let both = "$TEXTNLP_SET__scaling__min: error: `scaling.min`: the variable `TEXTNLP_SET__SCALING__MIN` sets it too";
+    assert!(twice.contains(both), "{twice}");
 }
 
 #[test]
