@@ -33,7 +33,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             CostLine::unknown(Service::Compute.title(), "data through Cloud NAT", "by use"),
         ],
         "gcp.bucket" => {
-            let is_in_two = spec.get("regions").is_some_and(Value::is_array);
+            let is_in_two = spec.get("rpo").is_some_and(Value::is_string);
             let copied = is_in_two.then_some("data that is copied between its regions, and stored in both");
             let lines = ["stored models", "requests"].into_iter().chain(copied);
             lines.map(|what| CostLine::unknown(Service::Storage.title(), what, "by use")).collect()
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(monthly("gcp.sql-instance", server.clone(), "us-central1"), (price, 1));
         assert_eq!(monthly("gcp.sql-instance", server, "europe-west4"), (price, 2), "a replica in another region");
         assert_eq!(tier("db-custom-2-7680"), Some((2, 8)));
-        assert_eq!(monthly("gcp.bucket", json!({ "regions": null }), "us-central1"), (0, 2));
-        assert_eq!(monthly("gcp.bucket", json!({ "regions": ["us-central1", "us-east1"] }), "us-central1"), (0, 3));
+        assert_eq!(monthly("gcp.bucket", json!({ "rpo": null }), "us-central1"), (0, 2));
+        assert_eq!(monthly("gcp.bucket", json!({ "rpo": "ASYNC_TURBO" }), "us-central1"), (0, 3));
     }
 }

@@ -17,7 +17,7 @@ use crate::table::{MINUTE, Row, kind};
 /// The seconds of a day.
 const DAY: i64 = 86_400;
 /// Why a bucket is not moved, and what to do.
-const MOVED: &str = "a bucket stays where it was created: relocate it with `gcloud storage buckets relocate`, or copy its objects to another one";
+const MOVED: &str = "a bucket stays where it was created: relocate it with `gcloud storage buckets relocate`, which needs Storage Intelligence, and with `data: protected` your own key in `--destination-kms-key-name`; or copy its objects to another one";
 /// The replication of a bucket in two regions that ends within 15 minutes.
 pub(crate) const TURBO: &str = "ASYNC_TURBO";
 

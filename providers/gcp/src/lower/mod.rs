@@ -359,7 +359,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_bucket_in_two_regions_has_a_key_of_their_continent() {
+    fn a_bucket_in_two_regions_has_a_location_and_a_key_of_these_regions() {
         let store = |region: &str, key: Option<&str>| {
             let replica = Some(ModelReplica { region: region.to_owned(), permission_boundary: None });
             let key = key.map(|id| CloudId::new(id).unwrap());
@@ -382,6 +382,24 @@ pub(crate) mod tests {
         for region in ["europe-west1", "europe-west2", "us-east1", "europe-mars1"] {
             let problems = lower(&store(region, None), &site(false)).unwrap_err().to_string();
             assert!(problems.contains("replicate_to") && problems.contains(region), "{problems}");
+        }
+        let from = |own: &str, region: &str| {
+            let site = Site { region: own.to_owned(), ..site(true) };
+            lower(&store(region, None), &site)
+        };
+        let all = from("europe-north1", "europe-west4").unwrap();
+        let one = |id: &str| all.iter().find(|one| one.id.as_str() == format!("main/models/{id}")).unwrap();
+        let bucket = one("bucket").spec.as_value();
+        assert_eq!((&bucket["location"], &bucket["regions"]), (&json!("eur4"), &Value::Null), "it states both regions");
+        assert_eq!(bucket["rpo"], json!("ASYNC_TURBO"));
+        assert_eq!(one("replica-key-ring").spec.get("location"), Some(&json!("eur4")));
+        for (own, region, says) in [
+            ("asia-northeast1", "asia-east1", "these regions: asia-northeast2;"),
+            ("europe-west3", "europe-west10", "europe-west1, europe-west12, europe-west4,"),
+            ("africa-south1", "europe-west1", "no second region is supported for africa-south1"),
+        ] {
+            let problems = from(own, region).unwrap_err().to_string();
+            assert!(problems.contains("replicate_to") && problems.contains(says), "{problems}");
         }
         let existing =
             Component { existing: Some(CloudId::new("company-models").unwrap()), ..store("europe-north1", None) };

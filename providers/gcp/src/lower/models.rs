@@ -1,6 +1,6 @@
 //! The bucket of your own models, the role of pods on it, and the key that the data of a protected site is encrypted with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use textnlp_provider::cluster::{BucketIdentity, MODELS_ACCOUNT};
@@ -10,7 +10,6 @@ use textnlp_provider::{CloudId, Component, ComponentName, Ownership, ResourceId,
 use super::{Lowering, MODELS, MOST_OF_RING, ROTATION_DAYS, output};
 use crate::kinds::bucket::TURBO;
 use crate::names;
-use crate::tables::zones;
 
 /// The longest name of a bucket.
 const MOST_OF_BUCKET: usize = 63;
@@ -35,12 +34,73 @@ const CLUSTER: &str = "cluster";
 const METADATA: [([u8; 4], u16); 2] = [([169, 254, 169, 252], 988), ([169, 254, 169, 254], 80)];
 /// The service agent of Cloud Storage, which uses keys.
 const AGENT: &str = "agent:storage";
-/// Where a bucket in two regions is, by the start of their names, and where Cloud KMS has its key
-/// (<https://cloud.google.com/storage/docs/locations>, <https://cloud.google.com/kms/docs/locations>).
-const CONTINENTS: [(&str, &str, &str); 3] =
-    [("asia-", "asia", "asia"), ("europe-", "eu", "europe"), ("us-", "us", "us")];
-/// Regions outside of the European Union, in which Cloud Storage keeps nothing of the location `eu`.
-const OUTSIDE_EU: [&str; 2] = ["europe-west2", "europe-west6"];
+
+/// A location of buckets in two regions.
+struct Placement {
+    /// The location of the bucket.
+    location: &'static str,
+    /// Where Cloud KMS has its key; `None` where that is not verified, so that these regions are refused.
+    key: Option<&'static str>,
+    /// Whether the location alone states both regions.
+    is_predefined: bool,
+    /// The regions, of which a bucket is in two.
+    regions: &'static [&'static str],
+}
+
+/// The locations, of which the first one with both regions is that of their bucket
+/// (<https://cloud.google.com/storage/docs/locations#location-dr>,
+/// <https://cloud.google.com/storage/docs/encryption/customer-managed-keys>).
+const PLACEMENTS: &[Placement] = &[
+    Placement {
+        location: "asia1",
+        key: Some("asia1"),
+        is_predefined: true,
+        regions: &["asia-northeast1", "asia-northeast2"],
+    },
+    Placement { location: "eur4", key: Some("eur4"), is_predefined: true, regions: &["europe-north1", "europe-west4"] },
+    Placement { location: "nam4", key: Some("nam4"), is_predefined: true, regions: &["us-central1", "us-east1"] },
+    Placement { location: "de", key: None, is_predefined: false, regions: &["europe-west10", "europe-west3"] },
+    Placement { location: "it", key: None, is_predefined: false, regions: &["europe-west12", "europe-west8"] },
+    Placement {
+        location: "asia",
+        key: Some("asia"),
+        is_predefined: false,
+        regions: &["asia-east1", "asia-southeast1"],
+    },
+    Placement {
+        location: "eu",
+        key: Some("europe"),
+        is_predefined: false,
+        regions: &[
+            "europe-central2",
+            "europe-north1",
+            "europe-southwest1",
+            "europe-west1",
+            "europe-west10",
+            "europe-west12",
+            "europe-west3",
+            "europe-west4",
+            "europe-west8",
+            "europe-west9",
+        ],
+    },
+    Placement {
+        location: "us",
+        key: Some("us"),
+        is_predefined: false,
+        regions: &[
+            "us-central1",
+            "us-east1",
+            "us-east4",
+            "us-east5",
+            "us-south1",
+            "us-west1",
+            "us-west2",
+            "us-west3",
+            "us-west4",
+        ],
+    },
+];
 
 impl Lowering<'_> {
     pub(super) fn models(&mut self, store: &ModelStore) {
@@ -57,13 +117,13 @@ impl Lowering<'_> {
         let (key, access) = match &store.replica {
             None => self.data_key(AGENT),
             Some(replica) => {
-                let Some((location, key_location)) = self.two_regions(store, &replica.region) else { return };
-                let mut regions = [self.site.region.as_str(), replica.region.as_str()];
-                regions.sort_unstable();
-                for (field, value) in
-                    [("location", json!(location)), ("regions", json!(regions)), ("rpo", json!(TURBO))]
-                {
-                    bucket[field] = value;
+                let Some((placement, key_location)) = self.two_regions(store, &replica.region) else { return };
+                bucket["location"] = json!(placement.location);
+                bucket["rpo"] = json!(TURBO);
+                if !placement.is_predefined {
+                    let mut regions = [self.site.region.as_str(), replica.region.as_str()];
+                    regions.sort_unstable();
+                    bucket["regions"] = json!(regions);
                 }
                 self.key_in(key_location, "replica", MODELS, AGENT)
             }
@@ -132,8 +192,8 @@ impl Lowering<'_> {
         }
     }
 
-    /// The location of a bucket in this region and that of the site, and that of its key.
-    fn two_regions(&mut self, store: &ModelStore, region: &str) -> Option<(&'static str, &'static str)> {
+    /// Where a bucket in this region and that of the site is, and the location of its key.
+    fn two_regions(&mut self, store: &ModelStore, region: &str) -> Option<(&'static Placement, &'static str)> {
         if self.component.existing.is_some() {
             let cause = "an existing bucket is never changed, and stays where it is";
             let fix = "remove it, and name a bucket that is in two regions in `storage.existing`";
@@ -141,13 +201,16 @@ impl Lowering<'_> {
             return None;
         }
         let own = self.site.region.as_str();
-        let regions = [own, region];
-        let near = CONTINENTS.into_iter().find(|(start, ..)| regions.iter().all(|one| one.starts_with(start)));
-        let is_possible = region != own && zones::zones(region).is_some();
-        let is_possible = is_possible && !regions.iter().any(|one| OUTSIDE_EU.contains(one));
-        let Some((_, location, key_location)) = near.filter(|_| is_possible) else {
-            let cause = format!("`{region}` is not another region that shares a bucket with {own}");
-            let fix = "write another region of the same continent, in Asia, the European Union or the US, such as europe-west4; or remove it";
+        let Some((placement, key_location)) = placement(own, region) else {
+            let cause = format!("a bucket in {own} and `{region}` is not supported");
+            let all = PLACEMENTS.iter().flat_map(|one| one.regions).copied();
+            let partners: BTreeSet<&str> = all.filter(|other| placement(own, other).is_some()).collect();
+            let fix = if partners.is_empty() {
+                format!("remove it: no second region is supported for {own}")
+            } else {
+                let partners = partners.into_iter().collect::<Vec<_>>().join(", ");
+                format!("write one of these regions: {partners}; or remove it")
+            };
             self.problem("replicate_to", cause, fix);
             return None;
         };
@@ -158,7 +221,7 @@ impl Lowering<'_> {
             self.problem("replicate_to", cause, "remove `storage.replicate_to`, or `storage.existing_key`");
             return None;
         }
-        Some((location, key_location))
+        Some((placement, key_location))
     }
 
     /// The key of the site: an existing one, or one of its own where data is protected.
@@ -183,6 +246,13 @@ impl Lowering<'_> {
             }
         }
     }
+}
+
+/// Where a bucket in two regions is, and the location of its key.
+fn placement(one: &str, other: &str) -> Option<(&'static Placement, &'static str)> {
+    let has_both = |row: &&Placement| row.regions.contains(&one) && row.regions.contains(&other);
+    let row = PLACEMENTS.iter().find(has_both).filter(|_| one != other)?;
+    Some((row, row.key?))
 }
 
 /// The name of a site's bucket: that of an existing one, which may be given by its address or its id.

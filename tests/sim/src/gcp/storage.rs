@@ -368,16 +368,16 @@ pub(super) const LEDGER: &[Behaviour] = &[
         Source::Report("terraform-google-modules/terraform-google-gke-gitlab#83"),
     ),
     rule(
-        "a bucket in two regions names exactly two of its multi-region, and no other bucket has turbo replication",
-        Source::Model,
+        "a custom placement names two regions of ASIA, EU or US, and no pair that has a location of its own",
+        Source::Documentation("https://cloud.google.com/storage/docs/locations"),
+    ),
+    rule(
+        "only a bucket in two regions has turbo replication",
+        Source::Documentation("https://cloud.google.com/storage/docs/availability-durability"),
     ),
     rule(
         "an update changes neither the location nor the regions of a bucket",
         Source::Documentation("https://cloud.google.com/storage/docs/bucket-relocation/overview"),
-    ),
-    rule(
-        "nothing in the location EU is in London or Zurich",
-        Source::Documentation("https://cloud.google.com/storage/docs/locations"),
     ),
     rule(
         "the key of a bucket is in the location of the bucket: europe for EU",
@@ -450,6 +450,47 @@ fn check(cloud: &Cloud, project: &str, bucket: &Value) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The regions that a custom placement may name, by location: <https://cloud.google.com/storage/docs/locations>.
+const PLACEMENTS: &[(&str, &[&str])] = &[
+    ("ASIA", &["ASIA-EAST1", "ASIA-SOUTHEAST1"]),
+    (
+        "EU",
+        &[
+            "EUROPE-CENTRAL2",
+            "EUROPE-NORTH1",
+            "EUROPE-SOUTHWEST1",
+            "EUROPE-WEST1",
+            "EUROPE-WEST3",
+            "EUROPE-WEST4",
+            "EUROPE-WEST8",
+            "EUROPE-WEST9",
+            "EUROPE-WEST10",
+            "EUROPE-WEST12",
+        ],
+    ),
+    (
+        "US",
+        &[
+            "US-CENTRAL1",
+            "US-EAST1",
+            "US-EAST4",
+            "US-EAST5",
+            "US-SOUTH1",
+            "US-WEST1",
+            "US-WEST2",
+            "US-WEST3",
+            "US-WEST4",
+        ],
+    ),
+];
+/// Pairs of them that have another location: EUR4, NAM4, DE and IT.
+const OTHER_PAIRS: [[&str; 2]; 4] = [
+    ["EUROPE-NORTH1", "EUROPE-WEST4"],
+    ["US-CENTRAL1", "US-EAST1"],
+    ["EUROPE-WEST3", "EUROPE-WEST10"],
+    ["EUROPE-WEST8", "EUROPE-WEST12"],
+];
+
 /// The location of a bucket, which may be new.
 fn location(bucket: &Value) -> String {
     let location = text(bucket, "/location").to_uppercase();
@@ -476,15 +517,12 @@ fn check_location(bucket: &Value) -> Result<(), Problem> {
             .filter_map(Value::as_str)
             .map(str::to_uppercase)
             .collect();
-        let start = match location.as_str() {
-            "EU" => "EUROPE-",
-            "US" => "US-",
-            "ASIA" => "ASIA-",
-            _ => return Err(bad("The location of a bucket with a custom placement is a multi-region.")),
+        let Some((_, inside)) = PLACEMENTS.iter().find(|(code, _)| *code == location) else {
+            return Err(bad("The location of a bucket with a custom placement is a multi-region."));
         };
-        let is_inside =
-            |one: &String| one.starts_with(start) && !["EUROPE-WEST2", "EUROPE-WEST6"].contains(&one.as_str());
-        if regions.len() != 2 || regions[0] == regions[1] || !regions.iter().all(is_inside) {
+        let are_all_of = |some: &[&str]| regions.iter().all(|one| some.contains(&one.as_str()));
+        let are_two = regions.len() == 2 && regions[0] != regions[1];
+        if !are_two || !are_all_of(inside) || OTHER_PAIRS.iter().any(|pair| are_all_of(pair)) {
             return Err(bad("The custom placement config needs two regions of the location of the bucket."));
         }
     }

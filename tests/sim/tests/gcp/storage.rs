@@ -79,9 +79,15 @@ key = "projects/p/locations/%s/keyRings/r/cryptoKeys/k"
 two = place("EUROPE-WEST1", "EUROPE-WEST4")
 made = create("models", location="eu", custom_placement_config=two, rpo="ASYNC_TURBO", encryption={"default_kms_key": key % "europe"})
 assert (made.location, made.location_type, made.rpo) == ("EU", "dual-region", "ASYNC_TURBO"), made
+pair = create("pair", location="eur4", rpo="ASYNC_TURBO", encryption={"default_kms_key": key % "eur4"})
+assert (pair.location, pair.location_type, pair.rpo) == ("EUR4", "dual-region", "ASYNC_TURBO"), pair
+assert not pair.custom_placement_config.data_locations, pair
+refused(exceptions.InvalidArgument, create, "other", location="eur4", encryption={"default_kms_key": key % "europe"})
 assert create("default", location="us").rpo == "DEFAULT" and create("one", location="us-east1").rpo == ""
 for location, placement in [("EU", place("EUROPE-WEST1")), ("EU", place("EUROPE-WEST1", "EUROPE-WEST1")), ("EU", place("EUROPE-WEST1", "US-EAST1")),
-                            ("EU", place("EUROPE-WEST1", "EUROPE-WEST2")), ("EUROPE-WEST1", two)]:
+                            ("EU", place("EUROPE-WEST1", "EUROPE-WEST2")), ("EU", place("EUROPE-NORTH1", "EUROPE-WEST4")),
+                            ("EU", place("EUROPE-WEST10", "EUROPE-WEST3")), ("US", place("US-CENTRAL1", "US-EAST1")),
+                            ("ASIA", place("ASIA-EAST1", "ASIA-NORTHEAST1")), ("EUROPE-WEST1", two)]:
     refused(exceptions.InvalidArgument, create, "other", location=location, custom_placement_config=placement)
 for location in ["eu", "europe-west1"]:
     refused(exceptions.InvalidArgument, create, "other", location=location, rpo="ASYNC_TURBO")
