@@ -130,7 +130,8 @@ impl Operator {
         let sessions = ["load", "--sessions", "60", "--every", "2", "--seconds", "60", "-o", "json"];
         // On a busy machine pods may start too late for one load; then all of it is done again.
         let loaded = (1..=4).find_map(|attempt| {
-            eventually("there are three", || (self.replicas() == 3).then_some(()));
+            // The autoscaler is told of each of them, also where the adapter is new.
+            eventually("there are three", || (self.replicas() == 3 && self.told().len() == 3).then_some(()));
             let mut held = Value::Null;
             let (asked, failed) = while_asked(self, up, QUESTION, || {
                 held = self.run(&sessions, &[]).expect(0).json();
@@ -141,7 +142,8 @@ impl Operator {
                 (&true.into(), &60.into()),
                 "{held:#}"
             );
-            assert_eq!(held["scaling"]["from"], 3, "{held:#}");
+            // Null if none was added.
+            assert!(held["scaling"].is_null() || held["scaling"]["from"] == 3, "{held:#}");
             let is_scaled = held["scaling"]["to"] == 5;
             assert!(is_scaled || attempt < 4, "{held:#}");
             is_scaled.then_some((asked, held))
