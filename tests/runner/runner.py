@@ -310,13 +310,15 @@ class Runner:
                 job.contained.end(until - time.monotonic())
 
     def look_at_failures(self):
-        """Looks at what failed since the last time, while what runs at low priority stands still."""
+        """Looks at what failed since the last time, while what runs at low priority stands still, which does not count for its limit."""
+        began = time.monotonic()
         for job in self.running:
             signal_group(job.pid, signal.SIGSTOP)
         jobs, self.to_look_at = self.to_look_at, []
         if not self.look(jobs):
             self.end_early()
         for job in self.running:
+            job.began += time.monotonic() - began
             signal_group(job.pid, signal.SIGCONT)
 
     def end_early(self):

@@ -221,6 +221,13 @@ class Again(RunnerTest):
         lint = Job("lint", [self.program("lint", "exit 101")], idle=True)
         self.assertIsNone(self.looked_at(self.program_of_tests("story", self.only_alone(fails("a"))), lint))
 
+    def test_the_time_for_which_a_program_stands_still_does_not_count_for_its_limit(self):
+        slow = self.program_of_tests("slow", f"sleep 0.5; {PASSES}", limit=2)
+        slow.idle = True
+        story = self.program_of_tests("story", self.only_alone(fails("a"), f"sleep 1; {PASSES}"))
+        self.assertEqual(["package::story a"], self.looked_at(slow, story))
+        self.assertEqual(OK, slow.state)
+
     def test_a_defect_ends_the_run_unless_it_goes_on(self):
         slow = self.program_of_tests("slow", f"sleep 600; {PASSES}", limit=700)
         slow.idle = True
