@@ -222,9 +222,10 @@ class Again(RunnerTest):
         self.assertIsNone(self.looked_at(self.program_of_tests("story", self.only_alone(fails("a"))), lint))
 
     def test_the_time_for_which_a_program_stands_still_does_not_count_for_its_limit(self):
-        slow = self.program_of_tests("slow", f"sleep 0.5; {PASSES}", limit=2)
+        # Short sleeps, because one goes on while its process stands still.
+        slow = self.program_of_tests("slow", f"for each in $(seq 20); do sleep 0.1; done; {PASSES}", limit=4)
         slow.idle = True
-        story = self.program_of_tests("story", self.only_alone(fails("a"), f"sleep 1; {PASSES}"))
+        story = self.program_of_tests("story", self.only_alone(fails("a"), f"sleep 1.2; {PASSES}"))
         self.assertEqual(["package::story a"], self.looked_at(slow, story))
         self.assertEqual(OK, slow.state)
 
