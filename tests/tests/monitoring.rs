@@ -10,8 +10,11 @@ use serde_json::{Value, json};
 use textnlp_tests::{Sandbox, eventually, http};
 
 /// Metrics of node agents, kube-state-metrics and Prometheus itself: the monitoring of any cluster has it.
-const OF_CLUSTERS: [&str; 4] = [
+const OF_CLUSTERS: [&str; 7] = [
     "container_memory_working_set_bytes",
+    "kube_cronjob_created",
+    "kube_cronjob_status_last_schedule_time",
+    "kube_cronjob_status_last_successful_time",
     "kube_pod_container_resource_limits",
     "kube_pod_container_status_restarts_total",
     "up",
