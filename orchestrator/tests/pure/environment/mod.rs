@@ -49,6 +49,16 @@ fn every_built_in_environment_loads_under_its_own_name() {
     }
 }
 
+#[test]
+fn development_and_staging_run_on_one_machine_at_the_same_time() {
+    let ports = |name| {
+        let server = built_in(name).server;
+        [server.api.port, server.monitoring.metrics_port]
+    };
+    let staging = ports("staging");
+    assert!(ports("development").iter().all(|port| !staging.contains(port)), "{staging:?}");
+}
+
 const GOOD: &str = "\
 extends: base
 environment: mine
@@ -393,6 +403,7 @@ fn environment_diff_lists_each_changed_value() {
         server.api.workers: 2 → 4
         server.api.drain: "5s" → "30s"
         server.security.api_keys_enabled: false → true
+        server.monitoring.metrics_port: 9091 → 9090
         server.monitoring.log_level: "DEBUG" → "INFO"
         tls.mode: "off" → "local-ca"
         storage.model_cache: "1GB" → "50GB"
