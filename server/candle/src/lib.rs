@@ -53,6 +53,15 @@ enum Source {
     Gguf(Box<format::Checkpoint>),
 }
 
+impl Source {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Source::Safetensors(tensors) => tensors.has(name),
+            Source::Gguf(gguf) => gguf.stored().any(|tensor| tensor.name == name),
+        }
+    }
+}
+
 impl Checkpoint {
     /// Opens a folder with `config.json` and `*.safetensors`, a folder with one `*.gguf`, or a GGUF file.
     pub fn open(path: &Path) -> Result<Checkpoint, FormatError> {
@@ -192,7 +201,7 @@ impl Candle {
             }
         };
         let device = lease.as_ref().map_or(Device::Cpu, |lease| lease.device().clone());
-        let mut loader = Loader::new(checkpoint, &device, options)?;
+        let mut loader = Loader::new(checkpoint, &device, options);
         let weights = loader.weights()?;
         // What fails, fails here.
         device.synchronize().map_err(|error| failed("the GPU", error.to_string()))?;

@@ -7,7 +7,7 @@ use half::f16;
 use std::borrow::Cow;
 use std::path::Path;
 use textnlp_inference::cpu::Quant;
-use textnlp_inference::decoder::{Feed, Linear as Named, Norm, Position, Qkv, Spec, Tied};
+use textnlp_inference::decoder::{Feed, Linear as Named, Norm, Position, Qkv, Spec};
 use textnlp_inference::format::{Code, Dtype, FormatError, Place, Tensor as Stored, Weight};
 
 /// All weights of a model.
@@ -148,7 +148,7 @@ impl Linear {
 pub(crate) struct Loader<'a> {
     spec: &'a Spec,
     source: &'a Source,
-    base: String,
+    base: &'static str,
     device: &'a Device,
     kind: DeviceKind,
     quantize: Option<Quant>,
@@ -164,30 +164,19 @@ pub(crate) struct Loader<'a> {
 const DECODED_ROWS: usize = 256;
 
 impl<'a> Loader<'a> {
-    pub(crate) fn new(
-        checkpoint: &'a Checkpoint,
-        device: &'a Device,
-        options: &LoadOptions,
-    ) -> Result<Loader<'a>, FormatError> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, device: &'a Device, options: &LoadOptions) -> Loader<'a> {
         let (spec, source, quantize) = (&checkpoint.spec, &checkpoint.source, options.quantize);
-        let mut loader = Loader {
+        Loader {
             spec,
             source,
-            base: spec.base.to_owned(),
+            base: spec.base_of(|name| source.has(name)),
             device,
             kind: options.device,
             quantize,
             held: 0,
             left: 0,
             recoded: 0,
-        };
-        let token = format!("{}.weight", spec.token);
-        // Checkpoints of a base model alone leave out its prefix, or a part of it.
-        while !loader.base.is_empty() && !loader.has(&format!("{}{token}", loader.base))? {
-            let rest = loader.base.split_once('.').map_or("", |(_, rest)| rest);
-            loader.base = rest.to_owned();
         }
-        Ok(loader)
     }
 
     /// Reads everything, and refuses a file with tensors that would be left out.
@@ -210,12 +199,7 @@ impl<'a> Loader<'a> {
         }
         let norm = self.norm(&format!("{}{}", self.base, spec.last_norm), spec.norm, shape.width)?;
         let head_name = format!("{}.weight", spec.head.stem);
-        let tied = match spec.tied {
-            Tied::Yes => true,
-            Tied::No => false,
-            Tied::Unsaid => !self.has(&head_name)?,
-        };
-        let head = if tied {
+        let head = if spec.is_tied(|name| self.source.has(name)) {
             // A second copy of the table, if there is one.
             if let Source::Safetensors(tensors) = self.source {
                 tensors.set_used(&head_name);
@@ -284,12 +268,11 @@ impl<'a> Loader<'a> {
                 let up = self.linear(at, up, &[2 * ffn, width])?;
                 Expert { gated: true, up, down: self.linear(at, down, &[width, ffn])? }
             }
-            Feed::Experts { router, count, .. } => {
-                let parts = ["w1", "w3", "w2"].map(|stem| Named { stem, bias: false });
+            Feed::Experts { router, at: stem, parts, count, .. } => {
                 let router = self.linear(at, router, &[count, width])?;
                 let mut experts = Vec::new();
                 for number in 0..count {
-                    experts.push(self.expert(&format!("{at}block_sparse_moe.experts.{number}."), parts)?);
+                    experts.push(self.expert(&format!("{at}{stem}{number}."), parts)?);
                 }
                 return Ok(FeedWeights::Experts { router, experts });
             }
@@ -380,13 +363,6 @@ impl<'a> Loader<'a> {
     fn count_blocks(&mut self, blocks: &QTensor, kind: GgmlDType) {
         let (outputs, inputs) = blocks.shape().dims2().unwrap_or_default();
         self.held += blocks.storage_size_in_bytes() as u64 + packed_bytes(kind, outputs, inputs, self.kind);
-    }
-
-    fn has(&self, name: &str) -> Result<bool, FormatError> {
-        match self.source {
-            Source::Safetensors(tensors) => Ok(tensors.get(name)?.is_some()),
-            Source::Gguf(gguf) => Ok(gguf.stored().any(|tensor| tensor.name == name)),
-        }
     }
 
     /// Rows of queries, keys and values of each group, as all queries, all keys, all values.

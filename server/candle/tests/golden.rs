@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use textnlp_candle::{Candle, Checkpoint, DeviceKind, Gpu, LoadOptions};
 use textnlp_inference::cpu::{self, Quant};
-use textnlp_inference::decoder::families;
+use textnlp_inference::decoder::{Spec, families};
 use textnlp_inference::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
-use textnlp_inference::format;
+use textnlp_inference::format::{self, FormatError, Tensors};
 
 #[derive(serde::Deserialize)]
 struct Expected {
@@ -484,19 +484,60 @@ fn every_family_of_the_table_has_golden_files() {
     assert_eq!(found, families().map(str::to_owned).collect());
 }
 
-/// Copies a golden model, changes its configuration and answers why it cannot be loaded.
-fn refusal(name: &str, change: impl Fn(&mut serde_json::Map<String, serde_json::Value>)) -> String {
+/// A copy of a golden model.
+fn copied(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(golden(name)).unwrap() {
         let file = file.unwrap();
         std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
     }
+    folder
+}
+
+/// Why a model cannot be loaded; the check of its files says the same.
+fn refused(folder: &Path) -> Option<String> {
+    let checked = Spec::open(folder).and_then(|spec| spec.check(&Tensors::open(folder)?, false));
+    let options = LoadOptions { kv_positions: Some(64), threads: 1, ..LoadOptions::default() };
+    let loaded = Checkpoint::open(folder).and_then(|found| Candle::load(&found, &options).map(drop));
+    let said = |result: Result<(), FormatError>| result.err().map(|error| error.to_string());
+    let (checked, loaded) = (said(checked), said(loaded));
+    assert_eq!(checked, loaded, "{}", folder.display());
+    loaded
+}
+
+/// Copies a golden model, changes its configuration and answers why it cannot be loaded.
+fn refusal(name: &str, change: impl Fn(&mut serde_json::Map<String, serde_json::Value>)) -> String {
+    let folder = copied(name);
     let path = folder.path().join("config.json");
     let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     change(&mut config);
     std::fs::write(&path, serde_json::Value::Object(config).to_string()).unwrap();
-    let loaded = Checkpoint::open(folder.path()).and_then(|found| Candle::load(&found, &LoadOptions::default()));
-    loaded.err().unwrap_or_else(|| panic!("{name} is loaded")).to_string()
+    refused(folder.path()).unwrap_or_else(|| panic!("{name} is loaded"))
+}
+
+/// Deployments check files without loading them.
+#[test]
+fn check_of_files_passes_golden_models_and_finds_each_missing_tensor() {
+    let mut renamed = 0;
+    for name in names() {
+        let folder = copied(&name);
+        assert_eq!(refused(folder.path()), None);
+        let path = folder.path().join("model.safetensors");
+        let Ok(whole) = std::fs::read(&path) else { continue };
+        let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+        let header: serde_json::Map<_, _> = serde_json::from_slice(&whole[8..][..length]).unwrap();
+        for tensor in header.keys().filter(|key| *key != "__metadata__") {
+            let quoted = format!("\"{tensor}\"");
+            let at = whole.windows(quoted.len()).position(|window| window == quoted.as_bytes()).unwrap();
+            let mut bytes = whole.clone();
+            bytes[at + 1] = b'#';
+            std::fs::write(&path, bytes).unwrap();
+            let why = refused(folder.path()).unwrap_or_else(|| panic!("{name} is loaded without {tensor}"));
+            assert!(why.contains("it is missing") || why.contains("have no such tensor"), "{name}, {tensor}: {why}");
+            renamed += 1;
+        }
+    }
+    assert!(renamed > 300, "{renamed}");
 }
 
 #[test]
@@ -550,8 +591,14 @@ fn broken_numbers_fail_the_sequence_by_name() {
     let mut bytes = std::fs::read(&path).unwrap();
     // The last numbers of the file belong to the last layer.
     let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&70_000f32.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let check = |as_half| Spec::open(folder.path())?.check(&Tensors::open(folder.path())?, as_half);
+    check(false).unwrap();
+    assert!(check(true).unwrap_err().to_string().contains("too large for f16"));
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    std::fs::write(&path, bytes).unwrap();
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(check(false).unwrap_err().to_string().contains("not finite"));
     let mut candle = load_from(folder.path(), None);
     let seq = candle.open(4).unwrap();
     let step = candle.step(&[RowSpan { seq, start: 0, tokens: &[1, 2], logits: LogitRows::Last }]);

@@ -2,6 +2,8 @@
 //!
 //! This is what the crate `textnlp-candle` computes; it is here so that a model can be checked and described without it. Names are those of the checkpoints on the Hugging Face hub, without the prefix of the base model.
 
+mod checkpoint;
+
 use crate::executor::Shape;
 use crate::family::{self, Architecture, Family, QueryNorm};
 use crate::format::config::{USUAL_ROTATION, from_map, rotations_of, windows_of};
@@ -185,7 +187,8 @@ pub enum Feed {
     /// Gate and up in one matrix, down (Phi-3).
     Fused([Linear; 2]),
     /// Sparse experts (Shazeer 2017; Mixtral's names): the `top` best of `count`, weighted by their renormalised softmax.
-    Experts { router: Linear, count: usize, top: usize },
+    /// Those of number N are below `at` N, each gate, up, down.
+    Experts { router: Linear, at: &'static str, parts: [Linear; 3], count: usize, top: usize },
 }
 
 impl Residual {
@@ -848,6 +851,8 @@ impl Config {
             windows: vec![self.size(&["sliding_window"])?],
             feed: Feed::Experts {
                 router: plain("block_sparse_moe.gate"),
+                at: "block_sparse_moe.experts.",
+                parts: [plain("w1"), plain("w3"), plain("w2")],
                 count: self.size(&["num_local_experts"])?.unwrap_or(8),
                 top: self.size(&["num_experts_per_tok"])?.unwrap_or(2),
             },

@@ -10,9 +10,10 @@ use textnlp_inference::text::Tokenizer;
 
 use crate::error::Result;
 use crate::inspect::{Contents, Footprints, Format, Summary, stored};
+use crate::weight_format::WeightFormat;
 
-/// The summary of such a folder; `None` for a family that the own kernels have.
-pub(crate) fn summary(dir: &Utf8Path) -> Result<Option<Summary>> {
+/// The summary of such a folder; `None` for a family that the own kernels have. Weights are read once and not kept.
+pub(crate) fn summary(dir: &Utf8Path, held: WeightFormat) -> Result<Option<Summary>> {
     let path = dir.as_std_path();
     let served = Served::of(&family(path).map_err(OpenError::from)?);
     if !served.is_some_and(|served| served.candle && !served.own) {
@@ -22,6 +23,7 @@ pub(crate) fn summary(dir: &Utf8Path) -> Result<Option<Summary>> {
     let tensors = Tensors::open(path).map_err(OpenError::from)?;
     let tokenizer = Tokenizer::from_directory(path).map_err(OpenError::from)?;
     check_ends(&tokenizer, spec.sizes().vocab).map_err(OpenError::from)?;
+    spec.check(&tensors, held.quant() == Some(Quant::F16)).map_err(OpenError::from)?;
     let named = tensors.names().filter_map(|name| tensors.get(name).transpose());
     let found = named.collect::<std::result::Result<Vec<_>, _>>().map_err(OpenError::from)?;
     let (stored, weights_bytes) = stored(found.into_iter());

@@ -158,9 +158,7 @@ impl Summary {
 /// Reads configuration, headers, weights and tokenizer of the model in this folder or `.gguf` file, with the code that
 /// serves it: what the server refuses is refused here, in the same words. Weights are read once and not kept.
 ///
-/// Of a family that only candle serves, configuration, headers and tokenizer are read, and the memory is estimated:
-/// tensors that are missing or of another shape are refused when the server loads it, values that are not finite when
-/// it computes with them.
+/// Of a family that only candle serves, the memory is estimated, and the error of quantized weights is not measured.
 pub fn inspect(path: &Utf8Path) -> Result<Summary> {
     inspect_as(path, WeightFormat::AsIs)
 }
@@ -171,7 +169,7 @@ pub fn inspect_as(path: &Utf8Path, held: WeightFormat) -> Result<Summary> {
     if is_encoder(path.as_std_path()) == Some(true) {
         return crate::encoder::summary(path, held);
     }
-    if let Some(summary) = crate::decoder::summary(path)? {
+    if let Some(summary) = crate::decoder::summary(path, held)? {
         return Ok(summary);
     }
     let model = ModelFiles::open(path.as_std_path())?;

@@ -2,6 +2,8 @@
 
 use crate::json::{self, MAX_VALUES_OF_HEADER};
 
+use half::{bf16, f16};
+
 use super::{Dtype, FormatError, Mapped, Place, foreign, gguf, gguf_of, is_safetensors, map, read_small, shards};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -166,7 +168,8 @@ impl Tensors {
         &self.files[entry.file].map[entry.bytes.clone()]
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
 
@@ -190,6 +193,37 @@ pub struct Tensor<'a> {
     pub shape: &'a [usize],
     /// Its numbers, little-endian.
     pub bytes: &'a [u8],
+}
+
+impl Tensor<'_> {
+    /// Refuses numbers that are not finite, or not `as_half`, in f16.
+    pub(crate) fn check_numbers(&self, as_half: bool) -> Result<(), FormatError> {
+        // f32 and bf16 beyond it become infinite in f16, which rounds to the nearest.
+        const LIMIT: f32 = 65_520.0;
+        let broken = |cause: &str| FormatError::broken(self.file, Place::Tensor(self.name.to_owned()), cause);
+        let (halves, _) = self.bytes.as_chunks::<2>();
+        let largest = match self.dtype {
+            Dtype::F32 => largest(self.bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
+            Dtype::F16 => largest(halves.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32())),
+            Dtype::Bf16 => largest(halves.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32())),
+            other @ (Dtype::Q8_0 | Dtype::Coded(_)) => {
+                let cause = format!("its type is {other}; f32, f16 and bf16 are supported here");
+                return Err(FormatError::unsupported(self.file, Place::Tensor(self.name.to_owned()), cause));
+            }
+        };
+        match largest {
+            None => Err(broken("it holds numbers that are not finite")),
+            Some(largest) if as_half && largest >= LIMIT => Err(broken("it holds numbers that are too large for f16")),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// The largest size of all numbers; `None` if one is not finite.
+fn largest(numbers: impl Iterator<Item = f32>) -> Option<f32> {
+    // Of sizes, the order of the bits is that of the numbers, and those of infinity and of what is no number are the largest.
+    let largest = f32::from_bits(numbers.map(|number| number.abs().to_bits()).max().unwrap_or_default());
+    largest.is_finite().then_some(largest)
 }
 
 /// The `config.json` of a folder, read with a bound.
