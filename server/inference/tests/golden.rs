@@ -372,6 +372,48 @@ fn sharded_checkpoint_is_one_model() {
 }
 
 #[test]
+fn part_for_texts_of_a_model_with_images_is_that_model() {
+    let whole = std::fs::read(golden("gemma3").join("model.safetensors")).unwrap();
+    let data = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&whole[8..data]).unwrap();
+    let mut text: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden("gemma3").join("config.json")).unwrap()).unwrap();
+    text.as_object_mut().unwrap().remove("model_type");
+    let tokens = expected("gemma3").tokens;
+    let plain = all_logits(&mut load(&golden("gemma3"), &options(None)), &tokens);
+    for (base, images) in [("language_model.model.", "vision_tower."), ("model.language_model.", "model.vision_tower.")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |text: &serde_json::Value| {
+            let config = serde_json::json!({ "model_type": "gemma3", "text_config": text, "vision_config": {} });
+            std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        };
+        let renamed = header.iter().map(|(name, entry)| (name.replacen("model.", base, 1), entry.clone()));
+        let mut header: serde_json::Map<_, _> = renamed.collect();
+        let bytes = whole.len() - data;
+        let image = serde_json::json!({ "dtype": "F32", "shape": [1], "data_offsets": [bytes, bytes + 4] });
+        header.insert(format!("{images}embeddings.weight"), image);
+        let header = serde_json::Value::Object(header).to_string();
+        let length = (header.len() as u64).to_le_bytes();
+        let file = [&length, header.as_bytes(), &whole[data..], &[0; 4]].concat();
+        std::fs::write(folder.path().join("model.safetensors"), file).unwrap();
+        write(&text);
+        assert!(all_logits(&mut load(folder.path(), &options(None)), &tokens) == plain, "{base}");
+        assert_eq!(textnlp_inference::format::family(folder.path()).unwrap(), "gemma3_text");
+        // Checkpoints leave out what is the default of the class.
+        let mut short = text.clone();
+        short.as_object_mut().unwrap().remove("vocab_size");
+        write(&short);
+        let loaded = Checkpoint::open(folder.path()).and_then(|found| Cpu::load(&found, &options(None)).map(drop));
+        let why = loaded.unwrap_err().to_string();
+        assert!(why.contains("the configuration requires [262208, 24]"), "{why}");
+        write(&serde_json::Value::Null);
+        let why = Checkpoint::open(folder.path()).unwrap_err().to_string();
+        assert!(why.contains("`text_config`: it is missing"), "{why}");
+    }
+}
+
+#[test]
 fn gguf_file_includes_its_tokenizer() {
     let checkpoint = Checkpoint::open(&golden("gpt2-q4_0.gguf")).unwrap();
     let vocabulary = checkpoint.vocabulary().unwrap().unwrap();

@@ -72,19 +72,60 @@ impl<'a> Json<'a> {
     }
 }
 
+/// A kind of model that also takes images, of which only the part for texts is served.
+struct Images {
+    /// Its `model_type`.
+    model_type: &'static str,
+    /// That of the part for texts.
+    text: &'static str,
+    /// What checkpoints leave out of `text_config`: the defaults of the class in transformers.
+    usual: &'static [(&'static str, usize)],
+}
+
+const WITH_IMAGES: &[Images] = &[Images {
+    model_type: "gemma3",
+    text: "gemma3_text",
+    usual: &[
+        ("vocab_size", 262_208),
+        ("hidden_size", 2304),
+        ("intermediate_size", 9216),
+        ("num_hidden_layers", 26),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 4),
+        ("head_dim", 256),
+        ("max_position_embeddings", 131_072),
+        ("query_pre_attn_scalar", 256),
+        ("sliding_window", 4096),
+    ],
+}];
+
+/// The configuration of the part for texts, if a `config.json` is of a model that also takes images.
+pub(super) fn text_part(file: &Path, map: &Map<String, Value>) -> Result<Option<Map<String, Value>>, FormatError> {
+    let config = Json { file, map };
+    // Another kind of value is refused by what reads the family.
+    let named = map.get("model_type").and_then(Value::as_str);
+    let Some(images) = WITH_IMAGES.iter().find(|images| Some(images.model_type) == named) else { return Ok(None) };
+    let text = config.object("text_config")?.ok_or_else(|| config.broken("text_config", "it is missing"))?;
+    let mut part = text.map.clone();
+    part.insert("model_type".to_owned(), images.text.into());
+    // What is said of the whole model.
+    for key in ["quantization_config", "tie_word_embeddings"] {
+        if let (false, Some(value)) = (part.contains_key(key), map.get(key)) {
+            part.insert(key.to_owned(), value.clone());
+        }
+    }
+    for (key, usual) in images.usual {
+        part.entry(*key).or_insert_with(|| (*usual).into());
+    }
+    Ok(Some(part))
+}
+
 /// The families by name, for an error about another.
 fn supported(names: impl Iterator<Item = &'static str>) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
 /// The architecture of a `config.json`, and whether the file itself says if the head is tied.
-pub(crate) fn from_config(file: &Path, text: &[u8]) -> Result<(Architecture, bool), FormatError> {
-    let map: Map<String, Value> =
-        serde_json::from_slice(text).map_err(|e| FormatError::broken(file, Place::Whole, e.to_string()))?;
-    from_map(file, &map)
-}
-
-/// The same of a file that was parsed.
 pub(crate) fn from_map(file: &Path, map: &Map<String, Value>) -> Result<(Architecture, bool), FormatError> {
     let config = Json { file, map };
     let model_type = config.text("model_type")?.unwrap_or_default();

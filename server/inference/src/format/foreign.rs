@@ -3,6 +3,7 @@
 use super::{FormatError, Place};
 use crate::family::Architecture;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// The keys of a `config.json` that change what the tensors mean.
@@ -13,14 +14,14 @@ pub(super) struct Claims {
     #[serde(default)]
     mlp_bias: Option<bool>,
     #[serde(default)]
-    quantization_config: Option<serde_json::Value>,
+    quantization_config: Option<Value>,
 }
 
 impl Claims {
     /// Refuses weights that another program quantized: their tensors are packed.
-    pub(super) fn read(file: &Path, text: &[u8]) -> Result<Claims, FormatError> {
-        let claims: Claims =
-            serde_json::from_slice(text).map_err(|e| FormatError::broken(file, Place::Whole, e.to_string()))?;
+    pub(super) fn read(file: &Path, config: &Map<String, Value>) -> Result<Claims, FormatError> {
+        let claims = Claims::deserialize(config);
+        let claims = claims.map_err(|e| FormatError::broken(file, Place::Whole, e.to_string()))?;
         if let Some(config) = &claims.quantization_config {
             let method = config["quant_method"].as_str().unwrap_or("an unknown method");
             let cause = format!("weights quantized by `{}` are not supported", method.escape_debug());
@@ -57,6 +58,16 @@ pub(super) fn is_buffer(name: &str, shape: &[usize]) -> bool {
     let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
     (shape.len() == 4 && ends(&[".attn.bias", ".attention.bias"]))
         || ends(&[".masked_bias", ".inv_freq", ".position_ids"])
+}
+
+/// The name that a tensor of a model with images has in the model of its part for texts; `None` if it belongs to another part.
+pub(super) fn text_name(name: &str) -> Option<String> {
+    // Since transformers 4.52 all parts are below `model.`.
+    let (base, part) = name.strip_prefix("model.").map_or(("", name), |part| ("model.", part));
+    if part.starts_with("vision_tower.") || part.starts_with("multi_modal_projector.") {
+        return None;
+    }
+    Some(part.strip_prefix("language_model.").map_or_else(|| name.to_owned(), |rest| format!("{base}{rest}")))
 }
 
 /// The layer that a tensor belongs to, by either kind of name.

@@ -273,9 +273,9 @@ impl Checkpoint {
     }
 
     fn open_safetensors(folder: &Path, config: &Path) -> Result<Checkpoint, FormatError> {
-        let text = read_small(config)?;
-        let claims = foreign::Claims::read(config, &text)?;
-        let (mut architecture, says_tied) = config::from_config(config, &text)?;
+        let said = tensors::config(folder)?;
+        let claims = foreign::Claims::read(config, &said)?;
+        let (mut architecture, says_tied) = config::from_map(config, &said)?;
         let mut tensors = Tensors::open(folder)?;
         let prefix = if tensors.has("transformer.wte.weight") { "transformer." } else { "" };
         claims.check_biases(config, &architecture, tensors.entries.keys())?;

@@ -2,9 +2,10 @@
 
 use crate::json::{self, MAX_VALUES_OF_HEADER};
 
-use half::{bf16, f16};
-
+use super::config::text_part;
 use super::{Dtype, FormatError, Mapped, Place, foreign, gguf, gguf_of, is_safetensors, map, read_small, shards};
+use half::{bf16, f16};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -49,8 +50,11 @@ fn check_header(file: &[u8]) -> Result<(), serde_json::Error> {
 }
 
 impl Tensors {
-    /// Reads the headers of all files. Causal masks, rotary tables and numbered positions are left out.
+    /// Reads the headers of all files. Causal masks, rotary tables and numbered positions are left out, and the parts for images
+    /// of models that take them.
     pub fn open(folder: &Path) -> Result<Tensors, FormatError> {
+        let file = folder.join("config.json");
+        let takes_images = text_part(&file, &whole_config(&file)?)?.is_some();
         let mut files = Vec::new();
         let mut entries = HashMap::new();
         for (path, wanted) in shards(folder)? {
@@ -71,6 +75,11 @@ impl Tensors {
                 found.retain(|name, _| wanted.contains(name));
             }
             for (name, info) in found {
+                let name = match takes_images {
+                    true => foreign::text_name(&name),
+                    false => Some(name),
+                };
+                let Some(name) = name else { continue };
                 let (from, to) = info.data_offsets;
                 let bytes = start.checked_add(from).zip(start.checked_add(to));
                 let Some((from, to)) = bytes.filter(|(from, to)| from <= to && *to <= mapped.map.len()) else {
@@ -226,18 +235,22 @@ fn largest(numbers: impl Iterator<Item = f32>) -> Option<f32> {
     largest.is_finite().then_some(largest)
 }
 
-/// The `config.json` of a folder, read with a bound.
-pub fn config(folder: &Path) -> Result<serde_json::Map<String, serde_json::Value>, FormatError> {
+/// The `config.json` of a folder, read with a bound; of a model that also takes images, that of its part for texts.
+pub fn config(folder: &Path) -> Result<Map<String, Value>, FormatError> {
     let file = folder.join("config.json");
-    serde_json::from_slice(&read_small(&file)?).map_err(|e| FormatError::broken(&file, Place::Whole, e.to_string()))
+    let whole = whole_config(&file)?;
+    Ok(text_part(&file, &whole)?.unwrap_or(whole))
 }
 
-/// The family that a model's files name: `model_type` of a `config.json`, `general.architecture` of a GGUF file. Empty when
+fn whole_config(file: &Path) -> Result<Map<String, Value>, FormatError> {
+    serde_json::from_slice(&read_small(file)?).map_err(|e| FormatError::broken(file, Place::Whole, e.to_string()))
+}
+
+/// The family that a model's files name: `model_type` of a `config.json` (of its part for texts), `general.architecture` of a GGUF file. Empty when
 /// they name none.
 pub fn family(path: &Path) -> Result<String, FormatError> {
     if is_safetensors(path)? {
-        let config = config(path)?;
-        return Ok(config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned());
+        return Ok(config(path)?.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned());
     }
     let file = gguf_of(path)?;
     let mapped = map(&file)?;
