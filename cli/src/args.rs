@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use textnlp_models::WeightFormat;
 use textnlp_orchestrator::environment::model::Span;
 use textnlp_orchestrator::load::Mix;
+use textnlp_provider::units::Bytes;
 
 /// Deploy your own text-generation service anywhere.
 #[derive(Debug, Parser)]
@@ -956,6 +957,9 @@ pub enum Model {
         /// Context length in tokens
         #[arg(long)]
         context: Option<u32>,
+        /// Memory of another machine or container, instead of this machine's free memory
+        #[arg(long, value_name = "SIZE")]
+        memory: Option<Bytes>,
     },
 }
 

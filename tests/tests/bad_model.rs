@@ -81,6 +81,17 @@ fn broken_model_is_refused_by_name_and_an_intact_one_served() {
 }
 
 #[test]
+fn model_is_compared_with_the_memory_of_another_machine() {
+    let sandbox = Sandbox::new("memory");
+    let fit = |memory: &str| sandbox.run(&["model", "fit", "bundled", "--memory", memory]);
+    let large = fit("64GiB").expect(0).out;
+    assert!(large.contains("bundled fits") && large.contains("available 64.0 GiB") && large.contains("--memory"), "{large}");
+    assert!(fit("10MB").expect(1).out.contains("does not fit"));
+    let wrong = fit("10").expect(2).err;
+    assert!(wrong.contains("has no unit"), "{wrong}");
+}
+
+#[test]
 fn model_repaired_in_its_source_directory_is_served() {
     let sandbox = Sandbox::new("mended");
     let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");

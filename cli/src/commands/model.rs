@@ -28,8 +28,9 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
                 json!({ "source": source, "model": summary, "executors": executors(&summary) }),
             ))
         }
-        Model::Fit { source, quantize, context } => {
-            fits(session, source, quantize.unwrap_or(WeightFormat::AsIs), *context).await
+        Model::Fit { source, quantize, context, memory } => {
+            let want = Want { quantize: quantize.unwrap_or(WeightFormat::AsIs), context: context.map(u64::from) };
+            fits(session, source, want, memory.map(|memory| memory.0)).await
         }
     }
 }
@@ -207,15 +208,13 @@ async fn look(session: &Session, source: &str, held: WeightFormat) -> Result<Sum
     models::look(source, held, &session.here, || session.model_cache(), &session.again()).await
 }
 
-async fn fits(
-    session: &Session,
-    source: &str,
-    quantize: WeightFormat,
-    context: Option<u32>,
-) -> Result<Success, Failure> {
-    let summary = look(session, source, quantize).await?;
-    let want = Want { quantize, context: context.map(u64::from) };
-    let memory = Memory::here();
+async fn fits(session: &Session, source: &str, want: Want, given: Option<u64>) -> Result<Success, Failure> {
+    let summary = look(session, source, want.quantize).await?;
+    let memory = given.map_or_else(Memory::here, |bytes| Memory {
+        total: bytes,
+        available: bytes,
+        bound_by: "--memory".to_owned(),
+    });
     let found = fit(&summary, &want, &memory);
     let success = Success::new(
         fit_text(source, &summary, &found, &memory),
