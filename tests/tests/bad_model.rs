@@ -85,7 +85,7 @@ fn model_is_compared_with_the_memory_of_another_machine() {
     let sandbox = Sandbox::new("memory");
     let fit = |memory: &str| sandbox.run(&["model", "fit", "bundled", "--memory", memory]);
     let large = fit("64GiB").expect(0).out;
-    assert!(large.contains("bundled fits") && large.contains("available 64.0 GiB") && large.contains("--memory"), "{large}");
+    assert!(large.contains("bundled fits") && large.contains("available 68.72 GB of 68.72 GB (--memory)"), "{large}");
     assert!(fit("10MB").expect(1).out.contains("does not fit"));
     let wrong = fit("10").expect(2).err;
     assert!(wrong.contains("has no unit"), "{wrong}");
