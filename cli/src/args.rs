@@ -960,6 +960,9 @@ pub enum Model {
         /// Memory of another machine or container, instead of this machine's free memory
         #[arg(long, value_name = "SIZE")]
         memory: Option<Bytes>,
+        /// Measure what the format changes in predictions for this text, such as a page of your users' texts
+        #[arg(long, value_name = "FILE", requires = "quantize")]
+        text: Option<Utf8PathBuf>,
     },
 }
 

@@ -92,6 +92,27 @@ fn model_is_compared_with_the_memory_of_another_machine() {
 }
 
 #[test]
+fn quantized_weights_are_compared_by_the_predictions_for_a_text() {
+    let sandbox = Sandbox::new("text");
+    let page = sandbox.folder().join("page.txt");
+    let story = "Mira walked to the harbour. She saw a small boat, and the boat had a red sail. ";
+    std::fs::write(&page, story.repeat(20)).unwrap();
+    let fit = |more: &[&str]| sandbox.run(&[&["model", "fit", "bundled", "--text", page.as_str()], more].concat());
+    let measured = |format: &str| fit(&["--quantize", format, "-o", "json"]).expect(0).json()["quality"].clone();
+    let (eight, four) = (measured("q8_0"), measured("q4_0"));
+    let number = |of: &serde_json::Value, key: &str| of[key].as_f64().unwrap();
+    assert!(number(&eight, "tokens") > 300.0 && eight["tokens"] == four["tokens"], "{eight}");
+    assert!(number(&eight, "perplexity_stored") > 1.0 && eight["perplexity_stored"] == four["perplexity_stored"]);
+    assert!(number(&eight, "divergence") < number(&four, "divergence"), "{eight}, {four}");
+    assert!(number(&eight, "same_best") > number(&four, "same_best") && number(&four, "same_best") > 0.5, "{four}");
+    let said = fit(&["--quantize", "q4_0"]).expect(0).out;
+    assert!(said.contains("as stored") && said.contains("as q4_0"), "{said}");
+    fit(&[]).expect(2);
+    std::fs::write(&page, "Mira").unwrap();
+    assert!(fit(&["--quantize", "q4_0"]).expect(1).err.contains("at least 64 are needed"));
+}
+
+#[test]
 fn model_repaired_in_its_source_directory_is_served() {
     let sandbox = Sandbox::new("mended");
     let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");

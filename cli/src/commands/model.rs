@@ -1,11 +1,14 @@
 //! `model`: the catalogue, the cache, the properties of a model, and whether it fits this machine.
 
 use std::fmt::Write as _;
+use std::io::Read as _;
 
+use anyhow::Context as _;
+use camino::Utf8Path;
 use textnlp_inference::family::Served;
 use textnlp_models::{
-    BucketSource, Catalogue, Error, Event, FetchOptions, Fit, Memory, Model as Fetched, Source, Store, Summary,
-    Verdict, Want, WeightFormat, fit, inspect,
+    BucketSource, Catalogue, Error, Event, FetchOptions, Fit, Memory, Model as Fetched, Quality, Source, Store,
+    Summary, Verdict, Want, WeightFormat, fit, inspect,
 };
 use textnlp_service::models::{self, failed};
 
@@ -28,9 +31,10 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
                 json!({ "source": source, "model": summary, "executors": executors(&summary) }),
             ))
         }
-        Model::Fit { source, quantize, context, memory } => {
+        Model::Fit { source, quantize, context, memory, text } => {
             let want = Want { quantize: quantize.unwrap_or(WeightFormat::AsIs), context: context.map(u64::from) };
-            fits(session, source, want, memory.map(|memory| memory.0)).await
+            let text = text.as_ref().map(|file| session.here.join(file));
+            fits(session, source, want, memory.map(|memory| memory.0), text.as_deref(), console).await
         }
     }
 }
@@ -208,7 +212,14 @@ async fn look(session: &Session, source: &str, held: WeightFormat) -> Result<Sum
     models::look(source, held, &session.here, || session.model_cache(), &session.again()).await
 }
 
-async fn fits(session: &Session, source: &str, want: Want, given: Option<u64>) -> Result<Success, Failure> {
+async fn fits(
+    session: &Session,
+    source: &str,
+    want: Want,
+    given: Option<u64>,
+    text: Option<&Utf8Path>,
+    console: Console,
+) -> Result<Success, Failure> {
     let summary = look(session, source, want.quantize).await?;
     let memory = given.map_or_else(Memory::here, |bytes| Memory {
         total: bytes,
@@ -216,14 +227,23 @@ async fn fits(session: &Session, source: &str, want: Want, given: Option<u64>) -
         bound_by: "--memory".to_owned(),
     });
     let found = fit(&summary, &want, &memory);
+    let mut said = fit_text(source, &summary, &found, &memory);
+    let measured = match text {
+        Some(file) => Some(predictions(session, source, &summary, &want, file, console).await?),
+        None => None,
+    };
+    if let Some(measured) = &measured {
+        let _ = write!(said, "\n{}", quality_text(measured, want.quantize));
+    }
     let success = Success::new(
-        fit_text(source, &summary, &found, &memory),
+        said,
         json!({
             "source": source,
             "fit": found,
             "memory": memory,
             "sequences": found.sequences,
             "quantization_error": summary.quantization_error,
+            "quality": measured,
         }),
     );
     Ok(if found.verdict == Verdict::DoesNotFit { success.exit(Exit::Failed) } else { success })
@@ -253,6 +273,68 @@ fn fit_text(source: &str, summary: &Summary, fit: &Fit, memory: &Memory) -> Stri
         let _ = write!(text, "\n{hint}");
     }
     text
+}
+
+/// The most bytes of a text that are read: more than are compared.
+const MOST_TEXT: u64 = 1 << 20;
+
+/// What a format changes in predictions for a text. The model is loaded twice.
+async fn predictions(
+    session: &Session,
+    source: &str,
+    summary: &Summary,
+    want: &Want,
+    file: &Utf8Path,
+    console: Console,
+) -> Result<Quality, Failure> {
+    if executors(summary).first() != Some(&"own") || summary.embeddings {
+        let error =
+            anyhow::anyhow!("predictions are measured with the own kernels, which do not generate text with {source}");
+        return Err(Failure::usage("not_measured", error).hint("leave out `--text`"));
+    }
+    let here = Memory::here();
+    let needed = |quantize| fit(summary, &Want { quantize, context: Some(1) }, &here).weights;
+    let both = needed(WeightFormat::AsIs) + needed(want.quantize);
+    if both > here.available {
+        let error = anyhow::anyhow!(
+            "the model is loaded twice, which takes {}, and {} are free ({})",
+            size(both),
+            size(here.available),
+            here.bound_by
+        );
+        return Err(Failure::new(Exit::Failed, "no_memory", error).hint("measure it on a machine with more memory"));
+    }
+    let text = text_of(file).map_err(|error| Failure::usage("text", error))?;
+    let progress = Progress::new(console);
+    let shown = |done: f64| progress.doing(&format!("predicting the text: {:.0} %", 100.0 * done));
+    let read = |path: &Utf8Path| textnlp_models::quality(path, want.quantize, &text, &shown);
+    let found = models::read(source, &session.here, || session.model_cache(), read).await;
+    progress.finish();
+    found?.ok_or_else(|| models::not_in_cache(source, &session.again()))
+}
+
+/// The beginning of a text, at most [`MOST_TEXT`].
+fn text_of(file: &Utf8Path) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).with_context(|| format!("open {file}"))?;
+    opened.take(MOST_TEXT).read_to_end(&mut bytes).with_context(|| format!("read {file}"))?;
+    if let Err(error) = std::str::from_utf8(&bytes) {
+        // The last character may be cut off.
+        anyhow::ensure!(error.error_len().is_none(), "{file} is not UTF-8 after byte {}", error.valid_up_to());
+        bytes.truncate(error.valid_up_to());
+    }
+    Ok(String::from_utf8(bytes)?)
+}
+
+fn quality_text(found: &Quality, format: WeightFormat) -> String {
+    format!(
+        "  text      perplexity {:.3} as stored, {:.3} as {format}, for {} tokens\n  best      the same for {:.1} % of the tokens; divergence {:.4} nats",
+        found.perplexity_stored,
+        found.perplexity,
+        found.tokens,
+        100.0 * found.same_best,
+        found.divergence
+    )
 }
 
 /// The executors that serve a model, the preferred first.

@@ -14,37 +14,55 @@ pub async fn look(
     cache: impl FnOnce() -> Result<Utf8PathBuf, Failure>,
     again: &RerunFlags,
 ) -> Result<Summary, Failure> {
+    match read(source, here, cache, |path| inspect_as(path, held)).await? {
+        Some(summary) => Ok(summary),
+        None => match Catalogue::embedded().get(source) {
+            Some(entry) => Ok(entry.summary()),
+            None => Err(not_in_cache(source, again)),
+        },
+    }
+}
+
+/// What `read` makes of a model's folder or `.gguf` file; `None` if the source is not on this machine.
+pub async fn read<T>(
+    source: &str,
+    here: &Utf8Path,
+    cache: impl FnOnce() -> Result<Utf8PathBuf, Failure>,
+    read: impl FnOnce(&Utf8Path) -> textnlp_models::Result<T>,
+) -> Result<Option<T>, Failure> {
     let folder = here.join(source);
     if folder.is_dir() {
-        return inspect_as(&folder, held).map_err(failed_in_folder);
+        return read(&folder).map(Some).map_err(failed_in_folder);
     }
     let parsed: Source = source.parse().map_err(|e| failed(Error::Source(e)))?;
     if let Source::File(path) = &parsed {
-        return inspect_as(path, held).map_err(failed_in_folder);
+        return read(path).map(Some).map_err(failed_in_folder);
     }
     if let Some(store) = Store::existing(cache()?).map_err(failed)?
         && let Some(digest) = store.recorded(&parsed).map_err(failed)?
         && let Some(folder) = store.model_folder(&digest).map_err(failed)?
     {
-        return inspect_as(&folder, held).map_err(failed);
+        return read(&folder).map(Some).map_err(failed);
     }
     if parsed.resolve().map_err(|e| failed(Error::Source(e)))? == Source::Bundled {
-        return carried(held).await;
+        return carried(read).await.map(Some);
     }
-    if let Some(entry) = Catalogue::embedded().get(source) {
-        return Ok(entry.summary());
-    }
-    Err(Failure::usage("not_in_cache", anyhow::anyhow!("{source} is not in the cache"))
-        .hint(again.bare(&format!("model pull {}", quoted(source)))))
+    Ok(None)
 }
 
-/// The embedded model, unpacked into a temporary folder.
-async fn carried(held: WeightFormat) -> Result<Summary, Failure> {
+/// The refusal of a model that is not on this machine.
+pub fn not_in_cache(source: &str, again: &RerunFlags) -> Failure {
+    Failure::usage("not_in_cache", anyhow::anyhow!("{source} is not in the cache"))
+        .hint(again.bare(&format!("model pull {}", quoted(source))))
+}
+
+/// What `read` makes of the embedded model, unpacked into a temporary folder.
+async fn carried<T>(read: impl FnOnce(&Utf8Path) -> textnlp_models::Result<T>) -> Result<T, Failure> {
     let folder = tempfile::tempdir().context("create a folder to unpack the bundled model into")?;
     let folder = Utf8Path::from_path(folder.path()).context("the temporary folder's path is not UTF-8")?;
     let store = Store::open(folder).map_err(failed)?;
     let model = store.fetch(&Source::Bundled, &FetchOptions::from_env(), &|_| ()).await.map_err(failed)?;
-    inspect_as(&model.dir, held).map_err(failed)
+    read(&model.dir).map_err(failed)
 }
 
 /// A model in a user-provided folder must be fixed there.
