@@ -964,6 +964,17 @@ pub enum Model {
         #[arg(long, value_name = "FILE", requires = "quantize")]
         text: Option<Utf8PathBuf>,
     },
+    /// Measure a model's speed on this machine, by each executor that serves it
+    Bench {
+        /// Model source or folder
+        source: String,
+        /// Weight format: `f32`, `f16`, `q8_0` or `q4_0`
+        #[arg(long)]
+        quantize: Option<WeightFormat>,
+        /// Compute threads; 0 uses as many as this process may use
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
+        threads: u32,
+    },
 }
 
 /// JSON has no NaN and no Infinity; the server would silently use its default.

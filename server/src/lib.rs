@@ -44,6 +44,7 @@ pub mod breaker;
 mod log;
 pub mod metrics;
 pub mod quality;
+pub mod speed;
 
 pub mod fronted;
 

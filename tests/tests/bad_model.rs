@@ -113,6 +113,23 @@ fn quantized_weights_are_compared_by_the_predictions_for_a_text() {
 }
 
 #[test]
+fn speed_of_a_model_is_measured_by_each_executor() {
+    let sandbox = Sandbox::new("speed");
+    let bench = sandbox.run(&["model", "bench", "bundled", "--quantize", "q8_0", "--threads", "1", "-o", "json"]);
+    let speeds = bench.expect(0).json()["speeds"].as_array().unwrap().clone();
+    assert_eq!(speeds[0]["executor"], "own", "{speeds:?}");
+    for speed in &speeds {
+        for key in ["prefill", "decode", "decode_streams", "load_seconds"] {
+            assert!(speed[key].as_f64().unwrap() > 0.0, "{speed}");
+        }
+        assert!(speed["weights"].as_u64().unwrap() > 3_000_000, "{speed}");
+    }
+    let said = sandbox.run(&["model", "bench", "bundled"]).expect(0).out;
+    assert!(said.contains("EXECUTOR") && said.contains("8 TEXTS"), "{said}");
+    sandbox.run(&["model", "bench", "hf:none/none"]).expect(2);
+}
+
+#[test]
 fn model_repaired_in_its_source_directory_is_served() {
     let sandbox = Sandbox::new("mended");
     let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");

@@ -58,6 +58,7 @@ const COMMANDS: &[(&str, &[i32])] = &[
     ("model push bundled s3://nowhere/", &[1]),
     ("model inspect bundled", &[0]),
     ("model fit bundled", &[0]),
+    ("model bench bundled --threads 1", &[0]),
     ("export terraform --env staging", &[0]),
     ("export cloudformation --env staging --out TMP/cloudformation", &[2]),
     ("export bicep --env staging --out TMP/bicep", &[2]),

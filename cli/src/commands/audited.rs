@@ -120,7 +120,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
             Rollout::Watch { .. } => IsPartOfService,
         },
         Command::Model(command) => match command {
-            Model::List | Model::Inspect { .. } | Model::Fit { .. } => Reads,
+            Model::List | Model::Inspect { .. } | Model::Fit { .. } | Model::Bench { .. } => Reads,
             Model::Pull { .. } | Model::Push { .. } => ChangesOthers,
         },
         Command::Bundle(_) => ChangesOthers,

@@ -10,6 +10,7 @@ use textnlp_models::{
     BucketSource, Catalogue, Error, Event, FetchOptions, Fit, Memory, Model as Fetched, Quality, Source, Store,
     Summary, Verdict, Want, WeightFormat, fit, inspect,
 };
+use textnlp_server::speed::{self, Speed};
 use textnlp_service::models::{self, failed};
 
 use super::prelude::*;
@@ -35,6 +36,9 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
             let want = Want { quantize: quantize.unwrap_or(WeightFormat::AsIs), context: context.map(u64::from) };
             let text = text.as_ref().map(|file| session.here.join(file));
             fits(session, source, want, memory.map(|memory| memory.0), text.as_deref(), console).await
+        }
+        Model::Bench { source, quantize, threads } => {
+            bench(session, source, quantize.unwrap_or(WeightFormat::AsIs), *threads, console).await
         }
     }
 }
@@ -271,6 +275,68 @@ fn fit_text(source: &str, summary: &Summary, fit: &Fit, memory: &Memory) -> Stri
     }
     if let Some(hint) = &fit.hint {
         let _ = write!(text, "\n{hint}");
+    }
+    text
+}
+
+/// The speed of a model with its weights in a format.
+async fn bench(
+    session: &Session,
+    source: &str,
+    format: WeightFormat,
+    threads: u32,
+    console: Console,
+) -> Result<Success, Failure> {
+    let summary = look(session, source, WeightFormat::AsIs).await?;
+    let here = Memory::here();
+    let found = fit(&summary, &Want { quantize: format, context: Some(1) }, &here);
+    if found.verdict == Verdict::DoesNotFit {
+        let error = anyhow::anyhow!("{}", fit_text(source, &summary, &found, &here));
+        return Err(Failure::new(Exit::Failed, "no_memory", error).hinted(found.hint));
+    }
+    let progress = Progress::new(console);
+    let told = |what: &str| progress.doing(what);
+    let read = |path: &Utf8Path| {
+        let measure = |executor| speed::measure(path, format, executor, threads as usize, &told);
+        Ok(speed::executors(path)
+            .and_then(|executors| executors.into_iter().map(measure).collect::<Result<Vec<_>, _>>()))
+    };
+    let measured = models::read(source, &session.here, || session.model_cache(), read).await;
+    progress.finish();
+    let measured = measured?.ok_or_else(|| models::not_in_cache(source, &session.again()))?;
+    let measured = measured.map_err(|why| Failure::new(Exit::Failed, "model", anyhow::anyhow!("{source}: {why}")))?;
+    Ok(Success::new(
+        bench_text(source, &summary, &measured),
+        json!({ "source": source, "quantize": format, "threads": threads, "streams": speed::STREAMS, "speeds": measured }),
+    ))
+}
+
+fn bench_text(source: &str, summary: &Summary, measured: &[Speed]) -> String {
+    let several = format!("{} TEXTS", speed::STREAMS);
+    let mut text = format!(
+        "{source} on this machine, in tokens per second\n  {:<10} {:>9} {:>9} {several:>9}  {}",
+        "EXECUTOR", "PROMPT", "1 TEXT", "WEIGHTS"
+    );
+    for speed in measured {
+        let _ = write!(
+            text,
+            "\n  {:<10} {:>9.1} {:>9.1} {:>9.1}  {}, loaded in {:.1} s",
+            speed.executor,
+            speed.prefill,
+            speed.decode,
+            speed.decode_streams,
+            size(speed.weights),
+            speed.load_seconds
+        );
+    }
+    match measured {
+        [] => {
+            let _ = write!(text, "\nIt is served by {}", executors_text(summary));
+        }
+        [own, candle] if candle.decode_streams > own.decode_streams => {
+            let _ = write!(text, "\n`executor: candle` is faster here for several texts at once");
+        }
+        _ => {}
     }
     text
 }
