@@ -5,6 +5,8 @@
 
 mod room;
 
+pub(crate) use room::fitting;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};

@@ -7,11 +7,12 @@ use serde::Serialize;
 use textnlp_inference::executor::{Executor, LogitRows, RowSpan, SeqId};
 use textnlp_inference::family::Served;
 use textnlp_inference::format::family;
-use textnlp_models::WeightFormat;
+use textnlp_models::{Memory, WeightFormat};
 
 use crate::config::{self, Weights};
 use crate::error::chain;
 use crate::executors::{Loaded, Opened, Place};
+use crate::models::fitting;
 
 /// Tokens of a prompt.
 const PROMPT: usize = 128;
@@ -49,13 +50,14 @@ pub fn executors(path: &Utf8Path) -> Result<Vec<&'static str>, String> {
     Ok(all.into_iter().filter(|(_, serves)| *serves).map(|(name, _)| name).collect())
 }
 
-/// Loads a model on the CPU and measures it. `threads` is 0 for as many as this process may use; `told` is called with what begins.
+/// Loads a model on the CPU and measures it. `threads` is 0 for as many as this process may use; `report` is called
+/// with what begins.
 pub fn measure(
     path: &Utf8Path,
     format: WeightFormat,
     executor: &'static str,
     threads: usize,
-    told: &dyn Fn(&str),
+    report: &dyn Fn(&str),
 ) -> Result<Speed, String> {
     let mut model = config::Model {
         name: "measured".to_owned(),
@@ -70,9 +72,11 @@ pub fn measure(
     let opened = Opened::new(&model, Place::Cpu)?;
     let context = PROMPT + GENERATED;
     model.context = Some(context);
-    told(&format!("{executor}: loading the weights"));
+    let positions = context.next_multiple_of(BLOCK) * STREAMS;
+    fitting(&opened.footprint(&model)?, positions, threads, &Memory::here())?;
+    report(&format!("{executor}: loading the weights"));
     let started = Instant::now();
-    let (loaded, _) = opened.load(&model, threads, context.next_multiple_of(BLOCK) * STREAMS)?;
+    let (loaded, _) = opened.load(&model, threads, positions)?;
     let load_seconds = started.elapsed().as_secs_f64();
     let Loaded::Decoder(mut decoder) = loaded else {
         return Err("an encoder generates no text".to_owned());
@@ -80,7 +84,7 @@ pub fn measure(
     let mut run = Run::new(decoder.as_mut());
     let (mut prefill, mut decode, mut streams) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        told(&format!("{executor}: round {round} of {ROUNDS}"));
+        report(&format!("{executor}: round {round} of {ROUNDS}"));
         let (of_prompt, of_one) = run.round(1)?;
         let (_, of_all) = run.round(STREAMS)?;
         if round > 0 {

@@ -287,17 +287,15 @@ async fn bench(
     threads: u32,
     console: Console,
 ) -> Result<Success, Failure> {
-    let summary = look(session, source, WeightFormat::AsIs).await?;
-    let here = Memory::here();
-    let found = fit(&summary, &Want { quantize: format, context: Some(1) }, &here);
-    if found.verdict == Verdict::DoesNotFit {
-        let error = anyhow::anyhow!("{}", fit_text(source, &summary, &found, &here));
-        return Err(Failure::new(Exit::Failed, "no_memory", error).hinted(found.hint));
+    let summary = look(session, source, format).await?;
+    if summary.embeddings {
+        let error = anyhow::anyhow!("{source} is an encoder and generates no text");
+        return Err(Failure::usage("not_measured", error));
     }
     let progress = Progress::new(console);
-    let told = |what: &str| progress.doing(what);
+    let report = |what: &str| progress.doing(what);
     let read = |path: &Utf8Path| {
-        let measure = |executor| speed::measure(path, format, executor, threads as usize, &told);
+        let measure = |executor| speed::measure(path, format, executor, threads as usize, &report);
         Ok(speed::executors(path)
             .and_then(|executors| executors.into_iter().map(measure).collect::<Result<Vec<_>, _>>()))
     };

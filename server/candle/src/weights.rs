@@ -454,7 +454,12 @@ impl<'a> Loader<'a> {
             Source::Safetensors(tensors) => tensors,
             Source::Gguf(gguf) => return self.decoded(&gguf.need(name, shape)?, shape),
         };
-        let Stored { file, dtype, bytes, .. } = tensors.need(name, shape)?;
+        let found = tensors.need(name, shape)?;
+        // What is infinite in f16 would fail the first request.
+        if self.quantize == Some(Quant::F16) {
+            found.check_numbers(true)?;
+        }
+        let Stored { file, dtype, bytes, .. } = found;
         let stored = match dtype {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,

@@ -241,7 +241,9 @@ fn impossible_model_configurations_are_refused_by_name() {
     check("qwen3-window", "layer_types", json!(["chunked_attention"]), "`chunked_attention` is not supported");
     check("gemma2", "attn_logit_softcapping", json!(-1.0), "a factor or cap of attention or logits is -1");
     check("gemma2", "use_bidirectional_attention", json!(true), "`use_bidirectional_attention`: it is not supported");
-    check("gemma3", "model_type", json!("gemma3"), "`gemma3` is not supported; gpt2");
+    check("gemma3", "model_type", json!("gemma3n"), "`gemma3n` is not supported; gemma3, gpt2");
+    check("gemma3", "model_type", json!("gemma3"), "`text_config`: it is missing");
+    check("gemma3", "model_type", json!(3), "`model_type`: it is not a text");
     check("llama", "rms_norm_eps", json!(-1e-5), "the epsilon of its norms is -0.00001");
     check("llama", "rms_norm_eps", json!(1e30), "the epsilon of its norms is");
     check("qwen2", "model_type", json!("qwen3"), "q_norm.weight`: it is missing");

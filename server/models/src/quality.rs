@@ -34,8 +34,8 @@ pub struct Quality {
 }
 
 /// Loads a model that the own kernels serve twice, as stored and with its weights in a format, and compares what both predict for a
-/// text. `step` is called with the share that is done.
-pub fn quality(path: &Utf8Path, held: WeightFormat, text: &str, step: &dyn Fn(f64)) -> Result<Quality> {
+/// text. `report` is called with the share that is done.
+pub fn quality(path: &Utf8Path, held: WeightFormat, text: &str, report: &dyn Fn(f64)) -> Result<Quality> {
     let files = ModelFiles::open(path.as_std_path())?;
     let mut tokens = files.tokenizer.encode(text, false).map_err(OpenError::from)?;
     if tokens.len() < FEWEST_TOKENS {
@@ -45,10 +45,14 @@ pub fn quality(path: &Utf8Path, held: WeightFormat, text: &str, step: &dyn Fn(f6
             hint: "give a text like those that the model is to continue, of some pages".to_owned(),
         });
     }
+    let context = files.checkpoint.architecture().context;
+    if context < FEWEST_TOKENS {
+        return Err(failed(path, format!("its context is {context}, and at least {FEWEST_TOKENS} are needed")));
+    }
     tokens.truncate(MOST_TOKENS);
     // Models are trained on texts that begin with it.
     let first = files.tokenizer.bos();
-    let window = WINDOW.min(files.checkpoint.architecture().context);
+    let window = WINDOW.min(context);
     let load = |format: WeightFormat| {
         let options = LoadOptions {
             quantize: format.quant(),
@@ -78,7 +82,7 @@ pub fn quality(path: &Utf8Path, held: WeightFormat, text: &str, step: &dyn Fn(f6
         }
         stored.close(a);
         other.close(b);
-        step((number * room + part.len()) as f64 / count as f64);
+        report((number * room + part.len()) as f64 / count as f64);
     }
     Ok(sums.quality())
 }

@@ -236,7 +236,7 @@ async fn released<F: Future<Output = bool>>(unloaded: &Unloaded, is_enough: impl
 
 /// The count of these positions that fit into memory. Refuses a load that would exceed it, which would end in an OOM
 /// kill.
-fn fitting(new: &Footprint, positions: usize, threads: usize, memory: &Memory) -> Result<usize, String> {
+pub(crate) fn fitting(new: &Footprint, positions: usize, threads: usize, memory: &Memory) -> Result<usize, String> {
     let known = memory.total > 0;
     let most = if known { new.positions_within(memory.available, threads) } else { Some(positions) };
     most.map(|most| most.min(positions)).ok_or_else(|| {

@@ -403,7 +403,7 @@ fn environment_diff_lists_each_changed_value() {
         server.api.workers: 2 → 4
         server.api.drain: "5s" → "30s"
         server.security.api_keys_enabled: false → true
-        server.monitoring.metrics_port: 9091 → 9090
+        server.monitoring.metrics_port: 9089 → 9090
         server.monitoring.log_level: "DEBUG" → "INFO"
         tls.mode: "off" → "local-ca"
         storage.model_cache: "1GB" → "50GB"

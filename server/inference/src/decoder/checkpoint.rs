@@ -66,7 +66,13 @@ impl Spec {
         }
         match self.qkv {
             Qkv::Separate([q, k, v]) => self.need_linears(at, &[(q, inner), (k, kv), (v, kv)], width, need)?,
-            Qkv::Blocks(all) | Qkv::Groups(all) => self.need_linears(at, &[(all, inner + 2 * kv)], width, need)?,
+            Qkv::Blocks(all) => self.need_linears(at, &[(all, inner + 2 * kv)], width, need)?,
+            Qkv::Groups(all) => {
+                need(&format!("{at}{}.weight", all.stem), &[inner + 2 * kv, width])?;
+                if all.bias {
+                    need(&format!("{at}{}.bias", all.stem), &[inner + 2 * kv])?;
+                }
+            }
         }
         if let Some(found) = self.qk_norm {
             let sides = if found.per_head { [self.head_dim; 2] } else { [inner, kv] };

@@ -108,9 +108,9 @@ pub(super) fn text_part(file: &Path, map: &Map<String, Value>) -> Result<Option<
     let text = config.object("text_config")?.ok_or_else(|| config.broken("text_config", "it is missing"))?;
     let mut part = text.map.clone();
     part.insert("model_type".to_owned(), images.text.into());
-    // What is said of the whole model.
+    // These keys are at the top level and apply to all parts.
     for key in ["quantization_config", "tie_word_embeddings"] {
-        if let (false, Some(value)) = (part.contains_key(key), map.get(key)) {
+        if let (true, Some(value)) = (part.get(key).is_none_or(Value::is_null), map.get(key)) {
             part.insert(key.to_owned(), value.clone());
         }
     }
@@ -130,8 +130,8 @@ pub(crate) fn from_map(file: &Path, map: &Map<String, Value>) -> Result<(Archite
     let config = Json { file, map };
     let model_type = config.text("model_type")?.unwrap_or_default();
     let Some(family) = Family::of_config(model_type) else {
-        let cause =
-            format!("`{model_type}` is not supported; {} are", supported(FAMILIES.iter().map(|f| f.model_type)));
+        let names = WITH_IMAGES.iter().map(|images| images.model_type).chain(FAMILIES.iter().map(|f| f.model_type));
+        let cause = format!("`{model_type}` is not supported; {} are", supported(names));
         return Err(config.unsupported("model_type", cause));
     };
     for key in ["use_bidirectional_attention", "scale_attn_by_inverse_layer_idx"] {

@@ -102,7 +102,7 @@ impl Tensors {
                 }
                 let entry = Entry::new(files.len(), dtype, info.shape.clone(), from..to);
                 if entries.insert(name.clone(), entry).is_some() {
-                    return Err(FormatError::broken(&path, Place::Tensor(name), "it is in two files"));
+                    return Err(FormatError::broken(&path, Place::Tensor(name), "two tensors have this name"));
                 }
             }
             files.push(mapped);
@@ -206,33 +206,33 @@ pub struct Tensor<'a> {
 
 impl Tensor<'_> {
     /// Refuses numbers that are not finite, or not `as_half`, in f16.
-    pub(crate) fn check_numbers(&self, as_half: bool) -> Result<(), FormatError> {
-        // f32 and bf16 beyond it become infinite in f16, which rounds to the nearest.
-        const LIMIT: f32 = 65_520.0;
+    pub fn check_numbers(&self, as_half: bool) -> Result<(), FormatError> {
         let broken = |cause: &str| FormatError::broken(self.file, Place::Tensor(self.name.to_owned()), cause);
-        let (halves, _) = self.bytes.as_chunks::<2>();
-        let largest = match self.dtype {
-            Dtype::F32 => largest(self.bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
-            Dtype::F16 => largest(halves.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32())),
-            Dtype::Bf16 => largest(halves.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32())),
+        let halves = || self.bytes.as_chunks().0.iter().map(|bytes| u16::from_le_bytes(*bytes) & 0x7fff);
+        // The bits without the sign are in the order of the sizes; those of infinity and of what is no number are the largest. From 65,520 on,
+        // f16 is infinite, since it rounds to the nearest.
+        let (is_finite, is_half) = match self.dtype {
+            Dtype::F32 => {
+                let words = self.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes) & 0x7fff_ffff);
+                let largest = words.max().unwrap_or_default();
+                (largest < f32::INFINITY.to_bits(), largest < 65_520f32.to_bits())
+            }
+            Dtype::F16 => (halves().max().unwrap_or_default() < f16::INFINITY.to_bits(), true),
+            Dtype::Bf16 => {
+                let largest = halves().max().unwrap_or_default();
+                (largest < bf16::INFINITY.to_bits(), bf16::from_bits(largest).to_f32() < 65_520.0)
+            }
             other @ (Dtype::Q8_0 | Dtype::Coded(_)) => {
                 let cause = format!("its type is {other}; f32, f16 and bf16 are supported here");
                 return Err(FormatError::unsupported(self.file, Place::Tensor(self.name.to_owned()), cause));
             }
         };
-        match largest {
-            None => Err(broken("it holds numbers that are not finite")),
-            Some(largest) if as_half && largest >= LIMIT => Err(broken("it holds numbers that are too large for f16")),
-            Some(_) => Ok(()),
+        match (is_finite, is_half) {
+            (false, _) => Err(broken("it holds numbers that are not finite")),
+            (true, false) if as_half => Err(broken("it holds numbers that are too large for f16")),
+            (true, _) => Ok(()),
         }
     }
-}
-
-/// The largest size of all numbers; `None` if one is not finite.
-fn largest(numbers: impl Iterator<Item = f32>) -> Option<f32> {
-    // Of sizes, the order of the bits is that of the numbers, and those of infinity and of what is no number are the largest.
-    let largest = f32::from_bits(numbers.map(|number| number.abs().to_bits()).max().unwrap_or_default());
-    largest.is_finite().then_some(largest)
 }
 
 /// The `config.json` of a folder, read with a bound; of a model that also takes images, that of its part for texts.
