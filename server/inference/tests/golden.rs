@@ -115,6 +115,17 @@ fn gguf_with(keys: &[(&str, Key<'_>)], factors: Option<&[f32]>) -> Vec<u8> {
 }
 
 #[test]
+fn gguf_with_an_alignment_that_is_no_power_of_two_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("aligned.gguf");
+    for alignment in [Key::Whole(0), Key::Whole(3), Key::Whole(1 << 17), Key::Text("32")] {
+        std::fs::write(&path, gguf_with(&[("general.alignment", alignment)], None)).unwrap();
+        let why = Checkpoint::open(&path).unwrap_err().to_string();
+        assert!(why.contains("`general.alignment`") && why.contains("is not a power of two"), "{why}");
+    }
+}
+
+#[test]
 fn gguf_names_scaled_rotations_as_llama_cpp_does() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rope.gguf");
