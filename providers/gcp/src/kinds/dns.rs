@@ -512,7 +512,7 @@ fn is_as_good(wanted: &Value, seen: &str) -> bool {
 /// The address of an item.
 fn address<'s>(action: &str, id: &Id<'_>, spec: &'s Spec) -> Result<&'s str> {
     match spec.values.as_slice() {
-        [Value::String(address)] => Ok(address),
+        [Value::String(address)] => Ok(address.as_str()),
         _ => Err(invalid(action, &id.id(), "one of several sites has one address")),
     }
 }
