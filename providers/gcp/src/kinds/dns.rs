@@ -26,13 +26,15 @@ use crate::labels;
 use crate::names::PREFIX;
 use crate::row::{invalid, relative};
 use crate::service::Service;
-use crate::table::{Row, kind};
+use crate::table::{MINUTE, Row, kind};
 
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: Kind {
         pricing: Pricing::BySpec,
         // A record that becomes one of several, or the only one again, is converted by the create in one change.
         replace: ReplaceOrder::CreateFirst,
+        // The record of one site waits for the items of others, and they for it.
+        deadline: MINUTE.saturating_mul(30),
         permissions: &[
             // Which health check probes a set that its site leaves.
             Permission::on(&[Verb::Delete], "compute.healthChecks.list{?site}"),
@@ -43,6 +45,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
             Permission::on(CHANGES, "dns.resourceRecordSets.delete"),
             read("dns.resourceRecordSets.list"),
             put("dns.resourceRecordSets.update"),
+            // A site that leaves the others changes their set.
+            Permission::on(&[Verb::Delete], "dns.resourceRecordSets.update{?site}"),
         ],
         terraform: &[("google_dns_record_set", "id")],
         ..kind("gcp.dns-record", "a DNS record", Identity::Part)
@@ -174,10 +178,15 @@ impl Pair {
         })
     }
 
+    /// Whether several sites share it, also if another client removed the set.
+    fn is_shared(&self) -> bool {
+        let has_items = self.record.as_ref().is_none_or(|record| weighted::items(record).is_some());
+        has_items && self.taken.is_none() && self.alone().is_empty() && !self.shares().is_empty()
+    }
+
     /// The record of one site as it is. Where several sites share it there is none: a create makes it that of one site again, if it can.
     fn seen_alone(&self, id: &Id<'_>) -> Option<Spec> {
-        let is_absent = self.record.as_ref().is_none_or(|record| weighted::items(record).is_some());
-        if is_absent && self.taken.is_none() && self.alone().is_empty() && !self.shares().is_empty() {
+        if self.is_shared() {
             return None;
         }
         match (&self.record, &self.taken, &self.owner) {
@@ -211,12 +220,11 @@ impl Pair {
 
     /// The change that makes the record that of one site.
     fn created(&self, id: &Id<'_>, spec: &Spec, tags: &Tags) -> Result<Change> {
-        let shares = self.shares();
-        let own = vec![record(spec), owner(id, vec![dns_owner::value(tags)])];
-        let is_shared = self.items().is_some() && self.alone().is_empty() && !shares.is_empty();
-        if !is_shared {
+        if !self.is_shared() {
+            let own = vec![record(spec), owner(id, vec![dns_owner::value(tags)])];
             return Ok(Change { deletions: Vec::new(), additions: own });
         }
+        let shares = self.shares();
         self.refuse_other_deployments(id, &shares, tags)?;
         let is_left = shares.iter().all(|share| weighted::is_own(&share.text, tags));
         if !is_left || self.stranger(&shares).is_some() {
@@ -490,7 +498,10 @@ async fn remaining_check(api: &Api, id: &Id<'_>, current: &Value, pair: &Pair, t
     let other = checks.iter().find(|check| is_other(&of(check)));
     other.map(|check| check["selfLink"].clone()).ok_or_else(|| {
         let error = Error::new(ErrorKind::Conflict, "delete", id.id());
-        error.because("the other items of its record set have no health check but that of this site")
+        let error = error.because("the other items of its record set have no health check but that of this site");
+        error.hint(
+            "run `up` for the other sites, remove items of other clients, or give the record set another health check",
+        )
     })
 }
 

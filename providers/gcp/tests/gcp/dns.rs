@@ -16,6 +16,7 @@ use textnlp_provider::{
 use textnlp_sim::gcp::Options;
 use textnlp_sim::{Disruption, Fault, Rule};
 
+use crate::policy::{limit, printed};
 use crate::records::{bed, ends, gateway, is_refused, observed, said, shared, site, with};
 use crate::{Bench, REGION, Secrets, ZONE, endpoint, record as recorded, run};
 
@@ -437,6 +438,46 @@ fn sites_share_one_weighted_record_set_and_leave_it_one_after_the_other() {
         assert!(texts(&bench).iter().all(|text| text.contains("resource=other/gateway/record")));
         bench.finish(&operation(&bench, 5, Verb::Delete, &heavier, Some(&second))).await;
         assert_eq!(records(&bench), BTreeMap::new());
+    });
+}
+
+#[test]
+fn a_record_set_that_another_client_removed_is_made_again() {
+    run(async {
+        let bench = with_checks().await;
+        let wanted = item(&bench, "main", 100, "192.0.2.1");
+        let made = create(&bench, 1, &wanted).await;
+        let key = format!("dns/{}/rrsets/{NAME}./A", zone(&bench));
+        bench.cloud.world().objects.remove(&key);
+        let seen = present(&bench, &made).await;
+        let found = bench.provider.diff(&wanted, &made, &seen);
+        assert!(found.iter().any(|change| change.field == "values"), "{found:?}");
+        bench.finish(&operation(&bench, 2, Verb::Update, &wanted, Some(&made))).await;
+        assert_eq!(items(&bench), expected(&[("192.0.2.1", "100.0")]));
+
+        // Also as that of one site.
+        bench.cloud.world().objects.remove(&key);
+        create(&bench, 3, &record(&bench, &["192.0.2.1"])).await;
+        assert_eq!(records(&bench)["text.example.com./A"]["rrdatas"], json!(["192.0.2.1"]));
+        assert_eq!(texts(&bench).len(), 1);
+    });
+}
+
+#[test]
+fn the_role_of_a_plan_suffices_for_several_sites() {
+    run(async {
+        let bench = with_checks().await;
+        let (main, other) = (item(&bench, "main", 100, "192.0.2.1"), item(&bench, "other", 0, "192.0.2.2"));
+        let role = |verb: Verb| limit(&bench, &printed(&bench, std::slice::from_ref(&main), Some(verb)));
+        role(Verb::Create);
+        create(&bench, 1, &other).await;
+        let made = create(&bench, 2, &main).await;
+        role(Verb::Update);
+        let lighter = with(&main, "weight", json!(10));
+        bench.finish(&operation(&bench, 3, Verb::Update, &lighter, Some(&made))).await;
+        role(Verb::Delete);
+        bench.finish(&operation(&bench, 4, Verb::Delete, &main, Some(&made))).await;
+        assert_eq!(items(&bench), expected(&[("192.0.2.2", "0.0")]));
     });
 }
 

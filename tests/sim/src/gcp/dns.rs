@@ -200,7 +200,7 @@ fn check_items(cloud: &Cloud, place: &str, record: &Value) -> Result<(), Problem
     let check = text(policy, "healthCheck");
     let check = check.strip_prefix("https://www.googleapis.com/compute/v1/").filter(|path| path.contains("/global/"));
     let check = check.and_then(|path| cloud.get(&format!("compute/{path}")));
-    match check.is_some_and(|check| check["sourceRegions"].is_array()) {
+    match check.is_some_and(|check| check["sourceRegions"].as_array().is_some_and(|regions| !regions.is_empty())) {
         true => Ok(()),
         false => invalid("routingPolicy.healthCheck"),
     }
