@@ -13,6 +13,9 @@ use crate::row::{Field, Marks, Rest, RestKind, Table, Update};
 use crate::service::Service;
 use crate::table::{Row, kind};
 
+/// The kind of health checks, which are in the project of the zone.
+pub(crate) const HEALTH_CHECK: &str = "gcp.health-check";
+
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: Kind {
         pricing: Pricing::Unknown("by checked endpoints"),
@@ -26,7 +29,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             put("compute.healthChecks.useReadOnly"),
             read("compute.globalOperations.get"),
         ],
-        ..kind("gcp.health-check", "a health check from the internet", Identity::Named)
+        ..kind(HEALTH_CHECK, "a health check from the internet", Identity::Named)
     },
     service: "compute",
     resource: &Rest::<HealthCheck>::kind(),

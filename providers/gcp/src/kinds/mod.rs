@@ -5,7 +5,7 @@ pub(crate) mod bucket;
 pub(crate) mod budgets;
 pub(crate) mod container;
 mod dns;
-mod health_check;
+pub(crate) mod health_check;
 mod kms;
 pub(crate) mod monitoring;
 mod network;
