@@ -151,7 +151,7 @@ const AZURE: Row = Row { name: "azure", about: "Microsoft Azure: AKS", missing: 
 const MISSING: Row = Row {
     name: "",
     about: "",
-    capabilities: Capabilities { runtimes: &[] },
+    capabilities: Capabilities { runtimes: &[], site_records: None, names_balancers: false },
     missing: Some("not part of this build"),
     assumed: None,
     is_this_machine: false,
@@ -223,21 +223,27 @@ fn options(context: &Context<'_>) -> anyhow::Result<Options> {
 }
 
 /// The provider of a site, with the records of its names where the zone is at another site's provider. They are there as long as the
-/// environment has such a site, so that records can be removed.
+/// environment has such a site, so that records can be removed; those in the zone of the primary are wanted.
 fn provider(name: &str, context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
-    let own = (row(name)?.provider)(context)?;
+    let mut all = (row(name)?.provider)(context)?;
     let sites = &context.environment.sites;
     if !sites.iter().any(|site| site.name == *context.site && site.is_in_cluster()) {
-        return Ok(own);
+        return Ok(all);
     }
-    let mut homes = context.environment.primary().into_iter().chain(sites);
-    match homes.find_map(|site| Some((site, row(&site.provider).ok()?.records?))) {
-        Some((home, records)) if home.provider != name => {
-            let (records, part) = records(context, &home.name)?;
-            Ok(Arc::new(Combined::new(own, records, part)))
+    let primary = context.environment.primary();
+    let mut known = vec![name];
+    for home in primary.into_iter().chain(sites) {
+        let Some(records) = row(&home.provider).ok().and_then(|row| row.records) else { continue };
+        if known.contains(&home.provider.as_str()) {
+            continue;
         }
-        _ => Ok(own),
+        known.push(&home.provider);
+        let (records, part) = records(context, &home.name)?;
+        let part: SecondPart =
+            if primary.is_some_and(|primary| primary.provider == home.provider) { part } else { |_, _| None };
+        all = Arc::new(Combined::new(all, records, part));
     }
+    Ok(all)
 }
 
 fn local_provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {

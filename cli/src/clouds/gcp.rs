@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use textnlp_gcp::{Access, CAPABILITIES, CLUSTER, Gcp, cluster_id, cluster_name, models_bucket};
+use textnlp_gcp::{Access, CAPABILITIES, CLUSTER, Gcp, Records, cluster_id, cluster_name, models_bucket};
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
-use textnlp_provider::{Outputs, Provider, Result, Site, SiteName};
+use textnlp_provider::{Outputs, Provider, Result, SecondPart, Site, SiteName};
 
 use super::image::OwnImage;
 use super::managed::{self, ManagedClusters};
@@ -31,7 +31,7 @@ pub(super) const ROW: Row = Row {
     is_this_machine: false,
     account: |environment, site| Box::pin(account(environment, site)),
     provider,
-    records: None,
+    records: Some(records),
     operations,
     endpoint,
     bucket: |site, existing| {
@@ -64,6 +64,13 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     let access = access(environment, site, &region(environment, site)?);
     let outer = Arc::new(Gcp::new(access.clone(), secrets.clone()).pushing(Arc::new(OwnImage::new()?)));
     managed::provider(context, outer, textnlp_gcp::inside, clusters(access)?)
+}
+
+/// The records of another site's names, in a zone of the project of this site.
+fn records(context: &Context<'_>, home: &SiteName) -> anyhow::Result<(Arc<dyn Provider>, SecondPart)> {
+    let Context { environment, secrets, .. } = context;
+    let access = access(environment, home, &region(environment, home)?);
+    Ok((Arc::new(Records::new(access, secrets.clone())), Records::part))
 }
 
 fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {

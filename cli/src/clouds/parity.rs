@@ -224,6 +224,12 @@ const VARIATIONS: &[Variation] = &[
     variation(AWS, "models of its bucket", MODELS),
     variation("aws, sagemaker", "`scaling.max`", &["scaling.max=6", "scaling.requests_per_second=5"]),
     variation("gcp", "`traffic.existing`", &["traffic.existing=example-com"]),
+    Variation {
+        column: "gcp",
+        with: "several sites",
+        environment: "multi-region-clouds",
+        sets: &["database.hosting=external", "traffic.existing=example-com"],
+    },
     variation("gcp", "a mailbox in `monitoring.receivers`", MAILBOX),
     variation("gcp", "`budget.monthly`", BUDGET),
     variation("gcp", "`database.replica_region`", &["database.replica_region=us-east1"]),

@@ -1,7 +1,7 @@
 //! What AWS can do with the settings of an environment.
 
 use textnlp_provider::capabilities::Capability::*;
-use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, Store};
+use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, SiteRecords, Store};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
     DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
@@ -17,6 +17,8 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         RuntimeSupport { runtime: Runtime::Kubernetes, supported: KUBERNETES, refused: &[] },
         RuntimeSupport { runtime: Runtime::Sagemaker, supported: SAGEMAKER, refused: NOT_BY_SAGEMAKER },
     ],
+    site_records: Some(SiteRecords { notices_after: endpoint::NOTICES_AFTER, takes_names: true }),
+    names_balancers: true,
 };
 
 const KUBERNETES: &[Capability] = &[

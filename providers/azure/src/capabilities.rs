@@ -93,4 +93,6 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             ("storage.existing_key", "existing keys are not supported for storage accounts yet"),
         ],
     }],
+    site_records: None,
+    names_balancers: false,
 };

@@ -60,7 +60,7 @@ pub fn single_records<'e>(endpoint: &'e Endpoint, site: &Site, dns: &str) -> Res
     match &endpoint.share {
         Some(share) if share.is_at_other_provider => Ok(None),
         Some(_) if endpoint.zone.is_some() => {
-            let cause = format!("records of several sites are created in Route 53 only, not in {dns}");
+            let cause = format!("records of several sites are created in Route 53 and Cloud DNS only, not in {dns}");
             Err((cause, "remove `traffic.existing`, and use the global endpoint or `dns`"))
         }
         _ => records(endpoint, site),

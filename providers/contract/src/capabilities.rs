@@ -1,6 +1,7 @@
 //! The settings of an environment that a provider supports. Anything not listed is refused.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
@@ -11,6 +12,19 @@ use crate::settings::{
 pub struct Capabilities {
     /// How programs can run, the usual runtime first.
     pub runtimes: &'static [RuntimeSupport],
+    /// The records of several sites in its DNS zones; `None` where it creates none.
+    pub site_records: Option<SiteRecords>,
+    /// Whether the load balancers of its clusters have names, and no fixed addresses.
+    pub names_balancers: bool,
+}
+
+/// What records of several sites, each with a weight and a health check, are like.
+#[derive(Debug, Clone, Copy)]
+pub struct SiteRecords {
+    /// How long a lost site is in answers at most, before resolvers ask again.
+    pub notices_after: Duration,
+    /// Whether a record can point at a load balancer that has a name and no fixed address.
+    pub takes_names: bool,
 }
 
 impl Capabilities {

@@ -1,14 +1,14 @@
 //! What Google Cloud can do with the settings of an environment.
 
 use textnlp_provider::capabilities::Capability::*;
-use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
+use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, SiteRecords, Store};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
     DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
 use textnlp_provider::{Component, Site};
 
-use crate::lower::bucket_identity;
+use crate::lower::{NOTICES_AFTER, bucket_identity};
 
 /// The component as the provider of the objects inside of the cluster expands it: without what Google Cloud's own resources answer for.
 /// Pure.
@@ -82,4 +82,6 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         ],
         refused: &[],
     }],
+    site_records: Some(SiteRecords { notices_after: NOTICES_AFTER, takes_names: false }),
+    names_balancers: false,
 };

@@ -64,6 +64,8 @@ const CONSTRAINTS: &[Constraint] = &[
         kind: "gcp.node-pool",
         is_refused: |pool| pool.get("secure_boot").and_then(Value::as_bool) == Some(false),
     },
+    // <https://cloud.google.com/dns/docs/configure-routing-policies>
+    Constraint { name: "compute.disableInternetNetworkEndpointGroup", kind: "gcp.health-check", is_refused: |_| true },
 ];
 
 /// The addresses that a node takes for its pods (<https://cloud.google.com/kubernetes-engine/docs/how-to/flexible-pod-cidr>).

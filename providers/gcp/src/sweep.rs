@@ -11,6 +11,7 @@ use textnlp_provider::{Leftover, Leftovers, Result, Sweep, error_chain};
 
 use crate::api::Api;
 use crate::kinds::budgets::BUDGET;
+use crate::kinds::health_check::HEALTH_CHECK;
 use crate::row::relative;
 use crate::service::Service;
 use crate::table::{self, Row};
@@ -74,9 +75,10 @@ pub(crate) async fn leftovers(api: &Arc<Api>, wanted: &Sweep<'_>) -> Result<Left
         let what = "KMS keeps rings for ever, and they cost nothing".to_owned();
         all.expected.insert(Leftover { id: ring.cloud_id.to_string(), what });
     }
-    for budget in wanted.before.iter().filter(|one| one.kind.as_str() == BUDGET) {
-        let id = budget.cloud_id.as_str();
-        let Some(row) = table::row(&budget.kind).filter(|_| !kept.contains(&(BUDGET, id))) else { continue };
+    // Those of another project than that of the site are in no list.
+    for one in wanted.before.iter().filter(|one| [BUDGET, HEALTH_CHECK].contains(&one.kind.as_str())) {
+        let id = one.cloud_id.as_str();
+        let Some(row) = table::row(&one.kind).filter(|_| !kept.contains(&(one.kind.as_str(), id))) else { continue };
         sweep::by_id(&mut all, api.as_ref(), row, id, wanted.lineage).await;
     }
     let clusters = wanted.before.iter().filter(|one| one.kind.as_str() == table::CLUSTER);

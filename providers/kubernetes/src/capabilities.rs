@@ -49,4 +49,6 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             ("registry.url", "the registry is yours: `sites[].cluster.image` names the image"),
         ],
     }],
+    site_records: None,
+    names_balancers: false,
 };

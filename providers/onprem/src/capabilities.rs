@@ -47,4 +47,6 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             ("registry.url", "machines run programs, not images"),
         ],
     }],
+    site_records: None,
+    names_balancers: false,
 };

@@ -103,6 +103,14 @@ impl Checker<'_> {
             let cause = "the global endpoint verifies each site with the site's built-in certificate authority";
             self.say(Severity::Refusal, "traffic.managed_certificate", cause, "remove it");
         }
+        let support = |site: &SiteSettings| catalogue.providers.get(&site.provider).map(|offer| &offer.capabilities);
+        let records = e.primary().and_then(|home| support(home).map(|support| (home, support.site_records)));
+        if let Some((home, None)) = records {
+            let cause = format!("zones of provider `{}` have no records of several sites", cut(&home.provider));
+            let fix = "remove it, and use the global endpoint or `dns`";
+            return self.say(Severity::Refusal, path, cause, fix);
+        }
+        let takes_names = records.and_then(|(_, records)| records).is_none_or(|records| records.takes_names);
         let plain = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
         let mut taken: BTreeMap<String, String> = BTreeMap::new();
         taken.extend(e.traffic.domain.iter().map(|domain| (plain(domain), "traffic.domain".to_owned())));
@@ -127,6 +135,14 @@ impl Checker<'_> {
                     cut(&site.provider)
                 );
                 self.say(Severity::Refusal, path, cause, "remove it, and use `dns`");
+            }
+            if !takes_names && support(site).is_some_and(|support| support.names_balancers) {
+                let cause = format!(
+                    "load balancers of provider `{}` have names and no fixed addresses, and weighted records of this zone have addresses",
+                    cut(&site.provider)
+                );
+                let fix = "remove `traffic.existing`, and use the global endpoint, or make a site of this provider the primary";
+                self.say(Severity::Refusal, &format!("sites[{i}].provider"), cause, fix);
             }
             // Its address is checked with those of the sites that fail over.
             let Some(host) = site.cluster.host() else { continue };

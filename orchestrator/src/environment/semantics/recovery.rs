@@ -17,8 +17,10 @@ const ROLLOUT_MAX_SECONDS: u64 = 3 * 3600;
 /// The time from the turn of a site to its takeover: the witness's grant, the new primary's first write and the new
 /// traffic weights. Usually well under a second; this is the guaranteed bound.
 const TAKEOVER: Duration = Duration::from_secs(5);
-/// Records of a zone follow the health checks of its provider, which take half a minute, and resolvers keep an answer for a minute.
-const RECORDS: Duration = Duration::from_secs(30 + 60);
+/// Records of a zone follow the health checks of its provider: how long these take where the provider is not known.
+const RECORD_CHECKS: Duration = Duration::from_secs(30);
+/// How long resolvers keep the records of several sites, which have no other TTL.
+const RECORD_TTL: Duration = Duration::from_secs(60);
 /// Usage is replicated four times a second; this is the guaranteed bound.
 const SHIPPED: Duration = Duration::from_secs(1);
 /// Shorter poll intervals cost more than they gain.
@@ -152,8 +154,11 @@ impl Checker<'_> {
                 self.error("traffic.ttl", cause, format!("make it shorter than what `dr.rto` ({}) leaves", dr.rto));
             }
         }
-        if dr.mode != Failover::None && e.has_site_records() && RECORDS >= dr.rto.0 {
-            let cause = format!("clients that follow the DNS records notice a lost site only after {}", Span(RECORDS));
+        let home = e.primary().and_then(|home| catalogue.providers.get(&home.provider));
+        let records = home.and_then(|home| home.capabilities.site_records);
+        let noticed = records.map_or(RECORD_CHECKS, |records| records.notices_after) + RECORD_TTL;
+        if dr.mode != Failover::None && e.has_site_records() && noticed >= dr.rto.0 {
+            let cause = format!("clients that follow the DNS records notice a lost site only after {}", Span(noticed));
             self.error("dr.rto", cause, "allow more time");
         }
         // Creating a managed cluster alone takes about fifteen minutes.

@@ -163,7 +163,7 @@ fn every_setting_is_checked_against_capabilities_or_exempt() {
 #[test]
 fn provider_without_capabilities_is_refused_every_setting() {
     let runtimes = &[RuntimeSupport { runtime: Runtime::Process, supported: &[], refused: &[] }];
-    let capabilities = Capabilities { runtimes };
+    let capabilities = Capabilities { runtimes, ..Capabilities::default() };
     let mut catalogue = Catalogue::default();
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
     let asked = "network: { waf: true, policies: true, cidr: 10.0.0.0/16, subnets: [a], open_ports: [9000] }\n\
@@ -219,7 +219,7 @@ fn feature_flags_without_effect_are_refused_with_the_reason() {
         refused: &[],
     };
     let mut catalogue = Catalogue::default();
-    let capabilities = Capabilities { runtimes: &[FEATURES] };
+    let capabilities = Capabilities { runtimes: &[FEATURES], ..Capabilities::default() };
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
     let text = format!("{}features: {{ sso: true, custom_models: true, beta: true }}\n", super::GOOD);
     let said = super::said(super::load(&text, &Overrides::default(), &catalogue));
@@ -236,7 +236,7 @@ fn capabilities_are_by_provider_and_runtime() {
         RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[Capability::Tls(TlsMode::LocalCa)], refused: &[] };
     const ENDPOINTS: RuntimeSupport =
         RuntimeSupport { runtime: Runtime::Sagemaker, supported: &[Capability::Tls(TlsMode::Off)], refused: &[] };
-    let capabilities = Capabilities { runtimes: &[PODS, ENDPOINTS] };
+    let capabilities = Capabilities { runtimes: &[PODS, ENDPOINTS], ..Capabilities::default() };
     let mut catalogue = Catalogue::default();
     catalogue.providers.insert("cumulus".to_owned(), Offer { capabilities, ..Offer::default() });
     let of = |runtime: &str| {
@@ -261,9 +261,8 @@ fn one_site_whose_provider_reads_an_export_of_bills_is_enough() {
     };
     let mut catalogue = Catalogue::default();
     for (name, runtimes) in [("onprem", &[PLAIN]), ("cumulus", &[EXPORT])] {
-        catalogue
-            .providers
-            .insert(name.to_owned(), Offer { capabilities: Capabilities { runtimes }, ..Offer::default() });
+        let capabilities = Capabilities { runtimes, ..Capabilities::default() };
+        catalogue.providers.insert(name.to_owned(), Offer { capabilities, ..Offer::default() });
     }
     let of = |site: &str| {
         let text = super::GOOD.replace("provider: onprem }", &format!("provider: onprem }}{site}"));

@@ -427,6 +427,53 @@ fn each_of_three_clouds_has_its_records_in_the_zone_of_the_primary() {
 }
 
 #[test]
+fn records_of_several_sites_depend_on_the_provider_of_the_primary() {
+    use textnlp_provider::capabilities::{Setting, SiteRecords};
+    const PODS: &[RuntimeSupport] = &[RuntimeSupport {
+        runtime: Runtime::Kubernetes,
+        supported: &[Capability::Optional(Setting::ClusterVersion), Capability::Optional(Setting::ExistingZone)],
+        refused: &[],
+    }];
+    let offer = |seconds: Option<u64>, takes_names: bool, names_balancers: bool| Offer {
+        capabilities: Capabilities {
+            runtimes: PODS,
+            site_records: seconds
+                .map(|seconds| SiteRecords { notices_after: std::time::Duration::from_secs(seconds), takes_names }),
+            names_balancers,
+        },
+        ..Offer::default()
+    };
+    let mut catalogue = Catalogue::default();
+    for (name, offer) in [
+        ("aws", offer(Some(30), true, true)),
+        ("gcp", offer(Some(60), false, false)),
+        ("azure", offer(None, false, false)),
+    ] {
+        catalogue.providers.insert(name.to_owned(), offer);
+    }
+    let said = |sites: [&str; 3]| {
+        let sets = sites.iter().enumerate().map(|(i, provider)| format!("sites[{i}].provider={provider}"));
+        let sets = sets.chain(["traffic.existing=Z1".to_owned(), "dr.rto=100s".to_owned()]).collect();
+        let overrides = Overrides { sets, ..Overrides::default() };
+        said(Library::built_in().load("multi-region-clouds", &overrides, &catalogue))
+    };
+    let (names, none, late) = (
+        "load balancers of provider `aws` have names and no fixed addresses",
+        "zones of provider `azure` have no records of several sites",
+        "clients that follow the DNS records notice a lost site only after",
+    );
+    for (sites, expected) in [
+        (["aws", "gcp", "azure"], [false, false, false]),
+        (["gcp", "gcp", "azure"], [false, false, true]),
+        (["gcp", "azure", "aws"], [true, false, true]),
+        (["azure", "gcp", "aws"], [false, true, false]),
+    ] {
+        let said = said(sites);
+        assert_eq!([names, none, late].map(|text| said.contains(text)), expected, "{sites:?}: {said}");
+    }
+}
+
+#[test]
 fn dns_traffic_has_no_global_endpoint() {
     let sets = ["traffic.mode=dns", "dr.witness=null"].map(str::to_owned).into();
     let overrides = Overrides { sets, ..Overrides::default() };

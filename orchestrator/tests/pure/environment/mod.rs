@@ -569,7 +569,7 @@ fn unsupported_provider_settings_are_refused_by_name() {
         ],
         refused: &[],
     };
-    let capabilities = Capabilities { runtimes: &[PROCESSES] };
+    let capabilities = Capabilities { runtimes: &[PROCESSES], ..Capabilities::default() };
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
     let missing = Some("build with `--features all`".to_owned());
     catalogue.providers.insert("cumulus".to_owned(), Offer { missing, ..Offer::default() });
@@ -628,7 +628,7 @@ fn flag_that_replaces_the_provider_replaces_what_the_new_one_does_not_support() 
         ],
         refused: &[],
     };
-    let capabilities = Capabilities { runtimes: &[PODS] };
+    let capabilities = Capabilities { runtimes: &[PODS], ..Capabilities::default() };
     let offer = Offer { capabilities, region: Some("north-1".to_owned()), ..Offer::default() };
     let catalogue = Catalogue { providers: BTreeMap::from([("cumulus".to_owned(), offer)]), ..Catalogue::default() };
     let flag = FlagValue {
@@ -657,7 +657,7 @@ fn flag_that_replaces_the_provider_replaces_what_the_new_one_does_not_support() 
 fn provider_detection_needs_evidence_and_never_guesses() {
     let offer = |linked: bool, runtimes: &'static [RuntimeSupport]| Offer {
         missing: (!linked).then(|| "not part of this version".to_owned()),
-        capabilities: Capabilities { runtimes },
+        capabilities: Capabilities { runtimes, ..Capabilities::default() },
         ..Offer::default()
     };
     const PROCESSES: &[RuntimeSupport] = &[RuntimeSupport { runtime: Runtime::Process, supported: &[], refused: &[] }];

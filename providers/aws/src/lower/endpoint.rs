@@ -1,6 +1,7 @@
 //! Traffic of clients: the load balancer of the service, which the controllers of the cluster create, and its DNS record.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_cloud::endpoint::{ADDRESS, NamedRecord, is_balanced, plain, records, service};
@@ -35,6 +36,8 @@ const MAX_WEIGHT: u32 = 255;
 const HEALTH_PATH: &str = "/health";
 const PROBE_SECONDS: u32 = 10;
 const PROBES: u32 = 3;
+/// How long a lost site is in answers, before resolvers ask again.
+pub(crate) const NOTICES_AFTER: Duration = Duration::from_secs((PROBE_SECONDS * PROBES) as u64);
 /// The part with the certificate that the load balancer shows.
 const CERTIFICATE: &str = "certificate";
 /// TLS 1.2 and 1.3 with forward secrecy

@@ -5,6 +5,7 @@ pub(crate) mod bucket;
 pub(crate) mod budgets;
 pub(crate) mod container;
 mod dns;
+pub(crate) mod health_check;
 mod kms;
 pub(crate) mod monitoring;
 mod network;
@@ -12,6 +13,7 @@ pub(crate) mod private;
 mod registry;
 mod services;
 mod sql;
+mod weighted;
 
 pub(crate) use binding::prepare_declarations;
 pub(crate) use network::NAT;
@@ -31,6 +33,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     registry::ROWS,
     kms::ROWS,
     sql::ROWS,
+    health_check::ROWS,
     dns::ROWS,
     monitoring::ROWS,
     budgets::ROWS,

@@ -14,7 +14,8 @@
 //! database, and the user that the service connects as; `replica-N`; `remote`: the replica in another region; `key-access` where data is
 //! protected, and with a replica in another region `remote-key-ring`, `remote-key`, `remote-key-access`. With an existing network
 //! neither `range` nor `connection` |
-//! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
+//! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; with several sites `health`, a
+//! health check, and `name`, the site's own name |
 //! | monitoring | `SITE/monitoring/services`: the enabled services; `mailbox-N`: a channel for each mailbox; `alert-NAME`: alert policies;
 //! `overview`, a dashboard, with a stack; `budget`: the cost budget, if there is one |
 
@@ -26,6 +27,7 @@ mod monitoring;
 mod network;
 mod registry;
 
+pub(crate) use dns::NOTICES_AFTER;
 pub(crate) use models::bucket_identity;
 pub use models::models_bucket;
 use serde_json::{Value, json};
@@ -63,7 +65,7 @@ const ROTATION_DAYS: u32 = 90;
 
 /// Expands a component into the resources of its site's project and region.
 pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
-    let mut lowering = Lowering { component, site, wanted: Vec::new(), problems: Vec::new() };
+    let mut lowering = Lowering { component, site, is_elsewhere: false, wanted: Vec::new(), problems: Vec::new() };
     match &component.part {
         ComponentSpec::Network(network) => lowering.network(network),
         ComponentSpec::ModelStore(store) => lowering.models(store),
@@ -85,10 +87,21 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
     if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
 }
 
+/// Expands the records of a site that is at another provider, in a zone of Cloud DNS.
+pub(crate) fn lower_records(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+    let mut lowering = Lowering { component, site, is_elsewhere: true, wanted: Vec::new(), problems: Vec::new() };
+    if let ComponentSpec::Endpoint(endpoint) = &component.part {
+        lowering.endpoint(endpoint);
+    }
+    if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
+}
+
 /// The state of one component's expansion.
 struct Lowering<'a> {
     component: &'a Component,
     site: &'a Site,
+    /// Whether the site is at another provider: it has no project, and enables no services.
+    is_elsewhere: bool,
     wanted: Vec<Wanted>,
     problems: Vec<Problem>,
 }
@@ -134,7 +147,7 @@ impl Lowering<'_> {
             self.problems.extend(labels::problems(&self.site.tags));
         }
         // Every service is enabled first.
-        let services = self.part_of(NETWORK, "services");
+        let services = self.part_of(NETWORK, "services").filter(|_| !self.is_elsewhere);
         if self.wanted.last().is_some_and(|last| Some(&last.id) != services.as_ref()) {
             self.after(services);
         }

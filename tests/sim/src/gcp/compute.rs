@@ -140,6 +140,30 @@ pub(crate) const ACCELERATORS: &[(&str, i64, &str, &[&str])] = &[
     ),
 ];
 
+/// Refuses what a health check from regions cannot have.
+fn check_sources(body: &Value) -> Result<(), Problem> {
+    let invalid = |field: &str| {
+        let message = format!("Invalid value for field 'resource.{field}': '{}'.", body[field]);
+        Err(Problem::with_reason(400, "invalid", message))
+    };
+    let seconds = |field: &str| body[field].as_u64().unwrap_or(5);
+    if seconds("timeoutSec") > seconds("checkIntervalSec") {
+        return invalid("timeoutSec");
+    }
+    let regions = body["sourceRegions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if regions.is_empty() {
+        return Ok(());
+    }
+    let is_region = |region: &Value| REGIONS.iter().any(|(name, _)| region == name);
+    if regions.len() != 3 || !regions.iter().all(is_region) {
+        return invalid("sourceRegions");
+    }
+    if !["HTTP", "HTTPS", "TCP"].contains(&body["type"].as_str().unwrap_or_default()) {
+        return invalid("type");
+    }
+    if seconds("checkIntervalSec") < 30 { invalid("checkIntervalSec") } else { Ok(()) }
+}
+
 /// The type and count of accelerators that belong to a machine type.
 type Accelerators = (&'static str, i64);
 
@@ -333,6 +357,21 @@ pub(crate) const KINDS: &[Kind] = &[
         ..ROW
     },
     Kind {
+        methods: "compute.healthChecks",
+        verbs: &["insert", "get", "list", "patch", "delete"],
+        collection: ("compute", "healthChecks"),
+        seconds: (5, 5, 5),
+        defaults: &[
+            ("/checkIntervalSec", "5"),
+            ("/timeoutSec", "5"),
+            ("/healthyThreshold", "2"),
+            ("/unhealthyThreshold", "2"),
+        ],
+        check: |_, _, body| check_sources(body),
+        check_update: |_, _, _, after| check_sources(after),
+        ..ROW
+    },
+    Kind {
         methods: "compute.disks",
         verbs: &["get", "list", "aggregatedList", "delete"],
         collection: ("compute", "disks"),
@@ -464,6 +503,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "constraints of the organisation refuse a creation with 412 conditionNotMet and list each",
         Source::Report("gardener/gardener-extension-provider-gcp#415"),
+    ),
+    rule(
+        "a health check from regions has three of them, is of HTTP, HTTPS or TCP, and probes every 30 seconds at most",
+        Source::Documentation("https://cloud.google.com/compute/docs/reference/rest/v1/healthChecks"),
     ),
     rule(
         "names match the expression of RFC 1035",

@@ -66,6 +66,22 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://cloud.google.com/dns/docs/access-control"),
     ),
     rule(
+        "a weighted record set has items in place of values, each with a weight from 0 to 1000",
+        Source::Documentation("https://cloud.google.com/dns/docs/configure-routing-policies"),
+    ),
+    rule(
+        "a health check decides about all items of a record set, or about none",
+        Source::Documentation("https://cloud.google.com/dns/docs/routing-policies-overview"),
+    ),
+    rule(
+        "items with external endpoints need the full address of a global health check that probes from regions",
+        Source::Documentation("https://cloud.google.com/dns/docs/reference/rest/v1/resourceRecordSets"),
+    ),
+    rule(
+        "answers fill in the empty members of items and their kinds, which a deletion may leave out",
+        Source::Report("GoogleCloudPlatform/k8s-config-connector#9395"),
+    ),
+    rule(
         "a text of a TXT record has 255 characters at most, in quotes",
         Source::Documentation("https://cloud.google.com/dns/docs/records-overview"),
     ),
@@ -120,9 +136,74 @@ fn record_key(zone: &str, record: &Value) -> String {
 }
 
 fn put_record(cloud: &mut Cloud, zone: &str, record: &Value) {
-    let mut record = record.clone();
+    let mut record = filled(record);
     record["kind"] = "dns#resourceRecordSet".into();
     cloud.put(&record_key(zone, &record), record);
+}
+
+/// A record set with the members that answers have of a weighted one.
+fn filled(record: &Value) -> Value {
+    let mut record = record.clone();
+    // An index would add the members.
+    let Some(policy) = record.get_mut("routingPolicy") else { return record };
+    let items = policy.pointer_mut("/wrr/items").and_then(Value::as_array_mut);
+    if let Some(items) = items {
+        for item in items {
+            item["kind"] = "dns#rRSetRoutingPolicyWrrPolicyWrrPolicyItem".into();
+            item["weight"] = item["weight"].as_f64().into();
+            item["signatureRrdatas"] = json!([]);
+            for pointer in
+                ["/rrdatas", "/healthCheckedTargets/externalEndpoints", "/healthCheckedTargets/internalLoadBalancers"]
+            {
+                if item.pointer(pointer).is_none() {
+                    super::cloud::put(item, pointer, json!([]));
+                }
+            }
+        }
+        policy["wrr"]["kind"] = "dns#rRSetRoutingPolicyWrrPolicy".into();
+        policy["kind"] = "dns#rRSetRoutingPolicy".into();
+        record["rrdatas"] = json!([]);
+    }
+    record
+}
+
+/// The addresses that a health check decides about, and those that it does not.
+fn addresses(item: &Value) -> [Vec<&str>; 2] {
+    [&item["healthCheckedTargets"]["externalEndpoints"], &item["rrdatas"]]
+        .map(|list| list.as_array().into_iter().flatten().filter_map(Value::as_str).collect())
+}
+
+/// Refuses what a weighted record set cannot have.
+fn check_items(cloud: &Cloud, place: &str, record: &Value) -> Result<(), Problem> {
+    let invalid = |field: &str| Err(refused(400, "invalid", format!("Invalid value for '{place}.{field}'")));
+    let policy = &record["routingPolicy"];
+    let Some(items) = policy["wrr"]["items"].as_array() else { return Ok(()) };
+    if items.is_empty() || record["rrdatas"].as_array().is_some_and(|values| !values.is_empty()) {
+        return invalid("routingPolicy");
+    }
+    let is_weight = |item: &Value| item["weight"].as_f64().is_some_and(|weight| (0.0..=1000.0).contains(&weight));
+    if !items.iter().all(is_weight) {
+        return invalid("routingPolicy.wrr.item.weight");
+    }
+    let kind = text(record, "type");
+    let all: Vec<[Vec<&str>; 2]> = items.iter().map(addresses).collect();
+    if all.iter().flatten().flatten().any(|value| !is_value(kind, value)) {
+        return invalid("routingPolicy.wrr.item.rrdata");
+    }
+    let checked = all.iter().filter(|[checked, _]| !checked.is_empty()).count();
+    if checked == 0 {
+        return if all.iter().all(|[_, plain]| !plain.is_empty()) { Ok(()) } else { invalid("routingPolicy.wrr.item") };
+    }
+    if all.iter().any(|[checked, plain]| checked.is_empty() || !plain.is_empty()) {
+        return invalid("routingPolicy.wrr.item.healthCheckedTargets");
+    }
+    let check = text(policy, "healthCheck");
+    let check = check.strip_prefix("https://www.googleapis.com/compute/v1/").filter(|path| path.contains("/global/"));
+    let check = check.and_then(|path| cloud.get(&format!("compute/{path}")));
+    match check.is_some_and(|check| check["sourceRegions"].as_array().is_some_and(|regions| !regions.is_empty())) {
+        true => Ok(()),
+        false => invalid("routingPolicy.healthCheck"),
+    }
 }
 
 /// The records of a zone.
@@ -195,6 +276,7 @@ fn list_records(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
 
 /// Whether a deletion has all of a record as it is.
 fn is_same(there: &Value, deleted: &Value) -> bool {
+    let deleted = &filled(deleted);
     let values = |record: &Value| -> BTreeSet<String> {
         let list = record["rrdatas"].as_array().into_iter().flatten();
         list.filter_map(Value::as_str).map(str::to_owned).collect()
@@ -251,6 +333,7 @@ fn change(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         if let Some(wrong) = values.find(|value| !is_value(kind, value)) {
             return Err(refused(400, "invalid", format!("Invalid value for '{place}.rrdata[0]': '{wrong}'")));
         }
+        check_items(cloud, &place, one)?;
         if !left.insert(record_key(&key, one)) {
             let message = format!("The resource '{place}' named '{}' already exists", named(one));
             return Err(refused(409, "alreadyExists", message));

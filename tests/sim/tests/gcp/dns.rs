@@ -72,3 +72,66 @@ fn a_project_without_the_api_answers_for_no_zone() {
         assert!(answer.message().starts_with("Cloud DNS API has not been used in project"), "{}", answer.message());
     }
 }
+
+/// A health check from these regions, with this interval.
+fn health_check(client: &Client, name: &str, regions: &[&str], interval: u32) -> Answer {
+    let body = json!({
+        "name": name, "type": "HTTPS", "checkIntervalSec": interval, "timeoutSec": 5, "sourceRegions": regions,
+        "httpsHealthCheck": { "port": 8443, "requestPath": "/health", "host": "text.example.com" },
+    });
+    client.post("compute", "projects/PROJECT/global/healthChecks", body)
+}
+
+fn weighted(check: &str, items: &[Value]) -> Value {
+    let policy = json!({ "healthCheck": check, "wrr": { "items": items } });
+    json!({ "name": "text.example.com.", "type": "A", "ttl": 60, "routingPolicy": policy })
+}
+
+fn item(weight: f64, address: &str) -> Value {
+    json!({ "weight": weight, "healthCheckedTargets": { "externalEndpoints": [address] } })
+}
+
+/// GoogleCloudPlatform/k8s-config-connector#9395.
+#[test]
+fn a_weighted_record_set_has_items_with_a_health_check_from_three_regions() {
+    let client = client();
+    let three = ["us-central1", "us-east1", "us-west1"];
+    for (regions, interval) in [(&three[..2], 30), (&["us-central1", "us-east1", "mars-west1"], 30), (&three, 10)] {
+        assert_eq!(
+            health_check(&client, "wrong", regions, interval).reason(),
+            (400, "invalid"),
+            "{regions:?} {interval}"
+        );
+    }
+    client.wait("compute", health_check(&client, "probes", &three, 30));
+    client.wait("compute", health_check(&client, "of-balancers", &[], 30));
+    let found = client.get("compute", "projects/PROJECT/global/healthChecks/probes").ok();
+    let own = found["selfLink"].as_str().unwrap();
+    let other = own.replace("/probes", "/of-balancers");
+    let first = item(100.0, "192.0.2.1");
+    let unchecked = json!({ "weight": 1, "rrdatas": ["192.0.2.2"] });
+    for (set, says) in [
+        (weighted(own, &[]), "routingPolicy"),
+        (weighted(own, &[item(-1.0, "192.0.2.1")]), "weight"),
+        (weighted(own, &[item(1001.0, "192.0.2.1")]), "weight"),
+        (weighted(own, &[item(1.0, "a.example.net.")]), "rrdata"),
+        (weighted(own, &[first.clone(), unchecked]), "healthCheckedTargets"),
+        (weighted(&other, std::slice::from_ref(&first)), "healthCheck"),
+        (weighted("projects/PROJECT/global/healthChecks/probes", std::slice::from_ref(&first)), "healthCheck"),
+    ] {
+        let answer = change(&client, &[], std::slice::from_ref(&set));
+        assert_eq!(answer.reason(), (400, "invalid"), "{set}");
+        assert!(answer.message().contains(says), "{says}: {}", answer.message());
+    }
+    let one = weighted(own, std::slice::from_ref(&first));
+    change(&client, &[], std::slice::from_ref(&one)).ok();
+    let all = client.get("dns", &format!("{ZONES}/z/rrsets?name=text.example.com.")).ok();
+    let read = all["rrsets"][0].clone();
+    let policy = &read["routingPolicy"];
+    assert_eq!((&policy["healthCheck"], &read["rrdatas"]), (&json!(own), &json!([])));
+    assert_eq!(policy["wrr"]["items"][0]["kind"], "dns#rRSetRoutingPolicyWrrPolicyWrrPolicyItem");
+    let two = weighted(own, &[first, item(0.0, "192.0.2.2")]);
+    assert_eq!(change(&client, std::slice::from_ref(&two), &[]).reason(), (412, "conditionNotMet"));
+    change(&client, &[read], std::slice::from_ref(&two)).ok();
+    change(&client, &[two], &[]).ok();
+}
