@@ -130,6 +130,7 @@ mod tests {
     use jiff::Timestamp;
     use textnlp_orchestrator::clock::VirtualClock;
     use textnlp_provider::Lineage;
+    use textnlp_provider::operations::EndpointAccess;
     use uuid::Uuid;
 
     fn unreachable(why: &'static str) -> Failure {
@@ -162,7 +163,7 @@ mod tests {
         RunningEnvironment {
             address: "https://127.0.0.1:8443".into(),
             metrics_address: None,
-            is_invoked: false,
+            access: EndpointAccess::Keys,
             ca_file: Some("/a b/ca.pem".into()),
             key_file: Some(key_file.into()),
             key: None,

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use textnlp_server::Server;
+use textnlp_server::config::Container;
 
 use super::support::{Client, Setup, Shape, config, path, start, until, write_model};
 
@@ -12,7 +13,7 @@ async fn container_of_sagemaker_answers_pings_and_invocations_and_nothing_else()
     let folder = tempfile::tempdir().unwrap();
     write_model(&path(&folder, "tiny"), Shape { chat: true, ..Shape::default() });
     let setup = Setup { models: Some(MODELS), api: "require_https: true\ndocs: true", ..Setup::default() };
-    let config = config(&folder, &setup).invoked();
+    let config = config(&folder, &setup).contained(Container::Sagemaker);
     let server = Server::start(config).await.unwrap();
     assert!(server.metrics_address().is_none(), "SageMaker reaches one port");
     let client = Client::new(server.address());

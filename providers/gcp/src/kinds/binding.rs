@@ -43,6 +43,7 @@ const PODS: &str = "pods:";
 const AGENTS: &[(&str, &str, Service)] = &[
     ("agent:artifactregistry", "gcp-sa-artifactregistry", Service::ArtifactRegistry),
     ("agent:container", "container-engine-robot", Service::Container),
+    ("agent:run", "serverless-robot-prod", Service::Run),
     ("agent:sql", "gcp-sa-cloud-sql", Service::Sql),
     ("agent:storage", "gs-project-accounts", Service::Storage),
 ];
@@ -107,6 +108,22 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: "storage",
         resource: &Rest::<Binding<OfBucket>>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            permissions: &[
+                read("run.services.getIamPolicy"),
+                create("run.services.setIamPolicy"),
+                delete("run.services.setIamPolicy"),
+                read("iam.serviceAccounts.get"),
+                // Requests to the service are those of the member.
+                read("iam.serviceAccounts.getOpenIdToken"),
+            ],
+            ..kind("gcp.run-binding", "a role of an account on a service of Cloud Run", Identity::Part)
+        },
+        service: "run",
+        resource: &Rest::<Binding<OfRun>>::kind(),
         refused: &[],
     },
 ];
@@ -216,6 +233,7 @@ trait Target: Send + Sync + 'static {
 struct OfProject;
 struct OfKey;
 struct OfBucket;
+struct OfRun;
 
 fn policy_of(target: &str) -> String {
     format!("the policy of {target}")
@@ -226,6 +244,21 @@ async fn tags_of_account(api: &Api, email: &str) -> Result<Tags> {
     let path = format!("projects/{}/serviceAccounts/{email}", api.project());
     let found = ServiceAccount::fetch(api, &path).await?.unwrap_or_default();
     Ok(labels::of_description(get(&found, "/description").and_then(Value::as_str).unwrap_or_default()))
+}
+
+/// The same of a member, if it is one.
+async fn tags_of_member(api: &Api, member: &str) -> Result<Tags> {
+    match member.strip_prefix("serviceAccount:").filter(|email| crate::token::is_account(email)) {
+        Some(email) => tags_of_account(api, email).await,
+        None => Ok(Tags::new()),
+    }
+}
+
+/// The policy of an object whose service reads it with GET.
+async fn policy_by_get(api: &Api, service: Service, target: &str) -> Result<Option<Value>> {
+    let call = Call::get(service, format!("{target}:getIamPolicy"));
+    let call = call.query("options.requestedPolicyVersion", VERSION.to_string());
+    api.find_enabled(call.saying("read", policy_of(target))).await
 }
 
 #[async_trait]
@@ -245,10 +278,7 @@ impl Target for OfProject {
     }
 
     async fn tags(api: &Api, member: &str) -> Result<Tags> {
-        match member.strip_prefix("serviceAccount:").filter(|email| crate::token::is_account(email)) {
-            Some(email) => tags_of_account(api, email).await,
-            None => Ok(Tags::new()),
-        }
+        tags_of_member(api, member).await
     }
 }
 
@@ -265,9 +295,26 @@ impl Target for OfKey {
     const TARGET: (&'static str, bool) = ("crypto_key_id", true);
 
     async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
-        let call = Call::get(Self::SERVICE, format!("{target}:getIamPolicy"));
-        let call = call.query("options.requestedPolicyVersion", VERSION.to_string());
-        api.find_enabled(call.saying("read", policy_of(target))).await
+        policy_by_get(api, Self::SERVICE, target).await
+    }
+}
+
+#[async_trait]
+impl Target for OfRun {
+    const SERVICE: Service = Service::Run;
+    const TERRAFORM: Terraform = Terraform {
+        kind: "google_cloud_run_v2_service_iam_member",
+        import: |_, all| binding_id(all["name"].as_str().unwrap_or_default(), all),
+        ..Terraform::USUAL
+    };
+    const TARGET: (&'static str, bool) = ("name", true);
+
+    async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
+        policy_by_get(api, Self::SERVICE, target).await
+    }
+
+    async fn tags(api: &Api, member: &str) -> Result<Tags> {
+        tags_of_member(api, member).await
     }
 }
 

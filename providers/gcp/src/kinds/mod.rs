@@ -10,6 +10,7 @@ pub(crate) mod monitoring;
 mod network;
 pub(crate) mod private;
 mod registry;
+pub(crate) mod run;
 mod services;
 mod sql;
 
@@ -29,6 +30,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     container::ROWS,
     bucket::ROWS,
     registry::ROWS,
+    run::ROWS,
     kms::ROWS,
     sql::ROWS,
     dns::ROWS,

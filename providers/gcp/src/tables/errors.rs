@@ -65,6 +65,9 @@ const RECORD: Hint = Some("another client made a record of this name: remove it,
 const BUDGET: Hint = Some(
     "either `budget` is not in the currency of the billing account (`gcloud billing accounts describe ACCOUNT`), or a notification channel of it is gone: then run `up` again",
 );
+const REVISION: Hint = Some(
+    "the log of the revision has the reason: `textnlp-deploy logs` prints the command that shows it; an older revision answers as before",
+);
 const LARGER: Hint =
     Some("set a larger `network.cidr` in another environment; if the network is an existing one, add a range to it");
 
@@ -123,6 +126,9 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::Container), "forbidden", "quota to satisfy", Quota, RAISE),
     row(Some(Service::Container), "PERMISSION_DENIED", "quota to satisfy", Quota, RAISE),
     row(Some(Service::Container), "RESOURCE_EXHAUSTED", "quota to satisfy", Quota, RAISE),
+    // hashicorp/terraform-provider-google#17245: a revision that does not become ready is an internal error of its operation.
+    row(Some(Service::Run), "INTERNAL", "cannot serve traffic", Invalid, REVISION),
+    row(Some(Service::Run), "REVISION_FAILED", "", Invalid, REVISION),
     // hashicorp/terraform-provider-google#8214, hashicorp/terraform-provider-google#16883.
     row(None, "accessNotConfigured", "", Conflict, ENABLE),
     row(None, "SERVICE_DISABLED", "", Conflict, ENABLE),
