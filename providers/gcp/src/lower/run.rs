@@ -7,7 +7,7 @@ use textnlp_cloud::{ContainerHost, PUSH_IT, by_digest};
 use textnlp_provider::ResourceId;
 use textnlp_provider::component::InferenceEndpoint;
 
-use super::{Lowering, output};
+use super::{Lowering, MODELS, output};
 use crate::kinds::run::SERVICE;
 use crate::names;
 use crate::service::Service;
@@ -113,7 +113,7 @@ impl Lowering<'_> {
         if let Some(service) = service {
             // A model in a bucket is read at the start.
             let reads = endpoint.models.iter().any(|model| model.source.starts_with("gs:"));
-            self.after(self.part_of(super::MODELS, "reader").filter(|_| reads));
+            self.after(self.part_of(MODELS, "reader").filter(|_| reads));
             let member = output(&caller, "member");
             let invoker = json!({ "target": output(&service, "id"), "role": INVOKER, "member": member });
             self.part("invoker", "gcp.run-binding", invoker);
