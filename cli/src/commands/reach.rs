@@ -6,6 +6,7 @@ use camino::Utf8PathBuf;
 use serde_json::Value;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment::Environment;
+use textnlp_provider::{Error, ErrorKind};
 use textnlp_service::client::Client;
 use textnlp_service::running::RunningEnvironment;
 
@@ -43,7 +44,7 @@ pub async fn until_ready(
         .sites
         .iter()
         .any(|site| site.cluster.ingress.as_ref().is_some_and(|ingress| ingress.issuer.is_some()));
-    let is_lasting = |failure: &Failure| is_of_certificate(failure) && !has_ingress;
+    let is_lasting = |failure: &Failure| is_of_certificate(failure) && !has_ingress || is_denied(failure);
     let (progress, stop) = (Progress::new(console), signals::stop(console));
     let ready = ready_within(
         limit,
@@ -95,6 +96,12 @@ async fn ready_within<F: Future<Output = Result<(), Failure>>>(
 /// Whether waiting does not help: another server answers at that address, with a certificate of another authority.
 fn is_of_certificate(failure: &Failure) -> bool {
     failure.error.chain().any(|cause| cause.to_string().contains("certificate"))
+}
+
+/// Whether the cloud gives the operator no credentials for requests.
+fn is_denied(failure: &Failure) -> bool {
+    let of_cloud = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<Error>();
+    failure.error.chain().filter_map(of_cloud).any(|error| error.kind == ErrorKind::Denied)
 }
 
 /// A `curl` command for a POSIX shell. The key reaches it by a pipe: arguments are visible to all users of the machine.

@@ -15,6 +15,7 @@ use textnlp_cloud::tags::Tags;
 use textnlp_cloud::{ObservedObject, State};
 use textnlp_provider::{Declaration, Declare, Error, ErrorKind, Identity, Kind, Outputs, Plugin, Result, Spec, Wanted};
 
+use super::run::NOT_EXPORTED;
 use super::{create, delete, put, read};
 use crate::api::{Api, Call, is_disabled};
 use crate::declare::{ID, NO_DESCRIPTION, Terraform, binding, binding_id, declaration, segment};
@@ -210,7 +211,7 @@ trait Target: Send + Sync + 'static {
     const SERVICE: Service;
     /// Whether a binding stays when its resource is deleted.
     const IS_RETAINED: bool = false;
-    /// How Terraform declares a binding.
+    /// How Terraform declares a binding; the usual form if it does not.
     const TERRAFORM: Terraform;
     /// Its attribute for the target, and whether that is the whole path.
     const TARGET: (&'static str, bool);
@@ -302,11 +303,7 @@ impl Target for OfKey {
 #[async_trait]
 impl Target for OfRun {
     const SERVICE: Service = Service::Run;
-    const TERRAFORM: Terraform = Terraform {
-        kind: "google_cloud_run_v2_service_iam_member",
-        import: |_, all| binding_id(all["name"].as_str().unwrap_or_default(), all),
-        ..Terraform::USUAL
-    };
+    const TERRAFORM: Terraform = Terraform::USUAL;
     const TARGET: (&'static str, bool) = ("name", true);
 
     async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
@@ -354,6 +351,9 @@ impl<T: Target> RestKind for Binding<T> {
     };
 
     fn declared(api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        if T::TERRAFORM.kind.is_empty() {
+            return Err(NOT_EXPORTED.to_owned());
+        }
         let id = request.object.cloud_id.as_str();
         let (target, _, member) = parts(id).map_err(|error| error.to_string())?;
         let member = match is_numbered(member) {

@@ -9,11 +9,10 @@ use reqwest::Method;
 use serde_json::{Map, Value, json};
 use textnlp_cloud::State;
 use textnlp_cloud::document::{get, last};
-use textnlp_provider::{Identity, Kind, Pricing, Result};
+use textnlp_provider::{Declare, Identity, Kind, Pricing, Result};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
-use crate::declare::{ID, NAME, Terraform};
 use crate::operation::Family;
 use crate::row::{Create, Field, Labelling, Marks, Rest, RestKind, Table, invalid};
 use crate::service::Service;
@@ -33,6 +32,8 @@ const ALIVE_EVERY_SECONDS: u32 = 30;
 const FAILURES: u32 = 3;
 /// The longest answer to a probe.
 const PROBE_SECONDS: u32 = 5;
+/// Why no other tool gets a declaration of a service.
+pub(super) const NOT_EXPORTED: &str = "services of Cloud Run, and roles on them, are not exported yet";
 /// The code of a revision that is not ready.
 const FAILED: &str = "REVISION_FAILED";
 
@@ -81,15 +82,12 @@ impl RestKind for RunService {
         marks: Marks::Labels("/labels", Labelling::Patch),
         family: Family::LongRunning,
         outputs: &[("url", "/uri")],
-        terraform: Terraform {
-            kind: "google_cloud_run_v2_service",
-            named: &[("project", "/project"), ("location", "/location"), ("name", "/name")],
-            constants: &[("/deletion_protection", "false")],
-            outputs: &[ID, NAME, ("url", "uri")],
-            ..Terraform::USUAL
-        },
         ..Table::USUAL
     };
+
+    fn declared(_api: Option<&Api>, _request: &Declare<'_>, _document: &mut Value) -> Result<(), String> {
+        Err(NOT_EXPORTED.to_owned())
+    }
 
     /// Ready once the newest generation is, and its traffic has moved.
     fn state(document: &Value) -> State {

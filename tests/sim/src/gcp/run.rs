@@ -312,7 +312,7 @@ pub(crate) fn answer(
     let token = header.and_then(|value| value.strip_prefix("Bearer "));
     let identity = token.map(|token| who(token).filter(|identity| body["uri"] == identity.audience));
     let refused = match identity {
-        // Without a token it is a request of nobody in particular, who may be a member too.
+        // A request without a token is one of all users.
         None => (!iam::grants(cloud, &key, INVOKER, "allUsers")).then_some(403),
         Some(None) => Some(401),
         Some(Some(identity)) => (!iam::grants(cloud, &key, INVOKER, &super::member(&identity.email))).then_some(403),

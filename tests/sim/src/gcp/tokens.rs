@@ -22,9 +22,9 @@ struct Token {
 
 /// Who an ID token stands for, and for which service.
 #[derive(Clone, Debug)]
-pub(super) struct Identity {
-    pub(super) email: String,
-    pub(super) audience: String,
+pub(crate) struct Identity {
+    pub(crate) email: String,
+    pub(crate) audience: String,
 }
 
 /// Tokens, by what is presented.

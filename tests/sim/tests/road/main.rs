@@ -8,6 +8,7 @@
 mod operator;
 
 mod azure;
+mod cloud_run;
 mod clouds;
 mod export;
 mod follower;
