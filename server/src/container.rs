@@ -22,7 +22,8 @@ const MOST_PIECES: usize = 100;
 
 /// The configuration in the variables.
 pub(crate) fn config() -> Result<Config, ConfigError> {
-    let mut known = VARIABLES.iter().filter_map(|(container, server, _)| Some((*container, *server, variable(server)?)));
+    let mut known =
+        VARIABLES.iter().filter_map(|(container, server, _)| Some((*container, *server, variable(server)?)));
     let (container, name, text) = known.next().ok_or(ConfigError::Missing)?;
     let config = Config::parse(&text).map_err(|problems| ConfigError::Invalid { path: name.into(), problems })?;
     Ok(config.contained(container))

@@ -10,9 +10,9 @@ use camino::Utf8PathBuf;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_provider::operations::{
-    AuditedAspect, DatabaseInstances, DatabaseStatus, EndpointAccess, Export, ExportFormat, JobOutput, Jobs, LogSource, LogText,
-    Operations, Outages, RolloutCommand, RolloutStatus, Rollouts, Scale, Scaling, SecurityAspect, ServiceEndpoint,
-    SiteAccess, SiteBackups, SiteLogs, SiteMetrics, SiteOutputs, SiteSecurity,
+    AuditedAspect, DatabaseInstances, DatabaseStatus, EndpointAccess, Export, ExportFormat, JobOutput, Jobs, LogSource,
+    LogText, Operations, Outages, RolloutCommand, RolloutStatus, Rollouts, Scale, Scaling, SecurityAspect,
+    ServiceEndpoint, SiteAccess, SiteBackups, SiteLogs, SiteMetrics, SiteOutputs, SiteSecurity,
 };
 use textnlp_provider::{Error, ErrorKind, Lineage, Result, SecretStore, Wanted, error_chain};
 

@@ -9,7 +9,8 @@ use camino::Utf8PathBuf;
 use serde_json::Value;
 use textnlp_keys::SiteFolder;
 use textnlp_provider::operations::{
-    DatabaseInstances, DatabaseStatus, EndpointAccess, JobOutput, Jobs, Operations, ServerProgram, ServiceEndpoint, SiteOutputs,
+    DatabaseInstances, DatabaseStatus, EndpointAccess, JobOutput, Jobs, Operations, ServerProgram, ServiceEndpoint,
+    SiteOutputs,
 };
 use textnlp_provider::{Error, ErrorKind, Lineage, Result};
 

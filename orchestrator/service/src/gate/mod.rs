@@ -53,7 +53,9 @@ pub fn unmeasured(environment: &Environment) -> Option<String> {
     let has_none = match environment.is_invoked() {
         true => "an inference endpoint has no API keys, limits, probes and metrics of its own",
         false if phase == Phase::Development => return None,
-        false => "an inference endpoint has no API keys, limits and metrics of its own; only the gate of development can be",
+        false => {
+            "an inference endpoint has no API keys, limits and metrics of its own; only the gate of development can be"
+        }
     };
     environment.is_endpoint().then(|| format!("the gate of phase {phase} cannot be measured: {has_none}"))
 }

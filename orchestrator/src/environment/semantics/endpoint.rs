@@ -22,7 +22,8 @@ const WITHOUT_EFFECT: &[&str] = &[
 
 /// What only a service of Cloud Run does not have: it adds instances by the requests that they answer at the same time, and
 /// each has one GPU.
-const WITHOUT_EFFECT_ON_CLOUD_RUN: &[&str] = &["gpu.count", "gpu.per_machine", "gpu.spot", "scaling.requests_per_second"];
+const WITHOUT_EFFECT_ON_CLOUD_RUN: &[&str] =
+    &["gpu.count", "gpu.per_machine", "gpu.spot", "scaling.requests_per_second"];
 
 impl Checker<'_> {
     /// The instance type belongs to an endpoint; such a site is alone, and has no settings without effect.

@@ -128,7 +128,7 @@ impl Lowering<'_> {
         match size {
             None => {
                 let known: Vec<String> = SIZES.iter().map(|(cpus, _)| cpus.to_string()).collect();
-                let cause = "Cloud Run does not have instances with so many CPUs";
+                let cause = format!("Cloud Run has no instances with {} CPUs", f64::from(millicores) / 1000.0);
                 self.problem("resources.cpu", cause, format!("write one of {}", known.join(", ")));
             }
             Some((cpus, most)) if !(LEAST_MIB..=*most).contains(&memory) => {

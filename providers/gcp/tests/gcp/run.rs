@@ -84,7 +84,7 @@ async fn error_of(bench: &Bench, op: &Operation) -> String {
 
 async fn seen(bench: &Bench, made: &Made) -> textnlp_provider::resource::Object {
     match bench.provider.read(&made.1.kind, &made.1.cloud_id).await.unwrap() {
-        Observed::Present(object) => *object,
+        Observed::Present(object) => object,
         missing => panic!("{missing:?}"),
     }
 }
@@ -186,9 +186,7 @@ fn requests_reach_a_service_with_the_id_token_of_the_account_that_may_call_it() 
         }));
         let outputs: SiteOutputs = records
             .iter()
-            .map(|(one, recorded)| {
-                (one.id.as_str().trim_start_matches("main/").to_owned(), recorded.outputs.clone())
-            })
+            .map(|(one, recorded)| (one.id.as_str().trim_start_matches("main/").to_owned(), recorded.outputs.clone()))
             .collect();
         let endpoint = endpoint_of(&outputs).unwrap();
         assert_eq!(endpoint.access, EndpointAccess::Identities);

@@ -105,8 +105,16 @@ pub(crate) const KIND: Kind = Kind {
 /// The kinds of all services.
 pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
     use super::{compute, container, iam, kms, monitoring, registry, run, sql};
-    let all =
-        [compute::KINDS, container::KINDS, sql::KINDS, iam::KINDS, registry::KINDS, run::KINDS, kms::KINDS, monitoring::KINDS];
+    let all = [
+        compute::KINDS,
+        container::KINDS,
+        sql::KINDS,
+        iam::KINDS,
+        registry::KINDS,
+        run::KINDS,
+        kms::KINDS,
+        monitoring::KINDS,
+    ];
     all.into_iter().flatten()
 }
 

@@ -138,8 +138,7 @@ fn check(cloud: &Cloud, call: &Call<'_>, template: &Value) -> Result<(), Problem
         let limit = cloud.quotas.get(&(region.to_owned(), GPUS.0.to_owned())).copied().unwrap_or(GPUS.1);
         let wanted = template["scaling"]["maxInstanceCount"].as_f64().unwrap_or(100.0);
         if wanted > limit {
-            let message =
-                format!("Max instances must be set to {limit:.0} or fewer in order to set GPU requirements.");
+            let message = format!("Max instances must be set to {limit:.0} or fewer in order to set GPU requirements.");
             return Err(invalid(message));
         }
     }
@@ -318,7 +317,10 @@ pub(crate) fn answer(
         Some(Some(identity)) => (!iam::grants(cloud, &key, INVOKER, &super::member(&identity.email))).then_some(403),
     };
     if let Some(status) = refused {
-        return (Answered::Refused(status, "Your client does not have permission to get this URL from this server."), rest);
+        return (
+            Answered::Refused(status, "Your client does not have permission to get this URL from this server."),
+            rest,
+        );
     }
     let (Some(template), Some(containers)) = (cloud.serving.get(&key), &cloud.containers) else {
         return (Answered::Refused(503, "Service Unavailable"), rest);

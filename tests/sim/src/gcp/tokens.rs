@@ -37,7 +37,12 @@ pub(super) struct Tokens {
 
 impl Tokens {
     pub(super) fn new(seed: u64) -> Self {
-        Self { access: HashMap::new(), identities: HashMap::new(), refresh: HashMap::new(), random: Random::new(seed ^ 2) }
+        Self {
+            access: HashMap::new(),
+            identities: HashMap::new(),
+            refresh: HashMap::new(),
+            random: Random::new(seed ^ 2),
+        }
     }
 
     /// A new access token of an account.
