@@ -100,8 +100,8 @@ fn is_of_certificate(failure: &Failure) -> bool {
 
 /// Whether the cloud gives the operator no credentials for requests.
 fn is_denied(failure: &Failure) -> bool {
-    let of_cloud = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<Error>();
-    failure.error.chain().filter_map(of_cloud).any(|error| error.kind == ErrorKind::Denied)
+    let mut causes = failure.error.chain();
+    causes.any(|cause| cause.downcast_ref::<Error>().is_some_and(|error| error.kind == ErrorKind::Denied))
 }
 
 /// A `curl` command for a POSIX shell. The key reaches it by a pipe: arguments are visible to all users of the machine.

@@ -36,6 +36,7 @@ use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
 use textnlp_orchestrator::release::{Applied, History, Lock, digest};
 use textnlp_orchestrator::report::Report;
 use textnlp_orchestrator::state::{Entry, Head, JournalWriter, State};
+use textnlp_provider::operations::EndpointAccess;
 use textnlp_provider::{Lineage, SiteName, error_chain};
 use tokio_util::sync::CancellationToken;
 
@@ -285,7 +286,9 @@ pub async fn measure(
 
     let trust = scope.platform.trust(running.ca_file.as_deref(), Some(environment))?;
     let mut service = HttpWire::new(&running.address, &trust)?;
-    if let Some(caller) = &Target::of(scope, Some(environment)).await?.caller {
+    if running.access == EndpointAccess::Identities
+        && let Some(caller) = Target::of(scope, Some(environment)).await?.caller
+    {
         service = service.with_headers(caller.headers(&running.address).await?);
     }
     let keys = Admin { platform: scope.platform, running, environment };

@@ -14,9 +14,9 @@ mod random;
 #[path = "../../../cloud/tests/programs/records.rs"]
 mod records;
 mod refresh;
-mod run;
 #[path = "../../../cloud/tests/programs/promotion.rs"]
 mod replicated;
+mod run;
 #[path = "../../../../tests/src/seeds.rs"]
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]
