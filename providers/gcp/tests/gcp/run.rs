@@ -204,7 +204,7 @@ fn requests_reach_a_service_with_the_id_token_of_the_account_that_may_call_it() 
         assert!(error_chain(&denied).contains("iam.serviceAccounts.getOpenIdToken"), "{}", error_chain(&denied));
         let project = bench.cloud.project().to_owned();
         bench.cloud.world().grant_in_project(&project, CREATOR, OPERATOR);
-        let client = reqwest::Client::new();
+        let client = textnlp_net::client::ClientOptions::default().client().unwrap();
         for (address, status) in [(endpoint.url.clone(), 200), (format!("{}/other", endpoint.url), 401)] {
             let mut request = client.get(format!("{}/v1/models?a=b", endpoint.url));
             for (name, value) in caller.headers(&address).await.unwrap() {
