@@ -89,20 +89,22 @@ impl RestKind for RunService {
         Err(NOT_EXPORTED.to_owned())
     }
 
-    /// Ready once the newest generation is, and its traffic has moved.
+    /// Ready once the newest generation is, and its traffic has moved. Where that failed, `observedGeneration` stays that of the
+    /// revision that answers.
     fn state(document: &Value) -> State {
         if get(document, "/deleteTime").is_some() {
             return State::Deleting;
         }
         let condition = &document["terminalCondition"];
-        let is_newest = document["reconciling"] != true && document["observedGeneration"] == document["generation"];
+        let is_settled = document["reconciling"] != true;
+        let is_newest = is_settled && document["observedGeneration"] == document["generation"];
         let why = condition["message"].as_str().unwrap_or("Cloud Run gives no reason").to_owned();
         match (condition["state"].as_str(), get(document, "/latestReadyRevision")) {
             (Some("CONDITION_SUCCEEDED"), _) if is_newest => State::Ready,
-            (Some("CONDITION_FAILED"), Some(answers)) if is_newest => {
+            (Some("CONDITION_FAILED"), Some(answers)) if is_settled => {
                 State::Degraded(format!("{why}; {} answers", last(answers.as_str().unwrap_or_default())))
             }
-            (Some("CONDITION_FAILED"), None) if is_newest => State::Failed { code: FAILED.to_owned(), why },
+            (Some("CONDITION_FAILED"), None) if is_settled => State::Failed { code: FAILED.to_owned(), why },
             _ => State::Pending("being deployed".to_owned()),
         }
     }
@@ -225,7 +227,8 @@ mod tests {
         assert_eq!(of("CONDITION_SUCCEEDED", "1", old, false), pending);
         assert_eq!(of("CONDITION_RECONCILING", "2", old, true), pending);
         let degraded = State::Degraded("the container does not listen; s-1 answers".to_owned());
-        assert_eq!(of("CONDITION_FAILED", "2", old, false), degraded);
-        assert!(matches!(of("CONDITION_FAILED", "2", None, false), State::Failed { .. }));
+        assert_eq!(of("CONDITION_FAILED", "1", old, false), degraded);
+        assert_eq!(of("CONDITION_FAILED", "1", old, true), pending);
+        assert!(matches!(of("CONDITION_FAILED", "0", None, false), State::Failed { .. }));
     }
 }

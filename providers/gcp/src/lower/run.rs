@@ -37,11 +37,10 @@ const NEEDED: [Service; 8] = [
 ];
 /// The role that calls a service.
 const INVOKER: &str = "roles/run.invoker";
-/// The CPUs that an instance can have, each with its most memory in MiB
-/// (<https://cloud.google.com/run/docs/configuring/services/memory-limits#cpu-minimum>).
-const SIZES: [(u32, u64); 5] = [(1, 4096), (2, 8192), (4, 16_384), (6, 24_576), (8, 32_768)];
-/// The least memory in the second generation of execution environments, in MiB.
-const LEAST_MIB: u64 = 512;
+/// The CPUs that an instance can have, each with its least and its most memory in MiB
+/// (<https://cloud.google.com/run/docs/configuring/services/cpu>); the second generation of execution environments has 512 at least.
+const SIZES: [(u32, u64, u64); 5] =
+    [(1, 512, 4096), (2, 512, 8192), (4, 2048, 16_384), (6, 4096, 24_576), (8, 4096, 32_768)];
 /// An instance where the environment states none. The files of the models are in its memory too.
 const CPU: u32 = 4;
 const MEMORY_MIB: u64 = 16_384;
@@ -124,17 +123,16 @@ impl Lowering<'_> {
     fn instance(&mut self, endpoint: &InferenceEndpoint) -> (u32, u64) {
         let millicores = endpoint.resources.cpu.map_or(CPU * 1000, |cpu| cpu.0);
         let memory = endpoint.resources.memory.map_or(MEMORY_MIB, |memory| memory.0.div_ceil(MIB));
-        let size = SIZES.iter().find(|(cpus, _)| cpus * 1000 == millicores);
+        let size = SIZES.iter().find(|(cpus, ..)| cpus * 1000 == millicores);
         match size {
             None => {
-                let known: Vec<String> = SIZES.iter().map(|(cpus, _)| cpus.to_string()).collect();
+                let known: Vec<String> = SIZES.iter().map(|(cpus, ..)| cpus.to_string()).collect();
                 let cause = format!("Cloud Run has no instances with {} CPUs", f64::from(millicores) / 1000.0);
                 self.problem("resources.cpu", cause, format!("write one of {}", known.join(", ")));
             }
-            Some((cpus, most)) if !(LEAST_MIB..=*most).contains(&memory) => {
-                let cause =
-                    format!("{memory} MiB: an instance with {cpus} CPUs has {LEAST_MIB} to {most} MiB of memory");
-                self.problem("resources.memory", cause, "write another amount, or more CPUs");
+            Some((cpus, least, most)) if !(*least..=*most).contains(&memory) => {
+                let cause = format!("{memory} MiB: an instance with {cpus} CPUs has {least} to {most} MiB of memory");
+                self.problem("resources.memory", cause, "write another amount, or other CPUs");
             }
             Some(_) => {}
         }
@@ -236,6 +234,7 @@ mod tests {
         };
         check(sized(3000, 8), here, "write one of 1, 2, 4, 6, 8");
         check(sized(2000, 16), here, "an instance with 2 CPUs has 512 to 8192 MiB");
+        check(sized(4000, 1), here, "an instance with 4 CPUs has 2048 to 16384 MiB");
         let with_gpu = |endpoint: InferenceEndpoint| InferenceEndpoint { gpu: Some(GpuSize::Large), ..endpoint };
         check(with_gpu(sized(2000, 8)), here, "an instance with a GPU has 4 CPUs");
         check(with_gpu(endpoint()), "europe-west3", "Cloud Run has no GPUs in europe-west3");

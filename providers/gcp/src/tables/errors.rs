@@ -126,8 +126,10 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::Container), "forbidden", "quota to satisfy", Quota, RAISE),
     row(Some(Service::Container), "PERMISSION_DENIED", "quota to satisfy", Quota, RAISE),
     row(Some(Service::Container), "RESOURCE_EXHAUSTED", "quota to satisfy", Quota, RAISE),
-    // hashicorp/terraform-provider-google#17245: a revision that does not become ready is an internal error of its operation.
+    // hashicorp/terraform-provider-google#17245, transparency-dev/tesseract#413: a revision that does not become ready, as its operation
+    // tells.
     row(Some(Service::Run), "INTERNAL", "cannot serve traffic", Invalid, REVISION),
+    row(Some(Service::Run), "FAILED_PRECONDITION", "cannot serve traffic", Invalid, REVISION),
     row(Some(Service::Run), "REVISION_FAILED", "", Invalid, REVISION),
     // hashicorp/terraform-provider-google#8214, hashicorp/terraform-provider-google#16883.
     row(None, "accessNotConfigured", "", Conflict, ENABLE),

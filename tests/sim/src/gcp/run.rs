@@ -22,8 +22,9 @@ const MOST: usize = 49;
 /// How long a revision starts, and a deletion takes.
 const STARTS: Duration = Duration::from_secs(40);
 const DELETES: Duration = Duration::from_secs(10);
-/// The CPUs of an instance, each with its most memory in MiB.
-const SIZES: [(&str, u64); 5] = [("1", 4096), ("2", 8192), ("4", 16_384), ("6", 24_576), ("8", 32_768)];
+/// The CPUs of an instance, each with its least and its most memory in MiB.
+const SIZES: [(&str, u64, u64); 5] =
+    [("1", 512, 4096), ("2", 512, 8192), ("4", 2048, 16_384), ("6", 4096, 24_576), ("8", 4096, 32_768)];
 /// The quota of GPUs in a region, and its usual limit.
 const GPUS: (&str, f64) = ("NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion", 3.0);
 /// Members that an update changes.
@@ -78,7 +79,8 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Report("hashicorp/terraform-provider-google#7854"),
     ),
     rule(
-        "observedGeneration, reconciling and terminalCondition tell whether the newest generation is ready",
+        "reconciling and terminalCondition tell whether the newest generation is ready; where it failed, observedGeneration is \
+            that of the revision that answers, or none",
         Source::Model,
     ),
     rule(
@@ -91,7 +93,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     ),
     rule(
         "the CPUs of an instance bound its memory",
-        Source::Documentation("https://cloud.google.com/run/docs/configuring/services/memory-limits"),
+        Source::Documentation("https://cloud.google.com/run/docs/configuring/services/cpu"),
     ),
     rule(
         "a service with GPUs has at most as many instances as the quota of the region has GPUs",
@@ -123,13 +125,13 @@ fn check(cloud: &Cloud, call: &Call<'_>, template: &Value) -> Result<(), Problem
     }
     let limits = &container["resources"]["limits"];
     let cpu = limits["cpu"].as_str().unwrap_or("1");
-    let Some((_, most)) = SIZES.iter().find(|(known, _)| *known == cpu) else {
+    let Some((_, least, most)) = SIZES.iter().find(|(known, ..)| *known == cpu) else {
         return Err(invalid(format!("template.containers[0].resources.limits.cpu: Invalid value specified: {cpu}.")));
     };
     let memory = limits["memory"].as_str().unwrap_or("512Mi");
     let mib = memory.strip_suffix("Mi").and_then(|number| number.parse::<u64>().ok());
     let mib = mib.or_else(|| Some(memory.strip_suffix("Gi")?.parse::<u64>().ok()? * 1024)).unwrap_or_default();
-    if !(512..=*most).contains(&mib) {
+    if !(*least..=*most).contains(&mib) {
         let message = format!("Invalid value specified for memory: {memory} is not available with {cpu} CPU.");
         return Err(invalid(message));
     }
@@ -208,7 +210,6 @@ fn settle(cloud: &mut Cloud, key: &str, is_new: bool) -> Result<Value, Value> {
     let template = body["template"].clone();
     let why = if is_new { fault(cloud, &template) } else { None };
     body["reconciling"] = false.into();
-    body["observedGeneration"] = body["generation"].clone();
     let created = body["latestCreatedRevision"].clone();
     let message = why.map(|why| {
         let id = created.as_str().and_then(|name| name.rsplit('/').next()).unwrap_or_default();
@@ -218,6 +219,7 @@ fn settle(cloud: &mut Cloud, key: &str, is_new: bool) -> Result<Value, Value> {
         Some(message) => body["terminalCondition"] = condition(cloud, "CONDITION_FAILED", Some(message)),
         None if is_new || body["latestReadyRevision"] == created => {
             body["terminalCondition"] = condition(cloud, "CONDITION_SUCCEEDED", None);
+            body["observedGeneration"] = body["generation"].clone();
             body["latestReadyRevision"] = created;
             let latest = json!({ "type": "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST", "percent": 100 });
             body["trafficStatuses"] = json!([latest]);

@@ -46,7 +46,7 @@ fn a_failed_revision_leaves_the_service_and_the_one_before_it() {
     assert!(message.contains("is not ready and cannot serve traffic") && message.contains("not found"), "{message}");
     let first = read(&client, "a");
     assert_eq!(first["terminalCondition"]["state"], "CONDITION_FAILED");
-    assert_eq!(first.get("latestReadyRevision"), None);
+    assert_eq!((first.get("latestReadyRevision"), first.get("observedGeneration")), (None, None));
     assert_eq!(create(&client, "a", service(&image, "512Mi")).status, 409);
 
     wait(&client, create(&client, "b", service("r.example/i:1", "512Mi")));
@@ -60,6 +60,7 @@ fn a_failed_revision_leaves_the_service_and_the_one_before_it() {
     let after = read(&client, "b");
     assert_eq!(after["template"]["containers"][0]["image"], "r.example/i:2", "it shows what does not answer");
     assert_eq!(after["latestReadyRevision"], ready["latestReadyRevision"]);
+    assert_eq!(after["observedGeneration"], ready["generation"], "that of the revision that answers");
     client.cloud.world().mute = false;
     // The same template is no revision, unless it is forced.
     wait(&client, update());
