@@ -100,7 +100,7 @@ fn a_service_of_cloud_run_is_made_opens_its_gate_changes_and_is_removed_with_eve
     // Later phases need keys and metrics, which is said before anything changes.
     let staging = ["phase=staging", "tls.mode=local-ca", "server.security.api_keys_enabled=true"];
     let sets: Vec<&str> = staging.iter().flat_map(|set| ["--set", *set]).collect();
-    let gated = run(&[&up[..2], &sets].concat());
+    let gated = run(&[&up[..2], &sets[..]].concat());
     assert!(gated.exit != 0 && gated.err.contains("only the gate of development can be"), "{gated:?}");
     assert!(!cloud.world().keys().iter().any(|key| key.starts_with("run/")), "nothing was changed");
 
