@@ -404,11 +404,19 @@ impl Session {
             let hint = "give its base URL: --address https://HOST:PORT";
             let address = base_address(address).map_err(|error| Failure::usage("usage", error).hint(hint))?;
             let trust = network::trust(ca, None)?;
-            return Ok(Target { address, key, trust, environment: None, again: self.again(), invocations: None });
+            return Ok(Target {
+                address,
+                key,
+                trust,
+                environment: None,
+                again: self.again(),
+                invocations: None,
+                caller: None,
+            });
         }
         let (scope, mut environment) = self.running_scope()?;
-        // Who signs the requests to an inference endpoint is in the environment's file.
-        if environment.is_none() && running::running(&scope).await?.is_invoked {
+        // Who authorizes the requests to an inference endpoint is in the environment's file.
+        if environment.is_none() && running::running(&scope).await?.is_endpoint() {
             environment = Some(self.load(self.quiet())?.loaded.environment);
         }
         let mut target = Target::of(&scope, environment.as_ref()).await?;

@@ -21,10 +21,10 @@ use crate::admin::models::{DeliveryError, deliver};
 use crate::admin::ready;
 use crate::admin::usage::usage;
 use crate::config::{Config, ConfigError, Monitoring};
+use crate::container;
 use crate::error::chain;
 use crate::executors;
 use crate::log;
-use crate::sagemaker;
 use crate::server::{Server, StartError};
 use crate::{chat, schemas};
 
@@ -138,14 +138,14 @@ pub struct Configuration {
 /// The configuration of a server.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServerConfiguration {
-    /// Configuration file, such as server.yaml; a container of SageMaker has variables instead
+    /// Configuration file, such as server.yaml; a container of SageMaker or Cloud Run has variables instead
     #[arg(long = "config", value_name = "FILE")]
     file: Option<Utf8PathBuf>,
 }
 
 impl ServerConfiguration {
     fn read(&self) -> Result<Config, ConfigError> {
-        self.file.as_ref().map_or_else(sagemaker::config, |file| Config::read(file))
+        self.file.as_ref().map_or_else(container::config, |file| Config::read(file))
     }
 }
 
@@ -422,9 +422,9 @@ async fn server(config: Config) -> Result<(), CommandError> {
     // A log rotated by renaming is not ours to reopen (rotation copies and truncates); the signal must not kill us.
     let _hangup = signal(SignalKind::hangup())?;
     raise_file_limit();
-    if config.is_invoked {
+    if let Some(container) = config.container {
         tokio::select! {
-            prepared = sagemaker::prepare(&config) => prepared?,
+            prepared = container::prepare(&config, container) => prepared?,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         }

@@ -9,8 +9,8 @@
 
 mod admin;
 mod commands;
+mod container;
 mod legacy;
-mod sagemaker;
 mod server;
 
 pub mod config;

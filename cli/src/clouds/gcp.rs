@@ -1,11 +1,14 @@
-//! A site on Google Cloud: its resources there, and its objects in the cluster of GKE that is one of them.
+//! A site on Google Cloud: its resources there, and its objects in the cluster of GKE that is one of them. A service of Cloud Run has
+//! resources only.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use textnlp_gcp::{Access, CAPABILITIES, CLUSTER, Gcp, Records, cluster_id, cluster_name, models_bucket};
+use textnlp_gcp::{
+    Access, CAPABILITIES, CLUSTER, EndpointOperations, Gcp, Records, cluster_id, cluster_name, models_bucket,
+};
 use textnlp_kubernetes::endpoint;
-use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::environment::{Environment, places};
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
 use textnlp_provider::{Outputs, Provider, Result, SecondPart, Site, SiteName};
@@ -20,7 +23,7 @@ const REGION: &str = "europe-west4";
 /// The entry of this provider.
 pub(super) const ROW: Row = Row {
     name: "gcp",
-    about: "Google Cloud: GKE",
+    about: "Google Cloud: GKE or Cloud Run",
     capabilities: CAPABILITIES,
     missing: None,
     assumed: Some(Assumed {
@@ -33,7 +36,7 @@ pub(super) const ROW: Row = Row {
     provider,
     records: Some(records),
     operations,
-    endpoint,
+    endpoint: |outputs| textnlp_gcp::endpoint(outputs).or_else(|| endpoint(outputs)),
     bucket: |site, existing| {
         let address = format!("gs://{}/", models_bucket(site, existing));
         Some(ModelBucket { address, variables: Vec::new() })
@@ -60,9 +63,14 @@ fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> 
 }
 
 fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
-    let Context { secrets, environment, site, .. } = context;
+    let Context { secrets, environment, site, take, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
     let outer = Arc::new(Gcp::new(access.clone(), secrets.clone()).pushing(Arc::new(OwnImage::new()?)));
+    if environment.is_endpoint() {
+        let reason = "--take-ownership applies to Kubernetes objects only";
+        anyhow::ensure!(take.is_empty(), "{reason}, and site {site} is a service of Cloud Run");
+        return Ok(outer);
+    }
     managed::provider(context, outer, textnlp_gcp::inside, clusters(access)?)
 }
 
@@ -76,6 +84,10 @@ fn records(context: &Context<'_>, home: &SiteName) -> anyhow::Result<(Arc<dyn Pr
 fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
     let Context { secrets, environment, site, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
+    let location = places(environment).into_iter().find(|location| location.site.name == **site);
+    if let Some(location) = location.filter(|_| environment.is_endpoint()) {
+        return Ok(Arc::new(EndpointOperations::new(access, &location.site)));
+    }
     let cloud = Arc::new(Gcp::new(access.clone(), secrets.clone()));
     managed::operations(context, cloud, clusters(access.clone())?, cluster_name, |name| {
         Ok(cluster_id(&access.project()?, &access.region, &name)?)

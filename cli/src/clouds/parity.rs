@@ -88,6 +88,14 @@ const NOTHING: &[(&str, &str, &str)] = &[
     ("aws, sagemaker", "monitoring", "SageMaker sends its metrics to CloudWatch"),
     ("aws, sagemaker", "network", "containers are in the network of SageMaker"),
     ("aws, sagemaker", "secrets", "requests are signed with credentials of AWS"),
+    ("gcp, cloud-run", "backup", "no data outlives an instance"),
+    ("gcp, cloud-run", "certificate", "clients reach the service by a name of Google Cloud with its certificate"),
+    ("gcp, cloud-run", "cluster", "Cloud Run runs the containers"),
+    ("gcp, cloud-run", "database", "each instance has SQLite"),
+    ("gcp, cloud-run", "gateway", "Cloud Run distributes the requests"),
+    ("gcp, cloud-run", "monitoring", "Cloud Run sends its metrics to Cloud Monitoring"),
+    ("gcp, cloud-run", "network", "containers are in the network of Google Cloud"),
+    ("gcp, cloud-run", "secrets", "requests have ID tokens of Google Cloud"),
 ];
 
 /// What the parts of an environment become, each or why it is refused.
@@ -197,6 +205,7 @@ const fn variation(column: &'static str, with: &'static str, sets: &'static [&'s
 }
 
 const AWS: &str = "aws, kubernetes";
+const GCP: &str = "gcp, kubernetes";
 const ZONE: &str = "traffic.existing=Z0123456789ABCDEFGHIJ";
 const BUDGET: &[&str] = &["budget.monthly=1000"];
 const MODELS: &[&str] = &["models[0].source=bucket:tiny"];
@@ -223,17 +232,17 @@ const VARIATIONS: &[Variation] = &[
     variation(AWS, "`database.replica_region`", &["database.replica_region=us-east-1"]),
     variation(AWS, "models of its bucket", MODELS),
     variation("aws, sagemaker", "`scaling.max`", &["scaling.max=6", "scaling.requests_per_second=5"]),
-    variation("gcp", "`traffic.existing`", &["traffic.existing=example-com"]),
+    variation(GCP, "`traffic.existing`", &["traffic.existing=example-com"]),
     Variation {
-        column: "gcp",
+        column: GCP,
         with: "several sites",
         environment: "multi-region-clouds",
         sets: &["database.hosting=external", "traffic.existing=example-com"],
     },
-    variation("gcp", "a mailbox in `monitoring.receivers`", MAILBOX),
-    variation("gcp", "`budget.monthly`", BUDGET),
-    variation("gcp", "`database.replica_region`", &["database.replica_region=us-east1"]),
-    variation("gcp", "models of its bucket", MODELS),
+    variation(GCP, "a mailbox in `monitoring.receivers`", MAILBOX),
+    variation(GCP, "`budget.monthly`", BUDGET),
+    variation(GCP, "`database.replica_region`", &["database.replica_region=us-east1"]),
+    variation(GCP, "models of its bucket", MODELS),
     variation(
         "azure",
         "`traffic.existing`",

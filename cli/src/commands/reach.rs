@@ -6,6 +6,7 @@ use camino::Utf8PathBuf;
 use serde_json::Value;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment::Environment;
+use textnlp_provider::{Error, ErrorKind};
 use textnlp_service::client::Client;
 use textnlp_service::running::RunningEnvironment;
 
@@ -43,7 +44,7 @@ pub async fn until_ready(
         .sites
         .iter()
         .any(|site| site.cluster.ingress.as_ref().is_some_and(|ingress| ingress.issuer.is_some()));
-    let is_lasting = |failure: &Failure| is_of_certificate(failure) && !has_ingress;
+    let is_lasting = |failure: &Failure| is_of_certificate(failure) && !has_ingress || is_denied(failure);
     let (progress, stop) = (Progress::new(console), signals::stop(console));
     let ready = ready_within(
         limit,
@@ -97,6 +98,12 @@ fn is_of_certificate(failure: &Failure) -> bool {
     failure.error.chain().any(|cause| cause.to_string().contains("certificate"))
 }
 
+/// Whether the cloud gives the operator no credentials for requests.
+fn is_denied(failure: &Failure) -> bool {
+    let mut causes = failure.error.chain();
+    causes.any(|cause| cause.downcast_ref::<Error>().is_some_and(|error| error.kind == ErrorKind::Denied))
+}
+
 /// A `curl` command for a POSIX shell. The key reaches it by a pipe: arguments are visible to all users of the machine.
 pub fn curl(running: &RunningEnvironment, prompt: &str) -> String {
     let key = running.key_file.as_ref().map(|key| quoted(key.as_str()));
@@ -130,6 +137,7 @@ mod tests {
     use jiff::Timestamp;
     use textnlp_orchestrator::clock::VirtualClock;
     use textnlp_provider::Lineage;
+    use textnlp_provider::operations::EndpointAccess;
     use uuid::Uuid;
 
     fn unreachable(why: &'static str) -> Failure {
@@ -162,7 +170,7 @@ mod tests {
         RunningEnvironment {
             address: "https://127.0.0.1:8443".into(),
             metrics_address: None,
-            is_invoked: false,
+            access: EndpointAccess::Keys,
             ca_file: Some("/a b/ca.pem".into()),
             key_file: Some(key_file.into()),
             key: None,

@@ -251,7 +251,7 @@ async fn first_text(
 
 fn how_to_reach(scope: &Scope, running: &RunningEnvironment, prompt: &str) -> String {
     let mut text = format!("{} is up at {}\n", scope.name, running.address);
-    if running.is_invoked {
+    if running.is_endpoint() {
         let prompt = rerun_flags::quoted(prompt);
         return text
             + &format!(

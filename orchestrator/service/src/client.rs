@@ -9,7 +9,7 @@ use serde_json::Value;
 use textnlp_net::client::{ClientOptions, build, is_untrusted, same_host};
 use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::environment::Environment;
-use textnlp_provider::operations::Invocations;
+use textnlp_provider::operations::{Caller, EndpointAccess, Invocations};
 use textnlp_provider::{EnvironmentName, Secret};
 
 use crate::{Exit, Failure, RerunFlags, Scope, running};
@@ -34,8 +34,10 @@ pub struct Target {
     pub environment: Option<EnvironmentName>,
     /// Builds the commands that hints suggest.
     pub again: RerunFlags,
-    /// Signs its requests, if it is an inference endpoint that the cloud runs.
+    /// Signs its requests, if it is an inference endpoint that answers invocations.
     pub invocations: Option<Arc<dyn Invocations>>,
+    /// Authorizes its requests, if the cloud knows its callers by their identities.
+    pub caller: Option<Arc<dyn Caller>>,
 }
 
 impl Target {
@@ -49,9 +51,15 @@ impl Target {
             None => None,
         };
         let trust = scope.platform.trust(running.ca_file.as_deref(), environment)?;
-        let invocations = match environment.filter(|_| running.is_invoked) {
-            Some(environment) => scope.platform.find(&scope.folder, environment, None, |site| site.invocations())?,
-            None => None,
+        let platform = scope.platform;
+        let (invocations, caller) = match (environment, running.access) {
+            (Some(environment), EndpointAccess::Invocations) => {
+                (platform.find(&scope.folder, environment, None, |site| site.invocations())?, None)
+            }
+            (Some(environment), EndpointAccess::Identities) => {
+                (None, platform.find(&scope.folder, environment, None, |site| site.caller())?)
+            }
+            (None, _) | (_, EndpointAccess::Keys) => (None, None),
         };
         Ok(Self {
             address: running.address,
@@ -60,6 +68,7 @@ impl Target {
             environment: Some(scope.name.clone()),
             again: scope.again.clone(),
             invocations,
+            caller,
         })
     }
 
@@ -88,7 +97,7 @@ impl Client {
         Ok(Self { target, http })
     }
 
-    /// Whether the service is an inference endpoint, which only completes texts and chats, each answer as a whole.
+    /// Whether the service is an inference endpoint that only completes texts and chats, each answer as a whole.
     pub fn is_invoked(&self) -> bool {
         self.target.invocations.is_some()
     }
@@ -172,6 +181,11 @@ impl Client {
     async fn send(&self, mut request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
         if let Some(key) = self.target.key.as_ref().and_then(Secret::expose_text) {
             request = request.bearer_auth(key);
+        }
+        if let Some(caller) = &self.target.caller {
+            for (name, value) in caller.headers(&self.target.address).await? {
+                request = request.header(name, value.expose());
+            }
         }
         let response = request.send().await.map_err(|e| self.unreachable(e))?;
         let status = response.status();

@@ -196,7 +196,7 @@ async fn database(
             return found.add(("database", address), None, Err(Fault::unknown(reason(&failure))), fix);
         }
     };
-    if running.is_invoked {
+    if running.is_endpoint() {
         return;
     }
     let began = Instant::now();

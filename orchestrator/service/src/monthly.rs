@@ -58,7 +58,7 @@ pub async fn cost(
     }
     let cost = baseline::recorded_cost(deployment, &state)?;
     progress.doing("reading the usage records");
-    let usage = if running.is_invoked {
+    let usage = if running.is_endpoint() {
         Err("an inference endpoint has no usage records".to_owned())
     } else {
         usage(Admin { platform: scope.platform, running, environment }, month)

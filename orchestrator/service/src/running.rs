@@ -10,7 +10,7 @@ use textnlp_orchestrator::environment::{API_KEY, names};
 use textnlp_orchestrator::state::{Folder, RecordedObjects, State};
 use textnlp_orchestrator::status;
 use textnlp_provider::component::Program;
-use textnlp_provider::operations::{ServerProgram, ServiceEndpoint, SiteOutputs};
+use textnlp_provider::operations::{EndpointAccess, ServerProgram, ServiceEndpoint, SiteOutputs};
 use textnlp_provider::{EnvironmentName, Lineage, Outputs, ResourceId, SecretRef, SiteName};
 use uuid::Uuid;
 
@@ -34,8 +34,8 @@ pub struct RunningEnvironment {
     pub key_id: Option<String>,
     /// The sites that serve, the home site first.
     pub servers: Vec<ServerProcess>,
-    /// Whether it is an inference endpoint that the cloud runs: only signed invocations reach it.
-    pub is_invoked: bool,
+    /// Who authorizes its callers.
+    pub access: EndpointAccess,
     /// The namespace of the servers, if they run in a cluster.
     pub namespace: Option<String>,
     /// The state folder.
@@ -115,7 +115,7 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
     servers.sort_by_key(|serving| !serving.is_home);
     Ok(RunningEnvironment {
         address: endpoint.url.clone(),
-        is_invoked: endpoint.is_invoked,
+        access: endpoint.access,
         // The global endpoint's own metrics do not include those of the servers.
         metrics_address: endpoints.values().find_map(|endpoint| endpoint.metrics.clone()),
         ca_file: endpoint.ca_file.as_deref().map(Utf8PathBuf::from),
@@ -200,9 +200,14 @@ fn text(outputs: &Outputs, field: &str) -> Option<String> {
 }
 
 impl RunningEnvironment {
-    /// Refuses a command that needs more than the invocations that an inference endpoint answers.
+    /// Whether it is an inference endpoint that the cloud runs, and whose callers the cloud authorizes.
+    pub fn is_endpoint(&self) -> bool {
+        self.access != EndpointAccess::Keys
+    }
+
+    /// Refuses a command that needs what an inference endpoint does not have.
     pub fn has_api(&self, scope: &Scope, what: &str) -> Result<(), Failure> {
-        if !self.is_invoked {
+        if !self.is_endpoint() {
             return Ok(());
         }
         let error = anyhow::anyhow!("{} is an inference endpoint, which has no {what}", scope.name);

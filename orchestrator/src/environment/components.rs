@@ -310,13 +310,21 @@ fn of_endpoint(e: &Environment, site: &SiteSettings, release: &Release, pushed: 
     let has_receivers = !e.monitoring.receivers.is_empty();
     let monitoring = monitoring(e, false, true, release);
     let image = site.cluster.image.clone();
+    let gpu = Some(site.gpu.as_ref().unwrap_or(&e.gpu).size).filter(|size| *size != GpuSize::None);
+    let mut config = server_config(e, site);
+    if gpu.is_some() {
+        // As in a cluster: never the CPU instead.
+        config["textnlp"]["models"]["device"] = json!("cuda");
+    }
     let endpoint = part::InferenceEndpoint {
         replicas: e.scaling.min,
         autoscaling: autoscaling(e),
+        gpu,
+        resources: site.cluster.resources.limits,
         instance_type: site.instance_type.clone(),
         image,
-        registry: name(names::REGISTRY),
-        config: server_config(e, site),
+        registry: pushed.is_some().then(|| name(names::REGISTRY)),
+        config,
         models: store.models.clone(),
         max_cache_bytes: store.max_cache_bytes,
         permission_boundary: e.account.permission_boundary.clone(),

@@ -457,7 +457,7 @@ impl Probes<'_, '_> {
         let environment = self.prober.environment;
         let needs_key = match probe {
             Probe::ValidKey => true,
-            Probe::Models => environment.server.security.api_keys_enabled,
+            Probe::Models => environment.server.security.api_keys_enabled && !environment.is_endpoint(),
             _ => false,
         };
         if needs_key && self.key.is_none() && !self.lacks_key {

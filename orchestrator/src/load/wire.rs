@@ -170,6 +170,8 @@ pub struct HttpWire {
     base: String,
     client: reqwest::Client,
     tls: Arc<rustls::ClientConfig>,
+    /// Headers of each request.
+    headers: Vec<(String, Secret)>,
 }
 
 /// Why a wire could not be created.
@@ -197,7 +199,13 @@ impl HttpWire {
         // No proxy: its latency would be measured instead of the service's.
         let options = ClientOptions { trust: trust.clone(), connect_timeout: CONNECT, ..ClientOptions::default() };
         let client = build(options.builder()?.pool_max_idle_per_host(usize::MAX))?;
-        Ok(Self { base, client, tls: Arc::new(trust.client_config()) })
+        Ok(Self { base, client, tls: Arc::new(trust.client_config()), headers: Vec::new() })
+    }
+
+    /// The same wire with headers of each request, where a cloud authorizes them. Sessions do not send these.
+    #[must_use]
+    pub fn with_headers(self, headers: Vec<(String, Secret)>) -> Self {
+        Self { headers, ..self }
     }
 }
 
@@ -212,6 +220,9 @@ impl Wire for HttpWire {
         }
         for (name, value) in load_request.headers() {
             request = request.header(name, value);
+        }
+        for (name, value) in &self.headers {
+            request = request.header(name, value.expose());
         }
         if let Some(body) = &load_request.body {
             request = request.json(body);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use aws_config::SdkConfig;
-use textnlp_provider::operations::{Invocations, Operations, ServiceEndpoint, SignedRequest, SiteOutputs};
+use textnlp_provider::operations::{
+    EndpointAccess, Invocations, Operations, ServiceEndpoint, SignedRequest, SiteOutputs,
+};
 use textnlp_provider::{Error, ErrorKind, Result, Site};
 use textnlp_token::{aws_signed, partition};
 use tokio::sync::OnceCell;
@@ -28,7 +30,7 @@ pub fn endpoint(outputs: &SiteOutputs) -> Option<ServiceEndpoint> {
         ca_file: None,
         metrics: None,
         is_global: false,
-        is_invoked: true,
+        access: EndpointAccess::Invocations,
     })
 }
 

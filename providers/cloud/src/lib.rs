@@ -13,6 +13,7 @@
 pub mod alerts;
 pub mod budget;
 mod cloud;
+mod container;
 mod diff;
 pub mod dns_owner;
 pub mod document;
@@ -35,6 +36,7 @@ pub mod tags;
 mod work;
 
 pub use cloud::{Cloud, REGION, region_of};
+pub use container::{ContainerHost, by_digest, is_fetched};
 pub use diff::{PROMOTED, diff};
 pub use image::{ImageSource, ImageTarget, Images, PUSH_IT, has_image, has_images, lacking, tag_and_digest};
 pub use inside::{GPU_NODES, created_gpus, inside};

@@ -514,7 +514,8 @@ pub struct ResourceAmounts {
 }
 
 impl ResourceAmounts {
-    fn is_empty(&self) -> bool {
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }

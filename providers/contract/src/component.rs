@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::Secret;
-use crate::cluster::ClusterSite;
+use crate::cluster::{ClusterSite, ResourceAmounts};
 use crate::name::{CloudId, ComponentName, EnvironmentName, SiteName};
 use crate::settings::{
     AccessLevel, CacheKind, DatabaseKind, DnsAlgorithm, GpuSize, Hosting, ModelRole, Quantize, Role, Runtime, Spot,
@@ -520,13 +520,20 @@ pub struct InferenceEndpoint {
     /// Autoscaling; `None` keeps the count fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
+    /// The GPUs of its instances; `None` without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuSize>,
+    /// The CPU and memory of an instance; what is not set is the provider's default.
+    #[serde(default, skip_serializing_if = "ResourceAmounts::is_empty")]
+    pub resources: ResourceAmounts,
     /// The type of its instances; `None` is the provider's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_type: Option<String>,
     /// The image by its digest; `None` if the environment names no registry.
     pub image: Option<String>,
-    /// The component that the image is pushed to.
-    pub registry: ComponentName,
+    /// The component that the image is pushed to; `None` if `up` does not push it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<ComponentName>,
     /// The `server.yaml` tree, complete except for values of the provider: sockets, paths.
     pub config: Value,
     /// The models that it serves.

@@ -22,6 +22,18 @@ use crate::secret::Secret;
 /// The recorded outputs of one site, by `COMPONENT/PART`.
 pub type SiteOutputs = BTreeMap<String, Outputs>;
 
+/// Who authorizes the requests of clients, and what of them reaches the servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointAccess {
+    /// The servers do, by API keys.
+    Keys,
+    /// The cloud that runs them does. It passes on invocations that it has signed for: see [`Operations::invocations`].
+    Invocations,
+    /// The cloud that runs them does, by the identities of callers. It passes on every request: see
+    /// [`Operations::caller`].
+    Identities,
+}
+
 /// The client endpoint of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceEndpoint {
@@ -33,9 +45,8 @@ pub struct ServiceEndpoint {
     pub metrics: Option<String>,
     /// Whether it is the endpoint of all sites together.
     pub is_global: bool,
-    /// Whether the cloud runs it and authorizes its callers: requests are invocations that it has signed for, and API
-    /// keys, tenants, probes and metrics do not exist.
-    pub is_invoked: bool,
+    /// Who authorizes its callers. Where the cloud does, API keys, tenants and metrics do not exist.
+    pub access: EndpointAccess,
 }
 
 /// One running site.
@@ -47,6 +58,11 @@ pub trait Operations: Send + Sync {
 
     /// Signs requests to an endpoint that the cloud runs.
     fn invocations(self: Arc<Self>) -> Option<Arc<dyn Invocations>> {
+        None
+    }
+
+    /// Authorizes requests to a service whose callers the cloud knows by their identities.
+    fn caller(self: Arc<Self>) -> Option<Arc<dyn Caller>> {
         None
     }
 
@@ -132,6 +148,13 @@ pub trait Invocations: std::fmt::Debug + Send + Sync {
     /// A `POST` of this JSON body as the cloud accepts it for some minutes. The answer is that of `/v1/completions`, or of
     /// `/v1/chat/completions` for a body with `messages`.
     async fn sign(&self, body: &[u8]) -> Result<SignedRequest>;
+}
+
+/// The identity of a caller of a service that the cloud runs.
+#[async_trait]
+pub trait Caller: std::fmt::Debug + Send + Sync {
+    /// Headers that authorize any request to the service at this address for some minutes.
+    async fn headers(&self, address: &str) -> Result<Vec<(String, Secret)>>;
 }
 
 /// A request with the headers that authorize it.

@@ -30,6 +30,8 @@ words! {
         Kubernetes = "kubernetes",
         /// As an inference endpoint of Amazon SageMaker.
         Sagemaker = "sagemaker",
+        /// As a service of Google Cloud Run.
+        CloudRun = "cloud-run",
     }
 }
 

@@ -5,6 +5,7 @@ use serde_json::Value;
 use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
 use crate::kinds::container::SPOT;
+use crate::kinds::run::SERVICE;
 use crate::service::Service;
 use crate::tables::machines;
 use crate::tables::prices::priced;
@@ -37,6 +38,11 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             let copied = is_in_two.then_some("data that is copied between its regions, and stored in both");
             let lines = ["stored models", "requests"].into_iter().chain(copied);
             lines.map(|what| CostLine::unknown(Service::Storage.title(), what, "by use")).collect()
+        }
+        SERVICE => {
+            let what = ["CPU, memory and GPUs of instances", "requests"];
+            let lines = what.into_iter().map(|what| CostLine::unknown(Service::Run.title(), what, "by use"));
+            lines.chain([CostLine::unknown(LOGGING, "logs of the service", "by use")]).collect()
         }
         "gcp.dns-record" => vec![CostLine::unknown(Service::Dns.title(), "DNS queries", "by use")],
         "gcp.repository" => vec![CostLine::unknown(Service::ArtifactRegistry.title(), "stored images", "by use")],

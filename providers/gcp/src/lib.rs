@@ -13,6 +13,7 @@ mod billed;
 mod capabilities;
 mod costs;
 mod declare;
+mod endpoint;
 mod kinds;
 mod labels;
 mod lower;
@@ -32,6 +33,7 @@ mod token;
 
 pub use access::{Access, Identity};
 pub use capabilities::{CAPABILITIES, inside};
+pub use endpoint::{EndpointOperations, endpoint};
 pub use lower::models_bucket;
 pub use names::cluster as cluster_name;
 pub use provider::Gcp;

@@ -24,6 +24,7 @@ pub enum Service {
     Monitoring,
     OAuth2,
     ResourceManager,
+    Run,
     ServiceNetworking,
     ServiceUsage,
     ServiceUsageBeta,
@@ -105,6 +106,7 @@ const ROWS: &[Row] = &[
         "v1/",
         "CLOUDRESOURCEMANAGER",
     ),
+    row(Service::Run, "run", "Cloud Run", "run.googleapis.com", "v2/", "RUN"),
     row(
         Service::ServiceNetworking,
         "servicenetworking",
@@ -272,7 +274,7 @@ mod tests {
 
     #[test]
     fn every_service_has_a_row() {
-        assert_eq!(Service::all().count(), 19);
+        assert_eq!(Service::all().count(), 20);
         for service in Service::all() {
             assert_eq!(service.row().service, service);
         }

@@ -76,20 +76,38 @@ impl Tokens {
         age > FRESH
     }
 
+    /// An ID token of an account for the service at this address, which lasts for an hour
+    /// (<https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/generateIdToken>).
+    pub(crate) async fn identity(&self, account: &str, address: &str) -> Result<Secret> {
+        let body = json!({ "audience": address, "includeEmail": true });
+        let answer = self.generated(account, "generateIdToken", &body, &self.bearer().await?).await?;
+        token_in(&answer["token"]).ok_or_else(|| without_token(account))
+    }
+
     /// <https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/generateAccessToken>
     async fn impersonated(&self, account: &str, source: &Bearer) -> Result<Bearer> {
+        let body = json!({ "scope": SCOPES, "lifetime": LIFETIME });
+        let answer = self.generated(account, "generateAccessToken", &body, source).await?;
+        let token = token_in(&answer["accessToken"]).ok_or_else(|| without_token(account))?;
+        let ends = answer["expireTime"].as_str().and_then(|time| time.parse::<Timestamp>().ok());
+        let ends = ends.map_or_else(|| SystemTime::now() + USUAL, SystemTime::from);
+        Ok(Bearer { token, ends })
+    }
+
+    /// Credentials of a service account.
+    async fn generated(&self, account: &str, method: &str, body: &Value, source: &Bearer) -> Result<Value> {
         let failed = |kind| Error::new(kind, "impersonate", account.to_owned());
         let hint = format!("grant your identity `roles/iam.serviceAccountTokenCreator` on {account}");
         if !is_account(account) {
             let why = "it is not the e-mail address of a service account";
             return Err(failed(ErrorKind::Invalid).because(why).hint("set `account.existing_role` to one"));
         }
-        let path = format!("projects/-/serviceAccounts/{account}:generateAccessToken");
+        let path = format!("projects/-/serviceAccounts/{account}:{method}");
         let request = self
             .http
             .post(self.endpoints.url(Service::IamCredentials, &path)?)
             .bearer_auth(source.token.expose_text().unwrap_or_default())
-            .json(&json!({ "scope": SCOPES, "lifetime": LIFETIME }));
+            .json(body);
         let lost = |error: reqwest::Error| failed(ErrorKind::Unavailable).because(error.without_url());
         let response = request.send().await.map_err(lost)?;
         let status = response.status().as_u16();
@@ -100,14 +118,18 @@ impl Tokens {
             let error = Failure::of_answer(status, &answer).error(Service::IamCredentials, "impersonate", account);
             return Err(if error.kind == ErrorKind::Denied { error.hint(hint) } else { error });
         }
-        let token = answer["accessToken"].as_str().unwrap_or_default();
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(failed(ErrorKind::Unavailable).because("the answer has no token"));
-        }
-        let ends = answer["expireTime"].as_str().and_then(|time| time.parse::<Timestamp>().ok());
-        let ends = ends.map_or_else(|| SystemTime::now() + USUAL, SystemTime::from);
-        Ok(Bearer { token: Secret::new(token), ends })
+        Ok(answer)
     }
+}
+
+/// The token in a member of an answer.
+fn token_in(member: &Value) -> Option<Secret> {
+    let token = member.as_str().filter(|token| !token.is_empty())?;
+    token.bytes().all(|byte| byte.is_ascii_graphic()).then(|| Secret::new(token))
+}
+
+fn without_token(account: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, "impersonate", account.to_owned()).because("the answer has no token")
 }
 
 /// Whether a text is the e-mail address of a service account, which becomes a part of a path.

@@ -10,9 +10,9 @@ use camino::Utf8PathBuf;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_provider::operations::{
-    AuditedAspect, DatabaseInstances, DatabaseStatus, Export, ExportFormat, JobOutput, Jobs, LogSource, LogText,
-    Operations, Outages, RolloutCommand, RolloutStatus, Rollouts, Scale, Scaling, SecurityAspect, ServiceEndpoint,
-    SiteAccess, SiteBackups, SiteLogs, SiteMetrics, SiteOutputs, SiteSecurity,
+    AuditedAspect, DatabaseInstances, DatabaseStatus, EndpointAccess, Export, ExportFormat, JobOutput, Jobs, LogSource,
+    LogText, Operations, Outages, RolloutCommand, RolloutStatus, Rollouts, Scale, Scaling, SecurityAspect,
+    ServiceEndpoint, SiteAccess, SiteBackups, SiteLogs, SiteMetrics, SiteOutputs, SiteSecurity,
 };
 use textnlp_provider::{Error, ErrorKind, Lineage, Result, SecretStore, Wanted, error_chain};
 
@@ -77,7 +77,7 @@ pub fn endpoint(outputs: &SiteOutputs) -> Option<ServiceEndpoint> {
         ca_file: text(certificate, "ca_file"),
         metrics: None,
         is_global: false,
-        is_invoked: false,
+        access: EndpointAccess::Keys,
     })
 }
 

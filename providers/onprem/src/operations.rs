@@ -9,7 +9,8 @@ use camino::Utf8PathBuf;
 use serde_json::Value;
 use textnlp_keys::SiteFolder;
 use textnlp_provider::operations::{
-    DatabaseInstances, DatabaseStatus, JobOutput, Jobs, Operations, ServerProgram, ServiceEndpoint, SiteOutputs,
+    DatabaseInstances, DatabaseStatus, EndpointAccess, JobOutput, Jobs, Operations, ServerProgram, ServiceEndpoint,
+    SiteOutputs,
 };
 use textnlp_provider::{Error, ErrorKind, Lineage, Result};
 
@@ -55,7 +56,7 @@ pub fn endpoint(outputs: &SiteOutputs) -> Option<ServiceEndpoint> {
             ca_file: text(part, "ca_file"),
             metrics: text("gateway/process", "metrics_listen"),
             is_global: part.starts_with("front"),
-            is_invoked: false,
+            access: EndpointAccess::Keys,
         })
     })
 }

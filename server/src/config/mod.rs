@@ -63,10 +63,19 @@ pub struct Config {
     pub monitoring: Monitoring,
     /// The control socket of the site agent, where control data is replicated between sites.
     pub watch: Option<Address>,
-    /// Whether it is a container of SageMaker: there is `/invocations` instead of the API. No file sets it.
-    pub is_invoked: bool,
+    /// The cloud that runs it as a container and authorizes its callers. No file sets it.
+    pub container: Option<Container>,
     /// How chat templates are rendered and schemas are checked. No file sets it.
     pub renderer: Renderer,
+}
+
+/// A container that a cloud runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Container {
+    /// Of SageMaker: there is `/invocations` instead of the API.
+    Sagemaker,
+    /// Of Cloud Run.
+    CloudRun,
 }
 
 /// The processes that render chat templates and check schemas.
@@ -334,9 +343,9 @@ impl Monitoring {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// No file is given, and no variables are set.
-    #[error("no configuration: write --config FILE; only a container of SageMaker has it in variables")]
+    #[error("no configuration: write --config FILE; only containers of SageMaker and Cloud Run have it in variables")]
     Missing,
-    /// A container of SageMaker has its configuration and not the list of its models.
+    /// A container has its configuration and not the list of its models.
     #[error("{0}_0 is not set: it is the first piece of the list of models")]
     NoModels(&'static str),
     /// It cannot be read.
@@ -375,10 +384,10 @@ impl Config {
         Self::parse(&text).map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
     }
 
-    /// The same for a container of SageMaker: AWS terminates TLS, authorizes callers, and reaches one port only.
+    /// The same for a container: the cloud terminates TLS, authorizes callers, and reaches one port only.
     #[must_use]
-    pub fn invoked(mut self) -> Self {
-        self.is_invoked = true;
+    pub fn contained(mut self, container: Container) -> Self {
+        self.container = Some(container);
         (self.api.metrics_listen, self.api.health_listen) = (None, None);
         self.api.cors_origins.clear();
         self.api.docs = false;
@@ -419,7 +428,7 @@ impl Config {
             security,
             monitoring,
             watch: watch(textnlp.section("replication")),
-            is_invoked: false,
+            container: None,
             renderer: Renderer::default(),
         };
         if textnlp.has("redis") {

@@ -33,7 +33,7 @@ use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 
 use crate::app::App;
-use crate::config::{ByteSize, Config};
+use crate::config::{ByteSize, Config, Container};
 use crate::error::ApiError;
 use crate::http;
 
@@ -46,7 +46,7 @@ pub(crate) use structure::{AnswerGuide, too_complex};
 
 /// All routes of the public listener.
 pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
-    if app.config.is_invoked {
+    if app.config.container == Some(Container::Sagemaker) {
         return invocations::routes();
     }
     let mut routes = Router::new()

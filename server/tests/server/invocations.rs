@@ -1,7 +1,8 @@
-//! A container of SageMaker, and that no other server answers like one.
+//! Containers of SageMaker and Cloud Run, and that no other server answers like one of SageMaker.
 
 use serde_json::{Value, json};
 use textnlp_server::Server;
+use textnlp_server::config::Container;
 
 use super::support::{Client, Setup, Shape, config, path, start, until, write_model};
 
@@ -12,7 +13,7 @@ async fn container_of_sagemaker_answers_pings_and_invocations_and_nothing_else()
     let folder = tempfile::tempdir().unwrap();
     write_model(&path(&folder, "tiny"), Shape { chat: true, ..Shape::default() });
     let setup = Setup { models: Some(MODELS), api: "require_https: true\ndocs: true", ..Setup::default() };
-    let config = config(&folder, &setup).invoked();
+    let config = config(&folder, &setup).contained(Container::Sagemaker);
     let server = Server::start(config).await.unwrap();
     assert!(server.metrics_address().is_none(), "SageMaker reaches one port");
     let client = Client::new(server.address());
@@ -38,6 +39,29 @@ async fn container_of_sagemaker_answers_pings_and_invocations_and_nothing_else()
         assert_eq!(client.send(method, path, &[], b"{}").await.status, 404, "{path}");
     }
     assert_eq!(client.send("GET", "/docs", &[], b"").await.status, 404);
+    assert!(server.drain().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn container_of_cloud_run_answers_the_api_to_every_caller_that_the_cloud_lets_through() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(&path(&folder, "tiny"), Shape { chat: true, ..Shape::default() });
+    let setup = Setup { models: Some(MODELS), api: "require_https: true\ndocs: true", ..Setup::default() };
+    let server = Server::start(config(&folder, &setup).contained(Container::CloudRun)).await.unwrap();
+    assert!(server.metrics_address().is_none(), "Cloud Run reaches one port");
+    let client = Client::new(server.address());
+    until("the container is ready", async || client.send("GET", "/ready", &[], b"").await.status == 200).await;
+    // Cloud Run passes on its token, without the signature.
+    let token = [("authorization", "Bearer eyJhbGciOiJSUzI1NiJ9.e30.SIGNATURE_REMOVED_BY_GOOGLE")];
+    for headers in [&[][..], &token] {
+        assert_eq!(client.send("GET", "/v1/models", headers, b"").await.status, 200, "{headers:?}");
+        let body = json!({ "prompt": "a", "max_tokens": 4, "ignore_eos": true }).to_string();
+        let completed = client.send("POST", "/v1/completions", headers, body.as_bytes()).await;
+        assert_eq!((completed.status, &completed.json()["object"]), (200, &json!("text_completion")), "{completed:?}");
+    }
+    for (method, path) in [("GET", "/ping"), ("POST", "/invocations"), ("GET", "/docs")] {
+        assert_eq!(client.send(method, path, &[], b"{}").await.status, 404, "{path}");
+    }
     assert!(server.drain().await);
 }
 

@@ -36,9 +36,11 @@ use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
 use textnlp_orchestrator::release::{Applied, History, Lock, digest};
 use textnlp_orchestrator::report::Report;
 use textnlp_orchestrator::state::{Entry, Head, JournalWriter, State};
+use textnlp_provider::operations::EndpointAccess;
 use textnlp_provider::{Lineage, SiteName, error_chain};
 use tokio_util::sync::CancellationToken;
 
+use crate::client::Target;
 use crate::keys::Admin;
 use crate::metrics::SiteWire;
 use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvironment, Scope, baseline, running};
@@ -46,10 +48,16 @@ use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvir
 /// The metrics that the gate requests, where no record of an autoscaler has them.
 const METRICS_PROBE: CheckSource = CheckSource::Probe(Probe::Metrics);
 
-/// Why the gate of an environment cannot be measured, if so.
+/// Why the gate of an environment cannot be measured, if so. That of development needs the API, and no keys and metrics.
 pub fn unmeasured(environment: &Environment) -> Option<String> {
     let phase = environment.phase;
-    let has_none = "an inference endpoint has no API keys, limits, probes and metrics of its own";
+    let has_none = match environment.is_invoked() {
+        true => "an inference endpoint has no API keys, limits, probes and metrics of its own",
+        false if phase == Phase::Development => return None,
+        false => {
+            "an inference endpoint has no API keys, limits and metrics of its own; only the gate of development can be"
+        }
+    };
     environment.is_endpoint().then(|| format!("the gate of phase {phase} cannot be measured: {has_none}"))
 }
 
@@ -277,7 +285,12 @@ pub async fn measure(
     }
 
     let trust = scope.platform.trust(running.ca_file.as_deref(), Some(environment))?;
-    let service = HttpWire::new(&running.address, &trust)?;
+    let mut service = HttpWire::new(&running.address, &trust)?;
+    if running.access == EndpointAccess::Identities
+        && let Some(caller) = Target::of(scope, Some(environment)).await?.caller
+    {
+        service = service.with_headers(caller.headers(&running.address).await?);
+    }
     let keys = Admin { platform: scope.platform, running, environment };
     let clock = SystemClock;
     let load = Load::of(&environment.gates);

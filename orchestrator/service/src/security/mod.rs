@@ -190,7 +190,7 @@ async fn api_keys(report: &mut Checks, deployment: &Deployment, running: &Runnin
     report.rule = Some(Rule::ApiKeys);
     const NAME: &str = "API keys";
     let (scope, environment) = (&deployment.chosen.scope, &deployment.chosen.loaded.environment);
-    if running.is_invoked {
+    if running.is_endpoint() {
         return report.well(NAME, "an inference endpoint has none");
     }
     let list = scope.command("key list");

@@ -23,7 +23,7 @@ const UNKNOWN_KEY: &str = "tnlp_0000000000000000_0000000000000000000000000000000
 pub(super) async fn probe(report: &mut Checks, deployment: &Deployment, running: &RunningEnvironment) {
     let scope = &deployment.chosen.scope;
     let environment = &deployment.chosen.loaded.environment;
-    if running.is_invoked {
+    if running.is_endpoint() {
         for (rule, name) in
             [(Rule::TlsVersions, "TLS versions"), (Rule::Headers, "headers"), (Rule::Anonymous, "anonymous requests")]
         {

@@ -138,7 +138,7 @@ pub(super) async fn audit_log(report: &mut Checks, deployment: &Deployment, runn
     report.rule = Some(Rule::AuditLog);
     let scope = &deployment.chosen.scope;
     let export = scope.command("audit export");
-    if running.is_invoked {
+    if running.is_endpoint() {
         return report.unknown(NAME, "an inference endpoint has none; the cloud records its invocations", export);
     }
     let admin = Admin::of(&deployment.chosen, running);
@@ -184,7 +184,7 @@ struct Retained {
 pub(super) async fn retention(report: &mut Checks, deployment: &Deployment, running: &RunningEnvironment) {
     report.rule = Some(Rule::Retention);
     let server = &deployment.chosen.loaded.environment.server;
-    if running.is_invoked {
+    if running.is_endpoint() {
         return report.well("retention", "an inference endpoint has no usage records");
     }
     let admin = Admin::of(&deployment.chosen, running);

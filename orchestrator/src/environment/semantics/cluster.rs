@@ -20,7 +20,14 @@ impl Checker<'_> {
         let (at, access) = (format!("sites[{i}].cluster"), &site.cluster);
         if !site.is_in_cluster() {
             // Defaults are not serialized, so this is exactly what was configured, also for fields added later.
-            let access_fields = serde_json::to_value(access).unwrap_or_default();
+            let mut access_fields = serde_json::to_value(access).unwrap_or_default();
+            // Its containers have an image and limits too.
+            if let (Runtime::CloudRun, Some(fields)) = (site.runtime, access_fields.as_object_mut()) {
+                fields.remove("image");
+                if access.resources.requests.is_empty() {
+                    fields.remove("resources");
+                }
+            }
             for field in access_fields.as_object().into_iter().flat_map(|access_fields| access_fields.keys()) {
                 let cause = format!("the site has `runtime: {}` and is not in a cluster", site.runtime);
                 self.error(&format!("{at}.{field}"), cause, "remove it, or write `runtime: kubernetes`");

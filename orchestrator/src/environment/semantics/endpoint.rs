@@ -20,15 +20,20 @@ const WITHOUT_EFFECT: &[&str] = &[
     "traffic",
 ];
 
+/// What only a service of Cloud Run does not have: it adds instances by the requests that they answer at the same time, and
+/// each has one GPU.
+const WITHOUT_EFFECT_ON_CLOUD_RUN: &[&str] =
+    &["gpu.count", "gpu.per_machine", "gpu.spot", "scaling.requests_per_second"];
+
 impl Checker<'_> {
     /// The instance type belongs to an endpoint; such a site is alone, and has no settings without effect.
     pub(super) fn inference_endpoint(&mut self, i: usize, site: &SiteSettings) {
         let at = format!("sites[{i}]");
+        if site.instance_type.is_some() && site.runtime != Runtime::Sagemaker {
+            let cause = format!("with `runtime: {}` it has no effect", site.runtime);
+            self.error(&format!("{at}.instance_type"), cause, "remove it, or write `runtime: sagemaker`");
+        }
         if !site.is_endpoint() {
-            if site.instance_type.is_some() {
-                let cause = format!("with `runtime: {}` it has no effect", site.runtime);
-                self.error(&format!("{at}.instance_type"), cause, "remove it, or write `runtime: sagemaker`");
-            }
             return;
         }
         let runtime = format!("it has no effect with `runtime: {}`", site.runtime);
@@ -52,7 +57,9 @@ impl Checker<'_> {
         for (field, _) in own.into_iter().filter(|(_, is_set)| *is_set) {
             self.error(&format!("{at}.{field}"), runtime.clone(), "remove it");
         }
-        for path in WITHOUT_EFFECT.iter().filter(|path| !self.is_shipped(path)).collect::<Vec<_>>() {
+        let is_run = site.runtime == Runtime::CloudRun;
+        let more: &[&str] = if is_run { WITHOUT_EFFECT_ON_CLOUD_RUN } else { &[] };
+        for path in WITHOUT_EFFECT.iter().chain(more).filter(|path| !self.is_shipped(path)).collect::<Vec<_>>() {
             self.error(path, runtime.clone(), "remove it");
         }
     }

@@ -300,6 +300,22 @@ fn settings_without_effect_on_an_inference_endpoint_are_errors() {
     }
     let said = with("runtime: process, instance_type: ml.m5.xlarge", "");
     assert!(said.contains("`sites[0].instance_type`: with `runtime: process` it has no effect"), "{said}");
+    let fits = with(
+        "runtime: cloud-run, cluster: { image: r.example/t:1, resources: { limits: { cpu: 4, memory: 16GiB } } }",
+        "scaling: { max: 4 }\n",
+    );
+    assert!(!fits.contains("error"), "{fits}");
+    let said = with(
+        "runtime: cloud-run, instance_type: ml.m5.xlarge, cluster: { context: mine, resources: { requests: { cpu: 1 } } }",
+        "gpu: { size: large, count: 2 }\nscaling: { max: 4, requests_per_second: 5 }\n",
+    );
+    for path in ["gpu.count", "scaling.requests_per_second"] {
+        let refused = format!("error: `{path}`: it has no effect with `runtime: cloud-run`");
+        assert!(said.contains(&refused), "{path}: {said}");
+    }
+    for field in ["instance_type", "cluster.context", "cluster.resources"] {
+        assert!(said.contains(&format!("error: `sites[0].{field}`")), "{field}: {said}");
+    }
     let said = with("runtime: sagemaker }, { name: two, provider: onprem, role: secondary", "");
     assert!(said.contains("an inference endpoint is the only site of its environment"), "{said}");
 }

@@ -1,10 +1,9 @@
 //! The servers as an endpoint of SageMaker: its image, its role, how it changes, and its alarm.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
-use textnlp_provider::component::{InferenceEndpoint, Model};
-use textnlp_provider::{ResourceId, Spec};
+use textnlp_cloud::{ContainerHost, by_digest, is_fetched};
+use textnlp_provider::ResourceId;
+use textnlp_provider::component::InferenceEndpoint;
 use textnlp_token::partition;
 
 use super::{Lowering, models_bucket, output};
@@ -19,19 +18,19 @@ const INSTANCE_TYPE: &str = "ml.m5.xlarge";
 /// disks of their own take no key
 /// (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateEndpointConfig.html>).
 const FAMILIES: &[&str] = &["c5", "c6i", "c7i", "m5", "m6i", "m7i", "r5", "r6i", "r7i"];
-/// The port of SageMaker's containers, and the folder of an instance that they may write
-/// (<https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html>).
-const LISTEN: &str = "0.0.0.0:8080";
-const FOLDER: &str = "/tmp/textnlp";
-/// SageMaker kills a container 30 seconds after SIGTERM.
-const MOST_DRAIN_SECONDS: u64 = 25;
-/// The variables that the server reads its configuration and the list of its models from, each in numbered pieces.
-const SERVER: &str = "TEXTNLP_SAGEMAKER_SERVER";
-const MODELS: &str = "TEXTNLP_SAGEMAKER_MODELS";
-/// The most bytes of one variable, and of all with their names
-/// (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_ContainerDefinition.html>).
-const MOST_OF_VALUE: usize = 1024;
-const MOST_OF_ALL: usize = 32 * 1024;
+/// The port of SageMaker's containers, the folder of an instance that they may write, and the end of a container 30 seconds
+/// after SIGTERM (<https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html>); the most bytes of
+/// variables (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_ContainerDefinition.html>).
+const HOST: ContainerHost = ContainerHost {
+    name: "SageMaker",
+    server: "TEXTNLP_SAGEMAKER_SERVER",
+    models: "TEXTNLP_SAGEMAKER_MODELS",
+    most: 32 * 1024,
+    listen: "0.0.0.0:8080",
+    folder: "/tmp/textnlp",
+    drain_seconds: 25,
+    bucket: "s3",
+};
 /// The bounds of a volume in GB, and what it has besides the models.
 const VOLUME_GB: std::ops::RangeInclusive<u64> = 10..=512;
 const BESIDES_GB: u64 = 5;
@@ -63,10 +62,19 @@ impl Lowering<'_> {
             let fix = format!("write `registry: {{ url: {account}.dkr.ecr.{region}.{suffix}/textnlp }}`");
             return self.problem("image", cause, fix);
         };
-        let Some(environment) = self.environment(endpoint) else { return };
-        let is_fetched = |model: &Model| model.source != "bundled";
+        let reads_bucket = endpoint.models.iter().any(|model| model.source.starts_with("s3:"));
+        let region = reads_bucket.then(|| ("AWS_REGION".to_owned(), self.site.region.clone()));
+        let environment = match HOST.variables(endpoint, region.into_iter().collect()) {
+            Ok(environment) => environment,
+            Err(problems) => {
+                return problems.into_iter().for_each(|(cause, fix)| self.problem("models", cause, fix));
+            }
+        };
         let fetches = endpoint.models.iter().any(is_fetched);
-        let registry = ResourceId::part(&self.site.name, &endpoint.registry, "repository").ok();
+        let registry = endpoint
+            .registry
+            .as_ref()
+            .and_then(|registry| ResourceId::part(&self.site.name, registry, "repository").ok());
         let logs = self.part(
             "logs",
             "aws.log-group",
@@ -74,17 +82,12 @@ impl Lowering<'_> {
         );
         let role = self.execution_role(endpoint, &name, registry.as_ref());
         let Some(role) = role else { return };
-        // SageMaker takes a tag or a digest, and not both.
-        let image = image.split_once('@').map_or_else(
-            || image.clone(),
-            |(tagged, digest)| format!("{}@{digest}", tagged.rsplit_once(':').map_or(tagged, |(name, _)| name)),
-        );
         let model = self.part(
             "model",
             "aws.sagemaker-model",
             &json!({
                 "name": name,
-                "image": image,
+                "image": by_digest(image),
                 "data": null,
                 "environment": environment,
                 "role": output(&role, "arn"),
@@ -151,52 +154,6 @@ impl Lowering<'_> {
         let cause = format!("endpoints do not run on `{instance_type}`: they use CPUs of x86-64 only");
         let families: Vec<String> = FAMILIES.iter().map(|family| format!("ml.{family}")).collect();
         self.problem("instance_type", cause, format!("choose one of {}, such as {INSTANCE_TYPE}", families.join(", ")));
-    }
-
-    /// The variables of the container.
-    fn environment(&mut self, endpoint: &InferenceEndpoint) -> Option<BTreeMap<String, String>> {
-        let before = self.problems.len();
-        let mut listed = Vec::new();
-        let mut paths = BTreeMap::new();
-        for (place, model) in endpoint.models.iter().enumerate() {
-            if model.source.starts_with("file:") {
-                let cause = format!("model `{}` is on this machine, which SageMaker does not reach", model.name);
-                self.problem("models", cause, "use a source that it reaches: `bundled`, `s3:`, `hf:`, `https:`");
-            }
-            if model.source.starts_with("bucket:") {
-                let cause =
-                    format!("model `{}` is in the bucket of the site, which may be an existing one", model.name);
-                self.problem("models", cause, "write its address: `s3://BUCKET/PATH`");
-            }
-            let Some(digest) = &model.digest else {
-                let cause = format!("model `{}` has no digest, so it cannot be verified", model.name);
-                self.problem("models", cause, "add `digest: sha256:…`; `textnlp-deploy model pull` prints it");
-                continue;
-            };
-            let path = format!("{FOLDER}/models/{place}");
-            listed.push(json!({ "name": model.name, "source": model.source, "digest": digest, "path": path }));
-            paths.insert(model.name.as_str(), path);
-        }
-        let delivery = json!({
-            "cache": format!("{FOLDER}/cache"), "max_cache_bytes": endpoint.max_cache_bytes, "models": listed,
-        });
-        let config = configured(endpoint.config.clone(), &paths);
-        let mut environment = BTreeMap::new();
-        if endpoint.models.iter().any(|model| model.source.starts_with("s3:")) {
-            environment.insert("AWS_REGION".to_owned(), self.site.region.clone());
-        }
-        for (name, document) in [(SERVER, config), (MODELS, delivery)] {
-            let text = Spec::of(&document).to_string();
-            let pieces = pieces(&text).into_iter().enumerate();
-            environment.extend(pieces.map(|(number, piece)| (format!("{name}_{number}"), piece)));
-        }
-        let bytes: usize = environment.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if bytes > MOST_OF_ALL {
-            let cause =
-                format!("the configuration has {bytes} bytes, and SageMaker passes {MOST_OF_ALL} to a container");
-            self.problem("models", cause, "serve fewer models with one endpoint");
-        }
-        (self.problems.len() == before).then_some(environment)
     }
 
     /// The role of the containers: what SageMaker does with it, and nothing for the servers themselves.
@@ -314,51 +271,5 @@ impl Lowering<'_> {
                 },
             }),
         );
-    }
-}
-
-/// The server's configuration with the settings that only a container of SageMaker has. The server itself turns off what
-/// is not for there.
-fn configured(mut config: Value, paths: &BTreeMap<&str, String>) -> Value {
-    let tree = &mut config["textnlp"];
-    tree["api"]["listen"] = json!(LISTEN);
-    if let Some(drain) = tree["api"]["drain_seconds"].as_u64() {
-        tree["api"]["drain_seconds"] = json!(drain.min(MOST_DRAIN_SECONDS));
-    }
-    tree["models"]["cache_dir"] = json!(FOLDER);
-    tree["database"]["url"] = json!(format!("sqlite://{FOLDER}/textnlp.db"));
-    for model in tree["models"]["serve"].as_array_mut().into_iter().flatten() {
-        if let Some(path) = model["name"].as_str().and_then(|name| paths.get(name)) {
-            model["path"] = json!(path);
-        }
-    }
-    config
-}
-
-/// A text in pieces that fit into variables.
-fn pieces(text: &str) -> Vec<String> {
-    let mut pieces = vec![String::new()];
-    for letter in text.chars() {
-        if let Some(last) = pieces.last_mut().filter(|last| last.len() + letter.len_utf8() <= MOST_OF_VALUE) {
-            last.push(letter);
-        } else {
-            pieces.push(letter.to_string());
-        }
-    }
-    pieces
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_fit_into_variables_and_join_to_the_text() {
-        for text in [String::new(), "a".repeat(MOST_OF_VALUE), "ä".repeat(2000)] {
-            let pieces = pieces(&text);
-            assert!(pieces.iter().all(|piece| piece.len() <= MOST_OF_VALUE), "{}", text.len());
-            assert_eq!(pieces.concat(), text);
-        }
-        assert_eq!(pieces(&"a".repeat(MOST_OF_VALUE + 1)).len(), 2);
     }
 }

@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use textnlp_aws::{CAPABILITIES, EndpointOperations, endpoint as endpoint_of};
 use textnlp_orchestrator::run::RunError;
 use textnlp_provider::capabilities::Setting;
+use textnlp_provider::cluster::ResourceAmounts;
 use textnlp_provider::component::{
     Autoscaling, Component, ComponentSpec, InferenceEndpoint, Model, ModelStore, Registry, ServiceLimits, Site,
 };
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::memory::Fuse;
-use textnlp_provider::operations::{Operations, SignedRequest};
+use textnlp_provider::operations::{EndpointAccess, Operations, SignedRequest};
 use textnlp_provider::settings::Runtime;
 use textnlp_provider::{Capability, Provider, Wanted};
 use textnlp_sim::Options;
@@ -58,9 +59,11 @@ fn served() -> InferenceEndpoint {
     InferenceEndpoint {
         replicas: 2,
         autoscaling: Some(Autoscaling { max: 4, cpu: None, memory: None, requests_per_second: Some(5) }),
+        gpu: None,
+        resources: ResourceAmounts::default(),
         instance_type: None,
         image: Some(format!("{}:1.0-a@{IMAGE}", repository())),
-        registry: "registry".parse().unwrap(),
+        registry: Some("registry".parse().unwrap()),
         config: json!({ "textnlp": {
             "environment": "staging", "api": { "drain_seconds": 30 }, "models": { "serve": [{ "name": "tiny" }] },
             // Longer than one variable.
@@ -323,7 +326,7 @@ fn an_endpoint_supports_less_than_a_cluster_and_no_keys() {
         "server/endpoint".to_owned(),
         BTreeMap::from([("arn".to_owned(), json!(format!("arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/{NAME}")))]),
     )]);
-    assert!(endpoint_of(&outputs).unwrap().is_invoked);
+    assert_eq!(endpoint_of(&outputs).unwrap().access, EndpointAccess::Invocations);
     let operations = Arc::new(EndpointOperations::new(access(&Bench::new().simulator), &place()));
     assert!(operations.clone().jobs().is_none() && operations.clone().rollouts().is_none());
     assert!(operations.clone().backups().is_none() && operations.clone().outages().is_none());

@@ -15,6 +15,7 @@ use textnlp_cloud::tags::Tags;
 use textnlp_cloud::{ObservedObject, State};
 use textnlp_provider::{Declaration, Declare, Error, ErrorKind, Identity, Kind, Outputs, Plugin, Result, Spec, Wanted};
 
+use super::run::NOT_EXPORTED;
 use super::{create, delete, put, read};
 use crate::api::{Api, Call, is_disabled};
 use crate::declare::{ID, NO_DESCRIPTION, Terraform, binding, binding_id, declaration, segment};
@@ -43,6 +44,7 @@ const PODS: &str = "pods:";
 const AGENTS: &[(&str, &str, Service)] = &[
     ("agent:artifactregistry", "gcp-sa-artifactregistry", Service::ArtifactRegistry),
     ("agent:container", "container-engine-robot", Service::Container),
+    ("agent:run", "serverless-robot-prod", Service::Run),
     ("agent:sql", "gcp-sa-cloud-sql", Service::Sql),
     ("agent:storage", "gs-project-accounts", Service::Storage),
 ];
@@ -107,6 +109,22 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: "storage",
         resource: &Rest::<Binding<OfBucket>>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            permissions: &[
+                read("run.services.getIamPolicy"),
+                create("run.services.setIamPolicy"),
+                delete("run.services.setIamPolicy"),
+                read("iam.serviceAccounts.get"),
+                // Requests to the service are those of the member.
+                read("iam.serviceAccounts.getOpenIdToken"),
+            ],
+            ..kind("gcp.run-binding", "a role of an account on a service of Cloud Run", Identity::Part)
+        },
+        service: "run",
+        resource: &Rest::<Binding<OfRun>>::kind(),
         refused: &[],
     },
 ];
@@ -193,7 +211,7 @@ trait Target: Send + Sync + 'static {
     const SERVICE: Service;
     /// Whether a binding stays when its resource is deleted.
     const IS_RETAINED: bool = false;
-    /// How Terraform declares a binding.
+    /// How Terraform declares a binding; the usual form if it does not.
     const TERRAFORM: Terraform;
     /// Its attribute for the target, and whether that is the whole path.
     const TARGET: (&'static str, bool);
@@ -216,6 +234,7 @@ trait Target: Send + Sync + 'static {
 struct OfProject;
 struct OfKey;
 struct OfBucket;
+struct OfRun;
 
 fn policy_of(target: &str) -> String {
     format!("the policy of {target}")
@@ -226,6 +245,21 @@ async fn tags_of_account(api: &Api, email: &str) -> Result<Tags> {
     let path = format!("projects/{}/serviceAccounts/{email}", api.project());
     let found = ServiceAccount::fetch(api, &path).await?.unwrap_or_default();
     Ok(labels::of_description(get(&found, "/description").and_then(Value::as_str).unwrap_or_default()))
+}
+
+/// The same of a member, if it is one.
+async fn tags_of_member(api: &Api, member: &str) -> Result<Tags> {
+    match member.strip_prefix("serviceAccount:").filter(|email| crate::token::is_account(email)) {
+        Some(email) => tags_of_account(api, email).await,
+        None => Ok(Tags::new()),
+    }
+}
+
+/// The policy of an object whose service reads it with GET.
+async fn policy_by_get(api: &Api, service: Service, target: &str) -> Result<Option<Value>> {
+    let call = Call::get(service, format!("{target}:getIamPolicy"));
+    let call = call.query("options.requestedPolicyVersion", VERSION.to_string());
+    api.find_enabled(call.saying("read", policy_of(target))).await
 }
 
 #[async_trait]
@@ -245,10 +279,7 @@ impl Target for OfProject {
     }
 
     async fn tags(api: &Api, member: &str) -> Result<Tags> {
-        match member.strip_prefix("serviceAccount:").filter(|email| crate::token::is_account(email)) {
-            Some(email) => tags_of_account(api, email).await,
-            None => Ok(Tags::new()),
-        }
+        tags_of_member(api, member).await
     }
 }
 
@@ -265,9 +296,22 @@ impl Target for OfKey {
     const TARGET: (&'static str, bool) = ("crypto_key_id", true);
 
     async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
-        let call = Call::get(Self::SERVICE, format!("{target}:getIamPolicy"));
-        let call = call.query("options.requestedPolicyVersion", VERSION.to_string());
-        api.find_enabled(call.saying("read", policy_of(target))).await
+        policy_by_get(api, Self::SERVICE, target).await
+    }
+}
+
+#[async_trait]
+impl Target for OfRun {
+    const SERVICE: Service = Service::Run;
+    const TERRAFORM: Terraform = Terraform::USUAL;
+    const TARGET: (&'static str, bool) = ("name", true);
+
+    async fn policy(api: &Api, target: &str) -> Result<Option<Value>> {
+        policy_by_get(api, Self::SERVICE, target).await
+    }
+
+    async fn tags(api: &Api, member: &str) -> Result<Tags> {
+        tags_of_member(api, member).await
     }
 }
 
@@ -307,6 +351,9 @@ impl<T: Target> RestKind for Binding<T> {
     };
 
     fn declared(api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
+        if T::TERRAFORM.kind.is_empty() {
+            return Err(NOT_EXPORTED.to_owned());
+        }
         let id = request.object.cloud_id.as_str();
         let (target, _, member) = parts(id).map_err(|error| error.to_string())?;
         let member = match is_numbered(member) {

@@ -11,6 +11,7 @@ pub(crate) mod monitoring;
 mod network;
 pub(crate) mod private;
 mod registry;
+pub(crate) mod run;
 mod services;
 mod sql;
 mod weighted;
@@ -31,6 +32,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     container::ROWS,
     bucket::ROWS,
     registry::ROWS,
+    run::ROWS,
     kms::ROWS,
     sql::ROWS,
     health_check::ROWS,

@@ -15,8 +15,6 @@ use crate::names;
 use crate::tables::machines::{MACHINES, Machine, of_size};
 use crate::tables::zones;
 
-/// The longest id of a service account.
-const MOST_OF_ACCOUNT: usize = 30;
 /// What nodes do with their account: metrics and logs, and images. The first one is what GKE documents as the least
 /// (<https://cloud.google.com/kubernetes-engine/docs/how-to/hardening-your-cluster#use_least_privilege_sa>).
 const NODE_ROLES: [(&str, &str); 2] =
@@ -58,7 +56,7 @@ impl Lowering<'_> {
             );
         }
         let account = json!({
-            "name": names::of(self.site, "nodes", MOST_OF_ACCOUNT),
+            "name": names::of(self.site, "nodes", names::MOST_OF_ACCOUNT),
             "display_name": format!("nodes of {} at {}", self.site.environment, self.site.name),
         });
         if let Some(window) = self.site.maintenance.filter(|window| window.hours < LEAST_HOURS) {

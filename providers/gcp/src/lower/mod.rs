@@ -14,6 +14,8 @@
 //! database, and the user that the service connects as; `replica-N`; `remote`: the replica in another region; `key-access` where data is
 //! protected, and with a replica in another region `remote-key-ring`, `remote-key`, `remote-key-access`. With an existing network
 //! neither `range` nor `connection` |
+//! | inference endpoint | `SITE/server/service`: the service of Cloud Run; `services`: the enabled services of the project; `account`, as
+//! which it runs; `caller` and `invoker`: the account that may call it, and its role; `key-access` where data is protected |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; with several sites `health`, a
 //! health check, and `name`, the site's own name |
 //! | monitoring | `SITE/monitoring/services`: the enabled services; `mailbox-N`: a channel for each mailbox; `alert-NAME`: alert policies;
@@ -26,6 +28,7 @@ mod models;
 mod monitoring;
 mod network;
 mod registry;
+mod run;
 
 pub(crate) use dns::NOTICES_AFTER;
 pub(crate) use models::bucket_identity;
@@ -33,16 +36,18 @@ pub use models::models_bucket;
 use serde_json::{Value, json};
 use textnlp_cloud::REGION;
 use textnlp_provider::component::ComponentSpec;
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::spec::OutputRef;
 use textnlp_provider::{
     Component, ComponentName, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
 use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY};
+use crate::kinds::run::SERVICE;
 use crate::{labels, names, table};
 
 /// The kinds whose objects have labels, which the tags of the environment become.
-pub(crate) const LABELLED: [&str; 9] = [
+pub(crate) const LABELLED: [&str; 10] = [
     "gcp.gke-cluster",
     "gcp.node-pool",
     "gcp.bucket",
@@ -52,10 +57,12 @@ pub(crate) const LABELLED: [&str; 9] = [
     CHANNEL,
     POLICY,
     DASHBOARD,
+    SERVICE,
 ];
 /// The components that others refer to.
 const NETWORK: &str = "network";
 const MODELS: &str = "models";
+const SERVER: &str = "server";
 /// The role that encrypts and decrypts with a key.
 const KEY_ROLE: &str = "roles/cloudkms.cryptoKeyEncrypterDecrypter";
 /// The longest name of a ring.
@@ -73,6 +80,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),
+        ComponentSpec::InferenceEndpoint(endpoint) => lowering.inference(endpoint),
         ComponentSpec::Monitoring(monitoring) => lowering.monitoring(monitoring),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
@@ -146,8 +154,9 @@ impl Lowering<'_> {
         if is_labelled && self.problems.is_empty() {
             self.problems.extend(labels::problems(&self.site.tags));
         }
-        // Every service is enabled first.
-        let services = self.part_of(NETWORK, "services").filter(|_| !self.is_elsewhere);
+        // Every service is enabled first. A site of Cloud Run has no network.
+        let of = if self.site.runtime == Runtime::CloudRun { SERVER } else { NETWORK };
+        let services = self.part_of(of, "services").filter(|_| !self.is_elsewhere);
         if self.wanted.last().is_some_and(|last| Some(&last.id) != services.as_ref()) {
             self.after(services);
         }
@@ -232,7 +241,7 @@ pub(crate) mod tests {
     use textnlp_provider::component::{
         Cluster, GpuPool, MaintenanceWindow, Model, ModelReplica, ModelStore, Network, Registry,
     };
-    use textnlp_provider::settings::{GpuSize, Runtime, Spot, Weekday};
+    use textnlp_provider::settings::{GpuSize, Spot, Weekday};
     use textnlp_provider::units::TimeOfDay;
 
     use super::*;

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 use textnlp_provider::cluster::{BucketIdentity, MODELS_ACCOUNT};
 use textnlp_provider::component::ModelStore;
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{CloudId, Component, ComponentName, Ownership, ResourceId, Site};
 
-use super::{Lowering, MODELS, MOST_OF_RING, ROTATION_DAYS, output};
+use super::{Lowering, MODELS, MOST_OF_RING, ROTATION_DAYS, SERVER, output};
 use crate::kinds::bucket::TURBO;
 use crate::names;
 
@@ -156,9 +157,15 @@ impl Lowering<'_> {
         }
     }
 
-    /// The role of the servers' pods on the site's bucket, if models come from there.
+    /// The role of the servers on the site's bucket, if models come from there: of pods, or of a service of Cloud Run.
     fn reader(&mut self, store: &ModelStore, bucket: &ResourceId, own: &str) {
-        let Some(site) = self.site.cluster.as_deref().filter(|site| !site.existing) else { return };
+        let cluster = self.site.cluster.as_deref().filter(|site| !site.existing);
+        let is_run = self.site.runtime == Runtime::CloudRun;
+        let (member, who) = match cluster {
+            Some(site) => (json!(format!("pods:{}/{MODELS_ACCOUNT}", site.namespace)), "pods"),
+            None if is_run => (self.output_of(SERVER, "account", "member"), "servers"),
+            None => return,
+        };
         let mut is_read = false;
         for model in &store.models {
             let named = match model.source.strip_prefix("gs://") {
@@ -169,7 +176,7 @@ impl Lowering<'_> {
             is_read = true;
             if named != own {
                 let cause =
-                    format!("model `{}` is in the bucket {named}, on which the site gives pods no role", model.name);
+                    format!("model `{}` is in the bucket {named}, on which the site gives {who} no role", model.name);
                 let fix = format!(
                     "push it to the bucket of the site: `textnlp-deploy model push SOURCE gs://{own}/`; or name that bucket in `storage.existing`"
                 );
@@ -177,7 +184,6 @@ impl Lowering<'_> {
             }
         }
         if is_read && self.problems.is_empty() {
-            let member = format!("pods:{}/{MODELS_ACCOUNT}", site.namespace);
             // `preflight` reads an existing bucket before its outputs are known.
             let target = match &self.component.existing {
                 Some(_) => json!(format!("{BUCKETS}{own}")),
@@ -188,7 +194,7 @@ impl Lowering<'_> {
             self.after(Some(bucket.clone()));
             // The first cluster creates the pool of identities.
             let cluster = CLUSTER.parse::<ComponentName>().map(|cluster| ResourceId::of(&self.site.name, &cluster));
-            self.after(cluster.ok());
+            self.after(cluster.ok().filter(|_| !is_run));
         }
     }
 

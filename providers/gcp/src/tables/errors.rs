@@ -65,6 +65,9 @@ const RECORD: Hint = Some("another client made a record of this name: remove it,
 const BUDGET: Hint = Some(
     "either `budget` is not in the currency of the billing account (`gcloud billing accounts describe ACCOUNT`), or a notification channel of it is gone: then run `up` again",
 );
+const REVISION: Hint = Some(
+    "the log of the revision has the reason: `textnlp-deploy logs` prints the command that shows it; an older revision answers as before",
+);
 const LARGER: Hint =
     Some("set a larger `network.cidr` in another environment; if the network is an existing one, add a range to it");
 
@@ -123,6 +126,11 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::Container), "forbidden", "quota to satisfy", Quota, RAISE),
     row(Some(Service::Container), "PERMISSION_DENIED", "quota to satisfy", Quota, RAISE),
     row(Some(Service::Container), "RESOURCE_EXHAUSTED", "quota to satisfy", Quota, RAISE),
+    // hashicorp/terraform-provider-google#17245, transparency-dev/tesseract#413: a revision that does not become ready, as its operation
+    // tells.
+    row(Some(Service::Run), "INTERNAL", "cannot serve traffic", Invalid, REVISION),
+    row(Some(Service::Run), "FAILED_PRECONDITION", "cannot serve traffic", Invalid, REVISION),
+    row(Some(Service::Run), "REVISION_FAILED", "", Invalid, REVISION),
     // hashicorp/terraform-provider-google#8214, hashicorp/terraform-provider-google#16883.
     row(None, "accessNotConfigured", "", Conflict, ENABLE),
     row(None, "SERVICE_DISABLED", "", Conflict, ENABLE),
@@ -161,6 +169,9 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::ArtifactRegistry), "badRequest", "ervice account", Conflict, None),
     row(Some(Service::ArtifactRegistry), "INVALID_ARGUMENT", "ervice account", Conflict, None),
     row(Some(Service::ArtifactRegistry), "FAILED_PRECONDITION", "ervice account", Conflict, None),
+    row(Some(Service::Run), "INVALID_ARGUMENT", "ervice account", Conflict, None),
+    row(Some(Service::Run), "FAILED_PRECONDITION", "ervice account", Conflict, None),
+    row(Some(Service::Run), "NOT_FOUND", "ervice account", Conflict, None),
     row(Some(Service::Iam), "badRequest", "dentity Pool does not exist", Conflict, None),
     row(Some(Service::Iam), "INVALID_ARGUMENT", "dentity Pool does not exist", Conflict, None),
     row(Some(Service::Iam), "FAILED_PRECONDITION", "dentity Pool does not exist", Conflict, None),
@@ -312,6 +323,14 @@ mod tests {
             ),
             (Service::Compute, &["conditionNotMet"], Some(412), "Invalid fingerprint", Conflict),
             (Service::Iam, &["badRequest"], Some(400), "Service account a@p does not exist.", Conflict),
+            (Service::Run, &["INVALID_ARGUMENT"], Some(400), "Service account a@p does not exist.", Conflict),
+            (
+                Service::Run,
+                &["FAILED_PRECONDITION"],
+                None,
+                "Revision 'a-1' is not ready and cannot serve traffic.",
+                Invalid,
+            ),
             (Service::Iam, &["badRequest"], Some(400), "Invalid role", Invalid),
             (Service::Container, &["INVALID_ARGUMENT"], Some(400), "Location \"x\" does not exist.", Invalid),
             (

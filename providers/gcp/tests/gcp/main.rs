@@ -16,6 +16,7 @@ mod records;
 mod refresh;
 #[path = "../../../cloud/tests/programs/promotion.rs"]
 mod replicated;
+mod run;
 #[path = "../../../../tests/src/seeds.rs"]
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]
@@ -223,17 +224,7 @@ impl Bench {
         all.extend(self.lower("database", ComponentSpec::Database(self.database())));
         all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
         all.extend(self.lower("monitoring", ComponentSpec::Monitoring(monitoring("USD"))));
-        let mut ordered: Vec<Wanted> = Vec::new();
-        while !all.is_empty() {
-            let is_ready = |one: &Wanted| {
-                one.needs.iter().all(|need| {
-                    MADE_ELSEWHERE.contains(&need.on.as_str()) || ordered.iter().any(|done: &Wanted| done.id == need.on)
-                })
-            };
-            let place = all.iter().position(is_ready).unwrap_or_else(|| panic!("{:?}", all[0].needs));
-            ordered.push(all.remove(place));
-        }
-        ordered
+        ordered(all)
     }
 
     fn database(&self) -> Database {
@@ -295,6 +286,21 @@ impl Bench {
         }
         panic!("{} {} does not end: {last}", op.verb, op.resource);
     }
+}
+
+/// Resources, each after those that it needs.
+fn ordered(mut all: Vec<Wanted>) -> Vec<Wanted> {
+    let mut ordered: Vec<Wanted> = Vec::new();
+    while !all.is_empty() {
+        let is_ready = |one: &Wanted| {
+            one.needs.iter().all(|need| {
+                MADE_ELSEWHERE.contains(&need.on.as_str()) || ordered.iter().any(|done: &Wanted| done.id == need.on)
+            })
+        };
+        let place = all.iter().position(is_ready).unwrap_or_else(|| panic!("{:?}", all[0].needs));
+        ordered.push(all.remove(place));
+    }
+    ordered
 }
 
 /// The endpoint of the service, whose name is in this zone.

@@ -58,7 +58,7 @@ pub(super) fn limit(bench: &Bench, permissions: &BTreeSet<String>) {
 }
 
 /// Permissions that requests needed and did not have.
-fn refused(bench: &Bench) -> Vec<String> {
+pub(super) fn refused(bench: &Bench) -> Vec<String> {
     let world = bench.cloud.world();
     world.needed.iter().filter(|(_, has)| !**has).map(|(permission, _)| permission.clone()).collect()
 }
@@ -81,6 +81,7 @@ pub(super) fn changed(one: &Wanted) -> Spec {
         "gcp.notification-channel" => spec["email"] = json!("team@example.com"),
         "gcp.budget" => spec["limit"] = json!(950.5),
         "gcp.dns-record" => spec["ttl"] = json!(30),
+        "gcp.run-service" => spec["template"]["concurrency"] = json!(8),
         "gcp.repository" => spec["immutable"] = json!(false),
         "gcp.key" => spec["rotation_days"] = json!(30),
         "gcp.sql-instance" => {

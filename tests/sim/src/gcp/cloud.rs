@@ -113,6 +113,8 @@ pub struct Conduct {
     pub sql_ghost: Range<u64>,
     /// How long the producer holds a service connection after the last instance (hashicorp/terraform-provider-google#16275).
     pub producer_hold: Range<u64>,
+    /// How long the name of a service of Cloud Run is refused after its deletion (hashicorp/terraform-provider-google#7854).
+    pub service_hold: Range<u64>,
     /// How long a bucket's name is refused after its deletion (GoogleCloudPlatform/mlops-with-vertex-ai#26).
     pub bucket_hold: Range<u64>,
     /// Above how many nodes of a cluster its control plane is resized (hashicorp/terraform-provider-google#1643); none never.
@@ -138,6 +140,7 @@ impl Default for Conduct {
             running_gap: 0..300,
             sql_ghost: 0..60,
             producer_hold: 0..4 * 86_400,
+            service_hold: 0..120,
             bucket_hold: 0..120,
             resize_above: Some(5),
             parallel_node_pools: false,
@@ -190,11 +193,19 @@ pub struct Cloud {
     pub random: Random,
     /// What was pushed to registries of images.
     pub registry: crate::oci::Registry,
+    /// What answers in place of the instances of Cloud Run, if anything does.
+    pub containers: Option<super::run::Containers>,
+    /// Whether containers of new revisions of Cloud Run do not listen.
+    pub mute: bool,
     /// What stands for new servers of Cloud SQL, if anything does.
     pub stand: Option<crate::postgres::Stand>,
     pub(crate) charges: Vec<Charge>,
     pub(crate) query_jobs: BTreeMap<String, QueryJob>,
     pub(crate) operator: String,
+    /// The address of the simulator.
+    pub(crate) front: String,
+    /// The templates of the revisions that answer, by the keys of their services.
+    pub(crate) serving: BTreeMap<String, Value>,
     pub(crate) policies: BTreeMap<String, Policy>,
     pub(crate) requests: BTreeMap<(String, String), (String, Value, String)>,
     pub(crate) endpoint: Option<(String, String)>,
@@ -232,10 +243,14 @@ impl Cloud {
             owners: BTreeSet::new(),
             random: Random::new(seed),
             registry: crate::oci::Registry::default(),
+            containers: None,
+            mute: false,
             stand: None,
             charges: Vec::new(),
             query_jobs: BTreeMap::new(),
             operator: operator.to_owned(),
+            front: String::new(),
+            serving: BTreeMap::new(),
             policies: BTreeMap::new(),
             requests: BTreeMap::new(),
             endpoint: None,
@@ -422,8 +437,16 @@ impl Cloud {
 
     /// Gives a member a role on a bucket at once, as another person would have done before.
     pub fn grant_on_bucket(&mut self, bucket: &str, role: &str, member: &str) {
+        self.grant(format!("storage/projects/_/buckets/{bucket}"), role, member);
+    }
+
+    /// The same in a project.
+    pub fn grant_in_project(&mut self, project: &str, role: &str, member: &str) {
+        self.grant(format!("cloudresourcemanager/projects/{project}"), role, member);
+    }
+
+    fn grant(&mut self, key: String, role: &str, member: &str) {
         let now = self.now();
-        let key = format!("storage/projects/_/buckets/{bucket}");
         let new = || Policy { body: json!({ "version": 1, "bindings": [] }), writes: 0, effective: BTreeMap::new() };
         let policy = self.policies.entry(key).or_insert_with(new);
         if !policy.body["bindings"].is_array() {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::cloud::Cloud;
 use super::problem::Problem;
 use super::tokens::Tokens;
-use super::{Call, SERVICES, Service, budgets, dispatch, errors, objects, permissions, route, storage, wire};
+use super::{Call, SERVICES, Service, budgets, dispatch, errors, objects, permissions, route, run, storage, wire};
 use crate::Timing;
 use crate::aws::model::lock;
 use crate::aws::protocol::{Reply, Request};
@@ -26,7 +26,7 @@ const FIRST: &[&str] = &[
     "storage.googleapis.com",
 ];
 /// What hides in records of requests.
-const SECRETS: &[&str] = &["password", "rootPassword", "accessToken", "privateKeyData", "access_token"];
+const SECRETS: &[&str] = &["password", "rootPassword", "accessToken", "privateKeyData", "access_token", "token"];
 
 /// How a simulated Google Cloud starts.
 #[derive(Clone, Debug)]
@@ -119,6 +119,7 @@ impl GoogleCloud {
         };
         let grpc = Server::start(Protocols::Both, Arc::new(answer));
         let (url, grpc_url) = (rest.url(), grpc.url());
+        lock(&shared.cloud).front.clone_from(&url);
         let credential = json!({
             "type": "authorized_user", "client_id": "simulated.apps.googleusercontent.com",
                 "client_secret": "simulated",
@@ -315,6 +316,9 @@ impl Shared {
         if first == "v2" {
             return self.answer_registry(&request);
         }
+        if first == "run.app" {
+            return self.answer_run(&request, rest);
+        }
         let Some(service) = SERVICES.iter().find(|service| service.name == first) else {
             self.log.violation(format!("{path}: no service of this name is simulated"));
             return (Some(reply(404, &json!({ "error": { "code": 404, "message": "Not Found" } }))), None);
@@ -408,6 +412,10 @@ impl Shared {
         if method.id.ends_with(".generateAccessToken") {
             answer = self.token(&answer);
         }
+        if method.id.ends_with(".generateIdToken") {
+            let (email, audience) = answer["token"].as_str().and_then(|text| text.split_once(' ')).unwrap_or_default();
+            answer = json!({ "token": lock(&self.tokens).identify(email, audience) });
+        }
         let problems = document.check_answer(method, &answer);
         if !problems.is_empty() {
             self.log.violation(format!("{}: {}", method.id, problems.join("; ")));
@@ -452,6 +460,22 @@ impl Shared {
         let ends = crate::later(jiff::Timestamp::now(), lasts);
         let ends = jiff::Timestamp::from_second(ends.as_second()).unwrap_or(ends);
         json!({ "accessToken": token, "expireTime": ends.to_string() })
+    }
+
+    /// Answers a request to a service of Cloud Run. Other requests go on while an instance answers.
+    fn answer_run(&self, request: &Request, path: &str) -> (Option<Reply>, Option<Disruption>) {
+        let cloud = self.tick();
+        let (answered, rest) = run::answer(&cloud, request, path, |token| lock(&self.tokens).identity(token));
+        drop(cloud);
+        let (status, body) = match answered {
+            run::Answered::Refused(status, why) => (status, why.as_bytes().to_vec()),
+            run::Answered::By(container, containers) => containers(&container, &request.method, &rest, &request.body),
+        };
+        let outcome = if status < 400 { Outcome::Succeeded } else { Outcome::Failed(status.to_string()) };
+        let operation = "run.app".to_owned();
+        self.log.record(Exchange { service: "run", operation, outcome, ..Exchange::default() });
+        let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
+        (Some(Reply { status, headers, body: body.into() }), None)
     }
 
     /// Answers a request of the registry of images, which no document describes.

@@ -17,6 +17,9 @@ use crate::{Behaviour, Source};
 const RESTORABLE: Duration = Duration::from_secs(30 * 86_400);
 /// The role that may make tokens of an account.
 const TOKEN_CREATOR: &str = "roles/iam.serviceAccountTokenCreator";
+/// The role that may make ID tokens of an account, and its permission.
+const ID_TOKEN_CREATOR: &str = "roles/iam.serviceAccountOpenIdTokenCreator";
+pub(crate) const OPEN_ID: &str = "iam.serviceAccounts.getOpenIdToken";
 
 pub(crate) const KINDS: &[Kind] =
     &[Kind { methods: "iam.projects.serviceAccounts", verbs: &[], collection: ("iam", "serviceAccounts"), ..KIND }];
@@ -32,6 +35,10 @@ pub(crate) const HANDLERS: &[(&str, Handler)] = &[
     ("iam.projects.serviceAccounts.setIamPolicy", set_policy),
     ("iam.projects.serviceAccounts.testIamPermissions", test_permissions),
     ("iamcredentials.projects.serviceAccounts.generateAccessToken", generate_token),
+    ("iamcredentials.projects.serviceAccounts.generateIdToken", generate_id_token),
+    ("run.projects.locations.services.getIamPolicy", get_policy),
+    ("run.projects.locations.services.setIamPolicy", set_policy),
+    ("run.projects.locations.services.testIamPermissions", test_permissions),
     ("cloudresourcemanager.projects.get", project),
     ("cloudresourcemanager.projects.getIamPolicy", get_policy),
     ("cloudresourcemanager.projects.setIamPolicy", set_policy),
@@ -101,6 +108,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "an owner has no iam.serviceAccounts.getAccessToken",
         Source::Documentation("https://cloud.google.com/iam/docs/service-account-permissions#token-creator-role"),
+    ),
+    rule(
+        "an owner has no iam.serviceAccounts.getOpenIdToken; roles of token creators, and custom ones, have it",
+        Source::Documentation("https://cloud.google.com/iam/docs/service-account-permissions#oidc-token-creator-role"),
     ),
     rule(
         "ids of accounts have 6 to 30 characters",
@@ -515,6 +526,32 @@ fn generate_token(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> 
     }
     // The server knows tokens; it fills this one in.
     Ok(json!({ "accessToken": address, "expireTime": seconds.to_string() }))
+}
+
+/// Whether a caller makes ID tokens of accounts, by a custom role or by policies.
+pub(crate) fn identifies(cloud: &Cloud, user: &str, keys: &[&str]) -> bool {
+    let is_allowed = user == cloud.operator && cloud.allowed.as_ref().is_some_and(|all| all.contains(OPEN_ID));
+    let member = super::member(user);
+    let holds = |key: &&str| [TOKEN_CREATOR, ID_TOKEN_CREATOR].iter().any(|role| grants(cloud, key, role, &member));
+    is_allowed || keys.iter().any(holds)
+}
+
+fn generate_id_token(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    let address = call.name.rsplit('/').next().unwrap_or_default().to_owned();
+    let project = address.split_once('@').and_then(|(_, domain)| domain.split('.').next()).unwrap_or_default();
+    let key = format!("iam/projects/{project}/serviceAccounts/{address}");
+    let of_project = format!("cloudresourcemanager/projects/{project}");
+    if cloud.get(&key).is_none() || !identifies(cloud, &call.user, &[&key, &of_project]) {
+        let message = format!("Permission '{OPEN_ID}' denied on resource (or it may not exist).");
+        let metadata = json!({ "permission": OPEN_ID });
+        let problem = Problem::new("PERMISSION_DENIED", message);
+        return Err(problem.info("IAM_PERMISSION_DENIED", "iam.googleapis.com", metadata));
+    }
+    if call.user == cloud.operator {
+        cloud.needed.insert(OPEN_ID.to_owned(), true);
+    }
+    // The server knows tokens; it makes this one.
+    Ok(json!({ "token": format!("{address} {}", call.body["audience"].as_str().unwrap_or_default()) }))
 }
 
 fn project(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {

@@ -104,9 +104,17 @@ pub(crate) const KIND: Kind = Kind {
 
 /// The kinds of all services.
 pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
-    use super::{compute, container, iam, kms, monitoring, registry, sql};
-    let all =
-        [compute::KINDS, container::KINDS, sql::KINDS, iam::KINDS, registry::KINDS, kms::KINDS, monitoring::KINDS];
+    use super::{compute, container, iam, kms, monitoring, registry, run, sql};
+    let all = [
+        compute::KINDS,
+        container::KINDS,
+        sql::KINDS,
+        iam::KINDS,
+        registry::KINDS,
+        run::KINDS,
+        kms::KINDS,
+        monitoring::KINDS,
+    ];
     all.into_iter().flatten()
 }
 
@@ -260,7 +268,7 @@ fn create(cloud: &mut Cloud, call: &Call<'_>, kind: &'static Kind) -> Result<Val
 }
 
 /// A message in a member of any type.
-fn typed(kind: &str, body: &Value) -> Value {
+pub(crate) fn typed(kind: &str, body: &Value) -> Value {
     let mut typed = json!({ "@type": format!("type.googleapis.com/{kind}") });
     merge(&mut typed, body);
     typed

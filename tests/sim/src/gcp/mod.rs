@@ -21,6 +21,7 @@ mod networking;
 mod objects;
 pub mod problem;
 mod registry;
+pub mod run;
 mod services;
 mod sql;
 mod storage;
@@ -137,6 +138,13 @@ pub const SERVICES: &[Service] = &[
         api: "monitoring.googleapis.com",
         title: "Cloud Monitoring API",
         documents: &[("monitoring.v3", "v3/"), ("monitoring.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "run",
+        api: "run.googleapis.com",
+        title: "Cloud Run Admin API",
+        documents: &[("run.v2", "v2/")],
         is_older: false,
     },
     Service {
@@ -320,6 +328,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         services::LEDGER,
         iam::LEDGER,
         registry::LEDGER,
+        run::LEDGER,
         kms::LEDGER,
         dns::LEDGER,
         monitoring::LEDGER,
@@ -364,6 +373,7 @@ fn handlers() -> impl Iterator<Item = &'static (&'static str, Handler)> {
         services::HANDLERS,
         iam::HANDLERS,
         registry::HANDLERS,
+        run::HANDLERS,
         kms::HANDLERS,
         dns::HANDLERS,
         monitoring::HANDLERS,
@@ -411,6 +421,8 @@ const ALSO: &[(&str, &str, &str)] = &[
         "/nodePool/config/serviceAccount",
         "iam.serviceAccounts.actAs",
     ),
+    ("run.projects.locations.services.create", "/template/serviceAccount", "iam.serviceAccounts.actAs"),
+    ("run.projects.locations.services.patch", "/template/serviceAccount", "iam.serviceAccounts.actAs"),
 ];
 
 /// The permissions that a call needs.
@@ -444,7 +456,7 @@ fn permission(id: &str) -> Option<String> {
     };
     // No permission is known for operations of Artifact Registry, and the creator of a job of BigQuery may read it.
     let is_free = (service, resource) == ("artifactregistry", "operations") || id == "bigquery.jobs.getQueryResults";
-    if is_free || ["testIamPermissions", "generateAccessToken"].contains(&verb) {
+    if is_free || ["testIamPermissions", "generateAccessToken", "generateIdToken"].contains(&verb) {
         return None;
     }
     let verb = match verb {
@@ -479,6 +491,9 @@ fn permission(id: &str) -> Option<String> {
 
 /// Whether a caller has a permission in a project.
 fn may(cloud: &Cloud, user: &str, project: &str, permission: &str) -> bool {
+    if permission == iam::OPEN_ID && !cloud.denied.contains(permission) {
+        return iam::identifies(cloud, user, &[&format!("cloudresourcemanager/projects/{project}")]);
+    }
     if user == cloud.operator {
         let is_allowed = cloud.allowed.as_ref().is_none_or(|all| all.contains(permission));
         // An owner makes no tokens of accounts.

@@ -36,6 +36,7 @@ const AGENTS: &[(&str, &str)] =
 /// The accounts of services that a request for an identity makes.
 const IDENTITIES: &[(&str, &str)] = &[
     ("artifactregistry.googleapis.com", "gcp-sa-artifactregistry"),
+    ("run.googleapis.com", "serverless-robot-prod"),
     ("sqladmin.googleapis.com", "gcp-sa-cloud-sql"),
     ("secretmanager.googleapis.com", "gcp-sa-secretmanager"),
     ("pubsub.googleapis.com", "gcp-sa-pubsub"),

@@ -20,16 +20,29 @@ struct Token {
     ends: Instant,
 }
 
+/// Who an ID token stands for, and for which service.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) email: String,
+    pub(crate) audience: String,
+}
+
 /// Tokens, by what is presented.
 pub(super) struct Tokens {
     access: HashMap<String, Token>,
+    identities: HashMap<String, Identity>,
     refresh: HashMap<String, String>,
     random: Random,
 }
 
 impl Tokens {
     pub(super) fn new(seed: u64) -> Self {
-        Self { access: HashMap::new(), refresh: HashMap::new(), random: Random::new(seed ^ 2) }
+        Self {
+            access: HashMap::new(),
+            identities: HashMap::new(),
+            refresh: HashMap::new(),
+            random: Random::new(seed ^ 2),
+        }
     }
 
     /// A new access token of an account.
@@ -38,6 +51,19 @@ impl Tokens {
         let ends = Instant::now() + lasts;
         self.access.insert(token.clone(), Token { email: email.to_owned(), ends });
         token
+    }
+
+    /// A new ID token of an account for a service.
+    pub(super) fn identify(&mut self, email: &str, audience: &str) -> String {
+        let token = format!("eyJ{}", self.random.hex(48));
+        let identity = Identity { email: email.to_owned(), audience: audience.to_owned() };
+        self.identities.insert(token.clone(), identity);
+        token
+    }
+
+    /// What an ID token is.
+    pub(super) fn identity(&self, token: &str) -> Option<Identity> {
+        self.identities.get(token).cloned()
     }
 
     /// A new refresh token of an account.

@@ -13,6 +13,7 @@ mod ledger;
 mod monitoring;
 mod objects;
 mod refusals;
+mod run;
 mod services;
 mod sql;
 mod storage;

@@ -1,6 +1,7 @@
 //! The same environment on every provider, as an operator meets it ([`whole_life`]): the real program, and real servers on this machine
 //! ([`own`]), or in the pods of a real control plane that is a cluster of one's own ([`own`]) or stands in for EKS, with AWS's own signatures
-//! as tokens, for GKE ([`gcp`]) or for AKS ([`azure`]). [`clouds`] has three clouds as one service.
+//! as tokens, for GKE ([`gcp`]) or for AKS ([`azure`]). [`clouds`] has three clouds as one service. [`sagemaker`] and [`cloud_run`] have
+//! sites whose servers a cloud runs as containers.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "../../../tests/cluster/operator.rs"]
@@ -8,6 +9,7 @@
 mod operator;
 
 mod azure;
+mod cloud_run;
 mod clouds;
 mod export;
 mod follower;

@@ -1,41 +1,48 @@
-//! A container of SageMaker: <https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html>.
+//! A container of SageMaker (<https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html>) or of
+//! Cloud Run (<https://cloud.google.com/run/docs/container-contract>).
 //!
 //! It is started as `serve`, without a file: its configuration and the list of its models are in variables, in numbered
-//! pieces, because a variable has at most 1,024 bytes. It fetches and verifies the models as pods do, and then answers
-//! `/ping` and `/invocations`. Who may invoke it has been decided by IAM.
+//! pieces, because a variable of SageMaker has at most 1,024 bytes. It fetches and verifies the models as pods do. On
+//! SageMaker it then answers `/ping` and `/invocations`, on Cloud Run the API. IAM has decided who may call it.
 
 use camino::Utf8Path;
 use textnlp_store::DatabaseAt;
 
 use crate::admin::models::deliver_text;
 use crate::commands::CommandError;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Container};
 
-const SERVER: &str = "TEXTNLP_SAGEMAKER_SERVER";
-const MODELS: &str = "TEXTNLP_SAGEMAKER_MODELS";
+/// The variables with the configuration and the list of models, by the cloud.
+const VARIABLES: [(Container, &str, &str); 2] = [
+    (Container::Sagemaker, "TEXTNLP_SAGEMAKER_SERVER", "TEXTNLP_SAGEMAKER_MODELS"),
+    (Container::CloudRun, "TEXTNLP_CLOUD_RUN_SERVER", "TEXTNLP_CLOUD_RUN_MODELS"),
+];
 /// The most variables that SageMaker passes to a container.
 const MOST_PIECES: usize = 100;
 
 /// The configuration in the variables.
 pub(crate) fn config() -> Result<Config, ConfigError> {
-    let text = variable(SERVER).ok_or(ConfigError::Missing)?;
-    let config = Config::parse(&text).map_err(|problems| ConfigError::Invalid { path: SERVER.into(), problems })?;
-    Ok(config.invoked())
+    let mut known =
+        VARIABLES.iter().filter_map(|(container, server, _)| Some((*container, *server, variable(server)?)));
+    let (container, name, text) = known.next().ok_or(ConfigError::Missing)?;
+    let config = Config::parse(&text).map_err(|problems| ConfigError::Invalid { path: name.into(), problems })?;
+    Ok(config.contained(container))
 }
 
 /// Makes what a server finds elsewhere: the folder of its database, which ends with the container, and its verified models.
-pub(crate) async fn prepare(config: &Config) -> Result<(), CommandError> {
-    deliver(config, variable(MODELS)).await
+pub(crate) async fn prepare(config: &Config, container: Container) -> Result<(), CommandError> {
+    let models = VARIABLES.iter().find(|(known, ..)| *known == container).map_or("", |(.., models)| *models);
+    deliver(config, models, variable(models)).await
 }
 
-async fn deliver(config: &Config, list: Option<String>) -> Result<(), CommandError> {
-    let list = list.ok_or(ConfigError::NoModels(MODELS))?;
+async fn deliver(config: &Config, name: &'static str, list: Option<String>) -> Result<(), CommandError> {
+    let list = list.ok_or(ConfigError::NoModels(name))?;
     if let DatabaseAt::File(file) = &config.database.at
         && let Some(folder) = file.parent()
     {
         std::fs::create_dir_all(folder).map_err(|error| CommandError::Directory(folder.to_owned(), error))?;
     }
-    deliver_text(Utf8Path::new(MODELS), &list).await?;
+    deliver_text(Utf8Path::new(name), &list).await?;
     Ok(())
 }
 
@@ -71,9 +78,9 @@ mod tests {
             "textnlp: {{ models: {{ serve: [ {{ name: m, path: /m }} ] }}, database: {{ url: \"sqlite://{file}/below/t.db\" }} }}"
         );
         let config = Config::parse(&text).unwrap();
-        let error = deliver(&config, None).await.unwrap_err();
+        let error = deliver(&config, "TEXTNLP_SAGEMAKER_MODELS", None).await.unwrap_err();
         assert!(error.to_string().starts_with("TEXTNLP_SAGEMAKER_MODELS_0 is not set"), "{error}");
-        let error = deliver(&config, Some("{}".to_owned())).await.unwrap_err();
+        let error = deliver(&config, "TEXTNLP_SAGEMAKER_MODELS", Some("{}".to_owned())).await.unwrap_err();
         assert_eq!(error.to_string(), format!("create the directory {file}/below"));
     }
 }
