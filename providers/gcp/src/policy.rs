@@ -16,6 +16,7 @@ const MOST: usize = 60_000;
 /// What preflight and the search for forgotten objects read, besides the objects themselves.
 pub(crate) const ALWAYS: &[&str] = &[
     "compute.acceleratorTypes.get",
+    "compute.healthChecks.list",
     "compute.machineTypes.get",
     "compute.projects.get",
     "compute.regions.get",
@@ -24,6 +25,7 @@ pub(crate) const ALWAYS: &[&str] = &[
     "compute.disks.list",
     "orgpolicy.policy.get",
     "resourcemanager.projects.get",
+    "run.services.list",
     "serviceusage.services.get",
     "serviceusage.services.list",
     "serviceusage.services.use",

@@ -16,6 +16,7 @@ use textnlp_provider::{
 };
 
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
+use crate::kinds::PODS;
 use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET};
 use crate::kinds::container::SPOT;
 use crate::kinds::monitoring::CHANNEL;
@@ -437,8 +438,10 @@ fn amount(quota: &Value, member: &str) -> Option<u64> {
 async fn buckets(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for one in of_kind(wanted, "gcp.bucket-binding") {
-        // The id of a bucket that `up` creates is a reference.
-        let Some(bucket) = one.spec.get("target").and_then(Value::as_str) else { continue };
+        // The id of a bucket that `up` creates is a reference, and servers of Cloud Run have an account of the project.
+        let text = |field: &str| one.spec.get(field).and_then(Value::as_str);
+        let is_of_pods = text("member").is_some_and(|member| member.starts_with(PODS));
+        let Some(bucket) = text("target").filter(|_| is_of_pods) else { continue };
         let found = match api.buckets().await {
             Ok(buckets) => buckets.get(bucket).await,
             Err(error) => Err(error),

@@ -37,7 +37,7 @@ const AGENT: &str = "agent:";
 
 /// The start of a member that is a service account of the project's clusters, `pods:NAMESPACE/ACCOUNT`: its principal has the number of
 /// the project (<https://cloud.google.com/kubernetes-engine/docs/how-to/workload-identity#kubernetes-resources-iam-policies>).
-const PODS: &str = "pods:";
+pub(crate) const PODS: &str = "pods:";
 
 /// The service agents that use keys: their names, their domains, and the services that create them
 /// (<https://cloud.google.com/iam/docs/service-agents>).
@@ -105,7 +105,7 @@ pub(crate) static ROWS: &[Row] = &[
                 delete("storage.buckets.setIamPolicy"),
                 read("resourcemanager.projects.get"),
             ],
-            ..kind("gcp.bucket-binding", "a role of pods on a bucket", Identity::Part)
+            ..kind("gcp.bucket-binding", "a role of the servers on a bucket", Identity::Part)
         },
         service: "storage",
         resource: &Rest::<Binding<OfBucket>>::kind(),

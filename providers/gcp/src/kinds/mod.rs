@@ -16,7 +16,7 @@ mod services;
 mod sql;
 mod weighted;
 
-pub(crate) use binding::prepare_declarations;
+pub(crate) use binding::{PODS, prepare_declarations};
 pub(crate) use network::NAT;
 pub(crate) use sql::{DATABASE, USER};
 use textnlp_provider::{Permission, Verb};

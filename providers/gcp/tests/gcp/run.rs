@@ -17,7 +17,7 @@ use textnlp_sim::gcp::run::Container;
 
 use crate::policy::{changed, limit, printed, refused};
 use crate::{
-    Access, Bench, KEPT, LINEAGE, Made, REGION, STEPS, create, ordered, remove, run, secrets, unchanged, update,
+    Access, Bench, KEPT, LINEAGE, Made, REGION, STEPS, THEIRS, create, ordered, remove, run, secrets, unchanged, update,
 };
 
 const SERVICE: &str = "main/server/service";
@@ -143,13 +143,14 @@ fn a_service_whose_image_does_not_exist_fails_with_the_reason() {
 #[test]
 fn the_role_of_a_plan_suffices() {
     run(async {
-        let bench = bench(Options::zero_latency().enabled(), true);
+        // The search for leftovers lists no objects of services that such a site does not enable.
+        let bench = bench(Options::zero_latency(), true);
         let wanted = wanted(&bench);
         limit(&bench, &printed(&bench, &wanted, Some(Verb::Create)));
         let mut records = create(&bench, &wanted).await;
         let none = printed(&bench, &wanted, None);
         let made = service(&mut records);
-        let change: BTreeSet<String> = &none | &printed(&bench, &[made.0.clone()], Some(Verb::Update));
+        let change: BTreeSet<String> = &none | &printed(&bench, std::slice::from_ref(&made.0), Some(Verb::Update));
         limit(&bench, &change);
         let spec = changed(&made.0);
         update(&bench, 500, made, spec).await;
@@ -172,6 +173,22 @@ fn kinds_of_cloud_run_keep_the_contract() {
             panic!("{violation}");
         }
         assert_eq!(bench.cloud.take_violations(), Vec::<String>::new());
+    });
+}
+
+/// That of pods does.
+#[test]
+fn the_role_of_servers_on_an_existing_bucket_needs_no_uniform_access() {
+    run(async {
+        let mut bench = Bench::with_existing_bucket(false);
+        bench.site.runtime = Runtime::CloudRun;
+        bench.site.cluster = None;
+        let source = format!("gs://{THEIRS}/mine/");
+        let store = ModelStore::of(vec![Model::of("mine", &source)]);
+        let wanted = bench.lower("models", ComponentSpec::ModelStore(store));
+        assert!(wanted.iter().any(|one| one.kind.as_str() == "gcp.bucket-binding"));
+        let problems = bench.provider.preflight(&wanted).await.unwrap();
+        assert!(problems.iter().all(|problem| problem.warning), "{problems:#?}");
     });
 }
 
