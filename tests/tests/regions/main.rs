@@ -59,6 +59,7 @@ fn site_failure_of_every_kind_is_failed_over_and_recovered() {
     let regions = Regions::up("regions");
     let status = regions.json(&["dr", "status"], 0);
     assert_eq!(status["primary"], "primary", "{status:#}");
+    regions.dashboard_is_scraped(&["Gateways", "Site agents", "Witness"]);
 
     // Made at one site, good at once wherever the front sends a request.
     let made = regions.json(&["key", "create", "a person"], 0);
