@@ -412,7 +412,19 @@ impl Lowering<'_> {
     }
 
     fn secret(&mut self, id: ResourceId, name: &str, kind: &str, data: &Value, needs: Vec<ResourceId>) {
-        let inputs = json!({ "namespace": self.cluster.namespace, "name": name, "type": kind, "data": data });
+        self.labelled_secret(id, (name, kind), &Value::Null, data, needs);
+    }
+
+    fn labelled_secret(
+        &mut self,
+        id: ResourceId,
+        (name, kind): (&str, &str),
+        labels: &Value,
+        data: &Value,
+        needs: Vec<ResourceId>,
+    ) {
+        let namespace = &self.cluster.namespace;
+        let inputs = json!({ "namespace": namespace, "name": name, "labels": labels, "type": kind, "data": data });
         self.object(id, Template::Secret, &inputs, needs);
     }
 
