@@ -59,13 +59,13 @@ fn site_failure_of_every_kind_is_failed_over_and_recovered() {
     let regions = Regions::up("regions");
     let status = regions.json(&["dr", "status"], 0);
     assert_eq!(status["primary"], "primary", "{status:#}");
-    regions.dashboard_is_scraped(&["Gateways", "Site agents", "Witness"]);
 
     // Made at one site, good at once wherever the front sends a request.
     let made = regions.json(&["key", "create", "a person"], 0);
     for _ in 0..6 {
         assert_eq!(regions.answers(made["key"].as_str().unwrap()), 200);
     }
+    regions.dashboard_is_scraped(&["Gateways", "Site agents", "Witness"]);
     // Counted once, wherever the front sends a request. A site that cannot reach the primary has a share of one each
     // time.
     let limited = ["5/hour", "5/day"].map(|rate| {
