@@ -136,6 +136,9 @@ enum Form {
     Heading,
 }
 
+/// Queries, each with its legend.
+type Queries = &'static [(&'static str, &'static str)];
+
 /// A row of the table. In its queries, `SELECTOR` selects the series and `REPLICA_LABELS` are the labels of a replica; in its
 /// legends, `REPLICA` is the name of a replica.
 #[derive(Debug, Clone, Copy)]
@@ -144,8 +147,7 @@ struct Panel {
     title: &'static str,
     about: &'static str,
     unit: &'static str,
-    /// Each with its legend.
-    queries: &'static [(&'static str, &'static str)],
+    queries: Queries,
     shown: Shown,
 }
 
@@ -158,8 +160,6 @@ impl Panel {
         Panel { shown, ..self }
     }
 }
-
-type Queries = &'static [(&'static str, &'static str)];
 
 const fn stat(title: &'static str, unit: &'static str, queries: Queries) -> Panel {
     Panel { form: Form::Stat, title, about: "", unit, queries, shown: Shown::Servers }
