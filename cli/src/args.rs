@@ -722,7 +722,7 @@ pub enum RotatedSecret {
     Jwt,
     /// The local certificate authority, with the certificates that it issued
     Ca,
-    /// The passwords of a PostgreSQL that it runs for one site, or that a cloud manages
+    /// The passwords of a PostgreSQL that it runs for one site, or that CloudNativePG or a cloud manages
     Database,
     /// The key that encrypts backups; the old one is kept for older backups
     Backup,

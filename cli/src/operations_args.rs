@@ -39,6 +39,14 @@ pub enum Metrics {
         textnlp-deploy metrics summary --env pilot --period 24h     of the last day, where a Prometheus runs\n  \
         textnlp-deploy metrics summary --env staging --period 10s   of the next ten seconds, by two scrapes")]
     Summary(MetricsSummary),
+    /// Print a Grafana dashboard of what the environment runs on machines
+    ///
+    /// Made from the environment file, with the panels of the dashboard that `monitoring.stack` creates in clusters, and
+    /// those of gateways, site agents and the witness. The scrape job of Prometheus is `textnlp`.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy metrics dashboard --env staging                       to import in Grafana\n  \
+        textnlp-deploy metrics dashboard --env staging --out dashboard.json")]
+    Dashboard(MetricsDashboard),
 }
 
 /// `metrics summary`.
@@ -47,6 +55,14 @@ pub struct MetricsSummary {
     /// Length of the period: `24h` [default: 1h by Prometheus, 30s between two scrapes; above 15m by usage records]
     #[arg(long, value_name = "DURATION", value_parser = period)]
     pub period: Option<Span>,
+}
+
+/// `metrics dashboard`.
+#[derive(Debug, Args)]
+pub struct MetricsDashboard {
+    /// Write to this file [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<Utf8PathBuf>,
 }
 
 /// See [`crate::args::Command::Analytics`].

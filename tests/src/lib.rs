@@ -7,6 +7,7 @@ pub mod bucket;
 pub mod checkov;
 pub mod guide;
 pub mod http;
+pub mod metrics;
 pub mod phases;
 pub mod ports;
 pub mod seeds;

@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use camino::Utf8Path;
 use serde_json::{Value, json};
+use textnlp_provider::dashboard::{self, Watched};
+use textnlp_tests::metrics::{queried, scraped};
 use textnlp_tests::{Sandbox, eventually, http};
 
 /// Metrics of node agents, kube-state-metrics and Prometheus itself: the monitoring of any cluster has it.
@@ -20,21 +22,13 @@ const OF_CLUSTERS: [&str; 7] = [
     "up",
 ];
 
-/// The metrics in a text with queries: names that a selector follows.
-fn asked_for(text: &str) -> BTreeSet<String> {
-    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    let text = text.replace("\\\"", "\"");
-    let selectors = ["{namespace=", "{job="].into_iter().flat_map(|label| text.match_indices(label));
-    let before = selectors.map(|(place, _)| &text[..place]);
-    before.map(|before| before[before.trim_end_matches(is_part).len()..].to_owned()).collect()
-}
-
 #[test]
-fn every_metric_of_the_rules_and_dashboard_is_scraped() {
+fn every_metric_of_the_rules_and_dashboards_is_scraped() {
     let templates = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("templates/kubernetes");
     let text = |name: &str| std::fs::read_to_string(templates.join(name)).unwrap();
-    let (rules, dashboard) = (asked_for(&text("prometheus-rule.yaml")), asked_for(&text("dashboard.json")));
-    let of_hosts = asked_for(&text("../prometheus/textnlp.yaml"));
+    let rules = queried(&text("prometheus-rule.yaml"));
+    let dashboard = queried(&dashboard::text(&dashboard::dashboard(Watched::Pods)));
+    let of_hosts = queried(&text("../prometheus/textnlp.yaml"));
     assert!(rules.len() >= 5 && dashboard.len() >= 12, "{rules:?} {dashboard:?}");
     assert!(of_hosts.len() >= 5 && of_hosts.is_subset(&rules), "{of_hosts:?}");
 
@@ -48,13 +42,30 @@ fn every_metric_of_the_rules_and_dashboard_is_scraped() {
     // Errors by type are there once there was one.
     assert_eq!(http::get(sandbox.port, "/v1/no-such-path").unwrap().status, 404);
     let scrape = http::get(sandbox.metrics_port, "/metrics").unwrap().text();
-    let told: BTreeSet<&str> =
-        scrape.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(['{', ' ']).next()).collect();
-    let missing: Vec<_> = rules
-        .union(&dashboard)
-        .filter(|name| !told.contains(name.as_str()) && !OF_CLUSTERS.contains(&name.as_str()))
-        .collect();
-    assert!(missing.is_empty(), "{missing:?} of {told:?}");
+    let told = scraped(&scrape);
+    let missing = |wanted: &BTreeSet<String>| -> Vec<String> {
+        wanted.difference(&told).filter(|name| !OF_CLUSTERS.contains(&name.as_str())).cloned().collect()
+    };
+    assert!(missing(&rules).is_empty() && missing(&dashboard).is_empty(), "{rules:?} {dashboard:?} of {told:?}");
+
+    // A machine's dashboard has these and those of the gateway; what the supervision of a cluster knows is not there.
+    let shown = ["metrics", "dashboard", "--env", "development"];
+    let printed = sandbox.run(&shown).expect(0).out;
+    let of_machine = queried(&printed);
+    assert!(missing(&of_machine).is_empty(), "{:?} of {told:?}", missing(&of_machine));
+    let only_pods: Vec<&String> = dashboard.difference(&of_machine).collect();
+    assert_eq!(only_pods, ["kube_pod_container_status_restarts_total"]);
+    assert!(of_machine.contains("up") && of_machine.contains("textnlp_gateway_connections"), "{of_machine:?}");
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(printed["uid"], "textnlp-development");
+    let file = sandbox.folder().join("dashboard.json");
+    let out = ["--out", file.as_str(), "-o", "json"];
+    assert_eq!(sandbox.run(&[&shown[..], &out].concat()).expect(0).json()["file"], file.as_str());
+    assert_eq!(serde_json::from_str::<Value>(&std::fs::read_to_string(&file).unwrap()).unwrap(), printed);
+    assert_eq!(sandbox.run(&[&shown[..], &out[2..]].concat()).expect(0).json()["dashboard"], printed);
+    let in_cluster = ["metrics", "dashboard", "--env", "pilot", "-o", "json"];
+    assert_eq!(sandbox.run(&in_cluster).expect(2).json()["error"]["code"], "no_machines");
+    sandbox.run(&[&shown[..], &["--site", "here"]].concat()).expect(2);
 
     let summary = ["metrics", "summary", "--env", "development", "--period", "1s", "-o", "json"];
     let told = sandbox.run(&summary).expect(0).json();

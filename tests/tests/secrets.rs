@@ -25,6 +25,7 @@ const COMMANDS: &[(&str, &[i32])] = &[
     ("logs errors --env staging --since 1h", &[0]),
     ("analyze --env staging", &[0]),
     ("metrics summary --env staging --period 1s", &[0]),
+    ("metrics dashboard --env staging", &[0]),
     ("analytics list --env staging", &[0]),
     ("analytics run --env staging", &[2]),
     ("cost report --env staging", &[0]),

@@ -1,20 +1,38 @@
-//! `metrics summary`: what the service did in a period.
+//! `metrics summary`: what the service did in a period. `metrics dashboard`: a Grafana dashboard of machines.
 
 use std::fmt::Write as _;
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::metrics::{Quantiles, Summary};
+use textnlp_provider::dashboard;
+use textnlp_service::backup::put_file;
 use textnlp_service::metrics::{self, SiteSummary, Source};
 
 use super::prelude::*;
-use crate::operations_args::{Metrics, MetricsSummary};
+use crate::operations_args::{Metrics, MetricsDashboard, MetricsSummary};
 use crate::signals;
 
 /// `metrics`.
 pub async fn metrics(session: &Session, command: &Metrics, console: Console) -> Result<Success, Failure> {
-    let Metrics::Summary(args) = command;
-    summary(session, args, console).await
+    match command {
+        Metrics::Summary(args) => summary(session, args, console).await,
+        Metrics::Dashboard(args) => write_dashboard(session, args, console),
+    }
+}
+
+fn write_dashboard(session: &Session, args: &MetricsDashboard, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load(console)?;
+    let made = metrics::dashboard(&chosen)?;
+    let text = dashboard::text(&made);
+    let name = &chosen.scope.name;
+    let Some(out) = &args.out else {
+        return Ok(Success::new(text, json!({ "environment": name, "dashboard": made })));
+    };
+    let file = session.here.join(out);
+    put_file(&file, text.as_bytes()).with_context(|| format!("write {file}"))?;
+    Ok(Success::new(format!("wrote {file}"), json!({ "environment": name, "file": file })))
 }
 
 async fn summary(session: &Session, args: &MetricsSummary, console: Console) -> Result<Success, Failure> {

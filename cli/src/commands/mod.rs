@@ -57,7 +57,7 @@ use anyhow::Context;
 use self::prelude::*;
 use crate::args::{Cli, Command};
 use crate::dr_args::Dr;
-use crate::operations_args::Health;
+use crate::operations_args::{Health, Metrics};
 use crate::rerun_flags;
 
 /// Runs the command from the command line.
@@ -116,7 +116,8 @@ fn concerns_all_sites(command: &Command) -> bool {
         | Command::Embed(_)
         | Command::Validate(_)
         | Command::Load(_)
-        | Command::Health(Health { command: None }) => true,
+        | Command::Health(Health { command: None })
+        | Command::Metrics(Metrics::Dashboard(_)) => true,
         Command::Dr(verb) => !matches!(verb, Dr::Drill(_)),
         _ => false,
     }

@@ -28,13 +28,12 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     let signing_key = part(SIGNING_KEY);
     let passwords = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(part);
     let chosen = session.load(session.quiet())?;
-    let environment = &chosen.loaded.environment;
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
         RotatedSecret::Ca => chosen.scope.platform.is_authority(recorded),
         RotatedSecret::Backup | RotatedSecret::Report => false,
         RotatedSecret::Database => {
-            passwords.iter().any(|password| is_part(recorded, password)) && replaces_password(environment, recorded)
+            passwords.iter().any(|password| is_part(recorded, password)) && replaces_password(recorded)
         }
     };
     let says = description_of(what);

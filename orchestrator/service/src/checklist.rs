@@ -541,9 +541,14 @@ async fn readiness(
         (true, _) => checks.well("dashboards", "the dashboard is a resource of the environment"),
         (false, Some(mark)) => checks.well("dashboards", mark),
         (false, None) => {
-            let deploy =
-                if environment.monitoring.stack { "run `up`" } else { "set `monitoring.stack: true` and run `up`" };
-            let fix = format!("{deploy}; if Grafana has them otherwise: {}", done("dashboards"));
+            let deploy = if environment.monitoring.stack {
+                "run `up`".to_owned()
+            } else if environment.sites.iter().all(SiteSettings::is_on_machine) {
+                format!("import in Grafana what this command prints: {}", scope.command("metrics dashboard"))
+            } else {
+                "set `monitoring.stack: true` and run `up`".to_owned()
+            };
+            let fix = format!("{deploy}; if Grafana has one: {}", done("dashboards"));
             checks.problem("dashboards", "no dashboard is deployed", fix);
         }
     }

@@ -8,11 +8,14 @@ use anyhow::Context;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::environment::model::{Runtime, SiteSettings};
 use textnlp_orchestrator::load::{HttpWire, LoadRequest, LoadResponse, RequestFailure, Wire};
 use textnlp_orchestrator::metrics::{self, FiringAlert, Quantiles, Scrape, Summary};
 use textnlp_orchestrator::monthly::{MonthlyUsage, RequestSum};
+use textnlp_provider::dashboard::{self, Machines, Watched};
 use textnlp_provider::operations::SiteMetrics;
 use textnlp_provider::{Lineage, SiteName};
 use tokio_util::sync::CancellationToken;
@@ -120,6 +123,30 @@ pub async fn firing_alerts(
         }
     }
     Ok(found)
+}
+
+/// The Grafana dashboard of what the environment runs on machines, by its settings. Clusters get theirs by `up`.
+pub fn dashboard(chosen: &ChosenEnvironment) -> Result<Value, Failure> {
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    let servers = environment.members().any(SiteSettings::is_on_machine);
+    let fails_over = environment.witness_place();
+    let witness = fails_over.is_some_and(|place| place.runtime == Runtime::Process);
+    if !servers && !witness {
+        let error = anyhow::anyhow!("environment {} runs nothing on machines", scope.name);
+        let hint = match environment.is_endpoint() {
+            true => "the metrics of an inference endpoint are in CloudWatch",
+            false => "set `monitoring.stack: true` and run `up`: it creates the dashboard in the cluster",
+        };
+        return Err(Failure::usage("no_machines", error).hint(hint));
+    }
+    Ok(dashboard::dashboard(Watched::Machines(&Machines {
+        environment: scope.name.clone(),
+        servers,
+        site_agents: servers && fails_over.is_some(),
+        shared_database: environment.shares_database(),
+        witness,
+        dns: environment.dns.is_some(),
+    })))
 }
 
 /// The metrics of all serving sites, where no address of this machine has them: those of each ready replica.

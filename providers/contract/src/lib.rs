@@ -3,7 +3,8 @@
 //! Read in this order: [`provider`] (the trait for resources), [`resource`] (what is wanted, recorded and observed), [`operation`]
 //! (one mutating call with its token), [`component`] (the cloud-neutral parts of a service), [`operations`] (a site that runs),
 //! [`capabilities`] (which settings a provider supports), [`declare`] (objects in the
-//! terms of other tools), [`delivery`] (exports that a GitOps controller applies), [`exposition`] (metrics as servers export them), [`cost`] and
+//! terms of other tools), [`delivery`] (exports that a GitOps controller applies), [`exposition`] (metrics as servers export them),
+//! [`dashboard`] (the panels of Grafana that show them), [`cost`] and
 //! [`permission`] (what a plan prints of both), [`bill`] (what was charged), [`cluster`] (the settings of sites in clusters). [`memory`] is a provider that
 //! lives in memory and implements every component; [`conformance`] holds the lists that every provider passes.
 //! This crate knows no cloud, no terminal and no file format but canonical JSON.
@@ -26,6 +27,7 @@ pub mod cluster;
 pub mod combined;
 pub mod connect;
 pub mod cost;
+pub mod dashboard;
 pub mod declare;
 pub mod delivery;
 pub mod error;

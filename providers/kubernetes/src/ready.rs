@@ -190,6 +190,20 @@ pub(crate) fn in_force(policy: &Value) -> Ready {
     }
 }
 
+/// Whether CloudNativePG has read the Secret of the database's owner as it is now: it reports the version that it has read
+/// (`SecretsResourceVersion` in <https://cloudnative-pg.io/documentation/current/cloudnative-pg.v1/>). Its primary then sets
+/// the password of the role, which it does not report.
+pub(crate) fn has_read(cluster: &Value, secret: &Value) -> Ready {
+    let (read, version) = (
+        &cluster["status"]["secretsResourceVersion"]["applicationSecretVersion"],
+        &secret["metadata"]["resourceVersion"],
+    );
+    match read.is_null() || read == version {
+        true => Ready::Yes,
+        false => Ready::NotYet("CloudNativePG has not read the password of the owner yet".to_owned()),
+    }
+}
+
 fn is_about(statuses: &Value, parent: &Value) -> bool {
     ["namespace", "name", "sectionName"].iter().all(|field| parent[field].is_null() || statuses[field] == parent[field])
 }
@@ -297,6 +311,17 @@ mod tests {
         let late = json!({ "observedGeneration": 2, "conditions": [
             { "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded" }] });
         check(deployment, status(2, late), Ready::Never("no progress within 600 s".to_owned()));
+    }
+
+    #[test]
+    fn database_is_not_ready_before_its_operator_has_read_the_password() {
+        let secret = json!({ "metadata": { "resourceVersion": "12" } });
+        let status = |read: Value| json!({ "status": { "secretsResourceVersion": read } });
+        let of = |read: Value| has_read(&status(read), &secret);
+        assert_eq!(of(json!({ "applicationSecretVersion": "12" })), Ready::Yes);
+        assert!(matches!(of(json!({ "applicationSecretVersion": "9" })), Ready::NotYet(_)));
+        // Without a report there is nothing to wait for.
+        assert_eq!(of(Value::Null), Ready::Yes);
     }
 
     #[test]

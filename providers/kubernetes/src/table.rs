@@ -451,6 +451,8 @@ pub(crate) const API_SERVICE: &str = "APIService";
 pub(crate) const INGRESS: &str = "Ingress";
 /// The kind that exposes services through a Gateway.
 pub(crate) const HTTP_ROUTE: &str = "HTTPRoute";
+/// The kind of databases by CloudNativePG.
+pub(crate) const POSTGRES_CLUSTER: &str = "Cluster";
 /// The kind that has a volume.
 pub(crate) const VOLUME_CLAIM: &str = "PersistentVolumeClaim";
 /// The kind that scales pods.

@@ -534,9 +534,28 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Whether CloudNativePG has read the Secret of the owner, if there is one.
+    async fn has_read_owner(&self, cluster: &Value) -> Result<Ready> {
+        let Some(name) = cluster["spec"]["bootstrap"]["initdb"]["secret"]["name"].as_str() else {
+            return Ok(Ready::Yes);
+        };
+        let row = table::named("kubernetes.secret");
+        let namespace = cluster["metadata"]["namespace"].as_str();
+        let call = Call { action: "read", verb: "get", row, namespace, name: Some(name) };
+        let secret = self.api.get(&call).await?;
+        Ok(secret.map_or(Ready::Yes, |secret| ready::has_read(cluster, &secret)))
+    }
+
     async fn await_ready(&self, object: &Value, stand: &OperationProgress) -> Result<Progress> {
+        let mut stand = stand.clone();
         let ready = match (self.row.ready)(object) {
             Ready::Yes if self.row.kind == table::HTTP_ROUTE => self.in_force(object).await?,
+            Ready::Yes if self.row.kind == table::POSTGRES_CLUSTER => {
+                let ready = self.has_read_owner(object).await?;
+                // A watch ends at once for an object that is ready by itself.
+                stand.unwatched |= ready != Ready::Yes;
+                ready
+            }
             ready => ready,
         };
         match ready {
@@ -545,7 +564,7 @@ impl<'a> Work<'a> {
                 let problem = diagnosis::problem_of_pods(&self.api, self.row, object).await;
                 let says = diagnosis::extended(why, problem.as_deref());
                 let pods = problem.or_else(|| stand.pods.clone());
-                Ok(pending(&OperationProgress { pods, ..stand.clone() }, says))
+                Ok(pending(&OperationProgress { pods, ..stand }, says))
             }
             Ready::Never(why) => {
                 let problem = diagnosis::problem_of_pods(&self.api, self.row, object).await;

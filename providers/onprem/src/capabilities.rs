@@ -38,10 +38,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         ],
         refused: &[
             ("backup.size", "backups are in a folder, which has no size of its own"),
-            (
-                "monitoring.stack",
-                "no dashboards are installed on a machine, and the gateway's metrics port serves the metrics",
-            ),
+            ("monitoring.stack", "no dashboards are installed on a machine: `metrics dashboard` prints one"),
             ("registry.existing", "machines run programs, not images"),
             ("registry.password", "machines run programs, not images"),
             ("registry.url", "machines run programs, not images"),

@@ -49,6 +49,16 @@ struct Running {
     is_ready: bool,
     /// The number of the primary, once the instances have pods.
     primary: Option<u64>,
+    /// The version of the Secret whose password the role has.
+    password: String,
+}
+
+/// The Secret of the role that owns the database.
+struct OwnerSecret {
+    version: String,
+    password: String,
+    /// Whether a change of it is noticed.
+    is_reloaded: bool,
 }
 
 /// Starts the controller of databases and volumes. `programs` is PostgreSQL's folder; `user` is the uid and gid to run
@@ -129,6 +139,7 @@ impl Databases {
                 one.is_ready = self.finish(object, &one.folder).await;
             } else if let Some(one) = running.get_mut(&uid(object)) {
                 self.keep_instances(object, one).await;
+                self.keep_password(object, one).await;
             }
         }
     }
@@ -163,6 +174,48 @@ impl Databases {
             let _ = self.api.call("POST", &pods, Some(&pod)).await;
         }
         self.report(object, primary, instances).await;
+    }
+
+    /// Reports the version of a changed Secret with the label, and at the next look sets its password: CloudNativePG's operator
+    /// does the first, and the manager of the primary then the second
+    /// (<https://cloudnative-pg.io/documentation/current/labels_annotations/>, report cloudnative-pg/cloudnative-pg#2658).
+    async fn keep_password(&self, object: &Value, one: &mut Running) {
+        let (namespace, name) = crate::kubelet::names(object);
+        let Some(secret) = self.owner_secret(object).await else { return };
+        let read = &object["status"]["secretsResourceVersion"]["applicationSecretVersion"];
+        if *read == secret.version && one.password != secret.version {
+            let owner = object["spec"]["bootstrap"]["initdb"]["owner"].as_str().unwrap_or_default();
+            let password = secret.password.replace('\'', "''");
+            let mut psql = self.psql(&one.folder);
+            psql.args(["-c", &format!("ALTER ROLE \"{owner}\" PASSWORD '{password}'")]);
+            if psql.output().is_ok_and(|said| said.status.success()) {
+                one.password = secret.version;
+            }
+        } else if *read != secret.version && secret.is_reloaded {
+            let version = json!({ "applicationSecretVersion": secret.version });
+            let status = json!({ "status": { "secretsResourceVersion": version } });
+            let path = format!("/apis/{GROUP}/v1/namespaces/{namespace}/clusters/{name}/status");
+            let _ = self.api.call("PATCH", &path, Some(&status)).await;
+        }
+    }
+
+    async fn owner_secret(&self, object: &Value) -> Option<OwnerSecret> {
+        let (namespace, _) = crate::kubelet::names(object);
+        let first = &object["spec"]["bootstrap"]["initdb"];
+        let name = first["secret"]["name"].as_str().unwrap_or_default();
+        let secret = self.api.get(&format!("/api/v1/namespaces/{namespace}/secrets/{name}")).await?;
+        let value = |key: &str| {
+            let text = base64::engine::general_purpose::STANDARD.decode(secret["data"][key].as_str()?).ok()?;
+            String::from_utf8(text).ok()
+        };
+        let (user, password) = (value("username")?, value("password")?);
+        // CloudNativePG rejects the Secret of another role, too.
+        assert_eq!(first["owner"], user, "the secret is of another role");
+        Some(OwnerSecret {
+            version: secret["metadata"]["resourceVersion"].as_str()?.to_owned(),
+            password,
+            is_reloaded: secret["metadata"]["labels"]["cnpg.io/reload"] == "true",
+        })
     }
 
     /// The pod of an instance. No scheduler has this name, so nothing runs it.
@@ -224,7 +277,7 @@ impl Databases {
         let process = self.spawn(RUN, &folder, &address.to_string());
         // The host name that pods use.
         self.cluster.kubelet().put_name(namespace, &format!("{name}-rw"), address);
-        Some(Running { process, folder, is_ready: false, primary: None })
+        Some(Running { process, folder, is_ready: false, primary: None, password: String::new() })
     }
 
     fn give(&self, place: &Utf8PathBuf) {
@@ -239,15 +292,7 @@ impl Databases {
         let first = &object["spec"]["bootstrap"]["initdb"];
         let (Some(owner), Some(database)) = (first["owner"].as_str(), first["database"].as_str()) else { return false };
         let secrets = format!("/api/v1/namespaces/{namespace}/secrets");
-        let secret = format!("{secrets}/{}", first["secret"]["name"].as_str().unwrap_or_default());
-        let Some(secret) = self.api.get(&secret).await else { return false };
-        let value = |key: &str| {
-            let text = base64::engine::general_purpose::STANDARD.decode(secret["data"][key].as_str()?).ok()?;
-            String::from_utf8(text).ok()
-        };
-        // CloudNativePG rejects the Secret of another role, too.
-        let (Some(user), Some(password)) = (value("username"), value("password")) else { return false };
-        assert_eq!(user, owner, "the secret is of another role");
+        let Some(OwnerSecret { version, password, .. }) = self.owner_secret(object).await else { return false };
         let mut psql = self.psql(folder);
         psql.args(["-c", &format!("CREATE ROLE \"{owner}\" LOGIN PASSWORD '{}'", password.replace('\'', "''"))]);
         let statements = |field: &str| {
@@ -274,6 +319,7 @@ impl Databases {
         });
         let status = json!({ "status": {
             "instances": instances, "readyInstances": instances, "currentPrimary": format!("{name}-1"), "conditions": [ready],
+            "secretsResourceVersion": { "applicationSecretVersion": version },
         } });
         let path = format!("/apis/{GROUP}/v1/namespaces/{namespace}/clusters/{name}/status");
         self.api.call("PATCH", &path, Some(&status)).await.is_ok_and(|answer| answer.status < 300)

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use base64::Engine;
-use serde_json::Value;
+use serde_json::{Value, json};
 use textnlp_tests::{counts, eventually};
 
 use crate::operator::Operator;
@@ -141,6 +141,8 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     operator.sql("DO $$ BEGIN ASSERT to_regclass('textnlp_failover_rehearsal') IS NULL; END $$");
     eventually("the service is back", || opens(newer).then_some(()));
 
+    another_password(&operator);
+    assert!(opens(newer));
     day_two(&operator);
 
     // What people rely on stays until it is named.
@@ -154,6 +156,25 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     operator.run(&["down", "--yes", "--delete-data", "pilot"], &[]).expect(0);
     let gone = operator.cluster.kubectl(&["get", "namespace", namespace]);
     assert!(!gone.status.success(), "the namespace was ours");
+}
+
+/// Replaces the password of the owner: the role has the new one before the servers that use it come up.
+fn another_password(operator: &Operator) {
+    let of_secret = || operator.get("secret", "textnlp-database-owner")["data"]["password"].clone();
+    let of_pods = || operator.get("secret", "textnlp-secrets")["data"]["database-password"].clone();
+    let before = of_secret();
+    operator.sql("CREATE TABLE password_before AS SELECT rolpassword FROM pg_authid WHERE rolname = 'textnlp'");
+    let rotate = ["secret", "rotate", "database", "--yes", "--no-gate", "-o", "json"];
+    let rotated = operator.run(&rotate, &[]).expect(0).json();
+    assert_eq!(rotated["rotated"], json!(["main/secrets/database-password"]), "{rotated:#}");
+    assert!(of_secret().is_string() && of_secret() != before && of_pods() == of_secret());
+    operator
+        .sql("DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM password_before JOIN pg_authid USING (rolpassword)); END $$");
+    operator.sql("DROP TABLE password_before");
+    let cluster = operator.get("clusters.postgresql.cnpg.io", "textnlp-database");
+    let read = &cluster["status"]["secretsResourceVersion"]["applicationSecretVersion"];
+    assert_eq!(*read, operator.get("secret", "textnlp-database-owner")["metadata"]["resourceVersion"], "{cluster:#}");
+    assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0], "nothing is left to do");
 }
 
 /// Commands of daily operation, with their exit statuses and a member of their documents. Two of them have two exit statuses: the

@@ -65,6 +65,7 @@ fn site_failure_of_every_kind_is_failed_over_and_recovered() {
     for _ in 0..6 {
         assert_eq!(regions.answers(made["key"].as_str().unwrap()), 200);
     }
+    regions.dashboard_is_scraped(&["Gateways", "Site agents", "Witness"]);
     // Counted once, wherever the front sends a request. A site that cannot reach the primary has a share of one each
     // time.
     let limited = ["5/hour", "5/day"].map(|rate| {

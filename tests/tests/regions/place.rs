@@ -1,5 +1,6 @@
 //! A sandbox with an environment of three sites on ports of its own.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::process::Command;
 use std::time::Duration;
@@ -7,14 +8,17 @@ use std::time::Duration;
 use camino::Utf8Path;
 use rustix::process::Signal;
 use serde_json::Value;
+use textnlp_tests::metrics::{queried, scraped};
 use textnlp_tests::ports::Ports;
 use textnlp_tests::small::Small;
-use textnlp_tests::{Said, Sandbox, eventually, said, signal};
+use textnlp_tests::{Said, Sandbox, eventually, http, said, signal};
 
 pub(crate) const NAME: &str = "regions";
 
 pub(crate) struct Regions {
     sandbox: Sandbox,
+    /// The metrics ports of the sites and of the global endpoint.
+    metrics_ports: [u16; 4],
     _ports: Ports,
     mounted: Vec<Small>,
 }
@@ -55,7 +59,8 @@ impl Regions {
         );
         std::fs::create_dir_all(sandbox.folder().join("environments")).unwrap();
         std::fs::write(sandbox.folder().join(format!("environments/{NAME}.yaml")), text).unwrap();
-        Self { sandbox, _ports: held, mounted: Vec::new() }
+        let metrics_ports = [ports[1], ports[3], ports[5], ports[6]];
+        Self { sandbox, metrics_ports, _ports: held, mounted: Vec::new() }
     }
 
     pub(crate) fn up(name: &str) -> Self {
@@ -63,6 +68,30 @@ impl Regions {
         regions.run(&["up", "--yes", "--no-gate"]).expect(0);
         regions.until_in_sync();
         regions
+    }
+
+    /// Each metric below these headings of the dashboard is in a scrape.
+    pub(crate) fn dashboard_is_scraped(&self, headings: &[&str]) {
+        let made = self.json(&["metrics", "dashboard"], 0);
+        let (mut found, mut queries, mut is_below) = (Vec::new(), String::new(), false);
+        for panel in made["dashboard"]["panels"].as_array().unwrap() {
+            if panel["type"] == "row" {
+                let title = panel["title"].as_str().unwrap();
+                is_below = headings.contains(&title);
+                found.extend(is_below.then_some(title));
+            } else if is_below {
+                queries.push_str(&panel["targets"].to_string());
+            }
+        }
+        assert_eq!(found, headings, "{made}");
+        let wanted = queried(&queries);
+        eventually("every metric of the dashboard is scraped", || {
+            let mut told = BTreeSet::from(["up".to_owned()]);
+            for port in self.metrics_ports {
+                told.extend(scraped(&http::get(port, "/metrics").ok()?.text()));
+            }
+            wanted.is_subset(&told).then_some(())
+        });
     }
 
     pub(crate) fn until_in_sync(&self) {

@@ -74,6 +74,7 @@ fn shared_database_survives_a_site_failure_and_fails_back() {
         assert_eq!(database(&status, copy)["role"], "copy", "{status:#}");
         assert_eq!(database(&status, "primary")["copies"][copy]["connected"], true, "{status:#}");
     }
+    regions.dashboard_is_scraped(&["Site agents", "Shared PostgreSQL"]);
     let again = regions.json(&["up", "--yes", "--no-gate"], 0);
     assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
     let made = regions.json(&["key", "create", "a person"], 0);

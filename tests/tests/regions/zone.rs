@@ -52,6 +52,7 @@ fn dns_zone_follows_the_sites_and_its_key_is_rotated_at_runtime() {
     let again = regions.run_where("TSIG", SECRET.trim(), &["plan", "--exit-code"]);
     assert_eq!(again.exit, 0, "a second `up` plans nothing: {}{}", again.out, again.err);
 
+    regions.dashboard_is_scraped(&["Witness"]);
     regions.kill_site("primary");
     // A primary always has a share.
     let moved: &[&str] = match regions.until_taken_over() {

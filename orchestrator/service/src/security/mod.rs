@@ -13,10 +13,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use textnlp_bundle::scan::Database;
 use textnlp_orchestrator::backup::{EncryptionKind, StoredBackup};
-use textnlp_orchestrator::environment::model::{Hosting, SiteSettings, TlsMode};
-use textnlp_orchestrator::environment::{
-    API_KEY, DATABASE_PASSWORD, Environment, Library, REPLICATION_PASSWORD, SIGNING_KEY,
-};
+use textnlp_orchestrator::environment::model::{SiteSettings, TlsMode};
+use textnlp_orchestrator::environment::{API_KEY, DATABASE_PASSWORD, Library, REPLICATION_PASSWORD, SIGNING_KEY};
 use textnlp_orchestrator::gate::{Check, Exemption};
 use textnlp_orchestrator::plan::Facts;
 use textnlp_orchestrator::state::State;
@@ -143,8 +141,7 @@ fn generated_keys(report: &mut Checks, deployment: &Deployment, facts: &Facts) {
     for (site, seen) in &facts.sites {
         report.site = Some(site.clone());
         for known in seen.holdings.values() {
-            let environment = &deployment.chosen.loaded.environment;
-            let rotation = known.current.as_ref().and_then(|recorded| rotation(scope, environment, recorded));
+            let rotation = known.current.as_ref().and_then(|recorded| rotation(scope, recorded));
             let Some((name, rotate)) = rotation else { continue };
             let age = Timestamp::now().duration_since(known.since);
             let evidence = format!("unchanged since {} ({} days)", day(known.since), age.as_hours() / 24);
@@ -161,16 +158,14 @@ fn generated_keys(report: &mut Checks, deployment: &Deployment, facts: &Facts) {
 }
 
 /// Whether `secret rotate database` replaces this password. One that sites share has one version for ever. The supervisor of a
-/// PostgreSQL, or the cloud that manages it, sets the passwords of its roles; CloudNativePG has its own way.
-pub fn replaces_password(environment: &Environment, recorded: &Recorded) -> bool {
-    let is_in_cluster = environment.sites.iter().any(|site| site.name == recorded.site && site.is_in_cluster());
-    let is_managed = environment.database_hosting() == Some(Hosting::Managed);
-    recorded.spec.get("shared").is_none() && (is_managed || !is_in_cluster)
+/// PostgreSQL, CloudNativePG, or the cloud that manages it, sets the passwords of its roles.
+pub fn replaces_password(recorded: &Recorded) -> bool {
+    recorded.spec.get("shared").is_none()
 }
 
 /// The name of a generated credential, and the command that replaces it, else the one that describes it. `None` for other
 /// resources, and for the first API key, which is among the keys of the service.
-fn rotation(scope: &Scope, environment: &Environment, recorded: &Recorded) -> Option<(String, String)> {
+fn rotation(scope: &Scope, recorded: &Recorded) -> Option<(String, String)> {
     if scope.platform.is_authority(recorded) {
         return Some(("certificate authority".to_owned(), "secret rotate ca".to_owned()));
     }
@@ -178,9 +173,7 @@ fn rotation(scope: &Scope, environment: &Environment, recorded: &Recorded) -> Op
     let what = match name {
         API_KEY => return None,
         SIGNING_KEY => "secret rotate jwt".to_owned(),
-        DATABASE_PASSWORD | REPLICATION_PASSWORD if replaces_password(environment, recorded) => {
-            "secret rotate database".to_owned()
-        }
+        DATABASE_PASSWORD | REPLICATION_PASSWORD if replaces_password(recorded) => "secret rotate database".to_owned(),
         _ => format!("explain {}", recorded.id),
     };
     Some((format!("secret {name}"), what))

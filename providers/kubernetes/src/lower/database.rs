@@ -25,6 +25,8 @@ const AUTHORITY: &str = "/etc/textnlp-database";
 const AUTHORITY_SECRET: &str = "textnlp-database-ca";
 /// The Secret of the role that owns the database.
 const OWNER_SECRET: &str = "textnlp-database-owner";
+/// The label by which CloudNativePG reads a Secret again when it changes: <https://cloudnative-pg.io/documentation/current/labels_annotations/>.
+const RELOADED: &str = "cnpg.io/reload";
 /// The Secret with the address and the password of a database that a cloud runs, for backups.
 const MANAGED_SECRET: &str = "textnlp-backup-database";
 const OWNER: &str = "textnlp";
@@ -141,7 +143,8 @@ impl Lowering<'_> {
         };
         let Some(password) = self.id(postgres.secrets.as_str(), PASSWORD) else { return };
         let data = json!({ "username": { PLAIN: OWNER }, "password": OutputRef::new(password, "secret") });
-        self.secret(owner.clone(), OWNER_SECRET, "kubernetes.io/basic-auth", &data, Vec::new());
+        let labels = json!({ (RELOADED): "true" });
+        self.labelled_secret(owner.clone(), (OWNER_SECRET, "kubernetes.io/basic-auth"), &labels, &data, Vec::new());
         let inputs = json!({
             "namespace": self.cluster.namespace,
             "name": POSTGRES,
@@ -152,6 +155,7 @@ impl Lowering<'_> {
             "database": own.database,
             "owner": OWNER,
             "secret": OWNER_SECRET,
+            "owner_digest": OutputRef::new(owner.clone(), "digest"),
             "connections": postgres.connections.saturating_add(SPARE_CONNECTIONS),
         });
         self.object(cluster, Template::Postgres, &inputs, [owner]);

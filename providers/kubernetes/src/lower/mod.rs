@@ -29,6 +29,7 @@ use textnlp_provider::component::{
     CLUSTER_RECEIVERS, Cache, Certificate, ComponentSpec, MailAddresses, ModelStore, Monitoring, Network,
     ReceiverAddress, is_public_webhook, receiver_secret,
 };
+use textnlp_provider::dashboard::{self, Watched};
 use textnlp_provider::settings::{Strategy, TlsMode};
 use textnlp_provider::{
     CloudId, Component, ComponentName, KindName, Need, OutputRef, Ownership, Problem, Problems, ResourceId, Site, Spec,
@@ -70,9 +71,6 @@ const HEALTH_PORT: u16 = 8081;
 const READY_PORT: u16 = 8444;
 const PROBE_PORT: u16 = 8082;
 const METRICS_PORT: u16 = 9090;
-
-/// The Grafana dashboard, for any namespace selected there.
-const DASHBOARD: &str = include_str!("../../../../templates/kubernetes/dashboard.json");
 
 /// The service account of the pods.
 pub(crate) const ACCOUNT_OF_PODS: &str = "textnlp-api";
@@ -393,7 +391,7 @@ impl Lowering<'_> {
             "memory": limits.memory,
             "disk": limits.disk,
             "restarts": limits.restarts,
-            "dashboard": DASHBOARD,
+            "dashboard": dashboard::text(&dashboard::dashboard(Watched::Pods)),
         });
         for (part, template) in [
             ("figures", Template::ServiceMonitor),
@@ -414,7 +412,19 @@ impl Lowering<'_> {
     }
 
     fn secret(&mut self, id: ResourceId, name: &str, kind: &str, data: &Value, needs: Vec<ResourceId>) {
-        let inputs = json!({ "namespace": self.cluster.namespace, "name": name, "type": kind, "data": data });
+        self.labelled_secret(id, (name, kind), &Value::Null, data, needs);
+    }
+
+    fn labelled_secret(
+        &mut self,
+        id: ResourceId,
+        (name, kind): (&str, &str),
+        labels: &Value,
+        data: &Value,
+        needs: Vec<ResourceId>,
+    ) {
+        let namespace = &self.cluster.namespace;
+        let inputs = json!({ "namespace": namespace, "name": name, "labels": labels, "type": kind, "data": data });
         self.object(id, Template::Secret, &inputs, needs);
     }
 

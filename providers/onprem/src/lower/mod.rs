@@ -172,7 +172,7 @@ impl Lowering<'_> {
     /// The receivers and their proxies are a file that the supervisor reads.
     fn monitoring(&mut self, monitoring: &Monitoring) {
         if monitoring.stack {
-            let cause = "no dashboards are installed on a machine; the gateway's metrics port serves the metrics";
+            let cause = "no dashboards are installed on a machine: `metrics dashboard` prints one";
             self.problem("stack", cause, "set `monitoring: { stack: false }`");
         }
         if monitoring.receivers.is_empty() {
