@@ -182,7 +182,7 @@ type Handler = fn(&mut Cloud, &Call<'_>) -> Result<Value, Problem>;
 
 /// A request, checked by the document.
 #[derive(Clone)]
-struct Call<'a> {
+pub(crate) struct Call<'a> {
     service: &'static Service,
     /// The id of the method.
     id: &'a str,
