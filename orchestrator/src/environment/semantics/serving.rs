@@ -456,7 +456,9 @@ impl Checker<'_> {
         }
         let triggers = e.scaling.cpu.or(e.scaling.memory).or(e.scaling.requests_per_second);
         let grows = e.scaling.max.is_some_and(|max| max > e.scaling.min);
-        if grows && triggers.is_none() {
+        // Cloud Run adds instances by the requests that they answer at the same time.
+        let grows_itself = e.sites.iter().any(|site| site.runtime == Runtime::CloudRun);
+        if grows && triggers.is_none() && !grows_itself {
             self.error(
                 "scaling",
                 "nothing says when to add a replica",
