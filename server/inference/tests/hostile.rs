@@ -226,7 +226,7 @@ fn impossible_model_configurations_are_refused_by_name() {
         assert!(error.contains(says), "{key}: {error}");
     };
     use serde_json::json;
-    check("llama", "model_type", json!("mamba"), "`model_type`: `mamba` is not supported; gemma3, gpt2, llama, mistral,");
+    check("llama", "model_type", json!("mamba"), "`model_type`: `mamba` is not supported; gemma3, gpt2, llama,");
     check("llama", "hidden_act", json!("relu"), "`relu` is not supported");
     check("llama", "rope_scaling", json!({"rope_type": "su-scaled"}), "rotary embeddings of type `su-scaled`");
     check("llama", "rope_scaling", json!({"rope_type": "llama3", "factor": 8}), "`low_freq_factor`: it is missing");
