@@ -131,6 +131,7 @@ async fn forward(
     let _fields = gateway.memory.hold(address, 2 * bytes_of(&head.headers))?;
     let target = origin_form(&head.method, &head.uri)?;
     let host = requested_host(head.version, &head.uri, &head.headers)?;
+    one_length(&mut head.headers)?;
     head.headers = forwarded_headers(&head.headers, host, client, id);
     let upload = Arc::new(UploadState::default());
     let end = upload.end.clone();
@@ -312,7 +313,10 @@ fn origin_form(method: &Method, uri: &Uri) -> Result<Uri, Refusal> {
         return Err(Refusal::BadRequest("CONNECT is not supported"));
     }
     match uri.path_and_query() {
-        Some(path) if path.as_str().starts_with('/') || path.as_str() == "*" => Ok(Uri::from(path.clone())),
+        // Parsed again: a path of which a fragment was removed may be empty, and is `/` only as text.
+        Some(path) if path.as_str().starts_with('/') || path.as_str() == "*" => {
+            path.as_str().parse().map_err(|_| Refusal::BadRequest("the requested path is invalid"))
+        }
         _ => Err(Refusal::BadRequest("the request has no path")),
     }
 }
@@ -341,6 +345,19 @@ fn requested_host(version: Version, target: &Uri, headers: &HeaderMap) -> Result
         }
         (host, None) => Ok(host.cloned()),
     }
+}
+
+/// Replaces a repeated length by one (RFC 9110, 8.6). hyper does so in HTTP/1.1; in HTTP/2 equal lengths remain, and h2 accepts
+/// an empty one.
+fn one_length(headers: &mut HeaderMap) -> Result<(), Refusal> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = lengths.next().cloned() else { return Ok(()) };
+    let is_number = !first.is_empty() && first.as_bytes().iter().all(u8::is_ascii_digit);
+    if !is_number || lengths.any(|other| *other != first) {
+        return Err(Refusal::BadRequest("`content-length` is not one number"));
+    }
+    headers.insert(header::CONTENT_LENGTH, first);
+    Ok(())
 }
 
 /// `uri-host [ ":" port ]` (RFC 9110, 7.2). http and https have no empty host (RFC 9110, 4.2).
@@ -475,6 +492,37 @@ mod tests {
             "a%2", "a%2d",
         ] {
             assert!(!is_host(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn target_is_not_empty() {
+        for (target, expect) in
+            [("/x?y", "/x?y"), ("*", "*"), ("http://a/x#y", "/x"), ("http://a", "/"), ("http://a#x", "/")]
+        {
+            let found = origin_form(&Method::GET, &target.parse().unwrap()).unwrap();
+            assert_eq!(found.to_string(), expect, "{target}");
+        }
+    }
+
+    #[test]
+    fn length_is_one_number() {
+        let table: &[(&[&'static str], Option<&[&str]>)] = &[
+            (&[], Some(&[])),
+            (&["5"], Some(&["5"])),
+            (&["5", "5"], Some(&["5"])),
+            (&["5", "05"], None),
+            (&["5", "6"], None),
+            (&[""], None),
+            (&["+5"], None),
+        ];
+        for (lengths, expect) in table {
+            let mut headers: HeaderMap =
+                lengths.iter().map(|length| (header::CONTENT_LENGTH, HeaderValue::from_static(length))).collect();
+            let is_accepted = one_length(&mut headers).is_ok();
+            let found: Vec<&str> =
+                headers.get_all(header::CONTENT_LENGTH).iter().map(|value| value.to_str().unwrap()).collect();
+            assert_eq!(is_accepted.then_some(found.as_slice()), *expect, "{lengths:?}");
         }
     }
 
