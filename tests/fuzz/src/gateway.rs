@@ -1,11 +1,14 @@
 //! The gateway, between a client that sends any bytes and a backend that accepts only what RFC 9112 allows without ambiguity.
 //!
 //! A request that a client and a backend would frame differently is the way to smuggle one past the gateway. So the backend checks what
-//! reaches it: one framing per request, no bare line feed, and nothing but requests after a body.
+//! reaches it: one framing per request, no bare line feed, no field of another connection, and nothing but requests after a body.
 
+use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use camino::Utf8Path;
+use textnlp_gateway::SocketAddress;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -14,47 +17,91 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(50);
 
 const HEAD_LIMIT: usize = 64 << 10;
 
-struct Gateway {
-    folder: tempfile::TempDir,
+/// Each field of HTTP/2 counts 32 bytes and its own (RFC 9113, 6.5.2) of the 32 KiB that the gateway accepts.
+const FIELDS_LIMIT: usize = 1024;
+
+/// The gateway's timeout of a request.
+pub(crate) const TIMEOUT_SECONDS: u64 = 5;
+
+/// Fields of the client's own connection (RFC 9110, 7.6.1). The transfer coding is the gateway's.
+const CONNECTION_FIELDS: [&str; 6] = ["connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade"];
+
+/// A gateway in front of the strict backend. Both live as long as the process.
+pub(crate) struct Gateway {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) address: SocketAddress,
     runtime: tokio::runtime::Runtime,
+    /// The first defect since the last exchange: an invalid request, or a panic of a task.
     violation: Arc<Mutex<Option<String>>>,
+}
+
+impl Gateway {
+    /// `listener`: its settings, by the folder of the files.
+    pub(crate) fn start(listener: impl FnOnce(&Utf8Path) -> String) -> Gateway {
+        // Everything runs in the thread that calls, so coverage belongs to the input.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let violation: Arc<Mutex<Option<String>>> = Arc::default();
+        let path = Utf8Path::from_path(folder.path()).unwrap();
+        let file = path.join("gateway.yaml");
+        std::fs::write(
+            &file,
+            format!(
+                "gateway:\n{}  timeout_seconds: {TIMEOUT_SECONDS}\n  max_request_bytes: 100000\n  \
+                 backends:\n    - {{ name: a, listen: \"unix:{path}/backend.sock\" }}\n",
+                listener(path)
+            ),
+        )
+        .unwrap();
+        // The runtime catches the panic of a task, and the gateway does not report it.
+        let (report, panicked) = (std::panic::take_hook(), violation.clone());
+        std::panic::set_hook(Box::new(move |panic| {
+            panicked.lock().unwrap().get_or_insert_with(|| panic.to_string());
+            report(panic);
+        }));
+        let address = runtime.block_on(async {
+            let listener = UnixListener::bind(path.join("backend.sock")).unwrap();
+            tokio::spawn(backend(listener, violation.clone()));
+            let running = textnlp_gateway::start(&file).await.unwrap();
+            let address = running.address().clone();
+            // It lives as long as the process.
+            std::mem::forget(running);
+            address
+        });
+        Gateway { folder, address, runtime, violation }
+    }
+
+    /// Waits for the backend's first health check: before it, requests have nowhere to go.
+    pub(crate) fn until_ready(&self, is_served: impl AsyncFn() -> bool) {
+        self.runtime.block_on(async {
+            for _ in 0..200 {
+                if is_served().await {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+        });
+    }
+
+    /// Runs an exchange, which must have caused no violation.
+    pub(crate) fn run<T>(&self, exchange: impl Future<Output = T>) -> T {
+        let outcome = self.runtime.block_on(exchange);
+        let violation = self.violation.lock().unwrap().take();
+        assert_eq!(violation, None);
+        outcome
+    }
 }
 
 fn gateway() -> &'static Gateway {
     static GATEWAY: OnceLock<Gateway> = OnceLock::new();
     GATEWAY.get_or_init(|| {
-        // Everything runs in the thread that calls, so coverage belongs to the input.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let violation = Arc::new(Mutex::new(None));
-        let path = camino::Utf8Path::from_path(folder.path()).unwrap();
-        let file = path.join("gateway.yaml");
-        std::fs::write(
-            &file,
-            format!(
-                "gateway:\n  listen: \"unix:{path}/gateway.sock\"\n  timeout_seconds: 5\n  max_request_bytes: 100000\n  \
-                 backends:\n    - {{ name: a, listen: \"unix:{path}/backend.sock\" }}\n"
-            ),
-        )
-        .unwrap();
-        runtime.block_on(async {
-            let listener = UnixListener::bind(path.join("backend.sock")).unwrap();
-            tokio::spawn(backend(listener, violation.clone()));
-            let running = textnlp_gateway::start(&file).await.unwrap();
-            // Until the backend's first health check, requests have nowhere to go.
-            for _ in 0..200 {
-                if exchange(path.as_std_path(), b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-                    .await
-                    .starts_with(b"HTTP/1.1 200")
-                {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(25)).await;
-            }
-            // It lives as long as the process.
-            std::mem::forget(running);
+        let gateway = Gateway::start(|folder| format!("  listen: \"unix:{folder}/gateway.sock\"\n"));
+        gateway.until_ready(async || {
+            exchange(gateway.folder.path(), b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+                .await
+                .starts_with(b"HTTP/1.1 200")
         });
-        Gateway { folder, runtime, violation }
+        gateway
     })
 }
 
@@ -75,7 +122,7 @@ async fn backend(listener: UnixListener, violation: Arc<Mutex<Option<String>>>) 
         let violation = violation.clone();
         tokio::spawn(async move {
             if let Err(why) = serve(stream).await {
-                *violation.lock().unwrap() = Some(why);
+                violation.lock().unwrap().get_or_insert_with(|| format!("reached the backend: {why}"));
             }
         });
     }
@@ -145,7 +192,7 @@ fn framing(head: &[u8]) -> Result<Framing, String> {
     if bare {
         return Err(format!("a bare line end or NUL: {:?}", shown()));
     }
-    let mut headers = [httparse::EMPTY_HEADER; 256];
+    let mut headers = [httparse::EMPTY_HEADER; FIELDS_LIMIT];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(head) {
         Ok(httparse::Status::Complete(_)) => {}
@@ -158,6 +205,14 @@ fn framing(head: &[u8]) -> Result<Framing, String> {
     let (lengths, codings, hosts) = (values("content-length"), values("transfer-encoding"), values("host"));
     if lengths.len() + codings.len() > 1 || hosts.len() > 1 {
         return Err(format!("more than one framing or host: {:?}", shown()));
+    }
+    if !request.path.is_some_and(|target| target.starts_with('/') || target == "*") {
+        return Err(format!("a target that is not a path: {:?}", shown()));
+    }
+    // Every forwarded request has an id. A health check has none, and closes its connection.
+    let is_forwarded = !values("x-request-id").is_empty();
+    if is_forwarded && CONNECTION_FIELDS.iter().any(|name| !values(name).is_empty()) {
+        return Err(format!("a field of the client's connection: {:?}", shown()));
     }
     match (lengths.first(), codings.first()) {
         (Some(length), _) if length.bytes().all(|b| b.is_ascii_digit()) => {
@@ -198,9 +253,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
 
 pub(crate) fn http1(bytes: &[u8]) -> bool {
     let gateway = gateway();
-    let answer = gateway.runtime.block_on(exchange(gateway.folder.path(), bytes));
+    let answer = gateway.run(exchange(gateway.folder.path(), bytes));
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{:?}", String::from_utf8_lossy(&answer));
-    let violation = gateway.violation.lock().unwrap().take();
-    assert_eq!(violation, None, "reached the backend");
     answer.starts_with(b"HTTP/1.1 200")
 }

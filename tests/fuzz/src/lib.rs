@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod gateway;
+mod gateway_h2;
 mod journal;
 pub mod mutation;
 
@@ -43,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "decoder", most_bytes: 4 << 10, runs: 10000, run: decoder, seeds: decoders },
     Target { name: "environment", most_bytes: 16 << 10, runs: 1000, run: environment, seeds: environments },
     Target { name: "gateway-http1", most_bytes: 8 << 10, runs: 600, run: gateway::http1, seeds: gateway::seeds },
+    Target { name: "gateway-http2", most_bytes: 8 << 10, runs: 600, run: gateway_h2::run, seeds: gateway_h2::seeds },
     Target { name: "gguf", most_bytes: 64 << 10, runs: 4000, run: gguf, seeds: ggufs },
     Target { name: "journal", most_bytes: 16 << 10, runs: 20000, run: journal::run, seeds: journal::seeds },
     Target { name: "jwt", most_bytes: 8 << 10, runs: 5000, run: jwt, seeds: jwts },
