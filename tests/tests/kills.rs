@@ -107,15 +107,24 @@ fn killed_at_every_growth(sandbox: &Sandbox, args: &[&str]) -> usize {
     panic!("{args:?} does not arrive when it is killed at every growth of the journal");
 }
 
+/// Fewer kills of either command than this are too few for a story.
+const KILLS: usize = 11;
+
+/// On a busy machine a command gets further before it is killed, so more than one life may be needed for kills enough.
 #[test]
 fn up_and_down_killed_at_every_journal_write_still_complete() {
     let sandbox = Sandbox::new("growth");
-    let up = killed_at_every_growth(&sandbox, &UP);
-    assert!(up > 10, "{up} kills are too few for a story");
-    up_is_right(&sandbox, "after the last kill of up");
-    let down = killed_at_every_growth(&sandbox, &DOWN);
-    assert!(down > 10, "{down} kills are too few for a story");
-    down_is_right(&sandbox, "after the last kill of down");
+    let (mut up, mut down) = (0, 0);
+    for _ in 0..4 {
+        up += killed_at_every_growth(&sandbox, &UP);
+        up_is_right(&sandbox, "after the last kill of up");
+        down += killed_at_every_growth(&sandbox, &DOWN);
+        down_is_right(&sandbox, "after the last kill of down");
+        if up >= KILLS && down >= KILLS {
+            return;
+        }
+    }
+    panic!("four lives with {up} kills of up and {down} of down");
 }
 
 /// A random record, or a random moment within so many milliseconds.

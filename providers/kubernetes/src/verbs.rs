@@ -552,7 +552,7 @@ impl<'a> Work<'a> {
             Ready::Yes if self.row.kind == table::HTTP_ROUTE => self.in_force(object).await?,
             Ready::Yes if self.row.kind == table::POSTGRES_CLUSTER => {
                 let ready = self.has_read_owner(object).await?;
-                // A watch ends at once for an object that is ready by itself.
+                // A watch ends at once where the object says that it is ready.
                 stand.unwatched |= ready != Ready::Yes;
                 ready
             }
