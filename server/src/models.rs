@@ -157,6 +157,7 @@ impl From<String> for LoadError {
 pub(crate) struct Models {
     entries: Vec<Arc<Entry>>,
     default: String,
+    embeddings: Option<String>,
     preload: Vec<String>,
     budget: ByteSize,
     threads: usize,
@@ -201,6 +202,7 @@ impl Models {
         Arc::new(Self {
             entries: entries.collect(),
             default: config.default.clone(),
+            embeddings: config.embeddings.clone(),
             preload: config.preload.clone(),
             budget: config.max_cache_size,
             threads: config.threads,
@@ -226,6 +228,14 @@ impl Models {
     /// The name of the default model.
     pub(crate) fn default_name(&self) -> &str {
         &self.default
+    }
+
+    /// The name of the model for a request of this kind that names none.
+    pub(crate) fn default_of(&self, kind: Kind) -> &str {
+        match (kind, &self.embeddings) {
+            (Kind::Embedding, Some(name)) => name,
+            _ => &self.default,
+        }
     }
 
     /// When this server started, in seconds since 1970.

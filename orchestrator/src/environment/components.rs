@@ -899,6 +899,9 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
     if !inference.prefix_cache {
         config["textnlp"]["models"]["prefix_cache"] = json!(false);
     }
+    if let Some(model) = e.embedding_model() {
+        config["textnlp"]["models"]["embeddings"] = json!(model.id());
+    }
     if inference.draft_tokens != Inference::default().draft_tokens {
         config["textnlp"]["models"]["draft_tokens"] = json!(inference.draft_tokens);
     }

@@ -106,7 +106,7 @@ const MOVES: &[(&str, &str)] = &[
     ("monitoring.log_level", "server.monitoring.log_level"),
 ];
 
-/// Encoder families generate no text; some older files preload them.
+/// Encoder families generate no text; some older files preload them, without a source.
 const ENCODERS: [&str; 6] = ["bert", "distilbert", "roberta", "albert", "electra", "deberta"];
 
 /// `bert`, `bert-base-uncased`, `org/distilbert-base`.
@@ -260,7 +260,8 @@ impl Upgrade<'_> {
             .partition(|name| is_encoder(name));
         for name in encoders {
             let cause = format!("`{}` is an encoder, which generates no text: it is skipped", cut(&name));
-            self.say(Severity::Note, &at, shown, &cause, "choose a generation model: `textnlp-deploy model list`");
+            let fix = "for embeddings, write it into `models` with its `source` and `role: embeddings`";
+            self.say(Severity::Note, &at, shown, &cause, fix);
         }
         // Without any, the models of the extended environment apply.
         if names.is_empty() {

@@ -219,7 +219,7 @@ words! {
     pub enum ModelRole {
         /// It serves requests without a model name.
         Default = "default",
-        /// It creates embeddings.
+        /// It serves requests for embeddings without a model name.
         Embeddings = "embeddings",
     }
 }

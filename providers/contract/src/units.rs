@@ -241,8 +241,7 @@ pub enum SecretSource {
 impl FromStr for SecretSource {
     type Err = ParseError;
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        const FIX: &str =
-            "write `secret:env:NAME`, `secret:file:PATH` or `secret:store:NAME`, and keep the value there";
+        const FIX: &str = "write `secret:env:NAME` or `secret:file:PATH`, and keep the value there";
         if let Some(name) = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')) {
             return Self::variable(name);
         }

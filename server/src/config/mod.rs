@@ -176,6 +176,8 @@ pub struct Api {
 pub struct Models {
     /// The model of a request that names none.
     pub default: String,
+    /// The same for requests for embeddings, where it is another one.
+    pub embeddings: Option<String>,
     /// The folder that relative model paths start from.
     pub cache_dir: Option<Utf8PathBuf>,
     /// The most memory that loaded models may hold.
@@ -586,15 +588,19 @@ fn models(section: Section<'_>, has_keys: bool) -> Models {
     let shared = serve.iter().find(|model| model.tenant.is_none()).map(|model| model.name.clone());
     let has_shared = shared.is_some();
     let default = section.text("default").or(shared).unwrap_or_default();
+    let embeddings = section.text("embeddings");
     let preload = section.texts("preload").unwrap_or_else(|| vec![default.clone()]);
     if !serve.is_empty() && !has_shared {
         let hint = "requests that name no model need one without `tenant`".to_owned();
         section.wrong("serve", "has only models of tenants", hint);
     } else if !serve.is_empty() {
-        served("default", &default);
-        if serve.iter().any(|model| model.name == default && model.tenant.is_some()) {
-            let hint = "name a model without `tenant`".to_owned();
-            section.wrong("default", format!("names `{default}`, which belongs to one tenant"), hint);
+        for (key, name) in [("default", Some(&default)), ("embeddings", embeddings.as_ref())] {
+            let Some(name) = name else { continue };
+            served(key, name);
+            if serve.iter().any(|model| model.name == *name && model.tenant.is_some()) {
+                let hint = "name a model without `tenant`".to_owned();
+                section.wrong(key, format!("names `{name}`, which belongs to one tenant"), hint);
+            }
         }
         for name in &preload {
             served("preload", name);
@@ -602,6 +608,7 @@ fn models(section: Section<'_>, has_keys: bool) -> Models {
     }
     let models = Models {
         default,
+        embeddings,
         preload,
         max_cache_size: section.parsed("max_cache_size").unwrap_or(ByteSize(50_000_000_000)),
         threads: section.integer("threads", 0..=1024).unwrap_or(0) as usize,

@@ -157,11 +157,11 @@ impl Call {
         name: Option<&str>,
     ) -> Result<Arc<Ready>, ApiError> {
         let models = &self.app.models;
-        let named = name.unwrap_or(models.default_name());
+        let named = name.unwrap_or(models.default_of(kind));
         if models.kind(&caller.tenant, named).is_some_and(|of_model| of_model != kind) {
             return Err(self.unsupported(caller, kind, named));
         }
-        let ready = self.model(caller, name).await?;
+        let ready = self.model(caller, Some(named)).await?;
         // Its files may have been exchanged before they were opened.
         if ready.kind() == kind { Ok(ready) } else { Err(self.unsupported(caller, kind, named)) }
     }

@@ -98,6 +98,7 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
     check("threads: 0", "device: \"cuda:x\"", &["textnlp.models.device", "not one of auto, cpu, cuda, cuda:N"]);
     check("preload: [textnlp-tiny]", "preload: [textnlp-tinny]", &["models.preload", "did you mean `textnlp-tiny`"]);
     check("default: textnlp-tiny", "default: gpt2", &["models.default", "`gpt2`"]);
+    check("default: textnlp-tiny", "default: textnlp-tiny, embeddings: bge", &["models.embeddings", "`bge`"]);
     check("q8_0", "q9", &["serve[0].quantize", "f32, f16, q8_0, q4_0"]);
     check("unix:/tmp/s.sock", "nowhere", &["api.listen", "unix:/path"]);
     check("docs: true", "docs: yes please", &["api.docs", "`true` or `false`"]);

@@ -217,6 +217,19 @@ async fn exchanged_files_change_what_an_unloaded_model_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn embeddings_without_a_model_are_made_by_the_model_for_them() {
+    let models = "default: tiny\n    embeddings: rigid\n    preload: [tiny]\n    \
+                  serve: [ { name: tiny, path: tiny }, { name: encoder, path: encoder }, { name: rigid, path: rigid } ]";
+    let site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;
+    let answer = site.post("/v1/embeddings", json!({ "input": "a" })).await;
+    assert_eq!((answer.status, &answer.json()["model"]), (200, &json!("rigid")));
+    let answer = site.post("/v1/embeddings", json!({ "model": "encoder", "input": "a" })).await;
+    assert_eq!((answer.status, &answer.json()["model"]), (200, &json!("encoder")));
+    let answer = site.post("/v1/generate", json!({ "prompt": "a", "max_tokens": 1 })).await;
+    assert_eq!((answer.status, &answer.json()["model"]), (200, &json!("tiny")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_of_encoders_alone_becomes_ready() {
     let models = "default: encoder\n    preload: [encoder]\n    serve: [ { name: encoder, path: encoder, quantize: q8_0, context: 16 } ]";
     let mut site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;

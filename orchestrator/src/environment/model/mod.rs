@@ -258,7 +258,13 @@ impl Environment {
     /// The model for requests without a model name; never one of a single tenant.
     pub fn default_model(&self) -> Option<&ModelSettings> {
         let mut shared = self.models.iter().filter(|model| model.tenant.is_none());
-        shared.clone().find(|model| model.role == Some(ModelRole::Default)).or_else(|| shared.next())
+        let other = shared.clone().find(|model| model.role != Some(ModelRole::Embeddings));
+        shared.clone().find(|model| model.role == Some(ModelRole::Default)).or(other).or_else(|| shared.next())
+    }
+
+    /// The model for requests for embeddings without a model name, if it is not the default model.
+    pub fn embedding_model(&self) -> Option<&ModelSettings> {
+        self.models.iter().find(|model| model.tenant.is_none() && model.role == Some(ModelRole::Embeddings))
     }
 }
 

@@ -285,7 +285,7 @@ section! {
 section! {
     /// Monitoring and alerts.
     pub struct MonitoringSettings {
-        /// Whether Prometheus, Grafana, dashboards and alerts are installed.
+        /// Whether scrape targets, alert rules and a dashboard are created, for a cluster's Prometheus operator or a cloud's own monitoring.
         pub stack: bool = false,
         /// The retention of metrics.
         pub retention: Span = Span::seconds(15 * 86_400),

@@ -168,8 +168,6 @@ section! {
         /// Consecutive failed polls after which a site counts as failed.
         #[schemars(range(min = 1, max = 100))]
         pub lost_after: u32 = 3,
-        /// Whether secondary and standby sites run all the time.
-        pub warm: bool = true,
     }
 }
 

@@ -161,14 +161,6 @@ impl Checker<'_> {
             let cause = format!("clients that follow the DNS records notice a lost site only after {}", Span(noticed));
             self.error("dr.rto", cause, "allow more time");
         }
-        // Creating a managed cluster alone takes about fifteen minutes.
-        if dr.mode != Failover::None && !dr.warm && dr.rto.as_seconds() <= 20 * 60 {
-            self.error(
-                "dr.rto",
-                format!("a cold site cannot answer within {}", dr.rto),
-                "write `warm: true`, or allow more than 20 minutes",
-            );
-        }
         if dr.failback == Failover::Automatic && dr.mode == Failover::None {
             self.error("dr.failback", "failback has no effect without failover", "set `dr.mode`, or remove it");
         }

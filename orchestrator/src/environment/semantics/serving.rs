@@ -73,9 +73,17 @@ impl Checker<'_> {
             }
         }
         let shared = e.models.iter().filter(|model| model.tenant.is_none()).count();
-        let defaults: Vec<usize> = (0..e.models.len())
-            .filter(|i| e.models[*i].tenant.is_none() && e.models[*i].role == Some(ModelRole::Default))
-            .collect();
+        let of_role = |role: Option<ModelRole>| -> Vec<usize> {
+            (0..e.models.len()).filter(|i| e.models[*i].tenant.is_none() && e.models[*i].role == role).collect()
+        };
+        let (defaults, encoders) = (of_role(Some(ModelRole::Default)), of_role(Some(ModelRole::Embeddings)));
+        if let [_, second, ..] = encoders.as_slice() {
+            self.error(
+                &format!("models[{second}].role"),
+                format!("{} models are for requests for embeddings without a model", encoders.len()),
+                "leave `role: embeddings` with one",
+            );
+        }
         let usual = e.default_model().map(ModelSettings::id).unwrap_or_default();
         match defaults.as_slice() {
             [_] => {}
@@ -84,7 +92,7 @@ impl Checker<'_> {
                 "every model belongs to one tenant, and requests without a model need one of all tenants",
                 "add a model without `tenant`",
             ),
-            [] if shared <= 1 => {}
+            [] if shared <= 1 || of_role(None).len() == 1 => {}
             [] => self.warn(
                 "models",
                 format!("no model has `role: default`; requests without a model use `{}`", cut(&usual)),
@@ -115,7 +123,7 @@ impl Checker<'_> {
             let cause = "without API keys, clients choose their tenant themselves";
             self.error(&at("tenant"), cause, "write `server: { security: { api_keys_enabled: true } }`, or remove it");
         }
-        if model.role == Some(ModelRole::Default) {
+        if model.role.is_some() {
             let cause =
                 format!("requests without a model are of all tenants, and this one belongs to `{}`", cut(tenant));
             self.error(&at("role"), cause, "remove it, and give it to a model without `tenant`");

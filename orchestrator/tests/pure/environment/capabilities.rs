@@ -25,7 +25,6 @@ const OWN: &[&str] = &[
     "dr.lost_after",
     "dr.rpo",
     "dr.rto",
-    "dr.warm",
     "dr.watch_every",
     "dr.witness.provider",
     "dr.witness.region",

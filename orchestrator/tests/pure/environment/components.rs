@@ -103,6 +103,19 @@ fn gateway_passes_files_of_requests_on_where_there_are_batches() {
 }
 
 #[test]
+fn model_for_embeddings_is_not_the_default_of_others() {
+    let text = format!(
+        "{GOOD}models:\n  - {{ name: vectors, source: bundled, role: embeddings }}\n  - {{ name: texts, source: bundled }}\n"
+    );
+    assert_eq!(said(load(&text, &Overrides::default(), &Catalogue::default())), "");
+    let environment = load(&text, &Overrides::default(), &Catalogue::default()).unwrap().environment;
+    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+    let server = json!(parts.iter().find(|part| part.name.as_str() == "server").unwrap().part);
+    let models = &server["workload"]["config"]["textnlp"]["models"];
+    assert_eq!((&models["default"], &models["embeddings"]), (&json!("texts"), &json!("vectors")));
+}
+
+#[test]
 fn model_of_a_tenant_is_named_after_it_everywhere() {
     let text = format!(
         "{GOOD}models:\n  - {{ name: own, source: bundled, tenant: acme, preload: true }}\n  \

@@ -128,7 +128,7 @@ port: 1
             mine.yaml:11:27: error: `server.security.rate_limit`: found `1000`, expected a rate such as `1000/hour`; write a rate such as `1000/hour`
             mine.yaml:11:45: error: `server.security.jwt_expiry`: `soon` is not a length of time; write seconds as a number, or a number and one of ms, s, m, h, d, such as `5m`
             mine.yaml:12:3: error: the key `api` is duplicated, first at mine.yaml:10:3; keep one of them
-            mine.yaml:13:37: error: `database.password`: this is a secret in plain text; write `secret:env:NAME`, `secret:file:PATH` or `secret:store:NAME`, and keep the value there
+            mine.yaml:13:37: error: `database.password`: this is a secret in plain text; write `secret:env:NAME` or `secret:file:PATH`, and keep the value there
             mine.yaml:14:9: error: `models`: found the text `textnlp-tiny`, expected a list; begin each entry with `- `, or write `[a, b]`
             mine.yaml:15:20: error: `backup.enabled`: `yes` is a text in YAML 1.2; write `true` or `false`
             mine.yaml:16:21: error: `cluster.version`: `1.30` is a number or a boolean; expected text; put quotes around it: "1.30"
@@ -224,7 +224,7 @@ sites:
   - { name: a, provider: onprem }
   - { name: b, provider: onprem, role: standby }
 traffic: { weights: { a: 0, b: 10 } }
-dr: { mode: automatic, rpo: 1s, rto: 3s, warm: false }
+dr: { mode: automatic, rpo: 1s, rto: 3s }
 replication: { database: { mode: streaming } }
 ",
         expect![[r#"
@@ -232,7 +232,6 @@ replication: { database: { mode: streaming } }
             (built-in) base.yaml:31:19: error: `server.monitoring.metrics_port`: two sites of one machine use port 9090; give each its own port; in a site: `port` and `metrics_port`
             mine.yaml:6:32: error: `traffic.weights.b`: a standby has no traffic before a failover; write 0; the failover gives it its weight
             mine.yaml:7:13: error: `dr.mode`: automatic failover needs a witness in a third location; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
-            mine.yaml:7:38: error: `dr.rto`: a cold site cannot answer within 3s; write `warm: true`, or allow more than 20 minutes
             mine.yaml:7:38: error: `dr.rto`: a site failure is detected only after 3s (`watch_every` 1s × `lost_after` 3), and another site takes over within 5500ms more: 8500ms in total; allow more time, or poll more often (`watch_every`, `lost_after`)
             mine.yaml:8:26: error: `replication.database.max_lag`: a lag of 5s is allowed, which is not less than `dr.rpo` (1s); allow less lag, or a larger `dr.rpo`"#]],
     );
@@ -932,6 +931,8 @@ fn each_validation_rule_has_its_own_message() {
         (plus("server: { audit: { retention_days: 29 } }"), "keeps audit events for at least 30 days"),
         (own("tenant: Acme"), "`models[1].tenant`: `Acme` is not a tenant id"),
         (own("tenant: acme, role: default"), "`models[1].role`: requests without a model are of all tenants, and this one belongs to `acme`"),
+        (own("tenant: acme, role: embeddings"), "`models[1].role`: requests without a model are of all tenants, and this one belongs to `acme`"),
+        (plus("models: [{ name: textnlp-tiny, source: bundled, role: default }, { name: a, source: \"file:a\", role: embeddings }, { name: b, source: \"file:b\", role: embeddings }]"), "`models[2].role`: 2 models are for requests for embeddings without a model"),
         (own("tenant: acme }, { name: acme/own"), "`models[1]` has the name `acme/own` too"),
         (own("tenant: acme }, { name: acme/other"), "all tenants would use `acme/other`, which has the form of a model of `acme`"),
         (own("tenant: default"), "`models[1].tenant`: it is the tenant of all keys that name none"),
@@ -1010,7 +1011,6 @@ fn each_validation_rule_has_its_own_message() {
         (plus("traffic: { health_path: health }"), "a path begins with a slash"),
         (plus("dr: { failback: automatic }"), "failback has no effect without failover"),
         (plus("replication: { database: { mode: streaming } }"), "there is no second site to replicate to"),
-        (two("role: standby, port: 9443, metrics_port: 9444", "dr: { mode: manual, warm: false }\nreplication: { database: { mode: streaming } }"), "a cold site cannot answer within 15m"),
         (
             two("role: standby, region: far", "dr: { mode: automatic, rto: 1m, witness: { provider: w, region: w } }\ntraffic: { mode: dns, domain: x.org }\nreplication: { database: { mode: streaming } }"),
             "resolvers keep the old answer for 1m",
