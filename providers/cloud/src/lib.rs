@@ -43,7 +43,7 @@ pub use image::{ImageSource, ImageTarget, Images, PUSH_IT, has_image, has_images
 pub use inside::{GPU_NODES, created_gpus, inside};
 pub use machines::wrong_machines;
 pub use observe::{observe, read};
-pub use prices::prices;
+pub use prices::{UsePrice, by_use, prices};
 pub use range::Range;
 pub use records::{Records, ZoneProvider};
 pub use resource::{AnyResource, Filter, Make, ObservedObject, Of, Resource, State, TAGS, same};
