@@ -18,7 +18,7 @@ use textnlp_provider::{
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
 use crate::kinds::PODS;
 use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET};
-use crate::kinds::container::SPOT;
+use crate::kinds::container::{BLUE_GREEN, SPOT};
 use crate::kinds::monitoring::CHANNEL;
 use crate::kinds::private::is_connected;
 use crate::labels;
@@ -313,6 +313,8 @@ struct Pool<'w> {
     count: u64,
     /// How many its autoscaler may add.
     more: u64,
+    /// How many an upgrade adds for a while.
+    spare: u64,
     is_spot: bool,
     has_one_market: bool,
     /// What the disk of a machine takes of the quota of SSDs.
@@ -330,12 +332,14 @@ fn pool(one: &Wanted) -> Option<Pool<'_>> {
     let (markets, zones) = (texts(one, "markets"), texts(one, "zones"));
     let scaling = |bound: &str| one.spec.get("scaling")?[bound].as_u64();
     let is_ssd = one.spec.get("disk_type").and_then(Value::as_str).is_some_and(|name| SSDS.contains(&name));
+    let upgrade = one.spec.get("upgrade")?;
     Some(Pool {
         place: one.id.to_string(),
         settings: PoolSettings::of_part(&one.id),
         machine,
         count: scaling("min")?,
         more: scaling("max")?.saturating_sub(scaling("min")?),
+        spare: if upgrade["strategy"] == BLUE_GREEN { scaling("max")? } else { upgrade["max_surge"].as_u64()? },
         is_spot: markets.first() == Some(&SPOT),
         has_one_market: markets.len() < 2,
         ssd_gb: if is_ssd { one.spec.get("disk_gb")?.as_u64()? } else { 0 },
@@ -355,7 +359,7 @@ fn needs(
 ) -> (BTreeMap<&'static str, Need>, BTreeMap<&'static str, Need>) {
     let (mut region, mut project) = (BTreeMap::new(), BTreeMap::new());
     for pool in pools {
-        let Pool { place, settings, machine, count, more, is_spot, has_one_market, ssd_gb, .. } = pool;
+        let Pool { place, settings, machine, count, more, spare, is_spot, has_one_market, ssd_gb, .. } = pool;
         // Only the count of nodes without GPUs is rounded up.
         let zones = if *settings == PoolSettings::Nodes { zones } else { 1 };
         let add = |needs: &mut BTreeMap<&'static str, Need>, quota, each: u64, is_only: bool| {
@@ -377,6 +381,9 @@ fn needs(
             let quota = if *is_spot { gpu.spot_quota } else { gpu.quota };
             add(&mut region, quota, gpus, *has_one_market);
             add(&mut project, ALL_GPUS, gpus, true);
+            for (needs, quota) in [(&mut region, quota), (&mut project, ALL_GPUS)] {
+                needs.entry(quota).or_default().add_spare(gpus.saturating_mul(*spare));
+            }
         }
     }
     (region, project)
@@ -592,12 +599,11 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         );
         problems.push(Problem::new(place, cause, fix));
     }
-    // An upgrade adds a node to a pool.
-    let nodes: u64 = pools(wanted).iter().map(|pool| pool.count + pool.more + 1).sum();
+    let nodes: u64 = pools(wanted).iter().map(|pool| pool.count + pool.more + pool.spare).sum();
     let has = range(pods).and_then(|one| one["ipCidrRange"].as_str()).and_then(Range::read);
     if let Some(has) = has.filter(|has| has.addresses() / ADDRESSES_OF_NODE < nodes) {
         let cause = format!(
-            "the range `{pods}` of `{name}` is {has} and has room for the pods of {} nodes; the cluster may have {nodes}, with one more of each pool for upgrades",
+            "the range `{pods}` of `{name}` is {has} and has room for the pods of {} nodes; the cluster may have {nodes}, with those that upgrades add",
             has.addresses() / ADDRESSES_OF_NODE
         );
         let fix = format!("name a larger range, {others}, or lower `cluster.max_nodes` or `gpu.max`");
@@ -668,7 +674,7 @@ async fn overlaps(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 #[cfg(test)]
 mod tests {
     use textnlp_provider::component::{Cluster, ComponentSpec, GpuPool};
-    use textnlp_provider::settings::{GpuSize, Spot};
+    use textnlp_provider::settings::{GpuSize, NodeUpgrade, Spot};
 
     use super::*;
     use crate::lower::{lower, tests};
@@ -691,6 +697,24 @@ mod tests {
         assert!(unlimited.is_none(), "a quota that is not listed has no limit");
         assert!(region.contains_key("CPUS") && region.contains_key(ALL_SSDS));
         assert!(!region.contains_key(SPOT_CPUS), "no machine is a spot machine");
+    }
+
+    #[test]
+    fn an_upgrade_that_adds_machines_needs_quota_for_their_gpus() {
+        let spare = |upgrade: Option<NodeUpgrade>| {
+            let pool = GpuPool { upgrade, ..GpuPool::of(GpuSize::Small, 2) };
+            let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
+            let component = tests::component("cluster", ComponentSpec::Cluster(cluster));
+            let wanted = lower(&component, &tests::site(false)).unwrap();
+            let need = needs(&pools(&wanted), true, 3).1.remove(ALL_GPUS).unwrap();
+            compare(&json!({ "quotas": [{ "metric": ALL_GPUS, "limit": 2.0, "usage": 0.0 }] }), ALL_GPUS, need, true)
+        };
+        assert!(spare(None).is_none(), "no machine is added");
+        for (upgrade, count) in [(NodeUpgrade::Surge, 1), (NodeUpgrade::BlueGreen, 2)] {
+            let problem = spare(Some(upgrade)).unwrap();
+            let says = format!("needs 2 more, and {count} for an upgrade of machines");
+            assert!(problem.warning && problem.cause.ends_with(&says), "{problem:?}");
+        }
     }
 
     #[test]

@@ -165,6 +165,11 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
                 let all = e.sites.iter().map(|site| site.gpu.as_ref().unwrap_or(&e.gpu));
                 list(all.filter(|gpu| gpu.size != GpuSize::None).flat_map(|gpu| gpu.machines.clone()).collect())
             }
+            Setting::GpuUpgrade => {
+                let all = e.sites.iter().map(|site| site.gpu.as_ref().unwrap_or(&e.gpu));
+                let written = all.filter(|gpu| gpu.size != GpuSize::None).filter_map(|gpu| gpu.upgrade);
+                list(written.map(|upgrade| upgrade.to_string()).collect())
+            }
             Setting::Maintenance => e.maintenance.map(|window| format!("{} {}", window.day, window.at)),
             Setting::Features => list(e.features.keys().cloned().collect()),
             // A limit without a receiver raises no alert.

@@ -169,7 +169,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
     let asked = "network: { waf: true, policies: true, cidr: 10.0.0.0/16, subnets: [a], open_ports: [9000] }\n\
                  features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, allow_from: [], access: [{ identity: ann, level: view }] }\n\
                  scaling: { max: 3, cpu: 70 }\nbackup: { enabled: true }\nmonitoring: { stack: true, retention: 30d }\n\
-                 storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small, max: 2, machines: [a] }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n\
+                 storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small, max: 2, machines: [a], upgrade: surge }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n\
                  maintenance: { day: sunday, at: \"03:00\", hours: 4 }\n\
                  budget: { billing_export: my-project.costs.gcp_billing_export_v1_A }\n";
     let said = super::said(super::load(&format!("{}{asked}", super::GOOD), &Overrides::default(), &catalogue));
@@ -189,6 +189,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
         "gpu.machines",
         "gpu.max",
         "gpu.size",
+        "gpu.upgrade",
         "maintenance",
         "monitoring.retention",
         "monitoring.stack",
