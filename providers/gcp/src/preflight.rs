@@ -21,6 +21,7 @@ use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET};
 use crate::kinds::container::{BLUE_GREEN, SPOT};
 use crate::kinds::monitoring::CHANNEL;
 use crate::kinds::private::is_connected;
+use crate::kinds::run::SERVICE;
 use crate::labels;
 use crate::policy;
 use crate::row::relative;
@@ -40,6 +41,10 @@ const SPOT_CPUS: &str = "PREEMPTIBLE_CPUS";
 /// (<https://cloud.google.com/compute/resource-usage#disk_quota>).
 const ALL_SSDS: &str = "SSD_TOTAL_GB";
 const SSDS: [&str; 2] = ["pd-balanced", "pd-ssd"];
+/// The quota of a region for L4 without zonal redundancy, which services have, and how many the first service in a region gets
+/// (<https://cloud.google.com/run/docs/configuring/services/gpu>).
+const RUN_GPUS: &str = "run.googleapis.com/nvidia_l4_gpu_allocation_no_zonal_redundancy";
+const FIRST_RUN_GPUS: u64 = 3;
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a new project has no GPUs until then";
 /// A constraint of organization policies that refuses what a plan creates.
@@ -84,6 +89,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
         ("the existing network", existing_network(api, wanted).boxed()),
         ("the existing buckets", buckets(api, wanted).boxed()),
         ("the quotas", quotas(api, wanted).boxed()),
+        ("the quota of GPUs of Cloud Run", run_gpus(api, wanted).boxed()),
         ("the machines of zones", zones(api, wanted).boxed()),
         ("the DNS zones", dns_zones(api, wanted).boxed()),
         ("the address ranges", overlaps(api, wanted).boxed()),
@@ -420,6 +426,45 @@ async fn quotas(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
     problems
 }
 
+/// Whether Cloud Run accepts the most instances of services with GPUs. It compares them with the quota, whatever is used of that.
+async fn run_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let most = |one: &Wanted| {
+        let template = one.spec.get("template")?;
+        let most = template["max"].as_u64()?;
+        template["gpu"].is_string().then(|| (one.id.to_string(), most))
+    };
+    let services: Vec<(String, u64)> = of_kind(wanted, SERVICE).filter_map(most).collect();
+    if services.is_empty() {
+        return Vec::new();
+    }
+    let path = format!("projects/{}/services/{}/consumerQuotaMetrics", api.project(), Service::Run.api());
+    let metrics = match api.list(Service::ServiceUsageBeta, &path, "metrics", &[]).await {
+        Ok(metrics) => metrics,
+        Err(error) => return unanswered("the quota of GPUs of Cloud Run", &error),
+    };
+    let Some(limit) = run_limit(&metrics, &api.region) else { return Vec::new() };
+    let problem = |(place, most): (String, u64)| {
+        let cause = format!(
+            "the quota `{RUN_GPUS}` allows {limit} instances with a GPU in {}, and the service may have {most}",
+            api.region
+        );
+        Problem::new(place, cause, "lower `scaling.max`, or raise it: console, IAM & Admin > Quotas & System Limits")
+    };
+    services.into_iter().filter(|(_, most)| *most > limit).map(problem).collect()
+}
+
+/// The limit of [`RUN_GPUS`] in a region: its own, else that of all regions. A negative one is none.
+fn run_limit(metrics: &[Value], region: &str) -> Option<u64> {
+    let metric = metrics.iter().find(|one| one["metric"] == RUN_GPUS)?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let buckets: Vec<Value> =
+        list(&metric["consumerQuotaLimits"]).iter().flat_map(|limit| list(&limit["quotaBuckets"])).collect();
+    let own = buckets.iter().find(|bucket| bucket["dimensions"]["region"] == region);
+    let bucket = own.or_else(|| buckets.iter().find(|bucket| bucket["dimensions"].is_null()))?;
+    let limit: u64 = bucket["effectiveLimit"].as_str()?.parse().ok()?;
+    Some(if limit == 0 { FIRST_RUN_GPUS } else { limit })
+}
+
 /// A quota that is not listed has no limit (gcloudrig/gcloudrig#44).
 fn compare(document: &Value, name: &str, need: Need, is_new: bool) -> Option<Problem> {
     let quota = quota(document, name)?;
@@ -697,6 +742,22 @@ mod tests {
         assert!(unlimited.is_none(), "a quota that is not listed has no limit");
         assert!(region.contains_key("CPUS") && region.contains_key(ALL_SSDS));
         assert!(!region.contains_key(SPOT_CPUS), "no machine is a spot machine");
+    }
+
+    #[test]
+    fn the_limit_of_a_region_is_its_own_or_that_of_all() {
+        let bucket = |limit: &str, region: Option<&str>| match region {
+            Some(region) => json!({ "effectiveLimit": limit, "dimensions": { "region": region } }),
+            None => json!({ "effectiveLimit": limit }),
+        };
+        let of = |buckets: Vec<Value>| {
+            let metric = json!({ "metric": RUN_GPUS, "consumerQuotaLimits": [{ "quotaBuckets": buckets }] });
+            run_limit(&[json!({ "metric": "run.googleapis.com/cpu_allocation" }), metric], "europe-west4")
+        };
+        assert_eq!(of(vec![bucket("5", None), bucket("1", Some("us-central1"))]), Some(5));
+        assert_eq!(of(vec![bucket("5", None), bucket("1", Some("europe-west4"))]), Some(1));
+        assert_eq!(of(vec![bucket("0", None)]), Some(FIRST_RUN_GPUS), "the first service raises it");
+        assert_eq!((of(vec![bucket("-1", None)]), run_limit(&[], "europe-west4")), (None, None));
     }
 
     #[test]
