@@ -281,6 +281,30 @@ fn one_site_whose_provider_reads_an_export_of_bills_is_enough() {
 }
 
 #[test]
+fn upgrades_of_gpu_machines_are_asked_of_the_sites_that_have_the_setting() {
+    const PLAIN: RuntimeSupport = RuntimeSupport { runtime: Runtime::Process, supported: &[], refused: &[] };
+    const UPGRADES: RuntimeSupport = RuntimeSupport {
+        runtime: Runtime::Kubernetes,
+        supported: &[Capability::Optional(Setting::GpuUpgrade)],
+        refused: &[],
+    };
+    let mut catalogue = Catalogue::default();
+    for (name, runtimes) in [("onprem", &[PLAIN]), ("cumulus", &[UPGRADES])] {
+        let capabilities = Capabilities { runtimes, ..Capabilities::default() };
+        catalogue.providers.insert(name.to_owned(), Offer { capabilities, ..Offer::default() });
+    }
+    let of = |here: &str, there: &str| {
+        let other = "name: there, provider: cumulus, runtime: kubernetes, region: north-1, role: secondary";
+        let sites = format!("provider: onprem{here} }}, {{ {other}{there} }}");
+        let text = super::GOOD.replace("provider: onprem }", &sites);
+        super::said(super::load(&text, &Overrides::default(), &catalogue))
+    };
+    let gpu = ", gpu: { size: small, upgrade: surge }";
+    assert!(!of("", gpu).contains("`gpu.upgrade`"), "{}", of("", gpu));
+    assert!(of(gpu, "").contains("not yet: `gpu.upgrade`"), "{}", of(gpu, ""));
+}
+
+#[test]
 fn settings_without_effect_on_an_inference_endpoint_are_errors() {
     let with = |site: &str, more: &str| {
         let site = format!("name: here, provider: aws, region: eu-west-1, {site}");
